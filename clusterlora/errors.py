@@ -1,0 +1,47 @@
+"""Every error a user can meet. Each names the thing, its value and the fix, in one line.
+
+    ClusterLoraError
+    |- BadData          (ValueError)    the input data cannot be used
+    |- BadSettings      (ValueError)    a setting or a combination of settings is impossible
+    |- UnknownName      (LookupError)   a method, metric, study, persona ... that does not exist
+    |- ModelUnavailable (RuntimeError)  base or embedding model cannot be loaded here
+    |- OutOfMemory      (MemoryError)   an allocation failed; retry with a smaller micro-batch
+    |- TrainingDiverged (ArithmeticError)  an adapter's loss is not finite
+    '- ServiceDown      (ConnectionError)  Prefect, MLflow or the database does not answer
+"""
+
+
+class ClusterLoraError(Exception):
+    """Base of all errors whose message is meant for a person."""
+
+
+class BadData(ClusterLoraError, ValueError):
+    """The input data cannot be used."""
+
+
+class BadSettings(ClusterLoraError, ValueError):
+    """A setting, or a combination of settings, is impossible."""
+
+
+class UnknownName(ClusterLoraError, LookupError):
+    """Something was asked for by a name that does not exist."""
+
+
+class ModelUnavailable(ClusterLoraError, RuntimeError):
+    """A base or embedding model cannot be loaded on this machine."""
+
+
+class OutOfMemory(ClusterLoraError, MemoryError):
+    """An allocation failed at a known micro-batch."""
+
+    def __init__(self, message: str, *, micro_batch: int) -> None:
+        super().__init__(message)
+        self.micro_batch = micro_batch
+
+
+class TrainingDiverged(ClusterLoraError, ArithmeticError):
+    """The loss of an adapter is not finite."""
+
+
+class ServiceDown(ClusterLoraError, ConnectionError):
+    """Prefect, MLflow or the database does not answer."""

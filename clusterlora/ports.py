@@ -1,0 +1,177 @@
+"""What the core needs from the outside world. Real implementations live in stores/ and models/; the fakes in stores/memory.py."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from jaxtyping import Float
+
+from clusterlora.settings import Study
+from clusterlora.values import Answer, Attempt, Clustering, Dataset, Route, TrainedAdapter, Verdict
+
+
+class RunLog(Protocol):
+    """Where progress and curves go: a rich bar, a Prefect progress artifact, an MLflow run, or nowhere."""
+
+    def phase(self, name: str, *, total: int, unit: str) -> None:
+        """Begin a stretch of work of `total` units; the previous one is over."""
+        ...
+
+    def advance(self, units: int = 1, **facts: float) -> None:
+        """Report that so many more units are done; facts are shown beside the bar (loss, tokens_per_second)."""
+        ...
+
+    def metric(self, name: str, value: float, *, step: int) -> None:
+        """Record one point of a curve."""
+        ...
+
+    def note(self, message: str) -> None:
+        """Say one line."""
+        ...
+
+
+class Embedder(Protocol):
+    """A sentence embedding model."""
+
+    name: str
+    revision: str
+
+    def encode(self, texts: Sequence[str]) -> Float[np.ndarray, "text dim"]:
+        """Return unit-length embeddings, one row per text."""
+        ...
+
+
+class StudyStore(Protocol):
+    """The study database. Every write is idempotent: writing the same thing twice leaves one row."""
+
+    def create_study(self, study: Study, *, facts: Mapping[str, Any]) -> None:
+        """Record a study and its provenance; resuming it with the same settings is fine.
+
+        Raises:
+            BadSettings: a study of this name exists with other settings (runtime aside); names the fields that differ.
+        """
+        ...
+
+    def study(self, name: str) -> Study:
+        """Return a study's settings. Raises UnknownName."""
+        ...
+
+    def studies(self) -> tuple[tuple[str, str, str], ...]:
+        """Return (name, status, created) of every study, newest first."""
+        ...
+
+    def set_status(self, name: str, status: str) -> None: ...
+
+    def status(self, name: str) -> str: ...
+
+    def save_fact(self, study: str, name: str, value: Any) -> None:
+        """Keep a small JSON value (provenance, timings, reference points); the last write wins."""
+        ...
+
+    def facts(self, study: str) -> Mapping[str, Any]: ...
+
+    def save_dataset(self, study: str, dataset: Dataset) -> None:
+        """Keep personas and split dialogues. Raises BadData when the study already holds other data."""
+        ...
+
+    def dataset(self, study: str) -> Dataset: ...
+
+    def save_clustering(self, study: str, clustering: Clustering) -> None: ...
+
+    def clustering(self, study: str) -> Clustering | None: ...
+
+    def save_adapter(self, study: str, adapter: TrainedAdapter) -> None:
+        """Record a trained adapter under its key and link it to the study; the first record of a key stays."""
+        ...
+
+    def adapter(self, key: str) -> TrainedAdapter | None: ...
+
+    def adapters(self, study: str) -> tuple[TrainedAdapter, ...]: ...
+
+    def open_attempt(self, study: str, attempt: Attempt) -> None: ...
+
+    def close_attempt(
+        self, study: str, pack: str, number: int, *, state: str, detail: str = "", peak_memory_bytes: int | None = None
+    ) -> None:
+        """End an attempt, creating its row when it never started; an attempt that already ended keeps its first end."""
+        ...
+
+    def attempts(self, study: str, pack: str | None = None) -> tuple[Attempt, ...]: ...
+
+    def save_answers(self, study: str, answers: Iterable[Answer]) -> None: ...
+
+    def answers(self, study: str, stack_keys: Sequence[str] | None = None) -> tuple[Answer, ...]: ...
+
+    def save_routes(self, study: str, routes: Sequence[Route]) -> None:
+        """Replace the routes of every method named in `routes`."""
+        ...
+
+    def routes(self, study: str) -> tuple[Route, ...]: ...
+
+    def save_verdict(self, study: str, verdict: Verdict) -> None: ...
+
+    def verdicts(self, study: str) -> tuple[Verdict, ...]: ...
+
+
+class AdapterStore(Protocol):
+    """Adapter weights as PEFT folders, by content key. A folder that can be seen is complete."""
+
+    def path(self, key: str) -> Path | None:
+        """Return a local folder holding the adapter, fetching it if it is elsewhere; None when nobody has it."""
+        ...
+
+    def save(self, key: str, folder: Path) -> Path:
+        """Keep a copy of a PEFT folder under its key, atomically; return where it lies."""
+        ...
+
+    def scratch(self, key: str) -> Path:
+        """Return this adapter's folder for checkpoints of unfinished training; it survives a crash."""
+        ...
+
+    def drop_scratch(self, key: str) -> None: ...
+
+
+class Tracker(Protocol):
+    """The experiment tracker and model registry (MLflow)."""
+
+    def start_study(self, study: str, *, params: Mapping[str, Any], tags: Mapping[str, str], dataset: Dataset) -> str:
+        """Create or find the study's experiment and parent run; return the parent run's id."""
+        ...
+
+    def adapter_run(self, study: str, *, name: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> AbstractContextManager["AdapterRun"]:
+        """Open a child run for one adapter; it ends FINISHED, or FAILED when the block raises."""
+        ...
+
+    def log_verdict(self, study: str, verdict: Verdict) -> None: ...
+
+    def log_results(self, study: str, *, folder: Path, metrics: Mapping[str, float]) -> None:
+        """Attach everything under `folder` (tables, figures) and the summary metrics to the parent run."""
+        ...
+
+    def register_adapter(self, study: str, *, model: str, adapter: TrainedAdapter, folder: Path, base_model: str) -> None:
+        """Add a version of `<study>-<model>` unless one with this adapter key exists."""
+        ...
+
+    def register_router(self, study: str, *, routes: Mapping[str, Any], adapter_folders: Mapping[str, Path], champion: bool) -> str:
+        """Add a version of `<study>` that answers every persona; move alias champion to it when `champion`; return its URI."""
+        ...
+
+    def end_study(self, study: str, *, status: str) -> None: ...
+
+
+class AdapterRun(Protocol):
+    """An open child run."""
+
+    run_id: str
+
+    def curve(self, name: str, points: Sequence[tuple[int, float]]) -> None:
+        """Log many points of one metric in one request."""
+        ...
+
+    def metrics(self, values: Mapping[str, float]) -> None: ...
+
+    def artifacts(self, folder: Path, path: str) -> str:
+        """Upload a folder; return its URI."""
+        ...

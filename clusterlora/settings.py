@@ -1,0 +1,225 @@
+"""Everything a study can be told, as frozen values. `config.py` reads them from presets, TOML, flags and forms.
+
+Bounds are `annotated_types`, understood by pydantic and by the Prefect form; the string under a field is its help text.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Le, Len
+
+_FORM = {"extra": "forbid", "use_attribute_docstrings": True}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SyntheticSettings:
+    """People the generator invents. The three shares say where the assistant's answer comes from."""
+
+    __pydantic_config__ = _FORM
+
+    cluster_sizes: tuple[Annotated[int, Ge(1)], ...] = (16, 52, 25, 35, 72)
+    """Personas in each planted cluster."""
+    dialogues: Annotated[int, Ge(3)] = 50
+    """Dialogues per persona."""
+    cluster_share: Annotated[float, Ge(0), Le(1)] = 0.5
+    """Share of the personal choices in an answer that the persona's cluster decides."""
+    persona_share: Annotated[float, Ge(0), Le(1)] = 0.25
+    """Share of the personal choices that only the persona decides."""
+    noise_share: Annotated[float, Ge(0), Le(1)] = 0.1
+    """Share of the personal choices drawn at random, dialogue by dialogue. What is left follows a rule common to all."""
+    seed: Annotated[int, Ge(0)] = 0
+    """Seed of the generator."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataSettings:
+    """Where the dialogues come from and how they are split."""
+
+    __pydantic_config__ = _FORM
+
+    source: str = "synthetic"
+    """How to read them: synthetic, edgewise or table."""
+    path: str | None = None
+    """File (table), folder or hub dataset id (edgewise). Not used by synthetic."""
+    columns: tuple[tuple[str, str], ...] = ()
+    """Pairs (our column, your column) for a table whose columns have other names."""
+    personas: Annotated[int, Ge(2)] | None = None
+    """Use only the first so many personas; empty means all."""
+    train: Annotated[int, Ge(1)] = 30
+    """Dialogues per persona to train on."""
+    val: Annotated[int, Ge(1)] = 10
+    """Dialogues per persona for every choice made on the way: gate, routing, hyper-parameters."""
+    test: Annotated[int, Ge(1)] = 10
+    """Dialogues per persona that only the final scores see."""
+    split_seed: Annotated[int, Ge(0)] = 0
+    """Seed of the stable hash that splits."""
+    synthetic: SyntheticSettings = SyntheticSettings()
+    """The generator's parameters."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSettings:
+    """The frozen base, its prompt and the embedding model of the headline metric."""
+
+    __pydantic_config__ = _FORM
+
+    base: str = "homelm"
+    """homelm (embedded), smollm2-135m (from its wheel), a hub id such as Qwen/Qwen2.5-0.5B-Instruct, or a local folder."""
+    embedding: str = "minilm"
+    """minilm (from its wheel), a sentence-transformers hub id, or a local folder."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """One dtype for every method of the study: bfloat16 changes some greedy answers."""
+    system_prompt: str = "You are a smart home assistant."
+    """First words of every prompt."""
+    persona_in_prompt: bool = False
+    """Put the persona's description into the system prompt, for every method alike."""
+    max_length: Annotated[int, Ge(32)] = 512
+    """Longest sequence in tokens. Longer dialogues lose their oldest turns."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """Hyper-parameters of one adapter."""
+
+    __pydantic_config__ = _FORM
+
+    rank: Annotated[int, Ge(1), Le(256)] = 8
+    """LoRA rank r."""
+    alpha: Annotated[float, Gt(0)] = 16.0
+    """LoRA alpha; the update is scaled by alpha / r."""
+    dropout: Annotated[float, Ge(0), Le(0.9)] = 0.05
+    """Dropout on the adapter's input."""
+    target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    """Linear layers that get an update, by the end of their name."""
+    epochs: Annotated[int, Ge(1)] = 3
+    """Passes over the adapter's train dialogues."""
+    batch_size: Annotated[int, Ge(1)] = 2
+    """Dialogues per optimiser step."""
+    learning_rate: Annotated[float, Gt(0)] = 5e-4
+    """Peak learning rate of AdamW."""
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """How the learning rate decays after warm-up."""
+    warmup_ratio: Annotated[float, Ge(0), Le(0.5)] = 0.03
+    """Share of the steps spent warming up."""
+    weight_decay: Annotated[float, Ge(0)] = 0.0
+    """AdamW's decoupled weight decay."""
+    max_grad_norm: Annotated[float, Gt(0)] = 1.0
+    """Gradient norm of the whole adapter is clipped to this."""
+    seed: Annotated[int, Ge(0)] = 0
+    """Seed of the order of dialogues and of dropout. The initial A of one rank is the same for all adapters of a study."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusteringSettings:
+    """How personas are grouped. Only train dialogues are read."""
+
+    __pydantic_config__ = _FORM
+
+    algorithm: str = "responses"
+    """What describes a persona: description or responses."""
+    k: Annotated[int, Ge(2)] = 5
+    """Number of clusters."""
+    sizes: tuple[Annotated[int, Ge(1)], ...] | None = None
+    """Exact cluster sizes in order (their sum must be the number of personas); empty lets the data decide."""
+    seed: Annotated[int, Ge(0)] = 0
+    """Seed of k-means."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rung:
+    """One alternative tried when the gate refuses. Empty fields keep the study's value."""
+
+    __pydantic_config__ = _FORM
+
+    name: Annotated[str, Len(1, 40)]
+    """What to call it, for example lower-lr."""
+    learning_rate: Annotated[float, Gt(0)] | None = None
+    """Another peak learning rate."""
+    epochs: Annotated[int, Ge(1)] | None = None
+    """Another number of epochs."""
+    init: Literal["base", "unified"] | None = None
+    """Another start: unified is a warm start from the unified adapter."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GateSettings:
+    """What cluster 0 must show on its val items before the other clusters are paid for."""
+
+    __pydantic_config__ = _FORM
+
+    mean_similarity: Annotated[float, Ge(0), Le(1)] | None = None
+    """Mean similarity must exceed this (the mission: 0.83). Empty: only 'above unified' is asked."""
+    worst_persona: Annotated[float, Ge(0), Le(1)] | None = 0.70
+    """The worst persona's mean similarity must exceed this. Empty: not asked."""
+    share_improved: Annotated[float, Ge(0), Le(1)] = 0.60
+    """At least this share of the personas must do better than with unified."""
+    ladder: tuple[Rung, ...] = (
+        Rung(name="lower-lr", learning_rate=2e-4),
+        Rung(name="more-epochs", epochs=6),
+        Rung(name="warm-start", init="unified"),
+    )
+    """Alternatives tried in order when the first configuration fails."""
+    on_failure: Literal["stop", "continue"] = "stop"
+    """When every rung fails: stop spending, or continue anyway."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationSettings:
+    """One protocol for every method: greedy decoding, the same items, the same metrics."""
+
+    __pydantic_config__ = _FORM
+
+    max_new_tokens: Annotated[int, Ge(4)] = 64
+    """Answers are cut here."""
+    batch_size: Annotated[int, Ge(1)] = 32
+    """Items answered at once (halved when memory runs out)."""
+    metrics: tuple[str, ...] = ("embedding_similarity", "nll", "rouge_l")
+    """Metrics computed for every answer."""
+    headline: str = "embedding_similarity"
+    """The metric that the gate and the comparison speak of."""
+    selection_metric: str = "nll"
+    """The val metric that chooses among a method's arms (routing). nll needs no generation."""
+    bootstrap_draws: Annotated[int, Ge(100)] = 10_000
+    """Draws of the paired bootstrap."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuntimeSettings:
+    """Where and how the work runs. Nothing here changes a result."""
+
+    __pydantic_config__ = _FORM
+
+    gpu_pool: str = "gpu"
+    """Work pool of training and evaluation runs."""
+    shards: Annotated[int, Ge(1)] = 2
+    """Runs that per-persona training and evaluation are divided into."""
+    micro_batch: Annotated[int, Ge(1)] | None = None
+    """Dialogues per forward pass; empty means the whole batch. Halved automatically when memory runs out."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Study:
+    """One configured run of everything."""
+
+    __pydantic_config__ = _FORM
+
+    name: Annotated[str, Len(1, 48)] = "mission"
+    """Name of the study: lower-case letters, digits, dot, dash and underscore."""
+    methods: tuple[str, ...] = ("baseline", "unified", "per_persona", "cluster", "selective_routing")
+    """Methods to compare."""
+    data: DataSettings = DataSettings()
+    """Where the dialogues come from."""
+    model: ModelSettings = ModelSettings()
+    """Base model, prompt and embedding model."""
+    recipe: Recipe = Recipe()
+    """Hyper-parameters of every adapter."""
+    cluster_init: Literal["base", "unified"] = "base"
+    """What cluster adapters start from; unified is a warm start."""
+    clustering: ClusteringSettings = ClusteringSettings()
+    """How personas are grouped."""
+    gate: GateSettings = GateSettings()
+    """What cluster 0 must show first."""
+    evaluation: EvaluationSettings = EvaluationSettings()
+    """How answers are made and scored."""
+    runtime: RuntimeSettings = RuntimeSettings()
+    """Where it runs."""

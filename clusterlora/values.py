@@ -1,0 +1,230 @@
+"""The words of the project as values: frozen, comparable, made of tuples so that hashes are the same in every process."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, is_dataclass
+from typing import Any, Literal
+
+from clusterlora.settings import Recipe
+
+Role = Literal["system", "user", "assistant"]
+Split = Literal["train", "val", "test"]
+
+
+def digest(value: object, *, length: int = 16) -> str:
+    """Return the first hex digits of the SHA-256 of a value's canonical JSON."""
+
+    def plain(thing: object) -> Any:
+        if is_dataclass(thing) and not isinstance(thing, type):
+            return asdict(thing)
+        raise TypeError(f"cannot digest {type(thing).__name__}")
+
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=plain)
+    return hashlib.sha256(text.encode()).hexdigest()[:length]
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    role: Role
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Dialogue:
+    """One conversation. `context` is what both sides can see besides the words (time of day, weather, ...)."""
+
+    id: str
+    turns: tuple[Turn, ...]
+    context: tuple[tuple[str, str], ...] = ()
+    split: Split | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Persona:
+    id: str
+    description: str | None
+    dialogues: tuple[Dialogue, ...]
+
+    def of_split(self, split: Split) -> tuple[Dialogue, ...]:
+        return tuple(d for d in self.dialogues if d.split == split)
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """All personas of a study, in a stable order."""
+
+    personas: tuple[Persona, ...]
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        return tuple(p.id for p in self.personas)
+
+    def by_id(self) -> Mapping[str, Persona]:
+        return {p.id: p for p in self.personas}
+
+    @property
+    def digest(self) -> str:
+        return digest([asdict(p) for p in self.personas])
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One thing to answer: everything before an assistant turn (`messages`, system first), and that turn (`reference`)."""
+
+    id: str
+    persona_id: str
+    split: Split
+    messages: tuple[Turn, ...]
+    reference: str
+
+
+@dataclass(frozen=True, slots=True)
+class Clustering:
+    """A partition of the personas. `members[k]` are the persona ids of cluster k; `quality` what the report says of it."""
+
+    algorithm: str
+    members: tuple[tuple[str, ...], ...]
+    quality: tuple[tuple[str, float], ...] = ()
+    map_2d: tuple[tuple[str, float, float], ...] = ()
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        return tuple(len(m) for m in self.members)
+
+    def cluster_by_persona(self) -> dict[str, int]:
+        return {p: k for k, ids in enumerate(self.members) for p in ids}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterSpec:
+    """What an adapter is: who it learns from, how, and what it starts from.
+
+    `init` is the name of an adapter whose weights it starts from; `underlay` of one that is active and frozen under it.
+    """
+
+    name: str
+    persona_ids: tuple[str, ...]
+    recipe: Recipe
+    kind: Literal["lora"] = "lora"
+    init: str | None = None
+    underlay: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """An adapter in a stack, scaled by `weight`."""
+
+    adapter: str
+    weight: float = 1.0
+
+
+Stack = tuple[Layer, ...]
+"""What answers: the base model with these adapters added, in order. The empty stack is the base model."""
+
+
+@dataclass(frozen=True, slots=True)
+class MethodPlan:
+    """The adapters a method needs and, for each persona, the stacks ("arms") it may answer with.
+
+    The first arm is the default. Another arm is chosen when its mean score on the persona's **val** items is better by more
+    than `margin_se` standard errors of the paired difference; with one arm there is nothing to choose.
+    """
+
+    method: str
+    adapters: tuple[AdapterSpec, ...]
+    arms_by_persona: tuple[tuple[str, tuple[Stack, ...]], ...]
+    margin_se: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Which stack a method answers a persona with, after selection on val."""
+
+    method: str
+    persona_id: str
+    stack: Stack
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What one stack said to one item, and every metric of it."""
+
+    stack_key: str
+    item_id: str
+    persona_id: str
+    split: Split
+    text: str
+    scores: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationRow:
+    """One (method, persona, test item): what the comparison is a pure function of."""
+
+    method: str
+    persona_id: str
+    cluster: int
+    item_id: str
+    prompt: str
+    reference: str
+    text: str
+    scores: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Criterion:
+    """One line of a gate's verdict."""
+
+    name: str
+    value: float
+    threshold: float
+    passed: bool
+    ci_low: float | None
+    ci_high: float | None
+    explanation: str
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The gate's answer for one rung of the ladder of hyper-parameters."""
+
+    rung: str
+    adapter: str
+    criteria: tuple[Criterion, ...]
+    n_personas: int
+    n_items: int
+
+    @property
+    def passed(self) -> bool:
+        return all(c.passed for c in self.criteria)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedAdapter:
+    """What is known of an adapter once its weights are in the store."""
+
+    key: str
+    name: str
+    spec: AdapterSpec
+    steps: int
+    train_tokens: int
+    seconds: float
+    first_loss: float
+    last_loss: float
+    n_bytes: int
+    run_id: str | None = None
+    uri: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One try at training a pack. `state` is running, done, out_of_memory, crashed, lost or failed."""
+
+    pack: str
+    number: int
+    micro_batch: int
+    state: str
+    detail: str = ""
+    peak_memory_bytes: int | None = None
+
