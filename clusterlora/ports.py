@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -175,3 +176,17 @@ class AdapterRun(Protocol):
     def artifacts(self, folder: Path, path: str) -> str:
         """Upload a folder; return its URI."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Stores:
+    """Everything the stages read from and write to. `home` is the folder of the studies' results."""
+
+    studies: StudyStore
+    adapters: AdapterStore
+    tracker: Tracker
+    home: Path
+
+    def folder(self, study: str) -> Path:
+        """Return the folder where people find a study's results, logs and adapters."""
+        return self.home / study

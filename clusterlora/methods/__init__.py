@@ -1,0 +1,20 @@
+"""The methods compared, by name. One file each; a method is data: which adapters it needs and who is answered with what."""
+
+from clusterlora.catalog import Catalog
+from clusterlora.methods.baseline import baseline
+from clusterlora.methods.cluster import cluster
+from clusterlora.methods.method import Method
+from clusterlora.methods.per_persona import per_persona
+from clusterlora.methods.selective_routing import selective_routing
+from clusterlora.methods.unified import unified
+
+METHODS: Catalog[Method] = Catalog(
+    "method",
+    {
+        "baseline": baseline,
+        "unified": unified,
+        "per_persona": per_persona,
+        "cluster": cluster,
+        "selective_routing": selective_routing,
+    },
+)

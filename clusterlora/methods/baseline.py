@@ -1,0 +1,8 @@
+"""The base model as it is."""
+
+from clusterlora.methods.method import BASE, StudyView
+from clusterlora.values import MethodPlan
+
+
+def baseline(view: StudyView) -> MethodPlan:
+    return MethodPlan("baseline", (), tuple((p, (BASE,)) for p in view.persona_ids))

@@ -1,0 +1,18 @@
+"""One adapter per cluster of personas, trained on its members."""
+
+from clusterlora.methods.method import StudyView, stack_of, unified_adapter
+from clusterlora.values import AdapterSpec, MethodPlan
+
+
+def cluster_name(number: int) -> str:
+    return f"cluster-{number:02d}"
+
+
+def cluster(view: StudyView) -> MethodPlan:
+    adapters = tuple(
+        AdapterSpec(name=cluster_name(number), persona_ids=ids, recipe=view.cluster_recipe, init=view.cluster_init)
+        for number, ids in enumerate(view.members)
+    )
+    route = tuple((p, (stack_of(adapter),)) for adapter in adapters for p in adapter.persona_ids)
+    warm_start = (unified_adapter(view),) if view.cluster_init == "unified" else ()
+    return MethodPlan("cluster", (*warm_start, *adapters), route)

@@ -1,0 +1,38 @@
+"""What a method is given and what it returns."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from clusterlora.settings import Recipe
+from clusterlora.values import AdapterSpec, Layer, MethodPlan, Stack
+
+BASE: Stack = ()
+"""The base model alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class StudyView:
+    """All that a method may know: who there is, how they are grouped, how adapters are trained.
+
+    `members[k]` are the personas of cluster k. `cluster_recipe` and `cluster_init` are those of the rung that passed the gate.
+    `others` are the plans of the study's other methods, for methods that choose among them.
+    """
+
+    persona_ids: tuple[str, ...]
+    members: tuple[tuple[str, ...], ...]
+    recipe: Recipe
+    cluster_recipe: Recipe
+    cluster_init: str | None
+    others: Mapping[str, MethodPlan]
+
+
+Method = Callable[[StudyView], MethodPlan]
+
+
+def stack_of(adapter: AdapterSpec) -> Stack:
+    return (Layer(adapter.name),)
+
+
+def unified_adapter(view: StudyView) -> AdapterSpec:
+    """Return the adapter that learns from everyone."""
+    return AdapterSpec(name="unified", persona_ids=view.persona_ids, recipe=view.recipe)

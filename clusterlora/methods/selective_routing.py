@@ -1,0 +1,14 @@
+"""Per persona, whichever of the other methods did best on val; unified unless the gain exceeds one standard error."""
+
+from clusterlora.methods.method import StudyView, stack_of, unified_adapter
+from clusterlora.values import AdapterSpec, MethodPlan, Stack
+
+
+def selective_routing(view: StudyView) -> MethodPlan:
+    arms: dict[str, dict[Stack, None]] = {p: {stack_of(unified_adapter(view)): None} for p in view.persona_ids}
+    adapters: dict[str, AdapterSpec] = {"unified": unified_adapter(view)}
+    for plan in view.others.values():
+        adapters |= {a.name: a for a in plan.adapters}
+        for persona_id, stacks in plan.arms_by_persona:
+            arms[persona_id] |= dict.fromkeys(stacks)
+    return MethodPlan("selective_routing", tuple(adapters.values()), tuple((p, tuple(s)) for p, s in arms.items()), margin_se=1.0)

@@ -1,0 +1,9 @@
+"""One adapter trained on everyone."""
+
+from clusterlora.methods.method import StudyView, stack_of, unified_adapter
+from clusterlora.values import MethodPlan
+
+
+def unified(view: StudyView) -> MethodPlan:
+    adapter = unified_adapter(view)
+    return MethodPlan("unified", (adapter,), tuple((p, (stack_of(adapter),)) for p in view.persona_ids))

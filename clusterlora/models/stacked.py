@@ -1,0 +1,143 @@
+"""One frozen base model that answers with a different stack of adapters in every row of a batch.
+
+Every targeted linear layer computes, for batch row b that is answered by slot k(b),
+
+    y_b = W x_b + B_k (A_k x_b)        A: [slot, rank, d_in]   B: [slot, d_out, rank]
+
+A stack of several adapters is one slot: factors are concatenated along the rank, and alpha / r and the layer's weight are
+folded into B, so sum_i w_i s_i B_i A_i is exact. Ranks are padded with zeros. Slot 0 is the base model.
+Source of the batched form: Sheng et al. 2023, S-LoRA (arXiv 2311.03285); Chen et al. 2023, Punica (arXiv 2310.18547).
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from clusterlora.errors import BadData
+from clusterlora.values import Stack
+
+Factors = Mapping[str, tuple[Float[Tensor, "rank d_in"], Float[Tensor, "d_out rank"]]]
+"""(A, scaled B) by the name of the linear layer; the update of its weight is B @ A."""
+
+
+def read_adapter(folder: Path) -> Factors:
+    """Return the factors of a PEFT LoRA folder, alpha / r folded into B.
+
+    Raises:
+        BadData: not a plain LoRA, or a tensor without its partner.
+    """
+    config = json.loads((folder / "adapter_config.json").read_text())
+    extras = [name for name in ("use_dora", "rank_pattern", "alpha_pattern", "modules_to_save", "lora_bias") if config.get(name)]
+    if config.get("peft_type") != "LORA" or extras:
+        raise BadData(f"adapter {folder.name} is {config.get('peft_type')} with {extras or 'no extras'}; only plain LoRA can be stacked")
+    rank = config["r"]
+    scale = config["lora_alpha"] / (rank**0.5 if config.get("use_rslora") else rank)
+    tensors = {name.removeprefix("base_model.model."): tensor for name, tensor in load_file(folder / "adapter_model.safetensors").items()}
+    names = sorted(name.removesuffix(".lora_A.weight") for name in tensors if name.endswith(".lora_A.weight"))
+    try:
+        return {n: (tensors[f"{n}.lora_A.weight"].float(), scale * tensors[f"{n}.lora_B.weight"].float()) for n in names}
+    except KeyError as missing:
+        raise BadData(f"adapter {folder.name} lacks tensor {missing}; train it again") from missing
+
+
+def stack_factors(stack: Stack, read: Callable[[str], Factors]) -> Factors:
+    """Return the factors whose product is the weighted sum of the stack's updates."""
+    parts = [(layer.weight, read(layer.adapter)) for layer in stack if layer.weight != 0]
+    names = sorted({name for _, factors in parts for name in factors})
+    return {
+        name: (
+            torch.cat([factors[name][0] for _, factors in parts if name in factors], dim=0),
+            torch.cat([weight * factors[name][1] for weight, factors in parts if name in factors], dim=1),
+        )
+        for name in names
+    }
+
+
+class StackedModel:
+    """Adds slots of adapters to a causal language model without touching its weights.
+
+    Use `load` to fill the slots and `rows` around a forward pass to say which slot answers which row. `close` restores the model.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self._row_slots: Int[Tensor, " row"] | None = None
+        self._factors: dict[str, tuple[Tensor, Tensor]] = {}
+        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
+
+    def load(self, slots: Sequence[Factors]) -> None:
+        """Make these the slots 1..n; slot 0 stays the base model.
+
+        Raises:
+            BadData: an adapter names a layer that the base model does not have, or has in another shape.
+        """
+        self.close()
+        device = next(self.model.parameters()).device
+        for name in sorted({name for factors in slots for name in factors}):
+            layer = self._linear(name)
+            rank = max(factors[name][0].shape[0] for factors in slots if name in factors)
+            down = torch.zeros(len(slots) + 1, rank, layer.in_features, device=device)
+            up = torch.zeros(len(slots) + 1, layer.out_features, rank, device=device)
+            for slot, factors in enumerate(slots, start=1):
+                if name in factors:
+                    a, b = factors[name]
+                    if a.shape[1] != layer.in_features or b.shape[0] != layer.out_features:
+                        raise BadData(f"adapter layer {name} maps {a.shape[1]} to {b.shape[0]}; the base has {layer}; it belongs to another base")
+                    down[slot, : a.shape[0]] = a
+                    up[slot, :, : b.shape[1]] = b
+            self._factors[name] = (down, up)
+            self._hooks.append(layer.register_forward_hook(self._add_update(name)))
+
+    @contextmanager
+    def rows(self, slots: Int[Tensor, " row"]) -> Iterator[None]:
+        """Answer row b of every batch inside the block with slot `slots[b]`."""
+        before, self._row_slots = self._row_slots, slots
+        try:
+            yield
+        finally:
+            self._row_slots = before
+
+    def close(self) -> None:
+        """Forget all slots."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+        self._factors.clear()
+
+    def _linear(self, name: str) -> nn.Linear:
+        try:
+            layer = self.model.get_submodule(name)
+        except AttributeError as missing:
+            raise BadData(f"the base model has no layer {name}; the adapter belongs to another base") from missing
+        if not isinstance(layer, nn.Linear):
+            raise BadData(f"layer {name} is a {type(layer).__name__}, not a Linear; it cannot carry stacked LoRA")
+        return layer
+
+    def _add_update(self, name: str) -> Callable[[nn.Module, tuple[Tensor], Tensor], Tensor]:
+        def hook(_layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+            assert self._row_slots is not None, "a stacked model was run outside `rows`"
+            down, up = (factor.index_select(0, self._row_slots) for factor in self._factors[name])
+            hidden = torch.bmm(inputs[0].to(down.dtype), down.transpose(1, 2))
+            return output + torch.bmm(hidden, up.transpose(1, 2)).to(output.dtype)
+
+        return hook
+
+
+@contextmanager
+def logits_only_at(model: nn.Module, positions: Tensor) -> Iterator[None]:
+    """Inside the block, the model's logits are [n_selected, vocabulary]: those of the positions where the [batch, token] mask is true.
+
+    The vocabulary projection is the largest product of a small model, and all but the response tokens' rows would be thrown away.
+    """
+    head = model.get_output_embeddings()  # pyright: ignore[reportCallIssue]
+    hook = head.register_forward_pre_hook(lambda _module, inputs: (inputs[0][positions],))
+    try:
+        yield
+    finally:
+        hook.remove()

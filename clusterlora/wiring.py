@@ -1,0 +1,30 @@
+"""The composition root: addresses in the environment become stores. Used by the tasks and by the command line."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from clusterlora.ports import Stores, Tracker
+
+
+def from_environment(environment: Mapping[str, str] = os.environ) -> Stores:
+    """Return the stores that the environment names.
+
+    CLUSTERLORA_HOME (results; ./studies), CLUSTERLORA_DATABASE_URL (a SQLite file there), MLFLOW_TRACKING_URI (none: nothing is tracked).
+    """
+    from clusterlora.stores.files import FileAdapterStore
+    from clusterlora.stores.memory import MemoryTracker
+    from clusterlora.stores.sql import SqlStudyStore
+
+    home = Path(environment.get("CLUSTERLORA_HOME", "studies")).resolve()
+    home.mkdir(parents=True, exist_ok=True)
+    studies = SqlStudyStore(environment.get("CLUSTERLORA_DATABASE_URL", f"sqlite:///{home / 'clusterlora.db'}"))
+    tracker: Tracker = MemoryTracker()
+    if uri := environment.get("MLFLOW_TRACKING_URI"):
+        from clusterlora.stores.mlflow_tracker import MlflowTracker
+
+        tracker = MlflowTracker(uri)
+    return Stores(studies, FileAdapterStore(home / ".adapters"), tracker, home)
+
+
+__all__ = ["Stores", "from_environment"]
