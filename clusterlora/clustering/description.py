@@ -1,0 +1,21 @@
+"""A persona is what its description says."""
+
+import numpy as np
+
+from clusterlora.clustering.features import Evidence
+from clusterlora.errors import BadData
+from clusterlora.ports import Embedder
+from clusterlora.values import Persona
+
+
+def description(personas: tuple[Persona, ...], embedder: Embedder) -> Evidence:
+    """Return the embedding of each persona's description.
+
+    Raises:
+        BadData: a persona has none.
+    """
+    texts = [persona.description or "" for persona in personas]
+    for persona, text in zip(personas, texts, strict=True):
+        if not text.strip():
+            raise BadData(f"persona {persona.id!r} has no description; add one or cluster by responses")
+    return tuple(embedder.encode(texts).astype(np.float64)[:, None, :])

@@ -1,0 +1,152 @@
+"""comprehensive_comparison.png: every method's mean, its spread over personas, and in which clusters it wins."""
+
+import io
+import textwrap
+from pathlib import Path
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+from clusterlora.comparison.result import Comparison, MethodResult, PairedDifference
+from clusterlora.comparison.write import write_atomically
+from clusterlora.evaluation.metric import Metric
+from clusterlora.evaluation.metrics import METRICS
+
+# Okabe & Ito's palette: told apart with every common kind of colour vision.
+_REFERENCE_COLOUR = "#E69F00"
+_CHAMPION_COLOUR = "#0072B2"
+_OTHER_COLOUR = "#8FA1AE"
+_INK = "#222222"
+_MOST_CLUSTERS_WITH_NUMBERS = 10
+
+
+def draw(comparison: Comparison, path: Path, title: str) -> None:
+    """Write the figure as PNG, atomically. One row per method, the best on top: mean with 95 % interval, personas, clusters."""
+    n_methods, n_clusters = len(comparison.methods), len(comparison.cluster_sizes)
+    figure = Figure(figsize=(17, 3.2 + 0.5 * n_methods), dpi=120, layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.08))
+    FigureCanvasAgg(figure)
+    # Names are data: never read as mathematics.
+    figure.suptitle(f"{title}\n{textwrap.fill(comparison.sentence, 180)}", fontsize=12.5, color=_INK, parse_math=False)
+    panels = figure.subplots(1, 3, width_ratios=[1.6, 1.0, 0.25 + 0.13 * min(n_clusters, _MOST_CLUSTERS_WITH_NUMBERS)])
+    _draw_means(panels[0], comparison)
+    _draw_personas(panels[1], comparison)
+    _draw_clusters(panels[2], comparison)
+    for axes in panels:
+        axes.set_ylim(n_methods - 0.5, -0.5)
+        axes.set_yticks(range(n_methods), [""] * n_methods)
+        axes.tick_params(axis="y", length=0)
+        axes.spines[["top", "right", "left"]].set_visible(False)
+    _label_methods(panels[0], comparison)
+    content = io.BytesIO()
+    figure.savefig(content, format="png")
+    write_atomically(path, content.getvalue())
+
+
+def _colour(comparison: Comparison, result: MethodResult) -> str:
+    if result.method == comparison.reference:
+        return _REFERENCE_COLOUR
+    return _CHAMPION_COLOUR if result.method == comparison.champion else _OTHER_COLOUR
+
+
+def _label_methods(axes: Axes, comparison: Comparison) -> None:
+    labels = [result.method + (" ★" if result.method == comparison.champion else "") for result in comparison.methods]
+    for label, result in zip(axes.set_yticklabels(labels, fontsize=11, parse_math=False), comparison.methods, strict=True):
+        label.set_fontweight("bold" if result.method in (comparison.champion, comparison.reference) else "normal")
+
+
+def _draw_means(axes: Axes, comparison: Comparison) -> None:
+    """Bars start at the floor, which is what no personalisation at all scores; without one, at zero."""
+    metric = METRICS[comparison.headline]
+    scale = 100 if metric.percent else 1
+    start = 0.0 if comparison.floor is None else scale * comparison.floor
+    right = max(scale * comparison.oracle, start, *(scale * result.mean_high for result in comparison.methods))
+    left = min(start, *(scale * result.mean_low for result in comparison.methods))
+    for row, result in enumerate(comparison.methods):
+        mean, low, high = scale * result.means[comparison.headline], scale * result.mean_low, scale * result.mean_high
+        axes.barh(row, mean - start, left=start, height=0.62, color=_colour(comparison, result))
+        axes.plot([low, high], [row, row], color=_INK, linewidth=1.8, solid_capstyle="butt")
+        shown = metric.shown(result.means[comparison.headline])
+        axes.annotate(shown, (right, row), (12, 0), textcoords="offset points", va="center")
+        if result.vs_reference:
+            axes.annotate(_difference(metric, result.vs_reference), (1, row), xycoords=("axes fraction", "data"), ha="right", va="center")
+    # Right of the bars the panel holds columns of numbers, where an axis would mean nothing.
+    axes.set_xlim(left - 0.01 * (right - left), right + (0.62 if comparison.reference else 0.2) * (right - left))
+    axes.set_xticks([tick for tick in axes.get_xticks() if left <= tick <= right])
+    axes.spines["bottom"].set_bounds(left, right)
+    for name, value, alignment in (("oracle", comparison.oracle, "center"), ("floor", comparison.floor, "left")):
+        if value is not None:
+            axes.axvline(scale * value, color=_INK, linestyle=(0, (4, 3)), linewidth=1.2, zorder=0)
+            axes.annotate(
+                f"{name} {metric.shown(value)}",
+                (scale * value, 1),
+                (0, 4),
+                xycoords=("data", "axes fraction"),
+                textcoords="offset points",
+                ha=alignment,
+            )
+    axes.set_title("Mean over personas with 95 % interval", fontsize=11, pad=22, loc="left")
+    if comparison.reference:
+        axes.annotate(
+            f"difference to {comparison.reference}", (1, 1), (0, 4), xycoords="axes fraction", textcoords="offset points", ha="right"
+        )
+    axes.set_xlabel(_axis_label(comparison))
+
+
+def _difference(metric: Metric, difference: PairedDifference) -> str:
+    mean, low, high = (metric.shown(value, signed=True) for value in (difference.mean, difference.ci_low, difference.ci_high))
+    return f"{mean} [{low}, {high}]"
+
+
+def _draw_personas(axes: Axes, comparison: Comparison) -> None:
+    """A dot per persona, spread evenly within its row; the bar spans the 5th to 95th percentile around the median."""
+    scale = 100 if METRICS[comparison.headline].percent else 1
+    golden_ratio = 0.6180339887
+    for row, result in enumerate(comparison.methods):
+        scores = scale * np.array(list(result.by_persona.values()))
+        offsets = (np.arange(len(scores)) * golden_ratio % 1 - 0.5) * 0.6
+        axes.scatter(scores, row + offsets, s=9, color=_colour(comparison, result), alpha=0.65, linewidths=0)
+        low, median, high = np.percentile(scores, [5, 50, 95])
+        axes.plot([low, high], [row, row], color=_INK, linewidth=1.8, solid_capstyle="butt")
+        axes.plot(median, row, marker="o", markersize=6, markerfacecolor="white", markeredgecolor=_INK)
+    axes.grid(axis="x", color="#DDDDDD", linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.set_title("Every persona; median and 5th to 95th percentile", fontsize=11, pad=22)
+    axes.set_xlabel(_axis_label(comparison))
+
+
+def _draw_clusters(axes: Axes, comparison: Comparison) -> None:
+    """Numbers are means; colour is the difference to the reference in the same cluster (the mean itself if there is none)."""
+    metric = METRICS[comparison.headline]
+    scale = 100 if metric.percent else 1
+    clusters = list(comparison.cluster_sizes)
+    means = np.array([[result.by_cluster[cluster] for cluster in clusters] for result in comparison.methods])
+    if comparison.reference is None:
+        shades, norm, colours = scale * means, Normalize(), "cividis"
+    else:
+        shades = scale * (means - np.array([comparison.method(comparison.reference).by_cluster[cluster] for cluster in clusters]))
+        # One method far below the rest must not drain the colour out of the differences that decide.
+        limit = max(float(np.quantile(np.abs(shades), 0.6)), 0.01)
+        norm, colours = Normalize(-limit, limit), "RdBu"
+    colour_map = colormaps[colours if metric.higher_is_better else f"{colours}_r"]
+    image = axes.imshow(shades, aspect="auto", cmap=colour_map, norm=norm)
+    if len(clusters) <= _MOST_CLUSTERS_WITH_NUMBERS:
+        for row, column in np.ndindex(means.shape):
+            red, green, blue, _ = colour_map(norm(shades[row, column]))
+            ink = "white" if 0.299 * red + 0.587 * green + 0.114 * blue < 0.5 else _INK
+            axes.text(column, row, metric.shown(float(means[row, column])), ha="center", va="center", fontsize=9, color=ink)
+    axes.set_xticks(range(len(clusters)), [f"{cluster}\n({comparison.cluster_sizes[cluster]})" for cluster in clusters])
+    axes.set_xlabel("cluster (personas)")
+    axes.set_title("Mean in every cluster", fontsize=11, pad=22)
+    label = f"difference to {comparison.reference}" if comparison.reference else _axis_label(comparison)
+    axes.figure.colorbar(image, ax=axes, label=label, extend="both" if comparison.reference else "neither", pad=0.03)
+
+
+def _axis_label(comparison: Comparison) -> str:
+    metric = METRICS[comparison.headline]
+    direction = "" if metric.higher_is_better else ", lower is better"
+    return f"{metric.label}{' (%)' if metric.percent else ''}{direction}"

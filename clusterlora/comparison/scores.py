@@ -1,0 +1,100 @@
+"""Evaluation rows as one array, after checking that every method answered the same items."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from clusterlora.errors import BadData
+from clusterlora.values import EvaluationRow
+
+ItemKey = tuple[str, str]
+"""(persona id, item id)."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PairedScores:
+    """Scores of all methods on the same items; personas in the order of their ids, items of a persona together."""
+
+    methods: tuple[str, ...]
+    metrics: tuple[str, ...]
+    persona_ids: tuple[str, ...]
+    persona: Int[np.ndarray, " item"]
+    cluster_of_persona: Int[np.ndarray, " persona"]
+    values: Float[np.ndarray, "item method metric"]
+    n_personas_left_out: int
+
+    def of(self, metric: str) -> Float[np.ndarray, "item method"]:
+        """Return one metric's scores."""
+        return self.values[:, :, self.metrics.index(metric)]
+
+    def persona_means(self, metric: str) -> Float[np.ndarray, "persona method"]:
+        """Return each persona's mean over its items."""
+        n_items = np.bincount(self.persona)
+        return np.add.reduceat(self.of(metric), np.cumsum(n_items) - n_items, axis=0) / n_items[:, None]
+
+
+def paired_scores(rows: Sequence[EvaluationRow], metrics: Sequence[str]) -> PairedScores:
+    """Return the scores of the personas that every method answered.
+
+    Raises:
+        BadData: no rows, no common persona, an item that one method answered twice or not at all, a persona in two clusters,
+            or a score that is missing or not finite.
+    """
+    row_by_item_by_method: dict[str, dict[ItemKey, EvaluationRow]] = defaultdict(dict)
+    cluster_by_persona: dict[str, int] = {}
+    for row in rows:
+        key = (row.persona_id, row.item_id)
+        if key in row_by_item_by_method[row.method]:
+            raise BadData(
+                f"method {row.method} answered item {row.item_id!r} of persona {row.persona_id!r} twice; keep one row per method and item"
+            )
+        row_by_item_by_method[row.method][key] = row
+        if cluster_by_persona.setdefault(row.persona_id, row.cluster) != row.cluster:
+            raise BadData(
+                f"persona {row.persona_id!r} is in clusters {cluster_by_persona[row.persona_id]} and {row.cluster}; use one clustering"
+            )
+    if not rows:
+        raise BadData("there are no evaluation rows to compare; evaluate at least one method")
+
+    methods = tuple(sorted(row_by_item_by_method))
+    personas_by_method = {method: {persona_id for persona_id, _ in row_by_item_by_method[method]} for method in methods}
+    persona_ids = tuple(sorted(set.intersection(*personas_by_method.values())))
+    if not persona_ids:
+        raise BadData(f"no persona was answered by all of {', '.join(methods)}; evaluate them on common personas or compare fewer methods")
+    items = _common_items(row_by_item_by_method, set(persona_ids))
+    index_of_persona = {persona_id: index for index, persona_id in enumerate(persona_ids)}
+    return PairedScores(
+        methods=methods,
+        metrics=tuple(metrics),
+        persona_ids=persona_ids,
+        persona=np.array([index_of_persona[persona_id] for persona_id, _ in items]),
+        cluster_of_persona=np.array([cluster_by_persona[persona_id] for persona_id in persona_ids]),
+        values=np.array([[_scores(row_by_item_by_method[method][item], metrics) for method in methods] for item in items]),
+        n_personas_left_out=len(cluster_by_persona) - len(persona_ids),
+    )
+
+
+def _common_items(rows: Mapping[str, Mapping[ItemKey, EvaluationRow]], persona_ids: set[str]) -> list[ItemKey]:
+    """Return the items of these personas, sorted, once every method is seen to have them all."""
+    items_by_method = {method: {key for key in answered if key[0] in persona_ids} for method, answered in rows.items()}
+    every_item = sorted(set.union(*items_by_method.values()))
+    for method, items in items_by_method.items():
+        if missing := [key for key in every_item if key not in items]:
+            persona_id, item_id = missing[0]
+            raise BadData(
+                f"method {method} lacks {len(missing)} of {len(every_item)} items that others answered, first {item_id!r} of persona "
+                f"{persona_id!r}; evaluate {method} on the same items"
+            )
+    return every_item
+
+
+def _scores(row: EvaluationRow, metrics: Sequence[str]) -> list[float]:
+    values = [row.scores.get(metric, np.nan) for metric in metrics]
+    for metric, value in zip(metrics, values, strict=True):
+        if not np.isfinite(value):
+            found = f"{metric}={value}" if metric in row.scores else f"no {metric}"
+            raise BadData(f"method {row.method} has {found} for item {row.item_id!r} of persona {row.persona_id!r}; evaluate it again")
+    return values

@@ -1,0 +1,182 @@
+"""The comparison as tables: summary.csv, summary.json and summary.md, the raw rows.csv, and the console's.
+
+csv and json hold numbers as measured (similarity and shares in 0..1); Markdown and console show percent.
+"""
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from clusterlora.comparison.result import Comparison, MethodResult
+from clusterlora.comparison.write import write_atomically
+from clusterlora.evaluation.markdown import table
+from clusterlora.evaluation.metrics import METRICS
+from clusterlora.values import EvaluationRow
+
+
+def write_tables(comparison: Comparison, rows: Sequence[EvaluationRow], folder: Path) -> None:
+    """Write summary.csv, summary.json, summary.md and rows.csv (every answer with its scores) into the folder, each atomically."""
+    write_atomically(folder / "summary.csv", _csv(summary_records(comparison)).encode())
+    write_atomically(
+        folder / "summary.json", (json.dumps(_document(comparison), indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    )
+    write_atomically(folder / "summary.md", markdown(comparison).encode())
+    write_atomically(folder / "rows.csv", _csv(_row_records(rows, comparison.metrics)).encode())
+
+
+def summary_records(comparison: Comparison) -> list[dict[str, Any]]:
+    """Return one flat record per method, the best first; None where there is nothing to compare with."""
+    return [_record(comparison, result) for result in comparison.methods]
+
+
+def markdown(comparison: Comparison) -> str:
+    """Return the verdict, the summary table, the reference points and the mean of every method in every cluster."""
+    metric = METRICS[comparison.headline]
+    header = (*_columns(comparison), "worst_persona_id")
+    rows = [(*_cells(comparison, result), result.worst_persona_id) for result in comparison.methods]
+    unit = " %" if metric.percent else ""
+    floor = "" if comparison.floor is None else f" Floor (somebody else's reference): {metric.shown(comparison.floor)}{unit}."
+    clusters = [f"cluster {cluster} ({size})" for cluster, size in comparison.cluster_sizes.items()]
+    by_cluster = [(result.method, *(metric.shown(result.by_cluster[k]) for k in comparison.cluster_sizes)) for result in comparison.methods]
+    return (
+        f"**{comparison.sentence}**\n\n"
+        + table(header, rows, right=(False, *(True for _ in header[1:-1]), False))
+        + f"\nOracle (each persona's best method, picked on these items): {metric.shown(comparison.oracle)}{unit}.{floor} "
+        f"Intervals are 95 % two-level paired bootstrap, {comparison.draws} draws; "
+        "p is Wilcoxon's signed-rank test with Holm's correction.\n\n"
+        f"★ is the champion. {metric.label[0].upper()}{metric.label[1:]} by cluster (personas in it):\n\n"
+        + table(("method", *clusters), by_cluster, right=(False, *(True for _ in clusters)))
+    )
+
+
+def console(comparison: Comparison) -> Table:
+    """Return the summary for a terminal, the champion starred and bold, the verdict below."""
+    drawn = Table(box=box.SIMPLE_HEAD, caption=Text(comparison.sentence), caption_justify="left", collapse_padding=True, pad_edge=False)
+    for position, name in enumerate(_columns(comparison)):
+        drawn.add_column(name.replace("_", " "), justify="right" if position else "left", no_wrap=not position)
+    for result in comparison.methods:
+        style = "bold" if result.method == comparison.champion else ""
+        # Text, not str: method names and numbers are shown as they are, never read as markup.
+        drawn.add_row(*(Text(text) for text in _cells(comparison, result)), style=style)
+    return drawn
+
+
+def _versus(comparison: Comparison) -> str:
+    return f"vs_{comparison.reference or 'unified'}"
+
+
+def _other_metrics(comparison: Comparison) -> list[str]:
+    return [metric for metric in comparison.metrics if metric != comparison.headline]
+
+
+def _record(comparison: Comparison, result: MethodResult) -> dict[str, Any]:
+    difference = result.vs_reference
+    is_reference = result.method == comparison.reference
+    return {
+        "method": result.method,
+        comparison.headline: result.means[comparison.headline],
+        _versus(comparison): difference.mean if difference else 0.0 if is_reference else None,
+        "ci_low": difference.ci_low if difference else None,
+        "ci_high": difference.ci_high if difference else None,
+        "p": difference.p if difference else None,
+        "p_holm": difference.p_holm if difference else None,
+        "win_rate": difference.win_rate if difference else None,
+        "win_low": difference.win_low if difference else None,
+        "win_high": difference.win_high if difference else None,
+        "tie_rate": difference.tie_rate if difference else None,
+        "worst_persona": result.worst_persona,
+        "worst_persona_id": result.worst_persona_id,
+        "p5": result.p5,
+        "mean_low": result.mean_low,
+        "mean_high": result.mean_high,
+        **{metric: result.means[metric] for metric in _other_metrics(comparison)},
+        "n_personas": comparison.n_personas,
+        "n_items": comparison.n_items,
+        "champion": result.method == comparison.champion,
+    }
+
+
+def _document(comparison: Comparison) -> dict[str, Any]:
+    return {
+        "sentence": comparison.sentence,
+        "champion": comparison.champion,
+        "headline": comparison.headline,
+        "reference": comparison.reference,
+        "oracle": comparison.oracle,
+        "floor": comparison.floor,
+        "n_personas": comparison.n_personas,
+        "n_personas_left_out": comparison.n_personas_left_out,
+        "n_items": comparison.n_items,
+        "bootstrap_draws": comparison.draws,
+        "cluster_sizes": comparison.cluster_sizes,
+        "methods": [
+            _record(comparison, result) | {"by_cluster": result.by_cluster, "by_persona": result.by_persona}
+            for result in comparison.methods
+        ],
+    }
+
+
+def _columns(comparison: Comparison) -> tuple[str, ...]:
+    return (
+        "method",
+        comparison.headline,
+        _versus(comparison),
+        "ci_low",
+        "ci_high",
+        "p_holm",
+        "win_rate",
+        "worst_persona",
+        *_other_metrics(comparison),
+    )
+
+
+def _cells(comparison: Comparison, result: MethodResult) -> tuple[str, ...]:
+    metric = METRICS[comparison.headline]
+    against = ("-", "-", "-", "-", "-")
+    if difference := result.vs_reference:
+        against = (
+            metric.shown(difference.mean, signed=True),
+            metric.shown(difference.ci_low, signed=True),
+            metric.shown(difference.ci_high, signed=True),
+            "<0.001" if difference.p_holm < 0.001 else f"{difference.p_holm:.3f}",
+            f"{difference.win_rate:.0%}",
+        )
+    return (
+        result.method + (" ★" if result.method == comparison.champion else ""),
+        metric.shown(result.means[comparison.headline]),
+        *against,
+        metric.shown(result.worst_persona),
+        *(METRICS[name].shown(result.means[name]) for name in _other_metrics(comparison)),
+    )
+
+
+def _row_records(rows: Iterable[EvaluationRow], metrics: Sequence[str]) -> list[dict[str, Any]]:
+    return [
+        {
+            "method": row.method,
+            "persona_id": row.persona_id,
+            "cluster": row.cluster,
+            "item_id": row.item_id,
+            "prompt": row.prompt,
+            "reference": row.reference,
+            "text": row.text,
+            **{metric: row.scores.get(metric) for metric in metrics},
+        }
+        for row in rows
+    ]
+
+
+def _csv(records: Sequence[Mapping[str, Any]]) -> str:
+    """Return records as CSV with a header; None is an empty field."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, fieldnames=list(records[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(records)
+    return out.getvalue()

@@ -1,0 +1,23 @@
+"""Tables in Markdown whose cells may hold anything: persona ids are data."""
+
+import re
+from collections.abc import Sequence
+
+_ESCAPES = str.maketrans({"\\": "&#92;", "|": "\\|", "`": "&#96;", "[": "&#91;"})
+_TAG = re.compile(r"<(?=[A-Za-z/!?])")
+
+
+def cell(text: str) -> str:
+    """Return text that stays inside one cell and shows as it is: no row break, HTML, link or code."""
+    one_line = " ".join(text.split()).replace("&", "&amp;")
+    return _TAG.sub("&lt;", one_line.translate(_ESCAPES))
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[bool]) -> str:
+    """Return a table with escaped cells; `right` says which columns are aligned to the right."""
+    lines = [
+        "| " + " | ".join(cell(name) for name in header) + " |",
+        "|" + "|".join("---:" if is_right else "---" for is_right in right) + "|",
+        *("| " + " | ".join(cell(text) for text in row) + " |" for row in rows),
+    ]
+    return "\n".join(lines) + "\n"

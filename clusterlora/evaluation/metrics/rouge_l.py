@@ -1,0 +1,30 @@
+"""ROUGE-L: overlap of answer and reference as their longest common subsequence of words (Lin 2004)."""
+
+import re
+
+import numpy as np
+from jaxtyping import Float
+
+from clusterlora.evaluation.metric import Metric, Scorable
+
+
+class UnicodeWords:
+    """Splits into lower-case words of any script; on ASCII text it agrees with rouge-score's own tokenizer, which drops the rest."""
+
+    _word = re.compile(r"[^\W_]+")
+
+    def tokenize(self, text: str) -> list[str]:
+        """Return the words (the name rouge-score calls)."""
+        return self._word.findall(text.lower())
+
+
+def rouge_l(answers: Scorable) -> Float[np.ndarray, " item"]:
+    """Return ROUGE-L F1 per item, in 0..1."""
+    from rouge_score.rouge_scorer import RougeScorer  # pulls in nltk, half a second
+
+    scorer = RougeScorer(["rougeL"], tokenizer=UnicodeWords())
+    pairs = zip(answers.references, answers.texts, strict=True)
+    return np.array([scorer.score(reference, text)["rougeL"].fmeasure for reference, text in pairs], dtype=np.float64)
+
+
+ROUGE_L = Metric(name="rouge_l", label="ROUGE-L", higher_is_better=True, percent=True, score=rouge_l)

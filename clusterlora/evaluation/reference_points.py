@@ -1,0 +1,27 @@
+"""Points that give a scale to a similarity: what no personalisation at all would score."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from clusterlora.errors import BadData
+from clusterlora.ports import Embedder
+
+
+def floor(references_by_persona: Mapping[str, Sequence[str]], embedder: Embedder) -> float:
+    """Return the mean similarity between references of different personas, in -1..1.
+
+    It is what somebody else's answer to something else scores. Personas weigh the same, and all pairs count: the mean over
+    pairs of personas p != q of mean_p . mean_q is (|sum of means|^2 - sum of |mean|^2) / (P (P - 1)), so nothing is sampled.
+
+    Raises:
+        BadData: fewer than two personas, or a persona without references.
+    """
+    n_personas = len(references_by_persona)
+    if n_personas < 2:
+        raise BadData(f"the floor compares different personas and found {n_personas}; give at least 2")
+    if without := [persona_id for persona_id, references in references_by_persona.items() if not references]:
+        raise BadData(f"persona {without[0]!r} has no references; leave it out of the floor")
+    means = np.stack([embedder.encode(references).astype(np.float64).mean(axis=0) for references in references_by_persona.values()])
+    total = means.sum(axis=0)
+    return float((total @ total - np.sum(means * means)) / (n_personas * (n_personas - 1)))

@@ -1,0 +1,104 @@
+"""Statistics of paired scores: bootstrap and Wilson intervals, signed-rank tests, Holm's correction.
+
+The persona is the unit everywhere: items of one persona are not independent of each other.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+from scipy import stats
+
+from clusterlora.errors import BadData
+
+RESOLUTION = 1e-6
+"""Differences below this are rounding: the same text scored in another batch differs by a few float32 units."""
+
+_LOOKUPS_PER_CHUNK = 2_000_000
+
+
+class Interval(NamedTuple):
+    """A 95 % interval, in the units of what it is about."""
+
+    low: float
+    high: float
+
+
+def paired_bootstrap(
+    scores: Float[np.ndarray, "item method"], persona: Int[np.ndarray, " item"], *, draws: int, rng: np.random.Generator
+) -> Float[np.ndarray, "draw method"]:
+    """Return bootstrap draws of every method's mean over personas.
+
+    Each draw takes P personas with replacement, and for each of them as many of its items as it has, with replacement. All methods
+    see the same draw, so the difference of two columns is a draw of their paired difference.
+    Source: Davison & Hinkley 1997, section 3.8 (hierarchical data).
+
+    Args:
+        scores: what each method scored on each item.
+        persona: whom each item belongs to, as any integers.
+
+    Raises:
+        BadData: no items, or a score that is not finite.
+    """
+    if not len(scores) or not np.isfinite(scores).all():
+        raise BadData("the bootstrap needs at least one item and finite scores; look for empty or failed answers")
+    _, persona_index, n_items = np.unique(persona, return_inverse=True, return_counts=True)
+    scores_by_persona = scores[np.argsort(persona_index, kind="stable")]
+    first_item = np.cumsum(n_items) - n_items
+    n_personas, n_total = len(n_items), len(scores)
+
+    chunks = []
+    for start in range(0, draws, chunk := max(1, _LOOKUPS_PER_CHUNK // n_total)):
+        n_draws = min(chunk, draws - start)
+        drawn = rng.integers(n_personas, size=(n_draws, n_personas))
+        sizes = n_items[drawn]
+        size_of_slot = np.repeat(sizes.ravel(), sizes.ravel())
+        item = np.repeat(first_item[drawn].ravel(), sizes.ravel()) + rng.integers(size_of_slot)
+        row = np.repeat(np.arange(n_draws), sizes.sum(axis=1))
+        # A draw is a weighting of the items, and one matrix product then averages all methods at once.
+        weights = np.bincount(row * n_total + item, weights=1.0 / (size_of_slot * n_personas), minlength=n_draws * n_total)
+        chunks.append(weights.reshape(n_draws, n_total) @ scores_by_persona)
+    return np.concatenate(chunks)
+
+
+def percentile_interval(draws: Float[np.ndarray, " draw"]) -> Interval:
+    """Return the central 95 % of bootstrap draws (Efron & Tibshirani 1993, chapter 13)."""
+    low, high = np.percentile(draws, [2.5, 97.5])
+    return Interval(float(low), float(high))
+
+
+def wilson_interval(successes: int, n: int) -> Interval:
+    """Return Wilson's 95 % score interval of a share.
+
+    Source: Wilson 1927. Unlike the normal interval it stays inside 0..1 and is right for small n.
+
+    Raises:
+        BadData: n is not positive, or successes are not in 0..n.
+    """
+    if n < 1 or not 0 <= successes <= n:
+        raise BadData(f"a share needs 0 <= successes <= n and n >= 1, found {successes} of {n}")
+    z = float(stats.norm.ppf(0.975))
+    share = successes / n
+    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    return Interval(max(0.0, float(centre - half)), min(1.0, float(centre + half)))
+
+
+def signed_rank_p(deltas: Float[np.ndarray, " persona"]) -> float:
+    """Return the two-sided p-value of Wilcoxon's signed-rank test; 1.0 when no persona differs.
+
+    Personas whose difference is rounding (below `RESOLUTION`) are left out, as Wilcoxon 1945 does with zeros.
+    """
+    differing = deltas[np.abs(deltas) >= RESOLUTION]
+    if not len(differing):
+        return 1.0
+    return float(stats.wilcoxon(differing).pvalue)  # pyright: ignore[reportAttributeAccessIssue] (the stubs hide the result's type)
+
+
+def holm(p_values: Float[np.ndarray, " test"]) -> Float[np.ndarray, " test"]:
+    """Return p-values adjusted so that the chance of any false rejection among them stays below the level (Holm 1979)."""
+    order = np.argsort(p_values, kind="stable")
+    stepped = np.maximum.accumulate(p_values[order] * np.arange(len(p_values), 0, -1))
+    adjusted = np.empty_like(p_values, dtype=np.float64)
+    adjusted[order] = np.minimum(stepped, 1.0)
+    return adjusted

@@ -1,0 +1,26 @@
+"""Is the candidate better than the unified adapter on the same items?"""
+
+import numpy as np
+
+from clusterlora.evaluation.statistics import RESOLUTION, paired_bootstrap, percentile_interval
+from clusterlora.gate.trial import DRAWS, Trial
+from clusterlora.settings import GateSettings
+from clusterlora.values import Criterion
+
+
+def above_unified(trial: Trial, _settings: GateSettings, rng: np.random.Generator) -> Criterion:
+    """Return whether the mean paired difference is positive by more than rounding, so an adapter that changes nothing fails."""
+    value = float(trial.gains.mean())
+    gain = (trial.candidate - trial.unified)[:, None]
+    low, high = percentile_interval(paired_bootstrap(gain, trial.persona, draws=DRAWS, rng=rng)[:, 0])
+    passed = value > RESOLUTION
+    certainty = "includes zero, so this may be chance" if low <= 0 <= high else "excludes zero"
+    return Criterion(
+        name="above_unified",
+        value=value,
+        threshold=0.0,
+        passed=passed,
+        ci_low=low,
+        ci_high=high,
+        explanation=f"{100 * value:+.2f} points against unified on the same items; the interval {certainty}.",
+    )

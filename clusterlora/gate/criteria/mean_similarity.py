@@ -1,0 +1,27 @@
+"""Is the candidate good enough in absolute terms?"""
+
+import numpy as np
+
+from clusterlora.evaluation.statistics import paired_bootstrap, percentile_interval
+from clusterlora.gate.trial import DRAWS, Trial
+from clusterlora.settings import GateSettings
+from clusterlora.values import Criterion
+
+
+def mean_similarity(trial: Trial, settings: GateSettings, rng: np.random.Generator) -> Criterion | None:
+    """Return whether the mean over personas exceeds the threshold; None when no threshold is set."""
+    if settings.mean_similarity is None:
+        return None
+    value = float(trial.candidate_means.mean())
+    low, high = percentile_interval(paired_bootstrap(trial.candidate[:, None], trial.persona, draws=DRAWS, rng=rng)[:, 0])
+    passed = value > settings.mean_similarity
+    return Criterion(
+        name="mean_similarity",
+        value=value,
+        threshold=settings.mean_similarity,
+        passed=passed,
+        ci_low=low,
+        ci_high=high,
+        explanation=f"The mean over {len(trial.persona_ids)} personas is {value:.2%}, "
+        f"{'above' if passed else 'not above'} the threshold of {settings.mean_similarity:.2%}.",
+    )

@@ -1,0 +1,27 @@
+"""Is the gain shared, or does it come from a few personas?"""
+
+import numpy as np
+
+from clusterlora.evaluation.statistics import RESOLUTION, wilson_interval
+from clusterlora.gate.trial import Trial
+from clusterlora.settings import GateSettings
+from clusterlora.values import Criterion
+
+
+def share_of_personas_improved(trial: Trial, settings: GateSettings, _rng: np.random.Generator) -> Criterion:
+    """Return whether enough personas do better than with unified; a persona that ties is not improved."""
+    n_personas = len(trial.persona_ids)
+    n_improved = int(np.sum(trial.gains > RESOLUTION))
+    value = n_improved / n_personas
+    low, high = wilson_interval(n_improved, n_personas)
+    passed = value >= settings.share_improved
+    return Criterion(
+        name="share_of_personas_improved",
+        value=value,
+        threshold=settings.share_improved,
+        passed=passed,
+        ci_low=low,
+        ci_high=high,
+        explanation=f"{n_improved} of {n_personas} personas do better than with unified, "
+        f"{'at least' if passed else 'fewer than'} the {settings.share_improved:.2%} asked.",
+    )

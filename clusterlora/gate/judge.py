@@ -1,0 +1,24 @@
+"""The gate's decision: every criterion applied to one trial."""
+
+import numpy as np
+
+from clusterlora.gate.criteria import CRITERIA
+from clusterlora.gate.trial import Scores, trial
+from clusterlora.settings import GateSettings
+from clusterlora.values import Verdict
+
+
+def judge(candidate: Scores, unified: Scores, settings: GateSettings, *, rung: str, adapter: str, rng: np.random.Generator) -> Verdict:
+    """Return the verdict on a candidate adapter against unified, on the same personas and items.
+
+    Args:
+        candidate: similarities of the adapter on trial, one array of items per persona.
+        unified: the same personas and items, answered with unified.
+        rung: which try of the ladder of hyper-parameters this is.
+
+    Raises:
+        BadData: the two sides do not cover the same personas and items, or hold a score that is not finite.
+    """
+    both = trial(candidate, unified)
+    criteria = tuple(found for criterion in CRITERIA.values() if (found := criterion(both, settings, rng)) is not None)
+    return Verdict(rung=rung, adapter=adapter, criteria=criteria, n_personas=len(both.persona_ids), n_items=len(both.candidate))

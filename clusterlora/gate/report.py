@@ -1,0 +1,35 @@
+"""A verdict as Markdown, for the Prefect artifact, MLflow and the console."""
+
+from clusterlora.evaluation.markdown import cell, table
+from clusterlora.values import Criterion, Verdict
+
+
+def markdown(verdict: Verdict) -> str:
+    """Return the verdict with every number, interval and reason; similarities and shares in percent."""
+    failed = [c.name for c in verdict.criteria if not c.passed]
+    outcome = "passed" if verdict.passed else f"refused ({', '.join(failed)})"
+    return (
+        f"## Gate {outcome}\n\n"
+        f"Adapter **{cell(verdict.adapter)}**, rung **{cell(verdict.rung)}**, judged on {verdict.n_items} val items "
+        f"of {verdict.n_personas} personas against unified on the same items.\n\n"
+        + table(
+            ("criterion", "value", "95 % interval", "asked", "verdict", "why"),
+            [_row(criterion) for criterion in verdict.criteria],
+            right=(False, True, True, True, False, False),
+        )
+    )
+
+
+def _row(criterion: Criterion) -> tuple[str, ...]:
+    interval = "-"
+    if criterion.ci_low is not None and criterion.ci_high is not None:
+        interval = f"{100 * criterion.ci_low:.2f} to {100 * criterion.ci_high:.2f}"
+    at_least = ">=" if criterion.name == "share_of_personas_improved" else ">"
+    return (
+        criterion.name,
+        f"{100 * criterion.value:.2f}",
+        interval,
+        f"{at_least} {100 * criterion.threshold:.2f}",
+        "pass" if criterion.passed else "fail",
+        criterion.explanation,
+    )

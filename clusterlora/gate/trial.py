@@ -1,0 +1,66 @@
+"""What the gate looks at: a candidate and unified on the same items of the same personas."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from clusterlora.errors import BadData
+
+Scores = Mapping[str, Float[np.ndarray, " item"]]
+"""Similarity in 0..1 of every item, by persona."""
+
+DRAWS = 10_000
+"""Bootstrap draws of an interval: its ends are then stable to about a hundredth of its width."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Trial:
+    """Both adapters' scores, items of all personas one after another, personas in the order of their ids."""
+
+    persona_ids: tuple[str, ...]
+    persona: Int[np.ndarray, " item"]
+    candidate: Float[np.ndarray, " item"]
+    unified: Float[np.ndarray, " item"]
+
+    @property
+    def candidate_means(self) -> Float[np.ndarray, " persona"]:
+        """The candidate's mean of each persona."""
+        return self._persona_means(self.candidate)
+
+    @property
+    def gains(self) -> Float[np.ndarray, " persona"]:
+        """Candidate minus unified, one mean per persona."""
+        return self._persona_means(self.candidate - self.unified)
+
+    def _persona_means(self, scores: Float[np.ndarray, " item"]) -> Float[np.ndarray, " persona"]:
+        return np.bincount(self.persona, weights=scores) / np.bincount(self.persona)
+
+
+def trial(candidate: Scores, unified: Scores) -> Trial:
+    """Return both sides lined up item by item.
+
+    Raises:
+        BadData: the two cover different personas or numbers of items, a persona has no items, or a score is not finite.
+    """
+    if strangers := sorted(candidate.keys() ^ unified.keys()):
+        raise BadData(f"persona {strangers[0]!r} was scored with only one of candidate and unified; evaluate both on the same personas")
+    if not candidate:
+        raise BadData("the gate has no personas to judge; evaluate cluster 0 first")
+    persona_ids = tuple(sorted(candidate))
+    for persona_id in persona_ids:
+        ours, theirs = candidate[persona_id], unified[persona_id]
+        if np.ndim(ours) != 1 or np.shape(ours) != np.shape(theirs) or not len(ours):
+            raise BadData(
+                f"persona {persona_id!r} has candidate scores of shape {np.shape(ours)} and unified scores of shape {np.shape(theirs)}; "
+                "give one score per item, for the same items"
+            )
+        if not (np.isfinite(ours).all() and np.isfinite(theirs).all()):
+            raise BadData(f"persona {persona_id!r} has a score that is not finite; evaluate it again")
+    return Trial(
+        persona_ids,
+        np.repeat(np.arange(len(persona_ids)), [len(candidate[persona_id]) for persona_id in persona_ids]),
+        np.concatenate([candidate[persona_id] for persona_id in persona_ids]).astype(np.float64),
+        np.concatenate([unified[persona_id] for persona_id in persona_ids]).astype(np.float64),
+    )
