@@ -1,0 +1,77 @@
+"""The command line: verbs over the study. Every refusal is one line per problem; exit 1 = refused, 2 = misused, 130 = interrupted.
+
+Only click is imported here and in the command modules; everything heavy is imported by the command that needs it.
+"""
+
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+import click
+
+from clusterlora import __version__
+from clusterlora.cli.data import data
+from clusterlora.cli.models import models
+from clusterlora.cli.services import down, up
+from clusterlora.cli.study import study
+from clusterlora.cli.work import compare, evaluate, train
+from clusterlora.errors import ClusterLoraError
+
+EXAMPLES = """\b
+Examples:
+  clusterlora study run --preset quick          the whole study, small
+  clusterlora study run --data people.jsonl     the whole study on your own data
+  clusterlora train --cluster 0                 train one cluster's adapter here
+  clusterlora evaluate --cluster 0              score what has been trained for it
+  clusterlora compare                           table, figure and verdict
+  clusterlora up / clusterlora down             the local servers and workers
+"""
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120}, epilog=EXAMPLES)
+@click.version_option(__version__, prog_name="clusterlora")
+@click.option("--debug", is_flag=True, help="Show tracebacks and debug logs.")
+def cli(debug: bool) -> None:
+    """Train adapters for everyone, per cluster and per person, and find out which granularity answers people best."""
+    logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logging.getLogger("clusterlora").setLevel(logging.DEBUG if debug else logging.INFO)
+
+
+for command in (study, train, evaluate, compare, up, down, models, data):
+    cli.add_command(command)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return the exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        cli.main(args=words, prog_name="clusterlora", standalone_mode=False)
+    except click.ClickException as misuse:
+        misuse.show()
+        return misuse.exit_code
+    except click.exceptions.Exit as ended:
+        return ended.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted", err=True)
+        return 130
+    except BrokenPipeError:
+        # The reader (head, less) has left; closing stdout quietly keeps Python from complaining at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as problem:  # noqa: BLE001  (the last line of defence: a person gets one line, not a traceback)
+        _explain(problem, debug="--debug" in words)
+        return 1
+    return 0
+
+
+def _explain(problem: Exception, *, debug: bool) -> None:
+    if debug:
+        click.echo("".join(traceback.format_exception(problem)), err=True)
+    if isinstance(problem, ClusterLoraError):
+        for line in str(problem).splitlines():
+            click.echo(f"error: {line}", err=True)
+        return
+    first_line = next(iter(str(problem).splitlines()), "")
+    click.echo(f"error: unexpected {type(problem).__name__}: {first_line}; run `clusterlora --debug ...` to see where", err=True)

@@ -1,0 +1,44 @@
+"""`clusterlora data`: check your own dialogues, or write invented ones."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from clusterlora.cli.options import study_from, study_options
+
+
+@click.group(epilog="\b\nExample:\n  clusterlora data validate --data people.jsonl\n")
+def data() -> None:
+    """Check your own dialogues, or write invented ones."""
+
+
+@data.command(epilog="\b\nExample:\n  clusterlora data validate --data people.jsonl --dialogues 20\n")
+@study_options
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+def validate(as_json: bool, **options: Any) -> None:
+    """Read, check and split the data of a study, and say what is in it. Every problem is listed with file, line and fix."""
+    from clusterlora.data.load import load
+    from clusterlora.data.validate import summarise
+
+    study = study_from(options)
+    summary = asdict(summarise(load(study.data)))
+    if as_json:
+        click.echo(json.dumps(summary))
+        return
+    for name, value in summary.items():
+        click.echo(f"{name.replace('_', ' ')}: {value}")
+
+
+@data.command(epilog="\b\nExample:\n  clusterlora data synthesize people/ --set data.synthetic.seed=7\n")
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+@study_options
+def synthesize(folder: Path, **options: Any) -> None:
+    """Write invented people to FOLDER: characters, routines, sessions and, beside them, the planted truth."""
+    from clusterlora.data.synthetic import generate, write
+
+    settings = study_from(options).data.synthetic
+    write(generate(settings), folder)
+    click.echo(f"{sum(settings.cluster_sizes)} people with {settings.dialogues} dialogues each are in {folder}")

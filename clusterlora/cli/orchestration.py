@@ -1,0 +1,41 @@
+"""The one seam to what is outside the wheel: `deployments` (servers, workers, launching) lives in the checkout.
+
+Everything here is imported when called, so the core neither needs Prefect nor knows it.
+"""
+
+import importlib
+import os
+from pathlib import Path
+from types import ModuleType
+
+from clusterlora.errors import ServiceDown
+
+
+def deployments(module: str) -> ModuleType:
+    """Return `deployments.<module>` from the checkout. Raises ServiceDown when only the wheel is installed."""
+    try:
+        return importlib.import_module(f"deployments.{module}")
+    except ModuleNotFoundError as problem:
+        if problem.name not in ("deployments", f"deployments.{module}"):
+            raise
+        raise ServiceDown(
+            "servers and workers are started from the repository, and only the clusterlora wheel is installed here; "
+            "clone the repository and run `make install` in it, or use train, evaluate and compare, which need no servers"
+        ) from None
+
+
+def use_running_stack() -> None:
+    """Point this process at the local stack's database and tracker when it runs; addresses already in the environment win."""
+    try:
+        stack = deployments("stack")
+    except ServiceDown:
+        return  # a bare wheel has no stack of its own
+    running = stack.status(stack.default_home())
+    environment = running.environment() if running else {}
+    for name, value in environment.items():
+        os.environ.setdefault(name, value)
+
+
+def stack_home() -> Path:
+    """Return where the local stack keeps its state."""
+    return deployments("stack").default_home()

@@ -1,0 +1,287 @@
+"""Reads a study's settings: class default < preset < TOML file < flags, each later one wins. The only module that uses pydantic.
+
+`resolve` refuses, before anything runs, whatever cannot work: unknown names, values out of range, sizes that do not add up.
+"""
+
+import difflib
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, fields, is_dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import TypeAdapter, ValidationError
+
+from clusterlora.catalog import Catalog
+from clusterlora.errors import BadSettings
+from clusterlora.settings import Study
+
+_STUDY: TypeAdapter[Study] = TypeAdapter(Study)
+
+_STUDY_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,47}")
+
+_MISSION: Mapping[str, Any] = {
+    "data": {"train": 30, "val": 10, "test": 10, "synthetic": {"cluster_sizes": [16, 52, 25, 35, 72], "dialogues": 50}},
+    "clustering": {"k": 5, "sizes": [16, 52, 25, 35, 72]},
+    "recipe": {"rank": 8, "alpha": 16.0, "epochs": 3, "batch_size": 2, "learning_rate": 5e-4},
+    "gate": {"mean_similarity": 0.83, "worst_persona": 0.70, "share_improved": 0.60},
+}
+
+PRESETS: Catalog[Mapping[str, Any]] = Catalog(
+    "preset",
+    {
+        "mission": {**_MISSION, "name": "mission"},
+        "demo": {
+            **_MISSION,
+            "name": "demo",
+            "data": {"train": 6, "val": 4, "test": 3, "synthetic": {"cluster_sizes": [16, 52, 25, 35, 72], "dialogues": 13}},
+        },
+        "quick": {
+            **_MISSION,
+            "name": "quick",
+            "data": {"train": 3, "val": 1, "test": 2, "synthetic": {"cluster_sizes": [4, 8, 4, 6, 8], "dialogues": 6}},
+            "clustering": {"k": 5, "sizes": [4, 8, 4, 6, 8]},
+            "recipe": {**_MISSION["recipe"], "epochs": 1},
+            "gate": {**_MISSION["gate"], "ladder": []},
+            "evaluation": {"bootstrap_draws": 2000},
+        },
+    },
+)
+
+
+def resolve(preset: str | None = None, file: Path | None = None, overrides: Mapping[str, Any] | None = None) -> Study:
+    """Return the study that a preset, a TOML file and dotted overrides (`{"data.train": 20}`) describe together.
+
+    A preset's exact cluster sizes belong to the preset's own people: they are dropped when a later layer changes who is
+    studied, or into how many clusters, without giving sizes of its own.
+
+    Raises:
+        BadSettings: one line per problem, each naming the field, its value and the fix.
+        UnknownName: no such preset.
+    """
+    chosen = PRESETS[preset] if preset else {}
+    asked = _merged(_read(file) if file else {}, _nested(overrides or {}))
+    merged = _merged(chosen, asked)
+    if "clustering" in chosen and _studies_other_people(asked) and "sizes" not in asked.get("clustering", {}):
+        merged["clustering"] = {key: value for key, value in merged["clustering"].items() if key != "sizes"}
+    return from_mapping(merged)
+
+
+def from_mapping(settings: Mapping[str, Any]) -> Study:
+    """Return the study that a nested mapping describes. Raises BadSettings, one line per problem."""
+    try:
+        study = _STUDY.validate_python(settings)
+    except ValidationError as problems:
+        lines = [_explained(error) for error in problems.errors(include_url=False)]
+        raise BadSettings("\n".join(lines)) from None
+    check(study)
+    return study
+
+
+def as_mapping(study: Study) -> dict[str, Any]:
+    """Return a study as nested JSON-ready values; `from_mapping` reads them back."""
+    return asdict(study)
+
+
+def check(study: Study) -> None:
+    """Refuse impossible combinations. Raises BadSettings, one line per problem."""
+    problems = list(chain(_name_problems(study), _people_problems(study), _gate_problems(study), _run_problems(study)))
+    if problems:
+        raise BadSettings("\n".join(problems))
+
+
+def parse_setting(text: str) -> tuple[str, Any]:
+    """Return the dotted field and the value of `field=value`; the value is TOML, or else plain text.
+
+    Raises:
+        BadSettings: there is no `=`, or no field before it.
+    """
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise BadSettings(f"{text!r} is not a setting; write field=value, for example recipe.epochs=1")
+    try:
+        return key.strip(), tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key.strip(), None if value.strip() == "none" else value.strip()
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BadSettings(f"{file}: no such configuration file") from None
+    except (OSError, UnicodeDecodeError) as problem:
+        raise BadSettings(f"{file}: cannot be read ({problem}); a configuration is a UTF-8 TOML file") from problem
+    except tomllib.TOMLDecodeError as problem:
+        raise BadSettings(f"{file}: not valid TOML: {problem}") from problem
+
+
+def _nested(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for path, value in overrides.items():
+        *parents, leaf = path.split(".")
+        branch: dict[str, Any] = {leaf: value}
+        for parent in reversed(parents):
+            branch = {parent: branch}
+        tree = _merged(tree, branch)
+    return tree
+
+
+def _merged(lower: Mapping[str, Any], higher: Mapping[str, Any]) -> dict[str, Any]:
+    result = dict(lower)
+    for key, value in higher.items():
+        below = result.get(key)
+        result[key] = _merged(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
+    return result
+
+
+def _studies_other_people(asked: Mapping[str, Any]) -> bool:
+    data = asked.get("data", {})
+    if not isinstance(data, Mapping):
+        return False
+    changed = {"source", "path", "personas"} & set(data) or "cluster_sizes" in data.get("synthetic", {})
+    return bool(changed) or "k" in asked.get("clustering", {})
+
+
+def _explained(error: Any) -> str:
+    """Return one line naming the field, its value and the fix for one of pydantic's errors."""
+    path = ".".join(str(part) for part in error["loc"]) or "study"
+    kind, value, bound = error["type"], error["input"], error.get("ctx", {})
+    if kind == "unexpected_keyword_argument":
+        return f"{path}: no such setting{_suggestion(error['loc'])}"
+    if kind == "missing":
+        return f"{path}: missing; give it a value"
+    fixes = {
+        "greater_than_equal": f"use at least {bound.get('ge')}",
+        "greater_than": f"use more than {bound.get('gt')}",
+        "less_than_equal": f"use at most {bound.get('le')}",
+        "string_too_short": f"use at least {bound.get('min_length')} character",
+        "string_too_long": f"use at most {bound.get('max_length')} characters",
+        "literal_error": f"use {bound.get('expected')}",
+        "tuple_type": "use a list, for example [1, 2]",
+        "dataclass_type": f"use a table of settings ([{path}] in TOML)",
+    }
+    if kind.startswith("int_"):
+        fixes[kind] = "use a whole number"
+    elif kind.startswith("float_"):
+        fixes[kind] = "use a number"
+    elif kind.startswith("bool_"):
+        fixes[kind] = "use true or false"
+    return f"{path} = {value!r}: {fixes.get(kind, error['msg'])}"
+
+
+def _suggestion(location: tuple[str | int, ...]) -> str:
+    """Return a hint at the settings that exist beside a misspelt one."""
+    known = _known_fields(Study, location[:-1])
+    close = difflib.get_close_matches(str(location[-1]), known, n=1)
+    if close:
+        return f"; did you mean {'.'.join(str(part) for part in (*location[:-1], close[0]))}?"
+    return f"; known: {', '.join(known)}" if known else ""
+
+
+def _known_fields(kind: Any, path: tuple[str | int, ...]) -> list[str]:
+    if not path:
+        return [field.name for field in fields(kind)] if is_dataclass(kind) else []
+    head, *rest = path
+    if isinstance(head, int):
+        return _known_fields(kind, tuple(rest))
+    if not is_dataclass(kind):
+        return []
+    inner = next((field.type for field in fields(kind) if field.name == head), None)
+    dataclasses = [option for option in (inner, *get_args(inner)) if is_dataclass(option)]
+    return _known_fields(dataclasses[0], tuple(rest)) if dataclasses else []
+
+
+def _name_problems(study: Study) -> Iterator[str]:
+    # The catalogs pull in numpy and more, which a caller that only reads presets need not pay for.
+    from clusterlora.clustering import ALGORITHMS
+    from clusterlora.data import SOURCES
+    from clusterlora.evaluation.metrics import METRICS
+    from clusterlora.methods import METHODS
+
+    if not _STUDY_NAME.fullmatch(study.name):
+        yield (
+            f"name = {study.name!r}: not a study name; use up to 48 lower-case letters, digits, dots, dashes and underscores, "
+            "the first a letter or digit"
+        )
+    measured = study.evaluation
+    lists: tuple[tuple[str, tuple[str, ...], Catalog[Any]], ...] = (
+        ("methods", study.methods, METHODS),
+        ("evaluation.metrics", measured.metrics, METRICS),
+        ("data.source", (study.data.source,), SOURCES),
+        ("clustering.algorithm", (study.clustering.algorithm,), ALGORITHMS),
+    )
+    for path, names, catalog in lists:
+        if not names:
+            yield f"{path} = []: nothing to do; name at least one of {', '.join(catalog)}"
+        for name in names:
+            if name not in catalog:
+                close = difflib.get_close_matches(name, catalog, n=1)
+                hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(catalog)}"
+                yield f"{path} = {name!r}: unknown {catalog.kind}; {hint}"
+        for name in {name for name in names if names.count(name) > 1}:
+            yield f"{path}: {name!r} is listed twice; list it once"
+    for path, name in (("headline", measured.headline), ("selection_metric", measured.selection_metric)):
+        if name not in measured.metrics:
+            yield f"evaluation.{path} = {name!r}: not measured; add it to evaluation.metrics or use {' or '.join(measured.metrics)}"
+    if measured.headline in METRICS and not METRICS[measured.headline].higher_is_better:
+        yield f"evaluation.headline = {measured.headline!r}: lower is better there, but the gate asks for more; use a similarity"
+
+
+def _people_problems(study: Study) -> Iterator[str]:
+    data, planted, clustering = study.data, study.data.synthetic, study.clustering
+    n_personas: int | None = None
+    if data.source == "synthetic":
+        n_personas = min(sum(planted.cluster_sizes), data.personas or sum(planted.cluster_sizes))
+        share = planted.cluster_share + planted.persona_share + planted.noise_share
+        if share > 1 + 1e-9:
+            yield f"data.synthetic: cluster_share + persona_share + noise_share = {share:g}; lower them to at most 1 together"
+        if data.path is not None:
+            yield f"data.path = {data.path!r}: synthetic people need no file; set data.source to table or edgewise, or leave path out"
+        wanted = data.train + data.val + data.test
+        if planted.dialogues < wanted:
+            yield (
+                f"data.synthetic.dialogues = {planted.dialogues}: fewer than train + val + test = {wanted}; "
+                f"raise it to {wanted} or lower the splits"
+            )
+    elif data.path is None:
+        yield f"data.path: missing; the {data.source} source needs a file or folder (--data PATH)"
+    if clustering.sizes is not None and len(clustering.sizes) != clustering.k:
+        yield f"clustering.sizes = {list(clustering.sizes)}: {len(clustering.sizes)} sizes for k = {clustering.k}; make them agree"
+    n_known = data.personas or n_personas
+    if n_personas is not None and clustering.sizes is not None and sum(clustering.sizes) != n_personas:
+        yield (
+            f"clustering.sizes = {list(clustering.sizes)}: they sum to {sum(clustering.sizes)}, but there are {n_personas} personas; "
+            "change the sizes or leave them out"
+        )
+    if n_known is not None and clustering.k > n_known:
+        yield f"clustering.k = {clustering.k}: more clusters than the {n_known} personas; lower it"
+
+
+def _gate_problems(study: Study) -> Iterator[str]:
+    names = [rung.name for rung in study.gate.ladder]
+    for index, rung in enumerate(study.gate.ladder):
+        if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", rung.name):
+            yield f"gate.ladder.{index}.name = {rung.name!r}: use lower-case letters, digits and dashes"
+        if names.count(rung.name) > 1 and names.index(rung.name) == index:
+            yield f"gate.ladder: two rungs are called {rung.name!r}; give each its own name"
+        if rung.learning_rate is None and rung.epochs is None and rung.init is None:
+            yield f"gate.ladder.{index}: rung {rung.name!r} changes nothing; set learning_rate, epochs or init"
+
+
+def _run_problems(study: Study) -> Iterator[str]:
+    micro_batch = study.runtime.micro_batch
+    if micro_batch is not None and micro_batch > study.recipe.batch_size:
+        yield (
+            f"runtime.micro_batch = {micro_batch}: larger than recipe.batch_size = {study.recipe.batch_size}; "
+            "lower it, or leave it out to use the whole batch"
+        )
+    if study.evaluation.max_new_tokens >= study.model.max_length:
+        yield (
+            f"evaluation.max_new_tokens = {study.evaluation.max_new_tokens}: leaves no room for a prompt in "
+            f"model.max_length = {study.model.max_length}; lower the one or raise the other"
+        )
+    if not study.recipe.target_modules:
+        yield "recipe.target_modules = []: an adapter with nothing to change; name linear layers such as q_proj and v_proj"

@@ -1,0 +1,47 @@
+"""Brings work pools, deployments and automations to the server at PREFECT_API_URL: `python -m deployments.apply`. Safe to repeat."""
+
+import json
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
+from prefect.exceptions import ObjectNotFound
+
+from deployments.services import CHECKOUT
+
+log = logging.getLogger(__name__)
+
+POOLS = CHECKOUT / "deployments" / "pools"
+
+
+def apply_pools(folder: Path = POOLS) -> tuple[str, ...]:
+    """Create or update one work pool per process template (`cpu.json`, `gpu.json`); return their names."""
+    names: list[str] = []
+    with get_client(sync_client=True) as client:
+        for file in sorted(folder.glob("*.json")):
+            template = json.loads(file.read_text(encoding="utf-8"))
+            try:
+                client.read_work_pool(file.stem)
+                client.update_work_pool(file.stem, WorkPoolUpdate(base_job_template=template))
+            except ObjectNotFound:
+                client.create_work_pool(WorkPoolCreate(name=file.stem, type="process", base_job_template=template))
+            names.append(file.stem)
+    return tuple(names)
+
+
+def apply_deployments() -> None:
+    """Deploy everything that prefect.yaml lists. Raises CalledProcessError, with Prefect's own words on stderr."""
+    command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
+    subprocess.run(command, cwd=CHECKOUT, check=True)
+
+
+if __name__ == "__main__":
+    from deployments.automations import apply_automations
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    log.info("work pools: %s", ", ".join(apply_pools()))
+    apply_automations()
+    apply_deployments()

@@ -1,0 +1,104 @@
+"""Detached processes that outlive their starter, recognised by pid and birth so that a recycled pid is never signalled."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """A process that leads its own session; `birth` tells it from a later process with the same pid."""
+
+    pid: int
+    birth: str
+
+
+def start(argv: Sequence[str], *, env: Mapping[str, str], folder: Path, log_file: Path) -> Process:
+    """Start a process in its own session, its output appended to `log_file`, and return it."""
+    log_file.parent.mkdir(parents=True, exist_ok=True)
+    with log_file.open("ab") as output:
+        child = subprocess.Popen(  # its end is noticed by `alive`
+            argv,
+            env=dict(env),
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=_listen_to_signals,
+        )
+    # The session outlives this program: without a note of its status, Python would warn about a running child at exit.
+    child.returncode = 0
+    return Process(child.pid, _birth(child.pid) or "gone")
+
+
+def alive(process: Process) -> bool:
+    """Return whether this very process still runs."""
+    _reap(process.pid)
+    return _birth(process.pid) == process.birth
+
+
+def stop(processes: Sequence[Process], *, patience_seconds: float = 15.0) -> None:
+    """End the sessions of these processes: politely first, by force after `patience_seconds`."""
+    leaders = [process.pid for process in processes if alive(process)]
+    for pid in leaders:
+        _signal_group(pid, signal.SIGTERM)
+    deadline = time.monotonic() + patience_seconds
+    while time.monotonic() < deadline and any(_group_exists(pid) for pid in leaders):
+        time.sleep(0.1)
+    for pid in leaders:
+        _signal_group(pid, signal.SIGKILL)
+
+
+def last_lines(log_file: Path, *, n_lines: int = 15) -> str:
+    """Return the end of a log file, or a note that there is none."""
+    if not log_file.is_file():
+        return "(no output)"
+    return "\n".join(log_file.read_text(encoding="utf-8", errors="replace").splitlines()[-n_lines:]) or "(no output)"
+
+
+def _listen_to_signals() -> None:
+    # A shell starts background jobs with SIGINT ignored, and Prefect's worker then also ignores its first SIGTERM.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def _birth(pid: int) -> str | None:
+    """Return when a process began, in words of its system; None when it has ended or is a zombie."""
+    if sys.platform == "linux":
+        # Ticks since boot do not move when the clock is set, as a wall-clock start time would.
+        try:
+            after_name = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        except OSError:
+            return None
+        return None if after_name[0] in "ZX" else after_name[19]
+    listing = subprocess.run(["ps", "-o", "stat=,lstart=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout
+    state, _, started = listing.strip().partition(" ")
+    return None if not state or state.startswith("Z") else started.strip()
+
+
+def _reap(pid: int) -> None:
+    try:
+        os.waitpid(pid, os.WNOHANG)
+    except ChildProcessError:
+        return  # somebody else's child, or reaped already
+
+
+def _signal_group(pid: int, number: signal.Signals) -> None:
+    try:
+        os.killpg(pid, number)
+    except ProcessLookupError:
+        return  # the whole group has ended
+
+
+def _group_exists(pid: int) -> bool:
+    _reap(pid)
+    try:
+        os.killpg(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True

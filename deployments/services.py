@@ -1,0 +1,130 @@
+"""What the local stack is made of: two servers and the workers, as command lines and environments."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+
+LOOPBACK = "127.0.0.1"
+
+
+@dataclass(frozen=True, slots=True)
+class Addresses:
+    """The ports of the two servers, both on loopback."""
+
+    prefect_port: int
+    mlflow_port: int
+
+    @property
+    def prefect(self) -> str:
+        return f"http://{LOOPBACK}:{self.prefect_port}"
+
+    @property
+    def mlflow(self) -> str:
+        return f"http://{LOOPBACK}:{self.mlflow_port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """One process of the stack. `health` is the address that answers 200 once it serves; workers have none."""
+
+    name: str
+    argv: tuple[str, ...]
+    env: Mapping[str, str]
+    health: str | None = None
+
+
+def client_environment(home: Path, addresses: Addresses) -> dict[str, str]:
+    """Return the variables through which a process finds the stack; a study database chosen by the user is kept."""
+    database = os.environ.get("CLUSTERLORA_DATABASE_URL") or f"sqlite:///{home / 'studies.db'}"
+    return {
+        "PREFECT_API_URL": f"{addresses.prefect}/api",
+        "PREFECT_HOME": str(home / "prefect"),
+        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
+        "PREFECT_LOGGING_EXTRA_LOGGERS": "clusterlora",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "MLFLOW_TRACKING_URI": addresses.mlflow,
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "DO_NOT_TRACK": "1",
+        "CLUSTERLORA_HOME": str(home),
+        "CLUSTERLORA_DATABASE_URL": database,
+    }
+
+
+def servers(home: Path, addresses: Addresses) -> tuple[Service, Service]:
+    """Return the Prefect server and the MLflow server, which keep everything under `home`."""
+    env = {**os.environ, **client_environment(home, addresses)}
+    prefect = Service(
+        name="prefect-server",
+        argv=(sys.executable, "-m", "prefect", "server", "start", "--host", LOOPBACK, "--port", str(addresses.prefect_port)),
+        env=env,
+        health=f"{addresses.prefect}/api/health",
+    )
+    mlflow = Service(
+        name="mlflow-server",
+        argv=(
+            *(sys.executable, "-m", "mlflow", "server", "--host", LOOPBACK, "--port", str(addresses.mlflow_port)),
+            *("--workers", "1", "--backend-store-uri", f"sqlite:///{home / 'mlflow' / 'mlflow.db'}"),
+            *("--artifacts-destination", str(home / "mlflow" / "artifacts")),
+        ),
+        env={**env, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+        health=f"{addresses.mlflow}/health",
+    )
+    return prefect, mlflow
+
+
+def workers(home: Path, addresses: Addresses, *, n_gpu_workers: int | None) -> tuple[Service, ...]:
+    """Return one worker for the cpu pool, and for the gpu pool one per device (`n_gpu_workers` of them without a GPU)."""
+    env = {**os.environ, **client_environment(home, addresses), "PREFECT_WORKER_QUERY_SECONDS": "2"}
+    found = [_worker("cpu", "cpu", limit=4, env=env)]
+    devices = cuda_devices()
+    if devices:
+        found += [
+            _worker("gpu", f"gpu-{index}", limit=1, env={**env, "CUDA_VISIBLE_DEVICES": device})
+            for index, device in enumerate(devices[:n_gpu_workers])
+        ]
+        return tuple(found)
+    n_cores = os.cpu_count() or 1
+    n_workers = n_gpu_workers or min(2, n_cores)
+    # Two trainings that each take all cores slow each other down several times.
+    threads = str(max(1, n_cores // n_workers))
+    found += [_worker("gpu", f"gpu-{index}", limit=1, env={**env, "OMP_NUM_THREADS": threads}) for index in range(n_workers)]
+    return tuple(found)
+
+
+def cuda_devices() -> list[str]:
+    """Return what CUDA_VISIBLE_DEVICES may be set to, one entry per usable GPU (or MIG slice); empty without any."""
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is not None:
+        return [device.strip() for device in chosen.split(",") if device.strip() not in ("", "-1")]
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return []
+    listing = subprocess.run([tool, "-L"], capture_output=True, text=True, check=False)
+    return parse_devices(listing.stdout) if listing.returncode == 0 else []
+
+
+def parse_devices(listing: str) -> list[str]:
+    """Return the device names in the output of `nvidia-smi -L`: MIG slices where a GPU is cut into them, else its index."""
+    devices: list[str] = []
+    whole: str | None = None
+    for line in listing.splitlines():
+        if line.startswith("GPU "):
+            whole = line.split(":", 1)[0].removeprefix("GPU ").strip()
+            devices.append(whole)
+        elif line.lstrip().startswith("MIG ") and "UUID:" in line:
+            if whole in devices:
+                devices.remove(whole)
+            devices.append(line.rpartition("UUID:")[2].strip(" )"))
+    return devices
+
+
+def _worker(pool: str, name: str, *, limit: int, env: Mapping[str, str]) -> Service:
+    command = ("worker", "start", "--pool", pool, "--type", "process", "--name", name, "--limit", str(limit))
+    return Service(name=f"worker-{name}", argv=(sys.executable, "-m", "prefect", *command), env=env)
