@@ -1,0 +1,1 @@
+"""Dialogues: where they come from, how they are checked and split."""

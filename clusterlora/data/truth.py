@@ -1,0 +1,26 @@
+"""The planted clusters of a synthetic population. Nothing that clusters, plans or trains may import this module."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Truth:
+    """Which planted cluster each persona belongs to, in the order of the personas."""
+
+    clusters: tuple[tuple[str, int], ...]
+
+    @property
+    def cluster_by_persona(self) -> dict[str, int]:
+        return dict(self.clusters)
+
+
+def write_truth(truth: Truth, path: Path) -> None:
+    """Write `{"cluster_by_persona": {...}}` as JSON."""
+    path.write_text(json.dumps({"cluster_by_persona": truth.cluster_by_persona}, indent=1) + "\n", encoding="utf-8")
+
+
+def read_truth(path: Path) -> Truth:
+    """Return the truth that `write_truth` wrote."""
+    return Truth(tuple(json.loads(path.read_text(encoding="utf-8"))["cluster_by_persona"].items()))
