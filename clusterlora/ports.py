@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from jaxtyping import Float
 
-from clusterlora.settings import Study
+from clusterlora.settings import ModelSettings, Study
 from clusterlora.values import Answer, Attempt, Clustering, Dataset, Route, TrainedAdapter, Verdict
 
 
@@ -151,12 +151,22 @@ class Tracker(Protocol):
         """Attach everything under `folder` (tables, figures) and the summary metrics to the parent run."""
         ...
 
-    def register_adapter(self, study: str, *, model: str, adapter: TrainedAdapter, folder: Path, base_model: str) -> None:
-        """Add a version of `<study>-<model>` unless one with this adapter key exists."""
+    def register_adapter(
+        self, study: str, *, model: str, adapter: TrainedAdapter, folder: Path, base_model: str, settings: ModelSettings | None = None
+    ) -> None:
+        """Add a version of `<study>-<model>` that answers everybody with this adapter, unless one with its key exists.
+
+        `settings` are the study's prompt, dtype and length limit; the class defaults on `base_model` when left out.
+        """
         ...
 
-    def register_router(self, study: str, *, routes: Mapping[str, Any], adapter_folders: Mapping[str, Path], champion: bool) -> str:
-        """Add a version of `<study>` that answers every persona; move alias champion to it when `champion`; return its URI."""
+    def register_router(
+        self, study: str, *, routes: Mapping[str, Any], adapter_folders: Mapping[str, Path], champion: bool, model: str | None = None
+    ) -> str:
+        """Add a version of `<study>` (or of `<study>-<model>`) that answers every persona, unless one with this content exists.
+
+        `routes` is a `RoutingTable` as plain JSON values. Alias champion moves to the version when `champion`. Returns its URI.
+        """
         ...
 
     def end_study(self, study: str, *, status: str) -> None: ...

@@ -3,10 +3,13 @@
 Bounds are `annotated_types`, understood by pydantic and by the Prefect form; the string under a field is its help text.
 """
 
+import re
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le, Len
+
+from clusterlora.errors import BadSettings
 
 _FORM = {"extra": "forbid", "use_attribute_docstrings": True}
 
@@ -223,3 +226,21 @@ class Study:
     """How answers are made and scored."""
     runtime: RuntimeSettings = RuntimeSettings()
     """Where it runs."""
+
+
+STUDY_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,47}")
+"""Study names become folder, experiment and model names: what this matches is safe as each of them."""
+
+
+def check_study_name(name: str) -> str:
+    """Return the name of a study unchanged.
+
+    Raises:
+        BadSettings: it could not be a folder, an experiment and a model name alike.
+    """
+    if not STUDY_NAME.fullmatch(name):
+        raise BadSettings(
+            f"study name {name!r} is not allowed; use 1 to 48 lower-case letters, digits, dots, dashes and underscores, "
+            "beginning with a letter or digit"
+        )
+    return name

@@ -1,0 +1,235 @@
+"""Small real implementations of the ports that keep everything in memory: for tests, and for runs that need no server."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from clusterlora.errors import UnknownName
+from clusterlora.ports import AdapterRun
+from clusterlora.settings import ModelSettings, Study, check_study_name
+from clusterlora.stores.resume import refuse_other_data, refuse_other_settings
+from clusterlora.values import Answer, Attempt, Clustering, Dataset, Route, TrainedAdapter, Verdict
+
+
+class SilentLog:
+    """A RunLog that says nothing."""
+
+    def phase(self, name: str, *, total: int, unit: str) -> None: ...
+
+    def advance(self, units: int = 1, **facts: float) -> None: ...
+
+    def metric(self, name: str, value: float, *, step: int) -> None: ...
+
+    def note(self, message: str) -> None: ...
+
+
+@dataclass(slots=True)
+class _StudyRecord:
+    study: Study
+    created: str
+    status: str = "created"
+    facts: dict[str, Any] = field(default_factory=dict[str, Any])
+    dataset: Dataset | None = None
+    clustering: Clustering | None = None
+    adapter_keys: set[str] = field(default_factory=set[str])
+    attempts: dict[tuple[str, int], Attempt] = field(default_factory=dict[tuple[str, int], Attempt])
+    answers: dict[tuple[str, str, str], Answer] = field(default_factory=dict[tuple[str, str, str], Answer])
+    routes: dict[tuple[str, str], Route] = field(default_factory=dict[tuple[str, str], Route])
+    verdicts: dict[str, Verdict] = field(default_factory=dict[str, Verdict])
+
+
+class MemoryStudyStore:
+    """A StudyStore that dies with its process."""
+
+    def __init__(self) -> None:
+        self._studies: dict[str, _StudyRecord] = {}
+        self._adapters: dict[str, TrainedAdapter] = {}
+
+    def create_study(self, study: Study, *, facts: Mapping[str, Any]) -> None:
+        record = self._studies.get(check_study_name(study.name))
+        if record is None:
+            record = self._studies[study.name] = _StudyRecord(study, datetime.now(UTC).isoformat(timespec="microseconds"))
+        else:
+            refuse_other_settings(record.study, study)
+            record.study = study
+        record.facts.update(facts)
+
+    def study(self, name: str) -> Study:
+        return self._record(name).study
+
+    def studies(self) -> tuple[tuple[str, str, str], ...]:
+        return tuple((name, r.status, r.created) for name, r in reversed(self._studies.items()))
+
+    def set_status(self, name: str, status: str) -> None:
+        self._record(name).status = status
+
+    def status(self, name: str) -> str:
+        return self._record(name).status
+
+    def save_fact(self, study: str, name: str, value: Any) -> None:
+        self._record(study).facts[name] = value
+
+    def facts(self, study: str) -> Mapping[str, Any]:
+        return dict(self._record(study).facts)
+
+    def save_dataset(self, study: str, dataset: Dataset) -> None:
+        record = self._record(study)
+        refuse_other_data(study, record.dataset and record.dataset.digest, dataset)
+        record.dataset = dataset
+
+    def dataset(self, study: str) -> Dataset:
+        dataset = self._record(study).dataset
+        if dataset is None:
+            raise UnknownName(f"study {study!r} has no data yet; prepare it first")
+        return dataset
+
+    def save_clustering(self, study: str, clustering: Clustering) -> None:
+        self._record(study).clustering = clustering
+
+    def clustering(self, study: str) -> Clustering | None:
+        return self._record(study).clustering
+
+    def save_adapter(self, study: str, adapter: TrainedAdapter) -> None:
+        self._record(study).adapter_keys.add(adapter.key)
+        self._adapters.setdefault(adapter.key, adapter)
+
+    def adapter(self, key: str) -> TrainedAdapter | None:
+        return self._adapters.get(key)
+
+    def adapters(self, study: str) -> tuple[TrainedAdapter, ...]:
+        return tuple(sorted((self._adapters[k] for k in self._record(study).adapter_keys), key=lambda a: (a.name, a.key)))
+
+    def open_attempt(self, study: str, attempt: Attempt) -> None:
+        attempts = self._record(study).attempts
+        known = attempts.get((attempt.pack, attempt.number))
+        if known is None or known.state == "running":
+            attempts[attempt.pack, attempt.number] = attempt
+
+    def close_attempt(
+        self, study: str, pack: str, number: int, *, state: str, detail: str = "", peak_memory_bytes: int | None = None
+    ) -> None:
+        attempts = self._record(study).attempts
+        attempt = attempts.get((pack, number), Attempt(pack, number, micro_batch=0, state="running"))
+        if attempt.state == "running":
+            attempts[pack, number] = replace(attempt, state=state, detail=detail, peak_memory_bytes=peak_memory_bytes)
+
+    def attempts(self, study: str, pack: str | None = None) -> tuple[Attempt, ...]:
+        attempts = self._record(study).attempts
+        return tuple(attempts[key] for key in sorted(attempts) if pack in (None, key[0]))
+
+    def save_answers(self, study: str, answers: Iterable[Answer]) -> None:
+        kept = self._record(study).answers
+        for answer in answers:
+            kept[answer.stack_key, answer.persona_id, answer.item_id] = replace(answer, scores=tuple(sorted(answer.scores)))
+
+    def answers(self, study: str, stack_keys: Sequence[str] | None = None) -> tuple[Answer, ...]:
+        kept = self._record(study).answers
+        return tuple(kept[key] for key in sorted(kept) if stack_keys is None or key[0] in stack_keys)
+
+    def save_routes(self, study: str, routes: Sequence[Route]) -> None:
+        record = self._record(study)
+        replaced = {r.method for r in routes}
+        record.routes = {key: r for key, r in record.routes.items() if r.method not in replaced}
+        record.routes.update({(r.method, r.persona_id): r for r in routes})
+
+    def routes(self, study: str) -> tuple[Route, ...]:
+        routes = self._record(study).routes
+        return tuple(routes[key] for key in sorted(routes))
+
+    def save_verdict(self, study: str, verdict: Verdict) -> None:
+        self._record(study).verdicts[verdict.rung] = verdict
+
+    def verdicts(self, study: str) -> tuple[Verdict, ...]:
+        return tuple(self._record(study).verdicts.values())
+
+    def _record(self, name: str) -> _StudyRecord:
+        if name not in self._studies:
+            raise UnknownName(f"unknown study {name!r}; known: {', '.join(self._studies) or 'none'}")
+        return self._studies[name]
+
+
+@dataclass(slots=True)
+class MemoryRun:
+    """A run of MemoryTracker: what was logged to it, for a test to look at."""
+
+    run_id: str
+    name: str
+    params: dict[str, Any] = field(default_factory=dict[str, Any])
+    tags: dict[str, str] = field(default_factory=dict[str, str])
+    status: str = "RUNNING"
+    values: dict[str, float] = field(default_factory=dict[str, float])
+    curves: dict[str, list[tuple[int, float]]] = field(default_factory=dict[str, list[tuple[int, float]]])
+    uploads: dict[str, Path] = field(default_factory=dict[str, Path])
+
+    def curve(self, name: str, points: Sequence[tuple[int, float]]) -> None:
+        self.curves.setdefault(name, []).extend(points)
+
+    def metrics(self, values: Mapping[str, float]) -> None:
+        self.values.update(values)
+
+    def artifacts(self, folder: Path, path: str) -> str:
+        self.uploads[path] = folder
+        return f"memory:/{self.run_id}/{path}"
+
+
+class MemoryTracker:
+    """A Tracker that sends nothing anywhere; also the tracker of runs without MLflow.
+
+    `runs` holds every run by id, `models` the content of every version by registered name, `champions` the version number.
+    """
+
+    def __init__(self) -> None:
+        self.runs: dict[str, MemoryRun] = {}
+        self.models: dict[str, list[Any]] = {}
+        self.champions: dict[str, int] = {}
+        self.verdicts: dict[str, list[Verdict]] = {}
+
+    def start_study(self, study: str, *, params: Mapping[str, Any], tags: Mapping[str, str], dataset: Dataset) -> str:
+        run = self.runs.setdefault(study, MemoryRun(study, study))
+        run.params.update(params)
+        run.tags.update(tags, data_digest=dataset.digest)
+        run.status = "RUNNING"
+        return run.run_id
+
+    @contextmanager
+    def adapter_run(self, study: str, *, name: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> Iterator[AdapterRun]:
+        run = MemoryRun(f"{study}-{len(self.runs)}", name, dict(params), dict(tags))
+        self.runs[run.run_id] = run
+        try:
+            yield run
+        except BaseException:
+            run.status = "FAILED"
+            raise
+        run.status = "FINISHED"
+
+    def log_verdict(self, study: str, verdict: Verdict) -> None:
+        self.verdicts.setdefault(study, []).append(verdict)
+
+    def log_results(self, study: str, *, folder: Path, metrics: Mapping[str, float]) -> None:
+        self.runs[study].artifacts(folder, "results")
+        self.runs[study].metrics(metrics)
+
+    def register_adapter(
+        self, study: str, *, model: str, adapter: TrainedAdapter, folder: Path, base_model: str, settings: ModelSettings | None = None
+    ) -> None:
+        versions = self.models.setdefault(f"{study}-{model}", [])
+        if adapter.key not in versions:
+            versions.append(adapter.key)
+
+    def register_router(
+        self, study: str, *, routes: Mapping[str, Any], adapter_folders: Mapping[str, Path], champion: bool, model: str | None = None
+    ) -> str:
+        name = f"{study}-{model}" if model else study
+        versions = self.models.setdefault(name, [])
+        if dict(routes) not in versions:
+            versions.append(dict(routes))
+        if champion:
+            self.champions[name] = versions.index(dict(routes)) + 1
+        return f"models:/{name}/{versions.index(dict(routes)) + 1}"
+
+    def end_study(self, study: str, *, status: str) -> None:
+        self.runs[study].tags["status"] = status
+        self.runs[study].status = "FAILED" if status == "failed" else "FINISHED"
