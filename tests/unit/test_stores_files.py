@@ -1,0 +1,118 @@
+"""The adapter folder store: complete or invisible, never a pickle, never outside its root."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from clusterlora.errors import BadData
+from clusterlora.stores.files import FileAdapterStore
+
+KEY = "0123456789abcdef"
+
+
+def peft_folder(folder: Path, weights: bytes = b"weights") -> Path:
+    folder.mkdir(parents=True)
+    (folder / "adapter_config.json").write_text("{}")
+    (folder / "adapter_model.safetensors").write_bytes(weights)
+    (folder / "README.md").write_text("a model card")
+    return folder
+
+
+def visible(root: Path) -> list[str]:
+    return [p.name for p in root.iterdir() if not p.name.startswith(".")]
+
+
+def test_a_saved_adapter_is_found_under_its_key(tmp_path: Path) -> None:
+    store = FileAdapterStore(tmp_path / "store")
+    assert store.path(KEY) is None
+    saved = store.save(KEY, peft_folder(tmp_path / "offered"))
+    assert store.path(KEY) == saved
+    assert sorted(p.name for p in saved.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+
+
+def test_the_first_copy_of_a_key_stays(tmp_path: Path) -> None:
+    store = FileAdapterStore(tmp_path / "store")
+    store.save(KEY, peft_folder(tmp_path / "first", b"first"))
+    saved = store.save(KEY, peft_folder(tmp_path / "second", b"second"))
+    assert (saved / "adapter_model.safetensors").read_bytes() == b"first"
+
+
+@pytest.mark.parametrize("name", ["adapter_model.bin", "optimizer.pt", "state.pkl", "model.pth", "adapter.gguf", "run.py"])
+def test_a_folder_with_anything_but_safetensors_and_json_is_refused(tmp_path: Path, name: str) -> None:
+    offered = peft_folder(tmp_path / "offered")
+    (offered / name).write_bytes(b"\x80\x04")
+    with pytest.raises(BadData, match=name):
+        FileAdapterStore(tmp_path / "store").save(KEY, offered)
+    assert visible(tmp_path / "store") == []
+
+
+def test_a_link_out_of_the_folder_is_refused(tmp_path: Path) -> None:
+    offered = peft_folder(tmp_path / "offered")
+    (offered / "extra.json").symlink_to("/etc/hostname")
+    with pytest.raises(BadData, match=r"extra\.json"):
+        FileAdapterStore(tmp_path / "store").save(KEY, offered)
+
+
+def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
+    offered = peft_folder(tmp_path / "offered")
+    (offered / "adapter_model.safetensors").unlink()
+    with pytest.raises(BadData, match=r"adapter_model\.safetensors missing"):
+        FileAdapterStore(tmp_path / "store").save(KEY, offered)
+
+
+@pytest.mark.parametrize("key", ["../escape", "a/b", "", ".scratch", "x" * 200])
+def test_a_key_that_is_a_path_is_refused(tmp_path: Path, key: str) -> None:
+    store = FileAdapterStore(tmp_path / "store")
+    for use in (store.path, store.scratch, store.drop_scratch):
+        with pytest.raises(BadData, match="content key"):
+            use(key)
+
+
+def test_an_adapter_that_lies_elsewhere_is_fetched_once(tmp_path: Path) -> None:
+    elsewhere = FileAdapterStore(tmp_path / "elsewhere")
+    elsewhere.save(KEY, peft_folder(tmp_path / "offered"))
+    fetched: list[str] = []
+
+    def fetch(key: str, folder: Path) -> bool:
+        fetched.append(key)
+        source = elsewhere.path(key)
+        if source is not None:
+            shutil.copytree(source, folder, dirs_exist_ok=True)
+        return source is not None
+
+    here = FileAdapterStore(tmp_path / "here", fetch)
+    assert here.path("ffff") is None
+    assert here.path(KEY) == tmp_path / "here" / KEY
+    assert here.path(KEY) == tmp_path / "here" / KEY
+    assert fetched == ["ffff", KEY]
+
+
+def test_a_fetch_that_breaks_off_leaves_nothing_visible(tmp_path: Path) -> None:
+    def fetch(key: str, folder: Path) -> bool:
+        (folder / "adapter_config.json").write_text(key)
+        raise ConnectionError("gone")
+
+    store = FileAdapterStore(tmp_path / "store", fetch)
+    with pytest.raises(ConnectionError):
+        store.path(KEY)
+    assert visible(tmp_path / "store") == []
+
+
+def test_a_fetched_pickle_is_refused(tmp_path: Path) -> None:
+    def fetch(key: str, folder: Path) -> bool:
+        (folder / "adapter_model.bin").write_bytes(key.encode())
+        return True
+
+    with pytest.raises(BadData):
+        FileAdapterStore(tmp_path / "store", fetch).path(KEY)
+    assert visible(tmp_path / "store") == []
+
+
+def test_scratch_survives_a_new_store_and_is_no_adapter(tmp_path: Path) -> None:
+    (FileAdapterStore(tmp_path).scratch(KEY) / "checkpoint.safetensors").write_bytes(b"half")
+    store = FileAdapterStore(tmp_path)
+    assert (store.scratch(KEY) / "checkpoint.safetensors").read_bytes() == b"half"
+    assert store.path(KEY) is None
+    store.drop_scratch(KEY)
+    assert list(store.scratch(KEY).iterdir()) == []
