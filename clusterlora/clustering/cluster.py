@@ -63,7 +63,8 @@ def _partition(settings: ClusteringSettings, n_personas: int) -> Partition:
         return lambda features, seed: free_sizes(features, settings.k, seed=seed)
     if sum(sizes) != n_personas or min(sizes, default=0) < 1:
         raise BadSettings(
-            f"clustering.sizes={sizes} sum to {sum(sizes)} for {n_personas} personas; give sizes of at least 1 that sum to {n_personas}, or none"
+            f"clustering.sizes={sizes} sum to {sum(sizes)} for {n_personas} personas; "
+            f"give sizes of at least 1 that sum to {n_personas}, or none"
         )
     return lambda features, seed: exact_sizes(features, sizes, seed=seed)
 

@@ -1,0 +1,1 @@
+"""Answering every item under one protocol, and scoring the answers."""
