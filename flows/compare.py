@@ -1,0 +1,17 @@
+"""Compare the methods of a study on the answers it holds."""
+
+from prefect import flow, tags
+
+from tasks.comparison import compare as compare_methods
+from tasks.run_names import study_tag
+
+
+@flow(name="compare", flow_run_name="compare · {study_name}")
+def compare(study_name: str) -> str:
+    """Write tables and figure anew and return the verdict sentence.
+
+    Args:
+        study_name: A study whose test items have been answered.
+    """
+    with tags(study_tag(study_name)):
+        return compare_methods(study_name)

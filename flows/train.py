@@ -1,0 +1,40 @@
+"""The deployed GPU unit: one attempt at training one pack of adapters."""
+
+from prefect import flow
+from prefect.runtime import flow_run
+from prefect.states import Failed, State
+
+from clusterlora.errors import OutOfMemory
+from tasks.run_names import training_name
+from tasks.training import train_pack
+
+
+def _name() -> str:
+    return training_name(**flow_run.parameters)
+
+
+@flow(name="train", flow_run_name=_name)
+def train(study_name: str, pack: str, title: str, adapters: list[str], micro_batch: int, attempt: int) -> State | None:
+    """Train adapters of an existing study on this worker's device.
+
+    Running out of memory ends the run in a state of that name, so that it can be told from every other failure in the UI,
+    in events and by whoever started it.
+
+    Args:
+        study_name: A study that exists.
+        pack: Name under which the attempts are counted.
+        title: What to call it, for example `cluster 00`.
+        adapters: Names of the study's adapters to train.
+        micro_batch: Dialogues per forward pass. The optimiser's batch stays the recipe's.
+        attempt: Number of this attempt.
+    """
+    try:
+        train_pack(study_name, pack=pack, title=title, adapters=adapters, micro_batch=micro_batch, attempt=attempt)
+    except OutOfMemory as error:
+        advice = (
+            f"the next attempt uses micro-batch {micro_batch // 2}"
+            if micro_batch > 1
+            else "not even one dialogue fits: lower model.max_length or recipe.rank, or use a smaller base or a larger device"
+        )
+        return Failed(name="OutOfMemory", message=f"out of memory at micro-batch {micro_batch} ({error}); {advice}")
+    return None

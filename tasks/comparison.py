@@ -1,0 +1,34 @@
+"""Compare the methods of a study and register what it made, with the table where people look for it."""
+
+from prefect import task
+from prefect.artifacts import create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+
+from clusterlora.wiring import from_environment
+from tasks.retrying import service_was_away
+from tasks.run_log import PrefectRunLog, artifact_key
+
+
+@task(task_run_name="compare · {study_name}", retries=3, retry_delay_seconds=5, retry_condition_fn=service_was_away, cache_policy=NO_CACHE)
+def compare(study_name: str) -> str:
+    """Write the study's results folder and return the comparison's verdict sentence."""
+    from clusterlora.stages.compare import compare as compare_methods
+
+    stores = from_environment()
+    comparison = compare_methods(study_name, stores, PrefectRunLog(study_name, "compare"))
+    results = stores.folder(study_name) / "results"
+    create_markdown_artifact(
+        f"# {study_name}\n\n{(results / 'summary.md').read_text(encoding='utf-8')}\n\n"
+        f"Figure: `{results / 'figures' / 'comprehensive_comparison.png'}`\n",
+        key=artifact_key("comparison", study_name),
+        description=comparison.verdict,
+    )
+    return comparison.verdict
+
+
+@task(task_run_name="register · {study_name}", retries=3, retry_delay_seconds=5, retry_condition_fn=service_was_away, cache_policy=NO_CACHE)
+def register(study_name: str) -> str:
+    """Put the adapters and the champion into the model registry; return the champion's URI."""
+    from clusterlora.stages.register import register as register_models
+
+    return register_models(study_name, from_environment(), PrefectRunLog(study_name, "register"))

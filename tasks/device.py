@@ -1,0 +1,51 @@
+"""One run at a time on a GPU, guarded by the operating system."""
+
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from prefect.logging import get_run_logger
+
+ASK_AGAIN_SECONDS = 1.0
+
+
+def visible_gpu() -> str | None:
+    """Return the UUID of the first GPU this process may use; None on a machine without one."""
+    import torch
+
+    return str(torch.cuda.get_device_properties(0).uuid) if torch.cuda.is_available() else None
+
+
+@contextmanager
+def exclusive(device: str | None, locks: Path) -> Iterator[None]:
+    """Hold the lock of a device while the block runs; without a device (CPU) nothing is locked.
+
+    A training survives the death of its worker, and the worker's successor would start another one beside it. The kernel
+    drops the lock when its holder ends, however it ends, so unlike a Prefect concurrency slot it never has to expire.
+    """
+    if device is None:
+        yield
+        return
+    locks.mkdir(parents=True, exist_ok=True)
+    with (locks / f"{device}.lock").open("a+") as lock:
+        _acquire(lock.fileno(), device)
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield
+
+
+def _acquire(descriptor: int, device: str) -> None:
+    told = False
+    while True:
+        try:
+            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not told:
+                holder = os.pread(descriptor, 20, 0).decode() or "unknown"
+                get_run_logger().info("waiting for device %s, in use by process %s", device, holder)
+                told = True
+            time.sleep(ASK_AGAIN_SECONDS)

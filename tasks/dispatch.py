@@ -1,0 +1,162 @@
+"""Tasks that start a deployed run on the gpu pool and wait for it. One try of the task is one attempt of the work.
+
+Attempts are numbered in the study database, and the number is in the idempotency key: whoever asks for the same attempt,
+a retry or a fresh parent after a crash, finds the run that is already there instead of starting a second one.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+import httpx
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import FlowRun, State, TaskRun
+from prefect.deployments import run_deployment
+from prefect.exceptions import ObjectNotFound
+from prefect.runtime import task_run as this_task_run
+from prefect.tasks import Task
+
+from clusterlora.errors import OutOfMemory, ServiceDown, UnknownName
+from clusterlora.ports import Stores
+from clusterlora.settings import Study
+from clusterlora.stages.plan import Pack
+from clusterlora.values import Attempt
+from clusterlora.wiring import from_environment
+from tasks.run_names import evaluation_name, study_tag, training_name
+
+MOST_HALVINGS = 4
+MOST_CRASHES = 2
+ASK_EVERY_SECONDS = 2.0
+
+
+class ChildFailed(RuntimeError):
+    """A run ended in a way that another attempt cannot cure."""
+
+
+class ChildCrashed(RuntimeError):
+    """A run died, or ended without leaving its work behind; `crashes` counts those of this task run."""
+
+    def __init__(self, message: str, *, crashes: int) -> None:
+        super().__init__(message)
+        self.crashes = crashes
+
+
+def deserves_another_attempt(_task: Task[..., Any], _task_run: TaskRun, state: State[Any]) -> bool:
+    """Return whether a retry can help: less memory asked for, a machine that died, a service that was away.
+
+    Must be a plain function: with any other callable Prefect silently never retries.
+    """
+    error = state.data
+    if isinstance(error, OutOfMemory):
+        return error.micro_batch > 1
+    if isinstance(error, ChildCrashed):
+        return error.crashes <= MOST_CRASHES
+    return isinstance(error, ServiceDown | httpx.TransportError)
+
+
+@task(
+    task_run_name="train · {pack.title} · {study_name}",
+    retries=MOST_HALVINGS,
+    retry_delay_seconds=1,
+    retry_condition_fn=deserves_another_attempt,
+    cache_policy=NO_CACHE,
+)
+def dispatch_training(study_name: str, pack: Pack) -> None:
+    """Train a pack in a run of its own; after OutOfMemory the retry asks for half the micro-batch.
+
+    Raises:
+        OutOfMemory: it does not fit, even one dialogue at a time or after the last retry.
+        ChildCrashed: the run died more often than is worth another attempt.
+        ChildFailed: the run failed for a reason of its own, or was cancelled.
+    """
+    from clusterlora.stages.train import next_micro_batch
+
+    stores = from_environment()
+    study = stores.studies.study(study_name)
+    number, micro_batch = next_micro_batch(study, pack.name, stores)
+    attempt = Attempt(pack=pack.name, number=number, micro_batch=micro_batch, state="running")
+    parameters = {
+        "study_name": study_name,
+        "pack": pack.name,
+        "title": pack.title,
+        "adapters": list(pack.adapters),
+        "micro_batch": micro_batch,
+        "attempt": number,
+    }
+    _see_through("train", study, attempt, parameters, training_name(**parameters), stores)
+
+    missing = set(pack.adapters) - {adapter.name for adapter in stores.studies.adapters(study_name)}
+    if missing:
+        _count_crash(study_name, attempt, "lost", f"the run completed but left no {', '.join(sorted(missing))}", stores)
+
+
+@task(
+    task_run_name="evaluate · {part} {shard}/{shards} · {study_name}",
+    retries=MOST_CRASHES,
+    retry_delay_seconds=1,
+    retry_condition_fn=deserves_another_attempt,
+    cache_policy=NO_CACHE,
+)
+def dispatch_evaluation(study_name: str, part: str, *, shard: int = 1, shards: int = 1, rung: str | None = None) -> None:
+    """Answer and score one shard (counted from 1) of the gate, select or test part in a run of its own.
+
+    Raises:
+        ChildCrashed: the run died more often than is worth another attempt.
+        ChildFailed: the run failed for a reason of its own, or was cancelled.
+    """
+    stores = from_environment()
+    study = stores.studies.study(study_name)
+    parameters = {"study_name": study_name, "part": part, "shard": shard, "shards": shards, "rung": rung}
+    name = evaluation_name(**parameters)
+    earlier = stores.studies.attempts(study_name, name)
+    if earlier and earlier[-1].state == "running":
+        attempt = earlier[-1]
+    else:
+        attempt = Attempt(pack=name, number=len(earlier) + 1, micro_batch=study.evaluation.batch_size, state="running")
+        stores.studies.open_attempt(study_name, attempt)
+    _see_through("evaluate", study, attempt, parameters, name, stores)
+    stores.studies.close_attempt(study_name, name, attempt.number, state="done")
+
+
+def _see_through(flow: str, study: Study, attempt: Attempt, parameters: Mapping[str, Any], name: str, stores: Stores) -> None:
+    """Start the attempt's run, or find it, and wait; return when it completed, else record how it ended and raise."""
+    # A study deleted and made again under its name must not find the runs of the first one.
+    created = next(created for known, _, created in stores.studies.studies() if known == study.name)
+    deployment = f"{flow}/{flow}" if study.runtime.gpu_pool == "gpu" else f"{flow}/{flow}-{study.runtime.gpu_pool}"
+    try:
+        run = run_deployment(
+            deployment,
+            parameters=dict(parameters),
+            flow_run_name=name,
+            idempotency_key=f"{study.name}/{created}/{attempt.pack}/attempt-{attempt.number}",
+            tags=[study_tag(study.name)],
+            poll_interval=ASK_EVERY_SECONDS,
+        )
+    except ObjectNotFound as error:
+        raise UnknownName(
+            f"no deployment {deployment} for work pool {study.runtime.gpu_pool!r}; run `prefect deploy --all` or set runtime.gpu_pool to gpu"
+        ) from error
+    _settle(run, study.name, attempt, stores)
+
+
+def _settle(run: FlowRun, study_name: str, attempt: Attempt, stores: Stores) -> None:
+    state = run.state
+    assert state is not None and state.is_final(), f"run {run.id} was waited for and is {state}"
+    message = state.message or f"{run.name} ended {state.name}"
+    if state.is_completed():
+        return
+    if state.is_crashed():
+        _count_crash(study_name, attempt, "crashed", message, stores)
+    if state.name == "OutOfMemory":
+        stores.studies.close_attempt(study_name, attempt.pack, attempt.number, state="out_of_memory", detail=message)
+        raise OutOfMemory(message, micro_batch=attempt.micro_batch)
+    stores.studies.close_attempt(study_name, attempt.pack, attempt.number, state="failed", detail=message)
+    raise ChildFailed(f"{run.name} ended {state.name}: {message}")
+
+
+def _count_crash(study_name: str, attempt: Attempt, state: str, detail: str, stores: Stores) -> NoReturn:
+    stores.studies.close_attempt(study_name, attempt.pack, attempt.number, state=state, detail=detail)
+    tries = this_task_run.run_count or 1
+    ended = [a for a in stores.studies.attempts(study_name, attempt.pack) if a.number > attempt.number - tries]
+    crashes = max(1, sum(a.state in ("crashed", "lost") for a in ended))
+    raise ChildCrashed(f"{attempt.pack}, attempt {attempt.number}: {detail}", crashes=crashes)

@@ -1,0 +1,25 @@
+"""The gate's verdict on one rung, shown as an artifact."""
+
+from prefect import task
+from prefect.artifacts import create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+
+from clusterlora.values import Verdict
+from clusterlora.wiring import from_environment
+from tasks.retrying import service_was_away
+from tasks.run_log import artifact_key
+
+
+@task(task_run_name="judge · {study_name} · {rung}", retries=3, retry_delay_seconds=5, retry_condition_fn=service_was_away, cache_policy=NO_CACHE)
+def judge(study_name: str, rung: str) -> Verdict:
+    """Return the verdict on cluster 0 as one rung trained it, from the answers in the study database."""
+    from clusterlora.gate.report import markdown
+    from clusterlora.stages.judge import judge as judge_rung
+
+    verdict = judge_rung(study_name, rung, from_environment())
+    create_markdown_artifact(
+        markdown(verdict),
+        key=artifact_key("gate", study_name, rung),
+        description=f"Gate of {study_name}, {rung}: {'passed' if verdict.passed else 'refused'}",
+    )
+    return verdict

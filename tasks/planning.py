@@ -1,0 +1,35 @@
+"""What is to be trained next, read from the study database: only what is missing and can start at once."""
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from clusterlora.settings import Rung
+from clusterlora.stages.plan import Pack
+from clusterlora.wiring import from_environment
+
+
+@task(task_run_name="ladder · {study_name}", cache_policy=NO_CACHE)
+def ladder(study_name: str) -> tuple[Rung, ...]:
+    """Return the configurations that the gate tries in order, the study's own first; none when nothing is gated."""
+    from clusterlora.stages.plan import gated, rungs
+
+    study = from_environment().studies.study(study_name)
+    return rungs(study) if gated(study) else ()
+
+
+@task(task_run_name="plan gate · {study_name} · {rung.name}", cache_policy=NO_CACHE)
+def packs_for_gate(study_name: str, rung: Rung) -> tuple[Pack, ...]:
+    """Return what can be trained at once of what a rung still needs before it can be judged."""
+    from clusterlora.stages.plan import gate_packs
+
+    stores = from_environment()
+    return gate_packs(stores.studies.study(study_name), stores, rung)
+
+
+@task(task_run_name="plan fan-out · {study_name}", cache_policy=NO_CACHE)
+def packs_after_gate(study_name: str) -> tuple[Pack, ...]:
+    """Return what can be trained at once of what the study's methods still need; nothing when the gate refused."""
+    from clusterlora.stages.plan import remaining_packs
+
+    stores = from_environment()
+    return remaining_packs(stores.studies.study(study_name), stores)

@@ -1,0 +1,31 @@
+"""Check the settings, read the data, record the study and group its personas. All of it may be repeated."""
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from clusterlora.settings import Study
+from clusterlora.wiring import from_environment
+from tasks.retrying import service_was_away
+from tasks.run_log import PrefectRunLog
+
+
+@task(task_run_name="prepare · {study.name}", retries=3, retry_delay_seconds=5, retry_condition_fn=service_was_away, cache_policy=NO_CACHE)
+def prepare(study: Study) -> None:
+    """Refuse impossible settings and unusable data; else the study, its data and its parent run in MLflow exist.
+
+    Raises:
+        BadSettings, BadData: all problems at once.
+    """
+    from clusterlora.config import check
+    from clusterlora.stages.prepare import prepare as prepare_study
+
+    check(study)
+    prepare_study(study, from_environment(), PrefectRunLog(study.name, "prepare"))
+
+
+@task(task_run_name="cluster · {study.name}", retries=3, retry_delay_seconds=5, retry_condition_fn=service_was_away, cache_policy=NO_CACHE)
+def cluster(study: Study) -> None:
+    """Group the personas of a study, unless that was done before."""
+    from clusterlora.stages.cluster import cluster as cluster_study
+
+    cluster_study(study, from_environment(), PrefectRunLog(study.name, "cluster"))

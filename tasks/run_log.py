@@ -1,0 +1,91 @@
+"""Progress of a core call as a Prefect progress artifact with an estimate of what is left, and as log lines."""
+
+import re
+import time
+from uuid import UUID
+
+import httpx
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.logging import get_run_logger
+
+ARTIFACT_EVERY_SECONDS = 3.0
+LOG_EVERY_SECONDS = 30.0
+
+
+def artifact_key(*parts: str) -> str:
+    """Return an artifact key made of lower-case letters, digits and dashes, the only characters Prefect accepts."""
+    return re.sub(r"[^a-z0-9]+", "-", "-".join(parts).lower()).strip("-")
+
+
+def duration(seconds: float) -> str:
+    """Return a duration as a person says it: `40 s`, `12 min`, `3 h 05 min`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+class PrefectRunLog:
+    """A RunLog for code that runs inside a flow or task run.
+
+    The API is asked at most every few seconds, and an outage of it costs the picture, never the work.
+    """
+
+    def __init__(self, *name: str) -> None:
+        self._key = artifact_key("progress", *name)
+        self._logger = get_run_logger()
+        self._facts: dict[str, float] = {}
+        self._artifact: UUID | None = None
+        self._phase, self._total, self._unit, self._done = "", 0, "", 0
+        self._began = self._drawn = self._logged = 0.0
+
+    def phase(self, name: str, *, total: int, unit: str) -> None:
+        """Begin a stretch of work with its own progress artifact."""
+        self._phase, self._total, self._unit, self._done = name, total, unit, 0
+        self._began = self._drawn = self._logged = time.monotonic()
+        self._facts, self._artifact = {}, None
+        self._logger.info("%s: %d %s", name, total, unit)
+        self._draw()
+
+    def advance(self, units: int = 1, **facts: float) -> None:
+        """Count units and redraw when it is time to, or when the phase is complete."""
+        self._done += units
+        self._facts.update(facts)
+        moment = time.monotonic()
+        complete = self._done >= self._total
+        if complete or moment - self._drawn >= ARTIFACT_EVERY_SECONDS:
+            self._drawn = moment
+            self._draw()
+        if complete or moment - self._logged >= LOG_EVERY_SECONDS:
+            self._logged = moment
+            self._logger.info("%s", self.text())
+
+    def metric(self, name: str, value: float, *, step: int) -> None:
+        """Show the latest point of a curve beside the bar."""
+        self._facts[name] = value
+
+    def note(self, message: str) -> None:
+        """Say one line in the run's log."""
+        self._logger.info("%s", message)
+
+    def text(self) -> str:
+        """Return the phase, how far it is, the facts and the estimate of what is left."""
+        spent = time.monotonic() - self._began
+        left = max(self._total - self._done, 0)
+        parts = [f"{self._phase}: {self._done}/{self._total} {self._unit}"]
+        parts += [f"{name.replace('_', ' ')} {value:.4g}" for name, value in self._facts.items()]
+        if left and self._done:
+            parts.append(f"about {duration(spent / self._done * left)} left")
+        elif not left:
+            parts.append(f"took {duration(spent)}")
+        return " · ".join(parts)
+
+    def _draw(self) -> None:
+        percent = 100.0 if not self._total else min(100.0, 100.0 * self._done / self._total)
+        try:
+            if self._artifact is None:
+                self._artifact = create_progress_artifact(percent, key=self._key, description=self.text())
+            else:
+                update_progress_artifact(self._artifact, percent, description=self.text())
+        except httpx.HTTPError as error:
+            self._logger.warning("progress is not shown for the moment: %s", error)

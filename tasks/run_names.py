@@ -1,0 +1,17 @@
+"""What runs are called and tagged, so that a list of runs reads: what, method or cluster, study."""
+
+
+def study_tag(study_name: str) -> str:
+    """Return the tag that all runs of a study carry."""
+    return f"study:{study_name}"
+
+
+def training_name(*, title: str, study_name: str, micro_batch: int, attempt: int, **_: object) -> str:
+    """Return `train · cluster 00 · mission · micro-batch 2 · attempt 1`."""
+    return f"train · {title} · {study_name} · micro-batch {micro_batch} · attempt {attempt}"
+
+
+def evaluation_name(*, part: str, shard: int, shards: int, study_name: str, rung: str | None = None, **_: object) -> str:
+    """Return `evaluate · test 1/2 · mission`, or `evaluate · gate 1/1 · mission · lower-lr` for a rung of the ladder."""
+    name = f"evaluate · {part} {shard}/{shards} · {study_name}"
+    return f"{name} · {rung}" if rung else name

@@ -1,0 +1,26 @@
+"""Train a pack of adapters in this process."""
+
+from collections.abc import Sequence
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from clusterlora.stages.plan import Pack
+from clusterlora.wiring import from_environment
+from tasks.device import exclusive, visible_gpu
+from tasks.run_log import PrefectRunLog
+
+
+@task(task_run_name="train {title} · {study_name} · micro-batch {micro_batch}", cache_policy=NO_CACHE)
+def train_pack(study_name: str, *, pack: str, title: str, adapters: Sequence[str], micro_batch: int, attempt: int) -> int:
+    """Return the number of adapters trained; those the store holds are not trained again.
+
+    Raises:
+        OutOfMemory: the micro-batch does not fit.
+    """
+    from clusterlora.stages.train import train_pack as train
+
+    stores = from_environment()
+    log = PrefectRunLog(study_name, "train", title)
+    with exclusive(visible_gpu(), stores.home / ".locks"):
+        return train(study_name, Pack(pack, title, tuple(adapters)), attempt=attempt, micro_batch=micro_batch, stores=stores, log=log)
