@@ -5,7 +5,7 @@ asked for (`items`, `encode_messages`). Text is tokenised piece by piece, cut wh
 ids of a prompt in evaluation are the ids before that turn in training, for every tokenizer.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,8 +16,8 @@ from clusterlora.values import Dialogue, Item, Persona, Split, Turn
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_PROBE = "\u2042"
-"""A character no dialogue starts with: shows where the chat template puts an assistant's words."""
+_PROBE = "\ue000"
+"""A private-use character: marks where the chat template puts an assistant's words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,8 @@ class PromptEncoder:
 
     def encode_messages(self, turns: Sequence[Turn]) -> tuple[int, ...]:
         """Return the ids to generate from: everything up to where the next assistant turn begins, oldest tokens cut first."""
-        return tuple(i for text, _ in self._pieces(turns) for i in self._ids(text))[-self._max_length :]
+        pieces = [self.encode_response(text) if is_response else self._ids(text) for text, is_response in self._pieces(turns)]
+        return tuple(i for piece in pieces for i in piece)[-self._max_length :]
 
     def encode_response(self, text: str) -> tuple[int, ...]:
         """Return the ids of an assistant turn, end-of-turn token included."""
@@ -128,8 +129,3 @@ class PromptEncoder:
 
     def _end_text(self) -> str:
         return str(self._tokenizer.eos_token)
-
-
-def split_items(settings: ModelSettings, personas: Iterable[Persona], split: Split) -> tuple[Item, ...]:
-    """Return the items of many personas, persona by persona."""
-    return tuple(item for persona in personas for item in items(settings, persona, split))

@@ -54,7 +54,12 @@ def _greedy(
     for _ in range(max_new_tokens):
         with stacked.rows(slots_B):
             logits_BTV = model(
-                input_ids=step_ids, attention_mask=mask_BT, position_ids=step_positions, past_key_values=cache, use_cache=True, logits_to_keep=1
+                input_ids=step_ids,
+                attention_mask=mask_BT,
+                position_ids=step_positions,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
             ).logits
         next_B = logits_BTV[:, -1].argmax(-1)
         going = []

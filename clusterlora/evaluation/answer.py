@@ -1,0 +1,109 @@
+"""Answers and scores for (stack, item) pairs: generate greedily, take the reference's likelihood, apply every metric."""
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from clusterlora.data.prompts import PromptEncoder
+from clusterlora.evaluation.generate import Question, generate, reference_nll
+from clusterlora.evaluation.metric import Scorable
+from clusterlora.evaluation.metrics import METRICS
+from clusterlora.models.base import BaseModel
+from clusterlora.models.memory import is_allocation_failure
+from clusterlora.models.stacked import Factors, StackedModel
+from clusterlora.ports import Embedder, RunLog
+from clusterlora.settings import EvaluationSettings
+from clusterlora.values import Answer, Item
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One item to be answered by one stack."""
+
+    stack_key: str
+    item: Item
+
+
+class Answerer:
+    """Answers items with any number of stacks of adapters at once."""
+
+    def __init__(self, base: BaseModel, embedder: Embedder, settings: EvaluationSettings, *, max_length: int) -> None:
+        self._base = base
+        self._embedder = embedder
+        self._settings = settings
+        self._encoder = PromptEncoder(base.tokenizer, max_length=max_length)
+        self._batch_size = settings.batch_size
+
+    def answer(
+        self, tasks: Sequence[Task], factors_by_stack: Mapping[str, Factors], *, metrics: Sequence[str], run_log: RunLog
+    ) -> list[Answer]:
+        """Return an answer per task, in order. Text is generated only when a metric reads it.
+
+        When an allocation fails the batch is halved and tried again: every row is computed on its own, so scores stay the same.
+
+        Raises:
+            OutOfMemoryError and the like: a single row does not fit.
+        """
+        keys = sorted({task.stack_key for task in tasks})
+        slot_by_key = {key: slot for slot, key in enumerate(keys, start=1)}
+        stacked = StackedModel(self._base.model)
+        stacked.load([factors_by_stack[key] for key in keys])
+        questions = [
+            Question(
+                self._encoder.encode_messages(task.item.messages),
+                slot_by_key[task.stack_key],
+                self._encoder.encode_response(task.item.reference),
+            )
+            for task in tasks
+        ]
+        try:
+            while True:
+                try:
+                    texts, nll = self._run(stacked, questions, generating=tuple(metrics) != ("nll",), run_log=run_log)
+                    break
+                except (RuntimeError, MemoryError) as error:
+                    if not is_allocation_failure(error) or self._batch_size == 1:
+                        raise
+                    self._batch_size //= 2
+                    log.warning("answering ran out of memory; going on with batches of %d", self._batch_size)
+        finally:
+            stacked.close()
+        scorable = Scorable(texts=texts, references=[t.item.reference for t in tasks], embedder=self._embedder, nll=nll)
+        scores = {name: METRICS[name].score(scorable) for name in metrics}
+        return [
+            Answer(
+                task.stack_key,
+                task.item.id,
+                task.item.persona_id,
+                task.item.split,
+                texts[number],
+                tuple((name, float(values[number])) for name, values in scores.items()),
+            )
+            for number, task in enumerate(tasks)
+        ]
+
+    def _run(
+        self, stacked: StackedModel, questions: Sequence[Question], *, generating: bool, run_log: RunLog
+    ) -> tuple[list[str], np.ndarray]:
+        tokenizer = self._base.tokenizer
+        texts = [""] * len(questions)
+        nll = reference_nll(stacked, questions, pad_id=self._base.pad_id, batch_size=self._batch_size)
+        if generating:
+            answers: Iterator[tuple[int, tuple[int, ...]]] = generate(
+                stacked,
+                questions,
+                end_ids=self._base.end_ids,
+                pad_id=self._base.pad_id,
+                max_new_tokens=self._settings.max_new_tokens,
+                batch_size=self._batch_size,
+            )
+            for number, ids in answers:
+                texts[number] = str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
+                run_log.advance(1)
+        else:
+            run_log.advance(len(questions))
+        return texts, nll

@@ -1,0 +1,32 @@
+"""Choosing among a method's arms on val scores. Test scores cannot get here: the function is not given any."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float
+
+
+def select_arm(val_scores: Sequence[Float[np.ndarray, " item"]], *, higher_is_better: bool, margin_se: float) -> int:
+    """Return the index of the arm to answer with; 0 is the default arm.
+
+    Another arm is chosen when its mean is better than the default's by more than `margin_se` standard errors of the paired
+    difference; among several, the one with the best mean. With one val item there is no standard error, and the default stays
+    whenever a margin is asked for.
+
+    Args:
+        val_scores: one array per arm, the same val items in the same order.
+    """
+    sign = 1.0 if higher_is_better else -1.0
+    best, best_gain = 0, 0.0
+    for arm in range(1, len(val_scores)):
+        delta = sign * (val_scores[arm] - val_scores[0])
+        gain = float(delta.mean())
+        if margin_se:
+            if len(delta) < 2:
+                continue
+            needed = margin_se * float(delta.std(ddof=1)) / np.sqrt(len(delta))
+        else:
+            needed = 0.0
+        if gain > needed and gain > best_gain:
+            best, best_gain = arm, gain
+    return best

@@ -1,0 +1,99 @@
+"""Compare all methods on the test items and write the study's results folder."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from clusterlora.comparison.compare import compare as compare_rows
+from clusterlora.comparison.figure import draw
+from clusterlora.comparison.result import Comparison
+from clusterlora.comparison.table import write_tables
+from clusterlora.data.prompts import items
+from clusterlora.errors import BadData
+from clusterlora.evaluation.metrics import METRICS
+from clusterlora.evaluation.reference_points import floor
+from clusterlora.ports import RunLog, Stores
+from clusterlora.settings import Study
+from clusterlora.stages.loaded import embedder
+from clusterlora.stages.plan import REFERENCE, work_plan
+from clusterlora.stages.timing import timed
+from clusterlora.values import EvaluationRow
+
+
+def compare(study_name: str, stores: Stores, log: RunLog) -> Comparison:
+    """Return the comparison; its tables and figure are in `results/` under the study's folder and in the tracker.
+
+    Raises:
+        BadData: nothing has been evaluated yet.
+    """
+    study = stores.studies.study(study_name)
+    log.phase("compare", total=1, unit="comparison")
+    with timed(stores, study_name, "compare"):
+        rows = evaluation_rows(study, stores)
+        if not rows:
+            raise BadData(f"study {study_name} has no test answers; run its evaluate step first")
+        comparison = compare_rows(
+            rows,
+            headline=study.evaluation.headline,
+            higher_is_better={name: METRICS[name].higher_is_better for name in study.evaluation.metrics},
+            draws=study.evaluation.bootstrap_draws,
+            rng=np.random.default_rng(0),
+            reference=REFERENCE,
+            floor=_floor(study, stores, rows),
+        )
+        folder = stores.folder(study_name) / "results"
+        write_tables(comparison, rows, folder)
+        draw(comparison, folder / "figures" / "comprehensive_comparison.png", title=study_name)
+        means = {f"{result.method}/{name}": value for result in comparison.methods for name, value in result.means.items()}
+        stores.tracker.log_results(study_name, folder=folder, metrics=means)
+    stores.studies.save_fact(study_name, "champion", comparison.champion)
+    stores.studies.save_fact(study_name, "conclusion", comparison.sentence)
+    log.advance(1)
+    return comparison
+
+
+def evaluation_rows(study: Study, stores: Stores) -> list[EvaluationRow]:
+    """Return every (method, persona, test item) with its answer and scores: what the comparison is computed from."""
+    plan = work_plan(study, stores)
+    clustering = stores.studies.clustering(study.name)
+    cluster_by_persona = clustering.cluster_by_persona() if clustering else {}
+    personas = stores.studies.dataset(study.name).by_id()
+    routes = [route for route in stores.studies.routes(study.name) if route.method in study.methods]
+    keys = {route.stack: plan.stack_key(route.stack) for route in routes if all(layer.adapter in plan.keys for layer in route.stack)}
+    answers = {
+        (a.stack_key, a.persona_id, a.item_id): a
+        for a in stores.studies.answers(study.name, sorted(set(keys.values())))
+        if a.split == "test"
+    }
+    return [
+        EvaluationRow(
+            method=route.method,
+            persona_id=route.persona_id,
+            cluster=cluster_by_persona[route.persona_id],
+            item_id=item.id,
+            prompt="\n".join(f"{turn.role}: {turn.text}" for turn in item.messages),
+            reference=item.reference,
+            text=answer.text,
+            scores=dict(answer.scores),
+        )
+        for route in routes
+        if route.stack in keys
+        for item in items(study.model, personas[route.persona_id], "test")
+        if (answer := answers.get((keys[route.stack], route.persona_id, item.id))) is not None
+    ]
+
+
+def _floor(study: Study, stores: Stores, rows: Sequence[EvaluationRow]) -> float | None:
+    """Return what another persona's reference scores, when the headline is a similarity to the reference."""
+    if study.evaluation.headline != "embedding_similarity":
+        return None
+    references: dict[str, list[str]] = {}
+    for row in rows:
+        if row.method == rows[0].method:
+            references.setdefault(row.persona_id, []).append(row.reference)
+    return floor(references, embedder(study.model)) if len(references) > 1 else None
+
+
+def figure_path(stores: Stores, study_name: str) -> Path:
+    return stores.folder(study_name) / "results" / "figures" / "comprehensive_comparison.png"

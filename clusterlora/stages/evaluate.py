@@ -1,0 +1,168 @@
+"""Answer and score: the gate's question on val, then every method's on test, after each has chosen among its arms on val."""
+
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+
+from clusterlora.data.prompts import items
+from clusterlora.evaluation.answer import Answerer, Task
+from clusterlora.evaluation.metrics import METRICS
+from clusterlora.evaluation.select import select_arm
+from clusterlora.models.stacked import Factors, read_adapter, stack_factors
+from clusterlora.ports import RunLog, Stores
+from clusterlora.settings import Study
+from clusterlora.stages.loaded import base_model, embedder
+from clusterlora.stages.plan import WorkPlan, gate_adapters, refused, rung_by_name, work_plan
+from clusterlora.stages.timing import timed
+from clusterlora.values import Layer, MethodPlan, Route, Split, Stack
+
+_STACKS_AT_ONCE = 64
+"""Stacks whose factors are in memory together."""
+
+Part = Literal["gate", "test"]
+
+
+def evaluate(study_name: str, *, part: Part, shard: int, shards: int, rung: str | None, stores: Stores, log: RunLog) -> int:
+    """Return the number of answers given; those the study holds are not given again.
+
+    Args:
+        part: `gate` answers cluster 0's val items with a rung's adapter and with unified; `test` lets every method choose on val,
+            then answers test items.
+        shard: this run's share of the personas, 1..shards.
+        rung: which try of the ladder (gate only).
+    """
+    study = stores.studies.study(study_name)
+    runner = _Runner(study, stores, log)
+    with timed(stores, study_name, f"evaluate {part}" + (f" {rung}" if rung else f" {shard}/{shards}")):
+        if part == "gate":
+            return _gate(study, runner, work_plan(study, stores, rung_by_name(study, rung) if rung else None))
+        return _test(study, runner, work_plan(study, stores), shard=shard, shards=shards)
+
+
+def covered_methods(study: Study, plan: WorkPlan, stores: Stores, persona_ids: Sequence[str]) -> dict[str, MethodPlan]:
+    """Return the study's methods that can answer all these personas with adapters that are trained, arms that cannot left out."""
+    held = {adapter.name for adapter in stores.studies.adapters(study.name)}
+    covered = {}
+    for name in study.methods:
+        arms = {
+            p: tuple(stack for stack in stacks if all(layer.adapter in held for layer in stack))
+            for p, stacks in plan.methods[name].arms_by_persona
+        }
+        if all(arms.get(p) for p in persona_ids):
+            covered[name] = MethodPlan(name, plan.methods[name].adapters, tuple(arms.items()), plan.methods[name].margin_se)
+    return covered
+
+
+def compared_personas(study: Study, stores: Stores) -> tuple[str, ...]:
+    """Return who is compared: everyone, or after a refused gate cluster 0, which is all that money was spent on."""
+    if refused(study, stores):
+        clustering = stores.studies.clustering(study.name)
+        assert clustering is not None, "a gate was judged without a clustering"
+        return clustering.members[0]
+    return stores.studies.dataset(study.name).ids
+
+
+def _gate(study: Study, runner: "_Runner", plan: WorkPlan) -> int:
+    candidate, reference = gate_adapters(plan)
+    pairs = [(p, (Layer(name),)) for p in plan.specs[candidate].persona_ids for name in (candidate, reference)]
+    return runner.answer(plan, pairs, "val", study.evaluation.metrics)
+
+
+def _test(study: Study, runner: "_Runner", plan: WorkPlan, *, shard: int, shards: int) -> int:
+    persona_ids = compared_personas(study, runner.stores)[shard - 1 :: shards]
+    methods = covered_methods(study, plan, runner.stores, persona_ids)
+    arms = {(name, p): stacks for name, method in methods.items() for p, stacks in method.arms_by_persona if p in set(persona_ids)}
+    choices = list(dict.fromkeys((p, stack) for (_, p), stacks in arms.items() if len(stacks) > 1 for stack in stacks))
+    metric = study.evaluation.selection_metric
+    n_answers = runner.answer(plan, choices, "val", (metric,) if metric == "nll" else study.evaluation.metrics)
+    val_scores = runner.scores(plan, choices, "val", metric)
+    routes = []
+    for (name, persona_id), stacks in arms.items():
+        chosen = 0
+        if len(stacks) > 1:
+            scores = [val_scores[persona_id, stack] for stack in stacks]
+            chosen = select_arm(scores, higher_is_better=METRICS[metric].higher_is_better, margin_se=methods[name].margin_se)
+        routes.append(Route(name, persona_id, stacks[chosen]))
+    pairs = list(dict.fromkeys((route.persona_id, route.stack) for route in routes))
+    n_answers += runner.answer(plan, pairs, "test", study.evaluation.metrics)
+    runner.stores.studies.save_routes(study.name, routes)
+    return n_answers
+
+
+class _Runner:
+    """Answers (persona, stack) pairs, skipping what the study already holds."""
+
+    def __init__(self, study: Study, stores: Stores, log: RunLog) -> None:
+        self.study = study
+        self.stores = stores
+        self._log = log
+        self._personas = stores.studies.dataset(study.name).by_id()
+        self._answerer: Answerer | None = None
+
+    def answer(self, plan: WorkPlan, pairs: Sequence[tuple[str, Stack]], split: Split, metrics: Sequence[str]) -> int:
+        keys = {stack: plan.stack_key(stack) for _, stack in pairs}
+        held = self._held(keys.values(), split, metrics)
+        # Same stack, neighbouring tasks: a chunk then holds few stacks.
+        stacks = list(dict.fromkeys(stack for _, stack in pairs))
+        tasks = {
+            stack: [
+                Task(keys[stack], item)
+                for p, its in pairs
+                if its == stack
+                for item in items(self.study.model, self._personas[p], split)
+                if (keys[stack], p, item.id) not in held
+            ]
+            for stack in stacks
+        }
+        wanted = [stack for stack in stacks if tasks[stack]]
+        total = sum(len(tasks[stack]) for stack in wanted)
+        if total == 0:
+            return 0
+        if self._answerer is None:
+            model = self.study.model
+            self._answerer = Answerer(base_model(model), embedder(model), self.study.evaluation, max_length=model.max_length)
+        self._log.phase(f"answer {split} items", total=total, unit="answers")
+        for start in range(0, len(wanted), _STACKS_AT_ONCE):
+            chunk = wanted[start : start + _STACKS_AT_ONCE]
+            factors = {keys[stack]: self._factors(plan, stack) for stack in chunk}
+            todo = [task for stack in chunk for task in tasks[stack]]
+            answers = self._answerer.answer(todo, factors, metrics=metrics, run_log=self._log)
+            self.stores.studies.save_answers(self.study.name, answers)
+        return total
+
+    def scores(self, plan: WorkPlan, pairs: Sequence[tuple[str, Stack]], split: Split, metric: str) -> dict[tuple[str, Stack], np.ndarray]:
+        """Return one metric's item scores, items in the persona's order, for every (persona, stack)."""
+        return scores_of(self.study, self.stores, {stack: plan.stack_key(stack) for _, stack in pairs}, pairs, split, metric)
+
+    def _held(self, keys: Iterable[str], split: Split, metrics: Sequence[str]) -> set[tuple[str, str, str]]:
+        answers = self.stores.studies.answers(self.study.name, sorted(set(keys)))
+        return {
+            (a.stack_key, a.persona_id, a.item_id) for a in answers if a.split == split and set(metrics) <= {name for name, _ in a.scores}
+        }
+
+    def _factors(self, plan: WorkPlan, stack: Stack) -> Factors:
+        return stack_factors(stack, lambda name: _read(self.stores, plan.keys[name]))
+
+
+_read_folder = lru_cache(maxsize=256)(read_adapter)
+
+
+def _read(stores: Stores, key: str) -> Factors:
+    folder = stores.adapters.path(key)
+    assert folder is not None, f"adapter {key} is recorded as trained but its weights are nowhere"
+    return _read_folder(folder)
+
+
+def scores_of(
+    study: Study, stores: Stores, keys: dict[Stack, str], pairs: Sequence[tuple[str, Stack]], split: Split, metric: str
+) -> dict[tuple[str, Stack], np.ndarray]:
+    """Return one metric's scores by (persona, stack), items in the order of the persona's dialogues."""
+    found = {
+        (a.stack_key, a.persona_id, a.item_id): dict(a.scores)[metric]
+        for a in stores.studies.answers(study.name, sorted(set(keys.values())))
+        if a.split == split and metric in dict(a.scores)
+    }
+    personas = stores.studies.dataset(study.name).by_id()
+    return {(p, stack): np.array([found[keys[stack], p, item.id] for item in items(study.model, personas[p], split)]) for p, stack in pairs}

@@ -1,0 +1,176 @@
+"""From settings to work: which adapters the study needs, under which names and keys, and in which packs they are trained."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+from clusterlora.errors import BadSettings, UnknownName
+from clusterlora.methods import METHODS
+from clusterlora.methods.method import StudyView
+from clusterlora.ports import Stores
+from clusterlora.settings import Rung, Study
+from clusterlora.training.identity import adapter_keys
+from clusterlora.values import AdapterSpec, Clustering, Dataset, MethodPlan, Stack, digest
+
+OWN = Rung(name="own")
+"""The first rung of every ladder: the study's own configuration."""
+
+GATED = "cluster"
+"""The method whose first cluster is the gate."""
+REFERENCE = "unified"
+"""The method it has to beat."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pack:
+    """Adapters trained together in one run. `name` is stable across relaunches, `title` is for people."""
+
+    name: str
+    title: str
+    adapters: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkPlan:
+    """Everything that follows from the settings, the clustering and one rung of the ladder."""
+
+    rung: Rung
+    methods: dict[str, MethodPlan]
+    specs: dict[str, AdapterSpec]
+    keys: dict[str, str]
+    answer_settings: str
+
+    def stack_key(self, stack: Stack) -> str:
+        """Return the identity of an answering stack: its adapters' keys, their weights, and how answers are made and scored."""
+        return digest([self.answer_settings, [(self.keys[layer.adapter], layer.weight) for layer in stack]])
+
+
+def gated(study: Study) -> bool:
+    """Return whether the study has a gate: it trains clusters."""
+    return GATED in study.methods
+
+
+def rungs(study: Study) -> tuple[Rung, ...]:
+    """Return the ladder, the study's own configuration first."""
+    return (OWN, *study.gate.ladder)
+
+
+def rung_by_name(study: Study, name: str) -> Rung:
+    for rung in rungs(study):
+        if rung.name == name:
+            return rung
+    raise UnknownName(f"study {study.name} has no rung {name!r}; its ladder is {', '.join(r.name for r in rungs(study))}")
+
+
+def decided_rung(study: Study, stores: Stores) -> Rung:
+    """Return the rung that passed the gate; when none did, the one with the largest gain on val; before the gate, the study's own."""
+    verdicts = {verdict.rung: verdict for verdict in stores.studies.verdicts(study.name)}
+    tried = [rung for rung in rungs(study) if rung.name in verdicts]
+    passed = [rung for rung in tried if verdicts[rung.name].passed]
+    if passed or not tried:
+        return passed[0] if passed else OWN
+    return max(tried, key=lambda rung: verdicts[rung.name].gain)
+
+
+def refused(study: Study, stores: Stores) -> bool:
+    """Return whether the gate has spoken against spending more: every rung was tried and failed, and the study says stop."""
+    verdicts = stores.studies.verdicts(study.name)
+    tried_all = {rung.name for rung in rungs(study)} <= {verdict.rung for verdict in verdicts}
+    return gated(study) and study.gate.on_failure == "stop" and tried_all and not any(v.passed for v in verdicts)
+
+
+def work_plan(study: Study, stores: Stores, rung: Rung | None = None) -> WorkPlan:
+    """Return the plan under a rung (by default the decided one).
+
+    Raises:
+        BadSettings: the personas are not clustered yet.
+    """
+    clustering = stores.studies.clustering(study.name)
+    if clustering is None:
+        raise BadSettings(f"study {study.name} has no clustering; run its cluster step first")
+    from clusterlora.models.base import base_revision
+
+    return _work_plan(
+        study, stores.studies.dataset(study.name), clustering, rung or decided_rung(study, stores), base_revision(study.model.base)
+    )
+
+
+@lru_cache(maxsize=8)
+def _work_plan(study: Study, dataset: Dataset, clustering: Clustering, rung: Rung, revision: str) -> WorkPlan:
+    recipe = replace(
+        study.recipe,
+        learning_rate=rung.learning_rate or study.recipe.learning_rate,
+        epochs=rung.epochs or study.recipe.epochs,
+    )
+    init = rung.init or study.cluster_init
+    view = StudyView(dataset.ids, clustering.members, study.recipe, recipe, REFERENCE if init == "unified" else None, {})
+    names = (*study.methods, REFERENCE) if gated(study) and REFERENCE not in study.methods else study.methods
+    alone = {name: _renamed(METHODS[name](view), rung) for name in names}
+    # A method that chooses among the others sees their plans, wherever it stands in the list.
+    methods = {
+        name: _renamed(METHODS[name](replace(view, others={other: plan for other, plan in alone.items() if other != name})), rung)
+        for name in names
+    }
+    specs = {spec.name: spec for plan in methods.values() for spec in plan.adapters}
+    keys = adapter_keys(tuple(specs.values()), dataset, base_revision=revision, model=study.model)
+    evaluation = study.evaluation
+    answers = digest([revision, study.model, evaluation.max_new_tokens, evaluation.metrics, dataset.digest])
+    return WorkPlan(rung, methods, specs, dict(keys), answers)
+
+
+def _renamed(plan: MethodPlan, rung: Rung) -> MethodPlan:
+    """Return the plan with the rung's name on the adapters it changes, so that a name means one set of weights in a study."""
+    if plan.method != GATED or rung == OWN:
+        return plan
+    new = {a.name: f"{a.name}+{rung.name}" for a in plan.adapters if a.name != REFERENCE}
+    return replace(
+        plan,
+        adapters=tuple(replace(a, name=new.get(a.name, a.name)) for a in plan.adapters),
+        arms_by_persona=tuple(
+            (p, tuple(tuple(replace(layer, adapter=new.get(layer.adapter, layer.adapter)) for layer in stack) for stack in stacks))
+            for p, stacks in plan.arms_by_persona
+        ),
+    )
+
+
+def gate_adapters(plan: WorkPlan) -> tuple[str, str]:
+    """Return the names of (the candidate: cluster 0's adapter, the reference: unified)."""
+    candidate = next(spec.name for spec in plan.methods[GATED].adapters if spec.name != REFERENCE)
+    return candidate, REFERENCE
+
+
+def gate_packs(study: Study, stores: Stores, rung: Rung) -> tuple[Pack, ...]:
+    """Return what the gate still needs trained under a rung and can be trained at once; call again until nothing is left."""
+    plan = work_plan(study, stores, rung)
+    return _packs(study, stores, plan, gate_adapters(plan))
+
+
+def remaining_packs(study: Study, stores: Stores) -> tuple[Pack, ...]:
+    """Return what the study still needs trained after the gate and can be trained at once; call again until nothing is left."""
+    if refused(study, stores):
+        return ()
+    plan = work_plan(study, stores)
+    return _packs(study, stores, plan, tuple(plan.specs))
+
+
+def pack_named(study: Study, stores: Stores, names: Sequence[str], rung: Rung | None = None) -> tuple[Pack, ...]:
+    """Return packs for these adapters and whatever they start from, as far as they are missing and can be trained at once."""
+    return _packs(study, stores, work_plan(study, stores, rung), names)
+
+
+def _packs(study: Study, stores: Stores, plan: WorkPlan, names: Sequence[str]) -> tuple[Pack, ...]:
+    wanted: dict[str, None] = {}
+    for name in names:
+        spec = plan.specs[name]
+        wanted |= dict.fromkeys(n for n in (spec.init, spec.underlay, name) if n)
+    held = {adapter.name for adapter in stores.studies.adapters(study.name)}
+    missing = [name for name in wanted if name not in held]
+    ready = [plan.specs[n] for n in missing if not {plan.specs[n].init, plan.specs[n].underlay} & set(missing)]
+    packs = [Pack(spec.name, spec.name.replace("-", " ", 1), (spec.name,)) for spec in ready if len(spec.persona_ids) > 1]
+    # One person's adapter is too small for a run of its own: deal them out, by their place in the plan so that a relaunch deals alike.
+    single = [name for name, spec in plan.specs.items() if len(spec.persona_ids) == 1]
+    for shard in range(study.runtime.shards):
+        mine = tuple(spec.name for spec in ready if spec.name in set(single[shard :: study.runtime.shards]))
+        if mine:
+            packs.append(Pack(f"personas-{shard + 1}-of-{study.runtime.shards}", f"per persona {shard + 1}/{study.runtime.shards}", mine))
+    return tuple(packs)

@@ -1,0 +1,49 @@
+"""Read, check and split the data; record the study. Nothing is recorded unless everything can be used."""
+
+import subprocess
+from dataclasses import asdict
+from pathlib import Path
+
+from clusterlora import __version__
+from clusterlora.data.load import load
+from clusterlora.models.base import base_revision
+from clusterlora.ports import RunLog, Stores
+from clusterlora.settings import Study
+from clusterlora.stages.timing import timed
+from clusterlora.values import Dataset
+
+
+def prepare(study: Study, stores: Stores, log: RunLog) -> Dataset:
+    """Return the study's split data set, now recorded with its provenance; preparing it again changes nothing.
+
+    Raises:
+        BadData: every problem of the data at once, or the study already holds other data.
+        BadSettings: the study exists with other settings.
+        ModelUnavailable: the base model cannot be had here.
+    """
+    log.phase("prepare", total=1, unit="data set")
+    revision = base_revision(study.model.base)
+    dataset = load(study.data)
+    facts = {
+        "clusterlora_version": __version__,
+        "git_revision": git_revision(),
+        "data_digest": dataset.digest,
+        "base_revision": revision,
+        "n_personas": len(dataset.personas),
+        "n_dialogues": sum(len(p.dialogues) for p in dataset.personas),
+    }
+    stores.studies.create_study(study, facts=facts)
+    with timed(stores, study.name, "prepare"):
+        stores.studies.save_dataset(study.name, dataset)
+        tags = {"study": study.name} | {name: str(value) for name, value in facts.items() if value is not None}
+        stores.tracker.start_study(study.name, params=asdict(study), tags=tags, dataset=dataset)
+        stores.studies.set_status(study.name, "running")
+        stores.folder(study.name).mkdir(parents=True, exist_ok=True)
+    log.advance(1, personas=len(dataset.personas))
+    return dataset
+
+
+def git_revision() -> str | None:
+    """Return the commit this code was checked out at, or None outside a checkout."""
+    found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    return found.stdout.strip() or None

@@ -1,0 +1,168 @@
+"""Train one pack of adapters and keep each as soon as it is finished: store, tracker, database, and the study's folder."""
+
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from clusterlora.data.prompts import PromptEncoder, messages
+from clusterlora.errors import OutOfMemory
+from clusterlora.models.memory import peak_memory_bytes
+from clusterlora.ports import AdapterRun, RunLog, Stores
+from clusterlora.settings import Study
+from clusterlora.stages.loaded import base_model
+from clusterlora.stages.plan import Pack, WorkPlan, rungs, work_plan
+from clusterlora.stages.timing import timed
+from clusterlora.stages.training_log import TrainingLog
+from clusterlora.training.job import TrainingJob, TrainingResult
+from clusterlora.values import AdapterSpec, Attempt, TrainedAdapter
+
+
+def next_micro_batch(study: Study, pack: str, stores: Stores) -> tuple[int, int]:
+    """Return (attempt number from 1, micro-batch) of the attempt to run: half the last one's after it ran out of memory.
+
+    An attempt that is still open is returned again, so that whoever asks finds the run already under way.
+    """
+    attempts = stores.studies.attempts(study.name, pack)
+    if not attempts:
+        return 1, study.runtime.micro_batch or study.recipe.batch_size
+    last = attempts[-1]
+    if last.state == "running":
+        return last.number, last.micro_batch
+    return last.number + 1, max(1, last.micro_batch // 2) if last.state == "out_of_memory" else last.micro_batch
+
+
+def train_pack(study_name: str, pack: Pack, *, attempt: int, micro_batch: int, stores: Stores, log: RunLog) -> int:
+    """Return the number of adapters trained. What the store holds under the same key is linked to the study, not trained again.
+
+    Raises:
+        OutOfMemory: an allocation failed; what had finished is kept, and the next attempt resumes after the last whole epoch.
+        TrainingDiverged: a loss is not finite.
+    """
+    study = stores.studies.study(study_name)
+    stores.studies.open_attempt(study_name, Attempt(pack.name, attempt, micro_batch, "running"))
+    try:
+        with timed(stores, study_name, f"train {pack.name}"):
+            n_trained = _train(study, pack, attempt=attempt, micro_batch=micro_batch, stores=stores, log=log)
+    except Exception as error:
+        state = "out_of_memory" if isinstance(error, OutOfMemory) else "failed"
+        stores.studies.close_attempt(study_name, pack.name, attempt, state=state, detail=str(error), peak_memory_bytes=peak_memory_bytes())
+        raise
+    stores.studies.close_attempt(study_name, pack.name, attempt, state="done", peak_memory_bytes=peak_memory_bytes())
+    return n_trained
+
+
+def _train(study: Study, pack: Pack, *, attempt: int, micro_batch: int, stores: Stores, log: RunLog) -> int:
+    plan = _plan_of(study, stores, pack.adapters)
+    jobs = _jobs(study, plan, [plan.specs[name] for name in pack.adapters if not _known(study, plan, name, stores)], stores)
+    if not jobs:
+        return 0
+    from clusterlora.training.reference import train
+
+    tags = {"study": study.name, "pack": pack.name, "attempt": str(attempt), "micro_batch": str(micro_batch)}
+    params = {"adapters": len(jobs), "personas": sum(len(job.spec.persona_ids) for job in jobs), **asdict(jobs[0].spec.recipe)}
+    with stores.tracker.adapter_run(study.name, name=pack.title, params=params, tags=tags) as run:
+        file = stores.folder(study.name) / "logs" / log_name(pack.name)
+        total = sum(job.total_steps for job in jobs)
+        with TrainingLog(log, file, total_steps=total, micro_batch=micro_batch) as run_log:
+            run_log.phase(f"train {pack.title}", total=total, unit="steps")
+            results = []
+            for result in train(base_model(study.model), jobs, micro_batch=micro_batch, run_log=run_log):
+                _keep(study, result, run, stores)
+                results.append(result)
+                run_log.note(f"{result.job.spec.name}: loss {result.losses[0]:.3f} -> {result.losses[-1]:.3f} in {result.seconds:.1f} s")
+        _log_curves(run, results)
+    return len(results)
+
+
+def _plan_of(study: Study, stores: Stores, names: Sequence[str]) -> WorkPlan:
+    """Return the plan, under whichever rung, that knows all these adapters."""
+    plans = [work_plan(study, stores), *(work_plan(study, stores, rung) for rung in rungs(study))]
+    return next(plan for plan in plans if set(names) <= plan.specs.keys())
+
+
+def _known(study: Study, plan: WorkPlan, name: str, stores: Stores) -> bool:
+    """Return whether somebody, perhaps another study, trained this very adapter; if so, make it this study's as well."""
+    adapter = stores.studies.adapter(plan.keys[name])
+    if adapter is None or stores.adapters.path(adapter.key) is None:
+        return False
+    stores.studies.save_adapter(study.name, replace(adapter, name=name, spec=plan.specs[name]))
+    return True
+
+
+def _jobs(study: Study, plan: WorkPlan, specs: Sequence[AdapterSpec], stores: Stores) -> list[TrainingJob]:
+    if not specs:
+        return []
+    personas = stores.studies.dataset(study.name).by_id()
+    encoder = PromptEncoder(base_model(study.model).tokenizer, max_length=study.model.max_length)
+
+    def folder(name: str | None) -> Path | None:
+        return stores.adapters.path(plan.keys[name]) if name else None
+
+    return [
+        TrainingJob(
+            key=plan.keys[spec.name],
+            spec=spec,
+            sequences=tuple(
+                encoder.encode_dialogue(messages(study.model, personas[p], dialogue))
+                for p in spec.persona_ids
+                for dialogue in personas[p].of_split("train")
+            ),
+            scratch=stores.adapters.scratch(plan.keys[spec.name]),
+            init=folder(spec.init),
+            underlay=folder(spec.underlay),
+        )
+        for spec in specs
+    ]
+
+
+def _keep(study: Study, result: TrainingResult, run: AdapterRun, stores: Stores) -> None:
+    """Weights first, the row that says they exist last."""
+    job = result.job
+    kept = stores.adapters.save(job.key, result.folder)
+    uri = run.artifacts(kept, f"adapters/{job.spec.name}")
+    expose(stores, study.name, job.spec.name, kept)
+    adapter = TrainedAdapter(
+        key=job.key,
+        name=job.spec.name,
+        spec=job.spec,
+        steps=len(result.losses),
+        train_tokens=result.train_tokens,
+        seconds=result.seconds,
+        first_loss=result.losses[0],
+        last_loss=result.losses[-1],
+        n_bytes=sum(file.stat().st_size for file in kept.iterdir()),
+        run_id=run.run_id,
+        uri=uri,
+    )
+    stores.studies.save_adapter(study.name, adapter)
+    stores.adapters.drop_scratch(job.key)
+
+
+def expose(stores: Stores, study_name: str, adapter: str, kept: Path) -> Path:
+    """Copy an adapter to where people look for it: models/lora_clusters/cluster_00, models/personas/persona_0007, models/unified."""
+    folder_by_kind: Mapping[str, str] = {"cluster": "lora_clusters", "persona": "personas"}
+    kind = adapter.partition("-")[0]
+    target = stores.folder(study_name) / "models" / folder_by_kind.get(kind, "") / adapter.replace("-", "_")
+    shutil.copytree(kept, target, dirs_exist_ok=True)
+    return target
+
+
+def log_name(pack: str) -> str:
+    """Return the log file of a pack: cluster-00 writes cluster_0_training.log."""
+    return re.sub(r"-0*(?=\d)", "_", pack).replace("-", "_") + "_training.log"
+
+
+def _log_curves(run: AdapterRun, results: Sequence[TrainingResult]) -> None:
+    """Log the loss per step; of a pack, the mean over the adapters that took the step."""
+    if not results:
+        return
+    longest = max(len(result.losses) for result in results)
+    at_step = [[r.losses[step] for r in results if step < len(r.losses)] for step in range(longest)]
+    run.curve("train/loss", [(step + 1, sum(losses) / len(losses)) for step, losses in enumerate(at_step)])
+    seconds = sum(result.seconds for result in results)
+    tokens = sum(result.train_tokens for result in results)
+    run.metrics(
+        {"train/adapters": len(results), "train/tokens": tokens, "train/seconds": seconds, "train/tokens_per_second": tokens / seconds}
+    )

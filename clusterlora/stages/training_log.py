@@ -1,0 +1,52 @@
+"""A run log that also writes the file people follow with `tail -f`."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from clusterlora.ports import RunLog
+
+_LINES = 50
+"""About so many progress lines in a file, however long the training."""
+
+
+class TrainingLog:
+    """Passes everything on to another run log and appends a line now and then to a file."""
+
+    def __init__(self, inner: RunLog, file: Path, *, total_steps: int, micro_batch: int) -> None:
+        self._inner = inner
+        self._path = file
+        self._every = max(1, total_steps // _LINES)
+        self._total = total_steps
+        self._step = 0
+        self._micro_batch = micro_batch
+
+    def __enter__(self) -> Self:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self._path.open("a", encoding="utf-8", buffering=1)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._write("finished" if error is None else f"stopped: {error}")
+        self._file.close()
+
+    def phase(self, name: str, *, total: int, unit: str) -> None:
+        self._write(f"{name}: {total} {unit}, micro-batch {self._micro_batch}")
+        self._inner.phase(name, total=total, unit=unit)
+
+    def advance(self, units: int = 1, **facts: float) -> None:
+        self._step += units
+        if self._step % self._every == 0:
+            self._write(f"step {self._step}/{self._total} " + " ".join(f"{name}={value:.4f}" for name, value in facts.items()))
+        self._inner.advance(units, **facts)
+
+    def metric(self, name: str, value: float, *, step: int) -> None:
+        self._inner.metric(name, value, step=step)
+
+    def note(self, message: str) -> None:
+        self._write(message)
+        self._inner.note(message)
+
+    def _write(self, line: str) -> None:
+        self._file.write(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} {line}\n")

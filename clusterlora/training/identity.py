@@ -1,0 +1,47 @@
+"""An adapter's identity: a hash of everything that decides its weights. Same identity, never trained twice."""
+
+from collections.abc import Mapping, Sequence
+
+from clusterlora.settings import ModelSettings
+from clusterlora.values import AdapterSpec, Dataset, digest
+
+ENGINE_VERSION = 1
+"""Raise it when the same inputs would give other weights."""
+
+
+def adapter_keys(specs: Sequence[AdapterSpec], dataset: Dataset, *, base_revision: str, model: ModelSettings) -> Mapping[str, str]:
+    """Return the key of every spec by its name.
+
+    The name itself is not part of the key, nor is anything that only decides where and how fast the training runs.
+    """
+    personas = dataset.by_id()
+    spec_by_name = {spec.name: spec for spec in specs}
+    texts = {
+        p.id: digest(
+            [
+                (d.context, [(t.role, t.text) for t in d.turns], p.description if model.persona_in_prompt else None)
+                for d in p.of_split("train")
+            ]
+        )
+        for p in dataset.personas
+    }
+    keys: dict[str, str] = {}
+
+    def key_of(name: str) -> str:
+        if name not in keys:
+            spec = spec_by_name[name]
+            keys[name] = digest(
+                {
+                    "engine": ENGINE_VERSION,
+                    "base": base_revision,
+                    "prompt": (model.dtype, model.system_prompt, model.persona_in_prompt, model.max_length),
+                    "data": [texts[personas[p].id] for p in spec.persona_ids],
+                    "recipe": spec.recipe,
+                    "kind": spec.kind,
+                    "init": key_of(spec.init) if spec.init else None,
+                    "underlay": key_of(spec.underlay) if spec.underlay else None,
+                }
+            )
+        return keys[name]
+
+    return {name: key_of(name) for name in spec_by_name}

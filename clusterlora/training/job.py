@@ -1,0 +1,85 @@
+"""What an engine is given, and the schedule that every engine follows: same batches, same learning rates, same initial A."""
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from clusterlora.data.prompts import TokenSequence
+from clusterlora.settings import Recipe
+from clusterlora.values import AdapterSpec
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingJob:
+    """One adapter to train. `scratch` keeps its checkpoints; `init` and `underlay` are PEFT folders."""
+
+    key: str
+    spec: AdapterSpec
+    sequences: tuple[TokenSequence, ...]
+    scratch: Path
+    init: Path | None = None
+    underlay: Path | None = None
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return math.ceil(len(self.sequences) / self.spec.recipe.batch_size)
+
+    @property
+    def total_steps(self) -> int:
+        return self.steps_per_epoch * self.spec.recipe.epochs
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingResult:
+    """A finished adapter: its PEFT folder, and the loss (mean nats per response token) of every optimiser step."""
+
+    job: TrainingJob
+    folder: Path
+    losses: tuple[float, ...]
+    train_tokens: int
+    seconds: float
+
+
+def batches(job: TrainingJob, epoch: int) -> list[list[int]]:
+    """Return the positions in `job.sequences` of each optimiser step of an epoch: a fresh order that only seed and epoch decide."""
+    order = np.random.default_rng([job.spec.recipe.seed, epoch]).permutation(len(job.sequences)).tolist()
+    size = job.spec.recipe.batch_size
+    return [order[start : start + size] for start in range(0, len(order), size)]
+
+
+def learning_rate(recipe: Recipe, step: int, total_steps: int) -> float:
+    """Return the rate of step 0, 1, ..., total_steps - 1: a linear warm-up, then the schedule's decay towards zero."""
+    warmup = math.ceil(recipe.warmup_ratio * total_steps)
+    if step < warmup:
+        return recipe.learning_rate * (step + 1) / warmup
+    progress = (step - warmup) / max(1, total_steps - warmup)
+    decay = {"constant": 1.0, "linear": 1 - progress, "cosine": 0.5 * (1 + math.cos(math.pi * progress))}
+    return recipe.learning_rate * decay[recipe.schedule]
+
+
+def initial_a(name: str, *, rank: int, d_in: int, seed: int) -> Float[Tensor, "rank d_in"]:
+    """Return the A every adapter of this rank and seed starts from in the layer called `name`: uniform within 1 / sqrt(d_in).
+
+    PEFT's distribution (Kaiming with a = sqrt 5), but one draw for all: averages of adapters that start apart lose most of their norm.
+    """
+    seed_of_layer = int.from_bytes(hashlib.sha256(f"{name}/{rank}/{d_in}/{seed}".encode()).digest()[:7])
+    generator = torch.Generator().manual_seed(seed_of_layer)
+    return (2 * torch.rand(rank, d_in, generator=generator) - 1) / math.sqrt(d_in)
+
+
+def pad_rows(rows: Sequence[TokenSequence], *, pad_id: int) -> tuple[Tensor, Tensor]:
+    """Return right-padded ids and the [row, token] mask of positions whose *next* token is the assistant's."""
+    longest = max(len(row.ids) for row in rows)
+    ids = torch.full((len(rows), longest), pad_id, dtype=torch.long)
+    predicts = torch.zeros((len(rows), longest), dtype=torch.bool)
+    for number, row in enumerate(rows):
+        ids[number, : len(row.ids)] = torch.tensor(row.ids)
+        predicts[number, : len(row.ids) - 1] = torch.tensor(row.is_response[1:])
+    return ids, predicts

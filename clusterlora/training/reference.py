@@ -1,0 +1,167 @@
+"""The reference engine: plain PEFT, one adapter after another. Slow, obvious, and what any faster engine must agree with."""
+
+import json
+import logging
+import math
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.utils import set_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+from torch.nn import functional
+
+from clusterlora.errors import TrainingDiverged
+from clusterlora.models.base import BaseModel
+from clusterlora.models.memory import allocation_failures
+from clusterlora.models.stacked import logits_only_at
+from clusterlora.ports import RunLog
+from clusterlora.settings import Recipe
+from clusterlora.training.job import TrainingJob, TrainingResult, batches, initial_a, learning_rate, pad_rows
+
+log = logging.getLogger(__name__)
+
+_OWN = "default"
+"""PEFT's name for the adapter that is saved without a subfolder."""
+
+
+def train(base: BaseModel, jobs: Sequence[TrainingJob], *, micro_batch: int, run_log: RunLog) -> Iterator[TrainingResult]:
+    """Train adapters one by one and yield each as soon as it is finished.
+
+    A job resumes after its last finished epoch when its scratch folder holds one.
+
+    Raises:
+        OutOfMemory: an allocation failed; the checkpoints stay.
+        TrainingDiverged: a loss is not finite.
+    """
+    for job in jobs:
+        with allocation_failures(micro_batch=micro_batch, doing=f"training {job.spec.name}"):
+            yield _train_one(base, job, micro_batch=micro_batch, run_log=run_log)
+
+
+def _train_one(base: BaseModel, job: TrainingJob, *, micro_batch: int, run_log: RunLog) -> TrainingResult:
+    started = time.monotonic()
+    recipe = job.spec.recipe
+    model = _with_adapter(base, job)
+    try:
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        optimiser = torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
+        losses = _restore(model, optimiser, job)
+        for epoch in range(len(losses) // job.steps_per_epoch, recipe.epochs):
+            # Dropout is reseeded per epoch, so an epoch is the same whether it follows another or a crash.
+            with torch.random.fork_rng():
+                torch.manual_seed(recipe.seed * 1_000_003 + epoch)
+                for batch in batches(job, epoch):
+                    rate = learning_rate(recipe, len(losses), job.total_steps)
+                    losses.append(_step(model, optimiser, job, batch, rate=rate, micro_batch=micro_batch, pad_id=base.pad_id))
+                    run_log.advance(1, loss=losses[-1])
+            _save_checkpoint(model, optimiser, job, losses)
+        folder = job.scratch / "adapter"
+        model.save_pretrained(str(folder), selected_adapters=[_OWN])
+    finally:
+        model.unload()
+    tokens = recipe.epochs * sum(len(sequence.ids) for sequence in job.sequences)
+    return TrainingResult(job, folder, tuple(losses), tokens, time.monotonic() - started)
+
+
+def _step(
+    model: PeftModel,
+    optimiser: torch.optim.Optimizer,
+    job: TrainingJob,
+    batch: Sequence[int],
+    *,
+    rate: float,
+    micro_batch: int,
+    pad_id: int,
+) -> float:
+    """Take one optimiser step on the mean loss per response token of the whole batch, however it is cut; return that loss."""
+    recipe = job.spec.recipe
+    rows = [job.sequences[i] for i in batch]
+    n_tokens = sum(row.n_response_tokens for row in rows)
+    total = 0.0
+    for start in range(0, len(rows), micro_batch):
+        ids, predicts = (part.to(model.device) for part in pad_rows(rows[start : start + micro_batch], pad_id=pad_id))
+        # Right padding under causal attention needs no mask: no real token sees a padded one.
+        with logits_only_at(model, predicts):
+            logits = model(input_ids=ids, use_cache=False).logits
+        loss = functional.cross_entropy(logits.float(), ids[:, 1:][predicts[:, :-1]], reduction="sum") / n_tokens
+        loss.backward()
+        total += float(loss.detach())
+    if not math.isfinite(total):
+        raise TrainingDiverged(
+            f"adapter {job.spec.name} has loss {total} at learning_rate={recipe.learning_rate}; lower recipe.learning_rate"
+        )
+    torch.nn.utils.clip_grad_norm_(optimiser.param_groups[0]["params"], recipe.max_grad_norm)
+    optimiser.param_groups[0]["lr"] = rate
+    optimiser.step()
+    optimiser.zero_grad(set_to_none=True)
+    return total
+
+
+def lora_config(recipe: Recipe) -> LoraConfig:
+    return LoraConfig(
+        r=recipe.rank,
+        lora_alpha=recipe.alpha,  # pyright: ignore[reportArgumentType]  (any number works; PEFT says int)
+        lora_dropout=recipe.dropout,
+        target_modules=list(recipe.target_modules),
+        task_type="CAUSAL_LM",
+    )
+
+
+def _with_adapter(base: BaseModel, job: TrainingJob) -> PeftModel:
+    """Return the base with the job's adapter to train, from its init, over its frozen underlay."""
+    config = lora_config(job.spec.recipe)
+    config.base_model_name_or_path = base.name
+    model: PeftModel = get_peft_model(base.model, config)  # pyright: ignore[reportAssignmentType]
+    for name, parameter in model.named_parameters():
+        if ".lora_A." in name:
+            layer = name.removeprefix("base_model.model.").partition(".lora_A.")[0]
+            start = initial_a(layer, rank=parameter.shape[0], d_in=parameter.shape[1], seed=job.spec.recipe.seed)
+            parameter.data.copy_(start)
+    if job.init is not None:
+        set_peft_model_state_dict(model, load_file(job.init / "adapter_model.safetensors"))
+    if job.underlay is not None:
+        model.load_adapter(str(job.underlay), "underlay", is_trainable=False)
+        model.base_model.set_adapter([_OWN, "underlay"])
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(f".{_OWN}." in name)
+    model.train()
+    return model
+
+
+def _save_checkpoint(model: PeftModel, optimiser: torch.optim.Optimizer, job: TrainingJob, losses: Sequence[float]) -> None:
+    """Keep parameters, both moments and the losses so far; renamed into place, so a checkpoint that is there is whole."""
+    job.scratch.mkdir(parents=True, exist_ok=True)
+    tensors = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            state = optimiser.state[parameter]
+            tensors |= {f"p/{name}": parameter.data, f"m/{name}": state["exp_avg"], f"v/{name}": state["exp_avg_sq"]}
+    temporary = job.scratch / "checkpoint.partial"
+    save_file({n: t.contiguous() for n, t in tensors.items()}, temporary, metadata={"key": job.key, "losses": json.dumps(list(losses))})
+    temporary.replace(job.scratch / "checkpoint.safetensors")
+
+
+def _restore(model: PeftModel, optimiser: torch.optim.Optimizer, job: TrainingJob) -> list[float]:
+    """Load the last checkpoint, if there is one, and return the losses up to it."""
+    file = job.scratch / "checkpoint.safetensors"
+    if not file.exists():
+        shutil.rmtree(job.scratch, ignore_errors=True)
+        return []
+    from safetensors import safe_open
+
+    tensors = load_file(file)
+    with safe_open(file, framework="pt") as opened:
+        losses: list[float] = json.loads(opened.metadata()["losses"])
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            parameter.data.copy_(tensors[f"p/{name}"])
+            optimiser.state[parameter] = {
+                "step": torch.tensor(float(len(losses))),
+                "exp_avg": tensors[f"m/{name}"].to(parameter.device),
+                "exp_avg_sq": tensors[f"v/{name}"].to(parameter.device),
+            }
+    log.info("%s resumes after step %d of %d", job.spec.name, len(losses), job.total_steps)
+    return losses
