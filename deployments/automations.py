@@ -5,7 +5,7 @@ from datetime import timedelta
 from prefect.automations import AutomationCore
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import StateType
-from prefect.events.actions import ChangeFlowRunState
+from prefect.events.actions import ActionTypes, ChangeFlowRunState
 from prefect.events.schemas.automations import EventTrigger, Posture
 from prefect.events.schemas.events import ResourceSpecification
 
@@ -21,6 +21,13 @@ def zombies_crash() -> AutomationCore:
 
     A worker reports the death of its run's process. When the worker dies as well nobody does, and the run would stay Running.
     """
+    silence = PATIENCE * HEARTBEAT_SECONDS
+    crash: ActionTypes = ChangeFlowRunState(
+        name="Crashed",
+        state=StateType.CRASHED,
+        message=f"no heartbeat for {silence} s: the process and its worker are gone",
+        force=False,
+    )
     return AutomationCore(
         name="clusterlora: runs without a heartbeat crash",
         description="A run whose process and worker are both gone would stay Running for ever.",
@@ -32,14 +39,9 @@ def zombies_crash() -> AutomationCore:
             for_each={"prefect.resource.id"},
             posture=Posture.Proactive,
             threshold=1,
-            within=timedelta(seconds=PATIENCE * HEARTBEAT_SECONDS),
+            within=timedelta(seconds=silence),
         ),
-        actions=[
-            ChangeFlowRunState(
-                state=StateType.CRASHED,
-                message=f"no heartbeat for {PATIENCE * HEARTBEAT_SECONDS} s: the process and its worker are gone",
-            )
-        ],
+        actions=[crash],
     )
 
 

@@ -1,4 +1,4 @@
-"""The deployed unit of evaluation: one shard of a study's items, answered by every stack that is asked about them."""
+"""The deployed unit of evaluation: one shard of a study's items, answered by every method."""
 
 from typing import Literal
 
@@ -14,14 +14,14 @@ def _name() -> str:
 
 
 @flow(name="evaluate", flow_run_name=_name)
-def evaluate(study_name: str, part: Literal["gate", "select", "test"] = "test", shard: int = 1, shards: int = 1, rung: str | None = None) -> None:
+def evaluate(study_name: str, part: Literal["gate", "test"] = "test", shard: int = 1, shards: int = 1, rung: str | None = None) -> None:
     """Answer and score what is missing of a study.
 
     Args:
         study_name: A study that exists.
-        part: gate: cluster 0 and unified on val; select: the arms of every method on val; test: every method on test.
-        shard: Which shard of the part, counted from 1.
-        shards: How many shards the part is cut into.
-        rung: For the gate: which rung of the ladder.
+        part: `gate` answers the val items of cluster 0; `test` lets every method choose on val, then answers test.
+        shard: This run's share of the personas, counted from 1.
+        shards: How many runs share the personas.
+        rung: Which rung of the ladder, for the gate.
     """
     evaluate_shard(study_name, part=part, shard=shard, shards=shards, rung=rung)

@@ -1,23 +1,31 @@
 """The parent of everything: from settings to a registered champion."""
 
 from prefect import flow, tags
-from prefect.states import Completed, State
-from prefect.task_runners import ThreadPoolTaskRunner
+from prefect.client.schemas.objects import State
+from prefect.states import Completed
 
 from clusterlora.settings import Study
 from flows.compare import compare
 from flows.gate import gate
 from tasks.comparison import register
 from tasks.fan_out import evaluate_all, train_all
+from tasks.outcome import cancel_children, record_failure
 from tasks.planning import packs_after_gate
 from tasks.preparation import cluster, prepare
 from tasks.run_names import study_tag
+from tasks.status import show_status
 
 MISSION = Study()
 
 
-@flow(name="study", flow_run_name="study · {config.name}", task_runner=ThreadPoolTaskRunner(max_workers=64))
-def study(config: Study = MISSION) -> State:
+@flow(
+    name="study",
+    flow_run_name="study · {config.name}",
+    on_failure=[record_failure],
+    on_crashed=[record_failure],
+    on_cancellation=[record_failure, cancel_children],
+)
+def study(config: Study = MISSION) -> State[None]:
     """Find out which granularity of adapter answers people best, and register the winner.
 
     Launched again under the same name it continues where it was: nothing that had finished is trained again.
@@ -25,19 +33,21 @@ def study(config: Study = MISSION) -> State:
     Args:
         config: The study.
     """
-    name, shards = config.name, config.runtime.shards
+    name = config.name
     with tags(study_tag(name)):
         prepare(config)
         cluster(config)
+        show_status(name, "at the gate")
 
         verdict = gate(name)
         while packs := packs_after_gate(name):
             train_all(name, packs)
+        show_status(name, "trained")
 
-        evaluate_all(name, "select", shards=shards)
-        evaluate_all(name, "test", shards=shards)
+        evaluate_all(name, shards=config.runtime.shards)
         finding = compare(name)
         champion = register(name)
+        show_status(name, "finished")
 
     if verdict is not None and not verdict.passed and config.gate.on_failure == "stop":
         failed = ", ".join(criterion.name for criterion in verdict.criteria if not criterion.passed)

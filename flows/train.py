@@ -1,8 +1,9 @@
 """The deployed GPU unit: one attempt at training one pack of adapters."""
 
 from prefect import flow
+from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
-from prefect.states import Failed, State
+from prefect.states import Failed
 
 from clusterlora.errors import OutOfMemory
 from tasks.run_names import training_name
@@ -14,7 +15,7 @@ def _name() -> str:
 
 
 @flow(name="train", flow_run_name=_name)
-def train(study_name: str, pack: str, title: str, adapters: list[str], micro_batch: int, attempt: int) -> State | None:
+def train(study_name: str, pack: str, title: str, adapters: list[str], micro_batch: int, attempt: int) -> State[None] | None:
     """Train adapters of an existing study on this worker's device.
 
     Running out of memory ends the run in a state of that name, so that it can be told from every other failure in the UI,

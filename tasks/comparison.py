@@ -11,7 +11,7 @@ from tasks.run_log import PrefectRunLog, artifact_key
 
 @task(task_run_name="compare · {study_name}", retries=3, retry_delay_seconds=5, retry_condition_fn=service_was_away, cache_policy=NO_CACHE)
 def compare(study_name: str) -> str:
-    """Write the study's results folder and return the comparison's verdict sentence."""
+    """Write the study's results folder and return the sentence that sums the comparison up."""
     from clusterlora.stages.compare import compare as compare_methods
 
     stores = from_environment()
@@ -21,9 +21,9 @@ def compare(study_name: str) -> str:
         f"# {study_name}\n\n{(results / 'summary.md').read_text(encoding='utf-8')}\n\n"
         f"Figure: `{results / 'figures' / 'comprehensive_comparison.png'}`\n",
         key=artifact_key("comparison", study_name),
-        description=comparison.verdict,
+        description=comparison.sentence,
     )
-    return comparison.verdict
+    return comparison.sentence
 
 
 @task(task_run_name="register · {study_name}", retries=3, retry_delay_seconds=5, retry_condition_fn=service_was_away, cache_policy=NO_CACHE)

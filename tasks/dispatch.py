@@ -5,7 +5,7 @@ a retry or a fresh parent after a crash, finds the run that is already there ins
 """
 
 from collections.abc import Mapping
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import httpx
 from prefect import task
@@ -98,7 +98,7 @@ def dispatch_training(study_name: str, pack: Pack) -> None:
     cache_policy=NO_CACHE,
 )
 def dispatch_evaluation(study_name: str, part: str, *, shard: int = 1, shards: int = 1, rung: str | None = None) -> None:
-    """Answer and score one shard (counted from 1) of the gate, select or test part in a run of its own.
+    """Answer and score one shard (counted from 1) of the gate or test part in a run of its own.
 
     Raises:
         ChildCrashed: the run died more often than is worth another attempt.
@@ -124,13 +124,16 @@ def _see_through(flow: str, study: Study, attempt: Attempt, parameters: Mapping[
     created = next(created for known, _, created in stores.studies.studies() if known == study.name)
     deployment = f"{flow}/{flow}" if study.runtime.gpu_pool == "gpu" else f"{flow}/{flow}-{study.runtime.gpu_pool}"
     try:
-        run = run_deployment(
-            deployment,
-            parameters=dict(parameters),
-            flow_run_name=name,
-            idempotency_key=f"{study.name}/{created}/{attempt.pack}/attempt-{attempt.number}",
-            tags=[study_tag(study.name)],
-            poll_interval=ASK_EVERY_SECONDS,
+        run = cast(
+            "FlowRun",
+            run_deployment(
+                deployment,
+                parameters=dict(parameters),
+                flow_run_name=name,
+                idempotency_key=f"{study.name}/{created}/{attempt.pack}/attempt-{attempt.number}",
+                tags=[study_tag(study.name)],
+                poll_interval=ASK_EVERY_SECONDS,
+            ),
         )
     except ObjectNotFound as error:
         raise UnknownName(

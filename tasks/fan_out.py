@@ -13,9 +13,9 @@ def train_all(study_name: str, packs: Iterable[Pack]) -> None:
     _all_of([dispatch_training.submit(study_name, pack) for pack in packs])
 
 
-def evaluate_all(study_name: str, part: str, *, shards: int) -> None:
-    """Evaluate every shard of a part in a run of its own; raise the first failure after all have ended."""
-    _all_of([dispatch_evaluation.submit(study_name, part, shard=shard, shards=shards) for shard in range(1, shards + 1)])
+def evaluate_all(study_name: str, *, shards: int) -> None:
+    """Answer every shard of the test items in a run of its own; raise the first failure after all have ended."""
+    _all_of([dispatch_evaluation.submit(study_name, "test", shard=shard, shards=shards) for shard in range(1, shards + 1)])
 
 
 def _all_of(futures: Sequence[PrefectFuture[None]]) -> None:

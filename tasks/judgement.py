@@ -10,7 +10,13 @@ from tasks.retrying import service_was_away
 from tasks.run_log import artifact_key
 
 
-@task(task_run_name="judge · {study_name} · {rung}", retries=3, retry_delay_seconds=5, retry_condition_fn=service_was_away, cache_policy=NO_CACHE)
+@task(
+    task_run_name="judge · {study_name} · {rung}",
+    retries=3,
+    retry_delay_seconds=5,
+    retry_condition_fn=service_was_away,
+    cache_policy=NO_CACHE,
+)
 def judge(study_name: str, rung: str) -> Verdict:
     """Return the verdict on cluster 0 as one rung trained it, from the answers in the study database."""
     from clusterlora.gate.report import markdown
@@ -23,3 +29,9 @@ def judge(study_name: str, rung: str) -> Verdict:
         description=f"Gate of {study_name}, {rung}: {'passed' if verdict.passed else 'refused'}",
     )
     return verdict
+
+
+@task(task_run_name="look up verdict · {study_name} · {rung}", cache_policy=NO_CACHE)
+def known_verdict(study_name: str, rung: str) -> Verdict | None:
+    """Return the verdict that an earlier run of the study reached on this rung."""
+    return next((verdict for verdict in from_environment().studies.verdicts(study_name) if verdict.rung == rung), None)

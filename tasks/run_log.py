@@ -2,6 +2,7 @@
 
 import re
 import time
+from typing import cast
 from uuid import UUID
 
 import httpx
@@ -84,7 +85,7 @@ class PrefectRunLog:
         percent = 100.0 if not self._total else min(100.0, 100.0 * self._done / self._total)
         try:
             if self._artifact is None:
-                self._artifact = create_progress_artifact(percent, key=self._key, description=self.text())
+                self._artifact = cast("UUID", create_progress_artifact(percent, key=self._key, description=self.text()))
             else:
                 update_progress_artifact(self._artifact, percent, description=self.text())
         except httpx.HTTPError as error:

@@ -1,0 +1,37 @@
+"""What happens when a study ends badly: the database and the tracker are told, and a cancelled study takes its runs along."""
+
+from typing import Any
+
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType, FlowRunFilterTags
+from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.flows import Flow
+from prefect.states import Cancelling
+
+from clusterlora.wiring import from_environment
+from tasks.run_names import study_tag
+
+ALIVE = [StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING]
+
+
+def record_failure(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+    """Give a study that failed, crashed or was cancelled a status that says so; one refused before it was recorded has none."""
+    name = flow_run.parameters["config"]["name"]
+    stores = from_environment()
+    if name in {known for known, _, _ in stores.studies.studies()}:
+        cancelled = state.is_cancelling() or state.is_cancelled()
+        stores.studies.set_status(name, "cancelled" if cancelled else "failed")
+        stores.tracker.end_study(name, status="KILLED" if cancelled else "FAILED")
+
+
+def cancel_children(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+    """Cancel the runs that a cancelled study has started: Prefect leaves runs of other deployments going."""
+    tag = study_tag(flow_run.parameters["config"]["name"])
+    alive = FlowRunFilter(
+        tags=FlowRunFilterTags(all_=[tag]),
+        state=FlowRunFilterState(type=FlowRunFilterStateType(any_=ALIVE)),
+    )
+    with get_client(sync_client=True) as client:
+        for child in client.read_flow_runs(flow_run_filter=alive):
+            if child.id != flow_run.id:
+                client.set_flow_run_state(child.id, Cancelling())
