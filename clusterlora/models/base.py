@@ -1,0 +1,101 @@
+"""Base models: the frozen causal language model that every adapter is added to, by name, hub id or folder."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, get_args
+
+from clusterlora.catalog import Catalog
+from clusterlora.errors import BadSettings, ModelUnavailable
+from clusterlora.models.hub import hub_snapshot
+from clusterlora.models.loading import Dtype, load_causal_lm
+from clusterlora.models.smollm2 import fetch_smollm2
+from clusterlora.models.weights import combined_sha256, weight_files
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+HOMELM_FOLDER = Path(__file__).parent / "homelm"
+
+
+def shipped_homelm() -> Path:
+    """Return the folder of homelm inside this package."""
+    return HOMELM_FOLDER
+
+
+BASE_MODELS: Catalog[Callable[[], Path]] = Catalog(
+    "base model",
+    {
+        "homelm": shipped_homelm,
+        "smollm2-135m": fetch_smollm2,
+    },
+)
+"""Base models that need no hub: a function that returns the folder of weights, making it when it is missing."""
+
+
+@dataclass(frozen=True, slots=True)
+class BaseModel:
+    """A frozen base model in memory. `revision` identifies its weights: their SHA-256, or the commit of a hub model."""
+
+    name: str
+    revision: str
+    model: "PreTrainedModel"
+    tokenizer: "PreTrainedTokenizerBase"
+
+    @property
+    def pad_id(self) -> int:
+        """The id that fills up short rows; always masked, so it may equal an end id."""
+        return int(self.tokenizer.pad_token_id)  # pyright: ignore[reportArgumentType]
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """The ids that end an answer: the tokenizer's end of turn and whatever the model's generation settings add."""
+        also = self.model.generation_config.eos_token_id if self.model.generation_config else None
+        more = also if isinstance(also, list) else [also]
+        return frozenset(int(i) for i in (self.tokenizer.eos_token_id, *more) if i is not None)  # pyright: ignore[reportArgumentType]
+
+
+def base_revision(name: str) -> str:
+    """Return what identifies the weights behind a name, without loading them.
+
+    Raises:
+        ModelUnavailable: as `load_base`.
+    """
+    return _find(name)[1]
+
+
+def load_base(name: str, *, dtype: Dtype = "float32", device: str = "cpu") -> BaseModel:
+    """Return a base model in eval mode with no parameter asking for gradients, and its tokenizer with a pad token.
+
+    The pad token may be the end-of-sequence token: callers mask padding by attention mask, never by id, and choose the padding side.
+
+    Args:
+        name: a key of BASE_MODELS, a local folder, or a hub id.
+
+    Raises:
+        ModelUnavailable: it cannot be found, fetched or loaded here, holds only pickled weights, or has no chat template.
+        BadSettings: unknown dtype.
+    """
+    if dtype not in get_args(Dtype):
+        raise BadSettings(f"dtype {dtype!r} is not supported; use {' or '.join(get_args(Dtype))}")
+    folder, revision = _find(name)
+    model, tokenizer = load_causal_lm(folder, dtype=dtype)
+    if tokenizer.chat_template is None:
+        raise ModelUnavailable(f"base model {name!r} has no chat template; use an instruction-tuned model")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return BaseModel(name, revision, model.to(device).eval().requires_grad_(False), tokenizer)  # pyright: ignore[reportArgumentType]
+
+
+def _find(name: str) -> tuple[Path, str]:
+    """Return the folder behind a name and the revision of its weights."""
+    if name in BASE_MODELS:
+        folder = BASE_MODELS[name]()
+    elif Path(name).is_dir():
+        folder = Path(name)
+    else:
+        # Subfolders of a repository hold other formats of the same weights.
+        folder = hub_snapshot(name, kind="base model", alternatives=tuple(BASE_MODELS), ignore=("*/*",))
+        weight_files(folder)
+        return folder, folder.name
+    return folder, combined_sha256(weight_files(folder))

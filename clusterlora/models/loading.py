@@ -1,0 +1,48 @@
+"""A causal language model and its tokenizer out of a folder of safetensors or GGUF; nothing remote, no code from the folder."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from clusterlora.errors import ModelUnavailable
+from clusterlora.models.weights import weight_files
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Dtype = Literal["float32", "bfloat16"]
+
+
+def load_causal_lm(folder: Path, *, dtype: Dtype) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    """Return the model in `dtype` on the CPU, and its tokenizer.
+
+    Raises:
+        ModelUnavailable: no weights that may be loaded, or the folder asks for something this machine cannot do.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    weights = weight_files(folder)
+    gguf = {"gguf_file": weights[0].name} if weights[0].suffix == ".gguf" else {}
+    local = {"trust_remote_code": False, "local_files_only": True}
+    try:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype), use_safetensors=True, **local, **gguf)
+        tokenizer = AutoTokenizer.from_pretrained(folder, **local, **gguf)
+    except torch.OutOfMemoryError:
+        raise
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        raise ModelUnavailable(f"the model in {folder} cannot be loaded: {first_line(error)}") from error
+    if gguf:
+        _forget_quantization(model)
+    return model, tokenizer
+
+
+def _forget_quantization(model: Any) -> None:
+    """Make a model read from GGUF an ordinary one: its weights are dequantised, but Trainer and save_pretrained see the quantiser's flags."""
+    model.hf_quantizer = None
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of a library's message, for our own one-line messages."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

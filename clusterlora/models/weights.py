@@ -1,0 +1,83 @@
+"""Weight files on disk: which ones a model folder holds, what their hash is, and where prepared models are cached."""
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from pathlib import Path
+
+from clusterlora.errors import ModelUnavailable
+
+PICKLE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".pkl", ".ckpt"})
+
+
+def cache_folder() -> Path:
+    """Return where downloaded and converted models are kept: $CLUSTERLORA_CACHE, else ~/.cache/clusterlora."""
+    return Path(os.environ.get("CLUSTERLORA_CACHE") or Path.home() / ".cache" / "clusterlora")
+
+
+def weight_files(folder: Path) -> tuple[Path, ...]:
+    """Return the weight files of a model folder in name order: its safetensors, else its one GGUF file.
+
+    Raises:
+        ModelUnavailable: there are none, only pickled ones, or several GGUF files.
+    """
+    safetensors = tuple(sorted(folder.glob("*.safetensors")))
+    if safetensors:
+        if not (folder / "config.json").is_file():
+            raise ModelUnavailable(f"model folder {folder} has no config.json; point to a complete save_pretrained() folder")
+        return safetensors
+    gguf = tuple(sorted(folder.glob("*.gguf")))
+    if len(gguf) > 1:
+        raise ModelUnavailable(f"model folder {folder} holds {len(gguf)} GGUF files; keep the one to use in a folder of its own")
+    if gguf:
+        return gguf
+    pickled = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLE_SUFFIXES)
+    if pickled:
+        raise ModelUnavailable(
+            f"model folder {folder} holds only pickled weights ({pickled[0]}), which are never loaded; "
+            "save it again with save_pretrained(safe_serialization=True)"
+        )
+    raise ModelUnavailable(f"model folder {folder} holds no *.safetensors and no *.gguf; point to a complete save_pretrained() folder")
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file in hex, computed once per process while its size and modification time stay the same."""
+    stat = path.stat()
+    return _sha256(path.resolve(), stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=256)
+def _sha256(path: Path, size_bytes: int, modified_ns: int) -> str:  # noqa: ARG001 - size and time are the cache key
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def combined_sha256(paths: Sequence[Path]) -> str:
+    """Return the SHA-256 of one file as it is published, or of the list of hashes when the weights are in several files."""
+    hashes = [file_sha256(path) for path in paths]
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("\n".join(hashes).encode()).hexdigest()
+
+
+def build_once(target: Path, build: Callable[[Path], None]) -> Path:
+    """Return `target`, a folder that `build` fills when it does not exist yet.
+
+    It is filled under a temporary name beside it and renamed when whole: a folder that can be seen is complete, and of two
+    processes that build it at once the first wins.
+    """
+    if target.is_dir():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        build(scratch)
+        try:
+            scratch.rename(target)
+        except OSError:
+            if not target.is_dir():
+                raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return target
