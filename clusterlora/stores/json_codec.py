@@ -26,7 +26,7 @@ def from_json(kind: type[T], text: str) -> T:
     try:
         return from_plain(kind, json.loads(text))
     except json.JSONDecodeError as error:
-        raise BadData(f"stored {kind.__name__} is not JSON ({error}); the database or file was changed by hand") from error
+        raise BadData(f"stored {_name(kind)} is not JSON ({error}); the database or file was changed by hand") from error
 
 
 def plain(value: object) -> Any:
@@ -44,7 +44,7 @@ def plain(value: object) -> Any:
 
 def from_plain(kind: type[T], value: object) -> T:
     """Return the value of type `kind` that `plain` made these dicts and lists of. Raises BadData."""
-    return cast("T", _read(kind, value, kind.__name__))
+    return cast("T", _read(kind, value, _name(kind)))
 
 
 def _read(hint: Any, value: Any, where: str) -> Any:
@@ -100,6 +100,10 @@ def _of(kind: type[T], value: object, where: str) -> T:
     if type(value) is not kind:
         raise BadData(f"stored {where} is {value!r}, not {kind.__name__}")
     return value
+
+
+def _name(kind: Any) -> str:
+    return kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind)
 
 
 @cache

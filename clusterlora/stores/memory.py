@@ -1,5 +1,6 @@
 """Small real implementations of the ports that keep everything in memory: for tests, and for runs that need no server."""
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -10,6 +11,7 @@ from typing import Any
 from clusterlora.errors import UnknownName
 from clusterlora.ports import AdapterRun
 from clusterlora.settings import ModelSettings, Study, check_study_name
+from clusterlora.stores.json_codec import to_json
 from clusterlora.stores.resume import refuse_other_data, refuse_other_settings
 from clusterlora.values import Answer, Attempt, Clustering, Dataset, Route, TrainedAdapter, Verdict
 
@@ -55,7 +57,7 @@ class MemoryStudyStore:
         else:
             refuse_other_settings(record.study, study)
             record.study = study
-        record.facts.update(facts)
+        record.facts.update({name: json.loads(to_json(value)) for name, value in facts.items()})
 
     def study(self, name: str) -> Study:
         return self._record(name).study
@@ -70,7 +72,7 @@ class MemoryStudyStore:
         return self._record(name).status
 
     def save_fact(self, study: str, name: str, value: Any) -> None:
-        self._record(study).facts[name] = value
+        self._record(study).facts[name] = json.loads(to_json(value))
 
     def facts(self, study: str) -> Mapping[str, Any]:
         return dict(self._record(study).facts)

@@ -1,0 +1,194 @@
+"""Opening the study database: dialects, locking, migration on first open, and what is said when it does not answer."""
+
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import event
+from sqlalchemy.engine import URL, Connection, Engine, make_url
+from sqlalchemy.exc import ArgumentError, DatabaseError, DBAPIError, InterfaceError, OperationalError
+
+from clusterlora.errors import BadSettings, ServiceDown
+from clusterlora.stores.schema import REVISION
+
+_BUSY_SECONDS = 60
+_CONNECT_SECONDS = 10
+_MIGRATION_LOCK = 0x636C6F7261
+"""PostgreSQL advisory lock taken while migrating ("clora" in ASCII)."""
+
+
+class Database:
+    """A migrated study database. Safe to open from several processes at once, the first time included."""
+
+    def __init__(self, url: str) -> None:
+        """Connect, and bring the tables up to date.
+
+        Raises:
+            BadSettings: the URL is not one of SQLite or PostgreSQL, or the database is from a later version of clusterlora.
+            ServiceDown: the database does not answer.
+        """
+        self._url = _parse(url)
+        self.engine = _engine(self._url)
+        if self._url.get_backend_name() == "sqlite":
+            self._make_lock_file()
+        # Always under the lock: reading a database that another process is only just making can fail.
+        with self._explained(), self._migration_lock():
+            known = self._revision()
+            if known != REVISION:
+                self._migrate(known)
+
+    @property
+    def shown_url(self) -> str:
+        """The URL as it may be printed: without its password."""
+        return _shown(self._url)
+
+    def close(self) -> None:
+        """Close idle connections."""
+        self.engine.dispose()
+
+    @contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """Yield a connection to read with; on SQLite readers never wait for the writer."""
+        with self._explained(), self.engine.connect() as connection:
+            yield connection
+
+    @contextmanager
+    def writing(self) -> Iterator[Connection]:
+        """Yield a connection in a transaction that is committed when the block ends well."""
+        # SQLite: a transaction that reads before it writes would fail at once on a rival write instead of waiting its turn.
+        writer = self.engine.execution_options(sqlite_begin="BEGIN IMMEDIATE")
+        with self._explained(), writer.begin() as connection:
+            yield connection
+
+    def upsert(self, connection: Connection, table: sa.Table, rows: list[dict[str, Any]], *, replace: bool, where: Any = None) -> None:
+        """Insert rows; where the primary key exists, replace the row (if `where` holds for it) or leave it."""
+        if not rows:
+            return
+        insert = _INSERT[connection.dialect.name](table)
+        keys = [c.name for c in table.primary_key]
+        if replace:
+            others = {c.name: insert.excluded[c.name] for c in table.columns if c.name not in keys and c.name in rows[0]}
+            statement = insert.on_conflict_do_update(index_elements=keys, set_=others, where=where)
+        else:
+            statement = insert.on_conflict_do_nothing(index_elements=keys)
+        connection.execute(statement, rows)
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except DBAPIError as error:
+            # The other kinds are faults of a statement, not of the service.
+            if type(error) not in (OperationalError, InterfaceError, DatabaseError):
+                raise
+            cause = str(error.orig).strip().partition("\n")[0]
+            raise ServiceDown(f"study database {self.shown_url} does not answer: {cause}; start it or correct its URL") from error
+
+    @property
+    def _lock_file(self) -> Path:
+        return Path(f"{self._url.database}.lock")
+
+    def _make_lock_file(self) -> None:
+        try:
+            self._lock_file.parent.mkdir(parents=True, exist_ok=True)
+            self._lock_file.touch()
+        except OSError as error:
+            raise ServiceDown(f"study database {self.shown_url} cannot be written: {error}; choose a folder you may write to") from error
+
+    def _revision(self) -> str | None:
+        with self.engine.connect() as connection:
+            if not sa.inspect(connection).has_table("alembic_version"):
+                return None
+            return connection.execute(sa.text("select version_num from alembic_version")).scalar()
+
+    def _migrate(self, known: str | None) -> None:
+        if known is not None and known > REVISION:
+            raise BadSettings(f"study database {self.shown_url} is at revision {known}, this clusterlora knows {REVISION}; upgrade clusterlora")
+        if self.engine.dialect.name == "sqlite":
+            # Kept in the file, so that readers never wait for the writer. It cannot be set inside a transaction.
+            with self.engine.execution_options(sqlite_begin="").connect() as connection:
+                connection.exec_driver_sql("PRAGMA journal_mode=WAL")
+        _upgrade(self.engine)
+
+    @contextmanager
+    def _migration_lock(self) -> Iterator[None]:
+        if self._url.get_backend_name() == "sqlite":
+            with self._lock_file.open("w") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                yield
+        else:
+            with self.engine.connect() as connection:
+                connection.execute(sa.select(sa.func.pg_advisory_lock(_MIGRATION_LOCK)))
+                try:
+                    yield
+                finally:
+                    connection.execute(sa.select(sa.func.pg_advisory_unlock(_MIGRATION_LOCK)))
+
+
+def _upgrade(engine: Engine) -> None:
+    # Alembic is wanted once in a database's life; the other openings do not pay for its import.
+    from alembic import command
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", "clusterlora.stores:migrations")
+    with engine.execution_options(sqlite_begin="BEGIN IMMEDIATE").begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, REVISION)
+
+
+def _parse(url: str) -> URL:
+    try:
+        parsed = make_url(url)
+    except ArgumentError as error:
+        raise BadSettings("the study database's URL cannot be read; write sqlite:///path/to/file.db or postgresql://user@host/name") from error
+    if parsed.drivername in {"postgresql", "postgres"}:
+        parsed = parsed.set(drivername="postgresql+psycopg")
+    if parsed.drivername not in {"sqlite", "sqlite+pysqlite", "postgresql+psycopg"}:
+        raise BadSettings(f"study database {_shown(parsed)} is neither SQLite nor PostgreSQL; write sqlite:///file.db or postgresql://user@host/name")
+    if parsed.get_backend_name() == "sqlite" and parsed.database in {None, "", ":memory:"}:
+        raise BadSettings(f"study database {_shown(parsed)} names no file; write sqlite:///path/to/file.db")
+    return parsed
+
+
+def _shown(url: URL) -> str:
+    return url.difference_update_query(["password", "passfile", "sslpassword"]).render_as_string(hide_password=True)
+
+
+def _engine(url: URL) -> Engine:
+    if url.get_backend_name() == "postgresql":
+        return sa.create_engine(url, pool_pre_ping=True, connect_args={"connect_timeout": _CONNECT_SECONDS})
+    # A connection per use costs a fraction of a millisecond and shares nothing between threads or after a fork.
+    engine = sa.create_engine(url, poolclass=sa.NullPool, connect_args={"timeout": _BUSY_SECONDS})
+
+    @event.listens_for(engine, "connect")
+    def _configure(connection: Any, _record: object) -> None:  # pyright: ignore[reportUnusedFunction]
+        # The driver's own transaction handling is off: it would begin too late and without choosing a kind.
+        connection.isolation_level = None
+        connection.execute("PRAGMA foreign_keys=ON")
+        connection.execute("PRAGMA synchronous=NORMAL")
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:  # pyright: ignore[reportUnusedFunction]
+        if statement := connection.get_execution_options().get("sqlite_begin", "BEGIN"):
+            connection.exec_driver_sql(statement)
+
+    return engine
+
+
+def _sqlite_insert(table: sa.Table) -> Any:
+    from sqlalchemy.dialects.sqlite import insert
+
+    return insert(table)
+
+
+def _postgresql_insert(table: sa.Table) -> Any:
+    from sqlalchemy.dialects.postgresql import insert
+
+    return insert(table)
+
+
+_INSERT = {"sqlite": _sqlite_insert, "postgresql": _postgresql_insert}

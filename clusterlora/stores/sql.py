@@ -1,0 +1,217 @@
+"""The study database on SQLite or PostgreSQL."""
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from itertools import islice
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from clusterlora.errors import UnknownName
+from clusterlora.settings import Study, check_study_name
+from clusterlora.stores import rows, schema
+from clusterlora.stores.database import Database
+from clusterlora.stores.json_codec import from_json, to_json
+from clusterlora.stores.resume import refuse_other_data, refuse_other_settings
+from clusterlora.values import Answer, Attempt, Clustering, Dataset, Route, TrainedAdapter, Verdict
+
+_ANSWERS_PER_BATCH = 2000
+
+
+class SqlStudyStore:
+    """A StudyStore in a database that any number of processes and machines may write to at once."""
+
+    def __init__(self, url: str) -> None:
+        """Open the database, making or migrating its tables when needed.
+
+        Args:
+            url: `sqlite:///path/to/file.db` or `postgresql://user:password@host/name`.
+
+        Raises:
+            BadSettings: the URL is of neither kind.
+            ServiceDown: the database does not answer.
+        """
+        self._database = Database(url)
+
+    def close(self) -> None:
+        """Close idle connections."""
+        self._database.close()
+
+    def create_study(self, study: Study, *, facts: Mapping[str, Any]) -> None:
+        row = {"name": check_study_name(study.name), "status": "created", "settings": to_json(study)}
+        row["created"] = datetime.now(UTC).isoformat(timespec="microseconds")
+        with self._database.writing() as connection:
+            self._database.upsert(connection, schema.studies, [row], replace=False)
+            refuse_other_settings(from_json(Study, self._value(connection, study.name, "settings")), study)
+            connection.execute(_of_study(sa.update(schema.studies), study.name).values(settings=row["settings"]))
+            self._save_facts(connection, study.name, facts)
+
+    def study(self, name: str) -> Study:
+        with self._database.reading() as connection:
+            return from_json(Study, self._value(connection, name, "settings"))
+
+    def studies(self) -> tuple[tuple[str, str, str], ...]:
+        table = schema.studies
+        with self._database.reading() as connection:
+            found = connection.execute(sa.select(table.c.name, table.c.status, table.c.created).order_by(table.c.created.desc()))
+            return tuple((row.name, row.status, row.created) for row in found)
+
+    def set_status(self, name: str, status: str) -> None:
+        with self._writing(name) as connection:
+            connection.execute(_of_study(sa.update(schema.studies), name).values(status=status))
+
+    def status(self, name: str) -> str:
+        with self._database.reading() as connection:
+            return self._value(connection, name, "status")
+
+    def save_fact(self, study: str, name: str, value: Any) -> None:
+        with self._writing(study) as connection:
+            self._save_facts(connection, study, {name: value})
+
+    def facts(self, study: str) -> Mapping[str, Any]:
+        return {row.name: json.loads(row.value) for row in self._read(study, schema.facts)}
+
+    def save_dataset(self, study: str, dataset: Dataset) -> None:
+        with self._writing(study) as connection:
+            refuse_other_data(study, self._value(connection, study, "data_digest"), dataset)
+            connection.execute(_of_study(sa.update(schema.studies), study).values(data_digest=dataset.digest))
+            self._database.upsert(connection, schema.personas, rows.of_personas(study, dataset), replace=False)
+            self._database.upsert(connection, schema.dialogues, rows.of_dialogues(study, dataset), replace=False)
+
+    def dataset(self, study: str) -> Dataset:
+        personas = self._read(study, schema.personas, order=("position",))
+        if not personas:
+            raise UnknownName(f"study {study!r} has no data yet; prepare it first")
+        return rows.dataset(personas, self._read(study, schema.dialogues, order=("position",)))
+
+    def save_clustering(self, study: str, clustering: Clustering) -> None:
+        with self._writing(study) as connection:
+            connection.execute(_of_study(sa.delete(schema.cluster_members), study))
+            self._database.upsert(connection, schema.clusterings, [rows.of_clustering(study, clustering)], replace=True)
+            self._database.upsert(connection, schema.cluster_members, rows.of_members(study, clustering), replace=True)
+
+    def clustering(self, study: str) -> Clustering | None:
+        found = self._read(study, schema.clusterings)
+        return rows.clustering(found[0], self._read(study, schema.cluster_members, order=("cluster", "position"))) if found else None
+
+    def save_adapter(self, study: str, adapter: TrainedAdapter) -> None:
+        with self._writing(study) as connection:
+            self._database.upsert(connection, schema.adapters, [rows.of_adapter(adapter)], replace=False)
+            self._database.upsert(connection, schema.study_adapters, [{"study": study, "key": adapter.key}], replace=False)
+
+    def adapter(self, key: str) -> TrainedAdapter | None:
+        with self._database.reading() as connection:
+            row = connection.execute(sa.select(schema.adapters).where(schema.adapters.c.key == key)).one_or_none()
+        return rows.adapter(row) if row else None
+
+    def adapters(self, study: str) -> tuple[TrainedAdapter, ...]:
+        linked = sa.select(schema.adapters).join(schema.study_adapters).where(schema.study_adapters.c.study == study)
+        with self._reading(study) as connection:
+            found = [rows.adapter(row) for row in connection.execute(linked)]
+        return tuple(sorted(found, key=lambda a: (a.name, a.key)))
+
+    def open_attempt(self, study: str, attempt: Attempt) -> None:
+        still_open = schema.attempts.c.state == "running"
+        with self._writing(study) as connection:
+            self._database.upsert(connection, schema.attempts, [rows.of_attempt(study, attempt)], replace=True, where=still_open)
+
+    def close_attempt(
+        self, study: str, pack: str, number: int, *, state: str, detail: str = "", peak_memory_bytes: int | None = None
+    ) -> None:
+        table = schema.attempts
+        this = (table.c.study == study, table.c.pack == pack, table.c.number == number)
+        never_started = rows.of_attempt(study, Attempt(pack, number, micro_batch=0, state="running"))
+        with self._writing(study) as connection:
+            self._database.upsert(connection, table, [never_started], replace=False)
+            end = {"state": state, "detail": detail, "peak_memory_bytes": peak_memory_bytes}
+            connection.execute(sa.update(table).where(*this, table.c.state == "running").values(**end))
+
+    def attempts(self, study: str, pack: str | None = None) -> tuple[Attempt, ...]:
+        found = [rows.attempt(row) for row in self._read(study, schema.attempts)]
+        return tuple(sorted((a for a in found if pack in (None, a.pack)), key=lambda a: (a.pack, a.number)))
+
+    def save_answers(self, study: str, answers: Iterable[Answer]) -> None:
+        remaining = iter(answers)
+        while batch := list(islice(remaining, _ANSWERS_PER_BATCH)):
+            # In one order everywhere, so that two writers of the same answers never wait for each other in a circle.
+            answer_by_id = {rows.answer_id(study, a): a for a in batch}
+            ids = sorted(answer_by_id)
+            with self._writing(study) as connection:
+                self._database.upsert(connection, schema.answers, [rows.of_answer(study, i, answer_by_id[i]) for i in ids], replace=True)
+                connection.execute(sa.delete(schema.scores).where(schema.scores.c.answer_id.in_(ids)))
+                scores = [row for i in ids for row in rows.of_scores(i, answer_by_id[i])]
+                self._database.upsert(connection, schema.scores, scores, replace=True)
+
+    def answers(self, study: str, stack_keys: Sequence[str] | None = None) -> tuple[Answer, ...]:
+        table, scores = schema.answers, schema.scores
+        wanted = table.c.study == study
+        if stack_keys is not None:
+            wanted &= table.c.stack_key.in_(sorted(set(stack_keys)))
+        with self._reading(study) as connection:
+            found = connection.execute(sa.select(table).where(wanted)).all()
+            values = connection.execute(sa.select(scores).join(table).where(wanted)).all()
+        scores_by_id: dict[str, list[tuple[str, float]]] = {row.id: [] for row in found}
+        for row in values:
+            # The second query may see answers that were written after the first.
+            if row.answer_id in scores_by_id:
+                scores_by_id[row.answer_id].append((row.metric, math.nan if row.value is None else row.value))
+        read = [rows.answer(row, scores_by_id[row.id]) for row in found]
+        return tuple(sorted(read, key=lambda a: (a.stack_key, a.persona_id, a.item_id)))
+
+    def save_routes(self, study: str, routes: Sequence[Route]) -> None:
+        table = schema.routes
+        methods = sorted({r.method for r in routes})
+        with self._writing(study) as connection:
+            connection.execute(_of_study(sa.delete(table), study).where(table.c.method.in_(methods)))
+            self._database.upsert(connection, table, [rows.of_route(study, r) for r in routes], replace=True)
+
+    def routes(self, study: str) -> tuple[Route, ...]:
+        return tuple(sorted((rows.route(row) for row in self._read(study, schema.routes)), key=lambda r: (r.method, r.persona_id)))
+
+    def save_verdict(self, study: str, verdict: Verdict) -> None:
+        table = schema.verdicts
+        with self._writing(study) as connection:
+            known = connection.execute(_of_study(sa.select(table.c.rung), study).order_by(table.c.position)).scalars().all()
+            position = known.index(verdict.rung) if verdict.rung in known else len(known)
+            self._database.upsert(connection, table, [rows.of_verdict(study, position, verdict)], replace=True)
+
+    def verdicts(self, study: str) -> tuple[Verdict, ...]:
+        return tuple(rows.verdict(row) for row in self._read(study, schema.verdicts, order=("position",)))
+
+    @contextmanager
+    def _reading(self, study: str) -> Iterator[Connection]:
+        with self._database.reading() as connection:
+            self._value(connection, study, "name")
+            yield connection
+
+    @contextmanager
+    def _writing(self, study: str) -> Iterator[Connection]:
+        with self._database.writing() as connection:
+            self._value(connection, study, "name")
+            yield connection
+
+    def _value(self, connection: Connection, study: str, column: str) -> Any:
+        row = connection.execute(sa.select(schema.studies.c[column]).where(schema.studies.c.name == study)).one_or_none()
+        if row is None:
+            known = ", ".join(connection.execute(sa.select(schema.studies.c.name)).scalars()) or "none"
+            raise UnknownName(f"unknown study {study!r}; known: {known}")
+        return row[0]
+
+    def _read(self, study: str, table: sa.Table, order: tuple[str, ...] = ()) -> Sequence[sa.Row[Any]]:
+        query = _of_study(sa.select(table), study).order_by(*(table.c[name] for name in order))
+        with self._reading(study) as connection:
+            return connection.execute(query).all()
+
+    def _save_facts(self, connection: Connection, study: str, facts: Mapping[str, Any]) -> None:
+        written = [{"study": study, "name": name, "value": to_json(value)} for name, value in facts.items()]
+        self._database.upsert(connection, schema.facts, written, replace=True)
+
+
+def _of_study(statement: Any, study: str) -> Any:
+    """Return a select, update or delete limited to one study's rows."""
+    table = statement.table if hasattr(statement, "table") else statement.get_final_froms()[0]
+    return statement.where((table.c.name if table is schema.studies else table.c.study) == study)
