@@ -26,13 +26,22 @@ _MOST_CLUSTERS_WITH_NUMBERS = 10
 
 
 def draw(comparison: Comparison, path: Path, title: str) -> None:
-    """Write the figure as PNG, atomically. One row per method, the best on top: mean with 95 % interval, personas, clusters."""
-    n_methods, n_clusters = len(comparison.methods), len(comparison.cluster_sizes)
-    figure = Figure(figsize=(17, 3.2 + 0.5 * n_methods), dpi=120, layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.08))
+    """Write the figure as PNG, atomically."""
+    content = io.BytesIO()
+    compose(comparison, title).savefig(content, format="png")
+    write_atomically(path, content.getvalue())
+
+
+def compose(comparison: Comparison, title: str) -> Figure:
+    """Return the figure. One row per method, the best on top: mean with 95 % interval, personas, clusters."""
+    n_methods = len(comparison.methods)
+    widths_inches = (8.2, 4.6, 1.5 + 0.6 * min(len(comparison.cluster_sizes), _MOST_CLUSTERS_WITH_NUMBERS))
+    width_inches = sum(widths_inches)
+    figure = Figure(figsize=(width_inches, 3.2 + 0.5 * n_methods), dpi=120, layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.08))
     FigureCanvasAgg(figure)
     # Names are data: never read as mathematics.
-    figure.suptitle(f"{title}\n{textwrap.fill(comparison.sentence, 180)}", fontsize=12.5, color=_INK, parse_math=False)
-    panels = figure.subplots(1, 3, width_ratios=[1.6, 1.0, 0.25 + 0.13 * min(n_clusters, _MOST_CLUSTERS_WITH_NUMBERS)])
+    figure.suptitle(f"{title}\n{textwrap.fill(comparison.sentence, int(10.4 * width_inches))}", fontsize=12.5, color=_INK, parse_math=False)
+    panels = figure.subplots(1, 3, width_ratios=widths_inches)
     _draw_means(panels[0], comparison)
     _draw_personas(panels[1], comparison)
     _draw_clusters(panels[2], comparison)
@@ -42,9 +51,7 @@ def draw(comparison: Comparison, path: Path, title: str) -> None:
         axes.tick_params(axis="y", length=0)
         axes.spines[["top", "right", "left"]].set_visible(False)
     _label_methods(panels[0], comparison)
-    content = io.BytesIO()
-    figure.savefig(content, format="png")
-    write_atomically(path, content.getvalue())
+    return figure
 
 
 def _colour(comparison: Comparison, result: MethodResult) -> str:
@@ -75,7 +82,7 @@ def _draw_means(axes: Axes, comparison: Comparison) -> None:
         if result.vs_reference:
             axes.annotate(_difference(metric, result.vs_reference), (1, row), xycoords=("axes fraction", "data"), ha="right", va="center")
     # Right of the bars the panel holds columns of numbers, where an axis would mean nothing.
-    axes.set_xlim(left - 0.01 * (right - left), right + (0.62 if comparison.reference else 0.2) * (right - left))
+    axes.set_xlim(left - 0.01 * (right - left), right + (0.72 if comparison.reference else 0.2) * (right - left))
     axes.set_xticks([tick for tick in axes.get_xticks() if left <= tick <= right])
     axes.spines["bottom"].set_bounds(left, right)
     for name, value, alignment in (("oracle", comparison.oracle, "center"), ("floor", comparison.floor, "left")):
@@ -89,7 +96,7 @@ def _draw_means(axes: Axes, comparison: Comparison) -> None:
                 textcoords="offset points",
                 ha=alignment,
             )
-    axes.set_title("Mean over personas with 95 % interval", fontsize=11, pad=22, loc="left")
+    axes.set_title("Mean over personas with 95% interval", fontsize=11, pad=22, loc="left")
     if comparison.reference:
         axes.annotate(
             f"difference to {comparison.reference}", (1, 1), (0, 4), xycoords="axes fraction", textcoords="offset points", ha="right"

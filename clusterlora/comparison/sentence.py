@@ -32,7 +32,7 @@ def _outcome(comparison: Comparison) -> str:
 
 def _value(comparison: Comparison, result: MethodResult) -> str:
     metric = METRICS[comparison.headline]
-    return metric.shown(result.means[comparison.headline]) + (" %" if metric.percent else "")
+    return metric.shown(result.means[comparison.headline]) + ("%" if metric.percent else "")
 
 
 def _difference(comparison: Comparison, difference: PairedDifference) -> str:

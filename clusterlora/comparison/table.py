@@ -41,7 +41,7 @@ def markdown(comparison: Comparison) -> str:
     metric = METRICS[comparison.headline]
     header = (*_columns(comparison), "worst_persona_id")
     rows = [(*_cells(comparison, result), result.worst_persona_id) for result in comparison.methods]
-    unit = " %" if metric.percent else ""
+    unit = "%" if metric.percent else ""
     floor = "" if comparison.floor is None else f" Floor (somebody else's reference): {metric.shown(comparison.floor)}{unit}."
     clusters = [f"cluster {cluster} ({size})" for cluster, size in comparison.cluster_sizes.items()]
     by_cluster = [(result.method, *(metric.shown(result.by_cluster[k]) for k in comparison.cluster_sizes)) for result in comparison.methods]
@@ -49,7 +49,7 @@ def markdown(comparison: Comparison) -> str:
         f"**{comparison.sentence}**\n\n"
         + table(header, rows, right=(False, *(True for _ in header[1:-1]), False))
         + f"\nOracle (each persona's best method, picked on these items): {metric.shown(comparison.oracle)}{unit}.{floor} "
-        f"Intervals are 95 % two-level paired bootstrap, {comparison.draws} draws; "
+        f"Intervals are 95% two-level paired bootstrap, {comparison.draws} draws; "
         "p is Wilcoxon's signed-rank test with Holm's correction.\n\n"
         f"★ is the champion. {metric.label[0].upper()}{metric.label[1:]} by cluster (personas in it):\n\n"
         + table(("method", *clusters), by_cluster, right=(False, *(True for _ in clusters)))

@@ -81,7 +81,8 @@ def wilson_interval(successes: int, n: int) -> Interval:
     share = successes / n
     centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
-    return Interval(max(0.0, float(centre - half)), min(1.0, float(centre + half)))
+    # The share lies in its interval by definition; at 0 and 1 it is an end, and rounding must not push it out.
+    return Interval(max(0.0, min(share, float(centre - half))), min(1.0, max(share, float(centre + half))))
 
 
 def signed_rank_p(deltas: Float[np.ndarray, " persona"]) -> float:

@@ -11,9 +11,10 @@ def markdown(verdict: Verdict) -> str:
     return (
         f"## Gate {outcome}\n\n"
         f"Adapter **{cell(verdict.adapter)}**, rung **{cell(verdict.rung)}**, judged on {verdict.n_items} val items "
-        f"of {verdict.n_personas} personas against unified on the same items.\n\n"
+        f"of {verdict.n_personas} personas against unified on the same items. "
+        "Numbers are percent; a difference is in points.\n\n"
         + table(
-            ("criterion", "value", "95 % interval", "asked", "verdict", "why"),
+            ("criterion", "value", "95% interval", "asked", "verdict", "why"),
             [_row(criterion) for criterion in verdict.criteria],
             right=(False, True, True, True, False, False),
         )

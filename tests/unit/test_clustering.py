@@ -1,0 +1,201 @@
+"""Clusterings: what they read, the sizes they keep, and how they say how far to trust them."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from clusterlora.clustering.cluster import cluster_personas
+from clusterlora.clustering.kmeans import exact_sizes, free_sizes
+from clusterlora.errors import BadData, BadSettings, UnknownName
+from clusterlora.settings import ClusteringSettings
+from clusterlora.values import Clustering, Dataset, Dialogue, Persona, Split, Turn
+
+STYLES = ("certainly sir", "sure thing buddy", "done", "with pleasure dear", "aye captain")
+
+
+class CountsEmbedder:
+    """A text is its letter counts plus a little of its own, all of unit length; remembers what it was asked."""
+
+    name = "letters"
+    revision = "1"
+
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        self.seen.extend(texts)
+        counts = np.array(
+            [[text.lower().count(letter) for letter in "abcdefghijklmnopqrstuvwxyz0123456789"] for text in texts], dtype=np.float32
+        )
+        return counts / np.linalg.norm(counts, axis=1, keepdims=True)
+
+
+def dialogue(name: str, answer: str, split: Split) -> Dialogue:
+    return Dialogue(
+        name,
+        (Turn("user", f"do {name}"), Turn("assistant", answer), Turn("user", "more"), Turn("assistant", f"{answer} again")),
+        split=split,
+    )
+
+
+def population(sizes: Sequence[int] = (4, 9, 6), *, n_dialogues: int = 5, seed: int = 0) -> tuple[Dataset, dict[str, int]]:
+    """People whose answers carry the style of their planted cluster, in shuffled order, and the truth."""
+    rng = np.random.default_rng(seed)
+    planted = rng.permutation(np.repeat(np.arange(len(sizes)), sizes))
+    personas, truth = [], {}
+    for number, cluster in enumerate(planted.tolist()):
+        persona_id = f"persona_{number:03d}"
+        truth[persona_id] = cluster
+        spoken = [dialogue(f"{number}-{i}", f"{STYLES[cluster]} {rng.integers(100, 999)}", "train") for i in range(n_dialogues)]
+        spoken += [dialogue(f"{number}-{split}", f"{STYLES[cluster]} {rng.integers(100, 999)}", split) for split in ("val", "test")]
+        personas.append(Persona(persona_id, f"likes {STYLES[cluster]} {number}", tuple(spoken)))
+    return Dataset(tuple(personas)), truth
+
+
+def planted(clustering: Clustering, truth: dict[str, int]) -> list[set[int]]:
+    return [{truth[persona_id] for persona_id in members} for members in clustering.members]
+
+
+def by_responses(**changes: Any) -> ClusteringSettings:
+    return replace(ClusteringSettings(algorithm="responses", k=3), **changes)
+
+
+@pytest.mark.parametrize("algorithm", ["responses", "description"])
+def test_planted_clusters_are_found_smallest_first(algorithm: str):
+    dataset, truth = population()
+    found = cluster_personas(dataset, by_responses(algorithm=algorithm), CountsEmbedder())
+    assert found.sizes == (4, 6, 9)
+    assert planted(found, truth) == [{0}, {2}, {1}]
+    assert found.algorithm == algorithm
+
+
+def test_given_sizes_are_kept_exactly_and_in_their_order():
+    dataset, truth = population()
+    found = cluster_personas(dataset, by_responses(sizes=(9, 4, 6)), CountsEmbedder())
+    assert found.sizes == (9, 4, 6)
+    assert planted(found, truth) == [{1}, {0}, {2}]
+    forced = cluster_personas(dataset, by_responses(sizes=(2, 15, 2)), CountsEmbedder())
+    assert forced.sizes == (2, 15, 2)
+
+
+def test_every_persona_is_in_exactly_one_cluster():
+    dataset, _ = population()
+    found = cluster_personas(dataset, by_responses(k=4), CountsEmbedder())
+    assert sorted(persona_id for members in found.members for persona_id in members) == sorted(dataset.ids)
+
+
+@pytest.mark.parametrize("sizes", [None, (9, 4, 6)])
+def test_the_order_of_the_personas_changes_nothing(sizes: tuple[int, ...] | None):
+    dataset, _ = population()
+    turned = Dataset(tuple(reversed(dataset.personas)))
+    wanted = by_responses(sizes=sizes)
+    assert cluster_personas(dataset, wanted, CountsEmbedder()) == cluster_personas(turned, wanted, CountsEmbedder())
+
+
+@pytest.mark.parametrize("algorithm", ["responses", "description"])
+def test_val_and_test_dialogues_are_never_read(algorithm: str):
+    dataset, _ = population()
+    poison = dialogue("poison", "zzz poison zzz", "test")
+    poisoned = Dataset(tuple(replace(p, dialogues=(*p.of_split("train"), poison, replace(poison, split="val"))) for p in dataset.personas))
+    embedder = CountsEmbedder()
+    assert cluster_personas(poisoned, by_responses(algorithm=algorithm), embedder) == cluster_personas(
+        dataset, by_responses(algorithm=algorithm), CountsEmbedder()
+    )
+    assert not [text for text in embedder.seen if "poison" in text]
+
+
+def test_each_train_response_is_embedded_once_and_the_persons_own_words_never():
+    dataset, _ = population((2, 2, 2), n_dialogues=3)
+    embedder = CountsEmbedder()
+    cluster_personas(dataset, by_responses(), embedder)
+    spoken = [t.text for p in dataset.personas for d in p.of_split("train") for t in d.turns if t.role == "assistant"]
+    assert sorted(embedder.seen) == sorted(spoken)
+
+
+def test_planted_clusters_are_called_stable_and_noise_is_not(caplog: pytest.LogCaptureFixture):
+    dataset, _ = population()
+    quality = dict(cluster_personas(dataset, by_responses(), CountsEmbedder()).quality)
+    assert quality["silhouette"] > 0.5
+    assert quality["ari_seeds"] == pytest.approx(1)
+    assert quality["ari_bootstraps"] == pytest.approx(1)
+    assert not caplog.records
+
+    alike, _ = population((40,), n_dialogues=2)
+    with caplog.at_level(logging.WARNING):
+        noise = dict(cluster_personas(alike, by_responses(k=5), CountsEmbedder()).quality)
+    assert noise["silhouette"] < 0.3
+    assert noise["ari_bootstraps"] < 0.5
+    assert "unstable: ari_bootstraps" in caplog.text
+
+
+def test_one_description_each_leaves_nothing_to_resample():
+    dataset, _ = population()
+    found = cluster_personas(dataset, by_responses(algorithm="description"), CountsEmbedder())
+    assert [name for name, _ in found.quality] == ["silhouette", "ari_seeds"]
+
+
+def test_the_map_places_every_persona_and_keeps_the_largest_distances():
+    dataset, truth = population()
+    found = cluster_personas(dataset, by_responses(), CountsEmbedder())
+    assert {persona_id for persona_id, _, _ in found.map_2d} == set(dataset.ids)
+    place = {persona_id: np.array([x, y]) for persona_id, x, y in found.map_2d}
+    centres = [np.mean([place[p] for p in truth if truth[p] == k], axis=0) for k in range(3)]
+    within = max(np.linalg.norm(place[p] - centres[truth[p]]) for p in truth)
+    assert within < min(np.linalg.norm(centres[a] - centres[b]) for a, b in ((0, 1), (0, 2), (1, 2)))
+
+
+def test_what_cannot_be_clustered_is_refused_with_the_fix():
+    dataset, _ = population()
+    silent = Dataset((*dataset.personas, Persona("quiet/one", None, ())))
+    with pytest.raises(BadData, match=r"'quiet/one' has no description; .* cluster by responses"):
+        cluster_personas(silent, by_responses(algorithm="description"), CountsEmbedder())
+    with pytest.raises(BadData, match="'quiet/one' has no response in its train dialogues"):
+        cluster_personas(silent, by_responses(), CountsEmbedder())
+    with pytest.raises(BadSettings, match=r"sizes=\(9, 4\) sum to 13 for 19 personas"):
+        cluster_personas(dataset, by_responses(sizes=(9, 4)), CountsEmbedder())
+    with pytest.raises(BadSettings, match="at least 1"):
+        cluster_personas(dataset, by_responses(sizes=(19, 0)), CountsEmbedder())
+    with pytest.raises(BadSettings, match="k=20 is more than the 19 personas"):
+        cluster_personas(dataset, by_responses(k=20), CountsEmbedder())
+    with pytest.raises(UnknownName, match="unknown clustering algorithm 'astrology'"):
+        cluster_personas(dataset, by_responses(algorithm="astrology"), CountsEmbedder())
+    twins = Dataset(tuple(replace(dataset.personas[0], id=f"twin_{i}") for i in range(4)))
+    with pytest.raises(BadData, match="4 personas look like only 1 by responses, fewer than k=3"):
+        cluster_personas(twins, by_responses(), CountsEmbedder())
+
+
+def test_twins_can_still_be_divided_into_given_sizes():
+    dataset, _ = population()
+    twins = Dataset(tuple(replace(dataset.personas[0], id=f"twin_{i}") for i in range(4)))
+    assert cluster_personas(twins, by_responses(sizes=(1, 3)), CountsEmbedder()).sizes == (1, 3)
+
+
+def test_as_many_clusters_as_personas_leave_no_silhouette():
+    dataset, _ = population((1, 1, 1))
+    found = cluster_personas(dataset, by_responses(), CountsEmbedder())
+    assert found.sizes == (1, 1, 1)
+    assert "silhouette" not in dict(found.quality)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers(1, 7), min_size=2, max_size=4), st.integers(0, 1000))
+def test_no_exchange_of_two_personas_improves_clusters_of_exact_sizes(sizes: list[int], seed: int):
+    features = np.random.default_rng(seed).normal(size=(sum(sizes), 3))
+    labels = exact_sizes(features, tuple(sizes), seed=seed)
+    assert np.bincount(labels).tolist() == sizes
+    centroids = np.stack([features[labels == cluster].mean(axis=0) for cluster in range(len(sizes))])
+    cost = np.sum((features[:, None] - centroids) ** 2, axis=2)
+    own = cost[np.arange(len(labels)), labels]
+    exchanged = cost[:, labels] + cost[:, labels].T
+    assert np.all(exchanged >= own[:, None] + own[None, :] - 1e-9)
+
+
+def test_cluster_zero_is_the_smallest_and_equal_sizes_are_ordered_by_their_first_persona():
+    features = np.array([[9.0], [0.0], [9.1], [0.1], [5.0]])
+    assert free_sizes(features, 3, seed=0).tolist() == [1, 2, 1, 2, 0]

@@ -1,0 +1,295 @@
+"""The comparison: recomputed independently, fair to every method, and not fooled by chance."""
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from matplotlib.text import Text
+from rich.console import Console
+from scipy import stats
+
+from clusterlora.comparison.compare import compare
+from clusterlora.comparison.figure import compose, draw
+from clusterlora.comparison.result import Comparison
+from clusterlora.comparison.table import console, markdown, write_tables
+from clusterlora.errors import BadData, BadSettings
+from clusterlora.values import EvaluationRow
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+METRIC_DIRECTIONS = {"embedding_similarity": True, "nll": False, "rouge_l": True}
+FIVE = {"baseline": 0.56, "unified": 0.79, "per_persona": 0.72, "cluster": 0.82, "selective_routing": 0.795}
+ELEVEN = FIVE | {"few_shot": 0.66, "hybrid": 0.80, "cluster_hybrid": 0.825, "prefix": 0.57, "merge": 0.70, "random_partition": 0.785}
+
+
+def evaluation(
+    means: Mapping[str, float], sizes: Sequence[int] = (4, 8, 6), *, n_items: int = 3, seed: int = 0, noise: float = 0.05
+) -> list[EvaluationRow]:
+    """Rows of methods with the given true means, on personas that differ and items that differ."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for number, cluster in enumerate(np.repeat(np.arange(len(sizes)), sizes).tolist()):
+        persona = rng.normal(0, 0.04)
+        for item in range(n_items):
+            difficulty = rng.normal(0, 0.06)
+            for method, mean in means.items():
+                similarity = float(np.clip(mean + persona + difficulty + rng.normal(0, noise), 0, 1))
+                scores = {"embedding_similarity": similarity, "nll": 3 - 2 * similarity, "rouge_l": similarity / 2}
+                persona_id = f"persona_{number:03d}"
+                rows.append(
+                    EvaluationRow(
+                        method, persona_id, cluster, f"{persona_id}/{item}", "Movie time", "Lights at 20.", "Lights at 30.", scores
+                    )
+                )
+    return rows
+
+
+def compared(rows: Sequence[EvaluationRow], **changes: Any) -> Comparison:
+    arguments: dict[str, Any] = {
+        "headline": "embedding_similarity",
+        "higher_is_better": METRIC_DIRECTIONS,
+        "draws": 500,
+        "floor": 0.31,
+    } | changes
+    return compare(rows, rng=np.random.default_rng(0), **arguments)
+
+
+def test_every_number_agrees_with_an_independent_recomputation():
+    rows = evaluation(FIVE)
+    found = compared(rows)
+    frame: Any = pd.DataFrame([{"method": r.method, "persona": r.persona_id, "cluster": r.cluster, **r.scores} for r in rows])
+    by_persona = frame.groupby(["persona", "cluster", "method"])[list(METRIC_DIRECTIONS)].mean().reset_index()
+    wide = by_persona.pivot(index="persona", columns="method", values="embedding_similarity")
+    p_values = {method: stats.wilcoxon(wide[method] - wide["unified"])[1] for method in wide if method != "unified"}
+    for result in found.methods:
+        own = by_persona[by_persona.method == result.method]
+        for metric in METRIC_DIRECTIONS:
+            assert result.means[metric] == pytest.approx(own[metric].mean())
+        assert result.by_cluster == pytest.approx(own.groupby("cluster").embedding_similarity.mean().to_dict())
+        assert result.by_persona == pytest.approx(wide[result.method].to_dict())
+        assert result.worst_persona_id == wide[result.method].idxmin()
+        assert result.worst_persona == pytest.approx(wide[result.method].min())
+        assert result.p5 == pytest.approx(wide[result.method].quantile(0.05))
+        assert result.mean_low < result.means["embedding_similarity"] < result.mean_high
+        if result.method == "unified":
+            assert result.vs_reference is None
+            continue
+        difference = result.vs_reference
+        assert difference is not None
+        deltas = wide[result.method] - wide["unified"]
+        assert difference.mean == pytest.approx(deltas.mean())
+        assert difference.ci_low < difference.mean < difference.ci_high
+        assert difference.p == pytest.approx(p_values[result.method])
+        assert difference.p_holm >= difference.p
+        assert difference.win_rate == (deltas > 0).mean()
+        assert difference.win_low < difference.win_rate + 1e-12
+        assert difference.win_high > difference.win_rate - 1e-12
+    assert [result.method for result in found.methods] == wide.mean().sort_values(ascending=False).index.tolist()
+    assert found.oracle == pytest.approx(wide.max(axis=1).mean())
+    assert (found.n_personas, found.n_items, found.n_personas_left_out) == (18, 54, 0)
+    assert found.cluster_sizes == {0: 4, 1: 8, 2: 6}
+
+
+def test_personas_weigh_the_same_however_many_items_they_have():
+    rows = [r for r in evaluation(FIVE) if r.persona_id != "persona_000" or r.item_id.endswith("/0")]
+    unified = compared(rows).method("unified")
+    assert unified.means["embedding_similarity"] == pytest.approx(np.mean(list(unified.by_persona.values())))
+
+
+def test_a_method_that_is_really_better_becomes_champion():
+    found = compared(evaluation(FIVE, (10, 20, 10)))
+    assert found.champion == "cluster"
+    assert found.sentence.startswith("cluster beats unified: embedding similarity 8")
+    assert "p < 0.001" in found.sentence
+
+
+def test_without_any_difference_the_champion_stays_unified():
+    champions = [
+        compared(evaluation(dict.fromkeys(("unified", "cluster", "per_persona", "hybrid"), 0.8), (20,), n_items=3, seed=seed)).champion
+        for seed in range(80)
+    ]
+    assert champions.count("unified") >= 76
+
+
+def test_a_lucky_mean_does_not_make_a_champion():
+    found = compared(evaluation({"unified": 0.8, "cluster": 0.8}, (6,), seed=1, noise=0.15), floor=None)
+    assert found.methods[0].method == "cluster"
+    assert found.champion == "unified"
+    assert found.sentence.startswith("No method is shown to beat unified (embedding similarity ")
+    assert "the best other, cluster, differs by +" in found.sentence
+
+
+def test_a_method_that_answers_like_unified_ties_and_never_wins():
+    rows = [r for r in evaluation(FIVE) if r.method == "unified"]
+    found = compared(rows + [replace(r, method="copy") for r in rows])
+    difference = found.method("copy").vs_reference
+    assert difference is not None
+    assert (difference.mean, difference.p, difference.win_rate, difference.tie_rate) == (0, 1, 0, 1)
+    assert found.champion == "unified"
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.randoms(use_true_random=False))
+def test_the_order_of_the_rows_changes_nothing(random):
+    rows = evaluation(FIVE, (2, 3))
+    shuffled = list(rows)
+    random.shuffle(shuffled)
+    assert compared(shuffled, draws=100) == compared(rows, draws=100)
+
+
+def test_renaming_personas_changes_no_statistic():
+    rows = evaluation(FIVE)
+    renamed = [replace(r, persona_id=f"z/{r.persona_id}", item_id=f"y{r.item_id}") for r in rows]
+    before, after = compared(rows), compared(renamed)
+    assert [m.vs_reference for m in before.methods] == [m.vs_reference for m in after.methods]
+
+
+def test_when_lower_is_better_the_lowest_wins():
+    found = compared(evaluation(FIVE, (10, 20, 10)), headline="nll", floor=None)
+    cluster = found.method("cluster")
+    assert found.champion == "cluster"
+    assert found.methods[0].method == "cluster"
+    assert cluster.vs_reference is not None
+    assert cluster.vs_reference.mean < 0
+    assert cluster.vs_reference.win_rate > 0.6
+    assert cluster.worst_persona == max(cluster.by_persona.values())
+    assert found.oracle <= cluster.means["nll"]
+
+
+def test_after_a_refused_gate_the_common_personas_are_compared_and_the_sentence_says_so():
+    rows = [r for r in evaluation(FIVE, (16, 30, 20)) if r.method != "cluster" or r.cluster == 0]
+    found = compared(rows)
+    assert (found.n_personas, found.n_personas_left_out, found.n_items) == (16, 50, 48)
+    assert found.cluster_sizes == {0: 16}
+    assert found.sentence.endswith("Measured on 48 items of 16 personas, the ones of 66 that every method answers.")
+
+
+def test_one_method_alone_is_reported():
+    found = compared(evaluation({"baseline": 0.5}))
+    assert found.champion == "baseline"
+    assert found.reference is None
+    assert found.sentence.startswith("baseline is the only method: ")
+
+
+def test_without_unified_the_best_mean_is_champion():
+    found = compared(evaluation({"baseline": 0.5, "cluster": 0.6}))
+    assert found.champion == "cluster"
+    assert found.method("cluster").vs_reference is None
+    assert "no reference to test it against" in found.sentence
+
+
+def test_another_reference_can_be_asked_for():
+    found = compared(evaluation(FIVE), reference="baseline")
+    assert found.method("baseline").vs_reference is None
+    assert "vs_baseline" in markdown(found)
+
+
+def test_unfair_or_broken_rows_are_refused():
+    rows = evaluation(FIVE)
+    lacking = [r for r in rows if (r.method, r.item_id) != ("cluster", "persona_002/1")]
+    with pytest.raises(
+        BadData, match=r"method cluster lacks 1 of 54 items that others answered, first 'persona_002/1' of persona 'persona_002'"
+    ):
+        compared(lacking)
+    with pytest.raises(BadData, match="method baseline answered item 'persona_000/0' of persona 'persona_000' twice"):
+        compared([*rows, rows[0]])
+    with pytest.raises(BadData, match="method baseline has no nll for item"):
+        compared([replace(rows[0], scores={"embedding_similarity": 0.5, "rouge_l": 0.1}), *rows[1:]])
+    with pytest.raises(BadData, match="method baseline has nll=nan for item"):
+        compared([replace(rows[0], scores={**rows[0].scores, "nll": float("nan")}), *rows[1:]])
+    with pytest.raises(BadData, match="'persona_000' is in clusters 3 and 0"):
+        compared([replace(rows[0], cluster=3), *rows[1:]])
+    with pytest.raises(BadData, match="no persona was answered by all of a, b"):
+        compared([replace(rows[0], method="a"), replace(rows[-1], method="b")])
+    with pytest.raises(BadData, match="no evaluation rows"):
+        compared([])
+    with pytest.raises(BadSettings, match="headline metric 'chrf' is not among"):
+        compared(rows, headline="chrf")
+
+
+def test_the_summary_reads_like_the_golden_one():
+    assert markdown(compared(evaluation(FIVE))) == (GOLDEN / "summary.md").read_text(encoding="utf-8")
+
+
+def test_the_files_hold_the_measured_numbers(tmp_path: Path):
+    rows = evaluation(FIVE)
+    rows[0] = replace(rows[0], text='He said "on",\nthen | left', prompt="Größe; 5")
+    found = compared(rows)
+    write_tables(found, rows, tmp_path / "results")
+    assert sorted(path.name for path in (tmp_path / "results").iterdir()) == ["rows.csv", "summary.csv", "summary.json", "summary.md"]
+
+    summary = pd.read_csv(tmp_path / "results" / "summary.csv").set_index("method")
+    assert summary.columns[:4].tolist() == ["embedding_similarity", "vs_unified", "ci_low", "ci_high"]
+    assert {"win_rate", "worst_persona", "nll", "rouge_l"} <= set(summary.columns)
+    assert summary.embedding_similarity.to_dict() == {m.method: m.means["embedding_similarity"] for m in found.methods}
+    assert summary.vs_unified["unified"] == 0
+    assert summary.ci_low.isna().to_dict() == {m.method: m.method == "unified" for m in found.methods}
+
+    document = json.loads((tmp_path / "results" / "summary.json").read_text(encoding="utf-8"))
+    assert document["champion"] == found.champion
+    assert document["methods"][0]["by_persona"] == found.methods[0].by_persona
+
+    with (tmp_path / "results" / "rows.csv").open(encoding="utf-8", newline="") as file:
+        raw = list(csv.DictReader(file))
+    assert len(raw) == len(rows)
+    assert raw[0]["text"] == rows[0].text
+    assert float(raw[-1]["nll"]) == rows[-1].scores["nll"]
+
+
+def test_a_persona_id_cannot_break_out_of_the_summary():
+    rows = [replace(r, persona_id="a|b\n\\|c <b>") if r.persona_id == "persona_000" else r for r in evaluation({"unified": 0.8}, (2,))]
+    rows = [replace(r, scores={**r.scores, "embedding_similarity": 0.1}) if "|" in r.persona_id else r for r in rows]
+    row = next(line for line in markdown(compared(rows)).splitlines() if line.startswith("| unified"))
+    assert row.endswith("| a\\|b &#92;\\|c &lt;b> |")
+
+
+def test_the_console_shows_every_method_and_the_verdict():
+    out = io.StringIO()
+    found = compared(evaluation(FIVE))
+    Console(file=out, width=120).print(console(found))
+    shown = out.getvalue()
+    assert all(method in shown for method in FIVE)
+    assert f"{found.champion} ★" in shown
+    assert "Measured on 54 items of 18 personas." in shown
+
+
+@pytest.mark.parametrize(
+    ("means", "sizes", "headline", "floor"),
+    [
+        (FIVE, (16, 52, 25, 35, 72), "embedding_similarity", 0.31),
+        (ELEVEN, (16, 52, 25, 35, 72), "embedding_similarity", 0.31),
+        (ELEVEN, (6,) * 12, "embedding_similarity", None),
+        ({"baseline": 0.56, "unified": 0.79, "cluster": 0.78}, (16,), "embedding_similarity", 0.31),
+        ({"baseline": 0.56, "cluster": 0.78}, (4, 5), "embedding_similarity", None),
+        ({"baseline": 0.56}, (2,), "embedding_similarity", 0.6),
+        (FIVE, (4, 5), "nll", None),
+    ],
+    ids=["five", "eleven", "twelve-clusters", "refused-gate", "no-unified", "below-floor", "nll"],
+)
+def test_no_two_labels_of_the_figure_overlap(means: Mapping[str, float], sizes: Sequence[int], headline: str, floor: float | None):
+    found = compared(evaluation(means, sizes), headline=headline, floor=floor)
+    figure = compose(found, "study $mission_1$")
+    figure.canvas.draw()
+    for axes in figure.axes:
+        labels = cast("list[Text]", axes.findobj(Text))
+        boxes = [(label.get_text(), label.get_window_extent()) for label in labels if label.get_text() and label.get_visible()]
+        for index, (text, box) in enumerate(boxes):
+            assert not [other for other, its_box in boxes[index + 1 :] if box.overlaps(its_box)], text
+            assert figure.bbox.x0 <= box.x0, text
+            assert box.x1 <= figure.bbox.x1, text
+
+
+def test_the_figure_is_a_png_and_replaces_the_one_before(tmp_path: Path):
+    path = tmp_path / "figures" / "comprehensive_comparison.png"
+    for _ in range(2):
+        draw(compared(evaluation(FIVE)), path, "study")
+    assert path.read_bytes().startswith(b"\x89PNG")
+    assert [p.name for p in path.parent.iterdir()] == [path.name]

@@ -1,0 +1,163 @@
+"""The gate: what passes, what never does, and what the report says."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from clusterlora.errors import BadData
+from clusterlora.gate.criteria import CRITERIA
+from clusterlora.gate.judge import judge
+from clusterlora.gate.report import markdown
+from clusterlora.settings import GateSettings
+from clusterlora.values import Verdict
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+STRICT = GateSettings(mean_similarity=0.83, worst_persona=0.70, share_improved=0.60)
+
+
+def scores(mean: float, *, n_personas: int = 16, n_items: int = 6, seed: int = 0, spread: float = 0.02) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return {f"persona_{p:03d}": mean + rng.normal(0, spread, size=n_items) for p in range(n_personas)}
+
+
+def shifted(of: dict[str, np.ndarray], by: float) -> dict[str, np.ndarray]:
+    return {persona: values + by for persona, values in of.items()}
+
+
+def verdict(candidate: dict[str, np.ndarray], unified: dict[str, np.ndarray], settings: GateSettings = STRICT) -> Verdict:
+    return judge(candidate, unified, settings, rung="study", adapter="cluster-00", rng=np.random.default_rng(0))
+
+
+def passed(found: Verdict) -> dict[str, bool]:
+    return {criterion.name: criterion.passed for criterion in found.criteria}
+
+
+def test_a_candidate_clearly_better_passes_every_criterion():
+    found = verdict(scores(0.88), scores(0.80, seed=1))
+    assert passed(found) == dict.fromkeys(CRITERIA, True)
+    assert found.passed
+    assert (found.n_personas, found.n_items) == (16, 96)
+
+
+def test_a_candidate_below_unified_is_refused_however_high_it_scores():
+    found = verdict(scores(0.90), scores(0.95, seed=1))
+    assert passed(found) == {"mean_similarity": True, "above_unified": False, "worst_persona": True, "share_of_personas_improved": False}
+
+
+def test_one_persona_left_behind_refuses_the_candidate_and_is_named():
+    candidate = scores(0.90) | {"persona_007": np.full(6, 0.5)}
+    found = verdict(candidate, scores(0.80, seed=1))
+    assert [name for name, ok in passed(found).items() if not ok] == ["worst_persona"]
+    assert "persona_007" in found.criteria[2].explanation
+    assert found.criteria[2].value == pytest.approx(0.5)
+
+
+def test_a_gain_that_few_personas_share_is_refused():
+    unified = scores(0.84)
+    candidate = {persona: values + (0.5 if index < 5 else -0.001) for index, (persona, values) in enumerate(unified.items())}
+    found = verdict(candidate, unified)
+    assert [name for name, ok in passed(found).items() if not ok] == ["share_of_personas_improved"]
+    assert found.criteria[3].value == 5 / 16
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(1, 6),
+    st.integers(1, 4),
+    st.floats(-1e-7, 1e-7),
+    st.builds(
+        GateSettings,
+        mean_similarity=st.none() | st.just(0.0),
+        worst_persona=st.none() | st.just(0.0),
+        share_improved=st.sampled_from([0.0, 0.6]),
+    ),
+)
+def test_an_adapter_equal_to_its_base_never_passes_the_gate(n_personas: int, n_items: int, rounding: float, lenient: GateSettings):
+    unified = scores(0.9, n_personas=n_personas, n_items=n_items)
+    assert not verdict(shifted(unified, rounding), unified, lenient).passed
+
+
+def test_a_score_at_the_threshold_does_not_exceed_it_but_a_share_at_it_suffices():
+    unified = {f"p{index}": np.full(3, 0.5) for index in range(5)}
+    candidate = {persona: np.full(3, 0.75 if persona < "p3" else 0.25) for persona in unified}
+    at = GateSettings(mean_similarity=0.55, worst_persona=0.25, share_improved=0.6)
+    assert passed(verdict(candidate, unified, at)) == {
+        "mean_similarity": False,
+        "above_unified": True,
+        "worst_persona": False,
+        "share_of_personas_improved": True,
+    }
+
+
+def test_criteria_that_are_not_set_are_left_out():
+    found = verdict(scores(0.5), scores(0.4, seed=1), GateSettings(mean_similarity=None, worst_persona=None))
+    assert passed(found) == {"above_unified": True, "share_of_personas_improved": True}
+
+
+def test_every_interval_holds_its_value_and_shrinks_with_more_personas():
+    few = verdict(scores(0.85, spread=0.1), scores(0.80, seed=1, spread=0.1))
+    many = verdict(scores(0.85, n_personas=200, spread=0.1), scores(0.80, n_personas=200, seed=1, spread=0.1))
+    for criterion in (*few.criteria, *many.criteria):
+        assert criterion.ci_low is not None
+        assert criterion.ci_high is not None
+        assert criterion.ci_low <= criterion.value <= criterion.ci_high
+    widths = [{c.name: (c.ci_high or 0) - (c.ci_low or 0) for c in found.criteria} for found in (few, many)]
+    for name in ("mean_similarity", "above_unified", "share_of_personas_improved"):
+        assert widths[1][name] < 0.5 * widths[0][name]
+
+
+def test_personas_weigh_the_same_however_many_items_they_have():
+    candidate = {"a": np.full(30, 0.9), "b": np.full(2, 0.5)}
+    assert verdict(candidate, shifted(candidate, -0.1)).criteria[0].value == pytest.approx(0.7)
+
+
+def test_the_order_of_the_personas_changes_nothing():
+    candidate, unified = scores(0.85), scores(0.84, seed=1)
+    assert verdict(candidate, unified) == verdict(dict(reversed(candidate.items())), dict(reversed(unified.items())))
+
+
+def test_one_item_gives_the_worst_persona_no_interval():
+    worst = verdict(scores(0.9, n_items=1), scores(0.8, n_items=1)).criteria[2]
+    assert (worst.ci_low, worst.ci_high) == (None, None)
+
+
+def test_sides_that_do_not_match_are_refused():
+    unified = scores(0.8)
+    with pytest.raises(BadData, match="'persona_003' was scored with only one"):
+        verdict({persona: values for persona, values in unified.items() if persona != "persona_003"}, unified)
+    with pytest.raises(BadData, match=r"'persona_003' has candidate scores of shape \(2,\)"):
+        verdict(unified | {"persona_003": np.zeros(2)}, unified)
+    with pytest.raises(BadData, match="'persona_003' has a score that is not finite"):
+        verdict(unified | {"persona_003": np.full(6, np.nan)}, unified)
+    with pytest.raises(BadData, match=r"shape \(0,\)"):
+        verdict({"a": np.zeros(0)}, {"a": np.zeros(0)})
+    with pytest.raises(BadData, match="no personas"):
+        verdict({}, {})
+
+
+def test_a_refused_verdict_reads_like_the_golden_report():
+    candidate = scores(0.86, seed=2, spread=0.05) | {"persona_007": np.linspace(0.6, 0.72, 6)}
+    found = verdict(candidate, scores(0.85, seed=3, spread=0.05))
+    assert markdown(found) == (GOLDEN / "verdict_refused.md").read_text()
+
+
+def test_a_passed_verdict_says_so():
+    assert markdown(verdict(scores(0.88), scores(0.80, seed=1))).startswith("## Gate passed\n")
+
+
+def test_a_persona_id_cannot_break_out_of_the_report():
+    hostile = "x|y\n<script>alert(1)</script> [a](b) `c` \\"
+    found = verdict({hostile: np.full(3, 0.9)}, {hostile: np.full(3, 0.8)})
+    lines = markdown(found).splitlines()
+    worst = next(line for line in lines if line.startswith("| worst_persona"))
+    assert worst.replace("\\|", "").count("|") == 7
+    assert not {"<script", "[a]", "`c`"} & {part for part in ("<script", "[a]", "`c`") if part in "\n".join(lines)}
+
+
+def test_the_adapter_and_rung_are_named_in_the_report():
+    found = replace(verdict(scores(0.88), scores(0.80, seed=1)), rung="lower-lr", adapter="cluster-00")
+    assert "Adapter **cluster-00**, rung **lower-lr**" in markdown(found)

@@ -1,0 +1,99 @@
+"""Metrics and reference points, with a small embedding whose cosines can be worked out by hand."""
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rouge_score.rouge_scorer import RougeScorer
+
+from clusterlora.errors import BadData, UnknownName
+from clusterlora.evaluation.metric import Scorable
+from clusterlora.evaluation.metrics import METRICS
+from clusterlora.evaluation.reference_points import floor
+
+VOCABULARY = ("lights", "warm", "cool", "tv", "louder", "please")
+
+
+class BagOfWords:
+    """One axis per word of a small vocabulary, one for texts that hold none; unit length."""
+
+    name = "bag-of-words"
+    revision = "1"
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        counts = np.array([[text.lower().split().count(word) for word in VOCABULARY] for text in texts], dtype=np.float32)
+        embeddings = np.column_stack([counts, counts.sum(axis=1) == 0])
+        return embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
+
+
+def score(metric: str, texts: Sequence[str], references: Sequence[str], nll: np.ndarray | None = None) -> np.ndarray:
+    return METRICS[metric].score(Scorable(texts=texts, references=references, embedder=BagOfWords(), nll=nll))
+
+
+def test_similarity_is_the_cosine_of_the_embeddings():
+    texts, references = ["lights warm", "lights warm", "tv"], ["lights warm", "lights cool", "lights"]
+    assert score("embedding_similarity", texts, references) == pytest.approx([1.0, 0.5, 0.0])
+
+
+@pytest.mark.parametrize("empty", ["", "   ", "\n"])
+def test_an_empty_answer_scores_no_similarity_even_against_a_reference_without_known_words(empty: str):
+    assert score("embedding_similarity", [empty, "tv"], ["unheard", "tv"]) == pytest.approx([0.0, 1.0])
+    assert score("rouge_l", [empty], ["unheard"]) == pytest.approx([0.0])
+
+
+@pytest.mark.parametrize("metric", ["embedding_similarity", "rouge_l"])
+def test_no_answers_give_no_scores(metric: str):
+    assert score(metric, [], []).shape == (0,)
+
+
+def test_rouge_l_is_the_f1_of_the_longest_common_subsequence():
+    # Common subsequence "set lights warm": precision 3/4, recall 3/5.
+    f1 = 2 * 0.75 * 0.6 / (0.75 + 0.6)
+    assert score("rouge_l", ["Set the lights warm."], ["Set your bedroom lights warm!"]) == pytest.approx([f1])
+
+
+@given(st.text(st.characters(max_codepoint=127), max_size=60), st.text(st.characters(max_codepoint=127), max_size=60))
+def test_on_ascii_rouge_l_equals_the_package_default(text: str, reference: str):
+    assert score("rouge_l", [text], [reference])[0] == RougeScorer(["rougeL"]).score(reference, text)["rougeL"].fmeasure
+
+
+def test_rouge_l_reads_other_scripts():
+    assert score("rouge_l", ["Включи свет", "Größe 5"], ["включи свет", "größe 5"]) == pytest.approx([1.0, 1.0])
+
+
+def test_nll_comes_from_the_model_pass_and_is_missed_when_absent():
+    assert score("nll", ["a", "b"], ["a", "b"], np.array([1.5, 2.5])) == pytest.approx([1.5, 2.5])
+    with pytest.raises(BadData, match="found none"):
+        score("nll", ["a"], ["a"])
+    with pytest.raises(BadData, match="found 1 values"):
+        score("nll", ["a", "b"], ["a", "b"], np.array([1.5]))
+
+
+def test_every_metric_is_listed_under_its_own_name_and_says_which_way_is_better():
+    assert all(name == metric.name for name, metric in METRICS.items())
+    assert {name for name, metric in METRICS.items() if not metric.higher_is_better} == {"nll"}
+    with pytest.raises(UnknownName, match=re.escape("unknown metric 'bleu'; known: embedding_similarity, nll, rouge_l")):
+        METRICS["bleu"]
+
+
+def test_similarity_is_shown_in_percent_and_nll_as_it_is():
+    assert METRICS["embedding_similarity"].shown(0.82144) == "82.14"
+    assert METRICS["embedding_similarity"].shown(0.0231, signed=True) == "+2.31"
+    assert METRICS["nll"].shown(-1.5, signed=True) == "-1.500"
+
+
+def test_the_floor_is_the_mean_over_pairs_of_different_personas():
+    references = {"a": ["lights", "lights warm"], "b": ["lights cool"], "c": ["tv louder please", "tv", "warm"]}
+    embedded = {persona: BagOfWords().encode(texts) for persona, texts in references.items()}
+    pairs = [(embedded[p] @ embedded[q].T).mean() for p in references for q in references if p != q]
+    assert floor(references, BagOfWords()) == pytest.approx(np.mean(pairs))
+
+
+def test_a_floor_needs_two_personas_with_references():
+    with pytest.raises(BadData, match="at least 2"):
+        floor({"a": ["tv"]}, BagOfWords())
+    with pytest.raises(BadData, match="'b' has no references"):
+        floor({"a": ["tv"], "b": []}, BagOfWords())

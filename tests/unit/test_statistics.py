@@ -1,0 +1,137 @@
+"""Intervals and tests, checked against published examples, brute force and simulation."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clusterlora.errors import BadData
+from clusterlora.evaluation.statistics import holm, paired_bootstrap, percentile_interval, signed_rank_p, wilson_interval
+
+
+def ragged_scores(rng: np.random.Generator, n_personas: int = 12) -> tuple[np.ndarray, np.ndarray]:
+    persona = np.repeat(np.arange(n_personas), rng.integers(1, 8, size=n_personas))
+    taste = rng.normal(0, 0.1, size=(n_personas, 1))
+    return 0.7 + taste[persona] + rng.normal(0, 0.1, size=(len(persona), 2)), persona
+
+
+def bootstrap_in_plain_loops(scores: np.ndarray, persona: np.ndarray, draws: int, rng: np.random.Generator) -> np.ndarray:
+    items = [np.flatnonzero(persona == p) for p in np.unique(persona)]
+    means = []
+    for _ in range(draws):
+        drawn = [items[i] for i in rng.integers(len(items), size=len(items))]
+        means.append(np.mean([scores[rng.choice(own, size=len(own))].mean(axis=0) for own in drawn], axis=0))
+    return np.array(means)
+
+
+def test_bootstrap_draws_are_distributed_like_those_of_plain_loops():
+    rng = np.random.default_rng(1)
+    scores, persona = ragged_scores(rng)
+    fast = paired_bootstrap(scores, persona, draws=20_000, rng=rng)
+    slow = bootstrap_in_plain_loops(scores, persona, 3_000, rng)
+    assert fast.mean(axis=0) == pytest.approx(slow.mean(axis=0), abs=0.003)
+    assert fast.std(axis=0) == pytest.approx(slow.std(axis=0), rel=0.06)
+    assert np.cov(fast.T)[0, 1] == pytest.approx(np.cov(slow.T)[0, 1], rel=0.12)
+
+
+def test_personas_weigh_the_same_however_many_items_they_have():
+    scores = np.array([[1.0]] * 99 + [[0.0]])
+    persona = np.array([0] * 99 + [1])
+    draws = paired_bootstrap(scores, persona, draws=4_000, rng=np.random.default_rng(0))
+    assert draws.mean() == pytest.approx(0.5, abs=0.03)
+    assert set(np.round(np.unique(draws), 6)) == {0.0, 0.5, 1.0}
+
+
+def test_a_constant_gain_has_an_interval_of_no_width_because_draws_are_paired():
+    scores, persona = ragged_scores(np.random.default_rng(2))
+    shifted = np.column_stack([scores[:, 0], scores[:, 0] + 0.05])
+    draws = paired_bootstrap(shifted, persona, draws=500, rng=np.random.default_rng(0))
+    assert percentile_interval(draws[:, 1] - draws[:, 0]) == pytest.approx((0.05, 0.05))
+
+
+def test_the_interval_covers_the_true_difference_about_as_often_as_it_says():
+    rng = np.random.default_rng(3)
+    truth, covered, repeats = 0.02, 0, 300
+    persona = np.repeat(np.arange(30), 4)
+    for _ in range(repeats):
+        gains = truth + rng.normal(0, 0.05, size=30)[persona] + rng.normal(0, 0.1, size=len(persona))
+        low, high = percentile_interval(paired_bootstrap(gains[:, None], persona, draws=400, rng=rng)[:, 0])
+        covered += low <= truth <= high
+    assert 0.92 <= covered / repeats <= 1.0
+
+
+def test_the_interval_leaves_out_a_difference_that_is_not_there():
+    persona = np.repeat(np.arange(40), 5)
+    gains = 0.1 + np.random.default_rng(4).normal(0, 0.05, size=len(persona))
+    low, high = percentile_interval(paired_bootstrap(gains[:, None], persona, draws=2_000, rng=np.random.default_rng(0))[:, 0])
+    assert low > 0.08
+    assert high < 0.12
+
+
+def test_naming_personas_differently_changes_no_draw():
+    scores, persona = ragged_scores(np.random.default_rng(5))
+    draws = paired_bootstrap(scores, persona, draws=50, rng=np.random.default_rng(0))
+    renamed = paired_bootstrap(scores, 1000 + 7 * persona, draws=50, rng=np.random.default_rng(0))
+    assert np.array_equal(draws, renamed)
+
+
+@pytest.mark.parametrize("scores", [np.zeros((0, 1)), np.array([[np.nan]]), np.array([[np.inf]])])
+def test_a_bootstrap_of_nothing_or_of_nan_is_refused(scores: np.ndarray):
+    with pytest.raises(BadData):
+        paired_bootstrap(scores, np.zeros(len(scores), dtype=int), draws=100, rng=np.random.default_rng(0))
+
+
+@pytest.mark.parametrize(
+    ("successes", "n", "low", "high"), [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)]
+)
+def test_wilson_intervals_agree_with_newcombe_1998_table_1(successes: int, n: int, low: float, high: float):
+    assert wilson_interval(successes, n) == pytest.approx((low, high), abs=5e-5)
+
+
+@given(st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_a_wilson_interval_holds_the_share_and_mirrors_for_failures(share: tuple[int, int]):
+    successes, n = share
+    low, high = wilson_interval(successes, n)
+    assert 0 <= low <= successes / n <= high <= 1
+    assert wilson_interval(n - successes, n) == pytest.approx((1 - high, 1 - low))
+
+
+@pytest.mark.parametrize(("successes", "n"), [(0, 0), (3, 2), (-1, 5)])
+def test_a_share_of_nothing_is_refused(successes: int, n: int):
+    with pytest.raises(BadData, match="successes"):
+        wilson_interval(successes, n)
+
+
+def test_signed_rank_agrees_with_darwins_maize():
+    # Cross- minus self-fertilised heights, eighths of an inch (Darwin 1876, in Fisher's Design of Experiments); exact p = 0.0413.
+    differences = np.array([49, -67, 8, 16, 6, 23, 28, 41, 14, 29, 56, 24, 75, 60, -48], dtype=float)
+    assert signed_rank_p(differences) == pytest.approx(0.0413, abs=5e-5)
+
+
+def test_signed_rank_agrees_with_all_sign_patterns():
+    differences = np.array([0.4, -0.1, 0.7, 0.25, -0.3, 0.9, 0.55])
+    ranks = np.argsort(np.argsort(np.abs(differences))) + 1
+    observed = min(ranks[differences > 0].sum(), ranks[differences < 0].sum())
+    sums = [ranks[np.array(signs)].sum() for signs in itertools.product([True, False], repeat=len(ranks))]
+    expected = min(1.0, 2 * np.mean(np.array(sums) <= observed))
+    assert signed_rank_p(differences) == pytest.approx(expected)
+
+
+def test_rounding_is_no_difference():
+    assert signed_rank_p(np.full(50, 1e-9)) == 1.0
+    assert signed_rank_p(np.full(50, 1e-3)) < 1e-6
+
+
+def test_holm_agrees_with_a_worked_example():
+    assert holm(np.array([0.01, 0.04, 0.03, 0.005])) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+
+
+@given(st.lists(st.floats(0, 1), max_size=12))
+def test_holm_only_raises_p_values_and_keeps_their_order(p_values: list[float]):
+    p = np.array(p_values)
+    adjusted = holm(p)
+    assert np.all(adjusted >= p)
+    assert np.all(adjusted <= 1)
+    assert np.all(np.diff(adjusted[np.argsort(p, kind="stable")]) >= 0)
