@@ -35,7 +35,8 @@ class MlflowServer:
 
     def start(self) -> None:
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self._port), "--workers", "1"]
-        command += ["--backend-store-uri", f"sqlite:///{self._folder / 'mlflow.db'}", "--artifacts-destination", str(self._folder / "artifacts")]
+        command += ["--backend-store-uri", f"sqlite:///{self._folder / 'mlflow.db'}"]
+        command += ["--artifacts-destination", str(self._folder / "artifacts")]
         log = self._folder / "server.log"
         with log.open("ab") as output:
             self._process = subprocess.Popen(command, cwd=self._folder, stdout=output, stderr=output, start_new_session=True)

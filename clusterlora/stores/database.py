@@ -16,6 +16,7 @@ from clusterlora.stores.schema import REVISION
 
 _BUSY_SECONDS = 60
 _CONNECT_SECONDS = 10
+_EXAMPLES = "sqlite:///path/to/file.db or postgresql://user@host/name"
 _MIGRATION_LOCK = 0x636C6F7261
 """PostgreSQL advisory lock taken while migrating ("clora" in ASCII)."""
 
@@ -44,10 +45,6 @@ class Database:
     def shown_url(self) -> str:
         """The URL as it may be printed: without its password."""
         return _shown(self._url)
-
-    def close(self) -> None:
-        """Close idle connections."""
-        self.engine.dispose()
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
@@ -106,7 +103,9 @@ class Database:
 
     def _migrate(self, known: str | None) -> None:
         if known is not None and known > REVISION:
-            raise BadSettings(f"study database {self.shown_url} is at revision {known}, this clusterlora knows {REVISION}; upgrade clusterlora")
+            raise BadSettings(
+                f"study database {self.shown_url} is at revision {known}, this clusterlora knows {REVISION}; upgrade clusterlora"
+            )
         if self.engine.dialect.name == "sqlite":
             # Kept in the file, so that readers never wait for the writer. It cannot be set inside a transaction.
             with self.engine.execution_options(sqlite_begin="").connect() as connection:
@@ -144,13 +143,13 @@ def _parse(url: str) -> URL:
     try:
         parsed = make_url(url)
     except ArgumentError as error:
-        raise BadSettings("the study database's URL cannot be read; write sqlite:///path/to/file.db or postgresql://user@host/name") from error
+        raise BadSettings(f"the study database's URL cannot be read; write {_EXAMPLES}") from error
     if parsed.drivername in {"postgresql", "postgres"}:
         parsed = parsed.set(drivername="postgresql+psycopg")
     if parsed.drivername not in {"sqlite", "sqlite+pysqlite", "postgresql+psycopg"}:
-        raise BadSettings(f"study database {_shown(parsed)} is neither SQLite nor PostgreSQL; write sqlite:///file.db or postgresql://user@host/name")
+        raise BadSettings(f"study database {_shown(parsed)} is neither SQLite nor PostgreSQL; write {_EXAMPLES}")
     if parsed.get_backend_name() == "sqlite" and parsed.database in {None, "", ":memory:"}:
-        raise BadSettings(f"study database {_shown(parsed)} names no file; write sqlite:///path/to/file.db")
+        raise BadSettings(f"study database {_shown(parsed)} names no file; write {_EXAMPLES}")
     return parsed
 
 
@@ -159,10 +158,11 @@ def _shown(url: URL) -> str:
 
 
 def _engine(url: URL) -> Engine:
+    # A connection per use costs milliseconds, survives a restart of the server, and shares nothing between threads or after a fork.
+    timeout = {"timeout": _BUSY_SECONDS} if url.get_backend_name() == "sqlite" else {"connect_timeout": _CONNECT_SECONDS}
+    engine = sa.create_engine(url, poolclass=sa.NullPool, connect_args=timeout)
     if url.get_backend_name() == "postgresql":
-        return sa.create_engine(url, pool_pre_ping=True, connect_args={"connect_timeout": _CONNECT_SECONDS})
-    # A connection per use costs a fraction of a millisecond and shares nothing between threads or after a fork.
-    engine = sa.create_engine(url, poolclass=sa.NullPool, connect_args={"timeout": _BUSY_SECONDS})
+        return engine
 
     @event.listens_for(engine, "connect")
     def _configure(connection: Any, _record: object) -> None:  # pyright: ignore[reportUnusedFunction]

@@ -89,8 +89,8 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
     """
     entries = sorted(folder.iterdir()) if folder.is_dir() else []
     if missing := [name for name in _REQUIRED if folder / name not in entries]:
-        raise BadData(f"{folder} is not a PEFT adapter: {' and '.join(missing)} missing; save it with save_pretrained(safe_serialization=True)")
+        raise BadData(f"{folder} is not a PEFT adapter: {' and '.join(missing)} missing; save it with save_pretrained")
     kept = [e for e in entries if e.name != "README.md"]
     if refused := [e.name for e in kept if e.suffix not in {".safetensors", ".json"} or e.is_symlink() or not e.is_file()]:
-        raise BadData(f"{folder} holds {', '.join(refused)}; only .safetensors and .json files are accepted, pickled weights are never loaded")
+        raise BadData(f"{folder} holds {', '.join(refused)}; only .safetensors and .json files are kept, pickled weights are never loaded")
     return tuple(kept)

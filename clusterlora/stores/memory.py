@@ -11,7 +11,7 @@ from typing import Any
 from clusterlora.errors import UnknownName
 from clusterlora.ports import AdapterRun
 from clusterlora.settings import ModelSettings, Study, check_study_name
-from clusterlora.stores.json_codec import to_json
+from clusterlora.stores.json_codec import plain, to_json
 from clusterlora.stores.resume import refuse_other_data, refuse_other_settings
 from clusterlora.values import Answer, Attempt, Clustering, Dataset, Route, TrainedAdapter, Verdict
 
@@ -180,12 +180,12 @@ class MemoryRun:
 class MemoryTracker:
     """A Tracker that sends nothing anywhere; also the tracker of runs without MLflow.
 
-    `runs` holds every run by id, `models` the content of every version by registered name, `champions` the version number.
+    `runs` holds every run by id, `models` every version by registered name, `champions` the champion's version number.
     """
 
     def __init__(self) -> None:
         self.runs: dict[str, MemoryRun] = {}
-        self.models: dict[str, list[Any]] = {}
+        self.models: dict[str, list[MemoryVersion]] = {}
         self.champions: dict[str, int] = {}
         self.verdicts: dict[str, list[Verdict]] = {}
 
@@ -217,21 +217,34 @@ class MemoryTracker:
     def register_adapter(
         self, study: str, *, model: str, adapter: TrainedAdapter, folder: Path, base_model: str, settings: ModelSettings | None = None
     ) -> None:
-        versions = self.models.setdefault(f"{study}-{model}", [])
-        if adapter.key not in versions:
-            versions.append(adapter.key)
+        content = {"adapter": adapter.key, "model": plain(settings or ModelSettings(base=base_model))}
+        self._register(f"{study}-{model}", MemoryVersion(content, {adapter.key: folder}))
 
     def register_router(
         self, study: str, *, routes: Mapping[str, Any], adapter_folders: Mapping[str, Path], champion: bool, model: str | None = None
     ) -> str:
         name = f"{study}-{model}" if model else study
-        versions = self.models.setdefault(name, [])
-        if dict(routes) not in versions:
-            versions.append(dict(routes))
+        number = self._register(name, MemoryVersion(dict(routes), dict(adapter_folders)))
         if champion:
-            self.champions[name] = versions.index(dict(routes)) + 1
-        return f"models:/{name}/{versions.index(dict(routes)) + 1}"
+            self.champions[name] = number
+        return f"models:/{name}/{number}"
 
     def end_study(self, study: str, *, status: str) -> None:
         self.runs[study].tags["status"] = status
         self.runs[study].status = "FAILED" if status == "failed" else "FINISHED"
+
+    def _register(self, name: str, version: "MemoryVersion") -> int:
+        versions = self.models.setdefault(name, [])
+        known = [v.content for v in versions]
+        if version.content in known:
+            return known.index(version.content) + 1
+        versions.append(version)
+        return len(versions)
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryVersion:
+    """A version of a model of MemoryTracker: what it was made of, and the adapter folders it came with, by key."""
+
+    content: dict[str, Any]
+    folders: dict[str, Path]

@@ -29,10 +29,12 @@ _PLAIN_ATTEMPT_FIELDS = ("pack", "number", "micro_batch", "state", "detail", "pe
 
 
 def of_personas(study: str, dataset: Dataset) -> list[Values]:
+    """Return the rows of `personas`."""
     return [{"study": study, "id": p.id, "position": i, "description": p.description} for i, p in enumerate(dataset.personas)]
 
 
 def of_dialogues(study: str, dataset: Dataset) -> list[Values]:
+    """Return the rows of `dialogues`; they remember their order within a persona."""
     return [
         {
             "study": study,
@@ -58,10 +60,12 @@ def dataset(personas: Iterable[Any], dialogues: Iterable[Any]) -> Dataset:
 
 
 def of_clustering(study: str, value: Clustering) -> Values:
+    """Return the row of `clusterings`."""
     return {"study": study, "algorithm": value.algorithm, "quality": to_json(value.quality), "map_2d": to_json(value.map_2d)}
 
 
 def of_members(study: str, value: Clustering) -> list[Values]:
+    """Return the rows of `cluster_members`."""
     return [
         {"study": study, "cluster": k, "position": i, "persona_id": persona_id}
         for k, members in enumerate(value.members)
@@ -78,21 +82,25 @@ def clustering(row: Any, members: Sequence[Any]) -> Clustering:
 
 
 def of_adapter(value: TrainedAdapter) -> Values:
+    """Return the row of `adapters`."""
     losses = {"first_loss": _null_for_nan(value.first_loss), "last_loss": _null_for_nan(value.last_loss)}
     return {"spec": to_json(value.spec), **losses, **{name: getattr(value, name) for name in _PLAIN_ADAPTER_FIELDS}}
 
 
 def adapter(row: Any) -> TrainedAdapter:
+    """Return the trained adapter of a row."""
     plain = {name: getattr(row, name) for name in _PLAIN_ADAPTER_FIELDS}
     losses = {"first_loss": _nan_for_null(row.first_loss), "last_loss": _nan_for_null(row.last_loss)}
     return TrainedAdapter(spec=from_json(AdapterSpec, row.spec), **losses, **plain)
 
 
 def of_attempt(study: str, value: Attempt) -> Values:
+    """Return the row of `attempts`."""
     return {"study": study, **{name: getattr(value, name) for name in _PLAIN_ATTEMPT_FIELDS}}
 
 
 def attempt(row: Any) -> Attempt:
+    """Return the attempt of a row."""
     return Attempt(**{name: getattr(row, name) for name in _PLAIN_ATTEMPT_FIELDS})
 
 
@@ -102,6 +110,7 @@ def answer_id(study: str, value: Answer) -> str:
 
 
 def of_answer(study: str, row_id: str, value: Answer) -> Values:
+    """Return the row of `answers`."""
     return {
         "id": row_id,
         "study": study,
@@ -114,22 +123,27 @@ def of_answer(study: str, row_id: str, value: Answer) -> Values:
 
 
 def of_scores(row_id: str, value: Answer) -> list[Values]:
+    """Return an answer's rows of `scores`."""
     return [{"answer_id": row_id, "metric": metric, "value": _null_for_nan(score)} for metric, score in value.scores]
 
 
 def answer(row: Any, scores: Iterable[tuple[str, float]]) -> Answer:
+    """Return the answer of a row, its scores sorted by metric."""
     return Answer(row.stack_key, row.item_id, row.persona_id, row.split, row.text, tuple(sorted(scores)))
 
 
 def of_route(study: str, value: Route) -> Values:
+    """Return the row of `routes`."""
     return {"study": study, "method": value.method, "persona_id": value.persona_id, "stack": to_json(value.stack)}
 
 
 def route(row: Any) -> Route:
+    """Return the route of a row."""
     return Route(row.method, row.persona_id, from_json(Stack, row.stack))
 
 
 def of_verdict(study: str, position: int, value: Verdict) -> Values:
+    """Return the row of `verdicts`."""
     return {
         "study": study,
         "rung": value.rung,
@@ -142,6 +156,7 @@ def of_verdict(study: str, position: int, value: Verdict) -> Values:
 
 
 def verdict(row: Any) -> Verdict:
+    """Return the verdict of a row."""
     return Verdict(row.rung, row.adapter, from_json(tuple[Criterion, ...], row.criteria), row.n_personas, row.n_items)
 
 

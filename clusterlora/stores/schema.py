@@ -22,7 +22,7 @@ class Words(TypeDecorator[str]):
     impl = Text
     cache_ok = True
 
-    def process_bind_param(self, value: str | None, dialect: Any) -> str | None:
+    def process_bind_param(self, value: str | None, dialect: Any) -> str | None:  # noqa: ARG002
         return value and value.replace("\x00", "\ufffd")
 
 

@@ -37,10 +37,6 @@ class SqlStudyStore:
         """
         self._database = Database(url)
 
-    def close(self) -> None:
-        """Close idle connections."""
-        self._database.close()
-
     def create_study(self, study: Study, *, facts: Mapping[str, Any]) -> None:
         row = {"name": check_study_name(study.name), "status": "created", "settings": to_json(study)}
         row["created"] = datetime.now(UTC).isoformat(timespec="microseconds")

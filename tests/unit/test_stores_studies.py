@@ -1,7 +1,7 @@
 """One contract, three study stores: in memory, SQLite and PostgreSQL."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,14 +32,11 @@ STUDY = Study(name="contract")
 
 
 @pytest.fixture(params=["memory", "sqlite", pytest.param("postgresql", marks=pytest.mark.server)])
-def empty_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[StudyStore]:
+def empty_store(request: pytest.FixtureRequest, tmp_path: Path) -> StudyStore:
     if request.param == "memory":
-        yield MemoryStudyStore()
-        return
+        return MemoryStudyStore()
     url = f"sqlite:///{tmp_path / 'study.db'}" if request.param == "sqlite" else request.getfixturevalue("postgres_url")
-    store = SqlStudyStore(url)
-    yield store
-    store.close()
+    return SqlStudyStore(url)
 
 
 @pytest.fixture
@@ -54,7 +51,8 @@ def people(text: str = "hello") -> Dataset:
         return Dialogue(f"d{number}", turns, (("time_of_day", "evening"),), "train" if number < 2 else None)
 
     # Neither ids nor dialogues in alphabetical order: a store must not sort them.
-    return Dataset(tuple(Persona(i, d, tuple(dialogue(n) for n in (2, 0, 1))) for i, d in [("z", None), ("../../x", "a 'person'"), ("\u00e9", "")]))
+    dialogues = tuple(dialogue(number) for number in (2, 0, 1))
+    return Dataset((Persona("z", None, dialogues), Persona("../../x", "a 'person'", dialogues), Persona("\u00e9", "", dialogues)))
 
 
 def trained(key: str = "0123abcd", name: str = "cluster-00", **changes: object) -> TrainedAdapter:
