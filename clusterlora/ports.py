@@ -106,7 +106,7 @@ class StudyStore(Protocol):
     def answers(self, study: str, stack_keys: Sequence[str] | None = None) -> tuple[Answer, ...]: ...
 
     def save_routes(self, study: str, routes: Sequence[Route]) -> None:
-        """Replace the routes of every method named in `routes`."""
+        """Record each persona's route of each method; the last write wins, and routes not named stay (shards write their own)."""
         ...
 
     def routes(self, study: str) -> tuple[Route, ...]: ...
@@ -165,7 +165,7 @@ class Tracker(Protocol):
     ) -> str:
         """Add a version of `<study>` (or of `<study>-<model>`) that answers every persona, unless one with this content exists.
 
-        `routes` is a `RoutingTable` as plain JSON values. Alias champion moves to the version when `champion`. Returns its URI.
+        `routes` is a `stores.routing_table.RoutingTable` as plain JSON values. Alias champion moves to the version when `champion`. Returns its URI.
         """
         ...
 

@@ -132,10 +132,7 @@ class MemoryStudyStore:
         return tuple(kept[key] for key in sorted(kept) if stack_keys is None or key[0] in stack_keys)
 
     def save_routes(self, study: str, routes: Sequence[Route]) -> None:
-        record = self._record(study)
-        replaced = {r.method for r in routes}
-        record.routes = {key: r for key, r in record.routes.items() if r.method not in replaced}
-        record.routes.update({(r.method, r.persona_id): r for r in routes})
+        self._record(study).routes.update({(r.method, r.persona_id): r for r in routes})
 
     def routes(self, study: str) -> tuple[Route, ...]:
         routes = self._record(study).routes

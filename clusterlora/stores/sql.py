@@ -159,11 +159,8 @@ class SqlStudyStore:
         return tuple(sorted(read, key=lambda a: (a.stack_key, a.persona_id, a.item_id)))
 
     def save_routes(self, study: str, routes: Sequence[Route]) -> None:
-        table = schema.routes
-        methods = sorted({r.method for r in routes})
         with self._writing(study) as connection:
-            connection.execute(_of_study(sa.delete(table), study).where(table.c.method.in_(methods)))
-            self._database.upsert(connection, table, [rows.of_route(study, r) for r in routes], replace=True)
+            self._database.upsert(connection, schema.routes, [rows.of_route(study, r) for r in routes], replace=True)
 
     def routes(self, study: str) -> tuple[Route, ...]:
         return tuple(sorted((rows.route(row) for row in self._read(study, schema.routes)), key=lambda r: (r.method, r.persona_id)))

@@ -255,13 +255,12 @@ def test_studies_do_not_see_each_others_answers(store: StudyStore) -> None:
     assert store.answers("second") == (answer(nll=2.0),)
 
 
-def test_routes_replace_those_of_the_methods_they_name(store: StudyStore) -> None:
+def test_a_route_replaces_the_one_of_its_method_and_persona_only(store: StudyStore) -> None:
     stack = (Layer("unified"), Layer("residual-z", 0.25))
-    store.save_routes("contract", [Route("baseline", "z", ()), Route("cluster", "z", stack), Route("cluster", "a", stack)])
+    store.save_routes("contract", [Route("cluster", "z", stack), Route("baseline", "z", ()), Route("cluster", "a", stack)])
     store.save_routes("contract", [Route("cluster", "a", ())])
-    assert store.routes("contract") == (Route("baseline", "z", ()), Route("cluster", "a", ()))
     store.save_routes("contract", [])
-    assert len(store.routes("contract")) == 2
+    assert store.routes("contract") == (Route("baseline", "z", ()), Route("cluster", "a", ()), Route("cluster", "z", stack))
 
 
 def test_verdicts_come_in_the_order_of_the_ladder(store: StudyStore) -> None:
