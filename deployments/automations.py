@@ -1,4 +1,4 @@
-"""What the Prefect server does on its own: a run whose process is gone becomes Crashed, so that it is retried."""
+"""What the Prefect server does on its own: a run whose process is gone becomes Crashed, so that whoever waits can try again."""
 
 from datetime import timedelta
 
@@ -12,42 +12,39 @@ from prefect.events.schemas.events import ResourceSpecification
 HEARTBEAT_SECONDS = 30
 """What PREFECT_FLOWS_HEARTBEAT_FREQUENCY must be wherever runs execute (deployments/pools says so too)."""
 
-PATIENCE = 4
-"""Missed heartbeats before a run counts as dead. With fewer than three a busy machine crashes living runs."""
+SILENCE = timedelta(seconds=4 * HEARTBEAT_SECONDS)
+"""How long a running run may be silent. With fewer than three heartbeats a busy machine crashes living runs."""
+
+START = timedelta(minutes=10)
+"""How long a run that a worker has taken may need to start; pulling an image is part of it."""
 
 
-def zombies_crash() -> AutomationCore:
-    """Return the rule that marks a run Crashed when its heartbeats stop and no state change says why.
+def crash_silent_runs(within: timedelta = SILENCE) -> AutomationCore:
+    """Return the rule for a running run whose heartbeats stop without a state that says why.
 
-    A worker reports the death of its run's process. When the worker dies as well nobody does, and the run would stay Running.
+    A worker reports the death of its run's process. When the worker died as well nobody does, and the run would stay Running.
     """
-    silence = PATIENCE * HEARTBEAT_SECONDS
-    crash: ActionTypes = ChangeFlowRunState(
-        name="Crashed",
-        state=StateType.CRASHED,
-        message=f"no heartbeat for {silence} s: the process and its worker are gone",
-        force=False,
+    return _crash_unless_heard_of(
+        "clusterlora: running without a heartbeat",
+        after={"prefect.flow-run.heartbeat"},
+        within=within,
+        message="no heartbeat: the run's process and its worker are gone",
     )
-    return AutomationCore(
-        name="clusterlora: runs without a heartbeat crash",
-        description="A run whose process and worker are both gone would stay Running for ever.",
-        enabled=True,
-        trigger=EventTrigger(
-            after={"prefect.flow-run.heartbeat"},
-            expect={"prefect.flow-run.*"},
-            match=ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]}),
-            for_each={"prefect.resource.id"},
-            posture=Posture.Proactive,
-            threshold=1,
-            within=timedelta(seconds=silence),
-        ),
-        actions=[crash],
+
+
+def crash_unstarted_runs(within: timedelta = START) -> AutomationCore:
+    """Return the rule for a run that a worker took and never started, because the worker died in between: nobody takes it again."""
+    return _crash_unless_heard_of(
+        "clusterlora: taken by a worker and never started",
+        after={"prefect.flow-run.Pending", "prefect.flow-run.Submitting"},
+        within=within,
+        message="not started: the worker that took the run is gone",
     )
 
 
 def apply_automations() -> tuple[str, ...]:
     """Create or correct the project's automations on the server at PREFECT_API_URL; return their names. Safe to repeat."""
-    wanted = (zombies_crash(),)
+    wanted = (crash_silent_runs(), crash_unstarted_runs())
     with get_client(sync_client=True) as client:
         for automation in wanted:
             found = client.read_automations_by_name(automation.name)
@@ -58,3 +55,22 @@ def apply_automations() -> tuple[str, ...]:
                 client.delete_automation(rule.id)
             client.create_automation(automation)
     return tuple(automation.name for automation in wanted)
+
+
+def _crash_unless_heard_of(name: str, *, after: set[str], within: timedelta, message: str) -> AutomationCore:
+    crash: ActionTypes = ChangeFlowRunState(name="Crashed", state=StateType.CRASHED, message=message, force=False)
+    return AutomationCore(
+        name=name,
+        description=f"A run is marked Crashed after {within.total_seconds():.0f} s in which nothing is heard of it ({message}).",
+        enabled=True,
+        trigger=EventTrigger(
+            after=after,
+            expect={"prefect.flow-run.*"},
+            match=ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]}),
+            for_each={"prefect.resource.id"},
+            posture=Posture.Proactive,
+            threshold=1,
+            within=within,
+        ),
+        actions=[crash],
+    )

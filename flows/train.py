@@ -32,10 +32,5 @@ def train(study_name: str, pack: str, title: str, adapters: list[str], micro_bat
     try:
         train_pack(study_name, pack=pack, title=title, adapters=adapters, micro_batch=micro_batch, attempt=attempt)
     except OutOfMemory as error:
-        advice = (
-            f"the next attempt uses micro-batch {micro_batch // 2}"
-            if micro_batch > 1
-            else "not even one dialogue fits: lower model.max_length or recipe.rank, or use a smaller base or a larger device"
-        )
-        return Failed(name="OutOfMemory", message=f"out of memory at micro-batch {micro_batch} ({error}); {advice}")
+        return Failed(name="OutOfMemory", message=str(error))
     return None

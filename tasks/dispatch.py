@@ -29,11 +29,11 @@ MOST_CRASHES = 2
 ASK_EVERY_SECONDS = 2.0
 
 
-class ChildFailed(RuntimeError):
+class FailedChildError(RuntimeError):
     """A run ended in a way that another attempt cannot cure."""
 
 
-class ChildCrashed(RuntimeError):
+class CrashedChildError(RuntimeError):
     """A run died, or ended without leaving its work behind; `crashes` counts those of this task run."""
 
     def __init__(self, message: str, *, crashes: int) -> None:
@@ -49,7 +49,7 @@ def deserves_another_attempt(_task: Task[..., Any], _task_run: TaskRun, state: S
     error = state.data
     if isinstance(error, OutOfMemory):
         return error.micro_batch > 1
-    if isinstance(error, ChildCrashed):
+    if isinstance(error, CrashedChildError):
         return error.crashes <= MOST_CRASHES
     return isinstance(error, ServiceDown | httpx.TransportError)
 
@@ -66,8 +66,8 @@ def dispatch_training(study_name: str, pack: Pack) -> None:
 
     Raises:
         OutOfMemory: it does not fit, even one dialogue at a time or after the last retry.
-        ChildCrashed: the run died more often than is worth another attempt.
-        ChildFailed: the run failed for a reason of its own, or was cancelled.
+        CrashedChildError: the run died more often than is worth another attempt.
+        FailedChildError: the run failed for a reason of its own, or was cancelled.
     """
     from clusterlora.stages.train import next_micro_batch
 
@@ -101,8 +101,8 @@ def dispatch_evaluation(study_name: str, part: str, *, shard: int = 1, shards: i
     """Answer and score one shard (counted from 1) of the gate or test part in a run of its own.
 
     Raises:
-        ChildCrashed: the run died more often than is worth another attempt.
-        ChildFailed: the run failed for a reason of its own, or was cancelled.
+        CrashedChildError: the run died more often than is worth another attempt.
+        FailedChildError: the run failed for a reason of its own, or was cancelled.
     """
     stores = from_environment()
     study = stores.studies.study(study_name)
@@ -136,15 +136,17 @@ def _see_through(flow: str, study: Study, attempt: Attempt, parameters: Mapping[
             ),
         )
     except ObjectNotFound as error:
+        pool = study.runtime.gpu_pool
         raise UnknownName(
-            f"no deployment {deployment} for work pool {study.runtime.gpu_pool!r}; run `prefect deploy --all` or set runtime.gpu_pool to gpu"
+            f"no deployment {deployment} for pool {pool!r}; run `prefect deploy --all` or set runtime.gpu_pool=gpu"
         ) from error
-    _settle(run, study.name, attempt, stores)
+    settle(run, study.name, attempt, stores)
 
 
-def _settle(run: FlowRun, study_name: str, attempt: Attempt, stores: Stores) -> None:
+def settle(run: FlowRun, study_name: str, attempt: Attempt, stores: Stores) -> None:
+    """Return when the run completed; else record how its attempt ended and raise what Prefect's retry decides by."""
     state = run.state
-    assert state is not None and state.is_final(), f"run {run.id} was waited for and is {state}"
+    assert state is not None, f"run {run.id} was waited for and has no state"
     message = state.message or f"{run.name} ended {state.name}"
     if state.is_completed():
         return
@@ -154,7 +156,7 @@ def _settle(run: FlowRun, study_name: str, attempt: Attempt, stores: Stores) -> 
         stores.studies.close_attempt(study_name, attempt.pack, attempt.number, state="out_of_memory", detail=message)
         raise OutOfMemory(message, micro_batch=attempt.micro_batch)
     stores.studies.close_attempt(study_name, attempt.pack, attempt.number, state="failed", detail=message)
-    raise ChildFailed(f"{run.name} ended {state.name}: {message}")
+    raise FailedChildError(f"{run.name} ended {state.name}: {message}")
 
 
 def _count_crash(study_name: str, attempt: Attempt, state: str, detail: str, stores: Stores) -> NoReturn:
@@ -162,4 +164,4 @@ def _count_crash(study_name: str, attempt: Attempt, state: str, detail: str, sto
     tries = this_task_run.run_count or 1
     ended = [a for a in stores.studies.attempts(study_name, attempt.pack) if a.number > attempt.number - tries]
     crashes = max(1, sum(a.state in ("crashed", "lost") for a in ended))
-    raise ChildCrashed(f"{attempt.pack}, attempt {attempt.number}: {detail}", crashes=crashes)
+    raise CrashedChildError(f"{attempt.pack}, attempt {attempt.number}: {detail}", crashes=crashes)

@@ -14,7 +14,7 @@ from tasks.run_names import study_tag
 ALIVE = [StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING]
 
 
-def record_failure(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+def record_failure(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:  # noqa: ARG001  (Prefect's signature)
     """Give a study that failed, crashed or was cancelled a status that says so; one refused before it was recorded has none."""
     name = flow_run.parameters["config"]["name"]
     stores = from_environment()
@@ -24,7 +24,7 @@ def record_failure(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -
         stores.tracker.end_study(name, status="KILLED" if cancelled else "FAILED")
 
 
-def cancel_children(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+def cancel_children(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:  # noqa: ARG001  (Prefect's signature)
     """Cancel the runs that a cancelled study has started: Prefect leaves runs of other deployments going."""
     tag = study_tag(flow_run.parameters["config"]["name"])
     alive = FlowRunFilter(

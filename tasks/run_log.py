@@ -61,7 +61,7 @@ class PrefectRunLog:
             self._logged = moment
             self._logger.info("%s", self.text())
 
-    def metric(self, name: str, value: float, *, step: int) -> None:
+    def metric(self, name: str, value: float, *, step: int) -> None:  # noqa: ARG002  (the curve itself is the tracker's)
         """Show the latest point of a curve beside the bar."""
         self._facts[name] = value
 

@@ -1,0 +1,110 @@
+"""What a dispatcher makes of the ways in which a run can end."""
+
+from uuid import uuid4
+
+import httpx
+import pytest
+from prefect.client.schemas.objects import FlowRun, State
+from prefect.states import Cancelled, Completed, Crashed, Failed
+
+from clusterlora.errors import BadData, ClusterLoraError, OutOfMemory, ServiceDown
+from clusterlora.ports import Stores
+from clusterlora.settings import Study
+from clusterlora.stores.files import FileAdapterStore
+from clusterlora.stores.memory import MemoryStudyStore, MemoryTracker
+from clusterlora.values import Attempt
+from tasks.dispatch import CrashedChildError, FailedChildError, deserves_another_attempt, dispatch_evaluation, dispatch_training, settle
+from tasks.run_names import evaluation_name, training_name
+from tasks.status import status_lines
+
+
+@pytest.fixture
+def stores(tmp_path) -> Stores:
+    studies = MemoryStudyStore()
+    studies.create_study(Study(name="mission"), facts={"n_personas": 200, "n_dialogues": 10_000})
+    return Stores(studies, FileAdapterStore(tmp_path / "adapters"), MemoryTracker(), tmp_path)
+
+
+def attempt(number: int = 1, micro_batch: int = 2) -> Attempt:
+    return Attempt(pack="cluster-00", number=number, micro_batch=micro_batch, state="running")
+
+
+def run(state: State[None]) -> FlowRun:
+    return FlowRun(flow_id=uuid4(), name="train · cluster 00", state=state)
+
+
+def retried(error: Exception) -> bool:
+    return deserves_another_attempt(dispatch_training, None, Failed(data=error))
+
+
+def test_a_completed_run_is_settled_without_a_word(stores: Stores):
+    settle(run(Completed()), "mission", attempt(), stores)
+    assert stores.studies.attempts("mission") == ()
+
+
+def test_a_run_out_of_memory_is_retried_until_one_dialogue_does_not_fit(stores: Stores):
+    for micro_batch, again in ((2, True), (1, False)):
+        with pytest.raises(OutOfMemory, match="needs 4 GB") as caught:
+            settle(run(Failed(name="OutOfMemory", message="needs 4 GB")), "mission", attempt(3 - micro_batch, micro_batch), stores)
+        assert retried(caught.value) is again
+    assert [a.state for a in stores.studies.attempts("mission")] == ["out_of_memory", "out_of_memory"]
+
+
+def test_a_crashed_run_is_retried_and_recorded(stores: Stores):
+    with pytest.raises(CrashedChildError, match="cluster-00, attempt 1: process exited with -9") as caught:
+        settle(run(Crashed(message="process exited with -9")), "mission", attempt(), stores)
+    assert caught.value.crashes == 1
+    assert retried(caught.value)
+    assert [(a.state, a.detail) for a in stores.studies.attempts("mission")] == [("crashed", "process exited with -9")]
+
+
+def test_the_third_crash_in_a_row_ends_the_retries():
+    assert [retried(CrashedChildError("again", crashes=crashes)) for crashes in (1, 2, 3)] == [True, True, False]
+
+
+@pytest.mark.parametrize("state", [Failed(message="BadData: line 7"), Cancelled(message="by a person")])
+def test_a_run_that_failed_by_itself_or_was_cancelled_is_not_retried(stores: Stores, state: State[None]):
+    with pytest.raises(FailedChildError, match=str(state.message)) as caught:
+        settle(run(state), "mission", attempt(), stores)
+    assert not retried(caught.value)
+    assert stores.studies.attempts("mission")[0].state == "failed"
+
+
+@pytest.mark.parametrize(
+    ("error", "again"),
+    [
+        (ServiceDown("database is away"), True),
+        (httpx.ConnectError("refused"), True),
+        (BadData("no such column"), False),
+        (KeyError("typo"), False),
+    ],
+)
+def test_only_absent_services_deserve_the_same_again(error: Exception, again: bool):
+    assert isinstance(error, ClusterLoraError | httpx.HTTPError | KeyError)
+    assert retried(error) is again
+
+
+def test_prefect_accepts_the_retry_condition():
+    # Anything but a plain function is taken for a truth value, and then nothing is ever retried.
+    from types import FunctionType
+
+    for dispatcher in (dispatch_training, dispatch_evaluation):
+        assert type(dispatcher.retry_condition_fn) is FunctionType
+        assert dispatcher.retries >= 2
+
+
+def test_run_names_say_what_which_study_and_which_batch():
+    name = training_name(title="cluster 00", study_name="mission", micro_batch=1, attempt=2, pack="cluster-00", adapters=[])
+    assert name == "train · cluster 00 · mission · micro-batch 1 · attempt 2"
+    assert evaluation_name(part="test", shard=1, shards=2, study_name="mission") == "evaluate · test 1/2 · mission"
+    gate = evaluation_name(part="gate", shard=1, shards=1, study_name="mission", rung="lower-lr")
+    assert gate == "evaluate · gate 1/1 · mission · lower-lr"
+
+
+def test_the_status_page_tells_what_went_wrong_on_the_way(stores: Stores):
+    stores.studies.close_attempt("mission", "cluster-00", 1, state="out_of_memory", detail="needs 4 GB | has 2")
+    page = "\n".join(status_lines(stores.studies.study("mission"), stores, "at the gate"))
+    assert page.startswith("# mission: at the gate\n")
+    assert "200 personas" in page
+    assert "| cluster-00 | 1 | " in page
+    assert "needs 4 GB \\| has 2 |" in page
