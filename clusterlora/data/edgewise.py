@@ -1,21 +1,115 @@
 """Source `edgewise`: three line-aligned files of characters, routines and sessions, one persona per line (EdgeWisePersona's schema)."""
 
+import re
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
-from clusterlora.values import Dataset, Dialogue, Persona, Turn
+from clusterlora.data.lines import json_records
+from clusterlora.data.problems import Place, Problems
+from clusterlora.data.reading import Reading
+from clusterlora.data.records import identifier, instructions, scalars, turns, words
+from clusterlora.errors import BadData
+from clusterlora.settings import DataSettings
+from clusterlora.values import Dataset, Dialogue, Persona
+
+FILES = ("characters.jsonl", "routines.jsonl", "sessions.jsonl")
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_Line = tuple[Place, dict[str, Any] | None]
+
+
+def read_edgewise(settings: DataSettings, problems: Problems) -> Reading:
+    """Return the personas of a folder or hub data set, named by their line: persona_000, persona_001, ...
+
+    Raises:
+        BadData: there is no such folder or data set, or a file is missing from it.
+    """
+    folder = _folder(settings.path)
+    missing = [name for name in FILES if not (folder / name).is_file()]
+    if missing:
+        raise BadData(f"{folder}: {' and '.join(missing)} missing; the edgewise source needs {', '.join(FILES)} in one folder")
+    characters, routines, sessions = ([*json_records(folder / name, problems)] for name in FILES)
+    lines = {name: {place.line for place, _ in records} for name, records in zip(FILES, (characters, routines, sessions), strict=True)}
+    for name in FILES[1:]:
+        if lines[name] != lines[FILES[0]]:
+            odd = min(number for number in lines[name] ^ lines[FILES[0]] if number is not None)
+            what = f"has {len(lines[name])} records, {FILES[0]} has {len(lines[FILES[0]])}"
+            problems.add(Place(name, odd), "alignment", what, "keep line n of every file for the same persona")
+            return Reading(Dataset(()))
+    return _reading(characters, sessions, problems)
 
 
 def dataset_of(characters: Iterable[Mapping[str, Any]], sessions: Iterable[Mapping[str, Any]]) -> Dataset:
-    """Return the personas of valid records, named by their line: persona_000, persona_001, ..."""
-    return Dataset(
-        tuple(
-            Persona(f"persona_{number:03d}", str(character["character"]), tuple(_dialogue(session) for session in line["sessions"]))
-            for number, (character, line) in enumerate(zip(characters, sessions, strict=True))
-        )
-    )
+    """Return the personas of records in memory.
+
+    Raises:
+        BadData: a record is not as the schema says.
+    """
+    problems = Problems()
+    numbered = [
+        [(Place(name, n), dict(r)) for n, r in enumerate(records, start=1)]
+        for name, records in zip(FILES[::2], (characters, sessions), strict=True)
+    ]
+    reading = _reading(numbered[0], numbered[1], problems)
+    problems.raise_any()
+    return reading.dataset
 
 
-def _dialogue(session: Mapping[str, Any]) -> Dialogue:
-    turns = tuple(Turn(message["role"], message["text"]) for message in session["messages"])
-    return Dialogue(str(session["session_id"]), turns, tuple(session["meta"].items()))
+def _folder(path: str | None) -> Path:
+    if path is None:
+        raise BadData("data.path is missing; the edgewise source needs a folder or a hub data set id")
+    folder = Path(path)
+    if folder.is_dir():
+        return folder
+    if not _HUB_ID.fullmatch(path):
+        raise BadData(f"{path}: no such folder; give one with {', '.join(FILES)}, or a hub data set id such as owner/name")
+    return _from_hub(path)
+
+
+def _from_hub(dataset_id: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(dataset_id, repo_type="dataset", allow_patterns=[f"*{name}" for name in FILES]))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        cause = str(error).strip().splitlines()[0]
+        raise BadData(
+            f"{dataset_id}: no folder of this name, and the hub data set cannot be fetched ({cause}); "
+            f"copy {', '.join(FILES)} into a folder and give its path, or use data.source=synthetic"
+        ) from error
+
+
+def _reading(characters: Iterable[_Line], sessions: Iterable[_Line], problems: Problems) -> Reading:
+    personas: list[Persona] = []
+    places: dict[str, Place] = {}
+    for number, ((place, character), (sessions_place, line)) in enumerate(zip(characters, sessions, strict=True)):
+        persona_id = f"persona_{number:03d}"
+        description = None if character is None else words(character.get("character"), place, "character", problems)
+        dialogues = () if line is None else _dialogues(line, sessions_place, problems)
+        personas.append(Persona(persona_id, description, dialogues))
+        places[persona_id] = sessions_place
+    return Reading(Dataset(tuple(personas)), places)
+
+
+def _dialogues(line: Mapping[str, Any], place: Place, problems: Problems) -> tuple[Dialogue, ...]:
+    sessions = line.get("sessions")
+    if not isinstance(sessions, list):
+        problems.add(place, "sessions", "is not a list", 'write {"sessions": [...]} on each line')
+        return ()
+    dialogues: dict[str, Dialogue] = {}
+    for index, session in enumerate(sessions):
+        field = f"sessions[{index}]"
+        if not isinstance(session, dict):
+            problems.add(place, field, "is not an object", "write {session_id, meta, messages, applied_routines}")
+            continue
+        session_id = identifier(session.get("session_id"), place, f"{field}.session_id", problems)
+        context = scalars(session.get("meta"), place, f"{field}.meta", problems)
+        said = turns(session.get("messages"), place, f"{field}.messages", problems)
+        if session_id in dialogues:
+            problems.add(place, f"{field}.session_id", f"{session_id!r} is there twice", "give every session of a persona its own id")
+        elif session_id is not None and context is not None and said is not None:
+            told, said = instructions(said)
+            dialogues[session_id] = Dialogue(session_id, said, context + told)
+    return tuple(dialogues.values())

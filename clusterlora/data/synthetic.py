@@ -19,6 +19,8 @@ from clusterlora.data.generator.people import Person, invent
 from clusterlora.data.generator.replies import answer
 from clusterlora.data.generator.requests import Request, device_request, explicit_request, scene_request
 from clusterlora.data.generator.rules import Mood, Taste, Value
+from clusterlora.data.problems import Problems
+from clusterlora.data.reading import Reading
 from clusterlora.data.truth import Truth, write_truth
 from clusterlora.errors import BadSettings
 from clusterlora.settings import DataSettings, SyntheticSettings
@@ -41,12 +43,13 @@ class SyntheticPopulation:
 
     @property
     def dataset(self) -> Dataset:
+        """The personas, read from the records as the edgewise source reads files."""
         return dataset_of(self.characters, self.sessions)
 
 
-def read_synthetic(settings: DataSettings) -> Dataset:
+def read_synthetic(settings: DataSettings, problems: Problems) -> Reading:  # noqa: ARG001 - what we invent has no problems
     """Return the personas that `settings.synthetic` describes."""
-    return generate(settings.synthetic).dataset
+    return Reading(generate(settings.synthetic).dataset)
 
 
 def generate(settings: SyntheticSettings) -> SyntheticPopulation:

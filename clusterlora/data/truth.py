@@ -13,6 +13,7 @@ class Truth:
 
     @property
     def cluster_by_persona(self) -> dict[str, int]:
+        """The planted cluster of each persona id."""
         return dict(self.clusters)
 
 

@@ -1,0 +1,32 @@
+"""Dialogues that would tell one split what another asks."""
+
+from collections.abc import Iterable
+
+from clusterlora.data.duplicates import duplicate_groups, folded
+from clusterlora.values import Dialogue, Persona, Split
+
+_PROTECTION: dict[Split, int] = {"train": 0, "val": 1, "test": 2}
+
+
+def leaks(personas: Iterable[Persona]) -> frozenset[tuple[str, str]]:
+    """Return (persona id, dialogue id) of the dialogues in train or val that have a duplicate in val or test.
+
+    Equal texts are sought among all personas, near duplicates within each.
+    """
+    personas = tuple(personas)
+    most_protected: dict[str, int] = {}
+    for persona in personas:
+        for dialogue in persona.dialogues:
+            text = folded(dialogue)
+            most_protected[text] = max(most_protected.get(text, 0), _protection(dialogue))
+    found: set[tuple[str, str]] = set()
+    for persona in personas:
+        for group in duplicate_groups(persona.dialogues):
+            members = [persona.dialogues[position] for position in group]
+            highest = max(_protection(member) for member in members)
+            found |= {(persona.id, d.id) for d in members if _protection(d) < max(highest, most_protected[folded(d)])}
+    return frozenset(found)
+
+
+def _protection(dialogue: Dialogue) -> int:
+    return _PROTECTION[dialogue.split] if dialogue.split else 0

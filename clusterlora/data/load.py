@@ -1,0 +1,117 @@
+"""From settings to a split data set: read, check, limit, split. Either everything can be used or every problem is told at once."""
+
+import logging
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+
+from clusterlora.data import SOURCES
+from clusterlora.data.duplicates import folded
+from clusterlora.data.leaks import leaks
+from clusterlora.data.problems import Place, Problems
+from clusterlora.data.reading import Reading
+from clusterlora.data.split import SPLITS, SplitPersona, SplitPlan, split_persona
+from clusterlora.settings import DataSettings
+from clusterlora.values import Dataset, Persona, Split
+
+log = logging.getLogger(__name__)
+
+_MIN_PERSONAS = 2
+
+
+def load(settings: DataSettings) -> Dataset:
+    """Return the personas of a study, each with its train, val and test dialogues.
+
+    Raises:
+        BadData: every problem, one per line, with file, line, field and fix.
+        BadSettings: the source cannot do what the settings ask.
+        UnknownName: there is no such source.
+    """
+    problems = Problems()
+    reading = limited(SOURCES[settings.source](settings, problems), settings, problems)
+    dataset = split(reading, settings, problems)
+    problems.raise_any()
+    return dataset
+
+
+def read(settings: DataSettings) -> Reading:
+    """Return the dialogues as they are in the source, for a look at data that may not be fit to train on.
+
+    Raises:
+        BadData: every problem of the input itself, one per line, with file, line, field and fix.
+    """
+    problems = Problems()
+    reading = SOURCES[settings.source](settings, problems)
+    problems.raise_any()
+    return reading
+
+
+def split(reading: Reading, settings: DataSettings, problems: Problems) -> Dataset:
+    """Return the data set with splits; personas that cannot be split become problems and are left out."""
+    dataset = reading.dataset
+    plan = SplitPlan({"train": settings.train, "val": settings.val, "test": settings.test}, settings.split_seed, _shared_texts(dataset))
+    done = [split_persona(persona, plan, _conversations(reading, persona)) for persona in dataset.personas]
+    for result in done:
+        if result.refusal:
+            _refuse(result.persona, result.refusal, reading, problems)
+    kept = [result.persona for result in done if not result.refusal]
+    _warn(done, kept, plan.wanted)
+    if plan.shared or any(dialogue.split for persona in dataset.personas for dialogue in persona.dialogues):
+        kept = _without_leaks(kept, reading, problems)
+    return Dataset(tuple(kept))
+
+
+def limited(reading: Reading, settings: DataSettings, problems: Problems) -> Reading:
+    """Return the first `settings.personas` personas; too few of them is a problem."""
+    personas = reading.dataset.personas
+    asked = settings.personas or _MIN_PERSONAS
+    if len(personas) < asked and not problems.count:
+        what = f"{len(personas)} in the data, {asked} needed"
+        problems.add(Place(settings.path or settings.source), "personas", what, "add personas or lower data.personas")
+    return replace(reading, dataset=Dataset(personas[: settings.personas]))
+
+
+def _shared_texts(dataset: Dataset) -> frozenset[str]:
+    counts = Counter(text for persona in dataset.personas for text in {folded(dialogue) for dialogue in persona.dialogues})
+    return frozenset(text for text, n_personas in counts.items() if n_personas > 1)
+
+
+def _conversations(reading: Reading, persona: Persona) -> dict[str, str]:
+    found = reading.conversation_by_dialogue
+    return {d.id: found[persona.id, d.id] for d in persona.dialogues if (persona.id, d.id) in found}
+
+
+def _refuse(persona: Persona, what: str, reading: Reading, problems: Problems) -> None:
+    place = reading.place_by_persona.get(persona.id, Place("synthetic"))
+    problems.add(place, f"persona {persona.id!r}", what, "give it at least 3 different dialogues, 1 for each split, or remove it")
+
+
+def _without_leaks(personas: list[Persona], reading: Reading, problems: Problems) -> list[Persona]:
+    """Return the personas without the train and val dialogues that a later split repeats.
+
+    Our own splits keep a persona's duplicates together; splits given by the input, and texts that several personas share, may leak.
+    """
+    leaking = leaks(personas)
+    if not leaking:
+        return personas
+    log.warning("%d dialogues left out of train or val: a split that is scored holds the same words", len(leaking))
+    kept = [replace(p, dialogues=tuple(d for d in p.dialogues if (p.id, d.id) not in leaking)) for p in personas]
+    for persona in kept:
+        emptied = [name for name in SPLITS if not persona.of_split(name)]
+        if emptied:
+            _refuse(persona, f"has its {' and '.join(emptied)} dialogues in a later split too", reading, problems)
+    return kept
+
+
+def _warn(done: list[SplitPersona], kept: list[Persona], wanted: Mapping[Split, int]) -> None:
+    asked = "/".join(map(str, wanted.values()))
+    short = [p.id for p in kept if any(len(p.of_split(name)) < n for name, n in wanted.items())]
+    if short:
+        log.warning(
+            "%d of %d personas get fewer than %s dialogues, in about the same shares (first: %s)", len(short), len(kept), asked, short[0]
+        )
+    cut = [result.persona.id for result in done if result.by_row]
+    if cut:
+        log.warning(
+            "%d of %d personas have fewer than 3 conversations, which are split row by row (first: %s)", len(cut), len(kept), cut[0]
+        )

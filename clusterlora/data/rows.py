@@ -1,0 +1,100 @@
+"""Rows of a JSONL, CSV or Parquet file as plain dicts with the place each came from."""
+
+import csv
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from clusterlora.data.lines import json_records, text_lines
+from clusterlora.data.problems import Place, Problems
+from clusterlora.errors import BadData
+
+Rows = Iterator[tuple[Place, dict[str, Any]]]
+
+_BATCH_ROWS = 1024
+
+
+def rows(path: Path, problems: Problems) -> Rows:
+    """Yield every row that can be read; the others become problems.
+
+    Raises:
+        BadData: there is no such file, or it is of another kind.
+    """
+    if not path.is_file():
+        raise BadData(
+            f"{path}: {'is a folder' if path.is_dir() else 'no such file'}; the table source reads one {' or '.join(_READERS)} file"
+        )
+    reader = _READERS.get(path.suffix.lower())
+    if reader is None:
+        raise BadData(f"{path}: unknown kind of file {path.suffix!r}; the table source reads {', '.join(_READERS)}")
+    return reader(path, problems)
+
+
+def every_row_has_all_columns(path: Path) -> bool:
+    """Say whether the kind of file has a header, so that a column its first row lacks is in no row."""
+    return path.suffix.lower() != ".jsonl"
+
+
+def _jsonl_rows(path: Path, problems: Problems) -> Rows:
+    for place, record in json_records(path, problems):
+        if record is not None:
+            yield place, record
+
+
+def _csv_rows(path: Path, problems: Problems) -> Rows:
+    begun: list[Place] = []
+
+    def lines() -> Iterator[str]:
+        for place, line in text_lines(path, problems):
+            if line is not None:
+                begun.append(place)
+                yield line
+
+    header: list[str] | None = None
+    reader = csv.reader(lines(), strict=True)
+    while True:
+        begun.clear()
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            problems.add(begun[0], "csv", str(error), "quote fields that hold commas, quotes or line breaks, and double the quotes inside")
+            continue
+        if not cells:
+            continue
+        place = begun[0]
+        if header is None:
+            header = [name.strip() for name in cells]
+            for name in {name for name in header if header.count(name) > 1}:
+                problems.add(place, name, "is the name of two columns", "rename one")
+        elif len(cells) != len(header):
+            problems.add(place, "csv", f"{len(cells)} fields, the header has {len(header)}", "give every row one field per column")
+        else:
+            # A CSV file cannot tell an empty text from an absent one.
+            yield place, {name: cell or None for name, cell in zip(header, cells, strict=True)}
+
+
+def _parquet_rows(path: Path, problems: Problems) -> Rows:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    number = 0
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=_BATCH_ROWS):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield Place(path.name, number), row
+    except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
+        problems.add(Place(path.name, number + 1), "parquet", str(error).splitlines()[0], "write the file again as Parquet with UTF-8 text")
+        return
+    if not number:
+        problems.add(Place(path.name), "file", "is empty", "give a file with dialogues")
+
+
+_READERS: Mapping[str, Callable[[Path, Problems], Rows]] = {
+    ".jsonl": _jsonl_rows,
+    ".csv": _csv_rows,
+    ".parquet": _parquet_rows,
+}
