@@ -16,11 +16,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from clusterlora.catalog import Catalog
 from clusterlora.errors import BadSettings
-from clusterlora.settings import Study
+from clusterlora.settings import Study, check_study_name
 
 _STUDY: TypeAdapter[Study] = TypeAdapter(Study)
-
-_STUDY_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,47}")
 
 _MISSION: Mapping[str, Any] = {
     "data": {"train": 30, "val": 10, "test": 10, "synthetic": {"cluster_sizes": [16, 52, 25, 35, 72], "dialogues": 50}},
@@ -201,11 +199,10 @@ def _name_problems(study: Study) -> Iterator[str]:
     from clusterlora.evaluation.metrics import METRICS
     from clusterlora.methods import METHODS
 
-    if not _STUDY_NAME.fullmatch(study.name):
-        yield (
-            f"name = {study.name!r}: not a study name; use up to 48 lower-case letters, digits, dots, dashes and underscores, "
-            "the first a letter or digit"
-        )
+    try:
+        check_study_name(study.name)
+    except BadSettings as problem:
+        yield str(problem)
     measured = study.evaluation
     lists: tuple[tuple[str, tuple[str, ...], Catalog[Any]], ...] = (
         ("methods", study.methods, METHODS),
@@ -231,6 +228,8 @@ def _name_problems(study: Study) -> Iterator[str]:
 
 
 def _people_problems(study: Study) -> Iterator[str]:
+    from clusterlora.data import SOURCES
+
     data, planted, clustering = study.data, study.data.synthetic, study.clustering
     n_personas: int | None = None
     if data.source == "synthetic":
@@ -246,7 +245,7 @@ def _people_problems(study: Study) -> Iterator[str]:
                 f"data.synthetic.dialogues = {planted.dialogues}: fewer than train + val + test = {wanted}; "
                 f"raise it to {wanted} or lower the splits"
             )
-    elif data.path is None:
+    elif data.path is None and data.source in SOURCES:
         yield f"data.path: missing; the {data.source} source needs a file or folder (--data PATH)"
     if clustering.sizes is not None and len(clustering.sizes) != clustering.k:
         yield f"clustering.sizes = {list(clustering.sizes)}: {len(clustering.sizes)} sizes for k = {clustering.k}; make them agree"

@@ -9,6 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+KILL_SECONDS = 5.0
+"""How long a killed process may take to go: the kernel first gives back its memory."""
+
 
 @dataclass(frozen=True, slots=True)
 class Process:
@@ -46,13 +49,12 @@ def alive(process: Process) -> bool:
 def stop(processes: Sequence[Process], *, patience_seconds: float = 15.0) -> None:
     """End the sessions of these processes: politely first, by force after `patience_seconds`."""
     leaders = [process.pid for process in processes if alive(process)]
-    for pid in leaders:
-        _signal_group(pid, signal.SIGTERM)
-    deadline = time.monotonic() + patience_seconds
-    while time.monotonic() < deadline and any(_group_exists(pid) for pid in leaders):
-        time.sleep(0.1)
-    for pid in leaders:
-        _signal_group(pid, signal.SIGKILL)
+    for number, patience in ((signal.SIGTERM, patience_seconds), (signal.SIGKILL, KILL_SECONDS)):
+        for pid in leaders:
+            _signal_group(pid, number)
+        deadline = time.monotonic() + patience
+        while (leaders := [pid for pid in leaders if _group_exists(pid)]) and time.monotonic() < deadline:
+            time.sleep(0.1)
 
 
 def last_lines(log_file: Path, *, n_lines: int = 15) -> str:
@@ -71,14 +73,20 @@ def _birth(pid: int) -> str | None:
     """Return when a process began, in words of its system; None when it has ended or is a zombie."""
     if sys.platform == "linux":
         # Ticks since boot do not move when the clock is set, as a wall-clock start time would.
-        try:
-            after_name = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-        except OSError:
-            return None
-        return None if after_name[0] in "ZX" else after_name[19]
+        fields = _stat(pid)
+        return None if not fields or fields[0] in "ZX" else fields[19]
     listing = subprocess.run(["ps", "-o", "stat=,lstart=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout
     state, _, started = listing.strip().partition(" ")
     return None if not state or state.startswith("Z") else started.strip()
+
+
+def _stat(pid: int) -> list[str]:
+    """Return Linux's facts of a process from its state on (state, parent, group, ...); empty when there is none."""
+    try:
+        # The name comes before and may contain anything, also brackets and blanks.
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return []
 
 
 def _reap(pid: int) -> None:
@@ -96,7 +104,11 @@ def _signal_group(pid: int, number: signal.Signals) -> None:
 
 
 def _group_exists(pid: int) -> bool:
+    """Return whether any process of the group runs; zombies, which nobody may ever reap in a container, do not count."""
     _reap(pid)
+    if sys.platform == "linux":
+        states = (_stat(int(folder.name)) for folder in Path("/proc").iterdir() if folder.name.isdigit())
+        return any(fields[0] not in "ZX" and int(fields[2]) == pid for fields in states if fields)
     try:
         os.killpg(pid, 0)
     except ProcessLookupError:

@@ -22,10 +22,12 @@ class Addresses:
 
     @property
     def prefect(self) -> str:
+        """Address of Prefect's UI; its API is below `/api`."""
         return f"http://{LOOPBACK}:{self.prefect_port}"
 
     @property
     def mlflow(self) -> str:
+        """Address of MLflow's UI and API."""
         return f"http://{LOOPBACK}:{self.mlflow_port}"
 
 
@@ -39,9 +41,14 @@ class Service:
     health: str | None = None
 
 
+def results_home() -> Path:
+    """Return where studies leave their results: CLUSTERLORA_HOME, else `studies` in the checkout."""
+    return Path(os.environ.get("CLUSTERLORA_HOME") or CHECKOUT / "studies").resolve()
+
+
 def client_environment(home: Path, addresses: Addresses) -> dict[str, str]:
     """Return the variables through which a process finds the stack; a study database chosen by the user is kept."""
-    database = os.environ.get("CLUSTERLORA_DATABASE_URL") or f"sqlite:///{home / 'studies.db'}"
+    results = results_home()
     return {
         "PREFECT_API_URL": f"{addresses.prefect}/api",
         "PREFECT_HOME": str(home / "prefect"),
@@ -52,8 +59,10 @@ def client_environment(home: Path, addresses: Addresses) -> dict[str, str]:
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "DO_NOT_TRACK": "1",
-        "CLUSTERLORA_HOME": str(home),
-        "CLUSTERLORA_DATABASE_URL": database,
+        "CLUSTERLORA_HOME": str(results),
+        "CLUSTERLORA_DATABASE_URL": os.environ.get("CLUSTERLORA_DATABASE_URL") or f"sqlite:///{results / 'clusterlora.db'}",
+        # The deployments say `python`: it must be this one, also when the virtual environment is not activated.
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
     }
 
 

@@ -7,7 +7,6 @@ restarts what died and keeps what lives.
 import fcntl
 import hashlib
 import json
-import logging
 import os
 import socket
 import subprocess
@@ -15,7 +14,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +24,6 @@ from clusterlora.errors import ServiceDown
 from deployments import processes, services
 from deployments.processes import Process
 from deployments.services import CHECKOUT, LOOPBACK, Addresses, Service
-
-log = logging.getLogger(__name__)
 
 START_SECONDS = 120.0
 """How long the servers may take to answer: both migrate a fresh database first, slowly on a busy machine."""
@@ -47,8 +44,8 @@ class Stack:
 
 
 def default_home() -> Path:
-    """Return where the stack keeps its state: CLUSTERLORA_HOME, else `.clusterlora` in the checkout."""
-    return Path(os.environ.get("CLUSTERLORA_HOME") or CHECKOUT / ".clusterlora").resolve()
+    """Return where the stack keeps its state: CLUSTERLORA_STACK_HOME, else `.clusterlora` in the checkout."""
+    return Path(os.environ.get("CLUSTERLORA_STACK_HOME") or CHECKOUT / ".clusterlora").resolve()
 
 
 def up(home: Path, *, workers: int | None = None, log: Callable[[str], None]) -> Stack:
@@ -75,8 +72,9 @@ def up(home: Path, *, workers: int | None = None, log: Callable[[str], None]) ->
 
         def ensure(service: Service) -> None:
             if service.name not in running:
-                log(f"starting {service.name}" + (f" at {service.health.partition('/api')[0]}" if service.health else ""))
-                running[service.name] = processes.start(service.argv, env=service.env, folder=CHECKOUT, log_file=_log_file(home, service.name))
+                log(f"starting {service.name}")
+                log_file = _log_file(home, service.name)
+                running[service.name] = processes.start(service.argv, env=service.env, folder=CHECKOUT, log_file=log_file)
                 started.append(service.name)
                 _write(home, addresses, running, applied=state.get("applied"))
 
@@ -120,7 +118,7 @@ def status(home: Path) -> Stack | None:
 
 
 @contextmanager
-def _only_one(home: Path) -> Iterator[None]:
+def _only_one(home: Path) -> Generator[None]:
     with (home / "stack.lock").open("w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield

@@ -47,12 +47,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        cli.main(args=words, prog_name="clusterlora", standalone_mode=False)
+        exit_code = cli.main(args=words, prog_name="clusterlora", standalone_mode=False)
     except click.ClickException as misuse:
         misuse.show()
         return misuse.exit_code
-    except click.exceptions.Exit as ended:
-        return ended.exit_code
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
         return 130
@@ -63,7 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as problem:  # noqa: BLE001  (the last line of defence: a person gets one line, not a traceback)
         _explain(problem, debug="--debug" in words)
         return 1
-    return 0
+    # Commands return nothing; `--help` and click's Exit come back as a number.
+    return exit_code if isinstance(exit_code, int) else 0
 
 
 def _explain(problem: Exception, *, debug: bool) -> None:

@@ -14,7 +14,9 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 _STUDY_OPTIONS = (
     click.option("--preset", help="mission, demo or quick.  [default: demo, unless --config or --data is given]"),
-    click.option("--config", "file", type=click.Path(path_type=Path, dir_okay=False), help="TOML file with settings; overrides the preset."),
+    click.option(
+        "--config", "file", type=click.Path(path_type=Path, dir_okay=False), help="TOML file with settings; overrides the preset."
+    ),
     click.option("--name", help="Name of the study; results go to studies/NAME/."),
     click.option("--data", "path", help="Your dialogues: a file, a folder, or a hub data set id."),
     click.option("--source", help="How to read --data: table (a file) or edgewise (a folder or hub id).  [default: by what --data is]"),

@@ -31,7 +31,7 @@ def use_running_stack() -> None:
     except ServiceDown:
         return  # a bare wheel has no stack of its own
     running = stack.status(stack.default_home())
-    environment = running.environment() if running else {}
+    environment = running.environment() if running else {"CLUSTERLORA_HOME": str(deployments("services").results_home())}
     for name, value in environment.items():
         os.environ.setdefault(name, value)
 

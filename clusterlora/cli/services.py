@@ -5,6 +5,7 @@ import json
 import click
 
 from clusterlora.cli.orchestration import deployments, stack_home
+from clusterlora.cli.progress import say
 
 
 @click.command(epilog="\b\nExample:\n  clusterlora up --workers 1      one training at a time\n")
@@ -12,7 +13,7 @@ from clusterlora.cli.orchestration import deployments, stack_home
 @click.option("--json", "as_json", is_flag=True, help="Print the addresses as JSON.")
 def up(workers: int | None, as_json: bool) -> None:
     """Start Prefect, MLflow and the workers on this machine; what already runs is kept."""
-    stack = deployments("stack").up(stack_home(), workers=workers, log=lambda line: click.echo(line, err=True))
+    stack = deployments("stack").up(stack_home(), workers=workers, log=say)
     if as_json:
         click.echo(json.dumps({"prefect": stack.addresses.prefect, "mlflow": stack.addresses.mlflow, "started": stack.started}))
         return

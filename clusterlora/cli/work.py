@@ -1,0 +1,165 @@
+"""`clusterlora train`, `evaluate` and `compare`: the steps of a study in this process, without servers."""
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from clusterlora.cli.here import stores_here
+from clusterlora.cli.options import study_from, study_options
+from clusterlora.cli.progress import ConsoleLog, console_log
+from clusterlora.errors import OutOfMemory, UnknownName
+
+if TYPE_CHECKING:
+    from clusterlora.ports import Stores
+    from clusterlora.settings import Study
+    from clusterlora.stages.plan import Pack, WorkPlan
+
+_TRAIN_EXAMPLES = """\b
+Examples:
+  clusterlora train --cluster 0                               the mission's first step
+  clusterlora train --cluster 0 --epochs 2 --name try-2       other settings need another name
+  clusterlora train --adapter unified
+  tail -f studies/demo/logs/cluster_0_training.log            follow it from another terminal
+"""
+
+_EVALUATE_EXAMPLES = """\b
+Examples:
+  clusterlora evaluate --cluster 0      against unified on the gate's val items, with the gate's verdict
+  clusterlora evaluate                  every trained method on everyone's test items
+"""
+
+
+@click.command(epilog=_TRAIN_EXAMPLES)
+@click.option("--cluster", type=click.IntRange(min=0), help="Train this cluster's adapter.")
+@click.option("--adapter", help="Train this adapter: unified, cluster-03, persona-0007.  [default: all that the study needs]")
+@click.option("--batch-size", type=click.IntRange(min=1), help="Dialogues per optimiser step.")
+@click.option("--micro-batch", type=click.IntRange(min=1), help="Dialogues per forward pass; less memory, same result.")
+@click.option("--epochs", type=click.IntRange(min=1), help="Passes over the train dialogues.")
+@study_options
+def train(
+    cluster: int | None, adapter: str | None, batch_size: int | None, micro_batch: int | None, epochs: int | None, **options: Any
+) -> None:
+    """Train adapters of a study in this process. What is trained already is not trained again."""
+    if cluster is not None and adapter is not None:
+        raise click.UsageError("--cluster and --adapter both say what to train; give one of them")
+    study = study_from(options, recipe__batch_size=batch_size, recipe__epochs=epochs, runtime__micro_batch=micro_batch)
+    stores = stores_here()
+    with console_log() as log:
+        _begin(study, stores, log)
+        names = _adapters_asked_for(study, stores, cluster, adapter)
+        n_trained = _train_until_done(study, names, stores, log)
+    click.echo(f"{n_trained} adapters trained, the other {len(names) - n_trained} were there" if n_trained < len(names) else "trained")
+    click.echo(f"adapters {stores.folder(study.name) / 'models'}")
+    click.echo(f"logs     {stores.folder(study.name) / 'logs'}")
+
+
+@click.command(epilog=_EVALUATE_EXAMPLES)
+@click.option("--cluster", type=click.IntRange(min=0, max=0), help="Judge cluster 0 as the gate does.  [default: all methods on test]")
+@study_options
+def evaluate(cluster: int | None, **options: Any) -> None:
+    """Answer and score with what has been trained. Answers that are stored are not given again."""
+    from clusterlora.stages.evaluate import evaluate as evaluate_part
+
+    study = study_from(options)
+    stores = stores_here()
+    with console_log() as log:
+        _begin(study, stores, log)
+        if cluster is None:
+            n_answers = evaluate_part(study.name, part="test", shard=1, shards=1, rung=None, stores=stores, log=log)
+            click.echo(f"{n_answers} answers given and scored; see them with: clusterlora compare --name {study.name}")
+            return
+        from clusterlora.stages.plan import decided_rung
+
+        rung = decided_rung(study, stores).name
+        _require(study, stores, cluster)
+        evaluate_part(study.name, part="gate", shard=1, shards=1, rung=rung, stores=stores, log=log)
+    from clusterlora.gate.report import markdown
+    from clusterlora.stages.judge import judge
+
+    click.echo(markdown(judge(study.name, rung, stores)))
+
+
+@click.command(epilog="\b\nExample:\n  clusterlora compare --json | head\n")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON record per method.")
+@study_options
+def compare(as_json: bool, **options: Any) -> None:
+    """Compare all evaluated methods: table, intervals, figure and verdict."""
+    from clusterlora.comparison.table import console, summary_records
+    from clusterlora.stages.compare import compare as compare_methods
+    from clusterlora.stages.compare import figure_path
+
+    name = options["name"] or study_from(options).name
+    stores = stores_here()
+    with console_log() as log:
+        comparison = compare_methods(name, stores, log)
+    if as_json:
+        click.echo(json.dumps(summary_records(comparison)))
+        return
+    from rich.console import Console
+
+    Console().print(console(comparison))
+    click.echo(f"figure   {figure_path(stores, name)}")
+
+
+def _begin(study: "Study", stores: "Stores", log: ConsoleLog) -> None:
+    """Bring the study to where its adapters can be planned; nothing is done twice."""
+    from clusterlora.stages.cluster import cluster
+    from clusterlora.stages.prepare import prepare
+
+    prepare(study, stores, log)
+    cluster(study, stores, log)
+
+
+def _adapters_asked_for(study: "Study", stores: "Stores", cluster: int | None, adapter: str | None) -> tuple[str, ...]:
+    from clusterlora.stages.plan import work_plan
+
+    plan = work_plan(study, stores)
+    if adapter is None and cluster is None:
+        return tuple(plan.specs)
+    name = adapter if adapter is not None else _cluster_adapter(plan, cluster or 0)
+    if name not in plan.specs:
+        shown = [known for known in plan.specs if not known.startswith("persona")]
+        raise UnknownName(f"study {study.name} has no adapter {name!r}; known: {', '.join(shown)}, and one per persona")
+    return (name,)
+
+
+def _cluster_adapter(plan: "WorkPlan", cluster: int) -> str:
+    """Return the cluster's adapter under the rung that the gate decided for, whose name it may carry."""
+    name = f"cluster-{cluster:02d}"
+    return next((known for known in plan.specs if known.partition("+")[0] == name), name)
+
+
+def _train_until_done(study: "Study", names: tuple[str, ...], stores: "Stores", log: ConsoleLog) -> int:
+    """Return how many adapters were trained; an adapter that starts from another comes after it."""
+    from clusterlora.stages.plan import pack_named
+
+    n_trained = 0
+    while packs := pack_named(study, stores, names):
+        for pack in packs:
+            n_trained += _train_one(study, pack, stores, log)
+    return n_trained
+
+
+def _train_one(study: "Study", pack: "Pack", stores: "Stores", log: ConsoleLog) -> int:
+    """Train one pack, halving the micro-batch as often as memory demands."""
+    from clusterlora.stages.train import next_micro_batch, train_pack
+
+    while True:
+        attempt, micro_batch = next_micro_batch(study, pack.name, stores)
+        try:
+            return train_pack(study.name, pack, attempt=attempt, micro_batch=micro_batch, stores=stores, log=log)
+        except OutOfMemory:
+            if micro_batch == 1:
+                raise
+            log.note(f"out of memory at micro-batch {micro_batch}; going on with {micro_batch // 2}, which changes no result")
+
+
+def _require(study: "Study", stores: "Stores", cluster: int) -> None:
+    """Raise UnknownName unless the cluster's adapter and unified are trained."""
+    from clusterlora.stages.plan import REFERENCE, work_plan
+
+    held = {adapter.name for adapter in stores.studies.adapters(study.name)}
+    for name, option in ((_cluster_adapter(work_plan(study, stores), cluster), f"--cluster {cluster}"), (REFERENCE, "--adapter unified")):
+        if name not in held:
+            raise UnknownName(f"study {study.name} has not trained {name} yet; run: clusterlora train {option} --name {study.name}")

@@ -1,0 +1,107 @@
+"""Launches a study on the local stack, follows it to its end, and says what came of it."""
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from uuid import UUID
+
+import httpx
+
+from clusterlora.config import as_mapping
+from clusterlora.errors import ServiceDown
+from clusterlora.settings import Study
+from deployments import stack as local_stack
+from deployments.observe import Snapshot, connect, latest_open_run, snapshot
+from deployments.report import report
+from deployments.stack import Stack
+from deployments.view import LiveView, PlainView
+
+WATCH_SECONDS = 2.0
+
+
+def run_study(study: Study, *, home: Path, workers: int | None, stay: bool, say: Callable[[str], None]) -> Snapshot:
+    """Start what is missing of the stack, run the study on it, print its results, and return how its run ended.
+
+    Interrupted by Ctrl-C, the study goes on without its spectator.
+
+    Args:
+        home: where the stack keeps its state.
+        workers: processes of the gpu pool, see `stack.up`.
+        stay: leave the servers up afterwards until Ctrl-C; otherwise whatever this call started is stopped.
+
+    Raises:
+        ServiceDown: a server could not be started, or stopped answering.
+    """
+    stack = local_stack.up(home, workers=workers, log=say)
+    launched = False
+    try:
+        run_id = launch(study, stack)
+        launched = True
+        say(f"study {study.name}: {stack.addresses.prefect}/runs/flow-run/{run_id}")
+        ended = follow(run_id, study.name, stack)
+    except KeyboardInterrupt:
+        if launched:
+            say(f"\nThe study goes on without you. Watch it at {stack.addresses.prefect}, or run the same command again to follow it;")
+            say("`clusterlora study status` tells how it stands, `clusterlora down` stops everything.")
+        else:
+            local_stack.down(home, only=stack.started)
+        raise
+    except BaseException:
+        local_stack.down(home, only=stack.started)
+        raise
+    report(study.name, ended, stack)
+    if stay:
+        _stay(stack, say)
+    else:
+        local_stack.down(home, only=stack.started)
+    return ended
+
+
+def launch(study: Study, stack: Stack) -> UUID:
+    """Return the id of the study's run: the one under way if its worker has lived all along, else a fresh one."""
+    with connect(stack) as client:
+        if "worker-cpu" not in stack.started:
+            under_way = latest_open_run(client, study.name)
+            if under_way is not None:
+                return under_way
+        deployment = client.read_deployment_by_name("study/study")
+        run = client.create_flow_run_from_deployment(deployment.id, parameters={"config": as_mapping(study)}, tags=[f"study:{study.name}"])
+        return run.id
+
+
+def follow(run_id: UUID, study_name: str, stack: Stack) -> Snapshot:
+    """Show the study's runs and their progress until it ends (it may have ended already); return the last picture of it.
+
+    Raises:
+        ServiceDown: the Prefect server is gone.
+    """
+    with connect(stack) as client, LiveView() if sys.stdout.isatty() else PlainView() as view:
+        while True:
+            try:
+                picture = snapshot(client, run_id, study_name)
+            except httpx.TransportError as lost:
+                _check_server(stack, lost)
+            else:
+                view.show(picture)
+                if picture.ended:
+                    return picture
+            time.sleep(WATCH_SECONDS)
+
+
+def _check_server(stack: Stack, lost: Exception) -> None:
+    running = local_stack.status(stack.home)
+    if running is None or "prefect-server" not in running.running:
+        raise ServiceDown(
+            f"the Prefect server at {stack.addresses.prefect} was stopped ({lost}); start the same command again: nothing finished is lost"
+        ) from lost
+
+
+def _stay(stack: Stack, say: Callable[[str], None]) -> None:
+    say("\nThe servers stay up for you to look around; Ctrl-C (or `clusterlora down`) stops them.")
+    try:
+        while local_stack.status(stack.home) is not None:
+            time.sleep(WATCH_SECONDS)
+    except KeyboardInterrupt:
+        say("\nstopping servers and workers")
+        local_stack.down(stack.home)

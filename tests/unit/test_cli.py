@@ -1,0 +1,130 @@
+"""The command line: what it imports, how it refuses, and how options become settings."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+
+from clusterlora.cli import cli, main
+from clusterlora.cli.options import study_from
+from clusterlora.config import resolve
+from clusterlora.settings import Study
+
+
+def commands(group: click.Group = cli, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    """Yield every command with its words."""
+    for name, command in group.commands.items():
+        yield (*path, name), command
+        if isinstance(command, click.Group):
+            yield from commands(command, (*path, name))
+
+
+def asked(*words: str) -> Study:
+    """Return the study that `clusterlora study run` would run with these options."""
+    run = next(command for path, command in commands() if path == ("study", "run"))
+    return study_from(run.make_context("run", list(words)).params)
+
+
+@pytest.mark.parametrize("words", [["--help"], ["study", "run", "--help"], ["train", "--help"]], ids=" ".join)
+def test_help_imports_nothing_heavy(words: list[str]) -> None:
+    heavy = ["torch", "transformers", "prefect", "mlflow", "pandas", "sklearn", "numpy", "pydantic", "sqlalchemy", "rich"]
+    script = f"import sys; from clusterlora.cli import main; main({words}); sys.exit(repr(sorted(set({heavy}) & set(sys.modules))))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.stderr.strip() == "[]"
+    assert "Usage: clusterlora" in done.stdout
+
+
+@pytest.mark.parametrize(("path", "command"), list(commands()), ids=lambda value: " ".join(value) if isinstance(value, tuple) else "")
+def test_the_help_of_every_command_teaches_by_example(path: tuple[str, ...], command: click.Command) -> None:
+    assert command.help
+    assert "clusterlora " + " ".join(path[:1]) in (command.epilog or "")
+
+
+@pytest.mark.parametrize(
+    ("words", "exit_code"),
+    [
+        (["--help"], 0),
+        (["--version"], 0),
+        (["nonsense"], 2),
+        (["study", "run", "--personas", "1"], 2),
+        (["train", "--cluster", "0", "--adapter", "unified"], 2),
+        (["study", "run", "--preset", "big"], 1),
+        (["study", "run", "--set", "recipe.rank=0"], 1),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_misuse_ends_with_2_and_a_refusal_with_1(words: list[str], exit_code: int) -> None:
+    assert main(words) == exit_code
+
+
+def test_every_problem_is_one_line_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["study", "run", "--set", "recipe.rank=0", "--set", "modle.base=x"])
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.splitlines() == [
+        "error: recipe.rank = 0: use at least 1",
+        "error: modle: no such setting; did you mean model?",
+    ]
+
+
+def test_an_unforeseen_error_is_one_line_and_a_traceback_only_with_debug(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(**_: object) -> None:
+        raise KeyError("left out")
+
+    monkeypatch.setattr(cli.commands["compare"], "callback", broken)
+    assert main(["compare"]) == 1
+    assert "Traceback" not in (brief := capsys.readouterr().err)
+    assert brief.startswith("error: unexpected KeyError")
+    assert main(["--debug", "compare"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_without_options_the_demo_is_meant() -> None:
+    assert asked() == resolve("demo")
+
+
+def test_own_data_gives_the_study_its_name_and_no_preset(tmp_path: Path) -> None:
+    file = tmp_path / "My People (2).jsonl"
+    file.touch()
+    study = asked("--data", str(file))
+    assert study.name == "my-people-2"
+    assert (study.data.source, study.data.path) == ("table", str(file))
+    assert study.clustering.sizes is None
+    assert study.gate.mean_similarity is None
+
+
+def test_a_folder_is_read_as_edgewise_unless_told_otherwise(tmp_path: Path) -> None:
+    assert asked("--data", str(tmp_path)).data.source == "edgewise"
+    assert asked("--data", str(tmp_path), "--source", "table").data.source == "table"
+
+
+@pytest.mark.parametrize(("dialogues", "split"), [(50, (30, 10, 10)), (10, (6, 2, 2)), (3, (1, 1, 1)), (9, (7, 1, 1))])
+def test_dialogues_are_split_in_the_missions_proportions(dialogues: int, split: tuple[int, int, int]) -> None:
+    data = asked("--dialogues", str(dialogues)).data
+    assert (data.train, data.val, data.test) == split
+    assert data.synthetic.dialogues == dialogues
+
+
+def test_set_has_the_last_word() -> None:
+    assert asked("--name", "a", "--set", "name=b").name == "b"
+    assert asked("--preset", "mission", "--set", "gate.mean_similarity=none").gate.mean_similarity is None
+
+
+def test_settings_are_shown_without_running_anything(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["study", "run", "--preset", "quick", "--show-settings"]) == 0
+    assert json.loads(capsys.readouterr().out)["name"] == "quick"
+
+
+def test_the_seam_says_what_to_do_when_only_the_wheel_is_installed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "deployments", None)
+    monkeypatch.delitem(sys.modules, "deployments.stack", raising=False)
+    assert main(["down"]) == 1
+    assert "clone the repository" in capsys.readouterr().err

@@ -1,0 +1,184 @@
+"""Settings: who wins, what is refused, and in which words."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clusterlora.config import PRESETS, as_mapping, from_mapping, parse_setting, resolve
+from clusterlora.errors import BadSettings, UnknownName
+
+
+def refusals(**overrides: object) -> list[str]:
+    """Return the lines with which these overrides of the defaults are refused."""
+    with pytest.raises(BadSettings) as refused:
+        resolve(overrides={key.replace("__", "."): value for key, value in overrides.items()})
+    return str(refused.value).splitlines()
+
+
+def test_later_layers_win(tmp_path: Path) -> None:
+    file = tmp_path / "study.toml"
+    file.write_text("[recipe]\nepochs = 7\nrank = 4\n")
+    study = resolve("quick", file, {"recipe.rank": 2})
+    assert study.recipe.rank == 2, "flag over file"
+    assert study.recipe.epochs == 7, "file over preset"
+    assert study.data.train == 3, "preset over default"
+    assert study.recipe.alpha == 16.0, "default"
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_is_a_possible_study_of_its_name(name: str) -> None:
+    assert resolve(name).name == name
+
+
+def test_the_mission_is_what_the_mission_says() -> None:
+    study = resolve("mission")
+    assert study.clustering.sizes == study.data.synthetic.cluster_sizes == (16, 52, 25, 35, 72)
+    assert (study.data.train, study.data.val, study.data.test) == (30, 10, 10)
+    assert (study.recipe.rank, study.recipe.epochs, study.recipe.batch_size, study.recipe.learning_rate) == (8, 3, 2, 5e-4)
+    assert (study.gate.mean_similarity, study.gate.worst_persona, study.gate.share_improved) == (0.83, 0.70, 0.60)
+
+
+def test_the_demo_differs_from_the_mission_only_in_dialogues() -> None:
+    demo, mission = as_mapping(resolve("demo")), as_mapping(resolve("mission"))
+    for part in ("recipe", "gate", "clustering", "model", "methods"):
+        assert demo[part] == mission[part]
+    assert demo["data"]["synthetic"]["cluster_sizes"] == mission["data"]["synthetic"]["cluster_sizes"]
+
+
+def test_a_study_survives_the_way_through_json() -> None:
+    study = resolve("demo")
+    assert from_mapping(as_mapping(study)) == study
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"data.path": "people.jsonl", "data.source": "table"},
+        {"data.personas": 20},
+        {"data.synthetic.cluster_sizes": [5, 5]},
+        {"clustering.k": 3},
+    ],
+    ids=str,
+)
+def test_a_presets_cluster_sizes_do_not_outlive_its_people(overrides: dict[str, object]) -> None:
+    k = overrides.get("clustering.k", 5)
+    assert resolve("mission", overrides={**overrides, "clustering.k": k}).clustering.sizes is None
+
+
+def test_a_misspelt_setting_is_refused_with_the_right_one() -> None:
+    assert refusals(recipe__learning_rat=1e-3) == ["recipe.learning_rat: no such setting; did you mean recipe.learning_rate?"]
+
+
+def test_an_unknown_setting_inside_the_ladder_is_refused() -> None:
+    (line,) = refusals(gate__ladder=[{"name": "x", "epoch": 2}])
+    assert line == "gate.ladder.0.epoch: no such setting; did you mean gate.ladder.0.epochs?"
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("recipe.rank", 0, "use at least 1"),
+        ("recipe.rank", "eight", "use a whole number"),
+        ("recipe.learning_rate", 0, "use more than 0"),
+        ("recipe.dropout", 0.95, "use at most 0.9"),
+        ("model.dtype", "fp8", "use 'float32' or 'bfloat16'"),
+        ("data", 3, "use a table of settings"),
+        ("methods", "unified", "use a list"),
+        ("methods", ["unified", "clusters"], "did you mean cluster?"),
+        ("methods", ["unified", "unified"], "listed twice"),
+        ("methods", [], "name at least one of"),
+        ("evaluation.metrics", ["bleu", "embedding_similarity", "nll"], "unknown metric"),
+        ("evaluation.headline", "rouge_x", "not measured"),
+        ("evaluation.headline", "nll", "lower is better there"),
+        ("data.source", "csv", "unknown"),
+        ("data.source", "table", "needs a file or folder"),
+        ("data.path", "people.jsonl", "set data.source to table"),
+        ("clustering.algorithm", "response", "did you mean responses?"),
+        ("clustering.sizes", [1, 2, 3, 4, 5], "they sum to 15, but there are 200 personas"),
+        ("clustering.sizes", [100, 100], "2 sizes for k = 5"),
+        ("clustering.k", 201, "more clusters than the 200 personas"),
+        ("data.synthetic.noise_share", 0.9, "at most 1 together"),
+        ("data.train", 49, "fewer than train + val + test = 69"),
+        ("name", "../../x", "lower-case letters"),
+        ("name", "", "use at least 1 character"),
+        ("runtime.micro_batch", 64, "larger than recipe.batch_size"),
+        ("evaluation.max_new_tokens", 512, "no room for a prompt"),
+        ("recipe.target_modules", [], "nothing to change"),
+        ("gate.ladder", [{"name": "again"}], "changes nothing"),
+        ("gate.ladder", [{"name": "a", "epochs": 1}, {"name": "a", "epochs": 2}], "two rungs"),
+        ("gate.ladder", [{"name": "Lower LR", "epochs": 1}], "lower-case"),
+        ("gate.ladder", [{"epochs": 1}], "missing"),
+    ],
+)
+def test_an_impossible_setting_is_refused_in_one_line_with_its_name_and_the_fix(field: str, value: object, words: str) -> None:
+    (line,) = refusals(**{field: value})
+    assert field in line or field.split(".")[0] in line
+    assert words in line
+
+
+def test_all_problems_are_named_at_once() -> None:
+    assert len(refusals(recipe__rank=0, model__dtype="fp8", clustering__k="x")) == 3
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [("[recipe\n", "not valid TOML"), ("\udcff", "UTF-8"), (None, "no such configuration file")],
+    ids=["toml", "bytes", "absent"],
+)
+def test_a_file_that_cannot_be_read_is_refused_by_name(tmp_path: Path, content: str | None, words: str) -> None:
+    file = tmp_path / "study.toml"
+    if content is not None:
+        file.write_bytes(content.encode("utf-8", "surrogateescape"))
+    with pytest.raises(BadSettings, match=words) as refused:
+        resolve(file=file)
+    assert "study.toml" in str(refused.value)
+
+
+def test_an_unknown_preset_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(UnknownName, match="mission, demo, quick"):
+        resolve("big")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("recipe.epochs=1", ("recipe.epochs", 1)),
+        ("model.persona_in_prompt = true", ("model.persona_in_prompt", True)),
+        ('methods=["unified","cluster"]', ("methods", ["unified", "cluster"])),
+        ("model.base=Qwen/Qwen2.5-0.5B-Instruct", ("model.base", "Qwen/Qwen2.5-0.5B-Instruct")),
+        ("gate.mean_similarity=none", ("gate.mean_similarity", None)),
+        ("model.system_prompt=a=b", ("model.system_prompt", "a=b")),
+    ],
+)
+def test_a_setting_on_the_command_line_is_toml_or_plain_text(text: str, expected: tuple[str, object]) -> None:
+    assert parse_setting(text) == expected
+
+
+@pytest.mark.parametrize("text", ["recipe.epochs", "=1", " = 1"])
+def test_a_setting_without_field_or_value_is_refused(text: str) -> None:
+    with pytest.raises(BadSettings, match="field=value"):
+        parse_setting(text)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["name", "k", "sizes", "rank", "ladder", "x"]), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["name", "methods", "data", "recipe", "clustering", "gate", "evaluation", "runtime", "typo"]), JSON, max_size=4
+    )
+)
+def test_whatever_is_given_is_a_study_or_refused_in_lines(settings: dict[str, object]) -> None:
+    try:
+        study = from_mapping(settings)
+    except BadSettings:
+        return
+    assert from_mapping(as_mapping(study)) == study
