@@ -41,9 +41,11 @@ def read_adapter(folder: Path) -> Factors:
     tensors = {name.removeprefix("base_model.model."): tensor for name, tensor in load_file(folder / "adapter_model.safetensors").items()}
     names = sorted(name.removesuffix(".lora_A.weight") for name in tensors if name.endswith(".lora_A.weight"))
     try:
-        return {n: (tensors[f"{n}.lora_A.weight"].float(), scale * tensors[f"{n}.lora_B.weight"].float()) for n in names}
+        pairs = {n: (tensors[f"{n}.lora_A.weight"], tensors[f"{n}.lora_B.weight"]) for n in names}
     except KeyError as missing:
         raise BadData(f"adapter {folder.name} lacks tensor {missing}; train it again") from missing
+    dtype = torch.promote_types(torch.float32, next(iter(tensors.values())).dtype)
+    return {name: (a.to(dtype), scale * b.to(dtype)) for name, (a, b) in pairs.items()}
 
 
 def stack_factors(stack: Stack, read: Callable[[str], Factors]) -> Factors:
@@ -82,13 +84,16 @@ class StackedModel:
         for name in sorted({name for factors in slots for name in factors}):
             layer = self._linear(name)
             rank = max(factors[name][0].shape[0] for factors in slots if name in factors)
-            down = torch.zeros(len(slots) + 1, rank, layer.in_features, device=device)
-            up = torch.zeros(len(slots) + 1, layer.out_features, rank, device=device)
+            dtype = next(factors[name][0].dtype for factors in slots if name in factors)
+            down = torch.zeros(len(slots) + 1, rank, layer.in_features, device=device, dtype=dtype)
+            up = torch.zeros(len(slots) + 1, layer.out_features, rank, device=device, dtype=dtype)
             for slot, factors in enumerate(slots, start=1):
                 if name in factors:
                     a, b = factors[name]
                     if a.shape[1] != layer.in_features or b.shape[0] != layer.out_features:
-                        raise BadData(f"adapter layer {name} maps {a.shape[1]} to {b.shape[0]}; the base has {layer}; it belongs to another base")
+                        raise BadData(
+                            f"adapter layer {name} maps {a.shape[1]} to {b.shape[0]}; the base has {layer}; it belongs to another base"
+                        )
                     down[slot, : a.shape[0]] = a
                     up[slot, :, : b.shape[1]] = b
             self._factors[name] = (down, up)

@@ -1,16 +1,14 @@
 """The reference engine: plain PEFT, one adapter after another. Slow, obvious, and what any faster engine must agree with."""
 
-import json
 import logging
 import math
-import shutil
 import time
 from collections.abc import Iterator, Sequence
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel, get_peft_model
 from peft.utils import set_peft_model_state_dict
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch.nn import functional
 
 from clusterlora.errors import TrainingDiverged
@@ -18,8 +16,9 @@ from clusterlora.models.base import BaseModel
 from clusterlora.models.memory import allocation_failures
 from clusterlora.models.stacked import logits_only_at
 from clusterlora.ports import RunLog
-from clusterlora.settings import Recipe
+from clusterlora.training import checkpoint
 from clusterlora.training.job import TrainingJob, TrainingResult, batches, initial_a, learning_rate, pad_rows
+from clusterlora.training.peft_folder import lora_config
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +85,7 @@ def _step(
         # Right padding under causal attention needs no mask: no real token sees a padded one.
         with logits_only_at(model, predicts):
             logits = model(input_ids=ids, use_cache=False).logits
-        loss = functional.cross_entropy(logits.float(), ids[:, 1:][predicts[:, :-1]], reduction="sum") / n_tokens
+        loss = functional.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), ids[:, 1:][predicts[:, :-1]], reduction="sum") / n_tokens
         loss.backward()
         total += float(loss.detach())
     if not math.isfinite(total):
@@ -100,21 +99,9 @@ def _step(
     return total
 
 
-def lora_config(recipe: Recipe) -> LoraConfig:
-    return LoraConfig(
-        r=recipe.rank,
-        lora_alpha=recipe.alpha,  # pyright: ignore[reportArgumentType]  (any number works; PEFT says int)
-        lora_dropout=recipe.dropout,
-        target_modules=list(recipe.target_modules),
-        task_type="CAUSAL_LM",
-    )
-
-
 def _with_adapter(base: BaseModel, job: TrainingJob) -> PeftModel:
     """Return the base with the job's adapter to train, from its init, over its frozen underlay."""
-    config = lora_config(job.spec.recipe)
-    config.base_model_name_or_path = base.name
-    model: PeftModel = get_peft_model(base.model, config)  # pyright: ignore[reportAssignmentType]
+    model: PeftModel = get_peft_model(base.model, lora_config(job.spec.recipe, base=base.name))  # pyright: ignore[reportAssignmentType]
     for name, parameter in model.named_parameters():
         if ".lora_A." in name:
             layer = name.removeprefix("base_model.model.").partition(".lora_A.")[0]
@@ -132,36 +119,28 @@ def _with_adapter(base: BaseModel, job: TrainingJob) -> PeftModel:
 
 
 def _save_checkpoint(model: PeftModel, optimiser: torch.optim.Optimizer, job: TrainingJob, losses: Sequence[float]) -> None:
-    """Keep parameters, both moments and the losses so far; renamed into place, so a checkpoint that is there is whole."""
-    job.scratch.mkdir(parents=True, exist_ok=True)
-    tensors = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            state = optimiser.state[parameter]
-            tensors |= {f"p/{name}": parameter.data, f"m/{name}": state["exp_avg"], f"v/{name}": state["exp_avg_sq"]}
-    temporary = job.scratch / "checkpoint.partial"
-    save_file({n: t.contiguous() for n, t in tensors.items()}, temporary, metadata={"key": job.key, "losses": json.dumps(list(losses))})
-    temporary.replace(job.scratch / "checkpoint.safetensors")
+    trained = {_plain(name): parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    moments = [{name: optimiser.state[p][moment] for name, p in trained.items()} for moment in ("exp_avg", "exp_avg_sq")]
+    checkpoint.write(job, checkpoint.State({n: p.data for n, p in trained.items()}, moments[0], moments[1], tuple(losses)))
 
 
 def _restore(model: PeftModel, optimiser: torch.optim.Optimizer, job: TrainingJob) -> list[float]:
     """Load the last checkpoint, if there is one, and return the losses up to it."""
-    file = job.scratch / "checkpoint.safetensors"
-    if not file.exists():
-        shutil.rmtree(job.scratch, ignore_errors=True)
+    state = checkpoint.read(job)
+    if state is None:
         return []
-    from safetensors import safe_open
-
-    tensors = load_file(file)
-    with safe_open(file, framework="pt") as opened:
-        losses: list[float] = json.loads(opened.metadata()["losses"])
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            parameter.data.copy_(tensors[f"p/{name}"])
+            parameter.data.copy_(state.weights[_plain(name)])
             optimiser.state[parameter] = {
-                "step": torch.tensor(float(len(losses))),
-                "exp_avg": tensors[f"m/{name}"].to(parameter.device),
-                "exp_avg_sq": tensors[f"v/{name}"].to(parameter.device),
+                "step": torch.tensor(float(len(state.losses))),
+                "exp_avg": state.first_moments[_plain(name)].to(parameter.device),
+                "exp_avg_sq": state.second_moments[_plain(name)].to(parameter.device),
             }
-    log.info("%s resumes after step %d of %d", job.spec.name, len(losses), job.total_steps)
-    return losses
+    log.info("%s resumes after step %d of %d", job.spec.name, len(state.losses), job.total_steps)
+    return list(state.losses)
+
+
+def _plain(name: str) -> str:
+    """Return `<layer>.lora_A.weight` for PEFT's `base_model.model.<layer>.lora_A.default.weight`."""
+    return name.removeprefix("base_model.model.").replace(f".{_OWN}.", ".")

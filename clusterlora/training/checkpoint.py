@@ -1,0 +1,48 @@
+"""Where a training stands after a whole epoch: weights, both of AdamW's moments, and the losses so far."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from clusterlora.training.job import TrainingJob
+
+_FILE = "checkpoint.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """Tensors are named `<layer>.lora_A.weight` and `<layer>.lora_B.weight` in all three."""
+
+    weights: Mapping[str, torch.Tensor]
+    first_moments: Mapping[str, torch.Tensor]
+    second_moments: Mapping[str, torch.Tensor]
+    losses: tuple[float, ...]
+
+
+def write(job: TrainingJob, state: State) -> None:
+    """Keep the state in the job's scratch folder; renamed into place, so a checkpoint that is there is whole."""
+    job.scratch.mkdir(parents=True, exist_ok=True)
+    parts = {"w": state.weights, "m": state.first_moments, "v": state.second_moments}
+    tensors = {f"{part}/{name}": tensor.contiguous() for part, named in parts.items() for name, tensor in named.items()}
+    partial = job.scratch / (_FILE + ".partial")
+    save_file(tensors, partial, metadata={"key": job.key, "losses": json.dumps(state.losses)})
+    partial.replace(job.scratch / _FILE)
+
+
+def read(job: TrainingJob) -> State | None:
+    """Return the job's last checkpoint, None when it has none."""
+    file = job.scratch / _FILE
+    if not file.exists():
+        return None
+    parts: dict[str, dict[str, torch.Tensor]] = {"w": {}, "m": {}, "v": {}}
+    with safe_open(file, framework="pt") as opened:
+        metadata = opened.metadata()
+        for key in opened.keys():  # noqa: SIM118  (not a dict)
+            part, _, name = key.partition("/")
+            parts[part][name] = opened.get_tensor(key)
+    assert metadata["key"] == job.key, f"checkpoint of {metadata['key']} lies in the scratch folder of {job.key}"
+    return State(parts["w"], parts["m"], parts["v"], tuple(json.loads(metadata["losses"])))

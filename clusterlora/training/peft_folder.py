@@ -1,0 +1,47 @@
+"""Adapters on disk, as PEFT writes and reads them."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from clusterlora.settings import Recipe
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
+_PREFIX = "base_model.model."
+
+
+def lora_config(recipe: Recipe, *, base: str) -> "LoraConfig":
+    """Return the PEFT configuration of a recipe."""
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=recipe.rank,
+        lora_alpha=recipe.alpha,  # pyright: ignore[reportArgumentType]  (any number works; PEFT says int)
+        lora_dropout=recipe.dropout,
+        target_modules=list(recipe.target_modules),
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=base,
+    )
+
+
+def write_peft_folder(folder: Path, tensors: Mapping[str, torch.Tensor], recipe: Recipe, *, base: str) -> None:
+    """Write a folder that PeftModel.from_pretrained loads; tensors are named `<layer>.lora_A.weight` and `<layer>.lora_B.weight`."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    config = lora_config(recipe, base=base)
+    config.inference_mode = True
+    config.save_pretrained(str(folder))
+    plain = {_PREFIX + name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(plain, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def read_peft_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """Return a PEFT folder's tensors, named as `write_peft_folder` takes them."""
+    from safetensors.torch import load_file
+
+    return {name.removeprefix(_PREFIX): tensor for name, tensor in load_file(folder / "adapter_model.safetensors").items()}

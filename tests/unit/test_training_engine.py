@@ -1,0 +1,223 @@
+"""The engine trains K adapters together and every one comes out as if it had been trained alone with plain PEFT."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+from clusterlora.data.prompts import PromptEncoder, TokenSequence
+from clusterlora.errors import BadSettings, TrainingDiverged
+from clusterlora.models.base import BaseModel, load_base
+from clusterlora.settings import Recipe
+from clusterlora.stores.memory import SilentLog
+from clusterlora.training import checkpoint, engine, reference
+from clusterlora.training.job import TrainingJob, TrainingResult
+from clusterlora.values import AdapterSpec, Turn
+
+RECIPE = Recipe(rank=4, alpha=8, dropout=0.0, epochs=2, batch_size=2, learning_rate=5e-3)
+
+
+@pytest.fixture(scope="module")
+def base(tiny_base_folder: Path) -> BaseModel:
+    return load_base(str(tiny_base_folder))
+
+
+@pytest.fixture
+def base64(tiny_base_folder: Path, monkeypatch: pytest.MonkeyPatch) -> BaseModel:
+    """The same model in float64 throughout; transformers' norm would drop to float32 in between."""
+
+    def norm(self: LlamaRMSNorm, x: torch.Tensor) -> torch.Tensor:
+        return self.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+
+    monkeypatch.setattr(LlamaRMSNorm, "forward", norm)
+    base = load_base(str(tiny_base_folder))
+    base.model.double()
+    return base
+
+
+def sequences(base: BaseModel, n: int, *, first: int) -> tuple[TokenSequence, ...]:
+    encoder = PromptEncoder(base.tokenizer, max_length=256)
+    return tuple(
+        encoder.encode_dialogue((Turn("user", "light " * ((i + first) % 4 + 1)), Turn("assistant", f"Set to {i * first}.")))
+        for i in range(n)
+    )
+
+
+def job(base: BaseModel, folder: Path, name: str, *, n: int = 5, recipe: Recipe = RECIPE, **more: Path) -> TrainingJob:
+    spec = AdapterSpec(name=name, persona_ids=(name,), recipe=recipe)
+    return TrainingJob(name, spec, sequences(base, n, first=len(name) + n), folder / name, **more)
+
+
+def together(base: BaseModel, jobs: list[TrainingJob], *, micro_batch: int = 2) -> dict[str, TrainingResult]:
+    return {r.job.spec.name: r for r in engine.train(base, jobs, micro_batch=micro_batch, run_log=SilentLog())}
+
+
+def alone(base: BaseModel, jobs: list[TrainingJob]) -> dict[str, TrainingResult]:
+    return {r.job.spec.name: r for r in reference.train(base, jobs, micro_batch=64, run_log=SilentLog())}
+
+
+def difference(one: TrainingResult, other: TrainingResult) -> float:
+    """Return how far two results are apart, relative to how far training moved B (which starts at zero) in the second."""
+    a, b = (load_file(r.folder / "adapter_model.safetensors") for r in (one, other))
+    assert a.keys() == b.keys()
+    apart = sum(float((a[n] - b[n]).double().pow(2).sum()) for n in a)
+    moved = sum(float(b[n].double().pow(2).sum()) for n in b if "lora_B" in n)
+    return (apart / moved) ** 0.5
+
+
+def unequal_jobs(base: BaseModel, folder: Path) -> list[TrainingJob]:
+    return [
+        job(base, folder, "a", n=5),
+        job(base, folder, "bb", n=3, recipe=replace(RECIPE, rank=2, learning_rate=1e-2)),
+        job(base, folder, "ccc", n=8, recipe=replace(RECIPE, rank=6, alpha=3, epochs=1, batch_size=4, schedule="cosine")),
+        job(base, folder, "dddd", n=1, recipe=replace(RECIPE, weight_decay=0.1, max_grad_norm=0.05, seed=3)),
+    ]
+
+
+def test_adapters_trained_together_equal_adapters_trained_alone_in_float64(base64: BaseModel, tmp_path: Path) -> None:
+    ours = together(base64, unequal_jobs(base64, tmp_path / "ours"))
+    theirs = alone(base64, unequal_jobs(base64, tmp_path / "theirs"))
+    for name, result in ours.items():
+        assert difference(result, theirs[name]) < 1e-9, name
+        assert result.losses == pytest.approx(theirs[name].losses, rel=1e-9)
+
+
+def test_and_within_rounding_in_float32(base: BaseModel, tmp_path: Path) -> None:
+    ours = together(base, unequal_jobs(base, tmp_path / "ours"))
+    theirs = alone(base, unequal_jobs(base, tmp_path / "theirs"))
+    assert all(difference(result, theirs[name]) < 1e-3 for name, result in ours.items())
+
+
+def test_warm_starts_and_residuals_equal_the_reference_too(base64: BaseModel, tmp_path: Path) -> None:
+    (first,) = alone(base64, [job(base64, tmp_path, "first", n=6)]).values()
+
+    def jobs(folder: Path) -> list[TrainingJob]:
+        return [
+            job(base64, folder, "warm", init=first.folder),
+            job(base64, folder, "residual", underlay=first.folder, recipe=replace(RECIPE, rank=2)),
+            job(base64, folder, "plain"),
+        ]
+
+    ours, theirs = together(base64, jobs(tmp_path / "ours")), alone(base64, jobs(tmp_path / "theirs"))
+    assert all(difference(result, theirs[name]) < 1e-9 for name, result in ours.items())
+
+
+def test_freed_slots_are_refilled_until_the_queue_is_empty(base64: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "MOST_SLOTS", 2)
+    ours = together(base64, unequal_jobs(base64, tmp_path / "ours"))
+    theirs = alone(base64, unequal_jobs(base64, tmp_path / "theirs"))
+    assert ours.keys() == theirs.keys()
+    assert all(difference(result, theirs[name]) < 1e-9 for name, result in ours.items())
+
+
+def test_the_size_of_the_chunks_changes_nothing(base64: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = together(base64, unequal_jobs(base64, tmp_path / "whole"))
+    halved = together(base64, unequal_jobs(base64, tmp_path / "halved"), micro_batch=1)
+    monkeypatch.setattr(engine, "TOKENS_PER_CHUNK", 1)
+    row_by_row = together(base64, unequal_jobs(base64, tmp_path / "rows"))
+    for name, result in whole.items():
+        assert difference(halved[name], result) < 1e-9
+        assert difference(row_by_row[name], result) < 1e-9
+
+
+def test_dropout_depends_on_the_adapter_and_not_on_its_neighbours(base64: BaseModel, tmp_path: Path) -> None:
+    recipe = replace(RECIPE, dropout=0.3)
+    by_itself = together(base64, [job(base64, tmp_path / "solo", "a", recipe=recipe)])["a"]
+    among_others = together(base64, [*unequal_jobs(base64, tmp_path / "more")[1:], job(base64, tmp_path / "more", "a", recipe=recipe)])["a"]
+    without = together(base64, [job(base64, tmp_path / "without", "a")])["a"]
+    assert difference(among_others, by_itself) < 1e-9
+    assert difference(without, by_itself) > 1e-3
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_a_diverging_adapter_leaves_its_neighbours_untouched_and_is_named(base64: BaseModel, tmp_path: Path, dropout: float) -> None:
+    recipe = replace(RECIPE, dropout=dropout)
+    expected = together(base64, [job(base64, tmp_path / "solo", "a", recipe=recipe)])["a"]
+    wild = job(base64, tmp_path, "wild", recipe=replace(recipe, learning_rate=1e200, epochs=9))
+    results: dict[str, TrainingResult] = {}
+
+    def collect(found: Iterator[TrainingResult]) -> None:
+        for result in found:
+            results[result.job.spec.name] = result
+
+    with pytest.raises(TrainingDiverged, match=r"wild \(learning_rate=1e\+200\)"):
+        collect(engine.train(base64, [wild, job(base64, tmp_path, "a", recipe=recipe)], micro_batch=2, run_log=SilentLog()))
+    assert results.keys() == {"a"}
+    assert difference(results["a"], expected) < 1e-9
+
+
+def test_a_killed_pack_resumes_every_adapter_after_its_last_checkpoint(base64: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "_CHECKPOINT_SECONDS", -1.0)
+    expected = together(base64, unequal_jobs(base64, tmp_path / "whole"))
+
+    class DiesAfter(SilentLog):
+        left = 9
+
+        def advance(self, units: int = 1, **facts: float) -> None:
+            self.left -= units
+            if self.left < 0:
+                raise KeyboardInterrupt
+
+    jobs = unequal_jobs(base64, tmp_path / "killed")
+    with pytest.raises(KeyboardInterrupt):
+        list(engine.train(base64, jobs, micro_batch=2, run_log=DiesAfter()))
+    assert any(checkpoint.read(j) is not None for j in jobs), "nothing was checkpointed, so resuming would prove nothing"
+    resumed = together(base64, jobs)
+    assert all(difference(result, expected[name]) < 1e-9 for name, result in resumed.items())
+
+
+def test_a_checkpoint_of_one_engine_is_continued_by_the_other(base64: BaseModel, tmp_path: Path) -> None:
+    (half,) = alone(base64, [job(base64, tmp_path / "a", "a", recipe=replace(RECIPE, schedule="constant"))]).values()
+    longer = job(base64, tmp_path / "a", "a", recipe=replace(RECIPE, schedule="constant", epochs=4))
+    ours = together(base64, [longer])["a"]
+    theirs = alone(base64, [job(base64, tmp_path / "b", "a", recipe=replace(RECIPE, schedule="constant", epochs=4))])["a"]
+    assert half.losses == pytest.approx(ours.losses[: len(half.losses)])
+    assert difference(ours, theirs) < 0.05  # warm-up is a share of the steps, so the first epochs differ a little
+
+
+def test_the_base_model_is_given_back_as_it_was(base: BaseModel, tmp_path: Path) -> None:
+    ids = torch.tensor([[1, 5, 9, 2]])
+    before = base.model(input_ids=ids).logits
+    together(base, unequal_jobs(base, tmp_path))
+    assert torch.equal(base.model(input_ids=ids).logits, before)
+
+
+def test_a_layer_that_does_not_exist_is_refused_with_the_setting_to_change(base: BaseModel, tmp_path: Path) -> None:
+    with pytest.raises(BadSettings, match=r"set recipe.target_modules"):
+        together(base, [job(base, tmp_path, "a", recipe=replace(RECIPE, target_modules=("c_attn",)))])
+
+
+packs = st.lists(
+    st.tuples(
+        st.integers(1, 6), st.sampled_from([1, 2, 5]), st.sampled_from([1, 2, 3]), st.sampled_from([1e-3, 1e-2]), st.sampled_from([("q_proj", "down_proj")])
+    ),
+    min_size=1,
+    max_size=4,
+)
+
+
+@settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(packs)
+def test_any_pack_equals_its_adapters_trained_alone(
+    base64: BaseModel, tmp_path_factory: pytest.TempPathFactory, pack: list[tuple[int, int, int, float, tuple[str, ...]]]
+) -> None:
+    def jobs(folder: Path) -> list[TrainingJob]:
+        return [
+            job(
+                base64,
+                folder,
+                f"adapter-{number}",
+                n=n,
+                recipe=replace(RECIPE, rank=rank, batch_size=batch, learning_rate=rate, target_modules=targets, epochs=1),
+            )
+            for number, (n, rank, batch, rate, targets) in enumerate(pack)
+        ]
+
+    ours, theirs = together(base64, jobs(tmp_path_factory.mktemp("o"))), alone(base64, jobs(tmp_path_factory.mktemp("t")))
+    assert all(difference(result, theirs[name]) < 1e-9 for name, result in ours.items())
