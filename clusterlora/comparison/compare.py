@@ -49,7 +49,8 @@ def compare(
     present_reference = reference if reference in scores.methods else None
     sign = 1.0 if higher_is_better[headline] else -1.0
     draws_of_means = paired_bootstrap(scores.of(headline), scores.persona, draws=draws, rng=rng)
-    differences = _differences(scores.persona_means(headline), draws_of_means, scores.methods, present_reference, sign)
+    means = scores.persona_means(headline)
+    differences = _differences(means, draws_of_means, scores.methods, present_reference, sign)
     methods = tuple(
         sorted(_method_results(scores, headline, draws_of_means, differences, sign), key=lambda result: -sign * result.means[headline])
     )
@@ -60,7 +61,7 @@ def compare(
         reference=present_reference,
         methods=methods,
         champion=_champion(methods, present_reference, sign),
-        oracle=float(np.mean(sign * np.max(sign * scores.persona_means(headline), axis=1))),
+        oracle=float(sign * (sign * means).max(axis=1).mean()),
         floor=floor,
         cluster_sizes=dict(zip(clusters.tolist(), sizes.tolist(), strict=True)),
         n_personas=len(scores.persona_ids),
@@ -85,7 +86,7 @@ def _differences(
     tested = [(column, method) for column, method in enumerate(methods) if column != base]
     deltas = means - means[:, [base]]
     p_values = np.array([signed_rank_p(deltas[:, column]) for column, _ in tested])
-    differences = {}
+    differences: dict[str, PairedDifference] = {}
     for (column, method), p, p_holm in zip(tested, p_values.tolist(), holm(p_values).tolist(), strict=True):
         delta = deltas[:, column]
         interval = percentile_interval(draws_of_means[:, column] - draws_of_means[:, base])
@@ -114,7 +115,7 @@ def _method_results(
 ) -> list[MethodResult]:
     means_by_metric = {metric: scores.persona_means(metric) for metric in scores.metrics}
     clusters = np.unique(scores.cluster_of_persona).tolist()
-    results = []
+    results: list[MethodResult] = []
     for column, method in enumerate(scores.methods):
         own = means_by_metric[headline][:, column]
         worst = int(np.argmin(sign * own))

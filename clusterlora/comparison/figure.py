@@ -1,5 +1,8 @@
 """comprehensive_comparison.png: every method's mean, its spread over personas, and in which clusters it wins."""
 
+# matplotlib leaves most keyword arguments untyped:
+# pyright: standard
+
 import io
 import textwrap
 from pathlib import Path

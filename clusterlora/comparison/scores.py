@@ -60,8 +60,8 @@ def paired_scores(rows: Sequence[EvaluationRow], metrics: Sequence[str]) -> Pair
         raise BadData("there are no evaluation rows to compare; evaluate at least one method")
 
     methods = tuple(sorted(row_by_item_by_method))
-    personas_by_method = {method: {persona_id for persona_id, _ in row_by_item_by_method[method]} for method in methods}
-    persona_ids = tuple(sorted(set.intersection(*personas_by_method.values())))
+    answered = [{persona_id for persona_id, _ in row_by_item_by_method[method]} for method in methods]
+    persona_ids = tuple(sorted(answered[0].intersection(*answered[1:])))
     if not persona_ids:
         raise BadData(f"no persona was answered by all of {', '.join(methods)}; evaluate them on common personas or compare fewer methods")
     items = _common_items(row_by_item_by_method, set(persona_ids))
@@ -80,7 +80,7 @@ def paired_scores(rows: Sequence[EvaluationRow], metrics: Sequence[str]) -> Pair
 def _common_items(rows: Mapping[str, Mapping[ItemKey, EvaluationRow]], persona_ids: set[str]) -> list[ItemKey]:
     """Return the items of these personas, sorted, once every method is seen to have them all."""
     items_by_method = {method: {key for key in answered if key[0] in persona_ids} for method, answered in rows.items()}
-    every_item = sorted(set.union(*items_by_method.values()))
+    every_item = sorted({key for items in items_by_method.values() for key in items})
     for method, items in items_by_method.items():
         if missing := [key for key in every_item if key not in items]:
             persona_id, item_id = missing[0]

@@ -127,6 +127,15 @@ def test_a_lucky_mean_does_not_make_a_champion():
     assert "the best other, cluster, differs by +" in found.sentence
 
 
+def test_five_personas_are_too_few_for_a_champion_however_large_the_gain():
+    found = compared(evaluation({"unified": 0.5, "cluster": 0.8}, (5,)))
+    difference = found.method("cluster").vs_reference
+    assert difference is not None
+    assert difference.ci_low > 0
+    assert difference.p_holm == 2 / 2**5
+    assert found.champion == "unified"
+
+
 def test_a_method_that_answers_like_unified_ties_and_never_wins():
     rows = [r for r in evaluation(FIVE) if r.method == "unified"]
     found = compared(rows + [replace(r, method="copy") for r in rows])
