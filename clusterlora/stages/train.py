@@ -58,7 +58,7 @@ def _train(study: Study, pack: Pack, *, attempt: int, micro_batch: int, stores: 
     jobs = _jobs(study, plan, [plan.specs[name] for name in pack.adapters if not _known(study, plan, name, stores)], stores)
     if not jobs:
         return 0
-    from clusterlora.training.reference import train
+    from clusterlora.training.train import train
 
     tags = {"study": study.name, "pack": pack.name, "attempt": str(attempt), "micro_batch": str(micro_batch)}
     params = {"adapters": len(jobs), "personas": sum(len(job.spec.persona_ids) for job in jobs), **asdict(jobs[0].spec.recipe)}

@@ -1,0 +1,33 @@
+"""Which engine trains a pack: the stacked one wherever it can, plain PEFT where it cannot."""
+
+import logging
+from collections.abc import Iterator, Sequence
+
+from clusterlora.errors import BadSettings
+from clusterlora.models.base import BaseModel
+from clusterlora.ports import RunLog
+from clusterlora.training import engine, reference
+from clusterlora.training.job import TrainingJob, TrainingResult
+from clusterlora.training.stacked_lora import targeted_layers
+
+log = logging.getLogger(__name__)
+
+
+def train(base: BaseModel, jobs: Sequence[TrainingJob], *, micro_batch: int, run_log: RunLog) -> Iterator[TrainingResult]:
+    """Train a pack and yield each adapter as soon as it is finished; see `engine.train` for the errors."""
+    obstacle = _obstacle(base, jobs)
+    if obstacle is None:
+        return engine.train(base, jobs, micro_batch=micro_batch, run_log=run_log)
+    log.warning("training %d adapters one after another with PEFT: %s", len(jobs), obstacle)
+    return reference.train(base, jobs, micro_batch=micro_batch, run_log=run_log)
+
+
+def _obstacle(base: BaseModel, jobs: Sequence[TrainingJob]) -> str | None:
+    """Return why these jobs cannot share one stack, None when they can."""
+    if len({job.spec.recipe.target_modules for job in jobs}) > 1:
+        return "they adapt different layers"
+    try:
+        targeted_layers(base.model, jobs[0].spec.recipe.target_modules)
+    except BadSettings as error:
+        return str(error)
+    return None
