@@ -199,6 +199,11 @@ class Verdict:
     def passed(self) -> bool:
         return all(c.passed for c in self.criteria)
 
+    @property
+    def gain(self) -> float:
+        """Mean similarity minus unified's, on the same items."""
+        return next(c.value for c in self.criteria if c.name == "above_unified")
+
 
 @dataclass(frozen=True, slots=True)
 class TrainedAdapter:
