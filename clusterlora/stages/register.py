@@ -7,57 +7,78 @@ from typing import Any
 from clusterlora.ports import RunLog, Stores
 from clusterlora.settings import Study
 from clusterlora.stages.plan import REFERENCE, WorkPlan, work_plan
+from clusterlora.stages.timing import timed
 from clusterlora.stages.train import expose
-from clusterlora.values import Route, TrainedAdapter
+from clusterlora.values import TrainedAdapter
 
 
 def register(study_name: str, stores: Stores, log: RunLog) -> str:
     """Return the URI of the champion router.
 
-    Adapters of many personas are registered one by one, those of one person together; the router answers every persona with the
-    stack of the method that won the comparison. Registering again adds nothing.
+    An adapter of many personas becomes a model of its own, those of one person each become one model together, and the router
+    answers every persona with the stack of the method that won the comparison. Registering again adds nothing.
     """
     study = stores.studies.study(study_name)
     plan = work_plan(study, stores)
     trained = {a.name: a for a in stores.studies.adapters(study_name) if a.name in plan.specs}
+    folders = {name: _folder(stores, adapter) for name, adapter in trained.items()}
     shared = [a for a in trained.values() if len(a.spec.persona_ids) > 1]
-    log.phase("register", total=len(shared) + 1, unit="models")
-    for adapter in trained.values():
-        expose(stores, study_name, adapter.name, _folder(stores, adapter))
-    for adapter in shared:
-        folder = _folder(stores, adapter)
-        stores.tracker.register_adapter(
-            study_name, model=adapter.name.partition("+")[0], adapter=adapter, folder=folder, base_model=study.model.base
-        )
+    personal = [name for name in study.methods if _is_personal(plan, name) and plan.methods[name].adapters[0].name in trained]
+    log.phase("register", total=len(shared) + len(personal) + 1, unit="models")
+    with timed(stores, study_name, "register"):
+        for adapter in trained.values():
+            expose(stores, study_name, adapter.name, folders[adapter.name])
+        for adapter in shared:
+            model = adapter.name.partition("+")[0]
+            stores.tracker.register_adapter(
+                study_name, model=model, adapter=adapter, folder=folders[adapter.name], base_model=study.model.base
+            )
+            log.advance(1)
+        for method in personal:
+            _register_router(study, plan, method, trained, folders, stores, model=method.replace("_", "-"))
+            log.advance(1)
+        champion = stores.studies.facts(study_name)["champion"]
+        uri = _register_router(study, plan, champion, trained, folders, stores, model=None)
         log.advance(1)
-    uri = _register_router(study, plan, trained, stores)
     stores.studies.save_fact(study_name, "champion_uri", uri)
     stores.studies.set_status(study_name, "finished")
-    stores.tracker.end_study(study_name, status="FINISHED")
-    log.advance(1)
+    stores.tracker.end_study(study_name, status="finished")
     return uri
 
 
-def _register_router(study: Study, plan: WorkPlan, trained: dict[str, TrainedAdapter], stores: Stores) -> str:
-    champion = stores.studies.facts(study.name)["champion"]
-    routes = [route for route in stores.studies.routes(study.name) if route.method == champion]
+def _is_personal(plan: WorkPlan, method: str) -> bool:
+    """Return whether all of a method's adapters are of one person each."""
+    adapters = plan.methods[method].adapters
+    return bool(adapters) and all(len(adapter.persona_ids) == 1 for adapter in adapters)
+
+
+def _register_router(
+    study: Study,
+    plan: WorkPlan,
+    method: str,
+    trained: dict[str, TrainedAdapter],
+    folders: dict[str, Path],
+    stores: Stores,
+    *,
+    model: str | None,
+) -> str:
+    """Register what answers as a method does: as the champion when `model` is None, else under the method's own name."""
+    routes = [route for route in stores.studies.routes(study.name) if route.method == method]
     used = {layer.adapter for route in routes for layer in route.stack} | ({REFERENCE} & trained.keys())
-    folders = {trained[name].key: _folder(stores, trained[name]) for name in sorted(used)}
-    description: dict[str, Any] = {
+    table: dict[str, Any] = {
         "study": study.name,
-        "method": champion,
+        "method": method,
         "model": asdict(study.model),
         "base_revision": stores.studies.facts(study.name)["base_revision"],
         "max_new_tokens": study.evaluation.max_new_tokens,
         "default": [{"key": trained[REFERENCE].key, "weight": 1.0}] if REFERENCE in trained else [],
-        "personas": {route.persona_id: _layers(route, plan) for route in routes},
-        "descriptions": {p.id: p.description for p in stores.studies.dataset(study.name).personas} if study.model.persona_in_prompt else {},
+        "personas": {r.persona_id: [{"key": plan.keys[layer.adapter], "weight": layer.weight} for layer in r.stack] for r in routes},
+        "names": {trained[name].key: name for name in sorted(used)},
     }
-    return stores.tracker.register_router(study.name, routes=description, adapter_folders=folders, champion=True)
-
-
-def _layers(route: Route, plan: WorkPlan) -> list[dict[str, Any]]:
-    return [{"key": plan.keys[layer.adapter], "weight": layer.weight} for layer in route.stack]
+    if study.model.persona_in_prompt:
+        table["descriptions"] = {p.id: p.description for p in stores.studies.dataset(study.name).personas}
+    weights = {trained[name].key: folders[name] for name in sorted(used)}
+    return stores.tracker.register_router(study.name, routes=table, adapter_folders=weights, champion=model is None, model=model)
 
 
 def _folder(stores: Stores, adapter: TrainedAdapter) -> Path:
