@@ -1,0 +1,209 @@
+"""A whole study in one process: every stage, what it leaves behind, and what it never does."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from clusterlora.ports import Stores
+from clusterlora.settings import (
+    ClusteringSettings,
+    DataSettings,
+    EvaluationSettings,
+    GateSettings,
+    ModelSettings,
+    Recipe,
+    Rung,
+    RuntimeSettings,
+    Study,
+    SyntheticSettings,
+)
+from clusterlora.stages.cluster import cluster
+from clusterlora.stages.compare import compare, evaluation_rows
+from clusterlora.stages.evaluate import evaluate
+from clusterlora.stages.judge import judge
+from clusterlora.stages.plan import OWN, Pack, decided_rung, gate_packs, refused, remaining_packs, rungs, work_plan
+from clusterlora.stages.prepare import prepare
+from clusterlora.stages.register import register
+from clusterlora.stages.train import log_name, next_micro_batch, train_pack
+from clusterlora.stores.files import FileAdapterStore
+from clusterlora.stores.memory import MemoryStudyStore, MemoryTracker, SilentLog
+from clusterlora.values import Attempt, Dataset, Turn
+
+LOG = SilentLog()
+
+
+@pytest.fixture
+def stores(tmp_path: Path) -> Stores:
+    return Stores(MemoryStudyStore(), FileAdapterStore(tmp_path / "adapters"), MemoryTracker(), tmp_path / "studies")
+
+
+@pytest.fixture
+def study(tiny_base_folder: Path) -> Study:
+    """Seven people in two clusters; a gate that anything passes which differs from unified at all."""
+    return Study(
+        name="small",
+        data=DataSettings(train=3, val=2, test=2, synthetic=SyntheticSettings(cluster_sizes=(3, 4), dialogues=8)),
+        model=ModelSettings(base=str(tiny_base_folder)),
+        recipe=Recipe(rank=2, epochs=1, learning_rate=5e-3),
+        clustering=ClusteringSettings(k=2, sizes=(3, 4)),
+        gate=GateSettings(worst_persona=None, share_improved=0.0, ladder=(Rung(name="warm-start", init="unified"),), on_failure="continue"),
+        evaluation=EvaluationSettings(max_new_tokens=6, bootstrap_draws=200),
+        runtime=RuntimeSettings(shards=2),
+    )
+
+
+def train_all(study: Study, stores: Stores, packs: Sequence[Pack]) -> list[str]:
+    trained: list[str] = []
+    for pack in packs:
+        attempt, micro_batch = next_micro_batch(study, pack.name, stores)
+        train_pack(study.name, pack, attempt=attempt, micro_batch=micro_batch, stores=stores, log=LOG)
+        trained += pack.adapters
+    return trained
+
+
+def run_gate(study: Study, stores: Stores) -> None:
+    for rung in rungs(study):
+        while packs := gate_packs(study, stores, rung):
+            train_all(study, stores, packs)
+        evaluate(study.name, part="gate", shard=1, shards=1, rung=rung.name, stores=stores, log=LOG)
+        if judge(study.name, rung.name, stores).passed:
+            return
+
+
+def run_rest(study: Study, stores: Stores) -> None:
+    while packs := remaining_packs(study, stores):
+        train_all(study, stores, packs)
+    for shard in (1, 2):
+        evaluate(study.name, part="test", shard=shard, shards=2, rung=None, stores=stores, log=LOG)
+
+
+def run(study: Study, stores: Stores) -> None:
+    prepare(study, stores, LOG)
+    cluster(study, stores, LOG)
+    run_gate(study, stores)
+    run_rest(study, stores)
+
+
+def test_a_study_runs_from_data_to_a_registered_champion_and_again_without_doing_anything_twice(study: Study, stores: Stores) -> None:
+    run(study, stores)
+    comparison = compare(study.name, stores, LOG)
+    register(study.name, stores, LOG)
+
+    assert {result.method for result in comparison.methods} == set(study.methods)
+    assert comparison.n_personas == 7
+    folder = stores.folder(study.name)
+    summary = pd.read_csv(folder / "results" / "summary.csv")
+    assert {"method", "embedding_similarity", "vs_unified", "ci_low", "ci_high", "win_rate", "worst_persona"} <= set(summary.columns)
+    assert (folder / "results" / "figures" / "comprehensive_comparison.png").stat().st_size > 10_000
+    cluster_adapter = next(a.name for a in stores.studies.adapters(study.name) if a.name.startswith("cluster-00"))
+    assert (folder / "models" / "lora_clusters" / cluster_adapter.replace("-", "_") / "adapter_model.safetensors").exists()
+    assert (folder / "logs" / "cluster_0_training.log").read_text().count("finished") == 1
+
+    trained_before = {a.key: a.seconds for a in stores.studies.adapters(study.name)}
+    attempts_before = stores.studies.attempts(study.name)
+    run(study, stores)
+    assert {a.key: a.seconds for a in stores.studies.adapters(study.name)} == trained_before
+    assert stores.studies.attempts(study.name) == attempts_before
+    assert evaluate(study.name, part="test", shard=1, shards=1, rung=None, stores=stores, log=LOG) == 0
+
+
+def test_the_summary_can_be_recomputed_from_the_raw_rows(study: Study, stores: Stores) -> None:
+    run(study, stores)
+    compare(study.name, stores, LOG)
+    results = stores.folder(study.name) / "results"
+    rows, summary = pd.read_csv(results / "rows.csv"), pd.read_csv(results / "summary.csv").set_index("method")
+    means = rows.groupby(["method", "persona_id"])["embedding_similarity"].mean().groupby("method").mean()
+    for method, mean in means.items():
+        assert summary.loc[method, "embedding_similarity"] == pytest.approx(mean, rel=1e-6)
+
+
+def poisoned(dataset: Dataset) -> Dataset:
+    """Return the data with every test answer replaced by nonsense."""
+    return Dataset(
+        tuple(
+            replace(
+                persona,
+                dialogues=tuple(
+                    replace(d, turns=tuple(Turn(t.role, "zzz") if t.role == "assistant" else t for t in d.turns)) if d.split == "test" else d
+                    for d in persona.dialogues
+                ),
+            )
+            for persona in dataset.personas
+        )
+    )
+
+
+def test_nothing_but_the_final_scores_sees_test_answers(
+    study: Study, stores: Stores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(study, stores)
+    clean = prepare(study, stores, LOG)
+    other = Stores(MemoryStudyStore(), FileAdapterStore(tmp_path / "other"), MemoryTracker(), tmp_path / "other-studies")
+    monkeypatch.setattr("clusterlora.stages.prepare.load", lambda _settings: poisoned(clean))
+    run(study, other)
+    assert other.studies.routes(study.name) == stores.studies.routes(study.name)
+    assert other.studies.verdicts(study.name) == stores.studies.verdicts(study.name)
+    assert other.studies.clustering(study.name) == stores.studies.clustering(study.name)
+    keys = {a.name: a.key for a in stores.studies.adapters(study.name)}
+    assert {a.name: a.key for a in other.studies.adapters(study.name)} == keys
+    scores = [{row.item_id: dict(row.scores) for row in evaluation_rows(study, s)} for s in (stores, other)]
+    assert scores[0] != scores[1], "the poison did not reach the final scores, so this test would prove nothing"
+
+
+def test_a_refused_gate_stops_the_spending_and_still_compares_what_was_trained(study: Study, stores: Stores) -> None:
+    strict = replace(study, gate=replace(study.gate, mean_similarity=1.0, on_failure="stop"))
+    run(strict, stores)
+    assert refused(strict, stores)
+    assert {v.rung for v in stores.studies.verdicts(strict.name)} == {"own", "warm-start"}
+    assert {a.name for a in stores.studies.adapters(strict.name)} == {"unified", "cluster-00", "cluster-00+warm-start"}
+    comparison = compare(strict.name, stores, LOG)
+    assert {result.method for result in comparison.methods} == {"baseline", "unified", "cluster", "selective_routing"}
+    assert comparison.n_personas == 3
+    register(strict.name, stores, LOG)
+
+
+def test_a_warm_started_rung_trains_unified_first_and_has_a_name_of_its_own(study: Study, stores: Stores) -> None:
+    prepare(study, stores, LOG)
+    cluster(study, stores, LOG)
+    warm = rungs(study)[1]
+    assert [pack.name for pack in gate_packs(study, stores, warm)] == ["unified"]
+    train_all(study, stores, gate_packs(study, stores, warm))
+    assert [pack.name for pack in gate_packs(study, stores, warm)] == ["cluster-00+warm-start"]
+    own, other = work_plan(study, stores, OWN), work_plan(study, stores, warm)
+    assert own.keys["cluster-00"] != other.keys["cluster-00+warm-start"]
+    assert decided_rung(study, stores) == OWN
+
+
+def test_the_identity_of_an_adapter_is_what_decides_its_weights_and_nothing_else(study: Study, stores: Stores) -> None:
+    prepare(study, stores, LOG)
+    cluster(study, stores, LOG)
+    keys = work_plan(study, stores).keys
+
+    def with_recipe(**changes: float) -> dict[str, str]:
+        return work_plan(replace(study, recipe=replace(study.recipe, **changes)), stores).keys
+
+    assert with_recipe(learning_rate=1e-3)["unified"] != keys["unified"]
+    assert with_recipe(seed=1)["persona-0003"] != keys["persona-0003"]
+    assert work_plan(replace(study, runtime=RuntimeSettings(micro_batch=1, shards=5)), stores).keys == keys
+    assert len(set(keys.values())) == len(keys)
+
+
+def test_after_running_out_of_memory_the_next_attempt_has_half_the_micro_batch(study: Study, stores: Stores) -> None:
+    prepare(study, stores, LOG)
+    assert next_micro_batch(study, "unified", stores) == (1, 2)
+    stores.studies.open_attempt(study.name, Attempt("unified", 1, 2, "running"))
+    assert next_micro_batch(study, "unified", stores) == (1, 2), "an attempt under way is joined, not doubled"
+    stores.studies.close_attempt(study.name, "unified", 1, state="out_of_memory")
+    assert next_micro_batch(study, "unified", stores) == (2, 1)
+    stores.studies.open_attempt(study.name, Attempt("unified", 2, 1, "running"))
+    stores.studies.close_attempt(study.name, "unified", 2, state="crashed")
+    assert next_micro_batch(study, "unified", stores) == (3, 1)
+
+
+def test_packs_name_their_log_files_as_people_expect() -> None:
+    assert log_name("cluster-00") == "cluster_0_training.log"
+    assert log_name("unified") == "unified_training.log"
+    assert log_name("personas-1-of-2") == "personas_1_of_2_training.log"
