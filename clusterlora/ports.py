@@ -165,7 +165,8 @@ class Tracker(Protocol):
     ) -> str:
         """Add a version of `<study>` (or of `<study>-<model>`) that answers every persona, unless one with this content exists.
 
-        `routes` is a `stores.routing_table.RoutingTable` as plain JSON values. Alias champion moves to the version when `champion`. Returns its URI.
+        `routes` is a `stores.routing_table.RoutingTable` as plain JSON values. Returns the version's URI, to which alias champion
+        moves when `champion`.
         """
         ...
 

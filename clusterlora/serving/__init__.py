@@ -1,0 +1,1 @@
+"""Answering with what a study has chosen: in process, or behind MLflow."""

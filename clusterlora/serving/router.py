@@ -1,0 +1,147 @@
+"""Answers requests of many people at once, each with the stack of adapters that their study chose for them."""
+
+import math
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast, get_args
+
+import torch
+
+from clusterlora.data.prompts import PromptEncoder, system_text
+from clusterlora.errors import BadData, ModelUnavailable
+from clusterlora.evaluation.generate import Question, generate
+from clusterlora.models.base import load_base
+from clusterlora.models.stacked import Factors, StackedModel, read_adapter, stack_factors
+from clusterlora.stores.json_codec import from_json
+from clusterlora.stores.routing_table import KeyedStack, RoutingTable
+from clusterlora.values import Layer, Role, Turn
+
+_BATCH_SIZE = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One question: who asks, what was said so far, what else both sides can see, and how long the answer may be."""
+
+    persona_id: str
+    turns: tuple[Turn, ...]
+    context: tuple[tuple[str, str], ...] = ()
+    max_new_tokens: int | None = None
+
+
+class Router:
+    """A base model in memory with every stack of a routing table; answers exactly as the study's evaluation did."""
+
+    def __init__(self, table: RoutingTable, adapter_folders: Mapping[str, Path], *, device: str = "cpu") -> None:
+        """Load the base model and all adapters.
+
+        Raises:
+            ModelUnavailable: the base model cannot be had here, or has other weights than the adapters were trained on.
+            BadData: an adapter is missing or does not fit the base.
+        """
+        if missing := sorted(table.keys - adapter_folders.keys()):
+            raise BadData(f"the routes of study {table.study!r} name adapters that are not among the model's files: {', '.join(missing)}")
+        self._table = table
+        self._base = load_base(table.model.base, dtype=table.model.dtype, device=device)
+        if self._base.revision != table.base_revision:
+            raise ModelUnavailable(
+                f"base model {table.model.base!r} here has revision {self._base.revision}, the adapters of study {table.study!r} were "
+                f"trained on {table.base_revision}; install that one"
+            )
+        self._encoder = PromptEncoder(self._base.tokenizer, max_length=table.model.max_length)
+        factors_by_key = {key: read_adapter(adapter_folders[key]) for key in sorted(table.keys)}
+        stacks = sorted({stack for stack in (table.default, *table.personas.values()) if stack}, key=str)
+        # Slot 0 is the base model: the empty stack.
+        self._slot_by_stack: dict[KeyedStack, int] = {(): 0} | {stack: slot for slot, stack in enumerate(stacks, start=1)}
+        self._model = StackedModel(self._base.model)
+        self._model.load([_factors(stack, factors_by_key) for stack in stacks])
+        self._one_at_a_time = threading.Lock()
+
+    @classmethod
+    def load(cls, routes: Path, adapters: Path) -> "Router":
+        """Return the router of a registered model: its routes.json and its folder of PEFT folders; on a GPU where there is one."""
+        table = from_json(RoutingTable, routes.read_text())
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        return cls(table, {folder.name: folder for folder in adapters.iterdir()}, device=device)
+
+    def answer(self, requests: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+        """Return `{persona_id, text, answered_by}` per request, in order.
+
+        A persona the study did not know is answered by the default stack, and `answered_by` says so.
+
+        Args:
+            requests: mappings with `persona_id`, `messages` ([{role, content}], the last one the user's), and optionally `context`
+                (what both sides can see, as in the training data) and `max_new_tokens`.
+
+        Raises:
+            BadData: a request without these; names its number and field.
+        """
+        read = [read_request(number, request) for number, request in enumerate(requests)]
+        longest = self._table.max_new_tokens
+        limits = [longest if r.max_new_tokens is None else min(longest, r.max_new_tokens) for r in read]
+        questions = [Question(self._encoder.encode_messages(self._messages(r)), self._slot_by_stack[self._stack(r)], ()) for r in read]
+        texts = [""] * len(read)
+        with self._one_at_a_time:
+            for number, ids in self._generate(questions, max(limits, default=0)):
+                texts[number] = str(self._base.tokenizer.decode(list(ids[: limits[number]]), skip_special_tokens=True)).strip()
+        return [{"persona_id": r.persona_id, "text": t, "answered_by": self._answered_by(r)} for r, t in zip(read, texts, strict=True)]
+
+    def _generate(self, questions: Sequence[Question], max_new_tokens: int) -> Iterator[tuple[int, tuple[int, ...]]]:
+        return generate(
+            self._model,
+            questions,
+            end_ids=self._base.end_ids,
+            pad_id=self._base.pad_id,
+            max_new_tokens=max_new_tokens,
+            batch_size=_BATCH_SIZE,
+        )
+
+    def _messages(self, request: Request) -> tuple[Turn, ...]:
+        if request.turns[0].role == "system":
+            return request.turns
+        description = self._table.descriptions.get(request.persona_id)
+        return (Turn("system", system_text(self._table.model, description, request.context)), *request.turns)
+
+    def _stack(self, request: Request) -> KeyedStack:
+        return self._table.personas.get(request.persona_id, self._table.default)
+
+    def _answered_by(self, request: Request) -> str:
+        layers = [
+            self._table.names.get(layer.key, layer.key) + ("" if layer.weight == 1.0 else f" x {layer.weight:g}")
+            for layer in self._stack(request)
+        ]
+        name = " + ".join(layers) or "base model"
+        unknown = self._table.personas and request.persona_id not in self._table.personas
+        return f"{name} (default: persona {request.persona_id!r} is not in study {self._table.study!r})" if unknown else name
+
+
+def read_request(number: int, request: Mapping[str, Any]) -> Request:
+    """Return a request as values. Raises BadData naming its number and field."""
+    persona_id, messages = request.get("persona_id"), request.get("messages")
+    if not isinstance(persona_id, str):
+        raise BadData(f"request {number}: persona_id is {persona_id!r}; give the persona's id as text")
+    # A column of a table may come as an array.
+    turns = tuple(_turn(number, m) for m in (messages if messages is not None and not isinstance(messages, str | Mapping) else ()))
+    if not turns or turns[-1].role != "user":
+        raise BadData(f"request {number}: messages must be a list of {{role, content}} that ends with the user's; got {messages!r:.200}")
+    limit = request.get("max_new_tokens")
+    # What a row of a table leaves out arrives as NaN.
+    if limit is not None and not math.isnan(limit) and limit < 1:
+        raise BadData(f"request {number}: max_new_tokens is {limit!r}; give a whole number from 1, or leave it out")
+    context = request.get("context")
+    pairs = tuple((str(k), str(v)) for k, v in context.items()) if isinstance(context, Mapping) else ()
+    return Request(persona_id, turns, pairs, None if limit is None or math.isnan(limit) else int(limit))
+
+
+def _turn(number: int, message: Any) -> Turn:
+    fields: Mapping[str, Any] = message if isinstance(message, Mapping) else {}
+    role, content = fields.get("role"), fields.get("content")
+    if role not in get_args(Role) or not isinstance(content, str):
+        raise BadData(f"request {number}: message {message!r:.200} is not {{role: {'|'.join(get_args(Role))}, content: text}}")
+    return Turn(cast("Role", role), content)
+
+
+def _factors(stack: KeyedStack, factors_by_key: Mapping[str, Factors]) -> Factors:
+    return stack_factors(tuple(Layer(layer.key, layer.weight) for layer in stack), factors_by_key.__getitem__)

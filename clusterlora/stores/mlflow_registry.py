@@ -1,0 +1,95 @@
+"""Model versions: a routing table and its adapters as an MLflow model made from code, with no pickle and no copy of the base."""
+
+import tempfile
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import mlflow.pyfunc
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.models import ModelSignature
+from mlflow.types.schema import Array, ColSpec, DataType, Map, Object, Property, Schema
+
+from clusterlora.stores.files import weight_files
+from clusterlora.stores.json_codec import to_json
+from clusterlora.stores.routing_table import RoutingTable
+from clusterlora.values import digest
+
+# MLflow copies this script into the model and runs it when the model is loaded. It is named, not imported: serving builds on stores.
+_SCRIPT = Path(__file__).parents[1] / "serving" / "router_model.py"
+
+_SERVING_PACKAGES = ("mlflow", "torch", "transformers", "safetensors")
+
+_MESSAGE = Object([Property("role", DataType.string), Property("content", DataType.string)])
+_SIGNATURE = ModelSignature(
+    inputs=Schema(
+        [
+            ColSpec(DataType.string, "persona_id"),
+            ColSpec(Array(_MESSAGE), "messages"),
+            ColSpec(Map(DataType.string), "context", required=False),
+            ColSpec(DataType.long, "max_new_tokens", required=False),
+        ]
+    ),
+    outputs=Schema([ColSpec(DataType.string, name) for name in ("persona_id", "text", "answered_by")]),
+)
+
+
+def add_version(
+    client: MlflowClient, run_id: str, name: str, table: RoutingTable, folders: Mapping[str, Path], tags: Mapping[str, str]
+) -> str:
+    """Return the version of model `name` with this content, made of artifacts of the run unless there is one already.
+
+    The content key is a digest of the table and the weights' keys, so a name is never used twice for different weights.
+    """
+    content = digest([to_json(table), sorted(folders)])
+    _make_model(client, name)
+    for known in client.search_model_versions(f"name = '{name}'"):
+        if known.tags.get("content") == content:
+            return str(known.version)
+    path = f"models/{name}/{content}"
+    with tempfile.TemporaryDirectory() as temporary:
+        model = Path(temporary) / "model"
+        _write(model, table, folders)
+        client.log_artifacts(run_id, str(model), path)
+    described = {
+        **tags,
+        "content": content,
+        "study": table.study,
+        "method": table.method,
+        "base_model": table.model.base,
+        "base_revision": table.base_revision,
+        "adapters": str(len(folders)),
+    }
+    made = client.create_model_version(name, source=f"runs:/{run_id}/{path}", run_id=run_id, tags=described)
+    client.set_registered_model_alias(name, "candidate", str(made.version))
+    return str(made.version)
+
+
+def _make_model(client: MlflowClient, name: str) -> None:
+    try:
+        client.create_registered_model(name)
+    except MlflowException:
+        # Made before; if it was not, this raises what is really wrong.
+        client.get_registered_model(name)
+
+
+def _write(model: Path, table: RoutingTable, folders: Mapping[str, Path]) -> None:
+    """Write an MLflow model folder: the script, routes.json and the PEFT folders, from which any PEFT program can read them."""
+    with tempfile.TemporaryDirectory() as temporary:
+        routes, adapters = Path(temporary) / "routes.json", Path(temporary) / "adapters"
+        routes.write_text(to_json(table))
+        adapters.mkdir()
+        for key, folder in folders.items():
+            (adapters / key).mkdir()
+            for file in weight_files(folder):
+                (adapters / key / file.name).write_bytes(file.read_bytes())
+        artifacts: dict[str, Any] = {"routes": str(routes), "adapters": str(adapters)}
+        mlflow.pyfunc.save_model(
+            path=str(model),
+            python_model=str(_SCRIPT),
+            artifacts=artifacts,
+            signature=_SIGNATURE,
+            pip_requirements=[f"{package}=={version(package)}" for package in _SERVING_PACKAGES],
+        )

@@ -1,0 +1,64 @@
+"""The connection to an MLflow server: is it there, and what is said when it is not."""
+
+import re
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+import httpx
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+
+from clusterlora.errors import BadSettings, ServiceDown
+from clusterlora.stores.outbox import pauses
+
+T = TypeVar("T")
+
+_HEALTH_SECONDS = 5.0
+
+
+class MlflowServer:
+    """An MLflow server by its address, with a client that no global setting of MLflow touches."""
+
+    def __init__(self, uri: str, *, patience_seconds: float) -> None:
+        """Remember the address; nothing is sent yet.
+
+        Args:
+            patience_seconds: how long an outage may last before a call gives up.
+
+        Raises:
+            BadSettings: not an http address. Processes that share a database without a server break each other's migrations.
+        """
+        if not re.match(r"https?://", uri):
+            raise BadSettings(f"MLflow tracking URI {uri!r} is not a server's address; start `mlflow server` and write http://host:port")
+        self.client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+        self.patience_seconds = patience_seconds
+        self.shown = f"MLflow at {re.sub(r'//[^/@]*@', '//***@', uri)}"
+        self._health = f"{uri.rstrip('/')}/health"
+
+    def is_away(self) -> bool:
+        """Return whether nobody answers, or only a proxy in front of nobody. Anything else it may say is an answer."""
+        try:
+            return httpx.get(self._health, timeout=_HEALTH_SECONDS).status_code >= 500
+        except httpx.TransportError:
+            return True
+
+    def call(self, what: str, send: Callable[[], T]) -> T:
+        """Return what `send` returns, waiting for the server as long as patience lasts.
+
+        Raises:
+            ServiceDown: the server is away, or refuses.
+        """
+        began = time.monotonic()
+        for pause in pauses():
+            # Asked first, because MLflow's client takes minutes to find out for itself.
+            if not self.is_away():
+                try:
+                    return send()
+                except MlflowException as error:
+                    if not self.is_away():
+                        raise ServiceDown(f"{self.shown} refused {what}: {str(error).partition(chr(10))[0]}") from error
+            if time.monotonic() - began + pause > self.patience_seconds:
+                break
+            time.sleep(pause)
+        raise ServiceDown(f"{self.shown} does not answer to {what}; start it (`clusterlora up`) or correct MLFLOW_TRACKING_URI")

@@ -1,0 +1,184 @@
+"""The router answers each persona with its own stack, exactly as PEFT would, and says who answered."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
+
+from clusterlora.errors import BadData, ModelUnavailable
+from clusterlora.models.base import base_revision, load_base
+from clusterlora.serving.router import Router
+from clusterlora.settings import ModelSettings
+from clusterlora.stores.json_codec import to_json
+from clusterlora.stores.routing_table import KeyedLayer, RoutingTable
+
+QUESTION = [{"role": "user", "content": "make it cosy"}]
+
+
+def random_adapter(base: Path, folder: Path, *, seed: int, rank: int) -> Path:
+    """Write a PEFT folder whose update is large enough to change answers."""
+    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=["q_proj", "v_proj", "down_proj"], task_type="CAUSAL_LM")
+    model = get_peft_model(load_base(str(base)).model, config)
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.3
+    model.save_pretrained(folder)
+    (folder / "README.md").unlink(missing_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folders(tiny_base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("adapters")
+    return {
+        key: random_adapter(tiny_base_folder, root / key, seed=seed, rank=rank)
+        for seed, (key, rank) in enumerate([("aaaa", 2), ("bbbb", 4), ("cccc", 3)])
+    }
+
+
+@pytest.fixture(scope="module")
+def table(tiny_base_folder: Path) -> RoutingTable:
+    return RoutingTable(
+        study="s",
+        method="selective_routing",
+        model=ModelSettings(base=str(tiny_base_folder), system_prompt="Be brief."),
+        base_revision=base_revision(str(tiny_base_folder)),
+        max_new_tokens=12,
+        default=(KeyedLayer("aaaa"),),
+        personas={
+            "ann": (KeyedLayer("bbbb"),),
+            "../../bob": (KeyedLayer("aaaa"), KeyedLayer("cccc", 0.5)),
+            "cas": (),
+        },
+        names={"aaaa": "unified", "bbbb": "cluster-00"},
+    )
+
+
+@pytest.fixture(scope="module")
+def router(table: RoutingTable, folders: dict[str, Path]) -> Router:
+    return Router(table, folders)
+
+
+def ask(persona_id: str, **more: Any) -> dict[str, Any]:
+    return {"persona_id": persona_id, "messages": QUESTION, **more}
+
+
+def with_peft(base_folder: Path, layers: Sequence[tuple[Path, float]], system: str = "Be brief.") -> str:
+    """Answer with PEFT and transformers alone: the sum of the layers, greedily."""
+    base = load_base(str(base_folder))
+    model: Any = base.model
+    for number, (folder, weight) in enumerate(layers):
+        name = f"layer{number}"
+        if number == 0:
+            model = PeftModel.from_pretrained(model, folder, adapter_name=name)
+        else:
+            model.load_adapter(folder, adapter_name=name)
+        for module in model.modules():
+            if isinstance(module, LoraLayer):
+                module.set_scale(name, weight)
+    if layers:
+        model.base_model.set_adapter([f"layer{n}" for n in range(len(layers))])
+    text = base.tokenizer.apply_chat_template(
+        [{"role": "system", "content": system}, *QUESTION], tokenize=False, add_generation_prompt=True
+    )
+    prompt = torch.tensor([base.tokenizer(text, add_special_tokens=False)["input_ids"]])
+    with torch.inference_mode():
+        ids = model.generate(input_ids=prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=12, do_sample=False)
+    return str(base.tokenizer.decode(ids[0, prompt.shape[1] :], skip_special_tokens=True)).strip()
+
+
+def test_every_persona_gets_the_answer_that_peft_gives_with_its_stack(
+    router: Router, folders: dict[str, Path], tiny_base_folder: Path
+) -> None:
+    answers = router.answer([ask("ann"), ask("../../bob"), ask("cas"), ask("somebody new"), ask("ann")])
+    expected = [
+        with_peft(tiny_base_folder, [(folders["bbbb"], 1.0)]),
+        with_peft(tiny_base_folder, [(folders["aaaa"], 1.0), (folders["cccc"], 0.5)]),
+        with_peft(tiny_base_folder, []),
+        with_peft(tiny_base_folder, [(folders["aaaa"], 1.0)]),
+    ]
+    assert [a["text"] for a in answers] == [*expected, expected[0]]
+    # If two of them agreed, this test could not see a wrong route.
+    assert len(set(expected)) == 4
+
+
+def test_it_says_who_answered(router: Router) -> None:
+    answers = router.answer([ask("ann"), ask("../../bob"), ask("cas"), ask("somebody new")])
+    assert [a["answered_by"] for a in answers] == [
+        "cluster-00",
+        "unified + cccc x 0.5",
+        "base model",
+        "unified (default: persona 'somebody new' is not in study 's')",
+    ]
+    assert [a["persona_id"] for a in answers] == ["ann", "../../bob", "cas", "somebody new"]
+
+
+def test_a_model_of_one_adapter_answers_everybody_with_it(table: RoutingTable, folders: dict[str, Path]) -> None:
+    router = Router(replace(table, personas={}), folders)
+    (answer,) = router.answer([ask("anybody")])
+    assert answer["answered_by"] == "unified"
+
+
+def test_a_system_turn_of_the_caller_replaces_the_studys(router: Router, folders: dict[str, Path], tiny_base_folder: Path) -> None:
+    (answer,) = router.answer([ask("ann") | {"messages": [{"role": "system", "content": "Shout."}, *QUESTION]}])
+    assert answer["text"] == with_peft(tiny_base_folder, [(folders["bbbb"], 1.0)], system="Shout.")
+
+
+def test_description_and_context_go_into_the_prompt_as_in_training(
+    table: RoutingTable, folders: dict[str, Path], tiny_base_folder: Path
+) -> None:
+    shown = replace(table, model=replace(table.model, persona_in_prompt=True), descriptions={"ann": "a baker"})
+    (answer,) = Router(shown, folders).answer([ask("ann", context={"time_of_day": "late_evening"})])
+    system = "Be brief.\nThe user: a baker\nNow: late evening."
+    assert answer["text"] == with_peft(tiny_base_folder, [(folders["bbbb"], 1.0)], system=system)
+
+
+def test_a_shorter_answer_is_the_beginning_of_the_longer_one(router: Router) -> None:
+    long, short = router.answer([ask("ann"), ask("ann", max_new_tokens=3)])
+    assert len(short["text"]) < len(long["text"])
+    assert long["text"].startswith(short["text"].rstrip("\ufffd"))
+
+
+def test_no_requests_get_no_answers(router: Router) -> None:
+    assert router.answer([]) == []
+
+
+@pytest.mark.parametrize(
+    ("request_", "complaint"),
+    [
+        ({"messages": QUESTION}, "request 1: persona_id is None"),
+        ({"persona_id": 7, "messages": QUESTION}, "request 1: persona_id is 7"),
+        ({"persona_id": "ann"}, "request 1: messages must be"),
+        ({"persona_id": "ann", "messages": []}, "request 1: messages must be"),
+        ({"persona_id": "ann", "messages": "hello"}, "request 1: messages must be"),
+        ({"persona_id": "ann", "messages": [*QUESTION, {"role": "assistant", "content": "yes"}]}, "ends with the user's"),
+        ({"persona_id": "ann", "messages": [{"role": "robot", "content": "x"}]}, "system|user|assistant"),
+        ({"persona_id": "ann", "messages": [{"role": "user", "content": 3}]}, "request 1: message"),
+        (ask("ann", max_new_tokens=0), "request 1: max_new_tokens is 0"),
+    ],
+)
+def test_a_request_that_cannot_be_answered_is_named(router: Router, request_: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(BadData, match=complaint.replace("|", r"\|")):
+        router.answer([ask("ann"), request_])
+
+
+def test_other_base_weights_than_the_adapters_were_trained_on_are_refused(table: RoutingTable, folders: dict[str, Path]) -> None:
+    with pytest.raises(ModelUnavailable, match="trained on 0000"):
+        Router(replace(table, base_revision="0000"), folders)
+
+
+def test_a_missing_adapter_is_named(table: RoutingTable, folders: dict[str, Path]) -> None:
+    with pytest.raises(BadData, match="cccc"):
+        Router(table, {key: folder for key, folder in folders.items() if key != "cccc"})
+
+
+def test_a_router_is_read_back_from_its_files(table: RoutingTable, folders: dict[str, Path], router: Router, tmp_path: Path) -> None:
+    (tmp_path / "routes.json").write_text(to_json(table))
+    read = Router.load(tmp_path / "routes.json", folders["aaaa"].parent)
+    assert read.answer([ask("../../bob")]) == router.answer([ask("../../bob")])
