@@ -12,7 +12,7 @@ from clusterlora.config import as_mapping
 from clusterlora.errors import ServiceDown
 from clusterlora.settings import Study
 from deployments import stack as local_stack
-from deployments.observe import Snapshot, connect, latest_open_run, snapshot
+from deployments.observe import Snapshot, connect, latest_open_run, parent_name, snapshot
 from deployments.report import report
 from deployments.stack import Stack
 from deployments.view import LiveView, PlainView
@@ -66,7 +66,9 @@ def launch(study: Study, stack: Stack) -> UUID:
             if under_way is not None:
                 return under_way
         deployment = client.read_deployment_by_name("study/study")
-        run = client.create_flow_run_from_deployment(deployment.id, parameters={"config": as_mapping(study)}, tags=[f"study:{study.name}"])
+        run = client.create_flow_run_from_deployment(
+            deployment.id, name=parent_name(study.name), parameters={"config": as_mapping(study)}, tags=[f"study:{study.name}"]
+        )
         return run.id
 
 

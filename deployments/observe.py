@@ -49,9 +49,14 @@ def connect(stack: Stack) -> "SyncPrefectClient":
     return get_client(sync_client=True)
 
 
+def parent_name(study_name: str) -> str:
+    """Return what the study's parent run is called, as flows/study.py calls it."""
+    return f"study · {study_name}"
+
+
 def latest_open_run(client: "SyncPrefectClient", study_name: str) -> UUID | None:
     """Return the id of the study's parent run that has not ended, if there is one."""
-    parents = [run for run in _runs_of(client, study_name) if run.name == f"study · {study_name}" and not _final(run)]
+    parents = [run for run in _runs_of(client, study_name) if run.name == parent_name(study_name) and not _final(run)]
     return parents[-1].id if parents else None
 
 

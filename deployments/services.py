@@ -90,7 +90,7 @@ def servers(home: Path, addresses: Addresses) -> tuple[Service, Service]:
 
 def workers(home: Path, addresses: Addresses, *, n_gpu_workers: int | None) -> tuple[Service, ...]:
     """Return one worker for the cpu pool, and for the gpu pool one per device (`n_gpu_workers` of them without a GPU)."""
-    env = {**os.environ, **client_environment(home, addresses), "PREFECT_WORKER_QUERY_SECONDS": "2"}
+    env = {**os.environ, **client_environment(home, addresses), "PREFECT_WORKER_QUERY_SECONDS": "2", "TQDM_DISABLE": "1"}
     found = [_worker("cpu", "cpu", limit=4, env=env)]
     devices = cuda_devices()
     if devices:

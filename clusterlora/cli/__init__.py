@@ -35,8 +35,11 @@ Examples:
 @click.option("--debug", is_flag=True, help="Show tracebacks and debug logs.")
 def cli(debug: bool) -> None:
     """Train adapters for everyone, per cluster and per person, and find out which granularity answers people best."""
-    logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     logging.getLogger("clusterlora").setLevel(logging.DEBUG if debug else logging.INFO)
+    if not sys.stderr.isatty():
+        # The progress bars of model loading would fill a log file.
+        os.environ.setdefault("TQDM_DISABLE", "1")
 
 
 for command in (study, train, evaluate, compare, up, down, models, data):

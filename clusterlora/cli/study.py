@@ -83,7 +83,8 @@ def status(name: str | None, as_json: bool) -> None:
         click.echo(json.dumps(found))
         return
     for field, value in found.items():
-        click.echo(f"{field:<14} {value}")
+        shown = ", ".join(map(str, value)) if isinstance(value, list) else value  # pyright: ignore[reportUnknownArgumentType]
+        click.echo(f"{field.replace('_', ' '):<14} {shown or '-'}")
 
 
 def _status(name: str, stores: "Stores") -> dict[str, Any]:
