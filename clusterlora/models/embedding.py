@@ -11,7 +11,7 @@ from jaxtyping import Float
 from clusterlora.catalog import Catalog
 from clusterlora.errors import ModelUnavailable
 from clusterlora.models.hub import hub_snapshot
-from clusterlora.models.loading import first_line
+from clusterlora.models.loading import first_line, without_progress_bars
 from clusterlora.models.weights import PICKLE_SUFFIXES, combined_sha256, file_sha256
 from clusterlora.ports import Embedder
 
@@ -97,10 +97,10 @@ def load_embedder(name: str, *, device: str = "cpu") -> Embedder:
     folder, revision = _find(name)
     from sentence_transformers import SentenceTransformer
 
+    safe = {"use_safetensors": True}
     try:
-        model = SentenceTransformer(
-            str(folder), device=device, local_files_only=True, trust_remote_code=False, model_kwargs={"use_safetensors": True}
-        )
+        with without_progress_bars():
+            model = SentenceTransformer(str(folder), device=device, local_files_only=True, trust_remote_code=False, model_kwargs=safe)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise ModelUnavailable(f"embedding model {name!r} in {folder} cannot be loaded: {first_line(error)}") from error
     return SentenceEmbedder(name, revision, model)
@@ -122,7 +122,7 @@ def _revision(folder: Path, name: str) -> str:
     """Return the hash of all weights of a sentence-transformers folder, some modules of which may have weights of their own."""
     weights = sorted(folder.rglob("*.safetensors"))
     if not weights:
-        raise ModelUnavailable(f"embedding model {name!r}: {folder} holds no *.safetensors; save it with SentenceTransformer.save_pretrained()")
+        raise ModelUnavailable(f"embedding model {name!r}: {folder} holds no *.safetensors; save it with save_pretrained()")
     safe = {path.parent for path in weights}
     pickled = [path for path in sorted(folder.rglob("*")) if path.suffix in PICKLE_SUFFIXES and path.parent not in safe]
     if pickled:
