@@ -82,25 +82,48 @@ def _greedy(
 
 @torch.inference_mode()
 def reference_nll(stacked: StackedModel, questions: Sequence[Question], *, pad_id: int, batch_size: int) -> Float[np.ndarray, " question"]:
-    """Return the mean negative log-likelihood per reference token, in nats, under each question's slot."""
+    """Return the mean negative log-likelihood per reference token, in nats, under each question's slot.
+
+    The turns of one dialogue are read off one pass: an earlier turn with its reference is how the later prompt begins.
+    """
     model: PreTrainedModel = stacked.model  # pyright: ignore[reportAssignmentType]
     nll = np.zeros(len(questions))
-    order = sorted(range(len(questions)), key=lambda i: -len(questions[i].prompt) - len(questions[i].reference))
-    for start in range(0, len(order), batch_size):
-        batch = [questions[i] for i in order[start : start + batch_size]]
+    passes = sorted(_in_one_pass(questions), key=lambda together: -_length(questions[together[-1]]))
+    for start in range(0, len(passes), batch_size):
+        batch = passes[start : start + batch_size]
+        longest = [questions[together[-1]] for together in batch]
         # Right padding under causal attention needs no mask: no real token sees a padded one.
-        ids_BT, _ = _pad([q.prompt + q.reference for q in batch], pad_id=pad_id, left=False, device=model.device)
+        ids_BT, _ = _pad([q.prompt + q.reference for q in longest], pad_id=pad_id, left=False, device=model.device)
         predicts_BT = torch.zeros_like(ids_BT, dtype=torch.bool)
-        for row, question in enumerate(batch):
-            predicts_BT[row, len(question.prompt) - 1 : len(question.prompt) + len(question.reference) - 1] = True
+        for row, together in enumerate(batch):
+            for question in (questions[i] for i in together):
+                predicts_BT[row, len(question.prompt) - 1 : _length(question) - 1] = True
         targets = ids_BT[:, 1:][predicts_BT[:, :-1]]
-        slots_B = torch.tensor([q.slot for q in batch], device=model.device)
+        slots_B = torch.tensor([q.slot for q in longest], device=model.device)
         with stacked.rows(slots_B), logits_only_at(model, predicts_BT):
             logits = model(input_ids=ids_BT, use_cache=False).logits
         losses = functional.cross_entropy(logits.float(), targets, reduction="none")
-        means = [float(part.mean()) for part in losses.split([len(q.reference) for q in batch])]
-        nll[order[start : start + batch_size]] = means
+        numbers = [i for together in batch for i in together]
+        nll[numbers] = [float(part.mean()) for part in losses.split([len(questions[i].reference) for i in numbers])]
     return nll
+
+
+def _length(question: Question) -> int:
+    return len(question.prompt) + len(question.reference)
+
+
+def _in_one_pass(questions: Sequence[Question]) -> list[list[int]]:
+    """Return the questions in groups, each question with its reference being how the next one's prompt begins."""
+    order = sorted(range(len(questions)), key=lambda i: (questions[i].slot, questions[i].prompt + questions[i].reference))
+    groups: list[list[int]] = []
+    for number in order:
+        before = questions[groups[-1][-1]] if groups else None
+        now = questions[number]
+        if before is not None and before.slot == now.slot and now.prompt[: _length(before)] == before.prompt + before.reference:
+            groups[-1].append(number)
+        else:
+            groups.append([number])
+    return groups
 
 
 def _pad(rows: Sequence[Sequence[int]], *, pad_id: int, left: bool, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -54,6 +54,18 @@ def questions(base: BaseModel) -> list[Question]:
     ]
 
 
+def dialogue_questions(base: BaseModel) -> list[Question]:
+    """Two turns of each of three dialogues, asked of two slots, in an order that keeps nothing together."""
+    encoder = PromptEncoder(base.tokenizer, max_length=256)
+    asked = []
+    for number in range(3):
+        turns = (Turn("user", f"ask {number}"), Turn("assistant", f"yes {number}"), Turn("user", "more"), Turn("assistant", "no"))
+        asked += [
+            Question(encoder.encode_messages(turns[:end]), slot, encoder.encode_response(turns[end].text)) for end in (3, 1) for slot in (1, 2)
+        ]
+    return asked[::2] + asked[1::2]
+
+
 def stacked(base: BaseModel, adapters: list[Path]) -> StackedModel:
     model = StackedModel(base.model)
     model.load([read_adapter(folder) for folder in adapters])
@@ -87,6 +99,17 @@ def test_mixed_batches_answer_token_for_token_like_peft_one_by_one(base: BaseMod
         assert list(answers[number]) == text
         assert nll[number] == pytest.approx(expected_nll, rel=1e-4)
     assert len({answers[i] for i in range(4)}) > 1, "adapters that all answer alike would prove nothing"
+
+
+def test_the_turns_of_a_dialogue_read_off_one_pass_have_the_likelihood_of_separate_passes(base: BaseModel, adapters: list[Path]) -> None:
+    model, asked = stacked(base, adapters), dialogue_questions(base)
+    try:
+        together = reference_nll(model, asked, pad_id=0, batch_size=4)
+    finally:
+        model.close()
+    assert len(asked) == 12
+    for number, question in enumerate(asked):
+        assert together[number] == pytest.approx(one_by_one(base, adapters, question, new_tokens=1)[1], rel=1e-4)
 
 
 def test_closing_gives_the_base_model_back(base: BaseModel, adapters: list[Path]) -> None:
