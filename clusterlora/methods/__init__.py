@@ -3,6 +3,8 @@
 from clusterlora.catalog import Catalog
 from clusterlora.methods.baseline import baseline
 from clusterlora.methods.cluster import cluster
+from clusterlora.methods.cluster_hybrid import cluster_hybrid
+from clusterlora.methods.hybrid import hybrid
 from clusterlora.methods.method import Method
 from clusterlora.methods.per_persona import per_persona
 from clusterlora.methods.selective_routing import selective_routing
@@ -15,6 +17,8 @@ METHODS: Catalog[Method] = Catalog(
         "unified": unified,
         "per_persona": per_persona,
         "cluster": cluster,
+        "hybrid": hybrid,
+        "cluster_hybrid": cluster_hybrid,
         "selective_routing": selective_routing,
     },
 )

@@ -142,7 +142,7 @@ def _keep(study: Study, result: TrainingResult, run: AdapterRun, stores: Stores)
 
 def expose(stores: Stores, study_name: str, adapter: str, kept: Path) -> Path:
     """Copy an adapter to where people look for it: models/lora_clusters/cluster_00, models/personas/persona_0007, models/unified."""
-    folder_by_kind: Mapping[str, str] = {"cluster": "lora_clusters", "persona": "personas"}
+    folder_by_kind: Mapping[str, str] = {"cluster": "lora_clusters", "persona": "personas", "residual": "residuals"}
     kind = adapter.partition("-")[0]
     target = stores.folder(study_name) / "models" / folder_by_kind.get(kind, "") / adapter.replace("-", "_")
     shutil.copytree(kept, target, dirs_exist_ok=True)

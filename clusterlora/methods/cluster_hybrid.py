@@ -1,0 +1,14 @@
+"""Unified, frozen, plus a residual per cluster of personas."""
+
+from clusterlora.methods.method import StudyView, unified_adapter
+from clusterlora.values import AdapterSpec, Layer, MethodPlan
+
+
+def cluster_hybrid(view: StudyView) -> MethodPlan:
+    unified = unified_adapter(view)
+    residuals = tuple(
+        AdapterSpec(name=f"cluster-residual-{number:02d}", persona_ids=ids, recipe=view.recipe, underlay=unified.name)
+        for number, ids in enumerate(view.members)
+    )
+    route = tuple((p, ((Layer(unified.name), Layer(residual.name)),)) for residual in residuals for p in residual.persona_ids)
+    return MethodPlan("cluster_hybrid", (unified, *residuals), route)

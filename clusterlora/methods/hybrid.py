@@ -1,0 +1,24 @@
+"""Unified, frozen, plus a small residual per person; how much of the residual is chosen on the person's val items."""
+
+from dataclasses import replace
+
+from clusterlora.methods.method import StudyView, stack_of, unified_adapter
+from clusterlora.values import AdapterSpec, Layer, MethodPlan, Stack
+
+RESIDUAL_RANK = 4
+BETAS = (0.25, 0.5, 0.75, 1.0)
+"""Shares of the residual to choose from, besides none at all: that is unified, so a hybrid never loses on val."""
+
+
+def hybrid(view: StudyView) -> MethodPlan:
+    unified = unified_adapter(view)
+    recipe = replace(view.recipe, rank=RESIDUAL_RANK, alpha=view.recipe.alpha * RESIDUAL_RANK / view.recipe.rank)
+    residuals = [
+        AdapterSpec(name=f"residual-{number:04d}", persona_ids=(persona_id,), recipe=recipe, underlay=unified.name)
+        for number, persona_id in enumerate(view.persona_ids)
+    ]
+
+    def arms(residual: AdapterSpec) -> tuple[Stack, ...]:
+        return (stack_of(unified), *((Layer(unified.name), Layer(residual.name, beta)) for beta in BETAS))
+
+    return MethodPlan("hybrid", (unified, *residuals), tuple((r.persona_ids[0], arms(r)) for r in residuals))
