@@ -65,7 +65,7 @@ def json_records(path: Path, problems: Problems) -> Iterator[tuple[Place, dict[s
 
 def _object(line: str, place: Place, problems: Problems) -> dict[str, Any] | None:
     try:
-        record = json.loads(line)
+        record = json.loads(line.rstrip())
     except json.JSONDecodeError as error:
         problems.add(place, "json", f"{error.msg} at character {error.colno}", "write one JSON object per line")
         return None

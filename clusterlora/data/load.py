@@ -10,7 +10,7 @@ from clusterlora.data.duplicates import folded
 from clusterlora.data.leaks import leaks
 from clusterlora.data.problems import Place, Problems
 from clusterlora.data.reading import Reading
-from clusterlora.data.split import SPLITS, SplitPersona, SplitPlan, split_persona
+from clusterlora.data.split import SPLITS, Refusal, SplitPersona, SplitPlan, split_persona
 from clusterlora.settings import DataSettings
 from clusterlora.values import Dataset, Persona, Split
 
@@ -81,9 +81,9 @@ def _conversations(reading: Reading, persona: Persona) -> dict[str, str]:
     return {d.id: found[persona.id, d.id] for d in persona.dialogues if (persona.id, d.id) in found}
 
 
-def _refuse(persona: Persona, what: str, reading: Reading, problems: Problems) -> None:
+def _refuse(persona: Persona, refusal: Refusal, reading: Reading, problems: Problems) -> None:
     place = reading.place_by_persona.get(persona.id, Place("synthetic"))
-    problems.add(place, f"persona {persona.id!r}", what, "give it at least 3 different dialogues, 1 for each split, or remove it")
+    problems.add(place, f"persona {persona.id!r}", refusal.what, refusal.fix)
 
 
 def _without_leaks(personas: list[Persona], reading: Reading, problems: Problems) -> list[Persona]:
@@ -99,7 +99,7 @@ def _without_leaks(personas: list[Persona], reading: Reading, problems: Problems
     for persona in kept:
         emptied = [name for name in SPLITS if not persona.of_split(name)]
         if emptied:
-            _refuse(persona, f"has its {' and '.join(emptied)} dialogues in a later split too", reading, problems)
+            _refuse(persona, Refusal(f"has all its {' and '.join(emptied)} dialogues in a later split too"), reading, problems)
     return kept
 
 

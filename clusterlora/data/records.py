@@ -36,7 +36,7 @@ def words(value: object, place: Place, field: str, problems: Problems) -> str | 
     if not isinstance(value, str):
         problems.add(place, field, _found(value), "write a string")
     elif not value.strip():
-        problems.add(place, field, "is empty", "remove the dialogue or fill in the text")
+        problems.add(place, field, "is empty", "fill it in or remove the record")
     elif len(value) > MAX_TEXT_CHARACTERS:
         problems.add(place, field, f"has {len(value):,} characters", f"use at most {MAX_TEXT_CHARACTERS:,}")
     elif "\0" in value:

@@ -30,11 +30,19 @@ class SplitPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a persona cannot be split, and what to do."""
+
+    what: str
+    fix: str = "give it at least 3 different dialogues, 1 for each split, or remove it"
+
+
+@dataclass(frozen=True, slots=True)
 class SplitPersona:
     """A persona with the dialogues it keeps, or the reason why it cannot be split; `by_row` says that conversations were cut."""
 
     persona: Persona
-    refusal: str | None = None
+    refusal: Refusal | None = None
     by_row: bool = False
 
 
@@ -48,10 +56,10 @@ def split_persona(persona: Persona, plan: SplitPlan, conversations: Mapping[str,
     if any(dialogue.split for dialogue in dialogues):
         return _with_given_splits(persona, plan)
     if len(dialogues) < len(SPLITS):
-        return SplitPersona(persona, f"has {len(dialogues)} dialogue{'s' * (len(dialogues) != 1)}")
+        return SplitPersona(persona, Refusal(f"has {len(dialogues)} dialogue{'s' * (len(dialogues) != 1)}"))
     duplicates = duplicate_groups(dialogues)
     if len(duplicates) < len(SPLITS):
-        return SplitPersona(persona, f"has {len(dialogues)} dialogues but only {len(duplicates)} different ones")
+        return SplitPersona(persona, Refusal(f"has {len(dialogues)} dialogues but {len(duplicates)} after (near) duplicates"))
     groups = _with_conversations(duplicates, [conversations.get(dialogue.id) for dialogue in dialogues])
     by_row = len(groups) < len(SPLITS)
     assigned = _assign(_ordered(duplicates if by_row else groups, persona, plan), apportion(len(dialogues), plan.wanted))
@@ -75,10 +83,13 @@ def apportion(n: int, wanted: Mapping[Split, int]) -> dict[Split, int]:
 def _with_given_splits(persona: Persona, plan: SplitPlan) -> SplitPersona:
     unsaid = sum(dialogue.split is None for dialogue in persona.dialogues)
     if unsaid:
-        return SplitPersona(persona, f"has {unsaid} of {len(persona.dialogues)} dialogues without a split")
+        what = f"has {unsaid} of {len(persona.dialogues)} dialogues without a split"
+        return SplitPersona(persona, Refusal(what, "fill the split column for all rows or for none of a persona"))
     absent = [split for split in SPLITS if not persona.of_split(split)]
     if absent:
-        return SplitPersona(persona, f"has no {' and no '.join(absent)} dialogue in its split column")
+        return SplitPersona(
+            persona, Refusal(f"has no {' and no '.join(absent)} dialogue", "put at least 1 into each split, or leave the column out")
+        )
     assigned: dict[int, Split] = {}
     for split in SPLITS:
         singles = [(i,) for i, dialogue in enumerate(persona.dialogues) if dialogue.split == split]
@@ -113,19 +124,25 @@ def _ordered(groups: _Groups, persona: Persona, plan: SplitPlan) -> list[list[in
 
 
 def _assign(groups: _Groups, counts: Mapping[Split, int]) -> dict[int, Split]:
-    """Return the split of each position kept: a group goes to the first split it fits in whole, else what fits of it to the emptiest."""
+    """Return the split of each position kept; of a group that fits nowhere, what fits."""
     room = dict(counts)
     assigned: dict[int, Split] = {}
     for index, group in enumerate(groups):
-        empty = tuple(split for split in SPLITS if room[split] == counts[split])
+        empty: list[Split] = [name for name in SPLITS if room[name] == counts[name]]
         # The last groups are reserved for splits that have nothing yet.
-        choices = empty if len(groups) - index <= len(empty) else SPLITS
-        fitting = [split for split in choices if room[split] >= len(group)]
-        split: Split = fitting[0] if fitting else max(choices, key=lambda split: (room[split] == counts[split], room[split]))
-        taken = group[: room[split]]
-        assigned |= dict.fromkeys(taken, split)
-        room[split] -= len(taken)
+        target = _roomiest(len(group), room, preferred=empty, reserved=len(groups) - index <= len(empty))
+        taken = group[: room[target]]
+        assigned |= dict.fromkeys(taken, target)
+        room[target] -= len(taken)
     return assigned
+
+
+def _roomiest(size: int, room: Mapping[Split, int], *, preferred: Sequence[Split], reserved: bool) -> Split:
+    """Return the first split that a group fits in whole, else a preferred one, else the one with most room."""
+    for name in preferred if reserved else SPLITS:
+        if room[name] >= size:
+            return name
+    return max(preferred or SPLITS, key=lambda name: room[name])
 
 
 def _kept(persona: Persona, assigned: Mapping[int, Split]) -> Persona:

@@ -1,0 +1,180 @@
+"""Splits: stable, disjoint, as large as asked for, and never with the same words on two sides."""
+
+import logging
+from random import Random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clusterlora.data.duplicates import NEAR, duplicate_groups, folded
+from clusterlora.data.leaks import leaks
+from clusterlora.data.load import split
+from clusterlora.data.problems import Problems
+from clusterlora.data.reading import Reading
+from clusterlora.data.split import SPLITS, SplitPlan, apportion, split_persona
+from clusterlora.settings import DataSettings
+from clusterlora.values import Dataset, Dialogue, Persona, Split, Turn
+
+WORDS = [f"word{i}" for i in range(12)]
+TEXTS = st.lists(st.sampled_from(WORDS), min_size=1, max_size=14).map(" ".join)
+CONVERSATIONS = st.sampled_from(["a", "b", "c", "d", "e", None])
+ROWS = st.lists(st.tuples(TEXTS, CONVERSATIONS), min_size=3, max_size=25)
+COUNTS = st.tuples(st.integers(1, 12), st.integers(1, 6), st.integers(1, 6))
+
+
+def said(name: str, text: str, given_split: Split | None = None) -> Dialogue:
+    return Dialogue(name, (Turn("user", text), Turn("assistant", f"yes {text}")), split=given_split)
+
+
+def person(texts: list[str], name: str = "ann") -> Persona:
+    return Persona(name, None, tuple(said(f"d{i}", text) for i, text in enumerate(texts)))
+
+
+def plan(train: int = 3, val: int = 1, test: int = 1, seed: int = 0) -> SplitPlan:
+    return SplitPlan({"train": train, "val": val, "test": test}, seed)
+
+
+def splits_by_id(persona: Persona) -> dict[str, Split | None]:
+    return {dialogue.id: dialogue.split for dialogue in persona.dialogues}
+
+
+def different(n: int, prefix: str = "") -> list[str]:
+    return [f"{prefix}subject{i} verb{i} object{i}" for i in range(n)]
+
+
+@given(rows=ROWS, counts=COUNTS, seed=st.integers(0, 5), order=st.randoms(use_true_random=False))
+def test_a_split_does_not_depend_on_the_order_of_the_input(
+    rows: list[tuple[str, str | None]], counts: tuple[int, int, int], seed: int, order: Random
+) -> None:
+    persona = person([text for text, _ in rows])
+    conversations = {f"d{i}": talk for i, (_, talk) in enumerate(rows) if talk}
+    shuffled = list(persona.dialogues)
+    order.shuffle(shuffled)
+    one = split_persona(persona, plan(*counts, seed=seed), conversations)
+    other = split_persona(Persona("ann", None, tuple(shuffled)), plan(*counts, seed=seed), conversations)
+    assert one.refusal == other.refusal
+    assert splits_by_id(one.persona) == splits_by_id(other.persona)
+
+
+@given(rows=ROWS, counts=COUNTS)
+def test_duplicates_are_never_on_two_sides_and_no_split_is_empty_or_too_large(
+    rows: list[tuple[str, str | None]], counts: tuple[int, int, int]
+) -> None:
+    persona = person([text for text, _ in rows])
+    done = split_persona(persona, plan(*counts), {f"d{i}": talk for i, (_, talk) in enumerate(rows) if talk})
+    if done.refusal:
+        assert len(duplicate_groups(persona.dialogues)) < 3
+        return
+    assert not leaks([done.persona])
+    for name, wanted in zip(SPLITS, counts, strict=True):
+        assert 1 <= len(done.persona.of_split(name)) <= wanted
+
+
+@given(rows=ROWS)
+def test_a_conversation_is_never_on_two_sides_unless_the_result_says_so(rows: list[tuple[str, str | None]]) -> None:
+    conversations = {f"d{i}": talk for i, (_, talk) in enumerate(rows) if talk}
+    done = split_persona(person([text for text, _ in rows]), plan(5, 2, 2), conversations)
+    if done.refusal or done.by_row:
+        return
+    sides: dict[str, set[Split | None]] = {}
+    for dialogue in done.persona.dialogues:
+        if dialogue.id in conversations:
+            sides.setdefault(conversations[dialogue.id], set()).add(dialogue.split)
+    assert all(len(splits) == 1 for splits in sides.values())
+
+
+@given(n=st.integers(3, 80), counts=COUNTS)
+def test_shares_of_too_few_dialogues_use_all_of_them_in_proportion(n: int, counts: tuple[int, int, int]) -> None:
+    wanted = dict(zip(SPLITS, counts, strict=True))
+    given_out = apportion(n, wanted)
+    assert sum(given_out.values()) == min(n, sum(counts))
+    for name in SPLITS:
+        exact = wanted[name] * min(1.0, n / sum(counts))
+        # Raising one split to 1 costs another at most 1 more.
+        assert max(1, exact - 2.0) <= given_out[name] <= max(1.0, exact + 1.0)
+
+
+@given(texts=st.lists(TEXTS, max_size=20))
+def test_duplicate_groups_are_those_found_by_comparing_every_pair(texts: list[str]) -> None:
+    dialogues = person(texts).dialogues
+    word_sets = [set(folded(dialogue).split()) for dialogue in dialogues]
+    groups = list(range(len(texts)))
+    for i, one in enumerate(word_sets):
+        for j, other in enumerate(word_sets[:i]):
+            if len(one & other) >= NEAR * len(one | other):
+                groups = [groups[j] if group == groups[i] else group for group in groups]
+    found = {position: k for k, group in enumerate(duplicate_groups(dialogues)) for position in group}
+    for i in range(len(texts)):
+        for j in range(i):
+            assert (found[i] == found[j]) == (groups[i] == groups[j])
+
+
+def test_enough_different_dialogues_give_exactly_the_counts_asked_for() -> None:
+    done = split_persona(person(different(60)), plan(30, 10, 10), {})
+    assert [len(done.persona.of_split(name)) for name in SPLITS] == [30, 10, 10]
+
+
+def test_the_seed_and_the_persona_change_the_split() -> None:
+    texts = different(20)
+    one = splits_by_id(split_persona(person(texts), plan(10, 5, 5), {}).persona)
+    assert one != splits_by_id(split_persona(person(texts), plan(10, 5, 5, seed=1), {}).persona)
+    assert one != splits_by_id(split_persona(person(texts, "bob"), plan(10, 5, 5), {}).persona)
+
+
+def test_case_space_and_punctuation_do_not_make_a_dialogue_different() -> None:
+    assert duplicate_groups(person(["Lights on, please!", "lights  ON please", "Lights off, please!"]).dialogues) == ((0, 1), (2,))
+
+
+def test_a_dialogue_of_one_large_conversation_does_not_starve_the_other_splits() -> None:
+    persona = person(different(30))
+    conversations = {f"d{i}": "long" for i in range(28)}
+    done = split_persona(persona, plan(18, 6, 6), conversations)
+    assert not done.by_row
+    assert [len(done.persona.of_split(name)) for name in SPLITS] == [18, 1, 1]
+
+
+def test_a_persona_of_two_conversations_is_split_row_by_row_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    people = [person(different(10, name), name) for name in ("ann", "bob")]
+    talks = {("ann", f"d{i}"): "scene 1" if i < 5 else "scene 2" for i in range(10)}
+    with caplog.at_level(logging.WARNING):
+        done = split(Reading(Dataset(tuple(people)), {}, talks), DataSettings(train=6, val=2, test=2), problems := Problems())
+    problems.raise_any()
+    assert [len(done.personas[0].of_split(name)) for name in SPLITS] == [6, 2, 2]
+    assert "1 of 2 personas have fewer than 3 conversations" in caplog.text
+
+
+def test_fewer_dialogues_than_asked_keep_the_shares_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        done = split(Reading(Dataset((person(different(10)),))), DataSettings(train=30, val=10, test=10), Problems())
+    assert [len(done.personas[0].of_split(name)) for name in SPLITS] == [6, 2, 2]
+    assert "fewer than 30/10/10" in caplog.text
+
+
+def test_words_that_two_people_share_are_on_the_same_side_for_both() -> None:
+    shared = different(6, "shared ")
+    people = Dataset(tuple(person([*shared, *different(20, name)], name) for name in ("ann", "bob", "carl")))
+    done = split(Reading(people), DataSettings(train=10, val=5, test=5), Problems())
+    assert not leaks(done.personas)
+    for persona in done.personas:
+        assert [len(persona.of_split(name)) for name in SPLITS] == [10, 5, 5]
+
+
+def test_people_with_nothing_but_shared_words_can_still_be_split() -> None:
+    done = split(Reading(Dataset(tuple(person(different(10), name) for name in "abc"))), DataSettings(train=6, val=2, test=2), Problems())
+    assert not leaks(done.personas)
+    for persona in done.personas:
+        assert [len(persona.of_split(name)) for name in SPLITS] == [6, 2, 2]
+
+
+def test_a_given_split_is_kept_but_a_train_dialogue_that_test_repeats_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    sides: list[Split] = ["train", "train", "train", "val", "test", "test"]
+    dialogues = [said(f"d{i}", text, side) for i, (text, side) in enumerate(zip(different(6), sides, strict=True))]
+    dialogues.append(said("d6", "Subject4, verb4, object4!", "train"))
+    with caplog.at_level(logging.WARNING):
+        done = split(
+            Reading(Dataset((Persona("ann", None, tuple(dialogues)),))), DataSettings(train=9, val=9, test=9), problems := Problems()
+        )
+    problems.raise_any()
+    assert splits_by_id(done.personas[0]) == {f"d{i}": side for i, side in enumerate(sides)}
+    assert "1 dialogues left out" in caplog.text
