@@ -1,9 +1,16 @@
-"""What a failed allocation looks like, on a GPU and on a CPU."""
+"""How much memory there is, how much was used, and what a failed allocation looks like, on a GPU and on a CPU."""
 
+import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from clusterlora.errors import OutOfMemory
+
+if TYPE_CHECKING:
+    import torch
 
 _SIGNS = ("DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough memory", "bad_alloc", "CUBLAS_STATUS_ALLOC_FAILED")
 
@@ -45,3 +52,17 @@ def peak_memory_bytes() -> int:
     if torch.cuda.is_available():
         return int(torch.cuda.max_memory_allocated())
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def free_memory_bytes(device: "torch.device") -> int:
+    """Return the memory that could be allocated on a device at this moment."""
+    import torch
+
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        available = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
+    except OSError:
+        available = None
+    # Elsewhere than on Linux, half of what is built in is a careful guess.
+    return int(available[1]) * 1024 if available else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2

@@ -22,21 +22,23 @@ from torch.nn import functional
 
 from clusterlora.errors import TrainingDiverged
 from clusterlora.models.base import BaseModel
-from clusterlora.models.memory import allocation_failures
+from clusterlora.models.memory import allocation_failures, free_memory_bytes
 from clusterlora.models.stacked import Factors, StackedModel, logits_only_at, read_adapter
 from clusterlora.ports import RunLog
 from clusterlora.training import checkpoint
 from clusterlora.training.dropout import DropoutTape, Tape
 from clusterlora.training.job import TrainingJob, TrainingResult, batches, initial_a, learning_rate, pad_rows
 from clusterlora.training.peft_folder import read_peft_tensors, write_peft_folder
-from clusterlora.training.stacked_lora import Rows, StackedLora
+from clusterlora.training.stacked_lora import Rows, StackedLora, targeted_layers
 
 log = logging.getLogger(__name__)
 
 TOKENS_PER_CHUNK = 4096
 """Tokens, padding included, of one forward pass at the full micro-batch: about what fits a CPU's caches; a GPU takes more."""
 MOST_SLOTS = 32
-"""Adapters on board at once; more would not make the products more efficient, and each slot costs memory."""
+"""Adapters on board at once; more would not make the products more efficient."""
+_SLOT_SHARE = 0.25
+"""Share of the free memory that slots may take; the rest is for activations."""
 _CHECKPOINT_SECONDS = 20.0
 """An epoch ends with a checkpoint when the adapter's last one is older than this: small jobs are done before it would pay."""
 
@@ -100,11 +102,10 @@ class _Pack:
         self._queue = deque(sorted(jobs, key=lambda job: -job.total_steps))
         self._tokens_per_chunk = max(1, TOKENS_PER_CHUNK * micro_batch // max(job.spec.recipe.batch_size for job in jobs))
         self._rows_per_chunk = micro_batch * MOST_SLOTS
-        n_slots = min(len(jobs), MOST_SLOTS)
+        rank = max(job.spec.recipe.rank for job in jobs)
+        n_slots = min(len(jobs), MOST_SLOTS, _affordable_slots(base, recipe.target_modules, rank))
         probe = torch.tensor([jobs[0].sequences[0].ids[:8]], device=base.model.device)
-        self._lora = StackedLora(
-            base.model, recipe.target_modules, n_slots=n_slots, rank=max(job.spec.recipe.rank for job in jobs), probe=probe
-        )
+        self._lora = StackedLora(base.model, recipe.target_modules, n_slots=n_slots, rank=rank, probe=probe)
         self._underlays = self._load_underlays(jobs)
         self._free = list(range(n_slots))
         self._seats: list[_Seat] = []
@@ -270,3 +271,10 @@ class _Pack:
 
     def _underlay_slots(self, rows: Sequence[_Row]) -> Tensor:
         return torch.tensor([self._underlay_slot[row.seat.job.underlay] for row in rows], device=self._base.model.device)
+
+
+def _affordable_slots(base: BaseModel, target_modules: Sequence[str], rank: int) -> int:
+    """Return how many slots fit: each has parameters, gradients and two moments, in float32."""
+    layers = targeted_layers(base.model, target_modules).values()
+    slot_bytes = 4 * 4 * rank * sum(layer.in_features + layer.out_features for layer in layers)
+    return max(1, int(_SLOT_SHARE * free_memory_bytes(base.model.device) / slot_bytes))
