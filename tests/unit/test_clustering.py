@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from clusterlora.clustering import ALGORITHMS
 from clusterlora.clustering.cluster import cluster_personas
 from clusterlora.clustering.kmeans import exact_sizes, free_sizes
 from clusterlora.errors import BadData, BadSettings, UnknownName
@@ -66,7 +67,7 @@ def by_responses(**changes: Any) -> ClusteringSettings:
     return replace(ClusteringSettings(algorithm="responses", k=3), **changes)
 
 
-@pytest.mark.parametrize("algorithm", ["responses", "description"])
+@pytest.mark.parametrize("algorithm", sorted(ALGORITHMS))
 def test_planted_clusters_are_found_smallest_first(algorithm: str):
     dataset, truth = population()
     found = cluster_personas(dataset, by_responses(algorithm=algorithm), CountsEmbedder())
@@ -98,7 +99,7 @@ def test_the_order_of_the_personas_changes_nothing(sizes: tuple[int, ...] | None
     assert cluster_personas(dataset, wanted, CountsEmbedder()) == cluster_personas(turned, wanted, CountsEmbedder())
 
 
-@pytest.mark.parametrize("algorithm", ["responses", "description"])
+@pytest.mark.parametrize("algorithm", sorted(ALGORITHMS))
 def test_val_and_test_dialogues_are_never_read(algorithm: str):
     dataset, _ = population()
     poison = dialogue("poison", "zzz poison zzz", "test")
@@ -132,6 +133,29 @@ def test_planted_clusters_are_called_stable_and_noise_is_not(caplog: pytest.LogC
     assert noise["silhouette"] < 0.3
     assert noise["ari_bootstraps"] < 0.5
     assert "unstable: ari_bootstraps" in caplog.text
+
+
+def test_whitening_finds_people_whom_the_topics_of_their_answers_hide():
+    rng = np.random.default_rng(0)
+    topics = ("warm lights lit low", "film on the tv by ten", "fan at max", "alarm armed")
+    habit = ("q", "z", "x")
+    personas, truth = [], {}
+    for number in range(30):
+        persona_id, truth[f"p{number:02d}"] = f"p{number:02d}", number % 3
+        said = [f"{topics[rng.integers(4)]} {habit[number % 3]}" for _ in range(6)]
+        personas.append(Persona(persona_id, None, tuple(dialogue(f"{number}-{i}", text, "train") for i, text in enumerate(said))))
+    dataset = Dataset(tuple(personas))
+    assert planted(cluster_personas(dataset, by_responses(), CountsEmbedder()), truth) != [{0}, {1}, {2}]
+    assert planted(cluster_personas(dataset, by_responses(algorithm="responses_whitened"), CountsEmbedder()), truth) == [{0}, {1}, {2}]
+
+
+def test_whitening_needs_answers_that_differ():
+    dataset, _ = population()
+    repetitive = Dataset(
+        tuple(replace(p, dialogues=(Dialogue("d", (Turn("assistant", f"{p.id} done"),), split="train"),)) for p in dataset.personas)
+    )
+    with pytest.raises(BadData, match="two different train responses"):
+        cluster_personas(repetitive, by_responses(algorithm="responses_whitened"), CountsEmbedder())
 
 
 def test_one_description_each_leaves_nothing_to_resample():
