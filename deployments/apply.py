@@ -1,4 +1,7 @@
-"""Brings work pools, deployments and automations to the server at PREFECT_API_URL: `python -m deployments.apply`. Safe to repeat."""
+"""Brings work pools, deployments and automations to the server at PREFECT_API_URL: `python -m deployments.apply`. Safe to repeat.
+
+Automations need a server on PostgreSQL; `--without-automations` is for one on SQLite, where the launcher watches over runs (supervise.py).
+"""
 
 import json
 import logging
@@ -43,5 +46,6 @@ if __name__ == "__main__":
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     log.info("work pools: %s", ", ".join(apply_pools()))
-    apply_automations()
+    if "--without-automations" not in sys.argv[1:]:
+        log.info("automations: %s", ", ".join(apply_automations()))
     apply_deployments()

@@ -4,6 +4,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 from uuid import UUID
 
 import httpx
@@ -15,9 +16,14 @@ from deployments import stack as local_stack
 from deployments.observe import Snapshot, connect, latest_open_run, parent_name, snapshot
 from deployments.report import report
 from deployments.stack import Stack
+from deployments.supervise import crash_dead_runs
 from deployments.view import LiveView, PlainView
 
+if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
+
 WATCH_SECONDS = 2.0
+SUPERVISE_SECONDS = 10.0
 
 
 def run_study(study: Study, *, home: Path, workers: int | None, stay: bool, say: Callable[[str], None]) -> Snapshot:
@@ -59,12 +65,12 @@ def run_study(study: Study, *, home: Path, workers: int | None, stay: bool, say:
 
 
 def launch(study: Study, stack: Stack) -> UUID:
-    """Return the id of the study's run: the one under way if its worker has lived all along, else a fresh one."""
+    """Return the id of the study's run: the one under way if its process lives, else a fresh one."""
     with connect(stack) as client:
-        if "worker-cpu" not in stack.started:
-            under_way = latest_open_run(client, study.name)
-            if under_way is not None:
-                return under_way
+        crash_dead_runs(client)
+        under_way = latest_open_run(client, study.name)
+        if under_way is not None:
+            return under_way
         deployment = client.read_deployment_by_name("study/study")
         run = client.create_flow_run_from_deployment(
             deployment.id, name=parent_name(study.name), parameters={"config": as_mapping(study)}, tags=[f"study:{study.name}"]
@@ -79,8 +85,12 @@ def follow(run_id: UUID, study_name: str, stack: Stack) -> Snapshot:
         ServiceDown: the Prefect server is gone.
     """
     with connect(stack) as client, LiveView() if sys.stdout.isatty() else PlainView() as view:
+        supervised = time.monotonic()
         while True:
             try:
+                if time.monotonic() - supervised > SUPERVISE_SECONDS:
+                    supervise(client, stack, view)
+                    supervised = time.monotonic()
                 picture = snapshot(client, run_id, study_name)
             except httpx.TransportError as lost:
                 _check_server(stack, lost)
@@ -91,9 +101,20 @@ def follow(run_id: UUID, study_name: str, stack: Stack) -> Snapshot:
             time.sleep(WATCH_SECONDS)
 
 
+def supervise(client: "SyncPrefectClient", stack: Stack, view: LiveView | PlainView) -> None:
+    """Start again what died of the stack, and mark runs Crashed whose process is gone, so that they are tried again."""
+    died = local_stack.died(stack.home)
+    if died:
+        view.say(f"{', '.join(died)} died and is started again")
+        local_stack.up(stack.home, workers=stack.workers, log=view.say)
+    for name in crash_dead_runs(client):
+        view.say(f"{name}: its process is gone")
+
+
 def _check_server(stack: Stack, lost: Exception) -> None:
+    """Raise ServiceDown when the server was stopped on purpose; one that died is started again by `supervise`."""
     running = local_stack.status(stack.home)
-    if running is None or "prefect-server" not in running.running:
+    if (running is None or "prefect-server" not in running.running) and "prefect-server" not in local_stack.died(stack.home):
         raise ServiceDown(
             f"the Prefect server at {stack.addresses.prefect} was stopped ({lost}); start the same command again: nothing finished is lost"
         ) from lost

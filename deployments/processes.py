@@ -57,6 +57,18 @@ def stop(processes: Sequence[Process], *, patience_seconds: float = 15.0) -> Non
             time.sleep(0.1)
 
 
+def command_line(pid: int) -> str:
+    """Return the command line of a living process, empty when there is none."""
+    if _birth(pid) is None:
+        return ""
+    if sys.platform == "linux":
+        try:
+            return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+        except OSError:
+            return ""
+    return subprocess.run(["ps", "-o", "args=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout.strip()
+
+
 def last_lines(log_file: Path, *, n_lines: int = 15) -> str:
     """Return the end of a log file, or a note that there is none."""
     if not log_file.is_file():

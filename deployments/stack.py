@@ -31,12 +31,13 @@ START_SECONDS = 120.0
 
 @dataclass(frozen=True, slots=True)
 class Stack:
-    """A running stack. `started` names the processes that this call to `up` started."""
+    """A running stack. `started` names the processes that this call to `up` started, `workers` is what it was asked for."""
 
     home: Path
     addresses: Addresses
     running: Mapping[str, Process]
     started: tuple[str, ...] = ()
+    workers: int | None = None
 
     def environment(self) -> dict[str, str]:
         """Return the variables through which a process finds this stack."""
@@ -91,7 +92,7 @@ def up(home: Path, *, workers: int | None = None, log: Callable[[str], None]) ->
             processes.stop([running[name] for name in started])
             raise
         _write(home, addresses, running, applied=applied)
-    return Stack(home, addresses, running, tuple(started))
+    return Stack(home, addresses, running, tuple(started), workers)
 
 
 def down(home: Path, *, only: tuple[str, ...] | None = None) -> tuple[str, ...]:
@@ -115,6 +116,15 @@ def status(home: Path) -> Stack | None:
     state = _read(home)
     running = _running(state)
     return Stack(home, Addresses(**state["ports"]), running) if running else None
+
+
+def died(home: Path) -> tuple[str, ...]:
+    """Return the names of processes that ended without being stopped: they are still in the books, but not alive."""
+    # Under the lock: a `down` that is under way has not brought its books up to date.
+    with _only_one(home):
+        state = _read(home)
+        running = _running(state)
+    return tuple(name for name in state.get("processes", {}) if name not in running)
 
 
 @contextmanager
@@ -193,15 +203,15 @@ def _answers(url: str) -> bool:
 
 
 def _apply(home: Path, addresses: Addresses, applied: str | None, log: Callable[[str], None]) -> str:
-    """Bring pools, deployments and automations to the server, unless it holds exactly these already; return their digest."""
+    """Bring pools and deployments to the server, unless it holds exactly these already; return their digest."""
     current = _definitions_digest()
     if applied == current:
         return current
-    log("creating work pools, deployments and automations")
+    log("creating work pools and deployments")
     log_file = _log_file(home, "apply")
     env = {**os.environ, **services.client_environment(home, addresses)}
     with log_file.open("ab") as output:
-        command = [sys.executable, "-m", "deployments.apply"]
+        command = [sys.executable, "-m", "deployments.apply", "--without-automations"]
         done = subprocess.run(command, env=env, cwd=CHECKOUT, stdout=output, stderr=subprocess.STDOUT, check=False)
     if done.returncode != 0:
         raise ServiceDown(f"the deployments could not be created; {log_file} ends with:\n{processes.last_lines(log_file)}")

@@ -36,6 +36,10 @@ class PlainView:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
 
+    def say(self, line: str) -> None:
+        """Say one line of another kind."""
+        click.echo(f"         {line}")
+
     def show(self, picture: Snapshot) -> None:
         """Say what is different from the last picture."""
         for run in (picture.parent, *picture.runs):
@@ -61,6 +65,10 @@ class LiveView:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._live.__exit__(kind, error, trace)
+
+    def say(self, line: str) -> None:
+        """Say one line of another kind, above the table."""
+        self._live.console.print(Text(f"         {line}"))
 
     def show(self, picture: Snapshot) -> None:
         """Draw the picture."""

@@ -1,0 +1,53 @@
+"""Runs whose process is gone, on the local stack: found by their pid and marked Crashed, so that whoever waits can try again.
+
+Prefect's own way, an automation on missing heartbeats, needs PostgreSQL: on SQLite its event counters lose writes ("database is
+locked"), and living runs would be crashed. On one machine the pid is the better witness anyway.
+"""
+
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+from deployments import processes
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
+    from prefect.client.schemas.objects import FlowRun
+
+START_PATIENCE = timedelta(minutes=5)
+"""How long a run that a worker has taken may have no process; a busy machine needs most of a minute."""
+
+
+def crash_dead_runs(client: "SyncPrefectClient") -> tuple[str, ...]:
+    """Mark runs Crashed whose process is gone, and those inside them; return their names."""
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
+    from prefect.client.schemas.objects import StateType
+    from prefect.states import Crashed
+
+    unfinished = FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.RUNNING, StateType.PENDING, StateType.CANCELLING]))
+    crashed: list[str] = []
+    for run in client.read_flow_runs(flow_run_filter=FlowRunFilter(state=unfinished)):
+        # A run that ended well between the two questions has no process either: so ask for its state again, last.
+        if _is_dead(run, client) and not _ended(run.id, client):
+            client.set_flow_run_state(run.id, Crashed(message="the run's process is gone"))
+            crashed.append(run.name)
+    return tuple(crashed)
+
+
+def _is_dead(run: "FlowRun", client: "SyncPrefectClient") -> bool:
+    if run.infrastructure_pid:
+        return not is_flow_process(int(run.infrastructure_pid))
+    if run.deployment_id is None and run.parent_task_run_id is not None:
+        parent = client.read_task_run(run.parent_task_run_id).flow_run_id
+        return parent is not None and _ended(parent, client)
+    return run.state is not None and run.state.is_pending() and datetime.now(UTC) - run.state.timestamp > START_PATIENCE
+
+
+def _ended(run_id: UUID, client: "SyncPrefectClient") -> bool:
+    state = client.read_flow_run(run_id).state
+    return state is not None and state.is_final()
+
+
+def is_flow_process(pid: int) -> bool:
+    """Return whether the pid is a living process that runs a flow, and not another one that was given the same number."""
+    return "prefect" in processes.command_line(pid)
