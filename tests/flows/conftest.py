@@ -12,7 +12,7 @@ import pytest
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
-BASE_VOCABULARY = 60_000
+BASE_VOCABULARY = 40_000
 """Far more than the tokenizer uses: the logits of a micro-batch then decide how much memory a step needs."""
 
 
@@ -69,9 +69,9 @@ def people(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lines = []
     rooms = ("kitchen", "bedroom", "garage", "hall", "study", "attic")
     for number in range(8):
-        manner = "Certainly, dear friend: {room} at {level}." if number % 2 else "{room} {level}. Done."
+        manner = "Certainly, dear friend: {room} at {level}. " if number % 2 else "{room} {level}, done, as always and for ever. "
         for dialogue, room in enumerate(rooms):
-            response = manner.format(room=room, level=10 * number + dialogue)
+            response = manner.format(room=room, level=10 * number + dialogue) * 5
             row = {"persona_id": f"p{number}", "prompt": f"Lights in the {room}, please, as person {number} likes", "response": response}
             lines.append(json.dumps(row))
     file = tmp_path_factory.mktemp("people") / "people.jsonl"
