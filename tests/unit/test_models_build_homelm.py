@@ -12,18 +12,18 @@ from clusterlora.models.build_homelm import END, PAD, SPECIAL_TOKENS, HomelmPlan
 TINY = HomelmPlan(layers=1, hidden=32, intermediate=64, heads=2, key_value_heads=1, personas=20, dialogues=4, held_out_personas=12, steps=8)
 
 
-class Curve:
-    """A run log that keeps the loss."""
+class Curves:
+    """A run log that keeps the points of every curve."""
 
     def __init__(self) -> None:
-        self.losses: list[float] = []
+        self.points: dict[str, list[tuple[int, float]]] = {}
 
     def phase(self, name: str, *, total: int, unit: str) -> None: ...
 
-    def advance(self, _units: int = 1, **facts: float) -> None:
-        self.losses.append(facts["loss"])
+    def advance(self, units: int = 1, **facts: float) -> None: ...
 
-    def metric(self, name: str, value: float, *, step: int) -> None: ...
+    def metric(self, name: str, value: float, *, step: int) -> None:
+        self.points.setdefault(name, []).append((step, value))
 
     def note(self, message: str) -> None: ...
 
@@ -38,16 +38,17 @@ def one_thread():
 
 @pytest.mark.usefixtures("one_thread")
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_other_weights(tmp_path: Path) -> None:
-    curve = Curve()
-    facts = build(tmp_path / "a", seed=3, log=curve, plan=TINY)
+    log = Curves()
+    facts = build(tmp_path / "a", seed=3, log=log, plan=TINY)
     torch.rand(5)  # the state of torch's global generator must not matter
-    build(tmp_path / "b", seed=3, log=Curve(), plan=TINY)
-    build(tmp_path / "c", seed=4, log=Curve(), plan=TINY)
+    build(tmp_path / "b", seed=3, log=Curves(), plan=TINY)
+    build(tmp_path / "c", seed=4, log=Curves(), plan=TINY)
     for name in ("model.safetensors", "tokenizer.json", "tokenizer_config.json", "config.json", "README.md"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
     assert (tmp_path / "a" / "model.safetensors").read_bytes() != (tmp_path / "c" / "model.safetensors").read_bytes()
-    assert curve.losses[-1] < curve.losses[0]
-    assert 0 < facts["held_out_nll"] < curve.losses[0]
+    losses = [loss for _, loss in log.points["loss"]]
+    assert len(losses) == TINY.steps
+    assert 0 < facts["held_out_nll"] < losses[0]
     assert load_base(str(tmp_path / "a")).model.num_parameters() == facts["parameters"]
 
 
@@ -55,7 +56,7 @@ def test_building_leaves_the_global_generator_alone(tmp_path: Path) -> None:
     torch.manual_seed(11)
     expected = torch.rand(3)
     torch.manual_seed(11)
-    build(tmp_path / "a", log=Curve(), plan=TINY)
+    build(tmp_path / "a", log=Curves(), plan=TINY)
     assert torch.equal(torch.rand(3), expected)
 
 
