@@ -12,7 +12,7 @@ from tasks.fan_out import evaluate_all, train_all
 from tasks.outcome import cancel_children, record_failure
 from tasks.planning import packs_after_gate
 from tasks.preparation import cluster, prepare
-from tasks.run_names import study_tag
+from tasks.run_names import study_tag, tag_this_run
 from tasks.status import show_status
 
 MISSION = Study()
@@ -34,6 +34,7 @@ def study(config: Study = MISSION) -> State[None]:
         config: The study.
     """
     name = config.name
+    tag_this_run(name)
     with tags(study_tag(name)):
         prepare(config)
         cluster(config)

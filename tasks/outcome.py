@@ -1,5 +1,6 @@
 """What happens when a study ends badly: the database and the tracker are told, and a cancelled study takes its runs along."""
 
+from dataclasses import replace
 from typing import Any
 
 from prefect.client.orchestration import get_client
@@ -8,6 +9,8 @@ from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.flows import Flow
 from prefect.states import Cancelling
 
+from clusterlora.config import from_mapping
+from clusterlora.errors import BadSettings
 from clusterlora.wiring import from_environment
 from tasks.run_names import study_tag
 
@@ -15,13 +18,21 @@ ALIVE = [StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING]
 
 
 def record_failure(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:  # noqa: ARG001  (Prefect's signature)
-    """Give a study that failed, crashed or was cancelled a status that says so; one refused before it was recorded has none."""
-    name = flow_run.parameters["config"]["name"]
+    """Give a study that failed, crashed or was cancelled a status that says so.
+
+    A run that was itself refused (other settings under a taken name, unusable data) leaves the study of that name alone.
+    """
+    try:
+        asked = from_mapping(flow_run.parameters["config"])
+    except BadSettings:
+        return
     stores = from_environment()
-    if name in {known for known, _, _ in stores.studies.studies()}:
-        cancelled = state.is_cancelling() or state.is_cancelled()
-        stores.studies.set_status(name, "cancelled" if cancelled else "failed")
-        stores.tracker.end_study(name, status="KILLED" if cancelled else "FAILED")
+    if asked.name not in {name for name, _, _ in stores.studies.studies()} or stores.studies.status(asked.name) != "running":
+        return
+    if replace(stores.studies.study(asked.name), runtime=asked.runtime) == asked:
+        ending = "cancelled" if state.is_cancelling() or state.is_cancelled() else "failed"
+        stores.studies.set_status(asked.name, ending)
+        stores.tracker.end_study(asked.name, status=ending)
 
 
 def cancel_children(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:  # noqa: ARG001  (Prefect's signature)

@@ -1,9 +1,20 @@
 """What runs are called and tagged, so that a list of runs reads: what, method or cluster, study."""
 
+from uuid import UUID
+
+from prefect.client.orchestration import get_client
+from prefect.runtime import flow_run
+
 
 def study_tag(study_name: str) -> str:
     """Return the tag that all runs of a study carry."""
     return f"study:{study_name}"
+
+
+def tag_this_run(study_name: str) -> None:
+    """Give the current flow run its study's tag; Prefect's `tags` reach only the runs it starts."""
+    with get_client(sync_client=True) as client:
+        client.update_flow_run(UUID(flow_run.id), tags=sorted({*flow_run.tags, study_tag(study_name)}))
 
 
 def training_name(*, title: str, study_name: str, micro_batch: int, attempt: int, **_: object) -> str:

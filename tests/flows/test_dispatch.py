@@ -4,7 +4,7 @@ from uuid import uuid4
 
 import httpx
 import pytest
-from prefect.client.schemas.objects import FlowRun, State
+from prefect.client.schemas.objects import FlowRun, State, TaskRun
 from prefect.states import Cancelled, Completed, Crashed, Failed
 
 from clusterlora.errors import BadData, ClusterLoraError, OutOfMemory, ServiceDown
@@ -34,7 +34,7 @@ def run(state: State[None]) -> FlowRun:
 
 
 def retried(error: Exception) -> bool:
-    return deserves_another_attempt(dispatch_training, None, Failed(data=error))
+    return deserves_another_attempt(dispatch_training, TaskRun(task_key="dispatch", dynamic_key="0"), Failed(data=error))
 
 
 def test_a_completed_run_is_settled_without_a_word(stores: Stores):

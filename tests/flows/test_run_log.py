@@ -29,7 +29,7 @@ def test_a_phase_is_one_progress_artifact_with_facts_and_an_estimate(prefect_ser
     def artifacts() -> list[tuple[float, str]]:
         with get_client(sync_client=True) as client:
             found = client.read_artifacts(artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=["progress-mission-train"])))
-        return [(float(artifact.data), artifact.description or "") for artifact in found]
+        return [(float(str(artifact.data)), artifact.description or "") for artifact in found]
 
     @flow
     def training() -> None:
