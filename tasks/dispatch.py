@@ -113,7 +113,6 @@ def dispatch_evaluation(study_name: str, part: str, *, shard: int = 1, shards: i
         attempt = earlier[-1]
     else:
         attempt = Attempt(pack=name, number=len(earlier) + 1, micro_batch=study.evaluation.batch_size, state="running")
-        stores.studies.open_attempt(study_name, attempt)
     _see_through("evaluate", study, attempt, parameters, name, stores)
     stores.studies.close_attempt(study_name, name, attempt.number, state="done")
 
@@ -122,6 +121,8 @@ def _see_through(flow: str, study: Study, attempt: Attempt, parameters: Mapping[
     """Start the attempt's run, or find it, and wait; return when it completed, else record how it ended and raise."""
     # A study deleted and made again under its name must not find the runs of the first one.
     created = next(created for known, _, created in stores.studies.studies() if known == study.name)
+    # Recorded before the run exists: a run that dies before its first line still counts, with its micro-batch.
+    stores.studies.open_attempt(study.name, attempt)
     deployment = f"{flow}/{flow}" if study.runtime.gpu_pool == "gpu" else f"{flow}/{flow}-{study.runtime.gpu_pool}"
     try:
         run = cast(

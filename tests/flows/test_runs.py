@@ -167,7 +167,7 @@ def test_a_killed_child_is_crashed_and_tried_again(study: Study):
         os.kill(wait_for(lambda: process_of(child)), signal.SIGKILL)
         finished.result()
 
-    assert [state for _, _, state in attempts(study, "cluster-00")] == ["crashed", "done"]
+    assert attempts(study, "cluster-00") == [(1, BATCH, "crashed"), (2, BATCH, "done")]
     assert [run.state_name for run in runs_of(study, name="train · cluster 00")] == ["Crashed", "Completed"]
 
 
