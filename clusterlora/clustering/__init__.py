@@ -6,7 +6,7 @@ from clusterlora.catalog import Catalog
 from clusterlora.clustering.description import description
 from clusterlora.clustering.features import Evidence
 from clusterlora.clustering.responses import responses
-from clusterlora.clustering.responses_whitened import responses_whitened
+from clusterlora.clustering.responses_discriminant import responses_discriminant
 from clusterlora.ports import Embedder
 from clusterlora.values import Persona
 
@@ -17,6 +17,6 @@ ALGORITHMS: Catalog[Algorithm] = Catalog(
     {
         "description": description,
         "responses": responses,
-        "responses_whitened": responses_whitened,
+        "responses_discriminant": responses_discriminant,
     },
 )

@@ -135,27 +135,28 @@ def test_planted_clusters_are_called_stable_and_noise_is_not(caplog: pytest.LogC
     assert "unstable: ari_bootstraps" in caplog.text
 
 
-def test_whitening_finds_people_whom_the_topics_of_their_answers_hide():
+def test_discriminants_find_people_whom_the_topics_of_their_answers_hide():
     rng = np.random.default_rng(0)
     topics = ("warm lights lit low", "film on the tv by ten", "fan at max", "alarm armed")
     habit = ("q", "z", "x")
     personas, truth = [], {}
     for number in range(30):
-        persona_id, truth[f"p{number:02d}"] = f"p{number:02d}", number % 3
+        persona_id = f"p{number:02d}"
+        truth[persona_id] = number % 3
         said = [f"{topics[rng.integers(4)]} {habit[number % 3]}" for _ in range(6)]
         personas.append(Persona(persona_id, None, tuple(dialogue(f"{number}-{i}", text, "train") for i, text in enumerate(said))))
     dataset = Dataset(tuple(personas))
     assert planted(cluster_personas(dataset, by_responses(), CountsEmbedder()), truth) != [{0}, {1}, {2}]
-    assert planted(cluster_personas(dataset, by_responses(algorithm="responses_whitened"), CountsEmbedder()), truth) == [{0}, {1}, {2}]
+    assert planted(cluster_personas(dataset, by_responses(algorithm="responses_discriminant"), CountsEmbedder()), truth) == [{0}, {1}, {2}]
 
 
-def test_whitening_needs_answers_that_differ():
+def test_discriminants_need_answers_that_differ():
     dataset, _ = population()
     repetitive = Dataset(
         tuple(replace(p, dialogues=(Dialogue("d", (Turn("assistant", f"{p.id} done"),), split="train"),)) for p in dataset.personas)
     )
     with pytest.raises(BadData, match="two different train responses"):
-        cluster_personas(repetitive, by_responses(algorithm="responses_whitened"), CountsEmbedder())
+        cluster_personas(repetitive, by_responses(algorithm="responses_discriminant"), CountsEmbedder())
 
 
 def test_one_description_each_leaves_nothing_to_resample():
