@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 PYTHON ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types imports check lock clean
+.PHONY: help install demo test lint types imports check bench lock clean
 
 help:  ## what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +37,14 @@ imports: $(INSTALLED)  ## import contracts between the layers
 	$(BIN)/lint-imports
 
 check: lint types imports test  ## everything that CI asks for
+
+bench: $(VENV)/.bench-installed  ## comparison with other trainers, about half an hour on an idle machine
+	$(BIN)/python -m benchmarks.run --out docs $(BENCH)
+
+# The peers stand beside what is installed already: their lock holds the same versions.
+$(VENV)/.bench-installed: $(INSTALLED) benchmarks/requirements.lock
+	VIRTUAL_ENV=$(CURDIR)/$(VENV) $$(command -v uv || echo $(BIN)/uv) pip install --quiet --require-hashes -r benchmarks/requirements.lock
+	@touch $@
 
 lock:  ## resolve the dependencies anew
 	uv pip compile pyproject.toml --group dev --universal --generate-hashes --python-version 3.11 \

@@ -34,12 +34,14 @@ def run_study(study: Study, *, home: Path, workers: int | None, stay: bool, say:
     Args:
         home: where the stack keeps its state.
         workers: processes of the gpu pool, see `stack.up`.
-        stay: leave the servers up afterwards until Ctrl-C; otherwise whatever this call started is stopped.
+        stay: leave servers that this call started up afterwards, until Ctrl-C; otherwise they are stopped. Servers that were up before
+            stay up in any case.
 
     Raises:
         ServiceDown: a server could not be started, or stopped answering.
     """
     stack = local_stack.up(home, workers=workers, log=say)
+    ours = "prefect-server" in stack.started
     launched = False
     try:
         run_id = launch(study, stack)
@@ -50,17 +52,18 @@ def run_study(study: Study, *, home: Path, workers: int | None, stay: bool, say:
         if launched:
             say(f"\nThe study goes on without you. Watch it at {stack.addresses.prefect}, or run the same command again to follow it;")
             say("`clusterlora study status` tells how it stands, `clusterlora down` stops everything.")
-        else:
-            local_stack.down(home, only=stack.started)
+        elif ours:
+            local_stack.down(home)
         raise
     except BaseException:
-        local_stack.down(home, only=stack.started)
+        if ours:
+            local_stack.down(home)
         raise
     report(study.name, ended, stack)
-    if stay:
+    if ours and stay:
         _stay(stack, say)
-    else:
-        local_stack.down(home, only=stack.started)
+    if ours:
+        local_stack.down(home)
     return ended
 
 
@@ -127,4 +130,3 @@ def _stay(stack: Stack, say: Callable[[str], None]) -> None:
             time.sleep(WATCH_SECONDS)
     except KeyboardInterrupt:
         say("\nstopping servers and workers")
-        local_stack.down(stack.home)

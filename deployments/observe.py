@@ -99,8 +99,9 @@ def _progress(client: "SyncPrefectClient", run_ids: list[UUID]) -> dict[UUID, tu
 
     wanted = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=run_ids), type=ArtifactFilterType(any_=["progress"]))
     found = client.read_artifacts(artifact_filter=wanted, sort=ArtifactSort.CREATED_DESC, limit=MOST_RUNS) if run_ids else []
-    # The oldest first, so that the latest of a run has the last word.
-    return {a.flow_run_id: (float(str(a.data or 0)), a.description or "") for a in reversed(found) if a.flow_run_id is not None}
+    # The oldest first, so that the latest of a run has the last word. A phase that is complete says nothing of what the run does.
+    latest = {a.flow_run_id: (float(str(a.data or 0)), a.description or "") for a in reversed(found) if a.flow_run_id is not None}
+    return {run_id: (percent, text) for run_id, (percent, text) in latest.items() if percent < 100}
 
 
 def _as_run(run: "FlowRun", progress: dict[UUID, tuple[float, str]]) -> Run:

@@ -25,7 +25,7 @@ from deployments import processes, services
 from deployments.processes import Process
 from deployments.services import CHECKOUT, LOOPBACK, Addresses, Service
 
-START_SECONDS = 120.0
+START_SECONDS = 300.0
 """How long the servers may take to answer: both migrate a fresh database first, slowly on a busy machine."""
 
 
@@ -95,20 +95,19 @@ def up(home: Path, *, workers: int | None = None, log: Callable[[str], None]) ->
     return Stack(home, addresses, running, tuple(started), workers)
 
 
-def down(home: Path, *, only: tuple[str, ...] | None = None) -> tuple[str, ...]:
-    """Stop the stack (or only the named processes), workers before servers; return what was stopped."""
+def down(home: Path) -> tuple[str, ...]:
+    """Stop the stack, workers before servers; return what was stopped."""
     if not home.is_dir():
         return ()
     with _only_one(home):
         state = _read(home)
         running = _running(state)
-        chosen = [name for name in running if only is None or name in only]
         # The workers go first, so that the server still hears how their runs end.
-        for kind in ("worker-", ""):
-            processes.stop([running.pop(name) for name in chosen if name.startswith(kind) and name in running])
+        processes.stop([process for name, process in running.items() if name.startswith("worker-")])
+        processes.stop(list(running.values()))
         if state:
-            _write(home, Addresses(**state["ports"]), running, applied=state.get("applied"))
-    return tuple(chosen)
+            _write(home, Addresses(**state["ports"]), {}, applied=state.get("applied"))
+    return tuple(running)
 
 
 def status(home: Path) -> Stack | None:

@@ -160,10 +160,10 @@ def test_up_restarts_what_died_keeps_what_lives_and_avoids_taken_ports(tmp_path:
             assert second.addresses == first.addresses
             assert second.running["prefect-server"] == first.running["prefect-server"]
 
-            assert set(stack.down(tmp_path, only=("worker-cpu",))) == {"worker-cpu"}
-            still = stack.status(tmp_path)
-            assert still is not None
-            assert set(still.running) == {"prefect-server", "mlflow-server", "worker-gpu-0"}
+            processes.stop([second.running["worker-cpu"]], patience_seconds=0)
+            assert stack.died(tmp_path) == ("worker-cpu",)
         finally:
-            stack.down(tmp_path)
+            stopped = stack.down(tmp_path)
+    assert set(stopped) == {"prefect-server", "mlflow-server", "worker-gpu-0"}
     assert stack.status(tmp_path) is None
+    assert stack.died(tmp_path) == ()
