@@ -1,0 +1,136 @@
+"""The results as files: benchmarks.json for machines, benchmarks.md for people."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measure import Row
+from benchmarks.scaling import Point
+from clusterlora.evaluation.markdown import table
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """Everything one run of the benchmarks found."""
+
+    command: str
+    minutes: float
+    machine: Mapping[str, Any]
+    versions: Mapping[str, str]
+    peak_gflops_per_second: Mapping[str, float]
+    rows: Sequence[Row]
+    scaling: Sequence[Point]
+    skipped: Sequence[str]
+
+
+_READING = """A ratio above 1 says ours is that many times faster; it is the median over the repetitions, with the smallest and the largest
+behind it. Contenders take turns within one process, each ratio is taken between neighbours in time, and warm-up is not timed. Both
+sides have the same rows, batches, number of steps, learning rates, dtype, threads and device. MFU is the share of the machine's measured
+matrix-product rate that goes into operations the work needs: no padding, frozen weights without gradients, the vocabulary projection only
+where a token is predicted.
+
+- **Training** is per finished adapter of the mission's study (30 dialogues, 3 epochs, batches of 2, rank 8 on all linear layers, loss on
+  the assistant's tokens), saved as a PEFT folder. Where fewer steps were measured, the others are added at the same rate; what a peer
+  spends around its steps (building, saving) is counted once per adapter. Peers run with their fastest sensible settings, in bfloat16
+  with or without autocast, whichever was faster in warm-up.
+- **Generation** is greedy, every item answered by its own adapter, adapters loaded beforehand. "x8" gives every adapter eight items,
+  which PEFT answers in one batch per adapter."""
+
+
+def write(results: Results, folder: Path) -> None:
+    """Write both files into a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _replace(folder / "benchmarks.json", json.dumps(as_json(results), indent=1, ensure_ascii=False) + "\n")
+    _replace(folder / "benchmarks.md", as_markdown(results))
+
+
+def as_json(results: Results) -> dict[str, Any]:
+    return {
+        "command": results.command,
+        "minutes": round(results.minutes, 1),
+        "machine": dict(results.machine),
+        "versions": dict(results.versions),
+        "peak_gflops_per_second": {dtype: round(rate, 1) for dtype, rate in results.peak_gflops_per_second.items()},
+        "rows": [row.as_json() for row in results.rows],
+        "scaling": [point.as_json() for point in results.scaling],
+        "skipped": list(results.skipped),
+    }
+
+
+def as_markdown(results: Results) -> str:
+    """Return the page: how to read it, the ratios, the scaling, the machine."""
+    sections = [
+        "# Benchmarks",
+        f"Written by `{results.command}` in {results.minutes:.0f} minutes; figures with all settings are in `benchmarks.json`.",
+        _READING,
+        "## Ours against peers",
+        _ratio_table(results.rows),
+    ]
+    if results.scaling:
+        sections += [
+            "## Scaling",
+            "Rates are of adapters 45 steps long; memory is what the run added to the process at its fullest.",
+            _scaling_table(results.scaling),
+        ]
+    if results.skipped:
+        sections += ["## Not measured", "\n".join(f"- {reason}" for reason in results.skipped)]
+    facts = {
+        **results.machine,
+        **{f"{dtype} matrix products": f"{rate:.0f} GFLOP/s" for dtype, rate in results.peak_gflops_per_second.items()},
+    }
+    facts |= results.versions
+    sections += [
+        "## Machine and versions",
+        table(("", ""), [(name.replace("_", " "), str(value)) for name, value in facts.items()], right=(False, False)),
+    ]
+    return "\n\n".join(section.rstrip() for section in sections) + "\n"
+
+
+def _ratio_table(rows: Sequence[Row]) -> str:
+    header = ("what", "baseline", "ratio", "range", "ours", "theirs", "unit", "MFU ours", "MFU theirs", "same answers", "repetitions")
+    cells = [
+        (
+            row.name,
+            row.baseline,
+            f"{row.ratio_median:.2f}x",
+            f"{row.ratio_min:.2f} to {row.ratio_max:.2f}",
+            _rate(row.ours),
+            _rate(row.theirs),
+            row.unit,
+            f"{row.mfu_ours:.0%}",
+            f"{row.mfu_theirs:.0%}",
+            f"{row.facts['identical_answers']:.0%}" if "identical_answers" in row.facts else "",
+            str(row.repetitions),
+        )
+        for row in rows
+    ]
+    return table(header, cells, right=(False, False, True, True, True, True, False, True, True, True, True))
+
+
+def _scaling_table(points: Sequence[Point]) -> str:
+    cells = [
+        (
+            point.what,
+            str(point.n),
+            _rate(point.rate),
+            point.unit,
+            f"{point.seconds:.1f}",
+            f"{point.added_mib:.0f}",
+            "" if point.mfu is None else f"{point.mfu:.0%}",
+        )
+        for point in points
+    ]
+    return table(("what", "n", "rate", "unit", "seconds", "MiB added", "MFU"), cells, right=(False, True, True, False, True, True, True))
+
+
+def _rate(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a whole file or nothing."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)

@@ -1,0 +1,226 @@
+"""`python -m benchmarks.run --out docs`: compare with the peers, measure scaling, write benchmarks.json and benchmarks.md."""
+
+import argparse
+import logging
+import re
+import shlex
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from benchmarks import machine, report, scaling
+from benchmarks.generation import GenerationPlan, compare_generation
+from benchmarks.measure import Row
+from benchmarks.scaling import Point
+from benchmarks.subjects import QWEN_SHAPE, Subject, load_subject
+from benchmarks.trainers import trl_is_installed
+from benchmarks.training import TRAINER, TRL, TrainingPlan, compare_training
+from clusterlora.errors import ClusterLoraError
+from clusterlora.models.loading import Dtype
+
+log = logging.getLogger("benchmarks")
+
+SMOLLM2 = "smollm2-135m"
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """One subject's comparisons in one dtype. `share` is its part of the time: more of it means more repetitions."""
+
+    model: str
+    dtype: Dtype
+    plan: TrainingPlan | GenerationPlan
+    share: float
+
+    @property
+    def name(self) -> str:
+        return f"{'training' if isinstance(self.plan, TrainingPlan) else 'generation'} {self.model} {self.dtype}"
+
+
+# Steps are few where one takes seconds; what is measured stands for the study's 45.
+FULL = (
+    Section("homelm", "float32", TrainingPlan(adapters=32, peer_adapters=3), 0.12),
+    Section("homelm", "float32", GenerationPlan(adapters=16, max_new_tokens=64), 0.04),
+    Section("homelm", "float32", GenerationPlan(adapters=16, items_per_adapter=8, max_new_tokens=64), 0.06),
+    Section(SMOLLM2, "float32", TrainingPlan(adapters=12, peer_adapters=1, dialogues=6, epochs=1), 0.18),
+    Section(SMOLLM2, "float32", GenerationPlan(adapters=16, max_new_tokens=24), 0.12),
+    Section(SMOLLM2, "bfloat16", TrainingPlan(adapters=12, peer_adapters=1, dialogues=6, epochs=1), 0.14),
+    Section(SMOLLM2, "bfloat16", GenerationPlan(adapters=16, max_new_tokens=24), 0.10),
+    Section(QWEN_SHAPE, "float32", TrainingPlan(adapters=8, peer_adapters=1, dialogues=4, epochs=1, peers=(TRAINER, TRL)), 0.12),
+    Section(QWEN_SHAPE, "float32", GenerationPlan(adapters=8, max_new_tokens=8), 0.06),
+)
+QUICK = (
+    Section("homelm", "float32", TrainingPlan(adapters=16, peer_adapters=1, epochs=1), 0.5),
+    Section("homelm", "float32", GenerationPlan(adapters=8), 0.2),
+)
+# A GPU has time for whole adapters and longer answers, and both dtypes for the mission's shape.
+_ON_CUDA: tuple[tuple[str, Dtype, float], ...] = (
+    ("homelm", "float32", 0.08),
+    (SMOLLM2, "float32", 0.10),
+    (SMOLLM2, "bfloat16", 0.10),
+    (QWEN_SHAPE, "float32", 0.08),
+    (QWEN_SHAPE, "bfloat16", 0.08),
+)
+CUDA = tuple(
+    Section(model, dtype, plan, share)
+    for model, dtype, share in _ON_CUDA
+    for plan in (TrainingPlan(adapters=32, peer_adapters=1), GenerationPlan(adapters=32, max_new_tokens=64))
+)
+
+
+@dataclass(slots=True)
+class _Bench:
+    """One run: its clock, and what it has found so far."""
+
+    options: argparse.Namespace
+    started: float = field(default_factory=time.monotonic)
+    rows: list[Row] = field(default_factory=list[Row])
+    points: list[Point] = field(default_factory=list[Point])
+    skipped: list[str] = field(default_factory=list[str])
+    peaks: dict[str, float] = field(default_factory=dict[str, float])
+    _subjects: dict[tuple[str, Dtype], Subject] = field(default_factory=dict[tuple[str, Dtype], Subject])
+
+    @property
+    def minutes(self) -> float:
+        return (time.monotonic() - self.started) / 60
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(self.options.device)
+
+    def subject(self, model: str, dtype: Dtype) -> Subject:
+        """Return a subject; only the latest one stays in memory."""
+        if (model, dtype) not in self._subjects:
+            self._subjects.clear()
+            log.info("loading %s in %s", model, dtype)
+            self._subjects[model, dtype] = load_subject(model, dtype=dtype, device=self.options.device)
+        return self._subjects[model, dtype]
+
+    def peak(self, dtype: Dtype) -> float:
+        if dtype not in self.peaks:
+            self.peaks[dtype] = machine.peak_flops_per_second(self.device, getattr(torch, dtype))
+        return self.peaks[dtype]
+
+    def wanted(self, name: str) -> bool:
+        """Return whether a part is to be measured; note it when the time is over."""
+        if self.options.only and not re.search(self.options.only, name):
+            return False
+        if self.minutes > self.options.minutes:
+            self.skipped.append(f"{name}: the {self.options.minutes:g} minutes were over; give --minutes more")
+            return False
+        log.info("%.1f min: %s", self.minutes, name)
+        return True
+
+    def compare(self, section: Section) -> None:
+        subject = self.subject(section.model, section.dtype)
+        peak, seconds = self.peak(section.dtype), section.share * self.options.minutes * 60
+        at_least = 2 if self.options.quick else 3
+        with _scratch() as folder:
+            if isinstance(section.plan, TrainingPlan):
+                if TRL in section.plan.peers and not trl_is_installed():
+                    self.skipped.append(f"{section.name} against {TRL}: trl is not installed; run `make bench`")
+                found = compare_training(
+                    subject, section.plan, peak_flops_per_second=peak, budget_seconds=seconds, at_least=at_least, scratch=folder
+                )
+            else:
+                found = compare_generation(
+                    subject, section.plan, peak_flops_per_second=peak, budget_seconds=seconds, at_least=at_least, scratch=folder
+                )
+        for row in found:
+            log.info("  %.2fx (%.2f to %.2f) over %s", row.ratio_median, row.ratio_min, row.ratio_max, row.baseline)
+        self.rows += found
+
+    def scale(self) -> None:
+        quick = self.options.quick
+        subject = self.subject("homelm", "float32")
+        peak = self.peak("float32")
+        sizes = (1, 4, 16) if quick else (1, 4, 16, 64, 200)
+        if self.wanted("scaling adapters"):
+            with _scratch() as folder:
+                n_dialogues = 10 if quick else 30
+                self.points += scaling.adapters_in_one_pass(
+                    subject, sizes, n_dialogues=n_dialogues, peak_flops_per_second=peak, scratch=folder
+                )
+        if self.wanted("scaling answers"):
+            with _scratch() as folder:
+                self.points += scaling.adapters_in_one_batch(subject, sizes, max_new_tokens=64, scratch=folder)
+        if self.wanted("scaling personas"):
+            with _scratch() as folder:
+                self.points += scaling.personas(subject, (20,) if quick else (20, 200, 2000), peak_flops_per_second=peak, scratch=folder)
+
+
+@contextmanager
+def _scratch() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="clusterlora-bench-") as folder:
+        yield Path(folder)
+
+
+def _options(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="folder for benchmarks.json and benchmarks.md")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--threads", type=int, help="threads of both sides; torch's default when left out")
+    parser.add_argument("--quick", action="store_true", help="the small model alone, in about 3 minutes")
+    parser.add_argument("--minutes", type=float, help="time to aim at: 28, or 3 with --quick")
+    parser.add_argument("--only", help="regular expression of the parts to measure, such as 'training smollm2' or scaling")
+    options = parser.parse_args(arguments)
+    options.minutes = options.minutes or (3 if options.quick else 28)
+    return options
+
+
+def _quiet() -> None:
+    """Keep the peers' bars and advice out of the output; they cost time as well."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    warnings.filterwarnings("ignore")
+    if trl_is_installed():
+        from datasets.utils.logging import disable_progress_bar  # pyright: ignore[reportMissingImports]
+
+        disable_progress_bar()
+
+
+def main(arguments: list[str]) -> int:
+    """Run the benchmarks; return the exit code."""
+    options = _options(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    log.setLevel(logging.INFO)
+    _quiet()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    bench = _Bench(options)
+    facts = machine.describe(bench.device)
+    sections = QUICK if options.quick else CUDA if bench.device.type == "cuda" else FULL
+    try:
+        for section in sections:
+            if bench.wanted(section.name):
+                bench.compare(section)
+        bench.scale()
+    except ClusterLoraError as error:
+        log.error("error: %s", error)  # noqa: TRY400  (one line for a person)
+        return 1
+    results = report.Results(
+        command=shlex.join(["python", "-m", "benchmarks.run", *arguments]),
+        minutes=bench.minutes,
+        machine=facts,
+        versions=machine.versions(),
+        peak_gflops_per_second={dtype: rate / 1e9 for dtype, rate in bench.peaks.items()},
+        rows=bench.rows,
+        scaling=bench.points,
+        skipped=bench.skipped,
+    )
+    report.write(results, options.out)
+    log.info("%.1f min: wrote %s", bench.minutes, options.out / "benchmarks.md")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,129 @@
+"""What is benchmarked: base models, and the study's own prompts as training jobs and questions."""
+
+import copy
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from transformers import AutoTokenizer, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
+
+from benchmarks.flops import Shape, shape_of
+from clusterlora.data.prompts import PromptEncoder, messages
+from clusterlora.data.synthetic import generate
+from clusterlora.evaluation.generate import Question
+from clusterlora.models.base import BaseModel, load_base
+from clusterlora.models.loading import Dtype
+from clusterlora.models.smollm2 import fetch_smollm2
+from clusterlora.settings import ModelSettings, Recipe, SyntheticSettings
+from clusterlora.training.job import TrainingJob, initial_a
+from clusterlora.training.peft_folder import write_peft_folder
+from clusterlora.training.stacked_lora import targeted_layers
+from clusterlora.values import AdapterSpec, Dialogue, Persona
+
+QWEN_SHAPE = "qwen2.5-0.5b-shape"
+"""The mission's base by its sizes, with random weights: speed does not depend on what the weights know."""
+
+STUDY_STEPS = 45
+"""Optimiser steps of one personal adapter in the mission's study: 30 dialogues, 3 epochs, batches of 2."""
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A base model for us, and a copy of its own for the peers: some of them patch the model they are given."""
+
+    name: str
+    dtype: Dtype
+    ours: BaseModel
+    theirs: BaseModel
+    shape: Shape
+
+    @property
+    def device(self) -> torch.device:
+        return self.ours.model.device
+
+
+def load_subject(name: str, *, dtype: Dtype, device: str) -> Subject:
+    """Return a base model twice.
+
+    Args:
+        name: what `load_base` understands, or QWEN_SHAPE.
+    """
+    ours = _random_qwen(dtype, device) if name == QWEN_SHAPE else load_base(name, dtype=dtype, device=device)
+    return Subject(name, dtype, ours, replace(ours, model=copy.deepcopy(ours.model)), shape_of(ours.model))
+
+
+def _random_qwen(dtype: Dtype, device: str) -> BaseModel:
+    # Qwen's own tokenizer cannot be had without a hub; this one writes the same chat format, with pieces of similar length.
+    tokenizer = AutoTokenizer.from_pretrained(fetch_smollm2(), local_files_only=True)
+    config = Qwen2Config(
+        vocab_size=151_936,
+        hidden_size=896,
+        intermediate_size=4864,
+        num_hidden_layers=24,
+        num_attention_heads=14,
+        num_key_value_heads=2,
+        max_position_embeddings=32_768,
+        rope_parameters={"rope_type": "default", "rope_theta": 1_000_000.0},
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # transformers initialises weights from torch's global generator
+        model: PreTrainedModel = Qwen2ForCausalLM(config)
+    model = model.to(device, getattr(torch, dtype)).eval().requires_grad_(False)  # pyright: ignore[reportArgumentType, reportCallIssue]
+    return BaseModel(QWEN_SHAPE, "random", model, tokenizer)
+
+
+def people(n_personas: int, n_dialogues: int) -> tuple[Persona, ...]:
+    """Return invented personas, the same for every model."""
+    return generate(SyntheticSettings(cluster_sizes=(n_personas,), dialogues=n_dialogues)).dataset.personas
+
+
+def training_jobs(base: BaseModel, n_adapters: int, *, n_dialogues: int, epochs: int, scratch: Path) -> list[TrainingJob]:
+    """Return one job per persona with the mission's recipe and prompts."""
+    settings, recipe = ModelSettings(), Recipe(epochs=epochs)
+    encoder = PromptEncoder(base.tokenizer, max_length=settings.max_length)
+    return [
+        TrainingJob(
+            persona.id,
+            AdapterSpec(name=persona.id, persona_ids=(persona.id,), recipe=recipe),
+            tuple(encoder.encode_dialogue(messages(settings, persona, dialogue)) for dialogue in persona.dialogues),
+            scratch / persona.id,
+        )
+        for persona in people(n_adapters, n_dialogues)
+    ]
+
+
+def questions(base: BaseModel, n_adapters: int, *, per_adapter: int) -> list[Question]:
+    """Return so many questions for each of the slots 1..n_adapters: each asks for the last answer of a dialogue."""
+    settings = ModelSettings()
+    encoder = PromptEncoder(base.tokenizer, max_length=settings.max_length)
+    return [
+        _last_answer(encoder, settings, persona, dialogue, slot)
+        for slot, persona in enumerate(people(n_adapters, max(3, per_adapter)), start=1)
+        for dialogue in persona.dialogues[:per_adapter]
+    ]
+
+
+def _last_answer(encoder: PromptEncoder, settings: ModelSettings, persona: Persona, dialogue: Dialogue, slot: int) -> Question:
+    turns = messages(settings, persona, dialogue)
+    last = max(i for i, turn in enumerate(turns) if turn.role == "assistant")
+    return Question(encoder.encode_messages(turns[:last]), slot, encoder.encode_response(turns[last].text))
+
+
+def write_adapters(base: BaseModel, n_adapters: int, folder: Path) -> list[Path]:
+    """Return PEFT folders of adapters that each change the base a little in a direction of their own, as short training does."""
+    recipe = Recipe()
+    folders = []
+    for number in range(n_adapters):
+        generator = torch.Generator().manual_seed(number)
+        tensors = {}
+        for name, layer in targeted_layers(base.model, recipe.target_modules).items():
+            tensors[f"{name}.lora_A.weight"] = initial_a(name, rank=recipe.rank, d_in=layer.in_features, seed=0)
+            # About what 45 steps of the mission's recipe move B by.
+            tensors[f"{name}.lora_B.weight"] = 0.005 * torch.randn(layer.out_features, recipe.rank, generator=generator)
+        folders.append(folder / f"adapter-{number}")
+        write_peft_folder(folders[-1], tensors, recipe, base=base.name)
+    return folders

@@ -1,0 +1,152 @@
+"""The peers in training, one adapter after another: transformers Trainer on a PEFT model, and TRL's SFTTrainer.
+
+Both get the rows, the order, the batches, the schedule and the dtype of our engine, loss on response tokens only, and the fastest
+settings that make sense: no evaluation, no logging, no checkpoints, no workers, no gradient checkpointing, no attention mask (right
+padding under causal attention needs none).
+"""
+
+import importlib.util
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel, get_peft_model
+from torch import Tensor
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from benchmarks.measure import clock
+from clusterlora.data.prompts import TokenSequence
+from clusterlora.models.base import BaseModel
+from clusterlora.training.job import TrainingJob, batches, pad_rows
+from clusterlora.training.peft_folder import lora_config
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """What the optimiser steps took, what everything around them took, and the mean loss of the steps."""
+
+    step_seconds: float
+    fixed_seconds: float
+    mean_loss: float
+
+
+class _StepClock(TrainerCallback):
+    """Times the stretch from the first step's beginning to the last one's end."""
+
+    def __init__(self, device: Any) -> None:
+        self._device = device
+        self.first: float | None = None
+        self.last = 0.0
+
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        if self.first is None:
+            self.first = clock(self._device)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+        if state.global_step == state.max_steps:
+            self.last = clock(self._device)
+
+
+def trl_is_installed() -> bool:
+    return importlib.util.find_spec("trl") is not None
+
+
+def train_with_trainer(base: BaseModel, job: TrainingJob, *, autocast: bool) -> Timing:
+    """Train one adapter with transformers' Trainer and save it."""
+
+    def collate(rows: Sequence[TokenSequence]) -> dict[str, Tensor]:
+        ids, predicts = pad_rows(rows, pad_id=base.pad_id)
+        labels = ids.clone()
+        labels[:, 1:][~predicts[:, :-1]] = -100
+        labels[:, 0] = -100
+        return {"input_ids": ids, "labels": labels}
+
+    started = time.perf_counter()
+    model: PeftModel = get_peft_model(base.model, lora_config(job.spec.recipe, base=base.name))  # pyright: ignore[reportAssignmentType]
+    arguments = TrainingArguments(**_arguments(base, job, autocast=autocast))
+    trainer = Trainer(model=model, args=arguments, train_dataset=_rows_in_order(job), data_collator=collate)  # pyright: ignore[reportArgumentType]
+    return _finish(trainer, model, job, base, started)
+
+
+def train_with_trl(base: BaseModel, job: TrainingJob, *, autocast: bool) -> Timing:
+    """Train one adapter with TRL's SFTTrainer on the same token ids and save it."""
+    from datasets import Dataset  # pyright: ignore[reportMissingImports]
+    from trl import SFTConfig, SFTTrainer  # pyright: ignore[reportMissingImports]
+
+    started = time.perf_counter()
+    rows = [
+        {"input_ids": list(row.ids), "labels": [i if said else -100 for i, said in zip(row.ids, row.is_response, strict=True)]}
+        for row in _rows_in_order(job)
+    ]
+    arguments = SFTConfig(
+        **_arguments(base, job, autocast=autocast),
+        max_length=None,
+        packing=False,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        gradient_checkpointing=False,
+    )
+    trainer = SFTTrainer(
+        model=base.model,
+        args=arguments,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=base.tokenizer,
+        peft_config=lora_config(job.spec.recipe, base=base.name),
+    )
+    try:
+        return _finish(trainer, trainer.model, job, base, started)  # pyright: ignore[reportArgumentType]
+    finally:
+        # SFTTrainer puts a forward of its own on the base model; the next trainer would wrap it once more.
+        base.model.__dict__.pop("forward", None)
+
+
+def _rows_in_order(job: TrainingJob) -> list[TokenSequence]:
+    """Return the rows of all steps in the order our engine takes them."""
+    epochs = range(job.spec.recipe.epochs)
+    return [job.sequences[i] for epoch in epochs for batch in batches(job, epoch) for i in batch]
+
+
+def _arguments(base: BaseModel, job: TrainingJob, *, autocast: bool) -> dict[str, Any]:
+    recipe = job.spec.recipe
+    assert len(job.sequences) % recipe.batch_size == 0, "a ragged last batch would shift the batches of the next epoch"
+    return {
+        "output_dir": str(job.scratch),
+        "per_device_train_batch_size": recipe.batch_size,
+        "num_train_epochs": 1,  # the rows of all epochs follow one another in the data set
+        "train_sampling_strategy": "sequential",
+        "learning_rate": recipe.learning_rate,
+        "lr_scheduler_type": recipe.schedule,
+        "warmup_steps": math.ceil(recipe.warmup_ratio * job.total_steps),
+        "weight_decay": recipe.weight_decay,
+        "max_grad_norm": recipe.max_grad_norm,
+        "optim": "adamw_torch_fused",
+        "bf16": autocast,
+        "use_cpu": base.model.device.type == "cpu",
+        "dataloader_num_workers": 0,
+        "dataloader_pin_memory": base.model.device.type == "cuda",
+        "remove_unused_columns": False,
+        "eval_strategy": "no",
+        "save_strategy": "no",
+        "logging_strategy": "no",
+        "logging_nan_inf_filter": False,
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
+
+
+def _finish(trainer: Trainer, model: PeftModel, job: TrainingJob, base: BaseModel, started: float) -> Timing:
+    steps = _StepClock(base.model.device)
+    trainer.add_callback(steps)
+    trainer.remove_callback(PrinterCallback)
+    try:
+        outcome = trainer.train()
+        folder: Path = job.scratch / "adapter"
+        model.save_pretrained(str(folder))
+    finally:
+        model.unload()
+    total = clock(base.model.device) - started
+    assert steps.first is not None, "the trainer took no step"
+    assert outcome.global_step == job.total_steps, f"{outcome.global_step} steps instead of {job.total_steps}"
+    return Timing(steps.last - steps.first, total - (steps.last - steps.first), outcome.training_loss)

@@ -1,0 +1,108 @@
+"""The benchmarks' arithmetic and files; speed itself is never asserted."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import report, scaling
+from benchmarks.flops import Shape
+from benchmarks.generation import MIXED, ONE_BY_ONE, GenerationPlan, compare_generation
+from benchmarks.measure import Contender, Row, Sample, compare, take_turns
+from benchmarks.subjects import Subject, load_subject
+from benchmarks.training import REFERENCE, TrainingPlan, compare_training
+from clusterlora.data.prompts import TokenSequence
+
+
+def samples(*seconds: float) -> list[Sample]:
+    return [Sample(s, flops_per_unit=10.0, facts={"mean_loss": s}) for s in seconds]
+
+
+def a_row() -> Row:
+    return compare(
+        "training tiny",
+        "a | peer",
+        samples(1.0, 2.0, 4.0),
+        samples(4.0, 2.0, 12.0),
+        unit="adapters/h",
+        units_per_second=3600,
+        peak_flops_per_second=100.0,
+        settings={"model": "tiny"},
+    )
+
+
+@pytest.fixture(scope="module")
+def subject(tiny_base_folder: Path) -> Subject:
+    return load_subject(str(tiny_base_folder), dtype="float32", device="cpu")
+
+
+def test_a_ratio_is_taken_within_a_repetition_and_summed_up_by_median_and_range() -> None:
+    row = a_row()
+    assert (row.ratio_median, row.ratio_min, row.ratio_max, row.repetitions) == (3.0, 1.0, 4.0, 3)
+    assert (row.ours, row.theirs) == (1800.0, 900.0)
+    assert row.mfu_ours == pytest.approx(0.05)
+    assert row.facts == {"ours_mean_loss": 4.0, "theirs_mean_loss": 12.0}
+
+
+def test_contenders_are_warmed_up_once_and_take_turns_in_alternating_order() -> None:
+    calls: list[str] = []
+
+    def contender(name: str) -> Contender:
+        return Contender(name, lambda: calls.append(f"warm {name}"), lambda: calls.append(name) or samples(1.0)[0])
+
+    found = take_turns([contender("a"), contender("b")], budget_seconds=60, at_least=1, at_most=3)
+    assert calls == ["warm a", "warm b", "a", "b", "b", "a", "a", "b"]
+    assert {name: len(taken) for name, taken in found.items()} == {"a": 3, "b": 3}
+
+
+def test_repetitions_stop_when_another_would_exceed_the_budget_but_not_before_the_least_number() -> None:
+    found = take_turns([Contender("a", lambda: None, lambda: samples(1.0)[0])], budget_seconds=0, at_least=2, at_most=9)
+    assert len(found["a"]) == 2
+
+
+def test_operations_are_counted_without_padding_and_with_the_head_at_predicted_tokens_only() -> None:
+    shape = Shape(linear_weights=100, head_weights=1000, layers=2, attention_width=8)
+    sequence = TokenSequence(ids=(1, 2, 3, 4), is_response=(False, False, True, True))
+    attention = 2 * 2 * 8 * 4 * 4
+    assert shape.training(sequence) == 4 * 100 * 4 + 4 * 1000 * 2 + 3 * attention
+    assert shape.generating(3, 1) == 2 * 100 * 4 + 2 * 1000 + attention
+
+
+def test_the_files_hold_every_row_and_a_cell_cannot_break_the_table(tmp_path: Path) -> None:
+    point = scaling.Point("personas", 20, 1234.5678, "adapters/h", 1.5, 3.0, None)
+    results = report.Results(
+        "python -m benchmarks.run", 1.0, {"cores": 2}, {"torch": "2"}, {"float32": 50.0}, [a_row()], [point], ["x: not installed"]
+    )
+    report.write(results, tmp_path)
+    written = json.loads((tmp_path / "benchmarks.json").read_text())
+    assert {"name", "baseline", "ratio_median", "ratio_min", "ratio_max", "ours", "theirs", "unit", "settings"} <= set(written["rows"][0])
+    assert written["rows"][0]["ratio_median"] == 3.0
+    assert written["scaling"][0]["rate"] == 1235
+    page = (tmp_path / "benchmarks.md").read_text()
+    assert r"| training tiny | a \| peer | 3.00x | 1.00 to 4.00 |" in page
+    assert "- x: not installed" in page
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["benchmarks.json", "benchmarks.md"]
+
+
+def test_training_gives_both_sides_the_same_work(subject: Subject, tmp_path: Path) -> None:
+    plan = TrainingPlan(adapters=1, peer_adapters=1, dialogues=4, epochs=2, peers=(REFERENCE,))
+    (row,) = compare_training(subject, plan, peak_flops_per_second=1e9, budget_seconds=0, at_least=1, scratch=tmp_path)
+    # Same rows in the same order from the same start; only the dropout masks differ.
+    assert row.facts["ours_mean_loss"] == pytest.approx(row.facts["theirs_mean_loss"], rel=1e-3)
+    assert row.settings["steps_measured"] == 4
+    assert min(row.ours, row.theirs, row.ratio_min) > 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_generation_asks_the_same_questions_and_counts_identical_answers(subject: Subject, tmp_path: Path) -> None:
+    plan = GenerationPlan(adapters=3, items_per_adapter=2, max_new_tokens=4, batch_size=4)
+    rows = compare_generation(subject, plan, peak_flops_per_second=1e9, budget_seconds=0, at_least=1, scratch=tmp_path)
+    assert [row.baseline for row in rows] == [ONE_BY_ONE, MIXED]
+    assert [row.facts["identical_answers"] for row in rows] == [1.0, 1.0]
+
+
+def test_scaling_measures_every_size(subject: Subject, tmp_path: Path) -> None:
+    points = scaling.adapters_in_one_pass(subject, (1, 2), n_dialogues=4, peak_flops_per_second=1e9, scratch=tmp_path)
+    points += scaling.adapters_in_one_batch(subject, (1, 3), max_new_tokens=2, scratch=tmp_path)
+    assert [(p.n, p.unit) for p in points] == [(1, "adapters/h"), (2, "adapters/h"), (1, "answers/s"), (3, "answers/s")]
+    assert all(p.rate > 0 for p in points)
