@@ -6,11 +6,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import mlflow.pyfunc
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
-from mlflow.models import ModelSignature
-from mlflow.types.schema import Array, ColSpec, DataType, Map, Object, Property, Schema
 
 from clusterlora.stores.files import weight_files
 from clusterlora.stores.json_codec import to_json
@@ -21,19 +18,7 @@ from clusterlora.values import digest
 _SCRIPT = Path(__file__).parents[1] / "serving" / "router_model.py"
 
 _SERVING_PACKAGES = ("mlflow", "torch", "transformers", "safetensors")
-
-_MESSAGE = Object([Property("role", DataType.string), Property("content", DataType.string)])
-_SIGNATURE = ModelSignature(
-    inputs=Schema(
-        [
-            ColSpec(DataType.string, "persona_id"),
-            ColSpec(Array(_MESSAGE), "messages"),
-            ColSpec(Map(DataType.string), "context", required=False),
-            ColSpec(DataType.long, "max_new_tokens", required=False),
-        ]
-    ),
-    outputs=Schema([ColSpec(DataType.string, name) for name in ("persona_id", "text", "answered_by")]),
-)
+_EXAMPLE = [{"persona_id": "persona_000", "messages": [{"role": "user", "content": "Good evening, I am home."}]}]
 
 
 def add_version(
@@ -77,6 +62,9 @@ def _make_model(client: MlflowClient, name: str) -> None:
 
 def _write(model: Path, table: RoutingTable, folders: Mapping[str, Path]) -> None:
     """Write an MLflow model folder: the script, routes.json and the PEFT folders, from which any PEFT program can read them."""
+    # Seconds to import, and training runs, which never register, share this module.
+    from mlflow import pyfunc
+
     with tempfile.TemporaryDirectory() as temporary:
         routes, adapters = Path(temporary) / "routes.json", Path(temporary) / "adapters"
         routes.write_text(to_json(table))
@@ -86,10 +74,26 @@ def _write(model: Path, table: RoutingTable, folders: Mapping[str, Path]) -> Non
             for file in weight_files(folder):
                 (adapters / key / file.name).write_bytes(file.read_bytes())
         artifacts: dict[str, Any] = {"routes": str(routes), "adapters": str(adapters)}
-        mlflow.pyfunc.save_model(
+        pyfunc.save_model(
             path=str(model),
             python_model=str(_SCRIPT),
             artifacts=artifacts,
-            signature=_SIGNATURE,
+            signature=_signature(),
+            input_example=_EXAMPLE,
             pip_requirements=[f"{package}=={version(package)}" for package in _SERVING_PACKAGES],
         )
+
+
+def _signature() -> Any:
+    from mlflow.models import ModelSignature
+    from mlflow.types.schema import Array, ColSpec, DataType, Map, Object, Property, Schema
+
+    message = Object([Property("role", DataType.string), Property("content", DataType.string)])
+    inputs = [
+        ColSpec(DataType.string, "persona_id"),
+        ColSpec(Array(message), "messages"),
+        ColSpec(Map(DataType.string), "context", required=False),
+        ColSpec(DataType.long, "max_new_tokens", required=False),
+    ]
+    outputs = [ColSpec(DataType.string, name) for name in ("persona_id", "text", "answered_by")]
+    return ModelSignature(inputs=Schema(inputs), outputs=Schema(outputs))

@@ -2,10 +2,11 @@
 
 import re
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable
 from typing import TypeVar
 
-import httpx
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
@@ -15,6 +16,7 @@ from clusterlora.stores.outbox import pauses
 T = TypeVar("T")
 
 _HEALTH_SECONDS = 5.0
+_CREDENTIALS = re.compile(r"//[^/@]*@")
 
 
 class MlflowServer:
@@ -33,15 +35,19 @@ class MlflowServer:
             raise BadSettings(f"MLflow tracking URI {uri!r} is not a server's address; start `mlflow server` and write http://host:port")
         self.client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         self.patience_seconds = patience_seconds
-        self.shown = f"MLflow at {re.sub(r'//[^/@]*@', '//***@', uri)}"
-        self._health = f"{uri.rstrip('/')}/health"
+        self.shown = f"MLflow at {_CREDENTIALS.sub('//***@', uri)}"
+        self._health = f"{_CREDENTIALS.sub('//', uri).rstrip('/')}/health"
 
     def is_away(self) -> bool:
         """Return whether nobody answers, or only a proxy in front of nobody. Anything else it may say is an answer."""
         try:
-            return httpx.get(self._health, timeout=_HEALTH_SECONDS).status_code >= 500
-        except httpx.TransportError:
+            urllib.request.urlopen(self._health, timeout=_HEALTH_SECONDS).close()
+        except urllib.error.HTTPError as answer:
+            answer.close()
+            return answer.code >= 500
+        except OSError:
             return True
+        return False
 
     def call(self, what: str, send: Callable[[], T]) -> T:
         """Return what `send` returns, waiting for the server as long as patience lasts.

@@ -122,7 +122,7 @@ class MlflowTracker:
 
         def send() -> None:
             parent = self._parent(study)
-            self._end_abandoned(parent, "")
+            self._end_abandoned(parent)
             self._client.set_terminated(parent.info.run_id, ended)
 
         self._server.call("the end of the study", send)
@@ -157,7 +157,7 @@ class MlflowTracker:
     def _start_child(self, study: str, name: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> Run:
         parent = self._parent(study)
         # Somebody was killed in the middle of it: nobody else will end that run.
-        self._end_abandoned(parent, f" and attributes.run_name = '{_quoted(name)}'")
+        self._end_abandoned(parent, name)
         inherited = {tag: parent.data.tags[tag] for tag in _INHERITED_TAGS if tag in parent.data.tags}
         own = {**inherited, **tags, "study": study, _KIND: "training", "mlflow.parentRunId": parent.info.run_id}
         run = self._client.create_run(parent.info.experiment_id, tags=own, run_name=name)
@@ -165,10 +165,11 @@ class MlflowTracker:
             self._client.log_batch(run.info.run_id, params=batch)
         return run
 
-    def _end_abandoned(self, parent: Run, condition: str) -> None:
-        running = f"attributes.status = 'RUNNING' and tags.`mlflow.parentRunId` = '{parent.info.run_id}'{condition}"
+    def _end_abandoned(self, parent: Run, name: str | None = None) -> None:
+        running = f"attributes.status = 'RUNNING' and tags.`mlflow.parentRunId` = '{parent.info.run_id}'"
         for run in self._client.search_runs([parent.info.experiment_id], filter_string=running):
-            self._client.set_terminated(run.info.run_id, "KILLED")
+            if name in (None, run.info.run_name):
+                self._client.set_terminated(run.info.run_id, "KILLED")
 
     def _parent(self, study: str) -> Run:
         if study not in self._parents:
@@ -279,6 +280,3 @@ def _batches(values: Sequence[Any], size: int) -> Iterator[list[Any]]:
 def _now() -> int:
     return time.time_ns() // 1_000_000
 
-
-def _quoted(text: str) -> str:
-    return text.replace("'", "\\'")

@@ -12,7 +12,7 @@ from typing import Any
 
 log = logging.getLogger(__name__)
 
-_LONGEST_PAUSE_SECONDS = 15.0
+_LONGEST_PAUSE_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,7 @@ class _Message:
 
 
 def pauses() -> Iterator[float]:
-    """Yield the seconds to wait before each further try: 0.5, 1, 2, ... 15, 15."""
+    """Yield the seconds to wait before each further try: 0.5, 1, 2, 4, 5, 5, ..."""
     seconds = 0.5
     while True:
         yield seconds
@@ -41,7 +41,7 @@ class Outbox:
 
         Args:
             server: what to call it in warnings.
-            is_away: asked after a failure; tells an outage from a message that is refused.
+            is_away: asked before each message, and after a failure: it tells an outage from a message that is refused.
         """
         self._server = server
         self._is_away = is_away
@@ -83,22 +83,24 @@ class Outbox:
 
     def _deliver(self, message: _Message) -> None:
         for pause in pauses():
-            try:
-                result = message.send()
-            except Exception as error:  # noqa: BLE001  (what a server or its client raises is not known; it is logged or handed on)
-                if not self._is_away():
-                    log.warning("%s refused %s: %s", self._server, message.what, str(error).partition("\n")[0])
+            # Asked first as well, because a client may take minutes to find out for itself.
+            if not self._is_away():
+                try:
+                    result = message.send()
+                except Exception as error:  # noqa: BLE001  (what a server or its client raises is not known; it is logged or handed on)
+                    if not self._is_away():
+                        log.warning("%s refused %s: %s", self._server, message.what, str(error).partition("\n")[0])
+                        self._settle(message)
+                        message.sent.set_exception(error)
+                        return
+                else:
                     self._settle(message)
-                    message.sent.set_exception(error)
+                    message.sent.set_result(result)
                     return
-                self._away_since = self._away_since or time.monotonic()
-                away = time.monotonic() - self._away_since
-                log.warning("%s has been away for %.0f s; %s is kept and tried again in %.1f s", self._server, away, message.what, pause)
-                if self._given_up.wait(pause):
-                    return
-            else:
-                self._settle(message)
-                message.sent.set_result(result)
+            self._away_since = self._away_since or time.monotonic()
+            away = time.monotonic() - self._away_since
+            log.warning("%s has been away for %.0f s; %s is kept and tried again in %.1f s", self._server, away, message.what, pause)
+            if self._given_up.wait(pause):
                 return
 
     def _settle(self, message: _Message) -> None:

@@ -28,7 +28,7 @@ def random_adapter(base: Path, folder: Path, *, seed: int, rank: int) -> Path:
     for name, parameter in model.named_parameters():
         if "lora_" in name:
             parameter.data = torch.randn(parameter.shape, generator=generator) * 0.3
-    model.save_pretrained(folder)
+    model.save_pretrained(str(folder))
     (folder / "README.md").unlink(missing_ok=True)
     return folder
 
@@ -84,7 +84,7 @@ def with_peft(base_folder: Path, layers: Sequence[tuple[Path, float]], system: s
                 module.set_scale(name, weight)
     if layers:
         model.base_model.set_adapter([f"layer{n}" for n in range(len(layers))])
-    text = base.tokenizer.apply_chat_template(
+    text: Any = base.tokenizer.apply_chat_template(
         [{"role": "system", "content": system}, *QUESTION], tokenize=False, add_generation_prompt=True
     )
     prompt = torch.tensor([base.tokenizer(text, add_special_tokens=False)["input_ids"]])

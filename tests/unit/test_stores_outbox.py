@@ -15,9 +15,15 @@ class Server:
         self.away = threading.Event()
         self.asked_while_away = threading.Event()
 
-    def receive(self, what: str) -> str:
+    def is_away(self) -> bool:
         if self.away.is_set():
             self.asked_while_away.set()
+        return self.away.is_set()
+
+    def receive(self, what: str) -> str:
+        if what == "the last straw":
+            self.away.set()
+        if self.away.is_set():
             raise ConnectionError("nobody there")
         if what == "nonsense":
             raise ValueError("not understood")
@@ -32,7 +38,7 @@ def server() -> Server:
 
 @pytest.fixture
 def outbox(server: Server) -> Outbox:
-    return Outbox("the server", server.away.is_set)
+    return Outbox("the server", server.is_away)
 
 
 def send(outbox: Outbox, server: Server, *whats: str) -> None:
@@ -54,6 +60,13 @@ def test_messages_of_an_outage_arrive_afterwards_in_order(outbox: Outbox, server
     server.away.clear()
     assert outbox.close(patience_seconds=10) == ()
     assert server.received == ["a", "b"]
+
+
+def test_a_message_on_which_the_server_fell_is_tried_again(outbox: Outbox, server: Server) -> None:
+    sent = outbox.put("the last straw", lambda: server.receive("the last straw"))
+    send(outbox, server, "a")
+    assert not outbox.wait(sent, patience_seconds=0.1)
+    assert outbox.close(patience_seconds=0.1) == ("the last straw", "a")
 
 
 def test_what_cannot_be_sent_in_time_is_named(outbox: Outbox, server: Server) -> None:
