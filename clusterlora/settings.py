@@ -119,7 +119,7 @@ class ClusteringSettings:
     __pydantic_config__ = _FORM
 
     algorithm: str = "responses"
-    """What describes a persona: description or responses."""
+    """What describes a persona: description, responses or responses_discriminant."""
     k: Annotated[int, Ge(2)] = 5
     """Number of clusters."""
     sizes: tuple[Annotated[int, Ge(1)], ...] | None = None
