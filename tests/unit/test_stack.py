@@ -140,6 +140,7 @@ def test_a_server_that_dies_at_its_start_is_explained_by_its_log(tmp_path: Path,
 
 
 @pytest.mark.server
+@pytest.mark.timeout(900)
 @pytest.mark.slow
 def test_up_restarts_what_died_keeps_what_lives_and_avoids_taken_ports(tmp_path: Path) -> None:
     with socket.socket() as taken:
