@@ -187,7 +187,7 @@ class MemoryTracker:
         self.verdicts: dict[str, list[Verdict]] = {}
 
     def start_study(self, study: str, *, params: Mapping[str, Any], tags: Mapping[str, str], dataset: Dataset) -> str:
-        run = self.runs.setdefault(study, MemoryRun(study, study))
+        run = self._parent(study)
         run.params.update(params)
         run.tags.update(tags, data_digest=dataset.digest)
         run.status = "RUNNING"
@@ -208,8 +208,8 @@ class MemoryTracker:
         self.verdicts.setdefault(study, []).append(verdict)
 
     def log_results(self, study: str, *, folder: Path, metrics: Mapping[str, float]) -> None:
-        self.runs[study].artifacts(folder, "results")
-        self.runs[study].metrics(metrics)
+        self._parent(study).artifacts(folder, "results")
+        self._parent(study).metrics(metrics)
 
     def register_adapter(
         self, study: str, *, model: str, adapter: TrainedAdapter, folder: Path, base_model: str, settings: ModelSettings | None = None
@@ -227,8 +227,12 @@ class MemoryTracker:
         return f"models:/{name}/{number}"
 
     def end_study(self, study: str, *, status: str) -> None:
-        self.runs[study].tags["status"] = status
-        self.runs[study].status = "FAILED" if status == "failed" else "FINISHED"
+        self._parent(study).tags["status"] = status
+        self._parent(study).status = "FAILED" if status == "failed" else "FINISHED"
+
+    def _parent(self, study: str) -> MemoryRun:
+        """Return a study's parent run, made here when another process started the study."""
+        return self.runs.setdefault(study, MemoryRun(study, study))
 
     def _register(self, name: str, version: "MemoryVersion") -> int:
         versions = self.models.setdefault(name, [])

@@ -1,0 +1,98 @@
+"""How a study that ends badly leaves things."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from prefect import flow
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import FlowRun, State
+from prefect.states import Cancelled, Crashed, Failed, Running, Scheduled
+
+from clusterlora.config import as_mapping
+from clusterlora.settings import Recipe, RuntimeSettings, Study
+from clusterlora.wiring import from_environment
+from tasks.outcome import cancel_children, record_failure
+
+
+@flow(name="parent")
+def parent() -> None: ...
+
+
+def run_of(config: Mapping[str, Any]) -> FlowRun:
+    return FlowRun(flow_id=uuid4(), parameters={"config": dict(config)})
+
+
+@pytest.fixture
+def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
+    """Return a study that is recorded and running, in a database of its own."""
+    monkeypatch.setenv("CLUSTERLORA_HOME", str(tmp_path))
+    monkeypatch.setenv("CLUSTERLORA_DATABASE_URL", f"sqlite:///{tmp_path / 'studies.db'}")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    study = Study(name="small")
+    studies = from_environment().studies
+    studies.create_study(study, facts={})
+    studies.set_status("small", "running")
+    return study
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return the list of what the tracker is told."""
+    from clusterlora.stores.memory import MemoryTracker
+
+    told: list[str] = []
+    monkeypatch.setattr(MemoryTracker, "end_study", lambda _, study, *, status: told.append(f"{study} {status}"))
+    return told
+
+
+@pytest.mark.parametrize(("state", "status"), [(Failed(), "failed"), (Crashed(), "failed"), (Cancelled(), "cancelled")])
+def test_a_study_that_ends_badly_says_so(study: Study, told: list[str], state: State[Any], status: str):
+    record_failure(parent, run_of(as_mapping(study)), state)
+    assert from_environment().studies.status("small") == status
+    assert told == [f"small {status}"]
+
+
+def test_other_workers_and_shards_are_still_the_same_study(study: Study, told: list[str]):
+    record_failure(parent, run_of(as_mapping(replace(study, runtime=RuntimeSettings(shards=7)))), Failed())
+    assert told == ["small failed"]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [as_mapping(Study(name="small", recipe=Recipe(rank=4))), {"name": "small", "methods": ["unyfied"]}, {"name": "another"}],
+    ids=["other settings", "impossible settings", "never recorded"],
+)
+def test_a_refused_run_leaves_the_study_of_its_name_alone(study: Study, told: list[str], config: dict[str, Any]):
+    record_failure(parent, run_of(config), Failed())
+    assert from_environment().studies.status(study.name) == "running"
+    assert told == []
+
+
+def test_a_finished_study_stays_finished_when_a_later_run_fails_before_it_starts(study: Study, told: list[str]):
+    from_environment().studies.set_status("small", "finished")
+    record_failure(parent, run_of(as_mapping(study)), Failed())
+    assert from_environment().studies.status("small") == "finished"
+
+
+@pytest.mark.server
+def test_a_cancelled_study_takes_its_own_runs_along_and_nobody_elses(prefect_server: str):
+    with get_client(sync_client=True) as client:
+
+        def started(study: str, state: State[Any]) -> FlowRun:
+            return client.create_flow_run(parent, tags=[f"study:{study}"], state=state, parameters={})
+
+        waiting, running, ended, stranger = (
+            started("doomed", Scheduled()),
+            started("doomed", Running()),
+            started("doomed", Failed()),
+            started("other", Running()),
+        )
+        itself = started("doomed", Running())
+        itself.parameters = {"config": {"name": "doomed"}}
+        cancel_children(parent, itself, Cancelled())
+        states = [client.read_flow_run(run.id).state_name for run in (waiting, running, ended, stranger, itself)]
+    assert states == ["Cancelled", "Cancelling", "Failed", "Running", "Running"]
