@@ -118,7 +118,7 @@ class ClusteringSettings:
 
     __pydantic_config__ = _FORM
 
-    algorithm: str = "responses"
+    algorithm: str = "responses_discriminant"
     """What describes a persona: description, responses or responses_discriminant."""
     k: Annotated[int, Ge(2)] = 5
     """Number of clusters."""

@@ -69,6 +69,7 @@ def dispatch_training(study_name: str, pack: Pack) -> None:
         CrashedChildError: the run died more often than is worth another attempt.
         FailedChildError: the run failed for a reason of its own, or was cancelled.
     """
+    from clusterlora.stages.plan import plan_with, trained_adapters
     from clusterlora.stages.train import next_micro_batch
 
     stores = from_environment()
@@ -85,7 +86,7 @@ def dispatch_training(study_name: str, pack: Pack) -> None:
     }
     _see_through("train", study, attempt, parameters, training_name(**parameters), stores)
 
-    missing = set(pack.adapters) - {adapter.name for adapter in stores.studies.adapters(study_name)}
+    missing = set(pack.adapters) - trained_adapters(study, stores, plan_with(study, stores, pack.adapters)).keys()
     if missing:
         _count_crash(study_name, attempt, "lost", f"the run completed but left no {', '.join(sorted(missing))}", stores)
 

@@ -14,7 +14,7 @@ from clusterlora.models.stacked import Factors, read_adapter, stack_factors
 from clusterlora.ports import RunLog, Stores
 from clusterlora.settings import Study
 from clusterlora.stages.loaded import base_model, embedder
-from clusterlora.stages.plan import WorkPlan, gate_adapters, refused, rung_by_name, work_plan
+from clusterlora.stages.plan import WorkPlan, gate_adapters, refused, rung_by_name, trained_adapters, work_plan
 from clusterlora.stages.timing import timed
 from clusterlora.values import Layer, MethodPlan, Route, Split, Stack
 
@@ -43,8 +43,8 @@ def evaluate(study_name: str, *, part: Part, shard: int, shards: int, rung: str 
 
 def covered_methods(study: Study, plan: WorkPlan, stores: Stores, persona_ids: Sequence[str]) -> dict[str, MethodPlan]:
     """Return the study's methods that can answer all these personas with adapters that are trained, arms that cannot left out."""
-    held = {adapter.name for adapter in stores.studies.adapters(study.name)}
-    covered = {}
+    held = trained_adapters(study, stores, plan)
+    covered: dict[str, MethodPlan] = {}
     for name in study.methods:
         arms = {
             p: tuple(stack for stack in stacks if all(layer.adapter in held for layer in stack))

@@ -10,7 +10,7 @@ from clusterlora.methods.method import StudyView
 from clusterlora.ports import Stores
 from clusterlora.settings import Rung, Study
 from clusterlora.training.identity import adapter_keys
-from clusterlora.values import AdapterSpec, Clustering, Dataset, MethodPlan, Stack, digest
+from clusterlora.values import AdapterSpec, Clustering, Dataset, MethodPlan, Stack, TrainedAdapter, digest
 
 OWN = Rung(name="own")
 """The first rung of every ladder: the study's own configuration."""
@@ -133,6 +133,21 @@ def _renamed(plan: MethodPlan, rung: Rung) -> MethodPlan:
     )
 
 
+def trained_adapters(study: Study, stores: Stores, plan: WorkPlan) -> dict[str, TrainedAdapter]:
+    """Return what the plan wants and the study holds, by name in the plan. Two names may stand for one set of weights."""
+    held = {adapter.key: adapter for adapter in stores.studies.adapters(study.name)}
+    return {name: held[key] for name, key in plan.keys.items() if key in held}
+
+
+def plan_with(study: Study, stores: Stores, names: Sequence[str]) -> WorkPlan:
+    """Return the plan, the decided one first, that knows all these adapters under some rung."""
+    plans = [work_plan(study, stores), *(work_plan(study, stores, rung) for rung in rungs(study))]
+    for plan in plans:
+        if set(names) <= plan.specs.keys():
+            return plan
+    raise UnknownName(f"study {study.name} plans no adapters {', '.join(names)}; it plans {', '.join(plans[0].specs)}")
+
+
 def gate_adapters(plan: WorkPlan) -> tuple[str, str]:
     """Return the names of (the candidate: cluster 0's adapter, the reference: unified)."""
     candidate = next(spec.name for spec in plan.methods[GATED].adapters if spec.name != REFERENCE)
@@ -163,7 +178,7 @@ def _packs(study: Study, stores: Stores, plan: WorkPlan, names: Sequence[str]) -
     for name in names:
         spec = plan.specs[name]
         wanted |= dict.fromkeys(n for n in (spec.init, spec.underlay, name) if n)
-    held = {adapter.name for adapter in stores.studies.adapters(study.name)}
+    held = trained_adapters(study, stores, plan)
     missing = [name for name in wanted if name not in held]
     ready = [plan.specs[n] for n in missing if not {plan.specs[n].init, plan.specs[n].underlay} & set(missing)]
     packs = [Pack(spec.name, spec.name.replace("-", " ", 1), (spec.name,)) for spec in ready if len(spec.persona_ids) > 1]

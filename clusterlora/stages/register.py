@@ -6,7 +6,7 @@ from typing import Any
 
 from clusterlora.ports import RunLog, Stores
 from clusterlora.settings import Study
-from clusterlora.stages.plan import REFERENCE, WorkPlan, work_plan
+from clusterlora.stages.plan import REFERENCE, WorkPlan, trained_adapters, work_plan
 from clusterlora.stages.timing import timed
 from clusterlora.stages.train import expose
 from clusterlora.values import TrainedAdapter
@@ -20,18 +20,17 @@ def register(study_name: str, stores: Stores, log: RunLog) -> str:
     """
     study = stores.studies.study(study_name)
     plan = work_plan(study, stores)
-    trained = {a.name: a for a in stores.studies.adapters(study_name) if a.name in plan.specs}
+    trained = trained_adapters(study, stores, plan)
     folders = {name: _folder(stores, adapter) for name, adapter in trained.items()}
-    shared = [a for a in trained.values() if len(a.spec.persona_ids) > 1]
+    shared = [name for name in trained if len(plan.specs[name].persona_ids) > 1]
     personal = [name for name in study.methods if _is_personal(plan, name) and plan.methods[name].adapters[0].name in trained]
     log.phase("register", total=len(shared) + len(personal) + 1, unit="models")
     with timed(stores, study_name, "register"):
-        for adapter in trained.values():
-            expose(stores, study_name, adapter.name, folders[adapter.name])
-        for adapter in shared:
-            model = adapter.name.partition("+")[0]
+        for name, folder in folders.items():
+            expose(stores, study_name, name, folder)
+        for name in shared:
             stores.tracker.register_adapter(
-                study_name, model=model, adapter=adapter, folder=folders[adapter.name], base_model=study.model.base
+                study_name, model=name.partition("+")[0], adapter=trained[name], folder=folders[name], base_model=study.model.base
             )
             log.advance(1)
         for method in personal:

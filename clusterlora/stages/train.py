@@ -12,7 +12,7 @@ from clusterlora.models.memory import peak_memory_bytes
 from clusterlora.ports import AdapterRun, RunLog, Stores
 from clusterlora.settings import Study
 from clusterlora.stages.loaded import base_model
-from clusterlora.stages.plan import Pack, WorkPlan, rungs, work_plan
+from clusterlora.stages.plan import Pack, WorkPlan, plan_with
 from clusterlora.stages.timing import timed
 from clusterlora.stages.training_log import TrainingLog
 from clusterlora.training.job import TrainingJob, TrainingResult
@@ -54,7 +54,7 @@ def train_pack(study_name: str, pack: Pack, *, attempt: int, micro_batch: int, s
 
 
 def _train(study: Study, pack: Pack, *, attempt: int, micro_batch: int, stores: Stores, log: RunLog) -> int:
-    plan = _plan_of(study, stores, pack.adapters)
+    plan = plan_with(study, stores, pack.adapters)
     jobs = _jobs(study, plan, [plan.specs[name] for name in pack.adapters if not _known(study, plan, name, stores)], stores)
     if not jobs:
         return 0
@@ -74,12 +74,6 @@ def _train(study: Study, pack: Pack, *, attempt: int, micro_batch: int, stores: 
                 run_log.note(f"{result.job.spec.name}: loss {result.losses[0]:.3f} -> {result.losses[-1]:.3f} in {result.seconds:.1f} s")
         _log_curves(run, results)
     return len(results)
-
-
-def _plan_of(study: Study, stores: Stores, names: Sequence[str]) -> WorkPlan:
-    """Return the plan, under whichever rung, that knows all these adapters."""
-    plans = [work_plan(study, stores), *(work_plan(study, stores, rung) for rung in rungs(study))]
-    return next(plan for plan in plans if set(names) <= plan.specs.keys())
 
 
 def _known(study: Study, plan: WorkPlan, name: str, stores: Stores) -> bool:
