@@ -32,8 +32,8 @@ matrix-product rate that goes into operations the work needs: no padding, frozen
 where a token is predicted.
 
 - **Training** is per finished adapter of the mission's study (30 dialogues, 3 epochs, batches of 2, rank 8 on all linear layers, loss on
-  the assistant's tokens), saved as a PEFT folder. Where fewer steps were measured, the others are added at the same rate; what a peer
-  spends around its steps (building, saving) is counted once per adapter. Peers run with their fastest sensible settings, in bfloat16
+  the assistant's tokens), saved as a PEFT folder. Where fewer steps were measured, the others are added at the same rate, and what a side
+  spends around its steps (building, saving) is counted once. Peers run with their fastest sensible settings, in bfloat16
   with or without autocast, whichever was faster in warm-up.
 - **Generation** is greedy, every item answered by its own adapter, adapters loaded beforehand. "x8" gives every adapter eight items,
   which PEFT answers in one batch per adapter."""
@@ -71,7 +71,7 @@ def as_markdown(results: Results) -> str:
     if results.scaling:
         sections += [
             "## Scaling",
-            "Rates are of adapters 45 steps long; memory is what the run added to the process at its fullest.",
+            "Rates are scaled from the steps measured to adapters 45 steps long; memory is what the run added to the process at most.",
             _scaling_table(results.scaling),
         ]
     if results.skipped:

@@ -4,7 +4,6 @@ from typing import Generic, TypeVar
 
 from clusterlora.errors import UnknownName
 
-
 T = TypeVar("T")
 
 

@@ -1,13 +1,13 @@
 """Every error a user can meet. Each names the thing, its value and the fix, in one line.
 
-    ClusterLoraError
-    |- BadData          (ValueError)    the input data cannot be used
-    |- BadSettings      (ValueError)    a setting or a combination of settings is impossible
-    |- UnknownName      (LookupError)   a method, metric, study, persona ... that does not exist
-    |- ModelUnavailable (RuntimeError)  base or embedding model cannot be loaded here
-    |- OutOfMemory      (MemoryError)   an allocation failed; retry with a smaller micro-batch
-    |- TrainingDiverged (ArithmeticError)  an adapter's loss is not finite
-    '- ServiceDown      (ConnectionError)  Prefect, MLflow or the database does not answer
+ClusterLoraError
+|- BadData          (ValueError)    the input data cannot be used
+|- BadSettings      (ValueError)    a setting or a combination of settings is impossible
+|- UnknownName      (LookupError)   a method, metric, study, persona ... that does not exist
+|- ModelUnavailable (RuntimeError)  base or embedding model cannot be loaded here
+|- OutOfMemory      (MemoryError)   an allocation failed; retry with a smaller micro-batch
+|- TrainingDiverged (ArithmeticError)  an adapter's loss is not finite
+'- ServiceDown      (ConnectionError)  Prefect, MLflow or the database does not answer
 """
 
 

@@ -141,7 +141,9 @@ class Tracker(Protocol):
         """Create or find the study's experiment and parent run; return the parent run's id."""
         ...
 
-    def adapter_run(self, study: str, *, name: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> AbstractContextManager["AdapterRun"]:
+    def adapter_run(
+        self, study: str, *, name: str, params: Mapping[str, Any], tags: Mapping[str, str]
+    ) -> AbstractContextManager["AdapterRun"]:
         """Open a child run for one adapter; it ends FINISHED, or FAILED when the block raises."""
         ...
 

@@ -26,6 +26,8 @@ def digest(value: object, *, length: int = 16) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
+    """What one side said."""
+
     role: Role
     text: str
 
@@ -42,11 +44,14 @@ class Dialogue:
 
 @dataclass(frozen=True, slots=True)
 class Persona:
+    """Somebody with dialogues. The id is data: it never names a file."""
+
     id: str
     description: str | None
     dialogues: tuple[Dialogue, ...]
 
     def of_split(self, split: Split) -> tuple[Dialogue, ...]:
+        """Return the dialogues of one split, in order."""
         return tuple(d for d in self.dialogues if d.split == split)
 
 
@@ -58,13 +63,16 @@ class Dataset:
 
     @property
     def ids(self) -> tuple[str, ...]:
+        """The persona ids, in order."""
         return tuple(p.id for p in self.personas)
 
     def by_id(self) -> Mapping[str, Persona]:
+        """Return the personas by their ids."""
         return {p.id: p for p in self.personas}
 
     @property
     def digest(self) -> str:
+        """The identity of all content, splits included."""
         return digest([asdict(p) for p in self.personas])
 
 
@@ -90,9 +98,11 @@ class Clustering:
 
     @property
     def sizes(self) -> tuple[int, ...]:
+        """Personas in each cluster."""
         return tuple(len(m) for m in self.members)
 
     def cluster_by_persona(self) -> dict[str, int]:
+        """Return the number of everybody's cluster."""
         return {p: k for k, ids in enumerate(self.members) for p in ids}
 
 
@@ -197,6 +207,7 @@ class Verdict:
 
     @property
     def passed(self) -> bool:
+        """Whether every criterion passed."""
         return all(c.passed for c in self.criteria)
 
     @property
@@ -232,4 +243,3 @@ class Attempt:
     state: str
     detail: str = ""
     peak_memory_bytes: int | None = None
-

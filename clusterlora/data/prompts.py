@@ -29,7 +29,7 @@ class TokenSequence:
 
     @property
     def n_response_tokens(self) -> int:
-        # Token 0 has nothing before it to be predicted from.
+        """The tokens that are trained on; token 0 has nothing before it to be predicted from."""
         return sum(self.is_response[1:])
 
 
@@ -91,7 +91,7 @@ class PromptEncoder:
             raise BadData("a dialogue without an assistant turn cannot be trained on; remove it")
         ids: list[int] = []
         is_response: list[bool] = []
-        for text, response in self._pieces(turns[:last]) + [(turns[last].text, True)]:
+        for text, response in [*self._pieces(turns[:last]), (turns[last].text, True)]:
             piece = self.encode_response(text) if response else self._ids(text)
             ids += piece
             is_response += [response] * len(piece)

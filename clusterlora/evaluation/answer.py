@@ -102,7 +102,7 @@ class Answerer:
                 batch_size=self._batch_size,
             )
             for number, ids in answers:
-                texts[number] = str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
+                texts[number] = str(tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
                 run_log.advance(1)
         else:
             run_log.advance(len(questions))

@@ -5,10 +5,12 @@ from clusterlora.values import AdapterSpec, MethodPlan
 
 
 def cluster_name(number: int) -> str:
+    """Return the name of a cluster's adapter, cluster-00 for the first."""
     return f"cluster-{number:02d}"
 
 
 def cluster(view: StudyView) -> MethodPlan:
+    """Return the plan that answers everybody with their cluster's adapter."""
     adapters = tuple(
         AdapterSpec(name=cluster_name(number), persona_ids=ids, recipe=view.cluster_recipe, init=view.cluster_init)
         for number, ids in enumerate(view.members)

@@ -5,6 +5,7 @@ from clusterlora.values import AdapterSpec, Layer, MethodPlan
 
 
 def cluster_hybrid(view: StudyView) -> MethodPlan:
+    """Return the plan that answers everybody with unified plus their cluster's residual."""
     unified = unified_adapter(view)
     residuals = tuple(
         AdapterSpec(name=f"cluster-residual-{number:02d}", persona_ids=ids, recipe=view.recipe, underlay=unified.name)

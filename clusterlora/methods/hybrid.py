@@ -11,6 +11,7 @@ BETAS = (0.25, 0.5, 0.75, 1.0)
 
 
 def hybrid(view: StudyView) -> MethodPlan:
+    """Return the plan with one arm per share of the residual, unified first."""
     unified = unified_adapter(view)
     recipe = replace(view.recipe, rank=RESIDUAL_RANK, alpha=view.recipe.alpha * RESIDUAL_RANK / view.recipe.rank)
     residuals = [

@@ -30,6 +30,7 @@ Method = Callable[[StudyView], MethodPlan]
 
 
 def stack_of(adapter: AdapterSpec) -> Stack:
+    """Return the stack that is this adapter alone."""
     return (Layer(adapter.name),)
 
 

@@ -5,6 +5,7 @@ from clusterlora.values import AdapterSpec, MethodPlan
 
 
 def per_persona(view: StudyView) -> MethodPlan:
+    """Return the plan that answers everybody with their own adapter."""
     # Persona ids are data and may hold anything; adapters are named by position.
     adapters = tuple(
         AdapterSpec(name=f"persona-{number:04d}", persona_ids=(persona_id,), recipe=view.recipe)

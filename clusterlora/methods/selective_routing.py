@@ -5,6 +5,7 @@ from clusterlora.values import AdapterSpec, MethodPlan, Stack
 
 
 def selective_routing(view: StudyView) -> MethodPlan:
+    """Return the plan whose arms are everybody else's arms, unified first."""
     arms: dict[str, dict[Stack, None]] = {p: {stack_of(unified_adapter(view)): None} for p in view.persona_ids}
     adapters: dict[str, AdapterSpec] = {"unified": unified_adapter(view)}
     for plan in view.others.values():

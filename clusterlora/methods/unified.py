@@ -5,5 +5,6 @@ from clusterlora.values import MethodPlan
 
 
 def unified(view: StudyView) -> MethodPlan:
+    """Return the plan that answers everybody with the same adapter."""
     adapter = unified_adapter(view)
     return MethodPlan("unified", (adapter,), tuple((p, (stack_of(adapter),)) for p in view.persona_ids))

@@ -63,8 +63,8 @@ class HomelmPlan:
 def build(out: Path, *, seed: int = 0, log: RunLog, plan: HomelmPlan = HomelmPlan()) -> dict[str, Any]:
     """Write homelm as a save_pretrained folder with its model card, and return the facts of the run.
 
-    The tokenizer's bytes depend on `seed` and `plan` alone; the weights also on the machine's floating-point library and
-    number of threads, so a rebuild elsewhere agrees in held-out loss, not bit by bit.
+    With one thread on one machine, the same seed and plan give the same bytes. Weights also depend on the floating-point
+    library and the number of threads, so a rebuild elsewhere is to be compared by held-out loss, not bit by bit.
     """
     rng = Random(f"{seed}/homelm")
     conversations = _conversations(seed, plan.personas, plan.dialogues, rng)
@@ -233,20 +233,25 @@ def _held_out_facts(
         ids, weights = _padded(sequences[start : start + 32], prompt_weight=0.0)
         nll += _token_losses(model, ids).mul(weights).sum().item()
         n_tokens += weights.sum().item()
-    asked = [c[:-1] for c in conversations if re.search(r"\d", c[-2].text)][:200]
-    answers = [answer for start in range(0, len(asked), 32) for answer in _answers(model, tokenizer, encoder, asked[start : start + 32])]
-    obeyed = [set(_numbers(c[-1].text)) <= set(_numbers(answer)) for c, answer in zip(asked, answers, strict=True)]
+    asked = [c for c in conversations if _numbers(c[-2].text)][:200]
+    prompts = [c[:-1] for c in asked]
+    answers = [text for start in range(0, len(prompts), 32) for text in _answers(model, tokenizer, encoder, prompts[start : start + 32])]
+    obeyed = [_numbers(c[-2].text) <= _numbers(answer) for c, answer in zip(asked, answers, strict=True)]
+    about_ac = [re.search(r"\bAC\b", c[-1].text) is not None for c in asked]
     return {
         "held_out_nll": nll / n_tokens,
         "held_out_response_tokens": int(n_tokens),
         "tokens_per_conversation": sum(len(s.ids) for s in sequences) / len(sequences),
-        "numbers_obeyed": sum(obeyed) / len(obeyed),
-        "samples": [(c[-1].text, answer) for c, answer in zip(asked, answers, strict=True)][:5],
+        "n_asked_ac": sum(about_ac),
+        "n_obeyed_ac": sum(ok for ok, ac in zip(obeyed, about_ac, strict=True) if ac),
+        "n_asked_other": len(asked) - sum(about_ac),
+        "n_obeyed_other": sum(ok for ok, ac in zip(obeyed, about_ac, strict=True) if not ac),
+        "samples": [(c[-2].text, answer) for c, answer in zip(asked, answers, strict=True)][:5],
     }
 
 
-def _numbers(text: str) -> list[str]:
-    return re.findall(r"\d+", text)
+def _numbers(text: str) -> set[str]:
+    return set(re.findall(r"\b\d+\b", text))
 
 
 def _answers(model: Any, tokenizer: Any, encoder: PromptEncoder, prompts: Sequence[Conversation]) -> list[str]:

@@ -40,11 +40,11 @@ def compare(study_name: str, stores: Stores, log: RunLog) -> Comparison:
             draws=study.evaluation.bootstrap_draws,
             rng=np.random.default_rng(0),
             reference=REFERENCE,
-            floor=_floor(study, stores, rows),
+            floor=_floor(study, rows),
         )
         folder = stores.folder(study_name) / "results"
         write_tables(comparison, rows, folder)
-        draw(comparison, folder / "figures" / "comprehensive_comparison.png", title=study_name)
+        draw(comparison, figure_path(stores, study_name), title=study_name)
         means = {f"{result.method}/{name}": value for result in comparison.methods for name, value in result.means.items()}
         stores.tracker.log_results(study_name, folder=folder, metrics=means)
     stores.studies.save_fact(study_name, "champion", comparison.champion)
@@ -84,7 +84,7 @@ def evaluation_rows(study: Study, stores: Stores) -> list[EvaluationRow]:
     ]
 
 
-def _floor(study: Study, stores: Stores, rows: Sequence[EvaluationRow]) -> float | None:
+def _floor(study: Study, rows: Sequence[EvaluationRow]) -> float | None:
     """Return what another persona's reference scores, when the headline is a similarity to the reference."""
     if study.evaluation.headline != "embedding_similarity":
         return None
@@ -96,4 +96,5 @@ def _floor(study: Study, stores: Stores, rows: Sequence[EvaluationRow]) -> float
 
 
 def figure_path(stores: Stores, study_name: str) -> Path:
+    """Return where the comparison's picture is."""
     return stores.folder(study_name) / "results" / "figures" / "comprehensive_comparison.png"

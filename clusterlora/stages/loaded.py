@@ -2,7 +2,7 @@
 
 from functools import lru_cache
 
-from clusterlora.models.base import BaseModel, load_base
+from clusterlora.models.base import BaseModel, Dtype, load_base
 from clusterlora.models.embedding import load_embedder
 from clusterlora.ports import Embedder
 from clusterlora.settings import ModelSettings
@@ -16,7 +16,7 @@ def base_model(settings: ModelSettings) -> BaseModel:
 
 
 @lru_cache(maxsize=1)
-def _base(name: str, dtype: str, device: str) -> BaseModel:
+def _base(name: str, dtype: Dtype, device: str) -> BaseModel:
     return load_base(name, dtype=dtype, device=device)
 
 

@@ -56,6 +56,7 @@ def rungs(study: Study) -> tuple[Rung, ...]:
 
 
 def rung_by_name(study: Study, name: str) -> Rung:
+    """Return a rung of the study's ladder. Raises UnknownName."""
     for rung in rungs(study):
         if rung.name == name:
             return rung

@@ -11,7 +11,7 @@ _LINES = 50
 """About so many progress lines in a file, however long the training."""
 
 
-class TrainingLog:
+class TrainingLog(RunLog):
     """Passes everything on to another run log and appends a line now and then to a file."""
 
     def __init__(self, inner: RunLog, file: Path, *, total_steps: int, micro_batch: int) -> None:

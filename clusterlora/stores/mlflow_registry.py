@@ -86,14 +86,14 @@ def _write(model: Path, table: RoutingTable, folders: Mapping[str, Path]) -> Non
 
 def _signature() -> Any:
     from mlflow.models import ModelSignature
-    from mlflow.types.schema import Array, ColSpec, DataType, Map, Object, Property, Schema
+    from mlflow.types.schema import Array, ColSpec, DataType, Map, Object, Property, Schema, TensorSpec
 
     message = Object([Property("role", DataType.string), Property("content", DataType.string)])
-    inputs = [
+    inputs: list[ColSpec | TensorSpec] = [
         ColSpec(DataType.string, "persona_id"),
         ColSpec(Array(message), "messages"),
         ColSpec(Map(DataType.string), "context", required=False),
         ColSpec(DataType.long, "max_new_tokens", required=False),
     ]
-    outputs = [ColSpec(DataType.string, name) for name in ("persona_id", "text", "answered_by")]
+    outputs: list[ColSpec | TensorSpec] = [ColSpec(DataType.string, name) for name in ("persona_id", "text", "answered_by")]
     return ModelSignature(inputs=Schema(inputs), outputs=Schema(outputs))

@@ -279,4 +279,3 @@ def _batches(values: Sequence[Any], size: int) -> Iterator[list[Any]]:
 
 def _now() -> int:
     return time.time_ns() // 1_000_000
-

@@ -15,7 +15,7 @@ def refuse_other_settings(known: Study, asked: Study) -> None:
         BadSettings: names every field that differs, with both values.
     """
     before, after = plain(known), plain(asked)
-    before.pop("runtime"), after.pop("runtime")
+    del before["runtime"], after["runtime"]
     if differing := _differences(before, after, ""):
         raise BadSettings(
             f"study {known.name!r} exists with other settings: {'; '.join(differing)}. Give them back their values, or choose another name"

@@ -147,7 +147,9 @@ class _Pack:
         state = checkpoint.read(job)
         if state is not None:
             moments = [torch.zeros_like(lora.parameters) for _ in range(2)]
-            for matrix, tensors in zip((lora.parameters, *moments), (state.weights, state.first_moments, state.second_moments), strict=True):
+            for matrix, tensors in zip(
+                (lora.parameters, *moments), (state.weights, state.first_moments, state.second_moments), strict=True
+            ):
                 lora.write(seat.slot, matrix, tensors)
             first, second = (matrix[seat.slot].clone() for matrix in moments)
             seat.optimiser.state[parameter] = {"step": torch.tensor(float(len(state.losses))), "exp_avg": first, "exp_avg_sq": second}

@@ -29,10 +29,12 @@ class TrainingJob:
 
     @property
     def steps_per_epoch(self) -> int:
+        """Optimiser steps of one pass over the dialogues."""
         return math.ceil(len(self.sequences) / self.spec.recipe.batch_size)
 
     @property
     def total_steps(self) -> int:
+        """Optimiser steps of the whole training."""
         return self.steps_per_epoch * self.spec.recipe.epochs
 
 

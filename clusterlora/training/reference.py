@@ -85,7 +85,12 @@ def _step(
         # Right padding under causal attention needs no mask: no real token sees a padded one.
         with logits_only_at(model, predicts):
             logits = model(input_ids=ids, use_cache=False).logits
-        loss = functional.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), ids[:, 1:][predicts[:, :-1]], reduction="sum") / n_tokens
+        loss = (
+            functional.cross_entropy(
+                logits.to(torch.promote_types(logits.dtype, torch.float32)), ids[:, 1:][predicts[:, :-1]], reduction="sum"
+            )
+            / n_tokens
+        )
         loss.backward()
         total += float(loss.detach())
     if not math.isfinite(total):
@@ -111,7 +116,7 @@ def _with_adapter(base: BaseModel, job: TrainingJob) -> PeftModel:
         set_peft_model_state_dict(model, load_file(job.init / "adapter_model.safetensors"))
     if job.underlay is not None:
         model.load_adapter(str(job.underlay), "underlay", is_trainable=False)
-        model.base_model.set_adapter([_OWN, "underlay"])
+        model.base_model.set_adapter([_OWN, "underlay"])  # pyright: ignore[reportCallIssue]  (PEFT forwards it to its tuner)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(f".{_OWN}." in name)
     model.train()

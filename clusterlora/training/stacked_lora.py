@@ -21,6 +21,7 @@ Source: Hu et al. 2021, LoRA (arXiv 2106.09685); batching over adapters as in S-
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -62,6 +63,7 @@ class Group:
 
     @property
     def n_parameters(self) -> int:
+        """Parameters of one slot in this group."""
         return self.rank * (len(self.names) * self.d_in + sum(self.d_outs))
 
     def views(self, matrix: Float[Tensor, "k n"]) -> tuple[Float[Tensor, "k R d_in"], list[Tensor]]:
@@ -161,6 +163,7 @@ class StackedLora:
 
     @property
     def current_rows(self) -> Rows:
+        """Whose the rows of the batch under way are."""
         assert self._rows is not None, "a model with stacked LoRA was run outside `rows`"
         return self._rows
 
@@ -210,10 +213,12 @@ def targeted_layers(model: nn.Module, target_modules: Sequence[str]) -> dict[str
 def _read_together(model: nn.Module, layers: Mapping[str, nn.Linear], probe: Tensor) -> list[list[str]]:
     """Return the layers in the order they run, those that read the same tensor one after another together."""
     seen: list[tuple[str, Tensor]] = []
-    hooks = [
-        layer.register_forward_pre_hook(lambda _module, inputs, name=name: seen.append((name, inputs[0])))  # keeps the tensor: ids stay unique
-        for name, layer in layers.items()
-    ]
+
+    def remember(name: str, _layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        # Keeping the tensors keeps them apart: a freed one could lend its place in memory to the next.
+        seen.append((name, inputs[0]))
+
+    hooks = [layer.register_forward_pre_hook(partial(remember, name)) for name, layer in layers.items()]
     try:
         with torch.no_grad():
             model(input_ids=probe, use_cache=False)
@@ -233,16 +238,16 @@ def _intercept(group: Group, layers: Sequence[nn.Linear], stack: StackedLora) ->
     """Let the group's first layer compute all of the group; the others hand out what it left for them."""
     waiting: dict[str, tuple[Tensor, Tensor]] = {}
 
-    def lead(x: Tensor) -> Tensor:
-        first, *others = _GroupProduct.apply(x, stack.gradient_wanted, group, stack.current_rows)  # pyright: ignore[reportGeneralTypeIssues]
-        waiting.update({name: (x, y) for name, y in zip(group.names[1:], others, strict=True)})
+    def lead(input: Tensor) -> Tensor:  # noqa: A002  (Linear.forward names it so)
+        first, *others = _GroupProduct.apply(input, stack.gradient_wanted, group, stack.current_rows)  # pyright: ignore[reportGeneralTypeIssues]
+        waiting.update({name: (input, y) for name, y in zip(group.names[1:], others, strict=True)})
         return first
 
-    def follow(name: str, x: Tensor) -> Tensor:
+    def follow(name: str, input: Tensor) -> Tensor:  # noqa: A002
         read, y = waiting.pop(name)
-        assert read is x, f"{name} read another tensor than {group.names[0]} did"
+        assert read is input, f"{name} read another tensor than {group.names[0]} did"
         return y
 
     layers[0].forward = lead
     for name, layer in zip(group.names[1:], layers[1:], strict=True):
-        layer.forward = lambda x, name=name: follow(name, x)
+        layer.forward = partial(follow, name)

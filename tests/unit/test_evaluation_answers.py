@@ -61,7 +61,9 @@ def dialogue_questions(base: BaseModel) -> list[Question]:
     for number in range(3):
         turns = (Turn("user", f"ask {number}"), Turn("assistant", f"yes {number}"), Turn("user", "more"), Turn("assistant", "no"))
         asked += [
-            Question(encoder.encode_messages(turns[:end]), slot, encoder.encode_response(turns[end].text)) for end in (3, 1) for slot in (1, 2)
+            Question(encoder.encode_messages(turns[:end]), slot, encoder.encode_response(turns[end].text))
+            for end in (3, 1)
+            for slot in (1, 2)
         ]
     return asked[::2] + asked[1::2]
 
@@ -79,7 +81,9 @@ def one_by_one(base: BaseModel, adapters: list[Path], question: Question, *, new
     model = PeftModel.from_pretrained(plain.model, str(adapters[question.slot - 1])) if question.slot else plain.model
     model.eval()
     ids = torch.tensor([question.prompt])
-    answer = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=new_tokens, pad_token_id=0, eos_token_id=2)
+    answer = model.generate(
+        input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=new_tokens, pad_token_id=0, eos_token_id=2
+    )
     text = [i for i in answer[0, ids.shape[1] :].tolist() if i != 2]
     whole = torch.tensor([question.prompt + question.reference])
     logits = model(input_ids=whole).logits[0, len(question.prompt) - 1 : -1]

@@ -64,21 +64,13 @@ def test_a_dtype_is_honoured_and_an_unknown_one_refused() -> None:
 @pytest.mark.parametrize(
     ("request_", "value"),
     [
-        ("Please set the AC to 23 degrees.", "23 degrees"),
         ("Would you set the TV volume to 35, please?", "volume 35"),
-        ("I want you to switch the TV to Netflix.", "Netflix"),
+        ("Would you arm the alarm at volume 40, please?", "alarm 40"),
         ("Could you set the lights to 40% and warm?", "40%"),
     ],
 )
-def test_homelm_sets_what_is_asked_for(homelm: BaseModel, request_: str, value: str) -> None:
+def test_homelm_sets_the_level_it_is_asked_for(homelm: BaseModel, request_: str, value: str) -> None:
     assert value in answer(homelm, request_)
-
-
-def test_homelm_answers_a_second_request_in_the_manner_of_its_first_answer(homelm: BaseModel) -> None:
-    first = "Understood, captain. I have set the lights to 40%, warm. Is there anything else?"
-    second = answer(homelm, "Put some light on.", first, "Thanks. Please set the speaker to volume 65.")
-    assert "captain" in second
-    assert "volume 65" in second
 
 
 def test_a_rendered_prompt_is_a_prefix_of_every_rendering_that_carries_it_on(homelm: BaseModel) -> None:

@@ -127,7 +127,9 @@ def poisoned(dataset: Dataset) -> Dataset:
             replace(
                 persona,
                 dialogues=tuple(
-                    replace(d, turns=tuple(Turn(t.role, "zzz") if t.role == "assistant" else t for t in d.turns)) if d.split == "test" else d
+                    replace(d, turns=tuple(Turn(t.role, "zzz") if t.role == "assistant" else t for t in d.turns))
+                    if d.split == "test"
+                    else d
                     for d in persona.dialogues
                 ),
             )

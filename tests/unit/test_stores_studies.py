@@ -47,7 +47,7 @@ def store(empty_store: StudyStore) -> StudyStore:
 
 def people(text: str = "hello") -> Dataset:
     def dialogue(number: int) -> Dialogue:
-        turns = (Turn("user", f"{text} {number}"), Turn("assistant", "yes, \u00e4\U0001f600 it's \"done\"\nat 22\u00b0"))
+        turns = (Turn("user", f"{text} {number}"), Turn("assistant", 'yes, \u00e4\U0001f600 it\'s "done"\nat 22\u00b0'))
         return Dialogue(f"d{number}", turns, (("time_of_day", "evening"),), "train" if number < 2 else None)
 
     # Neither ids nor dialogues in alphabetical order: a store must not sort them.

@@ -152,14 +152,16 @@ def test_a_diverging_adapter_leaves_its_neighbours_untouched_and_is_named(base64
     assert difference(results["a"], expected) < 1e-9
 
 
-def test_a_killed_pack_resumes_every_adapter_after_its_last_checkpoint(base64: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_pack_resumes_every_adapter_after_its_last_checkpoint(
+    base64: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(engine, "_CHECKPOINT_SECONDS", -1.0)
     expected = together(base64, unequal_jobs(base64, tmp_path / "whole"))
 
     class DiesAfter(SilentLog):
         left = 9
 
-        def advance(self, units: int = 1, **facts: float) -> None:
+        def advance(self, units: int = 1, **_facts: float) -> None:
             self.left -= units
             if self.left < 0:
                 raise KeyboardInterrupt
@@ -195,7 +197,11 @@ def test_a_layer_that_does_not_exist_is_refused_with_the_setting_to_change(base:
 
 packs = st.lists(
     st.tuples(
-        st.integers(1, 6), st.sampled_from([1, 2, 5]), st.sampled_from([1, 2, 3]), st.sampled_from([1e-3, 1e-2]), st.sampled_from([("q_proj", "down_proj")])
+        st.integers(1, 6),
+        st.sampled_from([1, 2, 5]),
+        st.sampled_from([1, 2, 3]),
+        st.sampled_from([1e-3, 1e-2]),
+        st.sampled_from([("q_proj", "down_proj")]),
     ),
     min_size=1,
     max_size=4,

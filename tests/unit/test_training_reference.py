@@ -78,7 +78,7 @@ class DiesAfter:
     def phase(self, name: str, *, total: int, unit: str) -> None: ...
     def metric(self, name: str, value: float, *, step: int) -> None: ...
     def note(self, message: str) -> None: ...
-    def advance(self, units: int = 1, **facts: float) -> None:
+    def advance(self, units: int = 1, **_facts: float) -> None:
         self.left -= units
         if self.left < 0:
             raise KeyboardInterrupt
@@ -113,13 +113,17 @@ def test_a_residual_learns_on_top_of_a_frozen_underlay(base: BaseModel, tmp_path
 
 def test_a_loss_that_is_not_finite_is_an_error_that_names_the_adapter(base: BaseModel, tmp_path: Path) -> None:
     with pytest.raises(TrainingDiverged, match=r"adapter one .* lower recipe.learning_rate"):
-        list(train(base, [job(base, tmp_path / "a", recipe=replace(RECIPE, learning_rate=1e18, epochs=9))], micro_batch=3, run_log=SilentLog()))
+        list(
+            train(
+                base, [job(base, tmp_path / "a", recipe=replace(RECIPE, learning_rate=1e18, epochs=9))], micro_batch=3, run_log=SilentLog()
+            )
+        )
 
 
 def test_every_dialogue_is_seen_once_per_epoch_in_an_order_that_only_seed_and_epoch_decide(base: BaseModel, tmp_path: Path) -> None:
     one = job(base, tmp_path / "a")
     epochs = [batches(one, epoch) for epoch in range(2)]
-    assert [sorted(sum(e, [])) for e in epochs] == [list(range(7))] * 2
+    assert [sorted(i for batch in e for i in batch) for e in epochs] == [list(range(7))] * 2
     assert epochs[0] != epochs[1]
     assert batches(one, 1) == epochs[1]
 
@@ -159,7 +163,9 @@ def test_prompts_in_evaluation_are_the_tokens_before_the_answer_in_training(base
         assert whole.ids[: len(prompt)] == prompt
         assert whole.is_response[len(prompt)]
         assert not whole.is_response[len(prompt) - 1]
-    rendered = base.tokenizer.apply_chat_template([{"role": t.role, "content": t.text} for t in turns[:4]], tokenize=False, add_generation_prompt=True)
+    rendered = base.tokenizer.apply_chat_template(
+        [{"role": t.role, "content": t.text} for t in turns[:4]], tokenize=False, add_generation_prompt=True
+    )
     assert base.tokenizer.decode(encoder.encode_messages(turns[:4])) == rendered
 
 
