@@ -198,6 +198,8 @@ def main(arguments: list[str]) -> int:
         torch.set_num_threads(options.threads)
     bench = _Bench(options)
     facts = machine.describe(bench.device)
+    if facts["load_before"] > 1:
+        log.warning("other programs are busy here (load %s): the ratios will be doubtful", facts["load_before"])
     sections = QUICK if options.quick else CUDA if bench.device.type == "cuda" else FULL
     try:
         for section in sections:
