@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 _TAPE_LENGTH = 1 << 22
+_OVERLAP = 1 << 20
 _MIX = 0x9E3779B97F4A7C15
 _WORD = (1 << 64) - 1
 
@@ -33,14 +34,16 @@ class Tape:
     def __init__(self, probability: float, *, device: torch.device, dtype: torch.dtype) -> None:
         generator = torch.Generator().manual_seed(0)
         keep = torch.rand(_TAPE_LENGTH, generator=generator) >= probability
-        self._values = (keep.to(dtype) / (1 - probability)).to(device)
+        values = (keep.to(dtype) / (1 - probability)).to(device)
+        # The tape goes on from its beginning: most reads that cross its end find the continuation in place.
+        self._values = torch.cat([values, values[:_OVERLAP]])
 
     def read(self, start: int, n: int) -> Float[Tensor, " n"]:
-        """Return n values from a place on the tape, which goes on from its beginning when it ends."""
-        if start + n <= _TAPE_LENGTH:
+        """Return n values from a place on the tape."""
+        if start + n <= len(self._values):
             return self._values[start : start + n]
         turns = -(-(start + n) // _TAPE_LENGTH)
-        return self._values.repeat(turns)[start : start + n]
+        return self._values[:_TAPE_LENGTH].repeat(turns)[start : start + n]
 
 
 class DropoutTape:
