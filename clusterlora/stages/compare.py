@@ -20,6 +20,9 @@ from clusterlora.stages.plan import REFERENCE, work_plan
 from clusterlora.stages.timing import timed
 from clusterlora.values import EvaluationRow
 
+_FLOOR_REFERENCES = 3
+"""References per persona that the floor is measured on: every pair of people counts, so a few of each are plenty."""
+
 
 def compare(study_name: str, stores: Stores, log: RunLog) -> Comparison:
     """Return the comparison; its tables and figure are in `results/` under the study's folder and in the tracker.
@@ -91,7 +94,9 @@ def _floor(study: Study, rows: Sequence[EvaluationRow]) -> float | None:
     references: dict[str, list[str]] = {}
     for row in rows:
         if row.method == rows[0].method:
-            references.setdefault(row.persona_id, []).append(row.reference)
+            of_persona = references.setdefault(row.persona_id, [])
+            if len(of_persona) < _FLOOR_REFERENCES:
+                of_persona.append(row.reference)
     return floor(references, embedder(study.model)) if len(references) > 1 else None
 
 
