@@ -26,7 +26,7 @@ with warnings.catch_warnings():
 
             self._router = Router.load(Path(context.artifacts["routes"]), Path(context.artifacts["adapters"]))
 
-        def predict(self, context, model_input, params: Mapping[str, Any] | None = None):  # noqa: ARG002  (MLflow's signature)
+        def predict(self, context, model_input, params: Mapping[str, Any] | None = None):  # noqa: ARG002  # pyright: ignore[reportIncompatibleMethodOverride]  (MLflow's signature)
             """Return one answer per row of a DataFrame or list."""
             requests = model_input.to_dict("records") if hasattr(model_input, "to_dict") else model_input
             return self._router.answer(requests)

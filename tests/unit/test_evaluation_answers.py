@@ -81,7 +81,7 @@ def one_by_one(base: BaseModel, adapters: list[Path], question: Question, *, new
     model = PeftModel.from_pretrained(plain.model, str(adapters[question.slot - 1])) if question.slot else plain.model
     model.eval()
     ids = torch.tensor([question.prompt])
-    answer = model.generate(
+    answer = model.generate(  # pyright: ignore[reportCallIssue]
         input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=new_tokens, pad_token_id=0, eos_token_id=2
     )
     text = [i for i in answer[0, ids.shape[1] :].tolist() if i != 2]

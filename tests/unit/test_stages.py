@@ -1,8 +1,10 @@
 """A whole study in one process: every stage, what it leaves behind, and what it never does."""
 
+import csv
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 
 import pandas as pd
 import pytest
@@ -114,10 +116,14 @@ def test_the_summary_can_be_recomputed_from_the_raw_rows(study: Study, stores: S
     run(study, stores)
     compare(study.name, stores, LOG)
     results = stores.folder(study.name) / "results"
-    rows, summary = pd.read_csv(results / "rows.csv"), pd.read_csv(results / "summary.csv").set_index("method")
-    means = rows.groupby(["method", "persona_id"])["embedding_similarity"].mean().groupby("method").mean()
-    for method, mean in means.items():
-        assert summary.loc[method, "embedding_similarity"] == pytest.approx(mean, rel=1e-6)
+    scores: dict[str, dict[str, list[float]]] = {}
+    for row in csv.DictReader((results / "rows.csv").open(encoding="utf-8", newline="")):
+        scores.setdefault(row["method"], {}).setdefault(row["persona_id"], []).append(float(row["embedding_similarity"]))
+    summary = list(csv.DictReader((results / "summary.csv").open(encoding="utf-8", newline="")))
+    assert {record["method"] for record in summary} == scores.keys()
+    for record in summary:
+        means = [fmean(items) for items in scores[record["method"]].values()]
+        assert float(record["embedding_similarity"]) == pytest.approx(fmean(means), rel=1e-6)
 
 
 def poisoned(dataset: Dataset) -> Dataset:

@@ -79,6 +79,7 @@ def test_a_study_is_an_experiment_with_a_parent_run(tracker: MlflowTracker, clie
     assert run.data.params == {"recipe.rank": "8", "methods": "['unified', 'cluster']"}
     assert run.data.tags["git_revision"] == "abc123"
     assert run.data.tags["data_digest"] == DATA.digest
+    assert run.inputs is not None
     (used,) = run.inputs.dataset_inputs
     assert used.dataset.digest == DATA.digest
     tracker.end_study(study, status="finished")
@@ -101,6 +102,7 @@ def test_starting_again_finds_the_same_run_and_keeps_its_parameters(mlflow_serve
     run = parent(client, study)
     assert run.info.status == "RUNNING"
     assert run.data.params["runtime.shards"] == "4"
+    assert run.inputs is not None
     assert len(run.inputs.dataset_inputs) == 1
 
 

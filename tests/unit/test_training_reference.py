@@ -166,7 +166,7 @@ def test_prompts_in_evaluation_are_the_tokens_before_the_answer_in_training(base
     rendered = base.tokenizer.apply_chat_template(
         [{"role": t.role, "content": t.text} for t in turns[:4]], tokenize=False, add_generation_prompt=True
     )
-    assert base.tokenizer.decode(encoder.encode_messages(turns[:4])) == rendered
+    assert base.tokenizer.decode(list(encoder.encode_messages(turns[:4]))) == rendered
 
 
 def test_a_real_failed_allocation_becomes_out_of_memory_and_says_what_to_do(base: BaseModel, tmp_path: Path) -> None:
