@@ -112,14 +112,19 @@ def test_a_study_runs_from_data_to_a_registered_champion_and_again_without_doing
     assert evaluate(study.name, part="test", shard=1, shards=1, rung=None, stores=stores, log=LOG) == 0
 
 
+def records(file: Path) -> list[dict[str, str]]:
+    with file.open(encoding="utf-8", newline="") as opened:
+        return list(csv.DictReader(opened))
+
+
 def test_the_summary_can_be_recomputed_from_the_raw_rows(study: Study, stores: Stores) -> None:
     run(study, stores)
     compare(study.name, stores, LOG)
     results = stores.folder(study.name) / "results"
     scores: dict[str, dict[str, list[float]]] = {}
-    for row in csv.DictReader((results / "rows.csv").open(encoding="utf-8", newline="")):
+    for row in records(results / "rows.csv"):
         scores.setdefault(row["method"], {}).setdefault(row["persona_id"], []).append(float(row["embedding_similarity"]))
-    summary = list(csv.DictReader((results / "summary.csv").open(encoding="utf-8", newline="")))
+    summary = records(results / "summary.csv")
     assert {record["method"] for record in summary} == scores.keys()
     for record in summary:
         means = [fmean(items) for items in scores[record["method"]].values()]
