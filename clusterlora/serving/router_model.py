@@ -4,7 +4,6 @@ Input rows: `persona_id`, `messages` ([{role, content}], the last one the user's
 Output rows: `persona_id`, `text`, `answered_by`.
 """
 
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,24 +11,24 @@ from typing import Any
 from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
-with warnings.catch_warnings():
-    # MLflow asks for pydantic type hints to check rows by. The model's signature and the router check them.
-    warnings.filterwarnings("ignore", message=".*[Tt]ype hint", category=UserWarning)
 
-    class RouterModel(PythonModel):
-        """A Router as an MLflow pyfunc."""
+class RouterModel(PythonModel):
+    """A Router as an MLflow pyfunc."""
 
-        def load_context(self, context: PythonModelContext) -> None:
-            """Load the base model and the adapters among the model's files."""
-            # Imported here: MLflow also runs this file to register the model, where nothing needs to be loaded.
-            from clusterlora.serving.router import Router
+    # MLflow asks for pydantic type hints to check rows by, and warns without. The model's signature and the router check them.
+    _skip_type_hint_validation = True
 
-            self._router = Router.load(Path(context.artifacts["routes"]), Path(context.artifacts["adapters"]))
+    def load_context(self, context: PythonModelContext) -> None:
+        """Load the base model and the adapters among the model's files."""
+        # Imported here: MLflow also runs this file to register the model, where nothing needs to be loaded.
+        from clusterlora.serving.router import Router
 
-        def predict(self, context, model_input, params: Mapping[str, Any] | None = None):  # noqa: ARG002  # pyright: ignore[reportIncompatibleMethodOverride]  (MLflow's signature)
-            """Return one answer per row of a DataFrame or list."""
-            requests = model_input.to_dict("records") if hasattr(model_input, "to_dict") else model_input
-            return self._router.answer(requests)
+        self._router = Router.load(Path(context.artifacts["routes"]), Path(context.artifacts["adapters"]))
+
+    def predict(self, context: PythonModelContext, model_input: Any, params: Mapping[str, Any] | None = None) -> Any:  # noqa: ARG002
+        """Return one answer per row of a DataFrame or list."""
+        requests = model_input.to_dict("records") if hasattr(model_input, "to_dict") else model_input
+        return self._router.answer(requests)
 
 
 set_model(RouterModel())

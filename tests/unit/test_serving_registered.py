@@ -121,4 +121,6 @@ def test_a_request_may_ask_for_a_shorter_answer(answers: dict[str, list[dict[str
 
 def test_an_adapters_own_model_answers_everybody_as_the_router_answers_its_persona(answers: dict[str, list[dict[str, Any]]]) -> None:
     assert {a["answered_by"] for a in answers["adapter"]} == {"cluster-00"}
-    assert {a["text"] for a in answers["adapter"]} == {answers["list"][0]["text"]}
+    (text,) = {a["text"] for a in answers["adapter"]}
+    # The router of this study cuts its answers earlier; a character may be cut in the middle.
+    assert text.startswith(answers["list"][0]["text"].rstrip("\ufffd"))
