@@ -1,5 +1,6 @@
 """A real but tiny base model: random weights, its own tokenizer, one chat template. Built in a second, saved as a folder."""
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -44,3 +45,11 @@ def tiny_base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model.save_pretrained(folder)
     fast.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _audible_loggers() -> None:
+    """Undo what Prefect's logging setup, when the same process ran flows before, does to our loggers: caplog listens at the root."""
+    for name in ("clusterlora", *(n for n in logging.root.manager.loggerDict if n.startswith("clusterlora."))):
+        logger = logging.getLogger(name)
+        logger.propagate, logger.disabled = True, False
