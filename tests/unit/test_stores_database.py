@@ -2,6 +2,7 @@
 
 import multiprocessing
 import time
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import pytest
@@ -27,8 +28,8 @@ def answers(process: int, n: int) -> list[Answer]:
     return [Answer(f"stack-{process}", f"item-{i}", "p", "test", "text", (("nll", float(i)), ("rouge_l", 0.5))) for i in range(n)]
 
 
-def open_and_write(url: str, process: int, start_at: float) -> None:
-    time.sleep(max(0.0, start_at - time.time()))
+def open_and_write(url: str, process: int, everybody_is_here: Barrier) -> None:
+    everybody_is_here.wait()
     store = SqlStudyStore(url)
     store.create_study(Study(name="shared"), facts={})
     for start in range(0, 100, 20):
@@ -40,8 +41,8 @@ def open_and_write(url: str, process: int, start_at: float) -> None:
 
 def test_four_processes_open_and_fill_a_fresh_database_at_once(url: str) -> None:
     context = multiprocessing.get_context("spawn")
-    start_at = time.time() + 3
-    processes = [context.Process(target=open_and_write, args=(url, k, start_at)) for k in range(4)]
+    everybody_is_here = context.Barrier(4)
+    processes = [context.Process(target=open_and_write, args=(url, k, everybody_is_here)) for k in range(4)]
     for process in processes:
         process.start()
     for process in processes:
@@ -80,13 +81,16 @@ def test_twenty_thousand_answers_are_a_matter_of_seconds(url: str) -> None:
     assert time.process_time() - began < 20
 
 
-def test_readers_do_not_wait_for_the_writer_on_sqlite(tmp_path: Path) -> None:
-    database = Database(f"sqlite:///{tmp_path / 'study.db'}")
-    store = SqlStudyStore(f"sqlite:///{tmp_path / 'study.db'}")
+def test_readers_and_the_writer_do_not_wait_for_each_other_on_sqlite(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    database, store = Database(url), SqlStudyStore(url)
+    with database.reading() as connection:
+        assert connection.execute(sa.text("select count(*) from studies")).scalar() == 0
+        store.create_study(Study(name="meanwhile"), facts={})
+        assert connection.execute(sa.text("select count(*) from studies")).scalar() == 0
     with database.writing() as connection:
-        connection.execute(sa.text("insert into studies values ('a', 's', 'c', '{}', null)"))
-        assert store.studies() == ()
-    assert len(store.studies()) == 1
+        connection.execute(sa.text("delete from studies"))
+        assert len(store.studies()) == 1
 
 
 def test_a_failed_write_leaves_nothing(url: str) -> None:
