@@ -13,7 +13,7 @@ from clusterlora.errors import OutOfMemory, UnknownName
 if TYPE_CHECKING:
     from clusterlora.ports import Stores
     from clusterlora.settings import Study
-    from clusterlora.stages.plan import Pack, WorkPlan
+    from clusterlora.stages.plan import Pack
 
 _TRAIN_EXAMPLES = """\b
 Examples:
@@ -25,7 +25,8 @@ Examples:
 
 _EVALUATE_EXAMPLES = """\b
 Examples:
-  clusterlora evaluate --cluster 0      against unified on the gate's val items, with the gate's verdict
+  clusterlora evaluate --cluster 0      against unified on its val items, with the gate's verdict
+  clusterlora evaluate --cluster 3      the same question asked of another cluster; decides nothing
   clusterlora evaluate                  every trained method on everyone's test items
 """
 
@@ -55,7 +56,7 @@ def train(
 
 
 @click.command(epilog=_EVALUATE_EXAMPLES)
-@click.option("--cluster", type=click.IntRange(min=0, max=0), help="Judge cluster 0 as the gate does.  [default: all methods on test]")
+@click.option("--cluster", type=click.IntRange(min=0), help="Judge this cluster as the gate does.  [default: all methods on test]")
 @study_options
 def evaluate(cluster: int | None, **options: Any) -> None:
     """Answer and score with what has been trained. Answers that are stored are not given again."""
@@ -73,11 +74,11 @@ def evaluate(cluster: int | None, **options: Any) -> None:
 
         rung = decided_rung(study, stores).name
         _require(study, stores, cluster)
-        evaluate_part(study.name, part="gate", shard=1, shards=1, rung=rung, stores=stores, log=log)
+        evaluate_part(study.name, part="gate", shard=1, shards=1, rung=rung, cluster=cluster, stores=stores, log=log)
     from clusterlora.gate.report import markdown
-    from clusterlora.stages.judge import judge
+    from clusterlora.stages.judge import judge, verdict_on
 
-    click.echo(markdown(judge(study.name, rung, stores)))
+    click.echo(markdown(verdict_on(study.name, rung, cluster, stores) if cluster else judge(study.name, rung, stores)))
 
 
 @click.command(epilog="\b\nExample:\n  clusterlora compare --json | head\n")
@@ -112,22 +113,16 @@ def _begin(study: "Study", stores: "Stores", log: ConsoleLog) -> None:
 
 
 def _adapters_asked_for(study: "Study", stores: "Stores", cluster: int | None, adapter: str | None) -> tuple[str, ...]:
-    from clusterlora.stages.plan import work_plan
+    from clusterlora.stages.plan import judged_adapters, work_plan
 
     plan = work_plan(study, stores)
     if adapter is None and cluster is None:
         return tuple(plan.specs)
-    name = adapter if adapter is not None else _cluster_adapter(plan, cluster or 0)
+    name = adapter if adapter is not None else judged_adapters(plan, cluster or 0)[0]
     if name not in plan.specs:
         shown = [known for known in plan.specs if not known.startswith("persona")]
         raise UnknownName(f"study {study.name} has no adapter {name!r}; known: {', '.join(shown)}, and one per persona")
     return (name,)
-
-
-def _cluster_adapter(plan: "WorkPlan", cluster: int) -> str:
-    """Return the cluster's adapter under the rung that the gate decided for, whose name it may carry."""
-    name = f"cluster-{cluster:02d}"
-    return next((known for known in plan.specs if known.partition("+")[0] == name), name)
 
 
 def _train_until_done(study: "Study", names: tuple[str, ...], stores: "Stores", log: ConsoleLog) -> int:
@@ -157,9 +152,10 @@ def _train_one(study: "Study", pack: "Pack", stores: "Stores", log: ConsoleLog) 
 
 def _require(study: "Study", stores: "Stores", cluster: int) -> None:
     """Raise UnknownName unless the cluster's adapter and unified are trained."""
-    from clusterlora.stages.plan import REFERENCE, work_plan
+    from clusterlora.stages.plan import REFERENCE, judged_adapters, trained_adapters, work_plan
 
-    held = {adapter.name for adapter in stores.studies.adapters(study.name)}
-    for name, option in ((_cluster_adapter(work_plan(study, stores), cluster), f"--cluster {cluster}"), (REFERENCE, "--adapter unified")):
+    plan = work_plan(study, stores)
+    held = trained_adapters(study, stores, plan)
+    for name, option in zip(judged_adapters(plan, cluster), (f"--cluster {cluster}", f"--adapter {REFERENCE}"), strict=True):
         if name not in held:
             raise UnknownName(f"study {study.name} has not trained {name} yet; run: clusterlora train {option} --name {study.name}")

@@ -14,7 +14,7 @@ from clusterlora.models.stacked import Factors, read_adapter, stack_factors
 from clusterlora.ports import RunLog, Stores
 from clusterlora.settings import Study
 from clusterlora.stages.loaded import base_model, embedder
-from clusterlora.stages.plan import WorkPlan, gate_adapters, refused, rung_by_name, trained_adapters, work_plan
+from clusterlora.stages.plan import WorkPlan, judged_adapters, refused, rung_by_name, trained_adapters, work_plan
 from clusterlora.stages.timing import timed
 from clusterlora.values import Layer, MethodPlan, Route, Split, Stack
 
@@ -24,20 +24,23 @@ _STACKS_AT_ONCE = 64
 Part = Literal["gate", "test"]
 
 
-def evaluate(study_name: str, *, part: Part, shard: int, shards: int, rung: str | None, stores: Stores, log: RunLog) -> int:
+def evaluate(
+    study_name: str, *, part: Part, shard: int, shards: int, rung: str | None, cluster: int = 0, stores: Stores, log: RunLog
+) -> int:
     """Return the number of answers given; those the study holds are not given again.
 
     Args:
-        part: `gate` answers cluster 0's val items with a rung's adapter and with unified; `test` lets every method choose on val,
+        part: `gate` answers a cluster's val items with a rung's adapter and with unified; `test` lets every method choose on val,
             then answers test items.
         shard: this run's share of the personas, 1..shards.
         rung: which try of the ladder (gate only).
+        cluster: whose val items (gate only); the study itself asks for cluster 0.
     """
     study = stores.studies.study(study_name)
     runner = _Runner(study, stores, log)
     with timed(stores, study_name, f"evaluate {part}" + (f" {rung}" if rung else f" {shard}/{shards}")):
         if part == "gate":
-            return _gate(study, runner, work_plan(study, stores, rung_by_name(study, rung) if rung else None))
+            return _gate(study, runner, work_plan(study, stores, rung_by_name(study, rung) if rung else None), cluster)
         return _test(study, runner, work_plan(study, stores), shard=shard, shards=shards)
 
 
@@ -64,8 +67,8 @@ def compared_personas(study: Study, stores: Stores) -> tuple[str, ...]:
     return stores.studies.dataset(study.name).ids
 
 
-def _gate(study: Study, runner: "_Runner", plan: WorkPlan) -> int:
-    candidate, reference = gate_adapters(plan)
+def _gate(study: Study, runner: "_Runner", plan: WorkPlan, cluster: int) -> int:
+    candidate, reference = judged_adapters(plan, cluster)
     pairs = [(p, (Layer(name),)) for p in plan.specs[candidate].persona_ids for name in (candidate, reference)]
     return runner.answer(plan, pairs, "val", study.evaluation.metrics)
 

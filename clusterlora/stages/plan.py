@@ -149,16 +149,23 @@ def plan_with(study: Study, stores: Stores, names: Sequence[str]) -> WorkPlan:
     raise UnknownName(f"study {study.name} plans no adapters {', '.join(names)}; it plans {', '.join(plans[0].specs)}")
 
 
-def gate_adapters(plan: WorkPlan) -> tuple[str, str]:
-    """Return the names of (the candidate: cluster 0's adapter, the reference: unified)."""
-    candidate = next(spec.name for spec in plan.methods[GATED].adapters if spec.name != REFERENCE)
-    return candidate, REFERENCE
+def judged_adapters(plan: WorkPlan, cluster: int = 0) -> tuple[str, str]:
+    """Return the names of (the candidate: the cluster's adapter, the reference: unified). The gate judges cluster 0.
+
+    Raises:
+        UnknownName: the plan has no such cluster.
+    """
+    candidates = [spec.name for spec in plan.methods[GATED].adapters if spec.name != REFERENCE] if GATED in plan.methods else []
+    if cluster >= len(candidates):
+        known = f"its clusters are 0 to {len(candidates) - 1}" if candidates else f"its methods do not include {GATED}"
+        raise UnknownName(f"the study has no cluster {cluster}; {known}")
+    return candidates[cluster], REFERENCE
 
 
 def gate_packs(study: Study, stores: Stores, rung: Rung) -> tuple[Pack, ...]:
     """Return what the gate still needs trained under a rung and can be trained at once; call again until nothing is left."""
     plan = work_plan(study, stores, rung)
-    return _packs(study, stores, plan, gate_adapters(plan))
+    return _packs(study, stores, plan, judged_adapters(plan))
 
 
 def remaining_packs(study: Study, stores: Stores) -> tuple[Pack, ...]:

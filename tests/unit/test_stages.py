@@ -9,6 +9,7 @@ from statistics import fmean
 import pandas as pd
 import pytest
 
+from clusterlora.errors import UnknownName
 from clusterlora.ports import Stores
 from clusterlora.settings import (
     ClusteringSettings,
@@ -25,7 +26,7 @@ from clusterlora.settings import (
 from clusterlora.stages.cluster import cluster
 from clusterlora.stages.compare import compare, evaluation_rows
 from clusterlora.stages.evaluate import evaluate
-from clusterlora.stages.judge import judge
+from clusterlora.stages.judge import judge, verdict_on
 from clusterlora.stages.plan import OWN, Pack, decided_rung, gate_packs, refused, remaining_packs, rungs, work_plan
 from clusterlora.stages.prepare import prepare
 from clusterlora.stages.register import register
@@ -110,6 +111,21 @@ def test_a_study_runs_from_data_to_a_registered_champion_and_again_without_doing
     assert {a.key: a.seconds for a in stores.studies.adapters(study.name)} == trained_before
     assert stores.studies.attempts(study.name) == attempts_before
     assert evaluate(study.name, part="test", shard=1, shards=1, rung=None, stores=stores, log=LOG) == 0
+
+
+def test_any_cluster_can_be_judged_and_only_cluster_0_decides(study: Study, stores: Stores) -> None:
+    run(study, stores)
+    before = stores.studies.verdicts(study.name)
+    rung = decided_rung(study, stores).name
+    evaluate(study.name, part="gate", shard=1, shards=1, rung=rung, cluster=1, stores=stores, log=LOG)
+    verdict = verdict_on(study.name, rung, 1, stores)
+    clustering = stores.studies.clustering(study.name)
+    assert clustering is not None
+    assert verdict.adapter.startswith("cluster-01")
+    assert verdict.n_personas == len(clustering.members[1])
+    assert stores.studies.verdicts(study.name) == before
+    with pytest.raises(UnknownName, match="no cluster 7"):
+        verdict_on(study.name, rung, 7, stores)
 
 
 def records(file: Path) -> list[dict[str, str]]:
