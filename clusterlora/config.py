@@ -30,7 +30,11 @@ _MISSION: Mapping[str, Any] = {
 PRESETS: Catalog[Mapping[str, Any]] = Catalog(
     "preset",
     {
-        "mission": {**_MISSION, "name": "mission"},
+        "mission": {
+            **_MISSION,
+            "name": "mission",
+            "methods": ["baseline", "unified", "per_persona", "hybrid", "cluster", "merge", "selective_routing"],
+        },
         "demo": {
             **_MISSION,
             "name": "demo",

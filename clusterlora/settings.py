@@ -124,6 +124,8 @@ class ClusteringSettings:
     """Number of clusters."""
     sizes: tuple[Annotated[int, Ge(1)], ...] | None = None
     """Exact cluster sizes in order (their sum must be the number of personas); empty lets the data decide."""
+    min_size: Annotated[int, Ge(1)] = 3
+    """Personas that a cluster must have, where there are enough for all; with exact sizes it is not asked."""
     seed: Annotated[int, Ge(0)] = 0
     """Seed of k-means."""
 
@@ -164,6 +166,18 @@ class GateSettings:
     """Alternatives tried in order when the first configuration fails."""
     on_failure: Literal["stop", "continue"] = "stop"
     """When every rung fails: stop spending, or continue anyway."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MergeSettings:
+    """How the method `merge` combines the adapters of a cluster's members."""
+
+    __pydantic_config__ = _FORM
+
+    kind: Literal["average", "ties", "dare"] = "average"
+    """average: weighted by examples; ties: only the largest changes, by majority of sign; dare: a random share of the changes."""
+    density: Annotated[float, Gt(0), Le(1)] | None = None
+    """Share of each adapter's changes that ties and dare keep. Empty: 0.2 for ties, 0.5 for dare."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -220,6 +234,8 @@ class Study:
     """What cluster adapters start from; unified is a warm start."""
     clustering: ClusteringSettings = ClusteringSettings()
     """How personas are grouped."""
+    merging: MergeSettings = MergeSettings()
+    """How the method `merge` merges."""
     gate: GateSettings = GateSettings()
     """What cluster 0 must show first."""
     evaluation: EvaluationSettings = EvaluationSettings()

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, is_dataclass
 from typing import Any, Literal
 
-from clusterlora.settings import Recipe
+from clusterlora.settings import MergeSettings, Recipe
 
 Role = Literal["system", "user", "assistant"]
 Split = Literal["train", "val", "test"]
@@ -110,7 +110,8 @@ class Clustering:
 class AdapterSpec:
     """What an adapter is: who it learns from, how, and what it starts from.
 
-    `init` is the name of an adapter whose weights it starts from; `underlay` of one that is active and frozen under it.
+    `init` is the name of an adapter whose weights it starts from; `underlay` of one that is active and frozen under it. With `parts` it is
+    not trained but merged from the adapters of these names, as `merging` says.
     """
 
     name: str
@@ -119,6 +120,13 @@ class AdapterSpec:
     kind: Literal["lora"] = "lora"
     init: str | None = None
     underlay: str | None = None
+    parts: tuple[str, ...] = ()
+    merging: MergeSettings | None = None
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The adapters that must exist before this one can be made."""
+        return (*(name for name in (self.init, self.underlay) if name), *self.parts)
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,7 +60,7 @@ def _partition(settings: ClusteringSettings, n_personas: int) -> Partition:
     if sizes is None:
         if settings.k > n_personas:
             raise BadSettings(f"clustering.k={settings.k} is more than the {n_personas} personas; lower k or give more personas")
-        return lambda features, seed: free_sizes(features, settings.k, seed=seed)
+        return lambda features, seed: free_sizes(features, settings.k, seed=seed, min_size=settings.min_size)
     if sum(sizes) != n_personas or min(sizes, default=0) < 1:
         raise BadSettings(
             f"clustering.sizes={sizes} sum to {sum(sizes)} for {n_personas} personas; "

@@ -1,6 +1,7 @@
-"""k-means, with free or with exact cluster sizes. Labels come out in the order clusters are numbered in."""
+"""k-means, with free, least or exact cluster sizes. Labels come out in the order clusters are numbered in."""
 
 import warnings
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -8,34 +9,50 @@ from jaxtyping import Float, Int
 _MAX_ROUNDS = 50
 
 
-def free_sizes(features: Float[np.ndarray, "persona dim"], k: int, *, seed: int) -> Int[np.ndarray, " persona"]:
-    """Return k-means labels, the smallest cluster first: cluster 0 is the cheapest to try something on."""
-    labels, _ = _smallest_first(features, k, seed)
-    return labels
+def free_sizes(features: Float[np.ndarray, "persona dim"], k: int, *, seed: int, min_size: int = 1) -> Int[np.ndarray, " persona"]:
+    """Return k-means labels, the smallest cluster first: cluster 0 is the cheapest to try something on.
+
+    No cluster is smaller than `min_size`, or than the k-th part of the personas where they do not suffice.
+    """
+    labels, centroids = _smallest_first(features, k, seed)
+    least = min(min_size, len(features) // k)
+    if least <= 1 or np.bincount(labels, minlength=k).min() >= least:
+        return labels
+    return _numbered(_assign(features, centroids, [least] * k), k)
 
 
 def exact_sizes(features: Float[np.ndarray, "persona dim"], sizes: tuple[int, ...], *, seed: int) -> Int[np.ndarray, " persona"]:
-    """Return labels of clusters that have exactly these sizes, in this order.
+    """Return labels of clusters that have exactly these sizes, in this order, from free k-means centroids that take the sizes by rank."""
+    _, free_centroids = _smallest_first(features, len(sizes), seed)
+    return _assign(features, free_centroids[np.argsort(np.argsort(sizes, kind="stable"))], sizes)
 
-    Alternates optimal assignment (each centroid offers as many seats as its cluster's size) with moving centroids, from free
-    k-means centroids that take the sizes by rank. Both steps lower the same sum of squares, so it ends.
-    Source: Bradley, Bennett & Demiriz 2000, with equality constraints.
+
+def _assign(
+    features: Float[np.ndarray, "persona dim"], centroids: Float[np.ndarray, "cluster dim"], least: Sequence[int]
+) -> Int[np.ndarray, " persona"]:
+    """Return labels of clusters with at least these sizes.
+
+    Alternates optimal assignment with moving centroids; both lower the same sum of squares, so it ends. Each cluster offers its least
+    size in seats that must be taken; in the seats left over a persona sits with the nearest centroid.
+    Source: Bradley, Bennett & Demiriz 2000, solved as an assignment problem.
     """
     from scipy.optimize import linear_sum_assignment
 
-    _, free_centroids = _smallest_first(features, len(sizes), seed)
-    centroids = free_centroids[np.argsort(np.argsort(sizes, kind="stable"))]
-    cluster_of_seat = np.repeat(np.arange(len(sizes)), sizes)
+    cluster_of_seat = np.repeat(np.arange(len(least)), least)
+    n_anywhere = len(features) - len(cluster_of_seat)
     labels = np.full(len(features), -1)
     for _ in range(_MAX_ROUNDS):
         # |x|^2 is the same for every seat of a persona and left out.
         squared_distance = np.sum(centroids**2, axis=1) - 2 * features @ centroids.T
-        persona, seat = linear_sum_assignment(squared_distance[:, cluster_of_seat])
-        previous, labels = labels, np.empty_like(labels)
-        labels[persona] = cluster_of_seat[seat]
+        nearest = squared_distance.argmin(axis=1)
+        anywhere = np.repeat(squared_distance.min(axis=1)[:, None], n_anywhere, axis=1)
+        persona, seat = linear_sum_assignment(np.hstack([squared_distance[:, cluster_of_seat], anywhere]))
+        previous, labels = labels, nearest.copy()
+        seated = seat < len(cluster_of_seat)
+        labels[persona[seated]] = cluster_of_seat[seat[seated]]
         if np.array_equal(labels, previous):
             break
-        centroids = np.stack([features[labels == cluster].mean(axis=0) for cluster in range(len(sizes))])
+        centroids = np.stack([features[labels == cluster].mean(axis=0) for cluster in range(len(least))])
     return labels
 
 
@@ -50,7 +67,15 @@ def _smallest_first(
         warnings.simplefilter("ignore", ConvergenceWarning)
         fitted = KMeans(k, n_init=10, random_state=seed).fit(features)  # pyright: ignore[reportArgumentType] (n_init is no str)
     labels = np.asarray(fitted.labels_)
-    sizes = np.bincount(labels, minlength=k)
-    first_persona = np.array([np.argmax(labels == cluster) for cluster in range(k)])
-    order = np.lexsort(np.stack([first_persona, sizes]))
+    order = _order(labels, k)
     return np.argsort(order)[labels], np.asarray(fitted.cluster_centers_)[order]
+
+
+def _numbered(labels: Int[np.ndarray, " persona"], k: int) -> Int[np.ndarray, " persona"]:
+    return np.argsort(_order(labels, k))[labels]
+
+
+def _order(labels: Int[np.ndarray, " persona"], k: int) -> Int[np.ndarray, " cluster"]:
+    """Return the clusters, the smallest first, equal ones by their first persona."""
+    first_persona = np.array([np.argmax(labels == cluster) for cluster in range(k)])
+    return np.lexsort(np.stack([first_persona, np.bincount(labels, minlength=k)]))

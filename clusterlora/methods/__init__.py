@@ -5,6 +5,7 @@ from clusterlora.methods.baseline import baseline
 from clusterlora.methods.cluster import cluster
 from clusterlora.methods.cluster_hybrid import cluster_hybrid
 from clusterlora.methods.hybrid import hybrid
+from clusterlora.methods.merge import merge
 from clusterlora.methods.method import Method
 from clusterlora.methods.per_persona import per_persona
 from clusterlora.methods.selective_routing import selective_routing
@@ -19,6 +20,7 @@ METHODS: Catalog[Method] = Catalog(
         "cluster": cluster,
         "hybrid": hybrid,
         "cluster_hybrid": cluster_hybrid,
+        "merge": merge,
         "selective_routing": selective_routing,
     },
 )

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from clusterlora.settings import Recipe
+from clusterlora.settings import MergeSettings, Recipe
 from clusterlora.values import AdapterSpec, Layer, MethodPlan, Stack
 
 BASE: Stack = ()
@@ -24,6 +24,7 @@ class StudyView:
     cluster_recipe: Recipe
     cluster_init: str | None
     others: Mapping[str, MethodPlan]
+    merging: MergeSettings
 
 
 Method = Callable[[StudyView], MethodPlan]

@@ -19,6 +19,8 @@ GATED = "cluster"
 """The method whose first cluster is the gate."""
 REFERENCE = "unified"
 """The method it has to beat."""
+_OF_ONE_PERSON = ("persona", "residual")
+"""What adapters are called that a method trains for every single person. A cluster of one is not among them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +106,7 @@ def _work_plan(study: Study, dataset: Dataset, clustering: Clustering, rung: Run
         epochs=rung.epochs or study.recipe.epochs,
     )
     init = rung.init or study.cluster_init
-    view = StudyView(dataset.ids, clustering.members, study.recipe, recipe, REFERENCE if init == "unified" else None, {})
+    view = StudyView(dataset.ids, clustering.members, study.recipe, recipe, REFERENCE if init == "unified" else None, {}, study.merging)
     names = (*study.methods, REFERENCE) if gated(study) and REFERENCE not in study.methods else study.methods
     alone = {name: _renamed(METHODS[name](view), rung) for name in names}
     # A method that chooses among the others sees their plans, wherever it stands in the list.
@@ -184,14 +186,16 @@ def pack_named(study: Study, stores: Stores, names: Sequence[str], rung: Rung | 
 def _packs(study: Study, stores: Stores, plan: WorkPlan, names: Sequence[str]) -> tuple[Pack, ...]:
     wanted: dict[str, None] = {}
     for name in names:
-        spec = plan.specs[name]
-        wanted |= dict.fromkeys(n for n in (spec.init, spec.underlay, name) if n)
+        wanted |= dict.fromkeys((*plan.specs[name].needs, name))
     held = trained_adapters(study, stores, plan)
     missing = [name for name in wanted if name not in held]
-    ready = [plan.specs[n] for n in missing if not {plan.specs[n].init, plan.specs[n].underlay} & set(missing)]
-    packs = [Pack(spec.name, spec.name.replace("-", " ", 1), (spec.name,)) for spec in ready if len(spec.persona_ids) > 1]
+    ready = [plan.specs[n] for n in missing if not set(plan.specs[n].needs) & set(missing)]
+    single = [name for name in plan.specs if name.partition("-")[0] in _OF_ONE_PERSON]
+    shared = [spec for spec in ready if spec.name not in single and not spec.parts]
+    packs = [Pack(spec.name, spec.name.replace("-", " ", 1), (spec.name,)) for spec in shared]
+    if merged := tuple(spec.name for spec in ready if spec.parts):
+        packs.append(Pack("merge", "merge clusters", merged))
     # One person's adapter is too small for a run of its own: deal them out, by their place in the plan so that a relaunch deals alike.
-    single = [name for name, spec in plan.specs.items() if len(spec.persona_ids) == 1]
     for shard in range(study.runtime.shards):
         mine = tuple(spec.name for spec in ready if spec.name in set(single[shard :: study.runtime.shards]))
         if mine:

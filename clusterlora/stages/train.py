@@ -1,7 +1,9 @@
-"""Train one pack of adapters and keep each as soon as it is finished: store, tracker, database, and the study's folder."""
+"""Train one pack of adapters, or merge one, and keep each as soon as it is finished: store, tracker, database, and the study's folder."""
 
+import math
 import re
 import shutil
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -9,6 +11,7 @@ from pathlib import Path
 from clusterlora.data.prompts import PromptEncoder, messages
 from clusterlora.errors import OutOfMemory
 from clusterlora.models.memory import peak_memory_bytes
+from clusterlora.models.stacked import Factors, read_adapter
 from clusterlora.ports import AdapterRun, RunLog, Stores
 from clusterlora.settings import Study
 from clusterlora.stages.loaded import base_model
@@ -16,6 +19,7 @@ from clusterlora.stages.plan import Pack, WorkPlan, plan_with
 from clusterlora.stages.timing import timed
 from clusterlora.stages.training_log import TrainingLog
 from clusterlora.training.job import TrainingJob, TrainingResult
+from clusterlora.training.peft_folder import write_factors
 from clusterlora.values import AdapterSpec, Attempt, TrainedAdapter
 
 
@@ -55,12 +59,15 @@ def train_pack(study_name: str, pack: Pack, *, attempt: int, micro_batch: int, s
 
 def _train(study: Study, pack: Pack, *, attempt: int, micro_batch: int, stores: Stores, log: RunLog) -> int:
     plan = plan_with(study, stores, pack.adapters)
-    jobs = _jobs(study, plan, [plan.specs[name] for name in pack.adapters if not _known(study, plan, name, stores)], stores)
-    if not jobs:
+    specs = [plan.specs[name] for name in pack.adapters if not _known(study, plan, name, stores)]
+    if not specs:
         return 0
+    tags = {"study": study.name, "pack": pack.name, "attempt": str(attempt), "micro_batch": str(micro_batch)}
+    if specs[0].parts:
+        return _merge(study, plan, pack, specs, tags=tags, stores=stores, log=log)
     from clusterlora.training.train import train
 
-    tags = {"study": study.name, "pack": pack.name, "attempt": str(attempt), "micro_batch": str(micro_batch)}
+    jobs = _jobs(study, plan, specs, stores)
     params = {"adapters": len(jobs), "personas": sum(len(job.spec.persona_ids) for job in jobs), **asdict(jobs[0].spec.recipe)}
     with stores.tracker.adapter_run(study.name, name=pack.title, params=params, tags=tags) as run:
         file = stores.folder(study.name) / "logs" / log_name(pack.name)
@@ -69,7 +76,7 @@ def _train(study: Study, pack: Pack, *, attempt: int, micro_batch: int, stores: 
             run_log.phase(f"train {pack.title}", total=total, unit="steps")
             results = []
             for result in train(base_model(study.model), jobs, micro_batch=micro_batch, run_log=run_log):
-                _keep(study, result, run, stores)
+                _keep(study, _trained(result), result.folder, run, stores)
                 results.append(result)
                 run_log.note(f"{result.job.spec.name}: loss {result.losses[0]:.3f} -> {result.losses[-1]:.3f} in {result.seconds:.1f} s")
         _log_curves(run, results)
@@ -86,8 +93,6 @@ def _known(study: Study, plan: WorkPlan, name: str, stores: Stores) -> bool:
 
 
 def _jobs(study: Study, plan: WorkPlan, specs: Sequence[AdapterSpec], stores: Stores) -> list[TrainingJob]:
-    if not specs:
-        return []
     personas = stores.studies.dataset(study.name).by_id()
     encoder = PromptEncoder(base_model(study.model).tokenizer, max_length=study.model.max_length)
 
@@ -111,13 +116,46 @@ def _jobs(study: Study, plan: WorkPlan, specs: Sequence[AdapterSpec], stores: St
     ]
 
 
-def _keep(study: Study, result: TrainingResult, run: AdapterRun, stores: Stores) -> None:
-    """Weights first, the row that says they exist last."""
+def _merge(
+    study: Study, plan: WorkPlan, pack: Pack, specs: Sequence[AdapterSpec], *, tags: Mapping[str, str], stores: Stores, log: RunLog
+) -> int:
+    """Make adapters out of others, weighted by the train dialogues behind each; return how many."""
+    from clusterlora.training.merging import density_of, merge
+
+    personas = stores.studies.dataset(study.name).by_id()
+    merging = study.merging
+    params = {"adapters": len(specs), "kind": merging.kind, "density": density_of(merging)}
+    file = stores.folder(study.name) / "logs" / log_name(pack.name)
+    with (
+        stores.tracker.adapter_run(study.name, name=pack.title, params=params, tags=tags) as run,
+        TrainingLog(log, file, total_steps=len(specs)) as run_log,
+    ):
+        run_log.phase(pack.title, total=len(specs), unit="adapters")
+        for spec in specs:
+            began = time.monotonic()
+            parts = {plan.keys[part]: _factors(stores, plan.keys[part]) for part in spec.parts}
+            n_dialogues = {plan.keys[p]: sum(len(personas[i].of_split("train")) for i in plan.specs[p].persona_ids) for p in spec.parts}
+            factors, energy = merge(parts, n_dialogues, merging, rank=spec.recipe.rank, seed=spec.recipe.seed)
+            folder = stores.adapters.scratch(plan.keys[spec.name]) / "adapter"
+            write_factors(folder, factors, spec.recipe, base=study.model.base)
+            # Nothing was trained: no steps, no tokens, no loss.
+            adapter = TrainedAdapter(plan.keys[spec.name], spec.name, spec, 0, 0, time.monotonic() - began, math.nan, math.nan, 0)
+            _keep(study, adapter, folder, run, stores)
+            run.metrics({f"merge/energy_kept/{spec.name}": energy})
+            run_log.advance(1, energy_kept=energy)
+            run_log.note(f"{spec.name}: {merging.kind} of {len(parts)} adapters; rank {spec.recipe.rank} keeps {energy:.1%} of its energy")
+    return len(specs)
+
+
+def _factors(stores: Stores, key: str) -> Factors:
+    folder = stores.adapters.path(key)
+    assert folder is not None, f"adapter {key} is recorded as trained but its weights are nowhere"
+    return read_adapter(folder)
+
+
+def _trained(result: TrainingResult) -> TrainedAdapter:
     job = result.job
-    kept = stores.adapters.save(job.key, result.folder)
-    uri = run.artifacts(kept, f"adapters/{job.spec.name}")
-    expose(stores, study.name, job.spec.name, kept)
-    adapter = TrainedAdapter(
+    return TrainedAdapter(
         key=job.key,
         name=job.spec.name,
         spec=job.spec,
@@ -126,17 +164,28 @@ def _keep(study: Study, result: TrainingResult, run: AdapterRun, stores: Stores)
         seconds=result.seconds,
         first_loss=result.losses[0],
         last_loss=result.losses[-1],
-        n_bytes=sum(file.stat().st_size for file in kept.iterdir()),
-        run_id=run.run_id,
-        uri=uri,
+        n_bytes=0,
     )
-    stores.studies.save_adapter(study.name, adapter)
-    stores.adapters.drop_scratch(job.key)
+
+
+def _keep(study: Study, adapter: TrainedAdapter, folder: Path, run: AdapterRun, stores: Stores) -> None:
+    """Weights first, the row that says they exist last."""
+    kept = stores.adapters.save(adapter.key, folder)
+    uri = run.artifacts(kept, f"adapters/{adapter.name}")
+    expose(stores, study.name, adapter.name, kept)
+    n_bytes = sum(file.stat().st_size for file in kept.iterdir())
+    stores.studies.save_adapter(study.name, replace(adapter, n_bytes=n_bytes, run_id=run.run_id, uri=uri))
+    stores.adapters.drop_scratch(adapter.key)
 
 
 def expose(stores: Stores, study_name: str, adapter: str, kept: Path) -> Path:
     """Copy an adapter to where people look for it: models/lora_clusters/cluster_00, models/personas/persona_0007, models/unified."""
-    folder_by_kind: Mapping[str, str] = {"cluster": "lora_clusters", "persona": "personas", "residual": "residuals"}
+    folder_by_kind: Mapping[str, str] = {
+        "cluster": "lora_clusters",
+        "persona": "personas",
+        "residual": "residuals",
+        "merged": "merged_clusters",
+    }
     kind = adapter.partition("-")[0]
     target = stores.folder(study_name) / "models" / folder_by_kind.get(kind, "") / adapter.replace("-", "_")
     shutil.copytree(kept, target, dirs_exist_ok=True)

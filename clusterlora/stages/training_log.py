@@ -14,7 +14,7 @@ _LINES = 50
 class TrainingLog(RunLog):
     """Passes everything on to another run log and appends a line now and then to a file."""
 
-    def __init__(self, inner: RunLog, file: Path, *, total_steps: int, micro_batch: int) -> None:
+    def __init__(self, inner: RunLog, file: Path, *, total_steps: int, micro_batch: int | None = None) -> None:
         self._inner = inner
         self._path = file
         self._every = max(1, total_steps // _LINES)
@@ -32,7 +32,7 @@ class TrainingLog(RunLog):
         self._file.close()
 
     def phase(self, name: str, *, total: int, unit: str) -> None:
-        self._write(f"{name}: {total} {unit}, micro-batch {self._micro_batch}")
+        self._write(f"{name}: {total} {unit}" + (f", micro-batch {self._micro_batch}" if self._micro_batch else ""))
         self._inner.phase(name, total=total, unit=unit)
 
     def advance(self, units: int = 1, **facts: float) -> None:

@@ -30,8 +30,10 @@ def adapter_keys(specs: Sequence[AdapterSpec], dataset: Dataset, *, base_revisio
     def key_of(name: str) -> str:
         if name not in keys:
             spec = spec_by_name[name]
+            merged = {"merging": spec.merging, "parts": sorted(key_of(part) for part in spec.parts)} if spec.parts else {}
             keys[name] = digest(
                 {
+                    **merged,
                     "engine": ENGINE_VERSION,
                     "base": base_revision,
                     "prompt": (model.dtype, model.system_prompt, model.persona_in_prompt, model.max_length),

@@ -1,11 +1,13 @@
 """Adapters on disk, as PEFT writes and reads them."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
+from clusterlora.models.stacked import Factors
 from clusterlora.settings import Recipe
 
 if TYPE_CHECKING:
@@ -38,6 +40,13 @@ def write_peft_folder(folder: Path, tensors: Mapping[str, torch.Tensor], recipe:
     config.save_pretrained(str(folder))
     plain = {_PREFIX + name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     save_file(plain, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def write_factors(folder: Path, factors: Factors, recipe: Recipe, *, base: str) -> None:
+    """Write factors (A, scaled B) of the recipe's rank as a PEFT folder; alpha is set to the rank, so that the scale is 1."""
+    tensors = {f"{layer}.lora_A.weight": a for layer, (a, _) in factors.items()}
+    tensors |= {f"{layer}.lora_B.weight": b for layer, (_, b) in factors.items()}
+    write_peft_folder(folder, tensors, replace(recipe, alpha=recipe.rank), base=base)
 
 
 def read_peft_tensors(folder: Path) -> dict[str, torch.Tensor]:

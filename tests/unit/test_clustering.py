@@ -221,6 +221,25 @@ def test_no_exchange_of_two_personas_improves_clusters_of_exact_sizes(sizes: lis
     assert np.all(exchanged >= own[:, None] + own[None, :] - 1e-9)
 
 
+@settings(max_examples=25, deadline=None)
+@given(st.integers(6, 20), st.integers(2, 4), st.integers(1, 8), st.integers(0, 1000))
+def test_no_cluster_is_smaller_than_asked_where_the_personas_suffice(n: int, k: int, min_size: int, seed: int):
+    features = np.random.default_rng(seed).normal(size=(n, 3)) ** 3  # heavy tails: free k-means leaves outliers alone
+    labels = free_sizes(features, k, seed=seed, min_size=min_size)
+    counts = np.bincount(labels, minlength=k)
+    assert counts.min() >= min(min_size, n // k)
+    assert counts.tolist() == sorted(counts)
+    free = free_sizes(features, k, seed=seed)
+    if np.bincount(free, minlength=k).min() >= min_size:
+        assert np.array_equal(labels, free)
+
+
+def test_an_outlier_is_joined_by_its_nearest_and_nobody_else_moves():
+    features = np.array([[0.0], [0.1], [0.2], [5.0], [5.1], [5.2], [5.3], [40.0]])
+    assert free_sizes(features, 3, seed=0).tolist() == [1, 1, 1, 2, 2, 2, 2, 0]
+    assert free_sizes(features, 3, seed=0, min_size=2).tolist() == [1, 1, 1, 2, 2, 2, 0, 0]
+
+
 def test_cluster_zero_is_the_smallest_and_equal_sizes_are_ordered_by_their_first_persona():
     features = np.array([[9.0], [0.0], [9.1], [0.1], [5.0]])
     assert free_sizes(features, 3, seed=0).tolist() == [1, 2, 1, 2, 0]

@@ -5,15 +5,17 @@ import pytest
 from clusterlora.errors import UnknownName
 from clusterlora.methods import METHODS
 from clusterlora.methods.method import BASE, StudyView, stack_of, unified_adapter
-from clusterlora.settings import Recipe
+from clusterlora.settings import MergeSettings, Recipe
 from clusterlora.values import Layer
 
 PEOPLE = ("ana", "../../x", "cleo", "dan", "eve")
 
 
 def view(**others: object) -> StudyView:
-    plans = {name: METHODS[name](StudyView(PEOPLE, (PEOPLE[:2], PEOPLE[2:]), Recipe(), Recipe(), None, {})) for name in others}
-    return StudyView(PEOPLE, (PEOPLE[:2], PEOPLE[2:]), Recipe(), Recipe(epochs=7), None, plans)
+    plans = {
+        name: METHODS[name](StudyView(PEOPLE, (PEOPLE[:2], PEOPLE[2:]), Recipe(), Recipe(), None, {}, MergeSettings())) for name in others
+    }
+    return StudyView(PEOPLE, (PEOPLE[:2], PEOPLE[2:]), Recipe(), Recipe(epochs=7), None, plans, MergeSettings())
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -23,7 +25,7 @@ def test_every_method_answers_every_persona_with_adapters_it_plans(name: str) ->
     assert sorted(p for p, _ in plan.arms_by_persona) == sorted(PEOPLE)
     planned = {adapter.name for adapter in plan.adapters}
     assert {layer.adapter for _, arms in plan.arms_by_persona for stack in arms for layer in stack} <= planned
-    assert {a.init for a in plan.adapters} | {a.underlay for a in plan.adapters} <= planned | {None}
+    assert {needed for a in plan.adapters for needed in a.needs} <= planned
     assert all(arms for _, arms in plan.arms_by_persona)
 
 

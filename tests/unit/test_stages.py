@@ -3,6 +3,7 @@
 import csv
 from collections.abc import Sequence
 from dataclasses import replace
+from math import isnan
 from pathlib import Path
 from statistics import fmean
 
@@ -10,12 +11,14 @@ import pandas as pd
 import pytest
 
 from clusterlora.errors import UnknownName
+from clusterlora.models.stacked import read_adapter
 from clusterlora.ports import Stores
 from clusterlora.settings import (
     ClusteringSettings,
     DataSettings,
     EvaluationSettings,
     GateSettings,
+    MergeSettings,
     ModelSettings,
     Recipe,
     Rung,
@@ -126,6 +129,34 @@ def test_any_cluster_can_be_judged_and_only_cluster_0_decides(study: Study, stor
     assert stores.studies.verdicts(study.name) == before
     with pytest.raises(UnknownName, match="no cluster 7"):
         verdict_on(study.name, rung, 7, stores)
+
+
+def test_merged_adapters_are_made_of_their_members_once_and_compared_like_any_other(study: Study, stores: Stores) -> None:
+    study = replace(study, methods=("unified", "merge"), merging=MergeSettings(kind="ties"))
+    prepare(study, stores, LOG)
+    cluster(study, stores, LOG)
+    run_rest(study, stores)
+    plan = work_plan(study, stores)
+    held = {adapter.name: adapter for adapter in stores.studies.adapters(study.name)}
+    assert {"merged-00", "merged-01"} <= held.keys()
+    assert isnan(held["merged-00"].last_loss)
+    assert held["merged-00"].steps == 0
+    folder = stores.folder(study.name) / "models" / "merged_clusters" / "merged_00"
+    for layer, (a, b) in read_adapter(folder).items():
+        assert a.shape[0] == b.shape[1] == study.recipe.rank, layer
+    assert "% of its energy" in (stores.folder(study.name) / "logs" / "merge_training.log").read_text()
+    assert {result.method for result in compare(study.name, stores, LOG).methods} == {"unified", "merge"}
+    assert remaining_packs(study, stores) == ()
+    other_kind = work_plan(replace(study, merging=MergeSettings(kind="dare")), stores)
+    assert other_kind.keys["merged-00"] != plan.keys["merged-00"]
+    assert other_kind.keys["persona-0000"] == plan.keys["persona-0000"]
+
+
+def test_a_cluster_of_one_person_is_trained_in_a_run_of_its_own(study: Study, stores: Stores) -> None:
+    study = replace(study, clustering=ClusteringSettings(k=2, sizes=(1, 6)))
+    prepare(study, stores, LOG)
+    cluster(study, stores, LOG)
+    assert [pack.name for pack in gate_packs(study, stores, OWN)] == ["cluster-00", "unified"]
 
 
 def records(file: Path) -> list[dict[str, str]]:
