@@ -15,7 +15,7 @@ from benchmarks.measure import Contender, Row, Sample, clock, compare, take_turn
 from benchmarks.subjects import Subject, questions, write_adapters
 from clusterlora.evaluation.generate import Question, generate
 from clusterlora.models.base import BaseModel
-from clusterlora.models.stacked import StackedModel, read_adapter
+from clusterlora.models.stacked import StackedModel, read_weights
 
 OURS = "ours"
 ONE_BY_ONE = "PEFT one by one"
@@ -43,7 +43,7 @@ def compare_generation(
     asked = questions(subject.ours, plan.adapters, per_adapter=plan.items_per_adapter)
     folders = write_adapters(subject.ours, plan.adapters, scratch)
     stacked = StackedModel(subject.ours.model)
-    stacked.load([read_adapter(folder) for folder in folders])
+    stacked.load([read_weights(folder) for folder in folders])
     peft = _mounted(subject.theirs, folders)
     answers: dict[str, AnswerIds] = {}
     run_by_name: dict[str, Callable[[Sequence[Question], int], AnswerIds]] = {

@@ -11,7 +11,7 @@ from benchmarks.measure import clock
 from benchmarks.subjects import STUDY_STEPS, Subject, questions, training_jobs, write_adapters
 from benchmarks.training import flops_of
 from clusterlora.evaluation.generate import generate
-from clusterlora.models.stacked import StackedModel, read_adapter
+from clusterlora.models.stacked import StackedModel, read_weights
 from clusterlora.stores.memory import SilentLog
 from clusterlora.training import engine
 from clusterlora.training.job import TrainingJob
@@ -58,7 +58,7 @@ def adapters_in_one_batch(subject: Subject, sizes: Sequence[int], *, max_new_tok
     for k in sizes:
         held = memory_bytes(subject.device)
         stacked = StackedModel(subject.ours.model)
-        stacked.load([read_adapter(folder) for folder in folders[:k]])
+        stacked.load([read_weights(folder) for folder in folders[:k]])
         shared = [type(q)(q.prompt, 1 + i % k, q.reference) for i, q in enumerate(asked)]
         base = subject.ours
         start = clock(subject.device)

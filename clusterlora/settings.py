@@ -87,7 +87,7 @@ class Recipe:
     __pydantic_config__ = _FORM
 
     rank: Annotated[int, Ge(1), Le(256)] = 8
-    """LoRA rank r."""
+    """LoRA rank r; of a prefix, its virtual tokens."""
     alpha: Annotated[float, Gt(0)] = 16.0
     """LoRA alpha; the update is scaled by alpha / r."""
     dropout: Annotated[float, Ge(0), Le(0.9)] = 0.05
@@ -234,6 +234,8 @@ class Study:
     """What cluster adapters start from; unified is a warm start."""
     clustering: ClusteringSettings = ClusteringSettings()
     """How personas are grouped."""
+    seeds: Annotated[int, Ge(1)] = 1
+    """Trainings of every adapter, each with another seed; scores are averaged inside a persona. The first is judged and registered."""
     merging: MergeSettings = MergeSettings()
     """How the method `merge` merges."""
     gate: GateSettings = GateSettings()

@@ -88,6 +88,14 @@ class Item:
 
 
 @dataclass(frozen=True, slots=True)
+class Exchange:
+    """Something a persona said and the answer it got."""
+
+    question: str
+    answer: str
+
+
+@dataclass(frozen=True, slots=True)
 class Clustering:
     """A partition of the personas. `members[k]` are the persona ids of cluster k; `quality` what the report says of it."""
 
@@ -111,17 +119,19 @@ class AdapterSpec:
     """What an adapter is: who it learns from, how, and what it starts from.
 
     `init` is the name of an adapter whose weights it starts from; `underlay` of one that is active and frozen under it. With `parts` it is
-    not trained but merged from the adapters of these names, as `merging` says.
+    not trained but merged from the adapters of these names, as `merging` says. `described` puts the persona's text into the prompts it
+    learns from, whatever the study does.
     """
 
     name: str
     persona_ids: tuple[str, ...]
     recipe: Recipe
-    kind: Literal["lora"] = "lora"
+    kind: Literal["lora", "prefix"] = "lora"
     init: str | None = None
     underlay: str | None = None
     parts: tuple[str, ...] = ()
     merging: MergeSettings | None = None
+    described: bool = False
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -137,8 +147,22 @@ class Layer:
     weight: float = 1.0
 
 
-Stack = tuple[Layer, ...]
-"""What answers: the base model with these adapters added, in order. The empty stack is the base model."""
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """What answers: the base model with these adapters added, in order, and what its prompt shows besides the dialogue.
+
+    `shots` is how many of the persona's own train exchanges it shows, those most like the question; `described` whether it shows the
+    persona's text, whatever the study does. `Stack()` is the base model with the study's prompt.
+    """
+
+    layers: tuple[Layer, ...] = ()
+    shots: int = 0
+    described: bool = False
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """The names of its adapters."""
+        return tuple(layer.adapter for layer in self.layers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,11 +181,12 @@ class MethodPlan:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """Which stack a method answers a persona with, after selection on val."""
+    """Which stack a method answers a persona with, after selection on val. `seed` counts the trainings of a study, from 0."""
 
     method: str
     persona_id: str
     stack: Stack
+    seed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +203,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class EvaluationRow:
-    """One (method, persona, test item): what the comparison is a pure function of."""
+    """One (method, training seed, persona, test item): what the comparison is a pure function of."""
 
     method: str
     persona_id: str
@@ -188,6 +213,7 @@ class EvaluationRow:
     reference: str
     text: str
     scores: Mapping[str, float]
+    seed: int = 0
 
 
 @dataclass(frozen=True, slots=True)

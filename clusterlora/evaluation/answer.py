@@ -12,7 +12,7 @@ from clusterlora.evaluation.metric import Scorable
 from clusterlora.evaluation.metrics import METRICS
 from clusterlora.models.base import BaseModel
 from clusterlora.models.memory import is_allocation_failure
-from clusterlora.models.stacked import Factors, StackedModel
+from clusterlora.models.stacked import StackedModel, Weights
 from clusterlora.ports import Embedder, RunLog
 from clusterlora.settings import EvaluationSettings
 from clusterlora.values import Answer, Item
@@ -39,7 +39,7 @@ class Answerer:
         self._batch_size = settings.batch_size
 
     def answer(
-        self, tasks: Sequence[Task], factors_by_stack: Mapping[str, Factors], *, metrics: Sequence[str], run_log: RunLog
+        self, tasks: Sequence[Task], weights_by_stack: Mapping[str, Weights], *, metrics: Sequence[str], run_log: RunLog
     ) -> list[Answer]:
         """Return an answer per task, in order. Text is generated only when a metric reads it.
 
@@ -51,7 +51,7 @@ class Answerer:
         keys = sorted({task.stack_key for task in tasks})
         slot_by_key = {key: slot for slot, key in enumerate(keys, start=1)}
         stacked = StackedModel(self._base.model)
-        stacked.load([factors_by_stack[key] for key in keys])
+        stacked.load([weights_by_stack[key] for key in keys])
         questions = [
             Question(
                 self._encoder.encode_messages(task.item.messages),

@@ -33,10 +33,19 @@ def generate(
     Longest prompts go first: batches are even, and memory fails early if it fails at all.
     """
     order = sorted(range(len(questions)), key=lambda i: -len(questions[i].prompt))
-    for start in range(0, len(order), batch_size):
-        batch = order[start : start + batch_size]
-        answers = _greedy(stacked, [questions[i] for i in batch], end_ids=end_ids, pad_id=pad_id, max_new_tokens=max_new_tokens)
-        yield from zip(batch, answers, strict=True)
+    for alike in _by_prefix_length(stacked, order, [q.slot for q in questions]):
+        for start in range(0, len(alike), batch_size):
+            batch = alike[start : start + batch_size]
+            answers = _greedy(stacked, [questions[i] for i in batch], end_ids=end_ids, pad_id=pad_id, max_new_tokens=max_new_tokens)
+            yield from zip(batch, answers, strict=True)
+
+
+def _by_prefix_length(stacked: StackedModel, numbers: Sequence[int], slots: Sequence[int]) -> list[list[int]]:
+    """Return the numbers in groups whose slots have prefixes of one length: a batch has one, or none."""
+    groups: dict[int, list[int]] = {}
+    for number in numbers:
+        groups.setdefault(stacked.prefix_length(slots[number]), []).append(number)
+    return list(groups.values())
 
 
 def _greedy(
@@ -46,11 +55,13 @@ def _greedy(
     model: PreTrainedModel = stacked.model  # pyright: ignore[reportAssignmentType]
     ids_BT, mask_BT = _pad([q.prompt for q in questions], pad_id=pad_id, left=True, device=model.device)
     slots_B = torch.tensor([q.slot for q in questions], device=model.device)
-    position_B = mask_BT.sum(1)
-    cache = DynamicCache(config=model.config)
+    cache = stacked.cache(slots_B)
+    n_virtual = cache.get_seq_length()
+    position_B = mask_BT.sum(1) + n_virtual
     rows = list(range(len(questions)))
     answers: list[list[int]] = [[] for _ in questions]
-    step_ids, step_positions = ids_BT, (mask_BT.cumsum(1) - 1).clamp(min=0)
+    step_ids, step_positions = ids_BT, (mask_BT.cumsum(1) - 1).clamp(min=0) + n_virtual
+    mask_BT = torch.cat([mask_BT.new_ones(len(rows), n_virtual), mask_BT], dim=1)
     for _ in range(max_new_tokens):
         with stacked.rows(slots_B):
             logits_BTV = model(
@@ -89,8 +100,8 @@ def reference_nll(stacked: StackedModel, questions: Sequence[Question], *, pad_i
     model: PreTrainedModel = stacked.model  # pyright: ignore[reportAssignmentType]
     nll = np.zeros(len(questions))
     passes = sorted(_in_one_pass(questions), key=lambda together: -_length(questions[together[-1]]))
-    for start in range(0, len(passes), batch_size):
-        batch = passes[start : start + batch_size]
+    alike = _by_prefix_length(stacked, range(len(passes)), [questions[together[-1]].slot for together in passes])
+    for batch in ([passes[i] for i in group[start : start + batch_size]] for group in alike for start in range(0, len(group), batch_size)):
         longest = [questions[together[-1]] for together in batch]
         # Right padding under causal attention needs no mask: no real token sees a padded one.
         ids_BT, _ = _pad([q.prompt + q.reference for q in longest], pad_id=pad_id, left=False, device=model.device)
@@ -101,11 +112,15 @@ def reference_nll(stacked: StackedModel, questions: Sequence[Question], *, pad_i
         targets = ids_BT[:, 1:][predicts_BT[:, :-1]]
         slots_B = torch.tensor([q.slot for q in longest], device=model.device)
         with stacked.rows(slots_B), logits_only_at(model, predicts_BT):
-            logits = model(input_ids=ids_BT, use_cache=False).logits
+            logits = model(input_ids=ids_BT, past_key_values=_beginning(stacked, slots_B), use_cache=False).logits
         losses = functional.cross_entropy(logits.float(), targets, reduction="none")
         numbers = [i for together in batch for i in together]
         nll[numbers] = [float(part.mean()) for part in losses.split([len(questions[i].reference) for i in numbers])]
     return nll
+
+
+def _beginning(stacked: StackedModel, slots_B: Tensor) -> DynamicCache | None:
+    return stacked.cache(slots_B) if stacked.prefix_length(int(slots_B[0])) else None
 
 
 def _length(question: Question) -> int:

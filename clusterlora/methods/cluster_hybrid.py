@@ -1,7 +1,7 @@
 """Unified, frozen, plus a residual per cluster of personas."""
 
 from clusterlora.methods.method import StudyView, unified_adapter
-from clusterlora.values import AdapterSpec, Layer, MethodPlan
+from clusterlora.values import AdapterSpec, Layer, MethodPlan, Stack
 
 
 def cluster_hybrid(view: StudyView) -> MethodPlan:
@@ -11,5 +11,5 @@ def cluster_hybrid(view: StudyView) -> MethodPlan:
         AdapterSpec(name=f"cluster-residual-{number:02d}", persona_ids=ids, recipe=view.recipe, underlay=unified.name)
         for number, ids in enumerate(view.members)
     )
-    route = tuple((p, ((Layer(unified.name), Layer(residual.name)),)) for residual in residuals for p in residual.persona_ids)
+    route = tuple((p, (Stack((Layer(unified.name), Layer(residual.name))),)) for residual in residuals for p in residual.persona_ids)
     return MethodPlan("cluster_hybrid", (unified, *residuals), route)

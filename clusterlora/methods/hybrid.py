@@ -20,6 +20,6 @@ def hybrid(view: StudyView) -> MethodPlan:
     ]
 
     def arms(residual: AdapterSpec) -> tuple[Stack, ...]:
-        return (stack_of(unified), *((Layer(unified.name), Layer(residual.name, beta)) for beta in BETAS))
+        return (stack_of(unified), *(Stack((Layer(unified.name), Layer(residual.name, beta))) for beta in BETAS))
 
     return MethodPlan("hybrid", (unified, *residuals), tuple((r.persona_ids[0], arms(r)) for r in residuals))

@@ -6,8 +6,11 @@ from dataclasses import dataclass
 from clusterlora.settings import MergeSettings, Recipe
 from clusterlora.values import AdapterSpec, Layer, MethodPlan, Stack
 
-BASE: Stack = ()
+BASE = Stack()
 """The base model alone."""
+
+CONTROLS = ("random_cluster", "unified_longer", "baseline_described", "unified_described")
+"""Methods that say where the gain of the others comes from; they are no arms to choose among."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +35,7 @@ Method = Callable[[StudyView], MethodPlan]
 
 def stack_of(adapter: AdapterSpec) -> Stack:
     """Return the stack that is this adapter alone."""
-    return (Layer(adapter.name),)
+    return Stack((Layer(adapter.name),))
 
 
 def unified_adapter(view: StudyView) -> AdapterSpec:

@@ -1,6 +1,6 @@
 """Per persona, whichever of the other methods did best on val; unified unless the gain exceeds one standard error."""
 
-from clusterlora.methods.method import StudyView, stack_of, unified_adapter
+from clusterlora.methods.method import CONTROLS, StudyView, stack_of, unified_adapter
 from clusterlora.values import AdapterSpec, MethodPlan, Stack
 
 
@@ -8,7 +8,7 @@ def selective_routing(view: StudyView) -> MethodPlan:
     """Return the plan whose arms are everybody else's arms, unified first."""
     arms: dict[str, dict[Stack, None]] = {p: {stack_of(unified_adapter(view)): None} for p in view.persona_ids}
     adapters: dict[str, AdapterSpec] = {"unified": unified_adapter(view)}
-    for plan in view.others.values():
+    for plan in (plan for name, plan in view.others.items() if name not in CONTROLS):
         adapters |= {a.name: a for a in plan.adapters}
         for persona_id, stacks in plan.arms_by_persona:
             arms[persona_id] |= dict.fromkeys(stacks)

@@ -5,25 +5,49 @@ Every targeted linear layer computes, for batch row b that is answered by slot k
     y_b = W x_b + B_k (A_k x_b)        A: [slot, rank, d_in]   B: [slot, d_out, rank]
 
 A stack of several adapters is one slot: factors are concatenated along the rank, and alpha / r and the layer's weight are
-folded into B, so sum_i w_i s_i B_i A_i is exact. Ranks are padded with zeros. Slot 0 is the base model.
+folded into B, so sum_i w_i s_i B_i A_i is exact. Ranks are padded with zeros. Slot 0 is the base model. A slot may also have a
+prefix: keys and values that stand before every sequence in each layer's cache.
 Source of the batched form: Sheng et al. 2023, S-LoRA (arXiv 2311.03285); Chen et al. 2023, Punica (arXiv 2310.18547).
 """
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from transformers import DynamicCache
 
 from clusterlora.errors import BadData
-from clusterlora.values import Stack
+from clusterlora.values import Layer
 
 Factors = Mapping[str, tuple[Float[Tensor, "rank d_in"], Float[Tensor, "d_out rank"]]]
 """(A, scaled B) by the name of the linear layer; the update of its weight is B @ A."""
+
+Prefix = Float[Tensor, "token layer_kv head dim"]
+"""Keys (even) and values (odd) of each layer for the virtual tokens before a sequence, keys without position."""
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """What one slot adds to the base model."""
+
+    factors: Factors = field(default_factory=dict[str, "tuple[Tensor, Tensor]"])
+    prefix: Prefix | None = None
+
+
+def read_weights(folder: Path) -> Weights:
+    """Return what a PEFT folder, LoRA or prefix tuning, adds to the base. Raises BadData."""
+    config = json.loads((folder / "adapter_config.json").read_text())
+    if config.get("peft_type") != "PREFIX_TUNING":
+        return Weights(read_adapter(folder))
+    flat = load_file(folder / "adapter_model.safetensors")["prompt_embeddings"]
+    n_heads = config["num_attention_heads"]
+    return Weights(prefix=flat.view(len(flat), 2 * config["num_layers"], n_heads, config["token_dim"] // n_heads))
 
 
 def read_adapter(folder: Path) -> Factors:
@@ -48,17 +72,22 @@ def read_adapter(folder: Path) -> Factors:
     return {name: (a.to(dtype), scale * b.to(dtype)) for name, (a, b) in pairs.items()}
 
 
-def stack_factors(stack: Stack, read: Callable[[str], Factors]) -> Factors:
-    """Return the factors whose product is the weighted sum of the stack's updates."""
-    parts = [(layer.weight, read(layer.adapter)) for layer in stack if layer.weight != 0]
+def stack_weights(layers: Sequence[Layer], read: Callable[[str], Weights]) -> Weights:
+    """Return the factors whose product is the weighted sum of the layers' updates, and their prefixes one after another."""
+    read_layers = [(layer.weight, read(layer.adapter)) for layer in layers if layer.weight != 0]
+    parts = [(weight, weights.factors) for weight, weights in read_layers]
     names = sorted({name for _, factors in parts for name in factors})
-    return {
-        name: (
-            torch.cat([factors[name][0] for _, factors in parts if name in factors], dim=0),
-            torch.cat([weight * factors[name][1] for weight, factors in parts if name in factors], dim=1),
-        )
-        for name in names
-    }
+    prefixes = [weights.prefix for _, weights in read_layers if weights.prefix is not None]
+    return Weights(
+        {
+            name: (
+                torch.cat([factors[name][0] for _, factors in parts if name in factors], dim=0),
+                torch.cat([weight * factors[name][1] for weight, factors in parts if name in factors], dim=1),
+            )
+            for name in names
+        },
+        torch.cat(prefixes) if prefixes else None,
+    )
 
 
 class StackedModel:
@@ -71,16 +100,20 @@ class StackedModel:
         self.model = model
         self._row_slots: Int[Tensor, " row"] | None = None
         self._factors: dict[str, tuple[Tensor, Tensor]] = {}
+        self._prefix_by_slot: dict[int, Tensor] = {}
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
 
-    def load(self, slots: Sequence[Factors]) -> None:
+    def load(self, weights: Sequence[Weights]) -> None:
         """Make these the slots 1..n; slot 0 stays the base model.
 
         Raises:
             BadData: an adapter names a layer that the base model does not have, or has in another shape.
         """
         self.close()
-        device = next(self.model.parameters()).device
+        slots = [one.factors for one in weights]
+        like = next(self.model.parameters())
+        device = like.device
+        self._prefix_by_slot = {slot: one.prefix.to(like) for slot, one in enumerate(weights, start=1) if one.prefix is not None}
         for name in sorted({name for factors in slots for name in factors}):
             layer = self._linear(name)
             rank = max(factors[name][0].shape[0] for factors in slots if name in factors)
@@ -108,12 +141,24 @@ class StackedModel:
         finally:
             self._row_slots = before
 
+    def prefix_length(self, slot: int) -> int:
+        """Return the number of virtual tokens before the sequences of a slot."""
+        return len(self._prefix_by_slot[slot]) if slot in self._prefix_by_slot else 0
+
+    def cache(self, slots: Int[Tensor, " row"]) -> DynamicCache:
+        """Return the cache that sequences of these slots begin with; their prefixes are equally long."""
+        cache = DynamicCache(config=self.model.config)  # pyright: ignore[reportArgumentType]
+        if prefixes := [self._prefix_by_slot[slot] for slot in slots.tolist() if slot in self._prefix_by_slot]:
+            fill_cache(cache, torch.stack(prefixes))
+        return cache
+
     def close(self) -> None:
         """Forget all slots."""
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
         self._factors.clear()
+        self._prefix_by_slot.clear()
 
     def _linear(self, name: str) -> nn.Linear:
         try:
@@ -132,6 +177,13 @@ class StackedModel:
             return output + torch.bmm(hidden, up.transpose(1, 2)).to(output.dtype)
 
         return hook
+
+
+def fill_cache(cache: DynamicCache, prefixes: Float[Tensor, "row token layer_kv head dim"]) -> None:
+    """Put each row's prefix at the beginning of every layer's keys and values."""
+    by_layer = prefixes.permute(2, 0, 3, 1, 4)
+    for layer in range(len(by_layer) // 2):
+        cache.update(by_layer[2 * layer], by_layer[2 * layer + 1], layer)
 
 
 @contextmanager

@@ -3,19 +3,23 @@
 import math
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast, get_args
 
 import torch
 
 from clusterlora.data.prompts import PromptEncoder, system_text
+from clusterlora.data.shots import with_shots
 from clusterlora.errors import BadData, ModelUnavailable
 from clusterlora.evaluation.generate import Question, generate
 from clusterlora.models.base import load_base
-from clusterlora.models.stacked import Factors, StackedModel, read_adapter, stack_factors
+from clusterlora.models.embedding import load_embedder
+from clusterlora.models.stacked import StackedModel, Weights, read_weights, stack_weights
+from clusterlora.ports import Embedder
 from clusterlora.stores.json_codec import from_json
-from clusterlora.stores.routing_table import KeyedStack, RoutingTable
+from clusterlora.stores.routing_table import KeyedLayer, KeyedStack, RoutingTable
 from clusterlora.values import Layer, Role, Turn
 
 _BATCH_SIZE = 32
@@ -51,12 +55,12 @@ class Router:
                 f"trained on {table.base_revision}; install that one"
             )
         self._encoder = PromptEncoder(self._base.tokenizer, max_length=table.model.max_length)
-        factors_by_key = {key: read_adapter(adapter_folders[key]) for key in sorted(table.keys)}
-        stacks = sorted({stack for stack in (table.default, *table.personas.values()) if stack}, key=str)
-        # Slot 0 is the base model: the empty stack.
-        self._slot_by_stack: dict[KeyedStack, int] = {(): 0} | {stack: slot for slot, stack in enumerate(stacks, start=1)}
+        weights_by_key = {key: read_weights(adapter_folders[key]) for key in sorted(table.keys)}
+        layers = sorted({stack.layers for stack in (table.default, *table.personas.values()) if stack.layers}, key=str)
+        # Slot 0 is the base model: no layers.
+        self._slot_by_layers: dict[tuple[KeyedLayer, ...], int] = {(): 0} | {some: slot for slot, some in enumerate(layers, start=1)}
         self._model = StackedModel(self._base.model)
-        self._model.load([_factors(stack, factors_by_key) for stack in stacks])
+        self._model.load([_weights(some, weights_by_key) for some in layers])
         self._one_at_a_time = threading.Lock()
 
     @classmethod
@@ -81,7 +85,8 @@ class Router:
         read = [read_request(number, request) for number, request in enumerate(requests)]
         longest = self._table.max_new_tokens
         limits = [longest if r.max_new_tokens is None else min(longest, r.max_new_tokens) for r in read]
-        questions = [Question(self._encoder.encode_messages(self._messages(r)), self._slot_by_stack[self._stack(r)], ()) for r in read]
+        slots = [self._slot_by_layers[self._stack(r).layers] for r in read]
+        questions = [Question(self._encoder.encode_messages(self._messages(r)), slot, ()) for r, slot in zip(read, slots, strict=True)]
         texts = [""] * len(read)
         with self._one_at_a_time:
             for number, ids in self._generate(questions, max(limits, default=0)):
@@ -101,8 +106,15 @@ class Router:
     def _messages(self, request: Request) -> tuple[Turn, ...]:
         if request.turns[0].role == "system":
             return request.turns
-        description = self._table.descriptions.get(request.persona_id)
-        return (Turn("system", system_text(self._table.model, description, request.context)), *request.turns)
+        stack, persona_id = self._stack(request), request.persona_id
+        model = replace(self._table.model, persona_in_prompt=self._table.model.persona_in_prompt or stack.described)
+        turns = (Turn("system", system_text(model, self._table.descriptions.get(persona_id), request.context)), *request.turns)
+        known = self._table.exchanges.get(persona_id, ())
+        return with_shots(turns, known, stack.shots, self._embedder) if stack.shots and known else turns
+
+    @cached_property
+    def _embedder(self) -> Embedder:
+        return load_embedder(self._table.model.embedding)
 
     def _stack(self, request: Request) -> KeyedStack:
         return self._table.personas.get(request.persona_id, self._table.default)
@@ -110,9 +122,11 @@ class Router:
     def _answered_by(self, request: Request) -> str:
         layers = [
             self._table.names.get(layer.key, layer.key) + ("" if layer.weight == 1.0 else f" x {layer.weight:g}")
-            for layer in self._stack(request)
+            for layer in self._stack(request).layers
         ]
         name = " + ".join(layers) or "base model"
+        if shots := self._stack(request).shots:
+            name += f" with {shots} of the persona's exchanges"
         unknown = self._table.personas and request.persona_id not in self._table.personas
         return f"{name} (default: persona {request.persona_id!r} is not in study {self._table.study!r})" if unknown else name
 
@@ -143,5 +157,5 @@ def _turn(number: int, message: Any) -> Turn:
     return Turn(cast("Role", role), content)
 
 
-def _factors(stack: KeyedStack, factors_by_key: Mapping[str, Factors]) -> Factors:
-    return stack_factors(tuple(Layer(layer.key, layer.weight) for layer in stack), factors_by_key.__getitem__)
+def _weights(layers: Sequence[KeyedLayer], weights_by_key: Mapping[str, Weights]) -> Weights:
+    return stack_weights([Layer(layer.key, layer.weight) for layer in layers], weights_by_key.__getitem__)

@@ -63,7 +63,7 @@ def evaluation_rows(study: Study, stores: Stores) -> list[EvaluationRow]:
     cluster_by_persona = clustering.cluster_by_persona() if clustering else {}
     personas = stores.studies.dataset(study.name).by_id()
     routes = [route for route in stores.studies.routes(study.name) if route.method in study.methods]
-    keys = {route.stack: plan.stack_key(route.stack) for route in routes if all(layer.adapter in plan.keys for layer in route.stack)}
+    keys = {route.stack: plan.stack_key(route.stack) for route in routes if plan.keys.keys() >= set(route.stack.adapters)}
     answers = {
         (a.stack_key, a.persona_id, a.item_id): a
         for a in stores.studies.answers(study.name, sorted(set(keys.values())))
@@ -79,6 +79,7 @@ def evaluation_rows(study: Study, stores: Stores) -> list[EvaluationRow]:
             reference=item.reference,
             text=answer.text,
             scores=dict(answer.scores),
+            seed=route.seed,
         )
         for route in routes
         if route.stack in keys

@@ -1,22 +1,24 @@
 """Answer and score: the gate's question on val, then every method's on test, after each has chosen among its arms on val."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Literal
 
 import numpy as np
 
 from clusterlora.data.prompts import items
+from clusterlora.data.shots import exchanges, with_shots
 from clusterlora.evaluation.answer import Answerer, Task
 from clusterlora.evaluation.metrics import METRICS
 from clusterlora.evaluation.select import select_arm
-from clusterlora.models.stacked import Factors, read_adapter, stack_factors
+from clusterlora.models.stacked import Weights, read_weights, stack_weights
 from clusterlora.ports import RunLog, Stores
 from clusterlora.settings import Study
 from clusterlora.stages.loaded import base_model, embedder
 from clusterlora.stages.plan import WorkPlan, judged_adapters, refused, rung_by_name, trained_adapters, work_plan
 from clusterlora.stages.timing import timed
-from clusterlora.values import Layer, MethodPlan, Route, Split, Stack
+from clusterlora.values import Item, Layer, MethodPlan, Persona, Route, Split, Stack
 
 _STACKS_AT_ONCE = 64
 """Stacks whose factors are in memory together."""
@@ -44,17 +46,16 @@ def evaluate(
         return _test(study, runner, work_plan(study, stores), shard=shard, shards=shards)
 
 
-def covered_methods(study: Study, plan: WorkPlan, stores: Stores, persona_ids: Sequence[str]) -> dict[str, MethodPlan]:
-    """Return the study's methods that can answer all these personas with adapters that are trained, arms that cannot left out."""
+def covered_methods(study: Study, plan: WorkPlan, stores: Stores, persona_ids: Sequence[str], seed: int = 0) -> dict[str, MethodPlan]:
+    """Return the methods of one training seed that can answer all these personas with trained adapters, arms that cannot left out."""
     held = trained_adapters(study, stores, plan)
     covered: dict[str, MethodPlan] = {}
     for name in study.methods:
-        arms = {
-            p: tuple(stack for stack in stacks if all(layer.adapter in held for layer in stack))
-            for p, stacks in plan.methods[name].arms_by_persona
-        }
-        if all(arms.get(p) for p in persona_ids):
-            covered[name] = MethodPlan(name, plan.methods[name].adapters, tuple(arms.items()), plan.methods[name].margin_se)
+        method = plan.seeds[seed][name]
+        arms = {p: tuple(stack for stack in stacks if held.keys() >= set(stack.adapters)) for p, stacks in method.arms_by_persona}
+        # Without an adapter there is nothing to train again with another seed.
+        if (method.adapters or seed == 0) and all(arms.get(p) for p in persona_ids):
+            covered[name] = replace(method, arms_by_persona=tuple(arms.items()))
     return covered
 
 
@@ -69,25 +70,29 @@ def compared_personas(study: Study, stores: Stores) -> tuple[str, ...]:
 
 def _gate(study: Study, runner: "_Runner", plan: WorkPlan, cluster: int) -> int:
     candidate, reference = judged_adapters(plan, cluster)
-    pairs = [(p, (Layer(name),)) for p in plan.specs[candidate].persona_ids for name in (candidate, reference)]
+    pairs = [(p, Stack((Layer(name),))) for p in plan.specs[candidate].persona_ids for name in (candidate, reference)]
     return runner.answer(plan, pairs, "val", study.evaluation.metrics)
 
 
 def _test(study: Study, runner: "_Runner", plan: WorkPlan, *, shard: int, shards: int) -> int:
     persona_ids = compared_personas(study, runner.stores)[shard - 1 :: shards]
-    methods = covered_methods(study, plan, runner.stores, persona_ids)
-    arms = {(name, p): stacks for name, method in methods.items() for p, stacks in method.arms_by_persona if p in set(persona_ids)}
-    choices = list(dict.fromkeys((p, stack) for (_, p), stacks in arms.items() if len(stacks) > 1 for stack in stacks))
+    methods = {
+        (name, seed): method
+        for seed in range(study.seeds)
+        for name, method in covered_methods(study, plan, runner.stores, persona_ids, seed).items()
+    }
+    arms = {(*key, p): stacks for key, method in methods.items() for p, stacks in method.arms_by_persona if p in set(persona_ids)}
+    choices = list(dict.fromkeys((p, stack) for (*_, p), stacks in arms.items() if len(stacks) > 1 for stack in stacks))
     metric = study.evaluation.selection_metric
     n_answers = runner.answer(plan, choices, "val", (metric,) if metric == "nll" else study.evaluation.metrics)
     val_scores = runner.scores(plan, choices, "val", metric)
     routes = []
-    for (name, persona_id), stacks in arms.items():
+    for (name, seed, persona_id), stacks in arms.items():
         chosen = 0
         if len(stacks) > 1:
             scores = [val_scores[persona_id, stack] for stack in stacks]
-            chosen = select_arm(scores, higher_is_better=METRICS[metric].higher_is_better, margin_se=methods[name].margin_se)
-        routes.append(Route(name, persona_id, stacks[chosen]))
+            chosen = select_arm(scores, higher_is_better=METRICS[metric].higher_is_better, margin_se=methods[name, seed].margin_se)
+        routes.append(Route(name, persona_id, stacks[chosen], seed))
     pairs = list(dict.fromkeys((route.persona_id, route.stack) for route in routes))
     n_answers += runner.answer(plan, pairs, "test", study.evaluation.metrics)
     runner.stores.studies.save_routes(study.name, routes)
@@ -114,7 +119,7 @@ class _Runner:
                 Task(keys[stack], item)
                 for p, its in pairs
                 if its == stack
-                for item in items(self.study.model, self._personas[p], split)
+                for item in self._asked(stack, self._personas[p], split)
                 if (keys[stack], p, item.id) not in held
             ]
             for stack in stacks
@@ -129,9 +134,9 @@ class _Runner:
         self._log.phase(f"answer {split} items", total=total, unit="answers")
         for start in range(0, len(wanted), _STACKS_AT_ONCE):
             chunk = wanted[start : start + _STACKS_AT_ONCE]
-            factors = {keys[stack]: self._factors(plan, stack) for stack in chunk}
+            weights = {keys[stack]: stack_weights(stack.layers, lambda name: _read(self.stores, plan.keys[name])) for stack in chunk}
             todo = [task for stack in chunk for task in tasks[stack]]
-            answers = self._answerer.answer(todo, factors, metrics=metrics, run_log=self._log)
+            answers = self._answerer.answer(todo, weights, metrics=metrics, run_log=self._log)
             self.stores.studies.save_answers(self.study.name, answers)
         return total
 
@@ -145,14 +150,22 @@ class _Runner:
             (a.stack_key, a.persona_id, a.item_id) for a in answers if a.split == split and set(metrics) <= {name for name, _ in a.scores}
         }
 
-    def _factors(self, plan: WorkPlan, stack: Stack) -> Factors:
-        return stack_factors(stack, lambda name: _read(self.stores, plan.keys[name]))
+    def _asked(self, stack: Stack, persona: Persona, split: Split) -> tuple[Item, ...]:
+        """Return a persona's items as this stack is asked them."""
+        model = self.study.model
+        if stack.described:
+            model = replace(model, persona_in_prompt=True)
+        asked = items(model, persona, split)
+        if not stack.shots:
+            return asked
+        known = exchanges(persona)
+        return tuple(replace(item, messages=with_shots(item.messages, known, stack.shots, embedder(model))) for item in asked)
 
 
-_read_folder = lru_cache(maxsize=256)(read_adapter)
+_read_folder = lru_cache(maxsize=256)(read_weights)
 
 
-def _read(stores: Stores, key: str) -> Factors:
+def _read(stores: Stores, key: str) -> Weights:
     folder = stores.adapters.path(key)
     assert folder is not None, f"adapter {key} is recorded as trained but its weights are nowhere"
     return _read_folder(folder)

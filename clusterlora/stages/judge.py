@@ -6,7 +6,7 @@ from clusterlora.gate.judge import judge as judge_trial
 from clusterlora.ports import Stores
 from clusterlora.stages.evaluate import scores_of
 from clusterlora.stages.plan import judged_adapters, rung_by_name, work_plan
-from clusterlora.values import Layer, Verdict
+from clusterlora.values import Layer, Stack, Verdict
 
 
 def judge(study_name: str, rung: str, stores: Stores) -> Verdict:
@@ -21,8 +21,8 @@ def verdict_on(study_name: str, rung: str, cluster: int, stores: Stores) -> Verd
     """Return the gate's criteria applied to any cluster whose val items are answered; nothing is recorded."""
     study = stores.studies.study(study_name)
     plan = work_plan(study, stores, rung_by_name(study, rung))
-    candidate, reference = ((Layer(name),) for name in judged_adapters(plan, cluster))
-    persona_ids = plan.specs[candidate[0].adapter].persona_ids
+    candidate, reference = (Stack((Layer(name),)) for name in judged_adapters(plan, cluster))
+    persona_ids = plan.specs[candidate.adapters[0]].persona_ids
     pairs = [(p, stack) for p in persona_ids for stack in (candidate, reference)]
     keys = {stack: plan.stack_key(stack) for stack in (candidate, reference)}
     scores = scores_of(study, stores, keys, pairs, "val", study.evaluation.headline)
@@ -31,6 +31,6 @@ def verdict_on(study_name: str, rung: str, cluster: int, stores: Stores) -> Verd
         {p: scores[p, reference] for p in persona_ids},
         study.gate,
         rung=rung,
-        adapter=candidate[0].adapter,
+        adapter=candidate.adapters[0],
         rng=np.random.default_rng(0),
     )

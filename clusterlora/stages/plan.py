@@ -1,6 +1,6 @@
 """From settings to work: which adapters the study needs, under which names and keys, and in which packs they are trained."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -19,7 +19,7 @@ GATED = "cluster"
 """The method whose first cluster is the gate."""
 REFERENCE = "unified"
 """The method it has to beat."""
-_OF_ONE_PERSON = ("persona", "residual")
+_OF_ONE_PERSON = ("persona", "residual", "prefix")
 """What adapters are called that a method trains for every single person. A cluster of one is not among them."""
 
 
@@ -37,14 +37,20 @@ class WorkPlan:
     """Everything that follows from the settings, the clustering and one rung of the ladder."""
 
     rung: Rung
-    methods: dict[str, MethodPlan]
+    seeds: tuple[dict[str, MethodPlan], ...]
     specs: dict[str, AdapterSpec]
     keys: dict[str, str]
     answer_settings: str
 
+    @property
+    def methods(self) -> dict[str, MethodPlan]:
+        """The methods as trained with the study's own seed: what is judged, registered and served."""
+        return self.seeds[0]
+
     def stack_key(self, stack: Stack) -> str:
-        """Return the identity of an answering stack: its adapters' keys, their weights, and how answers are made and scored."""
-        return digest([self.answer_settings, [(self.keys[layer.adapter], layer.weight) for layer in stack]])
+        """Return the identity of an answering stack: its adapters' keys, their weights, its prompt, and how answers are made and scored."""
+        layers = [(self.keys[layer.adapter], layer.weight) for layer in stack.layers]
+        return digest([self.answer_settings, layers, stack.shots, stack.described])
 
 
 def gated(study: Study) -> bool:
@@ -108,31 +114,58 @@ def _work_plan(study: Study, dataset: Dataset, clustering: Clustering, rung: Run
     init = rung.init or study.cluster_init
     view = StudyView(dataset.ids, clustering.members, study.recipe, recipe, REFERENCE if init == "unified" else None, {}, study.merging)
     names = (*study.methods, REFERENCE) if gated(study) and REFERENCE not in study.methods else study.methods
-    alone = {name: _renamed(METHODS[name](view), rung) for name in names}
-    # A method that chooses among the others sees their plans, wherever it stands in the list.
-    methods = {
-        name: _renamed(METHODS[name](replace(view, others={other: plan for other, plan in alone.items() if other != name})), rung)
-        for name in names
-    }
-    specs = {spec.name: spec for plan in methods.values() for spec in plan.adapters}
+    seeds = tuple(_methods_of_seed(view, names, rung, seed) for seed in range(study.seeds))
+    specs = {spec.name: spec for methods in seeds for plan in methods.values() for spec in plan.adapters}
     keys = adapter_keys(tuple(specs.values()), dataset, base_revision=revision, model=study.model)
     evaluation = study.evaluation
     answers = digest([revision, study.model, evaluation.max_new_tokens, evaluation.metrics, dataset.digest])
-    return WorkPlan(rung, methods, specs, dict(keys), answers)
+    return WorkPlan(rung, seeds, specs, dict(keys), answers)
 
 
-def _renamed(plan: MethodPlan, rung: Rung) -> MethodPlan:
+def _methods_of_seed(view: StudyView, names: Sequence[str], rung: Rung, seed: int) -> dict[str, MethodPlan]:
+    """Return all methods as one training seed makes them. The first is the study's own; adapters of others carry the seed's number."""
+    view = replace(
+        view,
+        recipe=replace(view.recipe, seed=view.recipe.seed + seed),
+        cluster_recipe=replace(view.cluster_recipe, seed=view.cluster_recipe.seed + seed),
+    )
+    alone = {name: _on_rung(METHODS[name](view), rung) for name in names}
+    # A method that chooses among the others sees their plans, wherever it stands in the list.
+    methods = {
+        name: _on_rung(METHODS[name](replace(view, others={other: plan for other, plan in alone.items() if other != name})), rung)
+        for name in names
+    }
+    if seed == 0:
+        return methods
+    return {name: _renamed(plan, {a.name: f"{a.name}.s{seed}" for a in plan.adapters}) for name, plan in methods.items()}
+
+
+def _on_rung(plan: MethodPlan, rung: Rung) -> MethodPlan:
     """Return the plan with the rung's name on the adapters it changes, so that a name means one set of weights in a study."""
     if plan.method != GATED or rung == OWN:
         return plan
-    new = {a.name: f"{a.name}+{rung.name}" for a in plan.adapters if a.name != REFERENCE}
+    return _renamed(plan, {a.name: f"{a.name}+{rung.name}" for a in plan.adapters if a.name != REFERENCE})
+
+
+def _renamed(plan: MethodPlan, new: Mapping[str, str]) -> MethodPlan:
+    """Return the plan with other names for some of its adapters, wherever they are mentioned."""
+
+    def stack(old: Stack) -> Stack:
+        return replace(old, layers=tuple(replace(layer, adapter=new.get(layer.adapter, layer.adapter)) for layer in old.layers))
+
+    def spec(old: AdapterSpec) -> AdapterSpec:
+        return replace(
+            old,
+            name=new.get(old.name, old.name),
+            init=new.get(old.init, old.init) if old.init else None,
+            underlay=new.get(old.underlay, old.underlay) if old.underlay else None,
+            parts=tuple(new.get(part, part) for part in old.parts),
+        )
+
     return replace(
         plan,
-        adapters=tuple(replace(a, name=new.get(a.name, a.name)) for a in plan.adapters),
-        arms_by_persona=tuple(
-            (p, tuple(tuple(replace(layer, adapter=new.get(layer.adapter, layer.adapter)) for layer in stack) for stack in stacks))
-            for p, stacks in plan.arms_by_persona
-        ),
+        adapters=tuple(spec(a) for a in plan.adapters),
+        arms_by_persona=tuple((p, tuple(stack(s) for s in stacks)) for p, stacks in plan.arms_by_persona),
     )
 
 
@@ -192,12 +225,30 @@ def _packs(study: Study, stores: Stores, plan: WorkPlan, names: Sequence[str]) -
     ready = [plan.specs[n] for n in missing if not set(plan.specs[n].needs) & set(missing)]
     single = [name for name in plan.specs if name.partition("-")[0] in _OF_ONE_PERSON]
     shared = [spec for spec in ready if spec.name not in single and not spec.parts]
-    packs = [Pack(spec.name, spec.name.replace("-", " ", 1), (spec.name,)) for spec in shared]
+    packs = [_shared_pack(together) for together in _by_name_without_seed(shared)]
     if merged := tuple(spec.name for spec in ready if spec.parts):
         packs.append(Pack("merge", "merge clusters", merged))
     # One person's adapter is too small for a run of its own: deal them out, by their place in the plan so that a relaunch deals alike.
-    for shard in range(study.runtime.shards):
-        mine = tuple(spec.name for spec in ready if spec.name in set(single[shard :: study.runtime.shards]))
-        if mine:
-            packs.append(Pack(f"personas-{shard + 1}-of-{study.runtime.shards}", f"per persona {shard + 1}/{study.runtime.shards}", mine))
+    shards = study.runtime.shards
+    for shard in range(shards):
+        dealt = set(single[shard::shards])
+        for kind, pack, title in (("lora", "personas", "per persona"), ("prefix", "prefixes", "prefix per persona")):
+            mine = tuple(spec.name for spec in ready if spec.kind == kind and spec.name in dealt)
+            if mine:
+                packs.append(Pack(f"{pack}-{shard + 1}-of-{shards}", f"{title} {shard + 1}/{shards}", mine))
     return tuple(packs)
+
+
+def _by_name_without_seed(specs: Sequence[AdapterSpec]) -> list[list[AdapterSpec]]:
+    """Return the adapters in groups: one each for those of the study's own seed, all further seeds of a name together."""
+    groups: dict[tuple[str, bool], list[AdapterSpec]] = {}
+    for spec in specs:
+        name, _, seed = spec.name.partition(".s")
+        groups.setdefault((name, bool(seed)), []).append(spec)
+    return list(groups.values())
+
+
+def _shared_pack(specs: Sequence[AdapterSpec]) -> Pack:
+    name, _, seed = specs[0].name.partition(".s")
+    title = name.replace("-", " ", 1)
+    return Pack(f"{name}.seeds", f"{title}, other seeds", tuple(s.name for s in specs)) if seed else Pack(name, title, (name,))

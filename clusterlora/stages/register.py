@@ -4,12 +4,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from clusterlora.data.shots import exchanges
 from clusterlora.ports import RunLog, Stores
 from clusterlora.settings import Study
 from clusterlora.stages.plan import REFERENCE, WorkPlan, trained_adapters, work_plan
 from clusterlora.stages.timing import timed
 from clusterlora.stages.train import expose
-from clusterlora.values import TrainedAdapter
+from clusterlora.stores.routing_table import KeyedLayer, KeyedStack
+from clusterlora.values import Stack, TrainedAdapter
 
 
 def register(study_name: str, stores: Stores, log: RunLog) -> str:
@@ -20,7 +22,9 @@ def register(study_name: str, stores: Stores, log: RunLog) -> str:
     """
     study = stores.studies.study(study_name)
     plan = work_plan(study, stores)
-    trained = trained_adapters(study, stores, plan)
+    # Other training seeds are for the comparison; what is handed over is the first.
+    first = {adapter.name for method in plan.methods.values() for adapter in method.adapters}
+    trained = {name: adapter for name, adapter in trained_adapters(study, stores, plan).items() if name in first}
     folders = {name: _folder(stores, adapter) for name, adapter in trained.items()}
     shared = [name for name in trained if len(plan.specs[name].persona_ids) > 1]
     personal = [name for name in study.methods if _is_personal(plan, name) and plan.methods[name].adapters[0].name in trained]
@@ -62,20 +66,32 @@ def _register_router(
     model: str | None,
 ) -> str:
     """Register what answers as a method does: as the champion when `model` is None, else under the method's own name."""
-    routes = [route for route in stores.studies.routes(study.name) if route.method == method]
-    used = {layer.adapter for route in routes for layer in route.stack} | ({REFERENCE} & trained.keys())
+    routes = [route for route in stores.studies.routes(study.name) if route.method == method and route.seed == 0]
+    used = {layer.adapter for route in routes for layer in route.stack.layers} | ({REFERENCE} & trained.keys())
     table: dict[str, Any] = {
         "study": study.name,
         "method": method,
         "model": asdict(study.model),
         "base_revision": stores.studies.facts(study.name)["base_revision"],
         "max_new_tokens": study.evaluation.max_new_tokens,
-        "default": [{"key": trained[REFERENCE].key, "weight": 1.0}] if REFERENCE in trained else [],
-        "personas": {r.persona_id: [{"key": plan.keys[layer.adapter], "weight": layer.weight} for layer in r.stack] for r in routes},
+        "default": KeyedStack((KeyedLayer(trained[REFERENCE].key),) if REFERENCE in trained else ()),
+        "personas": {
+            r.persona_id: KeyedStack(
+                tuple(KeyedLayer(plan.keys[layer.adapter], layer.weight) for layer in r.stack.layers), r.stack.shots, r.stack.described
+            )
+            for r in routes
+        },
+        "descriptions": {},
+        "exchanges": {},
         "names": {trained[name].key: name for name in sorted(used)},
     }
-    if study.model.persona_in_prompt:
-        table["descriptions"] = {p.id: p.description for p in stores.studies.dataset(study.name).personas}
+    stacks = {route.persona_id: route.stack for route in routes}
+    for persona in stores.studies.dataset(study.name).personas:
+        stack = stacks.get(persona.id, Stack())
+        if study.model.persona_in_prompt or stack.described:
+            table["descriptions"][persona.id] = persona.description
+        if stack.shots:
+            table["exchanges"][persona.id] = exchanges(persona)
     weights = {trained[name].key: folders[name] for name in sorted(used)}
     return stores.tracker.register_router(study.name, routes=table, adapter_folders=weights, champion=model is None, model=model)
 

@@ -13,7 +13,7 @@ from clusterlora.errors import OutOfMemory
 from clusterlora.models.memory import peak_memory_bytes
 from clusterlora.models.stacked import Factors, read_adapter
 from clusterlora.ports import AdapterRun, RunLog, Stores
-from clusterlora.settings import Study
+from clusterlora.settings import ModelSettings, Study
 from clusterlora.stages.loaded import base_model
 from clusterlora.stages.plan import Pack, WorkPlan, plan_with
 from clusterlora.stages.timing import timed
@@ -78,6 +78,8 @@ def _train(study: Study, pack: Pack, *, attempt: int, micro_batch: int, stores: 
             for result in train(base_model(study.model), jobs, micro_batch=micro_batch, run_log=run_log):
                 _keep(study, _trained(result), result.folder, run, stores)
                 results.append(result)
+                if not result.loss_fell:
+                    run_log.note(f"{result.job.spec.name}: the train loss did not fall; it has learned nothing")
                 run_log.note(f"{result.job.spec.name}: loss {result.losses[0]:.3f} -> {result.losses[-1]:.3f} in {result.seconds:.1f} s")
         _log_curves(run, results)
     return len(results)
@@ -104,7 +106,7 @@ def _jobs(study: Study, plan: WorkPlan, specs: Sequence[AdapterSpec], stores: St
             key=plan.keys[spec.name],
             spec=spec,
             sequences=tuple(
-                encoder.encode_dialogue(messages(study.model, personas[p], dialogue))
+                encoder.encode_dialogue(messages(_prompt(study, spec), personas[p], dialogue))
                 for p in spec.persona_ids
                 for dialogue in personas[p].of_split("train")
             ),
@@ -114,6 +116,10 @@ def _jobs(study: Study, plan: WorkPlan, specs: Sequence[AdapterSpec], stores: St
         )
         for spec in specs
     ]
+
+
+def _prompt(study: Study, spec: AdapterSpec) -> ModelSettings:
+    return replace(study.model, persona_in_prompt=study.model.persona_in_prompt or spec.described)
 
 
 def _merge(
@@ -184,6 +190,8 @@ def expose(stores: Stores, study_name: str, adapter: str, kept: Path) -> Path:
         "cluster": "lora_clusters",
         "persona": "personas",
         "residual": "residuals",
+        "prefix": "prefixes",
+        "random": "random_clusters",
         "merged": "merged_clusters",
     }
     kind = adapter.partition("-")[0]

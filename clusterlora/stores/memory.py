@@ -39,7 +39,7 @@ class _StudyRecord:
     adapter_keys: set[str] = field(default_factory=set[str])
     attempts: dict[tuple[str, int], Attempt] = field(default_factory=dict[tuple[str, int], Attempt])
     answers: dict[tuple[str, str, str], Answer] = field(default_factory=dict[tuple[str, str, str], Answer])
-    routes: dict[tuple[str, str], Route] = field(default_factory=dict[tuple[str, str], Route])
+    routes: dict[tuple[str, str, int], Route] = field(default_factory=dict[tuple[str, str, int], Route])
     verdicts: dict[str, Verdict] = field(default_factory=dict[str, Verdict])
 
 
@@ -132,7 +132,7 @@ class MemoryStudyStore:
         return tuple(kept[key] for key in sorted(kept) if stack_keys is None or key[0] in stack_keys)
 
     def save_routes(self, study: str, routes: Sequence[Route]) -> None:
-        self._record(study).routes.update({(r.method, r.persona_id): r for r in routes})
+        self._record(study).routes.update({(r.method, r.persona_id, r.seed): r for r in routes})
 
     def routes(self, study: str) -> tuple[Route, ...]:
         routes = self._record(study).routes

@@ -25,7 +25,7 @@ from clusterlora.stores.json_codec import from_plain, plain, to_json
 from clusterlora.stores.mlflow_registry import add_version
 from clusterlora.stores.mlflow_server import MlflowServer
 from clusterlora.stores.outbox import Outbox
-from clusterlora.stores.routing_table import KeyedLayer, RoutingTable
+from clusterlora.stores.routing_table import KeyedLayer, KeyedStack, RoutingTable
 from clusterlora.values import Dataset, TrainedAdapter, Verdict
 
 log = logging.getLogger(__name__)
@@ -101,7 +101,7 @@ class MlflowTracker:
             model=settings or ModelSettings(base=base_model),
             base_revision=base_revision(base_model),
             max_new_tokens=EvaluationSettings().max_new_tokens,
-            default=(KeyedLayer(adapter.key),),
+            default=KeyedStack((KeyedLayer(adapter.key),)),
             names={adapter.key: adapter.name},
         )
         self._register(study, f"{study}-{model}", table, {adapter.key: folder}, {"adapter_key": adapter.key})

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from clusterlora.settings import ModelSettings
+from clusterlora.values import Exchange
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,7 +15,13 @@ class KeyedLayer:
     weight: float = 1.0
 
 
-KeyedStack = tuple[KeyedLayer, ...]
+@dataclass(frozen=True, slots=True)
+class KeyedStack:
+    """A `values.Stack` whose adapters are named by content key."""
+
+    layers: tuple[KeyedLayer, ...] = ()
+    shots: int = 0
+    described: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +29,8 @@ class RoutingTable:
     """How a registered model answers.
 
     `personas` maps a persona id to its stack, the empty one being the base model; `default` answers everybody else.
-    `names` are the adapters' names by key, for people to read; `descriptions` those of the personas when the prompt shows them.
+    `names` are the adapters' names by key, for people to read; `descriptions` are those of the personas whose prompt shows them,
+    `exchanges` the train dialogues of those whose prompt shows some.
     """
 
     study: str
@@ -33,9 +41,10 @@ class RoutingTable:
     default: KeyedStack
     personas: Mapping[str, KeyedStack] = field(default_factory=dict[str, KeyedStack])
     descriptions: Mapping[str, str | None] = field(default_factory=dict[str, str | None])
+    exchanges: Mapping[str, tuple[Exchange, ...]] = field(default_factory=dict[str, tuple[Exchange, ...]])
     names: Mapping[str, str] = field(default_factory=dict[str, str])
 
     @property
     def keys(self) -> frozenset[str]:
         """The keys of all adapters it needs."""
-        return frozenset(layer.key for stack in (self.default, *self.personas.values()) for layer in stack)
+        return frozenset(layer.key for stack in (self.default, *self.personas.values()) for layer in stack.layers)

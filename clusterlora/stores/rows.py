@@ -134,12 +134,12 @@ def answer(row: Any, scores: Iterable[tuple[str, float]]) -> Answer:
 
 def of_route(study: str, value: Route) -> Values:
     """Return the row of `routes`."""
-    return {"study": study, "method": value.method, "persona_id": value.persona_id, "stack": to_json(value.stack)}
+    return {"study": study, "method": value.method, "persona_id": value.persona_id, "seed": value.seed, "stack": to_json(value.stack)}
 
 
 def route(row: Any) -> Route:
     """Return the route of a row."""
-    return Route(row.method, row.persona_id, from_json(Stack, row.stack))
+    return Route(row.method, row.persona_id, from_json(Stack, row.stack), row.seed)
 
 
 def of_verdict(study: str, position: int, value: Verdict) -> Values:

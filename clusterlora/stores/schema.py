@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import BigInteger, Column, Float, ForeignKey, Index, Integer, MetaData, Table, Text, TypeDecorator
 
-REVISION = "0001"
+REVISION = "0002"
 """The migration this code needs the database to be at."""
 
 # Named, so that a later migration can drop or alter a constraint on every backend.
@@ -152,6 +152,7 @@ routes = Table(
     _study_column(),
     Column("method", Text, primary_key=True),
     Column("persona_id", Text, primary_key=True),
+    Column("seed", Integer, primary_key=True),
     Column("stack", Text, nullable=False),
 )
 

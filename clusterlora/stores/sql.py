@@ -163,7 +163,7 @@ class SqlStudyStore:
             self._database.upsert(connection, schema.routes, [rows.of_route(study, r) for r in routes], replace=True)
 
     def routes(self, study: str) -> tuple[Route, ...]:
-        return tuple(sorted((rows.route(row) for row in self._read(study, schema.routes)), key=lambda r: (r.method, r.persona_id)))
+        return tuple(sorted((rows.route(row) for row in self._read(study, schema.routes)), key=lambda r: (r.method, r.persona_id, r.seed)))
 
     def save_verdict(self, study: str, verdict: Verdict) -> None:
         table = schema.verdicts

@@ -23,13 +23,14 @@ from torch.nn import functional
 from clusterlora.errors import TrainingDiverged
 from clusterlora.models.base import BaseModel
 from clusterlora.models.memory import allocation_failures, free_memory_bytes
-from clusterlora.models.stacked import Factors, StackedModel, logits_only_at, read_adapter
+from clusterlora.models.stacked import StackedModel, logits_only_at, read_weights
 from clusterlora.ports import RunLog
 from clusterlora.training import checkpoint
 from clusterlora.training.dropout import DropoutTape, Tape
-from clusterlora.training.job import TrainingJob, TrainingResult, batches, initial_a, learning_rate, pad_rows
-from clusterlora.training.peft_folder import read_peft_tensors, write_peft_folder
+from clusterlora.training.job import TrainingJob, TrainingResult, batches, learning_rate, pad_rows
+from clusterlora.training.peft_folder import read_peft_tensors, write_peft_folder, write_prefix_folder
 from clusterlora.training.stacked_lora import Rows, StackedLora, targeted_layers
+from clusterlora.training.stacked_prefix import StackedPrefix, cache_shape
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +81,7 @@ def train(base: BaseModel, jobs: Sequence[TrainingJob], *, micro_batch: int, run
     """Train adapters together and yield each as soon as it is finished.
 
     A job resumes after its last checkpointed epoch. `micro_batch` below the batch size shrinks the token budget of a chunk in proportion
-    and changes nothing else. All jobs share their target modules and batch nothing across adapters.
+    and changes nothing else. All jobs are of one kind, share their target modules and batch nothing across adapters.
 
     Raises:
         OutOfMemory: an allocation failed; the checkpoints stay.
@@ -95,19 +96,15 @@ class _Pack:
     """The adapters on board, the queue, and the base they share."""
 
     def __init__(self, base: BaseModel, jobs: Sequence[TrainingJob], *, micro_batch: int, run_log: RunLog) -> None:
-        recipe = jobs[0].spec.recipe
         self._base = base
         self._run_log = run_log
         # Longest first: the unified adapter's thousands of steps share their passes with everything else.
         self._queue = deque(sorted(jobs, key=lambda job: -job.total_steps))
         self._tokens_per_chunk = max(1, TOKENS_PER_CHUNK * micro_batch // max(job.spec.recipe.batch_size for job in jobs))
         self._rows_per_chunk = micro_batch * MOST_SLOTS
-        rank = max(job.spec.recipe.rank for job in jobs)
-        n_slots = min(len(jobs), MOST_SLOTS, _affordable_slots(base, recipe.target_modules, rank))
-        probe = torch.tensor([jobs[0].sequences[0].ids[:8]], device=base.model.device)
-        self._lora = StackedLora(base.model, recipe.target_modules, n_slots=n_slots, rank=rank, probe=probe)
+        self._lora = _slots(base, jobs)
         self._underlays = self._load_underlays(jobs)
-        self._free = list(range(n_slots))
+        self._free = list(range(len(self._lora.parameters)))
         self._seats: list[_Seat] = []
         self._diverged: list[_Seat] = []
         self._tapes: dict[float, Tape] = {}
@@ -143,7 +140,7 @@ class _Pack:
 
     def _begin(self, seat: _Seat, parameter: Tensor) -> list[float]:
         """Set a slot's weights and moments: from its checkpoint, else from its init, else from the shared first A; return past losses."""
-        lora, job = self._lora, seat.job
+        lora, job, recipe = self._lora, seat.job, seat.job.spec.recipe
         state = checkpoint.read(job)
         if state is not None:
             moments = [torch.zeros_like(lora.parameters) for _ in range(2)]
@@ -155,17 +152,10 @@ class _Pack:
             seat.optimiser.state[parameter] = {"step": torch.tensor(float(len(state.losses))), "exp_avg": first, "exp_avg_sq": second}
             log.info("%s resumes after step %d of %d", job.spec.name, len(state.losses), job.total_steps)
             return list(state.losses)
-        lora.write(seat.slot, lora.parameters, read_peft_tensors(job.init) if job.init else self._first_weights(job))
+        lora.write(
+            seat.slot, lora.parameters, read_peft_tensors(job.init) if job.init else lora.initial(rank=recipe.rank, seed=recipe.seed)
+        )
         return []
-
-    def _first_weights(self, job: TrainingJob) -> dict[str, Tensor]:
-        rank, seed = job.spec.recipe.rank, job.spec.recipe.seed
-        tensors = {}
-        for group in self._lora.groups:
-            for name, d_out in zip(group.names, group.d_outs, strict=True):
-                tensors[f"{name}.lora_A.weight"] = initial_a(name, rank=rank, d_in=group.d_in, seed=seed)
-                tensors[f"{name}.lora_B.weight"] = torch.zeros(d_out, rank)
-        return tensors
 
     def _forward_backward(self) -> list[float]:
         """Add every seat's gradient of its own mean loss to its row; return the losses, in the order of the seats."""
@@ -252,7 +242,11 @@ class _Pack:
     def _leave(self, seat: _Seat) -> TrainingResult:
         job, recipe = seat.job, seat.job.spec.recipe
         folder = job.scratch / "adapter"
-        write_peft_folder(folder, self._lora.read(seat.slot, self._lora.parameters, rank=recipe.rank), recipe, base=self._base.name)
+        tensors = self._lora.read(seat.slot, self._lora.parameters, rank=recipe.rank)
+        if job.spec.kind == "prefix":
+            write_prefix_folder(folder, tensors, cache_shape(self._base.model), base=self._base.name)
+        else:
+            write_peft_folder(folder, tensors, recipe, base=self._base.name)
         self._vacate(seat)
         tokens = recipe.epochs * sum(len(sequence.ids) for sequence in job.sequences)
         return TrainingResult(job, folder, tuple(seat.losses), tokens, time.monotonic() - seat.started)
@@ -266,8 +260,7 @@ class _Pack:
         """Return the frozen adapters under the trained ones, one slot each; slot 0 is none."""
         folders = sorted({job.underlay for job in jobs if job.underlay})
         stacked = StackedModel(self._base.model)
-        factors: list[Factors] = [read_adapter(folder) for folder in folders]
-        stacked.load(factors)
+        stacked.load([read_weights(folder) for folder in folders])
         self._underlay_slot = {None: 0} | {folder: slot for slot, folder in enumerate(folders, start=1)}
         return stacked
 
@@ -275,8 +268,21 @@ class _Pack:
         return torch.tensor([self._underlay_slot[row.seat.job.underlay] for row in rows], device=self._base.model.device)
 
 
-def _affordable_slots(base: BaseModel, target_modules: Sequence[str], rank: int) -> int:
-    """Return how many slots fit: each has parameters, gradients and two moments, in float32."""
-    layers = targeted_layers(base.model, target_modules).values()
-    slot_bytes = 4 * 4 * rank * sum(layer.in_features + layer.out_features for layer in layers)
-    return max(1, int(_SLOT_SHARE * free_memory_bytes(base.model.device) / slot_bytes))
+def _slots(base: BaseModel, jobs: Sequence[TrainingJob]) -> StackedLora | StackedPrefix:
+    """Return as many slots as the jobs need and memory affords; all jobs are of one kind."""
+    recipe = jobs[0].spec.recipe
+    rank = max(job.spec.recipe.rank for job in jobs)
+    if jobs[0].spec.kind == "prefix":
+        n_layers, n_heads, head_dim = cache_shape(base.model)
+        n_parameters = rank * 2 * n_layers * n_heads * head_dim
+        return StackedPrefix(base.model, n_slots=_affordable(base, jobs, n_parameters), n_virtual=rank)
+    layers = targeted_layers(base.model, recipe.target_modules).values()
+    n_parameters = rank * sum(layer.in_features + layer.out_features for layer in layers)
+    probe = torch.tensor([jobs[0].sequences[0].ids[:8]], device=base.model.device)
+    return StackedLora(base.model, recipe.target_modules, n_slots=_affordable(base, jobs, n_parameters), rank=rank, probe=probe)
+
+
+def _affordable(base: BaseModel, jobs: Sequence[TrainingJob], n_parameters: int) -> int:
+    """Return how many slots to have: each has parameters, gradients and two moments, in float32."""
+    slot_bytes = 4 * 4 * n_parameters
+    return max(1, min(len(jobs), MOST_SLOTS, int(_SLOT_SHARE * free_memory_bytes(base.model.device) / slot_bytes)))

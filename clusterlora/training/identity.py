@@ -14,16 +14,13 @@ def adapter_keys(specs: Sequence[AdapterSpec], dataset: Dataset, *, base_revisio
 
     The name itself is not part of the key, nor is anything that only decides where and how fast the training runs.
     """
-    personas = dataset.by_id()
     spec_by_name = {spec.name: spec for spec in specs}
     texts = {
-        p.id: digest(
-            [
-                (d.context, [(t.role, t.text) for t in d.turns], p.description if model.persona_in_prompt else None)
-                for d in p.of_split("train")
-            ]
+        (p.id, described): digest(
+            [(d.context, [(t.role, t.text) for t in d.turns], p.description if described else None) for d in p.of_split("train")]
         )
         for p in dataset.personas
+        for described in (False, True)
     }
     keys: dict[str, str] = {}
 
@@ -36,8 +33,8 @@ def adapter_keys(specs: Sequence[AdapterSpec], dataset: Dataset, *, base_revisio
                     **merged,
                     "engine": ENGINE_VERSION,
                     "base": base_revision,
-                    "prompt": (model.dtype, model.system_prompt, model.persona_in_prompt, model.max_length),
-                    "data": [texts[personas[p].id] for p in spec.persona_ids],
+                    "prompt": (model.dtype, model.system_prompt, model.max_length),
+                    "data": [texts[p, model.persona_in_prompt or spec.described] for p in spec.persona_ids],
                     "recipe": spec.recipe,
                     "kind": spec.kind,
                     "init": key_of(spec.init) if spec.init else None,

@@ -48,6 +48,12 @@ class TrainingResult:
     train_tokens: int
     seconds: float
 
+    @property
+    def loss_fell(self) -> bool:
+        """Whether the last quarter of the steps had a lower mean loss than the first quarter."""
+        quarter = max(1, len(self.losses) // 4)
+        return sum(self.losses[-quarter:]) < sum(self.losses[:quarter])
+
 
 def batches(job: TrainingJob, epoch: int) -> list[list[int]]:
     """Return the positions in `job.sequences` of each optimiser step of an epoch: a fresh order that only seed and epoch decide."""

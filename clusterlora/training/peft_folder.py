@@ -42,6 +42,29 @@ def write_peft_folder(folder: Path, tensors: Mapping[str, torch.Tensor], recipe:
     save_file(plain, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
+def write_prefix_folder(folder: Path, tensors: Mapping[str, torch.Tensor], cache_shape: tuple[int, int, int], *, base: str) -> None:
+    """Write a prefix as a PEFT folder; `cache_shape` is (layers, key-value heads, dimension of a head)."""
+    from peft import PrefixTuningConfig
+    from safetensors.torch import save_file
+
+    n_layers, n_heads, head_dim = cache_shape
+    (prefix,) = tensors.values()
+    folder.mkdir(parents=True, exist_ok=True)
+    config = PrefixTuningConfig(
+        num_virtual_tokens=len(prefix),
+        num_layers=n_layers,
+        num_attention_heads=n_heads,
+        token_dim=n_heads * head_dim,
+        num_transformer_submodules=1,
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=base,
+    )
+    config.inference_mode = True
+    config.save_pretrained(str(folder))
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(plain, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
 def write_factors(folder: Path, factors: Factors, recipe: Recipe, *, base: str) -> None:
     """Write factors (A, scaled B) of the recipe's rank as a PEFT folder; alpha is set to the rank, so that the scale is 1."""
     tensors = {f"{layer}.lora_A.weight": a for layer, (a, _) in factors.items()}

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from clusterlora.errors import BadSettings
 from clusterlora.training.dropout import DropoutTape
+from clusterlora.training.job import initial_a
 
 
 @dataclass(slots=True)
@@ -148,6 +149,15 @@ class StackedLora:
             _intercept(group, [layers[name] for name in group.names], self)
         # Without an input that asks for a gradient autograd would skip the first layer, whose input is a frozen embedding.
         self.gradient_wanted = torch.zeros((), requires_grad=True)
+
+    def initial(self, *, rank: int, seed: int) -> dict[str, Tensor]:
+        """Return what every adapter of this rank and seed starts from: A drawn once for all, B zero."""
+        tensors = {}
+        for group in self.groups:
+            for name, d_out in zip(group.names, group.d_outs, strict=True):
+                tensors[f"{name}.lora_A.weight"] = initial_a(name, rank=rank, d_in=group.d_in, seed=seed)
+                tensors[f"{name}.lora_B.weight"] = torch.zeros(d_out, rank)
+        return tensors
 
     def _by_group(self, matrix: Float[Tensor, "k n"]) -> Sequence[Tensor]:
         return matrix.split([group.n_parameters for group in self.groups], dim=1)

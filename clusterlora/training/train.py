@@ -24,6 +24,8 @@ def train(base: BaseModel, jobs: Sequence[TrainingJob], *, micro_batch: int, run
 
 def _obstacle(base: BaseModel, jobs: Sequence[TrainingJob]) -> str | None:
     """Return why these jobs cannot share one stack, None when they can."""
+    if jobs[0].spec.kind == "prefix":
+        return None
     if len({job.spec.recipe.target_modules for job in jobs}) > 1:
         return "they adapt different layers"
     try:

@@ -14,7 +14,7 @@ from clusterlora.errors import BadData
 from clusterlora.evaluation.generate import Question, generate, reference_nll
 from clusterlora.evaluation.select import select_arm
 from clusterlora.models.base import BaseModel, load_base
-from clusterlora.models.stacked import Factors, StackedModel, read_adapter, stack_factors
+from clusterlora.models.stacked import StackedModel, Weights, read_adapter, read_weights, stack_weights
 from clusterlora.settings import Recipe
 from clusterlora.stores.memory import SilentLog
 from clusterlora.training.job import TrainingJob
@@ -70,7 +70,7 @@ def dialogue_questions(base: BaseModel) -> list[Question]:
 
 def stacked(base: BaseModel, adapters: list[Path]) -> StackedModel:
     model = StackedModel(base.model)
-    model.load([read_adapter(folder) for folder in adapters])
+    model.load([read_weights(folder) for folder in adapters])
     return model
 
 
@@ -130,15 +130,15 @@ def test_closing_gives_the_base_model_back(base: BaseModel, adapters: list[Path]
 
 def test_a_stack_adds_its_layers_updates_each_with_its_weight(adapters: list[Path]) -> None:
     factors = {str(number): read_adapter(folder) for number, folder in enumerate(adapters)}
-    both: Factors = stack_factors((Layer("0"), Layer("2", 0.25)), factors.__getitem__)
-    for name, (a, b) in both.items():
+    both = stack_weights((Layer("0"), Layer("2", 0.25)), lambda name: Weights(factors[name]))
+    for name, (a, b) in both.factors.items():
         expected = factors["0"][name][1] @ factors["0"][name][0] + 0.25 * factors["2"][name][1] @ factors["2"][name][0]
         assert torch.allclose(b @ a, expected, atol=1e-6)
 
 
 def test_a_layer_of_weight_zero_changes_nothing(adapters: list[Path]) -> None:
     alone = read_adapter(adapters[0])
-    both = stack_factors((Layer("0"), Layer("1", 0.0)), lambda name: read_adapter(adapters[int(name)]))
+    both = stack_weights((Layer("0"), Layer("1", 0.0)), lambda name: read_weights(adapters[int(name)])).factors
     assert all(torch.equal(alone[name][0], both[name][0]) and torch.equal(alone[name][1], both[name][1]) for name in alone)
 
 
@@ -147,9 +147,9 @@ def test_an_adapter_of_another_base_is_refused_by_layer(base: BaseModel, adapter
     name, (a, b) = next(iter(factors.items()))
     model = StackedModel(base.model)
     with pytest.raises(BadData, match="belongs to another base"):
-        model.load([{name: (a[:, :-1], b)}])
+        model.load([Weights({name: (a[:, :-1], b)})])
     with pytest.raises(BadData, match=r"no layer model\.layers\.99"):
-        model.load([{"model.layers.99.q_proj": (a, b)}])
+        model.load([Weights({"model.layers.99.q_proj": (a, b)})])
     model.close()
 
 

@@ -15,7 +15,7 @@ from clusterlora.models.base import base_revision, load_base
 from clusterlora.serving.router import Router
 from clusterlora.settings import ModelSettings
 from clusterlora.stores.json_codec import to_json
-from clusterlora.stores.routing_table import KeyedLayer, RoutingTable
+from clusterlora.stores.routing_table import KeyedLayer, KeyedStack, RoutingTable
 
 QUESTION = [{"role": "user", "content": "make it cosy"}]
 
@@ -50,11 +50,11 @@ def table(tiny_base_folder: Path) -> RoutingTable:
         model=ModelSettings(base=str(tiny_base_folder), system_prompt="Be brief."),
         base_revision=base_revision(str(tiny_base_folder)),
         max_new_tokens=12,
-        default=(KeyedLayer("aaaa"),),
+        default=KeyedStack((KeyedLayer("aaaa"),)),
         personas={
-            "ann": (KeyedLayer("bbbb"),),
-            "../../bob": (KeyedLayer("aaaa"), KeyedLayer("cccc", 0.5)),
-            "cas": (),
+            "ann": KeyedStack((KeyedLayer("bbbb"),)),
+            "../../bob": KeyedStack((KeyedLayer("aaaa"), KeyedLayer("cccc", 0.5))),
+            "cas": KeyedStack(),
         },
         names={"aaaa": "unified", "bbbb": "cluster-00"},
     )

@@ -50,7 +50,7 @@ def test_a_whole_study_survives() -> None:
 def test_an_adapter_spec_and_a_stack_survive() -> None:
     spec = AdapterSpec(name="cluster-00", persona_ids=("../../x", "p\u2028"), recipe=Recipe(), init="unified")
     assert from_json(AdapterSpec, to_json(spec)) == spec
-    stack: Stack = (Layer("unified"), Layer("residual", 0.25))
+    stack = Stack((Layer("unified"), Layer("residual", 0.25)), shots=3)
     assert from_json(Stack, to_json(stack)) == stack
 
 

@@ -23,6 +23,7 @@ from clusterlora.values import (
     Layer,
     Persona,
     Route,
+    Stack,
     TrainedAdapter,
     Turn,
     Verdict,
@@ -255,12 +256,20 @@ def test_studies_do_not_see_each_others_answers(store: StudyStore) -> None:
     assert store.answers("second") == (answer(nll=2.0),)
 
 
-def test_a_route_replaces_the_one_of_its_method_and_persona_only(store: StudyStore) -> None:
-    stack = (Layer("unified"), Layer("residual-z", 0.25))
-    store.save_routes("contract", [Route("cluster", "z", stack), Route("baseline", "z", ()), Route("cluster", "a", stack)])
-    store.save_routes("contract", [Route("cluster", "a", ())])
+def test_a_route_replaces_the_one_of_its_method_persona_and_seed_only(store: StudyStore) -> None:
+    stack, base = Stack((Layer("unified"), Layer("residual-z", 0.25)), shots=3), Stack()
+    store.save_routes(
+        "contract",
+        [Route("cluster", "z", stack), Route("baseline", "z", base), Route("cluster", "a", stack), Route("cluster", "a", stack, 1)],
+    )
+    store.save_routes("contract", [Route("cluster", "a", base)])
     store.save_routes("contract", [])
-    assert store.routes("contract") == (Route("baseline", "z", ()), Route("cluster", "a", ()), Route("cluster", "z", stack))
+    assert store.routes("contract") == (
+        Route("baseline", "z", base),
+        Route("cluster", "a", base),
+        Route("cluster", "a", stack, 1),
+        Route("cluster", "z", stack),
+    )
 
 
 def test_verdicts_come_in_the_order_of_the_ladder(store: StudyStore) -> None:

@@ -1,0 +1,19 @@
+"""One prefix per person: keys and values before every layer's own, trained instead of weights (Li & Liang 2021, arXiv 2101.00190)."""
+
+from dataclasses import replace
+
+from clusterlora.methods.method import StudyView, stack_of
+from clusterlora.values import AdapterSpec, MethodPlan
+
+VIRTUAL_TOKENS = 20
+LEARNING_RATE = 1e-2
+
+
+def prefix(view: StudyView) -> MethodPlan:
+    """Return the plan that answers everybody with the base behind their own prefix."""
+    recipe = replace(view.recipe, rank=VIRTUAL_TOKENS, learning_rate=LEARNING_RATE, dropout=0.0)
+    adapters = tuple(
+        AdapterSpec(name=f"prefix-{number:04d}", persona_ids=(persona_id,), recipe=recipe, kind="prefix")
+        for number, persona_id in enumerate(view.persona_ids)
+    )
+    return MethodPlan("prefix", adapters, tuple((a.persona_ids[0], (stack_of(a),)) for a in adapters))

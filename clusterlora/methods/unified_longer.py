@@ -1,0 +1,13 @@
+"""Control: unified, trained as many steps as unified and all clusters together: what the clusters' training cost buys without clusters."""
+
+from dataclasses import replace
+
+from clusterlora.methods.method import StudyView, stack_of, unified_adapter
+from clusterlora.values import MethodPlan
+
+
+def unified_longer(view: StudyView) -> MethodPlan:
+    """Return the plan that answers everybody with a unified adapter of more epochs."""
+    recipe = replace(view.recipe, epochs=view.recipe.epochs + view.cluster_recipe.epochs)
+    adapter = replace(unified_adapter(view), name="unified-longer", recipe=recipe)
+    return MethodPlan("unified_longer", (adapter,), tuple((p, (stack_of(adapter),)) for p in view.persona_ids))
