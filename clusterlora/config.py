@@ -27,14 +27,17 @@ _MISSION: Mapping[str, Any] = {
     "gate": {"mean_similarity": 0.83, "worst_persona": 0.70, "share_improved": 0.60},
 }
 
+_MISSION_METHODS = ["baseline", "unified", "per_persona", "hybrid", "prefix", "selective_routing", "cluster", "merge"]
+
 PRESETS: Catalog[Mapping[str, Any]] = Catalog(
     "preset",
     {
         "mission": {
             **_MISSION,
             "name": "mission",
-            "methods": ["baseline", "unified", "per_persona", "hybrid", "cluster", "merge", "selective_routing"],
+            "methods": _MISSION_METHODS,
         },
+        "all": {**_MISSION, "name": "all", "methods": [*_MISSION_METHODS, "few_shot", "cluster_hybrid"]},
         "demo": {
             **_MISSION,
             "name": "demo",

@@ -13,7 +13,7 @@ from clusterlora.settings import Study
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 _STUDY_OPTIONS = (
-    click.option("--preset", help="mission, demo or quick.  [default: demo, unless --config or --data is given]"),
+    click.option("--preset", help="mission, all, demo or quick.  [default: demo, unless --config or --data is given]"),
     click.option(
         "--config", "file", type=click.Path(path_type=Path, dir_okay=False), help="TOML file with settings; overrides the preset."
     ),
@@ -22,6 +22,8 @@ _STUDY_OPTIONS = (
     click.option("--source", help="How to read --data: table (a file) or edgewise (a folder or hub id).  [default: by what --data is]"),
     click.option("--base-model", help="homelm, smollm2-135m, a hub id or a local folder."),
     click.option("--personas", type=click.IntRange(min=2), help="Use only the first so many personas."),
+    click.option("--seeds", type=click.IntRange(min=1), help="Train everything so many times, each with another seed."),
+    click.option("--controls", is_flag=True, help="Add the controls: a random partition, longer training, the persona in the prompt."),
     click.option("--dialogues", type=click.IntRange(min=3), help="Dialogues per persona: three fifths train, the rest val and test."),
     click.option("--set", "settings", multiple=True, metavar="FIELD=VALUE", help="Any setting by its dotted name; repeatable."),
 )
@@ -42,6 +44,7 @@ def study_from(options: Mapping[str, Any], **overrides: Any) -> Study:
         UnknownName: no such preset.
     """
     from clusterlora.config import check, parse_setting, resolve
+    from clusterlora.methods.method import CONTROLS
 
     asked: dict[str, Any] = {}
     path, source = options["path"], options["source"]
@@ -52,7 +55,7 @@ def study_from(options: Mapping[str, Any], **overrides: Any) -> Study:
         asked["data.source"] = source
     if options["dialogues"] is not None:
         asked |= _split(options["dialogues"])
-    simple = {"data.personas": options["personas"], "model.base": options["base_model"], "name": options["name"]}
+    simple = {"data.personas": options["personas"], "model.base": options["base_model"], "name": options["name"], "seeds": options["seeds"]}
     asked |= {key: value for key, value in simple.items() if value is not None}
     asked |= {key.replace("__", "."): value for key, value in overrides.items() if value is not None}
     asked |= dict(parse_setting(text) for text in options["settings"])
@@ -61,6 +64,8 @@ def study_from(options: Mapping[str, Any], **overrides: Any) -> Study:
     if preset is None and options["file"] is None and path is None:
         preset = "demo"
     study = resolve(preset, options["file"], asked)
+    if options["controls"]:
+        study = replace(study, methods=tuple(dict.fromkeys((*study.methods, *CONTROLS))))
     if path is not None and preset is None and options["file"] is None and "name" not in asked:
         study = replace(study, name=_name_after(path))
         check(study)

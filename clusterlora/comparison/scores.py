@@ -16,7 +16,7 @@ ItemKey = tuple[str, str]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PairedScores:
-    """Scores of all methods on the same items; personas in the order of their ids, items of a persona together."""
+    """Scores of all methods on the same items, training seeds averaged; personas in the order of their ids, a persona's items together."""
 
     methods: tuple[str, ...]
     metrics: tuple[str, ...]
@@ -43,15 +43,15 @@ def paired_scores(rows: Sequence[EvaluationRow], metrics: Sequence[str]) -> Pair
         BadData: no rows, no common persona, an item that one method answered twice or not at all, a persona in two clusters,
             or a score that is missing or not finite.
     """
-    row_by_item_by_method: dict[str, dict[ItemKey, EvaluationRow]] = defaultdict(dict)
+    rows_by_item_by_method: dict[str, dict[ItemKey, dict[int, EvaluationRow]]] = defaultdict(lambda: defaultdict(dict))
     cluster_by_persona: dict[str, int] = {}
     for row in rows:
-        key = (row.persona_id, row.item_id)
-        if key in row_by_item_by_method[row.method]:
+        by_seed = rows_by_item_by_method[row.method][row.persona_id, row.item_id]
+        if row.seed in by_seed:
             raise BadData(
                 f"method {row.method} answered item {row.item_id!r} of persona {row.persona_id!r} twice; keep one row per method and item"
             )
-        row_by_item_by_method[row.method][key] = row
+        by_seed[row.seed] = row
         if cluster_by_persona.setdefault(row.persona_id, row.cluster) != row.cluster:
             raise BadData(
                 f"persona {row.persona_id!r} is in clusters {cluster_by_persona[row.persona_id]} and {row.cluster}; use one clustering"
@@ -59,12 +59,12 @@ def paired_scores(rows: Sequence[EvaluationRow], metrics: Sequence[str]) -> Pair
     if not rows:
         raise BadData("there are no evaluation rows to compare; evaluate at least one method")
 
-    methods = tuple(sorted(row_by_item_by_method))
-    answered = [{persona_id for persona_id, _ in row_by_item_by_method[method]} for method in methods]
+    methods = tuple(sorted(rows_by_item_by_method))
+    answered = [{persona_id for persona_id, _ in rows_by_item_by_method[method]} for method in methods]
     persona_ids = tuple(sorted(answered[0].intersection(*answered[1:])))
     if not persona_ids:
         raise BadData(f"no persona was answered by all of {', '.join(methods)}; evaluate them on common personas or compare fewer methods")
-    items = _common_items(row_by_item_by_method, set(persona_ids))
+    items = _common_items(rows_by_item_by_method, set(persona_ids))
     index_of_persona = {persona_id: index for index, persona_id in enumerate(persona_ids)}
     return PairedScores(
         methods=methods,
@@ -72,12 +72,12 @@ def paired_scores(rows: Sequence[EvaluationRow], metrics: Sequence[str]) -> Pair
         persona_ids=persona_ids,
         persona=np.array([index_of_persona[persona_id] for persona_id, _ in items]),
         cluster_of_persona=np.array([cluster_by_persona[persona_id] for persona_id in persona_ids]),
-        values=np.array([[_scores(row_by_item_by_method[method][item], metrics) for method in methods] for item in items]),
+        values=np.array([[_mean_scores(rows_by_item_by_method[method][item], metrics) for method in methods] for item in items]),
         n_personas_left_out=len(cluster_by_persona) - len(persona_ids),
     )
 
 
-def _common_items(rows: Mapping[str, Mapping[ItemKey, EvaluationRow]], persona_ids: set[str]) -> list[ItemKey]:
+def _common_items(rows: Mapping[str, Mapping[ItemKey, Mapping[int, EvaluationRow]]], persona_ids: set[str]) -> list[ItemKey]:
     """Return the items of these personas, sorted, once every method is seen to have them all."""
     items_by_method = {method: {key for key in answered if key[0] in persona_ids} for method, answered in rows.items()}
     every_item = sorted({key for items in items_by_method.values() for key in items})
@@ -88,7 +88,18 @@ def _common_items(rows: Mapping[str, Mapping[ItemKey, EvaluationRow]], persona_i
                 f"method {method} lacks {len(missing)} of {len(every_item)} items that others answered, first {item_id!r} of persona "
                 f"{persona_id!r}; evaluate {method} on the same items"
             )
+        if uneven := [key for key in every_item if rows[method][key].keys() != rows[method][every_item[0]].keys()]:
+            persona_id, item_id = uneven[0]
+            raise BadData(
+                f"method {method} answered item {item_id!r} of persona {persona_id!r} with other training seeds than "
+                f"{every_item[0][1]!r} of {every_item[0][0]!r}; evaluate {method} again"
+            )
     return every_item
+
+
+def _mean_scores(row_by_seed: Mapping[int, EvaluationRow], metrics: Sequence[str]) -> list[float]:
+    of_seeds = [_scores(row, metrics) for row in row_by_seed.values()]
+    return [sum(values) / len(of_seeds) for values in zip(*of_seeds, strict=True)]
 
 
 def _scores(row: EvaluationRow, metrics: Sequence[str]) -> list[float]:

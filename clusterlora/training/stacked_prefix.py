@@ -42,7 +42,11 @@ class StackedPrefix:
         """Inside the block, row b of every batch stands behind the prefix of slot `rows.slot[b]`."""
         chosen = self.parameters.index_select(0, rows.slot).requires_grad_()
         hook = self._model.register_forward_pre_hook(self._with_cache(chosen), with_kwargs=True)
-        chosen.register_hook(lambda gradient: self.gradients.index_add_(0, rows.slot, gradient))
+
+        def collect(gradient: Tensor) -> None:
+            self.gradients.index_add_(0, rows.slot, gradient)
+
+        chosen.register_hook(collect)
         try:
             yield
         finally:

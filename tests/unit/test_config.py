@@ -40,11 +40,11 @@ def test_the_mission_is_what_the_mission_says() -> None:
     assert (study.gate.mean_similarity, study.gate.worst_persona, study.gate.share_improved) == (0.83, 0.70, 0.60)
 
 
-def test_the_demo_differs_from_the_mission_only_in_dialogues_two_methods_and_the_scale_of_the_gate() -> None:
+def test_the_demo_differs_from_the_mission_only_in_dialogues_three_methods_and_the_scale_of_the_gate() -> None:
     demo, mission = as_mapping(resolve("demo")), as_mapping(resolve("mission"))
     for part in ("recipe", "clustering", "model"):
         assert demo[part] == mission[part]
-    assert set(mission["methods"]) - set(demo["methods"]) == {"hybrid", "merge"}
+    assert set(mission["methods"]) - set(demo["methods"]) == {"hybrid", "prefix", "merge"}
     assert set(demo["methods"]) < set(mission["methods"])
     assert demo["gate"] | {"mean_similarity": 0.83, "worst_persona": 0.70} == mission["gate"]
     assert demo["data"]["synthetic"]["cluster_sizes"] == mission["data"]["synthetic"]["cluster_sizes"]
@@ -140,7 +140,7 @@ def test_a_file_that_cannot_be_read_is_refused_by_name(tmp_path: Path, content: 
 
 
 def test_an_unknown_preset_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(UnknownName, match="mission, demo, quick"):
+    with pytest.raises(UnknownName, match="mission, all, demo, quick"):
         resolve("big")
 
 

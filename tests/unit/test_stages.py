@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from clusterlora.errors import UnknownName
+from clusterlora.methods import METHODS
 from clusterlora.models.stacked import read_adapter
 from clusterlora.ports import Stores
 from clusterlora.settings import (
@@ -267,3 +268,41 @@ def test_packs_name_their_log_files_as_people_expect() -> None:
     assert log_name("cluster-00") == "cluster_0_training.log"
     assert log_name("unified") == "unified_training.log"
     assert log_name("personas-1-of-2") == "personas_1_of_2_training.log"
+
+
+def test_every_method_and_control_runs_with_two_training_seeds_and_is_compared_once(study: Study, stores: Stores) -> None:
+    study = replace(study, methods=tuple(METHODS), seeds=2, gate=replace(study.gate, ladder=()))
+    run(study, stores)
+    comparison = compare(study.name, stores, LOG)
+    assert {result.method for result in comparison.methods} == set(METHODS)
+
+    rows = evaluation_rows(study, stores)
+    seeds = {method: {row.seed for row in rows if row.method == method} for method in METHODS}
+    assert {method for method, of in seeds.items() if of == {0}} == {"baseline", "few_shot", "baseline_described"}
+    assert all(of == {0, 1} for method, of in seeds.items() if method not in {"baseline", "few_shot", "baseline_described"})
+    by_seed = {
+        seed: fmean(fmean(r.scores["nll"] for r in rows if (r.method, r.persona_id, r.seed) == ("unified", p, seed)) for p in people)
+        for people in [{row.persona_id for row in rows}]
+        for seed in (0, 1)
+    }
+    assert by_seed[0] != by_seed[1]
+    assert comparison.method("unified").means["nll"] == pytest.approx(fmean(by_seed.values()))
+
+    register(study.name, stores, LOG)
+    assert isinstance(stores.tracker, MemoryTracker)
+    assert not any(".s1" in name for name in stores.tracker.models), "further seeds are for the comparison only"
+    assert list(stores.folder(study.name).glob("models/prefixes/prefix_0000/adapter_model.safetensors"))
+
+
+def test_controls_differ_from_what_they_control_in_one_thing(study: Study, stores: Stores) -> None:
+    study = replace(study, methods=tuple(METHODS))
+    prepare(study, stores, LOG)
+    cluster(study, stores, LOG)
+    plan = work_plan(study, stores)
+    sizes = sorted(len(a.persona_ids) for a in plan.methods["random_cluster"].adapters)
+    assert sizes == sorted(len(a.persona_ids) for a in plan.methods["cluster"].adapters if a.name != "unified")
+    assert plan.specs["unified-longer"].recipe == replace(study.recipe, epochs=2 * study.recipe.epochs)
+    assert plan.specs["unified-described"] == replace(plan.specs["unified"], name="unified-described", described=True)
+    assert plan.keys["unified-described"] != plan.keys["unified"]
+    arms = {stack for _, stacks in plan.methods["selective_routing"].arms_by_persona for stack in stacks}
+    assert not {name for stack in arms for name in stack.adapters if name.startswith(("random", "unified-"))}
