@@ -256,7 +256,7 @@ def _people_problems(study: Study) -> Iterator[str]:
             )
     elif data.path is None and data.source in SOURCES:
         yield f"data.path: missing; the {data.source} source needs a file or folder (--data PATH)"
-    if clustering.sizes is not None and len(clustering.sizes) != clustering.k:
+    if clustering.sizes is not None and clustering.k is not None and len(clustering.sizes) != clustering.k:
         yield f"clustering.sizes = {list(clustering.sizes)}: {len(clustering.sizes)} sizes for k = {clustering.k}; make them agree"
     n_known = data.personas or n_personas
     if n_personas is not None and clustering.sizes is not None and sum(clustering.sizes) != n_personas:
@@ -264,7 +264,7 @@ def _people_problems(study: Study) -> Iterator[str]:
             f"clustering.sizes = {list(clustering.sizes)}: they sum to {sum(clustering.sizes)}, but there are {n_personas} personas; "
             "change the sizes or leave them out"
         )
-    if n_known is not None and clustering.k > n_known:
+    if n_known is not None and clustering.k is not None and clustering.k > n_known:
         yield f"clustering.k = {clustering.k}: more clusters than the {n_known} personas; lower it"
 
 

@@ -119,9 +119,9 @@ class ClusteringSettings:
     __pydantic_config__ = _FORM
 
     algorithm: str = "responses_discriminant"
-    """What describes a persona: description, responses or responses_discriminant."""
-    k: Annotated[int, Ge(2)] = 5
-    """Number of clusters."""
+    """What describes a persona: description, responses, prompts+responses, responses_discriminant, gradient or adapter."""
+    k: Annotated[int, Ge(2)] | None = 5
+    """Number of clusters. Empty: the one of 2 to 12 with the largest silhouette."""
     sizes: tuple[Annotated[int, Ge(1)], ...] | None = None
     """Exact cluster sizes in order (their sum must be the number of personas); empty lets the data decide."""
     min_size: Annotated[int, Ge(1)] = 3

@@ -97,12 +97,16 @@ class Exchange:
 
 @dataclass(frozen=True, slots=True)
 class Clustering:
-    """A partition of the personas. `members[k]` are the persona ids of cluster k; `quality` what the report says of it."""
+    """A partition of the personas. `members[k]` are the persona ids of cluster k; `quality` what the report says of it.
+
+    `curve` has (k, silhouette, held-out NLL) of every number of clusters that was tried; it is empty when the number was given.
+    """
 
     algorithm: str
     members: tuple[tuple[str, ...], ...]
     quality: tuple[tuple[str, float], ...] = ()
     map_2d: tuple[tuple[str, float, float], ...] = ()
+    curve: tuple[tuple[int, float, float], ...] = ()
 
     @property
     def sizes(self) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ from flows.gate import gate
 from tasks.comparison import register
 from tasks.fan_out import evaluate_all, train_all
 from tasks.outcome import cancel_children, record_failure
-from tasks.planning import packs_after_gate
+from tasks.planning import packs_after_gate, packs_before_clustering
 from tasks.preparation import cluster, prepare
 from tasks.run_names import study_tag, tag_this_run
 from tasks.status import show_status
@@ -37,6 +37,8 @@ def study(config: Study = MISSION) -> State[None]:
     tag_this_run(name)
     with tags(study_tag(name)):
         prepare(config)
+        while packs := packs_before_clustering(name):
+            train_all(name, packs)
         cluster(config)
         show_status(name, "at the gate")
 

@@ -17,6 +17,15 @@ def ladder(study_name: str) -> tuple[Rung, ...]:
     return rungs(study) if gated(study) else ()
 
 
+@task(task_run_name="plan clustering · {study_name}", cache_policy=NO_CACHE)
+def packs_before_clustering(study_name: str) -> tuple[Pack, ...]:
+    """Return what can be trained at once of what the study's clustering reads."""
+    from clusterlora.stages.plan import packs_before_clustering as missing
+
+    stores = from_environment()
+    return missing(stores.studies.study(study_name), stores)
+
+
 @task(task_run_name="plan gate · {study_name} · {rung.name}", cache_policy=NO_CACHE)
 def packs_for_gate(study_name: str, rung: Rung) -> tuple[Pack, ...]:
     """Return what can be trained at once of what a rung still needs before it can be judged."""

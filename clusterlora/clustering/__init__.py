@@ -1,22 +1,30 @@
 """Grouping personas by what their train dialogues say. An algorithm is what describes a persona."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from clusterlora.catalog import Catalog
+from clusterlora.clustering.adapter import adapter
 from clusterlora.clustering.description import description
-from clusterlora.clustering.features import Evidence
+from clusterlora.clustering.features import Evidence, Sources
+from clusterlora.clustering.gradient import gradient
+from clusterlora.clustering.prompts_and_responses import prompts_and_responses
 from clusterlora.clustering.responses import responses
 from clusterlora.clustering.responses_discriminant import responses_discriminant
-from clusterlora.ports import Embedder
 from clusterlora.values import Persona
 
-Algorithm = Callable[[tuple[Persona, ...], Embedder], Evidence]
+Algorithm = Callable[[tuple[Persona, ...], Sources], Evidence]
 
 ALGORITHMS: Catalog[Algorithm] = Catalog(
     "clustering algorithm",
     {
         "description": description,
         "responses": responses,
+        "prompts+responses": prompts_and_responses,
         "responses_discriminant": responses_discriminant,
+        "gradient": gradient,
+        "adapter": adapter,
     },
 )
+
+PREREQUISITES: Mapping[str, str] = {"gradient": "unified", "adapter": "per_persona"}
+"""The method whose adapters an algorithm reads: they are trained before personas are grouped."""

@@ -7,10 +7,10 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from clusterlora.clustering import ALGORITHMS
-from clusterlora.clustering.features import Evidence, feature_matrix, resampled
+from clusterlora.clustering.choose_k import best_k, curve_over_k
+from clusterlora.clustering.features import Evidence, Sources, feature_matrix, resampled
 from clusterlora.clustering.kmeans import exact_sizes, free_sizes
 from clusterlora.errors import BadData, BadSettings
-from clusterlora.ports import Embedder
 from clusterlora.settings import ClusteringSettings
 from clusterlora.values import Clustering, Dataset
 
@@ -23,25 +23,29 @@ Partition = Callable[[Float[np.ndarray, "persona dim"], int], Int[np.ndarray, " 
 """(features, seed) -> labels."""
 
 
-def cluster_personas(dataset: Dataset, settings: ClusteringSettings, embedder: Embedder) -> Clustering:
+def cluster_personas(dataset: Dataset, settings: ClusteringSettings, sources: Sources) -> Clustering:
     """Return the clusters, smallest first, or in the order of `settings.sizes`; members in the order of their ids.
 
     The order of the personas in the data set changes nothing. `quality` holds `silhouette`, `ari_seeds` and `ari_bootstraps`:
     mean adjusted Rand index of this partition with 20 of other seeds and 20 of resampled responses. `map_2d` is the
-    plane of largest variance.
+    plane of largest variance. Without sizes and k, k is that of the largest silhouette.
 
     Raises:
         BadSettings: sizes do not sum to the number of personas, or k is larger than it.
         BadData: a persona lacks what the algorithm reads, or personas are too alike for k clusters.
     """
     personas = tuple(sorted(dataset.personas, key=lambda persona: persona.id))
-    partition = _partition(settings, len(personas))
-    evidence = ALGORITHMS[settings.algorithm](personas, embedder)
+    _check(settings, len(personas))
+    evidence = ALGORITHMS[settings.algorithm](personas, sources)
     features = feature_matrix(evidence)
-    if settings.sizes is None and (n_distinct := len(np.unique(features, axis=0))) < settings.k:
-        raise BadData(
-            f"{len(personas)} personas look like only {n_distinct} by {settings.algorithm}, fewer than k={settings.k}; lower clustering.k"
-        )
+    curve: tuple[tuple[int, float, float], ...] = ()
+    k = len(settings.sizes) if settings.sizes else settings.k
+    if k is None:
+        curve = curve_over_k(evidence, lambda some, k: _partition(settings, k)(some, settings.seed), min_size=settings.min_size)
+        k = best_k(curve)
+    if settings.sizes is None and (n_distinct := len(np.unique(features, axis=0))) < k:
+        raise BadData(f"{len(personas)} personas look like only {n_distinct} by {settings.algorithm}, fewer than k={k}; lower clustering.k")
+    partition = _partition(settings, k)
     labels = partition(features, settings.seed)
     quality = _quality(evidence, features, labels, partition, settings.seed)
     for name, value in quality:
@@ -52,20 +56,25 @@ def cluster_personas(dataset: Dataset, settings: ClusteringSettings, embedder: E
         members=tuple(tuple(p.id for p, label in zip(personas, labels, strict=True) if label == k) for k in range(labels.max() + 1)),
         quality=quality,
         map_2d=tuple((p.id, float(x), float(y)) for p, (x, y) in zip(personas, _plane(features), strict=True)),
+        curve=curve,
     )
 
 
-def _partition(settings: ClusteringSettings, n_personas: int) -> Partition:
-    sizes = settings.sizes
-    if sizes is None:
-        if settings.k > n_personas:
-            raise BadSettings(f"clustering.k={settings.k} is more than the {n_personas} personas; lower k or give more personas")
-        return lambda features, seed: free_sizes(features, settings.k, seed=seed, min_size=settings.min_size)
-    if sum(sizes) != n_personas or min(sizes, default=0) < 1:
+def _check(settings: ClusteringSettings, n_personas: int) -> None:
+    sizes, k = settings.sizes, settings.k
+    if sizes is None and k is not None and k > n_personas:
+        raise BadSettings(f"clustering.k={k} is more than the {n_personas} personas; lower k or give more personas")
+    if sizes is not None and (sum(sizes) != n_personas or min(sizes, default=0) < 1):
         raise BadSettings(
             f"clustering.sizes={sizes} sum to {sum(sizes)} for {n_personas} personas; "
             f"give sizes of at least 1 that sum to {n_personas}, or none"
         )
+
+
+def _partition(settings: ClusteringSettings, k: int) -> Partition:
+    sizes = settings.sizes
+    if sizes is None:
+        return lambda features, seed: free_sizes(features, k, seed=seed, min_size=settings.min_size)
     return lambda features, seed: exact_sizes(features, sizes, seed=seed)
 
 

@@ -2,13 +2,12 @@
 
 import numpy as np
 
-from clusterlora.clustering.features import Evidence
+from clusterlora.clustering.features import Evidence, Sources
 from clusterlora.errors import BadData
-from clusterlora.ports import Embedder
 from clusterlora.values import Persona
 
 
-def description(personas: tuple[Persona, ...], embedder: Embedder) -> Evidence:
+def description(personas: tuple[Persona, ...], sources: Sources) -> Evidence:
     """Return the embedding of each persona's description.
 
     Raises:
@@ -18,4 +17,4 @@ def description(personas: tuple[Persona, ...], embedder: Embedder) -> Evidence:
     for persona, text in zip(personas, texts, strict=True):
         if not text.strip():
             raise BadData(f"persona {persona.id!r} has no description; add one or cluster by responses")
-    return tuple(embedder.encode(texts).astype(np.float64)[:, None, :])
+    return tuple(sources.embedder.encode(texts).astype(np.float64)[:, None, :])

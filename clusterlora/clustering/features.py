@@ -1,10 +1,35 @@
 """From pieces of evidence about each persona to one centred vector per persona."""
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 from jaxtyping import Float
 
+from clusterlora.errors import BadSettings
+from clusterlora.ports import Embedder
+from clusterlora.values import Persona
+
 Evidence = tuple[Float[np.ndarray, "_ dim"], ...]
 """Per persona, one embedding for each piece of evidence (a response, a description)."""
+
+
+def _untrained(_personas: Sequence[Persona]) -> Any:
+    raise BadSettings("this clustering reads trained adapters and was given none; cluster by responses_discriminant")
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """What an algorithm may look at besides the dialogues; all of it comes from train dialogues.
+
+    `gradients` gives a sketch of the gradient of each train dialogue's loss at the unified adapter; `products` the inner products
+    <dW_p, dW_q> of the personas' own adapters. Both need adapters, and only algorithms in `PREREQUISITES` ask.
+    """
+
+    embedder: Embedder
+    gradients: Callable[[Sequence[Persona]], Evidence] = _untrained
+    products: Callable[[Sequence[Persona]], Float[np.ndarray, "persona persona"]] = _untrained
 
 
 def feature_matrix(evidence: Evidence) -> Float[np.ndarray, "persona dim"]:

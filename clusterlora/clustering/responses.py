@@ -2,13 +2,12 @@
 
 import numpy as np
 
-from clusterlora.clustering.features import Evidence
+from clusterlora.clustering.features import Evidence, Sources
 from clusterlora.errors import BadData
-from clusterlora.ports import Embedder
 from clusterlora.values import Persona
 
 
-def responses(personas: tuple[Persona, ...], embedder: Embedder) -> Evidence:
+def responses(personas: tuple[Persona, ...], sources: Sources) -> Evidence:
     """Return the embedding of every train response of each persona, each embedded on its own.
 
     Raises:
@@ -20,5 +19,5 @@ def responses(personas: tuple[Persona, ...], embedder: Embedder) -> Evidence:
     for persona, spoken in zip(personas, texts, strict=True):
         if not spoken:
             raise BadData(f"persona {persona.id!r} has no response in its train dialogues; give it one or leave the persona out")
-    embeddings = embedder.encode([text for spoken in texts for text in spoken]).astype(np.float64)
+    embeddings = sources.embedder.encode([text for spoken in texts for text in spoken]).astype(np.float64)
     return tuple(np.split(embeddings, np.cumsum([len(spoken) for spoken in texts])[:-1]))

@@ -1,23 +1,62 @@
 """Group the personas of a prepared study, once."""
 
+from collections.abc import Sequence
+
+import numpy as np
+
+from clusterlora.clustering import PREREQUISITES
 from clusterlora.clustering.cluster import cluster_personas
+from clusterlora.clustering.features import Evidence, Sources
+from clusterlora.data.prompts import PromptEncoder, messages
+from clusterlora.models.stacked import read_adapter
 from clusterlora.ports import RunLog, Stores
 from clusterlora.settings import Study
-from clusterlora.stages.loaded import embedder
+from clusterlora.stages.loaded import base_model, embedder
+from clusterlora.stages.plan import REFERENCE, work_plan
 from clusterlora.stages.timing import timed
-from clusterlora.values import Clustering
+from clusterlora.stages.train import stored_folder
+from clusterlora.values import Clustering, Persona
 
 
 def cluster(study: Study, stores: Stores, log: RunLog) -> Clustering:
-    """Return the study's clustering, made from train dialogues only; an existing one is kept."""
+    """Return the study's clustering, made from train dialogues only; an existing one is kept.
+
+    An algorithm that reads adapters finds them trained: `plan.packs_before_clustering` names them.
+    """
     existing = stores.studies.clustering(study.name)
     if existing is not None:
         return existing
-    log.phase("cluster", total=1, unit="clustering")
+    if study.clustering.algorithm not in PREREQUISITES:
+        log.phase("cluster", total=1, unit="clustering")
     with timed(stores, study.name, "cluster"):
-        clustering = cluster_personas(stores.studies.dataset(study.name), study.clustering, embedder(study.model))
+        clustering = cluster_personas(stores.studies.dataset(study.name), study.clustering, _sources(study, stores, log))
         stores.studies.save_clustering(study.name, clustering)
     quality = ", ".join(f"{name} {value:.3f}" for name, value in clustering.quality)
     log.note(f"clusters of {', '.join(map(str, clustering.sizes))} personas by {clustering.algorithm}; {quality}")
     log.advance(1)
     return clustering
+
+
+def _sources(study: Study, stores: Stores, log: RunLog) -> Sources:
+    def gradients(personas: Sequence[Persona]) -> Evidence:
+        from clusterlora.training.gradients import dialogue_gradients
+
+        plan = work_plan(study, stores)
+        base = base_model(study.model)
+        encoder = PromptEncoder(base.tokenizer, max_length=study.model.max_length)
+        dialogues = [[encoder.encode_dialogue(messages(study.model, p, d)) for d in p.of_split("train")] for p in personas]
+        flat = [sequence for of_persona in dialogues for sequence in of_persona]
+        log.phase("gradients", total=len(flat), unit="dialogues")
+        adapter = stored_folder(stores, plan.keys[REFERENCE])
+        sketches = dialogue_gradients(base, flat, adapter=adapter, recipe=plan.specs[REFERENCE].recipe, run_log=log)
+        return tuple(np.split(sketches, np.cumsum([len(of_persona) for of_persona in dialogues])[:-1]))
+
+    def products(personas: Sequence[Persona]) -> np.ndarray:
+        from clusterlora.training.merging import inner_products
+
+        plan = work_plan(study, stores)
+        own = {spec.persona_ids[0]: plan.keys[spec.name] for spec in plan.specs.values() if len(spec.persona_ids) == 1}
+        log.phase("compare adapters", total=1, unit="matrix")
+        return inner_products([read_adapter(stored_folder(stores, own[p.id])) for p in personas])
+
+    return Sources(embedder(study.model), gradients, products)

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
+from clusterlora.clustering import PREREQUISITES
 from clusterlora.errors import BadSettings, UnknownName
 from clusterlora.methods import METHODS
 from clusterlora.methods.method import StudyView
@@ -91,12 +92,17 @@ def refused(study: Study, stores: Stores) -> bool:
 def work_plan(study: Study, stores: Stores, rung: Rung | None = None) -> WorkPlan:
     """Return the plan under a rung (by default the decided one).
 
+    Before the personas are clustered it is the plan of what the clustering itself reads.
+
     Raises:
-        BadSettings: the personas are not clustered yet.
+        BadSettings: the personas are not clustered yet, and their clustering needs no adapters.
     """
     clustering = stores.studies.clustering(study.name)
     if clustering is None:
-        raise BadSettings(f"study {study.name} has no clustering; run its cluster step first")
+        if study.clustering.algorithm not in PREREQUISITES:
+            raise BadSettings(f"study {study.name} has no clustering; run its cluster step first")
+        study = replace(study, methods=(PREREQUISITES[study.clustering.algorithm],), seeds=1)
+        clustering = Clustering(study.clustering.algorithm, ())
     from clusterlora.models.base import base_revision
 
     return _work_plan(
@@ -195,6 +201,14 @@ def judged_adapters(plan: WorkPlan, cluster: int = 0) -> tuple[str, str]:
         known = f"its clusters are 0 to {len(candidates) - 1}" if candidates else f"its methods do not include {GATED}"
         raise UnknownName(f"the study has no cluster {cluster}; {known}")
     return candidates[cluster], REFERENCE
+
+
+def packs_before_clustering(study: Study, stores: Stores) -> tuple[Pack, ...]:
+    """Return what the clustering reads and is not trained yet; nothing when it reads no adapters, or is done."""
+    if study.clustering.algorithm not in PREREQUISITES or stores.studies.clustering(study.name) is not None:
+        return ()
+    plan = work_plan(study, stores)
+    return _packs(study, stores, plan, tuple(plan.specs))
 
 
 def gate_packs(study: Study, stores: Stores, rung: Rung) -> tuple[Pack, ...]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from clusterlora.data.prompts import PromptEncoder, messages
 from clusterlora.errors import OutOfMemory
 from clusterlora.models.memory import peak_memory_bytes
-from clusterlora.models.stacked import Factors, read_adapter
+from clusterlora.models.stacked import read_adapter
 from clusterlora.ports import AdapterRun, RunLog, Stores
 from clusterlora.settings import ModelSettings, Study
 from clusterlora.stages.loaded import base_model
@@ -139,7 +139,7 @@ def _merge(
         run_log.phase(pack.title, total=len(specs), unit="adapters")
         for spec in specs:
             began = time.monotonic()
-            parts = {plan.keys[part]: _factors(stores, plan.keys[part]) for part in spec.parts}
+            parts = {plan.keys[part]: read_adapter(stored_folder(stores, plan.keys[part])) for part in spec.parts}
             n_dialogues = {plan.keys[p]: sum(len(personas[i].of_split("train")) for i in plan.specs[p].persona_ids) for p in spec.parts}
             factors, energy = merge(parts, n_dialogues, merging, rank=spec.recipe.rank, seed=spec.recipe.seed)
             folder = stores.adapters.scratch(plan.keys[spec.name]) / "adapter"
@@ -153,10 +153,11 @@ def _merge(
     return len(specs)
 
 
-def _factors(stores: Stores, key: str) -> Factors:
+def stored_folder(stores: Stores, key: str) -> Path:
+    """Return the PEFT folder of a trained adapter."""
     folder = stores.adapters.path(key)
     assert folder is not None, f"adapter {key} is recorded as trained but its weights are nowhere"
-    return read_adapter(folder)
+    return folder
 
 
 def _trained(result: TrainingResult) -> TrainedAdapter:

@@ -6,8 +6,9 @@ singular value decomposition (Eckart and Young, 1936).
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -16,6 +17,16 @@ from clusterlora.models.stacked import Factors
 from clusterlora.settings import MergeSettings
 
 _DENSITY: Mapping[str, float] = {"average": 1.0, "ties": 0.2, "dare": 0.5}
+
+
+def inner_products(adapters: Sequence[Factors]) -> Float[np.ndarray, "adapter adapter"]:
+    """Return <dW_i, dW_j> summed over all layers, without forming any dW: sum((B_i^T B_j) * (A_i A_j^T)), equal ranks assumed."""
+    total = torch.zeros(len(adapters), len(adapters), dtype=torch.float64)
+    for name in sorted({name for factors in adapters for name in factors}):
+        a = torch.stack([factors[name][0].double() for factors in adapters])
+        b = torch.stack([factors[name][1].double() for factors in adapters])
+        total += torch.einsum("ird,jsd->ijrs", a, a).mul_(torch.einsum("idr,jds->ijrs", b, b)).sum((2, 3))
+    return total.numpy()
 
 
 def density_of(merging: MergeSettings) -> float:

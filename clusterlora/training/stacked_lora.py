@@ -159,6 +159,13 @@ class StackedLora:
                 tensors[f"{name}.lora_B.weight"] = torch.zeros(d_out, rank)
         return tensors
 
+    def columns_of_b(self) -> Int[Tensor, " column"]:
+        """Return the columns of the [K, n] matrices that hold the B of every layer."""
+        is_b = torch.ones(self.parameters.shape[1], dtype=torch.bool)
+        for group, columns in zip(self.groups, is_b.split([group.n_parameters for group in self.groups]), strict=True):
+            columns[: len(group.names) * group.rank * group.d_in] = False
+        return is_b.nonzero()[:, 0]
+
     def _by_group(self, matrix: Float[Tensor, "k n"]) -> Sequence[Tensor]:
         return matrix.split([group.n_parameters for group in self.groups], dim=1)
 

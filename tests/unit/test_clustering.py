@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clusterlora.clustering import ALGORITHMS
+from clusterlora.clustering import ALGORITHMS, PREREQUISITES
 from clusterlora.clustering.cluster import cluster_personas
+from clusterlora.clustering.features import Sources
 from clusterlora.clustering.kmeans import exact_sizes, free_sizes
 from clusterlora.errors import BadData, BadSettings, UnknownName
 from clusterlora.settings import ClusteringSettings
@@ -67,10 +68,10 @@ def by_responses(**changes: Any) -> ClusteringSettings:
     return replace(ClusteringSettings(algorithm="responses", k=3), **changes)
 
 
-@pytest.mark.parametrize("algorithm", sorted(ALGORITHMS))
+@pytest.mark.parametrize("algorithm", sorted(set(ALGORITHMS) - set(PREREQUISITES)))
 def test_planted_clusters_are_found_smallest_first(algorithm: str):
     dataset, truth = population()
-    found = cluster_personas(dataset, by_responses(algorithm=algorithm), CountsEmbedder())
+    found = cluster_personas(dataset, by_responses(algorithm=algorithm), Sources(CountsEmbedder()))
     assert found.sizes == (4, 6, 9)
     assert planted(found, truth) == [{0}, {2}, {1}]
     assert found.algorithm == algorithm
@@ -78,16 +79,16 @@ def test_planted_clusters_are_found_smallest_first(algorithm: str):
 
 def test_given_sizes_are_kept_exactly_and_in_their_order():
     dataset, truth = population()
-    found = cluster_personas(dataset, by_responses(sizes=(9, 4, 6)), CountsEmbedder())
+    found = cluster_personas(dataset, by_responses(sizes=(9, 4, 6)), Sources(CountsEmbedder()))
     assert found.sizes == (9, 4, 6)
     assert planted(found, truth) == [{1}, {0}, {2}]
-    forced = cluster_personas(dataset, by_responses(sizes=(2, 15, 2)), CountsEmbedder())
+    forced = cluster_personas(dataset, by_responses(sizes=(2, 15, 2)), Sources(CountsEmbedder()))
     assert forced.sizes == (2, 15, 2)
 
 
 def test_every_persona_is_in_exactly_one_cluster():
     dataset, _ = population()
-    found = cluster_personas(dataset, by_responses(k=4), CountsEmbedder())
+    found = cluster_personas(dataset, by_responses(k=4), Sources(CountsEmbedder()))
     assert sorted(persona_id for members in found.members for persona_id in members) == sorted(dataset.ids)
 
 
@@ -96,17 +97,17 @@ def test_the_order_of_the_personas_changes_nothing(sizes: tuple[int, ...] | None
     dataset, _ = population()
     turned = Dataset(tuple(reversed(dataset.personas)))
     wanted = by_responses(sizes=sizes)
-    assert cluster_personas(dataset, wanted, CountsEmbedder()) == cluster_personas(turned, wanted, CountsEmbedder())
+    assert cluster_personas(dataset, wanted, Sources(CountsEmbedder())) == cluster_personas(turned, wanted, Sources(CountsEmbedder()))
 
 
-@pytest.mark.parametrize("algorithm", sorted(ALGORITHMS))
+@pytest.mark.parametrize("algorithm", sorted(set(ALGORITHMS) - set(PREREQUISITES)))
 def test_val_and_test_dialogues_are_never_read(algorithm: str):
     dataset, _ = population()
     poison = dialogue("poison", "zzz poison zzz", "test")
     poisoned = Dataset(tuple(replace(p, dialogues=(*p.of_split("train"), poison, replace(poison, split="val"))) for p in dataset.personas))
     embedder = CountsEmbedder()
-    assert cluster_personas(poisoned, by_responses(algorithm=algorithm), embedder) == cluster_personas(
-        dataset, by_responses(algorithm=algorithm), CountsEmbedder()
+    assert cluster_personas(poisoned, by_responses(algorithm=algorithm), Sources(embedder)) == cluster_personas(
+        dataset, by_responses(algorithm=algorithm), Sources(CountsEmbedder())
     )
     assert not [text for text in embedder.seen if "poison" in text]
 
@@ -114,14 +115,14 @@ def test_val_and_test_dialogues_are_never_read(algorithm: str):
 def test_each_train_response_is_embedded_once_and_the_persons_own_words_never():
     dataset, _ = population((2, 2, 2), n_dialogues=3)
     embedder = CountsEmbedder()
-    cluster_personas(dataset, by_responses(), embedder)
+    cluster_personas(dataset, by_responses(), Sources(embedder))
     spoken = [t.text for p in dataset.personas for d in p.of_split("train") for t in d.turns if t.role == "assistant"]
     assert sorted(embedder.seen) == sorted(spoken)
 
 
 def test_planted_clusters_are_called_stable_and_noise_is_not(caplog: pytest.LogCaptureFixture):
     dataset, _ = population()
-    quality = dict(cluster_personas(dataset, by_responses(), CountsEmbedder()).quality)
+    quality = dict(cluster_personas(dataset, by_responses(), Sources(CountsEmbedder())).quality)
     assert quality["silhouette"] > 0.5
     assert quality["ari_seeds"] == pytest.approx(1)
     assert quality["ari_bootstraps"] == pytest.approx(1)
@@ -129,7 +130,7 @@ def test_planted_clusters_are_called_stable_and_noise_is_not(caplog: pytest.LogC
 
     alike, _ = population((40,), n_dialogues=2)
     with caplog.at_level(logging.WARNING):
-        noise = dict(cluster_personas(alike, by_responses(k=5), CountsEmbedder()).quality)
+        noise = dict(cluster_personas(alike, by_responses(k=5), Sources(CountsEmbedder())).quality)
     assert noise["silhouette"] < 0.3
     assert noise["ari_bootstraps"] < 0.5
     assert "unstable: ari_bootstraps" in caplog.text
@@ -145,9 +146,10 @@ def test_discriminants_find_people_whom_the_topics_of_their_answers_hide():
         truth[persona_id] = number % 3
         said = [f"{topics[rng.integers(4)]} {habit[number % 3]}" for _ in range(6)]
         personas.append(Persona(persona_id, None, tuple(dialogue(f"{number}-{i}", text, "train") for i, text in enumerate(said))))
-    dataset = Dataset(tuple(personas))
-    assert planted(cluster_personas(dataset, by_responses(), CountsEmbedder()), truth) != [{0}, {1}, {2}]
-    assert planted(cluster_personas(dataset, by_responses(algorithm="responses_discriminant"), CountsEmbedder()), truth) == [{0}, {1}, {2}]
+    dataset, sources = Dataset(tuple(personas)), Sources(CountsEmbedder())
+    assert planted(cluster_personas(dataset, by_responses(), sources), truth) != [{0}, {1}, {2}]
+    found = cluster_personas(dataset, by_responses(algorithm="responses_discriminant"), sources)
+    assert planted(found, truth) == [{0}, {1}, {2}]
 
 
 def test_discriminants_need_answers_that_differ():
@@ -156,18 +158,18 @@ def test_discriminants_need_answers_that_differ():
         tuple(replace(p, dialogues=(Dialogue("d", (Turn("assistant", f"{p.id} done"),), split="train"),)) for p in dataset.personas)
     )
     with pytest.raises(BadData, match="two different train responses"):
-        cluster_personas(repetitive, by_responses(algorithm="responses_discriminant"), CountsEmbedder())
+        cluster_personas(repetitive, by_responses(algorithm="responses_discriminant"), Sources(CountsEmbedder()))
 
 
 def test_one_description_each_leaves_nothing_to_resample():
     dataset, _ = population()
-    found = cluster_personas(dataset, by_responses(algorithm="description"), CountsEmbedder())
+    found = cluster_personas(dataset, by_responses(algorithm="description"), Sources(CountsEmbedder()))
     assert [name for name, _ in found.quality] == ["silhouette", "ari_seeds"]
 
 
 def test_the_map_places_every_persona_and_keeps_the_largest_distances():
     dataset, truth = population()
-    found = cluster_personas(dataset, by_responses(), CountsEmbedder())
+    found = cluster_personas(dataset, by_responses(), Sources(CountsEmbedder()))
     assert {persona_id for persona_id, _, _ in found.map_2d} == set(dataset.ids)
     place = {persona_id: np.array([x, y]) for persona_id, x, y in found.map_2d}
     centres = [np.mean([place[p] for p in truth if truth[p] == k], axis=0) for k in range(3)]
@@ -179,31 +181,31 @@ def test_what_cannot_be_clustered_is_refused_with_the_fix():
     dataset, _ = population()
     silent = Dataset((*dataset.personas, Persona("quiet/one", None, ())))
     with pytest.raises(BadData, match=r"'quiet/one' has no description; .* cluster by responses"):
-        cluster_personas(silent, by_responses(algorithm="description"), CountsEmbedder())
+        cluster_personas(silent, by_responses(algorithm="description"), Sources(CountsEmbedder()))
     with pytest.raises(BadData, match="'quiet/one' has no response in its train dialogues"):
-        cluster_personas(silent, by_responses(), CountsEmbedder())
+        cluster_personas(silent, by_responses(), Sources(CountsEmbedder()))
     with pytest.raises(BadSettings, match=r"sizes=\(9, 4\) sum to 13 for 19 personas"):
-        cluster_personas(dataset, by_responses(sizes=(9, 4)), CountsEmbedder())
+        cluster_personas(dataset, by_responses(sizes=(9, 4)), Sources(CountsEmbedder()))
     with pytest.raises(BadSettings, match="at least 1"):
-        cluster_personas(dataset, by_responses(sizes=(19, 0)), CountsEmbedder())
+        cluster_personas(dataset, by_responses(sizes=(19, 0)), Sources(CountsEmbedder()))
     with pytest.raises(BadSettings, match="k=20 is more than the 19 personas"):
-        cluster_personas(dataset, by_responses(k=20), CountsEmbedder())
+        cluster_personas(dataset, by_responses(k=20), Sources(CountsEmbedder()))
     with pytest.raises(UnknownName, match="unknown clustering algorithm 'astrology'"):
-        cluster_personas(dataset, by_responses(algorithm="astrology"), CountsEmbedder())
+        cluster_personas(dataset, by_responses(algorithm="astrology"), Sources(CountsEmbedder()))
     twins = Dataset(tuple(replace(dataset.personas[0], id=f"twin_{i}") for i in range(4)))
     with pytest.raises(BadData, match="4 personas look like only 1 by responses, fewer than k=3"):
-        cluster_personas(twins, by_responses(), CountsEmbedder())
+        cluster_personas(twins, by_responses(), Sources(CountsEmbedder()))
 
 
 def test_twins_can_still_be_divided_into_given_sizes():
     dataset, _ = population()
     twins = Dataset(tuple(replace(dataset.personas[0], id=f"twin_{i}") for i in range(4)))
-    assert cluster_personas(twins, by_responses(sizes=(1, 3)), CountsEmbedder()).sizes == (1, 3)
+    assert cluster_personas(twins, by_responses(sizes=(1, 3)), Sources(CountsEmbedder())).sizes == (1, 3)
 
 
 def test_as_many_clusters_as_personas_leave_no_silhouette():
     dataset, _ = population((1, 1, 1))
-    found = cluster_personas(dataset, by_responses(), CountsEmbedder())
+    found = cluster_personas(dataset, by_responses(), Sources(CountsEmbedder()))
     assert found.sizes == (1, 1, 1)
     assert "silhouette" not in dict(found.quality)
 
@@ -243,3 +245,35 @@ def test_an_outlier_is_joined_by_its_nearest_and_nobody_else_moves():
 def test_cluster_zero_is_the_smallest_and_equal_sizes_are_ordered_by_their_first_persona():
     features = np.array([[9.0], [0.0], [9.1], [0.1], [5.0]])
     assert free_sizes(features, 3, seed=0).tolist() == [1, 2, 1, 2, 0]
+
+
+def test_without_k_the_planted_number_is_found_and_the_curve_kept():
+    dataset, truth = population((5, 6, 7, 8))
+    found = cluster_personas(dataset, by_responses(k=None), Sources(CountsEmbedder()))
+    assert planted(found, truth) == [{0}, {1}, {2}, {3}]
+    silhouette = {k: value for k, value, _ in found.curve}
+    nll = {k: value for k, _, value in found.curve}
+    assert max(silhouette, key=silhouette.__getitem__) == 4
+    assert nll[4] < min(nll[2], nll[3])
+    assert list(silhouette) == list(range(2, 9)), "26 personas leave 3 to each of 8 clusters"
+    assert cluster_personas(dataset, by_responses(), Sources(CountsEmbedder())).curve == ()
+
+
+def test_an_algorithm_that_reads_adapters_says_so_when_there_are_none():
+    dataset, _ = population()
+    for algorithm in PREREQUISITES:
+        with pytest.raises(BadSettings, match="reads trained adapters and was given none"):
+            cluster_personas(dataset, by_responses(algorithm=algorithm), Sources(CountsEmbedder()))
+
+
+def test_adapters_that_do_the_same_share_a_cluster_however_large_they_are():
+    dataset, truth = population()
+    rng = np.random.default_rng(0)
+    directions = np.eye(3)
+
+    def products(personas: Sequence[Persona]) -> np.ndarray:
+        updates = np.stack([rng.uniform(0.1, 10) * (directions[truth[p.id]] + 0.1 * rng.standard_normal(3)) for p in personas])
+        return updates @ updates.T
+
+    found = cluster_personas(dataset, by_responses(algorithm="adapter"), Sources(CountsEmbedder(), products=products))
+    assert planted(found, truth) == [{0}, {2}, {1}]
