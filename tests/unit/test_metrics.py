@@ -74,7 +74,7 @@ def test_nll_comes_from_the_model_pass_and_is_missed_when_absent():
 
 def test_every_metric_is_listed_under_its_own_name_and_says_which_way_is_better():
     assert all(name == metric.name for name, metric in METRICS.items())
-    assert {name for name, metric in METRICS.items() if not metric.higher_is_better} == {"nll"}
+    assert {name for name, metric in METRICS.items() if not metric.higher_is_better} == {"nll", "repetition", "copy_rate"}
     with pytest.raises(UnknownName, match=re.escape("unknown metric 'bleu'; known: embedding_similarity, nll, rouge_l")):
         METRICS["bleu"]
 

@@ -100,6 +100,9 @@ def test_a_study_runs_from_data_to_a_registered_champion_and_again_without_doing
 
     assert {result.method for result in comparison.methods} == set(study.methods)
     assert comparison.n_personas == 7
+    assert comparison.floor is not None
+    assert comparison.floor_same_prompt is not None
+    assert comparison.floor < comparison.floor_same_prompt < 1, "who asks for much the same is told much the same"
     folder = stores.folder(study.name)
     summary = pd.read_csv(folder / "results" / "summary.csv")
     assert {"method", "embedding_similarity", "vs_unified", "ci_low", "ci_high", "win_rate", "worst_persona"} <= set(summary.columns)
