@@ -225,6 +225,15 @@ def test_without_unified_the_best_mean_is_champion():
     assert "no reference to test it against" in found.sentence
 
 
+def test_without_a_reference_the_tables_per_person_and_cluster_leave_the_difference_empty(tmp_path: Path):
+    rows = evaluation({"baseline": 0.5, "cluster": 0.6})
+    write_tables(compared(rows), rows, tmp_path)
+    for name in ("per_persona.csv", "per_cluster.csv"):
+        written = pd.read_csv(tmp_path / name)
+        assert written.champion_vs_unified.isna().all()
+        assert written.cluster.notna().all(), "the method called cluster has its own column"
+
+
 def test_another_reference_can_be_asked_for():
     found = compared(evaluation(FIVE), reference="baseline")
     assert found.method("baseline").vs_reference is None
