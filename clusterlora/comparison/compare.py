@@ -6,11 +6,19 @@ from dataclasses import replace
 import numpy as np
 from jaxtyping import Float
 
-from clusterlora.comparison.result import Comparison, MethodResult, PairedDifference
+from clusterlora.comparison.result import Comparison, MethodResult, PairedDifference, RoutingBrackets
 from clusterlora.comparison.scores import PairedScores, paired_scores
 from clusterlora.comparison.sentence import sentence
 from clusterlora.errors import BadSettings
-from clusterlora.evaluation.statistics import RESOLUTION, holm, paired_bootstrap, percentile_interval, signed_rank_p, wilson_interval
+from clusterlora.evaluation.statistics import (
+    RESOLUTION,
+    holm,
+    paired_bootstrap,
+    percentile_interval,
+    shrunken_means,
+    signed_rank_p,
+    wilson_interval,
+)
 from clusterlora.values import EvaluationRow
 
 _SIGNIFICANCE = 0.05
@@ -24,7 +32,9 @@ def compare(
     draws: int,
     rng: np.random.Generator,
     reference: str = "unified",
+    routed: str = "selective_routing",
     floor: float | None = None,
+    floor_same_prompt: float | None = None,
 ) -> Comparison:
     """Return all methods side by side on the personas that every one of them answered, the best first.
 
@@ -37,7 +47,9 @@ def compare(
         headline: the metric that decides.
         higher_is_better: the metrics to average, and which way each points; holds the headline.
         draws: draws of the bootstrap.
-        floor: what somebody else's reference scores, in units of the headline; passed through.
+        routed: the method that chooses among the others; it gets brackets.
+        floor: what somebody else's reference scores, in units of the headline; where the normalised score is 0.
+        floor_same_prompt: the same for the most similar prompt; passed through.
 
     Raises:
         BadData: methods differ in the items of a persona, no persona is common, or a score is missing or not finite.
@@ -50,10 +62,10 @@ def compare(
     sign = 1.0 if higher_is_better[headline] else -1.0
     draws_of_means = paired_bootstrap(scores.of(headline), scores.persona, draws=draws, rng=rng)
     means = scores.persona_means(headline)
+    ceiling = float(sign * scores.means_of((sign * scores.of(headline)).max(axis=1, keepdims=True)).mean())
     differences = _differences(means, draws_of_means, scores.methods, present_reference, sign)
-    methods = tuple(
-        sorted(_method_results(scores, headline, draws_of_means, differences, sign), key=lambda result: -sign * result.means[headline])
-    )
+    results = _method_results(scores, headline, draws_of_means, differences, sign, scale=(floor, ceiling))
+    methods = tuple(sorted(results, key=lambda result: -sign * result.means[headline]))
     clusters, sizes = np.unique(scores.cluster_of_persona, return_counts=True)
     comparison = Comparison(
         headline=headline,
@@ -62,8 +74,13 @@ def compare(
         methods=methods,
         champion=_champion(methods, present_reference, sign),
         oracle=float(sign * (sign * means).max(axis=1).mean()),
+        ceiling=ceiling,
         floor=floor,
+        floor_same_prompt=floor_same_prompt,
+        routing=_routing(means, scores.methods, routed, sign),
         cluster_sizes=dict(zip(clusters.tolist(), sizes.tolist(), strict=True)),
+        cluster_by_persona=dict(zip(scores.persona_ids, scores.cluster_of_persona.tolist(), strict=True)),
+        n_items_by_persona=dict(zip(scores.persona_ids, scores.n_items.tolist(), strict=True)),
         n_personas=len(scores.persona_ids),
         n_personas_left_out=scores.n_personas_left_out,
         n_items=len(scores.persona),
@@ -112,7 +129,10 @@ def _method_results(
     draws_of_means: Float[np.ndarray, "draw method"],
     differences: Mapping[str, PairedDifference],
     sign: float,
+    *,
+    scale: tuple[float | None, float],
 ) -> list[MethodResult]:
+    shrunken = shrunken_means(scores.of(headline), scores.persona)
     means_by_metric = {metric: scores.persona_means(metric) for metric in scores.metrics}
     clusters = np.unique(scores.cluster_of_persona).tolist()
     results: list[MethodResult] = []
@@ -129,12 +149,28 @@ def _method_results(
                 vs_reference=differences.get(method),
                 worst_persona_id=scores.persona_ids[worst],
                 worst_persona=float(own[worst]),
+                worst_shrunken=float(sign * (sign * shrunken[:, column]).min()),
                 p5=float(sign * np.percentile(sign * own, 5)),
+                normalised=_normalised(float(own.mean()), *scale, sign),
                 by_persona=dict(zip(scores.persona_ids, own.tolist(), strict=True)),
                 by_cluster={cluster: float(own[scores.cluster_of_persona == cluster].mean()) for cluster in clusters},
             )
         )
     return results
+
+
+def _normalised(score: float, floor: float | None, ceiling: float, sign: float) -> float | None:
+    if floor is None or sign * (ceiling - floor) <= RESOLUTION:
+        return None
+    return (score - floor) / (ceiling - floor)
+
+
+def _routing(means: Float[np.ndarray, "persona method"], methods: Sequence[str], routed: str, sign: float) -> RoutingBrackets | None:
+    others = [column for column, method in enumerate(methods) if method != routed]
+    if len(others) == len(methods) or not others:
+        return None
+    choices = means[:, others]
+    return RoutingBrackets(method=routed, random=float(choices.mean()), oracle=float(sign * (sign * choices).max(axis=1).mean()))
 
 
 def _champion(best_first: Sequence[MethodResult], reference: str | None, sign: float) -> str:

@@ -24,10 +24,23 @@ class PairedDifference:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RoutingBrackets:
+    """Where a method that chooses among the others can end: `random` is the expected score of a blind choice, `oracle` of a perfect one.
+
+    Both are means over personas of the headline metric; the oracle picks each persona's best other method on the compared items.
+    """
+
+    method: str
+    random: float
+    oracle: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MethodResult:
     """One method. `means` has every metric, averaged over personas; the rest is about the headline metric, in its units.
 
-    `vs_reference` is None for the reference itself, and when there is none.
+    `vs_reference` is None for the reference itself, and when there is none. `worst_shrunken` is the worst persona once the means are
+    shrunk for their few items. `normalised` is 0 at the floor and 1 at the ceiling; None when there is no floor below the ceiling.
     """
 
     method: str
@@ -37,7 +50,9 @@ class MethodResult:
     vs_reference: PairedDifference | None
     worst_persona_id: str
     worst_persona: float
+    worst_shrunken: float
     p5: float
+    normalised: float | None
     by_persona: Mapping[str, float]
     by_cluster: Mapping[int, float]
 
@@ -46,8 +61,9 @@ class MethodResult:
 class Comparison:
     """All methods on identical items, the best first.
 
-    `oracle` is the mean of each persona's best method, picked on the same items: a bound, not a method.
-    `floor` is what somebody else's reference scores.
+    Bounds, not methods, in units of the headline: `oracle` is the mean of each persona's best method and `ceiling` of each item's,
+    both picked on the same items; `floor` is what somebody else's reference scores, `floor_same_prompt` what it scores when they
+    asked for the most similar thing. `routing` is None without a method that chooses, or others to choose from.
     """
 
     headline: str
@@ -56,8 +72,13 @@ class Comparison:
     methods: tuple[MethodResult, ...]
     champion: str
     oracle: float
+    ceiling: float
     floor: float | None
+    floor_same_prompt: float | None
+    routing: RoutingBrackets | None
     cluster_sizes: Mapping[int, int]
+    cluster_by_persona: Mapping[str, int]
+    n_items_by_persona: Mapping[str, int]
     n_personas: int
     n_personas_left_out: int
     n_items: int

@@ -30,10 +30,18 @@ class PairedScores:
         """Return one metric's scores."""
         return self.values[:, :, self.metrics.index(metric)]
 
+    @property
+    def n_items(self) -> Int[np.ndarray, " persona"]:
+        """Items of each persona."""
+        return np.bincount(self.persona)
+
     def persona_means(self, metric: str) -> Float[np.ndarray, "persona method"]:
         """Return each persona's mean over its items."""
-        n_items = np.bincount(self.persona)
-        return np.add.reduceat(self.of(metric), np.cumsum(n_items) - n_items, axis=0) / n_items[:, None]
+        return self.means_of(self.of(metric))
+
+    def means_of(self, values: Float[np.ndarray, "item column"]) -> Float[np.ndarray, "persona column"]:
+        """Return each persona's mean of anything that has a row per item."""
+        return np.add.reduceat(values, np.cumsum(self.n_items) - self.n_items, axis=0) / self.n_items[:, None]
 
 
 def paired_scores(rows: Sequence[EvaluationRow], metrics: Sequence[str]) -> PairedScores:

@@ -1,4 +1,4 @@
-"""The comparison as tables: summary.csv, summary.json and summary.md, the raw rows.csv, and the console's.
+"""The comparison as tables: summary, per_persona, per_cluster and the raw rows as files, and the console's.
 
 csv and json hold numbers as measured (similarity and shares in 0..1); Markdown and console show percent.
 """
@@ -7,6 +7,7 @@ import csv
 import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from clusterlora.comparison.breakdown import cluster_records, persona_records
 from clusterlora.comparison.result import Comparison, MethodResult
 from clusterlora.comparison.write import write_atomically
 from clusterlora.evaluation.markdown import table
@@ -22,12 +24,14 @@ from clusterlora.values import EvaluationRow
 
 
 def write_tables(comparison: Comparison, rows: Sequence[EvaluationRow], folder: Path) -> None:
-    """Write summary.csv, summary.json, summary.md and rows.csv (every answer with its scores) into the folder, each atomically."""
+    """Write summary.csv, .json and .md, per_persona.csv, per_cluster.csv and rows.csv (every answer) into the folder, each atomically."""
     write_atomically(folder / "summary.csv", _csv(summary_records(comparison)).encode())
     write_atomically(
         folder / "summary.json", (json.dumps(_document(comparison), indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
     )
     write_atomically(folder / "summary.md", markdown(comparison).encode())
+    write_atomically(folder / "per_persona.csv", _csv(persona_records(comparison)).encode())
+    write_atomically(folder / "per_cluster.csv", _csv(cluster_records(comparison)).encode())
     write_atomically(folder / "rows.csv", _csv(_row_records(rows, comparison.metrics)).encode())
 
 
@@ -41,24 +45,54 @@ def markdown(comparison: Comparison) -> str:
     metric = METRICS[comparison.headline]
     header = (*_columns(comparison), "worst_persona_id")
     rows = [(*_cells(comparison, result), result.worst_persona_id) for result in comparison.methods]
-    unit = "%" if metric.percent else ""
-    floor = "" if comparison.floor is None else f" Floor (somebody else's reference): {metric.shown(comparison.floor)}{unit}."
+    tails = [
+        (
+            result.method,
+            "-" if result.normalised is None else f"{result.normalised:.3f}",
+            *(metric.shown(value) for value in (result.worst_persona, result.worst_shrunken, result.p5)),
+        )
+        for result in comparison.methods
+    ]
+    points = [(name, meaning, metric.shown(value)) for name, meaning, value in reference_points(comparison)]
     clusters = [f"cluster {cluster} ({size})" for cluster, size in comparison.cluster_sizes.items()]
     by_cluster = [(result.method, *(metric.shown(result.by_cluster[k]) for k in comparison.cluster_sizes)) for result in comparison.methods]
     return (
         f"**{comparison.sentence}**\n\n"
         + table(header, rows, right=(False, *(True for _ in header[1:-1]), False))
-        + f"\nOracle (each persona's best method, picked on these items): {metric.shown(comparison.oracle)}{unit}.{floor} "
-        f"Intervals are 95% two-level paired bootstrap, {comparison.draws} draws; "
+        + f"\n★ is the champion. Intervals are 95%: two-level paired bootstrap, {comparison.draws} draws, and Wilson's for the win rate; "
         "p is Wilcoxon's signed-rank test with Holm's correction.\n\n"
-        f"★ is the champion. {metric.label[0].upper()}{metric.label[1:]} by cluster (personas in it):\n\n"
+        f"The scale, in {metric.label}:\n\n"
+        + table(("point", "what it scores", comparison.headline), points, right=(False, False, True))
+        + "\nWhere each method lies on it (0 at the floor, 1 at the ceiling), and its worst personas: the worst one, the worst one once "
+        "means are shrunk for their few items, and the 5th percentile:\n\n"
+        + table(("method", "normalised", "worst_persona", "worst_shrunken", "p5"), tails, right=(False, True, True, True, True))
+        + f"\n{metric.label[0].upper()}{metric.label[1:]} by cluster (personas in it):\n\n"
         + table(("method", *clusters), by_cluster, right=(False, *(True for _ in clusters)))
     )
 
 
+def reference_points(comparison: Comparison) -> list[tuple[str, str, float]]:
+    """Return (name, what it scores, value) of the points that give the headline a scale, those that are known."""
+    points: list[tuple[str, str, float | None]] = [
+        ("floor", "somebody else's reference", comparison.floor),
+        ("same-prompt floor", "another persona's reference for the most similar prompt", comparison.floor_same_prompt),
+        ("oracle", "each persona's best method, picked on these items", comparison.oracle),
+        ("ceiling", "each item's best method, picked on these items", comparison.ceiling),
+    ]
+    if routing := comparison.routing:
+        points += [
+            ("random routing", f"what {routing.method} would score by choosing blindly", routing.random),
+            ("oracle routing", f"what {routing.method} would score by choosing each persona's best on these items", routing.oracle),
+        ]
+    return [(name, meaning, value) for name, meaning, value in points if value is not None]
+
+
 def console(comparison: Comparison) -> Table:
-    """Return the summary for a terminal, the champion starred and bold, the verdict below."""
-    drawn = Table(box=box.SIMPLE_HEAD, caption=Text(comparison.sentence), caption_justify="left", collapse_padding=True, pad_edge=False)
+    """Return the summary for a terminal, the champion starred and bold, the scale and the verdict below."""
+    shown = METRICS[comparison.headline].shown
+    scale = " · ".join(f"{name} {shown(value)}" for name, _, value in reference_points(comparison))
+    caption = Text(f"{scale}\n{comparison.sentence}")
+    drawn = Table(box=box.SIMPLE_HEAD, caption=caption, caption_justify="left", collapse_padding=True, pad_edge=False)
     for position, name in enumerate(_columns(comparison)):
         drawn.add_column(name.replace("_", " "), justify="right" if position else "left", no_wrap=not position)
     for result in comparison.methods:
@@ -93,7 +127,9 @@ def _record(comparison: Comparison, result: MethodResult) -> dict[str, Any]:
         "tie_rate": difference.tie_rate if difference else None,
         "worst_persona": result.worst_persona,
         "worst_persona_id": result.worst_persona_id,
+        "worst_shrunken": result.worst_shrunken,
         "p5": result.p5,
+        "normalised": result.normalised,
         "mean_low": result.mean_low,
         "mean_high": result.mean_high,
         **{metric: result.means[metric] for metric in _other_metrics(comparison)},
@@ -110,7 +146,10 @@ def _document(comparison: Comparison) -> dict[str, Any]:
         "headline": comparison.headline,
         "reference": comparison.reference,
         "oracle": comparison.oracle,
+        "ceiling": comparison.ceiling,
         "floor": comparison.floor,
+        "floor_same_prompt": comparison.floor_same_prompt,
+        "routing": asdict(comparison.routing) if comparison.routing else None,
         "n_personas": comparison.n_personas,
         "n_personas_left_out": comparison.n_personas_left_out,
         "n_items": comparison.n_items,
@@ -146,7 +185,7 @@ def _cells(comparison: Comparison, result: MethodResult) -> tuple[str, ...]:
             metric.shown(difference.ci_low, signed=True),
             metric.shown(difference.ci_high, signed=True),
             "<0.001" if difference.p_holm < 0.001 else f"{difference.p_holm:.3f}",
-            f"{difference.win_rate:.0%}",
+            f"{difference.win_rate:.0%} ({100 * difference.win_low:.0f}–{100 * difference.win_high:.0f})",
         )
     return (
         result.method + (" ★" if result.method == comparison.champion else ""),

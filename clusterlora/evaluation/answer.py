@@ -10,6 +10,7 @@ from clusterlora.data.prompts import PromptEncoder
 from clusterlora.evaluation.generate import Question, generate, reference_nll
 from clusterlora.evaluation.metric import Scorable
 from clusterlora.evaluation.metrics import METRICS
+from clusterlora.evaluation.train_responses import TrainResponses
 from clusterlora.models.base import BaseModel
 from clusterlora.models.memory import is_allocation_failure
 from clusterlora.models.stacked import StackedModel, Weights
@@ -29,12 +30,15 @@ class Task:
 
 
 class Answerer:
-    """Answers items with any number of stacks of adapters at once."""
+    """Answers items with any number of stacks of adapters at once. Metrics that ask what people were answered in training need `train`."""
 
-    def __init__(self, base: BaseModel, embedder: Embedder, settings: EvaluationSettings, *, max_length: int) -> None:
+    def __init__(
+        self, base: BaseModel, embedder: Embedder, settings: EvaluationSettings, *, max_length: int, train: TrainResponses | None = None
+    ) -> None:
         self._base = base
         self._embedder = embedder
         self._settings = settings
+        self._train = train
         self._encoder = PromptEncoder(base.tokenizer, max_length=max_length)
         self._batch_size = settings.batch_size
 
@@ -72,7 +76,14 @@ class Answerer:
                     log.warning("answering ran out of memory; going on with batches of %d", self._batch_size)
         finally:
             stacked.close()
-        scorable = Scorable(texts=texts, references=[t.item.reference for t in tasks], embedder=self._embedder, nll=nll)
+        scorable = Scorable(
+            texts=texts,
+            references=[task.item.reference for task in tasks],
+            embedder=self._embedder,
+            nll=nll,
+            persona_ids=[task.item.persona_id for task in tasks],
+            train=self._train,
+        )
         scores = {name: METRICS[name].score(scorable) for name in metrics}
         return [
             Answer(

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
+from clusterlora.errors import BadData
+from clusterlora.evaluation.train_responses import TrainResponses
 from clusterlora.ports import Embedder
 
 
@@ -14,12 +16,26 @@ class Scorable:
     """Answers ready to be scored, item by item.
 
     `nll` is the mean negative log-likelihood per token of each reference under the answering model, in nats; only the model pass knows it.
+    `persona_ids` says whom each answer is for, and `train` what everybody was answered with in training; few metrics ask.
     """
 
     texts: Sequence[str]
     references: Sequence[str]
     embedder: Embedder
     nll: Float[np.ndarray, " item"] | None = None
+    persona_ids: Sequence[str] | None = None
+    train: TrainResponses | None = None
+
+    def held_against_train(self, metric: str) -> tuple[Sequence[str], TrainResponses]:
+        """Return whom each answer is for, and the train responses.
+
+        Raises:
+            BadData: either was not given; names the metric that needs them.
+        """
+        if self.persona_ids is None or self.train is None:
+            missing = "train responses" if self.train is None else "persona ids"
+            raise BadData(f"metric {metric} needs every item's persona and the personas' train responses, found no {missing}; give both")
+        return self.persona_ids, self.train
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from jaxtyping import Int
 
 from clusterlora.errors import BadData
 from clusterlora.ports import Embedder
@@ -25,3 +26,25 @@ def floor(references_by_persona: Mapping[str, Sequence[str]], embedder: Embedder
     means = np.stack([embedder.encode(references).astype(np.float64).mean(axis=0) for references in references_by_persona.values()])
     total = means.sum(axis=0)
     return float((total @ total - np.sum(means * means)) / (n_personas * (n_personas - 1)))
+
+
+def most_similar_of_others(prompts_by_persona: Mapping[str, Sequence[str]], embedder: Embedder) -> Int[np.ndarray, " prompt"]:
+    """Return, for every prompt, the number of the most similar prompt that another persona gave; the first of several.
+
+    Prompts are numbered persona after persona. Scoring the reference of the one found tells how much the prompt alone gives.
+
+    Raises:
+        BadData: fewer than two personas, or a persona without prompts.
+    """
+    if len(prompts_by_persona) < 2:
+        raise BadData(f"the same-prompt floor compares different personas and found {len(prompts_by_persona)}; give at least 2")
+    if without := [persona_id for persona_id, prompts in prompts_by_persona.items() if not prompts]:
+        raise BadData(f"persona {without[0]!r} has no prompts; leave it out of the same-prompt floor")
+    embeddings = embedder.encode([prompt for prompts in prompts_by_persona.values() for prompt in prompts])
+    ends = np.cumsum([len(prompts) for prompts in prompts_by_persona.values()])
+    nearest = []
+    for start, end in zip([0, *ends[:-1]], ends, strict=True):
+        cosines = embeddings[start:end] @ embeddings.T
+        cosines[:, start:end] = -np.inf
+        nearest.append(cosines.argmax(axis=1))
+    return np.concatenate(nearest)

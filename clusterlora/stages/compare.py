@@ -11,8 +11,9 @@ from clusterlora.comparison.result import Comparison
 from clusterlora.comparison.table import write_tables
 from clusterlora.data.prompts import items
 from clusterlora.errors import BadData
+from clusterlora.evaluation.metric import Scorable
 from clusterlora.evaluation.metrics import METRICS
-from clusterlora.evaluation.reference_points import floor
+from clusterlora.evaluation.reference_points import floor, most_similar_of_others
 from clusterlora.ports import RunLog, Stores
 from clusterlora.settings import Study
 from clusterlora.stages.loaded import embedder
@@ -22,6 +23,8 @@ from clusterlora.values import EvaluationRow
 
 _FLOOR_REFERENCES = 3
 """References per persona that the floor is measured on: every pair of people counts, so a few of each are plenty."""
+_SAME_PROMPT_ITEMS = 10
+"""Items per persona that the same-prompt floor is measured on, and found among."""
 
 
 def compare(study_name: str, stores: Stores, log: RunLog) -> Comparison:
@@ -44,6 +47,7 @@ def compare(study_name: str, stores: Stores, log: RunLog) -> Comparison:
             rng=np.random.default_rng(0),
             reference=REFERENCE,
             floor=_floor(study, rows),
+            floor_same_prompt=_floor_same_prompt(study, stores, rows),
         )
         folder = stores.folder(study_name) / "results"
         write_tables(comparison, rows, folder)
@@ -99,6 +103,24 @@ def _floor(study: Study, rows: Sequence[EvaluationRow]) -> float | None:
             if len(of_persona) < _FLOOR_REFERENCES:
                 of_persona.append(row.reference)
     return floor(references, embedder(study.model)) if len(references) > 1 else None
+
+
+def _floor_same_prompt(study: Study, stores: Stores, rows: Sequence[EvaluationRow]) -> float | None:
+    """Return what another persona's reference for the most similar prompt scores, when the headline is a similarity to the reference.
+
+    A prompt is what was said so far, without the system turn, the latest first: an embedding that cuts long texts keeps the latest.
+    """
+    personas = stores.studies.dataset(study.name).by_id()
+    asked = {p: items(study.model, personas[p], "test")[:_SAME_PROMPT_ITEMS] for p in dict.fromkeys(row.persona_id for row in rows)}
+    if study.evaluation.headline != "embedding_similarity" or len(asked) < 2:
+        return None
+    prompts = {p: ["\n".join(turn.text for turn in reversed(item.messages[1:])) for item in its] for p, its in asked.items()}
+    nearest = most_similar_of_others(prompts, embedder(study.model))
+    references = [item.reference for its in asked.values() for item in its]
+    theirs = Scorable(texts=[references[number] for number in nearest], references=references, embedder=embedder(study.model))
+    scores = METRICS[study.evaluation.headline].score(theirs)
+    ends = np.cumsum([len(its) for its in asked.values()])
+    return float(np.mean([part.mean() for part in np.split(scores, ends[:-1])]))
 
 
 def figure_path(stores: Stores, study_name: str) -> Path:

@@ -12,6 +12,7 @@ from clusterlora.data.shots import exchanges, with_shots
 from clusterlora.evaluation.answer import Answerer, Task
 from clusterlora.evaluation.metrics import METRICS
 from clusterlora.evaluation.select import select_arm
+from clusterlora.evaluation.train_responses import TrainResponses
 from clusterlora.models.stacked import Weights, read_weights, stack_weights
 from clusterlora.ports import RunLog, Stores
 from clusterlora.settings import Study
@@ -130,7 +131,8 @@ class _Runner:
             return 0
         if self._answerer is None:
             model = self.study.model
-            self._answerer = Answerer(base_model(model), embedder(model), self.study.evaluation, max_length=model.max_length)
+            train = TrainResponses(self._personas.values())
+            self._answerer = Answerer(base_model(model), embedder(model), self.study.evaluation, max_length=model.max_length, train=train)
         self._log.phase(f"answer {split} items", total=total, unit="answers")
         for start in range(0, len(wanted), _STACKS_AT_ONCE):
             chunk = wanted[start : start + _STACKS_AT_ONCE]

@@ -173,6 +173,36 @@ def test_when_lower_is_better_the_lowest_wins():
     assert found.oracle <= cluster.means["nll"]
 
 
+def test_the_ceiling_takes_the_best_method_of_each_item_and_bounds_everything():
+    found = compared(evaluation(FIVE))
+    assert found.ceiling >= found.oracle >= max(result.means["embedding_similarity"] for result in found.methods)
+    lower_is_better = compared(evaluation(FIVE), headline="nll", floor=None)
+    assert lower_is_better.ceiling <= lower_is_better.oracle <= min(result.means["nll"] for result in lower_is_better.methods)
+
+
+def test_the_normalised_score_is_0_at_the_floor_and_1_at_the_ceiling():
+    found = compared(evaluation(FIVE))
+    for result in found.methods:
+        expected = (result.means["embedding_similarity"] - 0.31) / (found.ceiling - 0.31)
+        assert result.normalised == pytest.approx(expected)
+    alone = compared(evaluation({"unified": 0.8}))
+    assert alone.methods[0].normalised == pytest.approx(1.0)
+    at_the_floor = compared(evaluation({"unified": 0.8}), floor=alone.methods[0].means["embedding_similarity"])
+    assert at_the_floor.methods[0].normalised is None, "a scale without length has no positions"
+    assert compared(evaluation(FIVE), floor=None).methods[0].normalised is None
+
+
+def test_routing_is_bracketed_by_a_blind_and_a_perfect_choice_among_the_other_methods():
+    found = compared(evaluation(FIVE))
+    others = [result for result in found.methods if result.method != "selective_routing"]
+    assert found.routing is not None
+    assert found.routing.random == pytest.approx(np.mean([result.means["embedding_similarity"] for result in others]))
+    best = [max(result.by_persona[p] for result in others) for p in others[0].by_persona]
+    assert found.routing.oracle == pytest.approx(np.mean(best))
+    assert compared(evaluation({"unified": 0.8, "cluster": 0.8})).routing is None
+    assert compared(evaluation({"selective_routing": 0.8})).routing is None
+
+
 def test_after_a_refused_gate_the_common_personas_are_compared_and_the_sentence_says_so():
     rows = [r for r in evaluation(FIVE, (16, 30, 20)) if r.method != "cluster" or r.cluster == 0]
     found = compared(rows)
@@ -193,6 +223,15 @@ def test_without_unified_the_best_mean_is_champion():
     assert found.champion == "cluster"
     assert found.method("cluster").vs_reference is None
     assert "no reference to test it against" in found.sentence
+
+
+def test_without_a_reference_the_tables_per_person_and_cluster_leave_the_difference_empty(tmp_path: Path):
+    rows = evaluation({"baseline": 0.5, "cluster": 0.6})
+    write_tables(compared(rows), rows, tmp_path)
+    for name in ("per_persona.csv", "per_cluster.csv"):
+        written = pd.read_csv(tmp_path / name)
+        assert written.champion_vs_unified.isna().all()
+        assert written.cluster.notna().all(), "the method called cluster has its own column"
 
 
 def test_another_reference_can_be_asked_for():
@@ -225,7 +264,7 @@ def test_unfair_or_broken_rows_are_refused():
 
 
 def test_the_summary_reads_like_the_golden_one():
-    assert markdown(compared(evaluation(FIVE))) == (GOLDEN / "summary.md").read_text(encoding="utf-8")
+    assert markdown(compared(evaluation(FIVE), floor_same_prompt=0.45)) == (GOLDEN / "summary.md").read_text(encoding="utf-8")
 
 
 def test_the_files_hold_the_measured_numbers(tmp_path: Path):
@@ -233,7 +272,8 @@ def test_the_files_hold_the_measured_numbers(tmp_path: Path):
     rows[0] = replace(rows[0], text='He said "on",\nthen | left', prompt="Größe; 5")
     found = compared(rows)
     write_tables(found, rows, tmp_path / "results")
-    assert sorted(path.name for path in (tmp_path / "results").iterdir()) == ["rows.csv", "summary.csv", "summary.json", "summary.md"]
+    files = ["per_cluster.csv", "per_persona.csv", "rows.csv", "summary.csv", "summary.json", "summary.md"]
+    assert sorted(path.name for path in (tmp_path / "results").iterdir()) == files
 
     summary = pd.read_csv(tmp_path / "results" / "summary.csv").set_index("method")
     assert summary.columns[:4].tolist() == ["embedding_similarity", "vs_unified", "ci_low", "ci_high"]
@@ -253,6 +293,56 @@ def test_the_files_hold_the_measured_numbers(tmp_path: Path):
     assert float(raw[-1]["nll"]) == rows[-1].scores["nll"]
 
 
+def test_the_results_folder_can_be_recomputed_from_its_own_rows(tmp_path: Path):
+    """Everything deterministic in the tables, once more with pandas from rows.csv; the bootstrap has tests of its own."""
+    rows = [r for r in evaluation(FIVE, (4, 8, 6), n_items=4) if r.persona_id != "persona_003" or not r.item_id.endswith("/0")]
+    write_tables(compared(rows, floor_same_prompt=0.5), rows, tmp_path)
+    raw: Any = pd.read_csv(tmp_path / "rows.csv")
+    summary: Any = pd.read_csv(tmp_path / "summary.csv").set_index("method")
+    document = json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))
+    by_persona: Any = pd.read_csv(tmp_path / "per_persona.csv").set_index("persona_id")
+    by_cluster: Any = pd.read_csv(tmp_path / "per_cluster.csv").set_index("cluster_id")
+
+    items = raw.pivot(index=["persona_id", "item_id"], columns="method", values="embedding_similarity")
+    means = items.groupby("persona_id").mean()
+    n_items = items.groupby("persona_id").size()
+    cluster = raw.groupby("persona_id").cluster.first()
+    ceiling = items.max(axis=1).groupby("persona_id").mean().mean()
+    deltas = means.sub(means["unified"], axis=0)
+    champion = summary.index[summary.champion].item()
+    pd.testing.assert_frame_equal(by_persona[list(FIVE)], means[list(FIVE)], check_names=False)
+    assert by_persona.n_items.to_dict() == n_items.to_dict()
+    assert by_persona.cluster_id.to_dict() == cluster.to_dict()
+    assert by_persona.champion_vs_unified.to_dict() == pytest.approx(deltas[champion].to_dict())
+    pd.testing.assert_frame_equal(by_cluster[list(FIVE)], means.groupby(cluster).mean()[list(FIVE)], check_names=False)
+    assert by_cluster.n_items.to_dict() == n_items.groupby(cluster).sum().to_dict()
+    assert by_cluster.n_personas.to_dict() == cluster.value_counts().to_dict()
+
+    z2 = stats.norm.ppf(0.975) ** 2
+    for method, row in summary.iterrows():
+        assert row.embedding_similarity == pytest.approx(means[method].mean())
+        assert row.nll == pytest.approx(raw[raw.method == method].groupby("persona_id").nll.mean().mean())
+        assert (row.worst_persona, row.worst_persona_id) == (pytest.approx(means[method].min()), means[method].idxmin())
+        assert row.p5 == pytest.approx(means[method].quantile(0.05))
+        assert row.normalised == pytest.approx((means[method].mean() - 0.31) / (ceiling - 0.31))
+        noise = ((items[method] - means[method].reindex(items.index, level=0)) ** 2).sum() / (len(items) - len(means)) / n_items
+        between = max(means[method].var() - noise.mean(), 0)
+        shrunken = means[method].mean() + between / (between + noise) * (means[method] - means[method].mean())
+        assert row.worst_shrunken == pytest.approx(shrunken.min())
+        assert row.vs_unified == pytest.approx(deltas[method].mean())
+        if method != "unified":
+            assert row.win_rate == (deltas[method] > 0).mean()
+            # Wilson's bounds are the shares whose distance to the observed one is z standard errors of their own.
+            for bound in (row.win_low, row.win_high):
+                assert (row.win_rate - bound) ** 2 == pytest.approx(z2 * bound * (1 - bound) / len(means), abs=1e-9)
+    assert document["ceiling"] == pytest.approx(ceiling)
+    assert document["oracle"] == pytest.approx(means.max(axis=1).mean())
+    others = means.drop(columns="selective_routing")
+    expected = {"method": "selective_routing", "random": others.mean().mean(), "oracle": others.max(axis=1).mean()}
+    assert document["routing"] == pytest.approx(expected)
+    assert (document["floor"], document["floor_same_prompt"]) == (0.31, 0.5)
+
+
 def test_a_persona_id_cannot_break_out_of_the_summary():
     rows = [replace(r, persona_id="a|b\n\\|c <b>") if r.persona_id == "persona_000" else r for r in evaluation({"unified": 0.8}, (2,))]
     rows = [replace(r, scores={**r.scores, "embedding_similarity": 0.1}) if "|" in r.persona_id else r for r in rows]
@@ -268,6 +358,7 @@ def test_the_console_shows_every_method_and_the_verdict():
     assert all(method in shown for method in FIVE)
     assert f"{found.champion} ★" in shown
     assert "Measured on 54 items of 18 personas." in shown
+    assert f"floor 31.00 · oracle {100 * found.oracle:.2f} · ceiling {100 * found.ceiling:.2f} · random routing" in shown
 
 
 @pytest.mark.parametrize(

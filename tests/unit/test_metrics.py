@@ -12,7 +12,7 @@ from rouge_score.rouge_scorer import RougeScorer
 from clusterlora.errors import BadData, UnknownName
 from clusterlora.evaluation.metric import Scorable
 from clusterlora.evaluation.metrics import METRICS
-from clusterlora.evaluation.reference_points import floor
+from clusterlora.evaluation.reference_points import floor, most_similar_of_others
 
 VOCABULARY = ("lights", "warm", "cool", "tv", "louder", "please")
 
@@ -74,7 +74,7 @@ def test_nll_comes_from_the_model_pass_and_is_missed_when_absent():
 
 def test_every_metric_is_listed_under_its_own_name_and_says_which_way_is_better():
     assert all(name == metric.name for name, metric in METRICS.items())
-    assert {name for name, metric in METRICS.items() if not metric.higher_is_better} == {"nll"}
+    assert {name for name, metric in METRICS.items() if not metric.higher_is_better} == {"nll", "repetition", "copy_rate"}
     with pytest.raises(UnknownName, match=re.escape("unknown metric 'bleu'; known: embedding_similarity, nll, rouge_l")):
         METRICS["bleu"]
 
@@ -97,3 +97,16 @@ def test_a_floor_needs_two_personas_with_references():
         floor({"a": ["tv"]}, BagOfWords())
     with pytest.raises(BadData, match="'b' has no references"):
         floor({"a": ["tv"], "b": []}, BagOfWords())
+
+
+def test_the_most_similar_prompt_is_anothers_even_where_ones_own_is_the_same():
+    prompts = {"a": ["lights warm", "lights warm"], "b": ["tv louder"], "c": ["lights cool", "tv louder please"]}
+    # Numbers: a 0, 1; b 2; c 3, 4. Both of a's find "lights cool", b's finds c's, which finds it back.
+    assert most_similar_of_others(prompts, BagOfWords()).tolist() == [3, 3, 4, 0, 2]
+
+
+def test_a_same_prompt_floor_needs_two_personas_with_prompts():
+    with pytest.raises(BadData, match="at least 2"):
+        most_similar_of_others({"a": ["tv"]}, BagOfWords())
+    with pytest.raises(BadData, match="'b' has no prompts"):
+        most_similar_of_others({"a": ["tv"], "b": []}, BagOfWords())

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from clusterlora.errors import UnknownName
+from clusterlora.evaluation.metrics import METRICS
 from clusterlora.methods import METHODS
 from clusterlora.models.stacked import read_adapter
 from clusterlora.ports import Stores
@@ -101,6 +102,9 @@ def test_a_study_runs_from_data_to_a_registered_champion_and_again_without_doing
 
     assert {result.method for result in comparison.methods} == set(study.methods)
     assert comparison.n_personas == 7
+    assert comparison.floor is not None
+    assert comparison.floor_same_prompt is not None
+    assert comparison.floor < comparison.floor_same_prompt < 1, "who asks for much the same is told much the same"
     folder = stores.folder(study.name)
     summary = pd.read_csv(folder / "results" / "summary.csv")
     assert {"method", "embedding_similarity", "vs_unified", "ci_low", "ci_high", "win_rate", "worst_persona"} <= set(summary.columns)
@@ -165,18 +169,20 @@ def records(file: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(opened))
 
 
-def test_the_summary_can_be_recomputed_from_the_raw_rows(study: Study, stores: Stores) -> None:
+def test_the_summary_can_be_recomputed_from_the_raw_rows_for_every_metric(study: Study, stores: Stores) -> None:
+    study = replace(study, evaluation=replace(study.evaluation, metrics=tuple(METRICS)))
     run(study, stores)
     compare(study.name, stores, LOG)
     results = stores.folder(study.name) / "results"
-    scores: dict[str, dict[str, list[float]]] = {}
-    for row in records(results / "rows.csv"):
-        scores.setdefault(row["method"], {}).setdefault(row["persona_id"], []).append(float(row["embedding_similarity"]))
-    summary = records(results / "summary.csv")
-    assert {record["method"] for record in summary} == scores.keys()
-    for record in summary:
-        means = [fmean(items) for items in scores[record["method"]].values()]
-        assert float(record["embedding_similarity"]) == pytest.approx(fmean(means), rel=1e-6)
+    for metric in METRICS:
+        scores: dict[str, dict[str, list[float]]] = {}
+        for row in records(results / "rows.csv"):
+            scores.setdefault(row["method"], {}).setdefault(row["persona_id"], []).append(float(row[metric]))
+        summary = records(results / "summary.csv")
+        assert {record["method"] for record in summary} == scores.keys()
+        for record in summary:
+            means = [fmean(items) for items in scores[record["method"]].values()]
+            assert float(record[metric]) == pytest.approx(fmean(means), rel=1e-6, abs=1e-12), metric
 
 
 def poisoned(dataset: Dataset) -> Dataset:

@@ -8,7 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clusterlora.errors import BadData
-from clusterlora.evaluation.statistics import holm, paired_bootstrap, percentile_interval, signed_rank_p, wilson_interval
+from clusterlora.evaluation.statistics import (
+    holm,
+    paired_bootstrap,
+    percentile_interval,
+    shrunken_means,
+    signed_rank_p,
+    wilson_interval,
+)
 
 
 def ragged_scores(rng: np.random.Generator, n_personas: int = 12) -> tuple[np.ndarray, np.ndarray]:
@@ -102,6 +109,36 @@ def test_a_wilson_interval_holds_the_share_and_mirrors_for_failures(share: tuple
 def test_a_share_of_nothing_is_refused(successes: int, n: int):
     with pytest.raises(BadData, match="successes"):
         wilson_interval(successes, n)
+
+
+def test_shrunken_means_agree_with_a_worked_example():
+    # Means 2, 5, 9 (variance 37/3); within: squares 2 + 2 + 2 over 3 = 2, so noise 1 each; kept (37/3 - 1) / (37/3) = 34/37.
+    scores = np.array([[1.0], [3.0], [4.0], [6.0], [8.0], [10.0]])
+    expected = [16 / 3 + 34 / 37 * (mean - 16 / 3) for mean in (2, 5, 9)]
+    assert shrunken_means(scores, np.array([0, 0, 1, 1, 2, 2]))[:, 0] == pytest.approx(expected)
+
+
+def test_personas_that_differ_by_noise_alone_shrink_to_the_mean_and_those_without_noise_keep_theirs():
+    persona = np.repeat(np.arange(4), 2)
+    noise_alone = np.array([[0.0], [1.0]] * 4)
+    assert shrunken_means(noise_alone, persona) == pytest.approx(np.full((4, 1), 0.5))
+    no_noise = np.repeat(np.array([[0.1], [0.5], [0.6], [0.9]]), 2, axis=0)
+    assert shrunken_means(no_noise, persona) == pytest.approx(no_noise[::2])
+    assert shrunken_means(np.full((8, 1), 0.7), persona) == pytest.approx(np.full((4, 1), 0.7))
+    one_item_each = np.array([[0.1], [0.9]])
+    assert shrunken_means(one_item_each, np.array([0, 1])) == pytest.approx(one_item_each)
+    assert shrunken_means(np.array([[0.2], [0.4]]), np.array([5, 5])) == pytest.approx(np.array([[0.3]]))
+
+
+def test_shrunken_means_come_closer_to_the_truth_than_plain_means():
+    rng = np.random.default_rng(7)
+    persona = np.repeat(np.arange(60), 3)
+    truth = 0.7 + rng.normal(0, 0.04, size=(60, 20))
+    scores = truth[persona] + rng.normal(0, 0.12, size=(180, 20))
+    plain = np.stack([scores[persona == p].mean(axis=0) for p in range(60)])
+    shrunken = shrunken_means(scores, persona)
+    assert np.mean((shrunken - truth) ** 2) < 0.6 * np.mean((plain - truth) ** 2)
+    assert abs(np.mean(shrunken.min(axis=0) - truth.min(axis=0))) < abs(np.mean(plain.min(axis=0) - truth.min(axis=0)))
 
 
 def test_signed_rank_agrees_with_darwins_maize():

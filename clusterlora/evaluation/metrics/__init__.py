@@ -2,8 +2,16 @@
 
 from clusterlora.catalog import Catalog
 from clusterlora.evaluation.metric import Metric
+from clusterlora.evaluation.metrics.chrf import CHRF
+from clusterlora.evaluation.metrics.copy_rate import COPY_RATE
+from clusterlora.evaluation.metrics.device_f1 import DEVICE_F1
 from clusterlora.evaluation.metrics.embedding_similarity import EMBEDDING_SIMILARITY
+from clusterlora.evaluation.metrics.length_ratio import LENGTH_RATIO
 from clusterlora.evaluation.metrics.nll import NLL
+from clusterlora.evaluation.metrics.numeric_accuracy import NUMERIC_ACCURACY
+from clusterlora.evaluation.metrics.parameter_f1 import PARAMETER_F1
+from clusterlora.evaluation.metrics.persona_accuracy import PERSONA_ACCURACY
+from clusterlora.evaluation.metrics.repetition import REPETITION
 from clusterlora.evaluation.metrics.rouge_l import ROUGE_L
 
 METRICS: Catalog[Metric] = Catalog(
@@ -12,5 +20,13 @@ METRICS: Catalog[Metric] = Catalog(
         "embedding_similarity": EMBEDDING_SIMILARITY,
         "nll": NLL,
         "rouge_l": ROUGE_L,
+        "chrf": CHRF,
+        "length_ratio": LENGTH_RATIO,
+        "repetition": REPETITION,
+        "copy_rate": COPY_RATE,
+        "persona_accuracy": PERSONA_ACCURACY,
+        "device_f1": DEVICE_F1,
+        "parameter_f1": PARAMETER_F1,
+        "numeric_accuracy": NUMERIC_ACCURACY,
     },
 )

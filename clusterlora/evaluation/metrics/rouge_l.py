@@ -1,21 +1,18 @@
 """ROUGE-L: overlap of answer and reference as their longest common subsequence of words (Lin 2004)."""
 
-import re
-
 import numpy as np
 from jaxtyping import Float
 
 from clusterlora.evaluation.metric import Metric, Scorable
+from clusterlora.evaluation.words import words
 
 
 class UnicodeWords:
     """Splits into lower-case words of any script; on ASCII text it agrees with rouge-score's own tokenizer, which drops the rest."""
 
-    _word = re.compile(r"[^\W_]+")
-
     def tokenize(self, text: str) -> list[str]:
         """Return the words (the name rouge-score calls)."""
-        return self._word.findall(text.lower())
+        return words(text)
 
 
 def rouge_l(answers: Scorable) -> Float[np.ndarray, " item"]:

@@ -1,0 +1,161 @@
+"""What answers do to a home's devices, read off the sentences people get, and the three scores of it."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clusterlora.data.generator.home import DEVICES
+from clusterlora.data.generator.replies import TONES
+from clusterlora.evaluation.actions import Value, actions, overlap_f1
+from clusterlora.evaluation.metric import Scorable
+from clusterlora.evaluation.metrics import METRICS
+
+Settings = Mapping[tuple[str, str], Value]
+
+
+class NoEmbedder:
+    """For metrics that read words alone."""
+
+    name = "none"
+    revision = "1"
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        raise AssertionError(f"asked to embed {len(texts)} texts")
+
+
+def score(metric: str, text: str, reference: str) -> float:
+    return METRICS[metric].score(Scorable(texts=[text], references=[reference], embedder=NoEmbedder()))[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            "I have set the TV to HDMI1, volume 30, brightness 40 and the AC to 22 degrees, cool mode, fan 2.",
+            {
+                ("tv", "input_source"): "hdmi1",
+                ("tv", "volume"): 30,
+                ("tv", "brightness"): 40,
+                ("ac", "temperature"): 22,
+                ("ac", "mode"): "cool",
+                ("ac", "fan_speed"): 2,
+            },
+        ),
+        (
+            "Done: lights 55%, cool and speaker volume 20, bass boost and security disarmed, alarm 80.",
+            {
+                ("lights", "brightness"): 55,
+                ("lights", "color"): "cool",
+                ("speaker", "volume"): 20,
+                ("speaker", "equalizer"): "bass_boost",
+                ("security", "armed"): "disarmed",
+                ("security", "alarm_volume"): 80,
+            },
+        ),
+        (
+            "Right away. I've dimmed the lights to 15 brightness, made the color neutral and the mode dynamic.",
+            {("lights", "brightness"): 15, ("lights", "color"): "neutral", ("lights", "mode"): "dynamic"},
+        ),
+        (
+            "The volume of the TV is at 35 with Netflix as input, and the brightness is 60.",
+            {("tv", "volume"): 35, ("tv", "input_source"): "netflix", ("tv", "brightness"): 60},
+        ),
+        (
+            "Air conditioning on heating at 24.5°, and the fan speed is set to 1. The temperature stays there until 7 am.",
+            {("ac", "mode"): "heat", ("ac", "temperature"): 24.5, ("ac", "fan_speed"): 1},
+        ),
+        (
+            "I armed the security system with the alarm volume at 60! The speaker has a balanced equaliser.",
+            {("security", "armed"): "armed", ("security", "alarm_volume"): 60, ("speaker", "equalizer"): "balanced"},
+        ),
+        ("The AC is at 22 for the next 45 minutes.", {("ac", "temperature"): 22}),
+        ("The fan speed is 3.", {("ac", "fan_speed"): 3}),
+        ("The lights go to 40%. No, make that 60%.", {("lights", "brightness"): 60}),
+        ("The lights are at 2700K and the TV started at 20:15.", {}),
+        ("What temperature should the AC be set to, 22 degrees?", {}),
+        ("The weather is warm and cool jazz is playing; a balanced day, 30 of them.", {}),
+        ("", {}),
+    ],
+)
+def test_settings_are_read_off_the_sentence(text: str, expected: Settings) -> None:
+    assert actions(text).settings == expected
+
+
+def test_a_device_is_named_in_statements_with_or_without_a_setting() -> None:
+    assert actions("The TV is on and I turned the lamp off. Shall I turn off the AC?").devices == {"tv", "lights"}
+    assert actions("The fan speed is 3.").devices == {"ac"}
+    assert actions("He was called to the bar in the light of day.").devices == frozenset()
+
+
+def said(parameter: str, value: object) -> str:
+    """A setting as the generator's replies say it, written out here again."""
+    device, name = parameter.split(".")
+    if name == "armed":
+        return "armed" if value else "disarmed"
+    numbers = {"temperature": "{} degrees", "fan_speed": "fan {}", "alarm_volume": "alarm {}", "volume": "volume {}"}
+    numbers |= {"brightness": "{}%" if device == "lights" else "brightness {}"}
+    return f"{value} mode" if parameter == "ac.mode" else numbers.get(name, "{}").format(value)
+
+
+PARAMETERS = [(f"{device}.{name}", values) for device, names in DEVICES.items() for name, values in names.items()]
+ONE_SETTING = st.sampled_from(PARAMETERS).flatmap(lambda pair: st.tuples(st.just(pair[0]), st.sampled_from(pair[1])))
+
+
+@given(st.lists(ONE_SETTING, min_size=1, max_size=6, unique_by=lambda pair: pair[0]), st.sampled_from(sorted(TONES)))
+def test_every_setting_of_the_synthetic_home_is_read_back_in_every_tone(wanted: list[tuple[str, object]], tone: str) -> None:
+    names = {"tv": "TV", "ac": "AC"}
+    by_device: dict[str, list[str]] = {}
+    for parameter, value in wanted:
+        device = parameter.split(".")[0]
+        by_device.setdefault(device, []).append(said(parameter, value))
+    joined = "{} {}" if TONES[tone].bare else "the {} to {}"
+    listed = " and ".join(joined.format(names.get(device, device), ", ".join(parts)) for device, parts in by_device.items())
+    text = TONES[tone].frame.format(ack="Very well", address=", captain", settings=listed) + " Does that feel right?"
+    expected = {}
+    for parameter, value in wanted:
+        device, name = parameter.split(".")
+        word = ("armed" if value else "disarmed") if name == "armed" else str(value).lower().replace(" ", "_")
+        expected[device, name] = float(value) if isinstance(value, int) and name != "armed" else word
+    assert actions(text).settings == expected
+
+
+@given(st.text(max_size=80))
+def test_any_text_can_be_read(text: str) -> None:
+    found = actions(text)
+    assert {device for device, _ in found.settings} <= found.devices <= DEVICES.keys()
+
+
+def test_f1_of_sets() -> None:
+    assert overlap_f1({"tv", "ac"}, {"tv"}) == pytest.approx(2 / 3)
+    assert (overlap_f1({1}, {1}), overlap_f1({1}, {2}), overlap_f1(set(), {1}), overlap_f1(set(), set())) == (1, 0, 0, 1)
+
+
+REFERENCE = "I have set the lights to 40%, warm and the AC to 22 degrees, heat mode."
+
+
+@pytest.mark.parametrize(
+    ("text", "device", "parameter", "numeric"),
+    [
+        (REFERENCE, 1.0, 1.0, 1.0),
+        ("Sure! The AC now heats in heat mode at 22 degrees, and the lights have a warm color at 40% brightness.", 1.0, 1.0, 1.0),
+        # The same parameters, one of two numbers wrong.
+        ("I have set the lights to 45%, warm and the AC to 22 degrees, heat mode.", 1.0, 1.0, 0.5),
+        # Three of four parameters said, one of them with another word: two right of three said and four wanted.
+        ("I have set the lights to 40%, cool and the AC to 22 degrees.", 1.0, 2 * 2 / (3 + 4), 1.0),
+        ("I have set the speaker to volume 40 and the lights to 40%.", 0.5, 2 * 1 / (2 + 4), 0.5),
+        ("What would you like?", 0.0, 0.0, 0.0),
+    ],
+)
+def test_scores_of_actions_agree_with_hand_computed_ones(text: str, device: float, parameter: float, numeric: float) -> None:
+    found = [score(metric, text, REFERENCE) for metric in ("device_f1", "parameter_f1", "numeric_accuracy")]
+    assert found == pytest.approx([device, parameter, numeric])
+
+
+@pytest.mark.parametrize("metric", ["device_f1", "parameter_f1", "numeric_accuracy"])
+def test_where_the_reference_acts_on_nothing_only_doing_nothing_is_right(metric: str) -> None:
+    assert score(metric, "To be, or not to be.", "That is the question.") == 1.0
+    assert score(metric, "", "That is the question.") == 1.0
+    assert score(metric, "I have set the TV to volume 30.", "That is the question.") == 0.0
