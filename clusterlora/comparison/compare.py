@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 from jaxtyping import Float
 
-from clusterlora.comparison.result import Comparison, MethodResult, PairedDifference, RoutingBrackets
+from clusterlora.comparison.result import Comparison, Contrast, MethodResult, PairedDifference, RoutingBrackets
 from clusterlora.comparison.scores import PairedScores, paired_scores
 from clusterlora.comparison.sentence import sentence
 from clusterlora.errors import BadSettings
@@ -21,7 +21,8 @@ from clusterlora.evaluation.statistics import (
 )
 from clusterlora.values import EvaluationRow
 
-_SIGNIFICANCE = 0.05
+_CONTRASTS = (("cluster", "random_cluster"), ("cluster", "unified_longer"), ("cluster", "unified_described"))
+"""(method, control): what is left of the clusters' gain without alikeness, for the same training, and beside words."""
 
 
 def compare(
@@ -77,6 +78,7 @@ def compare(
         ceiling=ceiling,
         floor=floor,
         floor_same_prompt=floor_same_prompt,
+        contrasts=_contrasts(means, draws_of_means, scores.methods, sign),
         routing=_routing(means, scores.methods, routed, sign),
         cluster_sizes=dict(zip(clusters.tolist(), sizes.tolist(), strict=True)),
         cluster_by_persona=dict(zip(scores.persona_ids, scores.cluster_of_persona.tolist(), strict=True)),
@@ -103,24 +105,45 @@ def _differences(
     tested = [(column, method) for column, method in enumerate(methods) if column != base]
     deltas = means - means[:, [base]]
     p_values = np.array([signed_rank_p(deltas[:, column]) for column, _ in tested])
-    differences: dict[str, PairedDifference] = {}
-    for (column, method), p, p_holm in zip(tested, p_values.tolist(), holm(p_values).tolist(), strict=True):
-        delta = deltas[:, column]
-        interval = percentile_interval(draws_of_means[:, column] - draws_of_means[:, base])
-        n_wins = int(np.sum(sign * delta > RESOLUTION))
-        win_interval = wilson_interval(n_wins, len(delta))
-        differences[method] = PairedDifference(
-            mean=float(delta.mean()),
-            ci_low=interval.low,
-            ci_high=interval.high,
-            p=p,
-            p_holm=p_holm,
-            win_rate=n_wins / len(delta),
-            win_low=win_interval.low,
-            win_high=win_interval.high,
-            tie_rate=float(np.mean(np.abs(delta) <= RESOLUTION)),
+    return {
+        method: _paired_difference(deltas[:, column], draws_of_means[:, column] - draws_of_means[:, base], p, p_holm, sign)
+        for (column, method), p, p_holm in zip(tested, p_values.tolist(), holm(p_values).tolist(), strict=True)
+    }
+
+
+def _paired_difference(
+    delta: Float[np.ndarray, " persona"], draws_of_delta: Float[np.ndarray, " draw"], p: float, p_holm: float, sign: float
+) -> PairedDifference:
+    interval = percentile_interval(draws_of_delta)
+    n_wins = int(np.sum(sign * delta > RESOLUTION))
+    win_interval = wilson_interval(n_wins, len(delta))
+    return PairedDifference(
+        mean=float(delta.mean()),
+        ci_low=interval.low,
+        ci_high=interval.high,
+        p=p,
+        p_holm=p_holm,
+        win_rate=n_wins / len(delta),
+        win_low=win_interval.low,
+        win_high=win_interval.high,
+        tie_rate=float(np.mean(np.abs(delta) <= RESOLUTION)),
+    )
+
+
+def _contrasts(
+    means: Float[np.ndarray, "persona method"], draws_of_means: Float[np.ndarray, "draw method"], methods: Sequence[str], sign: float
+) -> tuple[Contrast, ...]:
+    """Return the contrasts whose method and control are both there, their p-values corrected for one another."""
+    present = [(m, c, methods.index(m), methods.index(c)) for m, c in _CONTRASTS if m in methods and c in methods]
+    p_values = np.array([signed_rank_p(means[:, i] - means[:, j]) for _, _, i, j in present])
+    return tuple(
+        Contrast(
+            method=method,
+            control=control,
+            difference=_paired_difference(means[:, i] - means[:, j], draws_of_means[:, i] - draws_of_means[:, j], p, p_holm, sign),
         )
-    return differences
+        for (method, control, i, j), p, p_holm in zip(present, p_values.tolist(), holm(p_values).tolist(), strict=True)
+    )
 
 
 def _method_results(
@@ -176,8 +199,4 @@ def _routing(means: Float[np.ndarray, "persona method"], methods: Sequence[str],
 def _champion(best_first: Sequence[MethodResult], reference: str | None, sign: float) -> str:
     if reference is None:
         return best_first[0].method
-    return next((r.method for r in best_first if r.vs_reference is not None and _is_a_win(r.vs_reference, sign)), reference)
-
-
-def _is_a_win(difference: PairedDifference, sign: float) -> bool:
-    return min(sign * difference.ci_low, sign * difference.ci_high) > 0 and difference.p_holm < _SIGNIFICANCE
+    return next((r.method for r in best_first if r.vs_reference is not None and r.vs_reference.is_shown(sign)), reference)

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+SIGNIFICANCE = 0.05
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairedDifference:
@@ -21,6 +23,10 @@ class PairedDifference:
     win_low: float
     win_high: float
     tie_rate: float
+
+    def is_shown(self, sign: float) -> bool:
+        """Return whether interval and corrected test both say that the method is better; `sign` is -1 where less is better."""
+        return min(sign * self.ci_low, sign * self.ci_high) > 0 and self.p_holm < SIGNIFICANCE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,12 +64,22 @@ class MethodResult:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Contrast:
+    """A method against a control that differs from it in one thing: method minus control, persona by persona."""
+
+    method: str
+    control: str
+    difference: PairedDifference
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
     """All methods on identical items, the best first.
 
     Bounds, not methods, in units of the headline: `oracle` is the mean of each persona's best method and `ceiling` of each item's,
     both picked on the same items; `floor` is what somebody else's reference scores, `floor_same_prompt` what it scores when they
-    asked for the most similar thing. `routing` is None without a method that chooses, or others to choose from.
+    asked for the most similar thing. `routing` is None without a method that chooses, or others to choose from. `contrasts` are with the
+    controls that took part.
     """
 
     headline: str
@@ -76,6 +92,7 @@ class Comparison:
     floor: float | None
     floor_same_prompt: float | None
     routing: RoutingBrackets | None
+    contrasts: tuple[Contrast, ...]
     cluster_sizes: Mapping[int, int]
     cluster_by_persona: Mapping[str, int]
     n_items_by_persona: Mapping[str, int]

@@ -6,7 +6,7 @@ from clusterlora.evaluation.metrics import METRICS
 
 def sentence(comparison: Comparison) -> str:
     """Return one or two sentences: who wins by how much and how surely, or that nobody does; and on whom it was measured."""
-    return f"{_outcome(comparison)} {_basis(comparison)}"
+    return " ".join([_outcome(comparison), *_controlled(comparison), _basis(comparison)])
 
 
 def _outcome(comparison: Comparison) -> str:
@@ -28,6 +28,24 @@ def _outcome(comparison: Comparison) -> str:
         f"No method is shown to beat {champion.method} ({headline} {_value(comparison, champion)}); "
         f"the best other, {others[0].method}, differs by {_difference(comparison, best_other)}."
     )
+
+
+_CONTROLS = {
+    "random_cluster": "a random partition of the same sizes",
+    "unified_longer": "unified trained for the same steps",
+    "unified_described": "unified with the persona's text in the prompt",
+}
+
+
+def _controlled(comparison: Comparison) -> list[str]:
+    """Return a sentence about the controls, when there were some."""
+    sign = 1.0 if METRICS[comparison.headline].higher_is_better else -1.0
+    clauses = [
+        f"{'beats' if contrast.difference.is_shown(sign) else 'is not shown to beat'} {_CONTROLS[contrast.control]} "
+        f"({_difference(comparison, contrast.difference)})"
+        for contrast in comparison.contrasts
+    ]
+    return [f"{comparison.contrasts[0].method} {'; '.join(clauses)}."] if clauses else []
 
 
 def _value(comparison: Comparison, result: MethodResult) -> str:

@@ -150,6 +150,7 @@ def _document(comparison: Comparison) -> dict[str, Any]:
         "floor": comparison.floor,
         "floor_same_prompt": comparison.floor_same_prompt,
         "routing": asdict(comparison.routing) if comparison.routing else None,
+        "contrasts": [asdict(contrast) for contrast in comparison.contrasts],
         "n_personas": comparison.n_personas,
         "n_personas_left_out": comparison.n_personas_left_out,
         "n_items": comparison.n_items,

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from clusterlora.clustering import PREREQUISITES
 from clusterlora.clustering.cluster import cluster_personas
 from clusterlora.clustering.features import Evidence, Sources
 from clusterlora.data.prompts import PromptEncoder, messages
+from clusterlora.data.synthetic import generate
 from clusterlora.models.stacked import read_adapter
 from clusterlora.ports import RunLog, Stores
 from clusterlora.settings import Study
@@ -26,15 +26,24 @@ def cluster(study: Study, stores: Stores, log: RunLog) -> Clustering:
     existing = stores.studies.clustering(study.name)
     if existing is not None:
         return existing
-    if study.clustering.algorithm not in PREREQUISITES:
-        log.phase("cluster", total=1, unit="clustering")
     with timed(stores, study.name, "cluster"):
         clustering = cluster_personas(stores.studies.dataset(study.name), study.clustering, _sources(study, stores, log))
         stores.studies.save_clustering(study.name, clustering)
     quality = ", ".join(f"{name} {value:.3f}" for name, value in clustering.quality)
     log.note(f"clusters of {', '.join(map(str, clustering.sizes))} personas by {clustering.algorithm}; {quality}")
-    log.advance(1)
+    if study.data.source == "synthetic":
+        agreement = _agreement_with_truth(study, clustering)
+        stores.studies.save_fact(study.name, "ari_truth", agreement)
+        log.note(f"adjusted Rand index against the planted clusters: {agreement:.3f}")
     return clustering
+
+
+def _agreement_with_truth(study: Study, clustering: Clustering) -> float:
+    """Return the adjusted Rand index of the clusters with those that were planted; the clustering is made when this is asked."""
+    from sklearn.metrics import adjusted_rand_score
+
+    planted, found = generate(study.data.synthetic).truth.cluster_by_persona, clustering.cluster_by_persona()
+    return float(adjusted_rand_score([planted[p] for p in found], list(found.values())))
 
 
 def _sources(study: Study, stores: Stores, log: RunLog) -> Sources:
@@ -57,6 +66,8 @@ def _sources(study: Study, stores: Stores, log: RunLog) -> Sources:
         plan = work_plan(study, stores)
         own = {spec.persona_ids[0]: plan.keys[spec.name] for spec in plan.specs.values() if len(spec.persona_ids) == 1}
         log.phase("compare adapters", total=1, unit="matrix")
-        return inner_products([read_adapter(stored_folder(stores, own[p.id])) for p in personas])
+        matrix = inner_products([read_adapter(stored_folder(stores, own[p.id])) for p in personas])
+        log.advance(1)
+        return matrix
 
     return Sources(embedder(study.model), gradients, products)

@@ -17,7 +17,7 @@ from clusterlora.training.job import pad_rows
 from clusterlora.training.peft_folder import read_peft_tensors
 from clusterlora.training.stacked_lora import Rows, StackedLora
 
-DIMENSIONS = 512
+DIMENSIONS = 1024
 _AT_ONCE = 16
 
 

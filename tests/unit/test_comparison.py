@@ -393,3 +393,31 @@ def test_the_figure_is_a_png_and_replaces_the_one_before(tmp_path: Path):
         draw(compared(evaluation(FIVE)), path, "study")
     assert path.read_bytes().startswith(b"\x89PNG")
     assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+def test_training_seeds_are_averaged_inside_an_item_before_anything_else():
+    first, second = evaluation(FIVE, seed=1), [replace(row, seed=1) for row in evaluation(FIVE, seed=2)]
+    once = [row for row in first if row.method == "baseline"] + [row for row in first + second if row.method != "baseline"]
+    found = compared(once)
+    frame = pd.DataFrame(
+        [{"method": r.method, "seed": r.seed, "persona": r.persona_id, "s": r.scores["embedding_similarity"]} for r in once]
+    )
+    for method, own in frame.groupby("method"):
+        assert found.method(str(method)).means["embedding_similarity"] == pytest.approx(own.s.mean())
+    assert found.n_items == len([r for r in first if r.method == "baseline"]), "two trainings are not twice the items"
+    with pytest.raises(BadData, match="with other training seeds than"):
+        compared(once[:-1])
+
+
+def test_a_control_takes_part_in_the_verdict_and_says_what_grouping_the_alike_is_worth():
+    found = compared(evaluation(FIVE | {"random_cluster": 0.79, "unified_longer": 0.82}, n_items=6, noise=0.02))
+    random, longer = found.contrasts
+    assert (random.method, random.control, longer.control) == ("cluster", "random_cluster", "unified_longer")
+    assert random.difference.mean == pytest.approx(
+        found.method("cluster").means["embedding_similarity"] - found.method("random_cluster").means["embedding_similarity"]
+    )
+    assert random.difference.is_shown(1.0)
+    assert not longer.difference.is_shown(1.0)
+    assert "cluster beats a random partition of the same sizes (+" in found.sentence
+    assert "is not shown to beat unified trained for the same steps" in found.sentence
+    assert compared(evaluation(FIVE)).contrasts == ()
