@@ -126,6 +126,8 @@ class ClusteringSettings:
     """Exact cluster sizes in order (their sum must be the number of personas); empty lets the data decide."""
     min_size: Annotated[int, Ge(1)] = 3
     """Personas that a cluster must have, where there are enough for all; with exact sizes it is not asked."""
+    refinement_rounds: Annotated[int, Ge(0)] = 0
+    """Rounds, once clusters are trained, in which personas move to the cluster that predicts their val answers best. Each trains again."""
     seed: Annotated[int, Ge(0)] = 0
     """Seed of k-means."""
 

@@ -174,13 +174,15 @@ class MethodPlan:
     """The adapters a method needs and, for each persona, the stacks ("arms") it may answer with.
 
     The first arm is the default. Another arm is chosen when its mean score on the persona's **val** items is better by more
-    than `margin_se` standard errors of the paired difference; with one arm there is nothing to choose.
+    than `margin_se` standard errors of the paired difference; with one arm there is nothing to choose. `arms_may_lack` says that the
+    method is still itself when some of its arms were never trained.
     """
 
     method: str
     adapters: tuple[AdapterSpec, ...]
     arms_by_persona: tuple[tuple[str, tuple[Stack, ...]], ...]
     margin_se: float = 0.0
+    arms_may_lack: bool = False
 
 
 @dataclass(frozen=True, slots=True)

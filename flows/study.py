@@ -11,7 +11,7 @@ from tasks.comparison import register
 from tasks.fan_out import evaluate_all, train_all
 from tasks.outcome import cancel_children, record_failure
 from tasks.planning import packs_after_gate, packs_before_clustering
-from tasks.preparation import cluster, prepare
+from tasks.preparation import cluster, prepare, refine
 from tasks.run_names import study_tag, tag_this_run
 from tasks.status import show_status
 
@@ -43,8 +43,11 @@ def study(config: Study = MISSION) -> State[None]:
         show_status(name, "at the gate")
 
         verdict = gate(name)
-        while packs := packs_after_gate(name):
-            train_all(name, packs)
+        while True:
+            while packs := packs_after_gate(name):
+                train_all(name, packs)
+            if not refine(name):
+                break
         show_status(name, "trained")
 
         evaluate_all(name, shards=config.runtime.shards)

@@ -1,4 +1,4 @@
-"""Check the settings, read the data, record the study and group its personas. All of it may be repeated."""
+"""Check the settings, read the data, record the study, group its personas and regroup them. All of it may be repeated."""
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -29,3 +29,11 @@ def cluster(study: Study) -> None:
     from clusterlora.stages.cluster import cluster as cluster_study
 
     cluster_study(study, from_environment(), PrefectRunLog(study.name, "cluster"))
+
+
+@task(task_run_name="refine clusters · {study_name}", cache_policy=NO_CACHE)
+def refine(study_name: str) -> bool:
+    """Move personas to the cluster that predicts them best, if a round of that is due; return whether one was."""
+    from clusterlora.stages.refine import refine as refine_study
+
+    return refine_study(study_name, from_environment(), PrefectRunLog(study_name, "refine"))

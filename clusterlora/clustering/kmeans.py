@@ -32,27 +32,35 @@ def _assign(
 ) -> Int[np.ndarray, " persona"]:
     """Return labels of clusters with at least these sizes.
 
-    Alternates optimal assignment with moving centroids; both lower the same sum of squares, so it ends. Each cluster offers its least
-    size in seats that must be taken; in the seats left over a persona sits with the nearest centroid.
-    Source: Bradley, Bennett & Demiriz 2000, solved as an assignment problem.
+    Alternates optimal assignment with moving centroids; both lower the same sum of squares, so it ends.
+    Source: Bradley, Bennett & Demiriz 2000.
     """
-    from scipy.optimize import linear_sum_assignment
-
-    cluster_of_seat = np.repeat(np.arange(len(least)), least)
-    n_anywhere = len(features) - len(cluster_of_seat)
     labels = np.full(len(features), -1)
     for _ in range(_MAX_ROUNDS):
         # |x|^2 is the same for every seat of a persona and left out.
         squared_distance = np.sum(centroids**2, axis=1) - 2 * features @ centroids.T
-        nearest = squared_distance.argmin(axis=1)
-        anywhere = np.repeat(squared_distance.min(axis=1)[:, None], n_anywhere, axis=1)
-        persona, seat = linear_sum_assignment(np.hstack([squared_distance[:, cluster_of_seat], anywhere]))
-        previous, labels = labels, nearest.copy()
-        seated = seat < len(cluster_of_seat)
-        labels[persona[seated]] = cluster_of_seat[seat[seated]]
+        previous, labels = labels, cheapest(squared_distance, least)
         if np.array_equal(labels, previous):
             break
         centroids = np.stack([features[labels == cluster].mean(axis=0) for cluster in range(len(least))])
+    return labels
+
+
+def cheapest(costs: Float[np.ndarray, "persona cluster"], least: Sequence[int]) -> Int[np.ndarray, " persona"]:
+    """Return the labels of least total cost among those with at least these cluster sizes.
+
+    An assignment problem: each cluster offers its least size in seats that must be taken; in the seats left over a persona sits with its
+    cheapest cluster.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    cluster_of_seat = np.repeat(np.arange(len(least)), least)
+    n_anywhere = len(costs) - len(cluster_of_seat)
+    labels = costs.argmin(axis=1)
+    anywhere = np.repeat(costs.min(axis=1)[:, None], n_anywhere, axis=1)
+    persona, seat = linear_sum_assignment(np.hstack([costs[:, cluster_of_seat], anywhere]))
+    seated = seat < len(cluster_of_seat)
+    labels[persona[seated]] = cluster_of_seat[seat[seated]]
     return labels
 
 

@@ -12,4 +12,5 @@ def selective_routing(view: StudyView) -> MethodPlan:
         adapters |= {a.name: a for a in plan.adapters}
         for persona_id, stacks in plan.arms_by_persona:
             arms[persona_id] |= dict.fromkeys(stacks)
-    return MethodPlan("selective_routing", tuple(adapters.values()), tuple((p, tuple(s)) for p, s in arms.items()), margin_se=1.0)
+    routes = tuple((p, tuple(stacks)) for p, stacks in arms.items())
+    return MethodPlan("selective_routing", tuple(adapters.values()), routes, margin_se=1.0, arms_may_lack=True)

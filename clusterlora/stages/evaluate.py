@@ -1,6 +1,6 @@
 """Answer and score: the gate's question on val, then every method's on test, after each has chosen among its arms on val."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import replace
 from functools import lru_cache
 from typing import Literal
@@ -47,17 +47,32 @@ def evaluate(
         return _test(study, runner, work_plan(study, stores), shard=shard, shards=shards)
 
 
+def val_losses(
+    study: Study, stores: Stores, plan: WorkPlan, pairs: Sequence[tuple[str, Stack]], log: RunLog
+) -> dict[tuple[str, Stack], np.ndarray]:
+    """Return the negative log-likelihood of each val reference by (persona, stack), items in the persona's order."""
+    runner = _Runner(study, stores, log)
+    runner.answer(plan, pairs, "val", ("nll",))
+    return runner.scores(plan, pairs, "val", "nll")
+
+
 def covered_methods(study: Study, plan: WorkPlan, stores: Stores, persona_ids: Sequence[str], seed: int = 0) -> dict[str, MethodPlan]:
-    """Return the methods of one training seed that can answer all these personas with trained adapters, arms that cannot left out."""
+    """Return the methods of one training seed that can answer all these personas with trained adapters."""
     held = trained_adapters(study, stores, plan)
     covered: dict[str, MethodPlan] = {}
     for name in study.methods:
         method = plan.seeds[seed][name]
-        arms = {p: tuple(stack for stack in stacks if held.keys() >= set(stack.adapters)) for p, stacks in method.arms_by_persona}
+        arms = {p: _answerable(method, stacks, held.keys()) for p, stacks in method.arms_by_persona}
         # Without an adapter there is nothing to train again with another seed.
         if (method.adapters or seed == 0) and all(arms.get(p) for p in persona_ids):
             covered[name] = replace(method, arms_by_persona=tuple(arms.items()))
     return covered
+
+
+def _answerable(method: MethodPlan, stacks: Sequence[Stack], held: Set[str]) -> tuple[Stack, ...]:
+    """Return the arms that are trained; none when one is not and the method cannot do without."""
+    there = tuple(stack for stack in stacks if held >= set(stack.adapters))
+    return there if method.arms_may_lack or len(there) == len(stacks) else ()
 
 
 def compared_personas(study: Study, stores: Stores) -> tuple[str, ...]:

@@ -222,7 +222,15 @@ def remaining_packs(study: Study, stores: Stores) -> tuple[Pack, ...]:
     if refused(study, stores):
         return ()
     plan = work_plan(study, stores)
-    return _packs(study, stores, plan, tuple(plan.specs))
+    # What depends on the clusters waits until nobody moves any more.
+    wanted = tuple(spec.name for spec in plan.methods[GATED].adapters) if refinement_pending(study, stores) else tuple(plan.specs)
+    return _packs(study, stores, plan, wanted)
+
+
+def refinement_pending(study: Study, stores: Stores) -> bool:
+    """Return whether the clusters are to be refined once they are trained."""
+    done = stores.studies.facts(study.name).get("refinement_rounds", 0)
+    return gated(study) and done < study.clustering.refinement_rounds and not refused(study, stores)
 
 
 def pack_named(study: Study, stores: Stores, names: Sequence[str], rung: Rung | None = None) -> tuple[Pack, ...]:

@@ -61,7 +61,13 @@ def dataset(personas: Iterable[Any], dialogues: Iterable[Any]) -> Dataset:
 
 def of_clustering(study: str, value: Clustering) -> Values:
     """Return the row of `clusterings`."""
-    return {"study": study, "algorithm": value.algorithm, "quality": to_json(value.quality), "map_2d": to_json(value.map_2d)}
+    return {
+        "study": study,
+        "algorithm": value.algorithm,
+        "quality": to_json(value.quality),
+        "map_2d": to_json(value.map_2d),
+        "curve": to_json(value.curve),
+    }
 
 
 def of_members(study: str, value: Clustering) -> list[Values]:
@@ -78,7 +84,7 @@ def clustering(row: Any, members: Sequence[Any]) -> Clustering:
     n_clusters = 1 + max((m.cluster for m in members), default=-1)
     ids = tuple(tuple(m.persona_id for m in members if m.cluster == k) for k in range(n_clusters))
     quality, map_2d = from_json(tuple[tuple[str, float], ...], row.quality), from_json(tuple[tuple[str, float, float], ...], row.map_2d)
-    return Clustering(row.algorithm, ids, quality, map_2d)
+    return Clustering(row.algorithm, ids, quality, map_2d, from_json(tuple[tuple[int, float, float], ...], row.curve))
 
 
 def of_adapter(value: TrainedAdapter) -> Values:

@@ -76,6 +76,7 @@ clusterings = Table(
     Column("algorithm", Text, nullable=False),
     Column("quality", Text, nullable=False),
     Column("map_2d", Text, nullable=False),
+    Column("curve", Text, nullable=False, server_default="[]"),
 )
 
 cluster_members = Table(

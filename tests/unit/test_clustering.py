@@ -14,6 +14,7 @@ from clusterlora.clustering import ALGORITHMS, PREREQUISITES
 from clusterlora.clustering.cluster import cluster_personas
 from clusterlora.clustering.features import Sources
 from clusterlora.clustering.kmeans import exact_sizes, free_sizes
+from clusterlora.clustering.reassign import reassigned
 from clusterlora.errors import BadData, BadSettings, UnknownName
 from clusterlora.settings import ClusteringSettings
 from clusterlora.values import Clustering, Dataset, Dialogue, Persona, Split, Turn
@@ -277,3 +278,22 @@ def test_adapters_that_do_the_same_share_a_cluster_however_large_they_are():
 
     found = cluster_personas(dataset, by_responses(algorithm="adapter"), Sources(CountsEmbedder(), products=products))
     assert planted(found, truth) == [{0}, {2}, {1}]
+
+
+def test_whoever_another_cluster_predicts_clearly_better_moves_there_and_nobody_by_chance():
+    rng = np.random.default_rng(0)
+    labels = np.array([0, 0, 0, 1, 1, 1])
+    losses = [rng.normal(1.0, 0.05, size=(8, 1)) + np.array([[0.0, 0.5] if label == 0 else [0.5, 0.0]]) for label in labels]
+    losses[2] = losses[2][:, ::-1]
+    losses[5] = np.stack([losses[5][:, 1] - 0.001 + rng.normal(0, 0.1, 8), losses[5][:, 1]], axis=1)
+    assert reassigned(losses, labels, [1, 1]).tolist() == [0, 0, 1, 1, 1, 1]
+    assert reassigned([own[:1] for own in losses], labels, [1, 1]).tolist() == labels.tolist(), "one item proves nothing"
+
+
+def test_refinement_keeps_the_sizes_that_were_asked_for():
+    rng = np.random.default_rng(1)
+    labels = np.array([0, 0, 1, 1, 1, 1])
+    everybody_likes_0 = [np.stack([rng.normal(1, 0.1, 6), rng.normal(3, 0.1, 6) + number], axis=1) for number in range(6)]
+    assert np.bincount(reassigned(everybody_likes_0, labels, [2, 4])).tolist() == [2, 4]
+    assert reassigned(everybody_likes_0, labels, [2, 4]).tolist() == [1, 1, 1, 1, 0, 0], "those who lose most elsewhere"
+    assert np.bincount(reassigned(everybody_likes_0, labels, [1, 1])).tolist() == [5, 1]

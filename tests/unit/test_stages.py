@@ -10,6 +10,7 @@ from statistics import fmean
 import pandas as pd
 import pytest
 
+from clusterlora.clustering import PREREQUISITES
 from clusterlora.errors import UnknownName
 from clusterlora.evaluation.metrics import METRICS
 from clusterlora.methods import METHODS
@@ -32,13 +33,14 @@ from clusterlora.stages.cluster import cluster
 from clusterlora.stages.compare import compare, evaluation_rows
 from clusterlora.stages.evaluate import evaluate
 from clusterlora.stages.judge import judge, verdict_on
-from clusterlora.stages.plan import OWN, Pack, decided_rung, gate_packs, refused, remaining_packs, rungs, work_plan
+from clusterlora.stages.plan import OWN, Pack, decided_rung, gate_packs, packs_before_clustering, refused, remaining_packs, rungs, work_plan
 from clusterlora.stages.prepare import prepare
+from clusterlora.stages.refine import refine
 from clusterlora.stages.register import register
 from clusterlora.stages.train import log_name, next_micro_batch, train_pack
 from clusterlora.stores.files import FileAdapterStore
 from clusterlora.stores.memory import MemoryStudyStore, MemoryTracker, SilentLog
-from clusterlora.values import Attempt, Dataset, Turn
+from clusterlora.values import Attempt, Clustering, Dataset, Turn
 
 LOG = SilentLog()
 
@@ -82,14 +84,19 @@ def run_gate(study: Study, stores: Stores) -> None:
 
 
 def run_rest(study: Study, stores: Stores) -> None:
-    while packs := remaining_packs(study, stores):
-        train_all(study, stores, packs)
+    while True:
+        while packs := remaining_packs(study, stores):
+            train_all(study, stores, packs)
+        if not refine(study.name, stores, LOG):
+            break
     for shard in (1, 2):
         evaluate(study.name, part="test", shard=shard, shards=2, rung=None, stores=stores, log=LOG)
 
 
 def run(study: Study, stores: Stores) -> None:
     prepare(study, stores, LOG)
+    while packs := packs_before_clustering(study, stores):
+        train_all(study, stores, packs)
     cluster(study, stores, LOG)
     run_gate(study, stores)
     run_rest(study, stores)
@@ -221,7 +228,8 @@ def test_nothing_but_the_final_scores_sees_test_answers(
 
 
 def test_a_refused_gate_stops_the_spending_and_still_compares_what_was_trained(study: Study, stores: Stores) -> None:
-    strict = replace(study, gate=replace(study.gate, mean_similarity=1.0, on_failure="stop"))
+    everything = (*study.methods, "hybrid")
+    strict = replace(study, methods=everything, gate=replace(study.gate, mean_similarity=1.0, on_failure="stop"))
     run(strict, stores)
     assert refused(strict, stores)
     assert {v.rung for v in stores.studies.verdicts(strict.name)} == {"own", "warm-start"}
@@ -312,3 +320,47 @@ def test_controls_differ_from_what_they_control_in_one_thing(study: Study, store
     assert plan.keys["unified-described"] != plan.keys["unified"]
     arms = {stack for _, stacks in plan.methods["selective_routing"].arms_by_persona for stack in stacks}
     assert not {name for stack in arms for name in stack.adapters if name.startswith(("random", "unified-"))}
+
+
+def test_refined_clusters_are_trained_again_before_what_depends_on_them(study: Study, stores: Stores) -> None:
+    study = replace(
+        study,
+        methods=("unified", "cluster", "merge"),
+        clustering=replace(study.clustering, sizes=None, min_size=2, refinement_rounds=3),
+        recipe=replace(study.recipe, epochs=3, learning_rate=2e-2),
+    )
+    prepare(study, stores, LOG)
+    people = study_people(study, stores)
+    stores.studies.save_clustering(study.name, Clustering("given", (people[:3], people[3:])))
+    run(study, stores)
+
+    clustering = stores.studies.clustering(study.name)
+    assert clustering is not None
+    assert sorted(p for ids in clustering.members for p in ids) == sorted(people)
+    assert min(clustering.sizes) >= 2
+    moved = [n for name, n in clustering.quality if name.startswith("moved_in_round")]
+    assert 1 <= len(moved) <= 3
+    assert len(moved) == 3 or moved[-1] == 0, "it ends when nobody moves"
+    plan = work_plan(study, stores)
+    held = {adapter.key for adapter in stores.studies.adapters(study.name)}
+    assert set(plan.keys.values()) <= held, "what answers was trained on the refined clusters"
+    n_merges = sum(adapter.name.startswith("merged") for adapter in stores.studies.adapters(study.name))
+    assert n_merges == 2, "merges were made once, of the clusters that stayed"
+    assert not refine(study.name, stores, LOG)
+
+
+def study_people(study: Study, stores: Stores) -> tuple[str, ...]:
+    return tuple(sorted(stores.studies.dataset(study.name).ids))
+
+
+@pytest.mark.parametrize("algorithm", sorted(PREREQUISITES))
+def test_a_clustering_that_reads_adapters_gets_them_trained_first(study: Study, stores: Stores, algorithm: str) -> None:
+    study = replace(study, methods=("unified", "cluster"), clustering=replace(study.clustering, algorithm=algorithm))
+    run(study, stores)
+    clustering = stores.studies.clustering(study.name)
+    assert clustering is not None
+    assert clustering.algorithm == algorithm
+    assert clustering.sizes == (3, 4)
+    trained = [adapter.name for adapter in stores.studies.adapters(study.name)]
+    assert trained.count("unified") == 1, "the clustering and the gate share one unified adapter"
+    assert -1 <= stores.studies.facts(study.name)["ari_truth"] <= 1

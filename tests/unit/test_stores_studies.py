@@ -164,7 +164,9 @@ def test_other_data_under_the_same_study_are_refused(store: StudyStore) -> None:
 def test_a_clustering_replaces_the_one_before(store: StudyStore) -> None:
     assert store.clustering("contract") is None
     store.save_clustering("contract", Clustering("description", (("a",), ("b",), ("c", "d", "e"))))
-    clustering = Clustering("responses", (("z", "a"), ("b",)), (("silhouette", 0.2),), (("z", 0.0, -1.5), ("a", 1.0, 2.0)))
+    clustering = Clustering(
+        "responses", (("z", "a"), ("b",)), (("silhouette", 0.2),), (("z", 0.0, -1.5), ("a", 1.0, 2.0)), ((2, 0.5, 1.25),)
+    )
     store.save_clustering("contract", clustering)
     assert store.clustering("contract") == clustering
 

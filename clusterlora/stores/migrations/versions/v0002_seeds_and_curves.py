@@ -1,4 +1,7 @@
-"""Routes say which training seed they belong to, and stacks what their prompt shows. Evaluating a study again writes its routes anew."""
+"""Routes say which training seed they belong to, and stacks what their prompt shows; clusterings keep the curve over k.
+
+Evaluating a study again writes its routes anew.
+"""
 
 import sqlalchemy as sa
 from alembic import op
@@ -10,6 +13,7 @@ depends_on = None
 
 
 def upgrade() -> None:
+    op.add_column("clusterings", sa.Column("curve", sa.Text(), nullable=False, server_default="[]"))
     op.drop_table("routes")
     op.create_table(
         "routes",

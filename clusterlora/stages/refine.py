@@ -1,0 +1,54 @@
+"""One round of refinement: personas move to the cluster whose adapter predicts their val answers best, and keep their sizes."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from clusterlora.clustering.reassign import reassigned
+from clusterlora.ports import RunLog, Stores
+from clusterlora.settings import Study
+from clusterlora.stages.evaluate import val_losses
+from clusterlora.stages.plan import GATED, REFERENCE, refinement_pending, work_plan
+from clusterlora.stages.timing import timed
+from clusterlora.values import Layer, Stack
+
+
+def refine(study_name: str, stores: Stores, log: RunLog) -> bool:
+    """Return whether a round was due; the clustering it leads to is then saved, and what changed is to be trained again.
+
+    A round in which nobody moves is the last one. The gate's verdict stays as it was reached.
+    """
+    study = stores.studies.study(study_name)
+    if not refinement_pending(study, stores):
+        return False
+    clustering = stores.studies.clustering(study_name)
+    assert clustering is not None, "refinement is due before there is a clustering"
+    done = int(stores.studies.facts(study_name).get("refinement_rounds", 0))
+    with timed(stores, study_name, f"refine {done + 1}"):
+        plan = work_plan(study, stores)
+        stacks = [Stack((Layer(spec.name),)) for spec in plan.methods[GATED].adapters if spec.name != REFERENCE]
+        cluster_by_persona = clustering.cluster_by_persona()
+        losses = val_losses(study, stores, plan, [(p, stack) for p in cluster_by_persona for stack in stacks], log)
+        before = np.array(list(cluster_by_persona.values()))
+        after = reassigned(
+            [np.stack([losses[p, stack] for stack in stacks], axis=1) for p in cluster_by_persona], before, _least(study, before)
+        )
+    n_moved = int(np.sum(before != after))
+    members = tuple(
+        tuple(sorted(p for p, label in zip(cluster_by_persona, after.tolist(), strict=True) if label == cluster))
+        for cluster in range(len(clustering.members))
+    )
+    quality = (*clustering.quality, (f"moved_in_round_{done + 1}", float(n_moved)))
+    stores.studies.save_clustering(study_name, replace(clustering, members=members, quality=quality))
+    stores.studies.save_fact(study_name, "refinement_rounds", done + 1 if n_moved else study.clustering.refinement_rounds)
+    log.note(
+        f"refinement round {done + 1}: {n_moved} of {len(before)} personas moved; clusters of {', '.join(map(str, map(len, members)))}"
+    )
+    return True
+
+
+def _least(study: Study, labels: np.ndarray) -> list[int]:
+    sizes = np.bincount(labels)
+    if study.clustering.sizes is not None:
+        return sizes.tolist()
+    return np.minimum(sizes, study.clustering.min_size).tolist()
