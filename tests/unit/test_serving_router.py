@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -16,6 +17,7 @@ from clusterlora.serving.router import Router
 from clusterlora.settings import ModelSettings
 from clusterlora.stores.json_codec import to_json
 from clusterlora.stores.routing_table import KeyedLayer, KeyedStack, RoutingTable
+from clusterlora.values import Exchange
 
 QUESTION = [{"role": "user", "content": "make it cosy"}]
 
@@ -69,7 +71,9 @@ def ask(persona_id: str, **more: Any) -> dict[str, Any]:
     return {"persona_id": persona_id, "messages": QUESTION, **more}
 
 
-def with_peft(base_folder: Path, layers: Sequence[tuple[Path, float]], system: str = "Be brief.") -> str:
+def with_peft(
+    base_folder: Path, layers: Sequence[tuple[Path, float]], system: str = "Be brief.", before: Sequence[dict[str, str]] = ()
+) -> str:
     """Answer with PEFT and transformers alone: the sum of the layers, greedily."""
     base = load_base(str(base_folder))
     model: Any = base.model
@@ -85,7 +89,7 @@ def with_peft(base_folder: Path, layers: Sequence[tuple[Path, float]], system: s
     if layers:
         model.base_model.set_adapter([f"layer{n}" for n in range(len(layers))])
     text: Any = base.tokenizer.apply_chat_template(
-        [{"role": "system", "content": system}, *QUESTION], tokenize=False, add_generation_prompt=True
+        [{"role": "system", "content": system}, *before, *QUESTION], tokenize=False, add_generation_prompt=True
     )
     prompt = torch.tensor([base.tokenizer(text, add_special_tokens=False)["input_ids"]])
     with torch.inference_mode():
@@ -137,6 +141,35 @@ def test_description_and_context_go_into_the_prompt_as_in_training(
     (answer,) = Router(shown, folders).answer([ask("ann", context={"time_of_day": "late_evening"})])
     system = "Be brief.\nThe user: a baker\nNow: late evening."
     assert answer["text"] == with_peft(tiny_base_folder, [(folders["bbbb"], 1.0)], system=system)
+
+
+def test_a_stack_may_show_the_persona_and_what_it_was_answered_before(
+    table: RoutingTable, folders: dict[str, Path], tiny_base_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("clusterlora.serving.router.load_embedder", lambda _name: LengthEmbedder())
+    question = QUESTION[-1]["content"]
+    told = replace(
+        table,
+        personas={**table.personas, "dan": KeyedStack((KeyedLayer("bbbb"),), shots=1, described=True)},
+        descriptions={"dan": "a baker", "ann": "a diver"},
+        exchanges={"dan": (Exchange("no", "never"), Exchange(question, "as ever"))},
+    )
+    dan, ann = Router(told, folders).answer([ask("dan"), ask("ann")])
+    before = [{"role": "user", "content": question}, {"role": "assistant", "content": "as ever"}]
+    assert dan["text"] == with_peft(tiny_base_folder, [(folders["bbbb"], 1.0)], "Be brief.\nThe user: a baker", before)
+    assert dan["answered_by"] == "cluster-00 with 1 of the persona's exchanges"
+    assert ann["text"] == with_peft(tiny_base_folder, [(folders["bbbb"], 1.0)]), "whose stack does not show it is not described"
+
+
+class LengthEmbedder:
+    """Texts of one length are alike."""
+
+    name = "length"
+    revision = "1"
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        angles = np.array([[len(text) / 100] for text in texts])
+        return np.hstack([np.cos(angles), np.sin(angles)])
 
 
 def test_a_shorter_answer_is_the_beginning_of_the_longer_one(router: Router) -> None:
