@@ -166,8 +166,8 @@ class GateSettings:
         Rung(name="warm-start", init="unified"),
     )
     """Alternatives tried in order when the first configuration fails."""
-    on_failure: Literal["stop", "continue"] = "stop"
-    """When every rung fails: stop spending, or continue anyway."""
+    on_failure: Literal["stop", "ask", "continue"] = "stop"
+    """When every rung fails: stop spending, ask a person and wait for the answer, or continue anyway."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

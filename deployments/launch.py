@@ -12,6 +12,8 @@ import httpx
 from clusterlora.config import as_mapping
 from clusterlora.errors import ServiceDown
 from clusterlora.settings import Study
+from clusterlora.stages.plan import decision
+from clusterlora.wiring import from_environment
 from deployments import stack as local_stack
 from deployments.observe import Snapshot, connect, latest_open_run, parent_name, snapshot
 from deployments.report import report
@@ -59,7 +61,8 @@ def run_study(study: Study, *, home: Path, workers: int | None, stay: bool, say:
         if ours:
             local_stack.down(home)
         raise
-    report(study.name, ended, stack)
+    if not ended.waiting:
+        report(study.name, ended, stack)
     if ours and stay:
         _stay(stack, say)
     if ours:
@@ -73,6 +76,7 @@ def launch(study: Study, stack: Stack) -> UUID:
         crash_dead_runs(client)
         under_way = latest_open_run(client, study.name)
         if under_way is not None:
+            _resume_if_decided(client, under_way, study.name)
             return under_way
         deployment = client.read_deployment_by_name("study/study")
         run = client.create_flow_run_from_deployment(
@@ -81,14 +85,35 @@ def launch(study: Study, stack: Stack) -> UUID:
         return run.id
 
 
+def decide(study_name: str, stack: Stack, *, go_on: bool) -> bool:
+    """Resume the study's run with a person's decision on the gate; return whether one was waiting for it."""
+    with connect(stack) as client:
+        run_id = latest_open_run(client, study_name)
+        state = client.read_flow_run(run_id).state if run_id else None
+        if run_id is None or state is None or not state.is_paused():
+            return False
+        client.resume_flow_run(run_id, run_input={"go_on": go_on})
+        return True
+
+
+def _resume_if_decided(client: "SyncPrefectClient", run_id: UUID, study_name: str) -> None:
+    """Resume a study that waits for a decision which came while its server was down."""
+    go_on = decision(study_name, from_environment())
+    state = client.read_flow_run(run_id).state
+    if go_on is not None and state is not None and state.is_paused():
+        client.resume_flow_run(run_id, run_input={"go_on": go_on})
+
+
 def follow(run_id: UUID, study_name: str, stack: Stack) -> Snapshot:
     """Show the study's runs and their progress until it ends (it may have ended already); return the last picture of it.
+
+    Without a terminal nobody may be there to decide on a refused gate, so it returns when the study waits for that.
 
     Raises:
         ServiceDown: the Prefect server is gone.
     """
     with connect(stack) as client, LiveView() if sys.stdout.isatty() else PlainView() as view:
-        supervised = time.monotonic()
+        supervised, told = time.monotonic(), False
         while True:
             try:
                 if time.monotonic() - supervised > SUPERVISE_SECONDS:
@@ -101,6 +126,11 @@ def follow(run_id: UUID, study_name: str, stack: Stack) -> Snapshot:
                 view.show(picture)
                 if picture.ended:
                     return picture
+                if picture.waiting and not told:
+                    told = True
+                    view.say(f"the gate refused and waits for your decision: clusterlora study decide {study_name} --go-on (or --stop)")
+                    if not sys.stdout.isatty():
+                        return picture
             time.sleep(WATCH_SECONDS)
 
 

@@ -33,12 +33,13 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The parent run of a study, and all its runs in the order they began."""
+    """The parent run of a study, and all its runs in the order they began. `waiting` says that it is suspended until a person decides."""
 
     parent: Run
     runs: tuple[Run, ...]
     ended: bool
     completed: bool
+    waiting: bool = False
 
 
 def connect(stack: Stack) -> "SyncPrefectClient":
@@ -76,6 +77,7 @@ def snapshot(client: "SyncPrefectClient", run_id: UUID, study_name: str) -> Snap
         runs=tuple(_as_run(run, progress) for run in children),
         ended=_final(parent),
         completed=state is not None and state.is_completed(),
+        waiting=state is not None and state.is_paused(),
     )
 
 

@@ -2,15 +2,17 @@
 
 from prefect import flow, tags
 from prefect.client.schemas.objects import State
+from prefect.flow_runs import suspend_flow_run
 from prefect.states import Completed
 
 from clusterlora.settings import Study
 from flows.compare import compare
 from flows.gate import gate
 from tasks.comparison import register
+from tasks.decision import PATIENCE_SECONDS, GateDecision, question_for_a_person, record_decision
 from tasks.fan_out import evaluate_all, train_all
 from tasks.outcome import cancel_children, record_failure
-from tasks.planning import packs_after_gate, packs_before_clustering
+from tasks.planning import packs_after_gate, packs_before_clustering, was_refused
 from tasks.preparation import cluster, prepare, refine
 from tasks.run_names import study_tag, tag_this_run
 from tasks.status import show_status
@@ -43,6 +45,11 @@ def study(config: Study = MISSION) -> State[None]:
         show_status(name, "at the gate")
 
         verdict = gate(name)
+        if question := question_for_a_person(name):
+            show_status(name, "waiting for a decision on the gate")
+            form = GateDecision.with_initial_data(description=question)
+            decision = suspend_flow_run(wait_for_input=form, key="gate", timeout=PATIENCE_SECONDS)
+            record_decision(name, decision.go_on)
         while True:
             while packs := packs_after_gate(name):
                 train_all(name, packs)
@@ -55,7 +62,7 @@ def study(config: Study = MISSION) -> State[None]:
         champion = register(name)
         show_status(name, "finished")
 
-    if verdict is not None and not verdict.passed and config.gate.on_failure == "stop":
+    if verdict is not None and not verdict.passed and was_refused(name):
         failed = ", ".join(criterion.name for criterion in verdict.criteria if not criterion.passed)
         return Completed(name="GateRefused", message=f"gate refused ({failed}); compared what was trained: {finding}")
     return Completed(message=f"{finding} Champion: {champion}")

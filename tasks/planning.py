@@ -42,3 +42,12 @@ def packs_after_gate(study_name: str) -> tuple[Pack, ...]:
 
     stores = from_environment()
     return remaining_packs(stores.studies.study(study_name), stores)
+
+
+@task(task_run_name="refused? · {study_name}", cache_policy=NO_CACHE)
+def was_refused(study_name: str) -> bool:
+    """Return whether the gate has spoken against spending more and nobody said to go on."""
+    from clusterlora.stages.plan import refused
+
+    stores = from_environment()
+    return refused(stores.studies.study(study_name), stores)

@@ -87,6 +87,26 @@ def status(name: str | None, as_json: bool) -> None:
         click.echo(f"{field.replace('_', ' '):<14} {shown or '-'}")
 
 
+@study.command(epilog="\b\nExample:\n  clusterlora study decide people --go-on\n")
+@click.argument("name")
+@click.option("--go-on/--stop", required=True, help="Train the rest all the same, or compare what was trained and stop.")
+def decide(name: str, go_on: bool) -> None:
+    """Decide on a refused gate for a study that waits for it (gate.on_failure=ask)."""
+    from clusterlora.errors import UnknownName
+    from clusterlora.stages.plan import awaits_decision
+    from clusterlora.stages.plan import decide as record
+
+    stores = stores_here()
+    if not awaits_decision(stores.studies.study(name), stores):
+        raise UnknownName(f"study {name} waits for no decision; it stands like this: clusterlora study status {name}")
+    record(name, stores, go_on=go_on)
+    stack = deployments("stack").status(stack_home())
+    if stack is not None and deployments("launch").decide(name, stack, go_on=go_on):
+        click.echo(f"study {name} goes on" if go_on else f"study {name} compares what was trained, and stops")
+    else:
+        click.echo("noted; the study acts on it when it is run again")
+
+
 def _status(name: str, stores: "Stores") -> dict[str, Any]:
     studies = stores.studies
     facts = studies.facts(name)

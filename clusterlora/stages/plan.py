@@ -20,6 +20,7 @@ GATED = "cluster"
 """The method whose first cluster is the gate."""
 REFERENCE = "unified"
 """The method it has to beat."""
+_DECISION = "gate_decision"
 _OF_ONE_PERSON = ("persona", "residual", "prefix")
 """What adapters are called that a method trains for every single person. A cluster of one is not among them."""
 
@@ -83,10 +84,35 @@ def decided_rung(study: Study, stores: Stores) -> Rung:
 
 
 def refused(study: Study, stores: Stores) -> bool:
-    """Return whether the gate has spoken against spending more: every rung was tried and failed, and the study says stop."""
+    """Return whether the gate has spoken against spending more: every rung was tried and failed, and nobody says to go on."""
+    return _none_passed(study, stores) and not _told_to_go_on(study, stores)
+
+
+def awaits_decision(study: Study, stores: Stores) -> bool:
+    """Return whether the gate refused, a person is to decide, and has not yet."""
+    return study.gate.on_failure == "ask" and _none_passed(study, stores) and decision(study.name, stores) is None
+
+
+def decision(study_name: str, stores: Stores) -> bool | None:
+    """Return whether a person said to go on after a refused gate; None when nobody has said anything."""
+    return stores.studies.facts(study_name).get(_DECISION)
+
+
+def decide(study_name: str, stores: Stores, *, go_on: bool) -> None:
+    """Record a person's decision on a gate that refused."""
+    stores.studies.save_fact(study_name, _DECISION, go_on)
+
+
+def _none_passed(study: Study, stores: Stores) -> bool:
     verdicts = stores.studies.verdicts(study.name)
     tried_all = {rung.name for rung in rungs(study)} <= {verdict.rung for verdict in verdicts}
-    return gated(study) and study.gate.on_failure == "stop" and tried_all and not any(v.passed for v in verdicts)
+    return gated(study) and tried_all and not any(verdict.passed for verdict in verdicts)
+
+
+def _told_to_go_on(study: Study, stores: Stores) -> bool:
+    if study.gate.on_failure == "ask":
+        return bool(decision(study.name, stores))
+    return study.gate.on_failure == "continue"
 
 
 def work_plan(study: Study, stores: Stores, rung: Rung | None = None) -> WorkPlan:

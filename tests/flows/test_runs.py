@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 from uuid import UUID
@@ -206,3 +207,31 @@ def test_a_study_with_impossible_settings_is_refused_before_anything_runs(site: 
     assert state_of(run).is_failed()
     assert "unyfied" in str(state_of(run).message)
     assert "wrong" not in {name for name, _, _ in from_environment().studies.studies()}
+
+
+@pytest.mark.parametrize("go_on", [False, True])
+def test_a_refused_gate_waits_for_a_persons_word_and_acts_on_it(study: Study, go_on: bool):
+    from clusterlora.config import as_mapping
+
+    # Nobody passes a mean similarity of 1; what the first study trained is trained here, too.
+    strict = replace(study.gate, mean_similarity=1.0, on_failure="ask")
+    asked = replace(study, name=f"asked-{'yes' if go_on else 'no'}", methods=(*study.methods, "merge"), gate=strict)
+    with get_client(sync_client=True) as client:
+        deployment = client.read_deployment_by_name("study/study")
+        run = client.create_flow_run_from_deployment(deployment.id, parameters={"config": as_mapping(asked)})
+
+        def state() -> State[Any]:
+            return state_of(client.read_flow_run(run.id))
+
+        wait_for(lambda: True if state().is_paused() or state().is_final() else None)
+        assert state().is_paused(), state().message
+        stores = from_environment()
+        assert not [a for a in stores.studies.adapters(asked.name) if a.name.startswith(("cluster-01", "persona", "merged"))]
+
+        client.resume_flow_run(run.id, run_input={"go_on": go_on})
+        wait_for(lambda: True if state().is_final() else None)
+        assert state().is_completed(), state().message
+        assert state().name == ("Completed" if go_on else "GateRefused")
+    merged = [a.name for a in stores.studies.adapters(asked.name) if a.name.startswith("merged")]
+    assert merged == (["merged-00", "merged-01"] if go_on else [])
+    assert stores.studies.status(asked.name) == "finished"
