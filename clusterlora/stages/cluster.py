@@ -13,13 +13,14 @@ from clusterlora.ports import RunLog, Stores
 from clusterlora.settings import Study
 from clusterlora.stages.loaded import base_model, embedder
 from clusterlora.stages.plan import REFERENCE, work_plan
+from clusterlora.stages.report import write_map
 from clusterlora.stages.timing import timed
 from clusterlora.stages.train import stored_folder
 from clusterlora.values import Clustering, Persona
 
 
 def cluster(study: Study, stores: Stores, log: RunLog) -> Clustering:
-    """Return the study's clustering, made from train dialogues only; an existing one is kept.
+    """Return the study's clustering, made from train dialogues only; an existing one is kept. Its map is in `results/figures`.
 
     An algorithm that reads adapters finds them trained: `plan.packs_before_clustering` names them.
     """
@@ -29,6 +30,7 @@ def cluster(study: Study, stores: Stores, log: RunLog) -> Clustering:
     with timed(stores, study.name, "cluster"):
         clustering = cluster_personas(stores.studies.dataset(study.name), study.clustering, _sources(study, stores, log))
         stores.studies.save_clustering(study.name, clustering)
+        write_map(study.name, stores, clustering)
     quality = ", ".join(f"{name} {value:.3f}" for name, value in clustering.quality)
     log.note(f"clusters of {', '.join(map(str, clustering.sizes))} personas by {clustering.algorithm}; {quality}")
     if study.data.source == "synthetic":

@@ -18,6 +18,7 @@ from clusterlora.ports import RunLog, Stores
 from clusterlora.settings import Study
 from clusterlora.stages.loaded import embedder
 from clusterlora.stages.plan import REFERENCE, work_plan
+from clusterlora.stages.report import write_map, write_report
 from clusterlora.stages.timing import timed
 from clusterlora.values import EvaluationRow
 
@@ -28,7 +29,7 @@ _SAME_PROMPT_ITEMS = 10
 
 
 def compare(study_name: str, stores: Stores, log: RunLog) -> Comparison:
-    """Return the comparison; its tables and figure are in `results/` under the study's folder and in the tracker.
+    """Return the comparison; its tables, figure and report are in `results/` under the study's folder and in the tracker.
 
     Raises:
         BadData: nothing has been evaluated yet.
@@ -52,6 +53,10 @@ def compare(study_name: str, stores: Stores, log: RunLog) -> Comparison:
         folder = stores.folder(study_name) / "results"
         write_tables(comparison, rows, folder)
         draw(comparison, figure_path(stores, study_name), title=study_name)
+        if clustering := stores.studies.clustering(study_name):
+            # Drawn when the personas were grouped, but perhaps on another machine.
+            write_map(study_name, stores, clustering)
+        write_report(study, stores, comparison, rows)
         means = {f"{result.method}/{name}": value for result in comparison.methods for name, value in result.means.items()}
         stores.tracker.log_results(study_name, folder=folder, metrics=means)
     stores.studies.save_fact(study_name, "champion", comparison.champion)

@@ -1,0 +1,312 @@
+"""The report's figures as plotly figures in plain JSON values. Colours that begin with @ are the page's, which change with its theme."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from clusterlora.comparison.result import Comparison, MethodResult
+from clusterlora.evaluation.metrics import METRICS
+from clusterlora.report.data import Cost, Curve
+from clusterlora.report.markup import label
+from clusterlora.report.palette import mark
+from clusterlora.values import Clustering
+
+Figure = dict[str, Any]
+"""`data` and `layout` as plotly knows them, `height` in pixels, and `views`: named choices of visible traces with changes of the layout."""
+
+_SMOOTH_OVER = 5
+"""Points of a curve that its bold line averages."""
+
+
+def means(comparison: Comparison) -> Figure:
+    """Return bars of every method's mean with its interval. They start at the floor, which is what no personalisation at all scores."""
+    scale = _scale(comparison)
+    start = 0.0 if comparison.floor is None else scale * comparison.floor
+    best_last = comparison.methods[::-1]
+    values = [scale * result.means[comparison.headline] for result in best_last]
+    bars = {
+        "type": "bar",
+        "orientation": "h",
+        "y": [_name(comparison, result) for result in best_last],
+        "x": [value - start for value in values],
+        "base": start,
+        "marker": {"color": [_colour(comparison, result) for result in best_last]},
+        "customdata": [_hover(comparison, result) for result in best_last],
+        "hovertemplate": "%{customdata}<extra></extra>",
+        "error_x": {
+            "type": "data",
+            "symmetric": False,
+            "array": [scale * result.mean_high - value for result, value in zip(best_last, values, strict=True)],
+            "arrayminus": [value - scale * result.mean_low for result, value in zip(best_last, values, strict=True)],
+            "color": "@ink",
+            "thickness": 1.6,
+            "width": 5,
+        },
+    }
+    metric = METRICS[comparison.headline]
+    known = [(name, value) for name, value in (("oracle", comparison.oracle), ("floor", comparison.floor)) if value is not None]
+    layout = {
+        "xaxis": {"title": {"text": _axis(comparison)}, "zeroline": False},
+        "yaxis": {"automargin": True, "showgrid": False},
+        "shapes": [_vertical(scale * value) for _, value in known],
+        "annotations": [_above(scale * value, f"{name} {metric.shown(value)}") for name, value in known],
+        "margin": {"t": 34},
+        "showlegend": False,
+    }
+    return _figure([bars], layout, height=130 + 40 * len(best_last))
+
+
+def spread(comparison: Comparison, clusters: Mapping[str, int]) -> Figure:
+    """Return every persona's mean under every method, with median and quartiles."""
+    scale = _scale(comparison)
+    data = [
+        {
+            "type": "box",
+            "orientation": "h",
+            "name": _name(comparison, result),
+            "x": [scale * value for value in result.by_persona.values()],
+            "boxpoints": "all",
+            "jitter": 0.7,
+            "pointpos": 0,
+            "hoveron": "points",
+            "marker": {"size": 5, "opacity": 0.65, "color": _colour(comparison, result)},
+            "line": {"color": "@ink", "width": 1.1},
+            "fillcolor": "rgba(128,128,128,0.08)",
+            "customdata": [_who(persona_id, clusters) for persona_id in result.by_persona],
+            "hovertemplate": "%{customdata}<br>%{x:.2f}<extra></extra>",
+        }
+        for result in comparison.methods[::-1]
+    ]
+    layout = {"xaxis": {"title": {"text": _axis(comparison)}, "zeroline": False}, "yaxis": {"automargin": True}, "showlegend": False}
+    return _figure(data, layout, height=110 + 58 * len(data))
+
+
+def against_reference(comparison: Comparison, clusters: Mapping[str, int]) -> Figure | None:
+    """Return every persona's mean under a method against the same under the reference, a view per method; None without a reference."""
+    if comparison.reference is None or len(comparison.methods) < 2:
+        return None
+    scale = _scale(comparison)
+    base = comparison.method(comparison.reference).by_persona
+    others = [result for result in comparison.methods if result.method != comparison.reference]
+    others.sort(key=lambda result: result.method != comparison.champion)
+    data: list[dict[str, Any]] = []
+    owner: list[str] = []
+    for result in others:
+        for cluster in sorted({clusters.get(persona_id, 0) for persona_id in base}):
+            members = [persona_id for persona_id in base if clusters.get(persona_id, 0) == cluster]
+            colour, symbol, _ = mark(cluster)
+            owner.append(result.method)
+            data.append(
+                {
+                    "type": "scatter",
+                    "mode": "markers",
+                    "name": f"cluster {cluster}",
+                    "x": [scale * base[p] for p in members],
+                    "y": [scale * result.by_persona[p] for p in members],
+                    "marker": {"color": colour, "symbol": symbol, "size": 9, "opacity": 0.85},
+                    "customdata": [_who(p, clusters) for p in members],
+                    "hovertemplate": "%{customdata}<br>%{y:.2f} against %{x:.2f}<extra></extra>",
+                }
+            )
+    every = [scale * value for result in comparison.methods for value in result.by_persona.values()]
+    pad = 0.04 * ((max(every) - min(every)) or 1.0)
+    ends = [min(every) - pad, max(every) + pad]
+    layout = {
+        "xaxis": {"range": ends, "title": {"text": f"{label(comparison.reference)}: {_axis(comparison)}"}, "zeroline": False},
+        "yaxis": {"range": ends, "zeroline": False},
+        "shapes": [
+            {
+                "type": "line",
+                "x0": ends[0],
+                "x1": ends[1],
+                "y0": ends[0],
+                "y1": ends[1],
+                "line": {"color": "@muted", "dash": "dash", "width": 1.2},
+            }
+        ],
+        "showlegend": True,
+    }
+    views = [
+        {
+            "name": result.method,
+            "visible": [method == result.method for method in owner],
+            "layout": {"yaxis": {"title": {"text": f"{label(result.method)}: {_axis(comparison)}"}}},
+        }
+        for result in others
+    ]
+    return _figure(data, layout, height=520, views=views)
+
+
+def cluster_map(clustering: Clustering) -> Figure | None:
+    """Return the personas in the plane of largest variance, coloured by cluster; None when the clustering has no map."""
+    if not clustering.map_2d:
+        return None
+    place = {persona_id: (x, y) for persona_id, x, y in clustering.map_2d}
+    data = []
+    for cluster, members in enumerate(clustering.members):
+        drawn = [persona_id for persona_id in members if persona_id in place]
+        colour, symbol, _ = mark(cluster)
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "markers",
+                "name": f"cluster {cluster} ({len(members)})",
+                "x": [place[p][0] for p in drawn],
+                "y": [place[p][1] for p in drawn],
+                "marker": {"color": colour, "symbol": symbol, "size": 11, "opacity": 0.9, "line": {"color": "@surface", "width": 1}},
+                "customdata": [f"{label(p)}<br>cluster {cluster}" for p in drawn],
+                "hovertemplate": "%{customdata}<extra></extra>",
+            }
+        )
+    bare = {"showticklabels": False, "zeroline": False}
+    layout = {
+        "xaxis": {**bare, "title": {"text": "first principal component"}},
+        "yaxis": {**bare, "title": {"text": "second principal component"}, "scaleanchor": "x"},
+        "showlegend": True,
+    }
+    return _figure(data, layout, height=500)
+
+
+def curves(all_curves: Sequence[Curve]) -> Figure:
+    """Return the training losses over the share of the steps taken: packs differ in length. Pale: as logged; bold: smoothed."""
+    data: list[dict[str, Any]] = []
+    for number, curve in enumerate(all_curves):
+        colour = mark(number).colour
+        x = [100 * step / max(curve.n_steps, 1) for step, _ in curve.points]
+        losses = [loss for _, loss in curve.points]
+        hover = [f"{label(curve.title)}<br>step {step} of {curve.n_steps}: loss {loss:.3f}" for step, loss in curve.points]
+        common = {
+            "type": "scatter",
+            "x": x,
+            "legendgroup": str(number),
+            "customdata": hover,
+            "hovertemplate": "%{customdata}<extra></extra>",
+        }
+        if curve.complete:
+            data.append(
+                {**common, "y": losses, "mode": "lines", "opacity": 0.3, "line": {"color": colour, "width": 1}, "showlegend": False}
+            )
+        bold = _smoothed(losses) if curve.complete else losses
+        dash = "solid" if curve.complete else "dot"
+        mode = "lines" if curve.complete else "lines+markers"
+        data.append({**common, "y": bold, "mode": mode, "name": label(curve.title), "line": {"color": colour, "width": 2.4, "dash": dash}})
+    layout = {
+        "xaxis": {"title": {"text": "share of the training steps (%)"}, "range": [0, 101], "zeroline": False},
+        "yaxis": {"title": {"text": "training loss (nats per token)"}, "zeroline": False},
+        "showlegend": True,
+    }
+    return _figure(data, layout, height=420)
+
+
+def costs(comparison: Comparison, all_costs: Sequence[Cost]) -> Figure:
+    """Return quality against cost, a view per kind of cost. The axis is logarithmic; what costs nothing stands left of it."""
+    scale = _scale(comparison)
+    kinds: tuple[tuple[str, list[float]], ...] = (
+        ("adapter bytes", [cost.n_bytes for cost in all_costs]),
+        ("train tokens", [cost.train_tokens for cost in all_costs]),
+        ("train seconds", [cost.train_seconds for cost in all_costs]),
+    )
+    results = [comparison.method(cost.method) for cost in all_costs]
+    values = [scale * result.means[comparison.headline] for result in results]
+    rank = {result.method: place for place, result in enumerate(comparison.methods)}
+    data: list[dict[str, Any]] = []
+    views: list[dict[str, Any]] = []
+    for number, (kind, amounts) in enumerate(kinds):
+        positions, ticks = _log_axis(amounts)
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "markers+text",
+                "x": positions,
+                "y": values,
+                "text": [_name(comparison, result) for result in results],
+                "textposition": ["top center" if rank[result.method] % 2 == 0 else "bottom center" for result in results],
+                "cliponaxis": False,
+                "marker": {"size": 12, "color": [_colour(comparison, result) for result in results]},
+                "error_y": {
+                    "type": "data",
+                    "symmetric": False,
+                    "array": [scale * result.mean_high - value for result, value in zip(results, values, strict=True)],
+                    "arrayminus": [value - scale * result.mean_low for result, value in zip(results, values, strict=True)],
+                    "color": "@muted",
+                    "thickness": 1,
+                    "width": 3,
+                },
+                "customdata": [
+                    f"{label(result.method)}<br>{amount:,.0f} {kind}<br>{value:.2f}"
+                    for result, amount, value in zip(results, amounts, values, strict=True)
+                ],
+                "hovertemplate": "%{customdata}<extra></extra>",
+            }
+        )
+        ends = [min(positions) - 0.45, max(positions) + 0.45]
+        axis = {"title": {"text": kind}, "range": ends, "tickvals": [at for at, _ in ticks], "ticktext": [shown for _, shown in ticks]}
+        views.append({"name": kind, "visible": [other == number for other in range(len(kinds))], "layout": {"xaxis": axis}})
+    layout = {"xaxis": {"zeroline": False}, "yaxis": {"title": {"text": _axis(comparison)}, "zeroline": False}, "showlegend": False}
+    return _figure(data, layout, height=440, views=views)
+
+
+def _figure(data: list[dict[str, Any]], layout: dict[str, Any], *, height: int, views: Sequence[dict[str, Any]] = ()) -> Figure:
+    return {"data": data, "layout": layout, "height": height, "views": list(views)}
+
+
+def _log_axis(amounts: Sequence[float]) -> tuple[list[float], list[tuple[float, str]]]:
+    """Return where amounts stand and the ticks: decades, and 0 one decade before the smallest."""
+    logs = [math.log10(amount) for amount in amounts if amount > 0]
+    first, last = (math.floor(min(logs)), math.ceil(max(logs))) if logs else (0, 0)
+    ticks = [(float(decade), _short(10.0**decade)) for decade in range(first, last + 1)]
+    if len(logs) < len(amounts):
+        ticks.insert(0, (first - 1.0, "none"))
+    return [math.log10(amount) if amount > 0 else first - 1.0 for amount in amounts], ticks
+
+
+def _short(amount: float) -> str:
+    for size, suffix in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if amount >= size:
+            return f"{amount / size:g}{suffix}"
+    return f"{amount:g}"
+
+
+def _smoothed(losses: Sequence[float]) -> list[float]:
+    half = _SMOOTH_OVER // 2
+    windows = [losses[max(0, at - half) : at + half + 1] for at in range(len(losses))]
+    return [sum(window) / len(window) for window in windows]
+
+
+def _scale(comparison: Comparison) -> float:
+    return 100.0 if METRICS[comparison.headline].percent else 1.0
+
+
+def _axis(comparison: Comparison) -> str:
+    metric = METRICS[comparison.headline]
+    return f"{metric.label}{' (%)' if metric.percent else ''}{'' if metric.higher_is_better else ', lower is better'}"
+
+
+def _name(comparison: Comparison, result: MethodResult) -> str:
+    return label(result.method) + (" ★" if result.method == comparison.champion else "")
+
+
+def _colour(comparison: Comparison, result: MethodResult) -> str:
+    if result.method == comparison.reference:
+        return "@reference"
+    return "@champion" if result.method == comparison.champion else "@other"
+
+
+def _hover(comparison: Comparison, result: MethodResult) -> str:
+    metric = METRICS[comparison.headline]
+    mean, low, high = (metric.shown(value) for value in (result.means[comparison.headline], result.mean_low, result.mean_high))
+    return f"{label(result.method)}<br>{mean} [{low}, {high}]"
+
+
+def _who(persona_id: str, clusters: Mapping[str, int]) -> str:
+    return f"{label(persona_id)}<br>cluster {clusters[persona_id]}" if persona_id in clusters else label(persona_id)
+
+
+def _vertical(at: float) -> dict[str, Any]:
+    line = {"color": "@muted", "dash": "dash", "width": 1.3}
+    return {"type": "line", "x0": at, "x1": at, "y0": 0, "y1": 1, "yref": "paper", "line": line}
+
+
+def _above(at: float, shown: str) -> dict[str, Any]:
+    """Return a note over the drawing area."""
+    return {"x": at, "y": 1, "yref": "paper", "yanchor": "bottom", "text": shown, "showarrow": False, "font": {"color": "@muted"}}

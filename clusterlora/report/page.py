@@ -1,0 +1,117 @@
+"""The report as one HTML file that needs no network: styles, script, plotly.js and data are inside it."""
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from functools import lru_cache
+from importlib.resources import files
+from typing import NamedTuple
+
+from clusterlora.evaluation.metrics import METRICS
+from clusterlora.report import figures, sections
+from clusterlora.report.data import ReportData
+from clusterlora.report.figures import Figure
+from clusterlora.report.markup import data_block, script_hash, text
+
+
+class _Panel(NamedTuple):
+    anchor: str
+    title: str
+    body: str
+    figure: Figure | None = None
+    figure_says: str = ""
+    figure_first: bool = True
+
+
+def page(data: ReportData) -> str:
+    """Return the whole page, about 5 MB, of which plotly.js is 4.8."""
+    panels = list(_panels(data))
+    drawn = {panel.anchor: panel.figure for panel in panels if panel.figure is not None}
+    metric = METRICS[data.comparison.headline]
+    examples = {
+        "items": [asdict(example) for example in data.examples],
+        "percent": metric.percent,
+        "higherIsBetter": metric.higher_is_better,
+        "champion": data.comparison.champion,
+    }
+    scripts = (_plotly(), _resource("page.js"))
+    # Only these two scripts may run and nothing may be fetched, whatever a persona or a model has written.
+    policy = (
+        f"default-src 'none'; script-src {' '.join(script_hash(script) for script in scripts)}; style-src 'unsafe-inline'; img-src data: blob:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    links = "".join(f'<li><a href="#{panel.anchor}">{text(panel.title)}</a></li>' for panel in panels)
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light dark">'
+        f"<title>{text(data.study)} · clusterlora</title><style>{_resource('page.css')}</style></head><body>"
+        '<a class="skip" href="#verdict">Skip to the verdict</a>'
+        f'<header><div><p class="kind">clusterlora study</p><h1>{text(data.study)}</h1></div>'
+        '<button type="button" id="theme">Dark</button></header>'
+        f'<nav aria-label="Panels"><ul>{links}</ul></nav><main>{"".join(_section(panel) for panel in panels)}</main>'
+        "<noscript><p class='warning'>Figures, sorting and the search need JavaScript; the numbers are in the tables.</p></noscript>"
+        f"{data_block('figures', drawn)}{data_block('answers', examples)}"
+        f"{''.join(f'<script>{script}</script>' for script in scripts)}</body></html>\n"
+    )
+
+
+def _panels(data: ReportData) -> Iterator[_Panel]:
+    comparison, clustering = data.comparison, data.clustering
+    clusters = clustering.cluster_by_persona() if clustering else {}
+    yield _Panel("verdict", "Verdict", sections.verdict(data))
+    if data.signal is not None:
+        yield _Panel("signal", "Signal in the data", sections.signal(data.signal))
+    yield _Panel("methods", "Methods", sections.methods(comparison))
+    yield _Panel(
+        "means", "Means", "", figures.means(comparison), "Every method's mean over personas with its 95% interval, floor and oracle"
+    )
+    yield _Panel("spread", "Spread over personas", "", figures.spread(comparison, clusters), "Every persona's mean under every method")
+    versus = figures.against_reference(comparison, clusters)
+    if versus is not None:
+        told = f"Every persona: a method against {comparison.reference}. Above the line the method is {_direction(data)}"
+        yield _Panel("against", f"Against {comparison.reference}", f'<p class="note">{text(told)}.</p>', versus, told)
+    if clustering is not None:
+        drawing = figures.cluster_map(clustering)
+        yield _Panel(
+            "clusters", "Clusters", sections.clusters(clustering), drawing, "Personas in the plane of largest variance, by cluster"
+        )
+    if data.verdicts:
+        yield _Panel("gate", "Gate", sections.gate(data.verdicts))
+    if data.curves:
+        incomplete = all(not curve.complete for curve in data.curves)
+        note = '<p class="note">Training logs are not on this machine: first and last loss of every adapter.</p>' if incomplete else ""
+        yield _Panel("curves", "Learning curves", note, figures.curves(data.curves), "Training losses over the share of the steps")
+    if data.costs:
+        yield _Panel("costs", "Cost", sections.costs(data), figures.costs(comparison, data.costs), "Quality against cost, method by method")
+    if data.examples:
+        yield _Panel("answers-panel", "Answers", sections.examples(data))
+    if about := sections.about(data):
+        yield _Panel("about", "About this study", about)
+
+
+def _direction(data: ReportData) -> str:
+    return "better" if METRICS[data.comparison.headline].higher_is_better else "worse"
+
+
+def _section(panel: _Panel) -> str:
+    figure = ""
+    if panel.figure is not None:
+        views = panel.figure["views"]
+        options = "".join(f'<option value="{place}">{text(view["name"])}</option>' for place, view in enumerate(views))
+        choice = f'<p class="controls"><label>Show <select data-figure="{panel.anchor}">{options}</select></label></p>' if views else ""
+        figure = (
+            f'{choice}<div class="figure" id="figure-{panel.anchor}" role="img" aria-label="{text(panel.figure_says)}" '
+            f'style="height:{panel.figure["height"]}px"></div>'
+        )
+    return f'<section id="{panel.anchor}"><h2>{text(panel.title)}</h2>{figure}{panel.body}</section>'
+
+
+@lru_cache(maxsize=1)
+def _plotly() -> str:
+    from plotly.offline import get_plotlyjs
+
+    return get_plotlyjs()
+
+
+def _resource(name: str) -> str:
+    return (files("clusterlora.report") / name).read_text(encoding="utf-8")

@@ -1,0 +1,270 @@
+"""The panels of the report, each as a piece of HTML. Every number is there as text; figures and sorting come on top with the script."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import cast
+
+from clusterlora.comparison.result import Comparison, MethodResult
+from clusterlora.evaluation.metrics import METRICS
+from clusterlora.report.data import ReportData
+from clusterlora.report.markup import interval_mark, pairs, table, text
+from clusterlora.values import Clustering, Criterion, Verdict
+
+UNSTABLE = 0.5
+"""Adjusted Rand index below which a partition says little about people."""
+
+_MOST_NAMED = 8
+
+
+def verdict(data: ReportData) -> str:
+    """Return the sentence that sums the study up, and its key numbers."""
+    comparison = data.comparison
+    metric = METRICS[comparison.headline]
+    unit = "%" if metric.percent else ""
+    champion = comparison.method(comparison.champion)
+    n_left_out = comparison.n_personas_left_out
+    numbers = [
+        ("champion", comparison.champion, f"{metric.label} {metric.shown(champion.means[comparison.headline])}{unit}"),
+        _lead(comparison),
+        ("personas", f"{comparison.n_personas}", f"{n_left_out} left out" if n_left_out else f"{comparison.n_items} test items"),
+        ("oracle", metric.shown(comparison.oracle) + unit, "each persona's best method, picked on these items"),
+    ]
+    if comparison.floor is not None:
+        numbers.append(("floor", metric.shown(comparison.floor) + unit, "what somebody else's reference scores"))
+    if data.verdicts:
+        passed = next((verdict for verdict in data.verdicts if verdict.passed), None)
+        numbers.append(
+            ("gate", "passed" if passed else "refused", f"{len(data.verdicts)} tried" + (f", by {passed.rung}" if passed else ""))
+        )
+    tiles = "".join(
+        f'<div class="tile"><div class="name">{text(name)}</div><div class="value">{text(value)}</div><div class="note">{text(note)}</div></div>'
+        for name, value, note in numbers
+    )
+    return f'<p class="sentence">{text(comparison.sentence)}</p><div class="tiles">{tiles}</div>'
+
+
+def _lead(comparison: Comparison) -> tuple[str, str, str]:
+    """Return the difference that the verdict is about: the champion's, or of the best other when the reference is the champion."""
+    metric = METRICS[comparison.headline]
+    tested = [result for result in comparison.methods if result.vs_reference is not None]
+    shown = next((result for result in tested if result.method == comparison.champion), tested[0] if tested else None)
+    if shown is None or shown.vs_reference is None:
+        return ("difference", "-", "no reference to test against")
+    mean, low, high = (
+        metric.shown(v, signed=True) for v in (shown.vs_reference.mean, shown.vs_reference.ci_low, shown.vs_reference.ci_high)
+    )
+    return (f"{shown.method} against {comparison.reference}", mean, f"95% interval {low} to {high}")
+
+
+def signal(value: object) -> str:
+    """Return whatever the study measured about the signal in its data: numbers by name, tables where there are records."""
+    return '<p class="lead">How much the answers carry about a person beyond the prompt, measured before anything was trained.</p>' + _any(
+        value
+    )
+
+
+def _any(value: object) -> str:
+    if isinstance(value, Mapping):
+        entries = list(cast("Mapping[object, object]", value).items())
+        plain = [(_words(name), _plain(inner)) for name, inner in entries if not isinstance(inner, Mapping | list | tuple)]
+        nested = "".join(
+            f"<h3>{text(_words(name))}</h3>{_any(inner)}" for name, inner in entries if isinstance(inner, Mapping | list | tuple)
+        )
+        return (pairs(plain) if plain else "") + nested
+    if isinstance(value, list | tuple):
+        return _sequence(cast("Sequence[object]", value))
+    return f"<p>{text(_plain(value))}</p>"
+
+
+def _sequence(values: Sequence[object]) -> str:
+    records = [cast("Mapping[object, object]", value) for value in values if isinstance(value, Mapping)]
+    if values and len(records) == len(values):
+        names = list(dict.fromkeys(name for record in records for name in record))
+        numeric = [all(isinstance(record.get(name, 0), int | float) for record in records) for name in names]
+        cells = [[text(_plain(record.get(name, ""))) for name in names] for record in records]
+        return table([text(_words(name)) for name in names], cells, numeric=numeric, caption="signal")
+    return f"<p>{text(', '.join(_plain(value) for value in values))}</p>"
+
+
+def _words(name: object) -> str:
+    return str(name).replace("_", " ")
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "-"}[value]
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def methods(comparison: Comparison) -> str:
+    """Return the table of methods, the best first; a click on a heading sorts it."""
+    metric = METRICS[comparison.headline]
+    others = [name for name in comparison.metrics if name != comparison.headline]
+    reference = comparison.reference
+    ends = [v for r in comparison.methods if r.vs_reference for v in (r.vs_reference.ci_low, r.vs_reference.ci_high)]
+    scale = (min(0.0, *ends), max(0.0, *ends)) if ends else (0.0, 0.0)
+    header = ["method", metric.label, "95% interval"]
+    if reference:
+        header += [f"against {reference}", "its 95% interval", "", "p (Holm)", "win rate"]
+    header += ["worst persona", "5th percentile", *(METRICS[name].label for name in others)]
+    rows: list[str] = []
+    for result in comparison.methods:
+        kind = "champion" if result.method == comparison.champion else "reference" if result.method == reference else ""
+        cells = [_sortable(result.method + (" ★" if kind == "champion" else ""), result.method, number=False)]
+        cells += [_number(comparison.headline, result.means[comparison.headline])]
+        cells += [_sortable(f"{metric.shown(result.mean_low)} to {metric.shown(result.mean_high)}", result.mean_low)]
+        cells += _against(comparison, result, scale) if reference else []
+        worst = _sortable(f"{metric.shown(result.worst_persona)}", result.worst_persona, title=result.worst_persona_id)
+        cells += [worst, _number(comparison.headline, result.p5), *(_number(name, result.means[name]) for name in others)]
+        rows.append(f'<tr class="{kind}">{"".join(cells)}</tr>')
+    head = "".join(
+        f'<th scope="col"{"" if place == 0 else " class=number"}>'
+        + (f'<button type="button">{text(name)}</button>' if name else "")
+        + "</th>"
+        for place, name in enumerate(header)
+    )
+    unit = "Similarities and shares are percent. " if metric.percent else ""
+    return (
+        '<div class="scroll" tabindex="0" role="region" aria-label="table of methods"><table class="sortable">'
+        '<caption class="unseen">Methods, the best first; the headings sort</caption>'
+        f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+        f'<p class="note">{unit}Intervals are 95% two-level paired bootstrap over personas and items, {comparison.draws:,} draws; p is Wilcoxon\'s '
+        "signed-rank test with Holm's correction; a win is a persona that does better. ★ is the champion.</p>"
+    )
+
+
+def _against(comparison: Comparison, result: MethodResult, scale: tuple[float, float]) -> list[str]:
+    metric = METRICS[comparison.headline]
+    difference = result.vs_reference
+    if difference is None:
+        return [_sortable("-", None)] * 2 + ["<td></td>"] + [_sortable("-", None)] * 2
+    low, high = difference.ci_low, difference.ci_high
+    sign = 1 if metric.higher_is_better else -1
+    kind = "good" if min(sign * low, sign * high) > 0 else "bad" if max(sign * low, sign * high) < 0 else "even"
+    return [
+        _sortable(metric.shown(difference.mean, signed=True), difference.mean),
+        _sortable(f"{metric.shown(low, signed=True)} to {metric.shown(high, signed=True)}", low),
+        f"<td>{interval_mark(difference.mean, low, high, asked=0.0, scale=scale, kind=kind)}</td>",
+        _sortable("<0.001" if difference.p_holm < 0.001 else f"{difference.p_holm:.3f}", difference.p_holm),
+        _sortable(f"{difference.win_rate:.0%}", difference.win_rate),
+    ]
+
+
+def _number(metric: str, value: float) -> str:
+    return _sortable(METRICS[metric].shown(value), value)
+
+
+def _sortable(shown: str, value: object, *, number: bool = True, title: str = "") -> str:
+    by = "" if value is None else f' data-value="{text(value)}"'
+    tip = f' title="{text(title)}"' if title else ""
+    return f"<td{' class=number' if number else ''}{by}{tip}>{text(shown)}</td>"
+
+
+def clusters(clustering: Clustering) -> str:
+    """Return who is in which cluster, how good the partition is, and a warning when another run would have made another one."""
+    quality = dict(clustering.quality)
+    low = {name: value for name, value in quality.items() if name.startswith("ari") and value < UNSTABLE}
+    warning = (
+        f'<p class="warning" role="note"><strong>These clusters are unstable</strong>: {text(", ".join(f"{_words(n)} {v:.2f}" for n, v in low.items()))}, '
+        f"below {UNSTABLE:.1f}. Another seed or another sample of the same people's answers would group them differently.</p>"
+        if low
+        else ""
+    )
+    rows = [[text(k), text(len(members)), _people(members)] for k, members in enumerate(clustering.members)]
+    said = [("algorithm", clustering.algorithm), *((_words(name), f"{value:.3f}") for name, value in clustering.quality)]
+    return (
+        warning
+        + pairs(said)
+        + table(["cluster", "personas", "who"], rows, numeric=[True, True, False], caption="clusters")
+        + '<p class="note">Silhouette: 1 is well apart, 0 is touching. ari seeds and ari bootstraps: agreement (adjusted Rand index) with partitions '
+        "of other seeds and of resampled answers; 0.8 and more is stable.</p>"
+    )
+
+
+def _people(members: Iterable[str]) -> str:
+    ids = list(members)
+    shown = ", ".join(text(persona_id) for persona_id in ids[:_MOST_NAMED])
+    if len(ids) <= _MOST_NAMED:
+        return shown
+    rest = ", ".join(text(persona_id) for persona_id in ids[_MOST_NAMED:])
+    return f"<details><summary>{shown} and {len(ids) - _MOST_NAMED} more</summary>{rest}</details>"
+
+
+def gate(verdicts: Sequence[Verdict]) -> str:
+    """Return what was tried at the gate, criterion by criterion."""
+    return "".join(_rung(verdict) for verdict in verdicts)
+
+
+def _rung(verdict: Verdict) -> str:
+    outcome = "passed" if verdict.passed else "refused"
+    rows = [[*_criterion(criterion)] for criterion in verdict.criteria]
+    header = ["criterion", "value", "95% interval", "asked", "", "verdict", "why"]
+    return (
+        f'<h3>{text(verdict.rung)} <span class="badge {"good" if verdict.passed else "bad"}">{outcome}</span></h3>'
+        f'<p class="lead">{text(verdict.adapter)}, judged on {verdict.n_items} val items of {verdict.n_personas} personas.</p>'
+        + table(header, rows, numeric=[False, True, True, True, False, False, False], caption=f"gate, {verdict.rung}")
+    )
+
+
+def _criterion(criterion: Criterion) -> Iterable[str]:
+    known = [v for v in (criterion.value, criterion.threshold, criterion.ci_low, criterion.ci_high) if v is not None]
+    low, high = criterion.ci_low, criterion.ci_high
+    kind = "good" if criterion.passed else "bad"
+    yield text(_words(criterion.name))
+    yield f"{100 * criterion.value:.2f}"
+    yield "-" if low is None or high is None else f"{100 * low:.2f} to {100 * high:.2f}"
+    yield f"{100 * criterion.threshold:.2f}"
+    yield interval_mark(criterion.value, low, high, asked=criterion.threshold, scale=(min(known), max(known)), kind=kind)
+    yield f'<span class="badge {kind}">{"pass" if criterion.passed else "fail"}</span>'
+    yield text(criterion.explanation)
+
+
+def costs(data: ReportData) -> str:
+    """Return what every method costs, where the time went, and the attempts that did not end well."""
+    rows = [[text(c.method), f"{c.n_adapters}", _bytes(c.n_bytes), f"{c.train_tokens:,}", f"{c.train_seconds:,.0f}"] for c in data.costs]
+    header = ["method", "adapters that answer", "their size", "train tokens", "train seconds"]
+    parts = [table(header, rows, numeric=[False, True, True, True, True], caption="costs")]
+    parts.append(
+        '<p class="note">Size is what must be kept to answer everybody. Tokens and seconds are those of every adapter the method chose among, '
+        "started from or was merged of; adapters that methods share count for each.</p>"
+    )
+    if data.seconds_by_phase:
+        phases = [[text(name), f"{seconds:,.1f}"] for name, seconds in data.seconds_by_phase]
+        timings = table(["stage", "seconds"], phases, numeric=[False, True], caption="seconds by stage")
+        parts.append(f"<details><summary>Where the time went</summary>{timings}</details>")
+    troubled = [a for a in data.attempts if a.state not in ("running", "done")]
+    if troubled:
+        trouble = [[text(a.pack), text(a.number), text(a.micro_batch), text(_words(a.state)), text(a.detail)] for a in troubled]
+        header = ["run", "attempt", "micro-batch", "ended", "why"]
+        parts.append("<h3>Attempts that did not end well</h3>")
+        parts.append(table(header, trouble, numeric=[False, True, True, False, False], caption="attempts that did not end well"))
+    return "".join(parts)
+
+
+def _bytes(n_bytes: int) -> str:
+    return f"{n_bytes / 1e6:,.2f} MB" if n_bytes else "none"
+
+
+def examples(data: ReportData) -> str:
+    """Return the form that searches the answers; the script fills the list from the page's data."""
+    n_all, n_shown = data.comparison.n_items, len(data.examples)
+    personas = dict.fromkeys(example.persona_id for example in data.examples)
+    options = "".join(f'<option value="{place}">{text(persona_id)}</option>' for place, persona_id in enumerate(personas))
+    told = (
+        f"{n_shown} of the {n_all} test items are on this page, the first of every persona."
+        if n_shown < n_all
+        else f"All {n_all} test items."
+    )
+    return (
+        f'<p class="lead">The same item answered by every method. {told}</p>'
+        '<form class="controls" role="search"><label>Search <input type="search" id="search" autocomplete="off" '
+        'placeholder="persona, prompt or answer"></label>'
+        f'<label>Persona <select id="persona"><option value="">everybody</option>{options}</select></label>'
+        '<output id="found" aria-live="polite"></output></form>'
+        '<div id="examples"></div><button type="button" id="more" hidden>Show more</button>'
+    )
+
+
+def about(data: ReportData) -> str:
+    """Return how the study was set up and what it was made of."""
+    known = [*data.settings, *data.facts]
+    return pairs(known) if known else ""

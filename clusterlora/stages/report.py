@@ -1,0 +1,169 @@
+"""Collect what a study left in the stores for its report, and write it."""
+
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby, islice
+from pathlib import Path
+
+from clusterlora.comparison.result import Comparison
+from clusterlora.comparison.write import write_atomically
+from clusterlora.ports import Stores
+from clusterlora.report.cluster_map import draw_map
+from clusterlora.report.data import Cost, Curve, Example, ExampleAnswer, ReportData
+from clusterlora.report.page import page
+from clusterlora.settings import Study
+from clusterlora.stages.plan import WorkPlan, trained_adapters, work_plan
+from clusterlora.stages.timing import PREFIX, seconds_by_phase
+from clusterlora.values import Clustering, EvaluationRow, TrainedAdapter
+
+_EXAMPLES_PER_PERSONA = 3
+_MOST_EXAMPLES = 900
+_MOST_CHARACTERS = 1500
+"""What of the answers is on the page: it must open at once, and rows.csv has them all."""
+
+_STEP = re.compile(r"step (\d+)/(\d+) .*\bloss=([0-9.]+)")
+
+
+def write_report(study: Study, stores: Stores, comparison: Comparison, rows: Sequence[EvaluationRow]) -> Path:
+    """Write results/report.html, atomically, and return where it is."""
+    path = stores.folder(study.name) / "results" / "report.html"
+    write_atomically(path, page(report_data(study, stores, comparison, rows)).encode())
+    return path
+
+
+def write_map(study_name: str, stores: Stores, clustering: Clustering) -> Path:
+    """Write results/figures/clusters.png and return where it is."""
+    path = map_path(stores, study_name)
+    draw_map(clustering, path, study_name)
+    return path
+
+
+def map_path(stores: Stores, study_name: str) -> Path:
+    """Return where the picture of the clusters is."""
+    return stores.folder(study_name) / "results" / "figures" / "clusters.png"
+
+
+def report_data(study: Study, stores: Stores, comparison: Comparison, rows: Sequence[EvaluationRow]) -> ReportData:
+    """Return everything the report shows of a compared study."""
+    plan = work_plan(study, stores)
+    facts = stores.studies.facts(study.name)
+    trained = stores.studies.adapters(study.name)
+    logged = tuple(_curves(stores.folder(study.name) / "logs"))
+    return ReportData(
+        study=study.name,
+        comparison=comparison,
+        clustering=stores.studies.clustering(study.name),
+        verdicts=stores.studies.verdicts(study.name),
+        signal=facts.get("signal"),
+        curves=logged or tuple(_first_and_last(trained)),
+        costs=tuple(_costs(study, stores, plan, comparison)),
+        examples=tuple(_examples(rows, [result.method for result in comparison.methods], comparison.headline)),
+        attempts=stores.studies.attempts(study.name),
+        seconds_by_phase=tuple(seconds_by_phase(stores, study.name).items()),
+        settings=tuple(_settings(study)),
+        facts=tuple(_simple(facts)),
+    )
+
+
+def _settings(study: Study) -> Iterator[tuple[str, str]]:
+    recipe = study.recipe
+    yield "base model", study.model.base
+    yield "data", study.data.path or study.data.source
+    yield "system prompt", study.model.system_prompt
+    yield "persona in the prompt", "yes" if study.model.persona_in_prompt else "no"
+    yield "dialogues per persona", f"{study.data.train} train, {study.data.val} val, {study.data.test} test"
+    yield "recipe", f"rank {recipe.rank}, alpha {recipe.alpha:g}, {recipe.epochs} epochs, batch {recipe.batch_size}"
+    yield "learning rate", f"{recipe.learning_rate:g}, {recipe.schedule}"
+    yield "clusters start from", study.cluster_init
+    yield "decoding", f"greedy, at most {study.evaluation.max_new_tokens} tokens"
+
+
+def _simple(facts: Mapping[str, object]) -> Iterator[tuple[str, str]]:
+    """Yield the facts that are one value, timings and the conclusion aside: those have panels of their own."""
+    for name, value in facts.items():
+        if isinstance(value, str | int | float) and not name.startswith(PREFIX) and name not in ("conclusion", "champion", "signal"):
+            yield name.replace("_", " "), str(value)
+
+
+def _costs(study: Study, stores: Stores, plan: WorkPlan, comparison: Comparison) -> Iterator[Cost]:
+    """Yield what every compared method needs: to answer, the adapters of its routes; to be trained, all it chose among and their needs."""
+    held = trained_adapters(study, stores, plan)
+    routes = stores.studies.routes(study.name)
+    for result in comparison.methods:
+        answering = {name for route in routes if route.method == result.method for name in route.stack.adapters} & held.keys()
+        arms = plan.methods[result.method].arms_by_persona
+        behind = _with_needs(plan, {name for _, stacks in arms for stack in stacks for name in stack.adapters}) & held.keys()
+        yield Cost(
+            method=result.method,
+            n_adapters=len(answering),
+            n_bytes=sum(held[name].n_bytes for name in answering),
+            train_tokens=sum(held[name].train_tokens for name in behind),
+            train_seconds=sum(held[name].seconds for name in behind),
+        )
+
+
+def _with_needs(plan: WorkPlan, names: Iterable[str]) -> set[str]:
+    """Return these adapters, what they start from and what they are merged of, however far down."""
+    found: set[str] = set()
+    waiting = list(names)
+    while waiting:
+        name = waiting.pop()
+        if name not in found:
+            found.add(name)
+            waiting += plan.specs[name].needs
+    return found
+
+
+def _examples(rows: Sequence[EvaluationRow], methods: Sequence[str], headline: str) -> Iterator[Example]:
+    """Yield the first items of every persona that all these methods answered."""
+    by_item: dict[tuple[str, str], dict[str, EvaluationRow]] = {}
+    for row in rows:
+        by_item.setdefault((row.persona_id, row.item_id), {})[row.method] = row
+    complete = [answers for answers in by_item.values() if answers.keys() >= set(methods)]
+    first_of_each = (
+        answers
+        for _, of_persona in groupby(sorted(complete, key=_persona_of), key=_persona_of)
+        for answers in islice(of_persona, _EXAMPLES_PER_PERSONA)
+    )
+    for answers in islice(first_of_each, _MOST_EXAMPLES):
+        row = answers[methods[0]]
+        yield Example(
+            persona_id=row.persona_id,
+            cluster=row.cluster,
+            item_id=row.item_id,
+            prompt=_cut(row.prompt),
+            reference=_cut(row.reference),
+            answers=tuple(ExampleAnswer(method=m, text=_cut(answers[m].text), score=answers[m].scores[headline]) for m in methods),
+        )
+
+
+def _persona_of(answers: Mapping[str, EvaluationRow]) -> str:
+    return next(iter(answers.values())).persona_id
+
+
+def _cut(words: str) -> str:
+    left = len(words) - _MOST_CHARACTERS
+    return words if left <= 0 else f"{words[:_MOST_CHARACTERS]}… ({left} more characters)"
+
+
+def _curves(logs: Path) -> Iterator[Curve]:
+    """Yield the losses of the last attempt in every training log on this machine."""
+    for file in sorted(logs.glob("*_training.log")):
+        points: list[tuple[int, float]] = []
+        n_steps = 0
+        for found in _STEP.finditer(file.read_text(encoding="utf-8")):
+            step, n_steps, loss = int(found[1]), int(found[2]), float(found[3])
+            if points and step <= points[-1][0]:
+                points.clear()
+            points.append((step, loss))
+        if len(points) > 1:
+            title = file.name.removesuffix("_training.log").replace("_", " ")
+            yield Curve(title=title, points=tuple(points), n_steps=n_steps, complete=True)
+
+
+def _first_and_last(adapters: Iterable[TrainedAdapter]) -> Iterator[Curve]:
+    for adapter in adapters:
+        if adapter.steps > 1 and math.isfinite(adapter.first_loss) and math.isfinite(adapter.last_loss):
+            ends = ((1, adapter.first_loss), (adapter.steps, adapter.last_loss))
+            yield Curve(title=adapter.name, points=ends, n_steps=adapter.steps, complete=False)
