@@ -53,6 +53,8 @@ def client_environment(home: Path, addresses: Addresses) -> dict[str, str]:
         "PREFECT_API_URL": f"{addresses.prefect}/api",
         "PREFECT_HOME": str(home / "prefect"),
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
+        # On SQLite the server answers 503 while another run writes; many runs at once need more patience than the default five tries.
+        "PREFECT_CLIENT_MAX_RETRIES": "12",
         "PREFECT_LOGGING_EXTRA_LOGGERS": "clusterlora",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "MLFLOW_TRACKING_URI": addresses.mlflow,

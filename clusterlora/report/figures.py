@@ -12,7 +12,8 @@ from clusterlora.report.palette import mark
 from clusterlora.values import Clustering
 
 Figure = dict[str, Any]
-"""`data` and `layout` as plotly knows them, `height` in pixels, and `views`: named choices of visible traces with changes of the layout."""
+"""`data` and `layout` as plotly knows them, `height` in pixels, `square` when it is not to fill the width, and `views`: named choices
+of visible traces with changes of the layout."""
 
 _SMOOTH_OVER = 5
 """Points of a curve that its bold line averages."""
@@ -134,7 +135,7 @@ def against_reference(comparison: Comparison, clusters: Mapping[str, int]) -> Fi
         }
         for result in others
     ]
-    return _figure(data, layout, height=520, views=views)
+    return _figure(data, layout, height=640, views=views, square=True)
 
 
 def cluster_map(clustering: Clustering) -> Figure | None:
@@ -142,7 +143,7 @@ def cluster_map(clustering: Clustering) -> Figure | None:
     if not clustering.map_2d:
         return None
     place = {persona_id: (x, y) for persona_id, x, y in clustering.map_2d}
-    data = []
+    data: list[dict[str, Any]] = []
     for cluster, members in enumerate(clustering.members):
         drawn = [persona_id for persona_id in members if persona_id in place]
         colour, symbol, _ = mark(cluster)
@@ -204,7 +205,7 @@ def costs(comparison: Comparison, all_costs: Sequence[Cost]) -> Figure:
     kinds: tuple[tuple[str, list[float]], ...] = (
         ("adapter bytes", [cost.n_bytes for cost in all_costs]),
         ("train tokens", [cost.train_tokens for cost in all_costs]),
-        ("train seconds", [cost.train_seconds for cost in all_costs]),
+        ("adapter-seconds of training", [cost.train_seconds for cost in all_costs]),
     )
     results = [comparison.method(cost.method) for cost in all_costs]
     values = [scale * result.means[comparison.headline] for result in results]
@@ -219,8 +220,8 @@ def costs(comparison: Comparison, all_costs: Sequence[Cost]) -> Figure:
                 "mode": "markers+text",
                 "x": positions,
                 "y": values,
-                "text": [_name(comparison, result) for result in results],
-                "textposition": ["top center" if rank[result.method] % 2 == 0 else "bottom center" for result in results],
+                "text": [f" {_name(comparison, result)} " for result in results],
+                "textposition": ["middle right" if rank[result.method] % 2 == 0 else "middle left" for result in results],
                 "cliponaxis": False,
                 "marker": {"size": 12, "color": [_colour(comparison, result) for result in results]},
                 "error_y": {
@@ -239,15 +240,17 @@ def costs(comparison: Comparison, all_costs: Sequence[Cost]) -> Figure:
                 "hovertemplate": "%{customdata}<extra></extra>",
             }
         )
-        ends = [min(positions) - 0.45, max(positions) + 0.45]
+        ends = [min(positions) - 0.6, max(positions) + 0.6]
         axis = {"title": {"text": kind}, "range": ends, "tickvals": [at for at, _ in ticks], "ticktext": [shown for _, shown in ticks]}
         views.append({"name": kind, "visible": [other == number for other in range(len(kinds))], "layout": {"xaxis": axis}})
     layout = {"xaxis": {"zeroline": False}, "yaxis": {"title": {"text": _axis(comparison)}, "zeroline": False}, "showlegend": False}
     return _figure(data, layout, height=440, views=views)
 
 
-def _figure(data: list[dict[str, Any]], layout: dict[str, Any], *, height: int, views: Sequence[dict[str, Any]] = ()) -> Figure:
-    return {"data": data, "layout": layout, "height": height, "views": list(views)}
+def _figure(
+    data: list[dict[str, Any]], layout: dict[str, Any], *, height: int, views: Sequence[dict[str, Any]] = (), square: bool = False
+) -> Figure:
+    return {"data": data, "layout": layout, "height": height, "views": list(views), "square": square}
 
 
 def _log_axis(amounts: Sequence[float]) -> tuple[list[float], list[tuple[float, str]]]:

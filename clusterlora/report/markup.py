@@ -60,5 +60,6 @@ def interval_mark(value: float, low: float | None, high: float | None, *, asked:
     line = "" if low is None or high is None else f'<line class="span" x1="{x(low):.1f}" x2="{x(high):.1f}" y1="10" y2="10"/>'
     return (
         f'<svg class="interval {kind}" viewBox="0 0 {width} {height}" width="{width}" height="{height}" aria-hidden="true">'
-        f'<line class="asked" x1="{x(asked):.1f}" x2="{x(asked):.1f}" y1="1" y2="19"/>{line}<circle cx="{x(value):.1f}" cy="10" r="4"/></svg>'
+        f'<line class="asked" x1="{x(asked):.1f}" x2="{x(asked):.1f}" y1="1" y2="19"/>{line}'
+        f'<circle cx="{x(value):.1f}" cy="10" r="4"/></svg>'
     )

@@ -50,12 +50,13 @@ function draw(anchor) {
     height: figure.height,
     hovermode: "closest",
     hoverlabel: { align: "left" },
+    modebar: { bgcolor: "rgba(0,0,0,0)", color: variable("muted"), activecolor: variable("ink") },
     legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0 },
     xaxis: axis,
     yaxis: axis,
   };
   const data = figure.data.map((trace, place) => ({ ...themed(trace), visible: view.visible ? view.visible[place] : true }));
-  const config = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] };
+  const config = { responsive: true, displaylogo: false, displayModeBar: "hover", modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] };
   return Plotly.react(`figure-${anchor}`, data, themed(merged(base, figure.layout, view.layout)), config);
 }
 

@@ -19,7 +19,6 @@ class _Panel(NamedTuple):
     body: str
     figure: Figure | None = None
     figure_says: str = ""
-    figure_first: bool = True
 
 
 def page(data: ReportData) -> str:
@@ -36,8 +35,8 @@ def page(data: ReportData) -> str:
     scripts = (_plotly(), _resource("page.js"))
     # Only these two scripts may run and nothing may be fetched, whatever a persona or a model has written.
     policy = (
-        f"default-src 'none'; script-src {' '.join(script_hash(script) for script in scripts)}; style-src 'unsafe-inline'; img-src data: blob:; "
-        "base-uri 'none'; form-action 'none'"
+        f"default-src 'none'; script-src {' '.join(map(script_hash, scripts))}; style-src 'unsafe-inline'; "
+        "img-src data: blob:; base-uri 'none'; form-action 'none'"
     )
     links = "".join(f'<li><a href="#{panel.anchor}">{text(panel.title)}</a></li>' for panel in panels)
     return (
@@ -99,8 +98,9 @@ def _section(panel: _Panel) -> str:
         views = panel.figure["views"]
         options = "".join(f'<option value="{place}">{text(view["name"])}</option>' for place, view in enumerate(views))
         choice = f'<p class="controls"><label>Show <select data-figure="{panel.anchor}">{options}</select></label></p>' if views else ""
+        kind = "figure square" if panel.figure["square"] else "figure"
         figure = (
-            f'{choice}<div class="figure" id="figure-{panel.anchor}" role="img" aria-label="{text(panel.figure_says)}" '
+            f'{choice}<div class="{kind}" id="figure-{panel.anchor}" role="img" aria-label="{text(panel.figure_says)}" '
             f'style="height:{panel.figure["height"]}px"></div>'
         )
     return f'<section id="{panel.anchor}"><h2>{text(panel.title)}</h2>{figure}{panel.body}</section>'
@@ -108,7 +108,7 @@ def _section(panel: _Panel) -> str:
 
 @lru_cache(maxsize=1)
 def _plotly() -> str:
-    from plotly.offline import get_plotlyjs
+    from plotly.offline import get_plotlyjs  # pyright: ignore[reportMissingTypeStubs]
 
     return get_plotlyjs()
 

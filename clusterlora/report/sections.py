@@ -36,7 +36,8 @@ def verdict(data: ReportData) -> str:
             ("gate", "passed" if passed else "refused", f"{len(data.verdicts)} tried" + (f", by {passed.rung}" if passed else ""))
         )
     tiles = "".join(
-        f'<div class="tile"><div class="name">{text(name)}</div><div class="value">{text(value)}</div><div class="note">{text(note)}</div></div>'
+        f'<div class="tile"><div class="name">{text(name)}</div><div class="value">{text(value)}</div>'
+        f'<div class="note">{text(note)}</div></div>'
         for name, value, note in numbers
     )
     return f'<p class="sentence">{text(comparison.sentence)}</p><div class="tiles">{tiles}</div>'
@@ -65,10 +66,9 @@ def signal(value: object) -> str:
 def _any(value: object) -> str:
     if isinstance(value, Mapping):
         entries = list(cast("Mapping[object, object]", value).items())
-        plain = [(_words(name), _plain(inner)) for name, inner in entries if not isinstance(inner, Mapping | list | tuple)]
-        nested = "".join(
-            f"<h3>{text(_words(name))}</h3>{_any(inner)}" for name, inner in entries if isinstance(inner, Mapping | list | tuple)
-        )
+        deep = {name: isinstance(inner, Mapping | list | tuple) for name, inner in entries}
+        plain = [(_words(name), _plain(inner)) for name, inner in entries if not deep[name]]
+        nested = "".join(f"<h3>{text(_words(name))}</h3>{_any(inner)}" for name, inner in entries if deep[name])
         return (pairs(plain) if plain else "") + nested
     if isinstance(value, list | tuple):
         return _sequence(cast("Sequence[object]", value))
@@ -127,8 +127,8 @@ def methods(comparison: Comparison) -> str:
         '<div class="scroll" tabindex="0" role="region" aria-label="table of methods"><table class="sortable">'
         '<caption class="unseen">Methods, the best first; the headings sort</caption>'
         f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
-        f'<p class="note">{unit}Intervals are 95% two-level paired bootstrap over personas and items, {comparison.draws:,} draws; p is Wilcoxon\'s '
-        "signed-rank test with Holm's correction; a win is a persona that does better. ★ is the champion.</p>"
+        f'<p class="note">{unit}Intervals are 95% two-level paired bootstrap over personas and items, {comparison.draws:,} draws; '
+        "p is Wilcoxon's signed-rank test with Holm's correction; a win is a persona that does better. ★ is the champion.</p>"
     )
 
 
@@ -163,8 +163,9 @@ def clusters(clustering: Clustering) -> str:
     """Return who is in which cluster, how good the partition is, and a warning when another run would have made another one."""
     quality = dict(clustering.quality)
     low = {name: value for name, value in quality.items() if name.startswith("ari") and value < UNSTABLE}
+    measured = text(", ".join(f"{_words(name)} {value:.2f}" for name, value in low.items()))
     warning = (
-        f'<p class="warning" role="note"><strong>These clusters are unstable</strong>: {text(", ".join(f"{_words(n)} {v:.2f}" for n, v in low.items()))}, '
+        f'<p class="warning" role="note"><strong>These clusters are unstable</strong>: {measured}, '
         f"below {UNSTABLE:.1f}. Another seed or another sample of the same people's answers would group them differently.</p>"
         if low
         else ""
@@ -175,8 +176,8 @@ def clusters(clustering: Clustering) -> str:
         warning
         + pairs(said)
         + table(["cluster", "personas", "who"], rows, numeric=[True, True, False], caption="clusters")
-        + '<p class="note">Silhouette: 1 is well apart, 0 is touching. ari seeds and ari bootstraps: agreement (adjusted Rand index) with partitions '
-        "of other seeds and of resampled answers; 0.8 and more is stable.</p>"
+        + '<p class="note">Silhouette: 1 is well apart, 0 is touching. ari seeds and ari bootstraps: agreement (adjusted Rand index) with '
+        "partitions of other seeds and of resampled answers; 0.8 and more is stable.</p>"
     )
 
 
@@ -221,11 +222,12 @@ def _criterion(criterion: Criterion) -> Iterable[str]:
 def costs(data: ReportData) -> str:
     """Return what every method costs, where the time went, and the attempts that did not end well."""
     rows = [[text(c.method), f"{c.n_adapters}", _bytes(c.n_bytes), f"{c.train_tokens:,}", f"{c.train_seconds:,.0f}"] for c in data.costs]
-    header = ["method", "adapters that answer", "their size", "train tokens", "train seconds"]
+    header = ["method", "adapters that answer", "their size", "train tokens", "adapter-seconds"]
     parts = [table(header, rows, numeric=[False, True, True, True, True], caption="costs")]
     parts.append(
-        '<p class="note">Size is what must be kept to answer everybody. Tokens and seconds are those of every adapter the method chose among, '
-        "started from or was merged of; adapters that methods share count for each.</p>"
+        '<p class="note">Size is what must be kept to answer everybody. Tokens and seconds are those of every adapter that the method '
+        "chose among, started from or was merged of; an adapter that methods share counts for each. Adapters trained side by side count "
+        "their seconds in full, each of them; the seconds of the runs are below.</p>"
     )
     if data.seconds_by_phase:
         phases = [[text(name), f"{seconds:,.1f}"] for name, seconds in data.seconds_by_phase]

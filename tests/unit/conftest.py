@@ -3,7 +3,12 @@
 import logging
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from clusterlora.comparison.compare import compare
+from clusterlora.report.data import Cost, Curve, Example, ExampleAnswer, ReportData
+from clusterlora.values import Attempt, Clustering, Criterion, EvaluationRow, Verdict
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -45,6 +50,75 @@ def tiny_base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model.save_pretrained(folder)
     fast.save_pretrained(folder)
     return folder
+
+
+HOSTILE = "</script><img src=x onerror=\"document.title='owned'\"> @ink $x$ %{x} & 'it'"
+
+
+@pytest.fixture(scope="session")
+def report_data() -> ReportData:
+    """A compared study with everything a report can show; one persona's id, a prompt, an answer and a fact try to break out of the page."""
+    rng = np.random.default_rng(0)
+    people = (HOSTILE, *(f"persona_{number:03d}" for number in range(1, 12)))
+    cluster_by_persona = {persona_id: number % 3 for number, persona_id in enumerate(people)}
+    means = {"baseline": 0.55, "unified": 0.78, "per_persona": 0.70, "cluster": 0.84}
+    rows = []
+    for persona_id in people:
+        for item in range(4):
+            for method, mean in means.items():
+                score = float(np.clip(mean + rng.normal(0, 0.04), 0, 1))
+                text = HOSTILE if persona_id == HOSTILE else f"{method} dims the lamp in room {item}"
+                scores = {"embedding_similarity": score, "nll": 3 - 2 * score}
+                cluster = cluster_by_persona[persona_id]
+                rows.append(EvaluationRow(method, persona_id, cluster, f"item {item}", f"user: {HOSTILE}", "Lights at 20.", text, scores))
+    higher_is_better = {"embedding_similarity": True, "nll": False}
+    comparison = compare(rows, headline="embedding_similarity", higher_is_better=higher_is_better, draws=200, rng=rng, floor=0.31)
+    members = tuple(tuple(p for p in people if cluster_by_persona[p] == k) for k in range(3))
+    answers = {(row.persona_id, row.item_id, row.method): row for row in rows}
+    refused = (
+        Criterion("above_unified", -0.01, 0.0, False, -0.03, 0.01, f"may be chance, says {HOSTILE}"),
+        Criterion("worst_persona", 0.71, 0.70, True, None, None, "good enough"),
+    )
+    return ReportData(
+        study="trial",
+        comparison=comparison,
+        clustering=Clustering(
+            "responses",
+            members,
+            (("silhouette", 0.12), ("ari_seeds", 0.31), ("ari_bootstraps", 0.92)),
+            tuple((p, float(x), float(y)) for p, (x, y) in zip(people, rng.normal(size=(12, 2)), strict=True)),
+        ),
+        verdicts=(
+            Verdict("own", "cluster-00", refused, 4, 16),
+            Verdict("warm-start", "cluster-00+warm-start", (Criterion("above_unified", 0.04, 0.0, True, 0.01, 0.07, "better"),), 4, 16),
+        ),
+        signal={"verdict": HOSTILE, "share_of_variance": 0.123456, "by_metric": [{"metric": "nll", "gain": 0.5}], "nested": {"n": 3}},
+        curves=(Curve(title="unified", points=tuple((step, 5 / step) for step in range(1, 30)), n_steps=29, complete=True),),
+        costs=tuple(
+            Cost(method=method, n_adapters=n, n_bytes=n * 1_000_000, train_tokens=n * 5000, train_seconds=n * 2.5)
+            for n, method in enumerate(means)
+        ),
+        examples=tuple(
+            Example(
+                persona_id=p,
+                cluster=cluster_by_persona[p],
+                item_id=f"item {item}",
+                prompt=f"user: {HOSTILE}",
+                reference="Lights at 20.",
+                answers=tuple(
+                    ExampleAnswer(method=m, text=row.text, score=row.scores["embedding_similarity"])
+                    for m in means
+                    for row in (answers[p, f"item {item}", m],)
+                ),
+            )
+            for p in people
+            for item in range(3)
+        ),
+        attempts=(Attempt("unified", 1, 2, "out_of_memory", HOSTILE), Attempt("unified", 2, 1, "done")),
+        seconds_by_phase=(("train unified", 12.5),),
+        settings=(("base model", "homelm"),),
+        facts=(("git revision", HOSTILE),),
+    )
 
 
 @pytest.fixture(autouse=True)
