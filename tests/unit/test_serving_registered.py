@@ -13,6 +13,7 @@ from clusterlora.models.base import base_revision
 from clusterlora.settings import ModelSettings, Recipe
 from clusterlora.stores.json_codec import plain
 from clusterlora.stores.mlflow_tracker import MlflowTracker
+from clusterlora.stores.routing_table import KeyedLayer, KeyedStack
 from clusterlora.values import AdapterSpec, Dataset, Dialogue, Persona, TrainedAdapter, Turn
 
 # MLflow warns of its own type hints when its model flavours are imported.
@@ -52,8 +53,8 @@ def registered(mlflow_server: str, tiny_base_folder: Path, tmp_path_factory: pyt
         "model": plain(settings),
         "base_revision": base_revision(settings.base),
         "max_new_tokens": 8,
-        "default": [{"key": "aaaa", "weight": 1.0}],
-        "personas": {"ann": [{"key": "bbbb", "weight": 1.0}], "bob": []},
+        "default": KeyedStack((KeyedLayer("aaaa"),)),
+        "personas": {"ann": KeyedStack((KeyedLayer("bbbb"),)), "bob": KeyedStack()},
         "names": {"aaaa": "unified", "bbbb": "cluster-00"},
     }
     tracker.register_router(STUDY, routes=routes, adapter_folders=folders, champion=True)

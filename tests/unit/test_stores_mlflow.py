@@ -19,6 +19,7 @@ from clusterlora.settings import Recipe, Study
 from clusterlora.stores.files import FileAdapterStore
 from clusterlora.stores.json_codec import plain
 from clusterlora.stores.mlflow_tracker import MlflowTracker
+from clusterlora.stores.routing_table import KeyedLayer, KeyedStack
 from clusterlora.values import AdapterSpec, Criterion, Dataset, Dialogue, Persona, TrainedAdapter, Turn, Verdict
 
 DATA = Dataset((Persona("p", None, (Dialogue("d", (Turn("user", "hi"), Turn("assistant", "hello")), split="train"),)),))
@@ -209,8 +210,8 @@ def test_the_champion_alias_moves_with_the_champion(
             "model": plain(Study().model) | {"base": str(tiny_base_folder)},
             "base_revision": "r",
             "max_new_tokens": 8,
-            "default": [],
-            "personas": {"p": [{"key": key, "weight": 1.0}]},
+            "default": KeyedStack(),
+            "personas": {"p": KeyedStack((KeyedLayer(key),))},
         }
         return tracker.register_router(study, routes=routes, adapter_folders={key: folder}, champion=champion)
 
