@@ -237,13 +237,14 @@ class Criterion:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The gate's answer for one rung of the ladder of hyper-parameters."""
+    """The gate's answer for one rung of the ladder of hyper-parameters. `notes` say how far it can be trusted."""
 
     rung: str
     adapter: str
     criteria: tuple[Criterion, ...]
     n_personas: int
     n_items: int
+    notes: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:

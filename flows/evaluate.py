@@ -14,12 +14,15 @@ def _name() -> str:
 
 
 @flow(name="evaluate", flow_run_name=_name)
-def evaluate(study_name: str, part: Literal["gate", "test"] = "test", shard: int = 1, shards: int = 1, rung: str | None = None) -> None:
+def evaluate(
+    study_name: str, part: Literal["power", "gate", "test"] = "test", shard: int = 1, shards: int = 1, rung: str | None = None
+) -> None:
     """Answer and score what is missing of a study.
 
     Args:
         study_name: A study that exists.
-        part: `gate` answers the val items of cluster 0; `test` lets every method choose on val, then answers test.
+        part: `power` answers the val items of cluster 0 with the bare base model, `gate` with the adapters on trial; `test` lets every
+            method choose on val, then answers test.
         shard: This run's share of the personas, counted from 1.
         shards: How many runs share the personas.
         rung: Which rung of the ladder, for the gate.

@@ -1,4 +1,7 @@
-"""The gate: cluster 0 must show that it is worth paying for the others. Each rung of the ladder is a run of its own."""
+"""The gate: cluster 0 must show that it is worth paying for the others. Each rung of the ladder is a run of its own.
+
+Before the first, the bare base model's answers tell what the gate is able to see.
+"""
 
 from prefect import flow, tags
 
@@ -6,7 +9,7 @@ from clusterlora.settings import Rung
 from clusterlora.values import Verdict
 from tasks.dispatch import dispatch_evaluation
 from tasks.fan_out import train_all
-from tasks.judgement import judge, known_verdict
+from tasks.judgement import foresee, foreseen, judge, known_verdict
 from tasks.planning import ladder, packs_for_gate
 from tasks.run_names import study_tag
 
@@ -20,7 +23,11 @@ def gate(study_name: str) -> Verdict | None:
     """
     verdict = None
     with tags(study_tag(study_name)):
-        for rung in ladder(study_name):
+        rungs = ladder(study_name)
+        if rungs and not foreseen(study_name):
+            dispatch_evaluation(study_name, "power")
+            foresee(study_name)
+        for rung in rungs:
             verdict = known_verdict(study_name, rung.name) or climb(study_name, rung)
             if verdict.passed:
                 break

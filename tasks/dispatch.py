@@ -99,7 +99,7 @@ def dispatch_training(study_name: str, pack: Pack) -> None:
     cache_policy=NO_CACHE,
 )
 def dispatch_evaluation(study_name: str, part: str, *, shard: int = 1, shards: int = 1, rung: str | None = None) -> None:
-    """Answer and score one shard (counted from 1) of the gate or test part in a run of its own.
+    """Answer and score one shard (counted from 1) of a part (power, gate or test) in a run of its own.
 
     Raises:
         CrashedChildError: the run died more often than is worth another attempt.

@@ -1,8 +1,9 @@
-"""The gate's verdict on one rung, shown as an artifact."""
+"""The gate's verdict on one rung, and before it what the gate is able to see, shown as artifacts."""
 
 from prefect import task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
+from prefect.logging import get_run_logger
 
 from clusterlora.values import Verdict
 from clusterlora.wiring import from_environment
@@ -29,6 +30,34 @@ def judge(study_name: str, rung: str) -> Verdict:
         description=f"Gate of {study_name}, {rung}: {'passed' if verdict.passed else 'refused'}",
     )
     return verdict
+
+
+@task(
+    task_run_name="foresee gate · {study_name}",
+    retries=3,
+    retry_delay_seconds=5,
+    retry_condition_fn=service_was_away,
+    cache_policy=NO_CACHE,
+)
+def foresee(study_name: str) -> None:
+    """Tell which gain the gate would notice and how often luck decides, before anything is trained for it."""
+    from clusterlora.stages.judge import foresee as foresee_gate
+
+    power = foresee_gate(study_name, from_environment())
+    logger = get_run_logger()
+    logger.info("%s", power.sentence)
+    for warning in power.warnings:
+        logger.warning("%s", warning)
+    lines = [f"## What the gate of {study_name} can see", power.sentence, *(f"**{warning}**" for warning in power.warnings)]
+    create_markdown_artifact("\n\n".join(lines), key=artifact_key("gate", study_name, "power"), description=power.sentence)
+
+
+@task(task_run_name="gate foreseen? · {study_name}", cache_policy=NO_CACHE)
+def foreseen(study_name: str) -> bool:
+    """Return whether an earlier run of the study told what its gate can see."""
+    from clusterlora.stages.judge import known_power
+
+    return known_power(study_name, from_environment()) is not None
 
 
 @task(task_run_name="look up verdict · {study_name} · {rung}", cache_policy=NO_CACHE)

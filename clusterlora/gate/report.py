@@ -18,6 +18,7 @@ def markdown(verdict: Verdict) -> str:
             [_row(criterion) for criterion in verdict.criteria],
             right=(False, True, True, True, False, False),
         )
+        + "".join(f"\n{note}\n" for note in verdict.notes)
     )
 
 

@@ -203,6 +203,7 @@ def _rung(verdict: Verdict) -> str:
         f'<h3>{text(verdict.rung)} <span class="badge {"good" if verdict.passed else "bad"}">{outcome}</span></h3>'
         f'<p class="lead">{text(verdict.adapter)}, judged on {verdict.n_items} val items of {verdict.n_personas} personas.</p>'
         + table(header, rows, numeric=[False, True, True, True, False, False, False], caption=f"gate, {verdict.rung}")
+        + "".join(f'<p class="lead">{text(note)}</p>' for note in verdict.notes)
     )
 
 

@@ -24,7 +24,7 @@ from clusterlora.values import Item, Layer, MethodPlan, Persona, Route, Split, S
 _STACKS_AT_ONCE = 64
 """Stacks whose factors are in memory together."""
 
-Part = Literal["gate", "test"]
+Part = Literal["power", "gate", "test"]
 
 
 def evaluate(
@@ -33,17 +33,18 @@ def evaluate(
     """Return the number of answers given; those the study holds are not given again.
 
     Args:
-        part: `gate` answers a cluster's val items with a rung's adapter and with unified; `test` lets every method choose on val,
-            then answers test items.
+        part: `power` answers a cluster's val items with the bare base model, `gate` with a rung's adapter and with unified; `test`
+            lets every method choose on val, then answers test items.
         shard: this run's share of the personas, 1..shards.
         rung: which try of the ladder (gate only).
-        cluster: whose val items (gate only); the study itself asks for cluster 0.
+        cluster: whose val items (not for test); the study itself asks for cluster 0.
     """
     study = stores.studies.study(study_name)
     runner = _Runner(study, stores, log)
     with timed(stores, study_name, f"evaluate {part}" + (f" {rung}" if rung else f" {shard}/{shards}")):
-        if part == "gate":
-            return _gate(study, runner, work_plan(study, stores, rung_by_name(study, rung) if rung else None), cluster)
+        if part != "test":
+            plan = work_plan(study, stores, rung_by_name(study, rung) if rung else None)
+            return _val(study, runner, plan, cluster, bare=part == "power")
         return _test(study, runner, work_plan(study, stores), shard=shard, shards=shards)
 
 
@@ -84,9 +85,10 @@ def compared_personas(study: Study, stores: Stores) -> tuple[str, ...]:
     return stores.studies.dataset(study.name).ids
 
 
-def _gate(study: Study, runner: "_Runner", plan: WorkPlan, cluster: int) -> int:
+def _val(study: Study, runner: "_Runner", plan: WorkPlan, cluster: int, *, bare: bool) -> int:
     candidate, reference = judged_adapters(plan, cluster)
-    pairs = [(p, Stack((Layer(name),))) for p in plan.specs[candidate].persona_ids for name in (candidate, reference)]
+    stacks = (Stack(),) if bare else (Stack((Layer(candidate),)), Stack((Layer(reference),)))
+    pairs = [(p, stack) for p in plan.specs[candidate].persona_ids for stack in stacks]
     return runner.answer(plan, pairs, "val", study.evaluation.metrics)
 
 

@@ -1,20 +1,45 @@
 """A cluster's verdict under one rung, from val answers alone: the ladder chooses by it, so test items must not be seen here."""
 
+from dataclasses import asdict, replace
+
 import numpy as np
 
 from clusterlora.gate.judge import judge as judge_trial
+from clusterlora.gate.power import Power, gate_power
 from clusterlora.ports import Stores
 from clusterlora.stages.evaluate import scores_of
 from clusterlora.stages.plan import judged_adapters, rung_by_name, work_plan
 from clusterlora.values import Layer, Stack, Verdict
 
+_POWER = "gate_power"
+
 
 def judge(study_name: str, rung: str, stores: Stores) -> Verdict:
     """Return the gate's verdict: on cluster 0 as this rung trained it, now recorded in the study and in the tracker."""
     verdict = verdict_on(study_name, rung, 0, stores)
+    if power := known_power(study_name, stores):
+        verdict = replace(verdict, notes=(power.sentence, *power.warnings))
     stores.studies.save_verdict(study_name, verdict)
     stores.tracker.log_verdict(study_name, verdict)
     return verdict
+
+
+def foresee(study_name: str, stores: Stores) -> Power:
+    """Return what the gate is able to see, from the bare base model's answers to the val items of cluster 0; now recorded."""
+    study = stores.studies.study(study_name)
+    plan = work_plan(study, stores)
+    persona_ids = plan.specs[judged_adapters(plan)[0]].persona_ids
+    bare = Stack()
+    scores = scores_of(study, stores, {bare: plan.stack_key(bare)}, [(p, bare) for p in persona_ids], "val", study.evaluation.headline)
+    power = gate_power({p: scores[p, bare] for p in persona_ids}, study.gate, np.random.default_rng(0))
+    stores.studies.save_fact(study_name, _POWER, asdict(power))
+    return power
+
+
+def known_power(study_name: str, stores: Stores) -> Power | None:
+    """Return what was foreseen of the study's gate, if it was."""
+    found = stores.studies.facts(study_name).get(_POWER)
+    return Power(**found) if found else None
 
 
 def verdict_on(study_name: str, rung: str, cluster: int, stores: Stores) -> Verdict:

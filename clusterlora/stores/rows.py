@@ -158,12 +158,14 @@ def of_verdict(study: str, position: int, value: Verdict) -> Values:
         "criteria": to_json(value.criteria),
         "n_personas": value.n_personas,
         "n_items": value.n_items,
+        "notes": to_json(value.notes),
     }
 
 
 def verdict(row: Any) -> Verdict:
     """Return the verdict of a row."""
-    return Verdict(row.rung, row.adapter, from_json(tuple[Criterion, ...], row.criteria), row.n_personas, row.n_items)
+    criteria, notes = from_json(tuple[Criterion, ...], row.criteria), from_json(tuple[str, ...], row.notes)
+    return Verdict(row.rung, row.adapter, criteria, row.n_personas, row.n_items, notes)
 
 
 def _null_for_nan(value: float) -> float | None:

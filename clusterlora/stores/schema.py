@@ -167,4 +167,5 @@ verdicts = Table(
     Column("criteria", Text, nullable=False),
     Column("n_personas", Integer, nullable=False),
     Column("n_items", Integer, nullable=False),
+    Column("notes", Text, nullable=False, server_default="[]"),
 )

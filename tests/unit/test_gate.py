@@ -1,5 +1,6 @@
 """The gate: what passes, what never does, and what the report says."""
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,8 +11,12 @@ from hypothesis import strategies as st
 
 from clusterlora.errors import BadData
 from clusterlora.gate.criteria import CRITERIA
+from clusterlora.gate.criteria.above_unified import above_unified
+from clusterlora.gate.criteria.share_of_personas_improved import share_of_personas_improved
 from clusterlora.gate.judge import judge
+from clusterlora.gate.power import CORRELATION, WANTED_POWER, gate_power
 from clusterlora.gate.report import markdown
+from clusterlora.gate.trial import trial
 from clusterlora.settings import GateSettings
 from clusterlora.values import Verdict
 
@@ -161,3 +166,79 @@ def test_a_persona_id_cannot_break_out_of_the_report():
 def test_the_adapter_and_rung_are_named_in_the_report():
     found = replace(verdict(scores(0.88), scores(0.80, seed=1)), rung="lower-lr", adapter="cluster-00")
     assert "Adapter **cluster-00**, rung **lower-lr**" in markdown(found)
+
+
+GAINS_ONLY = GateSettings(mean_similarity=None, worst_persona=None, share_improved=0.60)
+
+
+def imagined_gate(rng: np.random.Generator, *, gain: float, item_sd: float, persona_sd: float, n_items: int) -> bool:
+    """Return whether the real gate passes on scores drawn as the power calculation imagines them."""
+    factor = np.sqrt(2 * (1 - CORRELATION))
+    unified = scores(0.75, n_items=n_items, spread=item_sd)
+    candidate = {
+        persona: values + gain + factor * (persona_sd * rng.normal() + item_sd * rng.normal(size=n_items))
+        for persona, values in unified.items()
+    }
+    both = trial(candidate, unified)
+    found = (above_unified(both, GAINS_ONLY, rng), share_of_personas_improved(both, GAINS_ONLY, rng))
+    return all(criterion.passed for criterion in found)
+
+
+@pytest.mark.parametrize("n_items", [3, 12])
+def test_the_gain_that_a_gate_says_it_sees_passes_it_four_times_in_five(n_items: int, monkeypatch: pytest.MonkeyPatch):
+    # The module; the package gives its name to the function inside. Only the interval needs draws, and it is not looked at here.
+    monkeypatch.setattr(sys.modules[above_unified.__module__], "DRAWS", 10)
+    rng = np.random.default_rng(n_items)
+    baseline = {f"persona_{p}": 0.75 + 0.04 * rng.normal() + 0.12 * rng.normal(size=n_items) for p in range(400)}
+    deviations = gate_power(baseline, GAINS_ONLY, rng)
+    assert deviations.item_sd == pytest.approx(0.12, rel=0.15)
+    assert deviations.persona_sd == pytest.approx(0.04, abs=0.025)
+
+    sixteen = dict(list(baseline.items())[:16])
+    power = gate_power(sixteen, GAINS_ONLY, rng)
+    assert power.detectable_gain is not None
+    known = {"item_sd": power.item_sd, "persona_sd": power.persona_sd, "n_items": n_items}
+    passed = np.mean([imagined_gate(rng, gain=power.detectable_gain, **known) for _ in range(600)])
+    assert passed == pytest.approx(WANTED_POWER, abs=0.075)
+    by_luck = np.mean([imagined_gate(rng, gain=0.0, **known) for _ in range(600)])
+    assert by_luck == pytest.approx(power.false_pass, abs=0.075)
+
+
+def test_asking_for_three_in_five_of_sixteen_lets_luck_pass_and_the_gate_says_so():
+    power = gate_power(scores(0.75, spread=0.12), GAINS_ONLY, np.random.default_rng(1))
+    # Ten or more heads in sixteen tosses: 22.7 %. The mean must be above zero too, which then hardly ever fails.
+    assert 0.18 < power.false_pass < 0.24
+    assert any("A pass may be luck" in warning for warning in power.warnings)
+    strict = gate_power(scores(0.75, spread=0.12), replace(GAINS_ONLY, share_improved=0.8), np.random.default_rng(1))
+    assert not any("A pass may be luck" in warning for warning in strict.warnings)
+
+
+def test_more_items_and_more_personas_see_smaller_gains():
+    def seen(n_personas: int, n_items: int) -> float:
+        found = gate_power(
+            {p: 0.75 + np.tile([-0.1, 0.1], n_items // 2) for p in map(str, range(n_personas))}, GAINS_ONLY, np.random.default_rng(2)
+        ).detectable_gain
+        assert found is not None
+        return found
+
+    assert seen(16, 16) < seen(16, 4) < seen(8, 4)
+    few = gate_power({p: np.array([0.45, 1.05]) for p in "abc"}, GAINS_ONLY, np.random.default_rng(3))
+    assert any("A refusal may be luck" in warning for warning in few.warnings)
+
+
+def test_scores_without_any_spread_need_hardly_any_gain():
+    power = gate_power({"a": np.full(4, 0.5), "b": np.full(4, 0.5)}, GAINS_ONLY, np.random.default_rng(4))
+    assert power.false_pass == 0
+    assert power.detectable_gain == pytest.approx(0, abs=2e-4)
+    assert power.warnings == ()
+
+
+@pytest.mark.parametrize("broken", [{}, {"a": np.array([])}, {"a": np.array([0.5, np.nan])}])
+def test_power_is_not_told_from_missing_scores(broken: dict[str, np.ndarray]):
+    with pytest.raises(BadData, match="baseline"):
+        gate_power(broken, GAINS_ONLY, np.random.default_rng(5))
+
+
+def test_a_verdict_says_how_far_it_can_be_trusted():
+    noted = replace(verdict(scores(0.88), scores(0.80, seed=1)), notes=("With 16 personas this gate sees 3 points.",))
+    assert "\nWith 16 personas this gate sees 3 points.\n" in markdown(noted)

@@ -1,0 +1,128 @@
+"""What the gate is able to see, told before anything is trained: the gain it would notice, and how often it passes by luck."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from clusterlora.errors import BadData
+from clusterlora.evaluation.statistics import RESOLUTION
+from clusterlora.gate.trial import Scores
+from clusterlora.settings import GateSettings
+
+CORRELATION = 0.7
+"""Assumed of the scores of two adapters on the same item: nothing is trained yet that could tell."""
+WANTED_POWER = 0.8
+NOTABLE_GAIN = 0.05
+"""Five points of similarity: a gate that misses this often has little to say when it refuses."""
+_TOO_OFTEN = 0.2
+_DRAWS = 4000
+"""Imagined gates: a probability of 0.8 is then known to 0.6 percentage points."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Power:
+    """What can be said of a gate from scores of the bare base model; gains and deviations on the 0..1 scale of similarity.
+
+    `item_sd` is the deviation of items inside a persona, `persona_sd` that of personas' true means. `detectable_gain` is the
+    smallest true gain that passes with probability `WANTED_POWER` (None: none does), `false_pass` the probability of a pass
+    without any gain, and `missed` that of a refusal at `NOTABLE_GAIN`. Only the criteria that compare with unified are
+    imagined: where the others stand depends on a level that is not known yet.
+    """
+
+    n_personas: int
+    n_items: int
+    item_sd: float
+    persona_sd: float
+    detectable_gain: float | None
+    false_pass: float
+    missed: float
+
+    @property
+    def sentence(self) -> str:
+        """What the gate can see, in one line."""
+        sees = "sees no gain" if self.detectable_gain is None else f"sees a true gain of {100 * self.detectable_gain:.1f} points"
+        return (
+            f"With {self.n_personas} personas and {self.n_items} items this gate {sees} {WANTED_POWER:.0%} of the time, "
+            f"and passes {self.false_pass:.0%} of the time where there is none."
+        )
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a reader of the verdict must know, each with the fix; empty for a gate that can be relied on."""
+        found = []
+        if self.false_pass > _TOO_OFTEN:
+            found.append(
+                f"A pass may be luck: {self.false_pass:.0%} of clusters without any gain pass; raise gate.share_improved or put more "
+                "personas into cluster 0."
+            )
+        if self.missed > _TOO_OFTEN:
+            found.append(
+                f"A refusal may be luck: a true gain of {100 * NOTABLE_GAIN:.0f} points is refused {self.missed:.0%} of the time; "
+                "raise data.val or put more personas into cluster 0."
+            )
+        return tuple(found)
+
+
+def gate_power(baseline: Scores, settings: GateSettings, rng: np.random.Generator) -> Power:
+    """Return what the gate's comparison with unified can see on these personas and items.
+
+    Gains of personas are imagined as normal around the true gain: with correlation r between the two sides their variance is
+    2 (1 - r) (t^2 + s^2 / n), where s is the deviation of a persona's n items and t that of true persona means.
+
+    Args:
+        baseline: similarities of the bare base model, one array of items per persona of cluster 0.
+
+    Raises:
+        BadData: no personas, a persona without items, or a score that is not finite.
+    """
+    if not baseline or not all(len(scores) and np.isfinite(scores).all() for scores in baseline.values()):
+        raise BadData("the gate's power needs finite baseline scores of at least one item per persona; evaluate the baseline on val first")
+    n_items = np.array([len(scores) for scores in baseline.values()])
+    item_sd, persona_sd = _deviations(list(baseline.values()))
+    deviations = np.sqrt(2 * (1 - CORRELATION) * (persona_sd**2 + item_sd**2 / n_items))
+    noise = deviations * rng.standard_normal((_DRAWS, len(n_items)))
+
+    def passes(gain: float) -> float:
+        gains = gain + noise
+        shared = np.mean(gains > RESOLUTION, axis=1) >= settings.share_improved
+        return float(np.mean(shared & (gains.mean(axis=1) > RESOLUTION)))
+
+    return Power(
+        n_personas=len(n_items),
+        n_items=int(n_items.sum()),
+        item_sd=item_sd,
+        persona_sd=persona_sd,
+        detectable_gain=_smallest(passes, WANTED_POWER),
+        false_pass=passes(0.0),
+        missed=1 - passes(NOTABLE_GAIN),
+    )
+
+
+def _deviations(scores: list[np.ndarray]) -> tuple[float, float]:
+    """Return (deviation of items inside a persona, deviation of true persona means), by the moments of a one-way layout.
+
+    With one item per persona the two cannot be told apart, and all of it counts as the items'.
+    """
+    means = np.array([own.mean() for own in scores])
+    freedom = sum(len(own) - 1 for own in scores)
+    spread = float(means.var(ddof=1)) if len(means) > 1 else 0.0
+    if not freedom:
+        return float(np.sqrt(spread)), 0.0
+    item_variance = sum(float(np.sum((own - own.mean()) ** 2)) for own in scores) / freedom
+    noise = float(np.mean([item_variance / len(own) for own in scores]))
+    return float(np.sqrt(item_variance)), float(np.sqrt(max(0.0, spread - noise)))
+
+
+def _smallest(passes: Callable[[float], float], wanted: float) -> float | None:
+    """Return the smallest gain in 0..1 that passes so often, to a hundredth of a point; None when even 1 does not.
+
+    All gains meet the same noise, so what passes at one gain passes at every larger one.
+    """
+    low, high = 0.0, 1.0
+    if passes(high) < wanted:
+        return None
+    while high - low > 1e-4:
+        middle = (low + high) / 2
+        low, high = (low, middle) if passes(middle) >= wanted else (middle, high)
+    return high
