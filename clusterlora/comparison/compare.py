@@ -12,9 +12,9 @@ from clusterlora.comparison.sentence import sentence
 from clusterlora.errors import BadSettings
 from clusterlora.evaluation.statistics import (
     RESOLUTION,
+    bootstrap_interval,
     holm,
     paired_bootstrap,
-    percentile_interval,
     shrunken_means,
     signed_rank_p,
     wilson_interval,
@@ -114,7 +114,7 @@ def _differences(
 def _paired_difference(
     delta: Float[np.ndarray, " persona"], draws_of_delta: Float[np.ndarray, " draw"], p: float, p_holm: float, sign: float
 ) -> PairedDifference:
-    interval = percentile_interval(draws_of_delta)
+    interval = bootstrap_interval(draws_of_delta, delta)
     n_wins = int(np.sum(sign * delta > RESOLUTION))
     win_interval = wilson_interval(n_wins, len(delta))
     return PairedDifference(
@@ -162,7 +162,7 @@ def _method_results(
     for column, method in enumerate(scores.methods):
         own = means_by_metric[headline][:, column]
         worst = int(np.argmin(sign * own))
-        mean_interval = percentile_interval(draws_of_means[:, column])
+        mean_interval = bootstrap_interval(draws_of_means[:, column], own)
         results.append(
             MethodResult(
                 method=method,

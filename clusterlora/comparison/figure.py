@@ -88,7 +88,12 @@ def _draw_means(axes: Axes, comparison: Comparison) -> None:
     axes.set_xlim(left - 0.01 * (right - left), right + (0.72 if comparison.reference else 0.2) * (right - left))
     axes.set_xticks([tick for tick in axes.get_xticks() if left <= tick <= right])
     axes.spines["bottom"].set_bounds(left, right)
-    for name, value, alignment in (("oracle", comparison.oracle, "center"), ("floor", comparison.floor, "left")):
+    lines = (("oracle", comparison.oracle, "center"), ("floor", comparison.floor, "left"))
+    if comparison.floor is not None and scale * abs(comparison.oracle - comparison.floor) < 0.3 * (right - left):
+        # Close together, their names point away from each other.
+        above = comparison.oracle >= comparison.floor
+        lines = (("oracle", comparison.oracle, "left" if above else "right"), ("floor", comparison.floor, "right" if above else "left"))
+    for name, value, alignment in lines:
         if value is not None:
             axes.axvline(scale * value, color=_INK, linestyle=(0, (4, 3)), linewidth=1.2, zorder=0)
             axes.annotate(

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from clusterlora.errors import BadData
 from clusterlora.evaluation.statistics import (
+    bootstrap_interval,
     holm,
     paired_bootstrap,
-    percentile_interval,
     shrunken_means,
     signed_rank_p,
     wilson_interval,
@@ -55,24 +55,38 @@ def test_a_constant_gain_has_an_interval_of_no_width_because_draws_are_paired():
     scores, persona = ragged_scores(np.random.default_rng(2))
     shifted = np.column_stack([scores[:, 0], scores[:, 0] + 0.05])
     draws = paired_bootstrap(shifted, persona, draws=500, rng=np.random.default_rng(0))
-    assert percentile_interval(draws[:, 1] - draws[:, 0]) == pytest.approx((0.05, 0.05))
+    assert bootstrap_interval(draws[:, 1] - draws[:, 0], np.full(12, 0.05)) == pytest.approx((0.05, 0.05))
 
 
-def test_the_interval_covers_the_true_difference_about_as_often_as_it_says():
-    rng = np.random.default_rng(3)
-    truth, covered, repeats = 0.02, 0, 300
-    persona = np.repeat(np.arange(30), 4)
+@pytest.mark.parametrize(
+    ("n_personas", "n_items", "persona_sd", "item_sd"),
+    [(16, (3, 4), 0.04, 0.12), (30, (1, 8), 0.05, 0.10), (60, (4, 5), 0.10, 0.05), (200, (2, 3), 0.0, 0.10)],
+)
+def test_the_interval_covers_the_true_difference_95_times_in_100(
+    n_personas: int, n_items: tuple[int, int], persona_sd: float, item_sd: float
+):
+    rng = np.random.default_rng(n_personas)
+    truth, covered, repeats = 0.02, 0, 2_000
     for _ in range(repeats):
-        gains = truth + rng.normal(0, 0.05, size=30)[persona] + rng.normal(0, 0.1, size=len(persona))
-        low, high = percentile_interval(paired_bootstrap(gains[:, None], persona, draws=400, rng=rng)[:, 0])
+        persona = np.repeat(np.arange(n_personas), rng.integers(*n_items, size=n_personas))
+        gains = truth + rng.normal(0, persona_sd, size=n_personas)[persona] + rng.normal(0, item_sd, size=len(persona))
+        means = np.bincount(persona, weights=gains) / np.bincount(persona)
+        low, high = bootstrap_interval(paired_bootstrap(gains[:, None], persona, draws=200, rng=rng)[:, 0], means)
         covered += low <= truth <= high
-    assert 0.92 <= covered / repeats <= 1.0
+    assert 0.93 <= covered / repeats <= 0.97
+
+
+def test_the_interval_keeps_the_skewness_of_its_draws():
+    draws = np.random.default_rng(5).exponential(size=4_000)
+    low, high = bootstrap_interval(draws, np.array([0.0, 1.0, 2.0]))
+    assert high - 1 > 2 * (1 - low)
 
 
 def test_the_interval_leaves_out_a_difference_that_is_not_there():
     persona = np.repeat(np.arange(40), 5)
     gains = 0.1 + np.random.default_rng(4).normal(0, 0.05, size=len(persona))
-    low, high = percentile_interval(paired_bootstrap(gains[:, None], persona, draws=2_000, rng=np.random.default_rng(0))[:, 0])
+    draws = paired_bootstrap(gains[:, None], persona, draws=2_000, rng=np.random.default_rng(0))[:, 0]
+    low, high = bootstrap_interval(draws, gains.reshape(40, 5).mean(axis=1))
     assert low > 0.08
     assert high < 0.12
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from clusterlora.evaluation.statistics import RESOLUTION, paired_bootstrap, percentile_interval
+from clusterlora.evaluation.statistics import RESOLUTION, bootstrap_interval, paired_bootstrap
 from clusterlora.gate.trial import DRAWS, Trial
 from clusterlora.settings import GateSettings
 from clusterlora.values import Criterion
@@ -12,7 +12,7 @@ def above_unified(trial: Trial, _settings: GateSettings, rng: np.random.Generato
     """Return whether the mean paired difference is positive by more than rounding, so an adapter that changes nothing fails."""
     value = float(trial.gains.mean())
     gain = (trial.candidate - trial.unified)[:, None]
-    low, high = percentile_interval(paired_bootstrap(gain, trial.persona, draws=DRAWS, rng=rng)[:, 0])
+    low, high = bootstrap_interval(paired_bootstrap(gain, trial.persona, draws=DRAWS, rng=rng)[:, 0], trial.gains)
     passed = value > RESOLUTION
     certainty = "includes zero, so this may be chance" if low <= 0 <= high else "excludes zero"
     return Criterion(

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from clusterlora.evaluation.statistics import paired_bootstrap, percentile_interval
+from clusterlora.evaluation.statistics import bootstrap_interval, paired_bootstrap
 from clusterlora.gate.trial import DRAWS, Trial
 from clusterlora.settings import GateSettings
 from clusterlora.values import Criterion
@@ -13,7 +13,8 @@ def mean_similarity(trial: Trial, settings: GateSettings, rng: np.random.Generat
     if settings.mean_similarity is None:
         return None
     value = float(trial.candidate_means.mean())
-    low, high = percentile_interval(paired_bootstrap(trial.candidate[:, None], trial.persona, draws=DRAWS, rng=rng)[:, 0])
+    draws = paired_bootstrap(trial.candidate[:, None], trial.persona, draws=DRAWS, rng=rng)[:, 0]
+    low, high = bootstrap_interval(draws, trial.candidate_means)
     passed = value > settings.mean_similarity
     return Criterion(
         name="mean_similarity",

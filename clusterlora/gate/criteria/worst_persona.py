@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from clusterlora.evaluation.statistics import paired_bootstrap, percentile_interval
+from clusterlora.evaluation.statistics import bootstrap_interval, paired_bootstrap
 from clusterlora.gate.trial import DRAWS, Trial
 from clusterlora.settings import GateSettings
 from clusterlora.values import Criterion
@@ -21,7 +21,7 @@ def worst_persona(trial: Trial, settings: GateSettings, rng: np.random.Generator
     low = high = None
     if len(scores) > 1:
         same_persona = np.zeros(len(scores), dtype=np.int64)
-        low, high = percentile_interval(paired_bootstrap(scores[:, None], same_persona, draws=DRAWS, rng=rng)[:, 0])
+        low, high = bootstrap_interval(paired_bootstrap(scores[:, None], same_persona, draws=DRAWS, rng=rng)[:, 0], scores)
     passed = value > settings.worst_persona
     return Criterion(
         name="worst_persona",
