@@ -7,18 +7,14 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from clusterlora.evaluation.discriminant import Discriminant, discriminant
 from clusterlora.evaluation.metric import Metric, Scorable
 from clusterlora.evaluation.train_responses import TrainResponses
 from clusterlora.ports import Embedder
 
-_LEAST_VARIANCE = 1e-6
 
-
-class _Discriminant(NamedTuple):
-    """Linear scores of every persona: embedding @ weights + offsets, the highest is whose the text is."""
-
-    weights: Float[np.ndarray, "dim persona"]
-    offsets: Float[np.ndarray, " persona"]
+class _Recogniser(NamedTuple):
+    discriminant: Discriminant
     number_by_persona: Mapping[str, int]
 
 
@@ -34,31 +30,19 @@ def persona_accuracy(answers: Scorable) -> Float[np.ndarray, " item"]:
     persona_ids, train = answers.held_against_train("persona_accuracy")
     if not answers.texts or not any(train.by_persona.values()):
         return np.zeros(len(answers.texts))
-    fitted = _discriminant(train, answers.embedder)
-    predicted = (answers.embedder.encode(answers.texts).astype(np.float64) @ fitted.weights + fitted.offsets).argmax(axis=1)
+    fitted = _recogniser(train, answers.embedder)
+    predicted = fitted.discriminant.scores(answers.embedder.encode(answers.texts)).argmax(axis=1)
     meant = np.array([fitted.number_by_persona.get(persona_id, -1) for persona_id in persona_ids])
     spoken = np.array([bool(text.strip()) for text in answers.texts])
     return (spoken & (predicted == meant)).astype(np.float64)
 
 
 @lru_cache(maxsize=1)
-def _discriminant(train: TrainResponses, embedder: Embedder) -> _Discriminant:
-    """Return linear discriminant analysis with one shrunken covariance within personas and equal priors.
-
-    What varies among one persona's responses is mostly what was asked for; distances to persona means are measured in units of that.
-    Source: Fisher 1936, Rao 1948; shrinkage, Ledoit & Wolf 2004.
-    """
-    from sklearn.covariance import ledoit_wolf
-
+def _recogniser(train: TrainResponses, embedder: Embedder) -> _Recogniser:
     spoken = {persona_id: responses for persona_id, responses in train.by_persona.items() if responses}
-    embeddings = embedder.encode([text for responses in spoken.values() for text in responses]).astype(np.float64)
+    embeddings = embedder.encode([text for responses in spoken.values() for text in responses])
     pieces = np.split(embeddings, np.cumsum([len(responses) for responses in spoken.values()])[:-1])
-    means = np.stack([own.mean(axis=0) for own in pieces])
-    covariance, _ = ledoit_wolf(np.concatenate([own - own.mean(axis=0) for own in pieces]), assume_centered=True)
-    # Personas with one response each have no covariance; what is left is the distance to the mean.
-    weights = np.linalg.solve(covariance + _LEAST_VARIANCE * np.eye(len(covariance)), means.T)
-    offsets = -0.5 * np.sum(means.T * weights, axis=0)
-    return _Discriminant(weights, offsets, {persona_id: number for number, persona_id in enumerate(spoken)})
+    return _Recogniser(discriminant(pieces), {persona_id: number for number, persona_id in enumerate(spoken)})
 
 
 PERSONA_ACCURACY = Metric(name="persona_accuracy", label="persona accuracy", higher_is_better=True, percent=True, score=persona_accuracy)
