@@ -13,7 +13,7 @@ from tasks.decision import PATIENCE_SECONDS, GateDecision, question_for_a_person
 from tasks.fan_out import evaluate_all, train_all
 from tasks.outcome import cancel_children, record_failure
 from tasks.planning import packs_after_gate, packs_before_clustering, was_refused
-from tasks.preparation import cluster, prepare, refine
+from tasks.preparation import cluster, prepare, refine, signal
 from tasks.run_names import study_tag, tag_this_run
 from tasks.status import show_status
 
@@ -42,6 +42,7 @@ def study(config: Study = MISSION) -> State[None]:
         while packs := packs_before_clustering(name):
             train_all(name, packs)
         cluster(config)
+        signal(name)
         show_status(name, "at the gate")
 
         verdict = gate(name)

@@ -1,12 +1,13 @@
-"""Check the settings, read the data, record the study, group its personas and regroup them. All of it may be repeated."""
+"""Check the settings, read the data, record the study, group its personas, measure and regroup them. All of it may be repeated."""
 
 from prefect import task
+from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
 from clusterlora.settings import Study
 from clusterlora.wiring import from_environment
 from tasks.retrying import service_was_away
-from tasks.run_log import PrefectRunLog
+from tasks.run_log import PrefectRunLog, artifact_key
 
 
 @task(task_run_name="prepare · {study.name}", retries=3, retry_delay_seconds=5, retry_condition_fn=service_was_away, cache_policy=NO_CACHE)
@@ -37,3 +38,19 @@ def refine(study_name: str) -> bool:
     from clusterlora.stages.refine import refine as refine_study
 
     return refine_study(study_name, from_environment(), PrefectRunLog(study_name, "refine"))
+
+
+@task(
+    task_run_name="signal in the data · {study_name}",
+    retries=3,
+    retry_delay_seconds=5,
+    retry_condition_fn=service_was_away,
+    cache_policy=NO_CACHE,
+)
+def signal(study_name: str) -> None:
+    """Tell how much there is to win for adapters per cluster and per person, before any is trained."""
+    from clusterlora.signal.words import markdown, verdict
+    from clusterlora.stages.signal import signal as measure_signal
+
+    found = measure_signal(study_name, from_environment(), PrefectRunLog(study_name, "signal"))
+    create_markdown_artifact(markdown(found), key=artifact_key("signal", study_name), description=verdict(found))

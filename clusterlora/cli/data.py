@@ -1,4 +1,4 @@
-"""`clusterlora data`: check your own dialogues, or write invented ones."""
+"""`clusterlora data`: check your own dialogues, measure what is in them, or write invented ones."""
 
 import json
 from dataclasses import asdict
@@ -8,11 +8,12 @@ from typing import Any
 import click
 
 from clusterlora.cli.options import study_from, study_options
+from clusterlora.cli.progress import console_log
 
 
 @click.group(epilog="\b\nExample:\n  clusterlora data validate --data people.jsonl\n")
 def data() -> None:
-    """Check your own dialogues, or write invented ones."""
+    """Check your own dialogues, measure what is in them, or write invented ones."""
 
 
 @data.command(epilog="\b\nExample:\n  clusterlora data validate --data people.jsonl --dialogues 20\n")
@@ -31,6 +32,20 @@ def validate(as_json: bool, **options: Any) -> None:
         _print(summary)
     if refusal is not None:
         raise BadData(f"the data can be read, but not trained on:\n{refusal}")
+
+
+@data.command(epilog="\b\nExample:\n  clusterlora data signal --data people.jsonl --set clustering.k=8\n")
+@study_options
+@click.option("--json", "as_json", is_flag=True, help="Print the numbers as JSON.")
+def signal(as_json: bool, **options: Any) -> None:
+    """Tell, before any training, how much adapters per person and per cluster have to win on the data of a study."""
+    from clusterlora.signal.words import markdown
+    from clusterlora.stages.signal import signal_of_data
+
+    study = study_from(options)
+    with console_log() as log:
+        found = signal_of_data(study, log)
+    click.echo(json.dumps(asdict(found)) if as_json else markdown(found))
 
 
 def _print(summary: dict[str, Any]) -> None:

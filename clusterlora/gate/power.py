@@ -50,7 +50,7 @@ class Power:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What a reader of the verdict must know, each with the fix; empty for a gate that can be relied on."""
-        found = []
+        found: list[str] = []
         if self.false_pass > _TOO_OFTEN:
             found.append(
                 f"A pass may be luck: {self.false_pass:.0%} of clusters without any gain pass; raise gate.share_improved or put more "
@@ -78,7 +78,7 @@ def gate_power(baseline: Scores, settings: GateSettings, rng: np.random.Generato
     """
     if not baseline or not all(len(scores) and np.isfinite(scores).all() for scores in baseline.values()):
         raise BadData("the gate's power needs finite baseline scores of at least one item per persona; evaluate the baseline on val first")
-    n_items = np.array([len(scores) for scores in baseline.values()])
+    n_items = np.array([len(scores) for scores in baseline.values()], dtype=np.int64)
     item_sd, persona_sd = _deviations(list(baseline.values()))
     deviations = np.sqrt(2 * (1 - CORRELATION) * (persona_sd**2 + item_sd**2 / n_items))
     noise = deviations * rng.standard_normal((_DRAWS, len(n_items)))
@@ -104,7 +104,7 @@ def _deviations(scores: list[np.ndarray]) -> tuple[float, float]:
 
     With one item per persona the two cannot be told apart, and all of it counts as the items'.
     """
-    means = np.array([own.mean() for own in scores])
+    means = np.array([float(own.mean()) for own in scores])
     freedom = sum(len(own) - 1 for own in scores)
     spread = float(means.var(ddof=1)) if len(means) > 1 else 0.0
     if not freedom:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from clusterlora.comparison.result import Comparison
+from clusterlora.signal.measure import Signal
 from clusterlora.values import Attempt, Clustering, Verdict
 
 
@@ -52,14 +53,14 @@ class Example:
 class ReportData:
     """A study that has been compared. What a study does not have is empty or None, and its panel says so or is left out.
 
-    `settings` and `facts` are (name, value) pairs for people; `signal` is any JSON value that the study's facts hold under that name.
+    `settings` and `facts` are (name, value) pairs for people.
     """
 
     study: str
     comparison: Comparison
     clustering: Clustering | None = None
     verdicts: tuple[Verdict, ...] = ()
-    signal: object = None
+    signal: Signal | None = None
     curves: tuple[Curve, ...] = ()
     costs: tuple[Cost, ...] = ()
     examples: tuple[Example, ...] = ()

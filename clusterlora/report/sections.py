@@ -1,12 +1,14 @@
 """The panels of the report, each as a piece of HTML. Every number is there as text; figures and sorting come on top with the script."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import cast
+from collections.abc import Iterable, Sequence
 
 from clusterlora.comparison.result import Comparison, MethodResult
 from clusterlora.evaluation.metrics import METRICS
 from clusterlora.report.data import ReportData
 from clusterlora.report.markup import interval_mark, pairs, table, text
+from clusterlora.signal.measure import Signal
+from clusterlora.signal.words import basis, recognitions, shares
+from clusterlora.signal.words import verdict as verdict_on_signal
 from clusterlora.values import Clustering, Criterion, Verdict
 
 UNSTABLE = 0.5
@@ -56,43 +58,19 @@ def _lead(comparison: Comparison) -> tuple[str, str, str]:
     return (f"{shown.method} against {comparison.reference}", mean, f"95% interval {low} to {high}")
 
 
-def signal(value: object) -> str:
-    """Return whatever the study measured about the signal in its data: numbers by name, tables where there are records."""
-    return '<p class="lead">How much the answers carry about a person beyond the prompt, measured before anything was trained.</p>' + _any(
-        value
+def signal(found: Signal) -> str:
+    """Return what the data carries about people beyond their prompts."""
+    rows = [[text(cell) for cell in row] for row in recognitions(found)]
+    return (
+        f'<p class="sentence">{text(verdict_on_signal(found))}</p>'
+        + table(["recognised", "correct", "95% interval", "chance"], rows, numeric=[False, True, True, True], caption="recognition")
+        + pairs(shares(found))
+        + f'<p class="lead">{text(basis(found))}</p>'
     )
-
-
-def _any(value: object) -> str:
-    if isinstance(value, Mapping):
-        entries = list(cast("Mapping[object, object]", value).items())
-        deep = {name: isinstance(inner, Mapping | list | tuple) for name, inner in entries}
-        plain = [(_words(name), _plain(inner)) for name, inner in entries if not deep[name]]
-        nested = "".join(f"<h3>{text(_words(name))}</h3>{_any(inner)}" for name, inner in entries if deep[name])
-        return (pairs(plain) if plain else "") + nested
-    if isinstance(value, list | tuple):
-        return _sequence(cast("Sequence[object]", value))
-    return f"<p>{text(_plain(value))}</p>"
-
-
-def _sequence(values: Sequence[object]) -> str:
-    records = [cast("Mapping[object, object]", value) for value in values if isinstance(value, Mapping)]
-    if values and len(records) == len(values):
-        names = list(dict.fromkeys(name for record in records for name in record))
-        numeric = [all(isinstance(record.get(name, 0), int | float) for record in records) for name in names]
-        cells = [[text(_plain(record.get(name, ""))) for name in names] for record in records]
-        return table([text(_words(name)) for name in names], cells, numeric=numeric, caption="signal")
-    return f"<p>{text(', '.join(_plain(value) for value in values))}</p>"
 
 
 def _words(name: object) -> str:
     return str(name).replace("_", " ")
-
-
-def _plain(value: object) -> str:
-    if isinstance(value, bool) or value is None:
-        return {True: "yes", False: "no", None: "-"}[value]
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def methods(comparison: Comparison) -> str:

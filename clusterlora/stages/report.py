@@ -14,6 +14,7 @@ from clusterlora.report.data import Cost, Curve, Example, ExampleAnswer, ReportD
 from clusterlora.report.page import page
 from clusterlora.settings import Study
 from clusterlora.stages.plan import WorkPlan, trained_adapters, work_plan
+from clusterlora.stages.signal import known_signal
 from clusterlora.stages.timing import PREFIX, seconds_by_phase
 from clusterlora.values import Clustering, EvaluationRow, TrainedAdapter
 
@@ -55,7 +56,7 @@ def report_data(study: Study, stores: Stores, comparison: Comparison, rows: Sequ
         comparison=comparison,
         clustering=stores.studies.clustering(study.name),
         verdicts=stores.studies.verdicts(study.name),
-        signal=facts.get("signal"),
+        signal=known_signal(facts),
         curves=logged or tuple(_first_and_last(trained)),
         costs=tuple(_costs(study, stores, plan, comparison)),
         examples=tuple(_examples(rows, [result.method for result in comparison.methods], comparison.headline)),
@@ -82,7 +83,7 @@ def _settings(study: Study) -> Iterator[tuple[str, str]]:
 def _simple(facts: Mapping[str, object]) -> Iterator[tuple[str, str]]:
     """Yield the facts that are one value, timings and the conclusion aside: those have panels of their own."""
     for name, value in facts.items():
-        if isinstance(value, str | int | float) and not name.startswith(PREFIX) and name not in ("conclusion", "champion", "signal"):
+        if isinstance(value, str | int | float) and not name.startswith(PREFIX) and name not in ("conclusion", "champion"):
             yield name.replace("_", " "), str(value)
 
 

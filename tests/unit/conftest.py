@@ -8,6 +8,7 @@ import pytest
 
 from clusterlora.comparison.compare import compare
 from clusterlora.report.data import Cost, Curve, Example, ExampleAnswer, ReportData
+from clusterlora.signal.measure import Recognition, Signal
 from clusterlora.values import Attempt, Clustering, Criterion, EvaluationRow, Verdict
 
 CHAT_TEMPLATE = (
@@ -92,7 +93,18 @@ def report_data() -> ReportData:
             Verdict("own", "cluster-00", refused, 4, 16),
             Verdict("warm-start", "cluster-00+warm-start", (Criterion("above_unified", 0.04, 0.0, True, 0.01, 0.07, "better"),), 4, 16),
         ),
-        signal={"verdict": HOSTILE, "share_of_variance": 0.123456, "by_metric": [{"metric": "nll", "gain": 0.5}], "nested": {"n": 3}},
+        signal=Signal(
+            n_personas=12,
+            n_exchanges=240,
+            persona_from_prompts=Recognition(accuracy=0.1, low=0.05, high=0.15, chance=1 / 12, n_classes=12),
+            persona_beyond_prompts=Recognition(accuracy=0.31, low=0.22, high=0.40, chance=1 / 12, n_classes=12),
+            cluster_beyond_prompts=Recognition(accuracy=0.6, low=0.5, high=0.7, chance=0.4, n_classes=3),
+            persona_explains=0.12,
+            cluster_explains=0.08,
+            random_explains=0.01,
+            distance_within=0.512,
+            distance_between=0.598,
+        ),
         curves=(Curve(title="unified", points=tuple((step, 5 / step) for step in range(1, 30)), n_steps=29, complete=True),),
         costs=tuple(
             Cost(method=method, n_adapters=n, n_bytes=n * 1_000_000, train_tokens=n * 5000, train_seconds=n * 2.5)

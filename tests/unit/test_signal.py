@@ -1,0 +1,190 @@
+"""The signal in data: what it counts, that it ranks planted data by the truth, and the words it finds for it."""
+
+import re
+import zlib
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from functools import cache
+
+import numpy as np
+import pytest
+
+from clusterlora.clustering.cluster import cluster_personas
+from clusterlora.clustering.features import Sources
+from clusterlora.data.load import load
+from clusterlora.errors import BadData
+from clusterlora.settings import ClusteringSettings, DataSettings, SyntheticSettings
+from clusterlora.signal.exchanges import MASK, exchanges, masked
+from clusterlora.signal.measure import MOST_PERSONAS, Recognition, Signal, measure
+from clusterlora.signal.words import LITTLE, markdown, verdict
+from clusterlora.stages.signal import known_signal
+from clusterlora.values import Clustering, Dialogue, Persona, Turn
+
+
+class WordsEmbedder:
+    """A text is its words, each hashed to one of 128 numbers; of unit length."""
+
+    name = "words"
+    revision = "1"
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        found = np.zeros((len(texts), 128), dtype=np.float32)
+        for row, text in enumerate(texts):
+            for word in re.findall(r"\w+|…", text.lower()):
+                found[row, zlib.crc32(word.encode()) % 128] += 1
+        return found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-9)
+
+
+class Counting:
+    """A run log that knows how much was announced and done."""
+
+    def __init__(self) -> None:
+        self.total = self.done = 0
+
+    def phase(self, name: str, *, total: int, unit: str) -> None:
+        assert name
+        assert unit
+        self.total += total
+
+    def advance(self, units: int = 1, **facts: float) -> None:
+        del facts
+        self.done += units
+
+    def metric(self, name: str, value: float, *, step: int) -> None: ...
+
+    def note(self, message: str) -> None: ...
+
+
+def spoken(name: str, *turns: str, split: str = "train") -> Dialogue:
+    roles = ("user", "assistant") * len(turns)
+    return Dialogue(name, tuple(Turn(role, text) for role, text in zip(roles, turns, strict=False)), (("time", "late_evening"),), split)  # pyright: ignore[reportArgumentType]
+
+
+@cache
+def planted(cluster_share: float, persona_share: float, seed: int) -> Signal:
+    synthetic = SyntheticSettings(
+        cluster_sizes=(6, 12, 6, 8, 8), dialogues=20, cluster_share=cluster_share, persona_share=persona_share, seed=seed
+    )
+    dataset = load(DataSettings(source="synthetic", train=12, val=6, test=2, synthetic=synthetic))
+    clustering = cluster_personas(dataset, ClusteringSettings(sizes=(6, 12, 6, 8, 8)), Sources(WordsEmbedder()))
+    return measure(dataset.personas, clustering, WordsEmbedder(), Counting())
+
+
+@pytest.mark.parametrize("seed", [101, 102, 103])
+def test_data_sets_are_ranked_by_their_planted_personal_share(seed: int):
+    found = [planted(cluster, persona, seed) for cluster, persona in ((0.0, 0.0), (0.2, 0.1), (0.5, 0.25))]
+    for signals in (
+        [s.persona_beyond_prompts.accuracy for s in found],
+        [s.cluster_beyond_prompts.accuracy - s.cluster_beyond_prompts.chance for s in found],
+        [s.persona_explains for s in found],
+        [s.distance_between - s.distance_within for s in found],
+    ):
+        assert signals == sorted(signals), signals
+    assert found[0].persona_explains < LITTLE < found[2].persona_explains
+    assert "have something to win" in verdict(found[2])
+
+
+def test_without_anything_personal_people_are_recognised_as_often_as_by_chance():
+    hits = [planted(0.0, 0.0, seed).persona_beyond_prompts for seed in (101, 102, 103)]
+    assert sum(hit.low <= hit.chance <= hit.high for hit in hits) >= 2
+    assert all(hit.accuracy < 3 * hit.chance for hit in hits)
+
+
+def test_what_is_personal_but_not_shared_is_found_in_people_and_not_in_clusters():
+    found = planted(0.0, 0.6, 104)
+    assert found.persona_beyond_prompts.low > found.persona_beyond_prompts.chance
+    assert found.persona_explains > 2 * found.cluster_explains
+
+
+def test_test_dialogues_are_not_read():
+    def people(secret: str) -> list[Persona]:
+        return [
+            Persona(
+                name,
+                None,
+                (
+                    *(spoken(f"{name}{i}", f"do {i} thing", f"certainly {name} number {i} {i * i}") for i in range(4)),
+                    spoken(f"{name}v", "do the other", f"surely {name}", split="val"),
+                    spoken(f"{name}t", "ask", f"{secret} {name}", split="test"),
+                ),
+            )
+            for name in "abcd"
+        ]
+
+    clustering = Clustering("given", (("a", "b"), ("c", "d")))
+    one, other = (measure(people(secret), clustering, WordsEmbedder(), Counting()) for secret in ("x", "something else"))
+    assert one == other
+
+
+def test_progress_ends_where_it_was_announced():
+    log = Counting()
+    people = [Persona(n, None, (spoken("1", "do it", n), spoken("2", "do that", n * 2, split="val"))) for n in "abc"]
+    measure(people, Clustering("given", (("a", "b", "c"),)), WordsEmbedder(), log)
+    assert log.done == log.total == 12
+
+
+def test_of_many_people_evenly_spaced_ones_are_looked_at():
+    ids = [f"p{i:03d}" for i in range(3 * MOST_PERSONAS)]
+    people = [Persona(n, None, (spoken("1", "do it", n), spoken("2", "do that", n * 2, split="val"))) for n in ids]
+    members = (tuple(ids[:MOST_PERSONAS]), tuple(ids[MOST_PERSONAS:]))
+    found = measure(people, Clustering("given", members), WordsEmbedder(), Counting())
+    assert found.n_personas == MOST_PERSONAS
+    assert found.cluster_beyond_prompts.n_classes == 2
+
+
+def test_words_that_the_dialogue_had_before_are_masked():
+    assert masked("Dimming the LIGHTS to 30, sir.", given="dim the lights, to 30") == f"Dimming {MASK} {MASK} {MASK} {MASK}, sir."
+    persona = Persona("a", None, (spoken("1", "It is dark", "Lights on, my lord", "thanks", "My lord, this evening is yours"),))
+    first, second = exchanges(persona, "train", most=9)
+    assert first.answer == "Lights on, my lord"
+    assert second.answer == f"{MASK} {MASK}, this {MASK} {MASK} yours"
+    assert second.prompt == "thanks\nlate evening"
+
+
+def test_equal_dialogues_count_once():
+    same = [spoken(str(i), "Lights on please!", "Yes, of course") for i in range(3)]
+    assert len(exchanges(Persona("a", None, tuple(same)), "train", most=9)) == 1
+    different = [spoken(str(i), f"Lights {i} on", f"Yes {i}") for i in range(3)]
+    assert len(exchanges(Persona("a", None, tuple(different)), "train", most=2)) == 2
+
+
+def test_too_few_people_or_no_val_dialogues_are_refused():
+    with pytest.raises(BadData, match="at least 2 and found 1"):
+        measure([Persona("a", None, (spoken("1", "x", "y"),))], Clustering("given", (("a",),)), WordsEmbedder(), Counting())
+    people = [Persona(n, None, (spoken("1", "x", "y"),)) for n in "ab"]
+    with pytest.raises(BadData, match=r"'a' has no val dialogues; raise data\.val"):
+        measure(people, Clustering("given", (("a", "b"),)), WordsEmbedder(), Counting())
+
+
+def a_signal(**changes: object) -> Signal:
+    clear = Recognition(accuracy=0.3, low=0.2, high=0.4, chance=0.025, n_classes=40)
+    cluster = Recognition(accuracy=0.6, low=0.5, high=0.7, chance=0.3, n_classes=5)
+    found = Signal(
+        n_personas=40,
+        n_exchanges=900,
+        persona_from_prompts=clear,
+        persona_beyond_prompts=clear,
+        cluster_beyond_prompts=cluster,
+        persona_explains=0.12,
+        cluster_explains=0.08,
+        random_explains=0.01,
+        distance_within=0.5,
+        distance_between=0.6,
+    )
+    return replace(found, **changes)  # pyright: ignore[reportArgumentType]
+
+
+def test_the_verdict_follows_from_the_numbers():
+    chance = Recognition(accuracy=0.03, low=0.01, high=0.05, chance=0.025, n_classes=40)
+    assert "explains 12.0% of what prompts leave open, the cluster alone 8.0% and random groups 1.0%" in verdict(a_signal())
+    assert "expect gains per person, not per cluster" in verdict(a_signal(cluster_explains=0.01))
+    assert "explains only 0.4%" in verdict(a_signal(persona_explains=0.004))
+    assert "expect no method" in verdict(a_signal(persona_beyond_prompts=chance))
+
+
+def test_the_table_holds_every_number_and_a_fact_reads_back():
+    found = a_signal()
+    shown = markdown(found)
+    assert all(part in shown for part in ("| 30.0% | 20.0% to 40.0% | 2.5% |", "| 60.0% | 50.0% to 70.0% | 30.0% |", "0.500", "12.0%"))
+    assert known_signal({"signal": asdict(found)}) == found
+    assert known_signal({}) is None
