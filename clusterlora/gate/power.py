@@ -86,7 +86,7 @@ def gate_power(baseline: Scores, settings: GateSettings, rng: np.random.Generato
     def passes(gain: float) -> float:
         gains = gain + noise
         shared = np.mean(gains > RESOLUTION, axis=1) >= settings.share_improved
-        return float(np.mean(shared & (gains.mean(axis=1) > RESOLUTION)))
+        return float(np.mean(np.logical_and(shared, gains.mean(axis=1) > RESOLUTION)))
 
     return Power(
         n_personas=len(n_items),
