@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Bool, Float
 
 from clusterlora.errors import BadData
 from clusterlora.evaluation.statistics import RESOLUTION
@@ -84,9 +85,10 @@ def gate_power(baseline: Scores, settings: GateSettings, rng: np.random.Generato
     noise = deviations * rng.standard_normal((_DRAWS, len(n_items)))
 
     def passes(gain: float) -> float:
-        gains = gain + noise
-        shared = np.mean(gains > RESOLUTION, axis=1) >= settings.share_improved
-        return float(np.mean(np.logical_and(shared, gains.mean(axis=1) > RESOLUTION)))
+        gains: Float[np.ndarray, "draw persona"] = gain + noise
+        shared = (gains > RESOLUTION).mean(axis=1) >= settings.share_improved
+        passed: Bool[np.ndarray, " draw"] = shared & (gains.mean(axis=1) > RESOLUTION)
+        return float(np.mean(passed))
 
     return Power(
         n_personas=len(n_items),
