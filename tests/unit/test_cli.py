@@ -128,3 +128,24 @@ def test_the_seam_says_what_to_do_when_only_the_wheel_is_installed(
     monkeypatch.delitem(sys.modules, "deployments.stack", raising=False)
     assert main(["down"]) == 1
     assert "clone the repository" in capsys.readouterr().err
+
+
+def test_the_signal_of_data_is_told_without_a_study(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CLUSTERLORA_HOME", str(tmp_path))
+    small = [
+        "--preset",
+        "quick",
+        "--set",
+        "data.synthetic.cluster_sizes=[3,3]",
+        "--set",
+        "clustering.k=2",
+        "--set",
+        "clustering.min_size=1",
+    ]
+    assert main(["data", "signal", *small, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["n_personas"] == 6
+    assert 0 <= found["persona_beyond_prompts"]["accuracy"] <= 1
+    assert not list(tmp_path.iterdir())
