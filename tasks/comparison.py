@@ -5,6 +5,7 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
 from clusterlora.wiring import from_environment
+from tasks.pictures import embedded
 from tasks.retrying import service_was_away
 from tasks.run_log import PrefectRunLog, artifact_key
 
@@ -13,13 +14,13 @@ from tasks.run_log import PrefectRunLog, artifact_key
 def compare(study_name: str) -> str:
     """Write the study's results folder and return the sentence that sums the comparison up."""
     from clusterlora.stages.compare import compare as compare_methods
+    from clusterlora.stages.compare import figure_path
 
     stores = from_environment()
     comparison = compare_methods(study_name, stores, PrefectRunLog(study_name, "compare"))
-    results = stores.folder(study_name) / "results"
+    summary = (stores.folder(study_name) / "results" / "summary.md").read_text(encoding="utf-8")
     create_markdown_artifact(
-        f"# {study_name}\n\n{(results / 'summary.md').read_text(encoding='utf-8')}\n\n"
-        f"Figure: `{results / 'figures' / 'comprehensive_comparison.png'}`\n",
+        f"# {study_name}\n\n{embedded(figure_path(stores, study_name), 'comparison of the methods')}\n\n{summary}\n",
         key=artifact_key("comparison", study_name),
         description=comparison.sentence,
     )

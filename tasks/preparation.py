@@ -6,6 +6,7 @@ from prefect.cache_policies import NO_CACHE
 
 from clusterlora.settings import Study
 from clusterlora.wiring import from_environment
+from tasks.pictures import embedded
 from tasks.retrying import service_was_away
 from tasks.run_log import PrefectRunLog, artifact_key
 
@@ -28,8 +29,14 @@ def prepare(study: Study) -> None:
 def cluster(study: Study) -> None:
     """Group the personas of a study, unless that was done before."""
     from clusterlora.stages.cluster import cluster as cluster_study
+    from clusterlora.stages.report import map_path
 
-    cluster_study(study, from_environment(), PrefectRunLog(study.name, "cluster"))
+    stores = from_environment()
+    clustering = cluster_study(study, stores, PrefectRunLog(study.name, "cluster"))
+    sizes = f"Clusters of {', '.join(map(str, clustering.sizes))} personas by {clustering.algorithm}"
+    quality = ", ".join(f"{name} {value:.2f}" for name, value in clustering.quality)
+    picture = embedded(map_path(stores, study.name), "the personas on a plane, coloured by cluster")
+    create_markdown_artifact(f"{sizes}: {quality}.\n\n{picture}\n", key=artifact_key("clusters", study.name), description=sizes)
 
 
 @task(task_run_name="refine clusters · {study_name}", cache_policy=NO_CACHE)

@@ -13,7 +13,7 @@ from clusterlora.ports import RunLog, Stores
 from clusterlora.settings import Study
 from clusterlora.stages.loaded import base_model, embedder
 from clusterlora.stages.plan import REFERENCE, work_plan
-from clusterlora.stages.report import write_map
+from clusterlora.stages.report import map_path, write_map
 from clusterlora.stages.timing import timed
 from clusterlora.stages.train import stored_folder
 from clusterlora.values import Clustering, Persona
@@ -26,6 +26,8 @@ def cluster(study: Study, stores: Stores, log: RunLog) -> Clustering:
     """
     existing = stores.studies.clustering(study.name)
     if existing is not None:
+        if not map_path(stores, study.name).is_file():
+            write_map(study.name, stores, existing)
         return existing
     with timed(stores, study.name, "cluster"):
         clustering = cluster_personas(stores.studies.dataset(study.name), study.clustering, _sources(study, stores, log))

@@ -189,7 +189,8 @@ def test_the_study_trains_only_what_is_missing_and_ends_with_a_comparison(study:
     names = {r.name for r in runs_of(study)}
     assert {"gate · cluster 00 · small", "gate · cluster 00 · small · own", "evaluate · test 1/1 · small", "compare · small"} <= names
     with get_client(sync_client=True) as client:
-        for key in ("gate-small-own", "comparison-small", "status-small", "progress-small-train-cluster-01"):
+        keys = ("clusters-small", "signal-small", "gate-small-power", "gate-small-own", "comparison-small", "status-small")
+        for key in (*keys, "progress-small-train-cluster-01"):
             assert client.read_artifacts(artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=[key]))), key
 
 

@@ -1,0 +1,20 @@
+"""Pictures in artifacts: the data is there, unless it is too much for one."""
+
+import base64
+from pathlib import Path
+
+from tasks.pictures import embedded
+
+
+def test_a_picture_travels_inside_its_markdown(tmp_path: Path):
+    picture = tmp_path / "figure.png"
+    picture.write_bytes(b"\x89PNG and more")
+    shown = embedded(picture, "all methods")
+    assert shown.startswith("![all methods](data:image/png;base64,")
+    assert base64.b64decode(shown.partition("base64,")[2].removesuffix(")")) == b"\x89PNG and more"
+
+
+def test_one_too_large_for_an_artifact_is_named_instead(tmp_path: Path):
+    picture = tmp_path / "figure.png"
+    picture.write_bytes(bytes(800_000))
+    assert embedded(picture, "all methods") == f"all methods: `{picture}`"
