@@ -8,10 +8,10 @@ INSTALLED := $(VENV)/.installed
 PYTHON ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types imports check bench lock clean
+.PHONY: help install demo test lint types imports check bench results screenshots load chaos fuzz audit lock clean
 
 help:  ## what can be made
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(INSTALLED)  ## the environment in .venv, every package pinned by hash
 
@@ -40,15 +40,43 @@ check: lint types imports test  ## everything that CI asks for
 
 bench: $(VENV)/.bench-installed  ## comparison with other trainers, about half an hour on an idle machine
 	$(BIN)/python -m benchmarks.run --out docs $(BENCH)
+	$(BIN)/python -m benchmarks.serving --out docs
 
 # The peers stand beside what is installed already: their lock holds the same versions.
 $(VENV)/.bench-installed: $(INSTALLED) benchmarks/requirements.lock
 	VIRTUAL_ENV=$(CURDIR)/$(VENV) $$(command -v uv || echo $(BIN)/uv) pip install --quiet --require-hashes -r benchmarks/requirements.lock
 	@touch $@
 
+# Resumable: what has finished is not trained again. Speakers of Shakespeare and data sets to look at are named where they lie:
+# make results SHAKESPEARE=plays.jsonl SIGNAL="dialogues.jsonl more.jsonl"
+results: $(INSTALLED)  ## docs/results.md from studies of all methods, over an hour on two idle cores
+	$(BIN)/clusterlora study run --preset demo --config docs/results.toml --controls --no-wait
+	$(if $(SHAKESPEARE),$(BIN)/clusterlora models fetch smollm2-135m)
+	$(if $(SHAKESPEARE),$(BIN)/clusterlora study run --config docs/shakespeare.toml --data $(SHAKESPEARE) --controls --no-wait)
+	$(BIN)/python -m benchmarks.results results $(if $(SHAKESPEARE),shakespeare) $(addprefix --signal ,$(SIGNAL)) --out docs
+
+screenshots: $(INSTALLED)  ## the pictures in docs/screenshots, of a real study in a headless browser, some minutes
+	$(BIN)/python -m browser.screenshots
+
+load: $(INSTALLED)  ## eight writers against PostgreSQL, SQLite and MLflow: docs/scale.md, minutes
+	$(BIN)/python -m benchmarks.load --out docs $(LOAD)
+
+# Trials are added to docs/reliability.json: a long run can be split, CHAOS="--first-seed 14 --trials 13".
+chaos: $(INSTALLED)  ## break studies at random moments, over an hour on two idle cores
+	$(BIN)/python -m tests.chaos.harness --record docs/reliability.json $(CHAOS)
+
+fuzz: $(INSTALLED)  ## loaders against 24,000 odd inputs, configuration against 12,000
+	$(BIN)/pytest --hypothesis-profile=long tests/unit/test_fuzz.py
+
+# It asks the package index about every pinned package; where that knows no advisories, it says which ones were not audited.
+audit: $(INSTALLED)  ## known vulnerabilities among the pinned packages
+	$$(command -v uv || echo $(BIN)/uv) tool run --quiet pip-audit@2.10.1 --requirement requirements.lock --disable-pip --progress-spinner off
+
 lock:  ## resolve the dependencies anew
 	uv pip compile pyproject.toml --group dev --universal --generate-hashes --python-version 3.11 \
 	  -o requirements.lock --no-header --no-emit-index-url
+	uv pip compile docker/requirements.in -c requirements.lock --universal --generate-hashes --python-version 3.11 \
+	  -o docker/requirements.lock --no-header --no-emit-index-url
 
 clean:  ## caches and the environment; studies and servers' data stay
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis .import_linter_cache dist

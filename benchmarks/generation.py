@@ -13,9 +13,10 @@ from transformers import GenerationConfig
 
 from benchmarks.measure import Contender, Row, Sample, clock, compare, take_turns
 from benchmarks.subjects import Subject, questions, write_adapters
-from clusterlora.evaluation.generate import Question, generate
+from clusterlora.evaluation.generate import Question
+from clusterlora.evaluation.stacks import Stacks, stacks_on
 from clusterlora.models.base import BaseModel
-from clusterlora.models.stacked import StackedModel, read_weights
+from clusterlora.models.stacked import read_weights
 
 OURS = "ours"
 ONE_BY_ONE = "PEFT one by one"
@@ -42,12 +43,11 @@ def compare_generation(
     """Return a row per peer; adapters are loaded beforehand on both sides."""
     asked = questions(subject.ours, plan.adapters, per_adapter=plan.items_per_adapter)
     folders = write_adapters(subject.ours, plan.adapters, scratch)
-    stacked = StackedModel(subject.ours.model)
-    stacked.load([read_weights(folder) for folder in folders])
+    stacks = stacks_on(subject.ours, [read_weights(folder) for folder in folders])
     peft = _mounted(subject.theirs, folders)
     answers: dict[str, AnswerIds] = {}
     run_by_name: dict[str, Callable[[Sequence[Question], int], AnswerIds]] = {
-        OURS: partial(_ours, stacked, subject.ours, batch_size=plan.batch_size),
+        OURS: partial(_ours, stacks, batch_size=plan.batch_size),
         ONE_BY_ONE: partial(_one_by_one, peft, subject.theirs),
         MIXED: partial(_mixed, peft, subject.theirs, batch_size=plan.batch_size),
     }
@@ -63,7 +63,7 @@ def compare_generation(
     try:
         samples = take_turns(contenders, budget_seconds=budget_seconds, at_least=at_least, at_most=7)
     finally:
-        stacked.close()
+        stacks.close()
         peft.unload()
     settings = {
         "model": subject.name,
@@ -92,9 +92,11 @@ def compare_generation(
     return [replace(row, facts={**row.facts, "identical_answers": _share_identical(answers[OURS], answers[row.baseline])}) for row in rows]
 
 
-def _ours(stacked: StackedModel, base: BaseModel, asked: Sequence[Question], max_new_tokens: int, *, batch_size: int) -> AnswerIds:
-    found = generate(stacked, asked, end_ids=base.end_ids, pad_id=base.pad_id, max_new_tokens=max_new_tokens, batch_size=batch_size)
-    return [ids for _, ids in sorted(found)]
+def _ours(stacks: Stacks, asked: Sequence[Question], max_new_tokens: int, *, batch_size: int) -> AnswerIds:
+    # Without references: the peers are not asked for likelihoods.
+    bare = [replace(question, reference=()) for question in asked]
+    replies = stacks.reply(bare, max_new_tokens=max_new_tokens, batch_size=batch_size)
+    return [reply.ids for reply in sorted(replies, key=lambda reply: reply.number)]
 
 
 def _mounted(base: BaseModel, folders: Sequence[Path]) -> PeftModel:

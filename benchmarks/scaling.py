@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,8 @@ from benchmarks.machine import memory_bytes
 from benchmarks.measure import clock
 from benchmarks.subjects import STUDY_STEPS, Subject, questions, training_jobs, write_adapters
 from benchmarks.training import flops_of
-from clusterlora.evaluation.generate import generate
-from clusterlora.models.stacked import StackedModel, read_weights
+from clusterlora.evaluation.stacks import stacks_on
+from clusterlora.models.stacked import read_weights
 from clusterlora.stores.memory import SilentLog
 from clusterlora.training import engine
 from clusterlora.training.job import TrainingJob
@@ -57,15 +57,13 @@ def adapters_in_one_batch(subject: Subject, sizes: Sequence[int], *, max_new_tok
     points = []
     for k in sizes:
         held = memory_bytes(subject.device)
-        stacked = StackedModel(subject.ours.model)
-        stacked.load([read_weights(folder) for folder in folders[:k]])
-        shared = [type(q)(q.prompt, 1 + i % k, q.reference) for i, q in enumerate(asked)]
-        base = subject.ours
+        stacks = stacks_on(subject.ours, [read_weights(folder) for folder in folders[:k]])
+        shared = [replace(question, slot=1 + number % k, reference=()) for number, question in enumerate(asked)]
         start = clock(subject.device)
-        found = list(generate(stacked, shared, end_ids=base.end_ids, pad_id=base.pad_id, max_new_tokens=max_new_tokens, batch_size=32))
+        found = list(stacks.reply(shared, max_new_tokens=max_new_tokens, batch_size=32))
         seconds = clock(subject.device) - start
         added = (memory_bytes(subject.device) - held) / 2**20
-        stacked.close()
+        stacks.close()
         points.append(Point(f"adapters answering {n_items} questions", k, len(found) / seconds, "answers/s", seconds, added, None))
     return points
 

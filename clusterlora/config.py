@@ -15,7 +15,7 @@ from typing import Any, get_args
 from pydantic import TypeAdapter, ValidationError
 
 from clusterlora.catalog import Catalog
-from clusterlora.errors import BadSettings
+from clusterlora.errors import BadSettings, printable
 from clusterlora.settings import Study, check_study_name
 
 _STUDY: TypeAdapter[Study] = TypeAdapter(Study)
@@ -29,6 +29,8 @@ _MISSION: Mapping[str, Any] = {
 
 _MISSION_METHODS = ["baseline", "unified", "per_persona", "hybrid", "prefix", "selective_routing", "cluster", "merge"]
 
+_MEASURED: Mapping[str, Any] = {"held_out_share": 0.2}
+
 PRESETS: Catalog[Mapping[str, Any]] = Catalog(
     "preset",
     {
@@ -36,12 +38,12 @@ PRESETS: Catalog[Mapping[str, Any]] = Catalog(
             **_MISSION,
             "name": "mission",
             "methods": _MISSION_METHODS,
+            "assignment": _MEASURED,
         },
-        "all": {**_MISSION, "name": "all", "methods": [*_MISSION_METHODS, "few_shot", "cluster_hybrid"]},
+        "all": {**_MISSION, "name": "all", "methods": [*_MISSION_METHODS, "few_shot", "cluster_hybrid"], "assignment": _MEASURED},
         "demo": {
             **_MISSION,
             "name": "demo",
-            "data": {"train": 10, "val": 4, "test": 4, "synthetic": {"cluster_sizes": [16, 52, 25, 35, 72], "dialogues": 18}},
             # 0.83 and 0.70 are on the scale of the mission's data and base; here the gate asks what holds on any scale.
             "gate": {"mean_similarity": None, "worst_persona": None, "share_improved": 0.60},
         },
@@ -71,8 +73,9 @@ def resolve(preset: str | None = None, file: Path | None = None, overrides: Mapp
     chosen = PRESETS[preset] if preset else {}
     asked = _merged(_read(file) if file else {}, _nested(overrides or {}))
     merged = _merged(chosen, asked)
-    if "clustering" in chosen and _studies_other_people(asked) and "sizes" not in asked.get("clustering", {}):
-        merged["clustering"] = {key: value for key, value in merged["clustering"].items() if key != "sizes"}
+    theirs = _table(merged, "clustering")
+    if theirs and "clustering" in chosen and _studies_other_people(asked) and "sizes" not in _table(asked, "clustering"):
+        merged["clustering"] = {key: value for key, value in theirs.items() if key != "sizes"}
     return from_mapping(merged)
 
 
@@ -110,7 +113,7 @@ def parse_setting(text: str) -> tuple[str, Any]:
         raise BadSettings(f"{text!r} is not a setting; write field=value, for example recipe.epochs=1")
     try:
         return key.strip(), tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return key.strip(), None if value.strip() == "none" else value.strip()
 
 
@@ -121,8 +124,8 @@ def _read(file: Path) -> dict[str, Any]:
         raise BadSettings(f"{file}: no such configuration file") from None
     except (OSError, UnicodeDecodeError) as problem:
         raise BadSettings(f"{file}: cannot be read ({problem}); a configuration is a UTF-8 TOML file") from problem
-    except tomllib.TOMLDecodeError as problem:
-        raise BadSettings(f"{file}: not valid TOML: {problem}") from problem
+    except (ValueError, RecursionError) as problem:  # a number with thousands of digits, brackets nested thousands deep
+        raise BadSettings(f"{file}: not valid TOML: {problem}; correct it there") from problem
 
 
 def _nested(overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -145,16 +148,20 @@ def _merged(lower: Mapping[str, Any], higher: Mapping[str, Any]) -> dict[str, An
 
 
 def _studies_other_people(asked: Mapping[str, Any]) -> bool:
-    data = asked.get("data", {})
-    if not isinstance(data, Mapping):
-        return False
-    changed = {"source", "path", "personas"} & set(data) or "cluster_sizes" in data.get("synthetic", {})
-    return bool(changed) or "k" in asked.get("clustering", {})
+    data = _table(asked, "data")
+    changed = {"source", "path", "personas"} & set(data) or "cluster_sizes" in _table(data, "synthetic")
+    return bool(changed) or "k" in _table(asked, "clustering")
+
+
+def _table(settings: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """Return the settings below a name; none when something else stands there, which is refused later."""
+    found = settings.get(name, {})
+    return found if isinstance(found, Mapping) else {}  # pyright: ignore[reportUnknownVariableType]
 
 
 def _explained(error: Any) -> str:
     """Return one line naming the field, its value and the fix for one of pydantic's errors."""
-    path = ".".join(str(part) for part in error["loc"]) or "study"
+    path = printable(".".join(str(part) for part in error["loc"])) or "study"
     kind, value, bound = error["type"], error["input"], error.get("ctx", {})
     if kind == "unexpected_keyword_argument":
         return f"{path}: no such setting{_suggestion(error['loc'])}"
@@ -184,7 +191,7 @@ def _suggestion(location: tuple[str | int, ...]) -> str:
     known = _known_fields(Study, location[:-1])
     close = difflib.get_close_matches(str(location[-1]), known, n=1)
     if close:
-        return f"; did you mean {'.'.join(str(part) for part in (*location[:-1], close[0]))}?"
+        return f"; did you mean {printable('.'.join(str(part) for part in (*location[:-1], close[0])))}?"
     return f"; known: {', '.join(known)}" if known else ""
 
 

@@ -45,3 +45,8 @@ class TrainingDiverged(ClusterLoraError, ArithmeticError):
 
 class ServiceDown(ClusterLoraError, ConnectionError):
     """Prefect, MLflow or the database does not answer."""
+
+
+def printable(text: str) -> str:
+    """Return a name that somebody else has chosen as it can stand in a line: with escapes for what a terminal would act upon."""
+    return text if text.isprintable() else repr(text)[1:-1]

@@ -89,6 +89,14 @@ class StudyStore(Protocol):
 
     def adapter(self, key: str) -> TrainedAdapter | None: ...
 
+    def move_adapter(self, key: str, *, run_id: str, uri: str) -> None:
+        """Record that other machines find an adapter's weights elsewhere."""
+        ...
+
+    def forget_adapter(self, key: str) -> None:
+        """Take an adapter whose weights are lost out of every study: it will be trained again."""
+        ...
+
     def adapters(self, study: str) -> tuple[TrainedAdapter, ...]: ...
 
     def open_attempt(self, study: str, attempt: Attempt) -> None: ...
@@ -101,9 +109,25 @@ class StudyStore(Protocol):
 
     def attempts(self, study: str, pack: str | None = None) -> tuple[Attempt, ...]: ...
 
+    def save_memory_limit(self, base: str, device: str, max_length: int, *, micro_batch: int) -> None:
+        """Remember that trainings on a base revision run out of a device's memory above this micro-batch; the smallest one stays."""
+        ...
+
+    def memory_limit(self, base: str, device: str, max_length: int) -> int | None:
+        """Return the largest micro-batch to try there; None when nothing has failed yet."""
+        ...
+
     def save_answers(self, study: str, answers: Iterable[Answer]) -> None: ...
 
     def answers(self, study: str, stack_keys: Sequence[str] | None = None) -> tuple[Answer, ...]: ...
+
+    def duplicates(self, study: str) -> tuple[str, ...]:
+        """Return a sentence for everything the study holds twice: personas, dialogues, cluster members, answers."""
+        ...
+
+    def drop_duplicate_answers(self, study: str) -> None:
+        """Remove answers that stand beside another to the same question; the one whose id is right stays."""
+        ...
 
     def save_routes(self, study: str, routes: Sequence[Route]) -> None:
         """Record each persona's route of each method; the last write wins, and routes not named stay (shards write their own)."""
@@ -133,6 +157,34 @@ class AdapterStore(Protocol):
 
     def drop_scratch(self, key: str) -> None: ...
 
+    def local(self, key: str) -> Path | None:
+        """Return the folder of an adapter that is here, without fetching it."""
+        ...
+
+    def local_keys(self) -> tuple[str, ...]:
+        """Return the keys of the adapters that are here."""
+        ...
+
+    def scratch_keys(self) -> tuple[str, ...]:
+        """Return the keys that have checkpoints here."""
+        ...
+
+    def set_aside(self, key: str) -> Path:
+        """Move an adapter to where it is no longer found, and return where that is. Nothing is deleted."""
+        ...
+
+    def half_written(self) -> tuple[Path, ...]:
+        """Return the folders of copies and downloads that never ended, or are under way."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """What is said of a registered model: its card in Markdown, and tags to search by."""
+
+    card: str
+    tags: Mapping[str, str]
+
 
 class Tracker(Protocol):
     """The experiment tracker and model registry (MLflow)."""
@@ -149,12 +201,28 @@ class Tracker(Protocol):
 
     def log_verdict(self, study: str, verdict: Verdict) -> None: ...
 
-    def log_results(self, study: str, *, folder: Path, metrics: Mapping[str, float]) -> None:
-        """Attach everything under `folder` (tables, figures) and the summary metrics to the parent run."""
+    def log_results(self, study: str, *, folder: Path, metrics: Mapping[str, float], description: str = "") -> None:
+        """Attach everything under `folder` (tables, figures) and the summary metrics to the parent run, and describe the experiment."""
+        ...
+
+    def page(self, study: str) -> str | None:
+        """Return the address of the study's parent run in the tracker's UI, if it has one."""
+        ...
+
+    def link(self, study: str, name: str, address: str) -> None:
+        """Keep the address of another system's page with the parent run."""
         ...
 
     def register_adapter(
-        self, study: str, *, model: str, adapter: TrainedAdapter, folder: Path, base_model: str, settings: ModelSettings | None = None
+        self,
+        study: str,
+        *,
+        model: str,
+        adapter: TrainedAdapter,
+        folder: Path,
+        base_model: str,
+        settings: ModelSettings | None = None,
+        about: "About | None" = None,
     ) -> None:
         """Add a version of `<study>-<model>` that answers everybody with this adapter, unless one with its key exists.
 
@@ -163,7 +231,14 @@ class Tracker(Protocol):
         ...
 
     def register_router(
-        self, study: str, *, routes: Mapping[str, Any], adapter_folders: Mapping[str, Path], champion: bool, model: str | None = None
+        self,
+        study: str,
+        *,
+        routes: Mapping[str, Any],
+        adapter_folders: Mapping[str, Path],
+        champion: bool,
+        model: str | None = None,
+        about: "About | None" = None,
     ) -> str:
         """Add a version of `<study>` (or of `<study>-<model>`) that answers every persona, unless one with this content exists.
 
@@ -172,7 +247,56 @@ class Tracker(Protocol):
         """
         ...
 
-    def end_study(self, study: str, *, status: str) -> None: ...
+    def end_study(self, study: str, *, status: str, seconds: Mapping[str, float] | None = None) -> None:
+        """End the study's parent run; what each phase took becomes its metrics."""
+        ...
+
+    @property
+    def keeps_adapters(self) -> bool:
+        """Whether adapters that were uploaded can be had back, by any process."""
+        ...
+
+    def download(self, uri: str, folder: Path) -> bool:
+        """Fill an existing folder with what was uploaded; false when there is nothing under this URI."""
+        ...
+
+    def upload(self, study: str, *, adapter: TrainedAdapter, folder: Path) -> tuple[str, str]:
+        """Upload an adapter again, to its run if that exists, else to the study's; return (run id, URI)."""
+        ...
+
+    def open_runs(self, study: str) -> tuple["OpenRun", ...]:
+        """Return the study's runs that have not ended, its parent run included."""
+        ...
+
+    def kill_run(self, run_id: str) -> None:
+        """End a run that nobody will end any more."""
+        ...
+
+    def versions(self, study: str) -> tuple["ModelVersion", ...]:
+        """Return the versions of the study's registered models."""
+        ...
+
+    def drop_version(self, name: str, version: str) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class OpenRun:
+    """A tracker's run that has not ended; the study's parent run has no pack and no attempt."""
+
+    run_id: str
+    name: str
+    pack: str | None
+    attempt: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelVersion:
+    """A version in the registry. `whole` says that the model and as many adapters as it was made of are among its artifacts."""
+
+    name: str
+    version: str
+    adapter_keys: tuple[str, ...]
+    whole: bool
 
 
 class AdapterRun(Protocol):
@@ -185,6 +309,8 @@ class AdapterRun(Protocol):
         ...
 
     def metrics(self, values: Mapping[str, float]) -> None: ...
+
+    def tag(self, values: Mapping[str, str]) -> None: ...
 
     def artifacts(self, folder: Path, path: str) -> str:
         """Upload a folder; return its URI."""

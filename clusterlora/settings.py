@@ -46,6 +46,8 @@ class DataSettings:
     """File (table), folder or hub dataset id (edgewise). Not used by synthetic."""
     columns: tuple[tuple[str, str], ...] = ()
     """Pairs (our column, your column) for a table whose columns have other names."""
+    splits: str | None = None
+    """JSON file that says which dialogues are train, val and test, for example edgesplits.json; empty splits by a stable hash."""
     personas: Annotated[int, Ge(2)] | None = None
     """Use only the first so many personas; empty means all."""
     train: Annotated[int, Ge(1)] = 30
@@ -70,8 +72,9 @@ class ModelSettings:
     """homelm (embedded), smollm2-135m (from its wheel), a hub id such as Qwen/Qwen2.5-0.5B-Instruct, or a local folder."""
     embedding: str = "minilm"
     """minilm (from its wheel), a sentence-transformers hub id, or a local folder."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """One dtype for every method of the study: bfloat16 changes some greedy answers."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """One dtype for every method of the study: bfloat16 changes some greedy answers. auto decides once, on the machine that prepares the
+    study: bfloat16 where it computes in it and the base is wide enough to gain from it."""
     system_prompt: str = "You are a smart home assistant."
     """First words of every prompt."""
     persona_in_prompt: bool = False
@@ -96,6 +99,9 @@ class Recipe:
     """Linear layers that get an update, by the end of their name."""
     epochs: Annotated[int, Ge(1)] = 3
     """Passes over the adapter's train dialogues."""
+    patience: Annotated[int, Ge(1)] | None = None
+    """Stop an adapter early when the loss on its people's val dialogues has not fallen for so many epochs, and keep its best epoch.
+    Empty: all epochs, and the last one is kept."""
     batch_size: Annotated[int, Ge(1)] = 2
     """Dialogues per optimiser step."""
     learning_rate: Annotated[float, Gt(0)] = 5e-4
@@ -118,8 +124,9 @@ class ClusteringSettings:
 
     __pydantic_config__ = _FORM
 
-    algorithm: str = "responses_discriminant"
-    """What describes a persona: description, responses, prompts+responses, responses_discriminant, gradient or adapter."""
+    algorithm: str = "responses_given_prompts"
+    """What describes a persona: responses_given_prompts (what is said when), responses, responses_discriminant, prompts+responses,
+    description, gradient or adapter."""
     k: Annotated[int, Ge(2)] | None = 5
     """Number of clusters. Empty: the one of 2 to 12 with the largest silhouette."""
     sizes: tuple[Annotated[int, Ge(1)], ...] | None = None
@@ -183,6 +190,20 @@ class MergeSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AssignmentSettings:
+    """Whether a study measures how well people it never saw are given a cluster, as `clusterlora assign` does."""
+
+    __pydantic_config__ = _FORM
+
+    held_out_share: Annotated[float, Gt(0), Le(0.5)] | None = None
+    """Share of every cluster that a second unified and second cluster adapters do not learn from: they then choose for these people from
+    1, 3, 5 and 10 examples. Costs unified and all clusters once more, less this share, and one answer per adapter to each held-out
+    person's test items. Empty: not measured."""
+    seed: Annotated[int, Ge(0)] = 0
+    """Seed of who is held out, and of the examples that are drawn."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationSettings:
     """One protocol for every method: greedy decoding, the same items, the same metrics."""
 
@@ -192,7 +213,7 @@ class EvaluationSettings:
     """Answers are cut here."""
     batch_size: Annotated[int, Ge(1)] = 32
     """Items answered at once (halved when memory runs out)."""
-    metrics: tuple[str, ...] = ("embedding_similarity", "nll", "rouge_l")
+    metrics: tuple[str, ...] = ("embedding_similarity", "nll", "rouge_l", "prompt_tokens")
     """Metrics computed for every answer."""
     headline: str = "embedding_similarity"
     """The metric that the gate and the comparison speak of."""
@@ -214,6 +235,8 @@ class RuntimeSettings:
     """Runs that per-persona training and evaluation are divided into."""
     micro_batch: Annotated[int, Ge(1)] | None = None
     """Dialogues per forward pass; empty means the whole batch. Halved automatically when memory runs out."""
+    gradient_checkpointing: bool = False
+    """Compute activations again on the way back instead of keeping them: less memory for a third more time (Llama and Qwen2 bases)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -242,6 +265,8 @@ class Study:
     """How the method `merge` merges."""
     gate: GateSettings = GateSettings()
     """What cluster 0 must show first."""
+    assignment: AssignmentSettings = AssignmentSettings()
+    """How well new people are given a cluster."""
     evaluation: EvaluationSettings = EvaluationSettings()
     """How answers are made and scored."""
     runtime: RuntimeSettings = RuntimeSettings()

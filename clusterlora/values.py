@@ -124,7 +124,7 @@ class AdapterSpec:
 
     `init` is the name of an adapter whose weights it starts from; `underlay` of one that is active and frozen under it. With `parts` it is
     not trained but merged from the adapters of these names, as `merging` says. `described` puts the persona's text into the prompts it
-    learns from, whatever the study does.
+    learns from, whatever the study does. `imported` is the hash of weights that were trained elsewhere and brought in.
     """
 
     name: str
@@ -136,6 +136,7 @@ class AdapterSpec:
     parts: tuple[str, ...] = ()
     merging: MergeSettings | None = None
     described: bool = False
+    imported: str | None = None
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -259,7 +260,7 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class TrainedAdapter:
-    """What is known of an adapter once its weights are in the store."""
+    """What is known of an adapter once its weights are in the store: they are `weights_sha256`, and other machines find them at `uri`."""
 
     key: str
     name: str
@@ -272,6 +273,7 @@ class TrainedAdapter:
     n_bytes: int
     run_id: str | None = None
     uri: str | None = None
+    weights_sha256: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

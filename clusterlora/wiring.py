@@ -3,17 +3,21 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from clusterlora.ports import Stores
+
+if TYPE_CHECKING:
+    from clusterlora.stores.mlflow_models import Registry
 
 
 def from_environment(environment: Mapping[str, str] = os.environ) -> Stores:
     """Return the stores that the environment names.
 
     CLUSTERLORA_HOME (results; ./studies), CLUSTERLORA_DATABASE_URL (a SQLite file there), MLFLOW_TRACKING_URI (none: nothing is tracked).
-    Adapters are kept in a folder here; one that was trained elsewhere is brought from where MLflow keeps it.
+    Adapters are kept in a folder here; one that was trained elsewhere is brought from where MLflow keeps it, and checked.
     """
-    from clusterlora.stores.files import FileAdapterStore
+    from clusterlora.stores.files import FileAdapterStore, refuse_other_weights
     from clusterlora.stores.sql import SqlStudyStore
 
     home = Path(environment.get("CLUSTERLORA_HOME", "studies")).resolve()
@@ -31,9 +35,19 @@ def from_environment(environment: Mapping[str, str] = os.environ) -> Stores:
 
     def fetch(key: str, folder: Path) -> bool:
         adapter = studies.adapter(key)
-        return adapter is not None and adapter.uri is not None and tracker.download(adapter.uri, folder)
+        if adapter is None or adapter.uri is None or not tracker.download(adapter.uri, folder):
+            return False
+        refuse_other_weights(key, adapter.weights_sha256, folder)
+        return True
 
     return Stores(studies, FileAdapterStore(home / ".adapters", fetch), tracker, home)
 
 
-__all__ = ["Stores", "from_environment"]
+def registry_from_environment(environment: Mapping[str, str] = os.environ) -> "Registry":
+    """Return the model registry at MLFLOW_TRACKING_URI. Raises BadSettings when none is named."""
+    from clusterlora.stores.mlflow_models import registry_at
+
+    return registry_at(environment.get("MLFLOW_TRACKING_URI"))
+
+
+__all__ = ["Stores", "from_environment", "registry_from_environment"]

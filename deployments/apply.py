@@ -1,10 +1,12 @@
 """Brings work pools, deployments and automations to the server at PREFECT_API_URL: `python -m deployments.apply`. Safe to repeat.
 
+CLUSTERLORA_NOTIFY_BY names a notification block (`slack-webhook/team`) by which people hear of refused gates and crashed runs.
 Automations need a server on PostgreSQL; `--without-automations` is for one on SQLite, where the launcher watches over runs (supervise.py).
 """
 
 import json
 import logging
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +23,10 @@ POOLS = CHECKOUT / "deployments" / "pools"
 
 
 def apply_pools(folder: Path = POOLS) -> tuple[str, ...]:
-    """Create or update one work pool per process template (`cpu.json`, `gpu.json`); return their names."""
+    """Create or update one work pool per job template (`cpu.json`, `gpu-docker.json`, ...); return their names.
+
+    What starts the runs is said by the last word of the name: docker, kubernetes, and with any other a process of the worker's host.
+    """
     names: list[str] = []
     with get_client(sync_client=True) as client:
         for file in sorted(folder.glob("*.json")):
@@ -30,9 +35,15 @@ def apply_pools(folder: Path = POOLS) -> tuple[str, ...]:
                 client.read_work_pool(file.stem)
                 client.update_work_pool(file.stem, WorkPoolUpdate(base_job_template=template))
             except ObjectNotFound:
-                client.create_work_pool(WorkPoolCreate(name=file.stem, type="process", base_job_template=template))
+                client.create_work_pool(WorkPoolCreate(name=file.stem, type=pool_type(file.stem), base_job_template=template))
             names.append(file.stem)
     return tuple(names)
+
+
+def pool_type(name: str) -> str:
+    """Return the type of the worker that serves a pool."""
+    last = name.rpartition("-")[2]
+    return last if last in ("docker", "kubernetes") else "process"
 
 
 def apply_deployments() -> None:
@@ -47,5 +58,5 @@ if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     log.info("work pools: %s", ", ".join(apply_pools()))
     if "--without-automations" not in sys.argv[1:]:
-        log.info("automations: %s", ", ".join(apply_automations()))
+        log.info("automations: %s", ", ".join(apply_automations(os.environ.get("CLUSTERLORA_NOTIFY_BY"))))
     apply_deployments()

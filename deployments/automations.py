@@ -1,13 +1,17 @@
-"""What the Prefect server does on its own: a run whose process is gone becomes Crashed, so that whoever waits can try again."""
+"""What the Prefect server does on its own: a run whose process is gone becomes Crashed and is tried again, and people are told."""
 
 from datetime import timedelta
+from uuid import UUID
 
 from prefect.automations import AutomationCore
-from prefect.client.orchestration import get_client
+from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import StateType
-from prefect.events.actions import ActionTypes, ChangeFlowRunState
+from prefect.events.actions import ActionTypes, ChangeFlowRunState, SendNotification
 from prefect.events.schemas.automations import EventTrigger, Posture
 from prefect.events.schemas.events import ResourceSpecification
+from prefect.exceptions import ObjectNotFound
+
+from clusterlora.errors import UnknownName
 
 HEARTBEAT_SECONDS = 30
 """What PREFECT_FLOWS_HEARTBEAT_FREQUENCY must be wherever runs execute (deployments/pools says so too)."""
@@ -42,10 +46,27 @@ def crash_unstarted_runs(within: timedelta = START) -> AutomationCore:
     )
 
 
-def apply_automations() -> tuple[str, ...]:
-    """Create or correct the project's automations on the server at PREFECT_API_URL; return their names. Safe to repeat."""
+def notify(block_id: UUID) -> tuple[AutomationCore, ...]:
+    """Return the rules that tell people, through a notification block, of a gate that refused and of a run that crashed."""
+    return (
+        _tell(block_id, "a gate refused", on="prefect.flow-run.GateRefused"),
+        _tell(block_id, "a run crashed", on="prefect.flow-run.Crashed"),
+    )
+
+
+def apply_automations(notify_by: str | None = None) -> tuple[str, ...]:
+    """Create or correct the project's automations on the server at PREFECT_API_URL; return their names. Safe to repeat.
+
+    Args:
+        notify_by: notification block by which people are told, as `slack-webhook/team`; None leaves it out.
+
+    Raises:
+        UnknownName: the server has no such block.
+    """
     wanted = (crash_silent_runs(), crash_unstarted_runs())
     with get_client(sync_client=True) as client:
+        if notify_by is not None:
+            wanted += notify(_block(client, notify_by))
         for automation in wanted:
             found = client.read_automations_by_name(automation.name)
             # Replacing a rule makes it forget which runs it watches, so one that is right stays.
@@ -55,6 +76,33 @@ def apply_automations() -> tuple[str, ...]:
                 client.delete_automation(rule.id)
             client.create_automation(automation)
     return tuple(automation.name for automation in wanted)
+
+
+def _block(client: SyncPrefectClient, name: str) -> UUID:
+    kind, _, own = name.partition("/")
+    try:
+        return client.read_block_document_by_name(own, kind).id
+    except ObjectNotFound:
+        raise UnknownName(
+            f"the Prefect server has no notification block {name!r}; make one in its UI under Blocks, and write <block type>/<name>"
+        ) from None
+
+
+def _tell(block_id: UUID, what: str, *, on: str) -> AutomationCore:
+    body = "{{ flow_run.name }} ended {{ flow_run.state.name }}: {{ flow_run.state.message }}\n{{ flow_run|ui_url }}"
+    return AutomationCore(
+        name=f"clusterlora: tell when {what}",
+        description=f"People are told when {what}.",
+        enabled=True,
+        trigger=EventTrigger(
+            expect={on},
+            match=ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]}),
+            for_each={"prefect.resource.id"},
+            posture=Posture.Reactive,
+            threshold=1,
+        ),
+        actions=[SendNotification(block_document_id=block_id, subject=f"clusterlora: {what}", body=body)],
+    )
 
 
 def _crash_unless_heard_of(name: str, *, after: set[str], within: timedelta, message: str) -> AutomationCore:

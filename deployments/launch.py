@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import UUID
@@ -12,7 +13,8 @@ import httpx
 from clusterlora.config import as_mapping
 from clusterlora.errors import ServiceDown
 from clusterlora.settings import Study
-from clusterlora.stages.plan import decision
+from clusterlora.stages.decision import decisions
+from clusterlora.stages.plan import awaits_decision
 from clusterlora.wiring import from_environment
 from deployments import stack as local_stack
 from deployments.observe import Snapshot, connect, latest_open_run, parent_name, snapshot
@@ -28,7 +30,15 @@ WATCH_SECONDS = 2.0
 SUPERVISE_SECONDS = 10.0
 
 
-def run_study(study: Study, *, home: Path, workers: int | None, stay: bool, say: Callable[[str], None]) -> Snapshot:
+def run_study(
+    study: Study,
+    *,
+    home: Path,
+    workers: int | None,
+    stay: bool,
+    say: Callable[[str], None],
+    results: bool = True,
+) -> Snapshot:
     """Start what is missing of the stack, run the study on it, print its results, and return how its run ended.
 
     Interrupted by Ctrl-C, the study goes on without its spectator.
@@ -38,6 +48,7 @@ def run_study(study: Study, *, home: Path, workers: int | None, stay: bool, say:
         workers: processes of the gpu pool, see `stack.up`.
         stay: leave servers that this call started up afterwards, until Ctrl-C; otherwise they are stopped. Servers that were up before
             stay up in any case.
+        results: whether they are printed.
 
     Raises:
         ServiceDown: a server could not be started, or stopped answering.
@@ -61,7 +72,7 @@ def run_study(study: Study, *, home: Path, workers: int | None, stay: bool, say:
         if ours:
             local_stack.down(home)
         raise
-    if not ended.waiting:
+    if results and not ended.waiting:
         report(study.name, ended, stack)
     if ours and stay:
         _stay(stack, say)
@@ -85,23 +96,32 @@ def launch(study: Study, stack: Stack) -> UUID:
         return run.id
 
 
-def decide(study_name: str, stack: Stack, *, go_on: bool) -> bool:
-    """Resume the study's run with a person's decision on the gate; return whether one was waiting for it."""
+def decide(study_name: str, stack: Stack) -> bool:
+    """Resume the study's run after a decision on its gate was recorded; return whether one was waiting for it."""
     with connect(stack) as client:
         run_id = latest_open_run(client, study_name)
         state = client.read_flow_run(run_id).state if run_id else None
         if run_id is None or state is None or not state.is_paused():
             return False
-        client.resume_flow_run(run_id, run_input={"go_on": go_on})
+        client.resume_flow_run(run_id, run_input=_recorded(study_name))
         return True
 
 
 def _resume_if_decided(client: "SyncPrefectClient", run_id: UUID, study_name: str) -> None:
     """Resume a study that waits for a decision which came while its server was down."""
-    go_on = decision(study_name, from_environment())
+    stores = from_environment()
     state = client.read_flow_run(run_id).state
-    if go_on is not None and state is not None and state.is_paused():
-        client.resume_flow_run(run_id, run_input={"go_on": go_on})
+    settled = bool(decisions(study_name, stores)) and not awaits_decision(stores.studies.study(study_name), stores)
+    if settled and state is not None and state.is_paused():
+        client.resume_flow_run(run_id, run_input=_recorded(study_name))
+
+
+def _recorded(study_name: str) -> dict[str, object]:
+    """Return the last decision as the form's values. The study acts on the record; the form only has to be filled in."""
+    last = decisions(study_name, from_environment())[-1]
+    changes = asdict(last.rung) if last.rung else {}
+    fields = {name: changes.get(name) for name in ("learning_rate", "epochs", "init")}
+    return {"choice": last.choice, "decided_by": last.by, **fields}
 
 
 def follow(run_id: UUID, study_name: str, stack: Stack) -> Snapshot:
@@ -112,7 +132,7 @@ def follow(run_id: UUID, study_name: str, stack: Stack) -> Snapshot:
     Raises:
         ServiceDown: the Prefect server is gone.
     """
-    with connect(stack) as client, LiveView() if sys.stdout.isatty() else PlainView() as view:
+    with connect(stack) as client, LiveView() if sys.stderr.isatty() else PlainView() as view:
         supervised, told = time.monotonic(), False
         while True:
             try:

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 from uuid import UUID
 
+from clusterlora.stages.verify import LiveWork
 from deployments.stack import Stack
 
 if TYPE_CHECKING:
@@ -42,9 +43,13 @@ class Snapshot:
     waiting: bool = False
 
 
-def connect(stack: Stack) -> "SyncPrefectClient":
-    """Return a client of the stack's Prefect server. Sets the addresses in this process's environment before Prefect reads them."""
-    os.environ.update(stack.environment())
+def connect(stack: Stack | None) -> "SyncPrefectClient":
+    """Return a client of the stack's Prefect server, or of the one in the environment.
+
+    Sets the stack's addresses in this process's environment before Prefect reads them.
+    """
+    if stack is not None:
+        os.environ.update(stack.environment())
     from prefect.client.orchestration import get_client
 
     return get_client(sync_client=True)
@@ -59,6 +64,14 @@ def latest_open_run(client: "SyncPrefectClient", study_name: str) -> UUID | None
     """Return the id of the study's parent run that has not ended, if there is one."""
     parents = [run for run in _runs_of(client, study_name) if run.name == parent_name(study_name) and not _final(run)]
     return parents[-1].id if parents else None
+
+
+def live_work(client: "SyncPrefectClient", study_name: str) -> LiveWork:
+    """Return what is under way of a study: runs that have not ended, whether or not their process lives."""
+    open_runs = [run for run in _runs_of(client, study_name) if not _final(run)]
+    # `train` names its pack and attempt, `evaluate` counts its attempts under its own name.
+    numbered = [run.parameters for run in open_runs if "pack" in run.parameters]
+    return LiveWork(frozenset(run.name for run in open_runs), frozenset((p["pack"], p["attempt"]) for p in numbered))
 
 
 def snapshot(client: "SyncPrefectClient", run_id: UUID, study_name: str) -> Snapshot:

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from deployments import passwords
+
 CHECKOUT = Path(__file__).resolve().parents[1]
 
 LOOPBACK = "127.0.0.1"
@@ -15,20 +17,26 @@ LOOPBACK = "127.0.0.1"
 
 @dataclass(frozen=True, slots=True)
 class Addresses:
-    """The ports of the two servers, both on loopback."""
+    """Where the two servers listen; loopback unless others are to be let in."""
 
     prefect_port: int
     mlflow_port: int
+    host: str = LOOPBACK
 
     @property
     def prefect(self) -> str:
         """Address of Prefect's UI; its API is below `/api`."""
-        return f"http://{LOOPBACK}:{self.prefect_port}"
+        return f"http://{self._reachable}:{self.prefect_port}"
 
     @property
     def mlflow(self) -> str:
         """Address of MLflow's UI and API."""
-        return f"http://{LOOPBACK}:{self.mlflow_port}"
+        return f"http://{self._reachable}:{self.mlflow_port}"
+
+    @property
+    def _reachable(self) -> str:
+        """The address by which this machine reaches its servers."""
+        return LOOPBACK if self.host in ("0.0.0.0", "localhost") else self.host
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +57,14 @@ def results_home() -> Path:
 def client_environment(home: Path, addresses: Addresses) -> dict[str, str]:
     """Return the variables through which a process finds the stack; a study database chosen by the user is kept."""
     results = results_home()
+    known = passwords.read(home)
     return {
         "PREFECT_API_URL": f"{addresses.prefect}/api",
         "PREFECT_HOME": str(home / "prefect"),
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
         # On SQLite the server answers 503 while another run writes; many runs at once need more patience than the default five tries.
-        "PREFECT_CLIENT_MAX_RETRIES": "12",
+        # A client sleeps twice as long after each: with more than these four minutes it would sleep on while the server is well again.
+        "PREFECT_CLIENT_MAX_RETRIES": "7",
         "PREFECT_LOGGING_EXTRA_LOGGERS": "clusterlora",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "MLFLOW_TRACKING_URI": addresses.mlflow,
@@ -65,22 +75,25 @@ def client_environment(home: Path, addresses: Addresses) -> dict[str, str]:
         "CLUSTERLORA_DATABASE_URL": os.environ.get("CLUSTERLORA_DATABASE_URL") or f"sqlite:///{results / 'clusterlora.db'}",
         # The deployments say `python`: it must be this one, also when the virtual environment is not activated.
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
+        **(known.of_clients() if known else {}),
     }
 
 
 def servers(home: Path, addresses: Addresses) -> tuple[Service, Service]:
     """Return the Prefect server and the MLflow server, which keep everything under `home`."""
-    env = {**os.environ, **client_environment(home, addresses)}
+    known = passwords.read(home)
+    env = {**os.environ, **client_environment(home, addresses), **(known.of_servers(home) if known else {})}
     prefect = Service(
         name="prefect-server",
-        argv=(sys.executable, "-m", "prefect", "server", "start", "--host", LOOPBACK, "--port", str(addresses.prefect_port)),
+        argv=(sys.executable, "-m", "prefect", "server", "start", "--host", addresses.host, "--port", str(addresses.prefect_port)),
         env=env,
         health=f"{addresses.prefect}/api/health",
     )
     mlflow = Service(
         name="mlflow-server",
         argv=(
-            *(sys.executable, "-m", "mlflow", "server", "--host", LOOPBACK, "--port", str(addresses.mlflow_port)),
+            *(sys.executable, "-m", "mlflow", "server", "--host", addresses.host, "--port", str(addresses.mlflow_port)),
+            *(("--app-name", "basic-auth") if known else ()),
             *("--workers", "1", "--backend-store-uri", f"sqlite:///{home / 'mlflow' / 'mlflow.db'}"),
             *("--artifacts-destination", str(home / "mlflow" / "artifacts")),
         ),

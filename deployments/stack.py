@@ -16,12 +16,12 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from clusterlora.errors import ServiceDown
-from deployments import processes, services
+from clusterlora.errors import BadSettings, ServiceDown
+from deployments import passwords, processes, services
 from deployments.processes import Process
 from deployments.services import CHECKOUT, LOOPBACK, Addresses, Service
 
@@ -49,21 +49,24 @@ def default_home() -> Path:
     return Path(os.environ.get("CLUSTERLORA_STACK_HOME") or CHECKOUT / ".clusterlora").resolve()
 
 
-def up(home: Path, *, workers: int | None = None, log: Callable[[str], None]) -> Stack:
+def up(home: Path, *, workers: int | None = None, auth: bool | None = None, host: str | None = None, log: Callable[[str], None]) -> Stack:
     """Start what is not running and return the stack once both servers answer and everything is deployed.
 
     Args:
         workers: processes for the gpu pool; None means one per GPU, or two without any.
+        auth: whether the servers ask for passwords; None means as before (a fresh stack asks for none).
+        host: address to listen on; None means as before (a fresh stack listens on loopback).
         log: is told one line per step.
 
     Raises:
+        BadSettings: others would be let in without a password, or a running stack would have to change its doors.
         ServiceDown: a server did not start; carries the end of its log.
     """
     home.mkdir(parents=True, exist_ok=True)
     with _only_one(home):
         state = _read(home)
         running = _running(state)
-        addresses = _addresses(state, running)
+        addresses = _doors(home, _addresses(state, running), running, auth=auth, host=host)
         wanted_servers = services.servers(home, addresses)
         wanted_workers = services.workers(home, addresses, n_gpu_workers=workers)
         names = {service.name for service in (*wanted_servers, *wanted_workers)}
@@ -140,7 +143,7 @@ def _read(home: Path) -> dict[str, Any]:
 
 def _write(home: Path, addresses: Addresses, running: Mapping[str, Process], *, applied: str | None) -> None:
     state = {
-        "ports": {"prefect_port": addresses.prefect_port, "mlflow_port": addresses.mlflow_port},
+        "ports": asdict(addresses),
         "processes": {name: {"pid": process.pid, "birth": process.birth} for name, process in running.items()},
         "applied": applied,
     }
@@ -160,9 +163,21 @@ def _addresses(state: Mapping[str, Any], running: dict[str, Process]) -> Address
     ports: dict[str, int] = {}
     for server, key in (("prefect-server", "prefect_port"), ("mlflow-server", "mlflow_port")):
         ports[key] = known[key] if server in running or _is_free(known[key]) else _free_port()
-    if ports != known:
+    if any(known[key] != port for key, port in ports.items()):
         processes.stop([running.pop(name) for name in list(running) if name.startswith("worker-")])
-    return Addresses(**ports)
+    return Addresses(**ports, host=known.get("host", LOOPBACK))
+
+
+def _doors(home: Path, addresses: Addresses, running: Mapping[str, Process], *, auth: bool | None, host: str | None) -> Addresses:
+    """Return the addresses to listen on, and see to it that the passwords are as asked."""
+    wanted = replace(addresses, host=host or addresses.host)
+    asks = passwords.read(home) is not None
+    if (wanted != addresses or auth not in (None, asks)) and any(name.endswith("-server") for name in running):
+        raise BadSettings("the servers are up with another --host or --auth; stop them first: clusterlora down")
+    if auth is False:
+        passwords.forget(home)
+    passwords.refuse_open_doors(wanted.host, passwords.make(home) if auth else passwords.read(home))
+    return wanted
 
 
 def _is_free(port: int) -> bool:

@@ -1,4 +1,7 @@
-"""How a running study is shown: a table that redraws itself in a terminal, lines of what changed anywhere else."""
+"""How a running study is shown: a table that redraws itself in a terminal, lines of what changed anywhere else.
+
+Both go to stderr: stdout is kept for results.
+"""
 
 import time
 from types import TracebackType
@@ -6,7 +9,7 @@ from typing import Self
 from uuid import UUID
 
 import click
-from rich.console import Group
+from rich.console import Console, Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -38,7 +41,7 @@ class PlainView:
 
     def say(self, line: str) -> None:
         """Say one line of another kind."""
-        click.echo(f"         {line}")
+        click.echo(f"         {line}", err=True)
 
     def show(self, picture: Snapshot) -> None:
         """Say what is different from the last picture."""
@@ -46,17 +49,17 @@ class PlainView:
             if self._states.get(run.id) != run.state:
                 self._states[run.id] = run.state
                 self._said[run.id] = time.monotonic()
-                click.echo(f"{clock(picture.parent.seconds):>7}  {run.name}: {_ending(run)}")
+                click.echo(f"{clock(picture.parent.seconds):>7}  {run.name}: {_ending(run)}", err=True)
             elif run.running and run.progress and time.monotonic() - self._said[run.id] >= LINE_EVERY_SECONDS:
                 self._said[run.id] = time.monotonic()
-                click.echo(f"{clock(picture.parent.seconds):>7}  {run.name}: {run.progress}")
+                click.echo(f"{clock(picture.parent.seconds):>7}  {run.name}: {run.progress}", err=True)
 
 
 class LiveView:
     """Redraws all open runs with their bars; runs that ended scroll away above as lines."""
 
     def __init__(self) -> None:
-        self._live = Live(refresh_per_second=4, transient=True)
+        self._live = Live(console=Console(stderr=True), refresh_per_second=4, transient=True)
         self._ended: set[UUID] = set()
 
     def __enter__(self) -> Self:

@@ -11,6 +11,7 @@ from flows.gate import gate
 from tasks.comparison import register
 from tasks.decision import PATIENCE_SECONDS, GateDecision, question_for_a_person, record_decision
 from tasks.fan_out import evaluate_all, train_all
+from tasks.links import link_runs
 from tasks.outcome import cancel_children, record_failure
 from tasks.planning import packs_after_gate, packs_before_clustering, was_refused
 from tasks.preparation import cluster, prepare, refine, signal
@@ -39,18 +40,22 @@ def study(config: Study = MISSION) -> State[None]:
     tag_this_run(name)
     with tags(study_tag(name)):
         prepare(config)
+        link_runs(name)
         while packs := packs_before_clustering(name):
             train_all(name, packs)
         cluster(config)
-        signal(name)
+        # It reads the data alone: what it has to tell is there before the first adapter is, and the gate does not wait for it.
+        told = signal.submit(name)
         show_status(name, "at the gate")
 
         verdict = gate(name)
-        if question := question_for_a_person(name):
+        told.result()
+        while question := question_for_a_person(name):
             show_status(name, "waiting for a decision on the gate")
-            form = GateDecision.with_initial_data(description=question)
-            decision = suspend_flow_run(wait_for_input=form, key="gate", timeout=PATIENCE_SECONDS)
-            record_decision(name, decision.go_on)
+            key, text = question
+            form = GateDecision.with_initial_data(description=text)
+            record_decision(name, suspend_flow_run(wait_for_input=form, key=key, timeout=PATIENCE_SECONDS))
+            verdict = gate(name)
         while True:
             while packs := packs_after_gate(name):
                 train_all(name, packs)

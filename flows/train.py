@@ -3,7 +3,7 @@
 from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
-from prefect.states import Failed
+from prefect.states import Completed, Failed
 
 from clusterlora.errors import OutOfMemory
 from tasks.run_names import training_name
@@ -15,11 +15,11 @@ def _name() -> str:
 
 
 @flow(name="train", flow_run_name=_name)
-def train(study_name: str, pack: str, title: str, adapters: list[str], micro_batch: int, attempt: int) -> State[None] | None:
+def train(study_name: str, pack: str, title: str, adapters: list[str], micro_batch: int, attempt: int) -> State[None]:
     """Train adapters of an existing study on this worker's device.
 
     Running out of memory ends the run in a state of that name, so that it can be told from every other failure in the UI,
-    in events and by whoever started it.
+    in events and by whoever started it. Either way the state's message tells the micro-batch and the peak memory.
 
     Args:
         study_name: A study that exists.
@@ -30,7 +30,7 @@ def train(study_name: str, pack: str, title: str, adapters: list[str], micro_bat
         attempt: Number of this attempt.
     """
     try:
-        train_pack(study_name, pack=pack, title=title, adapters=adapters, micro_batch=micro_batch, attempt=attempt)
+        done = train_pack(study_name, pack=pack, title=title, adapters=adapters, micro_batch=micro_batch, attempt=attempt)
     except OutOfMemory as error:
         return Failed(name="OutOfMemory", message=str(error))
-    return None
+    return Completed(message=done)

@@ -1,39 +1,78 @@
 """A person's word on a gate that refused: the study is suspended, and the answer to its form decides."""
 
+from typing import Literal
+
 from prefect import task
+from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.input import RunInput
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from clusterlora.wiring import from_environment
+from tasks.retrying import RETRIED
+from tasks.run_log import artifact_key
 
 PATIENCE_SECONDS = 30 * 24 * 3600
 """How long a suspended study waits before Prefect fails it; the same command continues it after that, too."""
 
 
+_RETRY_DIFFERS = {
+    "if": {"properties": {"choice": {"const": "retry"}}, "required": ["choice"]},
+    "then": {
+        "anyOf": [{"required": [name], "properties": {name: {"not": {"type": "null"}}}} for name in ("learning_rate", "epochs", "init")]
+    },
+}
+
+
 class GateDecision(RunInput):
-    """The form that Prefect's UI shows when a suspended study is resumed."""
+    """The form that Prefect's UI shows when a suspended study is resumed.
 
-    go_on: bool = Field(False, title="Train the rest all the same", description="No: compare what was trained so far, and stop.")
+    That a retry must change something stands in its schema: the server asks that of an answer before it resumes the run, where an
+    answer that only this class refused would end the run.
+    """
+
+    model_config = ConfigDict(json_schema_extra=_RETRY_DIFFERS)
+
+    choice: Literal["stop", "continue", "retry"] = Field(
+        "stop",
+        title="What now?",
+        description="stop: compare what is trained. continue: train the rest all the same. retry: try cluster 0 again with a change below.",
+    )
+    learning_rate: float | None = Field(None, gt=0, title="Retry with this learning rate", description="Empty: the study's.")
+    epochs: int | None = Field(None, ge=1, title="Retry with this many epochs", description="Empty: the study's.")
+    init: Literal["base", "unified"] | None = Field(None, title="Retry from", description="unified is a warm start. Empty: the study's.")
+    decided_by: str = Field("", max_length=100, title="Your name", description="Kept with the decision; Prefect does not know who you are.")
 
 
-@task(task_run_name="ask about the gate? · {study_name}", cache_policy=NO_CACHE)
-def question_for_a_person(study_name: str) -> str | None:
-    """Return what to ask, in Markdown, when the gate refused and the study leaves it to a person; None when nothing is open."""
+@task(task_run_name="ask about the gate? · {study_name}", cache_policy=NO_CACHE, **RETRIED)
+def question_for_a_person(study_name: str) -> tuple[str, str] | None:
+    """Return the question's key and its text in Markdown when a refused gate is left to a person; None when nothing is open."""
     from clusterlora.gate.report import markdown
+    from clusterlora.stages.decision import decisions
     from clusterlora.stages.plan import awaits_decision
 
     stores = from_environment()
     if not awaits_decision(stores.studies.study(study_name), stores):
         return None
-    return f"No configuration of the ladder passed the gate of **{study_name}**. The last one:\n\n" + markdown(
+    text = f"No configuration of the ladder passed the gate of **{study_name}**. The last one:\n\n" + markdown(
         stores.studies.verdicts(study_name)[-1]
     )
+    return f"gate-{len(decisions(study_name, stores)) + 1}", text
 
 
-@task(task_run_name="note the decision · {study_name}", cache_policy=NO_CACHE)
-def record_decision(study_name: str, go_on: bool) -> None:
-    """Keep what was decided; from now on the study acts on it, however often it is launched."""
-    from clusterlora.stages.plan import decide
+@task(task_run_name="note the decision · {study_name}", cache_policy=NO_CACHE, **RETRIED)
+def record_decision(study_name: str, answer: GateDecision) -> None:
+    """Keep what was decided, by whom and when; from now on the study acts on it, however often it is launched."""
+    from clusterlora.settings import Rung
+    from clusterlora.stages.decision import Decision, decide, decisions
 
-    decide(study_name, from_environment(), go_on=go_on)
+    retry = answer.choice == "retry"
+    rung = Rung(name="asked", learning_rate=answer.learning_rate, epochs=answer.epochs, init=answer.init) if retry else None
+    stores = from_environment()
+    decide(study_name, stores, Decision(answer.choice, rung, answer.decided_by.strip()))
+    said = "".join(f"{number}. {one}\n" for number, one in enumerate(decisions(study_name, stores), start=1))
+    create_markdown_artifact(
+        f"## Decisions on the gate of {study_name}\n\n{said}",
+        key=artifact_key("decision", study_name),
+        description=f"{study_name}: {answer.choice}",
+    )

@@ -7,21 +7,21 @@ a retry or a fresh parent after a crash, finds the run that is already there ins
 from collections.abc import Mapping
 from typing import Any, NoReturn, cast
 
-import httpx
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import FlowRun, State, TaskRun
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
 from prefect.runtime import task_run as this_task_run
-from prefect.tasks import Task
+from prefect.tasks import Task, exponential_backoff
 
-from clusterlora.errors import OutOfMemory, ServiceDown, UnknownName
+from clusterlora.errors import OutOfMemory, UnknownName
 from clusterlora.ports import Stores
 from clusterlora.settings import Study
 from clusterlora.stages.plan import Pack
 from clusterlora.values import Attempt
 from clusterlora.wiring import from_environment
+from tasks.retrying import is_transient
 from tasks.run_names import evaluation_name, study_tag, training_name
 
 MOST_HALVINGS = 4
@@ -51,13 +51,14 @@ def deserves_another_attempt(_task: Task[..., Any], _task_run: TaskRun, state: S
         return error.micro_batch > 1
     if isinstance(error, CrashedChildError):
         return error.crashes <= MOST_CRASHES
-    return isinstance(error, ServiceDown | httpx.TransportError)
+    return is_transient(error)
 
 
 @task(
     task_run_name="train · {pack.title} · {study_name}",
     retries=MOST_HALVINGS,
-    retry_delay_seconds=1,
+    retry_delay_seconds=exponential_backoff(backoff_factor=2),
+    retry_jitter_factor=0.5,
     retry_condition_fn=deserves_another_attempt,
     cache_policy=NO_CACHE,
 )
@@ -94,7 +95,8 @@ def dispatch_training(study_name: str, pack: Pack) -> None:
 @task(
     task_run_name="evaluate · {part} {shard}/{shards} · {study_name}",
     retries=MOST_CRASHES,
-    retry_delay_seconds=1,
+    retry_delay_seconds=exponential_backoff(backoff_factor=2),
+    retry_jitter_factor=0.5,
     retry_condition_fn=deserves_another_attempt,
     cache_policy=NO_CACHE,
 )
@@ -156,7 +158,9 @@ def settle(run: FlowRun, study_name: str, attempt: Attempt, stores: Stores) -> N
         _count_crash(study_name, attempt, "crashed", message, stores)
     if state.name == "OutOfMemory":
         stores.studies.close_attempt(study_name, attempt.pack, attempt.number, state="out_of_memory", detail=message)
-        raise OutOfMemory(message, micro_batch=attempt.micro_batch)
+        # The run may have begun with less than it was asked for, knowing the device.
+        begun = next(a for a in stores.studies.attempts(study_name, attempt.pack) if a.number == attempt.number)
+        raise OutOfMemory(message, micro_batch=begun.micro_batch or attempt.micro_batch)
     stores.studies.close_attempt(study_name, attempt.pack, attempt.number, state="failed", detail=message)
     raise FailedChildError(f"{run.name} ended {state.name}: {message}")
 

@@ -1,26 +1,20 @@
 """The gate's verdict on one rung, and before it what the gate is able to see, shown as artifacts."""
 
 from prefect import task
-from prefect.artifacts import create_markdown_artifact
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 
 from clusterlora.values import Verdict
 from clusterlora.wiring import from_environment
-from tasks.retrying import service_was_away
+from tasks.retrying import RETRIED
 from tasks.run_log import artifact_key
 
 
-@task(
-    task_run_name="judge · {study_name} · {rung}",
-    retries=3,
-    retry_delay_seconds=5,
-    retry_condition_fn=service_was_away,
-    cache_policy=NO_CACHE,
-)
+@task(task_run_name="judge · {study_name} · {rung}", cache_policy=NO_CACHE, **RETRIED)
 def judge(study_name: str, rung: str) -> Verdict:
     """Return the verdict on cluster 0 as one rung trained it, from the answers in the study database."""
-    from clusterlora.gate.report import markdown
+    from clusterlora.gate.report import markdown, records
     from clusterlora.stages.judge import judge as judge_rung
 
     verdict = judge_rung(study_name, rung, from_environment())
@@ -29,16 +23,15 @@ def judge(study_name: str, rung: str) -> Verdict:
         key=artifact_key("gate", study_name, rung),
         description=f"Gate of {study_name}, {rung}: {'passed' if verdict.passed else 'refused'}",
     )
+    create_table_artifact(
+        records(verdict),
+        key=artifact_key("gate-table", study_name, rung),
+        description=f"Gate of {study_name}, {rung}: {'PASSED' if verdict.passed else 'REFUSED'}",
+    )
     return verdict
 
 
-@task(
-    task_run_name="foresee gate · {study_name}",
-    retries=3,
-    retry_delay_seconds=5,
-    retry_condition_fn=service_was_away,
-    cache_policy=NO_CACHE,
-)
+@task(task_run_name="foresee gate · {study_name}", cache_policy=NO_CACHE, **RETRIED)
 def foresee(study_name: str) -> None:
     """Tell which gain the gate would notice and how often luck decides, before anything is trained for it."""
     from clusterlora.stages.judge import foresee as foresee_gate
@@ -52,7 +45,7 @@ def foresee(study_name: str) -> None:
     create_markdown_artifact("\n\n".join(lines), key=artifact_key("gate", study_name, "power"), description=power.sentence)
 
 
-@task(task_run_name="gate foreseen? · {study_name}", cache_policy=NO_CACHE)
+@task(task_run_name="gate foreseen? · {study_name}", cache_policy=NO_CACHE, **RETRIED)
 def foreseen(study_name: str) -> bool:
     """Return whether an earlier run of the study told what its gate can see."""
     from clusterlora.stages.judge import known_power
@@ -60,7 +53,7 @@ def foreseen(study_name: str) -> bool:
     return known_power(study_name, from_environment()) is not None
 
 
-@task(task_run_name="look up verdict · {study_name} · {rung}", cache_policy=NO_CACHE)
+@task(task_run_name="look up verdict · {study_name} · {rung}", cache_policy=NO_CACHE, **RETRIED)
 def known_verdict(study_name: str, rung: str) -> Verdict | None:
     """Return the verdict that an earlier run of the study reached on this rung."""
     return next((verdict for verdict in from_environment().studies.verdicts(study_name) if verdict.rung == rung), None)

@@ -6,18 +6,20 @@ from prefect.cache_policies import NO_CACHE
 from clusterlora.settings import Rung
 from clusterlora.stages.plan import Pack
 from clusterlora.wiring import from_environment
+from tasks.retrying import RETRIED
 
 
-@task(task_run_name="ladder · {study_name}", cache_policy=NO_CACHE)
+@task(task_run_name="ladder · {study_name}", cache_policy=NO_CACHE, **RETRIED)
 def ladder(study_name: str) -> tuple[Rung, ...]:
     """Return the configurations that the gate tries in order, the study's own first; none when nothing is gated."""
     from clusterlora.stages.plan import gated, rungs
 
-    study = from_environment().studies.study(study_name)
-    return rungs(study) if gated(study) else ()
+    stores = from_environment()
+    study = stores.studies.study(study_name)
+    return rungs(study, stores) if gated(study) else ()
 
 
-@task(task_run_name="plan clustering · {study_name}", cache_policy=NO_CACHE)
+@task(task_run_name="plan clustering · {study_name}", cache_policy=NO_CACHE, **RETRIED)
 def packs_before_clustering(study_name: str) -> tuple[Pack, ...]:
     """Return what can be trained at once of what the study's clustering reads."""
     from clusterlora.stages.plan import packs_before_clustering as missing
@@ -26,7 +28,7 @@ def packs_before_clustering(study_name: str) -> tuple[Pack, ...]:
     return missing(stores.studies.study(study_name), stores)
 
 
-@task(task_run_name="plan gate · {study_name} · {rung.name}", cache_policy=NO_CACHE)
+@task(task_run_name="plan gate · {study_name} · {rung.name}", cache_policy=NO_CACHE, **RETRIED)
 def packs_for_gate(study_name: str, rung: Rung) -> tuple[Pack, ...]:
     """Return what can be trained at once of what a rung still needs before it can be judged."""
     from clusterlora.stages.plan import gate_packs
@@ -35,7 +37,7 @@ def packs_for_gate(study_name: str, rung: Rung) -> tuple[Pack, ...]:
     return gate_packs(stores.studies.study(study_name), stores, rung)
 
 
-@task(task_run_name="plan fan-out · {study_name}", cache_policy=NO_CACHE)
+@task(task_run_name="plan fan-out · {study_name}", cache_policy=NO_CACHE, **RETRIED)
 def packs_after_gate(study_name: str) -> tuple[Pack, ...]:
     """Return what can be trained at once of what the study's methods still need; nothing when the gate refused."""
     from clusterlora.stages.plan import remaining_packs
@@ -44,7 +46,7 @@ def packs_after_gate(study_name: str) -> tuple[Pack, ...]:
     return remaining_packs(stores.studies.study(study_name), stores)
 
 
-@task(task_run_name="refused? · {study_name}", cache_policy=NO_CACHE)
+@task(task_run_name="refused? · {study_name}", cache_policy=NO_CACHE, **RETRIED)
 def was_refused(study_name: str) -> bool:
     """Return whether the gate has spoken against spending more and nobody said to go on."""
     from clusterlora.stages.plan import refused

@@ -7,11 +7,11 @@ from prefect.cache_policies import NO_CACHE
 from clusterlora.settings import Study
 from clusterlora.wiring import from_environment
 from tasks.pictures import embedded
-from tasks.retrying import service_was_away
+from tasks.retrying import RETRIED
 from tasks.run_log import PrefectRunLog, artifact_key
 
 
-@task(task_run_name="prepare · {study.name}", retries=3, retry_delay_seconds=5, retry_condition_fn=service_was_away, cache_policy=NO_CACHE)
+@task(task_run_name="prepare · {study.name}", cache_policy=NO_CACHE, **RETRIED)
 def prepare(study: Study) -> None:
     """Refuse impossible settings and unusable data; else the study, its data and its parent run in MLflow exist.
 
@@ -25,7 +25,7 @@ def prepare(study: Study) -> None:
     prepare_study(study, from_environment(), PrefectRunLog(study.name, "prepare"))
 
 
-@task(task_run_name="cluster · {study.name}", retries=3, retry_delay_seconds=5, retry_condition_fn=service_was_away, cache_policy=NO_CACHE)
+@task(task_run_name="cluster · {study.name}", cache_policy=NO_CACHE, **RETRIED)
 def cluster(study: Study) -> None:
     """Group the personas of a study, unless that was done before."""
     from clusterlora.stages.cluster import cluster as cluster_study
@@ -39,7 +39,7 @@ def cluster(study: Study) -> None:
     create_markdown_artifact(f"{sizes}: {quality}.\n\n{picture}\n", key=artifact_key("clusters", study.name), description=sizes)
 
 
-@task(task_run_name="refine clusters · {study_name}", cache_policy=NO_CACHE)
+@task(task_run_name="refine clusters · {study_name}", cache_policy=NO_CACHE, **RETRIED)
 def refine(study_name: str) -> bool:
     """Move personas to the cluster that predicts them best, if a round of that is due; return whether one was."""
     from clusterlora.stages.refine import refine as refine_study
@@ -47,15 +47,9 @@ def refine(study_name: str) -> bool:
     return refine_study(study_name, from_environment(), PrefectRunLog(study_name, "refine"))
 
 
-@task(
-    task_run_name="signal in the data · {study_name}",
-    retries=3,
-    retry_delay_seconds=5,
-    retry_condition_fn=service_was_away,
-    cache_policy=NO_CACHE,
-)
+@task(task_run_name="signal in the data · {study_name}", cache_policy=NO_CACHE, **RETRIED)
 def signal(study_name: str) -> None:
-    """Tell how much there is to win for adapters per cluster and per person, before any is trained."""
+    """Tell how much there is to win for adapters per cluster and per person, without training any."""
     from clusterlora.signal.words import markdown, verdict
     from clusterlora.stages.signal import signal as measure_signal
 

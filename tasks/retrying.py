@@ -1,13 +1,45 @@
-"""When it is worth doing the same thing again."""
+"""When it is worth doing the same thing again, how often, and after how long."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypedDict
 
+import httpx
 from prefect.client.schemas.objects import State, TaskRun
-from prefect.tasks import Task
+from prefect.tasks import RetryConditionCallable, Task, exponential_backoff
 
 from clusterlora.errors import ServiceDown
 
 
+class _Retrying(TypedDict):
+    retries: int
+    retry_delay_seconds: Callable[[int], list[float]]
+    retry_jitter_factor: float
+    retry_condition_fn: RetryConditionCallable
+
+
+def is_transient(error: object) -> bool:
+    """Return whether an error is of the kind that goes away: no connection, a locked or restarting database, a server's 5xx or 429.
+
+    Errors of programs and of data are not, nor is what a server refuses: they would only come back.
+    """
+    if isinstance(error, httpx.HTTPStatusError):
+        return error.response.status_code >= 500 or error.response.status_code == 429
+    return isinstance(error, ServiceDown | httpx.TransportError)
+
+
 def service_was_away(_task: Task[..., Any], _task_run: TaskRun, state: State[Any]) -> bool:
-    """Return whether a task failed because a service did not answer; anything else would only fail again."""
-    return isinstance(state.data, ServiceDown)
+    """Return whether a task failed because a service did not answer; anything else would only fail again.
+
+    Must be a plain function: with any other callable Prefect silently never retries.
+    """
+    return is_transient(state.data)
+
+
+RETRIED: _Retrying = {
+    "retries": 4,
+    "retry_delay_seconds": exponential_backoff(backoff_factor=5),
+    "retry_jitter_factor": 0.5,
+    "retry_condition_fn": service_was_away,
+}
+"""What every task that talks to a service is decorated with: again after 5, 10, 20 and 40 s, each up to half longer so that not
+all come back at once."""

@@ -1,18 +1,21 @@
-"""A study's state on one page: what it is, what the gate said, what is trained and what went wrong on the way."""
+"""A study's state on one page: what runs, on what, how far each phase is, what is known so far, and what comes next."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from prefect import task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
+from clusterlora.evaluation.markdown import table
+from clusterlora.models.memory import shown
 from clusterlora.ports import Stores
 from clusterlora.settings import Study
 from clusterlora.wiring import from_environment
-from tasks.run_log import artifact_key
+from tasks.retrying import RETRIED
+from tasks.run_log import artifact_key, duration
 
 
-@task(task_run_name="status · {study_name} · {doing}", cache_policy=NO_CACHE)
+@task(task_run_name="status · {study_name} · {doing}", cache_policy=NO_CACHE, **RETRIED)
 def show_status(study_name: str, doing: str) -> None:
     """Publish the study's state as a markdown artifact; the Artifacts page keeps one entry per study, with its history."""
     stores = from_environment()
@@ -25,14 +28,16 @@ def show_status(study_name: str, doing: str) -> None:
 
 def status_lines(study: Study, stores: Stores, doing: str) -> Iterator[str]:
     """Yield the page line by line."""
+    from clusterlora.stages.decision import decisions
+    from clusterlora.stages.outlook import against_unified, next_step
+
     facts = stores.studies.facts(study.name)
     clustering = stores.studies.clustering(study.name)
-    verdicts = stores.studies.verdicts(study.name)
-    attempts = stores.studies.attempts(study.name)
     recipe = study.recipe
     yield f"# {study.name}: {doing}"
     yield ""
     yield f"- **Data**: {facts.get('n_personas', '?')} personas, {facts.get('n_dialogues', '?')} dialogues from `{study.data.source}`"
+    yield f"- **Examples**: {study.data.train} train, {study.data.val} val and {study.data.test} test dialogues per persona"
     if clustering is not None:
         yield f"- **Clusters**: {', '.join(map(str, clustering.sizes))} personas, by {clustering.algorithm}"
     yield (
@@ -40,15 +45,54 @@ def status_lines(study: Study, stores: Stores, doing: str) -> Iterator[str]:
         f"batch {recipe.batch_size}, learning rate {recipe.learning_rate:g}"
     )
     yield f"- **Methods**: {', '.join(study.methods)}"
-    said = [f"{verdict.rung} {'passed' if verdict.passed else 'refused'}" for verdict in verdicts]
+    said = [f"{verdict.rung} {'passed' if verdict.passed else 'refused'}" for verdict in stores.studies.verdicts(study.name)]
     yield f"- **Gate**: {', '.join(said) or 'not judged yet'}"
     yield f"- **Trained**: {len(stores.studies.adapters(study.name))} adapters"
     yield f"- **Results**: `{stores.folder(study.name)}`"
-    troubled = [attempt for attempt in attempts if attempt.state not in ("running", "done")]
-    if troubled:
-        yield ""
-        yield "| run | attempt | micro-batch | ended | why |"
-        yield "| --- | ---: | ---: | --- | --- |"
-        for attempt in troubled:
-            detail = attempt.detail.replace("|", "\\|").replace("\n", " ")
-            yield f"| {attempt.pack} | {attempt.number} | {attempt.micro_batch} | {attempt.state} | {detail} |"
+    if address := mlflow_address(facts):
+        yield f"- **MLflow**: [the study's run]({address})"
+    yield ""
+    yield from _timeline(study, stores)
+    yield "## Against unified so far"
+    yield ""
+    yield from (f"- {line}" for line in against_unified(study, stores) or ("nothing is judged yet",))
+    yield from (f"- a person said: {one}" for one in decisions(study.name, stores))
+    yield ""
+    yield f"**Next:** {next_step(study, stores)}"
+    yield from _troubles(stores, study.name)
+
+
+def mlflow_address(facts: Mapping[str, object]) -> str | None:
+    """Return where the study's parent run is in MLflow's UI, when it is tracked there."""
+    return str(facts["mlflow_run"]) if facts.get("mlflow_run") else None
+
+
+def _timeline(study: Study, stores: Stores) -> Iterator[str]:
+    from clusterlora.stages.outlook import phases
+
+    def shown(seconds: float | None) -> str:
+        return "-" if seconds is None else duration(seconds)
+
+    rows = [(p.name, p.state, shown(p.spent), shown(p.expected), p.detail) for p in phases(study, stores)]
+    yield "## Phases"
+    yield ""
+    yield "Seconds of work, over all workers; expectations come from the pace so far."
+    yield ""
+    yield table(("phase", "state", "took", "still expected", "detail"), rows, right=(False, False, True, True, False))
+
+
+def _troubles(stores: Stores, study_name: str) -> Iterator[str]:
+    attempts = [attempt for attempt in stores.studies.attempts(study_name) if attempt.state not in ("running", "done")]
+    if attempts:
+        rows = [
+            (
+                a.pack,
+                str(a.number),
+                str(a.micro_batch),
+                "-" if a.peak_memory_bytes is None else shown(a.peak_memory_bytes),
+                a.state,
+                a.detail,
+            )
+            for a in attempts
+        ]
+        yield table(("run", "attempt", "micro-batch", "peak memory", "ended", "why"), rows, right=(False, True, True, True, False, False))

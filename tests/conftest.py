@@ -8,15 +8,20 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import pytest
 from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
+from websockets.sync.connection import Connection
 
-MLFLOW_START_SECONDS = 240
+from browser.chromium import Tab, browser, find_browser
+
+START_SECONDS = 240
 
 
 def free_port() -> int:
@@ -29,33 +34,72 @@ def free_port() -> int:
 def answers(url: str) -> bool:
     """Return whether a server answers this address with 200."""
     try:
-        with urllib.request.urlopen(url, timeout=2) as response:
+        with urllib.request.urlopen(url, timeout=10) as response:
             return response.status == 200
     except OSError:
         return False
 
 
-@pytest.fixture(scope="session")
-def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Return the URI of a real MLflow server with a SQLite store and local artifacts, on loopback."""
-    folder, port = tmp_path_factory.mktemp("mlflow"), free_port()
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}", "--artifacts-destination", str(folder / "artifacts")]
-    # Its job queues are four more processes, for features that nobody here uses.
-    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    log = folder / "server.log"
+class Serve(Protocol):
+    """Runs a server of a Python module inside a block, from the moment it answers; gives its address."""
+
+    def __call__(
+        self, name: str, arguments: Sequence[str], *, health: str, folder: Path, environment: Mapping[str, str]
+    ) -> AbstractContextManager[str]: ...
+
+
+@contextmanager
+def _serve(name: str, arguments: Sequence[str], *, health: str, folder: Path, environment: Mapping[str, str]) -> Generator[str]:
+    port, log = free_port(), folder / "server.log"
+    command = [sys.executable, "-m", name, "server", *arguments, "--host", "127.0.0.1", "--port", str(port)]
     with log.open("wb") as output:
-        server = subprocess.Popen(command, cwd=folder, env=environment, stdout=output, stderr=output, start_new_session=True)
+        server = subprocess.Popen(command, cwd=folder, env=os.environ | environment, stdout=output, stderr=output, start_new_session=True)
     try:
-        deadline = time.monotonic() + MLFLOW_START_SECONDS
-        while not answers(f"http://127.0.0.1:{port}/health"):
+        deadline = time.monotonic() + START_SECONDS
+        while not answers(f"http://127.0.0.1:{port}{health}"):
             if server.poll() is not None or time.monotonic() > deadline:
-                pytest.fail(f"mlflow server did not start; the end of its log:\n{log.read_text()[-2000:]}")
+                pytest.fail(f"the {name} server did not start; the end of its log:\n{log.read_text()[-2000:]}")
             time.sleep(0.2)
         yield f"http://127.0.0.1:{port}"
     finally:
         os.killpg(server.pid, signal.SIGKILL)
         server.wait()
+
+
+@pytest.fixture(scope="session")
+def serve() -> Serve:
+    """Return what runs a server."""
+    return _serve
+
+
+@pytest.fixture(scope="session")
+def mlflow_server(serve: Serve, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Return the URI of a real MLflow server with a SQLite store and local artifacts, on loopback."""
+    folder = tmp_path_factory.mktemp("mlflow")
+    arguments = ["--workers", "1", "--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}"]
+    arguments += ["--artifacts-destination", str(folder / "artifacts")]
+    # Its job queues are four more processes, for features that nobody here uses.
+    environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    with serve("mlflow", arguments, health="/health", folder=folder, environment=environment) as address:
+        yield address
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Connection]:
+    """Return the connection to a running headless browser."""
+    program = find_browser()
+    if program is None:
+        pytest.skip("no browser is installed; apt-get install chromium")
+    with browser(program) as connection:
+        yield connection
+
+
+@pytest.fixture(scope="module")
+def tab(chromium: Connection) -> Iterator[Tab]:
+    """Return a fresh tab of the browser."""
+    tab = Tab(chromium)
+    yield tab
+    tab.close()
 
 
 @pytest.fixture(scope="session")
@@ -95,4 +139,5 @@ def postgres_url(postgres_server: str) -> str:
 
 # How long an example takes says how busy the machine is, not whether the code is right.
 hypothesis_settings.register_profile("any-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+hypothesis_settings.register_profile("long", hypothesis_settings.get_profile("any-machine"), max_examples=4_000)
 hypothesis_settings.load_profile("any-machine")

@@ -12,10 +12,15 @@ from collections.abc import Sequence
 import click
 
 from clusterlora import __version__
+from clusterlora.cli.assign import assign
+from clusterlora.cli.chat import chat
 from clusterlora.cli.data import data
+from clusterlora.cli.doctor import doctor
 from clusterlora.cli.models import models
+from clusterlora.cli.registry import registry
 from clusterlora.cli.services import down, up
 from clusterlora.cli.study import study
+from clusterlora.cli.verify import verify
 from clusterlora.cli.work import compare, evaluate, train
 from clusterlora.errors import ClusterLoraError
 
@@ -26,6 +31,7 @@ Examples:
   clusterlora train --cluster 0                 train one cluster's adapter here
   clusterlora evaluate --cluster 0              score what has been trained for it
   clusterlora compare                           table, figure and verdict
+  clusterlora assign --data new_persona.jsonl   cluster or unified for somebody new
   clusterlora up / clusterlora down             the local servers and workers
 """
 
@@ -42,7 +48,8 @@ def cli(debug: bool) -> None:
         os.environ.setdefault("TQDM_DISABLE", "1")
 
 
-for command in (study, train, evaluate, compare, up, down, models, data):
+study.add_command(verify)
+for command in (study, train, evaluate, compare, assign, chat, up, down, doctor, models, registry, data):
     cli.add_command(command)
 
 

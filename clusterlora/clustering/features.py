@@ -16,7 +16,7 @@ Evidence = tuple[Float[np.ndarray, "_ dim"], ...]
 
 
 def _untrained(_personas: Sequence[Persona]) -> Any:
-    raise BadSettings("this clustering reads trained adapters and was given none; cluster by responses_discriminant")
+    raise BadSettings("this clustering reads trained adapters and was given none; cluster by responses_given_prompts")
 
 
 @dataclass(frozen=True, slots=True)

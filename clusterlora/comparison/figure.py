@@ -26,6 +26,8 @@ _CHAMPION_COLOUR = "#0072B2"
 _OTHER_COLOUR = "#8FA1AE"
 _INK = "#222222"
 _MOST_CLUSTERS_WITH_NUMBERS = 10
+_TITLE_PAD = 38
+"""Points between panel and title: two lines of labels stand between them."""
 
 
 def draw(comparison: Comparison, path: Path, title: str) -> None:
@@ -74,8 +76,8 @@ def _draw_means(axes: Axes, comparison: Comparison) -> None:
     metric = METRICS[comparison.headline]
     scale = 100 if metric.percent else 1
     start = 0.0 if comparison.floor is None else scale * comparison.floor
-    right = max(scale * comparison.oracle, start, *(scale * result.mean_high for result in comparison.methods))
-    left = min(start, *(scale * result.mean_low for result in comparison.methods))
+    right = max(scale * comparison.oracle, scale * comparison.ceiling, start, *(scale * result.mean_high for result in comparison.methods))
+    left = min(start, scale * comparison.ceiling, *(scale * result.mean_low for result in comparison.methods))
     for row, result in enumerate(comparison.methods):
         mean, low, high = scale * result.means[comparison.headline], scale * result.mean_low, scale * result.mean_high
         axes.barh(row, mean - start, left=start, height=0.62, color=_colour(comparison, result))
@@ -88,28 +90,48 @@ def _draw_means(axes: Axes, comparison: Comparison) -> None:
     axes.set_xlim(left - 0.01 * (right - left), right + (0.72 if comparison.reference else 0.2) * (right - left))
     axes.set_xticks([tick for tick in axes.get_xticks() if left <= tick <= right])
     axes.spines["bottom"].set_bounds(left, right)
-    lines = (("oracle", comparison.oracle, "center"), ("floor", comparison.floor, "left"))
-    if comparison.floor is not None and scale * abs(comparison.oracle - comparison.floor) < 0.3 * (right - left):
-        # Close together, their names point away from each other.
-        above = comparison.oracle >= comparison.floor
-        lines = (("oracle", comparison.oracle, "left" if above else "right"), ("floor", comparison.floor, "right" if above else "left"))
-    for name, value, alignment in lines:
-        if value is not None:
-            axes.axvline(scale * value, color=_INK, linestyle=(0, (4, 3)), linewidth=1.2, zorder=0)
-            axes.annotate(
-                f"{name} {metric.shown(value)}",
-                (scale * value, 1),
-                (0, 4),
-                xycoords=("data", "axes fraction"),
-                textcoords="offset points",
-                ha=alignment,
-            )
-    axes.set_title("Mean over personas with 95% interval", fontsize=11, pad=22, loc="left")
+    _draw_scale(axes, comparison, width=right - left)
+    _draw_brackets(axes, comparison)
+    axes.set_title("Mean over personas with 95% interval", fontsize=11, pad=_TITLE_PAD, loc="left")
     if comparison.reference:
         axes.annotate(
             f"difference to {comparison.reference}", (1, 1), (0, 4), xycoords="axes fraction", textcoords="offset points", ha="right"
         )
-    axes.set_xlabel(_axis_label(comparison))
+    brackets = "" if comparison.routing is None else f"\n├─┤ {comparison.routing.method} with a blind and with a perfect choice"
+    axes.set_xlabel(_axis_label(comparison) + brackets)
+
+
+def _draw_scale(axes: Axes, comparison: Comparison, *, width: float) -> None:
+    """Draw the points that give the headline a scale, named above the panel; the ceiling, near the oracle, on a line of its own."""
+    metric = METRICS[comparison.headline]
+    scale = 100 if metric.percent else 1
+    sides = {"floor": "left", "oracle": "center"}
+    if comparison.floor is not None and scale * abs(comparison.oracle - comparison.floor) < 0.3 * width:
+        # Close together, their names point away from each other.
+        above = comparison.oracle >= comparison.floor
+        sides = {"floor": "right" if above else "left", "oracle": "left" if above else "right"}
+    for name, value, line in (("floor", comparison.floor, 4), ("oracle", comparison.oracle, 4), ("ceiling", comparison.ceiling, 20)):
+        if value is None:
+            continue
+        axes.axvline(scale * value, color=_INK, linestyle=(0, (4, 3)), linewidth=1.2, zorder=0)
+        axes.annotate(
+            f"{name} {metric.shown(value)}",
+            (scale * value, 1),
+            (0, line),
+            xycoords=("data", "axes fraction"),
+            textcoords="offset points",
+            ha=sides.get(name, "center"),
+        )
+
+
+def _draw_brackets(axes: Axes, comparison: Comparison) -> None:
+    """Draw, under the bar of the method that chooses, how well a blind and a perfect choice among the others would do."""
+    if comparison.routing is None:
+        return
+    scale = 100 if METRICS[comparison.headline].percent else 1
+    row = [result.method for result in comparison.methods].index(comparison.routing.method) + 0.4
+    ends = [scale * comparison.routing.random, scale * comparison.routing.oracle]
+    axes.plot(ends, [row, row], color=_INK, linewidth=1.0, marker="|", markersize=7)
 
 
 def _difference(metric: Metric, difference: PairedDifference) -> str:
@@ -130,7 +152,7 @@ def _draw_personas(axes: Axes, comparison: Comparison) -> None:
         axes.plot(median, row, marker="o", markersize=6, markerfacecolor="white", markeredgecolor=_INK)
     axes.grid(axis="x", color="#DDDDDD", linewidth=0.7)
     axes.set_axisbelow(True)
-    axes.set_title("Every persona; median and 5th to 95th percentile", fontsize=11, pad=22)
+    axes.set_title("Every persona; median and 5th to 95th percentile", fontsize=11, pad=_TITLE_PAD)
     axes.set_xlabel(_axis_label(comparison))
 
 
@@ -156,7 +178,7 @@ def _draw_clusters(axes: Axes, comparison: Comparison) -> None:
             axes.text(column, row, metric.shown(float(means[row, column])), ha="center", va="center", fontsize=9, color=ink)
     axes.set_xticks(range(len(clusters)), [f"{cluster}\n({comparison.cluster_sizes[cluster]})" for cluster in clusters])
     axes.set_xlabel("cluster (personas)")
-    axes.set_title("Mean in every cluster", fontsize=11, pad=22)
+    axes.set_title("Mean in every cluster", fontsize=11, pad=_TITLE_PAD)
     label = f"difference to {comparison.reference}" if comparison.reference else _axis_label(comparison)
     axes.figure.colorbar(image, ax=axes, label=label, extend="both" if comparison.reference else "neither", pad=0.03)
 

@@ -23,13 +23,16 @@ from clusterlora.evaluation.metrics import METRICS
 from clusterlora.values import EvaluationRow
 
 
-def write_tables(comparison: Comparison, rows: Sequence[EvaluationRow], folder: Path) -> None:
-    """Write summary.csv, .json and .md, per_persona.csv, per_cluster.csv and rows.csv (every answer) into the folder, each atomically."""
+def write_tables(comparison: Comparison, rows: Sequence[EvaluationRow], folder: Path, *, more: str = "") -> None:
+    """Write summary.csv, .json and .md, per_persona.csv, per_cluster.csv and rows.csv (every answer) into the folder, each atomically.
+
+    `more` is Markdown that follows in summary.md.
+    """
     write_atomically(folder / "summary.csv", _csv(summary_records(comparison)).encode())
     write_atomically(
         folder / "summary.json", (json.dumps(_document(comparison), indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
     )
-    write_atomically(folder / "summary.md", markdown(comparison).encode())
+    write_atomically(folder / "summary.md", (markdown(comparison) + more).encode())
     write_atomically(folder / "per_persona.csv", _csv(persona_records(comparison)).encode())
     write_atomically(folder / "per_cluster.csv", _csv(cluster_records(comparison)).encode())
     write_atomically(folder / "rows.csv", _csv(_row_records(rows, comparison.metrics)).encode())

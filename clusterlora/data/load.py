@@ -4,10 +4,12 @@ import logging
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 from clusterlora.data import SOURCES
 from clusterlora.data.duplicates import folded
 from clusterlora.data.leaks import leaks
+from clusterlora.data.older import read_splits
 from clusterlora.data.problems import Place, Problems
 from clusterlora.data.reading import Reading
 from clusterlora.data.split import SPLITS, Refusal, SplitPersona, SplitPlan, split_persona
@@ -28,7 +30,7 @@ def load(settings: DataSettings) -> Dataset:
         UnknownName: there is no such source.
     """
     problems = Problems()
-    reading = limited(SOURCES[settings.source](settings, problems), settings, problems)
+    reading = limited(_read(settings, problems), settings, problems)
     dataset = split(reading, settings, problems)
     problems.raise_any()
     return dataset
@@ -41,9 +43,27 @@ def read(settings: DataSettings) -> Reading:
         BadData: every problem of the input itself, one per line, with file, line, field and fix.
     """
     problems = Problems()
-    reading = SOURCES[settings.source](settings, problems)
+    reading = _read(settings, problems)
     problems.raise_any()
     return reading
+
+
+def _read(settings: DataSettings, problems: Problems) -> Reading:
+    """Return what the source holds; with a file of splits, only what that file lists."""
+    reading = SOURCES[settings.source](settings, problems)
+    if settings.splits is None or problems.count:
+        return reading
+    personas = reading.dataset.personas
+    splits = read_splits(Path(settings.splits), {persona.id: [dialogue.id for dialogue in persona.dialogues] for persona in personas})
+    listed = tuple(
+        replace(p, dialogues=tuple(replace(d, split=splits[p.id][d.id]) for d in p.dialogues if d.id in splits[p.id]))
+        for p in personas
+        if p.id in splits
+    )
+    n_dialogues = sum(len(persona.dialogues) for persona in personas)
+    if (n_listed := sum(len(persona.dialogues) for persona in listed)) < n_dialogues:
+        log.warning("%s lists %d of %d dialogues, of %d personas; others are left out", settings.splits, n_listed, n_dialogues, len(listed))
+    return replace(reading, dataset=Dataset(listed))
 
 
 def split(reading: Reading, settings: DataSettings, problems: Problems) -> Dataset:

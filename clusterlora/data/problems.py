@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from clusterlora.errors import BadData
+from clusterlora.errors import BadData, printable
 
 LISTED = 20
 """Problems shown in full; the rest are counted."""
@@ -29,7 +29,7 @@ class Problem:
     fix: str
 
     def __str__(self) -> str:
-        return f"{self.place}: {self.field}: {self.what}; {self.fix}"
+        return f"{self.place}: {printable(self.field)}: {self.what}; {self.fix}"
 
 
 class Problems:

@@ -5,10 +5,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from clusterlora.data.problems import Place, Problems
-from clusterlora.values import Role, Turn
+from clusterlora.values import Role, Split, Turn
 
 MAX_ID_CHARACTERS = 200
 MAX_TEXT_CHARACTERS = 100_000
+
+SPLIT_NAMES: Mapping[str, Split] = {"train": "train", "val": "val", "validation": "val", "valid": "val", "dev": "val", "test": "test"}
+"""Splits by what people call them."""
 
 _CONTROL = {"Cc", "Cs", "Zl", "Zp"}
 _ROLES: Mapping[str, Role] = {"system": "system", "user": "user", "assistant": "assistant"}

@@ -8,15 +8,13 @@ from typing import Any
 
 from clusterlora.data.problems import Place, Problems
 from clusterlora.data.reading import Reading
-from clusterlora.data.records import identifier, instructions, turns, words
+from clusterlora.data.records import SPLIT_NAMES, identifier, instructions, turns, words
 from clusterlora.data.rows import every_row_has_all_columns, rows
 from clusterlora.errors import BadData, BadSettings
 from clusterlora.settings import DataSettings
 from clusterlora.values import Dataset, Dialogue, Persona, Split, Turn, digest
 
 COLUMNS = ("persona_id", "prompt", "response", "messages", "persona_description", "dialogue_id", "split")
-
-_SPLITS: Mapping[str, Split] = {"train": "train", "val": "val", "validation": "val", "valid": "val", "dev": "val", "test": "test"}
 
 
 def read_table(settings: DataSettings, problems: Problems) -> Reading:
@@ -120,7 +118,7 @@ def _said(row: Mapping[str, Any], place: Place, theirs: Mapping[str, str], probl
 def _split(value: object, place: Place, name: str, problems: Problems) -> Split | None:
     if value is None:
         return None
-    split = _SPLITS.get(value) if isinstance(value, str) else None
+    split = SPLIT_NAMES.get(value) if isinstance(value, str) else None
     if split is None:
         problems.add(place, name, f"is {value!r}", "use train, val or test, or leave the column out")
     return split

@@ -1,48 +1,20 @@
 """What is in a data set, in numbers."""
 
+from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import replace
 
 from clusterlora.data.duplicates import duplicate_groups
 from clusterlora.data.leaks import leaks
 from clusterlora.data.load import limited, read, split
 from clusterlora.data.problems import Problems
+from clusterlora.data.summary import DataSummary, Quartet
 from clusterlora.errors import BadData
 from clusterlora.settings import DataSettings
 from clusterlora.values import Dataset
 
-
-@dataclass(frozen=True, slots=True)
-class Quartet:
-    """How a count is distributed: 5th percentile, median, 95th percentile and maximum."""
-
-    p5: int
-    median: int
-    p95: int
-    maximum: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DataSummary:
-    """Counts over a data set. An example is an assistant turn; lengths are in characters.
-
-    `duplicates` counts the dialogues of a persona beyond the first of each group of (near) equals, `leaks` those that straddle
-    splits. `refusal` says why the data cannot be trained on, if it cannot.
-    """
-
-    personas: int
-    described: int
-    dialogues: int
-    examples: int
-    train: int
-    val: int
-    test: int
-    dialogues_per_persona: Quartet
-    dialogue_characters: Quartet
-    response_characters: Quartet
-    duplicates: int
-    leaks: int
-    refusal: str | None = None
+_BINS = 16
+_MOST_NAMED = 5
 
 
 def examine(settings: DataSettings) -> DataSummary:
@@ -58,13 +30,15 @@ def examine(settings: DataSettings) -> DataSummary:
         problems.raise_any()
     except BadData as refusal:
         return summarise(reading.dataset, refusal=str(refusal))
-    return summarise(dataset)
+    # Splitting leaves leaking dialogues out; what the input's own splits leak must be told all the same.
+    return replace(summarise(dataset), leaks=len(leaks(reading.dataset.personas)))
 
 
 def summarise(dataset: Dataset, *, refusal: str | None = None) -> DataSummary:
     """Return the counts of a data set, split or not."""
     dialogues = [dialogue for persona in dataset.personas for dialogue in persona.dialogues]
     splits = [dialogue.split for dialogue in dialogues]
+    repeated = Counter({persona.id: sum(len(group) - 1 for group in duplicate_groups(persona.dialogues)) for persona in dataset.personas})
     responses = [len(turn.text) for dialogue in dialogues for turn in dialogue.turns if turn.role == "assistant"]
     return DataSummary(
         personas=len(dataset.personas),
@@ -77,12 +51,18 @@ def summarise(dataset: Dataset, *, refusal: str | None = None) -> DataSummary:
         dialogues_per_persona=_quartet(len(persona.dialogues) for persona in dataset.personas),
         dialogue_characters=_quartet(sum(len(turn.text) for turn in dialogue.turns) for dialogue in dialogues),
         response_characters=_quartet(responses),
-        duplicates=sum(len(group) - 1 for persona in dataset.personas for group in duplicate_groups(persona.dialogues)),
+        duplicates=repeated.total(),
         leaks=len(leaks(dataset.personas)),
+        repetitive=tuple((persona_id, n) for persona_id, n in repeated.most_common(_MOST_NAMED) if n),
         refusal=refusal,
     )
 
 
 def _quartet(values: Iterable[int]) -> Quartet:
     ordered = sorted(values) or [0]
-    return Quartet(*(ordered[round(share * (len(ordered) - 1))] for share in (0.05, 0.5, 0.95, 1.0)))
+    lowest, highest = ordered[0], ordered[-1]
+    n_bins = min(_BINS, highest - lowest + 1)
+    stretches = Counter((value - lowest) * n_bins // (highest - lowest + 1) for value in ordered)
+    bins = tuple(stretches[number] for number in range(n_bins))
+    p5, median, p95 = (ordered[round(share * (len(ordered) - 1))] for share in (0.05, 0.5, 0.95))
+    return Quartet(p5, median, p95, highest, lowest, bins)

@@ -1,19 +1,20 @@
 """Answers and scores for (stack, item) pairs: generate greedily, take the reference's likelihood, apply every metric."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from clusterlora.data.prompts import PromptEncoder
-from clusterlora.evaluation.generate import Question, generate, reference_nll
+from clusterlora.evaluation.generate import Question
 from clusterlora.evaluation.metric import Scorable
 from clusterlora.evaluation.metrics import METRICS
+from clusterlora.evaluation.stacks import Stacks, stacks_on
 from clusterlora.evaluation.train_responses import TrainResponses
 from clusterlora.models.base import BaseModel
 from clusterlora.models.memory import is_allocation_failure
-from clusterlora.models.stacked import StackedModel, Weights
+from clusterlora.models.stacked import Weights
 from clusterlora.ports import Embedder, RunLog
 from clusterlora.settings import EvaluationSettings
 from clusterlora.values import Answer, Item
@@ -54,8 +55,7 @@ class Answerer:
         """
         keys = sorted({task.stack_key for task in tasks})
         slot_by_key = {key: slot for slot, key in enumerate(keys, start=1)}
-        stacked = StackedModel(self._base.model)
-        stacked.load([weights_by_stack[key] for key in keys])
+        stacks = stacks_on(self._base, [weights_by_stack[key] for key in keys])
         questions = [
             Question(
                 self._encoder.encode_messages(task.item.messages),
@@ -67,7 +67,7 @@ class Answerer:
         try:
             while True:
                 try:
-                    texts, nll = self._run(stacked, questions, generating=tuple(metrics) != ("nll",), run_log=run_log)
+                    texts, nll = self._run(stacks, questions, generating=tuple(metrics) != ("nll",), run_log=run_log)
                     break
                 except (RuntimeError, MemoryError) as error:
                     if not is_allocation_failure(error) or self._batch_size == 1:
@@ -75,7 +75,7 @@ class Answerer:
                     self._batch_size //= 2
                     log.warning("answering ran out of memory; going on with batches of %d", self._batch_size)
         finally:
-            stacked.close()
+            stacks.close()
         scorable = Scorable(
             texts=texts,
             references=[task.item.reference for task in tasks],
@@ -83,6 +83,7 @@ class Answerer:
             nll=nll,
             persona_ids=[task.item.persona_id for task in tasks],
             train=self._train,
+            prompt_tokens=[len(question.prompt) for question in questions],
         )
         scores = {name: METRICS[name].score(scorable) for name in metrics}
         return [
@@ -97,24 +98,11 @@ class Answerer:
             for number, task in enumerate(tasks)
         ]
 
-    def _run(
-        self, stacked: StackedModel, questions: Sequence[Question], *, generating: bool, run_log: RunLog
-    ) -> tuple[list[str], np.ndarray]:
-        tokenizer = self._base.tokenizer
-        texts = [""] * len(questions)
-        nll = reference_nll(stacked, questions, pad_id=self._base.pad_id, batch_size=self._batch_size)
-        if generating:
-            answers: Iterator[tuple[int, tuple[int, ...]]] = generate(
-                stacked,
-                questions,
-                end_ids=self._base.end_ids,
-                pad_id=self._base.pad_id,
-                max_new_tokens=self._settings.max_new_tokens,
-                batch_size=self._batch_size,
-            )
-            for number, ids in answers:
-                texts[number] = str(tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
-                run_log.advance(1)
-        else:
-            run_log.advance(len(questions))
+    def _run(self, stacks: Stacks, questions: Sequence[Question], *, generating: bool, run_log: RunLog) -> tuple[list[str], np.ndarray]:
+        texts, nll = [""] * len(questions), np.zeros(len(questions))
+        max_new_tokens = self._settings.max_new_tokens if generating else None
+        for reply in stacks.reply(questions, max_new_tokens=max_new_tokens, batch_size=self._batch_size):
+            texts[reply.number] = str(self._base.tokenizer.decode(list(reply.ids), skip_special_tokens=True)).strip()
+            nll[reply.number] = reply.nll
+            run_log.advance(1)
         return texts, nll

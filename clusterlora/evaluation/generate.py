@@ -1,4 +1,4 @@
-"""Greedy answers and reference likelihoods for items that are each answered by their own stack of adapters."""
+"""Greedy answers and reference likelihoods through a transformers model as it is, every row with its own stack of adapters."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +22,15 @@ class Question:
     prompt: tuple[int, ...]
     slot: int
     reference: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An answer without its end token, and the mean negative log-likelihood of the reference's tokens, in nats."""
+
+    number: int
+    ids: tuple[int, ...]
+    nll: float
 
 
 @torch.inference_mode()
@@ -99,7 +108,7 @@ def reference_nll(stacked: StackedModel, questions: Sequence[Question], *, pad_i
     """
     model: PreTrainedModel = stacked.model  # pyright: ignore[reportAssignmentType]
     nll = np.zeros(len(questions))
-    passes = sorted(_in_one_pass(questions), key=lambda together: -_length(questions[together[-1]]))
+    passes = sorted(in_one_pass(questions), key=lambda together: -_length(questions[together[-1]]))
     alike = _by_prefix_length(stacked, range(len(passes)), [questions[together[-1]].slot for together in passes])
     for batch in ([passes[i] for i in group[start : start + batch_size]] for group in alike for start in range(0, len(group), batch_size)):
         longest = [questions[together[-1]] for together in batch]
@@ -127,14 +136,16 @@ def _length(question: Question) -> int:
     return len(question.prompt) + len(question.reference)
 
 
-def _in_one_pass(questions: Sequence[Question]) -> list[list[int]]:
+def in_one_pass(questions: Sequence[Question]) -> list[list[int]]:
     """Return the questions in groups, each question with its reference being how the next one's prompt begins."""
     order = sorted(range(len(questions)), key=lambda i: (questions[i].slot, questions[i].prompt + questions[i].reference))
     groups: list[list[int]] = []
     for number in order:
         before = questions[groups[-1][-1]] if groups else None
         now = questions[number]
-        if before is not None and before.slot == now.slot and now.prompt[: _length(before)] == before.prompt + before.reference:
+        begins_alike = before is not None and before.slot == now.slot and now.prompt[: _length(before)] == before.prompt + before.reference
+        # Without a reference between them, two of the same prompt would be read off the same place.
+        if before is not None and begins_alike and (before.reference or now.prompt != before.prompt):
             groups[-1].append(number)
         else:
             groups.append([number])

@@ -15,7 +15,8 @@ from clusterlora.ports import Embedder
 class Scorable:
     """Answers ready to be scored, item by item.
 
-    `nll` is the mean negative log-likelihood per token of each reference under the answering model, in nats; only the model pass knows it.
+    `nll` is the mean negative log-likelihood per token of each reference under the answering model, in nats; only the model pass knows it,
+    and `prompt_tokens`, the length of each prompt as it was read.
     `persona_ids` says whom each answer is for, and `train` what everybody was answered with in training; few metrics ask.
     """
 
@@ -25,6 +26,7 @@ class Scorable:
     nll: Float[np.ndarray, " item"] | None = None
     persona_ids: Sequence[str] | None = None
     train: TrainResponses | None = None
+    prompt_tokens: Sequence[int] | None = None
 
     def held_against_train(self, metric: str) -> tuple[Sequence[str], TrainResponses]:
         """Return whom each answer is for, and the train responses.

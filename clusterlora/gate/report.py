@@ -22,6 +22,20 @@ def markdown(verdict: Verdict) -> str:
     )
 
 
+def records(verdict: Verdict) -> list[dict[str, str]]:
+    """Return the verdict as one record per criterion, numbers in percent, and the outcome as the last."""
+    names = ("criterion", "value", "interval", "asked", "verdict", "why")
+    outcome = (
+        "gate",
+        "",
+        "",
+        "",
+        "PASSED" if verdict.passed else "REFUSED",
+        f"{verdict.n_items} val items of {verdict.n_personas} personas",
+    )
+    return [dict(zip(names, row, strict=True)) for row in (*(_row(criterion) for criterion in verdict.criteria), outcome)]
+
+
 def _row(criterion: Criterion) -> tuple[str, ...]:
     interval = "-"
     if criterion.ci_low is not None and criterion.ci_high is not None:

@@ -7,6 +7,7 @@ from clusterlora.methods.cluster_hybrid import cluster_hybrid
 from clusterlora.methods.described import baseline_described, unified_described
 from clusterlora.methods.few_shot import few_shot
 from clusterlora.methods.hybrid import hybrid
+from clusterlora.methods.imported_cluster import imported_cluster
 from clusterlora.methods.merge import merge
 from clusterlora.methods.method import Method
 from clusterlora.methods.per_persona import per_persona
@@ -29,6 +30,7 @@ METHODS: Catalog[Method] = Catalog(
         "merge": merge,
         "prefix": prefix,
         "selective_routing": selective_routing,
+        "imported_cluster": imported_cluster,
         "random_cluster": random_cluster,
         "unified_longer": unified_longer,
         "baseline_described": baseline_described,

@@ -18,7 +18,8 @@ class StudyView:
     """All that a method may know: who there is, how they are grouped, how adapters are trained.
 
     `members[k]` are the personas of cluster k. `cluster_recipe` and `cluster_init` are those of the rung that passed the gate.
-    `others` are the plans of the study's other methods, for methods that choose among them.
+    `others` are the plans of the study's other methods, for methods that choose among them. `imported` are (cluster, hash of the
+    weights) of adapters that were trained elsewhere and brought into the study.
     """
 
     persona_ids: tuple[str, ...]
@@ -28,6 +29,7 @@ class StudyView:
     cluster_init: str | None
     others: Mapping[str, MethodPlan]
     merging: MergeSettings
+    imported: tuple[tuple[int, str], ...] = ()
 
 
 Method = Callable[[StudyView], MethodPlan]

@@ -21,6 +21,7 @@ def load_causal_lm(folder: Path, *, dtype: Dtype) -> "tuple[PreTrainedModel, Pre
         ModelUnavailable: no weights that may be loaded, or the folder asks for something this machine cannot do.
     """
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     weights = weight_files(folder)
@@ -32,7 +33,7 @@ def load_causal_lm(folder: Path, *, dtype: Dtype) -> "tuple[PreTrainedModel, Pre
             tokenizer = AutoTokenizer.from_pretrained(folder, **local, **gguf)
     except torch.OutOfMemoryError:
         raise
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise ModelUnavailable(f"the model in {folder} cannot be loaded: {first_line(error)}") from error
     if gguf:
         _forget_quantization(model)

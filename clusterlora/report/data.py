@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from clusterlora.comparison.new_personas import NewPersonas
 from clusterlora.comparison.result import Comparison
 from clusterlora.signal.measure import Signal
 from clusterlora.values import Attempt, Clustering, Verdict
@@ -53,7 +54,8 @@ class Example:
 class ReportData:
     """A study that has been compared. What a study does not have is empty or None, and its panel says so or is left out.
 
-    `settings` and `facts` are (name, value) pairs for people.
+    Without `newcomers`, `held_out_share` tells whether they were to be measured. `settings` and `facts` are (name, value) pairs for people,
+    `imported` (file, metric, personas, mean) of scores of other scripts.
     """
 
     study: str
@@ -61,6 +63,8 @@ class ReportData:
     clustering: Clustering | None = None
     verdicts: tuple[Verdict, ...] = ()
     signal: Signal | None = None
+    newcomers: NewPersonas | None = None
+    held_out_share: float | None = None
     curves: tuple[Curve, ...] = ()
     costs: tuple[Cost, ...] = ()
     examples: tuple[Example, ...] = ()
@@ -68,3 +72,4 @@ class ReportData:
     seconds_by_phase: tuple[tuple[str, float], ...] = ()
     settings: tuple[tuple[str, str], ...] = ()
     facts: tuple[tuple[str, str], ...] = ()
+    imported: tuple[tuple[str, str, str, str], ...] = ()

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from clusterlora.comparison.new_personas import NewPersonas
 from clusterlora.comparison.result import Comparison, MethodResult
 from clusterlora.evaluation.metrics import METRICS
 from clusterlora.report.data import Cost, Curve
@@ -136,6 +137,49 @@ def against_reference(comparison: Comparison, clusters: Mapping[str, int]) -> Fi
         for result in others
     ]
     return _figure(data, layout, height=640, views=views, square=True)
+
+
+def new_personas(found: NewPersonas) -> Figure:
+    """Return the gain over unified of people who are new, over the number of their examples; level lines need no examples."""
+    metric = METRICS[found.metric]
+    scale = 100.0 if metric.percent else 1.0
+    lines = (("margin of 1 standard error", found.chosen, "@champion"), ("no margin", found.nearest, "@other"))
+    data: list[dict[str, Any]] = [
+        {
+            "type": "scatter",
+            "mode": "lines+markers",
+            "name": name,
+            # Side by side, or one interval would hide the other.
+            "x": [(o.n_examples or 0) + 0.12 * number for o in outcomes],
+            "y": [scale * o.headline.mean for o in outcomes],
+            "line": {"color": colour, "width": 2.4},
+            "marker": {"size": 9},
+            "error_y": {
+                "type": "data",
+                "symmetric": False,
+                "array": [scale * (o.headline.high - o.headline.mean) for o in outcomes],
+                "arrayminus": [scale * (o.headline.mean - o.headline.low) for o in outcomes],
+                "color": colour,
+                "thickness": 1.4,
+                "width": 4,
+            },
+            "customdata": [f"{o.n_examples} examples<br>{o.leave:.0%} leave unified" for o in outcomes],
+            "hovertemplate": "%{customdata}<br>%{y:+.2f}<extra></extra>",
+        }
+        for number, (name, outcomes, colour) in enumerate(lines)
+    ]
+    sizes = [o.n_examples or 0 for o in found.chosen]
+    known = (("unified", 0.0, "@reference"), ("their cluster in the study", scale * found.own.headline.mean, "@ink"))
+    for name, height, colour in known:
+        ends = {"x": [0, max(sizes) + 1], "y": [height, height]}
+        line = {"color": colour, "dash": "dash", "width": 1.4}
+        data.append({"type": "scatter", "mode": "lines", "name": name, **ends, "line": line, "hovertemplate": "%{y:+.2f}<extra></extra>"})
+    layout = {
+        "xaxis": {"title": {"text": "examples of the new persona"}, "tickvals": sizes, "range": [0, max(sizes) + 1], "zeroline": False},
+        "yaxis": {"title": {"text": f"gain over unified, {metric.label}{' (points)' if metric.percent else ''}"}, "zeroline": False},
+        "showlegend": True,
+    }
+    return _figure(data, layout, height=420)
 
 
 def cluster_map(clustering: Clustering) -> Figure | None:

@@ -76,6 +76,14 @@ def _panels(data: ReportData) -> Iterator[_Panel]:
         )
     if data.verdicts:
         yield _Panel("gate", "Gate", sections.gate(data.verdicts))
+    drawing = figures.new_personas(data.newcomers) if data.newcomers else None
+    yield _Panel(
+        "new-persona",
+        "A new persona",
+        sections.new_personas(data),
+        drawing,
+        "Gain over unified of people whom no adapter saw, by how many of their examples chose who answers them",
+    )
     if data.curves:
         incomplete = all(not curve.complete for curve in data.curves)
         note = '<p class="note">Training logs are not on this machine: first and last loss of every adapter.</p>' if incomplete else ""
@@ -84,6 +92,8 @@ def _panels(data: ReportData) -> Iterator[_Panel]:
         yield _Panel("costs", "Cost", sections.costs(data), figures.costs(comparison, data.costs), "Quality against cost, method by method")
     if data.examples:
         yield _Panel("answers-panel", "Answers", sections.examples(data))
+    if data.imported:
+        yield _Panel("imported", "Imported scores", sections.imported(data))
     if about := sections.about(data):
         yield _Panel("about", "About this study", about)
 

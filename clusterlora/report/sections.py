@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
+from clusterlora.comparison import new_personas_words
 from clusterlora.comparison.result import Comparison, MethodResult
 from clusterlora.evaluation.metrics import METRICS
 from clusterlora.report.data import ReportData
@@ -66,6 +67,33 @@ def signal(found: Signal) -> str:
         + table(["recognised", "correct", "95% interval", "chance"], rows, numeric=[False, True, True, True], caption="recognition")
         + pairs(shares(found))
         + f'<p class="lead">{text(basis(found))}</p>'
+    )
+
+
+def new_personas(data: ReportData) -> str:
+    """Return how people fare whom no adapter saw, or how to find that out."""
+    found = data.newcomers
+    if found is None:
+        return f'<p class="note">{text(new_personas_words.off(data.held_out_share))}</p>'
+    rows = [[text(cell) for cell in row] for row in new_personas_words.rows(found)]
+    return (
+        f'<p class="sentence">{text(new_personas_words.sentence(found))}</p>'
+        + table(new_personas_words.HEADER, rows, numeric=new_personas_words.NUMERIC, caption="new personas")
+        + f'<p class="lead">{text(new_personas_words.basis(found))}</p>'
+    )
+
+
+def imported(data: ReportData) -> str:
+    """Return the scores that other scripts left, apart from everything measured here."""
+    return (
+        '<p class="lead">As the older scripts wrote them. Their items, answers and metrics are not this study\'s: '
+        "these numbers are part of no statistic.</p>"
+        + table(
+            ["file", "metric", "personas", "mean"],
+            [[text(cell) for cell in row] for row in data.imported],
+            numeric=[False, False, True, True],
+            caption="imported scores",
+        )
     )
 
 

@@ -2,7 +2,7 @@
 
 import math
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,10 +13,11 @@ import torch
 from clusterlora.data.prompts import PromptEncoder, system_text
 from clusterlora.data.shots import with_shots
 from clusterlora.errors import BadData, ModelUnavailable
-from clusterlora.evaluation.generate import Question, generate
+from clusterlora.evaluation.generate import Question
+from clusterlora.evaluation.stacks import stacks_on
 from clusterlora.models.base import load_base
 from clusterlora.models.embedding import load_embedder
-from clusterlora.models.stacked import StackedModel, Weights, read_weights, stack_weights
+from clusterlora.models.stacked import Weights, read_weights, stack_weights
 from clusterlora.ports import Embedder
 from clusterlora.stores.json_codec import from_json
 from clusterlora.stores.routing_table import KeyedLayer, KeyedStack, RoutingTable
@@ -59,8 +60,7 @@ class Router:
         layers = sorted({stack.layers for stack in (table.default, *table.personas.values()) if stack.layers}, key=str)
         # Slot 0 is the base model: no layers.
         self._slot_by_layers: dict[tuple[KeyedLayer, ...], int] = {(): 0} | {some: slot for slot, some in enumerate(layers, start=1)}
-        self._model = StackedModel(self._base.model)
-        self._model.load([_weights(some, weights_by_key) for some in layers])
+        self._stacks = stacks_on(self._base, [_weights(some, weights_by_key) for some in layers])
         self._one_at_a_time = threading.Lock()
 
     @classmethod
@@ -89,19 +89,10 @@ class Router:
         questions = [Question(self._encoder.encode_messages(self._messages(r)), slot, ()) for r, slot in zip(read, slots, strict=True)]
         texts = [""] * len(read)
         with self._one_at_a_time:
-            for number, ids in self._generate(questions, max(limits, default=0)):
-                texts[number] = str(self._base.tokenizer.decode(list(ids[: limits[number]]), skip_special_tokens=True)).strip()
+            for reply in self._stacks.reply(questions, max_new_tokens=max(limits, default=0), batch_size=_BATCH_SIZE):
+                ids = list(reply.ids[: limits[reply.number]])
+                texts[reply.number] = str(self._base.tokenizer.decode(ids, skip_special_tokens=True)).strip()
         return [{"persona_id": r.persona_id, "text": t, "answered_by": self._answered_by(r)} for r, t in zip(read, texts, strict=True)]
-
-    def _generate(self, questions: Sequence[Question], max_new_tokens: int) -> Iterator[tuple[int, tuple[int, ...]]]:
-        return generate(
-            self._model,
-            questions,
-            end_ids=self._base.end_ids,
-            pad_id=self._base.pad_id,
-            max_new_tokens=max_new_tokens,
-            batch_size=_BATCH_SIZE,
-        )
 
     def _messages(self, request: Request) -> tuple[Turn, ...]:
         if request.turns[0].role == "system":

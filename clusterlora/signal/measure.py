@@ -42,7 +42,8 @@ class Signal:
     """What the data carries. Shares are of what prompts leave open in answers to val prompts, and can be negative: noise.
 
     `cluster_explains` is the share that is gone once the cluster is known, `random_explains` the same for random groups of the same
-    sizes, `persona_explains` for cluster and persona. Distances are mean cosine distances of masked answers.
+    sizes, `persona_explains` for cluster and persona. Distances are mean cosine distances of masked answers. `within_dialogues` says that
+    people had too few dialogues, and later answers of the same dialogues were held out instead.
     """
 
     n_personas: int
@@ -55,6 +56,7 @@ class Signal:
     random_explains: float
     distance_within: float
     distance_between: float
+    within_dialogues: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -99,6 +101,7 @@ def measure(personas: Sequence[Persona], clustering: Clustering, embedder: Embed
         expected = _expected(open_train, train.persona, group, personal=personal)[val.persona]
         return float(1 - np.sum((open_val - expected) ** 2) / np.sum(open_val**2))
 
+    within, between = _distances(np.concatenate([train.answers, val.answers]), np.concatenate([train.persona, val.persona]))
     everyone, alone = np.arange(len(personas)), 1 / len(personas)
     by_luck = float(np.mean([_mean(told_apart("open", groups), val.persona) for groups in random]))
     return Signal(
@@ -110,7 +113,8 @@ def measure(personas: Sequence[Persona], clustering: Clustering, embedder: Embed
         persona_explains=explained(cluster, personal=True),
         cluster_explains=explained(cluster, personal=False),
         random_explains=float(np.mean([explained(groups, personal=False) for groups in random])),
-        **_distances(train.answers, train.persona),
+        distance_within=within,
+        distance_between=between,
     )
 
 
@@ -200,7 +204,7 @@ def _expected(
     return of_group + kept[:, None] * (means - of_group)
 
 
-def _distances(answers: Float[np.ndarray, "exchange dim"], persona: Int[np.ndarray, " exchange"]) -> dict[str, float]:
+def _distances(answers: Float[np.ndarray, "exchange dim"], persona: Int[np.ndarray, " exchange"]) -> tuple[float, float]:
     """Return the mean cosine distances between answers of one persona and between answers of two; embeddings have unit length.
 
     All pairs count: the sum of cosines of n answers with each other is |their sum|^2, n of which are with themselves.
@@ -211,7 +215,5 @@ def _distances(answers: Float[np.ndarray, "exchange dim"], persona: Int[np.ndarr
     alike = np.sum(sums**2, axis=1)
     pairs = n * (n - 1)
     total = np.sum(sums.sum(axis=0) ** 2)
-    return {
-        "distance_within": float(1 - (alike - n).sum() / pairs.sum()) if pairs.any() else 0.0,
-        "distance_between": float(1 - (total - alike.sum()) / (n.sum() ** 2 - np.sum(n**2))),
-    }
+    within = float(1 - (alike - n).sum() / pairs.sum()) if pairs.any() else 0.0
+    return within, float(1 - (total - alike.sum()) / (n.sum() ** 2 - np.sum(n**2)))

@@ -6,8 +6,10 @@ from clusterlora.evaluation.markdown import table
 from clusterlora.signal.measure import Recognition, Signal
 
 LITTLE = 0.005
-"""Below this share of what prompts leave open, expect little. Invented people whose answers are three quarters personal have 0.02:
-what embeddings hold of an answer is mostly its subject and its wording."""
+"""Share of what prompts leave open below which the person explains little. Invented people whose answers are three quarters personal have
+0.02: what embeddings hold of an answer is mostly its subject and its wording, so a small share alone says nothing."""
+FAR_ABOVE = 2.0
+"""Recognised so many times as often as by chance, even at the lower end of the interval, people leave traces that training can find."""
 
 
 def verdict(signal: Signal) -> str:
@@ -18,20 +20,21 @@ def verdict(signal: Signal) -> str:
             "Answers do not tell people apart beyond what their prompts give away: "
             "expect no method that adapts to people to beat one adapter for all."
         )
-    if signal.persona_explains < LITTLE:
+    told_apart = (
+        f"The right one of {signal.n_personas} people is recognised by {_percent(person.accuracy)} of the answers "
+        f"({_percent(person.chance)} by chance)"
+    )
+    hardly_recognised = person.low < FAR_ABOVE * person.chance
+    if signal.persona_explains <= 0 or (signal.persona_explains < LITTLE and hardly_recognised):
         return (
-            f"Answers tell people apart, but knowing the person explains only {_percent(signal.persona_explains)} of what prompts leave "
+            f"{told_apart}, and knowing the person explains only {_percent(max(0.0, signal.persona_explains))} of what prompts leave "
             "open: expect small gains, and many items needed to show them."
         )
     if cluster.low <= cluster.chance or signal.cluster_explains <= signal.random_explains:
-        return (
-            f"Knowing the person explains {_percent(signal.persona_explains)} of what prompts leave open, but these clusters no more than "
-            "random groups: expect gains per person, not per cluster."
-        )
+        return f"{told_apart}, but clusters no better than random groups: expect gains per person, not per cluster."
     return (
-        f"Knowing the person explains {_percent(signal.persona_explains)} of what prompts leave open, the cluster alone "
-        f"{_percent(signal.cluster_explains)} and random groups {_percent(signal.random_explains)}: "
-        "adapters per cluster and per person have something to win."
+        f"{told_apart}, the right one of {cluster.n_classes} clusters by {_percent(cluster.accuracy)} "
+        f"({_percent(cluster.chance)} for random groups): adapters per cluster and per person have something to win."
     )
 
 
@@ -66,10 +69,19 @@ def shares(signal: Signal) -> Iterator[tuple[str, str]]:
 def basis(signal: Signal) -> str:
     """Return what was looked at."""
     return (
-        f"{signal.n_exchanges} exchanges of {signal.n_personas} people; fitted on train, told of val, test not read. Words that the "
+        f"{signal.n_exchanges} exchanges of {signal.n_personas} people; {_fitted(signal)}. Words that the "
         "dialogue had before an answer are masked in it, and (near) equal dialogues count once. Chance for clusters is what random "
         "groups of the same sizes reach."
     )
+
+
+def _fitted(signal: Signal) -> str:
+    if signal.within_dialogues:
+        return (
+            "people have too few dialogues to hold any out, so the first answers of each dialogue are fitted and its later ones told, "
+            "and what makes a dialogue alike counts as personal: the true signal is at most this"
+        )
+    return "fitted on train, told of val, test not read"
 
 
 def _row(name: str, recognition: Recognition) -> tuple[str, str, str, str]:

@@ -30,7 +30,9 @@ def cluster(study: Study, stores: Stores, log: RunLog) -> Clustering:
             write_map(study.name, stores, existing)
         return existing
     with timed(stores, study.name, "cluster"):
-        clustering = cluster_personas(stores.studies.dataset(study.name), study.clustering, _sources(study, stores, log))
+        # The study as it was prepared: its dtype is decided.
+        sources = _sources(stores.studies.study(study.name), stores, log)
+        clustering = cluster_personas(stores.studies.dataset(study.name), study.clustering, sources)
         stores.studies.save_clustering(study.name, clustering)
         write_map(study.name, stores, clustering)
     quality = ", ".join(f"{name} {value:.3f}" for name, value in clustering.quality)

@@ -7,8 +7,10 @@ import numpy as np
 
 from clusterlora.comparison.compare import compare as compare_rows
 from clusterlora.comparison.figure import draw
+from clusterlora.comparison.new_personas_words import markdown as new_personas_markdown
 from clusterlora.comparison.result import Comparison
 from clusterlora.comparison.table import write_tables
+from clusterlora.comparison.write import write_atomically
 from clusterlora.data.prompts import items
 from clusterlora.errors import BadData
 from clusterlora.evaluation.metric import Scorable
@@ -16,7 +18,10 @@ from clusterlora.evaluation.metrics import METRICS
 from clusterlora.evaluation.reference_points import floor, most_similar_of_others
 from clusterlora.ports import RunLog, Stores
 from clusterlora.settings import Study
+from clusterlora.stages.imported_scores import imported_markdown
 from clusterlora.stages.loaded import embedder
+from clusterlora.stages.model_card import SCORES_FACT, scores_fact
+from clusterlora.stages.new_personas import new_personas
 from clusterlora.stages.plan import REFERENCE, work_plan
 from clusterlora.stages.report import write_map, write_report
 from clusterlora.stages.timing import timed
@@ -51,18 +56,30 @@ def compare(study_name: str, stores: Stores, log: RunLog) -> Comparison:
             floor_same_prompt=_floor_same_prompt(study, stores, rows),
         )
         folder = stores.folder(study_name) / "results"
-        write_tables(comparison, rows, folder)
+        newcomers = new_personas(study, stores)
+        write_tables(comparison, rows, folder, more=new_personas_markdown(newcomers) if newcomers else "")
         draw(comparison, figure_path(stores, study_name), title=study_name)
         if clustering := stores.studies.clustering(study_name):
             # Drawn when the personas were grouped, but perhaps on another machine.
             write_map(study_name, stores, clustering)
-        write_report(study, stores, comparison, rows)
+        write_report(study, stores, comparison, rows, newcomers)
+        if beside := imported_markdown(stores.studies.facts(study_name)):
+            write_atomically(folder / "imported.md", beside.lstrip().encode())
         means = {f"{result.method}/{name}": value for result in comparison.methods for name, value in result.means.items()}
-        stores.tracker.log_results(study_name, folder=folder, metrics=means)
+        stores.tracker.log_results(study_name, folder=folder, metrics=means, description=_description(study, comparison.sentence))
     stores.studies.save_fact(study_name, "champion", comparison.champion)
+    stores.studies.save_fact(study_name, SCORES_FACT, scores_fact(comparison))
     stores.studies.save_fact(study_name, "conclusion", comparison.sentence)
     log.advance(1)
     return comparison
+
+
+def _description(study: Study, sentence: str) -> str:
+    """Return what the tracker says of the experiment: the verdict, what was compared, and where to look."""
+    return (
+        f"**{sentence}**\n\n{len(study.methods)} methods on `{study.model.base}`: {', '.join(study.methods)}. "
+        "The table, the figure and the report are among the artifacts of the parent run, under `results/`."
+    )
 
 
 def evaluation_rows(study: Study, stores: Stores) -> list[EvaluationRow]:

@@ -19,6 +19,7 @@ from clusterlora.settings import Study
 from clusterlora.stages.loaded import base_model, embedder
 from clusterlora.stages.plan import WorkPlan, judged_adapters, refused, rung_by_name, trained_adapters, work_plan
 from clusterlora.stages.timing import timed
+from clusterlora.stages.train import stored_folder
 from clusterlora.values import Item, Layer, MethodPlan, Persona, Route, Split, Stack
 
 _STACKS_AT_ONCE = 64
@@ -43,7 +44,7 @@ def evaluate(
     runner = _Runner(study, stores, log)
     with timed(stores, study_name, f"evaluate {part}" + (f" {rung}" if rung else f" {shard}/{shards}")):
         if part != "test":
-            plan = work_plan(study, stores, rung_by_name(study, rung) if rung else None)
+            plan = work_plan(study, stores, rung_by_name(study, rung, stores) if rung else None)
             return _val(study, runner, plan, cluster, bare=part == "power")
         return _test(study, runner, work_plan(study, stores), shard=shard, shards=shards)
 
@@ -114,7 +115,16 @@ def _test(study: Study, runner: "_Runner", plan: WorkPlan, *, shard: int, shards
     pairs = list(dict.fromkeys((route.persona_id, route.stack) for route in routes))
     n_answers += runner.answer(plan, pairs, "test", study.evaluation.metrics)
     runner.stores.studies.save_routes(study.name, routes)
-    return n_answers
+    return n_answers + _held_out(study, runner, plan, persona_ids)
+
+
+def _held_out(study: Study, runner: "_Runner", plan: WorkPlan, persona_ids: Sequence[str]) -> int:
+    """Answer what the study's new people are measured by: likelihoods of their train examples, and their test items, under every arm."""
+    if plan.held_out is None or not {a.name for a in plan.held_out.adapters} <= trained_adapters(study, runner.stores, plan).keys():
+        return 0
+    pairs = [(p, stack) for p, stacks in plan.held_out.arms_by_persona if p in set(persona_ids) for stack in stacks]
+    n_answers = runner.answer(plan, pairs, "train", ("nll",))
+    return n_answers + runner.answer(plan, pairs, "test", tuple(dict.fromkeys((*study.evaluation.metrics, "nll"))))
 
 
 class _Runner:
@@ -153,7 +163,7 @@ class _Runner:
         self._log.phase(f"answer {split} items", total=total, unit="answers")
         for start in range(0, len(wanted), _STACKS_AT_ONCE):
             chunk = wanted[start : start + _STACKS_AT_ONCE]
-            weights = {keys[stack]: stack_weights(stack.layers, lambda name: _read(self.stores, plan.keys[name])) for stack in chunk}
+            weights = {keys[stack]: stack_weights(stack.layers, lambda name: weights_of(self.stores, plan.keys[name])) for stack in chunk}
             todo = [task for stack in chunk for task in tasks[stack]]
             answers = self._answerer.answer(todo, weights, metrics=metrics, run_log=self._log)
             self.stores.studies.save_answers(self.study.name, answers)
@@ -184,10 +194,9 @@ class _Runner:
 _read_folder = lru_cache(maxsize=256)(read_weights)
 
 
-def _read(stores: Stores, key: str) -> Weights:
-    folder = stores.adapters.path(key)
-    assert folder is not None, f"adapter {key} is recorded as trained but its weights are nowhere"
-    return _read_folder(folder)
+def weights_of(stores: Stores, key: str) -> Weights:
+    """Return the factors of a trained adapter."""
+    return _read_folder(stored_folder(stores, key))
 
 
 def scores_of(

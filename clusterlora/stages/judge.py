@@ -45,7 +45,7 @@ def known_power(study_name: str, stores: Stores) -> Power | None:
 def verdict_on(study_name: str, rung: str, cluster: int, stores: Stores) -> Verdict:
     """Return the gate's criteria applied to any cluster whose val items are answered; nothing is recorded."""
     study = stores.studies.study(study_name)
-    plan = work_plan(study, stores, rung_by_name(study, rung))
+    plan = work_plan(study, stores, rung_by_name(study, rung, stores))
     candidate, reference = (Stack((Layer(name),)) for name in judged_adapters(plan, cluster))
     persona_ids = plan.specs[candidate.adapters[0]].persona_ids
     pairs = [(p, stack) for p in persona_ids for stack in (candidate, reference)]

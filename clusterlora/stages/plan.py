@@ -7,9 +7,11 @@ from functools import lru_cache
 from clusterlora.clustering import PREREQUISITES
 from clusterlora.errors import BadSettings, UnknownName
 from clusterlora.methods import METHODS
+from clusterlora.methods.held_out import HELD_OUT, HELD_OUT_REFERENCE, held_out
 from clusterlora.methods.method import StudyView
 from clusterlora.ports import Stores
 from clusterlora.settings import Rung, Study
+from clusterlora.stages.decision import asked_rungs, decisions
 from clusterlora.training.identity import adapter_keys
 from clusterlora.values import AdapterSpec, Clustering, Dataset, MethodPlan, Stack, TrainedAdapter, digest
 
@@ -20,7 +22,10 @@ GATED = "cluster"
 """The method whose first cluster is the gate."""
 REFERENCE = "unified"
 """The method it has to beat."""
-_DECISION = "gate_decision"
+IMPORTED = "imported_cluster"
+"""The method made of adapters that were trained elsewhere."""
+IMPORTED_FACT = "imported_clusters"
+"""The study's fact that says which: the hash of the weights by cluster."""
 _OF_ONE_PERSON = ("persona", "residual", "prefix")
 """What adapters are called that a method trains for every single person. A cluster of one is not among them."""
 
@@ -36,18 +41,28 @@ class Pack:
 
 @dataclass(frozen=True, slots=True)
 class WorkPlan:
-    """Everything that follows from the settings, the clustering and one rung of the ladder."""
+    """Everything that follows from the settings, the clustering and one rung of the ladder.
+
+    `held_out` measures how new people are given a cluster; it is no method of the comparison.
+    """
 
     rung: Rung
     seeds: tuple[dict[str, MethodPlan], ...]
     specs: dict[str, AdapterSpec]
     keys: dict[str, str]
     answer_settings: str
+    held_out: MethodPlan | None = None
 
     @property
     def methods(self) -> dict[str, MethodPlan]:
         """The methods as trained with the study's own seed: what is judged, registered and served."""
         return self.seeds[0]
+
+    def trained_by(self, adapter: str) -> str:
+        """Return the first method that trains an adapter; unified is a method of its own, whoever starts from it."""
+        plans = [*(plan for methods in self.seeds for plan in methods.values()), *((self.held_out,) if self.held_out else ())]
+        first = next(plan.method for plan in plans if adapter in {one.name for one in plan.adapters})
+        return REFERENCE if adapter.partition(".s")[0] == REFERENCE else first
 
     def stack_key(self, stack: Stack) -> str:
         """Return the identity of an answering stack: its adapters' keys, their weights, its prompt, and how answers are made and scored."""
@@ -60,23 +75,23 @@ def gated(study: Study) -> bool:
     return GATED in study.methods
 
 
-def rungs(study: Study) -> tuple[Rung, ...]:
-    """Return the ladder, the study's own configuration first."""
-    return (OWN, *study.gate.ladder)
+def rungs(study: Study, stores: Stores) -> tuple[Rung, ...]:
+    """Return the ladder, the study's own configuration first and what people asked for last."""
+    return (OWN, *study.gate.ladder, *asked_rungs(study.name, stores))
 
 
-def rung_by_name(study: Study, name: str) -> Rung:
+def rung_by_name(study: Study, name: str, stores: Stores) -> Rung:
     """Return a rung of the study's ladder. Raises UnknownName."""
-    for rung in rungs(study):
+    for rung in rungs(study, stores):
         if rung.name == name:
             return rung
-    raise UnknownName(f"study {study.name} has no rung {name!r}; its ladder is {', '.join(r.name for r in rungs(study))}")
+    raise UnknownName(f"study {study.name} has no rung {name!r}; its ladder is {', '.join(r.name for r in rungs(study, stores))}")
 
 
 def decided_rung(study: Study, stores: Stores) -> Rung:
     """Return the rung that passed the gate; when none did, the one with the largest gain on val; before the gate, the study's own."""
     verdicts = {verdict.rung: verdict for verdict in stores.studies.verdicts(study.name)}
-    tried = [rung for rung in rungs(study) if rung.name in verdicts]
+    tried = [rung for rung in rungs(study, stores) if rung.name in verdicts]
     passed = [rung for rung in tried if verdicts[rung.name].passed]
     if passed or not tried:
         return passed[0] if passed else OWN
@@ -90,28 +105,24 @@ def refused(study: Study, stores: Stores) -> bool:
 
 def awaits_decision(study: Study, stores: Stores) -> bool:
     """Return whether the gate refused, a person is to decide, and has not yet."""
-    return study.gate.on_failure == "ask" and _none_passed(study, stores) and decision(study.name, stores) is None
+    return study.gate.on_failure == "ask" and _none_passed(study, stores) and not _settled(study.name, stores)
 
 
-def decision(study_name: str, stores: Stores) -> bool | None:
-    """Return whether a person said to go on after a refused gate; None when nobody has said anything."""
-    return stores.studies.facts(study_name).get(_DECISION)
-
-
-def decide(study_name: str, stores: Stores, *, go_on: bool) -> None:
-    """Record a person's decision on a gate that refused."""
-    stores.studies.save_fact(study_name, _DECISION, go_on)
+def _settled(study_name: str, stores: Stores) -> bool:
+    """Return whether the last word on the gate was to stop or to go on; after a retry that failed, another is awaited."""
+    said = decisions(study_name, stores)
+    return bool(said) and said[-1].choice != "retry"
 
 
 def _none_passed(study: Study, stores: Stores) -> bool:
     verdicts = stores.studies.verdicts(study.name)
-    tried_all = {rung.name for rung in rungs(study)} <= {verdict.rung for verdict in verdicts}
+    tried_all = {rung.name for rung in rungs(study, stores)} <= {verdict.rung for verdict in verdicts}
     return gated(study) and tried_all and not any(verdict.passed for verdict in verdicts)
 
 
 def _told_to_go_on(study: Study, stores: Stores) -> bool:
     if study.gate.on_failure == "ask":
-        return bool(decision(study.name, stores))
+        return _settled(study.name, stores) and decisions(study.name, stores)[-1].choice == "continue"
     return study.gate.on_failure == "continue"
 
 
@@ -123,6 +134,8 @@ def work_plan(study: Study, stores: Stores, rung: Rung | None = None) -> WorkPla
     Raises:
         BadSettings: the personas are not clustered yet, and their clustering needs no adapters.
     """
+    # What was decided when the study was prepared, its dtype, is part of every key.
+    study = replace(study, model=stores.studies.study(study.name).model)
     clustering = stores.studies.clustering(study.name)
     if clustering is None:
         if study.clustering.algorithm not in PREREQUISITES:
@@ -131,27 +144,46 @@ def work_plan(study: Study, stores: Stores, rung: Rung | None = None) -> WorkPla
         clustering = Clustering(study.clustering.algorithm, ())
     from clusterlora.models.base import base_revision
 
-    return _work_plan(
-        study, stores.studies.dataset(study.name), clustering, rung or decided_rung(study, stores), base_revision(study.model.base)
-    )
+    dataset, decided = stores.studies.dataset(study.name), rung or decided_rung(study, stores)
+    return _work_plan(study, dataset, clustering, decided, base_revision(study.model.base), _imported(study, stores))
+
+
+def _imported(study: Study, stores: Stores) -> tuple[tuple[int, str], ...]:
+    """Return (cluster, hash of the weights) of the adapters brought into the study. Raises BadSettings when there are none to compare."""
+    if IMPORTED not in study.methods:
+        return ()
+    found = stores.studies.facts(study.name).get(IMPORTED_FACT, {})
+    if not found:
+        raise BadSettings(
+            f"study {study.name} compares {IMPORTED}, but nothing was imported; run: clusterlora study import --name {study.name} ..."
+        )
+    return tuple(sorted((int(cluster), str(weights)) for cluster, weights in found.items()))
 
 
 @lru_cache(maxsize=8)
-def _work_plan(study: Study, dataset: Dataset, clustering: Clustering, rung: Rung, revision: str) -> WorkPlan:
+def _work_plan(
+    study: Study, dataset: Dataset, clustering: Clustering, rung: Rung, revision: str, imported: tuple[tuple[int, str], ...]
+) -> WorkPlan:
     recipe = replace(
         study.recipe,
         learning_rate=rung.learning_rate or study.recipe.learning_rate,
         epochs=rung.epochs or study.recipe.epochs,
     )
     init = rung.init or study.cluster_init
-    view = StudyView(dataset.ids, clustering.members, study.recipe, recipe, REFERENCE if init == "unified" else None, {}, study.merging)
+    view = StudyView(
+        dataset.ids, clustering.members, study.recipe, recipe, REFERENCE if init == "unified" else None, {}, study.merging, imported
+    )
     names = (*study.methods, REFERENCE) if gated(study) and REFERENCE not in study.methods else study.methods
     seeds = tuple(_methods_of_seed(view, names, rung, seed) for seed in range(study.seeds))
-    specs = {spec.name: spec for methods in seeds for plan in methods.values() for spec in plan.adapters}
+    share = study.assignment.held_out_share
+    measured = held_out(view, share, study.assignment.seed) if share else None
+    apart = _on_rung(measured, rung) if measured else None
+    plans = [*(plan for methods in seeds for plan in methods.values()), *((apart,) if apart else ())]
+    specs = {spec.name: spec for plan in plans for spec in plan.adapters}
     keys = adapter_keys(tuple(specs.values()), dataset, base_revision=revision, model=study.model)
     evaluation = study.evaluation
     answers = digest([revision, study.model, evaluation.max_new_tokens, evaluation.metrics, dataset.digest])
-    return WorkPlan(rung, seeds, specs, dict(keys), answers)
+    return WorkPlan(rung, seeds, specs, dict(keys), answers, apart)
 
 
 def _methods_of_seed(view: StudyView, names: Sequence[str], rung: Rung, seed: int) -> dict[str, MethodPlan]:
@@ -174,9 +206,10 @@ def _methods_of_seed(view: StudyView, names: Sequence[str], rung: Rung, seed: in
 
 def _on_rung(plan: MethodPlan, rung: Rung) -> MethodPlan:
     """Return the plan with the rung's name on the adapters it changes, so that a name means one set of weights in a study."""
-    if plan.method != GATED or rung == OWN:
+    if plan.method not in (GATED, HELD_OUT) or rung == OWN:
         return plan
-    return _renamed(plan, {a.name: f"{a.name}+{rung.name}" for a in plan.adapters if a.name != REFERENCE})
+    as_it_is = (REFERENCE, HELD_OUT_REFERENCE)
+    return _renamed(plan, {a.name: f"{a.name}+{rung.name}" for a in plan.adapters if a.name not in as_it_is})
 
 
 def _renamed(plan: MethodPlan, new: Mapping[str, str]) -> MethodPlan:
@@ -209,7 +242,7 @@ def trained_adapters(study: Study, stores: Stores, plan: WorkPlan) -> dict[str, 
 
 def plan_with(study: Study, stores: Stores, names: Sequence[str]) -> WorkPlan:
     """Return the plan, the decided one first, that knows all these adapters under some rung."""
-    plans = [work_plan(study, stores), *(work_plan(study, stores, rung) for rung in rungs(study))]
+    plans = [work_plan(study, stores), *(work_plan(study, stores, rung) for rung in rungs(study, stores))]
     for plan in plans:
         if set(names) <= plan.specs.keys():
             return plan
@@ -250,7 +283,7 @@ def remaining_packs(study: Study, stores: Stores) -> tuple[Pack, ...]:
     plan = work_plan(study, stores)
     # What depends on the clusters waits until nobody moves any more.
     wanted = tuple(spec.name for spec in plan.methods[GATED].adapters) if refinement_pending(study, stores) else tuple(plan.specs)
-    return _packs(study, stores, plan, wanted)
+    return _fan_out(study, plan, _ready(study, stores, plan, wanted))
 
 
 def refinement_pending(study: Study, stores: Stores) -> bool:
@@ -265,26 +298,60 @@ def pack_named(study: Study, stores: Stores, names: Sequence[str], rung: Rung | 
 
 
 def _packs(study: Study, stores: Stores, plan: WorkPlan, names: Sequence[str]) -> tuple[Pack, ...]:
+    """Return a pack for each shared adapter, and for those of single persons the packs they are in when everything is trained."""
+    ready = _ready(study, stores, plan, names)
+    shared = [spec for spec in ready if not _of_one_person(spec) and not spec.parts]
+    packs = [_shared_pack(together) for together in _by_name_without_seed(shared)]
+    # Longest first: a worker that is free takes the next one, and none is left with a long one at the end.
+    packs.sort(key=lambda pack: -sum(_work(plan.specs[name]) for name in pack.adapters))
+    return (*packs, *_fan_out(study, plan, [spec for spec in ready if _of_one_person(spec) or spec.parts]))
+
+
+def _fan_out(study: Study, plan: WorkPlan, ready: Sequence[AdapterSpec]) -> tuple[Pack, ...]:
+    """Return packs that share the work among as many runs as the study has shards.
+
+    Small adapters are not worth a run of their own, and large ones share their passes with them. Who is in which pack follows from the
+    plan alone, so that a relaunch deals alike.
+    """
+    names = {spec.name for spec in ready}
+    packs = []
+    for kind, pack, title in (("lora", "fan-out", "fan-out"), ("prefix", "prefixes", "prefixes")):
+        dealt = _dealt([spec for spec in plan.specs.values() if spec.kind == kind and not spec.parts], study.runtime.shards)
+        for number, shard in enumerate(dealt, start=1):
+            if mine := tuple(spec.name for spec in shard if spec.name in names):
+                packs.append(Pack(f"{pack}-{number}-of-{len(dealt)}", f"{title} {number}/{len(dealt)}", mine))
+    if merged := tuple(spec.name for spec in ready if spec.parts):
+        packs.append(Pack("merge", "merge clusters", merged))
+    return tuple(packs)
+
+
+def _ready(study: Study, stores: Stores, plan: WorkPlan, names: Sequence[str]) -> list[AdapterSpec]:
+    """Return what is missing of these adapters and of what they start from, as far as all that it needs is there."""
     wanted: dict[str, None] = {}
     for name in names:
         wanted |= dict.fromkeys((*plan.specs[name].needs, name))
     held = trained_adapters(study, stores, plan)
     missing = [name for name in wanted if name not in held]
-    ready = [plan.specs[n] for n in missing if not set(plan.specs[n].needs) & set(missing)]
-    single = [name for name in plan.specs if name.partition("-")[0] in _OF_ONE_PERSON]
-    shared = [spec for spec in ready if spec.name not in single and not spec.parts]
-    packs = [_shared_pack(together) for together in _by_name_without_seed(shared)]
-    if merged := tuple(spec.name for spec in ready if spec.parts):
-        packs.append(Pack("merge", "merge clusters", merged))
-    # One person's adapter is too small for a run of its own: deal them out, by their place in the plan so that a relaunch deals alike.
-    shards = study.runtime.shards
-    for shard in range(shards):
-        dealt = set(single[shard::shards])
-        for kind, pack, title in (("lora", "personas", "per persona"), ("prefix", "prefixes", "prefix per persona")):
-            mine = tuple(spec.name for spec in ready if spec.kind == kind and spec.name in dealt)
-            if mine:
-                packs.append(Pack(f"{pack}-{shard + 1}-of-{shards}", f"{title} {shard + 1}/{shards}", mine))
-    return tuple(packs)
+    return [plan.specs[n] for n in missing if not set(plan.specs[n].needs) & set(missing)]
+
+
+def _dealt(specs: Sequence[AdapterSpec], shards: int) -> list[list[AdapterSpec]]:
+    """Return the adapters in as many hands, longest training first, each to the hand that has least to do."""
+    hands: list[list[AdapterSpec]] = [[] for _ in range(shards)]
+    loads = [0] * shards
+    for spec in sorted(specs, key=_work, reverse=True):
+        least = loads.index(min(loads))
+        hands[least].append(spec)
+        loads[least] += _work(spec)
+    return hands
+
+
+def _work(spec: AdapterSpec) -> int:
+    return len(spec.persona_ids) * spec.recipe.epochs
+
+
+def _of_one_person(spec: AdapterSpec) -> bool:
+    return spec.name.partition("-")[0] in _OF_ONE_PERSON
 
 
 def _by_name_without_seed(specs: Sequence[AdapterSpec]) -> list[list[AdapterSpec]]:

@@ -1,12 +1,12 @@
 """Read, check and split the data; record the study. Nothing is recorded unless everything can be used."""
 
 import subprocess
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from clusterlora import __version__
 from clusterlora.data.load import load
-from clusterlora.models.base import base_revision
+from clusterlora.models.base import Dtype, base_revision, faster_dtype
 from clusterlora.ports import RunLog, Stores
 from clusterlora.settings import Study
 from clusterlora.stages.timing import timed
@@ -23,6 +23,7 @@ def prepare(study: Study, stores: Stores, log: RunLog) -> Dataset:
     """
     log.phase("prepare", total=1, unit="data set")
     revision = base_revision(study.model.base)
+    study = replace(study, model=replace(study.model, dtype=_dtype(study, stores)))
     dataset = load(study.data)
     facts = {
         "clusterlora_version": __version__,
@@ -37,10 +38,20 @@ def prepare(study: Study, stores: Stores, log: RunLog) -> Dataset:
         stores.studies.save_dataset(study.name, dataset)
         tags = {"study": study.name} | {name: str(value) for name, value in facts.items() if value is not None}
         stores.tracker.start_study(study.name, params=asdict(study), tags=tags, dataset=dataset)
+        stores.studies.save_fact(study.name, "mlflow_run", stores.tracker.page(study.name))
         stores.studies.set_status(study.name, "running")
         stores.folder(study.name).mkdir(parents=True, exist_ok=True)
     log.advance(1, personas=len(dataset.personas))
     return dataset
+
+
+def _dtype(study: Study, stores: Stores) -> Dtype:
+    """Return the study's dtype: as asked, as it was decided when the study was first prepared, else what is faster here."""
+    known = any(study.name == name for name, *_ in stores.studies.studies())
+    for dtype in (study.model.dtype, stores.studies.study(study.name).model.dtype if known else "auto"):
+        if dtype != "auto":
+            return dtype
+    return faster_dtype(study.model.base)
 
 
 def git_revision() -> str | None:

@@ -1,17 +1,15 @@
 """Put what the study made into the model registry, and the champion where servers look for it."""
 
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-from clusterlora.data.shots import exchanges
 from clusterlora.ports import RunLog, Stores
 from clusterlora.settings import Study
-from clusterlora.stages.plan import REFERENCE, WorkPlan, trained_adapters, work_plan
-from clusterlora.stages.timing import timed
-from clusterlora.stages.train import expose
-from clusterlora.stores.routing_table import KeyedLayer, KeyedStack
-from clusterlora.values import Stack, TrainedAdapter
+from clusterlora.stages.model_card import about
+from clusterlora.stages.plan import WorkPlan, trained_adapters, work_plan
+from clusterlora.stages.routing import routing_table
+from clusterlora.stages.timing import seconds_by_phase, timed
+from clusterlora.stages.train import expose, stored_folder
+from clusterlora.values import TrainedAdapter
 
 
 def register(study_name: str, stores: Stores, log: RunLog) -> str:
@@ -25,7 +23,7 @@ def register(study_name: str, stores: Stores, log: RunLog) -> str:
     # Other training seeds are for the comparison; what is handed over is the first.
     first = {adapter.name for method in plan.methods.values() for adapter in method.adapters}
     trained = {name: adapter for name, adapter in trained_adapters(study, stores, plan).items() if name in first}
-    folders = {name: _folder(stores, adapter) for name, adapter in trained.items()}
+    folders = {name: stored_folder(stores, adapter.key) for name, adapter in trained.items()}
     shared = [name for name in trained if len(plan.specs[name].persona_ids) > 1]
     personal = [name for name in study.methods if _is_personal(plan, name) and plan.methods[name].adapters[0].name in trained]
     log.phase("register", total=len(shared) + len(personal) + 1, unit="models")
@@ -34,7 +32,20 @@ def register(study_name: str, stores: Stores, log: RunLog) -> str:
             expose(stores, study_name, name, folder)
         for name in shared:
             stores.tracker.register_adapter(
-                study_name, model=name.partition("+")[0], adapter=trained[name], folder=folders[name], base_model=study.model.base
+                study_name,
+                model=name.partition("+")[0],
+                adapter=trained[name],
+                folder=folders[name],
+                base_model=study.model.base,
+                settings=study.model,
+                about=about(
+                    study,
+                    stores.studies.facts(study_name),
+                    model=f"{study_name}-{name.partition('+')[0]}",
+                    method=plan.trained_by(name),
+                    n_personas=len(plan.specs[name].persona_ids),
+                    adapters=(trained[name].key,),
+                ),
             )
             log.advance(1)
         for method in personal:
@@ -45,7 +56,7 @@ def register(study_name: str, stores: Stores, log: RunLog) -> str:
         log.advance(1)
     stores.studies.save_fact(study_name, "champion_uri", uri)
     stores.studies.set_status(study_name, "finished")
-    stores.tracker.end_study(study_name, status="finished")
+    stores.tracker.end_study(study_name, status="finished", seconds=seconds_by_phase(stores, study_name))
     return uri
 
 
@@ -66,37 +77,18 @@ def _register_router(
     model: str | None,
 ) -> str:
     """Register what answers as a method does: as the champion when `model` is None, else under the method's own name."""
-    routes = [route for route in stores.studies.routes(study.name) if route.method == method and route.seed == 0]
-    used = {layer.adapter for route in routes for layer in route.stack.layers} | ({REFERENCE} & trained.keys())
-    table: dict[str, Any] = {
-        "study": study.name,
-        "method": method,
-        "model": asdict(study.model),
-        "base_revision": stores.studies.facts(study.name)["base_revision"],
-        "max_new_tokens": study.evaluation.max_new_tokens,
-        "default": KeyedStack((KeyedLayer(trained[REFERENCE].key),) if REFERENCE in trained else ()),
-        "personas": {
-            r.persona_id: KeyedStack(
-                tuple(KeyedLayer(plan.keys[layer.adapter], layer.weight) for layer in r.stack.layers), r.stack.shots, r.stack.described
-            )
-            for r in routes
-        },
-        "descriptions": {},
-        "exchanges": {},
-        "names": {trained[name].key: name for name in sorted(used)},
-    }
-    stacks = {route.persona_id: route.stack for route in routes}
-    for persona in stores.studies.dataset(study.name).personas:
-        stack = stacks.get(persona.id, Stack())
-        if study.model.persona_in_prompt or stack.described:
-            table["descriptions"][persona.id] = persona.description
-        if stack.shots:
-            table["exchanges"][persona.id] = exchanges(persona)
-    weights = {trained[name].key: folders[name] for name in sorted(used)}
-    return stores.tracker.register_router(study.name, routes=table, adapter_folders=weights, champion=model is None, model=model)
-
-
-def _folder(stores: Stores, adapter: TrainedAdapter) -> Path:
-    folder = stores.adapters.path(adapter.key)
-    assert folder is not None, f"adapter {adapter.name} is recorded as trained but its weights are nowhere"
-    return folder
+    table = routing_table(study, method, stores)
+    used = sorted(table["names"].values())
+    weights = {trained[name].key: folders[name] for name in used}
+    learned = {p for name in used for p in plan.specs[name].persona_ids}
+    said = about(
+        study,
+        stores.studies.facts(study.name),
+        model=f"{study.name}-{model}" if model else study.name,
+        method=method,
+        n_personas=len(learned),
+        adapters=tuple(weights),
+    )
+    return stores.tracker.register_router(
+        study.name, routes=table, adapter_folders=weights, champion=model is None, model=model, about=said
+    )

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby, islice
 from pathlib import Path
 
+from clusterlora.comparison.new_personas import NewPersonas
 from clusterlora.comparison.result import Comparison
 from clusterlora.comparison.write import write_atomically
 from clusterlora.ports import Stores
@@ -13,6 +14,7 @@ from clusterlora.report.cluster_map import draw_map
 from clusterlora.report.data import Cost, Curve, Example, ExampleAnswer, ReportData
 from clusterlora.report.page import page
 from clusterlora.settings import Study
+from clusterlora.stages.imported_scores import imported_rows
 from clusterlora.stages.plan import WorkPlan, trained_adapters, work_plan
 from clusterlora.stages.signal import known_signal
 from clusterlora.stages.timing import PREFIX, seconds_by_phase
@@ -26,10 +28,12 @@ _MOST_CHARACTERS = 1500
 _STEP = re.compile(r"step (\d+)/(\d+) .*\bloss=([0-9.]+)")
 
 
-def write_report(study: Study, stores: Stores, comparison: Comparison, rows: Sequence[EvaluationRow]) -> Path:
+def write_report(
+    study: Study, stores: Stores, comparison: Comparison, rows: Sequence[EvaluationRow], newcomers: NewPersonas | None = None
+) -> Path:
     """Write results/report.html, atomically, and return where it is."""
     path = stores.folder(study.name) / "results" / "report.html"
-    write_atomically(path, page(report_data(study, stores, comparison, rows)).encode())
+    write_atomically(path, page(report_data(study, stores, comparison, rows, newcomers)).encode())
     return path
 
 
@@ -45,7 +49,9 @@ def map_path(stores: Stores, study_name: str) -> Path:
     return stores.folder(study_name) / "results" / "figures" / "clusters.png"
 
 
-def report_data(study: Study, stores: Stores, comparison: Comparison, rows: Sequence[EvaluationRow]) -> ReportData:
+def report_data(
+    study: Study, stores: Stores, comparison: Comparison, rows: Sequence[EvaluationRow], newcomers: NewPersonas | None = None
+) -> ReportData:
     """Return everything the report shows of a compared study."""
     plan = work_plan(study, stores)
     facts = stores.studies.facts(study.name)
@@ -56,6 +62,8 @@ def report_data(study: Study, stores: Stores, comparison: Comparison, rows: Sequ
         comparison=comparison,
         clustering=stores.studies.clustering(study.name),
         verdicts=stores.studies.verdicts(study.name),
+        newcomers=newcomers,
+        held_out_share=study.assignment.held_out_share,
         signal=known_signal(facts),
         curves=logged or tuple(_first_and_last(trained)),
         costs=tuple(_costs(study, stores, plan, comparison)),
@@ -64,6 +72,7 @@ def report_data(study: Study, stores: Stores, comparison: Comparison, rows: Sequ
         seconds_by_phase=tuple(seconds_by_phase(stores, study.name).items()),
         settings=tuple(_settings(study)),
         facts=tuple(_simple(facts)),
+        imported=imported_rows(facts),
     )
 
 

@@ -2,17 +2,21 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from statistics import median
 from typing import Any
 
 from clusterlora.clustering import PREREQUISITES
 from clusterlora.clustering.cluster import cluster_personas
 from clusterlora.clustering.features import Sources
-from clusterlora.data.load import load
+from clusterlora.data.load import load, read
+from clusterlora.data.split import SPLITS
+from clusterlora.errors import BadData
 from clusterlora.ports import RunLog, Stores
-from clusterlora.settings import Study
+from clusterlora.settings import ClusteringSettings, Study
 from clusterlora.signal.measure import Recognition, Signal, measure
 from clusterlora.stages.loaded import embedder
 from clusterlora.stages.timing import timed
+from clusterlora.values import Dataset, Dialogue, Persona, Turn
 
 _FACT = "signal"
 
@@ -34,14 +38,53 @@ def signal(study_name: str, stores: Stores, log: RunLog) -> Signal:
 def signal_of_data(study: Study, log: RunLog) -> Signal:
     """Return the signal in the data that these settings name. Nothing is stored, and nothing trained.
 
-    A clustering that reads adapters is replaced by the one on answers that needs none.
+    A clustering that reads adapters is replaced by the one on answers that needs none. Where most people have too few dialogues to be
+    split, dialogues are split instead, and answers are clustered as they are: one each says nothing of how a person's answers vary.
     """
     settings = study.clustering
     if settings.algorithm in PREREQUISITES:
-        settings = replace(settings, algorithm="responses_discriminant")
-    dataset = load(study.data)
+        settings = replace(settings, algorithm=ClusteringSettings().algorithm)
+    dialogues_each = [len(persona.dialogues) for persona in read(study.data).dataset.personas]
+    within = bool(dialogues_each) and median(dialogues_each) < len(SPLITS)
+    if within:
+        dataset, settings = _split_within(study), replace(settings, algorithm="responses")
+    else:
+        dataset = load(study.data)
     clustering = cluster_personas(dataset, settings, Sources(embedder(study.model)))
-    return measure(dataset.personas, clustering, embedder(study.model), log)
+    return replace(measure(dataset.personas, clustering, embedder(study.model), log), within_dialogues=within)
+
+
+def _split_within(study: Study) -> Dataset:
+    """Return the people whose dialogues have two answers or more, each dialogue cut into a train half and a val half.
+
+    The val half keeps what was said before as words of the user, so that they are masked in its answers.
+
+    Raises:
+        BadData: fewer than two people have such a dialogue.
+    """
+    personas: list[Persona] = []
+    for persona in read(study.data).dataset.personas[: study.data.personas]:
+        halves = [half for dialogue in persona.dialogues for half in _halves(dialogue)]
+        if halves:
+            personas.append(replace(persona, dialogues=tuple(halves)))
+    if len(personas) < 2:
+        raise BadData(
+            f"{len(personas)} people have a dialogue with two answers, and most have fewer than {len(SPLITS)} dialogues; "
+            "give people more dialogues, or longer ones"
+        )
+    return Dataset(tuple(personas))
+
+
+def _halves(dialogue: Dialogue) -> tuple[Dialogue, ...]:
+    answers = [index for index, turn in enumerate(dialogue.turns) if turn.role == "assistant"]
+    if len(answers) < 2:
+        return ()
+    cut = answers[len(answers) // 2 - 1] + 1
+    said = tuple(Turn("user", turn.text) for turn in dialogue.turns[:cut])
+    return (
+        replace(dialogue, id=f"{dialogue.id}/first", turns=dialogue.turns[:cut], split="train"),
+        replace(dialogue, id=f"{dialogue.id}/second", turns=(*said, *dialogue.turns[cut:]), split="val"),
+    )
 
 
 def known_signal(facts: Mapping[str, Any]) -> Signal | None:

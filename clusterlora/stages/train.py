@@ -2,25 +2,28 @@
 
 import math
 import re
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from clusterlora.data.prompts import PromptEncoder, messages
-from clusterlora.errors import OutOfMemory
-from clusterlora.models.memory import peak_memory_bytes
+from clusterlora.comparison.write import write_atomically
+from clusterlora.data.prompts import PromptEncoder, TokenSequence, messages
+from clusterlora.errors import BadData, OutOfMemory, ServiceDown
+from clusterlora.models.base import base_revision
+from clusterlora.models.memory import device_name, peak_memory_bytes
 from clusterlora.models.stacked import read_adapter
 from clusterlora.ports import AdapterRun, RunLog, Stores
-from clusterlora.settings import ModelSettings, Study
+from clusterlora.settings import Study
 from clusterlora.stages.loaded import base_model
+from clusterlora.stages.outcome import tagged_with_outcome
 from clusterlora.stages.plan import Pack, WorkPlan, plan_with
 from clusterlora.stages.timing import timed
 from clusterlora.stages.training_log import TrainingLog
+from clusterlora.stores.files import weight_files, weights_sha256
 from clusterlora.training.job import TrainingJob, TrainingResult
 from clusterlora.training.peft_folder import write_factors
-from clusterlora.values import AdapterSpec, Attempt, TrainedAdapter
+from clusterlora.values import AdapterSpec, Attempt, Split, TrainedAdapter
 
 
 def next_micro_batch(study: Study, pack: str, stores: Stores) -> tuple[int, int]:
@@ -40,17 +43,30 @@ def next_micro_batch(study: Study, pack: str, stores: Stores) -> tuple[int, int]
 def train_pack(study_name: str, pack: Pack, *, attempt: int, micro_batch: int, stores: Stores, log: RunLog) -> int:
     """Return the number of adapters trained. What the store holds under the same key is linked to the study, not trained again.
 
+    What ran out of a device's memory once, in any study on this base, is not tried there again: the micro-batch starts smaller.
+
     Raises:
         OutOfMemory: an allocation failed; what had finished is kept, and the next attempt resumes after the last whole epoch.
         TrainingDiverged: a loss is not finite.
     """
     study = stores.studies.study(study_name)
+    place = (base_revision(study.model.base), device_name(), study.model.max_length)
+    fits = stores.studies.memory_limit(*place)
+    if fits is not None and fits < micro_batch:
+        log.note(f"micro-batch {fits} instead of {micro_batch}: more did not fit {place[1]} before")
+        micro_batch = fits
     stores.studies.open_attempt(study_name, Attempt(pack.name, attempt, micro_batch, "running"))
     try:
         with timed(stores, study_name, f"train {pack.name}"):
             n_trained = _train(study, pack, attempt=attempt, micro_batch=micro_batch, stores=stores, log=log)
+    except ServiceDown:
+        # The attempt stays open: whoever retries it goes on after the last whole epoch.
+        raise
     except Exception as error:
         state = "out_of_memory" if isinstance(error, OutOfMemory) else "failed"
+        if isinstance(error, OutOfMemory) and micro_batch > 1:
+            # The next pack on such a device starts where this one's next attempt does.
+            stores.studies.save_memory_limit(*place, micro_batch=micro_batch // 2)
         stores.studies.close_attempt(study_name, pack.name, attempt, state=state, detail=str(error), peak_memory_bytes=peak_memory_bytes())
         raise
     stores.studies.close_attempt(study_name, pack.name, attempt, state="done", peak_memory_bytes=peak_memory_bytes())
@@ -62,26 +78,29 @@ def _train(study: Study, pack: Pack, *, attempt: int, micro_batch: int, stores: 
     specs = [plan.specs[name] for name in pack.adapters if not _known(study, plan, name, stores)]
     if not specs:
         return 0
-    tags = {"study": study.name, "pack": pack.name, "attempt": str(attempt), "micro_batch": str(micro_batch)}
+    method = ", ".join(sorted({plan.trained_by(spec.name) for spec in specs}))
+    tags = {"study": study.name, "method": method, "pack": pack.name, "attempt": str(attempt), "micro_batch": str(micro_batch)}
     if specs[0].parts:
-        return _merge(study, plan, pack, specs, tags=tags, stores=stores, log=log)
+        return merge_adapters(study, plan, pack, specs, tags=tags, stores=stores, log=log)
     from clusterlora.training.train import train
 
     jobs = _jobs(study, plan, specs, stores)
     params = {"adapters": len(jobs), "personas": sum(len(job.spec.persona_ids) for job in jobs), **asdict(jobs[0].spec.recipe)}
-    with stores.tracker.adapter_run(study.name, name=pack.title, params=params, tags=tags) as run:
+    with stores.tracker.adapter_run(study.name, name=pack.title, params=params, tags=tags) as run, tagged_with_outcome(run):
         file = stores.folder(study.name) / "logs" / log_name(pack.name)
         total = sum(job.total_steps for job in jobs)
         with TrainingLog(log, file, total_steps=total, micro_batch=micro_batch) as run_log:
+            began = time.monotonic()
             run_log.phase(f"train {pack.title}", total=total, unit="steps")
             results = []
-            for result in train(base_model(study.model), jobs, micro_batch=micro_batch, run_log=run_log):
-                _keep(study, _trained(result), result.folder, run, stores)
+            checkpointing = study.runtime.gradient_checkpointing
+            for result in train(base_model(study.model), jobs, micro_batch=micro_batch, run_log=run_log, checkpointing=checkpointing):
+                keep(study, _trained(result), result.folder, run, stores)
                 results.append(result)
                 if not result.loss_fell:
                     run_log.note(f"{result.job.spec.name}: the train loss did not fall; it has learned nothing")
                 run_log.note(f"{result.job.spec.name}: loss {result.losses[0]:.3f} -> {result.losses[-1]:.3f} in {result.seconds:.1f} s")
-        _log_curves(run, results)
+        _log_curves(run, results, time.monotonic() - began)
     return len(results)
 
 
@@ -101,28 +120,26 @@ def _jobs(study: Study, plan: WorkPlan, specs: Sequence[AdapterSpec], stores: St
     def folder(name: str | None) -> Path | None:
         return stores.adapters.path(plan.keys[name]) if name else None
 
+    def encoded(spec: AdapterSpec, split: Split) -> tuple[TokenSequence, ...]:
+        prompt = replace(study.model, persona_in_prompt=study.model.persona_in_prompt or spec.described)
+        people = [personas[p] for p in spec.persona_ids]
+        return tuple(encoder.encode_dialogue(messages(prompt, p, dialogue)) for p in people for dialogue in p.of_split(split))
+
     return [
         TrainingJob(
             key=plan.keys[spec.name],
             spec=spec,
-            sequences=tuple(
-                encoder.encode_dialogue(messages(_prompt(study, spec), personas[p], dialogue))
-                for p in spec.persona_ids
-                for dialogue in personas[p].of_split("train")
-            ),
+            sequences=encoded(spec, "train"),
             scratch=stores.adapters.scratch(plan.keys[spec.name]),
             init=folder(spec.init),
             underlay=folder(spec.underlay),
+            val=encoded(spec, "val") if spec.recipe.patience else (),
         )
         for spec in specs
     ]
 
 
-def _prompt(study: Study, spec: AdapterSpec) -> ModelSettings:
-    return replace(study.model, persona_in_prompt=study.model.persona_in_prompt or spec.described)
-
-
-def _merge(
+def merge_adapters(
     study: Study, plan: WorkPlan, pack: Pack, specs: Sequence[AdapterSpec], *, tags: Mapping[str, str], stores: Stores, log: RunLog
 ) -> int:
     """Make adapters out of others, weighted by the train dialogues behind each; return how many."""
@@ -146,7 +163,7 @@ def _merge(
             write_factors(folder, factors, spec.recipe, base=study.model.base)
             # Nothing was trained: no steps, no tokens, no loss.
             adapter = TrainedAdapter(plan.keys[spec.name], spec.name, spec, 0, 0, time.monotonic() - began, math.nan, math.nan, 0)
-            _keep(study, adapter, folder, run, stores)
+            keep(study, adapter, folder, run, stores)
             run.metrics({f"merge/energy_kept/{spec.name}": energy})
             run_log.advance(1, energy_kept=energy)
             run_log.note(f"{spec.name}: {merging.kind} of {len(parts)} adapters; rank {spec.recipe.rank} keeps {energy:.1%} of its energy")
@@ -154,9 +171,19 @@ def _merge(
 
 
 def stored_folder(stores: Stores, key: str) -> Path:
-    """Return the PEFT folder of a trained adapter."""
+    """Return the PEFT folder of a trained adapter, brought here if it was trained elsewhere.
+
+    Raises:
+        BadData: it is recorded, but its weights are neither here nor in the tracker.
+    """
     folder = stores.adapters.path(key)
-    assert folder is not None, f"adapter {key} is recorded as trained but its weights are nowhere"
+    if folder is None:
+        adapter = stores.studies.adapter(key)
+        where = adapter.uri if adapter and adapter.uri else "the machine that trained it"
+        raise BadData(
+            f"adapter {key} is recorded as trained, but its weights are not here and not at {where}; "
+            "set MLFLOW_TRACKING_URI to where it was trained, or forget it with `clusterlora study verify --repair`"
+        )
     return folder
 
 
@@ -175,13 +202,14 @@ def _trained(result: TrainingResult) -> TrainedAdapter:
     )
 
 
-def _keep(study: Study, adapter: TrainedAdapter, folder: Path, run: AdapterRun, stores: Stores) -> None:
+def keep(study: Study, adapter: TrainedAdapter, folder: Path, run: AdapterRun, stores: Stores) -> None:
     """Weights first, the row that says they exist last."""
     kept = stores.adapters.save(adapter.key, folder)
     uri = run.artifacts(kept, f"adapters/{adapter.name}")
     expose(stores, study.name, adapter.name, kept)
     n_bytes = sum(file.stat().st_size for file in kept.iterdir())
-    stores.studies.save_adapter(study.name, replace(adapter, n_bytes=n_bytes, run_id=run.run_id, uri=uri))
+    recorded = replace(adapter, n_bytes=n_bytes, run_id=run.run_id, uri=uri, weights_sha256=weights_sha256(kept))
+    stores.studies.save_adapter(study.name, recorded)
     stores.adapters.drop_scratch(adapter.key)
 
 
@@ -193,11 +221,14 @@ def expose(stores: Stores, study_name: str, adapter: str, kept: Path) -> Path:
         "residual": "residuals",
         "prefix": "prefixes",
         "random": "random_clusters",
+        "imported": "imported_clusters",
         "merged": "merged_clusters",
+        "heldout": "held_out",
     }
     kind = adapter.partition("-")[0]
     target = stores.folder(study_name) / "models" / folder_by_kind.get(kind, "") / adapter.replace("-", "_")
-    shutil.copytree(kept, target, dirs_exist_ok=True)
+    for file in weight_files(kept):
+        write_atomically(target / file.name, file.read_bytes())
     return target
 
 
@@ -206,15 +237,21 @@ def log_name(pack: str) -> str:
     return re.sub(r"-0*(?=\d)", "_", pack).replace("-", "_") + "_training.log"
 
 
-def _log_curves(run: AdapterRun, results: Sequence[TrainingResult]) -> None:
-    """Log the loss per step; of a pack, the mean over the adapters that took the step."""
-    if not results:
-        return
-    longest = max(len(result.losses) for result in results)
-    at_step = [[r.losses[step] for r in results if step < len(r.losses)] for step in range(longest)]
-    run.curve("train/loss", [(step + 1, sum(losses) / len(losses)) for step, losses in enumerate(at_step)])
-    seconds = sum(result.seconds for result in results)
+def _log_curves(run: AdapterRun, results: Sequence[TrainingResult], seconds: float) -> None:
+    """Log the loss per step (on val: per epoch): the mean over the adapters that got there; of shared adapters, each one's own."""
+    run.curve("train/loss", _mean_curve([result.losses for result in results]))
+    if any(result.val_losses for result in results):
+        run.curve("val/loss", _mean_curve([result.val_losses for result in results]))
+    if len(results) > 1:
+        for spec, losses in ((result.job.spec, result.losses) for result in results if len(result.job.spec.persona_ids) > 1):
+            run.curve(f"train/loss/{spec.name}", list(enumerate(losses, start=1)))
     tokens = sum(result.train_tokens for result in results)
     run.metrics(
         {"train/adapters": len(results), "train/tokens": tokens, "train/seconds": seconds, "train/tokens_per_second": tokens / seconds}
     )
+
+
+def _mean_curve(curves: Sequence[Sequence[float]]) -> list[tuple[int, float]]:
+    """Return (step from 1, mean over the curves that reach it)."""
+    at_step = [[curve[step] for curve in curves if step < len(curve)] for step in range(max(map(len, curves)))]
+    return [(step, sum(values) / len(values)) for step, values in enumerate(at_step, start=1)]

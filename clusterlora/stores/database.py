@@ -78,8 +78,9 @@ class Database:
         try:
             yield
         except DBAPIError as error:
-            # The other kinds are faults of a statement, not of the service.
-            if type(error) not in (OperationalError, InterfaceError, DatabaseError):
+            # The other kinds are faults of a statement, not of the service; SQLite reports some of those as operational, too.
+            faulty = str(error.orig).startswith(("no such ", "near "))
+            if faulty or type(error) not in (OperationalError, InterfaceError, DatabaseError):
                 raise
             cause = str(error.orig).strip().partition("\n")[0]
             raise ServiceDown(f"study database {self.shown_url} does not answer: {cause}; start it or correct its URL") from error

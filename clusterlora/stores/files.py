@@ -1,5 +1,6 @@
 """Adapter weights as PEFT folders on a disk, by content key. What can be seen is complete and free of pickles."""
 
+import hashlib
 import re
 import shutil
 import uuid
@@ -7,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from clusterlora.errors import BadData
+from clusterlora.models.weights import file_sha256
 
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _REQUIRED = ("adapter_config.json", "adapter_model.safetensors")
@@ -26,8 +28,7 @@ class FileAdapterStore:
         self._root.mkdir(parents=True, exist_ok=True)
 
     def path(self, key: str) -> Path | None:
-        folder = self._folder(key)
-        if folder.is_dir():
+        if folder := self.local(key):
             return folder
         if self._fetch is None:
             return None
@@ -59,6 +60,24 @@ class FileAdapterStore:
     def drop_scratch(self, key: str) -> None:
         shutil.rmtree(self._root / ".scratch" / self._folder(key).name, ignore_errors=True)
 
+    def local(self, key: str) -> Path | None:
+        folder = self._folder(key)
+        return folder if folder.is_dir() else None
+
+    def local_keys(self) -> tuple[str, ...]:
+        return tuple(sorted(entry.name for entry in self._root.iterdir() if _KEY.fullmatch(entry.name)))
+
+    def scratch_keys(self) -> tuple[str, ...]:
+        return _names(self._root / ".scratch")
+
+    def set_aside(self, key: str) -> Path:
+        aside = self._root / ".aside" / f"{self._folder(key).name}-{uuid.uuid4().hex[:8]}"
+        aside.parent.mkdir(exist_ok=True)
+        return self._folder(key).rename(aside)
+
+    def half_written(self) -> tuple[Path, ...]:
+        return tuple(self._root / ".incoming" / name for name in _names(self._root / ".incoming"))
+
     def _folder(self, key: str) -> Path:
         if not _KEY.fullmatch(key):
             raise BadData(f"adapter key {key!r} is not a content key; use the hexadecimal key under which the adapter was saved")
@@ -81,11 +100,15 @@ class FileAdapterStore:
         return folder
 
 
+def _names(folder: Path) -> tuple[str, ...]:
+    return tuple(sorted(entry.name for entry in folder.iterdir())) if folder.is_dir() else ()
+
+
 def weight_files(folder: Path) -> tuple[Path, ...]:
     """Return the safetensors and JSON files of a PEFT folder. The model card that PEFT writes beside them is left out.
 
     Raises:
-        BadData: a file of another kind (pickled weights above all), a subfolder, a link, or a missing required file.
+        BadData: a file of another kind (pickled weights above all, under whatever name), a subfolder, a link, or a missing file.
     """
     entries = sorted(folder.iterdir()) if folder.is_dir() else []
     if missing := [name for name in _REQUIRED if folder / name not in entries]:
@@ -93,4 +116,33 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
     kept = [e for e in entries if e.name != "README.md"]
     if refused := [e.name for e in kept if e.suffix not in {".safetensors", ".json"} or e.is_symlink() or not e.is_file()]:
         raise BadData(f"{folder} holds {', '.join(refused)}; only .safetensors and .json files are kept, pickled weights are never loaded")
+    if disguised := [e.name for e in kept if e.suffix == ".safetensors" and not _begins_as_safetensors(e)]:
+        raise BadData(f"{folder} holds {', '.join(disguised)}, which is not in the safetensors format; save it with save_pretrained")
     return tuple(kept)
+
+
+def _begins_as_safetensors(file: Path) -> bool:
+    """Return whether a file begins with the length of a JSON object, and that object: a pickle or a zip archive under the name does not."""
+    with file.open("rb") as opened:
+        head = opened.read(9)
+    return head[8:] == b"{" and int.from_bytes(head[:8], "little") + 8 <= file.stat().st_size
+
+
+def weights_sha256(folder: Path) -> str:
+    """Return the SHA-256 of what `sha256sum` says of an adapter's files in name order: its weights and how they are to be applied."""
+    lines = [f"{file_sha256(file)}  {file.name}\n" for file in weight_files(folder)]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def refuse_other_weights(key: str, expected_sha256: str | None, folder: Path) -> None:
+    """Check that a folder holds the weights that were recorded under a key; without a recorded digest anything is taken.
+
+    Raises:
+        BadData: it holds others, or no adapter at all.
+    """
+    found = weights_sha256(folder)
+    if expected_sha256 not in (None, found):
+        raise BadData(
+            f"adapter {key} arrived with SHA-256 {found[:16]}..., recorded is {expected_sha256[:16]}...; "
+            "run `clusterlora study verify --repair` where it was trained"
+        )

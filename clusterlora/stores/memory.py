@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from clusterlora.errors import UnknownName
-from clusterlora.ports import AdapterRun
+from clusterlora.ports import About, AdapterRun, ModelVersion, OpenRun
 from clusterlora.settings import ModelSettings, Study, check_study_name
 from clusterlora.stores.json_codec import plain, to_json
 from clusterlora.stores.resume import refuse_other_data, refuse_other_settings
@@ -49,6 +49,7 @@ class MemoryStudyStore:
     def __init__(self) -> None:
         self._studies: dict[str, _StudyRecord] = {}
         self._adapters: dict[str, TrainedAdapter] = {}
+        self._memory_limits: dict[tuple[str, str, int], int] = {}
 
     def create_study(self, study: Study, *, facts: Mapping[str, Any]) -> None:
         record = self._studies.get(check_study_name(study.name))
@@ -101,6 +102,14 @@ class MemoryStudyStore:
     def adapter(self, key: str) -> TrainedAdapter | None:
         return self._adapters.get(key)
 
+    def move_adapter(self, key: str, *, run_id: str, uri: str) -> None:
+        self._adapters[key] = replace(self._adapters[key], run_id=run_id, uri=uri)
+
+    def forget_adapter(self, key: str) -> None:
+        self._adapters.pop(key, None)
+        for record in self._studies.values():
+            record.adapter_keys.discard(key)
+
     def adapters(self, study: str) -> tuple[TrainedAdapter, ...]:
         return tuple(sorted((self._adapters[k] for k in self._record(study).adapter_keys), key=lambda a: (a.name, a.key)))
 
@@ -122,6 +131,13 @@ class MemoryStudyStore:
         attempts = self._record(study).attempts
         return tuple(attempts[key] for key in sorted(attempts) if pack in (None, key[0]))
 
+    def save_memory_limit(self, base: str, device: str, max_length: int, *, micro_batch: int) -> None:
+        place = (base, device, max_length)
+        self._memory_limits[place] = min(micro_batch, self._memory_limits.get(place, micro_batch))
+
+    def memory_limit(self, base: str, device: str, max_length: int) -> int | None:
+        return self._memory_limits.get((base, device, max_length))
+
     def save_answers(self, study: str, answers: Iterable[Answer]) -> None:
         kept = self._record(study).answers
         for answer in answers:
@@ -130,6 +146,12 @@ class MemoryStudyStore:
     def answers(self, study: str, stack_keys: Sequence[str] | None = None) -> tuple[Answer, ...]:
         kept = self._record(study).answers
         return tuple(kept[key] for key in sorted(kept) if stack_keys is None or key[0] in stack_keys)
+
+    def duplicates(self, study: str) -> tuple[str, ...]:
+        self._record(study)
+        return ()
+
+    def drop_duplicate_answers(self, study: str) -> None: ...
 
     def save_routes(self, study: str, routes: Sequence[Route]) -> None:
         self._record(study).routes.update({(r.method, r.persona_id, r.seed): r for r in routes})
@@ -169,6 +191,9 @@ class MemoryRun:
     def metrics(self, values: Mapping[str, float]) -> None:
         self.values.update(values)
 
+    def tag(self, values: Mapping[str, str]) -> None:
+        self.tags.update(values)
+
     def artifacts(self, folder: Path, path: str) -> str:
         self.uploads[path] = folder
         return f"memory:/{self.run_id}/{path}"
@@ -207,28 +232,72 @@ class MemoryTracker:
     def log_verdict(self, study: str, verdict: Verdict) -> None:
         self.verdicts.setdefault(study, []).append(verdict)
 
-    def log_results(self, study: str, *, folder: Path, metrics: Mapping[str, float]) -> None:
+    def log_results(self, study: str, *, folder: Path, metrics: Mapping[str, float], description: str = "") -> None:
+        self._parent(study).tags["description"] = description
         self._parent(study).artifacts(folder, "results")
         self._parent(study).metrics(metrics)
 
+    def page(self, study: str) -> str | None:  # noqa: ARG002  (there is no page)
+        return None
+
+    def link(self, study: str, name: str, address: str) -> None:
+        self._parent(study).tags[name] = address
+
     def register_adapter(
-        self, study: str, *, model: str, adapter: TrainedAdapter, folder: Path, base_model: str, settings: ModelSettings | None = None
+        self,
+        study: str,
+        *,
+        model: str,
+        adapter: TrainedAdapter,
+        folder: Path,
+        base_model: str,
+        settings: ModelSettings | None = None,
+        about: About | None = None,
     ) -> None:
         content = {"adapter": adapter.key, "model": plain(settings or ModelSettings(base=base_model))}
-        self._register(f"{study}-{model}", MemoryVersion(content, {adapter.key: folder}))
+        self._register(f"{study}-{model}", MemoryVersion(content, {adapter.key: folder}, about))
 
     def register_router(
-        self, study: str, *, routes: Mapping[str, Any], adapter_folders: Mapping[str, Path], champion: bool, model: str | None = None
+        self,
+        study: str,
+        *,
+        routes: Mapping[str, Any],
+        adapter_folders: Mapping[str, Path],
+        champion: bool,
+        model: str | None = None,
+        about: About | None = None,
     ) -> str:
         name = f"{study}-{model}" if model else study
-        number = self._register(name, MemoryVersion(dict(routes), dict(adapter_folders)))
+        number = self._register(name, MemoryVersion(dict(routes), dict(adapter_folders), about))
         if champion:
             self.champions[name] = number
         return f"models:/{name}/{number}"
 
-    def end_study(self, study: str, *, status: str) -> None:
+    def end_study(self, study: str, *, status: str, seconds: Mapping[str, float] | None = None) -> None:
+        self._parent(study).metrics({f"seconds/{phase}": value for phase, value in (seconds or {}).items()})
         self._parent(study).tags["status"] = status
         self._parent(study).status = "FAILED" if status == "failed" else "FINISHED"
+
+    @property
+    def keeps_adapters(self) -> bool:
+        return False
+
+    def download(self, uri: str, folder: Path) -> bool:  # noqa: ARG002
+        return False
+
+    def upload(self, study: str, *, adapter: TrainedAdapter, folder: Path) -> tuple[str, str]:
+        run = self._parent(study)
+        return run.run_id, run.artifacts(folder, f"adapters/{adapter.name}")
+
+    def open_runs(self, study: str) -> tuple[OpenRun, ...]:  # noqa: ARG002
+        return ()
+
+    def kill_run(self, run_id: str) -> None: ...
+
+    def versions(self, study: str) -> tuple[ModelVersion, ...]:  # noqa: ARG002
+        return ()
+
+    def drop_version(self, name: str, version: str) -> None: ...
 
     def _parent(self, study: str) -> MemoryRun:
         """Return a study's parent run, made here when another process started the study."""
@@ -249,3 +318,4 @@ class MemoryVersion:
 
     content: dict[str, Any]
     folders: dict[str, Path]
+    about: About | None = None

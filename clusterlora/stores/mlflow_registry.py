@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
-from mlflow.exceptions import MlflowException
+from mlflow.exceptions import MlflowException, RestException
 
+from clusterlora.ports import About, ModelVersion
 from clusterlora.stores.files import weight_files
 from clusterlora.stores.json_codec import to_json
 from clusterlora.stores.routing_table import RoutingTable
@@ -21,17 +22,22 @@ _SERVING_PACKAGES = ("mlflow", "torch", "transformers", "safetensors")
 _EXAMPLE = [{"persona_id": "persona_000", "messages": [{"role": "user", "content": "Good evening, I am home."}]}]
 
 
-def add_version(
-    client: MlflowClient, run_id: str, name: str, table: RoutingTable, folders: Mapping[str, Path], tags: Mapping[str, str]
-) -> str:
+def add_version(client: MlflowClient, run_id: str, name: str, table: RoutingTable, folders: Mapping[str, Path], about: About) -> str:
     """Return the version of model `name` with this content, made of artifacts of the run unless there is one already.
 
     The content key is a digest of the table and the weights' keys, so a name is never used twice for different weights.
     """
     content = digest([to_json(table), sorted(folders)])
     _make_model(client, name)
+    for tag, value in {"study": table.study, "method": table.method, "base_model": table.model.base}.items():
+        client.set_registered_model_tag(name, tag, value)
     for known in client.search_model_versions(f"name = '{name}'"):
         if known.tags.get("content") == content:
+            # The same weights, compared again.
+            for tag, value in about.tags.items():
+                client.set_model_version_tag(name, str(known.version), tag, value)
+            if about.card:
+                _describe(client, name, str(known.version), about.card)
             return str(known.version)
     path = f"models/{name}/{content}"
     with tempfile.TemporaryDirectory() as temporary:
@@ -39,7 +45,7 @@ def add_version(
         _write(model, table, folders)
         client.log_artifacts(run_id, str(model), path)
     described = {
-        **tags,
+        **about.tags,
         "content": content,
         "study": table.study,
         "method": table.method,
@@ -49,7 +55,39 @@ def add_version(
     }
     made = client.create_model_version(name, source=f"runs:/{run_id}/{path}", run_id=run_id, tags=described)
     client.set_registered_model_alias(name, "candidate", str(made.version))
+    if about.card:
+        _describe(client, name, str(made.version), about.card)
     return str(made.version)
+
+
+def model_versions(client: MlflowClient, study: str) -> tuple[ModelVersion, ...]:
+    """Return the versions that a study registered, and whether what they are made of is there."""
+    found: list[ModelVersion] = []
+    for known in client.search_model_versions(f"name LIKE '{study}%'", max_results=10_000):
+        content, run_id = known.tags.get("content"), known.run_id
+        if known.tags.get("study") != study or content is None or run_id is None:
+            continue
+        path = f"models/{known.name}/{content}"
+        keys = tuple(sorted(Path(file.path).name for file in _listed(client, run_id, f"{path}/artifacts/adapters")))
+        whole = f"{path}/MLmodel" in {file.path for file in _listed(client, run_id, path)} and len(keys) == int(known.tags["adapters"])
+        found.append(ModelVersion(known.name, str(known.version), keys, whole))
+    return tuple(found)
+
+
+def _listed(client: MlflowClient, run_id: str, path: str) -> list[Any]:
+    try:
+        return client.list_artifacts(run_id, path)
+    except RestException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return []
+        raise
+
+
+def _describe(client: MlflowClient, name: str, version: str, card: str) -> None:
+    """Put the card where both pages of the registry show it; the model's is that of its latest version."""
+    text = card.replace("{version}", version)
+    client.update_model_version(name, version, description=text)
+    client.update_registered_model(name, description=text)
 
 
 def _make_model(client: MlflowClient, name: str) -> None:

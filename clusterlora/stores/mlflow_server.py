@@ -35,8 +35,9 @@ class MlflowServer:
             raise BadSettings(f"MLflow tracking URI {uri!r} is not a server's address; start `mlflow server` and write http://host:port")
         self.client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         self.patience_seconds = patience_seconds
+        self.address = _CREDENTIALS.sub("//", uri).rstrip("/")
         self.shown = f"MLflow at {_CREDENTIALS.sub('//***@', uri)}"
-        self._health = f"{_CREDENTIALS.sub('//', uri).rstrip('/')}/health"
+        self._health = f"{self.address}/health"
 
     def is_away(self) -> bool:
         """Return whether nobody answers, or only a proxy in front of nobody. Anything else it may say is an answer."""
@@ -54,6 +55,7 @@ class MlflowServer:
 
         Raises:
             ServiceDown: the server is away, or refuses.
+            BadSettings: it asks for another password.
         """
         began = time.monotonic()
         for pause in pauses():
@@ -62,6 +64,11 @@ class MlflowServer:
                 try:
                     return send()
                 except MlflowException as error:
+                    if error.get_http_status_code() in (401, 403) or "You are not authenticated" in str(error):
+                        raise BadSettings(
+                            f"{self.shown} does not let you in for {what}; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD "
+                            "to an account of it"
+                        ) from error
                     if not self.is_away():
                         raise ServiceDown(f"{self.shown} refused {what}: {str(error).partition(chr(10))[0]}") from error
             if time.monotonic() - began + pause > self.patience_seconds:

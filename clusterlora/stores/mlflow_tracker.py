@@ -19,13 +19,15 @@ from mlflow.exceptions import MlflowException, RestException
 
 from clusterlora.errors import ServiceDown, UnknownName
 from clusterlora.gate.report import markdown
-from clusterlora.ports import AdapterRun
+from clusterlora.ports import About, AdapterRun, ModelVersion, OpenRun
 from clusterlora.settings import EvaluationSettings, ModelSettings
 from clusterlora.stores.json_codec import from_plain, plain, to_json
-from clusterlora.stores.mlflow_registry import add_version
+from clusterlora.stores.mlflow_registry import add_version, model_versions
 from clusterlora.stores.mlflow_server import MlflowServer
+from clusterlora.stores.mlflow_view import VIEW_TAG, view
 from clusterlora.stores.outbox import Outbox
 from clusterlora.stores.routing_table import KeyedLayer, KeyedStack, RoutingTable
+from clusterlora.stores.system_metrics import sampled
 from clusterlora.values import Dataset, TrainedAdapter, Verdict
 
 log = logging.getLogger(__name__)
@@ -35,7 +37,12 @@ _PARAMS_PER_REQUEST = 100
 _PARAM_CHARACTERS = 6000
 """Limits of MLflow's interface."""
 
+_WAIT_FOR_PARENT_SECONDS = 10.0
+"""How long to wait for the run of whoever made the experiment, who may be about to make it, or may have been killed before."""
+
 _KIND = "clusterlora.run"
+_NOTE = "mlflow.note.content"
+"""What MLflow shows as the description of an experiment or run."""
 _INHERITED_TAGS = ("data_digest", "git_revision", "clusterlora_version")
 
 
@@ -61,7 +68,9 @@ class MlflowTracker:
         outbox = Outbox(self._server.shown, self._server.is_away)
         status = "FAILED"
         try:
-            yield MlflowRun(run.info.run_id, self._client, outbox, patience_seconds=self._server.patience_seconds)
+            opened = MlflowRun(run.info.run_id, self._client, outbox, patience_seconds=self._server.patience_seconds)
+            with sampled(opened.system):
+                yield opened
             status = "FINISHED"
         finally:
             outbox.put("the end of the run", lambda: self._client.set_terminated(run.info.run_id, status))
@@ -81,17 +90,36 @@ class MlflowTracker:
 
         self._server.call("the gate's verdict", send)
 
-    def log_results(self, study: str, *, folder: Path, metrics: Mapping[str, float]) -> None:
+    def log_results(self, study: str, *, folder: Path, metrics: Mapping[str, float], description: str = "") -> None:
         def send() -> None:
-            run_id = self._parent(study).info.run_id
+            info = self._parent(study).info
+            run_id = info.run_id
+            if description:
+                self._client.set_experiment_tag(info.experiment_id, _NOTE, description)
+                self._client.set_tag(run_id, _NOTE, description)
             self._client.log_artifacts(run_id, str(folder), "results")
             for batch in _batches(_metrics(metrics), _METRICS_PER_REQUEST):
                 self._client.log_batch(run_id, metrics=batch)
 
         self._server.call("the results", send)
 
+    def page(self, study: str) -> str | None:
+        info = self._parent(study).info
+        return f"{self._server.address}/#/experiments/{info.experiment_id}/runs/{info.run_id}"
+
+    def link(self, study: str, name: str, address: str) -> None:
+        self._server.call(f"the link to {name}", lambda: self._client.set_tag(self._parent(study).info.run_id, name, address))
+
     def register_adapter(
-        self, study: str, *, model: str, adapter: TrainedAdapter, folder: Path, base_model: str, settings: ModelSettings | None = None
+        self,
+        study: str,
+        *,
+        model: str,
+        adapter: TrainedAdapter,
+        folder: Path,
+        base_model: str,
+        settings: ModelSettings | None = None,
+        about: About | None = None,
     ) -> None:
         from clusterlora.models.base import base_revision
 
@@ -104,28 +132,77 @@ class MlflowTracker:
             default=KeyedStack((KeyedLayer(adapter.key),)),
             names={adapter.key: adapter.name},
         )
-        self._register(study, f"{study}-{model}", table, {adapter.key: folder}, {"adapter_key": adapter.key})
+        self._register(study, f"{study}-{model}", table, {adapter.key: folder}, {"adapter_key": adapter.key}, about)
 
     def register_router(
-        self, study: str, *, routes: Mapping[str, Any], adapter_folders: Mapping[str, Path], champion: bool, model: str | None = None
+        self,
+        study: str,
+        *,
+        routes: Mapping[str, Any],
+        adapter_folders: Mapping[str, Path],
+        champion: bool,
+        model: str | None = None,
+        about: About | None = None,
     ) -> str:
         name = f"{study}-{model}" if model else study
         table = from_plain(RoutingTable, json.loads(to_json(routes)))
-        version = self._register(study, name, table, adapter_folders, {})
+        version = self._register(study, name, table, adapter_folders, {}, about)
         if champion:
             self._server.call("alias champion", lambda: self._client.set_registered_model_alias(name, "champion", version))
         return f"models:/{name}/{version}"
 
-    def end_study(self, study: str, *, status: str) -> None:
-        """End the parent run, and any child run whose process was killed. Statuses other than failed and killed mean finished."""
+    def end_study(self, study: str, *, status: str, seconds: Mapping[str, float] | None = None) -> None:
+        """End the parent run, with the seconds of its phases as metrics, and any child run whose process was killed.
+
+        Statuses other than failed and killed mean finished.
+        """
         ended = {"failed": "FAILED", "killed": "KILLED", "cancelled": "KILLED"}.get(status.lower(), "FINISHED")
 
         def send() -> None:
             parent = self._parent(study)
             self._end_abandoned(parent)
+            for batch in _batches(_metrics({f"seconds/{phase}": value for phase, value in (seconds or {}).items()}), _METRICS_PER_REQUEST):
+                self._client.log_batch(parent.info.run_id, metrics=batch)
             self._client.set_terminated(parent.info.run_id, ended)
 
         self._server.call("the end of the study", send)
+
+    @property
+    def keeps_adapters(self) -> bool:
+        return True
+
+    def upload(self, study: str, *, adapter: TrainedAdapter, folder: Path) -> tuple[str, str]:
+        path = f"adapters/{adapter.name}"
+
+        def send() -> str:
+            run_id = adapter.run_id if _exists(self._client, adapter.run_id) else None
+            run_id = run_id or self._parent(study).info.run_id
+            self._client.log_artifacts(run_id, str(folder), path)
+            return run_id
+
+        run_id = self._server.call(f"adapter {adapter.name}", send)
+        return run_id, f"runs:/{run_id}/{path}"
+
+    def open_runs(self, study: str) -> tuple[OpenRun, ...]:
+        def ask() -> tuple[OpenRun, ...]:
+            experiment = self._client.get_experiment_by_name(study)
+            found = self._all_runs(experiment.experiment_id, "attributes.status = 'RUNNING'") if experiment else []
+            return tuple(
+                OpenRun(run.info.run_id, run.info.run_name or "", tags.get("pack"), int(tags["attempt"]) if "attempt" in tags else None)
+                for run in found
+                for tags in (run.data.tags,)
+            )
+
+        return self._server.call("the list of open runs", ask)
+
+    def kill_run(self, run_id: str) -> None:
+        self._server.call("the end of a run", lambda: self._client.set_terminated(run_id, "KILLED"))
+
+    def versions(self, study: str) -> tuple[ModelVersion, ...]:
+        return self._server.call("the list of models", lambda: model_versions(self._client, study))
+
+    def drop_version(self, name: str, version: str) -> None:
+        self._server.call(f"the removal of {name} {version}", lambda: self._client.delete_model_version(name, version))
 
     def download(self, uri: str, folder: Path) -> bool:
         """Fill an existing folder with what `AdapterRun.artifacts` uploaded; false when there is nothing under this URI.
@@ -139,20 +216,39 @@ class MlflowTracker:
         return self._server.call(f"the download of {uri}", lambda: self._download(run_id, path, folder))
 
     def _start_study(self, study: str, params: Mapping[str, Any], tags: Mapping[str, str], dataset: Dataset) -> str:
-        experiment_id = _experiment(self._client, study)
-        parent = _find_parent(self._client, experiment_id)
+        experiment_id, is_new = _experiment(self._client, study)
+        parent = _find_parent(self._client, experiment_id, wait_seconds=0 if is_new else _WAIT_FOR_PARENT_SECONDS)
         if parent is None:
-            parent = self._client.create_run(experiment_id, tags={_KIND: "study"}, run_name=study)
-            self._client.log_inputs(parent.info.run_id, datasets=[_dataset_input(study, dataset)])
+            made = self._client.create_run(experiment_id, tags={_KIND: "study"}, run_name=study)
+            # Somebody who waited in vain at the same moment has made one, too: all take the oldest.
+            parent = _find_parent(self._client, experiment_id) or made
+            if parent.info.run_id != made.info.run_id:
+                self._client.delete_run(made.info.run_id)
+            else:
+                self._client.log_inputs(made.info.run_id, datasets=[_dataset_input(study, dataset)])
+                layout = view(f"tags.`{_KIND}` = 'training'", created_at=_now())
+                self._client.set_experiment_tag(experiment_id, VIEW_TAG, layout)
         run_id = parent.info.run_id
-        # MLflow's parameters never change: a resumed study keeps the first value of a runtime setting.
-        missing = [p for p in _params(params) if p.key not in parent.data.params]
-        for batch in _batches(missing, _PARAMS_PER_REQUEST):
-            self._client.log_batch(run_id, params=batch)
+        self._log_missing_params(run_id, _params(params))
         self._client.log_batch(run_id, tags=[RunTag(k, v) for k, v in {**tags, "data_digest": dataset.digest, "study": study}.items()])
         self._client.update_run(run_id, status="RUNNING")
         self._parents[study] = self._client.get_run(run_id)
         return run_id
+
+    def _log_missing_params(self, run_id: str, params: Sequence[Param]) -> None:
+        """Log what the run lacks. MLflow's parameters never change: a resumed study keeps the first value of a runtime setting."""
+        while missing := self._missing(run_id, params):
+            try:
+                for batch in _batches(missing, _PARAMS_PER_REQUEST):
+                    self._client.log_batch(run_id, params=batch)
+            except MlflowException:
+                # Somebody who launched the same study at the same moment was faster with some of them.
+                if len(self._missing(run_id, params)) == len(missing):
+                    raise
+
+    def _missing(self, run_id: str, params: Sequence[Param]) -> list[Param]:
+        there = self._client.get_run(run_id).data.params
+        return [p for p in params if p.key not in there]
 
     def _start_child(self, study: str, name: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> Run:
         parent = self._parent(study)
@@ -165,23 +261,41 @@ class MlflowTracker:
             self._client.log_batch(run.info.run_id, params=batch)
         return run
 
+    def _all_runs(self, experiment_id: str, filter_string: str) -> list[Run]:
+        page = self._client.search_runs([experiment_id], filter_string=filter_string)
+        found = list(page)
+        while page.token:
+            page = self._client.search_runs([experiment_id], filter_string=filter_string, page_token=page.token)
+            found += page
+        return found
+
     def _end_abandoned(self, parent: Run, name: str | None = None) -> None:
         running = f"attributes.status = 'RUNNING' and tags.`mlflow.parentRunId` = '{parent.info.run_id}'"
-        for run in self._client.search_runs([parent.info.experiment_id], filter_string=running):
+        for run in self._all_runs(parent.info.experiment_id, running):
             if name in (None, run.info.run_name):
                 self._client.set_terminated(run.info.run_id, "KILLED")
 
     def _parent(self, study: str) -> Run:
         if study not in self._parents:
-            parent = _find_parent(self._client, _experiment(self._client, study))
+            parent = _find_parent(self._client, _experiment(self._client, study)[0])
             if parent is None:
                 raise UnknownName(f"study {study!r} has no run in {self._server.shown}; prepare the study first")
             self._parents[study] = parent
         return self._parents[study]
 
-    def _register(self, study: str, name: str, table: RoutingTable, folders: Mapping[str, Path], tags: Mapping[str, str]) -> str:
+    def _register(
+        self,
+        study: str,
+        name: str,
+        table: RoutingTable,
+        folders: Mapping[str, Path],
+        tags: Mapping[str, str],
+        about: About | None,
+    ) -> str:
+        said = about or About("", {})
+
         def send() -> str:
-            return add_version(self._client, self._parent(study).info.run_id, name, table, folders, tags)
+            return add_version(self._client, self._parent(study).info.run_id, name, table, folders, About(said.card, {**tags, **said.tags}))
 
         return self._server.call(f"model {name}", send)
 
@@ -217,6 +331,16 @@ class MlflowRun:
         for batch in _batches(_metrics(values), _METRICS_PER_REQUEST):
             self._outbox.put(f"{len(batch)} metrics", partial(self._client.log_batch, self.run_id, metrics=batch))
 
+    def system(self, values: Mapping[str, float], step: int) -> None:
+        """Log a sample of how busy the machine is."""
+        timestamp = _now()
+        metrics = [Metric(name, value, timestamp, step) for name, value in values.items()]
+        self._outbox.put("system metrics", partial(self._client.log_batch, self.run_id, metrics=metrics))
+
+    def tag(self, values: Mapping[str, str]) -> None:
+        tags = [RunTag(name, value) for name, value in values.items()]
+        self._outbox.put("tags", partial(self._client.log_batch, self.run_id, tags=tags))
+
     def artifacts(self, folder: Path, path: str) -> str:
         """Upload a folder; return its URI. In an outage it is uploaded later, and must stay where it is until the run ends.
 
@@ -229,9 +353,10 @@ class MlflowRun:
         return f"runs:/{self.run_id}/{path}"
 
 
-def _experiment(client: MlflowClient, study: str) -> str:
+def _experiment(client: MlflowClient, study: str) -> tuple[str, bool]:
+    """Return the id of the study's experiment, and whether it was made just now, by us."""
     try:
-        return client.create_experiment(study)
+        return client.create_experiment(study), True
     except MlflowException:
         # Made before, or by somebody else a moment ago.
         experiment = client.get_experiment_by_name(study)
@@ -239,13 +364,27 @@ def _experiment(client: MlflowClient, study: str) -> str:
             raise
         if experiment.lifecycle_stage != "active":
             raise UnknownName(f"MLflow experiment {study!r} is deleted; restore it, or choose another study name") from None
-        return experiment.experiment_id
+        return experiment.experiment_id, False
 
 
-def _find_parent(client: MlflowClient, experiment_id: str) -> Run | None:
-    oldest = ["attributes.start_time ASC"]
-    found = client.search_runs([experiment_id], filter_string=f"tags.`{_KIND}` = 'study'", order_by=oldest, max_results=1)
-    return found[0] if found else None
+def _exists(client: MlflowClient, run_id: str | None) -> bool:
+    try:
+        return run_id is not None and client.get_run(run_id).info.lifecycle_stage == "active"
+    except RestException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return False
+        raise
+
+
+def _find_parent(client: MlflowClient, experiment_id: str, *, wait_seconds: float = 0) -> Run | None:
+    """Return the run of the study itself, or None when there is none after waiting for it."""
+    oldest = ["attributes.start_time ASC", "attributes.run_id ASC"]
+    ends = time.monotonic() + wait_seconds
+    while True:
+        found = client.search_runs([experiment_id], filter_string=f"tags.`{_KIND}` = 'study'", order_by=oldest, max_results=1)
+        if found or time.monotonic() >= ends:
+            return found[0] if found else None
+        time.sleep(0.1)
 
 
 def _dataset_input(study: str, dataset: Dataset) -> DatasetInput:

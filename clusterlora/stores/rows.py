@@ -24,7 +24,7 @@ from clusterlora.values import (
 
 Values = dict[str, Any]
 
-_PLAIN_ADAPTER_FIELDS = ("key", "name", "steps", "train_tokens", "seconds", "n_bytes", "run_id", "uri")
+_PLAIN_ADAPTER_FIELDS = ("key", "name", "steps", "train_tokens", "seconds", "n_bytes", "run_id", "uri", "weights_sha256")
 _PLAIN_ATTEMPT_FIELDS = ("pack", "number", "micro_batch", "state", "detail", "peak_memory_bytes")
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import BigInteger, Column, Float, ForeignKey, Index, Integer, MetaData, Table, Text, TypeDecorator
 
-REVISION = "0003"
+REVISION = "0005"
 """The migration this code needs the database to be at."""
 
 # Named, so that a later migration can drop or alter a constraint on every backend.
@@ -103,6 +103,8 @@ adapters = Table(
     Column("n_bytes", BigInteger, nullable=False),
     Column("run_id", Text),
     Column("uri", Text),
+    # NULL for adapters recorded before weights were digested.
+    Column("weights_sha256", Text),
 )
 
 study_adapters = Table(
@@ -122,6 +124,15 @@ attempts = Table(
     Column("state", Text, nullable=False),
     Column("detail", Words, nullable=False),
     Column("peak_memory_bytes", BigInteger),
+)
+
+memory_limits = Table(
+    "memory_limits",
+    metadata,
+    Column("base", Text, primary_key=True),
+    Column("device", Text, primary_key=True),
+    Column("max_length", Integer, primary_key=True),
+    Column("micro_batch", Integer, nullable=False),
 )
 
 answers = Table(

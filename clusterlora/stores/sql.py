@@ -13,7 +13,7 @@ from sqlalchemy.engine import Connection
 
 from clusterlora.errors import UnknownName
 from clusterlora.settings import Study, check_study_name
-from clusterlora.stores import rows, schema
+from clusterlora.stores import duplicates, rows, schema
 from clusterlora.stores.database import Database
 from clusterlora.stores.json_codec import from_json, to_json
 from clusterlora.stores.resume import refuse_other_data, refuse_other_settings
@@ -104,6 +104,15 @@ class SqlStudyStore:
             row = connection.execute(sa.select(schema.adapters).where(schema.adapters.c.key == key)).one_or_none()
         return rows.adapter(row) if row else None
 
+    def move_adapter(self, key: str, *, run_id: str, uri: str) -> None:
+        with self._database.writing() as connection:
+            connection.execute(sa.update(schema.adapters).where(schema.adapters.c.key == key).values(run_id=run_id, uri=uri))
+
+    def forget_adapter(self, key: str) -> None:
+        with self._database.writing() as connection:
+            for table in (schema.study_adapters, schema.adapters):
+                connection.execute(sa.delete(table).where(table.c.key == key))
+
     def adapters(self, study: str) -> tuple[TrainedAdapter, ...]:
         linked = sa.select(schema.adapters).join(schema.study_adapters).where(schema.study_adapters.c.study == study)
         with self._reading(study) as connection:
@@ -129,6 +138,18 @@ class SqlStudyStore:
     def attempts(self, study: str, pack: str | None = None) -> tuple[Attempt, ...]:
         found = [rows.attempt(row) for row in self._read(study, schema.attempts)]
         return tuple(sorted((a for a in found if pack in (None, a.pack)), key=lambda a: (a.pack, a.number)))
+
+    def save_memory_limit(self, base: str, device: str, max_length: int, *, micro_batch: int) -> None:
+        row = {"base": base, "device": device, "max_length": max_length, "micro_batch": micro_batch}
+        smaller = schema.memory_limits.c.micro_batch > micro_batch
+        with self._database.writing() as connection:
+            self._database.upsert(connection, schema.memory_limits, [row], replace=True, where=smaller)
+
+    def memory_limit(self, base: str, device: str, max_length: int) -> int | None:
+        table = schema.memory_limits
+        there = (table.c.base == base, table.c.device == device, table.c.max_length == max_length)
+        with self._database.reading() as connection:
+            return connection.execute(sa.select(table.c.micro_batch).where(*there)).scalar_one_or_none()
 
     def save_answers(self, study: str, answers: Iterable[Answer]) -> None:
         remaining = iter(answers)
@@ -157,6 +178,14 @@ class SqlStudyStore:
                 scores_by_id[row.answer_id].append((row.metric, math.nan if row.value is None else row.value))
         read = [rows.answer(row, scores_by_id[row.id]) for row in found]
         return tuple(sorted(read, key=lambda a: (a.stack_key, a.persona_id, a.item_id)))
+
+    def duplicates(self, study: str) -> tuple[str, ...]:
+        with self._reading(study) as connection:
+            return duplicates.sentences(connection, study)
+
+    def drop_duplicate_answers(self, study: str) -> None:
+        with self._writing(study) as connection:
+            duplicates.drop_answers(connection, study)
 
     def save_routes(self, study: str, routes: Sequence[Route]) -> None:
         with self._writing(study) as connection:

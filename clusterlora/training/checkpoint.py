@@ -1,8 +1,8 @@
-"""Where a training stands after a whole epoch: weights, both of AdamW's moments, and the losses so far."""
+"""Where a training stands after a whole epoch: weights, both of AdamW's moments, the losses so far, and its best epoch's weights."""
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from safetensors import safe_open
@@ -15,21 +15,23 @@ _FILE = "checkpoint.safetensors"
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """Tensors are named `<layer>.lora_A.weight` and `<layer>.lora_B.weight` in all three."""
+    """Tensors are named `<layer>.lora_A.weight` and `<layer>.lora_B.weight` in all four; `best` is empty without val losses."""
 
     weights: Mapping[str, torch.Tensor]
     first_moments: Mapping[str, torch.Tensor]
     second_moments: Mapping[str, torch.Tensor]
     losses: tuple[float, ...]
+    val_losses: tuple[float, ...] = ()
+    best: Mapping[str, torch.Tensor] = field(default_factory=dict[str, torch.Tensor])
 
 
 def write(job: TrainingJob, state: State) -> None:
     """Keep the state in the job's scratch folder; renamed into place, so a checkpoint that is there is whole."""
     job.scratch.mkdir(parents=True, exist_ok=True)
-    parts = {"w": state.weights, "m": state.first_moments, "v": state.second_moments}
+    parts = {"w": state.weights, "m": state.first_moments, "v": state.second_moments, "b": state.best}
     tensors = {f"{part}/{name}": tensor.contiguous() for part, named in parts.items() for name, tensor in named.items()}
     partial = job.scratch / (_FILE + ".partial")
-    save_file(tensors, partial, metadata={"key": job.key, "losses": json.dumps(state.losses)})
+    save_file(tensors, partial, metadata={"key": job.key, "losses": json.dumps([state.losses, state.val_losses])})
     partial.replace(job.scratch / _FILE)
 
 
@@ -38,11 +40,12 @@ def read(job: TrainingJob) -> State | None:
     file = job.scratch / _FILE
     if not file.exists():
         return None
-    parts: dict[str, dict[str, torch.Tensor]] = {"w": {}, "m": {}, "v": {}}
+    parts: dict[str, dict[str, torch.Tensor]] = {"w": {}, "m": {}, "v": {}, "b": {}}
     with safe_open(file, framework="pt") as opened:
         metadata = opened.metadata()
         for key in opened.keys():  # noqa: SIM118  (not a dict)
             part, _, name = key.partition("/")
             parts[part][name] = opened.get_tensor(key)
     assert metadata["key"] == job.key, f"checkpoint of {metadata['key']} lies in the scratch folder of {job.key}"
-    return State(parts["w"], parts["m"], parts["v"], tuple(json.loads(metadata["losses"])))
+    losses, val_losses = (tuple(values) for values in json.loads(metadata["losses"]))
+    return State(parts["w"], parts["m"], parts["v"], losses, val_losses, parts["b"])

@@ -1,8 +1,9 @@
-"""Dropout whose mask depends on the adapter alone: its seed, its step, the dialogue's place in the batch and the layer.
+"""Dropout whose mask depends on the adapter alone: its seed, its step and the dialogue's place in the batch.
 
-Drawing a fresh mask for every row would cost as much as the matrix products of a small model, and a mask drawn for the whole batch
-would make an adapter depend on its neighbours. So a long tape of masks is drawn once, and every row reads it from an offset hashed
-from what the mask may depend on.
+A mask drawn for the whole batch would make an adapter depend on its neighbours. So a long tape of masks is drawn once, and every
+dialogue reads it from an offset hashed from what its mask may depend on. All tokens of a dialogue share one mask of each layer's input
+features, so that it can be folded into the dialogue's own factor A: (x * m) A^T = x (A * m)^T costs nothing per token.
+Source: Gal & Ghahramani 2016, one mask for all steps of a sequence (arXiv 1512.05287).
 """
 
 from collections.abc import Sequence
@@ -11,8 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-_TAPE_LENGTH = 1 << 22
-_OVERLAP = 1 << 20
+_TAPE_LENGTH = 1 << 20
 _MIX = 0x9E3779B97F4A7C15
 _WORD = (1 << 64) - 1
 
@@ -31,40 +31,36 @@ def _hash(*numbers: int) -> int:
 class Tape:
     """Masks to read from: 0 with the given probability, else 1 / (1 - probability), so that means are kept."""
 
-    def __init__(self, probability: float, *, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, probability: float, *, longest: int, device: torch.device, dtype: torch.dtype) -> None:
+        """Draw the tape; no read is longer than `longest`."""
         generator = torch.Generator().manual_seed(0)
-        keep = torch.rand(_TAPE_LENGTH, generator=generator) >= probability
-        values = (keep.to(dtype) / (1 - probability)).to(device)
-        # The tape goes on from its beginning: most reads that cross its end find the continuation in place.
-        self._values = torch.cat([values, values[:_OVERLAP]])
+        keep = torch.rand(_TAPE_LENGTH + longest, generator=generator) >= probability
+        self._values = (keep.to(dtype) / (1 - probability)).to(device)
 
-    def read(self, start: int, n: int) -> Float[Tensor, " n"]:
-        """Return n values from a place on the tape."""
-        if start + n <= len(self._values):
-            return self._values[start : start + n]
-        turns = -(-(start + n) // _TAPE_LENGTH)
-        return self._values[:_TAPE_LENGTH].repeat(turns)[start : start + n]
+    def read(self, identity: tuple[int, int, int], n: int) -> Float[Tensor, " n"]:
+        """Return the n values of one dialogue; its identity is (seed of the adapter, its step, the dialogue's place in the step)."""
+        start = _hash(*identity) % _TAPE_LENGTH
+        return self._values[start : start + n]
 
 
-class DropoutTape:
-    """The masks of one batch: row b reads the tape of its adapter's probability at an offset of its own."""
+class Dropout:
+    """The tapes of all probabilities in use, for masks over `n_features` input features."""
 
-    def __init__(self, tapes: Sequence[Tape | None], identities: Sequence[tuple[int, int, int]]) -> None:
-        """Args:
-        tapes: per row, the tape of its dropout probability; None for no dropout.
-        identities: per row, (seed of the adapter, its step, the dialogue's place in the step).
-        """
-        self._tapes = tapes
-        self._identities = identities
+    def __init__(self, n_features: int, *, device: torch.device, dtype: torch.dtype) -> None:
+        self._n = n_features
+        self._like = torch.ones(n_features, device=device, dtype=dtype)
+        self._tapes: dict[float, Tape] = {}
 
-    def mask(self, layer: int, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
-        """Return the mask of a layer's input. Token t of a row has the same mask however far the row is padded."""
-        n = x.shape[1] * x.shape[2]
-        rows = []
-        for tape, identity in zip(self._tapes, self._identities, strict=True):
-            if tape is None:
-                rows.append(x.new_ones(n))
-            else:
-                start = _hash(*identity, layer) % _TAPE_LENGTH
-                rows.append(tape.read(start, n))
-        return torch.stack(rows).view_as(x)
+    def masks(self, probabilities: Sequence[float], identities: Sequence[tuple[int, int, int]]) -> Float[Tensor, "b feature"] | None:
+        """Return each row's mask; None when no row has any dropout."""
+        if not any(probabilities):
+            return None
+        return torch.stack([self._mask(p, who) for p, who in zip(probabilities, identities, strict=True)])
+
+    def _mask(self, probability: float, identity: tuple[int, int, int]) -> Tensor:
+        if probability == 0:
+            return self._like
+        if probability not in self._tapes:
+            like = self._like
+            self._tapes[probability] = Tape(probability, longest=self._n, device=like.device, dtype=like.dtype)
+        return self._tapes[probability].read(identity, self._n)

@@ -14,32 +14,37 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional
 
+from clusterlora.data.prompts import TokenSequence
 from clusterlora.errors import TrainingDiverged
 from clusterlora.models.base import BaseModel
+from clusterlora.models.decoder import PAD_TO
 from clusterlora.models.memory import allocation_failures, free_memory_bytes
-from clusterlora.models.stacked import StackedModel, logits_only_at, read_weights
 from clusterlora.ports import RunLog
 from clusterlora.training import checkpoint
-from clusterlora.training.dropout import DropoutTape, Tape
-from clusterlora.training.job import TrainingJob, TrainingResult, batches, learning_rate, pad_rows
+from clusterlora.training.dropout import Dropout
+from clusterlora.training.job import TrainingJob, TrainingResult, batches, learning_rate, out_of_patience, pad_rows
+from clusterlora.training.passes import Pass, lora_pass, prefix_pass
 from clusterlora.training.peft_folder import read_peft_tensors, write_peft_folder, write_prefix_folder
 from clusterlora.training.stacked_lora import Rows, StackedLora, targeted_layers
 from clusterlora.training.stacked_prefix import StackedPrefix, cache_shape
 
 log = logging.getLogger(__name__)
 
-TOKENS_PER_CHUNK = 4096
-"""Tokens, padding included, of one forward pass at the full micro-batch: about what fits a CPU's caches; a GPU takes more."""
+CHUNK_BYTES = {"cpu": 1 << 23, "cuda": 1 << 28}
+"""Bytes of the widest activation of one forward pass at the full micro-batch. On a CPU, larger blocks of memory fall out of its caches
+and are given back to the system after every use, which costs more than the few products it saves."""
 MOST_SLOTS = 32
 """Adapters on board at once; more would not make the products more efficient."""
 _SLOT_SHARE = 0.25
-"""Share of the free memory that slots may take; the rest is for activations."""
+"""Share of the free memory that slots may take."""
+_ACTIVATION_SHARE = 0.5
+"""Share of the free memory that the activations of one chunk may take."""
 _CHECKPOINT_SECONDS = 20.0
 """An epoch ends with a checkpoint when the adapter's last one is older than this: small jobs are done before it would pay."""
 
@@ -52,6 +57,9 @@ class _Seat:
     slot: int
     optimiser: torch.optim.AdamW
     losses: list[float] = field(default_factory=list[float])
+    val_losses: list[float] = field(default_factory=list[float])
+    best: Tensor | None = None
+    """The slot's row after the epoch with the lowest of the val losses."""
     plan: list[list[int]] = field(default_factory=list[list[int]])
     started: float = field(default_factory=time.monotonic)
     saved: float = field(default_factory=time.monotonic)
@@ -62,66 +70,94 @@ class _Seat:
             self.plan = batches(self.job, epoch)
         return self.plan[within]
 
+    @property
+    def ended_epoch(self) -> bool:
+        return len(self.losses) % self.job.steps_per_epoch == 0
+
+    @property
+    def finished(self) -> bool:
+        return len(self.losses) == self.job.total_steps or out_of_patience(self.job.spec.recipe, self.val_losses)
+
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """One dialogue of one adapter's step. `weight` is 1 / n_k; `place` is the dialogue's place in the step."""
+    """One dialogue of one adapter's step, or of its val dialogues. `weight` is 1 / n_k; `place` is its place among them."""
 
     seat: _Seat
-    sequence: int
+    sequence: TokenSequence
     place: int
     weight: float
 
-    @property
-    def length(self) -> int:
-        return len(self.seat.job.sequences[self.sequence].ids)
 
-
-def train(base: BaseModel, jobs: Sequence[TrainingJob], *, micro_batch: int, run_log: RunLog) -> Iterator[TrainingResult]:
+def train(
+    base: BaseModel, jobs: Sequence[TrainingJob], *, micro_batch: int, run_log: RunLog, checkpointing: bool = False
+) -> Iterator[TrainingResult]:
     """Train adapters together and yield each as soon as it is finished.
 
     A job resumes after its last checkpointed epoch. `micro_batch` below the batch size shrinks the token budget of a chunk in proportion
     and changes nothing else. All jobs are of one kind, share their target modules and batch nothing across adapters.
 
+    Args:
+        checkpointing: compute activations again on the way back instead of keeping them: less memory, a third more time.
+
     Raises:
         OutOfMemory: an allocation failed; the checkpoints stay.
         TrainingDiverged: a loss is not finite. Raised when all other adapters are done.
-        BadSettings: the base has no plain Linear layers of these names.
+        BadSettings: the base has no plain Linear layers of these names, or cannot be run with checkpoints.
     """
     with allocation_failures(micro_batch=micro_batch, doing=f"training {jobs[0].spec.name if len(jobs) == 1 else f'{len(jobs)} adapters'}"):
-        yield from _Pack(base, jobs, micro_batch=micro_batch, run_log=run_log).run()
+        yield from _Pack(base, jobs, micro_batch=micro_batch, run_log=run_log, checkpointing=checkpointing).run()
 
 
 class _Pack:
     """The adapters on board, the queue, and the base they share."""
 
-    def __init__(self, base: BaseModel, jobs: Sequence[TrainingJob], *, micro_batch: int, run_log: RunLog) -> None:
+    def __init__(self, base: BaseModel, jobs: Sequence[TrainingJob], *, micro_batch: int, run_log: RunLog, checkpointing: bool) -> None:
         self._base = base
         self._run_log = run_log
         # Longest first: the unified adapter's thousands of steps share their passes with everything else.
         self._queue = deque(sorted(jobs, key=lambda job: -job.total_steps))
-        self._tokens_per_chunk = max(1, TOKENS_PER_CHUNK * micro_batch // max(job.spec.recipe.batch_size for job in jobs))
         self._rows_per_chunk = micro_batch * MOST_SLOTS
-        self._lora = _slots(base, jobs)
-        self._underlays = self._load_underlays(jobs)
+        folders = sorted({job.underlay for job in jobs if job.underlay})
+        # Frozen adapters under the trained ones, one slot each; slot 0 is none.
+        self._underlay_slot = {None: 0} | {folder: slot for slot, folder in enumerate(folders, start=1)}
+        self._lora, self._pass = _slots(base, jobs, folders, checkpointing=checkpointing)
+        at_once = min(_tokens_at_once(base), self._tokens_that_fit(jobs))
+        self._tokens_per_chunk = max(1, at_once * micro_batch // max(job.spec.recipe.batch_size for job in jobs))
         self._free = list(range(len(self._lora.parameters)))
         self._seats: list[_Seat] = []
         self._diverged: list[_Seat] = []
-        self._tapes: dict[float, Tape] = {}
+        self._started = time.monotonic()
+        self._n_tokens = self._n_done = 0
+        n_features = self._lora.n_features if isinstance(self._lora, StackedLora) else 0
+        self._dropout = Dropout(n_features, device=base.model.device, dtype=self._lora.parameters.dtype)
+
+    def _tokens_that_fit(self, jobs: Sequence[TrainingJob]) -> int:
+        """Return how many tokens of the longest dialogue's kind the free memory can hold what the way back reads of."""
+        longest = max((sequence for job in jobs for sequence in job.sequences), key=lambda sequence: len(sequence.ids))
+        ids = torch.tensor([longest.ids], device=self._base.model.device)
+        per_token, free = self._pass.bytes_per_token(ids), free_memory_bytes(self._base.model.device)
+        log.info(
+            "%d adapters at once; a token needs %.0f KiB on the way back, and %.1f GiB are free",
+            len(self._lora.parameters),
+            per_token / 2**10,
+            free / 2**30,
+        )
+        return max(1, int(_ACTIVATION_SHARE * free / per_token))
 
     def run(self) -> Iterator[TrainingResult]:
         try:
             while self._board():
-                if finished := [seat for seat in self._seats if len(seat.losses) == seat.job.total_steps]:
+                if finished := [seat for seat in self._seats if seat.finished]:
                     for seat in finished:
                         yield self._leave(seat)
                     continue
                 losses = self._forward_backward()
                 for seat, loss in zip(list(self._seats), losses, strict=True):
                     self._step(seat, loss)
+                self._end_epochs()
         finally:
-            self._lora.close()
-            self._underlays.close()
+            self._pass.close()
         if self._diverged:
             names = ", ".join(f"{seat.job.spec.name} (learning_rate={seat.job.spec.recipe.learning_rate})" for seat in self._diverged)
             raise TrainingDiverged(f"the loss of {names} is not finite; lower recipe.learning_rate")
@@ -150,6 +186,10 @@ class _Pack:
                 lora.write(seat.slot, matrix, tensors)
             first, second = (matrix[seat.slot].clone() for matrix in moments)
             seat.optimiser.state[parameter] = {"step": torch.tensor(float(len(state.losses))), "exp_avg": first, "exp_avg_sq": second}
+            seat.val_losses = list(state.val_losses)
+            if state.best:
+                seat.best = torch.zeros_like(lora.parameters[seat.slot])
+                lora.write(0, seat.best[None], state.best)
             log.info("%s resumes after step %d of %d", job.spec.name, len(state.losses), job.total_steps)
             return list(state.losses)
         lora.write(
@@ -160,60 +200,51 @@ class _Pack:
     def _forward_backward(self) -> list[float]:
         """Add every seat's gradient of its own mean loss to its row; return the losses, in the order of the seats."""
         self._lora.gradients.zero_()
-        loss_by_slot = torch.zeros(self._lora.parameters.shape[0], dtype=torch.float64)
-        for chunk in self._chunks():
-            loss_by_slot.index_add_(0, torch.tensor([row.seat.slot for row in chunk]), self._chunk(chunk))
-        return [float(loss_by_slot[seat.slot]) for seat in self._seats]
+        return self._losses([(seat, [seat.job.sequences[i] for i in seat.next_batch()]) for seat in self._seats], learn=True)
 
-    def _chunks(self) -> Iterator[list[_Row]]:
-        """Yield this pass's rows, longest first, in chunks within the token budget; one row may exceed it alone."""
+    def _losses(self, sequences_of: Sequence[tuple[_Seat, Sequence[TokenSequence]]], *, learn: bool) -> list[float]:
+        """Return every seat's mean loss per response token of its dialogues; with `learn`, add its gradient to the seat's row."""
         rows = []
-        for seat in self._seats:
-            batch = seat.next_batch()
-            n_tokens = sum(seat.job.sequences[i].n_response_tokens for i in batch)
-            rows += [_Row(seat, i, place, 1 / n_tokens) for place, i in enumerate(batch)]
-        rows.sort(key=lambda row: -row.length)
+        for seat, sequences in sequences_of:
+            n_tokens = sum(sequence.n_response_tokens for sequence in sequences)
+            rows += [_Row(seat, sequence, place, 1 / n_tokens) for place, sequence in enumerate(sequences)]
+        loss_by_slot = torch.zeros(self._lora.parameters.shape[0], dtype=torch.float64)
+        for chunk in self._chunks(rows):
+            loss_by_slot.index_add_(0, torch.tensor([row.seat.slot for row in chunk]), self._chunk(chunk, learn=learn))
+        return [float(loss_by_slot[seat.slot]) for seat, _ in sequences_of]
+
+    def _chunks(self, rows: Sequence[_Row]) -> Iterator[list[_Row]]:
+        """Yield the rows, longest first, in chunks within the token budget; one row may exceed it alone."""
+        rows = sorted(rows, key=lambda row: -len(row.sequence.ids))
         start = 0
         while start < len(rows):
-            size = max(1, min(self._rows_per_chunk, self._tokens_per_chunk // rows[start].length))
+            size = max(1, min(self._rows_per_chunk, self._tokens_per_chunk // len(rows[start].sequence.ids)))
             yield rows[start : start + size]
             start += size
 
-    def _chunk(self, rows: Sequence[_Row]) -> Float[Tensor, " b"]:
-        """Run one chunk forward and backward; return each row's share of its adapter's loss."""
-        model = self._base.model
-        sequences = [row.seat.job.sequences[row.sequence] for row in rows]
-        ids, predicts = (part.to(model.device) for part in pad_rows(sequences, pad_id=self._base.pad_id))
-        slot = torch.tensor([row.seat.slot for row in rows], device=model.device)
-        # Right padding under causal attention needs no mask: no real token sees a padded one.
-        with self._lora.rows(self._rows(rows, slot)), self._underlays.rows(self._underlay_slots(rows)), logits_only_at(model, predicts):
-            logits = model(input_ids=ids, use_cache=False).logits
-        nll = functional.cross_entropy(logits.to(self._lora.parameters.dtype), ids[:, 1:][predicts[:, :-1]], reduction="none")
-        row_of_token = predicts.nonzero()[:, 0]
-        weights = torch.tensor([row.weight for row in rows], device=model.device, dtype=nll.dtype)
-        share = nll * weights[row_of_token]
-        share.sum().backward()
-        return torch.zeros(len(rows), dtype=torch.float64).index_add_(0, row_of_token.cpu(), share.detach().double().cpu())
+    def _chunk(self, rows: Sequence[_Row], *, learn: bool) -> Float[Tensor, " b"]:
+        """Run one chunk forward and, to learn, backward; return each row's share of its adapter's loss."""
+        device = self._base.model.device
+        sequences = [row.sequence for row in rows]
+        ids, predicts = (part.to(device) for part in pad_rows(sequences, pad_id=self._base.pad_id, multiple=PAD_TO))
+        underlays = torch.tensor([self._underlay_slot[row.seat.job.underlay] for row in rows], device=device)
+        weights = torch.tensor([row.weight for row in rows], device=device, dtype=torch.float64)
+        return self._pass(ids, predicts, self._rows(rows, drop=learn), underlays, weights, learn=learn).cpu()
 
-    def _rows(self, rows: Sequence[_Row], slot: Tensor) -> Rows:
+    def _rows(self, rows: Sequence[_Row], *, drop: bool) -> Rows:
         recipes = [row.seat.job.spec.recipe for row in rows]
-        scale = torch.tensor([recipe.alpha / recipe.rank for recipe in recipes], device=slot.device, dtype=self._lora.parameters.dtype)
-        dropout = None
-        if any(recipe.dropout for recipe in recipes):
-            tapes = [self._tape(recipe.dropout) if recipe.dropout else None for recipe in recipes]
-            dropout = DropoutTape(tapes, [(row.seat.job.spec.recipe.seed, len(row.seat.losses), row.place) for row in rows])
-        return Rows(slot, scale.view(-1, 1, 1), dropout)
-
-    def _tape(self, probability: float) -> Tape:
-        if probability not in self._tapes:
-            self._tapes[probability] = Tape(probability, device=self._base.model.device, dtype=self._base.model.dtype)
-        return self._tapes[probability]
+        like = self._lora.parameters
+        slot = torch.tensor([row.seat.slot for row in rows], device=like.device)
+        scale = torch.tensor([recipe.alpha / recipe.rank for recipe in recipes], device=like.device, dtype=like.dtype)
+        if not drop:
+            return Rows(slot, scale)
+        identities = [(row.seat.job.spec.recipe.seed, len(row.seat.losses), row.place) for row in rows]
+        return Rows(slot, scale, self._dropout.masks([recipe.dropout for recipe in recipes], identities))
 
     def _step(self, seat: _Seat, loss: float) -> None:
         """Clip, schedule and step one adapter on its own row; set it aside when its loss is not finite."""
         if not math.isfinite(loss):
-            self._diverged.append(seat)
-            self._vacate(seat)
+            self._set_aside(seat)
             return
         recipe, gradient = seat.job.spec.recipe, self._lora.gradients[seat.slot]
         (parameter,) = seat.optimiser.param_groups[0]["params"]
@@ -222,10 +253,28 @@ class _Pack:
         seat.optimiser.param_groups[0]["lr"] = learning_rate(recipe, len(seat.losses), seat.job.total_steps)
         seat.optimiser.step()
         seat.losses.append(loss)
-        self._run_log.advance(1, loss=loss)
-        ended_epoch = len(seat.losses) % seat.job.steps_per_epoch == 0
-        if ended_epoch and time.monotonic() - seat.saved > _CHECKPOINT_SECONDS:
-            self._save(seat)
+        self._n_tokens += sum(len(seat.job.sequences[i].ids) for i in seat.plan[(len(seat.losses) - 1) % seat.job.steps_per_epoch])
+        rate = self._n_tokens / (time.monotonic() - self._started)
+        self._run_log.advance(1, loss=loss, adapters_done=self._n_done, tokens_per_second=rate)
+
+    def _end_epochs(self) -> None:
+        """Look at the val dialogues of those with patience who have seen all of theirs, and write the checkpoints that are due."""
+        ended = [seat for seat in self._seats if seat.ended_epoch]
+        judged = [seat for seat in ended if seat.job.spec.recipe.patience]
+        losses = self._losses([(seat, seat.job.val) for seat in judged], learn=False)
+        for seat, loss in zip(judged, losses, strict=True):
+            if loss < min(seat.val_losses, default=math.inf):
+                seat.best = self._lora.parameters[seat.slot].clone()
+            seat.val_losses.append(loss)
+            if not math.isfinite(loss):
+                self._set_aside(seat)
+        for seat in ended:
+            if seat in self._seats and time.monotonic() - seat.saved > _CHECKPOINT_SECONDS:
+                self._save(seat)
+
+    def _set_aside(self, seat: _Seat) -> None:
+        self._diverged.append(seat)
+        self._vacate(seat)
 
     def _save(self, seat: _Seat) -> None:
         (parameter,) = seat.optimiser.param_groups[0]["params"]
@@ -236,50 +285,53 @@ class _Pack:
             matrix[seat.slot] = state[name]
             moments.append(lora.read(seat.slot, matrix, rank=rank))
         weights = lora.read(seat.slot, lora.parameters, rank=rank)
-        checkpoint.write(seat.job, checkpoint.State(weights, moments[0], moments[1], tuple(seat.losses)))
+        best = {} if seat.best is None else lora.read(0, seat.best[None], rank=rank)
+        state = checkpoint.State(weights, moments[0], moments[1], tuple(seat.losses), tuple(seat.val_losses), best)
+        checkpoint.write(seat.job, state)
         seat.saved = time.monotonic()
 
     def _leave(self, seat: _Seat) -> TrainingResult:
         job, recipe = seat.job, seat.job.spec.recipe
         folder = job.scratch / "adapter"
-        tensors = self._lora.read(seat.slot, self._lora.parameters, rank=recipe.rank)
+        kept = self._lora.parameters[seat.slot] if seat.best is None else seat.best
+        tensors = self._lora.read(0, kept[None], rank=recipe.rank)
         if job.spec.kind == "prefix":
             write_prefix_folder(folder, tensors, cache_shape(self._base.model), base=self._base.name)
         else:
             write_peft_folder(folder, tensors, recipe, base=self._base.name)
         self._vacate(seat)
-        tokens = recipe.epochs * sum(len(sequence.ids) for sequence in job.sequences)
-        return TrainingResult(job, folder, tuple(seat.losses), tokens, time.monotonic() - seat.started)
+        self._n_done += 1
+        if skipped := job.total_steps - len(seat.losses):
+            self._run_log.advance(skipped, adapters_done=self._n_done)
+        return TrainingResult(job, folder, tuple(seat.losses), time.monotonic() - seat.started, tuple(seat.val_losses))
 
     def _vacate(self, seat: _Seat) -> None:
         self._seats.remove(seat)
         self._free.append(seat.slot)
         self._lora.parameters[seat.slot].zero_()
 
-    def _load_underlays(self, jobs: Sequence[TrainingJob]) -> StackedModel:
-        """Return the frozen adapters under the trained ones, one slot each; slot 0 is none."""
-        folders = sorted({job.underlay for job in jobs if job.underlay})
-        stacked = StackedModel(self._base.model)
-        stacked.load([read_weights(folder) for folder in folders])
-        self._underlay_slot = {None: 0} | {folder: slot for slot, folder in enumerate(folders, start=1)}
-        return stacked
 
-    def _underlay_slots(self, rows: Sequence[_Row]) -> Tensor:
-        return torch.tensor([self._underlay_slot[row.seat.job.underlay] for row in rows], device=self._base.model.device)
+def _tokens_at_once(base: BaseModel) -> int:
+    """Return how many tokens' widest activation takes `CHUNK_BYTES`: the gate and the up projection of an MLP, side by side."""
+    layers = [module for name, module in base.model.named_modules() if isinstance(module, torch.nn.Linear) and ".layers." in name]
+    widest = 2 * max((layer.out_features for layer in layers), default=base.model.config.hidden_size)
+    return max(1, CHUNK_BYTES[base.model.device.type] // (widest * base.model.dtype.itemsize))
 
 
-def _slots(base: BaseModel, jobs: Sequence[TrainingJob]) -> StackedLora | StackedPrefix:
-    """Return as many slots as the jobs need and memory affords; all jobs are of one kind."""
+def _slots(
+    base: BaseModel, jobs: Sequence[TrainingJob], underlays: Sequence[Path], *, checkpointing: bool
+) -> tuple[StackedLora | StackedPrefix, Pass]:
+    """Return as many slots as the jobs need and memory affords, and the pass that trains them; all jobs are of one kind."""
     recipe = jobs[0].spec.recipe
     rank = max(job.spec.recipe.rank for job in jobs)
     if jobs[0].spec.kind == "prefix":
         n_layers, n_heads, head_dim = cache_shape(base.model)
         n_parameters = rank * 2 * n_layers * n_heads * head_dim
-        return StackedPrefix(base.model, n_slots=_affordable(base, jobs, n_parameters), n_virtual=rank)
+        return prefix_pass(base, n_slots=_affordable(base, jobs, n_parameters), n_virtual=rank)
     layers = targeted_layers(base.model, recipe.target_modules).values()
-    n_parameters = rank * sum(layer.in_features + layer.out_features for layer in layers)
-    probe = torch.tensor([jobs[0].sequences[0].ids[:8]], device=base.model.device)
-    return StackedLora(base.model, recipe.target_modules, n_slots=_affordable(base, jobs, n_parameters), rank=rank, probe=probe)
+    n_slots = _affordable(base, jobs, rank * sum(layer.in_features + layer.out_features for layer in layers))
+    probe = jobs[0].sequences[0].ids[:8]
+    return lora_pass(base, recipe, n_slots=n_slots, rank=rank, probe=probe, underlays=underlays, checkpointing=checkpointing)
 
 
 def _affordable(base: BaseModel, jobs: Sequence[TrainingJob], n_parameters: int) -> int:

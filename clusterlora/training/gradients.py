@@ -6,14 +6,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch.nn import functional
 
 from clusterlora.data.prompts import TokenSequence
 from clusterlora.models.base import BaseModel
-from clusterlora.models.stacked import logits_only_at
 from clusterlora.ports import RunLog
 from clusterlora.settings import Recipe
 from clusterlora.training.job import pad_rows
+from clusterlora.training.passes import Pass, lora_pass
 from clusterlora.training.peft_folder import read_peft_tensors
 from clusterlora.training.stacked_lora import Rows, StackedLora
 
@@ -30,8 +29,8 @@ def dialogue_gradients(
     Source: count sketch, Charikar et al. 2002; gradients as features, Xia et al. 2024, LESS (arXiv 2402.04333).
     """
     order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i].ids))
-    probe = torch.tensor([sequences[0].ids[:8]], device=base.model.device)
-    lora = StackedLora(base.model, recipe.target_modules, n_slots=min(_AT_ONCE, len(order)), rank=recipe.rank, probe=probe)
+    n_slots = min(_AT_ONCE, len(order))
+    lora, through = lora_pass(base, recipe, n_slots=n_slots, rank=recipe.rank, probe=sequences[0].ids[:8])
     sketches = torch.zeros(len(sequences), DIMENSIONS)
     try:
         tensors = read_peft_tensors(adapter)
@@ -43,24 +42,22 @@ def dialogue_gradients(
         sign = torch.from_numpy(draw.choice([-1.0, 1.0], size=len(of_b))).float()
         for start in range(0, len(order), _AT_ONCE):
             chunk = order[start : start + _AT_ONCE]
-            gradients = _gradients(base, lora, [sequences[i] for i in chunk], recipe)[:, of_b].float().cpu()
+            gradients = _gradients(base, lora, through, [sequences[i] for i in chunk], recipe)[:, of_b].float().cpu()
             sketches[chunk] = torch.zeros(len(chunk), DIMENSIONS).index_add_(1, sum_of, gradients * sign)
             run_log.advance(len(chunk))
     finally:
-        lora.close()
+        through.close()
     return sketches.double().numpy()
 
 
-def _gradients(base: BaseModel, lora: StackedLora, rows: Sequence[TokenSequence], recipe: Recipe) -> Float[torch.Tensor, "row n"]:
+def _gradients(
+    base: BaseModel, lora: StackedLora, through: Pass, rows: Sequence[TokenSequence], recipe: Recipe
+) -> Float[torch.Tensor, "row n"]:
     """Return the gradient of each row's mean loss: row b is alone in slot b."""
-    model = base.model
-    ids, predicts = (part.to(model.device) for part in pad_rows(rows, pad_id=base.pad_id))
-    slot = torch.arange(len(rows), device=model.device)
-    scale = torch.full((len(rows), 1, 1), recipe.alpha / recipe.rank, device=model.device, dtype=lora.parameters.dtype)
+    device = base.model.device
+    ids, predicts = (part.to(device) for part in pad_rows(rows, pad_id=base.pad_id))
+    slot = torch.arange(len(rows), device=device)
+    scale = torch.full((len(rows),), recipe.alpha / recipe.rank, device=device, dtype=lora.parameters.dtype)
     lora.gradients.zero_()
-    with lora.rows(Rows(slot, scale)), logits_only_at(model, predicts):
-        logits = model(input_ids=ids, use_cache=False).logits
-    nll = functional.cross_entropy(logits.to(lora.parameters.dtype), ids[:, 1:][predicts[:, :-1]], reduction="none")
-    row_of_token = predicts.nonzero()[:, 0]
-    (nll / predicts.sum(1)[row_of_token]).sum().backward()
+    through(ids, predicts, Rows(slot, scale), torch.zeros_like(slot), 1 / predicts.sum(1))
     return lora.gradients[: len(rows)]

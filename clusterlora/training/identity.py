@@ -1,11 +1,12 @@
 """An adapter's identity: a hash of everything that decides its weights. Same identity, never trained twice."""
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 
 from clusterlora.settings import ModelSettings
-from clusterlora.values import AdapterSpec, Dataset, digest
+from clusterlora.values import AdapterSpec, Dataset, Split, digest
 
-ENGINE_VERSION = 1
+ENGINE_VERSION = 2
 """Raise it when the same inputs would give other weights."""
 
 
@@ -15,18 +16,22 @@ def adapter_keys(specs: Sequence[AdapterSpec], dataset: Dataset, *, base_revisio
     The name itself is not part of the key, nor is anything that only decides where and how fast the training runs.
     """
     spec_by_name = {spec.name: spec for spec in specs}
-    texts = {
-        (p.id, described): digest(
-            [(d.context, [(t.role, t.text) for t in d.turns], p.description if described else None) for d in p.of_split("train")]
-        )
-        for p in dataset.personas
-        for described in (False, True)
-    }
+    personas = dataset.by_id()
     keys: dict[str, str] = {}
+
+    @cache
+    def texts(persona_id: str, split: Split, *, described: bool) -> str:
+        p = personas[persona_id]
+        return digest([(d.context, [(t.role, t.text) for t in d.turns], p.description if described else None) for d in p.of_split(split)])
 
     def key_of(name: str) -> str:
         if name not in keys:
             spec = spec_by_name[name]
+            if spec.imported:
+                keys[name] = digest({"imported": spec.imported, "base": base_revision})
+                return keys[name]
+            described = model.persona_in_prompt or spec.described
+            read: tuple[Split, ...] = ("train", "val") if spec.recipe.patience else ("train",)
             merged = {"merging": spec.merging, "parts": sorted(key_of(part) for part in spec.parts)} if spec.parts else {}
             keys[name] = digest(
                 {
@@ -34,7 +39,7 @@ def adapter_keys(specs: Sequence[AdapterSpec], dataset: Dataset, *, base_revisio
                     "engine": ENGINE_VERSION,
                     "base": base_revision,
                     "prompt": (model.dtype, model.system_prompt, model.max_length),
-                    "data": [texts[p, model.persona_in_prompt or spec.described] for p in spec.persona_ids],
+                    "data": [texts(p, split, described=described) for split in read for p in spec.persona_ids],
                     "recipe": spec.recipe,
                     "kind": spec.kind,
                     "init": key_of(spec.init) if spec.init else None,

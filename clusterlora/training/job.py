@@ -18,7 +18,10 @@ from clusterlora.values import AdapterSpec
 
 @dataclass(frozen=True, slots=True)
 class TrainingJob:
-    """One adapter to train. `scratch` keeps its checkpoints; `init` and `underlay` are PEFT folders."""
+    """One adapter to train. `scratch` keeps its checkpoints; `init` and `underlay` are PEFT folders.
+
+    `val` is read after every epoch when the recipe has patience.
+    """
 
     key: str
     spec: AdapterSpec
@@ -26,6 +29,11 @@ class TrainingJob:
     scratch: Path
     init: Path | None = None
     underlay: Path | None = None
+    val: tuple[TokenSequence, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.spec.recipe.patience and not self.val:
+            raise ValueError(f"recipe.patience={self.spec.recipe.patience} needs val dialogues, and {self.spec.name} has none")
 
     @property
     def steps_per_epoch(self) -> int:
@@ -40,19 +48,34 @@ class TrainingJob:
 
 @dataclass(frozen=True, slots=True)
 class TrainingResult:
-    """A finished adapter: its PEFT folder, and the loss (mean nats per response token) of every optimiser step."""
+    """A finished adapter: its PEFT folder, and the loss (mean nats per response token) of every optimiser step.
+
+    `val_losses` has the loss on the val dialogues after every epoch; the weights are those of the epoch with the lowest.
+    """
 
     job: TrainingJob
     folder: Path
     losses: tuple[float, ...]
-    train_tokens: int
     seconds: float
+    val_losses: tuple[float, ...] = ()
+
+    @property
+    def train_tokens(self) -> int:
+        """Tokens of all dialogues, once for every epoch that was trained."""
+        return len(self.losses) // self.job.steps_per_epoch * sum(len(sequence.ids) for sequence in self.job.sequences)
 
     @property
     def loss_fell(self) -> bool:
         """Whether the last quarter of the steps had a lower mean loss than the first quarter."""
         quarter = max(1, len(self.losses) // 4)
         return sum(self.losses[-quarter:]) < sum(self.losses[:quarter])
+
+
+def out_of_patience(recipe: Recipe, val_losses: Sequence[float]) -> bool:
+    """Return whether the lowest of the losses, one per epoch so far, lies as many epochs back as the recipe waits."""
+    if recipe.patience is None or not val_losses:
+        return False
+    return len(val_losses) - 1 - val_losses.index(min(val_losses)) >= recipe.patience
 
 
 def batches(job: TrainingJob, epoch: int) -> list[list[int]]:
@@ -82,9 +105,12 @@ def initial_a(name: str, *, rank: int, d_in: int, seed: int) -> Float[Tensor, "r
     return (2 * torch.rand(rank, d_in, generator=generator) - 1) / math.sqrt(d_in)
 
 
-def pad_rows(rows: Sequence[TokenSequence], *, pad_id: int) -> tuple[Tensor, Tensor]:
-    """Return right-padded ids and the [row, token] mask of positions whose *next* token is the assistant's."""
-    longest = max(len(row.ids) for row in rows)
+def pad_rows(rows: Sequence[TokenSequence], *, pad_id: int, multiple: int = 1) -> tuple[Tensor, Tensor]:
+    """Return right-padded ids and the [row, token] mask of positions whose *next* token is the assistant's.
+
+    Rows are padded to a multiple of `multiple`: kernels for matrix products are made for a shape, and few shapes mean few of them.
+    """
+    longest = multiple * math.ceil(max(len(row.ids) for row in rows) / multiple)
     ids = torch.full((len(rows), longest), pad_id, dtype=torch.long)
     predicts = torch.zeros((len(rows), longest), dtype=torch.bool)
     for number, row in enumerate(rows):

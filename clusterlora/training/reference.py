@@ -3,21 +3,24 @@
 import logging
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
+from jaxtyping import Float
 from peft import PeftModel, get_peft_model
 from peft.utils import set_peft_model_state_dict
 from safetensors.torch import load_file
+from torch import Tensor
 from torch.nn import functional
 
+from clusterlora.data.prompts import TokenSequence
 from clusterlora.errors import TrainingDiverged
 from clusterlora.models.base import BaseModel
 from clusterlora.models.memory import allocation_failures
 from clusterlora.models.stacked import logits_only_at
 from clusterlora.ports import RunLog
 from clusterlora.training import checkpoint
-from clusterlora.training.job import TrainingJob, TrainingResult, batches, initial_a, learning_rate, pad_rows
+from clusterlora.training.job import TrainingJob, TrainingResult, batches, initial_a, learning_rate, out_of_patience, pad_rows
 from clusterlora.training.peft_folder import lora_config
 
 log = logging.getLogger(__name__)
@@ -47,8 +50,10 @@ def _train_one(base: BaseModel, job: TrainingJob, *, micro_batch: int, run_log: 
     try:
         parameters = [p for p in model.parameters() if p.requires_grad]
         optimiser = torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
-        losses = _restore(model, optimiser, job)
+        losses, val_losses, best = _restore(model, optimiser, job)
         for epoch in range(len(losses) // job.steps_per_epoch, recipe.epochs):
+            if out_of_patience(recipe, val_losses):
+                break
             # Dropout is reseeded per epoch, so an epoch is the same whether it follows another or a crash.
             with torch.random.fork_rng():
                 torch.manual_seed(recipe.seed * 1_000_003 + epoch)
@@ -56,13 +61,19 @@ def _train_one(base: BaseModel, job: TrainingJob, *, micro_batch: int, run_log: 
                     rate = learning_rate(recipe, len(losses), job.total_steps)
                     losses.append(_step(model, optimiser, job, batch, rate=rate, micro_batch=micro_batch, pad_id=base.pad_id))
                     run_log.advance(1, loss=losses[-1])
-            _save_checkpoint(model, optimiser, job, losses)
+            if recipe.patience:
+                val_losses.append(_val_loss(model, job, micro_batch=micro_batch, pad_id=base.pad_id))
+                if val_losses[-1] == min(val_losses):
+                    best = {_plain(name): p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+            _save_checkpoint(model, optimiser, job, losses, val_losses, best)
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad and best:
+                parameter.data.copy_(best[_plain(name)])
         folder = job.scratch / "adapter"
         model.save_pretrained(str(folder), selected_adapters=[_OWN])
     finally:
         model.unload()
-    tokens = recipe.epochs * sum(len(sequence.ids) for sequence in job.sequences)
-    return TrainingResult(job, folder, tuple(losses), tokens, time.monotonic() - started)
+    return TrainingResult(job, folder, tuple(losses), time.monotonic() - started, tuple(val_losses))
 
 
 def _step(
@@ -81,16 +92,7 @@ def _step(
     n_tokens = sum(row.n_response_tokens for row in rows)
     total = 0.0
     for start in range(0, len(rows), micro_batch):
-        ids, predicts = (part.to(model.device) for part in pad_rows(rows[start : start + micro_batch], pad_id=pad_id))
-        # Right padding under causal attention needs no mask: no real token sees a padded one.
-        with logits_only_at(model, predicts):
-            logits = model(input_ids=ids, use_cache=False).logits
-        loss = (
-            functional.cross_entropy(
-                logits.to(torch.promote_types(logits.dtype, torch.float32)), ids[:, 1:][predicts[:, :-1]], reduction="sum"
-            )
-            / n_tokens
-        )
+        loss = _nll(model, rows[start : start + micro_batch], pad_id=pad_id) / n_tokens
         loss.backward()
         total += float(loss.detach())
     if not math.isfinite(total):
@@ -102,6 +104,25 @@ def _step(
     optimiser.step()
     optimiser.zero_grad(set_to_none=True)
     return total
+
+
+def _nll(model: PeftModel, rows: Sequence[TokenSequence], *, pad_id: int) -> Float[Tensor, ""]:
+    """Return the summed negative log-likelihood of the rows' response tokens."""
+    ids, predicts = (part.to(model.device) for part in pad_rows(rows, pad_id=pad_id))
+    # Right padding under causal attention needs no mask: no real token sees a padded one.
+    with logits_only_at(model, predicts):
+        logits = model(input_ids=ids, use_cache=False).logits
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return functional.cross_entropy(logits, ids[:, 1:][predicts[:, :-1]], reduction="sum")
+
+
+@torch.no_grad()
+def _val_loss(model: PeftModel, job: TrainingJob, *, micro_batch: int, pad_id: int) -> float:
+    """Return the mean loss per response token of the job's val dialogues, without dropout."""
+    model.eval()
+    total = sum(float(_nll(model, job.val[start : start + micro_batch], pad_id=pad_id)) for start in range(0, len(job.val), micro_batch))
+    model.train()
+    return total / sum(row.n_response_tokens for row in job.val)
 
 
 def _with_adapter(base: BaseModel, job: TrainingJob) -> PeftModel:
@@ -123,17 +144,25 @@ def _with_adapter(base: BaseModel, job: TrainingJob) -> PeftModel:
     return model
 
 
-def _save_checkpoint(model: PeftModel, optimiser: torch.optim.Optimizer, job: TrainingJob, losses: Sequence[float]) -> None:
+def _save_checkpoint(
+    model: PeftModel,
+    optimiser: torch.optim.Optimizer,
+    job: TrainingJob,
+    losses: Sequence[float],
+    val_losses: Sequence[float],
+    best: Mapping[str, Tensor],
+) -> None:
     trained = {_plain(name): parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     moments = [{name: optimiser.state[p][moment] for name, p in trained.items()} for moment in ("exp_avg", "exp_avg_sq")]
-    checkpoint.write(job, checkpoint.State({n: p.data for n, p in trained.items()}, moments[0], moments[1], tuple(losses)))
+    weights = {name: parameter.data for name, parameter in trained.items()}
+    checkpoint.write(job, checkpoint.State(weights, moments[0], moments[1], tuple(losses), tuple(val_losses), best))
 
 
-def _restore(model: PeftModel, optimiser: torch.optim.Optimizer, job: TrainingJob) -> list[float]:
-    """Load the last checkpoint, if there is one, and return the losses up to it."""
+def _restore(model: PeftModel, optimiser: torch.optim.Optimizer, job: TrainingJob) -> tuple[list[float], list[float], Mapping[str, Tensor]]:
+    """Load the last checkpoint, if there is one, and return the losses up to it, those on val, and the weights at the lowest of these."""
     state = checkpoint.read(job)
     if state is None:
-        return []
+        return [], [], {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             parameter.data.copy_(state.weights[_plain(name)])
@@ -143,7 +172,7 @@ def _restore(model: PeftModel, optimiser: torch.optim.Optimizer, job: TrainingJo
                 "exp_avg_sq": state.second_moments[_plain(name)].to(parameter.device),
             }
     log.info("%s resumes after step %d of %d", job.spec.name, len(state.losses), job.total_steps)
-    return list(state.losses)
+    return list(state.losses), list(state.val_losses), state.best
 
 
 def _plain(name: str) -> str:

@@ -13,11 +13,13 @@ from clusterlora.training.stacked_lora import targeted_layers
 log = logging.getLogger(__name__)
 
 
-def train(base: BaseModel, jobs: Sequence[TrainingJob], *, micro_batch: int, run_log: RunLog) -> Iterator[TrainingResult]:
-    """Train a pack and yield each adapter as soon as it is finished; see `engine.train` for the errors."""
+def train(
+    base: BaseModel, jobs: Sequence[TrainingJob], *, micro_batch: int, run_log: RunLog, checkpointing: bool = False
+) -> Iterator[TrainingResult]:
+    """Train a pack and yield each adapter as soon as it is finished; see `engine.train` for the arguments and errors."""
     obstacle = _obstacle(base, jobs)
     if obstacle is None:
-        return engine.train(base, jobs, micro_batch=micro_batch, run_log=run_log)
+        return engine.train(base, jobs, micro_batch=micro_batch, run_log=run_log, checkpointing=checkpointing)
     log.warning("training %d adapters one after another with PEFT: %s", len(jobs), obstacle)
     return reference.train(base, jobs, micro_batch=micro_batch, run_log=run_log)
 

@@ -7,23 +7,39 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from browser.chromium import Tab
+from browser.prefect_pages import PrefectPages
+
 CHECKOUT = Path(__file__).resolve().parents[2]
 
-BASE_VOCABULARY = 40_000
-"""Far more than the tokenizer uses: the logits of a micro-batch then decide how much memory a step needs."""
+PATIENCE = 7
+"""As in the stack: on SQLite the server answers 503 while another run writes."""
 
 
 @pytest.fixture(scope="session")
-def prefect_server() -> Iterator[str]:
-    """Return the API address of a real server with an empty database."""
-    from prefect.settings import PREFECT_API_URL
-    from prefect.testing.utilities import prefect_test_harness
+def prefect_server(serve: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Return the API address of a real server with an empty database; above it are its pages.
 
-    with prefect_test_harness(server_startup_timeout=180):
-        yield str(PREFECT_API_URL.value())
+    Prefect's own harness has no pages.
+    """
+    from prefect.events.worker import EventsWorker
+    from prefect.logging.handlers import APILogWorker
+    from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+
+    folder = tmp_path_factory.mktemp("prefect")
+    # Its pages ask whoever served them, not the port that servers have by default.
+    environment = {"PREFECT_HOME": str(folder), "PREFECT_UI_API_URL": "/api", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
+    with serve("prefect", ["start", "--no-services"], health="/api/health", folder=folder, environment=environment) as address:
+        api = f"{address}/api"
+        with temporary_settings({PREFECT_API_URL: api, PREFECT_CLIENT_MAX_RETRIES: PATIENCE}):
+            yield api
+            # What they still have to send would be tried again and again once nobody listens.
+            APILogWorker.drain_all()
+            EventsWorker.drain_all()
 
 
 @pytest.fixture(scope="session")
@@ -37,6 +53,7 @@ def site(prefect_server: str, tmp_path_factory: pytest.TempPathFactory) -> Itera
         "CLUSTERLORA_DATABASE_URL": f"sqlite:///{home / 'studies.db'}",
         "PREFECT_API_URL": prefect_server,
         "PREFECT_WORKER_QUERY_SECONDS": "1",
+        "PREFECT_CLIENT_MAX_RETRIES": str(PATIENCE),
         "OMP_NUM_THREADS": "1",
         # A worker of the test's own environment finds `python` where this process comes from.
         "PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"])),
@@ -80,8 +97,8 @@ def people(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def wide_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with a tiny random Llama whose vocabulary is wide, and a byte tokenizer."""
+def deep_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with a narrow random Llama of many layers, whose activations take memory, and a byte tokenizer."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -97,10 +114,10 @@ def wide_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
     config = LlamaConfig(
-        vocab_size=BASE_VOCABULARY,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=1,
+        vocab_size=len(specials) + len(alphabet),
+        hidden_size=32,
+        intermediate_size=512,
+        num_hidden_layers=64,
         num_attention_heads=2,
         num_key_value_heads=2,
         tie_word_embeddings=True,
@@ -108,10 +125,16 @@ def wide_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
         eos_token_id=2,
         pad_token_id=0,
     )
-    folder = tmp_path_factory.mktemp("wide-base")
+    folder = tmp_path_factory.mktemp("deep-base")
     with torch.random.fork_rng():
         torch.manual_seed(0)
         LlamaForCausalLM(config).save_pretrained(folder)
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<|pad|>", eos_token="<|im_end|>", chat_template=template)
     fast.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def pages(site: dict[str, str], tab: Tab) -> PrefectPages:
+    """Return somebody in front of the server's pages."""
+    return PrefectPages(tab, site["PREFECT_API_URL"])

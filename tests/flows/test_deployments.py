@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,12 @@ import yaml
 from prefect.client.orchestration import get_client
 
 CHECKOUT = Path(__file__).resolve().parents[2]
+POOLS = CHECKOUT / "deployments" / "pools"
+POOL_NAMES = sorted(file.stem for file in POOLS.glob("*.json"))
+
+
+def template(pool: str) -> dict[str, Any]:
+    return json.loads((POOLS / f"{pool}.json").read_text(encoding="utf-8"))
 
 
 def listed() -> list[dict[str, Any]]:
@@ -21,31 +28,174 @@ def listed() -> list[dict[str, Any]]:
 @pytest.mark.parametrize("deployment", listed(), ids=lambda d: d["name"])
 def test_every_deployment_names_a_flow_that_exists_and_runs_that_very_flow(deployment: dict[str, Any]):
     module, _, name = deployment["entrypoint"].rpartition(".")
-    assert getattr(importlib.import_module(module), name).name == deployment["name"]
+    pool = deployment["work_pool"]["name"]
+    flow = getattr(importlib.import_module(module), name).name
+    assert deployment["name"] in (flow, f"{flow}-{pool}")
     assert deployment["work_pool"]["job_variables"]["command"].split()[-1] == deployment["entrypoint"]
     assert deployment["description"]
-    assert (CHECKOUT / "deployments" / "pools" / f"{deployment['work_pool']['name']}.json").exists()
+    assert "clusterlora" in deployment["tags"]
+    assert (POOLS / f"{pool}.json").exists()
 
 
 def test_what_waits_for_gpu_runs_does_not_sit_in_their_pool():
-    pools = {d["name"]: d["work_pool"]["name"] for d in listed()}
-    assert pools == {"study": "cpu", "gate": "cpu", "compare": "cpu", "train": "gpu", "evaluate": "gpu"}
+    pools = {d["name"]: d["work_pool"]["name"] for d in listed() if d["work_pool"]["name"] in ("cpu", "gpu")}
+    assert {name for name, pool in pools.items() if pool == "gpu"} == {"train", "evaluate", "assign"}
+    assert {"study", "gate", "compare", "merge"} <= {name for name, pool in pools.items() if pool == "cpu"}
 
 
-@pytest.mark.parametrize("pool", ["cpu", "gpu"])
+def test_every_gpu_pool_can_be_named_by_a_study():
+    names = {d["name"] for d in listed()}
+    for pool in POOL_NAMES:
+        if pool.startswith("gpu-"):
+            assert {f"train-{pool}", f"evaluate-{pool}"} <= names
+
+
+@pytest.mark.parametrize("pool", POOL_NAMES)
 def test_runs_in_a_pool_beat_as_often_as_the_automations_expect(pool: str):
     from deployments.automations import HEARTBEAT_SECONDS, SILENCE
 
-    template = json.loads((CHECKOUT / "deployments" / "pools" / f"{pool}.json").read_text(encoding="utf-8"))
-    environment = template["variables"]["properties"]["env"]["default"]
+    environment = template(pool)["variables"]["properties"]["env"]["default"]
     assert environment["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] == str(HEARTBEAT_SECONDS)
     assert environment["PREFECT_LOGGING_EXTRA_LOGGERS"] == "clusterlora"
     assert SILENCE.total_seconds() >= 3 * HEARTBEAT_SECONDS
 
 
+def known_types() -> dict[str, dict[str, Any]]:
+    """Return Prefect's own template of every type of pool."""
+    import prefect
+
+    folder = Path(prefect.__file__).parent / "server" / "api" / "collections_data" / "views"
+    metadata = json.loads((folder / "aggregate-worker-metadata.json").read_text(encoding="utf-8"))
+    return {kind: worker["default_base_job_configuration"] for group in metadata.values() for kind, worker in group.items()}
+
+
+@pytest.mark.parametrize("pool", POOL_NAMES)
+def test_a_template_asks_for_nothing_that_its_worker_does_not_know(pool: str):
+    from deployments.apply import pool_type
+
+    known, ours = known_types()[pool_type(pool)], template(pool)
+    # Docker's worker takes these for the container, and its template leaves them out.
+    extra = {"container_create_kwargs"} if pool_type(pool) == "docker" else set()
+    assert ours["job_configuration"].keys() - known["job_configuration"].keys() <= extra
+    placeholders = set(re.findall(r"\{\{ (\w+) \}\}", json.dumps(ours["job_configuration"])))
+    assert placeholders == ours["variables"]["properties"].keys(), "each variable is used, and each placeholder is a variable"
+    for name, variable in ours["variables"]["properties"].items():
+        assert variable.get("title"), name
+        assert variable.get("description"), name
+        default = variable.get("default")
+        if "enum" in variable and default is not None:
+            assert default in variable["enum"]
+        if default is not None:
+            assert isinstance(default, {"string": str, "integer": int, "boolean": bool, "object": dict, "array": list}[variable["type"]])
+
+
+def test_a_docker_run_gets_one_gpu_a_volume_and_its_secrets_from_blocks():
+    ours = template("gpu-docker")
+    container = ours["job_configuration"]["container_create_kwargs"]
+    assert container["device_requests"] == [{"Driver": "nvidia", "DeviceIDs": ["{{ gpu }}"], "Capabilities": [["gpu"]]}]
+    variables = ours["variables"]["properties"]
+    assert variables["volumes"]["default"] == ["clusterlora-data:/var/lib/clusterlora"]
+    environment = variables["env"]["default"]
+    assert environment["CLUSTERLORA_HOME"].startswith("/var/lib/clusterlora/")
+    for name in ("CLUSTERLORA_DATABASE_URL", "MLFLOW_TRACKING_PASSWORD"):
+        assert environment[name].startswith("{{ prefect.blocks.secret."), name
+
+
+JOB: dict[str, Any] = {
+    "apiVersion": str,
+    "kind": str,
+    "metadata": {"labels": str, "namespace": str, "generateName": str},
+    "spec": {
+        "backoffLimit": int,
+        "parallelism": int,
+        "completions": int,
+        "ttlSecondsAfterFinished": str,
+        "template": {
+            "spec": {
+                "restartPolicy": str,
+                "serviceAccountName": str,
+                "automountServiceAccountToken": bool,
+                "securityContext": {
+                    "runAsNonRoot": bool,
+                    "runAsUser": int,
+                    "runAsGroup": int,
+                    "fsGroup": int,
+                    "seccompProfile": {"type": str},
+                },
+                "containers": [
+                    {
+                        "name": str,
+                        "env": str,
+                        "envFrom": [{"secretRef": {"name": str}}],
+                        "image": str,
+                        "imagePullPolicy": str,
+                        "args": str,
+                        "resources": {
+                            "limits": {"cpu": str, "memory": str, "nvidia.com/gpu": str},
+                            "requests": {"cpu": str, "memory": str},
+                        },
+                        "securityContext": {"allowPrivilegeEscalation": bool, "capabilities": {"drop": [str]}},
+                        "volumeMounts": [{"name": str, "mountPath": str}],
+                    }
+                ],
+                "volumes": [{"name": str, "emptyDir": {"medium": str, "sizeLimit": str}}],
+            }
+        },
+    },
+}
+"""What batch/v1 allows where we write something, with placeholders as text."""
+
+
+def test_a_kubernetes_job_has_its_fields_where_the_api_wants_them():
+    def check(value: Any, schema: Any, where: str) -> None:
+        if isinstance(schema, dict):
+            assert value.keys() <= schema.keys(), f"{where}: {value.keys() - schema.keys()}"
+            for name in value:
+                check(value[name], schema[name], f"{where}.{name}")
+        elif isinstance(schema, list):
+            for item in value:
+                check(item, schema[0], f"{where}[]")
+        else:
+            assert isinstance(value, schema), f"{where}: {value!r}"
+
+    manifest = template("gpu-kubernetes")["job_configuration"]["job_manifest"]
+    check(manifest, JOB, "job")
+    pod = manifest["spec"]["template"]["spec"]
+    assert {m["name"] for m in pod["containers"][0]["volumeMounts"]} == {v["name"] for v in pod["volumes"]}
+    assert pod["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "{{ gpu_limit }}"
+
+
+def test_the_nightly_study_is_off():
+    (study,) = [d for d in listed() if d["name"] == "study"]
+    assert [(s["slug"], s["active"]) for s in study["schedules"]] == [("nightly", False)]
+
+
+@pytest.mark.server
+def test_everything_deploys_on_a_real_server_with_forms_that_explain_themselves(site: dict[str, str]):
+    with get_client(sync_client=True) as client:
+        deployed = {d.name: d for d in client.read_deployments()}
+        types = {pool.name: pool.type for pool in client.read_work_pools()}
+        schedules = client.read_deployment_by_name("study/study").schedules
+    assert {d["name"] for d in listed()} <= deployed.keys()
+    assert types == {"cpu": "process", "gpu": "process", "gpu-docker": "docker", "gpu-kubernetes": "kubernetes"}
+    assert [(s.slug, s.active) for s in schedules] == [("nightly", False)]
+
+    schemas = {name: deployment.parameter_openapi_schema or {} for name, deployment in deployed.items()}
+    form = schemas["study"]["definitions"]
+    assert set(form["GateSettings"]["properties"]["on_failure"]["enum"]) == {"stop", "ask", "continue"}
+    assert form["Recipe"]["properties"]["rank"]["maximum"] == 256
+    assert form["MergeSettings"] == schemas["merge"]["definitions"]["MergeSettings"]
+    for name, model in form.items():
+        for field, described in model.get("properties", {}).items():
+            assert described.get("description"), f"{name}.{field} is not explained"
+    for name in ("merge", "train", "evaluate", "gate", "compare"):
+        for field, described in schemas[name]["properties"].items():
+            assert described.get("description"), f"{name}: {field} is not explained"
+
+
 def test_importing_every_flow_leaves_the_heavy_libraries_alone():
     program = (
-        "import sys, flows.study, flows.train, flows.evaluate\n"
+        "import sys, flows.study, flows.train, flows.evaluate, flows.assign\n"
         "print([m for m in ('torch', 'transformers', 'pandas', 'mlflow', 'sklearn', 'matplotlib') if m in sys.modules])"
     )
     assert subprocess.check_output([sys.executable, "-c", program], cwd=CHECKOUT, text=True).strip() == "[]"
@@ -70,3 +220,26 @@ def test_automations_are_created_once_and_corrected_when_changed(prefect_server:
     assert set(rules()) == set(first)
     assert rules()[names[0]] != first[names[0]]
     assert rules()[names[1]] == first[names[1]]
+
+
+@pytest.mark.server
+@pytest.mark.filterwarnings("ignore:'imghdr' is deprecated:DeprecationWarning")
+def test_people_are_told_of_refused_gates_and_crashes_by_a_block_that_exists(prefect_server: str):
+    from prefect.blocks.notifications import SlackWebhook
+    from pydantic import SecretStr
+
+    from clusterlora.errors import UnknownName
+    from deployments.automations import apply_automations
+
+    with pytest.raises(UnknownName, match="no notification block 'slack-webhook/nobody'"):
+        apply_automations("slack-webhook/nobody")
+    block: Any = SlackWebhook(url=SecretStr("https://hooks.slack.com/services/A/B/C"))
+    block.save("team", overwrite=True)
+    names = apply_automations("slack-webhook/team")
+    with get_client(sync_client=True) as client:
+        rules = {rule.name: rule for rule in client.read_automations()}
+        assert set(names) <= rules.keys()
+        expected = {next(iter(rule.trigger.expect)) for name, rule in rules.items() if "tell when" in name}  # pyright: ignore[reportAttributeAccessIssue]
+        assert expected == {"prefect.flow-run.GateRefused", "prefect.flow-run.Crashed"}
+        for name in names[2:]:
+            client.delete_automation(rules[name].id)

@@ -1,19 +1,29 @@
 """What a dispatcher makes of the ways in which a run can end."""
 
+import importlib
+import itertools
+import sqlite3
+from pathlib import Path
+from types import FunctionType
+from typing import Any
 from uuid import uuid4
 
 import httpx
 import pytest
 from prefect.client.schemas.objects import FlowRun, State, TaskRun
 from prefect.states import Cancelled, Completed, Crashed, Failed
+from prefect.tasks import Task
+from sqlalchemy.exc import DBAPIError
 
+import tasks.dispatch as dispatch_module
 from clusterlora.errors import BadData, ClusterLoraError, OutOfMemory, ServiceDown
 from clusterlora.ports import Stores
 from clusterlora.settings import Study
 from clusterlora.stores.files import FileAdapterStore
 from clusterlora.stores.memory import MemoryStudyStore, MemoryTracker
+from clusterlora.stores.sql import SqlStudyStore
 from clusterlora.values import Attempt
-from tasks.dispatch import CrashedChildError, FailedChildError, deserves_another_attempt, dispatch_evaluation, dispatch_training, settle
+from tasks.dispatch import CrashedChildError, FailedChildError, deserves_another_attempt, dispatch_training, settle
 from tasks.run_names import evaluation_name, training_name
 from tasks.status import status_lines
 
@@ -70,11 +80,20 @@ def test_a_run_that_failed_by_itself_or_was_cancelled_is_not_retried(stores: Sto
     assert stores.studies.attempts("mission")[0].state == "failed"
 
 
+def status_error(code: int) -> httpx.HTTPStatusError:
+    request = httpx.Request("GET", "http://prefect")
+    return httpx.HTTPStatusError("answered", request=request, response=httpx.Response(code, request=request))
+
+
 @pytest.mark.parametrize(
     ("error", "again"),
     [
         (ServiceDown("database is away"), True),
         (httpx.ConnectError("refused"), True),
+        (status_error(503), True),
+        (status_error(429), True),
+        (status_error(404), False),
+        (status_error(401), False),
         (BadData("no such column"), False),
         (KeyError("typo"), False),
     ],
@@ -84,13 +103,33 @@ def test_only_absent_services_deserve_the_same_again(error: Exception, again: bo
     assert retried(error) is again
 
 
-def test_prefect_accepts_the_retry_condition():
-    # Anything but a plain function is taken for a truth value, and then nothing is ever retried.
-    from types import FunctionType
+def all_tasks() -> dict[str, Task[..., Any]]:
+    found: dict[str, Task[..., Any]] = {}
+    for file in Path(dispatch_module.__file__ or "").parent.glob("*.py"):
+        module = importlib.import_module(f"tasks.{file.stem}")
+        found |= {f"{file.stem}.{name}": value for name, value in vars(module).items() if isinstance(value, Task)}
+    return found
 
-    for dispatcher in (dispatch_training, dispatch_evaluation):
-        assert type(dispatcher.retry_condition_fn) is FunctionType
-        assert dispatcher.retries >= 2
+
+@pytest.mark.parametrize(("name", "task"), all_tasks().items(), ids=lambda value: value if isinstance(value, str) else "")
+def test_every_task_is_tried_again_after_pauses_that_grow_and_differ(name: str, task: Task[..., Any]):
+    pauses = task.retry_delay_seconds
+    assert isinstance(pauses, list)
+    assert len(pauses) == task.retries >= 2
+    assert all(later == 2 * earlier for earlier, later in itertools.pairwise(pauses))
+    assert task.retry_jitter_factor
+    # Anything but a plain function is taken for a truth value, and then nothing is ever retried.
+    assert type(task.retry_condition_fn) is FunctionType
+
+
+def test_a_missing_table_is_a_fault_and_no_outage(tmp_path: Path):
+    store = SqlStudyStore(f"sqlite:///{tmp_path / 'studies.db'}")
+    with sqlite3.connect(tmp_path / "studies.db") as connection:
+        connection.execute("drop table verdicts")
+    store.create_study(Study(name="mission"), facts={})
+    with pytest.raises(DBAPIError) as caught:
+        store.verdicts("mission")
+    assert not retried(caught.value)
 
 
 def test_run_names_say_what_which_study_and_which_batch():
@@ -106,5 +145,5 @@ def test_the_status_page_tells_what_went_wrong_on_the_way(stores: Stores):
     page = "\n".join(status_lines(stores.studies.study("mission"), stores, "at the gate"))
     assert page.startswith("# mission: at the gate\n")
     assert "200 personas" in page
-    assert "| cluster-00 | 1 | " in page
+    assert "| cluster-00 | 1 | 0 | - | out_of_memory | " in page
     assert "needs 4 GB \\| has 2 |" in page

@@ -2,14 +2,19 @@
 
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
 from clusterlora.comparison.compare import compare
+from clusterlora.comparison.new_personas import Gain, NewPersonas, Outcome
 from clusterlora.report.data import Cost, Curve, Example, ExampleAnswer, ReportData
 from clusterlora.signal.measure import Recognition, Signal
 from clusterlora.values import Attempt, Clustering, Criterion, EvaluationRow, Verdict
+
+if TYPE_CHECKING:
+    from clusterlora.models.base import BaseModel
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -53,7 +58,34 @@ def tiny_base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(params=["written out", "through transformers"])
+def base64(request: pytest.FixtureRequest, tiny_base_folder: Path, monkeypatch: pytest.MonkeyPatch) -> "BaseModel":
+    """The same model in float64 throughout, by both of the engine's passes; transformers' norm would drop to float32 in between."""
+    import torch
+    from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+    from clusterlora.models.base import load_base
+    from clusterlora.training import passes
+
+    if request.param == "through transformers":
+        monkeypatch.setattr(passes, "decoder_of", lambda _model: None)
+
+    def norm(self: LlamaRMSNorm, x: torch.Tensor) -> torch.Tensor:
+        return self.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+
+    monkeypatch.setattr(LlamaRMSNorm, "forward", norm)
+    base = load_base(str(tiny_base_folder))
+    base.model.double()
+    return base
+
+
 HOSTILE = "</script><img src=x onerror=\"document.title='owned'\"> @ink $x$ %{x} & 'it'"
+
+
+def outcome(rule: str, n_examples: int | None, gain: float, leave: float) -> Outcome:
+    """Return an outcome for four people with intervals of plus and minus 0.02."""
+    gained = Gain(mean=gain, low=gain - 0.02, high=gain + 0.02)
+    return Outcome(rule=rule, n_examples=n_examples, n_personas=4, headline=gained, nll=gained, leave=leave, own_cluster=0.75)
 
 
 @pytest.fixture(scope="session")
@@ -105,6 +137,17 @@ def report_data() -> ReportData:
             distance_within=0.512,
             distance_between=0.598,
         ),
+        newcomers=NewPersonas(
+            metric="embedding_similarity",
+            n_personas=4,
+            n_clusters=3,
+            n_draws=50,
+            chosen=tuple(outcome("chosen", m, gain, leave) for m, gain, leave in ((1, 0.0, 0.0), (3, 0.01, 0.25), (10, 0.0412, 0.5))),
+            nearest=tuple(outcome("nearest", m, gain, 1.0) for m, gain in ((1, -0.03), (3, 0.02), (10, 0.04))),
+            own=outcome("own cluster", None, 0.05, 1.0),
+            oracle=outcome("oracle", None, 0.07, 0.75),
+        ),
+        held_out_share=0.2,
         curves=(Curve(title="unified", points=tuple((step, 5 / step) for step in range(1, 30)), n_steps=29, complete=True),),
         costs=tuple(
             Cost(method=method, n_adapters=n, n_bytes=n * 1_000_000, train_tokens=n * 5000, train_seconds=n * 2.5)
@@ -131,6 +174,13 @@ def report_data() -> ReportData:
         settings=(("base model", "homelm"),),
         facts=(("git revision", HOSTILE),),
     )
+
+
+@pytest.fixture(autouse=True)
+def _no_addresses_of_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forget the stores that tests of flows, in the same process before, named for their whole session."""
+    for name in ("CLUSTERLORA_DATABASE_URL", "MLFLOW_TRACKING_URI", "PREFECT_API_URL"):
+        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture(autouse=True)

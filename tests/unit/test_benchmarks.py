@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import report, scaling
+from benchmarks import report, scale, scaling
 from benchmarks.flops import Shape
 from benchmarks.generation import MIXED, ONE_BY_ONE, GenerationPlan, compare_generation
 from benchmarks.measure import Contender, Row, Sample, compare, take_turns
@@ -106,3 +106,31 @@ def test_scaling_measures_every_size(subject: Subject, tmp_path: Path) -> None:
     points += scaling.adapters_in_one_batch(subject, (1, 3), max_new_tokens=2, scratch=tmp_path)
     assert [(p.n, p.unit) for p in points] == [(1, "adapters/h"), (2, "adapters/h"), (1, "answers/s"), (3, "answers/s")]
     assert all(p.rate > 0 for p in points)
+
+
+def test_the_plan_for_a_million_personas_follows_from_what_was_measured(tmp_path: Path) -> None:
+    spent = {"seconds": 9.0, "cpu_seconds": 3.6}
+    database = {
+        **dict.fromkeys(("dialogues", "rows_per_method", "answers"), 1000),
+        **dict.fromkeys(("writers", "personas", "adapters", "read_answers_rows"), 100),
+        **dict.fromkeys(("adapters_cpu_seconds", "answers_cpu_seconds"), 3.6),
+        **dict.fromkeys(("save_dataset", "write", "read_dataset", "read_answers"), spent),
+    }
+    mlflow = {"runs": 8, "points_per_run": 100, "points_found": 800, "errors": ["ServiceDown: database is locked"], **spent}
+    (tmp_path / "benchmarks.json").write_text(json.dumps({"rows": [{"name": "training tiny", "ours": 1000.0}]}))
+    told = scale.page(
+        {
+            "cores": 2,
+            "load_before": 1.0,
+            "bytes_per_persona": 5e4,
+            "mlflow": mlflow,
+            **{k: {**database, "errors": []} for k in ("postgresql", "sqlite")},
+        },
+        tmp_path / "benchmarks.json",
+    )
+    assert "| PostgreSQL | a dialogue, saved with its data set | 1,000 | 3.600 | 9.0 |" in told
+    assert "Errors that reached a writer: 1, the first: ServiceDown: database is locked." in told
+    assert "| write 50 dialogues per persona | 50,000,000 | 50.0 | writers |" in told
+    assert "| train a persona's adapter, tiny | 1,000,000 | 1,000.0 | trainers |" in told
+    assert "at least 36 shards" in told
+    assert "read whole, 50 GB for a million" in told

@@ -12,6 +12,7 @@ import pytest
 from clusterlora.cli import cli, main
 from clusterlora.cli.options import study_from
 from clusterlora.config import resolve
+from clusterlora.models.base import HOMELM_FOLDER
 from clusterlora.settings import Study
 
 
@@ -42,6 +43,11 @@ def test_help_imports_nothing_heavy(words: list[str]) -> None:
 def test_the_help_of_every_command_teaches_by_example(path: tuple[str, ...], command: click.Command) -> None:
     assert command.help
     assert "clusterlora " + " ".join(path[:1]) in (command.epilog or "")
+
+
+@pytest.mark.parametrize(("path", "command"), list(commands()), ids=lambda value: " ".join(value) if isinstance(value, tuple) else "")
+def test_every_command_that_does_something_can_say_it_in_json(path: tuple[str, ...], command: click.Command) -> None:
+    assert isinstance(command, click.Group) or any("--json" in option.opts for option in command.params), path
 
 
 @pytest.mark.parametrize(
@@ -119,6 +125,23 @@ def test_set_has_the_last_word() -> None:
 def test_settings_are_shown_without_running_anything(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["study", "run", "--preset", "quick", "--show-settings"]) == 0
     assert json.loads(capsys.readouterr().out)["name"] == "quick"
+
+
+def test_what_commands_wrote_and_found_is_said_in_json(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CLUSTERLORA_STACK_HOME", str(tmp_path / "no-stack"))
+
+    def said(*words: str) -> object:
+        assert main([*words, "--json"]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    people = ["--set", "data.synthetic.cluster_sizes=[1,2]", "--set", "clustering.k=2", "--set", "data.synthetic.dialogues=3"]
+    people += ["--set", "data.train=1", "--set", "data.val=1", "--set", "data.test=1"]
+    folder = str(tmp_path / "people")
+    assert said("data", "synthesize", folder, *people) == {"folder": folder, "personas": 3, "dialogues": 3}
+    assert said("models", "path", "homelm") == {"name": "homelm", "folder": str(HOMELM_FOLDER)}
+    assert said("down") == []
 
 
 def test_the_seam_says_what_to_do_when_only_the_wheel_is_installed(

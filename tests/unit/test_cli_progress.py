@@ -36,7 +36,7 @@ def test_a_plain_view_says_only_what_changed(capsys: pytest.CaptureFixture[str])
         view.show(picture(parent, run("train", "Running")))
         view.show(picture(parent, run("train", "Running")))
         view.show(picture(parent, run("train", "OutOfMemory", message="out of memory at micro-batch 2")))
-    assert capsys.readouterr().out.splitlines() == [
+    assert capsys.readouterr().err.splitlines() == [
         "   1:01  study · x: running",
         "   1:01  train: running",
         "   1:01  train: OutOfMemory after 1:01: out of memory at micro-batch 2",
@@ -46,7 +46,7 @@ def test_a_plain_view_says_only_what_changed(capsys: pytest.CaptureFixture[str])
 def test_a_study_that_ended_before_it_was_followed_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
     with PlainView() as view:
         view.show(picture(run("study · x", "Completed", message="done")))
-    assert capsys.readouterr().out == "   1:01  study · x: Completed after 1:01: done\n"
+    assert capsys.readouterr().err == "   1:01  study · x: Completed after 1:01: done\n"
 
 
 def test_a_live_view_never_reads_names_as_markup(capsys: pytest.CaptureFixture[str]) -> None:
@@ -58,7 +58,7 @@ def test_a_live_view_never_reads_names_as_markup(capsys: pytest.CaptureFixture[s
                 run("y", "Running", number=3, percent=40, progress="[b]1/2"),
             )
         )
-    assert "[red]x[/red]: Completed" in capsys.readouterr().out
+    assert "[red]x[/red]: Completed" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("seconds", "shown"), [(0, "0:00"), (61.9, "1:01"), (3600, "1:00:00")])

@@ -40,13 +40,14 @@ def test_the_mission_is_what_the_mission_says() -> None:
     assert (study.gate.mean_similarity, study.gate.worst_persona, study.gate.share_improved) == (0.83, 0.70, 0.60)
 
 
-def test_the_demo_differs_from_the_mission_only_in_dialogues_three_methods_and_the_scale_of_the_gate() -> None:
+def test_the_demo_differs_from_the_mission_only_in_dialogues_three_methods_the_scale_of_the_gate_and_new_personas() -> None:
     demo, mission = as_mapping(resolve("demo")), as_mapping(resolve("mission"))
     for part in ("recipe", "clustering", "model"):
         assert demo[part] == mission[part]
     assert set(mission["methods"]) - set(demo["methods"]) == {"hybrid", "prefix", "merge"}
     assert set(demo["methods"]) < set(mission["methods"])
     assert demo["gate"] | {"mean_similarity": 0.83, "worst_persona": 0.70} == mission["gate"]
+    assert demo["assignment"] | {"held_out_share": 0.2} == mission["assignment"]
     assert demo["data"]["synthetic"]["cluster_sizes"] == mission["data"]["synthetic"]["cluster_sizes"]
 
 
@@ -86,7 +87,7 @@ def test_an_unknown_setting_inside_the_ladder_is_refused() -> None:
         ("recipe.rank", "eight", "use a whole number"),
         ("recipe.learning_rate", 0, "use more than 0"),
         ("recipe.dropout", 0.95, "use at most 0.9"),
-        ("model.dtype", "fp8", "use 'float32' or 'bfloat16'"),
+        ("model.dtype", "fp8", "use 'auto', 'float32' or 'bfloat16'"),
         ("data", 3, "use a table of settings"),
         ("methods", "unified", "use a list"),
         ("methods", ["unified", "clusters"], "did you mean cluster?"),

@@ -1,6 +1,8 @@
 """Answering with many adapters at once gives what PEFT gives one by one; choosing among arms sees val only."""
 
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +13,10 @@ from torch.nn import functional
 
 from clusterlora.data.prompts import PromptEncoder
 from clusterlora.errors import BadData
-from clusterlora.evaluation.generate import Question, generate, reference_nll
+from clusterlora.evaluation import stacks
+from clusterlora.evaluation.generate import Question
 from clusterlora.evaluation.select import select_arm
+from clusterlora.evaluation.stacks import Stacks, stacks_on
 from clusterlora.models.base import BaseModel, load_base
 from clusterlora.models.stacked import StackedModel, Weights, read_adapter, read_weights, stack_weights
 from clusterlora.settings import Recipe
@@ -90,30 +94,47 @@ def one_by_one(base: BaseModel, adapters: list[Path], question: Question, *, new
     return text, float(functional.cross_entropy(logits, torch.tensor(question.reference)))
 
 
-def test_mixed_batches_answer_token_for_token_like_peft_one_by_one(base: BaseModel, adapters: list[Path]) -> None:
-    model, asked = stacked(base, adapters), questions(base)
-    try:
-        answers = dict(generate(model, asked, end_ids=base.end_ids, pad_id=0, max_new_tokens=12, batch_size=4))
-        nll = reference_nll(model, asked, pad_id=0, batch_size=4)
-    finally:
-        model.close()
-    assert sorted(answers) == list(range(len(asked)))
+@pytest.fixture(params=["written out", "through transformers"])
+def ours(request: pytest.FixtureRequest, base: BaseModel, adapters: list[Path], monkeypatch: pytest.MonkeyPatch) -> Iterator[Stacks]:
+    """The three adapters in the slots 1 to 3, by both ways of answering."""
+    if request.param == "through transformers":
+        monkeypatch.setattr(stacks, "decoder_of", lambda _model: None)
+    found = stacks_on(base, [read_weights(folder) for folder in adapters])
+    yield found
+    found.close()
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 64])
+def test_mixed_batches_answer_token_for_token_like_peft_one_by_one(
+    ours: Stacks, base: BaseModel, adapters: list[Path], batch_size: int
+) -> None:
+    asked = questions(base)
+    replies = {reply.number: reply for reply in ours.reply(asked, max_new_tokens=12, batch_size=batch_size)}
+    assert sorted(replies) == list(range(len(asked)))
     for number, question in enumerate(asked):
         text, expected_nll = one_by_one(base, adapters, question, new_tokens=12)
-        assert list(answers[number]) == text
-        assert nll[number] == pytest.approx(expected_nll, rel=1e-4)
-    assert len({answers[i] for i in range(4)}) > 1, "adapters that all answer alike would prove nothing"
+        assert list(replies[number].ids) == text
+        assert replies[number].nll == pytest.approx(expected_nll, rel=1e-4)
+    assert len({replies[i].ids for i in range(4)}) > 1, "adapters that all answer alike would prove nothing"
+    assert len({len(reply.ids) for reply in replies.values()}) > 1, "rows that all end together would never make room for others"
 
 
-def test_the_turns_of_a_dialogue_read_off_one_pass_have_the_likelihood_of_separate_passes(base: BaseModel, adapters: list[Path]) -> None:
-    model, asked = stacked(base, adapters), dialogue_questions(base)
-    try:
-        together = reference_nll(model, asked, pad_id=0, batch_size=4)
-    finally:
-        model.close()
+def test_turns_of_a_dialogue_read_off_one_pass_are_answered_as_if_asked_alone(ours: Stacks, base: BaseModel, adapters: list[Path]) -> None:
+    asked = dialogue_questions(base)
+    together = {reply.number: reply for reply in ours.reply(asked, max_new_tokens=6, batch_size=4)}
+    likelihoods = {reply.number: reply.nll for reply in ours.reply(asked, max_new_tokens=None, batch_size=4)}
     assert len(asked) == 12
     for number, question in enumerate(asked):
-        assert together[number] == pytest.approx(one_by_one(base, adapters, question, new_tokens=1)[1], rel=1e-4)
+        text, expected_nll = one_by_one(base, adapters, question, new_tokens=6)
+        assert list(together[number].ids) == text
+        assert together[number].nll == likelihoods[number] == pytest.approx(expected_nll, rel=1e-4)
+
+
+def test_questions_without_a_reference_may_be_alike_and_are_answered_each(ours: Stacks, base: BaseModel, adapters: list[Path]) -> None:
+    asked = [replace(question, reference=()) for question in (*questions(base)[:5], *questions(base)[:5])]
+    replies = {reply.number: reply.ids for reply in ours.reply(asked, max_new_tokens=5, batch_size=3)}
+    for number, question in enumerate(asked):
+        assert list(replies[number]) == one_by_one(base, adapters, replace(question, reference=(3,)), new_tokens=5)[0]
 
 
 def test_closing_gives_the_base_model_back(base: BaseModel, adapters: list[Path]) -> None:
@@ -142,14 +163,27 @@ def test_a_layer_of_weight_zero_changes_nothing(adapters: list[Path]) -> None:
     assert all(torch.equal(alone[name][0], both[name][0]) and torch.equal(alone[name][1], both[name][1]) for name in alone)
 
 
+def test_a_residual_of_zero_answers_like_unified(base: BaseModel, adapters: list[Path]) -> None:
+    untrained = {name: (a, torch.zeros_like(b)) for name, (a, b) in read_adapter(adapters[1]).items()}
+    by_name = {"unified": read_weights(adapters[0]), "residual": Weights(untrained)}
+    layers = ((Layer("unified"),), (Layer("unified"), Layer("residual", 0.5)))
+    both = stacks_on(base, [stack_weights(some, by_name.__getitem__) for some in layers])
+    asked = [replace(question, slot=slot) for slot in (1, 2) for question in questions(base)]
+    replies = sorted(both.reply(asked, max_new_tokens=12, batch_size=4), key=lambda reply: reply.number)
+    unified, hybrid = replies[: len(replies) // 2], replies[len(replies) // 2 :]
+    assert [reply.ids for reply in unified] == [reply.ids for reply in hybrid]
+    assert [reply.nll for reply in unified] == pytest.approx([reply.nll for reply in hybrid], rel=1e-5)
+
+
 def test_an_adapter_of_another_base_is_refused_by_layer(base: BaseModel, adapters: list[Path]) -> None:
     factors = dict(read_adapter(adapters[0]))
     name, (a, b) = next(iter(factors.items()))
     model = StackedModel(base.model)
-    with pytest.raises(BadData, match="belongs to another base"):
-        model.load([Weights({name: (a[:, :-1], b)})])
-    with pytest.raises(BadData, match=r"no layer model\.layers\.99"):
-        model.load([Weights({"model.layers.99.q_proj": (a, b)})])
+    for load in (model.load, partial(stacks_on, base)):
+        with pytest.raises(BadData, match="belongs to another base"):
+            load([Weights({name: (a[:, :-1], b)})])
+        with pytest.raises(BadData, match=r"no layer model\.layers\.99"):
+            load([Weights({"model.layers.99.q_proj": (a, b)})])
     model.close()
 
 

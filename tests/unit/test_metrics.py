@@ -74,7 +74,7 @@ def test_nll_comes_from_the_model_pass_and_is_missed_when_absent():
 
 def test_every_metric_is_listed_under_its_own_name_and_says_which_way_is_better():
     assert all(name == metric.name for name, metric in METRICS.items())
-    assert {name for name, metric in METRICS.items() if not metric.higher_is_better} == {"nll", "repetition", "copy_rate"}
+    assert {name for name, metric in METRICS.items() if not metric.higher_is_better} == {"nll", "repetition", "copy_rate", "prompt_tokens"}
     with pytest.raises(UnknownName, match=re.escape("unknown metric 'bleu'; known: embedding_similarity, nll, rouge_l")):
         METRICS["bleu"]
 
@@ -110,3 +110,10 @@ def test_a_same_prompt_floor_needs_two_personas_with_prompts():
         most_similar_of_others({"a": ["tv"]}, BagOfWords())
     with pytest.raises(BadData, match="'b' has no prompts"):
         most_similar_of_others({"a": ["tv"], "b": []}, BagOfWords())
+
+
+def test_prompt_tokens_are_what_the_model_pass_counted_and_missing_ones_are_refused():
+    answers = Scorable(texts=["a", "b"], references=["x", "y"], embedder=BagOfWords(), prompt_tokens=[12, 90])
+    assert METRICS["prompt_tokens"].score(answers).tolist() == [12.0, 90.0]
+    with pytest.raises(BadData, match=r"prompt_tokens needs the length of every prompt \(2\), found none"):
+        score("prompt_tokens", ["a", "b"], ["x", "y"])

@@ -11,8 +11,9 @@ import pytest
 
 from clusterlora.data.prompts import PromptEncoder
 from clusterlora.errors import BadSettings, ModelUnavailable
+from clusterlora.models import base as base_module
 from clusterlora.models import smollm2
-from clusterlora.models.base import HOMELM_FOLDER, BaseModel, base_revision, load_base
+from clusterlora.models.base import HOMELM_FOLDER, BaseModel, base_revision, faster_dtype, load_base
 from clusterlora.models.weights import build_once, combined_sha256
 from clusterlora.values import Turn
 
@@ -59,6 +60,24 @@ def test_a_dtype_is_honoured_and_an_unknown_one_refused() -> None:
     assert str(load_base("homelm", dtype="bfloat16").model.dtype) == "torch.bfloat16"
     with pytest.raises(BadSettings, match="float16"):
         load_base("homelm", dtype="float16")  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize(
+    ("width", "flags", "dtype"),
+    [(576, "avx2 avx512_bf16 amx", "bfloat16"), (576, "avx2 avx512f", "float32"), (128, "avx2 avx512_bf16", "float32")],
+)
+def test_bfloat16_is_for_wide_bases_where_the_processor_has_it(
+    width: int, flags: str, dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    (tmp_path / "config.json").write_text(json.dumps({"hidden_size": width}))
+    (tmp_path / "model.safetensors").touch()
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text(f"flags\t: {flags}\n")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(base_module, "Path", lambda path: cpuinfo if path == "/proc/cpuinfo" else Path(path))
+    assert faster_dtype(str(tmp_path)) == dtype
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,8 @@ from clusterlora.report.palette import mark
 from clusterlora.report.sections import clusters, signal
 
 ALL_PANELS = [
-    "verdict", "signal", "methods", "means", "spread", "against", "clusters", "gate", "curves", "costs", "answers-panel", "about",
+    "verdict", "signal", "methods", "means", "spread", "against", "clusters", "gate", "new-persona", "curves", "costs", "answers-panel",
+    "about",
 ]  # fmt: skip
 
 
@@ -61,13 +62,14 @@ def read(report_data: ReportData) -> Reader:
 
 def test_a_study_with_everything_has_every_panel_in_order(read: Reader) -> None:
     assert read.panels == ALL_PANELS
-    assert json.loads(read.scripts["figures"]).keys() == {"means", "spread", "against", "clusters", "curves", "costs"}
+    assert json.loads(read.scripts["figures"]).keys() == {"means", "spread", "against", "clusters", "new-persona", "curves", "costs"}
 
 
 def test_what_a_study_lacks_is_left_out(report_data: ReportData) -> None:
     alone = replace(report_data.comparison, reference=None, floor=None)
     bare = Reader(page(ReportData(study="bare", comparison=alone)))
-    assert bare.panels == ["verdict", "methods", "means", "spread"]
+    assert bare.panels == ["verdict", "methods", "means", "spread", "new-persona"]
+    assert "assignment.held_out_share=0.2" in " ".join(bare.words), "how to find it out is said instead"
 
 
 def test_nobodys_words_become_elements_and_all_are_shown_as_they_are(read: Reader, report_data: ReportData) -> None:
@@ -117,6 +119,13 @@ def test_the_signal_is_shown_with_its_verdict_and_chance(report_data: ReportData
     assert report_data.signal is not None
     shown = " ".join(Reader(signal(report_data.signal)).words)
     assert all(word in shown for word in ("have something to win", "which of 12 people", "31.0%", "8.3%", "0.512"))
+
+
+def test_new_personas_are_shown_with_what_follows_from_the_numbers(read: Reader) -> None:
+    words = " ".join(read.words)
+    assert "beats unified by 10 examples (+4.12 points [+2.12, +6.12], 50% leave unified)" in words
+    assert "is not shown to differ from unified by 3 examples" in words
+    assert "held_out_share" not in words
 
 
 def test_unstable_clusters_are_called_so(report_data: ReportData) -> None:

@@ -1,107 +1,19 @@
 """The report in a real browser: drawn, searchable, silent, and on its own."""
 
-import itertools
 import json
-import shutil
-import subprocess
-import time
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
-from websockets.sync.client import connect
-from websockets.sync.connection import Connection
 
+from browser.chromium import Tab
 from clusterlora.report.data import ReportData
 from clusterlora.report.page import page
-
-START_SECONDS = 60
-READY_SECONDS = 60
-
-
-class Tab:
-    """A browser's tab, spoken to in the DevTools protocol; remembers the requests it made and everything it complained of."""
-
-    def __init__(self, browser: Connection) -> None:
-        self._browser = browser
-        self._numbers = itertools.count(1)
-        self._session: dict[str, str] = {}
-        self.requests: list[str] = []
-        self.complaints: list[str] = []
-        target = self.call("Target.createTarget", url="about:blank")["targetId"]
-        self._session = {"sessionId": self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]}
-        for domain in ("Runtime", "Log", "Network", "Page"):
-            self.call(f"{domain}.enable")
-
-    def call(self, method: str, **parameters: Any) -> dict[str, Any]:
-        number = next(self._numbers)
-        self._browser.send(json.dumps({"id": number, "method": method, "params": parameters, **self._session}))
-        while True:
-            message = json.loads(self._browser.recv(timeout=READY_SECONDS))
-            if message.get("id") == number:
-                assert "error" not in message, message
-                return message["result"]
-            self._remember(message.get("method", ""), message.get("params", {}))
-
-    def _remember(self, event: str, said: dict[str, Any]) -> None:
-        if event == "Network.requestWillBeSent":
-            self.requests.append(said["request"]["url"])
-        elif event == "Runtime.exceptionThrown" or (event == "Runtime.consoleAPICalled" and said["type"] in ("error", "warning")):
-            self.complaints.append(json.dumps(said)[:500])
-        elif event == "Log.entryAdded" and said["entry"]["level"] in ("error", "warning"):
-            self.complaints.append(said["entry"]["text"])
-
-    def value(self, expression: str) -> Any:
-        found = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
-        assert "exceptionDetails" not in found, found
-        return found["result"].get("value")
-
-    def open(self, file: Path) -> None:
-        self.call("Page.navigate", url=file.as_uri())
-        self.wait_until("document.documentElement?.dataset.ready === 'yes'")
-
-    def wait_until(self, expression: str) -> None:
-        deadline = time.monotonic() + READY_SECONDS
-        while not self.value(expression):
-            assert time.monotonic() < deadline, f"{expression} did not become true; complaints: {self.complaints}"
-            time.sleep(0.05)
-
-
-@pytest.fixture(scope="module")
-def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tab]:
-    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if program is None:
-        pytest.skip("no browser is installed; apt-get install chromium")
-    folder = tmp_path_factory.mktemp("browser")
-    # Its sandbox needs privileges that containers do not give; the only page it opens is ours.
-    command = [program, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--window-size=1300,900"]
-    command += [
-        "--no-first-run",
-        "--disable-background-networking",
-        "--remote-debugging-port=0",
-        f"--user-data-dir={folder}",
-        "about:blank",
-    ]
-    with (folder / "log").open("wb") as output, subprocess.Popen(command, stdout=output, stderr=output) as process:
-        try:
-            port_file, deadline = folder / "DevToolsActivePort", time.monotonic() + START_SECONDS
-            while not (port_file.exists() and len(port_file.read_text().split()) == 2):
-                assert process.poll() is None, (folder / "log").read_text()[-2000:]
-                assert time.monotonic() < deadline, "the browser did not start"
-                time.sleep(0.1)
-            port, path = port_file.read_text().split()
-            with connect(f"ws://127.0.0.1:{port}{path}", max_size=None, proxy=None) as connection:
-                yield Tab(connection)
-        finally:
-            process.terminate()
 
 
 @pytest.fixture(scope="module")
 def opened(tab: Tab, report_data: ReportData, tmp_path_factory: pytest.TempPathFactory) -> Tab:
     file = tmp_path_factory.mktemp("report") / "report.html"
     file.write_text(page(report_data), encoding="utf-8")
-    tab.open(file)
+    tab.open(file.as_uri(), until="document.documentElement.dataset.ready === 'yes'")
     return tab
 
 

@@ -1,9 +1,14 @@
 """The registered champion answers for a persona in another process, with nothing but the MLflow server to ask."""
 
+import contextlib
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
+import time
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -125,3 +130,45 @@ def test_an_adapters_own_model_answers_everybody_as_the_router_answers_its_perso
     (text,) = {a["text"] for a in answers["adapter"]}
     # The router of this study cuts its answers earlier; a character may be cut in the middle.
     assert text.startswith(answers["list"][0]["text"].rstrip("\ufffd"))
+
+
+def test_mlflow_serves_the_champion_in_a_process_of_its_own_without_building_an_environment(
+    registered: str, answers: dict[str, list[dict[str, Any]]], tmp_path: Path
+) -> None:
+    port, log = free_port(), tmp_path / "server.log"
+    environment = os.environ | {"MLFLOW_TRACKING_URI": registered, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "empty")}
+    # MLflow starts uvicorn by name, as in an activated environment.
+    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment["PATH"]])
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", f"models:/{STUDY}@champion", "--env-manager", "local"]
+    with log.open("wb") as output:
+        server = subprocess.Popen(
+            [*command, "--port", str(port)], env=environment, cwd=tmp_path, stdout=output, stderr=output, start_new_session=True
+        )
+    try:
+        deadline = time.monotonic() + 240
+        while not is_up(f"http://127.0.0.1:{port}/ping"):
+            assert server.poll() is None, log.read_text()[-2000:]
+            assert time.monotonic() < deadline, log.read_text()[-2000:]
+            time.sleep(0.5)
+        body = json.dumps({"dataframe_records": QUESTIONS}).encode()
+        request = urllib.request.Request(f"http://127.0.0.1:{port}/invocations", body, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=120) as response:
+            assert json.load(response)["predictions"] == answers["list"]
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+
+
+def is_up(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=2) as response:
+            return response.status == 200
+    except OSError:
+        return False
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -13,6 +13,7 @@ from peft.tuners.lora import LoraLayer
 
 from clusterlora.errors import BadData, ModelUnavailable
 from clusterlora.models.base import base_revision, load_base
+from clusterlora.models.decoder import Decoder
 from clusterlora.serving.router import Router
 from clusterlora.settings import ModelSettings
 from clusterlora.stores.json_codec import to_json
@@ -215,3 +216,16 @@ def test_a_router_is_read_back_from_its_files(table: RoutingTable, folders: dict
     (tmp_path / "routes.json").write_text(to_json(table))
     read = Router.load(tmp_path / "routes.json", folders["aaaa"].parent)
     assert read.answer([ask("../../bob")]) == router.answer([ask("../../bob")])
+
+
+def test_people_with_different_stacks_are_answered_in_one_batch(router: Router, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows: list[int] = []  # what a caller cannot see: how many rows go through every layer
+    attend = Decoder.attend
+
+    def counting(self: Decoder, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        rows.append(len(queries))
+        return attend(self, queries, keys, values)
+
+    monkeypatch.setattr(Decoder, "attend", counting)
+    router.answer([ask("ann", max_new_tokens=1), ask("cas", max_new_tokens=1), ask("a stranger", max_new_tokens=1)])
+    assert rows == [3] * router._base.model.config.num_hidden_layers

@@ -1,10 +1,12 @@
 """The signal in data: what it counts, that it ranks planted data by the truth, and the words it finds for it."""
 
+import json
 import re
 import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,13 +14,14 @@ import pytest
 from clusterlora.clustering.cluster import cluster_personas
 from clusterlora.clustering.features import Sources
 from clusterlora.data.load import load
+from clusterlora.data.split import SPLITS
 from clusterlora.errors import BadData
-from clusterlora.settings import ClusteringSettings, DataSettings, SyntheticSettings
+from clusterlora.settings import ClusteringSettings, DataSettings, Study, SyntheticSettings
 from clusterlora.signal.exchanges import MASK, exchanges, masked
 from clusterlora.signal.measure import MOST_PERSONAS, Recognition, Signal, measure
 from clusterlora.signal.words import LITTLE, markdown, verdict
-from clusterlora.stages.signal import known_signal
-from clusterlora.values import Clustering, Dialogue, Persona, Turn
+from clusterlora.stages.signal import known_signal, signal_of_data
+from clusterlora.values import Clustering, Dataset, Dialogue, Persona, Turn
 
 
 class WordsEmbedder:
@@ -176,9 +179,15 @@ def a_signal(**changes: object) -> Signal:
 
 def test_the_verdict_follows_from_the_numbers():
     chance = Recognition(accuracy=0.03, low=0.01, high=0.05, chance=0.025, n_classes=40)
-    assert "explains 12.0% of what prompts leave open, the cluster alone 8.0% and random groups 1.0%" in verdict(a_signal())
+    assert verdict(a_signal()) == (
+        "The right one of 40 people is recognised by 30.0% of the answers (2.5% by chance), the right one of 5 clusters by 60.0% "
+        "(30.0% for random groups): adapters per cluster and per person have something to win."
+    )
     assert "expect gains per person, not per cluster" in verdict(a_signal(cluster_explains=0.01))
-    assert "explains only 0.4%" in verdict(a_signal(persona_explains=0.004))
+    hardly = Recognition(accuracy=0.04, low=0.03, high=0.05, chance=0.025, n_classes=40)
+    assert "explains only 0.4%" in verdict(a_signal(persona_explains=0.004, persona_beyond_prompts=hardly))
+    assert "explains only 0.0%" in verdict(a_signal(persona_explains=-0.001)), "recognised by a word or two that similarity does not see"
+    assert "something to win" in verdict(a_signal(persona_explains=0.004)), "people who are recognised leave traces, however small"
     assert "expect no method" in verdict(a_signal(persona_beyond_prompts=chance))
 
 
@@ -188,3 +197,49 @@ def test_the_table_holds_every_number_and_a_fact_reads_back():
     assert all(part in shown for part in ("| 30.0% | 20.0% to 40.0% | 2.5% |", "| 60.0% | 50.0% to 70.0% | 30.0% |", "0.500", "12.0%"))
     assert known_signal({"signal": asdict(found)}) == found
     assert known_signal({}) is None
+
+
+def test_when_whose_dialogues_are_whose_is_drawn_by_lot_nothing_personal_is_left():
+    synthetic = SyntheticSettings(cluster_sizes=(6, 12, 6, 8, 8), dialogues=20, seed=105)
+    dataset = load(DataSettings(source="synthetic", train=12, val=6, test=2, synthetic=synthetic))
+    rng = np.random.default_rng(0)
+    dealt = {
+        split: iter(rng.permutation(np.array([d for p in dataset.personas for d in p.of_split(split)], dtype=object)).tolist())
+        for split in SPLITS
+    }
+    mixed = Dataset(
+        tuple(replace(p, dialogues=tuple(next(dealt[split]) for split in SPLITS for _ in p.of_split(split))) for p in dataset.personas)
+    )
+    clustering = cluster_personas(mixed, ClusteringSettings(sizes=(6, 12, 6, 8, 8)), Sources(WordsEmbedder()))
+    found = measure(mixed.personas, clustering, WordsEmbedder(), Counting())
+    person = found.persona_beyond_prompts
+    assert person.low <= person.chance
+    assert found.persona_explains < LITTLE < planted(0.5, 0.25, 101).persona_explains
+    assert "expect no method" in verdict(found)
+
+
+def test_people_with_one_dialogue_each_are_told_apart_within_it(tmp_path: Path):
+    lines = [
+        {
+            "persona_id": f"p{number}",
+            "dialogue_id": "1",
+            "messages": [
+                {"role": "user", "text": f"lights at {number}"},
+                {"role": "assistant", "text": f"{style} lights {number} set"},
+                {"role": "user", "text": f"and the fan at {number + 30}"},
+                {"role": "assistant", "text": f"{style} lights {number} and fan {number + 30} set"},
+            ],
+        }
+        for number, style in enumerate(["aye", "certainly", "sure", "done", "gladly", "right"])
+    ]
+    path = tmp_path / "one.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    study = Study(data=DataSettings(source="table", path=str(path)), clustering=ClusteringSettings(k=2))
+    found = signal_of_data(study, Counting())
+    assert (found.within_dialogues, found.n_personas, found.n_exchanges) == (True, 6, 12)
+    assert "the true signal is at most this" in markdown(found)
+
+    lines[0]["messages"] = lines[0]["messages"][:2]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines[:2]), encoding="utf-8")
+    with pytest.raises(BadData, match="1 people have a dialogue with two answers"):
+        signal_of_data(study, Counting())

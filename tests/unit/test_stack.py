@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from clusterlora.errors import ServiceDown
-from deployments import processes, services, stack
+from clusterlora.errors import BadSettings, ServiceDown
+from deployments import passwords, processes, services, stack
 from deployments.processes import Process
 from deployments.services import Addresses
 
@@ -115,12 +115,50 @@ def test_without_a_gpu_the_workers_share_the_cores(monkeypatch: pytest.MonkeyPat
     assert {worker.env["OMP_NUM_THREADS"] for worker in found[1:]} == {"2"}
 
 
+def test_a_client_of_prefect_is_patient_and_does_not_sleep_long_after_the_server_is_well_again(tmp_path: Path):
+    env = services.client_environment(tmp_path, Addresses(1, 2))
+    # Prefect's client sleeps 2, 4, 8, ... seconds.
+    pauses = [2**n for n in range(1, int(env["PREFECT_CLIENT_MAX_RETRIES"]) + 1)]
+    assert sum(pauses) > 120
+    assert max(pauses) <= 128
+
+
 def test_the_users_database_and_home_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CLUSTERLORA_DATABASE_URL", "postgresql+psycopg://example/studies")
     env = services.client_environment(tmp_path, Addresses(1, 2))
     assert env["CLUSTERLORA_DATABASE_URL"] == "postgresql+psycopg://example/studies"
     assert env["CLUSTERLORA_HOME"] == str(tmp_path / "studies")
     assert env["PREFECT_HOME"] == str(tmp_path / "prefect")
+
+
+def test_what_servers_ask_for_is_what_clients_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("flask_wtf", reason="MLflow's passwords need flask-wtf; make install")
+    made = passwords.make(tmp_path)
+    assert passwords.make(tmp_path) == made
+    assert (tmp_path / "passwords.json").stat().st_mode & 0o077 == 0
+    addresses = Addresses(1, 2)
+    client = services.client_environment(tmp_path, addresses)
+    prefect, mlflow = services.servers(tmp_path, addresses)
+    assert prefect.env["PREFECT_SERVER_API_AUTH_STRING"] == client["PREFECT_API_AUTH_STRING"]
+    assert mlflow.env["MLFLOW_AUTH_ADMIN_PASSWORD"] == client["MLFLOW_TRACKING_PASSWORD"]
+    assert "--app-name basic-auth" in " ".join(mlflow.argv)
+    # Command lines are seen by every user of a machine.
+    assert not any(secret in " ".join((*prefect.argv, *mlflow.argv)) for secret in (made.prefect, made.mlflow, made.mlflow_key))
+    passwords.forget(tmp_path)
+    assert passwords.read(tmp_path) is None
+    assert "PREFECT_API_AUTH_STRING" not in services.client_environment(tmp_path, addresses)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "10.0.0.1", "192.168.1.7"])
+def test_nobody_else_is_let_in_without_a_password(tmp_path: Path, host: str) -> None:
+    with pytest.raises(BadSettings, match=f"--host {host} lets other machines in.*add --auth"):
+        stack.up(tmp_path, host=host, log=lambda _: None)
+    assert stack.status(tmp_path) is None
+
+
+def test_a_host_that_is_no_address_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadSettings, match="is not an IP address"):
+        stack.up(tmp_path, host="everybody", log=lambda _: None)
 
 
 def test_nothing_runs_where_nothing_was_started(tmp_path: Path) -> None:

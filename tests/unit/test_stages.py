@@ -1,7 +1,7 @@
 """A whole study in one process: every stage, what it leaves behind, and what it never does."""
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from math import isnan
 from pathlib import Path
@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from clusterlora.clustering import PREREQUISITES
-from clusterlora.errors import UnknownName
+from clusterlora.errors import OutOfMemory, UnknownName
 from clusterlora.evaluation.metrics import METRICS
 from clusterlora.methods import METHODS
 from clusterlora.models.stacked import read_adapter
@@ -33,16 +33,30 @@ from clusterlora.stages.cluster import cluster
 from clusterlora.stages.compare import compare, evaluation_rows
 from clusterlora.stages.evaluate import evaluate
 from clusterlora.stages.judge import judge, verdict_on
-from clusterlora.stages.plan import OWN, Pack, decided_rung, gate_packs, packs_before_clustering, refused, remaining_packs, rungs, work_plan
+from clusterlora.stages.plan import (
+    IMPORTED,
+    OWN,
+    Pack,
+    decided_rung,
+    gate_packs,
+    packs_before_clustering,
+    refused,
+    remaining_packs,
+    rungs,
+    work_plan,
+)
 from clusterlora.stages.prepare import prepare
 from clusterlora.stages.refine import refine
 from clusterlora.stages.register import register
 from clusterlora.stages.train import log_name, next_micro_batch, train_pack
 from clusterlora.stores.files import FileAdapterStore
 from clusterlora.stores.memory import MemoryStudyStore, MemoryTracker, SilentLog
+from clusterlora.training.job import TrainingResult
 from clusterlora.values import Attempt, Clustering, Dataset, Turn
 
 LOG = SilentLog()
+TRAINED_HERE = tuple(name for name in METHODS if name != IMPORTED)
+"""A study in which nothing was imported has nothing to compare as imported."""
 
 
 @pytest.fixture
@@ -75,7 +89,7 @@ def train_all(study: Study, stores: Stores, packs: Sequence[Pack]) -> list[str]:
 
 
 def run_gate(study: Study, stores: Stores) -> None:
-    for rung in rungs(study):
+    for rung in rungs(study, stores):
         while packs := gate_packs(study, stores, rung):
             train_all(study, stores, packs)
         evaluate(study.name, part="gate", shard=1, shards=1, rung=rung.name, stores=stores, log=LOG)
@@ -168,7 +182,7 @@ def test_a_cluster_of_one_person_is_trained_in_a_run_of_its_own(study: Study, st
     study = replace(study, clustering=ClusteringSettings(k=2, sizes=(1, 6)))
     prepare(study, stores, LOG)
     cluster(study, stores, LOG)
-    assert [pack.name for pack in gate_packs(study, stores, OWN)] == ["cluster-00", "unified"]
+    assert [pack.name for pack in gate_packs(study, stores, OWN)] == ["unified", "cluster-00"], "the longest first"
 
 
 def records(file: Path) -> list[dict[str, str]]:
@@ -243,7 +257,7 @@ def test_a_refused_gate_stops_the_spending_and_still_compares_what_was_trained(s
 def test_a_warm_started_rung_trains_unified_first_and_has_a_name_of_its_own(study: Study, stores: Stores) -> None:
     prepare(study, stores, LOG)
     cluster(study, stores, LOG)
-    warm = rungs(study)[1]
+    warm = rungs(study, stores)[1]
     assert [pack.name for pack in gate_packs(study, stores, warm)] == ["unified"]
     train_all(study, stores, gate_packs(study, stores, warm))
     assert [pack.name for pack in gate_packs(study, stores, warm)] == ["cluster-00+warm-start"]
@@ -266,6 +280,26 @@ def test_the_identity_of_an_adapter_is_what_decides_its_weights_and_nothing_else
     assert len(set(keys.values())) == len(keys)
 
 
+def test_what_ran_out_of_memory_once_is_not_tried_again_by_the_next_pack(
+    study: Study, stores: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[int] = []
+
+    def too_much(*_given: object, micro_batch: int, **_more: object) -> Iterator[TrainingResult]:
+        tried.append(micro_batch)
+        raise OutOfMemory("no room", micro_batch=micro_batch)
+
+    monkeypatch.setattr("clusterlora.training.train.train", too_much)
+    prepare(study, stores, LOG)
+    cluster(study, stores, LOG)
+    first, second, *_ = gate_packs(study, stores, OWN)
+    for pack in (first, second):
+        with pytest.raises(OutOfMemory):
+            train_pack(study.name, pack, attempt=1, micro_batch=2, stores=stores, log=LOG)
+    assert tried == [2, 1]
+    assert {a.pack: a.micro_batch for a in stores.studies.attempts(study.name)} == {first.name: 2, second.name: 1}
+
+
 def test_after_running_out_of_memory_the_next_attempt_has_half_the_micro_batch(study: Study, stores: Stores) -> None:
     prepare(study, stores, LOG)
     assert next_micro_batch(study, "unified", stores) == (1, 2)
@@ -281,17 +315,18 @@ def test_after_running_out_of_memory_the_next_attempt_has_half_the_micro_batch(s
 def test_packs_name_their_log_files_as_people_expect() -> None:
     assert log_name("cluster-00") == "cluster_0_training.log"
     assert log_name("unified") == "unified_training.log"
-    assert log_name("personas-1-of-2") == "personas_1_of_2_training.log"
+    assert log_name("fan-out-1-of-2") == "fan_out_1_of_2_training.log"
 
 
 def test_every_method_and_control_runs_with_two_training_seeds_and_is_compared_once(study: Study, stores: Stores) -> None:
-    study = replace(study, methods=tuple(METHODS), seeds=2, gate=replace(study.gate, ladder=()))
+    recipe = replace(study.recipe, epochs=2, patience=1)
+    study = replace(study, methods=TRAINED_HERE, seeds=2, gate=replace(study.gate, ladder=()), recipe=recipe)
     run(study, stores)
     comparison = compare(study.name, stores, LOG)
-    assert {result.method for result in comparison.methods} == set(METHODS)
+    assert {result.method for result in comparison.methods} == set(TRAINED_HERE)
 
     rows = evaluation_rows(study, stores)
-    seeds = {method: {row.seed for row in rows if row.method == method} for method in METHODS}
+    seeds = {method: {row.seed for row in rows if row.method == method} for method in TRAINED_HERE}
     assert {method for method, of in seeds.items() if of == {0}} == {"baseline", "few_shot", "baseline_described"}
     assert all(of == {0, 1} for method, of in seeds.items() if method not in {"baseline", "few_shot", "baseline_described"})
     by_seed = {
@@ -301,15 +336,22 @@ def test_every_method_and_control_runs_with_two_training_seeds_and_is_compared_o
     }
     assert by_seed[0] != by_seed[1]
     assert comparison.method("unified").means["nll"] == pytest.approx(fmean(by_seed.values()))
+    read = {result.method: result.means["prompt_tokens"] for result in comparison.methods}
+    assert read["unified"] == read["baseline"] == read["cluster"] == read["prefix"]
+    assert read["few_shot"] > read["unified"], "three exchanges more are read before every answer"
 
     register(study.name, stores, LOG)
     assert isinstance(stores.tracker, MemoryTracker)
     assert not any(".s1" in name for name in stores.tracker.models), "further seeds are for the comparison only"
+    runs = [run for run in stores.tracker.runs.values() if "pack" in run.tags]
+    assert {run.tags["method"] for run in runs if run.name == "unified"} == {"unified"}
+    said = {method for run in runs for method in run.tags["method"].split(", ")}
+    assert {"unified", "cluster", "per_persona", "hybrid", "cluster_hybrid", "prefix", "merge", "random_cluster"} <= said
     assert list(stores.folder(study.name).glob("models/prefixes/prefix_0000/adapter_model.safetensors"))
 
 
 def test_controls_differ_from_what_they_control_in_one_thing(study: Study, stores: Stores) -> None:
-    study = replace(study, methods=tuple(METHODS))
+    study = replace(study, methods=TRAINED_HERE)
     prepare(study, stores, LOG)
     cluster(study, stores, LOG)
     plan = work_plan(study, stores)

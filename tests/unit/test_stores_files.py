@@ -9,9 +9,11 @@ from clusterlora.errors import BadData
 from clusterlora.stores.files import FileAdapterStore
 
 KEY = "0123456789abcdef"
+HEADER = (2).to_bytes(8, "little") + b"{}"
+"""What a file of safetensors without a tensor begins with."""
 
 
-def peft_folder(folder: Path, weights: bytes = b"weights") -> Path:
+def peft_folder(folder: Path, weights: bytes = HEADER + b"weights") -> Path:
     folder.mkdir(parents=True)
     (folder / "adapter_config.json").write_text("{}")
     (folder / "adapter_model.safetensors").write_bytes(weights)
@@ -33,9 +35,9 @@ def test_a_saved_adapter_is_found_under_its_key(tmp_path: Path) -> None:
 
 def test_the_first_copy_of_a_key_stays(tmp_path: Path) -> None:
     store = FileAdapterStore(tmp_path / "store")
-    store.save(KEY, peft_folder(tmp_path / "first", b"first"))
-    saved = store.save(KEY, peft_folder(tmp_path / "second", b"second"))
-    assert (saved / "adapter_model.safetensors").read_bytes() == b"first"
+    store.save(KEY, peft_folder(tmp_path / "first", HEADER + b"first"))
+    saved = store.save(KEY, peft_folder(tmp_path / "second", HEADER + b"second"))
+    assert (saved / "adapter_model.safetensors").read_bytes() == HEADER + b"first"
 
 
 @pytest.mark.parametrize("name", ["adapter_model.bin", "optimizer.pt", "state.pkl", "model.pth", "adapter.gguf", "run.py"])

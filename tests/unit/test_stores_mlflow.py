@@ -6,6 +6,7 @@ import math
 import socket
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,8 +15,10 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from browser.chromium import Tab
 from clusterlora.errors import BadSettings, ServiceDown, UnknownName
 from clusterlora.settings import Recipe, Study
+from clusterlora.stores import system_metrics
 from clusterlora.stores.files import FileAdapterStore
 from clusterlora.stores.json_codec import plain
 from clusterlora.stores.mlflow_tracker import MlflowTracker
@@ -24,6 +27,8 @@ from clusterlora.values import AdapterSpec, Criterion, Dataset, Dialogue, Person
 
 DATA = Dataset((Persona("p", None, (Dialogue("d", (Turn("user", "hi"), Turn("assistant", "hello")), split="train"),)),))
 TAGS = {"git_revision": "abc123", "clusterlora_version": "0.1.0"}
+HEADER = (2).to_bytes(8, "little") + b"{}"
+"""What a file of safetensors without a tensor begins with."""
 
 # MLflow warns of its own type hints when its model flavours are imported.
 pytestmark = [pytest.mark.server, pytest.mark.filterwarnings("ignore:.*AnyType:UserWarning")]
@@ -65,7 +70,7 @@ def parent(client: MlflowClient, study: str) -> Run:
 def peft_folder(folder: Path) -> Path:
     folder.mkdir(parents=True)
     (folder / "adapter_config.json").write_text("{}")
-    (folder / "adapter_model.safetensors").write_bytes(b"weights")
+    (folder / "adapter_model.safetensors").write_bytes(HEADER + b"weights")
     return folder
 
 
@@ -107,6 +112,17 @@ def test_starting_again_finds_the_same_run_and_keeps_its_parameters(mlflow_serve
     assert len(run.inputs.dataset_inputs) == 1
 
 
+def test_many_who_start_a_study_at_once_end_up_with_one_run(mlflow_server: str, client: MlflowClient) -> None:
+    trackers = [MlflowTracker(mlflow_server, patience_seconds=2) for _ in range(6)]
+    with ThreadPoolExecutor(len(trackers)) as threads:
+        started = list(threads.map(lambda tracker: start(tracker, "started-by-many"), trackers))
+    assert started.count(parent(client, "started-by-many").info.run_id) == len(trackers)
+    run = parent(client, "started-by-many")
+    assert run.data.params["recipe.rank"] == "8"
+    assert run.inputs is not None
+    assert run.inputs.dataset_inputs
+
+
 def test_a_child_run_says_what_it_belongs_to_and_holds_its_curves(tracker: MlflowTracker, client: MlflowClient, study: str) -> None:
     with tracker.adapter_run(study, name="cluster 00's", params={"rank": 8}, tags={"cluster": "0"}) as run:
         run.curve("train/loss", [(step, 1 / step) for step in range(1, 2502)])
@@ -119,6 +135,49 @@ def test_a_child_run_says_what_it_belongs_to_and_holds_its_curves(tracker: Mlflo
     assert {child.data.tags[t] for t in ("study", "cluster", "git_revision", "data_digest")} == {study, "0", "abc123", DATA.digest}
     assert len(client.get_metric_history(child.info.run_id, "train/loss")) == 2501
     assert child.data.metrics["train/tokens"] == 10.0
+
+
+def test_a_child_run_says_how_busy_its_machine_was(
+    tracker: MlflowTracker, client: MlflowClient, study: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(system_metrics, "EVERY_SECONDS", 0.05)
+    with tracker.adapter_run(study, name="pack", params={}, tags={}) as run:
+        run.curve("train/loss", [(step, 1 / step) for step in range(1, 11)])
+        sum(n * n for n in range(3_000_000))
+    (child,) = runs(client, study)
+    for name in ("cpu_utilization_percentage", "system_memory_usage_megabytes", "system_memory_usage_percentage"):
+        history = client.get_metric_history(child.info.run_id, f"system/{name}")
+        assert [point.step for point in history] == list(range(len(history)))
+        assert len(history) > 1
+        assert max(point.value for point in history) > 0
+
+
+def test_what_a_gpu_does_is_read_from_the_line_of_its_tool() -> None:
+    assert system_metrics.parse_gpu("87, 1000, 81559, 350.25\n") == {
+        "gpu_0_utilization_percentage": 87.0,
+        "gpu_0_memory_usage_megabytes": 1000 * 2**20 / 1e6,
+        "gpu_0_memory_usage_percentage": 1000 / 81559 * 100,
+        "gpu_0_power_usage_watts": 350.25,
+    }
+    assert system_metrics.parse_gpu("[N/A], 1000, 2000, [N/A]").keys() == {"gpu_0_memory_usage_megabytes", "gpu_0_memory_usage_percentage"}
+    assert system_metrics.parse_gpu("No devices were found") == {}
+
+
+def test_the_experiment_offers_a_layout_of_charts_that_mlflows_page_draws(
+    tracker: MlflowTracker, client: MlflowClient, study: str, mlflow_server: str, tab: Tab
+) -> None:
+    for method in ("unified", "cluster"):
+        with tracker.adapter_run(study, name=f"{method}'s", params={}, tags={"method": method}) as run:
+            run.curve("train/loss", [(step, 1 / step) for step in range(1, 11)])
+            run.metrics({"train/seconds": 2.0})
+    experiment = client.get_experiment_by_name(study)
+    assert experiment is not None
+    page = f"{mlflow_server}/#/experiments/{experiment.experiment_id}/runs?viewStateShareKey=training&compareRunsMode=CHART"
+    tab.open(page, until="document.body")
+    for words in ("Training runs", "Group: cluster", "Group: unified", "cluster's (train/loss)", "train/seconds"):
+        tab.says(words)
+    tab.click("[...document.querySelectorAll('button')].find(b => b.getAttribute('data-component-id').endsWith('saved_views.trigger'))")
+    tab.says("SAVED VIEWS")
 
 
 def test_a_training_that_raises_leaves_a_failed_run(tracker: MlflowTracker, client: MlflowClient, study: str) -> None:
@@ -147,7 +206,7 @@ def test_an_adapter_moves_through_the_artifact_store(tracker: MlflowTracker, stu
     other_machine = FileAdapterStore(tmp_path / "other", fetch=lambda _key, folder: tracker.download(uri, folder))
     found = other_machine.path("0123abcd")
     assert found is not None
-    assert (found / "adapter_model.safetensors").read_bytes() == b"weights"
+    assert (found / "adapter_model.safetensors").read_bytes() == HEADER + b"weights"
 
 
 @pytest.mark.parametrize("uri", ["runs:/{run}/adapters/nothing", "runs:/0123456789abcdef0123456789abcdef/adapters/x", "memory:/a/b"])
@@ -312,7 +371,7 @@ def test_an_outage_that_does_not_end_costs_the_log_and_not_the_training(
     with caplog.at_level(logging.WARNING), tracker.adapter_run(study, name="pack", params={}, tags={}) as run:
         line.cut()
         run.curve("train/loss", [(1, 2.0)])
-    assert "run 'pack' lacks 1 points of train/loss, the end of the run" in caplog.text
+    assert "run 'pack' lacks 1 points of train/loss, system metrics, the end of the run" in caplog.text
     line.restore()
     tracker.end_study(study, status="finished")
     (child,) = runs(client, study)

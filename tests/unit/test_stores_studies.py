@@ -208,6 +208,15 @@ def test_an_attempt_that_never_started_is_closed_with_no_micro_batch(store: Stud
     assert store.attempts("contract", "cluster-00") == (Attempt("cluster-00", 3, 0, "crashed", "worker gone"),)
 
 
+def test_of_a_devices_limits_the_smallest_stays(store: StudyStore) -> None:
+    assert store.memory_limit("rev", "gpu, 24 GiB", 512) is None
+    for micro_batch in (4, 2, 8):
+        store.save_memory_limit("rev", "gpu, 24 GiB", 512, micro_batch=micro_batch)
+    assert store.memory_limit("rev", "gpu, 24 GiB", 512) == 2
+    assert store.memory_limit("rev", "gpu, 80 GiB", 512) is None
+    assert store.memory_limit("rev", "gpu, 24 GiB", 1024) is None
+
+
 def test_attempts_come_by_pack_and_number(store: StudyStore) -> None:
     for pack, number in [("unified", 1), ("cluster-00", 10), ("cluster-00", 2)]:
         store.open_attempt("contract", Attempt(pack, number, 2, "running"))

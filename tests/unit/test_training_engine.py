@@ -9,15 +9,16 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from clusterlora.data.prompts import PromptEncoder, TokenSequence
 from clusterlora.errors import BadSettings, TrainingDiverged
 from clusterlora.models.base import BaseModel, load_base
+from clusterlora.models.decoder import decoder_of
 from clusterlora.settings import Recipe
 from clusterlora.stores.memory import SilentLog
-from clusterlora.training import checkpoint, engine, reference
-from clusterlora.training.job import TrainingJob, TrainingResult
+from clusterlora.training import checkpoint, engine, passes, reference
+from clusterlora.training.job import TrainingJob, TrainingResult, pad_rows
 from clusterlora.values import AdapterSpec, Turn
 
 RECIPE = Recipe(rank=4, alpha=8, dropout=0.0, epochs=2, batch_size=2, learning_rate=5e-3)
@@ -28,19 +29,6 @@ def base(tiny_base_folder: Path) -> BaseModel:
     return load_base(str(tiny_base_folder))
 
 
-@pytest.fixture
-def base64(tiny_base_folder: Path, monkeypatch: pytest.MonkeyPatch) -> BaseModel:
-    """The same model in float64 throughout; transformers' norm would drop to float32 in between."""
-
-    def norm(self: LlamaRMSNorm, x: torch.Tensor) -> torch.Tensor:
-        return self.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
-
-    monkeypatch.setattr(LlamaRMSNorm, "forward", norm)
-    base = load_base(str(tiny_base_folder))
-    base.model.double()
-    return base
-
-
 def sequences(base: BaseModel, n: int, *, first: int) -> tuple[TokenSequence, ...]:
     encoder = PromptEncoder(base.tokenizer, max_length=256)
     return tuple(
@@ -49,9 +37,18 @@ def sequences(base: BaseModel, n: int, *, first: int) -> tuple[TokenSequence, ..
     )
 
 
-def job(base: BaseModel, folder: Path, name: str, *, n: int = 5, recipe: Recipe = RECIPE, **more: Path) -> TrainingJob:
+def job(
+    base: BaseModel,
+    folder: Path,
+    name: str,
+    *,
+    n: int = 5,
+    recipe: Recipe = RECIPE,
+    init: Path | None = None,
+    underlay: Path | None = None,
+) -> TrainingJob:
     spec = AdapterSpec(name=name, persona_ids=(name,), recipe=recipe)
-    return TrainingJob(name, spec, sequences(base, n, first=len(name) + n), folder / name, **more)
+    return TrainingJob(name, spec, sequences(base, n, first=len(name) + n), folder / name, init, underlay)
 
 
 def together(base: BaseModel, jobs: list[TrainingJob], *, micro_batch: int = 2) -> dict[str, TrainingResult]:
@@ -119,11 +116,34 @@ def test_freed_slots_are_refilled_until_the_queue_is_empty(base64: BaseModel, tm
 def test_the_size_of_the_chunks_changes_nothing(base64: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = together(base64, unequal_jobs(base64, tmp_path / "whole"))
     halved = together(base64, unequal_jobs(base64, tmp_path / "halved"), micro_batch=1)
-    monkeypatch.setattr(engine, "TOKENS_PER_CHUNK", 1)
+    monkeypatch.setitem(engine.CHUNK_BYTES, "cpu", 1)
     row_by_row = together(base64, unequal_jobs(base64, tmp_path / "rows"))
     for name, result in whole.items():
         assert difference(halved[name], result) < 1e-9
         assert difference(row_by_row[name], result) < 1e-9
+
+
+def test_a_chunk_is_no_larger_than_the_free_memory_allows(base64: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    widths: list[int] = []
+    monkeypatch.setattr(engine, "pad_rows", lambda rows, **more: widths.append(len(rows)) or pad_rows(rows, **more))
+    together(base64, unequal_jobs(base64, tmp_path / "plenty"))
+    most = max(widths)
+    widths.clear()
+    monkeypatch.setattr(engine, "free_memory_bytes", lambda _device: 1 << 16)
+    together(base64, unequal_jobs(base64, tmp_path / "little"))
+    assert max(widths) == 1 < most
+
+
+def test_what_a_token_is_expected_to_need_grows_with_what_is_kept_of_it(base: BaseModel) -> None:
+    ids = torch.tensor([list(range(3, 43))])
+    needs = {
+        checkpointing: passes.lora_pass(base, RECIPE, n_slots=1, rank=4, probe=(3, 4), checkpointing=checkpointing)[1].bytes_per_token(ids)
+        for checkpointing in (False, True)
+    }
+    config = base.model.config
+    widest = 4 * (2 * config.intermediate_size + config.hidden_size)
+    assert config.num_hidden_layers * widest < needs[False] < 40 * config.num_hidden_layers * widest
+    assert needs[True] < needs[False]
 
 
 def test_dropout_depends_on_the_adapter_and_not_on_its_neighbours(base64: BaseModel, tmp_path: Path) -> None:
@@ -183,11 +203,58 @@ def test_a_checkpoint_of_one_engine_is_continued_by_the_other(base64: BaseModel,
     assert difference(ours, theirs) < 0.05  # warm-up is a share of the steps, so the first epochs differ a little
 
 
-def test_the_base_model_is_given_back_as_it_was(base: BaseModel, tmp_path: Path) -> None:
+def test_the_base_model_is_given_back_as_it_was(base64: BaseModel, tmp_path: Path) -> None:
     ids = torch.tensor([[1, 5, 9, 2]])
-    before = base.model(input_ids=ids).logits
-    together(base, unequal_jobs(base, tmp_path))
-    assert torch.equal(base.model(input_ids=ids).logits, before)
+    before = base64.model(input_ids=ids).logits
+    together(base64, unequal_jobs(base64, tmp_path))
+    assert torch.equal(base64.model(input_ids=ids).logits, before)
+
+
+def test_activations_computed_again_on_the_way_back_change_nothing(tiny_base_folder: Path, tmp_path: Path) -> None:
+    base = load_base(str(tiny_base_folder))
+    kept = together(base, unequal_jobs(base, tmp_path / "kept"))
+    again = {
+        r.job.spec.name: r
+        for r in engine.train(base, unequal_jobs(base, tmp_path / "again"), micro_batch=2, run_log=SilentLog(), checkpointing=True)
+    }
+    assert all(difference(again[name], result) == 0 for name, result in kept.items())
+
+
+def test_checkpoints_of_a_base_that_is_not_written_out_are_refused(
+    base: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(passes, "decoder_of", lambda _model: None)
+    with pytest.raises(BadSettings, match=r"runtime.gradient_checkpointing=true needs a Llama or Qwen2 base"):
+        list(engine.train(base, [job(base, tmp_path, "a")], micro_batch=2, run_log=SilentLog(), checkpointing=True))
+
+
+def test_biases_and_some_of_the_layers_of_a_site_are_handled_alike(tmp_path: Path, tiny_base_folder: Path) -> None:
+    """Qwen2 has biases on q, k and v; an adapter on q, v and up alone has its factors among those of layers that have none."""
+    ours, theirs = (qwen_like(tiny_base_folder) for _ in range(2))
+    recipe = replace(RECIPE, target_modules=("q_proj", "v_proj", "up_proj"))
+    result = together(ours, [job(ours, tmp_path / "ours", "a", recipe=recipe)])["a"]
+    expected = alone(theirs, [job(theirs, tmp_path / "theirs", "a", recipe=recipe)])["a"]
+    assert decoder_of(ours.model) is not None
+    assert difference(result, expected) < 1e-3
+
+
+def qwen_like(tiny_base_folder: Path) -> BaseModel:
+    plain = load_base(str(tiny_base_folder))
+    config = Qwen2Config(
+        vocab_size=plain.model.config.vocab_size,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
+    config.name_or_path = plain.name
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Qwen2ForCausalLM(config)
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter.data, std=0.2)
+    return replace(plain, model=model.eval().requires_grad_(False))
 
 
 def test_a_layer_that_does_not_exist_is_refused_with_the_setting_to_change(base: BaseModel, tmp_path: Path) -> None:

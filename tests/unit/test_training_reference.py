@@ -34,8 +34,11 @@ def sequences(base: BaseModel, n: int) -> tuple[TokenSequence, ...]:
     )
 
 
-def job(base: BaseModel, scratch: Path, *, n: int = 7, recipe: Recipe = RECIPE, **more: Path) -> TrainingJob:
-    return TrainingJob("key", AdapterSpec(name="one", persona_ids=("p",), recipe=recipe), sequences(base, n), scratch, **more)
+def job(
+    base: BaseModel, scratch: Path, *, n: int = 7, recipe: Recipe = RECIPE, init: Path | None = None, underlay: Path | None = None
+) -> TrainingJob:
+    spec = AdapterSpec(name="one", persona_ids=("p",), recipe=recipe)
+    return TrainingJob("key", spec, sequences(base, n), scratch, init, underlay)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -179,7 +182,7 @@ def test_a_real_failed_allocation_becomes_out_of_memory_and_says_what_to_do(base
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (in_use + 64 * 2**20, hard))
     try:
-        with pytest.raises(OutOfMemory, match=r"micro-batch 64 .*next attempt uses micro-batch 32") as caught:
+        with pytest.raises(OutOfMemory, match=r"micro-batch 64, .*next attempt uses micro-batch 32") as caught:
             list(train(base, [replace(huge, sequences=long)], micro_batch=64, run_log=SilentLog()))
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))

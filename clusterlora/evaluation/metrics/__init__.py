@@ -11,6 +11,7 @@ from clusterlora.evaluation.metrics.nll import NLL
 from clusterlora.evaluation.metrics.numeric_accuracy import NUMERIC_ACCURACY
 from clusterlora.evaluation.metrics.parameter_f1 import PARAMETER_F1
 from clusterlora.evaluation.metrics.persona_accuracy import PERSONA_ACCURACY
+from clusterlora.evaluation.metrics.prompt_tokens import PROMPT_TOKENS
 from clusterlora.evaluation.metrics.repetition import REPETITION
 from clusterlora.evaluation.metrics.rouge_l import ROUGE_L
 
@@ -28,5 +29,6 @@ METRICS: Catalog[Metric] = Catalog(
         "device_f1": DEVICE_F1,
         "parameter_f1": PARAMETER_F1,
         "numeric_accuracy": NUMERIC_ACCURACY,
+        "prompt_tokens": PROMPT_TOKENS,
     },
 )

@@ -1,0 +1,133 @@
+"""docs/scale.md: what `benchmarks.load` measured, and what a million personas would cost by those figures."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from clusterlora.evaluation.markdown import table
+
+MILLION = 1_000_000
+DIALOGUES, ITEMS, SCORES = 50, 10, 3
+PARAMETER_BYTES, NAME_BYTES = 500_000, 18
+"""Prefect refuses larger parameters; a training run names its adapters, with quotes and a comma."""
+ADAPTER_BYTES = 220_000
+"""A file of weights of the embedded model at the mission's rank 8."""
+DATABASES = {"postgresql": "PostgreSQL", "sqlite": "SQLite"}
+
+_WORDS = """Training is what costs. Rows are hours, weights are storage, and memory is what fails first.
+
+**Sharded**
+
+- Trainings and evaluations are dealt to `runtime.shards` runs. A run names its adapters in its parameters, of which Prefect refuses more
+  than {parameters} kB: at least {shards} shards for a million. One per GPU and hour of training is more sensible.
+- Studies are the larger shard: one per region or tenant of some ten thousand personas, all on one database. Unified adapter and clusters
+  are then found per study; an adapter that two studies need alike is trained once.
+- The study database is one PostgreSQL; answers and scores are keyed by a digest and can be partitioned by study. SQLite is for one
+  machine: its writers take turns.
+
+**Streamed**
+
+- Answers are written in batches of 2,000 and can be read by stack; files of dialogues are read line by line.
+- Not streamed: a study's data set is read whole, {memory} GB for a million, and so is its plan. This bounds a study to tens of thousands
+  of personas on a worker with usual memory, and is why studies are the larger shard.
+- Weights, at {adapter} kB per adapter of the embedded model at rank 8, are {weights} GB. They go through the artifact store, a folder per
+  adapter; a worker fetches only those that its shard starts from or answers with.
+
+**Prefect** holds runs, not personas: a study has one per pack and shard, each with one progress artifact. It must be on PostgreSQL: on
+SQLite, runs that report at once are answered 503 and wait. It cannot hold a run per persona: the start of a process, 3 to 9 s of
+imports, would cost more than the training it is for.
+
+**MLflow** holds a run per pack, with the mean curve and those of shared adapters, not one per persona; points go a thousand to a request.
+It cannot hold a registered model per persona: the personal adapters of a study are one version together, whose upload and check touch
+every folder, so that it is bounded by the size of a study, too. Its store must be a database server, its artifacts an object store behind
+the proxy.
+
+**Comparison** keeps a mean per person and method and draws its bootstrap over people: it grows with people, not with rows."""
+
+
+def page(found: Mapping[str, Any], benchmarks: Path = Path("docs/benchmarks.json")) -> str:
+    """Return the page."""
+    return "\n".join([*_measured(found), *_plan(found, _adapters_per_hour(benchmarks))]) + "\n"
+
+
+def _measured(found: Mapping[str, Any]) -> list[str]:
+    mlflow, some = found["mlflow"], found["postgresql"]
+    errors = [error for part in ("mlflow", *DATABASES) for error in found[part]["errors"]]
+    kept = [f"{found[key]['adapters']:,} adapters and {found[key]['answers']:,} answers in {name}" for key, name in DATABASES.items()]
+    rows: list[tuple[str, ...]] = []
+    for key, name in DATABASES.items():
+        f = found[key]
+        writes = [
+            ("a dialogue, saved with its data set", f["dialogues"], f["save_dataset"]["cpu_seconds"], f["save_dataset"]["seconds"]),
+            ("an adapter's row, saved alone", f["personas"], f["adapters_cpu_seconds"], f["write"]["seconds"]),
+            (f"an answer with its {SCORES} scores", f["answers"], f["answers_cpu_seconds"], f["write"]["seconds"]),
+            ("a dialogue, read", f["dialogues"], f["read_dataset"]["cpu_seconds"], f["read_dataset"]["seconds"]),
+            ("an answer, read", f["read_answers_rows"], f["read_answers"]["cpu_seconds"], f["read_answers"]["seconds"]),
+        ]
+        rows += [(name, what, f"{n:,}", f"{1000 * cpu / n:.3f}", f"{seconds:.1f}") for what, n, cpu, seconds in writes]
+    n_points = mlflow["runs"] * mlflow["points_per_run"]
+    cost = f"{1000 * mlflow['cpu_seconds'] / n_points:.3f}"
+    rows.append(("MLflow", "a point of a curve, logged", f"{n_points:,}", cost, f"{mlflow['seconds']:.1f}"))
+    return [
+        "# Scale",
+        "",
+        "Written by `make load`; every figure is in `scale.json`.",
+        "",
+        "## Measured",
+        "",
+        f"{some['writers']} processes write at once: the adapters of {some['personas']:,} personas one by one, as trainings do, and",
+        f"{some['rows_per_method']:,} answers per method, into a real PostgreSQL and into SQLite; then {mlflow['runs']} processes log",
+        f"{mlflow['points_per_run']:,} points each, every one into a run of its own of one MLflow server, and upload an adapter.",
+        f"Cores: {found['cores']}, load before: {found['load_before']}. A busy machine stretches the seconds that pass, so costs are in",
+        "processor time of our processes, without the servers'.",
+        "",
+        table(("where", "what", "how many", "ms of processor each", "seconds, all together"), rows, right=(False, False, True, True, True)),
+        "",
+        f"Errors that reached a writer: {len(errors) or 'none'}{'' if not errors else ', the first: ' + errors[0]}. Found afterwards:",
+        f"{', '.join(kept)};",
+        f"{mlflow['points_found']:,} points in MLflow. The two rows of writes were written by the same processes in the same time.",
+        "",
+        f"A persona with {DIALOGUES} dialogues takes {found['bytes_per_persona'] / 1000:.0f} kB of memory in a data set.",
+        "",
+    ]
+
+
+def _plan(found: Mapping[str, Any], per_hour: Mapping[str, float]) -> list[str]:
+    f = found["postgresql"]
+    per_dialogue, per_adapter = f["save_dataset"]["cpu_seconds"] / f["dialogues"], f["adapters_cpu_seconds"] / f["personas"]
+    per_answer = f["answers_cpu_seconds"] / f["answers"]
+    hours = [
+        ("write 50 dialogues per persona", DIALOGUES * MILLION, DIALOGUES * MILLION * per_dialogue / 3600, "writers"),
+        ("record an adapter per persona", MILLION, MILLION * per_adapter / 3600, "writers"),
+        (f"write {ITEMS} answers per persona and method", ITEMS * MILLION, ITEMS * MILLION * per_answer / 3600, "writers, per method"),
+        *((f"train a persona's adapter, {name}", MILLION, MILLION / rate, "trainers") for name, rate in per_hour.items()),
+    ]
+    packs = -(-MILLION * NAME_BYTES // PARAMETER_BYTES)
+    return [
+        "## A million personas, on paper",
+        "",
+        "By the costs above (PostgreSQL) and those of docs/benchmarks.md; divide by the number of processes that do it.",
+        "",
+        table(
+            ("what", "how many", "hours", "of one of the"),
+            [(w, f"{n:,}", f"{h:,.1f}", of) for w, n, h, of in hours],
+            right=(False, True, True, False),
+        ),
+        "",
+        _WORDS.format(
+            parameters=PARAMETER_BYTES // 1000,
+            shards=packs,
+            memory=f"{found['bytes_per_persona'] * MILLION / 1e9:,.0f}",
+            adapter=ADAPTER_BYTES // 1000,
+            weights=f"{ADAPTER_BYTES * MILLION / 1e9:,.0f}",
+        ),
+    ]
+
+
+def _adapters_per_hour(benchmarks: Path) -> dict[str, float]:
+    """Return the measured rate of training by model and dtype, ours."""
+    if not benchmarks.is_file():
+        return {}
+    rows = json.loads(benchmarks.read_text(encoding="utf-8"))["rows"]
+    return {row["name"].removeprefix("training "): row["ours"] for row in rows if row["name"].startswith("training ")}

@@ -1,0 +1,106 @@
+"""Serving: the router of a registered model against plain PEFT, for requests of different people; latency of one, throughput of many."""
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from peft import PeftModel
+
+from benchmarks.subjects import load_subject, write_adapters
+from clusterlora.models.base import base_revision, load_base
+from clusterlora.serving.router import Router
+from clusterlora.settings import ModelSettings
+from clusterlora.stores.routing_table import KeyedLayer, KeyedStack, RoutingTable
+
+QUESTION = "Good evening, I am home and would like it warm and quiet in here."
+
+
+def measure(model: str, *, adapters: int, requests: int, max_new_tokens: int, repetitions: int) -> dict[str, Any]:
+    """Return median seconds of one request and requests per second of a mixed batch, for both."""
+    subject = load_subject(model, dtype="float32", device="cpu")
+    with tempfile.TemporaryDirectory() as scratch:
+        folders = {f"key{n}": folder for n, folder in enumerate(write_adapters(subject.ours, adapters, Path(scratch)))}
+        router = Router(_table(model, list(folders), max_new_tokens), folders)
+        peft, tokenizer = _mounted(model, list(folders.values()))
+    # The caller's system turn replaces the study's, so that both get the same prompt.
+    messages = [{"role": "system", "content": ModelSettings().system_prompt}, {"role": "user", "content": QUESTION}]
+    asked = [{"persona_id": f"person{n % adapters}", "messages": messages} for n in range(requests)]
+
+    def with_peft(some: Sequence[dict[str, Any]]) -> None:
+        for request in some:
+            peft.set_adapter(request["persona_id"])
+            prompt = tokenizer.apply_chat_template(request["messages"], add_generation_prompt=True, return_tensors="pt", return_dict=True)
+            with torch.inference_mode():
+                peft.generate(**prompt, max_new_tokens=max_new_tokens, do_sample=False)
+
+    contenders: dict[str, Callable[[Sequence[dict[str, Any]]], object]] = {"router": router.answer, "PEFT": with_peft}
+    seconds: dict[str, dict[int, list[float]]] = {name: {1: [], requests: []} for name in contenders}
+    for repetition in range(repetitions + 1):
+        for name, answer in contenders.items():
+            for size in (1, requests):
+                began = time.perf_counter()
+                answer(asked[:size])
+                if repetition:  # the first of each warms up
+                    seconds[name][size].append(time.perf_counter() - began)
+    return {
+        "model": model,
+        "adapters": adapters,
+        "requests": requests,
+        "max_new_tokens": max_new_tokens,
+        **{
+            name: {"latency_seconds": median(taken[1]), "requests_per_second": requests / median(taken[requests])}
+            for name, taken in seconds.items()
+        },
+    }
+
+
+def _table(model: str, keys: Sequence[str], max_new_tokens: int) -> RoutingTable:
+    return RoutingTable(
+        study="bench",
+        method="per_persona",
+        model=ModelSettings(base=model),
+        base_revision=base_revision(model),
+        max_new_tokens=max_new_tokens,
+        default=KeyedStack(),
+        personas={f"person{n}": KeyedStack((KeyedLayer(key),)) for n, key in enumerate(keys)},
+    )
+
+
+def _mounted(model: str, folders: Sequence[Path]) -> tuple[Any, Any]:
+    base = load_base(model)
+    peft: Any = PeftModel.from_pretrained(base.model, str(folders[0]), adapter_name="person0")
+    for number, folder in enumerate(folders[1:], start=1):
+        peft.load_adapter(str(folder), adapter_name=f"person{number}")
+    return peft.eval(), base.tokenizer
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="homelm")
+    parser.add_argument("--adapters", type=int, default=16)
+    parser.add_argument("--requests", type=int, default=16)
+    parser.add_argument("--max-new-tokens", type=int, default=32)
+    parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--out", type=Path, help="Folder for serving.json.")
+    options = parser.parse_args()
+    found = measure(
+        options.model,
+        adapters=options.adapters,
+        requests=options.requests,
+        max_new_tokens=options.max_new_tokens,
+        repetitions=options.repetitions,
+    )
+    text = json.dumps(found, indent=2)
+    if options.out:
+        (options.out / "serving.json").write_text(text + "\n")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

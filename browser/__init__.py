@@ -1,0 +1,1 @@
+"""Pages in a headless browser: driven by the tests, photographed for the documentation."""

@@ -1,0 +1,77 @@
+"""A study as a live page in the terminal: phases with what is expected, scores so far, what trains, GPU and memory."""
+
+import shutil
+import subprocess
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from clusterlora.ports import Stores
+
+EVERY_SECONDS = 2.0
+_OVER = ("finished", "failed", "cancelled")
+
+
+def watch(name: str, stores: "Stores") -> None:
+    """Redraw the page until the study has ended or Ctrl-C is pressed; without a terminal print it once."""
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal:
+        console.print(page(name, stores))
+        return
+    with Live(console=console, auto_refresh=False) as live:
+        while True:
+            live.update(page(name, stores), refresh=True)
+            if stores.studies.status(name) in _OVER:
+                return
+            time.sleep(EVERY_SECONDS)
+
+
+def page(name: str, stores: "Stores") -> Group:
+    """Return the page as it is at this moment."""
+    from clusterlora.stages.outlook import against_unified, next_step, phases
+
+    study = stores.studies.study(name)
+    table = Table(title=f"{name}: {stores.studies.status(name)}", title_justify="left")
+    for column in ("phase", "state", "took", "expected", ""):
+        table.add_column(column, justify="right" if column in ("took", "expected") else "left")
+    for phase in phases(study, stores):
+        table.add_row(phase.name, phase.state, _clock(phase.spent), _clock(phase.expected), phase.detail)
+    open_attempts = [attempt for attempt in stores.studies.attempts(name) if attempt.state == "running"]
+    lines = [f"training {a.pack}, attempt {a.number}, micro-batch {a.micro_batch}" for a in open_attempts]
+    lines += against_unified(study, stores)
+    lines += [f"next: {next_step(study, stores)}", machine()]
+    return Group(table, *(Text(line) for line in lines))
+
+
+def machine() -> str:
+    """Return memory and GPUs in one line."""
+    parts: list[str] = []
+    meminfo = Path("/proc/meminfo")
+    if meminfo.is_file():
+        kilobytes = {line.split(":")[0]: int(line.split()[1]) for line in meminfo.read_text().splitlines() if len(line.split()) > 1}
+        total = kilobytes["MemTotal"]
+        parts.append(f"memory {(total - kilobytes['MemAvailable']) / 1e6:.1f} of {total / 1e6:.1f} GB")
+    tool = shutil.which("nvidia-smi")
+    if tool is not None:
+        query = [tool, "--query-gpu=index,utilization.gpu,memory.used,memory.total", "--format=csv,noheader"]
+        done = subprocess.run(query, capture_output=True, text=True, check=False)
+        parts += [f"GPU {line}" for line in done.stdout.splitlines()]
+    else:
+        parts.append("no GPU")
+    return " · ".join(parts)
+
+
+def _clock(seconds: Any) -> str:
+    if seconds is None:
+        return "-"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

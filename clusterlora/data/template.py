@@ -1,0 +1,90 @@
+"""A small data set of one's own to begin with: every way to write a dialogue, and a commented configuration beside it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from clusterlora.data.synthetic import generate
+from clusterlora.errors import BadData
+from clusterlora.settings import SyntheticSettings
+from clusterlora.values import Persona
+
+_PEOPLE = SyntheticSettings(cluster_sizes=(3, 3), dialogues=8, seed=7)
+
+_CONFIGURATION = """\
+# A study of your own people. Check the data:  clusterlora data validate --config {toml}
+#                             run the study:   clusterlora study run --config {toml}
+#
+# {people} has one line per dialogue (or one per exchange), each a JSON object with:
+#   persona_id           who it is; any text
+#   prompt, response     what was said to the assistant and what it answered, or instead of these two
+#   messages             a whole dialogue: [{{"role": "user", "text": "..."}}, {{"role": "assistant", "text": "..."}}, ...]
+# and, if you have them:
+#   persona_description  the same in all rows of a persona
+#   dialogue_id          rows with the same one stay in the same split
+#   split                train, val or test; without it every persona's dialogues are split by a stable hash
+# The people in it are invented: replace its lines by yours. CSV and Parquet files with these columns work as well.
+
+name = "{name}"
+
+# What is compared. `clusterlora study run --preset all --show-settings` names every method and every setting.
+methods = ["baseline", "unified", "per_persona", "cluster"]
+
+[data]
+source = "table"
+path = {path}
+# columns = [["prompt", "question"], ["response", "answer"]]    # [ours, yours], if yours have other names
+train = 4    # dialogues per persona to train on ...
+val = 2      # ... to choose by (the gate, routing) ...
+test = 2     # ... and that only the final scores see
+
+[clustering]
+k = 2        # how many groups to find (--set clustering.k=none lets the data say how many)
+min_size = 2
+
+[model]
+base = "homelm"    # embedded, for a first try; then a hub id such as "Qwen/Qwen2.5-0.5B-Instruct", or a local folder
+system_prompt = "You are a smart home assistant."
+
+[gate]
+worst_persona = 0.0        # similarities of your data have their own scale: ask little at first
+on_failure = "continue"    # stop, ask, or continue
+"""
+
+
+def write_template(folder: Path) -> tuple[Path, Path]:
+    """Write people.jsonl and study.toml into a folder, creating it; return where they are.
+
+    Raises:
+        BadData: one of them is there already.
+    """
+    people, toml = folder / "people.jsonl", folder / "study.toml"
+    for file in (people, toml):
+        if file.exists():
+            raise BadData(f"{file} exists and is not overwritten; give another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [row for persona in generate(_PEOPLE).dataset.personas for row in _rows(persona)]
+    people.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    # A JSON string is a TOML string.
+    toml.write_text(
+        _CONFIGURATION.format(people=people.name, toml=toml, name=_name(folder), path=json.dumps(str(people))), encoding="utf-8"
+    )
+    return people, toml
+
+
+def _name(folder: Path) -> str:
+    letters = "".join(c if c.isascii() and c.isalnum() else "-" for c in folder.resolve().name.lower()).strip("-")
+    return letters[:48].rstrip("-") or "my-people"
+
+
+def _rows(persona: Persona) -> list[dict[str, Any]]:
+    """Return a persona's dialogues as rows: a single exchange as prompt and response, longer ones as messages."""
+    rows: list[dict[str, Any]] = []
+    for dialogue in persona.dialogues:
+        row: dict[str, Any] = {"persona_id": persona.id}
+        if len(dialogue.turns) == 2:
+            row |= {"prompt": dialogue.turns[0].text, "response": dialogue.turns[1].text}
+        else:
+            row["messages"] = [{"role": turn.role, "text": turn.text} for turn in dialogue.turns]
+        rows.append(row | {"persona_description": persona.description})
+    return rows

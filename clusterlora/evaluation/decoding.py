@@ -1,0 +1,263 @@
+"""Answers and reference likelihoods through a written-out decoder: every row of a batch with its own stack of adapters.
+
+legend   l layer, b row, t token, G key-value heads, g query heads of each, e width of a head, V vocabulary
+
+One pass over a whole dialogue reads off the likelihood of all its references, and leaves in its keys and values the beginning of every
+turn's prompt: an earlier turn with its reference is how the later prompt begins. So a question starts its answer from a copy of what
+the pass computed, its first token already chosen. Rows that end make room for the next question: the batch stays full.
+"""
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+
+from clusterlora.evaluation.generate import Question, Reply, in_one_pass
+from clusterlora.models.decoder import LOGITS_AT_ONCE, PAD_TO, Block, Decoder, positions_of
+from clusterlora.models.site_slots import Factors, SiteSlots, adapted
+from clusterlora.models.stacked import Weights
+
+
+class DecoderStacks:
+    """Slots of adapters on a decoder, ready to answer; slot 0 is the base model."""
+
+    def __init__(self, decoder: Decoder, weights: Sequence[Weights], *, end_ids: frozenset[int], pad_id: int) -> None:
+        """Put adapters into the slots 1, 2, ...; none of them has a prefix. Raises BadData when one belongs to another base."""
+        self._decoder = decoder
+        self._slots = SiteSlots(decoder, weights)
+        self._end_ids = end_ids
+        self._pad_id = pad_id
+
+    @torch.inference_mode()
+    def reply(self, questions: Sequence[Question], *, max_new_tokens: int | None, batch_size: int) -> Iterator[Reply]:
+        """Yield every question's greedy answer and likelihood, in no particular order; only likelihoods when no tokens are asked for."""
+        for stream in _streams(questions, batch_size):
+            passes = (self._pass(questions, stream[start : start + batch_size]) for start in range(0, len(stream), batch_size))
+            if max_new_tokens is None:
+                for begun in (one for together in passes for one in together):
+                    yield Reply(begun.number, (), begun.nll)
+            else:
+                yield from self._generate(questions, stream, passes, max_new_tokens=max_new_tokens, batch_size=batch_size)
+
+    def close(self) -> None:
+        """The model itself was never touched."""
+
+    def _generate(
+        self,
+        questions: Sequence[Question],
+        stream: Sequence[Sequence[int]],
+        passes: Iterator[list["_Begun"]],
+        *,
+        max_new_tokens: int,
+        batch_size: int,
+    ) -> Iterator[Reply]:
+        asked = [questions[number] for together in stream for number in together]
+        longest = max(len(q.prompt) + max(max_new_tokens, len(q.reference)) for q in asked)
+        same_slot = asked[0].slot if len({q.slot for q in asked}) == 1 else None
+        desk = _Desk(self._decoder, self._slots, n_rows=min(batch_size, len(asked)), n_tokens=_round_up(longest), slot=same_slot)
+        waiting: deque[_Begun] = deque()
+        while True:
+            while desk.room > len(waiting) and (together := next(passes, None)) is not None:
+                for begun in together:
+                    if begun.first in self._end_ids:
+                        yield Reply(begun.number, (), begun.nll)
+                    else:
+                        waiting.append(begun)
+            desk.seat([waiting.popleft() for _ in range(min(desk.room, len(waiting)))])
+            if not desk.rows:
+                return
+            for row in desk.step(self._end_ids, max_new_tokens):
+                yield Reply(row.begun.number, tuple(row.answer), row.begun.nll)
+
+    def _pass(self, questions: Sequence[Question], passes: Sequence[Sequence[int]]) -> list["_Begun"]:
+        """Run whole dialogues, each a row; return every question's likelihood, first token and where its prompt's keys and values are."""
+        decoder = self._decoder
+        longest = [questions[together[-1]] for together in passes]
+        width = _round_up(max(_length(q) for q in longest))
+        ids = torch.full((len(longest), width), self._pad_id)
+        predicts = torch.zeros(ids.shape, dtype=torch.bool)
+        for row, (whole, together) in enumerate(zip(longest, passes, strict=True)):
+            ids[row, : _length(whole)] = torch.tensor(whole.prompt + whole.reference)
+            for question in (questions[number] for number in together):
+                predicts[row, len(question.prompt) - 1 : len(question.prompt) - 1 + _n_predicted(question)] = True
+        ids, predicts = ids.to(decoder.device), predicts.to(decoder.device)
+        responses, real = positions_of(predicts, multiple=PAD_TO)
+        factors = self._slots.of_rows(torch.tensor([q.slot for q in longest], device=decoder.device))
+        cos, sin = decoder.turns(width)
+        x = functional.embedding(ids, decoder.embedding)
+        cache: list[tuple[Tensor, Tensor]] = []
+        for layer, block in enumerate(decoder.blocks):
+            own = factors[4 * layer : 4 * layer + 4]
+            queries, keys, values = decoder.heads(adapted(block.qkv, decoder.norm(x, block.norm_in)[0], own[0]), cos, sin)
+            cache.append((keys, values))
+            found = decoder.attend(queries, keys, values)
+            if layer == len(decoder.blocks) - 1:
+                index = responses[..., None]
+                found, x = (part.gather(1, index.expand(-1, -1, part.shape[-1])) for part in (found, x))
+            x = after_attention(decoder, block, x, found, own)
+        hidden = decoder.norm(x, decoder.norm_out)[0].flatten(0, 1)[real]
+        nll, best = self._read(hidden, ids.roll(-1, 1)[predicts])
+        keys, values = (torch.stack(part) for part in zip(*cache, strict=True))
+        begun, start = [], 0
+        for row, together in enumerate(passes):
+            for number in together:
+                n = _n_predicted(questions[number])
+                mean = float(nll[start : start + n].mean()) if questions[number].reference else float("nan")
+                begun.append(_Begun(number, questions[number], mean, int(best[start]), keys, values, row))
+                start += n
+        return begun
+
+    def _read(self, hidden: Float[Tensor, "n d"], targets: Tensor) -> tuple[Float[Tensor, " n"], Tensor]:
+        """Return each place's negative log-likelihood of its target, on the CPU, and its likeliest token."""
+        found = []
+        size = max(1, LOGITS_AT_ONCE // len(self._decoder.head))
+        for states, wanted in zip(hidden.split(size), targets.split(size), strict=True):
+            logits = functional.linear(states, self._decoder.head)
+            found.append((functional.cross_entropy(logits.float(), wanted, reduction="none"), logits.argmax(-1)))
+        nll, best = (torch.cat(part).cpu() for part in zip(*found, strict=True))
+        return nll, best
+
+
+@dataclass(frozen=True, slots=True)
+class _Begun:
+    """A question whose prompt has been read: `keys` and `values` [l b G t e] hold it in their row `row`."""
+
+    number: int
+    question: Question
+    nll: float
+    first: int
+    keys: Tensor
+    values: Tensor
+    row: int
+
+
+@dataclass(slots=True)
+class _Row:
+    """A question being answered."""
+
+    begun: _Begun
+    answer: list[int] = field(default_factory=list[int])
+
+
+class _Desk:
+    """The rows being answered, one next to another; those that end are replaced, and when nobody waits the last takes their place."""
+
+    def __init__(self, decoder: Decoder, slots: SiteSlots, *, n_rows: int, n_tokens: int, slot: int | None) -> None:
+        """Make room for so many rows of so many tokens; with `slot` given, all of them are answered by it."""
+        self._decoder = decoder
+        self._slots = slots
+        self._same = slot is not None
+        shape = (len(decoder.blocks), n_rows, decoder.n_kv_heads, n_tokens, decoder.head_dim)
+        self._keys = torch.zeros(shape, dtype=decoder.dtype, device=decoder.device)
+        self._values = torch.zeros_like(self._keys)
+        self._factors = slots.of_rows(torch.full((1,), slot, device=decoder.device)) if slot is not None else slots.room(n_rows)
+        self._n_rows = n_rows
+        self.rows: list[_Row] = []
+
+    @property
+    def room(self) -> int:
+        """How many more questions can be seated."""
+        return self._n_rows - len(self.rows)
+
+    def seat(self, newcomers: Sequence[_Begun]) -> None:
+        """Copy what their passes left to the next free rows."""
+        start = len(self.rows)
+        for n, begun in enumerate(newcomers):
+            n_tokens = len(begun.question.prompt)
+            self._keys[:, start + n, :, :n_tokens] = begun.keys[:, begun.row, :, :n_tokens]
+            self._values[:, start + n, :, :n_tokens] = begun.values[:, begun.row, :, :n_tokens]
+            self.rows.append(_Row(begun, [begun.first]))
+        if newcomers and not self._same:
+            self._slots.fill(self._factors, start, [begun.question.slot for begun in newcomers])
+
+    def step(self, end_ids: frozenset[int], max_new_tokens: int) -> list[_Row]:
+        """Add a token to every row; return those that are complete, which leave."""
+        done = [place for place, row in enumerate(self.rows) if len(row.answer) == max_new_tokens]
+        if not done:
+            for place, token in enumerate(self._next().tolist()):
+                if token in end_ids:
+                    done.append(place)
+                else:
+                    self.rows[place].answer.append(token)
+        left = [self.rows[place] for place in done]
+        for place in reversed(done):
+            self._vacate(place)
+        return left
+
+    def _vacate(self, place: int) -> None:
+        last = len(self.rows) - 1
+        if place != last:
+            self.rows[place] = self.rows[last]
+            self._keys[:, place], self._values[:, place] = self._keys[:, last], self._values[:, last]
+            for pair in self._factors if not self._same else ():
+                for factor in pair or ():
+                    factor[place] = factor[last]
+        self.rows.pop()
+
+    def _next(self) -> Tensor:
+        """Run every row's last token; return the likeliest next ones."""
+        decoder, n = self._decoder, len(self.rows)
+        places = [len(row.begun.question.prompt) + len(row.answer) - 1 for row in self.rows]
+        reach = max(places) + 1
+        place = torch.tensor(places, device=decoder.device)
+        x = decoder.embedding[torch.tensor([row.answer[-1:] for row in self.rows], device=decoder.device)]
+        cos, sin = (turn[place][:, None] for turn in decoder.turns(reach))
+        later = torch.arange(reach, device=decoder.device) > place[:, None]
+        bias = torch.zeros(later.shape, device=decoder.device).masked_fill_(later, float("-inf"))[:, None, None]
+        factors = [pair if self._same or pair is None else (pair[0][:n], pair[1][:n]) for pair in self._factors]
+        every = torch.arange(n, device=decoder.device)
+        for layer, block in enumerate(decoder.blocks):
+            own = factors[4 * layer : 4 * layer + 4]
+            queries, keys, values = decoder.heads(adapted(block.qkv, decoder.norm(x, block.norm_in)[0], own[0]), cos, sin)
+            self._keys[layer, every, :, place], self._values[layer, every, :, place] = keys[:, :, 0], values[:, :, 0]
+            found = _attend_cached(queries, self._keys[layer, :n, :, :reach], self._values[layer, :n, :, :reach], bias)
+            x = after_attention(decoder, block, x, found, own)
+        return functional.linear(decoder.norm(x[:, 0], decoder.norm_out)[0], decoder.head).argmax(-1)
+
+
+def _attend_cached(
+    queries: Float[Tensor, "b H 1 e"], keys: Float[Tensor, "b G t e"], values: Float[Tensor, "b G t e"], bias: Float[Tensor, "b 1 1 t"]
+) -> Float[Tensor, "b 1 D"]:
+    """Return what one token per row finds among the keys that `bias` lets it see."""
+    n_rows, _, _, width = queries.shape
+    grouped = queries.reshape(n_rows, keys.shape[1], -1, width)
+    scores = torch.matmul(grouped, keys.transpose(2, 3)).to(torch.promote_types(queries.dtype, torch.float32))
+    shares = torch.softmax(scores.mul_(width**-0.5).add_(bias), dim=-1).to(queries.dtype)
+    return torch.matmul(shares, values).reshape(n_rows, 1, -1)
+
+
+def after_attention(decoder: Decoder, block: Block, x: Tensor, found: Tensor, own: Sequence[Factors | None]) -> Float[Tensor, "b t d"]:
+    """Return a block's output from its input and what its attention found; `own` are the factors of its four sites."""
+    x = x + adapted(block.out, found, own[1])
+    gate, up = adapted(block.gate_up, decoder.norm(x, block.norm_mid)[0], own[2]).chunk(2, dim=-1)
+    return x + adapted(block.down, functional.silu(gate) * up, own[3])
+
+
+def _streams(questions: Sequence[Question], batch_size: int) -> list[list[list[int]]]:
+    """Return the passes to run, longest first: those of a slot that fills batches alone by themselves, all others mixed.
+
+    Rows of one slot share its factors; rows of many read one copy each.
+    """
+    by_slot: dict[int, list[list[int]]] = {}
+    for together in in_one_pass(questions):
+        by_slot.setdefault(questions[together[0]].slot, []).append(together)
+    alone = [passes for passes in by_slot.values() if len(passes) >= batch_size]
+    mixed = [together for passes in by_slot.values() if len(passes) < batch_size for together in passes]
+    return [sorted(stream, key=lambda together: -_length(questions[together[-1]])) for stream in (*alone, mixed) if stream]
+
+
+def _length(question: Question) -> int:
+    return len(question.prompt) + len(question.reference)
+
+
+def _n_predicted(question: Question) -> int:
+    """Return at how many places a pass reads logits for a question: for every token of its reference, or for the first of an answer."""
+    return max(1, len(question.reference))
+
+
+def _round_up(n: int) -> int:
+    return -(-n // PAD_TO) * PAD_TO

@@ -1,0 +1,211 @@
+"""The Llama family's decoder, written out over the weights of a transformers model.
+
+legend   b row, t token, d width, D outputs of a site, H query heads, G key-value heads, e width of a head, V vocabulary
+
+    a = norm(x)    q, k, v = a Wqkv^T    x <- x + attention(rope(q), rope(k), v) Wo^T
+    m = norm(x)    g, u = m Wgu^T        x <- x + (silu(g) * u) Wd^T
+
+Linear layers that read the same tensor are one site: one product with their weights one under another. What a transformers model adds
+to these lines (module calls, masks, caches made for every occasion) costs a small model more than the arithmetic; here a pass is a few
+dozen operations per layer, and training knows exactly what it has to keep.
+Source: Touvron et al. 2023, LLaMA (arXiv 2302.13971); Su et al. 2021, rotary embeddings (arXiv 2104.09864).
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional
+
+_FAMILY = frozenset({"LlamaForCausalLM", "Qwen2ForCausalLM"})
+_ROPE = frozenset({"default", "linear", "llama3"})
+"""Rotary embeddings whose angles depend on the position alone, not on how long the sequence is."""
+
+PAD_TO = 16
+"""Rows are padded to a multiple of so many tokens: kernels are made for a shape, and few shapes mean few of them."""
+LOGITS_AT_ONCE = 1 << 22
+"""Numbers of logits held at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """Linear layers that read the same tensor. `weight` holds theirs one under another, and they keep views of it."""
+
+    names: tuple[str, ...]
+    d_outs: tuple[int, ...]
+    weight: Float[Tensor, "D d_in"]
+    bias: Float[Tensor, " D"] | None
+
+    def __call__(self, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... D"]:
+        """Return the layers' outputs side by side."""
+        return functional.linear(x, self.weight, self.bias)
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """One layer: its two norms and four sites."""
+
+    norm_in: Float[Tensor, " d"]
+    qkv: Site
+    out: Site
+    norm_mid: Float[Tensor, " d"]
+    gate_up: Site
+    down: Site
+
+    @property
+    def sites(self) -> tuple[Site, Site, Site, Site]:
+        """The sites in the order they run."""
+        return self.qkv, self.out, self.gate_up, self.down
+
+
+class Decoder:
+    """The parts of a model of the family, and the lines above that need no weights."""
+
+    def __init__(self, model: Any) -> None:
+        """Take the weights of a transformers model; they are shared, not copied."""
+        self.embedding: Float[Tensor, "V d"] = model.get_input_embeddings().weight
+        self.head: Float[Tensor, "V d"] = model.get_output_embeddings().weight
+        self.blocks = tuple(_block(f"model.layers.{n}", layer) for n, layer in enumerate(model.model.layers))
+        self.norm_out: Float[Tensor, " d"] = model.model.norm.weight
+        attention = model.model.layers[0].self_attn
+        self.head_dim: int = attention.head_dim
+        self.n_kv_heads: int = model.config.num_key_value_heads
+        self.n_heads: int = model.config.num_attention_heads
+        self._eps: float = model.config.rms_norm_eps
+        self._rotary: nn.Module = model.model.rotary_emb
+        self._turns: tuple[Tensor, Tensor] = self._turns_up_to(256)
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """All sites, in the order they run."""
+        return tuple(site for block in self.blocks for site in block.sites)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of weights and activations."""
+        return self.embedding.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.embedding.device
+
+    def turns(self, n_positions: int) -> tuple[Float[Tensor, "t e"], Float[Tensor, "t e"]]:
+        """Return cosine and signed sine of each position's angles, as `rotate` takes them."""
+        if n_positions > len(self._turns[0]):
+            self._turns = self._turns_up_to(max(n_positions, 2 * len(self._turns[0])))
+        cos, sin = self._turns
+        return cos[:n_positions], sin[:n_positions]
+
+    def _turns_up_to(self, n: int) -> tuple[Tensor, Tensor]:
+        cos, sin = self._rotary(self.embedding[:1], torch.arange(n, device=self.device)[None])
+        sign = torch.ones_like(sin[0, 0])
+        sign[: self.head_dim // 2] = -1
+        return cos[0].contiguous(), sin[0] * sign
+
+    def norm(self, x: Float[Tensor, "... d"], weight: Float[Tensor, " d"]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return (weight * unit, unit, inverse root mean square); `unit` is x over its root mean square, taken in float32 or wider."""
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        inverse = torch.rsqrt(torch.linalg.vecdot(wide, wide)[..., None] / x.shape[-1] + self._eps)
+        unit = (wide * inverse).to(x.dtype)
+        return unit * weight, unit, inverse
+
+    def heads(self, qkv: Float[Tensor, "b t D"], cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return turned queries [b H t e], turned keys [b G t e] and values [b G t e]."""
+        split = qkv.unflatten(-1, (-1, self.head_dim))
+        turned = rotate(split[..., : self.n_heads + self.n_kv_heads, :], cos, sin)
+        queries, keys = turned[..., : self.n_heads, :], turned[..., self.n_heads :, :]
+        values = split[..., self.n_heads + self.n_kv_heads :, :]
+        return queries.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2)
+
+    def attend(
+        self, queries: Float[Tensor, "b H t e"], keys: Float[Tensor, "b G t e"], values: Float[Tensor, "b G t e"]
+    ) -> Float[Tensor, "b t D"]:
+        """Return what each token's attention to itself and those before it finds, heads side by side."""
+        narrow = queries.dtype
+        if not queries.is_cuda:
+            # The CPU's kernel for bfloat16 is several times slower than the one for float32.
+            queries, keys, values = (part.to(torch.promote_types(narrow, torch.float32)) for part in (queries, keys, values))
+        grouped = self.n_kv_heads < self.n_heads
+        found = functional.scaled_dot_product_attention(queries, keys, values, is_causal=True, enable_gqa=grouped)
+        return found.transpose(1, 2).flatten(2).to(narrow)
+
+
+def rotate(x: Float[Tensor, "b t h e"], cos: Tensor, sin: Tensor) -> Float[Tensor, "b t h e"]:
+    """Return heads turned by their positions' angles; cos and signed sin are [t, e] or [b, t, e]. With -sin it is the way back."""
+    cos, sin = cos[..., None, :], sin[..., None, :]
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
+
+
+_decoders: "WeakKeyDictionary[nn.Module, Decoder | None]" = WeakKeyDictionary()
+
+
+def decoder_of(model: nn.Module) -> Decoder | None:
+    """Return the model's decoder, the same one every time; None when its architecture is not one this file writes out."""
+    known = _decoders.get(model)
+    if known is None or known.embedding.dtype != known.blocks[0].qkv.weight.dtype or known.device != known.blocks[0].qkv.weight.device:
+        # Not seen before, or moved since: what is joined here does not move with the model.
+        known = _decoders[model] = Decoder(model) if _is_of_the_family(model) else None
+    return known
+
+
+def _is_of_the_family(model: Any) -> bool:
+    if type(model).__name__ not in _FAMILY:
+        return False
+    config = model.config
+    layers = getattr(config, "layer_types", None) or ()
+    plain_layers = all(kind == "full_attention" for kind in layers)
+    plain_rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default") in _ROPE
+    linears = [module for layer in model.model.layers for name, module in layer.named_modules() if name.endswith("_proj")]
+    return plain_layers and plain_rope and config.hidden_act == "silu" and all(type(module) is nn.Linear for module in linears)
+
+
+def _block(path: str, layer: Any) -> Block:
+    attention, mlp = layer.self_attn, layer.mlp
+    return Block(
+        norm_in=layer.input_layernorm.weight,
+        qkv=_site(f"{path}.self_attn", {"q_proj": attention.q_proj, "k_proj": attention.k_proj, "v_proj": attention.v_proj}),
+        out=_site(f"{path}.self_attn", {"o_proj": attention.o_proj}),
+        norm_mid=layer.post_attention_layernorm.weight,
+        gate_up=_site(f"{path}.mlp", {"gate_proj": mlp.gate_proj, "up_proj": mlp.up_proj}),
+        down=_site(f"{path}.mlp", {"down_proj": mlp.down_proj}),
+    )
+
+
+@torch.no_grad()
+def _site(path: str, layers: dict[str, nn.Linear]) -> Site:
+    names = tuple(f"{path}.{name}" for name in layers)
+    d_outs = tuple(layer.out_features for layer in layers.values())
+    weight, bias = joined(list(layers.values()))
+    return Site(names, d_outs, weight, bias)
+
+
+@torch.no_grad()
+def joined(layers: Sequence[nn.Linear]) -> tuple[Float[Tensor, "D d_in"], Float[Tensor, " D"] | None]:
+    """Return the layers' weights one under another, and their biases if any has one; the layers keep views, no second copy."""
+    if len(layers) == 1:
+        return layers[0].weight, layers[0].bias
+    weight = torch.cat([layer.weight for layer in layers])
+    for layer, part in zip(layers, weight.split([layer.out_features for layer in layers]), strict=True):
+        layer.weight = nn.Parameter(part, requires_grad=False)
+    if all(layer.bias is None for layer in layers):
+        return weight, None
+    return weight, torch.cat([layer.weight.new_zeros(layer.out_features) if layer.bias is None else layer.bias for layer in layers])
+
+
+def positions_of(mask: Bool[Tensor, "b t"], *, multiple: int = 1) -> tuple[Int[Tensor, "b s"], Int[Tensor, " n"]]:
+    """Return each row's marked places, and where in [b * s] the real ones are, row by row.
+
+    Rows are padded with place 0 to the longest one, and that to a multiple of `multiple`.
+    """
+    counts = mask.sum(1)
+    width = multiple * math.ceil(int(counts.max()) / multiple)
+    real = torch.arange(width, device=mask.device) < counts[:, None]
+    places = torch.zeros_like(real, dtype=torch.long)
+    places[real] = mask.nonzero()[:, 1]
+    return places, real.flatten().nonzero()[:, 0]

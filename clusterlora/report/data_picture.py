@@ -1,0 +1,67 @@
+"""A data set as a picture: how much everybody has said, how long it is, and what is said twice."""
+
+# matplotlib leaves most keyword arguments untyped:
+# pyright: standard
+
+import io
+from pathlib import Path
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+from clusterlora.comparison.write import write_atomically
+from clusterlora.data.summary import DataSummary, Quartet
+from clusterlora.report.palette import mark
+
+_INK = "#222222"
+_BARS = "▁▂▃▄▅▆▇█"
+
+
+def sparkline(counts: Quartet) -> str:
+    """Return a distribution as one line of bars; a stretch that holds anything is never empty."""
+    most = max(counts.bins, default=0)
+    return "".join(_BARS[max(0, -(-n * len(_BARS) // most) - 1)] if n else " " for n in counts.bins)
+
+
+def draw_data(summary: DataSummary, path: Path, title: str) -> None:
+    """Write the picture as PNG, atomically."""
+    content = io.BytesIO()
+    compose_data(summary, title).savefig(content, format="png")
+    write_atomically(path, content.getvalue())
+
+
+def compose_data(summary: DataSummary, title: str) -> Figure:
+    """Return three distributions and, in the fourth panel, the splits with what is repeated."""
+    figure = Figure(figsize=(9.0, 6.0), dpi=100, layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1))
+    FigureCanvasAgg(figure)
+    figure.suptitle(f"{title}: {summary.personas} personas, {summary.dialogues} dialogues, {summary.examples} examples", color=_INK)
+    (per_persona, dialogues), (responses, splits) = figure.subplots(2, 2)
+    _distribution(per_persona, summary.dialogues_per_persona, "dialogues per persona", "personas")
+    _distribution(dialogues, summary.dialogue_characters, "characters per dialogue", "dialogues")
+    _distribution(responses, summary.response_characters, "characters per response", "responses")
+    bars = {
+        "train": summary.train,
+        "val": summary.val,
+        "test": summary.test,
+        "duplicates": summary.duplicates,
+        "leaks": summary.leaks,
+    }
+    colours = [mark(0).colour] * 3 + [mark(3).colour] * 2
+    drawn = splits.bar(list(bars), list(bars.values()), color=colours)
+    splits.bar_label(drawn, color=_INK)
+    splits.set_ylabel("dialogues")
+    splits.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def _distribution(axes: Any, counts: Quartet, what: str, of: str) -> None:
+    width = (counts.maximum - counts.minimum + 1) / len(counts.bins)
+    starts = [counts.minimum + number * width for number in range(len(counts.bins))]
+    axes.bar(starts, counts.bins, width=width, align="edge", color=mark(0).colour, edgecolor="white", linewidth=0.5)
+    axes.axvline(counts.median + 0.5, color=mark(3).colour)
+    axes.set_xlabel(f"{what} (median {counts.median})")
+    axes.set_ylabel(of)
+    axes.locator_params(integer=True)
+    axes.spines[["top", "right"]].set_visible(False)

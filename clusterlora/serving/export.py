@@ -1,0 +1,140 @@
+"""A registered model as plain PEFT folders with the command that serves them elsewhere, each named by what is in it."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from clusterlora.errors import BadData
+from clusterlora.models.base import base_folder
+from clusterlora.models.stacked import read_weights, stack_weights
+from clusterlora.settings import Recipe
+from clusterlora.stores.json_codec import from_json
+from clusterlora.stores.routing_table import KeyedStack, RoutingTable
+from clusterlora.training.peft_folder import write_factors
+from clusterlora.values import Layer
+
+Format = Literal["vllm", "peft"]
+
+VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""What vLLM takes for --max-lora-rank. Source: MaxLoRARanks in vllm/config/lora.py."""
+
+_BASE = "base"
+"""What personas are routed to that the base model answers alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """What was written. `adapter_by_persona` says by which name a request of a persona must ask for its model."""
+
+    folder: Path
+    base_model: str
+    adapters: tuple[str, ...]
+    adapter_by_persona: Mapping[str, str]
+    default: str
+    max_rank: int
+    command: str
+
+
+def export(artifacts: Path, target: Path, form: Format) -> Exported:
+    """Write adapters/<name>-<hash>/ (PEFT folders), routes.json (persona -> adapter) and serve.sh; return what was written.
+
+    A stack of several adapters becomes one, whose rank is the sum of theirs and whose update is exactly theirs.
+
+    Raises:
+        BadData: the target holds something, or a stack that an adapter alone cannot be (a prefix, a prompt with exchanges).
+    """
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise BadData(f"{target} exists and is not empty; give another --out")
+    table = from_json(RoutingTable, (artifacts / "routes.json").read_text(encoding="utf-8"))
+    stacks = dict.fromkeys((table.default, *table.personas.values()))
+    _refuse_prompts(table)
+    (target / "adapters").mkdir(parents=True)
+    written = {stack: _write(stack, table, artifacts / "adapters", target / "adapters") for stack in stacks if stack.layers}
+    ranks = [json.loads((target / "adapters" / name / "adapter_config.json").read_text())["r"] for name in written.values()]
+    route = {persona_id: written.get(stack, _BASE) for persona_id, stack in table.personas.items()}
+    rank = _smallest_allowed(max(ranks, default=1))
+    base = str(base_folder(table.model.base))
+    command = _command(form, base, sorted(set(written.values())), rank)
+    found = Exported(target, base, tuple(sorted(set(written.values()))), route, written.get(table.default, _BASE), rank, command)
+    routes = {"study": table.study, "base_model": base, "base_revision": table.base_revision, "default": found.default, "personas": route}
+    (target / "routes.json").write_text(json.dumps(routes, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    file = target / ("serve.sh" if form == "vllm" else "load.py")
+    file.write_text(command + "\n", encoding="utf-8")
+    return found
+
+
+def _refuse_prompts(table: RoutingTable) -> None:
+    for persona_id, stack in table.personas.items():
+        if stack.shots or stack.described or table.model.persona_in_prompt:
+            raise BadData(
+                f"persona {persona_id!r} is answered with more than an adapter: its prompt shows exchanges or a description; "
+                "serve this model with `mlflow models serve`, or export one of another method"
+            )
+
+
+def _write(stack: KeyedStack, table: RoutingTable, adapters: Path, target: Path) -> str:
+    """Write a stack as one PEFT folder; return its name, which ends in the hash of its files."""
+    scratch = target / ".unfinished"
+    if len(stack.layers) == 1 and stack.layers[0].weight == 1.0:
+        shutil.copytree(adapters / stack.layers[0].key, scratch)
+        label = table.names.get(stack.layers[0].key, "adapter")
+    else:
+        layers = [Layer(layer.key, layer.weight) for layer in stack.layers]
+        weights = stack_weights(layers, lambda key: read_weights(adapters / key))
+        if weights.prefix is not None:
+            raise BadData("a prefix stacked on other adapters cannot be one PEFT folder; serve this model with `mlflow models serve`")
+        rank = max(a.shape[0] for a, _ in weights.factors.values())
+        modules = tuple(sorted({name.rpartition(".")[2] for name in weights.factors}))
+        recipe = Recipe(rank=rank, target_modules=modules)
+        write_factors(scratch, weights.factors, recipe, base=table.model.base)
+        label = "-".join(table.names.get(layer.key, "adapter") for layer in stack.layers)
+    _check(scratch, label)
+    content = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(scratch.iterdir()))).hexdigest()[:12]
+    name = f"{label.replace('+', '-')}-{content}"
+    if (target / name).exists():
+        shutil.rmtree(scratch)
+    else:
+        scratch.rename(target / name)
+    return name
+
+
+def _check(folder: Path, label: str) -> None:
+    """Refuse what vLLM's loader refuses: it reads r, lora_alpha, target_modules, bias, modules_to_save, use_dora and use_rslora."""
+    config: dict[str, Any] = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    if config.get("peft_type") != "LORA":
+        raise BadData(f"adapter {label} is {config.get('peft_type')}, not LoRA; only LoRA is served by name, use `mlflow models serve`")
+    if config.get("modules_to_save") or config.get("use_dora") or config.get("bias", "none") != "none":
+        raise BadData(f"adapter {label} has biases, whole modules or DoRA, which multi-LoRA servers refuse; train it as plain LoRA")
+    _smallest_allowed(int(config["r"]))
+
+
+def _smallest_allowed(rank: int) -> int:
+    if rank > VLLM_RANKS[-1]:
+        raise BadData(f"rank {rank} is above {VLLM_RANKS[-1]}, the most that is served; lower recipe.rank or export single adapters")
+    return next(allowed for allowed in VLLM_RANKS if allowed >= rank)
+
+
+def _command(form: Format, base: str, names: list[str], rank: int) -> str:
+    if form == "vllm":
+        modules = " \\\n    ".join(f"{name}=adapters/{name}" for name in names)
+        return (
+            "#!/bin/sh\n# Run in this folder. A request names its adapter as `model`: routes.json says which is whose.\n"
+            f"exec vllm serve {_quoted(base)} --enable-lora --max-lora-rank {rank} --max-loras {min(8, max(1, len(names)))} \\\n"
+            f"    --lora-modules {modules}"
+        )
+    first = names[0] if names else ""
+    more = "".join(f'\nmodel.load_adapter("adapters/{name}", adapter_name="{name}")' for name in names[1:])
+    return (
+        "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
+        f"base = AutoModelForCausalLM.from_pretrained({base!r})\n"
+        f'model = PeftModel.from_pretrained(base, "adapters/{first}", adapter_name="{first}"){more}\n'
+        f'model.set_adapter("{first}")  # routes.json says which is whose'
+    )
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "'\\''") + "'"

@@ -1,0 +1,196 @@
+"""Tell for people who are new to a study whether one of its clusters or unified should answer them."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from clusterlora.data.duplicates import folded
+from clusterlora.data.load import read
+from clusterlora.data.prompts import items
+from clusterlora.errors import BadData, UnknownName
+from clusterlora.evaluation.answer import Answerer, Task
+from clusterlora.evaluation.assign import Choice, choose
+from clusterlora.evaluation.markdown import table
+from clusterlora.models.stacked import stack_weights
+from clusterlora.ports import RunLog, Stores
+from clusterlora.settings import DataSettings, Study
+from clusterlora.stages.evaluate import weights_of
+from clusterlora.stages.loaded import base_model, embedder
+from clusterlora.stages.plan import GATED, REFERENCE, WorkPlan, trained_adapters, work_plan
+from clusterlora.stages.train import expose, stored_folder
+from clusterlora.values import Layer, Persona, Stack
+
+HEADER = ("persona", "examples", "nearest cluster", "NLL gain", "standard errors", "answered by")
+NOTE = (
+    "NLL gain: nats per response token that the nearest cluster predicts the examples better than unified. Whoever leaves unified gains "
+    "more than 1 standard error by it; one example has no standard error, so it moves nobody."
+)
+
+_BY_LINE = "edgewise"
+"""The source whose persona ids are line numbers: they say nothing about who somebody is."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assignment:
+    """Who answers a new persona, why, and where that adapter is.
+
+    `nll` has the mean negative log-likelihood per response token under every adapter that could be chosen. `model` is the adapter's name
+    in the model registry, which has it once the study has finished; None before.
+    """
+
+    persona_id: str
+    n_examples: int
+    choice: Choice
+    nll: tuple[tuple[str, float], ...]
+    adapter: str
+    folder: Path
+    model: str | None
+
+
+def assign(study_name: str, data: DataSettings, stores: Stores, log: RunLog) -> tuple[Assignment, ...]:
+    """Return for every persona of the data, all of whose dialogues are examples, whether to leave unified and for which cluster.
+
+    Nothing is stored.
+
+    Raises:
+        BadData: the data cannot be read, have nobody in them, or have somebody the study knows.
+        UnknownName: there is no such study, or it has not trained unified and all clusters.
+    """
+    study = stores.studies.study(study_name)
+    plan = work_plan(study, stores)
+    names = _adapters(study, plan, stores)
+    personas = _newcomers(study, data, stores)
+    losses = _losses(study, plan, personas, names, stores, log)
+    finished = stores.studies.status(study_name) == "finished"
+    choices = {persona.id: choose(losses[persona.id]) for persona in personas}
+    adapter_of = {p: names[0 if choice.cluster is None else choice.cluster + 1] for p, choice in choices.items()}
+    folders = {name: expose(stores, study_name, name, stored_folder(stores, plan.keys[name])) for name in set(adapter_of.values())}
+    return tuple(
+        Assignment(
+            persona_id=persona_id,
+            n_examples=len(losses[persona_id]),
+            choice=choice,
+            nll=tuple(zip(names, losses[persona_id].mean(axis=0).tolist(), strict=True)),
+            adapter=adapter_of[persona_id],
+            folder=folders[adapter_of[persona_id]],
+            model=f"{study_name}-{adapter_of[persona_id].partition('+')[0]}" if finished else None,
+        )
+        for persona_id, choice in choices.items()
+    )
+
+
+@contextmanager
+def given(rows: Sequence[Mapping[str, Any]], path: str | None) -> Iterator[DataSettings]:
+    """Yield where to read dialogues that are given as rows of a table, or as the path of a file or folder; one of the two.
+
+    Raises:
+        BadData: both are given, or neither.
+    """
+    if bool(rows) == bool(path):
+        raise BadData(f"dialogues are given {'twice, as rows and as path' if rows else 'neither as rows nor as path'}; give one of the two")
+    if path:
+        yield data_at(path)
+        return
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "rows.jsonl"
+        file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+        yield data_at(str(file))
+
+
+def data_at(path: str, source: str | None = None, columns: tuple[tuple[str, str], ...] = ()) -> DataSettings:
+    """Return how to read what lies there: a file is a table, a folder is edgewise, unless the source is named."""
+    return DataSettings(source=source or (_BY_LINE if Path(path).is_dir() else "table"), path=path, columns=columns)
+
+
+def cells(assignment: Assignment) -> tuple[str, ...]:
+    """Return a persona's row under `HEADER`, as text."""
+    choice = assignment.choice
+    errors = choice.gain_in_standard_errors
+    return (
+        assignment.persona_id,
+        str(assignment.n_examples),
+        str(choice.nearest),
+        f"{choice.gain:+.3f}",
+        "-" if errors is None else f"{errors:+.1f}",
+        assignment.adapter,
+    )
+
+
+def record(assignment: Assignment) -> dict[str, Any]:
+    """Return a persona's assignment as JSON values."""
+    choice = assignment.choice
+    return {
+        **asdict(choice),
+        "persona_id": assignment.persona_id,
+        "n_examples": assignment.n_examples,
+        "gain_in_standard_errors": choice.gain_in_standard_errors,
+        "nll": dict(assignment.nll),
+        "adapter": assignment.adapter,
+        "folder": str(assignment.folder),
+        "model": assignment.model,
+    }
+
+
+def markdown(study_name: str, assignments: Sequence[Assignment]) -> str:
+    """Return the table of the assignments, and where the adapters are."""
+    adapters = {a.adapter: a for a in assignments}.values()
+    where = [(a.adapter, a.model or "-", str(a.folder)) for a in adapters]
+    return (
+        f"# New personas of {study_name}\n\n"
+        + table(HEADER, [cells(a) for a in assignments], right=(False, True, True, True, True, False))
+        + f"\n{NOTE}\n\n"
+        + table(("adapter", "registered model", "PEFT folder"), where, right=(False, False, False))
+    )
+
+
+def _adapters(study: Study, plan: WorkPlan, stores: Stores) -> tuple[str, ...]:
+    """Return unified and the clusters' adapters in order, all of them trained."""
+    if GATED not in plan.methods:
+        raise UnknownName(f"study {study.name} has no cluster adapters, its methods are {', '.join(study.methods)}; add cluster to them")
+    names = (REFERENCE, *(spec.name for spec in plan.methods[GATED].adapters if spec.name != REFERENCE))
+    held = trained_adapters(study, stores, plan)
+    missing = [name for name in names if name not in held]
+    if missing:
+        raise UnknownName(f"study {study.name} has not trained {', '.join(missing)}; let it finish first, or choose another study")
+    return names
+
+
+def _newcomers(study: Study, data: DataSettings, stores: Stores) -> tuple[Persona, ...]:
+    """Return the people of the data, every different dialogue of theirs being an example."""
+    source = data.path or data.source
+    people = read(data).dataset.personas
+    if data.source == _BY_LINE:
+        people = tuple(replace(p, id=p.id.replace("persona", "new", 1)) for p in people)
+    known = set(stores.studies.dataset(study.name).ids)
+    for persona in people:
+        if persona.id in known:
+            raise BadData(f"{source}: persona {persona.id!r} is in study {study.name} already; give somebody new another id, or remove it")
+        if not persona.dialogues:
+            raise BadData(f"{source}: persona {persona.id!r} has no dialogues; give at least one exchange, or remove the persona")
+    if not people:
+        raise BadData(f"{source}: nobody is in it; give at least one persona with one exchange")
+    # Splits that a file may give have no meaning here, and words that are there twice are one example.
+    return tuple(
+        replace(p, dialogues=tuple(replace(d, split="train") for d in {folded(d): d for d in p.dialogues}.values())) for p in people
+    )
+
+
+def _losses(
+    study: Study, plan: WorkPlan, personas: Sequence[Persona], names: Sequence[str], stores: Stores, log: RunLog
+) -> dict[str, np.ndarray]:
+    """Return by persona the negative log-likelihood of each example under each adapter."""
+    asked = {p.id: items(study.model, p, "train") for p in personas}
+    stacks = {name: Stack((Layer(name),)) for name in names}
+    weights = {name: stack_weights(stack.layers, lambda layer: weights_of(stores, plan.keys[layer])) for name, stack in stacks.items()}
+    tasks = [Task(name, item) for its in asked.values() for item in its for name in names]
+    log.phase("read examples", total=len(tasks), unit="likelihoods")
+    answerer = Answerer(base_model(study.model), embedder(study.model), study.evaluation, max_length=study.model.max_length)
+    answers = answerer.answer(tasks, weights, metrics=("nll",), run_log=log)
+    flat = np.array([dict(answer.scores)["nll"] for answer in answers]).reshape(-1, len(names))
+    return dict(zip(asked, np.split(flat, np.cumsum([len(its) for its in asked.values()])[:-1]), strict=True))

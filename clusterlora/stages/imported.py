@@ -1,0 +1,163 @@
+"""Bring what older scripts left into a study: their splits and clusters become its own, their adapters a method, their scores a table."""
+
+import hashlib
+import json
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from clusterlora.data.load import load
+from clusterlora.data.older import cluster_number, read_clusters, read_results
+from clusterlora.errors import BadData, BadSettings
+from clusterlora.models.stacked import StackedModel, Weights, read_adapter
+from clusterlora.ports import RunLog, Stores
+from clusterlora.settings import Study
+from clusterlora.stages.imported_scores import RESULTS_FACT
+from clusterlora.stages.loaded import base_model
+from clusterlora.stages.plan import IMPORTED, IMPORTED_FACT, work_plan
+from clusterlora.stages.prepare import prepare
+from clusterlora.stages.report import write_map
+from clusterlora.stages.train import keep
+from clusterlora.values import Clustering, Dataset, TrainedAdapter
+
+_FILES = ("adapter_config.json", "adapter_model.safetensors")
+
+
+@dataclass(frozen=True, slots=True)
+class Older:
+    """Where the older scripts' outputs are; the splits are named by `data.splits` of the study."""
+
+    clusters: Path
+    adapters: Path | None = None
+    results: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """What was brought in, in numbers."""
+
+    personas: int
+    clusters: int
+    adapters: int
+    results: int
+
+
+def settings_for_import(study: Study, older: Older) -> Study:
+    """Return the study as it must be to take the older outputs in: their number of clusters, and their adapters compared.
+
+    Raises:
+        BadSettings: adapters without the splits they were trained on, or clusters that are to move.
+    """
+    if older.adapters is not None and study.data.splits is None:
+        raise BadSettings("adapters without the splits they were trained on may have seen the test items; give --splits edgesplits.json")
+    if study.clustering.refinement_rounds:
+        raise BadSettings(
+            "clustering.refinement_rounds: imported clusters do not move, or their adapters would be somebody else's; set it to 0"
+        )
+    methods = dict.fromkeys(study.methods)
+    if older.adapters is not None:
+        methods[IMPORTED] = None
+    return replace(study, methods=tuple(methods), clustering=replace(study.clustering, sizes=None))
+
+
+def bring_in(study: Study, older: Older, stores: Stores, log: RunLog) -> Imported:
+    """Return what was brought in; everything is checked before anything is written, and repeating it changes nothing.
+
+    Raises:
+        BadData: a file of another shape, an adapter that is no plain LoRA on the study's base, or a study that is grouped otherwise.
+    """
+    ids = load(study.data).ids
+    members = read_clusters(older.clusters, ids)
+    folders = _adapter_folders(older.adapters, len(members)) if older.adapters is not None else {}
+    _check_base(study, folders)
+    results = {file.stem: read_results(file, ids) for file in _result_files(older.results)} if older.results is not None else {}
+
+    dataset = prepare(study, stores, log)
+    _group(study, members, dataset, stores)
+    stores.studies.save_fact(study.name, IMPORTED_FACT, {str(number): _weights_hash(folder) for number, folder in folders.items()})
+    if results:
+        stores.studies.save_fact(study.name, RESULTS_FACT, results)
+    if folders:
+        _keep_all(study, folders, stores, log)
+    return Imported(len(ids), len(members), len(folders), len(results))
+
+
+def _group(study: Study, members: tuple[tuple[str, ...], ...], dataset: Dataset, stores: Stores) -> None:
+    known = stores.studies.clustering(study.name)
+    if known is None:
+        known = Clustering("imported", members)
+        stores.studies.save_clustering(study.name, known)
+        write_map(study.name, stores, known)
+    elif known.members != members:
+        raise BadData(
+            f"study {study.name} has {len(known.members)} clusters by {known.algorithm} already, other than the file's; give another --name"
+        )
+    assert set(dataset.ids) == {p for ids in members for p in ids}, "a cluster map was checked against other personas"
+
+
+def _adapter_folders(root: Path, n_clusters: int) -> dict[int, Path]:
+    """Return the PEFT folders by cluster: `root` itself when it is one, else its subfolders whose names end in a number."""
+    if not root.is_dir():
+        raise BadData(f"{root}: no such folder; give the one that holds cluster_00, cluster_01, ...")
+    candidates = [root] if (root / _FILES[0]).is_file() else sorted(folder for folder in root.iterdir() if folder.is_dir())
+    folders: dict[int, Path] = {}
+    for folder in candidates:
+        number = cluster_number(folder.name)
+        if number is None:
+            continue
+        if number >= n_clusters:
+            raise BadData(f"{folder}: there is no cluster {number}; the cluster map has 0 to {n_clusters - 1}")
+        if missing := [name for name in _FILES if not (folder / name).is_file()]:
+            raise BadData(f"{folder}: has no {' and no '.join(missing)}; only PEFT folders with safetensors are imported, never pickles")
+        if number in folders:
+            raise BadData(f"{folder}: cluster {number} has another adapter in {folders[number].name}; keep one")
+        folders[number] = folder
+    if not folders:
+        raise BadData(f"{root}: holds no PEFT folder whose name ends in a cluster's number, such as cluster_00")
+    return folders
+
+
+def _check_base(study: Study, folders: dict[int, Path]) -> None:
+    """Raise BadData unless every adapter is a plain LoRA whose layers the base has."""
+    if not folders:
+        return
+    stacked = StackedModel(base_model(study.model).model)
+    for folder in folders.values():
+        try:
+            stacked.load([Weights(read_adapter(folder))])
+        except (BadData, KeyError, ValueError) as problem:
+            asked = json.loads((folder / _FILES[0]).read_text(encoding="utf-8")).get("base_model_name_or_path")
+            fix = f"it was made for {asked!r}; give that as --base-model"
+            raise BadData(f"{folder}: does not fit base model {study.model.base!r} ({problem}); {fix}") from problem
+        finally:
+            stacked.close()
+
+
+def _keep_all(study: Study, folders: dict[int, Path], stores: Stores, log: RunLog) -> None:
+    plan = work_plan(study, stores)
+    tags = {"study": study.name, "method": IMPORTED, "pack": IMPORTED}
+    log.phase("import adapters", total=len(folders), unit="adapters")
+    with stores.tracker.adapter_run(study.name, name="import clusters", params={"adapters": len(folders)}, tags=tags) as run:
+        for number, folder in folders.items():
+            spec = plan.specs[f"imported-{number:02d}"]
+            clean = stores.adapters.scratch(plan.keys[spec.name]) / "adapter"
+            clean.mkdir(parents=True, exist_ok=True)
+            for name in _FILES:
+                (clean / name).write_bytes((folder / name).read_bytes())
+            # Trained elsewhere: no steps, no tokens, no loss of ours.
+            keep(study, TrainedAdapter(plan.keys[spec.name], spec.name, spec, 0, 0, 0.0, math.nan, math.nan, 0), clean, run, stores)
+            log.advance(1)
+
+
+def _weights_hash(folder: Path) -> str:
+    """Return the hash of what decides an adapter's answers: its configuration and its weights."""
+    return hashlib.sha256(b"".join((folder / name).read_bytes() for name in _FILES)).hexdigest()[:16]
+
+
+def _result_files(path: Path) -> tuple[Path, ...]:
+    if path.is_file():
+        return (path,)
+    files = tuple(sorted(path.glob("*.json"))) if path.is_dir() else ()
+    if not files:
+        raise BadData(f"{path}: neither a JSON file nor a folder of them")
+    return files

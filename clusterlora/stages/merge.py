@@ -1,0 +1,48 @@
+"""Merge a study's personal adapters per cluster in another way than the study itself does, and register what comes out."""
+
+from dataclasses import replace
+
+from clusterlora.errors import BadData
+from clusterlora.ports import RunLog, Stores
+from clusterlora.settings import MergeSettings
+from clusterlora.stages.plan import Pack, trained_adapters, work_plan
+from clusterlora.stages.timing import timed
+from clusterlora.stages.train import merge_adapters, stored_folder
+from clusterlora.training.merging import density_of
+
+
+def merge(study_name: str, merging: MergeSettings, stores: Stores, log: RunLog) -> tuple[str, ...]:
+    """Return the names of the merged adapters, one per cluster; those that exist already are not made again.
+
+    Raises:
+        BadData: personal adapters are missing.
+        BadSettings: the personas are not clustered yet.
+    """
+    study = replace(stores.studies.study(study_name), methods=("merge",), seeds=1, merging=merging)
+    plan = work_plan(study, stores)
+    held = trained_adapters(study, stores, plan)
+    personal = [spec.name for spec in plan.specs.values() if not spec.parts]
+    if missing := [name for name in personal if name not in held]:
+        raise BadData(
+            f"study {study_name} has {len(personal) - len(missing)} of {len(personal)} personal adapters, {missing[0]} is missing; "
+            f"train them: clusterlora train --name {study_name} with per_persona or merge among its methods"
+        )
+    density = density_of(merging)
+    suffix = merging.kind if density == 1 else f"{merging.kind}-{density:g}"
+    new = {spec.name: f"{spec.name}+{suffix}" for spec in plan.specs.values() if spec.parts and spec.name not in held}
+    specs = [replace(plan.specs[name], name=new[name]) for name in new]
+    plan = replace(plan, keys={**plan.keys, **{new[name]: plan.keys[name] for name in new}})
+    if specs:
+        pack = Pack(f"merge-{suffix}", f"merge clusters by {suffix}", tuple(new.values()))
+        with timed(stores, study_name, pack.name):
+            merge_adapters(
+                study, plan, pack, specs, tags={"study": study_name, "method": "merge", "pack": pack.name}, stores=stores, log=log
+            )
+    adapters = {adapter.key: adapter for adapter in stores.studies.adapters(study_name)}
+    merged = [adapters[plan.keys[spec.name]] for spec in plan.specs.values() if spec.parts]
+    for adapter in merged:
+        folder = stored_folder(stores, adapter.key)
+        stores.tracker.register_adapter(
+            study_name, model=adapter.name.replace("+", "-"), adapter=adapter, folder=folder, base_model=study.model.base
+        )
+    return tuple(adapter.name for adapter in merged)

@@ -1,0 +1,100 @@
+"""The leave-personas-out curve of a study, from the answers it holds."""
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+
+import numpy as np
+
+from clusterlora.comparison.new_personas import NewPersonas, Scores
+from clusterlora.comparison.new_personas import new_personas as curve
+from clusterlora.comparison.write import write_atomically
+from clusterlora.data.prompts import items
+from clusterlora.evaluation.metrics import METRICS
+from clusterlora.ports import Stores
+from clusterlora.settings import Study
+from clusterlora.stages.plan import WorkPlan, work_plan
+from clusterlora.values import Split
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """One item of somebody held out under one adapter. Train items have no `headline`: nothing is generated for them."""
+
+    persona_id: str
+    cluster: int
+    split: Split
+    item_id: str
+    adapter: str
+    nll: float
+    headline: float | None
+
+
+def new_personas(study: Study, stores: Stores) -> NewPersonas | None:
+    """Return how the held-out people fare; None when nobody was held out, or not all of their items are answered.
+
+    All that it is computed from is then in `results/new_personas.csv`.
+    """
+    plan = work_plan(study, stores)
+    rows = list(_rows(study, plan, stores)) if plan.held_out else []
+    if not rows or None in rows:
+        return None
+    held = [row for row in rows if row is not None]
+    _write(held, stores.folder(study.name) / "results" / "new_personas.csv")
+    train, test = ([row for row in held if row.split == split] for split in ("train", "test"))
+    n_arms = len({row.adapter for row in held})
+    metric = study.evaluation.headline
+    tested = {
+        metric: _tables([(row.persona_id, row.headline) for row in test], n_arms),
+        "nll": _tables([(row.persona_id, row.nll) for row in test], n_arms),
+    }
+    return curve(
+        _tables([(row.persona_id, row.nll) for row in train], n_arms),
+        tested,
+        {row.persona_id: row.cluster for row in held},
+        metric=metric,
+        higher_is_better=METRICS[metric].higher_is_better,
+        draws=study.evaluation.bootstrap_draws,
+        rng=np.random.default_rng(study.assignment.seed),
+    )
+
+
+def _rows(study: Study, plan: WorkPlan, stores: Stores) -> Iterator[_Row | None]:
+    """Yield every item under every arm, arms innermost; None for what is not answered."""
+    clustering = stores.studies.clustering(study.name)
+    assert plan.held_out is not None, "nobody is held out"
+    assert clustering is not None, "people were held out before there were clusters"
+    arms = plan.held_out.arms_by_persona
+    keys = {stack: plan.stack_key(stack) for _, stacks in arms for stack in stacks}
+    scores = {(a.stack_key, a.persona_id, a.item_id): dict(a.scores) for a in stores.studies.answers(study.name, sorted(keys.values()))}
+    personas = stores.studies.dataset(study.name).by_id()
+    cluster_by_persona = clustering.cluster_by_persona()
+    splits: tuple[Split, ...] = ("train", "test")
+    for persona_id, stacks in arms:
+        for split in splits:
+            for item in items(study.model, personas[persona_id], split):
+                for stack in stacks:
+                    found = scores.get((keys[stack], persona_id, item.id), {})
+                    headline = found.get(study.evaluation.headline)
+                    if "nll" not in found or (split == "test" and headline is None):
+                        yield None
+                    else:
+                        cluster = cluster_by_persona[persona_id]
+                        yield _Row(persona_id, cluster, split, item.id, stack.adapters[0], found["nll"], headline)
+
+
+def _tables(scores: Sequence[tuple[str, float | None]], n_arms: int) -> Scores:
+    of_persona: dict[str, list[float | None]] = {}
+    for persona_id, score in scores:
+        of_persona.setdefault(persona_id, []).append(score)
+    return {persona_id: np.array(its, dtype=float).reshape(-1, n_arms) for persona_id, its in of_persona.items()}
+
+
+def _write(rows: Sequence[_Row], path: Path) -> None:
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow([field.name for field in fields(_Row)])
+    writer.writerows(astuple(row) for row in rows)
+    write_atomically(path, out.getvalue().encode())

@@ -1,0 +1,51 @@
+"""Who is answered with what by a method of an evaluated study, as the table that a router is made of."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from clusterlora.data.shots import exchanges
+from clusterlora.ports import Stores
+from clusterlora.settings import Study
+from clusterlora.stages.plan import REFERENCE, trained_adapters, work_plan
+from clusterlora.stages.train import stored_folder
+from clusterlora.stores.routing_table import KeyedLayer, KeyedStack, RoutingTable
+from clusterlora.values import Stack
+
+
+def routing_table(study: Study, method: str, stores: Stores) -> dict[str, Any]:
+    """Return a RoutingTable's fields: the method's stacks as chosen on val with the study's own seed, and unified for everybody else."""
+    plan = work_plan(study, stores)
+    trained = trained_adapters(study, stores, plan)
+    routes = [route for route in stores.studies.routes(study.name) if route.method == method and route.seed == 0]
+    used = {layer.adapter for route in routes for layer in route.stack.layers} | ({REFERENCE} & trained.keys())
+    table: dict[str, Any] = {
+        "study": study.name,
+        "method": method,
+        "model": asdict(study.model),
+        "base_revision": stores.studies.facts(study.name)["base_revision"],
+        "max_new_tokens": study.evaluation.max_new_tokens,
+        "default": KeyedStack((KeyedLayer(trained[REFERENCE].key),) if REFERENCE in trained else ()),
+        "personas": {
+            r.persona_id: KeyedStack(
+                tuple(KeyedLayer(plan.keys[layer.adapter], layer.weight) for layer in r.stack.layers), r.stack.shots, r.stack.described
+            )
+            for r in routes
+        },
+        "descriptions": {},
+        "exchanges": {},
+        "names": {trained[name].key: name for name in sorted(used)},
+    }
+    stacks = {route.persona_id: route.stack for route in routes}
+    for persona in stores.studies.dataset(study.name).personas:
+        stack = stacks.get(persona.id, Stack())
+        if study.model.persona_in_prompt or stack.described:
+            table["descriptions"][persona.id] = persona.description
+        if stack.shots:
+            table["exchanges"][persona.id] = exchanges(persona)
+    return table
+
+
+def adapter_folders(table: RoutingTable, stores: Stores) -> dict[str, Path]:
+    """Return the PEFT folder of every adapter that a table names, by key."""
+    return {key: stored_folder(stores, key) for key in table.keys}

@@ -1,0 +1,208 @@
+"""Do the study database, the adapter store and the tracker agree? What a crash left between them is found, and mended where it can be."""
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from clusterlora.errors import BadData
+from clusterlora.ports import Stores
+from clusterlora.stores.files import refuse_other_weights
+from clusterlora.values import TrainedAdapter
+
+_AGAIN = "run the study again"
+
+
+@dataclass(frozen=True, slots=True)
+class LiveWork:
+    """What the orchestrator says is under way: open runs by name, and the attempts (pack, number) that some of them are."""
+
+    runs: frozenset[str] = frozenset()
+    attempts: frozenset[tuple[str, int]] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One disagreement, what to do about it, and whether that was done. What belongs to no study was left by an interrupted process."""
+
+    study: str | None
+    what: str
+    fix: str
+    repaired: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Problem:
+    what: str
+    fix: str
+    cure: Callable[[], object] | None = None
+
+
+def verify(study_names: Sequence[str], stores: Stores, *, live: Callable[[str], LiveWork] | None, repair: bool) -> Iterator[Finding]:
+    """Yield what does not agree as it is found; with `repair`, what can be mended is.
+
+    Args:
+        live: what is running of a study; None when nobody can be asked. Open attempts, and what may belong to them, are then left alone.
+
+    Raises:
+        UnknownName: no such study.
+    """
+    for name in study_names:
+        stores.studies.study(name)
+        work = live(name) if live else None
+        for check in (_adapters, _duplicates, _attempts, _runs, _models):
+            # A check sees what the ones before it have mended.
+            for problem in check(name, stores, work):
+                yield _mended(name, problem, repair=repair)
+    for problem in _leftovers(stores):
+        yield _mended(None, problem, repair=repair)
+
+
+def _mended(study: str | None, problem: _Problem, *, repair: bool) -> Finding:
+    if repair and problem.cure is not None:
+        problem.cure()
+        return Finding(study, problem.what, problem.fix, repaired=True)
+    return Finding(study, problem.what, problem.fix)
+
+
+def _adapters(study: str, stores: Stores, _live: LiveWork | None) -> Iterator[_Problem]:
+    """Recorded adapters whose weights are lost, damaged, or only here."""
+    busy = any(attempt.state == "running" for attempt in stores.studies.attempts(study))
+    for adapter in stores.studies.adapters(study):
+        folder = stores.adapters.local(adapter.key)
+        here = folder is not None and _is_right(adapter, folder)
+        kept = _is_kept(adapter, stores)
+        if folder is not None and here and kept is False:
+            what = f"the tracker does not hold adapter {adapter.name} ({adapter.key}) as recorded; only this machine does"
+            yield _Problem(what, "upload it again", lambda a=adapter, f=folder: _upload(study, a, f, stores))
+        if here or (folder is None and kept):
+            continue
+        if kept:
+            what = f"the copy of adapter {adapter.name} ({adapter.key}) on this machine is not what was recorded"
+            yield _Problem(what, "set it aside and fetch the one in the tracker", lambda k=adapter.key: _fetch_again(k, stores))
+        elif kept is None and adapter.uri is not None and adapter.uri.startswith("runs:/"):
+            yield _Problem(f"adapter {adapter.name} ({adapter.key}) is not on this machine", "set MLFLOW_TRACKING_URI to look further")
+        else:
+            state = "damaged" if folder is not None else "missing"
+            what = f"the weights of adapter {adapter.name} ({adapter.key}) are {state} here, and no tracker has a right copy"
+            fix = f"verify where it was trained; or forget it with --repair, then {_AGAIN} to train it"
+            # An upload may still be under way.
+            yield _Problem(what, fix, None if busy else lambda k=adapter.key: _forget(k, stores))
+
+
+def _is_right(adapter: TrainedAdapter, folder: Path) -> bool:
+    try:
+        refuse_other_weights(adapter.key, adapter.weights_sha256, folder)
+    except BadData:
+        return False
+    return True
+
+
+def _is_kept(adapter: TrainedAdapter, stores: Stores) -> bool | None:
+    """Return whether the tracker has the recorded weights; None when there is no tracker to ask."""
+    if not stores.tracker.keeps_adapters:
+        return None
+    if adapter.uri is None:
+        return False
+    with tempfile.TemporaryDirectory() as temporary:
+        return stores.tracker.download(adapter.uri, Path(temporary)) and _is_right(adapter, Path(temporary))
+
+
+def _upload(study: str, adapter: TrainedAdapter, folder: Path, stores: Stores) -> None:
+    run_id, uri = stores.tracker.upload(study, adapter=adapter, folder=folder)
+    stores.studies.move_adapter(adapter.key, run_id=run_id, uri=uri)
+
+
+def _fetch_again(key: str, stores: Stores) -> None:
+    stores.adapters.set_aside(key)
+    stores.adapters.path(key)
+
+
+def _forget(key: str, stores: Stores) -> None:
+    if stores.adapters.local(key) is not None:
+        stores.adapters.set_aside(key)
+    stores.studies.forget_adapter(key)
+
+
+def _duplicates(study: str, stores: Stores, _live: LiveWork | None) -> Iterator[_Problem]:
+    for sentence in stores.studies.duplicates(study):
+        if " answers are" in sentence:
+            yield _Problem(sentence, "keep one of each", lambda: stores.studies.drop_duplicate_answers(study))
+        else:
+            yield _Problem(sentence, "the rows were not written by clusterlora; restore the database, or use another study name")
+
+
+def _attempts(study: str, stores: Stores, live: LiveWork | None) -> Iterator[_Problem]:
+    """Attempts that are open and that nobody is working at."""
+    for attempt in stores.studies.attempts(study):
+        if attempt.state != "running" or (live is not None and _lives(live, attempt.pack, attempt.number)):
+            continue
+        what = f"attempt {attempt.number} at {attempt.pack} is open"
+        if live is None:
+            yield _Problem(f"{what}, and no Prefect server can be asked about its run", "start it: clusterlora up, or set PREFECT_API_URL")
+            continue
+
+        def close(pack: str = attempt.pack, number: int = attempt.number) -> None:
+            stores.studies.close_attempt(study, pack, number, state="lost", detail="its run is gone")
+
+        yield _Problem(f"{what}, but its run is gone", "close it", close)
+
+
+def _lives(live: LiveWork, pack: str, number: int) -> bool:
+    return (pack, number) in live.attempts or pack in live.runs
+
+
+def _runs(study: str, stores: Stores, live: LiveWork | None) -> Iterator[_Problem]:
+    """A study that says it is running and is not, and runs of the tracker that nobody will end."""
+    if live is None:
+        return
+    if stores.studies.status(study) == "running" and not live.runs:
+        yield _Problem("the study says it is running, and no run of it is", f"call it failed; then {_AGAIN}", lambda: _end(study, stores))
+    for run in stores.tracker.open_runs(study):
+        lives = _lives(live, run.pack, run.attempt) if run.pack is not None and run.attempt is not None else bool(live.runs)
+        if not lives:
+            what = f"MLflow run {run.name!r} ({run.run_id}) is RUNNING, and nobody will end it"
+            yield _Problem(what, "end it as KILLED", lambda r=run.run_id: stores.tracker.kill_run(r))
+
+
+def _end(study: str, stores: Stores) -> None:
+    stores.studies.set_status(study, "failed")
+    stores.tracker.end_study(study, status="failed")
+
+
+def _models(study: str, stores: Stores, _live: LiveWork | None) -> Iterator[_Problem]:
+    """Registered models that lost their artifacts, hold adapters nobody knows, or are missing."""
+    versions = stores.tracker.versions(study)
+    for version in versions:
+        name = f"model {version.name}, version {version.version},"
+        if not version.whole:
+
+            def drop(model: str = version.name, number: str = version.version) -> None:
+                stores.tracker.drop_version(model, number)
+
+            yield _Problem(f"{name} lacks files in the artifact store", f"remove the version; then {_AGAIN} to register it anew", drop)
+        elif unknown := [key for key in version.adapter_keys if stores.studies.adapter(key) is None]:
+            what = f"{name} holds {len(unknown)} adapters that the database does not know, for example {unknown[0]}"
+            yield _Problem(what, f"{_AGAIN}: what it still needs is trained and registered")
+    champion = stores.studies.facts(study).get("champion_uri")
+    if stores.tracker.keeps_adapters and champion and champion not in {f"models:/{v.name}/{v.version}" for v in versions}:
+        yield _Problem(f"the champion {champion} is not in the registry", f"{_AGAIN}: it registers its champion anew")
+
+
+def _leftovers(stores: Stores) -> Iterator[_Problem]:
+    """Files that an interrupted process left; none are judged while an attempt of any study is open, for they may be its own."""
+    names = [name for name, _, _ in stores.studies.studies()]
+    if any(attempt.state == "running" for name in names for attempt in stores.studies.attempts(name)):
+        return
+    store = stores.adapters
+    for folder in store.half_written():
+        yield _Problem(f"half-written copy {folder}", "remove it", lambda f=folder: shutil.rmtree(f, ignore_errors=True))
+    for file in sorted(file for name in names for file in stores.folder(name).rglob(".*.partial")):
+        yield _Problem(f"half-written file {file}", "remove it", lambda f=file: f.unlink(missing_ok=True))
+    for key in store.local_keys():
+        if stores.studies.adapter(key) is None:
+            yield _Problem(f"adapter {key} is in the store and nobody recorded it", "set it aside", lambda k=key: store.set_aside(k))
+    for key in store.scratch_keys():
+        if stores.studies.adapter(key) is not None:
+            yield _Problem(f"checkpoints of adapter {key}, which is finished", "remove them", lambda k=key: store.drop_scratch(k))

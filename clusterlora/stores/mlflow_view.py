@@ -1,0 +1,67 @@
+"""The layout of charts that a study's experiment offers in MLflow's UI, in its menu of views.
+
+MLflow has no call for it: its UI keeps a view as a tag of the experiment, in JSON inside JSON, and reads any tag of that form.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+VIEW = "training"
+VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
+
+_NAME = "Training runs"
+# The sections have the names that MLflow gives to metrics of these kinds.
+_LINES: Mapping[str, tuple[str, ...]] = {
+    "train": ("train/loss",),
+    "System metrics": (
+        "system/cpu_utilization_percentage",
+        "system/system_memory_usage_megabytes",
+        "system/gpu_0_utilization_percentage",
+        "system/gpu_0_memory_usage_megabytes",
+    ),
+}
+_BARS: Mapping[str, tuple[str, ...]] = {"train": ("train/seconds", "train/tokens", "train/tokens_per_second")}
+_TAGS = ("method", "micro_batch", "outcome", "peak_memory")
+
+
+def view(runs: str, *, created_at: int) -> str:
+    """Return the tag's value: the runs that a filter finds, their columns, and a chart for each metric that any of them has.
+
+    Args:
+        runs: MLflow's filter for the runs to show.
+        created_at: milliseconds since 1970.
+    """
+    state = {
+        "searchFilter": runs,
+        "selectedColumns": [f"tags.`{tag}`" for tag in _TAGS],
+        "compareRunSections": [{"uuid": name, "name": name, "display": True, "isReordered": True} for name in _LINES],
+        "isAccordionReordered": True,
+        "compareRunCharts": [*_charts("LINE", _LINES), *_charts("BAR", _BARS)],
+        # Without groups the runs are folded into the study's own, and their charts are empty.
+        "groupBy": {"aggregateFunction": "average", "groupByKeys": [{"mode": "tag", "groupByData": "method"}]},
+        "useGroupedValuesInCharts": False,
+        "hideEmptyCharts": True,
+    }
+    return json.dumps({"name": _NAME, "createdAt": created_at, "state": json.dumps(state)})
+
+
+def _charts(kind: str, metrics_by_section: Mapping[str, tuple[str, ...]]) -> list[dict[str, Any]]:
+    own: dict[str, Any] = {}
+    if kind == "LINE":
+        own = {"scaleType": "linear", "xAxisScaleType": "linear", "xAxisKey": "step", "yAxisKey": "metric", "lineSmoothness": 0}
+    return [
+        {
+            "uuid": metric,
+            "type": kind,
+            "metricSectionId": section,
+            "metricKey": metric,
+            "selectedMetricKeys": [metric],
+            "runsCountToCompare": 20,
+            "deleted": False,
+            "isGenerated": False,
+            **own,
+        }
+        for section, metrics in metrics_by_section.items()
+        for metric in metrics
+    ]

@@ -1,0 +1,33 @@
+# syntax=docker/dockerfile:1
+# The Prefect server or the MLflow server: no torch, no models, about a tenth of the worker. Build: docker compose build prefect
+
+FROM python:3.11.13-slim-bookworm AS build
+ARG UV_VERSION=0.13.9
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 UV_LINK_MODE=copy UV_COMPILE_BYTECODE=1
+RUN pip install "uv==${UV_VERSION}"
+WORKDIR /build
+COPY docker/requirements.lock ./
+RUN --mount=type=cache,target=/root/.cache/uv \
+    uv venv /opt/venv \
+    && VIRTUAL_ENV=/opt/venv uv pip install --require-hashes -r requirements.lock
+
+FROM python:3.11.13-slim-bookworm
+RUN groupadd --gid 10001 clusterlora \
+    && useradd --uid 10001 --gid 10001 --home-dir /var/lib/clusterlora --create-home --shell /usr/sbin/nologin clusterlora
+COPY --from=build /opt/venv /opt/venv
+COPY --chmod=755 docker/entrypoint.sh docker/health.py /usr/local/bin/
+COPY docker/mlflow-auth.ini /etc/clusterlora/mlflow-auth.ini
+ENV PATH=/opt/venv/bin:$PATH \
+    PYTHONDONTWRITEBYTECODE=1 \
+    HOME=/var/lib/clusterlora \
+    PREFECT_HOME=/var/lib/clusterlora/prefect \
+    PREFECT_SERVER_ANALYTICS_ENABLED=false \
+    MLFLOW_DISABLE_TELEMETRY=true \
+    MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false
+USER 10001:10001
+VOLUME /var/lib/clusterlora
+EXPOSE 4200 5000
+ENTRYPOINT ["entrypoint.sh"]
+CMD ["prefect", "server", "start", "--host", "0.0.0.0", "--port", "4200"]
+HEALTHCHECK --interval=15s --timeout=10s --start-period=120s --retries=4 \
+    CMD ["python", "/usr/local/bin/health.py", "http://127.0.0.1:4200/api/health"]

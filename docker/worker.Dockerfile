@@ -1,0 +1,51 @@
+# syntax=docker/dockerfile:1
+# A worker: serves a Prefect pool by running flows as its own processes, or is the image of one run on Docker or Kubernetes.
+# CUDA comes with the torch wheel; the host needs only a driver and the NVIDIA container toolkit. Build: docker compose build worker-gpu
+
+FROM python:3.11.13-slim-bookworm AS build
+ARG UV_VERSION=0.13.9
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 UV_LINK_MODE=copy UV_COMPILE_BYTECODE=1
+RUN pip install "uv==${UV_VERSION}"
+WORKDIR /app
+COPY requirements.lock ./
+RUN --mount=type=cache,target=/root/.cache/uv \
+    uv venv /opt/venv \
+    && VIRTUAL_ENV=/opt/venv uv pip install --require-hashes -r requirements.lock
+COPY pyproject.toml README.md LICENSE ./
+COPY clusterlora ./clusterlora
+# Editable: flows, tasks and deployments are found beside the core, as in a checkout.
+RUN --mount=type=cache,target=/root/.cache/uv \
+    VIRTUAL_ENV=/opt/venv uv pip install --no-deps -e .
+
+FROM python:3.11.13-slim-bookworm
+RUN groupadd --gid 10001 clusterlora \
+    && useradd --uid 10001 --gid 10001 --home-dir /var/lib/clusterlora --create-home --shell /usr/sbin/nologin clusterlora
+COPY --from=build /opt/venv /opt/venv
+WORKDIR /app
+COPY --from=build /app ./
+COPY prefect.yaml ./
+COPY flows ./flows
+COPY tasks ./tasks
+COPY deployments ./deployments
+COPY --chmod=755 docker/entrypoint.sh docker/health.py /usr/local/bin/
+ENV PATH=/opt/venv/bin:$PATH \
+    PYTHONPATH=/app \
+    PYTHONDONTWRITEBYTECODE=1 \
+    HOME=/var/lib/clusterlora \
+    CLUSTERLORA_HOME=/var/lib/clusterlora/studies \
+    CLUSTERLORA_CACHE=/var/lib/clusterlora/cache \
+    PREFECT_HOME=/var/lib/clusterlora/prefect \
+    PREFECT_WORKER_QUERY_SECONDS=2 \
+    PREFECT_FLOWS_HEARTBEAT_FREQUENCY=30 \
+    PREFECT_LOGGING_EXTRA_LOGGERS=clusterlora \
+    MLFLOW_DISABLE_TELEMETRY=true \
+    HF_HUB_DISABLE_TELEMETRY=1 \
+    TQDM_DISABLE=1 \
+    NVIDIA_VISIBLE_DEVICES=all \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility
+USER 10001:10001
+VOLUME /var/lib/clusterlora
+ENTRYPOINT ["entrypoint.sh"]
+CMD ["prefect", "worker", "start", "--pool", "gpu", "--type", "process", "--limit", "1", "--with-healthcheck"]
+HEALTHCHECK --interval=30s --timeout=10s --start-period=90s --retries=3 \
+    CMD ["python", "/usr/local/bin/health.py", "http://127.0.0.1:8080/health"]

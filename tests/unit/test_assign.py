@@ -1,0 +1,215 @@
+"""Assigning new personas: the planted cluster is found again, what cannot be judged stays with unified, and refusals are one line."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from hypothesis import given as examples_of
+from hypothesis import strategies as st
+
+from clusterlora.cli import main
+from clusterlora.data.synthetic import SyntheticPopulation, generate, write
+from clusterlora.errors import BadData, ClusterLoraError, UnknownName
+from clusterlora.evaluation.assign import choose
+from clusterlora.ports import Stores
+from clusterlora.settings import ClusteringSettings, DataSettings, EvaluationSettings, GateSettings, Recipe, Study, SyntheticSettings
+from clusterlora.stages.assign import assign, data_at, given, markdown, record
+from clusterlora.stages.plan import pack_named, work_plan
+from clusterlora.stages.prepare import prepare
+from clusterlora.stages.train import next_micro_batch, train_pack
+from clusterlora.stores.memory import SilentLog
+from clusterlora.values import Clustering
+from clusterlora.wiring import from_environment
+
+LOG = SilentLog()
+KNOWN_OF_CLUSTER = 5
+"""Of the eight people of a planted cluster, those the study learns from; the other three are new."""
+
+
+class Planted(NamedTuple):
+    stores: Stores
+    home: Path
+    new: Path
+    cluster_by_newcomer: dict[str, int]
+
+
+def write_table(path: Path, population: SyntheticPopulation, persona_ids: Sequence[str]) -> Path:
+    personas = population.dataset.by_id()
+    rows = [
+        {"persona_id": p, "messages": [{"role": turn.role, "text": turn.text} for turn in dialogue.turns]}
+        for p in persona_ids
+        for dialogue in personas[p].dialogues
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> Planted:
+    """A study on homelm of two planted clusters, unified and both clusters trained, and people of the same clusters beside it."""
+    home = tmp_path_factory.mktemp("planted")
+    settings = SyntheticSettings(cluster_sizes=(8, 8), dialogues=10, cluster_share=0.9, persona_share=0, noise_share=0, seed=7)
+    population = generate(settings)
+    planted = population.truth.cluster_by_persona
+    members = [tuple(p for p, k in planted.items() if k == cluster)[:KNOWN_OF_CLUSTER] for cluster in (0, 1)]
+    newcomers = {p: k for p, k in planted.items() if p not in (*members[0], *members[1])}
+    stores = from_environment({"CLUSTERLORA_HOME": str(home)})
+    study = Study(
+        name="planted",
+        methods=("unified", "cluster"),
+        data=DataSettings(
+            source="table", path=str(write_table(home / "known.jsonl", population, [*members[0], *members[1]])), train=8, val=1, test=1
+        ),
+        recipe=Recipe(rank=4, epochs=2, learning_rate=3e-3),
+        clustering=ClusteringSettings(k=2),
+        gate=GateSettings(ladder=(), on_failure="continue"),
+        evaluation=EvaluationSettings(max_new_tokens=6),
+    )
+    prepare(study, stores, LOG)
+    stores.studies.save_clustering(study.name, Clustering("given", tuple(members)))
+    while packs := pack_named(study, stores, tuple(work_plan(study, stores).specs)):
+        for pack in packs:
+            attempt, micro_batch = next_micro_batch(study, pack.name, stores)
+            train_pack(study.name, pack, attempt=attempt, micro_batch=micro_batch, stores=stores, log=LOG)
+    prepare(replace(study, name="untrained"), stores, LOG)
+    stores.studies.save_clustering("untrained", Clustering("given", tuple(members)))
+    return Planted(stores, home, write_table(home / "new.jsonl", population, list(newcomers)), newcomers)
+
+
+def one_exchange(**changes: object) -> dict[str, object]:
+    return {"persona_id": "ana", "prompt": "Make it cosy in here", "response": "Warm light at 40 %, Ana."} | changes
+
+
+def test_people_of_the_planted_clusters_are_given_their_cluster_or_stay_with_unified(planted: Planted) -> None:
+    found = {a.persona_id: a for a in assign("planted", data_at(str(planted.new)), planted.stores, LOG)}
+    assert found.keys() == planted.cluster_by_newcomer.keys()
+    nearest_is_planted = [found[p].choice.nearest == cluster for p, cluster in planted.cluster_by_newcomer.items()]
+    assert sum(nearest_is_planted) >= 5
+    leaving = {p: a for p, a in found.items() if a.choice.cluster is not None}
+    assert len(leaving) >= 3
+    for persona_id, assignment in leaving.items():
+        assert assignment.choice.cluster == planted.cluster_by_newcomer[persona_id]
+        assert assignment.adapter == f"cluster-{assignment.choice.cluster:02d}"
+        assert assignment.choice.gain_in_standard_errors
+        assert assignment.choice.gain_in_standard_errors > 1
+        assert (assignment.folder / "adapter_model.safetensors").is_file()
+
+
+def test_the_margin_is_the_difference_of_the_likelihoods_that_are_reported(planted: Planted) -> None:
+    for assignment in assign("planted", data_at(str(planted.new)), planted.stores, LOG):
+        nll = dict(assignment.nll)
+        assert assignment.choice.gain == pytest.approx(nll["unified"] - nll[f"cluster-{assignment.choice.nearest:02d}"])
+
+
+def test_one_exchange_is_enough_to_be_read_and_moves_nobody(planted: Planted) -> None:
+    with given([one_exchange()], None) as data:
+        (ana,) = assign("planted", data, planted.stores, LOG)
+    assert (ana.persona_id, ana.n_examples, ana.adapter) == ("ana", 1, "unified")
+    assert ana.choice.cluster is None
+    assert ana.choice.standard_error is None
+    assert json.loads(json.dumps(record(ana)))["gain_in_standard_errors"] is None
+    assert "| ana | 1 |" in markdown("planted", [ana])
+
+
+def test_words_that_are_there_twice_are_one_example_and_given_splits_mean_nothing(planted: Planted) -> None:
+    rows = [one_exchange(split="test"), one_exchange(split="test", response="WARM light at 40 %, Ana!"), one_exchange(response="No.")]
+    with given([row | {"dialogue_id": number} for number, row in enumerate(rows)], None) as data:
+        (ana,) = assign("planted", data, planted.stores, LOG)
+    assert ana.n_examples == 2
+
+
+def test_nothing_of_the_new_personas_is_stored(planted: Planted) -> None:
+    studies = planted.stores.studies
+    before = (studies.dataset("planted"), studies.answers("planted"), studies.attempts("planted"), studies.routes("planted"))
+    assign("planted", data_at(str(planted.new)), planted.stores, LOG)
+    assert (studies.dataset("planted"), studies.answers("planted"), studies.attempts("planted"), studies.routes("planted")) == before
+
+
+def test_people_of_a_folder_are_named_by_their_line_and_are_nobody_the_study_knows(planted: Planted, tmp_path: Path) -> None:
+    write(generate(SyntheticSettings(cluster_sizes=(1, 1), dialogues=3, seed=8)), tmp_path)
+    found = assign("planted", data_at(str(tmp_path)), planted.stores, LOG)
+    assert [a.persona_id for a in found] == ["new_000", "new_001"]
+
+
+@pytest.mark.parametrize(
+    ("study", "content", "told"),
+    [
+        ("planted", '{"persona_id": "ana", "prompt": "Light!"}', "new.jsonl:1"),
+        ("planted", "not json", "new.jsonl:1"),
+        ("planted", "", "is empty"),
+        ("planted", None, "no such file"),
+        ("nowhere", json.dumps(one_exchange()), "nowhere"),
+        ("untrained", json.dumps(one_exchange()), "has not trained unified, cluster-00, cluster-01"),
+    ],
+)
+def test_what_cannot_be_assigned_is_refused_in_one_line(
+    planted: Planted, tmp_path: Path, study: str, content: str | None, told: str
+) -> None:
+    file = tmp_path / "new.jsonl"
+    if content is not None:
+        file.write_text(content, encoding="utf-8")
+    with pytest.raises(ClusterLoraError) as refusal:
+        assign(study, data_at(str(file)), planted.stores, LOG)
+    assert told in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_somebody_the_study_knows_is_refused(planted: Planted) -> None:
+    known = planted.stores.studies.dataset("planted").ids[0]
+    with given([one_exchange(persona_id=known)], None) as data, pytest.raises(BadData, match=f"persona '{known}' is in study planted"):
+        assign("planted", data, planted.stores, LOG)
+
+
+def test_a_study_without_clusters_has_nothing_to_assign_to(planted: Planted) -> None:
+    study = replace(planted.stores.studies.study("planted"), name="flat", methods=("unified",))
+    prepare(study, planted.stores, LOG)
+    planted.stores.studies.save_clustering("flat", Clustering("given", (planted.stores.studies.dataset("flat").ids,)))
+    with given([one_exchange()], None) as data, pytest.raises(UnknownName, match="add cluster"):
+        assign("flat", data, planted.stores, LOG)
+
+
+@pytest.mark.parametrize(("rows", "path"), [([], None), ([one_exchange()], "new.jsonl")])
+def test_dialogues_are_given_once(rows: list[dict[str, object]], path: str | None) -> None:
+    with pytest.raises(BadData, match="give one of the two"), given(rows, path):
+        pass
+
+
+def test_the_command_prints_a_table_or_json_and_where_the_adapters_are(
+    planted: Planted, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CLUSTERLORA_HOME", str(planted.home))
+    monkeypatch.setenv("COLUMNS", "160")
+    assert main(["assign", "--name", "planted", "--data", str(planted.new)]) == 0
+    shown = capsys.readouterr().out
+    assert all(persona_id in shown for persona_id in planted.cluster_by_newcomer)
+    assert str(planted.home / "planted" / "models" / "lora_clusters") in shown
+    assert main(["assign", "--name", "planted", "--data", str(planted.new), "--json"]) == 0
+    assert {row["persona_id"] for row in json.loads(capsys.readouterr().out)} == planted.cluster_by_newcomer.keys()
+    assert main(["assign", "--name", "planted", "--data", str(planted.home / "known.jsonl")]) == 1
+    assert capsys.readouterr().err.count("error:") == 1
+
+
+LOSSES = st.lists(st.lists(st.floats(0, 5), min_size=3, max_size=3), min_size=1, max_size=12).map(np.array)
+
+
+@examples_of(LOSSES)
+def test_whoever_leaves_unified_gains_more_than_the_margin(losses: np.ndarray) -> None:
+    choice = choose(losses)
+    if choice.cluster is not None:
+        gains = losses[:, 0] - losses[:, choice.cluster + 1]
+        assert len(losses) > 1
+        assert gains.mean() > gains.std(ddof=1) / np.sqrt(len(gains))
+    assert choice.gain == pytest.approx(float((losses[:, 0] - losses[:, choice.nearest + 1]).mean()))
+
+
+def test_a_clear_gain_is_taken_and_an_unsteady_one_is_not() -> None:
+    unified = np.full(4, 2.0)
+    steady, unsteady = unified - [0.1, 0.12, 0.1, 0.11], unified - [3.0, -2.0, 1.0, -1.0]
+    assert choose(np.stack([unified, unsteady, steady], axis=1)).cluster == 1
+    choice = choose(np.stack([unified, unsteady, unified + 1], axis=1))
+    assert (choice.cluster, choice.nearest, choice.gain) == (None, 0, 0.25)
+    assert choose(np.stack([unified, unsteady, unified + 1], axis=1), margin_se=0).cluster == 0

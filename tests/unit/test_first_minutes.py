@@ -1,0 +1,137 @@
+"""The first minutes of somebody with data of their own: template, validate, train, evaluate, compare, status, chat."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clusterlora.cli import main
+from clusterlora.data.validate import examine
+from clusterlora.report.data_picture import sparkline
+from clusterlora.settings import DataSettings
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("mine")
+
+
+@pytest.fixture(scope="module")
+def finished(place: Path, tiny_base_folder: Path) -> Path:
+    """Return the folder of a template whose study was trained, evaluated and compared by commands."""
+    with pytest.MonkeyPatch.context() as patch:
+        at_home(patch, place)
+        assert main(["data", "template", str(place / "people")]) == 0
+        study = ["--config", str(place / "people" / "study.toml"), "--base-model", str(tiny_base_folder)]
+        study += ["--set", 'methods=["baseline","unified","cluster"]', "--set", "recipe.epochs=1", "--set", "evaluation.max_new_tokens=4"]
+        assert main(["train", *study]) == 0
+        assert main(["evaluate", "--name", "people"]) == 0
+        assert main(["compare", "--name", "people"]) == 0
+    return place
+
+
+def at_home(patch: pytest.MonkeyPatch, place: Path) -> None:
+    patch.setenv("CLUSTERLORA_HOME", str(place / "studies"))
+    patch.setenv("CLUSTERLORA_STACK_HOME", str(place / "no-stack"))
+    for name in ("CLUSTERLORA_DATABASE_URL", "MLFLOW_TRACKING_URI"):
+        patch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def home(finished: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    at_home(monkeypatch, finished)
+    return finished
+
+
+def said(capsys: pytest.CaptureFixture[str], *words: str) -> Any:
+    capsys.readouterr()
+    assert main(list(words)) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_the_template_is_valid_data_and_is_never_written_over(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = said(capsys, "data", "validate", "--config", str(home / "people" / "study.toml"), "--json")
+    assert (found["personas"], found["train"], found["val"], found["test"], found["refusal"]) == (6, 24, 12, 12, None)
+    assert main(["data", "template", str(home / "people")]) == 1
+    assert "exists and is not overwritten" in capsys.readouterr().err
+
+
+def test_data_are_shown_as_bars_and_as_a_picture(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    picture = home / "people.png"
+    assert main(["data", "validate", "--data", str(home / "people" / "people.jsonl"), "--picture", str(picture)]) == 0
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    shown = capsys.readouterr().out
+    assert "█" in shown
+    assert "repetitive               nobody" in shown
+
+
+def test_a_bar_is_as_high_as_its_share_and_never_hides_what_is_there() -> None:
+    settings = DataSettings(train=3, val=1, test=1)
+    lengths = examine(settings).response_characters
+    bars = sparkline(lengths)
+    assert len(bars) == len(lengths.bins)
+    assert sum(lengths.bins) > 0
+    assert bars[lengths.bins.index(max(lengths.bins))] == "█"
+    assert all((bar == " ") == (n == 0) for bar, n in zip(bars, lengths.bins, strict=True))
+
+
+def test_a_hub_model_without_a_network_is_refused_in_one_line_before_any_server_starts(
+    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    assert main(["study", "run", "--data", str(home / "people" / "people.jsonl"), "--base-model", "some/hub-id"]) == 1
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("error: base model 'some/hub-id' could not be fetched")
+    assert "homelm, smollm2-135m or a local folder" in line
+    assert not (home / "no-stack").exists()
+
+
+def test_the_same_question_is_answered_by_several_methods(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["chat", "--study", "people", "--persona", "persona_001", "--max-new-tokens", "3", "Make it cosy", "--json"]
+    found = said(capsys, *words)
+    assert {method: answer["answered_by"] for method, answer in found["answers"].items()} == {
+        "baseline": "base model",
+        "unified": "unified",
+        "cluster": found["answers"]["cluster"]["answered_by"],
+    }
+    assert found["answers"]["cluster"]["answered_by"].startswith("cluster-0")
+    alone = said(capsys, *words, "--methods", "unified")
+    assert alone["answers"] == {"unified": found["answers"]["unified"]}
+
+
+def test_a_method_that_was_not_evaluated_is_named_with_those_that_were(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["chat", "--study", "people", "--persona", "p", "--methods", "merge", "hello"]) == 1
+    assert "has not evaluated merge; it has baseline, unified, cluster" in capsys.readouterr().err
+
+
+def test_an_unknown_persona_is_answered_by_unified_and_told_so(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = said(capsys, "chat", "--study", "people", "--persona", "somebody", "--methods", "cluster", "hello", "--json")
+    assert found["answers"]["cluster"]["answered_by"].startswith("unified (default: persona 'somebody'")
+
+
+def test_the_status_tells_phases_scores_and_what_is_next(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = said(capsys, "study", "status", "people", "--json")
+    assert "train done" in found["phases"]
+    assert "compare done" in found["phases"]
+    assert any(line.startswith("on test, cluster:") for line in found["against_unified"])
+    assert main(["study", "status", "people", "--watch"]) == 0
+    page = capsys.readouterr().out
+    for word in ("register", "next:", "memory", "GPU"):
+        assert word in page
+
+
+def test_the_doctor_says_what_is_here_and_what_to_do(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["doctor", "--json"])
+    found = {finding["what"]: finding for finding in json.loads(capsys.readouterr().out)}
+    assert {"python", "packages", "memory", "results", "servers", "GPU", "homelm", "model hub", "embedding"} <= found.keys()
+    assert all(finding["fix"] for finding in found.values() if not finding["good"])
+
+
+def test_training_and_evaluating_say_in_json_what_they_did(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trained = said(capsys, "train", "--name", "people", "--adapter", "unified", "--json")
+    assert trained == {"study": "people", "adapters": ["unified"], "trained": 0, "folder": str(home / "studies" / "people")}
+    assert said(capsys, "evaluate", "--name", "people", "--json") == {"study": "people", "answers": 0}
+    verdict = said(capsys, "evaluate", "--name", "people", "--cluster", "0", "--json")
+    assert verdict["passed"] == all(criterion["passed"] for criterion in verdict["criteria"])
+    assert verdict["criteria"][0].keys() >= {"name", "value", "threshold"}

@@ -1,0 +1,304 @@
+"""People whom no adapter saw: who is held out, what is trained without them, and that choices read train examples only."""
+
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clusterlora.comparison.new_personas import EXAMPLES, NewPersonas, Scores, new_personas
+from clusterlora.comparison.new_personas_words import markdown, off, sentence
+from clusterlora.config import resolve
+from clusterlora.methods.held_out import held_out
+from clusterlora.methods.method import StudyView
+from clusterlora.ports import Stores
+from clusterlora.report import figures
+from clusterlora.settings import (
+    AssignmentSettings,
+    ClusteringSettings,
+    DataSettings,
+    EvaluationSettings,
+    GateSettings,
+    MergeSettings,
+    ModelSettings,
+    Recipe,
+    Rung,
+    Study,
+    SyntheticSettings,
+)
+from clusterlora.stages.cluster import cluster
+from clusterlora.stages.compare import compare
+from clusterlora.stages.evaluate import evaluate
+from clusterlora.stages.new_personas import new_personas as curve_of
+from clusterlora.stages.plan import pack_named, remaining_packs, rungs, work_plan
+from clusterlora.stages.prepare import prepare
+from clusterlora.stages.register import register
+from clusterlora.stages.train import next_micro_batch, train_pack
+from clusterlora.stores.files import FileAdapterStore
+from clusterlora.stores.memory import MemoryStudyStore, MemoryTracker, SilentLog
+from clusterlora.values import Criterion, Dataset, Turn, Verdict
+
+LOG = SilentLog()
+
+
+def measured(
+    gain: float, *, seed: int, n_personas: int = 30, n_items: int = 20, noise: float = 0.3
+) -> tuple[Scores, Scores, dict[str, int]]:
+    """Return losses of train examples, test scores and clusters of people whose own cluster is better than unified by `gain`."""
+    rng = np.random.default_rng(seed)
+    clusters = {f"p{number}": number % 3 for number in range(30)}
+
+    def table(persona_id: str, sign: float) -> np.ndarray:
+        truth = np.zeros(4)
+        truth[clusters[persona_id] + 1] = sign * gain
+        return 1.0 + truth + rng.normal(0, 0.3, size=(20, 4))
+
+    return {p: table(p, -1) for p in clusters}, {p: table(p, 1) for p in clusters}, clusters
+
+
+def curve(gain: float, *, seed: int, poison: bool = False) -> NewPersonas:
+    losses, scores, clusters = measured(gain, seed=seed)
+    if poison:
+        scores = {p: -its for p, its in scores.items()}
+    tested = {"embedding_similarity": scores, "nll": {p: -its for p, its in scores.items()}}
+    rng = np.random.default_rng(0)
+    return new_personas(losses, tested, clusters, metric="embedding_similarity", higher_is_better=True, draws=400, rng=rng)
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_more_examples_find_the_better_cluster_more_often_and_one_finds_it_only_without_a_margin(seed: int) -> None:
+    found = curve(0.3, seed=seed)
+    assert [o.n_examples for o in found.chosen] == [o.n_examples for o in found.nearest] == list(EXAMPLES)
+    assert found.chosen[0].leave == found.chosen[0].headline.mean == found.chosen[0].headline.high == 0
+    assert found.nearest[0].headline.low > 0
+    gains = [o.headline.mean for o in found.chosen]
+    assert gains == sorted(gains)
+    assert found.chosen[-1].headline.low > 0
+    assert found.own.headline.mean == pytest.approx(0.3, abs=0.08)
+    assert found.chosen[-1].headline.mean < found.own.headline.mean <= found.oracle.headline.mean
+    assert found.own.nll.mean == found.own.headline.mean, "nll is the negative of the score here, and a gain is positive in both"
+    into_own = found.chosen[-1].own_cluster
+    assert into_own is not None
+    assert into_own > 0.8
+
+
+def test_without_anything_to_find_nothing_is_claimed() -> None:
+    claims = [curve(0.0, seed=seed).chosen[-1].headline.low > 0 for seed in range(10)]
+    assert sum(claims) <= 2
+    said = sentence(curve(0.0, seed=5))
+    assert said.startswith("For people the adapters never saw, choosing between the clusters and unified is not shown to differ")
+    assert "beats" not in said
+    assert "by it everybody stays with unified" in said
+    assert "so there is nothing shown that choosing could find" in said
+
+
+def test_what_is_said_follows_from_the_numbers() -> None:
+    found = curve(0.4, seed=4)
+    said = sentence(found)
+    assert "choosing between the clusters and unified beats unified" in said
+    assert "nothing" not in said
+    best = found.chosen[-1].headline
+    assert f"by 3 examples ({100 * found.chosen[1].headline.mean:+.2f} points [" in said
+    assert f"10 examples ({100 * best.mean:+.2f} points [{100 * best.low:+.2f}, {100 * best.high:+.2f}], " in said
+    assert "is worse than unified by 3 examples" in sentence(replace(found, chosen=curve(0.4, seed=4, poison=True).chosen))
+    assert markdown(found).count("\n| ") == 1 + 2 * len(EXAMPLES) + 2
+
+
+def test_choices_do_not_see_test_scores() -> None:
+    clean, poisoned = curve(0.3, seed=6), curve(0.3, seed=6, poison=True)
+    for ours, theirs in zip((*clean.chosen, *clean.nearest), (*poisoned.chosen, *poisoned.nearest), strict=True):
+        assert (ours.leave, ours.own_cluster) == (theirs.leave, theirs.own_cluster)
+    assert clean.chosen[-1].headline.mean == pytest.approx(-poisoned.chosen[-1].headline.mean)
+
+
+def test_who_has_too_few_examples_counts_only_where_there_are_enough() -> None:
+    losses, scores, clusters = measured(0.3, seed=1)
+    losses = {p: its[:4] if p == "p0" else its for p, its in losses.items()}
+    tested = {"embedding_similarity": scores, "nll": scores}
+    rng = np.random.default_rng(0)
+    found = new_personas(losses, tested, clusters, metric="embedding_similarity", higher_is_better=True, draws=200, rng=rng)
+    assert [o.n_personas for o in found.chosen] == [30, 30, 29, 29]
+    assert [o.n_personas for o in found.nearest] == [30, 30, 29, 29]
+    assert found.own.n_personas == 30
+
+
+def test_the_figure_has_both_rules_with_intervals_and_what_they_are_held_against() -> None:
+    found = curve(0.3, seed=1)
+    drawn = figures.new_personas(found)["data"]
+    assert [trace["name"] for trace in drawn] == ["margin of 1 standard error", "no margin", "unified", "their cluster in the study"]
+    assert drawn[0]["y"] == [100 * o.headline.mean for o in found.chosen]
+    assert drawn[3]["y"][0] == 100 * found.own.headline.mean
+
+
+def view(members: tuple[tuple[str, ...], ...]) -> StudyView:
+    people = tuple(p for ids in members for p in ids)
+    return StudyView(people, members, Recipe(), Recipe(epochs=6), "unified", {}, MergeSettings())
+
+
+@given(st.lists(st.integers(1, 12), min_size=1, max_size=5), st.floats(0.05, 0.5), st.integers(0, 9))
+def test_every_cluster_spares_somebody_and_keeps_somebody(sizes: list[int], share: float, seed: int) -> None:
+    members = tuple(tuple(f"{k}-{n}" for n in range(size)) for k, size in enumerate(sizes))
+    plan = held_out(view(members), share, seed)
+    if max(sizes) == 1:
+        assert plan is None
+        return
+    assert plan is not None
+    spared = dict(plan.arms_by_persona).keys()
+    unified, *clusters = plan.adapters
+    assert set(unified.persona_ids) | spared == {p for ids in members for p in ids}
+    assert not set(unified.persona_ids) & spared
+    for ids, adapter in zip(members, clusters, strict=True):
+        assert set(adapter.persona_ids) == set(ids) - spared
+        assert adapter.persona_ids
+        assert len(ids) == 1 or set(ids) & spared
+        assert adapter.init == unified.name
+        assert adapter.recipe.epochs == 6
+    alone = held_out(view(members[:1]), share, seed)
+    assert alone is None or dict(alone.arms_by_persona).keys() == spared & set(members[0]), "who is spared depends on nobody else"
+
+
+@pytest.fixture
+def stores(tmp_path: Path) -> Stores:
+    return Stores(MemoryStudyStore(), FileAdapterStore(tmp_path / "adapters"), MemoryTracker(), tmp_path / "studies")
+
+
+@pytest.fixture
+def study(tiny_base_folder: Path) -> Study:
+    """Nine people in two clusters, of whom one each is held out."""
+    return Study(
+        name="small",
+        methods=("unified", "cluster"),
+        data=DataSettings(train=3, val=2, test=2, synthetic=SyntheticSettings(cluster_sizes=(4, 5), dialogues=8)),
+        model=ModelSettings(base=str(tiny_base_folder)),
+        recipe=Recipe(rank=2, epochs=1, learning_rate=5e-3),
+        clustering=ClusteringSettings(k=2, sizes=(4, 5)),
+        gate=GateSettings(worst_persona=None, share_improved=0.0, ladder=(Rung(name="warm-start", init="unified"),), on_failure="continue"),
+        assignment=AssignmentSettings(held_out_share=0.25),
+        evaluation=EvaluationSettings(max_new_tokens=6, bootstrap_draws=200),
+    )
+
+
+def run(study: Study, stores: Stores) -> None:
+    prepare(study, stores, LOG)
+    cluster(study, stores, LOG)
+    while packs := remaining_packs(study, stores):
+        for pack in packs:
+            attempt, micro_batch = next_micro_batch(study, pack.name, stores)
+            train_pack(study.name, pack, attempt=attempt, micro_batch=micro_batch, stores=stores, log=LOG)
+    for shard in (1, 2):
+        evaluate(study.name, part="test", shard=shard, shards=2, rung=None, stores=stores, log=LOG)
+
+
+def own_gain_from(file: Path) -> float:
+    """Return the gain in nats of the study's own cluster over unified, worked out from the rows alone."""
+    table = pd.read_csv(file)
+    test = table[table["split"] == "test"]
+    means = test.pivot_table(index=["persona_id", "cluster"], columns="adapter", values="nll", aggfunc="mean")
+    return fmean(
+        means.loc[(persona_id, cluster), "heldout-unified"] - means.loc[(persona_id, cluster), f"heldout-cluster-{cluster:02d}"]
+        for persona_id, cluster in means.index
+    )
+
+
+def test_a_study_measures_new_people_beside_its_methods_and_changes_none_of_them(study: Study, stores: Stores, tmp_path: Path) -> None:
+    run(study, stores)
+    comparison = compare(study.name, stores, LOG)
+    register(study.name, stores, LOG)
+    trained = {adapter.name: adapter for adapter in stores.studies.adapters(study.name)}
+    assert {"heldout-unified", "heldout-cluster-00", "heldout-cluster-01"} < trained.keys()
+    plan = work_plan(study, stores).held_out
+    assert plan is not None
+    assert {len(ids) for ids in (trained[f"heldout-cluster-0{k}"].spec.persona_ids for k in (0, 1))} == {3, 4}
+    spared = dict(plan.arms_by_persona).keys()
+    assert not spared & set(trained["heldout-unified"].spec.persona_ids)
+    assert (stores.folder(study.name) / "models" / "held_out" / "heldout_unified" / "adapter_model.safetensors").is_file()
+    assert isinstance(stores.tracker, MemoryTracker)
+    assert not [name for name in stores.tracker.models if "heldout" in name], "they are for measuring, not for serving"
+
+    found = curve_of(study, stores)
+    assert found is not None
+    assert (found.n_personas, found.n_clusters) == (2, 2)
+    results = stores.folder(study.name) / "results"
+    assert own_gain_from(results / "new_personas.csv") == pytest.approx(found.own.nll.mean)
+    assert sentence(found) in (results / "summary.md").read_text(encoding="utf-8")
+    assert 'section id="new-persona"' in (results / "report.html").read_text(encoding="utf-8")
+    assert evaluate(study.name, part="test", shard=1, shards=1, rung=None, stores=stores, log=LOG) == 0
+
+    other = Stores(MemoryStudyStore(), FileAdapterStore(tmp_path / "other"), MemoryTracker(), tmp_path / "other-studies")
+    without = replace(study, assignment=AssignmentSettings())
+    run(without, other)
+    alone = compare(study.name, other, LOG)
+    assert [r.method for r in alone.methods] == [r.method for r in comparison.methods]
+    assert alone.method("cluster").means["nll"] == pytest.approx(comparison.method("cluster").means["nll"])
+    assert work_plan(without, other).keys.items() < work_plan(study, stores).keys.items()
+    assert curve_of(without, other) is None
+    assert "## A new persona" not in (other.folder(study.name) / "results" / "summary.md").read_text(encoding="utf-8")
+    assert "assignment.held_out_share=0.2" in (other.folder(study.name) / "results" / "report.html").read_text(encoding="utf-8")
+
+
+def poisoned(dataset: Dataset) -> Dataset:
+    """Return the data with every test answer replaced by nonsense."""
+    return Dataset(
+        tuple(
+            replace(
+                persona,
+                dialogues=tuple(
+                    replace(d, turns=tuple(Turn(t.role, "zzz") if d.split == "test" and t.role == "assistant" else t for t in d.turns))
+                    for d in persona.dialogues
+                ),
+            )
+            for persona in dataset.personas
+        )
+    )
+
+
+def test_poisoned_test_answers_change_scores_and_no_choice(
+    study: Study, stores: Stores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(study, stores)
+    clean = prepare(study, stores, LOG)
+    other = Stores(MemoryStudyStore(), FileAdapterStore(tmp_path / "other"), MemoryTracker(), tmp_path / "other-studies")
+    monkeypatch.setattr("clusterlora.stages.prepare.load", lambda _settings: poisoned(clean))
+    run(study, other)
+    ours, theirs = curve_of(study, stores), curve_of(study, other)
+    assert ours is not None
+    assert theirs is not None
+    for one, two in zip((*ours.chosen, *ours.nearest), (*theirs.chosen, *theirs.nearest), strict=True):
+        assert (one.leave, one.own_cluster) == (two.leave, two.own_cluster)
+    assert ours.own.nll != theirs.own.nll, "the poison did not reach the scores, so this test would prove nothing"
+
+
+def test_after_a_refused_gate_nothing_is_measured_and_the_report_says_so(study: Study, stores: Stores) -> None:
+    strict = replace(study, gate=replace(study.gate, ladder=(), mean_similarity=1.0, on_failure="stop"))
+    prepare(strict, stores, LOG)
+    cluster(strict, stores, LOG)
+    while packs := pack_named(strict, stores, ("unified", "cluster-00")):
+        for pack in packs:
+            train_pack(strict.name, pack, attempt=1, micro_batch=2, stores=stores, log=LOG)
+    refusal = Criterion("above_unified", -0.1, 0.0, False, None, None, "worse")
+    stores.studies.save_verdict(strict.name, Verdict("own", "cluster-00", (refusal,), 4, 8))
+    run(strict, stores)
+    compare(strict.name, stores, LOG)
+    assert curve_of(strict, stores) is None
+    assert off(0.25) in (stores.folder(strict.name) / "results" / "report.html").read_text(encoding="utf-8")
+    assert off(0.25) != off(None)
+
+
+def test_a_rung_gives_the_clusters_held_out_names_of_their_own_and_unified_stays(study: Study, stores: Stores) -> None:
+    prepare(study, stores, LOG)
+    cluster(study, stores, LOG)
+    own, warm = (work_plan(study, stores, rung).held_out for rung in rungs(study, stores))
+    assert own is not None
+    assert warm is not None
+    assert [a.name for a in own.adapters] == ["heldout-unified", "heldout-cluster-00", "heldout-cluster-01"]
+    assert [a.name for a in warm.adapters] == ["heldout-unified", "heldout-cluster-00+warm-start", "heldout-cluster-01+warm-start"]
+    assert {a.init for a in warm.adapters[1:]} == {"heldout-unified"}
+
+
+def test_the_presets_of_the_mission_measure_it_and_the_small_ones_do_not() -> None:
+    shares = {name: resolve(name).assignment.held_out_share for name in ("mission", "all", "demo", "quick")}
+    assert shares == {"mission": 0.2, "all": 0.2, "demo": None, "quick": None}

@@ -1,0 +1,82 @@
+"""docs/results.md is computed from what finished studies left, and says plainly which criteria were not met."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import results
+from clusterlora.comparison.compare import compare
+from clusterlora.comparison.figure import draw
+from clusterlora.comparison.table import write_tables
+from clusterlora.errors import BadData, UnknownName
+from clusterlora.ports import Stores
+from clusterlora.settings import DataSettings, Study, SyntheticSettings
+from clusterlora.stages.compare import figure_path
+from clusterlora.stores.files import FileAdapterStore
+from clusterlora.stores.memory import MemoryStudyStore, MemoryTracker
+from clusterlora.values import Clustering, Dataset, EvaluationRow, Persona
+
+PEOPLE = tuple(f"p{number:02d}" for number in range(20))
+PROMPT_TOKENS = {"few_shot": 150.0}
+
+
+@pytest.fixture
+def stores(tmp_path: Path) -> Stores:
+    return Stores(MemoryStudyStore(), FileAdapterStore(tmp_path / "adapters"), MemoryTracker(), tmp_path / "studies")
+
+
+def finished(name: str, means: Mapping[str, float], stores: Stores) -> None:
+    """Leave in the stores what a compared study leaves that the page reads."""
+    rng = np.random.default_rng(0)
+    stores.studies.create_study(Study(name=name, data=DataSettings(synthetic=SyntheticSettings(cluster_sizes=(8, 12)))), facts={})
+    stores.studies.save_dataset(name, Dataset(tuple(Persona(p, None, ()) for p in PEOPLE)))
+    stores.studies.save_clustering(name, Clustering("responses", (PEOPLE[:8], PEOPLE[8:]), (("silhouette", 0.25),)))
+    stores.studies.save_fact(name, "ari_truth", 0.9375)
+    stores.studies.save_fact(name, "seconds: train unified", 120.0)
+    rows = [
+        EvaluationRow(method, p, number // 8 % 2, f"{p}/{item}", "ask", "reference", "text", scores)
+        for method, mean in means.items()
+        for number, p in enumerate(PEOPLE)
+        for item in range(4)
+        if (
+            scores := {
+                "embedding_similarity": float(np.clip(mean + rng.normal(0, 0.01), 0, 1)),
+                "prompt_tokens": PROMPT_TOKENS.get(method, 50.0),
+            }
+        )
+    ]
+    directions = {"embedding_similarity": True, "prompt_tokens": False}
+    found = compare(rows, headline="embedding_similarity", higher_is_better=directions, draws=200, rng=rng)
+    write_tables(found, rows, stores.folder(name) / "results")
+    draw(found, figure_path(stores, name), name)
+
+
+def test_the_page_holds_every_study_and_judges_it_by_the_missions_criteria(stores: Stores, tmp_path: Path) -> None:
+    finished("one", {"unified": 0.80, "cluster": 0.845, "few_shot": 0.79, "random_cluster": 0.80}, stores)
+    finished("two", {"unified": 0.60, "cluster": 0.60, "hybrid": 0.55}, stores)
+    page = results.write(["one", "two"], [], stores, tmp_path / "docs").read_text(encoding="utf-8")
+    assert {path.name for path in (tmp_path / "docs").iterdir()} == {"results.md", "one.png", "two.png"}
+    one, two = page.split("\n## two\n")
+    assert "**cluster beats unified: embedding similarity 84." in one
+    assert "adjusted Rand index with the planted clusters 0.94" in one
+    asked = one.split("### What the mission asked")[1]
+    verdicts = [line.rsplit("|", 2)[1].strip() for line in asked.splitlines() if line.startswith("| cluster | ")]
+    assert verdicts == ["met", "met", "met", "met", "**not met**"], "86 % is hoped for and 84.5 % was reached"
+    assert "few_shot reads 150 prompt tokens for an answer, unified 50: 3.0 times as many." in one
+    assert "Shown to beat unified: cluster (+4." in one
+    assert "cluster against random_cluster: +4." in one
+    assert "Shown to do worse than unified: hybrid (-5." in two
+    assert "Not shown to differ from unified: cluster (" in two
+    assert two.count("**not met**") >= 4, "neither better than unified, nor above 83 %, 70 % or 86 %"
+
+
+def test_a_study_without_results_is_refused_before_anything_is_written(stores: Stores, tmp_path: Path) -> None:
+    finished("one", {"unified": 0.80, "cluster": 0.85}, stores)
+    stores.studies.create_study(Study(name="unfinished"), facts={})
+    with pytest.raises(BadData, match=r"study unfinished has no summary\.json in .*; run it to its end"):
+        results.write(["one", "unfinished"], [], stores, tmp_path / "docs")
+    with pytest.raises(UnknownName):
+        results.write(["nowhere"], [], stores, tmp_path / "docs")
+    assert not (tmp_path / "docs").exists()

@@ -1,0 +1,140 @@
+"""What an attempt leaves behind when it ends well, runs out of memory, or loses a service; and merging after the fact."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clusterlora.errors import BadData, OutOfMemory, ServiceDown
+from clusterlora.ports import AdapterRun, Stores
+from clusterlora.settings import (
+    ClusteringSettings,
+    DataSettings,
+    MergeSettings,
+    ModelSettings,
+    Recipe,
+    RuntimeSettings,
+    Study,
+    SyntheticSettings,
+)
+from clusterlora.stages.cluster import cluster
+from clusterlora.stages.merge import merge
+from clusterlora.stages.plan import Pack, pack_named, work_plan
+from clusterlora.stages.prepare import prepare
+from clusterlora.stages.train import train_pack
+from clusterlora.stores.files import FileAdapterStore, weights_sha256
+from clusterlora.stores.memory import MemoryRun, MemoryStudyStore, MemoryTracker, SilentLog
+
+UNIFIED = Pack("unified", "unified", ("unified",))
+
+
+@pytest.fixture
+def stores(tmp_path: Path) -> Stores:
+    return Stores(MemoryStudyStore(), FileAdapterStore(tmp_path / "adapters"), MemoryTracker(), tmp_path / "studies")
+
+
+@pytest.fixture
+def study(tiny_base_folder: Path, stores: Stores) -> Study:
+    study = Study(
+        name="tried",
+        methods=("unified", "per_persona"),
+        data=DataSettings(train=2, val=1, test=1, synthetic=SyntheticSettings(cluster_sizes=(2, 3), dialogues=4)),
+        model=ModelSettings(base=str(tiny_base_folder)),
+        recipe=Recipe(rank=2, epochs=1, target_modules=("q_proj", "v_proj")),
+        clustering=ClusteringSettings(k=2, sizes=(2, 3), algorithm="responses"),
+        runtime=RuntimeSettings(shards=1),
+    )
+    prepare(study, stores, SilentLog())
+    cluster(study, stores, SilentLog())
+    return study
+
+
+def train(study: Study, stores: Stores, pack: Pack, number: int = 1) -> None:
+    train_pack(study.name, pack, attempt=number, micro_batch=2, stores=stores, log=SilentLog())
+
+
+def runs(stores: Stores) -> list[MemoryRun]:
+    assert isinstance(stores.tracker, MemoryTracker)
+    return [run for run in stores.tracker.runs.values() if "pack" in run.tags]
+
+
+def test_a_finished_attempt_tells_its_batch_and_peak_memory_in_the_table_and_in_its_run(study: Study, stores: Stores) -> None:
+    train(study, stores, UNIFIED)
+    (attempt,) = stores.studies.attempts(study.name)
+    (run,) = runs(stores)
+    assert attempt.state == run.tags["outcome"] == "done"
+    assert attempt.micro_batch == int(run.tags["micro_batch"]) == 2
+    assert attempt.peak_memory_bytes
+    assert attempt.peak_memory_bytes >= int(run.tags["peak_memory_bytes"]) > 10**7
+    assert run.tags["peak_memory"].endswith(" GB")
+
+
+def test_a_trained_adapter_is_recorded_with_the_digest_of_its_weights(study: Study, stores: Stores) -> None:
+    train(study, stores, UNIFIED)
+    (adapter,) = stores.studies.adapters(study.name)
+    folder = stores.adapters.local(adapter.key)
+    assert folder is not None
+    assert adapter.weights_sha256 == weights_sha256(folder)
+
+
+def test_an_attempt_out_of_memory_tells_the_same(study: Study, stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
+    from clusterlora.models import memory
+    from clusterlora.training import train as engine
+
+    def hungry(*_: Any, **__: Any) -> Iterator[Any]:
+        with memory.allocation_failures(micro_batch=2, doing="training"):
+            bytearray(2**62)
+        yield
+
+    monkeypatch.setattr(engine, "train", hungry)
+    with pytest.raises(OutOfMemory, match=r"at micro-batch 2, with \d+\.\d\d GB held at most"):
+        train(study, stores, UNIFIED)
+    (attempt,) = stores.studies.attempts(study.name)
+    (run,) = runs(stores)
+    assert attempt.state == run.tags["outcome"] == "out_of_memory"
+    assert run.status == "FAILED"
+    assert attempt.peak_memory_bytes
+
+
+class _Absent(MemoryTracker):
+    """A tracker that is away when a run is to begin, once."""
+
+    away = True
+
+    @contextmanager
+    def adapter_run(self, study: str, **facts: Any) -> Iterator[AdapterRun]:
+        if self.away:
+            self.away = False
+            raise ServiceDown("MLflow does not answer")
+        with super().adapter_run(study, **facts) as run:
+            yield run
+
+
+def test_an_attempt_that_lost_a_service_stays_open_and_is_the_one_that_goes_on(study: Study, stores: Stores, tmp_path: Path) -> None:
+    away = Stores(stores.studies, stores.adapters, _Absent(), tmp_path / "studies")
+    with pytest.raises(ServiceDown):
+        train(study, away, UNIFIED)
+    assert [(a.number, a.state) for a in stores.studies.attempts(study.name)] == [(1, "running")]
+    train(study, away, UNIFIED)
+    assert [(a.number, a.state) for a in stores.studies.attempts(study.name)] == [(1, "done")]
+
+
+def test_merging_needs_the_personal_adapters(study: Study, stores: Stores) -> None:
+    with pytest.raises(BadData, match=r"has 0 of 5 personal adapters, persona-0000 is missing; train them"):
+        merge(study.name, MergeSettings(), stores, SilentLog())
+
+
+def test_each_way_of_merging_gives_its_own_registered_adapters_once(study: Study, stores: Stores) -> None:
+    names = tuple(name for name in work_plan(study, stores).specs if name.startswith("persona"))
+    for pack in pack_named(study, stores, names):
+        train(study, stores, pack)
+    assert merge(study.name, MergeSettings(), stores, SilentLog()) == ("merged-00+average", "merged-01+average")
+    assert merge(study.name, MergeSettings(kind="ties", density=0.5), stores, SilentLog()) == ("merged-00+ties-0.5", "merged-01+ties-0.5")
+    held = {adapter.name: adapter for adapter in stores.studies.adapters(study.name)}
+    assert merge(study.name, MergeSettings(), stores, SilentLog()) == ("merged-00+average", "merged-01+average")
+    assert {adapter.name: adapter for adapter in stores.studies.adapters(study.name)} == held
+    assert len({held[name].weights_sha256 for name in held if name.startswith("merged")}) == 4
+    assert isinstance(stores.tracker, MemoryTracker)
+    assert {"tried-merged-00-average", "tried-merged-01-ties-0.5"} <= stores.tracker.models.keys()

@@ -1,0 +1,55 @@
+"""Preparing a study: what is decided then is decided for good."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from clusterlora.errors import BadSettings
+from clusterlora.ports import Stores
+from clusterlora.settings import DataSettings, ModelSettings, Study, SyntheticSettings
+from clusterlora.stages import prepare as module
+from clusterlora.stages.plan import work_plan
+from clusterlora.stages.prepare import prepare
+from clusterlora.stores.files import FileAdapterStore
+from clusterlora.stores.memory import MemoryStudyStore, MemoryTracker, SilentLog
+from clusterlora.values import Clustering
+
+
+@pytest.fixture
+def stores(tmp_path: Path) -> Stores:
+    return Stores(MemoryStudyStore(), FileAdapterStore(tmp_path / "adapters"), MemoryTracker(), tmp_path / "studies")
+
+
+def study(base: Path, dtype: Literal["auto", "float32", "bfloat16"] = "auto") -> Study:
+    data = DataSettings(train=1, val=1, test=1, synthetic=SyntheticSettings(cluster_sizes=(1, 2), dialogues=3))
+    return Study(name="small", data=data, model=ModelSettings(base=str(base), dtype=dtype))
+
+
+def test_the_dtype_is_decided_once_and_a_relaunch_elsewhere_keeps_it(
+    stores: Stores, tiny_base_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "faster_dtype", lambda _base: "bfloat16")
+    prepare(study(tiny_base_folder), stores, SilentLog())
+    monkeypatch.setattr(module, "faster_dtype", lambda _base: "float32")
+    prepare(study(tiny_base_folder), stores, SilentLog())
+    assert stores.studies.study("small").model.dtype == "bfloat16"
+    with pytest.raises(BadSettings, match="dtype"):
+        prepare(study(tiny_base_folder, "float32"), stores, SilentLog())
+
+
+def test_a_dtype_that_was_asked_for_is_not_decided(stores: Stores, tiny_base_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "faster_dtype", lambda _base: "bfloat16")
+    asked = replace(study(tiny_base_folder, "float32"), name="other")
+    prepare(asked, stores, SilentLog())
+    assert stores.studies.study("other") == asked
+
+
+def test_adapters_have_one_identity_whether_the_study_is_as_asked_or_as_prepared(stores: Stores, tiny_base_folder: Path) -> None:
+    asked = study(tiny_base_folder)
+    dataset = prepare(asked, stores, SilentLog())
+    stores.studies.save_clustering("small", Clustering("given", (dataset.ids,)))
+    prepared = stores.studies.study("small")
+    assert asked.model.dtype != prepared.model.dtype
+    assert work_plan(asked, stores).keys == work_plan(prepared, stores).keys
