@@ -4,7 +4,7 @@ Attempts are numbered in the study database, and the number is in the idempotenc
 a retry or a fresh parent after a crash, finds the run that is already there instead of starting a second one.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NoReturn, cast
 
 from prefect import task
@@ -18,11 +18,11 @@ from prefect.tasks import Task, exponential_backoff
 from clusterlora.errors import OutOfMemory, UnknownName
 from clusterlora.ports import Stores
 from clusterlora.settings import Study
-from clusterlora.stages.plan import Pack
+from clusterlora.stages.plan import GATED, REFERENCE, Pack
 from clusterlora.values import Attempt
 from clusterlora.wiring import from_environment
 from tasks.retrying import is_transient
-from tasks.run_names import evaluation_name, study_tag, training_name
+from tasks.run_names import evaluation_name, method_tag, study_tag, training_name
 
 MOST_HALVINGS = 4
 MOST_CRASHES = 2
@@ -85,9 +85,11 @@ def dispatch_training(study_name: str, pack: Pack) -> None:
         "micro_batch": micro_batch,
         "attempt": number,
     }
-    _see_through("train", study, attempt, parameters, training_name(**parameters), stores)
+    plan = plan_with(study, stores, pack.adapters)
+    methods = {plan.trained_by(adapter) for adapter in pack.adapters}
+    _see_through("train", study, attempt, parameters, training_name(**parameters), stores, methods=methods)
 
-    missing = set(pack.adapters) - trained_adapters(study, stores, plan_with(study, stores, pack.adapters)).keys()
+    missing = set(pack.adapters) - trained_adapters(study, stores, plan).keys()
     if missing:
         _count_crash(study_name, attempt, "lost", f"the run completed but left no {', '.join(sorted(missing))}", stores)
 
@@ -116,11 +118,21 @@ def dispatch_evaluation(study_name: str, part: str, *, shard: int = 1, shards: i
         attempt = earlier[-1]
     else:
         attempt = Attempt(pack=name, number=len(earlier) + 1, micro_batch=study.evaluation.batch_size, state="running")
-    _see_through("evaluate", study, attempt, parameters, name, stores)
+    methods = {"power": {"baseline"}, "gate": {REFERENCE, GATED}}.get(part, {*study.methods})
+    _see_through("evaluate", study, attempt, parameters, name, stores, methods=methods)
     stores.studies.close_attempt(study_name, name, attempt.number, state="done")
 
 
-def _see_through(flow: str, study: Study, attempt: Attempt, parameters: Mapping[str, Any], name: str, stores: Stores) -> None:
+def _see_through(
+    flow: str,
+    study: Study,
+    attempt: Attempt,
+    parameters: Mapping[str, Any],
+    name: str,
+    stores: Stores,
+    *,
+    methods: Collection[str],
+) -> None:
     """Start the attempt's run, or find it, and wait; return when it completed, else record how it ended and raise."""
     # A study deleted and made again under its name must not find the runs of the first one.
     created = next(created for known, _, created in stores.studies.studies() if known == study.name)
@@ -135,7 +147,7 @@ def _see_through(flow: str, study: Study, attempt: Attempt, parameters: Mapping[
                 parameters=dict(parameters),
                 flow_run_name=name,
                 idempotency_key=f"{study.name}/{created}/{attempt.pack}/attempt-{attempt.number}",
-                tags=[study_tag(study.name)],
+                tags=[study_tag(study.name), *map(method_tag, sorted(methods))],
                 poll_interval=ASK_EVERY_SECONDS,
             ),
         )

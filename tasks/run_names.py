@@ -11,6 +11,11 @@ def study_tag(study_name: str) -> str:
     return f"study:{study_name}"
 
 
+def method_tag(method: str) -> str:
+    """Return the tag of the runs that train a method's adapters, or score its answers."""
+    return f"method:{method}"
+
+
 def tag_this_run(study_name: str) -> None:
     """Give the current flow run its study's tag; Prefect's `tags` reach only the runs it starts."""
     with get_client(sync_client=True) as client:

@@ -211,8 +211,12 @@ def test_the_study_trains_only_what_is_missing_and_ends_with_a_comparison(study:
     assert state_of(run).is_completed(), state_of(run).message
     assert run.name == "study · small"
 
-    trained = [r.name.split(" · ")[1] for r in runs_of(study, name="train ·") if r.id not in before]
-    assert trained == ["fan-out 1/1"]
+    (trained,) = [r for r in runs_of(study, name="train ·") if r.id not in before]
+    assert trained.name.split(" · ")[1] == "fan-out 1/1"
+    assert {"study:small", "method:cluster", "method:per_persona"} <= {*trained.tags}
+    assert "method:unified" not in trained.tags
+    (tested,) = runs_of(study, name="evaluate · test")
+    assert {f"method:{method}" for method in study.methods} <= {*tested.tags}
     stores = from_environment()
     assert len(stores.studies.adapters("small")) == 1 + 2 + 8
     assert (stores.folder("small") / "results" / "summary.csv").exists()
