@@ -53,7 +53,8 @@ PRESETS: Catalog[Mapping[str, Any]] = Catalog(
             "data": {"train": 3, "val": 1, "test": 2, "synthetic": {"cluster_sizes": [4, 8, 4, 6, 8], "dialogues": 6}},
             "clustering": {"k": 5, "sizes": [4, 8, 4, 6, 8]},
             "recipe": {**_MISSION["recipe"], "epochs": 1},
-            "gate": {**_MISSION["gate"], "ladder": []},
+            # So few people cannot pass a gate but by luck: it judges, and the rest runs whatever it says.
+            "gate": {"mean_similarity": None, "worst_persona": None, "share_improved": 0.60, "ladder": [], "on_failure": "continue"},
             "evaluation": {"bootstrap_draws": 2000},
         },
     },

@@ -90,7 +90,7 @@ class Recipe:
     __pydantic_config__ = _FORM
 
     rank: Annotated[int, Ge(1), Le(256)] = 8
-    """LoRA rank r; of a prefix, its virtual tokens."""
+    """LoRA rank r. Prefixes and residuals have their own."""
     alpha: Annotated[float, Gt(0)] = 16.0
     """LoRA alpha; the update is scaled by alpha / r."""
     dropout: Annotated[float, Ge(0), Le(0.9)] = 0.05
@@ -162,7 +162,7 @@ class GateSettings:
     __pydantic_config__ = _FORM
 
     mean_similarity: Annotated[float, Ge(0), Le(1)] | None = None
-    """Mean similarity must exceed this (the mission: 0.83). Empty: only 'above unified' is asked."""
+    """Mean similarity must exceed this (the mission: 0.83). Empty: not asked; 'above unified' always is."""
     worst_persona: Annotated[float, Ge(0), Le(1)] | None = 0.70
     """The worst persona's mean similarity must exceed this. Empty: not asked."""
     share_improved: Annotated[float, Ge(0), Le(1)] = 0.60

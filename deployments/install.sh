@@ -27,7 +27,7 @@ else
     test -x "$uv" || "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check "uv==$UV_VERSION"
 fi
 
-echo "installing into $VENV (about 4 GB with torch, once)"
+echo "installing into $VENV (about 7 GB with torch, once)"
 export VIRTUAL_ENV="$PWD/$VENV"
 "$uv" pip install --quiet --require-hashes -r requirements.lock
 "$uv" pip install --quiet --no-deps -e .

@@ -49,16 +49,16 @@ def study_from(options: Mapping[str, Any], **overrides: Any) -> Study:
     from clusterlora.methods.method import CONTROLS
 
     asked: dict[str, Any] = {}
-    path, source = options["path"], options["source"]
+    path, source, base = options["path"], options["source"], options["base_model"]
     if path is not None:
-        asked["data.path"] = path
+        asked["data.path"] = _absolute(path)
         is_table = Path(path).is_file() or Path(path).suffix.lower() in (".jsonl", ".csv", ".parquet")
         asked["data.source"] = source or ("table" if is_table else "edgewise")
     elif source is not None:
         asked["data.source"] = source
     if options["dialogues"] is not None:
         asked |= _split(options["dialogues"])
-    simple = {"data.personas": options["personas"], "model.base": options["base_model"], "name": options["name"], "seeds": options["seeds"]}
+    simple = {"data.personas": options["personas"], "model.base": base and _absolute(base), "name": options["name"], "seeds": options["seeds"]}
     asked |= {key: value for key, value in simple.items() if value is not None}
     asked |= {key.replace("__", "."): value for key, value in overrides.items() if value is not None}
     asked |= dict(parse_setting(text) for text in options["settings"])
@@ -85,6 +85,11 @@ def _known_study(options: Mapping[str, Any], asked: Mapping[str, Any]) -> Study 
 
     stores = stores_here()
     return stores.studies.study(asked["name"]) if asked["name"] in {name for name, _, _ in stores.studies.studies()} else None
+
+
+def _absolute(path: str) -> str:
+    """Return where a file or folder is, for workers stand elsewhere; an id stays as it is."""
+    return str(Path(path).resolve()) if Path(path).exists() else path
 
 
 def _split(dialogues: int) -> dict[str, int]:

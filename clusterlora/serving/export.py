@@ -103,7 +103,7 @@ def _write(stack: KeyedStack, table: RoutingTable, adapters: Path, target: Path)
 
 
 def _check(folder: Path, label: str) -> None:
-    """Refuse what vLLM's loader refuses: it reads r, lora_alpha, target_modules, bias, modules_to_save, use_dora and use_rslora."""
+    """Refuse what vLLM's loader refuses: other kinds than LoRA, biases, whole modules, DoRA, large ranks."""
     config: dict[str, Any] = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     if config.get("peft_type") != "LORA":
         raise BadData(f"adapter {label} is {config.get('peft_type')}, not LoRA; only LoRA is served by name, use `mlflow models serve`")
