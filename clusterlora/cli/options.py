@@ -58,7 +58,8 @@ def study_from(options: Mapping[str, Any], **overrides: Any) -> Study:
         asked["data.source"] = source
     if options["dialogues"] is not None:
         asked |= _split(options["dialogues"])
-    simple = {"data.personas": options["personas"], "model.base": base and _absolute(base), "name": options["name"], "seeds": options["seeds"]}
+    simple = {"data.personas": options["personas"], "name": options["name"], "seeds": options["seeds"]}
+    simple["model.base"] = base and _absolute(base)
     asked |= {key: value for key, value in simple.items() if value is not None}
     asked |= {key.replace("__", "."): value for key, value in overrides.items() if value is not None}
     asked |= dict(parse_setting(text) for text in options["settings"])

@@ -2,9 +2,10 @@
 
 import warnings
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 _MAX_ROUNDS = 50
 
@@ -37,7 +38,7 @@ def _assign(
     """
     labels = np.full(len(features), -1)
     for _ in range(_MAX_ROUNDS):
-        # |x|^2 is the same for every seat of a persona and left out.
+        # |x|^2 is the same in every cluster and left out.
         squared_distance = np.sum(centroids**2, axis=1) - 2 * features @ centroids.T
         previous, labels = labels, cheapest(squared_distance, least)
         if np.array_equal(labels, previous):
@@ -49,19 +50,49 @@ def _assign(
 def cheapest(costs: Float[np.ndarray, "persona cluster"], least: Sequence[int]) -> Int[np.ndarray, " persona"]:
     """Return the labels of least total cost among those with at least these cluster sizes.
 
-    An assignment problem: each cluster offers its least size in seats that must be taken; in the seats left over a persona sits with its
-    cheapest cluster.
+    Everybody begins in the cheapest cluster. Then clusters that lack members get them one at a time, each along the cheapest chain of moves
+    that begins where there are enough: what is taken from one cluster it may take from another. Chains in this order keep the total the
+    least for the sizes reached (successive shortest paths: Ahuja, Magnanti & Orlin 1993, section 9.7).
     """
-    from scipy.optimize import linear_sum_assignment
-
-    cluster_of_seat = np.repeat(np.arange(len(least)), least)
-    n_anywhere = len(costs) - len(cluster_of_seat)
+    k = len(least)
     labels = costs.argmin(axis=1)
-    anywhere = np.repeat(costs.min(axis=1)[:, None], n_anywhere, axis=1)
-    persona, seat = linear_sum_assignment(np.hstack([costs[:, cluster_of_seat], anywhere]))
-    seated = seat < len(cluster_of_seat)
-    labels[persona[seated]] = cluster_of_seat[seat[seated]]
+    counts = np.bincount(labels, minlength=k)
+    mover, price = np.zeros((k, k), dtype=int), np.full((k, k), np.inf)
+    rounding = 1e-12 * np.abs(costs[np.isfinite(costs)]).max(initial=0.0)
+    changed = list(range(k))
+    for receiving in np.repeat(np.arange(k), np.maximum(np.asarray(least) - counts, 0)).tolist():
+        for cluster in changed:
+            members = np.flatnonzero(labels == cluster)
+            more = costs[members] - costs[members, cluster, None]
+            price[cluster] = more.min(axis=0, initial=np.inf)
+            mover[cluster] = members[more.argmin(axis=0)] if len(members) else 0
+        changed = _cheapest_chain(price, counts > least, receiving, rounding)
+        for giving, taking in pairwise(changed):
+            labels[mover[giving, taking]] = taking
+        counts[changed[0]] -= 1
+        counts[receiving] += 1
     return labels
+
+
+def _cheapest_chain(
+    price: Float[np.ndarray, "giving taking"], may_give: Bool[np.ndarray, " cluster"], receiving: int, rounding: float
+) -> list[int]:
+    """Return the clusters along the cheapest chain of moves, from one that may give to the receiving one (Bellman 1958, Ford 1956).
+
+    Prices may be below zero; no round trip is but by rounding.
+    """
+    total, before = np.where(may_give, 0.0, np.inf), np.full(len(price), -1)
+    while True:
+        through = total[:, None] + price
+        best = through.argmin(axis=0)
+        better = through[best, np.arange(len(price))] < total - rounding
+        if not better.any():
+            break
+        before[better], total[better] = best[better], through.min(axis=0)[better]
+    chain = [receiving]
+    while before[chain[0]] >= 0:
+        chain.insert(0, int(before[chain[0]]))
+    return chain
 
 
 def _smallest_first(

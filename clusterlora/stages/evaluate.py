@@ -72,9 +72,10 @@ def covered_methods(study: Study, plan: WorkPlan, stores: Stores, persona_ids: S
 
 
 def _answerable(method: MethodPlan, stacks: Sequence[Stack], held: Set[str]) -> tuple[Stack, ...]:
-    """Return the arms that are trained; none when one is not and the method cannot do without."""
+    """Return the arms that are trained; none when one is not and the method cannot do without. None can do without its first."""
     there = tuple(stack for stack in stacks if held >= set(stack.adapters))
-    return there if method.arms_may_lack or len(there) == len(stacks) else ()
+    may_lack = method.arms_may_lack and there[:1] == tuple(stacks[:1])
+    return there if may_lack or len(there) == len(stacks) else ()
 
 
 def compared_personas(study: Study, stores: Stores) -> tuple[str, ...]:
@@ -100,7 +101,8 @@ def _test(study: Study, runner: "_Runner", plan: WorkPlan, *, shard: int, shards
         for seed in range(study.seeds)
         for name, method in covered_methods(study, plan, runner.stores, persona_ids, seed).items()
     }
-    arms = {(*key, p): stacks for key, method in methods.items() for p, stacks in method.arms_by_persona if p in set(persona_ids)}
+    here = set(persona_ids)
+    arms = {(*key, p): stacks for key, method in methods.items() for p, stacks in method.arms_by_persona if p in here}
     choices = list(dict.fromkeys((p, stack) for (*_, p), stacks in arms.items() if len(stacks) > 1 for stack in stacks))
     metric = study.evaluation.selection_metric
     n_answers = runner.answer(plan, choices, "val", (metric,) if metric == "nll" else study.evaluation.metrics)
@@ -122,7 +124,8 @@ def _held_out(study: Study, runner: "_Runner", plan: WorkPlan, persona_ids: Sequ
     """Answer what the study's new people are measured by: likelihoods of their train examples, and their test items, under every arm."""
     if plan.held_out is None or not {a.name for a in plan.held_out.adapters} <= trained_adapters(study, runner.stores, plan).keys():
         return 0
-    pairs = [(p, stack) for p, stacks in plan.held_out.arms_by_persona if p in set(persona_ids) for stack in stacks]
+    here = set(persona_ids)
+    pairs = [(p, stack) for p, stacks in plan.held_out.arms_by_persona if p in here for stack in stacks]
     n_answers = runner.answer(plan, pairs, "train", ("nll",))
     return n_answers + runner.answer(plan, pairs, "test", tuple(dict.fromkeys((*study.evaluation.metrics, "nll"))))
 
@@ -141,18 +144,11 @@ class _Runner:
         keys = {stack: plan.stack_key(stack) for _, stack in pairs}
         held = self._held(keys.values(), split, metrics)
         # Same stack, neighbouring tasks: a chunk then holds few stacks.
-        stacks = list(dict.fromkeys(stack for _, stack in pairs))
-        tasks = {
-            stack: [
-                Task(keys[stack], item)
-                for p, its in pairs
-                if its == stack
-                for item in self._asked(stack, self._personas[p], split)
-                if (keys[stack], p, item.id) not in held
-            ]
-            for stack in stacks
-        }
-        wanted = [stack for stack in stacks if tasks[stack]]
+        tasks: dict[Stack, list[Task]] = {stack: [] for stack in keys}
+        for p, stack in pairs:
+            asked = self._asked(stack, self._personas[p], split)
+            tasks[stack] += [Task(keys[stack], item) for item in asked if (keys[stack], p, item.id) not in held]
+        wanted = [stack for stack, of_stack in tasks.items() if of_stack]
         total = sum(len(tasks[stack]) for stack in wanted)
         if total == 0:
             return 0

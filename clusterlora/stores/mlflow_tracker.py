@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import shutil
 import tempfile
 import time
@@ -39,6 +40,9 @@ _PARAM_CHARACTERS = 6000
 
 _WAIT_FOR_PARENT_SECONDS = 10.0
 """How long to wait for the run of whoever made the experiment, who may be about to make it, or may have been killed before."""
+
+_NOT_IN_NAMES = re.compile(r"[^\w./ :-]")
+"""What MLflow refuses in names, such as the + between an adapter and a rung."""
 
 _KIND = "clusterlora.run"
 _NOTE = "mlflow.note.content"
@@ -83,10 +87,10 @@ class MlflowTracker:
         def send() -> None:
             run_id = self._parent(study).info.run_id
             metrics = {f"gate/{verdict.rung}/{c.name}": c.value for c in verdict.criteria}
-            tags = [RunTag(f"gate.{verdict.rung}", outcome), RunTag("gate_verdict", outcome)]
+            tags = [RunTag(_name(f"gate.{verdict.rung}"), outcome), RunTag("gate_verdict", outcome)]
             self._client.log_batch(run_id, metrics=_metrics(metrics), tags=tags)
-            self._client.log_text(run_id, markdown(verdict), f"gate/{verdict.rung}.md")
-            self._client.log_text(run_id, to_json(verdict), f"gate/{verdict.rung}.json")
+            self._client.log_text(run_id, markdown(verdict), _name(f"gate/{verdict.rung}.md"))
+            self._client.log_text(run_id, to_json(verdict), _name(f"gate/{verdict.rung}.json"))
 
         self._server.call("the gate's verdict", send)
 
@@ -323,7 +327,7 @@ class MlflowRun:
 
     def curve(self, name: str, points: Sequence[tuple[int, float]]) -> None:
         timestamp = _now()
-        metrics = [Metric(name, value, timestamp, step) for step, value in points]
+        metrics = [Metric(_name(name), value, timestamp, step) for step, value in points]
         for batch in _batches(metrics, _METRICS_PER_REQUEST):
             self._outbox.put(f"{len(batch)} points of {name}", partial(self._client.log_batch, self.run_id, metrics=batch))
 
@@ -407,7 +411,12 @@ def _params(values: Mapping[str, Any], prefix: str = "") -> list[Param]:
 
 def _metrics(values: Mapping[str, float]) -> list[Metric]:
     timestamp = _now()
-    return [Metric(name, value, timestamp, 0) for name, value in values.items()]
+    return [Metric(_name(name), value, timestamp, 0) for name, value in values.items()]
+
+
+def _name(of: str) -> str:
+    """Return a name of a metric, a tag or a file as MLflow takes it."""
+    return _NOT_IN_NAMES.sub("-", of)
 
 
 def _batches(values: Sequence[Any], size: int) -> Iterator[list[Any]]:

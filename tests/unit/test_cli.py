@@ -127,6 +127,16 @@ def test_settings_are_shown_without_running_anything(capsys: pytest.CaptureFixtu
     assert json.loads(capsys.readouterr().out)["name"] == "quick"
 
 
+def test_data_are_named_so_that_workers_elsewhere_find_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("people.jsonl").write_text('{"persona_id": "ana", "prompt": "hi", "response": "hello"}\n')
+    for given, named in (("people.jsonl", str(tmp_path.resolve() / "people.jsonl")), ("some/hub-id", "some/hub-id")):
+        assert main(["study", "run", "--data", given, "--show-settings"]) == 0
+        assert json.loads(capsys.readouterr().out)["data"]["path"] == named
+
+
 def test_what_commands_wrote_and_found_is_said_in_json(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from clusterlora.clustering import ALGORITHMS, PREREQUISITES
 from clusterlora.clustering.cluster import cluster_personas
 from clusterlora.clustering.features import Sources
-from clusterlora.clustering.kmeans import exact_sizes, free_sizes
+from clusterlora.clustering.kmeans import cheapest, exact_sizes, free_sizes
 from clusterlora.clustering.reassign import reassigned
 from clusterlora.errors import BadData, BadSettings, UnknownName
 from clusterlora.settings import ClusteringSettings
@@ -71,7 +71,7 @@ def by_responses(**changes: Any) -> ClusteringSettings:
 
 @pytest.mark.parametrize("algorithm", sorted(set(ALGORITHMS) - set(PREREQUISITES)))
 def test_planted_clusters_are_found_smallest_first(algorithm: str):
-    dataset, truth = population()
+    dataset, truth = population(n_dialogues=15)
     found = cluster_personas(dataset, by_responses(algorithm=algorithm), Sources(CountsEmbedder()))
     assert found.sizes == (4, 6, 9)
     assert planted(found, truth) == [{0}, {2}, {1}]
@@ -209,6 +209,24 @@ def test_as_many_clusters_as_personas_leave_no_silhouette():
     found = cluster_personas(dataset, by_responses(), Sources(CountsEmbedder()))
     assert found.sizes == (1, 1, 1)
     assert "silhouette" not in dict(found.quality)
+
+
+@settings(deadline=None)
+@given(st.integers(2, 5), st.integers(5, 40), st.floats(0, 1), st.sampled_from([1e-6, 1.0, 1e4]), st.booleans(), st.integers(0, 10**6))
+def test_least_sizes_are_kept_at_the_cost_of_the_best_assignment(k: int, n: int, share: float, scale: float, coarse: bool, seed: int):
+    from scipy.optimize import linear_sum_assignment
+
+    rng = np.random.default_rng(seed)
+    costs = scale * rng.normal(size=(n, k))
+    costs = np.round(costs, 1) if coarse else costs  # ties
+    least = rng.multinomial(int(share * n), np.ones(k) / k)
+    labels = cheapest(costs, least.tolist())
+    assert (np.bincount(labels, minlength=k) >= least).all()
+    seats = np.repeat(np.arange(k), least)
+    anywhere = np.repeat(costs.min(axis=1)[:, None], n - len(seats), axis=1)
+    seated = np.hstack([costs[:, seats], anywhere])
+    best = seated[linear_sum_assignment(seated)].sum()
+    assert costs[np.arange(n), labels].sum() == pytest.approx(best, rel=1e-9, abs=1e-9 * scale)
 
 
 @settings(max_examples=25, deadline=None)

@@ -243,7 +243,7 @@ def test_nothing_but_the_final_scores_sees_test_answers(
 
 def test_a_refused_gate_stops_the_spending_and_still_compares_what_was_trained(study: Study, stores: Stores) -> None:
     everything = (*study.methods, "hybrid")
-    strict = replace(study, methods=everything, gate=replace(study.gate, mean_similarity=1.0, on_failure="stop"))
+    strict = replace(study, methods=everything, seeds=2, gate=replace(study.gate, mean_similarity=1.0, on_failure="stop"))
     run(strict, stores)
     assert refused(strict, stores)
     assert {v.rung for v in stores.studies.verdicts(strict.name)} == {"own", "warm-start"}
@@ -251,6 +251,8 @@ def test_a_refused_gate_stops_the_spending_and_still_compares_what_was_trained(s
     comparison = compare(strict.name, stores, LOG)
     assert {result.method for result in comparison.methods} == {"baseline", "unified", "cluster", "selective_routing"}
     assert comparison.n_personas == 3
+    # Nothing was trained with the second seed: routing may not stand in for it with the bare base model.
+    assert {row.seed for row in evaluation_rows(strict, stores)} == {0}
     register(strict.name, stores, LOG)
 
 

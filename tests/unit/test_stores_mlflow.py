@@ -235,6 +235,20 @@ def test_verdict_and_results_are_on_the_parent_run(tracker: MlflowTracker, clien
     assert [f.path for f in client.list_artifacts(run.info.run_id, "results/figures")] == ["results/figures/comparison.png"]
 
 
+def test_names_that_mlflow_would_refuse_are_written_with_dashes(tracker: MlflowTracker, client: MlflowClient, study: str) -> None:
+    with tracker.adapter_run(study, name="cluster-00+lower-lr", params={}, tags={}) as run:
+        run.curve("train/loss/cluster-00+lower-lr", [(1, 0.5)])
+        run.metrics({"merge/energy_kept/merged-00+ties-0.2": 0.9})
+    tracker.log_verdict(study, Verdict("lr+wd", "cluster-00", (Criterion("above_unified", 0.01, 0.0, True, None, None, ""),), 16, 96))
+    tracker.end_study(study, status="finished", seconds={"train cluster-00+lower-lr": 3.0})
+    (child,) = runs(client, study)
+    logged = {name: value for name, value in child.data.metrics.items() if not name.startswith("system/")}
+    assert logged == {"train/loss/cluster-00-lower-lr": 0.5, "merge/energy_kept/merged-00-ties-0.2": 0.9}
+    own = parent(client, study)
+    assert own.data.metrics == {"gate/lr-wd/above_unified": 0.01, "seconds/train cluster-00-lower-lr": 3.0}
+    assert own.data.tags["gate.lr-wd"] == "pass"
+
+
 def test_an_adapter_is_registered_once_per_key(
     tracker: MlflowTracker, client: MlflowClient, study: str, tmp_path: Path, tiny_base_folder: Path
 ) -> None:
