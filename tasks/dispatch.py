@@ -86,7 +86,8 @@ def dispatch_training(study_name: str, pack: Pack) -> None:
         "attempt": number,
     }
     plan = plan_with(study, stores, pack.adapters)
-    methods = {plan.trained_by(adapter) for adapter in pack.adapters}
+    trained_by = plan.trained_by()
+    methods = {trained_by[adapter] for adapter in pack.adapters}
     _see_through("train", study, attempt, parameters, training_name(**parameters), stores, methods=methods)
 
     missing = set(pack.adapters) - trained_adapters(study, stores, plan).keys()

@@ -58,11 +58,11 @@ class WorkPlan:
         """The methods as trained with the study's own seed: what is judged, registered and served."""
         return self.seeds[0]
 
-    def trained_by(self, adapter: str) -> str:
-        """Return the first method that trains an adapter; unified is a method of its own, whoever starts from it."""
+    def trained_by(self) -> dict[str, str]:
+        """Return the first method that trains an adapter, for each; unified is a method of its own, whoever starts from it."""
         plans = [*(plan for methods in self.seeds for plan in methods.values()), *((self.held_out,) if self.held_out else ())]
-        first = next(plan.method for plan in plans if adapter in {one.name for one in plan.adapters})
-        return REFERENCE if adapter.partition(".s")[0] == REFERENCE else first
+        first = {one.name: plan.method for plan in reversed(plans) for one in plan.adapters}
+        return {name: REFERENCE if name.partition(".s")[0] == REFERENCE else method for name, method in first.items()}
 
     def stack_key(self, stack: Stack) -> str:
         """Return the identity of an answering stack: its adapters' keys, their weights, its prompt, and how answers are made and scored."""

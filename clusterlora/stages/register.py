@@ -42,7 +42,7 @@ def register(study_name: str, stores: Stores, log: RunLog) -> str:
                     study,
                     stores.studies.facts(study_name),
                     model=f"{study_name}-{name.partition('+')[0]}",
-                    method=plan.trained_by(name),
+                    method=plan.trained_by()[name],
                     n_personas=len(plan.specs[name].persona_ids),
                     adapters=(trained[name].key,),
                 ),

@@ -78,7 +78,8 @@ def _train(study: Study, pack: Pack, *, attempt: int, micro_batch: int, stores: 
     specs = [plan.specs[name] for name in pack.adapters if not _known(study, plan, name, stores)]
     if not specs:
         return 0
-    method = ", ".join(sorted({plan.trained_by(spec.name) for spec in specs}))
+    trained_by = plan.trained_by()
+    method = ", ".join(sorted({trained_by[spec.name] for spec in specs}))
     tags = {"study": study.name, "method": method, "pack": pack.name, "attempt": str(attempt), "micro_batch": str(micro_batch)}
     if specs[0].parts:
         return merge_adapters(study, plan, pack, specs, tags=tags, stores=stores, log=log)

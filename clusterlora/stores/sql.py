@@ -21,6 +21,9 @@ from clusterlora.values import Answer, Attempt, Clustering, Dataset, Route, Trai
 
 _ANSWERS_PER_BATCH = 2000
 
+_read_last: dict[str, Dataset] = {}
+"""The data set that was read last, by its digest: every step asks for it, and what a digest names never changes."""
+
 
 class SqlStudyStore:
     """A StudyStore in a database that any number of processes and machines may write to at once."""
@@ -79,10 +82,17 @@ class SqlStudyStore:
             self._database.upsert(connection, schema.dialogues, rows.of_dialogues(study, dataset), replace=False)
 
     def dataset(self, study: str) -> Dataset:
-        personas = self._read(study, schema.personas, order=("position",))
-        if not personas:
+        with self._database.reading() as connection:
+            digest = self._value(connection, study, "data_digest")
+        if digest is None:
             raise UnknownName(f"study {study!r} has no data yet; prepare it first")
-        return rows.dataset(personas, self._read(study, schema.dialogues, order=("position",)))
+        if (known := _read_last.get(digest)) is not None:
+            return known
+        personas = self._read(study, schema.personas, order=("position",))
+        found = rows.dataset(personas, self._read(study, schema.dialogues, order=("position",)))
+        _read_last.clear()
+        _read_last[digest] = found
+        return found
 
     def save_clustering(self, study: str, clustering: Clustering) -> None:
         with self._writing(study) as connection:
