@@ -6,10 +6,11 @@ from pathlib import Path
 
 from clusterlora import __version__
 from clusterlora.data.load import load
-from clusterlora.models.base import Dtype, base_revision, faster_dtype
+from clusterlora.models.base import base_revision, faster_dtype
 from clusterlora.ports import RunLog, Stores
 from clusterlora.settings import Study
 from clusterlora.stages.timing import timed
+from clusterlora.stores.resume import as_decided
 from clusterlora.values import Dataset
 
 
@@ -23,7 +24,7 @@ def prepare(study: Study, stores: Stores, log: RunLog) -> Dataset:
     """
     log.phase("prepare", total=1, unit="data set")
     revision = base_revision(study.model.base)
-    study = replace(study, model=replace(study.model, dtype=_dtype(study, stores)))
+    study = _with_dtype(study, stores)
     dataset = load(study.data)
     facts = {
         "clusterlora_version": __version__,
@@ -45,13 +46,13 @@ def prepare(study: Study, stores: Stores, log: RunLog) -> Dataset:
     return dataset
 
 
-def _dtype(study: Study, stores: Stores) -> Dtype:
-    """Return the study's dtype: as asked, as it was decided when the study was first prepared, else what is faster here."""
-    known = any(study.name == name for name, *_ in stores.studies.studies())
-    for dtype in (study.model.dtype, stores.studies.study(study.name).model.dtype if known else "auto"):
-        if dtype != "auto":
-            return dtype
-    return faster_dtype(study.model.base)
+def _with_dtype(study: Study, stores: Stores) -> Study:
+    """Return the study with its dtype: as asked, as it was decided when the study was first prepared, else what is faster here."""
+    if any(study.name == name for name, *_ in stores.studies.studies()):
+        study = as_decided(study, stores.studies.study(study.name))
+    if study.model.dtype != "auto":
+        return study
+    return replace(study, model=replace(study.model, dtype=faster_dtype(study.model.base)))
 
 
 def git_revision() -> str | None:
