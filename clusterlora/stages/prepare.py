@@ -34,9 +34,12 @@ def prepare(study: Study, stores: Stores, log: RunLog) -> Dataset:
         "n_personas": len(dataset.personas),
         "n_dialogues": sum(len(p.dialogues) for p in dataset.personas),
     }
-    stores.studies.create_study(study, facts=facts)
+    stores.studies.create_study(study, facts={})
     with timed(stores, study.name, "prepare"):
         stores.studies.save_dataset(study.name, dataset)
+        # Only now is it the study's: other data than it holds have been refused.
+        for name, value in facts.items():
+            stores.studies.save_fact(study.name, name, value)
         tags = {"study": study.name} | {name: str(value) for name, value in facts.items() if value is not None}
         stores.tracker.start_study(study.name, params=asdict(study), tags=tags, dataset=dataset)
         stores.studies.save_fact(study.name, "mlflow_run", stores.tracker.page(study.name))

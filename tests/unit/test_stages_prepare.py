@@ -1,12 +1,13 @@
 """Preparing a study: what is decided then is decided for good."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 import pytest
 
-from clusterlora.errors import BadSettings
+from clusterlora.errors import BadData, BadSettings
 from clusterlora.ports import Stores
 from clusterlora.settings import DataSettings, ModelSettings, Study, SyntheticSettings
 from clusterlora.stages import prepare as module
@@ -53,3 +54,23 @@ def test_adapters_have_one_identity_whether_the_study_is_as_asked_or_as_prepared
     prepared = stores.studies.study("small")
     assert asked.model.dtype != prepared.model.dtype
     assert work_plan(asked, stores).keys == work_plan(prepared, stores).keys
+
+
+def test_data_that_are_refused_leave_the_provenance_of_those_the_study_holds(
+    stores: Stores, tiny_base_folder: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "people.jsonl"
+    asked = replace(study(tiny_base_folder), data=DataSettings(source="table", path=str(file), train=1, val=1, test=1))
+
+    def write(n_personas: int) -> None:
+        rows = [{"persona_id": f"p{p}", "prompt": f"light {d}", "response": f"{p}, {d}"} for p in range(n_personas) for d in range(3)]
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+    write(2)
+    held = prepare(asked, stores, SilentLog())
+    before = stores.studies.facts("small")
+    assert (before["data_digest"], before["n_personas"], before["n_dialogues"]) == (held.digest, 2, 6)
+    write(3)
+    with pytest.raises(BadData, match="holds other data"):
+        prepare(asked, stores, SilentLog())
+    assert stores.studies.facts("small") == before
