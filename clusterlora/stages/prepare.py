@@ -59,6 +59,9 @@ def _with_dtype(study: Study, stores: Stores) -> Study:
 
 
 def git_revision() -> str | None:
-    """Return the commit this code was checked out at, or None outside a checkout."""
-    found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    """Return the commit this code was checked out at, or None outside a checkout and where there is no git."""
+    try:
+        found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return None
     return found.stdout.strip() or None

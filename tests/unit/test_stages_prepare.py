@@ -12,7 +12,7 @@ from clusterlora.ports import Stores
 from clusterlora.settings import DataSettings, ModelSettings, Study, SyntheticSettings
 from clusterlora.stages import prepare as module
 from clusterlora.stages.plan import work_plan
-from clusterlora.stages.prepare import prepare
+from clusterlora.stages.prepare import git_revision, prepare
 from clusterlora.stores.files import FileAdapterStore
 from clusterlora.stores.memory import MemoryStudyStore, MemoryTracker, SilentLog
 from clusterlora.values import Clustering
@@ -74,3 +74,8 @@ def test_data_that_are_refused_leave_the_provenance_of_those_the_study_holds(
     with pytest.raises(BadData, match="holds other data"):
         prepare(asked, stores, SilentLog())
     assert stores.studies.facts("small") == before
+
+
+def test_without_git_the_revision_is_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert git_revision() is None
