@@ -14,8 +14,11 @@ from clusterlora.stores.resume import as_decided
 from clusterlora.values import Dataset
 
 
-def prepare(study: Study, stores: Stores, log: RunLog) -> Dataset:
+def prepare(study: Study, stores: Stores, log: RunLog, *, running: bool = True) -> Dataset:
     """Return the study's split data set, now recorded with its provenance; preparing it again changes nothing.
+
+    Args:
+        running: whether the study runs from now on. A single step of it leaves the study in the status it is in.
 
     Raises:
         BadData: every problem of the data at once, or the study already holds other data.
@@ -41,9 +44,10 @@ def prepare(study: Study, stores: Stores, log: RunLog) -> Dataset:
         for name, value in facts.items():
             stores.studies.save_fact(study.name, name, value)
         tags = {"study": study.name} | {name: str(value) for name, value in facts.items() if value is not None}
-        stores.tracker.start_study(study.name, params=asdict(study), tags=tags, dataset=dataset)
+        stores.tracker.start_study(study.name, params=asdict(study), tags=tags, dataset=dataset, running=running)
         stores.studies.save_fact(study.name, "mlflow_run", stores.tracker.page(study.name))
-        stores.studies.set_status(study.name, "running")
+        if running:
+            stores.studies.set_status(study.name, "running")
         stores.folder(study.name).mkdir(parents=True, exist_ok=True)
     log.advance(1, personas=len(dataset.personas))
     return dataset
