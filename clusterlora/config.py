@@ -60,6 +60,9 @@ PRESETS: Catalog[Mapping[str, Any]] = Catalog(
     },
 )
 
+_RUNGS_OF_EVERY_STUDY = r"own|asked-\d+"
+"""What rungs are called that no ladder lists: the study's own configuration (`stages/plan.py`) and people's (`stages/decision.py`)."""
+
 
 def resolve(preset: str | None = None, file: Path | None = None, overrides: Mapping[str, Any] | None = None) -> Study:
     """Return the study that a preset, a TOML file and dotted overrides (`{"data.train": 20}`) describe together.
@@ -281,6 +284,8 @@ def _gate_problems(study: Study) -> Iterator[str]:
     for index, rung in enumerate(study.gate.ladder):
         if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", rung.name):
             yield f"gate.ladder.{index}.name = {rung.name!r}: use lower-case letters, digits and dashes"
+        if re.fullmatch(_RUNGS_OF_EVERY_STUDY, rung.name):
+            yield f"gate.ladder.{index}.name = {rung.name!r}: own, asked-1, asked-2, ... are rungs of every study; choose another name"
         if names.count(rung.name) > 1 and names.index(rung.name) == index:
             yield f"gate.ladder: two rungs are called {rung.name!r}; give each its own name"
         if rung.learning_rate is None and rung.epochs is None and rung.init is None:

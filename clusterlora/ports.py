@@ -189,8 +189,11 @@ class About:
 class Tracker(Protocol):
     """The experiment tracker and model registry (MLflow)."""
 
-    def start_study(self, study: str, *, params: Mapping[str, Any], tags: Mapping[str, str], dataset: Dataset) -> str:
-        """Create or find the study's experiment and parent run; return the parent run's id."""
+    def start_study(self, study: str, *, params: Mapping[str, Any], tags: Mapping[str, str], dataset: Dataset, running: bool = True) -> str:
+        """Create or find the study's experiment and parent run; return the parent run's id.
+
+        The parent run is then running; without `running` one that was there stays in its status, and one that is made has ended.
+        """
         ...
 
     def adapter_run(

@@ -123,12 +123,12 @@ def compare(as_json: bool, **options: Any) -> None:
 
 
 def _begin(study: "Study", stores: "Stores", log: ConsoleLog) -> None:
-    """Bring the study to where its adapters can be planned; nothing is done twice."""
+    """Bring the study to where its adapters can be planned; nothing is done twice, and its status stays what it is."""
     from clusterlora.stages.cluster import cluster
     from clusterlora.stages.plan import packs_before_clustering
     from clusterlora.stages.prepare import prepare
 
-    prepare(study, stores, log)
+    prepare(study, stores, log, running=False)
     while packs := packs_before_clustering(study, stores):
         for pack in packs:
             _train_one(study, pack, stores, log)

@@ -72,7 +72,7 @@ def bring_in(study: Study, older: Older, stores: Stores, log: RunLog) -> Importe
     _check_base(study, folders)
     results = {file.stem: read_results(file, ids) for file in _result_files(older.results)} if older.results is not None else {}
 
-    dataset = prepare(study, stores, log)
+    dataset = prepare(study, stores, log, running=False)
     _group(study, members, dataset, stores)
     stores.studies.save_fact(study.name, IMPORTED_FACT, {str(number): _weights_hash(folder) for number, folder in folders.items()})
     if results:

@@ -6,15 +6,19 @@ from pathlib import Path
 
 from clusterlora import __version__
 from clusterlora.data.load import load
-from clusterlora.models.base import Dtype, base_revision, faster_dtype
+from clusterlora.models.base import base_revision, faster_dtype
 from clusterlora.ports import RunLog, Stores
 from clusterlora.settings import Study
 from clusterlora.stages.timing import timed
+from clusterlora.stores.resume import as_decided
 from clusterlora.values import Dataset
 
 
-def prepare(study: Study, stores: Stores, log: RunLog) -> Dataset:
+def prepare(study: Study, stores: Stores, log: RunLog, *, running: bool = True) -> Dataset:
     """Return the study's split data set, now recorded with its provenance; preparing it again changes nothing.
+
+    Args:
+        running: whether the study runs from now on. A single step of it leaves the study in the status it is in.
 
     Raises:
         BadData: every problem of the data at once, or the study already holds other data.
@@ -23,7 +27,7 @@ def prepare(study: Study, stores: Stores, log: RunLog) -> Dataset:
     """
     log.phase("prepare", total=1, unit="data set")
     revision = base_revision(study.model.base)
-    study = replace(study, model=replace(study.model, dtype=_dtype(study, stores)))
+    study = _with_dtype(study, stores)
     dataset = load(study.data)
     facts = {
         "clusterlora_version": __version__,
@@ -33,28 +37,35 @@ def prepare(study: Study, stores: Stores, log: RunLog) -> Dataset:
         "n_personas": len(dataset.personas),
         "n_dialogues": sum(len(p.dialogues) for p in dataset.personas),
     }
-    stores.studies.create_study(study, facts=facts)
+    stores.studies.create_study(study, facts={})
     with timed(stores, study.name, "prepare"):
         stores.studies.save_dataset(study.name, dataset)
+        # Only now is it the study's: other data than it holds have been refused.
+        for name, value in facts.items():
+            stores.studies.save_fact(study.name, name, value)
         tags = {"study": study.name} | {name: str(value) for name, value in facts.items() if value is not None}
-        stores.tracker.start_study(study.name, params=asdict(study), tags=tags, dataset=dataset)
+        stores.tracker.start_study(study.name, params=asdict(study), tags=tags, dataset=dataset, running=running)
         stores.studies.save_fact(study.name, "mlflow_run", stores.tracker.page(study.name))
-        stores.studies.set_status(study.name, "running")
+        if running:
+            stores.studies.set_status(study.name, "running")
         stores.folder(study.name).mkdir(parents=True, exist_ok=True)
     log.advance(1, personas=len(dataset.personas))
     return dataset
 
 
-def _dtype(study: Study, stores: Stores) -> Dtype:
-    """Return the study's dtype: as asked, as it was decided when the study was first prepared, else what is faster here."""
-    known = any(study.name == name for name, *_ in stores.studies.studies())
-    for dtype in (study.model.dtype, stores.studies.study(study.name).model.dtype if known else "auto"):
-        if dtype != "auto":
-            return dtype
-    return faster_dtype(study.model.base)
+def _with_dtype(study: Study, stores: Stores) -> Study:
+    """Return the study with its dtype: as asked, as it was decided when the study was first prepared, else what is faster here."""
+    if any(study.name == name for name, *_ in stores.studies.studies()):
+        study = as_decided(study, stores.studies.study(study.name))
+    if study.model.dtype != "auto":
+        return study
+    return replace(study, model=replace(study.model, dtype=faster_dtype(study.model.base)))
 
 
 def git_revision() -> str | None:
-    """Return the commit this code was checked out at, or None outside a checkout."""
-    found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    """Return the commit this code was checked out at, or None outside a checkout and where there is no git."""
+    try:
+        found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return None
     return found.stdout.strip() or None

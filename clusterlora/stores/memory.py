@@ -211,11 +211,13 @@ class MemoryTracker:
         self.champions: dict[str, int] = {}
         self.verdicts: dict[str, list[Verdict]] = {}
 
-    def start_study(self, study: str, *, params: Mapping[str, Any], tags: Mapping[str, str], dataset: Dataset) -> str:
+    def start_study(self, study: str, *, params: Mapping[str, Any], tags: Mapping[str, str], dataset: Dataset, running: bool = True) -> str:
+        is_new = study not in self.runs
         run = self._parent(study)
         run.params.update(params)
         run.tags.update(tags, data_digest=dataset.digest)
-        run.status = "RUNNING"
+        if running or is_new:
+            run.status = "RUNNING" if running else "FINISHED"
         return run.run_id
 
     @contextmanager

@@ -63,8 +63,8 @@ class MlflowTracker:
         self._client = self._server.client
         self._parents: dict[str, Run] = {}
 
-    def start_study(self, study: str, *, params: Mapping[str, Any], tags: Mapping[str, str], dataset: Dataset) -> str:
-        return self._server.call("the start of the study", lambda: self._start_study(study, params, tags, dataset))
+    def start_study(self, study: str, *, params: Mapping[str, Any], tags: Mapping[str, str], dataset: Dataset, running: bool = True) -> str:
+        return self._server.call("the start of the study", lambda: self._start_study(study, params, tags, dataset, running=running))
 
     @contextmanager
     def adapter_run(self, study: str, *, name: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> Iterator[AdapterRun]:
@@ -219,7 +219,7 @@ class MlflowTracker:
         run_id, _, path = uri.removeprefix("runs:/").partition("/")
         return self._server.call(f"the download of {uri}", lambda: self._download(run_id, path, folder))
 
-    def _start_study(self, study: str, params: Mapping[str, Any], tags: Mapping[str, str], dataset: Dataset) -> str:
+    def _start_study(self, study: str, params: Mapping[str, Any], tags: Mapping[str, str], dataset: Dataset, *, running: bool) -> str:
         experiment_id, is_new = _experiment(self._client, study)
         parent = _find_parent(self._client, experiment_id, wait_seconds=0 if is_new else _WAIT_FOR_PARENT_SECONDS)
         if parent is None:
@@ -232,10 +232,13 @@ class MlflowTracker:
                 self._client.log_inputs(made.info.run_id, datasets=[_dataset_input(study, dataset)])
                 layout = view(f"tags.`{_KIND}` = 'training'", created_at=_now())
                 self._client.set_experiment_tag(experiment_id, VIEW_TAG, layout)
+                if not running:
+                    self._client.set_terminated(made.info.run_id)
         run_id = parent.info.run_id
         self._log_missing_params(run_id, _params(params))
         self._client.log_batch(run_id, tags=[RunTag(k, v) for k, v in {**tags, "data_digest": dataset.digest, "study": study}.items()])
-        self._client.update_run(run_id, status="RUNNING")
+        if running:
+            self._client.update_run(run_id, status="RUNNING")
         self._parents[study] = self._client.get_run(run_id)
         return run_id
 

@@ -1,11 +1,17 @@
 """What makes a study the same study when it is launched again."""
 
+from dataclasses import replace
 from typing import Any, cast
 
 from clusterlora.errors import BadData, BadSettings
 from clusterlora.settings import Study
 from clusterlora.stores.json_codec import plain
 from clusterlora.values import Dataset
+
+
+def as_decided(asked: Study, known: Study) -> Study:
+    """Return what is asked for, with what it leaves open (the dtype) as it was decided when the known study was first prepared."""
+    return replace(asked, model=replace(asked.model, dtype=known.model.dtype)) if asked.model.dtype == "auto" else asked
 
 
 def refuse_other_settings(known: Study, asked: Study) -> None:

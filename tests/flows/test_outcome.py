@@ -13,9 +13,17 @@ from prefect.client.schemas.objects import FlowRun, State
 from prefect.states import Cancelled, Crashed, Failed, Running, Scheduled
 
 from clusterlora.config import as_mapping
-from clusterlora.settings import Recipe, RuntimeSettings, Study
+from clusterlora.settings import ClusteringSettings, DataSettings, Recipe, RuntimeSettings, Study, SyntheticSettings
+from clusterlora.stages.prepare import prepare
+from clusterlora.stores.memory import MemoryTracker, SilentLog
 from clusterlora.wiring import from_environment
 from tasks.outcome import cancel_children, record_failure
+
+SMALL = Study(
+    name="small",
+    data=DataSettings(train=1, val=1, test=1, synthetic=SyntheticSettings(cluster_sizes=(1, 2), dialogues=3)),
+    clustering=ClusteringSettings(k=2),
+)
 
 
 @flow(name="parent")
@@ -28,22 +36,17 @@ def run_of(config: Mapping[str, Any]) -> FlowRun:
 
 @pytest.fixture
 def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
-    """Return a study that is recorded and running, in a database of its own."""
+    """Return a study that is prepared and running, in a database of its own."""
     monkeypatch.setenv("CLUSTERLORA_HOME", str(tmp_path))
     monkeypatch.setenv("CLUSTERLORA_DATABASE_URL", f"sqlite:///{tmp_path / 'studies.db'}")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    study = Study(name="small")
-    studies = from_environment().studies
-    studies.create_study(study, facts={})
-    studies.set_status("small", "running")
-    return study
+    prepare(SMALL, from_environment(), SilentLog())
+    return SMALL
 
 
 @pytest.fixture
 def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Return the list of what the tracker is told."""
-    from clusterlora.stores.memory import MemoryTracker
-
     told: list[str] = []
     monkeypatch.setattr(MemoryTracker, "end_study", lambda _, study, *, status: told.append(f"{study} {status}"))
     return told
@@ -56,6 +59,22 @@ def test_a_study_that_ends_badly_says_so(study: Study, told: list[str], state: S
     assert told == [f"small {status}"]
 
 
+def test_a_study_whose_dtype_was_decided_is_still_the_one_that_was_asked_for(study: Study):
+    assert study.model.dtype == "auto"
+    assert from_environment().studies.study("small").model.dtype != "auto"
+    record_failure(parent, run_of(as_mapping(study)), Failed())
+    assert from_environment().studies.status("small") == "failed"
+
+
+def test_a_run_without_parameters_is_of_the_study_by_default(study: Study, told: list[str]):
+    studies = from_environment().studies
+    studies.create_study(Study(), facts={})
+    studies.set_status("mission", "running")
+    record_failure(parent, FlowRun(flow_id=uuid4(), parameters={}), Failed())
+    assert told == ["mission failed"]
+    assert (studies.status("mission"), studies.status(study.name)) == ("failed", "running")
+
+
 def test_other_workers_and_shards_are_still_the_same_study(study: Study, told: list[str]):
     record_failure(parent, run_of(as_mapping(replace(study, runtime=RuntimeSettings(shards=7)))), Failed())
     assert told == ["small failed"]
@@ -63,7 +82,7 @@ def test_other_workers_and_shards_are_still_the_same_study(study: Study, told: l
 
 @pytest.mark.parametrize(
     "config",
-    [as_mapping(Study(name="small", recipe=Recipe(rank=4))), {"name": "small", "methods": ["unyfied"]}, {"name": "another"}],
+    [as_mapping(replace(SMALL, recipe=Recipe(rank=4))), {"name": "small", "methods": ["unyfied"]}, {"name": "another"}],
     ids=["other settings", "impossible settings", "never recorded"],
 )
 def test_a_refused_run_leaves_the_study_of_its_name_alone(study: Study, told: list[str], config: dict[str, Any]):
@@ -96,3 +115,15 @@ def test_a_cancelled_study_takes_its_own_runs_along_and_nobody_elses(prefect_ser
         cancel_children(parent, itself, Cancelled())
         states = [client.read_flow_run(run.id).state_name for run in (waiting, running, ended, stranger, itself)]
     assert states == ["Cancelled", "Cancelling", "Failed", "Running", "Running"]
+
+
+@pytest.mark.server
+def test_a_cancelled_run_without_parameters_takes_along_the_runs_of_the_study_by_default(prefect_server: str):
+    with get_client(sync_client=True) as client:
+        child = client.create_flow_run(parent, tags=["study:mission"], state=Running(), parameters={})
+        cancel_children(parent, FlowRun(flow_id=uuid4(), parameters={}), Cancelled())
+        assert client.read_flow_run(child.id).state_name == "Cancelling"
+
+
+def test_a_cancelled_run_with_impossible_settings_has_started_nothing():
+    cancel_children(parent, run_of({"name": "small", "methods": ["unyfied"]}), Cancelled())

@@ -8,6 +8,12 @@ from hypothesis import strategies as st
 
 from clusterlora.config import PRESETS, as_mapping, from_mapping, parse_setting, resolve
 from clusterlora.errors import BadSettings, UnknownName
+from clusterlora.ports import Stores
+from clusterlora.settings import Rung, Study
+from clusterlora.stages.decision import Decision, asked_rungs, decide
+from clusterlora.stages.plan import OWN
+from clusterlora.stores.files import FileAdapterStore
+from clusterlora.stores.memory import MemoryStudyStore, MemoryTracker
 
 
 def refusals(**overrides: object) -> list[str]:
@@ -120,6 +126,18 @@ def test_an_impossible_setting_is_refused_in_one_line_with_its_name_and_the_fix(
     (line,) = refusals(**{field: value})
     assert field in line or field.split(".")[0] in line
     assert words in line
+
+
+def test_a_rung_of_the_ladder_cannot_be_called_like_the_first_one_or_like_those_that_people_ask_for(tmp_path: Path) -> None:
+    stores = Stores(MemoryStudyStore(), FileAdapterStore(tmp_path), MemoryTracker(), tmp_path)
+    stores.studies.create_study(Study(), facts={})
+    decide("mission", stores, Decision("retry", Rung(name="asked", epochs=6)))
+    (asked,) = asked_rungs("mission", stores)
+    for name in (OWN.name, asked.name, "asked-12"):
+        (line,) = refusals(gate__ladder=[{"name": name, "epochs": 1}])
+        assert line.startswith(f"gate.ladder.0.name = {name!r}: ")
+        assert line.endswith("choose another name")
+    assert resolve(overrides={"gate.ladder": [{"name": "owner", "epochs": 1}, {"name": "asked-twice", "epochs": 2}]})
 
 
 def test_all_problems_are_named_at_once() -> None:

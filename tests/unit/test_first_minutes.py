@@ -10,6 +10,7 @@ from clusterlora.cli import main
 from clusterlora.data.validate import examine
 from clusterlora.report.data_picture import sparkline
 from clusterlora.settings import DataSettings
+from clusterlora.wiring import from_environment
 
 
 @pytest.fixture(scope="module")
@@ -135,3 +136,15 @@ def test_training_and_evaluating_say_in_json_what_they_did(home: Path, capsys: p
     verdict = said(capsys, "evaluate", "--name", "people", "--cluster", "0", "--json")
     assert verdict["passed"] == all(criterion["passed"] for criterion in verdict["criteria"])
     assert verdict["criteria"][0].keys() >= {"name", "value", "threshold"}
+
+
+def test_steps_leave_a_study_in_the_status_it_is_in_also_when_they_fail(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    studies = from_environment().studies
+    assert studies.status("people") == "created"
+    studies.set_status("people", "finished")
+    said(capsys, "train", "--name", "people", "--cluster", "0", "--json")
+    said(capsys, "evaluate", "--name", "people", "--cluster", "0", "--json")
+    assert studies.status("people") == "finished"
+    assert main(["evaluate", "--name", "people", "--cluster", "99"]) == 1
+    assert studies.status("people") == "finished"
+    studies.set_status("people", "created")

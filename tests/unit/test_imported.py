@@ -21,6 +21,7 @@ from clusterlora.stages.train import train_pack
 from clusterlora.stores.files import FileAdapterStore
 from clusterlora.stores.memory import MemoryStudyStore, MemoryTracker, SilentLog
 from clusterlora.training.peft_folder import write_peft_folder
+from clusterlora.wiring import from_environment
 
 PEOPLE = ("persona_000", "persona_001", "persona_002", "persona_003")
 DIALOGUES: dict[str, tuple[str, ...]] = dict.fromkeys(PEOPLE, tuple("abcdef"))
@@ -209,5 +210,6 @@ def test_the_command_imports_and_the_study_goes_on_by_its_name_alone(
         "adapters": 1,
         "results": 1,
     }
+    assert from_environment().studies.status("middle") == "created", "what was imported is not running"
     assert main(["study", "run", "--name", "middle", "--show-settings"]) == 0
     assert json.loads(capsys.readouterr().out)["data"]["splits"] == study.data.splits

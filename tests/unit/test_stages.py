@@ -6,6 +6,7 @@ from dataclasses import replace
 from math import isnan
 from pathlib import Path
 from statistics import fmean
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -29,6 +30,7 @@ from clusterlora.settings import (
     Study,
     SyntheticSettings,
 )
+from clusterlora.stages import timing
 from clusterlora.stages.cluster import cluster
 from clusterlora.stages.compare import compare, evaluation_rows
 from clusterlora.stages.evaluate import evaluate
@@ -140,6 +142,18 @@ def test_a_study_runs_from_data_to_a_registered_champion_and_again_without_doing
     assert {a.key: a.seconds for a in stores.studies.adapters(study.name)} == trained_before
     assert stores.studies.attempts(study.name) == attempts_before
     assert evaluate(study.name, part="test", shard=1, shards=1, rung=None, stores=stores, log=LOG) == 0
+
+
+def test_what_a_phase_takes_when_it_comes_again_is_added(study: Study, stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
+    stores.studies.create_study(study, facts={})
+    ticks = iter((100.0, 160.0, 500.0, 501.25, 600.0, 700.0))
+    monkeypatch.setattr(timing, "time", SimpleNamespace(monotonic=lambda: next(ticks)))
+    for _ in range(2):
+        with timing.timed(stores, study.name, "evaluate test 1/2"):
+            pass
+    with pytest.raises(OutOfMemory), timing.timed(stores, study.name, "evaluate test 1/2"):
+        raise OutOfMemory("full", micro_batch=1)
+    assert timing.seconds_by_phase(stores, study.name) == {"evaluate test 1/2": 61.25}
 
 
 def test_any_cluster_can_be_judged_and_only_cluster_0_decides(study: Study, stores: Stores) -> None:

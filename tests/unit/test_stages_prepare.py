@@ -1,19 +1,20 @@
 """Preparing a study: what is decided then is decided for good."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 import pytest
 
-from clusterlora.errors import BadSettings
+from clusterlora.errors import BadData, BadSettings
 from clusterlora.ports import Stores
 from clusterlora.settings import DataSettings, ModelSettings, Study, SyntheticSettings
 from clusterlora.stages import prepare as module
 from clusterlora.stages.plan import work_plan
-from clusterlora.stages.prepare import prepare
+from clusterlora.stages.prepare import git_revision, prepare
 from clusterlora.stores.files import FileAdapterStore
-from clusterlora.stores.memory import MemoryStudyStore, MemoryTracker, SilentLog
+from clusterlora.stores.memory import MemoryRun, MemoryStudyStore, MemoryTracker, SilentLog
 from clusterlora.values import Clustering
 
 
@@ -25,6 +26,12 @@ def stores(tmp_path: Path) -> Stores:
 def study(base: Path, dtype: Literal["auto", "float32", "bfloat16"] = "auto") -> Study:
     data = DataSettings(train=1, val=1, test=1, synthetic=SyntheticSettings(cluster_sizes=(1, 2), dialogues=3))
     return Study(name="small", data=data, model=ModelSettings(base=str(base), dtype=dtype))
+
+
+def parent(stores: Stores) -> MemoryRun:
+    """Return the study's run in the tracker."""
+    assert isinstance(stores.tracker, MemoryTracker)
+    return stores.tracker.runs["small"]
 
 
 def test_the_dtype_is_decided_once_and_a_relaunch_elsewhere_keeps_it(
@@ -53,3 +60,46 @@ def test_adapters_have_one_identity_whether_the_study_is_as_asked_or_as_prepared
     prepared = stores.studies.study("small")
     assert asked.model.dtype != prepared.model.dtype
     assert work_plan(asked, stores).keys == work_plan(prepared, stores).keys
+
+
+def test_data_that_are_refused_leave_the_provenance_of_those_the_study_holds(
+    stores: Stores, tiny_base_folder: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "people.jsonl"
+    asked = replace(study(tiny_base_folder), data=DataSettings(source="table", path=str(file), train=1, val=1, test=1))
+
+    def write(n_personas: int) -> None:
+        rows = [{"persona_id": f"p{p}", "prompt": f"light {d}", "response": f"{p}, {d}"} for p in range(n_personas) for d in range(3)]
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+    write(2)
+    held = prepare(asked, stores, SilentLog())
+    before = stores.studies.facts("small")
+    assert (before["data_digest"], before["n_personas"], before["n_dialogues"]) == (held.digest, 2, 6)
+    write(3)
+    with pytest.raises(BadData, match="holds other data"):
+        prepare(asked, stores, SilentLog())
+    assert stores.studies.facts("small") == before
+
+
+def test_without_git_the_revision_is_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert git_revision() is None
+
+
+@pytest.mark.parametrize(("status", "tracked"), [("finished", "FINISHED"), ("failed", "FAILED"), ("running", "RUNNING")])
+def test_a_single_step_leaves_a_study_in_the_status_it_is_in(stores: Stores, tiny_base_folder: Path, status: str, tracked: str) -> None:
+    prepare(study(tiny_base_folder), stores, SilentLog())
+    assert (stores.studies.status("small"), parent(stores).status) == ("running", "RUNNING")
+    if status != "running":
+        stores.studies.set_status("small", status)
+        stores.tracker.end_study("small", status=status)
+    prepare(study(tiny_base_folder), stores, SilentLog(), running=False)
+    assert (stores.studies.status("small"), parent(stores).status) == (status, tracked)
+
+
+def test_a_study_that_a_single_step_made_is_not_running(stores: Stores, tiny_base_folder: Path) -> None:
+    prepare(study(tiny_base_folder), stores, SilentLog(), running=False)
+    assert (stores.studies.status("small"), parent(stores).status) == ("created", "FINISHED")
+    prepare(study(tiny_base_folder), stores, SilentLog())
+    assert (stores.studies.status("small"), parent(stores).status) == ("running", "RUNNING")

@@ -112,6 +112,24 @@ def test_starting_again_finds_the_same_run_and_keeps_its_parameters(mlflow_serve
     assert len(run.inputs.dataset_inputs) == 1
 
 
+@pytest.mark.parametrize("status", ["finished", "failed"])
+def test_a_step_of_a_study_that_ended_leaves_its_run_ended(tracker: MlflowTracker, client: MlflowClient, study: str, status: str) -> None:
+    tracker.end_study(study, status=status)
+    before = parent(client, study).info
+    again = tracker.start_study(study, params={}, tags=TAGS, dataset=DATA, running=False)
+    after = parent(client, study).info
+    assert (again, after.status, after.end_time) == (before.run_id, before.status, before.end_time)
+
+
+def test_a_step_of_a_study_that_is_running_leaves_it_running_and_one_that_is_new_has_ended(
+    tracker: MlflowTracker, client: MlflowClient, study: str
+) -> None:
+    tracker.start_study(study, params={}, tags=TAGS, dataset=DATA, running=False)
+    assert parent(client, study).info.status == "RUNNING"
+    tracker.start_study(f"{study}-new", params={}, tags=TAGS, dataset=DATA, running=False)
+    assert parent(client, f"{study}-new").info.status == "FINISHED"
+
+
 def test_many_who_start_a_study_at_once_end_up_with_one_run(mlflow_server: str, client: MlflowClient) -> None:
     trackers = [MlflowTracker(mlflow_server, patience_seconds=2) for _ in range(6)]
     with ThreadPoolExecutor(len(trackers)) as threads:
