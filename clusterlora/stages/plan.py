@@ -300,11 +300,11 @@ def pack_named(study: Study, stores: Stores, names: Sequence[str], rung: Rung | 
 def _packs(study: Study, stores: Stores, plan: WorkPlan, names: Sequence[str]) -> tuple[Pack, ...]:
     """Return a pack for each shared adapter, and for those of single persons the packs they are in when everything is trained."""
     ready = _ready(study, stores, plan, names)
-    shared = [spec for spec in ready if not _of_one_person(spec) and not spec.parts]
+    shared = [spec for spec in ready if not of_one_person(spec) and not spec.parts]
     packs = [_shared_pack(together) for together in _by_name_without_seed(shared)]
     # Longest first: a worker that is free takes the next one, and none is left with a long one at the end.
     packs.sort(key=lambda pack: -sum(_work(plan.specs[name]) for name in pack.adapters))
-    return (*packs, *_fan_out(study, plan, [spec for spec in ready if _of_one_person(spec) or spec.parts]))
+    return (*packs, *_fan_out(study, plan, [spec for spec in ready if of_one_person(spec) or spec.parts]))
 
 
 def _fan_out(study: Study, plan: WorkPlan, ready: Sequence[AdapterSpec]) -> tuple[Pack, ...]:
@@ -350,7 +350,8 @@ def _work(spec: AdapterSpec) -> int:
     return len(spec.persona_ids) * spec.recipe.epochs
 
 
-def _of_one_person(spec: AdapterSpec) -> bool:
+def of_one_person(spec: AdapterSpec) -> bool:
+    """Return whether a method trains such an adapter for every single person; a cluster's is none of those, however few are in it."""
     return spec.name.partition("-")[0] in _OF_ONE_PERSON
 
 

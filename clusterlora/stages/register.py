@@ -5,7 +5,7 @@ from pathlib import Path
 from clusterlora.ports import RunLog, Stores
 from clusterlora.settings import Study
 from clusterlora.stages.model_card import about
-from clusterlora.stages.plan import WorkPlan, trained_adapters, work_plan
+from clusterlora.stages.plan import WorkPlan, of_one_person, trained_adapters, work_plan
 from clusterlora.stages.routing import routing_table
 from clusterlora.stages.timing import seconds_by_phase, timed
 from clusterlora.stages.train import expose, stored_folder
@@ -15,7 +15,7 @@ from clusterlora.values import TrainedAdapter
 def register(study_name: str, stores: Stores, log: RunLog) -> str:
     """Return the URI of the champion router.
 
-    An adapter of many personas becomes a model of its own, those of one person each become one model together, and the router
+    An adapter of a group, be it of one, becomes a model of its own, those trained per person become one model together, and the router
     answers every persona with the stack of the method that won the comparison. Registering again adds nothing.
     """
     study = stores.studies.study(study_name)
@@ -24,7 +24,7 @@ def register(study_name: str, stores: Stores, log: RunLog) -> str:
     first = {adapter.name for method in plan.methods.values() for adapter in method.adapters}
     trained = {name: adapter for name, adapter in trained_adapters(study, stores, plan).items() if name in first}
     folders = {name: stored_folder(stores, adapter.key) for name, adapter in trained.items()}
-    shared = [name for name in trained if len(plan.specs[name].persona_ids) > 1]
+    shared = [name for name in trained if not of_one_person(plan.specs[name])]
     personal = [name for name in study.methods if _is_personal(plan, name) and plan.methods[name].adapters[0].name in trained]
     log.phase("register", total=len(shared) + len(personal) + 1, unit="models")
     with timed(stores, study_name, "register"):
@@ -61,9 +61,9 @@ def register(study_name: str, stores: Stores, log: RunLog) -> str:
 
 
 def _is_personal(plan: WorkPlan, method: str) -> bool:
-    """Return whether all of a method's adapters are of one person each."""
+    """Return whether a method trains every adapter for a single person."""
     adapters = plan.methods[method].adapters
-    return bool(adapters) and all(len(adapter.persona_ids) == 1 for adapter in adapters)
+    return bool(adapters) and all(of_one_person(adapter) for adapter in adapters)
 
 
 def _register_router(

@@ -199,6 +199,16 @@ def test_a_cluster_of_one_person_is_trained_in_a_run_of_its_own(study: Study, st
     assert [pack.name for pack in gate_packs(study, stores, OWN)] == ["unified", "cluster-00"], "the longest first"
 
 
+def test_a_cluster_of_one_person_is_registered_like_any_other(study: Study, stores: Stores) -> None:
+    methods = ("unified", "per_persona", "cluster")
+    study = replace(study, methods=methods, clustering=ClusteringSettings(k=2, sizes=(1, 6)), gate=replace(study.gate, ladder=()))
+    run(study, stores)
+    compare(study.name, stores, LOG)
+    register(study.name, stores, LOG)
+    assert isinstance(stores.tracker, MemoryTracker)
+    assert set(stores.tracker.models) == {"small", "small-unified", "small-cluster-00", "small-cluster-01", "small-per-persona"}
+
+
 def records(file: Path) -> list[dict[str, str]]:
     with file.open(encoding="utf-8", newline="") as opened:
         return list(csv.DictReader(opened))
