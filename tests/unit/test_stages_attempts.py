@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from clusterlora.ports import AdapterRun, Stores
 from clusterlora.settings import (
     ClusteringSettings,
     DataSettings,
+    EvaluationSettings,
     MergeSettings,
     ModelSettings,
     Recipe,
@@ -41,9 +43,10 @@ def study(tiny_base_folder: Path, stores: Stores) -> Study:
         name="tried",
         methods=("unified", "per_persona"),
         data=DataSettings(train=2, val=1, test=1, synthetic=SyntheticSettings(cluster_sizes=(2, 3), dialogues=4)),
-        model=ModelSettings(base=str(tiny_base_folder)),
+        model=ModelSettings(base=str(tiny_base_folder), system_prompt="Du bist ein Haus.", max_length=1024, dtype="float32"),
         recipe=Recipe(rank=2, epochs=1, target_modules=("q_proj", "v_proj")),
         clustering=ClusteringSettings(k=2, sizes=(2, 3), algorithm="responses"),
+        evaluation=EvaluationSettings(max_new_tokens=256),
         runtime=RuntimeSettings(shards=1),
     )
     prepare(study, stores, SilentLog())
@@ -126,10 +129,23 @@ def test_merging_needs_the_personal_adapters(study: Study, stores: Stores) -> No
         merge(study.name, MergeSettings(), stores, SilentLog())
 
 
-def test_each_way_of_merging_gives_its_own_registered_adapters_once(study: Study, stores: Stores) -> None:
+def test_a_merged_model_has_its_studys_prompt_lengths_and_dtype(study: Study, stores: Stores) -> None:
+    train_everybody(study, stores)
+    merge(study.name, MergeSettings(), stores, SilentLog())
+    assert isinstance(stores.tracker, MemoryTracker)
+    (version,) = stores.tracker.models["tried-merged-00-average"]
+    assert version.content["model"] == asdict(study.model)
+    assert version.content["max_new_tokens"] == 256
+
+
+def train_everybody(study: Study, stores: Stores) -> None:
     names = tuple(name for name in work_plan(study, stores).specs if name.startswith("persona"))
     for pack in pack_named(study, stores, names):
         train(study, stores, pack)
+
+
+def test_each_way_of_merging_gives_its_own_registered_adapters_once(study: Study, stores: Stores) -> None:
+    train_everybody(study, stores)
     assert merge(study.name, MergeSettings(), stores, SilentLog()) == ("merged-00+average", "merged-01+average")
     assert merge(study.name, MergeSettings(kind="ties", density=0.5), stores, SilentLog()) == ("merged-00+ties-0.5", "merged-01+ties-0.5")
     held = {adapter.name: adapter for adapter in stores.studies.adapters(study.name)}
