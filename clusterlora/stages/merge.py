@@ -19,7 +19,8 @@ def merge(study_name: str, merging: MergeSettings, stores: Stores, log: RunLog) 
         BadData: personal adapters are missing.
         BadSettings: the personas are not clustered yet.
     """
-    study = replace(stores.studies.study(study_name), methods=("merge",), seeds=1, merging=merging)
+    compared = stores.studies.study(study_name)
+    study = replace(compared, methods=("merge",), seeds=1, merging=merging)
     plan = work_plan(study, stores)
     held = trained_adapters(study, stores, plan)
     personal = [spec.name for spec in plan.specs.values() if not spec.parts]
@@ -41,7 +42,9 @@ def merge(study_name: str, merging: MergeSettings, stores: Stores, log: RunLog) 
             )
     adapters = {adapter.key: adapter for adapter in stores.studies.adapters(study_name)}
     merged = {spec: adapters[plan.keys[spec.name]] for spec in plan.specs.values() if spec.parts}
+    # What the comparison says of the study's own merge it does not say of another.
+    method = "merge" if "merge" in compared.methods and compared.merging == merging else f"merge by {suffix}"
     for spec, adapter in merged.items():
         model = adapter.name.replace("+", "-")
-        register_adapter(study, adapter, stores, model=model, method="merge", n_personas=len(spec.persona_ids))
+        register_adapter(study, adapter, stores, model=model, method=method, n_personas=len(spec.persona_ids))
     return tuple(adapter.name for adapter in merged.values())

@@ -2,14 +2,14 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from clusterlora.errors import BadData, OutOfMemory, ServiceDown
-from clusterlora.ports import AdapterRun, Stores
+from clusterlora.ports import About, AdapterRun, Stores
 from clusterlora.settings import (
     ClusteringSettings,
     DataSettings,
@@ -136,6 +136,39 @@ def test_a_merged_model_has_its_studys_prompt_lengths_and_dtype(study: Study, st
     (version,) = stores.tracker.models["tried-merged-00-average"]
     assert version.content["model"] == asdict(study.model)
     assert version.content["max_new_tokens"] == 256
+
+
+def test_a_merged_models_card_claims_no_other_merges_comparison(study: Study, stores: Stores) -> None:
+    train_everybody(study, stores)
+    tracker = stores.tracker
+    assert isinstance(tracker, MemoryTracker)
+
+    def said_of(model: str) -> About:
+        about = tracker.models[model][-1].about
+        assert about is not None
+        return about
+
+    merge(study.name, MergeSettings(), stores, SilentLog())
+    not_compared = said_of("tried-merged-00-average")
+    assert not_compared.tags == {
+        "comparison": "failed",
+        "comparison_says": "not compared",
+        "data_digest": stores.studies.dataset(study.name).digest,
+        "training_personas": "2",
+    }
+    assert "Answers as method **merge by average** of study **tried**: not compared" in not_compared.card
+
+    own = replace(study, name="merging", methods=("unified", "merge"))
+    prepare(own, stores, SilentLog())
+    cluster(own, stores, SilentLog())
+    train_everybody(own, stores)
+    stores.studies.save_fact(own.name, "champion", "merge")
+    stores.studies.save_fact(own.name, "conclusion", "merge beats unified.")
+    merge(own.name, MergeSettings(), stores, SilentLog())
+    merge(own.name, MergeSettings(kind="ties"), stores, SilentLog())
+    assert said_of("merging-merged-00-average").tags["comparison"] == "passed"
+    other = said_of("merging-merged-00-ties-0.2").tags
+    assert (other["comparison"], other["comparison_says"]) == ("failed", "the comparison found merge best: merge beats unified.")
 
 
 def train_everybody(study: Study, stores: Stores) -> None:
