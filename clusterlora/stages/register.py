@@ -9,14 +9,14 @@ from clusterlora.stages.plan import WorkPlan, trained_adapters, work_plan
 from clusterlora.stages.routing import adapter_table, routing_table
 from clusterlora.stages.timing import seconds_by_phase, timed
 from clusterlora.stages.train import expose, stored_folder
-from clusterlora.values import TrainedAdapter
+from clusterlora.values import AdapterSpec, TrainedAdapter
 
 
 def register(study_name: str, stores: Stores, log: RunLog) -> str:
     """Return the URI of the champion router.
 
-    An adapter of many personas becomes a model of its own, those of one person each become one model together, and the router
-    answers every persona with the stack of the method that won the comparison. Registering again adds nothing.
+    An adapter of many personas that answers by itself becomes a model of its own, those of one person each become one model together,
+    and the router answers every persona with the stack of the method that won the comparison. Registering again adds nothing.
     """
     study = stores.studies.study(study_name)
     plan = work_plan(study, stores)
@@ -24,7 +24,7 @@ def register(study_name: str, stores: Stores, log: RunLog) -> str:
     first = {adapter.name for method in plan.methods.values() for adapter in method.adapters}
     trained = {name: adapter for name, adapter in trained_adapters(study, stores, plan).items() if name in first}
     folders = {name: stored_folder(stores, adapter.key) for name, adapter in trained.items()}
-    shared = [name for name in trained if len(plan.specs[name].persona_ids) > 1]
+    shared = [name for name in trained if len(plan.specs[name].persona_ids) > 1 and _answers_by_itself(plan.specs[name])]
     personal = [name for name in study.methods if _is_personal(plan, name) and plan.methods[name].adapters[0].name in trained]
     log.phase("register", total=len(shared) + len(personal) + 1, unit="models")
     with timed(stores, study_name, "register"):
@@ -58,6 +58,11 @@ def register_adapter(study: Study, adapter: TrainedAdapter, stores: Stores, *, m
     )
     table, folders = adapter_table(study, model, adapter, stores), {adapter.key: stored_folder(stores, adapter.key)}
     stores.tracker.register_router(study.name, routes=table, adapter_folders=folders, champion=False, model=model, about=said)
+
+
+def _answers_by_itself(spec: AdapterSpec) -> bool:
+    """Return whether an adapter was evaluated with no other under it, and told no more than the study tells every method."""
+    return spec.underlay is None and not spec.described
 
 
 def _is_personal(plan: WorkPlan, method: str) -> bool:

@@ -150,10 +150,10 @@ def test_every_registered_model_answers_as_it_was_evaluated(study: Study, stores
     """More than 64 tokens, the default, and a prompt of its own that shows who asks."""
     study = replace(
         study,
-        methods=("unified", "cluster"),
+        methods=("unified", "cluster", "cluster_hybrid", "unified_described"),
         gate=replace(study.gate, ladder=()),
         model=replace(study.model, system_prompt="Du bist ein Haus.", persona_in_prompt=True),
-        evaluation=replace(study.evaluation, max_new_tokens=90),
+        evaluation=replace(study.evaluation, max_new_tokens=70),
     )
     run(study, stores)
     compare(study.name, stores, LOG)
