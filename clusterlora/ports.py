@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from jaxtyping import Float
 
-from clusterlora.settings import ModelSettings, Study
+from clusterlora.settings import Study
 from clusterlora.values import Answer, Attempt, Clustering, Dataset, Route, TrainedAdapter, Verdict
 
 
@@ -216,23 +216,6 @@ class Tracker(Protocol):
         """Keep the address of another system's page with the parent run."""
         ...
 
-    def register_adapter(
-        self,
-        study: str,
-        *,
-        model: str,
-        adapter: TrainedAdapter,
-        folder: Path,
-        base_model: str,
-        settings: ModelSettings | None = None,
-        about: "About | None" = None,
-    ) -> None:
-        """Add a version of `<study>-<model>` that answers everybody with this adapter, unless one with its key exists.
-
-        `settings` are the study's prompt, dtype and length limit; the class defaults on `base_model` when left out.
-        """
-        ...
-
     def register_router(
         self,
         study: str,
@@ -243,10 +226,10 @@ class Tracker(Protocol):
         model: str | None = None,
         about: "About | None" = None,
     ) -> str:
-        """Add a version of `<study>` (or of `<study>-<model>`) that answers every persona, unless one with this content exists.
+        """Add a version of `<study>` (or of `<study>-<model>`) that answers everybody, unless one with this content exists.
 
-        `routes` is a `stores.routing_table.RoutingTable` as plain JSON values. Returns the version's URI, to which alias champion
-        moves when `champion`.
+        `routes` is a `stores.routing_table.RoutingTable` as plain JSON values: one adapter for all, or everybody's own. Returns the
+        version's URI, to which alias champion moves when `champion`.
         """
         ...
 

@@ -6,8 +6,9 @@ from clusterlora.errors import BadData
 from clusterlora.ports import RunLog, Stores
 from clusterlora.settings import MergeSettings
 from clusterlora.stages.plan import Pack, trained_adapters, work_plan
+from clusterlora.stages.register import register_adapter
 from clusterlora.stages.timing import timed
-from clusterlora.stages.train import merge_adapters, stored_folder
+from clusterlora.stages.train import merge_adapters
 from clusterlora.training.merging import density_of
 
 
@@ -18,7 +19,8 @@ def merge(study_name: str, merging: MergeSettings, stores: Stores, log: RunLog) 
         BadData: personal adapters are missing.
         BadSettings: the personas are not clustered yet.
     """
-    study = replace(stores.studies.study(study_name), methods=("merge",), seeds=1, merging=merging)
+    compared = stores.studies.study(study_name)
+    study = replace(compared, methods=("merge",), seeds=1, merging=merging)
     plan = work_plan(study, stores)
     held = trained_adapters(study, stores, plan)
     personal = [spec.name for spec in plan.specs.values() if not spec.parts]
@@ -39,10 +41,10 @@ def merge(study_name: str, merging: MergeSettings, stores: Stores, log: RunLog) 
                 study, plan, pack, specs, tags={"study": study_name, "method": "merge", "pack": pack.name}, stores=stores, log=log
             )
     adapters = {adapter.key: adapter for adapter in stores.studies.adapters(study_name)}
-    merged = [adapters[plan.keys[spec.name]] for spec in plan.specs.values() if spec.parts]
-    for adapter in merged:
-        folder = stored_folder(stores, adapter.key)
-        stores.tracker.register_adapter(
-            study_name, model=adapter.name.replace("+", "-"), adapter=adapter, folder=folder, base_model=study.model.base
-        )
-    return tuple(adapter.name for adapter in merged)
+    merged = {spec: adapters[plan.keys[spec.name]] for spec in plan.specs.values() if spec.parts}
+    # What the comparison says of the study's own merge it does not say of another.
+    method = "merge" if "merge" in compared.methods and compared.merging == merging else f"merge by {suffix}"
+    for spec, adapter in merged.items():
+        model = adapter.name.replace("+", "-")
+        register_adapter(study, adapter, stores, model=model, method=method, n_personas=len(spec.persona_ids))
+    return tuple(adapter.name for adapter in merged.values())

@@ -42,7 +42,7 @@ def about(study: Study, facts: Mapping[str, Any], *, model: str, method: str, n_
     best = facts.get("champion")
     sentence = str(facts.get("conclusion", "not compared"))
     outcome = "passed" if method == best else "failed"
-    says = sentence if method == best else f"the comparison found {best} best: {sentence}"
+    says = sentence if best in (None, method) else f"the comparison found {best} best: {sentence}"
     digest, recipe = str(facts.get("data_digest")), study.recipe
     tags = {"comparison": outcome, "comparison_says": says, "data_digest": digest, "training_personas": str(n_personas)}
     lines = [

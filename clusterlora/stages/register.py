@@ -6,17 +6,17 @@ from clusterlora.ports import RunLog, Stores
 from clusterlora.settings import Study
 from clusterlora.stages.model_card import about
 from clusterlora.stages.plan import WorkPlan, of_one_person, trained_adapters, work_plan
-from clusterlora.stages.routing import routing_table
+from clusterlora.stages.routing import adapter_table, routing_table
 from clusterlora.stages.timing import seconds_by_phase, timed
 from clusterlora.stages.train import expose, stored_folder
-from clusterlora.values import TrainedAdapter
+from clusterlora.values import AdapterSpec, TrainedAdapter
 
 
 def register(study_name: str, stores: Stores, log: RunLog) -> str:
     """Return the URI of the champion router.
 
-    An adapter of a group, be it of one, becomes a model of its own, those trained per person become one model together, and the router
-    answers every persona with the stack of the method that won the comparison. Registering again adds nothing.
+    An adapter of a group, be it of one, that answers by itself becomes a model of its own, those trained per person become one model
+    together, and the router answers every persona with the stack of the method that won the comparison. Registering again adds nothing.
     """
     study = stores.studies.study(study_name)
     plan = work_plan(study, stores)
@@ -24,29 +24,16 @@ def register(study_name: str, stores: Stores, log: RunLog) -> str:
     first = {adapter.name for method in plan.methods.values() for adapter in method.adapters}
     trained = {name: adapter for name, adapter in trained_adapters(study, stores, plan).items() if name in first}
     folders = {name: stored_folder(stores, adapter.key) for name, adapter in trained.items()}
-    shared = [name for name in trained if not of_one_person(plan.specs[name])]
+    shared = [name for name in trained if not of_one_person(plan.specs[name]) and _answers_by_itself(plan.specs[name])]
+    trained_by = plan.trained_by()
     personal = [name for name in study.methods if _is_personal(plan, name) and plan.methods[name].adapters[0].name in trained]
     log.phase("register", total=len(shared) + len(personal) + 1, unit="models")
     with timed(stores, study_name, "register"):
         for name, folder in folders.items():
             expose(stores, study_name, name, folder)
         for name in shared:
-            stores.tracker.register_adapter(
-                study_name,
-                model=name.partition("+")[0],
-                adapter=trained[name],
-                folder=folders[name],
-                base_model=study.model.base,
-                settings=study.model,
-                about=about(
-                    study,
-                    stores.studies.facts(study_name),
-                    model=f"{study_name}-{name.partition('+')[0]}",
-                    method=plan.trained_by()[name],
-                    n_personas=len(plan.specs[name].persona_ids),
-                    adapters=(trained[name].key,),
-                ),
-            )
+            model, n_personas = name.partition("+")[0], len(plan.specs[name].persona_ids)
+            register_adapter(study, trained[name], stores, model=model, method=trained_by[name], n_personas=n_personas)
             log.advance(1)
         for method in personal:
             _register_router(study, plan, method, trained, folders, stores, model=method.replace("_", "-"))
@@ -58,6 +45,25 @@ def register(study_name: str, stores: Stores, log: RunLog) -> str:
     stores.studies.set_status(study_name, "finished")
     stores.tracker.end_study(study_name, status="finished", seconds=seconds_by_phase(stores, study_name))
     return uri
+
+
+def register_adapter(study: Study, adapter: TrainedAdapter, stores: Stores, *, model: str, method: str, n_personas: int) -> None:
+    """Register an adapter as `<study>-<model>`, which answers everybody with it; `method` and `n_personas` are what its card says."""
+    said = about(
+        study,
+        stores.studies.facts(study.name),
+        model=f"{study.name}-{model}",
+        method=method,
+        n_personas=n_personas,
+        adapters=(adapter.key,),
+    )
+    table, folders = adapter_table(study, model, adapter, stores), {adapter.key: stored_folder(stores, adapter.key)}
+    stores.tracker.register_router(study.name, routes=table, adapter_folders=folders, champion=False, model=model, about=said)
+
+
+def _answers_by_itself(spec: AdapterSpec) -> bool:
+    """Return whether an adapter was evaluated with no other under it, and told no more than the study tells every method."""
+    return spec.underlay is None and not spec.described
 
 
 def _is_personal(plan: WorkPlan, method: str) -> bool:

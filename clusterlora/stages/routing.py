@@ -1,4 +1,4 @@
-"""Who is answered with what by a method of an evaluated study, as the table that a router is made of."""
+"""Who is answered with what by a method of an evaluated study, or by one adapter, as the table that a registered model is made of."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -10,7 +10,7 @@ from clusterlora.settings import Study
 from clusterlora.stages.plan import REFERENCE, trained_adapters, work_plan
 from clusterlora.stages.train import stored_folder
 from clusterlora.stores.routing_table import KeyedLayer, KeyedStack, RoutingTable
-from clusterlora.values import Stack
+from clusterlora.values import Stack, TrainedAdapter
 
 
 def routing_table(study: Study, method: str, stores: Stores) -> dict[str, Any]:
@@ -20,11 +20,8 @@ def routing_table(study: Study, method: str, stores: Stores) -> dict[str, Any]:
     routes = [route for route in stores.studies.routes(study.name) if route.method == method and route.seed == 0]
     used = {layer.adapter for route in routes for layer in route.stack.layers} | ({REFERENCE} & trained.keys())
     table: dict[str, Any] = {
-        "study": study.name,
+        **_of_study(study, stores),
         "method": method,
-        "model": asdict(study.model),
-        "base_revision": stores.studies.facts(study.name)["base_revision"],
-        "max_new_tokens": study.evaluation.max_new_tokens,
         "default": KeyedStack((KeyedLayer(trained[REFERENCE].key),) if REFERENCE in trained else ()),
         "personas": {
             r.persona_id: KeyedStack(
@@ -44,6 +41,27 @@ def routing_table(study: Study, method: str, stores: Stores) -> dict[str, Any]:
         if stack.shots:
             table["exchanges"][persona.id] = exchanges(persona)
     return table
+
+
+def adapter_table(study: Study, model: str, adapter: TrainedAdapter, stores: Stores) -> dict[str, Any]:
+    """Return a RoutingTable's fields: everybody is answered with this adapter alone, and with the study's prompt."""
+    people = stores.studies.dataset(study.name).personas if study.model.persona_in_prompt else ()
+    return {
+        **_of_study(study, stores),
+        "method": model,
+        "default": KeyedStack((KeyedLayer(adapter.key),)),
+        "descriptions": {persona.id: persona.description for persona in people},
+        "names": {adapter.key: adapter.name},
+    }
+
+
+def _of_study(study: Study, stores: Stores) -> dict[str, Any]:
+    return {
+        "study": study.name,
+        "model": asdict(study.model),
+        "base_revision": stores.studies.facts(study.name)["base_revision"],
+        "max_new_tokens": study.evaluation.max_new_tokens,
+    }
 
 
 def adapter_folders(table: RoutingTable, stores: Stores) -> dict[str, Path]:

@@ -10,8 +10,8 @@ from typing import Any
 
 from clusterlora.errors import UnknownName
 from clusterlora.ports import About, AdapterRun, ModelVersion, OpenRun
-from clusterlora.settings import ModelSettings, Study, check_study_name
-from clusterlora.stores.json_codec import plain, to_json
+from clusterlora.settings import Study, check_study_name
+from clusterlora.stores.json_codec import to_json
 from clusterlora.stores.resume import refuse_other_data, refuse_other_settings
 from clusterlora.values import Answer, Attempt, Clustering, Dataset, Route, TrainedAdapter, Verdict
 
@@ -244,20 +244,6 @@ class MemoryTracker:
 
     def link(self, study: str, name: str, address: str) -> None:
         self._parent(study).tags[name] = address
-
-    def register_adapter(
-        self,
-        study: str,
-        *,
-        model: str,
-        adapter: TrainedAdapter,
-        folder: Path,
-        base_model: str,
-        settings: ModelSettings | None = None,
-        about: About | None = None,
-    ) -> None:
-        content = {"adapter": adapter.key, "model": plain(settings or ModelSettings(base=base_model))}
-        self._register(f"{study}-{model}", MemoryVersion(content, {adapter.key: folder}, about))
 
     def register_router(
         self,

@@ -21,13 +21,12 @@ from mlflow.exceptions import MlflowException, RestException
 from clusterlora.errors import ServiceDown, UnknownName
 from clusterlora.gate.report import markdown
 from clusterlora.ports import About, AdapterRun, ModelVersion, OpenRun
-from clusterlora.settings import EvaluationSettings, ModelSettings
 from clusterlora.stores.json_codec import from_plain, plain, to_json
 from clusterlora.stores.mlflow_registry import add_version, model_versions
 from clusterlora.stores.mlflow_server import MlflowServer
 from clusterlora.stores.mlflow_view import VIEW_TAG, view
 from clusterlora.stores.outbox import Outbox
-from clusterlora.stores.routing_table import KeyedLayer, KeyedStack, RoutingTable
+from clusterlora.stores.routing_table import RoutingTable
 from clusterlora.stores.system_metrics import sampled
 from clusterlora.values import Dataset, TrainedAdapter, Verdict
 
@@ -114,30 +113,6 @@ class MlflowTracker:
     def link(self, study: str, name: str, address: str) -> None:
         self._server.call(f"the link to {name}", lambda: self._client.set_tag(self._parent(study).info.run_id, name, address))
 
-    def register_adapter(
-        self,
-        study: str,
-        *,
-        model: str,
-        adapter: TrainedAdapter,
-        folder: Path,
-        base_model: str,
-        settings: ModelSettings | None = None,
-        about: About | None = None,
-    ) -> None:
-        from clusterlora.models.base import base_revision
-
-        table = RoutingTable(
-            study=study,
-            method=model,
-            model=settings or ModelSettings(base=base_model),
-            base_revision=base_revision(base_model),
-            max_new_tokens=EvaluationSettings().max_new_tokens,
-            default=KeyedStack((KeyedLayer(adapter.key),)),
-            names={adapter.key: adapter.name},
-        )
-        self._register(study, f"{study}-{model}", table, {adapter.key: folder}, {"adapter_key": adapter.key}, about)
-
     def register_router(
         self,
         study: str,
@@ -150,7 +125,7 @@ class MlflowTracker:
     ) -> str:
         name = f"{study}-{model}" if model else study
         table = from_plain(RoutingTable, json.loads(to_json(routes)))
-        version = self._register(study, name, table, adapter_folders, {}, about)
+        version = self._register(study, name, table, adapter_folders, about)
         if champion:
             self._server.call("alias champion", lambda: self._client.set_registered_model_alias(name, "champion", version))
         return f"models:/{name}/{version}"
@@ -290,19 +265,9 @@ class MlflowTracker:
             self._parents[study] = parent
         return self._parents[study]
 
-    def _register(
-        self,
-        study: str,
-        name: str,
-        table: RoutingTable,
-        folders: Mapping[str, Path],
-        tags: Mapping[str, str],
-        about: About | None,
-    ) -> str:
-        said = about or About("", {})
-
+    def _register(self, study: str, name: str, table: RoutingTable, folders: Mapping[str, Path], about: About | None) -> str:
         def send() -> str:
-            return add_version(self._client, self._parent(study).info.run_id, name, table, folders, About(said.card, {**tags, **said.tags}))
+            return add_version(self._client, self._parent(study).info.run_id, name, table, folders, about or About("", {}))
 
         return self._server.call(f"model {name}", send)
 

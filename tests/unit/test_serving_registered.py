@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 
 from clusterlora.models.base import base_revision
-from clusterlora.settings import ModelSettings, Recipe
+from clusterlora.settings import ModelSettings
 from clusterlora.stores.json_codec import plain
 from clusterlora.stores.mlflow_tracker import MlflowTracker
 from clusterlora.stores.routing_table import KeyedLayer, KeyedStack
-from clusterlora.values import AdapterSpec, Dataset, Dialogue, Persona, TrainedAdapter, Turn
+from clusterlora.values import Dataset, Dialogue, Persona, Turn
 
 # MLflow warns of its own type hints when its model flavours are imported.
 pytestmark = [pytest.mark.server, pytest.mark.filterwarnings("ignore:.*AnyType:UserWarning")]
@@ -63,11 +63,8 @@ def registered(mlflow_server: str, tiny_base_folder: Path, tmp_path_factory: pyt
         "names": {"aaaa": "unified", "bbbb": "cluster-00"},
     }
     tracker.register_router(STUDY, routes=routes, adapter_folders=folders, champion=True)
-    spec = AdapterSpec(name="cluster-00", persona_ids=("ann",), recipe=Recipe())
-    adapter = TrainedAdapter("bbbb", "cluster-00", spec, 1, 1, 1.0, 2.0, 1.0, 9)
-    tracker.register_adapter(
-        STUDY, model="cluster-00", adapter=adapter, folder=folders["bbbb"], base_model=settings.base, settings=settings
-    )
+    alone = routes | {"max_new_tokens": 16, "default": KeyedStack((KeyedLayer("bbbb"),)), "personas": {}, "names": {"bbbb": "cluster-00"}}
+    tracker.register_router(STUDY, routes=alone, adapter_folders={"bbbb": folders["bbbb"]}, champion=False, model="cluster-00")
     return mlflow_server
 
 

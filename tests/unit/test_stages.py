@@ -7,6 +7,7 @@ from math import isnan
 from pathlib import Path
 from statistics import fmean
 from types import SimpleNamespace
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -17,6 +18,7 @@ from clusterlora.evaluation.metrics import METRICS
 from clusterlora.methods import METHODS
 from clusterlora.models.stacked import read_adapter
 from clusterlora.ports import Stores
+from clusterlora.serving.router import Router
 from clusterlora.settings import (
     ClusteringSettings,
     DataSettings,
@@ -52,9 +54,11 @@ from clusterlora.stages.refine import refine
 from clusterlora.stages.register import register
 from clusterlora.stages.train import log_name, next_micro_batch, train_pack
 from clusterlora.stores.files import FileAdapterStore
+from clusterlora.stores.json_codec import from_plain, plain
 from clusterlora.stores.memory import MemoryStudyStore, MemoryTracker, SilentLog
+from clusterlora.stores.routing_table import RoutingTable
 from clusterlora.training.job import TrainingResult
-from clusterlora.values import Attempt, Clustering, Dataset, Turn
+from clusterlora.values import Attempt, Clustering, Dataset, Persona, Turn
 
 LOG = SilentLog()
 TRAINED_HERE = tuple(name for name in METHODS if name != IMPORTED)
@@ -154,6 +158,43 @@ def test_what_a_phase_takes_when_it_comes_again_is_added(study: Study, stores: S
     with pytest.raises(OutOfMemory), timing.timed(stores, study.name, "evaluate test 1/2"):
         raise OutOfMemory("full", micro_batch=1)
     assert timing.seconds_by_phase(stores, study.name) == {"evaluate test 1/2": 61.25}
+
+
+def test_every_registered_model_answers_as_it_was_evaluated(study: Study, stores: Stores) -> None:
+    """More than 64 tokens, the default, and a prompt of its own that shows who asks."""
+    study = replace(
+        study,
+        methods=("unified", "cluster", "cluster_hybrid", "unified_described"),
+        gate=replace(study.gate, ladder=()),
+        model=replace(study.model, system_prompt="Du bist ein Haus.", persona_in_prompt=True),
+        evaluation=replace(study.evaluation, max_new_tokens=70),
+    )
+    run(study, stores)
+    compare(study.name, stores, LOG)
+    register(study.name, stores, LOG)
+
+    rows = [row for row in evaluation_rows(study, stores) if row.seed == 0]
+    champion = stores.studies.facts(study.name)["champion"]
+    evaluated = {
+        "small": [row for row in rows if row.method == champion],
+        "small-unified": [row for row in rows if row.method == "unified"],
+        **{f"small-cluster-0{k}": [row for row in rows if row.method == "cluster" and row.cluster == k] for k in (0, 1)},
+    }
+    assert isinstance(stores.tracker, MemoryTracker)
+    assert stores.tracker.models.keys() == evaluated.keys()
+    people = stores.studies.dataset(study.name).by_id()
+    for name, (version,) in stores.tracker.models.items():
+        router = Router(from_plain(RoutingTable, plain(version.content)), version.folders)
+        answers = router.answer([request_of(people[row.persona_id], row.item_id) for row in evaluated[name]])
+        assert [answer["text"] for answer in answers] == [row.text for row in evaluated[name]], name
+
+
+def request_of(persona: Persona, item_id: str) -> dict[str, Any]:
+    """Return what a client sends to have an evaluation item answered."""
+    dialogue_id, _, position = item_id.rpartition("#")
+    dialogue = next(d for d in persona.dialogues if d.id == dialogue_id)
+    messages = [{"role": turn.role, "content": turn.text} for turn in dialogue.turns[: int(position) - 1]]
+    return {"persona_id": persona.id, "messages": messages, "context": dict(dialogue.context)}
 
 
 def test_any_cluster_can_be_judged_and_only_cluster_0_decides(study: Study, stores: Stores) -> None:

@@ -2,16 +2,18 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from clusterlora.errors import BadData, OutOfMemory, ServiceDown
-from clusterlora.ports import AdapterRun, Stores
+from clusterlora.ports import About, AdapterRun, Stores
 from clusterlora.settings import (
     ClusteringSettings,
     DataSettings,
+    EvaluationSettings,
     MergeSettings,
     ModelSettings,
     Recipe,
@@ -41,9 +43,10 @@ def study(tiny_base_folder: Path, stores: Stores) -> Study:
         name="tried",
         methods=("unified", "per_persona"),
         data=DataSettings(train=2, val=1, test=1, synthetic=SyntheticSettings(cluster_sizes=(2, 3), dialogues=4)),
-        model=ModelSettings(base=str(tiny_base_folder)),
+        model=ModelSettings(base=str(tiny_base_folder), system_prompt="Du bist ein Haus.", max_length=1024, dtype="float32"),
         recipe=Recipe(rank=2, epochs=1, target_modules=("q_proj", "v_proj")),
         clustering=ClusteringSettings(k=2, sizes=(2, 3), algorithm="responses"),
+        evaluation=EvaluationSettings(max_new_tokens=256),
         runtime=RuntimeSettings(shards=1),
     )
     prepare(study, stores, SilentLog())
@@ -126,10 +129,56 @@ def test_merging_needs_the_personal_adapters(study: Study, stores: Stores) -> No
         merge(study.name, MergeSettings(), stores, SilentLog())
 
 
-def test_each_way_of_merging_gives_its_own_registered_adapters_once(study: Study, stores: Stores) -> None:
+def test_a_merged_model_has_its_studys_prompt_lengths_and_dtype(study: Study, stores: Stores) -> None:
+    train_everybody(study, stores)
+    merge(study.name, MergeSettings(), stores, SilentLog())
+    assert isinstance(stores.tracker, MemoryTracker)
+    (version,) = stores.tracker.models["tried-merged-00-average"]
+    assert version.content["model"] == asdict(study.model)
+    assert version.content["max_new_tokens"] == 256
+
+
+def test_a_merged_models_card_claims_no_other_merges_comparison(study: Study, stores: Stores) -> None:
+    train_everybody(study, stores)
+    tracker = stores.tracker
+    assert isinstance(tracker, MemoryTracker)
+
+    def said_of(model: str) -> About:
+        about = tracker.models[model][-1].about
+        assert about is not None
+        return about
+
+    merge(study.name, MergeSettings(), stores, SilentLog())
+    not_compared = said_of("tried-merged-00-average")
+    assert not_compared.tags == {
+        "comparison": "failed",
+        "comparison_says": "not compared",
+        "data_digest": stores.studies.dataset(study.name).digest,
+        "training_personas": "2",
+    }
+    assert "Answers as method **merge by average** of study **tried**: not compared" in not_compared.card
+
+    own = replace(study, name="merging", methods=("unified", "merge"))
+    prepare(own, stores, SilentLog())
+    cluster(own, stores, SilentLog())
+    train_everybody(own, stores)
+    stores.studies.save_fact(own.name, "champion", "merge")
+    stores.studies.save_fact(own.name, "conclusion", "merge beats unified.")
+    merge(own.name, MergeSettings(), stores, SilentLog())
+    merge(own.name, MergeSettings(kind="ties"), stores, SilentLog())
+    assert said_of("merging-merged-00-average").tags["comparison"] == "passed"
+    other = said_of("merging-merged-00-ties-0.2").tags
+    assert (other["comparison"], other["comparison_says"]) == ("failed", "the comparison found merge best: merge beats unified.")
+
+
+def train_everybody(study: Study, stores: Stores) -> None:
     names = tuple(name for name in work_plan(study, stores).specs if name.startswith("persona"))
     for pack in pack_named(study, stores, names):
         train(study, stores, pack)
+
+
+def test_each_way_of_merging_gives_its_own_registered_adapters_once(study: Study, stores: Stores) -> None:
+    train_everybody(study, stores)
     assert merge(study.name, MergeSettings(), stores, SilentLog()) == ("merged-00+average", "merged-01+average")
     assert merge(study.name, MergeSettings(kind="ties", density=0.5), stores, SilentLog()) == ("merged-00+ties-0.5", "merged-01+ties-0.5")
     held = {adapter.name: adapter for adapter in stores.studies.adapters(study.name)}

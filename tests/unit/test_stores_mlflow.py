@@ -17,13 +17,13 @@ from mlflow.entities import Run
 
 from browser.chromium import Tab
 from clusterlora.errors import BadSettings, ServiceDown, UnknownName
-from clusterlora.settings import Recipe, Study
+from clusterlora.settings import Study
 from clusterlora.stores import system_metrics
 from clusterlora.stores.files import FileAdapterStore
 from clusterlora.stores.json_codec import plain
 from clusterlora.stores.mlflow_tracker import MlflowTracker
 from clusterlora.stores.routing_table import KeyedLayer, KeyedStack
-from clusterlora.values import AdapterSpec, Criterion, Dataset, Dialogue, Persona, TrainedAdapter, Turn, Verdict
+from clusterlora.values import Criterion, Dataset, Dialogue, Persona, Turn, Verdict
 
 DATA = Dataset((Persona("p", None, (Dialogue("d", (Turn("user", "hi"), Turn("assistant", "hello")), split="train"),)),))
 TAGS = {"git_revision": "abc123", "clusterlora_version": "0.1.0"}
@@ -74,8 +74,10 @@ def peft_folder(folder: Path) -> Path:
     return folder
 
 
-def adapter(key: str) -> TrainedAdapter:
-    return TrainedAdapter(key, "cluster-00", AdapterSpec(name="cluster-00", persona_ids=("p",), recipe=Recipe()), 1, 1, 1.0, 2.0, 1.0, 9)
+def routes_to(key: str, study: str, base: Path) -> dict[str, Any]:
+    model = plain(Study().model) | {"base": str(base)}
+    common = {"study": study, "method": "cluster", "model": model, "base_revision": "r", "max_new_tokens": 8}
+    return common | {"default": KeyedStack((KeyedLayer(key),)), "names": {key: "cluster-00"}}
 
 
 def test_a_study_is_an_experiment_with_a_parent_run(tracker: MlflowTracker, client: MlflowClient, study: str) -> None:
@@ -272,9 +274,10 @@ def test_an_adapter_is_registered_once_per_key(
 ) -> None:
     folder = peft_folder(tmp_path / "trained")
     for key in ("aaaa", "aaaa", "bbbb"):
-        tracker.register_adapter(study, model="cluster-00", adapter=adapter(key), folder=folder, base_model=str(tiny_base_folder))
-    versions = client.search_model_versions(f"name = '{study}-cluster-00'")
-    assert sorted((str(v.version), v.tags["adapter_key"]) for v in versions) == [("1", "aaaa"), ("2", "bbbb")]
+        routes = routes_to(key, study, tiny_base_folder)
+        tracker.register_router(study, routes=routes, adapter_folders={key: folder}, champion=False, model="cluster-00")
+    versions = [v for v in tracker.versions(study) if v.name == f"{study}-cluster-00"]
+    assert sorted((v.version, v.adapter_keys, v.whole) for v in versions) == [("1", ("aaaa",), True), ("2", ("bbbb",), True)]
     assert str(client.get_model_version_by_alias(f"{study}-cluster-00", "candidate").version) == "2"
 
 
@@ -282,7 +285,8 @@ def test_a_registered_model_holds_no_pickle_and_no_base_weights(
     tracker: MlflowTracker, client: MlflowClient, study: str, tmp_path: Path, tiny_base_folder: Path
 ) -> None:
     folder = peft_folder(tmp_path / "trained")
-    tracker.register_adapter(study, model="unified", adapter=adapter("aaaa"), folder=folder, base_model=str(tiny_base_folder))
+    routes = routes_to("aaaa", study, tiny_base_folder)
+    tracker.register_router(study, routes=routes, adapter_folders={"aaaa": folder}, champion=False, model="unified")
     path = Path(client.download_artifacts(parent(client, study).info.run_id, "models", str(tmp_path)))
     names = {file.name for file in path.rglob("*") if file.is_file()}
     assert {"routes.json", "adapter_model.safetensors", "adapter_config.json", "router_model.py", "MLmodel"} <= names
@@ -295,15 +299,7 @@ def test_the_champion_alias_moves_with_the_champion(
     folder = peft_folder(tmp_path / "trained")
 
     def register(key: str, *, champion: bool) -> str:
-        routes = {
-            "study": study,
-            "method": "cluster",
-            "model": plain(Study().model) | {"base": str(tiny_base_folder)},
-            "base_revision": "r",
-            "max_new_tokens": 8,
-            "default": KeyedStack(),
-            "personas": {"p": KeyedStack((KeyedLayer(key),))},
-        }
+        routes = routes_to(key, study, tiny_base_folder) | {"personas": {"p": KeyedStack()}}
         return tracker.register_router(study, routes=routes, adapter_folders={key: folder}, champion=champion)
 
     first = register("aaaa", champion=True)
