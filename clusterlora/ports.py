@@ -83,8 +83,11 @@ class StudyStore(Protocol):
 
     def clustering(self, study: str) -> Clustering | None: ...
 
-    def save_adapter(self, study: str, adapter: TrainedAdapter) -> None:
-        """Record a trained adapter under its key and link it to the study; the first record of a key stays."""
+    def save_adapter(self, study: str, adapter: TrainedAdapter, *, instead_of: TrainedAdapter | None = None) -> None:
+        """Record a trained adapter under its key and link it to the study.
+
+        The first record of a key stays, unless it is `instead_of`: one whose weights are lost, for every study that has it.
+        """
         ...
 
     def adapter(self, key: str) -> TrainedAdapter | None: ...

@@ -19,6 +19,7 @@ from clusterlora.evaluation.statistics import (
     signed_rank_p,
     wilson_interval,
 )
+from clusterlora.methods.method import CONTROLS
 from clusterlora.values import EvaluationRow
 
 _CONTRASTS = (("cluster", "random_cluster"), ("cluster", "unified_longer"), ("cluster", "unified_described"))
@@ -48,7 +49,7 @@ def compare(
         headline: the metric that decides.
         higher_is_better: the metrics to average, and which way each points; holds the headline.
         draws: draws of the bootstrap.
-        routed: the method that chooses among the others; it gets brackets.
+        routed: the method that chooses among the others, controls aside; it gets brackets.
         floor: what somebody else's reference scores, in units of the headline; where the normalised score is 0.
         floor_same_prompt: the same for the most similar prompt; passed through.
 
@@ -189,10 +190,10 @@ def _normalised(score: float, floor: float | None, ceiling: float, sign: float) 
 
 
 def _routing(means: Float[np.ndarray, "persona method"], methods: Sequence[str], routed: str, sign: float) -> RoutingBrackets | None:
-    others = [column for column, method in enumerate(methods) if method != routed]
-    if len(others) == len(methods) or not others:
+    choosable = [column for column, method in enumerate(methods) if method not in (routed, *CONTROLS)]
+    if routed not in methods or not choosable:
         return None
-    choices = means[:, others]
+    choices = means[:, choosable]
     return RoutingBrackets(method=routed, random=float(choices.mean()), oracle=float(sign * (sign * choices).max(axis=1).mean()))
 
 

@@ -33,7 +33,7 @@ class PairedDifference:
 class RoutingBrackets:
     """Where a method that chooses among the others can end: `random` is the expected score of a blind choice, `oracle` of a perfect one.
 
-    Both are means over personas of the headline metric; the oracle picks each persona's best other method on the compared items.
+    Both are means over personas of the headline metric; the oracle picks each persona's best on the compared items. Controls are no choice.
     """
 
     method: str

@@ -204,6 +204,7 @@ def _row_records(rows: Iterable[EvaluationRow], metrics: Sequence[str]) -> list[
     return [
         {
             "method": row.method,
+            "seed": row.seed,
             "persona_id": row.persona_id,
             "cluster": row.cluster,
             "item_id": row.item_id,

@@ -10,7 +10,10 @@ from clusterlora.values import Attempt, Clustering, Verdict
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:
-    """What a method needs. `n_bytes` is what answers people; tokens and seconds trained all that it chose among and was made of."""
+    """What a method needs with one training seed.
+
+    `n_bytes` is what answers people; tokens and seconds trained all that it chose among and was made of.
+    """
 
     method: str
     n_adapters: int

@@ -234,7 +234,7 @@ def costs(data: ReportData) -> str:
     parts.append(
         '<p class="note">Size is what must be kept to answer everybody. Tokens and seconds are those of every adapter that the method '
         "chose among, started from or was merged of; an adapter that methods share counts for each. Adapters trained side by side count "
-        "their seconds in full, each of them; the seconds of the runs are below.</p>"
+        "their seconds in full, each of them; the seconds of the runs are below. Of several training seeds, the first is counted.</p>"
     )
     if data.seconds_by_phase:
         phases = [[text(name), f"{seconds:,.1f}"] for name, seconds in data.seconds_by_phase]

@@ -97,9 +97,12 @@ def _simple(facts: Mapping[str, object]) -> Iterator[tuple[str, str]]:
 
 
 def _costs(study: Study, stores: Stores, plan: WorkPlan, comparison: Comparison) -> Iterator[Cost]:
-    """Yield what every compared method needs: to answer, the adapters of its routes; to be trained, all it chose among and their needs."""
+    """Yield what every compared method needs with the study's own seed.
+
+    To answer, that is the adapters of its routes; to be trained, all it chose among and their needs.
+    """
     held = trained_adapters(study, stores, plan)
-    routes = stores.studies.routes(study.name)
+    routes = [route for route in stores.studies.routes(study.name) if route.seed == 0]
     for result in comparison.methods:
         answering = {name for route in routes if route.method == result.method for name in route.stack.adapters} & held.keys()
         arms = plan.methods[result.method].arms_by_persona
@@ -126,9 +129,9 @@ def _with_needs(plan: WorkPlan, names: Iterable[str]) -> set[str]:
 
 
 def _examples(rows: Sequence[EvaluationRow], methods: Sequence[str], headline: str) -> Iterator[Example]:
-    """Yield the first items of every persona that all these methods answered."""
+    """Yield the first items of every persona that all these methods answered, with what the study's own seed says."""
     by_item: dict[tuple[str, str], dict[str, EvaluationRow]] = {}
-    for row in rows:
+    for row in (row for row in rows if row.seed == 0):
         by_item.setdefault((row.persona_id, row.item_id), {})[row.method] = row
     complete = [answers for answers in by_item.values() if answers.keys() >= set(methods)]
     first_of_each = (

@@ -204,14 +204,24 @@ def _trained(result: TrainingResult) -> TrainedAdapter:
 
 
 def keep(study: Study, adapter: TrainedAdapter, folder: Path, run: AdapterRun, stores: Stores) -> None:
-    """Weights first, the row that says they exist last."""
+    """Weights first, the row that says they exist last. It replaces one whose weights are lost, and no other."""
+    lost = _lost(adapter.key, stores)
     kept = stores.adapters.save(adapter.key, folder)
     uri = run.artifacts(kept, f"adapters/{adapter.name}")
     expose(stores, study.name, adapter.name, kept)
     n_bytes = sum(file.stat().st_size for file in kept.iterdir())
     recorded = replace(adapter, n_bytes=n_bytes, run_id=run.run_id, uri=uri, weights_sha256=weights_sha256(kept))
-    stores.studies.save_adapter(study.name, recorded)
+    stores.studies.save_adapter(study.name, recorded, instead_of=lost)
     stores.adapters.drop_scratch(adapter.key)
+
+
+def _lost(key: str, stores: Stores) -> TrainedAdapter | None:
+    """Return the record of an adapter whose weights are nowhere; None when there is no record, or they may be somewhere."""
+    recorded = stores.studies.adapter(key)
+    if recorded is None or stores.adapters.path(key) is not None:
+        return None
+    in_tracker = recorded.uri is not None and recorded.uri.startswith("runs:/")
+    return recorded if stores.tracker.keeps_adapters or not in_tracker else None
 
 
 def expose(stores: Stores, study_name: str, adapter: str, kept: Path) -> Path:

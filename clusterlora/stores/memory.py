@@ -95,9 +95,11 @@ class MemoryStudyStore:
     def clustering(self, study: str) -> Clustering | None:
         return self._record(study).clustering
 
-    def save_adapter(self, study: str, adapter: TrainedAdapter) -> None:
+    def save_adapter(self, study: str, adapter: TrainedAdapter, *, instead_of: TrainedAdapter | None = None) -> None:
         self._record(study).adapter_keys.add(adapter.key)
-        self._adapters.setdefault(adapter.key, adapter)
+        known = self._adapters.setdefault(adapter.key, adapter)
+        if instead_of is not None and _weights(known) == _weights(instead_of):
+            self._adapters[adapter.key] = adapter
 
     def adapter(self, key: str) -> TrainedAdapter | None:
         return self._adapters.get(key)
@@ -170,6 +172,10 @@ class MemoryStudyStore:
         if name not in self._studies:
             raise UnknownName(f"unknown study {name!r}; known: {', '.join(self._studies) or 'none'}")
         return self._studies[name]
+
+
+def _weights(adapter: TrainedAdapter) -> tuple[str | None, ...]:
+    return adapter.run_id, adapter.uri, adapter.weights_sha256
 
 
 @dataclass(slots=True)

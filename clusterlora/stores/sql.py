@@ -104,9 +104,10 @@ class SqlStudyStore:
         found = self._read(study, schema.clusterings)
         return rows.clustering(found[0], self._read(study, schema.cluster_members, order=("cluster", "position"))) if found else None
 
-    def save_adapter(self, study: str, adapter: TrainedAdapter) -> None:
+    def save_adapter(self, study: str, adapter: TrainedAdapter, *, instead_of: TrainedAdapter | None = None) -> None:
+        lost = _has_weights_of(instead_of) if instead_of else None
         with self._writing(study) as connection:
-            self._database.upsert(connection, schema.adapters, [rows.of_adapter(adapter)], replace=False)
+            self._database.upsert(connection, schema.adapters, [rows.of_adapter(adapter)], replace=instead_of is not None, where=lost)
             self._database.upsert(connection, schema.study_adapters, [{"study": study, "key": adapter.key}], replace=False)
 
     def adapter(self, key: str) -> TrainedAdapter | None:
@@ -241,6 +242,12 @@ class SqlStudyStore:
     def _save_facts(self, connection: Connection, study: str, facts: Mapping[str, Any]) -> None:
         written = [{"study": study, "name": name, "value": to_json(value)} for name, value in facts.items()]
         self._database.upsert(connection, schema.facts, written, replace=True)
+
+
+def _has_weights_of(adapter: TrainedAdapter) -> sa.ColumnElement[bool]:
+    table = schema.adapters
+    same = (table.c[name].is_not_distinct_from(getattr(adapter, name)) for name in ("run_id", "uri", "weights_sha256"))
+    return sa.and_(*same)
 
 
 def _of_study(statement: Any, study: str) -> Any:

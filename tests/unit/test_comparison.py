@@ -22,6 +22,7 @@ from clusterlora.comparison.figure import compose, draw
 from clusterlora.comparison.result import Comparison
 from clusterlora.comparison.table import console, markdown, write_tables
 from clusterlora.errors import BadData, BadSettings
+from clusterlora.methods.method import CONTROLS
 from clusterlora.values import EvaluationRow
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -199,7 +200,10 @@ def test_routing_is_bracketed_by_a_blind_and_a_perfect_choice_among_the_other_me
     assert found.routing.random == pytest.approx(np.mean([result.means["embedding_similarity"] for result in others]))
     best = [max(result.by_persona[p] for result in others) for p in others[0].by_persona]
     assert found.routing.oracle == pytest.approx(np.mean(best))
+    with_controls = compared(evaluation(FIVE) + evaluation(dict.fromkeys(CONTROLS, 0.95)))
+    assert with_controls.routing == found.routing, "controls are not among what routing may choose"
     assert compared(evaluation({"unified": 0.8, "cluster": 0.8})).routing is None
+    assert compared(evaluation({"selective_routing": 0.8, "unified_longer": 0.9})).routing is None
     assert compared(evaluation({"selective_routing": 0.8})).routing is None
 
 
@@ -269,6 +273,7 @@ def test_the_summary_reads_like_the_golden_one():
 
 def test_the_files_hold_the_measured_numbers(tmp_path: Path):
     rows = evaluation(FIVE)
+    rows = [replace(row, seed=2) if row.method == rows[0].method else row for row in rows]
     rows[0] = replace(rows[0], text='He said "on",\nthen | left', prompt="Größe; 5")
     found = compared(rows)
     write_tables(found, rows, tmp_path / "results")
@@ -290,6 +295,7 @@ def test_the_files_hold_the_measured_numbers(tmp_path: Path):
         raw = list(csv.DictReader(file))
     assert len(raw) == len(rows)
     assert raw[0]["text"] == rows[0].text
+    assert (raw[0]["seed"], raw[-1]["seed"]) == ("2", "0")
     assert float(raw[-1]["nll"]) == rows[-1].scores["nll"]
 
 

@@ -52,6 +52,7 @@ from clusterlora.stages.plan import (
 from clusterlora.stages.prepare import prepare
 from clusterlora.stages.refine import refine
 from clusterlora.stages.register import register
+from clusterlora.stages.report import report_data
 from clusterlora.stages.train import log_name, next_micro_batch, train_pack
 from clusterlora.stores.files import FileAdapterStore
 from clusterlora.stores.json_codec import from_plain, plain
@@ -415,6 +416,32 @@ def test_every_method_and_control_runs_with_two_training_seeds_and_is_compared_o
     said = {method for run in runs for method in run.tags["method"].split(", ")}
     assert {"unified", "cluster", "per_persona", "hybrid", "cluster_hybrid", "prefix", "merge", "random_cluster"} <= said
     assert list(stores.folder(study.name).glob("models/prefixes/prefix_0000/adapter_model.safetensors"))
+
+
+def test_of_several_seeds_the_report_counts_and_quotes_the_first_and_the_rows_tell_them_apart(study: Study, stores: Stores) -> None:
+    study = replace(study, methods=("unified", "per_persona"), seeds=3)
+    prepare(study, stores, LOG)
+    cluster(study, stores, LOG)
+    run_rest(study, stores)
+    comparison = compare(study.name, stores, LOG)
+    rows = evaluation_rows(study, stores)
+    read = report_data(study, stores, comparison, rows)
+
+    held = {adapter.name: adapter for adapter in stores.studies.adapters(study.name)}
+    assert {"unified", "unified.s1", "unified.s2"} <= held.keys()
+    cost = {cost.method: cost for cost in read.costs}
+    unified = held["unified"]
+    assert (cost["unified"].n_adapters, cost["unified"].n_bytes) == (1, unified.n_bytes)
+    assert (cost["unified"].train_tokens, cost["unified"].train_seconds) == (unified.train_tokens, unified.seconds)
+    assert cost["per_persona"].n_adapters == 7
+
+    first = {(row.method, row.persona_id, row.item_id): (row.text, row.scores["embedding_similarity"]) for row in rows if row.seed == 0}
+    quoted = {(a.method, e.persona_id, e.item_id): (a.text, a.score) for e in read.examples for a in e.answers}
+    assert quoted == {key: first[key] for key in quoted}
+    assert len(quoted) == 2 * 7 * 3, "three items of everybody"
+
+    written = records(stores.folder(study.name) / "results" / "rows.csv")
+    assert len({(row["method"], row["seed"], row["persona_id"], row["item_id"]) for row in written}) == len(written) == len(rows)
 
 
 def test_controls_differ_from_what_they_control_in_one_thing(study: Study, stores: Stores) -> None:

@@ -1,5 +1,6 @@
 """What an attempt leaves behind when it ends well, runs out of memory, or loses a service; and merging after the fact."""
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -25,8 +26,8 @@ from clusterlora.stages.cluster import cluster
 from clusterlora.stages.merge import merge
 from clusterlora.stages.plan import Pack, pack_named, work_plan
 from clusterlora.stages.prepare import prepare
-from clusterlora.stages.train import train_pack
-from clusterlora.stores.files import FileAdapterStore, weights_sha256
+from clusterlora.stages.train import keep, stored_folder, train_pack
+from clusterlora.stores.files import FileAdapterStore, refuse_other_weights, weights_sha256
 from clusterlora.stores.memory import MemoryRun, MemoryStudyStore, MemoryTracker, SilentLog
 
 UNIFIED = Pack("unified", "unified", ("unified",))
@@ -80,6 +81,83 @@ def test_a_trained_adapter_is_recorded_with_the_digest_of_its_weights(study: Stu
     folder = stores.adapters.local(adapter.key)
     assert folder is not None
     assert adapter.weights_sha256 == weights_sha256(folder)
+
+
+class _Keeping(MemoryTracker):
+    """A tracker from which other machines can have adapters, as long as their run is there."""
+
+    @property
+    def keeps_adapters(self) -> bool:
+        return True
+
+    def download(self, uri: str, folder: Path) -> bool:
+        run_id, _, path = uri.removeprefix("memory:/").partition("/")
+        uploaded = self.runs[run_id].uploads.get(path) if run_id in self.runs else None
+        if uploaded is None:
+            return False
+        shutil.copytree(uploaded, folder, dirs_exist_ok=True)
+        return True
+
+
+def machine(home: Path, stores: Stores, tracker: MemoryTracker) -> Stores:
+    """Return the stores of another machine: the same database and tracker, and no adapters yet."""
+
+    def fetch(key: str, folder: Path) -> bool:
+        adapter = stores.studies.adapter(key)
+        if adapter is None or adapter.uri is None or not tracker.download(adapter.uri, folder):
+            return False
+        refuse_other_weights(key, adapter.weights_sha256, folder)
+        return True
+
+    return Stores(stores.studies, FileAdapterStore(home / "adapters", fetch), tracker, home)
+
+
+def test_weights_that_are_trained_again_because_they_were_lost_are_the_recorded_ones(study: Study, stores: Stores, tmp_path: Path) -> None:
+    tracker = _Keeping()
+    train(study, machine(tmp_path / "first", stores, tracker), UNIFIED)
+    (lost,) = stores.studies.adapters(study.name)
+    del tracker.runs[str(lost.run_id)]
+    again = replace(study, name="again")
+    second, third = (machine(tmp_path / name, stores, tracker) for name in ("second", "third"))
+    prepare(again, second, SilentLog())
+    cluster(again, second, SilentLog())
+    train(again, second, UNIFIED)
+    (found,) = stores.studies.adapters(again.name)
+    assert found.run_id != lost.run_id
+    assert stores.studies.adapters(study.name) == (found,), "the first study has these weights, too"
+    folder = third.adapters.path(found.key)
+    assert folder is not None, "a third machine is told where they are"
+    assert found.weights_sha256 == weights_sha256(folder)
+
+
+def test_of_two_machines_that_finish_an_adapter_at_once_the_first_is_recorded(study: Study, stores: Stores, tmp_path: Path) -> None:
+    train(study, stores, UNIFIED)
+    (adapter,) = stores.studies.adapters(study.name)
+    trained_here = stored_folder(stores, adapter.key)
+    trained_there = tmp_path / "there"
+    shutil.copytree(trained_here, trained_there)
+    (trained_there / "adapter_config.json").write_text("{}")
+    stores.studies.forget_adapter(adapter.key)
+
+    tracker = _Keeping()
+    here, there = (machine(tmp_path / name, stores, tracker) for name in ("one", "other"))
+    for on, folder in ((here, trained_here), (there, trained_there)):
+        with on.tracker.adapter_run(study.name, name="unified", params={}, tags={}) as run:
+            keep(study, adapter, folder, run, on)
+    (recorded,) = stores.studies.adapters(study.name)
+    for on in (here, there):
+        assert recorded.weights_sha256 == weights_sha256(stored_folder(on, adapter.key)) == weights_sha256(trained_here)
+
+
+def test_without_a_tracker_to_ask_the_record_of_weights_in_one_stays(study: Study, stores: Stores, tmp_path: Path) -> None:
+    train(study, stores, UNIFIED)
+    (adapter,) = stores.studies.adapters(study.name)
+    elsewhere = replace(adapter, run_id="abc", uri="runs:/abc/adapters/unified")
+    stores.studies.save_adapter(study.name, elsewhere, instead_of=adapter)
+    cut_off = Stores(stores.studies, FileAdapterStore(tmp_path / "cut off"), MemoryTracker(), tmp_path / "cut off studies")
+    train(study, cut_off, UNIFIED, number=2)
+    assert cut_off.adapters.local(adapter.key) is not None
+    assert stores.studies.adapter(adapter.key) == elsewhere
 
 
 def test_an_attempt_out_of_memory_tells_the_same(study: Study, stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:

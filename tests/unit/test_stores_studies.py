@@ -182,6 +182,17 @@ def test_the_first_record_of_an_adapter_stays_and_serves_every_study(store: Stud
     assert store.adapter("ffff") is None
 
 
+@pytest.mark.parametrize("lost", [trained(), trained(uri=None, run_id=None), trained(weights_sha256="a" * 64, last_loss=math.nan)])
+def test_a_record_whose_weights_are_lost_is_replaced_for_every_study_and_only_once(store: StudyStore, lost: TrainedAdapter) -> None:
+    store.save_adapter("contract", lost)
+    store.create_study(Study(name="second"), facts={})
+    again = trained(run_id="again", uri="runs:/again/adapter", weights_sha256="b" * 64)
+    store.save_adapter("second", again, instead_of=lost)
+    assert store.adapters("contract") == store.adapters("second") == (again,)
+    store.save_adapter("second", trained(run_id="later", uri="runs:/later/adapter"), instead_of=lost)
+    assert store.adapter("0123abcd") == again, "whoever finishes later leaves the record of weights that exist"
+
+
 def test_adapters_come_by_name(store: StudyStore) -> None:
     for key, name in [("1", "unified"), ("2", "cluster-01"), ("3", "cluster-00")]:
         store.save_adapter("contract", trained(key, name))
