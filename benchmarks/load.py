@@ -28,13 +28,13 @@ TEXT = "Of course. The lights in the living room are at thirty percent now, and 
 """What the assistant says: 120 characters, as long as an answer of the mission."""
 
 
-def people(n_personas: int, n_dialogues: int) -> Dataset:
+def people(n_personas: int, n_dialogues: int, *, fond_of: str = "plants") -> Dataset:
     """Return a data set of the mission's shape: three fifths train, a fifth val, a fifth test."""
     return Dataset(
         tuple(
             Persona(
                 f"persona_{p:07d}",
-                "Calm, exact, fond of plants.",
+                f"Calm, exact, fond of {fond_of}.",
                 tuple(
                     Dialogue(
                         f"d{d}",
@@ -100,7 +100,8 @@ def log_points(uri: str, writer: int, n_points: int, folder: Path) -> list[str]:
 
 def measure_database(url: str, *, writers: int, n_personas: int, n_dialogues: int, n_items: int, methods: Sequence[str]) -> dict[str, Any]:
     """Return seconds of every step, the rows behind them, and every error that a writer saw."""
-    dataset = people(n_personas, n_dialogues)
+    # Other people for every database: a process keeps the data it read last.
+    dataset = people(n_personas, n_dialogues, fond_of=url.partition(":")[0])
     store = SqlStudyStore(url)
     store.create_study(Study(name="load"), facts={})
     found: dict[str, Any] = {"writers": writers, "personas": n_personas, "dialogues": n_personas * n_dialogues}
