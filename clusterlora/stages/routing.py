@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from clusterlora.data.shots import exchanges
+from clusterlora.errors import BadData
 from clusterlora.ports import Stores
 from clusterlora.settings import Study
 from clusterlora.stages.plan import REFERENCE, trained_adapters, work_plan
@@ -14,11 +15,17 @@ from clusterlora.values import Stack, TrainedAdapter
 
 
 def routing_table(study: Study, method: str, stores: Stores) -> dict[str, Any]:
-    """Return a RoutingTable's fields: the method's stacks as chosen on val with the study's own seed, and unified for everybody else."""
+    """Return a RoutingTable's fields: the method's stacks as chosen on val with the study's own seed, and unified for everybody else.
+
+    Raises:
+        BadData: an adapter that answers somebody is not trained, or was forgotten since.
+    """
     plan = work_plan(study, stores)
     trained = trained_adapters(study, stores, plan)
     routes = [route for route in stores.studies.routes(study.name) if route.method == method and route.seed == 0]
     used = {layer.adapter for route in routes for layer in route.stack.layers} | ({REFERENCE} & trained.keys())
+    if lost := sorted(used - trained.keys()):
+        raise BadData(f"study {study.name} has lost {', '.join(lost)}; train again what is lost: clusterlora study run --name {study.name}")
     table: dict[str, Any] = {
         **_of_study(study, stores),
         "method": method,

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from clusterlora.clustering import PREREQUISITES
-from clusterlora.errors import OutOfMemory, UnknownName
+from clusterlora.errors import BadData, OutOfMemory, UnknownName
 from clusterlora.evaluation.metrics import METRICS
 from clusterlora.methods import METHODS
 from clusterlora.models.stacked import read_adapter
@@ -53,6 +53,7 @@ from clusterlora.stages.prepare import prepare
 from clusterlora.stages.refine import refine
 from clusterlora.stages.register import register
 from clusterlora.stages.report import report_data
+from clusterlora.stages.routing import routing_table
 from clusterlora.stages.train import log_name, next_micro_batch, train_pack
 from clusterlora.stores.files import FileAdapterStore
 from clusterlora.stores.json_codec import from_plain, plain
@@ -188,6 +189,10 @@ def test_every_registered_model_answers_as_it_was_evaluated(study: Study, stores
         router = Router(from_plain(RoutingTable, plain(version.content)), version.folders)
         answers = router.answer([request_of(people[row.persona_id], row.item_id) for row in evaluated[name]])
         assert [answer["text"] for answer in answers] == [row.text for row in evaluated[name]], name
+
+    stores.studies.forget_adapter(next(a.key for a in stores.studies.adapters(study.name) if a.name == "cluster-00"))
+    with pytest.raises(BadData, match="has lost cluster-00; train again"):
+        routing_table(study, "cluster", stores)
 
 
 def request_of(persona: Persona, item_id: str) -> dict[str, Any]:
