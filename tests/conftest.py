@@ -23,6 +23,9 @@ from browser.chromium import Tab, browser, find_browser
 
 START_SECONDS = 240
 
+# Threads of one product wait for each other by spinning: beside real servers, two on two cores take several times as long as one.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 def free_port() -> int:
     """Return a loopback port nobody listens on."""
