@@ -69,8 +69,7 @@ def cheapest(costs: Float[np.ndarray, "persona cluster"], least: Sequence[int]) 
         changed = _cheapest_chain(price, counts > least, receiving, rounding)
         for giving, taking in pairwise(changed):
             labels[mover[giving, taking]] = taking
-        counts[changed[0]] -= 1
-        counts[receiving] += 1
+        counts[changed[0]] -= 1  # one that receives never has more than its least: it may not give
     return labels
 
 
