@@ -1,6 +1,6 @@
 """Answers and reference likelihoods through a written-out decoder: every row of a batch with its own stack of adapters.
 
-legend   l layer, b row, t token, G key-value heads, g query heads of each, e width of a head, V vocabulary
+legend   l layer, b row, t token, N tokens of all rows, d width, G key-value heads, g query heads of each, e width of a head, V vocabulary
 
 One pass over a whole dialogue reads off the likelihood of all its references, and leaves in its keys and values the beginning of every
 turn's prompt: an earlier turn with its reference is how the later prompt begins. So a question starts its answer from a copy of what
@@ -17,9 +17,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from clusterlora.evaluation.generate import Question, Reply, in_one_pass
-from clusterlora.models.decoder import LOGITS_AT_ONCE, PAD_TO, Block, Decoder, positions_of
-from clusterlora.models.site_slots import Factors, SiteSlots, adapted
+from clusterlora.models.decoder import LOGITS_AT_ONCE, PAD_TO, Block, Decoder
+from clusterlora.models.packing import Run, pack_batch, whole
+from clusterlora.models.site_slots import SiteSlots, adapted
 from clusterlora.models.stacked import Weights
+from clusterlora.models.update import Update
 
 
 class DecoderStacks:
@@ -36,7 +38,7 @@ class DecoderStacks:
     def reply(self, questions: Sequence[Question], *, max_new_tokens: int | None, batch_size: int) -> Iterator[Reply]:
         """Yield every question's greedy answer and likelihood, in no particular order; only likelihoods when no tokens are asked for."""
         for stream in _streams(questions, batch_size):
-            passes = (self._pass(questions, stream[start : start + batch_size]) for start in range(0, len(stream), batch_size))
+            passes = (self._pass(questions, together) for together in self._batches(questions, stream, batch_size))
             if max_new_tokens is None:
                 for begun in (one for together in passes for one in together):
                     yield Reply(begun.number, (), begun.nll)
@@ -45,6 +47,15 @@ class DecoderStacks:
 
     def close(self) -> None:
         """The model itself was never touched."""
+
+    def _batches(self, questions: Sequence[Question], stream: Sequence[list[int]], batch_size: int) -> Iterator[Sequence[list[int]]]:
+        """Yield the passes, longest first, by so many as run best at once."""
+        start = 0
+        while start < len(stream):
+            longest = _length(questions[stream[start][-1]])
+            size = max(1, min(batch_size, self._decoder.tokens_at_once // longest))
+            yield stream[start : start + size]
+            start += size
 
     def _generate(
         self,
@@ -80,34 +91,35 @@ class DecoderStacks:
         width = _round_up(max(_length(q) for q in longest))
         ids = torch.full((len(longest), width), self._pad_id)
         predicts = torch.zeros(ids.shape, dtype=torch.bool)
-        for row, (whole, together) in enumerate(zip(longest, passes, strict=True)):
-            ids[row, : _length(whole)] = torch.tensor(whole.prompt + whole.reference)
+        for row, (last, together) in enumerate(zip(longest, passes, strict=True)):
+            ids[row, : _length(last)] = torch.tensor(last.prompt + last.reference)
             for question in (questions[number] for number in together):
                 predicts[row, len(question.prompt) - 1 : len(question.prompt) - 1 + _n_predicted(question)] = True
-        ids, predicts = ids.to(decoder.device), predicts.to(decoder.device)
-        responses, real = positions_of(predicts, multiple=PAD_TO)
+        batch = pack_batch(ids.to(decoder.device), predicts.to(decoder.device), multiple=decoder.pads_to)
         factors = self._slots.of_rows(torch.tensor([q.slot for q in longest], device=decoder.device))
-        cos, sin = decoder.turns(width)
-        x = functional.embedding(ids, decoder.embedding)
+        cos, sin = decoder.turns(batch.tokens.place)
+        x, runs = functional.embedding(batch.ids, decoder.embedding), batch.tokens.runs
         cache: list[tuple[Tensor, Tensor]] = []
         for layer, block in enumerate(decoder.blocks):
             own = factors[4 * layer : 4 * layer + 4]
-            queries, keys, values = decoder.heads(adapted(block.qkv, decoder.norm(x, block.norm_in)[0], own[0]), cos, sin)
-            cache.append((keys, values))
-            found = decoder.attend(queries, keys, values)
+            heads = decoder.heads(adapted(block.qkv, decoder.norm(x, block.norm_in)[0], own[0], runs), cos, sin)
+            cache.append(heads[1:])
+            found = torch.empty_like(heads[0]).flatten(1)
+            for run in runs:
+                run.of(found).copy_(decoder.attend(*(run.of(part) for part in heads)))
             if layer == len(decoder.blocks) - 1:
-                index = responses[..., None]
-                found, x = (part.gather(1, index.expand(-1, -1, part.shape[-1])) for part in (found, x))
-            x = after_attention(decoder, block, x, found, own)
-        hidden = decoder.norm(x, decoder.norm_out)[0].flatten(0, 1)[real]
-        nll, best = self._read(hidden, ids.roll(-1, 1)[predicts])
+                found, x, runs = found[batch.chosen], x[batch.chosen], batch.predicting.runs
+            x = after_attention(decoder, block, x, found, own, runs)
+        hidden = decoder.norm(x, decoder.norm_out)[0][batch.predicting.real]
+        nll, best = self._read(hidden, ids.roll(-1, 1)[predicts].to(decoder.device))
         keys, values = (torch.stack(part) for part in zip(*cache, strict=True))
+        first_tokens: list[int] = (batch.tokens.place == 0).nonzero()[:, 0].tolist()
         begun, start = [], 0
-        for row, together in enumerate(passes):
+        for first_token, together in zip(first_tokens, passes, strict=True):
             for number in together:
                 n = _n_predicted(questions[number])
                 mean = float(nll[start : start + n].mean()) if questions[number].reference else float("nan")
-                begun.append(_Begun(number, questions[number], mean, int(best[start]), keys, values, row))
+                begun.append(_Begun(number, questions[number], mean, int(best[start]), keys, values, first_token))
                 start += n
         return begun
 
@@ -124,7 +136,7 @@ class DecoderStacks:
 
 @dataclass(frozen=True, slots=True)
 class _Begun:
-    """A question whose prompt has been read: `keys` and `values` [l b G t e] hold it in their row `row`."""
+    """A question whose prompt has been read: `keys` and `values` [l N G e] hold it from their token `start` on."""
 
     number: int
     question: Question
@@ -132,7 +144,7 @@ class _Begun:
     first: int
     keys: Tensor
     values: Tensor
-    row: int
+    start: int
 
 
 @dataclass(slots=True)
@@ -168,8 +180,8 @@ class _Desk:
         start = len(self.rows)
         for n, begun in enumerate(newcomers):
             n_tokens = len(begun.question.prompt)
-            self._keys[:, start + n, :, :n_tokens] = begun.keys[:, begun.row, :, :n_tokens]
-            self._values[:, start + n, :, :n_tokens] = begun.values[:, begun.row, :, :n_tokens]
+            for cache, found in ((self._keys, begun.keys), (self._values, begun.values)):
+                cache[:, start + n, :, :n_tokens] = found[:, begun.start : begun.start + n_tokens].transpose(1, 2)
             self.rows.append(_Row(begun, [begun.first]))
         if newcomers and not self._same:
             self._slots.fill(self._factors, start, [begun.question.slot for begun in newcomers])
@@ -193,8 +205,8 @@ class _Desk:
         if place != last:
             self.rows[place] = self.rows[last]
             self._keys[:, place], self._values[:, place] = self._keys[:, last], self._values[:, last]
-            for pair in self._factors if not self._same else ():
-                for factor in pair or ():
+            for update in self._factors if not self._same else ():
+                for factor in update.factors if update else ():
                     factor[place] = factor[last]
         self.rows.pop()
 
@@ -204,37 +216,41 @@ class _Desk:
         places = [len(row.begun.question.prompt) + len(row.answer) - 1 for row in self.rows]
         reach = max(places) + 1
         place = torch.tensor(places, device=decoder.device)
-        x = decoder.embedding[torch.tensor([row.answer[-1:] for row in self.rows], device=decoder.device)]
-        cos, sin = (turn[place][:, None] for turn in decoder.turns(reach))
+        x = decoder.embedding[torch.tensor([row.answer[-1] for row in self.rows], device=decoder.device)]
+        cos, sin = decoder.turns(place)
         later = torch.arange(reach, device=decoder.device) > place[:, None]
         bias = torch.zeros(later.shape, device=decoder.device).masked_fill_(later, float("-inf"))[:, None, None]
-        factors = [pair if self._same or pair is None else (pair[0][:n], pair[1][:n]) for pair in self._factors]
+        factors = [update if self._same or update is None else update.first(n) for update in self._factors]
+        runs = whole(n, 1)
         every = torch.arange(n, device=decoder.device)
         for layer, block in enumerate(decoder.blocks):
             own = factors[4 * layer : 4 * layer + 4]
-            queries, keys, values = decoder.heads(adapted(block.qkv, decoder.norm(x, block.norm_in)[0], own[0]), cos, sin)
-            self._keys[layer, every, :, place], self._values[layer, every, :, place] = keys[:, :, 0], values[:, :, 0]
+            queries, keys, values = decoder.heads(adapted(block.qkv, decoder.norm(x, block.norm_in)[0], own[0], runs), cos, sin)
+            self._keys[layer, every, :, place], self._values[layer, every, :, place] = keys, values
             found = _attend_cached(queries, self._keys[layer, :n, :, :reach], self._values[layer, :n, :, :reach], bias)
-            x = after_attention(decoder, block, x, found, own)
-        return functional.linear(decoder.norm(x[:, 0], decoder.norm_out)[0], decoder.head).argmax(-1)
+            x = after_attention(decoder, block, x, found, own, runs)
+        return functional.linear(decoder.norm(x, decoder.norm_out)[0], decoder.head).argmax(-1)
 
 
 def _attend_cached(
-    queries: Float[Tensor, "b H 1 e"], keys: Float[Tensor, "b G t e"], values: Float[Tensor, "b G t e"], bias: Float[Tensor, "b 1 1 t"]
-) -> Float[Tensor, "b 1 D"]:
+    queries: Float[Tensor, "b H e"], keys: Float[Tensor, "b G t e"], values: Float[Tensor, "b G t e"], bias: Float[Tensor, "b 1 1 t"]
+) -> Float[Tensor, "b H*e"]:
     """Return what one token per row finds among the keys that `bias` lets it see."""
-    n_rows, _, _, width = queries.shape
-    grouped = queries.reshape(n_rows, keys.shape[1], -1, width)
+    grouped = queries.unflatten(1, (keys.shape[1], -1))
     scores = torch.matmul(grouped, keys.transpose(2, 3)).to(torch.promote_types(queries.dtype, torch.float32))
-    shares = torch.softmax(scores.mul_(width**-0.5).add_(bias), dim=-1).to(queries.dtype)
-    return torch.matmul(shares, values).reshape(n_rows, 1, -1)
+    shares = torch.softmax(scores.mul_(queries.shape[-1] ** -0.5).add_(bias), dim=-1).to(queries.dtype)
+    return torch.matmul(shares, values).flatten(1)
 
 
-def after_attention(decoder: Decoder, block: Block, x: Tensor, found: Tensor, own: Sequence[Factors | None]) -> Float[Tensor, "b t d"]:
+def after_attention(
+    decoder: Decoder, block: Block, x: Float[Tensor, "N d"], found: Tensor, own: Sequence[Update | None], runs: Sequence[Run]
+) -> Float[Tensor, "N d"]:
     """Return a block's output from its input and what its attention found; `own` are the factors of its four sites."""
-    x = x + adapted(block.out, found, own[1])
-    gate, up = adapted(block.gate_up, decoder.norm(x, block.norm_mid)[0], own[2]).chunk(2, dim=-1)
-    return x + adapted(block.down, functional.silu(gate) * up, own[3])
+    (y,) = adapted(block.out, found, own[1], runs)
+    x = x + y
+    gate, up = adapted(block.gate_up, decoder.norm(x, block.norm_mid)[0], own[2], runs)
+    (y,) = adapted(block.down, functional.silu(gate) * up, own[3], runs)
+    return x + y
 
 
 def _streams(questions: Sequence[Question], batch_size: int) -> list[list[list[int]]]:

@@ -1,6 +1,7 @@
 """The Llama family's decoder, written out over the weights of a transformers model.
 
-legend   b row, t token, d width, D outputs of a site, H query heads, G key-value heads, e width of a head, V vocabulary
+legend   N tokens of all rows, n rows of a run, t token of a row, d width, D outputs of a layer, H query heads, G key-value heads,
+         e width of a head, V vocabulary
 
     a = norm(x)    q, k, v = a Wqkv^T    x <- x + attention(rope(q), rope(k), v) Wo^T
     m = norm(x)    g, u = m Wgu^T        x <- x + (silu(g) * u) Wd^T
@@ -11,16 +12,17 @@ dozen operations per layer, and training knows exactly what it has to keep.
 Source: Touvron et al. 2023, LLaMA (arXiv 2302.13971); Su et al. 2021, rotary embeddings (arXiv 2104.09864).
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
+
+from clusterlora.models.memory import tokens_at_once
 
 _FAMILY = frozenset({"LlamaForCausalLM", "Qwen2ForCausalLM"})
 _ROPE = frozenset({"default", "linear", "llama3"})
@@ -41,9 +43,17 @@ class Site:
     weight: Float[Tensor, "D d_in"]
     bias: Float[Tensor, " D"] | None
 
-    def __call__(self, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... D"]:
-        """Return the layers' outputs side by side."""
-        return functional.linear(x, self.weight, self.bias)
+    @property
+    def weights(self) -> tuple[Float[Tensor, "D d_in"], ...]:
+        """The weights of each layer."""
+        return self.weight.split(self.d_outs)
+
+    def apart(self, x: Float[Tensor, "N d_in"]) -> list[Float[Tensor, "N D"]]:
+        """Return each layer's outputs: views of one product on a GPU, products by themselves on a CPU, which is slow on strided views."""
+        if self.weight.is_cuda:
+            return list(functional.linear(x, self.weight, self.bias).split(self.d_outs, -1))
+        biases = [None] * len(self.d_outs) if self.bias is None else self.bias.split(self.d_outs)
+        return [functional.linear(x, weight, bias) for weight, bias in zip(self.weights, biases, strict=True)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +96,19 @@ class Decoder:
         return tuple(site for block in self.blocks for site in block.sites)
 
     @property
+    def pads_to(self) -> int | None:
+        """What rows are padded to a multiple of, so that fewer and larger kernels run; None is the longest of them.
+
+        On a GPU starting kernels costs more than padding.
+        """
+        return PAD_TO if self.device.type == "cpu" else None
+
+    @property
+    def tokens_at_once(self) -> int:
+        """How many tokens a forward pass is best given."""
+        return tokens_at_once(max(site.weight.shape[0] for site in self.sites), self.device, self.dtype)
+
+    @property
     def dtype(self) -> torch.dtype:
         """The dtype of weights and activations."""
         return self.embedding.dtype
@@ -95,12 +118,12 @@ class Decoder:
         """Where the weights are."""
         return self.embedding.device
 
-    def turns(self, n_positions: int) -> tuple[Float[Tensor, "t e"], Float[Tensor, "t e"]]:
-        """Return cosine and signed sine of each position's angles, as `rotate` takes them."""
-        if n_positions > len(self._turns[0]):
-            self._turns = self._turns_up_to(max(n_positions, 2 * len(self._turns[0])))
+    def turns(self, places: Int[Tensor, " N"]) -> tuple[Float[Tensor, "N e"], Float[Tensor, "N e"]]:
+        """Return cosine and signed sine of the angles of tokens at these places of their rows, as `rotate` takes them."""
+        if (n := int(places.max()) + 1) > len(self._turns[0]):
+            self._turns = self._turns_up_to(max(n, 2 * len(self._turns[0])))
         cos, sin = self._turns
-        return cos[:n_positions], sin[:n_positions]
+        return cos[places], sin[places]
 
     def _turns_up_to(self, n: int) -> tuple[Tensor, Tensor]:
         cos, sin = self._rotary(self.embedding[:1], torch.arange(n, device=self.device)[None])
@@ -115,30 +138,26 @@ class Decoder:
         unit = (wide * inverse).to(x.dtype)
         return unit * weight, unit, inverse
 
-    def heads(self, qkv: Float[Tensor, "b t D"], cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return turned queries [b H t e], turned keys [b G t e] and values [b G t e]."""
-        split = qkv.unflatten(-1, (-1, self.head_dim))
-        turned = rotate(split[..., : self.n_heads + self.n_kv_heads, :], cos, sin)
-        queries, keys = turned[..., : self.n_heads, :], turned[..., self.n_heads :, :]
-        values = split[..., self.n_heads + self.n_kv_heads :, :]
-        return queries.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2)
+    def heads(self, qkv: Sequence[Float[Tensor, "N D"]], cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return turned queries [N H e], turned keys [N G e] and values [N G e]."""
+        q, k, v = (part.unflatten(-1, (-1, self.head_dim)) for part in qkv)
+        return rotate(q, cos, sin), rotate(k, cos, sin), v
 
-    def attend(
-        self, queries: Float[Tensor, "b H t e"], keys: Float[Tensor, "b G t e"], values: Float[Tensor, "b G t e"]
-    ) -> Float[Tensor, "b t D"]:
-        """Return what each token's attention to itself and those before it finds, heads side by side."""
+    def attend(self, queries: Float[Tensor, "n t H e"], keys: Float[Tensor, "n t G e"], values: Float[Tensor, "n t G e"]) -> Tensor:
+        """Return what each token's attention to itself and those before it in its row finds, heads side by side [n t H*e]."""
         narrow = queries.dtype
         if not queries.is_cuda:
             # The CPU's kernel for bfloat16 is several times slower than the one for float32.
             queries, keys, values = (part.to(torch.promote_types(narrow, torch.float32)) for part in (queries, keys, values))
         grouped = self.n_kv_heads < self.n_heads
-        found = functional.scaled_dot_product_attention(queries, keys, values, is_causal=True, enable_gqa=grouped)
+        q, k, v = (part.transpose(1, 2) for part in (queries, keys, values))
+        found = functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
         return found.transpose(1, 2).flatten(2).to(narrow)
 
 
-def rotate(x: Float[Tensor, "b t h e"], cos: Tensor, sin: Tensor) -> Float[Tensor, "b t h e"]:
-    """Return heads turned by their positions' angles; cos and signed sin are [t, e] or [b, t, e]. With -sin it is the way back."""
-    cos, sin = cos[..., None, :], sin[..., None, :]
+def rotate(x: Float[Tensor, "N h e"], cos: Float[Tensor, "N e"], sin: Float[Tensor, "N e"]) -> Float[Tensor, "N h e"]:
+    """Return heads turned by the angles of their places, given as cosine and signed sine. With -sin it is the way back."""
+    cos, sin = cos[:, None], sin[:, None]
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
 
 
@@ -181,31 +200,15 @@ def _block(path: str, layer: Any) -> Block:
 def _site(path: str, layers: dict[str, nn.Linear]) -> Site:
     names = tuple(f"{path}.{name}" for name in layers)
     d_outs = tuple(layer.out_features for layer in layers.values())
-    weight, bias = joined(list(layers.values()))
-    return Site(names, d_outs, weight, bias)
-
-
-@torch.no_grad()
-def joined(layers: Sequence[nn.Linear]) -> tuple[Float[Tensor, "D d_in"], Float[Tensor, " D"] | None]:
-    """Return the layers' weights one under another, and their biases if any has one; the layers keep views, no second copy."""
     if len(layers) == 1:
-        return layers[0].weight, layers[0].bias
-    weight = torch.cat([layer.weight for layer in layers])
-    for layer, part in zip(layers, weight.split([layer.out_features for layer in layers]), strict=True):
+        (alone,) = layers.values()
+        return Site(names, d_outs, alone.weight, alone.bias)
+    weight = torch.cat([layer.weight for layer in layers.values()])
+    for layer, part in zip(layers.values(), weight.split(d_outs), strict=True):
         layer.weight = nn.Parameter(part, requires_grad=False)
-    if all(layer.bias is None for layer in layers):
-        return weight, None
-    return weight, torch.cat([layer.weight.new_zeros(layer.out_features) if layer.bias is None else layer.bias for layer in layers])
-
-
-def positions_of(mask: Bool[Tensor, "b t"], *, multiple: int = 1) -> tuple[Int[Tensor, "b s"], Int[Tensor, " n"]]:
-    """Return each row's marked places, and where in [b * s] the real ones are, row by row.
-
-    Rows are padded with place 0 to the longest one, and that to a multiple of `multiple`.
-    """
-    counts = mask.sum(1)
-    width = multiple * math.ceil(int(counts.max()) / multiple)
-    real = torch.arange(width, device=mask.device) < counts[:, None]
-    places = torch.zeros_like(real, dtype=torch.long)
-    places[real] = mask.nonzero()[:, 1]
-    return places, real.flatten().nonzero()[:, 0]
+    biases = [layer.bias for layer in layers.values()]
+    if all(bias is None for bias in biases):
+        return Site(names, d_outs, weight, None)
+    return Site(
+        names, d_outs, weight, torch.cat([weight.new_zeros(n) if bias is None else bias for n, bias in zip(d_outs, biases, strict=True)])
+    )

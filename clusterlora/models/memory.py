@@ -15,6 +15,16 @@ if TYPE_CHECKING:
 _SIGNS = ("DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough memory", "bad_alloc", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
+CHUNK_BYTES = {"cpu": 1 << 23, "cuda": 1 << 28}
+"""Bytes of the widest activation of one pass. On a CPU, larger blocks of memory fall out of its caches and are given back to the system
+after every use, which costs more than the few products it saves."""
+
+
+def tokens_at_once(width: int, device: "torch.device", dtype: "torch.dtype") -> int:
+    """Return how many tokens' widest activation, of so many numbers each, takes `CHUNK_BYTES`."""
+    return max(1, CHUNK_BYTES[device.type] // (width * dtype.itemsize))
+
+
 def is_allocation_failure(error: BaseException) -> bool:
     """Return whether an exception says that memory could not be had; any other error is not one."""
     import torch

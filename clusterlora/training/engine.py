@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -24,7 +25,7 @@ from clusterlora.data.prompts import TokenSequence
 from clusterlora.errors import TrainingDiverged
 from clusterlora.models.base import BaseModel
 from clusterlora.models.decoder import PAD_TO
-from clusterlora.models.memory import allocation_failures, free_memory_bytes
+from clusterlora.models.memory import allocation_failures, free_memory_bytes, tokens_at_once
 from clusterlora.ports import RunLog
 from clusterlora.training import checkpoint
 from clusterlora.training.dropout import Dropout
@@ -36,9 +37,6 @@ from clusterlora.training.stacked_prefix import StackedPrefix, cache_shape
 
 log = logging.getLogger(__name__)
 
-CHUNK_BYTES = {"cpu": 1 << 23, "cuda": 1 << 28}
-"""Bytes of the widest activation of one forward pass at the full micro-batch. On a CPU, larger blocks of memory fall out of its caches
-and are given back to the system after every use, which costs more than the few products it saves."""
 MOST_SLOTS = 32
 """Adapters on board at once; more would not make the products more efficient."""
 _SLOT_SHARE = 0.25
@@ -218,9 +216,15 @@ class _Pack:
         rows = sorted(rows, key=lambda row: -len(row.sequence.ids))
         start = 0
         while start < len(rows):
-            size = max(1, min(self._rows_per_chunk, self._tokens_per_chunk // len(rows[start].sequence.ids)))
+            size = self._that_fit([len(row.sequence.ids) for row in rows[start : start + self._rows_per_chunk]])
             yield rows[start : start + size]
             start += size
+
+    def _that_fit(self, lengths: Sequence[int]) -> int:
+        """Return how many of the rows, longest first, one forward pass may take, given how it pads them; at least one."""
+        multiple = self._pass.pads_to or lengths[0]
+        n_tokens = accumulate(multiple * math.ceil(length / multiple) for length in lengths)
+        return max(1, sum(n <= self._tokens_per_chunk for n in n_tokens))
 
     def _chunk(self, rows: Sequence[_Row], *, learn: bool) -> Float[Tensor, " b"]:
         """Run one chunk forward and, to learn, backward; return each row's share of its adapter's loss."""
@@ -312,10 +316,10 @@ class _Pack:
 
 
 def _tokens_at_once(base: BaseModel) -> int:
-    """Return how many tokens' widest activation takes `CHUNK_BYTES`: the gate and the up projection of an MLP, side by side."""
+    """Return how many tokens one pass takes at the full micro-batch; the widest activation is a gate and an up projection, side by side."""
     layers = [module for name, module in base.model.named_modules() if isinstance(module, torch.nn.Linear) and ".layers." in name]
     widest = 2 * max((layer.out_features for layer in layers), default=base.model.config.hidden_size)
-    return max(1, CHUNK_BYTES[base.model.device.type] // (widest * base.model.dtype.itemsize))
+    return tokens_at_once(widest, base.model.device, base.model.dtype)
 
 
 def _slots(

@@ -24,6 +24,9 @@ from clusterlora.training.through_transformers import TransformersPass
 class Pass(Protocol):
     """One batch forward and, unless nothing is to be learned from it, backward: adds every row's gradient to its slot."""
 
+    pads_to: int | None
+    """What rows are padded to a multiple of; None is the longest row of their batch."""
+
     def __call__(
         self,
         ids: Int[Tensor, "b t"],

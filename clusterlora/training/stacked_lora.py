@@ -1,19 +1,15 @@
 """LoRA for K adapters at once over one frozen base: where their factors are, and what one batch needs of them.
 
-legend   k slot, b row of the batch (one dialogue of one adapter), t token, r rank, R = g * r for the g layers of a group, D their outputs
+legend   k slot, b row of the batch (one dialogue of one adapter), r rank, R = g * r for the g layers of a group, D outputs, N tokens
 
-Linear layers that read the same tensor (q, k, v; gate, up) form a group: their A one under another, their B on the diagonal of one
-matrix. For row b, answered by slot k = slot[b], with scale s = alpha / r and dropout mask m folded into A,
+Linear layers that read the same tensor (q, k, v; gate, up) form a group: their A one under another, every B by itself. For row b,
+answered by slot k = slot[b], with scale s = alpha / r and dropout mask m folded into A,
 
-    A_b = s A_k * m_b         h_b = x_b A_b^T           y_b = x_b W^T + h_b B_k^T
+    A_b = s A_k * m_b         dA_k += s m_b * dA_b      dB_k += dB_b
 
-and backward, given dy_b,
-
-    u_b = dy_b B_k            dA_k += s m_b * (u_b^T x_b)
-    dB_k += dy_b^T h_b        dx_b  = dy_b W + u_b A_b
-
-Rows of different slots never meet, so K adapters trained together are K adapters trained alone. Parameters and gradients of slot k
-are row k of two matrices [K, n]; A and B are views of them, and the backward pass adds straight into the gradient's rows.
+with the products of `models.update` for each row. Rows of different slots never meet, so K adapters trained together are K adapters
+trained alone. Parameters and gradients of slot k are row k of two matrices [K, n]; A and B^T are views of them, and the backward pass
+adds straight into the gradient's rows.
 Source: Hu et al. 2021, LoRA (arXiv 2106.09685); batching over adapters as in S-LoRA (arXiv 2311.03285), here for training.
 """
 
@@ -25,6 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from clusterlora.errors import BadSettings
+from clusterlora.models.update import Update
 from clusterlora.training.job import initial_a
 
 
@@ -39,17 +36,11 @@ class Rows:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a group's layers are: their names, and which of the D outputs of the tensor's readers are theirs."""
+    """Where a group's layers are: their names, what they read and how many outputs each has."""
 
     names: tuple[str, ...]
     d_in: int
-    width: int
-    outputs: tuple[slice, ...]
-
-    @property
-    def d_outs(self) -> tuple[int, ...]:
-        """Outputs of each layer."""
-        return tuple(part.stop - part.start for part in self.outputs)
+    d_outs: tuple[int, ...]
 
 
 class Group:
@@ -70,38 +61,26 @@ class Group:
         return self.rank * (len(self.place.names) * self.place.d_in + sum(self.place.d_outs))
 
     @property
-    def total_rank(self) -> int:
-        """R: the ranks of all layers together."""
-        return self.rank * len(self.place.names)
+    def n_of_a(self) -> int:
+        """Parameters of one slot's A."""
+        return self.rank * len(self.place.names) * self.place.d_in
 
-    def views(self, matrix: Float[Tensor, "k n"]) -> tuple[Float[Tensor, "k R d_in"], list[Tensor]]:
-        """Return A and the B of each layer as views of this group's columns of a [K, n] matrix."""
-        n_slots, columns = matrix.shape[0], self.total_rank * self.place.d_in
-        a = matrix[:, :columns].view(n_slots, -1, self.place.d_in)
-        bs = []
-        for d_out in self.place.d_outs:
-            bs.append(matrix[:, columns : columns + d_out * self.rank].view(n_slots, d_out, self.rank))
-            columns += d_out * self.rank
-        return a, bs
+    def views(self, matrix: Float[Tensor, "k n"]) -> tuple[Float[Tensor, "k R d_in"], list[Float[Tensor, "k r D"]]]:
+        """Return A and the transposed B of each layer as views of this group's columns of a [K, n] matrix."""
+        n_slots = matrix.shape[0]
+        a, *bs = matrix.split([self.n_of_a, *(self.rank * d_out for d_out in self.place.d_outs)], dim=1)
+        return a.view(n_slots, -1, self.place.d_in), [b.view(n_slots, self.rank, -1) for b in bs]
 
-    def gather(self, rows: Rows, dtype: torch.dtype) -> tuple[Float[Tensor, "b R d_in"], Float[Tensor, "b D R"]]:
-        """Return each row's A, scale and mask in it, and its B, every layer's in its own rows and columns."""
+    def gather(self, rows: Rows, dtype: torch.dtype) -> Update:
+        """Return each row's factors, its scale and its mask in A."""
         a = self.a.index_select(0, rows.slot).mul_(self._folded(rows)).to(dtype)
-        if self.place.outputs == (slice(0, self.place.width),):
-            return a, self.bs[0].index_select(0, rows.slot).to(dtype)
-        b = a.new_zeros(len(rows.slot), self.place.width, self.total_rank)
-        for columns, outputs, factor in zip(self._columns(), self.place.outputs, self.bs, strict=True):
-            b[:, outputs, columns] = factor.index_select(0, rows.slot).to(dtype)
-        return a, b
+        return Update(a, tuple(b.index_select(0, rows.slot).to(dtype) for b in self.bs))
 
-    def add(self, rows: Rows, grad_a: Float[Tensor, "b R d_in"], grad_b: Float[Tensor, "b D R"]) -> None:
+    def add(self, rows: Rows, gradient: Update) -> None:
         """Add the gradients of what `gather` returned to the slots' own."""
-        self.grad_a.index_add_(0, rows.slot, grad_a.to(self.grad_a.dtype).mul_(self._folded(rows)))
-        for columns, outputs, gradient in zip(self._columns(), self.place.outputs, self.grad_bs, strict=True):
-            gradient.index_add_(0, rows.slot, grad_b[:, outputs, columns].to(gradient.dtype))
-
-    def _columns(self) -> list[slice]:
-        return [slice(start, start + self.rank) for start in range(0, self.total_rank, self.rank)]
+        self.grad_a.index_add_(0, rows.slot, gradient.a.to(self.grad_a.dtype).mul_(self._folded(rows)))
+        for to, of_b in zip(self.grad_bs, gradient.bs, strict=True):
+            to.index_add_(0, rows.slot, of_b.to(to.dtype))
 
     def _folded(self, rows: Rows) -> Tensor:
         scale = rows.scale[:, None, None]
@@ -145,7 +124,7 @@ class StackedLora:
         """Return the columns of the [K, n] matrices that hold the B of every layer."""
         is_b = torch.ones(self.parameters.shape[1], dtype=torch.bool)
         for group, columns in zip(self.groups, is_b.split([group.n_parameters for group in self.groups]), strict=True):
-            columns[: group.total_rank * group.place.d_in] = False
+            columns[: group.n_of_a] = False
         return is_b.nonzero()[:, 0]
 
     def _by_group(self, matrix: Float[Tensor, "k n"]) -> Sequence[Tensor]:
@@ -158,7 +137,7 @@ class StackedLora:
             a, bs = group.views(columns)
             for name, part, b in zip(group.place.names, a[slot].split(self.rank), bs, strict=True):
                 tensors[f"{name}.lora_A.weight"] = part[:rank].clone()
-                tensors[f"{name}.lora_B.weight"] = b[slot, :, :rank].clone()
+                tensors[f"{name}.lora_B.weight"] = b[slot, :rank].T.contiguous()
         return tensors
 
     def write(self, slot: int, matrix: Float[Tensor, "k n"], tensors: Mapping[str, Tensor]) -> None:
@@ -169,7 +148,15 @@ class StackedLora:
             for name, part, b in zip(group.place.names, a[slot].split(self.rank), bs, strict=True):
                 factor_a, factor_b = tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"]
                 part[: factor_a.shape[0]] = factor_a
-                b[slot, :, : factor_b.shape[1]] = factor_b
+                b[slot, : factor_b.shape[1]] = factor_b.T
+
+
+def through(dys: Sequence[Float[Tensor, "N D"]], weights: Sequence[Float[Tensor, "D d_in"]]) -> Float[Tensor, "N d_in"]:
+    """Return the gradient of what layers with these weights read, all of them the same tensor."""
+    dx = torch.mm(dys[0], weights[0])
+    for dy, weight in zip(dys[1:], weights[1:], strict=True):
+        dx.addmm_(dy, weight)
+    return dx
 
 
 def targeted_layers(model: nn.Module, target_modules: Sequence[str]) -> dict[str, nn.Linear]:

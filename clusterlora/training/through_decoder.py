@@ -1,10 +1,12 @@
 """Forward and backward pass of stacked LoRA through a written-out decoder, by hand.
 
-legend   b row, t token, s response token of a row, d width, D outputs of a site, H query heads, G key-value heads, e width of a head
+legend   b row, N tokens of all rows, M those that predict a response, d width, D outputs of a layer, H query heads, G key-value heads,
+         e width of a head
 
 The equations are those of `models.decoder` and `training.stacked_lora`. Written by hand, a pass keeps exactly what its backward pass
-reads, runs what follows the last attention for the tokens that predict a response alone, computes no gradient below the first
-adapter, and never holds the logits of more than a few hundred tokens. Only attention is left to autograd, for its fused kernels.
+reads, runs no token after a row's last prediction and no padding, computes what follows the last attention for the tokens that predict a
+response alone, no gradient below the first adapter, and never holds the logits of more than a few hundred tokens. Only attention is left
+to autograd, for its fused kernels.
 """
 
 from collections.abc import Sequence
@@ -15,53 +17,76 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from clusterlora.models.decoder import LOGITS_AT_ONCE, PAD_TO, Block, Decoder, Site, positions_of, rotate
-from clusterlora.models.site_slots import Factors, SiteSlots
-from clusterlora.training.stacked_lora import Group, Place, Rows, StackedLora
+from clusterlora.models.decoder import LOGITS_AT_ONCE, Block, Decoder, Site, rotate
+from clusterlora.models.packing import Batch, Packing, Run, pack_batch
+from clusterlora.models.site_slots import SiteSlots
+from clusterlora.models.update import Update
+from clusterlora.training.stacked_lora import Group, Place, Rows, StackedLora, through
 
 
 def places(decoder: Decoder, names: frozenset[str]) -> list[Place]:
     """Return where these layers are: one place per site that has any of them."""
     found = []
     for site in decoder.sites:
-        ends = [sum(site.d_outs[: n + 1]) for n in range(len(site.names))]
         targeted = [n for n, name in enumerate(site.names) if name in names]
         if targeted:
-            outputs = tuple(slice(ends[n] - site.d_outs[n], ends[n]) for n in targeted)
-            found.append(Place(tuple(site.names[n] for n in targeted), site.weight.shape[1], site.weight.shape[0], outputs))
+            chosen = tuple(site.names[n] for n in targeted)
+            found.append(Place(chosen, site.weight.shape[1], tuple(site.d_outs[n] for n in targeted)))
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Trained:
+    """The factors of a batch's rows at a site, for the layers at `where` of it, and the group they came from."""
+
+    group: Group
+    rows: Rows
+    where: tuple[int, ...]
+    update: Update
 
 
 @dataclass(slots=True)
 class _Site:
-    """A site in a pass: its weights, the rows' factors (trained ones first, frozen ones after them), and where gradients go."""
+    """A site in a pass: its weights, the rows' trained factors and the frozen ones beside them."""
 
     site: Site
-    rows: Rows
-    group: Group | None
-    factors: Factors | None
+    trained: _Trained | None
+    frozen: Update | None
 
-    def forward(self, x: Float[Tensor, "b t d_in"]) -> tuple[Float[Tensor, "b t D"], Float[Tensor, "b t R"] | None]:
-        y = self.site(x)
-        if self.factors is None:
-            return y, None
-        a, b = self.factors
-        h = torch.bmm(x, a.transpose(1, 2))
-        return y.baddbmm_(h, b.transpose(1, 2)), h
+    def forward(self, x: Float[Tensor, "N d_in"], runs: Sequence[Run]) -> tuple[list[Float[Tensor, "N D"]], list[list[Tensor]]]:
+        """Return each layer's outputs, and what came out of the A of the trained factors and of the frozen ones."""
+        ys = self.site.apart(x)
+        hs = [update.forward(x, [ys[n] for n in where], runs) for update, where in self._updates()]
+        return ys, hs
 
-    def backward(self, dy: Float[Tensor, "b t D"], x: Tensor, h: Tensor | None, *, dx: bool = True) -> Tensor | None:
+    def backward(
+        self,
+        dys: Sequence[Float[Tensor, "N D"]],
+        x: Float[Tensor, "N d_in"],
+        hs: list[list[Tensor]],
+        runs: Sequence[Run],
+        *,
+        dx: bool = True,
+    ) -> Tensor | None:
         """Add to the gradients of the trained factors; return the gradient of x when it is wanted."""
-        u = None
-        if self.factors is not None and h is not None:
-            u = torch.bmm(dy, self.factors[1])
-            if self.group is not None:
-                trained = slice(0, self.group.total_rank)
-                grad_a = torch.bmm(u[..., trained].transpose(1, 2), x)
-                self.group.add(self.rows, grad_a, torch.bmm(dy.transpose(1, 2), h[..., trained]))
-        if not dx:
-            return None
-        through = torch.matmul(dy, self.site.weight)
-        return through if u is None or self.factors is None else through.baddbmm_(u, self.factors[0])
+        back = through(dys, self.site.weights) if dx else None
+        gradient = self.trained.update.empty_like() if self.trained else None
+        for number, (update, where) in enumerate(self._updates()):
+            of_trained = gradient if number == 0 else None
+            update.backward(x, hs[number], [dys[n] for n in where], back, runs, of_trained)
+        if self.trained and gradient:
+            self.trained.group.add(self.trained.rows, gradient)
+        return back
+
+    def _updates(self) -> list[tuple[Update, tuple[int, ...]]]:
+        """Return the trained factors, if there are any, and then the frozen ones, each with the layers they belong to."""
+        trained = [(self.trained.update, self.trained.where)] if self.trained else []
+        return trained + ([(self.frozen, tuple(range(len(self.site.names))))] if self.frozen else [])
+
+    @property
+    def n_bytes(self) -> int:
+        """What the rows' gathered factors take."""
+        return sum(factor.nbytes for update, _ in self._updates() for factor in update.factors)
 
 
 @dataclass(slots=True)
@@ -72,26 +97,31 @@ class _Kept:
     a: Tensor
     unit_in: Tensor
     inverse_in: Tensor
-    h_qkv: Tensor | None
-    attention: tuple[Tensor, Tensor, Tensor, Tensor]
-    """Queries, keys and values as leaves of a graph, and what was found, which hangs on them."""
+    h_qkv: list[list[Tensor]]
+    attention: list[tuple[Tensor, Tensor, Tensor, Tensor]]
+    """Of every run, queries, keys and values as leaves of a graph, and what was found, which hangs on them."""
     o: Tensor
-    h_out: Tensor | None
+    h_out: list[list[Tensor]]
     m: Tensor
     unit_mid: Tensor
     inverse_mid: Tensor
-    h_gate_up: Tensor | None
+    h_gate_up: list[list[Tensor]]
     gate: Tensor
     up: Tensor
     product: Tensor
-    h_down: Tensor | None
+    h_down: list[list[Tensor]]
 
     @property
     def n_bytes(self) -> int:
         """What this holds, the rows' gathered factors included."""
-        held = [getattr(self, field.name) for field in fields(self) if field.name not in ("sites", "attention")]
-        factors = [factor for site in self.sites for factor in site.factors or ()]
-        return sum(tensor.nbytes for tensor in (*held, *self.attention, *factors) if tensor is not None)
+        held = [getattr(self, field.name) for field in fields(self)]
+        return sum(tensor.nbytes for tensor in _tensors_of(held)) + sum(site.n_bytes for site in self.sites)
+
+
+def _tensors_of(nested: object) -> list[Tensor]:
+    if isinstance(nested, Tensor):
+        return [nested]
+    return [tensor for part in nested for tensor in _tensors_of(part)] if isinstance(nested, list | tuple) else []
 
 
 class DecoderPass:
@@ -112,6 +142,7 @@ class DecoderPass:
         self._groups = [next((group_by_name[name] for name in site.names if name in group_by_name), None) for site in decoder.sites]
         # Below the first site that has an adapter nothing asks for a gradient.
         self._first_block = next(number for number, group in enumerate(self._groups) if group is not None) // 4
+        self.pads_to = decoder.pads_to
 
     @torch.no_grad()
     def __call__(
@@ -125,139 +156,157 @@ class DecoderPass:
         learn: bool = True,
     ) -> Float[Tensor, " b"]:
         """Run right-padded rows forward and backward, or forward alone; return each row's weighted sum of its response tokens' NLL."""
-        decoder, blocks = self._decoder, self._decoder.blocks
-        cos, sin = decoder.turns(ids.shape[1])
-        frozen = self._underlays.of_rows(underlay_slots) if self._underlays else [None] * (4 * len(blocks))
-        responses, real = positions_of(predicts, multiple=PAD_TO)
-        x = functional.embedding(ids, decoder.embedding)
+        blocks = self._decoder.blocks
+        batch = pack_batch(ids, predicts, multiple=self.pads_to)
+        turns, frozen = self._decoder.turns(batch.tokens.place), self._frozen(underlay_slots)
+        x = functional.embedding(batch.ids, self._decoder.embedding)
         inputs: list[Tensor] = []
         kept: list[_Kept | None] = []
         for number, block in enumerate(blocks):
             inputs.append(x)
-            chosen = responses if number == len(blocks) - 1 else None
-            x, of_block = self._forward(number, block, x, cos, sin, rows, frozen, chosen)
-            kept.append(None if not learn or (self._checkpointing and chosen is None) else of_block)
-        nll, dx = self._head(x, ids[:, 1:][predicts[:, :-1]], real, weights)
+            last = number == len(blocks) - 1
+            x, of_block = self._forward(number, block, x, batch, turns, rows, frozen, last=last)
+            kept.append(None if not learn or (self._checkpointing and not last) else of_block)
+        nll, dx = self._head(x, ids[:, 1:][predicts[:, :-1]], batch.predicting, weights)
         if not learn:
             return nll
         for number in reversed(range(self._first_block, len(blocks))):
-            block, chosen = blocks[number], responses if number == len(blocks) - 1 else None
-            of_block = kept.pop() or self._forward(number, block, inputs[number], cos, sin, rows, frozen, chosen)[1]
-            where = (responses, real) if chosen is not None else None
-            dx = self._backward(block, of_block, dx, cos, sin, where, ids.shape, first=number == self._first_block)
+            block, last = blocks[number], number == len(blocks) - 1
+            of_block = kept.pop() or self._forward(number, block, inputs[number], batch, turns, rows, frozen, last=last)[1]
+            dx = self._backward(block, of_block, dx, batch, turns, last=last, first=number == self._first_block)
         return nll
 
     @torch.no_grad()
     def bytes_per_token(self, ids: Int[Tensor, "1 t"]) -> float:
         """Run one row forward and return how much the backward pass keeps of it, for each of its tokens."""
-        decoder = self._decoder
         rows = Rows(torch.zeros_like(ids[:, 0]), torch.ones(1, dtype=self._like.dtype, device=ids.device))
-        cos, sin = decoder.turns(ids.shape[1])
-        x = functional.embedding(ids, decoder.embedding)
+        batch = pack_batch(ids, torch.ones_like(ids, dtype=torch.bool), multiple=1)
+        turns = self._decoder.turns(batch.tokens.place)
+        x = functional.embedding(batch.ids, self._decoder.embedding)
         n_bytes = 0
-        for number, block in enumerate(decoder.blocks):
+        for number, block in enumerate(self._decoder.blocks):
             n_bytes += x.nbytes
-            x, of_block = self._forward(number, block, x, cos, sin, rows, [None] * (4 * len(decoder.blocks)), None)
+            x, of_block = self._forward(number, block, x, batch, turns, rows, [None] * len(self._groups), last=False)
             # With checkpoints a block's inside is there once; it is the same size in every block.
             if not self._checkpointing or number == 0:
                 n_bytes += of_block.n_bytes
-        return n_bytes / ids.shape[1]
+        return n_bytes / len(batch.ids)
 
     def close(self) -> None:
         """The model itself was never touched."""
 
-    def _sites(self, number: int, block: Block, rows: Rows, frozen: Sequence[Factors | None]) -> tuple[_Site, _Site, _Site, _Site]:
-        first = 4 * number
-        found = [
-            _Site(site, rows, group, _beside(group and group.gather(rows, self._decoder.dtype), under, len(rows.slot)))
-            for site, group, under in zip(block.sites, self._groups[first : first + 4], frozen[first : first + 4], strict=True)
-        ]
+    def _frozen(self, slots: Int[Tensor, " b"]) -> list[Update | None]:
+        """Return every site's frozen factors of each row."""
+        return self._underlays.of_rows(slots) if self._underlays else [None] * len(self._groups)
+
+    def _sites(self, number: int, block: Block, rows: Rows, frozen: Sequence[Update | None]) -> tuple[_Site, _Site, _Site, _Site]:
+        found = []
+        for at, site in enumerate(block.sites, start=4 * number):
+            group, trained = self._groups[at], None
+            if group is not None:
+                where = tuple(site.names.index(name) for name in group.place.names)
+                trained = _Trained(group, rows, where, group.gather(rows, self._decoder.dtype))
+            found.append(_Site(site, trained, frozen[at]))
         return found[0], found[1], found[2], found[3]
 
     def _forward(
         self,
         number: int,
         block: Block,
-        x: Float[Tensor, "b t d"],
-        cos: Tensor,
-        sin: Tensor,
+        x: Float[Tensor, "N d"],
+        batch: Batch,
+        turns: tuple[Tensor, Tensor],
         rows: Rows,
-        frozen: Sequence[Factors | None],
-        chosen: Int[Tensor, "b s"] | None,
+        frozen: Sequence[Update | None],
+        *,
+        last: bool,
     ) -> tuple[Tensor, _Kept]:
-        """Run a block; after its attention for the chosen tokens alone, when some are chosen."""
-        decoder = self._decoder
+        """Run a block; the last one after its attention for the tokens that predict a response alone."""
+        decoder, runs = self._decoder, batch.tokens.runs
         sites = self._sites(number, block, rows, frozen)
         qkv, out, gate_up, down = sites
         a, unit_in, inverse_in = decoder.norm(x, block.norm_in)
-        y, h_qkv = qkv.forward(a)
-        q, k, v = (part.detach().requires_grad_() for part in decoder.heads(y, cos, sin))
-        with torch.enable_grad():
-            attended = decoder.attend(q, k, v)
-        o = attended.detach()
-        if chosen is not None:
-            o, x = _take(o, chosen), _take(x, chosen)
-        y, h_out = out.forward(o)
+        y_qkv, h_qkv = qkv.forward(a, runs)
+        o, attention = self._attend(decoder.heads(y_qkv, *turns), runs)
+        if last:
+            o, x, runs = o[batch.chosen], x[batch.chosen], batch.predicting.runs
+        (y,), h_out = out.forward(o, runs)
         x = y.add_(x)
         m, unit_mid, inverse_mid = decoder.norm(x, block.norm_mid)
-        both, h_gate_up = gate_up.forward(m)
-        # Element-wise functions of strided halves cost the CPU twice as much as the copy.
-        gate, up = (half.contiguous() for half in both.chunk(2, dim=-1))
+        (gate, up), h_gate_up = gate_up.forward(m, runs)
         product = functional.silu(gate).mul_(up)
-        y, h_down = down.forward(product)
-        attention = (q, k, v, attended)
+        (y,), h_down = down.forward(product, runs)
         kept = _Kept(
             sites, a, unit_in, inverse_in, h_qkv, attention, o, h_out, m, unit_mid, inverse_mid, h_gate_up, gate, up, product, h_down
         )
         return y.add_(x), kept
 
     def _backward(
-        self,
-        block: Block,
-        kept: _Kept,
-        dx: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        chosen: tuple[Int[Tensor, "b s"], Int[Tensor, " n"]] | None,
-        shape: torch.Size,
-        *,
-        first: bool,
+        self, block: Block, kept: _Kept, dx: Tensor, batch: Batch, turns: tuple[Tensor, Tensor], *, last: bool, first: bool
     ) -> Tensor:
         """Add the gradients of a block's factors; return the gradient of its input (of the first block, nothing of use)."""
         qkv, out, gate_up, down = kept.sites
-        dproduct = _wanted(down.backward(dx, kept.product, kept.h_down))
+        runs = batch.predicting.runs if last else batch.tokens.runs
+        dproduct = _wanted(down.backward([dx], kept.product, kept.h_down, runs))
         dup = functional.silu(kept.gate).mul_(dproduct)
         dgate = torch.ops.aten.silu_backward(dproduct.mul_(kept.up), kept.gate)
-        dm = _wanted(gate_up.backward(torch.cat([dgate, dup], dim=-1), kept.m, kept.h_gate_up))
+        dm = _wanted(gate_up.backward([dgate, dup], kept.m, kept.h_gate_up, runs))
         dx = _norm_backward(dm, block.norm_mid, kept.unit_mid, kept.inverse_mid).add_(dx)
-        do = _wanted(out.backward(dx, kept.o, kept.h_out))
-        if chosen is not None:
-            do, dx = _put_back(do, *chosen, shape), _put_back(dx, *chosen, shape)
-        *leaves, attended = kept.attention
-        dq, dk, dv = torch.autograd.grad(attended, leaves, do)
-        turned_back = rotate(torch.cat([dq, dk], dim=1).transpose(1, 2), cos, -sin)
-        dqkv = torch.cat([turned_back, dv.transpose(1, 2)], dim=2).flatten(2)
-        da = qkv.backward(dqkv, kept.a, kept.h_qkv, dx=not first)
+        do = _wanted(out.backward([dx], kept.o, kept.h_out, runs))
+        if last:
+            do, dx = (_put_back(part, batch) for part in (do, dx))
+        dqkv = self._attend_backward(kept.attention, do, batch.tokens.runs, turns)
+        da = qkv.backward(dqkv, kept.a, kept.h_qkv, batch.tokens.runs, dx=not first)
         return dx if da is None else _norm_backward(da, block.norm_in, kept.unit_in, kept.inverse_in).add_(dx)
 
+    def _attend(
+        self, heads: tuple[Tensor, Tensor, Tensor], runs: Sequence[Run]
+    ) -> tuple[Float[Tensor, "N H*e"], list[tuple[Tensor, Tensor, Tensor, Tensor]]]:
+        """Return what every token's attention found, and the graph of each run."""
+        found, graphs = torch.empty_like(heads[0]).flatten(1), []
+        for run in runs:
+            q, k, v = (run.of(part).detach().requires_grad_() for part in heads)
+            with torch.enable_grad():
+                attended = self._decoder.attend(q, k, v)
+            run.of(found).copy_(attended.detach())
+            graphs.append((q, k, v, attended))
+        return found, graphs
+
+    def _attend_backward(
+        self,
+        graphs: Sequence[tuple[Tensor, Tensor, Tensor, Tensor]],
+        do: Float[Tensor, "N H*e"],
+        runs: Sequence[Run],
+        turns: tuple[Tensor, Tensor],
+    ) -> list[Float[Tensor, "N D"]]:
+        """Return the gradients of queries, keys and values as the layers put them out."""
+        decoder, (cos, sin) = self._decoder, turns
+        n_heads = (decoder.n_heads, decoder.n_kv_heads, decoder.n_kv_heads)
+        into = [do.new_empty(len(do), n, decoder.head_dim) for n in n_heads]
+        for run, (*leaves, attended) in zip(runs, graphs, strict=True):
+            for whole, part in zip(into, torch.autograd.grad(attended, leaves, run.of(do)), strict=True):
+                run.of(whole).copy_(part)
+        dq, dk, dv = into
+        return [part.flatten(1) for part in (rotate(dq, cos, -sin), rotate(dk, cos, -sin), dv)]
+
     def _head(
-        self, x: Float[Tensor, "b s d"], targets: Int[Tensor, " n"], real: Int[Tensor, " n"], weights: Float[Tensor, " b"]
-    ) -> tuple[Float[Tensor, " b"], Float[Tensor, "b s d"]]:
+        self, x: Float[Tensor, "M d"], targets: Int[Tensor, " n"], predicting: Packing, weights: Float[Tensor, " b"]
+    ) -> tuple[Float[Tensor, " b"], Float[Tensor, "M d"]]:
         """Return each row's weighted negative log-likelihood and the gradient of the sum with respect to x."""
         decoder = self._decoder
         final, unit, inverse = decoder.norm(x, decoder.norm_out)
-        row = real // x.shape[1]
+        row = predicting.row[predicting.real]
         weight = weights[row]
-        hidden, dfinal = final.flatten(0, 1)[real], torch.zeros_like(final)
+        hidden, dfinal = final[predicting.real], torch.zeros_like(final)
         found, gradients = [], []
         size = max(1, LOGITS_AT_ONCE // len(decoder.head))
         for at_once in zip(hidden.split(size), targets.split(size), weight.split(size), strict=True):
             nll, gradient = _cross_entropy(decoder.head, *at_once)
             found.append(nll)
             gradients.append(gradient)
-        dfinal.view(-1, dfinal.shape[-1])[real] = torch.cat(gradients)
+        dfinal[predicting.real] = torch.cat(gradients)
         nll = torch.cat(found) * weight
-        per_row = torch.zeros(len(x), dtype=torch.float64, device=x.device).index_add_(0, row, nll.double())
+        per_row = torch.zeros(len(weights), dtype=torch.float64, device=x.device).index_add_(0, row, nll.double())
         return per_row, _norm_backward(dfinal, decoder.norm_out, unit, inverse)
 
 
@@ -282,24 +331,10 @@ def _norm_backward(dy: Tensor, weight: Tensor, unit: Tensor, inverse: Tensor) ->
     return torch.addcmul(g, unit, along, value=-1).mul_(inverse).to(dy.dtype)
 
 
-def _beside(trained: Factors | None, frozen: Factors | None, n_rows: int) -> Factors | None:
-    """Return trained and frozen factors as one: the ranks of the second after those of the first."""
-    if frozen is not None:
-        a, b = (factor.expand(n_rows, -1, -1) for factor in frozen)
-        return (a, b) if trained is None else (torch.cat([trained[0], a], dim=1), torch.cat([trained[1], b], dim=2))
-    return trained
-
-
-def _take(x: Float[Tensor, "b t d"], chosen: Int[Tensor, "b s"]) -> Float[Tensor, "b s d"]:
-    return x.gather(1, chosen[..., None].expand(-1, -1, x.shape[-1]))
-
-
-def _put_back(x: Float[Tensor, "b s d"], chosen: Int[Tensor, "b s"], real: Int[Tensor, " n"], shape: torch.Size) -> Float[Tensor, "b t d"]:
-    """Return zeros with the chosen tokens' rows in their places."""
-    whole = x.new_zeros(shape[0], shape[1], x.shape[-1])
-    flat = (chosen + torch.arange(len(x), device=x.device)[:, None] * shape[1]).flatten()[real]
-    whole.view(-1, x.shape[-1])[flat] = x.flatten(0, 1)[real]
-    return whole
+def _put_back(x: Float[Tensor, "M d"], batch: Batch) -> Float[Tensor, "N d"]:
+    """Return zeros with the rows of the tokens that predict a response in their places."""
+    real = batch.predicting.real
+    return x.new_zeros(len(batch.tokens.row), x.shape[-1]).index_copy_(0, batch.chosen[real], x[real])
 
 
 def _wanted(gradient: Tensor | None) -> Tensor:

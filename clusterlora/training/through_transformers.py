@@ -14,9 +14,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from clusterlora.models.decoder import joined
+from clusterlora.models.packing import whole
 from clusterlora.models.stacked import StackedModel, logits_only_at
-from clusterlora.training.stacked_lora import Group, Place, Rows, StackedLora
+from clusterlora.models.update import Update
+from clusterlora.training.stacked_lora import Group, Place, Rows, StackedLora, through
 from clusterlora.training.stacked_prefix import StackedPrefix
 
 
@@ -25,6 +26,7 @@ class TransformersPass:
 
     def __init__(self, model: Any, stack: StackedLora | StackedPrefix, underlays: StackedModel | None) -> None:
         """Prepare for batches; `underlays` are frozen adapters that are active under the trained ones."""
+        self.pads_to: int | None = None
         self._model = model
         self._stack = stack
         self._underlays = underlays
@@ -106,12 +108,10 @@ class _Intercepted:
     def _intercept(self, group: Group, layers: Sequence[Any]) -> None:
         """Let the group's first layer compute all of the group; the others hand out what it left for them."""
         waiting: dict[str, tuple[Tensor, Tensor]] = {}
-        weight, bias = joined(layers)
 
         def lead(input: Tensor) -> Tensor:  # noqa: A002  (Linear.forward names it so)
             assert self._rows is not None, "a model with stacked LoRA was run outside `rows`"
-            y: Tensor = _GroupProduct.apply(input, self.gradient_wanted, group, self._rows, weight, bias)  # pyright: ignore[reportAssignmentType]
-            first, *others = y.split(group.place.d_outs, dim=-1)
+            first, *others = _GroupProduct.apply(input, self.gradient_wanted, group, self._rows, layers)  # pyright: ignore[reportGeneralTypeIssues]
             waiting.update({name: (input, part) for name, part in zip(group.place.names[1:], others, strict=True)})
             return first
 
@@ -134,21 +134,25 @@ class _GroupProduct(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Float[Tensor, "b t d_in"], _wanted: Tensor, group: Group, rows: Rows, weight: Tensor, bias: Tensor | None
-    ) -> Float[Tensor, "b t D"]:
-        a, b = group.gather(rows, x.dtype)
-        h = torch.bmm(x, a.transpose(1, 2))
-        ctx.save_for_backward(x, h, a, b)
-        ctx.group, ctx.rows, ctx.weight = group, rows, weight
-        return functional.linear(x, weight, bias).baddbmm_(h, b.transpose(1, 2))
+        ctx: Any, x: Float[Tensor, "b t d_in"], _wanted: Tensor, group: Group, rows: Rows, layers: Sequence[nn.Linear]
+    ) -> tuple[Float[Tensor, "b t D"], ...]:
+        runs, flat, update = whole(*x.shape[:2]), x.flatten(0, 1), group.gather(rows, x.dtype)
+        ys = [functional.linear(flat, layer.weight, layer.bias) for layer in layers]
+        (h,) = update.forward(flat, ys, runs)
+        ctx.save_for_backward(flat, h, *update.factors)
+        ctx.group, ctx.rows, ctx.runs, ctx.weights = group, rows, runs, [layer.weight for layer in layers]
+        return tuple(y.unflatten(0, x.shape[:2]) for y in ys)
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, None, None, None, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        x, h, a, b = ctx.saved_tensors
-        u = torch.bmm(dy, b)
-        ctx.group.add(ctx.rows, torch.bmm(u.transpose(1, 2), x), torch.bmm(dy.transpose(1, 2), h))
-        dx = torch.matmul(dy, ctx.weight).baddbmm_(u, a) if ctx.needs_input_grad[0] else None
-        return dx, None, None, None, None, None
+    def backward(ctx: Any, *dys: Tensor) -> tuple[Tensor | None, None, None, None, None]:
+        x, h, a, *bs = ctx.saved_tensors
+        update, shape = Update(a, tuple(bs)), dys[0].shape[:2]
+        given = [dy.flatten(0, 1) for dy in dys]
+        dx = through(given, ctx.weights) if ctx.needs_input_grad[0] else None
+        gradient = update.empty_like()
+        update.backward(x, [h], given, dx, ctx.runs, gradient)
+        ctx.group.add(ctx.rows, gradient)
+        return dx if dx is None else dx.unflatten(0, shape), None, None, None, None
 
 
 def places(model: nn.Module, layers: Mapping[str, nn.Linear], probe: Int[Tensor, "1 t"]) -> list[Place]:
@@ -159,9 +163,7 @@ def places(model: nn.Module, layers: Mapping[str, nn.Linear], probe: Int[Tensor,
     """
     found = []
     for names in _read_together(model, layers, probe):
-        ends = [sum(layers[name].out_features for name in names[: n + 1]) for n in range(len(names))]
-        outputs = tuple(slice(end - layers[name].out_features, end) for name, end in zip(names, ends, strict=True))
-        found.append(Place(tuple(names), layers[names[0]].in_features, ends[-1], outputs))
+        found.append(Place(tuple(names), layers[names[0]].in_features, tuple(layers[name].out_features for name in names)))
     return found
 
 

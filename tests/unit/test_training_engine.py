@@ -13,6 +13,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from clusterlora.data.prompts import PromptEncoder, TokenSequence
 from clusterlora.errors import BadSettings, TrainingDiverged
+from clusterlora.models import memory
 from clusterlora.models.base import BaseModel, load_base
 from clusterlora.models.decoder import decoder_of
 from clusterlora.settings import Recipe
@@ -116,7 +117,7 @@ def test_freed_slots_are_refilled_until_the_queue_is_empty(base64: BaseModel, tm
 def test_the_size_of_the_chunks_changes_nothing(base64: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = together(base64, unequal_jobs(base64, tmp_path / "whole"))
     halved = together(base64, unequal_jobs(base64, tmp_path / "halved"), micro_batch=1)
-    monkeypatch.setitem(engine.CHUNK_BYTES, "cpu", 1)
+    monkeypatch.setitem(memory.CHUNK_BYTES, "cpu", 1)
     row_by_row = together(base64, unequal_jobs(base64, tmp_path / "rows"))
     for name, result in whole.items():
         assert difference(halved[name], result) < 1e-9

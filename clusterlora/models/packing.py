@@ -1,0 +1,87 @@
+"""Rows of different lengths one behind another, so that products with frozen weights and element-wise functions see no padding.
+
+legend   b row, n rows of a run, t token of a row, N tokens of all rows, M tokens that predict something wanted, e width of a head
+
+Neighbours of equal length are a run: what is computed row by row (a row's own factors, attention) is computed for a run at once, on a
+view [n, t, ...] of its part of [N, ...], and nothing is copied.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Neighbouring rows of one length: which rows they are, and which of the N tokens are theirs."""
+
+    rows: slice
+    tokens: slice
+    length: int
+
+    def of(self, x: Tensor) -> Tensor:
+        """Return this run's part of [N, ...] as a view [n, t, ...]."""
+        return x[self.tokens].view(-1, self.length, *x.shape[1:])
+
+
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """The runs of a batch, and for each of its N tokens the row, the place within the row, and whether it is more than padding."""
+
+    runs: tuple[Run, ...]
+    row: Int[Tensor, " N"]
+    place: Int[Tensor, " N"]
+    real: Bool[Tensor, " N"]
+
+
+def pack(lengths: Int[Tensor, " b"], *, multiple: int | None) -> Packing:
+    """Return where rows of these lengths are when each is padded to a multiple of `multiple` tokens, or of None to the longest."""
+    counts: list[int] = lengths.tolist()
+    padded = [multiple * math.ceil(count / multiple) for count in counts] if multiple else [max(counts)] * len(counts)
+    width = torch.tensor(padded, device=lengths.device)
+    row = torch.repeat_interleave(torch.arange(len(counts), device=lengths.device), width, output_size=sum(padded))
+    place = torch.arange(sum(padded), device=lengths.device) - (width.cumsum(0) - width)[row]
+    return Packing(_runs(padded), row, place, place < lengths[row])
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A batch packed: all its tokens, then those that predict."""
+
+    ids: Int[Tensor, " N"]
+    tokens: Packing
+    predicting: Packing
+    chosen: Int[Tensor, " M"]
+    """Where among all tokens those that predict are."""
+
+
+def pack_batch(ids: Int[Tensor, "b t"], predicts: Bool[Tensor, "b t"], *, multiple: int | None) -> Batch:
+    """Pack right-padded rows, each of which predicts something, without what follows their last prediction."""
+    numbers = torch.arange(1, ids.shape[1] + 1, device=ids.device)
+    tokens = pack((predicts * numbers).amax(1), multiple=multiple)
+    at = tokens.place.clamp(max=ids.shape[1] - 1)
+    all_predicting = (predicts[tokens.row, at] & tokens.real).nonzero()[:, 0]
+    counts = predicts.sum(1)
+    predicting = pack(counts, multiple=multiple)
+    # Padding stands for the row's first token that predicts; nobody reads what it predicts, so it has no gradient either.
+    chosen = all_predicting[(counts.cumsum(0) - counts)[predicting.row] + predicting.place * predicting.real]
+    return Batch(ids[tokens.row, at], tokens, predicting, chosen)
+
+
+def whole(n_rows: int, length: int) -> tuple[Run, ...]:
+    """Return the runs of rows that are all padded to one length: one."""
+    return (Run(slice(0, n_rows), slice(0, n_rows * length), length),)
+
+
+def _runs(lengths: Sequence[int]) -> tuple[Run, ...]:
+    runs, row, token = [], 0, 0
+    for length, alike in groupby(lengths):
+        n = len(list(alike))
+        runs.append(Run(slice(row, row + n), slice(token, token + n * length), length))
+        row, token = row + n, token + n * length
+    return tuple(runs)
