@@ -1,0 +1,64 @@
+"""Packed rows: every token in its place, and updates that are those of each row by itself."""
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clusterlora.models.packing import pack, pack_batch
+from clusterlora.models.update import Update
+
+MULTIPLES = st.sampled_from([None, 1, 4, 16])
+
+
+@given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=8), multiple=MULTIPLES)
+def test_every_token_is_there_once_and_runs_cover_the_rows(lengths: list[int], multiple: int | None) -> None:
+    packing = pack(torch.tensor(lengths), multiple=multiple)
+    real = list(zip(packing.row[packing.real].tolist(), packing.place[packing.real].tolist(), strict=True))
+    assert real == [(row, place) for row, length in enumerate(lengths) for place in range(length)]
+    assert [row for run in packing.runs for row in range(run.rows.start, run.rows.stop)] == list(range(len(lengths)))
+    for run in packing.runs:
+        assert run.of(packing.row)[:, 0].tolist() == list(range(run.rows.start, run.rows.stop))
+        assert run.length == max(lengths) if multiple is None else run.length % multiple == 0
+
+
+@given(lengths=st.lists(st.integers(1, 12), min_size=1, max_size=6), multiple=MULTIPLES, data=st.data())
+def test_a_packed_batch_keeps_what_a_row_needs_to_predict_and_no_more(lengths: list[int], multiple: int | None, data: st.DataObject) -> None:
+    predicts = torch.zeros(len(lengths), 12, dtype=torch.bool)
+    for row, length in enumerate(lengths):
+        predicts[row, sorted(data.draw(st.sets(st.integers(0, length - 1), min_size=1)))] = True
+    ids = torch.arange(predicts.numel()).view(predicts.shape)
+    batch = pack_batch(ids, predicts, multiple=multiple)
+    assert batch.ids[batch.chosen[batch.predicting.real]].tolist() == ids[predicts].tolist()
+    last = [int(row.nonzero()[-1]) for row in predicts]
+    assert batch.ids[batch.tokens.real].tolist() == [int(ids[row, place]) for row, end in enumerate(last) for place in range(end + 1)]
+
+
+@given(
+    lengths=st.lists(st.integers(1, 20), min_size=1, max_size=5),
+    ranks=st.lists(st.integers(0, 4), min_size=1, max_size=3),
+    multiple=MULTIPLES,
+    shared=st.booleans(),
+)
+def test_an_update_is_each_rows_own_forward_and_back(lengths: list[int], ranks: list[int], multiple: int | None, *, shared: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    packing, d_in, d_outs = pack(torch.tensor(lengths), multiple=multiple), 6, [5 + n for n in range(len(ranks))]
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    n_rows, n_tokens = 1 if shared else len(lengths), len(packing.row)
+    update = Update(draw(n_rows, sum(ranks), d_in), tuple(draw(n_rows, rank, d_out) for rank, d_out in zip(ranks, d_outs, strict=True)))
+    x, dys = draw(n_tokens, d_in), [draw(n_tokens, d_out) for d_out in d_outs]
+    leaves = [part.clone().requires_grad_() for part in (x, *update.factors)]
+    of_token = torch.zeros_like(packing.row) if shared else packing.row
+    h = torch.einsum("nrd,nd->nr", leaves[1][of_token], leaves[0]).split(ranks, dim=1)
+    expected = [torch.einsum("nr,nrd->nd", part, b[of_token]) for part, b in zip(h, leaves[2:], strict=True)]
+
+    ys = [torch.zeros_like(dy) for dy in dys]
+    hs = update.forward(x, ys, packing.runs)
+    dx, gradient = torch.zeros_like(x), update.empty_like()
+    update.backward(x, hs, dys, dx, packing.runs, gradient)
+
+    torch.autograd.backward(expected, dys)
+    for found, wanted in zip([*ys, dx, *gradient.factors], [*expected, *(leaf.grad for leaf in leaves)], strict=True):
+        torch.testing.assert_close(found, wanted if wanted is not None else torch.zeros_like(found))
