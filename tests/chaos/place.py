@@ -222,7 +222,7 @@ class StackPlace(Place):
         return done.stdout
 
 
-_PROGRAM = [sys.executable, "-c", "from clusterlora.cli import main; main()"]
+_PROGRAM = [sys.executable, "-c", "from clusterlora.cli import main; raise SystemExit(main())"]
 _ADDRESSES = ("CLUSTERLORA_", "PREFECT_", "MLFLOW_")
 
 
