@@ -23,6 +23,7 @@ from benchmarks.subjects import QWEN_SHAPE, Subject, load_subject
 from benchmarks.trainers import trl_is_installed
 from benchmarks.training import TRAINER, TRL, TrainingPlan, compare_training
 from clusterlora.errors import ClusterLoraError
+from clusterlora.models.base import multiplies_bfloat16
 from clusterlora.models.loading import Dtype
 
 log = logging.getLogger("benchmarks")
@@ -119,6 +120,13 @@ class _Bench:
         log.info("%.1f min: %s", self.minutes, name)
         return True
 
+    def can(self, section: Section) -> bool:
+        """Return whether the machine has instructions for a section's dtype; note it when it has not."""
+        able = section.dtype != "bfloat16" or multiplies_bfloat16()
+        if not able:
+            self.skipped.append(f"{section.name}: this machine has no instructions for bfloat16, and neither side would use it here")
+        return able
+
     def compare(self, section: Section) -> None:
         subject = self.subject(section.model, section.dtype)
         peak, seconds = self.peak(section.dtype), section.share * self.options.minutes * 60
@@ -204,7 +212,7 @@ def main(arguments: list[str]) -> int:
     sections = QUICK if options.quick else CUDA if bench.device.type == "cuda" else FULL
     try:
         for section in sections:
-            if bench.wanted(section.name):
+            if bench.wanted(section.name) and bench.can(section):
                 bench.compare(section)
         bench.scale()
     except ClusterLoraError as error:

@@ -123,10 +123,10 @@ def faster_dtype(name: str) -> Dtype:
     """
     config = base_folder(name) / "config.json"
     width = json.loads(config.read_text(encoding="utf-8")).get("hidden_size", 0) if config.is_file() else 0
-    return "bfloat16" if width >= _BFLOAT16_WIDTH and _multiplies_bfloat16() else "float32"
+    return "bfloat16" if width >= _BFLOAT16_WIDTH and multiplies_bfloat16() else "float32"
 
 
-def _multiplies_bfloat16() -> bool:
+def multiplies_bfloat16() -> bool:
     """Return whether the device this process computes on has instructions for it; elsewhere it is emulated, and slow."""
     import torch
 
