@@ -120,14 +120,10 @@ class _Bench:
         log.info("%.1f min: %s", self.minutes, name)
         return True
 
-    def can(self, section: Section) -> bool:
-        """Return whether the machine has instructions for a section's dtype; note it when it has not."""
-        able = section.dtype != "bfloat16" or multiplies_bfloat16()
-        if not able:
-            self.skipped.append(f"{section.name}: this machine has no instructions for bfloat16, and neither side would use it here")
-        return able
-
     def compare(self, section: Section) -> None:
+        if section.dtype == "bfloat16" and not multiplies_bfloat16(self.device.type):
+            self.skipped.append(f"{section.name}: this machine has no instructions for bfloat16, and nobody would use it here")
+            return
         subject = self.subject(section.model, section.dtype)
         peak, seconds = self.peak(section.dtype), section.share * self.options.minutes * 60
         at_least = 2 if self.options.quick else 3
@@ -212,7 +208,7 @@ def main(arguments: list[str]) -> int:
     sections = QUICK if options.quick else CUDA if bench.device.type == "cuda" else FULL
     try:
         for section in sections:
-            if bench.wanted(section.name) and bench.can(section):
+            if bench.wanted(section.name):
                 bench.compare(section)
         bench.scale()
     except ClusterLoraError as error:
