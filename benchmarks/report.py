@@ -8,6 +8,7 @@ from typing import Any
 
 from benchmarks.measure import Row
 from benchmarks.scaling import Point
+from clusterlora.errors import BadSettings
 from clusterlora.evaluation.markdown import table
 
 
@@ -37,6 +38,46 @@ where a token is predicted.
   with or without autocast, whichever was faster in warm-up.
 - **Generation** is greedy, every item answered by its own adapter, adapters loaded beforehand. "x8" gives every adapter eight items,
   which PEFT answers in one batch per adapter."""
+
+
+def read(folder: Path) -> Results | None:
+    """Return what an earlier run wrote into a folder; None when nothing did."""
+    file = folder / "benchmarks.json"
+    if not file.is_file():
+        return None
+    found = json.loads(file.read_text(encoding="utf-8"))
+    rows, points = [Row(**row) for row in found.pop("rows")], [Point(**point) for point in found.pop("scaling")]
+    return Results(**found, rows=rows, scaling=points)
+
+
+def joined(earlier: Results, now: Results) -> Results:
+    """Return both runs' findings; where both measured the same, those of now.
+
+    Raises:
+        BadSettings: they are of different machines or versions.
+    """
+    for name in ("processor", "cores", "threads", "device"):
+        _refuse_other(name, earlier.machine.get(name), now.machine.get(name))
+    for name, version in now.versions.items():
+        if name != "revision":
+            _refuse_other(name, earlier.versions.get(name), version)
+    measured = {row.name for row in now.rows} | {point.what for point in now.scaling}
+    skipped = [line for line in earlier.skipped if not any(line.startswith(f"{name}:") for name in measured) and line not in now.skipped]
+    return Results(
+        command=f"{earlier.command}; {now.command}",
+        minutes=earlier.minutes + now.minutes,
+        machine=now.machine,
+        versions=now.versions,
+        peak_gflops_per_second={**earlier.peak_gflops_per_second, **now.peak_gflops_per_second},
+        rows=[*(row for row in earlier.rows if row.name not in measured), *now.rows],
+        scaling=[*(point for point in earlier.scaling if point.what not in measured), *now.scaling],
+        skipped=[*skipped, *now.skipped],
+    )
+
+
+def _refuse_other(name: str, earlier: object, now: object) -> None:
+    if earlier != now:
+        raise BadSettings(f"{name} was {earlier} in the run to add to and is {now} here; leave out --add, or give another --out")
 
 
 def write(results: Results, folder: Path) -> None:

@@ -8,10 +8,11 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -23,6 +24,7 @@ from benchmarks.subjects import QWEN_SHAPE, Subject, load_subject
 from benchmarks.trainers import trl_is_installed
 from benchmarks.training import TRAINER, TRL, TrainingPlan, compare_training
 from clusterlora.errors import ClusterLoraError
+from clusterlora.models.base import multiplies_bfloat16
 from clusterlora.models.loading import Dtype
 
 log = logging.getLogger("benchmarks")
@@ -120,6 +122,9 @@ class _Bench:
         return True
 
     def compare(self, section: Section) -> None:
+        if section.dtype == "bfloat16" and not multiplies_bfloat16(self.device.type):
+            self.skipped.append(f"{section.name}: this machine has no instructions for bfloat16, and nobody would use it here")
+            return
         subject = self.subject(section.model, section.dtype)
         peak, seconds = self.peak(section.dtype), section.share * self.options.minutes * 60
         at_least = 2 if self.options.quick else 3
@@ -137,6 +142,18 @@ class _Bench:
         for row in found:
             log.info("  %.2fx (%.2f to %.2f) over %s", row.ratio_median, row.ratio_min, row.ratio_max, row.baseline)
         self.rows += found
+
+    def results(self, facts: Mapping[str, Any], arguments: Sequence[str]) -> report.Results:
+        return report.Results(
+            command=shlex.join(["python", "-m", "benchmarks.run", *arguments]),
+            minutes=self.minutes,
+            machine=facts,
+            versions=machine.versions(),
+            peak_gflops_per_second={dtype: rate / 1e9 for dtype, rate in self.peaks.items()},
+            rows=self.rows,
+            scaling=self.points,
+            skipped=self.skipped,
+        )
 
     def scale(self) -> None:
         quick = self.options.quick
@@ -169,6 +186,9 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--threads", type=int, help="threads of both sides; torch's default when left out")
     parser.add_argument("--quick", action="store_true", help="the small model alone, in about 3 minutes")
+    parser.add_argument(
+        "--add", action="store_true", help="keep what an earlier run on this machine wrote there and this one does not measure"
+    )
     parser.add_argument("--minutes", type=float, help="time to aim at: 28, or 3 with --quick")
     parser.add_argument("--only", help="regular expression of the parts to measure, such as 'training smollm2' or scaling")
     options = parser.parse_args(arguments)
@@ -202,7 +222,11 @@ def main(arguments: list[str]) -> int:
     if facts["load_before"] > 1:
         log.warning("other programs are busy here (load %s): the ratios will be doubtful", facts["load_before"])
     sections = QUICK if options.quick else CUDA if bench.device.type == "cuda" else FULL
+    earlier = report.read(options.out) if options.add else None
     try:
+        if earlier:
+            # Before anything is measured: is this the machine?
+            report.joined(earlier, bench.results(facts, arguments))
         for section in sections:
             if bench.wanted(section.name):
                 bench.compare(section)
@@ -210,17 +234,8 @@ def main(arguments: list[str]) -> int:
     except ClusterLoraError as error:
         log.error("error: %s", error)  # noqa: TRY400  (one line for a person)
         return 1
-    results = report.Results(
-        command=shlex.join(["python", "-m", "benchmarks.run", *arguments]),
-        minutes=bench.minutes,
-        machine=facts,
-        versions=machine.versions(),
-        peak_gflops_per_second={dtype: rate / 1e9 for dtype, rate in bench.peaks.items()},
-        rows=bench.rows,
-        scaling=bench.points,
-        skipped=bench.skipped,
-    )
-    report.write(results, options.out)
+    results = bench.results(facts, arguments)
+    report.write(report.joined(earlier, results) if earlier else results, options.out)
     log.info("%.1f min: wrote %s", bench.minutes, options.out / "benchmarks.md")
     return 0
 

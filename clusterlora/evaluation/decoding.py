@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from clusterlora.evaluation.generate import Question, Reply, in_one_pass
 from clusterlora.models.decoder import LOGITS_AT_ONCE, PAD_TO, Block, Decoder
-from clusterlora.models.packing import Run, pack_batch, whole
+from clusterlora.models.packing import Run, pack_batch, that_fit, whole
 from clusterlora.models.site_slots import SiteSlots, adapted
 from clusterlora.models.stacked import Weights
 from clusterlora.models.update import Update
@@ -52,8 +52,8 @@ class DecoderStacks:
         """Yield the passes, longest first, by so many as run best at once."""
         start = 0
         while start < len(stream):
-            longest = _length(questions[stream[start][-1]])
-            size = max(1, min(batch_size, self._decoder.tokens_at_once // longest))
+            lengths = [_length(questions[together[-1]]) for together in stream[start : start + batch_size]]
+            size = that_fit(lengths, self._decoder.tokens_at_once, multiple=self._decoder.pads_to)
             yield stream[start : start + size]
             start += size
 
@@ -88,8 +88,7 @@ class DecoderStacks:
         """Run whole dialogues, each a row; return every question's likelihood, first token and where its prompt's keys and values are."""
         decoder = self._decoder
         longest = [questions[together[-1]] for together in passes]
-        width = _round_up(max(_length(q) for q in longest))
-        ids = torch.full((len(longest), width), self._pad_id)
+        ids = torch.full((len(longest), max(_length(q) for q in longest)), self._pad_id)
         predicts = torch.zeros(ids.shape, dtype=torch.bool)
         for row, (last, together) in enumerate(zip(longest, passes, strict=True)):
             ids[row, : _length(last)] = torch.tensor(last.prompt + last.reference)
@@ -97,7 +96,7 @@ class DecoderStacks:
                 predicts[row, len(question.prompt) - 1 : len(question.prompt) - 1 + _n_predicted(question)] = True
         batch = pack_batch(ids.to(decoder.device), predicts.to(decoder.device), multiple=decoder.pads_to)
         factors = self._slots.of_rows(torch.tensor([q.slot for q in longest], device=decoder.device))
-        cos, sin = decoder.turns(batch.tokens.place)
+        cos, sin = decoder.turns(batch.tokens.place, batch.tokens.longest)
         x, runs = functional.embedding(batch.ids, decoder.embedding), batch.tokens.runs
         cache: list[tuple[Tensor, Tensor]] = []
         for layer, block in enumerate(decoder.blocks):
@@ -217,7 +216,7 @@ class _Desk:
         reach = max(places) + 1
         place = torch.tensor(places, device=decoder.device)
         x = decoder.embedding[torch.tensor([row.answer[-1] for row in self.rows], device=decoder.device)]
-        cos, sin = decoder.turns(place)
+        cos, sin = decoder.turns(place, reach)
         later = torch.arange(reach, device=decoder.device) > place[:, None]
         bias = torch.zeros(later.shape, device=decoder.device).masked_fill_(later, float("-inf"))[:, None, None]
         factors = [update if self._same or update is None else update.first(n) for update in self._factors]

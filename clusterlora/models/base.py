@@ -121,16 +121,18 @@ def faster_dtype(name: str) -> Dtype:
     Raises:
         ModelUnavailable: as `load_base`.
     """
-    config = base_folder(name) / "config.json"
-    width = json.loads(config.read_text(encoding="utf-8")).get("hidden_size", 0) if config.is_file() else 0
-    return "bfloat16" if width >= _BFLOAT16_WIDTH and _multiplies_bfloat16() else "float32"
-
-
-def _multiplies_bfloat16() -> bool:
-    """Return whether the device this process computes on has instructions for it; elsewhere it is emulated, and slow."""
     import torch
 
-    if torch.cuda.is_available():
+    config = base_folder(name) / "config.json"
+    width = json.loads(config.read_text(encoding="utf-8")).get("hidden_size", 0) if config.is_file() else 0
+    return "bfloat16" if width >= _BFLOAT16_WIDTH and multiplies_bfloat16("cuda" if torch.cuda.is_available() else "cpu") else "float32"
+
+
+def multiplies_bfloat16(device_type: str) -> bool:
+    """Return whether a device of this machine has instructions for it; elsewhere it is emulated, and slow."""
+    import torch
+
+    if device_type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     flags = Path("/proc/cpuinfo")
     return flags.is_file() and re.search(r"\b(avx512_bf16|amx_bf16|bf16)\b", flags.read_text(encoding="utf-8")) is not None

@@ -36,7 +36,7 @@ LOGITS_AT_ONCE = 1 << 22
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """Linear layers that read the same tensor. `weight` holds theirs one under another, and they keep views of it."""
+    """Linear layers that read the same tensor. `weight` holds theirs one under another, D outputs in all; the layers keep views of it."""
 
     names: tuple[str, ...]
     d_outs: tuple[int, ...]
@@ -118,10 +118,14 @@ class Decoder:
         """Where the weights are."""
         return self.embedding.device
 
-    def turns(self, places: Int[Tensor, " N"]) -> tuple[Float[Tensor, "N e"], Float[Tensor, "N e"]]:
-        """Return cosine and signed sine of the angles of tokens at these places of their rows, as `rotate` takes them."""
-        if (n := int(places.max()) + 1) > len(self._turns[0]):
-            self._turns = self._turns_up_to(max(n, 2 * len(self._turns[0])))
+    def turns(self, places: Int[Tensor, " N"], n_places: int) -> tuple[Float[Tensor, "N e"], Float[Tensor, "N e"]]:
+        """Return cosine and signed sine of the angles of tokens at these places of their rows, as `rotate` takes them.
+
+        Args:
+            n_places: more than any of the places.
+        """
+        if n_places > len(self._turns[0]):
+            self._turns = self._turns_up_to(max(n_places, 2 * len(self._turns[0])))
         cos, sin = self._turns
         return cos[places], sin[places]
 

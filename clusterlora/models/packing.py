@@ -1,15 +1,15 @@
-"""Rows of different lengths one behind another, so that products with frozen weights and element-wise functions see no padding.
+"""Rows of different lengths one behind another, so that products with frozen weights and element-wise functions see little padding.
 
 legend   b row, n rows of a run, t token of a row, N tokens of all rows, M tokens that predict something wanted, e width of a head
 
 Neighbours of equal length are a run: what is computed row by row (a row's own factors, attention) is computed for a run at once, on a
-view [n, t, ...] of its part of [N, ...], and nothing is copied.
+view [n, t, ...] of its part of [N, ...].
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import accumulate, groupby
 
 import torch
 from jaxtyping import Bool, Int
@@ -31,12 +31,17 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Packing:
-    """The runs of a batch, and for each of its N tokens the row, the place within the row, and whether it is more than padding."""
+    """The runs of a batch, the row and the place within it of each of its N tokens, and which of them are more than padding."""
 
     runs: tuple[Run, ...]
     row: Int[Tensor, " N"]
     place: Int[Tensor, " N"]
-    real: Bool[Tensor, " N"]
+    real: Int[Tensor, " n"]
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest row."""
+        return max(run.length for run in self.runs)
 
 
 def pack(lengths: Int[Tensor, " b"], *, multiple: int | None) -> Packing:
@@ -46,7 +51,7 @@ def pack(lengths: Int[Tensor, " b"], *, multiple: int | None) -> Packing:
     width = torch.tensor(padded, device=lengths.device)
     row = torch.repeat_interleave(torch.arange(len(counts), device=lengths.device), width, output_size=sum(padded))
     place = torch.arange(sum(padded), device=lengths.device) - (width.cumsum(0) - width)[row]
-    return Packing(_runs(padded), row, place, place < lengths[row])
+    return Packing(_runs(padded), row, place, (place < lengths[row]).nonzero()[:, 0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,16 +66,23 @@ class Batch:
 
 
 def pack_batch(ids: Int[Tensor, "b t"], predicts: Bool[Tensor, "b t"], *, multiple: int | None) -> Batch:
-    """Pack right-padded rows, each of which predicts something, without what follows their last prediction."""
+    """Pack right-padded rows without what follows their last prediction; every row must predict something."""
     numbers = torch.arange(1, ids.shape[1] + 1, device=ids.device)
     tokens = pack((predicts * numbers).amax(1), multiple=multiple)
     at = tokens.place.clamp(max=ids.shape[1] - 1)
-    all_predicting = (predicts[tokens.row, at] & tokens.real).nonzero()[:, 0]
+    all_predicting = tokens.real[predicts[tokens.row, at][tokens.real]]
     counts = predicts.sum(1)
     predicting = pack(counts, multiple=multiple)
     # Padding stands for the row's first token that predicts; nobody reads what it predicts, so it has no gradient either.
-    chosen = all_predicting[(counts.cumsum(0) - counts)[predicting.row] + predicting.place * predicting.real]
+    place = torch.where(predicting.place < counts[predicting.row], predicting.place, 0)
+    chosen = all_predicting[(counts.cumsum(0) - counts)[predicting.row] + place]
     return Batch(ids[tokens.row, at], tokens, predicting, chosen)
+
+
+def that_fit(lengths: Sequence[int], n_tokens: int, *, multiple: int | None) -> int:
+    """Return how many of the rows, longest first, fit into so many tokens, padded as `pack` pads them; at least one."""
+    to = multiple or lengths[0]
+    return max(1, sum(n <= n_tokens for n in accumulate(to * math.ceil(length / to) for length in lengths)))
 
 
 def whole(n_rows: int, length: int) -> tuple[Run, ...]:

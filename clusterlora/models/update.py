@@ -1,6 +1,6 @@
 """Low-rank updates of layers that read the same tensor, for a batch whose rows have factors of their own.
 
-legend   b row, t token, N tokens of all rows, n rows of a run, r rank of a layer, R of all layers together, D outputs of a layer
+legend   b row, t token, N tokens of all rows, n rows of a run, d_in width of x, r rank of a layer, R of all together, D outputs of a layer
 
 Row b adds to the output of each layer, whose frozen weight is W, and backward, given dy_b,
 
@@ -49,7 +49,7 @@ class Update:
         runs: Sequence[Run],
         gradient: "Update | None" = None,
     ) -> None:
-        """Add to the gradient of x, when it is wanted, and set the rows of the factors' own, when that is."""
+        """Add to the gradient of x and, with `gradient`, write the factors' own into it, whatever it held."""
         for run, h in zip(self._runs(runs, x), hs, strict=True):
             given = [run.of(dy) for dy in dys]
             us = [torch.bmm(b[run.rows], dy.transpose(1, 2)) for b, dy in zip(self.bs, given, strict=True)]

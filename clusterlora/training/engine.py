@@ -14,7 +14,6 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -26,6 +25,7 @@ from clusterlora.errors import TrainingDiverged
 from clusterlora.models.base import BaseModel
 from clusterlora.models.decoder import PAD_TO
 from clusterlora.models.memory import allocation_failures, free_memory_bytes, tokens_at_once
+from clusterlora.models.packing import that_fit
 from clusterlora.ports import RunLog
 from clusterlora.training import checkpoint
 from clusterlora.training.dropout import Dropout
@@ -216,15 +216,10 @@ class _Pack:
         rows = sorted(rows, key=lambda row: -len(row.sequence.ids))
         start = 0
         while start < len(rows):
-            size = self._that_fit([len(row.sequence.ids) for row in rows[start : start + self._rows_per_chunk]])
+            lengths = [len(row.sequence.ids) for row in rows[start : start + self._rows_per_chunk]]
+            size = that_fit(lengths, self._tokens_per_chunk, multiple=self._pass.pads_to)
             yield rows[start : start + size]
             start += size
-
-    def _that_fit(self, lengths: Sequence[int]) -> int:
-        """Return how many of the rows, longest first, one forward pass may take, given how it pads them; at least one."""
-        multiple = self._pass.pads_to or lengths[0]
-        n_tokens = accumulate(multiple * math.ceil(length / multiple) for length in lengths)
-        return max(1, sum(n <= self._tokens_per_chunk for n in n_tokens))
 
     def _chunk(self, rows: Sequence[_Row], *, learn: bool) -> Float[Tensor, " b"]:
         """Run one chunk forward and, to learn, backward; return each row's share of its adapter's loss."""

@@ -137,7 +137,7 @@ class StackedLora:
             a, bs = group.views(columns)
             for name, part, b in zip(group.place.names, a[slot].split(self.rank), bs, strict=True):
                 tensors[f"{name}.lora_A.weight"] = part[:rank].clone()
-                tensors[f"{name}.lora_B.weight"] = b[slot, :rank].T.contiguous()
+                tensors[f"{name}.lora_B.weight"] = b[slot, :rank].T.clone(memory_format=torch.contiguous_format)
         return tensors
 
     def write(self, slot: int, matrix: Float[Tensor, "k n"], tensors: Mapping[str, Tensor]) -> None:

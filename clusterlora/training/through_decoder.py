@@ -3,8 +3,8 @@
 legend   b row, N tokens of all rows, M those that predict a response, d width, D outputs of a layer, H query heads, G key-value heads,
          e width of a head
 
-The equations are those of `models.decoder` and `training.stacked_lora`. Written by hand, a pass keeps exactly what its backward pass
-reads, runs no token after a row's last prediction and no padding, computes what follows the last attention for the tokens that predict a
+The equations are those of `models.decoder` and `models.update`. Written by hand, a pass keeps exactly what its backward pass reads,
+runs no token after a row's last prediction and little padding, computes what follows the last attention for the tokens that predict a
 response alone, no gradient below the first adapter, and never holds the logits of more than a few hundred tokens. Only attention is left
 to autograd, for its fused kernels.
 """
@@ -158,7 +158,7 @@ class DecoderPass:
         """Run right-padded rows forward and backward, or forward alone; return each row's weighted sum of its response tokens' NLL."""
         blocks = self._decoder.blocks
         batch = pack_batch(ids, predicts, multiple=self.pads_to)
-        turns, frozen = self._decoder.turns(batch.tokens.place), self._frozen(underlay_slots)
+        turns, frozen = self._decoder.turns(batch.tokens.place, batch.tokens.longest), self._frozen(underlay_slots)
         x = functional.embedding(batch.ids, self._decoder.embedding)
         inputs: list[Tensor] = []
         kept: list[_Kept | None] = []
@@ -181,7 +181,7 @@ class DecoderPass:
         """Run one row forward and return how much the backward pass keeps of it, for each of its tokens."""
         rows = Rows(torch.zeros_like(ids[:, 0]), torch.ones(1, dtype=self._like.dtype, device=ids.device))
         batch = pack_batch(ids, torch.ones_like(ids, dtype=torch.bool), multiple=1)
-        turns = self._decoder.turns(batch.tokens.place)
+        turns = self._decoder.turns(batch.tokens.place, batch.tokens.longest)
         x = functional.embedding(batch.ids, self._decoder.embedding)
         n_bytes = 0
         for number, block in enumerate(self._decoder.blocks):
@@ -263,14 +263,14 @@ class DecoderPass:
         self, heads: tuple[Tensor, Tensor, Tensor], runs: Sequence[Run]
     ) -> tuple[Float[Tensor, "N H*e"], list[tuple[Tensor, Tensor, Tensor, Tensor]]]:
         """Return what every token's attention found, and the graph of each run."""
-        found, graphs = torch.empty_like(heads[0]).flatten(1), []
+        found, graphs = [], []
         for run in runs:
             q, k, v = (run.of(part).detach().requires_grad_() for part in heads)
             with torch.enable_grad():
                 attended = self._decoder.attend(q, k, v)
-            run.of(found).copy_(attended.detach())
+            found.append(attended.detach().flatten(0, 1))
             graphs.append((q, k, v, attended))
-        return found, graphs
+        return found[0] if len(found) == 1 else torch.cat(found), graphs
 
     def _attend_backward(
         self,
@@ -284,8 +284,8 @@ class DecoderPass:
         n_heads = (decoder.n_heads, decoder.n_kv_heads, decoder.n_kv_heads)
         into = [do.new_empty(len(do), n, decoder.head_dim) for n in n_heads]
         for run, (*leaves, attended) in zip(runs, graphs, strict=True):
-            for whole, part in zip(into, torch.autograd.grad(attended, leaves, run.of(do)), strict=True):
-                run.of(whole).copy_(part)
+            for to, part in zip(into, torch.autograd.grad(attended, leaves, run.of(do)), strict=True):
+                run.of(to).copy_(part)
         dq, dk, dv = into
         return [part.flatten(1) for part in (rotate(dq, cos, -sin), rotate(dk, cos, -sin), dv)]
 

@@ -22,6 +22,17 @@ CHAT_TEMPLATE = (
 )
 
 
+@pytest.fixture
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The decoder lays batches out as it does on a GPU: all rows padded to the longest, one product per site."""
+    from torch.nn import functional
+
+    from clusterlora.models.decoder import Decoder, Site
+
+    monkeypatch.setattr(Decoder, "pads_to", None)
+    monkeypatch.setattr(Site, "apart", lambda site, x: list(functional.linear(x, site.weight, site.bias).split(site.d_outs, -1)))
+
+
 @pytest.fixture(scope="session")
 def tiny_base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch

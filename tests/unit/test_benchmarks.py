@@ -1,6 +1,7 @@
 """The benchmarks' arithmetic and files; speed itself is never asserted."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from benchmarks.measure import Contender, Row, Sample, compare, take_turns
 from benchmarks.subjects import Subject, load_subject
 from benchmarks.training import REFERENCE, TrainingPlan, compare_training
 from clusterlora.data.prompts import TokenSequence
+from clusterlora.errors import BadSettings
 
 
 def samples(*seconds: float) -> list[Sample]:
@@ -82,6 +84,22 @@ def test_the_files_hold_every_row_and_a_cell_cannot_break_the_table(tmp_path: Pa
     assert r"| training tiny | a \| peer | 3.00x | 1.00 to 4.00 |" in page
     assert "- x: not installed" in page
     assert sorted(p.name for p in tmp_path.iterdir()) == ["benchmarks.json", "benchmarks.md"]
+
+
+def test_a_run_can_be_split_on_one_machine_and_not_over_two(tmp_path: Path) -> None:
+    facts, versions = {"processor": "p", "cores": 2, "threads": 2, "device": "cpu"}, {"torch": "2", "revision": "a"}
+    first = report.Results("one", 1.0, facts, versions, {"float32": 50.0}, [a_row()], [], ["training other: too late"])
+    report.write(first, tmp_path)
+    earlier = report.read(tmp_path)
+    assert earlier is not None
+    later = replace(a_row(), name="training other", ratio_median=2.0)
+    now = replace(first, command="two", rows=[later], skipped=[], versions={**versions, "revision": "b"})
+    both = report.joined(earlier, now)
+    assert [row.name for row in both.rows] == [a_row().name, "training other"]
+    assert (both.command, both.minutes, both.skipped) == ("one; two", 2.0, [])
+    assert report.joined(both, replace(now, rows=[replace(later, ratio_median=9.0)])).rows[1].ratio_median == 9.0
+    with pytest.raises(BadSettings, match="cores was 2 in the run to add to and is 4 here"):
+        report.joined(earlier, replace(now, machine={**facts, "cores": 4}))
 
 
 def test_training_gives_both_sides_the_same_work(subject: Subject, tmp_path: Path) -> None:

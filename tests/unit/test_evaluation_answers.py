@@ -94,9 +94,11 @@ def one_by_one(base: BaseModel, adapters: list[Path], question: Question, *, new
     return text, float(functional.cross_entropy(logits, torch.tensor(question.reference)))
 
 
-@pytest.fixture(params=["written out", "through transformers"])
+@pytest.fixture(params=["written out", "written out, as on a GPU", "through transformers"])
 def ours(request: pytest.FixtureRequest, base: BaseModel, adapters: list[Path], monkeypatch: pytest.MonkeyPatch) -> Iterator[Stacks]:
-    """The three adapters in the slots 1 to 3, by both ways of answering."""
+    """The three adapters in the slots 1 to 3, by every way of answering."""
+    if request.param == "written out, as on a GPU":
+        request.getfixturevalue("as_on_a_gpu")
     if request.param == "through transformers":
         monkeypatch.setattr(stacks, "decoder_of", lambda _model: None)
     found = stacks_on(base, [read_weights(folder) for folder in adapters])

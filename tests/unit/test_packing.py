@@ -22,7 +22,7 @@ def test_every_token_is_there_once_and_runs_cover_the_rows(lengths: list[int], m
 
 
 @given(lengths=st.lists(st.integers(1, 12), min_size=1, max_size=6), multiple=MULTIPLES, data=st.data())
-def test_a_packed_batch_keeps_what_a_row_needs_to_predict_and_no_more(lengths: list[int], multiple: int | None, data: st.DataObject) -> None:
+def test_a_packed_batch_keeps_what_its_rows_need_to_predict(lengths: list[int], multiple: int | None, data: st.DataObject) -> None:
     predicts = torch.zeros(len(lengths), 12, dtype=torch.bool)
     for row, length in enumerate(lengths):
         predicts[row, sorted(data.draw(st.sets(st.integers(0, length - 1), min_size=1)))] = True

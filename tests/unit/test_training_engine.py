@@ -86,6 +86,13 @@ def test_adapters_trained_together_equal_adapters_trained_alone_in_float64(base6
         assert result.losses == pytest.approx(theirs[name].losses, rel=1e-9)
 
 
+@pytest.mark.usefixtures("as_on_a_gpu")
+def test_and_as_batches_are_laid_out_on_a_gpu(base64: BaseModel, tmp_path: Path) -> None:
+    ours = together(base64, unequal_jobs(base64, tmp_path / "ours"))
+    theirs = alone(base64, unequal_jobs(base64, tmp_path / "theirs"))
+    assert all(difference(result, theirs[name]) < 1e-9 for name, result in ours.items())
+
+
 def test_and_within_rounding_in_float32(base: BaseModel, tmp_path: Path) -> None:
     ours = together(base, unequal_jobs(base, tmp_path / "ours"))
     theirs = alone(base, unequal_jobs(base, tmp_path / "theirs"))
