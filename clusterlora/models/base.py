@@ -116,7 +116,7 @@ def faster_dtype(name: str) -> Dtype:
     """Return what this machine computes faster in with a base model: bfloat16 where its processor multiplies it and the base is wide.
 
     Narrow bases spend their time between the products: homelm, 192 wide, trained 1.06 times as fast in bfloat16 on a CPU that has it, and
-    SmolLM2, 576 wide, 1.6 times (docs/benchmarks.md).
+    SmolLM2, 576 wide, 1.6 times (docs/benchmarks-avx512.md).
 
     Raises:
         ModelUnavailable: as `load_base`.
