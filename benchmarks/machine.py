@@ -19,6 +19,7 @@ def describe(device: torch.device) -> dict[str, Any]:
     """Return the machine's facts, its load among them: a busy machine makes every ratio doubtful."""
     facts: dict[str, Any] = {
         "processor": _processor(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "memory_gib": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1),

@@ -56,7 +56,7 @@ def joined(earlier: Results, now: Results) -> Results:
     Raises:
         BadSettings: they are of different machines or versions.
     """
-    for name in ("processor", "cores", "threads", "device"):
+    for name in ("processor", "instructions", "cores", "threads", "device"):
         _refuse_other(name, earlier.machine.get(name), now.machine.get(name))
     for name, version in now.versions.items():
         if name != "revision":

@@ -1,4 +1,7 @@
-"""What the Prefect server does on its own: a run whose process is gone becomes Crashed and is tried again, and people are told."""
+"""What the Prefect server does on its own: a run whose process is gone becomes Crashed, and people are told.
+
+A training or an evaluation is then tried again by the study that waits for it; a study is launched again by whoever launched it.
+"""
 
 from datetime import timedelta
 from uuid import UUID

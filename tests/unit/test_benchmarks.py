@@ -87,7 +87,7 @@ def test_the_files_hold_every_row_and_a_cell_cannot_break_the_table(tmp_path: Pa
 
 
 def test_a_run_can_be_split_on_one_machine_and_not_over_two(tmp_path: Path) -> None:
-    facts, versions = {"processor": "p", "cores": 2, "threads": 2, "device": "cpu"}, {"torch": "2", "revision": "a"}
+    facts, versions = {"processor": "p", "instructions": "AVX2", "cores": 2, "threads": 2, "device": "cpu"}, {"torch": "2", "revision": "a"}
     first = report.Results("one", 1.0, facts, versions, {"float32": 50.0}, [a_row()], [], ["training other: too late"])
     report.write(first, tmp_path)
     earlier = report.read(tmp_path)
@@ -98,8 +98,8 @@ def test_a_run_can_be_split_on_one_machine_and_not_over_two(tmp_path: Path) -> N
     assert [row.name for row in both.rows] == [a_row().name, "training other"]
     assert (both.command, both.minutes, both.skipped) == ("one; two", 2.0, [])
     assert report.joined(both, replace(now, rows=[replace(later, ratio_median=9.0)])).rows[1].ratio_median == 9.0
-    with pytest.raises(BadSettings, match="cores was 2 in the run to add to and is 4 here"):
-        report.joined(earlier, replace(now, machine={**facts, "cores": 4}))
+    with pytest.raises(BadSettings, match="instructions was AVX2 in the run to add to and is AVX512 here"):
+        report.joined(earlier, replace(now, machine={**facts, "instructions": "AVX512"}))
 
 
 def test_training_gives_both_sides_the_same_work(subject: Subject, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clusterlora.models.packing import pack, pack_batch
+from clusterlora.models.packing import pack, pack_batch, that_fit
 from clusterlora.models.update import Update
 
 MULTIPLES = st.sampled_from([None, 1, 4, 16])
@@ -31,6 +31,12 @@ def test_a_packed_batch_keeps_what_its_rows_need_to_predict(lengths: list[int], 
     assert batch.ids[batch.chosen[batch.predicting.real]].tolist() == ids[predicts].tolist()
     last = [int(row.nonzero()[-1]) for row in predicts]
     assert batch.ids[batch.tokens.real].tolist() == [int(ids[row, place]) for row, end in enumerate(last) for place in range(end + 1)]
+
+
+def test_as_many_rows_fit_as_their_padding_leaves_room_for() -> None:
+    lengths = [2000, 100, 90, 10]
+    assert [that_fit(lengths, n, multiple=None) for n in (1, 2000, 3999, 4000, 8000)] == [1, 1, 1, 2, 4]
+    assert [that_fit(lengths, n, multiple=16) for n in (1, 2111, 2112, 2208, 2224)] == [1, 1, 2, 3, 4]
 
 
 @given(

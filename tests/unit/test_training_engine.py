@@ -113,6 +113,15 @@ def test_warm_starts_and_residuals_equal_the_reference_too(base64: BaseModel, tm
     assert all(difference(result, theirs[name]) < 1e-9 for name, result in ours.items())
 
 
+@pytest.mark.parametrize("rank", [1, 2])
+def test_what_is_read_of_a_slot_stays_when_the_slot_is_vacated(base64: BaseModel, rank: int) -> None:
+    lora, _ = passes.lora_pass(base64, replace(RECIPE, rank=rank), n_slots=1, rank=rank, probe=[3, 4])
+    lora.parameters.fill_(2.0)
+    kept = lora.read(0, lora.parameters, rank=rank)
+    lora.parameters.zero_()
+    assert all(bool((tensor == 2.0).all()) for tensor in kept.values())
+
+
 def test_freed_slots_are_refilled_until_the_queue_is_empty(base64: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "MOST_SLOTS", 2)
     ours = together(base64, unequal_jobs(base64, tmp_path / "ours"))
