@@ -84,9 +84,10 @@ class Tab:
 
     def click(self, element: str) -> None:
         """Click the middle of what an expression finds, once it is there and holds still."""
-        self.wait_until(f"{_PLACE}({element})")
-        before, place = None, self.value(f"{_PLACE}({element})")
-        while before != place:
+        before, place = None, None
+        # A page that draws itself anew may take it away for a moment.
+        while place is None or before != place:
+            self.wait_until(f"{_PLACE}({element})")
             time.sleep(0.1)
             before, place = place, self.value(f"{_PLACE}({element})")
         for kind in ("mousePressed", "mouseReleased"):
