@@ -32,6 +32,7 @@ from clusterlora.training.dropout import Dropout
 from clusterlora.training.job import TrainingJob, TrainingResult, batches, learning_rate, out_of_patience, pad_rows
 from clusterlora.training.passes import Pass, lora_pass, prefix_pass
 from clusterlora.training.peft_folder import read_peft_tensors, write_peft_folder, write_prefix_folder
+from clusterlora.training.slot_adamw import SlotAdamW, Step
 from clusterlora.training.stacked_lora import Rows, StackedLora, targeted_layers
 from clusterlora.training.stacked_prefix import StackedPrefix, cache_shape
 
@@ -53,7 +54,6 @@ class _Seat:
 
     job: TrainingJob
     slot: int
-    optimiser: torch.optim.AdamW
     losses: list[float] = field(default_factory=list[float])
     val_losses: list[float] = field(default_factory=list[float])
     best: Tensor | None = None
@@ -120,6 +120,7 @@ class _Pack:
         # Frozen adapters under the trained ones, one slot each; slot 0 is none.
         self._underlay_slot = {None: 0} | {folder: slot for slot, folder in enumerate(folders, start=1)}
         self._lora, self._pass = _slots(base, jobs, folders, checkpointing=checkpointing)
+        self._optimiser = SlotAdamW(self._lora.parameters, self._lora.gradients)
         at_once = min(_tokens_at_once(base), self._tokens_that_fit(jobs))
         self._tokens_per_chunk = max(1, at_once * micro_batch // max(job.spec.recipe.batch_size for job in jobs))
         self._free = list(range(len(self._lora.parameters)))
@@ -150,9 +151,7 @@ class _Pack:
                     for seat in finished:
                         yield self._leave(seat)
                     continue
-                losses = self._forward_backward()
-                for seat, loss in zip(list(self._seats), losses, strict=True):
-                    self._step(seat, loss)
+                self._step(self._forward_backward())
                 self._end_epochs()
         finally:
             self._pass.close()
@@ -164,26 +163,23 @@ class _Pack:
         """Fill the free slots from the queue; return whether anybody is on board."""
         while self._free and self._queue:
             job, slot = self._queue.popleft(), self._free.pop()
-            recipe = job.spec.recipe
-            parameter = torch.nn.Parameter(self._lora.parameters[slot])  # a view: stepping it changes the slot's row
-            optimiser = torch.optim.AdamW([parameter], lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True)
-            seat = _Seat(job, slot, optimiser)
-            seat.losses = self._begin(seat, parameter)
+            seat = _Seat(job, slot)
+            seat.losses = self._begin(seat)
             self._seats.append(seat)
         return bool(self._seats)
 
-    def _begin(self, seat: _Seat, parameter: Tensor) -> list[float]:
+    def _begin(self, seat: _Seat) -> list[float]:
         """Set a slot's weights and moments: from its checkpoint, else from its init, else from the shared first A; return past losses."""
-        lora, job, recipe = self._lora, seat.job, seat.job.spec.recipe
+        lora, job, recipe, optimiser = self._lora, seat.job, seat.job.spec.recipe, self._optimiser
         state = checkpoint.read(job)
+        optimiser.begin(seat.slot, n_taken=len(state.losses) if state else 0)
         if state is not None:
-            moments = [torch.zeros_like(lora.parameters) for _ in range(2)]
             for matrix, tensors in zip(
-                (lora.parameters, *moments), (state.weights, state.first_moments, state.second_moments), strict=True
+                (lora.parameters, optimiser.first, optimiser.second),
+                (state.weights, state.first_moments, state.second_moments),
+                strict=True,
             ):
                 lora.write(seat.slot, matrix, tensors)
-            first, second = (matrix[seat.slot].clone() for matrix in moments)
-            seat.optimiser.state[parameter] = {"step": torch.tensor(float(len(state.losses))), "exp_avg": first, "exp_avg_sq": second}
             seat.val_losses = list(state.val_losses)
             if state.best:
                 seat.best = torch.zeros_like(lora.parameters[seat.slot])
@@ -240,21 +236,22 @@ class _Pack:
         identities = [(row.seat.job.spec.recipe.seed, len(row.seat.losses), row.place) for row in rows]
         return Rows(slot, scale, self._dropout.masks([recipe.dropout for recipe in recipes], identities))
 
-    def _step(self, seat: _Seat, loss: float) -> None:
-        """Clip, schedule and step one adapter on its own row; set it aside when its loss is not finite."""
-        if not math.isfinite(loss):
-            self._set_aside(seat)
-            return
-        recipe, gradient = seat.job.spec.recipe, self._lora.gradients[seat.slot]
-        (parameter,) = seat.optimiser.param_groups[0]["params"]
-        parameter.grad = gradient
-        torch.nn.utils.clip_grad_norm_([parameter], recipe.max_grad_norm)
-        seat.optimiser.param_groups[0]["lr"] = learning_rate(recipe, len(seat.losses), seat.job.total_steps)
-        seat.optimiser.step()
-        seat.losses.append(loss)
-        self._n_tokens += sum(len(seat.job.sequences[i].ids) for i in seat.plan[(len(seat.losses) - 1) % seat.job.steps_per_epoch])
+    def _step(self, losses: Sequence[float]) -> None:
+        """Clip, schedule and step every adapter on its own row; set those aside whose loss is not finite."""
+        steps = {}
+        for seat, loss in zip(list(self._seats), losses, strict=True):
+            if not math.isfinite(loss):
+                self._set_aside(seat)
+                continue
+            recipe = seat.job.spec.recipe
+            rate = learning_rate(recipe, len(seat.losses), seat.job.total_steps)
+            steps[seat.slot] = Step(rate, recipe.weight_decay, recipe.max_grad_norm)
+            seat.losses.append(loss)
+            self._n_tokens += sum(len(seat.job.sequences[i].ids) for i in seat.plan[(len(seat.losses) - 1) % seat.job.steps_per_epoch])
+        self._optimiser.step(steps)
         rate = self._n_tokens / (time.monotonic() - self._started)
-        self._run_log.advance(1, loss=loss, adapters_done=self._n_done, tokens_per_second=rate)
+        for seat in self._seats:
+            self._run_log.advance(1, loss=seat.losses[-1], adapters_done=self._n_done, tokens_per_second=rate)
 
     def _end_epochs(self) -> None:
         """Look at the val dialogues of those with patience who have seen all of theirs, and write the checkpoints that are due."""
@@ -276,14 +273,8 @@ class _Pack:
         self._vacate(seat)
 
     def _save(self, seat: _Seat) -> None:
-        (parameter,) = seat.optimiser.param_groups[0]["params"]
-        state, lora, rank = seat.optimiser.state[parameter], self._lora, seat.job.spec.recipe.rank
-        moments = []
-        for name in ("exp_avg", "exp_avg_sq"):
-            matrix = torch.zeros_like(lora.parameters)
-            matrix[seat.slot] = state[name]
-            moments.append(lora.read(seat.slot, matrix, rank=rank))
-        weights = lora.read(seat.slot, lora.parameters, rank=rank)
+        lora, rank, optimiser = self._lora, seat.job.spec.recipe.rank, self._optimiser
+        weights, *moments = (lora.read(seat.slot, matrix, rank=rank) for matrix in (lora.parameters, optimiser.first, optimiser.second))
         best = {} if seat.best is None else lora.read(0, seat.best[None], rank=rank)
         state = checkpoint.State(weights, moments[0], moments[1], tuple(seat.losses), tuple(seat.val_losses), best)
         checkpoint.write(seat.job, state)
