@@ -12,13 +12,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
 from clusterlora.evaluation.generate import Question, Reply, in_one_pass
-from clusterlora.models.decoder import LOGITS_AT_ONCE, PAD_TO, Block, Decoder
+from clusterlora.models.decoder import PAD_TO, Block, Decoder
 from clusterlora.models.packing import Run, pack_batch, that_fit, whole
+from clusterlora.models.replay import Replays, like_size
 from clusterlora.models.site_slots import SiteSlots, adapted
 from clusterlora.models.stacked import Weights
 from clusterlora.models.update import Update
@@ -53,7 +54,7 @@ class DecoderStacks:
         start = 0
         while start < len(stream):
             lengths = [_length(questions[together[-1]]) for together in stream[start : start + batch_size]]
-            size = that_fit(lengths, self._decoder.tokens_at_once, multiple=self._decoder.pads_to)
+            size = that_fit(lengths, self._decoder.tokens_at_once, self._decoder.padding)
             yield stream[start : start + size]
             start += size
 
@@ -94,10 +95,11 @@ class DecoderStacks:
             ids[row, : _length(last)] = torch.tensor(last.prompt + last.reference)
             for question in (questions[number] for number in together):
                 predicts[row, len(question.prompt) - 1 : len(question.prompt) - 1 + _n_predicted(question)] = True
-        batch = pack_batch(ids.to(decoder.device), predicts.to(decoder.device), multiple=decoder.pads_to)
+        batch = pack_batch(ids, predicts, decoder.padding)
+        place, chosen, real = (part.to(decoder.device) for part in (batch.tokens.place, batch.chosen, batch.predicting.real))
         factors = self._slots.of_rows(torch.tensor([q.slot for q in longest], device=decoder.device))
-        cos, sin = decoder.turns(batch.tokens.place, batch.tokens.longest)
-        x, runs = functional.embedding(batch.ids, decoder.embedding), batch.tokens.runs
+        cos, sin = decoder.turns(place, batch.tokens.longest)
+        x, runs = functional.embedding(batch.ids.to(decoder.device), decoder.embedding), batch.tokens.runs
         cache: list[tuple[Tensor, Tensor]] = []
         for layer, block in enumerate(decoder.blocks):
             own = factors[4 * layer : 4 * layer + 4]
@@ -107,9 +109,9 @@ class DecoderStacks:
             for run in runs:
                 run.of(found).copy_(decoder.attend(*(run.of(part) for part in heads)))
             if layer == len(decoder.blocks) - 1:
-                found, x, runs = found[batch.chosen], x[batch.chosen], batch.predicting.runs
+                found, x, runs = found[chosen], x[chosen], batch.predicting.runs
             x = after_attention(decoder, block, x, found, own, runs)
-        hidden = decoder.norm(x, decoder.norm_out)[0][batch.predicting.real]
+        hidden = decoder.norm(x, decoder.norm_out)[0][real]
         nll, best = self._read(hidden, ids.roll(-1, 1)[predicts].to(decoder.device))
         keys, values = (torch.stack(part) for part in zip(*cache, strict=True))
         first_tokens: list[int] = (batch.tokens.place == 0).nonzero()[:, 0].tolist()
@@ -125,7 +127,7 @@ class DecoderStacks:
     def _read(self, hidden: Float[Tensor, "n d"], targets: Tensor) -> tuple[Float[Tensor, " n"], Tensor]:
         """Return each place's negative log-likelihood of its target, on the CPU, and its likeliest token."""
         found = []
-        size = max(1, LOGITS_AT_ONCE // len(self._decoder.head))
+        size = self._decoder.rows_of_logits
         for states, wanted in zip(hidden.split(size), targets.split(size), strict=True):
             logits = functional.linear(states, self._decoder.head)
             found.append((functional.cross_entropy(logits.float(), wanted, reduction="none"), logits.argmax(-1)))
@@ -154,6 +156,17 @@ class _Row:
     answer: list[int] = field(default_factory=list[int])
 
 
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """The last token of every row, the turns of its place, and which of the first `reach` places it sees."""
+
+    token: Int[Tensor, " b"]
+    place: Int[Tensor, " b"]
+    cos: Float[Tensor, "b e"]
+    sin: Float[Tensor, "b e"]
+    reach: int
+
+
 class _Desk:
     """The rows being answered, one next to another; those that end are replaced, and when nobody waits the last takes their place."""
 
@@ -167,6 +180,7 @@ class _Desk:
         self._values = torch.zeros_like(self._keys)
         self._factors = slots.of_rows(torch.full((1,), slot, device=decoder.device)) if slot is not None else slots.room(n_rows)
         self._n_rows = n_rows
+        self._replays = Replays(self._run, decoder.device)
         self.rows: list[_Row] = []
 
     @property
@@ -189,7 +203,7 @@ class _Desk:
         """Add a token to every row; return those that are complete, which leave."""
         done = [place for place, row in enumerate(self.rows) if len(row.answer) == max_new_tokens]
         if not done:
-            for place, token in enumerate(self._next().tolist()):
+            for place, token in enumerate(self._next()):
                 if token in end_ids:
                     done.append(place)
                 else:
@@ -209,24 +223,33 @@ class _Desk:
                     factor[place] = factor[last]
         self.rows.pop()
 
-    def _next(self) -> Tensor:
+    def _next(self) -> list[int]:
         """Run every row's last token; return the likeliest next ones."""
-        decoder, n = self._decoder, len(self.rows)
+        decoder, n, most = self._decoder, len(self.rows), self._keys.shape[3]
         places = [len(row.begun.question.prompt) + len(row.answer) - 1 for row in self.rows]
+        tokens = [row.answer[-1] for row in self.rows]
         reach = max(places) + 1
-        place = torch.tensor(places, device=decoder.device)
-        x = decoder.embedding[torch.tensor([row.answer[-1] for row in self.rows], device=decoder.device)]
-        cos, sin = decoder.turns(place, reach)
-        later = torch.arange(reach, device=decoder.device) > place[:, None]
+        if decoder.padding.alike:
+            # Few kinds of steps: a longer reach, and rows after the last that nobody reads.
+            n, reach = min(like_size(n), self._n_rows), min(_round_up(reach, 4 * PAD_TO), most)
+            tokens, places = ([*numbers, *[0] * (n - len(numbers))] for numbers in (tokens, places))
+        token, place = torch.tensor([tokens, places]).to(decoder.device).unbind(0)
+        return self._replays(_Given(token, place, *decoder.turns(place, most), reach))[: len(self.rows)].tolist()
+
+    @torch.inference_mode()
+    def _run(self, given: _Given) -> Int[Tensor, " b"]:
+        decoder, n, reach = self._decoder, len(given.token), given.reach
+        x = decoder.embedding[given.token]
+        later = torch.arange(reach, device=decoder.device) > given.place[:, None]
         bias = torch.zeros(later.shape, device=decoder.device).masked_fill_(later, float("-inf"))[:, None, None]
         factors = [update if self._same or update is None else update.first(n) for update in self._factors]
         runs = whole(n, 1)
         every = torch.arange(n, device=decoder.device)
         for layer, block in enumerate(decoder.blocks):
             own = factors[4 * layer : 4 * layer + 4]
-            queries, keys, values = decoder.heads(adapted(block.qkv, decoder.norm(x, block.norm_in)[0], own[0], runs), cos, sin)
-            self._keys[layer, every, :, place], self._values[layer, every, :, place] = keys, values
-            found = _attend_cached(queries, self._keys[layer, :n, :, :reach], self._values[layer, :n, :, :reach], bias)
+            heads = decoder.heads(adapted(block.qkv, decoder.norm(x, block.norm_in)[0], own[0], runs), given.cos, given.sin)
+            self._keys[layer, every, :, given.place], self._values[layer, every, :, given.place] = heads[1:]
+            found = _attend_cached(heads[0], self._keys[layer, :n, :, :reach], self._values[layer, :n, :, :reach], bias)
             x = after_attention(decoder, block, x, found, own, runs)
         return functional.linear(decoder.norm(x, decoder.norm_out)[0], decoder.head).argmax(-1)
 
@@ -274,5 +297,5 @@ def _n_predicted(question: Question) -> int:
     return max(1, len(question.reference))
 
 
-def _round_up(n: int) -> int:
-    return -(-n // PAD_TO) * PAD_TO
+def _round_up(n: int, to: int = PAD_TO) -> int:
+    return -(-n // to) * to

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from clusterlora.models.memory import tokens_at_once
+from clusterlora.models.packing import Padding
 
 _FAMILY = frozenset({"LlamaForCausalLM", "Qwen2ForCausalLM"})
 _ROPE = frozenset({"default", "linear", "llama3"})
@@ -30,7 +31,7 @@ _ROPE = frozenset({"default", "linear", "llama3"})
 
 PAD_TO = 16
 """Rows are padded to a multiple of so many tokens: kernels are made for a shape, and few shapes mean few of them."""
-LOGITS_AT_ONCE = 1 << 22
+LOGITS_AT_ONCE = {"cpu": 1 << 22, "cuda": 1 << 27}
 """Numbers of logits held at a time."""
 
 
@@ -96,17 +97,19 @@ class Decoder:
         return tuple(site for block in self.blocks for site in block.sites)
 
     @property
-    def pads_to(self) -> int | None:
-        """What rows are padded to a multiple of, so that fewer and larger kernels run; None is the longest of them.
-
-        On a GPU starting kernels costs more than padding.
-        """
-        return PAD_TO if self.device.type == "cpu" else None
+    def padding(self) -> Padding:
+        """What rows are padded to: little on a CPU; on a GPU, where starting kernels costs more, few kinds of batches of one run each."""
+        return Padding(PAD_TO) if self.device.type == "cpu" else Padding(2 * PAD_TO, alike=True)
 
     @property
     def tokens_at_once(self) -> int:
         """How many tokens a forward pass is best given."""
         return tokens_at_once(max(site.weight.shape[0] for site in self.sites), self.device, self.dtype)
+
+    @property
+    def rows_of_logits(self) -> int:
+        """For how many tokens logits are held at a time."""
+        return max(1, LOGITS_AT_ONCE[self.device.type] // len(self.head))
 
     @property
     def dtype(self) -> torch.dtype:

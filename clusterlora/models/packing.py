@@ -17,12 +17,29 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
+class Padding:
+    """Rows are padded to a multiple of so many tokens; with `alike`, all rows of a batch to the longest of them, as one run."""
+
+    multiple: int
+    alike: bool = False
+
+    def __call__(self, lengths: Sequence[int]) -> list[int]:
+        """Return how long each of these rows is once it is padded."""
+        padded = [self.multiple * math.ceil(length / self.multiple) for length in lengths]
+        return [max(padded)] * len(padded) if self.alike else padded
+
+
+@dataclass(frozen=True, slots=True)
 class Run:
     """Neighbouring rows of one length: which rows they are, and which of the N tokens are theirs."""
 
     rows: slice
     tokens: slice
     length: int
+
+    def __hash__(self) -> int:
+        # Slices have a hash from Python 3.12 on.
+        return hash((self.rows.start, self.rows.stop, self.tokens.start, self.length))
 
     def of(self, x: Tensor) -> Tensor:
         """Return this run's part of [N, ...] as a view [n, t, ...]."""
@@ -44,12 +61,11 @@ class Packing:
         return max(run.length for run in self.runs)
 
 
-def pack(lengths: Int[Tensor, " b"], *, multiple: int | None) -> Packing:
-    """Return where rows of these lengths are when each is padded to a multiple of `multiple` tokens, or of None to the longest."""
-    counts: list[int] = lengths.tolist()
-    padded = [multiple * math.ceil(count / multiple) for count in counts] if multiple else [max(counts)] * len(counts)
+def pack(lengths: Int[Tensor, " b"], padding: Padding) -> Packing:
+    """Return where rows of these lengths are."""
+    padded = padding(lengths.tolist())
     width = torch.tensor(padded, device=lengths.device)
-    row = torch.repeat_interleave(torch.arange(len(counts), device=lengths.device), width, output_size=sum(padded))
+    row = torch.repeat_interleave(torch.arange(len(padded), device=lengths.device), width, output_size=sum(padded))
     place = torch.arange(sum(padded), device=lengths.device) - (width.cumsum(0) - width)[row]
     return Packing(_runs(padded), row, place, (place < lengths[row]).nonzero()[:, 0])
 
@@ -65,24 +81,24 @@ class Batch:
     """Where among all tokens those that predict are."""
 
 
-def pack_batch(ids: Int[Tensor, "b t"], predicts: Bool[Tensor, "b t"], *, multiple: int | None) -> Batch:
+def pack_batch(ids: Int[Tensor, "b t"], predicts: Bool[Tensor, "b t"], padding: Padding) -> Batch:
     """Pack right-padded rows without what follows their last prediction; every row must predict something."""
     numbers = torch.arange(1, ids.shape[1] + 1, device=ids.device)
-    tokens = pack((predicts * numbers).amax(1), multiple=multiple)
+    tokens = pack((predicts * numbers).amax(1), padding)
     at = tokens.place.clamp(max=ids.shape[1] - 1)
     all_predicting = tokens.real[predicts[tokens.row, at][tokens.real]]
     counts = predicts.sum(1)
-    predicting = pack(counts, multiple=multiple)
+    predicting = pack(counts, padding)
     # Padding stands for the row's first token that predicts; nobody reads what it predicts, so it has no gradient either.
     place = torch.where(predicting.place < counts[predicting.row], predicting.place, 0)
     chosen = all_predicting[(counts.cumsum(0) - counts)[predicting.row] + place]
     return Batch(ids[tokens.row, at], tokens, predicting, chosen)
 
 
-def that_fit(lengths: Sequence[int], n_tokens: int, *, multiple: int | None) -> int:
-    """Return how many of the rows, longest first, fit into so many tokens, padded as `pack` pads them; at least one."""
-    to = multiple or lengths[0]
-    return max(1, sum(n <= n_tokens for n in accumulate(to * math.ceil(length / to) for length in lengths)))
+def that_fit(lengths: Sequence[int], n_tokens: int, padding: Padding) -> int:
+    """Return how many of the rows, longest first, fit into so many tokens once they are padded; at least one."""
+    padded = padding(lengths)
+    return max(1, sum(n <= n_tokens for n in accumulate(padded)))
 
 
 def whole(n_rows: int, length: int) -> tuple[Run, ...]:

@@ -37,12 +37,16 @@ class SiteSlots:
             if int(slots[0]) == 0:
                 return [None] * len(self._by_site)
             slots = slots[:1]
+        return self.of_each(slots)
+
+    def of_each(self, slots: Int[Tensor, " b"]) -> list[Update | None]:
+        """Return the same with factors of its own for each row, without a look at which slots they are."""
         return [update and update.of(slots) for update in self._by_site]
 
     def room(self, n_rows: int) -> list[Update | None]:
         """Return factors of zeros for so many rows, to be filled."""
         bare = torch.zeros(n_rows, dtype=torch.long, device=self._device)
-        return [update and update.of(bare) for update in self._by_site]
+        return self.of_each(bare)
 
     def fill(self, rows: Sequence[Update | None], start: int, slots: Sequence[int]) -> None:
         """Set the factors of the rows from `start` on to those of these slots."""

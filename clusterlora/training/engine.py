@@ -38,12 +38,12 @@ from clusterlora.training.stacked_prefix import StackedPrefix, cache_shape
 
 log = logging.getLogger(__name__)
 
-MOST_SLOTS = 32
+MOST_SLOTS = {"cpu": 32, "cuda": 256}
 """Adapters on board at once; more would not make the products more efficient."""
 _SLOT_SHARE = 0.25
 """Share of the free memory that slots may take."""
-_ACTIVATION_SHARE = 0.5
-"""Share of the free memory that the activations of one chunk may take."""
+_ACTIVATION_SHARE = {"cpu": 0.5, "cuda": 0.3}
+"""Share of the free memory that the activations of one chunk may take; on a GPU what is recorded has memory of its own beside it."""
 _CHECKPOINT_SECONDS = 20.0
 """An epoch ends with a checkpoint when the adapter's last one is older than this: small jobs are done before it would pay."""
 
@@ -115,7 +115,7 @@ class _Pack:
         self._run_log = run_log
         # Longest first: the unified adapter's thousands of steps share their passes with everything else.
         self._queue = deque(sorted(jobs, key=lambda job: -job.total_steps))
-        self._rows_per_chunk = micro_batch * MOST_SLOTS
+        self._rows_per_chunk = micro_batch * MOST_SLOTS[base.model.device.type]
         folders = sorted({job.underlay for job in jobs if job.underlay})
         # Frozen adapters under the trained ones, one slot each; slot 0 is none.
         self._underlay_slot = {None: 0} | {folder: slot for slot, folder in enumerate(folders, start=1)}
@@ -134,15 +134,14 @@ class _Pack:
     def _tokens_that_fit(self, jobs: Sequence[TrainingJob]) -> int:
         """Return how many tokens of the longest dialogue's kind the free memory can hold what the way back reads of."""
         longest = max((sequence for job in jobs for sequence in job.sequences), key=lambda sequence: len(sequence.ids))
-        ids = torch.tensor([longest.ids], device=self._base.model.device)
-        per_token, free = self._pass.bytes_per_token(ids), free_memory_bytes(self._base.model.device)
+        per_token, free = self._pass.bytes_per_token(torch.tensor([longest.ids])), free_memory_bytes(self._base.model.device)
         log.info(
             "%d adapters at once; a token needs %.0f KiB on the way back, and %.1f GiB are free",
             len(self._lora.parameters),
             per_token / 2**10,
             free / 2**30,
         )
-        return max(1, int(_ACTIVATION_SHARE * free / per_token))
+        return max(1, int(_ACTIVATION_SHARE[self._base.model.device.type] * free / per_token))
 
     def run(self) -> Iterator[TrainingResult]:
         try:
@@ -213,17 +212,15 @@ class _Pack:
         start = 0
         while start < len(rows):
             lengths = [len(row.sequence.ids) for row in rows[start : start + self._rows_per_chunk]]
-            size = that_fit(lengths, self._tokens_per_chunk, multiple=self._pass.pads_to)
+            size = that_fit(lengths, self._tokens_per_chunk, self._pass.padding)
             yield rows[start : start + size]
             start += size
 
     def _chunk(self, rows: Sequence[_Row], *, learn: bool) -> Float[Tensor, " b"]:
         """Run one chunk forward and, to learn, backward; return each row's share of its adapter's loss."""
-        device = self._base.model.device
-        sequences = [row.sequence for row in rows]
-        ids, predicts = (part.to(device) for part in pad_rows(sequences, pad_id=self._base.pad_id, multiple=PAD_TO))
-        underlays = torch.tensor([self._underlay_slot[row.seat.job.underlay] for row in rows], device=device)
-        weights = torch.tensor([row.weight for row in rows], device=device, dtype=torch.float64)
+        ids, predicts = pad_rows([row.sequence for row in rows], pad_id=self._base.pad_id, multiple=PAD_TO)
+        underlays = torch.tensor([self._underlay_slot[row.seat.job.underlay] for row in rows])
+        weights = torch.tensor([row.weight for row in rows], dtype=torch.float64)
         return self._pass(ids, predicts, self._rows(rows, drop=learn), underlays, weights, learn=learn).cpu()
 
     def _rows(self, rows: Sequence[_Row], *, drop: bool) -> Rows:
@@ -327,4 +324,4 @@ def _slots(
 def _affordable(base: BaseModel, jobs: Sequence[TrainingJob], n_parameters: int) -> int:
     """Return how many slots to have: each has parameters, gradients and two moments, in float32."""
     slot_bytes = 4 * 4 * n_parameters
-    return max(1, min(len(jobs), MOST_SLOTS, int(_SLOT_SHARE * free_memory_bytes(base.model.device) / slot_bytes)))
+    return max(1, min(len(jobs), MOST_SLOTS[base.model.device.type], int(_SLOT_SHARE * free_memory_bytes(base.model.device) / slot_bytes)))

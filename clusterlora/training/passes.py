@@ -11,6 +11,7 @@ from torch import Tensor
 from clusterlora.errors import BadSettings
 from clusterlora.models.base import BaseModel
 from clusterlora.models.decoder import decoder_of
+from clusterlora.models.packing import Padding
 from clusterlora.models.site_slots import SiteSlots
 from clusterlora.models.stacked import StackedModel, Weights, read_weights
 from clusterlora.settings import Recipe
@@ -22,10 +23,12 @@ from clusterlora.training.through_transformers import TransformersPass
 
 
 class Pass(Protocol):
-    """One batch forward and, unless nothing is to be learned from it, backward: adds every row's gradient to its slot."""
+    """One batch forward and, unless nothing is to be learned from it, backward: adds every row's gradient to its slot.
 
-    pads_to: int | None
-    """What rows are padded to a multiple of; None is the longest row of their batch."""
+    A batch comes on the CPU, but for its `rows`.
+    """
+
+    padding: Padding
 
     def __call__(
         self,

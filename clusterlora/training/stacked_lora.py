@@ -99,6 +99,7 @@ class StackedLora:
         self.rank = rank
         self.groups: list[Group] = []
         self.n_features = 0
+        self._initial: dict[tuple[int, int], dict[str, Tensor]] = {}
         for place in places:
             self.groups.append(Group(place, rank=rank, first_feature=self.n_features))
             self.n_features += place.d_in
@@ -113,6 +114,11 @@ class StackedLora:
 
     def initial(self, *, rank: int, seed: int) -> dict[str, Tensor]:
         """Return what every adapter of this rank and seed starts from: A drawn once for all, B zero."""
+        if (rank, seed) not in self._initial:
+            self._initial[rank, seed] = self._drawn(rank=rank, seed=seed)
+        return self._initial[rank, seed]
+
+    def _drawn(self, *, rank: int, seed: int) -> dict[str, Tensor]:
         tensors = {}
         for place in (group.place for group in self.groups):
             for name, d_out in zip(place.names, place.d_outs, strict=True):
@@ -133,22 +139,25 @@ class StackedLora:
     def read(self, slot: int, matrix: Float[Tensor, "k n"], *, rank: int) -> dict[str, Tensor]:
         """Return a slot's row of a [K, n] matrix as tensors named `<layer>.lora_A.weight` and `<layer>.lora_B.weight`, padding removed."""
         tensors = {}
-        for group, columns in zip(self.groups, self._by_group(matrix), strict=True):
-            a, bs = group.views(columns)
-            for name, part, b in zip(group.place.names, a[slot].split(self.rank), bs, strict=True):
+        row = matrix[slot : slot + 1].cpu()
+        for group, columns in zip(self.groups, self._by_group(row), strict=True):
+            (a,), bs = group.views(columns)
+            for name, part, b in zip(group.place.names, a.split(self.rank), bs, strict=True):
                 tensors[f"{name}.lora_A.weight"] = part[:rank].clone()
-                tensors[f"{name}.lora_B.weight"] = b[slot, :rank].T.clone(memory_format=torch.contiguous_format)
+                tensors[f"{name}.lora_B.weight"] = b[0, :rank].T.clone(memory_format=torch.contiguous_format)
         return tensors
 
     def write(self, slot: int, matrix: Float[Tensor, "k n"], tensors: Mapping[str, Tensor]) -> None:
         """Set a slot's row of a [K, n] matrix from tensors named as `read` names them, zeros elsewhere."""
-        matrix[slot].zero_()
-        for group, columns in zip(self.groups, self._by_group(matrix), strict=True):
-            a, bs = group.views(columns)
-            for name, part, b in zip(group.place.names, a[slot].split(self.rank), bs, strict=True):
+        # Put together on the CPU: to a GPU every small tensor would be a copy of its own.
+        row = torch.zeros(1, matrix.shape[1], dtype=matrix.dtype)
+        for group, columns in zip(self.groups, self._by_group(row), strict=True):
+            (a,), bs = group.views(columns)
+            for name, part, b in zip(group.place.names, a.split(self.rank), bs, strict=True):
                 factor_a, factor_b = tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"]
                 part[: factor_a.shape[0]] = factor_a
-                b[slot, : factor_b.shape[1]] = factor_b.T
+                b[0, : factor_b.shape[1]] = factor_b.T
+        matrix[slot] = row[0]
 
 
 def through(dys: Sequence[Float[Tensor, "N D"]], weights: Sequence[Float[Tensor, "D d_in"]]) -> Float[Tensor, "N d_in"]:

@@ -17,8 +17,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from clusterlora.models.decoder import LOGITS_AT_ONCE, Block, Decoder, Site, rotate
-from clusterlora.models.packing import Batch, Packing, Run, pack_batch
+from clusterlora.models.decoder import Block, Decoder, Site, rotate
+from clusterlora.models.packing import Batch, Padding, Run, pack_batch
+from clusterlora.models.replay import Replays, like_size
 from clusterlora.models.site_slots import SiteSlots
 from clusterlora.models.update import Update
 from clusterlora.training.stacked_lora import Group, Place, Rows, StackedLora, through
@@ -124,6 +125,34 @@ def _tensors_of(nested: object) -> list[Tensor]:
     return [tensor for part in nested for tensor in _tensors_of(part)] if isinstance(nested, list | tuple) else []
 
 
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """What one batch is, beside weights and slots: of n read tokens the logits are wanted, and of these the gradients count by weight."""
+
+    ids: Int[Tensor, " N"]
+    cos: Float[Tensor, "N e"]
+    sin: Float[Tensor, "N e"]
+    runs: tuple[Run, ...]
+    chosen: Int[Tensor, " M"]
+    chosen_runs: tuple[Run, ...]
+    back: Int[Tensor, " N"]
+    """Where among those that predict a token is; M for the others."""
+    read: Int[Tensor, " n"]
+    """Where among those that predict a token that is read is."""
+    row: Int[Tensor, " n"]
+    target: Int[Tensor, " n"]
+    weight: Float[Tensor, " n"]
+    slot: Int[Tensor, " b"]
+    scale: Float[Tensor, " b"]
+    masks: Float[Tensor, "b feature"] | None
+    underlay: Int[Tensor, " b"]
+    learn: bool
+
+    @property
+    def rows(self) -> Rows:
+        return Rows(self.slot, self.scale, self.masks)
+
+
 class DecoderPass:
     """Adds the gradients of one batch to stacked LoRA on a decoder."""
 
@@ -142,9 +171,9 @@ class DecoderPass:
         self._groups = [next((group_by_name[name] for name in site.names if name in group_by_name), None) for site in decoder.sites]
         # Below the first site that has an adapter nothing asks for a gradient.
         self._first_block = next(number for number, group in enumerate(self._groups) if group is not None) // 4
-        self.pads_to = decoder.pads_to
+        self.padding = decoder.padding
+        self._replays = Replays(self._run, decoder.device)
 
-    @torch.no_grad()
     def __call__(
         self,
         ids: Int[Tensor, "b t"],
@@ -156,48 +185,80 @@ class DecoderPass:
         learn: bool = True,
     ) -> Float[Tensor, " b"]:
         """Run right-padded rows forward and backward, or forward alone; return each row's weighted sum of its response tokens' NLL."""
-        blocks = self._decoder.blocks
-        batch = pack_batch(ids, predicts, multiple=self.pads_to)
-        turns, frozen = self._decoder.turns(batch.tokens.place, batch.tokens.longest), self._frozen(underlay_slots)
-        x = functional.embedding(batch.ids, self._decoder.embedding)
+        n_rows = len(ids)
+        if self.padding.alike:
+            # Few kinds of batches: more rows of the first kind, which count for nothing.
+            first = torch.arange(like_size(n_rows))
+            first[n_rows:] = 0
+            ids, predicts, underlay_slots, weights = ids[first], predicts[first], underlay_slots[first], weights[first]
+            weights[n_rows:] = 0
+            first = first.to(self._decoder.device)
+            rows = Rows(rows.slot[first], rows.scale[first], None if rows.masks is None else rows.masks[first])
+        return self._replays(self._given(ids, predicts, rows, underlay_slots, weights, self.padding, learn=learn))[:n_rows]
+
+    def _given(
+        self, ids: Tensor, predicts: Tensor, rows: Rows, underlay_slots: Tensor, weights: Tensor, padding: Padding, *, learn: bool
+    ) -> _Given:
+        batch, device = pack_batch(ids, predicts, padding), self._decoder.device
+        cos, sin = self._decoder.turns(batch.tokens.place.to(device), batch.tokens.longest)
+        read, row, target, weight = _read(batch, ids[:, 1:][predicts[:, :-1]], weights, every=padding.alike)
+        chosen, back = batch.chosen, torch.full_like(batch.ids, len(batch.chosen))
+        back[chosen[batch.predicting.real]] = batch.predicting.real
+        on_device = (part.to(device) for part in (batch.ids, chosen, back, read, row, target, weight, underlay_slots))
+        ids, chosen, back, read, row, target, weight, underlay = on_device
+        return _Given(
+            ids, cos, sin, batch.tokens.runs, chosen, batch.predicting.runs, back, read, row, target, weight,
+            rows.slot, rows.scale, rows.masks, underlay, learn,
+        )  # fmt: skip
+
+    @torch.no_grad()
+    def _run(self, given: _Given) -> Float[Tensor, " b"]:
+        """Run a batch forward and, to learn, backward."""
+        blocks, rows = self._decoder.blocks, given.rows
+        frozen = self._frozen(given.underlay)
+        x = functional.embedding(given.ids, self._decoder.embedding)
         inputs: list[Tensor] = []
         kept: list[_Kept | None] = []
         for number, block in enumerate(blocks):
             inputs.append(x)
             last = number == len(blocks) - 1
-            x, of_block = self._forward(number, block, x, batch, turns, rows, frozen, last=last)
-            kept.append(None if not learn or (self._checkpointing and not last) else of_block)
-        nll, dx = self._head(x, ids[:, 1:][predicts[:, :-1]], batch.predicting, weights)
-        if not learn:
+            x, of_block = self._forward(number, block, x, given, rows, frozen, last=last)
+            kept.append(None if not given.learn or (self._checkpointing and not last) else of_block)
+        nll, dx = self._head(x, given)
+        if not given.learn:
             return nll
         for number in reversed(range(self._first_block, len(blocks))):
             block, last = blocks[number], number == len(blocks) - 1
-            of_block = kept.pop() or self._forward(number, block, inputs[number], batch, turns, rows, frozen, last=last)[1]
-            dx = self._backward(block, of_block, dx, batch, turns, last=last, first=number == self._first_block)
+            of_block = kept.pop() or self._forward(number, block, inputs[number], given, rows, frozen, last=last)[1]
+            dx = self._backward(block, of_block, dx, given, last=last, first=number == self._first_block)
         return nll
 
     @torch.no_grad()
     def bytes_per_token(self, ids: Int[Tensor, "1 t"]) -> float:
         """Run one row forward and return how much the backward pass keeps of it, for each of its tokens."""
-        rows = Rows(torch.zeros_like(ids[:, 0]), torch.ones(1, dtype=self._like.dtype, device=ids.device))
-        batch = pack_batch(ids, torch.ones_like(ids, dtype=torch.bool), multiple=1)
-        turns = self._decoder.turns(batch.tokens.place, batch.tokens.longest)
-        x = functional.embedding(batch.ids, self._decoder.embedding)
+        one = torch.zeros(1, dtype=torch.long, device=self._like.device)
+        rows = Rows(one, torch.ones(1, dtype=self._like.dtype, device=self._like.device))
+        predicts = torch.ones_like(ids, dtype=torch.bool)
+        predicts[:, -1] = False
+        given = self._given(ids, predicts, rows, one.cpu(), torch.ones(1), Padding(1), learn=False)
+        x = functional.embedding(given.ids, self._decoder.embedding)
         n_bytes = 0
         for number, block in enumerate(self._decoder.blocks):
             n_bytes += x.nbytes
-            x, of_block = self._forward(number, block, x, batch, turns, rows, [None] * len(self._groups), last=False)
+            x, of_block = self._forward(number, block, x, given, rows, [None] * len(self._groups), last=False)
             # With checkpoints a block's inside is there once; it is the same size in every block.
             if not self._checkpointing or number == 0:
                 n_bytes += of_block.n_bytes
-        return n_bytes / len(batch.ids)
+        return n_bytes / len(given.ids)
 
     def close(self) -> None:
         """The model itself was never touched."""
 
     def _frozen(self, slots: Int[Tensor, " b"]) -> list[Update | None]:
         """Return every site's frozen factors of each row."""
-        return self._underlays.of_rows(slots) if self._underlays else [None] * len(self._groups)
+        if self._underlays is None:
+            return [None] * len(self._groups)
+        return self._underlays.of_each(slots) if self.padding.alike else self._underlays.of_rows(slots)
 
     def _sites(self, number: int, block: Block, rows: Rows, frozen: Sequence[Update | None]) -> tuple[_Site, _Site, _Site, _Site]:
         found = []
@@ -214,22 +275,21 @@ class DecoderPass:
         number: int,
         block: Block,
         x: Float[Tensor, "N d"],
-        batch: Batch,
-        turns: tuple[Tensor, Tensor],
+        given: _Given,
         rows: Rows,
         frozen: Sequence[Update | None],
         *,
         last: bool,
     ) -> tuple[Tensor, _Kept]:
         """Run a block; the last one after its attention for the tokens that predict a response alone."""
-        decoder, runs = self._decoder, batch.tokens.runs
+        decoder, runs = self._decoder, given.runs
         sites = self._sites(number, block, rows, frozen)
         qkv, out, gate_up, down = sites
         a, unit_in, inverse_in = decoder.norm(x, block.norm_in)
         y_qkv, h_qkv = qkv.forward(a, runs)
-        o, attention = self._attend(decoder.heads(y_qkv, *turns), runs)
+        o, attention = self._attend(decoder.heads(y_qkv, given.cos, given.sin), runs)
         if last:
-            o, x, runs = o[batch.chosen], x[batch.chosen], batch.predicting.runs
+            o, x, runs = o[given.chosen], x[given.chosen], given.chosen_runs
         (y,), h_out = out.forward(o, runs)
         x = y.add_(x)
         m, unit_mid, inverse_mid = decoder.norm(x, block.norm_mid)
@@ -241,12 +301,10 @@ class DecoderPass:
         )
         return y.add_(x), kept
 
-    def _backward(
-        self, block: Block, kept: _Kept, dx: Tensor, batch: Batch, turns: tuple[Tensor, Tensor], *, last: bool, first: bool
-    ) -> Tensor:
+    def _backward(self, block: Block, kept: _Kept, dx: Tensor, given: _Given, *, last: bool, first: bool) -> Tensor:
         """Add the gradients of a block's factors; return the gradient of its input (of the first block, nothing of use)."""
         qkv, out, gate_up, down = kept.sites
-        runs = batch.predicting.runs if last else batch.tokens.runs
+        runs = given.chosen_runs if last else given.runs
         dproduct = _wanted(down.backward([dx], kept.product, kept.h_down, runs))
         dup = functional.silu(kept.gate).mul_(dproduct)
         dgate = torch.ops.aten.silu_backward(dproduct.mul_(kept.up), kept.gate)
@@ -254,9 +312,9 @@ class DecoderPass:
         dx = _norm_backward(dm, block.norm_mid, kept.unit_mid, kept.inverse_mid).add_(dx)
         do = _wanted(out.backward([dx], kept.o, kept.h_out, runs))
         if last:
-            do, dx = (_put_back(part, batch) for part in (do, dx))
-        dqkv = self._attend_backward(kept.attention, do, batch.tokens.runs, turns)
-        da = qkv.backward(dqkv, kept.a, kept.h_qkv, batch.tokens.runs, dx=not first)
+            do, dx = (_put_back(part, given.back) for part in (do, dx))
+        dqkv = self._attend_backward(kept.attention, do, given)
+        da = qkv.backward(dqkv, kept.a, kept.h_qkv, given.runs, dx=not first)
         return dx if da is None else _norm_backward(da, block.norm_in, kept.unit_in, kept.inverse_in).add_(dx)
 
     def _attend(
@@ -273,41 +331,43 @@ class DecoderPass:
         return found[0] if len(found) == 1 else torch.cat(found), graphs
 
     def _attend_backward(
-        self,
-        graphs: Sequence[tuple[Tensor, Tensor, Tensor, Tensor]],
-        do: Float[Tensor, "N H*e"],
-        runs: Sequence[Run],
-        turns: tuple[Tensor, Tensor],
+        self, graphs: Sequence[tuple[Tensor, Tensor, Tensor, Tensor]], do: Float[Tensor, "N H*e"], given: _Given
     ) -> list[Float[Tensor, "N D"]]:
         """Return the gradients of queries, keys and values as the layers put them out."""
-        decoder, (cos, sin) = self._decoder, turns
+        decoder, cos, sin = self._decoder, given.cos, given.sin
         n_heads = (decoder.n_heads, decoder.n_kv_heads, decoder.n_kv_heads)
         into = [do.new_empty(len(do), n, decoder.head_dim) for n in n_heads]
-        for run, (*leaves, attended) in zip(runs, graphs, strict=True):
+        for run, (*leaves, attended) in zip(given.runs, graphs, strict=True):
             for to, part in zip(into, torch.autograd.grad(attended, leaves, run.of(do)), strict=True):
                 run.of(to).copy_(part)
         dq, dk, dv = into
         return [part.flatten(1) for part in (rotate(dq, cos, -sin), rotate(dk, cos, -sin), dv)]
 
-    def _head(
-        self, x: Float[Tensor, "M d"], targets: Int[Tensor, " n"], predicting: Packing, weights: Float[Tensor, " b"]
-    ) -> tuple[Float[Tensor, " b"], Float[Tensor, "M d"]]:
+    def _head(self, x: Float[Tensor, "M d"], given: _Given) -> tuple[Float[Tensor, " b"], Float[Tensor, "M d"]]:
         """Return each row's weighted negative log-likelihood and the gradient of the sum with respect to x."""
         decoder = self._decoder
         final, unit, inverse = decoder.norm(x, decoder.norm_out)
-        row = predicting.row[predicting.real]
-        weight = weights[row]
-        hidden, dfinal = final[predicting.real], torch.zeros_like(final)
+        hidden, dfinal = final[given.read], torch.zeros_like(final)
         found, gradients = [], []
-        size = max(1, LOGITS_AT_ONCE // len(decoder.head))
-        for at_once in zip(hidden.split(size), targets.split(size), weight.split(size), strict=True):
+        size = decoder.rows_of_logits
+        for at_once in zip(hidden.split(size), given.target.split(size), given.weight.split(size), strict=True):
             nll, gradient = _cross_entropy(decoder.head, *at_once)
             found.append(nll)
             gradients.append(gradient)
-        dfinal[predicting.real] = torch.cat(gradients)
-        nll = torch.cat(found) * weight
-        per_row = torch.zeros(len(weights), dtype=torch.float64, device=x.device).index_add_(0, row, nll.double())
+        dfinal.index_copy_(0, given.read, torch.cat(gradients))
+        nll = torch.cat(found) * given.weight
+        per_row = torch.zeros(len(given.slot), dtype=torch.float64, device=x.device).index_add_(0, given.row, nll.double())
         return per_row, _norm_backward(dfinal, decoder.norm_out, unit, inverse)
+
+
+def _read(batch: Batch, targets: Int[Tensor, " n"], weights: Float[Tensor, " b"], *, every: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return which of the tokens that predict are read, their rows, next tokens and weights; with `every`, padding too, with no weight."""
+    real, row = batch.predicting.real, batch.predicting.row
+    if not every:
+        return real, row[real], targets, weights[row[real]]
+    target, weight = torch.zeros_like(row), weights.new_zeros(len(row))
+    target[real], weight[real] = targets, weights[row[real]]
+    return torch.arange(len(row)), row, target, weight
 
 
 def _cross_entropy(
@@ -331,10 +391,9 @@ def _norm_backward(dy: Tensor, weight: Tensor, unit: Tensor, inverse: Tensor) ->
     return torch.addcmul(g, unit, along, value=-1).mul_(inverse).to(dy.dtype)
 
 
-def _put_back(x: Float[Tensor, "M d"], batch: Batch) -> Float[Tensor, "N d"]:
-    """Return zeros with the rows of the tokens that predict a response in their places."""
-    real = batch.predicting.real
-    return x.new_zeros(len(batch.tokens.row), x.shape[-1]).index_copy_(0, batch.chosen[real], x[real])
+def _put_back(x: Float[Tensor, "M d"], back: Int[Tensor, " N"]) -> Float[Tensor, "N d"]:
+    """Return the rows of the tokens that predict in their places among all, zeros elsewhere."""
+    return torch.cat([x, x.new_zeros(1, x.shape[1])]).index_select(0, back)
 
 
 def _wanted(gradient: Tensor | None) -> Tensor:

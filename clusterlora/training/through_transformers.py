@@ -14,7 +14,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from clusterlora.models.packing import whole
+from clusterlora.models.decoder import PAD_TO
+from clusterlora.models.packing import Padding, whole
 from clusterlora.models.stacked import StackedModel, logits_only_at
 from clusterlora.models.update import Update
 from clusterlora.training.stacked_lora import Group, Place, Rows, StackedLora, through
@@ -26,7 +27,7 @@ class TransformersPass:
 
     def __init__(self, model: Any, stack: StackedLora | StackedPrefix, underlays: StackedModel | None) -> None:
         """Prepare for batches; `underlays` are frozen adapters that are active under the trained ones."""
-        self.pads_to: int | None = None
+        self.padding = Padding(PAD_TO, alike=True)
         self._model = model
         self._stack = stack
         self._underlays = underlays
@@ -43,6 +44,7 @@ class TransformersPass:
         learn: bool = True,
     ) -> Float[Tensor, " b"]:
         """Run right-padded rows forward and backward, or forward alone; return each row's weighted sum of its response tokens' NLL."""
+        ids, predicts, underlay_slots, weights = (part.to(self._model.device) for part in (ids, predicts, underlay_slots, weights))
         with ExitStack() as within:
             self._enter(within, rows, underlay_slots)
             within.enter_context(torch.set_grad_enabled(learn))
@@ -64,6 +66,7 @@ class TransformersPass:
             kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
             return tensor
 
+        ids = ids.to(self._model.device)
         frozen = {parameter.untyped_storage().data_ptr() for parameter in self._model.parameters()}
         row = torch.zeros_like(ids[:, 0])
         with ExitStack() as within:

@@ -28,8 +28,9 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     from torch.nn import functional
 
     from clusterlora.models.decoder import Decoder, Site
+    from clusterlora.models.packing import Padding
 
-    monkeypatch.setattr(Decoder, "pads_to", None)
+    monkeypatch.setattr(Decoder, "padding", Padding(32, alike=True))
     monkeypatch.setattr(Site, "apart", lambda site, x: list(functional.linear(x, site.weight, site.bias).split(site.d_outs, -1)))
 
 

@@ -4,30 +4,31 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clusterlora.models.packing import pack, pack_batch, that_fit
+from clusterlora.models.packing import Padding, pack, pack_batch, that_fit
 from clusterlora.models.update import Update
 
-MULTIPLES = st.sampled_from([None, 1, 4, 16])
+PADDINGS = st.builds(Padding, st.sampled_from([1, 4, 16]), alike=st.booleans())
 
 
-@given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=8), multiple=MULTIPLES)
-def test_every_token_is_there_once_and_runs_cover_the_rows(lengths: list[int], multiple: int | None) -> None:
-    packing = pack(torch.tensor(lengths), multiple=multiple)
+@given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=8), padding=PADDINGS)
+def test_every_token_is_there_once_and_runs_cover_the_rows(lengths: list[int], padding: Padding) -> None:
+    packing = pack(torch.tensor(lengths), padding)
     real = list(zip(packing.row[packing.real].tolist(), packing.place[packing.real].tolist(), strict=True))
     assert real == [(row, place) for row, length in enumerate(lengths) for place in range(length)]
     assert [row for run in packing.runs for row in range(run.rows.start, run.rows.stop)] == list(range(len(lengths)))
     for run in packing.runs:
         assert run.of(packing.row)[:, 0].tolist() == list(range(run.rows.start, run.rows.stop))
-        assert run.length == max(lengths) if multiple is None else run.length % multiple == 0
+        assert run.length % padding.multiple == 0
+    assert len(packing.runs) == 1 or not padding.alike
 
 
-@given(lengths=st.lists(st.integers(1, 12), min_size=1, max_size=6), multiple=MULTIPLES, data=st.data())
-def test_a_packed_batch_keeps_what_its_rows_need_to_predict(lengths: list[int], multiple: int | None, data: st.DataObject) -> None:
+@given(lengths=st.lists(st.integers(1, 12), min_size=1, max_size=6), padding=PADDINGS, data=st.data())
+def test_a_packed_batch_keeps_what_its_rows_need_to_predict(lengths: list[int], padding: Padding, data: st.DataObject) -> None:
     predicts = torch.zeros(len(lengths), 12, dtype=torch.bool)
     for row, length in enumerate(lengths):
         predicts[row, sorted(data.draw(st.sets(st.integers(0, length - 1), min_size=1)))] = True
     ids = torch.arange(predicts.numel()).view(predicts.shape)
-    batch = pack_batch(ids, predicts, multiple=multiple)
+    batch = pack_batch(ids, predicts, padding)
     assert batch.ids[batch.chosen[batch.predicting.real]].tolist() == ids[predicts].tolist()
     last = [int(row.nonzero()[-1]) for row in predicts]
     assert batch.ids[batch.tokens.real].tolist() == [int(ids[row, place]) for row, end in enumerate(last) for place in range(end + 1)]
@@ -35,19 +36,19 @@ def test_a_packed_batch_keeps_what_its_rows_need_to_predict(lengths: list[int], 
 
 def test_as_many_rows_fit_as_their_padding_leaves_room_for() -> None:
     lengths = [2000, 100, 90, 10]
-    assert [that_fit(lengths, n, multiple=None) for n in (1, 2000, 3999, 4000, 8000)] == [1, 1, 1, 2, 4]
-    assert [that_fit(lengths, n, multiple=16) for n in (1, 2111, 2112, 2208, 2224)] == [1, 1, 2, 3, 4]
+    assert [that_fit(lengths, n, Padding(1, alike=True)) for n in (1, 2000, 3999, 4000, 8000)] == [1, 1, 1, 2, 4]
+    assert [that_fit(lengths, n, Padding(16)) for n in (1, 2111, 2112, 2208, 2224)] == [1, 1, 2, 3, 4]
 
 
 @given(
     lengths=st.lists(st.integers(1, 20), min_size=1, max_size=5),
     ranks=st.lists(st.integers(0, 4), min_size=1, max_size=3),
-    multiple=MULTIPLES,
+    padding=PADDINGS,
     shared=st.booleans(),
 )
-def test_an_update_is_each_rows_own_forward_and_back(lengths: list[int], ranks: list[int], multiple: int | None, *, shared: bool) -> None:
+def test_an_update_is_each_rows_own_forward_and_back(lengths: list[int], ranks: list[int], padding: Padding, *, shared: bool) -> None:
     generator = torch.Generator().manual_seed(0)
-    packing, d_in, d_outs = pack(torch.tensor(lengths), multiple=multiple), 6, [5 + n for n in range(len(ranks))]
+    packing, d_in, d_outs = pack(torch.tensor(lengths), padding), 6, [5 + n for n in range(len(ranks))]
 
     def draw(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64)

@@ -123,7 +123,7 @@ def test_what_is_read_of_a_slot_stays_when_the_slot_is_vacated(base64: BaseModel
 
 
 def test_freed_slots_are_refilled_until_the_queue_is_empty(base64: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "MOST_SLOTS", 2)
+    monkeypatch.setitem(engine.MOST_SLOTS, "cpu", 2)
     ours = together(base64, unequal_jobs(base64, tmp_path / "ours"))
     theirs = alone(base64, unequal_jobs(base64, tmp_path / "theirs"))
     assert ours.keys() == theirs.keys()
