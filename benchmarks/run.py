@@ -63,18 +63,16 @@ QUICK = (
     Section("homelm", "float32", TrainingPlan(adapters=16, peer_adapters=1, epochs=1), 0.5),
     Section("homelm", "float32", GenerationPlan(adapters=8), 0.2),
 )
-# A GPU has time for whole adapters and longer answers, and both dtypes for the mission's shape.
-_ON_CUDA: tuple[tuple[str, Dtype, float], ...] = (
-    ("homelm", "float32", 0.08),
-    (SMOLLM2, "float32", 0.10),
-    (SMOLLM2, "bfloat16", 0.10),
-    (QWEN_SHAPE, "float32", 0.08),
-    (QWEN_SHAPE, "bfloat16", 0.08),
-)
-CUDA = tuple(
-    Section(model, dtype, plan, share)
-    for model, dtype, share in _ON_CUDA
-    for plan in (TrainingPlan(adapters=32, peer_adapters=1), GenerationPlan(adapters=32, max_new_tokens=64))
+# A GPU is given as many adapters and items as it takes at once; peers one step after another for a third of an adapter.
+CUDA = (
+    Section(SMOLLM2, "bfloat16", TrainingPlan(adapters=256, peer_adapters=1, epochs=1), 0.2),
+    Section(SMOLLM2, "bfloat16", GenerationPlan(adapters=32, max_new_tokens=32), 0.2),
+    Section(SMOLLM2, "bfloat16", GenerationPlan(adapters=16, items_per_adapter=16, max_new_tokens=32, batch_size=256), 0.1),
+    Section(SMOLLM2, "float32", TrainingPlan(adapters=128, peer_adapters=1, epochs=1), 0.15),
+    Section(SMOLLM2, "float32", GenerationPlan(adapters=16, max_new_tokens=32), 0.1),
+    Section(QWEN_SHAPE, "bfloat16", TrainingPlan(adapters=64, peer_adapters=1, epochs=1, peers=(TRAINER, TRL)), 0.1),
+    Section(QWEN_SHAPE, "bfloat16", GenerationPlan(adapters=16, items_per_adapter=8, max_new_tokens=32, batch_size=128), 0.05),
+    Section("homelm", "float32", TrainingPlan(adapters=256, peer_adapters=1), 0.1),
 )
 
 
@@ -185,7 +183,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="folder for benchmarks.json and benchmarks.md")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--threads", type=int, help="threads of both sides; torch's default when left out")
-    parser.add_argument("--quick", action="store_true", help="the small model alone, in about 3 minutes")
+    parser.add_argument("--quick", action="store_true", help="two repetitions; on a CPU of the small model alone, in about 3 minutes")
     parser.add_argument(
         "--add", action="store_true", help="keep what an earlier run on this machine wrote there and this one does not measure"
     )
@@ -221,7 +219,7 @@ def main(arguments: list[str]) -> int:
     facts = machine.describe(bench.device)
     if facts["load_before"] > 1:
         log.warning("other programs are busy here (load %s): the ratios will be doubtful", facts["load_before"])
-    sections = QUICK if options.quick else CUDA if bench.device.type == "cuda" else FULL
+    sections = CUDA if bench.device.type == "cuda" else QUICK if options.quick else FULL
     earlier = report.read(options.out) if options.add else None
     try:
         if earlier:

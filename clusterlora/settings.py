@@ -212,7 +212,7 @@ class EvaluationSettings:
     max_new_tokens: Annotated[int, Ge(4)] = 64
     """Answers are cut here."""
     batch_size: Annotated[int, Ge(1)] = 32
-    """Items answered at once (halved when memory runs out)."""
+    """Items answered at once, on a GPU eight times as many (halved when memory runs out)."""
     metrics: tuple[str, ...] = ("embedding_similarity", "nll", "rouge_l", "prompt_tokens")
     """Metrics computed for every answer."""
     headline: str = "embedding_similarity"

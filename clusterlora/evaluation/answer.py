@@ -21,6 +21,9 @@ from clusterlora.values import Answer, Item
 
 log = logging.getLogger(__name__)
 
+ON_A_GPU = 8
+"""A GPU answers so many times as many items at once in about the time of a few."""
+
 
 @dataclass(frozen=True, slots=True)
 class Task:
@@ -41,7 +44,7 @@ class Answerer:
         self._settings = settings
         self._train = train
         self._encoder = PromptEncoder(base.tokenizer, max_length=max_length)
-        self._batch_size = settings.batch_size
+        self._batch_size = settings.batch_size * (ON_A_GPU if base.model.device.type == "cuda" else 1)
 
     def answer(
         self, tasks: Sequence[Task], weights_by_stack: Mapping[str, Weights], *, metrics: Sequence[str], run_log: RunLog

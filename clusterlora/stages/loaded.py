@@ -10,9 +10,18 @@ from clusterlora.settings import ModelSettings
 
 def base_model(settings: ModelSettings) -> BaseModel:
     """Return the study's base model on this process's device: the first visible GPU, else the CPU."""
+    return _base(settings.base, settings.dtype, _device())
+
+
+def embedder(settings: ModelSettings) -> Embedder:
+    """Return the study's sentence embedding model, on the same device."""
+    return _embedder(settings.embedding, _device())
+
+
+def _device() -> str:
     import torch
 
-    return _base(settings.base, settings.dtype, "cuda" if torch.cuda.is_available() else "cpu")
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @lru_cache(maxsize=1)
@@ -21,10 +30,5 @@ def _base(name: str, dtype: Dtype, device: str) -> BaseModel:
 
 
 @lru_cache(maxsize=1)
-def _embedder(name: str) -> Embedder:
-    return load_embedder(name)
-
-
-def embedder(settings: ModelSettings) -> Embedder:
-    """Return the study's sentence embedding model."""
-    return _embedder(settings.embedding)
+def _embedder(name: str, device: str) -> Embedder:
+    return load_embedder(name, device=device)

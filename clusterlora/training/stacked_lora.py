@@ -139,12 +139,12 @@ class StackedLora:
     def read(self, slot: int, matrix: Float[Tensor, "k n"], *, rank: int) -> dict[str, Tensor]:
         """Return a slot's row of a [K, n] matrix as tensors named `<layer>.lora_A.weight` and `<layer>.lora_B.weight`, padding removed."""
         tensors = {}
-        row = matrix[slot : slot + 1].cpu()
+        row = torch.empty(1, matrix.shape[1], dtype=matrix.dtype).copy_(matrix[slot])
         for group, columns in zip(self.groups, self._by_group(row), strict=True):
             (a,), bs = group.views(columns)
             for name, part, b in zip(group.place.names, a.split(self.rank), bs, strict=True):
-                tensors[f"{name}.lora_A.weight"] = part[:rank].clone()
-                tensors[f"{name}.lora_B.weight"] = b[0, :rank].T.clone(memory_format=torch.contiguous_format)
+                tensors[f"{name}.lora_A.weight"] = part[:rank]
+                tensors[f"{name}.lora_B.weight"] = b[0, :rank].T.contiguous()
         return tensors
 
     def write(self, slot: int, matrix: Float[Tensor, "k n"], tensors: Mapping[str, Tensor]) -> None:

@@ -1,0 +1,144 @@
+"""What only a GPU can show: recorded passes equal plain ones, its own memory runs out, trainings resume on it: `pytest -m gpu`."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from clusterlora.data.prompts import PromptEncoder
+from clusterlora.errors import OutOfMemory
+from clusterlora.evaluation.generate import Question
+from clusterlora.evaluation.stacks import stacks_on
+from clusterlora.models import replay
+from clusterlora.models.base import BaseModel, load_base
+from clusterlora.models.stacked import read_weights
+from clusterlora.settings import Recipe
+from clusterlora.stores.memory import SilentLog
+from clusterlora.training import engine, passes, reference
+from clusterlora.training.job import TrainingJob, TrainingResult
+from clusterlora.values import AdapterSpec, Turn
+
+pytestmark = pytest.mark.gpu
+
+RECIPE = Recipe(rank=4, alpha=8, dropout=0.0, epochs=3, batch_size=2, learning_rate=5e-3)
+
+
+@pytest.fixture
+def recorded(monkeypatch: pytest.MonkeyPatch) -> list[replay._Recording]:
+    """Every recording that is made."""
+    made: list[replay._Recording] = []
+    plain = replay._Recording.__init__
+
+    def remember(self: replay._Recording, *arguments: object) -> None:
+        plain(self, *arguments)  # pyright: ignore[reportArgumentType]
+        made.append(self)
+
+    monkeypatch.setattr(replay._Recording, "__init__", remember)
+    return made
+
+
+def jobs(base: BaseModel, folder: Path, n: int, *, words: int = 3, recipe: Recipe = RECIPE, n_dialogues: int = 5) -> list[TrainingJob]:
+    encoder = PromptEncoder(base.tokenizer, max_length=512)
+    found = []
+    for number in range(n):
+        said = [
+            (Turn("user", "light " * ((i + number) % words + 1)), Turn("assistant", f"Set to {i * number}.")) for i in range(n_dialogues)
+        ]
+        spec = AdapterSpec(name=f"p{number}", persona_ids=(f"p{number}",), recipe=replace(recipe, seed=number))
+        found.append(TrainingJob(f"p{number}", spec, tuple(map(encoder.encode_dialogue, said)), folder / f"p{number}"))
+    return found
+
+
+def train(base: BaseModel, asked: list[TrainingJob], *, micro_batch: int = 2) -> list[TrainingResult]:
+    found = engine.train(base, asked, micro_batch=micro_batch, run_log=SilentLog())
+    return sorted(found, key=lambda result: result.job.key)
+
+
+def apart(one: TrainingResult, other: TrainingResult) -> float:
+    a, b = (load_file(result.folder / "adapter_model.safetensors") for result in (one, other))
+    moved = sum(float(b[name].double().pow(2).sum()) for name in b if "lora_B" in name)
+    return (sum(float((a[name] - b[name]).double().pow(2).sum()) for name in a) / moved) ** 0.5
+
+
+def test_recorded_trainings_equal_peft_alone_in_float64(base64: BaseModel, tmp_path: Path, recorded: list[replay._Recording]) -> None:
+    base64.model.to("cuda")  # pyright: ignore[reportArgumentType]
+    ours = train(base64, jobs(base64, tmp_path / "ours", 5))
+    theirs = reference.train(base64, jobs(base64, tmp_path / "theirs", 5), micro_batch=2, run_log=SilentLog())
+    assert bool(recorded) == (passes.decoder_of(base64.model) is not None)
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.losses == pytest.approx(other.losses, rel=1e-9)
+        assert apart(one, other) < 1e-9
+
+
+def test_a_training_that_was_stopped_goes_on_as_if_it_had_not_been(
+    tiny_base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = load_base(str(tiny_base_folder), device="cuda")
+    whole = train(base, jobs(base, tmp_path / "whole", 2))
+    monkeypatch.setattr(engine, "_CHECKPOINT_SECONDS", 0.0)
+
+    class Stopped(SilentLog):
+        left = 9
+
+        def advance(self, units: int = 1, **facts: float) -> None:  # noqa: ARG002
+            self.left -= units
+            if not self.left:
+                raise KeyboardInterrupt
+
+    half = jobs(base, tmp_path / "half", 2)
+    with pytest.raises(KeyboardInterrupt):
+        list(engine.train(base, half, micro_batch=2, run_log=Stopped()))
+    for one, other in zip(train(base, half), whole, strict=True):
+        assert one.losses == pytest.approx(other.losses, rel=1e-4)
+
+
+def test_a_batch_that_does_not_fit_is_trained_with_a_smaller_one(tmp_path: Path) -> None:
+    base = load_base("homelm", device="cuda")
+    wide = replace(RECIPE, batch_size=8, epochs=1, learning_rate=1e-4)
+
+    def asked(name: str) -> list[TrainingJob]:
+        return jobs(base, tmp_path / name, 48, words=60, recipe=wide, n_dialogues=16)
+
+    def peak(micro_batch: int) -> tuple[int, list[TrainingResult]]:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        found = train(base, asked(f"measured-{micro_batch}"), micro_batch=micro_batch)
+        return torch.cuda.max_memory_reserved(), found
+
+    (most, plain), (least, _) = peak(8), peak(1)
+    assert least < 0.7 * most
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction((least + 0.2 * (most - least)) / torch.cuda.get_device_properties(0).total_memory)
+    try:
+        with pytest.raises(OutOfMemory, match=r"ran out of memory at micro-batch 8.*the next attempt uses micro-batch 4"):
+            train(base, asked("tight"), micro_batch=8)
+        torch.cuda.empty_cache()
+        found = train(base, asked("tight"), micro_batch=1)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    for one, other in zip(found, plain, strict=True):
+        assert one.losses == pytest.approx(other.losses, rel=1e-3)
+
+
+def test_recorded_answers_are_the_ones_given_on_a_cpu(tiny_base_folder: Path, tmp_path: Path, recorded: list[replay._Recording]) -> None:
+    there = load_base(str(tiny_base_folder), device="cuda")
+    here = load_base(str(tiny_base_folder))
+    folders = [result.folder for result in train(there, jobs(there, tmp_path, 3))]
+    recorded.clear()
+    encoder = PromptEncoder(here.tokenizer, max_length=256)
+    asked = [
+        Question(encoder.encode_messages((Turn("user", f"ask {'more ' * (n % 7)}{n}"),)), n % 4, encoder.encode_response(f"yes {n}"))
+        for n in range(24)
+    ]
+    answers = []
+    for base in (there, here):
+        stacks = stacks_on(base, [read_weights(folder) for folder in folders])
+        answers.append(sorted(stacks.reply(asked, max_new_tokens=40, batch_size=10), key=lambda reply: reply.number))
+        stacks.close()
+    assert recorded
+    assert len({reply.ids for reply in answers[1]}) > 4
+    for on_gpu, on_cpu in zip(*answers, strict=True):
+        assert on_gpu.ids == on_cpu.ids
+        assert on_gpu.nll == pytest.approx(on_cpu.nll, rel=1e-4)
