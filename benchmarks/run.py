@@ -63,16 +63,15 @@ QUICK = (
     Section("homelm", "float32", TrainingPlan(adapters=16, peer_adapters=1, epochs=1), 0.5),
     Section("homelm", "float32", GenerationPlan(adapters=8), 0.2),
 )
-# A GPU is given as many adapters and items as it takes at once; peers one step after another for a third of an adapter.
+# A GPU is given as many adapters and items as it takes at once; each peer trains one whole adapter.
 CUDA = (
-    Section(SMOLLM2, "bfloat16", TrainingPlan(adapters=256, peer_adapters=1, epochs=1), 0.2),
-    Section(SMOLLM2, "bfloat16", GenerationPlan(adapters=32, max_new_tokens=32), 0.2),
-    Section(SMOLLM2, "bfloat16", GenerationPlan(adapters=16, items_per_adapter=16, max_new_tokens=32, batch_size=256), 0.1),
-    Section(SMOLLM2, "float32", TrainingPlan(adapters=128, peer_adapters=1, epochs=1), 0.15),
-    Section(SMOLLM2, "float32", GenerationPlan(adapters=16, max_new_tokens=32), 0.1),
+    Section(SMOLLM2, "bfloat16", TrainingPlan(adapters=256, peer_adapters=1, peers=(TRAINER, TRL)), 0.25),
+    Section(SMOLLM2, "bfloat16", GenerationPlan(adapters=16, max_new_tokens=32), 0.15),
+    Section("homelm", "float32", TrainingPlan(adapters=256, peer_adapters=1, peers=(TRAINER, TRL)), 0.1),
+    Section(SMOLLM2, "bfloat16", GenerationPlan(adapters=16, items_per_adapter=16, max_new_tokens=32, batch_size=256), 0.15),
+    Section(SMOLLM2, "float32", TrainingPlan(adapters=32, peer_adapters=1, epochs=1, peers=(TRAINER, TRL)), 0.15),
     Section(QWEN_SHAPE, "bfloat16", TrainingPlan(adapters=64, peer_adapters=1, epochs=1, peers=(TRAINER, TRL)), 0.1),
-    Section(QWEN_SHAPE, "bfloat16", GenerationPlan(adapters=16, items_per_adapter=8, max_new_tokens=32, batch_size=128), 0.05),
-    Section("homelm", "float32", TrainingPlan(adapters=256, peer_adapters=1), 0.1),
+    Section(SMOLLM2, "float32", GenerationPlan(adapters=16, max_new_tokens=32), 0.1),
 )
 
 

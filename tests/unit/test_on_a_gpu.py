@@ -96,10 +96,10 @@ def test_a_training_that_was_stopped_goes_on_as_if_it_had_not_been(
 
 def test_a_batch_that_does_not_fit_is_trained_with_a_smaller_one(tmp_path: Path) -> None:
     base = load_base("homelm", device="cuda")
-    wide = replace(RECIPE, batch_size=8, epochs=1, learning_rate=1e-4)
+    wide = replace(RECIPE, batch_size=8, epochs=2, learning_rate=1e-4)
 
     def asked(name: str) -> list[TrainingJob]:
-        return jobs(base, tmp_path / name, 48, words=60, recipe=wide, n_dialogues=16)
+        return jobs(base, tmp_path / name, 96, words=300, recipe=wide, n_dialogues=8)
 
     def peak(micro_batch: int) -> tuple[int, list[TrainingResult]]:
         torch.cuda.empty_cache()
@@ -110,7 +110,7 @@ def test_a_batch_that_does_not_fit_is_trained_with_a_smaller_one(tmp_path: Path)
     (most, plain), (least, _) = peak(8), peak(1)
     assert least < 0.7 * most
     torch.cuda.empty_cache()
-    torch.cuda.set_per_process_memory_fraction((least + 0.2 * (most - least)) / torch.cuda.get_device_properties(0).total_memory)
+    torch.cuda.set_per_process_memory_fraction((least + 0.4 * (most - least)) / torch.cuda.get_device_properties(0).total_memory)
     try:
         with pytest.raises(OutOfMemory, match=r"ran out of memory at micro-batch 8.*the next attempt uses micro-batch 4"):
             train(base, asked("tight"), micro_batch=8)
