@@ -18,10 +18,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from clusterlora.models.decoder import Block, Decoder, Site, rotate
-from clusterlora.models.packing import Batch, Padding, Run, pack_batch
-from clusterlora.models.replay import Replays, like_size
+from clusterlora.models.packing import Padding, Run
+from clusterlora.models.replay import Replays
 from clusterlora.models.site_slots import SiteSlots
 from clusterlora.models.update import Update
+from clusterlora.training.decoder_batch import DecoderBatch, batch_of
 from clusterlora.training.stacked_lora import Group, Place, Rows, StackedLora, through
 
 
@@ -125,34 +126,6 @@ def _tensors_of(nested: object) -> list[Tensor]:
     return [tensor for part in nested for tensor in _tensors_of(part)] if isinstance(nested, list | tuple) else []
 
 
-@dataclass(frozen=True, slots=True)
-class _Given:
-    """What one batch is, beside weights and slots: of n read tokens the logits are wanted, and of these the gradients count by weight."""
-
-    ids: Int[Tensor, " N"]
-    cos: Float[Tensor, "N e"]
-    sin: Float[Tensor, "N e"]
-    runs: tuple[Run, ...]
-    chosen: Int[Tensor, " M"]
-    chosen_runs: tuple[Run, ...]
-    back: Int[Tensor, " N"]
-    """Where among those that predict a token is; M for the others."""
-    read: Int[Tensor, " n"]
-    """Where among those that predict a token that is read is."""
-    row: Int[Tensor, " n"]
-    target: Int[Tensor, " n"]
-    weight: Float[Tensor, " n"]
-    slot: Int[Tensor, " b"]
-    scale: Float[Tensor, " b"]
-    masks: Float[Tensor, "b feature"] | None
-    underlay: Int[Tensor, " b"]
-    learn: bool
-
-    @property
-    def rows(self) -> Rows:
-        return Rows(self.slot, self.scale, self.masks)
-
-
 class DecoderPass:
     """Adds the gradients of one batch to stacked LoRA on a decoder."""
 
@@ -185,34 +158,11 @@ class DecoderPass:
         learn: bool = True,
     ) -> Float[Tensor, " b"]:
         """Run right-padded rows forward and backward, or forward alone; return each row's weighted sum of its response tokens' NLL."""
-        n_rows = len(ids)
-        if self.padding.alike:
-            # Few kinds of batches: more rows of the first kind, which count for nothing.
-            first = torch.arange(like_size(n_rows))
-            first[n_rows:] = 0
-            ids, predicts, underlay_slots, weights = ids[first], predicts[first], underlay_slots[first], weights[first]
-            weights[n_rows:] = 0
-            first = first.to(self._decoder.device)
-            rows = Rows(rows.slot[first], rows.scale[first], None if rows.masks is None else rows.masks[first])
-        return self._replays(self._given(ids, predicts, rows, underlay_slots, weights, self.padding, learn=learn))[:n_rows]
-
-    def _given(
-        self, ids: Tensor, predicts: Tensor, rows: Rows, underlay_slots: Tensor, weights: Tensor, padding: Padding, *, learn: bool
-    ) -> _Given:
-        batch, device = pack_batch(ids, predicts, padding), self._decoder.device
-        cos, sin = self._decoder.turns(batch.tokens.place.to(device), batch.tokens.longest)
-        read, row, target, weight = _read(batch, ids[:, 1:][predicts[:, :-1]], weights, every=padding.alike)
-        chosen, back = batch.chosen, torch.full_like(batch.ids, len(batch.chosen))
-        back[chosen[batch.predicting.real]] = batch.predicting.real
-        on_device = (part.to(device) for part in (batch.ids, chosen, back, read, row, target, weight, underlay_slots))
-        ids, chosen, back, read, row, target, weight, underlay = on_device
-        return _Given(
-            ids, cos, sin, batch.tokens.runs, chosen, batch.predicting.runs, back, read, row, target, weight,
-            rows.slot, rows.scale, rows.masks, underlay, learn,
-        )  # fmt: skip
+        given = batch_of(ids, predicts, rows, underlay_slots, weights, decoder=self._decoder, padding=self.padding, learn=learn)
+        return self._replays(given)[: len(ids)]
 
     @torch.no_grad()
-    def _run(self, given: _Given) -> Float[Tensor, " b"]:
+    def _run(self, given: DecoderBatch) -> Float[Tensor, " b"]:
         """Run a batch forward and, to learn, backward."""
         blocks, rows = self._decoder.blocks, given.rows
         frozen = self._frozen(given.underlay)
@@ -240,7 +190,7 @@ class DecoderPass:
         rows = Rows(one, torch.ones(1, dtype=self._like.dtype, device=self._like.device))
         predicts = torch.ones_like(ids, dtype=torch.bool)
         predicts[:, -1] = False
-        given = self._given(ids, predicts, rows, one.cpu(), torch.ones(1), Padding(1), learn=False)
+        given = batch_of(ids, predicts, rows, one.cpu(), torch.ones(1), decoder=self._decoder, padding=Padding(1), learn=False)
         x = functional.embedding(given.ids, self._decoder.embedding)
         n_bytes = 0
         for number, block in enumerate(self._decoder.blocks):
@@ -275,7 +225,7 @@ class DecoderPass:
         number: int,
         block: Block,
         x: Float[Tensor, "N d"],
-        given: _Given,
+        given: DecoderBatch,
         rows: Rows,
         frozen: Sequence[Update | None],
         *,
@@ -301,7 +251,7 @@ class DecoderPass:
         )
         return y.add_(x), kept
 
-    def _backward(self, block: Block, kept: _Kept, dx: Tensor, given: _Given, *, last: bool, first: bool) -> Tensor:
+    def _backward(self, block: Block, kept: _Kept, dx: Tensor, given: DecoderBatch, *, last: bool, first: bool) -> Tensor:
         """Add the gradients of a block's factors; return the gradient of its input (of the first block, nothing of use)."""
         qkv, out, gate_up, down = kept.sites
         runs = given.chosen_runs if last else given.runs
@@ -331,7 +281,7 @@ class DecoderPass:
         return found[0] if len(found) == 1 else torch.cat(found), graphs
 
     def _attend_backward(
-        self, graphs: Sequence[tuple[Tensor, Tensor, Tensor, Tensor]], do: Float[Tensor, "N H*e"], given: _Given
+        self, graphs: Sequence[tuple[Tensor, Tensor, Tensor, Tensor]], do: Float[Tensor, "N H*e"], given: DecoderBatch
     ) -> list[Float[Tensor, "N D"]]:
         """Return the gradients of queries, keys and values as the layers put them out."""
         decoder, cos, sin = self._decoder, given.cos, given.sin
@@ -343,7 +293,7 @@ class DecoderPass:
         dq, dk, dv = into
         return [part.flatten(1) for part in (rotate(dq, cos, -sin), rotate(dk, cos, -sin), dv)]
 
-    def _head(self, x: Float[Tensor, "M d"], given: _Given) -> tuple[Float[Tensor, " b"], Float[Tensor, "M d"]]:
+    def _head(self, x: Float[Tensor, "M d"], given: DecoderBatch) -> tuple[Float[Tensor, " b"], Float[Tensor, "M d"]]:
         """Return each row's weighted negative log-likelihood and the gradient of the sum with respect to x."""
         decoder = self._decoder
         final, unit, inverse = decoder.norm(x, decoder.norm_out)
@@ -358,16 +308,6 @@ class DecoderPass:
         nll = torch.cat(found) * given.weight
         per_row = torch.zeros(len(given.slot), dtype=torch.float64, device=x.device).index_add_(0, given.row, nll.double())
         return per_row, _norm_backward(dfinal, decoder.norm_out, unit, inverse)
-
-
-def _read(batch: Batch, targets: Int[Tensor, " n"], weights: Float[Tensor, " b"], *, every: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return which of the tokens that predict are read, their rows, next tokens and weights; with `every`, padding too, with no weight."""
-    real, row = batch.predicting.real, batch.predicting.row
-    if not every:
-        return real, row[real], targets, weights[row[real]]
-    target, weight = torch.zeros_like(row), weights.new_zeros(len(row))
-    target[real], weight[real] = targets, weights[row[real]]
-    return torch.arange(len(row)), row, target, weight
 
 
 def _cross_entropy(
