@@ -1,6 +1,6 @@
 """What the Prefect server does on its own: a run whose process is gone becomes Crashed, and people are told.
 
-A training or an evaluation is then tried again by the study that waits for it; a study is launched again by whoever launched it.
+A training or an evaluation is then tried again by the study that waits for it; a study that crashed itself is launched again.
 """
 
 from datetime import timedelta
@@ -9,7 +9,7 @@ from uuid import UUID
 from prefect.automations import AutomationCore
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import StateType
-from prefect.events.actions import ActionTypes, ChangeFlowRunState, SendNotification
+from prefect.events.actions import ActionTypes, ChangeFlowRunState, RunDeployment, SendNotification
 from prefect.events.schemas.automations import EventTrigger, Posture
 from prefect.events.schemas.events import ResourceSpecification
 from prefect.exceptions import ObjectNotFound
@@ -49,6 +49,29 @@ def crash_unstarted_runs(within: timedelta = START) -> AutomationCore:
     )
 
 
+def relaunch_crashed_studies() -> AutomationCore:
+    """Return the rule for a study whose own run crashed: a fresh run with the same parameters, which goes on where the study was.
+
+    Only once: what a rule launched is not launched again by it, for what crashes every time would never end.
+    """
+    parameters = "{{ flow_run.parameters | tojson if not flow_run.created_by else 1 // 0 }}"
+    same = {"__prefect_kind": "json", "value": {"__prefect_kind": "jinja", "template": parameters}}
+    return AutomationCore(
+        name="clusterlora: a study's run crashed",
+        description="A study whose own run crashed is launched again, once.",
+        enabled=True,
+        trigger=EventTrigger(
+            expect={"prefect.flow-run.Crashed"},
+            match=ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]}),
+            match_related=ResourceSpecification({"prefect.resource.role": ["deployment"], "prefect.resource.name": ["study"]}),
+            for_each={"prefect.resource.id"},
+            posture=Posture.Reactive,
+            threshold=1,
+        ),
+        actions=[RunDeployment(source="inferred", deployment_id=None, parameters=same, job_variables=None)],
+    )
+
+
 def notify(block_id: UUID) -> tuple[AutomationCore, ...]:
     """Return the rules that tell people, through a notification block, of a gate that refused and of a run that crashed."""
     return (
@@ -66,7 +89,7 @@ def apply_automations(notify_by: str | None = None) -> tuple[str, ...]:
     Raises:
         UnknownName: the server has no such block.
     """
-    wanted = (crash_silent_runs(), crash_unstarted_runs())
+    wanted = (crash_silent_runs(), crash_unstarted_runs(), relaunch_crashed_studies())
     with get_client(sync_client=True) as client:
         if notify_by is not None:
             wanted += notify(_block(client, notify_by))

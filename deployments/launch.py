@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 WATCH_SECONDS = 2.0
 SUPERVISE_SECONDS = 10.0
+MOST_RELAUNCHES = 2
+"""How often a study is launched again when its own process died."""
 
 
 def run_study(
@@ -61,6 +63,12 @@ def run_study(
         launched = True
         say(f"study {study.name}: {stack.addresses.prefect}/runs/flow-run/{run_id}")
         ended = follow(run_id, study.name, stack)
+        for number in range(1, MOST_RELAUNCHES + 1):
+            if ended.parent.state != "Crashed":
+                break
+            say(f"the study's run crashed: {ended.parent.message}")
+            say(f"it is launched again, {number} of {MOST_RELAUNCHES}, and goes on where it was")
+            ended = follow(launch(study, stack), study.name, stack)
     except KeyboardInterrupt:
         if launched:
             say(f"\nThe study goes on without you. Watch it at {stack.addresses.prefect}, or run the same command again to follow it;")

@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -241,5 +242,48 @@ def test_people_are_told_of_refused_gates_and_crashes_by_a_block_that_exists(pre
         assert set(names) <= rules.keys()
         expected = {next(iter(rule.trigger.expect)) for name, rule in rules.items() if "tell when" in name}  # pyright: ignore[reportAttributeAccessIssue]
         assert expected == {"prefect.flow-run.GateRefused", "prefect.flow-run.Crashed"}
-        for name in names[2:]:
+        for name in names[3:]:
             client.delete_automation(rules[name].id)
+
+
+@pytest.mark.server
+def test_a_study_whose_run_crashed_is_launched_again_with_its_parameters_and_only_once(serve: Any, tmp_path: Path):
+    from prefect import flow
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+    from prefect.states import Completed, Crashed, Running
+
+    from deployments.automations import apply_automations
+
+    @flow(name="study")
+    def crashing(config: dict[str, Any]) -> None: ...
+
+    parameters = {"config": {"name": "x", "seeds": 2, "note": 'it\'s "quoted" {{ 7 * 7 }}', "nothing": None}}
+    environment = {"PREFECT_HOME": str(tmp_path), "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
+    # The session's server runs no services, and rules are one of them.
+    with (
+        serve("prefect", ["start"], health="/api/health", folder=tmp_path, environment=environment) as address,
+        temporary_settings({PREFECT_API_URL: f"{address}/api"}),
+        get_client(sync_client=True) as client,
+    ):
+        apply_automations()
+        flow_id = client.create_flow(crashing)
+        of_study, of_training = (client.create_deployment(flow_id, name=name) for name in ("study", "train"))
+
+        def end(run_id: Any, state: Any) -> None:
+            for one in (Running(), state):
+                client.set_flow_run_state(run_id, one, force=True)
+
+        def launched() -> list[Any]:
+            return [run for run in client.read_flow_runs() if run.created_by is not None]
+
+        for deployment, state in ((of_training, Crashed()), (of_study, Completed()), (of_study, Crashed())):
+            end(client.create_flow_run_from_deployment(deployment, parameters=parameters).id, state)
+        deadline = time.monotonic() + 120
+        while not launched():
+            assert time.monotonic() < deadline, "nothing was launched again"
+            time.sleep(0.5)
+        (again,) = launched()
+        assert (again.deployment_id, again.parameters) == (of_study, parameters)
+        end(again.id, Crashed())
+        time.sleep(10)
+        assert len(launched()) == 1
