@@ -64,7 +64,7 @@ def run_study(
         say(f"study {study.name}: {stack.addresses.prefect}/runs/flow-run/{run_id}")
         ended = follow(run_id, study.name, stack)
         for number in range(1, MOST_RELAUNCHES + 1):
-            if ended.parent.state != "Crashed":
+            if ended.parent.state != "Crashed" or _was_stopped(stack):
                 break
             say(f"the study's run crashed: {ended.parent.message}")
             say(f"it is launched again, {number} of {MOST_RELAUNCHES}, and goes on where it was")
@@ -174,11 +174,18 @@ def supervise(client: "SyncPrefectClient", stack: Stack, view: LiveView | PlainV
 
 def _check_server(stack: Stack, lost: Exception) -> None:
     """Raise ServiceDown when the server was stopped on purpose; one that died is started again by `supervise`."""
-    running = local_stack.status(stack.home)
-    if (running is None or "prefect-server" not in running.running) and "prefect-server" not in local_stack.died(stack.home):
+    if _was_stopped(stack):
         raise ServiceDown(
             f"the Prefect server at {stack.addresses.prefect} was stopped ({lost}); start the same command again: nothing finished is lost"
         ) from lost
+
+
+def _was_stopped(stack: Stack) -> bool:
+    """Return whether the server was stopped on purpose; one that died is still in the books."""
+    # First this, which waits for a `down` that is under way: it stops the workers, whose runs crash, before the server.
+    died = local_stack.died(stack.home)
+    running = local_stack.status(stack.home)
+    return (running is None or "prefect-server" not in running.running) and "prefect-server" not in died
 
 
 def _stay(stack: Stack, say: Callable[[str], None]) -> None:

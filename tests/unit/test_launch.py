@@ -33,6 +33,7 @@ def test_a_study_whose_own_run_crashed_is_launched_again_and_what_failed_is_not(
     ends: Sequence[str], launches: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stack = Stack(tmp_path, Addresses(1, 2), {})
+    monkeypatch.setattr(launch.local_stack, "died", lambda _home: ("prefect-server",))
     states, launched, told = iter(ends), [], []
 
     def start(study: Study, _stack: Stack) -> Any:
@@ -46,3 +47,13 @@ def test_a_study_whose_own_run_crashed_is_launched_again_and_what_failed_is_not(
     assert found.parent.state == ends[launches - 1]
     assert launched == ["x"] * launches
     assert sum("is launched again" in line for line in told) == launches - 1
+
+
+def test_a_study_whose_stack_was_stopped_is_not_launched_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch.local_stack, "up", lambda *_, **__: Stack(tmp_path, Addresses(1, 2), {}))
+    monkeypatch.setattr(launch, "launch", lambda *_: uuid4())
+    monkeypatch.setattr(launch, "follow", lambda *_: ended("Crashed"))
+    said: list[str] = []
+    found = launch.run_study(Study(name="x"), home=tmp_path, workers=None, stay=False, say=said.append, results=False)
+    assert found.parent.state == "Crashed"
+    assert not any("launched again" in line for line in said)
