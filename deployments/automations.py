@@ -54,7 +54,7 @@ def relaunch_crashed_studies() -> AutomationCore:
 
     Only once: what a rule launched is not launched again by it, for what crashes every time would never end.
     """
-    parameters = "{{ flow_run.parameters | tojson if not flow_run.created_by else 1 // 0 }}"
+    parameters = "{{ flow_run.parameters | tojson if flow_run.created_by.type != 'AUTOMATION' else 1 // 0 }}"
     same = {"__prefect_kind": "json", "value": {"__prefect_kind": "jinja", "template": parameters}}
     return AutomationCore(
         name="clusterlora: a study's run crashed",

@@ -322,6 +322,6 @@ def _slots(
 
 
 def _affordable(base: BaseModel, jobs: Sequence[TrainingJob], n_parameters: int) -> int:
-    """Return how many slots to have: each has parameters, gradients and two moments, in float32."""
-    slot_bytes = 4 * 4 * n_parameters
+    """Return how many slots to have: each has parameters, gradients, clipped ones and two moments, in float32."""
+    slot_bytes = 4 * 5 * n_parameters
     return max(1, min(len(jobs), MOST_SLOTS[base.model.device.type], int(_SLOT_SHARE * free_memory_bytes(base.model.device) / slot_bytes)))

@@ -34,7 +34,7 @@ class SlotAdamW:
         self._gradients = gradients
         self.first = torch.zeros_like(parameters)
         self.second = torch.zeros_like(parameters)
-        self._rows: list[Sequence[Tensor]] = [matrix.unbind(0) for matrix in (parameters, gradients, self.first, self.second)]
+        self._rows: list[Sequence[Tensor]] = [matrix.unbind(0) for matrix in (parameters, self.first, self.second)]
         self._taken = [torch.zeros((), device=parameters.device) for _ in parameters]
 
     def begin(self, slot: int, *, n_taken: int = 0) -> None:
@@ -44,19 +44,19 @@ class SlotAdamW:
         self._taken[slot].fill_(n_taken)
 
     def step(self, steps: Mapping[int, Step]) -> None:
-        """Clip the gradients of these slots to their norm and take a step on each; the others stay as they are."""
+        """Take a step on each of these slots, with its gradient clipped to its norm; the others cost nothing and stay as they are."""
         if not steps:
             return
-        norms = torch.linalg.vector_norm(self._gradients, dim=1)
-        most = torch.full_like(norms, torch.inf)
-        most[list(steps)] = most.new_tensor([step.max_grad_norm for step in steps.values()])
-        self._gradients.mul_((most / (norms + _CLIP_EPS)).clamp_(max=1)[:, None])
+        clipped = self._gradients[list(steps)]
+        most = clipped.new_tensor([step.max_grad_norm for step in steps.values()])
+        clipped.mul_((most / (torch.linalg.vector_norm(clipped, dim=1) + _CLIP_EPS)).clamp_(max=1)[:, None])
+        gradient_of = dict(zip(steps, clipped.unbind(0), strict=True))
         for step, alike in groupby(sorted(steps, key=steps.__getitem__), key=steps.__getitem__):
             slots = list(alike)
-            parameters, gradients, first, second = ([rows[slot] for slot in slots] for rows in self._rows)
+            parameters, first, second = ([rows[slot] for slot in slots] for rows in self._rows)
             adamw(
                 parameters,
-                gradients,
+                [gradient_of[slot] for slot in slots],
                 first,
                 second,
                 [],
