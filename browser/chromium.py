@@ -11,6 +11,7 @@ import subprocess
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
+from http import HTTPStatus
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -33,13 +34,14 @@ _PLACE = """(element => {
 
 
 class Tab:
-    """A browser's tab; remembers the requests it made and everything it complained of."""
+    """A browser's tab; remembers the requests it made, those that a server was too busy for, and everything it complained of."""
 
     def __init__(self, browser: Connection) -> None:
         self._browser = browser
         self._numbers = itertools.count(1)
         self._session: dict[str, str] = {}
         self.requests: list[str] = []
+        self.unserved: list[str] = []
         self.complaints: list[str] = []
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         self._session = {"sessionId": self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]}
@@ -60,6 +62,8 @@ class Tab:
     def _remember(self, event: str, said: dict[str, Any]) -> None:
         if event == "Network.requestWillBeSent":
             self.requests.append(said["request"]["url"])
+        elif event == "Network.responseReceived" and said["response"]["status"] == HTTPStatus.SERVICE_UNAVAILABLE:
+            self.unserved.append(said["response"]["url"])
         elif event == "Runtime.exceptionThrown" or (event == "Runtime.consoleAPICalled" and said["type"] in ("error", "warning")):
             self.complaints.append(json.dumps(said)[:500])
         elif event == "Log.entryAdded" and said["entry"]["level"] in ("error", "warning"):
@@ -71,16 +75,26 @@ class Tab:
         return found["result"].get("value")
 
     def open(self, address: str, *, until: str) -> None:
-        """Go to a page and wait until an expression holds on it."""
+        """Go to a page and wait until an expression holds on it; again when the server was too busy for what the page asked it."""
+        deadline = time.monotonic() + READY_SECONDS
+        heard = len(self.unserved)
         self.call("Page.navigate", url=address)
-        self.wait_until(until)
+        while not self._holds(until):
+            assert time.monotonic() < deadline, f"{until} did not become true; the last complaints: {self.complaints[-3:]}"
+            if len(self.unserved) > heard:
+                heard = len(self.unserved)
+                self.call("Page.navigate", url=address)
+            time.sleep(0.05)
 
     def wait_until(self, expression: str, *, seconds: float = READY_SECONDS) -> None:
         deadline = time.monotonic() + seconds
-        # What it speaks of may be missing while one page makes room for another.
-        while not self.value(f"(() => {{ try {{ return Boolean({expression}) }} catch {{ return false }} }})()"):
+        while not self._holds(expression):
             assert time.monotonic() < deadline, f"{expression} did not become true; the last complaints: {self.complaints[-3:]}"
             time.sleep(0.05)
+
+    def _holds(self, expression: str) -> bool:
+        """Return whether an expression holds now; what it speaks of may be missing while one page makes room for another."""
+        return bool(self.value(f"(() => {{ try {{ return Boolean({expression}) }} catch {{ return false }} }})()"))
 
     def click(self, element: str) -> None:
         """Click the middle of what an expression finds, once it is there and holds still."""

@@ -9,6 +9,9 @@ from browser.chromium import READY_SECONDS, Tab, with_text
 
 TRIES = 5
 
+SUBMITTED_TO = ("/create_flow_run", "/resume")
+"""How the addresses end to which forms are sent."""
+
 
 class PrefectPages:
     """Somebody in front of Prefect's pages, who fills in forms by the names of their fields."""
@@ -49,11 +52,14 @@ class PrefectPages:
         raise AssertionError(f"the server was too busy {TRIES} times")
 
     def submit(self, *, says: str) -> bool:
-        """Press the button; return True once the page says these words, False when the server was busy: on SQLite it then answers 503."""
-        heard, deadline = len(self.tab.complaints), time.monotonic() + READY_SECONDS
+        """Press the button; return True once the page says these words, False when the server was too busy: on SQLite it then answers 503.
+
+        Pages ask for other things meanwhile, and ask again for those that were refused.
+        """
+        heard, deadline = len(self.tab.unserved), time.monotonic() + READY_SECONDS
         self.tab.click(with_text("button", "Submit"))
         while not self.tab.shows(says):
-            if any("503" in complaint for complaint in self.tab.complaints[heard:]):
+            if any(address.endswith(SUBMITTED_TO) for address in self.tab.unserved[heard:]):
                 return False
             assert time.monotonic() < deadline, f"the page does not say {says!r}"
             time.sleep(0.1)

@@ -105,12 +105,16 @@ def launched_by_a_program(study: Study) -> UUID:
 
 def launched_by_hand(pages: PrefectPages, study: Study, asked: Study) -> UUID:
     """Return the run that starts when the form of an earlier study's run is changed to these settings."""
-    pages.copy_to_new_run(runs_of(study, name="study · ")[-1].id)
-    pages.fill(["config", "Name"], asked.name)
-    pages.add(["config", "Methods"], "merge")
-    pages.fill(["config", "Gate", "Mean Similarity"], "1")
-    pages.choose(["config", "Gate", "On Failure"], "ask")
-    assert pages.submit(says="scheduled")
+
+    def submitted() -> bool | None:
+        pages.copy_to_new_run(runs_of(study, name="study · ")[-1].id)
+        pages.fill(["config", "Name"], asked.name)
+        pages.add(["config", "Methods"], "merge")
+        pages.fill(["config", "Gate", "Mean Similarity"], "1")
+        pages.choose(["config", "Gate", "On Failure"], "ask")
+        return pages.submit(says="scheduled") or None
+
+    wait_for(submitted)
 
     def started() -> UUID | None:
         return next((run.id for run in runs_of(asked, name="study · ")), None)
