@@ -1,6 +1,6 @@
 """The gate: cluster 0 must show that it is worth paying for the others. Each rung of the ladder is a run of its own.
 
-Before the first, the bare base model's answers tell what the gate is able to see.
+Beside the first, the bare base model's answers tell what the gate is able to see.
 """
 
 from prefect import flow, tags
@@ -23,11 +23,7 @@ def gate(study_name: str) -> Verdict | None:
     """
     verdict = None
     with tags(study_tag(study_name)):
-        rungs = ladder(study_name)
-        if rungs and not foreseen(study_name):
-            dispatch_evaluation(study_name, "power")
-            foresee(study_name)
-        for rung in rungs:
+        for rung in ladder(study_name):
             verdict = known_verdict(study_name, rung.name) or climb(study_name, rung)
             if verdict.passed:
                 break
@@ -37,7 +33,14 @@ def gate(study_name: str) -> Verdict | None:
 @flow(name="rung", flow_run_name="gate · cluster 00 · {study_name} · {rung.name}")
 def climb(study_name: str, rung: Rung) -> Verdict:
     """Train what one rung of the ladder still needs, evaluate it on val, and judge it."""
+    told = None
+    if not foreseen(study_name):
+        # First in line for a worker, and soon done: a person who reads it can still cancel before much was spent.
+        answered = dispatch_evaluation.submit(study_name, "power")
+        told = foresee.submit(study_name, return_state=False, wait_for=[answered])
     while packs := packs_for_gate(study_name, rung):
         train_all(study_name, packs)
     dispatch_evaluation(study_name, "gate", rung=rung.name)
+    if told:
+        told.result()
     return judge(study_name, rung.name)

@@ -14,7 +14,7 @@ from tasks.fan_out import evaluate_all, train_all
 from tasks.links import link_runs
 from tasks.outcome import cancel_children, record_failure
 from tasks.planning import packs_after_gate, packs_before_clustering, was_refused
-from tasks.preparation import cluster, prepare, refine, signal
+from tasks.preparation import cluster, prepare, refine, scale, signal
 from tasks.run_names import study_tag, tag_this_run
 from tasks.status import show_status
 
@@ -44,8 +44,9 @@ def study(config: Study = MISSION) -> State[None]:
         while packs := packs_before_clustering(name):
             train_all(name, packs)
         cluster(config)
-        # It reads the data alone: what it has to tell is there before the first adapter is, and the gate does not wait for it.
+        # Both read the data alone, and are done while the first adapters are trained: the gate does not wait for them.
         told = signal.submit(name)
+        scaled = scale.submit(name, return_state=False, wait_for=[told])
         show_status(name, "at the gate")
 
         verdict = gate(name)
@@ -64,6 +65,7 @@ def study(config: Study = MISSION) -> State[None]:
         show_status(name, "trained")
 
         evaluate_all(name, shards=config.runtime.shards)
+        scaled.result()
         finding = compare(name)
         champion = register(name)
         show_status(name, "finished")

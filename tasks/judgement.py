@@ -33,7 +33,7 @@ def judge(study_name: str, rung: str) -> Verdict:
 
 @task(task_run_name="foresee gate · {study_name}", cache_policy=NO_CACHE, **RETRIED)
 def foresee(study_name: str) -> None:
-    """Tell which gain the gate would notice and how often luck decides, before anything is trained for it."""
+    """Tell which gain the gate would notice and how often luck decides, as soon as the bare base model has answered."""
     from clusterlora.stages.judge import foresee as foresee_gate
 
     power = foresee_gate(study_name, from_environment())

@@ -55,3 +55,12 @@ def signal(study_name: str) -> None:
 
     found = measure_signal(study_name, from_environment(), PrefectRunLog(study_name, "signal"))
     create_markdown_artifact(markdown(found), key=artifact_key("signal", study_name), description=verdict(found))
+
+
+@task(task_run_name="scale of the scores · {study_name}", cache_policy=NO_CACHE, **RETRIED)
+def scale(study_name: str) -> None:
+    """Measure what somebody else's words would score, which the comparison will ask for."""
+    from clusterlora.stages.scale import scale as measure_scale
+
+    stores = from_environment()
+    measure_scale(stores.studies.study(study_name), stores, stores.studies.dataset(study_name).ids)

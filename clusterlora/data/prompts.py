@@ -5,9 +5,9 @@ asked for (`items`, `encode_messages`). Text is tokenised piece by piece, cut wh
 ids of a prompt in evaluation are the ids before that turn in training, for every tokenizer.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from clusterlora.errors import BadData, ModelUnavailable
 from clusterlora.settings import ModelSettings
@@ -86,12 +86,24 @@ class PromptEncoder:
         Raises:
             BadData: no assistant turn.
         """
+        return self.encode_dialogues([turns])[0]
+
+    def encode_dialogues(self, dialogues: Iterable[Sequence[Turn]]) -> list[TokenSequence]:
+        """Return what `encode_dialogue` returns for each; a tokenizer is several times faster when it is given many texts at once."""
+        cut = [self._training_pieces(turns) for turns in dialogues]
+        self._tokenise([text for pieces in cut for text, _ in pieces])
+        return [self._sequence(pieces) for pieces in cut]
+
+    def _training_pieces(self, turns: Sequence[Turn]) -> list[tuple[str, bool]]:
         last = max((i for i, turn in enumerate(turns) if turn.role == "assistant"), default=None)
         if last is None:
             raise BadData("a dialogue without an assistant turn cannot be trained on; remove it")
+        return [*self._pieces(turns[:last]), (turns[last].text, True)]
+
+    def _sequence(self, pieces: Sequence[tuple[str, bool]]) -> TokenSequence:
         ids: list[int] = []
         is_response: list[bool] = []
-        for text, response in [*self._pieces(turns[:last]), (turns[last].text, True)]:
+        for text, response in pieces:
             piece = self.encode_response(text) if response else self._ids(text)
             ids += piece
             is_response += [response] * len(piece)
@@ -118,11 +130,16 @@ class PromptEncoder:
         return [*pieces, (text, False)]
 
     def _ids(self, text: str) -> tuple[int, ...]:
-        ids = self._ids_by_text.get(text)
-        if ids is None:
-            ids = tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"])  # pyright: ignore[reportArgumentType]
-            self._ids_by_text[text] = ids
-        return ids
+        if text not in self._ids_by_text:
+            self._tokenise([text])
+        return self._ids_by_text[text]
+
+    def _tokenise(self, texts: Iterable[str]) -> None:
+        """Remember the ids of texts that were not seen before."""
+        fresh = [text for text in dict.fromkeys(texts) if text not in self._ids_by_text]
+        if fresh:
+            found = cast("list[list[int]]", self._tokenizer(fresh, add_special_tokens=False)["input_ids"])
+            self._ids_by_text.update(zip(fresh, map(tuple, found), strict=True))
 
     def _end_of_turn(self) -> tuple[int, ...]:
         return (int(self._tokenizer.eos_token_id),)  # pyright: ignore[reportArgumentType]

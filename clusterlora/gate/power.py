@@ -1,4 +1,4 @@
-"""What the gate is able to see, told before anything is trained: the gain it would notice, and how often it passes by luck."""
+"""What the gate is able to see, told before any verdict: the gain it would notice, and how often it passes by luck."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,6 +1,5 @@
 """Compare all methods on the test items and write the study's results folder."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,24 +12,17 @@ from clusterlora.comparison.table import write_tables
 from clusterlora.comparison.write import write_atomically
 from clusterlora.data.prompts import items
 from clusterlora.errors import BadData
-from clusterlora.evaluation.metric import Scorable
 from clusterlora.evaluation.metrics import METRICS
-from clusterlora.evaluation.reference_points import floor, most_similar_of_others
 from clusterlora.ports import RunLog, Stores
 from clusterlora.settings import Study
 from clusterlora.stages.imported_scores import imported_markdown
-from clusterlora.stages.loaded import embedder
 from clusterlora.stages.model_card import SCORES_FACT, scores_fact
 from clusterlora.stages.new_personas import new_personas
 from clusterlora.stages.plan import REFERENCE, work_plan
 from clusterlora.stages.report import write_map, write_report
+from clusterlora.stages.scale import scale
 from clusterlora.stages.timing import timed
 from clusterlora.values import EvaluationRow
-
-_FLOOR_REFERENCES = 3
-"""References per persona that the floor is measured on: every pair of people counts, so a few of each are plenty."""
-_SAME_PROMPT_ITEMS = 10
-"""Items per persona that the same-prompt floor is measured on, and found among."""
 
 
 def compare(study_name: str, stores: Stores, log: RunLog) -> Comparison:
@@ -45,6 +37,7 @@ def compare(study_name: str, stores: Stores, log: RunLog) -> Comparison:
         rows = evaluation_rows(study, stores)
         if not rows:
             raise BadData(f"study {study_name} has no test answers; run its evaluate step first")
+        reference_points = scale(study, stores, tuple(dict.fromkeys(row.persona_id for row in rows)))
         comparison = compare_rows(
             rows,
             headline=study.evaluation.headline,
@@ -52,8 +45,8 @@ def compare(study_name: str, stores: Stores, log: RunLog) -> Comparison:
             draws=study.evaluation.bootstrap_draws,
             rng=np.random.default_rng(0),
             reference=REFERENCE,
-            floor=_floor(study, rows),
-            floor_same_prompt=_floor_same_prompt(study, stores, rows),
+            floor=reference_points.floor,
+            floor_same_prompt=reference_points.floor_same_prompt,
         )
         folder = stores.folder(study_name) / "results"
         newcomers = new_personas(study, stores)
@@ -112,37 +105,6 @@ def evaluation_rows(study: Study, stores: Stores) -> list[EvaluationRow]:
         for item in items(study.model, personas[route.persona_id], "test")
         if (answer := answers.get((keys[route.stack], route.persona_id, item.id))) is not None
     ]
-
-
-def _floor(study: Study, rows: Sequence[EvaluationRow]) -> float | None:
-    """Return what another persona's reference scores, when the headline is a similarity to the reference."""
-    if study.evaluation.headline != "embedding_similarity":
-        return None
-    references: dict[str, list[str]] = {}
-    for row in rows:
-        if row.method == rows[0].method:
-            of_persona = references.setdefault(row.persona_id, [])
-            if len(of_persona) < _FLOOR_REFERENCES:
-                of_persona.append(row.reference)
-    return floor(references, embedder(study.model)) if len(references) > 1 else None
-
-
-def _floor_same_prompt(study: Study, stores: Stores, rows: Sequence[EvaluationRow]) -> float | None:
-    """Return what another persona's reference for the most similar prompt scores, when the headline is a similarity to the reference.
-
-    A prompt is what was said so far, without the system turn, the latest first: an embedding that cuts long texts keeps the latest.
-    """
-    personas = stores.studies.dataset(study.name).by_id()
-    asked = {p: items(study.model, personas[p], "test")[:_SAME_PROMPT_ITEMS] for p in dict.fromkeys(row.persona_id for row in rows)}
-    if study.evaluation.headline != "embedding_similarity" or len(asked) < 2:
-        return None
-    prompts = {p: ["\n".join(turn.text for turn in reversed(item.messages[1:])) for item in its] for p, its in asked.items()}
-    nearest = most_similar_of_others(prompts, embedder(study.model))
-    references = [item.reference for its in asked.values() for item in its]
-    theirs = Scorable(texts=[references[number] for number in nearest], references=references, embedder=embedder(study.model))
-    scores = METRICS[study.evaluation.headline].score(theirs)
-    ends = np.cumsum([len(its) for its in asked.values()])
-    return float(np.mean([part.mean() for part in np.split(scores, ends[:-1])]))
 
 
 def figure_path(stores: Stores, study_name: str) -> Path:

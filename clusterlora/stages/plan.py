@@ -311,12 +311,14 @@ def _fan_out(study: Study, plan: WorkPlan, ready: Sequence[AdapterSpec]) -> tupl
     """Return packs that share the work among as many runs as the study has shards.
 
     Small adapters are not worth a run of their own, and large ones share their passes with them. Who is in which pack follows from the
-    plan alone, so that a relaunch deals alike.
+    plan alone, so that a relaunch deals alike; what the gate has trained by then is no work of anybody's.
     """
     names = {spec.name for spec in ready}
+    before = frozenset(judged_adapters(plan)) if GATED in plan.methods else frozenset[str]()
     packs = []
     for kind, pack, title in (("lora", "fan-out", "fan-out"), ("prefix", "prefixes", "prefixes")):
-        dealt = _dealt([spec for spec in plan.specs.values() if spec.kind == kind and not spec.parts], study.runtime.shards)
+        work = {spec: 0 if spec.name in before else _work(spec) for spec in plan.specs.values() if spec.kind == kind and not spec.parts}
+        dealt = _dealt(work, study.runtime.shards)
         for number, shard in enumerate(dealt, start=1):
             if mine := tuple(spec.name for spec in shard if spec.name in names):
                 packs.append(Pack(f"{pack}-{number}-of-{len(dealt)}", f"{title} {number}/{len(dealt)}", mine))
@@ -335,14 +337,14 @@ def _ready(study: Study, stores: Stores, plan: WorkPlan, names: Sequence[str]) -
     return [plan.specs[n] for n in missing if not set(plan.specs[n].needs) & set(missing)]
 
 
-def _dealt(specs: Sequence[AdapterSpec], shards: int) -> list[list[AdapterSpec]]:
+def _dealt(work: Mapping[AdapterSpec, int], shards: int) -> list[list[AdapterSpec]]:
     """Return the adapters in as many hands, longest training first, each to the hand that has least to do."""
     hands: list[list[AdapterSpec]] = [[] for _ in range(shards)]
     loads = [0] * shards
-    for spec in sorted(specs, key=_work, reverse=True):
+    for spec in sorted(work, key=work.__getitem__, reverse=True):
         least = loads.index(min(loads))
         hands[least].append(spec)
-        loads[least] += _work(spec)
+        loads[least] += work[spec]
     return hands
 
 

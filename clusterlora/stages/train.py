@@ -5,6 +5,7 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import cache
 from pathlib import Path
 
 from clusterlora.comparison.write import write_atomically
@@ -121,10 +122,14 @@ def _jobs(study: Study, plan: WorkPlan, specs: Sequence[AdapterSpec], stores: St
     def folder(name: str | None) -> Path | None:
         return stores.adapters.path(plan.keys[name]) if name else None
 
+    # Most people teach several adapters.
+    @cache
+    def of_person(persona_id: str, split: Split, *, described: bool) -> list[TokenSequence]:
+        person, prompt = personas[persona_id], replace(study.model, persona_in_prompt=study.model.persona_in_prompt or described)
+        return encoder.encode_dialogues(messages(prompt, person, dialogue) for dialogue in person.of_split(split))
+
     def encoded(spec: AdapterSpec, split: Split) -> tuple[TokenSequence, ...]:
-        prompt = replace(study.model, persona_in_prompt=study.model.persona_in_prompt or spec.described)
-        people = [personas[p] for p in spec.persona_ids]
-        return tuple(encoder.encode_dialogue(messages(prompt, p, dialogue)) for p in people for dialogue in p.of_split(split))
+        return tuple(sequence for p in spec.persona_ids for sequence in of_person(p, split, described=spec.described))
 
     return [
         TrainingJob(

@@ -3,8 +3,9 @@
 import dataclasses
 import json
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
+from itertools import repeat
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from clusterlora.errors import BadData
@@ -44,68 +45,130 @@ def plain(value: object) -> Any:
 
 def from_plain(kind: type[T], value: object) -> T:
     """Return the value of type `kind` that `plain` made these dicts and lists of. Raises BadData."""
-    return cast("T", _read(kind, value, _name(kind)))
+    try:
+        return cast("T", _reader(kind)(value))
+    except _MisfitError as misfit:
+        raise BadData(f"stored {_name(kind)}{misfit.where} {misfit.what}") from misfit
 
 
-def _read(hint: Any, value: Any, where: str) -> Any:
+class _MisfitError(Exception):
+    """A value that is not of its type; `where` grows on the way out."""
+
+    def __init__(self, what: str, where: str = "") -> None:
+        super().__init__(what)
+        self.what = what
+        self.where = where
+
+    def inside(self, place: str) -> "_MisfitError":
+        return _MisfitError(self.what, place + self.where)
+
+
+_Reader = Callable[[Any], Any]
+
+
+@cache
+def _reader(hint: Any) -> _Reader:
+    """Return what reads values of a type. Types are looked at once: a study's data are hundreds of thousands of values."""
     if hint is Any:
-        return value
+        return lambda value: value
     origin, args = get_origin(hint), get_args(hint)
     if dataclasses.is_dataclass(hint):
-        return _read_dataclass(cast("type[object]", hint), value, where)
+        return _dataclass_reader(cast("type[object]", hint))
     if origin in (Union, types.UnionType):
-        return _read_union(args, value, where)
+        return _optional_reader(args)
     if origin is Literal:
-        if value not in args:
-            raise BadData(f"stored {where} is {value!r}, none of {', '.join(map(repr, args))}")
-        return value
+        return _literal_reader(args)
     if origin is tuple:
-        return _read_tuple(args, value, where)
+        return _series_reader(args[0]) if args[1:] == (...,) else _tuple_reader(args)
     if origin in (dict, Mapping):
-        return {k: _read(args[1], v, f"{where}[{k!r}]") for k, v in _of(dict, value, where).items()}
-    if hint is float and type(value) is int:
-        return float(value)
-    return _of(hint, value, where)
+        return _mapping_reader(args[1])
+    if hint is float:
+        return lambda value: float(value) if type(value) is int else _of(float, value)
+    return lambda value: _of(hint, value)
 
 
-def _read_dataclass(kind: type[object], value: Any, where: str) -> Any:
-    hints = _hints(kind)
-    fields: dict[str, Any] = _of(dict, value, where)
-    if unknown := fields.keys() - hints.keys():
-        raise BadData(f"stored {where} has unknown fields {', '.join(sorted(unknown))}; it was written by another version of clusterlora")
-    try:
-        return kind(**{name: _read(hints[name], v, f"{where}.{name}") for name, v in fields.items()})
-    except TypeError as error:
-        raise BadData(f"stored {where} is incomplete ({error}); it was written by another version of clusterlora") from error
+def _dataclass_reader(kind: type[object]) -> _Reader:
+    readers = {name: _reader(hint) for name, hint in get_type_hints(kind).items()}
+
+    def read(value: Any) -> Any:
+        fields: dict[str, Any] = _of(dict, value)
+        values: dict[str, Any] = {}
+        name = ""
+        try:
+            for name, field in fields.items():
+                values[name] = readers[name](field)
+            return kind(**values)
+        except _MisfitError as misfit:
+            raise misfit.inside(f".{name}") from None
+        except KeyError:
+            unknown = ", ".join(sorted(fields.keys() - readers.keys()))
+            raise _MisfitError(f"has unknown fields {unknown}; it was written by another version of clusterlora") from None
+        except TypeError as error:
+            raise _MisfitError(f"is incomplete ({error}); it was written by another version of clusterlora") from error
+
+    return read
 
 
-def _read_union(args: tuple[Any, ...], value: Any, where: str) -> Any:
-    if value is None and type(None) in args:
-        return None
+def _optional_reader(args: tuple[Any, ...]) -> _Reader:
     choices = [a for a in args if a is not type(None)]
-    if len(choices) != 1:
-        raise TypeError(f"{where}: only X | None can be read back, not a union of {len(choices)} types")
-    return _read(choices[0], value, where)
+    if len(choices) != 1 or len(choices) == len(args):
+        raise TypeError(f"only X | None can be read back, not a union of {len(choices)} types")
+    reader = _reader(choices[0])
+    return lambda value: None if value is None else reader(value)
 
 
-def _read_tuple(args: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
-    values: list[Any] = _of(list, value, where)
-    hints = [args[0]] * len(values) if args[1:] == (...,) else list(args)
-    if len(hints) != len(values):
-        raise BadData(f"stored {where} has {len(values)} values, not {len(hints)}")
-    return tuple(_read(h, v, f"{where}[{i}]") for i, (h, v) in enumerate(zip(hints, values, strict=True)))
+def _literal_reader(choices: tuple[Any, ...]) -> _Reader:
+    def read(value: Any) -> Any:
+        if value not in choices:
+            raise _MisfitError(f"is {value!r}, none of {', '.join(map(repr, choices))}")
+        return value
+
+    return read
 
 
-def _of(kind: type[T], value: object, where: str) -> T:
+def _series_reader(hint: Any) -> _Reader:
+    reader = _reader(hint)
+    return lambda value: _read_each(repeat(reader), _of(list, value))
+
+
+def _tuple_reader(hints: tuple[Any, ...]) -> _Reader:
+    readers = [_reader(hint) for hint in hints]
+
+    def read(value: Any) -> Any:
+        if len(_of(list, value)) != len(readers):
+            raise _MisfitError(f"has {len(value)} values, not {len(readers)}")
+        return _read_each(readers, value)
+
+    return read
+
+
+def _read_each(readers: Iterable[_Reader], values: list[Any]) -> tuple[Any, ...]:
+    found: list[Any] = []
+    try:
+        for reader, value in zip(readers, values, strict=False):
+            found.append(reader(value))
+    except _MisfitError as misfit:
+        raise misfit.inside(f"[{len(found)}]") from None
+    return tuple(found)
+
+
+def _mapping_reader(hint: Any) -> _Reader:
+    reader = _reader(hint)
+
+    def read_one(key: str, value: Any) -> Any:
+        try:
+            return reader(value)
+        except _MisfitError as misfit:
+            raise misfit.inside(f"[{key!r}]") from None
+
+    return lambda value: {key: read_one(key, one) for key, one in _of(dict, value).items()}
+
+
+def _of(kind: type[T], value: object) -> T:
     if type(value) is not kind:
-        raise BadData(f"stored {where} is {value!r}, not {kind.__name__}")
+        raise _MisfitError(f"is {value!r}, not {kind.__name__}")
     return value
 
 
 def _name(kind: Any) -> str:
     return kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind)
-
-
-@cache
-def _hints(kind: type[object]) -> dict[str, Any]:
-    return get_type_hints(kind)

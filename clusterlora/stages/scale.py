@@ -1,0 +1,67 @@
+"""The scale a similarity is read on: what somebody else's words would score. It follows from the data alone, before anything is trained."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from clusterlora.data.prompts import items
+from clusterlora.evaluation.metric import Scorable
+from clusterlora.evaluation.metrics import METRICS
+from clusterlora.evaluation.reference_points import floor, most_similar_of_others
+from clusterlora.ports import Stores
+from clusterlora.settings import Study
+from clusterlora.stages.loaded import embedder
+from clusterlora.stages.timing import timed
+from clusterlora.values import Item, digest
+
+_FACT = "scale"
+_FLOOR_REFERENCES = 3
+"""References per persona that the floor is measured on: every pair of people counts, so a few of each are plenty."""
+_SAME_PROMPT_ITEMS = 10
+"""Items per persona that the same-prompt floor is measured on, and found among."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """What another persona's reference scores: any of them (`floor`), and the one for the most similar prompt. None where neither is."""
+
+    floor: float | None = None
+    floor_same_prompt: float | None = None
+
+
+def scale(study: Study, stores: Stores, persona_ids: Sequence[str]) -> Scale:
+    """Return the scale of the headline on these personas' test items; what was measured on the same ones before is kept.
+
+    It has none when the headline is no similarity to the reference, or there is one persona alone.
+    """
+    if study.evaluation.headline != "embedding_similarity" or len(persona_ids) < 2:
+        return Scale()
+    of = digest(persona_ids)
+    known = stores.studies.facts(study.name).get(_FACT, {})
+    if of not in known:
+        with timed(stores, study.name, "scale"):
+            personas = stores.studies.dataset(study.name).by_id()
+            asked = {p: items(study.model, personas[p], "test") for p in persona_ids}
+            known = {of: asdict(Scale(_floor(study, asked), _floor_same_prompt(study, asked)))}
+        stores.studies.save_fact(study.name, _FACT, known)
+    return Scale(**known[of])
+
+
+def _floor(study: Study, asked: dict[str, tuple[Item, ...]]) -> float:
+    return floor({p: [item.reference for item in its[:_FLOOR_REFERENCES]] for p, its in asked.items()}, embedder(study.model))
+
+
+def _floor_same_prompt(study: Study, asked: dict[str, tuple[Item, ...]]) -> float:
+    """Return what another persona's reference for the most similar prompt scores.
+
+    A prompt is what was said so far, without the system turn, the latest first: an embedding that cuts long texts keeps the latest.
+    """
+    asked = {p: its[:_SAME_PROMPT_ITEMS] for p, its in asked.items()}
+    prompts = {p: ["\n".join(turn.text for turn in reversed(item.messages[1:])) for item in its] for p, its in asked.items()}
+    nearest = most_similar_of_others(prompts, embedder(study.model))
+    references = [item.reference for its in asked.values() for item in its]
+    theirs = Scorable(texts=[references[number] for number in nearest], references=references, embedder=embedder(study.model))
+    scores = METRICS[study.evaluation.headline].score(theirs)
+    ends = np.cumsum([len(its) for its in asked.values()])
+    return float(np.mean([part.mean() for part in np.split(scores, ends[:-1])]))
