@@ -89,7 +89,7 @@ def training_jobs(base: BaseModel, n_adapters: int, *, n_dialogues: int, epochs:
         TrainingJob(
             persona.id,
             AdapterSpec(name=persona.id, persona_ids=(persona.id,), recipe=recipe),
-            tuple(encoder.encode_dialogue(messages(settings, persona, dialogue)) for dialogue in persona.dialogues),
+            tuple(encoder.encode_dialogues(messages(settings, persona, dialogue) for dialogue in persona.dialogues)),
             scratch / persona.id,
         )
         for persona in people(n_adapters, n_dialogues)

@@ -59,13 +59,10 @@ class Answerer:
         keys = sorted({task.stack_key for task in tasks})
         slot_by_key = {key: slot for slot, key in enumerate(keys, start=1)}
         stacks = stacks_on(self._base, [weights_by_stack[key] for key in keys])
+        prompts = self._encoder.encode_prompts([task.item.messages for task in tasks])
         questions = [
-            Question(
-                self._encoder.encode_messages(task.item.messages),
-                slot_by_key[task.stack_key],
-                self._encoder.encode_response(task.item.reference),
-            )
-            for task in tasks
+            Question(prompt, slot_by_key[task.stack_key], self._encoder.encode_response(task.item.reference))
+            for task, prompt in zip(tasks, prompts, strict=True)
         ]
         try:
             while True:

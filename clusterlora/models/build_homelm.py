@@ -71,7 +71,7 @@ def build(out: Path, *, seed: int = 0, log: RunLog, plan: HomelmPlan = HomelmPla
     held_out = _conversations(seed + 1, plan.held_out_personas, plan.dialogues, rng)
     tokenizer = train_tokenizer([turn.text for conversation in conversations for turn in conversation], plan.vocabulary)
     encoder = PromptEncoder(tokenizer, max_length=plan.max_positions)
-    sequences = [encoder.encode_dialogue(conversation) for conversation in conversations]
+    sequences = encoder.encode_dialogues(conversations)
     log.note(f"{len(sequences)} conversations, {sum(len(s.ids) for s in sequences)} tokens")
     model = _new_model(tokenizer, plan, seed)
     _train(model, sequences, plan, rng, log)
@@ -227,7 +227,7 @@ def _held_out_facts(
     model: Any, tokenizer: "PreTrainedTokenizerBase", encoder: PromptEncoder, conversations: Sequence[Conversation]
 ) -> dict[str, Any]:
     """Return the loss on people never trained on, how often numbers asked for are set, and a few greedy answers."""
-    sequences = sorted((encoder.encode_dialogue(c) for c in conversations), key=lambda s: len(s.ids))
+    sequences = sorted(encoder.encode_dialogues(conversations), key=lambda s: len(s.ids))
     nll = n_tokens = 0.0
     for start in range(0, len(sequences), 32):
         ids, weights = _padded(sequences[start : start + 32], prompt_weight=0.0)

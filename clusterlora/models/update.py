@@ -80,6 +80,11 @@ class Update:
         """A, and then the B of each layer."""
         return (self.a, *self.bs)
 
+    @property
+    def n_bytes(self) -> int:
+        """What the factors take."""
+        return sum(factor.nbytes for factor in self.factors)
+
     def empty_like(self) -> "Update":
         """Return room for the gradients of these factors."""
         return Update(torch.empty_like(self.a), tuple(torch.empty_like(b) for b in self.bs))

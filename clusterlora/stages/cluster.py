@@ -59,7 +59,7 @@ def _sources(study: Study, stores: Stores, log: RunLog) -> Sources:
         plan = work_plan(study, stores)
         base = base_model(study.model)
         encoder = PromptEncoder(base.tokenizer, max_length=study.model.max_length)
-        dialogues = [[encoder.encode_dialogue(messages(study.model, p, d)) for d in p.of_split("train")] for p in personas]
+        dialogues = [encoder.encode_dialogues(messages(study.model, p, d) for d in p.of_split("train")) for p in personas]
         flat = [sequence for of_persona in dialogues for sequence in of_persona]
         log.phase("gradients", total=len(flat), unit="dialogues")
         adapter = stored_folder(stores, plan.keys[REFERENCE])

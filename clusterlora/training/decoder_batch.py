@@ -35,15 +35,25 @@ class DecoderBatch:
     weight: Float[Tensor, " n"]
     """What a token's negative log-likelihood counts in its row's loss; padding that is read has none."""
     slot: Int[Tensor, " b"]
-    scale: Float[Tensor, " b"]
-    masks: Float[Tensor, "b feature"] | None
+    factor: Float[Tensor, "b feature"]
+    alone: "Alone | None"
+    """The slot that all rows belong to, if they do, on a CPU."""
     underlay: Int[Tensor, " b"]
     learn: bool
 
     @property
     def rows(self) -> Rows:
-        """The slots, scales and masks of the rows."""
-        return Rows(self.slot, self.scale, self.masks)
+        """The slots and factors of the rows."""
+        return Rows(self.slot, self.factor)
+
+
+@dataclass(frozen=True, slots=True)
+class Alone:
+    """The one slot of a batch, and what its A is multiplied by for every token."""
+
+    slot: int
+    factor: Float[Tensor, "N feature"]
+    chosen_factor: Float[Tensor, "M feature"]
 
 
 def batch_of(
@@ -66,7 +76,7 @@ def batch_of(
         ids, predicts, underlay_slots, weights = ids[which], predicts[which], underlay_slots[which], weights[which]
         weights[n_rows:] = 0
         which = which.to(decoder.device)
-        rows = Rows(rows.slot[which], rows.scale[which], None if rows.masks is None else rows.masks[which])
+        rows = Rows(rows.slot[which], rows.factor[which])
     batch = pack_batch(ids, predicts, padding)
     cos, sin = decoder.turns(batch.tokens.place.to(decoder.device), batch.tokens.longest)
     back = torch.full_like(batch.ids, len(batch.chosen))
@@ -86,11 +96,20 @@ def batch_of(
         target=here[5],
         weight=here[6],
         slot=rows.slot,
-        scale=rows.scale,
-        masks=rows.masks,
+        factor=rows.factor,
+        alone=None if padding.alike else _alone(batch, rows),
         underlay=here[7],
         learn=learn,
     )
+
+
+def _alone(batch: Batch, rows: Rows) -> Alone | None:
+    slot = int(rows.slot[0])
+    if not bool((rows.slot == slot).all()):
+        return None
+    if rows.factor.shape[1] == 1:
+        return Alone(slot, rows.factor[:1], rows.factor[:1])
+    return Alone(slot, rows.factor[batch.tokens.row], rows.factor[batch.predicting.row])
 
 
 def _read(batch: Batch, targets: Int[Tensor, " n"], weights: Float[Tensor, " b"], *, every: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -227,11 +227,12 @@ class _Pack:
         recipes = [row.seat.job.spec.recipe for row in rows]
         like = self._lora.parameters
         slot = torch.tensor([row.seat.slot for row in rows], device=like.device)
-        scale = torch.tensor([recipe.alpha / recipe.rank for recipe in recipes], device=like.device, dtype=like.dtype)
+        scale = torch.tensor([[recipe.alpha / recipe.rank] for recipe in recipes], device=like.device, dtype=like.dtype)
         if not drop:
             return Rows(slot, scale)
         identities = [(row.seat.job.spec.recipe.seed, len(row.seat.losses), row.place) for row in rows]
-        return Rows(slot, scale, self._dropout.masks([recipe.dropout for recipe in recipes], identities))
+        masks = self._dropout.masks([recipe.dropout for recipe in recipes], identities)
+        return Rows(slot, scale if masks is None else scale * masks)
 
     def _step(self, losses: Sequence[float]) -> None:
         """Clip, schedule and step every adapter on its own row; set those aside whose loss is not finite."""

@@ -57,7 +57,7 @@ def _gradients(
     device = base.model.device
     ids, predicts = (part.to(device) for part in pad_rows(rows, pad_id=base.pad_id))
     slot = torch.arange(len(rows), device=device)
-    scale = torch.full((len(rows),), recipe.alpha / recipe.rank, device=device, dtype=lora.parameters.dtype)
+    scale = torch.full((len(rows), 1), recipe.alpha / recipe.rank, device=device, dtype=lora.parameters.dtype)
     lora.gradients.zero_()
     through(ids, predicts, Rows(slot, scale), torch.zeros_like(slot), 1 / predicts.sum(1))
     return lora.gradients[: len(rows)]

@@ -21,17 +21,20 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from clusterlora.errors import BadSettings
+from clusterlora.models.packing import Run
 from clusterlora.models.update import Update
 from clusterlora.training.job import initial_a
 
 
 @dataclass(slots=True)
 class Rows:
-    """Which adapter each row of the batch belongs to, its alpha / r, and its dropout mask over all groups' inputs."""
+    """Which adapter each row of the batch belongs to, and what its A is multiplied by.
+
+    `factor` is alpha / r times the row's dropout mask over all groups' inputs, or alpha / r alone, in a single column.
+    """
 
     slot: Int[Tensor, " b"]
-    scale: Float[Tensor, " b"]
-    masks: Float[Tensor, "b feature"] | None = None
+    factor: Float[Tensor, "b feature"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,20 +74,51 @@ class Group:
         a, *bs = matrix.split([self.n_of_a, *(self.rank * d_out for d_out in self.place.d_outs)], dim=1)
         return a.view(n_slots, -1, self.place.d_in), [b.view(n_slots, self.rank, -1) for b in bs]
 
+    def of_inputs(self, factor: Float[Tensor, "n feature"]) -> Float[Tensor, "n d_in"]:
+        """Return the columns of a factor that are this group's inputs; a single column is for all of them."""
+        return factor if factor.shape[1] == 1 else factor[:, self._features]
+
     def gather(self, rows: Rows, dtype: torch.dtype) -> Update:
         """Return each row's factors, its scale and its mask in A."""
-        a = self.a.index_select(0, rows.slot).mul_(self._folded(rows)).to(dtype)
+        a = self.a.index_select(0, rows.slot).mul_(self.of_inputs(rows.factor)[:, None]).to(dtype)
         return Update(a, tuple(b.index_select(0, rows.slot).to(dtype) for b in self.bs))
 
     def add(self, rows: Rows, gradient: Update) -> None:
         """Add the gradients of what `gather` returned to the slots' own."""
-        self.grad_a.index_add_(0, rows.slot, gradient.a.to(self.grad_a.dtype).mul_(self._folded(rows)))
+        self.grad_a.index_add_(0, rows.slot, gradient.a.to(self.grad_a.dtype).mul_(self.of_inputs(rows.factor)[:, None]))
         for to, of_b in zip(self.grad_bs, gradient.bs, strict=True):
             to.index_add_(0, rows.slot, of_b.to(to.dtype))
 
-    def _folded(self, rows: Rows) -> Tensor:
-        scale = rows.scale[:, None, None]
-        return scale if rows.masks is None else scale * rows.masks[:, None, self._features]
+
+class OfRows:
+    """A group's factors for a batch whose rows are of different slots: gathered, each row with its own."""
+
+    def __init__(self, group: Group, rows: Rows, dtype: torch.dtype) -> None:
+        self._group = group
+        self._rows = rows
+        self._update = group.gather(rows, dtype)
+
+    def forward(self, x: Float[Tensor, "N d_in"], ys: Sequence[Float[Tensor, "N D"]], runs: Sequence[Run]) -> list[Tensor]:
+        """Add to the layers' outputs; return what came out of A, run by run."""
+        return self._update.forward(x, ys, runs)
+
+    def backward(
+        self,
+        x: Float[Tensor, "N d_in"],
+        hs: Sequence[Tensor],
+        dys: Sequence[Float[Tensor, "N D"]],
+        dx: Float[Tensor, "N d_in"] | None,
+        runs: Sequence[Run],
+    ) -> None:
+        """Add to the gradients of the slots' factors, and to the gradient of x."""
+        gradient = self._update.empty_like()
+        self._update.backward(x, hs, dys, dx, runs, gradient)
+        self._group.add(self._rows, gradient)
+
+    @property
+    def n_bytes(self) -> int:
+        """What the gathered factors take."""
+        return self._update.n_bytes
 
 
 class StackedLora:

@@ -10,7 +10,7 @@ to autograd, for its fused kernels.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -23,7 +23,8 @@ from clusterlora.models.replay import Replays
 from clusterlora.models.site_slots import SiteSlots
 from clusterlora.models.update import Update
 from clusterlora.training.decoder_batch import DecoderBatch, batch_of
-from clusterlora.training.stacked_lora import Group, Place, Rows, StackedLora, through
+from clusterlora.training.one_slot import OneSlot
+from clusterlora.training.stacked_lora import Group, OfRows, Place, Rows, StackedLora, through
 
 
 def places(decoder: Decoder, names: frozenset[str]) -> list[Place]:
@@ -37,29 +38,18 @@ def places(decoder: Decoder, names: frozenset[str]) -> list[Place]:
     return found
 
 
-@dataclass(frozen=True, slots=True)
-class _Trained:
-    """The factors of a batch's rows at a site, for the layers at `where` of it, and the group they came from."""
-
-    group: Group
-    rows: Rows
-    where: tuple[int, ...]
-    update: Update
-
-
 @dataclass(slots=True)
 class _Site:
-    """A site in a pass: its weights, the rows' trained factors and the frozen ones beside them."""
+    """A site in a pass: its weights, the factors that are trained, with the layers of it they are for, and frozen ones beside them."""
 
     site: Site
-    trained: _Trained | None
+    trained: tuple[OfRows | OneSlot, tuple[int, ...]] | None
     frozen: Update | None
 
     def forward(self, x: Float[Tensor, "N d_in"], runs: Sequence[Run]) -> tuple[list[Float[Tensor, "N D"]], list[list[Tensor]]]:
         """Return each layer's outputs, and what came out of the A of the trained factors and of the frozen ones."""
         ys = self.site.apart(x)
-        hs = [update.forward(x, [ys[n] for n in where], runs) for update, where in self._updates()]
-        return ys, hs
+        return ys, [factors.forward(x, [ys[n] for n in where], runs) for factors, where in self._factors()]
 
     def backward(
         self,
@@ -72,23 +62,19 @@ class _Site:
     ) -> Tensor | None:
         """Add to the gradients of the trained factors; return the gradient of x when it is wanted."""
         back = through(dys, self.site.weights) if dx else None
-        gradient = self.trained.update.empty_like() if self.trained else None
-        for number, (update, where) in enumerate(self._updates()):
-            of_trained = gradient if number == 0 else None
-            update.backward(x, hs[number], [dys[n] for n in where], back, runs, of_trained)
-        if self.trained and gradient:
-            self.trained.group.add(self.trained.rows, gradient)
+        for (factors, where), h in zip(self._factors(), hs, strict=True):
+            factors.backward(x, h, [dys[n] for n in where], back, runs)
         return back
 
-    def _updates(self) -> list[tuple[Update, tuple[int, ...]]]:
+    def _factors(self) -> list[tuple[OfRows | OneSlot | Update, tuple[int, ...]]]:
         """Return the trained factors, if there are any, and then the frozen ones, each with the layers they belong to."""
-        trained = [(self.trained.update, self.trained.where)] if self.trained else []
-        return trained + ([(self.frozen, tuple(range(len(self.site.names))))] if self.frozen else [])
+        frozen = [(self.frozen, tuple(range(len(self.site.names))))] if self.frozen else []
+        return [self.trained, *frozen] if self.trained else [*frozen]
 
     @property
     def n_bytes(self) -> int:
         """What the rows' gathered factors take."""
-        return sum(factor.nbytes for update, _ in self._updates() for factor in update.factors)
+        return sum(factors.n_bytes for factors, _ in self._factors())
 
 
 @dataclass(slots=True)
@@ -164,7 +150,7 @@ class DecoderPass:
     @torch.no_grad()
     def _run(self, given: DecoderBatch) -> Float[Tensor, " b"]:
         """Run a batch forward and, to learn, backward."""
-        blocks, rows = self._decoder.blocks, given.rows
+        blocks = self._decoder.blocks
         frozen = self._frozen(given.underlay)
         x = functional.embedding(given.ids, self._decoder.embedding)
         inputs: list[Tensor] = []
@@ -172,14 +158,14 @@ class DecoderPass:
         for number, block in enumerate(blocks):
             inputs.append(x)
             last = number == len(blocks) - 1
-            x, of_block = self._forward(number, block, x, given, rows, frozen, last=last)
+            x, of_block = self._forward(number, block, x, given, frozen, last=last)
             kept.append(None if not given.learn or (self._checkpointing and not last) else of_block)
         nll, dx = self._head(x, given)
         if not given.learn:
             return nll
         for number in reversed(range(self._first_block, len(blocks))):
             block, last = blocks[number], number == len(blocks) - 1
-            of_block = kept.pop() or self._forward(number, block, inputs[number], given, rows, frozen, last=last)[1]
+            of_block = kept.pop() or self._forward(number, block, inputs[number], given, frozen, last=last)[1]
             dx = self._backward(block, of_block, dx, given, last=last, first=number == self._first_block)
         return nll
 
@@ -187,15 +173,17 @@ class DecoderPass:
     def bytes_per_token(self, ids: Int[Tensor, "1 t"]) -> float:
         """Run one row forward and return how much the backward pass keeps of it, for each of its tokens."""
         one = torch.zeros(1, dtype=torch.long, device=self._like.device)
-        rows = Rows(one, torch.ones(1, dtype=self._like.dtype, device=self._like.device))
+        rows = Rows(one, torch.ones(1, 1, dtype=self._like.dtype, device=self._like.device))
         predicts = torch.ones_like(ids, dtype=torch.bool)
         predicts[:, -1] = False
         given = batch_of(ids, predicts, rows, one.cpu(), torch.ones(1), decoder=self._decoder, padding=Padding(1), learn=False)
+        # Beside others a row has factors of its own.
+        given = replace(given, alone=None)
         x = functional.embedding(given.ids, self._decoder.embedding)
         n_bytes = 0
         for number, block in enumerate(self._decoder.blocks):
             n_bytes += x.nbytes
-            x, of_block = self._forward(number, block, x, given, rows, [None] * len(self._groups), last=False)
+            x, of_block = self._forward(number, block, x, given, [None] * len(self._groups), last=False)
             # With checkpoints a block's inside is there once; it is the same size in every block.
             if not self._checkpointing or number == 0:
                 n_bytes += of_block.n_bytes
@@ -210,15 +198,24 @@ class DecoderPass:
             return [None] * len(self._groups)
         return self._underlays.of_each(slots) if self.padding.alike else self._underlays.of_rows(slots)
 
-    def _sites(self, number: int, block: Block, rows: Rows, frozen: Sequence[Update | None]) -> tuple[_Site, _Site, _Site, _Site]:
+    def _sites(
+        self, number: int, block: Block, given: DecoderBatch, frozen: Sequence[Update | None], *, last: bool
+    ) -> tuple[_Site, _Site, _Site, _Site]:
         found = []
-        for at, site in enumerate(block.sites, start=4 * number):
-            group, trained = self._groups[at], None
-            if group is not None:
+        for place, site in enumerate(block.sites):
+            at, trained = 4 * number + place, None
+            if (group := self._groups[at]) is not None:
                 where = tuple(site.names.index(name) for name in group.place.names)
-                trained = _Trained(group, rows, where, group.gather(rows, self._decoder.dtype))
+                trained = (self._factors(group, given, chosen=last and place > 0), where)
             found.append(_Site(site, trained, frozen[at]))
         return found[0], found[1], found[2], found[3]
+
+    def _factors(self, group: Group, given: DecoderBatch, *, chosen: bool) -> OfRows | OneSlot:
+        """Return a group's factors for all tokens of a batch, or for those alone that predict a response."""
+        if given.alone is None:
+            return OfRows(group, given.rows, self._decoder.dtype)
+        factor = given.alone.chosen_factor if chosen else given.alone.factor
+        return OneSlot(group, given.alone.slot, factor, self._decoder.dtype)
 
     def _forward(
         self,
@@ -226,14 +223,13 @@ class DecoderPass:
         block: Block,
         x: Float[Tensor, "N d"],
         given: DecoderBatch,
-        rows: Rows,
         frozen: Sequence[Update | None],
         *,
         last: bool,
     ) -> tuple[Tensor, _Kept]:
         """Run a block; the last one after its attention for the tokens that predict a response alone."""
         decoder, runs = self._decoder, given.runs
-        sites = self._sites(number, block, rows, frozen)
+        sites = self._sites(number, block, given, frozen, last=last)
         qkv, out, gate_up, down = sites
         a, unit_in, inverse_in = decoder.norm(x, block.norm_in)
         y_qkv, h_qkv = qkv.forward(a, runs)

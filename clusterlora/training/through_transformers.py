@@ -70,7 +70,7 @@ class TransformersPass:
         frozen = {parameter.untyped_storage().data_ptr() for parameter in self._model.parameters()}
         row = torch.zeros_like(ids[:, 0])
         with ExitStack() as within:
-            self._enter(within, Rows(row, torch.ones_like(row, dtype=self._stack.parameters.dtype)), row)
+            self._enter(within, Rows(row, torch.ones_like(row[:, None], dtype=self._stack.parameters.dtype)), row)
             within.enter_context(torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor))
             self._model(input_ids=ids, use_cache=False)
         return sum(n_bytes for storage, n_bytes in kept.items() if storage not in frozen) / ids.shape[1]

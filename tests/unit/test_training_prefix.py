@@ -106,7 +106,7 @@ def test_the_gradient_of_a_prefix_is_the_one_autograd_finds(base: BaseModel) -> 
     slot = torch.tensor([1, 1])
 
     def loss() -> torch.Tensor:
-        with stack.rows(engine.Rows(slot, torch.ones(2))):
+        with stack.rows(engine.Rows(slot, torch.ones(2, 1))):
             logits = base.model(input_ids=ids, use_cache=False).logits
         return torch.nn.functional.cross_entropy(logits[:, :-1][predicts[:, :-1]], ids[:, 1:][predicts[:, :-1]])
 
