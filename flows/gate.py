@@ -11,7 +11,7 @@ from tasks.dispatch import dispatch_evaluation
 from tasks.fan_out import train_all
 from tasks.judgement import foresee, foreseen, judge, known_verdict
 from tasks.planning import ladder, packs_for_gate
-from tasks.run_names import study_tag
+from tasks.run_names import evaluation_name, study_tag
 
 
 @flow(name="gate", flow_run_name="gate · cluster 00 · {study_name}")
@@ -33,13 +33,14 @@ def gate(study_name: str) -> Verdict | None:
 @flow(name="rung", flow_run_name="gate · cluster 00 · {study_name} · {rung.name}")
 def climb(study_name: str, rung: Rung) -> Verdict:
     """Train what one rung of the ladder still needs, evaluate it on val, and judge it."""
-    told = None
+    told = ahead = None
     if not foreseen(study_name):
         # First in line for a worker, and soon done: a person who reads it can still cancel before much was spent.
+        ahead = evaluation_name(study_name=study_name, part="power", shard=1, shards=1)
         answered = dispatch_evaluation.submit(study_name, "power")
         told = foresee.submit(study_name, return_state=False, wait_for=[answered])
     while packs := packs_for_gate(study_name, rung):
-        train_all(study_name, packs)
+        train_all(study_name, packs, after=ahead)
     dispatch_evaluation(study_name, "gate", rung=rung.name)
     if told:
         told.result()

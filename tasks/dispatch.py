@@ -4,6 +4,7 @@ Attempts are numbered in the study database, and the number is in the idempotenc
 a retry or a fresh parent after a crash, finds the run that is already there instead of starting a second one.
 """
 
+import time
 from collections.abc import Collection, Mapping
 from typing import Any, NoReturn, cast
 
@@ -62,8 +63,11 @@ def deserves_another_attempt(_task: Task[..., Any], _task_run: TaskRun, state: S
     retry_condition_fn=deserves_another_attempt,
     cache_policy=NO_CACHE,
 )
-def dispatch_training(study_name: str, pack: Pack) -> None:
+def dispatch_training(study_name: str, pack: Pack, *, after: str | None = None) -> None:
     """Train a pack in a run of its own; after OutOfMemory the retry asks for half the micro-batch.
+
+    Args:
+        after: the attempts of whatever stands in line before it, so that a free worker takes the two in this order.
 
     Raises:
         OutOfMemory: it does not fit, even one dialogue at a time or after the last retry.
@@ -75,6 +79,8 @@ def dispatch_training(study_name: str, pack: Pack) -> None:
 
     stores = from_environment()
     study = stores.studies.study(study_name)
+    if after is not None:
+        _stand_in_line(study_name, after, stores)
     number, micro_batch = next_micro_batch(study, pack.name, stores)
     attempt = Attempt(pack=pack.name, number=number, micro_batch=micro_batch, state="running")
     parameters = {
@@ -122,6 +128,14 @@ def dispatch_evaluation(study_name: str, part: str, *, shard: int = 1, shards: i
     methods = {"power": {"baseline"}, "gate": {REFERENCE, GATED}}.get(part, {*study.methods})
     _see_through("evaluate", study, attempt, parameters, name, stores, methods=methods)
     stores.studies.close_attempt(study_name, name, attempt.number, state="done")
+
+
+def _stand_in_line(study_name: str, after: str, stores: Stores) -> None:
+    """Wait until what comes before has been asked for, but not long: the order only saves time."""
+    for _ in range(20):
+        if stores.studies.attempts(study_name, after):
+            return
+        time.sleep(0.5)
 
 
 def _see_through(

@@ -8,9 +8,17 @@ from clusterlora.stages.plan import Pack
 from tasks.dispatch import dispatch_evaluation, dispatch_training
 
 
-def train_all(study_name: str, packs: Iterable[Pack]) -> None:
-    """Train every pack in a run of its own; raise the first failure after all have ended."""
-    _all_of([dispatch_training.submit(study_name, pack) for pack in packs])
+def train_all(study_name: str, packs: Iterable[Pack], *, after: str | None = None) -> None:
+    """Train every pack in a run of its own, lined up in this order; raise the first failure after all have ended.
+
+    Args:
+        after: what stands in line before them.
+    """
+    futures: list[PrefectFuture[None]] = []
+    for pack in packs:
+        futures.append(dispatch_training.submit(study_name, pack, after=after))
+        after = pack.name
+    _all_of(futures)
 
 
 def evaluate_all(study_name: str, *, shards: int) -> None:

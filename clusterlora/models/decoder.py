@@ -127,9 +127,10 @@ class Decoder:
         Args:
             n_places: more than any of the places.
         """
-        if n_places > len(self._turns[0]):
-            self._turns = self._turns_up_to(max(n_places, 2 * len(self._turns[0])))
         cos, sin = self._turns
+        if n_places > len(cos):
+            # Threads that both find too few each work with their own.
+            cos, sin = self._turns = self._turns_up_to(max(n_places, 2 * len(cos)))
         return cos[places], sin[places]
 
     def _turns_up_to(self, n: int) -> tuple[Tensor, Tensor]:

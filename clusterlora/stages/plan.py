@@ -12,6 +12,7 @@ from clusterlora.methods.method import StudyView
 from clusterlora.ports import Stores
 from clusterlora.settings import Rung, Study
 from clusterlora.stages.decision import asked_rungs, decisions
+from clusterlora.training.dealing import deal
 from clusterlora.training.identity import adapter_keys
 from clusterlora.values import AdapterSpec, Clustering, Dataset, MethodPlan, Stack, TrainedAdapter, digest
 
@@ -318,7 +319,7 @@ def _fan_out(study: Study, plan: WorkPlan, ready: Sequence[AdapterSpec]) -> tupl
     packs = []
     for kind, pack, title in (("lora", "fan-out", "fan-out"), ("prefix", "prefixes", "prefixes")):
         work = {spec: 0 if spec.name in before else _work(spec) for spec in plan.specs.values() if spec.kind == kind and not spec.parts}
-        dealt = _dealt(work, study.runtime.shards)
+        dealt = deal(work, study.runtime.shards)
         for number, shard in enumerate(dealt, start=1):
             if mine := tuple(spec.name for spec in shard if spec.name in names):
                 packs.append(Pack(f"{pack}-{number}-of-{len(dealt)}", f"{title} {number}/{len(dealt)}", mine))
@@ -335,17 +336,6 @@ def _ready(study: Study, stores: Stores, plan: WorkPlan, names: Sequence[str]) -
     held = trained_adapters(study, stores, plan)
     missing = [name for name in wanted if name not in held]
     return [plan.specs[n] for n in missing if not set(plan.specs[n].needs) & set(missing)]
-
-
-def _dealt(work: Mapping[AdapterSpec, int], shards: int) -> list[list[AdapterSpec]]:
-    """Return the adapters in as many hands, longest training first, each to the hand that has least to do."""
-    hands: list[list[AdapterSpec]] = [[] for _ in range(shards)]
-    loads = [0] * shards
-    for spec in sorted(work, key=work.__getitem__, reverse=True):
-        least = loads.index(min(loads))
-        hands[least].append(spec)
-        loads[least] += work[spec]
-    return hands
 
 
 def _work(spec: AdapterSpec) -> int:

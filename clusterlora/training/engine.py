@@ -11,9 +11,10 @@ the rows into chunks gives every adapter exactly the gradient of its own mean lo
 import logging
 import math
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -28,6 +29,8 @@ from clusterlora.models.memory import allocation_failures, free_memory_bytes, to
 from clusterlora.models.packing import that_fit
 from clusterlora.ports import RunLog
 from clusterlora.training import checkpoint
+from clusterlora.training.crew import Crew
+from clusterlora.training.dealing import deal
 from clusterlora.training.dropout import Dropout
 from clusterlora.training.job import TrainingJob, TrainingResult, batches, learning_rate, out_of_patience, pad_rows
 from clusterlora.training.passes import Pass, lora_pass, prefix_pass
@@ -121,7 +124,10 @@ class _Pack:
         self._underlay_slot = {None: 0} | {folder: slot for slot, folder in enumerate(folders, start=1)}
         self._lora, self._pass = _slots(base, jobs, folders, checkpointing=checkpointing)
         self._optimiser = SlotAdamW(self._lora.parameters, self._lora.gradients)
-        at_once = min(_tokens_at_once(base), self._tokens_that_fit(jobs))
+        self._crew = Crew(base.model.device)
+        # A pass that changes the model while it runs cannot run twice at a time.
+        self._n_shares = self._crew.size if self._pass.reentrant else 1
+        at_once = min(_tokens_at_once(base), self._tokens_that_fit(jobs) // self._n_shares)
         self._tokens_per_chunk = max(1, at_once * micro_batch // max(job.spec.recipe.batch_size for job in jobs))
         self._free = list(range(len(self._lora.parameters)))
         self._seats: list[_Seat] = []
@@ -153,6 +159,7 @@ class _Pack:
                 self._step(self._forward_backward())
                 self._end_epochs()
         finally:
+            self._crew.close()
             self._pass.close()
         if self._diverged:
             names = ", ".join(f"{seat.job.spec.name} (learning_rate={seat.job.spec.recipe.learning_rate})" for seat in self._diverged)
@@ -201,10 +208,28 @@ class _Pack:
         for seat, sequences in sequences_of:
             n_tokens = sum(sequence.n_response_tokens for sequence in sequences)
             rows += [_Row(seat, sequence, place, 1 / n_tokens) for place, sequence in enumerate(sequences)]
-        loss_by_slot = torch.zeros(self._lora.parameters.shape[0], dtype=torch.float64)
+        loss_by_slot = torch.zeros(len(self._lora.parameters), dtype=torch.float64)
+        for of_share in self._crew.each(partial(self._share, learn=learn), self._shares(rows)):
+            loss_by_slot += of_share
+        return [float(loss_by_slot[seat.slot]) for seat, _ in sequences_of]
+
+    def _shares(self, rows: Sequence[_Row]) -> list[list[_Row]]:
+        """Return the rows in as many shares as threads can take: an adapter's in one, so that one alone adds to its gradient."""
+        tokens = Counter[int]()
+        for row in rows:
+            tokens[row.seat.slot] += len(row.sequence.ids)
+        share_of = {slot: number for number, slots in enumerate(deal(tokens, self._n_shares)) for slot in slots}
+        shares: list[list[_Row]] = [[] for _ in range(self._n_shares)]
+        for row in rows:
+            shares[share_of[row.seat.slot]].append(row)
+        return [share for share in shares if share]
+
+    def _share(self, rows: Sequence[_Row], *, learn: bool) -> Float[Tensor, " k"]:
+        """Run rows chunk by chunk; return each slot's loss."""
+        loss_by_slot = torch.zeros(len(self._lora.parameters), dtype=torch.float64)
         for chunk in self._chunks(rows):
             loss_by_slot.index_add_(0, torch.tensor([row.seat.slot for row in chunk]), self._chunk(chunk, learn=learn))
-        return [float(loss_by_slot[seat.slot]) for seat, _ in sequences_of]
+        return loss_by_slot
 
     def _chunks(self, rows: Sequence[_Row]) -> Iterator[list[_Row]]:
         """Yield the rows, longest first, in chunks within the token budget; one row may exceed it alone."""

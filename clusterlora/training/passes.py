@@ -29,6 +29,8 @@ class Pass(Protocol):
     """
 
     padding: Padding
+    reentrant: bool
+    """Whether several threads may run batches at a time, no two of them with rows of one slot."""
 
     def __call__(
         self,

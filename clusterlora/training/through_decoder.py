@@ -131,6 +131,7 @@ class DecoderPass:
         # Below the first site that has an adapter nothing asks for a gradient.
         self._first_block = next(number for number, group in enumerate(self._groups) if group is not None) // 4
         self.padding = decoder.padding
+        self.reentrant = True
         self._replays = Replays(self._run, decoder.device)
 
     def __call__(

@@ -28,6 +28,7 @@ class TransformersPass:
     def __init__(self, model: Any, stack: StackedLora | StackedPrefix, underlays: StackedModel | None) -> None:
         """Prepare for batches; `underlays` are frozen adapters that are active under the trained ones."""
         self.padding = Padding(PAD_TO, alike=True)
+        self.reentrant = False
         self._model = model
         self._stack = stack
         self._underlays = underlays

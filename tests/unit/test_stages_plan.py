@@ -1,0 +1,101 @@
+"""The work left after the gate is dealt evenly, and what got lost is dealt again; the scale is measured once for those it is read for."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from clusterlora.ports import Stores
+from clusterlora.settings import (
+    ClusteringSettings,
+    DataSettings,
+    EvaluationSettings,
+    GateSettings,
+    ModelSettings,
+    Recipe,
+    RuntimeSettings,
+    Study,
+    SyntheticSettings,
+)
+from clusterlora.stages import scale as scale_stage
+from clusterlora.stages.cluster import cluster
+from clusterlora.stages.plan import OWN, gate_packs, remaining_packs, work_plan
+from clusterlora.stages.prepare import prepare
+from clusterlora.stages.scale import Scale, scale
+from clusterlora.stores.files import FileAdapterStore
+from clusterlora.stores.memory import MemoryStudyStore, MemoryTracker, SilentLog
+from clusterlora.values import TrainedAdapter, Verdict
+
+LOG = SilentLog()
+
+
+@pytest.fixture
+def stores(tmp_path: Path) -> Stores:
+    return Stores(MemoryStudyStore(), FileAdapterStore(tmp_path / "adapters"), MemoryTracker(), tmp_path / "studies")
+
+
+@pytest.fixture
+def study(tiny_base_folder: Path, stores: Stores) -> Study:
+    study = Study(
+        name="small",
+        methods=("baseline", "unified", "per_persona", "cluster"),
+        data=DataSettings(train=3, val=2, test=2, synthetic=SyntheticSettings(cluster_sizes=(3, 4, 5), dialogues=8)),
+        model=ModelSettings(base=str(tiny_base_folder)),
+        recipe=Recipe(rank=2, epochs=1),
+        clustering=ClusteringSettings(k=3, sizes=(3, 4, 5)),
+        gate=GateSettings(ladder=()),
+        runtime=RuntimeSettings(shards=2),
+    )
+    prepare(study, stores, LOG)
+    cluster(study, stores, LOG)
+    return study
+
+
+def pass_the_gate(study: Study, stores: Stores) -> None:
+    """Record what the gate trains as trained, and a verdict that passes."""
+    plan = work_plan(study, stores)
+    for pack in gate_packs(study, stores, OWN):
+        for name in pack.adapters:
+            stores.studies.save_adapter(study.name, TrainedAdapter(plan.keys[name], name, plan.specs[name], 3, 90, 1.0, 0.5, 0.4, 1))
+    stores.studies.save_verdict(study.name, Verdict(OWN.name, "cluster-00", (), n_personas=3, n_items=6))
+
+
+def test_what_is_left_after_the_gate_is_dealt_evenly(study: Study, stores: Stores) -> None:
+    pass_the_gate(study, stores)
+    plan = work_plan(study, stores)
+    packs = remaining_packs(study, stores)
+    assert {name for pack in packs for name in pack.adapters} == plan.specs.keys() - {"unified", "cluster-00"}
+    loads = [sum(len(plan.specs[name].persona_ids) for name in pack.adapters) for pack in packs]
+    assert len(loads) == 2
+    assert max(loads) - min(loads) <= 1, "12 people for themselves and 9 in clusters are 21 trainings of a person"
+
+
+def test_an_adapter_of_the_gate_that_got_lost_is_in_one_of_the_packs(study: Study, stores: Stores) -> None:
+    stores.studies.save_verdict(study.name, Verdict(OWN.name, "cluster-00", (), n_personas=3, n_items=6))
+    trained = [name for pack in remaining_packs(study, stores) for name in pack.adapters]
+    assert sorted(trained) == sorted(work_plan(study, stores).specs)
+
+
+def test_the_scale_is_measured_once_and_again_for_other_people(study: Study, stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[int] = []
+    floor = scale_stage.floor
+
+    def counted(references: dict[str, list[str]], embedder: object) -> float:
+        measured.append(len(references))
+        return floor(references, embedder)  # pyright: ignore[reportArgumentType]
+
+    monkeypatch.setattr(scale_stage, "floor", counted)
+    everyone = stores.studies.dataset(study.name).ids
+    first = scale(study, stores, everyone)
+    assert first == scale(study, stores, everyone)
+    assert first.floor is not None
+    assert first.floor_same_prompt is not None
+    assert first.floor < first.floor_same_prompt <= 1
+    assert scale(study, stores, everyone[:3]) != first, "after a refused gate cluster 0 alone is compared"
+    assert measured == [12, 3]
+
+
+def test_one_person_and_other_metrics_have_no_scale(study: Study, stores: Stores) -> None:
+    everyone = stores.studies.dataset(study.name).ids
+    assert scale(study, stores, everyone[:1]) == Scale()
+    assert scale(replace(study, evaluation=EvaluationSettings(headline="rouge_l")), stores, everyone) == Scale()

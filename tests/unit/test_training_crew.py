@@ -1,0 +1,119 @@
+"""Threads that share a pass, and adapters that have one to themselves, train what everybody else trains."""
+
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from clusterlora.data.prompts import PromptEncoder
+from clusterlora.models.base import BaseModel, load_base
+from clusterlora.settings import Recipe
+from clusterlora.stores.memory import SilentLog
+from clusterlora.training import engine
+from clusterlora.training.crew import Crew
+from clusterlora.training.dealing import deal
+from clusterlora.training.job import TrainingJob, TrainingResult
+from clusterlora.training.one_slot import OneSlot
+from clusterlora.values import AdapterSpec, Turn
+
+RECIPE = Recipe(rank=4, alpha=8, dropout=0.3, epochs=2, batch_size=2, learning_rate=5e-3)
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def three_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+def trained(base: BaseModel, folder: Path, names: str, *, recipe: Recipe = RECIPE) -> dict[str, TrainingResult]:
+    encoder = PromptEncoder(base.tokenizer, max_length=256)
+    jobs = [
+        TrainingJob(
+            name,
+            AdapterSpec(name=name, persona_ids=(name,), recipe=recipe),
+            tuple(
+                encoder.encode_dialogue((Turn("user", "light " * (i % 3 + 1)), Turn("assistant", f"Set to {i * ord(name)}.")))
+                for i in range(ord(name) % 4 + 3)
+            ),
+            folder / name,
+        )
+        for name in names
+    ]
+    return {r.job.spec.name: r for r in engine.train(base, jobs, micro_batch=2, run_log=SilentLog())}
+
+
+def weights(result: TrainingResult) -> torch.Tensor:
+    return torch.cat([tensor.flatten() for tensor in load_file(result.folder / "adapter_model.safetensors").values()]).double()
+
+
+@pytest.mark.usefixtures("three_threads")
+def test_threads_that_share_a_pass_change_nothing(tiny_base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = load_base(str(tiny_base_folder))
+    base = replace(base, model=base.model.double())
+    seen: set[str] = set()
+    share = engine._Pack._share
+
+    def watched(self: engine._Pack, *given: object, **named: object) -> torch.Tensor:
+        seen.add(threading.current_thread().name)
+        return share(self, *given, **named)  # pyright: ignore[reportArgumentType]
+
+    monkeypatch.setattr(engine._Pack, "_share", watched)
+    shared = trained(base, tmp_path / "shared", "abcde")
+    assert len(seen) > 1, "nobody shared"
+    torch.set_num_threads(1)
+    one_by_one = {name: trained(base, tmp_path / "alone", name)[name] for name in "abcde"}
+    for name, result in shared.items():
+        torch.testing.assert_close(weights(result), weights(one_by_one[name]), rtol=0, atol=1e-9)
+        assert result.losses == pytest.approx(one_by_one[name].losses, rel=1e-9)
+
+
+def test_an_adapter_in_bfloat16_is_the_same_alone_and_in_company_within_rounding(
+    tiny_base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = load_base(str(tiny_base_folder), dtype="bfloat16")
+    alone: list[int] = []
+    begin = OneSlot.__init__
+
+    def counted(self: OneSlot, *given: object) -> None:
+        alone.append(1)
+        begin(self, *given)  # pyright: ignore[reportArgumentType]
+
+    monkeypatch.setattr(OneSlot, "__init__", counted)
+    gentle = replace(RECIPE, learning_rate=5e-4)
+    in_company = trained(base, tmp_path / "company", "ab", recipe=gentle)["a"]
+    asked = len(alone)
+    by_itself = trained(base, tmp_path / "alone", "a", recipe=gentle)["a"]
+    assert len(alone) > asked, "an adapter alone was trained as if there were others"
+    assert by_itself.losses == pytest.approx(in_company.losses, rel=0.02)
+
+
+@pytest.mark.usefixtures("three_threads")
+def test_a_crew_returns_in_order_and_gives_the_threads_back() -> None:
+    crew = Crew(CPU)
+    assert crew.each(lambda n: (n, torch.get_num_threads()), [1, 2, 3]) == [(1, 1), (2, 1), (3, 1)]
+    assert crew.each(lambda _: torch.get_num_threads(), [1]) == [3], "one part alone has all threads"
+    with pytest.raises(ZeroDivisionError):
+        crew.each(lambda n: 1 // n, [1, 0, 2])
+    assert torch.get_num_threads() == 3
+    crew.close()
+
+
+def test_nobody_is_hired_for_a_gpu() -> None:
+    assert Crew(torch.device("cuda")).size == 1
+
+
+@given(st.dictionaries(st.integers(), st.integers(0, 100)), st.integers(1, 5))
+def test_everything_is_dealt_once_and_evenly(work: dict[int, int], n_hands: int) -> None:
+    hands = deal(work, n_hands)
+    assert sorted(thing for hand in hands for thing in hand) == sorted(work)
+    loads = [sum(work[thing] for thing in hand) for hand in hands]
+    assert max(loads) - min(loads) <= max(work.values(), default=0)
