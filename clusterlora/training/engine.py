@@ -127,7 +127,8 @@ class _Pack:
         self._crew = Crew(base.model.device)
         # A pass that changes the model while it runs cannot run twice at a time.
         self._n_shares = self._crew.size if self._pass.reentrant else 1
-        at_once = min(_tokens_at_once(base), self._tokens_that_fit(jobs) // self._n_shares)
+        # Threads share memory and caches.
+        at_once = min(_tokens_at_once(base), self._tokens_that_fit(jobs)) // self._n_shares
         self._tokens_per_chunk = max(1, at_once * micro_batch // max(job.spec.recipe.batch_size for job in jobs))
         self._free = list(range(len(self._lora.parameters)))
         self._seats: list[_Seat] = []
