@@ -4,6 +4,7 @@ Beside the first, the bare base model's answers tell what the gate is able to se
 """
 
 from prefect import flow, tags
+from prefect.futures import PrefectFuture
 
 from clusterlora.settings import Rung
 from clusterlora.values import Verdict
@@ -33,15 +34,14 @@ def gate(study_name: str) -> Verdict | None:
 @flow(name="rung", flow_run_name="gate · cluster 00 · {study_name} · {rung.name}")
 def climb(study_name: str, rung: Rung) -> Verdict:
     """Train what one rung of the ladder still needs, evaluate it on val, and judge it."""
-    told = ahead = None
+    ahead: list[PrefectFuture[None]] = []
     if not foreseen(study_name):
         # First in line for a worker, and soon done: a person who reads it can still cancel before much was spent.
-        ahead = evaluation_name(study_name=study_name, part="power", shard=1, shards=1)
         answered = dispatch_evaluation.submit(study_name, "power")
-        told = foresee.submit(study_name, return_state=False, wait_for=[answered])
+        ahead = [answered, foresee.submit(study_name, return_state=False, wait_for=[answered])]
     while packs := packs_for_gate(study_name, rung):
-        train_all(study_name, packs, after=ahead)
+        train_all(study_name, packs, after=evaluation_name(study_name=study_name, part="power", shard=1, shards=1) if ahead else None)
     dispatch_evaluation(study_name, "gate", rung=rung.name)
-    if told:
+    for told in ahead:
         told.result()
     return judge(study_name, rung.name)
