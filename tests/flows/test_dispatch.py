@@ -35,6 +35,23 @@ def stores(tmp_path) -> Stores:
     return Stores(studies, FileAdapterStore(tmp_path / "adapters"), MemoryTracker(), tmp_path)
 
 
+def test_a_run_stands_in_line_behind_the_one_before_it_but_not_for_ever(stores: Stores, monkeypatch: pytest.MonkeyPatch):
+    waited: list[float] = []
+
+    def wait(seconds: float) -> None:
+        waited.append(seconds)
+        if len(waited) == 3:
+            stores.studies.open_attempt("mission", attempt())
+
+    monkeypatch.setattr(dispatch_module.time, "sleep", wait)
+    dispatch_module._stand_in_line("mission", "cluster-00", stores)
+    assert len(waited) == 3
+    dispatch_module._stand_in_line("mission", "cluster-00", stores)
+    assert len(waited) == 3, "it is there already"
+    dispatch_module._stand_in_line("mission", "nobody", stores)
+    assert sum(waited) < 15
+
+
 def attempt(number: int = 1, micro_batch: int = 2) -> Attempt:
     return Attempt(pack="cluster-00", number=number, micro_batch=micro_batch, state="running")
 

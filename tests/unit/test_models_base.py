@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from clusterlora.data.prompts import PromptEncoder
-from clusterlora.errors import BadSettings, ModelUnavailable
+from clusterlora.errors import BadData, BadSettings, ModelUnavailable
 from clusterlora.models import base as base_module
 from clusterlora.models import smollm2
 from clusterlora.models.base import HOMELM_FOLDER, BaseModel, base_revision, faster_dtype, load_base
@@ -108,6 +108,27 @@ def test_a_rendered_prompt_is_a_prefix_of_every_rendering_that_carries_it_on(hom
     for n in (2, 4):
         assert render(n + 1, generation=False).startswith(render(n, generation=True))
         assert render(len(messages), generation=False).startswith(render(n, generation=False))
+
+
+def test_many_dialogues_and_prompts_are_encoded_as_one_by_one(homelm: BaseModel) -> None:
+    asked = (
+        Turn("system", "s"),
+        Turn("user", "warmer, please"),
+        Turn("assistant", "22 °C."),
+        Turn("user", "now?"),
+        Turn("assistant", "Now."),
+    )
+    dialogues = [asked, asked[:3], (*asked, Turn("user", "thanks"))]
+
+    def fresh() -> PromptEncoder:
+        return PromptEncoder(homelm.tokenizer, max_length=24)
+
+    assert fresh().encode_dialogues(dialogues) == [fresh().encode_dialogue(turns) for turns in dialogues]
+    assert fresh().encode_prompts(dialogues) == [fresh().encode_messages(turns) for turns in dialogues]
+    assert max(len(ids) for ids in fresh().encode_prompts(dialogues)) == 24, "the oldest tokens are cut"
+    assert fresh().encode_dialogues([]) == []
+    with pytest.raises(BadData, match="without an assistant turn"):
+        fresh().encode_dialogues([asked, asked[:2]])
 
 
 @pytest.mark.parametrize("text", ["Grüße aus Köln, 22 °C!", "日本語", "two  spaces, 37% and\na new line"])

@@ -81,6 +81,16 @@ def test_json_of_another_shape_is_refused_naming_the_field(text: str, complaint:
         from_json(Rung, text)
 
 
+def test_what_lies_deeper_is_named_by_the_way_to_it() -> None:
+    text = '{"number": 1, "label": "a", "maybe": null, "pairs": [["a", 1], ["b", "2"]], "nested": [], "by_name": {}}'
+    with pytest.raises(BadData, match=r"Everything\.pairs\[1\]\[1\] is '2', not float"):
+        from_json(Everything, text)
+    with pytest.raises(BadData, match=r"Everything\.by_name\['k'\]\[0\] is 'x', not int"):
+        from_json(Everything, text.replace('"2"', "2").replace('"by_name": {}', '"by_name": {"k": ["x"]}'))
+    with pytest.raises(BadData, match=r"Everything\.pairs\[0\] has 1 values, not 2"):
+        from_json(Everything, text.replace('["a", 1]', '["a"]'))
+
+
 def test_a_set_is_refused_because_its_order_is_not_stable() -> None:
     with pytest.raises(TypeError, match="set"):
         to_json({"ids": {1, 2}})

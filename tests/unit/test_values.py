@@ -1,0 +1,27 @@
+"""Identities: what a digest is of, and that looking things up by a dataset costs little."""
+
+import hashlib
+import json
+from dataclasses import asdict, replace
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clusterlora.settings import Recipe
+from clusterlora.values import AdapterSpec, Dataset, Dialogue, Persona, Turn, digest
+
+
+@given(st.text(max_size=8), st.lists(st.text(max_size=8), max_size=3), st.floats(1e-6, 1))
+def test_a_digest_is_the_hash_of_canonical_json(name: str, people: list[str], rate: float) -> None:
+    spec = AdapterSpec(name=name, persona_ids=tuple(people), recipe=Recipe(learning_rate=rate))
+    text = json.dumps({"a": [asdict(spec)]}, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    assert digest({"a": (spec,)}, length=64) == hashlib.sha256(text.encode()).hexdigest()
+
+
+def test_datasets_of_the_same_people_are_told_apart_by_what_was_said() -> None:
+    said = Dialogue("d", (Turn("user", "hello"), Turn("assistant", "hi")))
+    one = Dataset((Persona("p", None, (said,)),))
+    other = Dataset((Persona("p", None, (replace(said, split="test"),)),))
+    assert {one: 1, other: 2}[Dataset((Persona("p", None, (said,)),))] == 1
+    assert one != other
+    assert one.digest != other.digest
