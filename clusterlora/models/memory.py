@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from traceback import clear_frames
 from typing import TYPE_CHECKING
 
 from clusterlora.errors import OutOfMemory
@@ -48,6 +49,8 @@ def allocation_failures(*, micro_batch: int, doing: str) -> Iterator[None]:
             else "shorten model.max_length, lower recipe.rank, use model.dtype=bfloat16 or a smaller base model"
         )
         first_line = str(error).partition("\n")[0]
+        # The frames that the error went through hold what filled the memory, and whoever hears of it needs some.
+        clear_frames(error.__traceback__)
         raise OutOfMemory(
             f"{doing} ran out of memory at micro-batch {micro_batch}, with {shown(peak_memory_bytes())} held at most ({first_line}); {fix}",
             micro_batch=micro_batch,
