@@ -179,6 +179,33 @@ def test_an_attempt_out_of_memory_tells_the_same(study: Study, stores: Stores, m
     assert attempt.peak_memory_bytes
 
 
+def test_what_filled_the_memory_is_let_go_before_anybody_is_told() -> None:
+    from weakref import ref
+
+    import torch
+
+    from clusterlora.models import memory
+
+    held: list[ref[torch.Tensor]] = []
+
+    def fill() -> None:
+        activations = torch.zeros(1000)
+        held.append(ref(activations))
+        bytearray(2**62)
+
+    def told() -> OutOfMemory:
+        try:
+            with memory.allocation_failures(micro_batch=2, doing="training"):
+                fill()
+        except OutOfMemory as error:
+            return error
+        raise AssertionError("so much memory there is not")
+
+    error = told()
+    assert isinstance(error.__cause__, MemoryError)
+    assert held[0]() is None, "the error still holds what did not fit"
+
+
 class _Absent(MemoryTracker):
     """A tracker that is away when a run is to begin, once."""
 
