@@ -33,7 +33,8 @@ TOLERANCE = 1e-4
 
 STUDY = Study(
     name="apart",
-    methods=("baseline", "unified", "cluster"),
+    # Those of single persons are trained in two runs at once, one per host.
+    methods=("baseline", "unified", "per_persona", "cluster"),
     data=DataSettings(
         personas=6,
         train=4,
