@@ -33,16 +33,16 @@ class Scale:
 def scale(study: Study, stores: Stores, persona_ids: Sequence[str]) -> Scale:
     """Return the scale of the headline on these personas' test items; what was measured on the same ones before is kept.
 
-    It has none when the headline is no similarity to the reference, or there is one persona alone.
+    It has none when the headline is no similarity to the reference, or fewer than two personas have test items.
     """
-    if study.evaluation.headline != "embedding_similarity" or len(persona_ids) < 2:
+    dataset, wanted = stores.studies.dataset(study.name), frozenset(persona_ids)
+    asked = {p.id: items(study.model, p, "test") for p in dataset.personas if p.id in wanted and p.of_split("test")}
+    if study.evaluation.headline != "embedding_similarity" or len(asked) < 2:
         return Scale()
-    of = digest(persona_ids)
+    of = digest([tuple(asked), study.model, dataset.digest])
     known = stores.studies.facts(study.name).get(_FACT, {})
     if of not in known:
         with timed(stores, study.name, "scale"):
-            personas = stores.studies.dataset(study.name).by_id()
-            asked = {p: items(study.model, personas[p], "test") for p in persona_ids}
             known = {of: asdict(Scale(_floor(study, asked), _floor_same_prompt(study, asked)))}
         stores.studies.save_fact(study.name, _FACT, known)
     return Scale(**known[of])

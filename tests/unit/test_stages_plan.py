@@ -24,7 +24,7 @@ from clusterlora.stages.prepare import prepare
 from clusterlora.stages.scale import Scale, scale
 from clusterlora.stores.files import FileAdapterStore
 from clusterlora.stores.memory import MemoryStudyStore, MemoryTracker, SilentLog
-from clusterlora.values import TrainedAdapter, Verdict
+from clusterlora.values import Dataset, TrainedAdapter, Verdict
 
 LOG = SilentLog()
 
@@ -87,12 +87,20 @@ def test_the_scale_is_measured_once_and_again_for_other_people(study: Study, sto
     monkeypatch.setattr(scale_stage, "floor", counted)
     everyone = stores.studies.dataset(study.name).ids
     first = scale(study, stores, everyone)
-    assert first == scale(study, stores, everyone)
+    assert first == scale(study, stores, everyone[::-1]), "in whatever order they are named"
     assert first.floor is not None
     assert first.floor_same_prompt is not None
     assert first.floor < first.floor_same_prompt <= 1
     assert scale(study, stores, everyone[:3]) != first, "after a refused gate cluster 0 alone is compared"
     assert measured == [12, 3]
+
+
+def test_who_has_no_test_items_is_left_out_of_the_scale(study: Study, stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = stores.studies.dataset(study.name)
+    first, *others = dataset.personas
+    untested = replace(first, dialogues=tuple(d for d in first.dialogues if d.split != "test"))
+    monkeypatch.setattr(stores.studies, "dataset", lambda _: Dataset((untested, *others)))
+    assert scale(study, stores, dataset.ids) == scale(study, stores, dataset.ids[1:])
 
 
 def test_one_person_and_other_metrics_have_no_scale(study: Study, stores: Stores) -> None:
