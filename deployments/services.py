@@ -9,10 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deployments import passwords
+from deployments.warm import SOCKET
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 
 LOOPBACK = "127.0.0.1"
+WARM = "warm"
+"""The service that forks runs (`deployments/warm.py`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,22 +107,31 @@ def servers(home: Path, addresses: Addresses) -> tuple[Service, Service]:
 
 
 def workers(home: Path, addresses: Addresses, *, n_gpu_workers: int | None) -> tuple[Service, ...]:
-    """Return one worker for the cpu pool, and for the gpu pool one per device (`n_gpu_workers` of them without a GPU)."""
-    env = {**os.environ, **client_environment(home, addresses), "PREFECT_WORKER_QUERY_SECONDS": "2", "TQDM_DISABLE": "1"}
-    found = [_worker("cpu", "cpu", limit=4, env=env)]
-    devices = cuda_devices()
+    """Return one worker for the cpu pool, for the gpu pool one per device (`n_gpu_workers` of them without a GPU), and what forks runs."""
+    env = {
+        **os.environ,
+        **client_environment(home, addresses),
+        "PREFECT_WORKER_QUERY_SECONDS": "2",
+        "TOKENIZERS_PARALLELISM": "false",
+        "TQDM_DISABLE": "1",
+    }
+    # Forking is safe on Linux alone: elsewhere a run imports everything itself.
+    if forks := sys.platform == "linux":
+        env[SOCKET] = str(home / "warm.sock")
+    of_gpu, devices = env, cuda_devices()
     if devices:
-        found += [
-            _worker("gpu", f"gpu-{index}", limit=1, env={**env, "CUDA_VISIBLE_DEVICES": device})
-            for index, device in enumerate(devices[:n_gpu_workers])
-        ]
-        return tuple(found)
-    n_cores = os.cpu_count() or 1
-    n_workers = n_gpu_workers or min(2, n_cores)
-    # Two trainings that each take all cores slow each other down several times.
-    threads = str(max(1, n_cores // n_workers))
-    found += [_worker("gpu", f"gpu-{index}", limit=1, env={**env, "OMP_NUM_THREADS": threads}) for index in range(n_workers)]
-    return tuple(found)
+        of_device = [{**env, "CUDA_VISIBLE_DEVICES": device} for device in devices[:n_gpu_workers]]
+    else:
+        n_cores = os.cpu_count() or 1
+        n_workers = n_gpu_workers or min(2, n_cores)
+        # Two trainings that each take all cores slow each other down several times.
+        of_gpu = {**env, "OMP_NUM_THREADS": str(max(1, n_cores // n_workers))}
+        of_device = [of_gpu] * n_workers
+    return (
+        *([Service(WARM, (sys.executable, "-m", "deployments.warm"), of_gpu)] if forks else []),
+        _worker("cpu", "cpu", limit=4, env=env),
+        *(_worker("gpu", f"gpu-{index}", limit=1, env=of_one) for index, of_one in enumerate(of_device)),
+    )
 
 
 def cuda_devices() -> list[str]:

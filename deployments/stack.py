@@ -164,7 +164,7 @@ def _addresses(state: Mapping[str, Any], running: dict[str, Process]) -> Address
     for server, key in (("prefect-server", "prefect_port"), ("mlflow-server", "mlflow_port")):
         ports[key] = known[key] if server in running or _is_free(known[key]) else _free_port()
     if any(known[key] != port for key, port in ports.items()):
-        processes.stop([running.pop(name) for name in list(running) if name.startswith("worker-")])
+        processes.stop([running.pop(name) for name in list(running) if name.startswith("worker-") or name == services.WARM])
     return Addresses(**ports, host=known.get("host", LOOPBACK))
 
 

@@ -131,8 +131,8 @@ def dispatch_evaluation(study_name: str, part: str, *, shard: int = 1, shards: i
 
 
 def _stand_in_line(study_name: str, after: str, stores: Stores) -> None:
-    """Wait until what comes before has been asked for, but not long: the order only saves time."""
-    for _ in range(20):
+    """Wait until what comes before has been asked for, but no longer than a busy machine may take: the order only saves time."""
+    for _ in range(120):
         if stores.studies.attempts(study_name, after):
             return
         time.sleep(0.5)

@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,8 @@ def site(prefect_server: str, tmp_path_factory: pytest.TempPathFactory) -> Itera
         "PREFECT_WORKER_QUERY_SECONDS": "1",
         "PREFECT_CLIENT_MAX_RETRIES": str(PATIENCE),
         "OMP_NUM_THREADS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "CLUSTERLORA_WARM": str(home / "warm.sock"),
         # A worker of the test's own environment finds `python` where this process comes from.
         "PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"])),
     }
@@ -64,15 +66,19 @@ def site(prefect_server: str, tmp_path_factory: pytest.TempPathFactory) -> Itera
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         apply_pools()
         apply_deployments()
-        with _worker("cpu", home), _worker("gpu", home):
+        with _running("deployments.warm", log=home / "warm.log"), _worker("cpu", home), _worker("gpu", home):
             yield environment
 
 
+def _worker(pool: str, home: Path) -> AbstractContextManager[None]:
+    arguments = ("worker", "start", "--pool", pool, "--type", "process", "--limit", "2")
+    return _running("prefect", *arguments, log=home / f"worker-{pool}.log")
+
+
 @contextmanager
-def _worker(pool: str, home: Path) -> Iterator[None]:
-    command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--type", "process", "--limit", "2"]
-    with (home / f"worker-{pool}.log").open("wb") as output:
-        process = subprocess.Popen(command, cwd=CHECKOUT, stdout=output, stderr=output, start_new_session=True)
+def _running(*module: str, log: Path) -> Iterator[None]:
+    with log.open("wb") as output:
+        process = subprocess.Popen([sys.executable, "-m", *module], cwd=CHECKOUT, stdout=output, stderr=output, start_new_session=True)
         try:
             yield
         finally:

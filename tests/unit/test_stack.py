@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from clusterlora.errors import BadSettings, ServiceDown
-from deployments import passwords, processes, services, stack
+from deployments import passwords, processes, services, stack, warm
 from deployments.processes import Process
 from deployments.services import Addresses
 
@@ -102,17 +102,31 @@ def test_a_users_choice_of_devices_is_kept(monkeypatch: pytest.MonkeyPatch, visi
 def test_every_gpu_gets_one_worker_that_sees_only_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
     found = services.workers(tmp_path, Addresses(1, 2), n_gpu_workers=None)
-    assert [worker.name for worker in found] == ["worker-cpu", "worker-gpu-0", "worker-gpu-1", "worker-gpu-2"]
-    assert [worker.env["CUDA_VISIBLE_DEVICES"] for worker in found[1:]] == ["0", "1", "2"]
-    assert all("--limit 1" in " ".join(worker.argv) for worker in found[1:])
+    of_gpus = [worker for worker in found if worker.name.startswith("worker-gpu")]
+    assert [worker.name for worker in of_gpus] == ["worker-gpu-0", "worker-gpu-1", "worker-gpu-2"]
+    assert [worker.env["CUDA_VISIBLE_DEVICES"] for worker in of_gpus] == ["0", "1", "2"]
+    assert all("--limit 1" in " ".join(worker.argv) for worker in of_gpus)
 
 
 def test_without_a_gpu_the_workers_share_the_cores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     found = services.workers(tmp_path, Addresses(1, 2), n_gpu_workers=4)
-    assert len(found) == 5
-    assert {worker.env["OMP_NUM_THREADS"] for worker in found[1:]} == {"2"}
+    of_gpus = [worker for worker in found if worker.name.startswith("worker-gpu")]
+    assert len(of_gpus) == 4
+    assert {worker.env["OMP_NUM_THREADS"] for worker in of_gpus} == {"2"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="runs are forked on Linux alone")
+@pytest.mark.parametrize("devices", ["", "0,1"])
+def test_what_forks_runs_has_the_environment_of_the_runs_of_the_gpu_pool(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, devices: str
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", devices)
+    by_name = {service.name: service.env for service in services.workers(tmp_path, Addresses(1, 2), n_gpu_workers=None)}
+    pool = json.loads((services.CHECKOUT / "deployments" / "pools" / "gpu.json").read_text())
+    of_run = {**by_name["worker-gpu-1"], **pool["variables"]["properties"]["env"]["default"]}
+    assert warm._shared(of_run) == warm._shared(by_name[services.WARM])
 
 
 def test_a_client_of_prefect_is_patient_and_does_not_sleep_long_after_the_server_is_well_again(tmp_path: Path):
@@ -188,7 +202,7 @@ def test_up_restarts_what_died_keeps_what_lives_and_avoids_taken_ports(tmp_path:
         (tmp_path / "stack.json").write_text(json.dumps(state))
         try:
             first = stack.up(tmp_path, workers=1, log=lambda _: None)
-            assert set(first.started) == {"prefect-server", "mlflow-server", "worker-cpu", "worker-gpu-0"}
+            assert set(first.started) == {"prefect-server", "mlflow-server", "warm", "worker-cpu", "worker-gpu-0"}
             assert taken.getsockname()[1] not in (first.addresses.prefect_port, first.addresses.mlflow_port)
             with urllib.request.urlopen(f"{first.addresses.prefect}/api/health", timeout=10) as reply:
                 assert reply.status == 200
@@ -203,6 +217,6 @@ def test_up_restarts_what_died_keeps_what_lives_and_avoids_taken_ports(tmp_path:
             assert stack.died(tmp_path) == ("worker-cpu",)
         finally:
             stopped = stack.down(tmp_path)
-    assert set(stopped) == {"prefect-server", "mlflow-server", "worker-gpu-0"}
+    assert set(stopped) == {"prefect-server", "mlflow-server", "warm", "worker-gpu-0"}
     assert stack.status(tmp_path) is None
     assert stack.died(tmp_path) == ()

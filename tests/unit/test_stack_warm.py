@@ -1,0 +1,122 @@
+"""Runs that are forked from a process which has imported things: they are as if started alone, and end with whoever asked for them."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from deployments import warm
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="runs are forked on Linux alone")
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+IMPORTED = "colorsys"
+"""A module that nobody imports by chance."""
+PROBE = f"""
+import os, signal, sys, time
+print(sys.argv[1:], os.environ.get("PREFECT__FLOW_RUN_ID"), os.getcwd() == sys.path[0], "{IMPORTED}" in sys.modules, __name__, flush=True)
+if sys.argv[1] == "wait":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))
+    print(os.getpid(), os.getppid(), flush=True)
+    time.sleep(60)
+sys.exit(int(sys.argv[1]))
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    # Longer than the address of a socket may be.
+    folder = tmp_path / ("a" * 100)
+    folder.mkdir()
+    (folder / "probe.py").write_text(PROBE)
+    return folder
+
+
+@pytest.fixture
+def listening(folder: Path) -> Iterator[dict[str, str]]:
+    """Return the environment of those who find the listening process."""
+    env = {**os.environ, "PYTHONPATH": str(CHECKOUT), warm.SOCKET: str(folder / "warm.sock")}
+    script = (
+        f"from deployments import warm; from pathlib import Path; warm._become(warm.listen(Path({env[warm.SOCKET]!r}), ['{IMPORTED}']))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script], env=env, cwd=folder, start_new_session=True)
+    deadline = time.monotonic() + 60
+    while not (folder / "warm.sock").exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline, "nobody listens"
+        time.sleep(0.05)
+    yield env
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _start(env: dict[str, str], folder: Path, argument: str) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "deployments.warm", "probe", argument]
+    return subprocess.Popen(command, env={**env, "PREFECT__FLOW_RUN_ID": argument}, cwd=folder, stdout=subprocess.PIPE, text=True)
+
+
+def _pids(run: "subprocess.Popen[str]") -> tuple[int, int]:
+    """Return the pids of a run that waits and of the process that watches over it."""
+    assert run.stdout
+    run.stdout.readline()
+    pid, watcher = run.stdout.readline().split()
+    return int(pid), int(watcher)
+
+
+def _ends(pid: int) -> bool:
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            return True
+        if state in "ZX":
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_a_run_is_forked_and_is_as_if_started_alone(listening: dict[str, str], folder: Path) -> None:
+    for code in ("0", "3"):
+        run = _start(listening, folder, code)
+        assert run.communicate(timeout=60)[0] == f"['{code}'] {code} True True __main__\n"
+        assert run.returncode == int(code)
+
+
+@pytest.mark.parametrize("changed", [{"OMP_NUM_THREADS": "13"}, {warm.SOCKET: "/nowhere/warm.sock"}, {warm.SOCKET: ""}])
+def test_who_has_another_environment_or_finds_nobody_runs_alone(listening: dict[str, str], folder: Path, changed: dict[str, str]) -> None:
+    run = _start({**listening, **changed}, folder, "4")
+    assert run.communicate(timeout=60)[0] == "['4'] 4 True False __main__\n"
+    assert run.returncode == 4
+
+
+def test_signals_reach_the_run(listening: dict[str, str], folder: Path) -> None:
+    with _start(listening, folder, "wait") as run:
+        _pids(run)
+        run.terminate()
+        assert run.wait(timeout=60) == 7
+
+
+def test_a_run_ends_when_whoever_asked_for_it_is_killed(listening: dict[str, str], folder: Path) -> None:
+    with _start(listening, folder, "wait") as run:
+        pid, _ = _pids(run)
+        run.kill()
+    assert _ends(pid)
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_run_that_is_killed_or_left_alone_is_seen_as_killed(listening: dict[str, str], folder: Path, which: int) -> None:
+    with _start(listening, folder, "wait") as run:
+        pids = _pids(run)
+        os.kill(pids[which], signal.SIGKILL)
+        assert run.wait(timeout=60) == -signal.SIGKILL
+    assert _ends(pids[0])
+
+
+def test_the_socket_is_open_to_its_owner_alone(listening: dict[str, str]) -> None:
+    assert Path(listening[warm.SOCKET]).stat().st_mode & 0o077 == 0
