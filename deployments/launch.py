@@ -26,7 +26,7 @@ from deployments.view import LiveView, PlainView
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
 
-WATCH_SECONDS = 2.0
+WATCH_SECONDS = 4.0
 SUPERVISE_SECONDS = 10.0
 MOST_RELAUNCHES = 2
 """How often a study is launched again when its own process died."""

@@ -111,7 +111,8 @@ def workers(home: Path, addresses: Addresses, *, n_gpu_workers: int | None) -> t
     env = {
         **os.environ,
         **client_environment(home, addresses),
-        "PREFECT_WORKER_QUERY_SECONDS": "2",
+        # Each question costs the server a twentieth of a second of a core.
+        "PREFECT_WORKER_QUERY_SECONDS": "3",
         "TOKENIZERS_PARALLELISM": "false",
         "TQDM_DISABLE": "1",
     }
