@@ -14,8 +14,6 @@ from deployments.warm import SOCKET
 CHECKOUT = Path(__file__).resolve().parents[1]
 
 LOOPBACK = "127.0.0.1"
-WARM = "warm"
-"""The service that forks runs (`deployments/warm.py`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,33 +104,39 @@ def servers(home: Path, addresses: Addresses) -> tuple[Service, Service]:
     return prefect, mlflow
 
 
+def warm_starter(home: Path, addresses: Addresses) -> Service | None:
+    """Return what forks runs; None where forking is not safe, and a run imports everything itself."""
+    if sys.platform != "linux":
+        return None
+    # A thread that a library keeps would not come along into a fork.
+    env = {**_run_environment(home, addresses), "OMP_NUM_THREADS": "1"}
+    return Service("warm", (sys.executable, "-m", "deployments.warm"), env)
+
+
 def workers(home: Path, addresses: Addresses, *, n_gpu_workers: int | None) -> tuple[Service, ...]:
-    """Return one worker for the cpu pool, for the gpu pool one per device (`n_gpu_workers` of them without a GPU), and what forks runs."""
-    env = {
-        **os.environ,
-        **client_environment(home, addresses),
-        # Each question costs the server a twentieth of a second of a core.
-        "PREFECT_WORKER_QUERY_SECONDS": "3",
-        "TOKENIZERS_PARALLELISM": "false",
-        "TQDM_DISABLE": "1",
-    }
-    # Forking is safe on Linux alone: elsewhere a run imports everything itself.
-    if forks := sys.platform == "linux":
-        env[SOCKET] = str(home / "warm.sock")
-    of_gpu, devices = env, cuda_devices()
+    """Return one worker for the cpu pool, and for the gpu pool one per device (`n_gpu_workers` of them without a GPU)."""
+    # Each question costs the server a twentieth of a second of a core.
+    env = {**_run_environment(home, addresses), "PREFECT_WORKER_QUERY_SECONDS": "3"}
+    found = [_worker("cpu", "cpu", limit=4, env=env)]
+    devices = cuda_devices()
     if devices:
-        of_device = [{**env, "CUDA_VISIBLE_DEVICES": device} for device in devices[:n_gpu_workers]]
-    else:
-        n_cores = os.cpu_count() or 1
-        n_workers = n_gpu_workers or min(2, n_cores)
-        # Two trainings that each take all cores slow each other down several times.
-        of_gpu = {**env, "OMP_NUM_THREADS": str(max(1, n_cores // n_workers))}
-        of_device = [of_gpu] * n_workers
-    return (
-        *([Service(WARM, (sys.executable, "-m", "deployments.warm"), of_gpu)] if forks else []),
-        _worker("cpu", "cpu", limit=4, env=env),
-        *(_worker("gpu", f"gpu-{index}", limit=1, env=of_one) for index, of_one in enumerate(of_device)),
-    )
+        found += [
+            _worker("gpu", f"gpu-{index}", limit=1, env={**env, "CUDA_VISIBLE_DEVICES": device})
+            for index, device in enumerate(devices[:n_gpu_workers])
+        ]
+        return tuple(found)
+    n_cores = os.cpu_count() or 1
+    n_workers = n_gpu_workers or min(2, n_cores)
+    # Two trainings that each take all cores slow each other down several times.
+    threads = str(max(1, n_cores // n_workers))
+    found += [_worker("gpu", f"gpu-{index}", limit=1, env={**env, "OMP_NUM_THREADS": threads}) for index in range(n_workers)]
+    return tuple(found)
+
+
+def _run_environment(home: Path, addresses: Addresses) -> dict[str, str]:
+    """Return what runs and whatever starts them have in common."""
+    quiet = {"TOKENIZERS_PARALLELISM": "false", "TQDM_DISABLE": "1"}
+    return {**os.environ, **client_environment(home, addresses), **quiet, SOCKET: str(home / "warm.sock")}
 
 
 def cuda_devices() -> list[str]:

@@ -69,7 +69,9 @@ def up(home: Path, *, workers: int | None = None, auth: bool | None = None, host
         addresses = _doors(home, _addresses(state, running), running, auth=auth, host=host)
         wanted_servers = services.servers(home, addresses)
         wanted_workers = services.workers(home, addresses, n_gpu_workers=workers)
-        names = {service.name for service in (*wanted_servers, *wanted_workers)}
+        starter = services.warm_starter(home, addresses)
+        starters = (starter,) if starter else ()
+        names = {service.name for service in (*wanted_servers, *starters, *wanted_workers)}
         processes.stop([process for name, process in running.items() if name not in names])
         running = {name: process for name, process in running.items() if name in names}
         started: list[str] = []
@@ -84,7 +86,8 @@ def up(home: Path, *, workers: int | None = None, auth: bool | None = None, host
 
         try:
             (home / "mlflow").mkdir(exist_ok=True)
-            for service in wanted_servers:
+            # What forks runs is ready by the time that somebody asks for one.
+            for service in (*wanted_servers, *starters):
                 ensure(service)
             _wait(home, wanted_servers[:1], running)
             applied = _apply(home, addresses, state.get("applied"), log)
@@ -164,7 +167,7 @@ def _addresses(state: Mapping[str, Any], running: dict[str, Process]) -> Address
     for server, key in (("prefect-server", "prefect_port"), ("mlflow-server", "mlflow_port")):
         ports[key] = known[key] if server in running or _is_free(known[key]) else _free_port()
     if any(known[key] != port for key, port in ports.items()):
-        processes.stop([running.pop(name) for name in list(running) if name.startswith("worker-") or name == services.WARM])
+        processes.stop([running.pop(name) for name in list(running) if name.startswith("worker-") or name == "warm"])
     return Addresses(**ports, host=known.get("host", LOOPBACK))
 
 

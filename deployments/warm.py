@@ -36,8 +36,8 @@ IMPORTED = (
     "sqlalchemy.orm",
     "pandas",
 )
-_OF_EACH_RUN = ("PREFECT", "CUDA_VISIBLE_DEVICES")
-"""Beginnings of the variables that nothing imported here has read; in all others a run must agree."""
+_OF_EACH_RUN = ("PREFECT", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
+"""Beginnings of the variables that nothing imported here has read for good; in all others a run must agree."""
 _PATIENCE_SECONDS = 120.0
 """How long a run waits for a listening process that is still importing: to import everything beside it would take as long."""
 _BYTES_OF_LENGTH = 8
@@ -151,10 +151,21 @@ def _become(run: Run) -> None:
     os.environ.clear()
     os.environ.update(run.env)
     time.tzset()
+    if "torch" in sys.modules:
+        _take_threads(int(run.env.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0))))
     os.chdir(run.folder)
     sys.path[0] = run.folder
     sys.argv = list(run.argv)
     runpy.run_module(run.argv[0], run_name="__main__", alter_sys=True)
+
+
+def _take_threads(n: int) -> None:
+    """Give products so many threads: the libraries that compute them have asked for theirs when they were imported."""
+    import torch
+    from threadpoolctl import threadpool_limits
+
+    threadpool_limits(n)
+    torch.set_num_threads(n)
 
 
 def _end_like(status: int) -> None:

@@ -10,6 +10,8 @@ from typing import Any, NoReturn, cast
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterIdempotencyKey
 from prefect.client.schemas.objects import FlowRun, State, TaskRun
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
@@ -131,11 +133,24 @@ def dispatch_evaluation(study_name: str, part: str, *, shard: int = 1, shards: i
 
 
 def _stand_in_line(study_name: str, after: str, stores: Stores) -> None:
-    """Wait until what comes before has been asked for, but no longer than a busy machine may take: the order only saves time."""
+    """Wait until the run of what comes before is there, but no longer than a busy machine may take: the order only saves time."""
     for _ in range(120):
-        if stores.studies.attempts(study_name, after):
+        attempts = stores.studies.attempts(study_name, after)
+        if attempts and (attempts[-1].state != "running" or _exists(_key(study_name, attempts[-1], stores))):
             return
         time.sleep(0.5)
+
+
+def _key(study_name: str, attempt: Attempt, stores: Stores) -> str:
+    # A study deleted and made again under its name must not find the runs of the first one.
+    created = next(created for known, _, created in stores.studies.studies() if known == study_name)
+    return f"{study_name}/{created}/{attempt.pack}/attempt-{attempt.number}"
+
+
+def _exists(key: str) -> bool:
+    with get_client(sync_client=True) as client:
+        wanted = FlowRunFilter(idempotency_key=FlowRunFilterIdempotencyKey(any_=[key]))
+        return bool(client.read_flow_runs(flow_run_filter=wanted, limit=1))
 
 
 def _see_through(
@@ -149,8 +164,6 @@ def _see_through(
     methods: Collection[str],
 ) -> None:
     """Start the attempt's run, or find it, and wait; return when it completed, else record how it ended and raise."""
-    # A study deleted and made again under its name must not find the runs of the first one.
-    created = next(created for known, _, created in stores.studies.studies() if known == study.name)
     # Recorded before the run exists: a run that dies before its first line still counts, with its micro-batch.
     stores.studies.open_attempt(study.name, attempt)
     deployment = f"{flow}/{flow}" if study.runtime.gpu_pool == "gpu" else f"{flow}/{flow}-{study.runtime.gpu_pool}"
@@ -161,7 +174,7 @@ def _see_through(
                 deployment,
                 parameters=dict(parameters),
                 flow_run_name=name,
-                idempotency_key=f"{study.name}/{created}/{attempt.pack}/attempt-{attempt.number}",
+                idempotency_key=_key(study.name, attempt, stores),
                 tags=[study_tag(study.name), *map(method_tag, sorted(methods))],
                 poll_interval=ASK_EVERY_SECONDS,
             ),

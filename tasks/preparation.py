@@ -1,5 +1,7 @@
 """Check the settings, read the data, record the study, group its personas, measure and regroup them. All of it may be repeated."""
 
+import os
+
 from prefect import task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
@@ -53,6 +55,7 @@ def signal(study_name: str) -> None:
     from clusterlora.signal.words import markdown, verdict
     from clusterlora.stages.signal import signal as measure_signal
 
+    _step_aside()
     found = measure_signal(study_name, from_environment(), PrefectRunLog(study_name, "signal"))
     create_markdown_artifact(markdown(found), key=artifact_key("signal", study_name), description=verdict(found))
 
@@ -62,5 +65,11 @@ def scale(study_name: str) -> None:
     """Measure what somebody else's words would score, which the comparison will ask for."""
     from clusterlora.stages.scale import scale as measure_scale
 
+    _step_aside()
     stores = from_environment()
     measure_scale(stores.studies.study(study_name), stores, stores.studies.dataset(study_name).ids)
+
+
+def _step_aside() -> None:
+    """Leave the cores to trainings, which others wait for: on Linux for this thread and those it starts, elsewhere for the process."""
+    os.nice(10)

@@ -37,19 +37,30 @@ def stores(tmp_path) -> Stores:
 
 def test_a_run_stands_in_line_behind_the_one_before_it_but_not_for_ever(stores: Stores, monkeypatch: pytest.MonkeyPatch):
     waited: list[float] = []
+    there: set[str] = set()
 
     def wait(seconds: float) -> None:
         waited.append(seconds)
         if len(waited) == 3:
             stores.studies.open_attempt("mission", attempt())
+        if len(waited) == 5:
+            there.add(dispatch_module._key("mission", attempt(), stores))
 
     monkeypatch.setattr(dispatch_module.time, "sleep", wait)
+    monkeypatch.setattr(dispatch_module, "_exists", there.__contains__)
     dispatch_module._stand_in_line("mission", "cluster-00", stores)
-    assert len(waited) == 3
+    assert len(waited) == 5, "it was recorded before it was there"
     dispatch_module._stand_in_line("mission", "cluster-00", stores)
-    assert len(waited) == 3, "it is there already"
+    assert len(waited) == 5, "it is there already"
     dispatch_module._stand_in_line("mission", "nobody", stores)
-    assert sum(waited) < 15
+    assert sum(waited) < 70
+
+
+def test_a_run_does_not_wait_for_one_that_has_ended(stores: Stores, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(dispatch_module, "_exists", lambda _: False)
+    stores.studies.open_attempt("mission", attempt())
+    stores.studies.close_attempt("mission", "cluster-00", 1, state="done")
+    dispatch_module._stand_in_line("mission", "cluster-00", stores)
 
 
 def attempt(number: int = 1, micro_batch: int = 2) -> Attempt:

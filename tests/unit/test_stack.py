@@ -119,14 +119,16 @@ def test_without_a_gpu_the_workers_share_the_cores(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.skipif(sys.platform != "linux", reason="runs are forked on Linux alone")
 @pytest.mark.parametrize("devices", ["", "0,1"])
-def test_what_forks_runs_has_the_environment_of_the_runs_of_the_gpu_pool(
+def test_what_forks_runs_has_the_environment_of_the_runs_of_both_pools(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, devices: str
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", devices)
-    by_name = {service.name: service.env for service in services.workers(tmp_path, Addresses(1, 2), n_gpu_workers=None)}
-    pool = json.loads((services.CHECKOUT / "deployments" / "pools" / "gpu.json").read_text())
-    of_run = {**by_name["worker-gpu-1"], **pool["variables"]["properties"]["env"]["default"]}
-    assert warm._shared(of_run) == warm._shared(by_name[services.WARM])
+    starter = services.warm_starter(tmp_path, Addresses(1, 2))
+    assert starter is not None
+    for worker in services.workers(tmp_path, Addresses(1, 2), n_gpu_workers=None):
+        pool = json.loads((services.CHECKOUT / "deployments" / "pools" / f"{worker.name.split('-')[1]}.json").read_text())
+        of_run = {**worker.env, **pool["variables"]["properties"]["env"]["default"]}
+        assert warm._shared(of_run) == warm._shared(starter.env)
 
 
 def test_a_client_of_prefect_is_patient_and_does_not_sleep_long_after_the_server_is_well_again(tmp_path: Path):

@@ -88,11 +88,19 @@ def test_a_run_is_forked_and_is_as_if_started_alone(listening: dict[str, str], f
         assert run.returncode == int(code)
 
 
-@pytest.mark.parametrize("changed", [{"OMP_NUM_THREADS": "13"}, {warm.SOCKET: "/nowhere/warm.sock"}, {warm.SOCKET: ""}])
+@pytest.mark.parametrize("changed", [{"MKL_NUM_THREADS": "13"}, {warm.SOCKET: "/nowhere/warm.sock"}, {warm.SOCKET: ""}])
 def test_who_has_another_environment_or_finds_nobody_runs_alone(listening: dict[str, str], folder: Path, changed: dict[str, str]) -> None:
     run = _start({**listening, **changed}, folder, "4")
     assert run.communicate(timeout=60)[0] == "['4'] 4 True False __main__\n"
     assert run.returncode == 4
+
+
+def test_a_run_computes_with_the_threads_of_its_own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    script = "import torch, numpy, sys; from deployments import warm; from threadpoolctl import threadpool_info as info; "
+    script += "warm._take_threads(3); print(torch.get_num_threads(), {library['num_threads'] for library in info()})"
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    found = subprocess.run([sys.executable, "-c", script], cwd=CHECKOUT, capture_output=True, text=True, check=True)
+    assert found.stdout == "3 {3}\n"
 
 
 def test_signals_reach_the_run(listening: dict[str, str], folder: Path) -> None:
