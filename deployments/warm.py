@@ -24,6 +24,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import chdir, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 SOCKET = "CLUSTERLORA_WARM"
 IMPORTED = (
@@ -121,7 +122,7 @@ def _keep(connection: socket.socket, here: Mapping[str, str]) -> Run | None:
     length, descriptors, _, _ = socket.recv_fds(connection, _BYTES_OF_LENGTH, 3)
     known = json.loads(_read(connection, int.from_bytes(length)))
     run = Run(tuple(known["argv"]), known["env"], known["folder"])
-    if _shared(run.env) != here:
+    if _shared(run.env) != here or _is_cut_off():
         connection.sendall(b"n")
         return None
     watcher = os.getpid()
@@ -157,6 +158,12 @@ def _become(run: Run) -> None:
     sys.path[0] = run.folder
     sys.argv = list(run.argv)
     runpy.run_module(run.argv[0], run_name="__main__", alter_sys=True)
+
+
+def _is_cut_off() -> bool:
+    """Return whether something that was imported has spoken to a GPU, which no fork can from then on."""
+    torch: Any = sys.modules.get("torch")
+    return torch is not None and torch.cuda._is_in_bad_fork()
 
 
 def _take_threads(n: int) -> None:

@@ -40,9 +40,13 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def listening(folder: Path) -> Iterator[dict[str, str]]:
     """Return the environment of those who find the listening process."""
+    yield from _listening(folder, IMPORTED)
+
+
+def _listening(folder: Path, imported: str) -> Iterator[dict[str, str]]:
     env = {**os.environ, "PYTHONPATH": str(CHECKOUT), warm.SOCKET: str(folder / "warm.sock")}
     script = (
-        f"from deployments import warm; from pathlib import Path; warm._become(warm.listen(Path({env[warm.SOCKET]!r}), ['{IMPORTED}']))"
+        f"from deployments import warm; from pathlib import Path; warm._become(warm.listen(Path({env[warm.SOCKET]!r}), [{imported!r}]))"
     )
     process = subprocess.Popen([sys.executable, "-c", script], env=env, cwd=folder, start_new_session=True)
     deadline = time.monotonic() + 60
@@ -93,6 +97,12 @@ def test_who_has_another_environment_or_finds_nobody_runs_alone(listening: dict[
     run = _start({**listening, **changed}, folder, "4")
     assert run.communicate(timeout=60)[0] == "['4'] 4 True False __main__\n"
     assert run.returncode == 4
+
+
+def test_no_run_is_forked_once_an_import_has_asked_for_gpus(folder: Path) -> None:
+    (folder / "asks.py").write_text(f"import torch, {IMPORTED}\ntorch.cuda.is_available()\n")
+    for env in _listening(folder, "asks"):
+        assert _start(env, folder, "0").communicate(timeout=100)[0] == "['0'] 0 True False __main__\n"
 
 
 def test_a_run_computes_with_the_threads_of_its_own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
