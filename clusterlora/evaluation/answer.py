@@ -21,6 +21,8 @@ from clusterlora.values import Answer, Item
 
 log = logging.getLogger(__name__)
 
+EMBEDDED_AT_ONCE = 256
+"""Answers embedded together, as they come in: to embed them may take as long as to give them, and progress tells of both."""
 ON_A_GPU = 8
 """A GPU answers so many times as many items at once in about the time of a few."""
 
@@ -64,10 +66,12 @@ class Answerer:
             Question(prompt, slot_by_key[task.stack_key], self._encoder.encode_response(task.item.reference))
             for task, prompt in zip(tasks, prompts, strict=True)
         ]
+        references = [task.item.reference for task in tasks]
+        embedded = references if any(METRICS[name].embeds for name in metrics) else None
         try:
             while True:
                 try:
-                    texts, nll = self._run(stacks, questions, generating=tuple(metrics) != ("nll",), run_log=run_log)
+                    texts, nll = self._run(stacks, questions, embedded, generating=tuple(metrics) != ("nll",), run_log=run_log)
                     break
                 except (RuntimeError, MemoryError) as error:
                     if not is_allocation_failure(error) or self._batch_size == 1:
@@ -78,7 +82,7 @@ class Answerer:
             stacks.close()
         scorable = Scorable(
             texts=texts,
-            references=[task.item.reference for task in tasks],
+            references=references,
             embedder=self._embedder,
             nll=nll,
             persona_ids=[task.item.persona_id for task in tasks],
@@ -98,11 +102,20 @@ class Answerer:
             for number, task in enumerate(tasks)
         ]
 
-    def _run(self, stacks: Stacks, questions: Sequence[Question], *, generating: bool, run_log: RunLog) -> tuple[list[str], np.ndarray]:
+    def _run(
+        self, stacks: Stacks, questions: Sequence[Question], embedded: Sequence[str] | None, *, generating: bool, run_log: RunLog
+    ) -> tuple[list[str], np.ndarray]:
+        """Return every question's answer and likelihood; with `embedded`, their references, both are known to the embedder by then."""
         texts, nll = [""] * len(questions), np.zeros(len(questions))
+        fresh: list[str] = []
         max_new_tokens = self._settings.max_new_tokens if generating else None
         for reply in stacks.reply(questions, max_new_tokens=max_new_tokens, batch_size=self._batch_size):
             texts[reply.number] = str(self._base.tokenizer.decode(list(reply.ids), skip_special_tokens=True)).strip()
             nll[reply.number] = reply.nll
+            if embedded is not None:
+                fresh += texts[reply.number], embedded[reply.number]
+                if len(fresh) >= 2 * EMBEDDED_AT_ONCE:
+                    self._embedder.encode(fresh)
+                    fresh.clear()
             run_log.advance(1)
         return texts, nll

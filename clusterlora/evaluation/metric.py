@@ -42,13 +42,17 @@ class Scorable:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metric:
-    """A score per item. Values of a `percent` metric lie in 0..1 and are shown times 100."""
+    """A score per item. Values of a `percent` metric lie in 0..1 and are shown times 100.
+
+    What `embeds` reads embeddings of answers and references, which are made while answers come in.
+    """
 
     name: str
     label: str
     higher_is_better: bool
     score: Callable[[Scorable], Float[np.ndarray, " item"]]
     percent: bool = False
+    embeds: bool = False
 
     def shown(self, value: float, *, signed: bool = False) -> str:
         """Return the value as people read it: percent with two decimals, anything else with three."""

@@ -1,6 +1,6 @@
 """Answering with many adapters at once gives what PEFT gives one by one; choosing among arms sees val only."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,17 +13,18 @@ from torch.nn import functional
 
 from clusterlora.data.prompts import PromptEncoder
 from clusterlora.errors import BadData
-from clusterlora.evaluation import stacks
+from clusterlora.evaluation import answer, stacks
+from clusterlora.evaluation.answer import Answerer, Task
 from clusterlora.evaluation.generate import Question
 from clusterlora.evaluation.select import select_arm
 from clusterlora.evaluation.stacks import Stacks, stacks_on
 from clusterlora.models.base import BaseModel, load_base
 from clusterlora.models.stacked import StackedModel, Weights, read_adapter, read_weights, stack_weights
-from clusterlora.settings import Recipe
+from clusterlora.settings import EvaluationSettings, Recipe
 from clusterlora.stores.memory import SilentLog
 from clusterlora.training.job import TrainingJob
 from clusterlora.training.reference import train
-from clusterlora.values import AdapterSpec, Layer, Turn
+from clusterlora.values import AdapterSpec, Item, Layer, Turn
 
 RECIPE = Recipe(rank=4, alpha=8, dropout=0.0, epochs=4, batch_size=2, learning_rate=2e-2)
 
@@ -187,6 +188,31 @@ def test_an_adapter_of_another_base_is_refused_by_layer(base: BaseModel, adapter
         with pytest.raises(BadData, match=r"no layer model\.layers\.99"):
             load([Weights({"model.layers.99.q_proj": (a, b)})])
     model.close()
+
+
+def test_answers_are_embedded_while_they_come_in_so_that_progress_tells_of_both(base: BaseModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    happened: list[str] = []
+
+    class Embeds:
+        name = revision = "ones"
+
+        def encode(self, texts: Sequence[str]) -> np.ndarray:
+            happened.append(f"embedded {len(texts)}")
+            return np.ones((len(texts), 1))
+
+    class Log(SilentLog):
+        def advance(self, units: int = 1, **facts: float) -> None:  # noqa: ARG002
+            happened.append("answered")
+
+    monkeypatch.setattr(answer, "EMBEDDED_AT_ONCE", 2)
+    item = Item("i", "p", "test", (Turn("user", "ask"),), "yes")
+    tasks = [Task("s", replace(item, id=str(number), reference=f"yes {number}")) for number in range(4)]
+    answerer = Answerer(base, Embeds(), EvaluationSettings(max_new_tokens=4), max_length=64)
+    answerer.answer(tasks, {"s": Weights()}, metrics=("nll",), run_log=Log())
+    assert happened == 4 * ["answered"]
+    happened.clear()
+    answerer.answer(tasks, {"s": Weights()}, metrics=("embedding_similarity",), run_log=Log())
+    assert happened == [*2 * ["answered", "embedded 4", "answered"], "embedded 8"]
 
 
 def test_an_arm_is_chosen_only_when_it_gains_more_than_the_margin() -> None:

@@ -18,5 +18,5 @@ def embedding_similarity(answers: Scorable) -> Float[np.ndarray, " item"]:
 
 
 EMBEDDING_SIMILARITY = Metric(
-    name="embedding_similarity", label="embedding similarity", higher_is_better=True, percent=True, score=embedding_similarity
+    name="embedding_similarity", label="embedding similarity", higher_is_better=True, percent=True, embeds=True, score=embedding_similarity
 )
