@@ -3,6 +3,7 @@
 import importlib.metadata
 import os
 import platform
+import shutil
 import subprocess
 import time
 from pathlib import Path
@@ -40,8 +41,9 @@ def versions() -> dict[str, str]:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             found[package] = "not installed"
-    git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
-    found["revision"] = git.stdout.strip() or "unknown"
+    git = ["git", "describe", "--always", "--dirty"]
+    told = subprocess.run(git, cwd=Path(__file__).parent, capture_output=True, text=True, check=False).stdout if shutil.which("git") else ""
+    found["revision"] = told.strip() or "unknown"
     return found
 
 
