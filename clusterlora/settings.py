@@ -211,8 +211,8 @@ class EvaluationSettings:
 
     max_new_tokens: Annotated[int, Ge(4)] = 64
     """Answers are cut here."""
-    batch_size: Annotated[int, Ge(1)] = 32
-    """Items answered at once, on a GPU eight times as many (halved when memory runs out)."""
+    batch_size: Annotated[int, Ge(1)] = 64
+    """Items answered at once, on a GPU four times as many (halved when memory runs out)."""
     metrics: tuple[str, ...] = ("embedding_similarity", "nll", "rouge_l", "prompt_tokens")
     """Metrics computed for every answer."""
     headline: str = "embedding_similarity"

@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 EMBEDDED_AT_ONCE = 256
 """Answers embedded together, as they come in: to embed them may take as long as to give them, and progress tells of both."""
-ON_A_GPU = 8
+ON_A_GPU = 4
 """A GPU answers so many times as many items at once in about the time of a few."""
 
 
