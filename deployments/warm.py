@@ -125,6 +125,8 @@ def _keep(connection: socket.socket, here: Mapping[str, str]) -> Run | None:
     if _shared(run.env) != here or _is_cut_off():
         connection.sendall(b"n")
         return None
+    # First: whoever waits no longer runs alone by now, and nothing may be forked beside that.
+    connection.sendall(b"y")
     watcher = os.getpid()
     if (pid := os.fork()) == 0:
         connection.close()
@@ -135,7 +137,6 @@ def _keep(connection: socket.socket, here: Mapping[str, str]) -> Run | None:
         return run
     for descriptor in descriptors:
         os.close(descriptor)
-    connection.sendall(b"y")
     while (ended := os.waitpid(pid, os.WNOHANG)) == (0, 0):
         if select.select([connection], [], [], 0.1)[0]:
             received = connection.recv(1)
@@ -153,7 +154,9 @@ def _become(run: Run) -> None:
     os.environ.update(run.env)
     time.tzset()
     if "torch" in sys.modules:
-        _take_threads(int(run.env.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0))))
+        # Lists say how many there are at each level of nesting; nothing here nests.
+        asked = run.env.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+        _take_threads(int(asked) if asked.isdecimal() and int(asked) else len(os.sched_getaffinity(0)))
     os.chdir(run.folder)
     sys.path[0] = run.folder
     sys.argv = list(run.argv)

@@ -105,12 +105,19 @@ def test_no_run_is_forked_once_an_import_has_asked_for_gpus(folder: Path) -> Non
         assert _start(env, folder, "0").communicate(timeout=100)[0] == "['0'] 0 True False __main__\n"
 
 
-def test_a_run_computes_with_the_threads_of_its_own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    script = "import torch, numpy, sys; from deployments import warm; from threadpoolctl import threadpool_info as info; "
-    script += "warm._take_threads(3); print(torch.get_num_threads(), {library['num_threads'] for library in info()})"
+def test_a_run_computes_with_the_threads_of_its_own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "tells.py").write_text(
+        "import torch; from threadpoolctl import threadpool_info as info; "
+        "print(torch.get_num_threads(), {library['num_threads'] for library in info()})"
+    )
+    script = "import os, torch, numpy; from deployments import warm; env = {**os.environ, 'OMP_NUM_THREADS': ASKED}; "
+    script += f"warm._become(warm.Run(('tells',), env, {str(tmp_path)!r}))"
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    found = subprocess.run([sys.executable, "-c", script], cwd=CHECKOUT, capture_output=True, text=True, check=True)
-    assert found.stdout == "3 {3}\n"
+    monkeypatch.setenv("PYTHONPATH", str(CHECKOUT))
+    for asked, n in (("3", 3), ("3,2", 3), ("many", len(os.sched_getaffinity(0)))):
+        argv = [sys.executable, "-c", script.replace("ASKED", repr(asked))]
+        found = subprocess.run(argv, cwd=CHECKOUT, capture_output=True, text=True, check=True)
+        assert found.stdout == f"{n} {{{n}}}\n"
 
 
 def test_signals_reach_the_run(listening: dict[str, str], folder: Path) -> None:

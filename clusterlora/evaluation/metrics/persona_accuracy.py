@@ -45,6 +45,4 @@ def _recogniser(train: TrainResponses, embedder: Embedder) -> _Recogniser:
     return _Recogniser(discriminant(pieces), {persona_id: number for number, persona_id in enumerate(spoken)})
 
 
-PERSONA_ACCURACY = Metric(
-    name="persona_accuracy", label="persona accuracy", higher_is_better=True, percent=True, embeds=True, score=persona_accuracy
-)
+PERSONA_ACCURACY = Metric(name="persona_accuracy", label="persona accuracy", higher_is_better=True, percent=True, score=persona_accuracy)
