@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from benchmarks.measure import clock
+from deployments.services import usable_cores
 
 PACKAGES = ("clusterlora", "torch", "transformers", "peft", "trl", "accelerate")
 
@@ -21,7 +22,7 @@ def describe(device: torch.device) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "processor": _processor(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
-        "cores": os.cpu_count(),
+        "cores": usable_cores(),
         "threads": torch.get_num_threads(),
         "memory_gib": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1),
         "system": f"{platform.system()} {platform.machine()}",

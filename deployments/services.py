@@ -125,7 +125,7 @@ def workers(home: Path, addresses: Addresses, *, n_gpu_workers: int | None) -> t
             for index, device in enumerate(devices[:n_gpu_workers])
         ]
         return tuple(found)
-    n_cores = os.cpu_count() or 1
+    n_cores = usable_cores()
     n_workers = n_gpu_workers or min(2, n_cores)
     # Two trainings that each take all cores slow each other down several times.
     threads = str(max(1, n_cores // n_workers))
@@ -149,6 +149,11 @@ def cuda_devices() -> list[str]:
         return []
     listing = subprocess.run([tool, "-L"], capture_output=True, text=True, check=False)
     return parse_devices(listing.stdout) if listing.returncode == 0 else []
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may use: `taskset`, a job scheduler or a container may leave it fewer than there are."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def parse_devices(listing: str) -> list[str]:

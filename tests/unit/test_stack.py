@@ -110,11 +110,21 @@ def test_every_gpu_gets_one_worker_that_sees_only_it(monkeypatch: pytest.MonkeyP
 
 def test_without_a_gpu_the_workers_share_the_cores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(services, "usable_cores", lambda: 8)
     found = services.workers(tmp_path, Addresses(1, 2), n_gpu_workers=4)
     of_gpus = [worker for worker in found if worker.name.startswith("worker-gpu")]
     assert len(of_gpus) == 4
     assert {worker.env["OMP_NUM_THREADS"] for worker in of_gpus} == {"2"}
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="processes are held to cores on Linux alone")
+def test_cores_that_a_process_is_held_from_are_not_counted() -> None:
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(allowed)})
+    try:
+        assert services.usable_cores() == 1
+    finally:
+        os.sched_setaffinity(0, allowed)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="runs are forked on Linux alone")
