@@ -180,7 +180,7 @@ class _Desk:
         self._values = torch.zeros_like(self._keys)
         self._factors = slots.of_rows(torch.full((1,), slot, device=decoder.device)) if slot is not None else slots.room(n_rows)
         self._n_rows = n_rows
-        self._replays = Replays(self._run, decoder.device)
+        self._replays = Replays[_Given](decoder.device)
         self.rows: list[_Row] = []
 
     @property
@@ -234,7 +234,7 @@ class _Desk:
             n, reach = min(like_size(n), self._n_rows), min(_round_up(reach, 4 * PAD_TO), most)
             tokens, places = ([*numbers, *[0] * (n - len(numbers))] for numbers in (tokens, places))
         token, place = torch.tensor([tokens, places]).to(decoder.device).unbind(0)
-        return self._replays(_Given(token, place, *decoder.turns(place, most), reach))[: len(self.rows)].tolist()
+        return self._replays(self._run, _Given(token, place, *decoder.turns(place, most), reach))[: len(self.rows)].tolist()
 
     @torch.inference_mode()
     def _run(self, given: _Given) -> Int[Tensor, " b"]:

@@ -20,30 +20,30 @@ _MOST_RECORDED = 96
 
 
 class Replays(Generic[Given]):
-    """A function of one dataclass that returns a tensor; on a GPU, recorded for every kind of argument that is given twice.
+    """One function of one dataclass that returns a tensor; on a GPU, recorded for every kind of argument that is given twice.
 
     Arguments are of one kind when their tensors have the same shapes and everything else in them is equal. What is returned holds until
     the next call. Anything the function does must leave the values of tensors on the CPU out of account: it runs once for all of a kind.
+    The function comes with every call: whoever keeps its own method's recordings lets their memory go when it goes itself.
     """
 
-    def __init__(self, function: Callable[[Given], Tensor], device: torch.device) -> None:
-        self._function = function
+    def __init__(self, device: torch.device) -> None:
         self._on = device.type == "cuda"
         self._times: Counter[object] = Counter()
         self._recordings: dict[object, _Recording[Given]] = {}
         self._pool: Any = None
 
-    def __call__(self, given: Given) -> Tensor:
+    def __call__(self, function: Callable[[Given], Tensor], given: Given) -> Tensor:
         """Return what the function does of this argument."""
         if not self._on:
-            return self._function(given)
+            return function(given)
         kind = _kind(given)
         if kind not in self._recordings:
             self._times[kind] += 1
             # The first time runs as ever, which also sets up what may not be set up while recording.
             if self._times[kind] == 1 or len(self._recordings) == _MOST_RECORDED:
-                return self._function(given)
-            self._recordings[kind] = recording = _Recording(self._function, given, self._pool)
+                return function(given)
+            self._recordings[kind] = recording = _Recording(function, given, self._pool)
             self._pool = recording.pool
         return self._recordings[kind].run(given)
 

@@ -132,7 +132,7 @@ class DecoderPass:
         self._first_block = next(number for number, group in enumerate(self._groups) if group is not None) // 4
         self.padding = decoder.padding
         self.reentrant = True
-        self._replays = Replays(self._run, decoder.device)
+        self._replays = Replays[DecoderBatch](decoder.device)
 
     def __call__(
         self,
@@ -146,7 +146,7 @@ class DecoderPass:
     ) -> Float[Tensor, " b"]:
         """Run right-padded rows forward and backward, or forward alone; return each row's weighted sum of its response tokens' NLL."""
         given = batch_of(ids, predicts, rows, underlay_slots, weights, decoder=self._decoder, padding=self.padding, learn=learn)
-        return self._replays(given)[: len(ids)]
+        return self._replays(self._run, given)[: len(ids)]
 
     @torch.no_grad()
     def _run(self, given: DecoderBatch) -> Float[Tensor, " b"]:

@@ -59,28 +59,28 @@ def test_sizes_are_few_and_at_most_a_quarter_more_than_needed(n: int) -> None:
 
 
 def test_only_what_comes_again_is_recorded_and_every_answer_is_the_functions(recorded: list[Asked]) -> None:
-    replays = Replays(plain, torch.device("cuda"))
+    replays = Replays[Asked](torch.device("cuda"))
     batches = [asked(5, 9), asked(40, 3), asked(30, 2), asked(5, 9, learn=False), asked(1), asked(7, 7)]
     for batch in batches:
-        assert torch.equal(replays(batch), 2 * batch.x)
+        assert torch.equal(replays(plain, batch), 2 * batch.x)
     # Two rows of at most 32 tokens came a second time with the third batch, and a third time with the last.
     assert recorded == [batches[2]]
-    replays(replace(batches[0], masks=torch.ones(1)))
+    replays(plain, replace(batches[0], masks=torch.ones(1)))
     assert len(recorded) == 1, "with masks it is another function"
 
 
 def test_when_enough_is_recorded_the_rest_runs_as_ever(recorded: list[Asked], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(replay, "_MOST_RECORDED", 2)
-    replays = Replays(plain, torch.device("cuda"))
+    replays = Replays[Asked](torch.device("cuda"))
     for _ in range(3):
         for n_rows in range(1, 6):
             batch = asked(*[4] * n_rows)
-            assert torch.equal(replays(batch), 2 * batch.x)
+            assert torch.equal(replays(plain, batch), 2 * batch.x)
     assert len(recorded) == 2
 
 
 def test_nothing_is_recorded_on_a_cpu(recorded: list[Asked]) -> None:
-    replays = Replays(plain, torch.device("cpu"))
+    replays = Replays[Asked](torch.device("cpu"))
     for _ in range(3):
-        replays(asked(5))
+        replays(plain, asked(5))
     assert not recorded
