@@ -15,14 +15,14 @@ def _name() -> str:
 
 @flow(name="evaluate", flow_run_name=_name)
 def evaluate(
-    study_name: str, part: Literal["power", "gate", "test"] = "test", shard: int = 1, shards: int = 1, rung: str | None = None
+    study_name: str, part: Literal["power", "baseline", "gate", "test"] = "test", shard: int = 1, shards: int = 1, rung: str | None = None
 ) -> None:
     """Answer and score what is missing of a study.
 
     Args:
         study_name: A study that exists.
         part: `power` answers the val items of cluster 0 with the bare base model, `gate` with the adapters on trial; `test` lets every
-            method choose on val, then answers test.
+            method choose on val, then answers test; `baseline` answers what `test` will ask of the bare base model.
         shard: This run's share of the personas, counted from 1.
         shards: How many runs share the personas.
         rung: Which rung of the ladder, for the gate.

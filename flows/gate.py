@@ -1,6 +1,6 @@
 """The gate: cluster 0 must show that it is worth paying for the others. Each rung of the ladder is a run of its own.
 
-Beside the first, the bare base model's answers tell what the gate is able to see.
+Beside the first, the bare base model's answers tell what the gate is able to see, and a worker that has time gives the rest of them.
 """
 
 from prefect import flow, tags
@@ -11,7 +11,7 @@ from clusterlora.values import Verdict
 from tasks.dispatch import dispatch_evaluation
 from tasks.fan_out import train_all
 from tasks.judgement import foresee, foreseen, judge, known_verdict
-from tasks.planning import ladder, packs_for_gate
+from tasks.planning import baseline_beside_gate, ladder, packs_for_gate
 from tasks.run_names import evaluation_name, study_tag
 
 
@@ -39,8 +39,12 @@ def climb(study_name: str, rung: Rung) -> Verdict:
         # First in line for a worker, and soon done: a person who reads it can still cancel before much was spent.
         answered = dispatch_evaluation.submit(study_name, "power")
         ahead = [answered, foresee.submit(study_name, return_state=False, wait_for=[answered])]
+    after = evaluation_name(study_name=study_name, part="power", shard=1, shards=1) if ahead else None
     while packs := packs_for_gate(study_name, rung):
-        train_all(study_name, packs, after=evaluation_name(study_name=study_name, part="power", shard=1, shards=1) if ahead else None)
+        if after and baseline_beside_gate(study_name):
+            ahead.append(dispatch_evaluation.submit(study_name, "baseline", after=packs[-1].name))
+        train_all(study_name, packs, after=after)
+        after = None
     dispatch_evaluation(study_name, "gate", rung=rung.name)
     for told in ahead:
         told.result()

@@ -111,8 +111,13 @@ def dispatch_training(study_name: str, pack: Pack, *, after: str | None = None) 
     retry_condition_fn=deserves_another_attempt,
     cache_policy=NO_CACHE,
 )
-def dispatch_evaluation(study_name: str, part: str, *, shard: int = 1, shards: int = 1, rung: str | None = None) -> None:
-    """Answer and score one shard (counted from 1) of a part (power, gate or test) in a run of its own.
+def dispatch_evaluation(
+    study_name: str, part: str, *, shard: int = 1, shards: int = 1, rung: str | None = None, after: str | None = None
+) -> None:
+    """Answer and score one shard (counted from 1) of a part (power, baseline, gate or test) in a run of its own.
+
+    Args:
+        after: as of `dispatch_training`.
 
     Raises:
         CrashedChildError: the run died more often than is worth another attempt.
@@ -120,6 +125,8 @@ def dispatch_evaluation(study_name: str, part: str, *, shard: int = 1, shards: i
     """
     stores = from_environment()
     study = stores.studies.study(study_name)
+    if after is not None:
+        _stand_in_line(study_name, after, stores)
     parameters = {"study_name": study_name, "part": part, "shard": shard, "shards": shards, "rung": rung}
     name = evaluation_name(**parameters)
     earlier = stores.studies.attempts(study_name, name)
@@ -127,7 +134,7 @@ def dispatch_evaluation(study_name: str, part: str, *, shard: int = 1, shards: i
         attempt = earlier[-1]
     else:
         attempt = Attempt(pack=name, number=len(earlier) + 1, micro_batch=study.evaluation.batch_size, state="running")
-    methods = {"power": {"baseline"}, "gate": {REFERENCE, GATED}}.get(part, {*study.methods})
+    methods = {"power": {"baseline"}, "baseline": {"baseline"}, "gate": {REFERENCE, GATED}}.get(part, {*study.methods})
     _see_through("evaluate", study, attempt, parameters, name, stores, methods=methods)
     stores.studies.close_attempt(study_name, name, attempt.number, state="done")
 

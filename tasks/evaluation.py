@@ -12,7 +12,9 @@ from tasks.run_log import PrefectRunLog
 
 
 @task(task_run_name="evaluate {part} {shard}/{shards} · {study_name}", cache_policy=NO_CACHE, **RETRIED)
-def evaluate_shard(study_name: str, *, part: Literal["power", "gate", "test"], shard: int, shards: int, rung: str | None) -> int:
+def evaluate_shard(
+    study_name: str, *, part: Literal["power", "baseline", "gate", "test"], shard: int, shards: int, rung: str | None
+) -> int:
     """Return the number of answers given; those the study holds are not given again. Shards count from 1."""
     from clusterlora.stages.evaluate import evaluate
 

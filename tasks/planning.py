@@ -37,6 +37,13 @@ def packs_for_gate(study_name: str, rung: Rung) -> tuple[Pack, ...]:
     return gate_packs(stores.studies.study(study_name), stores, rung)
 
 
+@task(task_run_name="plan baseline · {study_name}", cache_policy=NO_CACHE, **RETRIED)
+def baseline_beside_gate(study_name: str) -> bool:
+    """Return whether the bare base model answers while the gate's adapters are trained: it is compared, and a second worker has time."""
+    study = from_environment().studies.study(study_name)
+    return "baseline" in study.methods and study.runtime.shards > 1
+
+
 @task(task_run_name="plan fan-out · {study_name}", cache_policy=NO_CACHE, **RETRIED)
 def packs_after_gate(study_name: str) -> tuple[Pack, ...]:
     """Return what can be trained at once of what the study's methods still need; nothing when the gate refused."""

@@ -64,21 +64,26 @@ def generate(settings: SyntheticSettings) -> SyntheticPopulation:
             f"cluster_share {settings.cluster_share} + persona_share {settings.persona_share} + noise_share {settings.noise_share} "
             f"= {total:g} is more than 1; lower one of them"
         )
-    clusters = [k for k, size in enumerate(settings.cluster_sizes) for _ in range(size)]
-    Random(f"{settings.seed}/order").shuffle(clusters)  # the order of the personas must not reveal the clusters
+    truth = planted(settings)
     characters: list[Record] = []
     routines: list[Record] = []
     sessions: list[Record] = []
     said: set[str] = set()
-    for number, cluster in enumerate(clusters):
+    for number, (_, cluster) in enumerate(truth.clusters):
         rng = Random(f"{settings.seed}/person/{number}")
         person = invent(rng, cluster=cluster)
         taste = Taste(settings, persona=number, cluster=cluster)
         characters.append({"character": person.description})
         routines.append({"routines": _routines(taste)})
         sessions.append({"sessions": [_fresh_session(i, rng, person, taste, said) for i in range(settings.dialogues)]})
-    truth = Truth(tuple((f"persona_{number:03d}", cluster) for number, cluster in enumerate(clusters)))
     return SyntheticPopulation(tuple(characters), tuple(routines), tuple(sessions), truth)
+
+
+def planted(settings: SyntheticSettings) -> Truth:
+    """Return which cluster each persona is invented in."""
+    clusters = [k for k, size in enumerate(settings.cluster_sizes) for _ in range(size)]
+    Random(f"{settings.seed}/order").shuffle(clusters)  # the order of the personas must not reveal the clusters
+    return Truth(tuple((f"persona_{number:03d}", cluster) for number, cluster in enumerate(clusters)))
 
 
 def write(population: SyntheticPopulation, folder: Path) -> None:

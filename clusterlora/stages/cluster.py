@@ -7,7 +7,7 @@ import numpy as np
 from clusterlora.clustering.cluster import cluster_personas
 from clusterlora.clustering.features import Evidence, Sources
 from clusterlora.data.prompts import PromptEncoder, messages
-from clusterlora.data.synthetic import generate
+from clusterlora.data.synthetic import planted
 from clusterlora.models.stacked import read_adapter
 from clusterlora.ports import RunLog, Stores
 from clusterlora.settings import Study
@@ -48,8 +48,8 @@ def _agreement_with_truth(study: Study, clustering: Clustering) -> float:
     """Return the adjusted Rand index of the clusters with those that were planted; the clustering is made when this is asked."""
     from sklearn.metrics import adjusted_rand_score
 
-    planted, found = generate(study.data.synthetic).truth.cluster_by_persona, clustering.cluster_by_persona()
-    return float(adjusted_rand_score([planted[p] for p in found], list(found.values())))
+    truth, found = planted(study.data.synthetic).cluster_by_persona, clustering.cluster_by_persona()
+    return float(adjusted_rand_score([truth[p] for p in found], list(found.values())))
 
 
 def _sources(study: Study, stores: Stores, log: RunLog) -> Sources:

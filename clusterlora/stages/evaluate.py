@@ -1,4 +1,7 @@
-"""Answer and score: the gate's question on val, then every method's on test, after each has chosen among its arms on val."""
+"""Answer and score: the gate's question on val, then every method's on test, after each has chosen among its arms on val.
+
+What needs no adapter, the bare base model's answers, may come first, while adapters are trained.
+"""
 
 from collections.abc import Iterable, Sequence, Set
 from dataclasses import replace
@@ -25,7 +28,7 @@ from clusterlora.values import Item, Layer, MethodPlan, Persona, Route, Split, S
 _STACKS_AT_ONCE = 64
 """Stacks whose factors are in memory together."""
 
-Part = Literal["power", "gate", "test"]
+Part = Literal["power", "baseline", "gate", "test"]
 
 
 def evaluate(
@@ -35,17 +38,19 @@ def evaluate(
 
     Args:
         part: `power` answers a cluster's val items with the bare base model, `gate` with a rung's adapter and with unified; `test`
-            lets every method choose on val, then answers test items.
+            lets every method choose on val, then answers test items; `baseline` answers what `test` will ask of the bare base model.
         shard: this run's share of the personas, 1..shards.
         rung: which try of the ladder (gate only).
-        cluster: whose val items (not for test); the study itself asks for cluster 0.
+        cluster: whose val items (for power and gate); the study itself asks for cluster 0.
     """
     study = stores.studies.study(study_name)
     runner = _Runner(study, stores, log)
     with timed(stores, study_name, f"evaluate {part}" + (f" {rung}" if rung else f" {shard}/{shards}")):
-        if part != "test":
+        if part in ("power", "gate"):
             plan = work_plan(study, stores, rung_by_name(study, rung, stores) if rung else None)
             return _val(study, runner, plan, cluster, bare=part == "power")
+        if part == "baseline":
+            return _baseline(study, runner, work_plan(study, stores))
         return _test(study, runner, work_plan(study, stores), shard=shard, shards=shards)
 
 
@@ -94,6 +99,21 @@ def _val(study: Study, runner: "_Runner", plan: WorkPlan, cluster: int, *, bare:
     return runner.answer(plan, pairs, "val", study.evaluation.metrics)
 
 
+def _baseline(study: Study, runner: "_Runner", plan: WorkPlan) -> int:
+    methods = plan.seeds[0]
+    pairs = dict.fromkeys((p, stack) for p, stacks in methods["baseline"].arms_by_persona for stack in stacks)
+    arms = ((p, stacks) for method in methods.values() for p, stacks in method.arms_by_persona if len(stacks) > 1)
+    choices = dict.fromkeys((p, stack) for p, stacks in arms for stack in stacks if (p, stack) in pairs)
+    n_answers = runner.answer(plan, list(choices), "val", _choosing_metrics(study))
+    return n_answers + runner.answer(plan, list(pairs), "test", study.evaluation.metrics)
+
+
+def _choosing_metrics(study: Study) -> tuple[str, ...]:
+    """Return what val answers are scored by where a method chooses among its arms."""
+    metric = study.evaluation.selection_metric
+    return (metric,) if metric == "nll" else study.evaluation.metrics
+
+
 def _test(study: Study, runner: "_Runner", plan: WorkPlan, *, shard: int, shards: int) -> int:
     persona_ids = compared_personas(study, runner.stores)[shard - 1 :: shards]
     methods = {
@@ -105,7 +125,7 @@ def _test(study: Study, runner: "_Runner", plan: WorkPlan, *, shard: int, shards
     arms = {(*key, p): stacks for key, method in methods.items() for p, stacks in method.arms_by_persona if p in here}
     choices = list(dict.fromkeys((p, stack) for (*_, p), stacks in arms.items() if len(stacks) > 1 for stack in stacks))
     metric = study.evaluation.selection_metric
-    n_answers = runner.answer(plan, choices, "val", (metric,) if metric == "nll" else study.evaluation.metrics)
+    n_answers = runner.answer(plan, choices, "val", _choosing_metrics(study))
     val_scores = runner.scores(plan, choices, "val", metric)
     routes = []
     for (name, seed, persona_id), stacks in arms.items():

@@ -28,9 +28,7 @@ def add_version(client: MlflowClient, run_id: str, name: str, table: RoutingTabl
     The content key is a digest of the table and the weights' keys, so a name is never used twice for different weights.
     """
     content = digest([to_json(table), sorted(folders)])
-    _make_model(client, name)
-    for tag, value in {"study": table.study, "method": table.method, "base_model": table.model.base}.items():
-        client.set_registered_model_tag(name, tag, value)
+    _make_model(client, name, {"study": table.study, "method": table.method, "base_model": table.model.base})
     for known in client.search_model_versions(f"name = '{name}'"):
         if known.tags.get("content") == content:
             # The same weights, compared again.
@@ -90,12 +88,15 @@ def _describe(client: MlflowClient, name: str, version: str, card: str) -> None:
     client.update_registered_model(name, description=text)
 
 
-def _make_model(client: MlflowClient, name: str) -> None:
+def _make_model(client: MlflowClient, name: str, tags: Mapping[str, str]) -> None:
     try:
-        client.create_registered_model(name)
+        client.create_registered_model(name, tags=dict(tags))
     except MlflowException:
         # Made before; if it was not, this raises what is really wrong.
-        client.get_registered_model(name)
+        known = client.get_registered_model(name).tags
+        for tag, value in tags.items():
+            if known.get(tag) != value:
+                client.set_registered_model_tag(name, tag, value)
 
 
 def _write(model: Path, table: RoutingTable, folders: Mapping[str, Path]) -> None:
