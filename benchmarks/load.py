@@ -103,7 +103,7 @@ def measure_database(url: str, *, writers: int, n_personas: int, n_dialogues: in
     # Other people for every database: a process keeps the data it read last.
     dataset = people(n_personas, n_dialogues, fond_of=url.partition(":")[0])
     store = SqlStudyStore(url)
-    store.create_study(Study(name="load"), facts={})
+    store.create_study(Study(name="load"))
     found: dict[str, Any] = {"writers": writers, "personas": n_personas, "dialogues": n_personas * n_dialogues}
     found["rows_per_method"], found["methods"] = n_personas * n_items, len(methods)
     found["save_dataset"] = _timed(lambda: store.save_dataset("load", dataset))

@@ -154,21 +154,27 @@ class _Bench:
 
     def scale(self) -> None:
         quick = self.options.quick
-        subject = self.subject("homelm", "float32")
-        peak = self.peak("float32")
         sizes = (1, 4, 16) if quick else (1, 4, 16, 64, 200)
         if self.wanted("scaling adapters"):
             with _scratch() as folder:
-                n_dialogues = 10 if quick else 30
                 self.points += scaling.adapters_in_one_pass(
-                    subject, sizes, n_dialogues=n_dialogues, peak_flops_per_second=peak, scratch=folder
+                    self.subject("homelm", "float32"),
+                    sizes,
+                    n_dialogues=10 if quick else 30,
+                    peak_flops_per_second=self.peak("float32"),
+                    scratch=folder,
                 )
         if self.wanted("scaling answers"):
             with _scratch() as folder:
-                self.points += scaling.adapters_in_one_batch(subject, sizes, max_new_tokens=64, scratch=folder)
+                self.points += scaling.adapters_in_one_batch(self.subject("homelm", "float32"), sizes, max_new_tokens=64, scratch=folder)
         if self.wanted("scaling personas"):
             with _scratch() as folder:
-                self.points += scaling.personas(subject, (20,) if quick else (20, 200, 2000), peak_flops_per_second=peak, scratch=folder)
+                self.points += scaling.personas(
+                    self.subject("homelm", "float32"),
+                    (20,) if quick else (20, 200, 2000),
+                    peak_flops_per_second=self.peak("float32"),
+                    scratch=folder,
+                )
 
 
 @contextmanager
@@ -220,6 +226,11 @@ def main(arguments: list[str]) -> int:
         log.warning("other programs are busy here (load %s): the ratios will be doubtful", facts["load_before"])
     sections = CUDA if bench.device.type == "cuda" else QUICK if options.quick else FULL
     earlier = report.read(options.out) if options.add else None
+
+    def write() -> None:
+        results = bench.results(facts, arguments)
+        report.write(report.joined(earlier, results) if earlier else results, options.out)
+
     try:
         if earlier:
             # Before anything is measured: is this the machine?
@@ -227,12 +238,13 @@ def main(arguments: list[str]) -> int:
         for section in sections:
             if bench.wanted(section.name):
                 bench.compare(section)
+                # A machine may be taken away before everything is measured.
+                write()
         bench.scale()
     except ClusterLoraError as error:
         log.error("error: %s", error)  # noqa: TRY400  (one line for a person)
         return 1
-    results = bench.results(facts, arguments)
-    report.write(report.joined(earlier, results) if earlier else results, options.out)
+    write()
     log.info("%.1f min: wrote %s", bench.minutes, options.out / "benchmarks.md")
     return 0
 

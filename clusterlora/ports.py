@@ -47,8 +47,8 @@ class Embedder(Protocol):
 class StudyStore(Protocol):
     """The study database. Every write is idempotent: writing the same thing twice leaves one row."""
 
-    def create_study(self, study: Study, *, facts: Mapping[str, Any]) -> None:
-        """Record a study and its provenance; resuming it with the same settings is fine.
+    def create_study(self, study: Study) -> None:
+        """Record a study; resuming it with the same settings is fine.
 
         Raises:
             BadSettings: a study of this name exists with other settings (runtime aside); names the fields that differ.

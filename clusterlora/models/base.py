@@ -115,8 +115,8 @@ def load_base(name: str, *, dtype: Dtype | Literal["auto"] = "float32", device: 
 def faster_dtype(name: str) -> Dtype:
     """Return what this machine computes faster in with a base model: bfloat16 where its processor multiplies it and the base is wide.
 
-    Narrow bases spend their time between the products: homelm, 192 wide, trained 1.06 times as fast in bfloat16 on a CPU that has it, and
-    SmolLM2, 576 wide, 1.6 times (docs/benchmarks-avx512.md).
+    Narrow bases spend their time between the products: homelm, 192 wide, trained 0.8 times as fast in bfloat16 on a CPU that has it, and
+    SmolLM2, 576 wide, 1.7 times (docs/benchmarks.md).
 
     Raises:
         ModelUnavailable: as `load_base`.

@@ -37,7 +37,7 @@ def prepare(study: Study, stores: Stores, log: RunLog, *, running: bool = True) 
         "n_personas": len(dataset.personas),
         "n_dialogues": sum(len(p.dialogues) for p in dataset.personas),
     }
-    stores.studies.create_study(study, facts={})
+    stores.studies.create_study(study)
     with timed(stores, study.name, "prepare"):
         stores.studies.save_dataset(study.name, dataset)
         # Only now is it the study's: other data than it holds have been refused.

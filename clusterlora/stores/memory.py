@@ -51,14 +51,13 @@ class MemoryStudyStore:
         self._adapters: dict[str, TrainedAdapter] = {}
         self._memory_limits: dict[tuple[str, str, int], int] = {}
 
-    def create_study(self, study: Study, *, facts: Mapping[str, Any]) -> None:
+    def create_study(self, study: Study) -> None:
         record = self._studies.get(check_study_name(study.name))
         if record is None:
             record = self._studies[study.name] = _StudyRecord(study, datetime.now(UTC).isoformat(timespec="microseconds"))
         else:
             refuse_other_settings(record.study, study)
             record.study = study
-        record.facts.update({name: json.loads(to_json(value)) for name, value in facts.items()})
 
     def study(self, name: str) -> Study:
         return self._record(name).study

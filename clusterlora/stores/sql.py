@@ -40,14 +40,13 @@ class SqlStudyStore:
         """
         self._database = Database(url)
 
-    def create_study(self, study: Study, *, facts: Mapping[str, Any]) -> None:
+    def create_study(self, study: Study) -> None:
         row = {"name": check_study_name(study.name), "status": "created", "settings": to_json(study)}
         row["created"] = datetime.now(UTC).isoformat(timespec="microseconds")
         with self._database.writing() as connection:
             self._database.upsert(connection, schema.studies, [row], replace=False)
             refuse_other_settings(from_json(Study, self._value(connection, study.name, "settings")), study)
             connection.execute(_of_study(sa.update(schema.studies), study.name).values(settings=row["settings"]))
-            self._save_facts(connection, study.name, facts)
 
     def study(self, name: str) -> Study:
         with self._database.reading() as connection:
@@ -69,7 +68,7 @@ class SqlStudyStore:
 
     def save_fact(self, study: str, name: str, value: Any) -> None:
         with self._writing(study) as connection:
-            self._save_facts(connection, study, {name: value})
+            self._database.upsert(connection, schema.facts, [{"study": study, "name": name, "value": to_json(value)}], replace=True)
 
     def facts(self, study: str) -> Mapping[str, Any]:
         return {row.name: json.loads(row.value) for row in self._read(study, schema.facts)}
@@ -238,10 +237,6 @@ class SqlStudyStore:
         query = _of_study(sa.select(table), study).order_by(*(table.c[name] for name in order))
         with self._reading(study) as connection:
             return connection.execute(query).all()
-
-    def _save_facts(self, connection: Connection, study: str, facts: Mapping[str, Any]) -> None:
-        written = [{"study": study, "name": name, "value": to_json(value)} for name, value in facts.items()]
-        self._database.upsert(connection, schema.facts, written, replace=True)
 
 
 def _has_weights_of(adapter: TrainedAdapter) -> sa.ColumnElement[bool]:

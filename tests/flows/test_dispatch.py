@@ -31,7 +31,9 @@ from tasks.status import status_lines
 @pytest.fixture
 def stores(tmp_path) -> Stores:
     studies = MemoryStudyStore()
-    studies.create_study(Study(name="mission"), facts={"n_personas": 200, "n_dialogues": 10_000})
+    studies.create_study(Study(name="mission"))
+    for name, number in {"n_personas": 200, "n_dialogues": 10_000}.items():
+        studies.save_fact("mission", name, number)
     return Stores(studies, FileAdapterStore(tmp_path / "adapters"), MemoryTracker(), tmp_path)
 
 
@@ -154,7 +156,7 @@ def test_a_missing_table_is_a_fault_and_no_outage(tmp_path: Path):
     store = SqlStudyStore(f"sqlite:///{tmp_path / 'studies.db'}")
     with sqlite3.connect(tmp_path / "studies.db") as connection:
         connection.execute("drop table verdicts")
-    store.create_study(Study(name="mission"), facts={})
+    store.create_study(Study(name="mission"))
     with pytest.raises(DBAPIError) as caught:
         store.verdicts("mission")
     assert not retried(caught.value)

@@ -301,6 +301,9 @@ def test_a_refused_gate_waits_for_a_persons_word_and_acts_on_it(study: Study, pa
     # Nobody passes a mean similarity of 1; what the first study trained is trained here, too.
     strict = replace(study.gate, mean_similarity=1.0, on_failure="ask")
     asked = replace(study, name=f"asked-{'yes' if go_on else 'no'}", methods=(*study.methods, "merge"), gate=strict)
+    if not go_on:
+        # Other adapters, and a worker that has time while the gate's are trained.
+        asked = replace(asked, recipe=replace(study.recipe, seed=1), runtime=RuntimeSettings(shards=2))
     run_id = launched_by_hand(pages, study, asked) if go_on else launched_by_a_program(asked)
     with get_client(sync_client=True) as client:
 
@@ -328,6 +331,7 @@ def test_a_refused_gate_waits_for_a_persons_word_and_acts_on_it(study: Study, pa
         wait_for(lambda: True if state().is_final() else None)
         assert state().is_completed(), state().message
         assert state().name == ("Completed" if go_on else "GateRefused")
+    assert [run.state_name for run in runs_of(asked, name="evaluate · baseline")] == ([] if go_on else ["Completed"])
     merged = [a.name for a in stores.studies.adapters(asked.name) if a.name.startswith("merged")]
     assert merged == (["merged-00", "merged-01"] if go_on else [])
     assert stores.studies.status(asked.name) == "finished"

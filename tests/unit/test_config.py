@@ -130,7 +130,7 @@ def test_an_impossible_setting_is_refused_in_one_line_with_its_name_and_the_fix(
 
 def test_a_rung_of_the_ladder_cannot_be_called_like_the_first_one_or_like_those_that_people_ask_for(tmp_path: Path) -> None:
     stores = Stores(MemoryStudyStore(), FileAdapterStore(tmp_path), MemoryTracker(), tmp_path)
-    stores.studies.create_study(Study(), facts={})
+    stores.studies.create_study(Study())
     decide("mission", stores, Decision("retry", Rung(name="asked", epochs=6)))
     (asked,) = asked_rungs("mission", stores)
     for name in (OWN.name, asked.name, "asked-12"):

@@ -127,7 +127,7 @@ def test_the_bomb_is_a_real_one(tmp_path: Path) -> None:
 def test_a_study_name_that_is_more_than_a_name_is_refused(name: str, tmp_path: Path) -> None:
     store = SqlStudyStore(f"sqlite:///{tmp_path / 'studies.db'}")
     with pytest.raises(BadSettings):
-        store.create_study(Study(name=name), facts={})
+        store.create_study(Study(name=name))
 
 
 @pytest.mark.filterwarnings("ignore:.*Glyph:UserWarning")

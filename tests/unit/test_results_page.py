@@ -30,7 +30,7 @@ def stores(tmp_path: Path) -> Stores:
 def finished(name: str, means: Mapping[str, float], stores: Stores) -> None:
     """Leave in the stores what a compared study leaves that the page reads."""
     rng = np.random.default_rng(0)
-    stores.studies.create_study(Study(name=name, data=DataSettings(synthetic=SyntheticSettings(cluster_sizes=(8, 12)))), facts={})
+    stores.studies.create_study(Study(name=name, data=DataSettings(synthetic=SyntheticSettings(cluster_sizes=(8, 12)))))
     stores.studies.save_dataset(name, Dataset(tuple(Persona(p, None, ()) for p in PEOPLE)))
     stores.studies.save_clustering(name, Clustering("responses", (PEOPLE[:8], PEOPLE[8:]), (("silhouette", 0.25),)))
     stores.studies.save_fact(name, "ari_truth", 0.9375)
@@ -74,7 +74,7 @@ def test_the_page_holds_every_study_and_judges_it_by_the_missions_criteria(store
 
 def test_a_study_without_results_is_refused_before_anything_is_written(stores: Stores, tmp_path: Path) -> None:
     finished("one", {"unified": 0.80, "cluster": 0.85}, stores)
-    stores.studies.create_study(Study(name="unfinished"), facts={})
+    stores.studies.create_study(Study(name="unfinished"))
     with pytest.raises(BadData, match=r"study unfinished has no summary\.json in .*; run it to its end"):
         results.write(["one", "unfinished"], [], stores, tmp_path / "docs")
     with pytest.raises(UnknownName):

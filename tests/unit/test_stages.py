@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 
 from clusterlora.clustering import PREREQUISITES
+from clusterlora.data.prompts import items
 from clusterlora.errors import BadData, OutOfMemory, UnknownName
 from clusterlora.evaluation.metrics import METRICS
 from clusterlora.methods import METHODS
@@ -60,7 +61,7 @@ from clusterlora.stores.json_codec import from_plain, plain
 from clusterlora.stores.memory import MemoryStudyStore, MemoryTracker, SilentLog
 from clusterlora.stores.routing_table import RoutingTable
 from clusterlora.training.job import TrainingResult
-from clusterlora.values import Attempt, Clustering, Dataset, Persona, Turn
+from clusterlora.values import Attempt, Clustering, Dataset, Persona, Stack, Turn
 
 LOG = SilentLog()
 TRAINED_HERE = tuple(name for name in METHODS if name != IMPORTED)
@@ -151,7 +152,7 @@ def test_a_study_runs_from_data_to_a_registered_champion_and_again_without_doing
 
 
 def test_what_a_phase_takes_when_it_comes_again_is_added(study: Study, stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
-    stores.studies.create_study(study, facts={})
+    stores.studies.create_study(study)
     ticks = iter((100.0, 160.0, 500.0, 501.25, 600.0, 700.0))
     monkeypatch.setattr(timing, "time", SimpleNamespace(monotonic=lambda: next(ticks)))
     for _ in range(2):
@@ -216,6 +217,22 @@ def test_any_cluster_can_be_judged_and_only_cluster_0_decides(study: Study, stor
     assert stores.studies.verdicts(study.name) == before
     with pytest.raises(UnknownName, match="no cluster 7"):
         verdict_on(study.name, rung, 7, stores)
+
+
+def test_the_baseline_may_answer_first_what_test_would_ask_of_it_and_nothing_changes(study: Study, stores: Stores, tmp_path: Path) -> None:
+    other = Stores(MemoryStudyStore(), FileAdapterStore(tmp_path / "other"), MemoryTracker(), tmp_path / "other-studies")
+    run(study, other)
+    dataset = prepare(study, stores, LOG)
+    cluster(study, stores, LOG)
+    n_ahead = evaluate(study.name, part="baseline", shard=1, shards=1, rung=None, stores=stores, log=LOG)
+    bare = work_plan(study, stores).stack_key(Stack())
+    ahead = set(stores.studies.answers(study.name, [bare]))
+    # Their val items too: selective routing may choose the bare base model.
+    assert n_ahead == len(ahead) == sum(len(items(study.model, p, split)) for p in dataset.personas for split in ("val", "test"))
+    run(study, stores)
+    assert set(stores.studies.answers(study.name, [bare])) == ahead
+    assert stores.studies.routes(study.name) == other.studies.routes(study.name)
+    assert evaluation_rows(study, stores) == evaluation_rows(study, other)
 
 
 def test_merged_adapters_are_made_of_their_members_once_and_compared_like_any_other(study: Study, stores: Stores) -> None:

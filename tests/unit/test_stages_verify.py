@@ -40,7 +40,7 @@ def stores(mlflow_server: str, tmp_path: Path, name: str) -> Stores:
     """Return the stores of a study with one adapter, trained, uploaded and recorded, and nothing wrong with it."""
     stores = from_environment({"CLUSTERLORA_HOME": str(tmp_path / "home"), "MLFLOW_TRACKING_URI": mlflow_server})
     study = Study(name=name)
-    stores.studies.create_study(study, facts={})
+    stores.studies.create_study(study)
     stores.studies.save_dataset(name, DATA)
     stores.studies.save_clustering(name, Clustering("responses", (("p",), ("q",))))
     stores.tracker.start_study(name, params={}, tags={}, dataset=DATA)

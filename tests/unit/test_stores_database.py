@@ -31,7 +31,7 @@ def answers(process: int, n: int) -> list[Answer]:
 def open_and_write(url: str, process: int, everybody_is_here: Barrier) -> None:
     everybody_is_here.wait()
     store = SqlStudyStore(url)
-    store.create_study(Study(name="shared"), facts={})
+    store.create_study(Study(name="shared"))
     for start in range(0, 100, 20):
         store.save_answers("shared", answers(process, 100)[start : start + 20])
         # Everybody also writes the same rows, and reads.
@@ -73,7 +73,7 @@ def test_a_database_of_a_later_version_is_refused(url: str) -> None:
 
 def test_twenty_thousand_answers_are_a_matter_of_seconds(url: str) -> None:
     store = SqlStudyStore(url)
-    store.create_study(Study(name="large"), facts={})
+    store.create_study(Study(name="large"))
     began = time.process_time()
     store.save_answers("large", answers(0, 20_000))
     assert len(store.answers("large")) == 20_000
@@ -86,7 +86,7 @@ def test_readers_and_the_writer_do_not_wait_for_each_other_on_sqlite(tmp_path: P
     database, store = Database(url), SqlStudyStore(url)
     with database.reading() as connection:
         assert connection.execute(sa.text("select count(*) from studies")).scalar() == 0
-        store.create_study(Study(name="meanwhile"), facts={})
+        store.create_study(Study(name="meanwhile"))
         assert connection.execute(sa.text("select count(*) from studies")).scalar() == 0
     with database.writing() as connection:
         connection.execute(sa.text("delete from studies"))
@@ -109,7 +109,7 @@ def test_a_failed_write_leaves_nothing(url: str) -> None:
 
 def test_a_nul_in_an_answer_is_replaced_because_postgresql_keeps_none(url: str) -> None:
     store = SqlStudyStore(url)
-    store.create_study(Study(name="nul"), facts={})
+    store.create_study(Study(name="nul"))
     store.save_answers("nul", [Answer("s", "i", "p", "test", "a\x00b", ())])
     assert store.answers("nul")[0].text == "a\ufffdb"
 

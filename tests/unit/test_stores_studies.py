@@ -42,7 +42,8 @@ def empty_store(request: pytest.FixtureRequest, tmp_path: Path) -> StudyStore:
 
 @pytest.fixture
 def store(empty_store: StudyStore) -> StudyStore:
-    empty_store.create_study(STUDY, facts={"git_revision": "abc"})
+    empty_store.create_study(STUDY)
+    empty_store.save_fact(STUDY.name, "git_revision", "abc")
     return empty_store
 
 
@@ -81,7 +82,7 @@ def test_a_study_is_read_back_with_its_settings_and_facts(store: StudyStore) -> 
 
 
 def test_studies_are_listed_newest_first(store: StudyStore) -> None:
-    store.create_study(Study(name="another"), facts={})
+    store.create_study(Study(name="another"))
     store.set_status("contract", "gate refused: mean similarity 0.79 is not above 0.83, and this sentence is longer than 64 characters")
     (first, status, created), (second, second_status, _) = store.studies()
     assert (first, status, second) == ("another", "created", "contract")
@@ -92,9 +93,9 @@ def test_studies_are_listed_newest_first(store: StudyStore) -> None:
 def test_resuming_with_the_same_settings_is_fine_and_runtime_may_change(store: StudyStore) -> None:
     elsewhere = replace(STUDY, runtime=RuntimeSettings(shards=8))
     store.set_status("contract", "running")
-    store.create_study(elsewhere, facts={"git_revision": "def"})
+    store.create_study(elsewhere)
     assert store.study("contract") == elsewhere
-    assert store.facts("contract")["git_revision"] == "def"
+    assert store.facts("contract") == {"git_revision": "abc"}
     assert store.status("contract") == "running"
     assert len(store.studies()) == 1
 
@@ -102,7 +103,7 @@ def test_resuming_with_the_same_settings_is_fine_and_runtime_may_change(store: S
 def test_resuming_with_other_settings_is_refused_naming_the_fields(store: StudyStore) -> None:
     other = replace(STUDY, recipe=Recipe(rank=16), methods=("unified",))
     with pytest.raises(BadSettings, match=r"methods was .*recipe\.rank was 8, is 16") as refusal:
-        store.create_study(other, facts={"git_revision": "def"})
+        store.create_study(other)
     assert "alpha" not in str(refusal.value)
     assert store.study("contract") == STUDY
     assert store.facts("contract") == {"git_revision": "abc"}
@@ -111,7 +112,7 @@ def test_resuming_with_other_settings_is_refused_naming_the_fields(store: StudyS
 @pytest.mark.parametrize("name", ["", "Mission", "../x", "a/b", "-a", "a b", "x" * 49, "a\n"])
 def test_a_study_name_that_could_be_a_path_is_refused(empty_store: StudyStore, name: str) -> None:
     with pytest.raises(BadSettings, match="study name"):
-        empty_store.create_study(Study(name=name), facts={})
+        empty_store.create_study(Study(name=name))
 
 
 @pytest.mark.parametrize(
@@ -174,7 +175,7 @@ def test_a_clustering_replaces_the_one_before(store: StudyStore) -> None:
 def test_the_first_record_of_an_adapter_stays_and_serves_every_study(store: StudyStore) -> None:
     store.save_adapter("contract", trained())
     store.save_adapter("contract", trained(seconds=99.0))
-    store.create_study(Study(name="second"), facts={})
+    store.create_study(Study(name="second"))
     assert store.adapters("second") == ()
     store.save_adapter("second", trained())
     assert store.adapter("0123abcd") == trained()
@@ -185,7 +186,7 @@ def test_the_first_record_of_an_adapter_stays_and_serves_every_study(store: Stud
 @pytest.mark.parametrize("lost", [trained(), trained(uri=None, run_id=None), trained(weights_sha256="a" * 64, last_loss=math.nan)])
 def test_a_record_whose_weights_are_lost_is_replaced_for_every_study_and_only_once(store: StudyStore, lost: TrainedAdapter) -> None:
     store.save_adapter("contract", lost)
-    store.create_study(Study(name="second"), facts={})
+    store.create_study(Study(name="second"))
     again = trained(run_id="again", uri="runs:/again/adapter", weights_sha256="b" * 64)
     store.save_adapter("second", again, instead_of=lost)
     assert store.adapters("contract") == store.adapters("second") == (again,)
@@ -271,7 +272,7 @@ def test_a_score_that_is_not_a_number_stays_one(store: StudyStore) -> None:
 
 
 def test_studies_do_not_see_each_others_answers(store: StudyStore) -> None:
-    store.create_study(Study(name="second"), facts={})
+    store.create_study(Study(name="second"))
     store.save_answers("contract", [answer(nll=1.0)])
     store.save_answers("second", [answer(nll=2.0)])
     assert store.answers("contract") == (answer(nll=1.0),)

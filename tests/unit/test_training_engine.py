@@ -1,8 +1,11 @@
 """The engine trains K adapters together and every one comes out as if it had been trained alone with plain PEFT."""
 
+import gc
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+from weakref import ref
 
 import pytest
 import torch
@@ -20,6 +23,7 @@ from clusterlora.settings import Recipe
 from clusterlora.stores.memory import SilentLog
 from clusterlora.training import checkpoint, engine, passes, reference
 from clusterlora.training.job import TrainingJob, TrainingResult, pad_rows
+from clusterlora.training.through_decoder import DecoderPass
 from clusterlora.values import AdapterSpec, Turn
 
 RECIPE = Recipe(rank=4, alpha=8, dropout=0.0, epochs=2, batch_size=2, learning_rate=5e-3)
@@ -91,6 +95,24 @@ def test_and_as_batches_are_laid_out_on_a_gpu(base64: BaseModel, tmp_path: Path)
     ours = together(base64, unequal_jobs(base64, tmp_path / "ours"))
     theirs = alone(base64, unequal_jobs(base64, tmp_path / "theirs"))
     assert all(difference(result, theirs[name]) < 1e-9 for name, result in ours.items())
+
+
+def test_what_a_training_held_goes_when_it_ends(base: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[ref[DecoderPass]] = []
+    plain = DecoderPass.__init__
+
+    def remember(self: DecoderPass, *arguments: Any, **named: Any) -> None:
+        plain(self, *arguments, **named)
+        held.append(ref(self))
+
+    monkeypatch.setattr(DecoderPass, "__init__", remember)
+    gc.disable()
+    try:
+        together(base, [job(base, tmp_path, "a", n=4)])
+        # A retry in the same process needs the memory at once, that of recordings on a GPU above all.
+        assert [what() for what in held] == [None]
+    finally:
+        gc.enable()
 
 
 def test_and_within_rounding_in_float32(base: BaseModel, tmp_path: Path) -> None:
