@@ -22,6 +22,7 @@ ENV PATH=/opt/venv/bin:$PATH \
     HOME=/var/lib/clusterlora \
     PREFECT_HOME=/var/lib/clusterlora/prefect \
     PREFECT_SERVER_ANALYTICS_ENABLED=false \
+    PREFECT_SERVER_API_KEEPALIVE_TIMEOUT=60 \
     MLFLOW_DISABLE_TELEMETRY=true \
     MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false
 USER 10001:10001

@@ -32,7 +32,12 @@ def prefect_server(serve: Any, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
     folder = tmp_path_factory.mktemp("prefect")
     # Its pages ask whoever served them, not the port that servers have by default.
-    environment = {"PREFECT_HOME": str(folder), "PREFECT_UI_API_URL": "/api", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
+    environment = {
+        "PREFECT_HOME": str(folder),
+        "PREFECT_UI_API_URL": "/api",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_SERVER_API_KEEPALIVE_TIMEOUT": "60",
+    }
     with serve("prefect", ["start", "--no-services"], health="/api/health", folder=folder, environment=environment) as address:
         api = f"{address}/api"
         with temporary_settings({PREFECT_API_URL: api, PREFECT_CLIENT_MAX_RETRIES: PATIENCE}):

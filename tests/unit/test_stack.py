@@ -8,8 +8,10 @@ import sys
 import time
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import pytest
+from prefect.client.orchestration import SyncPrefectClient
 
 from clusterlora.errors import BadSettings, ServiceDown
 from deployments import passwords, processes, services, stack, warm
@@ -115,6 +117,12 @@ def test_without_a_gpu_the_workers_share_the_cores(monkeypatch: pytest.MonkeyPat
     of_gpus = [worker for worker in found if worker.name.startswith("worker-gpu")]
     assert len(of_gpus) == 4
     assert {worker.env["OMP_NUM_THREADS"] for worker in of_gpus} == {"2"}
+
+
+def test_prefects_server_keeps_connections_longer_than_its_clients_do(tmp_path: Path) -> None:
+    prefect, _ = services.servers(tmp_path, Addresses(1, 2))
+    client: Any = SyncPrefectClient("http://127.0.0.1:1/api")
+    assert client._client._transport._pool._keepalive_expiry < int(prefect.env["PREFECT_SERVER_API_KEEPALIVE_TIMEOUT"])
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="processes are held to cores on Linux alone")
