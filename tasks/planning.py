@@ -39,7 +39,10 @@ def packs_for_gate(study_name: str, rung: Rung) -> tuple[Pack, ...]:
 
 @task(task_run_name="plan baseline · {study_name}", cache_policy=NO_CACHE, **RETRIED)
 def baseline_beside_gate(study_name: str) -> bool:
-    """Return whether the bare base model answers while the gate's adapters are trained: it is compared, and a second worker has time."""
+    """Return whether the bare base model answers while the gate's adapters are trained.
+
+    That is when it is compared and the study is for several workers. Where there is one after all, it answers before the gate is judged.
+    """
     study = from_environment().studies.study(study_name)
     return "baseline" in study.methods and study.runtime.shards > 1
 

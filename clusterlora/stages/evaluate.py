@@ -100,12 +100,13 @@ def _val(study: Study, runner: "_Runner", plan: WorkPlan, cluster: int, *, bare:
 
 
 def _baseline(study: Study, runner: "_Runner", plan: WorkPlan) -> int:
-    methods = plan.seeds[0]
-    pairs = dict.fromkeys((p, stack) for p, stacks in methods["baseline"].arms_by_persona for stack in stacks)
-    arms = ((p, stacks) for method in methods.values() for p, stacks in method.arms_by_persona if len(stacks) > 1)
-    choices = dict.fromkeys((p, stack) for p, stacks in arms for stack in stacks if (p, stack) in pairs)
+    bare = Stack()
+    arms = [(p, stacks) for method in plan.seeds[0].values() for p, stacks in method.arms_by_persona if bare in stacks]
+    # Whoever has no other arm is asked its test items; where a method chooses, it does so on val.
+    choices = dict.fromkeys((p, bare) for p, stacks in arms if len(stacks) > 1)
+    certain = dict.fromkeys((p, bare) for p, stacks in arms if len(stacks) == 1)
     n_answers = runner.answer(plan, list(choices), "val", _choosing_metrics(study))
-    return n_answers + runner.answer(plan, list(pairs), "test", study.evaluation.metrics)
+    return n_answers + runner.answer(plan, list(certain), "test", study.evaluation.metrics)
 
 
 def _choosing_metrics(study: Study) -> tuple[str, ...]:

@@ -235,6 +235,13 @@ def test_the_baseline_may_answer_first_what_test_would_ask_of_it_and_nothing_cha
     assert evaluation_rows(study, stores) == evaluation_rows(study, other)
 
 
+def test_nobody_asks_the_bare_base_model_where_no_method_does(study: Study, stores: Stores) -> None:
+    without = replace(study, methods=("unified", "cluster"))
+    prepare(without, stores, LOG)
+    cluster(without, stores, LOG)
+    assert evaluate(without.name, part="baseline", shard=1, shards=1, rung=None, stores=stores, log=LOG) == 0
+
+
 def test_merged_adapters_are_made_of_their_members_once_and_compared_like_any_other(study: Study, stores: Stores) -> None:
     study = replace(study, methods=("unified", "merge"), merging=MergeSettings(kind="ties"))
     prepare(study, stores, LOG)
