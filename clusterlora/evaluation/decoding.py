@@ -3,8 +3,9 @@
 legend   l layer, b row, t token, N tokens of all rows, d width, G key-value heads, g query heads of each, e width of a head, V vocabulary
 
 One pass over a whole dialogue reads off the likelihood of all its references, and leaves in its keys and values the beginning of every
-turn's prompt: an earlier turn with its reference is how the later prompt begins. So a question starts its answer from a copy of what
-the pass computed, its first token already chosen. Rows that end make room for the next question: the batch stays full.
+turn's prompt: an earlier turn with its reference is how the later prompt begins. What several dialogues begin with is read once
+(`evaluation.readings`). So a question starts its answer from a copy of what the pass computed, its first token already chosen. Rows that
+end make room for the next question: the batch stays full.
 """
 
 from collections import deque
@@ -16,7 +17,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from clusterlora.evaluation.generate import Question, Reply, in_one_pass
+from clusterlora.evaluation.generate import Question, Reply
+from clusterlora.evaluation.readings import Reading, streams
+from clusterlora.evaluation.shared_attention import attention_of
 from clusterlora.models.decoder import PAD_TO, Block, Decoder
 from clusterlora.models.packing import Run, pack_batch, that_fit, whole
 from clusterlora.models.replay import Replays, like_size
@@ -38,36 +41,31 @@ class DecoderStacks:
     @torch.inference_mode()
     def reply(self, questions: Sequence[Question], *, max_new_tokens: int | None, batch_size: int) -> Iterator[Reply]:
         """Yield every question's greedy answer and likelihood, in no particular order; only likelihoods when no tokens are asked for."""
-        for stream in _streams(questions, batch_size):
-            passes = (self._pass(questions, together) for together in self._batches(questions, stream, batch_size))
+        # On a GPU a pass spends its time on starting kernels, and rows that carry on others need more of them.
+        for stream in streams(questions, batch_size, share=not self._decoder.padding.alike):
+            passes = (self._pass(questions, readings) for readings in self._batches(stream, batch_size))
             if max_new_tokens is None:
                 for begun in (one for together in passes for one in together):
                     yield Reply(begun.number, (), begun.nll)
             else:
-                yield from self._generate(questions, stream, passes, max_new_tokens=max_new_tokens, batch_size=batch_size)
+                asked = [questions[number] for reading in stream for number in reading.together]
+                yield from self._generate(asked, passes, max_new_tokens=max_new_tokens, batch_size=batch_size)
 
     def close(self) -> None:
         """The model itself was never touched."""
 
-    def _batches(self, questions: Sequence[Question], stream: Sequence[list[int]], batch_size: int) -> Iterator[Sequence[list[int]]]:
-        """Yield the passes, longest first, by so many as run best at once."""
+    def _batches(self, stream: Sequence[Reading], batch_size: int) -> Iterator[Sequence[Reading]]:
+        """Yield what to read in one pass: so much as runs best at once."""
         start = 0
         while start < len(stream):
-            lengths = [_length(questions[together[-1]]) for together in stream[start : start + batch_size]]
+            lengths = [reading.n_own for reading in stream[start : start + batch_size]]
             size = that_fit(lengths, self._decoder.tokens_at_once, self._decoder.padding)
             yield stream[start : start + size]
             start += size
 
     def _generate(
-        self,
-        questions: Sequence[Question],
-        stream: Sequence[Sequence[int]],
-        passes: Iterator[list["_Begun"]],
-        *,
-        max_new_tokens: int,
-        batch_size: int,
+        self, asked: Sequence[Question], passes: Iterator[list["_Begun"]], *, max_new_tokens: int, batch_size: int
     ) -> Iterator[Reply]:
-        asked = [questions[number] for together in stream for number in together]
         longest = max(len(q.prompt) + max(max_new_tokens, len(q.reference)) for q in asked)
         same_slot = asked[0].slot if len({q.slot for q in asked}) == 1 else None
         desk = _Desk(self._decoder, self._slots, n_rows=min(batch_size, len(asked)), n_tokens=_round_up(longest), slot=same_slot)
@@ -85,20 +83,30 @@ class DecoderStacks:
             for row in desk.step(self._end_ids, max_new_tokens):
                 yield Reply(row.begun.number, tuple(row.answer), row.begun.nll)
 
-    def _pass(self, questions: Sequence[Question], passes: Sequence[Sequence[int]]) -> list["_Begun"]:
-        """Run whole dialogues, each a row; return every question's likelihood, first token and where its prompt's keys and values are."""
+    def _pass(self, questions: Sequence[Question], readings: Sequence[Reading]) -> list["_Begun"]:
+        """Read dialogues, each a row; return every question's likelihood, first token and where its prompt's keys and values are."""
         decoder = self._decoder
-        longest = [questions[together[-1]] for together in passes]
-        ids = torch.full((len(longest), max(_length(q) for q in longest)), self._pad_id)
+        beginnings = dict.fromkeys(reading.beginning for reading in readings if reading.begin)
+        rows = [*(Reading(ids, slot, ()) for slot, ids in beginnings), *sorted(readings, key=lambda reading: -reading.n_own)]
+        ids = torch.full((len(rows), max(row.n_own for row in rows)), self._pad_id)
         predicts = torch.zeros(ids.shape, dtype=torch.bool)
-        for row, (last, together) in enumerate(zip(longest, passes, strict=True)):
-            ids[row, : _length(last)] = torch.tensor(last.prompt + last.reference)
-            for question in (questions[number] for number in together):
-                predicts[row, len(question.prompt) - 1 : len(question.prompt) - 1 + _n_predicted(question)] = True
+        for n, row in enumerate(rows):
+            ids[n, : row.n_own] = torch.tensor(row.ids[row.begin :])
+            # A beginning predicts nothing that is wanted, but every row of a batch reaches up to a prediction.
+            predicts[n, row.n_own - 1] = not row.together
+            for question in (questions[number] for number in row.together):
+                first = len(question.prompt) - 1 - row.begin
+                predicts[n, first : first + _n_predicted(question)] = True
         batch = pack_batch(ids, predicts, decoder.padding)
-        place, chosen, real = (part.to(decoder.device) for part in (batch.tokens.place, batch.chosen, batch.predicting.real))
-        factors = self._slots.of_rows(torch.tensor([q.slot for q in longest], device=decoder.device))
-        cos, sin = decoder.turns(place, batch.tokens.longest)
+        starts: list[int] = (batch.tokens.place == 0).nonzero()[:, 0].tolist()
+        begins = torch.tensor([row.begin for row in rows])
+        place, chosen, real = (
+            part.to(decoder.device) for part in (batch.tokens.place + begins[batch.tokens.row], batch.chosen, batch.predicting.real)
+        )
+        factors = self._slots.of_rows(torch.tensor([row.slot for row in rows], device=decoder.device))
+        cos, sin = decoder.turns(place, max(len(row.ids) for row in rows) + decoder.padding.multiple)
+        start_of = dict(zip(beginnings, starts, strict=False))
+        attention = attention_of(batch.tokens.runs, rows, start_of, decoder.device)
         x, runs = functional.embedding(batch.ids.to(decoder.device), decoder.embedding), batch.tokens.runs
         cache: list[tuple[Tensor, Tensor]] = []
         for layer, block in enumerate(decoder.blocks):
@@ -106,21 +114,25 @@ class DecoderStacks:
             heads = decoder.heads(adapted(block.qkv, decoder.norm(x, block.norm_in)[0], own[0], runs), cos, sin)
             cache.append(heads[1:])
             found = torch.empty_like(heads[0]).flatten(1)
-            for run in runs:
-                run.of(found).copy_(decoder.attend(*(run.of(part) for part in heads)))
+            for part in attention:
+                part.run.of(found).copy_(part.attend(decoder, *heads))
             if layer == len(decoder.blocks) - 1:
                 found, x, runs = found[chosen], x[chosen], batch.predicting.runs
             x = after_attention(decoder, block, x, found, own, runs)
         hidden = decoder.norm(x, decoder.norm_out)[0][real]
         nll, best = self._read(hidden, ids.roll(-1, 1)[predicts].to(decoder.device))
         keys, values = (torch.stack(part) for part in zip(*cache, strict=True))
-        first_tokens: list[int] = (batch.tokens.place == 0).nonzero()[:, 0].tolist()
-        begun, start = [], 0
-        for first_token, together in zip(first_tokens, passes, strict=True):
-            for number in together:
+        begun, start = [], len(beginnings)
+        for row, first_token in zip(rows[len(beginnings) :], starts[len(beginnings) :], strict=True):
+            for number in row.together:
                 n = _n_predicted(questions[number])
                 mean = float(nll[start : start + n].mean()) if questions[number].reference else float("nan")
-                begun.append(_Begun(number, questions[number], mean, int(best[start]), keys, values, first_token))
+                own_part = slice(first_token, first_token + len(questions[number].prompt) - row.begin)
+                parts = (own_part,)
+                if row.begin:
+                    of_beginning = start_of[row.beginning]
+                    parts = (slice(of_beginning, of_beginning + row.begin), own_part)
+                begun.append(_Begun(number, questions[number], mean, int(best[start]), keys, values, parts))
                 start += n
         return begun
 
@@ -137,7 +149,7 @@ class DecoderStacks:
 
 @dataclass(frozen=True, slots=True)
 class _Begun:
-    """A question whose prompt has been read: `keys` and `values` [l N G e] hold it from their token `start` on."""
+    """A question whose prompt has been read: `keys` and `values` [l N G e] hold it in these parts of their tokens."""
 
     number: int
     question: Question
@@ -145,7 +157,7 @@ class _Begun:
     first: int
     keys: Tensor
     values: Tensor
-    start: int
+    parts: tuple[slice, ...]
 
 
 @dataclass(slots=True)
@@ -192,9 +204,11 @@ class _Desk:
         """Copy what their passes left to the next free rows."""
         start = len(self.rows)
         for n, begun in enumerate(newcomers):
-            n_tokens = len(begun.question.prompt)
             for cache, found in ((self._keys, begun.keys), (self._values, begun.values)):
-                cache[:, start + n, :, :n_tokens] = found[:, begun.start : begun.start + n_tokens].transpose(1, 2)
+                there = 0
+                for part in begun.parts:
+                    here, there = there, there + part.stop - part.start
+                    cache[:, start + n, :, here:there] = found[:, part].transpose(1, 2)
             self.rows.append(_Row(begun, [begun.first]))
         if newcomers and not self._same:
             self._slots.fill(self._factors, start, [begun.question.slot for begun in newcomers])
@@ -273,23 +287,6 @@ def after_attention(
     gate, up = adapted(block.gate_up, decoder.norm(x, block.norm_mid)[0], own[2], runs)
     (y,) = adapted(block.down, functional.silu(gate) * up, own[3], runs)
     return x + y
-
-
-def _streams(questions: Sequence[Question], batch_size: int) -> list[list[list[int]]]:
-    """Return the passes to run, longest first: those of a slot that fills batches alone by themselves, all others mixed.
-
-    Rows of one slot share its factors; rows of many read one copy each.
-    """
-    by_slot: dict[int, list[list[int]]] = {}
-    for together in in_one_pass(questions):
-        by_slot.setdefault(questions[together[0]].slot, []).append(together)
-    alone = [passes for passes in by_slot.values() if len(passes) >= batch_size]
-    mixed = [together for passes in by_slot.values() if len(passes) < batch_size for together in passes]
-    return [sorted(stream, key=lambda together: -_length(questions[together[-1]])) for stream in (*alone, mixed) if stream]
-
-
-def _length(question: Question) -> int:
-    return len(question.prompt) + len(question.reference)
 
 
 def _n_predicted(question: Question) -> int:

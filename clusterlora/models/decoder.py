@@ -18,7 +18,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -151,15 +151,21 @@ class Decoder:
         q, k, v = (part.unflatten(-1, (-1, self.head_dim)) for part in qkv)
         return rotate(q, cos, sin), rotate(k, cos, sin), v
 
-    def attend(self, queries: Float[Tensor, "n t H e"], keys: Float[Tensor, "n t G e"], values: Float[Tensor, "n t G e"]) -> Tensor:
-        """Return what each token's attention to itself and those before it in its row finds, heads side by side [n t H*e]."""
+    def attend(
+        self,
+        queries: Float[Tensor, "n t H e"],
+        keys: Float[Tensor, "n s G e"],
+        values: Float[Tensor, "n s G e"],
+        sees: Bool[Tensor, "n 1 t s"] | None = None,
+    ) -> Float[Tensor, "n t H*e"]:
+        """Return what each token finds in what it `sees`, by default in itself and those before it in its row; heads side by side."""
         narrow = queries.dtype
         if not queries.is_cuda:
             # The CPU's kernel for bfloat16 is several times slower than the one for float32.
             queries, keys, values = (part.to(torch.promote_types(narrow, torch.float32)) for part in (queries, keys, values))
         grouped = self.n_kv_heads < self.n_heads
         q, k, v = (part.transpose(1, 2) for part in (queries, keys, values))
-        found = functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
+        found = functional.scaled_dot_product_attention(q, k, v, attn_mask=sees, is_causal=sees is None, enable_gqa=grouped)
         return found.transpose(1, 2).flatten(2).to(narrow)
 
 

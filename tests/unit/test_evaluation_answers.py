@@ -16,6 +16,7 @@ from clusterlora.errors import BadData
 from clusterlora.evaluation import answer, stacks
 from clusterlora.evaluation.answer import Answerer, Task
 from clusterlora.evaluation.generate import Question
+from clusterlora.evaluation.readings import streams
 from clusterlora.evaluation.select import select_arm
 from clusterlora.evaluation.stacks import Stacks, stacks_on
 from clusterlora.models.base import BaseModel, load_base
@@ -70,6 +71,27 @@ def dialogue_questions(base: BaseModel) -> list[Question]:
             for end in (3, 1)
             for slot in (1, 2)
         ]
+    return asked[::2] + asked[1::2]
+
+
+def questions_with_beginnings(base: BaseModel) -> list[Question]:
+    """Dialogues of three people, all of them beginning alike and those of one person for longer; one is nothing but the beginning."""
+    encoder = PromptEncoder(base.tokenizer, max_length=256)
+    asked = []
+    for who, n_dialogues in (("he likes tea " * 6, 4), ("she likes rain " * 9, 5), ("", 1)):
+        for number in range(n_dialogues):
+            turns = (
+                Turn("system", "You are a home. " * 4 + who),
+                *(Turn("user", f"ask {number} " * number), Turn("assistant", f"yes {number}"))[: None if number else 0],
+                Turn("user", "more"),
+                Turn("assistant", "no"),
+            )
+            ends = [n for n, turn in enumerate(turns) if turn.role == "assistant"]
+            asked += [
+                Question(encoder.encode_messages(turns[:end]), slot, encoder.encode_response(turns[end].text))
+                for slot in (0, 1, 3)
+                for end in ends
+            ]
     return asked[::2] + asked[1::2]
 
 
@@ -131,6 +153,38 @@ def test_turns_of_a_dialogue_read_off_one_pass_are_answered_as_if_asked_alone(ou
         text, expected_nll = one_by_one(base, adapters, question, new_tokens=6)
         assert list(together[number].ids) == text
         assert together[number].nll == likelihoods[number] == pytest.approx(expected_nll, rel=1e-4)
+
+
+@pytest.mark.parametrize("batch_size", [2, 5, 64])
+def test_what_dialogues_begin_with_is_read_once_and_they_are_answered_as_if_asked_alone(
+    ours: Stacks, base: BaseModel, adapters: list[Path], batch_size: int
+) -> None:
+    asked = questions_with_beginnings(base)
+    read = [reading for stream in streams(asked, batch_size, share=True) for reading in stream]
+    assert sorted(number for reading in read for number in reading.together) == list(range(len(asked)))
+    begins = {reading.begin for reading in read}
+    assert len(begins) > 2, f"beginnings of {begins} tokens: those of one person should be longer than everybody's"
+    replies = {reply.number: reply for reply in ours.reply(asked, max_new_tokens=6, batch_size=batch_size)}
+    assert sorted(replies) == list(range(len(asked)))
+    for number, question in enumerate(asked):
+        text, expected_nll = one_by_one(base, adapters, question, new_tokens=6)
+        assert list(replies[number].ids) == text
+        assert replies[number].nll == pytest.approx(expected_nll, rel=1e-4)
+
+
+def test_a_beginning_is_read_by_itself_only_where_that_saves_more_than_it_costs() -> None:
+    def begins(n_common: int, n_dialogues: int, n_longer: int = 0) -> set[int]:
+        """Return where rows begin that have so many tokens in common, two of them so many more."""
+        asked = [Question((*range(n_common), *((900 + n // 2,) * n_longer), 500 + n, 600), 1, (7, 8)) for n in range(n_dialogues)]
+        return {reading.begin for stream in streams(asked, 64, share=True) for reading in stream}
+
+    assert begins(n_common=12, n_dialogues=50) == {0}, "a system text is short"
+    assert begins(n_common=60, n_dialogues=1) == {0}, "nobody to share with"
+    assert begins(n_common=60, n_dialogues=6) == {60}
+    assert begins(n_common=60, n_dialogues=6, n_longer=10) == {60}, "pairs have more in common, and all together save more"
+    assert begins(n_common=20, n_dialogues=6, n_longer=90) == {110}
+    asked = [Question((*range(60), 70, 600), 1, (7,)), Question((*range(60), 600), 1, (7,)), Question(tuple(range(60)), 1, (7,))]
+    assert {reading.begin for stream in streams(asked, 64, share=True) for reading in stream} == {59}, "the last predicts at its 60th token"
 
 
 def test_questions_without_a_reference_may_be_alike_and_are_answered_each(ours: Stacks, base: BaseModel, adapters: list[Path]) -> None:
