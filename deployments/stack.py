@@ -11,6 +11,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -27,6 +28,8 @@ from deployments.services import CHECKOUT, LOOPBACK, Addresses, Service
 
 START_SECONDS = 300.0
 """How long the servers may take to answer: both migrate a fresh database first, slowly on a busy machine."""
+_LOCK = "stack.lock"
+"""In a stack's home: held by whoever starts or stops it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +66,8 @@ def up(home: Path, *, workers: int | None = None, auth: bool | None = None, host
         ServiceDown: a server did not start; carries the end of its log.
     """
     home.mkdir(parents=True, exist_ok=True)
-    with _only_one(home):
+    # A port is free until its server listens: two stacks of one machine choose theirs one after the other.
+    with _only_one(home / _LOCK), _only_one(Path(tempfile.gettempdir()) / f"clusterlora-{os.getuid()}.lock"):
         state = _read(home)
         running = _running(state)
         addresses = _doors(home, _addresses(state, running), running, auth=auth, host=host)
@@ -105,7 +109,7 @@ def down(home: Path) -> tuple[str, ...]:
     """Stop the stack, workers before servers; return what was stopped."""
     if not home.is_dir():
         return ()
-    with _only_one(home):
+    with _only_one(home / _LOCK):
         state = _read(home)
         running = _running(state)
         # The workers go first, so that the server still hears how their runs end.
@@ -126,15 +130,15 @@ def status(home: Path) -> Stack | None:
 def died(home: Path) -> tuple[str, ...]:
     """Return the names of processes that ended without being stopped: they are still in the books, but not alive."""
     # Under the lock: a `down` that is under way has not brought its books up to date.
-    with _only_one(home):
+    with _only_one(home / _LOCK):
         state = _read(home)
         running = _running(state)
     return tuple(name for name in state.get("processes", {}) if name not in running)
 
 
 @contextmanager
-def _only_one(home: Path) -> Generator[None]:
-    with (home / "stack.lock").open("w") as handle:
+def _only_one(lock: Path) -> Generator[None]:
+    with lock.open("w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
 

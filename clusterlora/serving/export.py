@@ -68,11 +68,13 @@ def export(artifacts: Path, target: Path, form: Format) -> Exported:
 
 
 def _refuse_prompts(table: RoutingTable) -> None:
+    fix = "serve this model with `mlflow models serve`, or export one of another"
+    if table.model.persona_in_prompt:
+        raise BadData(f"study {table.study!r} has model.persona_in_prompt: its prompts show a description beside the adapter; {fix} study")
     for persona_id, stack in table.personas.items():
-        if stack.shots or stack.described or table.model.persona_in_prompt:
+        if stack.shots or stack.described:
             raise BadData(
-                f"persona {persona_id!r} is answered with more than an adapter: its prompt shows exchanges or a description; "
-                "serve this model with `mlflow models serve`, or export one of another method"
+                f"persona {persona_id!r} is answered with more than an adapter: its prompt shows exchanges or a description; {fix} method"
             )
 
 

@@ -106,6 +106,11 @@ def test_what_an_adapter_alone_cannot_be_is_not_exported(artifacts: Path, table:
     (artifacts / "routes.json").write_text(to_json(with_shots))
     with pytest.raises(BadData, match="mlflow models serve"):
         export(artifacts, tmp_path / "out", "vllm")
+    described = replace(table, model=replace(table.model, persona_in_prompt=True), personas={})
+    (artifacts / "routes.json").write_text(to_json(described))
+    with pytest.raises(BadData, match=r"model\.persona_in_prompt.*mlflow models serve"):
+        export(artifacts, tmp_path / "out", "vllm")
+    assert not (tmp_path / "out").exists()
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     with pytest.raises(BadData, match="not empty"):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -209,6 +210,30 @@ def test_a_server_that_dies_at_its_start_is_explained_by_its_log(tmp_path: Path,
     with pytest.raises(ServiceDown, match=r"prefect-server ended right after its start(.|\n)*no space left on device"):
         stack.up(tmp_path, log=lambda _: None)
     assert stack.status(tmp_path) is None
+
+
+def test_two_stacks_that_are_started_at_once_do_not_choose_the_same_ports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    late = (
+        "import http.server as http, sys, time; time.sleep(1);"
+        "http.test(http.SimpleHTTPRequestHandler, port=int(sys.argv[1]), bind='127.0.0.1')"
+    )
+
+    def servers(home: Path, addresses: Addresses) -> tuple[services.Service, ...]:
+        argv = (sys.executable, "-c", late, str(addresses.prefect_port))
+        return (services.Service("prefect-server", argv, os.environ, health=addresses.prefect),)
+
+    monkeypatch.setattr(services, "servers", servers)
+    monkeypatch.setattr(services, "workers", lambda *_, **__: ())
+    monkeypatch.setattr(services, "warm_starter", lambda *_: None)
+    monkeypatch.setattr(stack, "_apply", lambda *_: None)
+    homes = [tmp_path / "one", tmp_path / "two"]
+    try:
+        with ThreadPoolExecutor() as both:
+            found = list(both.map(lambda home: stack.up(home, log=lambda _: None), homes))
+        assert found[0].addresses.prefect_port != found[1].addresses.prefect_port
+    finally:
+        for home in homes:
+            stack.down(home)
 
 
 @pytest.mark.server
