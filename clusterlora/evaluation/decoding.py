@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
@@ -88,15 +88,7 @@ class DecoderStacks:
         decoder = self._decoder
         beginnings = dict.fromkeys(reading.beginning for reading in readings if reading.begin)
         rows = [*(Reading(ids, slot, ()) for slot, ids in beginnings), *sorted(readings, key=lambda reading: -reading.n_own)]
-        ids = torch.full((len(rows), max(row.n_own for row in rows)), self._pad_id)
-        predicts = torch.zeros(ids.shape, dtype=torch.bool)
-        for n, row in enumerate(rows):
-            ids[n, : row.n_own] = torch.tensor(row.ids[row.begin :])
-            # A beginning predicts nothing that is wanted, but every row of a batch reaches up to a prediction.
-            predicts[n, row.n_own - 1] = not row.together
-            for question in (questions[number] for number in row.together):
-                first = len(question.prompt) - 1 - row.begin
-                predicts[n, first : first + _n_predicted(question)] = True
+        ids, predicts = _laid_out(questions, rows, pad_id=self._pad_id)
         batch = pack_batch(ids, predicts, decoder.padding)
         starts: list[int] = (batch.tokens.place == 0).nonzero()[:, 0].tolist()
         begins = torch.tensor([row.begin for row in rows])
@@ -124,15 +116,13 @@ class DecoderStacks:
         keys, values = (torch.stack(part) for part in zip(*cache, strict=True))
         begun, start = [], len(beginnings)
         for row, first_token in zip(rows[len(beginnings) :], starts[len(beginnings) :], strict=True):
+            before = (_tokens(start_of[row.beginning], row.begin),) if row.begin else ()
             for number in row.together:
-                n = _n_predicted(questions[number])
-                mean = float(nll[start : start + n].mean()) if questions[number].reference else float("nan")
-                own_part = slice(first_token, first_token + len(questions[number].prompt) - row.begin)
-                parts = (own_part,)
-                if row.begin:
-                    of_beginning = start_of[row.beginning]
-                    parts = (slice(of_beginning, of_beginning + row.begin), own_part)
-                begun.append(_Begun(number, questions[number], mean, int(best[start]), keys, values, parts))
+                question = questions[number]
+                n = _n_predicted(question)
+                mean = float(nll[start : start + n].mean()) if question.reference else float("nan")
+                parts = (*before, _tokens(first_token, len(question.prompt) - row.begin))
+                begun.append(_Begun(number, question, mean, int(best[start]), keys, values, parts))
                 start += n
         return begun
 
@@ -287,6 +277,24 @@ def after_attention(
     gate, up = adapted(block.gate_up, decoder.norm(x, block.norm_mid)[0], own[2], runs)
     (y,) = adapted(block.down, functional.silu(gate) * up, own[3], runs)
     return x + y
+
+
+def _laid_out(questions: Sequence[Question], rows: Sequence[Reading], *, pad_id: int) -> tuple[Int[Tensor, "row t"], Bool[Tensor, "row t"]]:
+    """Return the ids of the rows' own tokens, right-padded, and which of them predict something that is read."""
+    ids = torch.full((len(rows), max(row.n_own for row in rows)), pad_id)
+    predicts = torch.zeros(ids.shape, dtype=torch.bool)
+    for n, row in enumerate(rows):
+        ids[n, : row.n_own] = torch.tensor(row.ids[row.begin :])
+        # A beginning predicts nothing that is wanted, but every row of a batch reaches up to a prediction.
+        predicts[n, row.n_own - 1] = not row.together
+        for question in (questions[number] for number in row.together):
+            first = len(question.prompt) - 1 - row.begin
+            predicts[n, first : first + _n_predicted(question)] = True
+    return ids, predicts
+
+
+def _tokens(start: int, n: int) -> slice:
+    return slice(start, start + n)
 
 
 def _n_predicted(question: Question) -> int:
