@@ -32,16 +32,23 @@ class GenerationPlan:
     adapters: int
     items_per_adapter: int = 1
     """One by one means adapter by adapter: the items of one adapter are one batch."""
+    described: bool = False
+    """Whether prompts say who the persona is: they begin alike for longer."""
     max_new_tokens: int = 32
     batch_size: int = 32
     peers: tuple[str, ...] = (ONE_BY_ONE, MIXED)
+
+    @property
+    def variant(self) -> str:
+        """Return what a row's name says of the plan beside model and dtype."""
+        return (f" x{self.items_per_adapter}" if self.items_per_adapter > 1 else "") + (" described" if self.described else "")
 
 
 def compare_generation(
     subject: Subject, plan: GenerationPlan, *, peak_flops_per_second: float, budget_seconds: float, at_least: int, scratch: Path
 ) -> list[Row]:
     """Return a row per peer; adapters are loaded beforehand on both sides."""
-    asked = questions(subject.ours, plan.adapters, per_adapter=plan.items_per_adapter)
+    asked = questions(subject.ours, plan.adapters, per_adapter=plan.items_per_adapter, described=plan.described)
     folders = write_adapters(subject.ours, plan.adapters, scratch)
     stacks = stacks_on(subject.ours, [read_weights(folder) for folder in folders])
     peft = _mounted(subject.theirs, folders)
@@ -71,6 +78,7 @@ def compare_generation(
         "device": str(subject.device),
         "adapters": plan.adapters,
         "items_per_adapter": plan.items_per_adapter,
+        "described": plan.described,
         "max_new_tokens": plan.max_new_tokens,
         "batch_size": plan.batch_size,
         "mean_prompt_tokens": fmean(len(q.prompt) for q in asked),
@@ -78,7 +86,7 @@ def compare_generation(
     }
     rows = [
         compare(
-            f"generation {subject.name} {subject.dtype}" + (f" x{plan.items_per_adapter}" if plan.items_per_adapter > 1 else ""),
+            f"generation {subject.name} {subject.dtype}{plan.variant}",
             name,
             samples[OURS],
             samples[name],

@@ -37,7 +37,7 @@ where a token is predicted.
   spends around its steps (building, saving) is counted once. Peers run with their fastest sensible settings, in bfloat16
   with or without autocast, whichever was faster in warm-up.
 - **Generation** is greedy, every item answered by its own adapter, adapters loaded beforehand. "x8" gives every adapter eight items,
-  which PEFT answers in one batch per adapter."""
+  which PEFT answers in one batch per adapter; prompts that are "described" say who the persona is."""
 
 
 def read(folder: Path) -> Results | None:

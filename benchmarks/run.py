@@ -43,15 +43,17 @@ class Section:
 
     @property
     def name(self) -> str:
-        return f"{'training' if isinstance(self.plan, TrainingPlan) else 'generation'} {self.model} {self.dtype}"
+        of = f"{self.model} {self.dtype}"
+        return f"training {of}" if isinstance(self.plan, TrainingPlan) else f"generation {of}{self.plan.variant}"
 
 
 # Steps are few where one takes seconds; what is measured stands for the study's 45.
 FULL = (
-    Section("homelm", "float32", TrainingPlan(adapters=32, peer_adapters=3), 0.09),
-    Section("homelm", "bfloat16", TrainingPlan(adapters=32, peer_adapters=3), 0.09),
+    Section("homelm", "float32", TrainingPlan(adapters=32, peer_adapters=3), 0.08),
+    Section("homelm", "bfloat16", TrainingPlan(adapters=32, peer_adapters=3), 0.08),
     Section("homelm", "float32", GenerationPlan(adapters=16, max_new_tokens=64), 0.04),
     Section("homelm", "float32", GenerationPlan(adapters=16, items_per_adapter=8, max_new_tokens=64), 0.06),
+    Section("homelm", "float32", GenerationPlan(adapters=16, items_per_adapter=8, described=True, max_new_tokens=64), 0.06),
     Section(SMOLLM2, "float32", TrainingPlan(adapters=12, peer_adapters=1, dialogues=6, epochs=1), 0.16),
     Section(SMOLLM2, "float32", GenerationPlan(adapters=16, max_new_tokens=24), 0.10),
     Section(SMOLLM2, "bfloat16", TrainingPlan(adapters=12, peer_adapters=1, dialogues=6, epochs=1), 0.14),

@@ -96,9 +96,13 @@ def training_jobs(base: BaseModel, n_adapters: int, *, n_dialogues: int, epochs:
     ]
 
 
-def questions(base: BaseModel, n_adapters: int, *, per_adapter: int) -> list[Question]:
-    """Return so many questions for each of the slots 1..n_adapters: each asks for the last answer of a dialogue."""
-    settings = ModelSettings()
+def questions(base: BaseModel, n_adapters: int, *, per_adapter: int, described: bool = False) -> list[Question]:
+    """Return so many questions for each of the slots 1..n_adapters: each asks for the last answer of a dialogue.
+
+    Args:
+        described: say in the prompts who the persona is.
+    """
+    settings = ModelSettings(persona_in_prompt=described)
     encoder = PromptEncoder(base.tokenizer, max_length=settings.max_length)
     return [
         _last_answer(encoder, settings, persona, dialogue, slot)

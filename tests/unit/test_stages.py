@@ -232,7 +232,10 @@ def test_the_baseline_may_answer_first_what_test_would_ask_of_it_and_nothing_cha
     run(study, stores)
     assert set(stores.studies.answers(study.name, [bare])) == ahead
     assert stores.studies.routes(study.name) == other.studies.routes(study.name)
-    assert evaluation_rows(study, stores) == evaluation_rows(study, other)
+    found, expected = evaluation_rows(study, stores), evaluation_rows(study, other)
+    assert [replace(row, scores={}) for row in found] == [replace(row, scores={}) for row in expected]
+    # What is read beside what, and with it the order in which floating-point numbers are added, is another.
+    assert [dict(row.scores) for row in found] == [pytest.approx(dict(row.scores), rel=1e-5) for row in expected]
 
 
 def test_nobody_asks_the_bare_base_model_where_no_method_does(study: Study, stores: Stores) -> None:
