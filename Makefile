@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 PYTHON ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types imports check bench results screenshots load chaos fuzz audit lock clean
+.PHONY: help install demo test-fast test test-all lint types imports check bench results screenshots load chaos fuzz audit lock clean
 
 help:  ## what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,8 +23,17 @@ $(INSTALLED): requirements.lock pyproject.toml
 demo: $(INSTALLED)  ## the whole study on this machine: servers, training, comparison
 	$(BIN)/clusterlora study run --preset demo
 
-test: $(INSTALLED)  ## all tests
-	$(BIN)/pytest
+# Two processes on two cores, four at the most: each imports PyTorch. One test by hand: .venv/bin/pytest -k its_name
+PYTEST := $(BIN)/pytest --numprocesses=logical --maxprocesses=4 --dist=worksteal
+
+test-fast: $(INSTALLED)  ## tests without a server, a browser or a whole study, two minutes
+	$(PYTEST) -m fast
+
+test: $(INSTALLED)  ## what shows that the installation works: those, and a whole study on real Prefect and MLflow
+	$(PYTEST) -m "fast or whole"
+
+test-all: test  ## every test: those, then browsers, other hosts, PostgreSQL, broken services
+	$(PYTEST) -m all
 
 lint: $(INSTALLED)  ## style
 	$(BIN)/ruff check
@@ -63,10 +72,10 @@ load: $(INSTALLED)  ## eight writers against PostgreSQL, SQLite and MLflow: docs
 
 # Trials are added to docs/reliability.json: a long run can be split, CHAOS="--first-seed 14 --trials 13".
 chaos: $(INSTALLED)  ## break studies at random moments, over an hour on two idle cores
-	$(BIN)/python -m tests.chaos.harness --record docs/reliability.json $(CHAOS)
+	$(BIN)/python -m tests.all.chaos.harness --record docs/reliability.json $(CHAOS)
 
 fuzz: $(INSTALLED)  ## loaders against 24,000 odd inputs, configuration against 12,000
-	$(BIN)/pytest --hypothesis-profile=long tests/unit/test_fuzz.py
+	$(BIN)/pytest --hypothesis-profile=long tests/fast/test_fuzz.py
 
 # It asks the package index about every pinned package; where that knows no advisories, it says which ones were not audited.
 audit: $(INSTALLED)  ## known vulnerabilities among the pinned packages

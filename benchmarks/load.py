@@ -20,7 +20,7 @@ from benchmarks.scale import DIALOGUES, page
 from clusterlora.settings import Recipe, Study
 from clusterlora.stores.sql import SqlStudyStore
 from clusterlora.values import AdapterSpec, Answer, Attempt, Dataset, Dialogue, Persona, TrainedAdapter, Turn
-from tests.chaos.place import place
+from tests.all.chaos.place import place
 
 SPLITS = ("train", "train", "train", "val", "test")
 METRICS = ("embedding_similarity", "rouge_l", "nll")

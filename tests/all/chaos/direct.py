@@ -1,0 +1,74 @@
+"""One study from beginning to end in one process, without Prefect, as `clusterlora train`, `evaluate` and `compare` do it.
+
+The process is forked from a server that has imported everything and loaded the models, so that a launch costs little. It is meant to be
+killed at any moment and started again.
+"""
+
+import multiprocessing
+import os
+from collections.abc import Mapping
+from multiprocessing import forkserver
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+from clusterlora.config import resolve
+from clusterlora.errors import ClusterLoraError
+from clusterlora.settings import Study
+from clusterlora.stages.cluster import cluster
+from clusterlora.stages.compare import compare
+from clusterlora.stages.evaluate import evaluate
+from clusterlora.stages.judge import judge
+from clusterlora.stages.plan import pack_named, work_plan
+from clusterlora.stages.prepare import prepare
+from clusterlora.stages.register import register
+from clusterlora.stages.train import next_micro_batch, train_pack
+from clusterlora.stores.memory import SilentLog
+from clusterlora.wiring import from_environment
+
+SETTINGS = Path(__file__).with_name("study.toml")
+
+
+def run(asked: Study) -> None:
+    stores, log, name = from_environment(), SilentLog(), asked.name
+    prepare(asked, stores, log)
+    cluster(asked, stores, log)
+    while packs := pack_named(asked, stores, tuple(work_plan(asked, stores).specs)):
+        for pack in packs:
+            attempt, micro_batch = next_micro_batch(asked, pack.name, stores)
+            train_pack(name, pack, attempt=attempt, micro_batch=micro_batch, stores=stores, log=log)
+    evaluate(name, part="gate", shard=1, shards=1, rung="own", stores=stores, log=log)
+    judge(name, "own", stores)
+    for shard in (1, 2):
+        evaluate(name, part="test", shard=shard, shards=2, rung=None, stores=stores, log=log)
+    compare(name, stores, log)
+    register(name, stores, log)
+
+
+def start_server(environment: Mapping[str, str]) -> None:
+    """Start the server from which the studies of this process are forked, once; it has these variables for good."""
+    before = dict(os.environ)
+    os.environ.update(environment)
+    multiprocessing.set_forkserver_preload(["tests.all.chaos.warm"])
+    forkserver.ensure_running()
+    os.environ.clear()
+    os.environ.update(before)
+
+
+def start(name: str, seed: int, environment: Mapping[str, str], log: Path) -> BaseProcess:
+    """Start a study in a process of its own."""
+    process = multiprocessing.get_context("forkserver").Process(target=_run, args=(name, seed, dict(environment), log))
+    process.start()
+    return process
+
+
+def _run(name: str, seed: int, environment: dict[str, str], log: Path) -> None:
+    with log.open("ab") as output:
+        os.dup2(output.fileno(), 1)
+        os.dup2(output.fileno(), 2)
+    os.environ.clear()
+    os.environ.update(environment)
+    try:
+        # Another seed per trial: the adapters of one must not be found by the next.
+        run(resolve(None, SETTINGS, {"name": name, "recipe.seed": seed}))
+    except (ClusterLoraError, OSError) as problem:
+        raise SystemExit(f"error: {problem}") from problem

@@ -1,0 +1,154 @@
+"""Breaks studies at random moments and looks at what is left: `python -m tests.all.chaos.harness --record docs/reliability.json`.
+
+After each blow the study is started again until it ends; then nothing that was finished may have been trained again, nothing be half
+written or there twice, and `clusterlora study verify` must find nothing that it could not mend.
+"""
+
+import argparse
+import json
+import random
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from clusterlora.ports import Stores
+from tests.all.chaos import look
+from tests.all.chaos.blows import BLOWS, Blow, Struck
+from tests.all.chaos.place import Place, StackPlace, place
+from tests.all.chaos.record import Trial, add
+
+PLACES: dict[str, type[Place]] = {"process": Place, "stack": StackPlace}
+MOST_LAUNCHES = 5
+PATIENCE_SECONDS = 900
+"""After so long a launch counts as hanging."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What was finished at a moment, and how often everything had been trained by then."""
+
+    finished: frozenset[str]
+    trainings: Counter[str]
+
+    def trained_again(self, later: Counter[str]) -> set[str]:
+        # A process may be killed between keeping an adapter and saying so: the first word on it may come later.
+        return {name for name in self.finished if later[name] > max(1, self.trainings[name])}
+
+
+def snapshot(stores: Stores, study: str) -> Snapshot:
+    # In this order: what is finished in between has been told by the time it is counted.
+    finished = look.finished(stores, study)
+    return Snapshot(finished, look.trainings(stores, study))
+
+
+def blow_of(seed: int) -> str:
+    """Return the blow of a seed: they come in turn."""
+    return list(BLOWS)[(seed - 1) % len(BLOWS)]
+
+
+def trial(seed: int, there: Place) -> Trial:
+    """Launch a study, strike at the moment drawn for the seed, launch it again until it ends, and look."""
+    name, blow, rng, began = f"chaos-{seed}", BLOWS[blow_of(seed)], random.Random(seed), time.monotonic()
+    struck = Struck(there, name, seed, [there.launch(name, seed, slow=blow.slow)], rng)
+    moment = wait_for_moment(struck, slow_start=blow.place is StackPlace)
+    alive = struck.processes[0].poll() is None
+    before, did = snapshot(there.stores(), name), blow.strike(struck)
+    halves = look.half_written(there.stores())
+    codes = [process.wait(PATIENCE_SECONDS) for process in struck.processes]
+    snapshots, launches = [before], 1
+    while codes[0] != 0 and launches < MOST_LAUNCHES:
+        snapshots.append(snapshot(there.stores(), name))
+        codes[0] = there.launch(name, seed, slow=blow.slow).wait(PATIENCE_SECONDS)
+        launches += 1
+    if len(codes) > 1:
+        codes[0] = codes[0] or second_study(f"{name}-b", seed, struck, blow)
+    # Services and clock are as they were before anything is looked at.
+    there.set_clock(0)
+    stores, mended, left = there.stores(), list[str](), list[str]()
+    studies = [name] if len(codes) == 1 else [name, f"{name}-b"]
+    duplicates = [sentence for study in studies for sentence in stores.studies.duplicates(study)] if not codes[0] else []
+    for study in studies if not codes[0] else []:
+        mended += [f["what"] for f in there.findings(study, repair=True) if f["repaired"]]
+        left += [f["what"] for f in there.findings(study, repair=False)]
+    total = look.trainings(stores, name)
+    return Trial(
+        seed=seed,
+        blow=blow_of(seed),
+        did=did,
+        moment=moment,
+        struck=alive,
+        launches=launches,
+        finished_before=len(before.finished),
+        trained_again=tuple(sorted(set().union(*(s.trained_again(total) for s in snapshots)))),
+        half_written=tuple(sorted({*halves, *look.half_written(stores)})),
+        duplicates=tuple(duplicates),
+        mended=tuple(mended),
+        left=tuple(left),
+        completed=codes[0] == 0,
+        seconds=round(time.monotonic() - began, 1),
+        said="" if codes[0] == 0 else there.said(name),
+    )
+
+
+def second_study(name: str, seed: int, struck: Struck, blow: Blow) -> int:
+    """Launch the other study until it ends; return the last exit status."""
+    code = 1
+    for _ in range(MOST_LAUNCHES):
+        code = struck.there.launch(name, seed, slow=blow.slow).wait(PATIENCE_SECONDS)
+        if code == 0:
+            break
+    return code
+
+
+def wait_for_moment(struck: Struck, *, slow_start: bool) -> str:
+    """Wait until the moment of the blow, or the end of the study; return the moment in words.
+
+    The number of adapters makes it fall into every phase, however fast the machine is: 0 means before any, 9 is all of them.
+    """
+    n_adapters = struck.rng.choice((0, 0, 1, 2, 4, 9, 9))
+    seconds = struck.rng.uniform(0, (40 if n_adapters == 0 else 20) if slow_start else 6)
+    stores, process = struck.there.stores(), struck.processes[0]
+    while n_adapters and process.poll() is None and len(look.finished(stores, struck.study)) < n_adapters:
+        time.sleep(0.2)
+    deadline = time.monotonic() + seconds
+    while process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return f"{n_adapters} adapters + {seconds:.1f} s" if n_adapters else f"{seconds:.1f} s"
+
+
+def run_trials(seeds: Iterable[int]) -> Iterator[Trial]:
+    """Yield trials as they end, those of one kind of place together."""
+    for kind in PLACES.values():
+        these = [seed for seed in seeds if BLOWS[blow_of(seed)].place is kind]
+        if these:
+            with place(kind) as there:
+                yield from (trial(seed, there) for seed in these)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--first-seed", type=int, default=1)
+    parser.add_argument("--trials", type=int, default=52, help="so many seeds from the first on")
+    parser.add_argument("--place", choices=PLACES, help="of these, only the ones on a study of this kind")
+    parser.add_argument("--record", type=Path, help="JSON file to add the trials to; the page is written beside it")
+    asked = parser.parse_args()
+    # The services end with it, however it ends.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    kinds = [PLACES[asked.place]] if asked.place else list(PLACES.values())
+    seeds = [seed for seed in range(asked.first_seed, asked.first_seed + asked.trials) if BLOWS[blow_of(seed)].place in kinds]
+    all_good = True
+    for made in run_trials(seeds):
+        all_good &= made.good
+        sys.stdout.write(json.dumps(asdict(made), ensure_ascii=False) + "\n")
+        sys.stdout.flush()
+        if asked.record:
+            add(asked.record, made)
+    return 0 if all_good else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

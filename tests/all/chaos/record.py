@@ -1,0 +1,138 @@
+"""The trials that were made: kept one by one in a JSON file, and told on a page."""
+
+import fcntl
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.all.chaos.blows import BLOWS
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What was done to a study and what came of it."""
+
+    seed: int
+    blow: str
+    did: str
+    """More exactly what, where the name of the blow does not say it."""
+    moment: str
+    struck: bool
+    """Whether the study was still running when the blow fell."""
+    launches: int
+    finished_before: int
+    trained_again: tuple[str, ...]
+    half_written: tuple[str, ...]
+    duplicates: tuple[str, ...]
+    mended: tuple[str, ...]
+    left: tuple[str, ...]
+    completed: bool
+    seconds: float
+    said: str = ""
+    """The last words of a study that did not complete."""
+
+    @property
+    def good(self) -> bool:
+        return self.completed and not (self.trained_again or self.half_written or self.duplicates or self.left)
+
+
+def add(file: Path, made: Trial) -> None:
+    """Add a trial to the file, in place of an earlier one with its seed, and write the page beside it. Any number may do so at once."""
+    file.touch()
+    with file.open("r+", encoding="utf-8") as opened:
+        fcntl.flock(opened, fcntl.LOCK_EX)
+        known = {t.seed: t for t in _parsed(opened.read())} | {made.seed: made}
+        trials = [known[seed] for seed in sorted(known)]
+        opened.seek(0)
+        opened.truncate()
+        opened.write("[\n" + ",\n".join(json.dumps(asdict(t), ensure_ascii=False) for t in trials) + "\n]\n")
+        file.with_suffix(".md").write_text(page(trials), encoding="utf-8")
+
+
+def read(file: Path) -> list[Trial]:
+    return _parsed(file.read_text(encoding="utf-8"))
+
+
+def _parsed(text: str) -> list[Trial]:
+    rows = json.loads(text) if text.strip() else []
+    values: list[dict[str, Any]] = [{k: tuple(v) if isinstance(v, list) else v for k, v in row.items()} for row in rows]
+    return [Trial(**row) for row in values]
+
+
+def page(trials: Sequence[Trial]) -> str:
+    """Return the page of trials."""
+    bad = [t for t in trials if not t.good]
+    struck = sum(t.struck for t in trials)
+    seeds = ", ".join(_ranges([t.seed for t in trials]))
+    lines = [*_HEAD, f"**{len(trials)} trials (seeds {seeds}): {len(trials) - len(bad)} good, {len(bad)} not.** {struck} blows met a study"]
+    lines += [f"that was still running; the other {len(trials) - struck} came when it had just ended.", "", "## By blow", ""]
+    lines += ["| blow | trials | good | launches, at most | findings mended by verify |", "|---|---:|---:|---:|---:|"]
+    # One that was never struck is told as well.
+    for blow in BLOWS:
+        these = [t for t in trials if t.blow == blow]
+        most, mended = max((t.launches for t in these), default="-"), sum(len(t.mended) for t in these)
+        lines.append(f"| {blow} | {len(these)} | {sum(t.good for t in these)} | {most} | {mended} |")
+    if bad:
+        lines += ["", "## What went wrong", ""]
+        lines += [f"- seed {t.seed}, {t.blow} ({t.moment}): {_wrong(t)}" for t in bad]
+    lines += ["", "## Every trial", "", *_COLUMNS]
+    lines += [
+        f"| {t.seed} | {t.blow}{f' ({t.did})' if t.did else ''} | {t.moment}{'' if t.struck else ', ended by then'} | {t.launches} | "
+        f"{t.finished_before} | {len(t.trained_again)} | {len(t.mended)} | {'yes' if t.good else '**no**'} | {t.seconds:.0f} |"
+        for t in trials
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _wrong(trial: Trial) -> str:
+    what = [f"{name.replace('_', ' ')} {', '.join(getattr(trial, name))}" for name in _MUST_BE_EMPTY if getattr(trial, name)]
+    return "; ".join(what + ([] if trial.completed else [f"did not complete: {' '.join(trial.said.split())[-300:]}"])).replace("|", "\\|")
+
+
+def _ranges(numbers: Sequence[int]) -> list[str]:
+    """Return `1-4`, `7` for 1, 2, 3, 4, 7."""
+    found: list[list[int]] = []
+    for number in sorted(numbers):
+        if found and number == found[-1][-1] + 1:
+            found[-1].append(number)
+        else:
+            found.append([number])
+    return [f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in found]
+
+
+_MUST_BE_EMPTY = ("trained_again", "half_written", "duplicates", "left")
+
+_COLUMNS = (
+    "| seed | blow | after | launches | adapters finished before | trained again | mended | good | seconds |",
+    "|---:|---|---|---:|---:|---:|---:|---|---:|",
+)
+
+_HEAD = (
+    "# Reliability",
+    "",
+    "Written by `make chaos`; every figure is in `reliability.json`. `make chaos CHAOS='--first-seed 100 --trials 13'` adds trials.",
+    "",
+    "A trial runs a study of six people (baseline, unified, two clusters, six personal adapters), strikes once a drawn number of adapters",
+    "is finished and drawn seconds have passed, and launches the study again until it ends. It is good when",
+    "",
+    "- the study ended well, on the first launch or a later one;",
+    "- no adapter that was finished at the blow or at a later launch came out of a training again (read from the trainings' logs);",
+    "- no file that can be seen was half written, neither right after the blow nor at the end;",
+    "- no row was there twice;",
+    "- after `clusterlora study verify --repair` database, adapter store and MLflow agree about everything.",
+    "",
+    "Blows on a training run, a flow, a worker or Prefect fall on what `clusterlora study run` starts: a Prefect server, an MLflow server,",
+    "one cpu and two gpu workers as `clusterlora up` starts them, with the studies on PostgreSQL. The others fall on a study that is one",
+    "process (forked from one that has everything loaded, so that a launch is cheap) on a real PostgreSQL and a real MLflow server. What",
+    "was killed of the services is started again where it was, in the stack by the command itself. A seed fixes the blow, its moment and",
+    "everything drawn for it; what the machine does in the meantime it cannot fix.",
+    "",
+    "`no file can grow` limits the size of the process's files (RLIMIT_FSIZE), so that writes fail as on a full disk. `MLflow silent`",
+    "stops the server's processes for a minute, so that connections are accepted and nobody answers. `slow database` is a proxy that",
+    "holds every packet. `the clock jumps` preloads a library (tests/all/chaos/clock.c) into the study, MLflow and PostgreSQL that moves",
+    "their wall clock twice, by up to 30 days, forwards or back; Prefect's clock is not moved. `two studies launched twice` starts the",
+    "study again while it runs, and another one on the same people and settings, which needs the same adapters, twice.",
+    "",
+)

@@ -1,0 +1,27 @@
+"""The chaos suite in short: `make chaos` makes as many trials as there is time for, of every kind of blow."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.all.chaos.blows import BLOWS
+from tests.all.chaos.harness import blow_of, trial
+from tests.all.chaos.place import INITDB, Place, place
+
+pytestmark = [pytest.mark.timeout(900)]
+
+
+@pytest.fixture(scope="module")
+def there() -> Iterator[Place]:
+    if not INITDB:
+        pytest.skip("PostgreSQL is not installed; apt-get install postgresql")
+    with place() as services:
+        yield services
+
+
+@pytest.mark.parametrize("blow", ["SIGKILL of the trainer", "SIGKILL of PostgreSQL", "no file can grow"])
+def test_a_study_that_was_struck_completes_and_nothing_is_lost_or_done_twice(blow: str, there: Place) -> None:
+    # The first seed beyond those of the page that strikes this blow.
+    seed = next(seed for seed in range(1001, 1001 + len(BLOWS)) if blow_of(seed) == blow)
+    made = trial(seed, there)
+    assert made.good, made

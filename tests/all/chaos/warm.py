@@ -1,0 +1,18 @@
+"""What a study needs in memory before it begins; imported by the server from which direct.py forks."""
+
+import mlflow.pyfunc  # noqa: F401
+import psycopg  # noqa: F401
+import sentence_transformers  # noqa: F401
+import torch
+import transformers  # noqa: F401
+
+from clusterlora.settings import ModelSettings
+from clusterlora.stages.loaded import base_model, embedder
+from clusterlora.stores import mlflow_tracker, sql  # noqa: F401
+from clusterlora.training import train  # noqa: F401
+from tests.all.chaos import direct  # noqa: F401
+
+# A thread would not survive the fork.
+torch.set_num_threads(1)
+base_model(ModelSettings())
+embedder(ModelSettings())

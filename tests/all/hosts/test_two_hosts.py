@@ -1,0 +1,159 @@
+"""A study on two hosts that share no disk: everything between them goes through the study database and MLflow."""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from clusterlora.config import as_mapping
+from clusterlora.settings import (
+    ClusteringSettings,
+    DataSettings,
+    EvaluationSettings,
+    GateSettings,
+    Recipe,
+    RuntimeSettings,
+    Study,
+    SyntheticSettings,
+)
+from clusterlora.wiring import from_environment
+
+pytestmark = [pytest.mark.timeout(900)]
+
+CHECKOUT = Path(__file__).resolve().parents[3]
+PREFECT, MLFLOW, POSTGRES = 4200, 5000, 5432
+HUB = "10.213.0.2"
+PASSWORD = "only-for-this-test"
+TOLERANCE = 1e-4
+"""How far a score may differ from the one on a single machine: the same sums, taken in another process."""
+
+STUDY = Study(
+    name="apart",
+    # Those of single persons are trained in two runs at once, one per host.
+    methods=("baseline", "unified", "per_persona", "cluster"),
+    data=DataSettings(
+        personas=6,
+        train=4,
+        val=2,
+        test=2,
+        synthetic=SyntheticSettings(cluster_sizes=(3, 3), dialogues=8),
+    ),
+    recipe=Recipe(rank=2, epochs=1, target_modules=("q_proj", "v_proj")),
+    cluster_init="unified",
+    clustering=ClusteringSettings(k=2, sizes=(3, 3), algorithm="responses"),
+    gate=GateSettings(ladder=(), worst_persona=None, on_failure="continue"),
+    evaluation=EvaluationSettings(max_new_tokens=12, bootstrap_draws=100),
+    runtime=RuntimeSettings(shards=2),
+)
+
+
+def wait_until(what: Callable[[], bool], seconds: float, why: Callable[[], str]) -> None:
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline, why()
+        time.sleep(0.5)
+
+
+def test_two_hosts_without_a_common_disk_score_what_one_machine_scores(network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    programs = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    if not programs:
+        pytest.skip("PostgreSQL is not installed; apt-get install postgresql")
+    hub, east, west = network("hub"), network("east"), network("west")
+    logs = tmp_path / "logs"
+    logs.mkdir()
+
+    # One PostgreSQL for Prefect and for the studies, with a password; it refuses to run as root.
+    as_postgres = ["runuser", "-u", "postgres", "--"]
+    data, password = hub.disk / "postgres", hub.disk / "password"
+    hub.run(["sh", "-c", f"echo -n {PASSWORD} > {password} && chmod 644 {password}"])
+    hub.run(
+        [*as_postgres, str(programs[-1]), "-D", str(data), "-A", "scram-sha-256", "-U", "clora", "--pwfile", str(password), "--no-sync"]
+    )
+    hub.run(["sh", "-c", f"echo 'host all all 10.213.0.0/16 scram-sha-256' >> {data}/pg_hba.conf"])
+    options = ["-p", str(POSTGRES), *(w for o in (f"listen_addresses={HUB}", f"unix_socket_directories={hub.disk}") for w in ("-c", o))]
+    postgres = [*as_postgres, str(programs[-1].with_name("postgres")), "-D", str(data), "-c", "fsync=off", *options]
+    hub.start(postgres, env=hub.environment(), log=logs / "postgres.log")
+    url = f"postgresql://clora:{PASSWORD}@{HUB}:{POSTGRES}"
+    connect = f"import psycopg; c = psycopg.connect('{url}/postgres', autocommit=True)"
+    wait_until(lambda: hub.succeeds([sys.executable, "-c", connect]), 60, (logs / "postgres.log").read_text)
+    hub.run([sys.executable, "-c", f"{connect}; [c.execute(f'create database {{name}}') for name in ('prefect', 'studies')]"])
+
+    addresses = {
+        "PREFECT_API_URL": f"http://{HUB}:{PREFECT}/api",
+        "MLFLOW_TRACKING_URI": f"http://{HUB}:{MLFLOW}",
+        "CLUSTERLORA_DATABASE_URL": f"{url}/studies",
+    }
+    server = hub.environment(**addresses) | {
+        "PREFECT_API_DATABASE_CONNECTION_URL": f"{url}/prefect".replace("postgresql:", "postgresql+asyncpg:"),
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    }
+    python = [sys.executable, "-m"]
+    hub.start([*python, "prefect", "server", "start", "--host", HUB, "--port", str(PREFECT)], env=server, log=logs / "prefect.log")
+    mlflow = ["mlflow", "server", "--host", HUB, "--port", str(MLFLOW), "--workers", "1", "--backend-store-uri"]
+    mlflow += [f"sqlite:///{hub.disk}/mlflow.db", "--artifacts-destination", str(hub.disk / "artifacts")]
+    hub.start([*python, *mlflow], env=server, log=logs / "mlflow.log")
+
+    urls = [f"http://{HUB}:{PREFECT}/api/health", f"http://{HUB}:{MLFLOW}/health"]
+    ask = [sys.executable, "-c", f"import urllib.request as u; [u.urlopen(a, timeout=5) for a in {urls}]"]
+    wait_until(lambda: east.succeeds(ask), 240, lambda: "\n".join(log.read_text()[-2000:] for log in logs.iterdir()))
+    east.run([*python, "deployments.apply"], env=east.environment(**addresses))
+    # East prepares, compares and trains; west trains only. One training at a time each, so two at once need both.
+    for host, pool in ((east, "cpu"), (east, "gpu"), (west, "gpu")):
+        worker = ["prefect", "worker", "start", "--pool", pool, "--type", "process", "--name", f"{host.name}-{pool}"]
+        worker += ["--limit", "1"] if pool == "gpu" else []
+        host.start([*python, *worker], env=host.environment(**addresses), log=logs / f"{host.name}-{pool}.log")
+
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(as_mapping(STUDY)))
+    printed = west.run(
+        [sys.executable, str(CHECKOUT / "tests" / "all" / "hosts" / "launch.py"), str(config)], env=west.environment(**addresses)
+    )
+    apart = json.loads(next(line for line in printed.splitlines() if line.startswith("ENDED ")).removeprefix("ENDED "))
+    assert apart["state"] == "Completed", (apart["message"], apart["attempts"])
+
+    # Both hosts trained, and no folder of one is seen by the other.
+    trained = {host.name: set(host.files("studies/apart/logs")) for host in (east, west)}
+    assert trained["east"]
+    assert trained["west"]
+    assert not trained["east"] & trained["west"]
+    # The champion was registered on east, which therefore fetched what west had trained.
+    assert set(apart["adapters"].values()) <= set(east.files("studies/.adapters"))
+    assert not east.files("studies/.adapters/.incoming")
+
+    monkeypatch.setenv("CLUSTERLORA_HOME", str(tmp_path / "alone"))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.delenv("CLUSTERLORA_DATABASE_URL", raising=False)
+    alone = on_one_machine(replace(STUDY, name="alone"))
+    assert len(apart["answers"]) == len(alone)
+    for stack, persona, item, split, text, scores in apart["answers"]:
+        expected_text, expected = alone[stack, persona, item, split]
+        assert text == expected_text
+        assert dict(map(tuple, scores)) == pytest.approx(expected, abs=TOLERANCE)
+
+
+def on_one_machine(study: Study) -> dict[tuple[str, str, str, str], tuple[str, dict[str, float]]]:
+    """Return (text, scores) of every answer of the study run in this process, as `clusterlora train`, `evaluate` and `compare` do."""
+    from clusterlora.stages.cluster import cluster
+    from clusterlora.stages.compare import compare
+    from clusterlora.stages.evaluate import evaluate
+    from clusterlora.stages.plan import pack_named, work_plan
+    from clusterlora.stages.prepare import prepare
+    from clusterlora.stages.train import train_pack
+    from clusterlora.stores.memory import SilentLog
+
+    stores, log = from_environment(), SilentLog()
+    prepare(study, stores, log)
+    cluster(study, stores, log)
+    evaluate(study.name, part="power", shard=1, shards=1, rung=None, stores=stores, log=log)
+    while packs := pack_named(study, stores, tuple(work_plan(study, stores).specs)):
+        for pack in packs:
+            train_pack(study.name, pack, attempt=1, micro_batch=study.recipe.batch_size, stores=stores, log=log)
+    evaluate(study.name, part="gate", shard=1, shards=1, rung="own", stores=stores, log=log)
+    for shard in (1, 2):
+        evaluate(study.name, part="test", shard=shard, shards=2, rung=None, stores=stores, log=log)
+    compare(study.name, stores, log)
+    return {(a.stack_key, a.persona_id, a.item_id, a.split): (a.text, dict(a.scores)) for a in stores.studies.answers(study.name)}

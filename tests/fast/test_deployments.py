@@ -1,0 +1,294 @@
+"""What prefect.yaml, the pools and the automations promise to a server."""
+
+import importlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from prefect.client.orchestration import get_client
+
+from tests.fixtures.prefect import talking_to
+from tests.fixtures.servers import start_server
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+POOLS = CHECKOUT / "deployments" / "pools"
+POOL_NAMES = sorted(file.stem for file in POOLS.glob("*.json"))
+
+
+def template(pool: str) -> dict[str, Any]:
+    return json.loads((POOLS / f"{pool}.json").read_text(encoding="utf-8"))
+
+
+def listed() -> list[dict[str, Any]]:
+    return yaml.safe_load((CHECKOUT / "prefect.yaml").read_text(encoding="utf-8"))["deployments"]
+
+
+@pytest.mark.parametrize("deployment", listed(), ids=lambda d: d["name"])
+def test_every_deployment_names_a_flow_that_exists_and_runs_that_very_flow(deployment: dict[str, Any]):
+    module, _, name = deployment["entrypoint"].rpartition(".")
+    pool = deployment["work_pool"]["name"]
+    flow = getattr(importlib.import_module(module), name).name
+    assert deployment["name"] in (flow, f"{flow}-{pool}")
+    assert deployment["work_pool"]["job_variables"]["command"].split()[-1] == deployment["entrypoint"]
+    assert deployment["description"]
+    assert "clusterlora" in deployment["tags"]
+    assert (POOLS / f"{pool}.json").exists()
+
+
+def test_what_waits_for_gpu_runs_does_not_sit_in_their_pool():
+    pools = {d["name"]: d["work_pool"]["name"] for d in listed() if d["work_pool"]["name"] in ("cpu", "gpu")}
+    assert {name for name, pool in pools.items() if pool == "gpu"} == {"train", "evaluate", "assign"}
+    assert {"study", "gate", "compare", "merge"} <= {name for name, pool in pools.items() if pool == "cpu"}
+
+
+def test_every_gpu_pool_can_be_named_by_a_study():
+    names = {d["name"] for d in listed()}
+    for pool in POOL_NAMES:
+        if pool.startswith("gpu-"):
+            assert {f"train-{pool}", f"evaluate-{pool}"} <= names
+
+
+@pytest.mark.parametrize("pool", POOL_NAMES)
+def test_runs_in_a_pool_beat_as_often_as_the_automations_expect(pool: str):
+    from deployments.automations import HEARTBEAT_SECONDS, SILENCE
+
+    environment = template(pool)["variables"]["properties"]["env"]["default"]
+    assert environment["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] == str(HEARTBEAT_SECONDS)
+    assert environment["PREFECT_LOGGING_EXTRA_LOGGERS"] == "clusterlora"
+    assert SILENCE.total_seconds() >= 3 * HEARTBEAT_SECONDS
+
+
+def known_types() -> dict[str, dict[str, Any]]:
+    """Return Prefect's own template of every type of pool."""
+    import prefect
+
+    folder = Path(prefect.__file__).parent / "server" / "api" / "collections_data" / "views"
+    metadata = json.loads((folder / "aggregate-worker-metadata.json").read_text(encoding="utf-8"))
+    return {kind: worker["default_base_job_configuration"] for group in metadata.values() for kind, worker in group.items()}
+
+
+@pytest.mark.parametrize("pool", POOL_NAMES)
+def test_a_template_asks_for_nothing_that_its_worker_does_not_know(pool: str):
+    from deployments.apply import pool_type
+
+    known, ours = known_types()[pool_type(pool)], template(pool)
+    # Docker's worker takes these for the container, and its template leaves them out.
+    extra = {"container_create_kwargs"} if pool_type(pool) == "docker" else set()
+    assert ours["job_configuration"].keys() - known["job_configuration"].keys() <= extra
+    placeholders = set(re.findall(r"\{\{ (\w+) \}\}", json.dumps(ours["job_configuration"])))
+    assert placeholders == ours["variables"]["properties"].keys(), "each variable is used, and each placeholder is a variable"
+    for name, variable in ours["variables"]["properties"].items():
+        assert variable.get("title"), name
+        assert variable.get("description"), name
+        default = variable.get("default")
+        if "enum" in variable and default is not None:
+            assert default in variable["enum"]
+        if default is not None:
+            assert isinstance(default, {"string": str, "integer": int, "boolean": bool, "object": dict, "array": list}[variable["type"]])
+
+
+def test_a_docker_run_gets_one_gpu_a_volume_and_its_secrets_from_blocks():
+    ours = template("gpu-docker")
+    container = ours["job_configuration"]["container_create_kwargs"]
+    assert container["device_requests"] == [{"Driver": "nvidia", "DeviceIDs": ["{{ gpu }}"], "Capabilities": [["gpu"]]}]
+    variables = ours["variables"]["properties"]
+    assert variables["volumes"]["default"] == ["clusterlora-data:/var/lib/clusterlora"]
+    environment = variables["env"]["default"]
+    assert environment["CLUSTERLORA_HOME"].startswith("/var/lib/clusterlora/")
+    for name in ("CLUSTERLORA_DATABASE_URL", "MLFLOW_TRACKING_PASSWORD"):
+        assert environment[name].startswith("{{ prefect.blocks.secret."), name
+
+
+JOB: dict[str, Any] = {
+    "apiVersion": str,
+    "kind": str,
+    "metadata": {"labels": str, "namespace": str, "generateName": str},
+    "spec": {
+        "backoffLimit": int,
+        "parallelism": int,
+        "completions": int,
+        "ttlSecondsAfterFinished": str,
+        "template": {
+            "spec": {
+                "restartPolicy": str,
+                "serviceAccountName": str,
+                "automountServiceAccountToken": bool,
+                "securityContext": {
+                    "runAsNonRoot": bool,
+                    "runAsUser": int,
+                    "runAsGroup": int,
+                    "fsGroup": int,
+                    "seccompProfile": {"type": str},
+                },
+                "containers": [
+                    {
+                        "name": str,
+                        "env": str,
+                        "envFrom": [{"secretRef": {"name": str}}],
+                        "image": str,
+                        "imagePullPolicy": str,
+                        "args": str,
+                        "resources": {
+                            "limits": {"cpu": str, "memory": str, "nvidia.com/gpu": str},
+                            "requests": {"cpu": str, "memory": str},
+                        },
+                        "securityContext": {"allowPrivilegeEscalation": bool, "capabilities": {"drop": [str]}},
+                        "volumeMounts": [{"name": str, "mountPath": str}],
+                    }
+                ],
+                "volumes": [{"name": str, "emptyDir": {"medium": str, "sizeLimit": str}}],
+            }
+        },
+    },
+}
+"""What batch/v1 allows where we write something, with placeholders as text."""
+
+
+def test_a_kubernetes_job_has_its_fields_where_the_api_wants_them():
+    def check(value: Any, schema: Any, where: str) -> None:
+        if isinstance(schema, dict):
+            assert value.keys() <= schema.keys(), f"{where}: {value.keys() - schema.keys()}"
+            for name in value:
+                check(value[name], schema[name], f"{where}.{name}")
+        elif isinstance(schema, list):
+            for item in value:
+                check(item, schema[0], f"{where}[]")
+        else:
+            assert isinstance(value, schema), f"{where}: {value!r}"
+
+    manifest = template("gpu-kubernetes")["job_configuration"]["job_manifest"]
+    check(manifest, JOB, "job")
+    pod = manifest["spec"]["template"]["spec"]
+    assert {m["name"] for m in pod["containers"][0]["volumeMounts"]} == {v["name"] for v in pod["volumes"]}
+    assert pod["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "{{ gpu_limit }}"
+
+
+def test_the_nightly_study_is_off():
+    (study,) = [d for d in listed() if d["name"] == "study"]
+    assert [(s["slug"], s["active"]) for s in study["schedules"]] == [("nightly", False)]
+
+
+@pytest.mark.whole
+def test_everything_deploys_on_a_real_server_with_forms_that_explain_themselves(site: dict[str, str]):
+    with get_client(sync_client=True) as client:
+        deployed = {d.name: d for d in client.read_deployments()}
+        types = {pool.name: pool.type for pool in client.read_work_pools()}
+        schedules = client.read_deployment_by_name("study/study").schedules
+    assert {d["name"] for d in listed()} <= deployed.keys()
+    assert types == {"cpu": "process", "gpu": "process", "gpu-docker": "docker", "gpu-kubernetes": "kubernetes"}
+    assert [(s.slug, s.active) for s in schedules] == [("nightly", False)]
+
+    schemas = {name: deployment.parameter_openapi_schema or {} for name, deployment in deployed.items()}
+    form = schemas["study"]["definitions"]
+    assert set(form["GateSettings"]["properties"]["on_failure"]["enum"]) == {"stop", "ask", "continue"}
+    assert form["Recipe"]["properties"]["rank"]["maximum"] == 256
+    assert form["MergeSettings"] == schemas["merge"]["definitions"]["MergeSettings"]
+    for name, model in form.items():
+        for field, described in model.get("properties", {}).items():
+            assert described.get("description"), f"{name}.{field} is not explained"
+    for name in ("merge", "train", "evaluate", "gate", "compare"):
+        for field, described in schemas[name]["properties"].items():
+            assert described.get("description"), f"{name}: {field} is not explained"
+
+
+def test_importing_every_flow_leaves_the_heavy_libraries_alone():
+    program = (
+        "import sys, flows.study, flows.train, flows.evaluate, flows.assign\n"
+        "print([m for m in ('torch', 'transformers', 'pandas', 'mlflow', 'sklearn', 'matplotlib') if m in sys.modules])"
+    )
+    assert subprocess.check_output([sys.executable, "-c", program], cwd=CHECKOUT, text=True).strip() == "[]"
+
+
+@pytest.mark.whole
+def test_automations_are_created_once_and_corrected_when_changed(prefect_server: str):
+    from deployments.automations import apply_automations
+
+    def rules() -> dict[str, Any]:
+        with get_client(sync_client=True) as client:
+            return {rule.name: rule.id for rule in client.read_automations()}
+
+    names = apply_automations()
+    first = rules()
+    assert set(names) == set(first)
+    apply_automations()
+    assert rules() == first
+    with get_client(sync_client=True) as client:
+        client.pause_automation(first[names[0]])
+    apply_automations()
+    assert set(rules()) == set(first)
+    assert rules()[names[0]] != first[names[0]]
+    assert rules()[names[1]] == first[names[1]]
+
+
+@pytest.mark.whole
+@pytest.mark.filterwarnings("ignore:'imghdr' is deprecated:DeprecationWarning")
+def test_people_are_told_of_refused_gates_and_crashes_by_a_block_that_exists(prefect_server: str):
+    from prefect.blocks.notifications import SlackWebhook
+    from pydantic import SecretStr
+
+    from clusterlora.errors import UnknownName
+    from deployments.automations import apply_automations
+
+    with pytest.raises(UnknownName, match="no notification block 'slack-webhook/nobody'"):
+        apply_automations("slack-webhook/nobody")
+    block: Any = SlackWebhook(url=SecretStr("https://hooks.slack.com/services/A/B/C"))
+    block.save("team", overwrite=True)
+    names = apply_automations("slack-webhook/team")
+    with get_client(sync_client=True) as client:
+        rules = {rule.name: rule for rule in client.read_automations()}
+        assert set(names) <= rules.keys()
+        expected = {next(iter(rule.trigger.expect)) for name, rule in rules.items() if "tell when" in name}  # pyright: ignore[reportAttributeAccessIssue]
+        assert expected == {"prefect.flow-run.GateRefused", "prefect.flow-run.Crashed"}
+        for name in names[3:]:
+            client.delete_automation(rules[name].id)
+
+
+@pytest.mark.all
+def test_a_study_whose_run_crashed_is_launched_again_with_its_parameters_and_only_once(tmp_path: Path):
+    from prefect import flow
+    from prefect.states import Completed, Crashed, Running
+
+    from deployments.automations import apply_automations
+
+    @flow(name="study")
+    def crashing(config: dict[str, Any]) -> None: ...
+
+    parameters = {"config": {"name": "x", "seeds": 2, "note": 'it\'s "quoted" {{ 7 * 7 }}', "nothing": None}}
+    environment = {"PREFECT_HOME": str(tmp_path), "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
+    # The session's server runs no services, and rules are one of them.
+    server, address = start_server("prefect", ["start"], health="/api/health", folder=tmp_path, environment=environment)
+    try:
+        with talking_to(f"{address}/api"), get_client(sync_client=True) as client:
+            apply_automations()
+            flow_id = client.create_flow(crashing)
+            of_study, of_training = (client.create_deployment(flow_id, name=name) for name in ("study", "train"))
+
+            def end(run_id: Any, state: Any) -> None:
+                for one in (Running(), state):
+                    client.set_flow_run_state(run_id, one, force=True)
+
+            def launched() -> list[Any]:
+                return [run for run in client.read_flow_runs() if run.created_by is not None]
+
+            for deployment, state in ((of_training, Crashed()), (of_study, Completed()), (of_study, Crashed())):
+                end(client.create_flow_run_from_deployment(deployment, parameters=parameters).id, state)
+            deadline = time.monotonic() + 120
+            while not launched():
+                assert time.monotonic() < deadline, "nothing was launched again"
+                time.sleep(0.5)
+            (again,) = launched()
+            assert (again.deployment_id, again.parameters) == (of_study, parameters)
+            end(again.id, Crashed())
+            time.sleep(10)
+            assert len(launched()) == 1
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()

@@ -1,0 +1,181 @@
+"""Registered models: what is listed, which may become the champion, and what a server that knows only PEFT gets."""
+
+import json
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from clusterlora.cli import main
+from clusterlora.errors import BadData, BadSettings, UnknownName
+from clusterlora.models.base import base_revision, load_base
+from clusterlora.models.stacked import StackedModel, read_weights, stack_weights
+from clusterlora.ports import About
+from clusterlora.serving.export import export
+from clusterlora.settings import ModelSettings, Recipe, Study
+from clusterlora.stages.model_card import about
+from clusterlora.stores.json_codec import plain, to_json
+from clusterlora.stores.mlflow_models import Registry
+from clusterlora.stores.mlflow_tracker import MlflowTracker
+from clusterlora.stores.routing_table import KeyedLayer, KeyedStack, RoutingTable
+from clusterlora.training.peft_folder import write_peft_folder
+from clusterlora.values import Dataset, Dialogue, Layer, Persona, Turn
+
+STUDY = "handed-over"
+
+
+def adapter(folder: Path, base: Path, *, seed: int, rank: int = 2) -> Path:
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {
+        f"model.layers.{n}.self_attn.q_proj.lora_{side}.weight": torch.randn(shape, generator=generator)
+        for n in range(2)
+        for side, shape in (("A", (rank, 32)), ("B", (32, rank)))
+    }
+    write_peft_folder(folder, tensors, Recipe(rank=rank, target_modules=("q_proj",)), base=str(base))
+    return folder
+
+
+@pytest.fixture
+def table(tiny_base_folder: Path) -> RoutingTable:
+    both = KeyedStack((KeyedLayer("aaaa"), KeyedLayer("bbbb", 0.5)))
+    return RoutingTable(
+        study=STUDY,
+        method="hybrid",
+        model=ModelSettings(base=str(tiny_base_folder)),
+        base_revision=base_revision(str(tiny_base_folder)),
+        max_new_tokens=4,
+        default=KeyedStack((KeyedLayer("aaaa"),)),
+        personas={"ann": both, "bob": KeyedStack(), "cleo": KeyedStack((KeyedLayer("aaaa"),))},
+        names={"aaaa": "unified", "bbbb": "residual-0000"},
+    )
+
+
+@pytest.fixture
+def artifacts(table: RoutingTable, tiny_base_folder: Path, tmp_path: Path) -> Path:
+    (tmp_path / "artifacts").mkdir()
+    (tmp_path / "artifacts" / "routes.json").write_text(to_json(table))
+    for seed, key in enumerate(("aaaa", "bbbb")):
+        adapter(tmp_path / "artifacts" / "adapters" / key, tiny_base_folder, seed=seed)
+    return tmp_path / "artifacts"
+
+
+def test_exported_folders_answer_in_peft_as_the_router_does(artifacts: Path, tiny_base_folder: Path, tmp_path: Path) -> None:
+    import torch
+    from peft import PeftModel
+
+    exported = export(artifacts, tmp_path / "out", "peft")
+    routes = json.loads((tmp_path / "out" / "routes.json").read_text())
+    assert routes["personas"]["bob"] == "base"
+    assert routes["personas"]["cleo"] == routes["default"]
+    ids = torch.arange(3, 20)[None]
+    base = load_base(str(tiny_base_folder)).model
+    stacked = StackedModel(base)
+    stacked.load([stack_weights([Layer("aaaa"), Layer("bbbb", 0.5)], lambda key: read_weights(artifacts / "adapters" / key))])
+    with torch.no_grad(), stacked.rows(torch.tensor([1])):
+        expected = base(input_ids=ids).logits
+    stacked.close()
+    name = exported.adapter_by_persona["ann"]
+    model = PeftModel.from_pretrained(load_base(str(tiny_base_folder)).model, str(tmp_path / "out" / "adapters" / name))
+    with torch.no_grad():
+        torch.testing.assert_close(model(input_ids=ids).logits, expected, rtol=1e-4, atol=1e-4)
+    compile((tmp_path / "out" / "load.py").read_text(), "load.py", "exec")
+
+
+def test_exported_folders_hold_what_vllm_reads_and_are_named_by_their_content(artifacts: Path, tmp_path: Path) -> None:
+    exported = export(artifacts, tmp_path / "out", "vllm")
+    assert (exported.max_rank, len(exported.adapters)) == (8, 2)
+    for name in exported.adapters:
+        config = json.loads((tmp_path / "out" / "adapters" / name / "adapter_config.json").read_text())
+        assert {"r", "lora_alpha", "target_modules"} <= config.keys()
+        assert config["r"] <= exported.max_rank
+        assert (config["bias"], config["modules_to_save"], config["use_dora"]) == ("none", None, False)
+        assert (tmp_path / "out" / "adapters" / name / "adapter_model.safetensors").is_file()
+    script = tmp_path / "out" / "serve.sh"
+    subprocess.run(["sh", "-n", str(script)], check=True)
+    assert "--enable-lora --max-lora-rank 8" in script.read_text()
+    adapter(artifacts / "adapters" / "bbbb", Path("x"), seed=9)
+    again = export(artifacts, tmp_path / "again", "vllm")
+    assert len(set(again.adapters) & set(exported.adapters)) == 1, "other weights have the same name, or the same weights another"
+
+
+def test_what_an_adapter_alone_cannot_be_is_not_exported(artifacts: Path, table: RoutingTable, tmp_path: Path) -> None:
+    with_shots = replace(table, personas={"ann": KeyedStack((KeyedLayer("aaaa"),), shots=3)})
+    (artifacts / "routes.json").write_text(to_json(with_shots))
+    with pytest.raises(BadData, match="mlflow models serve"):
+        export(artifacts, tmp_path / "out", "vllm")
+    described = replace(table, model=replace(table.model, persona_in_prompt=True), personas={})
+    (artifacts / "routes.json").write_text(to_json(described))
+    with pytest.raises(BadData, match=r"model\.persona_in_prompt.*mlflow models serve"):
+        export(artifacts, tmp_path / "out", "vllm")
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    with pytest.raises(BadData, match="not empty"):
+        export(artifacts, tmp_path / "full", "vllm")
+
+
+def test_a_card_says_what_a_model_is_made_of_and_how_it_scored() -> None:
+    scores = {"mean": 0.8, "mean_low": 0.78, "mean_high": 0.82, "difference": 0.05, "ci_low": 0.03, "ci_high": 0.07}
+    facts = {
+        "champion": "cluster",
+        "conclusion": "cluster beats unified.",
+        "data_digest": "abc",
+        "base_revision": "def",
+        "scores": {"cluster": {**scores, "personas": 12, "items": 60}},
+    }
+    won = about(Study(), facts, model="demo", method="cluster", n_personas=12, adapters=("aaaa",))
+    for words in (
+        "licence apache-2.0",
+        "`abc`, 12 personas",
+        "80.00% [78.00, 82.00], +5.00 against unified [+3.00, +7.00]",
+        "vllm",
+        "peft",
+    ):
+        assert words in won.card
+    lost = about(Study(), facts, model="demo", method="unified", n_personas=12, adapters=())
+    assert (won.tags["comparison"], lost.tags["comparison"]) == ("passed", "failed")
+    assert "found cluster best" in lost.tags["comparison_says"]
+
+
+@pytest.mark.whole
+@pytest.mark.filterwarnings("ignore:.*AnyType:UserWarning")
+def test_only_what_a_comparison_found_best_becomes_champion_unless_forced_with_a_reason(
+    mlflow_server: str,
+    table: RoutingTable,
+    artifacts: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    tracker = MlflowTracker(mlflow_server)
+    dialogue = Dialogue("d", (Turn("user", "hi"), Turn("assistant", "hello")), split="train")
+    tracker.start_study(STUDY, params={}, tags={}, dataset=Dataset((Persona("ann", None, (dialogue,)),)))
+    folders = {key: artifacts / "adapters" / key for key in ("aaaa", "bbbb")}
+    lost = About("# card {version}", {"comparison": "failed", "comparison_says": "the comparison found cluster best."})
+    tracker.register_router(STUDY, routes=plain(table), adapter_folders=folders, champion=False, about=lost)
+    registry = Registry(mlflow_server)
+    version = registry.version(STUDY)
+    assert (version.aliases, version.card, version.passed) == (("candidate",), "# card 1", False)
+    with pytest.raises(BadSettings, match="the comparison found cluster best"):
+        registry.promote(version)
+    assert "champion" not in registry.version(f"{STUDY}/1").aliases
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server)
+    monkeypatch.setenv("CLUSTERLORA_STACK_HOME", str(tmp_path / "no-stack"))
+    assert main(["registry", "promote", STUDY, "--force", "a demonstration"]) == 0
+    assert registry.version(f"{STUDY}@champion").tags["promoted_by_force"] == "a demonstration"
+    won = About("# card", {"comparison": "passed"})
+    tracker.register_router(STUDY, routes=plain(table), adapter_folders=folders, champion=False, about=won)
+    registry.promote(registry.version(STUDY))
+
+    capsys.readouterr()
+    assert main(["registry", "list", "--study", STUDY, "--json"]) == 0
+    (listed,) = json.loads(capsys.readouterr().out)
+    assert (listed["version"], listed["aliases"], listed["tags"]["comparison"]) == ("1", ["candidate", "champion"], "passed")
+    assert main(["registry", "export", f"{STUDY}@champion", "--out", str(tmp_path / "exported"), "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["adapters"]) == 2
+    with pytest.raises(UnknownName, match="no version 7"):
+        registry.version(f"{STUDY}/7")

@@ -1,0 +1,66 @@
+"""Progress as a person sees it in the Prefect UI."""
+
+import time
+
+import httpx
+import pytest
+from prefect import flow
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
+
+from tasks import run_log
+from tasks.run_log import PrefectRunLog, artifact_key, duration
+
+
+def test_an_artifact_key_keeps_only_what_prefect_accepts():
+    assert artifact_key("gate", "My_Study.2", "Lower LR") == "gate-my-study-2-lower-lr"
+
+
+@pytest.mark.parametrize(("seconds", "words"), [(0.4, "0 s"), (89, "89 s"), (120, "2 min"), (3 * 3600 + 300, "3 h 05 min")])
+def test_a_duration_reads_as_a_person_says_it(seconds: float, words: str):
+    assert duration(seconds) == words
+
+
+@pytest.mark.whole
+def test_a_phase_is_one_progress_artifact_with_facts_and_an_estimate(prefect_server: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(run_log, "ARTIFACT_EVERY_SECONDS", 0.0)
+    seen: list[tuple[float, str]] = []
+
+    def artifacts() -> list[tuple[float, str]]:
+        with get_client(sync_client=True) as client:
+            found = client.read_artifacts(artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=["progress-mission-train"])))
+        return [(float(str(artifact.data)), artifact.description or "") for artifact in found]
+
+    @flow
+    def training() -> None:
+        log = PrefectRunLog("mission", "train")
+        log.phase("train unified", total=4, unit="steps")
+        time.sleep(0.05)
+        log.advance(1, loss=2.5)
+        seen.extend(artifacts())
+        log.advance(3, loss=1.25)
+
+    training()
+    ((early, early_words),) = seen
+    assert early == 25.0
+    assert early_words.startswith("train unified: 1/4 steps · loss 2.5 · about ")
+    ((late, late_words),) = artifacts()
+    assert late == 100.0
+    assert "4/4 steps · loss 1.25 · took" in late_words
+
+
+@pytest.mark.whole
+def test_an_unreachable_server_costs_the_picture_and_not_the_work(prefect_server: str, monkeypatch: pytest.MonkeyPatch):
+    def nobody_there(*_: object, **__: object) -> None:
+        raise httpx.ConnectError("connection refused")
+
+    monkeypatch.setattr(run_log, "create_progress_artifact", nobody_there)
+
+    @flow
+    def training() -> str:
+        log = PrefectRunLog("mission", "train")
+        log.phase("train", total=2, unit="steps")
+        log.advance(2)
+        return log.text()
+
+    assert training().startswith("train: 2/2 steps")

@@ -1,0 +1,266 @@
+"""The local stack: processes that are recognised, stopped whole and never mistaken; devices; and the servers themselves."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect.client.orchestration import SyncPrefectClient
+
+from clusterlora.errors import BadSettings, ServiceDown
+from deployments import passwords, processes, services, stack, warm
+from deployments.processes import Process
+from deployments.services import Addresses
+
+SLEEP = (sys.executable, "-c", "import time; time.sleep(60)")
+
+
+@pytest.fixture(autouse=True)
+def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep a developer's own stack and studies out of it."""
+    monkeypatch.setenv("CLUSTERLORA_HOME", str(tmp_path / "studies"))
+    monkeypatch.delenv("CLUSTERLORA_DATABASE_URL", raising=False)
+
+
+def start(tmp_path: Path, *argv: str) -> Process:
+    return processes.start(argv, env=os.environ, folder=tmp_path, log_file=tmp_path / "logs" / "x.log")
+
+
+def test_a_process_is_alive_until_it_is_stopped(tmp_path: Path) -> None:
+    process = start(tmp_path, *SLEEP)
+    assert processes.alive(process)
+    processes.stop([process])
+    assert not processes.alive(process)
+
+
+def test_a_process_that_ended_by_itself_is_not_alive(tmp_path: Path) -> None:
+    process = start(tmp_path, sys.executable, "-c", "print('so long')")
+    deadline = time.monotonic() + 20
+    while processes.alive(process) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not processes.alive(process)
+    assert processes.last_lines(tmp_path / "logs" / "x.log") == "so long"
+
+
+def test_another_process_with_the_same_pid_is_never_stopped(tmp_path: Path) -> None:
+    process = start(tmp_path, *SLEEP)
+    processes.stop([Process(process.pid, birth="12345")])
+    assert processes.alive(process)
+    processes.stop([process])
+
+
+def test_children_are_stopped_with_their_parent_and_stubborn_ones_by_force(tmp_path: Path) -> None:
+    script = (
+        "import signal, subprocess, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN);"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']); print(child.pid, flush=True); time.sleep(60)"
+    )
+    parent = start(tmp_path, sys.executable, "-c", script)
+    log_file = tmp_path / "logs" / "x.log"
+    while not log_file.read_text().strip():
+        time.sleep(0.05)
+    child = int(log_file.read_text())
+    processes.stop([parent], patience_seconds=1)
+    assert not processes.alive(parent)
+    status = Path(f"/proc/{child}/stat")
+    assert not status.exists() or ") Z " in status.read_text()
+
+
+def test_a_process_started_from_a_background_job_still_listens_to_sigint(tmp_path: Path) -> None:
+    script = (
+        "import os, sys; from pathlib import Path; from deployments import processes;"
+        "where = Path(sys.argv[1]); processes.start([sys.executable, '-c', 'import signal; print(signal.getsignal(signal.SIGINT))'],"
+        " env=os.environ, folder=where, log_file=where / 'x.log')"
+    )
+    subprocess.run(["sh", "-c", 'trap "" INT; "$@"', "sh", sys.executable, "-c", script, str(tmp_path)], check=True)
+    deadline = time.monotonic() + 20
+    while not (seen := (tmp_path / "x.log").read_text()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert "default_int_handler" in seen
+
+
+WHOLE = "GPU 0: NVIDIA H200 (UUID: GPU-a)\nGPU 1: NVIDIA H200 (UUID: GPU-b)\n"
+SLICED = "GPU 0: NVIDIA H200 (UUID: GPU-a)\n  MIG 1g.18gb     Device  0: (UUID: MIG-1)\n  MIG 1g.18gb     Device  1: (UUID: MIG-2)\n"
+
+
+@pytest.mark.parametrize(
+    ("listing", "devices"), [("", []), (WHOLE, ["0", "1"]), (SLICED, ["MIG-1", "MIG-2"]), (SLICED + WHOLE[33:], ["MIG-1", "MIG-2", "1"])]
+)
+def test_each_gpu_or_slice_of_one_is_a_device(listing: str, devices: list[str]) -> None:
+    assert services.parse_devices(listing) == devices
+
+
+@pytest.mark.parametrize(("visible", "devices"), [("0,3", ["0", "3"]), ("", []), ("-1", []), ("MIG-1", ["MIG-1"])])
+def test_a_users_choice_of_devices_is_kept(monkeypatch: pytest.MonkeyPatch, visible: str, devices: list[str]) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert services.cuda_devices() == devices
+
+
+def test_every_gpu_gets_one_worker_that_sees_only_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
+    found = services.workers(tmp_path, Addresses(1, 2), n_gpu_workers=None)
+    of_gpus = [worker for worker in found if worker.name.startswith("worker-gpu")]
+    assert [worker.name for worker in of_gpus] == ["worker-gpu-0", "worker-gpu-1", "worker-gpu-2"]
+    assert [worker.env["CUDA_VISIBLE_DEVICES"] for worker in of_gpus] == ["0", "1", "2"]
+    assert all("--limit 1" in " ".join(worker.argv) for worker in of_gpus)
+
+
+def test_without_a_gpu_the_workers_share_the_cores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr(services, "usable_cores", lambda: 8)
+    found = services.workers(tmp_path, Addresses(1, 2), n_gpu_workers=4)
+    of_gpus = [worker for worker in found if worker.name.startswith("worker-gpu")]
+    assert len(of_gpus) == 4
+    assert {worker.env["OMP_NUM_THREADS"] for worker in of_gpus} == {"2"}
+
+
+def test_prefects_server_keeps_connections_longer_than_its_clients_do(tmp_path: Path) -> None:
+    prefect, _ = services.servers(tmp_path, Addresses(1, 2))
+    client: Any = SyncPrefectClient("http://127.0.0.1:1/api")
+    assert client._client._transport._pool._keepalive_expiry < int(prefect.env["PREFECT_SERVER_API_KEEPALIVE_TIMEOUT"])
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="processes are held to cores on Linux alone")
+def test_cores_that_a_process_is_held_from_are_not_counted() -> None:
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(allowed)})
+    try:
+        assert services.usable_cores() == 1
+    finally:
+        os.sched_setaffinity(0, allowed)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="runs are forked on Linux alone")
+@pytest.mark.parametrize("devices", ["", "0,1"])
+def test_what_forks_runs_has_the_environment_of_the_runs_of_both_pools(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, devices: str
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", devices)
+    starter = services.warm_starter(tmp_path, Addresses(1, 2))
+    assert starter is not None
+    for worker in services.workers(tmp_path, Addresses(1, 2), n_gpu_workers=None):
+        pool = json.loads((services.CHECKOUT / "deployments" / "pools" / f"{worker.name.split('-')[1]}.json").read_text())
+        of_run = {**worker.env, **pool["variables"]["properties"]["env"]["default"]}
+        assert warm._shared(of_run) == warm._shared(starter.env)
+
+
+def test_a_client_of_prefect_is_patient_and_does_not_sleep_long_after_the_server_is_well_again(tmp_path: Path):
+    env = services.client_environment(tmp_path, Addresses(1, 2))
+    # Prefect's client sleeps 2, 4, 8, ... seconds.
+    pauses = [2**n for n in range(1, int(env["PREFECT_CLIENT_MAX_RETRIES"]) + 1)]
+    assert sum(pauses) > 120
+    assert max(pauses) <= 128
+
+
+def test_the_users_database_and_home_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CLUSTERLORA_DATABASE_URL", "postgresql+psycopg://example/studies")
+    env = services.client_environment(tmp_path, Addresses(1, 2))
+    assert env["CLUSTERLORA_DATABASE_URL"] == "postgresql+psycopg://example/studies"
+    assert env["CLUSTERLORA_HOME"] == str(tmp_path / "studies")
+    assert env["PREFECT_HOME"] == str(tmp_path / "prefect")
+
+
+def test_what_servers_ask_for_is_what_clients_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("flask_wtf", reason="MLflow's passwords need flask-wtf; make install")
+    made = passwords.make(tmp_path)
+    assert passwords.make(tmp_path) == made
+    assert (tmp_path / "passwords.json").stat().st_mode & 0o077 == 0
+    addresses = Addresses(1, 2)
+    client = services.client_environment(tmp_path, addresses)
+    prefect, mlflow = services.servers(tmp_path, addresses)
+    assert prefect.env["PREFECT_SERVER_API_AUTH_STRING"] == client["PREFECT_API_AUTH_STRING"]
+    assert mlflow.env["MLFLOW_AUTH_ADMIN_PASSWORD"] == client["MLFLOW_TRACKING_PASSWORD"]
+    assert "--app-name basic-auth" in " ".join(mlflow.argv)
+    # Command lines are seen by every user of a machine.
+    assert not any(secret in " ".join((*prefect.argv, *mlflow.argv)) for secret in (made.prefect, made.mlflow, made.mlflow_key))
+    passwords.forget(tmp_path)
+    assert passwords.read(tmp_path) is None
+    assert "PREFECT_API_AUTH_STRING" not in services.client_environment(tmp_path, addresses)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "10.0.0.1", "192.168.1.7"])
+def test_nobody_else_is_let_in_without_a_password(tmp_path: Path, host: str) -> None:
+    with pytest.raises(BadSettings, match=f"--host {host} lets other machines in.*add --auth"):
+        stack.up(tmp_path, host=host, log=lambda _: None)
+    assert stack.status(tmp_path) is None
+
+
+def test_a_host_that_is_no_address_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadSettings, match="is not an IP address"):
+        stack.up(tmp_path, host="everybody", log=lambda _: None)
+
+
+def test_nothing_runs_where_nothing_was_started(tmp_path: Path) -> None:
+    assert stack.status(tmp_path) is None
+    assert stack.down(tmp_path / "absent") == ()
+
+
+def test_a_server_that_dies_at_its_start_is_explained_by_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(home: Path, addresses: Addresses) -> tuple[services.Service, ...]:
+        argv = (sys.executable, "-c", "raise SystemExit('no space left on device')")
+        return (services.Service("prefect-server", argv, os.environ, health="http://127.0.0.1:9/health"),)
+
+    monkeypatch.setattr(services, "servers", broken)
+    with pytest.raises(ServiceDown, match=r"prefect-server ended right after its start(.|\n)*no space left on device"):
+        stack.up(tmp_path, log=lambda _: None)
+    assert stack.status(tmp_path) is None
+
+
+def test_two_stacks_that_are_started_at_once_do_not_choose_the_same_ports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    late = (
+        "import http.server as http, sys, time; time.sleep(1);"
+        "http.test(http.SimpleHTTPRequestHandler, port=int(sys.argv[1]), bind='127.0.0.1')"
+    )
+
+    def servers(home: Path, addresses: Addresses) -> tuple[services.Service, ...]:
+        argv = (sys.executable, "-c", late, str(addresses.prefect_port))
+        return (services.Service("prefect-server", argv, os.environ, health=addresses.prefect),)
+
+    monkeypatch.setattr(services, "servers", servers)
+    monkeypatch.setattr(services, "workers", lambda *_, **__: ())
+    monkeypatch.setattr(services, "warm_starter", lambda *_: None)
+    monkeypatch.setattr(stack, "_apply", lambda *_: None)
+    homes = [tmp_path / "one", tmp_path / "two"]
+    try:
+        with ThreadPoolExecutor() as both:
+            found = list(both.map(lambda home: stack.up(home, log=lambda _: None), homes))
+        assert found[0].addresses.prefect_port != found[1].addresses.prefect_port
+    finally:
+        for home in homes:
+            stack.down(home)
+
+
+@pytest.mark.whole
+@pytest.mark.timeout(900)
+def test_up_restarts_what_died_keeps_what_lives_and_avoids_taken_ports(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        state = {"ports": {"prefect_port": taken.getsockname()[1], "mlflow_port": taken.getsockname()[1]}}
+        (tmp_path / "stack.json").write_text(json.dumps(state))
+        try:
+            first = stack.up(tmp_path, workers=1, log=lambda _: None)
+            assert set(first.started) == {"prefect-server", "mlflow-server", "warm", "worker-cpu", "worker-gpu-0"}
+            assert taken.getsockname()[1] not in (first.addresses.prefect_port, first.addresses.mlflow_port)
+            with urllib.request.urlopen(f"{first.addresses.prefect}/api/health", timeout=10) as reply:
+                assert reply.status == 200
+
+            processes.stop([first.running["worker-gpu-0"]], patience_seconds=0)
+            second = stack.up(tmp_path, workers=1, log=lambda _: None)
+            assert second.started == ("worker-gpu-0",)
+            assert second.addresses == first.addresses
+            assert second.running["prefect-server"] == first.running["prefect-server"]
+
+            processes.stop([second.running["worker-cpu"]], patience_seconds=0)
+            assert stack.died(tmp_path) == ("worker-cpu",)
+        finally:
+            stopped = stack.down(tmp_path)
+    assert set(stopped) == {"prefect-server", "mlflow-server", "warm", "worker-gpu-0"}
+    assert stack.status(tmp_path) is None
+    assert stack.died(tmp_path) == ()

@@ -1,0 +1,140 @@
+"""What is particular to the database: opening it for the first time, from many processes, and when it is not there."""
+
+import multiprocessing
+import time
+from multiprocessing.synchronize import Barrier
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+
+from clusterlora.errors import BadSettings, ServiceDown
+from clusterlora.settings import Study
+from clusterlora.stores.database import Database
+from clusterlora.stores.schema import REVISION, metadata
+from clusterlora.stores.sql import SqlStudyStore
+from clusterlora.values import Answer
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.all)])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path / 'made' / 'study.db'}" if request.param == "sqlite" else request.getfixturevalue("postgres_url")
+
+
+def answers(process: int, n: int) -> list[Answer]:
+    return [Answer(f"stack-{process}", f"item-{i}", "p", "test", "text", (("nll", float(i)), ("rouge_l", 0.5))) for i in range(n)]
+
+
+def open_and_write(url: str, process: int, everybody_is_here: Barrier) -> None:
+    everybody_is_here.wait()
+    store = SqlStudyStore(url)
+    store.create_study(Study(name="shared"))
+    for start in range(0, 100, 20):
+        store.save_answers("shared", answers(process, 100)[start : start + 20])
+        # Everybody also writes the same rows, and reads.
+        store.save_answers("shared", answers(99, 20))
+        store.answers("shared", [f"stack-{process}"])
+
+
+def test_four_processes_open_and_fill_a_fresh_database_at_once(url: str) -> None:
+    context = multiprocessing.get_context("spawn")
+    everybody_is_here = context.Barrier(4)
+    processes = [context.Process(target=open_and_write, args=(url, k, everybody_is_here)) for k in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [p.exitcode for p in processes] == [0, 0, 0, 0]
+    store = SqlStudyStore(url)
+    assert len(store.answers("shared")) == 4 * 100 + 20
+
+
+def test_the_migrations_make_the_tables_the_code_uses(url: str) -> None:
+    database = Database(url)
+    with database.reading() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+
+
+def test_the_last_migration_is_the_revision_the_code_needs() -> None:
+    scripts = ScriptDirectory(str(Path(__file__).parents[2] / "clusterlora" / "stores" / "migrations"))
+    assert scripts.get_heads() == [REVISION]
+
+
+def test_a_database_of_a_later_version_is_refused(url: str) -> None:
+    database = Database(url)
+    with database.writing() as connection:
+        connection.execute(sa.text("update alembic_version set version_num = '9999'"))
+    with pytest.raises(BadSettings, match=r"revision 9999.*upgrade clusterlora"):
+        Database(url)
+
+
+def test_twenty_thousand_answers_are_a_matter_of_seconds(url: str) -> None:
+    store = SqlStudyStore(url)
+    store.create_study(Study(name="large"))
+    began = time.process_time()
+    store.save_answers("large", answers(0, 20_000))
+    assert len(store.answers("large")) == 20_000
+    # Row-by-row commits would take minutes.
+    assert time.process_time() - began < 20
+
+
+def test_readers_and_the_writer_do_not_wait_for_each_other_on_sqlite(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    database, store = Database(url), SqlStudyStore(url)
+    with database.reading() as connection:
+        assert connection.execute(sa.text("select count(*) from studies")).scalar() == 0
+        store.create_study(Study(name="meanwhile"))
+        assert connection.execute(sa.text("select count(*) from studies")).scalar() == 0
+    with database.writing() as connection:
+        connection.execute(sa.text("delete from studies"))
+        assert len(store.studies()) == 1
+
+
+def test_a_failed_write_leaves_nothing(url: str) -> None:
+    database = Database(url)
+
+    def write_and_fail() -> None:
+        with database.writing() as connection:
+            connection.execute(sa.text("insert into studies values ('a', 's', 'c', '{}', null)"))
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        write_and_fail()
+    with database.reading() as connection:
+        assert connection.execute(sa.text("select count(*) from studies")).scalar() == 0
+
+
+def test_a_nul_in_an_answer_is_replaced_because_postgresql_keeps_none(url: str) -> None:
+    store = SqlStudyStore(url)
+    store.create_study(Study(name="nul"))
+    store.save_answers("nul", [Answer("s", "i", "p", "test", "a\x00b", ())])
+    assert store.answers("nul")[0].text == "a\ufffdb"
+
+
+@pytest.mark.parametrize("query", ["", "?password=hunter2"])
+def test_a_database_that_does_not_answer_is_named_without_its_password(query: str) -> None:
+    with pytest.raises(ServiceDown, match=r"postgresql\+psycopg://me.*127\.0\.0\.1:1/study.* does not answer") as refusal:
+        SqlStudyStore(f"postgresql://me:hunter2@127.0.0.1:1/study{query}")
+    assert "hunter2" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("url", ["mysql://me:hunter2@host/study", "sqlite://", "sqlite:///:memory:", "no url hunter2"])
+def test_an_unusable_url_is_refused_without_its_password(url: str) -> None:
+    with pytest.raises(BadSettings, match="sqlite:///") as refusal:
+        SqlStudyStore(url)
+    assert "hunter2" not in str(refusal.value)
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ServiceDown, match="cannot be written"):
+        SqlStudyStore(f"sqlite:///{tmp_path / 'file' / 'study.db'}")
+
+
+def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
+    (tmp_path / "study.db").write_text("this is not a database, it is a note of some length" * 50)
+    with pytest.raises(ServiceDown, match=r"study\.db"):
+        SqlStudyStore(f"sqlite:///{tmp_path / 'study.db'}")

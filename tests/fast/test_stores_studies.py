@@ -1,0 +1,302 @@
+"""One contract, three study stores: in memory, SQLite and PostgreSQL."""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from clusterlora.errors import BadData, BadSettings, UnknownName
+from clusterlora.ports import StudyStore
+from clusterlora.settings import Recipe, RuntimeSettings, Study
+from clusterlora.stores.memory import MemoryStudyStore
+from clusterlora.stores.sql import SqlStudyStore
+from clusterlora.values import (
+    AdapterSpec,
+    Answer,
+    Attempt,
+    Clustering,
+    Criterion,
+    Dataset,
+    Dialogue,
+    Layer,
+    Persona,
+    Route,
+    Stack,
+    TrainedAdapter,
+    Turn,
+    Verdict,
+)
+
+STUDY = Study(name="contract")
+
+
+@pytest.fixture(params=["memory", "sqlite", pytest.param("postgresql", marks=pytest.mark.all)])
+def empty_store(request: pytest.FixtureRequest, tmp_path: Path) -> StudyStore:
+    if request.param == "memory":
+        return MemoryStudyStore()
+    url = f"sqlite:///{tmp_path / 'study.db'}" if request.param == "sqlite" else request.getfixturevalue("postgres_url")
+    return SqlStudyStore(url)
+
+
+@pytest.fixture
+def store(empty_store: StudyStore) -> StudyStore:
+    empty_store.create_study(STUDY)
+    empty_store.save_fact(STUDY.name, "git_revision", "abc")
+    return empty_store
+
+
+def people(text: str = "hello") -> Dataset:
+    def dialogue(number: int) -> Dialogue:
+        turns = (Turn("user", f"{text} {number}"), Turn("assistant", 'yes, \u00e4\U0001f600 it\'s "done"\nat 22\u00b0'))
+        return Dialogue(f"d{number}", turns, (("time_of_day", "evening"),), "train" if number < 2 else None)
+
+    # Neither ids nor dialogues in alphabetical order: a store must not sort them.
+    dialogues = tuple(dialogue(number) for number in (2, 0, 1))
+    return Dataset((Persona("z", None, dialogues), Persona("../../x", "a 'person'", dialogues), Persona("\u00e9", "", dialogues)))
+
+
+def trained(key: str = "0123abcd", name: str = "cluster-00", **changes: object) -> TrainedAdapter:
+    spec = AdapterSpec(name=name, persona_ids=("z", "../../x"), recipe=Recipe(rank=4), init="unified")
+    adapter = TrainedAdapter(key, name, spec, 12, 3_000_000_000, 1.5, 2.5, 1.25, 5_000_000_000, "run", "runs:/run/adapter")
+    return replace(adapter, **changes)  # pyright: ignore[reportArgumentType]
+
+
+def answer(item: str = "i0", *, stack: str = "s0", text: str = "fine", **scores: float) -> Answer:
+    return Answer(stack, item, "z", "test", text, tuple(scores.items()))
+
+
+def verdict(rung: str, value: float = 0.9) -> Verdict:
+    criteria = (
+        Criterion("mean_similarity", value, 0.83, value > 0.83, None, 0.95, "mean over personas"),
+        Criterion("worst_persona", 0.71, 0.7, True, None, None, "persona z"),
+    )
+    return Verdict(rung, f"cluster-00-{rung}", criteria, 16, 96)
+
+
+def test_a_study_is_read_back_with_its_settings_and_facts(store: StudyStore) -> None:
+    assert store.study("contract") == STUDY
+    assert store.facts("contract") == {"git_revision": "abc"}
+    assert store.status("contract") == "created"
+
+
+def test_studies_are_listed_newest_first(store: StudyStore) -> None:
+    store.create_study(Study(name="another"))
+    store.set_status("contract", "gate refused: mean similarity 0.79 is not above 0.83, and this sentence is longer than 64 characters")
+    (first, status, created), (second, second_status, _) = store.studies()
+    assert (first, status, second) == ("another", "created", "contract")
+    assert second_status.startswith("gate refused")
+    assert created[:2] == "20"
+
+
+def test_resuming_with_the_same_settings_is_fine_and_runtime_may_change(store: StudyStore) -> None:
+    elsewhere = replace(STUDY, runtime=RuntimeSettings(shards=8))
+    store.set_status("contract", "running")
+    store.create_study(elsewhere)
+    assert store.study("contract") == elsewhere
+    assert store.facts("contract") == {"git_revision": "abc"}
+    assert store.status("contract") == "running"
+    assert len(store.studies()) == 1
+
+
+def test_resuming_with_other_settings_is_refused_naming_the_fields(store: StudyStore) -> None:
+    other = replace(STUDY, recipe=Recipe(rank=16), methods=("unified",))
+    with pytest.raises(BadSettings, match=r"methods was .*recipe\.rank was 8, is 16") as refusal:
+        store.create_study(other)
+    assert "alpha" not in str(refusal.value)
+    assert store.study("contract") == STUDY
+    assert store.facts("contract") == {"git_revision": "abc"}
+
+
+@pytest.mark.parametrize("name", ["", "Mission", "../x", "a/b", "-a", "a b", "x" * 49, "a\n"])
+def test_a_study_name_that_could_be_a_path_is_refused(empty_store: StudyStore, name: str) -> None:
+    with pytest.raises(BadSettings, match="study name"):
+        empty_store.create_study(Study(name=name))
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda s: s.study("nobody"),
+        lambda s: s.status("nobody"),
+        lambda s: s.set_status("nobody", "running"),
+        lambda s: s.save_fact("nobody", "a", 1),
+        lambda s: s.facts("nobody"),
+        lambda s: s.save_dataset("nobody", people()),
+        lambda s: s.dataset("nobody"),
+        lambda s: s.clustering("nobody"),
+        lambda s: s.save_adapter("nobody", trained()),
+        lambda s: s.adapters("nobody"),
+        lambda s: s.close_attempt("nobody", "pack", 1, state="lost"),
+        lambda s: s.attempts("nobody"),
+        lambda s: s.save_answers("nobody", [answer()]),
+        lambda s: s.answers("nobody"),
+        lambda s: s.routes("nobody"),
+        lambda s: s.verdicts("nobody"),
+    ],
+)
+def test_an_unknown_study_is_named_with_those_there_are(store: StudyStore, use: Callable[[StudyStore], object]) -> None:
+    with pytest.raises(UnknownName, match="unknown study 'nobody'; known: contract"):
+        use(store)
+
+
+def test_the_last_write_of_a_fact_wins(store: StudyStore) -> None:
+    store.save_fact("contract", "floor", {"mean": 0.25, "parts": (1, 2)})
+    store.save_fact("contract", "floor", {"mean": 0.5, "parts": (1, 2)})
+    assert store.facts("contract")["floor"] == {"mean": 0.5, "parts": [1, 2]}
+
+
+def test_data_are_read_back_in_their_order(store: StudyStore) -> None:
+    with pytest.raises(UnknownName, match="no data yet"):
+        store.dataset("contract")
+    store.save_dataset("contract", people())
+    store.save_dataset("contract", people())
+    assert store.dataset("contract") == people()
+
+
+def test_other_data_under_the_same_study_are_refused(store: StudyStore) -> None:
+    store.save_dataset("contract", people())
+    with pytest.raises(BadData, match="holds other data"):
+        store.save_dataset("contract", people("good evening"))
+    assert store.dataset("contract") == people()
+
+
+def test_a_clustering_replaces_the_one_before(store: StudyStore) -> None:
+    assert store.clustering("contract") is None
+    store.save_clustering("contract", Clustering("description", (("a",), ("b",), ("c", "d", "e"))))
+    clustering = Clustering(
+        "responses", (("z", "a"), ("b",)), (("silhouette", 0.2),), (("z", 0.0, -1.5), ("a", 1.0, 2.0)), ((2, 0.5, 1.25),)
+    )
+    store.save_clustering("contract", clustering)
+    assert store.clustering("contract") == clustering
+
+
+def test_the_first_record_of_an_adapter_stays_and_serves_every_study(store: StudyStore) -> None:
+    store.save_adapter("contract", trained())
+    store.save_adapter("contract", trained(seconds=99.0))
+    store.create_study(Study(name="second"))
+    assert store.adapters("second") == ()
+    store.save_adapter("second", trained())
+    assert store.adapter("0123abcd") == trained()
+    assert store.adapters("contract") == store.adapters("second") == (trained(),)
+    assert store.adapter("ffff") is None
+
+
+@pytest.mark.parametrize("lost", [trained(), trained(uri=None, run_id=None), trained(weights_sha256="a" * 64, last_loss=math.nan)])
+def test_a_record_whose_weights_are_lost_is_replaced_for_every_study_and_only_once(store: StudyStore, lost: TrainedAdapter) -> None:
+    store.save_adapter("contract", lost)
+    store.create_study(Study(name="second"))
+    again = trained(run_id="again", uri="runs:/again/adapter", weights_sha256="b" * 64)
+    store.save_adapter("second", again, instead_of=lost)
+    assert store.adapters("contract") == store.adapters("second") == (again,)
+    store.save_adapter("second", trained(run_id="later", uri="runs:/later/adapter"), instead_of=lost)
+    assert store.adapter("0123abcd") == again, "whoever finishes later leaves the record of weights that exist"
+
+
+def test_adapters_come_by_name(store: StudyStore) -> None:
+    for key, name in [("1", "unified"), ("2", "cluster-01"), ("3", "cluster-00")]:
+        store.save_adapter("contract", trained(key, name))
+    assert [a.name for a in store.adapters("contract")] == ["cluster-00", "cluster-01", "unified"]
+
+
+def test_an_adapter_whose_loss_is_not_a_number_is_kept(store: StudyStore) -> None:
+    store.save_adapter("contract", trained(last_loss=math.nan))
+    (adapter,) = store.adapters("contract")
+    assert math.isnan(adapter.last_loss)
+
+
+def test_an_attempt_keeps_its_first_end(store: StudyStore) -> None:
+    store.open_attempt("contract", Attempt("cluster-00", 1, 2, "running"))
+    store.open_attempt("contract", Attempt("cluster-00", 1, 4, "running"))
+    store.close_attempt("contract", "cluster-00", 1, state="out_of_memory", detail="at 4", peak_memory_bytes=80_000_000_000)
+    store.close_attempt("contract", "cluster-00", 1, state="lost")
+    store.open_attempt("contract", Attempt("cluster-00", 1, 4, "running"))
+    assert store.attempts("contract") == (Attempt("cluster-00", 1, 4, "out_of_memory", "at 4", 80_000_000_000),)
+
+
+def test_an_attempt_that_never_started_is_closed_with_no_micro_batch(store: StudyStore) -> None:
+    store.close_attempt("contract", "cluster-00", 3, state="crashed", detail="worker gone")
+    assert store.attempts("contract", "cluster-00") == (Attempt("cluster-00", 3, 0, "crashed", "worker gone"),)
+
+
+def test_of_a_devices_limits_the_smallest_stays(store: StudyStore) -> None:
+    assert store.memory_limit("rev", "gpu, 24 GiB", 512) is None
+    for micro_batch in (4, 2, 8):
+        store.save_memory_limit("rev", "gpu, 24 GiB", 512, micro_batch=micro_batch)
+    assert store.memory_limit("rev", "gpu, 24 GiB", 512) == 2
+    assert store.memory_limit("rev", "gpu, 80 GiB", 512) is None
+    assert store.memory_limit("rev", "gpu, 24 GiB", 1024) is None
+
+
+def test_attempts_come_by_pack_and_number(store: StudyStore) -> None:
+    for pack, number in [("unified", 1), ("cluster-00", 10), ("cluster-00", 2)]:
+        store.open_attempt("contract", Attempt(pack, number, 2, "running"))
+    assert [(a.pack, a.number) for a in store.attempts("contract")] == [("cluster-00", 2), ("cluster-00", 10), ("unified", 1)]
+    assert [a.pack for a in store.attempts("contract", "unified")] == ["unified"]
+
+
+def test_answers_are_written_once_however_often_they_are_saved(store: StudyStore) -> None:
+    answers = [answer("i1", rouge_l=0.5, nll=1.25), answer("i0", nll=2.0), answer("i0", stack="s1", nll=math.inf)]
+    store.save_answers("contract", answers)
+    store.save_answers("contract", iter(answers))
+    assert store.answers("contract") == (
+        answer("i0", nll=2.0),
+        answer("i1", nll=1.25, rouge_l=0.5),
+        answer("i0", stack="s1", nll=math.inf),
+    )
+
+
+def test_a_later_answer_replaces_text_and_scores_of_the_one_before(store: StudyStore) -> None:
+    store.save_answers("contract", [answer(text="first", nll=2.0, rouge_l=0.5)])
+    store.save_answers("contract", [answer(text="second", nll=1.0)])
+    assert store.answers("contract") == (answer(text="second", nll=1.0),)
+
+
+def test_an_answer_given_twice_in_one_call_counts_once(store: StudyStore) -> None:
+    store.save_answers("contract", [answer(text="first", nll=2.0), answer(text="second", nll=1.0)])
+    assert store.answers("contract") == (answer(text="second", nll=1.0),)
+
+
+def test_answers_are_asked_for_by_stack(store: StudyStore) -> None:
+    store.save_answers("contract", [answer(stack=s, nll=1.0) for s in ("s0", "s1", "s2")])
+    assert [a.stack_key for a in store.answers("contract", ["s2", "s0", "s9"])] == ["s0", "s2"]
+    assert store.answers("contract", []) == ()
+
+
+def test_a_score_that_is_not_a_number_stays_one(store: StudyStore) -> None:
+    store.save_answers("contract", [answer(nll=math.nan, text="\u00e9 100% \U0001f600 '")])
+    ((name, value),) = store.answers("contract")[0].scores
+    assert name == "nll"
+    assert math.isnan(value)
+
+
+def test_studies_do_not_see_each_others_answers(store: StudyStore) -> None:
+    store.create_study(Study(name="second"))
+    store.save_answers("contract", [answer(nll=1.0)])
+    store.save_answers("second", [answer(nll=2.0)])
+    assert store.answers("contract") == (answer(nll=1.0),)
+    assert store.answers("second") == (answer(nll=2.0),)
+
+
+def test_a_route_replaces_the_one_of_its_method_persona_and_seed_only(store: StudyStore) -> None:
+    stack, base = Stack((Layer("unified"), Layer("residual-z", 0.25)), shots=3), Stack()
+    store.save_routes(
+        "contract",
+        [Route("cluster", "z", stack), Route("baseline", "z", base), Route("cluster", "a", stack), Route("cluster", "a", stack, 1)],
+    )
+    store.save_routes("contract", [Route("cluster", "a", base)])
+    store.save_routes("contract", [])
+    assert store.routes("contract") == (
+        Route("baseline", "z", base),
+        Route("cluster", "a", base),
+        Route("cluster", "a", stack, 1),
+        Route("cluster", "z", stack),
+    )
+
+
+def test_verdicts_come_in_the_order_of_the_ladder(store: StudyStore) -> None:
+    for rung in ("first", "lower-lr", "apart"):
+        store.save_verdict("contract", verdict(rung, 0.5))
+    store.save_verdict("contract", verdict("lower-lr", 0.9))
+    assert store.verdicts("contract") == (verdict("first", 0.5), verdict("lower-lr", 0.9), verdict("apart", 0.5))

@@ -1,0 +1,296 @@
+"""Real damage between the study database, the adapter store and MLflow: every kind is found, and mended where it can be."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from mlflow import MlflowClient
+
+from clusterlora.errors import BadData, UnknownName
+from clusterlora.ports import Stores
+from clusterlora.settings import Recipe, Study
+from clusterlora.stages.verify import Finding, LiveWork, verify
+from clusterlora.stores.files import FileAdapterStore, weights_sha256
+from clusterlora.stores.memory import MemoryTracker
+from clusterlora.values import AdapterSpec, Answer, Attempt, Clustering, Dataset, Dialogue, Persona, TrainedAdapter, Turn
+from clusterlora.wiring import from_environment
+from tests.fixtures.servers import mlflow_artifacts
+
+pytestmark = [pytest.mark.filterwarnings("ignore:.*AnyType:UserWarning")]
+
+DATA = Dataset(tuple(Persona(p, None, (Dialogue("d", (Turn("user", "hi"), Turn("assistant", p)), split="train"),)) for p in ("p", "q")))
+KEY = "0123456789abcdef"
+HEADER = (2).to_bytes(8, "little") + b"{}"
+"""What a file of safetensors without a tensor begins with."""
+NOTHING = LiveWork()
+
+
+@pytest.fixture
+def name(request: pytest.FixtureRequest) -> str:
+    return f"verify-{abs(hash(request.node.name))}"
+
+
+@pytest.fixture
+def stores(mlflow_server: str, tmp_path: Path, name: str) -> Stores:
+    """Return the stores of a study with one adapter, trained, uploaded and recorded, and nothing wrong with it."""
+    stores = from_environment({"CLUSTERLORA_HOME": str(tmp_path / "home"), "MLFLOW_TRACKING_URI": mlflow_server})
+    study = Study(name=name)
+    stores.studies.create_study(study)
+    stores.studies.save_dataset(name, DATA)
+    stores.studies.save_clustering(name, Clustering("responses", (("p",), ("q",))))
+    stores.tracker.start_study(name, params={}, tags={}, dataset=DATA)
+    folder = tmp_path / "offered"
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text("{}")
+    (folder / "adapter_model.safetensors").write_bytes(HEADER + b"weights")
+    kept = stores.adapters.save(KEY, folder)
+    with stores.tracker.adapter_run(name, name="unified", params={}, tags={"pack": "unified", "attempt": "1"}) as run:
+        uri = run.artifacts(kept, "adapters/unified")
+    stores.studies.save_adapter(name, adapter(run.run_id, uri, weights_sha256(kept)))
+    stores.studies.save_answers(name, [Answer("stack", "item", "p", "test", "hello", (("nll", 1.0),))])
+    stores.studies.set_status(name, "finished")
+    stores.tracker.end_study(name, status="finished")
+    return stores
+
+
+def adapter(run_id: str, uri: str, sha256: str) -> TrainedAdapter:
+    spec = AdapterSpec(name="unified", persona_ids=("p", "q"), recipe=Recipe())
+    return TrainedAdapter(KEY, "unified", spec, 1, 1, 1.0, 2.0, 1.0, 9, run_id, uri, sha256)
+
+
+def found(stores: Stores, name: str, *, repair: bool = False, live: LiveWork | None = NOTHING) -> list[Finding]:
+    return list(verify([name], stores, live=(lambda _: live) if live else None, repair=repair))
+
+
+def weights(stores: Stores) -> Path:
+    folder = stores.adapters.local(KEY)
+    assert folder is not None
+    return folder / "adapter_model.safetensors"
+
+
+def artifacts(mlflow_server: str, stores: Stores, name: str) -> Path:
+    """Return the folder in which the server of the tests keeps the adapter's artifacts."""
+    run = MlflowClient(mlflow_server).get_run(str(stores.studies.adapters(name)[0].run_id))
+    (root,) = mlflow_artifacts().glob(f"*/{run.info.run_id}")
+    return root / "artifacts" / "adapters" / "unified"
+
+
+def execute(stores: Stores, *statements: str) -> None:
+    engine = sa.create_engine(f"sqlite:///{stores.home / 'clusterlora.db'}")
+    with engine.begin() as connection:
+        for statement in statements:
+            connection.execute(sa.text(statement))
+
+
+def lose_everywhere(stores: Stores, server: str, name: str) -> None:
+    lose_upload(stores, server, name)
+    weights(stores).unlink()
+
+
+def lose_upload(stores: Stores, server: str, name: str) -> None:
+    for file in artifacts(server, stores, name).iterdir():
+        file.unlink()
+
+
+def damage_here(stores: Stores, server: str, name: str) -> None:
+    weights(stores).write_bytes(HEADER + b"wxights")
+
+
+def damage_upload(stores: Stores, server: str, name: str) -> None:
+    (artifacts(server, stores, name) / "adapter_model.safetensors").write_bytes(HEADER + b"wxights")
+
+
+def stranger(stores: Stores, server: str, name: str) -> None:
+    stores.adapters.save("feedfeedfeed", weights(stores).parent)
+
+
+def half_written(stores: Stores, server: str, name: str) -> None:
+    (stores.home / ".adapters" / ".incoming" / "abc").mkdir(parents=True)
+    (stores.home / ".adapters" / ".incoming" / "abc" / "adapter_model.safetensors").write_bytes(b"wei")
+
+
+def half_a_table(stores: Stores, server: str, name: str) -> None:
+    (stores.folder(name) / "results").mkdir(parents=True)
+    (stores.folder(name) / "results" / ".summary.md.77.partial").write_text("| meth")
+
+
+def finished_checkpoints(stores: Stores, server: str, name: str) -> None:
+    (stores.adapters.scratch(KEY) / "checkpoint.safetensors").write_bytes(b"x")
+
+
+def answer_twice(stores: Stores, server: str, name: str) -> None:
+    copy = f"select 'other', study, stack_key, persona_id, item_id, split, text from answers where study = '{name}'"
+    execute(stores, f"insert into answers (id, study, stack_key, persona_id, item_id, split, text) {copy}")
+
+
+def dead_attempt(stores: Stores, server: str, name: str) -> None:
+    stores.studies.open_attempt(name, Attempt("cluster-00", 1, 2, "running"))
+
+
+def dead_run(stores: Stores, server: str, name: str) -> None:
+    client = MlflowClient(server)
+    experiment = client.get_experiment_by_name(name)
+    assert experiment is not None
+    client.create_run(experiment.experiment_id, run_name="cluster 00", tags={"pack": "cluster-00", "attempt": "1"})
+
+
+def dead_study(stores: Stores, server: str, name: str) -> None:
+    stores.studies.set_status(name, "running")
+
+
+def hollow_model(stores: Stores, server: str, name: str) -> None:
+    client = MlflowClient(server)
+    run_id = str(stores.studies.adapters(name)[0].run_id)
+    client.create_registered_model(name)
+    tags = {"content": "c", "study": name, "adapters": "1"}
+    client.create_model_version(name, source=f"runs:/{run_id}/models/{name}/c", run_id=run_id, tags=tags)
+
+
+Damage = Callable[[Stores, str, str], None]
+
+MENDABLE: list[tuple[Damage, str]] = [
+    (lose_upload, "the tracker does not hold adapter unified"),
+    (damage_upload, "the tracker does not hold adapter unified"),
+    (damage_here, "the copy of adapter unified .* is not what was recorded"),
+    (lose_everywhere, "the weights of adapter unified .* are damaged here, and no tracker has a right copy"),
+    (stranger, "adapter feedfeedfeed is in the store and nobody recorded it"),
+    (half_written, "half-written copy .*abc"),
+    (half_a_table, r"half-written file .*\.summary\.md"),
+    (finished_checkpoints, f"checkpoints of adapter {KEY}"),
+    (answer_twice, r"1 answers are there more than once, for example stack, p, item \(2 times\)"),
+    (dead_attempt, "attempt 1 at cluster-00 is open, but its run is gone"),
+    (dead_run, "MLflow run 'cluster 00' .* is RUNNING"),
+    (dead_study, "the study says it is running"),
+    (hollow_model, "model .*, version 1, lacks files"),
+]
+
+
+def test_a_study_that_ended_well_has_no_findings(stores: Stores, name: str) -> None:
+    assert found(stores, name) == []
+    assert found(stores, name, live=None) == []
+
+
+@pytest.mark.parametrize(("damage", "sentence"), MENDABLE, ids=[damage.__name__ for damage, _ in MENDABLE])
+def test_damage_is_found_then_mended_then_gone(damage: Damage, sentence: str, stores: Stores, name: str, mlflow_server: str) -> None:
+    damage(stores, mlflow_server, name)
+    (seen,) = found(stores, name)
+    assert re.match(sentence, seen.what), seen.what
+    assert not seen.repaired
+    assert found(stores, name) == [seen], "looking changes nothing"
+    (mended,) = found(stores, name, repair=True)
+    assert mended.what == seen.what
+    assert mended.repaired
+    assert found(stores, name) == []
+
+
+def test_weights_lost_here_alone_are_no_finding_and_come_back_when_asked_for(stores: Stores, name: str) -> None:
+    stores.adapters.set_aside(KEY)
+    assert found(stores, name) == []
+    folder = stores.adapters.path(KEY)
+    assert folder is not None
+    assert (folder / "adapter_model.safetensors").read_bytes() == HEADER + b"weights"
+
+
+def test_an_upload_that_was_tampered_with_never_arrives(stores: Stores, name: str, mlflow_server: str) -> None:
+    damage_upload(stores, mlflow_server, name)
+    stores.adapters.set_aside(KEY)
+    with pytest.raises(BadData, match=f"adapter {KEY} arrived with SHA-256"):
+        stores.adapters.path(KEY)
+    assert stores.adapters.local(KEY) is None
+
+
+def test_mending_weights_never_deletes_any(stores: Stores, name: str, mlflow_server: str) -> None:
+    damage_here(stores, mlflow_server, name)
+    stranger(stores, mlflow_server, name)
+    found(stores, name, repair=True)
+    aside = stores.home / ".adapters" / ".aside"
+    assert len(list(aside.iterdir())) == 2
+    assert weights(stores).read_bytes() == HEADER + b"weights"
+
+
+def test_lost_weights_are_trained_again(stores: Stores, name: str, mlflow_server: str) -> None:
+    lose_everywhere(stores, mlflow_server, name)
+    found(stores, name, repair=True)
+    assert stores.studies.adapters(name) == ()
+    assert stores.studies.adapter(KEY) is None
+
+
+def test_lost_weights_are_not_forgotten_while_an_upload_may_be_under_way(stores: Stores, name: str, mlflow_server: str) -> None:
+    lose_everywhere(stores, mlflow_server, name)
+    dead_attempt(stores, mlflow_server, name)
+    live = LiveWork(attempts=frozenset({("cluster-00", 1)}))
+    (finding,) = found(stores, name, live=live, repair=True)
+    assert not finding.repaired
+    assert stores.studies.adapter(KEY) is not None
+
+
+def test_rows_that_nobody_can_choose_between_are_left_to_a_person(stores: Stores, name: str) -> None:
+    row = f"values ('{name}', 1, 7, 'p')"
+    execute(stores, f"insert into cluster_members (study, cluster, position, persona_id) {row}")
+    for repair in (False, True):
+        (finding,) = found(stores, name, repair=repair)
+        assert finding.what == "1 personas in clusters are there more than once, for example p (2 times)"
+        assert not finding.repaired
+
+
+def test_what_is_under_way_is_left_alone(stores: Stores, name: str, mlflow_server: str) -> None:
+    for damage in (dead_attempt, dead_run, dead_study, half_written):
+        damage(stores, mlflow_server, name)
+    live = LiveWork(frozenset({f"study · {name}"}), frozenset({("cluster-00", 1)}))
+    assert found(stores, name, live=live, repair=True) == []
+
+
+def test_without_a_server_to_ask_an_open_attempt_is_reported_and_kept(stores: Stores, name: str, mlflow_server: str) -> None:
+    for damage in (dead_attempt, half_written):
+        damage(stores, mlflow_server, name)
+    (finding,) = found(stores, name, live=None, repair=True)
+    assert "no Prefect server can be asked" in finding.what
+    assert not finding.repaired
+    assert stores.studies.attempts(name)[0].state == "running"
+
+
+def test_without_mlflow_adapters_that_lie_there_are_not_forgotten(stores: Stores, name: str) -> None:
+    stores.adapters.set_aside(KEY)
+    alone = Stores(stores.studies, FileAdapterStore(stores.home / ".adapters"), MemoryTracker(), stores.home)
+    (finding,) = found(alone, name, repair=True)
+    assert "set MLFLOW_TRACKING_URI" in finding.fix
+    assert not finding.repaired
+    assert stores.studies.adapter(KEY) is not None
+
+
+def test_an_unknown_study_is_refused(stores: Stores) -> None:
+    with pytest.raises(UnknownName):
+        found(stores, "nobody")
+
+
+def test_the_command_says_one_line_per_finding_and_exits_with_1_while_something_is_left(
+    stores: Stores, name: str, mlflow_server: str, tmp_path: Path
+) -> None:
+    damage_here(stores, mlflow_server, name)
+    hidden = ("PREFECT_API_URL", "CLUSTERLORA_DATABASE_URL")
+    env = {key: value for key, value in os.environ.items() if key not in hidden} | {
+        "CLUSTERLORA_HOME": str(stores.home),
+        "CLUSTERLORA_STACK_HOME": str(tmp_path / "stack"),
+        "MLFLOW_TRACKING_URI": mlflow_server,
+    }
+
+    def run(*words: str) -> "subprocess.CompletedProcess[str]":
+        program = "import sys; from clusterlora.cli import main; sys.exit(main(sys.argv[1:]))"
+        return subprocess.run(
+            [sys.executable, "-c", program, "study", "verify", *words], env=env, capture_output=True, text=True, check=False
+        )
+
+    looked = run(name)
+    assert looked.returncode == 1, looked.stderr
+    assert looked.stdout.splitlines()[0].startswith(f"found     {name}: the copy of adapter unified")
+    assert looked.stdout.splitlines()[1:] == ["1 studies, 1 findings, 1 left"]
+    mended = run(name, "--repair", "--json")
+    assert mended.returncode == 0, mended.stderr
+    assert [finding["repaired"] for finding in json.loads(mended.stdout)] == [True]
+    assert run().stdout == "1 studies, everything agrees\n"
