@@ -23,16 +23,16 @@ $(INSTALLED): requirements.lock pyproject.toml
 demo: $(INSTALLED)  ## the whole study on this machine: servers, training, comparison
 	$(BIN)/clusterlora study run --preset demo
 
-# Two processes on two cores, four at the most: each imports PyTorch. One test by hand: .venv/bin/pytest -k its_name
-PYTEST := $(BIN)/pytest --numprocesses=logical --maxprocesses=4 --dist=worksteal
+# Two processes on two cores, four at the most: each imports PyTorch. One file by hand: .venv/bin/pytest tests/fast/test_gate.py
+PYTEST := $(BIN)/pytest --numprocesses=logical --maxprocesses=4 --dist=worksteal --durations=30
 
 test-fast: $(INSTALLED)  ## tests without a server, a browser or a whole study, two minutes
 	$(PYTEST) -m fast
 
-test: $(INSTALLED)  ## what shows that the installation works: those, and a whole study on real Prefect and MLflow
+test: $(INSTALLED)  ## what shows that the installation works: those, and whole studies on real Prefect and MLflow, 12 minutes
 	$(PYTEST) -m "fast or whole"
 
-test-all: test  ## every test: those, then browsers, other hosts, PostgreSQL, broken services
+test-all: test  ## every test: those, then browsers, other hosts, PostgreSQL, broken services, 20 minutes
 	$(PYTEST) -m all
 
 lint: $(INSTALLED)  ## style
@@ -45,7 +45,7 @@ types: $(INSTALLED)  ## types
 imports: $(INSTALLED)  ## import contracts between the layers
 	$(BIN)/lint-imports
 
-check: lint types imports test  ## everything that CI asks for
+check: lint types imports test-all  ## everything that CI asks for
 
 bench: $(VENV)/.bench-installed  ## comparison with other trainers, about half an hour on an idle machine
 	$(BIN)/python -m benchmarks.run --out docs $(BENCH)

@@ -1,0 +1,94 @@
+"""People at Prefect's and MLflow's pages: forms that offer and refuse, a gate that waits for a word, a champion that is found."""
+
+import json
+from dataclasses import replace
+from typing import Any
+from uuid import UUID
+
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import State
+
+from browser.chromium import Tab
+from browser.prefect_pages import PrefectPages
+from clusterlora.config import as_mapping
+from clusterlora.settings import Study
+from clusterlora.stages.decision import decisions
+from tests.fixtures.runs import runs_of, state_of, stores_here, wait_for
+
+pytestmark = pytest.mark.timeout(900)
+
+
+def test_the_models_of_a_study_are_found_in_the_pages_of_mlflow(finished: Study, site: dict[str, str], tab: Tab):
+    tab.open(f"{site['MLFLOW_TRACKING_URI']}/#/models", until="document.querySelector('input[placeholder^=Search]')")
+    # Whoever comes for the first time is told what is new.
+    tab.click("document.querySelector('.du-bois-light-modal-close')")
+    tab.write("document.querySelector('input[placeholder^=Search]')", finished.name)
+    tab.press("Enter")
+    champion = f"[...document.querySelectorAll('[role=row]')].find(row => row.querySelector('a')?.innerText === '{finished.name}')"
+    tab.wait_until(f"/@\\s+champion/.test({champion}.innerText)")
+    assert f"study: {finished.name}" in tab.value(f"{champion}.innerText")
+    tab.click(f"{champion}.querySelector('a[href$=\"/versions/1\"]')")
+    tab.says("Aliases : @ candidate @ champion")
+    tab.says(stores_here(site).studies.facts(finished.name)["conclusion"])
+
+
+def test_the_form_offers_choices_and_refuses_what_is_out_of_range(pages: PrefectPages):
+    with get_client(sync_client=True) as client:
+        deployment = client.read_deployment_by_name("study/study")
+        pages.form(deployment.id)
+        assert pages.choices(["config", "Gate", "On Failure"]) == ["stop", "ask", "continue"]
+        assert pages.choices(["config", "Recipe", "Schedule"]) == ["linear", "cosine", "constant"]
+        pages.fill(["config", "Recipe", "Rank"], "999")
+        assert pages.submit(says="999 is greater than the maximum of 256")
+        assert not runs_of(Study(), name="study · ")
+
+
+def launched_by_hand(pages: PrefectPages, finished: Study, asked: Study) -> UUID:
+    """Return the run that starts when the form of an earlier study's run is changed to these settings."""
+
+    def submitted() -> bool | None:
+        pages.copy_to_new_run(runs_of(finished, name="study · ")[0].id)
+        pages.fill(["config", "Name"], asked.name)
+        pages.add(["config", "Methods"], "merge")
+        pages.fill(["config", "Gate", "Mean Similarity"], "1")
+        pages.choose(["config", "Gate", "On Failure"], "ask")
+        return pages.submit(says="scheduled") or None
+
+    wait_for(submitted)
+    return wait_for(lambda: next((run.id for run in runs_of(asked, name="study · ")), None))
+
+
+def test_a_refused_gate_is_tried_again_and_passed_over_by_who_copies_a_run(finished: Study, site: dict[str, str], pages: PrefectPages):
+    """Another try is asked for first: it fails, too, and is asked about again."""
+    strict = replace(finished.gate, mean_similarity=1.0, on_failure="ask")
+    asked = replace(finished, name=f"{finished.name}-asked", methods=(*finished.methods, "merge"), gate=strict)
+    run_id = launched_by_hand(pages, finished, asked)
+    stores = stores_here(site)
+    with get_client(sync_client=True) as client:
+
+        def state() -> State[Any]:
+            return state_of(client.read_flow_run(run_id))
+
+        def waits(n_verdicts: int) -> None:
+            wait_for(lambda: True if len(stores.studies.verdicts(asked.name)) == n_verdicts and state().is_paused() else None)
+
+        wait_for(lambda: True if state().is_paused() or state().is_final() else None)
+        assert state().is_paused(), state().message
+        assert client.read_flow_run(run_id).parameters == {"config": json.loads(json.dumps(as_mapping(asked)))}
+        # What the first study trained is there already, and not more than the gate needs was asked for.
+        assert not [a for a in stores.studies.adapters(asked.name) if a.name.startswith(("cluster-01", "persona", "merged"))]
+        waits(1)
+        pages.answer(run_id, "retry", {}, says="Validation failed")
+        assert state().is_paused(), "a retry that changes nothing is not worth a run"
+        pages.answer(run_id, "retry", {"Retry with this many epochs": "2", "Your name": "ann"})
+        waits(2)
+        pages.answer(run_id, "continue", {"Your name": "bob"})
+        wait_for(lambda: True if state().is_final() else None)
+        assert state().is_completed(), state().message
+        assert state().name == "Completed"
+    assert not runs_of(asked, name="evaluate · baseline")
+    assert [a.name for a in stores.studies.adapters(asked.name) if a.name.startswith("merged")] == ["merged-00", "merged-01"]
+    assert stores.studies.status(asked.name) == "finished"
+    assert [(one.choice, one.by) for one in decisions(asked.name, stores)] == [("retry", "ann"), ("continue", "bob")]
+    assert [verdict.rung for verdict in stores.studies.verdicts(asked.name)] == ["own", "asked-1"]
