@@ -1,69 +1,72 @@
 """The deployed flow that gives somebody new a cluster: dialogues as rows travel with the run, and the table is an artifact."""
 
+import json
 from pathlib import Path
-from typing import Any, cast
+from uuid import uuid4
 
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
-from prefect.client.schemas.objects import FlowRun
-from prefect.deployments import run_deployment
 
-from clusterlora.settings import ClusteringSettings, DataSettings, EvaluationSettings, GateSettings, ModelSettings, Recipe, Study
+from clusterlora.settings import ClusteringSettings, DataSettings, EvaluationSettings, GateSettings, Recipe, Study
+from clusterlora.stages.prepare import prepare
+from clusterlora.stores.memory import SilentLog
 from clusterlora.values import Clustering
-from clusterlora.wiring import from_environment
+from tests.fixtures.runs import launch, state_of, stores_here, train_here
+from tests.fixtures.session import Service, shared_folder, shared_service
 
-pytestmark = [pytest.mark.timeout(900)]
+pytestmark = pytest.mark.timeout(900)
 
-ODD, EVEN = tuple(f"p{n}" for n in (1, 3, 5, 7)), tuple(f"p{n}" for n in (0, 2, 4, 6))
-
-
-@pytest.fixture(scope="module")
-def study(site: dict[str, str], people: Path, deep_base: Path) -> Study:
-    """Return a study of two manners of answering, unified and both clusters trained."""
-    from clusterlora.stages.plan import pack_named, work_plan
-    from clusterlora.stages.prepare import prepare
-    from clusterlora.stages.train import train_pack
-    from clusterlora.stores.memory import SilentLog
-
-    study = Study(
-        name="manners",
-        methods=("unified", "cluster"),
-        data=DataSettings(source="table", path=str(people), train=3, val=1, test=1),
-        model=ModelSettings(base=str(deep_base)),
-        recipe=Recipe(rank=4, epochs=4, learning_rate=2e-2),
-        clustering=ClusteringSettings(k=2),
-        gate=GateSettings(ladder=(), on_failure="continue"),
-        evaluation=EvaluationSettings(max_new_tokens=4),
-    )
-    stores, log = from_environment(), SilentLog()
-    prepare(study, stores, log)
-    stores.studies.save_clustering(study.name, Clustering("given", (EVEN, ODD)))
-    while packs := pack_named(study, stores, tuple(work_plan(study, stores).specs)):
-        for pack in packs:
-            train_pack(study.name, pack, attempt=1, micro_batch=2, stores=stores, log=log)
-    return study
+ROOMS = ("kitchen", "bedroom", "garage", "hall", "study", "attic")
+AGREES, REFUSES = "Gladly, warm light.", "Never, stay dark."
+"""Two manners of answering the same prompts: whoever has learnt both must guess, which costs ln 2 of a few tokens, whatever is rounded."""
 
 
-def launch(**parameters: Any) -> FlowRun:
-    return cast("FlowRun", run_deployment("assign/assign", parameters=parameters, poll_interval=1))
+def rows(persona_id: str, response: str, rooms: tuple[str, ...]) -> list[dict[str, str]]:
+    return [{"persona_id": persona_id, "prompt": f"Lights in the {room}, please", "response": response} for room in rooms]
 
 
-def rows(persona_id: str, response: str) -> list[dict[str, str]]:
-    return [
-        {"persona_id": persona_id, "prompt": f"Lights in the {room}, please", "response": response.format(room=room) * 5}
-        for room in ("cellar", "porch", "library")
-    ]
+def write_people(folder: Path) -> None:
+    """Write eight people; those with odd numbers refuse."""
+    people = [row for n in range(8) for row in rows(f"p{n}", REFUSES if n % 2 else AGREES, ROOMS)]
+    (folder / "manners.jsonl").write_text("".join(json.dumps(row) + "\n" for row in people), encoding="utf-8")
 
 
-def test_rows_become_an_assignment_and_an_artifact(study: Study):
-    polite = rows("ana", "Certainly, dear friend: {room} at 5. ")
-    run = launch(study_name=study.name, rows=polite + rows("bob", "{room} 5, done, as always and for ever. ")[:1])
-    assert run.state is not None
-    assert run.state.is_completed(), run.state.message
-    assert run.name == "assign · manners"
+@pytest.fixture
+def people_of_two_manners() -> Path:
+    return shared_folder("manners", write_people) / "manners.jsonl"
+
+
+@pytest.fixture
+def study(site: dict[str, str], people_of_two_manners: Path) -> str:
+    """Return the name of a study of two manners of answering, unified and both clusters trained, once per session."""
+
+    def train_it(_folder: Path) -> Service:
+        study = Study(
+            name=f"manners-{uuid4().hex[:6]}",
+            methods=("unified", "cluster"),
+            data=DataSettings(source="table", path=str(people_of_two_manners), train=4, val=1, test=1),
+            recipe=Recipe(rank=4, epochs=8, learning_rate=1e-2),
+            clustering=ClusteringSettings(k=2),
+            gate=GateSettings(ladder=(), on_failure="continue"),
+            evaluation=EvaluationSettings(max_new_tokens=4),
+        )
+        stores = stores_here(site)
+        prepare(study, stores, SilentLog())
+        stores.studies.save_clustering(study.name, Clustering("given", (("p0", "p2", "p4", "p6"), ("p1", "p3", "p5", "p7"))))
+        train_here(study, stores, "unified", "cluster-00", "cluster-01")
+        return Service({"study": study.name}, [])
+
+    return shared_service("trained-manners", train_it)["study"]
+
+
+def test_rows_become_an_assignment_and_an_artifact(study: str):
+    cellars = ("cellar", "porch", "library")
+    run = launch("assign/assign", study_name=study, rows=rows("ana", REFUSES, cellars) + rows("bob", AGREES, cellars[:1]))
+    assert state_of(run).is_completed(), state_of(run).message
+    assert run.name == f"assign · {study}"
     with get_client(sync_client=True) as client:
-        artifacts = client.read_artifacts(artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=["assign-manners"])))
+        artifacts = client.read_artifacts(artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=[f"assign-{study}"])))
     table = str(artifacts[-1].data)
     ana = next(line for line in table.splitlines() if line.startswith("| ana "))
     bob = next(line for line in table.splitlines() if line.startswith("| bob "))
@@ -72,12 +75,10 @@ def test_rows_become_an_assignment_and_an_artifact(study: Study):
     assert bob.endswith("| - | unified |"), "one example moves nobody"
 
 
-def test_what_cannot_be_assigned_fails_with_the_reason(study: Study, people: Path):
-    known = launch(study_name=study.name, path=str(people))
-    assert known.state is not None
-    assert known.state.is_failed()
-    assert "persona 'p0' is in study manners already" in str(known.state.message)
-    nothing = launch(study_name=study.name)
-    assert nothing.state is not None
-    assert nothing.state.is_failed()
-    assert "give one of the two" in str(nothing.state.message)
+def test_what_cannot_be_assigned_fails_with_the_reason(study: str, people_of_two_manners: Path):
+    known = launch("assign/assign", study_name=study, path=str(people_of_two_manners))
+    assert state_of(known).is_failed()
+    assert f"persona 'p0' is in study {study} already" in str(state_of(known).message)
+    nothing = launch("assign/assign", study_name=study)
+    assert state_of(nothing).is_failed()
+    assert "give one of the two" in str(state_of(nothing).message)

@@ -24,6 +24,7 @@ from clusterlora.config import as_mapping
 from clusterlora.settings import GateSettings, Recipe, RuntimeSettings, Study
 from clusterlora.stages.decision import decisions
 from clusterlora.stages.plan import OWN, Pack, gate_packs
+from clusterlora.wiring import from_environment
 from tests.fixtures.prefect import CHECKOUT
 from tests.fixtures.runs import (
     attempts,
@@ -39,7 +40,8 @@ from tests.fixtures.runs import (
 )
 from tests.fixtures.session import start_process
 
-pytestmark = pytest.mark.timeout(900)
+# MLflow warns of its own type hints when its model flavours are imported.
+pytestmark = [pytest.mark.timeout(900), pytest.mark.filterwarnings("ignore:.*AnyType:UserWarning")]
 
 CRAMPED = "tests.whole.cramped"
 BATCH = 16
@@ -89,7 +91,7 @@ def test_out_of_memory_is_retried_in_the_ui_with_half_the_micro_batch(site: dict
 
     recipe = Recipe(rank=2, epochs=1, batch_size=BATCH, target_modules=("q_proj", "v_proj"))
     study = small_study("memory", people, deep_base, recipe=recipe, runtime=RuntimeSettings(shards=1, gpu_pool="gpu-cramped"))
-    prepare_here(study, site)
+    prepare_here(study, from_environment(site))
 
     @flow
     def parent() -> None:
@@ -119,7 +121,7 @@ def test_a_killed_child_is_crashed_and_tried_again(site: dict[str, str], people:
 
     # So many epochs that it is still training when it is struck.
     study = small_study("killed", people, tiny_base_folder, recipe=Recipe(rank=2, epochs=200, target_modules=("q_proj", "v_proj")))
-    prepare_here(study, site)
+    prepare_here(study, from_environment(site))
 
     @flow
     def parent() -> None:
@@ -163,7 +165,6 @@ def test_a_study_trains_only_what_is_missing_and_ends_with_a_comparison(finished
             assert client.read_artifacts(artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=[key]))), key
 
 
-@pytest.mark.filterwarnings("ignore:.*AnyType:UserWarning")
 def test_its_models_and_every_adapter_are_in_mlflow(finished: Study, site: dict[str, str]):
     """Also the one that was trained where nobody knew an MLflow."""
     from mlflow import MlflowClient
@@ -190,7 +191,7 @@ def test_launched_again_it_retrains_nothing(finished: Study):
 
 def test_a_worker_merges_the_clusters_in_another_way(site: dict[str, str], people: Path, tiny_base_folder: Path):
     study = small_study("merged", people, tiny_base_folder)
-    stores = prepare_here(study, site)
+    stores = prepare_here(study, from_environment(site))
     train_here(study, stores, *(f"persona-{number:04d}" for number in range(8)))
     run = launch("merge/merge", study_name=study.name, merging={"kind": "ties", "density": 0.5})
     assert state_of(run).is_completed(), state_of(run).message
@@ -210,7 +211,7 @@ def test_a_refused_gate_waits_for_a_persons_word_and_a_stop_is_a_stop(site: dict
     # Nobody passes a mean similarity of 1. With two shards a worker has time while the gate's adapters are trained.
     strict = GateSettings(ladder=(), worst_persona=None, mean_similarity=1.0, on_failure="ask")
     study = small_study("asked", people, tiny_base_folder, gate=strict, runtime=RuntimeSettings(shards=2))
-    stores = prepare_here(study, site)
+    stores = prepare_here(study, from_environment(site))
     run_id = cast("FlowRun", run_deployment("study/study", parameters={"config": as_mapping(study)}, timeout=0)).id
     with get_client(sync_client=True) as client:
 
