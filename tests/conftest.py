@@ -1,7 +1,8 @@
 """Tiers by cost, the session that all workers share, and an environment in which no test finds a developer's or another test's things.
 
 `fast` needs no server, no browser and no whole study; `whole` needs real Prefect and MLflow servers; `all` needs more than that: other
-hosts, a browser, PostgreSQL, broken services, minutes. A test's tier is its folder's, unless it or its parameter is marked with another.
+hosts, a browser, PostgreSQL, broken services, minutes. A test's tier is its folder's, unless it or its parameter is marked with a
+dearer one.
 """
 
 import logging
@@ -18,6 +19,7 @@ pytest_plugins = [
     "tests.fixtures.prefect",
     "tests.fixtures.models",
     "tests.fixtures.report",
+    "tests.fixtures.studies",
 ]
 
 TESTS = Path(__file__).parent
@@ -32,12 +34,23 @@ hypothesis_settings.register_profile("long", hypothesis_settings.get_profile("an
 hypothesis_settings.load_profile("any-machine")
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out the folders of dearer tiers than those that `-m` names: what they import takes seconds in every worker."""
+    asked = str(config.option.markexpr).split(" or ")
+    if collection_path.parent == TESTS and collection_path.name in TIERS and set(asked) <= set(TIERS):
+        return TIERS.index(collection_path.name) > max(map(TIERS.index, asked)) or None
+    return None
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        marked = [tier for tier in TIERS if item.get_closest_marker(tier)]
-        if not marked:
-            item.add_marker(item.path.relative_to(TESTS).parts[0])
+        folder = item.path.relative_to(TESTS).parts[0]
+        tier = next((tier for tier in TIERS if item.get_closest_marker(tier)), None)
+        if tier is None:
+            item.add_marker(folder)
+        elif TIERS.index(tier) < TIERS.index(folder):
+            raise pytest.UsageError(f"{item.nodeid} is marked {tier}, a cheaper tier than its folder's; move it to tests/{tier}")
 
 
 @pytest.fixture(autouse=True)

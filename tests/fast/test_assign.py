@@ -1,10 +1,8 @@
 """Assigning new personas: the planted cluster is found again, what cannot be judged stays with unified, and refusals are one line."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -12,72 +10,15 @@ from hypothesis import given as examples_of
 from hypothesis import strategies as st
 
 from clusterlora.cli import main
-from clusterlora.data.synthetic import SyntheticPopulation, generate, write
+from clusterlora.data.synthetic import generate, write
 from clusterlora.errors import BadData, ClusterLoraError, UnknownName
 from clusterlora.evaluation.assign import choose
-from clusterlora.ports import Stores
-from clusterlora.settings import ClusteringSettings, DataSettings, EvaluationSettings, GateSettings, Recipe, Study, SyntheticSettings
+from clusterlora.settings import SyntheticSettings
 from clusterlora.stages.assign import assign, data_at, given, markdown, record
-from clusterlora.stages.plan import pack_named, work_plan
 from clusterlora.stages.prepare import prepare
-from clusterlora.stages.train import next_micro_batch, train_pack
-from clusterlora.stores.memory import SilentLog
 from clusterlora.values import Clustering
-from clusterlora.wiring import from_environment
-
-LOG = SilentLog()
-KNOWN_OF_CLUSTER = 5
-"""Of the eight people of a planted cluster, those the study learns from; the other three are new."""
-
-
-class Planted(NamedTuple):
-    stores: Stores
-    home: Path
-    new: Path
-    cluster_by_newcomer: dict[str, int]
-
-
-def write_table(path: Path, population: SyntheticPopulation, persona_ids: Sequence[str]) -> Path:
-    personas = population.dataset.by_id()
-    rows = [
-        {"persona_id": p, "messages": [{"role": turn.role, "text": turn.text} for turn in dialogue.turns]}
-        for p in persona_ids
-        for dialogue in personas[p].dialogues
-    ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
-
-
-@pytest.fixture(scope="module")
-def planted(tmp_path_factory: pytest.TempPathFactory) -> Planted:
-    """A study on homelm of two planted clusters, unified and both clusters trained, and people of the same clusters beside it."""
-    home = tmp_path_factory.mktemp("planted")
-    settings = SyntheticSettings(cluster_sizes=(8, 8), dialogues=10, cluster_share=0.9, persona_share=0, noise_share=0, seed=7)
-    population = generate(settings)
-    planted = population.truth.cluster_by_persona
-    members = [tuple(p for p, k in planted.items() if k == cluster)[:KNOWN_OF_CLUSTER] for cluster in (0, 1)]
-    newcomers = {p: k for p, k in planted.items() if p not in (*members[0], *members[1])}
-    stores = from_environment({"CLUSTERLORA_HOME": str(home)})
-    study = Study(
-        name="planted",
-        methods=("unified", "cluster"),
-        data=DataSettings(
-            source="table", path=str(write_table(home / "known.jsonl", population, [*members[0], *members[1]])), train=8, val=1, test=1
-        ),
-        recipe=Recipe(rank=4, epochs=2, learning_rate=3e-3),
-        clustering=ClusteringSettings(k=2),
-        gate=GateSettings(ladder=(), on_failure="continue"),
-        evaluation=EvaluationSettings(max_new_tokens=6),
-    )
-    prepare(study, stores, LOG)
-    stores.studies.save_clustering(study.name, Clustering("given", tuple(members)))
-    while packs := pack_named(study, stores, tuple(work_plan(study, stores).specs)):
-        for pack in packs:
-            attempt, micro_batch = next_micro_batch(study, pack.name, stores)
-            train_pack(study.name, pack, attempt=attempt, micro_batch=micro_batch, stores=stores, log=LOG)
-    prepare(replace(study, name="untrained"), stores, LOG)
-    stores.studies.save_clustering("untrained", Clustering("given", tuple(members)))
-    return Planted(stores, home, write_table(home / "new.jsonl", population, list(newcomers)), newcomers)
+from tests.fixtures.stages import LOG
+from tests.fixtures.studies import Planted
 
 
 def one_exchange(**changes: object) -> dict[str, object]:
@@ -181,15 +122,15 @@ def test_dialogues_are_given_once(rows: list[dict[str, object]], path: str | Non
 def test_the_command_prints_a_table_or_json_and_where_the_adapters_are(
     planted: Planted, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("CLUSTERLORA_HOME", str(planted.home))
+    monkeypatch.setenv("CLUSTERLORA_HOME", str(planted.stores.home))
     monkeypatch.setenv("COLUMNS", "160")
     assert main(["assign", "--name", "planted", "--data", str(planted.new)]) == 0
     shown = capsys.readouterr().out
     assert all(persona_id in shown for persona_id in planted.cluster_by_newcomer)
-    assert str(planted.home / "planted" / "models" / "lora_clusters") in shown
+    assert str(planted.stores.home / "planted" / "models" / "lora_clusters") in shown
     assert main(["assign", "--name", "planted", "--data", str(planted.new), "--json"]) == 0
     assert {row["persona_id"] for row in json.loads(capsys.readouterr().out)} == planted.cluster_by_newcomer.keys()
-    assert main(["assign", "--name", "planted", "--data", str(planted.home / "known.jsonl")]) == 1
+    assert main(["assign", "--name", "planted", "--data", str(planted.known)]) == 1
     assert capsys.readouterr().err.count("error:") == 1
 
 

@@ -12,8 +12,6 @@ from clusterlora.ports import Stores
 from clusterlora.settings import Rung, Study
 from clusterlora.stages.decision import Decision, asked_rungs, decide
 from clusterlora.stages.plan import OWN
-from clusterlora.stores.files import FileAdapterStore
-from clusterlora.stores.memory import MemoryStudyStore, MemoryTracker
 
 
 def refusals(**overrides: object) -> list[str]:
@@ -128,8 +126,7 @@ def test_an_impossible_setting_is_refused_in_one_line_with_its_name_and_the_fix(
     assert words in line
 
 
-def test_a_rung_of_the_ladder_cannot_be_called_like_the_first_one_or_like_those_that_people_ask_for(tmp_path: Path) -> None:
-    stores = Stores(MemoryStudyStore(), FileAdapterStore(tmp_path), MemoryTracker(), tmp_path)
+def test_a_rung_of_the_ladder_cannot_be_called_like_the_first_one_or_like_those_that_people_ask_for(stores: Stores) -> None:
     stores.studies.create_study(Study())
     decide("mission", stores, Decision("retry", Rung(name="asked", epochs=6)))
     (asked,) = asked_rungs("mission", stores)

@@ -3,8 +3,8 @@
 import fcntl
 import subprocess
 import sys
-import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from prefect.logging import disable_run_logger
@@ -13,46 +13,50 @@ from tasks import device
 from tasks.device import exclusive
 
 HOLD = """
-import fcntl, sys, time
+import fcntl, sys
 with open(sys.argv[1], "a+") as lock:
     fcntl.flock(lock, fcntl.LOCK_EX)
     print("held", flush=True)
-    time.sleep(float(sys.argv[2]))
+    sys.stdin.read()
 """
 
 
-def holder(locks: Path, seconds: float) -> "subprocess.Popen[str]":
-    """Return another process that holds GPU-0's lock, without the weight of importing Prefect."""
-    process = subprocess.Popen([sys.executable, "-c", HOLD, str(locks / "GPU-0.lock"), str(seconds)], stdout=subprocess.PIPE, text=True)
+def holder(locks: Path) -> "subprocess.Popen[str]":
+    """Return another process that holds GPU-0's lock until its input ends, without the weight of importing Prefect."""
+    command = [sys.executable, "-c", HOLD, str(locks / "GPU-0.lock")]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "held\n"
     return process
 
 
-def test_a_second_run_waits_until_the_first_has_left_the_device(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(device, "ASK_AGAIN_SECONDS", 0.05)
-    with holder(tmp_path, 1.0) as first, disable_run_logger():
-        started = time.monotonic()
+def test_a_second_run_waits_until_the_first_has_left_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    waited_while_held: list[bool] = []
+    with holder(tmp_path) as first, disable_run_logger():
+
+        def let_go(_seconds: float) -> None:
+            assert first.stdin is not None
+            waited_while_held.append(first.poll() is None)
+            first.stdin.close()
+
+        # Whoever waits sleeps between two tries.
+        monkeypatch.setattr(device, "time", SimpleNamespace(sleep=let_go))
         with exclusive("GPU-0", tmp_path):
-            waited = time.monotonic() - started
-            assert first.wait(5) == 0
-    assert waited > 0.5
+            assert waited_while_held[0]
+            assert first.wait() == 0
 
 
-def test_a_killed_run_frees_the_device_at_once(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(device, "ASK_AGAIN_SECONDS", 0.05)
-    with holder(tmp_path, 600) as first:
+def test_a_killed_run_frees_the_device_at_once(tmp_path: Path) -> None:
+    with holder(tmp_path) as first:
         first.kill()
         first.wait()
-        with disable_run_logger(), exclusive("GPU-0", tmp_path):
+        with exclusive("GPU-0", tmp_path):
             assert int((tmp_path / "GPU-0.lock").read_text()) > 0
 
 
 def test_another_device_is_not_waited_for(tmp_path: Path):
-    with holder(tmp_path, 600) as first:
-        with exclusive("GPU-1", tmp_path):
-            assert first.poll() is None
-        first.kill()
+    with holder(tmp_path) as first, exclusive("GPU-1", tmp_path):
+        assert first.poll() is None
 
 
 def test_nobody_else_gets_the_device_while_a_run_holds_it(tmp_path: Path):

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -101,29 +102,43 @@ def stacked(base: BaseModel, adapters: list[Path]) -> StackedModel:
     return model
 
 
-@torch.inference_mode()
-def one_by_one(base: BaseModel, adapters: list[Path], question: Question, *, new_tokens: int) -> tuple[list[int], float]:
-    """Return PEFT's own greedy answer and reference NLL, with only this question's adapter loaded."""
-    plain = load_base(base.name)
-    model = PeftModel.from_pretrained(plain.model, str(adapters[question.slot - 1])) if question.slot else plain.model
-    model.eval()
-    ids = torch.tensor([question.prompt])
-    answer = model.generate(  # pyright: ignore[reportCallIssue]
-        input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=new_tokens, pad_token_id=0, eos_token_id=2
-    )
-    text = [i for i in answer[0, ids.shape[1] :].tolist() if i != 2]
-    whole = torch.tensor([question.prompt + question.reference])
-    logits = model(input_ids=whole).logits[0, len(question.prompt) - 1 : -1]
-    return text, float(functional.cross_entropy(logits, torch.tensor(question.reference)))
+class Peft:
+    """What PEFT itself answers, question by question, each on a model that has the question's adapter alone."""
+
+    def __init__(self, base: BaseModel, adapters: list[Path]) -> None:
+        self.models: list[Any] = [load_base(base.name).model.eval()]
+        self.models += [PeftModel.from_pretrained(load_base(base.name).model, str(folder)).eval() for folder in adapters]
+        self.known: dict[tuple[Question, int], tuple[list[int], float]] = {}
+
+    def answer(self, question: Question, *, new_tokens: int) -> tuple[list[int], float]:
+        """Return the greedy answer and the NLL of the reference."""
+        if (question, new_tokens) not in self.known:
+            self.known[question, new_tokens] = self._answer(question, new_tokens)
+        return self.known[question, new_tokens]
+
+    @torch.inference_mode()
+    def _answer(self, question: Question, new_tokens: int) -> tuple[list[int], float]:
+        model = self.models[question.slot]
+        ids = torch.tensor([question.prompt])
+        answer = model.generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=new_tokens, pad_token_id=0, eos_token_id=2
+        )
+        text = [i for i in answer[0, ids.shape[1] :].tolist() if i != 2]
+        whole = torch.tensor([question.prompt + question.reference])
+        logits = model(input_ids=whole).logits[0, len(question.prompt) - 1 : -1]
+        return text, float(functional.cross_entropy(logits, torch.tensor(question.reference)))
 
 
-def assert_as_peft_answers(
-    replies: Mapping[int, Reply], asked: Sequence[Question], base: BaseModel, adapters: list[Path], *, new_tokens: int
-) -> None:
+@pytest.fixture(scope="module")
+def peft(base: BaseModel, adapters: list[Path]) -> Peft:
+    return Peft(base, adapters)
+
+
+def assert_as_peft_answers(replies: Mapping[int, Reply], asked: Sequence[Question], peft: Peft, *, new_tokens: int) -> None:
     """Every question has its reply: the tokens that PEFT gives one by one, and the likelihood."""
     assert sorted(replies) == list(range(len(asked)))
     for number, question in enumerate(asked):
-        text, expected_nll = one_by_one(base, adapters, question, new_tokens=new_tokens)
+        text, expected_nll = peft.answer(question, new_tokens=new_tokens)
         assert list(replies[number].ids) == text
         assert replies[number].nll == pytest.approx(expected_nll, rel=1e-4)
 
@@ -141,30 +156,28 @@ def ours(request: pytest.FixtureRequest, base: BaseModel, adapters: list[Path], 
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 64])
-def test_mixed_batches_answer_token_for_token_like_peft_one_by_one(
-    ours: Stacks, base: BaseModel, adapters: list[Path], batch_size: int
-) -> None:
+def test_mixed_batches_answer_token_for_token_like_peft_one_by_one(ours: Stacks, base: BaseModel, peft: Peft, batch_size: int) -> None:
     asked = questions(base)
     replies = {reply.number: reply for reply in ours.reply(asked, max_new_tokens=12, batch_size=batch_size)}
-    assert_as_peft_answers(replies, asked, base, adapters, new_tokens=12)
+    assert_as_peft_answers(replies, asked, peft, new_tokens=12)
     assert len({replies[i].ids for i in range(4)}) > 1, "adapters that all answer alike would prove nothing"
     assert len({len(reply.ids) for reply in replies.values()}) > 1, "rows that all end together would never make room for others"
 
 
-def test_turns_of_a_dialogue_read_off_one_pass_are_answered_as_if_asked_alone(ours: Stacks, base: BaseModel, adapters: list[Path]) -> None:
+def test_turns_of_a_dialogue_read_off_one_pass_are_answered_as_if_asked_alone(ours: Stacks, base: BaseModel, peft: Peft) -> None:
     asked = dialogue_questions(base)
     together = {reply.number: reply for reply in ours.reply(asked, max_new_tokens=6, batch_size=4)}
     likelihoods = {reply.number: reply.nll for reply in ours.reply(asked, max_new_tokens=None, batch_size=4)}
     assert len(asked) == 12
     for number, question in enumerate(asked):
-        text, expected_nll = one_by_one(base, adapters, question, new_tokens=6)
+        text, expected_nll = peft.answer(question, new_tokens=6)
         assert list(together[number].ids) == text
         assert together[number].nll == likelihoods[number] == pytest.approx(expected_nll, rel=1e-4)
 
 
 @pytest.mark.parametrize("batch_size", [2, 5, 64])
 def test_what_dialogues_begin_with_is_read_once_and_they_are_answered_as_if_asked_alone(
-    ours: Stacks, base: BaseModel, adapters: list[Path], batch_size: int
+    ours: Stacks, base: BaseModel, peft: Peft, batch_size: int
 ) -> None:
     asked = questions_with_beginnings(base)
     read = [reading for stream in streams(asked, batch_size, share=True) for reading in stream]
@@ -172,7 +185,7 @@ def test_what_dialogues_begin_with_is_read_once_and_they_are_answered_as_if_aske
     begins = {reading.begin for reading in read}
     assert len(begins) > 2, f"beginnings of {begins} tokens: those of one person should be longer than everybody's"
     replies = {reply.number: reply for reply in ours.reply(asked, max_new_tokens=6, batch_size=batch_size)}
-    assert_as_peft_answers(replies, asked, base, adapters, new_tokens=6)
+    assert_as_peft_answers(replies, asked, peft, new_tokens=6)
 
 
 def test_a_beginning_is_read_by_itself_only_where_that_saves_more_than_it_costs() -> None:
@@ -190,11 +203,11 @@ def test_a_beginning_is_read_by_itself_only_where_that_saves_more_than_it_costs(
     assert {reading.begin for stream in streams(asked, 64, share=True) for reading in stream} == {59}, "the last predicts at its 60th token"
 
 
-def test_questions_without_a_reference_may_be_alike_and_are_answered_each(ours: Stacks, base: BaseModel, adapters: list[Path]) -> None:
+def test_questions_without_a_reference_may_be_alike_and_are_answered_each(ours: Stacks, base: BaseModel, peft: Peft) -> None:
     asked = [replace(question, reference=()) for question in (*questions(base)[:5], *questions(base)[:5])]
     replies = {reply.number: reply.ids for reply in ours.reply(asked, max_new_tokens=5, batch_size=3)}
     for number, question in enumerate(asked):
-        assert list(replies[number]) == one_by_one(base, adapters, replace(question, reference=(3,)), new_tokens=5)[0]
+        assert list(replies[number]) == peft.answer(replace(question, reference=(3,)), new_tokens=5)[0]
 
 
 def test_closing_gives_the_base_model_back(base: BaseModel, adapters: list[Path]) -> None:

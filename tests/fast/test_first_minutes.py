@@ -1,6 +1,7 @@
 """The first minutes of somebody with data of their own: template, validate, train, evaluate, compare, status, chat."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,38 +12,41 @@ from clusterlora.data.validate import examine
 from clusterlora.report.data_picture import sparkline
 from clusterlora.settings import DataSettings
 from clusterlora.wiring import from_environment
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("mine")
-
-
-@pytest.fixture(scope="module")
-def finished(place: Path, tiny_base_folder: Path) -> Path:
-    """Return the folder of a template whose study was trained, evaluated and compared by commands."""
-    with pytest.MonkeyPatch.context() as patch:
-        at_home(patch, place)
-        assert main(["data", "template", str(place / "people")]) == 0
-        study = ["--config", str(place / "people" / "study.toml"), "--base-model", str(tiny_base_folder)]
-        study += ["--set", 'methods=["baseline","unified","cluster"]', "--set", "recipe.epochs=1", "--set", "evaluation.max_new_tokens=4"]
-        assert main(["train", *study]) == 0
-        assert main(["evaluate", "--name", "people"]) == 0
-        assert main(["compare", "--name", "people"]) == 0
-    return place
+from tests.fixtures.session import shared_folder
+from tests.fixtures.studies import copy_of_home
 
 
 def at_home(patch: pytest.MonkeyPatch, place: Path) -> None:
     patch.setenv("CLUSTERLORA_HOME", str(place / "studies"))
     patch.setenv("CLUSTERLORA_STACK_HOME", str(place / "no-stack"))
-    for name in ("CLUSTERLORA_DATABASE_URL", "MLFLOW_TRACKING_URI"):
-        patch.delenv(name, raising=False)
 
 
 @pytest.fixture
-def home(finished: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    at_home(monkeypatch, finished)
-    return finished
+def home(tmp_path: Path, tiny_base_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a folder with a template and its study, which commands have trained, evaluated and compared once for the whole session."""
+
+    def run_commands(place: Path) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            at_home(patch, place)
+            assert main(["data", "template", str(place / "people")]) == 0
+            study = ["--config", str(place / "people" / "study.toml"), "--base-model", str(tiny_base_folder)]
+            study += [
+                "--set",
+                'methods=["baseline","unified","cluster"]',
+                "--set",
+                "recipe.epochs=1",
+                "--set",
+                "evaluation.max_new_tokens=4",
+            ]
+            assert main(["train", *study]) == 0
+            assert main(["evaluate", "--name", "people"]) == 0
+            assert main(["compare", "--name", "people"]) == 0
+
+    place = shared_folder("first-minutes", run_commands)
+    copy_of_home(place / "studies", tmp_path / "studies")
+    shutil.copytree(place / "people", tmp_path / "people")
+    at_home(monkeypatch, tmp_path)
+    return tmp_path
 
 
 def said(capsys: pytest.CaptureFixture[str], *words: str) -> Any:
@@ -147,4 +151,3 @@ def test_steps_leave_a_study_in_the_status_it_is_in_also_when_they_fail(home: Pa
     assert studies.status("people") == "finished"
     assert main(["evaluate", "--name", "people", "--cluster", "99"]) == 1
     assert studies.status("people") == "finished"
-    studies.set_status("people", "created")

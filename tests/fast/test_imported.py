@@ -18,8 +18,7 @@ from clusterlora.stages.evaluate import evaluate
 from clusterlora.stages.imported import Older, bring_in, settings_for_import
 from clusterlora.stages.plan import remaining_packs
 from clusterlora.stages.train import train_pack
-from clusterlora.stores.files import FileAdapterStore
-from clusterlora.stores.memory import MemoryStudyStore, MemoryTracker, SilentLog
+from clusterlora.stores.memory import SilentLog
 from clusterlora.training.peft_folder import write_peft_folder
 from clusterlora.wiring import from_environment
 
@@ -145,9 +144,8 @@ def older(tmp_path: Path, tiny_base_folder: Path) -> tuple[Study, Older]:
 
 
 def test_an_interrupted_study_goes_on_here_with_its_adapters_compared_and_its_scores_beside(
-    older: tuple[Study, Older], tmp_path: Path
+    older: tuple[Study, Older], stores: Stores, tmp_path: Path
 ) -> None:
-    stores = Stores(MemoryStudyStore(), FileAdapterStore(tmp_path / "adapters"), MemoryTracker(), tmp_path / "studies")
     study = settings_for_import(older[0], older[1])
     assert study.methods == ("baseline", "unified", "imported_cluster")
     found = bring_in(study, older[1], stores, LOG)
@@ -172,9 +170,8 @@ def test_an_interrupted_study_goes_on_here_with_its_adapters_compared_and_its_sc
     assert "Imported scores" in (tmp_path / "studies" / "middle" / "results" / "report.html").read_text()
 
 
-def test_what_cannot_be_trusted_is_not_imported(older: tuple[Study, Older], tmp_path: Path) -> None:
+def test_what_cannot_be_trusted_is_not_imported(older: tuple[Study, Older], stores: Stores) -> None:
     study, files = older
-    stores = Stores(MemoryStudyStore(), FileAdapterStore(tmp_path / "adapters"), MemoryTracker(), tmp_path / "studies")
     with pytest.raises(BadSettings, match="may have seen the test items"):
         settings_for_import(replace(study, data=replace(study.data, splits=None)), files)
     study = settings_for_import(study, files)

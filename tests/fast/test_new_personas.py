@@ -34,15 +34,13 @@ from clusterlora.stages.cluster import cluster
 from clusterlora.stages.compare import compare
 from clusterlora.stages.evaluate import evaluate
 from clusterlora.stages.new_personas import new_personas as curve_of
-from clusterlora.stages.plan import pack_named, remaining_packs, rungs, work_plan
+from clusterlora.stages.plan import rungs, work_plan
 from clusterlora.stages.prepare import prepare
 from clusterlora.stages.register import register
-from clusterlora.stages.train import next_micro_batch, train_pack
-from clusterlora.stores.files import FileAdapterStore
-from clusterlora.stores.memory import MemoryStudyStore, MemoryTracker, SilentLog
-from clusterlora.values import Criterion, Dataset, Turn, Verdict
-
-LOG = SilentLog()
+from clusterlora.stores.memory import MemoryTracker
+from clusterlora.values import Criterion, Verdict
+from tests.fixtures.stages import LOG, run_rest, train_named
+from tests.fixtures.studies import copy_of_stores, memory_stores, poisoned
 
 
 def measured(
@@ -162,11 +160,6 @@ def test_every_cluster_spares_somebody_and_keeps_somebody(sizes: list[int], shar
 
 
 @pytest.fixture
-def stores(tmp_path: Path) -> Stores:
-    return Stores(MemoryStudyStore(), FileAdapterStore(tmp_path / "adapters"), MemoryTracker(), tmp_path / "studies")
-
-
-@pytest.fixture
 def study(tiny_base_folder: Path) -> Study:
     """Nine people in two clusters, of whom one each is held out."""
     return Study(
@@ -185,12 +178,13 @@ def study(tiny_base_folder: Path) -> Study:
 def run(study: Study, stores: Stores) -> None:
     prepare(study, stores, LOG)
     cluster(study, stores, LOG)
-    while packs := remaining_packs(study, stores):
-        for pack in packs:
-            attempt, micro_batch = next_micro_batch(study, pack.name, stores)
-            train_pack(study.name, pack, attempt=attempt, micro_batch=micro_batch, stores=stores, log=LOG)
-    for shard in (1, 2):
-        evaluate(study.name, part="test", shard=shard, shards=2, rung=None, stores=stores, log=LOG)
+    run_rest(study, stores)
+
+
+@pytest.fixture
+def evaluated_stores(study: Study, tmp_path: Path) -> Stores:
+    """Return stores with the study of nine people, trained and evaluated once for the whole session."""
+    return copy_of_stores("nine-people", lambda stores: run(study, stores), tmp_path)
 
 
 def own_gain_from(file: Path) -> float:
@@ -204,8 +198,10 @@ def own_gain_from(file: Path) -> float:
     )
 
 
-def test_a_study_measures_new_people_beside_its_methods_and_changes_none_of_them(study: Study, stores: Stores, tmp_path: Path) -> None:
-    run(study, stores)
+def test_a_study_measures_new_people_beside_its_methods_and_changes_none_of_them(
+    study: Study, evaluated_stores: Stores, tmp_path: Path
+) -> None:
+    stores = evaluated_stores
     comparison = compare(study.name, stores, LOG)
     register(study.name, stores, LOG)
     trained = {adapter.name: adapter for adapter in stores.studies.adapters(study.name)}
@@ -228,7 +224,7 @@ def test_a_study_measures_new_people_beside_its_methods_and_changes_none_of_them
     assert 'section id="new-persona"' in (results / "report.html").read_text(encoding="utf-8")
     assert evaluate(study.name, part="test", shard=1, shards=1, rung=None, stores=stores, log=LOG) == 0
 
-    other = Stores(MemoryStudyStore(), FileAdapterStore(tmp_path / "other"), MemoryTracker(), tmp_path / "other-studies")
+    other = memory_stores(tmp_path / "other")
     without = replace(study, assignment=AssignmentSettings())
     run(without, other)
     alone = compare(study.name, other, LOG)
@@ -240,28 +236,11 @@ def test_a_study_measures_new_people_beside_its_methods_and_changes_none_of_them
     assert "assignment.held_out_share=0.2" in (other.folder(study.name) / "results" / "report.html").read_text(encoding="utf-8")
 
 
-def poisoned(dataset: Dataset) -> Dataset:
-    """Return the data with every test answer replaced by nonsense."""
-    return Dataset(
-        tuple(
-            replace(
-                persona,
-                dialogues=tuple(
-                    replace(d, turns=tuple(Turn(t.role, "zzz") if d.split == "test" and t.role == "assistant" else t for t in d.turns))
-                    for d in persona.dialogues
-                ),
-            )
-            for persona in dataset.personas
-        )
-    )
-
-
 def test_poisoned_test_answers_change_scores_and_no_choice(
-    study: Study, stores: Stores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    study: Study, evaluated_stores: Stores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run(study, stores)
-    clean = prepare(study, stores, LOG)
-    other = Stores(MemoryStudyStore(), FileAdapterStore(tmp_path / "other"), MemoryTracker(), tmp_path / "other-studies")
+    stores, other = evaluated_stores, memory_stores(tmp_path / "other")
+    clean = stores.studies.dataset(study.name)
     monkeypatch.setattr("clusterlora.stages.prepare.load", lambda _settings: poisoned(clean))
     run(study, other)
     ours, theirs = curve_of(study, stores), curve_of(study, other)
@@ -272,13 +251,12 @@ def test_poisoned_test_answers_change_scores_and_no_choice(
     assert ours.own.nll != theirs.own.nll, "the poison did not reach the scores, so this test would prove nothing"
 
 
-def test_after_a_refused_gate_nothing_is_measured_and_the_report_says_so(study: Study, stores: Stores) -> None:
-    strict = replace(study, gate=replace(study.gate, ladder=(), mean_similarity=1.0, on_failure="stop"))
+def test_after_a_refused_gate_nothing_is_measured_and_the_report_says_so(study: Study, evaluated_stores: Stores) -> None:
+    stores = evaluated_stores
+    strict = replace(study, name="strict", gate=replace(study.gate, ladder=(), mean_similarity=1.0, on_failure="stop"))
     prepare(strict, stores, LOG)
     cluster(strict, stores, LOG)
-    while packs := pack_named(strict, stores, ("unified", "cluster-00")):
-        for pack in packs:
-            train_pack(strict.name, pack, attempt=1, micro_batch=2, stores=stores, log=LOG)
+    train_named(strict, stores, ("unified", "cluster-00"))
     refusal = Criterion("above_unified", -0.1, 0.0, False, None, None, "worse")
     stores.studies.save_verdict(strict.name, Verdict("own", "cluster-00", (refusal,), 4, 8))
     run(strict, stores)

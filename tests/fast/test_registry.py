@@ -16,8 +16,6 @@ from clusterlora.serving.export import export
 from clusterlora.settings import ModelSettings, Recipe, Study
 from clusterlora.stages.model_card import about
 from clusterlora.stores.json_codec import plain, to_json
-from clusterlora.stores.mlflow_models import Registry
-from clusterlora.stores.mlflow_tracker import MlflowTracker
 from clusterlora.stores.routing_table import KeyedLayer, KeyedStack, RoutingTable
 from clusterlora.training.peft_folder import write_peft_folder
 from clusterlora.values import Dataset, Dialogue, Layer, Persona, Turn
@@ -150,6 +148,9 @@ def test_only_what_a_comparison_found_best_becomes_champion_unless_forced_with_a
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    from clusterlora.stores.mlflow_models import Registry
+    from clusterlora.stores.mlflow_tracker import MlflowTracker
+
     tracker = MlflowTracker(mlflow_server)
     dialogue = Dialogue("d", (Turn("user", "hi"), Turn("assistant", "hello")), split="train")
     tracker.start_study(STUDY, params={}, tags={}, dataset=Dataset((Persona("ann", None, (dialogue,)),)))

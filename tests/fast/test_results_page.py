@@ -14,17 +14,10 @@ from clusterlora.errors import BadData, UnknownName
 from clusterlora.ports import Stores
 from clusterlora.settings import DataSettings, Study, SyntheticSettings
 from clusterlora.stages.compare import figure_path
-from clusterlora.stores.files import FileAdapterStore
-from clusterlora.stores.memory import MemoryStudyStore, MemoryTracker
 from clusterlora.values import Clustering, Dataset, EvaluationRow, Persona
 
 PEOPLE = tuple(f"p{number:02d}" for number in range(20))
 PROMPT_TOKENS = {"few_shot": 150.0}
-
-
-@pytest.fixture
-def stores(tmp_path: Path) -> Stores:
-    return Stores(MemoryStudyStore(), FileAdapterStore(tmp_path / "adapters"), MemoryTracker(), tmp_path / "studies")
 
 
 def finished(name: str, means: Mapping[str, float], stores: Stores) -> None:

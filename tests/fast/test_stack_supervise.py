@@ -9,7 +9,7 @@ from deployments.supervise import is_flow_process
 
 
 def test_a_process_that_runs_a_flow_counts_as_one_until_it_ends(tmp_path: Path) -> None:
-    argv = (sys.executable, "-c", "import time; time.sleep(60)", "prefect.flow_engine")
+    argv = (sys.executable, "-c", "import time; time.sleep(3600)", "prefect.flow_engine")
     process = processes.start(argv, env=os.environ, folder=tmp_path, log_file=tmp_path / "x.log")
     assert is_flow_process(process.pid)
     processes.stop([process])
@@ -17,6 +17,6 @@ def test_a_process_that_runs_a_flow_counts_as_one_until_it_ends(tmp_path: Path) 
 
 
 def test_a_pid_that_was_given_to_something_else_does_not_count(tmp_path: Path) -> None:
-    process = processes.start(("sleep", "60"), env=os.environ, folder=tmp_path, log_file=tmp_path / "x.log")
+    process = processes.start(("sleep", "3600"), env=os.environ, folder=tmp_path, log_file=tmp_path / "x.log")
     assert not is_flow_process(process.pid)
     processes.stop([process])

@@ -23,7 +23,7 @@ print(sys.argv[1:], os.environ.get("PREFECT__FLOW_RUN_ID"), os.getcwd() == sys.p
 if sys.argv[1] == "wait":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))
     print(os.getpid(), os.getppid(), flush=True)
-    time.sleep(60)
+    time.sleep(3600)
 sys.exit(int(sys.argv[1]))
 """
 
@@ -49,10 +49,8 @@ def _listening(folder: Path, imported: str) -> Iterator[dict[str, str]]:
         f"from deployments import warm; from pathlib import Path; warm._become(warm.listen(Path({env[warm.SOCKET]!r}), [{imported!r}]))"
     )
     process = subprocess.Popen([sys.executable, "-c", script], env=env, cwd=folder, start_new_session=True)
-    deadline = time.monotonic() + 60
     while not (folder / "warm.sock").exists():
         assert process.poll() is None
-        assert time.monotonic() < deadline, "nobody listens"
         time.sleep(0.05)
     yield env
     os.killpg(process.pid, signal.SIGKILL)
@@ -72,37 +70,35 @@ def _pids(run: "subprocess.Popen[str]") -> tuple[int, int]:
     return int(pid), int(watcher)
 
 
-def _ends(pid: int) -> bool:
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:
+def _await_end(pid: int) -> None:
+    while True:
         try:
             state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
         except OSError:
-            return True
+            return
         if state in "ZX":
-            return True
+            return
         time.sleep(0.05)
-    return False
 
 
 def test_a_run_is_forked_and_is_as_if_started_alone(listening: dict[str, str], folder: Path) -> None:
     for code in ("0", "3"):
         run = _start(listening, folder, code)
-        assert run.communicate(timeout=60)[0] == f"['{code}'] {code} True True __main__\n"
+        assert run.communicate()[0] == f"['{code}'] {code} True True __main__\n"
         assert run.returncode == int(code)
 
 
 @pytest.mark.parametrize("changed", [{"MKL_NUM_THREADS": "13"}, {warm.SOCKET: "/nowhere/warm.sock"}, {warm.SOCKET: ""}])
 def test_who_has_another_environment_or_finds_nobody_runs_alone(listening: dict[str, str], folder: Path, changed: dict[str, str]) -> None:
     run = _start({**listening, **changed}, folder, "4")
-    assert run.communicate(timeout=60)[0] == "['4'] 4 True False __main__\n"
+    assert run.communicate()[0] == "['4'] 4 True False __main__\n"
     assert run.returncode == 4
 
 
 def test_no_run_is_forked_once_an_import_has_asked_for_gpus(folder: Path) -> None:
     (folder / "asks.py").write_text(f"import torch, {IMPORTED}\ntorch.cuda.is_available()\n")
     for env in _listening(folder, "asks"):
-        assert _start(env, folder, "0").communicate(timeout=100)[0] == "['0'] 0 True False __main__\n"
+        assert _start(env, folder, "0").communicate()[0] == "['0'] 0 True False __main__\n"
 
 
 def test_a_run_computes_with_the_threads_of_its_own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -110,28 +106,35 @@ def test_a_run_computes_with_the_threads_of_its_own_environment(monkeypatch: pyt
         "import torch; from threadpoolctl import threadpool_info as info; "
         "print(torch.get_num_threads(), {library['num_threads'] for library in info()})"
     )
-    script = "import os, torch, numpy; from deployments import warm; env = {**os.environ, 'OMP_NUM_THREADS': ASKED}; "
-    script += f"warm._become(warm.Run(('tells',), env, {str(tmp_path)!r}))"
+    script = """
+import os, sys, torch, numpy
+from deployments import warm
+for asked in sys.argv[2:]:
+    if (pid := os.fork()) == 0:
+        warm._become(warm.Run(("tells",), {**os.environ, "OMP_NUM_THREADS": asked}, sys.argv[1]))
+        break
+    os.waitpid(pid, 0)
+"""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("PYTHONPATH", str(CHECKOUT))
-    for asked, n in (("3", 3), ("3,2", 3), ("many", len(os.sched_getaffinity(0)))):
-        argv = [sys.executable, "-c", script.replace("ASKED", repr(asked))]
-        found = subprocess.run(argv, cwd=CHECKOUT, capture_output=True, text=True, check=True)
-        assert found.stdout == f"{n} {{{n}}}\n"
+    threads_by_asked = {"3": 3, "3,2": 3, "many": len(os.sched_getaffinity(0))}
+    argv = [sys.executable, "-c", script, str(tmp_path), *threads_by_asked]
+    found = subprocess.run(argv, cwd=CHECKOUT, capture_output=True, text=True, check=True)
+    assert found.stdout == "".join(f"{n} {{{n}}}\n" for n in threads_by_asked.values())
 
 
 def test_signals_reach_the_run(listening: dict[str, str], folder: Path) -> None:
     with _start(listening, folder, "wait") as run:
         _pids(run)
         run.terminate()
-        assert run.wait(timeout=60) == 7
+        assert run.wait() == 7
 
 
 def test_a_run_ends_when_whoever_asked_for_it_is_killed(listening: dict[str, str], folder: Path) -> None:
     with _start(listening, folder, "wait") as run:
         pid, _ = _pids(run)
         run.kill()
-    assert _ends(pid)
+    _await_end(pid)
 
 
 @pytest.mark.parametrize("which", [0, 1])
@@ -139,8 +142,8 @@ def test_a_run_that_is_killed_or_left_alone_is_seen_as_killed(listening: dict[st
     with _start(listening, folder, "wait") as run:
         pids = _pids(run)
         os.kill(pids[which], signal.SIGKILL)
-        assert run.wait(timeout=60) == -signal.SIGKILL
-    assert _ends(pids[0])
+        assert run.wait() == -signal.SIGKILL
+    _await_end(pids[0])
 
 
 def test_the_socket_is_open_to_its_owner_alone(listening: dict[str, str]) -> None:

@@ -1,7 +1,7 @@
 """A whole study in one process: every stage, what it leaves behind, and what it never does."""
 
 import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from math import isnan
 from pathlib import Path
@@ -22,29 +22,20 @@ from clusterlora.ports import Stores
 from clusterlora.serving.router import Router
 from clusterlora.settings import (
     ClusteringSettings,
-    DataSettings,
-    EvaluationSettings,
-    GateSettings,
     MergeSettings,
-    ModelSettings,
-    Recipe,
-    Rung,
     RuntimeSettings,
     Study,
-    SyntheticSettings,
 )
 from clusterlora.stages import timing
 from clusterlora.stages.cluster import cluster
 from clusterlora.stages.compare import compare, evaluation_rows
 from clusterlora.stages.evaluate import evaluate
-from clusterlora.stages.judge import judge, verdict_on
+from clusterlora.stages.judge import verdict_on
 from clusterlora.stages.plan import (
     IMPORTED,
     OWN,
-    Pack,
     decided_rung,
     gate_packs,
-    packs_before_clustering,
     refused,
     remaining_packs,
     rungs,
@@ -56,80 +47,31 @@ from clusterlora.stages.register import register
 from clusterlora.stages.report import report_data
 from clusterlora.stages.routing import routing_table
 from clusterlora.stages.train import log_name, next_micro_batch, train_pack
-from clusterlora.stores.files import FileAdapterStore
 from clusterlora.stores.json_codec import from_plain, plain
-from clusterlora.stores.memory import MemoryStudyStore, MemoryTracker, SilentLog
+from clusterlora.stores.memory import MemoryTracker
 from clusterlora.stores.routing_table import RoutingTable
 from clusterlora.training.job import TrainingResult
-from clusterlora.values import Attempt, Clustering, Dataset, Persona, Stack, Turn
+from clusterlora.values import Attempt, Clustering, Persona, Stack
+from tests.fixtures.stages import LOG, run, run_rest, train_packs
+from tests.fixtures.studies import memory_stores, poisoned
 
-LOG = SilentLog()
 TRAINED_HERE = tuple(name for name in METHODS if name != IMPORTED)
 """A study in which nothing was imported has nothing to compare as imported."""
 
 
 @pytest.fixture
-def stores(tmp_path: Path) -> Stores:
-    return Stores(MemoryStudyStore(), FileAdapterStore(tmp_path / "adapters"), MemoryTracker(), tmp_path / "studies")
+def study(seven: Study) -> Study:
+    return seven
 
 
-@pytest.fixture
-def study(tiny_base_folder: Path) -> Study:
-    """Seven people in two clusters; a gate that anything passes which differs from unified at all."""
-    return Study(
-        name="small",
-        data=DataSettings(train=3, val=2, test=2, synthetic=SyntheticSettings(cluster_sizes=(3, 4), dialogues=8)),
-        model=ModelSettings(base=str(tiny_base_folder)),
-        recipe=Recipe(rank=2, epochs=1, learning_rate=5e-3),
-        clustering=ClusteringSettings(k=2, sizes=(3, 4)),
-        gate=GateSettings(worst_persona=None, share_improved=0.0, ladder=(Rung(name="warm-start", init="unified"),), on_failure="continue"),
-        evaluation=EvaluationSettings(max_new_tokens=6, bootstrap_draws=200),
-        runtime=RuntimeSettings(shards=2),
-    )
-
-
-def train_all(study: Study, stores: Stores, packs: Sequence[Pack]) -> list[str]:
-    trained: list[str] = []
-    for pack in packs:
-        attempt, micro_batch = next_micro_batch(study, pack.name, stores)
-        train_pack(study.name, pack, attempt=attempt, micro_batch=micro_batch, stores=stores, log=LOG)
-        trained += pack.adapters
-    return trained
-
-
-def run_gate(study: Study, stores: Stores) -> None:
-    for rung in rungs(study, stores):
-        while packs := gate_packs(study, stores, rung):
-            train_all(study, stores, packs)
-        evaluate(study.name, part="gate", shard=1, shards=1, rung=rung.name, stores=stores, log=LOG)
-        if judge(study.name, rung.name, stores).passed:
-            return
-
-
-def run_rest(study: Study, stores: Stores) -> None:
-    while True:
-        while packs := remaining_packs(study, stores):
-            train_all(study, stores, packs)
-        if not refine(study.name, stores, LOG):
-            break
-    for shard in (1, 2):
-        evaluate(study.name, part="test", shard=shard, shards=2, rung=None, stores=stores, log=LOG)
-
-
-def run(study: Study, stores: Stores) -> None:
-    prepare(study, stores, LOG)
-    while packs := packs_before_clustering(study, stores):
-        train_all(study, stores, packs)
-    cluster(study, stores, LOG)
-    run_gate(study, stores)
-    run_rest(study, stores)
-
-
-def test_a_study_runs_from_data_to_a_registered_champion_and_again_without_doing_anything_twice(study: Study, stores: Stores) -> None:
-    run(study, stores)
+def test_a_study_runs_from_data_to_a_registered_champion_and_again_without_doing_anything_twice(
+    study: Study, finished_stores: Stores
+) -> None:
+    stores = finished_stores
+    assert isinstance(stores.tracker, MemoryTracker)
+    assert len(stores.tracker.models["small"]) == stores.tracker.champions["small"] == 1
+    attempts_before = stores.studies.attempts(study.name)
     comparison = compare(study.name, stores, LOG)
-    register(study.name, stores, LOG)
-
     assert {result.method for result in comparison.methods} == set(study.methods)
     assert comparison.n_personas == 7
     assert comparison.floor is not None
@@ -144,7 +86,6 @@ def test_a_study_runs_from_data_to_a_registered_champion_and_again_without_doing
     assert (folder / "logs" / "cluster_0_training.log").read_text().count("finished") == 1
 
     trained_before = {a.key: a.seconds for a in stores.studies.adapters(study.name)}
-    attempts_before = stores.studies.attempts(study.name)
     run(study, stores)
     assert {a.key: a.seconds for a in stores.studies.adapters(study.name)} == trained_before
     assert stores.studies.attempts(study.name) == attempts_before
@@ -204,8 +145,8 @@ def request_of(persona: Persona, item_id: str) -> dict[str, Any]:
     return {"persona_id": persona.id, "messages": messages, "context": dict(dialogue.context)}
 
 
-def test_any_cluster_can_be_judged_and_only_cluster_0_decides(study: Study, stores: Stores) -> None:
-    run(study, stores)
+def test_any_cluster_can_be_judged_and_only_cluster_0_decides(study: Study, finished_stores: Stores) -> None:
+    stores = finished_stores
     before = stores.studies.verdicts(study.name)
     rung = decided_rung(study, stores).name
     evaluate(study.name, part="gate", shard=1, shards=1, rung=rung, cluster=1, stores=stores, log=LOG)
@@ -219,9 +160,8 @@ def test_any_cluster_can_be_judged_and_only_cluster_0_decides(study: Study, stor
         verdict_on(study.name, rung, 7, stores)
 
 
-def test_the_baseline_may_answer_first_what_test_would_ask_of_it_and_nothing_changes(study: Study, stores: Stores, tmp_path: Path) -> None:
-    other = Stores(MemoryStudyStore(), FileAdapterStore(tmp_path / "other"), MemoryTracker(), tmp_path / "other-studies")
-    run(study, other)
+def test_the_baseline_may_answer_first_what_test_would_ask_of_it_and_nothing_changes(study: Study, finished_stores: Stores) -> None:
+    stores, usual, study = finished_stores, study, replace(study, name="ahead")
     dataset = prepare(study, stores, LOG)
     cluster(study, stores, LOG)
     n_ahead = evaluate(study.name, part="baseline", shard=1, shards=1, rung=None, stores=stores, log=LOG)
@@ -231,8 +171,8 @@ def test_the_baseline_may_answer_first_what_test_would_ask_of_it_and_nothing_cha
     assert n_ahead == len(ahead) == sum(len(items(study.model, p, split)) for p in dataset.personas for split in ("val", "test"))
     run(study, stores)
     assert set(stores.studies.answers(study.name, [bare])) == ahead
-    assert stores.studies.routes(study.name) == other.studies.routes(study.name)
-    found, expected = evaluation_rows(study, stores), evaluation_rows(study, other)
+    assert stores.studies.routes(study.name) == stores.studies.routes(usual.name)
+    found, expected = evaluation_rows(study, stores), evaluation_rows(usual, stores)
     assert [replace(row, scores={}) for row in found] == [replace(row, scores={}) for row in expected]
     # What is read beside what, and with it the order in which floating-point numbers are added, is another.
     assert [dict(row.scores) for row in found] == [pytest.approx(dict(row.scores), rel=1e-5) for row in expected]
@@ -245,8 +185,8 @@ def test_nobody_asks_the_bare_base_model_where_no_method_does(study: Study, stor
     assert evaluate(without.name, part="baseline", shard=1, shards=1, rung=None, stores=stores, log=LOG) == 0
 
 
-def test_merged_adapters_are_made_of_their_members_once_and_compared_like_any_other(study: Study, stores: Stores) -> None:
-    study = replace(study, methods=("unified", "merge"), merging=MergeSettings(kind="ties"))
+def test_merged_adapters_are_made_of_their_members_once_and_compared_like_any_other(study: Study, finished_stores: Stores) -> None:
+    stores, study = finished_stores, replace(study, name="merging", methods=("unified", "merge"), merging=MergeSettings(kind="ties"))
     prepare(study, stores, LOG)
     cluster(study, stores, LOG)
     run_rest(study, stores)
@@ -273,14 +213,16 @@ def test_a_cluster_of_one_person_is_trained_in_a_run_of_its_own(study: Study, st
     assert [pack.name for pack in gate_packs(study, stores, OWN)] == ["unified", "cluster-00"], "the longest first"
 
 
-def test_a_cluster_of_one_person_is_registered_like_any_other(study: Study, stores: Stores) -> None:
-    methods = ("unified", "per_persona", "cluster")
-    study = replace(study, methods=methods, clustering=ClusteringSettings(k=2, sizes=(1, 6)), gate=replace(study.gate, ladder=()))
+def test_a_cluster_of_one_person_is_registered_like_any_other(study: Study, finished_stores: Stores) -> None:
+    stores, methods = finished_stores, ("unified", "per_persona", "cluster")
+    clusters, gate = ClusteringSettings(k=2, sizes=(1, 6)), replace(study.gate, ladder=())
+    study = replace(study, name="lonely", methods=methods, clustering=clusters, gate=gate)
     run(study, stores)
     compare(study.name, stores, LOG)
     register(study.name, stores, LOG)
     assert isinstance(stores.tracker, MemoryTracker)
-    assert set(stores.tracker.models) == {"small", "small-unified", "small-cluster-00", "small-cluster-01", "small-per-persona"}
+    models = {"lonely", "lonely-unified", "lonely-cluster-00", "lonely-cluster-01", "lonely-per-persona"}
+    assert {name for name in stores.tracker.models if name.startswith("lonely")} == models
 
 
 def records(file: Path) -> list[dict[str, str]]:
@@ -288,8 +230,8 @@ def records(file: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(opened))
 
 
-def test_the_summary_can_be_recomputed_from_the_raw_rows_for_every_metric(study: Study, stores: Stores) -> None:
-    study = replace(study, evaluation=replace(study.evaluation, metrics=tuple(METRICS)))
+def test_the_summary_can_be_recomputed_from_the_raw_rows_for_every_metric(study: Study, finished_stores: Stores) -> None:
+    stores, study = finished_stores, replace(study, name="measured", evaluation=replace(study.evaluation, metrics=tuple(METRICS)))
     run(study, stores)
     compare(study.name, stores, LOG)
     results = stores.folder(study.name) / "results"
@@ -304,30 +246,11 @@ def test_the_summary_can_be_recomputed_from_the_raw_rows_for_every_metric(study:
             assert float(record[metric]) == pytest.approx(fmean(means), rel=1e-6, abs=1e-12), metric
 
 
-def poisoned(dataset: Dataset) -> Dataset:
-    """Return the data with every test answer replaced by nonsense."""
-    return Dataset(
-        tuple(
-            replace(
-                persona,
-                dialogues=tuple(
-                    replace(d, turns=tuple(Turn(t.role, "zzz") if t.role == "assistant" else t for t in d.turns))
-                    if d.split == "test"
-                    else d
-                    for d in persona.dialogues
-                ),
-            )
-            for persona in dataset.personas
-        )
-    )
-
-
 def test_nothing_but_the_final_scores_sees_test_answers(
-    study: Study, stores: Stores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    study: Study, finished_stores: Stores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run(study, stores)
-    clean = prepare(study, stores, LOG)
-    other = Stores(MemoryStudyStore(), FileAdapterStore(tmp_path / "other"), MemoryTracker(), tmp_path / "other-studies")
+    stores, other = finished_stores, memory_stores(tmp_path / "other")
+    clean = stores.studies.dataset(study.name)
     monkeypatch.setattr("clusterlora.stages.prepare.load", lambda _settings: poisoned(clean))
     run(study, other)
     assert other.studies.routes(study.name) == stores.studies.routes(study.name)
@@ -339,9 +262,9 @@ def test_nothing_but_the_final_scores_sees_test_answers(
     assert scores[0] != scores[1], "the poison did not reach the final scores, so this test would prove nothing"
 
 
-def test_a_refused_gate_stops_the_spending_and_still_compares_what_was_trained(study: Study, stores: Stores) -> None:
-    everything = (*study.methods, "hybrid")
-    strict = replace(study, methods=everything, seeds=2, gate=replace(study.gate, mean_similarity=1.0, on_failure="stop"))
+def test_a_refused_gate_stops_the_spending_and_still_compares_what_was_trained(study: Study, finished_stores: Stores) -> None:
+    stores, everything = finished_stores, (*study.methods, "hybrid")
+    strict = replace(study, name="strict", methods=everything, seeds=2, gate=replace(study.gate, mean_similarity=1.0, on_failure="stop"))
     run(strict, stores)
     assert refused(strict, stores)
     assert {v.rung for v in stores.studies.verdicts(strict.name)} == {"own", "warm-start"}
@@ -359,7 +282,7 @@ def test_a_warm_started_rung_trains_unified_first_and_has_a_name_of_its_own(stud
     cluster(study, stores, LOG)
     warm = rungs(study, stores)[1]
     assert [pack.name for pack in gate_packs(study, stores, warm)] == ["unified"]
-    train_all(study, stores, gate_packs(study, stores, warm))
+    train_packs(study, stores, gate_packs(study, stores, warm))
     assert [pack.name for pack in gate_packs(study, stores, warm)] == ["cluster-00+warm-start"]
     own, other = work_plan(study, stores, OWN), work_plan(study, stores, warm)
     assert own.keys["cluster-00"] != other.keys["cluster-00+warm-start"]

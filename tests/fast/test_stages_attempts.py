@@ -28,14 +28,9 @@ from clusterlora.stages.plan import Pack, pack_named, work_plan
 from clusterlora.stages.prepare import prepare
 from clusterlora.stages.train import keep, stored_folder, train_pack
 from clusterlora.stores.files import FileAdapterStore, refuse_other_weights, weights_sha256
-from clusterlora.stores.memory import MemoryRun, MemoryStudyStore, MemoryTracker, SilentLog
+from clusterlora.stores.memory import MemoryRun, MemoryTracker, SilentLog
 
 UNIFIED = Pack("unified", "unified", ("unified",))
-
-
-@pytest.fixture
-def stores(tmp_path: Path) -> Stores:
-    return Stores(MemoryStudyStore(), FileAdapterStore(tmp_path / "adapters"), MemoryTracker(), tmp_path / "studies")
 
 
 @pytest.fixture

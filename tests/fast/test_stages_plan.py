@@ -22,16 +22,10 @@ from clusterlora.stages.cluster import cluster
 from clusterlora.stages.plan import OWN, gate_packs, remaining_packs, work_plan
 from clusterlora.stages.prepare import prepare
 from clusterlora.stages.scale import Scale, scale
-from clusterlora.stores.files import FileAdapterStore
-from clusterlora.stores.memory import MemoryStudyStore, MemoryTracker, SilentLog
+from clusterlora.stores.memory import SilentLog
 from clusterlora.values import Dataset, TrainedAdapter, Verdict
 
 LOG = SilentLog()
-
-
-@pytest.fixture
-def stores(tmp_path: Path) -> Stores:
-    return Stores(MemoryStudyStore(), FileAdapterStore(tmp_path / "adapters"), MemoryTracker(), tmp_path / "studies")
 
 
 @pytest.fixture

@@ -13,14 +13,8 @@ from clusterlora.settings import DataSettings, ModelSettings, Study, SyntheticSe
 from clusterlora.stages import prepare as module
 from clusterlora.stages.plan import work_plan
 from clusterlora.stages.prepare import git_revision, prepare
-from clusterlora.stores.files import FileAdapterStore
-from clusterlora.stores.memory import MemoryRun, MemoryStudyStore, MemoryTracker, SilentLog
+from clusterlora.stores.memory import MemoryRun, MemoryTracker, SilentLog
 from clusterlora.values import Clustering
-
-
-@pytest.fixture
-def stores(tmp_path: Path) -> Stores:
-    return Stores(MemoryStudyStore(), FileAdapterStore(tmp_path / "adapters"), MemoryTracker(), tmp_path / "studies")
 
 
 def study(base: Path, dtype: Literal["auto", "float32", "bfloat16"] = "auto") -> Study:
