@@ -11,6 +11,7 @@ import time
 import urllib.request
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
@@ -24,7 +25,7 @@ from clusterlora.values import Dataset, Dialogue, Persona, Turn
 # MLflow warns of its own type hints when its model flavours are imported.
 pytestmark = [pytest.mark.filterwarnings("ignore:.*AnyType:UserWarning")]
 
-STUDY = "served"
+STUDY = f"served-{uuid4().hex[:6]}"
 QUESTIONS = [{"persona_id": p, "messages": [{"role": "user", "content": "make it cosy"}]} for p in ("ann", "bob", "somebody new")]
 
 ELSEWHERE = """
