@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -13,6 +13,7 @@ from clusterlora.settings import Study
 from clusterlora.values import Answer, Attempt, Clustering, Dataset, Route, TrainedAdapter, Verdict
 
 
+@runtime_checkable
 class RunLog(Protocol):
     """Where progress and curves go: a rich bar, a Prefect progress artifact, an MLflow run, or nowhere."""
 
@@ -33,6 +34,7 @@ class RunLog(Protocol):
         ...
 
 
+@runtime_checkable
 class Embedder(Protocol):
     """A sentence embedding model."""
 

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
 
 pytest_plugins = [
+    "tests.fixtures.shapes",  # first: whatever is imported after it is checked by it
     "tests.fixtures.session",
     "tests.fixtures.servers",
     "tests.fixtures.prefect",

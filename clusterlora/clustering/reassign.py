@@ -11,7 +11,7 @@ MARGIN_SE = 1.0
 
 
 def reassigned(
-    losses: Sequence[Float[np.ndarray, "item cluster"]], labels: Int[np.ndarray, " persona"], least: Sequence[int]
+    losses: Sequence[Float[np.ndarray, "_item cluster"]], labels: Int[np.ndarray, " persona"], least: Sequence[int]
 ) -> Int[np.ndarray, " persona"]:
     """Return the labels after one round: everybody's cheapest cluster, among all ways that leave each cluster its least size.
 

@@ -15,8 +15,10 @@ EXAMPLES = (1, 3, 5, 10)
 DRAWS = 50
 """Random orders of a person's examples that a choice is averaged over; the first m of an order choose."""
 
-Scores = Mapping[str, Float[np.ndarray, "item arm"]]
+Scores = Mapping[str, Float[np.ndarray, "_item arm"]]
 """By persona id, the score of every item under every arm: unified, then each cluster in turn."""
+Shares = Mapping[str, Float[np.ndarray, " arm"]]
+"""By persona id, how often each arm answers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +70,7 @@ class _Rule:
 
     name: str
     n_examples: int | None
-    shares: Mapping[str, Scores]
+    shares: Mapping[str, Shares]
 
 
 def new_personas(
@@ -116,11 +118,11 @@ def new_personas(
     )
 
 
-def _choices(losses: Scores, rng: np.random.Generator) -> tuple[dict[int, Scores], dict[int, Scores]]:
+def _choices(losses: Scores, rng: np.random.Generator) -> tuple[dict[int, Shares], dict[int, Shares]]:
     """Return, by the number of examples, how often each arm is chosen for whom: with the margin, and without."""
     orders = {p: [rng.permutation(len(its)) for _ in range(DRAWS)] for p, its in losses.items()}
 
-    def shares(m: int, margin_se: float) -> Scores:
+    def shares(m: int, margin_se: float) -> Shares:
         found: dict[str, np.ndarray] = {}
         for p, its in losses.items():
             if len(its) >= m:
@@ -162,7 +164,7 @@ def _outcomes(
 
 
 def _gains(
-    shares: Sequence[Scores], tested: Scores, people: Sequence[str], higher: bool, draws: int, rng: np.random.Generator
+    shares: Sequence[Shares], tested: Scores, people: Sequence[str], higher: bool, draws: int, rng: np.random.Generator
 ) -> list[Gain]:
     """Return every rule's gain over unified on one metric, personas weighing the same."""
     sign = 1.0 if higher else -1.0

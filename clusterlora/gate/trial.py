@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 
 from clusterlora.errors import BadData
 
-Scores = Mapping[str, Float[np.ndarray, " item"]]
+Scores = Mapping[str, Float[np.ndarray, " _item"]]
 """Similarity in 0..1 of every item, by persona."""
 
 DRAWS = 10_000

@@ -45,11 +45,11 @@ class Site:
     bias: Float[Tensor, " D"] | None
 
     @property
-    def weights(self) -> tuple[Float[Tensor, "D d_in"], ...]:
+    def weights(self) -> tuple[Float[Tensor, "_D d_in"], ...]:
         """The weights of each layer."""
         return self.weight.split(self.d_outs)
 
-    def apart(self, x: Float[Tensor, "N d_in"]) -> list[Float[Tensor, "N D"]]:
+    def apart(self, x: Float[Tensor, "N d_in"]) -> list[Float[Tensor, "N _D"]]:
         """Return each layer's outputs: views of one product on a GPU, products by themselves on a CPU, which is slow on strided views."""
         if self.weight.is_cuda:
             return list(functional.linear(x, self.weight, self.bias).split(self.d_outs, -1))
@@ -146,7 +146,7 @@ class Decoder:
         unit = (wide * inverse).to(x.dtype)
         return unit * weight, unit, inverse
 
-    def heads(self, qkv: Sequence[Float[Tensor, "N D"]], cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def heads(self, qkv: Sequence[Float[Tensor, "N _D"]], cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return turned queries [N H e], turned keys [N G e] and values [N G e]."""
         q, k, v = (part.unflatten(-1, (-1, self.head_dim)) for part in qkv)
         return rotate(q, cos, sin), rotate(k, cos, sin), v

@@ -78,7 +78,7 @@ def _side_by_side(site: Site, weights: Sequence[Weights], dtype: torch.dtype) ->
     return Update(a, bs)
 
 
-def adapted(site: Site, x: Float[Tensor, "N d_in"], update: Update | None, runs: Sequence[Run]) -> list[Float[Tensor, "N D"]]:
+def adapted(site: Site, x: Float[Tensor, "N d_in"], update: Update | None, runs: Sequence[Run]) -> list[Float[Tensor, "N _D"]]:
     """Return the outputs of each layer of a site, with each row's update."""
     ys = site.apart(x)
     if update is not None:

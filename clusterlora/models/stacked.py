@@ -25,7 +25,7 @@ from transformers import DynamicCache
 from clusterlora.errors import BadData
 from clusterlora.values import Layer
 
-Factors = Mapping[str, tuple[Float[Tensor, "rank d_in"], Float[Tensor, "d_out rank"]]]
+Factors = Mapping[str, tuple[Float[Tensor, "_rank _d_in"], Float[Tensor, "_d_out _rank"]]]
 """(A, scaled B) by the name of the linear layer; the update of its weight is B @ A."""
 
 Prefix = Float[Tensor, "token layer_kv head dim"]

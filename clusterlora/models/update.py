@@ -28,9 +28,9 @@ class Update:
     """The factors of a batch's rows, or of slots: their A, and of each layer their B, transposed. One row alone is every row's."""
 
     a: Float[Tensor, "b R d_in"]
-    bs: tuple[Float[Tensor, "b r D"], ...]
+    bs: tuple[Float[Tensor, "b _r _D"], ...]
 
-    def forward(self, x: Float[Tensor, "N d_in"], ys: Sequence[Float[Tensor, "N D"]], runs: Sequence[Run]) -> list[Float[Tensor, "n R t"]]:
+    def forward(self, x: Float[Tensor, "N d_in"], ys: Sequence[Float[Tensor, "N _D"]], runs: Sequence[Run]) -> list[Float[Tensor, "_n R _t"]]:
         """Add to the layers' outputs; return what came out of A, run by run."""
         hs = []
         for run in self._runs(runs, x):
@@ -43,8 +43,8 @@ class Update:
     def backward(
         self,
         x: Float[Tensor, "N d_in"],
-        hs: Sequence[Float[Tensor, "n R t"]],
-        dys: Sequence[Float[Tensor, "N D"]],
+        hs: Sequence[Float[Tensor, "_n R _t"]],
+        dys: Sequence[Float[Tensor, "N _D"]],
         dx: Float[Tensor, "N d_in"] | None,
         runs: Sequence[Run],
         gradient: "Update | None" = None,
@@ -64,7 +64,7 @@ class Update:
     def _runs(self, runs: Sequence[Run], x: Float[Tensor, "N d_in"]) -> Sequence[Run]:
         return runs if len(self.a) > 1 else whole(1, len(x))
 
-    def _by_layer(self, h: Float[Tensor, "n R t"]) -> Sequence[Float[Tensor, "n r t"]]:
+    def _by_layer(self, h: Float[Tensor, "n R t"]) -> Sequence[Float[Tensor, "n _r t"]]:
         return (h,) if len(self.bs) == 1 else h.split([b.shape[1] for b in self.bs], dim=1)
 
     def of(self, slots: Int[Tensor, " b"]) -> "Update":

@@ -62,7 +62,7 @@ def merge(
     return merged, kept / energy if energy else 1.0
 
 
-_Layer = Mapping[str, tuple[Float[Tensor, "rank d_in"], Float[Tensor, "d_out rank"]]]
+_Layer = Mapping[str, tuple[Float[Tensor, "_rank d_in"], Float[Tensor, "d_out _rank"]]]
 _Decomposed = tuple[Float[Tensor, "d_out n"], Float[Tensor, "n m"], Float[Tensor, "m d_in"]]
 """An update as left @ core @ right, with orthonormal columns on the left and orthonormal rows on the right."""
 

@@ -36,7 +36,7 @@ class OneSlot:
         self._rank = group.rank
         self._factor = group.of_inputs(factor)
 
-    def forward(self, x: Float[Tensor, "N d_in"], ys: Sequence[Float[Tensor, "N D"]], runs: Sequence[Run]) -> list[Tensor]:  # noqa: ARG002
+    def forward(self, x: Float[Tensor, "N d_in"], ys: Sequence[Float[Tensor, "N _D"]], runs: Sequence[Run]) -> list[Tensor]:  # noqa: ARG002
         """Add to the layers' outputs; return what came out of A, and what went in."""
         read = (x * self._factor).to(x.dtype)
         h = torch.mm(self._a, read.T)
@@ -48,7 +48,7 @@ class OneSlot:
         self,
         x: Float[Tensor, "N d_in"],  # noqa: ARG002
         hs: Sequence[Tensor],
-        dys: Sequence[Float[Tensor, "N D"]],
+        dys: Sequence[Float[Tensor, "N _D"]],
         dx: Float[Tensor, "N d_in"] | None,
         runs: Sequence[Run],  # noqa: ARG002
     ) -> None:

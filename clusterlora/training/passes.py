@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -22,6 +22,7 @@ from clusterlora.training.through_decoder import DecoderPass
 from clusterlora.training.through_transformers import TransformersPass
 
 
+@runtime_checkable
 class Pass(Protocol):
     """One batch forward and, unless nothing is to be learned from it, backward: adds every row's gradient to its slot.
 

@@ -68,7 +68,7 @@ class Group:
         """Parameters of one slot's A."""
         return self.rank * len(self.place.names) * self.place.d_in
 
-    def views(self, matrix: Float[Tensor, "k n"]) -> tuple[Float[Tensor, "k R d_in"], list[Float[Tensor, "k r D"]]]:
+    def views(self, matrix: Float[Tensor, "k n"]) -> tuple[Float[Tensor, "k R d_in"], list[Float[Tensor, "k _r _D"]]]:
         """Return A and the transposed B of each layer as views of this group's columns of a [K, n] matrix."""
         n_slots = matrix.shape[0]
         a, *bs = matrix.split([self.n_of_a, *(self.rank * d_out for d_out in self.place.d_outs)], dim=1)
@@ -98,7 +98,7 @@ class OfRows:
         self._rows = rows
         self._update = group.gather(rows, dtype)
 
-    def forward(self, x: Float[Tensor, "N d_in"], ys: Sequence[Float[Tensor, "N D"]], runs: Sequence[Run]) -> list[Tensor]:
+    def forward(self, x: Float[Tensor, "N d_in"], ys: Sequence[Float[Tensor, "N _D"]], runs: Sequence[Run]) -> list[Tensor]:
         """Add to the layers' outputs; return what came out of A, run by run."""
         return self._update.forward(x, ys, runs)
 
@@ -106,7 +106,7 @@ class OfRows:
         self,
         x: Float[Tensor, "N d_in"],
         hs: Sequence[Tensor],
-        dys: Sequence[Float[Tensor, "N D"]],
+        dys: Sequence[Float[Tensor, "N _D"]],
         dx: Float[Tensor, "N d_in"] | None,
         runs: Sequence[Run],
     ) -> None:
@@ -194,7 +194,7 @@ class StackedLora:
         matrix[slot] = row[0]
 
 
-def through(dys: Sequence[Float[Tensor, "N D"]], weights: Sequence[Float[Tensor, "D d_in"]]) -> Float[Tensor, "N d_in"]:
+def through(dys: Sequence[Float[Tensor, "N _D"]], weights: Sequence[Float[Tensor, "_D d_in"]]) -> Float[Tensor, "N d_in"]:
     """Return the gradient of what layers with these weights read, all of them the same tensor."""
     dx = torch.mm(dys[0], weights[0])
     for dy, weight in zip(dys[1:], weights[1:], strict=True):

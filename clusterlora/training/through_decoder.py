@@ -1,7 +1,7 @@
 """Forward and backward pass of stacked LoRA through a written-out decoder, by hand.
 
 legend   b row, N tokens of all rows, M those that predict a response, d width, D outputs of a layer, H query heads, G key-value heads,
-         e width of a head
+         e width of a head, He = H * e
 
 The equations are those of `models.decoder` and `models.update`. Written by hand, a pass keeps exactly what its backward pass reads,
 runs no token after a row's last prediction and little padding, computes what follows the last attention for the tokens that predict a
@@ -46,14 +46,14 @@ class _Site:
     trained: tuple[OfRows | OneSlot, tuple[int, ...]] | None
     frozen: Update | None
 
-    def forward(self, x: Float[Tensor, "N d_in"], runs: Sequence[Run]) -> tuple[list[Float[Tensor, "N D"]], list[list[Tensor]]]:
+    def forward(self, x: Float[Tensor, "N d_in"], runs: Sequence[Run]) -> tuple[list[Float[Tensor, "N _D"]], list[list[Tensor]]]:
         """Return each layer's outputs, and what came out of the A of the trained factors and of the frozen ones."""
         ys = self.site.apart(x)
         return ys, [factors.forward(x, [ys[n] for n in where], runs) for factors, where in self._factors()]
 
     def backward(
         self,
-        dys: Sequence[Float[Tensor, "N D"]],
+        dys: Sequence[Float[Tensor, "N _D"]],
         x: Float[Tensor, "N d_in"],
         hs: list[list[Tensor]],
         runs: Sequence[Run],
@@ -266,7 +266,7 @@ class DecoderPass:
 
     def _attend(
         self, heads: tuple[Tensor, Tensor, Tensor], runs: Sequence[Run]
-    ) -> tuple[Float[Tensor, "N H*e"], list[tuple[Tensor, Tensor, Tensor, Tensor]]]:
+    ) -> tuple[Float[Tensor, "N He"], list[tuple[Tensor, Tensor, Tensor, Tensor]]]:
         """Return what every token's attention found, and the graph of each run."""
         found, graphs = [], []
         for run in runs:
@@ -278,8 +278,8 @@ class DecoderPass:
         return found[0] if len(found) == 1 else torch.cat(found), graphs
 
     def _attend_backward(
-        self, graphs: Sequence[tuple[Tensor, Tensor, Tensor, Tensor]], do: Float[Tensor, "N H*e"], given: DecoderBatch
-    ) -> list[Float[Tensor, "N D"]]:
+        self, graphs: Sequence[tuple[Tensor, Tensor, Tensor, Tensor]], do: Float[Tensor, "N He"], given: DecoderBatch
+    ) -> list[Float[Tensor, "N _D"]]:
         """Return the gradients of queries, keys and values as the layers put them out."""
         decoder, cos, sin = self._decoder, given.cos, given.sin
         n_heads = (decoder.n_heads, decoder.n_kv_heads, decoder.n_kv_heads)

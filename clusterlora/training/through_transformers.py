@@ -139,7 +139,7 @@ class _GroupProduct(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x: Float[Tensor, "b t d_in"], _wanted: Tensor, group: Group, rows: Rows, layers: Sequence[nn.Linear]
-    ) -> tuple[Float[Tensor, "b t D"], ...]:
+    ) -> tuple[Float[Tensor, "b t _D"], ...]:
         runs, flat, update = whole(*x.shape[:2]), x.flatten(0, 1), group.gather(rows, x.dtype)
         ys = [functional.linear(flat, layer.weight, layer.bias) for layer in layers]
         (h,) = update.forward(flat, ys, runs)

@@ -251,12 +251,13 @@ def test_the_base_model_is_given_back_as_it_was(base64: BaseModel, tmp_path: Pat
 
 def test_activations_computed_again_on_the_way_back_change_nothing(tiny_base_folder: Path, tmp_path: Path) -> None:
     base = load_base(str(tiny_base_folder))
+    base.model.double()
     kept = together(base, unequal_jobs(base, tmp_path / "kept"))
     again = {
         r.job.spec.name: r
         for r in engine.train(base, unequal_jobs(base, tmp_path / "again"), micro_batch=2, run_log=SilentLog(), checkpointing=True)
     }
-    assert all(difference(again[name], result) == 0 for name, result in kept.items())
+    assert all(difference(again[name], result) < 1e-9 for name, result in kept.items())
 
 
 def test_checkpoints_of_a_base_that_is_not_written_out_are_refused(
