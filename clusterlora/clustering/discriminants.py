@@ -1,6 +1,7 @@
 """The directions in which people agree with themselves and differ from others."""
 
 import numpy as np
+from jaxtyping import Float
 
 from clusterlora.clustering.features import Evidence, feature_matrix
 from clusterlora.errors import BadData
@@ -9,7 +10,7 @@ _DIRECTIONS = 8
 _SMALLEST_VARIANCE = 1e-4
 
 
-def discriminants(evidence: Evidence) -> Evidence:
+def discriminants(evidence: Evidence) -> tuple[Float[np.ndarray, "_ direction"], ...]:
     """Return the evidence projected on the linear discriminants of the personas.
 
     What varies from piece to piece of the same persona is mostly what was asked for. Measured in units of that variation

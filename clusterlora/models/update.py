@@ -30,7 +30,9 @@ class Update:
     a: Float[Tensor, "b R d_in"]
     bs: tuple[Float[Tensor, "b _r _D"], ...]
 
-    def forward(self, x: Float[Tensor, "N d_in"], ys: Sequence[Float[Tensor, "N _D"]], runs: Sequence[Run]) -> list[Float[Tensor, "_n R _t"]]:
+    def forward(
+        self, x: Float[Tensor, "N d_in"], ys: Sequence[Float[Tensor, "N _D"]], runs: Sequence[Run]
+    ) -> list[Float[Tensor, "_n R _t"]]:
         """Add to the layers' outputs; return what came out of A, run by run."""
         hs = []
         for run in self._runs(runs, x):

@@ -20,6 +20,8 @@ from clusterlora.values import Clustering
 from tests.fixtures.stages import LOG
 from tests.fixtures.studies import Planted
 
+pytestmark = pytest.mark.numeric
+
 
 def one_exchange(**changes: object) -> dict[str, object]:
     return {"persona_id": "ana", "prompt": "Make it cosy in here", "response": "Warm light at 40 %, Ana."} | changes

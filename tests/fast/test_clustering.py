@@ -19,6 +19,8 @@ from clusterlora.errors import BadData, BadSettings, UnknownName
 from clusterlora.settings import ClusteringSettings
 from clusterlora.values import Clustering, Dataset, Dialogue, Persona, Split, Turn
 
+pytestmark = pytest.mark.numeric
+
 STYLES = ("certainly sir", "sure thing buddy", "done", "with pleasure dear", "aye captain")
 
 

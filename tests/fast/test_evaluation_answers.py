@@ -28,6 +28,8 @@ from clusterlora.training.job import TrainingJob
 from clusterlora.training.reference import train
 from clusterlora.values import AdapterSpec, Item, Layer, Turn
 
+pytestmark = pytest.mark.numeric
+
 RECIPE = Recipe(rank=4, alpha=8, dropout=0.0, epochs=4, batch_size=2, learning_rate=2e-2)
 
 

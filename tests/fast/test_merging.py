@@ -11,6 +11,8 @@ from clusterlora.models.stacked import Factors
 from clusterlora.settings import MergeSettings
 from clusterlora.training.merging import merge
 
+pytestmark = pytest.mark.numeric
+
 SHAPES = {"q_proj": (7, 5), "v_proj": (4, 9)}
 KINDS = [MergeSettings(kind="average"), MergeSettings(kind="ties"), MergeSettings(kind="dare")]
 

@@ -1,11 +1,14 @@
 """Packed rows: every token in its place, and updates that are those of each row by itself."""
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from clusterlora.models.packing import Padding, pack, pack_batch, that_fit
 from clusterlora.models.update import Update
+
+pytestmark = pytest.mark.numeric
 
 PADDINGS = st.builds(Padding, st.sampled_from([1, 4, 16]), alike=st.booleans())
 

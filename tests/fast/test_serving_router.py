@@ -20,6 +20,8 @@ from clusterlora.stores.json_codec import to_json
 from clusterlora.stores.routing_table import KeyedLayer, KeyedStack, RoutingTable
 from clusterlora.values import Exchange
 
+pytestmark = pytest.mark.numeric
+
 QUESTION = [{"role": "user", "content": "make it cosy"}]
 
 

@@ -23,6 +23,8 @@ from clusterlora.signal.words import LITTLE, markdown, verdict
 from clusterlora.stages.signal import known_signal, signal_of_data
 from clusterlora.values import Clustering, Dataset, Dialogue, Persona, Turn
 
+pytestmark = pytest.mark.numeric
+
 
 class WordsEmbedder:
     """A text is its words, each hashed to one of 128 numbers; of unit length."""

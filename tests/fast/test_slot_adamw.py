@@ -1,8 +1,11 @@
 """Slots stepped together are slots stepped alone by torch's own AdamW, and those that are not stepped stay as they are."""
 
+import pytest
 import torch
 
 from clusterlora.training.slot_adamw import SlotAdamW, Step
+
+pytestmark = pytest.mark.numeric
 
 
 def test_every_slot_steps_as_torch_steps_it_alone() -> None:

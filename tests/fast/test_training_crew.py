@@ -22,6 +22,8 @@ from clusterlora.training.job import TrainingJob, TrainingResult
 from clusterlora.training.one_slot import OneSlot
 from clusterlora.values import AdapterSpec, Turn
 
+pytestmark = pytest.mark.numeric
+
 RECIPE = Recipe(rank=4, alpha=8, dropout=0.3, epochs=2, batch_size=2, learning_rate=5e-3)
 CPU = torch.device("cpu")
 

@@ -15,6 +15,8 @@ from clusterlora.training.job import TrainingJob, TrainingResult, out_of_patienc
 from clusterlora.values import AdapterSpec, Dataset, Dialogue, Persona, Turn
 from tests.fast.test_training_engine import RECIPE, alone, difference, job, sequences, together
 
+pytestmark = pytest.mark.numeric
+
 Engine = Callable[[BaseModel, list[TrainingJob]], dict[str, TrainingResult]]
 EPOCHS = 6
 HASTY = replace(RECIPE, patience=1, epochs=EPOCHS, learning_rate=3e-2, schedule="constant")

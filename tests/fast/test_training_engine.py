@@ -26,6 +26,8 @@ from clusterlora.training.job import TrainingJob, TrainingResult, pad_rows
 from clusterlora.training.through_decoder import DecoderPass
 from clusterlora.values import AdapterSpec, Turn
 
+pytestmark = pytest.mark.numeric
+
 RECIPE = Recipe(rank=4, alpha=8, dropout=0.0, epochs=2, batch_size=2, learning_rate=5e-3)
 
 

@@ -18,6 +18,8 @@ from clusterlora.training.job import TrainingJob, TrainingResult, pad_rows
 from clusterlora.training.stacked_prefix import StackedPrefix
 from clusterlora.values import AdapterSpec, Turn
 
+pytestmark = pytest.mark.numeric
+
 RECIPE = Recipe(rank=5, dropout=0.0, epochs=3, batch_size=2, learning_rate=2e-2)
 
 in_float64 = pytest.mark.parametrize("base64", ["through transformers"], indirect=True)

@@ -18,6 +18,8 @@ from clusterlora.training.job import TrainingJob, batches, initial_a, learning_r
 from clusterlora.training.reference import train
 from clusterlora.values import AdapterSpec, Turn
 
+pytestmark = pytest.mark.numeric
+
 RECIPE = Recipe(rank=4, alpha=8, dropout=0.0, epochs=2, batch_size=3, learning_rate=5e-3, target_modules=("q_proj", "v_proj", "down_proj"))
 
 
