@@ -95,12 +95,14 @@ def test_who_has_another_environment_or_finds_nobody_runs_alone(listening: dict[
     assert run.returncode == 4
 
 
+@pytest.mark.whole  # a process of its own imports PyTorch
 def test_no_run_is_forked_once_an_import_has_asked_for_gpus(folder: Path) -> None:
     (folder / "asks.py").write_text(f"import torch, {IMPORTED}\ntorch.cuda.is_available()\n")
     for env in _listening(folder, "asks"):
         assert _start(env, folder, "0").communicate()[0] == "['0'] 0 True False __main__\n"
 
 
+@pytest.mark.whole  # a process of its own imports PyTorch
 def test_a_run_computes_with_the_threads_of_its_own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "tells.py").write_text(
         "import torch; from threadpoolctl import threadpool_info as info; "

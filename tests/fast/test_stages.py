@@ -109,6 +109,8 @@ def test_every_registered_model_answers_as_it_was_evaluated(study: Study, stores
     study = replace(
         study,
         methods=("unified", "cluster", "cluster_hybrid", "unified_described"),
+        data=replace(study.data, synthetic=replace(study.data.synthetic, cluster_sizes=(2, 2))),
+        clustering=ClusteringSettings(k=2, sizes=(2, 2)),
         gate=replace(study.gate, ladder=()),
         model=replace(study.model, system_prompt="Du bist ein Haus.", persona_in_prompt=True),
         evaluation=replace(study.evaluation, max_new_tokens=70),
@@ -341,6 +343,7 @@ def test_packs_name_their_log_files_as_people_expect() -> None:
     assert log_name("fan-out-1-of-2") == "fan_out_1_of_2_training.log"
 
 
+@pytest.mark.whole
 def test_every_method_and_control_runs_with_two_training_seeds_and_is_compared_once(study: Study, stores: Stores) -> None:
     recipe = replace(study.recipe, epochs=2, patience=1)
     study = replace(study, methods=TRAINED_HERE, seeds=2, gate=replace(study.gate, ladder=()), recipe=recipe)
@@ -373,8 +376,10 @@ def test_every_method_and_control_runs_with_two_training_seeds_and_is_compared_o
     assert list(stores.folder(study.name).glob("models/prefixes/prefix_0000/adapter_model.safetensors"))
 
 
-def test_of_several_seeds_the_report_counts_and_quotes_the_first_and_the_rows_tell_them_apart(study: Study, stores: Stores) -> None:
-    study = replace(study, methods=("unified", "per_persona"), seeds=3)
+def test_of_several_seeds_the_report_counts_and_quotes_the_first_and_the_rows_tell_them_apart(
+    study: Study, finished_stores: Stores
+) -> None:
+    stores, study = finished_stores, replace(study, name="seeded", methods=("unified", "per_persona"), seeds=3)
     prepare(study, stores, LOG)
     cluster(study, stores, LOG)
     run_rest(study, stores)
@@ -445,8 +450,9 @@ def study_people(study: Study, stores: Stores) -> tuple[str, ...]:
 
 
 @pytest.mark.parametrize("algorithm", sorted(PREREQUISITES))
-def test_a_clustering_that_reads_adapters_gets_them_trained_first(study: Study, stores: Stores, algorithm: str) -> None:
-    study = replace(study, methods=("unified", "cluster"), clustering=replace(study.clustering, algorithm=algorithm))
+def test_a_clustering_that_reads_adapters_gets_them_trained_first(study: Study, finished_stores: Stores, algorithm: str) -> None:
+    stores, reading = finished_stores, replace(study.clustering, algorithm=algorithm)
+    study = replace(study, name="reading", methods=("unified", "cluster"), clustering=reading)
     run(study, stores)
     clustering = stores.studies.clustering(study.name)
     assert clustering is not None
