@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from sqlalchemy import event
 
 from clusterlora.errors import BadSettings, ServiceDown
 from clusterlora.settings import Study
@@ -85,13 +86,13 @@ def test_twenty_thousand_answers_are_written_and_read_in_few_statements_and_tran
 
     listeners = (("before_cursor_execute", count_statement), ("commit", count_commit))
     for name, count in listeners:
-        sa.event.listen(sa.Engine, name, count)
+        event.listen(sa.Engine, name, count)
     try:
         store.save_answers("large", answers(0, 20_000))
         assert len(store.answers("large")) == 20_000
     finally:
         for name, count in listeners:
-            sa.event.remove(sa.Engine, name, count)
+            event.remove(sa.Engine, name, count)
     # Row by row it would take minutes.
     assert 0 < counted["transactions"] < 200
     assert counted["statements"] < 2_000
