@@ -24,6 +24,7 @@ from deployments.services import free_port
 from tests.all.chaos import direct
 from tests.all.chaos.slow_proxy import SlowProxy
 from tests.fixtures.servers import INITDB, START_SECONDS
+from tests.fixtures.session import FOLDER
 
 CHECKOUT = Path(__file__).resolve().parents[3]
 CLOCK = Path(__file__).with_name("clock.c")
@@ -228,7 +229,8 @@ _ADDRESSES = ("CLUSTERLORA_", "PREFECT_", "MLFLOW_")
 
 
 def _without_addresses() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if not name.startswith(_ADDRESSES)}
+    # The session's own mark stays, by which it finds what is left of it.
+    return {name: value for name, value in os.environ.items() if name == FOLDER or not name.startswith(_ADDRESSES)}
 
 
 @contextmanager

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
+from tests.fixtures.session import FOLDER
+
 CHECKOUT = Path(__file__).resolve().parents[3]
 START_SECONDS = 60
 
@@ -82,7 +84,7 @@ class Host:
 
     def environment(self, **addresses: str) -> dict[str, str]:
         """Return an environment in which every file that is written lands on this host's disk."""
-        kept = {name: os.environ[name] for name in ("LANG", "LC_ALL", "SYSTEMROOT") if name in os.environ}
+        kept = {name: os.environ[name] for name in ("LANG", "LC_ALL", "SYSTEMROOT", FOLDER) if name in os.environ}
         return kept | {
             "PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"])),
             "PYTHONPATH": str(CHECKOUT),
