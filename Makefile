@@ -81,7 +81,7 @@ chaos: $(INSTALLED)  ## break studies at random moments, over an hour on two idl
 	$(BIN)/python -m tests.all.chaos.harness --record docs/reliability.json $(CHAOS)
 
 fuzz: $(INSTALLED)  ## loaders against 24,000 odd inputs, configuration against 12,000
-	$(BIN)/pytest --hypothesis-profile=long tests/fast/test_fuzz.py
+	$(BIN)/pytest --hypothesis-profile=long -m fast tests/fast/test_fuzz.py
 
 # It asks the package index about every pinned package; where that knows no advisories, it says which ones were not audited.
 audit: $(INSTALLED)  ## known vulnerabilities among the pinned packages

@@ -1,10 +1,13 @@
 """What the local stack is made of: two servers and the workers, as command lines and environments."""
 
 import os
+import secrets
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -155,6 +158,19 @@ def cuda_devices() -> list[str]:
 def usable_cores() -> int:
     """Return how many cores this process may use: `taskset`, a job scheduler or a container may leave it fewer than there are."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def free_port() -> int:
+    """Return a loopback port nobody listens on.
+
+    Drawn from below those that the kernel gives to whoever connects somewhere: a server needs seconds until it listens, and hardly
+    anybody comes upon its port in the meantime.
+    """
+    while True:
+        port = 10_000 + secrets.randbelow(20_000)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind((LOOPBACK, port))
+            return port
 
 
 def parse_devices(listing: str) -> list[str]:

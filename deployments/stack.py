@@ -169,7 +169,7 @@ def _addresses(state: Mapping[str, Any], running: dict[str, Process]) -> Address
     known = state.get("ports", {"prefect_port": 4200, "mlflow_port": 5000})
     ports: dict[str, int] = {}
     for server, key in (("prefect-server", "prefect_port"), ("mlflow-server", "mlflow_port")):
-        ports[key] = known[key] if server in running or _is_free(known[key]) else _free_port()
+        ports[key] = known[key] if server in running or _is_free(known[key]) else services.free_port()
     if any(known[key] != port for key, port in ports.items()):
         processes.stop([running.pop(name) for name in list(running) if name.startswith("worker-") or name == "warm"])
     return Addresses(**ports, host=known.get("host", LOOPBACK))
@@ -195,12 +195,6 @@ def _is_free(port: int) -> bool:
         except OSError:
             return False
     return True
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((LOOPBACK, 0))
-        return int(probe.getsockname()[1])
 
 
 def _wait(home: Path, servers: tuple[Service, ...], running: Mapping[str, Process]) -> None:

@@ -2,7 +2,7 @@
 
 `fast` needs no server, no browser and no whole study; `whole` needs real Prefect and MLflow servers; `all` needs more than that: other
 hosts, a browser, PostgreSQL, broken services, minutes. A test's tier is its folder's, unless it or its parameter is marked with a
-dearer one.
+dearer one. What only a GPU can show, in `tests/gpu`, belongs to none of them.
 """
 
 import logging
@@ -36,22 +36,28 @@ hypothesis_settings.load_profile("any-machine")
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Leave out the folders of dearer tiers than those that `-m` names: what they import takes seconds in every worker."""
+    """Leave out files without a test of the tiers that `-m` names: what they import takes seconds in every worker."""
     asked = str(config.option.markexpr).split(" or ")
-    if collection_path.parent == TESTS and collection_path.name in TIERS and set(asked) <= set(TIERS):
-        return TIERS.index(collection_path.name) > max(map(TIERS.index, asked)) or None
-    return None
+    if not set(asked) <= set(TIERS) or collection_path.suffix != ".py" or not collection_path.is_relative_to(TESTS):
+        return None
+    text = collection_path.read_text(encoding="utf-8")
+    return None if _folder(collection_path) in asked or any(f"mark.{tier}" in text for tier in asked) else True
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        folder = item.path.relative_to(TESTS).parts[0]
+        folder = _folder(item.path)
         tier = next((tier for tier in TIERS if item.get_closest_marker(tier)), None)
         if tier is None:
             item.add_marker(folder)
-        elif TIERS.index(tier) < TIERS.index(folder):
+        elif folder in TIERS and TIERS.index(tier) < TIERS.index(folder):
             raise pytest.UsageError(f"{item.nodeid} is marked {tier}, a cheaper tier than its folder's; move it to tests/{tier}")
+
+
+def _folder(file: Path) -> str:
+    """Return the folder of `tests` that a file is in."""
+    return file.relative_to(TESTS).parts[0]
 
 
 @pytest.fixture(autouse=True)

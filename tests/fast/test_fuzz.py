@@ -1,4 +1,7 @@
-"""Whatever is written into a file or a setting is used, or refused in lines that can be printed: `make fuzz` tries 4,000 cases of each."""
+"""Whatever is written into a file or a setting is used, or refused in lines that can be printed.
+
+Of each, the fast tier tries as many cases as hypothesis does by itself, the tier `all` several times as many, `make fuzz` 4,000.
+"""
 
 import io
 import json
@@ -9,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from clusterlora.config import PRESETS, as_mapping, from_mapping, parse_setting, resolve
@@ -18,8 +21,17 @@ from clusterlora.data.older import read_clusters, read_results, read_splits
 from clusterlora.errors import BadData, BadSettings, UnknownName
 from clusterlora.settings import DataSettings
 
-# The folder is one per test and every case overwrites its files.
-fuzz = settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+# How long they take depends on what is asked for.
+pytestmark = [pytest.mark.timeout(0)]
+
+MANY = 500
+
+
+@pytest.fixture(params=["some", pytest.param("many", marks=pytest.mark.all)])
+def fuzz(request: pytest.FixtureRequest) -> settings:
+    """Return how a case is tried: as often as the profile says, or many times."""
+    return settings(max_examples=settings.default.max_examples if request.param == "some" else MANY)  # pyright: ignore[reportOptionalMemberAccess]
+
 
 PEOPLE = ("ann", "bob")
 ODD_TEXT = st.text(st.characters(), max_size=6) | st.sampled_from(["\ud800", "\x00", "\x1b[2J", "\u2028", "../../x", "NaN", "9" * 30, "-1"])
@@ -98,8 +110,7 @@ TABLES: dict[str, st.SearchStrategy[bytes]] = {
 
 
 @pytest.mark.parametrize("name", TABLES)
-@pytest.mark.timeout(0)
-def test_whatever_a_table_holds_is_data_or_refused_in_lines(name: str, tmp_path: Path) -> None:
+def test_whatever_a_table_holds_is_data_or_refused_in_lines(name: str, tmp_path: Path, fuzz: settings) -> None:
     file = tmp_path / name
 
     @fuzz
@@ -111,41 +122,45 @@ def test_whatever_a_table_holds_is_data_or_refused_in_lines(name: str, tmp_path:
     case()
 
 
-@pytest.mark.timeout(0)
-@fuzz
-@given(st.lists(tree(st.sampled_from(["character", "sessions", "session_id", "meta", "messages", "role", "text", "a\nb"])), max_size=2))
-def test_whatever_an_edgewise_folder_holds_is_data_or_refused_in_lines(tmp_path: Path, odd: list[Any]) -> None:
-    said = [{"role": "user", "text": "hello there"}, {"role": "assistant", "text": "good evening"}]
-    sessions = [{"session_id": number, "meta": {"weather": "sunny"}, "messages": said} for number in range(3)]
-    spoilt = [{"sessions": odd}, {"sessions": [*sessions, *(dict(sessions[0]) | o for o in odd if isinstance(o, dict))]}]
-    contents = {
-        "characters.jsonl": [{"character": odd[0] if odd else "calm"}, {"character": "loud"}],
-        "routines.jsonl": [{}, {}],
-        "sessions.jsonl": spoilt,
-    }
-    for name, records in contents.items():
-        (tmp_path / name).write_bytes(lines(records))
-    outcome(lambda: load(DataSettings(source="edgewise", path=str(tmp_path), train=1, val=1, test=1)))
+def test_whatever_an_edgewise_folder_holds_is_data_or_refused_in_lines(tmp_path: Path, fuzz: settings) -> None:
+    @fuzz
+    @given(st.lists(tree(st.sampled_from(["character", "sessions", "session_id", "meta", "messages", "role", "text", "a\nb"])), max_size=2))
+    def case(odd: list[Any]) -> None:
+        said = [{"role": "user", "text": "hello there"}, {"role": "assistant", "text": "good evening"}]
+        sessions = [{"session_id": number, "meta": {"weather": "sunny"}, "messages": said} for number in range(3)]
+        spoilt = [{"sessions": odd}, {"sessions": [*sessions, *(dict(sessions[0]) | o for o in odd if isinstance(o, dict))]}]
+        contents = {
+            "characters.jsonl": [{"character": odd[0] if odd else "calm"}, {"character": "loud"}],
+            "routines.jsonl": [{}, {}],
+            "sessions.jsonl": spoilt,
+        }
+        for name, records in contents.items():
+            (tmp_path / name).write_bytes(lines(records))
+        outcome(lambda: load(DataSettings(source="edgewise", path=str(tmp_path), train=1, val=1, test=1)))
+
+    case()
 
 
 OLDER = tree(st.sampled_from([*PEOPLE, "train", "test", "0", "cluster_1", "persona_id", "cluster", "splits", "results", "x\ny"]))
 
 
-@pytest.mark.timeout(0)
-@fuzz
-@given(OLDER.map(json.dumps).map(str.encode) | spoilt_bytes(b'{"train": {"ann": [0, "b"]}, "test": {"bob": ["a"]}}'))
-@example(b'{"ann": 0, "bob": 999999999}')
-@example(b"[" * 100_000)
-@example(b"9" * 5000)
-def test_whatever_the_files_of_older_scripts_hold_is_read_or_refused_in_lines(tmp_path: Path, content: bytes) -> None:
-    file = tmp_path / "older.json"
-    file.write_bytes(content)
-    for use in (
-        lambda: read_splits(file, dict.fromkeys(PEOPLE, ("a", "b"))),
-        lambda: read_clusters(file, PEOPLE),
-        lambda: read_results(file, PEOPLE),
-    ):
-        outcome(use)
+def test_whatever_the_files_of_older_scripts_hold_is_read_or_refused_in_lines(tmp_path: Path, fuzz: settings) -> None:
+    @fuzz
+    @given(OLDER.map(json.dumps).map(str.encode) | spoilt_bytes(b'{"train": {"ann": [0, "b"]}, "test": {"bob": ["a"]}}'))
+    @example(b'{"ann": 0, "bob": 999999999}')
+    @example(b"[" * 100_000)
+    @example(b"9" * 5000)
+    def case(content: bytes) -> None:
+        file = tmp_path / "older.json"
+        file.write_bytes(content)
+        for use in (
+            lambda: read_splits(file, dict.fromkeys(PEOPLE, ("a", "b"))),
+            lambda: read_clusters(file, PEOPLE),
+            lambda: read_results(file, PEOPLE),
+        ):
+            outcome(use)
+
+    case()
 
 
 def names_in(settings: Any) -> set[str]:
@@ -163,36 +178,42 @@ DOTTED = st.one_of(
 )
 
 
-@pytest.mark.timeout(0)
-@fuzz
-@given(st.sampled_from([None, *PRESETS]), st.dictionaries(DOTTED, tree(NAMES), max_size=4))
-def test_whatever_overrides_say_is_a_study_or_refused_in_lines(preset: str | None, overrides: dict[str, Any]) -> None:
-    study = outcome(lambda: resolve(preset, overrides=overrides))
-    assert study is None or from_mapping(as_mapping(study)) == study  # pyright: ignore[reportArgumentType]
+def test_whatever_overrides_say_is_a_study_or_refused_in_lines(fuzz: settings) -> None:
+    @fuzz
+    @given(st.sampled_from([None, *PRESETS]), st.dictionaries(DOTTED, tree(NAMES), max_size=4))
+    def case(preset: str | None, overrides: dict[str, Any]) -> None:
+        study = outcome(lambda: resolve(preset, overrides=overrides))
+        assert study is None or from_mapping(as_mapping(study)) == study  # pyright: ignore[reportArgumentType]
+
+    case()
 
 
-@pytest.mark.timeout(0)
-@fuzz
-@given(
-    spoilt_bytes(b'methods = ["unified"]\n[recipe]\nepochs = 1\n[[gate.ladder]]\nname = "a"\nepochs = 2\n[data.synthetic]\nseed = 1\n'),
-    st.sampled_from([None, *PRESETS]),
-)
-@example(b"x = " + b"[" * 100_000, None)
-@example(b"x = " + b"9" * 5000, None)
-def test_whatever_a_configuration_file_holds_is_a_study_or_refused_in_lines(tmp_path: Path, content: bytes, preset: str | None) -> None:
-    file = tmp_path / "study.toml"
-    file.write_bytes(content)
-    outcome(lambda: resolve(preset, file))
+def test_whatever_a_configuration_file_holds_is_a_study_or_refused_in_lines(tmp_path: Path, fuzz: settings) -> None:
+    @fuzz
+    @given(
+        spoilt_bytes(b'methods = ["unified"]\n[recipe]\nepochs = 1\n[[gate.ladder]]\nname = "a"\nepochs = 2\n[data.synthetic]\nseed = 1\n'),
+        st.sampled_from([None, *PRESETS]),
+    )
+    @example(b"x = " + b"[" * 100_000, None)
+    @example(b"x = " + b"9" * 5000, None)
+    def case(content: bytes, preset: str | None) -> None:
+        file = tmp_path / "study.toml"
+        file.write_bytes(content)
+        outcome(lambda: resolve(preset, file))
+
+    case()
 
 
-@pytest.mark.timeout(0)
-@fuzz
-@given(st.tuples(DOTTED | ODD_TEXT, ODD_TEXT | st.text("[]{}=\"'1e.-_ax, ", max_size=12)).map("=".join))
-@example("recipe.epochs=" + "9" * 5000)
-@example("recipe.epochs=" + "[" * 100_000)
-@example("clustering=5")
-@example("data.synthetic=1")
-@example("clustering=none")
-@example("=".join(("recipe.epochs", "1\nrank = 3")))
-def test_whatever_a_flag_says_is_a_setting_or_refused_in_lines(text: str) -> None:
-    outcome(lambda: resolve("quick", overrides=dict([parse_setting(text)])))
+def test_whatever_a_flag_says_is_a_setting_or_refused_in_lines(fuzz: settings) -> None:
+    @fuzz
+    @given(st.tuples(DOTTED | ODD_TEXT, ODD_TEXT | st.text("[]{}=\"'1e.-_ax, ", max_size=12)).map("=".join))
+    @example("recipe.epochs=" + "9" * 5000)
+    @example("recipe.epochs=" + "[" * 100_000)
+    @example("clustering=5")
+    @example("data.synthetic=1")
+    @example("clustering=none")
+    @example("=".join(("recipe.epochs", "1\nrank = 3")))
+    def case(text: str) -> None:
+        outcome(lambda: resolve("quick", overrides=dict([parse_setting(text)])))
+
+    case()

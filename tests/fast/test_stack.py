@@ -1,6 +1,5 @@
 """The local stack: processes that are recognised, stopped whole and never mistaken; devices; and the servers themselves."""
 
-import fcntl
 import json
 import os
 import socket
@@ -8,7 +7,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -29,6 +27,8 @@ def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep a developer's own stack and studies out of it."""
     monkeypatch.setenv("CLUSTERLORA_HOME", str(tmp_path / "studies"))
     monkeypatch.delenv("CLUSTERLORA_DATABASE_URL", raising=False)
+    # Whoever starts a stack waits for all that are being started on this machine, real ones among them.
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
 
 def start(tmp_path: Path, *argv: str) -> Process:
@@ -211,50 +211,59 @@ def test_a_server_that_dies_at_its_start_is_explained_by_its_log(tmp_path: Path,
     assert stack.status(tmp_path) is None
 
 
-def test_two_stacks_that_are_started_at_once_do_not_choose_the_same_ports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse_unlocked() -> None:
-        with (tmp_path / f"clusterlora-{os.getuid()}.lock").open("a") as lock, pytest.raises(BlockingIOError):
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+PAGE = "import http.server as http, sys; http.test(http.SimpleHTTPRequestHandler, port=int(sys.argv[1]), bind='127.0.0.1')"
+
+
+@pytest.fixture
+def small_servers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stack consists of two servers of a page, which start in no time, and of workers that sleep; nothing is deployed."""
 
     def servers(home: Path, addresses: Addresses) -> tuple[services.Service, ...]:
-        refuse_unlocked()
-        argv = (sys.executable, "-m", "http.server", str(addresses.prefect_port), "--bind", "127.0.0.1")
-        return (services.Service("prefect-server", argv, os.environ, health=addresses.prefect),)
+        ports = {"prefect-server": addresses.prefect_port, "mlflow-server": addresses.mlflow_port}
+        return tuple(
+            services.Service(name, (sys.executable, "-c", PAGE, str(port)), os.environ, health=f"http://127.0.0.1:{port}/")
+            for name, port in ports.items()
+        )
 
-    # A port is free until its server listens: from its choice to then no other stack of the machine may choose.
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(services, "servers", servers)
-    monkeypatch.setattr(services, "workers", lambda *_, **__: ())
+    monkeypatch.setattr(services, "workers", lambda *_, **__: [services.Service(f"worker-{n}", SLEEP, os.environ) for n in ("cpu", "gpu")])
     monkeypatch.setattr(services, "warm_starter", lambda *_: None)
-    monkeypatch.setattr(stack, "_apply", lambda *_: refuse_unlocked())
-    homes = [tmp_path / "one", tmp_path / "two"]
+    monkeypatch.setattr(stack, "_apply", lambda *_: None)
+
+
+def started(home: Path, prefect_port: int, mlflow_port: int) -> stack.Stack:
+    """Return a stack that would rather have these ports."""
+    home.mkdir(exist_ok=True)
+    (home / "stack.json").write_text(json.dumps({"ports": {"prefect_port": prefect_port, "mlflow_port": mlflow_port}}))
+    return stack.up(home, log=lambda _: None)
+
+
+@pytest.mark.usefixtures("small_servers")
+def test_two_stacks_that_are_started_at_once_do_not_choose_the_same_ports(tmp_path: Path) -> None:
+    homes, ports = [tmp_path / "one", tmp_path / "two"], [services.free_port(), services.free_port()]
     try:
         with ThreadPoolExecutor() as both:
-            found = list(both.map(lambda home: stack.up(home, log=lambda _: None), homes))
-        assert found[0].addresses.prefect_port != found[1].addresses.prefect_port
+            found = list(both.map(lambda home: started(home, *ports), homes))
+        assert len({port for one in found for port in (one.addresses.prefect_port, one.addresses.mlflow_port)}) == 4
     finally:
         for home in homes:
             stack.down(home)
 
 
-@pytest.mark.whole
-@pytest.mark.timeout(900)
+@pytest.mark.usefixtures("small_servers")
 def test_up_restarts_what_died_keeps_what_lives_and_avoids_taken_ports(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        state = {"ports": {"prefect_port": taken.getsockname()[1], "mlflow_port": taken.getsockname()[1]}}
-        (tmp_path / "stack.json").write_text(json.dumps(state))
+        port = taken.getsockname()[1]
         try:
-            first = stack.up(tmp_path, workers=1, log=lambda _: None)
-            assert set(first.started) == {"prefect-server", "mlflow-server", "warm", "worker-cpu", "worker-gpu-0"}
-            assert taken.getsockname()[1] not in (first.addresses.prefect_port, first.addresses.mlflow_port)
-            with urllib.request.urlopen(f"{first.addresses.prefect}/api/health", timeout=10) as reply:
-                assert reply.status == 200
+            first = started(tmp_path, port, port)
+            assert set(first.started) == {"prefect-server", "mlflow-server", "worker-cpu", "worker-gpu"}
+            assert port not in (first.addresses.prefect_port, first.addresses.mlflow_port)
 
-            processes.stop([first.running["worker-gpu-0"]], patience_seconds=0)
-            second = stack.up(tmp_path, workers=1, log=lambda _: None)
-            assert second.started == ("worker-gpu-0",)
+            processes.stop([first.running["worker-gpu"]], patience_seconds=0)
+            second = stack.up(tmp_path, log=lambda _: None)
+            assert second.started == ("worker-gpu",)
             assert second.addresses == first.addresses
             assert second.running["prefect-server"] == first.running["prefect-server"]
 
@@ -262,6 +271,6 @@ def test_up_restarts_what_died_keeps_what_lives_and_avoids_taken_ports(tmp_path:
             assert stack.died(tmp_path) == ("worker-cpu",)
         finally:
             stopped = stack.down(tmp_path)
-    assert set(stopped) == {"prefect-server", "mlflow-server", "warm", "worker-gpu-0"}
+    assert set(stopped) == {"prefect-server", "mlflow-server", "worker-gpu"}
     assert stack.status(tmp_path) is None
     assert stack.died(tmp_path) == ()

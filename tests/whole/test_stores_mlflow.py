@@ -183,6 +183,7 @@ def test_what_a_gpu_does_is_read_from_the_line_of_its_tool() -> None:
     assert system_metrics.parse_gpu("No devices were found") == {}
 
 
+@pytest.mark.all
 def test_the_experiment_offers_a_layout_of_charts_that_mlflows_page_draws(
     tracker: MlflowTracker, client: MlflowClient, study: str, mlflow_server: str, tab: Tab
 ) -> None:

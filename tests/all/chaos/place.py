@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import struct
 import subprocess
 import sys
@@ -12,7 +11,8 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,14 @@ from typing import Any
 from clusterlora.ports import Stores
 from clusterlora.stages.verify import LiveWork, verify
 from clusterlora.wiring import from_environment
+from deployments.services import free_port
 from tests.all.chaos import direct
 from tests.all.chaos.slow_proxy import SlowProxy
+from tests.fixtures.servers import INITDB, START_SECONDS
+from tests.fixtures.session import FOLDER
 
 CHECKOUT = Path(__file__).resolve().parents[3]
 CLOCK = Path(__file__).with_name("clock.c")
-INITDB = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-START_SECONDS = 240
 POSTGRES_USER = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
 """PostgreSQL refuses to run as root."""
 
@@ -83,10 +84,10 @@ class Place:
         (self.folder / "clock").write_bytes(bytes(8))
         if shutil.which("gcc"):
             subprocess.run(["gcc", "-shared", "-fPIC", "-O2", "-o", str(self.folder / "clock.so"), str(CLOCK), "-ldl"], check=True)
-        data = ["-D", str(self.folder / "postgres"), "-A", "trust", "-U", "tester", "-E", "UTF8"]
+        data = ["-D", str(self.folder / "postgres"), "-A", "trust", "-U", "tester", "-E", "UTF8", "--no-sync"]
         subprocess.run([*POSTGRES_USER, str(INITDB[-1]), *data], cwd="/", check=True, stdout=subprocess.DEVNULL)
-        for name in self.ports:
-            self.start(name)
+        with ThreadPoolExecutor() as threads:
+            list(threads.map(self.start, self.ports))
 
     def close(self) -> None:
         for name in list(self.running):
@@ -111,7 +112,8 @@ class Place:
     def kill(self, name: str) -> None:
         process = self.running.pop(name)
         # PostgreSQL's children lead sessions of their own, and end with it.
-        os.killpg(process.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
     def launch(self, study: str, seed: int, *, slow: bool = False) -> Process:
@@ -227,13 +229,8 @@ _ADDRESSES = ("CLUSTERLORA_", "PREFECT_", "MLFLOW_")
 
 
 def _without_addresses() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if not name.startswith(_ADDRESSES)}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    # The session's own mark stays, by which it finds what is left of it.
+    return {name: value for name, value in os.environ.items() if name == FOLDER or not name.startswith(_ADDRESSES)}
 
 
 @contextmanager

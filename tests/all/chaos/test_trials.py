@@ -6,7 +6,8 @@ import pytest
 
 from tests.all.chaos.blows import BLOWS
 from tests.all.chaos.harness import blow_of, trial
-from tests.all.chaos.place import INITDB, Place, place
+from tests.all.chaos.place import Place, place
+from tests.fixtures.servers import INITDB
 
 pytestmark = [pytest.mark.timeout(900)]
 

@@ -1,6 +1,7 @@
 """A study on two hosts that share no disk: everything between them goes through the study database and MLflow."""
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -21,10 +22,12 @@ from clusterlora.settings import (
     SyntheticSettings,
 )
 from clusterlora.wiring import from_environment
+from tests.all.hosts.host import CHECKOUT, Host
+from tests.fixtures.servers import INITDB, START_SECONDS
 
 pytestmark = [pytest.mark.timeout(900)]
 
-CHECKOUT = Path(__file__).resolve().parents[3]
+PYTHON = [sys.executable, "-m"]
 PREFECT, MLFLOW, POSTGRES = 4200, 5000, 5432
 HUB = "10.213.0.2"
 PASSWORD = "only-for-this-test"
@@ -58,54 +61,67 @@ def wait_until(what: Callable[[], bool], seconds: float, why: Callable[[], str])
         time.sleep(0.5)
 
 
-def test_two_hosts_without_a_common_disk_score_what_one_machine_scores(network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    programs = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    if not programs:
+def start_postgres(hub: Host) -> str:
+    """Return the URL, without a database name, of one PostgreSQL for Prefect and for the studies, with a password."""
+    # It refuses to run as root.
+    as_postgres = ["runuser", "-u", "postgres", "--"]
+    data, password = hub.disk / "postgres", hub.disk / "password"
+    hub.run(["sh", "-c", f"echo -n {PASSWORD} > {password} && chmod 644 {password}"])
+    initdb = [str(INITDB[-1]), "-D", str(data), "-A", "scram-sha-256", "-U", "clora", "--pwfile", str(password), "--no-sync"]
+    hub.run([*as_postgres, *initdb])
+    hub.run(["sh", "-c", f"echo 'host all all 10.213.0.0/16 scram-sha-256' >> {data}/pg_hba.conf"])
+    options = f"-p {POSTGRES} -c listen_addresses={HUB} -c unix_socket_directories={hub.disk} -c fsync=off"
+    hub.run([*as_postgres, str(INITDB[-1].with_name("pg_ctl")), "-D", str(data), "-w", "-l", f"{data}/log", "-o", options, "start"])
+    for name in ("prefect", "studies"):
+        of_clora = ["-h", HUB, "-p", str(POSTGRES), "-U", "clora"]
+        hub.run([str(INITDB[-1].with_name("createdb")), *of_clora, name], env={**os.environ, "PGPASSWORD": PASSWORD})
+    return f"postgresql://clora:{PASSWORD}@{HUB}:{POSTGRES}"
+
+
+def start_servers(hub: Host, postgres: str, addresses: dict[str, str], logs: Path) -> None:
+    """Start Prefect and MLflow, which are well some time later."""
+    env = hub.environment(**addresses) | {
+        "PREFECT_API_DATABASE_CONNECTION_URL": f"{postgres}/prefect".replace("postgresql:", "postgresql+asyncpg:"),
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    }
+    prefect = ["prefect", "server", "start", "--host", HUB, "--port", str(PREFECT)]
+    mlflow = ["mlflow", "server", "--host", HUB, "--port", str(MLFLOW), "--workers", "1", "--backend-store-uri"]
+    mlflow += [f"sqlite:///{hub.disk}/mlflow.db", "--artifacts-destination", str(hub.disk / "artifacts")]
+    for command in (prefect, mlflow):
+        hub.spawn([*PYTHON, *command], env=env, log=logs / f"{command[0]}.log")
+
+
+def test_two_hosts_without_a_common_disk_score_what_one_machine_scores(
+    network: Callable[[str], Host], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not INITDB:
         pytest.skip("PostgreSQL is not installed; apt-get install postgresql")
     hub, east, west = network("hub"), network("east"), network("west")
     logs = tmp_path / "logs"
     logs.mkdir()
-
-    # One PostgreSQL for Prefect and for the studies, with a password; it refuses to run as root.
-    as_postgres = ["runuser", "-u", "postgres", "--"]
-    data, password = hub.disk / "postgres", hub.disk / "password"
-    hub.run(["sh", "-c", f"echo -n {PASSWORD} > {password} && chmod 644 {password}"])
-    hub.run(
-        [*as_postgres, str(programs[-1]), "-D", str(data), "-A", "scram-sha-256", "-U", "clora", "--pwfile", str(password), "--no-sync"]
-    )
-    hub.run(["sh", "-c", f"echo 'host all all 10.213.0.0/16 scram-sha-256' >> {data}/pg_hba.conf"])
-    options = ["-p", str(POSTGRES), *(w for o in (f"listen_addresses={HUB}", f"unix_socket_directories={hub.disk}") for w in ("-c", o))]
-    postgres = [*as_postgres, str(programs[-1].with_name("postgres")), "-D", str(data), "-c", "fsync=off", *options]
-    hub.start(postgres, env=hub.environment(), log=logs / "postgres.log")
-    url = f"postgresql://clora:{PASSWORD}@{HUB}:{POSTGRES}"
-    connect = f"import psycopg; c = psycopg.connect('{url}/postgres', autocommit=True)"
-    wait_until(lambda: hub.succeeds([sys.executable, "-c", connect]), 60, (logs / "postgres.log").read_text)
-    hub.run([sys.executable, "-c", f"{connect}; [c.execute(f'create database {{name}}') for name in ('prefect', 'studies')]"])
-
+    postgres = start_postgres(hub)
     addresses = {
         "PREFECT_API_URL": f"http://{HUB}:{PREFECT}/api",
         "MLFLOW_TRACKING_URI": f"http://{HUB}:{MLFLOW}",
-        "CLUSTERLORA_DATABASE_URL": f"{url}/studies",
+        "CLUSTERLORA_DATABASE_URL": f"{postgres}/studies",
     }
-    server = hub.environment(**addresses) | {
-        "PREFECT_API_DATABASE_CONNECTION_URL": f"{url}/prefect".replace("postgresql:", "postgresql+asyncpg:"),
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-    }
-    python = [sys.executable, "-m"]
-    hub.start([*python, "prefect", "server", "start", "--host", HUB, "--port", str(PREFECT)], env=server, log=logs / "prefect.log")
-    mlflow = ["mlflow", "server", "--host", HUB, "--port", str(MLFLOW), "--workers", "1", "--backend-store-uri"]
-    mlflow += [f"sqlite:///{hub.disk}/mlflow.db", "--artifacts-destination", str(hub.disk / "artifacts")]
-    hub.start([*python, *mlflow], env=server, log=logs / "mlflow.log")
+    start_servers(hub, postgres, addresses, logs)
+    for host in (east, west):
+        host.spawn([*PYTHON, "deployments.warm"], env=host.environment(**addresses), log=logs / f"{host.name}-warm.log")
+
+    # Servers take their time to start: the single machine computes meanwhile.
+    monkeypatch.setenv("CLUSTERLORA_HOME", str(tmp_path / "alone"))
+    alone = on_one_machine(replace(STUDY, name="alone"))
 
     urls = [f"http://{HUB}:{PREFECT}/api/health", f"http://{HUB}:{MLFLOW}/health"]
     ask = [sys.executable, "-c", f"import urllib.request as u; [u.urlopen(a, timeout=5) for a in {urls}]"]
-    wait_until(lambda: east.succeeds(ask), 240, lambda: "\n".join(log.read_text()[-2000:] for log in logs.iterdir()))
-    east.run([*python, "deployments.apply"], env=east.environment(**addresses))
+    wait_until(lambda: east.succeeds(ask), START_SECONDS, lambda: "\n".join(log.read_text()[-2000:] for log in logs.iterdir()))
+    east.run([*PYTHON, "deployments.apply"], env=east.environment(**addresses))
     # East prepares, compares and trains; west trains only. One training at a time each, so two at once need both.
     for host, pool in ((east, "cpu"), (east, "gpu"), (west, "gpu")):
         worker = ["prefect", "worker", "start", "--pool", pool, "--type", "process", "--name", f"{host.name}-{pool}"]
         worker += ["--limit", "1"] if pool == "gpu" else []
-        host.start([*python, *worker], env=host.environment(**addresses), log=logs / f"{host.name}-{pool}.log")
+        host.spawn([*PYTHON, *worker], env=host.environment(**addresses), log=logs / f"{host.name}-{pool}.log")
 
     config = tmp_path / "config.json"
     config.write_text(json.dumps(as_mapping(STUDY)))
@@ -124,10 +140,6 @@ def test_two_hosts_without_a_common_disk_score_what_one_machine_scores(network, 
     assert set(apart["adapters"].values()) <= set(east.files("studies/.adapters"))
     assert not east.files("studies/.adapters/.incoming")
 
-    monkeypatch.setenv("CLUSTERLORA_HOME", str(tmp_path / "alone"))
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.delenv("CLUSTERLORA_DATABASE_URL", raising=False)
-    alone = on_one_machine(replace(STUDY, name="alone"))
     assert len(apart["answers"]) == len(alone)
     for stack, persona, item, split, text, scores in apart["answers"]:
         expected_text, expected = alone[stack, persona, item, split]

@@ -20,8 +20,6 @@ from clusterlora.training import engine, passes, reference
 from clusterlora.training.job import TrainingJob, TrainingResult
 from clusterlora.values import AdapterSpec, Turn
 
-pytestmark = pytest.mark.gpu
-
 RECIPE = Recipe(rank=4, alpha=8, dropout=0.0, epochs=3, batch_size=2, learning_rate=5e-3)
 
 

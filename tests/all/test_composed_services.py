@@ -1,0 +1,159 @@
+"""What compose.yaml starts, without a Docker engine: start commands and health checks as plain processes, and the passwords they want."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from clusterlora.errors import BadSettings
+from clusterlora.values import Dataset, Dialogue, Persona, Turn
+from tests.fast.test_containers import CHECKOUT, DOCKER, SERVICES
+from tests.fixtures.doors import MLFLOW_ENDPOINTS, PREFECT_ENDPOINTS, status_of
+from tests.fixtures.servers import postgres_address, start_on_free_port
+from tests.fixtures.session import Service, session_folder, shared_service, start_process
+
+
+@dataclass
+class Site:
+    """The composed services as processes: where they listen, and what they were told."""
+
+    folder: Path
+    ports: dict[str, int]
+    database: str
+
+    def environment(self, service: str) -> dict[str, str]:
+        own = {name: self.here(value) for name, value in SERVICES[service].get("environment", {}).items()}
+        path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
+        home = str(self.folder / service)
+        basics = {"PATH": path, "HOME": home, "PREFECT_HOME": f"{home}/prefect", "CLUSTERLORA_HOME": f"{home}/studies"}
+        shared = {name: os.environ[name] for name in ("PYTHONPATH",) if name in os.environ}
+        quiet = dict(re.findall(r"(\w+)=(false|true)\b", (DOCKER / "server.Dockerfile").read_text()))
+        return shared | basics | quiet | own
+
+    def here(self, text: str) -> str:
+        """Return a value of compose.yaml as it is without containers."""
+        text = text.replace("/run/secrets", str(self.folder / "secrets")).replace("/var/lib/clusterlora", str(self.folder / "data"))
+        text = text.replace("/etc/clusterlora", str(self.folder))
+        text = text.replace("clusterlora:@PASSWORD@@postgres/", f"tester:@PASSWORD@@{self.database}/")
+        text = text.replace("0.0.0.0", "127.0.0.1").replace("${CLUSTERLORA_BIND:-127.0.0.1}", "127.0.0.1")
+        for name, port in (("prefect", "4200"), ("mlflow", "5000")):
+            text = text.replace(f"{name}:{port}", f"127.0.0.1:{port}")
+            if name in self.ports:
+                text = re.sub(rf"\b{port}\b", str(self.ports[name]), text)
+        return text
+
+    def start(self, service: str, **more: str) -> "subprocess.Popen[bytes]":
+        (self.folder / service).mkdir(exist_ok=True)
+        command = [str(DOCKER / "entrypoint.sh"), *map(self.here, SERVICES[service]["command"])]
+        env = self.environment(service) | more
+        return start_process(command, log=self.log(service), cwd=CHECKOUT, environment=env, inherits=False)
+
+    def log(self, service: str) -> Path:
+        return self.folder / f"{service}.log"
+
+    def start_server(self, name: str, health: str) -> int:
+        """Start a server on a free port; return its pid once its health check is content."""
+
+        def start(port: int) -> "subprocess.Popen[bytes]":
+            self.ports[name] = port
+            return self.start(name)
+
+        return start_on_free_port(start, self.log(name), is_well=lambda port: is_well(f"http://127.0.0.1:{port}{health}"))[0].pid
+
+
+def is_well(url: str) -> bool:
+    """Return whether the health check of the images is content; it is only asked once somebody listens."""
+    address = urlsplit(url)
+    try:
+        socket.create_connection((str(address.hostname), int(address.port or 0)), timeout=10).close()
+    except OSError:
+        return False
+    return subprocess.run([sys.executable, str(DOCKER / "health.py"), url], check=False).returncode == 0
+
+
+def _start(folder: Path) -> Service:
+    """Start both servers as compose.yaml does."""
+    import psycopg
+
+    postgres = postgres_address()
+    (folder / "data").mkdir()
+    subprocess.run([str(DOCKER / "secrets.sh"), str(folder / "secrets")], check=True, stdout=subprocess.DEVNULL)
+    ini = (DOCKER / "mlflow-auth.ini").read_text().replace("/var/lib/clusterlora", str(folder / "data"))
+    (folder / "mlflow-auth.ini").write_text(ini)
+    with psycopg.connect(f"{postgres}/postgres", autocommit=True) as connection:
+        connection.execute("create database clusterlora")
+        for statement in (DOCKER / "postgres-init.sql").read_text().split(";"):
+            if statement.strip():
+                connection.execute(statement.encode())
+    site = Site(folder, {}, postgres.rpartition("@")[2])
+    with ThreadPoolExecutor() as both:
+        pids = list(both.map(site.start_server, ("prefect", "mlflow"), ("/api/health", "/health")))
+    return Service({name: str(port) for name, port in site.ports.items()}, pids)
+
+
+@pytest.fixture
+def composed(postgres_server: str) -> Site:
+    """Return both servers, which are well, and what the other services need to join them."""
+    pytest.importorskip("flask_wtf", reason="MLflow's passwords need flask-wtf; make install")
+    ports = {name: int(port) for name, port in shared_service("composed", _start).items()}
+    return Site(session_folder() / "composed", ports, postgres_server.rpartition("@")[2])
+
+
+def test_prefect_lets_in_only_who_knows_the_password(composed: Site) -> None:
+    user, _, password = (composed.folder / "secrets" / "prefect_auth").read_text().partition(":")
+    for endpoint in PREFECT_ENDPOINTS:
+        url = f"http://127.0.0.1:{composed.ports['prefect']}/api/{endpoint}"
+        for who in ((None, ""), (user, "wrong"), ("nobody", password), (user, "")):
+            assert status_of(url, *who, body=b"{}") == 401, (endpoint, who)
+        assert status_of(url, user, password, body=b"{}") == 200, endpoint
+
+
+def test_mlflow_lets_in_only_who_knows_the_password(composed: Site) -> None:
+    password = (composed.folder / "secrets" / "mlflow_password").read_text()
+    for endpoint in MLFLOW_ENDPOINTS:
+        url = f"http://127.0.0.1:{composed.ports['mlflow']}/{endpoint}"
+        for who in ((None, ""), ("clusterlora", "wrong"), ("nobody", password), ("clusterlora", "")):
+            assert status_of(url, *who) == 401, (endpoint, who)
+        assert status_of(url, "clusterlora", password) == 200, endpoint
+
+
+@pytest.mark.filterwarnings("ignore:.*AnyType:UserWarning")
+def test_a_wrong_mlflow_password_is_one_line_with_the_fix_and_never_tried_again(composed: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    from clusterlora.stores.mlflow_tracker import MlflowTracker
+    from tasks.retrying import is_transient
+
+    data = Dataset((Persona("p", None, (Dialogue("d", (Turn("user", "hi"), Turn("assistant", "hello")), split="train"),)),))
+    tracker = MlflowTracker(f"http://127.0.0.1:{composed.ports['mlflow']}", patience_seconds=5)
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "clusterlora")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "not-it-at-all")
+    with pytest.raises(BadSettings, match="set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD") as refused:
+        tracker.start_study("locked", params={}, tags={}, dataset=data)
+    assert "not-it-at-all" not in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert not is_transient(refused.value)
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", (composed.folder / "secrets" / "mlflow_password").read_text())
+    assert tracker.start_study("locked", params={}, tags={}, dataset=data)
+
+
+def test_everything_is_deployed_and_a_worker_gets_well(composed: Site) -> None:
+    deploy = composed.start("deploy")
+    assert deploy.wait(timeout=300) == 0, composed.log("deploy").read_text()[-3000:]
+    worker, _ = start_on_free_port(
+        lambda port: composed.start("worker-cpu", PREFECT_WORKER_WEBSERVER_PORT=str(port)),
+        composed.log("worker-cpu"),
+        is_well=lambda port: is_well(f"http://127.0.0.1:{port}/health"),
+    )
+    os.killpg(worker.pid, signal.SIGKILL)
+    worker.wait()
+    # No log of any of them holds a secret.
+    for secret in (composed.folder / "secrets").iterdir():
+        for log in composed.folder.glob("*.log"):
+            assert secret.read_text().rpartition(":")[2] not in log.read_text(), f"{log.name} shows {secret.name}"
