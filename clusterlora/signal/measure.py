@@ -142,7 +142,7 @@ def _encoded(texts: Sequence[str], embedder: Embedder, log: RunLog) -> Float[np.
     return np.concatenate(batches)
 
 
-def _left_open(train: _Side, val: _Side) -> tuple[Float[np.ndarray, "exchange dim"], Float[np.ndarray, "exchange dim"]]:
+def _left_open(train: _Side, val: _Side) -> tuple[Float[np.ndarray, "train dim"], Float[np.ndarray, "val dim"]]:
     """Return the answers of train and of val less what a ridge regression on the prompt says, each without having seen it.
 
     Train is predicted dialogue-wise from other folds; a persona's other dialogues are among them, so what a prompt tells by whose it is
