@@ -8,6 +8,7 @@ from typing import Any
 
 from benchmarks.measure import Row
 from benchmarks.scaling import Point
+from clusterlora.durable import write_durably
 from clusterlora.errors import BadSettings
 from clusterlora.evaluation.markdown import table
 
@@ -83,8 +84,8 @@ def _refuse_other(name: str, earlier: object, now: object) -> None:
 def write(results: Results, folder: Path) -> None:
     """Write both files into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    _replace(folder / "benchmarks.json", json.dumps(as_json(results), indent=1, ensure_ascii=False) + "\n")
-    _replace(folder / "benchmarks.md", as_markdown(results))
+    write_durably(folder / "benchmarks.json", (json.dumps(as_json(results), indent=1, ensure_ascii=False) + "\n").encode())
+    write_durably(folder / "benchmarks.md", as_markdown(results).encode())
 
 
 def as_json(results: Results) -> dict[str, Any]:
@@ -168,10 +169,3 @@ def _scaling_table(points: Sequence[Point]) -> str:
 
 def _rate(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write a whole file or nothing."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)

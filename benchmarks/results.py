@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from clusterlora.cli.here import stores_here
-from clusterlora.comparison.write import write_atomically
 from clusterlora.config import PRESETS
+from clusterlora.durable import write_durably
 from clusterlora.errors import BadData, ClusterLoraError
 from clusterlora.evaluation.markdown import cell, table
 from clusterlora.evaluation.metrics import METRICS
@@ -73,7 +73,7 @@ def write(names: Sequence[str], files: Sequence[str], stores: Stores, out: Path)
         out.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(figure_path(stores, name), out / f"{name}.png")
     page = out / "results.md"
-    write_atomically(page, (PREFACE + "\n" + "\n".join(sections)).encode())
+    write_durably(page, (PREFACE + "\n" + "\n".join(sections)).encode())
     return page
 
 

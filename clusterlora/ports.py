@@ -282,12 +282,17 @@ class OpenRun:
 
 @dataclass(frozen=True, slots=True)
 class ModelVersion:
-    """A version in the registry. `whole` says that the model and as many adapters as it was made of are among its artifacts."""
+    """A version in the registry. `whole` says that the model and as many adapters as it was made of are among its artifacts.
+
+    `content` is its identity as the registry keeps it, `uri` where its routes.json and its adapters can be downloaded from.
+    """
 
     name: str
     version: str
     adapter_keys: tuple[str, ...]
     whole: bool
+    content: str
+    uri: str
 
 
 class AdapterRun(Protocol):

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from clusterlora.durable import make_folder
 from clusterlora.ports import Stores
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ def from_environment(environment: Mapping[str, str] = os.environ) -> Stores:
     from clusterlora.stores.sql import SqlStudyStore
 
     home = Path(environment.get("CLUSTERLORA_HOME", "studies")).resolve()
-    home.mkdir(parents=True, exist_ok=True)
+    make_folder(home)
     studies = SqlStudyStore(environment.get("CLUSTERLORA_DATABASE_URL", f"sqlite:///{home / 'clusterlora.db'}"))
     uri = environment.get("MLFLOW_TRACKING_URI")
     if not uri:
@@ -31,7 +32,7 @@ def from_environment(environment: Mapping[str, str] = os.environ) -> Stores:
 
     from clusterlora.stores.mlflow_tracker import MlflowTracker
 
-    tracker = MlflowTracker(uri)
+    tracker = MlflowTracker(uri, outbox=home / ".outbox")
 
     def fetch(key: str, folder: Path) -> bool:
         adapter = studies.adapter(key)

@@ -1,11 +1,16 @@
 """What a study's runs look like on the Prefect server, as plain values."""
 
 import os
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 from uuid import UUID
 
+import httpx
+
+from clusterlora.errors import ServiceDown
 from clusterlora.stages.verify import LiveWork
 from deployments.stack import Stack
 
@@ -43,16 +48,32 @@ class Snapshot:
     waiting: bool = False
 
 
-def connect(stack: Stack | None) -> "SyncPrefectClient":
-    """Return a client of the stack's Prefect server, or of the one in the environment.
+@contextmanager
+def connect(stack: Stack | None) -> "Generator[SyncPrefectClient]":
+    """Yield a client of the stack's Prefect server, or of the one in the environment.
 
     Sets the stack's addresses in this process's environment before Prefect reads them.
+
+    Raises:
+        ServiceDown: the server does not answer, or does not let us in.
     """
     if stack is not None:
         os.environ.update(stack.environment())
     from prefect.client.orchestration import get_client
 
-    return get_client(sync_client=True)
+    with get_client(sync_client=True) as client:
+        address = f"Prefect at {str(client.api_url.copy_with(userinfo=b'')).rstrip('/')}"
+        try:
+            yield client
+        except httpx.TransportError as away:
+            raise ServiceDown(f"{address} does not answer ({away}); start it (`clusterlora up`) or correct PREFECT_API_URL") from away
+        except httpx.HTTPStatusError as refusal:
+            code = refusal.response.status_code
+            if code in (401, 403):
+                raise ServiceDown(f"{address} does not let you in; set PREFECT_API_AUTH_STRING to its user:password") from refusal
+            if code < 500:
+                raise
+            raise ServiceDown(f"{address} is not well (it answers {code}); look at its log, or start it again") from refusal
 
 
 def parent_name(study_name: str) -> str:

@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from clusterlora.durable import make_folder, write_durably
 from clusterlora.errors import BadSettings, ServiceDown
 from deployments import passwords, processes, services
 from deployments.processes import Process
@@ -65,7 +66,7 @@ def up(home: Path, *, workers: int | None = None, auth: bool | None = None, host
         BadSettings: others would be let in without a password, or a running stack would have to change its doors.
         ServiceDown: a server did not start; carries the end of its log.
     """
-    home.mkdir(parents=True, exist_ok=True)
+    make_folder(home)
     # A port is free until its server listens: two stacks of one machine choose theirs one after the other.
     with _only_one(home / _LOCK), _only_one(Path(tempfile.gettempdir()) / f"clusterlora-{os.getuid()}.lock"):
         state = _read(home)
@@ -154,9 +155,7 @@ def _write(home: Path, addresses: Addresses, running: Mapping[str, Process], *, 
         "processes": {name: {"pid": process.pid, "birth": process.birth} for name, process in running.items()},
         "applied": applied,
     }
-    unfinished = home / "stack.json.part"
-    unfinished.write_text(json.dumps(state, indent=2), encoding="utf-8")
-    unfinished.replace(home / "stack.json")
+    write_durably(home / "stack.json", json.dumps(state, indent=2).encode())
 
 
 def _running(state: Mapping[str, Any]) -> dict[str, Process]:

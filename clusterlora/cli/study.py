@@ -154,7 +154,7 @@ def decide(name: str, choice: Any, learning_rate: float | None, epochs: int | No
         raise click.UsageError("say what to do: --go-on, --stop or --retry")
     if changes != (choice == "retry"):
         raise click.UsageError("--retry goes with at least one of --learning-rate, --epochs and --init, and they only with it")
-    from clusterlora.errors import UnknownName
+    from clusterlora.errors import ServiceDown, UnknownName
     from clusterlora.settings import Rung
     from clusterlora.stages.decision import Decision
     from clusterlora.stages.decision import decide as record
@@ -166,7 +166,11 @@ def decide(name: str, choice: Any, learning_rate: float | None, epochs: int | No
     rung = Rung(name="asked", learning_rate=learning_rate, epochs=epochs, init=init) if changes else None
     record(name, stores, Decision(choice, rung, by))
     stack = deployments("stack").status(stack_home())
-    resumed = stack is not None and deployments("launch").decide(name, stack)
+    try:
+        resumed = stack is not None and deployments("launch").decide(name, stack)
+    except ServiceDown as problem:
+        say(str(problem))
+        resumed = False
     if as_json:
         click.echo(json.dumps({"study": name, "choice": choice, "by": by, "rung": rung and asdict(rung), "resumed": resumed}))
     elif resumed:

@@ -2,8 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -11,6 +10,8 @@ import click
 
 from clusterlora.cli.here import stores_here
 from clusterlora.cli.orchestration import deployments, stack_home
+from clusterlora.cli.progress import say
+from clusterlora.errors import ServiceDown
 
 if TYPE_CHECKING:
     from clusterlora.stages.verify import Finding, LiveWork
@@ -33,11 +34,10 @@ def verify(name: str | None, repair: bool, as_json: bool) -> None:
     stores = stores_here()
     names = [name] if name else [known for known, _, _ in stores.studies.studies()]
     found: list[Finding] = []
-    with _live() as live:
-        for finding in verify_studies(names, stores, live=live, repair=repair):
-            found.append(finding)
-            if not as_json:
-                click.echo(_line(finding))
+    for finding in verify_studies(names, stores, live=_live(), repair=repair):
+        found.append(finding)
+        if not as_json:
+            click.echo(_line(finding))
     n_left = sum(not finding.repaired for finding in found)
     if as_json:
         click.echo(json.dumps([asdict(finding) for finding in found]))
@@ -52,16 +52,30 @@ def _line(finding: "Finding") -> str:
     return f"repaired  {where}{finding.what}" if finding.repaired else f"found     {where}{finding.what}; {finding.fix}"
 
 
-@contextmanager
-def _live() -> "Generator[Callable[[str], LiveWork] | None]":
-    """Yield how to ask what runs of a study: the local stack's Prefect server, or the one in the environment; None without any."""
+def _live() -> "Callable[[str], LiveWork | None] | None":
+    """Return how to ask what runs of a study: the local stack's Prefect server, or the one in the environment; None without any.
+
+    Once it has not answered, that is said, and nobody is asked again.
+    """
     stack = deployments("stack").status(stack_home())
     if stack is None and not os.environ.get("PREFECT_API_URL"):
-        yield None
-        return
-    observe = deployments("observe")
-    with observe.connect(stack) as client:
-        # Runs whose process is gone are open until somebody notices; on this machine the stack's own watchman can.
-        if stack is not None:
-            deployments("supervise").crash_dead_runs(client)
-        yield lambda study_name: observe.live_work(client, study_name)
+        return None
+    observe, supervise = deployments("observe"), deployments("supervise")
+    is_away = False
+
+    def ask(study_name: str) -> "LiveWork | None":
+        nonlocal is_away
+        if is_away:
+            return None
+        try:
+            with observe.connect(stack) as client:
+                # Runs whose process is gone are open until somebody notices; on this machine the stack's own watchman can.
+                if stack is not None:
+                    supervise.crash_dead_runs(client)
+                return observe.live_work(client, study_name)
+        except ServiceDown as problem:
+            is_away = True
+            say(f"{problem}; until then nothing that may be under way is judged")
+            return None
+
+    return ask

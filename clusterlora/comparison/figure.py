@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from clusterlora.comparison.result import Comparison, MethodResult, PairedDifference
-from clusterlora.comparison.write import write_atomically
+from clusterlora.durable import write_durably
 from clusterlora.evaluation.metric import Metric
 from clusterlora.evaluation.metrics import METRICS
 
@@ -34,7 +34,7 @@ def draw(comparison: Comparison, path: Path, title: str) -> None:
     """Write the figure as PNG, atomically."""
     content = io.BytesIO()
     compose(comparison, title).savefig(content, format="png")
-    write_atomically(path, content.getvalue())
+    write_durably(path, content.getvalue())
 
 
 def compose(comparison: Comparison, title: str) -> Figure:

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from clusterlora.comparison.breakdown import cluster_records, persona_records
 from clusterlora.comparison.result import Comparison, MethodResult
-from clusterlora.comparison.write import write_atomically
+from clusterlora.durable import write_durably
 from clusterlora.evaluation.markdown import table
 from clusterlora.evaluation.metrics import METRICS
 from clusterlora.values import EvaluationRow
@@ -28,14 +28,14 @@ def write_tables(comparison: Comparison, rows: Sequence[EvaluationRow], folder: 
 
     `more` is Markdown that follows in summary.md.
     """
-    write_atomically(folder / "summary.csv", _csv(summary_records(comparison)).encode())
-    write_atomically(
+    write_durably(folder / "summary.csv", _csv(summary_records(comparison)).encode())
+    write_durably(
         folder / "summary.json", (json.dumps(_document(comparison), indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
     )
-    write_atomically(folder / "summary.md", (markdown(comparison) + more).encode())
-    write_atomically(folder / "per_persona.csv", _csv(persona_records(comparison)).encode())
-    write_atomically(folder / "per_cluster.csv", _csv(cluster_records(comparison)).encode())
-    write_atomically(folder / "rows.csv", _csv(_row_records(rows, comparison.metrics)).encode())
+    write_durably(folder / "summary.md", (markdown(comparison) + more).encode())
+    write_durably(folder / "per_persona.csv", _csv(persona_records(comparison)).encode())
+    write_durably(folder / "per_cluster.csv", _csv(cluster_records(comparison)).encode())
+    write_durably(folder / "rows.csv", _csv(_row_records(rows, comparison.metrics)).encode())
 
 
 def summary_records(comparison: Comparison) -> list[dict[str, Any]]:

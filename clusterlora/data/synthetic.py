@@ -22,6 +22,7 @@ from clusterlora.data.generator.rules import Mood, Taste, Value
 from clusterlora.data.problems import Problems
 from clusterlora.data.reading import Reading
 from clusterlora.data.truth import Truth, write_truth
+from clusterlora.durable import write_durably
 from clusterlora.errors import BadSettings
 from clusterlora.settings import DataSettings, SyntheticSettings
 from clusterlora.values import Dataset
@@ -88,7 +89,6 @@ def planted(settings: SyntheticSettings) -> Truth:
 
 def write(population: SyntheticPopulation, folder: Path) -> None:
     """Write characters.jsonl, routines.jsonl, sessions.jsonl, and truth.json beside them."""
-    folder.mkdir(parents=True, exist_ok=True)
     _write_lines(folder / "characters.jsonl", population.characters)
     _write_lines(folder / "routines.jsonl", population.routines)
     _write_lines(folder / "sessions.jsonl", population.sessions)
@@ -96,7 +96,7 @@ def write(population: SyntheticPopulation, folder: Path) -> None:
 
 
 def _write_lines(path: Path, records: Iterable[Record]) -> None:
-    path.write_bytes("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode())
+    write_durably(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode())
 
 
 def _fresh_session(number: int, rng: Random, person: Person, taste: Taste, said: set[str]) -> Record:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from clusterlora.data.synthetic import generate
+from clusterlora.durable import write_durably
 from clusterlora.errors import BadData
 from clusterlora.settings import SyntheticSettings
 from clusterlora.values import Persona
@@ -62,13 +63,11 @@ def write_template(folder: Path) -> tuple[Path, Path]:
     for file in (people, toml):
         if file.exists():
             raise BadData(f"{file} exists and is not overwritten; give another folder")
-    folder.mkdir(parents=True, exist_ok=True)
     rows = [row for persona in generate(_PEOPLE).dataset.personas for row in _rows(persona)]
-    people.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    write_durably(people, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
     # A JSON string is a TOML string.
-    toml.write_text(
-        _CONFIGURATION.format(people=people.name, toml=toml, name=_name(folder), path=json.dumps(str(people))), encoding="utf-8"
-    )
+    settings = _CONFIGURATION.format(people=people.name, toml=toml, name=_name(folder), path=json.dumps(str(people)))
+    write_durably(toml, settings.encode())
     return people, toml
 
 

@@ -4,6 +4,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from clusterlora.durable import write_durably
+
 
 @dataclass(frozen=True, slots=True)
 class Truth:
@@ -19,7 +21,7 @@ class Truth:
 
 def write_truth(truth: Truth, path: Path) -> None:
     """Write `{"cluster_by_persona": {...}}` as JSON."""
-    path.write_text(json.dumps({"cluster_by_persona": truth.cluster_by_persona}, indent=1) + "\n", encoding="utf-8")
+    write_durably(path, (json.dumps({"cluster_by_persona": truth.cluster_by_persona}, indent=1) + "\n").encode())
 
 
 def read_truth(path: Path) -> Truth:

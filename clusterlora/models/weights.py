@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
+from clusterlora.durable import make_folder, put_folder_in_place
 from clusterlora.errors import ModelUnavailable
 
 PICKLE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".pkl", ".ckpt"})
@@ -44,13 +45,14 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
 
 
 def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file in hex, computed once per process while its size and modification time stay the same."""
+    """Return the SHA-256 of a file in hex, computed once per process while it is the same file and nothing was written to it."""
     stat = path.stat()
-    return _sha256(path.resolve(), stat.st_size, stat.st_mtime_ns)
+    # The time of the last change of the inode is beyond the reach of `cp --preserve` and `touch`.
+    return _sha256(path.resolve(), (stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns))
 
 
-@lru_cache(maxsize=256)
-def _sha256(path: Path, size_bytes: int, modified_ns: int) -> str:  # noqa: ARG001 - size and time are the cache key
+@lru_cache(maxsize=8192)
+def _sha256(path: Path, identity: tuple[int, ...]) -> str:  # noqa: ARG001  (the identity is part of the cache's key)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -69,12 +71,12 @@ def build_once(target: Path, build: Callable[[Path], None]) -> Path:
     """
     if target.is_dir():
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent)
     scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
         build(scratch)
         try:
-            scratch.rename(target)
+            put_folder_in_place(scratch, target)
         except OSError:
             if not target.is_dir():
                 raise

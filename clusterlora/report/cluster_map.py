@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from clusterlora.comparison.write import write_atomically
+from clusterlora.durable import write_durably
 from clusterlora.report.palette import mark
 from clusterlora.values import Clustering
 
@@ -21,7 +21,7 @@ def draw_map(clustering: Clustering, path: Path, title: str) -> None:
     """Write the map as PNG, atomically."""
     content = io.BytesIO()
     compose_map(clustering, title).savefig(content, format="png")
-    write_atomically(path, content.getvalue())
+    write_durably(path, content.getvalue())
 
 
 def compose_map(clustering: Clustering, title: str) -> Figure:

@@ -11,8 +11,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from clusterlora.comparison.write import write_atomically
 from clusterlora.data.summary import DataSummary, Quartet
+from clusterlora.durable import write_durably
 from clusterlora.report.palette import mark
 
 _INK = "#222222"
@@ -29,7 +29,7 @@ def draw_data(summary: DataSummary, path: Path, title: str) -> None:
     """Write the picture as PNG, atomically."""
     content = io.BytesIO()
     compose_data(summary, title).savefig(content, format="png")
-    write_atomically(path, content.getvalue())
+    write_durably(path, content.getvalue())
 
 
 def compose_data(summary: DataSummary, title: str) -> Figure:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from clusterlora.durable import make_folder, put_folder_in_place, write_durably
 from clusterlora.errors import BadData
 from clusterlora.models.base import base_folder
 from clusterlora.models.stacked import read_weights, stack_weights
@@ -45,14 +46,16 @@ def export(artifacts: Path, target: Path, form: Format) -> Exported:
     A stack of several adapters becomes one, whose rank is the sum of theirs and whose update is exactly theirs.
 
     Raises:
-        BadData: the target holds something, or a stack that an adapter alone cannot be (a prefix, a prompt with exchanges).
+        BadData: the target holds something, an adapter is not what was recorded, or a stack is more than an adapter alone can be (a
+            prefix, a prompt with exchanges).
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise BadData(f"{target} exists and is not empty; give another --out")
     table = from_json(RoutingTable, (artifacts / "routes.json").read_text(encoding="utf-8"))
+    table.refuse_other_weights({key: artifacts / "adapters" / key for key in table.keys})
     stacks = dict.fromkeys((table.default, *table.personas.values()))
     _refuse_prompts(table)
-    (target / "adapters").mkdir(parents=True)
+    make_folder(target / "adapters")
     written = {stack: _write(stack, table, artifacts / "adapters", target / "adapters") for stack in stacks if stack.layers}
     ranks = [json.loads((target / "adapters" / name / "adapter_config.json").read_text())["r"] for name in written.values()]
     route = {persona_id: written.get(stack, _BASE) for persona_id, stack in table.personas.items()}
@@ -61,9 +64,9 @@ def export(artifacts: Path, target: Path, form: Format) -> Exported:
     command = _command(form, base, sorted(set(written.values())), rank)
     found = Exported(target, base, tuple(sorted(set(written.values()))), route, written.get(table.default, _BASE), rank, command)
     routes = {"study": table.study, "base_model": base, "base_revision": table.base_revision, "default": found.default, "personas": route}
-    (target / "routes.json").write_text(json.dumps(routes, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_durably(target / "routes.json", (json.dumps(routes, indent=2, ensure_ascii=False) + "\n").encode())
     file = target / ("serve.sh" if form == "vllm" else "load.py")
-    file.write_text(command + "\n", encoding="utf-8")
+    write_durably(file, (command + "\n").encode())
     return found
 
 
@@ -100,7 +103,7 @@ def _write(stack: KeyedStack, table: RoutingTable, adapters: Path, target: Path)
     if (target / name).exists():
         shutil.rmtree(scratch)
     else:
-        scratch.rename(target / name)
+        put_folder_in_place(scratch, target / name)
     return name
 
 

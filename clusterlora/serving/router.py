@@ -44,10 +44,11 @@ class Router:
 
         Raises:
             ModelUnavailable: the base model cannot be had here, or has other weights than the adapters were trained on.
-            BadData: an adapter is missing or does not fit the base.
+            BadData: an adapter is missing, is not what was recorded, or does not fit the base.
         """
         if missing := sorted(table.keys - adapter_folders.keys()):
             raise BadData(f"the routes of study {table.study!r} name adapters that are not among the model's files: {', '.join(missing)}")
+        table.refuse_other_weights({key: adapter_folders[key] for key in table.keys})
         self._table = table
         self._base = load_base(table.model.base, dtype=table.model.dtype, device=device)
         if self._base.revision != table.base_revision:

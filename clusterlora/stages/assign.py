@@ -23,7 +23,8 @@ from clusterlora.settings import DataSettings, Study
 from clusterlora.stages.evaluate import weights_of
 from clusterlora.stages.loaded import base_model, embedder
 from clusterlora.stages.plan import GATED, REFERENCE, WorkPlan, trained_adapters, work_plan
-from clusterlora.stages.train import expose, stored_folder
+from clusterlora.stages.stored import stored_folder
+from clusterlora.stages.train import expose
 from clusterlora.values import Layer, Persona, Stack
 
 HEADER = ("persona", "examples", "nearest cluster", "NLL gain", "standard errors", "answered by")

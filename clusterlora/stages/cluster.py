@@ -14,8 +14,8 @@ from clusterlora.settings import Study
 from clusterlora.stages.loaded import base_model, embedder
 from clusterlora.stages.plan import REFERENCE, work_plan
 from clusterlora.stages.report import map_path, write_map
+from clusterlora.stages.stored import stored_folder
 from clusterlora.stages.timing import timed
-from clusterlora.stages.train import stored_folder
 from clusterlora.values import Clustering, Persona
 
 

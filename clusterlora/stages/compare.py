@@ -9,8 +9,8 @@ from clusterlora.comparison.figure import draw
 from clusterlora.comparison.new_personas_words import markdown as new_personas_markdown
 from clusterlora.comparison.result import Comparison
 from clusterlora.comparison.table import write_tables
-from clusterlora.comparison.write import write_atomically
 from clusterlora.data.prompts import items
+from clusterlora.durable import write_durably
 from clusterlora.errors import BadData
 from clusterlora.evaluation.metrics import METRICS
 from clusterlora.ports import RunLog, Stores
@@ -57,7 +57,7 @@ def compare(study_name: str, stores: Stores, log: RunLog) -> Comparison:
             write_map(study_name, stores, clustering)
         write_report(study, stores, comparison, rows, newcomers)
         if beside := imported_markdown(stores.studies.facts(study_name)):
-            write_atomically(folder / "imported.md", beside.lstrip().encode())
+            write_durably(folder / "imported.md", beside.lstrip().encode())
         means = {f"{result.method}/{name}": value for result in comparison.methods for name, value in result.means.items()}
         stores.tracker.log_results(study_name, folder=folder, metrics=means, description=_description(study, comparison.sentence))
     stores.studies.save_fact(study_name, "champion", comparison.champion)

@@ -21,8 +21,8 @@ from clusterlora.ports import RunLog, Stores
 from clusterlora.settings import Study
 from clusterlora.stages.loaded import base_model, embedder
 from clusterlora.stages.plan import WorkPlan, judged_adapters, refused, rung_by_name, trained_adapters, work_plan
+from clusterlora.stages.stored import stored_folder
 from clusterlora.stages.timing import timed
-from clusterlora.stages.train import stored_folder
 from clusterlora.values import Item, Layer, MethodPlan, Persona, Route, Split, Stack
 
 _STACKS_AT_ONCE = 64

@@ -1,6 +1,7 @@
 """What the registry says of a model: made of what, scored how, under which licence, and how to load it."""
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Mapping
 from typing import Any
 
 from clusterlora.comparison.result import Comparison
@@ -31,13 +32,13 @@ def scores_fact(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def about(study: Study, facts: Mapping[str, Any], *, model: str, method: str, n_personas: int, adapters: Sequence[str]) -> About:
+def about(study: Study, facts: Mapping[str, Any], *, model: str, method: str, n_personas: int, weights_sha256: Mapping[str, str]) -> About:
     """Return card and tags of a model that answers as a method does.
 
     Args:
         model: its name in the registry.
         n_personas: how many people its adapters learned from.
-        adapters: the content keys of its adapters.
+        weights_sha256: the digests of its adapters' weights, by content key.
     """
     best = facts.get("champion")
     sentence = str(facts.get("conclusion", "not compared"))
@@ -45,6 +46,8 @@ def about(study: Study, facts: Mapping[str, Any], *, model: str, method: str, n_
     says = sentence if best in (None, method) else f"the comparison found {best} best: {sentence}"
     digest, recipe = str(facts.get("data_digest")), study.recipe
     tags = {"comparison": outcome, "comparison_says": says, "data_digest": digest, "training_personas": str(n_personas)}
+    if weights_sha256:
+        tags["weights_sha256"] = combined_sha256(weights_sha256)
     lines = [
         f"# {model}",
         "",
@@ -52,6 +55,7 @@ def about(study: Study, facts: Mapping[str, Any], *, model: str, method: str, n_
         "",
         f"- **Base**: `{study.model.base}`, revision `{str(facts.get('base_revision'))[:16]}`, licence {base_licence(study.model.base)}",
         f"- **Data**: `{digest}`, {n_personas} personas to learn from, {study.data.source} source",
+        *_weights(weights_sha256),
         f"- **Recipe**: rank {recipe.rank}, alpha {recipe.alpha:g}, {recipe.epochs} epochs, batch {recipe.batch_size}",
         f"- **Score**: {_score(study, facts, method)}",
         "",
@@ -59,9 +63,23 @@ def about(study: Study, facts: Mapping[str, Any], *, model: str, method: str, n_
         f"`mlflow models serve -m models:/{model}/{{version}} --env-manager local`. Adapters alone, after "
         f"`clusterlora registry export {model}/{{version}} --format peft --out exported`:",
         "",
-        *_loading(study, adapters),
+        *_loading(study, weights_sha256),
     ]
     return About("\n".join(lines) + "\n", tags)
+
+
+def combined_sha256(weights_sha256: Mapping[str, str]) -> str:
+    """Return the digest of one adapter's weights; of several, that of the list of theirs by key, as `sha256sum` would write it."""
+    if len(weights_sha256) == 1:
+        return next(iter(weights_sha256.values()))
+    return hashlib.sha256("".join(f"{sha256}  {key}\n" for key, sha256 in sorted(weights_sha256.items())).encode()).hexdigest()
+
+
+def _weights(weights_sha256: Mapping[str, str]) -> list[str]:
+    if not weights_sha256:
+        return []
+    of = "" if len(weights_sha256) == 1 else f" of the digests of {len(weights_sha256)} adapters, which are in its routes.json"
+    return [f"- **Weights**: SHA-256 `{combined_sha256(weights_sha256)}`{of}"]
 
 
 def _score(study: Study, facts: Mapping[str, Any], method: str) -> str:
@@ -82,7 +100,7 @@ def _score(study: Study, facts: Mapping[str, Any], method: str) -> str:
     return f"{text}, 95% intervals, {found['items']} items of {found['personas']} personas"
 
 
-def _loading(study: Study, adapters: Sequence[str]) -> list[str]:
+def _loading(study: Study, adapters: Mapping[str, str]) -> list[str]:
     """Return how PEFT and vLLM load an adapter, three lines each."""
     if not adapters:
         return ["It has no adapter: the base model answers."]

@@ -10,8 +10,8 @@ import numpy as np
 
 from clusterlora.comparison.new_personas import NewPersonas, Scores
 from clusterlora.comparison.new_personas import new_personas as curve
-from clusterlora.comparison.write import write_atomically
 from clusterlora.data.prompts import items
+from clusterlora.durable import write_durably
 from clusterlora.evaluation.metrics import METRICS
 from clusterlora.ports import Stores
 from clusterlora.settings import Study
@@ -97,4 +97,4 @@ def _write(rows: Sequence[_Row], path: Path) -> None:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow([field.name for field in fields(_Row)])
     writer.writerows(astuple(row) for row in rows)
-    write_atomically(path, out.getvalue().encode())
+    write_durably(path, out.getvalue().encode())

@@ -6,9 +6,11 @@ from pathlib import Path
 
 from clusterlora import __version__
 from clusterlora.data.load import load
+from clusterlora.durable import make_folder
 from clusterlora.models.base import base_revision, faster_dtype
 from clusterlora.ports import RunLog, Stores
 from clusterlora.settings import Study
+from clusterlora.stages.stored import replace_damaged
 from clusterlora.stages.timing import timed
 from clusterlora.stores.resume import as_decided
 from clusterlora.values import Dataset
@@ -16,6 +18,8 @@ from clusterlora.values import Dataset
 
 def prepare(study: Study, stores: Stores, log: RunLog, *, running: bool = True) -> Dataset:
     """Return the study's split data set, now recorded with its provenance; preparing it again changes nothing.
+
+    What is damaged of its adapters on this machine is fetched, or will be trained again.
 
     Args:
         running: whether the study runs from now on. A single step of it leaves the study in the status it is in.
@@ -48,7 +52,8 @@ def prepare(study: Study, stores: Stores, log: RunLog, *, running: bool = True) 
         stores.studies.save_fact(study.name, "mlflow_run", stores.tracker.page(study.name))
         if running:
             stores.studies.set_status(study.name, "running")
-        stores.folder(study.name).mkdir(parents=True, exist_ok=True)
+        replace_damaged(study.name, stores, log)
+        make_folder(stores.folder(study.name))
     log.advance(1, personas=len(dataset.personas))
     return dataset
 

@@ -7,8 +7,9 @@ from clusterlora.settings import Study
 from clusterlora.stages.model_card import about
 from clusterlora.stages.plan import WorkPlan, of_one_person, trained_adapters, work_plan
 from clusterlora.stages.routing import adapter_table, routing_table
+from clusterlora.stages.stored import stored_folder
 from clusterlora.stages.timing import seconds_by_phase, timed
-from clusterlora.stages.train import expose, stored_folder
+from clusterlora.stages.train import expose
 from clusterlora.values import AdapterSpec, TrainedAdapter
 
 
@@ -49,15 +50,15 @@ def register(study_name: str, stores: Stores, log: RunLog) -> str:
 
 def register_adapter(study: Study, adapter: TrainedAdapter, stores: Stores, *, model: str, method: str, n_personas: int) -> None:
     """Register an adapter as `<study>-<model>`, which answers everybody with it; `method` and `n_personas` are what its card says."""
+    table, folders = adapter_table(study, model, adapter, stores), {adapter.key: stored_folder(stores, adapter.key)}
     said = about(
         study,
         stores.studies.facts(study.name),
         model=f"{study.name}-{model}",
         method=method,
         n_personas=n_personas,
-        adapters=(adapter.key,),
+        weights_sha256=table["weights_sha256"],
     )
-    table, folders = adapter_table(study, model, adapter, stores), {adapter.key: stored_folder(stores, adapter.key)}
     stores.tracker.register_router(study.name, routes=table, adapter_folders=folders, champion=False, model=model, about=said)
 
 
@@ -93,7 +94,7 @@ def _register_router(
         model=f"{study.name}-{model}" if model else study.name,
         method=method,
         n_personas=len(learned),
-        adapters=tuple(weights),
+        weights_sha256=table["weights_sha256"],
     )
     return stores.tracker.register_router(
         study.name, routes=table, adapter_folders=weights, champion=model is None, model=model, about=said

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from clusterlora.comparison.new_personas import NewPersonas
 from clusterlora.comparison.result import Comparison
-from clusterlora.comparison.write import write_atomically
+from clusterlora.durable import write_durably
 from clusterlora.ports import Stores
 from clusterlora.report.cluster_map import draw_map
 from clusterlora.report.data import Cost, Curve, Example, ExampleAnswer, ReportData
@@ -33,7 +33,7 @@ def write_report(
 ) -> Path:
     """Write results/report.html, atomically, and return where it is."""
     path = stores.folder(study.name) / "results" / "report.html"
-    write_atomically(path, page(report_data(study, stores, comparison, rows, newcomers)).encode())
+    write_durably(path, page(report_data(study, stores, comparison, rows, newcomers)).encode())
     return path
 
 
@@ -165,7 +165,7 @@ def _curves(logs: Path) -> Iterator[Curve]:
     for file in sorted(logs.glob("*_training.log")):
         points: list[tuple[int, float]] = []
         n_steps = 0
-        for found in _STEP.finditer(file.read_text(encoding="utf-8")):
+        for found in _STEP.finditer(file.read_text(encoding="utf-8", errors="replace")):
             step, n_steps, loss = int(found[1]), int(found[2]), float(found[3])
             if points and step <= points[-1][0]:
                 points.clear()

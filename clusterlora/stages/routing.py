@@ -9,7 +9,8 @@ from clusterlora.errors import BadData
 from clusterlora.ports import Stores
 from clusterlora.settings import Study
 from clusterlora.stages.plan import REFERENCE, trained_adapters, work_plan
-from clusterlora.stages.train import stored_folder
+from clusterlora.stages.stored import stored_folder
+from clusterlora.stores.files import weights_sha256
 from clusterlora.stores.routing_table import KeyedLayer, KeyedStack, RoutingTable
 from clusterlora.values import Stack, TrainedAdapter
 
@@ -39,6 +40,7 @@ def routing_table(study: Study, method: str, stores: Stores) -> dict[str, Any]:
         "descriptions": {},
         "exchanges": {},
         "names": {trained[name].key: name for name in sorted(used)},
+        "weights_sha256": {trained[name].key: _digest(trained[name], stores) for name in sorted(used)},
     }
     stacks = {route.persona_id: route.stack for route in routes}
     for persona in stores.studies.dataset(study.name).personas:
@@ -59,7 +61,13 @@ def adapter_table(study: Study, model: str, adapter: TrainedAdapter, stores: Sto
         "default": KeyedStack((KeyedLayer(adapter.key),)),
         "descriptions": {persona.id: persona.description for persona in people},
         "names": {adapter.key: adapter.name},
+        "weights_sha256": {adapter.key: _digest(adapter, stores)},
     }
+
+
+def _digest(adapter: TrainedAdapter, stores: Stores) -> str:
+    """Return the digest of an adapter's weights; of those here where it was recorded before digests were."""
+    return adapter.weights_sha256 or weights_sha256(stored_folder(stores, adapter.key))
 
 
 def _of_study(study: Study, stores: Stores) -> dict[str, Any]:

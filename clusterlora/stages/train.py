@@ -8,9 +8,9 @@ from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 
-from clusterlora.comparison.write import write_atomically
 from clusterlora.data.prompts import PromptEncoder, TokenSequence, messages
-from clusterlora.errors import BadData, OutOfMemory, ServiceDown
+from clusterlora.durable import write_durably
+from clusterlora.errors import OutOfMemory, ServiceDown
 from clusterlora.models.base import base_revision
 from clusterlora.models.memory import device_name, peak_memory_bytes
 from clusterlora.models.stacked import read_adapter
@@ -19,6 +19,7 @@ from clusterlora.settings import Study
 from clusterlora.stages.loaded import base_model
 from clusterlora.stages.outcome import tagged_with_outcome
 from clusterlora.stages.plan import Pack, WorkPlan, plan_with
+from clusterlora.stages.stored import folder_if_any, in_tracker, stored_folder
 from clusterlora.stages.timing import timed
 from clusterlora.stages.training_log import TrainingLog
 from clusterlora.stores.files import weight_files, weights_sha256
@@ -109,7 +110,7 @@ def _train(study: Study, pack: Pack, *, attempt: int, micro_batch: int, stores: 
 def _known(study: Study, plan: WorkPlan, name: str, stores: Stores) -> bool:
     """Return whether somebody, perhaps another study, trained this very adapter; if so, make it this study's as well."""
     adapter = stores.studies.adapter(plan.keys[name])
-    if adapter is None or stores.adapters.path(adapter.key) is None:
+    if adapter is None or folder_if_any(stores, adapter.key) is None:
         return False
     stores.studies.save_adapter(study.name, replace(adapter, name=name, spec=plan.specs[name]))
     return True
@@ -120,7 +121,7 @@ def _jobs(study: Study, plan: WorkPlan, specs: Sequence[AdapterSpec], stores: St
     encoder = PromptEncoder(base_model(study.model).tokenizer, max_length=study.model.max_length)
 
     def folder(name: str | None) -> Path | None:
-        return stores.adapters.path(plan.keys[name]) if name else None
+        return stored_folder(stores, plan.keys[name]) if name else None
 
     # Most people teach several adapters.
     @cache
@@ -176,23 +177,6 @@ def merge_adapters(
     return len(specs)
 
 
-def stored_folder(stores: Stores, key: str) -> Path:
-    """Return the PEFT folder of a trained adapter, brought here if it was trained elsewhere.
-
-    Raises:
-        BadData: it is recorded, but its weights are neither here nor in the tracker.
-    """
-    folder = stores.adapters.path(key)
-    if folder is None:
-        adapter = stores.studies.adapter(key)
-        where = adapter.uri if adapter and adapter.uri else "the machine that trained it"
-        raise BadData(
-            f"adapter {key} is recorded as trained, but its weights are not here and not at {where}; "
-            "set MLFLOW_TRACKING_URI to where it was trained, or forget it with `clusterlora study verify --repair`"
-        )
-    return folder
-
-
 def _trained(result: TrainingResult) -> TrainedAdapter:
     job = result.job
     return TrainedAdapter(
@@ -223,10 +207,9 @@ def keep(study: Study, adapter: TrainedAdapter, folder: Path, run: AdapterRun, s
 def _lost(key: str, stores: Stores) -> TrainedAdapter | None:
     """Return the record of an adapter whose weights are nowhere; None when there is no record, or they may be somewhere."""
     recorded = stores.studies.adapter(key)
-    if recorded is None or stores.adapters.path(key) is not None:
+    if recorded is None or folder_if_any(stores, key) is not None:
         return None
-    in_tracker = recorded.uri is not None and recorded.uri.startswith("runs:/")
-    return recorded if stores.tracker.keeps_adapters or not in_tracker else None
+    return recorded if stores.tracker.keeps_adapters or not in_tracker(recorded) else None
 
 
 def expose(stores: Stores, study_name: str, adapter: str, kept: Path) -> Path:
@@ -244,7 +227,7 @@ def expose(stores: Stores, study_name: str, adapter: str, kept: Path) -> Path:
     kind = adapter.partition("-")[0]
     target = stores.folder(study_name) / "models" / folder_by_kind.get(kind, "") / adapter.replace("-", "_")
     for file in weight_files(kept):
-        write_atomically(target / file.name, file.read_bytes())
+        write_durably(target / file.name, file.read_bytes())
     return target
 
 

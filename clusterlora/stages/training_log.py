@@ -5,6 +5,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from clusterlora.durable import make_folder
 from clusterlora.ports import RunLog
 
 _LINES = 50
@@ -23,7 +24,7 @@ class TrainingLog(RunLog):
         self._micro_batch = micro_batch
 
     def __enter__(self) -> Self:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self._path.parent)
         self._file = self._path.open("a", encoding="utf-8", buffering=1)
         return self
 

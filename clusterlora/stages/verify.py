@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from clusterlora.errors import BadData
-from clusterlora.ports import Stores
-from clusterlora.stores.files import refuse_other_weights
+from clusterlora.ports import ModelVersion, Stores
+from clusterlora.stages.stored import in_tracker, is_kept, is_right
+from clusterlora.stores.routing_table import other_artifacts
 from clusterlora.values import TrainedAdapter
 
 _AGAIN = "run the study again"
@@ -39,11 +39,12 @@ class _Problem:
     cure: Callable[[], object] | None = None
 
 
-def verify(study_names: Sequence[str], stores: Stores, *, live: Callable[[str], LiveWork] | None, repair: bool) -> Iterator[Finding]:
+def verify(study_names: Sequence[str], stores: Stores, *, live: Callable[[str], LiveWork | None] | None, repair: bool) -> Iterator[Finding]:
     """Yield what does not agree as it is found; with `repair`, what can be mended is.
 
     Args:
-        live: what is running of a study; None when nobody can be asked. Open attempts, and what may belong to them, are then left alone.
+        live: what is running of a study; it is None, or returns None, when nobody can be asked. Open attempts, and what may belong to
+            them, are then left alone.
 
     Raises:
         UnknownName: no such study.
@@ -71,8 +72,8 @@ def _adapters(study: str, stores: Stores, _live: LiveWork | None) -> Iterator[_P
     busy = any(attempt.state == "running" for attempt in stores.studies.attempts(study))
     for adapter in stores.studies.adapters(study):
         folder = stores.adapters.local(adapter.key)
-        here = folder is not None and _is_right(adapter, folder)
-        kept = _is_kept(adapter, stores)
+        here = folder is not None and is_right(adapter, folder)
+        kept = is_kept(adapter, stores)
         if folder is not None and here and kept is False:
             what = f"the tracker does not hold adapter {adapter.name} ({adapter.key}) as recorded; only this machine does"
             yield _Problem(what, "upload it again", lambda a=adapter, f=folder: _upload(study, a, f, stores))
@@ -81,7 +82,7 @@ def _adapters(study: str, stores: Stores, _live: LiveWork | None) -> Iterator[_P
         if kept:
             what = f"the copy of adapter {adapter.name} ({adapter.key}) on this machine is not what was recorded"
             yield _Problem(what, "set it aside and fetch the one in the tracker", lambda k=adapter.key: _fetch_again(k, stores))
-        elif kept is None and adapter.uri is not None and adapter.uri.startswith("runs:/"):
+        elif kept is None and in_tracker(adapter):
             yield _Problem(f"adapter {adapter.name} ({adapter.key}) is not on this machine", "set MLFLOW_TRACKING_URI to look further")
         else:
             state = "damaged" if folder is not None else "missing"
@@ -89,24 +90,6 @@ def _adapters(study: str, stores: Stores, _live: LiveWork | None) -> Iterator[_P
             fix = f"verify where it was trained; or forget it with --repair, then {_AGAIN} to train it"
             # An upload may still be under way.
             yield _Problem(what, fix, None if busy else lambda k=adapter.key: _forget(k, stores))
-
-
-def _is_right(adapter: TrainedAdapter, folder: Path) -> bool:
-    try:
-        refuse_other_weights(adapter.key, adapter.weights_sha256, folder)
-    except BadData:
-        return False
-    return True
-
-
-def _is_kept(adapter: TrainedAdapter, stores: Stores) -> bool | None:
-    """Return whether the tracker has the recorded weights; None when there is no tracker to ask."""
-    if not stores.tracker.keeps_adapters:
-        return None
-    if adapter.uri is None:
-        return False
-    with tempfile.TemporaryDirectory() as temporary:
-        return stores.tracker.download(adapter.uri, Path(temporary)) and _is_right(adapter, Path(temporary))
 
 
 def _upload(study: str, adapter: TrainedAdapter, folder: Path, stores: Stores) -> None:
@@ -172,22 +155,34 @@ def _end(study: str, stores: Stores) -> None:
 
 
 def _models(study: str, stores: Stores, _live: LiveWork | None) -> Iterator[_Problem]:
-    """Registered models that lost their artifacts, hold adapters nobody knows, or are missing."""
+    """Registered models that lost their artifacts or have others, hold adapters nobody knows, or are missing."""
     versions = stores.tracker.versions(study)
+    champion = stores.studies.facts(study).get("champion_uri")
     for version in versions:
-        name = f"model {version.name}, version {version.version},"
+        is_champion = champion == f"models:/{version.name}/{version.version}"
+        name = f"model {version.name}, version {version.version}{' (the champion)' if is_champion else ''},"
+
+        def drop(model: str = version.name, number: str = version.version) -> None:
+            stores.tracker.drop_version(model, number)
+
         if not version.whole:
-
-            def drop(model: str = version.name, number: str = version.version) -> None:
-                stores.tracker.drop_version(model, number)
-
             yield _Problem(f"{name} lacks files in the artifact store", f"remove the version; then {_AGAIN} to register it anew", drop)
+        elif problem := _other_artifacts(version, stores):
+            yield _Problem(f"{name} is not what was registered: {problem}", f"remove the version; then {_AGAIN} to register it anew", drop)
         elif unknown := [key for key in version.adapter_keys if stores.studies.adapter(key) is None]:
             what = f"{name} holds {len(unknown)} adapters that the database does not know, for example {unknown[0]}"
             yield _Problem(what, f"{_AGAIN}: what it still needs is trained and registered")
-    champion = stores.studies.facts(study).get("champion_uri")
     if stores.tracker.keeps_adapters and champion and champion not in {f"models:/{v.name}/{v.version}" for v in versions}:
         yield _Problem(f"the champion {champion} is not in the registry", f"{_AGAIN}: it registers its champion anew")
+
+
+def _other_artifacts(version: ModelVersion, stores: Stores) -> str:
+    """Return what of a version's routes and weights is not as registered; empty when everything is."""
+    known = {key: adapter.weights_sha256 for key in version.adapter_keys if (adapter := stores.studies.adapter(key)) is not None}
+    with tempfile.TemporaryDirectory() as temporary:
+        if not stores.tracker.download(version.uri, Path(temporary)):
+            return "its files are gone"
+        return other_artifacts(Path(temporary), version.content, {key: sha256 for key, sha256 in known.items() if sha256})
 
 
 def _leftovers(stores: Stores) -> Iterator[_Problem]:

@@ -11,6 +11,7 @@ from sqlalchemy import event
 from sqlalchemy.engine import URL, Connection, Engine, make_url
 from sqlalchemy.exc import ArgumentError, DatabaseError, DBAPIError, InterfaceError, OperationalError
 
+from clusterlora.durable import make_folder
 from clusterlora.errors import BadSettings, ServiceDown
 from clusterlora.stores.schema import REVISION
 
@@ -91,7 +92,7 @@ class Database:
 
     def _make_lock_file(self) -> None:
         try:
-            self._lock_file.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(self._lock_file.parent)
             self._lock_file.touch()
         except OSError as error:
             raise ServiceDown(f"study database {self.shown_url} cannot be written: {error}; choose a folder you may write to") from error
@@ -170,7 +171,7 @@ def _engine(url: URL) -> Engine:
         # The driver's own transaction handling is off: it would begin too late and without choosing a kind.
         connection.isolation_level = None
         connection.execute("PRAGMA foreign_keys=ON")
-        connection.execute("PRAGMA synchronous=NORMAL")
+        connection.execute("PRAGMA synchronous=FULL")
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:  # pyright: ignore[reportUnusedFunction]

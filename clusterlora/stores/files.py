@@ -1,12 +1,14 @@
-"""Adapter weights as PEFT folders on a disk, by content key. What can be seen is complete and free of pickles."""
+"""Adapter weights as PEFT folders on a disk, by content key. What can be seen is complete, on the disk, and free of pickles."""
 
 import hashlib
+import json
 import re
 import shutil
 import uuid
 from collections.abc import Callable
 from pathlib import Path
 
+from clusterlora.durable import make_folder, put_folder_in_place, sync
 from clusterlora.errors import BadData
 from clusterlora.models.weights import file_sha256
 
@@ -25,7 +27,7 @@ class FileAdapterStore:
         """
         self._root = root
         self._fetch = fetch
-        self._root.mkdir(parents=True, exist_ok=True)
+        make_folder(self._root)
 
     def path(self, key: str) -> Path | None:
         if folder := self.local(key):
@@ -39,7 +41,7 @@ class FileAdapterStore:
             shutil.rmtree(incoming, ignore_errors=True)
 
     def save(self, key: str, folder: Path) -> Path:
-        """Keep a copy of a PEFT folder under its key; the first copy of a key stays.
+        """Keep a copy of a PEFT folder under its key; the first copy of a key stays, unless files of it are missing or cut.
 
         Raises:
             BadData: the folder is not a PEFT adapter of safetensors and JSON files alone.
@@ -54,7 +56,7 @@ class FileAdapterStore:
 
     def scratch(self, key: str) -> Path:
         folder = self._root / ".scratch" / self._folder(key).name
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         return folder
 
     def drop_scratch(self, key: str) -> None:
@@ -72,8 +74,10 @@ class FileAdapterStore:
 
     def set_aside(self, key: str) -> Path:
         aside = self._root / ".aside" / f"{self._folder(key).name}-{uuid.uuid4().hex[:8]}"
-        aside.parent.mkdir(exist_ok=True)
-        return self._folder(key).rename(aside)
+        make_folder(aside.parent)
+        self._folder(key).rename(aside)
+        sync(self._root)
+        return aside
 
     def half_written(self) -> tuple[Path, ...]:
         return tuple(self._root / ".incoming" / name for name in _names(self._root / ".incoming"))
@@ -91,9 +95,11 @@ class FileAdapterStore:
     def _admit(self, key: str, incoming: Path) -> Path:
         weight_files(incoming)
         folder = self._folder(key)
+        if folder.is_dir() and not _is_whole(folder):
+            self.set_aside(key)
         try:
             # One rename makes the whole adapter visible; it fails when somebody else's equal copy came first.
-            incoming.rename(folder)
+            put_folder_in_place(incoming, folder)
         except OSError:
             if not folder.is_dir():
                 raise
@@ -116,16 +122,40 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
     kept = [e for e in entries if e.name != "README.md"]
     if refused := [e.name for e in kept if e.suffix not in {".safetensors", ".json"} or e.is_symlink() or not e.is_file()]:
         raise BadData(f"{folder} holds {', '.join(refused)}; only .safetensors and .json files are kept, pickled weights are never loaded")
-    if disguised := [e.name for e in kept if e.suffix == ".safetensors" and not _begins_as_safetensors(e)]:
-        raise BadData(f"{folder} holds {', '.join(disguised)}, which is not in the safetensors format; save it with save_pretrained")
+    if broken := [e.name for e in kept if not (_is_safetensors(e) if e.suffix == ".safetensors" else _is_json(e))]:
+        raise BadData(f"{folder} holds {', '.join(broken)}, cut or not what its name says; save it with save_pretrained")
     return tuple(kept)
 
 
-def _begins_as_safetensors(file: Path) -> bool:
-    """Return whether a file begins with the length of a JSON object, and that object: a pickle or a zip archive under the name does not."""
+def _is_whole(folder: Path) -> bool:
+    try:
+        weight_files(folder)
+    except BadData:
+        return False
+    return True
+
+
+def _is_safetensors(file: Path) -> bool:
+    """Return whether a file begins with a JSON object that lists tensors and is long enough for them: a pickle, or half a file, is not."""
+    size = file.stat().st_size
     with file.open("rb") as opened:
-        head = opened.read(9)
-    return head[8:] == b"{" and int.from_bytes(head[:8], "little") + 8 <= file.stat().st_size
+        n_header = int.from_bytes(opened.read(8), "little")
+        if n_header > size - 8:
+            return False
+        header = opened.read(n_header)
+    try:
+        ends = [int(entry["data_offsets"][1]) for name, entry in json.loads(header).items() if name != "__metadata__"]
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+        return False
+    return 8 + n_header + max(ends, default=0) <= size
+
+
+def _is_json(file: Path) -> bool:
+    try:
+        json.loads(file.read_bytes())
+    except ValueError:
+        return False
+    return True
 
 
 def weights_sha256(folder: Path) -> str:
@@ -143,6 +173,6 @@ def refuse_other_weights(key: str, expected_sha256: str | None, folder: Path) ->
     found = weights_sha256(folder)
     if expected_sha256 not in (None, found):
         raise BadData(
-            f"adapter {key} arrived with SHA-256 {found[:16]}..., recorded is {expected_sha256[:16]}...; "
+            f"adapter {key} has SHA-256 {found[:16]}..., recorded is {expected_sha256[:16]}...; "
             "run `clusterlora study verify --repair` where it was trained"
         )

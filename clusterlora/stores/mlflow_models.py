@@ -8,8 +8,9 @@ from pathlib import Path
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
-from clusterlora.errors import BadSettings, UnknownName
+from clusterlora.errors import BadData, BadSettings, UnknownName
 from clusterlora.stores.mlflow_server import MlflowServer
+from clusterlora.stores.routing_table import other_artifacts
 
 CHAMPION = "champion"
 
@@ -89,13 +90,23 @@ class Registry:
         self._server.call(f"alias {CHAMPION}", move)
 
     def download(self, chosen: Version, folder: Path) -> Path:
-        """Fetch a version's files into a folder; return that of its artifacts: routes.json and adapters/<key>/."""
+        """Fetch a version's files into a folder; return that of its artifacts: routes.json and adapters/<key>/.
+
+        Raises:
+            BadData: they are not those that were registered.
+        """
 
         def fetch() -> Path:
             run_id, _, path = self._source(chosen).removeprefix("runs:/").partition("/")
             return Path(self._client.download_artifacts(run_id, path, str(folder))) / "artifacts"
 
-        return self._server.call(f"the files of {chosen.name}", fetch)
+        artifacts = self._server.call(f"the files of {chosen.name}", fetch)
+        if problem := other_artifacts(artifacts, chosen.tags.get("content")):
+            raise BadData(
+                f"the files of {chosen.name} version {chosen.version} are not what was registered: {problem}; remove the version with "
+                f"`clusterlora study verify --repair`, then run study {chosen.tags.get('study')} again, which registers it anew"
+            )
+        return artifacts
 
     def _source(self, chosen: Version) -> str:
         return str(self._client.get_model_version(chosen.name, chosen.version).source)

@@ -12,8 +12,7 @@ from mlflow.exceptions import MlflowException, RestException
 from clusterlora.ports import About, ModelVersion
 from clusterlora.stores.files import weight_files
 from clusterlora.stores.json_codec import to_json
-from clusterlora.stores.routing_table import RoutingTable
-from clusterlora.values import digest
+from clusterlora.stores.routing_table import RoutingTable, content_of
 
 # MLflow copies this script into the model and runs it when the model is loaded. It is named, not imported: serving builds on stores.
 _SCRIPT = Path(__file__).parents[1] / "serving" / "router_model.py"
@@ -25,9 +24,9 @@ _EXAMPLE = [{"persona_id": "persona_000", "messages": [{"role": "user", "content
 def add_version(client: MlflowClient, run_id: str, name: str, table: RoutingTable, folders: Mapping[str, Path], about: About) -> str:
     """Return the version of model `name` with this content, made of artifacts of the run unless there is one already.
 
-    The content key is a digest of the table and the weights' keys, so a name is never used twice for different weights.
+    The content key is a digest of the table, which holds the weights' digests, so a name is never used twice for different weights.
     """
-    content = digest([to_json(table), sorted(folders)])
+    content = content_of(to_json(table), folders)
     _make_model(client, name, {"study": table.study, "method": table.method, "base_model": table.model.base})
     for known in client.search_model_versions(f"name = '{name}'"):
         if known.tags.get("content") == content:
@@ -40,7 +39,7 @@ def add_version(client: MlflowClient, run_id: str, name: str, table: RoutingTabl
     path = f"models/{name}/{content}"
     with tempfile.TemporaryDirectory() as temporary:
         model = Path(temporary) / "model"
-        _write(model, table, folders)
+        write_model(model, table, folders)
         client.log_artifacts(run_id, str(model), path)
     described = {
         **about.tags,
@@ -68,7 +67,7 @@ def model_versions(client: MlflowClient, study: str) -> tuple[ModelVersion, ...]
         path = f"models/{known.name}/{content}"
         keys = tuple(sorted(Path(file.path).name for file in _listed(client, run_id, f"{path}/artifacts/adapters")))
         whole = f"{path}/MLmodel" in {file.path for file in _listed(client, run_id, path)} and len(keys) == int(known.tags["adapters"])
-        found.append(ModelVersion(known.name, str(known.version), keys, whole))
+        found.append(ModelVersion(known.name, str(known.version), keys, whole, content, f"runs:/{run_id}/{path}/artifacts"))
     return tuple(found)
 
 
@@ -99,8 +98,12 @@ def _make_model(client: MlflowClient, name: str, tags: Mapping[str, str]) -> Non
                 client.set_registered_model_tag(name, tag, value)
 
 
-def _write(model: Path, table: RoutingTable, folders: Mapping[str, Path]) -> None:
-    """Write an MLflow model folder: the script, routes.json and the PEFT folders, from which any PEFT program can read them."""
+def write_model(model: Path, table: RoutingTable, folders: Mapping[str, Path]) -> None:
+    """Write an MLflow model folder: the script, routes.json and the PEFT folders, from which any PEFT program can read them.
+
+    Raises:
+        BadData: the weights are not those of the table.
+    """
     # Seconds to import, and training runs, which never register, share this module.
     from mlflow import pyfunc
 
@@ -112,6 +115,7 @@ def _write(model: Path, table: RoutingTable, folders: Mapping[str, Path]) -> Non
             (adapters / key).mkdir()
             for file in weight_files(folder):
                 (adapters / key / file.name).write_bytes(file.read_bytes())
+        table.refuse_other_weights({key: adapters / key for key in folders})
         artifacts: dict[str, Any] = {"routes": str(routes), "adapters": str(adapters)}
         pyfunc.save_model(
             path=str(model),

@@ -2,46 +2,41 @@
 
 import json
 import logging
-import re
 import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.entities import Dataset as MlflowDataset
-from mlflow.entities import DatasetInput, InputTag, Metric, Param, Run, RunTag
+from mlflow.entities import DatasetInput, InputTag, Param, Run, RunTag
 from mlflow.exceptions import MlflowException, RestException
 
-from clusterlora.errors import ServiceDown, UnknownName
+from clusterlora.errors import UnknownName
 from clusterlora.gate.report import markdown
 from clusterlora.ports import About, AdapterRun, ModelVersion, OpenRun
 from clusterlora.stores.json_codec import from_plain, plain, to_json
 from clusterlora.stores.mlflow_registry import add_version, model_versions
+from clusterlora.stores.mlflow_run import METRICS_PER_REQUEST, MlflowRun, batches, metrics_of, mlflow_name, now, send
 from clusterlora.stores.mlflow_server import MlflowServer
 from clusterlora.stores.mlflow_view import VIEW_TAG, view
-from clusterlora.stores.outbox import Outbox
+from clusterlora.stores.outbox import Letter, Outbox, send_left_over
 from clusterlora.stores.routing_table import RoutingTable
 from clusterlora.stores.system_metrics import sampled
 from clusterlora.values import Dataset, TrainedAdapter, Verdict
 
 log = logging.getLogger(__name__)
 
-_METRICS_PER_REQUEST = 1000
 _PARAMS_PER_REQUEST = 100
 _PARAM_CHARACTERS = 6000
 """Limits of MLflow's interface."""
 
 _WAIT_FOR_PARENT_SECONDS = 10.0
 """How long to wait for the run of whoever made the experiment, who may be about to make it, or may have been killed before."""
-
-_NOT_IN_NAMES = re.compile(r"[^\w./ :-]")
-"""What MLflow refuses in names, such as the + between an adapter and a rung."""
 
 _KIND = "clusterlora.run"
 _NOTE = "mlflow.note.content"
@@ -52,8 +47,11 @@ _INHERITED_TAGS = ("data_digest", "git_revision", "clusterlora_version")
 class MlflowTracker:
     """A Tracker on an MLflow server. What is logged during training survives an outage; the rest waits a minute, then says so."""
 
-    def __init__(self, uri: str, *, patience_seconds: float = 60.0) -> None:
+    def __init__(self, uri: str, *, patience_seconds: float = 60.0, outbox: Path | None = None) -> None:
         """Remember the server's address.
+
+        Args:
+            outbox: a folder for what a training run could not send; whoever starts a study or a run next sends it.
 
         Raises:
             BadSettings: not the address of a server.
@@ -61,50 +59,56 @@ class MlflowTracker:
         self._server = MlflowServer(uri, patience_seconds=patience_seconds)
         self._client = self._server.client
         self._parents: dict[str, Run] = {}
+        self._outbox = outbox
 
     def start_study(self, study: str, *, params: Mapping[str, Any], tags: Mapping[str, str], dataset: Dataset, running: bool = True) -> str:
-        return self._server.call("the start of the study", lambda: self._start_study(study, params, tags, dataset, running=running))
+        run_id = self._server.call("the start of the study", lambda: self._start_study(study, params, tags, dataset, running=running))
+        self._send_left_over()
+        return run_id
 
     @contextmanager
     def adapter_run(self, study: str, *, name: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> Iterator[AdapterRun]:
+        self._send_left_over()
         run = self._server.call(f"the start of run {name!r}", lambda: self._start_child(study, name, params, tags))
-        outbox = Outbox(self._server.shown, self._server.is_away)
+        file = self._outbox / f"{run.info.run_id}.json" if self._outbox else None
+        outbox = Outbox(self._server.shown, self._server.is_away, partial(send, self._client), file)
+        opened = MlflowRun(run.info.run_id, outbox, patience_seconds=self._server.patience_seconds)
         status = "FAILED"
         try:
-            opened = MlflowRun(run.info.run_id, self._client, outbox, patience_seconds=self._server.patience_seconds)
             with sampled(opened.system):
                 yield opened
             status = "FINISHED"
         finally:
-            outbox.put("the end of the run", lambda: self._client.set_terminated(run.info.run_id, status))
-            if lost := outbox.close(patience_seconds=self._server.patience_seconds):
-                log.error("%s stayed away; run %r lacks %s (weights are in the adapter store)", self._server.shown, name, ", ".join(lost))
+            opened.end(status)
+            if unsent := outbox.close(patience_seconds=self._server.patience_seconds):
+                later = "it is kept and sent by the next run" if file else "the weights are in the adapter store"
+                log.error("%s stayed away; run %r lacks %s; %s", self._server.shown, name, ", ".join(unsent), later)
 
     def log_verdict(self, study: str, verdict: Verdict) -> None:
         outcome = "pass" if verdict.passed else "fail"
 
-        def send() -> None:
+        def log_it() -> None:
             run_id = self._parent(study).info.run_id
             metrics = {f"gate/{verdict.rung}/{c.name}": c.value for c in verdict.criteria}
-            tags = [RunTag(_name(f"gate.{verdict.rung}"), outcome), RunTag("gate_verdict", outcome)]
-            self._client.log_batch(run_id, metrics=_metrics(metrics), tags=tags)
-            self._client.log_text(run_id, markdown(verdict), _name(f"gate/{verdict.rung}.md"))
-            self._client.log_text(run_id, to_json(verdict), _name(f"gate/{verdict.rung}.json"))
+            tags = [RunTag(mlflow_name(f"gate.{verdict.rung}"), outcome), RunTag("gate_verdict", outcome)]
+            self._client.log_batch(run_id, metrics=metrics_of(metrics), tags=tags)
+            self._client.log_text(run_id, markdown(verdict), mlflow_name(f"gate/{verdict.rung}.md"))
+            self._client.log_text(run_id, to_json(verdict), mlflow_name(f"gate/{verdict.rung}.json"))
 
-        self._server.call("the gate's verdict", send)
+        self._server.call("the gate's verdict", log_it)
 
     def log_results(self, study: str, *, folder: Path, metrics: Mapping[str, float], description: str = "") -> None:
-        def send() -> None:
+        def log_it() -> None:
             info = self._parent(study).info
             run_id = info.run_id
             if description:
                 self._client.set_experiment_tag(info.experiment_id, _NOTE, description)
                 self._client.set_tag(run_id, _NOTE, description)
             self._client.log_artifacts(run_id, str(folder), "results")
-            for batch in _batches(_metrics(metrics), _METRICS_PER_REQUEST):
+            for batch in batches(metrics_of(metrics), METRICS_PER_REQUEST):
                 self._client.log_batch(run_id, metrics=batch)
 
-        self._server.call("the results", send)
+        self._server.call("the results", log_it)
 
     def page(self, study: str) -> str | None:
         info = self._parent(study).info
@@ -137,14 +141,14 @@ class MlflowTracker:
         """
         ended = {"failed": "FAILED", "killed": "KILLED", "cancelled": "KILLED"}.get(status.lower(), "FINISHED")
 
-        def send() -> None:
+        def log_it() -> None:
             parent = self._parent(study)
             self._end_abandoned(parent)
-            for batch in _batches(_metrics({f"seconds/{phase}": value for phase, value in (seconds or {}).items()}), _METRICS_PER_REQUEST):
+            for batch in batches(metrics_of({f"seconds/{phase}": value for phase, value in (seconds or {}).items()}), METRICS_PER_REQUEST):
                 self._client.log_batch(parent.info.run_id, metrics=batch)
             self._client.set_terminated(parent.info.run_id, ended)
 
-        self._server.call("the end of the study", send)
+        self._server.call("the end of the study", log_it)
 
     @property
     def keeps_adapters(self) -> bool:
@@ -153,13 +157,13 @@ class MlflowTracker:
     def upload(self, study: str, *, adapter: TrainedAdapter, folder: Path) -> tuple[str, str]:
         path = f"adapters/{adapter.name}"
 
-        def send() -> str:
+        def log_it() -> str:
             run_id = adapter.run_id if _exists(self._client, adapter.run_id) else None
             run_id = run_id or self._parent(study).info.run_id
             self._client.log_artifacts(run_id, str(folder), path)
             return run_id
 
-        run_id = self._server.call(f"adapter {adapter.name}", send)
+        run_id = self._server.call(f"adapter {adapter.name}", log_it)
         return run_id, f"runs:/{run_id}/{path}"
 
     def open_runs(self, study: str) -> tuple[OpenRun, ...]:
@@ -194,6 +198,19 @@ class MlflowTracker:
         run_id, _, path = uri.removeprefix("runs:/").partition("/")
         return self._server.call(f"the download of {uri}", lambda: self._download(run_id, path, folder))
 
+    def _send_left_over(self) -> None:
+        def one(what: str, letter: Letter) -> None:
+            try:
+                self._server.call(f"{what}, left over from run {letter['run_id']}", lambda: send(self._client, letter))
+            except OSError as problem:
+                # What it refuses now it refuses for ever; only an outage is waited for.
+                if self._server.is_away():
+                    raise
+                log.warning("%s", problem)
+
+        if self._outbox is not None:
+            send_left_over(self._outbox, one)
+
     def _start_study(self, study: str, params: Mapping[str, Any], tags: Mapping[str, str], dataset: Dataset, *, running: bool) -> str:
         experiment_id, is_new = _experiment(self._client, study)
         parent = _find_parent(self._client, experiment_id, wait_seconds=0 if is_new else _WAIT_FOR_PARENT_SECONDS)
@@ -205,7 +222,7 @@ class MlflowTracker:
                 self._client.delete_run(made.info.run_id)
             else:
                 self._client.log_inputs(made.info.run_id, datasets=[_dataset_input(study, dataset)])
-                layout = view(f"tags.`{_KIND}` = 'training'", created_at=_now())
+                layout = view(f"tags.`{_KIND}` = 'training'", created_at=now())
                 self._client.set_experiment_tag(experiment_id, VIEW_TAG, layout)
                 if not running:
                     self._client.set_terminated(made.info.run_id)
@@ -221,7 +238,7 @@ class MlflowTracker:
         """Log what the run lacks. MLflow's parameters never change: a resumed study keeps the first value of a runtime setting."""
         while missing := self._missing(run_id, params):
             try:
-                for batch in _batches(missing, _PARAMS_PER_REQUEST):
+                for batch in batches(missing, _PARAMS_PER_REQUEST):
                     self._client.log_batch(run_id, params=batch)
             except MlflowException:
                 # Somebody who launched the same study at the same moment was faster with some of them.
@@ -239,7 +256,7 @@ class MlflowTracker:
         inherited = {tag: parent.data.tags[tag] for tag in _INHERITED_TAGS if tag in parent.data.tags}
         own = {**inherited, **tags, "study": study, _KIND: "training", "mlflow.parentRunId": parent.info.run_id}
         run = self._client.create_run(parent.info.experiment_id, tags=own, run_name=name)
-        for batch in _batches(_params(params), _PARAMS_PER_REQUEST):
+        for batch in batches(_params(params), _PARAMS_PER_REQUEST):
             self._client.log_batch(run.info.run_id, params=batch)
         return run
 
@@ -266,10 +283,10 @@ class MlflowTracker:
         return self._parents[study]
 
     def _register(self, study: str, name: str, table: RoutingTable, folders: Mapping[str, Path], about: About | None) -> str:
-        def send() -> str:
+        def log_it() -> str:
             return add_version(self._client, self._parent(study).info.run_id, name, table, folders, about or About("", {}))
 
-        return self._server.call(f"model {name}", send)
+        return self._server.call(f"model {name}", log_it)
 
     def _download(self, run_id: str, path: str, folder: Path) -> bool:
         try:
@@ -282,47 +299,6 @@ class MlflowTracker:
         with tempfile.TemporaryDirectory() as temporary:
             shutil.copytree(self._client.download_artifacts(run_id, path, temporary), folder, dirs_exist_ok=True)
         return True
-
-
-class MlflowRun:
-    """An open child run. Nothing it is told is lost to an outage that ends before the run, and none of it is waited for."""
-
-    def __init__(self, run_id: str, client: MlflowClient, outbox: Outbox, *, patience_seconds: float) -> None:
-        self.run_id = run_id
-        self._client = client
-        self._outbox = outbox
-        self._patience_seconds = patience_seconds
-
-    def curve(self, name: str, points: Sequence[tuple[int, float]]) -> None:
-        timestamp = _now()
-        metrics = [Metric(_name(name), value, timestamp, step) for step, value in points]
-        for batch in _batches(metrics, _METRICS_PER_REQUEST):
-            self._outbox.put(f"{len(batch)} points of {name}", partial(self._client.log_batch, self.run_id, metrics=batch))
-
-    def metrics(self, values: Mapping[str, float]) -> None:
-        for batch in _batches(_metrics(values), _METRICS_PER_REQUEST):
-            self._outbox.put(f"{len(batch)} metrics", partial(self._client.log_batch, self.run_id, metrics=batch))
-
-    def system(self, values: Mapping[str, float], step: int) -> None:
-        """Log a sample of how busy the machine is."""
-        timestamp = _now()
-        metrics = [Metric(name, value, timestamp, step) for name, value in values.items()]
-        self._outbox.put("system metrics", partial(self._client.log_batch, self.run_id, metrics=metrics))
-
-    def tag(self, values: Mapping[str, str]) -> None:
-        tags = [RunTag(name, value) for name, value in values.items()]
-        self._outbox.put("tags", partial(self._client.log_batch, self.run_id, tags=tags))
-
-    def artifacts(self, folder: Path, path: str) -> str:
-        """Upload a folder; return its URI. In an outage it is uploaded later, and must stay where it is until the run ends.
-
-        Raises:
-            ServiceDown: the server refused it.
-        """
-        sent = self._outbox.put(f"artifacts {path}", partial(self._client.log_artifacts, self.run_id, str(folder), path))
-        if self._outbox.wait(sent, patience_seconds=self._patience_seconds) and (error := sent.exception()):
-            raise ServiceDown(f"MLflow refused artifacts {path}: {error}; look at the server's log and its artifact store") from error
-        return f"runs:/{self.run_id}/{path}"
 
 
 def _experiment(client: MlflowClient, study: str) -> tuple[str, bool]:
@@ -375,23 +351,3 @@ def _params(values: Mapping[str, Any], prefix: str = "") -> list[Param]:
         else:
             params.append(Param(f"{prefix}{name}", str(plain(value))[:_PARAM_CHARACTERS]))
     return params
-
-
-def _metrics(values: Mapping[str, float]) -> list[Metric]:
-    timestamp = _now()
-    return [Metric(_name(name), value, timestamp, 0) for name, value in values.items()]
-
-
-def _name(of: str) -> str:
-    """Return a name of a metric, a tag or a file as MLflow takes it."""
-    return _NOT_IN_NAMES.sub("-", of)
-
-
-def _batches(values: Sequence[Any], size: int) -> Iterator[list[Any]]:
-    remaining = iter(values)
-    while batch := list(islice(remaining, size)):
-        yield batch
-
-
-def _now() -> int:
-    return time.time_ns() // 1_000_000

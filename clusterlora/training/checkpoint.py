@@ -1,14 +1,19 @@
 """Where a training stands after a whole epoch: weights, both of AdamW's moments, the losses so far, and its best epoch's weights."""
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from clusterlora.durable import make_folder, put_in_place
 from clusterlora.training.job import TrainingJob
+
+log = logging.getLogger(__name__)
 
 _FILE = "checkpoint.safetensors"
 
@@ -26,20 +31,28 @@ class State:
 
 
 def write(job: TrainingJob, state: State) -> None:
-    """Keep the state in the job's scratch folder; renamed into place, so a checkpoint that is there is whole."""
-    job.scratch.mkdir(parents=True, exist_ok=True)
+    """Keep the state in the job's scratch folder; until it is there whole, the one before stays."""
+    make_folder(job.scratch)
     parts = {"w": state.weights, "m": state.first_moments, "v": state.second_moments, "b": state.best}
     tensors = {f"{part}/{name}": tensor.contiguous() for part, named in parts.items() for name, tensor in named.items()}
     partial = job.scratch / (_FILE + ".partial")
     save_file(tensors, partial, metadata={"key": job.key, "losses": json.dumps([state.losses, state.val_losses])})
-    partial.replace(job.scratch / _FILE)
+    put_in_place(partial, job.scratch / _FILE)
 
 
 def read(job: TrainingJob) -> State | None:
-    """Return the job's last checkpoint, None when it has none."""
+    """Return the job's last checkpoint; None when it has none, or one that is damaged."""
     file = job.scratch / _FILE
     if not file.exists():
         return None
+    try:
+        return _read(job, file)
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as damage:
+        log.warning("checkpoint %s of %s is damaged (%s); %s starts from the beginning", file, job.spec.name, damage, job.spec.name)
+        return None
+
+
+def _read(job: TrainingJob, file: Path) -> State:
     parts: dict[str, dict[str, torch.Tensor]] = {"w": {}, "m": {}, "v": {}, "b": {}}
     with safe_open(file, framework="pt") as opened:
         metadata = opened.metadata()

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from clusterlora.cli import main
 from clusterlora.errors import BadData, BadSettings, UnknownName
@@ -15,10 +16,12 @@ from clusterlora.ports import About
 from clusterlora.serving.export import export
 from clusterlora.settings import ModelSettings, Recipe, Study
 from clusterlora.stages.model_card import about
+from clusterlora.stores.files import weights_sha256
 from clusterlora.stores.json_codec import plain, to_json
 from clusterlora.stores.routing_table import KeyedLayer, KeyedStack, RoutingTable
 from clusterlora.training.peft_folder import write_peft_folder
 from clusterlora.values import Dataset, Dialogue, Layer, Persona, Turn
+from tests.fixtures.servers import mlflow_artifacts
 
 STUDY = "handed-over"
 
@@ -99,6 +102,21 @@ def test_exported_folders_hold_what_vllm_reads_and_are_named_by_their_content(ar
     assert len(set(again.adapters) & set(exported.adapters)) == 1, "other weights have the same name, or the same weights another"
 
 
+def test_weights_that_are_not_those_recorded_are_not_exported(artifacts: Path, table: RoutingTable, tmp_path: Path) -> None:
+    digests = {key: weights_sha256(artifacts / "adapters" / key) for key in ("aaaa", "bbbb")}
+    (artifacts / "routes.json").write_text(to_json(replace(table, weights_sha256=digests)))
+    export(artifacts, tmp_path / "as recorded", "peft")
+    multiply(artifacts / "adapters" / "bbbb")
+    with pytest.raises(BadData, match=r"adapter bbbb has SHA-256 .*, recorded is"):
+        export(artifacts, tmp_path / "out", "peft")
+    assert not (tmp_path / "out").exists()
+
+
+def multiply(folder: Path) -> None:
+    tensors = load_file(folder / "adapter_model.safetensors")
+    save_file({name: 100 * tensor for name, tensor in tensors.items()}, folder / "adapter_model.safetensors")
+
+
 def test_what_an_adapter_alone_cannot_be_is_not_exported(artifacts: Path, table: RoutingTable, tmp_path: Path) -> None:
     with_shots = replace(table, personas={"ann": KeyedStack((KeyedLayer("aaaa"),), shots=3)})
     (artifacts / "routes.json").write_text(to_json(with_shots))
@@ -124,16 +142,17 @@ def test_a_card_says_what_a_model_is_made_of_and_how_it_scored() -> None:
         "base_revision": "def",
         "scores": {"cluster": {**scores, "personas": 12, "items": 60}},
     }
-    won = about(Study(), facts, model="demo", method="cluster", n_personas=12, adapters=("aaaa",))
+    won = about(Study(), facts, model="demo", method="cluster", n_personas=12, weights_sha256={"aaaa": "f" * 64})
     for words in (
         "licence apache-2.0",
         "`abc`, 12 personas",
         "80.00% [78.00, 82.00], +5.00 against unified [+3.00, +7.00]",
         "vllm",
         "peft",
+        f"- **Weights**: SHA-256 `{'f' * 64}`\n",
     ):
         assert words in won.card
-    lost = about(Study(), facts, model="demo", method="unified", n_personas=12, adapters=())
+    lost = about(Study(), facts, model="demo", method="unified", n_personas=12, weights_sha256={})
     assert (won.tags["comparison"], lost.tags["comparison"]) == ("passed", "failed")
     assert "found cluster best" in lost.tags["comparison_says"]
 
@@ -180,3 +199,53 @@ def test_only_what_a_comparison_found_best_becomes_champion_unless_forced_with_a
     assert len(json.loads(capsys.readouterr().out)["adapters"]) == 2
     with pytest.raises(UnknownName, match="no version 7"):
         registry.version(f"{STUDY}/7")
+
+
+@pytest.mark.whole
+@pytest.mark.filterwarnings("ignore:.*AnyType:UserWarning")
+@pytest.mark.parametrize("damage", ["weights", "routes"])
+def test_what_was_changed_in_the_trackers_store_is_not_exported(
+    damage: str,
+    mlflow_server: str,
+    table: RoutingTable,
+    artifacts: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from clusterlora.stores.mlflow_tracker import MlflowTracker
+
+    study = f"tampered-{damage}"
+    tracker = MlflowTracker(mlflow_server)
+    dialogue = Dialogue("d", (Turn("user", "hi"), Turn("assistant", "hello")), split="train")
+    run_id = tracker.start_study(study, params={}, tags={}, dataset=Dataset((Persona("ann", None, (dialogue,)),)))
+    folders = {key: artifacts / "adapters" / key for key in ("aaaa", "bbbb")}
+    recorded = replace(table, study=study, weights_sha256={key: weights_sha256(folder) for key, folder in folders.items()})
+    tracker.register_router(study, routes=plain(recorded), adapter_folders=folders, champion=True)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server)
+    monkeypatch.setenv("CLUSTERLORA_STACK_HOME", str(tmp_path / "no-stack"))
+    assert main(["registry", "export", f"{study}@champion", "--out", str(tmp_path / "as registered")]) == 0
+    (stored,) = mlflow_artifacts().glob(f"*/{run_id}/artifacts/models/{study}/*/artifacts")
+    if damage == "weights":
+        multiply(stored / "adapters" / "bbbb")
+        problem = "adapter bbbb has SHA-256"
+    else:
+        swapped = replace(recorded, default=KeyedStack((KeyedLayer("bbbb"),)))
+        (stored / "routes.json").write_text(to_json(swapped))
+        problem = "its routes or the keys of its adapters are others"
+    assert main(["registry", "export", f"{study}@champion", "--out", str(tmp_path / "out")]) == 1
+    said = capsys.readouterr().err
+    assert f"error: the files of {study} version 1 are not what was registered: {problem}" in said
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.whole
+def test_weights_that_are_not_those_recorded_are_not_registered(artifacts: Path, table: RoutingTable, tmp_path: Path) -> None:
+    from clusterlora.stores.mlflow_registry import write_model
+
+    folders = {key: artifacts / "adapters" / key for key in ("aaaa", "bbbb")}
+    recorded = replace(table, weights_sha256={key: weights_sha256(folder) for key, folder in folders.items()})
+    multiply(folders["aaaa"])
+    with pytest.raises(BadData, match="adapter aaaa has SHA-256"):
+        write_model(tmp_path / "model", recorded, folders)
+    assert not (tmp_path / "model").exists()

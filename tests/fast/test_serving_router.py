@@ -16,6 +16,7 @@ from clusterlora.models.base import base_revision, load_base
 from clusterlora.models.decoder import Decoder
 from clusterlora.serving.router import Router
 from clusterlora.settings import ModelSettings
+from clusterlora.stores.files import weights_sha256
 from clusterlora.stores.json_codec import to_json
 from clusterlora.stores.routing_table import KeyedLayer, KeyedStack, RoutingTable
 from clusterlora.values import Exchange
@@ -68,6 +69,13 @@ def table(tiny_base_folder: Path) -> RoutingTable:
 @pytest.fixture(scope="module")
 def router(table: RoutingTable, folders: dict[str, Path]) -> Router:
     return Router(table, folders)
+
+
+def test_an_adapter_that_is_not_what_was_recorded_answers_nobody(table: RoutingTable, folders: dict[str, Path]) -> None:
+    digests = {key: weights_sha256(folder) for key, folder in folders.items()}
+    swapped = {**folders, "aaaa": folders["bbbb"], "bbbb": folders["aaaa"]}
+    with pytest.raises(BadData, match="adapter aaaa has SHA-256"):
+        Router(replace(table, weights_sha256=digests), swapped)
 
 
 def ask(persona_id: str, **more: Any) -> dict[str, Any]:

@@ -78,6 +78,21 @@ def test_a_trained_adapter_is_recorded_with_the_digest_of_its_weights(study: Stu
     assert adapter.weights_sha256 == weights_sha256(folder)
 
 
+@pytest.mark.parametrize("length", [0, 9, -1], ids=["empty", "cut in the header", "one byte short"])
+def test_the_next_run_trains_again_what_a_power_cut_has_cut(study: Study, stores: Stores, length: int) -> None:
+    train(study, stores, UNIFIED)
+    (trained,) = stores.studies.adapters(study.name)
+    file = stored_folder(stores, trained.key) / "adapter_model.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:length])
+    assert pack_named(study, stores, ("unified",)) == ()
+    prepare(study, stores, SilentLog())
+    (pack,) = pack_named(study, stores, ("unified",))
+    train(study, stores, pack, number=2)
+    assert (stored_folder(stores, trained.key) / file.name).read_bytes() == whole
+    assert [adapter.weights_sha256 for adapter in stores.studies.adapters(study.name)] == [trained.weights_sha256]
+
+
 class _Keeping(MemoryTracker):
     """A tracker from which other machines can have adapters, as long as their run is there."""
 
@@ -250,11 +265,13 @@ def test_a_merged_models_card_claims_no_other_merges_comparison(study: Study, st
 
     merge(study.name, MergeSettings(), stores, SilentLog())
     not_compared = said_of("tried-merged-00-average")
+    digests = {adapter.name: adapter.weights_sha256 for adapter in stores.studies.adapters(study.name)}
     assert not_compared.tags == {
         "comparison": "failed",
         "comparison_says": "not compared",
         "data_digest": stores.studies.dataset(study.name).digest,
         "training_personas": "2",
+        "weights_sha256": digests["merged-00+average"],
     }
     assert "Answers as method **merge by average** of study **tried**: not compared" in not_compared.card
 

@@ -1,12 +1,16 @@
 """The adapter folder store: complete or invisible, never a pickle, never outside its root."""
 
+import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from clusterlora.errors import BadData
-from clusterlora.stores.files import FileAdapterStore
+from clusterlora.stores.files import FileAdapterStore, weights_sha256
 
 KEY = "0123456789abcdef"
 HEADER = (2).to_bytes(8, "little") + b"{}"
@@ -109,6 +113,57 @@ def test_a_fetched_pickle_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadData):
         FileAdapterStore(tmp_path / "store", fetch).path(KEY)
     assert visible(tmp_path / "store") == []
+
+
+def cut_files(folder: Path) -> Iterator[tuple[Path, int]]:
+    """Cut every file of a folder at every length in turn, and mend it again."""
+    for file in sorted(folder.iterdir()):
+        whole = file.read_bytes()
+        for length in range(len(whole)):
+            file.write_bytes(whole[:length])
+            yield file, length
+        file.write_bytes(whole)
+
+
+def tiny_adapter(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "adapter_config.json").write_text('{"r": 1}')
+    save_file({"a": torch.ones(2)}, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def test_files_cut_at_any_length_are_never_taken_in(tmp_path: Path) -> None:
+    offered, store = tiny_adapter(tmp_path / "offered"), FileAdapterStore(tmp_path / "store")
+    for file, length in cut_files(offered):
+        with pytest.raises(BadData, match=file.name):
+            store.save(KEY, offered)
+        assert store.local(KEY) is None, f"{file.name} with {length} bytes"
+    assert store.save(KEY, offered) == store.local(KEY)
+
+
+def test_a_copy_that_was_cut_gives_way_to_a_whole_one_and_is_set_aside(tmp_path: Path) -> None:
+    offered, store = tiny_adapter(tmp_path / "offered"), FileAdapterStore(tmp_path / "store")
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        kept = store.save(KEY, offered)
+        (kept / name).write_bytes(b"")
+        assert (store.save(KEY, offered) / name).read_bytes() == (offered / name).read_bytes()
+    assert len(list((tmp_path / "store" / ".aside").iterdir())) == 2
+
+
+def test_a_digest_is_computed_again_when_other_bytes_of_the_same_length_and_time_lie_there(tmp_path: Path) -> None:
+    folder = tiny_adapter(tmp_path / "adapter")
+    before, file = weights_sha256(folder), folder / "adapter_model.safetensors"
+    stat, content = file.stat(), bytearray(file.read_bytes())
+    content[-1] ^= 1
+    for write in (file.write_bytes, lambda other: (tmp_path / "other").write_bytes(other) and (tmp_path / "other").replace(file)):
+        write(bytes(content))
+        os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+        assert weights_sha256(folder) != before
+        content[-1] ^= 1
+        file.write_bytes(bytes(content))
+        os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+        assert weights_sha256(folder) == before
+        content[-1] ^= 1
 
 
 def test_scratch_survives_a_new_store_and_is_no_adapter(tmp_path: Path) -> None:

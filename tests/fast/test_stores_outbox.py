@@ -1,10 +1,14 @@
 """Messages survive an outage in their order, and a refusal is not an outage."""
 
+import os
+import signal
 import threading
+from concurrent.futures import Future
+from pathlib import Path
 
 import pytest
 
-from clusterlora.stores.outbox import Outbox
+from clusterlora.stores.outbox import Letter, Outbox, send_left_over
 
 
 class Server:
@@ -38,23 +42,26 @@ def server() -> Server:
 
 @pytest.fixture
 def outbox(server: Server) -> Outbox:
-    return Outbox("the server", server.is_away)
+    return outbox_to(server)
 
 
-def send(outbox: Outbox, server: Server, *whats: str) -> None:
-    for what in whats:
-        outbox.put(what, lambda what=what: server.receive(what))
+def outbox_to(server: Server, file: Path | None = None) -> Outbox:
+    return Outbox("the server", server.is_away, lambda letter: server.receive(letter["text"]), file)
+
+
+def put(outbox: Outbox, *whats: str) -> "Future[str]":
+    return [outbox.put(what, {"text": what}) for what in whats][-1]
 
 
 def test_messages_arrive_in_order_before_close_returns(outbox: Outbox, server: Server) -> None:
-    send(outbox, server, "a", "b", "c")
+    put(outbox, "a", "b", "c")
     assert outbox.close(patience_seconds=600) == ()
     assert server.received == ["a", "b", "c"]
 
 
 def test_messages_of_an_outage_arrive_afterwards_in_order(outbox: Outbox, server: Server) -> None:
     server.away.set()
-    send(outbox, server, "a", "b")
+    put(outbox, "a", "b")
     assert server.asked_while_away.wait(600)
     assert server.received == []
     server.away.clear()
@@ -63,15 +70,15 @@ def test_messages_of_an_outage_arrive_afterwards_in_order(outbox: Outbox, server
 
 
 def test_a_message_on_which_the_server_fell_is_tried_again(outbox: Outbox, server: Server) -> None:
-    sent = outbox.put("the last straw", lambda: server.receive("the last straw"))
-    send(outbox, server, "a")
+    sent = put(outbox, "the last straw")
+    put(outbox, "a")
     assert not outbox.wait(sent, patience_seconds=0.1)
     assert outbox.close(patience_seconds=0.1) == ("the last straw", "a")
 
 
 def test_what_cannot_be_sent_in_time_is_named(outbox: Outbox, server: Server) -> None:
     server.away.set()
-    send(outbox, server, "a", "b")
+    put(outbox, "a", "b")
     assert outbox.close(patience_seconds=0.1) == ("a", "b")
     server.away.clear()
     outbox._thread.join()
@@ -79,9 +86,92 @@ def test_what_cannot_be_sent_in_time_is_named(outbox: Outbox, server: Server) ->
 
 
 def test_a_refused_message_is_not_tried_again_and_does_not_hold_up_the_others(outbox: Outbox, server: Server) -> None:
-    refused = outbox.put("nonsense", lambda: server.receive("nonsense"))
-    sent = outbox.put("a", lambda: server.receive("a"))
+    refused, sent = put(outbox, "nonsense"), put(outbox, "a")
     with pytest.raises(ValueError, match="not understood"):
         refused.result(600)
     assert sent.result(600) == "A"
     assert outbox.close(patience_seconds=600) == ()
+
+
+def left_over(folder: Path) -> list[str]:
+    """Return what the next process sends."""
+    received: list[str] = []
+
+    def receive(what: str, letter: Letter) -> None:
+        assert letter["text"] == what
+        received.append(what)
+
+    send_left_over(folder, receive)
+    return received
+
+
+def test_what_was_not_sent_in_time_is_sent_by_the_next_process_once(server: Server, tmp_path: Path) -> None:
+    outbox = outbox_to(server, tmp_path / "run.json")
+    put(outbox, "a").result(600)
+    server.away.set()
+    put(outbox, "b", "c")
+    assert outbox.close(patience_seconds=0.1) == ("b", "c")
+    assert left_over(tmp_path) == ["b", "c"]
+    assert left_over(tmp_path) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_was_sent_after_an_outage_is_not_left_over(server: Server, tmp_path: Path) -> None:
+    outbox = outbox_to(server, tmp_path / "run.json")
+    server.away.set()
+    put(outbox, "a", "b")
+    assert server.asked_while_away.wait(600)
+    server.away.clear()
+    assert outbox.close(patience_seconds=600) == ()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_process_had_not_sent_is_sent_by_the_next(server: Server, tmp_path: Path) -> None:
+    ready, said = os.pipe()
+    child = os.fork()
+    if child == 0:
+        server.away.set()
+        outbox = outbox_to(server, tmp_path / "run.json")
+        put(outbox, "a", "b")
+        outbox.save()
+        os.write(said, b"x")
+        signal.pause()
+    os.read(ready, 1)
+    assert left_over(tmp_path) == [], "its process lives"
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert left_over(tmp_path) == ["a", "b"]
+
+
+def test_letters_whose_lock_a_power_cut_took_are_sent(server: Server, tmp_path: Path) -> None:
+    outbox = outbox_to(server, tmp_path / "run.json")
+    server.away.set()
+    put(outbox, "a")
+    outbox.close(patience_seconds=0.1)
+    (tmp_path / "run.lock").unlink()
+    assert left_over(tmp_path) == ["a"]
+
+
+def test_a_disk_that_takes_no_letters_holds_up_nothing(server: Server, tmp_path: Path) -> None:
+    outbox = outbox_to(server, tmp_path / "run.json")
+    (tmp_path / "run.json").mkdir()
+    server.away.set()
+    sent = put(outbox, "a")
+    assert server.asked_while_away.wait(600)
+    server.away.clear()
+    assert sent.result(600) == "A"
+    assert outbox.close(patience_seconds=600) == ()
+
+
+def test_an_outage_while_the_rest_is_sent_loses_nothing(server: Server, tmp_path: Path) -> None:
+    outbox = outbox_to(server, tmp_path / "run.json")
+    server.away.set()
+    put(outbox, "a", "b")
+    outbox.close(patience_seconds=0.1)
+
+    def fail(_what: str, _letter: Letter) -> None:
+        raise ConnectionError("nobody there")
+
+    with pytest.raises(ConnectionError):
+        send_left_over(tmp_path, fail)
+    assert left_over(tmp_path) == ["a", "b"]

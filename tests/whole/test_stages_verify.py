@@ -14,10 +14,12 @@ from mlflow import MlflowClient
 
 from clusterlora.errors import BadData, UnknownName
 from clusterlora.ports import Stores
-from clusterlora.settings import Recipe, Study
+from clusterlora.settings import ModelSettings, Recipe, Study
 from clusterlora.stages.verify import Finding, LiveWork, verify
 from clusterlora.stores.files import FileAdapterStore, weights_sha256
+from clusterlora.stores.json_codec import plain
 from clusterlora.stores.memory import MemoryTracker
+from clusterlora.stores.routing_table import KeyedLayer, KeyedStack, RoutingTable
 from clusterlora.values import AdapterSpec, Answer, Attempt, Clustering, Dataset, Dialogue, Persona, TrainedAdapter, Turn
 from clusterlora.wiring import from_environment
 from tests.fixtures.servers import mlflow_artifacts
@@ -152,6 +154,44 @@ def hollow_model(stores: Stores, server: str, name: str) -> None:
     client.create_model_version(name, source=f"runs:/{run_id}/models/{name}/c", run_id=run_id, tags=tags)
 
 
+def routes_to_the_adapter(name: str, digests: dict[str, str]) -> RoutingTable:
+    return RoutingTable(
+        study=name,
+        method="unified",
+        model=ModelSettings(),
+        base_revision="1",
+        max_new_tokens=1,
+        default=KeyedStack((KeyedLayer(KEY),)),
+        weights_sha256=digests,
+    )
+
+
+def register(stores: Stores, name: str, digests: dict[str, str]) -> None:
+    """Register the adapter as the study's own model."""
+    folder = weights(stores).parent
+    routes = plain(routes_to_the_adapter(name, digests))
+    stores.tracker.register_router(name, routes=routes, adapter_folders={KEY: folder}, champion=True)
+    assert found(stores, name) == []
+
+
+def registered_files(server: str, name: str) -> Path:
+    """Return the folder in which the server of the tests keeps the artifacts of the study's model."""
+    version = MlflowClient(server).get_model_version(name, "1")
+    (folder,) = mlflow_artifacts().glob(f"*/{version.run_id}/artifacts/models/{name}/*/artifacts")
+    return folder
+
+
+def other_weights_in_a_model(stores: Stores, server: str, name: str) -> None:
+    register(stores, name, {KEY: weights_sha256(weights(stores).parent)})
+    (registered_files(server, name) / "adapters" / KEY / "adapter_model.safetensors").write_bytes(HEADER + b"wxights")
+
+
+def other_routes_in_a_model(stores: Stores, server: str, name: str) -> None:
+    register(stores, name, {KEY: weights_sha256(weights(stores).parent)})
+    routes = registered_files(server, name) / "routes.json"
+    routes.write_text(routes.read_text().replace('"max_new_tokens":1', '"max_new_tokens":2'))
+
+
 Damage = Callable[[Stores, str, str], None]
 
 MENDABLE: list[tuple[Damage, str]] = [
@@ -168,6 +208,8 @@ MENDABLE: list[tuple[Damage, str]] = [
     (dead_run, "MLflow run 'cluster 00' .* is RUNNING"),
     (dead_study, "the study says it is running"),
     (hollow_model, "model .*, version 1, lacks files"),
+    (other_weights_in_a_model, f"model .*, version 1, is not what was registered: adapter {KEY} has SHA-256"),
+    (other_routes_in_a_model, "model .*, version 1, is not what was registered: its routes or the keys of its adapters are others"),
 ]
 
 
@@ -189,6 +231,26 @@ def test_damage_is_found_then_mended_then_gone(damage: Damage, sentence: str, st
     assert found(stores, name) == []
 
 
+def test_a_champion_with_other_weights_is_called_the_champion_and_stays_missed_until_the_study_runs_again(
+    stores: Stores, name: str, mlflow_server: str
+) -> None:
+    other_weights_in_a_model(stores, mlflow_server, name)
+    stores.studies.save_fact(name, "champion_uri", f"models:/{name}/1")
+    (seen,) = found(stores, name)
+    assert seen.what.startswith(f"model {name}, version 1 (the champion), is not what was registered")
+    (mended,) = found(stores, name, repair=True)
+    assert mended.repaired
+    (missed,) = found(stores, name)
+    assert missed.what == f"the champion models:/{name}/1 is not in the registry"
+
+
+def test_a_model_registered_without_digests_is_compared_with_the_database(stores: Stores, name: str, mlflow_server: str) -> None:
+    register(stores, name, {})
+    (registered_files(mlflow_server, name) / "adapters" / KEY / "adapter_model.safetensors").write_bytes(HEADER + b"wxights")
+    (seen,) = found(stores, name)
+    assert f"adapter {KEY} has SHA-256" in seen.what
+
+
 def test_weights_lost_here_alone_are_no_finding_and_come_back_when_asked_for(stores: Stores, name: str) -> None:
     stores.adapters.set_aside(KEY)
     assert found(stores, name) == []
@@ -200,7 +262,7 @@ def test_weights_lost_here_alone_are_no_finding_and_come_back_when_asked_for(sto
 def test_an_upload_that_was_tampered_with_never_arrives(stores: Stores, name: str, mlflow_server: str) -> None:
     damage_upload(stores, mlflow_server, name)
     stores.adapters.set_aside(KEY)
-    with pytest.raises(BadData, match=f"adapter {KEY} arrived with SHA-256"):
+    with pytest.raises(BadData, match=f"adapter {KEY} has SHA-256"):
         stores.adapters.path(KEY)
     assert stores.adapters.local(KEY) is None
 

@@ -21,7 +21,9 @@ from clusterlora.settings import Study
 from clusterlora.stores import system_metrics
 from clusterlora.stores.files import FileAdapterStore
 from clusterlora.stores.json_codec import plain
+from clusterlora.stores.mlflow_run import MlflowRun
 from clusterlora.stores.mlflow_tracker import MlflowTracker
+from clusterlora.stores.outbox import Outbox
 from clusterlora.stores.routing_table import KeyedLayer, KeyedStack
 from clusterlora.values import Criterion, Dataset, Dialogue, Persona, Turn, Verdict
 
@@ -268,6 +270,33 @@ def test_names_that_mlflow_would_refuse_are_written_with_dashes(tracker: MlflowT
     own = parent(client, study)
     assert own.data.metrics == {"gate/lr-wd/above_unified": 0.01, "seconds/train cluster-00-lower-lr": 3.0}
     assert own.data.tags["gate.lr-wd"] == "pass"
+
+
+def test_what_a_run_could_not_send_before_it_died_is_sent_when_the_study_is_launched_again(
+    client: MlflowClient, study: str, mlflow_server: str, tmp_path: Path
+) -> None:
+    folder = peft_folder(tmp_path / "trained")
+    run = client.create_run(parent(client, study).info.experiment_id)
+    outbox = Outbox("MLflow", lambda: True, lambda _: None, tmp_path / "outbox" / "run.json")
+    cut_off = MlflowRun(run.info.run_id, outbox, patience_seconds=0.1)
+    cut_off.curve("train/loss", [(1, 2.0), (2, 1.0)])
+    cut_off.metrics({"train/adapters": 1.0})
+    cut_off.tag({"outcome": "done"})
+    uri = cut_off.artifacts(folder, "adapters/unified")
+    cut_off.end("FINISHED")
+    assert len(outbox.close(patience_seconds=0.1)) == 5
+
+    again = MlflowTracker(mlflow_server, outbox=tmp_path / "outbox")
+    again.start_study(study, params={}, tags={}, dataset=DATA)
+    sent = client.get_run(run.info.run_id)
+    assert sent.info.status == "FINISHED"
+    assert (sent.data.metrics, sent.data.tags["outcome"]) == ({"train/loss": 1.0, "train/adapters": 1.0}, "done")
+    assert [point.value for point in client.get_metric_history(run.info.run_id, "train/loss")] == [2.0, 1.0]
+    arrived = tmp_path / "arrived"
+    arrived.mkdir()
+    assert again.download(uri, arrived)
+    assert (arrived / "adapter_model.safetensors").read_bytes() == (folder / "adapter_model.safetensors").read_bytes()
+    assert list((tmp_path / "outbox").iterdir()) == []
 
 
 def test_an_adapter_is_registered_once_per_key(

@@ -1,0 +1,245 @@
+"""A machine that loses power at a chosen moment, and what is then on its disk.
+
+As a program it is what runs there: it imports everything once, then reads from its input what to do and at which sync the power goes, and
+forks for each try.
+"""
+
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from clusterlora.training.job import TrainingJob
+
+LIBRARY = Path(__file__).with_suffix(".c")
+NEVER = 0
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A folder whose syncs are known, and the program that works in it."""
+
+    root: Path
+    disk: Path
+    program: "subprocess.Popen[str]"
+
+    def run(self, work: str, power_goes_at: int = NEVER) -> tuple[str, ...]:
+        """Do some work of `WORK`; return what it said was done, and last how it ended: done, power (it went), or what was wrong."""
+        assert self.program.stdin is not None
+        assert self.program.stdout is not None
+        self.program.stdin.write(f"{work} {power_goes_at}\n")
+        self.program.stdin.flush()
+        return tuple(self.program.stdout.readline().strip().split("; "))
+
+    def lose(self, *, names: bool) -> None:
+        """Leave of the files what is on the disk; with `names`, names that were not synced are lost, else only contents are."""
+        before = self.root.with_name("before")
+        self.root.rename(before)
+        self.root.mkdir()
+        self._restore(before, before.stat().st_ino, self.root, _paths(before), names=names)
+        shutil.rmtree(before)
+        self.forget()
+
+    def begin(self, studies: Path | None = None) -> None:
+        """Begin anew, with a copy of these studies or none."""
+        shutil.rmtree(self.root / "studies", ignore_errors=True)
+        if studies is not None:
+            shutil.copytree(studies, self.root / "studies")
+        self.forget()
+
+    def forget(self) -> None:
+        """Take everything for synced that is there, by syncing it: what a machine finds when it starts."""
+        for file in self.disk.iterdir():
+            file.unlink()
+        self.run("sync")
+
+    def _restore(self, old: Path, inode: int, new: Path, path_of: dict[int, Path], *, names: bool) -> None:
+        synced = self.disk / f"{inode}.folder"
+        if names:
+            lines = synced.read_text().splitlines() if synced.exists() else []
+            entries = {name: int(number) for number, _, name in (line.partition(" ") for line in lines)}
+        else:
+            entries = {entry.name: entry.stat().st_ino for entry in old.iterdir()}
+        for name, number in entries.items():
+            content = self.disk / f"{number}.file"
+            is_folder = (self.disk / f"{number}.folder").exists() or (number in path_of and path_of[number].is_dir())
+            if is_folder:
+                (new / name).mkdir()
+                self._restore(path_of.get(number, old), number, new / name, path_of, names=names)
+            elif content.exists():
+                shutil.copyfile(content, new / name)
+            else:
+                (new / name).touch()
+
+
+def _paths(root: Path) -> dict[int, Path]:
+    return {path.stat().st_ino: path for path in (root, *root.rglob("*"))}
+
+
+@contextmanager
+def machine(folder: Path, base: Path) -> Iterator[Machine]:
+    """Yield a machine with an empty disk. `base` is the folder of the base model."""
+    library, root, disk = folder / "powercut.so", folder / "root", folder / "disk"
+    subprocess.run(["gcc", "-shared", "-fPIC", "-O2", "-Wall", "-o", str(library), str(LIBRARY), "-ldl"], check=True)
+    root.mkdir()
+    disk.mkdir()
+    environment = os.environ | {
+        "LD_PRELOAD": str(library),
+        "POWERCUT_ROOT": str(root),
+        "POWERCUT_DISK": str(disk),
+        "CLUSTERLORA_HOME": str(root / "studies"),
+    }
+    command = [sys.executable, "-m", "tests.all.chaos.powercut", str(base)]
+    with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as program:
+        there = Machine(root, disk, program)
+        there.forget()
+        yield there
+        assert program.stdin is not None
+        program.stdin.close()
+
+
+Say = Callable[[str], None]
+KEY = "0123456789abcdef"
+
+
+def training_job(scratch: Path) -> "TrainingJob":
+    from clusterlora.data.prompts import TokenSequence
+    from clusterlora.settings import Recipe
+    from clusterlora.training.job import TrainingJob
+    from clusterlora.values import AdapterSpec
+
+    spec = AdapterSpec(name="unified", persona_ids=("p",), recipe=Recipe(rank=1, epochs=2))
+    return TrainingJob(KEY, spec, (TokenSequence((1, 2), (False, True)),), scratch)
+
+
+def create(_base: Path, _say: Say) -> None:
+    from clusterlora.settings import Study
+    from clusterlora.wiring import from_environment
+
+    from_environment().studies.create_study(Study(name="cut"))
+
+
+def write_everything(_base: Path, say: Say) -> None:
+    """Write a table and a checkpoint twice, then an adapter; say so whenever one is there."""
+    import torch
+    from safetensors.torch import save_file
+
+    from clusterlora.durable import write_durably
+    from clusterlora.stores.files import weights_sha256
+    from clusterlora.training import checkpoint
+    from clusterlora.values import TrainedAdapter
+    from clusterlora.wiring import from_environment
+
+    stores = from_environment()
+    job = training_job(stores.adapters.scratch(KEY))
+    for number in (1, 2):
+        write_durably(stores.folder("cut") / "results" / "table.csv", 1000 * f"{number}\n".encode())
+        say(f"table {number}")
+        checkpoint.write(job, checkpoint.State({"a": torch.ones(1000)}, {}, {}, (float(number),)))
+        say(f"checkpoint {number}")
+    folder = job.scratch / "adapter"
+    folder.mkdir(exist_ok=True)
+    (folder / "adapter_config.json").write_text("{}")
+    save_file({"a": torch.ones(1000)}, folder / "adapter_model.safetensors")
+    kept = stores.adapters.save(KEY, folder)
+    sha256 = weights_sha256(kept)
+    stores.studies.save_adapter("cut", TrainedAdapter(KEY, "unified", job.spec, 1, 1, 1.0, 2.0, 1.0, 9, weights_sha256=sha256))
+    say("adapter")
+
+
+def study(base: Path, _say: Say) -> None:
+    """Run a study of two people from its data to its tables, in this process; a checkpoint ends every epoch."""
+    from clusterlora.settings import ClusteringSettings, DataSettings, EvaluationSettings, ModelSettings, Recipe, Study, SyntheticSettings
+    from clusterlora.stages.cluster import cluster
+    from clusterlora.stages.compare import compare
+    from clusterlora.stages.evaluate import evaluate
+    from clusterlora.stages.plan import pack_named, work_plan
+    from clusterlora.stages.prepare import prepare
+    from clusterlora.stages.register import register
+    from clusterlora.stages.train import next_micro_batch, train_pack
+    from clusterlora.stores.memory import SilentLog
+    from clusterlora.training import engine
+    from clusterlora.wiring import from_environment
+
+    engine._CHECKPOINT_SECONDS = -1.0
+    asked = Study(
+        name="cut",
+        methods=("unified", "per_persona"),
+        data=DataSettings(train=2, val=1, test=1, synthetic=SyntheticSettings(cluster_sizes=(1, 1), dialogues=4)),
+        model=ModelSettings(base=str(base), max_length=1024, dtype="float32"),
+        recipe=Recipe(rank=1, epochs=2, target_modules=("q_proj",)),
+        clustering=ClusteringSettings(k=2, sizes=(1, 1), algorithm="responses"),
+        evaluation=EvaluationSettings(max_new_tokens=2, metrics=("nll",), headline="nll", selection_metric="nll", bootstrap_draws=100),
+    )
+    stores, log = from_environment(), SilentLog()
+    prepare(asked, stores, log)
+    cluster(asked, stores, log)
+    while packs := pack_named(asked, stores, tuple(work_plan(asked, stores).specs)):
+        for pack in packs:
+            attempt, micro_batch = next_micro_batch(asked, pack.name, stores)
+            train_pack(asked.name, pack, attempt=attempt, micro_batch=micro_batch, stores=stores, log=log)
+    evaluate(asked.name, part="test", shard=1, shards=1, rung=None, stores=stores, log=log)
+    compare(asked.name, stores, log)
+    register(asked.name, stores, log)
+
+
+def sync_everything(_base: Path, _say: Say) -> None:
+    root = Path(os.environ["POWERCUT_ROOT"])
+    for path in (root, *root.rglob("*")):
+        opened = os.open(path, os.O_RDONLY)
+        os.fsync(opened)
+        os.close(opened)
+
+
+WORK: Mapping[str, Callable[[Path, Say], None]] = {"create": create, "study": study, "files": write_everything, "sync": sync_everything}
+
+
+def _try(base: Path, work: str, power_goes_at: int) -> str:
+    """Fork, and return what the child said and how it ended."""
+    ready, said = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.environ["POWERCUT_AT"] = str(power_goes_at)
+
+        def say(what: str) -> None:
+            os.write(said, f"{what}; ".encode())
+
+        try:
+            WORK[work](base, say)
+            say("done")
+        except BaseException as problem:  # noqa: BLE001  (told to whoever asked)
+            say(f"{type(problem).__name__}: {problem}".replace("\n", " "))
+        os._exit(0)
+    os.close(said)
+    with os.fdopen(ready) as words:
+        said_so_far = words.read()
+    _, status = os.waitpid(child, 0)
+    return said_so_far + ("power" if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL else "")
+
+
+def _warm_up() -> None:
+    import clusterlora.stages.compare
+    import clusterlora.stages.evaluate
+    import clusterlora.stages.register
+    import clusterlora.stores.sql
+    import clusterlora.training.train
+    import clusterlora.wiring  # noqa: F401
+
+
+if __name__ == "__main__":
+    _warm_up()
+    # Everything that was ever on the disk stays open.
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    for line in sys.stdin:
+        asked, at = line.split()
+        sys.stdout.write(_try(Path(sys.argv[1]), asked, int(at)).removesuffix("; ") + "\n")
+        sys.stdout.flush()

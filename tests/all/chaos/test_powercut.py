@@ -1,0 +1,78 @@
+"""After a power cut at any moment, what was said to be there is there, what can be seen is whole, and the same command goes on."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from clusterlora.ports import Stores
+from clusterlora.stages.stored import is_right
+from clusterlora.stages.verify import LiveWork, verify
+from clusterlora.training import checkpoint
+from clusterlora.wiring import from_environment
+from tests.all.chaos.look import half_written
+from tests.all.chaos.powercut import Machine, machine, training_job
+
+pytestmark = [pytest.mark.timeout(1800), pytest.mark.parametrize("names", [True, False], ids=["names are lost", "only contents are lost"])]
+
+
+@pytest.fixture(scope="module")
+def there(tiny_base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+    if not shutil.which("gcc"):
+        pytest.skip("there is no C compiler; apt-get install gcc")
+    with machine(tmp_path_factory.mktemp("machine"), tiny_base_folder) as made:
+        yield made
+
+
+@pytest.fixture
+def empty(there: Machine) -> Machine:
+    there.begin()
+    return there
+
+
+def stores_on(there: Machine) -> Stores:
+    return from_environment({"CLUSTERLORA_HOME": str(there.root / "studies")})
+
+
+def missing(said: tuple[str, ...], stores: Stores) -> list[str]:
+    """Return what was said to be there and is not."""
+    table = stores.folder("cut") / "results" / "table.csv"
+    state = checkpoint.read(training_job(stores.adapters.scratch("0123456789abcdef")))
+    folders = [(adapter, stores.adapters.local(adapter.key)) for adapter in stores.studies.adapters("cut")]
+    there = {f"table {line}" for line in range(1, 3) if table.exists() and table.read_text().startswith(("2", f"{line}"))}
+    there |= {f"checkpoint {number}" for number in range(1, 3) if state is not None and state.losses[0] >= number}
+    there |= {"adapter" for adapter, folder in folders if folder is not None and is_right(adapter, folder)}
+    assert len(folders) == sum("adapter" in one for one in there), "an adapter was recorded before it was there"
+    return [what for what in said[:-1] if what not in there]
+
+
+def test_what_was_written_survives_a_cut_at_every_sync(empty: Machine, tmp_path: Path, *, names: bool) -> None:
+    assert empty.run("create") == ("done",)
+    created = shutil.copytree(empty.root / "studies", tmp_path / "created")
+    at = 0
+    while (said := empty.run("files", at := at + 1))[-1] == "power":
+        empty.lose(names=names)
+        stores = stores_on(empty)
+        assert half_written(stores) == (), f"sync {at}"
+        assert missing(said, stores) == [], f"sync {at}"
+        empty.begin(created)
+    assert said[-1] == "done", said
+    assert at > 15, "most was never synced"
+
+
+def test_a_study_goes_on_after_every_cut_and_ends_with_the_same_weights(empty: Machine, *, names: bool) -> None:
+    assert empty.run("study")[-1] == "done"
+    uncut = {adapter.name: adapter.weights_sha256 for adapter in stores_on(empty).studies.adapters("cut")}
+    empty.begin()
+    # Each life of the machine is longer than the one before.
+    for at in (7, 19, 40, 80):
+        assert empty.run("study", at)[-1] == "power"
+        empty.lose(names=names)
+        assert half_written(stores_on(empty)) == (), f"sync {at}"
+    assert empty.run("study") == ("done",)
+    stores = stores_on(empty)
+    assert {adapter.name: adapter.weights_sha256 for adapter in stores.studies.adapters("cut")} == uncut
+    found = verify(["cut"], stores, live=lambda _: LiveWork(), repair=True)
+    assert [finding.what for finding in found if not finding.repaired] == []
+    assert half_written(stores) == ()

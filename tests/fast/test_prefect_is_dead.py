@@ -1,0 +1,80 @@
+"""Commands that ask a Prefect server which is dead do their work, say so, and show no traceback."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from clusterlora.ports import Stores
+from clusterlora.settings import GateSettings, Study
+from clusterlora.stages.decision import decisions
+from clusterlora.values import Attempt, Clustering, Criterion, Dataset, Dialogue, Persona, Turn, Verdict
+from clusterlora.wiring import from_environment
+from deployments import processes
+from deployments.services import Addresses
+from deployments.stack import _write
+from tests.fixtures.servers import free_port
+
+STUDY = "waiting"
+
+
+@dataclass(frozen=True)
+class Here:
+    """A study that waits for a decision, on a stack whose Prefect server is dead while a worker of it lives."""
+
+    stores: Stores
+    environment: dict[str, str]
+    prefect: str
+
+    def run(self, *words: str) -> "subprocess.CompletedProcess[str]":
+        program = "import sys; from clusterlora.cli import main; sys.exit(main(sys.argv[1:]))"
+        return subprocess.run([sys.executable, "-c", program, *words], env=self.environment, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Iterator[Here]:
+    stores = from_environment({"CLUSTERLORA_HOME": str(tmp_path / "studies")})
+    stores.studies.create_study(Study(name=STUDY, gate=GateSettings(ladder=(), on_failure="ask")))
+    dialogue = Dialogue("d", (Turn("user", "hi"), Turn("assistant", "hello")), split="train")
+    stores.studies.save_dataset(STUDY, Dataset((Persona("p", None, (dialogue,)),)))
+    stores.studies.save_clustering(STUDY, Clustering("responses", (("p",),)))
+    refused = Criterion("above_unified", -0.1, 0.0, False, None, None, "")
+    stores.studies.save_verdict(STUDY, Verdict("own", "cluster-00", (refused,), 1, 1))
+    stores.studies.open_attempt(STUDY, Attempt("unified", 1, 2, "running"))
+    home, port = tmp_path / "stack", free_port()
+    home.mkdir()
+    worker = processes.start(["sleep", "600"], env=os.environ, folder=tmp_path, log_file=home / "worker.log")
+    _write(home, Addresses(port, free_port()), {"worker-gpu-1": worker}, applied=None)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("CLUSTERLORA_", "PREFECT_", "MLFLOW_"))}
+    environment |= {"CLUSTERLORA_HOME": str(tmp_path / "studies"), "CLUSTERLORA_STACK_HOME": str(home), "MLFLOW_TRACKING_URI": ""}
+    yield Here(stores, environment, f"http://127.0.0.1:{port}")
+    processes.stop([worker])
+
+
+def test_a_decision_is_recorded_and_the_command_says_what_becomes_of_it(here: Here) -> None:
+    done = here.run("study", "decide", STUDY, "--go-on", "--by", "ann")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "noted; the study acts on it when it is run again\n"
+    assert f"Prefect at {here.prefect}/api does not answer" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert [(one.choice, one.by) for one in decisions(STUDY, here.stores)] == [("continue", "ann")]
+
+
+def test_verify_judges_what_needs_no_server_and_says_what_it_left_alone(here: Here) -> None:
+    half = here.stores.folder(STUDY) / "results" / ".summary.md.7.partial"
+    half.parent.mkdir(parents=True)
+    half.touch()
+    done = here.run("study", "verify", "--repair")
+    assert done.returncode == 1, done.stderr
+    assert done.stdout.splitlines() == [
+        f"found     {STUDY}: attempt 1 at unified is open, and no Prefect server can be asked about its run; "
+        "start it: clusterlora up, or set PREFECT_API_URL",
+        "1 studies, 1 findings, 1 left",
+    ]
+    assert f"Prefect at {here.prefect}/api does not answer" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert half.exists(), "it may belong to the open attempt"
