@@ -10,6 +10,9 @@ import sys
 
 from deployments.api import ask
 
+HEARTBEAT_SECONDS = 30
+"""How often a run says that it lives; the automations count on it."""
+
 FLOWS = (
     "flows.study.study",
     "flows.gate.gate",
@@ -20,13 +23,20 @@ FLOWS = (
     "flows.merge.merge",
 )
 
+ENVIRONMENT = {
+    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS),
+    "PREFECT_LOGGING_EXTRA_LOGGERS": "clusterlora",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+"""What every run has in common, wherever its worker was started."""
+
 
 def main() -> None:
     """Become the run that the worker has taken."""
     entrypoint = entrypoint_of(os.environ["PREFECT__FLOW_RUN_ID"])
     if entrypoint not in FLOWS:
         sys.exit(f"error: {entrypoint!r} is none of the flows that this project deploys: {', '.join(FLOWS)}")
-    os.environ.update(PREFECT_FLOWS_HEARTBEAT_FREQUENCY="30", PREFECT_LOGGING_EXTRA_LOGGERS="clusterlora", TOKENIZERS_PARALLELISM="false")
+    os.environ.update(ENVIRONMENT)
     # The flow stands in the command line, where whoever looks for the run's process finds it.
     os.execv(sys.executable, [sys.executable, "-m", "deployments.warm", "prefect.flow_engine", entrypoint])
 

@@ -217,7 +217,8 @@ def _dismiss(
 ) -> None:
     """Stop workers that are too many, if somebody asked for fewer and nobody else needs them."""
     if surplus and by_order and others:
-        log(f"{', '.join(surplus)} stay for {', '.join(others)}")
+        for name in surplus:
+            log(f"{name} stays for {', '.join(others)}")
     elif by_order:
         processes.stop([running.pop(name) for name in surplus])
 

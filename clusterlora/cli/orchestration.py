@@ -8,6 +8,9 @@ import os
 from pathlib import Path
 from types import ModuleType
 
+import click
+
+from clusterlora.cli.progress import say
 from clusterlora.errors import ServiceDown
 
 
@@ -24,13 +27,23 @@ def deployments(module: str) -> ModuleType:
         ) from None
 
 
-def use_running_stack() -> None:
-    """Point this process at the local stack's database and tracker when it runs; addresses already in the environment win."""
+def use_running_stack(*, works: bool = False) -> None:
+    """Point this process at the local stack's database and tracker when it runs; addresses already in the environment win.
+
+    Args:
+        works: the command needs the servers until it ends, so nobody who leaves meanwhile stops them.
+    """
     try:
         stack = deployments("stack")
     except ServiceDown:
         return  # a bare wheel has no stack of its own
-    running = stack.status(stack.default_home())
+    home = stack.default_home()
+    if works:
+        context = click.get_current_context()
+        running = stack.join(home, context.command_path)
+        context.call_on_close(lambda: stack.leave(home, log=say))
+    else:
+        running = stack.status(home)
     environment = running.environment() if running else {"CLUSTERLORA_HOME": str(deployments("services").results_home())}
     for name, value in environment.items():
         os.environ.setdefault(name, value)

@@ -9,9 +9,7 @@ from clusterlora.cli.progress import say
 
 
 @click.command(epilog="\b\nExample:\n  clusterlora up --workers 1      one training at a time\n")
-@click.option(
-    "--workers", type=click.IntRange(min=1), help="Processes for training.  [default: one per GPU, two without any]"
-)
+@click.option("--workers", type=click.IntRange(min=1), help="Processes for training.  [default: one per GPU, two without any]")
 @click.option("--host", help="Address to listen on, to be looked at from other machines.  [default: as before, at first 127.0.0.1]")
 @click.option("--json", "as_json", is_flag=True, help="Print the addresses as JSON.")
 def up(workers: int | None, host: str | None, as_json: bool) -> None:
