@@ -45,6 +45,10 @@ def use_running_stack(*, works: bool = False) -> None:
     else:
         running = stack.status(home)
     environment = running.environment() if running else {"CLUSTERLORA_HOME": str(deployments("services").results_home())}
+    for address, prefix in (("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_"), ("PREFECT_API_URL", "PREFECT_API_")):
+        # Somebody else's server is not told the passwords of this one.
+        if os.environ.get(address, environment.get(address)) != environment.get(address):
+            environment = {name: value for name, value in environment.items() if not name.startswith(prefix)}
     for name, value in environment.items():
         os.environ.setdefault(name, value)
 
