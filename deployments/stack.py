@@ -117,7 +117,7 @@ def up(home: Path, *, workers: int | None = None, host: str | None = None, user:
 
 def join(home: Path, user: str) -> Stack | None:
     """Need the stack from now on if it runs, as `up` does for its user; return it, or None when it does not run."""
-    if not (home / "stack.json").is_file():
+    if not home.is_dir():
         return None
     with bookkeeping.locked(home):
         books = bookkeeping.read(home)
@@ -136,6 +136,8 @@ def leave(home: Path, *, keep: bool = False, log: Callable[[str], None]) -> tupl
         keep: let it stay up until `down` whoever leaves later, as `clusterlora up` does.
         log: is told why it stays, or that it is stopped.
     """
+    if not home.is_dir():
+        return ()
     with bookkeeping.locked(home):
         books = bookkeeping.read(home)
         me = bookkeeping.this_process()

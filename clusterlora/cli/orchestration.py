@@ -41,7 +41,8 @@ def use_running_stack(*, works: bool = False) -> None:
     if works:
         context = click.get_current_context()
         running = stack.join(home, context.command_path)
-        context.call_on_close(lambda: stack.leave(home, log=say))
+        if running:
+            context.call_on_close(lambda: stack.leave(home, log=say))
     else:
         running = stack.status(home)
     environment = running.environment() if running else {"CLUSTERLORA_HOME": str(deployments("services").results_home())}
