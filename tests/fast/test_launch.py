@@ -1,5 +1,6 @@
 """A study is followed to its end, through crashes of its own run."""
 
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -18,6 +19,7 @@ from deployments.observe import Run, Snapshot
 from deployments.processes import Process
 from deployments.services import Addresses
 from deployments.stack import Stack
+from tests.fixtures.servers import free_port
 from tests.fixtures.stand_in import stand_ins
 
 
@@ -71,6 +73,8 @@ def test_a_study_whose_stack_was_stopped_is_not_launched_again(tmp_path: Path, m
 def stack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stack]:
     """Return a stack of stand-ins that this process uses."""
     monkeypatch.setenv("CLUSTERLORA_HOME", str(tmp_path / "studies"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    Books(Addresses(free_port(), free_port())).write(private.folder(tmp_path / "stack"))
     with stand_ins():
         yield launch.local_stack.up(tmp_path / "stack", user="study mine", log=lambda _: None)
         launch.local_stack.down(tmp_path / "stack")

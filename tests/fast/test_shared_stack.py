@@ -6,11 +6,14 @@ Real programs and real processes; servers and workers are stand-ins (tests/fixtu
 import json
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
-from deployments import books, processes, stack
+from deployments import books, private, processes, stack
+from deployments.services import Addresses
+from tests.fixtures.servers import free_port
 from tests.fixtures.stand_in import Shell, runs_file, shells
 
 SERVERS = ["prefect-server", "mlflow-server", "worker-gpu-0"]
@@ -19,8 +22,10 @@ SERVERS = ["prefect-server", "mlflow-server", "worker-gpu-0"]
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("CLUSTERLORA_HOME", str(tmp_path / "studies"))
-    # Nobody else has ports of these numbers.
+    # A lock of its own, so that it waits for no other stack of the machine, and ports that no other chooses.
     monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    books.Books(Addresses(free_port(), free_port())).write(private.folder(tmp_path / "stack"))
     return tmp_path / "stack"
 
 

@@ -202,7 +202,7 @@ def test_a_server_that_dies_at_its_start_is_explained_by_its_log(tmp_path: Path,
 
 def test_two_stacks_that_are_started_at_once_do_not_choose_the_same_ports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse_unlocked() -> None:
-        with (tmp_path / f"clusterlora-{os.getuid()}.lock").open("a") as lock, pytest.raises(BlockingIOError):
+        with (tmp_path / f"clusterlora-{os.getuid()}" / "ports.lock").open("a") as lock, pytest.raises(BlockingIOError):
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def servers(home: Path, addresses: Addresses) -> tuple[services.Service, ...]:
