@@ -116,10 +116,11 @@ def decide(study_name: str, stack: Stack) -> bool:
 
 def _resume_if_decided(client: "SyncPrefectClient", run_id: UUID, study_name: str) -> None:
     """Resume a study that waits for a decision which came while its server was down."""
-    stores = from_environment()
     state = client.read_flow_run(run_id).state
-    settled = bool(decisions(study_name, stores)) and not awaits_decision(stores.studies.study(study_name), stores)
-    if settled and state is not None and state.is_paused():
+    if state is None or not state.is_paused():
+        return  # nobody may have written the study down yet
+    stores = from_environment()
+    if decisions(study_name, stores) and not awaits_decision(stores.studies.study(study_name), stores):
         client.resume_flow_run(run_id, run_input=_recorded(study_name))
 
 

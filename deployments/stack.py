@@ -105,7 +105,9 @@ def up(home: Path, *, workers: int | None = None, host: str | None = None, user:
                 ensure(service)
             _wait(home, wanted_servers, running)
         except BaseException:
-            processes.stop([running[name] for name in started])
+            # What others need is left to come up, also when whoever started it again is interrupted.
+            if not (books.kept or others):
+                processes.stop([running[name] for name in started])
             raise
         if user is None:
             books.kept = True
