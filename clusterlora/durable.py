@@ -12,12 +12,18 @@ _CANNOT_SYNC_FOLDERS = (errno.EINVAL, errno.ENOTSUP)
 """What some network file systems say, which keep folders in order by themselves."""
 
 
-def write_durably(path: Path, content: bytes) -> None:
-    """Put content at the path in one step, creating its folder; a reader sees the old file or the whole of the other."""
+def write_durably(path: Path, content: bytes, *, mode: int = 0o666) -> None:
+    """Put content at the path in one step, creating its folder; a reader sees the old file or the whole of the other.
+
+    Args:
+        mode: who may read and write the file, less what the process's umask takes away.
+    """
     make_folder(path.parent)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        partial.write_bytes(content)
+        partial.unlink(missing_ok=True)
+        with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as opened:  # noqa: PTH123
+            opened.write(content)
         put_in_place(partial, path)
     finally:
         partial.unlink(missing_ok=True)
@@ -39,13 +45,13 @@ def put_folder_in_place(written: Path, path: Path) -> None:
     sync(path.parent)
 
 
-def make_folder(path: Path) -> None:
-    """Make a folder and those above it, unless they exist.
+def make_folder(path: Path, *, mode: int = 0o777) -> None:
+    """Make a folder, open to whom its mode says, and those above it, unless they exist.
 
     Every folder that is to survive is made by this: of one that exists nobody can tell whether its name is on the disk.
     """
     made = [folder for folder in (path, *path.parents) if not folder.exists()]
-    path.mkdir(parents=True, exist_ok=True)
+    path.mkdir(mode=mode, parents=True, exist_ok=True)
     for folder in reversed(made):
         sync(folder.parent)
 

@@ -22,7 +22,7 @@ def from_environment(environment: Mapping[str, str] = os.environ) -> Stores:
     from clusterlora.stores.sql import SqlStudyStore
 
     home = Path(environment.get("CLUSTERLORA_HOME", "studies")).resolve()
-    make_folder(home)
+    make_folder(home, mode=0o700)
     studies = SqlStudyStore(environment.get("CLUSTERLORA_DATABASE_URL", f"sqlite:///{home / 'clusterlora.db'}"))
     uri = environment.get("MLFLOW_TRACKING_URI")
     if not uri:

@@ -14,10 +14,9 @@ from clusterlora.settings import GateSettings, Study
 from clusterlora.stages.decision import decisions
 from clusterlora.values import Attempt, Clustering, Criterion, Dataset, Dialogue, Persona, Turn, Verdict
 from clusterlora.wiring import from_environment
-from deployments import processes
-from deployments.services import Addresses
-from deployments.stack import _write
-from tests.fixtures.servers import free_port
+from deployments import private, processes
+from deployments.books import Books
+from deployments.services import Addresses, free_port
 
 STUDY = "waiting"
 
@@ -46,9 +45,9 @@ def here(tmp_path: Path) -> Iterator[Here]:
     stores.studies.save_verdict(STUDY, Verdict("own", "cluster-00", (refused,), 1, 1))
     stores.studies.open_attempt(STUDY, Attempt("unified", 1, 2, "running"))
     home, port = tmp_path / "stack", free_port()
-    home.mkdir()
+    private.folder(home)
     worker = processes.start(["sleep", "600"], env=os.environ, folder=tmp_path, log_file=home / "worker.log")
-    _write(home, Addresses(port, free_port()), {"worker-gpu-1": worker}, applied=None)
+    Books(Addresses(port, free_port()), {"worker-gpu-1": worker}).write(home)
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("CLUSTERLORA_", "PREFECT_", "MLFLOW_"))}
     environment |= {"CLUSTERLORA_HOME": str(tmp_path / "studies"), "CLUSTERLORA_STACK_HOME": str(home), "MLFLOW_TRACKING_URI": ""}
     yield Here(stores, environment, f"http://127.0.0.1:{port}")

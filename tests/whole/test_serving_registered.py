@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ from clusterlora.stores.json_codec import plain
 from clusterlora.stores.mlflow_tracker import MlflowTracker
 from clusterlora.stores.routing_table import KeyedLayer, KeyedStack
 from clusterlora.values import Dataset, Dialogue, Persona, Turn
+from deployments.services import free_port
 
 # MLflow warns of its own type hints when its model flavours are imported.
 pytestmark = [pytest.mark.filterwarnings("ignore:.*AnyType:UserWarning")]
@@ -164,9 +164,3 @@ def is_up(url: str) -> bool:
             return response.status == 200
     except OSError:
         return False
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
