@@ -17,9 +17,8 @@ from deployments import launch, private, processes
 from deployments.books import Books
 from deployments.observe import Run, Snapshot
 from deployments.processes import Process
-from deployments.services import Addresses
+from deployments.services import Addresses, free_port
 from deployments.stack import Stack
-from tests.fixtures.servers import free_port
 from tests.fixtures.stand_in import stand_ins
 
 

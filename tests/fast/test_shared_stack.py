@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 
 from deployments import books, private, processes, stack
-from deployments.services import Addresses
-from tests.fixtures.servers import free_port
+from deployments.services import Addresses, free_port
 from tests.fixtures.stand_in import Shell, runs_file, shells
 
 SERVERS = ["prefect-server", "mlflow-server", "worker-gpu-0"]
