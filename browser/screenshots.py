@@ -46,7 +46,9 @@ def main() -> None:
             ended = run_study(study, home=stack.home, workers=1, stay=False, say=print)
             assert ended.completed, ended.parent.message
             with browser(program) as chromium, connect(stack) as client:
-                photograph(Tab(chromium), client, stack.addresses, ended.parent.id, home / "studies" / study.name, out)
+                tab = Tab(chromium)
+                tab.open(stack.login_link(), until="location.pathname === '/dashboard'")
+                photograph(tab, client, stack.addresses, ended.parent.id, home / "studies" / study.name, out)
         finally:
             local_stack.down(stack.home)
 

@@ -21,7 +21,7 @@ def from_environment(environment: Mapping[str, str] = os.environ) -> Stores:
     from clusterlora.stores.sql import SqlStudyStore
 
     home = Path(environment.get("CLUSTERLORA_HOME", "studies")).resolve()
-    home.mkdir(parents=True, exist_ok=True)
+    home.mkdir(mode=0o700, parents=True, exist_ok=True)
     studies = SqlStudyStore(environment.get("CLUSTERLORA_DATABASE_URL", f"sqlite:///{home / 'clusterlora.db'}"))
     uri = environment.get("MLFLOW_TRACKING_URI")
     if not uri:

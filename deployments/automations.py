@@ -15,9 +15,7 @@ from prefect.events.schemas.events import ResourceSpecification
 from prefect.exceptions import ObjectNotFound
 
 from clusterlora.errors import UnknownName
-
-HEARTBEAT_SECONDS = 30
-"""What PREFECT_FLOWS_HEARTBEAT_FREQUENCY must be wherever runs execute (deployments/pools says so too)."""
+from deployments.run import HEARTBEAT_SECONDS
 
 SILENCE = timedelta(seconds=4 * HEARTBEAT_SECONDS)
 """How long a running run may be silent. With fewer than three heartbeats a busy machine crashes living runs."""

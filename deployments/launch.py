@@ -2,7 +2,8 @@
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -48,44 +49,42 @@ def run_study(
     Args:
         home: where the stack keeps its state.
         workers: processes of the gpu pool, see `stack.up`.
-        stay: leave servers that this call started up afterwards, until Ctrl-C; otherwise they are stopped. Servers that were up before
-            stay up in any case.
+        stay: need the servers afterwards, too, until Ctrl-C. They are stopped when nobody needs them any more, unless somebody asked for
+            servers that stay.
         results: whether they are printed.
 
     Raises:
         ServiceDown: a server could not be started, or stopped answering.
     """
-    stack = local_stack.up(home, workers=workers, log=say)
-    ours = "prefect-server" in stack.started
+    stack = local_stack.up(home, workers=workers, user=f"study {study.name}", log=say)
     launched = False
     try:
+        if sys.stderr.isatty():
+            say(f"log in   {stack.login_link()}   (in your browser, once; another link comes from: clusterlora up)")
         run_id = launch(study, stack)
         launched = True
         say(f"study {study.name}: {stack.addresses.prefect}/runs/flow-run/{run_id}")
         ended = follow(run_id, study.name, stack)
         for number in range(1, MOST_RELAUNCHES + 1):
-            if ended.parent.state != "Crashed" or _was_stopped(stack):
+            if ended.parent.state != "Crashed" or local_stack.was_stopped(home):
                 break
             say(f"the study's run crashed: {ended.parent.message}")
             say(f"it is launched again, {number} of {MOST_RELAUNCHES}, and goes on where it was")
             ended = follow(launch(study, stack), study.name, stack)
+        if results and not ended.waiting:
+            report(study.name, ended, stack)
+        if stay and not local_stack.is_kept(home):
+            _stay(stack, study.name, say)
     except KeyboardInterrupt:
         if launched:
             say(f"\nThe study goes on without you. Watch it at {stack.addresses.prefect}, or run the same command again to follow it;")
             say("`clusterlora study status` tells how it stands, `clusterlora down` stops everything.")
-        elif ours:
-            local_stack.down(home)
+        local_stack.leave(home, keep=launched, log=say)
         raise
     except BaseException:
-        if ours:
-            local_stack.down(home)
+        local_stack.leave(home, log=say)
         raise
-    if results and not ended.waiting:
-        report(study.name, ended, stack)
-    if ours and stay:
-        _stay(stack, say)
-    if ours:
-        local_stack.down(home)
+    local_stack.leave(home, log=say)
     return ended
 
 
@@ -117,10 +116,11 @@ def decide(study_name: str, stack: Stack) -> bool:
 
 def _resume_if_decided(client: "SyncPrefectClient", run_id: UUID, study_name: str) -> None:
     """Resume a study that waits for a decision which came while its server was down."""
-    stores = from_environment()
     state = client.read_flow_run(run_id).state
-    settled = bool(decisions(study_name, stores)) and not awaits_decision(stores.studies.study(study_name), stores)
-    if settled and state is not None and state.is_paused():
+    if state is None or not state.is_paused():
+        return  # nobody may have written the study down yet
+    stores = from_environment()
+    if decisions(study_name, stores) and not awaits_decision(stores.studies.study(study_name), stores):
         client.resume_flow_run(run_id, run_input=_recorded(study_name))
 
 
@@ -138,19 +138,25 @@ def follow(run_id: UUID, study_name: str, stack: Stack) -> Snapshot:
     Without a terminal nobody may be there to decide on a refused gate, so it returns when the study waits for that.
 
     Raises:
-        ServiceDown: the Prefect server is gone.
+        ServiceDown: the servers were stopped, or one that died does not start again.
     """
-    with connect(stack) as client, LiveView() if sys.stderr.isatty() else PlainView() as view:
-        supervised, told = time.monotonic(), False
+    with connect(stack) as client, impatient(), LiveView() if sys.stderr.isatty() else PlainView() as view:
+        supervised, told, silent = time.monotonic(), False, False
         while True:
+            stack = bring_back(stack, study_name, view.say)
             try:
                 if time.monotonic() - supervised > SUPERVISE_SECONDS:
-                    supervise(client, stack, view)
+                    for name in crash_dead_runs(client):
+                        view.say(f"{name}: its process is gone")
                     supervised = time.monotonic()
                 picture = snapshot(client, run_id, study_name)
-            except httpx.TransportError as lost:
-                _check_server(stack, lost)
+            except httpx.HTTPError as lost:
+                _raise_unless_passing(lost)
+                if not silent:
+                    view.say(f"the Prefect server does not answer ({lost or type(lost).__name__}); it is asked again")
+                silent = True
             else:
+                silent = False
                 view.show(picture)
                 if picture.ended:
                     return picture
@@ -162,36 +168,47 @@ def follow(run_id: UUID, study_name: str, stack: Stack) -> Snapshot:
             time.sleep(WATCH_SECONDS)
 
 
-def supervise(client: "SyncPrefectClient", stack: Stack, view: LiveView | PlainView) -> None:
-    """Start again what died of the stack, and mark runs Crashed whose process is gone, so that they are tried again."""
-    died = local_stack.died(stack.home)
-    if died:
-        view.say(f"{', '.join(died)} died and is started again")
-        local_stack.up(stack.home, workers=stack.workers, log=view.say)
-    for name in crash_dead_runs(client):
-        view.say(f"{name}: its process is gone")
+@contextmanager
+def impatient() -> Generator[None]:
+    """Let this process's clients of Prefect say at once that a server is lost: whoever looks again anyway need not wait minutes."""
+    from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+
+    with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):
+        yield
 
 
-def _check_server(stack: Stack, lost: Exception) -> None:
-    """Raise ServiceDown when the server was stopped on purpose; one that died is started again by `supervise`."""
-    if _was_stopped(stack):
+def bring_back(stack: Stack, study_name: str, say: Callable[[str], None]) -> Stack:
+    """Start again what died of the stack; return it as it runs now.
+
+    Raises:
+        ServiceDown: it was stopped on purpose.
+    """
+    if local_stack.was_stopped(stack.home):
         raise ServiceDown(
-            f"the Prefect server at {stack.addresses.prefect} was stopped ({lost}); start the same command again: nothing finished is lost"
-        ) from lost
-
-
-def _was_stopped(stack: Stack) -> bool:
-    """Return whether the server was stopped on purpose; one that died is still in the books."""
-    # First this, which waits for a `down` that is under way: it stops the workers, whose runs crash, before the server.
+            f"the servers at {stack.addresses.prefect} were stopped (clusterlora down); nothing that finished is lost. "
+            f"Go on with: clusterlora study run --name {study_name}"
+        )
     died = local_stack.died(stack.home)
-    running = local_stack.status(stack.home)
-    return (running is None or "prefect-server" not in running.running) and "prefect-server" not in died
+    if not died:
+        return stack
+    say(f"{', '.join(died)} died and is started again")
+    return local_stack.up(stack.home, workers=stack.workers, user=f"study {study_name}", log=say)
 
 
-def _stay(stack: Stack, say: Callable[[str], None]) -> None:
-    say("\nThe servers stay up for you to look around; Ctrl-C (or `clusterlora down`) stops them.")
+def _raise_unless_passing(lost: httpx.HTTPError) -> None:
+    """Raise what asking again does not help against. On SQLite the server answers 503 while another run writes."""
+    if isinstance(lost, httpx.HTTPStatusError) and lost.response.status_code < 500 and lost.response.status_code != 429:
+        raise lost
+
+
+def _stay(stack: Stack, study_name: str, say: Callable[[str], None]) -> None:
+    say(f"\nlog in   {stack.login_link()}   (in your browser, once; another link comes from: clusterlora up)")
+    say("The servers stay up for you to look around; Ctrl-C (or `clusterlora down`) stops them.")
     try:
-        while local_stack.status(stack.home) is not None:
+        while not local_stack.is_kept(stack.home):
+            stack = bring_back(stack, study_name, say)
             time.sleep(WATCH_SECONDS)
+    except ServiceDown:
+        say("\nthe servers were stopped")
     except KeyboardInterrupt:
-        say("\nstopping servers and workers")
+        say("")

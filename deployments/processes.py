@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from deployments import private
+
 KILL_SECONDS = 5.0
 """How long a killed process may take to go: the kernel first gives back its memory."""
 
@@ -22,9 +24,9 @@ class Process:
 
 
 def start(argv: Sequence[str], *, env: Mapping[str, str], folder: Path, log_file: Path) -> Process:
-    """Start a process in its own session, its output appended to `log_file`, and return it."""
-    log_file.parent.mkdir(parents=True, exist_ok=True)
-    with log_file.open("ab") as output:
+    """Start a process in its own session, its output appended to `log_file`, and return it; what it writes nobody else can read."""
+    private.folder(log_file.parent)
+    with private.append(log_file) as output:
         child = subprocess.Popen(  # its end is noticed by `alive`
             argv,
             env=dict(env),
@@ -34,10 +36,16 @@ def start(argv: Sequence[str], *, env: Mapping[str, str], folder: Path, log_file
             stderr=subprocess.STDOUT,
             start_new_session=True,
             preexec_fn=_listen_to_signals,
+            umask=private.UMASK,
         )
     # The session outlives this program: without a note of its status, Python would warn about a running child at exit.
     child.returncode = 0
-    return Process(child.pid, _birth(child.pid) or "gone")
+    return known(child.pid)
+
+
+def known(pid: int) -> Process:
+    """Return the process that has this pid now."""
+    return Process(pid, _birth(pid) or "gone")
 
 
 def alive(process: Process) -> bool:

@@ -1,5 +1,7 @@
 """What the local stack is made of: two servers and the workers, as command lines and environments."""
 
+import ipaddress
+import json
 import os
 import secrets
 import shutil
@@ -8,15 +10,18 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from clusterlora.errors import BadSettings
 from deployments import passwords
 from deployments.warm import SOCKET
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 
 LOOPBACK = "127.0.0.1"
+DOOR = "CLUSTERLORA_DOOR"
+"""Variable that tells a server's door (door.py) where the stack is and what it listens on, as JSON."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +58,14 @@ class Service:
     health: str | None = None
 
 
+def checked_host(host: str) -> str:
+    """Return an address to listen on. Raises BadSettings when it is none."""
+    try:
+        return host if host == "localhost" else str(ipaddress.ip_address(host))
+    except ValueError:
+        raise BadSettings(f"--host {host!r} is not an IP address; write 127.0.0.1, 0.0.0.0, or an address of this machine") from None
+
+
 def results_home() -> Path:
     """Return where studies leave their results: CLUSTERLORA_HOME, else `studies` in the checkout."""
     return Path(os.environ.get("CLUSTERLORA_HOME") or CHECKOUT / "studies").resolve()
@@ -61,7 +74,6 @@ def results_home() -> Path:
 def client_environment(home: Path, addresses: Addresses) -> dict[str, str]:
     """Return the variables through which a process finds the stack; a study database chosen by the user is kept."""
     results = results_home()
-    known = passwords.read(home)
     return {
         "PREFECT_API_URL": f"{addresses.prefect}/api",
         "PREFECT_HOME": str(home / "prefect"),
@@ -79,26 +91,35 @@ def client_environment(home: Path, addresses: Addresses) -> dict[str, str]:
         "CLUSTERLORA_DATABASE_URL": os.environ.get("CLUSTERLORA_DATABASE_URL") or f"sqlite:///{results / 'clusterlora.db'}",
         # The deployments say `python`: it must be this one, also when the virtual environment is not activated.
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
-        **(known.of_clients() if known else {}),
+        **passwords.of(home).of_clients(),
     }
 
 
 def servers(home: Path, addresses: Addresses) -> tuple[Service, Service]:
     """Return the Prefect server and the MLflow server, which keep everything under `home`."""
-    known = passwords.read(home)
-    env = {**os.environ, **client_environment(home, addresses), **(known.of_servers(home) if known else {})}
+    door = json.dumps({"home": str(home), "addresses": asdict(addresses)})
+    env = {**os.environ, **client_environment(home, addresses), DOOR: door}
+    listen = ("--host", addresses.host, "--port")
     prefect = Service(
         name="prefect-server",
-        argv=(sys.executable, "-m", "prefect", "server", "start", "--host", addresses.host, "--port", str(addresses.prefect_port)),
         # Clients keep connections for 25 seconds. Where a server has closed one before, asking anything costs the two seconds of a retry.
-        env={**env, "PREFECT_SERVER_API_KEEPALIVE_TIMEOUT": "60"},
+        argv=(
+            *(sys.executable, "-m", "uvicorn", "--factory", "deployments.door:prefect", *listen, str(addresses.prefect_port)),
+            *("--timeout-keep-alive", "60", "--log-level", "warning"),
+        ),
+        env={
+            **env,
+            "PREFECT_SERVER_API_AUTH_STRING": env["PREFECT_API_AUTH_STRING"],
+            # Its pages ask whoever served them, by whatever name and port that was reached.
+            "PREFECT_UI_API_URL": "/api",
+            "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": addresses.prefect,
+        },
         health=f"{addresses.prefect}/api/health",
     )
     mlflow = Service(
         name="mlflow-server",
         argv=(
-            *(sys.executable, "-m", "mlflow", "server", "--host", addresses.host, "--port", str(addresses.mlflow_port)),
-            *(("--app-name", "basic-auth") if known else ()),
+            *(sys.executable, "-m", "mlflow", "server", "--app-name", "clusterlora", *listen, str(addresses.mlflow_port)),
             *("--workers", "1", "--backend-store-uri", f"sqlite:///{home / 'mlflow' / 'mlflow.db'}"),
             *("--artifacts-destination", str(home / "mlflow" / "artifacts")),
         ),

@@ -1,12 +1,10 @@
-"""The local stack: a Prefect server, an MLflow server and workers on this machine, started once and kept.
+"""The local stack: a Prefect server, an MLflow server and workers on this machine, shared by everything that is done with it.
 
-State lives in `<home>/stack.json` (ports, pids with their births), output in `<home>/logs/`. `up` is idempotent: it
-restarts what died and keeps what lives.
+State lives in `<home>/stack.json` (books.py), output in `<home>/logs/`; nobody else can read either. `up` is idempotent: it restarts what
+died and keeps what lives. A stack is stopped by `down`, or when the last one leaves that used it, unless somebody asked for it to stay.
 """
 
-import fcntl
 import hashlib
-import json
 import os
 import socket
 import subprocess
@@ -15,21 +13,21 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from clusterlora.errors import BadSettings, ServiceDown
-from deployments import passwords, processes, services
+from deployments import books as bookkeeping
+from deployments import passwords, private, processes, services
+from deployments.api import ask
+from deployments.books import Books
 from deployments.processes import Process
 from deployments.services import CHECKOUT, LOOPBACK, Addresses, Service
+from deployments.supervise import is_flow_process
 
 START_SECONDS = 300.0
 """How long the servers may take to answer: both migrate a fresh database first, slowly on a busy machine."""
-_LOCK = "stack.lock"
-"""In a stack's home: held by whoever starts or stops it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,38 +44,46 @@ class Stack:
         """Return the variables through which a process finds this stack."""
         return services.client_environment(self.home, self.addresses)
 
+    def login_link(self) -> str:
+        """Return an address that lets a browser in at both servers, once."""
+        return f"{self.addresses.prefect}/enter#{passwords.new_link(self.home)}"
+
 
 def default_home() -> Path:
     """Return where the stack keeps its state: CLUSTERLORA_STACK_HOME, else `.clusterlora` in the checkout."""
     return Path(os.environ.get("CLUSTERLORA_STACK_HOME") or CHECKOUT / ".clusterlora").resolve()
 
 
-def up(home: Path, *, workers: int | None = None, auth: bool | None = None, host: str | None = None, log: Callable[[str], None]) -> Stack:
+def up(home: Path, *, workers: int | None = None, host: str | None = None, user: str | None = None, log: Callable[[str], None]) -> Stack:
     """Start what is not running and return the stack once both servers answer and everything is deployed.
 
     Args:
-        workers: processes for the gpu pool; None means one per GPU, or two without any.
-        auth: whether the servers ask for passwords; None means as before (a fresh stack asks for none).
+        workers: processes for the gpu pool; None means those that run, at first one per GPU, or two without any.
         host: address to listen on; None means as before (a fresh stack listens on loopback).
+        user: what this process needs the stack for, until it says `leave` or ends. None means that the stack stays up until `down`.
         log: is told one line per step.
 
     Raises:
-        BadSettings: others would be let in without a password, or a running stack would have to change its doors.
+        BadSettings: the home is no place of one's own, or a running stack would have to listen elsewhere.
         ServiceDown: a server did not start; carries the end of its log.
     """
-    home.mkdir(parents=True, exist_ok=True)
+    private.folder(home)
+    private.folder(services.results_home())
     # A port is free until its server listens: two stacks of one machine choose theirs one after the other.
-    with _only_one(home / _LOCK), _only_one(Path(tempfile.gettempdir()) / f"clusterlora-{os.getuid()}.lock"):
-        state = _read(home)
-        running = _running(state)
-        addresses = _doors(home, _addresses(state, running), running, auth=auth, host=host)
-        wanted_servers = services.servers(home, addresses)
-        wanted_workers = services.workers(home, addresses, n_gpu_workers=workers)
-        starter = services.warm_starter(home, addresses)
+    of_machine = private.folder(Path(tempfile.gettempdir()) / f"clusterlora-{os.getuid()}")
+    with bookkeeping.locked(home), bookkeeping.only_one(of_machine / "ports.lock"):
+        books = bookkeeping.read(home)
+        others = books.others(bookkeeping.this_process())
+        running = books.running()
+        books.stopping = False
+        books.ports = _doors(_free_addresses(books.ports, running), running, host)
+        wanted_servers = services.servers(home, books.ports)
+        wanted_workers = services.workers(home, books.ports, n_gpu_workers=workers)
+        starter = services.warm_starter(home, books.ports)
         starters = (starter,) if starter else ()
         names = {service.name for service in (*wanted_servers, *starters, *wanted_workers)}
-        processes.stop([process for name, process in running.items() if name not in names])
-        running = {name: process for name, process in running.items() if name in names}
+        _dismiss([name for name in running if name not in names], running, by_order=workers is not None, others=others, log=log)
+        books.processes = running
         started: list[str] = []
 
         def ensure(service: Service) -> None:
@@ -86,104 +92,158 @@ def up(home: Path, *, workers: int | None = None, auth: bool | None = None, host
                 log_file = _log_file(home, service.name)
                 running[service.name] = processes.start(service.argv, env=service.env, folder=CHECKOUT, log_file=log_file)
                 started.append(service.name)
-                _write(home, addresses, running, applied=state.get("applied"))
+                books.write(home)
 
         try:
-            (home / "mlflow").mkdir(exist_ok=True)
+            private.folder(home / "mlflow")
             # What forks runs is ready by the time that somebody asks for one.
             for service in (*wanted_servers, *starters):
                 ensure(service)
             _wait(home, wanted_servers[:1], running)
-            applied = _apply(home, addresses, state.get("applied"), log)
+            books.applied = _apply(home, books.ports, books.applied, log)
             for service in wanted_workers:
                 ensure(service)
             _wait(home, wanted_servers, running)
         except BaseException:
-            processes.stop([running[name] for name in started])
+            # What others need is left to come up, also when whoever started it again is interrupted.
+            if not (books.kept or others):
+                processes.stop([running[name] for name in started])
             raise
-        _write(home, addresses, running, applied=applied)
-    return Stack(home, addresses, running, tuple(started), workers)
+        if user is None:
+            books.kept = True
+        else:
+            books.users[f"{user}, pid {os.getpid()}"] = bookkeeping.this_process()
+        books.write(home)
+    return Stack(home, books.ports, running, tuple(started), workers)
+
+
+def join(home: Path, user: str) -> Stack | None:
+    """Need the stack from now on if it runs, as `up` does for its user; return it, or None when it does not run."""
+    if not home.is_dir():
+        return None
+    with bookkeeping.locked(home):
+        books = bookkeeping.read(home)
+        running = books.running()
+        if not running:
+            return None
+        books.users[f"{user}, pid {os.getpid()}"] = bookkeeping.this_process()
+        books.write(home)
+    return Stack(home, books.ports, running)
+
+
+def leave(home: Path, *, keep: bool = False, log: Callable[[str], None]) -> tuple[str, ...]:
+    """Need the stack no longer; stop it when nobody does, and return what was stopped.
+
+    Args:
+        keep: let it stay up until `down` whoever leaves later, as `clusterlora up` does.
+        log: is told why it stays, or that it is stopped.
+    """
+    if not home.is_dir():
+        return ()
+    with bookkeeping.locked(home):
+        books = bookkeeping.read(home)
+        me = bookkeeping.this_process()
+        books.users = {name: process for name, process in books.users.items() if process != me}
+        books.kept |= keep
+        books.write(home)
+        if books.kept or not books.running():
+            return ()
+        if busy := books.others(me) or _under_way(home, books):
+            log(f"the servers stay up for {', '.join(busy)}")
+            return ()
+        log("stopping servers and workers")
+        return _stop(home, books)
 
 
 def down(home: Path) -> tuple[str, ...]:
-    """Stop the stack, workers before servers; return what was stopped."""
+    """Stop the stack whoever uses it; return what was stopped."""
     if not home.is_dir():
         return ()
-    with _only_one(home / _LOCK):
-        state = _read(home)
-        running = _running(state)
-        # The workers go first, so that the server still hears how their runs end.
-        processes.stop([process for name, process in running.items() if name.startswith("worker-")])
-        processes.stop(list(running.values()))
-        if state:
-            _write(home, Addresses(**state["ports"]), {}, applied=state.get("applied"))
-    return tuple(running)
+    with bookkeeping.locked(home):
+        return _stop(home, bookkeeping.read(home))
+
+
+def users(home: Path) -> tuple[str, ...]:
+    """Return who uses the stack besides this process."""
+    return bookkeeping.read(home).others(bookkeeping.this_process())
+
+
+def is_kept(home: Path) -> bool:
+    """Return whether the stack stays up until `down`."""
+    return bookkeeping.read(home).kept
 
 
 def status(home: Path) -> Stack | None:
     """Return the stack as it runs now, or None when no process of it is alive."""
-    state = _read(home)
-    running = _running(state)
-    return Stack(home, Addresses(**state["ports"]), running) if running else None
+    books = bookkeeping.read(home)
+    running = books.running()
+    return Stack(home, books.ports, running) if running else None
 
 
 def died(home: Path) -> tuple[str, ...]:
     """Return the names of processes that ended without being stopped: they are still in the books, but not alive."""
-    # Under the lock: a `down` that is under way has not brought its books up to date.
-    with _only_one(home / _LOCK):
-        state = _read(home)
-        running = _running(state)
-    return tuple(name for name in state.get("processes", {}) if name not in running)
+    return bookkeeping.read(home).died()
 
 
-@contextmanager
-def _only_one(lock: Path) -> Generator[None]:
-    with lock.open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
+def was_stopped(home: Path) -> bool:
+    """Return whether the Prefect server was stopped on purpose; one that died is still in the books."""
+    books = bookkeeping.read(home)
+    return books.stopping or "prefect-server" not in books.processes
 
 
-def _read(home: Path) -> dict[str, Any]:
-    file = home / "stack.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+def _stop(home: Path, books: Books) -> tuple[str, ...]:
+    running = books.running()
+    if not books.processes and not books.kept:
+        return ()
+    books.stopping = True
+    books.write(home)
+    # The workers go first, so that the server still hears how their runs end.
+    processes.stop([process for name, process in running.items() if name.startswith("worker-")])
+    processes.stop(list(running.values()))
+    books.processes, books.kept, books.stopping = {}, False, False
+    books.write(home)
+    return tuple(running)
 
 
-def _write(home: Path, addresses: Addresses, running: Mapping[str, Process], *, applied: str | None) -> None:
-    state = {
-        "ports": asdict(addresses),
-        "processes": {name: {"pid": process.pid, "birth": process.birth} for name, process in running.items()},
-        "applied": applied,
-    }
-    unfinished = home / "stack.json.part"
-    unfinished.write_text(json.dumps(state, indent=2), encoding="utf-8")
-    unfinished.replace(home / "stack.json")
+def _under_way(home: Path, books: Books) -> tuple[str, ...]:
+    """Return the names of runs that are under way without anybody who follows them; none when the server does not say."""
+    started = {"flow_runs": {"state": {"type": {"any_": ["PENDING", "RUNNING", "CANCELLING"]}}}}
+    try:
+        runs = ask("flow_runs/filter", started, environment=services.client_environment(home, books.ports), tries=3)
+    except ServiceDown:
+        return ()
+    pids = {run["name"]: run["infrastructure_pid"] for run in runs if run["deployment_id"]}
+    return tuple(name for name, pid in pids.items() if pid is None or is_flow_process(int(pid)))
 
 
-def _running(state: Mapping[str, Any]) -> dict[str, Process]:
-    known = {name: Process(**entry) for name, entry in state.get("processes", {}).items()}
-    return {name: process for name, process in known.items() if processes.alive(process)}
+def _dismiss(
+    surplus: list[str], running: dict[str, Process], *, by_order: bool, others: tuple[str, ...], log: Callable[[str], None]
+) -> None:
+    """Stop workers that are too many, if somebody asked for fewer and nobody else needs them."""
+    if surplus and by_order and others:
+        for name in surplus:
+            log(f"{name} stays for {', '.join(others)}")
+    elif by_order:
+        processes.stop([running.pop(name) for name in surplus])
 
 
-def _addresses(state: Mapping[str, Any], running: dict[str, Process]) -> Addresses:
-    """Return the ports to use: the known ones where possible. Workers of a server that has to move are stopped."""
-    known = state.get("ports", {"prefect_port": 4200, "mlflow_port": 5000})
+def _free_addresses(before: Addresses, running: dict[str, Process]) -> Addresses:
+    """Return the ports: those of before where their server runs or nobody else took them. Whoever knows others is stopped."""
     ports: dict[str, int] = {}
     for server, key in (("prefect-server", "prefect_port"), ("mlflow-server", "mlflow_port")):
-        ports[key] = known[key] if server in running or _is_free(known[key]) else services.free_port()
-    if any(known[key] != port for key, port in ports.items()):
+        port = int(getattr(before, key))
+        ports[key] = port if server in running or _is_free(port) else services.free_port()
+    found = replace(before, **ports)
+    if found != before:
         processes.stop([running.pop(name) for name in list(running) if name.startswith("worker-") or name == "warm"])
-    return Addresses(**ports, host=known.get("host", LOOPBACK))
+    return found
 
 
-def _doors(home: Path, addresses: Addresses, running: Mapping[str, Process], *, auth: bool | None, host: str | None) -> Addresses:
-    """Return the addresses to listen on, and see to it that the passwords are as asked."""
-    wanted = replace(addresses, host=host or addresses.host)
-    asks = passwords.read(home) is not None
-    if (wanted != addresses or auth not in (None, asks)) and any(name.endswith("-server") for name in running):
-        raise BadSettings("the servers are up with another --host or --auth; stop them first: clusterlora down")
-    if auth is False:
-        passwords.forget(home)
-    passwords.refuse_open_doors(wanted.host, passwords.make(home) if auth else passwords.read(home))
+def _doors(addresses: Addresses, running: Mapping[str, Process], host: str | None) -> Addresses:
+    """Return the addresses to listen on."""
+    wanted = replace(addresses, host=services.checked_host(host) if host else addresses.host)
+    if wanted != addresses and any(name.endswith("-server") for name in running):
+        raise BadSettings(f"the servers are up on {addresses.host}, not on {host}; stop them first: clusterlora down")
     return wanted
 
 
@@ -225,7 +285,7 @@ def _apply(home: Path, addresses: Addresses, applied: str | None, log: Callable[
     log("creating work pools and deployments")
     log_file = _log_file(home, "apply")
     env = {**os.environ, **services.client_environment(home, addresses)}
-    with log_file.open("ab") as output:
+    with private.append(log_file) as output:
         command = [sys.executable, "-m", "deployments.apply", "--without-automations"]
         done = subprocess.run(command, env=env, cwd=CHECKOUT, stdout=output, stderr=subprocess.STDOUT, check=False)
     if done.returncode != 0:

@@ -37,7 +37,7 @@ def assign(path: str, name: str | None, source: str | None, columns: tuple[str, 
     from clusterlora.stages.assign import assign as assign_personas
     from clusterlora.stages.assign import data_at
 
-    stores = stores_here()
+    stores = stores_here(works=True)
     if name is None:
         known = stores.studies.studies()
         if not known:

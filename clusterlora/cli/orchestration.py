@@ -8,6 +8,9 @@ import os
 from pathlib import Path
 from types import ModuleType
 
+import click
+
+from clusterlora.cli.progress import say
 from clusterlora.errors import ServiceDown
 
 
@@ -24,14 +27,29 @@ def deployments(module: str) -> ModuleType:
         ) from None
 
 
-def use_running_stack() -> None:
-    """Point this process at the local stack's database and tracker when it runs; addresses already in the environment win."""
+def use_running_stack(*, works: bool = False) -> None:
+    """Point this process at the local stack's database and tracker when it runs; addresses already in the environment win.
+
+    Args:
+        works: the command needs the servers until it ends, so nobody who leaves meanwhile stops them.
+    """
     try:
         stack = deployments("stack")
     except ServiceDown:
         return  # a bare wheel has no stack of its own
-    running = stack.status(stack.default_home())
+    home = stack.default_home()
+    if works:
+        context = click.get_current_context()
+        running = stack.join(home, context.command_path)
+        if running:
+            context.call_on_close(lambda: stack.leave(home, log=say))
+    else:
+        running = stack.status(home)
     environment = running.environment() if running else {"CLUSTERLORA_HOME": str(deployments("services").results_home())}
+    for address, prefix in (("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_"), ("PREFECT_API_URL", "PREFECT_API_")):
+        # Somebody else's server is not told the passwords of this one.
+        if os.environ.get(address, environment.get(address)) != environment.get(address):
+            environment = {name: value for name, value in environment.items() if not name.startswith(prefix)}
     for name, value in environment.items():
         os.environ.setdefault(name, value)
 

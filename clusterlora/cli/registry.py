@@ -17,7 +17,7 @@ _WHICH = "MODEL is NAME (its champion, else its latest version), NAME@ALIAS or N
 
 
 def _registry() -> "Registry":
-    use_running_stack()
+    use_running_stack(works=True)
     from clusterlora.wiring import registry_from_environment
 
     return registry_from_environment()

@@ -84,7 +84,7 @@ def import_older(splits: str | None, clusters: Path, adapters: Path | None, resu
     older = Older(clusters, adapters, results)
     chosen = settings_for_import(study_from(options, data__splits=splits), older)
     with console_log() as log:
-        found = bring_in(chosen, older, stores_here(), log)
+        found = bring_in(chosen, older, stores_here(works=True), log)
     if as_json:
         click.echo(json.dumps({"study": chosen.name, **asdict(found)}))
         return

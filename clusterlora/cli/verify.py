@@ -30,7 +30,7 @@ def verify(name: str | None, repair: bool, as_json: bool) -> None:
     """Check that the study database, the adapter store and MLflow agree."""
     from clusterlora.stages.verify import verify as verify_studies
 
-    stores = stores_here()
+    stores = stores_here(works=True)
     names = [name] if name else [known for known, _, _ in stores.studies.studies()]
     found: list[Finding] = []
     with _live() as live:

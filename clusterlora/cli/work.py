@@ -53,7 +53,7 @@ def train(
     if cluster is not None and adapter is not None:
         raise click.UsageError("--cluster and --adapter both say what to train; give one of them")
     study = study_from(options, recipe__batch_size=batch_size, recipe__epochs=epochs, runtime__micro_batch=micro_batch)
-    stores = stores_here()
+    stores = stores_here(works=True)
     with console_log() as log:
         _begin(study, stores, log)
         names = _adapters_asked_for(study, stores, cluster, adapter)
@@ -76,7 +76,7 @@ def evaluate(cluster: int | None, as_json: bool, **options: Any) -> None:
     from clusterlora.stages.evaluate import evaluate as evaluate_part
 
     study = study_from(options)
-    stores = stores_here()
+    stores = stores_here(works=True)
     with console_log() as log:
         _begin(study, stores, log)
         if cluster is None:
@@ -106,7 +106,7 @@ def compare(as_json: bool, **options: Any) -> None:
     from clusterlora.stages.compare import figure_path
 
     name = options["name"] or study_from(options).name
-    stores = stores_here()
+    stores = stores_here(works=True)
     with console_log() as log:
         comparison = compare_methods(name, stores, log)
     if as_json:

@@ -92,7 +92,9 @@ class Database:
     def _make_lock_file(self) -> None:
         try:
             self._lock_file.parent.mkdir(parents=True, exist_ok=True)
-            self._lock_file.touch()
+            for file in (self._lock_file, Path(str(self._url.database))):
+                # People's words stand in it: what SQLite adds beside it is as closed as it is.
+                file.touch(mode=0o600)
         except OSError as error:
             raise ServiceDown(f"study database {self.shown_url} cannot be written: {error}; choose a folder you may write to") from error
 

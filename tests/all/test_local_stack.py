@@ -1,23 +1,35 @@
-"""A life of the local stack, with passwords: it starts, runs a study, restarts what dies, and ends; only two files hold a password."""
+"""The local stack as people use it: shells that share it, a browser, another user, a page from elsewhere.
+
+One story on one stack, because starting servers and studies is what costs time; the tests look at what came of it.
+"""
 
 import json
 import os
-import socket
+import shutil
+import signal
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from browser.chromium import Tab, with_text
 from deployments import processes, stack
+from deployments.api import ask
+from deployments.stack import Stack
+from tests.fast.test_deployments import EVIL
 from tests.fixtures.doors import MLFLOW_ENDPOINTS, PREFECT_ENDPOINTS, status_of
-from tests.fixtures.session import FOLDER, shared_folder
+from tests.fixtures.session import FOLDER, Service, shared_service
 
-pytestmark = [pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.timeout(1500)]
 
 STUDY = """
-name = "locked"
 methods = ["baseline", "unified", "cluster"]
 data = {train = 1, val = 1, test = 1, synthetic = {cluster_sizes = [2, 2], dialogues = 3}}
 recipe.epochs = 1
@@ -26,116 +38,329 @@ gate = {ladder = [], on_failure = "continue"}
 evaluation = {max_new_tokens = 4, bootstrap_draws = 100}
 runtime.shards = 1
 """
-MAY_KNOW = ("passwords.json", "auth.ini")
+PROGRAM = str(Path(sys.executable).with_name("clusterlora"))
+PATIENCE_SECONDS = 600
 
 
-@pytest.fixture(scope="session")
-def home() -> Path:
-    """Return a folder with everything that a stack and a study on it have written: the stack has lived from `up` to `down`."""
-    pytest.importorskip("flask_wtf", reason="MLflow's passwords need flask-wtf; make install")
-    return shared_folder("locked", _live)
-
-
-@pytest.fixture(scope="session")
-def life(home: Path) -> dict[str, Any]:
-    """Return what came of each step."""
-    return json.loads((home / "life.json").read_text(encoding="utf-8"))
-
-
-def _live(home: Path) -> None:
-    folder, life, printed = home / "stack", dict[str, Any](), list[str]()
-    ours = {"CLUSTERLORA_HOME": str(home / "studies"), "CLUSTERLORA_STACK_HOME": str(folder)}
-
-    def said(*words: str) -> Any:
-        command = [str(Path(sys.executable).with_name("clusterlora")), *words, "--json"]
-        done = subprocess.run(command, env=os.environ, capture_output=True, text=True, check=False)
-        printed.extend((done.stdout, done.stderr))
-        assert done.returncode == 0, done.stderr[-3000:]
-        return json.loads(done.stdout)
-
-    folder.mkdir()
-    (home / "study.toml").write_text(STUDY)
-    with pytest.MonkeyPatch.context() as patch, socket.socket() as taken:
-        # Tests of flows, in the same process before, named their own servers.
-        for name in [name for name in os.environ if name.startswith(("PREFECT_", "MLFLOW_", "CLUSTERLORA_")) and name != FOLDER]:
-            patch.delenv(name)
-        for name, value in ours.items():
-            patch.setenv(name, value)
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        life["taken"] = taken.getsockname()[1]
-        (folder / "stack.json").write_text(json.dumps({"ports": {"prefect_port": life["taken"], "mlflow_port": life["taken"]}}))
-        try:
-            life["up"] = said("up", "--auth", "--workers", "1")
-            life["study"] = said("study", "run", "--config", str(home / "study.toml"), "--workers", "1")
-            life["answers"] = _answers(life["up"], json.loads((folder / "passwords.json").read_text()))
-            life |= _restart(folder)
-        finally:
-            life["down"] = said("down")
-    life["printed"] = "".join(printed)
-    living = stack.status(folder)
-    life["left"] = [*(living.running if living else ()), *stack.died(folder)]
-    (home / "life.json").write_text(json.dumps(life), encoding="utf-8")
-
-
-def _answers(addresses: dict[str, str], passwords: dict[str, str]) -> list[tuple[str, str, int]]:
-    """Return what both servers answer to whom: address, who, status."""
-    doors = [(f"{addresses['prefect']}/api/{path}", passwords["prefect"], b"{}") for path in PREFECT_ENDPOINTS]
-    doors += [(f"{addresses['mlflow']}/{path}", passwords["mlflow"], None) for path in MLFLOW_ENDPOINTS]
-    found: list[tuple[str, str, int]] = []
-    for url, password, body in doors:
-        strangers = {"nobody": (None, ""), "wrong password": ("clusterlora", "wrong"), "wrong name": ("stranger", password)}
-        for who, (user, word) in {**strangers, "owner": ("clusterlora", password)}.items():
-            found.append((url, who, status_of(url, user, word, body=body)))
+def wait_for(what: Callable[[], Any], why: Callable[[], str]) -> Any:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not (found := what()):
+        assert time.monotonic() < deadline, why()
+        time.sleep(0.1)
     return found
 
 
-def _restart(folder: Path) -> dict[str, Any]:
-    """Kill one worker, start the stack again, kill another; return what the books say of it."""
-    before = stack.status(folder)
-    assert before is not None
-    processes.stop([before.running["worker-gpu-0"]], patience_seconds=0)
-    again = stack.up(folder, workers=1, log=lambda _: None)
-    kept = [name for name in before.running if again.running[name] == before.running[name]]
-    processes.stop([again.running["worker-cpu"]], patience_seconds=0)
-    return {"again": again.started, "kept": kept, "moved": again.addresses != before.addresses, "died": stack.died(folder)}
+@dataclass
+class Shell:
+    """A command of its own, and what it has printed so far."""
+
+    process: "subprocess.Popen[bytes]"
+    log: Path
+
+    def said(self) -> str:
+        return self.log.read_text(encoding="utf-8")
+
+    def says(self, words: str) -> None:
+        def it_does() -> bool:
+            assert self.process.poll() is None or words in self.said(), self.said()[-3000:]
+            return words in self.said()
+
+        wait_for(it_does, lambda: f"{words!r} is not said:\n{self.said()[-3000:]}")
+
+    def ends(self, code: int = 0) -> None:
+        assert self.process.wait(PATIENCE_SECONDS) == code, self.said()[-3000:]
+
+    def interrupt(self) -> None:
+        self.process.send_signal(signal.SIGINT)
 
 
-def test_it_starts_everything_and_avoids_taken_ports(life: dict[str, Any]) -> None:
-    assert set(life["up"]["started"]) == {"prefect-server", "mlflow-server", "warm", "worker-cpu", "worker-gpu-0"}
-    assert not {str(life["taken"])} & {life["up"][server].rpartition(":")[2] for server in ("prefect", "mlflow")}
+@dataclass
+class Home:
+    """Where the stack and the studies are."""
+
+    folder: Path
+    shells: list[Shell] = field(default_factory=list)
+    printed: list[str] = field(default_factory=list)
+
+    @property
+    def stack(self) -> Path:
+        return self.folder / "stack"
+
+    def environment(self) -> dict[str, str]:
+        # Tests of flows, in the same process before, named their own servers.
+        others = ("PREFECT_", "MLFLOW_", "CLUSTERLORA_")
+        kept = {name: value for name, value in os.environ.items() if name == FOLDER or not name.startswith(others)}
+        return kept | {"CLUSTERLORA_HOME": str(self.folder / "studies"), "CLUSTERLORA_STACK_HOME": str(self.stack)}
+
+    def does(self, *words: str) -> Any:
+        done = subprocess.run([PROGRAM, *words, "--json"], env=self.environment(), capture_output=True, text=True, check=False)
+        self.printed += [done.stdout, done.stderr]
+        assert done.returncode == 0, done.stderr[-3000:]
+        return json.loads(done.stdout)
+
+    def study(self, name: str) -> Shell:
+        """Run a study in a shell of its own, until it is launched."""
+        log = self.folder / f"{name}-{len(self.shells)}.log"
+        argv = [PROGRAM, "study", "run", "--config", str(self.folder / "study.toml"), "--name", name, "--workers", "1"]
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                argv, env=self.environment(), stdout=output, stderr=output, start_new_session=True, preexec_fn=_hear_ctrl_c
+            )
+        self.shells.append(Shell(process, log))
+        self.shells[-1].says(f"study {name}: http")
+        return self.shells[-1]
+
+    def running(self) -> Stack:
+        found = stack.status(self.stack)
+        assert found is not None, "\n".join(shell.said()[-1500:] for shell in self.shells)
+        return found
+
+    def ask(self, path: str, body: Any = None) -> Any:
+        return ask(path, body, environment={"PREFECT_API_URL": f"{self.running().addresses.prefect}/api", **self.logins()})
+
+    def logins(self) -> dict[str, str]:
+        return {"PREFECT_API_AUTH_STRING": f"clusterlora:{self.passwords()['prefect']}"}
+
+    def passwords(self) -> dict[str, str]:
+        return json.loads((self.stack / "passwords.json").read_text())
+
+    def deployment(self, name: str) -> str:
+        return self.ask(f"deployments/name/{name}/{name}")["id"]
 
 
-def test_the_study_finishes_and_its_adapters_are_registered(life: dict[str, Any]) -> None:
-    assert life["study"]["status"] == "finished"
-    assert life["study"]["adapters"] == 3
-    assert life["study"]["champion"]
+def _hear_ctrl_c() -> None:
+    # Who runs the tests in the background ignores it, and so would everything below.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def test_nobody_is_let_in_without_the_password(life: dict[str, Any]) -> None:
-    assert len(life["answers"]) == 4 * (len(PREFECT_ENDPOINTS) + len(MLFLOW_ENDPOINTS))
-    for url, who, status in life["answers"]:
-        assert status == (200 if who == "owner" else 401), (url, who)
+@dataclass
+class Story:
+    """What happened, and the stack as it is at the end: up, because somebody brought it up."""
+
+    home: Home
+    two: tuple[str, str]
+    """What the first two shells said."""
+    left_by_two: list[str]
+    """What ran when they had ended."""
+    lost: str
+    """What was said by the shell that lost a server and was interrupted, and by the one that came after it."""
+    again: str
+    up: dict[str, Any]
+
+    @property
+    def at_the_end(self) -> Stack:
+        return self.home.running()
 
 
-def test_no_log_table_or_artifact_holds_a_password(home: Path, life: dict[str, Any]) -> None:
+def _tell(folder: Path) -> Service:
+    home = Home(folder)
+    (folder / "study.toml").write_text(STUDY)
+    try:
+        # Two shells. The first finds nothing and starts the servers, the second finds them.
+        two = (home.study("one"), home.study("two"))
+        for shell in two:
+            shell.ends()
+        left = stack.status(home.stack)
+
+        # Somebody brings the servers up, and a third study uses them. One of them is lost; whoever watches leaves, and comes back.
+        up = home.does("up", "--workers", "1")
+        lost = home.study("three")
+        processes.stop([home.running().running["prefect-server"]], patience_seconds=0)
+        lost.says("prefect-server died and is started again")
+        wait_for(lambda: not stack.died(home.stack), lost.said)
+        lost.interrupt()
+        lost.ends(130)
+        again = home.study("three")
+        again.ends()
+    except BaseException:
+        for shell in home.shells:
+            shell.process.kill()
+        stack.down(home.stack)
+        raise
+    facts = {
+        "two": [shell.said() for shell in two],
+        "left_by_two": [*left.running] if left else [],
+        "lost": lost.said(),
+        "again": again.said(),
+        "up": up,
+    }
+    (folder / "story.json").write_text(json.dumps({**facts, "printed": home.printed}))
+    down = f"from pathlib import Path; from deployments import stack; stack.down(Path({str(home.stack)!r}))"
+    return Service({"folder": str(folder)}, [], [[sys.executable, "-c", down]])
+
+
+@pytest.fixture(scope="session")
+def story() -> Story:
+    """Return the story, which is told once per session; the stack is up until the session ends."""
+    folder = Path(shared_service("local-stack", _tell)["folder"])
+    told = json.loads((folder / "story.json").read_text())
+    return Story(Home(folder, printed=told.pop("printed")), **told)
+
+
+def test_of_two_studies_in_two_shells_the_first_to_finish_stops_nothing_and_the_last_stops_the_servers(story: Story) -> None:
+    assert sorted("the servers stay up for study" in said for said in story.two) == [False, True]
+    assert sorted("stopping servers and workers" in said for said in story.two) == [False, True]
+    assert story.left_by_two == []
+    for name in ("one", "two"):
+        study = story.home.does("study", "status", name)
+        assert (study["status"], study["adapters"]) == ("finished", 3)
+        assert study["champion"]
+
+
+def test_a_lost_server_comes_back_and_what_somebody_brought_up_stays_up_through_all_of_it(story: Story) -> None:
+    assert "goes on without you" in story.lost
+    assert story.home.does("study", "status", "three")["status"] == "finished"
+    assert set(story.at_the_end.running) == {"prefect-server", "mlflow-server", "warm", "worker-cpu", "worker-gpu-0"}
+    assert story.at_the_end.addresses.prefect == story.up["prefect"]
+    assert "stopping" not in story.lost + story.again
+
+
+def test_nobody_is_let_in_without_the_password(story: Story) -> None:
+    known, addresses = story.home.passwords(), story.at_the_end.addresses
+    doors = [(f"{addresses.prefect}/api/{path}", known["prefect"], b"{}") for path in PREFECT_ENDPOINTS]
+    doors += [(f"{addresses.mlflow}/{path}", known["mlflow"], None) for path in MLFLOW_ENDPOINTS]
+    for url, password, body in doors:
+        for who in ((None, ""), ("clusterlora", "wrong"), ("nobody", password)):
+            assert status_of(url, *who, body=body) == 401, (url, who)
+        assert status_of(url, "clusterlora", password, body=body) == 200, url
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("curl") is None, reason="needs root, to be another user, and curl")
+def test_another_user_starts_nothing_and_reads_nothing(story: Story) -> None:
+    def as_nobody(*words: str) -> str:
+        done = subprocess.run(["runuser", "-u", "nobody", "--", *words], cwd="/", capture_output=True, text=True, check=False)
+        return done.stdout + done.stderr
+
+    before = story.home.ask("flow_runs/count", {})
+    addresses = story.at_the_end.addresses
+    post = (
+        "curl",
+        "-s",
+        "-o",
+        "/dev/null",
+        "-w",
+        "%{http_code}",
+        "-H",
+        "Content-Type: application/json",
+        "-d",
+        '{"state": {"type": "SCHEDULED"}}',
+    )
+    assert as_nobody(*post, f"{addresses.prefect}/api/deployments/{story.home.deployment('study')}/create_flow_run") == "401"
+    assert as_nobody(*post, f"{addresses.mlflow}/api/2.0/mlflow/experiments/create") == "401"
+    assert story.home.ask("flow_runs/count", {}) == before
+    for file in (
+        "stack/passwords.json",
+        "stack/warm.sock",
+        "stack/prefect/prefect.db",
+        "stack/mlflow/mlflow.db",
+        "stack/logs/worker-cpu.log",
+    ):
+        assert "Permission denied" in as_nobody("cat", str(story.home.folder / file))
+
+
+def test_everything_that_servers_workers_and_runs_wrote_is_closed_to_others(story: Story) -> None:
+    written = [path for part in ("stack", "studies") for path in (story.home.folder / part, *(story.home.folder / part).rglob("*"))]
+    assert {"prefect.db", "mlflow.db", "worker-gpu-0.log", "clusterlora.db", "summary.md"} <= {path.name for path in written}
+    assert [path for path in written if not path.is_symlink() and path.stat().st_mode & 0o077] == []
+
+
+def test_no_log_table_or_artifact_holds_a_password(story: Story) -> None:
     """Of everything that servers, workers, runs and commands wrote: logs, Prefect's and MLflow's databases, results."""
-    files = [file for file in home.rglob("*") if file.is_file()]
+    files = [file for file in story.home.folder.rglob("*") if file.is_file()]
     assert {"prefect-server.log", "worker-gpu-0.log", "summary.md", "prefect.db"} <= {file.name for file in files}
-    passwords = home / "stack" / "passwords.json"
-    for secret in json.loads(passwords.read_text()).values():
-        assert secret not in life["printed"]
-        assert {file.name for file in files if secret.encode() in file.read_bytes()} <= set(MAY_KNOW)
-        assert secret.encode() in passwords.read_bytes()
+    for secret in story.home.passwords().values():
+        assert secret not in "".join(story.home.printed)
+        assert {file.name for file in files if secret.encode() in file.read_bytes()} == {"passwords.json"}
 
 
-def test_what_died_is_started_again_and_what_lives_is_kept(life: dict[str, Any]) -> None:
-    assert life["again"] == ["worker-gpu-0"]
-    assert set(life["kept"]) == {"prefect-server", "mlflow-server", "warm", "worker-cpu"}
-    assert not life["moved"]
+@pytest.mark.parametrize("flow", ["study", "train"])
+def test_no_run_is_created_that_would_choose_how_it_is_started(story: Story, flow: str) -> None:
+    """`study` is in the pool cpu, `train` in the pool gpu."""
+    url = f"{story.at_the_end.addresses.prefect}/api/deployments/{story.home.deployment(flow)}/create_flow_run"
+    before = story.home.ask("flow_runs/count", {})
+    for name, value in EVIL.items():
+        body = json.dumps({"job_variables": {name: value}}).encode()
+        assert status_of(url, "clusterlora", story.home.passwords()["prefect"], body=body) == 422, name
+    assert story.home.ask("flow_runs/count", {}) == before
 
 
-def test_what_died_is_noticed_and_everything_else_ends_with_down(life: dict[str, Any]) -> None:
-    assert life["died"] == ["worker-cpu"]
-    assert set(life["down"]) == {"prefect-server", "mlflow-server", "warm", "worker-gpu-0"}
-    assert life["left"] == []
+@pytest.mark.parametrize("pool", ["cpu", "gpu"])
+def test_a_worker_starts_no_flow_but_ours_and_takes_no_command_from_a_run(story: Story, pool: str) -> None:
+    """With the password one can write down deployments of anything, and runs of no deployment's: they end without having run."""
+    mark = story.home.folder / f"chosen-{pool}"
+    flow = story.home.ask("flows/", {"name": f"strange-{pool}"})["id"]
+    deployment = story.home.ask(
+        "deployments/", {"name": "strange", "flow_id": flow, "work_pool_name": pool, "entrypoint": "antigravity.fly", "path": "/"}
+    )["id"]
+    run = story.home.ask(f"deployments/{deployment}/create_flow_run", {"state": {"type": "SCHEDULED"}})["id"]
+    adhoc = {"flow_id": flow, "work_pool_name": pool, "state": {"type": "SCHEDULED"}, "job_variables": {"command": f"touch {mark}"}}
+    ids = [run, story.home.ask("flow_runs/", adhoc)["id"]]
+
+    def states() -> list[str]:
+        return [story.home.ask(f"flow_runs/{one}")["state_type"] for one in ids]
+
+    wait_for(lambda: {*states()} <= {"CRASHED", "FAILED"}, lambda: str(states()))
+    log = (story.home.stack / "logs" / f"worker-{pool}{'-0' if pool == 'gpu' else ''}.log").read_text()
+    assert "'antigravity.fly' is none of the flows that this project deploys" in log
+    assert not mark.exists()
+
+
+@pytest.fixture
+def elsewhere() -> Iterator[int]:
+    """Return the port of a page of somebody else's on this machine."""
+
+    class Page(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html")
+            self.end_headers()
+            self.wfile.write(b"<title>elsewhere</title>")
+
+        def log_message(self, format: str, *args: Any) -> None: ...  # noqa: A002
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Page) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server.server_port
+        server.shutdown()
+
+
+def enter(story: Story, tab: Tab) -> None:
+    tab.open(story.home.running().login_link(), until="location.pathname === '/dashboard'")
+
+
+def test_a_login_link_opens_the_pages_of_both_servers_and_works_once(story: Story, tab: Tab) -> None:
+    addresses, link = story.at_the_end.addresses, story.at_the_end.login_link()
+    tab.open(link, until=f"location.href === '{addresses.prefect}/dashboard'")
+    tab.open(f"{addresses.prefect}/runs", until="document.body")
+    tab.says("study · three")
+    tab.open(f"{addresses.mlflow}/#/experiments", until=with_text("a", "three"))
+    tab.open("about:blank", until="document.body")
+    tab.open(link, until="document.body.innerText.includes('This link was used')")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "evil.localhost"])
+def test_a_page_from_elsewhere_starts_nothing_in_the_browser_of_somebody_who_is_logged_in(
+    story: Story, tab: Tab, elsewhere: int, host: str
+) -> None:
+    enter(story, tab)
+    addresses, before = story.at_the_end.addresses, story.home.ask("flow_runs/count", {})
+    tab.open(f"http://{host}:{elsewhere}/", until="document.title === 'elsewhere'")
+    run = f"{addresses.prefect}/api/deployments/{story.home.deployment('study')}/create_flow_run"
+    experiment = f"{addresses.mlflow}/api/2.0/mlflow/experiments/create"
+    for address, body in ((run, "{}"), (experiment, '{"name": "chosen"}')):
+        for mode, kind in (("cors", "application/json"), ("no-cors", "text/plain")):
+            options = {"method": "POST", "mode": mode, "credentials": "include", "headers": {"Content-Type": kind}, "body": body}
+            answer = tab.value(f"fetch({json.dumps(address)}, {json.dumps(options)}).then(r => r.type + r.status, e => 'no')")
+            assert answer in ("no", "opaque0"), (address, mode)
+    socket = f"new Promise(done => {{ const s = new WebSocket('{addresses.prefect.replace('http', 'ws')}/api/events/out'); "
+    assert tab.value(f"{socket} s.onopen = () => done('open'); s.onerror = () => done('refused') }})") == "refused"
+    assert story.home.ask("flow_runs/count", {}) == before
+    password = story.home.passwords()["mlflow"]
+    name = f"{addresses.mlflow}/api/2.0/mlflow/experiments/get-by-name?experiment_name="
+    assert [status_of(f"{name}{one}", "clusterlora", password) for one in ("three", "chosen")] == [200, 404]
+
+
+def test_a_name_that_was_made_to_lead_here_is_refused(story: Story, tab: Tab) -> None:
+    """As after DNS rebinding: the browser takes the server for a part of the attacker's site."""
+    for port in (story.at_the_end.addresses.prefect_port, story.at_the_end.addresses.mlflow_port):
+        tab.open(f"http://evil.localhost:{port}/", until="document.body.innerText.includes('this server is not called')")

@@ -7,12 +7,13 @@ from importlinter import cli
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
-# Reached by name, not by an import: the command line's entry, scripts that are run, and what orchestration.py loads.
+# Reached by name, not by an import: the command line's entry, scripts that are run, what servers serve, and what orchestration.py loads.
 ENTRY_POINTS = (
     "clusterlora.cli",
     "clusterlora.serving.router_model",
     "clusterlora.stores.migrations",
     "deployments.apply",
+    "deployments.door",
     "deployments.launch",
     "flows.",
 )

@@ -32,6 +32,10 @@ def test_every_secret_is_a_file_and_no_password_is_written_down():
             assert not re.search(r"://[^:@/]+:(?!@PASSWORD@)[^@/]+@", value), f"{name}: {variable} holds a password"
 
 
+def test_prefects_api_answers_pages_of_its_own_origin_alone():
+    assert SERVICES["prefect"]["environment"]["PREFECT_SERVER_CORS_ALLOWED_ORIGINS"] == "http://${CLUSTERLORA_BIND:-127.0.0.1}:4200"
+
+
 def test_both_servers_ask_for_a_password():
     assert "PREFECT_SERVER_API_AUTH_STRING_FILE" in SERVICES["prefect"]["environment"]
     assert "--app-name=basic-auth" in SERVICES["mlflow"]["command"]

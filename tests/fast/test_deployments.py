@@ -1,20 +1,23 @@
 """What prefect.yaml, the pools and the automations promise to a server."""
 
+import asyncio
 import importlib
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from uuid import UUID
 
 import pytest
 import yaml
 from prefect.client.orchestration import get_client
 
+from deployments.run import ENVIRONMENT, FLOWS, HEARTBEAT_SECONDS
 from tests.fixtures.prefect import talking_to
 from tests.fixtures.servers import start_server
 
@@ -37,7 +40,8 @@ def test_every_deployment_names_a_flow_that_exists_and_runs_that_very_flow(deplo
     pool = deployment["work_pool"]["name"]
     flow = getattr(importlib.import_module(module), name).name
     assert deployment["name"] in (flow, f"{flow}-{pool}")
-    assert deployment["work_pool"]["job_variables"]["command"].split()[-1] == deployment["entrypoint"]
+    assert deployment["work_pool"].keys() == {"name"}
+    assert deployment["entrypoint"] in FLOWS
     assert deployment["description"]
     assert "clusterlora" in deployment["tags"]
     assert (POOLS / f"{pool}.json").exists()
@@ -56,13 +60,11 @@ def test_every_gpu_pool_can_be_named_by_a_study():
             assert {f"train-{pool}", f"evaluate-{pool}"} <= names
 
 
-@pytest.mark.parametrize("pool", POOL_NAMES)
-def test_runs_in_a_pool_beat_as_often_as_the_automations_expect(pool: str):
-    from deployments.automations import HEARTBEAT_SECONDS, SILENCE
+def test_runs_beat_as_often_as_the_automations_expect():
+    from deployments.automations import SILENCE
 
-    environment = template(pool)["variables"]["properties"]["env"]["default"]
-    assert environment["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] == str(HEARTBEAT_SECONDS)
-    assert environment["PREFECT_LOGGING_EXTRA_LOGGERS"] == "clusterlora"
+    assert ENVIRONMENT["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] == str(HEARTBEAT_SECONDS)
+    assert ENVIRONMENT["PREFECT_LOGGING_EXTRA_LOGGERS"] == "clusterlora"
     assert SILENCE.total_seconds() >= 3 * HEARTBEAT_SECONDS
 
 
@@ -83,43 +85,92 @@ def test_a_template_asks_for_nothing_that_its_worker_does_not_know(pool: str):
     # Docker's worker takes these for the container, and its template leaves them out.
     extra = {"container_create_kwargs"} if pool_type(pool) == "docker" else set()
     assert ours["job_configuration"].keys() - known["job_configuration"].keys() <= extra
-    placeholders = set(re.findall(r"\{\{ (\w+) \}\}", json.dumps(ours["job_configuration"])))
-    assert placeholders == ours["variables"]["properties"].keys(), "each variable is used, and each placeholder is a variable"
-    for name, variable in ours["variables"]["properties"].items():
-        assert variable.get("title"), name
-        assert variable.get("description"), name
-        default = variable.get("default")
-        if "enum" in variable and default is not None:
-            assert default in variable["enum"]
-        if default is not None:
-            assert isinstance(default, {"string": str, "integer": int, "boolean": bool, "object": dict, "array": list}[variable["type"]])
 
 
-def test_a_docker_run_gets_one_gpu_a_volume_and_its_secrets_from_blocks():
-    ours = template("gpu-docker")
-    container = ours["job_configuration"]["container_create_kwargs"]
-    assert container["device_requests"] == [{"Driver": "nvidia", "DeviceIDs": ["{{ gpu }}"], "Capabilities": [["gpu"]]}]
-    variables = ours["variables"]["properties"]
-    assert variables["volumes"]["default"] == ["clusterlora-data:/var/lib/clusterlora"]
-    environment = variables["env"]["default"]
-    assert environment["CLUSTERLORA_HOME"].startswith("/var/lib/clusterlora/")
-    for name in ("CLUSTERLORA_DATABASE_URL", "MLFLOW_TRACKING_PASSWORD"):
-        assert environment[name].startswith("{{ prefect.blocks.secret."), name
+EVIL: dict[str, Any] = {
+    "command": "touch /tmp/chosen",
+    "env": {"LD_PRELOAD": "/tmp/evil.so", "PYTHONPATH": "/tmp"},
+    "env.PYTHONSTARTUP": "/tmp/evil.py",
+    "working_dir": "/tmp",
+    "stream_output": False,
+    "name": "chosen",
+    "image": "evil:latest",
+    "volumes": ["/:/host"],
+    "network_mode": "host",
+    "privileged": True,
+    "gpu": "all",
+    "container_create_kwargs": {"privileged": True},
+    "job_manifest": {"spec": {"template": {"spec": {"hostPID": True}}}},
+    "args": ["sh", "-c", "touch /tmp/chosen"],
+    "namespace": "kube-system",
+    "service_account_name": "admin",
+    "secret": "of-somebody-else",
+    "prefect.blocks.secret.clusterlora-run-environment": {"LD_PRELOAD": "/tmp/evil.so"},
+    "prefect": {"blocks": {"secret": {"clusterlora-run-environment": {"LD_PRELOAD": "/tmp/evil.so"}}}},
+}
+"""Job variables of every kind, and some that only look like them."""
+
+
+class Blocks:
+    """As much of a client as it takes to fill in a template: it has the block that holds the environment of containers."""
+
+    async def read_block_document_by_name(self, name: str, block_type_slug: str) -> Any:
+        assert (block_type_slug, name) == ("secret", "clusterlora-run-environment")
+        return SimpleNamespace(data={"value": {"MLFLOW_TRACKING_URI": "http://mlflow:5000"}})
+
+
+@pytest.mark.parametrize("name", ["", *EVIL])
+@pytest.mark.parametrize("pool", POOL_NAMES)
+def test_nothing_that_a_run_asks_for_changes_how_it_is_started(pool: str, name: str, monkeypatch: pytest.MonkeyPatch):
+    """As the worker fills in the template. Prefect merges `env` into a template that writes one out, whether it is a variable or not."""
+    from prefect.client.schemas.objects import FlowRun
+    from prefect.workers.base import BaseJobConfiguration
+    from prefect.workers.process import ProcessJobConfiguration
+    from pydantic import ConfigDict
+
+    class AnyJob(BaseJobConfiguration):
+        model_config = ConfigDict(extra="allow")
+
+    kind = ProcessJobConfiguration if pool in ("cpu", "gpu") else AnyJob
+    monkeypatch.delenv("PREFECT__FLOW_RUN_ID", raising=False)
+
+    def job(variables: dict[str, Any]) -> Any:
+        filled = asyncio.run(kind.from_template_and_values(template(pool), variables, client=Blocks()))  # pyright: ignore[reportArgumentType, reportCallIssue]
+        filled.prepare_for_flow_run(FlowRun(id=UUID(int=1), flow_id=UUID(int=2), name="run", job_variables=variables))
+        return filled.model_dump(mode="json")
+
+    expected = job({})
+    assert expected["command"] == "python -m deployments.run"
+    assert job({name: EVIL[name]} if name else EVIL) == expected
+
+
+@pytest.mark.parametrize("pool", POOL_NAMES)
+def test_a_pool_has_no_variables_and_accepts_none(pool: str):
+    variables = template(pool)["variables"]
+    assert variables["additionalProperties"] is False
+    # Prefect wants placeholders of blocks listed, too; nothing is valid as their value.
+    assert all(name.startswith("prefect.blocks.") and listed["not"] == {} for name, listed in variables["properties"].items())
+
+
+def test_a_docker_run_gets_one_gpu_a_volume_and_its_secrets_from_a_block():
+    ours = template("gpu-docker")["job_configuration"]
+    assert ours["container_create_kwargs"]["device_requests"] == [{"Driver": "nvidia", "DeviceIDs": ["0"], "Capabilities": [["gpu"]]}]
+    assert ours["volumes"] == ["clusterlora-data:/var/lib/clusterlora"]
+    assert ours["env"] == "{{ prefect.blocks.secret.clusterlora-run-environment }}"
 
 
 JOB: dict[str, Any] = {
     "apiVersion": str,
     "kind": str,
-    "metadata": {"labels": str, "namespace": str, "generateName": str},
+    "metadata": {"labels": dict, "namespace": str, "generateName": str},
     "spec": {
         "backoffLimit": int,
         "parallelism": int,
         "completions": int,
-        "ttlSecondsAfterFinished": str,
+        "ttlSecondsAfterFinished": int,
         "template": {
             "spec": {
                 "restartPolicy": str,
-                "serviceAccountName": str,
                 "automountServiceAccountToken": bool,
                 "securityContext": {
                     "runAsNonRoot": bool,
@@ -131,13 +182,13 @@ JOB: dict[str, Any] = {
                 "containers": [
                     {
                         "name": str,
-                        "env": str,
+                        "env": list,
                         "envFrom": [{"secretRef": {"name": str}}],
                         "image": str,
                         "imagePullPolicy": str,
-                        "args": str,
+                        "args": list,
                         "resources": {
-                            "limits": {"cpu": str, "memory": str, "nvidia.com/gpu": str},
+                            "limits": {"memory": str, "nvidia.com/gpu": int},
                             "requests": {"cpu": str, "memory": str},
                         },
                         "securityContext": {"allowPrivilegeEscalation": bool, "capabilities": {"drop": [str]}},
@@ -149,7 +200,7 @@ JOB: dict[str, Any] = {
         },
     },
 }
-"""What batch/v1 allows where we write something, with placeholders as text."""
+"""What batch/v1 allows where we write something."""
 
 
 def test_a_kubernetes_job_has_its_fields_where_the_api_wants_them():
@@ -168,7 +219,8 @@ def test_a_kubernetes_job_has_its_fields_where_the_api_wants_them():
     check(manifest, JOB, "job")
     pod = manifest["spec"]["template"]["spec"]
     assert {m["name"] for m in pod["containers"][0]["volumeMounts"]} == {v["name"] for v in pod["volumes"]}
-    assert pod["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "{{ gpu_limit }}"
+    assert pod["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == 1
+    assert pod["containers"][0]["args"] == ["python", "-m", "deployments.run"]
 
 
 def test_the_nightly_study_is_off():

@@ -183,7 +183,7 @@ class StackPlace(Place):
 
     def open(self) -> None:
         # Its servers get ports of their own, so that they never meet another stack's.
-        (self.folder / "stack").mkdir()
+        (self.folder / "stack").mkdir(mode=0o700)
         ports = {"prefect_port": free_port(), "mlflow_port": free_port()}
         (self.folder / "stack" / "stack.json").write_text(json.dumps({"ports": ports}), encoding="utf-8")
         super().open()

@@ -1,0 +1,218 @@
+"""The door before both servers: whom it lets in, and how a browser gets the password."""
+
+import asyncio
+import base64
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deployments import passwords
+from deployments.door import Door
+from deployments.services import Addresses
+
+ADDRESSES = Addresses(4200, 5000)
+OWN = "127.0.0.1:4200"
+
+
+@dataclass
+class Answer:
+    """What came back; `inside` says whether the server behind the door saw the request."""
+
+    status: int
+    headers: dict[str, str]
+    body: str
+    inside: bool
+
+
+@dataclass
+class Visitor:
+    """Somebody at the doors of a stack."""
+
+    home: Path
+    host: str = "127.0.0.1"
+
+    def asks(
+        self,
+        path: str = "/api/x",
+        headers: Mapping[str, str] | None = None,
+        *,
+        server: str = "prefect",
+        method: str = "GET",
+        body: str = "",
+        kind: str = "http",
+    ) -> Answer:
+        seen: list[str] = []
+        sent: list[dict[str, Any]] = []
+
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            seen.append(scope["path"])
+            if scope["type"] == "http":
+                await send({"type": "http.response.start", "status": 200, "headers": []})
+                await send({"type": "http.response.body", "body": b"inside"})
+
+        async def receive() -> dict[str, Any]:
+            return {"type": "http.request", "body": body.encode()}
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        door = Door(app, server, self.home, Addresses(4200, 5000, self.host))
+        said = {"host": OWN, **(headers or {})}
+        raw = [(name.encode(), value.encode()) for name, value in said.items()]
+        scope = {"type": kind, "method": method, "path": path, "headers": raw, "query_string": b""}
+        asyncio.run(door(scope, receive, send))
+        status = next((m["status"] for m in sent if "status" in m), 200 if seen else 403)
+        answered = {k.decode(): v.decode() for m in sent for k, v in m.get("headers", [])}
+        return Answer(status, answered, b"".join(m.get("body", b"") for m in sent).decode(), bool(seen))
+
+
+@pytest.fixture
+def visitor(tmp_path: Path) -> Visitor:
+    return Visitor(tmp_path / "home")
+
+
+def login(password: str, user: str = "clusterlora") -> dict[str, str]:
+    return {"authorization": "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()}
+
+
+@pytest.mark.parametrize("server", ["prefect", "mlflow"])
+@pytest.mark.parametrize("kind", ["http", "websocket"])
+@pytest.mark.parametrize("method", ["GET", "POST", "OPTIONS"])
+@pytest.mark.parametrize(
+    "origin",
+    ["http://evil.example", "null", "http://127.0.0.1:6666", "http://127.0.0.1", "http://localhost:4200", "http://127.0.0.1:42000", ""],
+)
+def test_a_page_of_another_origin_is_refused_even_with_the_password(
+    visitor: Visitor, server: str, kind: str, method: str, origin: str
+) -> None:
+    known = passwords.of(visitor.home)
+    answer = visitor.asks(headers={"origin": origin, **login(getattr(known, server))}, server=server, method=method, kind=kind)
+    assert (answer.status, answer.inside) == (403, False)
+    assert not any(name.startswith("access-control") for name in answer.headers)
+
+
+@pytest.mark.parametrize("server", ["prefect", "mlflow"])
+@pytest.mark.parametrize(
+    "host",
+    [
+        "evil.example",
+        "evil.example:4200",
+        "127.0.0.1.evil.example:4200",
+        "localhost.evil:4200",
+        "evil.localhost:4200",
+        "10.0.0.7:4200",
+        "127.0.0.2:4200",
+        "",
+        ":4200",
+        "[::1]:4200",
+    ],
+)
+def test_who_calls_the_server_by_a_foreign_name_is_refused(visitor: Visitor, server: str, host: str) -> None:
+    known = passwords.of(visitor.home)
+    for headers in ({"host": host}, {"host": host, "origin": f"http://{host}"}):
+        answer = visitor.asks("/health", headers={**headers, **login(getattr(known, server))}, server=server)
+        assert (answer.status, answer.inside) == (403, False)
+
+
+@pytest.mark.parametrize("site", ["cross-site", "same-site"])
+@pytest.mark.parametrize(
+    ("mode", "destination"),
+    [("no-cors", "script"), ("no-cors", "image"), ("navigate", "iframe"), ("cors", "empty"), ("websocket", "websocket")],
+)
+def test_what_other_pages_embed_is_refused_although_browsers_send_no_origin_with_it(
+    visitor: Visitor, site: str, mode: str, destination: str
+) -> None:
+    headers = {"sec-fetch-site": site, "sec-fetch-mode": mode, "sec-fetch-dest": destination}
+    assert not visitor.asks(headers=headers).inside
+
+
+def test_a_link_from_elsewhere_leads_in_and_a_form_does_not(visitor: Visitor) -> None:
+    link = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate", "sec-fetch-dest": "document"}
+    assert visitor.asks("/runs/flow-run/1", link).inside
+    assert not visitor.asks("/api/deployments/1/create_flow_run", link, method="POST").inside
+
+
+@pytest.mark.parametrize("name", ["127.0.0.1:4200", "localhost:4200", "localhost:14200", "localhost"])
+def test_the_servers_own_pages_are_let_in_by_every_name_it_has_and_through_a_tunnel(visitor: Visitor, name: str) -> None:
+    headers = {
+        "host": name,
+        "origin": f"http://{name}",
+        "sec-fetch-site": "same-origin",
+        "sec-fetch-mode": "cors",
+        "sec-fetch-dest": "empty",
+    }
+    assert visitor.asks(headers=headers, method="POST").inside
+    assert visitor.asks(headers=headers, kind="websocket").inside
+
+
+@pytest.mark.parametrize(
+    ("listens", "asked", "inside"),
+    [
+        ("10.0.0.7", "10.0.0.7:4200", True),
+        ("10.0.0.7", "10.0.0.8:4200", False),
+        ("0.0.0.0", "192.168.1.7:4200", True),
+        ("0.0.0.0", "evil.example:4200", False),
+        ("::", "[fd00::7]:4200", True),
+    ],
+)
+def test_a_server_that_others_reach_has_its_addresses_and_no_names(visitor: Visitor, listens: str, asked: str, inside: bool) -> None:
+    assert Visitor(visitor.home, listens).asks(headers={"host": asked}).inside is inside
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{}, login("wrong"), login("", "clusterlora"), {"authorization": "Basic"}, {"authorization": "Bearer x"}, {"authorization": "Basic é"}],
+)
+def test_mlflow_lets_in_nobody_without_the_password(visitor: Visitor, headers: dict[str, str]) -> None:
+    answer = visitor.asks("/api/2.0/mlflow/experiments/search", headers, server="mlflow")
+    assert (answer.status, answer.inside) == (401, False)
+    assert answer.headers["www-authenticate"].startswith("Basic ")
+    assert not visitor.asks("/graphql", headers, server="mlflow", kind="websocket").inside
+
+
+def test_mlflow_lets_in_who_knows_the_password_and_tells_everybody_whether_it_is_well(visitor: Visitor) -> None:
+    known = passwords.of(visitor.home)
+    assert visitor.asks(headers=login(known.mlflow), server="mlflow").inside
+    assert not visitor.asks(headers=login(known.prefect), server="mlflow").inside
+    assert not visitor.asks(headers=login(known.mlflow, "nobody"), server="mlflow").inside
+    assert visitor.asks("/health", server="mlflow").inside
+    assert not visitor.asks("/health/../api", server="mlflow").inside
+
+
+def test_a_login_link_gives_each_servers_password_once(visitor: Visitor) -> None:
+    known, token = passwords.of(visitor.home), passwords.new_link(visitor.home)
+    for server in ("prefect", "mlflow"):
+        page = visitor.asks("/enter", server=server)
+        assert "Logging in" in page.body
+        assert token not in page.body
+        first = visitor.asks("/enter", server=server, method="POST", body=token)
+        assert getattr(known, server) in first.body
+        assert first.headers["cache-control"] == "no-store"
+        again = visitor.asks("/enter", server=server, method="POST", body=token)
+        assert again.status == 403
+        assert getattr(known, server) not in again.body
+
+
+@pytest.mark.parametrize("token", ["", "x", "../passwords.json", "\0", "é" * 1000])
+def test_what_is_no_login_link_gives_nothing(visitor: Visitor, token: str) -> None:
+    passwords.new_link(visitor.home)
+    assert visitor.asks("/enter", method="POST", body=token).status == 403
+
+
+def test_a_login_link_that_nobody_used_for_an_hour_is_worth_nothing_and_is_forgotten(visitor: Visitor) -> None:
+    token = passwords.new_link(visitor.home)
+    for file in (visitor.home / "links").iterdir():
+        os.utime(file, (0, 0))
+    assert visitor.asks("/enter", method="POST", body=token).status == 403
+    passwords.new_link(visitor.home)
+    assert len(list((visitor.home / "links").iterdir())) == len(passwords.SERVERS)
+
+
+def test_a_login_link_is_given_to_no_page_of_another_origin(visitor: Visitor) -> None:
+    token = passwords.new_link(visitor.home)
+    assert visitor.asks("/enter", {"origin": "http://127.0.0.1:6666"}, method="POST", body=token).status == 403
+    assert visitor.asks("/enter", method="POST", body=token).status == 200

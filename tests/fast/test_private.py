@@ -1,0 +1,87 @@
+"""Folders and files of the stack are their owner's alone."""
+
+import os
+import stat
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from clusterlora.errors import BadSettings
+from deployments import passwords, private, processes, stack
+
+
+@pytest.fixture(autouse=True)
+def others_may_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As in a shell that leaves files readable by everybody."""
+    monkeypatch.setenv("CLUSTERLORA_HOME", str(tmp_path / "studies"))
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+@pytest.mark.parametrize("before", [None, 0o755, 0o700])
+def test_a_folder_is_closed_to_others(tmp_path: Path, before: int | None) -> None:
+    if before is not None:
+        (tmp_path / "home").mkdir()
+        (tmp_path / "home").chmod(before)
+    assert mode(private.folder(tmp_path / "home")) == 0o700
+
+
+@pytest.mark.parametrize("shared", [0o777, 0o1777, 0o770, 0o722])
+@pytest.mark.parametrize("which", ["stack", "studies"])
+def test_no_stack_is_started_where_others_may_write(tmp_path: Path, shared: int, which: str) -> None:
+    (tmp_path / which).mkdir()
+    (tmp_path / which).chmod(shared)
+    with pytest.raises(BadSettings, match=f"other users may write to {tmp_path / which} .*: chmod go-w {tmp_path / which}"):
+        stack.up(tmp_path / "stack", log=lambda _: None)
+    assert mode(tmp_path / which) == shared
+    assert stack.status(tmp_path / "stack") is None
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
+def test_no_stack_is_started_in_another_users_folder(tmp_path: Path) -> None:
+    (tmp_path / "stack").mkdir()
+    os.chown(tmp_path / "stack", 65534, 65534)
+    with pytest.raises(BadSettings, match="belongs to user 65534, not to you"):
+        stack.up(tmp_path / "stack", log=lambda _: None)
+
+
+def test_what_a_started_process_writes_is_closed_to_others(tmp_path: Path) -> None:
+    script = f"from pathlib import Path; Path({str(tmp_path / 'made')!r}).mkdir(); Path({str(tmp_path / 'made' / 'x')!r}).write_text('x')"
+    process = processes.start(("python3", "-c", script), env=os.environ, folder=tmp_path, log_file=tmp_path / "logs" / "x.log")
+    while processes.alive(process):
+        time.sleep(0.05)
+    assert processes.last_lines(tmp_path / "logs" / "x.log") == "(no output)"
+    written = [tmp_path / "made", tmp_path / "made" / "x", tmp_path / "logs", tmp_path / "logs" / "x.log"]
+    assert [mode(path) & 0o077 for path in written] == [0] * len(written)
+
+
+def test_passwords_and_books_are_closed_to_others(tmp_path: Path) -> None:
+    passwords.of(tmp_path / "home")
+    passwords.new_link(tmp_path / "home")
+    assert stack.leave(tmp_path / "home", log=lambda _: None) == ()
+    assert not [path for path in (tmp_path / "home").rglob("*") if mode(path) & 0o077]
+
+
+def test_a_log_that_is_a_link_to_another_file_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("x")
+    (tmp_path / "log").symlink_to(tmp_path / "precious")
+    with pytest.raises(OSError, match="symbolic links"):
+        private.append(tmp_path / "log")
+
+
+def test_the_study_database_is_closed_to_others(tmp_path: Path) -> None:
+    from clusterlora.wiring import from_environment
+
+    stores = from_environment(
+        {"CLUSTERLORA_HOME": str(tmp_path / "fresh"), "CLUSTERLORA_DATABASE_URL": f"sqlite:///{tmp_path / 'studies.db'}"}
+    )
+    assert stores.studies.studies() == ()
+    assert mode(tmp_path / "fresh") == 0o700
+    assert {mode(file) for file in tmp_path.glob("studies.db*")} == {0o600}
