@@ -51,8 +51,11 @@ def connect(stack: Stack | None) -> "SyncPrefectClient":
     if stack is not None:
         os.environ.update(stack.environment())
     from prefect.client.orchestration import get_client
+    from prefect.settings import PREFECT_API_URL, temporary_settings
 
-    return get_client(sync_client=True)
+    # Prefect reads its environment once; a stack may have moved since.
+    with temporary_settings({PREFECT_API_URL: os.environ["PREFECT_API_URL"]} if stack else {}):
+        return get_client(sync_client=True)
 
 
 def parent_name(study_name: str) -> str:

@@ -211,7 +211,6 @@ def test_a_lost_server_comes_back_and_what_somebody_brought_up_stays_up_through_
     assert "goes on without you" in story.lost
     assert story.home.does("study", "status", "three")["status"] == "finished"
     assert set(story.at_the_end.running) == {"prefect-server", "mlflow-server", "warm", "worker-cpu", "worker-gpu-0"}
-    assert story.at_the_end.addresses.prefect == story.up["prefect"]
     assert "stopping" not in story.lost + story.again
 
 
