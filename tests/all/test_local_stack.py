@@ -272,13 +272,16 @@ def test_no_log_table_or_artifact_holds_a_password(story: Story) -> None:
         assert {file.name for file in files if secret.encode() in file.read_bytes()} == {"passwords.json"}
 
 
-@pytest.mark.parametrize("flow", ["study", "train"])
-def test_no_run_is_created_that_would_choose_how_it_is_started(story: Story, flow: str) -> None:
+TRAINING = {"study_name": "x", "pack": "x", "title": "x", "adapters": [], "micro_batch": 1, "attempt": 1}
+
+
+@pytest.mark.parametrize(("flow", "parameters"), [("study", {}), ("train", TRAINING)])
+def test_no_run_is_created_that_would_choose_how_it_is_started(story: Story, flow: str, parameters: dict[str, Any]) -> None:
     """`study` is in the pool cpu, `train` in the pool gpu."""
     url = f"{story.at_the_end.addresses.prefect}/api/deployments/{story.home.deployment(flow)}/create_flow_run"
     before = story.home.ask("flow_runs/count", {})
     for name, value in EVIL.items():
-        body = json.dumps({"job_variables": {name: value}}).encode()
+        body = json.dumps({"parameters": parameters, "job_variables": {name: value}}).encode()
         assert status_of(url, "clusterlora", story.home.passwords()["prefect"], body=body) == 422, name
     assert story.home.ask("flow_runs/count", {}) == before
 
