@@ -4,7 +4,7 @@ import sys
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import UUID
@@ -70,7 +70,9 @@ def run_study(
                 break
             say(f"the study's run crashed: {ended.parent.message}")
             say(f"it is launched again, {number} of {MOST_RELAUNCHES}, and goes on where it was")
+            stack = local_stack.status(home) or stack
             ended = follow(launch(study, stack), study.name, stack)
+        stack = local_stack.status(home) or stack
         if results and not ended.waiting:
             report(study.name, ended, stack)
         if stay and not local_stack.is_kept(home):
@@ -140,32 +142,43 @@ def follow(run_id: UUID, study_name: str, stack: Stack) -> Snapshot:
     Raises:
         ServiceDown: the servers were stopped, or one that died does not start again.
     """
-    with connect(stack) as client, impatient(), LiveView() if sys.stderr.isatty() else PlainView() as view:
-        supervised, told, silent = time.monotonic(), False, False
+    with LiveView() if sys.stderr.isatty() else PlainView() as view:
         while True:
-            stack = bring_back(stack, study_name, view.say)
-            try:
-                if time.monotonic() - supervised > SUPERVISE_SECONDS:
-                    for name in crash_dead_runs(client):
-                        view.say(f"{name}: its process is gone")
-                    supervised = time.monotonic()
-                picture = snapshot(client, run_id, study_name)
-            except httpx.HTTPError as lost:
-                _raise_unless_passing(lost)
-                if not silent:
-                    view.say(f"the Prefect server does not answer ({lost or type(lost).__name__}); it is asked again")
-                silent = True
-            else:
-                silent = False
-                view.show(picture)
-                if picture.ended:
+            # A server that came back where its port was taken meanwhile is at another address.
+            with connect(stack) as client, impatient():
+                found = _follow_at(client, run_id, study_name, stack, view)
+            if isinstance(found, Snapshot):
+                return found
+            stack = found
+
+
+def _follow_at(client: "SyncPrefectClient", run_id: UUID, study_name: str, stack: Stack, view: LiveView | PlainView) -> Snapshot | Stack:
+    """Return the last picture of a study, or the stack as soon as it is elsewhere."""
+    supervised, told, silent = time.monotonic(), False, False
+    while (now := bring_back(stack, study_name, view.say)).addresses == stack.addresses:
+        try:
+            if time.monotonic() - supervised > SUPERVISE_SECONDS:
+                for name in crash_dead_runs(client):
+                    view.say(f"{name}: its process is gone")
+                supervised = time.monotonic()
+            picture = snapshot(client, run_id, study_name)
+        except httpx.HTTPError as lost:
+            _raise_unless_passing(lost)
+            if not silent:
+                view.say(f"the Prefect server does not answer ({lost or type(lost).__name__}); it is asked again")
+            silent = True
+        else:
+            silent = False
+            view.show(picture)
+            if picture.ended:
+                return picture
+            if picture.waiting and not told:
+                told = True
+                view.say(f"the gate refused and waits for your decision: clusterlora study decide {study_name} --go-on (or --stop)")
+                if not sys.stdout.isatty():
                     return picture
-                if picture.waiting and not told:
-                    told = True
-                    view.say(f"the gate refused and waits for your decision: clusterlora study decide {study_name} --go-on (or --stop)")
-                    if not sys.stdout.isatty():
-                        return picture
-            time.sleep(WATCH_SECONDS)
+        time.sleep(WATCH_SECONDS)
+    return now
 
 
 @contextmanager
@@ -190,7 +203,9 @@ def bring_back(stack: Stack, study_name: str, say: Callable[[str], None]) -> Sta
         )
     died = local_stack.died(stack.home)
     if not died:
-        return stack
+        # Somebody else may have started it again, at other addresses.
+        now = local_stack.status(stack.home) or stack
+        return stack if now.addresses == stack.addresses else replace(now, workers=stack.workers)
     say(f"{', '.join(died)} died and is started again")
     return local_stack.up(stack.home, workers=stack.workers, user=f"study {study_name}", log=say)
 

@@ -60,8 +60,11 @@ def connect(stack: Stack | None) -> "Generator[SyncPrefectClient]":
     if stack is not None:
         os.environ.update(stack.environment())
     from prefect.client.orchestration import get_client
+    from prefect.settings import PREFECT_API_URL, temporary_settings
 
-    with get_client(sync_client=True) as client:
+    # Prefect reads its environment once; a stack may have moved since.
+    here = temporary_settings({PREFECT_API_URL: os.environ["PREFECT_API_URL"]} if stack else {})
+    with here, get_client(sync_client=True) as client:
         address = f"Prefect at {str(client.api_url.copy_with(userinfo=b'')).rstrip('/')}"
         try:
             yield client

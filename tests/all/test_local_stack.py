@@ -23,8 +23,9 @@ from browser.chromium import Tab, with_text
 from deployments import processes, stack
 from deployments.api import ask
 from deployments.stack import Stack
-from tests.fast.test_containers import MLFLOW_ENDPOINTS, PREFECT_ENDPOINTS, status_of
 from tests.fast.test_deployments import EVIL
+from tests.fixtures.doors import MLFLOW_ENDPOINTS, PREFECT_ENDPOINTS, status_of
+from tests.fixtures.session import FOLDER, Service, shared_service
 
 pytestmark = [pytest.mark.timeout(1500)]
 
@@ -87,7 +88,8 @@ class Home:
 
     def environment(self) -> dict[str, str]:
         # Tests of flows, in the same process before, named their own servers.
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "MLFLOW_", "CLUSTERLORA_"))}
+        others = ("PREFECT_", "MLFLOW_", "CLUSTERLORA_")
+        kept = {name: value for name, value in os.environ.items() if name == FOLDER or not name.startswith(others)}
         return kept | {"CLUSTERLORA_HOME": str(self.folder / "studies"), "CLUSTERLORA_STACK_HOME": str(self.stack)}
 
     def does(self, *words: str) -> Any:
@@ -136,24 +138,29 @@ class Story:
     """What happened, and the stack as it is at the end: up, because somebody brought it up."""
 
     home: Home
-    two: tuple[Shell, Shell]
-    after_two: Stack | None
-    lost: Shell
-    again: Shell
+    two: tuple[str, str]
+    """What the first two shells said."""
+    left_by_two: list[str]
+    """What ran when they had ended."""
+    lost: str
+    """What was said by the shell that lost a server and was interrupted, and by the one that came after it."""
+    again: str
     up: dict[str, Any]
-    at_the_end: Stack
+
+    @property
+    def at_the_end(self) -> Stack:
+        return self.home.running()
 
 
-@pytest.fixture(scope="module")
-def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
-    home = Home(tmp_path_factory.mktemp("shared"))
-    (home.folder / "study.toml").write_text(STUDY)
+def _tell(folder: Path) -> Service:
+    home = Home(folder)
+    (folder / "study.toml").write_text(STUDY)
     try:
         # Two shells. The first finds nothing and starts the servers, the second finds them.
         two = (home.study("one"), home.study("two"))
         for shell in two:
             shell.ends()
-        after_two = stack.status(home.stack)
+        left = stack.status(home.stack)
 
         # Somebody brings the servers up, and a third study uses them. One of them is lost; whoever watches leaves, and comes back.
         up = home.does("up", "--workers", "1")
@@ -165,18 +172,35 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
         lost.ends(130)
         again = home.study("three")
         again.ends()
-        yield Story(home, two, after_two, lost, again, up, home.running())
-    finally:
+    except BaseException:
         for shell in home.shells:
             shell.process.kill()
         stack.down(home.stack)
+        raise
+    facts = {
+        "two": [shell.said() for shell in two],
+        "left_by_two": [*left.running] if left else [],
+        "lost": lost.said(),
+        "again": again.said(),
+        "up": up,
+    }
+    (folder / "story.json").write_text(json.dumps({**facts, "printed": home.printed}))
+    down = f"from pathlib import Path; from deployments import stack; stack.down(Path({str(home.stack)!r}))"
+    return Service({"folder": str(folder)}, [], [[sys.executable, "-c", down]])
+
+
+@pytest.fixture(scope="session")
+def story() -> Story:
+    """Return the story, which is told once per session; the stack is up until the session ends."""
+    folder = Path(shared_service("local-stack", _tell)["folder"])
+    told = json.loads((folder / "story.json").read_text())
+    return Story(Home(folder, printed=told.pop("printed")), **told)
 
 
 def test_of_two_studies_in_two_shells_the_first_to_finish_stops_nothing_and_the_last_stops_the_servers(story: Story) -> None:
-    said = [shell.said() for shell in story.two]
-    assert sorted("the servers stay up for study" in words for words in said) == [False, True]
-    assert sorted("stopping servers and workers" in words for words in said) == [False, True]
-    assert story.after_two is None
+    assert sorted("the servers stay up for study" in said for said in story.two) == [False, True]
+    assert sorted("stopping servers and workers" in said for said in story.two) == [False, True]
+    assert story.left_by_two == []
     for name in ("one", "two"):
         study = story.home.does("study", "status", name)
         assert (study["status"], study["adapters"]) == ("finished", 3)
@@ -184,11 +208,10 @@ def test_of_two_studies_in_two_shells_the_first_to_finish_stops_nothing_and_the_
 
 
 def test_a_lost_server_comes_back_and_what_somebody_brought_up_stays_up_through_all_of_it(story: Story) -> None:
-    assert "goes on without you" in story.lost.said()
+    assert "goes on without you" in story.lost
     assert story.home.does("study", "status", "three")["status"] == "finished"
     assert set(story.at_the_end.running) == {"prefect-server", "mlflow-server", "warm", "worker-cpu", "worker-gpu-0"}
-    assert story.at_the_end.addresses.prefect == story.up["prefect"]
-    assert "stopping" not in story.lost.said() + story.again.said()
+    assert "stopping" not in story.lost + story.again
 
 
 def test_nobody_is_let_in_without_the_password(story: Story) -> None:
@@ -249,13 +272,16 @@ def test_no_log_table_or_artifact_holds_a_password(story: Story) -> None:
         assert {file.name for file in files if secret.encode() in file.read_bytes()} == {"passwords.json"}
 
 
-@pytest.mark.parametrize("flow", ["study", "train"])
-def test_no_run_is_created_that_would_choose_how_it_is_started(story: Story, flow: str) -> None:
+TRAINING = {"study_name": "x", "pack": "x", "title": "x", "adapters": [], "micro_batch": 1, "attempt": 1}
+
+
+@pytest.mark.parametrize(("flow", "parameters"), [("study", {}), ("train", TRAINING)])
+def test_no_run_is_created_that_would_choose_how_it_is_started(story: Story, flow: str, parameters: dict[str, Any]) -> None:
     """`study` is in the pool cpu, `train` in the pool gpu."""
     url = f"{story.at_the_end.addresses.prefect}/api/deployments/{story.home.deployment(flow)}/create_flow_run"
     before = story.home.ask("flow_runs/count", {})
     for name, value in EVIL.items():
-        body = json.dumps({"job_variables": {name: value}}).encode()
+        body = json.dumps({"parameters": parameters, "job_variables": {name: value}}).encode()
         assert status_of(url, "clusterlora", story.home.passwords()["prefect"], body=body) == 422, name
     assert story.home.ask("flow_runs/count", {}) == before
 

@@ -1,5 +1,6 @@
 """A study is followed to its end, through crashes of its own run."""
 
+import socket
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -115,3 +116,25 @@ def test_who_follows_a_study_asks_a_lost_server_once_and_not_for_minutes(stack: 
     monkeypatch.setattr(launch, "connect", lambda _: nullcontext())
     assert launch.follow(uuid4(), "mine", stack).completed
     assert looked == ["looked"] * 2
+
+
+def test_who_follows_a_study_goes_along_when_a_lost_servers_port_was_taken(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def look(client: Any, *_: object) -> Snapshot:
+        asked.append(str(client.api_url))
+        return ended("Completed")
+
+    for name, value in stack.environment().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(launch, "snapshot", look)
+    processes.stop([stack.running["prefect-server"]], patience_seconds=0)
+    with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        taken.bind(("127.0.0.1", stack.addresses.prefect_port))
+        taken.listen()
+        assert launch.follow(uuid4(), "mine", stack).completed
+    now = launch.local_stack.status(stack.home)
+    assert now is not None
+    assert now.addresses != stack.addresses
+    assert asked == [f"{now.addresses.prefect}/api/"]
