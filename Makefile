@@ -51,7 +51,7 @@ types: $(INSTALLED)  ## types
 imports: $(INSTALLED)  ## import contracts between the layers
 	$(BIN)/lint-imports
 
-check: lint types imports test-all  ## everything that CI asks for
+check: lint types imports test-numeric test-all  ## everything that CI asks for
 
 bench: $(VENV)/.bench-installed  ## comparison with other trainers, about half an hour on an idle machine
 	$(BIN)/python -m benchmarks.run --out docs $(BENCH)

@@ -15,8 +15,6 @@ from clusterlora.models.embedding import load_embedder
 from clusterlora.settings import ClusteringSettings, DataSettings, SyntheticSettings
 from clusterlora.values import Dataset
 
-pytestmark = pytest.mark.numeric
-
 SIZES = SyntheticSettings().cluster_sizes
 
 

@@ -42,8 +42,6 @@ from clusterlora.values import Criterion, Verdict
 from tests.fixtures.stages import LOG, run_rest, train_named
 from tests.fixtures.studies import copy_of_stores, memory_stores, poisoned
 
-pytestmark = pytest.mark.numeric
-
 
 def measured(
     gain: float, *, seed: int, n_personas: int = 30, n_items: int = 20, noise: float = 0.3
