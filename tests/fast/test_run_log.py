@@ -1,12 +1,16 @@
 """Progress as a person sees it in the Prefect UI."""
 
+import math
 import time
+from collections.abc import Iterator
+from uuid import UUID, uuid4
 
 import httpx
 import pytest
 from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
+from prefect.logging import disable_run_logger
 
 from tasks import run_log
 from tasks.run_log import PrefectRunLog, artifact_key, duration
@@ -19,6 +23,57 @@ def test_an_artifact_key_keeps_only_what_prefect_accepts():
 @pytest.mark.parametrize(("seconds", "words"), [(0.4, "0 s"), (89, "89 s"), (120, "2 min"), (3 * 3600 + 300, "3 h 05 min")])
 def test_a_duration_reads_as_a_person_says_it(seconds: float, words: str):
     assert duration(seconds) == words
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[float, str]]]:
+    """Percent and words of the artifact each time it is drawn, outside a run and without a server."""
+    pictures: list[tuple[float, str]] = []
+
+    def create(percent: float, *, key: str, description: str) -> UUID:
+        pictures.append((percent, description))
+        return uuid4()
+
+    def update(artifact: UUID, percent: float, *, description: str) -> None:
+        pictures.append((percent, description))
+
+    monkeypatch.setattr(run_log, "create_progress_artifact", create)
+    monkeypatch.setattr(run_log, "update_progress_artifact", update)
+    with disable_run_logger():
+        yield pictures
+
+
+def test_a_phase_that_does_more_than_it_planned_is_complete(drawn: list[tuple[float, str]]):
+    log = PrefectRunLog("mission", "train")
+    log.phase("train unified", total=2, unit="steps")
+    log.advance(3)
+    begun, (percent, words) = drawn
+    assert begun == (0.0, "train unified: 0/2 steps")
+    assert percent == 100.0
+    assert words.startswith("train unified: 3/2 steps · took ")
+
+
+def test_a_phase_with_nothing_to_do_is_complete_when_it_begins(drawn: list[tuple[float, str]]):
+    PrefectRunLog("mission", "train").phase("train unified", total=0, unit="steps")
+    ((percent, words),) = drawn
+    assert percent == 100.0
+    assert words.startswith("train unified: 0/0 steps · took ")
+
+
+def test_the_picture_is_drawn_again_only_when_it_is_time_or_the_phase_is_complete(
+    drawn: list[tuple[float, str]], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(run_log, "ARTIFACT_EVERY_SECONDS", math.inf)
+    log = PrefectRunLog("mission", "train")
+    log.phase("train unified", total=4, unit="steps")
+    log.advance(1)
+    assert [percent for percent, _ in drawn] == [0.0]
+    monkeypatch.setattr(run_log, "ARTIFACT_EVERY_SECONDS", 0.0)
+    log.advance(1)
+    assert [percent for percent, _ in drawn] == [0.0, 50.0]
+    monkeypatch.setattr(run_log, "ARTIFACT_EVERY_SECONDS", math.inf)
+    log.advance(2)
+    assert [percent for percent, _ in drawn] == [0.0, 50.0, 100.0]
 
 
 @pytest.mark.whole
