@@ -36,9 +36,10 @@ test-all: test  ## every test: those, then browsers, other hosts, PostgreSQL, br
 	$(PYTEST) -m all
 
 # Other kernels add in another order, and so do two threads: what passes here because of a last digit fails on somebody's machine. These
-# are the kernels of a processor without AVX-512; processes beside this one would leave it no second thread.
+# are the kernels of a processor without AVX-512; processes beside this one would leave it no second thread, and where there are some all
+# the same, threads that spin for each other would take minutes for seconds.
 test-numeric: $(INSTALLED)  ## tests that floating-point kernels could decide, with those of an older processor
-	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 OPENBLAS_CORETYPE=Haswell OMP_NUM_THREADS=2 \
+	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 OPENBLAS_CORETYPE=Haswell OMP_NUM_THREADS=2 OMP_WAIT_POLICY=passive \
 	  $(BIN)/pytest -m "numeric and fast"
 
 lint: $(INSTALLED)  ## style
