@@ -26,7 +26,7 @@ demo: $(INSTALLED)  ## the whole study on this machine: servers, training, compa
 # Two processes on two cores, four at the most: each imports PyTorch. One file by hand: .venv/bin/pytest tests/fast/test_gate.py
 PYTEST := $(BIN)/pytest --numprocesses=logical --maxprocesses=4 --dist=worksteal --durations=30
 
-test-fast: $(INSTALLED)  ## tests without a server, a browser or a whole study, two minutes
+test-fast: $(INSTALLED)  ## tests without a server, a browser or a whole study, three minutes
 	$(PYTEST) -m fast
 
 test: $(INSTALLED)  ## what shows that the installation works: those, and whole studies on real Prefect and MLflow, 12 minutes
