@@ -1,6 +1,8 @@
 """What the documentation shows is true: its examples run, its commands exist, its links lead somewhere."""
 
+import datetime
 import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,7 @@ import click
 import numpy as np
 import pytest
 
+import clusterlora
 from clusterlora.cli import cli
 from clusterlora.clustering.features import Sources
 from clusterlora.data.problems import Problems
@@ -99,3 +102,15 @@ def test_every_command_and_option_that_is_written_exists(page: Path) -> None:
 def test_every_link_to_a_file_leads_to_one(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)", page.read_text()):
         assert "://" in target or (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_changelog_has_the_version_that_is_installed_as_its_last_release() -> None:
+    releases = re.findall(r"^## \[(\d+\.\d+\.\d+)\] - (.+)$", (REPOSITORY / "CHANGELOG.md").read_text(), re.MULTILINE)
+    dates = [datetime.date.fromisoformat(day) for _, day in releases]
+    assert dates == sorted(dates, reverse=True)
+    assert releases[0][0] == clusterlora.__version__ == tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["version"]
+
+
+@pytest.mark.parametrize("file", ["deployments/pools/gpu-docker.json", "deployments/pools/gpu-kubernetes.json", "docker/compose.yaml"])
+def test_images_are_tagged_with_the_version_that_is_installed(file: str) -> None:
+    assert set(re.findall(r"clusterlora-(?:worker|server):([\w.]+)", (REPOSITORY / file).read_text())) == {clusterlora.__version__}
