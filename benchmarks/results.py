@@ -145,10 +145,10 @@ def criteria(found: Document) -> str:
     if found["headline"] != "embedding_similarity" or found["reference"] is None:
         return "The mission's criteria are about embedding similarity against unified, which this study does not measure.\n"
     methods = {record["method"]: record for record in found["methods"]}
-    shown = [name for name in dict.fromkeys(("cluster", found["champion"])) if name in methods and name != found["reference"]]
-    if not shown:
+    names = [name for name in dict.fromkeys(("cluster", found["champion"])) if name in methods and name != found["reference"]]
+    if not names:
         return "No cluster adapter was compared, and no method beats unified: none of the mission's criteria can be met.\n"
-    rows = [(name, asked, value, "met" if met else "**not met**") for name in shown for asked, value, met in judged(methods[name], found)]
+    rows = [(name, asked, value, "met" if met else "**not met**") for name in names for asked, value, met in judged(methods[name], found)]
     return table(("method", "asked", "reached on test items", "verdict"), rows, right=(False, False, True, False))
 
 
@@ -156,8 +156,8 @@ def judged(record: Document, found: Document) -> Iterator[tuple[str, str, bool]]
     """Yield (what is asked, what was reached, whether that suffices) for one method."""
     similarity, gain, wins = record["embedding_similarity"], record[f"vs_{found['reference']}"], record["win_rate"]
     interval = f"[{100 * record['ci_low']:+.2f}, {100 * record['ci_high']:+.2f}]"
-    shown = record["ci_low"] > 0 and record["p_holm"] < 0.05
-    yield f"above {found['reference']}, shown by interval and test", f"{100 * gain:+.2f} points {interval}", shown
+    is_better = record["ci_low"] > 0 and record["p_holm"] < 0.05
+    yield f"above {found['reference']}, shown by interval and test", f"{100 * gain:+.2f} points {interval}", is_better
     yield _above("mean similarity above", ASKED["mean_similarity"], similarity)
     yield _above("worst persona above", ASKED["worst_persona"], record["worst_persona"])
     yield f"at least {ASKED['share_improved']:.0%} of the personas improved", f"{wins:.1%}", wins >= ASKED["share_improved"]
@@ -170,7 +170,7 @@ def _above(words: str, threshold: float, value: float) -> tuple[str, str, bool]:
 
 def findings(found: Document) -> Iterator[str]:
     """Yield what the numbers say, method by method against the reference, and control by control."""
-    reference, shown = found["reference"], METRICS[found["headline"]].shown
+    reference, metric = found["reference"], METRICS[found["headline"]]
     tested = [record for record in found["methods"] if record["p_holm"] is not None]
     for words, chosen in (
         (f"Shown to beat {reference}", [r for r in tested if r["ci_low"] > 0 and r["p_holm"] < 0.05]),
@@ -178,9 +178,9 @@ def findings(found: Document) -> Iterator[str]:
         (f"Not shown to differ from {reference}", [r for r in tested if r["p_holm"] >= 0.05 or r["ci_low"] <= 0 <= r["ci_high"]]),
     ):
         if chosen:
-            yield f"{words}: " + ", ".join(f"{r['method']} ({shown(r[f'vs_{reference}'], signed=True)})" for r in chosen) + "."
+            yield f"{words}: " + ", ".join(f"{r['method']} ({metric.format(r[f'vs_{reference}'], signed=True)})" for r in chosen) + "."
     for contrast in found["contrasts"]:
-        mean, low, high = (shown(contrast["difference"][name], signed=True) for name in ("mean", "ci_low", "ci_high"))
+        mean, low, high = (metric.format(contrast["difference"][name], signed=True) for name in ("mean", "ci_low", "ci_high"))
         yield f"{contrast['method']} against {contrast['control']}: {mean} [{low}, {high}]."
     costs = {record["method"]: record["prompt_tokens"] for record in found["methods"] if "prompt_tokens" in record}
     if reference in costs and "few_shot" in costs:

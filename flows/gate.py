@@ -1,6 +1,6 @@
 """The gate: cluster 0 must show that it is worth paying for the others. Each rung of the ladder is a run of its own.
 
-Beside the first, the bare base model's answers tell what the gate is able to see, and a worker that has time gives the rest of them.
+While the first rung trains, idle workers evaluate the base model: its val answers for the power estimate, then its test answers.
 """
 
 from prefect import flow, tags
@@ -10,7 +10,7 @@ from clusterlora.settings import Rung
 from clusterlora.values import Verdict
 from tasks.dispatch import dispatch_evaluation
 from tasks.fan_out import train_all
-from tasks.judgement import foresee, foreseen, judge, known_verdict
+from tasks.judgement import estimate_power, has_power, judge, known_verdict
 from tasks.planning import baseline_beside_gate, ladder, packs_for_gate
 from tasks.run_names import evaluation_name, study_tag
 
@@ -35,10 +35,10 @@ def gate(study_name: str) -> Verdict | None:
 def climb(study_name: str, rung: Rung) -> Verdict:
     """Train what one rung of the ladder still needs, evaluate it on val, and judge it."""
     ahead: list[PrefectFuture[None]] = []
-    if not foreseen(study_name):
+    if not has_power(study_name):
         # First in line for a worker, and soon done: a person who reads it can still cancel before much was spent.
         answered = dispatch_evaluation.submit(study_name, "power")
-        ahead = [answered, foresee.submit(study_name, return_state=False, wait_for=[answered])]
+        ahead = [answered, estimate_power.submit(study_name, return_state=False, wait_for=[answered])]
     after = evaluation_name(study_name=study_name, part="power", shard=1, shards=1) if ahead else None
     while packs := packs_for_gate(study_name, rung):
         if after and baseline_beside_gate(study_name):
@@ -46,6 +46,6 @@ def climb(study_name: str, rung: Rung) -> Verdict:
         train_all(study_name, packs, after=after)
         after = None
     dispatch_evaluation(study_name, "gate", rung=rung.name)
-    for told in ahead:
-        told.result()
+    for future in ahead:
+        future.result()
     return judge(study_name, rung.name)

@@ -1,4 +1,4 @@
-"""The gate's verdict on one rung, and before it what the gate is able to see, shown as artifacts."""
+"""The gate's verdict on one rung, and before it the gate's power, as artifacts."""
 
 from prefect import task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
@@ -31,23 +31,23 @@ def judge(study_name: str, rung: str) -> Verdict:
     return verdict
 
 
-@task(task_run_name="foresee gate · {study_name}", cache_policy=NO_CACHE, **RETRIED)
-def foresee(study_name: str) -> None:
-    """Tell which gain the gate would notice and how often luck decides, as soon as the bare base model has answered."""
-    from clusterlora.stages.judge import foresee as foresee_gate
+@task(task_run_name="estimate the gate's power · {study_name}", cache_policy=NO_CACHE, **RETRIED)
+def estimate_power(study_name: str) -> None:
+    """Estimate which gain the gate detects and how often luck passes it, as soon as the base model has answered."""
+    from clusterlora.stages.judge import estimate_power as estimate_gate_power
 
-    power = foresee_gate(study_name, from_environment())
+    power = estimate_gate_power(study_name, from_environment())
     logger = get_run_logger()
     logger.info("%s", power.sentence)
     for warning in power.warnings:
         logger.warning("%s", warning)
-    lines = [f"## What the gate of {study_name} can see", power.sentence, *(f"**{warning}**" for warning in power.warnings)]
+    lines = [f"## The power of the gate of {study_name}", power.sentence, *(f"**{warning}**" for warning in power.warnings)]
     create_markdown_artifact("\n\n".join(lines), key=artifact_key("gate", study_name, "power"), description=power.sentence)
 
 
-@task(task_run_name="gate foreseen? · {study_name}", cache_policy=NO_CACHE, **RETRIED)
-def foreseen(study_name: str) -> bool:
-    """Return whether an earlier run of the study told what its gate can see."""
+@task(task_run_name="is the power known? · {study_name}", cache_policy=NO_CACHE, **RETRIED)
+def has_power(study_name: str) -> bool:
+    """Return whether the gate's power is recorded with the study."""
     from clusterlora.stages.judge import known_power
 
     return known_power(study_name, from_environment()) is not None

@@ -102,13 +102,13 @@ def evaluate(cluster: int | None, as_json: bool, **options: Any) -> None:
 def compare(as_json: bool, **options: Any) -> None:
     """Compare all evaluated methods: table, intervals, figure and verdict."""
     from clusterlora.comparison.table import console, summary_records
-    from clusterlora.stages.compare import compare as compare_methods
+    from clusterlora.stages.compare import compare as compare_study
     from clusterlora.stages.compare import figure_path
 
     name = options["name"] or study_from(options).name
     stores = stores_here(works=True)
     with console_log() as log:
-        comparison = compare_methods(name, stores, log)
+        comparison = compare_study(name, stores, log)
     if as_json:
         click.echo(json.dumps(summary_records(comparison)))
         return

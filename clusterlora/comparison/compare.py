@@ -26,7 +26,7 @@ _CONTRASTS = (("cluster", "random_cluster"), ("cluster", "unified_longer"), ("cl
 """(method, control): what is left of the clusters' gain without alikeness, for the same training, and beside words."""
 
 
-def compare(
+def compare_methods(
     rows: Sequence[EvaluationRow],
     *,
     headline: str,

@@ -82,8 +82,7 @@ def _draw_means(axes: Axes, comparison: Comparison) -> None:
         mean, low, high = scale * result.means[comparison.headline], scale * result.mean_low, scale * result.mean_high
         axes.barh(row, mean - start, left=start, height=0.62, color=_colour(comparison, result))
         axes.plot([low, high], [row, row], color=_INK, linewidth=1.8, solid_capstyle="butt")
-        shown = metric.shown(result.means[comparison.headline])
-        axes.annotate(shown, (right, row), (12, 0), textcoords="offset points", va="center")
+        axes.annotate(metric.format(result.means[comparison.headline]), (right, row), (12, 0), textcoords="offset points", va="center")
         if result.vs_reference:
             axes.annotate(_difference(metric, result.vs_reference), (1, row), xycoords=("axes fraction", "data"), ha="right", va="center")
     # Right of the bars the panel holds columns of numbers, where an axis would mean nothing.
@@ -115,7 +114,7 @@ def _draw_scale(axes: Axes, comparison: Comparison, *, width: float) -> None:
             continue
         axes.axvline(scale * value, color=_INK, linestyle=(0, (4, 3)), linewidth=1.2, zorder=0)
         axes.annotate(
-            f"{name} {metric.shown(value)}",
+            f"{name} {metric.format(value)}",
             (scale * value, 1),
             (0, line),
             xycoords=("data", "axes fraction"),
@@ -135,7 +134,7 @@ def _draw_brackets(axes: Axes, comparison: Comparison) -> None:
 
 
 def _difference(metric: Metric, difference: PairedDifference) -> str:
-    mean, low, high = (metric.shown(value, signed=True) for value in (difference.mean, difference.ci_low, difference.ci_high))
+    mean, low, high = (metric.format(value, signed=True) for value in (difference.mean, difference.ci_low, difference.ci_high))
     return f"{mean} [{low}, {high}]"
 
 
@@ -175,7 +174,7 @@ def _draw_clusters(axes: Axes, comparison: Comparison) -> None:
         for row, column in np.ndindex(means.shape):
             red, green, blue, _ = colour_map(norm(shades[row, column]))
             ink = "white" if 0.299 * red + 0.587 * green + 0.114 * blue < 0.5 else _INK
-            axes.text(column, row, metric.shown(float(means[row, column])), ha="center", va="center", fontsize=9, color=ink)
+            axes.text(column, row, metric.format(float(means[row, column])), ha="center", va="center", fontsize=9, color=ink)
     axes.set_xticks(range(len(clusters)), [f"{cluster}\n({comparison.cluster_sizes[cluster]})" for cluster in clusters])
     axes.set_xlabel("cluster (personas)")
     axes.set_title("Mean in every cluster", fontsize=11, pad=_TITLE_PAD)

@@ -123,13 +123,13 @@ def _choices(losses: Scores, rng: np.random.Generator) -> tuple[dict[int, Shares
     orders = {p: [rng.permutation(len(its)) for _ in range(DRAWS)] for p, its in losses.items()}
 
     def shares(m: int, margin_se: float) -> Shares:
-        found: dict[str, np.ndarray] = {}
+        share_by_persona: dict[str, np.ndarray] = {}
         for p, its in losses.items():
             if len(its) >= m:
                 picked = [choose(its[order[:m]], margin_se=margin_se).cluster for order in orders[p]]
                 arms = [0 if cluster is None else cluster + 1 for cluster in picked]
-                found[p] = np.bincount(arms, minlength=its.shape[1]) / DRAWS
-        return found
+                share_by_persona[p] = np.bincount(arms, minlength=its.shape[1]) / DRAWS
+        return share_by_persona
 
     sizes = [m for m in EXAMPLES if any(len(its) >= m for its in losses.values())]
     return {m: shares(m, MARGIN_SE) for m in sizes}, {m: shares(m, 0.0) for m in sizes}

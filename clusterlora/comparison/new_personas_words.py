@@ -17,62 +17,62 @@ _RULES = {
 }
 
 
-def sentence(found: NewPersonas) -> str:
+def sentence(curve: NewPersonas) -> str:
     """Return whether choosing by examples beats unified for new people, from how many, and what there was to find."""
-    able = [outcome for outcome in found.chosen if outcome.n_examples != 1]
+    able = [outcome for outcome in curve.chosen if outcome.n_examples != 1]
     groups = (
         ("beats unified", [o for o in able if o.headline.low > 0]),
         ("is not shown to differ from unified", [o for o in able if o.headline.low <= 0 <= o.headline.high]),
         ("is worse than unified", [o for o in able if o.headline.high < 0]),
     )
-    told = [f"{verb} by {', '.join(_by(found, o) for o in its)}" for verb, its in groups if its]
-    parts = [f"For people the adapters never saw, choosing between the clusters and unified {'; it '.join(told)}."] if told else []
-    if found.chosen[0].n_examples == 1:
+    clauses = [f"{verb} by {', '.join(_format_outcome(curve, o) for o in outcomes)}" for verb, outcomes in groups if outcomes]
+    parts = [f"For people the adapters never saw, choosing between the clusters and unified {'; it '.join(clauses)}."] if clauses else []
+    if curve.chosen[0].n_examples == 1:
         parts.append(
             "One example has no standard error, so by it everybody stays with unified; going to the cluster of the smallest NLL instead "
-            f"would gain {_gained(found, found.nearest[0].headline)}."
+            f"would gain {_format_gain(curve, curve.nearest[0].headline)}."
         )
-    own = found.own.headline
+    own = curve.own.headline
     parts.append(
-        f"The cluster that the study gave them for all their train dialogues gains {_gained(found, own)}"
+        f"The cluster that the study gave them for all their train dialogues gains {_format_gain(curve, own)}"
         + ("." if own.low > 0 else ", so there is nothing shown that choosing could find.")
     )
     return " ".join(parts)
 
 
-def rows(found: NewPersonas) -> Iterator[tuple[str, ...]]:
+def rows(curve: NewPersonas) -> Iterator[tuple[str, ...]]:
     """Yield the table's cells, rule by rule."""
-    metric = METRICS[found.metric]
+    metric = METRICS[curve.metric]
     nll = METRICS["nll"]
-    for outcome in (*found.chosen, *found.nearest, found.own, found.oracle):
+    for outcome in (*curve.chosen, *curve.nearest, curve.own, curve.oracle):
         yield (
             _RULES[outcome.rule],
             "-" if outcome.n_examples is None else str(outcome.n_examples),
             str(outcome.n_personas),
-            metric.shown(outcome.headline.mean, signed=True),
-            f"{metric.shown(outcome.headline.low, signed=True)} to {metric.shown(outcome.headline.high, signed=True)}",
-            nll.shown(outcome.nll.mean, signed=True),
-            f"{nll.shown(outcome.nll.low, signed=True)} to {nll.shown(outcome.nll.high, signed=True)}",
+            metric.format(outcome.headline.mean, signed=True),
+            f"{metric.format(outcome.headline.low, signed=True)} to {metric.format(outcome.headline.high, signed=True)}",
+            nll.format(outcome.nll.mean, signed=True),
+            f"{nll.format(outcome.nll.low, signed=True)} to {nll.format(outcome.nll.high, signed=True)}",
             f"{outcome.leave:.0%}",
             "-" if outcome.own_cluster is None else f"{outcome.own_cluster:.0%}",
         )
 
 
-def basis(found: NewPersonas) -> str:
+def basis(curve: NewPersonas) -> str:
     """Return what was measured, and how."""
-    metric = METRICS[found.metric]
+    metric = METRICS[curve.metric]
     return (
-        f"{found.n_personas} people, drawn from every cluster, whom neither this unified nor these {found.n_clusters} cluster adapters "
+        f"{curve.n_personas} people, drawn from every cluster, whom neither this unified nor these {curve.n_clusters} cluster adapters "
         f"learned from; the clusters themselves were made with everybody. Gains are over unified on test items, in {metric.label}"
         f"{' points' if metric.percent else ''} and in nats per token, positive being better; intervals are over people and their items. "
-        f"Choices read train examples only and are averaged over {found.n_draws} random orders of them. Into their own cluster: of those "
+        f"Choices read train examples only and are averaged over {curve.n_draws} random orders of them. Into their own cluster: of those "
         "who leave unified, the share that goes where the study had put them."
     )
 
 
-def markdown(found: NewPersonas) -> str:
+def markdown(curve: NewPersonas) -> str:
     """Return a section of the summary."""
-    return f"\n## A new persona\n\n**{sentence(found)}**\n\n{table(HEADER, list(rows(found)), right=NUMERIC)}\n{basis(found)}\n"
+    return f"\n## A new persona\n\n**{sentence(curve)}**\n\n{table(HEADER, list(rows(curve)), right=NUMERIC)}\n{basis(curve)}\n"
 
 
 def off(held_out_share: float | None) -> str:
@@ -85,11 +85,11 @@ def off(held_out_share: float | None) -> str:
     return "How well somebody new is given a cluster is not known: what it is measured with was not trained or has not answered."
 
 
-def _gained(found: NewPersonas, gain: Gain) -> str:
-    metric = METRICS[found.metric]
-    mean, low, high = (metric.shown(value, signed=True) for value in (gain.mean, gain.low, gain.high))
+def _format_gain(curve: NewPersonas, gain: Gain) -> str:
+    metric = METRICS[curve.metric]
+    mean, low, high = (metric.format(value, signed=True) for value in (gain.mean, gain.low, gain.high))
     return f"{mean}{' points' if metric.percent else ''} [{low}, {high}]"
 
 
-def _by(found: NewPersonas, outcome: Outcome) -> str:
-    return f"{outcome.n_examples} examples ({_gained(found, outcome.headline)}, {outcome.leave:.0%} leave unified)"
+def _format_outcome(curve: NewPersonas, outcome: Outcome) -> str:
+    return f"{outcome.n_examples} examples ({_format_gain(curve, outcome.headline)}, {outcome.leave:.0%} leave unified)"

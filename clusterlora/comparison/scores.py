@@ -114,6 +114,6 @@ def _scores(row: EvaluationRow, metrics: Sequence[str]) -> list[float]:
     values = [row.scores.get(metric, np.nan) for metric in metrics]
     for metric, value in zip(metrics, values, strict=True):
         if not np.isfinite(value):
-            found = f"{metric}={value}" if metric in row.scores else f"no {metric}"
-            raise BadData(f"method {row.method} has {found} for item {row.item_id!r} of persona {row.persona_id!r}; evaluate it again")
+            score = f"{metric}={value}" if metric in row.scores else f"no {metric}"
+            raise BadData(f"method {row.method} has {score} for item {row.item_id!r} of persona {row.persona_id!r}; evaluate it again")
     return values

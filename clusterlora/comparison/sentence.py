@@ -50,14 +50,14 @@ def _controlled(comparison: Comparison) -> list[str]:
 
 def _value(comparison: Comparison, result: MethodResult) -> str:
     metric = METRICS[comparison.headline]
-    return metric.shown(result.means[comparison.headline]) + ("%" if metric.percent else "")
+    return metric.format(result.means[comparison.headline]) + ("%" if metric.percent else "")
 
 
 def _difference(comparison: Comparison, difference: PairedDifference) -> str:
     metric = METRICS[comparison.headline]
-    low, high = metric.shown(difference.ci_low, signed=True), metric.shown(difference.ci_high, signed=True)
+    low, high = metric.format(difference.ci_low, signed=True), metric.format(difference.ci_high, signed=True)
     p = "p < 0.001" if difference.p_holm < 0.001 else f"p = {difference.p_holm:.3f}"
-    return f"{metric.shown(difference.mean, signed=True)}{' points' if metric.percent else ''} [{low}, {high}], {p}"
+    return f"{metric.format(difference.mean, signed=True)}{' points' if metric.percent else ''} [{low}, {high}], {p}"
 
 
 def _basis(comparison: Comparison) -> str:

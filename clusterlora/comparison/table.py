@@ -52,13 +52,16 @@ def markdown(comparison: Comparison) -> str:
         (
             result.method,
             "-" if result.normalised is None else f"{result.normalised:.3f}",
-            *(metric.shown(value) for value in (result.worst_persona, result.worst_shrunken, result.p5)),
+            *(metric.format(value) for value in (result.worst_persona, result.worst_shrunken, result.p5)),
         )
         for result in comparison.methods
     ]
-    points = [(name, meaning, metric.shown(value)) for name, meaning, value in reference_points(comparison)]
+    points = [(name, meaning, metric.format(value)) for name, meaning, value in reference_points(comparison)]
     clusters = [f"cluster {cluster} ({size})" for cluster, size in comparison.cluster_sizes.items()]
-    by_cluster = [(result.method, *(metric.shown(result.by_cluster[k]) for k in comparison.cluster_sizes)) for result in comparison.methods]
+    by_cluster = [
+        (result.method, *(metric.format(result.by_cluster[cluster]) for cluster in comparison.cluster_sizes))
+        for result in comparison.methods
+    ]
     return (
         f"**{comparison.sentence}**\n\n"
         + table(header, rows, right=(False, *(True for _ in header[1:-1]), False))
@@ -92,15 +95,15 @@ def reference_points(comparison: Comparison) -> list[tuple[str, str, float]]:
 
 def console(comparison: Comparison) -> Table:
     """Return the summary for a terminal, the champion starred and bold, the scale and the verdict below."""
-    shown = METRICS[comparison.headline].shown
-    scale = " · ".join(f"{name} {shown(value)}" for name, _, value in reference_points(comparison))
+    metric = METRICS[comparison.headline]
+    scale = " · ".join(f"{name} {metric.format(value)}" for name, _, value in reference_points(comparison))
     caption = Text(f"{scale}\n{comparison.sentence}")
     drawn = Table(box=box.SIMPLE_HEAD, caption=caption, caption_justify="left", collapse_padding=True, pad_edge=False)
     for position, name in enumerate(_columns(comparison)):
         drawn.add_column(name.replace("_", " "), justify="right" if position else "left", no_wrap=not position)
     for result in comparison.methods:
         style = "bold" if result.method == comparison.champion else ""
-        # Text, not str: method names and numbers are shown as they are, never read as markup.
+        # Text, not str: method names and numbers are data, never read as markup.
         drawn.add_row(*(Text(text) for text in _cells(comparison, result)), style=style)
     return drawn
 
@@ -185,18 +188,18 @@ def _cells(comparison: Comparison, result: MethodResult) -> tuple[str, ...]:
     against = ("-", "-", "-", "-", "-")
     if difference := result.vs_reference:
         against = (
-            metric.shown(difference.mean, signed=True),
-            metric.shown(difference.ci_low, signed=True),
-            metric.shown(difference.ci_high, signed=True),
+            metric.format(difference.mean, signed=True),
+            metric.format(difference.ci_low, signed=True),
+            metric.format(difference.ci_high, signed=True),
             "<0.001" if difference.p_holm < 0.001 else f"{difference.p_holm:.3f}",
             f"{difference.win_rate:.0%} ({100 * difference.win_low:.0f}–{100 * difference.win_high:.0f})",
         )
     return (
         result.method + (" ★" if result.method == comparison.champion else ""),
-        metric.shown(result.means[comparison.headline]),
+        metric.format(result.means[comparison.headline]),
         *against,
-        metric.shown(result.worst_persona),
-        *(METRICS[name].shown(result.means[name]) for name in _other_metrics(comparison)),
+        metric.format(result.worst_persona),
+        *(METRICS[name].format(result.means[name]) for name in _other_metrics(comparison)),
     )
 
 

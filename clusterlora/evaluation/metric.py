@@ -42,7 +42,7 @@ class Scorable:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metric:
-    """A score per item. Values of a `percent` metric lie in 0..1 and are shown times 100.
+    """A score per item. Values of a `percent` metric lie in 0..1 and are formatted times 100.
 
     What `embeds` reads embeddings of answers and references, which are made while answers come in.
     """
@@ -54,7 +54,7 @@ class Metric:
     percent: bool = False
     embeds: bool = False
 
-    def shown(self, value: float, *, signed: bool = False) -> str:
+    def format(self, value: float, *, signed: bool = False) -> str:
         """Return the value as people read it: percent with two decimals, anything else with three."""
         sign = "+" if signed else ""
         return f"{100 * value:{sign}.2f}" if self.percent else f"{value:{sign}.3f}"

@@ -20,5 +20,6 @@ def judge(candidate: Scores, unified: Scores, settings: GateSettings, *, rung: s
         BadData: the two sides do not cover the same personas and items, or hold a score that is not finite.
     """
     both = trial(candidate, unified)
-    criteria = tuple(found for criterion in CRITERIA.values() if (found := criterion(both, settings, rng)) is not None)
+    outcomes = (criterion(both, settings, rng) for criterion in CRITERIA.values())
+    criteria = tuple(outcome for outcome in outcomes if outcome is not None)
     return Verdict(rung=rung, adapter=adapter, criteria=criteria, n_personas=len(both.persona_ids), n_items=len(both.candidate))

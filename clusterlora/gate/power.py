@@ -1,4 +1,4 @@
-"""What the gate is able to see, told before any verdict: the gain it would notice, and how often it passes by luck."""
+"""The gate's power, estimated before any verdict: the gain it detects, and how often it passes by luck."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,23 +12,23 @@ from clusterlora.gate.trial import Scores
 from clusterlora.settings import GateSettings
 
 CORRELATION = 0.7
-"""Assumed of the scores of two adapters on the same item: nothing is trained yet that could tell."""
+"""Assumed correlation of two adapters' scores on the same item; nothing is trained yet to measure it on."""
 WANTED_POWER = 0.8
 NOTABLE_GAIN = 0.05
-"""Five points of similarity: a gate that misses this often has little to say when it refuses."""
+"""Five points of similarity: the refusals of a gate that often misses this gain mean little."""
 _TOO_OFTEN = 0.2
 _DRAWS = 4000
-"""Imagined gates: a probability of 0.8 is then known to 0.6 percentage points."""
+"""Simulated gates: the standard error of a probability of 0.8 is then 0.6 percentage points."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Power:
-    """What can be said of a gate from scores of the bare base model; gains and deviations on the 0..1 scale of similarity.
+    """The power of a gate, estimated from scores of the base model; gains and deviations on the 0..1 scale of similarity.
 
     `item_sd` is the deviation of items inside a persona, `persona_sd` that of personas' true means. `detectable_gain` is the
     smallest true gain that passes with probability `WANTED_POWER` (None: none does), `false_pass` the probability of a pass
     without any gain, and `missed` that of a refusal at `NOTABLE_GAIN`. Only the criteria that compare with unified are
-    imagined: where the others stand depends on a level that is not known yet.
+    simulated: the outcome of the others depends on a level that is not known yet.
     """
 
     n_personas: int
@@ -41,34 +41,34 @@ class Power:
 
     @property
     def sentence(self) -> str:
-        """What the gate can see, in one line."""
-        sees = "sees no gain" if self.detectable_gain is None else f"sees a true gain of {100 * self.detectable_gain:.1f} points"
+        """The power in one line."""
+        detects = "detects no gain" if self.detectable_gain is None else f"detects a true gain of {100 * self.detectable_gain:.1f} points"
         return (
-            f"With {self.n_personas} personas and {self.n_items} items this gate {sees} {WANTED_POWER:.0%} of the time, "
+            f"With {self.n_personas} personas and {self.n_items} items this gate {detects} {WANTED_POWER:.0%} of the time, "
             f"and passes {self.false_pass:.0%} of the time where there is none."
         )
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What a reader of the verdict must know, each with the fix; empty for a gate that can be relied on."""
-        found: list[str] = []
+        """Limits that a reader of the verdict must know, each with the fix; empty for a reliable gate."""
+        lines: list[str] = []
         if self.false_pass > _TOO_OFTEN:
-            found.append(
+            lines.append(
                 f"A pass may be luck: {self.false_pass:.0%} of clusters without any gain pass; raise gate.share_improved or put more "
                 "personas into cluster 0."
             )
         if self.missed > _TOO_OFTEN:
-            found.append(
+            lines.append(
                 f"A refusal may be luck: a true gain of {100 * NOTABLE_GAIN:.0f} points is refused {self.missed:.0%} of the time; "
                 "raise data.val or put more personas into cluster 0."
             )
-        return tuple(found)
+        return tuple(lines)
 
 
 def gate_power(baseline: Scores, settings: GateSettings, rng: np.random.Generator) -> Power:
-    """Return what the gate's comparison with unified can see on these personas and items.
+    """Return the power of the gate's comparison with unified on these personas and items.
 
-    Gains of personas are imagined as normal around the true gain: with correlation r between the two sides their variance is
+    Gains of personas are simulated as normal around the true gain: with correlation r between the two sides their variance is
     2 (1 - r) (t^2 + s^2 / n), where s is the deviation of a persona's n items and t that of true persona means.
 
     Args:
@@ -104,7 +104,7 @@ def gate_power(baseline: Scores, settings: GateSettings, rng: np.random.Generato
 def _deviations(scores: list[np.ndarray]) -> tuple[float, float]:
     """Return (deviation of items inside a persona, deviation of true persona means), by the moments of a one-way layout.
 
-    With one item per persona the two cannot be told apart, and all of it counts as the items'.
+    With one item per persona the two cannot be separated, and the items get all of it.
     """
     means = np.array([float(own.mean()) for own in scores])
     freedom = sum(len(own) - 1 for own in scores)
@@ -117,9 +117,9 @@ def _deviations(scores: list[np.ndarray]) -> tuple[float, float]:
 
 
 def _smallest(passes: Callable[[float], float], wanted: float) -> float | None:
-    """Return the smallest gain in 0..1 that passes so often, to a hundredth of a point; None when even 1 does not.
+    """Return the smallest gain in 0..1 that passes with the wanted probability, to a hundredth of a point; None when even 1 does not.
 
-    All gains meet the same noise, so what passes at one gain passes at every larger one.
+    The noise is the same for all gains, so the probability rises with the gain.
     """
     low, high = 0.0, 1.0
     if passes(high) < wanted:

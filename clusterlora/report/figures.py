@@ -51,7 +51,7 @@ def means(comparison: Comparison) -> Figure:
         "xaxis": {"title": {"text": _axis(comparison)}, "zeroline": False},
         "yaxis": {"automargin": True, "showgrid": False},
         "shapes": [_vertical(scale * value) for _, value in known],
-        "annotations": [_above(scale * value, f"{name} {metric.shown(value)}") for name, value in known],
+        "annotations": [_above(scale * value, f"{name} {metric.format(value)}") for name, value in known],
         "margin": {"t": 34},
         "showlegend": False,
     }
@@ -341,7 +341,7 @@ def _colour(comparison: Comparison, result: MethodResult) -> str:
 
 def _hover(comparison: Comparison, result: MethodResult) -> str:
     metric = METRICS[comparison.headline]
-    mean, low, high = (metric.shown(value) for value in (result.means[comparison.headline], result.mean_low, result.mean_high))
+    mean, low, high = (metric.format(value) for value in (result.means[comparison.headline], result.mean_low, result.mean_high))
     return f"{label(result.method)}<br>{mean} [{low}, {high}]"
 
 

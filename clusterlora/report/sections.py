@@ -26,13 +26,13 @@ def verdict(data: ReportData) -> str:
     champion = comparison.method(comparison.champion)
     n_left_out = comparison.n_personas_left_out
     numbers = [
-        ("champion", comparison.champion, f"{metric.label} {metric.shown(champion.means[comparison.headline])}{unit}"),
+        ("champion", comparison.champion, f"{metric.label} {metric.format(champion.means[comparison.headline])}{unit}"),
         _lead(comparison),
         ("personas", f"{comparison.n_personas}", f"{n_left_out} left out" if n_left_out else f"{comparison.n_items} test items"),
-        ("oracle", metric.shown(comparison.oracle) + unit, "each persona's best method, picked on these items"),
+        ("oracle", metric.format(comparison.oracle) + unit, "each persona's best method, picked on these items"),
     ]
     if comparison.floor is not None:
-        numbers.append(("floor", metric.shown(comparison.floor) + unit, "what somebody else's reference scores"))
+        numbers.append(("floor", metric.format(comparison.floor) + unit, "what somebody else's reference scores"))
     if data.verdicts:
         passed = next((verdict for verdict in data.verdicts if verdict.passed), None)
         numbers.append(
@@ -54,7 +54,7 @@ def _lead(comparison: Comparison) -> tuple[str, str, str]:
     if shown is None or shown.vs_reference is None:
         return ("difference", "-", "no reference to test against")
     mean, low, high = (
-        metric.shown(v, signed=True) for v in (shown.vs_reference.mean, shown.vs_reference.ci_low, shown.vs_reference.ci_high)
+        metric.format(v, signed=True) for v in (shown.vs_reference.mean, shown.vs_reference.ci_low, shown.vs_reference.ci_high)
     )
     return (f"{shown.method} against {comparison.reference}", mean, f"95% interval {low} to {high}")
 
@@ -117,9 +117,9 @@ def methods(comparison: Comparison) -> str:
         kind = "champion" if result.method == comparison.champion else "reference" if result.method == reference else ""
         cells = [_sortable(result.method + (" ★" if kind == "champion" else ""), result.method, number=False)]
         cells += [_number(comparison.headline, result.means[comparison.headline])]
-        cells += [_sortable(f"{metric.shown(result.mean_low)} to {metric.shown(result.mean_high)}", result.mean_low)]
+        cells += [_sortable(f"{metric.format(result.mean_low)} to {metric.format(result.mean_high)}", result.mean_low)]
         cells += _against(comparison, result, scale) if reference else []
-        worst = _sortable(f"{metric.shown(result.worst_persona)}", result.worst_persona, title=result.worst_persona_id)
+        worst = _sortable(f"{metric.format(result.worst_persona)}", result.worst_persona, title=result.worst_persona_id)
         cells += [worst, _number(comparison.headline, result.p5), *(_number(name, result.means[name]) for name in others)]
         rows.append(f'<tr class="{kind}">{"".join(cells)}</tr>')
     head = "".join(
@@ -147,8 +147,8 @@ def _against(comparison: Comparison, result: MethodResult, scale: tuple[float, f
     sign = 1 if metric.higher_is_better else -1
     kind = "good" if min(sign * low, sign * high) > 0 else "bad" if max(sign * low, sign * high) < 0 else "even"
     return [
-        _sortable(metric.shown(difference.mean, signed=True), difference.mean),
-        _sortable(f"{metric.shown(low, signed=True)} to {metric.shown(high, signed=True)}", low),
+        _sortable(metric.format(difference.mean, signed=True), difference.mean),
+        _sortable(f"{metric.format(low, signed=True)} to {metric.format(high, signed=True)}", low),
         f"<td>{interval_mark(difference.mean, low, high, asked=0.0, scale=scale, kind=kind)}</td>",
         _sortable("<0.001" if difference.p_holm < 0.001 else f"{difference.p_holm:.3f}", difference.p_holm),
         _sortable(f"{difference.win_rate:.0%}", difference.win_rate),
@@ -156,7 +156,7 @@ def _against(comparison: Comparison, result: MethodResult, scale: tuple[float, f
 
 
 def _number(metric: str, value: float) -> str:
-    return _sortable(METRICS[metric].shown(value), value)
+    return _sortable(METRICS[metric].format(value), value)
 
 
 def _sortable(shown: str, value: object, *, number: bool = True, title: str = "") -> str:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from clusterlora.comparison.compare import compare as compare_rows
+from clusterlora.comparison.compare import compare_methods
 from clusterlora.comparison.figure import draw
 from clusterlora.comparison.new_personas_words import markdown as new_personas_markdown
 from clusterlora.comparison.result import Comparison
@@ -38,7 +38,7 @@ def compare(study_name: str, stores: Stores, log: RunLog) -> Comparison:
         if not rows:
             raise BadData(f"study {study_name} has no test answers; run its evaluate step first")
         reference_points = scale(study, stores, tuple(dict.fromkeys(row.persona_id for row in rows)))
-        comparison = compare_rows(
+        comparison = compare_methods(
             rows,
             headline=study.evaluation.headline,
             higher_is_better={name: METRICS[name].higher_is_better for name in study.evaluation.metrics},

@@ -24,8 +24,8 @@ def judge(study_name: str, rung: str, stores: Stores) -> Verdict:
     return verdict
 
 
-def foresee(study_name: str, stores: Stores) -> Power:
-    """Return what the gate is able to see, from the bare base model's answers to the val items of cluster 0; now recorded."""
+def estimate_power(study_name: str, stores: Stores) -> Power:
+    """Return the gate's power, from the base model's answers to the val items of cluster 0; it is recorded with the study."""
     study = stores.studies.study(study_name)
     plan = work_plan(study, stores)
     persona_ids = plan.specs[judged_adapters(plan)[0]].persona_ids
@@ -37,9 +37,9 @@ def foresee(study_name: str, stores: Stores) -> Power:
 
 
 def known_power(study_name: str, stores: Stores) -> Power | None:
-    """Return what was foreseen of the study's gate, if it was."""
-    found = stores.studies.facts(study_name).get(_POWER)
-    return Power(**found) if found else None
+    """Return the recorded power of the study's gate; None before it was estimated."""
+    record = stores.studies.facts(study_name).get(_POWER)
+    return Power(**record) if record else None
 
 
 def verdict_on(study_name: str, rung: str, cluster: int, stores: Stores) -> Verdict:

@@ -89,13 +89,13 @@ def _score(study: Study, facts: Mapping[str, Any], method: str) -> str:
     metric = METRICS[study.evaluation.headline]
     unit = "%" if metric.percent else ""
 
-    def shown(*names: str, signed: bool = False) -> list[str]:
-        return [metric.shown(found[name], signed=signed) for name in names]
+    def formatted(*names: str, signed: bool = False) -> list[str]:
+        return [metric.format(found[name], signed=signed) for name in names]
 
-    mean, low, high = shown("mean", "mean_low", "mean_high")
+    mean, low, high = formatted("mean", "mean_low", "mean_high")
     text = f"{metric.label} {mean}{unit} [{low}, {high}]"
     if found["difference"] is not None:
-        difference, low, high = shown("difference", "ci_low", "ci_high", signed=True)
+        difference, low, high = formatted("difference", "ci_low", "ci_high", signed=True)
         text += f", {difference} against unified [{low}, {high}]"
     return f"{text}, 95% intervals, {found['items']} items of {found['personas']} personas"
 

@@ -89,7 +89,7 @@ def against_unified(study: Study, stores: Stores) -> tuple[str, ...]:
     metric = METRICS[study.evaluation.headline]
     for method, score in facts.get(SCORES_FACT, {}).items():
         if score["difference"] is not None:
-            mean, low, high = (metric.shown(score[name], signed=True) for name in ("difference", "ci_low", "ci_high"))
+            mean, low, high = (metric.format(score[name], signed=True) for name in ("difference", "ci_low", "ci_high"))
             said.append(f"on test, {method}: {mean} against unified [{low}, {high}]")
     return tuple(said)
 

@@ -17,7 +17,7 @@ from matplotlib.text import Text
 from rich.console import Console
 from scipy import stats
 
-from clusterlora.comparison.compare import compare
+from clusterlora.comparison.compare import compare_methods
 from clusterlora.comparison.figure import compose, draw
 from clusterlora.comparison.result import Comparison
 from clusterlora.comparison.table import console, markdown, write_tables
@@ -60,7 +60,7 @@ def compared(rows: Sequence[EvaluationRow], **changes: Any) -> Comparison:
         "draws": 500,
         "floor": 0.31,
     } | changes
-    return compare(rows, rng=np.random.default_rng(0), **arguments)
+    return compare_methods(rows, rng=np.random.default_rng(0), **arguments)
 
 
 def test_every_number_agrees_with_an_independent_recomputation():

@@ -80,9 +80,9 @@ def test_every_metric_is_listed_under_its_own_name_and_says_which_way_is_better(
 
 
 def test_similarity_is_shown_in_percent_and_nll_as_it_is():
-    assert METRICS["embedding_similarity"].shown(0.82144) == "82.14"
-    assert METRICS["embedding_similarity"].shown(0.0231, signed=True) == "+2.31"
-    assert METRICS["nll"].shown(-1.5, signed=True) == "-1.500"
+    assert METRICS["embedding_similarity"].format(0.82144) == "82.14"
+    assert METRICS["embedding_similarity"].format(0.0231, signed=True) == "+2.31"
+    assert METRICS["nll"].format(-1.5, signed=True) == "-1.500"
 
 
 def test_the_floor_is_the_mean_over_pairs_of_different_personas():

@@ -96,7 +96,7 @@ def test_the_table_has_the_comparisons_numbers(read: Reader, report_data: Report
     words = " ".join(read.words)
     for result in report_data.comparison.methods:
         for metric, value in result.means.items():
-            assert METRICS[metric].shown(value) in words
+            assert METRICS[metric].format(value) in words
     assert report_data.comparison.sentence in words
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks import results
-from clusterlora.comparison.compare import compare
+from clusterlora.comparison.compare import compare_methods
 from clusterlora.comparison.figure import draw
 from clusterlora.comparison.table import write_tables
 from clusterlora.errors import BadData, UnknownName
@@ -41,7 +41,7 @@ def finished(name: str, means: Mapping[str, float], stores: Stores) -> None:
         )
     ]
     directions = {"embedding_similarity": True, "prompt_tokens": False}
-    found = compare(rows, headline="embedding_similarity", higher_is_better=directions, draws=200, rng=rng)
+    found = compare_methods(rows, headline="embedding_similarity", higher_is_better=directions, draws=200, rng=rng)
     write_tables(found, rows, stores.folder(name) / "results")
     draw(found, figure_path(stores, name), name)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from clusterlora.comparison.compare import compare
+from clusterlora.comparison.compare import compare_methods
 from clusterlora.comparison.result import SIGNIFICANCE, Comparison
 from clusterlora.values import EvaluationRow
 
@@ -31,7 +31,7 @@ def simulated(gains: Mapping[str, float], rng: np.random.Generator, *, n_persona
         for p in range(n_personas)
         for i in range(n_items)
     ]
-    return compare(rows, headline="embedding_similarity", higher_is_better={"embedding_similarity": True}, draws=400, rng=rng)
+    return compare_methods(rows, headline="embedding_similarity", higher_is_better={"embedding_similarity": True}, draws=400, rng=rng)
 
 
 def count(comparisons: list[Comparison]) -> tuple[int, int]:
