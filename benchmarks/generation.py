@@ -14,7 +14,7 @@ from transformers import GenerationConfig
 from benchmarks.measure import Contender, Row, Sample, clock, compare, take_turns
 from benchmarks.subjects import Subject, questions, write_adapters
 from clusterlora.evaluation.generate import Question
-from clusterlora.evaluation.stacks import Stacks, stacks_on
+from clusterlora.evaluation.inference_backends import InferenceBackend, inference_backend
 from clusterlora.models.base import BaseModel
 from clusterlora.models.stacked import read_weights
 
@@ -50,11 +50,11 @@ def compare_generation(
     """Return a row per peer; adapters are loaded beforehand on both sides."""
     asked = questions(subject.ours, plan.adapters, per_adapter=plan.items_per_adapter, described=plan.described)
     folders = write_adapters(subject.ours, plan.adapters, scratch)
-    stacks = stacks_on(subject.ours, [read_weights(folder) for folder in folders])
+    backend = inference_backend(subject.ours, [read_weights(folder) for folder in folders])
     peft = _mounted(subject.theirs, folders)
     answers: dict[str, AnswerIds] = {}
     run_by_name: dict[str, Callable[[Sequence[Question], int], AnswerIds]] = {
-        OURS: partial(_ours, stacks, batch_size=plan.batch_size),
+        OURS: partial(_ours, backend, batch_size=plan.batch_size),
         ONE_BY_ONE: partial(_one_by_one, peft, subject.theirs),
         MIXED: partial(_mixed, peft, subject.theirs, batch_size=plan.batch_size),
     }
@@ -70,7 +70,7 @@ def compare_generation(
     try:
         samples = take_turns(contenders, budget_seconds=budget_seconds, at_least=at_least, at_most=7)
     finally:
-        stacks.close()
+        backend.close()
         peft.unload()
     settings = {
         "model": subject.name,
@@ -100,10 +100,10 @@ def compare_generation(
     return [replace(row, facts={**row.facts, "identical_answers": _share_identical(answers[OURS], answers[row.baseline])}) for row in rows]
 
 
-def _ours(stacks: Stacks, asked: Sequence[Question], max_new_tokens: int, *, batch_size: int) -> AnswerIds:
+def _ours(backend: InferenceBackend, asked: Sequence[Question], max_new_tokens: int, *, batch_size: int) -> AnswerIds:
     # Without references: the peers are not asked for likelihoods.
     bare = [replace(question, reference=()) for question in asked]
-    replies = stacks.reply(bare, max_new_tokens=max_new_tokens, batch_size=batch_size)
+    replies = backend.reply(bare, max_new_tokens=max_new_tokens, batch_size=batch_size)
     return [reply.ids for reply in sorted(replies, key=lambda reply: reply.number)]
 
 

@@ -10,7 +10,7 @@ from benchmarks.machine import memory_bytes
 from benchmarks.measure import clock
 from benchmarks.subjects import STUDY_STEPS, Subject, questions, training_jobs, write_adapters
 from benchmarks.training import flops_of
-from clusterlora.evaluation.stacks import stacks_on
+from clusterlora.evaluation.inference_backends import inference_backend
 from clusterlora.models.stacked import read_weights
 from clusterlora.stores.memory import SilentLog
 from clusterlora.training import engine
@@ -57,13 +57,13 @@ def adapters_in_one_batch(subject: Subject, sizes: Sequence[int], *, max_new_tok
     points = []
     for k in sizes:
         held = memory_bytes(subject.device)
-        stacks = stacks_on(subject.ours, [read_weights(folder) for folder in folders[:k]])
+        backend = inference_backend(subject.ours, [read_weights(folder) for folder in folders[:k]])
         shared = [replace(question, slot=1 + number % k, reference=()) for number, question in enumerate(asked)]
         start = clock(subject.device)
-        found = list(stacks.reply(shared, max_new_tokens=max_new_tokens, batch_size=32))
+        found = list(backend.reply(shared, max_new_tokens=max_new_tokens, batch_size=32))
         seconds = clock(subject.device) - start
         added = (memory_bytes(subject.device) - held) / 2**20
-        stacks.close()
+        backend.close()
         points.append(Point(f"adapters answering {n_items} questions", k, len(found) / seconds, "answers/s", seconds, added, None))
     return points
 

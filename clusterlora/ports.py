@@ -174,8 +174,8 @@ class AdapterStore(Protocol):
         """Return the keys that have checkpoints here."""
         ...
 
-    def set_aside(self, key: str) -> Path:
-        """Move an adapter to where it is no longer found, and return where that is. Nothing is deleted."""
+    def quarantine(self, key: str) -> Path:
+        """Move an adapter out of the store into its quarantine folder, and return the folder; nothing is deleted."""
         ...
 
     def half_written(self) -> tuple[Path, ...]:

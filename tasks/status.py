@@ -7,7 +7,7 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
 from clusterlora.evaluation.markdown import table
-from clusterlora.models.memory import shown
+from clusterlora.models.memory import format_bytes
 from clusterlora.ports import Stores
 from clusterlora.settings import Study
 from clusterlora.wiring import from_environment
@@ -89,7 +89,7 @@ def _troubles(stores: Stores, study_name: str) -> Iterator[str]:
                 a.pack,
                 str(a.number),
                 str(a.micro_batch),
-                "-" if a.peak_memory_bytes is None else shown(a.peak_memory_bytes),
+                "-" if a.peak_memory_bytes is None else format_bytes(a.peak_memory_bytes),
                 a.state,
                 a.detail,
             )

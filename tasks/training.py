@@ -19,7 +19,7 @@ def train_pack(study_name: str, *, pack: str, title: str, adapters: Sequence[str
     Raises:
         OutOfMemory: the micro-batch does not fit.
     """
-    from clusterlora.models.memory import peak_memory_bytes, shown
+    from clusterlora.models.memory import format_bytes, peak_memory_bytes
     from clusterlora.stages.train import train_pack as train
 
     stores = from_environment()
@@ -27,4 +27,4 @@ def train_pack(study_name: str, *, pack: str, title: str, adapters: Sequence[str
     with exclusive(visible_gpu(), stores.home / ".locks"):
         n_trained = train(study_name, Pack(pack, title, tuple(adapters)), attempt=attempt, micro_batch=micro_batch, stores=stores, log=log)
     used = next(a.micro_batch for a in stores.studies.attempts(study_name, pack) if a.number == attempt)
-    return f"{n_trained} adapters trained at micro-batch {used}, peak memory {shown(peak_memory_bytes())}"
+    return f"{n_trained} adapters trained at micro-batch {used}, peak memory {format_bytes(peak_memory_bytes())}"

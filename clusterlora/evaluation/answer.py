@@ -8,9 +8,9 @@ import numpy as np
 
 from clusterlora.data.prompts import PromptEncoder
 from clusterlora.evaluation.generate import Question
+from clusterlora.evaluation.inference_backends import InferenceBackend, inference_backend
 from clusterlora.evaluation.metric import Scorable
 from clusterlora.evaluation.metrics import METRICS
-from clusterlora.evaluation.stacks import Stacks, stacks_on
 from clusterlora.evaluation.train_responses import TrainResponses
 from clusterlora.models.base import BaseModel
 from clusterlora.models.memory import is_allocation_failure
@@ -60,7 +60,7 @@ class Answerer:
         """
         keys = sorted({task.stack_key for task in tasks})
         slot_by_key = {key: slot for slot, key in enumerate(keys, start=1)}
-        stacks = stacks_on(self._base, [weights_by_stack[key] for key in keys])
+        backend = inference_backend(self._base, [weights_by_stack[key] for key in keys])
         prompts = self._encoder.encode_prompts([task.item.messages for task in tasks])
         questions = [
             Question(prompt, slot_by_key[task.stack_key], self._encoder.encode_response(task.item.reference))
@@ -71,7 +71,7 @@ class Answerer:
         try:
             while True:
                 try:
-                    texts, nll = self._run(stacks, questions, embedded, generating=tuple(metrics) != ("nll",), run_log=run_log)
+                    texts, nll = self._run(backend, questions, embedded, generating=tuple(metrics) != ("nll",), run_log=run_log)
                     break
                 except (RuntimeError, MemoryError) as error:
                     if not is_allocation_failure(error) or self._batch_size == 1:
@@ -79,7 +79,7 @@ class Answerer:
                     self._batch_size //= 2
                     log.warning("answering ran out of memory; going on with batches of %d", self._batch_size)
         finally:
-            stacks.close()
+            backend.close()
         scorable = Scorable(
             texts=texts,
             references=references,
@@ -103,13 +103,13 @@ class Answerer:
         ]
 
     def _run(
-        self, stacks: Stacks, questions: Sequence[Question], embedded: Sequence[str] | None, *, generating: bool, run_log: RunLog
+        self, backend: InferenceBackend, questions: Sequence[Question], embedded: Sequence[str] | None, *, generating: bool, run_log: RunLog
     ) -> tuple[list[str], np.ndarray]:
         """Return every question's answer and likelihood; with `embedded`, their references, both are known to the embedder by then."""
         texts, nll = [""] * len(questions), np.zeros(len(questions))
         fresh: list[str] = []
         max_new_tokens = self._settings.max_new_tokens if generating else None
-        for reply in stacks.reply(questions, max_new_tokens=max_new_tokens, batch_size=self._batch_size):
+        for reply in backend.reply(questions, max_new_tokens=max_new_tokens, batch_size=self._batch_size):
             texts[reply.number] = str(self._base.tokenizer.decode(list(reply.ids), skip_special_tokens=True)).strip()
             nll[reply.number] = reply.nll
             if embedded is not None:

@@ -52,7 +52,7 @@ def allocation_failures(*, micro_batch: int, doing: str) -> Iterator[None]:
         # The frames that the error went through hold what filled the memory, and whoever hears of it needs some.
         clear_frames(error.__traceback__)
         raise OutOfMemory(
-            f"{doing} ran out of memory at micro-batch {micro_batch}, with {shown(peak_memory_bytes())} held at most ({first_line}); {fix}",
+            f"{doing} ran out of memory at micro-batch {micro_batch}, peak {format_bytes(peak_memory_bytes())} ({first_line}); {fix}",
             micro_batch=micro_batch,
         ) from error
 
@@ -68,8 +68,8 @@ def peak_memory_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def shown(n_bytes: int) -> str:
-    """Return an amount of memory as a person reads it: `1.50 GB`."""
+def format_bytes(n_bytes: int) -> str:
+    """Return an amount of memory in gigabytes: `1.50 GB`."""
     return f"{n_bytes / 1e9:.2f} GB"
 
 

@@ -14,7 +14,7 @@ from clusterlora.data.prompts import PromptEncoder, system_text
 from clusterlora.data.shots import with_shots
 from clusterlora.errors import BadData, ModelUnavailable
 from clusterlora.evaluation.generate import Question
-from clusterlora.evaluation.stacks import stacks_on
+from clusterlora.evaluation.inference_backends import inference_backend
 from clusterlora.models.base import load_base
 from clusterlora.models.embedding import load_embedder
 from clusterlora.models.stacked import Weights, read_weights, stack_weights
@@ -61,7 +61,7 @@ class Router:
         layers = sorted({stack.layers for stack in (table.default, *table.personas.values()) if stack.layers}, key=str)
         # Slot 0 is the base model: no layers.
         self._slot_by_layers: dict[tuple[KeyedLayer, ...], int] = {(): 0} | {some: slot for slot, some in enumerate(layers, start=1)}
-        self._stacks = stacks_on(self._base, [_weights(some, weights_by_key) for some in layers])
+        self._backend = inference_backend(self._base, [_weights(some, weights_by_key) for some in layers])
         self._one_at_a_time = threading.Lock()
 
     @classmethod
@@ -90,7 +90,7 @@ class Router:
         questions = [Question(self._encoder.encode_messages(self._messages(r)), slot, ()) for r, slot in zip(read, slots, strict=True)]
         texts = [""] * len(read)
         with self._one_at_a_time:
-            for reply in self._stacks.reply(questions, max_new_tokens=max(limits, default=0), batch_size=_BATCH_SIZE):
+            for reply in self._backend.reply(questions, max_new_tokens=max(limits, default=0), batch_size=_BATCH_SIZE):
                 ids = list(reply.ids[: limits[reply.number]])
                 texts[reply.number] = str(self._base.tokenizer.decode(ids, skip_special_tokens=True)).strip()
         return [{"persona_id": r.persona_id, "text": t, "answered_by": self._answered_by(r)} for r, t in zip(read, texts, strict=True)]

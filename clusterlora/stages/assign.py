@@ -21,7 +21,7 @@ from clusterlora.models.stacked import stack_weights
 from clusterlora.ports import RunLog, Stores
 from clusterlora.settings import DataSettings, Study
 from clusterlora.stages.evaluate import weights_of
-from clusterlora.stages.loaded import base_model, embedder
+from clusterlora.stages.model_cache import base_model, embedder
 from clusterlora.stages.plan import GATED, REFERENCE, WorkPlan, trained_adapters, work_plan
 from clusterlora.stages.stored import stored_folder
 from clusterlora.stages.train import expose

@@ -11,7 +11,7 @@ from clusterlora.data.synthetic import planted
 from clusterlora.models.stacked import read_adapter
 from clusterlora.ports import RunLog, Stores
 from clusterlora.settings import Study
-from clusterlora.stages.loaded import base_model, embedder
+from clusterlora.stages.model_cache import base_model, embedder
 from clusterlora.stages.plan import REFERENCE, work_plan
 from clusterlora.stages.report import map_path, write_map
 from clusterlora.stages.stored import stored_folder

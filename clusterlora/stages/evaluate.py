@@ -19,14 +19,14 @@ from clusterlora.evaluation.train_responses import TrainResponses
 from clusterlora.models.stacked import Weights, read_weights, stack_weights
 from clusterlora.ports import RunLog, Stores
 from clusterlora.settings import Study
-from clusterlora.stages.loaded import base_model, embedder
+from clusterlora.stages.model_cache import base_model, embedder
 from clusterlora.stages.plan import WorkPlan, judged_adapters, refused, rung_by_name, trained_adapters, work_plan
 from clusterlora.stages.stored import stored_folder
 from clusterlora.stages.timing import timed
 from clusterlora.values import Item, Layer, MethodPlan, Persona, Route, Split, Stack
 
 _STACKS_AT_ONCE = 64
-"""Stacks whose factors are in memory together."""
+"""InferenceBackend whose factors are in memory together."""
 
 Part = Literal["power", "baseline", "gate", "test"]
 

@@ -13,7 +13,7 @@ from clusterlora.models.stacked import StackedModel, Weights, read_adapter
 from clusterlora.ports import RunLog, Stores
 from clusterlora.settings import Study
 from clusterlora.stages.imported_scores import RESULTS_FACT
-from clusterlora.stages.loaded import base_model
+from clusterlora.stages.model_cache import base_model
 from clusterlora.stages.plan import IMPORTED, IMPORTED_FACT, work_plan
 from clusterlora.stages.prepare import prepare
 from clusterlora.stages.report import write_map

@@ -4,7 +4,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 
 from clusterlora.errors import OutOfMemory
-from clusterlora.models.memory import peak_memory_bytes, shown
+from clusterlora.models.memory import format_bytes, peak_memory_bytes
 from clusterlora.ports import AdapterRun
 
 
@@ -20,4 +20,4 @@ def tagged_with_outcome(run: AdapterRun) -> Generator[None]:
         raise
     finally:
         peak = peak_memory_bytes()
-        run.tag({"outcome": outcome, "peak_memory": shown(peak), "peak_memory_bytes": str(peak)})
+        run.tag({"outcome": outcome, "peak_memory": format_bytes(peak), "peak_memory_bytes": str(peak)})

@@ -12,8 +12,8 @@ from clusterlora.methods.method import StudyView
 from clusterlora.ports import Stores
 from clusterlora.settings import Rung, Study
 from clusterlora.stages.decision import asked_rungs, decisions
-from clusterlora.training.dealing import deal
-from clusterlora.training.identity import adapter_keys
+from clusterlora.training.cache_key import cache_keys
+from clusterlora.training.load_balancing import partition_by_load
 from clusterlora.values import AdapterSpec, Clustering, Dataset, MethodPlan, Stack, TrainedAdapter, digest
 
 OWN = Rung(name="own")
@@ -181,7 +181,7 @@ def _work_plan(
     apart = _on_rung(measured, rung) if measured else None
     plans = [*(plan for methods in seeds for plan in methods.values()), *((apart,) if apart else ())]
     specs = {spec.name: spec for plan in plans for spec in plan.adapters}
-    keys = adapter_keys(tuple(specs.values()), dataset, base_revision=revision, model=study.model)
+    keys = cache_keys(tuple(specs.values()), dataset, base_revision=revision, model=study.model)
     evaluation = study.evaluation
     answers = digest([revision, study.model, evaluation.max_new_tokens, evaluation.metrics, dataset.digest])
     return WorkPlan(rung, seeds, specs, dict(keys), answers, apart)
@@ -319,7 +319,7 @@ def _fan_out(study: Study, plan: WorkPlan, ready: Sequence[AdapterSpec]) -> tupl
     packs = []
     for kind, pack, title in (("lora", "fan-out", "fan-out"), ("prefix", "prefixes", "prefixes")):
         work = {spec: 0 if spec.name in before else _work(spec) for spec in plan.specs.values() if spec.kind == kind and not spec.parts}
-        dealt = deal(work, study.runtime.shards)
+        dealt = partition_by_load(work, study.runtime.shards)
         for number, shard in enumerate(dealt, start=1):
             if mine := tuple(spec.name for spec in shard if spec.name in names):
                 packs.append(Pack(f"{pack}-{number}-of-{len(dealt)}", f"{title} {number}/{len(dealt)}", mine))

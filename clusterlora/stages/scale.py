@@ -11,7 +11,7 @@ from clusterlora.evaluation.metrics import METRICS
 from clusterlora.evaluation.reference_points import floor, most_similar_of_others
 from clusterlora.ports import Stores
 from clusterlora.settings import Study
-from clusterlora.stages.loaded import embedder
+from clusterlora.stages.model_cache import embedder
 from clusterlora.stages.timing import timed
 from clusterlora.values import Item, digest
 

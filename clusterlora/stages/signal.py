@@ -14,7 +14,7 @@ from clusterlora.errors import BadData
 from clusterlora.ports import RunLog, Stores
 from clusterlora.settings import ClusteringSettings, Study
 from clusterlora.signal.measure import Recognition, Signal, measure
-from clusterlora.stages.loaded import embedder
+from clusterlora.stages.model_cache import embedder
 from clusterlora.stages.timing import timed
 from clusterlora.values import Dataset, Dialogue, Persona, Turn
 

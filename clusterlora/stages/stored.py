@@ -43,7 +43,7 @@ def folder_if_any(stores: Stores, key: str) -> Path | None:
 
 
 def replace_damaged(study_name: str, stores: Stores, run_log: RunLog) -> None:
-    """Set aside what is damaged here of a study's adapters. It is fetched, or forgotten and thereby trained again.
+    """Quarantine the damaged local copies of a study's adapters. It is fetched, or forgotten and thereby trained again.
 
     Raises:
         BadData: the recorded weights are in a tracker, and there is none to ask.
@@ -54,7 +54,7 @@ def replace_damaged(study_name: str, stores: Stores, run_log: RunLog) -> None:
 
 
 def replace_if_damaged(adapter: TrainedAdapter, stores: Stores) -> str:
-    """Set an adapter's copy here aside unless it is what was recorded; return what was done, empty when nothing was."""
+    """Quarantine the local copy of an adapter unless it matches what was recorded; return what was done, empty when nothing was."""
     folder = stores.adapters.local(adapter.key)
     if folder is None or is_right(adapter, folder):
         return ""
@@ -64,14 +64,14 @@ def replace_if_damaged(adapter: TrainedAdapter, stores: Stores) -> str:
     if kept is None and in_tracker(adapter):
         raise BadData(f"{what}; set MLFLOW_TRACKING_URI to fetch the right one")
     try:
-        aside = stores.adapters.set_aside(adapter.key)
+        quarantined = stores.adapters.quarantine(adapter.key)
     except FileNotFoundError:
         return ""  # somebody else saw it, too
     if kept:
         stores.adapters.path(adapter.key)
     else:
         stores.studies.forget_adapter(adapter.key)
-    said = f"{what}; it is set aside in {aside}, and {'fetched again' if kept else 'has to be trained again'}"
+    said = f"{what}; it is quarantined in {quarantined}, and {'fetched again' if kept else 'has to be trained again'}"
     log.warning("%s", said)
     return said
 

@@ -16,7 +16,7 @@ from clusterlora.models.memory import device_name, peak_memory_bytes
 from clusterlora.models.stacked import read_adapter
 from clusterlora.ports import AdapterRun, RunLog, Stores
 from clusterlora.settings import Study
-from clusterlora.stages.loaded import base_model
+from clusterlora.stages.model_cache import base_model
 from clusterlora.stages.outcome import tagged_with_outcome
 from clusterlora.stages.plan import Pack, WorkPlan, plan_with
 from clusterlora.stages.stored import folder_if_any, in_tracker, stored_folder

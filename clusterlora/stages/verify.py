@@ -81,7 +81,7 @@ def _adapters(study: str, stores: Stores, _live: LiveWork | None) -> Iterator[_P
             continue
         if kept:
             what = f"the copy of adapter {adapter.name} ({adapter.key}) on this machine is not what was recorded"
-            yield _Problem(what, "set it aside and fetch the one in the tracker", lambda k=adapter.key: _fetch_again(k, stores))
+            yield _Problem(what, "quarantine it and fetch the one in the tracker", lambda k=adapter.key: _fetch_again(k, stores))
         elif kept is None and in_tracker(adapter):
             yield _Problem(f"adapter {adapter.name} ({adapter.key}) is not on this machine", "set MLFLOW_TRACKING_URI to look further")
         else:
@@ -98,13 +98,13 @@ def _upload(study: str, adapter: TrainedAdapter, folder: Path, stores: Stores) -
 
 
 def _fetch_again(key: str, stores: Stores) -> None:
-    stores.adapters.set_aside(key)
+    stores.adapters.quarantine(key)
     stores.adapters.path(key)
 
 
 def _forget(key: str, stores: Stores) -> None:
     if stores.adapters.local(key) is not None:
-        stores.adapters.set_aside(key)
+        stores.adapters.quarantine(key)
     stores.studies.forget_adapter(key)
 
 
@@ -197,7 +197,7 @@ def _leftovers(stores: Stores) -> Iterator[_Problem]:
         yield _Problem(f"half-written file {file}", "remove it", lambda f=file: f.unlink(missing_ok=True))
     for key in store.local_keys():
         if stores.studies.adapter(key) is None:
-            yield _Problem(f"adapter {key} is in the store and nobody recorded it", "set it aside", lambda k=key: store.set_aside(k))
+            yield _Problem(f"adapter {key} is in the store and nobody recorded it", "quarantine it", lambda k=key: store.quarantine(k))
     for key in store.scratch_keys():
         if stores.studies.adapter(key) is not None:
             yield _Problem(f"checkpoints of adapter {key}, which is finished", "remove them", lambda k=key: store.drop_scratch(k))

@@ -72,12 +72,12 @@ class FileAdapterStore:
     def scratch_keys(self) -> tuple[str, ...]:
         return _names(self._root / ".scratch")
 
-    def set_aside(self, key: str) -> Path:
-        aside = self._root / ".aside" / f"{self._folder(key).name}-{uuid.uuid4().hex[:8]}"
-        make_folder(aside.parent)
-        self._folder(key).rename(aside)
+    def quarantine(self, key: str) -> Path:
+        quarantined = self._root / ".quarantine" / f"{self._folder(key).name}-{uuid.uuid4().hex[:8]}"
+        make_folder(quarantined.parent)
+        self._folder(key).rename(quarantined)
         sync(self._root)
-        return aside
+        return quarantined
 
     def half_written(self) -> tuple[Path, ...]:
         return tuple(self._root / ".incoming" / name for name in _names(self._root / ".incoming"))
@@ -96,7 +96,7 @@ class FileAdapterStore:
         weight_files(incoming)
         folder = self._folder(key)
         if folder.is_dir() and not _is_whole(folder):
-            self.set_aside(key)
+            self.quarantine(key)
         try:
             # One rename makes the whole adapter visible; it fails when somebody else's equal copy came first.
             put_folder_in_place(incoming, folder)

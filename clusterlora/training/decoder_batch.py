@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from clusterlora.models.cuda_graphs import bucket_size
 from clusterlora.models.decoder import Decoder
 from clusterlora.models.packing import Batch, Padding, Run, pack_batch
-from clusterlora.models.replay import like_size
 from clusterlora.training.stacked_lora import Rows
 
 
@@ -71,7 +71,7 @@ def batch_of(
     if padding.alike:
         n_rows = len(ids)
         # More rows like the first one make few kinds of batches of many.
-        which = torch.arange(like_size(n_rows))
+        which = torch.arange(bucket_size(n_rows))
         which[n_rows:] = 0
         ids, predicts, underlay_slots, weights = ids[which], predicts[which], underlay_slots[which], weights[which]
         weights[n_rows:] = 0

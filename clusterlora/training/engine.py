@@ -29,15 +29,15 @@ from clusterlora.models.memory import allocation_failures, free_memory_bytes, to
 from clusterlora.models.packing import that_fit
 from clusterlora.ports import RunLog
 from clusterlora.training import checkpoint
-from clusterlora.training.crew import Crew
-from clusterlora.training.dealing import deal
+from clusterlora.training.backends import Pass, lora_backend, prefix_backend
 from clusterlora.training.dropout import Dropout
 from clusterlora.training.job import TrainingJob, TrainingResult, batches, learning_rate, out_of_patience, pad_rows
-from clusterlora.training.passes import Pass, lora_pass, prefix_pass
+from clusterlora.training.load_balancing import partition_by_load
 from clusterlora.training.peft_folder import read_peft_tensors, write_peft_folder, write_prefix_folder
 from clusterlora.training.slot_adamw import SlotAdamW, Step
 from clusterlora.training.stacked_lora import Rows, StackedLora, targeted_layers
 from clusterlora.training.stacked_prefix import StackedPrefix, cache_shape
+from clusterlora.training.worker_threads import WorkerThreads
 
 log = logging.getLogger(__name__)
 
@@ -124,9 +124,9 @@ class _Pack:
         self._underlay_slot = {None: 0} | {folder: slot for slot, folder in enumerate(folders, start=1)}
         self._lora, self._pass = _slots(base, jobs, folders, checkpointing=checkpointing)
         self._optimiser = SlotAdamW(self._lora.parameters, self._lora.gradients)
-        self._crew = Crew(base.model.device)
+        self._workers = WorkerThreads(base.model.device)
         # A pass that changes the model while it runs cannot run twice at a time.
-        self._n_shares = self._crew.size if self._pass.reentrant else 1
+        self._n_shares = self._workers.n_workers if self._pass.reentrant else 1
         # Threads share memory and caches.
         at_once = min(_tokens_at_once(base), self._tokens_that_fit(jobs)) // self._n_shares
         self._tokens_per_chunk = max(1, at_once * micro_batch // max(job.spec.recipe.batch_size for job in jobs))
@@ -160,7 +160,7 @@ class _Pack:
                 self._step(self._forward_backward())
                 self._end_epochs()
         finally:
-            self._crew.close()
+            self._workers.close()
             self._pass.close()
         if self._diverged:
             names = ", ".join(f"{seat.job.spec.name} (learning_rate={seat.job.spec.recipe.learning_rate})" for seat in self._diverged)
@@ -210,7 +210,7 @@ class _Pack:
             n_tokens = sum(sequence.n_response_tokens for sequence in sequences)
             rows += [_Row(seat, sequence, place, 1 / n_tokens) for place, sequence in enumerate(sequences)]
         loss_by_slot = torch.zeros(len(self._lora.parameters), dtype=torch.float64)
-        for of_share in self._crew.each(partial(self._share, learn=learn), self._shares(rows)):
+        for of_share in self._workers.map(partial(self._share, learn=learn), self._shares(rows)):
             loss_by_slot += of_share
         return [float(loss_by_slot[seat.slot]) for seat, _ in sequences_of]
 
@@ -219,7 +219,7 @@ class _Pack:
         tokens = Counter[int]()
         for row in rows:
             tokens[row.seat.slot] += len(row.sequence.ids)
-        share_of = {slot: number for number, slots in enumerate(deal(tokens, self._n_shares)) for slot in slots}
+        share_of = {slot: number for number, slots in enumerate(partition_by_load(tokens, self._n_shares)) for slot in slots}
         shares: list[list[_Row]] = [[] for _ in range(self._n_shares)]
         for row in rows:
             shares[share_of[row.seat.slot]].append(row)
@@ -341,11 +341,11 @@ def _slots(
     if jobs[0].spec.kind == "prefix":
         n_layers, n_heads, head_dim = cache_shape(base.model)
         n_parameters = rank * 2 * n_layers * n_heads * head_dim
-        return prefix_pass(base, n_slots=_affordable(base, jobs, n_parameters), n_virtual=rank)
+        return prefix_backend(base, n_slots=_affordable(base, jobs, n_parameters), n_virtual=rank)
     layers = targeted_layers(base.model, recipe.target_modules).values()
     n_slots = _affordable(base, jobs, rank * sum(layer.in_features + layer.out_features for layer in layers))
     probe = jobs[0].sequences[0].ids[:8]
-    return lora_pass(base, recipe, n_slots=n_slots, rank=rank, probe=probe, underlays=underlays, checkpointing=checkpointing)
+    return lora_backend(base, recipe, n_slots=n_slots, rank=rank, probe=probe, underlays=underlays, checkpointing=checkpointing)
 
 
 def _affordable(base: BaseModel, jobs: Sequence[TrainingJob], n_parameters: int) -> int:

@@ -11,8 +11,8 @@ from clusterlora.data.prompts import TokenSequence
 from clusterlora.models.base import BaseModel
 from clusterlora.ports import RunLog
 from clusterlora.settings import Recipe
+from clusterlora.training.backends import Pass, lora_backend
 from clusterlora.training.job import pad_rows
-from clusterlora.training.passes import Pass, lora_pass
 from clusterlora.training.peft_folder import read_peft_tensors
 from clusterlora.training.stacked_lora import Rows, StackedLora
 
@@ -30,7 +30,7 @@ def dialogue_gradients(
     """
     order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i].ids))
     n_slots = min(_AT_ONCE, len(order))
-    lora, through = lora_pass(base, recipe, n_slots=n_slots, rank=recipe.rank, probe=sequences[0].ids[:8])
+    lora, through = lora_backend(base, recipe, n_slots=n_slots, rank=recipe.rank, probe=sequences[0].ids[:8])
     sketches = torch.zeros(len(sequences), DIMENSIONS)
     try:
         tensors = read_peft_tensors(adapter)

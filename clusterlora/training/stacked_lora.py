@@ -7,9 +7,9 @@ answered by slot k = slot[b], with scale s = alpha / r and dropout mask m folded
 
     A_b = s A_k * m_b         dA_k += s m_b * dA_b      dB_k += dB_b
 
-with the products of `models.update` for each row. Rows of different slots never meet, so K adapters trained together are K adapters
-trained alone. Parameters and gradients of slot k are row k of two matrices [K, n]; A and B^T are views of them, and the backward pass
-adds straight into the gradient's rows.
+with the products of `models.low_rank_update` for each row. Rows of different slots never interact, so K adapters trained together equal K
+adapters trained alone. Parameters and gradients of slot k are row k of two matrices [K, n]; A and B^T are views of them, and the
+backward pass accumulates into the gradient's rows directly.
 Source: Hu et al. 2021, LoRA (arXiv 2106.09685); batching over adapters as in S-LoRA (arXiv 2311.03285), here for training.
 """
 
@@ -21,8 +21,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from clusterlora.errors import BadSettings
+from clusterlora.models.low_rank_update import Update
 from clusterlora.models.packing import Run
-from clusterlora.models.update import Update
 from clusterlora.training.job import initial_a
 
 
@@ -90,7 +90,7 @@ class Group:
             to.index_add_(0, rows.slot, of_b.to(to.dtype))
 
 
-class OfRows:
+class GatheredLora:
     """A group's factors for a batch whose rows are of different slots: gathered, each row with its own."""
 
     def __init__(self, group: Group, rows: Rows, dtype: torch.dtype) -> None:

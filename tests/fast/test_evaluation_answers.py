@@ -14,12 +14,12 @@ from torch.nn import functional
 
 from clusterlora.data.prompts import PromptEncoder
 from clusterlora.errors import BadData
-from clusterlora.evaluation import answer, stacks
+from clusterlora.evaluation import answer, inference_backends
 from clusterlora.evaluation.answer import Answerer, Task
 from clusterlora.evaluation.generate import Question, Reply
-from clusterlora.evaluation.readings import streams
+from clusterlora.evaluation.inference_backends import InferenceBackend, inference_backend
+from clusterlora.evaluation.prefix_sharing import streams
 from clusterlora.evaluation.select import select_arm
-from clusterlora.evaluation.stacks import Stacks, stacks_on
 from clusterlora.models.base import BaseModel, load_base
 from clusterlora.models.stacked import StackedModel, Weights, read_adapter, read_weights, stack_weights
 from clusterlora.settings import EvaluationSettings, Recipe
@@ -146,19 +146,23 @@ def assert_as_peft_answers(replies: Mapping[int, Reply], asked: Sequence[Questio
 
 
 @pytest.fixture(params=["written out", "written out, as on a GPU", "through transformers"])
-def ours(request: pytest.FixtureRequest, base: BaseModel, adapters: list[Path], monkeypatch: pytest.MonkeyPatch) -> Iterator[Stacks]:
+def ours(
+    request: pytest.FixtureRequest, base: BaseModel, adapters: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[InferenceBackend]:
     """The three adapters in the slots 1 to 3, by every way of answering."""
     if request.param == "written out, as on a GPU":
         request.getfixturevalue("as_on_a_gpu")
     if request.param == "through transformers":
-        monkeypatch.setattr(stacks, "decoder_of", lambda _model: None)
-    found = stacks_on(base, [read_weights(folder) for folder in adapters])
+        monkeypatch.setattr(inference_backends, "decoder_of", lambda _model: None)
+    found = inference_backend(base, [read_weights(folder) for folder in adapters])
     yield found
     found.close()
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 64])
-def test_mixed_batches_answer_token_for_token_like_peft_one_by_one(ours: Stacks, base: BaseModel, peft: Peft, batch_size: int) -> None:
+def test_mixed_batches_answer_token_for_token_like_peft_one_by_one(
+    ours: InferenceBackend, base: BaseModel, peft: Peft, batch_size: int
+) -> None:
     asked = questions(base)
     replies = {reply.number: reply for reply in ours.reply(asked, max_new_tokens=12, batch_size=batch_size)}
     assert_as_peft_answers(replies, asked, peft, new_tokens=12)
@@ -166,7 +170,7 @@ def test_mixed_batches_answer_token_for_token_like_peft_one_by_one(ours: Stacks,
     assert len({len(reply.ids) for reply in replies.values()}) > 1, "rows that all end together would never make room for others"
 
 
-def test_turns_of_a_dialogue_read_off_one_pass_are_answered_as_if_asked_alone(ours: Stacks, base: BaseModel, peft: Peft) -> None:
+def test_turns_of_a_dialogue_read_off_one_pass_are_answered_as_if_asked_alone(ours: InferenceBackend, base: BaseModel, peft: Peft) -> None:
     asked = dialogue_questions(base)
     together = {reply.number: reply for reply in ours.reply(asked, max_new_tokens=6, batch_size=4)}
     likelihoods = {reply.number: reply.nll for reply in ours.reply(asked, max_new_tokens=None, batch_size=4)}
@@ -179,7 +183,7 @@ def test_turns_of_a_dialogue_read_off_one_pass_are_answered_as_if_asked_alone(ou
 
 @pytest.mark.parametrize("batch_size", [2, 5, 64])
 def test_what_dialogues_begin_with_is_read_once_and_they_are_answered_as_if_asked_alone(
-    ours: Stacks, base: BaseModel, peft: Peft, batch_size: int
+    ours: InferenceBackend, base: BaseModel, peft: Peft, batch_size: int
 ) -> None:
     asked = questions_with_beginnings(base)
     read = [reading for stream in streams(asked, batch_size, share=True) for reading in stream]
@@ -205,7 +209,7 @@ def test_a_beginning_is_read_by_itself_only_where_that_saves_more_than_it_costs(
     assert {reading.begin for stream in streams(asked, 64, share=True) for reading in stream} == {59}, "the last predicts at its 60th token"
 
 
-def test_questions_without_a_reference_may_be_alike_and_are_answered_each(ours: Stacks, base: BaseModel, peft: Peft) -> None:
+def test_questions_without_a_reference_may_be_alike_and_are_answered_each(ours: InferenceBackend, base: BaseModel, peft: Peft) -> None:
     asked = [replace(question, reference=()) for question in (*questions(base)[:5], *questions(base)[:5])]
     replies = {reply.number: reply.ids for reply in ours.reply(asked, max_new_tokens=5, batch_size=3)}
     for number, question in enumerate(asked):
@@ -242,7 +246,7 @@ def test_a_residual_of_zero_answers_like_unified(base: BaseModel, adapters: list
     untrained = {name: (a, torch.zeros_like(b)) for name, (a, b) in read_adapter(adapters[1]).items()}
     by_name = {"unified": read_weights(adapters[0]), "residual": Weights(untrained)}
     layers = ((Layer("unified"),), (Layer("unified"), Layer("residual", 0.5)))
-    both = stacks_on(base, [stack_weights(some, by_name.__getitem__) for some in layers])
+    both = inference_backend(base, [stack_weights(some, by_name.__getitem__) for some in layers])
     asked = [replace(question, slot=slot) for slot in (1, 2) for question in questions(base)]
     replies = sorted(both.reply(asked, max_new_tokens=12, batch_size=4), key=lambda reply: reply.number)
     unified, hybrid = replies[: len(replies) // 2], replies[len(replies) // 2 :]
@@ -254,7 +258,7 @@ def test_an_adapter_of_another_base_is_refused_by_layer(base: BaseModel, adapter
     factors = dict(read_adapter(adapters[0]))
     name, (a, b) = next(iter(factors.items()))
     model = StackedModel(base.model)
-    for load in (model.load, partial(stacks_on, base)):
+    for load in (model.load, partial(inference_backend, base)):
         with pytest.raises(BadData, match="belongs to another base"):
             load([Weights({name: (a[:, :-1], b)})])
         with pytest.raises(BadData, match=r"no layer model\.layers\.99"):

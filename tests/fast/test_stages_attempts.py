@@ -180,7 +180,7 @@ def test_an_attempt_out_of_memory_tells_the_same(study: Study, stores: Stores, m
         yield
 
     monkeypatch.setattr(engine, "train", hungry)
-    with pytest.raises(OutOfMemory, match=r"at micro-batch 2, with \d+\.\d\d GB held at most"):
+    with pytest.raises(OutOfMemory, match=r"at micro-batch 2, peak \d+\.\d\d GB"):
         train(study, stores, UNIFIED)
     (attempt,) = stores.studies.attempts(study.name)
     (run,) = runs(stores)

@@ -1,4 +1,4 @@
-"""What is used is what was recorded: a damaged copy is named, set aside, and fetched or trained again."""
+"""What is used is what was recorded: a damaged copy is named, quarantined, and fetched or trained again."""
 
 import shutil
 from collections.abc import Callable
@@ -94,7 +94,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_a_damaged_copy_is_named_set_aside_and_fetched_again(
+def test_a_damaged_copy_is_named_quarantined_and_fetched_again(
     damage: Callable[[Path], object], stores: Stores, caplog: pytest.LogCaptureFixture
 ) -> None:
     file = weights(stores)
@@ -102,9 +102,9 @@ def test_a_damaged_copy_is_named_set_aside_and_fetched_again(
     damage(file)
     assert (stored_folder(stores, KEY) / file.name).read_bytes() == right
     (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert f"adapter adapter-1 ({KEY}) on this machine is not what was recorded; it is set aside in" in warning
+    assert f"adapter adapter-1 ({KEY}) on this machine is not what was recorded; it is quarantined in" in warning
     assert warning.endswith("fetched again")
-    assert len(list((file.parents[1] / ".aside").iterdir())) == 1
+    assert len(list((file.parents[1] / ".quarantine").iterdir())) == 1
 
 
 def test_a_damaged_copy_that_nobody_else_has_is_forgotten_so_that_it_is_trained_again(stores: Stores, tracker: Tracker) -> None:

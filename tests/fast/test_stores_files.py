@@ -147,7 +147,7 @@ def test_a_copy_that_was_cut_gives_way_to_a_whole_one_and_is_set_aside(tmp_path:
         kept = store.save(KEY, offered)
         (kept / name).write_bytes(b"")
         assert (store.save(KEY, offered) / name).read_bytes() == (offered / name).read_bytes()
-    assert len(list((tmp_path / "store" / ".aside").iterdir())) == 2
+    assert len(list((tmp_path / "store" / ".quarantine").iterdir())) == 2
 
 
 def test_a_digest_is_computed_again_when_other_bytes_of_the_same_length_and_time_lie_there(tmp_path: Path) -> None:

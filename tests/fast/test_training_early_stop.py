@@ -10,7 +10,7 @@ from clusterlora.models.base import BaseModel
 from clusterlora.settings import ModelSettings
 from clusterlora.stores.memory import SilentLog
 from clusterlora.training import checkpoint, engine
-from clusterlora.training.identity import adapter_keys
+from clusterlora.training.cache_key import cache_keys
 from clusterlora.training.job import TrainingJob, TrainingResult, out_of_patience
 from clusterlora.values import AdapterSpec, Dataset, Dialogue, Persona, Turn
 from tests.fast.test_training_engine import RECIPE, alone, difference, job, sequences, together
@@ -108,7 +108,7 @@ def test_val_dialogues_are_part_of_the_identity_of_those_who_read_them_alone() -
 
     def key(val: str, patience: int | None) -> str:
         spec = AdapterSpec(name="a", persona_ids=("ann",), recipe=replace(RECIPE, patience=patience))
-        return adapter_keys([spec], dataset(val), base_revision="r", model=ModelSettings())["a"]
+        return cache_keys([spec], dataset(val), base_revision="r", model=ModelSettings())["a"]
 
     assert key("On!", None) == key("It is on.", None)
     assert key("On!", 1) != key("It is on.", 1)

@@ -21,9 +21,9 @@ from clusterlora.models.base import BaseModel, load_base
 from clusterlora.models.decoder import decoder_of
 from clusterlora.settings import Recipe
 from clusterlora.stores.memory import SilentLog
-from clusterlora.training import checkpoint, engine, passes, reference
+from clusterlora.training import backends, checkpoint, engine, reference
+from clusterlora.training.decoder_backend import DecoderBackend
 from clusterlora.training.job import TrainingJob, TrainingResult, pad_rows
-from clusterlora.training.through_decoder import DecoderPass
 from clusterlora.values import AdapterSpec, Turn
 
 pytestmark = pytest.mark.numeric
@@ -100,14 +100,14 @@ def test_and_as_batches_are_laid_out_on_a_gpu(base64: BaseModel, tmp_path: Path)
 
 
 def test_what_a_training_held_goes_when_it_ends(base: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    held: list[ref[DecoderPass]] = []
-    plain = DecoderPass.__init__
+    held: list[ref[DecoderBackend]] = []
+    plain = DecoderBackend.__init__
 
-    def remember(self: DecoderPass, *arguments: Any, **named: Any) -> None:
+    def remember(self: DecoderBackend, *arguments: Any, **named: Any) -> None:
         plain(self, *arguments, **named)
         held.append(ref(self))
 
-    monkeypatch.setattr(DecoderPass, "__init__", remember)
+    monkeypatch.setattr(DecoderBackend, "__init__", remember)
     gc.disable()
     try:
         together(base, [job(base, tmp_path, "a", n=4)])
@@ -139,7 +139,7 @@ def test_warm_starts_and_residuals_equal_the_reference_too(base64: BaseModel, tm
 
 @pytest.mark.parametrize("rank", [1, 2])
 def test_what_is_read_of_a_slot_stays_when_the_slot_is_vacated(base64: BaseModel, rank: int) -> None:
-    lora, _ = passes.lora_pass(base64, replace(RECIPE, rank=rank), n_slots=1, rank=rank, probe=[3, 4])
+    lora, _ = backends.lora_backend(base64, replace(RECIPE, rank=rank), n_slots=1, rank=rank, probe=[3, 4])
     lora.parameters.fill_(2.0)
     kept = lora.read(0, lora.parameters, rank=rank)
     lora.parameters.zero_()
@@ -178,7 +178,9 @@ def test_a_chunk_is_no_larger_than_the_free_memory_allows(base64: BaseModel, tmp
 def test_what_a_token_is_expected_to_need_grows_with_what_is_kept_of_it(base: BaseModel) -> None:
     ids = torch.tensor([list(range(3, 43))])
     needs = {
-        checkpointing: passes.lora_pass(base, RECIPE, n_slots=1, rank=4, probe=(3, 4), checkpointing=checkpointing)[1].bytes_per_token(ids)
+        checkpointing: backends.lora_backend(base, RECIPE, n_slots=1, rank=4, probe=(3, 4), checkpointing=checkpointing)[1].bytes_per_token(
+            ids
+        )
         for checkpointing in (False, True)
     }
     config = base.model.config
@@ -265,7 +267,7 @@ def test_activations_computed_again_on_the_way_back_change_nothing(tiny_base_fol
 def test_checkpoints_of_a_base_that_is_not_written_out_are_refused(
     base: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(passes, "decoder_of", lambda _model: None)
+    monkeypatch.setattr(backends, "decoder_of", lambda _model: None)
     with pytest.raises(BadSettings, match=r"runtime.gradient_checkpointing=true needs a Llama or Qwen2 base"):
         list(engine.train(base, [job(base, tmp_path, "a")], micro_batch=2, run_log=SilentLog(), checkpointing=True))
 

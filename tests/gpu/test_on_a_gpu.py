@@ -10,13 +10,13 @@ from safetensors.torch import load_file
 from clusterlora.data.prompts import PromptEncoder
 from clusterlora.errors import OutOfMemory
 from clusterlora.evaluation.generate import Question
-from clusterlora.evaluation.stacks import stacks_on
-from clusterlora.models import replay
+from clusterlora.evaluation.inference_backends import inference_backend
+from clusterlora.models import cuda_graphs
 from clusterlora.models.base import BaseModel, load_base
 from clusterlora.models.stacked import read_weights
 from clusterlora.settings import Recipe
 from clusterlora.stores.memory import SilentLog
-from clusterlora.training import engine, passes, reference
+from clusterlora.training import backends, engine, reference
 from clusterlora.training.job import TrainingJob, TrainingResult
 from clusterlora.values import AdapterSpec, Turn
 
@@ -24,16 +24,16 @@ RECIPE = Recipe(rank=4, alpha=8, dropout=0.0, epochs=3, batch_size=2, learning_r
 
 
 @pytest.fixture
-def recorded(monkeypatch: pytest.MonkeyPatch) -> list[replay._Recording]:
+def recorded(monkeypatch: pytest.MonkeyPatch) -> list[cuda_graphs.CudaGraph]:
     """Every recording that is made."""
-    made: list[replay._Recording] = []
-    plain = replay._Recording.__init__
+    made: list[cuda_graphs.CudaGraph] = []
+    plain = cuda_graphs.CudaGraph.__init__
 
-    def remember(self: replay._Recording, *arguments: object) -> None:
+    def remember(self: cuda_graphs.CudaGraph, *arguments: object) -> None:
         plain(self, *arguments)  # pyright: ignore[reportArgumentType]
         made.append(self)
 
-    monkeypatch.setattr(replay._Recording, "__init__", remember)
+    monkeypatch.setattr(cuda_graphs.CudaGraph, "__init__", remember)
     return made
 
 
@@ -60,11 +60,11 @@ def apart(one: TrainingResult, other: TrainingResult) -> float:
     return (sum(float((a[name] - b[name]).double().pow(2).sum()) for name in a) / moved) ** 0.5
 
 
-def test_recorded_trainings_equal_peft_alone_in_float64(base64: BaseModel, tmp_path: Path, recorded: list[replay._Recording]) -> None:
+def test_recorded_trainings_equal_peft_alone_in_float64(base64: BaseModel, tmp_path: Path, recorded: list[cuda_graphs.CudaGraph]) -> None:
     base64.model.to("cuda")  # pyright: ignore[reportArgumentType]
     ours = train(base64, jobs(base64, tmp_path / "ours", 5))
     theirs = reference.train(base64, jobs(base64, tmp_path / "theirs", 5), micro_batch=2, run_log=SilentLog())
-    assert bool(recorded) == (passes.decoder_of(base64.model) is not None)
+    assert bool(recorded) == (backends.decoder_of(base64.model) is not None)
     for one, other in zip(ours, theirs, strict=True):
         assert one.losses == pytest.approx(other.losses, rel=1e-9)
         assert apart(one, other) < 1e-9
@@ -120,7 +120,9 @@ def test_a_batch_that_does_not_fit_is_trained_with_a_smaller_one(tmp_path: Path)
         assert one.losses == pytest.approx(other.losses, rel=1e-3)
 
 
-def test_recorded_answers_are_the_ones_given_on_a_cpu(tiny_base_folder: Path, tmp_path: Path, recorded: list[replay._Recording]) -> None:
+def test_recorded_answers_are_the_ones_given_on_a_cpu(
+    tiny_base_folder: Path, tmp_path: Path, recorded: list[cuda_graphs.CudaGraph]
+) -> None:
     there = load_base(str(tiny_base_folder), device="cuda")
     here = load_base(str(tiny_base_folder))
     folders = [result.folder for result in train(there, jobs(there, tmp_path, 3))]
@@ -132,9 +134,9 @@ def test_recorded_answers_are_the_ones_given_on_a_cpu(tiny_base_folder: Path, tm
     ]
     answers = []
     for base in (there, here):
-        stacks = stacks_on(base, [read_weights(folder) for folder in folders])
-        answers.append(sorted(stacks.reply(asked, max_new_tokens=40, batch_size=10), key=lambda reply: reply.number))
-        stacks.close()
+        backend = inference_backend(base, [read_weights(folder) for folder in folders])
+        answers.append(sorted(backend.reply(asked, max_new_tokens=40, batch_size=10), key=lambda reply: reply.number))
+        backend.close()
     assert recorded
     assert len({reply.ids for reply in answers[1]}) > 4
     for on_gpu, on_cpu in zip(*answers, strict=True):

@@ -252,7 +252,7 @@ def test_a_model_registered_without_digests_is_compared_with_the_database(stores
 
 
 def test_weights_lost_here_alone_are_no_finding_and_come_back_when_asked_for(stores: Stores, name: str) -> None:
-    stores.adapters.set_aside(KEY)
+    stores.adapters.quarantine(KEY)
     assert found(stores, name) == []
     folder = stores.adapters.path(KEY)
     assert folder is not None
@@ -261,7 +261,7 @@ def test_weights_lost_here_alone_are_no_finding_and_come_back_when_asked_for(sto
 
 def test_an_upload_that_was_tampered_with_never_arrives(stores: Stores, name: str, mlflow_server: str) -> None:
     damage_upload(stores, mlflow_server, name)
-    stores.adapters.set_aside(KEY)
+    stores.adapters.quarantine(KEY)
     with pytest.raises(BadData, match=f"adapter {KEY} has SHA-256"):
         stores.adapters.path(KEY)
     assert stores.adapters.local(KEY) is None
@@ -271,8 +271,8 @@ def test_mending_weights_never_deletes_any(stores: Stores, name: str, mlflow_ser
     damage_here(stores, mlflow_server, name)
     stranger(stores, mlflow_server, name)
     found(stores, name, repair=True)
-    aside = stores.home / ".adapters" / ".aside"
-    assert len(list(aside.iterdir())) == 2
+    quarantine = stores.home / ".adapters" / ".quarantine"
+    assert len(list(quarantine.iterdir())) == 2
     assert weights(stores).read_bytes() == HEADER + b"weights"
 
 
@@ -318,7 +318,7 @@ def test_without_a_server_to_ask_an_open_attempt_is_reported_and_kept(stores: St
 
 
 def test_without_mlflow_adapters_that_lie_there_are_not_forgotten(stores: Stores, name: str) -> None:
-    stores.adapters.set_aside(KEY)
+    stores.adapters.quarantine(KEY)
     alone = Stores(stores.studies, FileAdapterStore(stores.home / ".adapters"), MemoryTracker(), stores.home)
     (finding,) = found(alone, name, repair=True)
     assert "set MLFLOW_TRACKING_URI" in finding.fix

@@ -7,7 +7,7 @@ import torch
 import transformers  # noqa: F401
 
 from clusterlora.settings import ModelSettings
-from clusterlora.stages.loaded import base_model, embedder
+from clusterlora.stages.model_cache import base_model, embedder
 from clusterlora.stores import mlflow_tracker, sql  # noqa: F401
 from clusterlora.training import train  # noqa: F401
 from tests.all.chaos import direct  # noqa: F401

@@ -8,12 +8,12 @@ from torch import Tensor
 
 from clusterlora.errors import BadData
 from clusterlora.models.decoder import Decoder, Site
+from clusterlora.models.low_rank_update import Update
 from clusterlora.models.packing import Run
 from clusterlora.models.stacked import Weights
-from clusterlora.models.update import Update
 
 
-class SiteSlots:
+class AdapterSlots:
     """Adapters in memory, by slot: number 1 is the first."""
 
     def __init__(self, decoder: Decoder, weights: Sequence[Weights], *, dtype: torch.dtype | None = None) -> None:

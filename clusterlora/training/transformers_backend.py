@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from clusterlora.models.decoder import PAD_TO
+from clusterlora.models.low_rank_update import Update
 from clusterlora.models.packing import Padding, whole
 from clusterlora.models.stacked import StackedModel, logits_only_at
-from clusterlora.models.update import Update
 from clusterlora.training.stacked_lora import Group, Place, Rows, StackedLora, through
 from clusterlora.training.stacked_prefix import StackedPrefix
 
 
-class TransformersPass:
+class TransformersBackend:
     """Adds the gradients of one batch to stacked LoRA, or stacked prefixes, on a transformers model. `close` gives the model back."""
 
     def __init__(self, model: Any, stack: StackedLora | StackedPrefix, underlays: StackedModel | None) -> None:

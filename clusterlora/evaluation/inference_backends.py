@@ -5,14 +5,14 @@ from typing import Protocol
 
 import numpy as np
 
-from clusterlora.evaluation.decoding import DecoderStacks
+from clusterlora.evaluation.decoder_inference import DecoderInference
 from clusterlora.evaluation.generate import Question, Reply, generate, reference_nll
 from clusterlora.models.base import BaseModel
 from clusterlora.models.decoder import decoder_of
 from clusterlora.models.stacked import StackedModel, Weights
 
 
-class Stacks(Protocol):
+class InferenceBackend(Protocol):
     """Slots of adapters; slot 0 is the base model."""
 
     def reply(self, questions: Sequence[Question], *, max_new_tokens: int | None, batch_size: int) -> Iterator[Reply]:
@@ -24,15 +24,15 @@ class Stacks(Protocol):
         ...
 
 
-def stacks_on(base: BaseModel, weights: Sequence[Weights]) -> Stacks:
+def inference_backend(base: BaseModel, weights: Sequence[Weights]) -> InferenceBackend:
     """Return a base with these adapters in the slots 1, 2, ... Raises BadData when one belongs to another base."""
     decoder = decoder_of(base.model)
     if decoder is not None and not any(one.prefix is not None for one in weights):
-        return DecoderStacks(decoder, weights, end_ids=base.end_ids, pad_id=base.pad_id)
-    return _TransformersStacks(base, weights)
+        return DecoderInference(decoder, weights, end_ids=base.end_ids, pad_id=base.pad_id)
+    return _TransformersInference(base, weights)
 
 
-class _TransformersStacks:
+class _TransformersInference:
     """Any architecture, and prefixes."""
 
     def __init__(self, base: BaseModel, weights: Sequence[Weights]) -> None:
@@ -41,7 +41,7 @@ class _TransformersStacks:
         self._stacked.load(weights)
 
     def reply(self, questions: Sequence[Question], *, max_new_tokens: int | None, batch_size: int) -> Iterator[Reply]:
-        """See `Stacks`."""
+        """See `InferenceBackend`."""
         base = self._base
         nll = np.full(len(questions), np.nan)
         if asked := [number for number, question in enumerate(questions) if question.reference]:
@@ -55,5 +55,5 @@ class _TransformersStacks:
             yield Reply(number, ids, float(nll[number]))
 
     def close(self) -> None:
-        """See `Stacks`."""
+        """See `InferenceBackend`."""
         self._stacked.close()

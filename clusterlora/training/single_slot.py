@@ -6,8 +6,8 @@ What differs between rows, f_b = s m_b, is put on their tokens instead of into A
 
     h = A (f * x)^T    y = x W^T + h^T B^T        u = B^T dy^T    dx = dy W + (u^T A) * f        dA += u (f * x)    dB^T += h dy
 
-the equations of `models.update` for one row of N tokens. A single adapter's step is so small that asking for its products costs as much
-as computing them; this asks for a third of them.
+the equations of `models.low_rank_update` for one row of N tokens. A single adapter's step is so small that launching its products costs
+as much as computing them; this path launches a third of them.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from clusterlora.models.packing import Run
 from clusterlora.training.stacked_lora import Group
 
 
-class OneSlot:
+class SingleSlotLora:
     """The factors of one slot, on a batch that is all its own; its gradients are added where they are kept."""
 
     def __init__(self, group: Group, slot: int, factor: Float[Tensor, "N feature"], dtype: torch.dtype) -> None:

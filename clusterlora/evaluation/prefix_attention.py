@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from clusterlora.evaluation.readings import Reading
+from clusterlora.evaluation.prefix_sharing import Reading
 from clusterlora.models.decoder import Decoder
 from clusterlora.models.packing import Run
 

@@ -3,10 +3,10 @@
 legend   b row, N tokens of all rows, M those that predict a response, d width, D outputs of a layer, H query heads, G key-value heads,
          e width of a head, He = H * e
 
-The equations are those of `models.decoder` and `models.update`. Written by hand, a pass keeps exactly what its backward pass reads,
-runs no token after a row's last prediction and little padding, computes what follows the last attention for the tokens that predict a
-response alone, no gradient below the first adapter, and never holds the logits of more than a few hundred tokens. Only attention is left
-to autograd, for its fused kernels.
+The equations are those of `models.decoder` and `models.low_rank_update`. Compared with autograd, this pass saves only the activations
+that its backward pass reads, skips tokens after a row's last prediction and most padding, runs everything after the last attention on
+predicting tokens only, computes no gradient below the first adapter, and holds the logits of a few hundred tokens at a time. Attention
+goes through autograd, for its fused kernels.
 """
 
 from collections.abc import Sequence
@@ -17,14 +17,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
+from clusterlora.models.adapter_slots import AdapterSlots
+from clusterlora.models.cuda_graphs import CudaGraphCache
 from clusterlora.models.decoder import Block, Decoder, Site, rotate
+from clusterlora.models.low_rank_update import Update
 from clusterlora.models.packing import Padding, Run
-from clusterlora.models.replay import Replays
-from clusterlora.models.site_slots import SiteSlots
-from clusterlora.models.update import Update
 from clusterlora.training.decoder_batch import DecoderBatch, batch_of
-from clusterlora.training.one_slot import OneSlot
-from clusterlora.training.stacked_lora import Group, OfRows, Place, Rows, StackedLora, through
+from clusterlora.training.single_slot import SingleSlotLora
+from clusterlora.training.stacked_lora import GatheredLora, Group, Place, Rows, StackedLora, through
 
 
 def places(decoder: Decoder, names: frozenset[str]) -> list[Place]:
@@ -43,7 +43,7 @@ class _Site:
     """A site in a pass: its weights, the factors that are trained, with the layers of it they are for, and frozen ones beside them."""
 
     site: Site
-    trained: tuple[OfRows | OneSlot, tuple[int, ...]] | None
+    trained: tuple[GatheredLora | SingleSlotLora, tuple[int, ...]] | None
     frozen: Update | None
 
     def forward(self, x: Float[Tensor, "N d_in"], runs: Sequence[Run]) -> tuple[list[Float[Tensor, "N _D"]], list[list[Tensor]]]:
@@ -66,7 +66,7 @@ class _Site:
             factors.backward(x, h, [dys[n] for n in where], back, runs)
         return back
 
-    def _factors(self) -> list[tuple[OfRows | OneSlot | Update, tuple[int, ...]]]:
+    def _factors(self) -> list[tuple[GatheredLora | SingleSlotLora | Update, tuple[int, ...]]]:
         """Return the trained factors, if there are any, and then the frozen ones, each with the layers they belong to."""
         frozen = [(self.frozen, tuple(range(len(self.site.names))))] if self.frozen else []
         return [self.trained, *frozen] if self.trained else [*frozen]
@@ -112,10 +112,10 @@ def _tensors_of(nested: object) -> list[Tensor]:
     return [tensor for part in nested for tensor in _tensors_of(part)] if isinstance(nested, list | tuple) else []
 
 
-class DecoderPass:
+class DecoderBackend:
     """Adds the gradients of one batch to stacked LoRA on a decoder."""
 
-    def __init__(self, decoder: Decoder, lora: StackedLora, underlays: SiteSlots | None, *, checkpointing: bool = False) -> None:
+    def __init__(self, decoder: Decoder, lora: StackedLora, underlays: AdapterSlots | None, *, checkpointing: bool = False) -> None:
         """Prepare for batches.
 
         Args:
@@ -132,7 +132,7 @@ class DecoderPass:
         self._first_block = next(number for number, group in enumerate(self._groups) if group is not None) // 4
         self.padding = decoder.padding
         self.reentrant = True
-        self._replays = Replays[DecoderBatch](decoder.device)
+        self._replays = CudaGraphCache[DecoderBatch](decoder.device)
 
     def __call__(
         self,
@@ -211,12 +211,12 @@ class DecoderPass:
             found.append(_Site(site, trained, frozen[at]))
         return found[0], found[1], found[2], found[3]
 
-    def _factors(self, group: Group, given: DecoderBatch, *, chosen: bool) -> OfRows | OneSlot:
+    def _factors(self, group: Group, given: DecoderBatch, *, chosen: bool) -> GatheredLora | SingleSlotLora:
         """Return a group's factors for all tokens of a batch, or for those alone that predict a response."""
         if given.alone is None:
-            return OfRows(group, given.rows, self._decoder.dtype)
+            return GatheredLora(group, given.rows, self._decoder.dtype)
         factor = given.alone.chosen_factor if chosen else given.alone.factor
-        return OneSlot(group, given.alone.slot, factor, self._decoder.dtype)
+        return SingleSlotLora(group, given.alone.slot, factor, self._decoder.dtype)
 
     def _forward(
         self,

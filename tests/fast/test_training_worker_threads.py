@@ -1,4 +1,4 @@
-"""Threads that share a pass, and adapters that have one to themselves, train what everybody else trains."""
+"""Adapters trained by several worker threads, or alone in their batches, equal adapters trained without either."""
 
 import threading
 from collections.abc import Iterator
@@ -16,10 +16,10 @@ from clusterlora.models.base import BaseModel, load_base
 from clusterlora.settings import Recipe
 from clusterlora.stores.memory import SilentLog
 from clusterlora.training import engine
-from clusterlora.training.crew import Crew
-from clusterlora.training.dealing import deal
 from clusterlora.training.job import TrainingJob, TrainingResult
-from clusterlora.training.one_slot import OneSlot
+from clusterlora.training.load_balancing import partition_by_load
+from clusterlora.training.single_slot import SingleSlotLora
+from clusterlora.training.worker_threads import WorkerThreads
 from clusterlora.values import AdapterSpec, Turn
 
 pytestmark = pytest.mark.numeric
@@ -83,13 +83,13 @@ def test_an_adapter_in_bfloat16_is_the_same_alone_and_in_company_within_rounding
 ) -> None:
     base = load_base(str(tiny_base_folder), dtype="bfloat16")
     alone: list[int] = []
-    begin = OneSlot.__init__
+    begin = SingleSlotLora.__init__
 
-    def counted(self: OneSlot, *given: object) -> None:
+    def counted(self: SingleSlotLora, *given: object) -> None:
         alone.append(1)
         begin(self, *given)  # pyright: ignore[reportArgumentType]
 
-    monkeypatch.setattr(OneSlot, "__init__", counted)
+    monkeypatch.setattr(SingleSlotLora, "__init__", counted)
     gentle = replace(RECIPE, learning_rate=5e-4)
     in_company = trained(base, tmp_path / "company", "ab", recipe=gentle)["a"]
     asked = len(alone)
@@ -99,23 +99,23 @@ def test_an_adapter_in_bfloat16_is_the_same_alone_and_in_company_within_rounding
 
 
 @pytest.mark.usefixtures("three_threads")
-def test_a_crew_returns_in_order_and_gives_the_threads_back() -> None:
-    crew = Crew(CPU)
-    assert crew.each(lambda n: (n, torch.get_num_threads()), [1, 2, 3]) == [(1, 1), (2, 1), (3, 1)]
-    assert crew.each(lambda _: torch.get_num_threads(), [1]) == [3], "one part alone has all threads"
+def test_worker_threads_return_results_in_order_and_restore_pytorchs_threads() -> None:
+    workers = WorkerThreads(CPU)
+    assert workers.map(lambda n: (n, torch.get_num_threads()), [1, 2, 3]) == [(1, 1), (2, 1), (3, 1)]
+    assert workers.map(lambda _: torch.get_num_threads(), [1]) == [3], "a single part has all threads"
     with pytest.raises(ZeroDivisionError):
-        crew.each(lambda n: 1 // n, [1, 0, 2])
+        workers.map(lambda n: 1 // n, [1, 0, 2])
     assert torch.get_num_threads() == 3
-    crew.close()
+    workers.close()
 
 
-def test_nobody_is_hired_for_a_gpu() -> None:
-    assert Crew(torch.device("cuda")).size == 1
+def test_a_gpu_has_one_worker() -> None:
+    assert WorkerThreads(torch.device("cuda")).n_workers == 1
 
 
 @given(st.dictionaries(st.integers(), st.integers(0, 100)), st.integers(1, 5))
-def test_everything_is_dealt_once_and_evenly(work: dict[int, int], n_hands: int) -> None:
-    hands = deal(work, n_hands)
-    assert sorted(thing for hand in hands for thing in hand) == sorted(work)
-    loads = [sum(work[thing] for thing in hand) for hand in hands]
-    assert max(loads) - min(loads) <= max(work.values(), default=0)
+def test_a_partition_by_load_has_every_item_once_and_bins_of_like_load(load_by_item: dict[int, int], n_bins: int) -> None:
+    bins = partition_by_load(load_by_item, n_bins)
+    assert sorted(item for items in bins for item in items) == sorted(load_by_item)
+    loads = [sum(load_by_item[item] for item in items) for items in bins]
+    assert max(loads) - min(loads) <= max(load_by_item.values(), default=0)

@@ -1,4 +1,4 @@
-"""An adapter's identity: a hash of everything that decides its weights. Same identity, never trained twice."""
+"""An adapter's cache key: a hash of everything that determines its weights. An adapter with a known key is never trained again."""
 
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -7,20 +7,20 @@ from clusterlora.settings import ModelSettings
 from clusterlora.values import AdapterSpec, Dataset, Split, digest
 
 ENGINE_VERSION = 2
-"""Raise it when the same inputs would give other weights."""
+"""Increment it when the same inputs give other weights."""
 
 
-def adapter_keys(specs: Sequence[AdapterSpec], dataset: Dataset, *, base_revision: str, model: ModelSettings) -> Mapping[str, str]:
-    """Return the key of every spec by its name.
+def cache_keys(specs: Sequence[AdapterSpec], dataset: Dataset, *, base_revision: str, model: ModelSettings) -> Mapping[str, str]:
+    """Return the cache key of every spec, by the spec's name.
 
-    The name itself is not part of the key, nor is anything that only decides where and how fast the training runs.
+    The key covers neither the name nor settings that change only where and how fast an adapter is trained.
     """
     spec_by_name = {spec.name: spec for spec in specs}
     personas = dataset.by_id()
     keys: dict[str, str] = {}
 
     @cache
-    def texts(persona_id: str, split: Split, *, described: bool) -> str:
+    def data_digest(persona_id: str, split: Split, *, described: bool) -> str:
         p = personas[persona_id]
         return digest([(d.context, [(t.role, t.text) for t in d.turns], p.description if described else None) for d in p.of_split(split)])
 
@@ -31,7 +31,7 @@ def adapter_keys(specs: Sequence[AdapterSpec], dataset: Dataset, *, base_revisio
                 keys[name] = digest({"imported": spec.imported, "base": base_revision})
                 return keys[name]
             described = model.persona_in_prompt or spec.described
-            read: tuple[Split, ...] = ("train", "val") if spec.recipe.patience else ("train",)
+            splits: tuple[Split, ...] = ("train", "val") if spec.recipe.patience else ("train",)
             merged = {"merging": spec.merging, "parts": sorted(key_of(part) for part in spec.parts)} if spec.parts else {}
             keys[name] = digest(
                 {
@@ -39,7 +39,7 @@ def adapter_keys(specs: Sequence[AdapterSpec], dataset: Dataset, *, base_revisio
                     "engine": ENGINE_VERSION,
                     "base": base_revision,
                     "prompt": (model.dtype, model.system_prompt, model.max_length),
-                    "data": [texts(p, split, described=described) for split in read for p in spec.persona_ids],
+                    "data": [data_digest(p, split, described=described) for split in splits for p in spec.persona_ids],
                     "recipe": spec.recipe,
                     "kind": spec.kind,
                     "init": key_of(spec.init) if spec.init else None,

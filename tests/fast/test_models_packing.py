@@ -5,8 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from clusterlora.models.low_rank_update import Update
 from clusterlora.models.packing import Padding, pack, pack_batch, that_fit
-from clusterlora.models.update import Update
 
 pytestmark = pytest.mark.numeric
 

@@ -4,7 +4,8 @@ legend   l layer, b row, t token, N tokens of all rows, d width, G key-value hea
 
 One pass over a whole dialogue reads off the likelihood of all its references, and leaves in its keys and values the beginning of every
 turn's prompt: an earlier turn with its reference is how the later prompt begins. What several dialogues begin with is read once
-(`evaluation.readings`). So a question starts its answer from a copy of what the pass computed, its first token already chosen. Rows that
+(`evaluation.prefix_sharing`). So a question starts its answer from a copy of what the pass computed, its first token already chosen. Rows
+that
 end make room for the next question: the batch stays full.
 """
 
@@ -18,23 +19,23 @@ from torch import Tensor
 from torch.nn import functional
 
 from clusterlora.evaluation.generate import Question, Reply
-from clusterlora.evaluation.readings import Reading, streams
-from clusterlora.evaluation.shared_attention import attention_of
+from clusterlora.evaluation.prefix_attention import attention_of
+from clusterlora.evaluation.prefix_sharing import Reading, streams
+from clusterlora.models.adapter_slots import AdapterSlots, adapted
+from clusterlora.models.cuda_graphs import CudaGraphCache, bucket_size
 from clusterlora.models.decoder import PAD_TO, Block, Decoder
+from clusterlora.models.low_rank_update import Update
 from clusterlora.models.packing import Run, pack_batch, that_fit, whole
-from clusterlora.models.replay import Replays, like_size
-from clusterlora.models.site_slots import SiteSlots, adapted
 from clusterlora.models.stacked import Weights
-from clusterlora.models.update import Update
 
 
-class DecoderStacks:
+class DecoderInference:
     """Slots of adapters on a decoder, ready to answer; slot 0 is the base model."""
 
     def __init__(self, decoder: Decoder, weights: Sequence[Weights], *, end_ids: frozenset[int], pad_id: int) -> None:
         """Put adapters into the slots 1, 2, ...; none of them has a prefix. Raises BadData when one belongs to another base."""
         self._decoder = decoder
-        self._slots = SiteSlots(decoder, weights)
+        self._slots = AdapterSlots(decoder, weights)
         self._end_ids = end_ids
         self._pad_id = pad_id
 
@@ -172,7 +173,7 @@ class _Given:
 class _Desk:
     """The rows being answered, one next to another; those that end are replaced, and when nobody waits the last takes their place."""
 
-    def __init__(self, decoder: Decoder, slots: SiteSlots, *, n_rows: int, n_tokens: int, slot: int | None) -> None:
+    def __init__(self, decoder: Decoder, slots: AdapterSlots, *, n_rows: int, n_tokens: int, slot: int | None) -> None:
         """Make room for so many rows of so many tokens; with `slot` given, all of them are answered by it."""
         self._decoder = decoder
         self._slots = slots
@@ -182,7 +183,7 @@ class _Desk:
         self._values = torch.zeros_like(self._keys)
         self._factors = slots.of_rows(torch.full((1,), slot, device=decoder.device)) if slot is not None else slots.room(n_rows)
         self._n_rows = n_rows
-        self._replays = Replays[_Given](decoder.device)
+        self._replays = CudaGraphCache[_Given](decoder.device)
         self.rows: list[_Row] = []
 
     @property
@@ -235,7 +236,7 @@ class _Desk:
         reach = max(places) + 1
         if decoder.padding.alike:
             # Few kinds of steps: a longer reach, and rows after the last that nobody reads.
-            n, reach = min(like_size(n), self._n_rows), min(_round_up(reach, 4 * PAD_TO), most)
+            n, reach = min(bucket_size(n), self._n_rows), min(_round_up(reach, 4 * PAD_TO), most)
             tokens, places = ([*numbers, *[0] * (n - len(numbers))] for numbers in (tokens, places))
         token, place = torch.tensor([tokens, places]).to(decoder.device).unbind(0)
         return self._replays(self._run, _Given(token, place, *decoder.turns(place, most), reach))[: len(self.rows)].tolist()

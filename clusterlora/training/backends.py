@@ -9,17 +9,17 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from clusterlora.errors import BadSettings
+from clusterlora.models.adapter_slots import AdapterSlots
 from clusterlora.models.base import BaseModel
 from clusterlora.models.decoder import decoder_of
 from clusterlora.models.packing import Padding
-from clusterlora.models.site_slots import SiteSlots
 from clusterlora.models.stacked import StackedModel, Weights, read_weights
 from clusterlora.settings import Recipe
-from clusterlora.training import through_decoder, through_transformers
+from clusterlora.training import decoder_backend, transformers_backend
+from clusterlora.training.decoder_backend import DecoderBackend
 from clusterlora.training.stacked_lora import Rows, StackedLora, targeted_layers
 from clusterlora.training.stacked_prefix import StackedPrefix
-from clusterlora.training.through_decoder import DecoderPass
-from clusterlora.training.through_transformers import TransformersPass
+from clusterlora.training.transformers_backend import TransformersBackend
 
 
 @runtime_checkable
@@ -55,7 +55,7 @@ class Pass(Protocol):
         ...
 
 
-def lora_pass(
+def lora_backend(
     base: BaseModel,
     recipe: Recipe,
     *,
@@ -79,22 +79,22 @@ def lora_pass(
     frozen = [read_weights(folder) for folder in underlays]
     decoder = decoder_of(base.model)
     if decoder is not None and layers.keys() <= {name for site in decoder.sites for name in site.names}:
-        lora = StackedLora(base.model, through_decoder.places(decoder, frozenset(layers)), n_slots=n_slots, rank=rank)
-        return lora, DecoderPass(decoder, lora, SiteSlots(decoder, frozen) if frozen else None, checkpointing=checkpointing)
+        lora = StackedLora(base.model, decoder_backend.places(decoder, frozenset(layers)), n_slots=n_slots, rank=rank)
+        return lora, DecoderBackend(decoder, lora, AdapterSlots(decoder, frozen) if frozen else None, checkpointing=checkpointing)
     if checkpointing:
         raise BadSettings(
             f"runtime.gradient_checkpointing=true needs a Llama or Qwen2 base, and {base.name} is a {type(base.model).__name__}; "
             "set it to false and lower runtime.micro_batch"
         )
     ids = torch.tensor([list(probe)], device=base.model.device)
-    lora = StackedLora(base.model, through_transformers.places(base.model, layers, ids), n_slots=n_slots, rank=rank)
-    return lora, TransformersPass(base.model, lora, _hooked(base, frozen))
+    lora = StackedLora(base.model, transformers_backend.places(base.model, layers, ids), n_slots=n_slots, rank=rank)
+    return lora, TransformersBackend(base.model, lora, _hooked(base, frozen))
 
 
-def prefix_pass(base: BaseModel, *, n_slots: int, n_virtual: int) -> tuple[StackedPrefix, Pass]:
+def prefix_backend(base: BaseModel, *, n_slots: int, n_virtual: int) -> tuple[StackedPrefix, Pass]:
     """Return room for so many prefixes of `n_virtual` tokens, and the pass that trains them."""
     stack = StackedPrefix(base.model, n_slots=n_slots, n_virtual=n_virtual)
-    return stack, TransformersPass(base.model, stack, None)
+    return stack, TransformersBackend(base.model, stack, None)
 
 
 def _hooked(base: BaseModel, frozen: Sequence[Weights]) -> StackedModel | None:

@@ -1,0 +1,92 @@
+"""CUDA graphs of functions of tensors: all kernels of a call are launched at once instead of one by one.
+
+A pass over a small model is thousands of kernels, and a GPU runs them faster than Python launches them. So a call whose shapes recur is
+captured once and replayed from then on. A captured graph reads and writes fixed addresses: the arguments of later calls are copied
+into the tensors it was captured with, and every other tensor must keep its address.
+Source: CUDA C++ Programming Guide, "CUDA Graphs"; torch.cuda.CUDAGraph.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import fields, replace
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+Arguments = TypeVar("Arguments")
+"""A dataclass whose tensor fields may change from call to call."""
+
+_MAX_GRAPHS = 96
+"""Graphs kept; thousands of kernels take some megabytes per graph. Further signatures run without a graph."""
+
+
+class CudaGraphCache(Generic[Arguments]):
+    """Graphs of one function of one dataclass that returns a tensor; on a GPU a graph is captured when a signature recurs.
+
+    A signature is the shapes and dtypes of the tensors and the values of all other fields. The returned tensor is valid until the next
+    call. The function must not branch on CPU tensor values: it is captured once per signature, then replayed. It is passed to every call
+    rather than stored, so that an object caching graphs of its own method is no reference cycle and its memory is freed with it.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._enabled = device.type == "cuda"
+        self._n_calls: Counter[object] = Counter()
+        self._graphs: dict[object, CudaGraph[Arguments]] = {}
+        self._pool: Any = None
+
+    def __call__(self, function: Callable[[Arguments], Tensor], arguments: Arguments) -> Tensor:
+        """Return the function's result for these arguments."""
+        if not self._enabled:
+            return function(arguments)
+        signature = _signature(arguments)
+        if signature not in self._graphs:
+            self._n_calls[signature] += 1
+            # The first call runs eagerly: it initialises libraries, which must not happen during a capture.
+            if self._n_calls[signature] == 1 or len(self._graphs) == _MAX_GRAPHS:
+                return function(arguments)
+            self._graphs[signature] = graph = CudaGraph(function, arguments, self._pool)
+            self._pool = graph.pool
+        return self._graphs[signature].replay(arguments)
+
+
+class CudaGraph(Generic[Arguments]):
+    """A captured call, with the memory that its kernels read and write."""
+
+    def __init__(self, function: Callable[[Arguments], Tensor], arguments: Arguments, pool: Any) -> None:
+        """Capture the function; `pool` is the memory pool of another graph, which this one shares, or None."""
+        self._inputs = {name: tensor.clone() for name, tensor in _tensors(arguments).items()}
+        self._graph = torch.cuda.CUDAGraph()
+        # Graphs may share a pool because only one of them runs at a time.
+        with torch.cuda.graph(self._graph, pool=pool):
+            self._output = function(replace(arguments, **self._inputs))  # pyright: ignore[reportArgumentType, reportCallIssue]
+
+    @property
+    def pool(self) -> Any:
+        """The graph's memory pool, for other graphs to share."""
+        return self._graph.pool()
+
+    def replay(self, arguments: Arguments) -> Tensor:
+        """Return the result for other arguments of the captured signature."""
+        for name, tensor in _tensors(arguments).items():
+            self._inputs[name].copy_(tensor)
+        self._graph.replay()
+        return self._output
+
+
+def bucket_size(n: int) -> int:
+    """Return n rounded up to 1, 2, ..., 8, 10, 12, 14, 16, 20, ...: few different sizes, each at most a quarter larger than n."""
+    step = max(1, 1 << max(0, (n - 1).bit_length() - 3))
+    return -(-n // step) * step
+
+
+def _signature(arguments: object) -> object:
+    return tuple(
+        (value.shape, value.dtype) if isinstance(value, Tensor) else value
+        for value in (getattr(arguments, f.name) for f in fields(arguments))  # pyright: ignore[reportArgumentType]
+    )
+
+
+def _tensors(arguments: object) -> dict[str, Tensor]:
+    values = ((f.name, getattr(arguments, f.name)) for f in fields(arguments))  # pyright: ignore[reportArgumentType]
+    return {name: value for name, value in values if isinstance(value, Tensor)}
