@@ -1,5 +1,7 @@
 """One adapter per cluster of personas, trained on its members."""
 
+from collections.abc import Sequence
+
 from clusterlora.methods.method import StudyView, stack_of, unified_adapter
 from clusterlora.values import AdapterSpec, MethodPlan
 
@@ -11,10 +13,18 @@ def cluster_name(number: int) -> str:
 
 def cluster(view: StudyView) -> MethodPlan:
     """Return the plan that answers everybody with their cluster's adapter."""
+    return adapter_per_group(view, "cluster", [(cluster_name(number), members) for number, members in enumerate(view.members)])
+
+
+def adapter_per_group(view: StudyView, method: str, groups: Sequence[tuple[str, tuple[str, ...]]]) -> MethodPlan:
+    """Return the plan that answers everybody with their group's adapter, trained as the clusters' are: same recipe, same start.
+
+    Args:
+        groups: the name of each adapter with the personas it learns from and answers.
+    """
     adapters = tuple(
-        AdapterSpec(name=cluster_name(number), persona_ids=ids, recipe=view.cluster_recipe, init=view.cluster_init)
-        for number, ids in enumerate(view.members)
+        AdapterSpec(name=name, persona_ids=persona_ids, recipe=view.cluster_recipe, init=view.cluster_init) for name, persona_ids in groups
     )
     route = tuple((p, (stack_of(adapter),)) for adapter in adapters for p in adapter.persona_ids)
     warm_start = (unified_adapter(view),) if view.cluster_init == "unified" else ()
-    return MethodPlan("cluster", (*warm_start, *adapters), route)
+    return MethodPlan(method, (*warm_start, *adapters), route)

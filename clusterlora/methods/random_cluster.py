@@ -1,20 +1,22 @@
-"""Control: one adapter per group of people thrown together by chance, in groups as large as the clusters.
+"""Control of `cluster`: one adapter per random group of people, in groups as large as the clusters.
 
-What it gains over unified comes from smaller groups alone; what `cluster` gains over it comes from grouping people who are alike.
+It differs from `cluster` in who is grouped with whom and in nothing else. What it gains over unified comes from smaller groups alone;
+what `cluster` gains over it comes from grouping people who are alike.
 """
 
 import random
 
-from clusterlora.methods.method import StudyView, stack_of
-from clusterlora.values import AdapterSpec, MethodPlan
+from clusterlora.methods.cluster import adapter_per_group
+from clusterlora.methods.method import StudyView
+from clusterlora.values import MethodPlan
 
 
 def random_cluster(view: StudyView) -> MethodPlan:
-    """Return the plan that answers everybody with their random group's adapter."""
+    """Return the plan that answers everybody with their random group's adapter; every training seed draws other groups."""
     drawn = sorted(view.persona_ids)
     random.Random(view.recipe.seed).shuffle(drawn)
-    adapters: list[AdapterSpec] = []
+    groups: list[tuple[str, tuple[str, ...]]] = []
     for number, members in enumerate(view.members):
-        ids, drawn = tuple(sorted(drawn[: len(members)])), drawn[len(members) :]
-        adapters.append(AdapterSpec(name=f"random-{number:02d}", persona_ids=ids, recipe=view.cluster_recipe))
-    return MethodPlan("random_cluster", tuple(adapters), tuple((p, (stack_of(a),)) for a in adapters for p in a.persona_ids))
+        group, drawn = drawn[: len(members)], drawn[len(members) :]
+        groups.append((f"random-{number:02d}", tuple(sorted(group))))
+    return adapter_per_group(view, "random_cluster", groups)

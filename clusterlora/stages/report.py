@@ -13,9 +13,10 @@ from clusterlora.ports import Stores
 from clusterlora.report.cluster_map import draw_map
 from clusterlora.report.data import Cost, Curve, Example, ExampleAnswer, ReportData
 from clusterlora.report.page import page
-from clusterlora.settings import Study
+from clusterlora.settings import Rung, Study
+from clusterlora.stages.decision import described
 from clusterlora.stages.imported_scores import imported_rows
-from clusterlora.stages.plan import WorkPlan, trained_adapters, work_plan
+from clusterlora.stages.plan import OWN, WorkPlan, gated, trained_adapters, work_plan
 from clusterlora.stages.signal import known_signal
 from clusterlora.stages.timing import PREFIX, seconds_by_phase
 from clusterlora.values import Clustering, EvaluationRow, TrainedAdapter
@@ -70,13 +71,13 @@ def report_data(
         examples=tuple(_examples(rows, [result.method for result in comparison.methods], comparison.headline)),
         attempts=stores.studies.attempts(study.name),
         seconds_by_phase=tuple(seconds_by_phase(stores, study.name).items()),
-        settings=tuple(_settings(study)),
+        settings=tuple(_settings(study, plan.rung)),
         facts=tuple(_simple(facts)),
         imported=imported_rows(facts),
     )
 
 
-def _settings(study: Study) -> Iterator[tuple[str, str]]:
+def _settings(study: Study, rung: Rung) -> Iterator[tuple[str, str]]:
     recipe = study.recipe
     yield "base model", study.model.base
     yield "data", study.data.path or study.data.source
@@ -85,7 +86,9 @@ def _settings(study: Study) -> Iterator[tuple[str, str]]:
     yield "dialogues per persona", f"{study.data.train} train, {study.data.val} val, {study.data.test} test"
     yield "recipe", f"rank {recipe.rank}, alpha {recipe.alpha:g}, {recipe.epochs} epochs, batch {recipe.batch_size}"
     yield "learning rate", f"{recipe.learning_rate:g}, {recipe.schedule}"
-    yield "clusters start from", study.cluster_init
+    if gated(study):
+        yield "clusters start from", rung.init or study.cluster_init
+        yield "rung of the gate's ladder", "own, the recipe above" if rung == OWN else f"{rung.name}: {described(rung)}"
     yield "decoding", f"greedy, at most {study.evaluation.max_new_tokens} tokens"
 
 

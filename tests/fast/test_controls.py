@@ -1,0 +1,126 @@
+"""A control differs from what it controls in exactly one thing, whatever the study's rung, start, recipe and seed."""
+
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clusterlora.methods.method import CONTROLS
+from clusterlora.ports import Stores
+from clusterlora.report.data import ReportData
+from clusterlora.settings import DataSettings, GateSettings, ModelSettings, Recipe, Rung, Study
+from clusterlora.stages.plan import OWN, work_plan
+from clusterlora.stages.report import report_data as collect
+from clusterlora.values import AdapterSpec, Clustering, Criterion, Dataset, Dialogue, MethodPlan, Persona, Stack, Turn, Verdict
+from tests.fixtures.studies import memory_stores
+
+DIFFERENCE = {
+    "random_cluster": ("cluster", {"persona_ids"}),
+    "unified_longer": ("unified", {"recipe.epochs"}),
+    "baseline_described": ("baseline", {"stack.described"}),
+    "unified_described": ("unified", {"described", "stack.described"}),
+}
+"""What each control controls, and the only fields in which their plans may differ; text in the prompt is learned from and answered with."""
+
+SETTINGS = st.builds(
+    Study,
+    name=st.just("controlled"),
+    methods=st.permutations(("baseline", "unified", "cluster", *DIFFERENCE)).map(tuple),
+    recipe=st.builds(
+        Recipe,
+        rank=st.sampled_from((2, 8)),
+        epochs=st.integers(1, 6),
+        patience=st.none() | st.just(2),
+        learning_rate=st.sampled_from((1e-4, 5e-4)),
+        seed=st.integers(0, 5),
+    ),
+    cluster_init=st.sampled_from(("base", "unified")),
+    seeds=st.integers(1, 3),
+)
+RUNGS = st.builds(
+    Rung,
+    name=st.just("tried"),
+    learning_rate=st.none() | st.just(2e-4),
+    epochs=st.none() | st.integers(1, 9),
+    init=st.sampled_from((None, "base", "unified")),
+)
+SIZES = st.lists(st.integers(1, 4), min_size=2, max_size=4)
+
+
+def grouped(study: Study, sizes: list[int], base: Path, home: Path) -> tuple[Study, Stores]:
+    """Return the study with this base model, and stores that hold it with its people grouped."""
+    people = [f"p{number}" for number in range(sum(sizes))]
+    dialogue = Dialogue("d", (Turn("user", "dim"), Turn("assistant", "dimmed")), split="train")
+    stores = memory_stores(home)
+    study = replace(study, data=DataSettings(), model=ModelSettings(base=str(base)))
+    stores.studies.create_study(study)
+    stores.studies.save_dataset(study.name, Dataset(tuple(Persona(p, None, (dialogue,)) for p in people)))
+    ends = [sum(sizes[: number + 1]) for number in range(len(sizes))]
+    members = tuple(tuple(people[end - size : end]) for end, size in zip(ends, sizes, strict=True))
+    stores.studies.save_clustering(study.name, Clustering("responses", members))
+    return study, stores
+
+
+def differences(control: MethodPlan, subject: MethodPlan) -> set[str]:
+    """Return the names of the fields in which two plans differ; what adapters are called is no difference, which one answers is."""
+    found: set[str] = set()
+    for theirs, its in zip(subject.adapters, control.adapters, strict=True):
+        found |= {
+            f.name for f in fields(AdapterSpec) if f.name not in ("name", "recipe") and getattr(theirs, f.name) != getattr(its, f.name)
+        }
+        found |= {f"recipe.{f.name}" for f in fields(Recipe) if getattr(theirs.recipe, f.name) != getattr(its.recipe, f.name)}
+
+    def stacks(plan: MethodPlan) -> dict[str, list[Stack]]:
+        number = {adapter.name: str(index) for index, adapter in enumerate(plan.adapters)}
+        return {
+            p: [replace(arm, layers=tuple(replace(layer, adapter=number[layer.adapter]) for layer in arm.layers)) for arm in arms]
+            for p, arms in plan.arms_by_persona
+        }
+
+    answers = stacks(control)
+    for persona_id, arms in stacks(subject).items():
+        for theirs, its in zip(arms, answers[persona_id], strict=True):
+            for field in fields(Stack):
+                # Who is in which group decides which adapter answers: one difference, not two.
+                if getattr(theirs, field.name) != getattr(its, field.name) and not (field.name == "layers" and "persona_ids" in found):
+                    found.add(f"stack.{field.name}")
+    return found
+
+
+def test_every_control_says_what_it_controls() -> None:
+    assert set(DIFFERENCE) == set(CONTROLS)
+
+
+@given(SETTINGS, RUNGS, SIZES)
+def test_a_control_differs_from_what_it_controls_in_exactly_one_thing(
+    tiny_base_folder: Path, tmp_path_factory: pytest.TempPathFactory, study: Study, rung: Rung, sizes: list[int]
+) -> None:
+    study, stores = grouped(study, sizes, tiny_base_folder, tmp_path_factory.getbasetemp())
+    plan = work_plan(study, stores, rung)
+    for methods in plan.seeds:
+        for control, (subject, allowed) in DIFFERENCE.items():
+            found = differences(methods[control], methods[subject])
+            # Chance may group people as the clusters do.
+            assert found == allowed or (control == "random_cluster" and not found), control
+        groups, clusters = methods["random_cluster"].adapters, methods["cluster"].adapters
+        assert [len(group.persona_ids) for group in groups] == [len(cluster.persona_ids) for cluster in clusters]
+        assert {p for p, _ in methods["random_cluster"].arms_by_persona} == {p for p, _ in methods["cluster"].arms_by_persona}
+    assert len({tuple(a.recipe.seed for a in methods["cluster"].adapters) for methods in plan.seeds}) == study.seeds
+
+
+@pytest.mark.parametrize(("passed", "start"), [(OWN.name, "base"), ("tried", "unified")])
+def test_the_report_says_what_the_clusters_of_the_decided_rung_start_from(
+    tiny_base_folder: Path, tmp_path: Path, report_data: ReportData, passed: str, start: str
+) -> None:
+    ladder = (Rung(name="tried", epochs=9, init="unified"),)
+    methods = tuple(result.method for result in report_data.comparison.methods)
+    study, stores = grouped(Study(methods=methods, gate=GateSettings(ladder=ladder)), [2, 3], tiny_base_folder, tmp_path)
+    for rung in dict.fromkeys((OWN.name, passed)):
+        criterion = Criterion("above_unified", 0.01, 0.0, rung == passed, None, None, "")
+        stores.studies.save_verdict(study.name, Verdict(rung, "cluster-00", (criterion,), n_personas=2, n_items=4))
+    settings = dict(collect(study, stores, report_data.comparison, ()).settings)
+    assert settings["clusters start from"] == start
+    assert settings["rung of the gate's ladder"].startswith(passed)
+    assert ("epochs 9" in settings["rung of the gate's ladder"]) == (passed == "tried")
