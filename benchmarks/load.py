@@ -90,7 +90,9 @@ def log_points(uri: str, writer: int, n_points: int, folder: Path) -> list[str]:
     from clusterlora.stores.mlflow_tracker import MlflowTracker
 
     try:
-        with MlflowTracker(uri).adapter_run("load", name=f"writer {writer}", params={}, tags={"pack": f"p{writer}", "attempt": "1"}) as run:
+        with MlflowTracker(uri).adapter_run(
+            "load", name=f"writer {writer}", params={}, tags={"training_group": f"p{writer}", "attempt": "1"}
+        ) as run:
             run.curve("train/loss", [(step, 1 / step) for step in range(1, n_points + 1)])
             run.artifacts(folder, "adapters/x")
     except Exception as error:  # noqa: BLE001  (as above)

@@ -34,14 +34,14 @@ _WORDS = """Training is what costs. Rows are hours, weights are storage, and mem
 - Weights, at {adapter} kB per adapter of the embedded model at rank 8, are {weights} GB. They go through the artifact store, a folder per
   adapter; a worker fetches only those that its shard starts from or answers with.
 
-**Prefect** holds runs, not personas: a study has one per pack and shard, each with one progress artifact. It must be on PostgreSQL: on
-SQLite, runs that report at once are answered 503 and wait. It cannot hold a run per persona: the start of a process, 3 to 9 s of
-imports, would cost more than the training it is for.
+**Prefect** holds runs, not personas: a study has one per training group and shard, each with one progress artifact. It must be on
+PostgreSQL: on SQLite, runs that report at once are answered 503 and wait. It cannot hold a run per persona: the start of a process, 3 to 9
+s of imports, would cost more than the training it is for.
 
-**MLflow** holds a run per pack, with the mean curve and those of shared adapters, not one per persona; points go a thousand to a request.
-It cannot hold a registered model per persona: the personal adapters of a study are one version together, whose upload and check touch
-every folder, so that it is bounded by the size of a study, too. Its store must be a database server, its artifacts an object store behind
-the proxy.
+**MLflow** holds a run per training group, with the mean curve and those of shared adapters, not one per persona; points go a thousand to a
+request. It cannot hold a registered model per persona: the personal adapters of a study are one version together, whose upload and check
+touch every folder, so that it is bounded by the size of a study, too. Its store must be a database server, its artifacts an object store
+behind the proxy.
 
 **Comparison** keeps a mean per person and method and draws its bootstrap over people: it grows with people, not with rows."""
 
@@ -103,7 +103,7 @@ def _plan(found: Mapping[str, Any], per_hour: Mapping[str, float]) -> list[str]:
         (f"write {ITEMS} answers per persona and method", ITEMS * MILLION, ITEMS * MILLION * per_answer / 3600, "writers, per method"),
         *((f"train a persona's adapter, {name}", MILLION, MILLION / rate, "trainers") for name, rate in per_hour.items()),
     ]
-    packs = -(-MILLION * NAME_BYTES // PARAMETER_BYTES)
+    n_groups = -(-MILLION * NAME_BYTES // PARAMETER_BYTES)
     return [
         "## A million personas, on paper",
         "",
@@ -117,7 +117,7 @@ def _plan(found: Mapping[str, Any], per_hour: Mapping[str, float]) -> list[str]:
         "",
         _WORDS.format(
             parameters=PARAMETER_BYTES // 1000,
-            shards=packs,
+            shards=n_groups,
             memory=f"{found['bytes_per_persona'] * MILLION / 1e9:,.0f}",
             adapter=ADAPTER_BYTES // 1000,
             weights=f"{ADAPTER_BYTES * MILLION / 1e9:,.0f}",

@@ -61,7 +61,7 @@ PRESETS: Catalog[Mapping[str, Any]] = Catalog(
 )
 
 _RUNGS_OF_EVERY_STUDY = r"own|asked-\d+"
-"""What rungs are called that no ladder lists: the study's own configuration (`stages/plan.py`) and people's (`stages/decision.py`)."""
+"""Rungs that no ladder lists: the study's own configuration (`planning/ladder.py`) and people's (`planning/decisions.py`)."""
 
 
 def resolve(preset: str | None = None, file: Path | None = None, overrides: Mapping[str, Any] | None = None) -> Study:

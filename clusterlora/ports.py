@@ -107,12 +107,12 @@ class StudyStore(Protocol):
     def open_attempt(self, study: str, attempt: Attempt) -> None: ...
 
     def close_attempt(
-        self, study: str, pack: str, number: int, *, state: str, detail: str = "", peak_memory_bytes: int | None = None
+        self, study: str, group: str, number: int, *, state: str, detail: str = "", peak_memory_bytes: int | None = None
     ) -> None:
         """End an attempt, creating its row when it never started; an attempt that already ended keeps its first end."""
         ...
 
-    def attempts(self, study: str, pack: str | None = None) -> tuple[Attempt, ...]: ...
+    def attempts(self, study: str, group: str | None = None) -> tuple[Attempt, ...]: ...
 
     def save_memory_limit(self, base: str, device: str, max_length: int, *, micro_batch: int) -> None:
         """Remember that trainings on a base revision run out of a device's memory above this micro-batch; the smallest one stays."""
@@ -272,11 +272,11 @@ class Tracker(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class OpenRun:
-    """A tracker's run that has not ended; the study's parent run has no pack and no attempt."""
+    """A tracker's run that has not ended; the study's parent run has no training group and no attempt."""
 
     run_id: str
     name: str
-    pack: str | None
+    group: str | None
     attempt: int | None
 
 

@@ -289,9 +289,9 @@ class TrainedAdapter:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One try at training a pack. `state` is running, done, out_of_memory, crashed, lost or failed."""
+    """One try at a training group, or at a shard of an evaluation. `state` is running, done, out_of_memory, crashed, lost or failed."""
 
-    pack: str
+    group: str
     number: int
     micro_batch: int
     state: str

@@ -13,9 +13,9 @@ import httpx
 
 from clusterlora.config import as_mapping
 from clusterlora.errors import ServiceDown
+from clusterlora.planning.decisions import decisions
+from clusterlora.planning.ladder import awaits_decision
 from clusterlora.settings import Study
-from clusterlora.stages.decision import decisions
-from clusterlora.stages.plan import awaits_decision
 from clusterlora.wiring import from_environment
 from deployments import stack as local_stack
 from deployments.observe import Snapshot, connect, latest_open_run, parent_name, snapshot

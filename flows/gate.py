@@ -11,7 +11,7 @@ from clusterlora.values import Verdict
 from tasks.dispatch import dispatch_evaluation
 from tasks.fan_out import train_all
 from tasks.judgement import estimate_power, has_power, judge, known_verdict
-from tasks.planning import baseline_beside_gate, ladder, packs_for_gate
+from tasks.planning import baseline_beside_gate, groups_for_gate, ladder
 from tasks.run_names import evaluation_name, study_tag
 
 
@@ -40,10 +40,10 @@ def climb(study_name: str, rung: Rung) -> Verdict:
         answered = dispatch_evaluation.submit(study_name, "power")
         ahead = [answered, estimate_power.submit(study_name, return_state=False, wait_for=[answered])]
     after = evaluation_name(study_name=study_name, part="power", shard=1, shards=1) if ahead else None
-    while packs := packs_for_gate(study_name, rung):
+    while groups := groups_for_gate(study_name, rung):
         if after and baseline_beside_gate(study_name):
-            ahead.append(dispatch_evaluation.submit(study_name, "baseline", after=packs[-1].name))
-        train_all(study_name, packs, after=after)
+            ahead.append(dispatch_evaluation.submit(study_name, "baseline", after=groups[-1].name))
+        train_all(study_name, groups, after=after)
         after = None
     dispatch_evaluation(study_name, "gate", rung=rung.name)
     for future in ahead:

@@ -13,7 +13,7 @@ from tasks.decision import PATIENCE_SECONDS, GateDecision, question_for_a_person
 from tasks.fan_out import evaluate_all, train_all
 from tasks.links import link_runs
 from tasks.outcome import cancel_children, record_failure
-from tasks.planning import packs_after_gate, packs_before_clustering, was_refused
+from tasks.planning import groups_after_gate, groups_before_clustering, was_refused
 from tasks.preparation import cluster, prepare, refine, scale, signal
 from tasks.run_names import study_tag, tag_this_run
 from tasks.status import show_status
@@ -41,8 +41,8 @@ def study(config: Study = MISSION) -> State[None]:
     with tags(study_tag(name)):
         prepare(config)
         link_runs(name)
-        while packs := packs_before_clustering(name):
-            train_all(name, packs)
+        while groups := groups_before_clustering(name):
+            train_all(name, groups)
         cluster(config)
         # Both read the data alone, and are done while the first adapters are trained: the gate does not wait for them.
         told = signal.submit(name)
@@ -58,8 +58,8 @@ def study(config: Study = MISSION) -> State[None]:
             record_decision(name, suspend_flow_run(wait_for_input=form, key=key, timeout=PATIENCE_SECONDS))
             verdict = gate(name)
         while True:
-            while packs := packs_after_gate(name):
-                train_all(name, packs)
+            while groups := groups_after_gate(name):
+                train_all(name, groups)
             if not refine(name):
                 break
         show_status(name, "trained")

@@ -48,8 +48,8 @@ class GateDecision(RunInput):
 def question_for_a_person(study_name: str) -> tuple[str, str] | None:
     """Return the question's key and its text in Markdown when a refused gate is left to a person; None when nothing is open."""
     from clusterlora.gate.report import markdown
-    from clusterlora.stages.decision import decisions
-    from clusterlora.stages.plan import awaits_decision
+    from clusterlora.planning.decisions import decisions
+    from clusterlora.planning.ladder import awaits_decision
 
     stores = from_environment()
     if not awaits_decision(stores.studies.study(study_name), stores):
@@ -63,8 +63,8 @@ def question_for_a_person(study_name: str) -> tuple[str, str] | None:
 @task(task_run_name="note the decision · {study_name}", cache_policy=NO_CACHE, **RETRIED)
 def record_decision(study_name: str, answer: GateDecision) -> None:
     """Keep what was decided, by whom and when; from now on the study acts on it, however often it is launched."""
+    from clusterlora.planning.decisions import Decision, decide, decisions
     from clusterlora.settings import Rung
-    from clusterlora.stages.decision import Decision, decide, decisions
 
     retry = answer.choice == "retry"
     rung = Rung(name="asked", learning_rate=answer.learning_rate, epochs=answer.epochs, init=answer.init) if retry else None

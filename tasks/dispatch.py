@@ -19,9 +19,10 @@ from prefect.runtime import task_run as this_task_run
 from prefect.tasks import Task, exponential_backoff
 
 from clusterlora.errors import OutOfMemory, UnknownName
+from clusterlora.planning.ladder import GATED, REFERENCE
+from clusterlora.planning.training_groups import TrainingGroup
 from clusterlora.ports import Stores
 from clusterlora.settings import Study
-from clusterlora.stages.plan import GATED, REFERENCE, Pack
 from clusterlora.values import Attempt
 from clusterlora.wiring import from_environment
 from tasks.retrying import is_transient
@@ -58,15 +59,15 @@ def deserves_another_attempt(_task: Task[..., Any], _task_run: TaskRun, state: S
 
 
 @task(
-    task_run_name="train · {pack.title} · {study_name}",
+    task_run_name="train · {group.title} · {study_name}",
     retries=MOST_HALVINGS,
     retry_delay_seconds=exponential_backoff(backoff_factor=2),
     retry_jitter_factor=0.5,
     retry_condition_fn=deserves_another_attempt,
     cache_policy=NO_CACHE,
 )
-def dispatch_training(study_name: str, pack: Pack, *, after: str | None = None) -> None:
-    """Train a pack in a run of its own; after OutOfMemory the retry asks for half the micro-batch.
+def dispatch_training(study_name: str, group: TrainingGroup, *, after: str | None = None) -> None:
+    """Train a group in a run of its own; after OutOfMemory the retry asks for half the micro-batch.
 
     Args:
         after: the attempts of whatever stands in line before it, so that a free worker takes the two in this order.
@@ -76,29 +77,29 @@ def dispatch_training(study_name: str, pack: Pack, *, after: str | None = None) 
         CrashedChildError: the run died more often than is worth another attempt.
         FailedChildError: the run failed for a reason of its own, or was cancelled.
     """
-    from clusterlora.stages.plan import plan_with, trained_adapters
+    from clusterlora.planning.work_plan import plan_with, trained_adapters
     from clusterlora.stages.train import next_micro_batch
 
     stores = from_environment()
     study = stores.studies.study(study_name)
     if after is not None:
         _stand_in_line(study_name, after, stores)
-    number, micro_batch = next_micro_batch(study, pack.name, stores)
-    attempt = Attempt(pack=pack.name, number=number, micro_batch=micro_batch, state="running")
+    number, micro_batch = next_micro_batch(study, group.name, stores)
+    attempt = Attempt(group=group.name, number=number, micro_batch=micro_batch, state="running")
     parameters = {
         "study_name": study_name,
-        "pack": pack.name,
-        "title": pack.title,
-        "adapters": list(pack.adapters),
+        "group": group.name,
+        "title": group.title,
+        "adapters": list(group.adapters),
         "micro_batch": micro_batch,
         "attempt": number,
     }
-    plan = plan_with(study, stores, pack.adapters)
+    plan = plan_with(study, stores, group.adapters)
     trained_by = plan.trained_by()
-    methods = {trained_by[adapter] for adapter in pack.adapters}
+    methods = {trained_by[adapter] for adapter in group.adapters}
     _see_through("train", study, attempt, parameters, training_name(**parameters), stores, methods=methods)
 
-    missing = set(pack.adapters) - trained_adapters(study, stores, plan).keys()
+    missing = set(group.adapters) - trained_adapters(study, stores, plan).keys()
     if missing:
         _count_crash(study_name, attempt, "lost", f"the run completed but left no {', '.join(sorted(missing))}", stores)
 
@@ -133,7 +134,7 @@ def dispatch_evaluation(
     if earlier and earlier[-1].state == "running":
         attempt = earlier[-1]
     else:
-        attempt = Attempt(pack=name, number=len(earlier) + 1, micro_batch=study.evaluation.batch_size, state="running")
+        attempt = Attempt(group=name, number=len(earlier) + 1, micro_batch=study.evaluation.batch_size, state="running")
     methods = {"power": {"baseline"}, "baseline": {"baseline"}, "gate": {REFERENCE, GATED}}.get(part, {*study.methods})
     _see_through("evaluate", study, attempt, parameters, name, stores, methods=methods)
     stores.studies.close_attempt(study_name, name, attempt.number, state="done")
@@ -151,7 +152,7 @@ def _stand_in_line(study_name: str, after: str, stores: Stores) -> None:
 def _key(study_name: str, attempt: Attempt, stores: Stores) -> str:
     # A study deleted and made again under its name must not find the runs of the first one.
     created = next(created for known, _, created in stores.studies.studies() if known == study_name)
-    return f"{study_name}/{created}/{attempt.pack}/attempt-{attempt.number}"
+    return f"{study_name}/{created}/{attempt.group}/attempt-{attempt.number}"
 
 
 def _exists(key: str) -> bool:
@@ -204,17 +205,17 @@ def settle(run: FlowRun, study_name: str, attempt: Attempt, stores: Stores) -> N
     if state.is_crashed():
         _count_crash(study_name, attempt, "crashed", message, stores)
     if state.name == "OutOfMemory":
-        stores.studies.close_attempt(study_name, attempt.pack, attempt.number, state="out_of_memory", detail=message)
+        stores.studies.close_attempt(study_name, attempt.group, attempt.number, state="out_of_memory", detail=message)
         # The run may have begun with less than it was asked for, knowing the device.
-        begun = next(a for a in stores.studies.attempts(study_name, attempt.pack) if a.number == attempt.number)
+        begun = next(a for a in stores.studies.attempts(study_name, attempt.group) if a.number == attempt.number)
         raise OutOfMemory(message, micro_batch=begun.micro_batch or attempt.micro_batch)
-    stores.studies.close_attempt(study_name, attempt.pack, attempt.number, state="failed", detail=message)
+    stores.studies.close_attempt(study_name, attempt.group, attempt.number, state="failed", detail=message)
     raise FailedChildError(f"{run.name} ended {state.name}: {message}")
 
 
 def _count_crash(study_name: str, attempt: Attempt, state: str, detail: str, stores: Stores) -> NoReturn:
-    stores.studies.close_attempt(study_name, attempt.pack, attempt.number, state=state, detail=detail)
+    stores.studies.close_attempt(study_name, attempt.group, attempt.number, state=state, detail=detail)
     tries = this_task_run.run_count or 1
-    ended = [a for a in stores.studies.attempts(study_name, attempt.pack) if a.number > attempt.number - tries]
+    ended = [a for a in stores.studies.attempts(study_name, attempt.group) if a.number > attempt.number - tries]
     crashes = max(1, sum(a.state in ("crashed", "lost") for a in ended))
-    raise CrashedChildError(f"{attempt.pack}, attempt {attempt.number}: {detail}", crashes=crashes)
+    raise CrashedChildError(f"{attempt.group}, attempt {attempt.number}: {detail}", crashes=crashes)

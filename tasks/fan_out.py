@@ -4,20 +4,20 @@ from collections.abc import Iterable, Sequence
 
 from prefect.futures import PrefectFuture, wait
 
-from clusterlora.stages.plan import Pack
+from clusterlora.planning.training_groups import TrainingGroup
 from tasks.dispatch import dispatch_evaluation, dispatch_training
 
 
-def train_all(study_name: str, packs: Iterable[Pack], *, after: str | None = None) -> None:
-    """Train every pack in a run of its own, lined up in this order; raise the first failure after all have ended.
+def train_all(study_name: str, groups: Iterable[TrainingGroup], *, after: str | None = None) -> None:
+    """Train every group in a run of its own, lined up in this order; raise the first failure after all have ended.
 
     Args:
         after: what stands in line before them.
     """
     futures: list[PrefectFuture[None]] = []
-    for pack in packs:
-        futures.append(dispatch_training.submit(study_name, pack, after=after))
-        after = pack.name
+    for group in groups:
+        futures.append(dispatch_training.submit(study_name, group, after=after))
+        after = group.name
     _all_of(futures)
 
 

@@ -3,8 +3,8 @@
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from clusterlora.planning.training_groups import TrainingGroup
 from clusterlora.settings import Rung
-from clusterlora.stages.plan import Pack
 from clusterlora.wiring import from_environment
 from tasks.retrying import RETRIED
 
@@ -12,7 +12,7 @@ from tasks.retrying import RETRIED
 @task(task_run_name="ladder · {study_name}", cache_policy=NO_CACHE, **RETRIED)
 def ladder(study_name: str) -> tuple[Rung, ...]:
     """Return the configurations that the gate tries in order, the study's own first; none when nothing is gated."""
-    from clusterlora.stages.plan import gated, rungs
+    from clusterlora.planning.ladder import gated, rungs
 
     stores = from_environment()
     study = stores.studies.study(study_name)
@@ -20,21 +20,21 @@ def ladder(study_name: str) -> tuple[Rung, ...]:
 
 
 @task(task_run_name="plan clustering · {study_name}", cache_policy=NO_CACHE, **RETRIED)
-def packs_before_clustering(study_name: str) -> tuple[Pack, ...]:
+def groups_before_clustering(study_name: str) -> tuple[TrainingGroup, ...]:
     """Return what can be trained at once of what the study's clustering reads."""
-    from clusterlora.stages.plan import packs_before_clustering as missing
+    from clusterlora.planning.training_groups import groups_before_clustering as missing
 
     stores = from_environment()
     return missing(stores.studies.study(study_name), stores)
 
 
 @task(task_run_name="plan gate · {study_name} · {rung.name}", cache_policy=NO_CACHE, **RETRIED)
-def packs_for_gate(study_name: str, rung: Rung) -> tuple[Pack, ...]:
+def groups_for_gate(study_name: str, rung: Rung) -> tuple[TrainingGroup, ...]:
     """Return what can be trained at once of what a rung still needs before it can be judged."""
-    from clusterlora.stages.plan import gate_packs
+    from clusterlora.planning.training_groups import gate_groups
 
     stores = from_environment()
-    return gate_packs(stores.studies.study(study_name), stores, rung)
+    return gate_groups(stores.studies.study(study_name), stores, rung)
 
 
 @task(task_run_name="plan baseline · {study_name}", cache_policy=NO_CACHE, **RETRIED)
@@ -48,18 +48,18 @@ def baseline_beside_gate(study_name: str) -> bool:
 
 
 @task(task_run_name="plan fan-out · {study_name}", cache_policy=NO_CACHE, **RETRIED)
-def packs_after_gate(study_name: str) -> tuple[Pack, ...]:
+def groups_after_gate(study_name: str) -> tuple[TrainingGroup, ...]:
     """Return what can be trained at once of what the study's methods still need; nothing when the gate refused."""
-    from clusterlora.stages.plan import remaining_packs
+    from clusterlora.planning.training_groups import remaining_groups
 
     stores = from_environment()
-    return remaining_packs(stores.studies.study(study_name), stores)
+    return remaining_groups(stores.studies.study(study_name), stores)
 
 
 @task(task_run_name="refused? · {study_name}", cache_policy=NO_CACHE, **RETRIED)
 def was_refused(study_name: str) -> bool:
     """Return whether the gate has spoken against spending more and nobody said to go on."""
-    from clusterlora.stages.plan import refused
+    from clusterlora.planning.ladder import refused
 
     stores = from_environment()
     return refused(stores.studies.study(study_name), stores)

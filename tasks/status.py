@@ -28,7 +28,7 @@ def show_status(study_name: str, doing: str) -> None:
 
 def status_lines(study: Study, stores: Stores, doing: str) -> Iterator[str]:
     """Yield the page line by line."""
-    from clusterlora.stages.decision import decisions
+    from clusterlora.planning.decisions import decisions
     from clusterlora.stages.outlook import against_unified, next_step
 
     facts = stores.studies.facts(study.name)
@@ -86,7 +86,7 @@ def _troubles(stores: Stores, study_name: str) -> Iterator[str]:
     if attempts:
         rows = [
             (
-                a.pack,
+                a.group,
                 str(a.number),
                 str(a.micro_batch),
                 "-" if a.peak_memory_bytes is None else format_bytes(a.peak_memory_bytes),

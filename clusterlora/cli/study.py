@@ -155,10 +155,10 @@ def decide(name: str, choice: Any, learning_rate: float | None, epochs: int | No
     if changes != (choice == "retry"):
         raise click.UsageError("--retry goes with at least one of --learning-rate, --epochs and --init, and they only with it")
     from clusterlora.errors import ServiceDown, UnknownName
+    from clusterlora.planning.decisions import Decision
+    from clusterlora.planning.decisions import decide as record
+    from clusterlora.planning.ladder import awaits_decision
     from clusterlora.settings import Rung
-    from clusterlora.stages.decision import Decision
-    from clusterlora.stages.decision import decide as record
-    from clusterlora.stages.plan import awaits_decision
 
     stores = stores_here()
     if not awaits_decision(stores.studies.study(name), stores):
@@ -203,7 +203,7 @@ def _status(name: str, stores: "Stores") -> dict[str, Any]:
         "status": studies.status(name),
         "personas": facts.get("n_personas"),
         "adapters": len(studies.adapters(name)),
-        "in_training": [f"{attempt.pack} (attempt {attempt.number}, micro-batch {attempt.micro_batch})" for attempt in open_attempts],
+        "in_training": [f"{attempt.group} (attempt {attempt.number}, micro-batch {attempt.micro_batch})" for attempt in open_attempts],
         "gate": [f"{verdict.rung}: {'passed' if verdict.passed else 'refused'}" for verdict in studies.verdicts(name)],
         "phases": [f"{p.name} {p.state}" for p in phases(study, stores)],
         "against_unified": list(against_unified(study, stores)),

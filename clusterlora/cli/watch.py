@@ -45,7 +45,7 @@ def page(name: str, stores: "Stores") -> Group:
     for phase in phases(study, stores):
         table.add_row(phase.name, phase.state, _clock(phase.spent), _clock(phase.expected), phase.detail)
     open_attempts = [attempt for attempt in stores.studies.attempts(name) if attempt.state == "running"]
-    lines = [f"training {a.pack}, attempt {a.number}, micro-batch {a.micro_batch}" for a in open_attempts]
+    lines = [f"training {a.group}, attempt {a.number}, micro-batch {a.micro_batch}" for a in open_attempts]
     lines += against_unified(study, stores)
     lines += [f"next: {next_step(study, stores)}", machine()]
     return Group(table, *(Text(line) for line in lines))

@@ -12,9 +12,9 @@ from clusterlora.cli.progress import ConsoleLog, console_log
 from clusterlora.errors import OutOfMemory, UnknownName
 
 if TYPE_CHECKING:
+    from clusterlora.planning.training_groups import TrainingGroup
     from clusterlora.ports import Stores
     from clusterlora.settings import Study
-    from clusterlora.stages.plan import Pack
 
 _TRAIN_EXAMPLES = """\b
 Examples:
@@ -84,7 +84,7 @@ def evaluate(cluster: int | None, as_json: bool, **options: Any) -> None:
             said = f"{n_answers} answers given and scored; see them with: clusterlora compare --name {study.name}"
             click.echo(json.dumps({"study": study.name, "answers": n_answers}) if as_json else said)
             return
-        from clusterlora.stages.plan import decided_rung
+        from clusterlora.planning.ladder import decided_rung
 
         rung = decided_rung(study, stores).name
         _require(study, stores, cluster)
@@ -124,19 +124,19 @@ def compare(as_json: bool, **options: Any) -> None:
 
 def _begin(study: "Study", stores: "Stores", log: ConsoleLog) -> None:
     """Bring the study to where its adapters can be planned; nothing is done twice, and its status stays what it is."""
+    from clusterlora.planning.training_groups import groups_before_clustering
     from clusterlora.stages.cluster import cluster
-    from clusterlora.stages.plan import packs_before_clustering
     from clusterlora.stages.prepare import prepare
 
     prepare(study, stores, log, running=False)
-    while packs := packs_before_clustering(study, stores):
-        for pack in packs:
-            _train_one(study, pack, stores, log)
+    while groups := groups_before_clustering(study, stores):
+        for group in groups:
+            _train_one(study, group, stores, log)
     cluster(study, stores, log)
 
 
 def _adapters_asked_for(study: "Study", stores: "Stores", cluster: int | None, adapter: str | None) -> tuple[str, ...]:
-    from clusterlora.stages.plan import judged_adapters, work_plan
+    from clusterlora.planning.work_plan import judged_adapters, work_plan
 
     plan = work_plan(study, stores)
     if adapter is None and cluster is None:
@@ -150,23 +150,23 @@ def _adapters_asked_for(study: "Study", stores: "Stores", cluster: int | None, a
 
 def _train_until_done(study: "Study", names: tuple[str, ...], stores: "Stores", log: ConsoleLog) -> int:
     """Return how many adapters were trained; an adapter that starts from another comes after it."""
-    from clusterlora.stages.plan import pack_named
+    from clusterlora.planning.training_groups import groups_of
 
     n_trained = 0
-    while packs := pack_named(study, stores, names):
-        for pack in packs:
-            n_trained += _train_one(study, pack, stores, log)
+    while groups := groups_of(study, stores, names):
+        for group in groups:
+            n_trained += _train_one(study, group, stores, log)
     return n_trained
 
 
-def _train_one(study: "Study", pack: "Pack", stores: "Stores", log: ConsoleLog) -> int:
-    """Train one pack, halving the micro-batch as often as memory demands."""
-    from clusterlora.stages.train import next_micro_batch, train_pack
+def _train_one(study: "Study", group: "TrainingGroup", stores: "Stores", log: ConsoleLog) -> int:
+    """Train one group of adapters, halving the micro-batch as often as memory demands."""
+    from clusterlora.stages.train import next_micro_batch, train_group
 
     while True:
-        attempt, micro_batch = next_micro_batch(study, pack.name, stores)
+        attempt, micro_batch = next_micro_batch(study, group.name, stores)
         try:
-            return train_pack(study.name, pack, attempt=attempt, micro_batch=micro_batch, stores=stores, log=log)
+            return train_group(study.name, group, attempt=attempt, micro_batch=micro_batch, stores=stores, log=log)
         except OutOfMemory:
             if micro_batch == 1:
                 raise
@@ -175,7 +175,8 @@ def _train_one(study: "Study", pack: "Pack", stores: "Stores", log: ConsoleLog) 
 
 def _require(study: "Study", stores: "Stores", cluster: int) -> None:
     """Raise UnknownName unless the cluster's adapter and unified are trained."""
-    from clusterlora.stages.plan import REFERENCE, judged_adapters, trained_adapters, work_plan
+    from clusterlora.planning.ladder import REFERENCE
+    from clusterlora.planning.work_plan import judged_adapters, trained_adapters, work_plan
 
     plan = work_plan(study, stores)
     held = trained_adapters(study, stores, plan)

@@ -242,7 +242,7 @@ def costs(data: ReportData) -> str:
         parts.append(f"<details><summary>Where the time went</summary>{timings}</details>")
     troubled = [a for a in data.attempts if a.state not in ("running", "done")]
     if troubled:
-        trouble = [[text(a.pack), text(a.number), text(a.micro_batch), text(_words(a.state)), text(a.detail)] for a in troubled]
+        trouble = [[text(a.group), text(a.number), text(a.micro_batch), text(_words(a.state)), text(a.detail)] for a in troubled]
         header = ["run", "attempt", "micro-batch", "ended", "why"]
         parts.append("<h3>Attempts that did not end well</h3>")
         parts.append(table(header, trouble, numeric=[False, True, True, False, False], caption="attempts that did not end well"))

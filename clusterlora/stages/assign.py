@@ -18,11 +18,12 @@ from clusterlora.evaluation.answer import Answerer, Task
 from clusterlora.evaluation.assign import Choice, choose
 from clusterlora.evaluation.markdown import table
 from clusterlora.models.stacked import stack_weights
+from clusterlora.planning.ladder import GATED, REFERENCE
+from clusterlora.planning.work_plan import WorkPlan, trained_adapters, work_plan
 from clusterlora.ports import RunLog, Stores
 from clusterlora.settings import DataSettings, Study
 from clusterlora.stages.evaluate import weights_of
 from clusterlora.stages.model_cache import base_model, embedder
-from clusterlora.stages.plan import GATED, REFERENCE, WorkPlan, trained_adapters, work_plan
 from clusterlora.stages.stored import stored_folder
 from clusterlora.stages.train import expose
 from clusterlora.values import Layer, Persona, Stack

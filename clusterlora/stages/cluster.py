@@ -9,10 +9,11 @@ from clusterlora.clustering.features import Evidence, Sources
 from clusterlora.data.prompts import PromptEncoder, messages
 from clusterlora.data.synthetic import planted
 from clusterlora.models.stacked import read_adapter
+from clusterlora.planning.ladder import REFERENCE
+from clusterlora.planning.work_plan import work_plan
 from clusterlora.ports import RunLog, Stores
 from clusterlora.settings import Study
 from clusterlora.stages.model_cache import base_model, embedder
-from clusterlora.stages.plan import REFERENCE, work_plan
 from clusterlora.stages.report import map_path, write_map
 from clusterlora.stages.stored import stored_folder
 from clusterlora.stages.timing import timed
@@ -22,7 +23,7 @@ from clusterlora.values import Clustering, Persona
 def cluster(study: Study, stores: Stores, log: RunLog) -> Clustering:
     """Return the study's clustering, made from train dialogues only; an existing one is kept. Its map is in `results/figures`.
 
-    An algorithm that reads adapters finds them trained: `plan.packs_before_clustering` names them.
+    An algorithm that reads adapters finds them trained: `training_groups.groups_before_clustering` names them.
     """
     existing = stores.studies.clustering(study.name)
     if existing is not None:

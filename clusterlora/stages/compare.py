@@ -13,12 +13,13 @@ from clusterlora.data.prompts import items
 from clusterlora.durable import write_durably
 from clusterlora.errors import BadData
 from clusterlora.evaluation.metrics import METRICS
+from clusterlora.planning.ladder import REFERENCE
+from clusterlora.planning.work_plan import work_plan
 from clusterlora.ports import RunLog, Stores
 from clusterlora.settings import Study
 from clusterlora.stages.imported_scores import imported_markdown
 from clusterlora.stages.model_card import SCORES_FACT, scores_fact
 from clusterlora.stages.new_personas import new_personas
-from clusterlora.stages.plan import REFERENCE, work_plan
 from clusterlora.stages.report import write_map, write_report
 from clusterlora.stages.scale import scale
 from clusterlora.stages.timing import timed

@@ -17,10 +17,11 @@ from clusterlora.evaluation.metrics import METRICS
 from clusterlora.evaluation.select import select_arm
 from clusterlora.evaluation.train_responses import TrainResponses
 from clusterlora.models.stacked import Weights, read_weights, stack_weights
+from clusterlora.planning.ladder import refused, rung_by_name
+from clusterlora.planning.work_plan import WorkPlan, judged_adapters, trained_adapters, work_plan
 from clusterlora.ports import RunLog, Stores
 from clusterlora.settings import Study
 from clusterlora.stages.model_cache import base_model, embedder
-from clusterlora.stages.plan import WorkPlan, judged_adapters, refused, rung_by_name, trained_adapters, work_plan
 from clusterlora.stages.stored import stored_folder
 from clusterlora.stages.timing import timed
 from clusterlora.values import Item, Layer, MethodPlan, Persona, Route, Split, Stack

@@ -10,11 +10,11 @@ from clusterlora.data.load import load
 from clusterlora.data.older import cluster_number, read_clusters, read_results
 from clusterlora.errors import BadData, BadSettings
 from clusterlora.models.stacked import StackedModel, Weights, read_adapter
+from clusterlora.planning.work_plan import IMPORTED, IMPORTED_FACT, work_plan
 from clusterlora.ports import RunLog, Stores
 from clusterlora.settings import Study
 from clusterlora.stages.imported_scores import RESULTS_FACT
 from clusterlora.stages.model_cache import base_model
-from clusterlora.stages.plan import IMPORTED, IMPORTED_FACT, work_plan
 from clusterlora.stages.prepare import prepare
 from clusterlora.stages.report import write_map
 from clusterlora.stages.train import keep
@@ -135,7 +135,7 @@ def _check_base(study: Study, folders: dict[int, Path]) -> None:
 
 def _keep_all(study: Study, folders: dict[int, Path], stores: Stores, log: RunLog) -> None:
     plan = work_plan(study, stores)
-    tags = {"study": study.name, "method": IMPORTED, "pack": IMPORTED}
+    tags = {"study": study.name, "method": IMPORTED, "training_group": IMPORTED}
     log.phase("import adapters", total=len(folders), unit="adapters")
     with stores.tracker.adapter_run(study.name, name="import clusters", params={"adapters": len(folders)}, tags=tags) as run:
         for number, folder in folders.items():

@@ -6,9 +6,10 @@ import numpy as np
 
 from clusterlora.gate.judge import judge as judge_trial
 from clusterlora.gate.power import Power, gate_power
+from clusterlora.planning.ladder import rung_by_name
+from clusterlora.planning.work_plan import judged_adapters, work_plan
 from clusterlora.ports import Stores
 from clusterlora.stages.evaluate import scores_of
-from clusterlora.stages.plan import judged_adapters, rung_by_name, work_plan
 from clusterlora.values import Layer, Stack, Verdict
 
 _POWER = "gate_power"

@@ -3,9 +3,10 @@
 from dataclasses import replace
 
 from clusterlora.errors import BadData
+from clusterlora.planning.training_groups import TrainingGroup
+from clusterlora.planning.work_plan import trained_adapters, work_plan
 from clusterlora.ports import RunLog, Stores
 from clusterlora.settings import MergeSettings
-from clusterlora.stages.plan import Pack, trained_adapters, work_plan
 from clusterlora.stages.register import register_adapter
 from clusterlora.stages.timing import timed
 from clusterlora.stages.train import merge_adapters
@@ -35,10 +36,16 @@ def merge(study_name: str, merging: MergeSettings, stores: Stores, log: RunLog) 
     specs = [replace(plan.specs[name], name=new[name]) for name in new]
     plan = replace(plan, keys={**plan.keys, **{new[name]: plan.keys[name] for name in new}})
     if specs:
-        pack = Pack(f"merge-{suffix}", f"merge clusters by {suffix}", tuple(new.values()))
-        with timed(stores, study_name, pack.name):
+        group = TrainingGroup(f"merge-{suffix}", f"merge clusters by {suffix}", tuple(new.values()))
+        with timed(stores, study_name, group.name):
             merge_adapters(
-                study, plan, pack, specs, tags={"study": study_name, "method": "merge", "pack": pack.name}, stores=stores, log=log
+                study,
+                plan,
+                group,
+                specs,
+                tags={"study": study_name, "method": "merge", "training_group": group.name},
+                stores=stores,
+                log=log,
             )
     adapters = {adapter.key: adapter for adapter in stores.studies.adapters(study_name)}
     merged = {spec: adapters[plan.keys[spec.name]] for spec in plan.specs.values() if spec.parts}

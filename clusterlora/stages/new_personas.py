@@ -13,9 +13,9 @@ from clusterlora.comparison.new_personas import new_personas as curve
 from clusterlora.data.prompts import items
 from clusterlora.durable import write_durably
 from clusterlora.evaluation.metrics import METRICS
+from clusterlora.planning.work_plan import WorkPlan, work_plan
 from clusterlora.ports import Stores
 from clusterlora.settings import Study
-from clusterlora.stages.plan import WorkPlan, work_plan
 from clusterlora.values import Split
 
 

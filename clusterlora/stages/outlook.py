@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from math import ceil
 
 from clusterlora.evaluation.metrics import METRICS
+from clusterlora.planning.ladder import awaits_decision, gated, refused, rungs
+from clusterlora.planning.work_plan import WorkPlan, trained_adapters, work_plan
 from clusterlora.ports import Stores
 from clusterlora.settings import Study
 from clusterlora.stages.model_card import SCORES_FACT
-from clusterlora.stages.plan import WorkPlan, awaits_decision, gated, refused, rungs, trained_adapters, work_plan
 from clusterlora.stages.timing import seconds_by_phase
 from clusterlora.values import TrainedAdapter
 

@@ -5,10 +5,12 @@ from dataclasses import replace
 import numpy as np
 
 from clusterlora.clustering.reassign import reassigned
+from clusterlora.planning.ladder import GATED, REFERENCE
+from clusterlora.planning.training_groups import refinement_pending
+from clusterlora.planning.work_plan import work_plan
 from clusterlora.ports import RunLog, Stores
 from clusterlora.settings import Study
 from clusterlora.stages.evaluate import val_losses
-from clusterlora.stages.plan import GATED, REFERENCE, refinement_pending, work_plan
 from clusterlora.stages.timing import timed
 from clusterlora.values import Layer, Stack
 

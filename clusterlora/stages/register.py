@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
+from clusterlora.planning.training_groups import of_one_person
+from clusterlora.planning.work_plan import WorkPlan, trained_adapters, work_plan
 from clusterlora.ports import RunLog, Stores
 from clusterlora.settings import Study
 from clusterlora.stages.model_card import about
-from clusterlora.stages.plan import WorkPlan, of_one_person, trained_adapters, work_plan
 from clusterlora.stages.routing import adapter_table, routing_table
 from clusterlora.stages.stored import stored_folder
 from clusterlora.stages.timing import seconds_by_phase, timed

@@ -9,14 +9,15 @@ from pathlib import Path
 from clusterlora.comparison.new_personas import NewPersonas
 from clusterlora.comparison.result import Comparison
 from clusterlora.durable import write_durably
+from clusterlora.planning.decisions import described
+from clusterlora.planning.ladder import OWN, gated
+from clusterlora.planning.work_plan import WorkPlan, trained_adapters, work_plan
 from clusterlora.ports import Stores
 from clusterlora.report.cluster_map import draw_map
 from clusterlora.report.data import Cost, Curve, Example, ExampleAnswer, ReportData
 from clusterlora.report.page import page
 from clusterlora.settings import Rung, Study
-from clusterlora.stages.decision import described
 from clusterlora.stages.imported_scores import imported_rows
-from clusterlora.stages.plan import OWN, WorkPlan, gated, trained_adapters, work_plan
 from clusterlora.stages.signal import known_signal
 from clusterlora.stages.timing import PREFIX, seconds_by_phase
 from clusterlora.values import Clustering, EvaluationRow, TrainedAdapter

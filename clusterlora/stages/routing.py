@@ -6,9 +6,10 @@ from typing import Any
 
 from clusterlora.data.shots import exchanges
 from clusterlora.errors import BadData
+from clusterlora.planning.ladder import REFERENCE
+from clusterlora.planning.work_plan import trained_adapters, work_plan
 from clusterlora.ports import Stores
 from clusterlora.settings import Study
-from clusterlora.stages.plan import REFERENCE, trained_adapters, work_plan
 from clusterlora.stages.stored import stored_folder
 from clusterlora.stores.files import weights_sha256
 from clusterlora.stores.routing_table import KeyedLayer, KeyedStack, RoutingTable

@@ -11,7 +11,7 @@ PREFIX = "seconds: "
 
 @contextmanager
 def timed(stores: Stores, study: str, phase: str) -> Iterator[None]:
-    """Add how long the block took to what the phase took before, when it ends well: packs come again in later passes and relaunches."""
+    """Add the block's seconds to those of the phase when it ends well: training groups come again in later passes and relaunches."""
     started = time.monotonic()
     yield
     seconds = time.monotonic() - started

@@ -1,4 +1,4 @@
-"""Train one pack of adapters, or merge one, and keep each as soon as it is finished: store, tracker, database, and the study's folder."""
+"""Train one group of adapters, or merge one, and keep each as soon as it is finished: store, tracker, database, and the study's folder."""
 
 import math
 import re
@@ -14,11 +14,12 @@ from clusterlora.errors import OutOfMemory, ServiceDown
 from clusterlora.models.base import base_revision
 from clusterlora.models.memory import device_name, peak_memory_bytes
 from clusterlora.models.stacked import read_adapter
+from clusterlora.planning.training_groups import TrainingGroup
+from clusterlora.planning.work_plan import WorkPlan, plan_with
 from clusterlora.ports import AdapterRun, RunLog, Stores
 from clusterlora.settings import Study
 from clusterlora.stages.model_cache import base_model
 from clusterlora.stages.outcome import tagged_with_outcome
-from clusterlora.stages.plan import Pack, WorkPlan, plan_with
 from clusterlora.stages.stored import folder_if_any, in_tracker, stored_folder
 from clusterlora.stages.timing import timed
 from clusterlora.stages.training_log import TrainingLog
@@ -28,12 +29,12 @@ from clusterlora.training.peft_folder import write_factors
 from clusterlora.values import AdapterSpec, Attempt, Split, TrainedAdapter
 
 
-def next_micro_batch(study: Study, pack: str, stores: Stores) -> tuple[int, int]:
+def next_micro_batch(study: Study, group: str, stores: Stores) -> tuple[int, int]:
     """Return (attempt number from 1, micro-batch) of the attempt to run: half the last one's after it ran out of memory.
 
     An attempt that is still open is returned again, so that whoever asks finds the run already under way.
     """
-    attempts = stores.studies.attempts(study.name, pack)
+    attempts = stores.studies.attempts(study.name, group)
     if not attempts:
         return 1, study.runtime.micro_batch or study.recipe.batch_size
     last = attempts[-1]
@@ -42,7 +43,7 @@ def next_micro_batch(study: Study, pack: str, stores: Stores) -> tuple[int, int]
     return last.number + 1, max(1, last.micro_batch // 2) if last.state == "out_of_memory" else last.micro_batch
 
 
-def train_pack(study_name: str, pack: Pack, *, attempt: int, micro_batch: int, stores: Stores, log: RunLog) -> int:
+def train_group(study_name: str, group: TrainingGroup, *, attempt: int, micro_batch: int, stores: Stores, log: RunLog) -> int:
     """Return the number of adapters trained. What the store holds under the same key is linked to the study, not trained again.
 
     What ran out of a device's memory once, in any study on this base, is not tried there again: the micro-batch starts smaller.
@@ -57,44 +58,44 @@ def train_pack(study_name: str, pack: Pack, *, attempt: int, micro_batch: int, s
     if fits is not None and fits < micro_batch:
         log.note(f"micro-batch {fits} instead of {micro_batch}: more did not fit {place[1]} before")
         micro_batch = fits
-    stores.studies.open_attempt(study_name, Attempt(pack.name, attempt, micro_batch, "running"))
+    stores.studies.open_attempt(study_name, Attempt(group.name, attempt, micro_batch, "running"))
     try:
-        with timed(stores, study_name, f"train {pack.name}"):
-            n_trained = _train(study, pack, attempt=attempt, micro_batch=micro_batch, stores=stores, log=log)
+        with timed(stores, study_name, f"train {group.name}"):
+            n_trained = _train(study, group, attempt=attempt, micro_batch=micro_batch, stores=stores, log=log)
     except ServiceDown:
         # The attempt stays open: whoever retries it goes on after the last whole epoch.
         raise
     except Exception as error:
         state = "out_of_memory" if isinstance(error, OutOfMemory) else "failed"
         if isinstance(error, OutOfMemory) and micro_batch > 1:
-            # The next pack on such a device starts where this one's next attempt does.
+            # The next group on such a device starts where this one's next attempt does.
             stores.studies.save_memory_limit(*place, micro_batch=micro_batch // 2)
-        stores.studies.close_attempt(study_name, pack.name, attempt, state=state, detail=str(error), peak_memory_bytes=peak_memory_bytes())
+        stores.studies.close_attempt(study_name, group.name, attempt, state=state, detail=str(error), peak_memory_bytes=peak_memory_bytes())
         raise
-    stores.studies.close_attempt(study_name, pack.name, attempt, state="done", peak_memory_bytes=peak_memory_bytes())
+    stores.studies.close_attempt(study_name, group.name, attempt, state="done", peak_memory_bytes=peak_memory_bytes())
     return n_trained
 
 
-def _train(study: Study, pack: Pack, *, attempt: int, micro_batch: int, stores: Stores, log: RunLog) -> int:
-    plan = plan_with(study, stores, pack.adapters)
-    specs = [plan.specs[name] for name in pack.adapters if not _known(study, plan, name, stores)]
+def _train(study: Study, group: TrainingGroup, *, attempt: int, micro_batch: int, stores: Stores, log: RunLog) -> int:
+    plan = plan_with(study, stores, group.adapters)
+    specs = [plan.specs[name] for name in group.adapters if not _known(study, plan, name, stores)]
     if not specs:
         return 0
     trained_by = plan.trained_by()
     method = ", ".join(sorted({trained_by[spec.name] for spec in specs}))
-    tags = {"study": study.name, "method": method, "pack": pack.name, "attempt": str(attempt), "micro_batch": str(micro_batch)}
+    tags = {"study": study.name, "method": method, "training_group": group.name, "attempt": str(attempt), "micro_batch": str(micro_batch)}
     if specs[0].parts:
-        return merge_adapters(study, plan, pack, specs, tags=tags, stores=stores, log=log)
+        return merge_adapters(study, plan, group, specs, tags=tags, stores=stores, log=log)
     from clusterlora.training.train import train
 
     jobs = _jobs(study, plan, specs, stores)
     params = {"adapters": len(jobs), "personas": sum(len(job.spec.persona_ids) for job in jobs), **asdict(jobs[0].spec.recipe)}
-    with stores.tracker.adapter_run(study.name, name=pack.title, params=params, tags=tags) as run, tagged_with_outcome(run):
-        file = stores.folder(study.name) / "logs" / log_name(pack.name)
+    with stores.tracker.adapter_run(study.name, name=group.title, params=params, tags=tags) as run, tagged_with_outcome(run):
+        file = stores.folder(study.name) / "logs" / log_name(group.name)
         total = sum(job.total_steps for job in jobs)
         with TrainingLog(log, file, total_steps=total, micro_batch=micro_batch) as run_log:
             began = time.monotonic()
-            run_log.phase(f"train {pack.title}", total=total, unit="steps")
+            run_log.phase(f"train {group.title}", total=total, unit="steps")
             results = []
             checkpointing = study.runtime.gradient_checkpointing
             for result in train(base_model(study.model), jobs, micro_batch=micro_batch, run_log=run_log, checkpointing=checkpointing):
@@ -147,7 +148,14 @@ def _jobs(study: Study, plan: WorkPlan, specs: Sequence[AdapterSpec], stores: St
 
 
 def merge_adapters(
-    study: Study, plan: WorkPlan, pack: Pack, specs: Sequence[AdapterSpec], *, tags: Mapping[str, str], stores: Stores, log: RunLog
+    study: Study,
+    plan: WorkPlan,
+    group: TrainingGroup,
+    specs: Sequence[AdapterSpec],
+    *,
+    tags: Mapping[str, str],
+    stores: Stores,
+    log: RunLog,
 ) -> int:
     """Make adapters out of others, weighted by the train dialogues behind each; return how many."""
     from clusterlora.training.merging import density_of, merge
@@ -155,12 +163,12 @@ def merge_adapters(
     personas = stores.studies.dataset(study.name).by_id()
     merging = study.merging
     params = {"adapters": len(specs), "kind": merging.kind, "density": density_of(merging)}
-    file = stores.folder(study.name) / "logs" / log_name(pack.name)
+    file = stores.folder(study.name) / "logs" / log_name(group.name)
     with (
-        stores.tracker.adapter_run(study.name, name=pack.title, params=params, tags=tags) as run,
+        stores.tracker.adapter_run(study.name, name=group.title, params=params, tags=tags) as run,
         TrainingLog(log, file, total_steps=len(specs)) as run_log,
     ):
-        run_log.phase(pack.title, total=len(specs), unit="adapters")
+        run_log.phase(group.title, total=len(specs), unit="adapters")
         for spec in specs:
             began = time.monotonic()
             parts = {plan.keys[part]: read_adapter(stored_folder(stores, plan.keys[part])) for part in spec.parts}
@@ -231,9 +239,9 @@ def expose(stores: Stores, study_name: str, adapter: str, kept: Path) -> Path:
     return target
 
 
-def log_name(pack: str) -> str:
-    """Return the log file of a pack: cluster-00 writes cluster_0_training.log."""
-    return re.sub(r"-0*(?=\d)", "_", pack).replace("-", "_") + "_training.log"
+def log_name(group: str) -> str:
+    """Return the log file of a group: cluster-00 writes cluster_0_training.log."""
+    return re.sub(r"-0*(?=\d)", "_", group).replace("-", "_") + "_training.log"
 
 
 def _log_curves(run: AdapterRun, results: Sequence[TrainingResult], seconds: float) -> None:

@@ -16,7 +16,7 @@ _AGAIN = "run the study again"
 
 @dataclass(frozen=True, slots=True)
 class LiveWork:
-    """What the orchestrator says is under way: open runs by name, and the attempts (pack, number) that some of them are."""
+    """What the orchestrator says is under way: open runs by name, and the attempts (group, number) that some of them are."""
 
     runs: frozenset[str] = frozenset()
     attempts: frozenset[tuple[str, int]] = frozenset()
@@ -119,21 +119,21 @@ def _duplicates(study: str, stores: Stores, _live: LiveWork | None) -> Iterator[
 def _attempts(study: str, stores: Stores, live: LiveWork | None) -> Iterator[_Problem]:
     """Attempts that are open and that nobody is working at."""
     for attempt in stores.studies.attempts(study):
-        if attempt.state != "running" or (live is not None and _lives(live, attempt.pack, attempt.number)):
+        if attempt.state != "running" or (live is not None and _lives(live, attempt.group, attempt.number)):
             continue
-        what = f"attempt {attempt.number} at {attempt.pack} is open"
+        what = f"attempt {attempt.number} at {attempt.group} is open"
         if live is None:
             yield _Problem(f"{what}, and no Prefect server can be asked about its run", "start it: clusterlora up, or set PREFECT_API_URL")
             continue
 
-        def close(pack: str = attempt.pack, number: int = attempt.number) -> None:
-            stores.studies.close_attempt(study, pack, number, state="lost", detail="its run is gone")
+        def close(group: str = attempt.group, number: int = attempt.number) -> None:
+            stores.studies.close_attempt(study, group, number, state="lost", detail="its run is gone")
 
         yield _Problem(f"{what}, but its run is gone", "close it", close)
 
 
-def _lives(live: LiveWork, pack: str, number: int) -> bool:
-    return (pack, number) in live.attempts or pack in live.runs
+def _lives(live: LiveWork, group: str, number: int) -> bool:
+    return (group, number) in live.attempts or group in live.runs
 
 
 def _runs(study: str, stores: Stores, live: LiveWork | None) -> Iterator[_Problem]:
@@ -143,7 +143,7 @@ def _runs(study: str, stores: Stores, live: LiveWork | None) -> Iterator[_Proble
     if stores.studies.status(study) == "running" and not live.runs:
         yield _Problem("the study says it is running, and no run of it is", f"call it failed; then {_AGAIN}", lambda: _end(study, stores))
     for run in stores.tracker.open_runs(study):
-        lives = _lives(live, run.pack, run.attempt) if run.pack is not None and run.attempt is not None else bool(live.runs)
+        lives = _lives(live, run.group, run.attempt) if run.group is not None and run.attempt is not None else bool(live.runs)
         if not lives:
             what = f"MLflow run {run.name!r} ({run.run_id}) is RUNNING, and nobody will end it"
             yield _Problem(what, "end it as KILLED", lambda r=run.run_id: stores.tracker.kill_run(r))

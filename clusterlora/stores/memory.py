@@ -116,21 +116,21 @@ class MemoryStudyStore:
 
     def open_attempt(self, study: str, attempt: Attempt) -> None:
         attempts = self._record(study).attempts
-        known = attempts.get((attempt.pack, attempt.number))
+        known = attempts.get((attempt.group, attempt.number))
         if known is None or known.state == "running":
-            attempts[attempt.pack, attempt.number] = attempt
+            attempts[attempt.group, attempt.number] = attempt
 
     def close_attempt(
-        self, study: str, pack: str, number: int, *, state: str, detail: str = "", peak_memory_bytes: int | None = None
+        self, study: str, group: str, number: int, *, state: str, detail: str = "", peak_memory_bytes: int | None = None
     ) -> None:
         attempts = self._record(study).attempts
-        attempt = attempts.get((pack, number), Attempt(pack, number, micro_batch=0, state="running"))
+        attempt = attempts.get((group, number), Attempt(group, number, micro_batch=0, state="running"))
         if attempt.state == "running":
-            attempts[pack, number] = replace(attempt, state=state, detail=detail, peak_memory_bytes=peak_memory_bytes)
+            attempts[group, number] = replace(attempt, state=state, detail=detail, peak_memory_bytes=peak_memory_bytes)
 
-    def attempts(self, study: str, pack: str | None = None) -> tuple[Attempt, ...]:
+    def attempts(self, study: str, group: str | None = None) -> tuple[Attempt, ...]:
         attempts = self._record(study).attempts
-        return tuple(attempts[key] for key in sorted(attempts) if pack in (None, key[0]))
+        return tuple(attempts[key] for key in sorted(attempts) if group in (None, key[0]))
 
     def save_memory_limit(self, base: str, device: str, max_length: int, *, micro_batch: int) -> None:
         place = (base, device, max_length)

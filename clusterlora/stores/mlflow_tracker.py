@@ -171,7 +171,12 @@ class MlflowTracker:
             experiment = self._client.get_experiment_by_name(study)
             found = self._all_runs(experiment.experiment_id, "attributes.status = 'RUNNING'") if experiment else []
             return tuple(
-                OpenRun(run.info.run_id, run.info.run_name or "", tags.get("pack"), int(tags["attempt"]) if "attempt" in tags else None)
+                OpenRun(
+                    run.info.run_id,
+                    run.info.run_name or "",
+                    tags.get("training_group"),
+                    int(tags["attempt"]) if "attempt" in tags else None,
+                )
                 for run in found
                 for tags in (run.data.tags,)
             )

@@ -25,7 +25,7 @@ from clusterlora.values import (
 Values = dict[str, Any]
 
 _PLAIN_ADAPTER_FIELDS = ("key", "name", "steps", "train_tokens", "seconds", "n_bytes", "run_id", "uri", "weights_sha256")
-_PLAIN_ATTEMPT_FIELDS = ("pack", "number", "micro_batch", "state", "detail", "peak_memory_bytes")
+_PLAIN_ATTEMPT_FIELDS = ("group", "number", "micro_batch", "state", "detail", "peak_memory_bytes")
 
 
 def of_personas(study: str, dataset: Dataset) -> list[Values]:

@@ -118,7 +118,7 @@ attempts = Table(
     "attempts",
     metadata,
     _study_column(),
-    Column("pack", Text, primary_key=True),
+    Column("pack", Text, key="group", primary_key=True),  # a training group, or a shard of an evaluation
     Column("number", Integer, primary_key=True),
     Column("micro_batch", Integer, nullable=False),
     Column("state", Text, nullable=False),

@@ -135,19 +135,19 @@ class SqlStudyStore:
             self._database.upsert(connection, schema.attempts, [rows.of_attempt(study, attempt)], replace=True, where=still_open)
 
     def close_attempt(
-        self, study: str, pack: str, number: int, *, state: str, detail: str = "", peak_memory_bytes: int | None = None
+        self, study: str, group: str, number: int, *, state: str, detail: str = "", peak_memory_bytes: int | None = None
     ) -> None:
         table = schema.attempts
-        this = (table.c.study == study, table.c.pack == pack, table.c.number == number)
-        never_started = rows.of_attempt(study, Attempt(pack, number, micro_batch=0, state="running"))
+        this = (table.c.study == study, table.c.group == group, table.c.number == number)
+        never_started = rows.of_attempt(study, Attempt(group, number, micro_batch=0, state="running"))
         with self._writing(study) as connection:
             self._database.upsert(connection, table, [never_started], replace=False)
             end = {"state": state, "detail": detail, "peak_memory_bytes": peak_memory_bytes}
             connection.execute(sa.update(table).where(*this, table.c.state == "running").values(**end))
 
-    def attempts(self, study: str, pack: str | None = None) -> tuple[Attempt, ...]:
+    def attempts(self, study: str, group: str | None = None) -> tuple[Attempt, ...]:
         found = [rows.attempt(row) for row in self._read(study, schema.attempts)]
-        return tuple(sorted((a for a in found if pack in (None, a.pack)), key=lambda a: (a.pack, a.number)))
+        return tuple(sorted((a for a in found if group in (None, a.group)), key=lambda a: (a.group, a.number)))
 
     def save_memory_limit(self, base: str, device: str, max_length: int, *, micro_batch: int) -> None:
         row = {"base": base, "device": device, "max_length": max_length, "micro_batch": micro_batch}

@@ -1,4 +1,4 @@
-"""Which engine trains a pack: the stacked one wherever it can, plain PEFT where it cannot."""
+"""Which engine trains a group: the stacked one wherever it can, plain PEFT where it cannot."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 def train(
     base: BaseModel, jobs: Sequence[TrainingJob], *, micro_batch: int, run_log: RunLog, checkpointing: bool = False
 ) -> Iterator[TrainingResult]:
-    """Train a pack and yield each adapter as soon as it is finished; see `engine.train` for the arguments and errors."""
+    """Train a group and yield each adapter as soon as it is finished; see `engine.train` for the arguments and errors."""
     obstacle = _obstacle(base, jobs)
     if obstacle is None:
         return engine.train(base, jobs, micro_batch=micro_batch, run_log=run_log, checkpointing=checkpointing)

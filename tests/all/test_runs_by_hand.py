@@ -12,8 +12,8 @@ from prefect.client.schemas.objects import State
 from browser.chromium import Tab
 from browser.prefect_pages import PrefectPages
 from clusterlora.config import as_mapping
+from clusterlora.planning.decisions import decisions
 from clusterlora.settings import Study
-from clusterlora.stages.decision import decisions
 from tests.fixtures.runs import runs_of, state_of, stores_here, wait_for
 
 pytestmark = pytest.mark.timeout(900)

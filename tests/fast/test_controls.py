@@ -8,10 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clusterlora.methods.method import CONTROLS
+from clusterlora.planning.ladder import OWN
+from clusterlora.planning.work_plan import work_plan
 from clusterlora.ports import Stores
 from clusterlora.report.data import ReportData
 from clusterlora.settings import DataSettings, GateSettings, ModelSettings, Recipe, Rung, Study
-from clusterlora.stages.plan import OWN, work_plan
 from clusterlora.stages.report import report_data as collect
 from clusterlora.values import AdapterSpec, Clustering, Criterion, Dataset, Dialogue, MethodPlan, Persona, Stack, Turn, Verdict
 from tests.fixtures.studies import memory_stores

@@ -66,7 +66,7 @@ def test_a_run_does_not_wait_for_one_that_has_ended(stores: Stores, monkeypatch:
 
 
 def attempt(number: int = 1, micro_batch: int = 2) -> Attempt:
-    return Attempt(pack="cluster-00", number=number, micro_batch=micro_batch, state="running")
+    return Attempt(group="cluster-00", number=number, micro_batch=micro_batch, state="running")
 
 
 def run(state: State[None]) -> FlowRun:
@@ -163,7 +163,7 @@ def test_a_missing_table_is_a_fault_and_no_outage(tmp_path: Path):
 
 
 def test_run_names_say_what_which_study_and_which_batch():
-    name = training_name(title="cluster 00", study_name="mission", micro_batch=1, attempt=2, pack="cluster-00", adapters=[])
+    name = training_name(title="cluster 00", study_name="mission", micro_batch=1, attempt=2, group="cluster-00", adapters=[])
     assert name == "train · cluster 00 · mission · micro-batch 1 · attempt 2"
     assert evaluation_name(part="test", shard=1, shards=2, study_name="mission") == "evaluate · test 1/2 · mission"
     gate = evaluation_name(part="gate", shard=1, shards=1, study_name="mission", rung="lower-lr")

@@ -134,13 +134,14 @@ def test_a_study_name_that_is_more_than_a_name_is_refused(name: str, tmp_path: P
 def test_people_and_words_that_try_to_leave_their_place_stay_text(tmp_path: Path, tiny_base_folder: Path) -> None:
     import json
 
+    from clusterlora.planning.training_groups import groups_of
+    from clusterlora.planning.work_plan import work_plan
     from clusterlora.stages.cluster import cluster
     from clusterlora.stages.compare import compare
     from clusterlora.stages.evaluate import evaluate
     from clusterlora.stages.judge import judge
-    from clusterlora.stages.plan import pack_named, work_plan
     from clusterlora.stages.prepare import prepare
-    from clusterlora.stages.train import train_pack
+    from clusterlora.stages.train import train_group
     from tasks.status import status_lines
 
     lines = [
@@ -167,9 +168,9 @@ def test_people_and_words_that_try_to_leave_their_place_stay_text(tmp_path: Path
     log = SilentLog()
     prepare(study, stores, log)
     cluster(study, stores, log)
-    while packs := pack_named(study, stores, tuple(work_plan(study, stores).specs)):
-        for pack in packs:
-            train_pack(study.name, pack, attempt=1, micro_batch=2, stores=stores, log=log)
+    while groups := groups_of(study, stores, tuple(work_plan(study, stores).specs)):
+        for group in groups:
+            train_group(study.name, group, attempt=1, micro_batch=2, stores=stores, log=log)
     evaluate(study.name, part="gate", shard=1, shards=1, rung="own", stores=stores, log=log)
     judge(study.name, "own", stores)
     evaluate(study.name, part="test", shard=1, shards=1, rung=None, stores=stores, log=log)

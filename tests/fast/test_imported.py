@@ -11,13 +11,13 @@ from clusterlora.cli import main
 from clusterlora.data.load import load
 from clusterlora.data.older import persona_namer, read_clusters, read_results, read_splits
 from clusterlora.errors import BadData, BadSettings
+from clusterlora.planning.training_groups import remaining_groups
 from clusterlora.ports import Stores
 from clusterlora.settings import ClusteringSettings, DataSettings, EvaluationSettings, ModelSettings, Recipe, Study
 from clusterlora.stages.compare import compare
 from clusterlora.stages.evaluate import evaluate
 from clusterlora.stages.imported import Older, bring_in, settings_for_import
-from clusterlora.stages.plan import remaining_packs
-from clusterlora.stages.train import train_pack
+from clusterlora.stages.train import train_group
 from clusterlora.stores.memory import SilentLog
 from clusterlora.training.peft_folder import write_peft_folder
 from clusterlora.wiring import from_environment
@@ -153,10 +153,10 @@ def test_an_interrupted_study_goes_on_here_with_its_adapters_compared_and_its_sc
     assert (found.personas, found.clusters, found.adapters, found.results) == (4, 2, 1, 1)
     assert {d.id for d in stores.studies.dataset(study.name).personas[0].of_split("test")} == {"d"}
     trained: list[str] = []
-    while packs := remaining_packs(study, stores):
-        for pack in packs:
-            train_pack(study.name, pack, attempt=1, micro_batch=1, stores=stores, log=LOG)
-            trained += pack.adapters
+    while groups := remaining_groups(study, stores):
+        for group in groups:
+            train_group(study.name, group, attempt=1, micro_batch=1, stores=stores, log=LOG)
+            trained += group.adapters
     assert sorted(trained) == ["cluster-01", "unified"], "an imported adapter is not trained, a missing one is"
     evaluate(study.name, part="test", shard=1, shards=1, rung=None, stores=stores, log=LOG)
     routes = {r.persona_id: r.stack.adapters for r in stores.studies.routes(study.name) if r.method == "imported_cluster"}

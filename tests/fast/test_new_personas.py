@@ -15,6 +15,8 @@ from clusterlora.comparison.new_personas_words import markdown, off, sentence
 from clusterlora.config import resolve
 from clusterlora.methods.held_out import held_out
 from clusterlora.methods.method import StudyView
+from clusterlora.planning.ladder import rungs
+from clusterlora.planning.work_plan import work_plan
 from clusterlora.ports import Stores
 from clusterlora.report import figures
 from clusterlora.settings import (
@@ -34,7 +36,6 @@ from clusterlora.stages.cluster import cluster
 from clusterlora.stages.compare import compare
 from clusterlora.stages.evaluate import evaluate
 from clusterlora.stages.new_personas import new_personas as curve_of
-from clusterlora.stages.plan import rungs, work_plan
 from clusterlora.stages.prepare import prepare
 from clusterlora.stages.register import register
 from clusterlora.stores.memory import MemoryTracker

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from clusterlora.planning.decisions import decisions
 from clusterlora.ports import Stores
 from clusterlora.settings import GateSettings, Study
-from clusterlora.stages.decision import decisions
 from clusterlora.values import Attempt, Clustering, Criterion, Dataset, Dialogue, Persona, Turn, Verdict
 from clusterlora.wiring import from_environment
 from deployments import private, processes

@@ -18,6 +18,9 @@ from clusterlora.errors import BadData, OutOfMemory, UnknownName
 from clusterlora.evaluation.metrics import METRICS
 from clusterlora.methods import METHODS
 from clusterlora.models.stacked import read_adapter
+from clusterlora.planning.ladder import OWN, decided_rung, refused, rungs
+from clusterlora.planning.training_groups import gate_groups, remaining_groups
+from clusterlora.planning.work_plan import IMPORTED, work_plan
 from clusterlora.ports import Stores
 from clusterlora.serving.router import Router
 from clusterlora.settings import (
@@ -31,28 +34,18 @@ from clusterlora.stages.cluster import cluster
 from clusterlora.stages.compare import compare, evaluation_rows
 from clusterlora.stages.evaluate import evaluate
 from clusterlora.stages.judge import verdict_on
-from clusterlora.stages.plan import (
-    IMPORTED,
-    OWN,
-    decided_rung,
-    gate_packs,
-    refused,
-    remaining_packs,
-    rungs,
-    work_plan,
-)
 from clusterlora.stages.prepare import prepare
 from clusterlora.stages.refine import refine
 from clusterlora.stages.register import register
 from clusterlora.stages.report import report_data
 from clusterlora.stages.routing import routing_table
-from clusterlora.stages.train import log_name, next_micro_batch, train_pack
+from clusterlora.stages.train import log_name, next_micro_batch, train_group
 from clusterlora.stores.json_codec import from_plain, plain
 from clusterlora.stores.memory import MemoryTracker
 from clusterlora.stores.routing_table import RoutingTable
 from clusterlora.training.job import TrainingResult
 from clusterlora.values import Attempt, Clustering, Persona, Stack
-from tests.fixtures.stages import LOG, run, run_rest, train_packs
+from tests.fixtures.stages import LOG, run, run_rest, train_groups
 from tests.fixtures.studies import memory_stores, poisoned
 
 TRAINED_HERE = tuple(name for name in METHODS if name != IMPORTED)
@@ -202,7 +195,7 @@ def test_merged_adapters_are_made_of_their_members_once_and_compared_like_any_ot
         assert a.shape[0] == b.shape[1] == study.recipe.rank, layer
     assert "% of its energy" in (stores.folder(study.name) / "logs" / "merge_training.log").read_text()
     assert {result.method for result in compare(study.name, stores, LOG).methods} == {"unified", "merge"}
-    assert remaining_packs(study, stores) == ()
+    assert remaining_groups(study, stores) == ()
     other_kind = work_plan(replace(study, merging=MergeSettings(kind="dare")), stores)
     assert other_kind.keys["merged-00"] != plan.keys["merged-00"]
     assert other_kind.keys["persona-0000"] == plan.keys["persona-0000"]
@@ -212,7 +205,7 @@ def test_a_cluster_of_one_person_is_trained_in_a_run_of_its_own(study: Study, st
     study = replace(study, clustering=ClusteringSettings(k=2, sizes=(1, 6)))
     prepare(study, stores, LOG)
     cluster(study, stores, LOG)
-    assert [pack.name for pack in gate_packs(study, stores, OWN)] == ["unified", "cluster-00"], "the longest first"
+    assert [group.name for group in gate_groups(study, stores, OWN)] == ["unified", "cluster-00"], "the longest first"
 
 
 def test_a_cluster_of_one_person_is_registered_like_any_other(study: Study, finished_stores: Stores) -> None:
@@ -283,9 +276,9 @@ def test_a_warm_started_rung_trains_unified_first_and_has_a_name_of_its_own(stud
     prepare(study, stores, LOG)
     cluster(study, stores, LOG)
     warm = rungs(study, stores)[1]
-    assert [pack.name for pack in gate_packs(study, stores, warm)] == ["unified"]
-    train_packs(study, stores, gate_packs(study, stores, warm))
-    assert [pack.name for pack in gate_packs(study, stores, warm)] == ["cluster-00+warm-start"]
+    assert [group.name for group in gate_groups(study, stores, warm)] == ["unified"]
+    train_groups(study, stores, gate_groups(study, stores, warm))
+    assert [group.name for group in gate_groups(study, stores, warm)] == ["cluster-00+warm-start"]
     own, other = work_plan(study, stores, OWN), work_plan(study, stores, warm)
     assert own.keys["cluster-00"] != other.keys["cluster-00+warm-start"]
     assert decided_rung(study, stores) == OWN
@@ -305,7 +298,7 @@ def test_the_identity_of_an_adapter_is_what_decides_its_weights_and_nothing_else
     assert len(set(keys.values())) == len(keys)
 
 
-def test_what_ran_out_of_memory_once_is_not_tried_again_by_the_next_pack(
+def test_what_ran_out_of_memory_once_is_not_tried_again_by_the_next_group(
     study: Study, stores: Stores, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tried: list[int] = []
@@ -317,12 +310,12 @@ def test_what_ran_out_of_memory_once_is_not_tried_again_by_the_next_pack(
     monkeypatch.setattr("clusterlora.training.train.train", too_much)
     prepare(study, stores, LOG)
     cluster(study, stores, LOG)
-    first, second, *_ = gate_packs(study, stores, OWN)
-    for pack in (first, second):
+    first, second, *_ = gate_groups(study, stores, OWN)
+    for group in (first, second):
         with pytest.raises(OutOfMemory):
-            train_pack(study.name, pack, attempt=1, micro_batch=2, stores=stores, log=LOG)
+            train_group(study.name, group, attempt=1, micro_batch=2, stores=stores, log=LOG)
     assert tried == [2, 1]
-    assert {a.pack: a.micro_batch for a in stores.studies.attempts(study.name)} == {first.name: 2, second.name: 1}
+    assert {a.group: a.micro_batch for a in stores.studies.attempts(study.name)} == {first.name: 2, second.name: 1}
 
 
 def test_after_running_out_of_memory_the_next_attempt_has_half_the_micro_batch(study: Study, stores: Stores) -> None:
@@ -337,7 +330,7 @@ def test_after_running_out_of_memory_the_next_attempt_has_half_the_micro_batch(s
     assert next_micro_batch(study, "unified", stores) == (3, 1)
 
 
-def test_packs_name_their_log_files_as_people_expect() -> None:
+def test_training_groups_name_their_log_files_as_people_expect() -> None:
     assert log_name("cluster-00") == "cluster_0_training.log"
     assert log_name("unified") == "unified_training.log"
     assert log_name("fan-out-1-of-2") == "fan_out_1_of_2_training.log"
@@ -369,7 +362,7 @@ def test_every_method_and_control_runs_with_two_training_seeds_and_is_compared_o
     register(study.name, stores, LOG)
     assert isinstance(stores.tracker, MemoryTracker)
     assert not any(".s1" in name for name in stores.tracker.models), "further seeds are for the comparison only"
-    runs = [run for run in stores.tracker.runs.values() if "pack" in run.tags]
+    runs = [run for run in stores.tracker.runs.values() if "training_group" in run.tags]
     assert {run.tags["method"] for run in runs if run.name == "unified"} == {"unified"}
     said = {method for run in runs for method in run.tags["method"].split(", ")}
     assert {"unified", "cluster", "per_persona", "hybrid", "cluster_hybrid", "prefix", "merge", "random_cluster"} <= said

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from clusterlora.errors import BadData, OutOfMemory, ServiceDown
+from clusterlora.planning.training_groups import TrainingGroup, groups_of
+from clusterlora.planning.work_plan import work_plan
 from clusterlora.ports import About, AdapterRun, Stores
 from clusterlora.settings import (
     ClusteringSettings,
@@ -24,13 +26,12 @@ from clusterlora.settings import (
 )
 from clusterlora.stages.cluster import cluster
 from clusterlora.stages.merge import merge
-from clusterlora.stages.plan import Pack, pack_named, work_plan
 from clusterlora.stages.prepare import prepare
-from clusterlora.stages.train import keep, stored_folder, train_pack
+from clusterlora.stages.train import keep, stored_folder, train_group
 from clusterlora.stores.files import FileAdapterStore, refuse_other_weights, weights_sha256
 from clusterlora.stores.memory import MemoryRun, MemoryTracker, SilentLog
 
-UNIFIED = Pack("unified", "unified", ("unified",))
+UNIFIED = TrainingGroup("unified", "unified", ("unified",))
 
 
 @pytest.fixture
@@ -50,13 +51,13 @@ def study(tiny_base_folder: Path, stores: Stores) -> Study:
     return study
 
 
-def train(study: Study, stores: Stores, pack: Pack, number: int = 1) -> None:
-    train_pack(study.name, pack, attempt=number, micro_batch=2, stores=stores, log=SilentLog())
+def train(study: Study, stores: Stores, group: TrainingGroup, number: int = 1) -> None:
+    train_group(study.name, group, attempt=number, micro_batch=2, stores=stores, log=SilentLog())
 
 
 def runs(stores: Stores) -> list[MemoryRun]:
     assert isinstance(stores.tracker, MemoryTracker)
-    return [run for run in stores.tracker.runs.values() if "pack" in run.tags]
+    return [run for run in stores.tracker.runs.values() if "training_group" in run.tags]
 
 
 def test_a_finished_attempt_tells_its_batch_and_peak_memory_in_the_table_and_in_its_run(study: Study, stores: Stores) -> None:
@@ -85,10 +86,10 @@ def test_the_next_run_trains_again_what_a_power_cut_has_cut(study: Study, stores
     file = stored_folder(stores, trained.key) / "adapter_model.safetensors"
     whole = file.read_bytes()
     file.write_bytes(whole[:length])
-    assert pack_named(study, stores, ("unified",)) == ()
+    assert groups_of(study, stores, ("unified",)) == ()
     prepare(study, stores, SilentLog())
-    (pack,) = pack_named(study, stores, ("unified",))
-    train(study, stores, pack, number=2)
+    (group,) = groups_of(study, stores, ("unified",))
+    train(study, stores, group, number=2)
     assert (stored_folder(stores, trained.key) / file.name).read_bytes() == whole
     assert [adapter.weights_sha256 for adapter in stores.studies.adapters(study.name)] == [trained.weights_sha256]
 
@@ -290,8 +291,8 @@ def test_a_merged_models_card_claims_no_other_merges_comparison(study: Study, st
 
 def train_everybody(study: Study, stores: Stores) -> None:
     names = tuple(name for name in work_plan(study, stores).specs if name.startswith("persona"))
-    for pack in pack_named(study, stores, names):
-        train(study, stores, pack)
+    for group in groups_of(study, stores, names):
+        train(study, stores, group)
 
 
 def test_each_way_of_merging_gives_its_own_registered_adapters_once(study: Study, stores: Stores) -> None:

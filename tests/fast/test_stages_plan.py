@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from clusterlora.planning.ladder import OWN
+from clusterlora.planning.training_groups import gate_groups, remaining_groups
+from clusterlora.planning.work_plan import work_plan
 from clusterlora.ports import Stores
 from clusterlora.settings import (
     ClusteringSettings,
@@ -19,7 +22,6 @@ from clusterlora.settings import (
 )
 from clusterlora.stages import scale as scale_stage
 from clusterlora.stages.cluster import cluster
-from clusterlora.stages.plan import OWN, gate_packs, remaining_packs, work_plan
 from clusterlora.stages.prepare import prepare
 from clusterlora.stages.scale import Scale, scale
 from clusterlora.stores.memory import SilentLog
@@ -48,8 +50,8 @@ def study(tiny_base_folder: Path, stores: Stores) -> Study:
 def pass_the_gate(study: Study, stores: Stores) -> None:
     """Record what the gate trains as trained, and a verdict that passes."""
     plan = work_plan(study, stores)
-    for pack in gate_packs(study, stores, OWN):
-        for name in pack.adapters:
+    for group in gate_groups(study, stores, OWN):
+        for name in group.adapters:
             stores.studies.save_adapter(study.name, TrainedAdapter(plan.keys[name], name, plan.specs[name], 3, 90, 1.0, 0.5, 0.4, 1))
     stores.studies.save_verdict(study.name, Verdict(OWN.name, "cluster-00", (), n_personas=3, n_items=6))
 
@@ -57,16 +59,16 @@ def pass_the_gate(study: Study, stores: Stores) -> None:
 def test_what_is_left_after_the_gate_is_dealt_evenly(study: Study, stores: Stores) -> None:
     pass_the_gate(study, stores)
     plan = work_plan(study, stores)
-    packs = remaining_packs(study, stores)
-    assert {name for pack in packs for name in pack.adapters} == plan.specs.keys() - {"unified", "cluster-00"}
-    loads = [sum(len(plan.specs[name].persona_ids) for name in pack.adapters) for pack in packs]
+    groups = remaining_groups(study, stores)
+    assert {name for group in groups for name in group.adapters} == plan.specs.keys() - {"unified", "cluster-00"}
+    loads = [sum(len(plan.specs[name].persona_ids) for name in group.adapters) for group in groups]
     assert len(loads) == 2
     assert max(loads) - min(loads) <= 1, "12 people for themselves and 9 in clusters are 21 trainings of a person"
 
 
-def test_an_adapter_of_the_gate_that_got_lost_is_in_one_of_the_packs(study: Study, stores: Stores) -> None:
+def test_an_adapter_of_the_gate_that_got_lost_is_in_one_of_the_training_groups(study: Study, stores: Stores) -> None:
     stores.studies.save_verdict(study.name, Verdict(OWN.name, "cluster-00", (), n_personas=3, n_items=6))
-    trained = [name for pack in remaining_packs(study, stores) for name in pack.adapters]
+    trained = [name for group in remaining_groups(study, stores) for name in group.adapters]
     assert sorted(trained) == sorted(work_plan(study, stores).specs)
 
 

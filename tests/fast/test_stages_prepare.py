@@ -8,10 +8,10 @@ from typing import Literal
 import pytest
 
 from clusterlora.errors import BadData, BadSettings
+from clusterlora.planning.work_plan import work_plan
 from clusterlora.ports import Stores
 from clusterlora.settings import DataSettings, ModelSettings, Study, SyntheticSettings
 from clusterlora.stages import prepare as module
-from clusterlora.stages.plan import work_plan
 from clusterlora.stages.prepare import git_revision, prepare
 from clusterlora.stores.memory import MemoryRun, MemoryTracker, SilentLog
 from clusterlora.values import Clustering

@@ -128,7 +128,7 @@ def test_a_study_name_that_could_be_a_path_is_refused(empty_store: StudyStore, n
         lambda s: s.clustering("nobody"),
         lambda s: s.save_adapter("nobody", trained()),
         lambda s: s.adapters("nobody"),
-        lambda s: s.close_attempt("nobody", "pack", 1, state="lost"),
+        lambda s: s.close_attempt("nobody", "group", 1, state="lost"),
         lambda s: s.attempts("nobody"),
         lambda s: s.save_answers("nobody", [answer()]),
         lambda s: s.answers("nobody"),
@@ -229,11 +229,11 @@ def test_of_a_devices_limits_the_smallest_stays(store: StudyStore) -> None:
     assert store.memory_limit("rev", "gpu, 24 GiB", 1024) is None
 
 
-def test_attempts_come_by_pack_and_number(store: StudyStore) -> None:
-    for pack, number in [("unified", 1), ("cluster-00", 10), ("cluster-00", 2)]:
-        store.open_attempt("contract", Attempt(pack, number, 2, "running"))
-    assert [(a.pack, a.number) for a in store.attempts("contract")] == [("cluster-00", 2), ("cluster-00", 10), ("unified", 1)]
-    assert [a.pack for a in store.attempts("contract", "unified")] == ["unified"]
+def test_attempts_come_by_group_and_number(store: StudyStore) -> None:
+    for group, number in [("unified", 1), ("cluster-00", 10), ("cluster-00", 2)]:
+        store.open_attempt("contract", Attempt(group, number, 2, "running"))
+    assert [(a.group, a.number) for a in store.attempts("contract")] == [("cluster-00", 2), ("cluster-00", 10), ("unified", 1)]
+    assert [a.group for a in store.attempts("contract", "unified")] == ["unified"]
 
 
 def test_answers_are_written_once_however_often_they_are_saved(store: StudyStore) -> None:

@@ -215,7 +215,7 @@ def test_a_diverging_adapter_leaves_its_neighbours_untouched_and_is_named(base64
     assert difference(results["a"], expected) < 1e-9
 
 
-def test_a_killed_pack_resumes_every_adapter_after_its_last_checkpoint(
+def test_a_killed_group_resumes_every_adapter_after_its_last_checkpoint(
     base64: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine, "_CHECKPOINT_SECONDS", -1.0)
@@ -306,7 +306,7 @@ def test_a_layer_that_does_not_exist_is_refused_with_the_setting_to_change(base:
         together(base, [job(base, tmp_path, "a", recipe=replace(RECIPE, target_modules=("c_attn",)))])
 
 
-packs = st.lists(
+groups = st.lists(
     st.tuples(
         st.integers(1, 6),
         st.sampled_from([1, 2, 5]),
@@ -320,9 +320,9 @@ packs = st.lists(
 
 
 @settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(packs)
-def test_any_pack_equals_its_adapters_trained_alone(
-    base64: BaseModel, tmp_path_factory: pytest.TempPathFactory, pack: list[tuple[int, int, int, float, tuple[str, ...]]]
+@given(groups)
+def test_any_group_equals_its_adapters_trained_alone(
+    base64: BaseModel, tmp_path_factory: pytest.TempPathFactory, group: list[tuple[int, int, int, float, tuple[str, ...]]]
 ) -> None:
     def jobs(folder: Path) -> list[TrainingJob]:
         return [
@@ -333,7 +333,7 @@ def test_any_pack_equals_its_adapters_trained_alone(
                 n=n,
                 recipe=replace(RECIPE, rank=rank, batch_size=batch, learning_rate=rate, target_modules=targets, epochs=1),
             )
-            for number, (n, rank, batch, rate, targets) in enumerate(pack)
+            for number, (n, rank, batch, rate, targets) in enumerate(group)
         ]
 
     ours, theirs = together(base64, jobs(tmp_path_factory.mktemp("o"))), alone(base64, jobs(tmp_path_factory.mktemp("t")))

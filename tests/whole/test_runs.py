@@ -21,9 +21,10 @@ from prefect.deployments import run_deployment
 from prefect.flow_runs import resume_flow_run
 
 from clusterlora.config import as_mapping
+from clusterlora.planning.decisions import decisions
+from clusterlora.planning.ladder import OWN
+from clusterlora.planning.training_groups import TrainingGroup, gate_groups
 from clusterlora.settings import GateSettings, Recipe, RuntimeSettings, Study
-from clusterlora.stages.decision import decisions
-from clusterlora.stages.plan import OWN, Pack, gate_packs
 from clusterlora.wiring import from_environment
 from tests.fixtures.prefect import CHECKOUT
 from tests.fixtures.runs import (
@@ -49,8 +50,8 @@ MEGABYTES = 1000
 """Too little for what a step on BATCH dialogues at once keeps for the backward pass (1.1 GB), enough for half of it."""
 
 
-def pack(study: Study, name: str, site: dict[str, str]) -> Pack:
-    return next(p for p in gate_packs(study, stores_here(site), OWN) if p.name == name)
+def group(study: Study, name: str, site: dict[str, str]) -> TrainingGroup:
+    return next(p for p in gate_groups(study, stores_here(site), OWN) if p.name == name)
 
 
 @contextmanager
@@ -96,7 +97,7 @@ def test_out_of_memory_is_retried_in_the_ui_with_half_the_micro_batch(site: dict
     @flow
     def parent() -> None:
         for name in ("unified", "cluster-00"):
-            train_all(study.name, [pack(study, name, site)])
+            train_all(study.name, [group(study, name, site)])
 
     with cramped_worker("gpu-cramped", site):
         parent()
@@ -125,7 +126,7 @@ def test_a_killed_child_is_crashed_and_tried_again(site: dict[str, str], people:
 
     @flow
     def parent() -> None:
-        train_all(study.name, [pack(study, "cluster-00", site)])
+        train_all(study.name, [group(study, "cluster-00", site)])
 
     def running() -> UUID | None:
         return next((run.id for run in runs_of(study, name="train · cluster 00") if run.state_name in ("Pending", "Running")), None)

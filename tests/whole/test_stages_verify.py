@@ -52,7 +52,7 @@ def stores(mlflow_server: str, tmp_path: Path, name: str) -> Stores:
     (folder / "adapter_config.json").write_text("{}")
     (folder / "adapter_model.safetensors").write_bytes(HEADER + b"weights")
     kept = stores.adapters.save(KEY, folder)
-    with stores.tracker.adapter_run(name, name="unified", params={}, tags={"pack": "unified", "attempt": "1"}) as run:
+    with stores.tracker.adapter_run(name, name="unified", params={}, tags={"training_group": "unified", "attempt": "1"}) as run:
         uri = run.artifacts(kept, "adapters/unified")
     stores.studies.save_adapter(name, adapter(run.run_id, uri, weights_sha256(kept)))
     stores.studies.save_answers(name, [Answer("stack", "item", "p", "test", "hello", (("nll", 1.0),))])
@@ -139,7 +139,7 @@ def dead_run(stores: Stores, server: str, name: str) -> None:
     client = MlflowClient(server)
     experiment = client.get_experiment_by_name(name)
     assert experiment is not None
-    client.create_run(experiment.experiment_id, run_name="cluster 00", tags={"pack": "cluster-00", "attempt": "1"})
+    client.create_run(experiment.experiment_id, run_name="cluster 00", tags={"training_group": "cluster-00", "attempt": "1"})
 
 
 def dead_study(stores: Stores, server: str, name: str) -> None:

@@ -163,7 +163,7 @@ def test_a_child_run_says_how_busy_its_machine_was(
     tracker: MlflowTracker, client: MlflowClient, study: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(system_metrics, "EVERY_SECONDS", 0.05)
-    with tracker.adapter_run(study, name="pack", params={}, tags={}) as run:
+    with tracker.adapter_run(study, name="group", params={}, tags={}) as run:
         run.curve("train/loss", [(step, 1 / step) for step in range(1, 11)])
         sum(n * n for n in range(3_000_000))
     (child,) = runs(client, study)
@@ -204,7 +204,7 @@ def test_the_experiment_offers_a_layout_of_charts_that_mlflows_page_draws(
 
 
 def test_a_training_that_raises_leaves_a_failed_run(tracker: MlflowTracker, client: MlflowClient, study: str) -> None:
-    with pytest.raises(MemoryError), tracker.adapter_run(study, name="pack", params={}, tags={}):
+    with pytest.raises(MemoryError), tracker.adapter_run(study, name="group", params={}, tags={}):
         raise MemoryError
     (child,) = runs(client, study)
     assert child.info.status == "FAILED"
@@ -224,7 +224,7 @@ def test_the_run_of_a_killed_process_is_ended_by_the_next_try(tracker: MlflowTra
 
 
 def test_an_adapter_moves_through_the_artifact_store(tracker: MlflowTracker, study: str, tmp_path: Path) -> None:
-    with tracker.adapter_run(study, name="pack", params={}, tags={}) as run:
+    with tracker.adapter_run(study, name="group", params={}, tags={}) as run:
         uri = run.artifacts(peft_folder(tmp_path / "trained"), "adapters/cluster-00")
     other_machine = FileAdapterStore(tmp_path / "other", fetch=lambda _key, folder: tracker.download(uri, folder))
     found = other_machine.path("0123abcd")
@@ -404,7 +404,7 @@ def line(mlflow_server: str) -> Iterator[Line]:
 def test_a_training_outlives_an_outage_and_loses_no_point(line: Line, client: MlflowClient, study: str, tmp_path: Path) -> None:
     tracker = MlflowTracker(line.uri, patience_seconds=6)
     folder = peft_folder(tmp_path / "trained")
-    with tracker.adapter_run(study, name="pack", params={}, tags={}) as run:
+    with tracker.adapter_run(study, name="group", params={}, tags={}) as run:
         run.curve("train/loss", [(1, 2.0)])
         first = run.artifacts(folder, "adapters/first")
         line.cut()
@@ -426,10 +426,10 @@ def test_an_outage_that_does_not_end_costs_the_log_and_not_the_training(
     line: Line, client: MlflowClient, study: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     tracker = MlflowTracker(line.uri, patience_seconds=0.5)
-    with caplog.at_level(logging.WARNING), tracker.adapter_run(study, name="pack", params={}, tags={}) as run:
+    with caplog.at_level(logging.WARNING), tracker.adapter_run(study, name="group", params={}, tags={}) as run:
         line.cut()
         run.curve("train/loss", [(1, 2.0)])
-    assert "run 'pack' lacks 1 points of train/loss, system metrics, the end of the run" in caplog.text
+    assert "run 'group' lacks 1 points of train/loss, system metrics, the end of the run" in caplog.text
     line.restore()
     tracker.end_study(study, status="finished")
     (child,) = runs(client, study)

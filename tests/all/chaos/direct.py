@@ -13,15 +13,16 @@ from pathlib import Path
 
 from clusterlora.config import resolve
 from clusterlora.errors import ClusterLoraError
+from clusterlora.planning.training_groups import groups_of
+from clusterlora.planning.work_plan import work_plan
 from clusterlora.settings import Study
 from clusterlora.stages.cluster import cluster
 from clusterlora.stages.compare import compare
 from clusterlora.stages.evaluate import evaluate
 from clusterlora.stages.judge import judge
-from clusterlora.stages.plan import pack_named, work_plan
 from clusterlora.stages.prepare import prepare
 from clusterlora.stages.register import register
-from clusterlora.stages.train import next_micro_batch, train_pack
+from clusterlora.stages.train import next_micro_batch, train_group
 from clusterlora.stores.memory import SilentLog
 from clusterlora.wiring import from_environment
 
@@ -32,10 +33,10 @@ def run(asked: Study) -> None:
     stores, log, name = from_environment(), SilentLog(), asked.name
     prepare(asked, stores, log)
     cluster(asked, stores, log)
-    while packs := pack_named(asked, stores, tuple(work_plan(asked, stores).specs)):
-        for pack in packs:
-            attempt, micro_batch = next_micro_batch(asked, pack.name, stores)
-            train_pack(name, pack, attempt=attempt, micro_batch=micro_batch, stores=stores, log=log)
+    while groups := groups_of(asked, stores, tuple(work_plan(asked, stores).specs)):
+        for group in groups:
+            attempt, micro_batch = next_micro_batch(asked, group.name, stores)
+            train_group(name, group, attempt=attempt, micro_batch=micro_batch, stores=stores, log=log)
     evaluate(name, part="gate", shard=1, shards=1, rung="own", stores=stores, log=log)
     judge(name, "own", stores)
     for shard in (1, 2):

@@ -157,14 +157,15 @@ def write_everything(_base: Path, say: Say) -> None:
 
 def study(base: Path, _say: Say) -> None:
     """Run a study of two people from its data to its tables, in this process; a checkpoint ends every epoch."""
+    from clusterlora.planning.training_groups import groups_of
+    from clusterlora.planning.work_plan import work_plan
     from clusterlora.settings import ClusteringSettings, DataSettings, EvaluationSettings, ModelSettings, Recipe, Study, SyntheticSettings
     from clusterlora.stages.cluster import cluster
     from clusterlora.stages.compare import compare
     from clusterlora.stages.evaluate import evaluate
-    from clusterlora.stages.plan import pack_named, work_plan
     from clusterlora.stages.prepare import prepare
     from clusterlora.stages.register import register
-    from clusterlora.stages.train import next_micro_batch, train_pack
+    from clusterlora.stages.train import next_micro_batch, train_group
     from clusterlora.stores.memory import SilentLog
     from clusterlora.training import engine
     from clusterlora.wiring import from_environment
@@ -182,10 +183,10 @@ def study(base: Path, _say: Say) -> None:
     stores, log = from_environment(), SilentLog()
     prepare(asked, stores, log)
     cluster(asked, stores, log)
-    while packs := pack_named(asked, stores, tuple(work_plan(asked, stores).specs)):
-        for pack in packs:
-            attempt, micro_batch = next_micro_batch(asked, pack.name, stores)
-            train_pack(asked.name, pack, attempt=attempt, micro_batch=micro_batch, stores=stores, log=log)
+    while groups := groups_of(asked, stores, tuple(work_plan(asked, stores).specs)):
+        for group in groups:
+            attempt, micro_batch = next_micro_batch(asked, group.name, stores)
+            train_group(asked.name, group, attempt=attempt, micro_batch=micro_batch, stores=stores, log=log)
     evaluate(asked.name, part="test", shard=1, shards=1, rung=None, stores=stores, log=log)
     compare(asked.name, stores, log)
     register(asked.name, stores, log)

@@ -23,7 +23,7 @@ ended = {
     "adapters": {a.name: a.key for a in stores.studies.adapters(name)},
     "answers": answers,
     "conclusion": stores.studies.facts(name).get("conclusion"),
-    "attempts": [[a.pack, a.number, a.state, a.detail] for a in stores.studies.attempts(name)],
+    "attempts": [[a.group, a.number, a.state, a.detail] for a in stores.studies.attempts(name)],
     "runs": workers,
 }
 sys.stdout.write("\nENDED " + json.dumps(ended) + "\n")

@@ -149,21 +149,22 @@ def test_two_hosts_without_a_common_disk_score_what_one_machine_scores(
 
 def on_one_machine(study: Study) -> dict[tuple[str, str, str, str], tuple[str, dict[str, float]]]:
     """Return (text, scores) of every answer of the study run in this process, as `clusterlora train`, `evaluate` and `compare` do."""
+    from clusterlora.planning.training_groups import groups_of
+    from clusterlora.planning.work_plan import work_plan
     from clusterlora.stages.cluster import cluster
     from clusterlora.stages.compare import compare
     from clusterlora.stages.evaluate import evaluate
-    from clusterlora.stages.plan import pack_named, work_plan
     from clusterlora.stages.prepare import prepare
-    from clusterlora.stages.train import train_pack
+    from clusterlora.stages.train import train_group
     from clusterlora.stores.memory import SilentLog
 
     stores, log = from_environment(), SilentLog()
     prepare(study, stores, log)
     cluster(study, stores, log)
     evaluate(study.name, part="power", shard=1, shards=1, rung=None, stores=stores, log=log)
-    while packs := pack_named(study, stores, tuple(work_plan(study, stores).specs)):
-        for pack in packs:
-            train_pack(study.name, pack, attempt=1, micro_batch=study.recipe.batch_size, stores=stores, log=log)
+    while groups := groups_of(study, stores, tuple(work_plan(study, stores).specs)):
+        for group in groups:
+            train_group(study.name, group, attempt=1, micro_batch=study.recipe.batch_size, stores=stores, log=log)
     evaluate(study.name, part="gate", shard=1, shards=1, rung="own", stores=stores, log=log)
     for shard in (1, 2):
         evaluate(study.name, part="test", shard=shard, shards=2, rung=None, stores=stores, log=log)
