@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 PYTHON ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test-fast test test-all test-numeric lint types imports check bench results screenshots load chaos fuzz audit lock clean
+.PHONY: help install demo test-fast test test-all test-numeric lint types imports check docs bench results screenshots load chaos fuzz audit lock clean
 
 help:  ## what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,9 +42,10 @@ test-numeric: $(INSTALLED)  ## tests that floating-point kernels could decide, w
 	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 OPENBLAS_CORETYPE=Haswell OMP_NUM_THREADS=2 OMP_WAIT_POLICY=passive \
 	  $(BIN)/pytest -m "numeric and fast"
 
-lint: $(INSTALLED)  ## style
+lint: $(INSTALLED)  ## style and spelling
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/typos
 
 types: $(INSTALLED)  ## types
 	$(BIN)/basedpyright
@@ -52,7 +53,15 @@ types: $(INSTALLED)  ## types
 imports: $(INSTALLED)  ## import contracts between the layers
 	$(BIN)/lint-imports
 
-check: lint types imports test-numeric test-all  ## everything that CI asks for
+check: lint types imports docs test-numeric test-all  ## everything that CI asks for
+
+# No request leaves the machine, neither here nor from a page. To look at it: .venv/bin/mkdocs serve
+docs: $(VENV)/.docs-installed  ## the documentation as a site in site/, with a reference of the modules
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+$(VENV)/.docs-installed: $(INSTALLED) docs/requirements.lock
+	VIRTUAL_ENV=$(CURDIR)/$(VENV) $$(command -v uv || echo $(BIN)/uv) pip install --quiet --require-hashes -r docs/requirements.lock
+	@touch $@
 
 bench: $(VENV)/.bench-installed  ## comparison with other trainers, about half an hour on an idle machine
 	$(BIN)/python -m benchmarks.run --out docs $(BENCH)
@@ -88,12 +97,13 @@ fuzz: $(INSTALLED)  ## loaders against 24,000 odd inputs, configuration against 
 audit: $(INSTALLED)  ## known vulnerabilities among the pinned packages
 	$$(command -v uv || echo $(BIN)/uv) tool run --quiet pip-audit@2.10.1 --requirement requirements.lock --disable-pip --progress-spinner off
 
-lock:  ## resolve the dependencies anew
-	uv pip compile pyproject.toml --group dev --universal --generate-hashes --python-version 3.11 \
-	  -o requirements.lock --no-header --no-emit-index-url
-	uv pip compile docker/requirements.in -c requirements.lock --universal --generate-hashes --python-version 3.11 \
-	  -o docker/requirements.lock --no-header --no-emit-index-url
+# Versions in the locks stay as long as they satisfy pyproject.toml: make lock UPGRADE=--upgrade for newer ones.
+COMPILE = $$(command -v uv || echo $(BIN)/uv) pip compile --universal --generate-hashes --python-version 3.11 --no-header --no-emit-index-url
+lock: $(INSTALLED)  ## resolve the dependencies of pyproject.toml, docs/ and docker/
+	$(COMPILE) $(UPGRADE) pyproject.toml --group dev -o requirements.lock
+	$(COMPILE) $(UPGRADE) --group docs -c requirements.lock -o docs/requirements.lock
+	$(COMPILE) $(UPGRADE) docker/requirements.in -c requirements.lock -o docker/requirements.lock
 
 clean:  ## caches and the environment; studies and servers' data stay
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis .import_linter_cache dist
+	rm -rf $(VENV) site .pytest_cache .ruff_cache .hypothesis .import_linter_cache dist
 	find . -name __pycache__ -prune -exec rm -rf {} +

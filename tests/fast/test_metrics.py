@@ -99,7 +99,7 @@ def test_a_floor_needs_two_personas_with_references():
         floor({"a": ["tv"], "b": []}, BagOfWords())
 
 
-def test_the_most_similar_prompt_is_anothers_even_where_ones_own_is_the_same():
+def test_the_most_similar_prompt_belongs_to_another_person_even_where_ones_own_is_the_same():
     prompts = {"a": ["lights warm", "lights warm"], "b": ["tv louder"], "c": ["lights cool", "tv louder please"]}
     # Numbers: a 0, 1; b 2; c 3, 4. Both of a's find "lights cool", b's finds c's, which finds it back.
     assert most_similar_of_others(prompts, BagOfWords()).tolist() == [3, 3, 4, 0, 2]
