@@ -1,6 +1,7 @@
 """Files and functions stay small enough to be read at once, and the repository names no package index."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -25,9 +26,23 @@ def test_a_file_has_a_docstring_and_at_most_400_lines_and_its_functions_at_most_
             assert n_lines <= 70, f"{node.name} has {n_lines} lines"
 
 
-def test_the_lock_pins_every_package_by_hash_and_names_no_index() -> None:
-    lock = (REPOSITORY / "requirements.lock").read_text(encoding="utf-8")
+@pytest.mark.parametrize(
+    "name", ["requirements.lock", "docs/requirements.lock", "docker/requirements.lock", "benchmarks/requirements.lock"]
+)
+def test_the_locks_pin_every_package_by_hash_and_name_no_index(name: str) -> None:
+    lock = (REPOSITORY / name).read_text(encoding="utf-8")
     pinned = [line for line in lock.splitlines() if "==" in line and not line.startswith((" ", "#"))]
-    assert len(pinned) > 50
+    assert pinned
     assert lock.count("--hash=sha256:") >= len(pinned)
     assert "://" not in lock
+
+
+@pytest.mark.parametrize("name", ["docs/requirements.lock", "benchmarks/requirements.lock"])
+def test_what_is_installed_on_top_changes_no_version(name: str) -> None:
+    """`make docs` and `make bench` install into the environment of `make install`."""
+
+    def versions(lock: str) -> dict[str, str]:
+        return dict(re.findall(r"^([a-z0-9._-]+)(?:\[[a-z,]+\])?==(\S+)", (REPOSITORY / lock).read_text(encoding="utf-8"), re.MULTILINE))
+
+    installed, added = versions("requirements.lock"), versions(name)
+    assert {package: version for package, version in added.items() if installed.get(package, version) != version} == {}

@@ -1,6 +1,8 @@
 """What the documentation shows is true: its examples run, its commands exist, its links lead somewhere."""
 
 import datetime
+import importlib.util
+import json
 import re
 import tomllib
 from pathlib import Path
@@ -21,10 +23,16 @@ from clusterlora.settings import DataSettings, GateSettings, MergeSettings, Reci
 from clusterlora.values import Dialogue, Persona, Turn
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-PAGES = [
-    REPOSITORY / "README.md",
-    *(REPOSITORY / "docs" / f"{name}.md" for name in ("tutorial", "extending", "operations", "faq", "methods")),
-]
+DOCS = REPOSITORY / "docs"
+FENCED = re.compile(r"^```\w*\n(.*?)^```", re.DOTALL | re.MULTILINE)
+PAGES = sorted([*REPOSITORY.glob("*.md"), *DOCS.rglob("*.md")])
+
+
+def of_repository(page: Path) -> str:
+    return page.relative_to(REPOSITORY).as_posix()
+
+
+README = (REPOSITORY / "README.md").read_text()
 
 
 class NoEmbedder:
@@ -79,12 +87,12 @@ def test_the_source_of_the_documentation_reads_a_file_and_names_what_it_cannot(e
     assert (problems.count, problems.listed[0].place.line) == (1, 2)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=of_repository)
 def test_every_command_and_option_that_is_written_exists(page: Path) -> None:
-    text = page.read_text().replace("\\\n", " ")
-    for line in re.findall(
-        r"clusterlora((?: [a-z-]+)+[^\n`|&;)]*)", "\n".join(re.findall(r"(?:`|^)(clusterlora .*?)(?:`|$|#)", text, re.MULTILINE))
-    ):
+    text = page.read_text()
+    fenced, inline = FENCED.findall(text), re.findall(r"`([^`\n]+)`", FENCED.sub("", text))
+    code = re.sub(r" #.*", "", "\n".join([*fenced, *inline]).replace("\\\n", " "))
+    for line in re.findall(r"(?:^|[(&;] ?)clusterlora((?: [a-z-]+)+[^\n|&;)]*)", code, re.MULTILINE):
         command: click.Command = cli
         words = line.split()
         while words and isinstance(command, click.Group):
@@ -98,10 +106,86 @@ def test_every_command_and_option_that_is_written_exists(page: Path) -> None:
             assert not word.startswith("--") or word in known, f"{page.name}: clusterlora {line} has no option {word}"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_link_to_a_file_leads_to_one(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)#]+)", page.read_text()):
-        assert "://" in target or (page.parent / target).exists(), f"{page.name} links to {target}"
+def anchors(page: Path) -> set[str]:
+    """Return the anchors that GitHub and the site give a page's headings."""
+    headings = re.findall(r"^#+ (.+)$", FENCED.sub("", page.read_text()), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=of_repository)
+def test_every_link_leads_to_a_file_and_a_heading(page: Path) -> None:
+    for target, anchor in re.findall(r"\]\(([^)#\s]*)#?([^)\s]*)\)", re.sub(r"`[^`\n]+`", "", FENCED.sub("", page.read_text()))):
+        if "://" in target:
+            continue
+        there = page.parent / target if target else page
+        assert there.exists(), f"{page.name} links to {target}"
+        assert not anchor or anchor in anchors(there), f"{page.name} links to {target}#{anchor}"
+
+
+def test_the_site_has_every_page_in_its_navigation_and_no_other() -> None:
+    listed = re.findall(r"(?:: |- )([\w/-]+\.md)$", (REPOSITORY / "mkdocs.yml").read_text().partition("exclude_docs")[0], re.MULTILINE)
+    at_root = {"README.md": "index.md"} | {name: name.lower() for name in ("ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md")}
+    assert sorted(listed) == sorted(at_root.get(of_repository(page), of_repository(page).removeprefix("docs/")) for page in PAGES)
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.glob("reference/*.md")), ids=of_repository)
+def test_every_module_of_the_reference_exists(page: Path) -> None:
+    for module in re.findall(r"^::: (.+)$", page.read_text(), re.MULTILINE):
+        assert importlib.util.find_spec(module), f"{page.name} describes {module}"
+
+
+def test_readme_is_short_and_names_the_two_commands() -> None:
+    lines = README.splitlines()
+    assert len(lines) <= 150
+    assert {"make demo", "make test"} <= {line.partition("#")[0].strip() for line in lines}
+
+
+def table_rows(markdown: str, first_column: str) -> dict[str, dict[str, str]]:
+    """Return the first table whose first column has this title, cell by cell."""
+    _, _, table = markdown.partition(f"\n| {first_column} |")
+    header, _, *rows = (f"| {first_column} |{table}").partition("\n\n")[0].splitlines()
+    columns, *cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in (header, *rows)]
+    return {row[0]: dict(zip(columns, row, strict=True)) for row in cells}
+
+
+def test_the_table_of_readme_is_what_the_demo_printed() -> None:
+    printed = table_rows((DOCS / "demo.md").read_text(), "method")
+    expected = {
+        method: {
+            "method": method,
+            "similarity": row["embedding_similarity"],
+            "vs unified": row["vs_unified"] if row["ci_low"] == "-" else f"{row['vs_unified']} [{row['ci_low']}, {row['ci_high']}]",
+            "p": row["p_holm"],
+            "better for": row["win_rate"],
+        }
+        for method, row in printed.items()
+    }
+    assert table_rows(README, "method") == expected
+
+
+def ratios(against: str, doing: str) -> tuple[str, str]:
+    """Return the smallest and the largest measured ratio in float32, as README writes them."""
+    rows = json.loads((DOCS / "benchmarks.json").read_text())["rows"]
+    measured = [
+        row["ratio_median"] for row in rows if row["baseline"] == against and row["name"].startswith(doing) and "float32" in row["name"]
+    ]
+    return f"{min(measured):.1f}", f"{max(measured):.1f}"
+
+
+def test_the_speeds_in_readme_were_measured() -> None:
+    slowest, fastest = ratios("transformers Trainer + PEFT", "training")
+    assert f"{slowest} to {fastest} times the adapters per hour on two CPU cores in float32" in README
+    slowest, fastest = ratios("PEFT one by one", "generation")
+    assert f"{slowest} to {fastest} times the answers of PEFT one by one" in README
+    assert re.search(r"^\| transformers Trainer \+ PEFT, .* \| H100 \| \d+ \| 35x ", (DOCS / "gpu.md").read_text(), re.MULTILINE)
+
+
+@pytest.mark.numeric
+def test_the_python_of_readme_trains_an_adapter_per_person(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "README.md", "exec"), {})
+    assert len(list(tmp_path.glob("adapters/*/adapter/adapter_model.safetensors"))) == 6
 
 
 def test_the_changelog_has_the_version_that_is_installed_as_its_last_release() -> None:
