@@ -16,7 +16,7 @@ from benchmarks.subjects import load_subject, write_adapters
 from clusterlora.models.base import base_revision, load_base
 from clusterlora.serving.router import Router
 from clusterlora.settings import ModelSettings
-from clusterlora.stores.routing_table import KeyedLayer, KeyedStack, RoutingTable
+from clusterlora.stores.routing_table import KeyedAdapter, KeyedComposition, RoutingTable
 
 QUESTION = "Good evening, I am home and would like it warm and quiet in here."
 
@@ -67,8 +67,8 @@ def _table(model: str, keys: Sequence[str], max_new_tokens: int) -> RoutingTable
         model=ModelSettings(base=model),
         base_revision=base_revision(model),
         max_new_tokens=max_new_tokens,
-        default=KeyedStack(),
-        personas={f"person{n}": KeyedStack((KeyedLayer(key),)) for n, key in enumerate(keys)},
+        default=KeyedComposition(),
+        personas={f"person{n}": KeyedComposition((KeyedAdapter(key),)) for n, key in enumerate(keys)},
     )
 
 

@@ -133,57 +133,57 @@ class Clustering:
 class AdapterSpec:
     """What an adapter is: who it learns from, how, and what it starts from.
 
-    `init` is the name of an adapter whose weights it starts from; `underlay` of one that is active and frozen under it. With `parts` it is
-    not trained but merged from the adapters of these names, as `merging` says. `described` puts the persona's text into the prompts it
-    learns from, whatever the study does. `imported` is the hash of weights that were trained elsewhere and brought in.
+    `init_from` is the name of an adapter whose weights it starts from; `frozen_adapter` of one that is active and frozen under it. With
+    `merge_of` it is not trained but merged from the adapters of these names, as `merging` says. `persona_in_prompt` puts the persona's
+    text into the prompts it learns from, whatever the study does. `imported` is the hash of weights that were trained elsewhere.
     """
 
     name: str
     persona_ids: tuple[str, ...]
     recipe: Recipe
     kind: Literal["lora", "prefix"] = "lora"
-    init: str | None = None
-    underlay: str | None = None
-    parts: tuple[str, ...] = ()
+    init_from: str | None = None
+    frozen_adapter: str | None = None
+    merge_of: tuple[str, ...] = ()
     merging: MergeSettings | None = None
-    described: bool = False
+    persona_in_prompt: bool = False
     imported: str | None = None
 
     @property
     def needs(self) -> tuple[str, ...]:
         """The adapters that must exist before this one can be made."""
-        return (*(name for name in (self.init, self.underlay) if name), *self.parts)
+        return (*(name for name in (self.init_from, self.frozen_adapter) if name), *self.merge_of)
 
 
 @dataclass(frozen=True, slots=True)
-class Layer:
-    """An adapter in a stack, scaled by `weight`."""
+class WeightedAdapter:
+    """An adapter in a composition, by name, its update scaled by `weight`."""
 
-    adapter: str
+    name: str
     weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Stack:
+class AdapterComposition:
     """What answers: the base model with these adapters added, in order, and what its prompt shows besides the dialogue.
 
-    `shots` is how many of the persona's own train exchanges it shows, those most like the question; `described` whether it shows the
-    persona's text, whatever the study does. `Stack()` is the base model with the study's prompt.
+    `shots` is how many of the persona's own train exchanges it shows, those most like the question; `persona_in_prompt` whether it
+    shows the persona's text, whatever the study does. `AdapterComposition()` is the base model with the study's prompt.
     """
 
-    layers: tuple[Layer, ...] = ()
+    adapters: tuple[WeightedAdapter, ...] = ()
     shots: int = 0
-    described: bool = False
+    persona_in_prompt: bool = False
 
     @property
-    def adapters(self) -> tuple[str, ...]:
-        """The names of its adapters."""
-        return tuple(layer.adapter for layer in self.layers)
+    def adapter_names(self) -> tuple[str, ...]:
+        """The names of its adapters, in order."""
+        return tuple(adapter.name for adapter in self.adapters)
 
 
 @dataclass(frozen=True, slots=True)
 class MethodPlan:
-    """The adapters a method needs and, for each persona, the stacks ("arms") it may answer with.
+    """The adapters a method needs and, for each persona, the compositions ("arms") it may answer with.
 
     The first arm is the default. Another arm is chosen when its mean score on the persona's **val** items is better by more
     than `margin_se` standard errors of the paired difference; with one arm there is nothing to choose. `arms_may_lack` says that the
@@ -192,26 +192,26 @@ class MethodPlan:
 
     method: str
     adapters: tuple[AdapterSpec, ...]
-    arms_by_persona: tuple[tuple[str, tuple[Stack, ...]], ...]
+    arms_by_persona: tuple[tuple[str, tuple[AdapterComposition, ...]], ...]
     margin_se: float = 0.0
     arms_may_lack: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """Which stack a method answers a persona with, after selection on val. `seed` counts the trainings of a study, from 0."""
+    """Which composition a method answers a persona with, after selection on val. `seed` counts the trainings of a study, from 0."""
 
     method: str
     persona_id: str
-    stack: Stack
+    composition: AdapterComposition
     seed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What one stack said to one item, and every metric of it."""
+    """What one composition said to one item, and every metric of it."""
 
-    stack_key: str
+    composition_key: str
     item_id: str
     persona_id: str
     split: Split

@@ -1,4 +1,4 @@
-"""Answers and scores for (stack, item) pairs: generate greedily, take the reference's likelihood, apply every metric."""
+"""Answers and scores for (composition, item) pairs: generate greedily, take the reference's likelihood, apply every metric."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -29,9 +29,9 @@ ON_A_GPU = 4
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One item to be answered by one stack."""
+    """One item to be answered by one composition."""
 
-    stack_key: str
+    composition_key: str
     item: Item
 
 
@@ -49,7 +49,7 @@ class Answerer:
         self._batch_size = settings.batch_size * (ON_A_GPU if base.model.device.type == "cuda" else 1)
 
     def answer(
-        self, tasks: Sequence[Task], weights_by_stack: Mapping[str, Weights], *, metrics: Sequence[str], run_log: RunLog
+        self, tasks: Sequence[Task], weights_by_composition: Mapping[str, Weights], *, metrics: Sequence[str], run_log: RunLog
     ) -> list[Answer]:
         """Return an answer per task, in order. Text is generated only when a metric reads it.
 
@@ -58,12 +58,12 @@ class Answerer:
         Raises:
             OutOfMemoryError and the like: a single row does not fit.
         """
-        keys = sorted({task.stack_key for task in tasks})
+        keys = sorted({task.composition_key for task in tasks})
         slot_by_key = {key: slot for slot, key in enumerate(keys, start=1)}
-        backend = inference_backend(self._base, [weights_by_stack[key] for key in keys])
+        backend = inference_backend(self._base, [weights_by_composition[key] for key in keys])
         prompts = self._encoder.encode_prompts([task.item.messages for task in tasks])
         questions = [
-            Question(prompt, slot_by_key[task.stack_key], self._encoder.encode_response(task.item.reference))
+            Question(prompt, slot_by_key[task.composition_key], self._encoder.encode_response(task.item.reference))
             for task, prompt in zip(tasks, prompts, strict=True)
         ]
         references = [task.item.reference for task in tasks]
@@ -92,7 +92,7 @@ class Answerer:
         scores = {name: METRICS[name].score(scorable) for name in metrics}
         return [
             Answer(
-                task.stack_key,
+                task.composition_key,
                 task.item.id,
                 task.item.persona_id,
                 task.item.split,

@@ -1,4 +1,4 @@
-"""Answers and reference likelihoods through a written-out decoder: every row of a batch with its own stack of adapters.
+"""Answers and reference likelihoods through a written-out decoder: every row of a batch with its own composition of adapters.
 
 legend   l layer, b row, t token, N tokens of all rows, d width, G key-value heads, g query heads of each, e width of a head, V vocabulary
 

@@ -1,4 +1,4 @@
-"""Greedy answers and reference likelihoods through a transformers model as it is, every row with its own stack of adapters."""
+"""Greedy answers and reference likelihoods through a transformers model as it is, every row with its own composition of adapters."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from clusterlora.methods.method import StudyView, stack_of, unified_adapter
+from clusterlora.methods.method import StudyView, composition_of, unified_adapter
 from clusterlora.values import AdapterSpec, MethodPlan
 
 
@@ -23,8 +23,9 @@ def adapter_per_group(view: StudyView, method: str, groups: Sequence[tuple[str, 
         groups: the name of each adapter with the personas it learns from and answers.
     """
     adapters = tuple(
-        AdapterSpec(name=name, persona_ids=persona_ids, recipe=view.cluster_recipe, init=view.cluster_init) for name, persona_ids in groups
+        AdapterSpec(name=name, persona_ids=persona_ids, recipe=view.cluster_recipe, init_from=view.cluster_init)
+        for name, persona_ids in groups
     )
-    route = tuple((p, (stack_of(adapter),)) for adapter in adapters for p in adapter.persona_ids)
+    route = tuple((p, (composition_of(adapter),)) for adapter in adapters for p in adapter.persona_ids)
     warm_start = (unified_adapter(view),) if view.cluster_init == "unified" else ()
     return MethodPlan(method, (*warm_start, *adapters), route)

@@ -3,16 +3,16 @@
 from dataclasses import replace
 
 from clusterlora.methods.method import StudyView, unified_adapter
-from clusterlora.values import Layer, MethodPlan, Stack
+from clusterlora.values import AdapterComposition, MethodPlan, WeightedAdapter
 
 
 def baseline_described(view: StudyView) -> MethodPlan:
     """Return the plan that answers everybody with the base, told who asks."""
-    return MethodPlan("baseline_described", (), tuple((p, (Stack(described=True),)) for p in view.persona_ids))
+    return MethodPlan("baseline_described", (), tuple((p, (AdapterComposition(persona_in_prompt=True),)) for p in view.persona_ids))
 
 
 def unified_described(view: StudyView) -> MethodPlan:
     """Return the plan that answers everybody with a unified adapter that learned, and is told, who asks."""
-    adapter = replace(unified_adapter(view), name="unified-described", described=True)
-    stack = Stack((Layer(adapter.name),), described=True)
-    return MethodPlan("unified_described", (adapter,), tuple((p, (stack,)) for p in view.persona_ids))
+    adapter = replace(unified_adapter(view), name="unified-described", persona_in_prompt=True)
+    composition = AdapterComposition((WeightedAdapter(adapter.name),), persona_in_prompt=True)
+    return MethodPlan("unified_described", (adapter,), tuple((p, (composition,)) for p in view.persona_ids))

@@ -1,11 +1,11 @@
 """The base model, shown a few of the person's own exchanges: what can be had without any training."""
 
 from clusterlora.methods.method import StudyView
-from clusterlora.values import MethodPlan, Stack
+from clusterlora.values import AdapterComposition, MethodPlan
 
 SHOTS = 3
 
 
 def few_shot(view: StudyView) -> MethodPlan:
     """Return the plan that answers everybody with the base and their most similar train exchanges."""
-    return MethodPlan("few_shot", (), tuple((p, (Stack(shots=SHOTS),)) for p in view.persona_ids))
+    return MethodPlan("few_shot", (), tuple((p, (AdapterComposition(shots=SHOTS),)) for p in view.persona_ids))

@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Sequence
 
 from clusterlora.methods.cluster import cluster_name
-from clusterlora.methods.method import StudyView, stack_of, unified_adapter
+from clusterlora.methods.method import StudyView, composition_of, unified_adapter
 from clusterlora.values import AdapterSpec, MethodPlan
 
 HELD_OUT = "held_out"
@@ -26,11 +26,11 @@ def held_out(view: StudyView, share: float, seed: int) -> MethodPlan | None:
             name=f"heldout-{cluster_name(number)}",
             persona_ids=tuple(p for p in members if p not in spared),
             recipe=view.cluster_recipe,
-            init=unified.name if view.cluster_init else None,
+            init_from=unified.name if view.cluster_init else None,
         )
         for number, members in enumerate(view.members)
     )
-    arms = tuple(stack_of(adapter) for adapter in (unified, *clusters))
+    arms = tuple(composition_of(adapter) for adapter in (unified, *clusters))
     return MethodPlan(HELD_OUT, (unified, *clusters), tuple((p, arms) for p in view.persona_ids if p in spared))
 
 

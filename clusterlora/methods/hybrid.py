@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
-from clusterlora.methods.method import StudyView, stack_of, unified_adapter
-from clusterlora.values import AdapterSpec, Layer, MethodPlan, Stack
+from clusterlora.methods.method import StudyView, composition_of, unified_adapter
+from clusterlora.values import AdapterComposition, AdapterSpec, MethodPlan, WeightedAdapter
 
 RESIDUAL_RANK = 4
 BETAS = (0.25, 0.5, 0.75, 1.0)
@@ -15,11 +15,14 @@ def hybrid(view: StudyView) -> MethodPlan:
     unified = unified_adapter(view)
     recipe = replace(view.recipe, rank=RESIDUAL_RANK, alpha=view.recipe.alpha * RESIDUAL_RANK / view.recipe.rank)
     residuals = [
-        AdapterSpec(name=f"residual-{number:04d}", persona_ids=(persona_id,), recipe=recipe, underlay=unified.name)
+        AdapterSpec(name=f"residual-{number:04d}", persona_ids=(persona_id,), recipe=recipe, frozen_adapter=unified.name)
         for number, persona_id in enumerate(view.persona_ids)
     ]
 
-    def arms(residual: AdapterSpec) -> tuple[Stack, ...]:
-        return (stack_of(unified), *(Stack((Layer(unified.name), Layer(residual.name, beta))) for beta in BETAS))
+    def arms(residual: AdapterSpec) -> tuple[AdapterComposition, ...]:
+        return (
+            composition_of(unified),
+            *(AdapterComposition((WeightedAdapter(unified.name), WeightedAdapter(residual.name, beta))) for beta in BETAS),
+        )
 
     return MethodPlan("hybrid", (unified, *residuals), tuple((r.persona_ids[0], arms(r)) for r in residuals))

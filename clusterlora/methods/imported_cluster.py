@@ -1,7 +1,7 @@
 """The clusters' adapters that were trained elsewhere and brought in; where there is none, the one trained here."""
 
 from clusterlora.methods.cluster import cluster
-from clusterlora.methods.method import StudyView, stack_of
+from clusterlora.methods.method import StudyView, composition_of
 from clusterlora.values import AdapterSpec, MethodPlan
 
 
@@ -12,8 +12,8 @@ def imported_cluster(view: StudyView) -> MethodPlan:
         number: AdapterSpec(name=f"imported-{number:02d}", persona_ids=view.members[number], recipe=view.recipe, imported=weights)
         for number, weights in view.imported
     }
-    brought = {p: stack_of(adapter) for adapter in adapters.values() for p in adapter.persona_ids}
-    route = tuple((p, (brought[p],) if p in brought else stacks) for p, stacks in here.arms_by_persona)
-    answering = {name for _, stacks in route for stack in stacks for name in stack.adapters}
+    brought = {p: composition_of(adapter) for adapter in adapters.values() for p in adapter.persona_ids}
+    route = tuple((p, (brought[p],) if p in brought else compositions) for p, compositions in here.arms_by_persona)
+    answering = {name for _, compositions in route for composition in compositions for name in composition.adapter_names}
     needed = answering | {name for spec in here.adapters if spec.name in answering for name in spec.needs}
     return MethodPlan("imported_cluster", (*adapters.values(), *(spec for spec in here.adapters if spec.name in needed)), route)

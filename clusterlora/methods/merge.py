@@ -1,6 +1,6 @@
 """One adapter per cluster, made of its members' own adapters without training."""
 
-from clusterlora.methods.method import StudyView, stack_of
+from clusterlora.methods.method import StudyView, composition_of
 from clusterlora.methods.per_persona import per_persona
 from clusterlora.values import AdapterSpec, MethodPlan
 
@@ -13,9 +13,9 @@ def merge(view: StudyView) -> MethodPlan:
             name=f"merged-{number:02d}",
             persona_ids=ids,
             recipe=view.recipe,
-            parts=tuple(own[persona_id].name for persona_id in ids),
+            merge_of=tuple(own[persona_id].name for persona_id in ids),
             merging=view.merging,
         )
         for number, ids in enumerate(view.members)
     )
-    return MethodPlan("merge", (*own.values(), *merged), tuple((p, (stack_of(a),)) for a in merged for p in a.persona_ids))
+    return MethodPlan("merge", (*own.values(), *merged), tuple((p, (composition_of(a),)) for a in merged for p in a.persona_ids))

@@ -4,9 +4,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from clusterlora.settings import MergeSettings, Recipe
-from clusterlora.values import AdapterSpec, Layer, MethodPlan, Stack
+from clusterlora.values import AdapterComposition, AdapterSpec, MethodPlan, WeightedAdapter
 
-BASE = Stack()
+BASE = AdapterComposition()
 """The base model alone."""
 
 CONTROLS = ("random_cluster", "unified_longer", "baseline_described", "unified_described")
@@ -35,9 +35,9 @@ class StudyView:
 Method = Callable[[StudyView], MethodPlan]
 
 
-def stack_of(adapter: AdapterSpec) -> Stack:
-    """Return the stack that is this adapter alone."""
-    return Stack((Layer(adapter.name),))
+def composition_of(adapter: AdapterSpec) -> AdapterComposition:
+    """Return the composition that is this adapter alone."""
+    return AdapterComposition((WeightedAdapter(adapter.name),))
 
 
 def unified_adapter(view: StudyView) -> AdapterSpec:

@@ -1,6 +1,6 @@
 """One adapter per person, trained on that person alone."""
 
-from clusterlora.methods.method import StudyView, stack_of
+from clusterlora.methods.method import StudyView, composition_of
 from clusterlora.values import AdapterSpec, MethodPlan
 
 
@@ -11,4 +11,4 @@ def per_persona(view: StudyView) -> MethodPlan:
         AdapterSpec(name=f"persona-{number:04d}", persona_ids=(persona_id,), recipe=view.recipe)
         for number, persona_id in enumerate(view.persona_ids)
     )
-    return MethodPlan("per_persona", adapters, tuple((a.persona_ids[0], (stack_of(a),)) for a in adapters))
+    return MethodPlan("per_persona", adapters, tuple((a.persona_ids[0], (composition_of(a),)) for a in adapters))

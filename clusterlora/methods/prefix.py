@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from clusterlora.methods.method import StudyView, stack_of
+from clusterlora.methods.method import StudyView, composition_of
 from clusterlora.values import AdapterSpec, MethodPlan
 
 VIRTUAL_TOKENS = 20
@@ -16,4 +16,4 @@ def prefix(view: StudyView) -> MethodPlan:
         AdapterSpec(name=f"prefix-{number:04d}", persona_ids=(persona_id,), recipe=recipe, kind="prefix")
         for number, persona_id in enumerate(view.persona_ids)
     )
-    return MethodPlan("prefix", adapters, tuple((a.persona_ids[0], (stack_of(a),)) for a in adapters))
+    return MethodPlan("prefix", adapters, tuple((a.persona_ids[0], (composition_of(a),)) for a in adapters))

@@ -1,16 +1,16 @@
 """Per persona, whichever of the other methods did best on val; unified unless the gain exceeds one standard error."""
 
-from clusterlora.methods.method import CONTROLS, StudyView, stack_of, unified_adapter
-from clusterlora.values import AdapterSpec, MethodPlan, Stack
+from clusterlora.methods.method import CONTROLS, StudyView, composition_of, unified_adapter
+from clusterlora.values import AdapterComposition, AdapterSpec, MethodPlan
 
 
 def selective_routing(view: StudyView) -> MethodPlan:
     """Return the plan whose arms are everybody else's arms, unified first."""
-    arms: dict[str, dict[Stack, None]] = {p: {stack_of(unified_adapter(view)): None} for p in view.persona_ids}
+    arms: dict[str, dict[AdapterComposition, None]] = {p: {composition_of(unified_adapter(view)): None} for p in view.persona_ids}
     adapters: dict[str, AdapterSpec] = {"unified": unified_adapter(view)}
     for plan in (plan for name, plan in view.others.items() if name not in CONTROLS):
         adapters |= {a.name: a for a in plan.adapters}
-        for persona_id, stacks in plan.arms_by_persona:
-            arms[persona_id] |= dict.fromkeys(stacks)
-    routes = tuple((p, tuple(stacks)) for p, stacks in arms.items())
+        for persona_id, compositions in plan.arms_by_persona:
+            arms[persona_id] |= dict.fromkeys(compositions)
+    routes = tuple((p, tuple(compositions)) for p, compositions in arms.items())
     return MethodPlan("selective_routing", tuple(adapters.values()), routes, margin_se=1.0, arms_may_lack=True)

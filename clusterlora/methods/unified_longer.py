@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from clusterlora.methods.method import StudyView, stack_of, unified_adapter
+from clusterlora.methods.method import StudyView, composition_of, unified_adapter
 from clusterlora.values import MethodPlan
 
 
@@ -10,4 +10,4 @@ def unified_longer(view: StudyView) -> MethodPlan:
     """Return the plan that answers everybody with a unified adapter of more epochs."""
     recipe = replace(view.recipe, epochs=view.recipe.epochs + view.cluster_recipe.epochs)
     adapter = replace(unified_adapter(view), name="unified-longer", recipe=recipe)
-    return MethodPlan("unified_longer", (adapter,), tuple((p, (stack_of(adapter),)) for p in view.persona_ids))
+    return MethodPlan("unified_longer", (adapter,), tuple((p, (composition_of(adapter),)) for p in view.persona_ids))

@@ -1,10 +1,10 @@
-"""One frozen base model that answers with a different stack of adapters in every row of a batch.
+"""One frozen base model that answers with a different composition of adapters in every row of a batch.
 
 Every targeted linear layer computes, for batch row b that is answered by slot k(b),
 
     y_b = W x_b + B_k (A_k x_b)        A: [slot, rank, d_in]   B: [slot, d_out, rank]
 
-A stack of several adapters is one slot: factors are concatenated along the rank, and alpha / r and the layer's weight are
+A composition of several adapters is one slot: factors are concatenated along the rank, and alpha / r and its weight are
 folded into B, so sum_i w_i s_i B_i A_i is exact. Ranks are padded with zeros. Slot 0 is the base model. A slot may also have a
 prefix: keys and values that stand before every sequence in each layer's cache.
 Source of the batched form: Sheng et al. 2023, S-LoRA (arXiv 2311.03285); Chen et al. 2023, Punica (arXiv 2310.18547).
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from clusterlora.errors import BadData
-from clusterlora.values import Layer
+from clusterlora.values import WeightedAdapter
 
 Factors = Mapping[str, tuple[Float[Tensor, "_rank _d_in"], Float[Tensor, "_d_out _rank"]]]
 """(A, scaled B) by the name of the linear layer; the update of its weight is B @ A."""
@@ -72,12 +72,12 @@ def read_adapter(folder: Path) -> Factors:
     return {name: (a.to(dtype), scale * b.to(dtype)) for name, (a, b) in pairs.items()}
 
 
-def stack_weights(layers: Sequence[Layer], read: Callable[[str], Weights]) -> Weights:
-    """Return the factors whose product is the weighted sum of the layers' updates, and their prefixes one after another."""
-    read_layers = [(layer.weight, read(layer.adapter)) for layer in layers if layer.weight != 0]
-    parts = [(weight, weights.factors) for weight, weights in read_layers]
+def combined_weights(adapters: Sequence[WeightedAdapter], read: Callable[[str], Weights]) -> Weights:
+    """Return the factors whose product is the weighted sum of the adapters' updates, and their prefixes one after another."""
+    weighted = [(adapter.weight, read(adapter.name)) for adapter in adapters if adapter.weight != 0]
+    parts = [(weight, weights.factors) for weight, weights in weighted]
     names = sorted({name for _, factors in parts for name in factors})
-    prefixes = [weights.prefix for _, weights in read_layers if weights.prefix is not None]
+    prefixes = [weights.prefix for _, weights in weighted if weights.prefix is not None]
     return Weights(
         {
             name: (

@@ -62,11 +62,11 @@ def groups_of(study: Study, stores: Stores, names: Sequence[str], rung: Rung | N
 def _groups(study: Study, stores: Stores, plan: WorkPlan, names: Sequence[str]) -> tuple[TrainingGroup, ...]:
     """Return a group for each shared adapter, and for those of single persons the groups they are in when everything is trained."""
     ready = _ready(study, stores, plan, names)
-    shared = [spec for spec in ready if not of_one_person(spec) and not spec.parts]
+    shared = [spec for spec in ready if not of_one_person(spec) and not spec.merge_of]
     groups = [_shared_group(together) for together in _by_name_without_seed(shared)]
     # Longest first: a worker that is free takes the next one, and none is left with a long one at the end.
     groups.sort(key=lambda group: -sum(_work(plan.specs[name]) for name in group.adapters))
-    return (*groups, *_fan_out(study, plan, [spec for spec in ready if of_one_person(spec) or spec.parts]))
+    return (*groups, *_fan_out(study, plan, [spec for spec in ready if of_one_person(spec) or spec.merge_of]))
 
 
 def _fan_out(study: Study, plan: WorkPlan, ready: Sequence[AdapterSpec]) -> tuple[TrainingGroup, ...]:
@@ -79,12 +79,12 @@ def _fan_out(study: Study, plan: WorkPlan, ready: Sequence[AdapterSpec]) -> tupl
     before = frozenset(judged_adapters(plan)) if GATED in plan.methods else frozenset[str]()
     groups = []
     for kind, group, title in (("lora", "fan-out", "fan-out"), ("prefix", "prefixes", "prefixes")):
-        work = {spec: 0 if spec.name in before else _work(spec) for spec in plan.specs.values() if spec.kind == kind and not spec.parts}
+        work = {spec: 0 if spec.name in before else _work(spec) for spec in plan.specs.values() if spec.kind == kind and not spec.merge_of}
         dealt = partition_by_load(work, study.runtime.shards)
         for number, shard in enumerate(dealt, start=1):
             if mine := tuple(spec.name for spec in shard if spec.name in names):
                 groups.append(TrainingGroup(f"{group}-{number}-of-{len(dealt)}", f"{title} {number}/{len(dealt)}", mine))
-    if merged := tuple(spec.name for spec in ready if spec.parts):
+    if merged := tuple(spec.name for spec in ready if spec.merge_of):
         groups.append(TrainingGroup("merge", "merge clusters", merged))
     return tuple(groups)
 

@@ -13,7 +13,7 @@ from clusterlora.planning.ladder import GATED, OWN, REFERENCE, decided_rung, gat
 from clusterlora.ports import Stores
 from clusterlora.settings import Rung, Study
 from clusterlora.training.cache_key import cache_keys
-from clusterlora.values import AdapterSpec, Clustering, Dataset, MethodPlan, Stack, TrainedAdapter, digest
+from clusterlora.values import AdapterComposition, AdapterSpec, Clustering, Dataset, MethodPlan, TrainedAdapter, digest
 
 IMPORTED = "imported_cluster"
 """The method made of adapters that were trained elsewhere."""
@@ -46,10 +46,10 @@ class WorkPlan:
         first = {one.name: plan.method for plan in reversed(plans) for one in plan.adapters}
         return {name: REFERENCE if name.partition(".s")[0] == REFERENCE else method for name, method in first.items()}
 
-    def stack_key(self, stack: Stack) -> str:
-        """Return the identity of an answering stack: its adapters' keys, their weights, its prompt, and how answers are made and scored."""
-        layers = [(self.keys[layer.adapter], layer.weight) for layer in stack.layers]
-        return digest([self.answer_settings, layers, stack.shots, stack.described])
+    def composition_key(self, composition: AdapterComposition) -> str:
+        """Return the cache key of its answers: its adapters' keys and weights, its prompt, and how answers are made and scored."""
+        adapters = [(self.keys[adapter.name], adapter.weight) for adapter in composition.adapters]
+        return digest([self.answer_settings, adapters, composition.shots, composition.persona_in_prompt])
 
 
 def work_plan(study: Study, stores: Stores, rung: Rung | None = None) -> WorkPlan:
@@ -141,22 +141,22 @@ def _on_rung(plan: MethodPlan, rung: Rung) -> MethodPlan:
 def _renamed(plan: MethodPlan, new: Mapping[str, str]) -> MethodPlan:
     """Return the plan with other names for some of its adapters, wherever they are mentioned."""
 
-    def stack(old: Stack) -> Stack:
-        return replace(old, layers=tuple(replace(layer, adapter=new.get(layer.adapter, layer.adapter)) for layer in old.layers))
+    def composition(old: AdapterComposition) -> AdapterComposition:
+        return replace(old, adapters=tuple(replace(adapter, name=new.get(adapter.name, adapter.name)) for adapter in old.adapters))
 
     def spec(old: AdapterSpec) -> AdapterSpec:
         return replace(
             old,
             name=new.get(old.name, old.name),
-            init=new.get(old.init, old.init) if old.init else None,
-            underlay=new.get(old.underlay, old.underlay) if old.underlay else None,
-            parts=tuple(new.get(part, part) for part in old.parts),
+            init_from=new.get(old.init_from, old.init_from) if old.init_from else None,
+            frozen_adapter=new.get(old.frozen_adapter, old.frozen_adapter) if old.frozen_adapter else None,
+            merge_of=tuple(new.get(merged, merged) for merged in old.merge_of),
         )
 
     return replace(
         plan,
         adapters=tuple(spec(a) for a in plan.adapters),
-        arms_by_persona=tuple((p, tuple(stack(s) for s in stacks)) for p, stacks in plan.arms_by_persona),
+        arms_by_persona=tuple((p, tuple(composition(s) for s in compositions)) for p, compositions in plan.arms_by_persona),
     )
 
 

@@ -11,12 +11,11 @@ from typing import Any, Literal
 from clusterlora.durable import make_folder, put_folder_in_place, write_durably
 from clusterlora.errors import BadData
 from clusterlora.models.base import base_folder
-from clusterlora.models.stacked import read_weights, stack_weights
+from clusterlora.models.stacked import combined_weights, read_weights
 from clusterlora.settings import Recipe
-from clusterlora.stores.json_codec import from_json
-from clusterlora.stores.routing_table import KeyedStack, RoutingTable
+from clusterlora.stores.routing_table import KeyedComposition, RoutingTable, read_routing_table
 from clusterlora.training.peft_folder import write_factors
-from clusterlora.values import Layer
+from clusterlora.values import WeightedAdapter
 
 Format = Literal["vllm", "peft"]
 
@@ -43,22 +42,26 @@ class Exported:
 def export(artifacts: Path, target: Path, form: Format) -> Exported:
     """Write adapters/<name>-<hash>/ (PEFT folders), routes.json (persona -> adapter) and serve.sh; return what was written.
 
-    A stack of several adapters becomes one, whose rank is the sum of theirs and whose update is exactly theirs.
+    A composition of several adapters becomes one, whose rank is the sum of theirs and whose update is exactly theirs.
 
     Raises:
-        BadData: the target holds something, an adapter is not what was recorded, or a stack is more than an adapter alone can be (a
+        BadData: the target holds something, an adapter is not what was recorded, or a composition is more than an adapter alone can be (a
             prefix, a prompt with exchanges).
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise BadData(f"{target} exists and is not empty; give another --out")
-    table = from_json(RoutingTable, (artifacts / "routes.json").read_text(encoding="utf-8"))
+    table = read_routing_table((artifacts / "routes.json").read_text(encoding="utf-8"))
     table.refuse_other_weights({key: artifacts / "adapters" / key for key in table.keys})
-    stacks = dict.fromkeys((table.default, *table.personas.values()))
+    compositions = dict.fromkeys((table.default, *table.personas.values()))
     _refuse_prompts(table)
     make_folder(target / "adapters")
-    written = {stack: _write(stack, table, artifacts / "adapters", target / "adapters") for stack in stacks if stack.layers}
+    written = {
+        composition: _write(composition, table, artifacts / "adapters", target / "adapters")
+        for composition in compositions
+        if composition.adapters
+    }
     ranks = [json.loads((target / "adapters" / name / "adapter_config.json").read_text())["r"] for name in written.values()]
-    route = {persona_id: written.get(stack, _BASE) for persona_id, stack in table.personas.items()}
+    route = {persona_id: written.get(composition, _BASE) for persona_id, composition in table.personas.items()}
     rank = _smallest_allowed(max(ranks, default=1))
     base = str(base_folder(table.model.base))
     command = _command(form, base, sorted(set(written.values())), rank)
@@ -74,29 +77,29 @@ def _refuse_prompts(table: RoutingTable) -> None:
     fix = "serve this model with `mlflow models serve`, or export one of another"
     if table.model.persona_in_prompt:
         raise BadData(f"study {table.study!r} has model.persona_in_prompt: its prompts show a description beside the adapter; {fix} study")
-    for persona_id, stack in table.personas.items():
-        if stack.shots or stack.described:
+    for persona_id, composition in table.personas.items():
+        if composition.shots or composition.persona_in_prompt:
             raise BadData(
                 f"persona {persona_id!r} is answered with more than an adapter: its prompt shows exchanges or a description; {fix} method"
             )
 
 
-def _write(stack: KeyedStack, table: RoutingTable, adapters: Path, target: Path) -> str:
-    """Write a stack as one PEFT folder; return its name, which ends in the hash of its files."""
+def _write(composition: KeyedComposition, table: RoutingTable, adapters: Path, target: Path) -> str:
+    """Write a composition as one PEFT folder; return its name, which ends in the hash of its files."""
     scratch = target / ".unfinished"
-    if len(stack.layers) == 1 and stack.layers[0].weight == 1.0:
-        shutil.copytree(adapters / stack.layers[0].key, scratch)
-        label = table.names.get(stack.layers[0].key, "adapter")
+    if len(composition.adapters) == 1 and composition.adapters[0].weight == 1.0:
+        shutil.copytree(adapters / composition.adapters[0].key, scratch)
+        label = table.names.get(composition.adapters[0].key, "adapter")
     else:
-        layers = [Layer(layer.key, layer.weight) for layer in stack.layers]
-        weights = stack_weights(layers, lambda key: read_weights(adapters / key))
+        weighted = [WeightedAdapter(adapter.key, adapter.weight) for adapter in composition.adapters]
+        weights = combined_weights(weighted, lambda key: read_weights(adapters / key))
         if weights.prefix is not None:
             raise BadData("a prefix stacked on other adapters cannot be one PEFT folder; serve this model with `mlflow models serve`")
         rank = max(a.shape[0] for a, _ in weights.factors.values())
         modules = tuple(sorted({name.rpartition(".")[2] for name in weights.factors}))
         recipe = Recipe(rank=rank, target_modules=modules)
         write_factors(scratch, weights.factors, recipe, base=table.model.base)
-        label = "-".join(table.names.get(layer.key, "adapter") for layer in stack.layers)
+        label = "-".join(table.names.get(adapter.key, "adapter") for adapter in composition.adapters)
     _check(scratch, label)
     content = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(scratch.iterdir()))).hexdigest()[:12]
     name = f"{label.replace('+', '-')}-{content}"

@@ -1,4 +1,4 @@
-"""Answers requests of many people at once, each with the stack of adapters that their study chose for them."""
+"""Answers requests of many people at once, each with the composition of adapters that their study chose for them."""
 
 import math
 import threading
@@ -17,11 +17,10 @@ from clusterlora.evaluation.generate import Question
 from clusterlora.evaluation.inference_backends import inference_backend
 from clusterlora.models.base import load_base
 from clusterlora.models.embedding import load_embedder
-from clusterlora.models.stacked import Weights, read_weights, stack_weights
+from clusterlora.models.stacked import Weights, combined_weights, read_weights
 from clusterlora.ports import Embedder
-from clusterlora.stores.json_codec import from_json
-from clusterlora.stores.routing_table import KeyedLayer, KeyedStack, RoutingTable
-from clusterlora.values import Layer, Role, Turn
+from clusterlora.stores.routing_table import KeyedAdapter, KeyedComposition, RoutingTable, read_routing_table
+from clusterlora.values import Role, Turn, WeightedAdapter
 
 _BATCH_SIZE = 32
 
@@ -37,7 +36,7 @@ class Request:
 
 
 class Router:
-    """A base model in memory with every stack of a routing table; answers exactly as the study's evaluation did."""
+    """A base model in memory with every composition of a routing table; answers exactly as the study's evaluation did."""
 
     def __init__(self, table: RoutingTable, adapter_folders: Mapping[str, Path], *, device: str = "cpu") -> None:
         """Load the base model and all adapters.
@@ -58,23 +57,23 @@ class Router:
             )
         self._encoder = PromptEncoder(self._base.tokenizer, max_length=table.model.max_length)
         weights_by_key = {key: read_weights(adapter_folders[key]) for key in sorted(table.keys)}
-        layers = sorted({stack.layers for stack in (table.default, *table.personas.values()) if stack.layers}, key=str)
-        # Slot 0 is the base model: no layers.
-        self._slot_by_layers: dict[tuple[KeyedLayer, ...], int] = {(): 0} | {some: slot for slot, some in enumerate(layers, start=1)}
-        self._backend = inference_backend(self._base, [_weights(some, weights_by_key) for some in layers])
+        compositions = sorted({c.adapters for c in (table.default, *table.personas.values()) if c.adapters}, key=str)
+        # Slot 0 is the base model: no adapters.
+        self._slot_by_adapters: dict[tuple[KeyedAdapter, ...], int] = {(): 0} | {c: slot for slot, c in enumerate(compositions, start=1)}
+        self._backend = inference_backend(self._base, [_weights(adapters, weights_by_key) for adapters in compositions])
         self._one_at_a_time = threading.Lock()
 
     @classmethod
     def load(cls, routes: Path, adapters: Path) -> "Router":
         """Return the router of a registered model: its routes.json and its folder of PEFT folders; on a GPU where there is one."""
-        table = from_json(RoutingTable, routes.read_text())
+        table = read_routing_table(routes.read_text())
         device = "cuda" if torch.cuda.is_available() else "cpu"
         return cls(table, {folder.name: folder for folder in adapters.iterdir()}, device=device)
 
     def answer(self, requests: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
         """Return `{persona_id, text, answered_by}` per request, in order.
 
-        A persona the study did not know is answered by the default stack, and `answered_by` says so.
+        A persona the study did not know is answered by the default composition, and `answered_by` says so.
 
         Args:
             requests: mappings with `persona_id`, `messages` ([{role, content}], the last one the user's), and optionally `context`
@@ -86,7 +85,7 @@ class Router:
         read = [read_request(number, request) for number, request in enumerate(requests)]
         longest = self._table.max_new_tokens
         limits = [longest if r.max_new_tokens is None else min(longest, r.max_new_tokens) for r in read]
-        slots = [self._slot_by_layers[self._stack(r).layers] for r in read]
+        slots = [self._slot_by_adapters[self._composition(r).adapters] for r in read]
         questions = [Question(self._encoder.encode_messages(self._messages(r)), slot, ()) for r, slot in zip(read, slots, strict=True)]
         texts = [""] * len(read)
         with self._one_at_a_time:
@@ -98,26 +97,26 @@ class Router:
     def _messages(self, request: Request) -> tuple[Turn, ...]:
         if request.turns[0].role == "system":
             return request.turns
-        stack, persona_id = self._stack(request), request.persona_id
-        model = replace(self._table.model, persona_in_prompt=self._table.model.persona_in_prompt or stack.described)
+        composition, persona_id = self._composition(request), request.persona_id
+        model = replace(self._table.model, persona_in_prompt=self._table.model.persona_in_prompt or composition.persona_in_prompt)
         turns = (Turn("system", system_text(model, self._table.descriptions.get(persona_id), request.context)), *request.turns)
         known = self._table.exchanges.get(persona_id, ())
-        return with_shots(turns, known, stack.shots, self._embedder) if stack.shots and known else turns
+        return with_shots(turns, known, composition.shots, self._embedder) if composition.shots and known else turns
 
     @cached_property
     def _embedder(self) -> Embedder:
         return load_embedder(self._table.model.embedding)
 
-    def _stack(self, request: Request) -> KeyedStack:
+    def _composition(self, request: Request) -> KeyedComposition:
         return self._table.personas.get(request.persona_id, self._table.default)
 
     def _answered_by(self, request: Request) -> str:
-        layers = [
-            self._table.names.get(layer.key, layer.key) + ("" if layer.weight == 1.0 else f" x {layer.weight:g}")
-            for layer in self._stack(request).layers
+        names = [
+            self._table.names.get(adapter.key, adapter.key) + ("" if adapter.weight == 1.0 else f" x {adapter.weight:g}")
+            for adapter in self._composition(request).adapters
         ]
-        name = " + ".join(layers) or "base model"
-        if shots := self._stack(request).shots:
+        name = " + ".join(names) or "base model"
+        if shots := self._composition(request).shots:
             name += f" with {shots} of the persona's exchanges"
         unknown = self._table.personas and request.persona_id not in self._table.personas
         return f"{name} (default: persona {request.persona_id!r} is not in study {self._table.study!r})" if unknown else name
@@ -149,5 +148,5 @@ def _turn(number: int, message: Any) -> Turn:
     return Turn(cast("Role", role), content)
 
 
-def _weights(layers: Sequence[KeyedLayer], weights_by_key: Mapping[str, Weights]) -> Weights:
-    return stack_weights([Layer(layer.key, layer.weight) for layer in layers], weights_by_key.__getitem__)
+def _weights(adapters: Sequence[KeyedAdapter], weights_by_key: Mapping[str, Weights]) -> Weights:
+    return combined_weights([WeightedAdapter(adapter.key, adapter.weight) for adapter in adapters], weights_by_key.__getitem__)

@@ -17,7 +17,7 @@ from clusterlora.errors import BadData, UnknownName
 from clusterlora.evaluation.answer import Answerer, Task
 from clusterlora.evaluation.assign import Choice, choose
 from clusterlora.evaluation.markdown import table
-from clusterlora.models.stacked import stack_weights
+from clusterlora.models.stacked import combined_weights
 from clusterlora.planning.ladder import GATED, REFERENCE
 from clusterlora.planning.work_plan import WorkPlan, trained_adapters, work_plan
 from clusterlora.ports import RunLog, Stores
@@ -26,7 +26,7 @@ from clusterlora.stages.evaluate import weights_of
 from clusterlora.stages.model_cache import base_model, embedder
 from clusterlora.stages.stored import stored_folder
 from clusterlora.stages.train import expose
-from clusterlora.values import Layer, Persona, Stack
+from clusterlora.values import AdapterComposition, Persona, WeightedAdapter
 
 HEADER = ("persona", "examples", "nearest cluster", "NLL gain", "standard errors", "answered by")
 NOTE = (
@@ -188,8 +188,11 @@ def _losses(
 ) -> dict[str, np.ndarray]:
     """Return by persona the negative log-likelihood of each example under each adapter."""
     asked = {p.id: items(study.model, p, "train") for p in personas}
-    stacks = {name: Stack((Layer(name),)) for name in names}
-    weights = {name: stack_weights(stack.layers, lambda layer: weights_of(stores, plan.keys[layer])) for name, stack in stacks.items()}
+    compositions = {name: AdapterComposition((WeightedAdapter(name),)) for name in names}
+    weights = {
+        name: combined_weights(composition.adapters, lambda adapter: weights_of(stores, plan.keys[adapter]))
+        for name, composition in compositions.items()
+    }
     tasks = [Task(name, item) for its in asked.values() for item in its for name in names]
     log.phase("read examples", total=len(tasks), unit="likelihoods")
     answerer = Answerer(base_model(study.model), embedder(study.model), study.evaluation, max_length=study.model.max_length)

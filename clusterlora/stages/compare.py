@@ -83,9 +83,13 @@ def evaluation_rows(study: Study, stores: Stores) -> list[EvaluationRow]:
     cluster_by_persona = clustering.cluster_by_persona() if clustering else {}
     personas = stores.studies.dataset(study.name).by_id()
     routes = [route for route in stores.studies.routes(study.name) if route.method in study.methods]
-    keys = {route.stack: plan.stack_key(route.stack) for route in routes if plan.keys.keys() >= set(route.stack.adapters)}
+    keys = {
+        route.composition: plan.composition_key(route.composition)
+        for route in routes
+        if plan.keys.keys() >= set(route.composition.adapter_names)
+    }
     answers = {
-        (a.stack_key, a.persona_id, a.item_id): a
+        (a.composition_key, a.persona_id, a.item_id): a
         for a in stores.studies.answers(study.name, sorted(set(keys.values())))
         if a.split == "test"
     }
@@ -102,9 +106,9 @@ def evaluation_rows(study: Study, stores: Stores) -> list[EvaluationRow]:
             seed=route.seed,
         )
         for route in routes
-        if route.stack in keys
+        if route.composition in keys
         for item in items(study.model, personas[route.persona_id], "test")
-        if (answer := answers.get((keys[route.stack], route.persona_id, item.id))) is not None
+        if (answer := answers.get((keys[route.composition], route.persona_id, item.id))) is not None
     ]
 
 

@@ -16,7 +16,7 @@ from clusterlora.evaluation.answer import Answerer, Task
 from clusterlora.evaluation.metrics import METRICS
 from clusterlora.evaluation.select import select_arm
 from clusterlora.evaluation.train_responses import TrainResponses
-from clusterlora.models.stacked import Weights, read_weights, stack_weights
+from clusterlora.models.stacked import Weights, combined_weights, read_weights
 from clusterlora.planning.ladder import refused, rung_by_name
 from clusterlora.planning.work_plan import WorkPlan, judged_adapters, trained_adapters, work_plan
 from clusterlora.ports import RunLog, Stores
@@ -24,10 +24,10 @@ from clusterlora.settings import Study
 from clusterlora.stages.model_cache import base_model, embedder
 from clusterlora.stages.stored import stored_folder
 from clusterlora.stages.timing import timed
-from clusterlora.values import Item, Layer, MethodPlan, Persona, Route, Split, Stack
+from clusterlora.values import AdapterComposition, Item, MethodPlan, Persona, Route, Split, WeightedAdapter
 
-_STACKS_AT_ONCE = 64
-"""InferenceBackend whose factors are in memory together."""
+_COMPOSITIONS_AT_ONCE = 64
+"""Compositions whose factors are in memory together."""
 
 Part = Literal["power", "baseline", "gate", "test"]
 
@@ -56,9 +56,9 @@ def evaluate(
 
 
 def val_losses(
-    study: Study, stores: Stores, plan: WorkPlan, pairs: Sequence[tuple[str, Stack]], log: RunLog
-) -> dict[tuple[str, Stack], np.ndarray]:
-    """Return the negative log-likelihood of each val reference by (persona, stack), items in the persona's order."""
+    study: Study, stores: Stores, plan: WorkPlan, pairs: Sequence[tuple[str, AdapterComposition]], log: RunLog
+) -> dict[tuple[str, AdapterComposition], np.ndarray]:
+    """Return the negative log-likelihood of each val reference by (persona, composition), items in the persona's order."""
     runner = _Runner(study, stores, log)
     runner.answer(plan, pairs, "val", ("nll",))
     return runner.scores(plan, pairs, "val", "nll")
@@ -70,18 +70,18 @@ def covered_methods(study: Study, plan: WorkPlan, stores: Stores, persona_ids: S
     covered: dict[str, MethodPlan] = {}
     for name in study.methods:
         method = plan.seeds[seed][name]
-        arms = {p: _answerable(method, stacks, held.keys()) for p, stacks in method.arms_by_persona}
+        arms = {p: _answerable(method, compositions, held.keys()) for p, compositions in method.arms_by_persona}
         # Without an adapter there is nothing to train again with another seed.
         if (method.adapters or seed == 0) and all(arms.get(p) for p in persona_ids):
             covered[name] = replace(method, arms_by_persona=tuple(arms.items()))
     return covered
 
 
-def _answerable(method: MethodPlan, stacks: Sequence[Stack], held: Set[str]) -> tuple[Stack, ...]:
+def _answerable(method: MethodPlan, compositions: Sequence[AdapterComposition], held: Set[str]) -> tuple[AdapterComposition, ...]:
     """Return the arms that are trained; none when one is not and the method cannot do without. None can do without its first."""
-    there = tuple(stack for stack in stacks if held >= set(stack.adapters))
-    may_lack = method.arms_may_lack and there[:1] == tuple(stacks[:1])
-    return there if may_lack or len(there) == len(stacks) else ()
+    there = tuple(composition for composition in compositions if held >= set(composition.adapter_names))
+    may_lack = method.arms_may_lack and there[:1] == tuple(compositions[:1])
+    return there if may_lack or len(there) == len(compositions) else ()
 
 
 def compared_personas(study: Study, stores: Stores) -> tuple[str, ...]:
@@ -95,17 +95,21 @@ def compared_personas(study: Study, stores: Stores) -> tuple[str, ...]:
 
 def _val(study: Study, runner: "_Runner", plan: WorkPlan, cluster: int, *, bare: bool) -> int:
     candidate, reference = judged_adapters(plan, cluster)
-    stacks = (Stack(),) if bare else (Stack((Layer(candidate),)), Stack((Layer(reference),)))
-    pairs = [(p, stack) for p in plan.specs[candidate].persona_ids for stack in stacks]
+    compositions = (
+        (AdapterComposition(),)
+        if bare
+        else (AdapterComposition((WeightedAdapter(candidate),)), AdapterComposition((WeightedAdapter(reference),)))
+    )
+    pairs = [(p, composition) for p in plan.specs[candidate].persona_ids for composition in compositions]
     return runner.answer(plan, pairs, "val", study.evaluation.metrics)
 
 
 def _baseline(study: Study, runner: "_Runner", plan: WorkPlan) -> int:
-    bare = Stack()
-    arms = [(p, stacks) for method in plan.seeds[0].values() for p, stacks in method.arms_by_persona if bare in stacks]
+    bare = AdapterComposition()
+    arms = [(p, compositions) for method in plan.seeds[0].values() for p, compositions in method.arms_by_persona if bare in compositions]
     # Whoever has no other arm is asked its test items; where a method chooses, it does so on val.
-    choices = dict.fromkeys((p, bare) for p, stacks in arms if len(stacks) > 1)
-    certain = dict.fromkeys((p, bare) for p, stacks in arms if len(stacks) == 1)
+    choices = dict.fromkeys((p, bare) for p, compositions in arms if len(compositions) > 1)
+    certain = dict.fromkeys((p, bare) for p, compositions in arms if len(compositions) == 1)
     n_answers = runner.answer(plan, list(choices), "val", _choosing_metrics(study))
     return n_answers + runner.answer(plan, list(certain), "test", study.evaluation.metrics)
 
@@ -124,19 +128,21 @@ def _test(study: Study, runner: "_Runner", plan: WorkPlan, *, shard: int, shards
         for name, method in covered_methods(study, plan, runner.stores, persona_ids, seed).items()
     }
     here = set(persona_ids)
-    arms = {(*key, p): stacks for key, method in methods.items() for p, stacks in method.arms_by_persona if p in here}
-    choices = list(dict.fromkeys((p, stack) for (*_, p), stacks in arms.items() if len(stacks) > 1 for stack in stacks))
+    arms = {(*key, p): compositions for key, method in methods.items() for p, compositions in method.arms_by_persona if p in here}
+    choices = list(
+        dict.fromkeys((p, composition) for (*_, p), compositions in arms.items() if len(compositions) > 1 for composition in compositions)
+    )
     metric = study.evaluation.selection_metric
     n_answers = runner.answer(plan, choices, "val", _choosing_metrics(study))
     val_scores = runner.scores(plan, choices, "val", metric)
     routes = []
-    for (name, seed, persona_id), stacks in arms.items():
+    for (name, seed, persona_id), compositions in arms.items():
         chosen = 0
-        if len(stacks) > 1:
-            scores = [val_scores[persona_id, stack] for stack in stacks]
+        if len(compositions) > 1:
+            scores = [val_scores[persona_id, composition] for composition in compositions]
             chosen = select_arm(scores, higher_is_better=METRICS[metric].higher_is_better, margin_se=methods[name, seed].margin_se)
-        routes.append(Route(name, persona_id, stacks[chosen], seed))
-    pairs = list(dict.fromkeys((route.persona_id, route.stack) for route in routes))
+        routes.append(Route(name, persona_id, compositions[chosen], seed))
+    pairs = list(dict.fromkeys((route.persona_id, route.composition) for route in routes))
     n_answers += runner.answer(plan, pairs, "test", study.evaluation.metrics)
     runner.stores.studies.save_routes(study.name, routes)
     return n_answers + _held_out(study, runner, plan, persona_ids)
@@ -147,13 +153,13 @@ def _held_out(study: Study, runner: "_Runner", plan: WorkPlan, persona_ids: Sequ
     if plan.held_out is None or not {a.name for a in plan.held_out.adapters} <= trained_adapters(study, runner.stores, plan).keys():
         return 0
     here = set(persona_ids)
-    pairs = [(p, stack) for p, stacks in plan.held_out.arms_by_persona if p in here for stack in stacks]
+    pairs = [(p, composition) for p, compositions in plan.held_out.arms_by_persona if p in here for composition in compositions]
     n_answers = runner.answer(plan, pairs, "train", ("nll",))
     return n_answers + runner.answer(plan, pairs, "test", tuple(dict.fromkeys((*study.evaluation.metrics, "nll"))))
 
 
 class _Runner:
-    """Answers (persona, stack) pairs, skipping what the study already holds."""
+    """Answers (persona, composition) pairs, skipping what the study already holds."""
 
     def __init__(self, study: Study, stores: Stores, log: RunLog) -> None:
         self.study = study
@@ -162,16 +168,16 @@ class _Runner:
         self._personas = stores.studies.dataset(study.name).by_id()
         self._answerer: Answerer | None = None
 
-    def answer(self, plan: WorkPlan, pairs: Sequence[tuple[str, Stack]], split: Split, metrics: Sequence[str]) -> int:
-        keys = {stack: plan.stack_key(stack) for _, stack in pairs}
+    def answer(self, plan: WorkPlan, pairs: Sequence[tuple[str, AdapterComposition]], split: Split, metrics: Sequence[str]) -> int:
+        keys = {composition: plan.composition_key(composition) for _, composition in pairs}
         held = self._held(keys.values(), split, metrics)
-        # Same stack, neighbouring tasks: a chunk then holds few stacks.
-        tasks: dict[Stack, list[Task]] = {stack: [] for stack in keys}
-        for p, stack in pairs:
-            asked = self._asked(stack, self._personas[p], split)
-            tasks[stack] += [Task(keys[stack], item) for item in asked if (keys[stack], p, item.id) not in held]
-        wanted = [stack for stack, of_stack in tasks.items() if of_stack]
-        total = sum(len(tasks[stack]) for stack in wanted)
+        # Same composition, neighbouring tasks: a chunk then holds few compositions.
+        tasks: dict[AdapterComposition, list[Task]] = {composition: [] for composition in keys}
+        for p, composition in pairs:
+            asked = self._asked(composition, self._personas[p], split)
+            tasks[composition] += [Task(keys[composition], item) for item in asked if (keys[composition], p, item.id) not in held]
+        wanted = [composition for composition, its_tasks in tasks.items() if its_tasks]
+        total = sum(len(tasks[composition]) for composition in wanted)
         if total == 0:
             return 0
         if self._answerer is None:
@@ -179,34 +185,43 @@ class _Runner:
             train = TrainResponses(self._personas.values())
             self._answerer = Answerer(base_model(model), embedder(model), self.study.evaluation, max_length=model.max_length, train=train)
         self._log.phase(f"answer {split} items", total=total, unit="answers")
-        for start in range(0, len(wanted), _STACKS_AT_ONCE):
-            chunk = wanted[start : start + _STACKS_AT_ONCE]
-            weights = {keys[stack]: stack_weights(stack.layers, lambda name: weights_of(self.stores, plan.keys[name])) for stack in chunk}
-            todo = [task for stack in chunk for task in tasks[stack]]
+        for start in range(0, len(wanted), _COMPOSITIONS_AT_ONCE):
+            chunk = wanted[start : start + _COMPOSITIONS_AT_ONCE]
+            weights = {
+                keys[composition]: combined_weights(composition.adapters, lambda name: weights_of(self.stores, plan.keys[name]))
+                for composition in chunk
+            }
+            todo = [task for composition in chunk for task in tasks[composition]]
             answers = self._answerer.answer(todo, weights, metrics=metrics, run_log=self._log)
             self.stores.studies.save_answers(self.study.name, answers)
         return total
 
-    def scores(self, plan: WorkPlan, pairs: Sequence[tuple[str, Stack]], split: Split, metric: str) -> dict[tuple[str, Stack], np.ndarray]:
-        """Return one metric's item scores, items in the persona's order, for every (persona, stack)."""
-        return scores_of(self.study, self.stores, {stack: plan.stack_key(stack) for _, stack in pairs}, pairs, split, metric)
+    def scores(
+        self, plan: WorkPlan, pairs: Sequence[tuple[str, AdapterComposition]], split: Split, metric: str
+    ) -> dict[tuple[str, AdapterComposition], np.ndarray]:
+        """Return one metric's item scores, items in the persona's order, for every (persona, composition)."""
+        return scores_of(
+            self.study, self.stores, {composition: plan.composition_key(composition) for _, composition in pairs}, pairs, split, metric
+        )
 
     def _held(self, keys: Iterable[str], split: Split, metrics: Sequence[str]) -> set[tuple[str, str, str]]:
         answers = self.stores.studies.answers(self.study.name, sorted(set(keys)))
         return {
-            (a.stack_key, a.persona_id, a.item_id) for a in answers if a.split == split and set(metrics) <= {name for name, _ in a.scores}
+            (a.composition_key, a.persona_id, a.item_id)
+            for a in answers
+            if a.split == split and set(metrics) <= {name for name, _ in a.scores}
         }
 
-    def _asked(self, stack: Stack, persona: Persona, split: Split) -> tuple[Item, ...]:
-        """Return a persona's items as this stack is asked them."""
+    def _asked(self, composition: AdapterComposition, persona: Persona, split: Split) -> tuple[Item, ...]:
+        """Return a persona's items as this composition is asked them."""
         model = self.study.model
-        if stack.described:
+        if composition.persona_in_prompt:
             model = replace(model, persona_in_prompt=True)
         asked = items(model, persona, split)
-        if not stack.shots:
+        if not composition.shots:
             return asked
         known = exchanges(persona)
-        return tuple(replace(item, messages=with_shots(item.messages, known, stack.shots, embedder(model))) for item in asked)
+        return tuple(replace(item, messages=with_shots(item.messages, known, composition.shots, embedder(model))) for item in asked)
 
 
 _read_folder = lru_cache(maxsize=256)(read_weights)
@@ -218,13 +233,21 @@ def weights_of(stores: Stores, key: str) -> Weights:
 
 
 def scores_of(
-    study: Study, stores: Stores, keys: dict[Stack, str], pairs: Sequence[tuple[str, Stack]], split: Split, metric: str
-) -> dict[tuple[str, Stack], np.ndarray]:
-    """Return one metric's scores by (persona, stack), items in the order of the persona's dialogues."""
+    study: Study,
+    stores: Stores,
+    keys: dict[AdapterComposition, str],
+    pairs: Sequence[tuple[str, AdapterComposition]],
+    split: Split,
+    metric: str,
+) -> dict[tuple[str, AdapterComposition], np.ndarray]:
+    """Return one metric's scores by (persona, composition), items in the order of the persona's dialogues."""
     found = {
-        (a.stack_key, a.persona_id, a.item_id): dict(a.scores)[metric]
+        (a.composition_key, a.persona_id, a.item_id): dict(a.scores)[metric]
         for a in stores.studies.answers(study.name, sorted(set(keys.values())))
         if a.split == split and metric in dict(a.scores)
     }
     personas = stores.studies.dataset(study.name).by_id()
-    return {(p, stack): np.array([found[keys[stack], p, item.id] for item in items(study.model, personas[p], split)]) for p, stack in pairs}
+    return {
+        (p, composition): np.array([found[keys[composition], p, item.id] for item in items(study.model, personas[p], split)])
+        for p, composition in pairs
+    }

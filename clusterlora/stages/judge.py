@@ -10,7 +10,7 @@ from clusterlora.planning.ladder import rung_by_name
 from clusterlora.planning.work_plan import judged_adapters, work_plan
 from clusterlora.ports import Stores
 from clusterlora.stages.evaluate import scores_of
-from clusterlora.values import Layer, Stack, Verdict
+from clusterlora.values import AdapterComposition, Verdict, WeightedAdapter
 
 _POWER = "gate_power"
 
@@ -30,8 +30,10 @@ def estimate_power(study_name: str, stores: Stores) -> Power:
     study = stores.studies.study(study_name)
     plan = work_plan(study, stores)
     persona_ids = plan.specs[judged_adapters(plan)[0]].persona_ids
-    bare = Stack()
-    scores = scores_of(study, stores, {bare: plan.stack_key(bare)}, [(p, bare) for p in persona_ids], "val", study.evaluation.headline)
+    bare = AdapterComposition()
+    scores = scores_of(
+        study, stores, {bare: plan.composition_key(bare)}, [(p, bare) for p in persona_ids], "val", study.evaluation.headline
+    )
     power = gate_power({p: scores[p, bare] for p in persona_ids}, study.gate, np.random.default_rng(0))
     stores.studies.save_fact(study_name, _POWER, asdict(power))
     return power
@@ -47,16 +49,16 @@ def verdict_on(study_name: str, rung: str, cluster: int, stores: Stores) -> Verd
     """Return the gate's criteria applied to any cluster whose val items are answered; nothing is recorded."""
     study = stores.studies.study(study_name)
     plan = work_plan(study, stores, rung_by_name(study, rung, stores))
-    candidate, reference = (Stack((Layer(name),)) for name in judged_adapters(plan, cluster))
-    persona_ids = plan.specs[candidate.adapters[0]].persona_ids
-    pairs = [(p, stack) for p in persona_ids for stack in (candidate, reference)]
-    keys = {stack: plan.stack_key(stack) for stack in (candidate, reference)}
+    candidate, reference = (AdapterComposition((WeightedAdapter(name),)) for name in judged_adapters(plan, cluster))
+    persona_ids = plan.specs[candidate.adapter_names[0]].persona_ids
+    pairs = [(p, composition) for p in persona_ids for composition in (candidate, reference)]
+    keys = {composition: plan.composition_key(composition) for composition in (candidate, reference)}
     scores = scores_of(study, stores, keys, pairs, "val", study.evaluation.headline)
     return judge_trial(
         {p: scores[p, candidate] for p in persona_ids},
         {p: scores[p, reference] for p in persona_ids},
         study.gate,
         rung=rung,
-        adapter=candidate.adapters[0],
+        adapter=candidate.adapter_names[0],
         rng=np.random.default_rng(0),
     )

@@ -24,7 +24,7 @@ def merge(study_name: str, merging: MergeSettings, stores: Stores, log: RunLog) 
     study = replace(compared, methods=("merge",), seeds=1, merging=merging)
     plan = work_plan(study, stores)
     held = trained_adapters(study, stores, plan)
-    personal = [spec.name for spec in plan.specs.values() if not spec.parts]
+    personal = [spec.name for spec in plan.specs.values() if not spec.merge_of]
     if missing := [name for name in personal if name not in held]:
         raise BadData(
             f"study {study_name} has {len(personal) - len(missing)} of {len(personal)} personal adapters, {missing[0]} is missing; "
@@ -32,7 +32,7 @@ def merge(study_name: str, merging: MergeSettings, stores: Stores, log: RunLog) 
         )
     density = density_of(merging)
     suffix = merging.kind if density == 1 else f"{merging.kind}-{density:g}"
-    new = {spec.name: f"{spec.name}+{suffix}" for spec in plan.specs.values() if spec.parts and spec.name not in held}
+    new = {spec.name: f"{spec.name}+{suffix}" for spec in plan.specs.values() if spec.merge_of and spec.name not in held}
     specs = [replace(plan.specs[name], name=new[name]) for name in new]
     plan = replace(plan, keys={**plan.keys, **{new[name]: plan.keys[name] for name in new}})
     if specs:
@@ -48,7 +48,7 @@ def merge(study_name: str, merging: MergeSettings, stores: Stores, log: RunLog) 
                 log=log,
             )
     adapters = {adapter.key: adapter for adapter in stores.studies.adapters(study_name)}
-    merged = {spec: adapters[plan.keys[spec.name]] for spec in plan.specs.values() if spec.parts}
+    merged = {spec: adapters[plan.keys[spec.name]] for spec in plan.specs.values() if spec.merge_of}
     # What the comparison says of the study's own merge it does not say of another.
     method = "merge" if "merge" in compared.methods and compared.merging == merging else f"merge by {suffix}"
     for spec, adapter in merged.items():

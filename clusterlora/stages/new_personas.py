@@ -67,22 +67,24 @@ def _rows(study: Study, plan: WorkPlan, stores: Stores) -> Iterator[_Row | None]
     assert plan.held_out is not None, "nobody is held out"
     assert clustering is not None, "people were held out before there were clusters"
     arms = plan.held_out.arms_by_persona
-    keys = {stack: plan.stack_key(stack) for _, stacks in arms for stack in stacks}
-    scores = {(a.stack_key, a.persona_id, a.item_id): dict(a.scores) for a in stores.studies.answers(study.name, sorted(keys.values()))}
+    keys = {composition: plan.composition_key(composition) for _, compositions in arms for composition in compositions}
+    scores = {
+        (a.composition_key, a.persona_id, a.item_id): dict(a.scores) for a in stores.studies.answers(study.name, sorted(keys.values()))
+    }
     personas = stores.studies.dataset(study.name).by_id()
     cluster_by_persona = clustering.cluster_by_persona()
     splits: tuple[Split, ...] = ("train", "test")
-    for persona_id, stacks in arms:
+    for persona_id, compositions in arms:
         for split in splits:
             for item in items(study.model, personas[persona_id], split):
-                for stack in stacks:
-                    found = scores.get((keys[stack], persona_id, item.id), {})
+                for composition in compositions:
+                    found = scores.get((keys[composition], persona_id, item.id), {})
                     headline = found.get(study.evaluation.headline)
                     if "nll" not in found or (split == "test" and headline is None):
                         yield None
                     else:
                         cluster = cluster_by_persona[persona_id]
-                        yield _Row(persona_id, cluster, split, item.id, stack.adapters[0], found["nll"], headline)
+                        yield _Row(persona_id, cluster, split, item.id, composition.adapter_names[0], found["nll"], headline)
 
 
 def _tables(scores: Sequence[tuple[str, float | None]], n_arms: int) -> Scores:

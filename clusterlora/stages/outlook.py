@@ -50,7 +50,7 @@ def phases(study: Study, stores: Stores) -> tuple[Phase, ...]:
 def _training(study: Study, stores: Stores, plan: WorkPlan | None, held: Mapping[str, TrainedAdapter], spent: float | None) -> Phase:
     if plan is None:
         return Phase("train", "to do", spent)
-    missing = [spec for name, spec in plan.specs.items() if name not in held and not spec.parts]
+    missing = [spec for name, spec in plan.specs.items() if name not in held and not spec.merge_of]
     if not missing or refused(study, stores):
         return Phase("train", "done", spent, detail=f"{len(held)} adapters")
     personas = stores.studies.dataset(study.name).by_id()

@@ -12,7 +12,7 @@ from clusterlora.ports import RunLog, Stores
 from clusterlora.settings import Study
 from clusterlora.stages.evaluate import val_losses
 from clusterlora.stages.timing import timed
-from clusterlora.values import Layer, Stack
+from clusterlora.values import AdapterComposition, WeightedAdapter
 
 
 def refine(study_name: str, stores: Stores, log: RunLog) -> bool:
@@ -28,12 +28,16 @@ def refine(study_name: str, stores: Stores, log: RunLog) -> bool:
     done = int(stores.studies.facts(study_name).get("refinement_rounds", 0))
     with timed(stores, study_name, f"refine {done + 1}"):
         plan = work_plan(study, stores)
-        stacks = [Stack((Layer(spec.name),)) for spec in plan.methods[GATED].adapters if spec.name != REFERENCE]
+        compositions = [
+            AdapterComposition((WeightedAdapter(spec.name),)) for spec in plan.methods[GATED].adapters if spec.name != REFERENCE
+        ]
         cluster_by_persona = clustering.cluster_by_persona()
-        losses = val_losses(study, stores, plan, [(p, stack) for p in cluster_by_persona for stack in stacks], log)
+        losses = val_losses(study, stores, plan, [(p, composition) for p in cluster_by_persona for composition in compositions], log)
         before = np.array(list(cluster_by_persona.values()))
         after = reassigned(
-            [np.stack([losses[p, stack] for stack in stacks], axis=1) for p in cluster_by_persona], before, _least(study, before)
+            [np.stack([losses[p, composition] for composition in compositions], axis=1) for p in cluster_by_persona],
+            before,
+            _least(study, before),
         )
     n_moved = int(np.sum(before != after))
     members = tuple(

@@ -18,7 +18,7 @@ def register(study_name: str, stores: Stores, log: RunLog) -> str:
     """Return the URI of the champion router.
 
     An adapter of a group, be it of one, that answers by itself becomes a model of its own, those trained per person become one model
-    together, and the router answers every persona with the stack of the method that won the comparison. Registering again adds nothing.
+    together, and the router answers every persona as the method that won the comparison does. Registering again adds nothing.
     """
     study = stores.studies.study(study_name)
     plan = work_plan(study, stores)
@@ -65,7 +65,7 @@ def register_adapter(study: Study, adapter: TrainedAdapter, stores: Stores, *, m
 
 def _answers_by_itself(spec: AdapterSpec) -> bool:
     """Return whether an adapter was evaluated with no other under it, and told no more than the study tells every method."""
-    return spec.underlay is None and not spec.described
+    return spec.frozen_adapter is None and not spec.persona_in_prompt
 
 
 def _is_personal(plan: WorkPlan, method: str) -> bool:

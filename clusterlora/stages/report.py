@@ -108,9 +108,12 @@ def _costs(study: Study, stores: Stores, plan: WorkPlan, comparison: Comparison)
     held = trained_adapters(study, stores, plan)
     routes = [route for route in stores.studies.routes(study.name) if route.seed == 0]
     for result in comparison.methods:
-        answering = {name for route in routes if route.method == result.method for name in route.stack.adapters} & held.keys()
+        answering = {name for route in routes if route.method == result.method for name in route.composition.adapter_names} & held.keys()
         arms = plan.methods[result.method].arms_by_persona
-        behind = _with_needs(plan, {name for _, stacks in arms for stack in stacks for name in stack.adapters}) & held.keys()
+        behind = (
+            _with_needs(plan, {name for _, compositions in arms for composition in compositions for name in composition.adapter_names})
+            & held.keys()
+        )
         yield Cost(
             method=result.method,
             n_adapters=len(answering),

@@ -12,12 +12,12 @@ from clusterlora.ports import Stores
 from clusterlora.settings import Study
 from clusterlora.stages.stored import stored_folder
 from clusterlora.stores.files import weights_sha256
-from clusterlora.stores.routing_table import KeyedLayer, KeyedStack, RoutingTable
-from clusterlora.values import Stack, TrainedAdapter
+from clusterlora.stores.routing_table import KeyedAdapter, KeyedComposition, RoutingTable
+from clusterlora.values import AdapterComposition, TrainedAdapter
 
 
 def routing_table(study: Study, method: str, stores: Stores) -> dict[str, Any]:
-    """Return a RoutingTable's fields: the method's stacks as chosen on val with the study's own seed, and unified for everybody else.
+    """Return a RoutingTable's fields: the method's compositions as chosen on val with the study's own seed, and unified for everybody else.
 
     Raises:
         BadData: an adapter that answers somebody is not trained, or was forgotten since.
@@ -25,30 +25,32 @@ def routing_table(study: Study, method: str, stores: Stores) -> dict[str, Any]:
     plan = work_plan(study, stores)
     trained = trained_adapters(study, stores, plan)
     routes = [route for route in stores.studies.routes(study.name) if route.method == method and route.seed == 0]
-    used = {layer.adapter for route in routes for layer in route.stack.layers} | ({REFERENCE} & trained.keys())
+    used = {name for route in routes for name in route.composition.adapter_names} | ({REFERENCE} & trained.keys())
     if lost := sorted(used - trained.keys()):
         raise BadData(f"study {study.name} has lost {', '.join(lost)}; train again what is lost: clusterlora study run --name {study.name}")
     table: dict[str, Any] = {
         **_of_study(study, stores),
         "method": method,
-        "default": KeyedStack((KeyedLayer(trained[REFERENCE].key),) if REFERENCE in trained else ()),
+        "default": KeyedComposition((KeyedAdapter(trained[REFERENCE].key),) if REFERENCE in trained else ()),
         "personas": {
-            r.persona_id: KeyedStack(
-                tuple(KeyedLayer(plan.keys[layer.adapter], layer.weight) for layer in r.stack.layers), r.stack.shots, r.stack.described
+            route.persona_id: KeyedComposition(
+                tuple(KeyedAdapter(plan.keys[adapter.name], adapter.weight) for adapter in route.composition.adapters),
+                route.composition.shots,
+                route.composition.persona_in_prompt,
             )
-            for r in routes
+            for route in routes
         },
         "descriptions": {},
         "exchanges": {},
         "names": {trained[name].key: name for name in sorted(used)},
         "weights_sha256": {trained[name].key: _digest(trained[name], stores) for name in sorted(used)},
     }
-    stacks = {route.persona_id: route.stack for route in routes}
+    compositions = {route.persona_id: route.composition for route in routes}
     for persona in stores.studies.dataset(study.name).personas:
-        stack = stacks.get(persona.id, Stack())
-        if study.model.persona_in_prompt or stack.described:
+        composition = compositions.get(persona.id, AdapterComposition())
+        if study.model.persona_in_prompt or composition.persona_in_prompt:
             table["descriptions"][persona.id] = persona.description
-        if stack.shots:
+        if composition.shots:
             table["exchanges"][persona.id] = exchanges(persona)
     return table
 
@@ -59,7 +61,7 @@ def adapter_table(study: Study, model: str, adapter: TrainedAdapter, stores: Sto
     return {
         **_of_study(study, stores),
         "method": model,
-        "default": KeyedStack((KeyedLayer(adapter.key),)),
+        "default": KeyedComposition((KeyedAdapter(adapter.key),)),
         "descriptions": {persona.id: persona.description for persona in people},
         "names": {adapter.key: adapter.name},
         "weights_sha256": {adapter.key: _digest(adapter, stores)},

@@ -84,7 +84,7 @@ def _train(study: Study, group: TrainingGroup, *, attempt: int, micro_batch: int
     trained_by = plan.trained_by()
     method = ", ".join(sorted({trained_by[spec.name] for spec in specs}))
     tags = {"study": study.name, "method": method, "training_group": group.name, "attempt": str(attempt), "micro_batch": str(micro_batch)}
-    if specs[0].parts:
+    if specs[0].merge_of:
         return merge_adapters(study, plan, group, specs, tags=tags, stores=stores, log=log)
     from clusterlora.training.train import train
 
@@ -126,12 +126,12 @@ def _jobs(study: Study, plan: WorkPlan, specs: Sequence[AdapterSpec], stores: St
 
     # Most people teach several adapters.
     @cache
-    def of_person(persona_id: str, split: Split, *, described: bool) -> list[TokenSequence]:
-        person, prompt = personas[persona_id], replace(study.model, persona_in_prompt=study.model.persona_in_prompt or described)
+    def of_person(persona_id: str, split: Split, *, persona_in_prompt: bool) -> list[TokenSequence]:
+        person, prompt = personas[persona_id], replace(study.model, persona_in_prompt=study.model.persona_in_prompt or persona_in_prompt)
         return encoder.encode_dialogues(messages(prompt, person, dialogue) for dialogue in person.of_split(split))
 
     def encoded(spec: AdapterSpec, split: Split) -> tuple[TokenSequence, ...]:
-        return tuple(sequence for p in spec.persona_ids for sequence in of_person(p, split, described=spec.described))
+        return tuple(sequence for p in spec.persona_ids for sequence in of_person(p, split, persona_in_prompt=spec.persona_in_prompt))
 
     return [
         TrainingJob(
@@ -139,8 +139,8 @@ def _jobs(study: Study, plan: WorkPlan, specs: Sequence[AdapterSpec], stores: St
             spec=spec,
             sequences=encoded(spec, "train"),
             scratch=stores.adapters.scratch(plan.keys[spec.name]),
-            init=folder(spec.init),
-            underlay=folder(spec.underlay),
+            init_from=folder(spec.init_from),
+            frozen_adapter=folder(spec.frozen_adapter),
             val=encoded(spec, "val") if spec.recipe.patience else (),
         )
         for spec in specs
@@ -171,8 +171,8 @@ def merge_adapters(
         run_log.phase(group.title, total=len(specs), unit="adapters")
         for spec in specs:
             began = time.monotonic()
-            parts = {plan.keys[part]: read_adapter(stored_folder(stores, plan.keys[part])) for part in spec.parts}
-            n_dialogues = {plan.keys[p]: sum(len(personas[i].of_split("train")) for i in plan.specs[p].persona_ids) for p in spec.parts}
+            parts = {plan.keys[part]: read_adapter(stored_folder(stores, plan.keys[part])) for part in spec.merge_of}
+            n_dialogues = {plan.keys[p]: sum(len(personas[i].of_split("train")) for i in plan.specs[p].persona_ids) for p in spec.merge_of}
             factors, energy = merge(parts, n_dialogues, merging, rank=spec.recipe.rank, seed=spec.recipe.seed)
             folder = stores.adapters.scratch(plan.keys[spec.name]) / "adapter"
             write_factors(folder, factors, spec.recipe, base=study.model.base)

@@ -13,7 +13,7 @@ _WHAT = (
     (schema.personas, ("position",), "places in the order of personas"),
     (schema.dialogues, ("persona_id", "id"), "dialogues of a persona"),
     (schema.cluster_members, ("persona_id",), "personas in clusters"),
-    (schema.answers, ("stack_key", "persona_id", "item_id"), "answers"),
+    (schema.answers, ("composition_key", "persona_id", "item_id"), "answers"),
 )
 
 
@@ -38,9 +38,14 @@ def _twice(connection: Connection, study: str, table: sa.Table, names: tuple[str
 def drop_answers(connection: Connection, study: str) -> None:
     """Remove, of answers to one question, those whose id is not the digest of the question, with their scores."""
     table, scores = schema.answers, schema.scores
-    for stack_key, persona_id, item_id, _ in _twice(connection, study, table, ("stack_key", "persona_id", "item_id")):
-        right = rows.answer_id(study, Answer(stack_key, item_id, persona_id, "test", "", ()))
-        same = (table.c.study == study, table.c.stack_key == stack_key, table.c.persona_id == persona_id, table.c.item_id == item_id)
+    for composition_key, persona_id, item_id, _ in _twice(connection, study, table, ("composition_key", "persona_id", "item_id")):
+        right = rows.answer_id(study, Answer(composition_key, item_id, persona_id, "test", "", ()))
+        same = (
+            table.c.study == study,
+            table.c.composition_key == composition_key,
+            table.c.persona_id == persona_id,
+            table.c.item_id == item_id,
+        )
         wrong = connection.execute(sa.select(table.c.id).where(*same, table.c.id != right)).scalars().all()
         connection.execute(sa.delete(scores).where(scores.c.answer_id.in_(wrong)))
         connection.execute(sa.delete(table).where(table.c.id.in_(wrong)))

@@ -142,11 +142,11 @@ class MemoryStudyStore:
     def save_answers(self, study: str, answers: Iterable[Answer]) -> None:
         kept = self._record(study).answers
         for answer in answers:
-            kept[answer.stack_key, answer.persona_id, answer.item_id] = replace(answer, scores=tuple(sorted(answer.scores)))
+            kept[answer.composition_key, answer.persona_id, answer.item_id] = replace(answer, scores=tuple(sorted(answer.scores)))
 
-    def answers(self, study: str, stack_keys: Sequence[str] | None = None) -> tuple[Answer, ...]:
+    def answers(self, study: str, composition_keys: Sequence[str] | None = None) -> tuple[Answer, ...]:
         kept = self._record(study).answers
-        return tuple(kept[key] for key in sorted(kept) if stack_keys is None or key[0] in stack_keys)
+        return tuple(kept[key] for key in sorted(kept) if composition_keys is None or key[0] in composition_keys)
 
     def duplicates(self, study: str) -> tuple[str, ...]:
         self._record(study)

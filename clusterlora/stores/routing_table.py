@@ -1,18 +1,19 @@
-"""Which stack of adapters answers whom: what a registered model is made of besides weights, as kept in its routes.json."""
+"""Which composition of adapters answers whom: what a registered model is made of besides weights, as kept in its routes.json."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from clusterlora.errors import BadData
 from clusterlora.settings import ModelSettings
 from clusterlora.stores.files import refuse_other_weights
-from clusterlora.stores.json_codec import from_json
+from clusterlora.stores.json_codec import from_json, from_plain
 from clusterlora.values import Exchange, digest
 
 
 @dataclass(frozen=True, slots=True)
-class KeyedLayer:
+class KeyedAdapter:
     """An adapter by content key, scaled by `weight`."""
 
     key: str
@@ -20,19 +21,19 @@ class KeyedLayer:
 
 
 @dataclass(frozen=True, slots=True)
-class KeyedStack:
-    """A `values.Stack` whose adapters are named by content key."""
+class KeyedComposition:
+    """A `values.AdapterComposition` whose adapters are named by content key."""
 
-    layers: tuple[KeyedLayer, ...] = ()
+    adapters: tuple[KeyedAdapter, ...] = ()
     shots: int = 0
-    described: bool = False
+    persona_in_prompt: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoutingTable:
     """How a registered model answers.
 
-    `personas` maps a persona id to its stack, the empty one being the base model; `default` answers everybody else.
+    `personas` maps a persona id to its composition, the empty one being the base model; `default` answers everybody else.
     `names` are the adapters' names by key, for people to read, and `weights_sha256` their digests, which every use is checked against;
     versions registered before digests were have none. `descriptions` are those of the personas whose prompt shows them,
     `exchanges` the train dialogues of those whose prompt shows some.
@@ -43,8 +44,8 @@ class RoutingTable:
     model: ModelSettings
     base_revision: str
     max_new_tokens: int
-    default: KeyedStack
-    personas: Mapping[str, KeyedStack] = field(default_factory=dict[str, KeyedStack])
+    default: KeyedComposition
+    personas: Mapping[str, KeyedComposition] = field(default_factory=dict[str, KeyedComposition])
     descriptions: Mapping[str, str | None] = field(default_factory=dict[str, str | None])
     exchanges: Mapping[str, tuple[Exchange, ...]] = field(default_factory=dict[str, tuple[Exchange, ...]])
     names: Mapping[str, str] = field(default_factory=dict[str, str])
@@ -53,12 +54,36 @@ class RoutingTable:
     @property
     def keys(self) -> frozenset[str]:
         """The keys of all adapters it needs."""
-        return frozenset(layer.key for stack in (self.default, *self.personas.values()) for layer in stack.layers)
+        return frozenset(adapter.key for composition in (self.default, *self.personas.values()) for adapter in composition.adapters)
 
     def refuse_other_weights(self, folders: Mapping[str, Path]) -> None:
         """Check that folders hold the adapters of these keys as they were recorded. Raises BadData."""
         for key, folder in sorted(folders.items()):
             refuse_other_weights(key, self.weights_sha256.get(key), folder)
+
+
+_FORMER_NAMES = {"layers": "adapters", "described": "persona_in_prompt"}
+"""Fields of a composition by their names in routes.json of models that an earlier clusterlora registered."""
+
+
+def read_routing_table(text: str) -> RoutingTable:
+    """Return the table in a routes.json.
+
+    Raises:
+        BadData: the text is no routing table; names the field.
+    """
+    table = from_json(dict[str, Any], text)
+    if "default" in table:
+        table["default"] = _with_current_names(table["default"])
+    if isinstance(personas := table.get("personas"), dict):
+        table["personas"] = {persona_id: _with_current_names(composition) for persona_id, composition in personas.items()}
+    return from_plain(RoutingTable, table)
+
+
+def _with_current_names(composition: Any) -> Any:
+    if not isinstance(composition, dict):
+        return composition
+    return {_FORMER_NAMES.get(name, name): value for name, value in composition.items()}
 
 
 def other_artifacts(artifacts: Path, content: str | None, recorded: Mapping[str, str] | None = None) -> str:
@@ -73,7 +98,7 @@ def other_artifacts(artifacts: Path, content: str | None, recorded: Mapping[str,
         folders = {folder.name: folder for folder in sorted((artifacts / "adapters").iterdir())}
         if content not in (None, content_of(routes, folders)):
             return "its routes or the keys of its adapters are others"
-        table = from_json(RoutingTable, routes)
+        table = read_routing_table(routes)
         replace(table, weights_sha256={**(recorded or {}), **table.weights_sha256}).refuse_other_weights(folders)
     except (OSError, UnicodeDecodeError, BadData) as problem:
         return str(problem)

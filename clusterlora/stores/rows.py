@@ -6,6 +6,7 @@ from typing import Any
 
 from clusterlora.stores.json_codec import from_json, to_json
 from clusterlora.values import (
+    AdapterComposition,
     AdapterSpec,
     Answer,
     Attempt,
@@ -15,7 +16,6 @@ from clusterlora.values import (
     Dialogue,
     Persona,
     Route,
-    Stack,
     TrainedAdapter,
     Turn,
     Verdict,
@@ -112,7 +112,7 @@ def attempt(row: Any) -> Attempt:
 
 def answer_id(study: str, value: Answer) -> str:
     """Return the primary key of an answer: 128 bits of digest of everything that identifies it."""
-    return digest([study, value.stack_key, value.persona_id, value.item_id], length=32)
+    return digest([study, value.composition_key, value.persona_id, value.item_id], length=32)
 
 
 def of_answer(study: str, row_id: str, value: Answer) -> Values:
@@ -120,7 +120,7 @@ def of_answer(study: str, row_id: str, value: Answer) -> Values:
     return {
         "id": row_id,
         "study": study,
-        "stack_key": value.stack_key,
+        "composition_key": value.composition_key,
         "persona_id": value.persona_id,
         "item_id": value.item_id,
         "split": value.split,
@@ -135,17 +135,23 @@ def of_scores(row_id: str, value: Answer) -> list[Values]:
 
 def answer(row: Any, scores: Iterable[tuple[str, float]]) -> Answer:
     """Return the answer of a row, its scores sorted by metric."""
-    return Answer(row.stack_key, row.item_id, row.persona_id, row.split, row.text, tuple(sorted(scores)))
+    return Answer(row.composition_key, row.item_id, row.persona_id, row.split, row.text, tuple(sorted(scores)))
 
 
 def of_route(study: str, value: Route) -> Values:
     """Return the row of `routes`."""
-    return {"study": study, "method": value.method, "persona_id": value.persona_id, "seed": value.seed, "stack": to_json(value.stack)}
+    return {
+        "study": study,
+        "method": value.method,
+        "persona_id": value.persona_id,
+        "seed": value.seed,
+        "composition": to_json(value.composition),
+    }
 
 
 def route(row: Any) -> Route:
     """Return the route of a row."""
-    return Route(row.method, row.persona_id, from_json(Stack, row.stack), row.seed)
+    return Route(row.method, row.persona_id, from_json(AdapterComposition, row.composition), row.seed)
 
 
 def of_verdict(study: str, position: int, value: Verdict) -> Values:

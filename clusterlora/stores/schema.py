@@ -1,13 +1,13 @@
 """The tables of the study database. A change here needs a migration; a test compares the two.
 
-Values nobody queries by (settings, turns, stacks, criteria) are JSON text: PostgreSQL's own JSON types refuse NaN and NUL.
+Values nobody queries by (settings, turns, compositions, criteria) are JSON text: PostgreSQL's own JSON types refuse NaN and NUL.
 """
 
 from typing import Any
 
 from sqlalchemy import BigInteger, Column, Float, ForeignKey, Index, Integer, MetaData, Table, Text, TypeDecorator
 
-REVISION = "0005"
+REVISION = "0006"
 """The migration this code needs the database to be at."""
 
 # Named, so that a later migration can drop or alter a constraint on every backend.
@@ -138,15 +138,15 @@ memory_limits = Table(
 answers = Table(
     "answers",
     metadata,
-    # A digest of study, stack, persona and item: scores refer to it without a round trip to learn it.
+    # A digest of study, composition, persona and item: scores refer to it without a round trip to learn it.
     Column("id", Text, primary_key=True),
     Column("study", Text, ForeignKey("studies.name"), nullable=False),
-    Column("stack_key", Text, nullable=False),
+    Column("composition_key", Text, nullable=False),
     Column("persona_id", Text, nullable=False),
     Column("item_id", Text, nullable=False),
     Column("split", Text, nullable=False),
     Column("text", Words, nullable=False),
-    Index("ix_answers_study_stack_key", "study", "stack_key"),
+    Index("ix_answers_study_composition_key", "study", "composition_key"),
 )
 
 scores = Table(
@@ -165,7 +165,7 @@ routes = Table(
     Column("method", Text, primary_key=True),
     Column("persona_id", Text, primary_key=True),
     Column("seed", Integer, primary_key=True),
-    Column("stack", Text, nullable=False),
+    Column("composition", Text, nullable=False),
 )
 
 verdicts = Table(

@@ -173,11 +173,11 @@ class SqlStudyStore:
                 scores = [row for i in ids for row in rows.of_scores(i, answer_by_id[i])]
                 self._database.upsert(connection, schema.scores, scores, replace=True)
 
-    def answers(self, study: str, stack_keys: Sequence[str] | None = None) -> tuple[Answer, ...]:
+    def answers(self, study: str, composition_keys: Sequence[str] | None = None) -> tuple[Answer, ...]:
         table, scores = schema.answers, schema.scores
         wanted = table.c.study == study
-        if stack_keys is not None:
-            wanted &= table.c.stack_key.in_(sorted(set(stack_keys)))
+        if composition_keys is not None:
+            wanted &= table.c.composition_key.in_(sorted(set(composition_keys)))
         with self._reading(study) as connection:
             found = connection.execute(sa.select(table).where(wanted)).all()
             values = connection.execute(sa.select(scores).join(table).where(wanted)).all()
@@ -187,7 +187,7 @@ class SqlStudyStore:
             if row.answer_id in scores_by_id:
                 scores_by_id[row.answer_id].append((row.metric, math.nan if row.value is None else row.value))
         read = [rows.answer(row, scores_by_id[row.id]) for row in found]
-        return tuple(sorted(read, key=lambda a: (a.stack_key, a.persona_id, a.item_id)))
+        return tuple(sorted(read, key=lambda a: (a.composition_key, a.persona_id, a.item_id)))
 
     def duplicates(self, study: str) -> tuple[str, ...]:
         with self._reading(study) as connection:

@@ -38,7 +38,7 @@ class Pass(Protocol):
         ids: Int[Tensor, "b t"],
         predicts: Bool[Tensor, "b t"],
         rows: Rows,
-        underlay_slots: Int[Tensor, " b"],
+        frozen_slots: Int[Tensor, " b"],
         weights: Float[Tensor, " b"],
         *,
         learn: bool = True,
@@ -62,7 +62,7 @@ def lora_backend(
     n_slots: int,
     rank: int,
     probe: Sequence[int],
-    underlays: Sequence[Path] = (),
+    frozen_adapters: Sequence[Path] = (),
     checkpointing: bool = False,
 ) -> tuple[StackedLora, Pass]:
     """Return room for so many adapters on a recipe's target modules, and the pass that trains them.
@@ -70,13 +70,13 @@ def lora_backend(
     Args:
         rank: the largest rank of any of them.
         probe: token ids to run once where it has to be seen which layers read the same tensor.
-        underlays: PEFT folders of frozen adapters; they are the slots 1, 2, ... that a batch may name, 0 is none.
+        frozen_adapters: PEFT folders of frozen adapters; they are the slots 1, 2, ... that a batch may name, 0 is none.
 
     Raises:
         BadSettings: the base has no plain Linear layers of these names, or cannot be run with checkpoints.
     """
     layers = targeted_layers(base.model, recipe.target_modules)
-    frozen = [read_weights(folder) for folder in underlays]
+    frozen = [read_weights(folder) for folder in frozen_adapters]
     decoder = decoder_of(base.model)
     if decoder is not None and layers.keys() <= {name for site in decoder.sites for name in site.names}:
         lora = StackedLora(base.model, decoder_backend.places(decoder, frozenset(layers)), n_slots=n_slots, rank=rank)

@@ -20,9 +20,11 @@ def cache_keys(specs: Sequence[AdapterSpec], dataset: Dataset, *, base_revision:
     keys: dict[str, str] = {}
 
     @cache
-    def data_digest(persona_id: str, split: Split, *, described: bool) -> str:
+    def data_digest(persona_id: str, split: Split, *, persona_in_prompt: bool) -> str:
         p = personas[persona_id]
-        return digest([(d.context, [(t.role, t.text) for t in d.turns], p.description if described else None) for d in p.of_split(split)])
+        return digest(
+            [(d.context, [(t.role, t.text) for t in d.turns], p.description if persona_in_prompt else None) for d in p.of_split(split)]
+        )
 
     def key_of(name: str) -> str:
         if name not in keys:
@@ -30,20 +32,20 @@ def cache_keys(specs: Sequence[AdapterSpec], dataset: Dataset, *, base_revision:
             if spec.imported:
                 keys[name] = digest({"imported": spec.imported, "base": base_revision})
                 return keys[name]
-            described = model.persona_in_prompt or spec.described
+            persona_in_prompt = model.persona_in_prompt or spec.persona_in_prompt
             splits: tuple[Split, ...] = ("train", "val") if spec.recipe.patience else ("train",)
-            merged = {"merging": spec.merging, "parts": sorted(key_of(part) for part in spec.parts)} if spec.parts else {}
+            merged = {"merging": spec.merging, "parts": sorted(key_of(part) for part in spec.merge_of)} if spec.merge_of else {}
             keys[name] = digest(
                 {
                     **merged,
                     "engine": ENGINE_VERSION,
                     "base": base_revision,
                     "prompt": (model.dtype, model.system_prompt, model.max_length),
-                    "data": [data_digest(p, split, described=described) for split in splits for p in spec.persona_ids],
+                    "data": [data_digest(p, split, persona_in_prompt=persona_in_prompt) for split in splits for p in spec.persona_ids],
                     "recipe": spec.recipe,
                     "kind": spec.kind,
-                    "init": key_of(spec.init) if spec.init else None,
-                    "underlay": key_of(spec.underlay) if spec.underlay else None,
+                    "init": key_of(spec.init_from) if spec.init_from else None,
+                    "underlay": key_of(spec.frozen_adapter) if spec.frozen_adapter else None,
                 }
             )
         return keys[name]

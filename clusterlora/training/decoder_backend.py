@@ -115,15 +115,15 @@ def _tensors_of(nested: object) -> list[Tensor]:
 class DecoderBackend:
     """Adds the gradients of one batch to stacked LoRA on a decoder."""
 
-    def __init__(self, decoder: Decoder, lora: StackedLora, underlays: AdapterSlots | None, *, checkpointing: bool = False) -> None:
+    def __init__(self, decoder: Decoder, lora: StackedLora, frozen_adapters: AdapterSlots | None, *, checkpointing: bool = False) -> None:
         """Prepare for batches.
 
         Args:
-            underlays: frozen adapters that are active under the trained ones.
+            frozen_adapters: frozen adapters that are active under the trained ones.
             checkpointing: keep nothing of a block but its input, and run it again on the way back (Chen et al. 2016, arXiv 1604.06174).
         """
         self._decoder = decoder
-        self._underlays = underlays
+        self._frozen_adapters = frozen_adapters
         self._checkpointing = checkpointing
         self._like = lora.parameters
         group_by_name = {group.place.names[0]: group for group in lora.groups}
@@ -139,20 +139,20 @@ class DecoderBackend:
         ids: Int[Tensor, "b t"],
         predicts: Bool[Tensor, "b t"],
         rows: Rows,
-        underlay_slots: Int[Tensor, " b"],
+        frozen_slots: Int[Tensor, " b"],
         weights: Float[Tensor, " b"],
         *,
         learn: bool = True,
     ) -> Float[Tensor, " b"]:
         """Run right-padded rows forward and backward, or forward alone; return each row's weighted sum of its response tokens' NLL."""
-        given = batch_of(ids, predicts, rows, underlay_slots, weights, decoder=self._decoder, padding=self.padding, learn=learn)
+        given = batch_of(ids, predicts, rows, frozen_slots, weights, decoder=self._decoder, padding=self.padding, learn=learn)
         return self._replays(self._run, given)[: len(ids)]
 
     @torch.no_grad()
     def _run(self, given: DecoderBatch) -> Float[Tensor, " b"]:
         """Run a batch forward and, to learn, backward."""
         blocks = self._decoder.blocks
-        frozen = self._frozen(given.underlay)
+        frozen = self._frozen(given.frozen)
         x = functional.embedding(given.ids, self._decoder.embedding)
         inputs: list[Tensor] = []
         kept: list[_Kept | None] = []
@@ -195,9 +195,9 @@ class DecoderBackend:
 
     def _frozen(self, slots: Int[Tensor, " b"]) -> list[Update | None]:
         """Return every site's frozen factors of each row."""
-        if self._underlays is None:
+        if self._frozen_adapters is None:
             return [None] * len(self._groups)
-        return self._underlays.of_each(slots) if self.padding.alike else self._underlays.of_rows(slots)
+        return self._frozen_adapters.of_each(slots) if self.padding.alike else self._frozen_adapters.of_rows(slots)
 
     def _sites(
         self, number: int, block: Block, given: DecoderBatch, frozen: Sequence[Update | None], *, last: bool

@@ -38,7 +38,7 @@ class DecoderBatch:
     factor: Float[Tensor, "b feature"]
     alone: "Alone | None"
     """The slot that all rows belong to, if they do, on a CPU."""
-    underlay: Int[Tensor, " b"]
+    frozen: Int[Tensor, " b"]
     learn: bool
 
     @property
@@ -60,7 +60,7 @@ def batch_of(
     ids: Int[Tensor, "b t"],
     predicts: Bool[Tensor, "b t"],
     rows: Rows,
-    underlay_slots: Int[Tensor, " b"],
+    frozen_slots: Int[Tensor, " b"],
     weights: Float[Tensor, " b"],
     *,
     decoder: Decoder,
@@ -73,7 +73,7 @@ def batch_of(
         # More rows like the first one make few kinds of batches of many.
         which = torch.arange(bucket_size(n_rows))
         which[n_rows:] = 0
-        ids, predicts, underlay_slots, weights = ids[which], predicts[which], underlay_slots[which], weights[which]
+        ids, predicts, frozen_slots, weights = ids[which], predicts[which], frozen_slots[which], weights[which]
         weights[n_rows:] = 0
         which = which.to(decoder.device)
         rows = Rows(rows.slot[which], rows.factor[which])
@@ -82,7 +82,7 @@ def batch_of(
     back = torch.full_like(batch.ids, len(batch.chosen))
     back[batch.chosen[batch.predicting.real]] = batch.predicting.real
     read = _read(batch, ids[:, 1:][predicts[:, :-1]], weights, every=padding.alike)
-    here = [part.to(decoder.device) for part in (batch.ids, batch.chosen, back, *read, underlay_slots)]
+    here = [part.to(decoder.device) for part in (batch.ids, batch.chosen, back, *read, frozen_slots)]
     return DecoderBatch(
         ids=here[0],
         cos=cos,
@@ -98,7 +98,7 @@ def batch_of(
         slot=rows.slot,
         factor=rows.factor,
         alone=None if padding.alike else _alone(batch, rows),
-        underlay=here[7],
+        frozen=here[7],
         learn=learn,
     )
 

@@ -119,9 +119,9 @@ class _Pack:
         # Longest first: the unified adapter's thousands of steps share their passes with everything else.
         self._queue = deque(sorted(jobs, key=lambda job: -job.total_steps))
         self._rows_per_chunk = micro_batch * MOST_SLOTS[base.model.device.type]
-        folders = sorted({job.underlay for job in jobs if job.underlay})
+        folders = sorted({job.frozen_adapter for job in jobs if job.frozen_adapter})
         # Frozen adapters under the trained ones, one slot each; slot 0 is none.
-        self._underlay_slot = {None: 0} | {folder: slot for slot, folder in enumerate(folders, start=1)}
+        self._frozen_slot = {None: 0} | {folder: slot for slot, folder in enumerate(folders, start=1)}
         self._lora, self._pass = _slots(base, jobs, folders, checkpointing=checkpointing)
         self._optimiser = SlotAdamW(self._lora.parameters, self._lora.gradients)
         self._workers = WorkerThreads(base.model.device)
@@ -176,7 +176,7 @@ class _Pack:
         return bool(self._seats)
 
     def _begin(self, seat: _Seat) -> list[float]:
-        """Set a slot's weights and moments: from its checkpoint, else from its init, else from the shared first A; return past losses."""
+        """Set a slot's weights and moments from its checkpoint, the adapter it starts from, or the shared first A; return past losses."""
         lora, job, recipe, optimiser = self._lora, seat.job, seat.job.spec.recipe, self._optimiser
         state = checkpoint.read(job)
         optimiser.begin(seat.slot, n_taken=len(state.losses) if state else 0)
@@ -194,7 +194,9 @@ class _Pack:
             log.info("%s resumes after step %d of %d", job.spec.name, len(state.losses), job.total_steps)
             return list(state.losses)
         lora.write(
-            seat.slot, lora.parameters, read_peft_tensors(job.init) if job.init else lora.initial(rank=recipe.rank, seed=recipe.seed)
+            seat.slot,
+            lora.parameters,
+            read_peft_tensors(job.init_from) if job.init_from else lora.initial(rank=recipe.rank, seed=recipe.seed),
         )
         return []
 
@@ -245,9 +247,9 @@ class _Pack:
     def _chunk(self, rows: Sequence[_Row], *, learn: bool) -> Float[Tensor, " b"]:
         """Run one chunk forward and, to learn, backward; return each row's share of its adapter's loss."""
         ids, predicts = pad_rows([row.sequence for row in rows], pad_id=self._base.pad_id, multiple=PAD_TO)
-        underlays = torch.tensor([self._underlay_slot[row.seat.job.underlay] for row in rows])
+        frozen_slots = torch.tensor([self._frozen_slot[row.seat.job.frozen_adapter] for row in rows])
         weights = torch.tensor([row.weight for row in rows], dtype=torch.float64)
-        return self._pass(ids, predicts, self._rows(rows, drop=learn), underlays, weights, learn=learn).cpu()
+        return self._pass(ids, predicts, self._rows(rows, drop=learn), frozen_slots, weights, learn=learn).cpu()
 
     def _rows(self, rows: Sequence[_Row], *, drop: bool) -> Rows:
         recipes = [row.seat.job.spec.recipe for row in rows]
@@ -333,7 +335,7 @@ def _tokens_at_once(base: BaseModel) -> int:
 
 
 def _slots(
-    base: BaseModel, jobs: Sequence[TrainingJob], underlays: Sequence[Path], *, checkpointing: bool
+    base: BaseModel, jobs: Sequence[TrainingJob], frozen_adapters: Sequence[Path], *, checkpointing: bool
 ) -> tuple[StackedLora | StackedPrefix, Pass]:
     """Return as many slots as the jobs need and memory affords, and the pass that trains them; all jobs are of one kind."""
     recipe = jobs[0].spec.recipe
@@ -345,7 +347,7 @@ def _slots(
     layers = targeted_layers(base.model, recipe.target_modules).values()
     n_slots = _affordable(base, jobs, rank * sum(layer.in_features + layer.out_features for layer in layers))
     probe = jobs[0].sequences[0].ids[:8]
-    return lora_backend(base, recipe, n_slots=n_slots, rank=rank, probe=probe, underlays=underlays, checkpointing=checkpointing)
+    return lora_backend(base, recipe, n_slots=n_slots, rank=rank, probe=probe, frozen_adapters=frozen_adapters, checkpointing=checkpointing)
 
 
 def _affordable(base: BaseModel, jobs: Sequence[TrainingJob], n_parameters: int) -> int:

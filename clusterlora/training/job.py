@@ -18,7 +18,7 @@ from clusterlora.values import AdapterSpec
 
 @dataclass(frozen=True, slots=True)
 class TrainingJob:
-    """One adapter to train. `scratch` keeps its checkpoints; `init` and `underlay` are PEFT folders.
+    """One adapter to train. `scratch` keeps its checkpoints; `init_from` and `frozen_adapter` are PEFT folders.
 
     `val` is read after every epoch when the recipe has patience.
     """
@@ -27,8 +27,8 @@ class TrainingJob:
     spec: AdapterSpec
     sequences: tuple[TokenSequence, ...]
     scratch: Path
-    init: Path | None = None
-    underlay: Path | None = None
+    init_from: Path | None = None
+    frozen_adapter: Path | None = None
     val: tuple[TokenSequence, ...] = ()
 
     def __post_init__(self) -> None:

@@ -126,18 +126,18 @@ def _val_loss(model: PeftModel, job: TrainingJob, *, micro_batch: int, pad_id: i
 
 
 def _with_adapter(base: BaseModel, job: TrainingJob) -> PeftModel:
-    """Return the base with the job's adapter to train, from its init, over its frozen underlay."""
+    """Return the base with the job's adapter to train, from the weights it starts from, over its frozen adapter."""
     model: PeftModel = get_peft_model(base.model, lora_config(job.spec.recipe, base=base.name))  # pyright: ignore[reportAssignmentType]
     for name, parameter in model.named_parameters():
         if ".lora_A." in name:
             layer = name.removeprefix("base_model.model.").partition(".lora_A.")[0]
             start = initial_a(layer, rank=parameter.shape[0], d_in=parameter.shape[1], seed=job.spec.recipe.seed)
             parameter.data.copy_(start)
-    if job.init is not None:
-        set_peft_model_state_dict(model, load_file(job.init / "adapter_model.safetensors"))
-    if job.underlay is not None:
-        model.load_adapter(str(job.underlay), "underlay", is_trainable=False)
-        model.base_model.set_adapter([_OWN, "underlay"])  # pyright: ignore[reportCallIssue]  (PEFT forwards it to its tuner)
+    if job.init_from is not None:
+        set_peft_model_state_dict(model, load_file(job.init_from / "adapter_model.safetensors"))
+    if job.frozen_adapter is not None:
+        model.load_adapter(str(job.frozen_adapter), "frozen", is_trainable=False)
+        model.base_model.set_adapter([_OWN, "frozen"])  # pyright: ignore[reportCallIssue]  (PEFT forwards it to its tuner)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(f".{_OWN}." in name)
     model.train()

@@ -25,13 +25,13 @@ from clusterlora.training.stacked_prefix import StackedPrefix
 class TransformersBackend:
     """Adds the gradients of one batch to stacked LoRA, or stacked prefixes, on a transformers model. `close` gives the model back."""
 
-    def __init__(self, model: Any, stack: StackedLora | StackedPrefix, underlays: StackedModel | None) -> None:
-        """Prepare for batches; `underlays` are frozen adapters that are active under the trained ones."""
+    def __init__(self, model: Any, stack: StackedLora | StackedPrefix, frozen_adapters: StackedModel | None) -> None:
+        """Prepare for batches; `frozen_adapters` are frozen adapters that are active under the trained ones."""
         self.padding = Padding(PAD_TO, alike=True)
         self.reentrant = False
         self._model = model
         self._stack = stack
-        self._underlays = underlays
+        self._frozen_adapters = frozen_adapters
         self._intercepted = _Intercepted(model, stack) if isinstance(stack, StackedLora) else None
 
     def __call__(
@@ -39,15 +39,15 @@ class TransformersBackend:
         ids: Int[Tensor, "b t"],
         predicts: Bool[Tensor, "b t"],
         rows: Rows,
-        underlay_slots: Int[Tensor, " b"],
+        frozen_slots: Int[Tensor, " b"],
         weights: Float[Tensor, " b"],
         *,
         learn: bool = True,
     ) -> Float[Tensor, " b"]:
         """Run right-padded rows forward and backward, or forward alone; return each row's weighted sum of its response tokens' NLL."""
-        ids, predicts, underlay_slots, weights = (part.to(self._model.device) for part in (ids, predicts, underlay_slots, weights))
+        ids, predicts, frozen_slots, weights = (part.to(self._model.device) for part in (ids, predicts, frozen_slots, weights))
         with ExitStack() as within:
-            self._enter(within, rows, underlay_slots)
+            self._enter(within, rows, frozen_slots)
             within.enter_context(torch.set_grad_enabled(learn))
             within.enter_context(logits_only_at(self._model, predicts))
             # Right padding under causal attention needs no mask: no real token sees a padded one.
@@ -76,17 +76,17 @@ class TransformersBackend:
             self._model(input_ids=ids, use_cache=False)
         return sum(n_bytes for storage, n_bytes in kept.items() if storage not in frozen) / ids.shape[1]
 
-    def _enter(self, within: ExitStack, rows: Rows, underlay_slots: Tensor) -> None:
+    def _enter(self, within: ExitStack, rows: Rows, frozen_slots: Tensor) -> None:
         within.enter_context(self._intercepted.rows(rows) if self._intercepted else self._stack.rows(rows))  # pyright: ignore[reportAttributeAccessIssue]
-        if self._underlays:
-            within.enter_context(self._underlays.rows(underlay_slots))
+        if self._frozen_adapters:
+            within.enter_context(self._frozen_adapters.rows(frozen_slots))
 
     def close(self) -> None:
         """Give the model its own forward pass back."""
         if self._intercepted:
             self._intercepted.close()
-        if self._underlays:
-            self._underlays.close()
+        if self._frozen_adapters:
+            self._frozen_adapters.close()
 
 
 class _Intercepted:

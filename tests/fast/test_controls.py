@@ -14,14 +14,14 @@ from clusterlora.ports import Stores
 from clusterlora.report.data import ReportData
 from clusterlora.settings import DataSettings, GateSettings, ModelSettings, Recipe, Rung, Study
 from clusterlora.stages.report import report_data as collect
-from clusterlora.values import AdapterSpec, Clustering, Criterion, Dataset, Dialogue, MethodPlan, Persona, Stack, Turn, Verdict
+from clusterlora.values import AdapterComposition, AdapterSpec, Clustering, Criterion, Dataset, Dialogue, MethodPlan, Persona, Turn, Verdict
 from tests.fixtures.studies import memory_stores
 
 DIFFERENCE = {
     "random_cluster": ("cluster", {"persona_ids"}),
     "unified_longer": ("unified", {"recipe.epochs"}),
-    "baseline_described": ("baseline", {"stack.described"}),
-    "unified_described": ("unified", {"described", "stack.described"}),
+    "baseline_described": ("baseline", {"composition.persona_in_prompt"}),
+    "unified_described": ("unified", {"persona_in_prompt", "composition.persona_in_prompt"}),
 }
 """What each control controls, and the only fields in which their plans may differ; text in the prompt is learned from and answered with."""
 
@@ -73,20 +73,20 @@ def differences(control: MethodPlan, subject: MethodPlan) -> set[str]:
         }
         found |= {f"recipe.{f.name}" for f in fields(Recipe) if getattr(theirs.recipe, f.name) != getattr(its.recipe, f.name)}
 
-    def stacks(plan: MethodPlan) -> dict[str, list[Stack]]:
+    def compositions(plan: MethodPlan) -> dict[str, list[AdapterComposition]]:
         number = {adapter.name: str(index) for index, adapter in enumerate(plan.adapters)}
         return {
-            p: [replace(arm, layers=tuple(replace(layer, adapter=number[layer.adapter]) for layer in arm.layers)) for arm in arms]
+            p: [replace(arm, adapters=tuple(replace(adapter, name=number[adapter.name]) for adapter in arm.adapters)) for arm in arms]
             for p, arms in plan.arms_by_persona
         }
 
-    answers = stacks(control)
-    for persona_id, arms in stacks(subject).items():
+    answers = compositions(control)
+    for persona_id, arms in compositions(subject).items():
         for theirs, its in zip(arms, answers[persona_id], strict=True):
-            for field in fields(Stack):
+            for field in fields(AdapterComposition):
                 # Who is in which group decides which adapter answers: one difference, not two.
-                if getattr(theirs, field.name) != getattr(its, field.name) and not (field.name == "layers" and "persona_ids" in found):
-                    found.add(f"stack.{field.name}")
+                if getattr(theirs, field.name) != getattr(its, field.name) and not (field.name == "adapters" and "persona_ids" in found):
+                    found.add(f"composition.{field.name}")
     return found
 
 

@@ -21,12 +21,12 @@ from clusterlora.evaluation.inference_backends import InferenceBackend, inferenc
 from clusterlora.evaluation.prefix_sharing import streams
 from clusterlora.evaluation.select import select_arm
 from clusterlora.models.base import BaseModel, load_base
-from clusterlora.models.stacked import StackedModel, Weights, read_adapter, read_weights, stack_weights
+from clusterlora.models.stacked import StackedModel, Weights, combined_weights, read_adapter, read_weights
 from clusterlora.settings import EvaluationSettings, Recipe
 from clusterlora.stores.memory import SilentLog
 from clusterlora.training.job import TrainingJob
 from clusterlora.training.reference import train
-from clusterlora.values import AdapterSpec, Item, Layer, Turn
+from clusterlora.values import AdapterSpec, Item, Turn, WeightedAdapter
 
 pytestmark = pytest.mark.numeric
 
@@ -230,7 +230,7 @@ def test_closing_gives_the_base_model_back(base: BaseModel, adapters: list[Path]
 
 def test_a_stack_adds_its_layers_updates_each_with_its_weight(adapters: list[Path]) -> None:
     factors = {str(number): read_adapter(folder) for number, folder in enumerate(adapters)}
-    both = stack_weights((Layer("0"), Layer("2", 0.25)), lambda name: Weights(factors[name]))
+    both = combined_weights((WeightedAdapter("0"), WeightedAdapter("2", 0.25)), lambda name: Weights(factors[name]))
     for name, (a, b) in both.factors.items():
         expected = factors["0"][name][1] @ factors["0"][name][0] + 0.25 * factors["2"][name][1] @ factors["2"][name][0]
         assert torch.allclose(b @ a, expected, atol=1e-6)
@@ -238,15 +238,15 @@ def test_a_stack_adds_its_layers_updates_each_with_its_weight(adapters: list[Pat
 
 def test_a_layer_of_weight_zero_changes_nothing(adapters: list[Path]) -> None:
     alone = read_adapter(adapters[0])
-    both = stack_weights((Layer("0"), Layer("1", 0.0)), lambda name: read_weights(adapters[int(name)])).factors
+    both = combined_weights((WeightedAdapter("0"), WeightedAdapter("1", 0.0)), lambda name: read_weights(adapters[int(name)])).factors
     assert all(torch.equal(alone[name][0], both[name][0]) and torch.equal(alone[name][1], both[name][1]) for name in alone)
 
 
 def test_a_residual_of_zero_answers_like_unified(base: BaseModel, adapters: list[Path]) -> None:
     untrained = {name: (a, torch.zeros_like(b)) for name, (a, b) in read_adapter(adapters[1]).items()}
     by_name = {"unified": read_weights(adapters[0]), "residual": Weights(untrained)}
-    layers = ((Layer("unified"),), (Layer("unified"), Layer("residual", 0.5)))
-    both = inference_backend(base, [stack_weights(some, by_name.__getitem__) for some in layers])
+    layers = ((WeightedAdapter("unified"),), (WeightedAdapter("unified"), WeightedAdapter("residual", 0.5)))
+    both = inference_backend(base, [combined_weights(some, by_name.__getitem__) for some in layers])
     asked = [replace(question, slot=slot) for slot in (1, 2) for question in questions(base)]
     replies = sorted(both.reply(asked, max_new_tokens=12, batch_size=4), key=lambda reply: reply.number)
     unified, hybrid = replies[: len(replies) // 2], replies[len(replies) // 2 :]

@@ -159,7 +159,7 @@ def test_an_interrupted_study_goes_on_here_with_its_adapters_compared_and_its_sc
             trained += group.adapters
     assert sorted(trained) == ["cluster-01", "unified"], "an imported adapter is not trained, a missing one is"
     evaluate(study.name, part="test", shard=1, shards=1, rung=None, stores=stores, log=LOG)
-    routes = {r.persona_id: r.stack.adapters for r in stores.studies.routes(study.name) if r.method == "imported_cluster"}
+    routes = {r.persona_id: r.composition.adapter_names for r in stores.studies.routes(study.name) if r.method == "imported_cluster"}
     assert routes == {"persona_000": ("imported-00",), "persona_002": ("imported-00",)} | dict.fromkeys(PEOPLE[1::2], ("cluster-01",))
     comparison = compare(study.name, stores, LOG)
     assert {result.method for result in comparison.methods} == {"baseline", "unified", "imported_cluster"}

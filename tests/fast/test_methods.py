@@ -4,9 +4,9 @@ import pytest
 
 from clusterlora.errors import UnknownName
 from clusterlora.methods import METHODS
-from clusterlora.methods.method import BASE, StudyView, stack_of, unified_adapter
+from clusterlora.methods.method import BASE, StudyView, composition_of, unified_adapter
 from clusterlora.settings import MergeSettings, Recipe
-from clusterlora.values import Layer, Stack
+from clusterlora.values import AdapterComposition, WeightedAdapter
 
 PEOPLE = ("ana", "../../x", "cleo", "dan", "eve")
 
@@ -24,7 +24,7 @@ def test_every_method_answers_every_persona_with_adapters_it_plans(name: str) ->
     assert plan.method == name
     assert sorted(p for p, _ in plan.arms_by_persona) == sorted(PEOPLE)
     planned = {adapter.name for adapter in plan.adapters}
-    assert {layer.adapter for _, arms in plan.arms_by_persona for stack in arms for layer in stack.layers} <= planned
+    assert {name for _, arms in plan.arms_by_persona for composition in arms for name in composition.adapter_names} <= planned
     assert {needed for a in plan.adapters for needed in a.needs} <= planned
     assert all(arms for _, arms in plan.arms_by_persona)
 
@@ -40,21 +40,21 @@ def test_cluster_adapters_learn_from_their_members_with_the_recipe_that_passed_t
     plan = METHODS["cluster"](view())
     assert [a.persona_ids for a in plan.adapters] == [PEOPLE[:2], PEOPLE[2:]]
     assert {a.recipe.epochs for a in plan.adapters} == {7}
-    assert dict(plan.arms_by_persona)["dan"] == (Stack((Layer("cluster-01"),)),)
+    assert dict(plan.arms_by_persona)["dan"] == (AdapterComposition((WeightedAdapter("cluster-01"),)),)
 
 
 def test_routing_starts_from_unified_and_may_choose_every_other_methods_arm_once() -> None:
     plan = METHODS["selective_routing"](view(baseline=1, unified=1, cluster=1))
     arms = dict(plan.arms_by_persona)["ana"]
-    assert arms == (stack_of(unified_adapter(view())), BASE, Stack((Layer("cluster-00"),)))
+    assert arms == (composition_of(unified_adapter(view())), BASE, AdapterComposition((WeightedAdapter("cluster-00"),)))
     assert plan.margin_se == 1.0
 
 
 def test_a_hybrids_first_arm_is_unified_so_it_never_loses_on_val() -> None:
     plan = METHODS["hybrid"](view())
     for _, arms in plan.arms_by_persona:
-        assert arms[0] == Stack((Layer("unified"),))
-        assert [stack.layers[1].weight for stack in arms[1:]] == [0.25, 0.5, 0.75, 1.0]
+        assert arms[0] == AdapterComposition((WeightedAdapter("unified"),))
+        assert [composition.adapters[1].weight for composition in arms[1:]] == [0.25, 0.5, 0.75, 1.0]
 
 
 def test_a_residual_is_scaled_like_the_adapter_it_corrects() -> None:

@@ -154,7 +154,7 @@ def test_every_cluster_spares_somebody_and_keeps_somebody(sizes: list[int], shar
         assert set(adapter.persona_ids) == set(ids) - spared
         assert adapter.persona_ids
         assert len(ids) == 1 or set(ids) & spared
-        assert adapter.init == unified.name
+        assert adapter.init_from == unified.name
         assert adapter.recipe.epochs == 6
     alone = held_out(view(members[:1]), share, seed)
     assert alone is None or dict(alone.arms_by_persona).keys() == spared & set(members[0]), "who is spared depends on nobody else"
@@ -275,7 +275,7 @@ def test_a_rung_gives_the_clusters_held_out_names_of_their_own_and_unified_stays
     assert warm is not None
     assert [a.name for a in own.adapters] == ["heldout-unified", "heldout-cluster-00", "heldout-cluster-01"]
     assert [a.name for a in warm.adapters] == ["heldout-unified", "heldout-cluster-00+warm-start", "heldout-cluster-01+warm-start"]
-    assert {a.init for a in warm.adapters[1:]} == {"heldout-unified"}
+    assert {a.init_from for a in warm.adapters[1:]} == {"heldout-unified"}
 
 
 def test_the_presets_of_the_mission_measure_it_and_the_small_ones_do_not() -> None:

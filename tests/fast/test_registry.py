@@ -11,16 +11,16 @@ from safetensors.torch import load_file, save_file
 from clusterlora.cli import main
 from clusterlora.errors import BadData, BadSettings, UnknownName
 from clusterlora.models.base import base_revision, load_base
-from clusterlora.models.stacked import StackedModel, read_weights, stack_weights
+from clusterlora.models.stacked import StackedModel, combined_weights, read_weights
 from clusterlora.ports import About
 from clusterlora.serving.export import export
 from clusterlora.settings import ModelSettings, Recipe, Study
 from clusterlora.stages.model_card import about
 from clusterlora.stores.files import weights_sha256
 from clusterlora.stores.json_codec import plain, to_json
-from clusterlora.stores.routing_table import KeyedLayer, KeyedStack, RoutingTable
+from clusterlora.stores.routing_table import KeyedAdapter, KeyedComposition, RoutingTable
 from clusterlora.training.peft_folder import write_peft_folder
-from clusterlora.values import Dataset, Dialogue, Layer, Persona, Turn
+from clusterlora.values import Dataset, Dialogue, Persona, Turn, WeightedAdapter
 from tests.fixtures.servers import mlflow_artifacts
 
 STUDY = "handed-over"
@@ -41,15 +41,15 @@ def adapter(folder: Path, base: Path, *, seed: int, rank: int = 2) -> Path:
 
 @pytest.fixture
 def table(tiny_base_folder: Path) -> RoutingTable:
-    both = KeyedStack((KeyedLayer("aaaa"), KeyedLayer("bbbb", 0.5)))
+    both = KeyedComposition((KeyedAdapter("aaaa"), KeyedAdapter("bbbb", 0.5)))
     return RoutingTable(
         study=STUDY,
         method="hybrid",
         model=ModelSettings(base=str(tiny_base_folder)),
         base_revision=base_revision(str(tiny_base_folder)),
         max_new_tokens=4,
-        default=KeyedStack((KeyedLayer("aaaa"),)),
-        personas={"ann": both, "bob": KeyedStack(), "cleo": KeyedStack((KeyedLayer("aaaa"),))},
+        default=KeyedComposition((KeyedAdapter("aaaa"),)),
+        personas={"ann": both, "bob": KeyedComposition(), "cleo": KeyedComposition((KeyedAdapter("aaaa"),))},
         names={"aaaa": "unified", "bbbb": "residual-0000"},
     )
 
@@ -74,7 +74,9 @@ def test_exported_folders_answer_in_peft_as_the_router_does(artifacts: Path, tin
     ids = torch.arange(3, 20)[None]
     base = load_base(str(tiny_base_folder)).model
     stacked = StackedModel(base)
-    stacked.load([stack_weights([Layer("aaaa"), Layer("bbbb", 0.5)], lambda key: read_weights(artifacts / "adapters" / key))])
+    stacked.load(
+        [combined_weights([WeightedAdapter("aaaa"), WeightedAdapter("bbbb", 0.5)], lambda key: read_weights(artifacts / "adapters" / key))]
+    )
     with torch.no_grad(), stacked.rows(torch.tensor([1])):
         expected = base(input_ids=ids).logits
     stacked.close()
@@ -118,7 +120,7 @@ def multiply(folder: Path) -> None:
 
 
 def test_what_an_adapter_alone_cannot_be_is_not_exported(artifacts: Path, table: RoutingTable, tmp_path: Path) -> None:
-    with_shots = replace(table, personas={"ann": KeyedStack((KeyedLayer("aaaa"),), shots=3)})
+    with_shots = replace(table, personas={"ann": KeyedComposition((KeyedAdapter("aaaa"),), shots=3)})
     (artifacts / "routes.json").write_text(to_json(with_shots))
     with pytest.raises(BadData, match="mlflow models serve"):
         export(artifacts, tmp_path / "out", "vllm")
@@ -230,7 +232,7 @@ def test_what_was_changed_in_the_trackers_store_is_not_exported(
         multiply(stored / "adapters" / "bbbb")
         problem = "adapter bbbb has SHA-256"
     else:
-        swapped = replace(recorded, default=KeyedStack((KeyedLayer("bbbb"),)))
+        swapped = replace(recorded, default=KeyedComposition((KeyedAdapter("bbbb"),)))
         (stored / "routes.json").write_text(to_json(swapped))
         problem = "its routes or the keys of its adapters are others"
     assert main(["registry", "export", f"{study}@champion", "--out", str(tmp_path / "out")]) == 1

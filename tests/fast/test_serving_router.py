@@ -1,5 +1,6 @@
-"""The router answers each persona with its own stack, exactly as PEFT would, and says who answered."""
+"""The router answers each persona with its own composition of adapters, exactly as PEFT would, and says who answered."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,8 +18,8 @@ from clusterlora.models.decoder import Decoder
 from clusterlora.serving.router import Router
 from clusterlora.settings import ModelSettings
 from clusterlora.stores.files import weights_sha256
-from clusterlora.stores.json_codec import to_json
-from clusterlora.stores.routing_table import KeyedLayer, KeyedStack, RoutingTable
+from clusterlora.stores.json_codec import plain, to_json
+from clusterlora.stores.routing_table import KeyedAdapter, KeyedComposition, RoutingTable, read_routing_table
 from clusterlora.values import Exchange
 
 pytestmark = pytest.mark.numeric
@@ -56,11 +57,11 @@ def table(tiny_base_folder: Path) -> RoutingTable:
         model=ModelSettings(base=str(tiny_base_folder), system_prompt="Be brief."),
         base_revision=base_revision(str(tiny_base_folder)),
         max_new_tokens=12,
-        default=KeyedStack((KeyedLayer("aaaa"),)),
+        default=KeyedComposition((KeyedAdapter("aaaa"),)),
         personas={
-            "ann": KeyedStack((KeyedLayer("bbbb"),)),
-            "../../bob": KeyedStack((KeyedLayer("aaaa"), KeyedLayer("cccc", 0.5))),
-            "cas": KeyedStack(),
+            "ann": KeyedComposition((KeyedAdapter("bbbb"),)),
+            "../../bob": KeyedComposition((KeyedAdapter("aaaa"), KeyedAdapter("cccc", 0.5))),
+            "cas": KeyedComposition(),
         },
         names={"aaaa": "unified", "bbbb": "cluster-00"},
     )
@@ -69,6 +70,14 @@ def table(tiny_base_folder: Path) -> RoutingTable:
 @pytest.fixture(scope="module")
 def router(table: RoutingTable, folders: dict[str, Path]) -> Router:
     return Router(table, folders)
+
+
+def test_a_model_that_an_earlier_version_registered_is_read() -> None:
+    earlier = {"layers": [{"key": "aaaa", "weight": 0.5}], "shots": 2, "described": True}
+    table = {"study": "s", "method": "m", "model": plain(ModelSettings()), "base_revision": "b", "max_new_tokens": 8}
+    read = read_routing_table(json.dumps(table | {"default": earlier, "personas": {"ann": earlier}}))
+    composition = KeyedComposition((KeyedAdapter("aaaa", 0.5),), shots=2, persona_in_prompt=True)
+    assert (read.default, read.personas) == (composition, {"ann": composition})
 
 
 def test_an_adapter_that_is_not_what_was_recorded_answers_nobody(table: RoutingTable, folders: dict[str, Path]) -> None:
@@ -161,7 +170,7 @@ def test_a_stack_may_show_the_persona_and_what_it_was_answered_before(
     question = QUESTION[-1]["content"]
     told = replace(
         table,
-        personas={**table.personas, "dan": KeyedStack((KeyedLayer("bbbb"),), shots=1, described=True)},
+        personas={**table.personas, "dan": KeyedComposition((KeyedAdapter("bbbb"),), shots=1, persona_in_prompt=True)},
         descriptions={"dan": "a baker", "ann": "a diver"},
         exchanges={"dan": (Exchange("no", "never"), Exchange(question, "as ever"))},
     )
@@ -169,7 +178,7 @@ def test_a_stack_may_show_the_persona_and_what_it_was_answered_before(
     before = [{"role": "user", "content": question}, {"role": "assistant", "content": "as ever"}]
     assert dan["text"] == with_peft(tiny_base_folder, [(folders["bbbb"], 1.0)], "Be brief.\nThe user: a baker", before)
     assert dan["answered_by"] == "cluster-00 with 1 of the persona's exchanges"
-    assert ann["text"] == with_peft(tiny_base_folder, [(folders["bbbb"], 1.0)]), "whose stack does not show it is not described"
+    assert ann["text"] == with_peft(tiny_base_folder, [(folders["bbbb"], 1.0)]), "whose composition does not show it is not described"
 
 
 class LengthEmbedder:

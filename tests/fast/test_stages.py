@@ -44,7 +44,7 @@ from clusterlora.stores.json_codec import from_plain, plain
 from clusterlora.stores.memory import MemoryTracker
 from clusterlora.stores.routing_table import RoutingTable
 from clusterlora.training.job import TrainingResult
-from clusterlora.values import Attempt, Clustering, Persona, Stack
+from clusterlora.values import AdapterComposition, Attempt, Clustering, Persona
 from tests.fixtures.stages import LOG, run, run_rest, train_groups
 from tests.fixtures.studies import memory_stores, poisoned
 
@@ -160,7 +160,7 @@ def test_the_baseline_may_answer_first_what_test_would_ask_of_it_and_nothing_cha
     dataset = prepare(study, stores, LOG)
     cluster(study, stores, LOG)
     n_ahead = evaluate(study.name, part="baseline", shard=1, shards=1, rung=None, stores=stores, log=LOG)
-    bare = work_plan(study, stores).stack_key(Stack())
+    bare = work_plan(study, stores).composition_key(AdapterComposition())
     ahead = set(stores.studies.answers(study.name, [bare]))
     # Their val items too: selective routing may choose the bare base model.
     assert n_ahead == len(ahead) == sum(len(items(study.model, p, split)) for p in dataset.personas for split in ("val", "test"))
@@ -405,10 +405,10 @@ def test_controls_differ_from_what_they_control_in_one_thing(study: Study, store
     sizes = sorted(len(a.persona_ids) for a in plan.methods["random_cluster"].adapters)
     assert sizes == sorted(len(a.persona_ids) for a in plan.methods["cluster"].adapters if a.name != "unified")
     assert plan.specs["unified-longer"].recipe == replace(study.recipe, epochs=2 * study.recipe.epochs)
-    assert plan.specs["unified-described"] == replace(plan.specs["unified"], name="unified-described", described=True)
+    assert plan.specs["unified-described"] == replace(plan.specs["unified"], name="unified-described", persona_in_prompt=True)
     assert plan.keys["unified-described"] != plan.keys["unified"]
-    arms = {stack for _, stacks in plan.methods["selective_routing"].arms_by_persona for stack in stacks}
-    assert not {name for stack in arms for name in stack.adapters if name.startswith(("random", "unified-"))}
+    arms = {composition for _, compositions in plan.methods["selective_routing"].arms_by_persona for composition in compositions}
+    assert not {name for composition in arms for name in composition.adapter_names if name.startswith(("random", "unified-"))}
 
 
 def test_refined_clusters_are_trained_again_before_what_depends_on_them(study: Study, stores: Stores) -> None:

@@ -1,5 +1,6 @@
 """What is particular to the database: opening it for the first time, from many processes, and when it is not there."""
 
+import json
 import multiprocessing
 from collections import Counter
 from multiprocessing.synchronize import Barrier
@@ -13,11 +14,12 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import event
 
 from clusterlora.errors import BadSettings, ServiceDown
-from clusterlora.settings import Study
+from clusterlora.settings import MergeSettings, Recipe, Study
 from clusterlora.stores.database import Database
+from clusterlora.stores.json_codec import plain, to_json
 from clusterlora.stores.schema import REVISION, metadata
 from clusterlora.stores.sql import SqlStudyStore
-from clusterlora.values import Answer
+from clusterlora.values import AdapterComposition, Answer, Route, WeightedAdapter
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.all)])
@@ -155,3 +157,30 @@ def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
     (tmp_path / "study.db").write_text("this is not a database, it is a note of some length" * 50)
     with pytest.raises(ServiceDown, match=r"study\.db"):
         SqlStudyStore(f"sqlite:///{tmp_path / 'study.db'}")
+
+
+def test_a_study_of_revision_0005_reads_as_it_was_written(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as earlier:
+        earlier.setattr("clusterlora.stores.database.REVISION", "0005")
+        database = Database(url)
+    spec = {"name": "residual-0000", "persona_ids": ["p"], "recipe": plain(Recipe()), "kind": "lora", "init": "warm", "underlay": "unified"}
+    merged = {"parts": ["a", "b"], "merging": plain(MergeSettings()), "described": True, "imported": None}
+    stack = {"layers": [{"adapter": "unified", "weight": 1.0}, {"adapter": "residual-0000", "weight": 0.25}], "shots": 3, "described": True}
+    adapter = {"key": "k", "name": "residual-0000", "spec": json.dumps(spec | merged), "steps": 1, "train_tokens": 2, "seconds": 3.0}
+    answer = {"id": "a", "study": "s", "stack_key": "c", "persona_id": "p", "item_id": "i", "split": "test", "text": "hello"}
+    with database.writing() as connection:
+        for table, row in (
+            ("studies", {"name": "s", "status": "finished", "created": "", "settings": to_json(Study(name="s"))}),
+            ("adapters", adapter | {"n_bytes": 4}),
+            ("study_adapters", {"study": "s", "key": "k"}),
+            ("routes", {"study": "s", "method": "hybrid", "persona_id": "p", "seed": 0, "stack": json.dumps(stack)}),
+            ("answers", answer),
+        ):
+            names = ", ".join(row)
+            connection.execute(sa.text(f"insert into {table} ({names}) values ({', '.join(':' + name for name in row)})"), row)
+    store = SqlStudyStore(url)
+    read = store.adapters("s")[0].spec
+    assert (read.init_from, read.frozen_adapter, read.merge_of, read.persona_in_prompt) == ("warm", "unified", ("a", "b"), True)
+    composition = AdapterComposition((WeightedAdapter("unified"), WeightedAdapter("residual-0000", 0.25)), 3, persona_in_prompt=True)
+    assert store.routes("s") == (Route("hybrid", "p", composition),)
+    assert store.answers("s", ["c"]) == (Answer("c", "i", "p", "test", "hello", ()),)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from clusterlora.errors import BadData
 from clusterlora.settings import DataSettings, Recipe, Rung, Study
 from clusterlora.stores.json_codec import from_json, to_json
-from clusterlora.values import AdapterSpec, Criterion, Layer, Stack, Turn
+from clusterlora.values import AdapterComposition, AdapterSpec, Criterion, Turn, WeightedAdapter
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +48,10 @@ def test_a_whole_study_survives() -> None:
 
 
 def test_an_adapter_spec_and_a_stack_survive() -> None:
-    spec = AdapterSpec(name="cluster-00", persona_ids=("../../x", "p\u2028"), recipe=Recipe(), init="unified")
+    spec = AdapterSpec(name="cluster-00", persona_ids=("../../x", "p\u2028"), recipe=Recipe(), init_from="unified")
     assert from_json(AdapterSpec, to_json(spec)) == spec
-    stack = Stack((Layer("unified"), Layer("residual", 0.25)), shots=3)
-    assert from_json(Stack, to_json(stack)) == stack
+    composition = AdapterComposition((WeightedAdapter("unified"), WeightedAdapter("residual", 0.25)), shots=3)
+    assert from_json(AdapterComposition, to_json(composition)) == composition
 
 
 def test_not_a_number_survives() -> None:
@@ -60,7 +60,7 @@ def test_not_a_number_survives() -> None:
 
 
 def test_a_whole_number_is_read_where_a_float_is_asked() -> None:
-    read = from_json(Layer, '{"adapter": "a", "weight": 1}')
+    read = from_json(WeightedAdapter, '{"name": "a", "weight": 1}')
     assert type(read.weight) is float
 
 

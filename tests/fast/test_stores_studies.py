@@ -13,6 +13,7 @@ from clusterlora.settings import Recipe, RuntimeSettings, Study
 from clusterlora.stores.memory import MemoryStudyStore
 from clusterlora.stores.sql import SqlStudyStore
 from clusterlora.values import (
+    AdapterComposition,
     AdapterSpec,
     Answer,
     Attempt,
@@ -20,13 +21,12 @@ from clusterlora.values import (
     Criterion,
     Dataset,
     Dialogue,
-    Layer,
     Persona,
     Route,
-    Stack,
     TrainedAdapter,
     Turn,
     Verdict,
+    WeightedAdapter,
 )
 
 STUDY = Study(name="contract")
@@ -58,7 +58,7 @@ def people(text: str = "hello") -> Dataset:
 
 
 def trained(key: str = "0123abcd", name: str = "cluster-00", **changes: object) -> TrainedAdapter:
-    spec = AdapterSpec(name=name, persona_ids=("z", "../../x"), recipe=Recipe(rank=4), init="unified")
+    spec = AdapterSpec(name=name, persona_ids=("z", "../../x"), recipe=Recipe(rank=4), init_from="unified")
     adapter = TrainedAdapter(key, name, spec, 12, 3_000_000_000, 1.5, 2.5, 1.25, 5_000_000_000, "run", "runs:/run/adapter")
     return replace(adapter, **changes)  # pyright: ignore[reportArgumentType]
 
@@ -260,7 +260,7 @@ def test_an_answer_given_twice_in_one_call_counts_once(store: StudyStore) -> Non
 
 def test_answers_are_asked_for_by_stack(store: StudyStore) -> None:
     store.save_answers("contract", [answer(stack=s, nll=1.0) for s in ("s0", "s1", "s2")])
-    assert [a.stack_key for a in store.answers("contract", ["s2", "s0", "s9"])] == ["s0", "s2"]
+    assert [a.composition_key for a in store.answers("contract", ["s2", "s0", "s9"])] == ["s0", "s2"]
     assert store.answers("contract", []) == ()
 
 
@@ -280,7 +280,7 @@ def test_studies_do_not_see_each_others_answers(store: StudyStore) -> None:
 
 
 def test_a_route_replaces_the_one_of_its_method_persona_and_seed_only(store: StudyStore) -> None:
-    stack, base = Stack((Layer("unified"), Layer("residual-z", 0.25)), shots=3), Stack()
+    stack, base = AdapterComposition((WeightedAdapter("unified"), WeightedAdapter("residual-z", 0.25)), shots=3), AdapterComposition()
     store.save_routes(
         "contract",
         [Route("cluster", "z", stack), Route("baseline", "z", base), Route("cluster", "a", stack), Route("cluster", "a", stack, 1)],

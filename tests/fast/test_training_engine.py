@@ -51,11 +51,11 @@ def job(
     *,
     n: int = 5,
     recipe: Recipe = RECIPE,
-    init: Path | None = None,
-    underlay: Path | None = None,
+    init_from: Path | None = None,
+    frozen_adapter: Path | None = None,
 ) -> TrainingJob:
     spec = AdapterSpec(name=name, persona_ids=(name,), recipe=recipe)
-    return TrainingJob(name, spec, sequences(base, n, first=len(name) + n), folder / name, init, underlay)
+    return TrainingJob(name, spec, sequences(base, n, first=len(name) + n), folder / name, init_from, frozen_adapter)
 
 
 def together(base: BaseModel, jobs: list[TrainingJob], *, micro_batch: int = 2) -> dict[str, TrainingResult]:
@@ -128,8 +128,8 @@ def test_warm_starts_and_residuals_equal_the_reference_too(base64: BaseModel, tm
 
     def jobs(folder: Path) -> list[TrainingJob]:
         return [
-            job(base64, folder, "warm", init=first.folder),
-            job(base64, folder, "residual", underlay=first.folder, recipe=replace(RECIPE, rank=2)),
+            job(base64, folder, "warm", init_from=first.folder),
+            job(base64, folder, "residual", frozen_adapter=first.folder, recipe=replace(RECIPE, rank=2)),
             job(base64, folder, "plain"),
         ]
 

@@ -37,10 +37,16 @@ def sequences(base: BaseModel, n: int) -> tuple[TokenSequence, ...]:
 
 
 def job(
-    base: BaseModel, scratch: Path, *, n: int = 7, recipe: Recipe = RECIPE, init: Path | None = None, underlay: Path | None = None
+    base: BaseModel,
+    scratch: Path,
+    *,
+    n: int = 7,
+    recipe: Recipe = RECIPE,
+    init_from: Path | None = None,
+    frozen_adapter: Path | None = None,
 ) -> TrainingJob:
     spec = AdapterSpec(name="one", persona_ids=("p",), recipe=recipe)
-    return TrainingJob("key", spec, sequences(base, n), scratch, init, underlay)
+    return TrainingJob("key", spec, sequences(base, n), scratch, init_from, frozen_adapter)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -104,14 +110,14 @@ def test_a_killed_training_resumes_after_its_last_epoch_and_ends_with_the_same_w
 
 def test_a_warm_start_begins_where_the_other_adapter_ended(base: BaseModel, tmp_path: Path) -> None:
     (first,) = train(base, [job(base, tmp_path / "a", recipe=replace(RECIPE, epochs=8))], micro_batch=3, run_log=SilentLog())
-    (second,) = train(base, [job(base, tmp_path / "b", init=first.folder)], micro_batch=3, run_log=SilentLog())
+    (second,) = train(base, [job(base, tmp_path / "b", init_from=first.folder)], micro_batch=3, run_log=SilentLog())
     assert second.losses[0] < first.losses[0] - 0.2
 
 
-def test_a_residual_learns_on_top_of_a_frozen_underlay(base: BaseModel, tmp_path: Path) -> None:
+def test_a_residual_learns_on_top_of_a_frozen_adapter(base: BaseModel, tmp_path: Path) -> None:
     (under,) = train(base, [job(base, tmp_path / "a", recipe=replace(RECIPE, epochs=8))], micro_batch=3, run_log=SilentLog())
     before = weights(under.folder)
-    (residual,) = train(base, [job(base, tmp_path / "b", underlay=under.folder)], micro_batch=3, run_log=SilentLog())
+    (residual,) = train(base, [job(base, tmp_path / "b", frozen_adapter=under.folder)], micro_batch=3, run_log=SilentLog())
     assert residual.losses[0] < under.losses[0] - 0.2
     assert all(torch.equal(before[n], t) for n, t in weights(under.folder).items())
     assert weights(residual.folder).keys() == before.keys()

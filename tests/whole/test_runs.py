@@ -196,9 +196,9 @@ def test_a_worker_merges_the_clusters_in_another_way(site: dict[str, str], peopl
     train_here(study, stores, *(f"persona-{number:04d}" for number in range(8)))
     run = launch("merge/merge", study_name=study.name, merging={"kind": "ties", "density": 0.5})
     assert state_of(run).is_completed(), state_of(run).message
-    merged = {a.name: a for a in stores.studies.adapters(study.name) if a.spec.parts}
+    merged = {a.name: a for a in stores.studies.adapters(study.name) if a.spec.merge_of}
     assert set(merged) == {"merged-00+ties-0.5", "merged-01+ties-0.5"}
-    assert sorted(len(a.spec.parts) for a in merged.values()) == [3, 5]
+    assert sorted(len(a.spec.merge_of) for a in merged.values()) == [3, 5]
 
 
 def test_a_study_with_impossible_settings_is_refused_before_anything_runs(site: dict[str, str]):

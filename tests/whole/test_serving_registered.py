@@ -18,7 +18,7 @@ from clusterlora.models.base import base_revision
 from clusterlora.settings import ModelSettings
 from clusterlora.stores.json_codec import plain
 from clusterlora.stores.mlflow_tracker import MlflowTracker
-from clusterlora.stores.routing_table import KeyedLayer, KeyedStack
+from clusterlora.stores.routing_table import KeyedAdapter, KeyedComposition
 from clusterlora.values import Dataset, Dialogue, Persona, Turn
 from deployments.services import free_port
 
@@ -59,12 +59,17 @@ def registered(mlflow_server: str, tiny_base_folder: Path, tmp_path_factory: pyt
         "model": plain(settings),
         "base_revision": base_revision(settings.base),
         "max_new_tokens": 8,
-        "default": KeyedStack((KeyedLayer("aaaa"),)),
-        "personas": {"ann": KeyedStack((KeyedLayer("bbbb"),)), "bob": KeyedStack()},
+        "default": KeyedComposition((KeyedAdapter("aaaa"),)),
+        "personas": {"ann": KeyedComposition((KeyedAdapter("bbbb"),)), "bob": KeyedComposition()},
         "names": {"aaaa": "unified", "bbbb": "cluster-00"},
     }
     tracker.register_router(STUDY, routes=routes, adapter_folders=folders, champion=True)
-    alone = routes | {"max_new_tokens": 16, "default": KeyedStack((KeyedLayer("bbbb"),)), "personas": {}, "names": {"bbbb": "cluster-00"}}
+    alone = routes | {
+        "max_new_tokens": 16,
+        "default": KeyedComposition((KeyedAdapter("bbbb"),)),
+        "personas": {},
+        "names": {"bbbb": "cluster-00"},
+    }
     tracker.register_router(STUDY, routes=alone, adapter_folders={"bbbb": folders["bbbb"]}, champion=False, model="cluster-00")
     return mlflow_server
 

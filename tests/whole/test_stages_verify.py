@@ -19,7 +19,7 @@ from clusterlora.stages.verify import Finding, LiveWork, verify
 from clusterlora.stores.files import FileAdapterStore, weights_sha256
 from clusterlora.stores.json_codec import plain
 from clusterlora.stores.memory import MemoryTracker
-from clusterlora.stores.routing_table import KeyedLayer, KeyedStack, RoutingTable
+from clusterlora.stores.routing_table import KeyedAdapter, KeyedComposition, RoutingTable
 from clusterlora.values import AdapterSpec, Answer, Attempt, Clustering, Dataset, Dialogue, Persona, TrainedAdapter, Turn
 from clusterlora.wiring import from_environment
 from tests.fixtures.servers import mlflow_artifacts
@@ -127,8 +127,8 @@ def finished_checkpoints(stores: Stores, server: str, name: str) -> None:
 
 
 def answer_twice(stores: Stores, server: str, name: str) -> None:
-    copy = f"select 'other', study, stack_key, persona_id, item_id, split, text from answers where study = '{name}'"
-    execute(stores, f"insert into answers (id, study, stack_key, persona_id, item_id, split, text) {copy}")
+    copy = f"select 'other', study, composition_key, persona_id, item_id, split, text from answers where study = '{name}'"
+    execute(stores, f"insert into answers (id, study, composition_key, persona_id, item_id, split, text) {copy}")
 
 
 def dead_attempt(stores: Stores, server: str, name: str) -> None:
@@ -161,7 +161,7 @@ def routes_to_the_adapter(name: str, digests: dict[str, str]) -> RoutingTable:
         model=ModelSettings(),
         base_revision="1",
         max_new_tokens=1,
-        default=KeyedStack((KeyedLayer(KEY),)),
+        default=KeyedComposition((KeyedAdapter(KEY),)),
         weights_sha256=digests,
     )
 

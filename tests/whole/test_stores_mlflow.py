@@ -24,7 +24,7 @@ from clusterlora.stores.json_codec import plain
 from clusterlora.stores.mlflow_run import MlflowRun
 from clusterlora.stores.mlflow_tracker import MlflowTracker
 from clusterlora.stores.outbox import Outbox
-from clusterlora.stores.routing_table import KeyedLayer, KeyedStack
+from clusterlora.stores.routing_table import KeyedAdapter, KeyedComposition
 from clusterlora.values import Criterion, Dataset, Dialogue, Persona, Turn, Verdict
 
 DATA = Dataset((Persona("p", None, (Dialogue("d", (Turn("user", "hi"), Turn("assistant", "hello")), split="train"),)),))
@@ -79,7 +79,7 @@ def peft_folder(folder: Path) -> Path:
 def routes_to(key: str, study: str, base: Path) -> dict[str, Any]:
     model = plain(Study().model) | {"base": str(base)}
     common = {"study": study, "method": "cluster", "model": model, "base_revision": "r", "max_new_tokens": 8}
-    return common | {"default": KeyedStack((KeyedLayer(key),)), "names": {key: "cluster-00"}}
+    return common | {"default": KeyedComposition((KeyedAdapter(key),)), "names": {key: "cluster-00"}}
 
 
 def test_a_study_is_an_experiment_with_a_parent_run(tracker: MlflowTracker, client: MlflowClient, study: str) -> None:
@@ -329,7 +329,7 @@ def test_the_champion_alias_moves_with_the_champion(
     folder = peft_folder(tmp_path / "trained")
 
     def register(key: str, *, champion: bool) -> str:
-        routes = routes_to(key, study, tiny_base_folder) | {"personas": {"p": KeyedStack()}}
+        routes = routes_to(key, study, tiny_base_folder) | {"personas": {"p": KeyedComposition()}}
         return tracker.register_router(study, routes=routes, adapter_folders={key: folder}, champion=champion)
 
     first = register("aaaa", champion=True)

@@ -14,7 +14,7 @@ config = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
 run: Any = run_deployment("study/study", parameters={"config": config}, poll_interval=1)
 name = config["name"]
 stores = from_environment()
-answers = [[a.stack_key, a.persona_id, a.item_id, a.split, a.text, list(a.scores)] for a in stores.studies.answers(name)]
+answers = [[a.composition_key, a.persona_id, a.item_id, a.split, a.text, list(a.scores)] for a in stores.studies.answers(name)]
 with get_client(sync_client=True) as client:
     workers = {r.name: [r.state_name, str(r.infrastructure_pid)] for r in client.read_flow_runs()}
 ended = {

@@ -169,4 +169,4 @@ def on_one_machine(study: Study) -> dict[tuple[str, str, str, str], tuple[str, d
     for shard in (1, 2):
         evaluate(study.name, part="test", shard=shard, shards=2, rung=None, stores=stores, log=log)
     compare(study.name, stores, log)
-    return {(a.stack_key, a.persona_id, a.item_id, a.split): (a.text, dict(a.scores)) for a in stores.studies.answers(study.name)}
+    return {(a.composition_key, a.persona_id, a.item_id, a.split): (a.text, dict(a.scores)) for a in stores.studies.answers(study.name)}

@@ -1,0 +1,41 @@
+"""Cache keys are what they were: whatever a field is called, an adapter that is trained is found again."""
+
+from typing import Any
+
+from clusterlora.settings import MergeSettings, ModelSettings, Recipe
+from clusterlora.training.cache_key import cache_keys
+from clusterlora.values import AdapterSpec, Dataset, Dialogue, Persona, Turn
+
+
+def spec(name: str, persona_ids: tuple[str, ...], *, patience: int | None = None, **more: Any) -> AdapterSpec:
+    return AdapterSpec(name=name, persona_ids=persona_ids, recipe=Recipe(rank=4, patience=patience), **more)
+
+
+def persona(name: str) -> Persona:
+    turns = (Turn("user", "hi"), Turn("assistant", f"hello {name}"))
+    train = Dialogue("d0", turns, (("time", "noon"),), "train")
+    return Persona(name, f"{name} is brief.", (train, Dialogue("d1", (Turn("user", "bye"), Turn("assistant", "bye")), (), "val")))
+
+
+SPECS = (
+    spec("unified", ("ann", "bob")),
+    spec("warm", ("ann",), init_from="unified"),
+    spec("residual", ("bob",), frozen_adapter="unified", patience=2),
+    spec("merged", ("ann", "bob"), merge_of=("warm", "unified"), merging=MergeSettings()),
+    spec("told", ("ann",), persona_in_prompt=True),
+    spec("prefix", ("ann",), kind="prefix"),
+    spec("theirs", ("ann",), imported="abc"),
+)
+
+
+def test_the_cache_keys_of_every_kind_of_adapter_are_those_of_studies_that_are_stored() -> None:
+    people = Dataset((persona("ann"), persona("bob")))
+    assert cache_keys(SPECS, people, base_revision="base", model=ModelSettings()) == {
+        "unified": "ac2d7383a50bcce7",
+        "warm": "52f95d7a0f9a0275",
+        "residual": "bd7530ab1b811d93",
+        "merged": "bc7c204f661f9f52",
+        "told": "788f14c42aa3a217",
+        "prefix": "5e68fda1cc353714",
+        "theirs": "cab34706caea460a",
+    }
