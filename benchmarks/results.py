@@ -18,11 +18,13 @@ from clusterlora.errors import BadData, ClusterLoraError
 from clusterlora.evaluation.markdown import cell, table
 from clusterlora.evaluation.metrics import METRICS
 from clusterlora.gate.report import markdown as verdict_markdown
+from clusterlora.metadata import TruthAgreement
 from clusterlora.ports import Stores
 from clusterlora.settings import DataSettings, Study
+from clusterlora.signal.measure import Signal
 from clusterlora.signal.words import markdown as signal_markdown
 from clusterlora.stages.compare import figure_path
-from clusterlora.stages.signal import known_signal, signal_of_data
+from clusterlora.stages.signal import signal_of_data
 from clusterlora.stages.timing import seconds_by_phase
 from clusterlora.stores.memory import SilentLog
 
@@ -88,7 +90,7 @@ def document(name: str, stores: Stores) -> Document:
 def section(study: Study, found: Document, stores: Stores) -> str:
     """Return one study as Markdown."""
     summary = (stores.folder(study.name) / "results" / "summary.md").read_text(encoding="utf-8")
-    signal = known_signal(stores.studies.facts(study.name))
+    signal = stores.studies.metadata(study.name, Signal)
     seconds = sum(seconds_by_phase(stores, study.name).values())
     parts = [
         f"## {study.name}\n",
@@ -127,8 +129,8 @@ def setting(study: Study, stores: Stores) -> Iterator[str]:
     )
     if clustering := stores.studies.clustering(study.name):
         quality = "".join(f", {name} {value:.2f}" for name, value in clustering.quality)
-        agreement = stores.studies.facts(study.name).get("ari_truth")
-        truth = "" if agreement is None else f"; adjusted Rand index with the planted clusters {agreement:.2f}"
+        agreement = stores.studies.metadata(study.name, TruthAgreement)
+        truth = "" if agreement is None else f"; adjusted Rand index with the planted clusters {agreement.adjusted_rand_index:.2f}"
         yield f"- clusters of {', '.join(map(str, clustering.sizes))} people by `{clustering.algorithm}`{quality}{truth}"
 
 

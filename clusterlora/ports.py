@@ -4,13 +4,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
 
 from clusterlora.settings import Study
 from clusterlora.values import Answer, Attempt, Clustering, Dataset, Route, TrainedAdapter, Verdict
+
+T = TypeVar("T")
 
 
 @runtime_checkable
@@ -69,11 +71,21 @@ class StudyStore(Protocol):
 
     def status(self, name: str) -> str: ...
 
-    def save_fact(self, study: str, name: str, value: Any) -> None:
-        """Keep a small JSON value (provenance, timings, reference points); the last write wins."""
+    def save_metadata(self, study: str, value: object) -> None:
+        """Record a value of one of the kinds in `stores.metadata_kinds`; the last one of its kind stays."""
         ...
 
-    def facts(self, study: str) -> Mapping[str, Any]: ...
+    def metadata(self, study: str, kind: type[T]) -> T | None:
+        """Return the study's value of this kind; None when it was not recorded."""
+        ...
+
+    def add_seconds(self, study: str, phase: str, part: str, seconds: float) -> None:
+        """Add to the time that a part of a phase has taken; `part` is empty where a phase has none."""
+        ...
+
+    def seconds(self, study: str) -> tuple[tuple[str, str, float], ...]:
+        """Return (phase, part, seconds) of everything timed, by phase and part."""
+        ...
 
     def save_dataset(self, study: str, dataset: Dataset) -> None:
         """Keep personas and split dialogues. Raises BadData when the study already holds other data."""

@@ -1,6 +1,5 @@
 """What is printed when a study's run has ended: table, verdict, where everything is, and where the time went."""
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import click
@@ -26,20 +25,11 @@ def report(study_name: str, ended: Snapshot, stack: Stack) -> None:
     else:
         _failure(ended, stack)
     click.echo(f"\ntime {clock(ended.parent.seconds)}")
-    for phase, seconds in grouped(seconds_by_phase(stores, study_name)).items():
-        click.echo(f"  {phase:<10} {clock(seconds):>8}")
+    for phase, seconds in seconds_by_phase(stores, study_name).items():
+        click.echo(f"  {phase:<17} {clock(seconds):>8}")
     click.echo(f"\nresults  {stores.folder(study_name)}")
     click.echo(f"Prefect  {stack.addresses.prefect}/runs/flow-run/{ended.parent.id}")
     click.echo(f"MLflow   {stack.addresses.mlflow}")
-
-
-def grouped(seconds_by_phase: Mapping[str, float]) -> dict[str, float]:
-    """Return the seconds summed by the first word of the phase (`train cluster-00` counts as `train`), over all workers."""
-    sums: dict[str, float] = {}
-    for phase, seconds in seconds_by_phase.items():
-        kind = phase.split(" ", 1)[0]
-        sums[kind] = sums.get(kind, 0.0) + seconds
-    return sums
 
 
 def _results(study_name: str, stores: Stores) -> None:

@@ -13,13 +13,14 @@ from tasks.run_log import PrefectRunLog, artifact_key
 @task(task_run_name="compare · {study_name}", cache_policy=NO_CACHE, **RETRIED)
 def compare(study_name: str) -> str:
     """Write the study's results folder and return the sentence that sums the comparison up."""
+    from clusterlora.metadata import ImportedScores
     from clusterlora.stages.compare import compare as compare_study
     from clusterlora.stages.compare import figure_path
     from clusterlora.stages.imported_scores import imported_markdown
 
     stores = from_environment()
     comparison = compare_study(study_name, stores, PrefectRunLog(study_name, "compare"))
-    beside = imported_markdown(stores.studies.facts(study_name))
+    beside = imported_markdown(stores.studies.metadata(study_name, ImportedScores))
     summary = (stores.folder(study_name) / "results" / "summary.md").read_text(encoding="utf-8")
     create_markdown_artifact(
         f"# {study_name}\n\n{embedded(figure_path(stores, study_name), 'comparison of the methods')}\n\n{summary}\n{beside}",

@@ -63,7 +63,8 @@ def question_for_a_person(study_name: str) -> tuple[str, str] | None:
 @task(task_run_name="note the decision · {study_name}", cache_policy=NO_CACHE, **RETRIED)
 def record_decision(study_name: str, answer: GateDecision) -> None:
     """Keep what was decided, by whom and when; from now on the study acts on it, however often it is launched."""
-    from clusterlora.planning.decisions import Decision, decide, decisions
+    from clusterlora.metadata import Decision
+    from clusterlora.planning.decisions import decide, decisions
     from clusterlora.settings import Rung
 
     retry = answer.choice == "retry"

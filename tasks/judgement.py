@@ -48,9 +48,9 @@ def estimate_power(study_name: str) -> None:
 @task(task_run_name="is the power known? · {study_name}", cache_policy=NO_CACHE, **RETRIED)
 def has_power(study_name: str) -> bool:
     """Return whether the gate's power is recorded with the study."""
-    from clusterlora.stages.judge import known_power
+    from clusterlora.gate.power import Power
 
-    return known_power(study_name, from_environment()) is not None
+    return from_environment().studies.metadata(study_name, Power) is not None
 
 
 @task(task_run_name="look up verdict · {study_name} · {rung}", cache_policy=NO_CACHE, **RETRIED)

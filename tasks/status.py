@@ -1,12 +1,13 @@
 """A study's state on one page: what runs, on what, how far each phase is, what is known so far, and what comes next."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 from prefect import task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
 from clusterlora.evaluation.markdown import table
+from clusterlora.metadata import Provenance, TrackerPage
 from clusterlora.models.memory import format_bytes
 from clusterlora.ports import Stores
 from clusterlora.settings import Study
@@ -31,12 +32,14 @@ def status_lines(study: Study, stores: Stores, doing: str) -> Iterator[str]:
     from clusterlora.planning.decisions import decisions
     from clusterlora.stages.outlook import against_unified, next_step
 
-    facts = stores.studies.facts(study.name)
+    made_with = stores.studies.metadata(study.name, Provenance)
+    page = stores.studies.metadata(study.name, TrackerPage)
     clustering = stores.studies.clustering(study.name)
     recipe = study.recipe
     yield f"# {study.name}: {doing}"
     yield ""
-    yield f"- **Data**: {facts.get('n_personas', '?')} personas, {facts.get('n_dialogues', '?')} dialogues from `{study.data.source}`"
+    n_personas, n_dialogues = (made_with.n_personas, made_with.n_dialogues) if made_with else ("?", "?")
+    yield f"- **Data**: {n_personas} personas, {n_dialogues} dialogues from `{study.data.source}`"
     yield f"- **Examples**: {study.data.train} train, {study.data.val} val and {study.data.test} test dialogues per persona"
     if clustering is not None:
         yield f"- **Clusters**: {', '.join(map(str, clustering.sizes))} personas, by {clustering.algorithm}"
@@ -49,8 +52,8 @@ def status_lines(study: Study, stores: Stores, doing: str) -> Iterator[str]:
     yield f"- **Gate**: {', '.join(said) or 'not judged yet'}"
     yield f"- **Trained**: {len(stores.studies.adapters(study.name))} adapters"
     yield f"- **Results**: `{stores.folder(study.name)}`"
-    if address := mlflow_address(facts):
-        yield f"- **MLflow**: [the study's run]({address})"
+    if page and page.address:
+        yield f"- **MLflow**: [the study's run]({page.address})"
     yield ""
     yield from _timeline(study, stores)
     yield "## Against unified so far"
@@ -60,11 +63,6 @@ def status_lines(study: Study, stores: Stores, doing: str) -> Iterator[str]:
     yield ""
     yield f"**Next:** {next_step(study, stores)}"
     yield from _troubles(stores, study.name)
-
-
-def mlflow_address(facts: Mapping[str, object]) -> str | None:
-    """Return where the study's parent run is in MLflow's UI, when it is tracked there."""
-    return str(facts["mlflow_run"]) if facts.get("mlflow_run") else None
 
 
 def _timeline(study: Study, stores: Stores) -> Iterator[str]:

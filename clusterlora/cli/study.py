@@ -155,7 +155,7 @@ def decide(name: str, choice: Any, learning_rate: float | None, epochs: int | No
     if changes != (choice == "retry"):
         raise click.UsageError("--retry goes with at least one of --learning-rate, --epochs and --init, and they only with it")
     from clusterlora.errors import ServiceDown, UnknownName
-    from clusterlora.planning.decisions import Decision
+    from clusterlora.metadata import Decision
     from clusterlora.planning.decisions import decide as record
     from clusterlora.planning.ladder import awaits_decision
     from clusterlora.settings import Rung
@@ -193,22 +193,22 @@ def _refuse_early(chosen: "Study") -> None:
 
 def _status(name: str, stores: "Stores") -> dict[str, Any]:
     studies = stores.studies
-    facts = studies.facts(name)
+    from clusterlora.metadata import Outcome, Provenance
     from clusterlora.stages.outlook import against_unified, next_step, phases
 
-    study = studies.study(name)
+    study, made_with, outcome = studies.study(name), studies.metadata(name, Provenance), studies.metadata(name, Outcome)
     open_attempts = [attempt for attempt in studies.attempts(name) if attempt.state == "running"]
     return {
         "study": name,
         "status": studies.status(name),
-        "personas": facts.get("n_personas"),
+        "personas": made_with.n_personas if made_with else None,
         "adapters": len(studies.adapters(name)),
         "in_training": [f"{attempt.group} (attempt {attempt.number}, micro-batch {attempt.micro_batch})" for attempt in open_attempts],
         "gate": [f"{verdict.rung}: {'passed' if verdict.passed else 'refused'}" for verdict in studies.verdicts(name)],
         "phases": [f"{p.name} {p.state}" for p in phases(study, stores)],
         "against_unified": list(against_unified(study, stores)),
         "next": next_step(study, stores),
-        "champion": facts.get("champion"),
-        "conclusion": facts.get("conclusion"),
+        "champion": outcome.champion if outcome else None,
+        "conclusion": outcome.sentence if outcome else None,
         "folder": str(stores.folder(name)),
     }

@@ -114,10 +114,11 @@ def compare(as_json: bool, **options: Any) -> None:
         return
     from rich.console import Console
 
+    from clusterlora.metadata import ImportedScores
     from clusterlora.stages.imported_scores import imported_markdown
 
     Console().print(console(comparison))
-    if beside := imported_markdown(stores.studies.facts(name)):
+    if beside := imported_markdown(stores.studies.metadata(name, ImportedScores)):
         click.echo(beside)
     click.echo(f"figure   {figure_path(stores, name)}")
 

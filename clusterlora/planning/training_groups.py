@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from clusterlora.clustering import PREREQUISITES
+from clusterlora.metadata import Refinement
 from clusterlora.planning.ladder import GATED, gated, refused
 from clusterlora.planning.work_plan import WorkPlan, judged_adapters, trained_adapters, work_plan
 from clusterlora.ports import Stores
@@ -50,7 +51,7 @@ def remaining_groups(study: Study, stores: Stores) -> tuple[TrainingGroup, ...]:
 
 def refinement_pending(study: Study, stores: Stores) -> bool:
     """Return whether the clusters are to be refined once they are trained."""
-    done = stores.studies.facts(study.name).get("refinement_rounds", 0)
+    done = (stores.studies.metadata(study.name, Refinement) or Refinement()).rounds_done
     return gated(study) and done < study.clustering.refinement_rounds and not refused(study, stores)
 
 

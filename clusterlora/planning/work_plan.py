@@ -6,6 +6,7 @@ from functools import lru_cache
 
 from clusterlora.clustering import PREREQUISITES
 from clusterlora.errors import BadSettings, UnknownName
+from clusterlora.metadata import ImportedAdapters
 from clusterlora.methods import METHODS
 from clusterlora.methods.held_out import HELD_OUT, HELD_OUT_REFERENCE, held_out
 from clusterlora.methods.method import StudyView
@@ -17,8 +18,6 @@ from clusterlora.values import AdapterComposition, AdapterSpec, Clustering, Data
 
 IMPORTED = "imported_cluster"
 """The method made of adapters that were trained elsewhere."""
-IMPORTED_FACT = "imported_clusters"
-"""The study's fact that says which: the hash of the weights by cluster."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +77,12 @@ def _imported(study: Study, stores: Stores) -> tuple[tuple[int, str], ...]:
     """Return (cluster, hash of the weights) of the adapters brought into the study. Raises BadSettings when there are none to compare."""
     if IMPORTED not in study.methods:
         return ()
-    found = stores.studies.facts(study.name).get(IMPORTED_FACT, {})
-    if not found:
+    imported = stores.studies.metadata(study.name, ImportedAdapters)
+    if imported is None:
         raise BadSettings(
             f"study {study.name} compares {IMPORTED}, but nothing was imported; run: clusterlora study import --name {study.name} ..."
         )
-    return tuple(sorted((int(cluster), str(weights)) for cluster, weights in found.items()))
+    return imported.weights_by_cluster
 
 
 @lru_cache(maxsize=8)

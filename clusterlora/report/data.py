@@ -57,8 +57,8 @@ class Example:
 class ReportData:
     """A study that has been compared. What a study does not have is empty or None, and its panel says so or is left out.
 
-    Without `newcomers`, `held_out_share` tells whether they were to be measured. `settings` and `facts` are (name, value) pairs for people,
-    `imported` (file, metric, personas, mean) of scores of other scripts.
+    Without `newcomers`, `held_out_share` tells whether they were to be measured. `settings` and `provenance` are (name, value) pairs for
+    people, `imported` (file, metric, personas, mean) of scores of other scripts.
     """
 
     study: str
@@ -72,7 +72,7 @@ class ReportData:
     costs: tuple[Cost, ...] = ()
     examples: tuple[Example, ...] = ()
     attempts: tuple[Attempt, ...] = ()
-    seconds_by_phase: tuple[tuple[str, float], ...] = ()
+    seconds_by_part: tuple[tuple[str, float], ...] = ()
     settings: tuple[tuple[str, str], ...] = ()
-    facts: tuple[tuple[str, str], ...] = ()
+    provenance: tuple[tuple[str, str], ...] = ()
     imported: tuple[tuple[str, str, str, str], ...] = ()

@@ -236,8 +236,8 @@ def costs(data: ReportData) -> str:
         "chose among, started from or was merged of; an adapter that methods share counts for each. Adapters trained side by side count "
         "their seconds in full, each of them; the seconds of the runs are below. Of several training seeds, the first is counted.</p>"
     )
-    if data.seconds_by_phase:
-        phases = [[text(name), f"{seconds:,.1f}"] for name, seconds in data.seconds_by_phase]
+    if data.seconds_by_part:
+        phases = [[text(name), f"{seconds:,.1f}"] for name, seconds in data.seconds_by_part]
         timings = table(["stage", "seconds"], phases, numeric=[False, True], caption="seconds by stage")
         parts.append(f"<details><summary>Where the time went</summary>{timings}</details>")
     troubled = [a for a in data.attempts if a.state not in ("running", "done")]
@@ -275,5 +275,5 @@ def examples(data: ReportData) -> str:
 
 def about(data: ReportData) -> str:
     """Return how the study was set up and what it was made of."""
-    known = [*data.settings, *data.facts]
-    return pairs(known) if known else ""
+    rows = [*data.settings, *data.provenance]
+    return pairs(rows) if rows else ""

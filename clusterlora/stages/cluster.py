@@ -8,6 +8,7 @@ from clusterlora.clustering.cluster import cluster_personas
 from clusterlora.clustering.features import Evidence, Sources
 from clusterlora.data.prompts import PromptEncoder, messages
 from clusterlora.data.synthetic import planted
+from clusterlora.metadata import TruthAgreement
 from clusterlora.models.stacked import read_adapter
 from clusterlora.planning.ladder import REFERENCE
 from clusterlora.planning.work_plan import work_plan
@@ -40,7 +41,7 @@ def cluster(study: Study, stores: Stores, log: RunLog) -> Clustering:
     log.note(f"clusters of {', '.join(map(str, clustering.sizes))} personas by {clustering.algorithm}; {quality}")
     if study.data.source == "synthetic":
         agreement = _agreement_with_truth(study, clustering)
-        stores.studies.save_fact(study.name, "ari_truth", agreement)
+        stores.studies.save_metadata(study.name, TruthAgreement(agreement))
         log.note(f"adjusted Rand index against the planted clusters: {agreement:.3f}")
     return clustering
 

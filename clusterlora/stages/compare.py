@@ -13,12 +13,12 @@ from clusterlora.data.prompts import items
 from clusterlora.durable import write_durably
 from clusterlora.errors import BadData
 from clusterlora.evaluation.metrics import METRICS
+from clusterlora.metadata import ImportedScores, MethodScore, Outcome
 from clusterlora.planning.ladder import REFERENCE
 from clusterlora.planning.work_plan import work_plan
 from clusterlora.ports import RunLog, Stores
 from clusterlora.settings import Study
 from clusterlora.stages.imported_scores import imported_markdown
-from clusterlora.stages.model_card import SCORES_FACT, scores_fact
 from clusterlora.stages.new_personas import new_personas
 from clusterlora.stages.report import write_map, write_report
 from clusterlora.stages.scale import scale
@@ -57,15 +57,32 @@ def compare(study_name: str, stores: Stores, log: RunLog) -> Comparison:
             # Drawn when the personas were grouped, but perhaps on another machine.
             write_map(study_name, stores, clustering)
         write_report(study, stores, comparison, rows, newcomers)
-        if beside := imported_markdown(stores.studies.facts(study_name)):
+        if beside := imported_markdown(stores.studies.metadata(study_name, ImportedScores)):
             write_durably(folder / "imported.md", beside.lstrip().encode())
         means = {f"{result.method}/{name}": value for result in comparison.methods for name, value in result.means.items()}
         stores.tracker.log_results(study_name, folder=folder, metrics=means, description=_description(study, comparison.sentence))
-    stores.studies.save_fact(study_name, "champion", comparison.champion)
-    stores.studies.save_fact(study_name, SCORES_FACT, scores_fact(comparison))
-    stores.studies.save_fact(study_name, "conclusion", comparison.sentence)
+    stores.studies.save_metadata(study_name, _outcome(comparison))
     log.advance(1)
     return comparison
+
+
+def _outcome(comparison: Comparison) -> Outcome:
+    """Return what other steps need of a comparison."""
+    scores = [
+        MethodScore(
+            method=result.method,
+            mean=result.means[comparison.headline],
+            mean_low=result.mean_low,
+            mean_high=result.mean_high,
+            difference=result.vs_reference.mean if result.vs_reference else None,
+            ci_low=result.vs_reference.ci_low if result.vs_reference else None,
+            ci_high=result.vs_reference.ci_high if result.vs_reference else None,
+            n_personas=comparison.n_personas,
+            n_items=comparison.n_items,
+        )
+        for result in comparison.methods
+    ]
+    return Outcome(comparison.champion, comparison.sentence, tuple(scores))
 
 
 def _description(study: Study, sentence: str) -> str:

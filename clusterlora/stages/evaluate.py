@@ -3,7 +3,7 @@
 What needs no adapter, the bare base model's answers, may come first, while adapters are trained.
 """
 
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import replace
 from functools import lru_cache
 from typing import Literal
@@ -23,13 +23,20 @@ from clusterlora.ports import RunLog, Stores
 from clusterlora.settings import Study
 from clusterlora.stages.model_cache import base_model, embedder
 from clusterlora.stages.stored import stored_folder
-from clusterlora.stages.timing import timed
+from clusterlora.stages.timing import Phase, timed
 from clusterlora.values import AdapterComposition, Item, MethodPlan, Persona, Route, Split, WeightedAdapter
 
 _COMPOSITIONS_AT_ONCE = 64
 """Compositions whose factors are in memory together."""
 
 Part = Literal["power", "baseline", "gate", "test"]
+
+_PHASE: Mapping[Part, Phase] = {
+    "power": "evaluate power",
+    "baseline": "evaluate baseline",
+    "gate": "evaluate gate",
+    "test": "evaluate test",
+}
 
 
 def evaluate(
@@ -46,7 +53,7 @@ def evaluate(
     """
     study = stores.studies.study(study_name)
     runner = _Runner(study, stores, log)
-    with timed(stores, study_name, f"evaluate {part}" + (f" {rung}" if rung else f" {shard}/{shards}")):
+    with timed(stores, study_name, _PHASE[part], rung or f"{shard}/{shards}"):
         if part in ("power", "gate"):
             plan = work_plan(study, stores, rung_by_name(study, rung, stores) if rung else None)
             return _val(study, runner, plan, cluster, bare=part == "power")

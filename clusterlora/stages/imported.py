@@ -9,11 +9,11 @@ from pathlib import Path
 from clusterlora.data.load import load
 from clusterlora.data.older import cluster_number, read_clusters, read_results
 from clusterlora.errors import BadData, BadSettings
+from clusterlora.metadata import ImportedAdapters, ImportedScores
 from clusterlora.models.stacked import StackedModel, Weights, read_adapter
-from clusterlora.planning.work_plan import IMPORTED, IMPORTED_FACT, work_plan
+from clusterlora.planning.work_plan import IMPORTED, work_plan
 from clusterlora.ports import RunLog, Stores
 from clusterlora.settings import Study
-from clusterlora.stages.imported_scores import RESULTS_FACT
 from clusterlora.stages.model_cache import base_model
 from clusterlora.stages.prepare import prepare
 from clusterlora.stages.report import write_map
@@ -74,10 +74,11 @@ def bring_in(study: Study, older: Older, stores: Stores, log: RunLog) -> Importe
 
     dataset = prepare(study, stores, log, running=False)
     _group(study, members, dataset, stores)
-    stores.studies.save_fact(study.name, IMPORTED_FACT, {str(number): _weights_hash(folder) for number, folder in folders.items()})
     if results:
-        stores.studies.save_fact(study.name, RESULTS_FACT, results)
+        stores.studies.save_metadata(study.name, ImportedScores(results))
     if folders:
+        hashes = tuple((cluster, _weights_hash(folder)) for cluster, folder in sorted(folders.items()))
+        stores.studies.save_metadata(study.name, ImportedAdapters(hashes))
         _keep_all(study, folders, stores, log)
     return Imported(len(ids), len(members), len(folders), len(results))
 

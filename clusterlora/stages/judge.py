@@ -1,6 +1,6 @@
 """A cluster's verdict under one rung, from val answers alone: the ladder chooses by it, so test items must not be seen here."""
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import numpy as np
 
@@ -12,13 +12,11 @@ from clusterlora.ports import Stores
 from clusterlora.stages.evaluate import scores_of
 from clusterlora.values import AdapterComposition, Verdict, WeightedAdapter
 
-_POWER = "gate_power"
-
 
 def judge(study_name: str, rung: str, stores: Stores) -> Verdict:
     """Return the gate's verdict: on cluster 0 as this rung trained it, now recorded in the study and in the tracker."""
     verdict = verdict_on(study_name, rung, 0, stores)
-    if power := known_power(study_name, stores):
+    if power := stores.studies.metadata(study_name, Power):
         verdict = replace(verdict, notes=(power.sentence, *power.warnings))
     stores.studies.save_verdict(study_name, verdict)
     stores.tracker.log_verdict(study_name, verdict)
@@ -35,14 +33,8 @@ def estimate_power(study_name: str, stores: Stores) -> Power:
         study, stores, {bare: plan.composition_key(bare)}, [(p, bare) for p in persona_ids], "val", study.evaluation.headline
     )
     power = gate_power({p: scores[p, bare] for p in persona_ids}, study.gate, np.random.default_rng(0))
-    stores.studies.save_fact(study_name, _POWER, asdict(power))
+    stores.studies.save_metadata(study_name, power)
     return power
-
-
-def known_power(study_name: str, stores: Stores) -> Power | None:
-    """Return the recorded power of the study's gate; None before it was estimated."""
-    record = stores.studies.facts(study_name).get(_POWER)
-    return Power(**record) if record else None
 
 
 def verdict_on(study_name: str, rung: str, cluster: int, stores: Stores) -> Verdict:

@@ -37,7 +37,7 @@ def merge(study_name: str, merging: MergeSettings, stores: Stores, log: RunLog) 
     plan = replace(plan, keys={**plan.keys, **{new[name]: plan.keys[name] for name in new}})
     if specs:
         group = TrainingGroup(f"merge-{suffix}", f"merge clusters by {suffix}", tuple(new.values()))
-        with timed(stores, study_name, group.name):
+        with timed(stores, study_name, "merge", suffix):
             merge_adapters(
                 study,
                 plan,

@@ -2,50 +2,42 @@
 
 import hashlib
 from collections.abc import Mapping
-from typing import Any
 
-from clusterlora.comparison.result import Comparison
 from clusterlora.evaluation.markdown import cell
 from clusterlora.evaluation.metrics import METRICS
+from clusterlora.metadata import Outcome, Provenance
 from clusterlora.models.base import BASE_MODELS, base_licence
 from clusterlora.ports import About
 from clusterlora.settings import Study
 
-SCORES_FACT = "scores"
-"""The study's fact that holds every method's score, difference and interval on the headline metric."""
 
-
-def scores_fact(comparison: Comparison) -> dict[str, Any]:
-    """Return the numbers of a comparison that cards show."""
-    return {
-        result.method: {
-            "mean": result.means[comparison.headline],
-            "mean_low": result.mean_low,
-            "mean_high": result.mean_high,
-            "difference": result.vs_reference.mean if result.vs_reference else None,
-            "ci_low": result.vs_reference.ci_low if result.vs_reference else None,
-            "ci_high": result.vs_reference.ci_high if result.vs_reference else None,
-            "personas": comparison.n_personas,
-            "items": comparison.n_items,
-        }
-        for result in comparison.methods
-    }
-
-
-def about(study: Study, facts: Mapping[str, Any], *, model: str, method: str, n_personas: int, weights_sha256: Mapping[str, str]) -> About:
+def about(
+    study: Study,
+    provenance: Provenance,
+    outcome: Outcome | None,
+    *,
+    model: str,
+    method: str,
+    n_personas: int,
+    weights_sha256: Mapping[str, str],
+) -> About:
     """Return card and tags of a model that answers as a method does.
 
     Args:
+        outcome: None when the study's methods were not compared.
         model: its name in the registry.
         n_personas: how many people its adapters learned from.
         weights_sha256: the digests of its adapters' weights, by content key.
     """
-    best = facts.get("champion")
-    sentence = str(facts.get("conclusion", "not compared"))
-    outcome = "passed" if method == best else "failed"
-    says = sentence if best in (None, method) else f"the comparison found {best} best: {sentence}"
-    digest, recipe = str(facts.get("data_digest")), study.recipe
-    tags = {"comparison": outcome, "comparison_says": says, "data_digest": digest, "training_personas": str(n_personas)}
+    is_champion = outcome is not None and method == outcome.champion
+    says = _verdict(outcome, method)
+    digest, recipe = provenance.data_digest, study.recipe
+    tags = {
+        "comparison": "passed" if is_champion else "failed",
+        "comparison_says": says,
+        "data_digest": digest,
+        "training_personas": str(n_personas),
+    }
     if weights_sha256:
         tags["weights_sha256"] = combined_sha256(weights_sha256)
     lines = [
@@ -53,11 +45,11 @@ def about(study: Study, facts: Mapping[str, Any], *, model: str, method: str, n_
         "",
         f"Answers as method **{method}** of study **{study.name}**: {cell(says)}",
         "",
-        f"- **Base**: `{study.model.base}`, revision `{str(facts.get('base_revision'))[:16]}`, licence {base_licence(study.model.base)}",
+        f"- **Base**: `{study.model.base}`, revision `{provenance.base_revision[:16]}`, licence {base_licence(study.model.base)}",
         f"- **Data**: `{digest}`, {n_personas} personas to learn from, {study.data.source} source",
         *_weights(weights_sha256),
         f"- **Recipe**: rank {recipe.rank}, alpha {recipe.alpha:g}, {recipe.epochs} epochs, batch {recipe.batch_size}",
-        f"- **Score**: {_score(study, facts, method)}",
+        f"- **Score**: {_score(study, outcome, method)}",
         "",
         "Served with its routing and prompts: "
         f"`mlflow models serve -m models:/{model}/{{version}} --env-manager local`. Adapters alone, after "
@@ -66,6 +58,14 @@ def about(study: Study, facts: Mapping[str, Any], *, model: str, method: str, n_
         *_loading(study, weights_sha256),
     ]
     return About("\n".join(lines) + "\n", tags)
+
+
+def _verdict(outcome: Outcome | None, method: str) -> str:
+    if outcome is None:
+        return "not compared"
+    if method == outcome.champion:
+        return outcome.sentence
+    return f"the comparison found {outcome.champion} best: {outcome.sentence}"
 
 
 def combined_sha256(weights_sha256: Mapping[str, str]) -> str:
@@ -82,22 +82,19 @@ def _weights(weights_sha256: Mapping[str, str]) -> list[str]:
     return [f"- **Weights**: SHA-256 `{combined_sha256(weights_sha256)}`{of}"]
 
 
-def _score(study: Study, facts: Mapping[str, Any], method: str) -> str:
-    found = facts.get(SCORES_FACT, {}).get(method)
-    if found is None:
+def _score(study: Study, outcome: Outcome | None, method: str) -> str:
+    score = outcome.score(method) if outcome else None
+    if score is None:
         return "not compared"
     metric = METRICS[study.evaluation.headline]
     unit = "%" if metric.percent else ""
 
-    def formatted(*names: str, signed: bool = False) -> list[str]:
-        return [metric.format(found[name], signed=signed) for name in names]
-
-    mean, low, high = formatted("mean", "mean_low", "mean_high")
+    mean, low, high = (metric.format(value) for value in (score.mean, score.mean_low, score.mean_high))
     text = f"{metric.label} {mean}{unit} [{low}, {high}]"
-    if found["difference"] is not None:
-        difference, low, high = formatted("difference", "ci_low", "ci_high", signed=True)
+    if score.difference is not None and score.ci_low is not None and score.ci_high is not None:
+        difference, low, high = (metric.format(value, signed=True) for value in (score.difference, score.ci_low, score.ci_high))
         text += f", {difference} against unified [{low}, {high}]"
-    return f"{text}, 95% intervals, {found['items']} items of {found['personas']} personas"
+    return f"{text}, 95% intervals, {score.n_items} items of {score.n_personas} personas"
 
 
 def _loading(study: Study, adapters: Mapping[str, str]) -> list[str]:

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from math import ceil
 
 from clusterlora.evaluation.metrics import METRICS
+from clusterlora.metadata import Outcome
 from clusterlora.planning.ladder import awaits_decision, gated, refused, rungs
 from clusterlora.planning.work_plan import WorkPlan, trained_adapters, work_plan
 from clusterlora.ports import Stores
 from clusterlora.settings import Study
-from clusterlora.stages.model_card import SCORES_FACT
 from clusterlora.stages.timing import seconds_by_phase
 from clusterlora.values import TrainedAdapter
 
@@ -29,8 +29,8 @@ class Phase:
 
 def phases(study: Study, stores: Stores) -> tuple[Phase, ...]:
     """Return the timeline of a study; an expectation comes from what the same kind of work took so far."""
-    seconds = _grouped(seconds_by_phase(stores, study.name))
-    facts = stores.studies.facts(study.name)
+    seconds = seconds_by_phase(stores, study.name)
+    is_compared = stores.studies.metadata(study.name, Outcome) is not None
     verdicts = stores.studies.verdicts(study.name)
     simple = [Phase(name, "done" if name in seconds else "to do", seconds.get(name)) for name in ("prepare", "cluster", "signal")]
     plan = work_plan(study, stores) if stores.studies.clustering(study.name) is not None else None
@@ -42,7 +42,7 @@ def phases(study: Study, stores: Stores) -> tuple[Phase, ...]:
         Phase("gate", gate_state if gated(study) else "done", seconds.get("evaluate gate"), detail=judged),
         _training(study, stores, plan, held, seconds.get("train")),
         _evaluation(study, stores, seconds),
-        Phase("compare", "done" if SCORES_FACT in facts else "to do", seconds.get("compare")),
+        Phase("compare", "done" if is_compared else "to do", seconds.get("compare")),
         Phase("register", "done" if stores.studies.status(study.name) == _FINISHED else "to do", seconds.get("register")),
     )
 
@@ -67,7 +67,7 @@ def _training(study: Study, stores: Stores, plan: WorkPlan | None, held: Mapping
 def _evaluation(study: Study, stores: Stores, seconds: Mapping[str, float]) -> Phase:
     """Return the phase of the test answers, expected at the pace of the gate's answers on val."""
     answered = seconds.get("evaluate test")
-    if SCORES_FACT in stores.studies.facts(study.name):
+    if stores.studies.metadata(study.name, Outcome) is not None:
         return Phase("evaluate", "done", answered)
     if answered is not None:
         return Phase("evaluate", "under way", answered)
@@ -82,16 +82,16 @@ def _evaluation(study: Study, stores: Stores, seconds: Mapping[str, float]) -> P
 
 def against_unified(study: Study, stores: Stores) -> tuple[str, ...]:
     """Return what is known so far, one sentence each: the gate's verdicts on val, then the comparison on test."""
-    facts = stores.studies.facts(study.name)
+    outcome = stores.studies.metadata(study.name, Outcome)
     said = [
         f"on val, cluster 0 with {v.rung}: {100 * v.gain:+.2f} points against unified, {'passed' if v.passed else 'refused'}"
         for v in stores.studies.verdicts(study.name)
     ]
     metric = METRICS[study.evaluation.headline]
-    for method, score in facts.get(SCORES_FACT, {}).items():
-        if score["difference"] is not None:
-            mean, low, high = (metric.format(score[name], signed=True) for name in ("difference", "ci_low", "ci_high"))
-            said.append(f"on test, {method}: {mean} against unified [{low}, {high}]")
+    for score in outcome.scores if outcome else ():
+        if score.difference is not None and score.ci_low is not None and score.ci_high is not None:
+            mean, low, high = (metric.format(value, signed=True) for value in (score.difference, score.ci_low, score.ci_high))
+            said.append(f"on test, {score.method}: {mean} against unified [{low}, {high}]")
     return tuple(said)
 
 
@@ -115,13 +115,3 @@ def next_step(study: Study, stores: Stores) -> str:
         "register": "The models are registered.",
     }
     return words[waiting[0]] if waiting else "The models are registered."
-
-
-def _grouped(seconds: Mapping[str, float]) -> dict[str, float]:
-    """Return the seconds by phase; those of evaluation by what was evaluated, too (`evaluate gate`, `evaluate test`)."""
-    sums: dict[str, float] = {}
-    for name, value in seconds.items():
-        words = name.split(" ")
-        key = " ".join(words[:2]) if words[0] == "evaluate" else words[0]
-        sums[key] = sums.get(key, 0.0) + value
-    return sums

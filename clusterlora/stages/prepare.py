@@ -7,6 +7,8 @@ from pathlib import Path
 from clusterlora import __version__
 from clusterlora.data.load import load
 from clusterlora.durable import make_folder
+from clusterlora.errors import UnknownName
+from clusterlora.metadata import Provenance, TrackerPage
 from clusterlora.models.base import base_revision, faster_dtype
 from clusterlora.ports import RunLog, Stores
 from clusterlora.settings import Study
@@ -33,29 +35,40 @@ def prepare(study: Study, stores: Stores, log: RunLog, *, running: bool = True) 
     revision = base_revision(study.model.base)
     study = _with_dtype(study, stores)
     dataset = load(study.data)
-    facts = {
-        "clusterlora_version": __version__,
-        "git_revision": git_revision(),
-        "data_digest": dataset.digest,
-        "base_revision": revision,
-        "n_personas": len(dataset.personas),
-        "n_dialogues": sum(len(p.dialogues) for p in dataset.personas),
-    }
+    recorded = Provenance(
+        clusterlora_version=__version__,
+        git_revision=git_revision(),
+        data_digest=dataset.digest,
+        base_revision=revision,
+        n_personas=len(dataset.personas),
+        n_dialogues=sum(len(p.dialogues) for p in dataset.personas),
+    )
     stores.studies.create_study(study)
     with timed(stores, study.name, "prepare"):
         stores.studies.save_dataset(study.name, dataset)
         # Only now is it the study's: other data than it holds have been refused.
-        for name, value in facts.items():
-            stores.studies.save_fact(study.name, name, value)
-        tags = {"study": study.name} | {name: str(value) for name, value in facts.items() if value is not None}
+        stores.studies.save_metadata(study.name, recorded)
+        tags = {"study": study.name} | {name: str(value) for name, value in asdict(recorded).items() if value is not None}
         stores.tracker.start_study(study.name, params=asdict(study), tags=tags, dataset=dataset, running=running)
-        stores.studies.save_fact(study.name, "mlflow_run", stores.tracker.page(study.name))
+        stores.studies.save_metadata(study.name, TrackerPage(stores.tracker.page(study.name)))
         if running:
             stores.studies.set_status(study.name, "running")
         replace_damaged(study.name, stores, log)
         make_folder(stores.folder(study.name))
     log.advance(1, personas=len(dataset.personas))
     return dataset
+
+
+def provenance(study_name: str, stores: Stores) -> Provenance:
+    """Return what a study was last prepared with.
+
+    Raises:
+        UnknownName: it was not prepared.
+    """
+    recorded = stores.studies.metadata(study_name, Provenance)
+    if recorded is None:
+        raise UnknownName(f"study {study_name!r} has no data yet; prepare it first")
+    return recorded
 
 
 def _with_dtype(study: Study, stores: Stores) -> Study:

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from clusterlora.clustering.reassign import reassigned
+from clusterlora.metadata import Refinement
 from clusterlora.planning.ladder import GATED, REFERENCE
 from clusterlora.planning.training_groups import refinement_pending
 from clusterlora.planning.work_plan import work_plan
@@ -25,8 +26,8 @@ def refine(study_name: str, stores: Stores, log: RunLog) -> bool:
         return False
     clustering = stores.studies.clustering(study_name)
     assert clustering is not None, "refinement is due before there is a clustering"
-    done = int(stores.studies.facts(study_name).get("refinement_rounds", 0))
-    with timed(stores, study_name, f"refine {done + 1}"):
+    done = (stores.studies.metadata(study_name, Refinement) or Refinement()).rounds_done
+    with timed(stores, study_name, "refine", str(done + 1)):
         plan = work_plan(study, stores)
         compositions = [
             AdapterComposition((WeightedAdapter(spec.name),)) for spec in plan.methods[GATED].adapters if spec.name != REFERENCE
@@ -46,7 +47,7 @@ def refine(study_name: str, stores: Stores, log: RunLog) -> bool:
     )
     quality = (*clustering.quality, (f"moved_in_round_{done + 1}", float(n_moved)))
     stores.studies.save_clustering(study_name, replace(clustering, members=members, quality=quality))
-    stores.studies.save_fact(study_name, "refinement_rounds", done + 1 if n_moved else study.clustering.refinement_rounds)
+    stores.studies.save_metadata(study_name, Refinement(done + 1 if n_moved else study.clustering.refinement_rounds))
     log.note(
         f"refinement round {done + 1}: {n_moved} of {len(before)} personas moved; clusters of {', '.join(map(str, map(len, members)))}"
     )

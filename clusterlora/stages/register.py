@@ -2,14 +2,17 @@
 
 from pathlib import Path
 
+from clusterlora.errors import BadData
+from clusterlora.metadata import Outcome, RegisteredChampion
 from clusterlora.planning.training_groups import of_one_person
 from clusterlora.planning.work_plan import WorkPlan, trained_adapters, work_plan
 from clusterlora.ports import RunLog, Stores
 from clusterlora.settings import Study
 from clusterlora.stages.model_card import about
+from clusterlora.stages.prepare import provenance
 from clusterlora.stages.routing import adapter_table, routing_table
 from clusterlora.stages.stored import stored_folder
-from clusterlora.stages.timing import seconds_by_phase, timed
+from clusterlora.stages.timing import seconds_by_part, timed
 from clusterlora.stages.train import expose
 from clusterlora.values import AdapterSpec, TrainedAdapter
 
@@ -40,12 +43,14 @@ def register(study_name: str, stores: Stores, log: RunLog) -> str:
         for method in personal:
             _register_router(study, plan, method, trained, folders, stores, model=method.replace("_", "-"))
             log.advance(1)
-        champion = stores.studies.facts(study_name)["champion"]
-        uri = _register_router(study, plan, champion, trained, folders, stores, model=None)
+        outcome = stores.studies.metadata(study_name, Outcome)
+        if outcome is None:
+            raise BadData(f"study {study_name} has no champion to register; compare its methods: clusterlora compare --name {study_name}")
+        uri = _register_router(study, plan, outcome.champion, trained, folders, stores, model=None)
         log.advance(1)
-    stores.studies.save_fact(study_name, "champion_uri", uri)
+    stores.studies.save_metadata(study_name, RegisteredChampion(uri))
     stores.studies.set_status(study_name, "finished")
-    stores.tracker.end_study(study_name, status="finished", seconds=seconds_by_phase(stores, study_name))
+    stores.tracker.end_study(study_name, status="finished", seconds=seconds_by_part(stores, study_name))
     return uri
 
 
@@ -54,7 +59,8 @@ def register_adapter(study: Study, adapter: TrainedAdapter, stores: Stores, *, m
     table, folders = adapter_table(study, model, adapter, stores), {adapter.key: stored_folder(stores, adapter.key)}
     said = about(
         study,
-        stores.studies.facts(study.name),
+        provenance(study.name, stores),
+        stores.studies.metadata(study.name, Outcome),
         model=f"{study.name}-{model}",
         method=method,
         n_personas=n_personas,
@@ -91,7 +97,8 @@ def _register_router(
     learned = {p for name in used for p in plan.specs[name].persona_ids}
     said = about(
         study,
-        stores.studies.facts(study.name),
+        provenance(study.name, stores),
+        stores.studies.metadata(study.name, Outcome),
         model=f"{study.name}-{model}" if model else study.name,
         method=method,
         n_personas=len(learned),

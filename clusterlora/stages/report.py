@@ -3,13 +3,14 @@
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from itertools import groupby, islice
 from pathlib import Path
 
 from clusterlora.comparison.new_personas import NewPersonas
 from clusterlora.comparison.result import Comparison
 from clusterlora.durable import write_durably
-from clusterlora.planning.decisions import described
+from clusterlora.metadata import ImportedScores, Provenance, Refinement, RegisteredChampion, TrackerPage, TruthAgreement, changes_of
 from clusterlora.planning.ladder import OWN, gated
 from clusterlora.planning.work_plan import WorkPlan, trained_adapters, work_plan
 from clusterlora.ports import Stores
@@ -17,9 +18,9 @@ from clusterlora.report.cluster_map import draw_map
 from clusterlora.report.data import Cost, Curve, Example, ExampleAnswer, ReportData
 from clusterlora.report.page import page
 from clusterlora.settings import Rung, Study
+from clusterlora.signal.measure import Signal
 from clusterlora.stages.imported_scores import imported_rows
-from clusterlora.stages.signal import known_signal
-from clusterlora.stages.timing import PREFIX, seconds_by_phase
+from clusterlora.stages.timing import seconds_by_part
 from clusterlora.values import Clustering, EvaluationRow, TrainedAdapter
 
 _EXAMPLES_PER_PERSONA = 3
@@ -56,7 +57,6 @@ def report_data(
 ) -> ReportData:
     """Return everything the report shows of a compared study."""
     plan = work_plan(study, stores)
-    facts = stores.studies.facts(study.name)
     trained = stores.studies.adapters(study.name)
     logged = tuple(_curves(stores.folder(study.name) / "logs"))
     return ReportData(
@@ -66,15 +66,15 @@ def report_data(
         verdicts=stores.studies.verdicts(study.name),
         newcomers=newcomers,
         held_out_share=study.assignment.held_out_share,
-        signal=known_signal(facts),
+        signal=stores.studies.metadata(study.name, Signal),
         curves=logged or tuple(_first_and_last(trained)),
         costs=tuple(_costs(study, stores, plan, comparison)),
         examples=tuple(_examples(rows, [result.method for result in comparison.methods], comparison.headline)),
         attempts=stores.studies.attempts(study.name),
-        seconds_by_phase=tuple(seconds_by_phase(stores, study.name).items()),
+        seconds_by_part=tuple(seconds_by_part(stores, study.name).items()),
         settings=tuple(_settings(study, plan.rung)),
-        facts=tuple(_simple(facts)),
-        imported=imported_rows(facts),
+        provenance=tuple(_provenance(study.name, stores)),
+        imported=imported_rows(stores.studies.metadata(study.name, ImportedScores)),
     )
 
 
@@ -89,15 +89,23 @@ def _settings(study: Study, rung: Rung) -> Iterator[tuple[str, str]]:
     yield "learning rate", f"{recipe.learning_rate:g}, {recipe.schedule}"
     if gated(study):
         yield "clusters start from", rung.init or study.cluster_init
-        yield "rung of the gate's ladder", "own, the recipe above" if rung == OWN else f"{rung.name}: {described(rung)}"
+        yield "rung of the gate's ladder", "own, the recipe above" if rung == OWN else f"{rung.name}: {changes_of(rung)}"
     yield "decoding", f"greedy, at most {study.evaluation.max_new_tokens} tokens"
 
 
-def _simple(facts: Mapping[str, object]) -> Iterator[tuple[str, str]]:
-    """Yield the facts that are one value, timings and the conclusion aside: those have panels of their own."""
-    for name, value in facts.items():
-        if isinstance(value, str | int | float) and not name.startswith(PREFIX) and name not in ("conclusion", "champion"):
-            yield name.replace("_", " "), str(value)
+def _provenance(study_name: str, stores: Stores) -> Iterator[tuple[str, str]]:
+    """Yield what the study was made with and where else it can be looked at."""
+    studies = stores.studies
+    if made_with := studies.metadata(study_name, Provenance):
+        yield from ((name.replace("_", " "), str(value)) for name, value in asdict(made_with).items() if value is not None)
+    if (page := studies.metadata(study_name, TrackerPage)) and page.address:
+        yield "MLflow run", page.address
+    if agreement := studies.metadata(study_name, TruthAgreement):
+        yield "adjusted Rand index with the planted clusters", str(agreement.adjusted_rand_index)
+    if refinement := studies.metadata(study_name, Refinement):
+        yield "refinement rounds", str(refinement.rounds_done)
+    if registered := studies.metadata(study_name, RegisteredChampion):
+        yield "champion in the registry", registered.uri
 
 
 def _costs(study: Study, stores: Stores, plan: WorkPlan, comparison: Comparison) -> Iterator[Cost]:

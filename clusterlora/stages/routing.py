@@ -10,6 +10,7 @@ from clusterlora.planning.ladder import REFERENCE
 from clusterlora.planning.work_plan import trained_adapters, work_plan
 from clusterlora.ports import Stores
 from clusterlora.settings import Study
+from clusterlora.stages.prepare import provenance
 from clusterlora.stages.stored import stored_folder
 from clusterlora.stores.files import weights_sha256
 from clusterlora.stores.routing_table import KeyedAdapter, KeyedComposition, RoutingTable
@@ -77,7 +78,7 @@ def _of_study(study: Study, stores: Stores) -> dict[str, Any]:
     return {
         "study": study.name,
         "model": asdict(study.model),
-        "base_revision": stores.studies.facts(study.name)["base_revision"],
+        "base_revision": provenance(study.name, stores).base_revision,
         "max_new_tokens": study.evaluation.max_new_tokens,
     }
 

@@ -1,7 +1,6 @@
 """The scale a similarity is read on: what somebody else's words would score. It follows from the data alone, before anything is trained."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 
 import numpy as np
 
@@ -9,43 +8,36 @@ from clusterlora.data.prompts import items
 from clusterlora.evaluation.metric import Scorable
 from clusterlora.evaluation.metrics import METRICS
 from clusterlora.evaluation.reference_points import floor, most_similar_of_others
+from clusterlora.metadata import ReferencePoints
 from clusterlora.ports import Stores
 from clusterlora.settings import Study
 from clusterlora.stages.model_cache import embedder
 from clusterlora.stages.timing import timed
 from clusterlora.values import Item, digest
 
-_FACT = "scale"
 _FLOOR_REFERENCES = 3
 """References per persona that the floor is measured on: every pair of people counts, so a few of each are plenty."""
 _SAME_PROMPT_ITEMS = 10
 """Items per persona that the same-prompt floor is measured on, and found among."""
 
 
-@dataclass(frozen=True, slots=True)
-class Scale:
-    """What another persona's reference scores: any of them (`floor`), and the one for the most similar prompt. None where neither is."""
+def scale(study: Study, stores: Stores, persona_ids: Sequence[str]) -> ReferencePoints:
+    """Return the reference points of the headline on these personas' test items; those measured on the same items before are reused.
 
-    floor: float | None = None
-    floor_same_prompt: float | None = None
-
-
-def scale(study: Study, stores: Stores, persona_ids: Sequence[str]) -> Scale:
-    """Return the scale of the headline on these personas' test items; what was measured on the same ones before is kept.
-
-    It has none when the headline is no similarity to the reference, or fewer than two personas have test items.
+    There are none when the headline is no similarity to the reference, or fewer than two personas have test items.
     """
     dataset, wanted = stores.studies.dataset(study.name), frozenset(persona_ids)
     asked = {p.id: items(study.model, p, "test") for p in dataset.personas if p.id in wanted and p.of_split("test")}
     if study.evaluation.headline != "embedding_similarity" or len(asked) < 2:
-        return Scale()
-    of = digest([tuple(asked), study.model, dataset.digest])
-    known = stores.studies.facts(study.name).get(_FACT, {})
-    if of not in known:
-        with timed(stores, study.name, "scale"):
-            known = {of: asdict(Scale(_floor(study, asked), _floor_same_prompt(study, asked)))}
-        stores.studies.save_fact(study.name, _FACT, known)
-    return Scale(**known[of])
+        return ReferencePoints()
+    measured_on = digest([tuple(asked), study.model, dataset.digest])
+    recorded = stores.studies.metadata(study.name, ReferencePoints)
+    if recorded is not None and recorded.measured_on == measured_on:
+        return recorded
+    with timed(stores, study.name, "scale"):
+        measured = ReferencePoints(_floor(study, asked), _floor_same_prompt(study, asked), measured_on)
+    stores.studies.save_metadata(study.name, measured)
+    return measured
 
 
 def _floor(study: Study, asked: dict[str, tuple[Item, ...]]) -> float:

@@ -1,9 +1,7 @@
 """How much there is to win in a study's data, measured once, before anything is trained."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from statistics import median
-from typing import Any
 
 from clusterlora.clustering import PREREQUISITES
 from clusterlora.clustering.cluster import cluster_personas
@@ -13,26 +11,24 @@ from clusterlora.data.split import SPLITS
 from clusterlora.errors import BadData
 from clusterlora.ports import RunLog, Stores
 from clusterlora.settings import ClusteringSettings, Study
-from clusterlora.signal.measure import Recognition, Signal, measure
+from clusterlora.signal.measure import Signal, measure
 from clusterlora.stages.model_cache import embedder
 from clusterlora.stages.timing import timed
 from clusterlora.values import Dataset, Dialogue, Persona, Turn
 
-_FACT = "signal"
-
 
 def signal(study_name: str, stores: Stores, log: RunLog) -> Signal:
     """Return the signal in the data of a study whose personas are grouped; what was measured before is kept."""
-    known = known_signal(stores.studies.facts(study_name))
-    if known is not None:
-        return known
+    measured = stores.studies.metadata(study_name, Signal)
+    if measured is not None:
+        return measured
     study = stores.studies.study(study_name)
     clustering = stores.studies.clustering(study_name)
     assert clustering is not None, "the signal of clusters was asked for before there are any"
     with timed(stores, study_name, "signal"):
-        found = measure(stores.studies.dataset(study_name).personas, clustering, embedder(study.model), log)
-        stores.studies.save_fact(study_name, _FACT, asdict(found))
-    return found
+        measured = measure(stores.studies.dataset(study_name).personas, clustering, embedder(study.model), log)
+        stores.studies.save_metadata(study_name, measured)
+    return measured
 
 
 def signal_of_data(study: Study, log: RunLog) -> Signal:
@@ -85,12 +81,3 @@ def _halves(dialogue: Dialogue) -> tuple[Dialogue, ...]:
         replace(dialogue, id=f"{dialogue.id}/first", turns=dialogue.turns[:cut], split="train"),
         replace(dialogue, id=f"{dialogue.id}/second", turns=(*said, *dialogue.turns[cut:]), split="val"),
     )
-
-
-def known_signal(facts: Mapping[str, Any]) -> Signal | None:
-    """Return the signal among a study's facts, if it was measured."""
-    found = facts.get(_FACT)
-    if found is None:
-        return None
-    values: dict[str, Any] = {name: Recognition(**value) if isinstance(value, Mapping) else value for name, value in found.items()}
-    return Signal(**values)

@@ -1,24 +1,49 @@
-"""Where the time went: every stage leaves its seconds with the study."""
+"""How long the phases of a study took, over all workers."""
 
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 from clusterlora.ports import Stores
 
-PREFIX = "seconds: "
+Phase = Literal[
+    "prepare",
+    "cluster",
+    "signal",
+    "scale",
+    "train",
+    "refine",
+    "merge",
+    "evaluate power",
+    "evaluate gate",
+    "evaluate baseline",
+    "evaluate test",
+    "compare",
+    "register",
+]
 
 
 @contextmanager
-def timed(stores: Stores, study: str, phase: str) -> Iterator[None]:
-    """Add the block's seconds to those of the phase when it ends well: training groups come again in later passes and relaunches."""
+def timed(stores: Stores, study: str, phase: Phase, part: str = "") -> Iterator[None]:
+    """Record how long the block took, when it ends well; the times of a part that runs again (a relaunch, a later pass) are summed.
+
+    Args:
+        part: what of the phase this is: a training group, a shard, a rung.
+    """
     started = time.monotonic()
     yield
-    seconds = time.monotonic() - started
-    before = stores.studies.facts(study).get(PREFIX + phase, 0.0)
-    stores.studies.save_fact(study, PREFIX + phase, round(before + seconds, 2))
+    stores.studies.add_seconds(study, phase, part, time.monotonic() - started)
+
+
+def seconds_by_part(stores: Stores, study: str) -> dict[str, float]:
+    """Return the seconds of every part of every phase, by `phase part`."""
+    return {f"{phase} {part}".rstrip(): seconds for phase, part, seconds in stores.studies.seconds(study)}
 
 
 def seconds_by_phase(stores: Stores, study: str) -> dict[str, float]:
-    """Return the recorded seconds of every phase, in the order of the facts."""
-    return {name.removeprefix(PREFIX): seconds for name, seconds in stores.studies.facts(study).items() if name.startswith(PREFIX)}
+    """Return the seconds of every phase, summed over its parts and so over all workers."""
+    sums: dict[str, float] = {}
+    for phase, _, seconds in stores.studies.seconds(study):
+        sums[phase] = sums.get(phase, 0.0) + seconds
+    return sums

@@ -60,7 +60,7 @@ def train_group(study_name: str, group: TrainingGroup, *, attempt: int, micro_ba
         micro_batch = fits
     stores.studies.open_attempt(study_name, Attempt(group.name, attempt, micro_batch, "running"))
     try:
-        with timed(stores, study_name, f"train {group.name}"):
+        with timed(stores, study_name, "train", group.name):
             n_trained = _train(study, group, attempt=attempt, micro_batch=micro_batch, stores=stores, log=log)
     except ServiceDown:
         # The attempt stays open: whoever retries it goes on after the last whole epoch.

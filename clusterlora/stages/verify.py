@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from clusterlora.metadata import RegisteredChampion
 from clusterlora.ports import ModelVersion, Stores
 from clusterlora.stages.stored import in_tracker, is_kept, is_right
 from clusterlora.stores.routing_table import other_artifacts
@@ -157,7 +158,8 @@ def _end(study: str, stores: Stores) -> None:
 def _models(study: str, stores: Stores, _live: LiveWork | None) -> Iterator[_Problem]:
     """Registered models that lost their artifacts or have others, hold adapters nobody knows, or are missing."""
     versions = stores.tracker.versions(study)
-    champion = stores.studies.facts(study).get("champion_uri")
+    registered = stores.studies.metadata(study, RegisteredChampion)
+    champion = registered.uri if registered else None
     for version in versions:
         is_champion = champion == f"models:/{version.name}/{version.version}"
         name = f"model {version.name}, version {version.version}{' (the champion)' if is_champion else ''},"

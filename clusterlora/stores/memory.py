@@ -1,19 +1,21 @@
 """Small real implementations of the ports that keep everything in memory: for tests, and for runs that need no server."""
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from clusterlora.errors import UnknownName
 from clusterlora.ports import About, AdapterRun, ModelVersion, OpenRun
 from clusterlora.settings import Study, check_study_name
-from clusterlora.stores.json_codec import to_json
+from clusterlora.stores.json_codec import from_json, to_json
+from clusterlora.stores.metadata_kinds import WORD_BY_KIND
 from clusterlora.stores.resume import refuse_other_data, refuse_other_settings
 from clusterlora.values import Answer, Attempt, Clustering, Dataset, Route, TrainedAdapter, Verdict
+
+T = TypeVar("T")
 
 
 class SilentLog:
@@ -33,7 +35,8 @@ class _StudyRecord:
     study: Study
     created: str
     status: str = "created"
-    facts: dict[str, Any] = field(default_factory=dict[str, Any])
+    metadata: dict[str, str] = field(default_factory=dict[str, str])
+    seconds: dict[tuple[str, str], float] = field(default_factory=dict[tuple[str, str], float])
     dataset: Dataset | None = None
     clustering: Clustering | None = None
     adapter_keys: set[str] = field(default_factory=set[str])
@@ -71,11 +74,19 @@ class MemoryStudyStore:
     def status(self, name: str) -> str:
         return self._record(name).status
 
-    def save_fact(self, study: str, name: str, value: Any) -> None:
-        self._record(study).facts[name] = json.loads(to_json(value))
+    def save_metadata(self, study: str, value: object) -> None:
+        self._record(study).metadata[WORD_BY_KIND[type(value)]] = to_json(value)
 
-    def facts(self, study: str) -> Mapping[str, Any]:
-        return dict(self._record(study).facts)
+    def metadata(self, study: str, kind: type[T]) -> T | None:
+        text = self._record(study).metadata.get(WORD_BY_KIND[kind])
+        return None if text is None else from_json(kind, text)
+
+    def add_seconds(self, study: str, phase: str, part: str, seconds: float) -> None:
+        recorded = self._record(study).seconds
+        recorded[phase, part] = recorded.get((phase, part), 0.0) + seconds
+
+    def seconds(self, study: str) -> tuple[tuple[str, str, float], ...]:
+        return tuple((phase, part, seconds) for (phase, part), seconds in sorted(self._record(study).seconds.items()))
 
     def save_dataset(self, study: str, dataset: Dataset) -> None:
         record = self._record(study)

@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import BigInteger, Column, Float, ForeignKey, Index, Integer, MetaData, Table, Text, TypeDecorator
 
-REVISION = "0006"
+REVISION = "0007"
 """The migration this code needs the database to be at."""
 
 # Named, so that a later migration can drop or alter a constraint on every backend.
@@ -40,12 +40,23 @@ studies = Table(
     Column("data_digest", Text),
 )
 
-facts = Table(
-    "facts",
+study_metadata = Table(
+    "study_metadata",
     metadata,
     _study_column(),
-    Column("name", Text, primary_key=True),
+    # One of `stores.metadata_kinds`; the value is JSON of that kind.
+    Column("kind", Text, primary_key=True),
     Column("value", Text, nullable=False),
+)
+
+phase_seconds = Table(
+    "phase_seconds",
+    metadata,
+    _study_column(),
+    Column("phase", Text, primary_key=True),
+    # A training group, a shard, a rung; empty where a phase has no parts.
+    Column("part", Text, primary_key=True),
+    Column("seconds", Float, nullable=False),
 )
 
 personas = Table(

@@ -1,12 +1,11 @@
 """The study database on SQLite or PostgreSQL."""
 
-import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
@@ -16,8 +15,11 @@ from clusterlora.settings import Study, check_study_name
 from clusterlora.stores import duplicates, rows, schema
 from clusterlora.stores.database import Database
 from clusterlora.stores.json_codec import from_json, to_json
+from clusterlora.stores.metadata_kinds import WORD_BY_KIND
 from clusterlora.stores.resume import refuse_other_data, refuse_other_settings
 from clusterlora.values import Answer, Attempt, Clustering, Dataset, Route, TrainedAdapter, Verdict
+
+T = TypeVar("T")
 
 _ANSWERS_PER_BATCH = 2000
 
@@ -66,12 +68,29 @@ class SqlStudyStore:
         with self._database.reading() as connection:
             return self._value(connection, name, "status")
 
-    def save_fact(self, study: str, name: str, value: Any) -> None:
+    def save_metadata(self, study: str, value: object) -> None:
+        row = {"study": study, "kind": WORD_BY_KIND[type(value)], "value": to_json(value)}
         with self._writing(study) as connection:
-            self._database.upsert(connection, schema.facts, [{"study": study, "name": name, "value": to_json(value)}], replace=True)
+            self._database.upsert(connection, schema.study_metadata, [row], replace=True)
 
-    def facts(self, study: str) -> Mapping[str, Any]:
-        return {row.name: json.loads(row.value) for row in self._read(study, schema.facts)}
+    def metadata(self, study: str, kind: type[T]) -> T | None:
+        table = schema.study_metadata
+        query = _of_study(sa.select(table.c.value), study).where(table.c.kind == WORD_BY_KIND[kind])
+        with self._reading(study) as connection:
+            text = connection.execute(query).scalar_one_or_none()
+        return None if text is None else from_json(kind, text)
+
+    def add_seconds(self, study: str, phase: str, part: str, seconds: float) -> None:
+        table = schema.phase_seconds
+        this = (table.c.study == study, table.c.phase == phase, table.c.part == part)
+        with self._writing(study) as connection:
+            self._database.upsert(connection, table, [{"study": study, "phase": phase, "part": part, "seconds": 0.0}], replace=False)
+            connection.execute(sa.update(table).where(*this).values(seconds=table.c.seconds + seconds))
+
+    def seconds(self, study: str) -> tuple[tuple[str, str, float], ...]:
+        found = [(row.phase, row.part, row.seconds) for row in self._read(study, schema.phase_seconds)]
+        # Not sorted by the database: the collations of PostgreSQL differ between servers.
+        return tuple(sorted(found))
 
     def save_dataset(self, study: str, dataset: Dataset) -> None:
         with self._writing(study) as connection:

@@ -12,6 +12,7 @@ from prefect.client.schemas.objects import State
 from browser.chromium import Tab
 from browser.prefect_pages import PrefectPages
 from clusterlora.config import as_mapping
+from clusterlora.metadata import Outcome
 from clusterlora.planning.decisions import decisions
 from clusterlora.settings import Study
 from tests.fixtures.runs import runs_of, state_of, stores_here, wait_for
@@ -30,7 +31,9 @@ def test_the_models_of_a_study_are_found_in_the_pages_of_mlflow(finished: Study,
     assert f"study: {finished.name}" in tab.value(f"{champion}.innerText")
     tab.click(f"{champion}.querySelector('a[href$=\"/versions/1\"]')")
     tab.says("Aliases : @ candidate @ champion")
-    tab.says(stores_here(site).studies.facts(finished.name)["conclusion"])
+    outcome = stores_here(site).studies.metadata(finished.name, Outcome)
+    assert outcome is not None
+    tab.says(outcome.sentence)
 
 
 def test_the_form_offers_choices_and_refuses_what_is_out_of_range(pages: PrefectPages):

@@ -6,7 +6,6 @@ import pytest
 
 from clusterlora.cli.progress import console_log
 from deployments.observe import Run, Snapshot
-from deployments.report import grouped
 from deployments.view import LiveView, PlainView, clock
 
 
@@ -64,11 +63,3 @@ def test_a_live_view_never_reads_names_as_markup(capsys: pytest.CaptureFixture[s
 @pytest.mark.parametrize(("seconds", "shown"), [(0, "0:00"), (61.9, "1:01"), (3600, "1:00:00")])
 def test_time_is_shown_as_on_a_clock(seconds: float, shown: str) -> None:
     assert clock(seconds) == shown
-
-
-def test_time_is_summed_by_kind_of_work() -> None:
-    assert grouped({"prepare": 1, "train unified": 2, "train cluster-00": 3, "evaluate test 1/2": 4}) == {
-        "prepare": 1,
-        "train": 5,
-        "evaluate": 4,
-    }

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from clusterlora.config import PRESETS, as_mapping, from_mapping, parse_setting, resolve
 from clusterlora.errors import BadSettings, UnknownName
-from clusterlora.planning.decisions import Decision, asked_rungs, decide
+from clusterlora.metadata import Decision
+from clusterlora.planning.decisions import asked_rungs, decide
 from clusterlora.planning.ladder import OWN
 from clusterlora.ports import Stores
 from clusterlora.settings import Rung, Study

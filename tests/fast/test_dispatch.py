@@ -17,6 +17,7 @@ from sqlalchemy.exc import DBAPIError
 
 import tasks.dispatch as dispatch_module
 from clusterlora.errors import BadData, ClusterLoraError, OutOfMemory, ServiceDown
+from clusterlora.metadata import Provenance
 from clusterlora.ports import Stores
 from clusterlora.settings import Study
 from clusterlora.stores.files import FileAdapterStore
@@ -27,13 +28,16 @@ from tasks.dispatch import CrashedChildError, FailedChildError, deserves_another
 from tasks.run_names import evaluation_name, training_name
 from tasks.status import status_lines
 
+PROVENANCE = Provenance(
+    clusterlora_version="1", git_revision=None, data_digest="abc", base_revision="def", n_personas=200, n_dialogues=10_000
+)
+
 
 @pytest.fixture
 def stores(tmp_path) -> Stores:
     studies = MemoryStudyStore()
     studies.create_study(Study(name="mission"))
-    for name, number in {"n_personas": 200, "n_dialogues": 10_000}.items():
-        studies.save_fact("mission", name, number)
+    studies.save_metadata("mission", PROVENANCE)
     return Stores(studies, FileAdapterStore(tmp_path / "adapters"), MemoryTracker(), tmp_path)
 
 

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from clusterlora.cli import main
 from clusterlora.errors import BadData, BadSettings, UnknownName
+from clusterlora.metadata import MethodScore, Outcome, Provenance
 from clusterlora.models.base import base_revision, load_base
 from clusterlora.models.stacked import StackedModel, combined_weights, read_weights
 from clusterlora.ports import About
@@ -136,15 +137,22 @@ def test_what_an_adapter_alone_cannot_be_is_not_exported(artifacts: Path, table:
 
 
 def test_a_card_says_what_a_model_is_made_of_and_how_it_scored() -> None:
-    scores = {"mean": 0.8, "mean_low": 0.78, "mean_high": 0.82, "difference": 0.05, "ci_low": 0.03, "ci_high": 0.07}
-    facts = {
-        "champion": "cluster",
-        "conclusion": "cluster beats unified.",
-        "data_digest": "abc",
-        "base_revision": "def",
-        "scores": {"cluster": {**scores, "personas": 12, "items": 60}},
-    }
-    won = about(Study(), facts, model="demo", method="cluster", n_personas=12, weights_sha256={"aaaa": "f" * 64})
+    provenance = Provenance(
+        clusterlora_version="1", git_revision=None, data_digest="abc", base_revision="def", n_personas=12, n_dialogues=120
+    )
+    score = MethodScore(
+        method="cluster",
+        mean=0.8,
+        mean_low=0.78,
+        mean_high=0.82,
+        difference=0.05,
+        ci_low=0.03,
+        ci_high=0.07,
+        n_personas=12,
+        n_items=60,
+    )
+    outcome = Outcome("cluster", "cluster beats unified.", (score,))
+    won = about(Study(), provenance, outcome, model="demo", method="cluster", n_personas=12, weights_sha256={"aaaa": "f" * 64})
     for words in (
         "licence apache-2.0",
         "`abc`, 12 personas",
@@ -154,7 +162,7 @@ def test_a_card_says_what_a_model_is_made_of_and_how_it_scored() -> None:
         f"- **Weights**: SHA-256 `{'f' * 64}`\n",
     ):
         assert words in won.card
-    lost = about(Study(), facts, model="demo", method="unified", n_personas=12, weights_sha256={})
+    lost = about(Study(), provenance, outcome, model="demo", method="unified", n_personas=12, weights_sha256={})
     assert (won.tags["comparison"], lost.tags["comparison"]) == ("passed", "failed")
     assert "found cluster best" in lost.tags["comparison_says"]
 

@@ -11,6 +11,7 @@ from clusterlora.comparison.compare import compare_methods
 from clusterlora.comparison.figure import draw
 from clusterlora.comparison.table import write_tables
 from clusterlora.errors import BadData, UnknownName
+from clusterlora.metadata import TruthAgreement
 from clusterlora.ports import Stores
 from clusterlora.settings import DataSettings, Study, SyntheticSettings
 from clusterlora.stages.compare import figure_path
@@ -26,8 +27,8 @@ def finished(name: str, means: Mapping[str, float], stores: Stores) -> None:
     stores.studies.create_study(Study(name=name, data=DataSettings(synthetic=SyntheticSettings(cluster_sizes=(8, 12)))))
     stores.studies.save_dataset(name, Dataset(tuple(Persona(p, None, ()) for p in PEOPLE)))
     stores.studies.save_clustering(name, Clustering("responses", (PEOPLE[:8], PEOPLE[8:]), (("silhouette", 0.25),)))
-    stores.studies.save_fact(name, "ari_truth", 0.9375)
-    stores.studies.save_fact(name, "seconds: train unified", 120.0)
+    stores.studies.save_metadata(name, TruthAgreement(0.9375))
+    stores.studies.add_seconds(name, "train", "unified", 120.0)
     rows = [
         EvaluationRow(method, p, number // 8 % 2, f"{p}/{item}", "ask", "reference", "text", scores)
         for method, mean in means.items()

@@ -16,6 +16,7 @@ from clusterlora.clustering import PREREQUISITES
 from clusterlora.data.prompts import items
 from clusterlora.errors import BadData, OutOfMemory, UnknownName
 from clusterlora.evaluation.metrics import METRICS
+from clusterlora.metadata import Outcome, TruthAgreement
 from clusterlora.methods import METHODS
 from clusterlora.models.stacked import read_adapter
 from clusterlora.planning.ladder import OWN, decided_rung, refused, rungs
@@ -90,11 +91,13 @@ def test_what_a_phase_takes_when_it_comes_again_is_added(study: Study, stores: S
     ticks = iter((100.0, 160.0, 500.0, 501.25, 600.0, 700.0))
     monkeypatch.setattr(timing, "time", SimpleNamespace(monotonic=lambda: next(ticks)))
     for _ in range(2):
-        with timing.timed(stores, study.name, "evaluate test 1/2"):
+        with timing.timed(stores, study.name, "evaluate test", "1/2"):
             pass
-    with pytest.raises(OutOfMemory), timing.timed(stores, study.name, "evaluate test 1/2"):
+    with pytest.raises(OutOfMemory), timing.timed(stores, study.name, "evaluate test", "1/2"):
         raise OutOfMemory("full", micro_batch=1)
-    assert timing.seconds_by_phase(stores, study.name) == {"evaluate test 1/2": 61.25}
+    stores.studies.add_seconds(study.name, "evaluate test", "2/2", 0.75)
+    assert timing.seconds_by_part(stores, study.name) == {"evaluate test 1/2": 61.25, "evaluate test 2/2": 0.75}
+    assert timing.seconds_by_phase(stores, study.name) == {"evaluate test": 62.0}
 
 
 def test_every_registered_model_answers_as_it_was_evaluated(study: Study, stores: Stores) -> None:
@@ -113,9 +116,10 @@ def test_every_registered_model_answers_as_it_was_evaluated(study: Study, stores
     register(study.name, stores, LOG)
 
     rows = [row for row in evaluation_rows(study, stores) if row.seed == 0]
-    champion = stores.studies.facts(study.name)["champion"]
+    outcome = stores.studies.metadata(study.name, Outcome)
+    assert outcome is not None
     evaluated = {
-        "small": [row for row in rows if row.method == champion],
+        "small": [row for row in rows if row.method == outcome.champion],
         "small-unified": [row for row in rows if row.method == "unified"],
         **{f"small-cluster-0{k}": [row for row in rows if row.method == "cluster" and row.cluster == k] for k in (0, 1)},
     }
@@ -453,4 +457,6 @@ def test_a_clustering_that_reads_adapters_gets_them_trained_first(study: Study, 
     assert clustering.sizes == (3, 4)
     trained = [adapter.name for adapter in stores.studies.adapters(study.name)]
     assert trained.count("unified") == 1, "the clustering and the gate share one unified adapter"
-    assert -1 <= stores.studies.facts(study.name)["ari_truth"] <= 1
+    agreement = stores.studies.metadata(study.name, TruthAgreement)
+    assert agreement is not None
+    assert -1 <= agreement.adjusted_rand_index <= 1

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from clusterlora.errors import BadData, OutOfMemory, ServiceDown
+from clusterlora.metadata import Outcome
 from clusterlora.planning.training_groups import TrainingGroup, groups_of
 from clusterlora.planning.work_plan import work_plan
 from clusterlora.ports import About, AdapterRun, Stores
@@ -280,8 +281,7 @@ def test_a_merged_models_card_claims_no_other_merges_comparison(study: Study, st
     prepare(own, stores, SilentLog())
     cluster(own, stores, SilentLog())
     train_everybody(own, stores)
-    stores.studies.save_fact(own.name, "champion", "merge")
-    stores.studies.save_fact(own.name, "conclusion", "merge beats unified.")
+    stores.studies.save_metadata(own.name, Outcome("merge", "merge beats unified."))
     merge(own.name, MergeSettings(), stores, SilentLog())
     merge(own.name, MergeSettings(kind="ties"), stores, SilentLog())
     assert said_of("merging-merged-00-average").tags["comparison"] == "passed"

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from clusterlora.metadata import ReferencePoints
 from clusterlora.planning.ladder import OWN
 from clusterlora.planning.training_groups import gate_groups, remaining_groups
 from clusterlora.planning.work_plan import work_plan
@@ -23,7 +24,7 @@ from clusterlora.settings import (
 from clusterlora.stages import scale as scale_stage
 from clusterlora.stages.cluster import cluster
 from clusterlora.stages.prepare import prepare
-from clusterlora.stages.scale import Scale, scale
+from clusterlora.stages.scale import scale
 from clusterlora.stores.memory import SilentLog
 from clusterlora.values import Dataset, TrainedAdapter, Verdict
 
@@ -101,5 +102,5 @@ def test_who_has_no_test_items_is_left_out_of_the_scale(study: Study, stores: St
 
 def test_one_person_and_other_metrics_have_no_scale(study: Study, stores: Stores) -> None:
     everyone = stores.studies.dataset(study.name).ids
-    assert scale(study, stores, everyone[:1]) == Scale()
-    assert scale(replace(study, evaluation=EvaluationSettings(headline="rouge_l")), stores, everyone) == Scale()
+    assert scale(study, stores, everyone[:1]) == ReferencePoints()
+    assert scale(replace(study, evaluation=EvaluationSettings(headline="rouge_l")), stores, everyone) == ReferencePoints()

@@ -8,6 +8,7 @@ from typing import Literal
 import pytest
 
 from clusterlora.errors import BadData, BadSettings
+from clusterlora.metadata import Provenance
 from clusterlora.planning.work_plan import work_plan
 from clusterlora.ports import Stores
 from clusterlora.settings import DataSettings, ModelSettings, Study, SyntheticSettings
@@ -68,12 +69,13 @@ def test_data_that_are_refused_leave_the_provenance_of_those_the_study_holds(
 
     write(2)
     held = prepare(asked, stores, SilentLog())
-    before = stores.studies.facts("small")
-    assert (before["data_digest"], before["n_personas"], before["n_dialogues"]) == (held.digest, 2, 6)
+    before = stores.studies.metadata("small", Provenance)
+    assert before is not None
+    assert (before.data_digest, before.n_personas, before.n_dialogues) == (held.digest, 2, 6)
     write(3)
     with pytest.raises(BadData, match="holds other data"):
         prepare(asked, stores, SilentLog())
-    assert stores.studies.facts("small") == before
+    assert stores.studies.metadata("small", Provenance) == before
 
 
 def test_without_git_the_revision_is_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

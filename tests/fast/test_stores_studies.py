@@ -8,9 +8,26 @@ from pathlib import Path
 import pytest
 
 from clusterlora.errors import BadData, BadSettings, UnknownName
+from clusterlora.gate.power import Power
+from clusterlora.metadata import (
+    Decision,
+    GateDecisions,
+    ImportedAdapters,
+    ImportedScores,
+    MethodScore,
+    Outcome,
+    Provenance,
+    ReferencePoints,
+    Refinement,
+    RegisteredChampion,
+    TrackerPage,
+    TruthAgreement,
+)
 from clusterlora.ports import StudyStore
-from clusterlora.settings import Recipe, RuntimeSettings, Study
+from clusterlora.settings import Recipe, Rung, RuntimeSettings, Study
+from clusterlora.signal.measure import Recognition, Signal
 from clusterlora.stores.memory import MemoryStudyStore
+from clusterlora.stores.metadata_kinds import WORD_BY_KIND
 from clusterlora.stores.sql import SqlStudyStore
 from clusterlora.values import (
     AdapterComposition,
@@ -30,6 +47,48 @@ from clusterlora.values import (
 )
 
 STUDY = Study(name="contract")
+CHANCE = Recognition(accuracy=0.5, low=0.25, high=0.75, chance=0.5, n_classes=2)
+EVERY_KIND = (
+    Provenance(clusterlora_version="0.1.0", git_revision=None, data_digest="c83d", base_revision="homelm-1", n_personas=2, n_dialogues=2),
+    TrackerPage("http://127.0.0.1:5000/#/experiments/1/runs/2"),
+    TruthAgreement(0.9375),
+    ReferencePoints(0.25, 0.5, "0123456789abcdef"),
+    GateDecisions((Decision("retry", Rung(name="asked-1", epochs=6), "Ada", "2026-11-28T06:56:40+00:00"), Decision("stop"))),
+    Refinement(1),
+    ImportedAdapters(((0, "0123456789abcdef"), (1, "fedcba9876543210"))),
+    ImportedScores({"results": {"accuracy": {"p": 1.0, "q": 0.5}}}),
+    Outcome(
+        "cluster",
+        "cluster beats unified.",
+        (
+            MethodScore(
+                method="unified",
+                mean=0.75,
+                mean_low=0.5,
+                mean_high=1.0,
+                difference=None,
+                ci_low=None,
+                ci_high=None,
+                n_personas=2,
+                n_items=4,
+            ),
+        ),
+    ),
+    RegisteredChampion("models:/old/1"),
+    Signal(
+        n_personas=2,
+        n_exchanges=4,
+        persona_from_prompts=CHANCE,
+        persona_beyond_prompts=CHANCE,
+        cluster_beyond_prompts=CHANCE,
+        persona_explains=0.5,
+        cluster_explains=0.25,
+        random_explains=-0.125,
+        distance_within=0.25,
+        distance_between=0.5,
+    ),
+    Power(n_personas=2, n_items=20, item_sd=0.125, persona_sd=0.25, detectable_gain=None, false_pass=0.125, missed=0.5),
+)
 
 
 @pytest.fixture(params=["memory", "sqlite", pytest.param("postgresql", marks=pytest.mark.all)])
@@ -43,7 +102,7 @@ def empty_store(request: pytest.FixtureRequest, tmp_path: Path) -> StudyStore:
 @pytest.fixture
 def store(empty_store: StudyStore) -> StudyStore:
     empty_store.create_study(STUDY)
-    empty_store.save_fact(STUDY.name, "git_revision", "abc")
+    empty_store.save_metadata(STUDY.name, Refinement(1))
     return empty_store
 
 
@@ -75,9 +134,9 @@ def verdict(rung: str, value: float = 0.9) -> Verdict:
     return Verdict(rung, f"cluster-00-{rung}", criteria, 16, 96)
 
 
-def test_a_study_is_read_back_with_its_settings_and_facts(store: StudyStore) -> None:
+def test_a_study_is_read_back_with_its_settings_and_metadata(store: StudyStore) -> None:
     assert store.study("contract") == STUDY
-    assert store.facts("contract") == {"git_revision": "abc"}
+    assert store.metadata("contract", Refinement) == Refinement(1)
     assert store.status("contract") == "created"
 
 
@@ -95,7 +154,7 @@ def test_resuming_with_the_same_settings_is_fine_and_runtime_may_change(store: S
     store.set_status("contract", "running")
     store.create_study(elsewhere)
     assert store.study("contract") == elsewhere
-    assert store.facts("contract") == {"git_revision": "abc"}
+    assert store.metadata("contract", Refinement) == Refinement(1)
     assert store.status("contract") == "running"
     assert len(store.studies()) == 1
 
@@ -106,7 +165,7 @@ def test_resuming_with_other_settings_is_refused_naming_the_fields(store: StudyS
         store.create_study(other)
     assert "alpha" not in str(refusal.value)
     assert store.study("contract") == STUDY
-    assert store.facts("contract") == {"git_revision": "abc"}
+    assert store.metadata("contract", Refinement) == Refinement(1)
 
 
 @pytest.mark.parametrize("name", ["", "Mission", "../x", "a/b", "-a", "a b", "x" * 49, "a\n"])
@@ -121,8 +180,10 @@ def test_a_study_name_that_could_be_a_path_is_refused(empty_store: StudyStore, n
         lambda s: s.study("nobody"),
         lambda s: s.status("nobody"),
         lambda s: s.set_status("nobody", "running"),
-        lambda s: s.save_fact("nobody", "a", 1),
-        lambda s: s.facts("nobody"),
+        lambda s: s.save_metadata("nobody", Refinement(1)),
+        lambda s: s.metadata("nobody", Refinement),
+        lambda s: s.add_seconds("nobody", "prepare", "", 1.0),
+        lambda s: s.seconds("nobody"),
         lambda s: s.save_dataset("nobody", people()),
         lambda s: s.dataset("nobody"),
         lambda s: s.clustering("nobody"),
@@ -141,10 +202,29 @@ def test_an_unknown_study_is_named_with_those_there_are(store: StudyStore, use: 
         use(store)
 
 
-def test_the_last_write_of_a_fact_wins(store: StudyStore) -> None:
-    store.save_fact("contract", "floor", {"mean": 0.25, "parts": (1, 2)})
-    store.save_fact("contract", "floor", {"mean": 0.5, "parts": (1, 2)})
-    assert store.facts("contract")["floor"] == {"mean": 0.5, "parts": [1, 2]}
+@pytest.mark.parametrize("value", EVERY_KIND, ids=lambda value: type(value).__name__)
+def test_metadata_of_every_kind_are_read_back_as_they_were_saved(store: StudyStore, value: object) -> None:
+    store.create_study(Study(name="second"))
+    store.save_metadata("second", value)
+    assert store.metadata("second", type(value)) == value
+    assert store.metadata("contract", type(value)) == (Refinement(1) if isinstance(value, Refinement) else None)
+
+
+def test_every_kind_of_metadata_has_an_example_and_a_word_of_its_own() -> None:
+    assert {type(value) for value in EVERY_KIND} == set(WORD_BY_KIND)
+    assert len(set(WORD_BY_KIND.values())) == len(WORD_BY_KIND)
+
+
+def test_the_last_metadata_of_a_kind_stay(store: StudyStore) -> None:
+    store.save_metadata("contract", ReferencePoints(0.25, None, "abc"))
+    store.save_metadata("contract", ReferencePoints(0.5, 0.75, "def"))
+    assert store.metadata("contract", ReferencePoints) == ReferencePoints(0.5, 0.75, "def")
+
+
+def test_the_seconds_of_a_part_that_runs_again_are_added(store: StudyStore) -> None:
+    for phase, part, seconds in (("train", "unified", 1.5), ("prepare", "", 0.5), ("train", "cluster-00", 2.0), ("train", "unified", 0.25)):
+        store.add_seconds("contract", phase, part, seconds)
+    assert store.seconds("contract") == (("prepare", "", 0.5), ("train", "cluster-00", 2.0), ("train", "unified", 1.75))
 
 
 def test_data_are_read_back_in_their_order(store: StudyStore) -> None:

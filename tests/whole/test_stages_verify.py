@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from mlflow import MlflowClient
 
 from clusterlora.errors import BadData, UnknownName
+from clusterlora.metadata import RegisteredChampion
 from clusterlora.ports import Stores
 from clusterlora.settings import ModelSettings, Recipe, Study
 from clusterlora.stages.verify import Finding, LiveWork, verify
@@ -235,7 +236,7 @@ def test_a_champion_with_other_weights_is_called_the_champion_and_stays_missed_u
     stores: Stores, name: str, mlflow_server: str
 ) -> None:
     other_weights_in_a_model(stores, mlflow_server, name)
-    stores.studies.save_fact(name, "champion_uri", f"models:/{name}/1")
+    stores.studies.save_metadata(name, RegisteredChampion(f"models:/{name}/1"))
     (seen,) = found(stores, name)
     assert seen.what.startswith(f"model {name}, version 1 (the champion), is not what was registered")
     (mended,) = found(stores, name, repair=True)

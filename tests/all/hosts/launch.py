@@ -8,6 +8,7 @@ from typing import Any
 from prefect.client.orchestration import get_client
 from prefect.deployments import run_deployment
 
+from clusterlora.metadata import Outcome
 from clusterlora.wiring import from_environment
 
 config = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
@@ -17,12 +18,13 @@ stores = from_environment()
 answers = [[a.composition_key, a.persona_id, a.item_id, a.split, a.text, list(a.scores)] for a in stores.studies.answers(name)]
 with get_client(sync_client=True) as client:
     workers = {r.name: [r.state_name, str(r.infrastructure_pid)] for r in client.read_flow_runs()}
+outcome = stores.studies.metadata(name, Outcome)
 ended = {
     "state": run.state.name,
     "message": run.state.message,
     "adapters": {a.name: a.key for a in stores.studies.adapters(name)},
     "answers": answers,
-    "conclusion": stores.studies.facts(name).get("conclusion"),
+    "conclusion": outcome.sentence if outcome else None,
     "attempts": [[a.group, a.number, a.state, a.detail] for a in stores.studies.attempts(name)],
     "runs": workers,
 }

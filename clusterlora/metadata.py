@@ -1,0 +1,141 @@
+"""What the steps of a study record about it besides its data, clusters, adapters and answers: one frozen value per kind.
+
+A study store keeps at most one value of each kind per study (`StudyStore.metadata` and `save_metadata`); `stores/metadata_kinds.py` lists
+the kinds. Two of them stand beside the computation that makes them: `signal.measure.Signal` and `gate.power.Power`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from clusterlora.settings import Rung
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Provenance:
+    """The code, data and base model a study was last prepared with; `git_revision` is None outside a checkout."""
+
+    clusterlora_version: str
+    git_revision: str | None
+    data_digest: str
+    base_revision: str
+    n_personas: int
+    n_dialogues: int
+
+
+@dataclass(frozen=True, slots=True)
+class TrackerPage:
+    """The address of the study's parent run in the tracker's UI; None where nothing is tracked."""
+
+    address: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class TruthAgreement:
+    """How well the clusters match the planted ones of synthetic data: 1 is the same partition, 0 what chance gives."""
+
+    adjusted_rand_index: float
+
+
+@dataclass(frozen=True, slots=True)
+class ReferencePoints:
+    """What another persona's reference scores on the headline metric: any of them (`floor`), and the one for the most similar prompt.
+
+    None where there is no such score. `measured_on` is the digest of the data, personas and model settings they belong to.
+    """
+
+    floor: float | None = None
+    floor_same_prompt: float | None = None
+    measured_on: str = ""
+
+
+Choice = Literal["stop", "continue", "retry"]
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """A person's decision on a refused gate. `rung` is what to try with the choice `retry`; `by` is empty when nobody gave a name.
+
+    `at` is the moment of recording (ISO 8601, UTC).
+    """
+
+    choice: Choice
+    rung: Rung | None = None
+    by: str = ""
+    at: str = ""
+
+    def __str__(self) -> str:
+        what = {"stop": "stop", "continue": "continue anyway", "retry": f"retry with {self.rung and changes_of(self.rung)}"}[self.choice]
+        return f"{what}, decided by {self.by or 'somebody who gave no name'}, {self.at}"
+
+
+def changes_of(rung: Rung) -> str:
+    """Return the settings that a rung changes, for people."""
+    parts = {"learning rate": rung.learning_rate, "epochs": rung.epochs, "start": rung.init}
+    return ", ".join(f"{name} {value}" for name, value in parts.items() if value is not None) or rung.name
+
+
+@dataclass(frozen=True, slots=True)
+class GateDecisions:
+    """Every decision on the study's gate, in order."""
+
+    decisions: tuple[Decision, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Refinement:
+    """How many rounds of refinement count as done; a round in which nobody moves ends them all."""
+
+    rounds_done: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ImportedAdapters:
+    """The adapters brought in from elsewhere, as (cluster, hash of configuration and weights), by cluster."""
+
+    weights_by_cluster: tuple[tuple[int, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ImportedScores:
+    """Scores that other scripts left: by file, metric and persona. They are shown beside the results and are part of no statistic."""
+
+    scores_by_file: Mapping[str, Mapping[str, Mapping[str, float]]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MethodScore:
+    """A method on the headline metric, in its units: mean over personas with its 95 % interval, and the difference to the reference.
+
+    The difference and its interval are None for the reference itself, and where there is none.
+    """
+
+    method: str
+    mean: float
+    mean_low: float
+    mean_high: float
+    difference: float | None
+    ci_low: float | None
+    ci_high: float | None
+    n_personas: int
+    n_items: int
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What the comparison of the methods found: the best one, the sentence that says so, and every method's score."""
+
+    champion: str
+    sentence: str
+    scores: tuple[MethodScore, ...] = ()
+
+    def score(self, method: str) -> MethodScore | None:
+        """Return the score of one method; None when it was not compared."""
+        return next((score for score in self.scores if score.method == method), None)
+
+
+@dataclass(frozen=True, slots=True)
+class RegisteredChampion:
+    """The model version that answers as the champion does, by its URI in the registry."""
+
+    uri: str

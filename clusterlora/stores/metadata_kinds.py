@@ -1,0 +1,23 @@
+"""The kinds of metadata a study has, and the word that stands for each in the database."""
+
+from collections.abc import Mapping
+
+from clusterlora import metadata
+from clusterlora.gate.power import Power
+from clusterlora.signal.measure import Signal
+
+WORD_BY_KIND: Mapping[type, str] = {
+    metadata.Provenance: "provenance",
+    metadata.TrackerPage: "tracker_page",
+    metadata.TruthAgreement: "truth_agreement",
+    metadata.ReferencePoints: "reference_points",
+    metadata.GateDecisions: "gate_decisions",
+    metadata.Refinement: "refinement",
+    metadata.ImportedAdapters: "imported_adapters",
+    metadata.ImportedScores: "imported_scores",
+    metadata.Outcome: "outcome",
+    metadata.RegisteredChampion: "registered_champion",
+    Signal: "signal",
+    Power: "gate_power",
+}
+"""Once a word is in use it stays: databases hold it."""
