@@ -93,9 +93,10 @@ def latest_open_run(client: "SyncPrefectClient", study_name: str) -> UUID | None
 def live_work(client: "SyncPrefectClient", study_name: str) -> LiveWork:
     """Return what is under way of a study: runs that have not ended, whether or not their process lives."""
     open_runs = [run for run in _runs_of(client, study_name) if not _final(run)]
-    # `train` names its group and attempt, `evaluate` counts its attempts under its own name.
-    numbered = [run.parameters for run in open_runs if "group" in run.parameters]
-    return LiveWork(frozenset(run.name for run in open_runs), frozenset((p["group"], p["attempt"]) for p in numbered))
+    # `train` is asked for a group's attempt, `evaluate` counts its attempts under its own name.
+    requests = [run.parameters.get("request", {}) for run in open_runs]
+    attempts = frozenset((asked["group"]["name"], asked["attempt"]) for asked in requests if "group" in asked)
+    return LiveWork(frozenset(run.name for run in open_runs), attempts)
 
 
 def snapshot(client: "SyncPrefectClient", run_id: UUID, study_name: str) -> Snapshot:

@@ -2,20 +2,17 @@
 
 from prefect import flow, tags
 
-from clusterlora.settings import MergeSettings
+from clusterlora.requests import MergeRequest
 from tasks.merging import merge_clusters
 from tasks.run_names import study_tag
 
-AVERAGE = MergeSettings()
 
-
-@flow(name="merge", flow_run_name="merge · {study_name} · {merging.kind}")
-def merge(study_name: str, merging: MergeSettings = AVERAGE) -> tuple[str, ...]:
+@flow(name="merge", flow_run_name="merge · {request.study_name} · {request.merging.kind}")
+def merge(request: MergeRequest) -> tuple[str, ...]:
     """Return the names of the merged adapters, one per cluster; each is registered as a model of its own.
 
     Args:
-        study_name: A study whose personal adapters are trained.
-        merging: How they are merged.
+        request: Whose adapters are merged, and how.
     """
-    with tags(study_tag(study_name)):
-        return merge_clusters(study_name, merging)
+    with tags(study_tag(request.study_name)):
+        return merge_clusters(request)

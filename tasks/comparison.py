@@ -1,25 +1,22 @@
 """Compare the methods of a study and register what it made, with the table where people look for it."""
 
-from prefect import task
 from prefect.artifacts import create_markdown_artifact
-from prefect.cache_policies import NO_CACHE
 
-from clusterlora.wiring import from_environment
 from tasks.pictures import embedded
-from tasks.retrying import RETRIED
-from tasks.run_log import PrefectRunLog, artifact_key
+from tasks.run_log import artifact_key
+from tasks.study_task import TaskContext, study_task
 
 
-@task(task_run_name="compare · {study_name}", cache_policy=NO_CACHE, **RETRIED)
-def compare(study_name: str) -> str:
+@study_task("compare · {study_name}", progress="{study_name} compare")
+def compare(context: TaskContext, study_name: str) -> str:
     """Write the study's results folder and return the sentence that sums the comparison up."""
     from clusterlora.metadata import ImportedScores
     from clusterlora.stages.compare import compare as compare_study
     from clusterlora.stages.compare import figure_path
     from clusterlora.stages.imported_scores import imported_markdown
 
-    stores = from_environment()
-    comparison = compare_study(study_name, stores, PrefectRunLog(study_name, "compare"))
+    stores = context.stores
+    comparison = compare_study(study_name, stores, context.log)
     beside = imported_markdown(stores.studies.metadata(study_name, ImportedScores))
     summary = (stores.folder(study_name) / "results" / "summary.md").read_text(encoding="utf-8")
     create_markdown_artifact(
@@ -30,9 +27,9 @@ def compare(study_name: str) -> str:
     return comparison.sentence
 
 
-@task(task_run_name="register · {study_name}", cache_policy=NO_CACHE, **RETRIED)
-def register(study_name: str) -> str:
+@study_task("register · {study_name}", progress="{study_name} register")
+def register(context: TaskContext, study_name: str) -> str:
     """Put the adapters and the champion into the model registry; return the champion's URI."""
     from clusterlora.stages.register import register as register_models
 
-    return register_models(study_name, from_environment(), PrefectRunLog(study_name, "register"))
+    return register_models(study_name, context.stores, context.log)

@@ -2,15 +2,12 @@
 
 from typing import Literal
 
-from prefect import task
 from prefect.artifacts import create_markdown_artifact
-from prefect.cache_policies import NO_CACHE
 from prefect.input import RunInput
 from pydantic import ConfigDict, Field
 
-from clusterlora.wiring import from_environment
-from tasks.retrying import RETRIED
 from tasks.run_log import artifact_key
+from tasks.study_task import TaskContext, study_task
 
 PATIENCE_SECONDS = 30 * 24 * 3600
 """How long a suspended study waits before Prefect fails it; the same command continues it after that, too."""
@@ -44,14 +41,14 @@ class GateDecision(RunInput):
     decided_by: str = Field("", max_length=100, title="Your name", description="Kept with the decision; Prefect does not know who you are.")
 
 
-@task(task_run_name="ask about the gate? · {study_name}", cache_policy=NO_CACHE, **RETRIED)
-def question_for_a_person(study_name: str) -> tuple[str, str] | None:
+@study_task("ask about the gate? · {study_name}")
+def question_for_a_person(context: TaskContext, study_name: str) -> tuple[str, str] | None:
     """Return the question's key and its text in Markdown when a refused gate is left to a person; None when nothing is open."""
     from clusterlora.gate.report import markdown
     from clusterlora.planning.decisions import decisions
     from clusterlora.planning.ladder import awaits_decision
 
-    stores = from_environment()
+    stores = context.stores
     if not awaits_decision(stores.studies.study(study_name), stores):
         return None
     text = f"No configuration of the ladder passed the gate of **{study_name}**. The last one:\n\n" + markdown(
@@ -60,8 +57,8 @@ def question_for_a_person(study_name: str) -> tuple[str, str] | None:
     return f"gate-{len(decisions(study_name, stores)) + 1}", text
 
 
-@task(task_run_name="note the decision · {study_name}", cache_policy=NO_CACHE, **RETRIED)
-def record_decision(study_name: str, answer: GateDecision) -> None:
+@study_task("note the decision · {study_name}")
+def record_decision(context: TaskContext, study_name: str, answer: GateDecision) -> None:
     """Keep what was decided, by whom and when; from now on the study acts on it, however often it is launched."""
     from clusterlora.metadata import Decision
     from clusterlora.planning.decisions import decide, decisions
@@ -69,7 +66,7 @@ def record_decision(study_name: str, answer: GateDecision) -> None:
 
     retry = answer.choice == "retry"
     rung = Rung(name="asked", learning_rate=answer.learning_rate, epochs=answer.epochs, init=answer.init) if retry else None
-    stores = from_environment()
+    stores = context.stores
     decide(study_name, stores, Decision(answer.choice, rung, answer.decided_by.strip()))
     said = "".join(f"{number}. {one}\n" for number, one in enumerate(decisions(study_name, stores), start=1))
     create_markdown_artifact(

@@ -1,72 +1,14 @@
-"""Tasks that start a deployed run on the gpu pool and wait for it. One try of the task is one attempt of the work.
+"""Tasks that start a deployed run on the gpu pool and wait for it. One try of the task is one attempt of the work."""
 
-Attempts are numbered in the study database, and the number is in the idempotency key: whoever asks for the same attempt,
-a retry or a fresh parent after a crash, finds the run that is already there instead of starting a second one.
-"""
-
-import time
-from collections.abc import Collection, Mapping
-from typing import Any, NoReturn, cast
-
-from prefect import task
-from prefect.cache_policies import NO_CACHE
-from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterIdempotencyKey
-from prefect.client.schemas.objects import FlowRun, State, TaskRun
-from prefect.deployments import run_deployment
-from prefect.exceptions import ObjectNotFound
-from prefect.runtime import task_run as this_task_run
-from prefect.tasks import Task, exponential_backoff
-
-from clusterlora.errors import OutOfMemory, UnknownName
 from clusterlora.planning.ladder import GATED, REFERENCE
-from clusterlora.planning.training_groups import TrainingGroup
-from clusterlora.ports import Stores
-from clusterlora.settings import Study
+from clusterlora.requests import EvaluationRequest, TrainingGroup, TrainRequest
 from clusterlora.values import Attempt
-from clusterlora.wiring import from_environment
-from tasks.retrying import is_transient
-from tasks.run_names import evaluation_name, method_tag, study_tag, training_name
-
-MOST_HALVINGS = 4
-MOST_CRASHES = 2
-ASK_EVERY_SECONDS = 2.0
+from tasks.child_runs import MOST_CRASHES, MOST_HALVINGS, another_attempt, count_crash, see_through, stand_in_line
+from tasks.study_task import TaskContext, study_task
 
 
-class FailedChildError(RuntimeError):
-    """A run ended in a way that another attempt cannot cure."""
-
-
-class CrashedChildError(RuntimeError):
-    """A run died, or ended without leaving its work behind; `crashes` counts those of this task run."""
-
-    def __init__(self, message: str, *, crashes: int) -> None:
-        super().__init__(message)
-        self.crashes = crashes
-
-
-def deserves_another_attempt(_task: Task[..., Any], _task_run: TaskRun, state: State[Any]) -> bool:
-    """Return whether a retry can help: less memory asked for, a machine that died, a service that was away.
-
-    Must be a plain function: with any other callable Prefect silently never retries.
-    """
-    error = state.data
-    if isinstance(error, OutOfMemory):
-        return error.micro_batch > 1
-    if isinstance(error, CrashedChildError):
-        return error.crashes <= MOST_CRASHES
-    return is_transient(error)
-
-
-@task(
-    task_run_name="train · {group.title} · {study_name}",
-    retries=MOST_HALVINGS,
-    retry_delay_seconds=exponential_backoff(backoff_factor=2),
-    retry_jitter_factor=0.5,
-    retry_condition_fn=deserves_another_attempt,
-    cache_policy=NO_CACHE,
-)
-def dispatch_training(study_name: str, group: TrainingGroup, *, after: str | None = None) -> None:
+@study_task("train · {group.title} · {study_name}", retry=another_attempt(MOST_HALVINGS))
+def dispatch_training(context: TaskContext, study_name: str, group: TrainingGroup, *, after: str | None = None) -> None:
     """Train a group in a run of its own; after OutOfMemory the retry asks for half the micro-batch.
 
     Args:
@@ -80,42 +22,25 @@ def dispatch_training(study_name: str, group: TrainingGroup, *, after: str | Non
     from clusterlora.planning.work_plan import plan_with, trained_adapters
     from clusterlora.stages.train import next_micro_batch
 
-    stores = from_environment()
+    stores = context.stores
     study = stores.studies.study(study_name)
     if after is not None:
-        _stand_in_line(study_name, after, stores)
+        stand_in_line(study_name, after, stores)
     number, micro_batch = next_micro_batch(study, group.name, stores)
     attempt = Attempt(group=group.name, number=number, micro_batch=micro_batch, state="running")
-    parameters = {
-        "study_name": study_name,
-        "group": group.name,
-        "title": group.title,
-        "adapters": list(group.adapters),
-        "micro_batch": micro_batch,
-        "attempt": number,
-    }
+    request = TrainRequest(study_name=study_name, group=group, micro_batch=micro_batch, attempt=number)
     plan = plan_with(study, stores, group.adapters)
     trained_by = plan.trained_by()
-    methods = {trained_by[adapter] for adapter in group.adapters}
-    _see_through("train", study, attempt, parameters, training_name(**parameters), stores, methods=methods)
+    see_through(request, study, attempt, stores, methods={trained_by[adapter] for adapter in group.adapters})
 
     missing = set(group.adapters) - trained_adapters(study, stores, plan).keys()
     if missing:
-        _count_crash(study_name, attempt, "lost", f"the run completed but left no {', '.join(sorted(missing))}", stores)
+        count_crash(study_name, attempt, "lost", f"the run completed but left no {', '.join(sorted(missing))}", stores)
 
 
-@task(
-    task_run_name="evaluate · {part} {shard}/{shards} · {study_name}",
-    retries=MOST_CRASHES,
-    retry_delay_seconds=exponential_backoff(backoff_factor=2),
-    retry_jitter_factor=0.5,
-    retry_condition_fn=deserves_another_attempt,
-    cache_policy=NO_CACHE,
-)
-def dispatch_evaluation(
-    study_name: str, part: str, *, shard: int = 1, shards: int = 1, rung: str | None = None, after: str | None = None
-) -> None:
-    """Answer and score one shard (counted from 1) of a part (power, baseline, gate or test) in a run of its own.
+@study_task("evaluate · {request.part} {request.shard}/{request.shards} · {request.study_name}", retry=another_attempt(MOST_CRASHES))
+def dispatch_evaluation(context: TaskContext, request: EvaluationRequest, *, after: str | None = None) -> None:
+    """Answer and score one shard of a study's items in a run of its own.
 
     Args:
         after: as of `dispatch_training`.
@@ -124,98 +49,15 @@ def dispatch_evaluation(
         CrashedChildError: the run died more often than is worth another attempt.
         FailedChildError: the run failed for a reason of its own, or was cancelled.
     """
-    stores = from_environment()
-    study = stores.studies.study(study_name)
+    stores, name = context.stores, request.run_name
+    study = stores.studies.study(request.study_name)
     if after is not None:
-        _stand_in_line(study_name, after, stores)
-    parameters = {"study_name": study_name, "part": part, "shard": shard, "shards": shards, "rung": rung}
-    name = evaluation_name(**parameters)
-    earlier = stores.studies.attempts(study_name, name)
+        stand_in_line(study.name, after, stores)
+    earlier = stores.studies.attempts(study.name, name)
     if earlier and earlier[-1].state == "running":
         attempt = earlier[-1]
     else:
         attempt = Attempt(group=name, number=len(earlier) + 1, micro_batch=study.evaluation.batch_size, state="running")
-    methods = {"power": {"baseline"}, "baseline": {"baseline"}, "gate": {REFERENCE, GATED}}.get(part, {*study.methods})
-    _see_through("evaluate", study, attempt, parameters, name, stores, methods=methods)
-    stores.studies.close_attempt(study_name, name, attempt.number, state="done")
-
-
-def _stand_in_line(study_name: str, after: str, stores: Stores) -> None:
-    """Wait until the run of what comes before is there, but no longer than a busy machine may take: the order only saves time."""
-    for _ in range(120):
-        attempts = stores.studies.attempts(study_name, after)
-        if attempts and (attempts[-1].state != "running" or _exists(_key(study_name, attempts[-1], stores))):
-            return
-        time.sleep(0.5)
-
-
-def _key(study_name: str, attempt: Attempt, stores: Stores) -> str:
-    # A study deleted and made again under its name must not find the runs of the first one.
-    created = next(created for known, _, created in stores.studies.studies() if known == study_name)
-    return f"{study_name}/{created}/{attempt.group}/attempt-{attempt.number}"
-
-
-def _exists(key: str) -> bool:
-    with get_client(sync_client=True) as client:
-        wanted = FlowRunFilter(idempotency_key=FlowRunFilterIdempotencyKey(any_=[key]))
-        return bool(client.read_flow_runs(flow_run_filter=wanted, limit=1))
-
-
-def _see_through(
-    flow: str,
-    study: Study,
-    attempt: Attempt,
-    parameters: Mapping[str, Any],
-    name: str,
-    stores: Stores,
-    *,
-    methods: Collection[str],
-) -> None:
-    """Start the attempt's run, or find it, and wait; return when it completed, else record how it ended and raise."""
-    # Recorded before the run exists: a run that dies before its first line still counts, with its micro-batch.
-    stores.studies.open_attempt(study.name, attempt)
-    deployment = f"{flow}/{flow}" if study.runtime.gpu_pool == "gpu" else f"{flow}/{flow}-{study.runtime.gpu_pool}"
-    try:
-        run = cast(
-            "FlowRun",
-            run_deployment(
-                deployment,
-                parameters=dict(parameters),
-                flow_run_name=name,
-                idempotency_key=_key(study.name, attempt, stores),
-                tags=[study_tag(study.name), *map(method_tag, sorted(methods))],
-                poll_interval=ASK_EVERY_SECONDS,
-            ),
-        )
-    except ObjectNotFound as error:
-        pool = study.runtime.gpu_pool
-        raise UnknownName(
-            f"no deployment {deployment} for pool {pool!r}; run `prefect deploy --all` or set runtime.gpu_pool=gpu"
-        ) from error
-    settle(run, study.name, attempt, stores)
-
-
-def settle(run: FlowRun, study_name: str, attempt: Attempt, stores: Stores) -> None:
-    """Return when the run completed; else record how its attempt ended and raise what Prefect's retry decides by."""
-    state = run.state
-    assert state is not None, f"run {run.id} was waited for and has no state"
-    message = state.message or f"{run.name} ended {state.name}"
-    if state.is_completed():
-        return
-    if state.is_crashed():
-        _count_crash(study_name, attempt, "crashed", message, stores)
-    if state.name == "OutOfMemory":
-        stores.studies.close_attempt(study_name, attempt.group, attempt.number, state="out_of_memory", detail=message)
-        # The run may have begun with less than it was asked for, knowing the device.
-        begun = next(a for a in stores.studies.attempts(study_name, attempt.group) if a.number == attempt.number)
-        raise OutOfMemory(message, micro_batch=begun.micro_batch or attempt.micro_batch)
-    stores.studies.close_attempt(study_name, attempt.group, attempt.number, state="failed", detail=message)
-    raise FailedChildError(f"{run.name} ended {state.name}: {message}")
-
-
-def _count_crash(study_name: str, attempt: Attempt, state: str, detail: str, stores: Stores) -> NoReturn:
-    stores.studies.close_attempt(study_name, attempt.group, attempt.number, state=state, detail=detail)
-    tries = this_task_run.run_count or 1
-    ended = [a for a in stores.studies.attempts(study_name, attempt.group) if a.number > attempt.number - tries]
-    crashes = max(1, sum(a.state in ("crashed", "lost") for a in ended))
-    raise CrashedChildError(f"{attempt.group}, attempt {attempt.number}: {detail}", crashes=crashes)
+    methods = {"power": {"baseline"}, "baseline": {"baseline"}, "gate": {REFERENCE, GATED}}.get(request.part, {*study.methods})
+    see_through(request, study, attempt, stores, methods=methods)
+    stores.studies.close_attempt(study.name, name, attempt.number, state="done")

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 
 from prefect.futures import PrefectFuture, wait
 
-from clusterlora.planning.training_groups import TrainingGroup
+from clusterlora.requests import EvaluationRequest, TrainingGroup
 from tasks.dispatch import dispatch_evaluation, dispatch_training
 
 
@@ -23,7 +23,8 @@ def train_all(study_name: str, groups: Iterable[TrainingGroup], *, after: str | 
 
 def evaluate_all(study_name: str, *, shards: int) -> None:
     """Answer every shard of the test items in a run of its own; raise the first failure after all have ended."""
-    _all_of([dispatch_evaluation.submit(study_name, "test", shard=shard, shards=shards) for shard in range(1, shards + 1)])
+    requests = [EvaluationRequest(study_name=study_name, part="test", shard=shard, shards=shards) for shard in range(1, shards + 1)]
+    _all_of([dispatch_evaluation.submit(request) for request in requests])
 
 
 def _all_of(futures: Sequence[PrefectFuture[None]]) -> None:

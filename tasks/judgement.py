@@ -1,23 +1,20 @@
 """The gate's verdict on one rung, and before it the gate's power, as artifacts."""
 
-from prefect import task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
-from prefect.cache_policies import NO_CACHE
 from prefect.logging import get_run_logger
 
 from clusterlora.values import Verdict
-from clusterlora.wiring import from_environment
-from tasks.retrying import RETRIED
 from tasks.run_log import artifact_key
+from tasks.study_task import TaskContext, study_task
 
 
-@task(task_run_name="judge · {study_name} · {rung}", cache_policy=NO_CACHE, **RETRIED)
-def judge(study_name: str, rung: str) -> Verdict:
+@study_task("judge · {study_name} · {rung}")
+def judge(context: TaskContext, study_name: str, rung: str) -> Verdict:
     """Return the verdict on cluster 0 as one rung trained it, from the answers in the study database."""
     from clusterlora.gate.report import markdown, records
     from clusterlora.stages.judge import judge as judge_rung
 
-    verdict = judge_rung(study_name, rung, from_environment())
+    verdict = judge_rung(study_name, rung, context.stores)
     create_markdown_artifact(
         markdown(verdict),
         key=artifact_key("gate", study_name, rung),
@@ -31,12 +28,12 @@ def judge(study_name: str, rung: str) -> Verdict:
     return verdict
 
 
-@task(task_run_name="estimate the gate's power · {study_name}", cache_policy=NO_CACHE, **RETRIED)
-def estimate_power(study_name: str) -> None:
+@study_task("estimate the gate's power · {study_name}")
+def estimate_power(context: TaskContext, study_name: str) -> None:
     """Estimate which gain the gate detects and how often luck passes it, as soon as the base model has answered."""
     from clusterlora.stages.judge import estimate_power as estimate_gate_power
 
-    power = estimate_gate_power(study_name, from_environment())
+    power = estimate_gate_power(study_name, context.stores)
     logger = get_run_logger()
     logger.info("%s", power.sentence)
     for warning in power.warnings:
@@ -45,15 +42,15 @@ def estimate_power(study_name: str) -> None:
     create_markdown_artifact("\n\n".join(lines), key=artifact_key("gate", study_name, "power"), description=power.sentence)
 
 
-@task(task_run_name="is the power known? · {study_name}", cache_policy=NO_CACHE, **RETRIED)
-def has_power(study_name: str) -> bool:
+@study_task("is the power known? · {study_name}")
+def has_power(context: TaskContext, study_name: str) -> bool:
     """Return whether the gate's power is recorded with the study."""
     from clusterlora.gate.power import Power
 
-    return from_environment().studies.metadata(study_name, Power) is not None
+    return context.stores.studies.metadata(study_name, Power) is not None
 
 
-@task(task_run_name="look up verdict · {study_name} · {rung}", cache_policy=NO_CACHE, **RETRIED)
-def known_verdict(study_name: str, rung: str) -> Verdict | None:
+@study_task("look up verdict · {study_name} · {rung}")
+def known_verdict(context: TaskContext, study_name: str, rung: str) -> Verdict | None:
     """Return the verdict that an earlier run of the study reached on this rung."""
-    return next((verdict for verdict in from_environment().studies.verdicts(study_name) if verdict.rung == rung), None)
+    return next((verdict for verdict in context.stores.studies.verdicts(study_name) if verdict.rung == rung), None)

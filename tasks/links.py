@@ -1,20 +1,18 @@
 """From a study's run in Prefect to its run in MLflow, and back."""
 
-from prefect import get_run_logger, task
+from prefect import get_run_logger
 from prefect.artifacts import create_link_artifact
-from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 from prefect.settings import PREFECT_UI_URL
 
-from clusterlora.wiring import from_environment
-from tasks.retrying import RETRIED
 from tasks.run_log import artifact_key
+from tasks.study_task import TaskContext, study_task
 
 
-@task(task_run_name="link · {study_name}", cache_policy=NO_CACHE, **RETRIED)
-def link_runs(study_name: str) -> None:
+@study_task("link · {study_name}")
+def link_runs(context: TaskContext, study_name: str) -> None:
     """Show the study's MLflow run as an artifact of this run, and keep this run's address as a tag there."""
-    stores = from_environment()
+    stores = context.stores
     page = stores.tracker.page(study_name)
     if page is None:
         get_run_logger().info("nothing is tracked: MLFLOW_TRACKING_URI is not set")

@@ -1,16 +1,11 @@
 """Merge personal adapters per cluster in this process."""
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
-
-from clusterlora.settings import MergeSettings
-from clusterlora.wiring import from_environment
-from tasks.retrying import RETRIED
-from tasks.run_log import PrefectRunLog
+from clusterlora.requests import MergeRequest
+from tasks.study_task import TaskContext, study_task
 
 
-@task(task_run_name="merge · {study_name} · {merging.kind}", cache_policy=NO_CACHE, **RETRIED)
-def merge_clusters(study_name: str, merging: MergeSettings) -> tuple[str, ...]:
+@study_task("merge · {request.study_name} · {request.merging.kind}", progress="{request.study_name} merge {request.merging.kind}")
+def merge_clusters(context: TaskContext, request: MergeRequest) -> tuple[str, ...]:
     """Return the names of the merged adapters; those that exist already are not made again.
 
     Raises:
@@ -18,4 +13,4 @@ def merge_clusters(study_name: str, merging: MergeSettings) -> tuple[str, ...]:
     """
     from clusterlora.stages.merge import merge
 
-    return merge(study_name, merging, from_environment(), PrefectRunLog(study_name, "merge", merging.kind))
+    return merge(request, context.stores, context.log)

@@ -10,7 +10,9 @@ from prefect.tasks import RetryConditionCallable, Task, exponential_backoff
 from clusterlora.errors import ServiceDown
 
 
-class _Retrying(TypedDict):
+class RetryPolicy(TypedDict):
+    """The arguments of a Prefect task that say when, how often and after how long it is tried again."""
+
     retries: int
     retry_delay_seconds: Callable[[int], list[float]]
     retry_jitter_factor: float
@@ -35,11 +37,10 @@ def service_was_away(_task: Task[..., Any], _task_run: TaskRun, state: State[Any
     return is_transient(state.data)
 
 
-RETRIED: _Retrying = {
+SERVICE_AWAY: RetryPolicy = {
     "retries": 4,
     "retry_delay_seconds": exponential_backoff(backoff_factor=5),
     "retry_jitter_factor": 0.5,
     "retry_condition_fn": service_was_away,
 }
-"""What every task that talks to a service is decorated with: again after 5, 10, 20 and 40 s, each up to half longer so that not
-all come back at once."""
+"""Again after 5, 10, 20 and 40 s, each up to half longer so that not all come back at once."""

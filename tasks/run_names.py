@@ -20,14 +20,3 @@ def tag_this_run(study_name: str) -> None:
     """Give the current flow run its study's tag; Prefect's `tags` reach only the runs it starts."""
     with get_client(sync_client=True) as client:
         client.update_flow_run(UUID(flow_run.id), tags=sorted({*flow_run.tags, study_tag(study_name)}))
-
-
-def training_name(*, title: str, study_name: str, micro_batch: int, attempt: int, **_: object) -> str:
-    """Return `train · cluster 00 · mission · micro-batch 2 · attempt 1`."""
-    return f"train · {title} · {study_name} · micro-batch {micro_batch} · attempt {attempt}"
-
-
-def evaluation_name(*, part: str, shard: int, shards: int, study_name: str, rung: str | None = None, **_: object) -> str:
-    """Return `evaluate · test 1/2 · mission`, or `evaluate · gate 1/1 · mission · lower-lr` for a rung of the ladder."""
-    name = f"evaluate · {part} {shard}/{shards} · {study_name}"
-    return f"{name} · {rung}" if rung else name

@@ -2,24 +2,21 @@
 
 from collections.abc import Iterator
 
-from prefect import task
 from prefect.artifacts import create_markdown_artifact
-from prefect.cache_policies import NO_CACHE
 
 from clusterlora.evaluation.markdown import table
 from clusterlora.metadata import Provenance, TrackerPage
 from clusterlora.models.memory import format_bytes
 from clusterlora.ports import Stores
 from clusterlora.settings import Study
-from clusterlora.wiring import from_environment
-from tasks.retrying import RETRIED
 from tasks.run_log import artifact_key, duration
+from tasks.study_task import TaskContext, study_task
 
 
-@task(task_run_name="status · {study_name} · {doing}", cache_policy=NO_CACHE, **RETRIED)
-def show_status(study_name: str, doing: str) -> None:
+@study_task("status · {study_name} · {doing}")
+def show_status(context: TaskContext, study_name: str, doing: str) -> None:
     """Publish the study's state as a markdown artifact; the Artifacts page keeps one entry per study, with its history."""
-    stores = from_environment()
+    stores = context.stores
     create_markdown_artifact(
         "\n".join(status_lines(stores.studies.study(study_name), stores, doing)),
         key=artifact_key("status", study_name),

@@ -12,8 +12,8 @@ from clusterlora.cli.progress import ConsoleLog, console_log
 from clusterlora.errors import OutOfMemory, UnknownName
 
 if TYPE_CHECKING:
-    from clusterlora.planning.training_groups import TrainingGroup
     from clusterlora.ports import Stores
+    from clusterlora.requests import TrainingGroup
     from clusterlora.settings import Study
 
 _TRAIN_EXAMPLES = """\b
@@ -73,6 +73,7 @@ def train(
 @study_options
 def evaluate(cluster: int | None, as_json: bool, **options: Any) -> None:
     """Answer and score with what has been trained. Answers that are stored are not given again."""
+    from clusterlora.requests import EvaluationRequest
     from clusterlora.stages.evaluate import evaluate as evaluate_part
 
     study = study_from(options)
@@ -80,7 +81,7 @@ def evaluate(cluster: int | None, as_json: bool, **options: Any) -> None:
     with console_log() as log:
         _begin(study, stores, log)
         if cluster is None:
-            n_answers = evaluate_part(study.name, part="test", shard=1, shards=1, rung=None, stores=stores, log=log)
+            n_answers = evaluate_part(EvaluationRequest(study_name=study.name), stores, log)
             said = f"{n_answers} answers given and scored; see them with: clusterlora compare --name {study.name}"
             click.echo(json.dumps({"study": study.name, "answers": n_answers}) if as_json else said)
             return
@@ -88,7 +89,7 @@ def evaluate(cluster: int | None, as_json: bool, **options: Any) -> None:
 
         rung = decided_rung(study, stores).name
         _require(study, stores, cluster)
-        evaluate_part(study.name, part="gate", shard=1, shards=1, rung=rung, cluster=cluster, stores=stores, log=log)
+        evaluate_part(EvaluationRequest(study_name=study.name, part="gate", rung=rung, cluster=cluster), stores, log)
     from clusterlora.gate.report import markdown
     from clusterlora.stages.judge import judge, verdict_on
 
@@ -162,12 +163,13 @@ def _train_until_done(study: "Study", names: tuple[str, ...], stores: "Stores", 
 
 def _train_one(study: "Study", group: "TrainingGroup", stores: "Stores", log: ConsoleLog) -> int:
     """Train one group of adapters, halving the micro-batch as often as memory demands."""
+    from clusterlora.requests import TrainRequest
     from clusterlora.stages.train import next_micro_batch, train_group
 
     while True:
         attempt, micro_batch = next_micro_batch(study, group.name, stores)
         try:
-            return train_group(study.name, group, attempt=attempt, micro_batch=micro_batch, stores=stores, log=log)
+            return train_group(TrainRequest(study_name=study.name, group=group, micro_batch=micro_batch, attempt=attempt), stores, log)
         except OutOfMemory:
             if micro_batch == 1:
                 raise

@@ -1,28 +1,19 @@
 """How adapters are grouped into runs: which are trained together, under which name, and in which order."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from clusterlora.clustering import PREREQUISITES
 from clusterlora.metadata import Refinement
 from clusterlora.planning.ladder import GATED, gated, refused
 from clusterlora.planning.work_plan import WorkPlan, judged_adapters, trained_adapters, work_plan
 from clusterlora.ports import Stores
+from clusterlora.requests import TrainingGroup
 from clusterlora.settings import Rung, Study
 from clusterlora.training.load_balancing import partition_by_load
 from clusterlora.values import AdapterSpec
 
 _OF_ONE_PERSON = ("persona", "residual", "prefix")
 """What adapters are called that a method trains for every single person. A cluster of one is not among them."""
-
-
-@dataclass(frozen=True, slots=True)
-class TrainingGroup:
-    """Adapters trained together in one run. `name` is stable across relaunches, `title` is for people."""
-
-    name: str
-    title: str
-    adapters: tuple[str, ...]
 
 
 def groups_before_clustering(study: Study, stores: Stores) -> tuple[TrainingGroup, ...]:

@@ -6,7 +6,6 @@ What needs no adapter, the bare base model's answers, may come first, while adap
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import replace
 from functools import lru_cache
-from typing import Literal
 
 import numpy as np
 
@@ -20,6 +19,7 @@ from clusterlora.models.stacked import Weights, combined_weights, read_weights
 from clusterlora.planning.ladder import refused, rung_by_name
 from clusterlora.planning.work_plan import WorkPlan, judged_adapters, trained_adapters, work_plan
 from clusterlora.ports import RunLog, Stores
+from clusterlora.requests import EvaluationPart, EvaluationRequest
 from clusterlora.settings import Study
 from clusterlora.stages.model_cache import base_model, embedder
 from clusterlora.stages.stored import stored_folder
@@ -29,9 +29,8 @@ from clusterlora.values import AdapterComposition, Item, MethodPlan, Persona, Ro
 _COMPOSITIONS_AT_ONCE = 64
 """Compositions whose factors are in memory together."""
 
-Part = Literal["power", "baseline", "gate", "test"]
 
-_PHASE: Mapping[Part, Phase] = {
+_PHASE: Mapping[EvaluationPart, Phase] = {
     "power": "evaluate power",
     "baseline": "evaluate baseline",
     "gate": "evaluate gate",
@@ -39,27 +38,17 @@ _PHASE: Mapping[Part, Phase] = {
 }
 
 
-def evaluate(
-    study_name: str, *, part: Part, shard: int, shards: int, rung: str | None, cluster: int = 0, stores: Stores, log: RunLog
-) -> int:
-    """Return the number of answers given; those the study holds are not given again.
-
-    Args:
-        part: `power` answers a cluster's val items with the bare base model, `gate` with a rung's adapter and with unified; `test`
-            lets every method choose on val, then answers test items; `baseline` answers what `test` will ask of the bare base model.
-        shard: this run's share of the personas, 1..shards.
-        rung: which try of the ladder (gate only).
-        cluster: whose val items (for power and gate); the study itself asks for cluster 0.
-    """
-    study = stores.studies.study(study_name)
+def evaluate(request: EvaluationRequest, stores: Stores, log: RunLog) -> int:
+    """Return the number of answers given; those the study holds are not given again."""
+    study, part, rung = stores.studies.study(request.study_name), request.part, request.rung
     runner = _Runner(study, stores, log)
-    with timed(stores, study_name, _PHASE[part], rung or f"{shard}/{shards}"):
+    with timed(stores, study.name, _PHASE[part], rung or f"{request.shard}/{request.shards}"):
         if part in ("power", "gate"):
             plan = work_plan(study, stores, rung_by_name(study, rung, stores) if rung else None)
-            return _val(study, runner, plan, cluster, bare=part == "power")
+            return _val(study, runner, plan, request.cluster, bare=part == "power")
         if part == "baseline":
             return _baseline(study, runner, work_plan(study, stores))
-        return _test(study, runner, work_plan(study, stores), shard=shard, shards=shards)
+        return _test(study, runner, work_plan(study, stores), shard=request.shard, shards=request.shards)
 
 
 def val_losses(

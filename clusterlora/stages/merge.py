@@ -3,23 +3,23 @@
 from dataclasses import replace
 
 from clusterlora.errors import BadData
-from clusterlora.planning.training_groups import TrainingGroup
 from clusterlora.planning.work_plan import trained_adapters, work_plan
 from clusterlora.ports import RunLog, Stores
-from clusterlora.settings import MergeSettings
+from clusterlora.requests import MergeRequest, TrainingGroup
 from clusterlora.stages.register import register_adapter
 from clusterlora.stages.timing import timed
 from clusterlora.stages.train import merge_adapters
 from clusterlora.training.merging import density_of
 
 
-def merge(study_name: str, merging: MergeSettings, stores: Stores, log: RunLog) -> tuple[str, ...]:
+def merge(request: MergeRequest, stores: Stores, log: RunLog) -> tuple[str, ...]:
     """Return the names of the merged adapters, one per cluster; those that exist already are not made again.
 
     Raises:
         BadData: personal adapters are missing.
         BadSettings: the personas are not clustered yet.
     """
+    study_name, merging = request.study_name, request.merging
     compared = stores.studies.study(study_name)
     study = replace(compared, methods=("merge",), seeds=1, merging=merging)
     plan = work_plan(study, stores)

@@ -14,9 +14,9 @@ from clusterlora.errors import OutOfMemory, ServiceDown
 from clusterlora.models.base import base_revision
 from clusterlora.models.memory import device_name, peak_memory_bytes
 from clusterlora.models.stacked import read_adapter
-from clusterlora.planning.training_groups import TrainingGroup
 from clusterlora.planning.work_plan import WorkPlan, plan_with
 from clusterlora.ports import AdapterRun, RunLog, Stores
+from clusterlora.requests import TrainingGroup, TrainRequest
 from clusterlora.settings import Study
 from clusterlora.stages.model_cache import base_model
 from clusterlora.stages.outcome import tagged_with_outcome
@@ -43,7 +43,7 @@ def next_micro_batch(study: Study, group: str, stores: Stores) -> tuple[int, int
     return last.number + 1, max(1, last.micro_batch // 2) if last.state == "out_of_memory" else last.micro_batch
 
 
-def train_group(study_name: str, group: TrainingGroup, *, attempt: int, micro_batch: int, stores: Stores, log: RunLog) -> int:
+def train_group(request: TrainRequest, stores: Stores, log: RunLog) -> int:
     """Return the number of adapters trained. What the store holds under the same key is linked to the study, not trained again.
 
     What ran out of a device's memory once, in any study on this base, is not tried there again: the micro-batch starts smaller.
@@ -52,15 +52,15 @@ def train_group(study_name: str, group: TrainingGroup, *, attempt: int, micro_ba
         OutOfMemory: an allocation failed; what had finished is kept, and the next attempt resumes after the last whole epoch.
         TrainingDiverged: a loss is not finite.
     """
-    study = stores.studies.study(study_name)
+    study, group, attempt, micro_batch = stores.studies.study(request.study_name), request.group, request.attempt, request.micro_batch
     place = (base_revision(study.model.base), device_name(), study.model.max_length)
     fits = stores.studies.memory_limit(*place)
     if fits is not None and fits < micro_batch:
         log.note(f"micro-batch {fits} instead of {micro_batch}: more did not fit {place[1]} before")
         micro_batch = fits
-    stores.studies.open_attempt(study_name, Attempt(group.name, attempt, micro_batch, "running"))
+    stores.studies.open_attempt(study.name, Attempt(group.name, attempt, micro_batch, "running"))
     try:
-        with timed(stores, study_name, "train", group.name):
+        with timed(stores, study.name, "train", group.name):
             n_trained = _train(study, group, attempt=attempt, micro_batch=micro_batch, stores=stores, log=log)
     except ServiceDown:
         # The attempt stays open: whoever retries it goes on after the last whole epoch.
@@ -70,9 +70,9 @@ def train_group(study_name: str, group: TrainingGroup, *, attempt: int, micro_ba
         if isinstance(error, OutOfMemory) and micro_batch > 1:
             # The next group on such a device starts where this one's next attempt does.
             stores.studies.save_memory_limit(*place, micro_batch=micro_batch // 2)
-        stores.studies.close_attempt(study_name, group.name, attempt, state=state, detail=str(error), peak_memory_bytes=peak_memory_bytes())
+        stores.studies.close_attempt(study.name, group.name, attempt, state=state, detail=str(error), peak_memory_bytes=peak_memory_bytes())
         raise
-    stores.studies.close_attempt(study_name, group.name, attempt, state="done", peak_memory_bytes=peak_memory_bytes())
+    stores.studies.close_attempt(study.name, group.name, attempt, state="done", peak_memory_bytes=peak_memory_bytes())
     return n_trained
 
 

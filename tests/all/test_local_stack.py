@@ -272,7 +272,7 @@ def test_no_log_table_or_artifact_holds_a_password(story: Story) -> None:
         assert {file.name for file in files if secret.encode() in file.read_bytes()} == {"passwords.json"}
 
 
-TRAINING = {"study_name": "x", "group": "x", "title": "x", "adapters": [], "micro_batch": 1, "attempt": 1}
+TRAINING = {"request": {"study_name": "x", "group": {"name": "x", "title": "x", "adapters": []}, "micro_batch": 1, "attempt": 1}}
 
 
 @pytest.mark.parametrize(("flow", "parameters"), [("study", {}), ("train", TRAINING)])

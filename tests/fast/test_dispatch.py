@@ -15,17 +15,18 @@ from prefect.states import Cancelled, Completed, Crashed, Failed
 from prefect.tasks import Task
 from sqlalchemy.exc import DBAPIError
 
-import tasks.dispatch as dispatch_module
+import tasks.child_runs as child_runs
 from clusterlora.errors import BadData, ClusterLoraError, OutOfMemory, ServiceDown
 from clusterlora.metadata import Provenance
 from clusterlora.ports import Stores
+from clusterlora.requests import EvaluationRequest, TrainingGroup, TrainRequest
 from clusterlora.settings import Study
 from clusterlora.stores.files import FileAdapterStore
 from clusterlora.stores.memory import MemoryStudyStore, MemoryTracker
 from clusterlora.stores.sql import SqlStudyStore
 from clusterlora.values import Attempt
-from tasks.dispatch import CrashedChildError, FailedChildError, deserves_another_attempt, dispatch_training, settle
-from tasks.run_names import evaluation_name, training_name
+from tasks.child_runs import CrashedChildError, FailedChildError, deserves_another_attempt, settle
+from tasks.dispatch import dispatch_training
 from tasks.status import status_lines
 
 PROVENANCE = Provenance(
@@ -50,23 +51,23 @@ def test_a_run_stands_in_line_behind_the_one_before_it_but_not_for_ever(stores: 
         if len(waited) == 3:
             stores.studies.open_attempt("mission", attempt())
         if len(waited) == 5:
-            there.add(dispatch_module._key("mission", attempt(), stores))
+            there.add(child_runs._key("mission", attempt(), stores))
 
-    monkeypatch.setattr(dispatch_module.time, "sleep", wait)
-    monkeypatch.setattr(dispatch_module, "_exists", there.__contains__)
-    dispatch_module._stand_in_line("mission", "cluster-00", stores)
+    monkeypatch.setattr(child_runs.time, "sleep", wait)
+    monkeypatch.setattr(child_runs, "_exists", there.__contains__)
+    child_runs.stand_in_line("mission", "cluster-00", stores)
     assert len(waited) == 5, "it was recorded before it was there"
-    dispatch_module._stand_in_line("mission", "cluster-00", stores)
+    child_runs.stand_in_line("mission", "cluster-00", stores)
     assert len(waited) == 5, "it is there already"
-    dispatch_module._stand_in_line("mission", "nobody", stores)
+    child_runs.stand_in_line("mission", "nobody", stores)
     assert sum(waited) < 70
 
 
 def test_a_run_does_not_wait_for_one_that_has_ended(stores: Stores, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(dispatch_module, "_exists", lambda _: False)
+    monkeypatch.setattr(child_runs, "_exists", lambda _: False)
     stores.studies.open_attempt("mission", attempt())
     stores.studies.close_attempt("mission", "cluster-00", 1, state="done")
-    dispatch_module._stand_in_line("mission", "cluster-00", stores)
+    child_runs.stand_in_line("mission", "cluster-00", stores)
 
 
 def attempt(number: int = 1, micro_batch: int = 2) -> Attempt:
@@ -139,7 +140,7 @@ def test_only_absent_services_deserve_the_same_again(error: Exception, again: bo
 
 def all_tasks() -> dict[str, Task[..., Any]]:
     found: dict[str, Task[..., Any]] = {}
-    for file in Path(dispatch_module.__file__ or "").parent.glob("*.py"):
+    for file in Path(child_runs.__file__ or "").parent.glob("*.py"):
         module = importlib.import_module(f"tasks.{file.stem}")
         found |= {f"{file.stem}.{name}": value for name, value in vars(module).items() if isinstance(value, Task)}
     return found
@@ -167,11 +168,12 @@ def test_a_missing_table_is_a_fault_and_no_outage(tmp_path: Path):
 
 
 def test_run_names_say_what_which_study_and_which_batch():
-    name = training_name(title="cluster 00", study_name="mission", micro_batch=1, attempt=2, group="cluster-00", adapters=[])
-    assert name == "train · cluster 00 · mission · micro-batch 1 · attempt 2"
-    assert evaluation_name(part="test", shard=1, shards=2, study_name="mission") == "evaluate · test 1/2 · mission"
-    gate = evaluation_name(part="gate", shard=1, shards=1, study_name="mission", rung="lower-lr")
-    assert gate == "evaluate · gate 1/1 · mission · lower-lr"
+    group = TrainingGroup("cluster-00", "cluster 00", ("cluster-00",))
+    train = TrainRequest(study_name="mission", group=group, micro_batch=1, attempt=2)
+    assert train.run_name == "train · cluster 00 · mission · micro-batch 1 · attempt 2"
+    assert EvaluationRequest(study_name="mission", part="test", shards=2).run_name == "evaluate · test 1/2 · mission"
+    gate = EvaluationRequest(study_name="mission", part="gate", rung="lower-lr")
+    assert gate.run_name == "evaluate · gate 1/1 · mission · lower-lr"
 
 
 def test_the_status_page_tells_what_went_wrong_on_the_way(stores: Stores):

@@ -136,6 +136,7 @@ def test_people_and_words_that_try_to_leave_their_place_stay_text(tmp_path: Path
 
     from clusterlora.planning.training_groups import groups_of
     from clusterlora.planning.work_plan import work_plan
+    from clusterlora.requests import EvaluationRequest, TrainRequest
     from clusterlora.stages.cluster import cluster
     from clusterlora.stages.compare import compare
     from clusterlora.stages.evaluate import evaluate
@@ -170,10 +171,10 @@ def test_people_and_words_that_try_to_leave_their_place_stay_text(tmp_path: Path
     cluster(study, stores, log)
     while groups := groups_of(study, stores, tuple(work_plan(study, stores).specs)):
         for group in groups:
-            train_group(study.name, group, attempt=1, micro_batch=2, stores=stores, log=log)
-    evaluate(study.name, part="gate", shard=1, shards=1, rung="own", stores=stores, log=log)
+            train_group(TrainRequest(study_name=study.name, group=group, micro_batch=2, attempt=1), stores, log)
+    evaluate(EvaluationRequest(study_name=study.name, part="gate", rung="own"), stores, log)
     judge(study.name, "own", stores)
-    evaluate(study.name, part="test", shard=1, shards=1, rung=None, stores=stores, log=log)
+    evaluate(EvaluationRequest(study_name=study.name), stores, log)
     compare(study.name, stores, log)
 
     # Nothing was written anywhere else, and no file is named after a person.

@@ -13,6 +13,7 @@ from clusterlora.data.older import persona_namer, read_clusters, read_results, r
 from clusterlora.errors import BadData, BadSettings
 from clusterlora.planning.training_groups import remaining_groups
 from clusterlora.ports import Stores
+from clusterlora.requests import EvaluationRequest, TrainRequest
 from clusterlora.settings import ClusteringSettings, DataSettings, EvaluationSettings, ModelSettings, Recipe, Study
 from clusterlora.stages.compare import compare
 from clusterlora.stages.evaluate import evaluate
@@ -155,10 +156,10 @@ def test_an_interrupted_study_goes_on_here_with_its_adapters_compared_and_its_sc
     trained: list[str] = []
     while groups := remaining_groups(study, stores):
         for group in groups:
-            train_group(study.name, group, attempt=1, micro_batch=1, stores=stores, log=LOG)
+            train_group(TrainRequest(study_name=study.name, group=group, micro_batch=1, attempt=1), stores, LOG)
             trained += group.adapters
     assert sorted(trained) == ["cluster-01", "unified"], "an imported adapter is not trained, a missing one is"
-    evaluate(study.name, part="test", shard=1, shards=1, rung=None, stores=stores, log=LOG)
+    evaluate(EvaluationRequest(study_name=study.name), stores, LOG)
     routes = {r.persona_id: r.composition.adapter_names for r in stores.studies.routes(study.name) if r.method == "imported_cluster"}
     assert routes == {"persona_000": ("imported-00",), "persona_002": ("imported-00",)} | dict.fromkeys(PEOPLE[1::2], ("cluster-01",))
     comparison = compare(study.name, stores, LOG)

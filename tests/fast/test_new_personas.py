@@ -19,6 +19,7 @@ from clusterlora.planning.ladder import rungs
 from clusterlora.planning.work_plan import work_plan
 from clusterlora.ports import Stores
 from clusterlora.report import figures
+from clusterlora.requests import EvaluationRequest
 from clusterlora.settings import (
     AssignmentSettings,
     ClusteringSettings,
@@ -223,7 +224,7 @@ def test_a_study_measures_new_people_beside_its_methods_and_changes_none_of_them
     assert own_gain_from(results / "new_personas.csv") == pytest.approx(found.own.nll.mean)
     assert sentence(found) in (results / "summary.md").read_text(encoding="utf-8")
     assert 'section id="new-persona"' in (results / "report.html").read_text(encoding="utf-8")
-    assert evaluate(study.name, part="test", shard=1, shards=1, rung=None, stores=stores, log=LOG) == 0
+    assert evaluate(EvaluationRequest(study_name=study.name), stores, LOG) == 0
 
     other = memory_stores(tmp_path / "other")
     without = replace(study, assignment=AssignmentSettings())

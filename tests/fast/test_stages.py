@@ -23,6 +23,7 @@ from clusterlora.planning.ladder import OWN, decided_rung, refused, rungs
 from clusterlora.planning.training_groups import gate_groups, remaining_groups
 from clusterlora.planning.work_plan import IMPORTED, work_plan
 from clusterlora.ports import Stores
+from clusterlora.requests import EvaluationRequest, TrainRequest
 from clusterlora.serving.router import Router
 from clusterlora.settings import (
     ClusteringSettings,
@@ -83,7 +84,7 @@ def test_a_study_runs_from_data_to_a_registered_champion_and_again_without_doing
     run(study, stores)
     assert {a.key: a.seconds for a in stores.studies.adapters(study.name)} == trained_before
     assert stores.studies.attempts(study.name) == attempts_before
-    assert evaluate(study.name, part="test", shard=1, shards=1, rung=None, stores=stores, log=LOG) == 0
+    assert evaluate(EvaluationRequest(study_name=study.name), stores, LOG) == 0
 
 
 def test_what_a_phase_takes_when_it_comes_again_is_added(study: Study, stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,7 +149,7 @@ def test_any_cluster_can_be_judged_and_only_cluster_0_decides(study: Study, fini
     stores = finished_stores
     before = stores.studies.verdicts(study.name)
     rung = decided_rung(study, stores).name
-    evaluate(study.name, part="gate", shard=1, shards=1, rung=rung, cluster=1, stores=stores, log=LOG)
+    evaluate(EvaluationRequest(study_name=study.name, part="gate", rung=rung, cluster=1), stores, LOG)
     verdict = verdict_on(study.name, rung, 1, stores)
     clustering = stores.studies.clustering(study.name)
     assert clustering is not None
@@ -163,7 +164,7 @@ def test_the_baseline_may_answer_first_what_test_would_ask_of_it_and_nothing_cha
     stores, usual, study = finished_stores, study, replace(study, name="ahead")
     dataset = prepare(study, stores, LOG)
     cluster(study, stores, LOG)
-    n_ahead = evaluate(study.name, part="baseline", shard=1, shards=1, rung=None, stores=stores, log=LOG)
+    n_ahead = evaluate(EvaluationRequest(study_name=study.name, part="baseline"), stores, LOG)
     bare = work_plan(study, stores).composition_key(AdapterComposition())
     ahead = set(stores.studies.answers(study.name, [bare]))
     # Their val items too: selective routing may choose the bare base model.
@@ -181,7 +182,7 @@ def test_nobody_asks_the_bare_base_model_where_no_method_does(study: Study, stor
     without = replace(study, methods=("unified", "cluster"))
     prepare(without, stores, LOG)
     cluster(without, stores, LOG)
-    assert evaluate(without.name, part="baseline", shard=1, shards=1, rung=None, stores=stores, log=LOG) == 0
+    assert evaluate(EvaluationRequest(study_name=without.name, part="baseline"), stores, LOG) == 0
 
 
 def test_merged_adapters_are_made_of_their_members_once_and_compared_like_any_other(study: Study, finished_stores: Stores) -> None:
@@ -317,7 +318,7 @@ def test_what_ran_out_of_memory_once_is_not_tried_again_by_the_next_group(
     first, second, *_ = gate_groups(study, stores, OWN)
     for group in (first, second):
         with pytest.raises(OutOfMemory):
-            train_group(study.name, group, attempt=1, micro_batch=2, stores=stores, log=LOG)
+            train_group(TrainRequest(study_name=study.name, group=group, micro_batch=2, attempt=1), stores, LOG)
     assert tried == [2, 1]
     assert {a.group: a.micro_batch for a in stores.studies.attempts(study.name)} == {first.name: 2, second.name: 1}
 

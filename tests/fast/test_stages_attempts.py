@@ -11,9 +11,10 @@ import pytest
 
 from clusterlora.errors import BadData, OutOfMemory, ServiceDown
 from clusterlora.metadata import Outcome
-from clusterlora.planning.training_groups import TrainingGroup, groups_of
+from clusterlora.planning.training_groups import groups_of
 from clusterlora.planning.work_plan import work_plan
 from clusterlora.ports import About, AdapterRun, Stores
+from clusterlora.requests import MergeRequest, TrainingGroup, TrainRequest
 from clusterlora.settings import (
     ClusteringSettings,
     DataSettings,
@@ -53,7 +54,7 @@ def study(tiny_base_folder: Path, stores: Stores) -> Study:
 
 
 def train(study: Study, stores: Stores, group: TrainingGroup, number: int = 1) -> None:
-    train_group(study.name, group, attempt=number, micro_batch=2, stores=stores, log=SilentLog())
+    train_group(TrainRequest(study_name=study.name, group=group, micro_batch=2, attempt=number), stores, SilentLog())
 
 
 def runs(stores: Stores) -> list[MemoryRun]:
@@ -243,12 +244,12 @@ def test_an_attempt_that_lost_a_service_stays_open_and_is_the_one_that_goes_on(s
 
 def test_merging_needs_the_personal_adapters(study: Study, stores: Stores) -> None:
     with pytest.raises(BadData, match=r"has 0 of 5 personal adapters, persona-0000 is missing; train them"):
-        merge(study.name, MergeSettings(), stores, SilentLog())
+        merge(MergeRequest(study_name=study.name, merging=MergeSettings()), stores, SilentLog())
 
 
 def test_a_merged_model_has_its_studys_prompt_lengths_and_dtype(study: Study, stores: Stores) -> None:
     train_everybody(study, stores)
-    merge(study.name, MergeSettings(), stores, SilentLog())
+    merge(MergeRequest(study_name=study.name, merging=MergeSettings()), stores, SilentLog())
     assert isinstance(stores.tracker, MemoryTracker)
     (version,) = stores.tracker.models["tried-merged-00-average"]
     assert version.content["model"] == asdict(study.model)
@@ -265,7 +266,7 @@ def test_a_merged_models_card_claims_no_other_merges_comparison(study: Study, st
         assert about is not None
         return about
 
-    merge(study.name, MergeSettings(), stores, SilentLog())
+    merge(MergeRequest(study_name=study.name, merging=MergeSettings()), stores, SilentLog())
     not_compared = said_of("tried-merged-00-average")
     digests = {adapter.name: adapter.weights_sha256 for adapter in stores.studies.adapters(study.name)}
     assert not_compared.tags == {
@@ -282,8 +283,8 @@ def test_a_merged_models_card_claims_no_other_merges_comparison(study: Study, st
     cluster(own, stores, SilentLog())
     train_everybody(own, stores)
     stores.studies.save_metadata(own.name, Outcome("merge", "merge beats unified."))
-    merge(own.name, MergeSettings(), stores, SilentLog())
-    merge(own.name, MergeSettings(kind="ties"), stores, SilentLog())
+    merge(MergeRequest(study_name=own.name, merging=MergeSettings()), stores, SilentLog())
+    merge(MergeRequest(study_name=own.name, merging=MergeSettings(kind="ties")), stores, SilentLog())
     assert said_of("merging-merged-00-average").tags["comparison"] == "passed"
     other = said_of("merging-merged-00-ties-0.2").tags
     assert (other["comparison"], other["comparison_says"]) == ("failed", "the comparison found merge best: merge beats unified.")
@@ -297,10 +298,19 @@ def train_everybody(study: Study, stores: Stores) -> None:
 
 def test_each_way_of_merging_gives_its_own_registered_adapters_once(study: Study, stores: Stores) -> None:
     train_everybody(study, stores)
-    assert merge(study.name, MergeSettings(), stores, SilentLog()) == ("merged-00+average", "merged-01+average")
-    assert merge(study.name, MergeSettings(kind="ties", density=0.5), stores, SilentLog()) == ("merged-00+ties-0.5", "merged-01+ties-0.5")
+    assert merge(MergeRequest(study_name=study.name, merging=MergeSettings()), stores, SilentLog()) == (
+        "merged-00+average",
+        "merged-01+average",
+    )
+    assert merge(MergeRequest(study_name=study.name, merging=MergeSettings(kind="ties", density=0.5)), stores, SilentLog()) == (
+        "merged-00+ties-0.5",
+        "merged-01+ties-0.5",
+    )
     held = {adapter.name: adapter for adapter in stores.studies.adapters(study.name)}
-    assert merge(study.name, MergeSettings(), stores, SilentLog()) == ("merged-00+average", "merged-01+average")
+    assert merge(MergeRequest(study_name=study.name, merging=MergeSettings()), stores, SilentLog()) == (
+        "merged-00+average",
+        "merged-01+average",
+    )
     assert {adapter.name: adapter for adapter in stores.studies.adapters(study.name)} == held
     assert len({held[name].weights_sha256 for name in held if name.startswith("merged")}) == 4
     assert isinstance(stores.tracker, MemoryTracker)

@@ -23,7 +23,8 @@ from prefect.flow_runs import resume_flow_run
 from clusterlora.config import as_mapping
 from clusterlora.planning.decisions import decisions
 from clusterlora.planning.ladder import OWN
-from clusterlora.planning.training_groups import TrainingGroup, gate_groups
+from clusterlora.planning.training_groups import gate_groups
+from clusterlora.requests import TrainingGroup
 from clusterlora.settings import GateSettings, Recipe, RuntimeSettings, Study
 from clusterlora.wiring import from_environment
 from tests.fixtures.prefect import CHECKOUT
@@ -194,7 +195,7 @@ def test_a_worker_merges_the_clusters_in_another_way(site: dict[str, str], peopl
     study = small_study("merged", people, tiny_base_folder)
     stores = prepare_here(study, from_environment(site))
     train_here(study, stores, *(f"persona-{number:04d}" for number in range(8)))
-    run = launch("merge/merge", study_name=study.name, merging={"kind": "ties", "density": 0.5})
+    run = launch("merge/merge", request={"study_name": study.name, "merging": {"kind": "ties", "density": 0.5}})
     assert state_of(run).is_completed(), state_of(run).message
     merged = {a.name: a for a in stores.studies.adapters(study.name) if a.spec.merge_of}
     assert set(merged) == {"merged-00+ties-0.5", "merged-01+ties-0.5"}

@@ -15,6 +15,7 @@ from clusterlora.config import resolve
 from clusterlora.errors import ClusterLoraError
 from clusterlora.planning.training_groups import groups_of
 from clusterlora.planning.work_plan import work_plan
+from clusterlora.requests import EvaluationRequest, TrainRequest
 from clusterlora.settings import Study
 from clusterlora.stages.cluster import cluster
 from clusterlora.stages.compare import compare
@@ -36,11 +37,11 @@ def run(asked: Study) -> None:
     while groups := groups_of(asked, stores, tuple(work_plan(asked, stores).specs)):
         for group in groups:
             attempt, micro_batch = next_micro_batch(asked, group.name, stores)
-            train_group(name, group, attempt=attempt, micro_batch=micro_batch, stores=stores, log=log)
-    evaluate(name, part="gate", shard=1, shards=1, rung="own", stores=stores, log=log)
+            train_group(TrainRequest(study_name=name, group=group, micro_batch=micro_batch, attempt=attempt), stores, log)
+    evaluate(EvaluationRequest(study_name=name, part="gate", rung="own"), stores, log)
     judge(name, "own", stores)
     for shard in (1, 2):
-        evaluate(name, part="test", shard=shard, shards=2, rung=None, stores=stores, log=log)
+        evaluate(EvaluationRequest(study_name=name, shard=shard, shards=2), stores, log)
     compare(name, stores, log)
     register(name, stores, log)
 

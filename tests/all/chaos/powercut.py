@@ -159,6 +159,7 @@ def study(base: Path, _say: Say) -> None:
     """Run a study of two people from its data to its tables, in this process; a checkpoint ends every epoch."""
     from clusterlora.planning.training_groups import groups_of
     from clusterlora.planning.work_plan import work_plan
+    from clusterlora.requests import EvaluationRequest, TrainRequest
     from clusterlora.settings import ClusteringSettings, DataSettings, EvaluationSettings, ModelSettings, Recipe, Study, SyntheticSettings
     from clusterlora.stages.cluster import cluster
     from clusterlora.stages.compare import compare
@@ -186,8 +187,8 @@ def study(base: Path, _say: Say) -> None:
     while groups := groups_of(asked, stores, tuple(work_plan(asked, stores).specs)):
         for group in groups:
             attempt, micro_batch = next_micro_batch(asked, group.name, stores)
-            train_group(asked.name, group, attempt=attempt, micro_batch=micro_batch, stores=stores, log=log)
-    evaluate(asked.name, part="test", shard=1, shards=1, rung=None, stores=stores, log=log)
+            train_group(TrainRequest(study_name=asked.name, group=group, micro_batch=micro_batch, attempt=attempt), stores, log)
+    evaluate(EvaluationRequest(study_name=asked.name), stores, log)
     compare(asked.name, stores, log)
     register(asked.name, stores, log)
 

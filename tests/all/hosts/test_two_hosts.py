@@ -151,6 +151,7 @@ def on_one_machine(study: Study) -> dict[tuple[str, str, str, str], tuple[str, d
     """Return (text, scores) of every answer of the study run in this process, as `clusterlora train`, `evaluate` and `compare` do."""
     from clusterlora.planning.training_groups import groups_of
     from clusterlora.planning.work_plan import work_plan
+    from clusterlora.requests import EvaluationRequest, TrainRequest
     from clusterlora.stages.cluster import cluster
     from clusterlora.stages.compare import compare
     from clusterlora.stages.evaluate import evaluate
@@ -161,12 +162,12 @@ def on_one_machine(study: Study) -> dict[tuple[str, str, str, str], tuple[str, d
     stores, log = from_environment(), SilentLog()
     prepare(study, stores, log)
     cluster(study, stores, log)
-    evaluate(study.name, part="power", shard=1, shards=1, rung=None, stores=stores, log=log)
+    evaluate(EvaluationRequest(study_name=study.name, part="power"), stores, log)
     while groups := groups_of(study, stores, tuple(work_plan(study, stores).specs)):
         for group in groups:
-            train_group(study.name, group, attempt=1, micro_batch=study.recipe.batch_size, stores=stores, log=log)
-    evaluate(study.name, part="gate", shard=1, shards=1, rung="own", stores=stores, log=log)
+            train_group(TrainRequest(study_name=study.name, group=group, micro_batch=study.recipe.batch_size, attempt=1), stores, log)
+    evaluate(EvaluationRequest(study_name=study.name, part="gate", rung="own"), stores, log)
     for shard in (1, 2):
-        evaluate(study.name, part="test", shard=shard, shards=2, rung=None, stores=stores, log=log)
+        evaluate(EvaluationRequest(study_name=study.name, shard=shard, shards=2), stores, log)
     compare(study.name, stores, log)
     return {(a.composition_key, a.persona_id, a.item_id, a.split): (a.text, dict(a.scores)) for a in stores.studies.answers(study.name)}

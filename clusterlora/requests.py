@@ -1,0 +1,106 @@
+"""What a deployment is asked: one frozen value per kind of run, the same on the form, in the run's parameters and where it is executed."""
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge
+
+from clusterlora.settings import MergeSettings
+
+_FORM = {"extra": "forbid", "use_attribute_docstrings": True}
+
+_AVERAGE = MergeSettings()
+
+EvaluationPart = Literal["power", "baseline", "gate", "test"]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingGroup:
+    """Adapters trained together in one run."""
+
+    __pydantic_config__ = _FORM
+
+    name: str
+    """Stable across relaunches; attempts are counted under it."""
+    title: str
+    """What to call it, for example `cluster 00`."""
+    adapters: tuple[str, ...]
+    """Names of the study's adapters to train."""
+    rung: str = "own"
+    """The rung of the gate's ladder whose plan has them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainRequest:
+    """One attempt at training a group of adapters of an existing study."""
+
+    __pydantic_config__ = _FORM
+
+    study_name: str
+    """A study that exists."""
+    group: TrainingGroup
+    """The adapters."""
+    micro_batch: Annotated[int, Ge(1)]
+    """Dialogues per forward pass. The optimiser's batch stays the recipe's."""
+    attempt: Annotated[int, Ge(1)] = 1
+    """Number of this attempt."""
+
+    @property
+    def run_name(self) -> str:
+        """`train · cluster 00 · mission · micro-batch 2 · attempt 1`."""
+        return f"train · {self.group.title} · {self.study_name} · micro-batch {self.micro_batch} · attempt {self.attempt}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationRequest:
+    """One shard of a part of a study's items, answered and scored. Answers that the study holds are not given again."""
+
+    __pydantic_config__ = _FORM
+
+    study_name: str
+    """A study that exists."""
+    part: EvaluationPart = "test"
+    """`power` answers a cluster's val items with the bare base model, `gate` with the adapters on trial; `test` lets every method choose on
+    val, then answers test; `baseline` answers what `test` will ask of the bare base model."""
+    shard: Annotated[int, Ge(1)] = 1
+    """This run's share of the personas, counted from 1."""
+    shards: Annotated[int, Ge(1)] = 1
+    """How many runs share the personas."""
+    rung: str | None = None
+    """Which rung of the ladder, for the gate."""
+    cluster: Annotated[int, Ge(0)] = 0
+    """Whose val items, for power and gate. The study itself asks for cluster 0."""
+
+    @property
+    def run_name(self) -> str:
+        """`evaluate · test 1/2 · mission`, or `evaluate · gate 1/1 · mission · lower-lr` for a rung of the ladder."""
+        name = f"evaluate · {self.part} {self.shard}/{self.shards} · {self.study_name}"
+        return f"{name} · {self.rung}" if self.rung else name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MergeRequest:
+    """The personal adapters of a study merged per cluster."""
+
+    __pydantic_config__ = _FORM
+
+    study_name: str
+    """A study whose personal adapters are trained."""
+    merging: MergeSettings = _AVERAGE
+    """How they are merged."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AssignmentRequest:
+    """People who are new to a study, with a few dialogues each: given as rows or as a path, one of the two."""
+
+    __pydantic_config__ = _FORM
+
+    study_name: str
+    """A study that has trained unified and all clusters."""
+    rows: tuple[dict[str, Any], ...] = ()
+    """The dialogues themselves, one object each, up to some hundred: {"persona_id": "ana", "prompt": "Make it cosy", "response":
+    "Warm light at 40 %, Ana."} or {"persona_id": "ana", "messages": [{"role": "user", "text": "..."}, {"role": "assistant",
+    "text": "..."}]}. They travel with the run, so workers need not share a disk."""
+    path: str | None = None
+    """Instead of rows, a .jsonl, .csv or .parquet file, or an edgewise folder, as the worker of pool gpu sees it."""

@@ -1,0 +1,66 @@
+"""The decorator of every task that works on a study: it brings the stores, a run log, the retry policy and, where asked, the GPU."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Concatenate, ParamSpec, TypeVar
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.tasks import Task
+
+from clusterlora.ports import Stores
+from clusterlora.wiring import from_environment
+from tasks.device import exclusive, visible_gpu
+from tasks.retrying import SERVICE_AWAY, RetryPolicy
+from tasks.run_log import PrefectRunLog
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class TaskContext:
+    """What a task works with. The log's progress artifact is keyed by `progress`."""
+
+    stores: Stores
+    progress: str
+
+    @cached_property
+    def log(self) -> PrefectRunLog:
+        """The run log; it exists only inside a run of Prefect."""
+        return PrefectRunLog(self.progress)
+
+
+def study_task(
+    run_name: str, *, progress: str = "", retry: RetryPolicy = SERVICE_AWAY, on_gpu: bool = False
+) -> Callable[[Callable[Concatenate[TaskContext, P], R]], Task[P, R]]:
+    """Return a decorator that makes a task of a function whose first parameter is a TaskContext; the task's parameters are the others.
+
+    Args:
+        run_name: template of the task run's name, over the task's parameters.
+        progress: template of the key of its progress artifact.
+        retry: when, how often and after how long it is tried again.
+        on_gpu: hold the lock of the GPU this process sees while it runs.
+    """
+
+    def decorate(function: Callable[Concatenate[TaskContext, P], R]) -> Task[P, R]:
+        whole = inspect.signature(function)
+        signature = whole.replace(parameters=list(whole.parameters.values())[1:])
+
+        @functools.wraps(function)
+        def run(*args: P.args, **kwargs: P.kwargs) -> R:
+            arguments = signature.bind(*args, **kwargs)
+            arguments.apply_defaults()
+            context = TaskContext(from_environment(), progress.format(**arguments.arguments))
+            with exclusive(visible_gpu(), context.stores.home / ".locks") if on_gpu else nullcontext():
+                return function(context, *args, **kwargs)
+
+        # Prefect reads the parameters from here.
+        run.__signature__ = signature  # pyright: ignore[reportAttributeAccessIssue]
+        return task(task_run_name=run_name, cache_policy=NO_CACHE, **retry)(run)
+
+    return decorate

@@ -1,0 +1,51 @@
+"""What a deployment is asked arrives where it is executed as the same value, and nothing else is accepted."""
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+import pytest
+from prefect.exceptions import ParameterTypeError
+from prefect.flows import Flow
+from prefect.utilities.callables import parameter_schema
+
+from clusterlora.requests import AssignmentRequest, EvaluationRequest, MergeRequest, TrainingGroup, TrainRequest
+from clusterlora.settings import MergeSettings
+from flows.assign import assign
+from flows.evaluate import evaluate
+from flows.merge import merge
+from flows.train import train
+
+GROUP = TrainingGroup("cluster-00", "cluster 00", ("cluster-00", "unified"), rung="lower-lr")
+ASKED = [
+    (train, TrainRequest(study_name="mission", group=GROUP, micro_batch=2, attempt=3)),
+    (evaluate, EvaluationRequest(study_name="mission", part="gate", rung="lower-lr")),
+    (merge, MergeRequest(study_name="mission", merging=MergeSettings(kind="ties", density=0.5))),
+    (assign, AssignmentRequest(study_name="mission", rows=({"persona_id": "ana", "prompt": "Hi", "response": "Hello"},))),
+]
+by_name = pytest.mark.parametrize(("flow", "request_value"), ASKED, ids=[flow.name for flow, _ in ASKED])
+
+
+@by_name
+def test_a_request_is_executed_as_it_was_asked(flow: Flow[..., Any], request_value: Any) -> None:
+    sent = json.loads(json.dumps({"request": asdict(request_value)}))
+    assert flow.validate_parameters(sent) == {"request": request_value}
+
+
+@by_name
+def test_a_request_with_an_unknown_field_is_refused(flow: Flow[..., Any], request_value: Any) -> None:
+    with pytest.raises(ParameterTypeError, match="command"):
+        flow.validate_parameters({"request": {**asdict(request_value), "command": "sh"}})
+
+
+@by_name
+def test_every_field_of_a_request_is_described_on_the_form(flow: Flow[..., Any], request_value: Any) -> None:
+    definitions = parameter_schema(flow).definitions
+    fields = definitions[type(request_value).__name__]["properties"]
+    assert fields.keys() == asdict(request_value).keys()
+    assert all(field.get("description") for field in fields.values())
+
+
+def test_an_attempt_counts_from_one() -> None:
+    with pytest.raises(ParameterTypeError):
+        train.validate_parameters({"request": {**asdict(ASKED[0][1]), "attempt": 0}})
