@@ -27,26 +27,29 @@ class Results:
     skipped: Sequence[str]
 
 
-_READING = """A ratio above 1 says ours is that many times faster; it is the median over the repetitions, with the smallest and the largest
-behind it. Contenders take turns within one process, each ratio is taken between neighbours in time, and warm-up is not timed. Both
-sides have the same rows, batches, number of steps, learning rates, dtype, threads and device. MFU is the share of the machine's measured
-matrix-product rate that goes into operations the work needs: no padding, frozen weights without gradients, the vocabulary projection only
-where a token is predicted.
+_READING = """\
+A ratio above 1 means that clusterlora is that many times faster; it is the median over the repetitions, and the range has the smallest
+and the largest. Contenders take turns in one process, each ratio is taken between runs next to each other in time, and warm-up is not
+timed. Both sides get the same rows, batches, number of steps, learning rates, dtype, threads and device. MFU is the share of the
+machine's measured matrix-product rate that goes into necessary operations: no padding, no gradients of frozen weights, and the
+vocabulary projection only where a token is predicted.
 
-- **Training** is per finished adapter of the mission's study (30 dialogues, 3 epochs, batches of 2, rank 8 on all linear layers, loss on
-  the assistant's tokens), saved as a PEFT folder. Where fewer steps were measured, the others are added at the same rate, and what a side
-  spends around its steps (building, saving) is counted once. Peers run with their fastest sensible settings, in bfloat16
-  with or without autocast, whichever was faster in warm-up.
-- **Generation** is greedy, every item answered by its own adapter, adapters loaded beforehand. "x8" gives every adapter eight items,
-  which PEFT answers in one batch per adapter; prompts that are "described" say who the persona is."""
+- **Training** is measured per finished adapter of the mission's study (30 dialogues, 3 epochs, batches of 2, rank 8 on all linear
+  layers, loss on the assistant's tokens), saved as a PEFT folder. Where fewer steps were measured, the others are extrapolated at the
+  same rate, and time spent outside the steps (building, saving) is counted once. Peers run with their fastest sensible settings, in
+  bfloat16 with or without autocast, whichever was faster in warm-up.
+- **Generation** is greedy; every item is answered by its own adapter, and adapters are loaded beforehand. With "x8" every adapter
+  answers eight items, which PEFT does in one batch per adapter; with "described" the prompts say who the persona is."""
 
 
 def read(folder: Path) -> Results | None:
     """Return what an earlier run wrote into a folder; None when nothing did."""
     file = folder / "benchmarks.json"
-    if not file.is_file():
-        return None
-    found = json.loads(file.read_text(encoding="utf-8"))
+    return _parsed(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+
+def _parsed(text: str) -> Results:
+    found = json.loads(text)
     rows, points = [Row(**row) for row in found.pop("rows")], [Point(**point) for point in found.pop("scaling")]
     return Results(**found, rows=rows, scaling=points)
 
@@ -85,7 +88,12 @@ def write(results: Results, folder: Path) -> None:
     """Write both files into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     write_durably(folder / "benchmarks.json", (json.dumps(as_json(results), indent=1, ensure_ascii=False) + "\n").encode())
-    write_durably(folder / "benchmarks.md", as_markdown(results).encode())
+    write_durably(folder / "benchmarks.md", page(folder / "benchmarks.json").encode())
+
+
+def page(file: Path) -> str:
+    """Return the page of a file of results."""
+    return as_markdown(_parsed(file.read_text(encoding="utf-8")), file.name)
 
 
 def as_json(results: Results) -> dict[str, Any]:
@@ -101,19 +109,24 @@ def as_json(results: Results) -> dict[str, Any]:
     }
 
 
-def as_markdown(results: Results) -> str:
-    """Return the page: how to read it, the ratios, the scaling, the machine."""
+def as_markdown(results: Results, file: str = "benchmarks.json") -> str:
+    """Return the page: how to read it, the ratios, the scaling, the machine, the commands.
+
+    Args:
+        file: name of the file with all settings.
+    """
+    device = results.machine.get("gpu") or f"a CPU with {results.machine['instructions']}"
     sections = [
-        "# Benchmarks",
-        f"Written by `{results.command}` in {results.minutes:.0f} minutes; figures with all settings are in `benchmarks.json`.",
+        f"# Benchmarks on {device}",
+        f"Measured by `make bench` in {results.minutes:.0f} minutes; all settings are in `{file}`.",
         _READING,
-        "## Ours against peers",
+        "## clusterlora against its peers",
         _ratio_table(results.rows),
     ]
     if results.scaling:
         sections += [
             "## Scaling",
-            "Rates are scaled from the steps measured to adapters 45 steps long; memory is what the run added to the process at most.",
+            "Rates are extrapolated to adapters of 45 steps; memory is the most that the run added to the process.",
             _scaling_table(results.scaling),
         ]
     if results.skipped:
@@ -126,6 +139,8 @@ def as_markdown(results: Results) -> str:
     sections += [
         "## Machine and versions",
         table(("", ""), [(name.replace("_", " "), str(value)) for name, value in facts.items()], right=(False, False)),
+        "## Commands",
+        "\n".join(["```sh", *results.command.split("; "), "```"]),
     ]
     return "\n\n".join(section.rstrip() for section in sections) + "\n"
 

@@ -37,8 +37,8 @@ HOPED = 0.86
 
 PREFACE = """# Results
 
-Written by `make results` from the studies below; nothing here is written by hand. Each section is one study: what it was, what its data
-promised before training, whether the gate let it pass, the comparison on test items, and which of the mission's criteria were met.
+Written by `make results` from the studies below; nothing here is written by hand. Each section is one study: its settings, what its data
+promised before training, whether the gate passed, the comparison on test items, and which of the mission's criteria were met.
 """
 
 

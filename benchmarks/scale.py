@@ -15,40 +15,44 @@ ADAPTER_BYTES = 220_000
 """A file of weights of the embedded model at the mission's rank 8."""
 DATABASES = {"postgresql": "PostgreSQL", "sqlite": "SQLite"}
 
-_WORDS = """Training is what costs. Rows are hours, weights are storage, and memory is what fails first.
+_WORDS = """Training dominates. Rows take hours, weights take storage, and memory is the first limit.
 
 **Sharded**
 
-- Trainings and evaluations are dealt to `runtime.shards` runs. A run names its adapters in its parameters, of which Prefect refuses more
-  than {parameters} kB: at least {shards} shards for a million. One per GPU and hour of training is more sensible.
-- Studies are the larger shard: one per region or tenant of some ten thousand personas, all on one database. Unified adapter and clusters
-  are then found per study; an adapter that two studies need alike is trained once.
+- Trainings and evaluations are distributed over `runtime.shards` runs. A run names its adapters in its parameters, of which Prefect
+  refuses more than {parameters} kB: at least {shards} shards for a million. One shard per GPU and hour of training is more sensible.
+- Studies are the larger shard: one per region or tenant of some ten thousand personas, all on one database. Each study then has its own
+  unified adapter and clusters; an adapter that two studies need alike is trained once.
 - The study database is one PostgreSQL; answers and scores are keyed by a digest and can be partitioned by study. SQLite is for one
-  machine: its writers take turns.
+  machine: only one process writes at a time.
 
 **Streamed**
 
-- Answers are written in batches of 2,000 and can be read by stack; files of dialogues are read line by line.
-- Not streamed: a study's data set is read whole, {memory} GB for a million, and so is its plan. This bounds a study to tens of thousands
-  of personas on a worker with usual memory, and is why studies are the larger shard.
-- Weights, at {adapter} kB per adapter of the embedded model at rank 8, are {weights} GB. They go through the artifact store, a folder per
-  adapter; a worker fetches only those that its shard starts from or answers with.
+- Answers are written in batches of 2,000 and can be read by composition; files of dialogues are read line by line.
+- Not streamed: a study's data set is held in memory, {memory} GB for a million, and so is its plan. This bounds a study to tens of
+  thousands of personas on a worker with usual memory, and is why studies are the larger shard.
+- Weights, at {adapter} kB per adapter of the embedded model at rank 8, are {weights} GB. They go through the artifact store, a folder
+  per adapter; a worker fetches only those that its shard starts from or answers with.
 
-**Prefect** holds runs, not personas: a study has one per training group and shard, each with one progress artifact. It must be on
-PostgreSQL: on SQLite, runs that report at once are answered 503 and wait. It cannot hold a run per persona: the start of a process, 3 to 9
+**Prefect** stores runs, not personas: a study has one per training group and shard, each with one progress artifact. It must be on
+PostgreSQL: with SQLite, runs that report at once get a 503 and wait. It cannot store a run per persona: starting a process, with 3 to 9
 s of imports, would cost more than the training it is for.
 
-**MLflow** holds a run per training group, with the mean curve and those of shared adapters, not one per persona; points go a thousand to a
-request. It cannot hold a registered model per persona: the personal adapters of a study are one version together, whose upload and check
-touch every folder, so that it is bounded by the size of a study, too. Its store must be a database server, its artifacts an object store
-behind the proxy.
+**MLflow** stores a run per training group, with the mean curve and those of shared adapters, not one per persona; points are sent a
+thousand per request. It cannot store a registered model per persona: the personal adapters of a study are one version together, whose
+upload and check touch every folder, so it too is bounded by the size of a study. Its backend must be a database server, and its
+artifacts an object store behind the proxy.
 
 **Comparison** keeps a mean per person and method and draws its bootstrap over people: it grows with people, not with rows."""
 
 
-def page(found: Mapping[str, Any], benchmarks: Path = Path("docs/benchmarks.json")) -> str:
-    """Return the page."""
-    return "\n".join([*_measured(found), *_plan(found, _adapters_per_hour(benchmarks))]) + "\n"
+def page(found: Mapping[str, Any], benchmarks: Path = Path("docs/benchmarks-avx2.json")) -> str:
+    """Return the page.
+
+    Args:
+        benchmarks: measured rates of training, on a machine like the one that wrote the rows.
+    """
+    return "\n".join([*_measured(found), *_plan(found, benchmarks)]) + "\n"
 
 
 def _measured(found: Mapping[str, Any]) -> list[str]:
@@ -72,28 +76,29 @@ def _measured(found: Mapping[str, Any]) -> list[str]:
     return [
         "# Scale",
         "",
-        "Written by `make load`; every figure is in `scale.json`.",
+        "Measured by `make load`; every figure is in `scale.json`.",
         "",
         "## Measured",
         "",
         f"{some['writers']} processes write at once: the adapters of {some['personas']:,} personas one by one, as trainings do, and",
-        f"{some['rows_per_method']:,} answers per method, into a real PostgreSQL and into SQLite; then {mlflow['runs']} processes log",
-        f"{mlflow['points_per_run']:,} points each, every one into a run of its own of one MLflow server, and upload an adapter.",
-        f"Cores: {found['cores']}, load before: {found['load_before']}. A busy machine stretches the seconds that pass, so costs are in",
-        "processor time of our processes, without the servers'.",
+        f"{some['rows_per_method']:,} answers per method, into a real PostgreSQL and into SQLite. Then {mlflow['runs']} processes log",
+        f"{mlflow['points_per_run']:,} points each, every process into a run of its own on one MLflow server, and upload an adapter.",
+        f"The machine had {found['cores']} cores and a load of {found['load_before']} before. Wall time depends on that load,",
+        "so costs are the processor time of the writing processes, without the servers'.",
         "",
-        table(("where", "what", "how many", "ms of processor each", "seconds, all together"), rows, right=(False, False, True, True, True)),
+        table(("where", "what", "how many", "processor ms each", "wall seconds in total"), rows, right=(False, False, True, True, True)),
         "",
-        f"Errors that reached a writer: {len(errors) or 'none'}{'' if not errors else ', the first: ' + errors[0]}. Found afterwards:",
+        f"Errors that reached a writer: {len(errors) or 'none'}{'' if not errors else ', the first: ' + errors[0]}. Read back afterwards:",
         f"{', '.join(kept)};",
-        f"{mlflow['points_found']:,} points in MLflow. The two rows of writes were written by the same processes in the same time.",
+        f"{mlflow['points_found']:,} points in MLflow. Adapters and answers were written by the same processes at the same time.",
         "",
         f"A persona with {DIALOGUES} dialogues takes {found['bytes_per_persona'] / 1000:.0f} kB of memory in a data set.",
         "",
     ]
 
 
-def _plan(found: Mapping[str, Any], per_hour: Mapping[str, float]) -> list[str]:
+def _plan(found: Mapping[str, Any], benchmarks: Path) -> list[str]:
+    per_hour = _adapters_per_hour(benchmarks)
     f = found["postgresql"]
     per_dialogue, per_adapter = f["save_dataset"]["cpu_seconds"] / f["dialogues"], f["adapters_cpu_seconds"] / f["personas"]
     per_answer = f["answers_cpu_seconds"] / f["answers"]
@@ -107,10 +112,11 @@ def _plan(found: Mapping[str, Any], per_hour: Mapping[str, float]) -> list[str]:
     return [
         "## A million personas, on paper",
         "",
-        "By the costs above (PostgreSQL) and those of docs/benchmarks.md; divide by the number of processes that do it.",
+        f"From the costs above (PostgreSQL) and the training rates in [{benchmarks.stem}.md]({benchmarks.stem}.md).",
+        "Hours are of one process; divide by the number of writers or trainers.",
         "",
         table(
-            ("what", "how many", "hours", "of one of the"),
+            ("what", "how many", "hours", "shared by"),
             [(w, f"{n:,}", f"{h:,.1f}", of) for w, n, h, of in hours],
             right=(False, True, True, False),
         ),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import report, scale, scaling
+from benchmarks import pages, report, scale, scaling
 from benchmarks.flops import Shape
 from benchmarks.generation import MIXED, ONE_BY_ONE, GenerationPlan, compare_generation
 from benchmarks.measure import Contender, Row, Sample, compare, take_turns
@@ -73,7 +73,14 @@ def test_operations_are_counted_without_padding_and_with_the_head_at_predicted_t
 def test_the_files_hold_every_row_and_a_cell_cannot_break_the_table(tmp_path: Path) -> None:
     point = scaling.Point("personas", 20, 1234.5678, "adapters/h", 1.5, 3.0, None)
     results = report.Results(
-        "python -m benchmarks.run", 1.0, {"cores": 2}, {"torch": "2"}, {"float32": 50.0}, [a_row()], [point], ["x: not installed"]
+        "python -m benchmarks.run",
+        1.0,
+        {"instructions": "AVX2"},
+        {"torch": "2"},
+        {"float32": 50.0},
+        [a_row()],
+        [point],
+        ["x: not installed"],
     )
     report.write(results, tmp_path)
     written = json.loads((tmp_path / "benchmarks.json").read_text())
@@ -136,7 +143,7 @@ def test_the_plan_for_a_million_personas_follows_from_what_was_measured(tmp_path
     }
     mlflow = {"runs": 8, "points_per_run": 100, "points_found": 800, "errors": ["ServiceDown: database is locked"], **spent}
     (tmp_path / "benchmarks.json").write_text(json.dumps({"rows": [{"name": "training tiny", "ours": 1000.0}]}))
-    told = scale.page(
+    page = scale.page(
         {
             "cores": 2,
             "load_before": 1.0,
@@ -146,9 +153,15 @@ def test_the_plan_for_a_million_personas_follows_from_what_was_measured(tmp_path
         },
         tmp_path / "benchmarks.json",
     )
-    assert "| PostgreSQL | a dialogue, saved with its data set | 1,000 | 3.600 | 9.0 |" in told
-    assert "Errors that reached a writer: 1, the first: ServiceDown: database is locked." in told
-    assert "| write 50 dialogues per persona | 50,000,000 | 50.0 | writers |" in told
-    assert "| train a persona's adapter, tiny | 1,000,000 | 1,000.0 | trainers |" in told
-    assert "at least 36 shards" in told
-    assert "read whole, 50 GB for a million" in told
+    assert "| PostgreSQL | a dialogue, saved with its data set | 1,000 | 3.600 | 9.0 |" in page
+    assert "Errors that reached a writer: 1, the first: ServiceDown: database is locked." in page
+    assert "| write 50 dialogues per persona | 50,000,000 | 50.0 | writers |" in page
+    assert "| train a persona's adapter, tiny | 1,000,000 | 1,000.0 | trainers |" in page
+    assert "at least 36 shards" in page
+    assert "held in memory, 50 GB for a million" in page
+
+
+@pytest.mark.parametrize("name", ["benchmarks", "benchmarks-avx2", "scale", "reliability"])
+def test_the_pages_of_measurements_say_what_was_measured(name: str) -> None:
+    """`python -m benchmarks.pages` writes them again."""
+    assert (pages.DOCS / f"{name}.md").read_text(encoding="utf-8") == pages.PAGES[name]()

@@ -66,10 +66,11 @@ def page(trials: Sequence[Trial]) -> str:
     bad = [t for t in trials if not t.good]
     struck = sum(t.struck for t in trials)
     seeds = ", ".join(_ranges([t.seed for t in trials]))
-    lines = [*_HEAD, f"**{len(trials)} trials (seeds {seeds}): {len(trials) - len(bad)} good, {len(bad)} not.** {struck} blows met a study"]
-    lines += [f"that was still running; the other {len(trials) - struck} came when it had just ended.", "", "## By blow", ""]
-    lines += ["| blow | trials | good | launches, at most | findings mended by verify |", "|---|---:|---:|---:|---:|"]
-    # One that was never struck is told as well.
+    lines = [*_HEAD, f"**{len(trials)} trials (seeds {seeds}): {len(trials) - len(bad)} good, {len(bad)} not.**", ""]
+    lines += [f"{struck} faults struck a study that was still running, {len(trials) - struck} a study that had just ended.", ""]
+    lines += ["## By fault", ""]
+    lines += ["| fault | trials | good | most launches | findings mended by verify |", "|---|---:|---:|---:|---:|"]
+    # A fault that no trial had is listed as well.
     for blow in BLOWS:
         these = [t for t in trials if t.blow == blow]
         most, mended = max((t.launches for t in these), default="-"), sum(len(t.mended) for t in these)
@@ -105,34 +106,35 @@ def _ranges(numbers: Sequence[int]) -> list[str]:
 _MUST_BE_EMPTY = ("trained_again", "half_written", "duplicates", "left")
 
 _COLUMNS = (
-    "| seed | blow | after | launches | adapters finished before | trained again | mended | good | seconds |",
+    "| seed | fault | after | launches | adapters finished before | trained again | mended | good | seconds |",
     "|---:|---|---|---:|---:|---:|---:|---|---:|",
 )
 
 _HEAD = (
     "# Reliability",
     "",
-    "Written by `make chaos`; every figure is in `reliability.json`. `make chaos CHAOS='--first-seed 100 --trials 13'` adds trials.",
+    "Measured by `make chaos`; every figure is in `reliability.json`. `make chaos CHAOS='--first-seed 100 --trials 13'` adds trials.",
     "",
-    "A trial runs a study of six people (baseline, unified, two clusters, six personal adapters), strikes once a drawn number of adapters",
-    "is finished and drawn seconds have passed, and launches the study again until it ends. It is good when",
+    "A trial runs a study of six people (baseline, unified, two clusters, six personal adapters), injects a fault once a drawn",
+    "number of adapters is finished and a drawn time has passed, and launches the study again until it ends. It is good when",
     "",
     "- the study ended well, on the first launch or a later one;",
-    "- no adapter that was finished at the blow or at a later launch came out of a training again (read from the trainings' logs);",
-    "- no file that can be seen was half written, neither right after the blow nor at the end;",
+    "- no adapter that was finished when the fault struck, or at a later launch, was trained again (read from the training logs);",
+    "- no visible file was half written, neither right after the fault nor at the end;",
     "- no row was there twice;",
-    "- after `clusterlora study verify --repair` database, adapter store and MLflow agree about everything.",
+    "- after `clusterlora study verify --repair`, database, adapter store and MLflow agree about everything.",
     "",
-    "Blows on a training run, a flow, a worker or Prefect fall on what `clusterlora study run` starts: a Prefect server, an MLflow server,",
-    "one cpu and two gpu workers as `clusterlora up` starts them, with the studies on PostgreSQL. The others fall on a study that is one",
-    "process (forked from one that has everything loaded, so that a launch is cheap) on a real PostgreSQL and a real MLflow server. What",
-    "was killed of the services is started again where it was, in the stack by the command itself. A seed fixes the blow, its moment and",
-    "everything drawn for it; what the machine does in the meantime it cannot fix.",
+    "Faults of a training run, a flow, a worker or Prefect strike the stack that `clusterlora study run` starts: a Prefect server,",
+    "an MLflow server, one cpu and two gpu workers, with the studies on PostgreSQL. The others strike a study that runs in one",
+    "process (forked from one that has imported everything, so that a launch is cheap) with a real PostgreSQL and a real MLflow",
+    "server. Killed services are started again at the same address; in the stack, the command itself does it. A seed fixes the",
+    "fault, its moment and everything drawn for it, but not what the machine does in the meantime.",
     "",
-    "`no file can grow` limits the size of the process's files (RLIMIT_FSIZE), so that writes fail as on a full disk. `MLflow silent`",
-    "stops the server's processes for a minute, so that connections are accepted and nobody answers. `slow database` is a proxy that",
-    "holds every packet. `the clock jumps` preloads a library (tests/all/chaos/clock.c) into the study, MLflow and PostgreSQL that moves",
-    "their wall clock twice, by up to 30 days, forwards or back; Prefect's clock is not moved. `two studies launched twice` starts the",
-    "study again while it runs, and another one on the same people and settings, which needs the same adapters, twice.",
+    "`no file can grow` limits the size of the process's files (RLIMIT_FSIZE), so that writes fail as on a full disk.",
+    "`MLflow silent` stops the server's processes for a minute: connections are accepted, and nothing answers. `slow database` is a",
+    "proxy that delays every packet. `the clock jumps` preloads a library (tests/all/chaos/clock.c) into the study, MLflow and PostgreSQL",
+    "that moves their wall clock twice, by up to 30 days, forwards or back; Prefect's clock is not moved.",
+    "`two studies launched twice` starts the study again while it runs, and also, twice, another study on the same people and",
+    "settings, which needs the same adapters.",
     "",
 )

@@ -1,0 +1,29 @@
+"""Write the pages of measurements again from the figures beside them: python -m benchmarks.pages"""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from benchmarks import report, scale
+from clusterlora.durable import write_durably
+from tests.all.chaos import record
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+
+
+def _scale() -> str:
+    return scale.page(json.loads((DOCS / "scale.json").read_text(encoding="utf-8")), DOCS / "benchmarks-avx2.json")
+
+
+PAGES: Mapping[str, Callable[[], str]] = {
+    "benchmarks": lambda: report.page(DOCS / "benchmarks.json"),
+    "benchmarks-avx2": lambda: report.page(DOCS / "benchmarks-avx2.json"),
+    "scale": _scale,
+    "reliability": lambda: record.page(record.read(DOCS / "reliability.json")),
+}
+"""Name of a page in docs/ -> what it says."""
+
+
+if __name__ == "__main__":
+    for name, page in PAGES.items():
+        write_durably(DOCS / f"{name}.md", page().encode())
