@@ -1,4 +1,4 @@
-"""Many stacks of adapters on one base, ready to answer: through the written-out decoder where there is one, else through transformers."""
+"""The backend that answers with many adapters on one base: the written-out decoder where there is one, else the transformers model."""
 
 from collections.abc import Iterator, Sequence
 from typing import Protocol
@@ -13,27 +13,27 @@ from clusterlora.models.stacked import StackedModel, Weights
 
 
 class InferenceBackend(Protocol):
-    """Slots of adapters; slot 0 is the base model."""
+    """A base with adapters in slots; slot 0 is the base model itself."""
 
     def reply(self, questions: Sequence[Question], *, max_new_tokens: int | None, batch_size: int) -> Iterator[Reply]:
-        """Yield every question's greedy answer and likelihood, in no particular order; only likelihoods when no tokens are asked for."""
+        """Yield every question's greedy answer and its reference's likelihood, in any order; with `max_new_tokens` None, no answers."""
         ...
 
     def close(self) -> None:
-        """Give the model back as it was."""
+        """Restore the model."""
         ...
 
 
 def inference_backend(base: BaseModel, weights: Sequence[Weights]) -> InferenceBackend:
-    """Return a base with these adapters in the slots 1, 2, ... Raises BadData when one belongs to another base."""
+    """Return a backend with these adapters in the slots 1, 2, ... Raises BadData if one belongs to another base."""
     decoder = decoder_of(base.model)
-    if decoder is not None and not any(one.prefix is not None for one in weights):
+    if decoder is not None and not any(adapter.prefix is not None for adapter in weights):
         return DecoderInference(decoder, weights, end_ids=base.end_ids, pad_id=base.pad_id)
     return _TransformersInference(base, weights)
 
 
 class _TransformersInference:
-    """Any architecture, and prefixes."""
+    """The backend for any architecture, and for prefixes."""
 
     def __init__(self, base: BaseModel, weights: Sequence[Weights]) -> None:
         self._base = base
@@ -44,8 +44,10 @@ class _TransformersInference:
         """See `InferenceBackend`."""
         base = self._base
         nll = np.full(len(questions), np.nan)
-        if asked := [number for number, question in enumerate(questions) if question.reference]:
-            nll[asked] = reference_nll(self._stacked, [questions[n] for n in asked], pad_id=base.pad_id, batch_size=batch_size)
+        if with_reference := [number for number, question in enumerate(questions) if question.reference]:
+            nll[with_reference] = reference_nll(
+                self._stacked, [questions[n] for n in with_reference], pad_id=base.pad_id, batch_size=batch_size
+            )
         if max_new_tokens is None:
             yield from (Reply(number, (), float(nll[number])) for number in range(len(questions)))
             return

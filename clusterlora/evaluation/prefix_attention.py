@@ -1,6 +1,6 @@
-"""Attention of packed rows some of which carry on where another row ends.
+"""Attention of packed rows, some of which continue a prefix that another row holds.
 
-legend   N tokens of all rows, n rows of a run, t token of a row, p token of a beginning, H query heads, G key-value heads,
+legend   N tokens of all rows, n rows of a segment, t token of a row, p token of a prefix, H query heads, G key-value heads,
          e width of a head
 """
 
@@ -12,63 +12,73 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from clusterlora.evaluation.prefix_sharing import Reading
+from clusterlora.evaluation.prefix_sharing import PrefillSequence, PrefixKey
 from clusterlora.models.decoder import Decoder
-from clusterlora.models.packing import Run
+from clusterlora.models.packing import Segment
 
 
 @dataclass(frozen=True, slots=True)
-class _Before:
-    """What the rows of a run carry on: where it is among all tokens, and what each of their tokens sees of it and of its own row."""
+class _SharedPrefix:
+    """Where among all tokens each row's prefix is, and what each token attends to, in the prefix and in its own row."""
 
-    token: Int[Tensor, "n p"]
-    sees: Bool[Tensor, "n 1 t p+t"]
+    index: Int[Tensor, "n p"]
+    mask: Bool[Tensor, "n 1 t p+t"]
 
 
 @dataclass(frozen=True, slots=True)
-class Attention:
-    """Neighbouring rows whose attention is computed at once; `before` when they carry on other rows."""
+class SegmentAttention:
+    """The attention of neighbouring rows of one length that all continue a prefix, or none."""
 
-    run: Run
-    before: _Before | None
+    segment: Segment
+    prefix: _SharedPrefix | None
 
     def attend(
         self, decoder: Decoder, queries: Float[Tensor, "N H e"], keys: Float[Tensor, "N G e"], values: Float[Tensor, "N G e"]
     ) -> Float[Tensor, "n t H*e"]:
-        """Return what the tokens of these rows find."""
-        q, k, v = (self.run.of(part) for part in (queries, keys, values))
-        if self.before is None:
+        """Return the attention output of these rows' tokens."""
+        q, k, v = (self.segment.view(part) for part in (queries, keys, values))
+        if self.prefix is None:
             return decoder.attend(q, k, v)
-        k, v = (torch.cat([of_all[self.before.token], own], dim=1) for of_all, own in ((keys, k), (values, v)))
-        return decoder.attend(q, k, v, self.before.sees)
+        k, v = (torch.cat([all_rows[self.prefix.index], own], dim=1) for all_rows, own in ((keys, k), (values, v)))
+        return decoder.attend(q, k, v, self.prefix.mask)
 
 
-def attention_of(
-    runs: Sequence[Run], rows: Sequence[Reading], start_of: Mapping[tuple[int, tuple[int, ...]], int], device: torch.device
-) -> list[Attention]:
-    """Return the attention of every run of a batch.
+def segment_attentions(
+    segments: Sequence[Segment],
+    sequences: Sequence[PrefillSequence],
+    first_token_by_prefix: Mapping[PrefixKey, int],
+    device: torch.device,
+) -> list[SegmentAttention]:
+    """Return the attention of a batch, its segments split between rows with and without a prefix.
 
     Args:
-        start_of: the first token of the row of every beginning.
+        sequences: one per row.
+        first_token_by_prefix: index of the first token of each prefix's row.
     """
-    found = []
-    for run in runs:
-        row, token = run.rows.start, run.tokens.start
-        for carries_on, some in groupby(rows[run.rows], key=lambda reading: reading.begin > 0):
-            alike = list(some)
-            n_tokens = len(alike) * run.length
-            part = Run(slice(row, row + len(alike)), slice(token, token + n_tokens), run.length)
-            found.append(Attention(part, _before(alike, run.length, start_of, device) if carries_on else None))
-            row, token = row + len(alike), token + n_tokens
-    return found
+    attentions = []
+    for segment in segments:
+        row, token = segment.rows.start, segment.tokens.start
+        for has_prefix, neighbours in groupby(sequences[segment.rows], key=lambda sequence: sequence.prefix_length > 0):
+            rows = list(neighbours)
+            n_tokens = len(rows) * segment.length
+            part = Segment(slice(row, row + len(rows)), slice(token, token + n_tokens), segment.length)
+            prefix = _shared_prefix(rows, segment.length, first_token_by_prefix, device) if has_prefix else None
+            attentions.append(SegmentAttention(part, prefix))
+            row, token = row + len(rows), token + n_tokens
+    return attentions
 
 
-def _before(rows: Sequence[Reading], length: int, start_of: Mapping[tuple[int, tuple[int, ...]], int], device: torch.device) -> _Before:
-    begin = torch.tensor([reading.begin for reading in rows])[:, None]
-    start = torch.tensor([start_of[reading.beginning] for reading in rows])[:, None]
-    place = torch.arange(int(begin.max()))
-    # A shorter beginning is padded with its last token, which is not seen twice.
-    token = start + torch.minimum(place, begin - 1)
-    of_beginning = (place < begin)[:, None, None].expand(-1, 1, length, -1)
-    of_row = torch.ones(length, length, dtype=torch.bool).tril().expand(len(rows), 1, -1, -1)
-    return _Before(token.to(device), torch.cat([of_beginning, of_row], dim=-1).to(device))
+def _shared_prefix(
+    sequences: Sequence[PrefillSequence],
+    length: int,
+    first_token_by_prefix: Mapping[PrefixKey, int],
+    device: torch.device,
+) -> _SharedPrefix:
+    prefix_length = torch.tensor([sequence.prefix_length for sequence in sequences])[:, None]
+    first_token = torch.tensor([first_token_by_prefix[sequence.prefix] for sequence in sequences])[:, None]
+    position = torch.arange(int(prefix_length.max()))
+    # A shorter prefix is padded with its last token, which the mask hides.
+    index = first_token + torch.minimum(position, prefix_length - 1)
+    prefix_mask = (position < prefix_length)[:, None, None].expand(-1, 1, length, -1)
+    causal_mask = torch.ones(length, length, dtype=torch.bool).tril().expand(len(sequences), 1, -1, -1)
+    return _SharedPrefix(index.to(device), torch.cat([prefix_mask, causal_mask], dim=-1).to(device))

@@ -1,7 +1,7 @@
-"""What a pass reads: dialogues, each a row, and beginnings that several of them have in common, each read once.
+"""What a prefill pass computes: dialogues, one per row, and prefixes that several of them share, computed once.
 
-All prompts of a study begin with its system text, those of one persona perhaps with what is said about the persona. Under one slot, the
-keys and values of such a beginning are the same for every dialogue: it is a row of its own, and the dialogues' rows are what follows.
+All prompts of a study begin with its system text, those of one persona possibly with the persona's description. Under one slot such a
+prefix has the same keys and values in every dialogue, so it becomes a row of its own and the dialogues' rows start after it.
 Source: Zheng et al. 2024, prefix sharing across calls, SGLang (arXiv 2312.07104).
 """
 
@@ -11,103 +11,111 @@ from itertools import groupby, pairwise
 
 from clusterlora.evaluation.generate import Question, in_one_pass
 
-COST_OF_SHARING = 32
-"""In tokens, what it costs a dialogue to carry on another row: attention across rows is slower, and equal rows are fewer. On two cores
-beginnings of 23 tokens, shared by thousands, gain nothing; those of 54 and of 71 tokens, shared by six, do."""
+SHARING_COST = 32
+"""Cost, in tokens, of attending to another row's prefix: that attention is slower, and equal row lengths become rarer. Measured on two
+cores: sharing prefixes of 23 tokens among thousands of dialogues gains nothing, sharing 54 or 71 tokens among six does."""
+
+
+PrefixKey = tuple[int, tuple[int, ...]]
+"""The slot and the tokens of a shared prefix."""
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
-    """A dialogue under one slot. `together` are the questions read off it; its first `begin` tokens are read in a row of their own."""
+class PrefillSequence:
+    """A dialogue under one slot; `turns` are the numbers of the questions it answers.
+
+    Its first `prefix_length` tokens are computed in a row of their own, shared with other dialogues.
+    """
 
     ids: tuple[int, ...]
     slot: int
-    together: tuple[int, ...]
-    begin: int = 0
+    turns: tuple[int, ...]
+    prefix_length: int = 0
 
     @property
-    def n_own(self) -> int:
-        """Tokens of its own row."""
-        return len(self.ids) - self.begin
+    def n_own_tokens(self) -> int:
+        """Tokens after the shared prefix."""
+        return len(self.ids) - self.prefix_length
 
     @property
-    def beginning(self) -> tuple[int, tuple[int, ...]]:
-        """The slot and the tokens that are read for several."""
-        return self.slot, self.ids[: self.begin]
+    def prefix(self) -> PrefixKey:
+        """The prefix that the sequence shares."""
+        return self.slot, self.ids[: self.prefix_length]
 
 
-def streams(questions: Sequence[Question], batch_size: int, *, share: bool) -> list[list[Reading]]:
-    """Return what is to be read, longest first: of a slot that fills batches alone by itself, of all others mixed.
+def prefill_streams(questions: Sequence[Question], batch_size: int, *, share: bool) -> list[list[PrefillSequence]]:
+    """Return the sequences to prefill, longest first: one stream per slot that fills batches by itself, one of all other slots.
 
-    Rows of one slot share its factors; rows of many read one copy each. Dialogues with a common beginning stay together.
+    Rows of one slot share its factors, rows of several need a copy each. Dialogues that share a prefix stay together.
 
     Args:
-        share: read beginnings once where that saves time.
+        share: compute common prefixes once where that saves time.
     """
-    read = [_reading(questions, together) for together in in_one_pass(questions)]
-    by_slot = [[*of_slot] for _, of_slot in groupby(read, key=lambda reading: reading.slot)]
-    alone = [readings for readings in by_slot if len(readings) >= batch_size]
-    mixed = [reading for readings in by_slot if len(readings) < batch_size for reading in readings]
-    found = [stream for stream in (*alone, mixed) if stream]
-    return [_longest_first(_in_groups(questions, stream) if share else [[reading] for reading in stream]) for stream in found]
+    sequences = [_prefill_sequence(questions, turns) for turns in in_one_pass(questions)]
+    by_slot = [[*same_slot] for _, same_slot in groupby(sequences, key=lambda sequence: sequence.slot)]
+    single = [sequences for sequences in by_slot if len(sequences) >= batch_size]
+    mixed = [sequence for sequences in by_slot if len(sequences) < batch_size for sequence in sequences]
+    streams = [stream for stream in (*single, mixed) if stream]
+    return [_longest_first(_group_by_prefix(questions, stream) if share else [[sequence] for sequence in stream]) for stream in streams]
 
 
-def _reading(questions: Sequence[Question], together: Sequence[int]) -> Reading:
-    last = questions[together[-1]]
-    return Reading(last.prompt + last.reference, last.slot, tuple(together))
+def _prefill_sequence(questions: Sequence[Question], turns: Sequence[int]) -> PrefillSequence:
+    last = questions[turns[-1]]
+    return PrefillSequence(last.prompt + last.reference, last.slot, tuple(turns))
 
 
-def _in_groups(questions: Sequence[Question], readings: Sequence[Reading]) -> list[list[Reading]]:
-    """Return readings, sorted by slot and tokens, in groups that have a beginning in common; it ends before anything is predicted.
+def _group_by_prefix(questions: Sequence[Question], sequences: Sequence[PrefillSequence]) -> list[list[PrefillSequence]]:
+    """Return sequences, sorted by slot and tokens, in groups that share a prefix, which ends before the first predicting token.
 
-    What neighbours have in common makes their readings the leaves of a tree. From the leaves up, a branch becomes one group where its
-    own beginning, read once, saves at least as much as the longer ones of its parts.
+    The common prefixes of neighbours form a tree with the sequences as leaves. From the leaves up, a node becomes one group if sharing its
+    own prefix saves at least as much as sharing the longer prefixes below it.
     """
-    leaves = [_Branch(0, [[reading]]) for reading in readings]
-    pending, open_branches = leaves[0], list[_Branch]()
-    for (before, now), leaf in zip(pairwise(readings), leaves[1:], strict=True):
-        depth = _in_common(questions, before, now)
-        while open_branches and open_branches[-1].depth > depth:
-            pending = open_branches.pop().closed(pending)
-        if not open_branches or open_branches[-1].depth < depth:
-            open_branches.append(_Branch(depth))
-        open_branches[-1].add(pending)
+    leaves = [_PrefixNode(0, [[sequence]]) for sequence in sequences]
+    pending, open_nodes = leaves[0], list[_PrefixNode]()
+    for (before, after), leaf in zip(pairwise(sequences), leaves[1:], strict=True):
+        depth = _common_prefix_length(questions, before, after)
+        while open_nodes and open_nodes[-1].depth > depth:
+            pending = open_nodes.pop().close(pending)
+        if not open_nodes or open_nodes[-1].depth < depth:
+            open_nodes.append(_PrefixNode(depth))
+        open_nodes[-1].add(pending)
         pending = leaf
-    for branch in reversed(open_branches):
-        pending = branch.closed(pending)
+    for node in reversed(open_nodes):
+        pending = node.close(pending)
     return pending.groups
 
 
 @dataclass(slots=True)
-class _Branch:
-    """Neighbours that have `depth` tokens in common, as they are best grouped, and how many tokens' time that saves."""
+class _PrefixNode:
+    """Neighbours with a common prefix of `depth` tokens, in the best groups, and the tokens that these save."""
 
     depth: int
-    groups: list[list[Reading]] = field(default_factory=list[list[Reading]])
+    groups: list[list[PrefillSequence]] = field(default_factory=list[list[PrefillSequence]])
     saved: int = 0
 
-    def add(self, part: "_Branch") -> None:
-        self.groups += part.groups
-        self.saved += part.saved
+    def add(self, child: "_PrefixNode") -> None:
+        self.groups += child.groups
+        self.saved += child.saved
 
-    def closed(self, last: "_Branch") -> "_Branch":
-        """Return the branch with its last part: as one group if that saves more."""
-        self.add(last)
-        members = [reading for group in self.groups for reading in group]
-        saved = self.depth * (len(members) - 1) - COST_OF_SHARING * len(members)
+    def close(self, last_child: "_PrefixNode") -> "_PrefixNode":
+        """Add the last child and merge the groups into one if that saves more; return the node."""
+        self.add(last_child)
+        members = [sequence for group in self.groups for sequence in group]
+        saved = self.depth * (len(members) - 1) - SHARING_COST * len(members)
         if saved > 0 and saved >= self.saved:
-            self.groups, self.saved = [[replace(reading, begin=self.depth) for reading in members]], saved
+            self.groups, self.saved = [[replace(sequence, prefix_length=self.depth) for sequence in members]], saved
         return self
 
 
-def _longest_first(groups: Sequence[Sequence[Reading]]) -> list[Reading]:
-    ordered = [sorted(group, key=lambda reading: -len(reading.ids)) for group in groups]
-    return [reading for group in sorted(ordered, key=lambda group: -len(group[0].ids)) for reading in group]
+def _longest_first(groups: Sequence[Sequence[PrefillSequence]]) -> list[PrefillSequence]:
+    """Return the sequences with the groups, and within them the members, in descending order of length."""
+    ordered = [sorted(group, key=lambda sequence: -len(sequence.ids)) for group in groups]
+    return [sequence for group in sorted(ordered, key=lambda group: -len(group[0].ids)) for sequence in group]
 
 
-def _in_common(questions: Sequence[Question], *both: Reading) -> int:
-    """Return with how many of the same tokens both begin, before either predicts."""
-    if both[0].slot != both[1].slot:
+def _common_prefix_length(questions: Sequence[Question], *pair: PrefillSequence) -> int:
+    """Return the number of leading tokens that two sequences share before either has a predicting token; 0 under different slots."""
+    if pair[0].slot != pair[1].slot:
         return 0
-    one, other = (reading.ids[: len(questions[reading.together[0]].prompt) - 1] for reading in both)
-    return next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    first, second = (sequence.ids[: len(questions[sequence.turns[0]].prompt) - 1] for sequence in pair)
+    return next((n for n, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second)))

@@ -1,4 +1,4 @@
-"""Slots of finished adapters for a written-out decoder: every site's factors, one slot beside another; slot 0 is the bare base."""
+"""Finished adapters in slots for a written-out decoder: the factors of every fused linear, stacked over slots; slot 0 is the base model."""
 
 from collections.abc import Sequence
 
@@ -7,80 +7,82 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from clusterlora.errors import BadData
-from clusterlora.models.decoder import Decoder, Site
-from clusterlora.models.low_rank_update import Update
-from clusterlora.models.packing import Run
+from clusterlora.models.decoder import Decoder, FusedLinear
+from clusterlora.models.low_rank_update import LowRankUpdate
+from clusterlora.models.packing import Segment
 from clusterlora.models.stacked import Weights
 
 
 class AdapterSlots:
-    """Adapters in memory, by slot: number 1 is the first."""
+    """Adapters in memory; the first is in slot 1."""
 
-    def __init__(self, decoder: Decoder, weights: Sequence[Weights], *, dtype: torch.dtype | None = None) -> None:
-        """Put adapters side by side, in the decoder's dtype when none is given.
+    def __init__(self, decoder: Decoder, weights: Sequence[Weights]) -> None:
+        """Stack adapters in the decoder's dtype.
 
         Raises:
             BadData: an adapter names a layer that the base does not have, or has in another shape.
         """
-        known = {name for site in decoder.sites for name in site.names}
-        for name in sorted({name for one in weights for name in one.factors} - known):
+        layer_names = {name for linear in decoder.fused_linears for name in linear.names}
+        for name in sorted({name for adapter in weights for name in adapter.factors} - layer_names):
             raise BadData(f"the base model has no layer {name}; the adapter belongs to another base")
         self._device = decoder.device
-        self._by_site = [_side_by_side(site, weights, dtype or decoder.dtype) for site in decoder.sites]
+        self._updates = [_stacked(linear, weights, decoder.dtype) for linear in decoder.fused_linears]
 
-    def of_rows(self, slots: Int[Tensor, " b"]) -> list[Update | None]:
-        """Return every site's factors for rows of these slots; None where no adapter touches it.
+    def of_rows(self, slots: Int[Tensor, " b"]) -> list[LowRankUpdate | None]:
+        """Return every fused linear's factors for rows of these slots; None where no adapter changes it.
 
-        Rows of one slot share its factors.
+        If all rows have the same slot they share one copy of its factors.
         """
         if len(slots) and bool((slots == slots[0]).all()):
             if int(slots[0]) == 0:
-                return [None] * len(self._by_site)
+                return [None] * len(self._updates)
             slots = slots[:1]
         return self.of_each(slots)
 
-    def of_each(self, slots: Int[Tensor, " b"]) -> list[Update | None]:
-        """Return the same with factors of its own for each row, without a look at which slots they are."""
-        return [update and update.of(slots) for update in self._by_site]
+    def of_each(self, slots: Int[Tensor, " b"]) -> list[LowRankUpdate | None]:
+        """Return the same with a copy of the factors for each row; does not read the values of `slots`, so it can be captured."""
+        return [update and update.select(slots) for update in self._updates]
 
-    def room(self, n_rows: int) -> list[Update | None]:
-        """Return factors of zeros for so many rows, to be filled."""
-        bare = torch.zeros(n_rows, dtype=torch.long, device=self._device)
-        return self.of_each(bare)
+    def zeros(self, n_rows: int) -> list[LowRankUpdate | None]:
+        """Return zero factors for `n_rows` rows, to be filled by `fill`."""
+        base_slots = torch.zeros(n_rows, dtype=torch.long, device=self._device)
+        return self.of_each(base_slots)
 
-    def fill(self, rows: Sequence[Update | None], start: int, slots: Sequence[int]) -> None:
-        """Set the factors of the rows from `start` on to those of these slots."""
-        numbers = torch.tensor(slots, device=self._device)
-        for target, source in ((to, of) for to, of in zip(rows, self._by_site, strict=True) if to and of):
-            for room, found in zip(target.factors, source.of(numbers).factors, strict=True):
-                room[start : start + len(slots)] = found
+    def fill(self, rows: Sequence[LowRankUpdate | None], start: int, slots: Sequence[int]) -> None:
+        """Overwrite the factors of the rows from `start` on with those of these slots."""
+        index = torch.tensor(slots, device=self._device)
+        for target, source in ((to, of) for to, of in zip(rows, self._updates, strict=True) if to and of):
+            for row_factors, slot_factors in zip(target.factors, source.select(index).factors, strict=True):
+                row_factors[start : start + len(slots)] = slot_factors
 
 
-def _side_by_side(site: Site, weights: Sequence[Weights], dtype: torch.dtype) -> Update | None:
-    """Return the factors of every slot, ranks padded with zeros to the largest of any slot."""
-    ranks = [max((one.factors[name][0].shape[0] for one in weights if name in one.factors), default=0) for name in site.names]
+def _stacked(linear: FusedLinear, weights: Sequence[Weights], dtype: torch.dtype) -> LowRankUpdate | None:
+    """Return the factors of every slot, ranks padded with zeros to the largest of any slot; None if no adapter changes the layers."""
+    ranks = [max((adapter.factors[name][0].shape[0] for adapter in weights if name in adapter.factors), default=0) for name in linear.names]
     if not sum(ranks):
         return None
-    d_in, like, n_slots = site.weight.shape[1], site.weight.new_empty(0, dtype=dtype), len(weights) + 1
+    d_in, like, n_slots = linear.weight.shape[1], linear.weight.new_empty(0, dtype=dtype), len(weights) + 1
     a = like.new_zeros(n_slots, sum(ranks), d_in)
-    bs = tuple(like.new_zeros(n_slots, rank, d_out) for rank, d_out in zip(ranks, site.d_outs, strict=True))
-    for name, d_out, of_a, b in zip(site.names, site.d_outs, a.split(ranks, dim=1), bs, strict=True):
-        for slot, one in enumerate(weights, start=1):
-            if name in one.factors:
-                down, up = one.factors[name]
+    bs = tuple(like.new_zeros(n_slots, rank, d_out) for rank, d_out in zip(ranks, linear.d_outs, strict=True))
+    for name, d_out, a_of_layer, b in zip(linear.names, linear.d_outs, a.split(ranks, dim=1), bs, strict=True):
+        for slot, adapter in enumerate(weights, start=1):
+            if name in adapter.factors:
+                down, up = adapter.factors[name]
                 if down.shape[1] != d_in or up.shape[0] != d_out:
                     raise BadData(
                         f"adapter layer {name} maps {down.shape[1]} to {up.shape[0]}; the base maps {d_in} to {d_out}; "
                         "it belongs to another base"
                     )
-                of_a[slot, : down.shape[0]] = down
+                a_of_layer[slot, : down.shape[0]] = down
                 b[slot, : up.shape[1]] = up.T
-    return Update(a, bs)
+    return LowRankUpdate(a, bs)
 
 
-def adapted(site: Site, x: Float[Tensor, "N d_in"], update: Update | None, runs: Sequence[Run]) -> list[Float[Tensor, "N _D"]]:
-    """Return the outputs of each layer of a site, with each row's update."""
-    ys = site.apart(x)
+def adapted(
+    linear: FusedLinear, x: Float[Tensor, "N d_in"], update: LowRankUpdate | None, segments: Sequence[Segment]
+) -> list[Float[Tensor, "N _D"]]:
+    """Return the outputs of each layer of a fused linear, with each row's update."""
+    ys = linear.forward(x)
     if update is not None:
-        update.forward(x, ys, runs)
+        update.forward(x, ys, segments)
     return ys

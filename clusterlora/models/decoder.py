@@ -1,14 +1,14 @@
 """The Llama family's decoder, written out over the weights of a transformers model.
 
-legend   N tokens of all rows, n rows of a run, t token of a row, d width, D outputs of a layer, H query heads, G key-value heads,
-         e width of a head, V vocabulary
+legend   N tokens of all rows, n rows of a segment, t token of a row, s key a token may attend to, d width, D outputs of a layer,
+         H query heads, G key-value heads, e width of a head, V vocabulary
 
     a = norm(x)    q, k, v = a Wqkv^T    x <- x + attention(rope(q), rope(k), v) Wo^T
     m = norm(x)    g, u = m Wgu^T        x <- x + (silu(g) * u) Wd^T
 
-Linear layers that read the same tensor are one site: one product with their weights one under another. What a transformers model adds
-to these lines (module calls, masks, caches made for every occasion) costs a small model more than the arithmetic; here a pass is a few
-dozen operations per layer, and training knows exactly what it has to keep.
+Linear layers that read the same tensor are fused: their weights are stacked and multiplied once. The overhead of a transformers model
+(module calls, masks, cache objects) costs a small model more time than the arithmetic; here a layer is a few dozen operations, and training
+controls exactly which activations are saved.
 Source: Touvron et al. 2023, LLaMA (arXiv 2302.13971); Su et al. 2021, rotary embeddings (arXiv 2104.09864).
 """
 
@@ -22,22 +22,22 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from clusterlora.models.memory import tokens_at_once
+from clusterlora.models.memory import tokens_per_chunk
 from clusterlora.models.packing import Padding
 
 _FAMILY = frozenset({"LlamaForCausalLM", "Qwen2ForCausalLM"})
 _ROPE = frozenset({"default", "linear", "llama3"})
-"""Rotary embeddings whose angles depend on the position alone, not on how long the sequence is."""
+"""Rotary embeddings whose angles depend on the position alone, not on the length of the sequence."""
 
 PAD_TO = 16
-"""Rows are padded to a multiple of so many tokens: kernels are made for a shape, and few shapes mean few of them."""
-LOGITS_AT_ONCE = {"cpu": 1 << 22, "cuda": 1 << 27}
-"""Numbers of logits held at a time."""
+"""Rows are padded to a multiple of this: kernels are chosen and cached per shape, so few shapes are better."""
+LOGITS_PER_CHUNK = {"cpu": 1 << 22, "cuda": 1 << 27}
+"""Logits in memory at a time, over all tokens and the vocabulary."""
 
 
 @dataclass(frozen=True, slots=True)
-class Site:
-    """Linear layers that read the same tensor. `weight` holds theirs one under another, D outputs in all; the layers keep views of it."""
+class FusedLinear:
+    """Linear layers that read the same tensor. `weight` stacks their weights to D outputs in all; the layers hold views of it."""
 
     names: tuple[str, ...]
     d_outs: tuple[int, ...]
@@ -46,11 +46,11 @@ class Site:
 
     @property
     def weights(self) -> tuple[Float[Tensor, "_D d_in"], ...]:
-        """The weights of each layer."""
+        """The weight of each layer."""
         return self.weight.split(self.d_outs)
 
-    def apart(self, x: Float[Tensor, "N d_in"]) -> list[Float[Tensor, "N _D"]]:
-        """Return each layer's outputs: views of one product on a GPU, products by themselves on a CPU, which is slow on strided views."""
+    def forward(self, x: Float[Tensor, "N d_in"]) -> list[Float[Tensor, "N _D"]]:
+        """Return each layer's outputs: views of one product on a GPU, separate products on a CPU, which is slow on strided views."""
         if self.weight.is_cuda:
             return list(functional.linear(x, self.weight, self.bias).split(self.d_outs, -1))
         biases = [None] * len(self.d_outs) if self.bias is None else self.bias.split(self.d_outs)
@@ -59,26 +59,26 @@ class Site:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """One layer: its two norms and four sites."""
+    """A transformer block: two norms and four fused linears."""
 
     norm_in: Float[Tensor, " d"]
-    qkv: Site
-    out: Site
+    qkv: FusedLinear
+    out: FusedLinear
     norm_mid: Float[Tensor, " d"]
-    gate_up: Site
-    down: Site
+    gate_up: FusedLinear
+    down: FusedLinear
 
     @property
-    def sites(self) -> tuple[Site, Site, Site, Site]:
-        """The sites in the order they run."""
+    def fused_linears(self) -> tuple[FusedLinear, FusedLinear, FusedLinear, FusedLinear]:
+        """The fused linears in execution order."""
         return self.qkv, self.out, self.gate_up, self.down
 
 
 class Decoder:
-    """The parts of a model of the family, and the lines above that need no weights."""
+    """The weights of a Llama-like model, and the parts of its forward pass that training and answering share."""
 
     def __init__(self, model: Any) -> None:
-        """Take the weights of a transformers model; they are shared, not copied."""
+        """Share the weights of a transformers model; those of fused layers are stacked and the model's layers become views of them."""
         self.embedding: Float[Tensor, "V d"] = model.get_input_embeddings().weight
         self.head: Float[Tensor, "V d"] = model.get_output_embeddings().weight
         self.blocks = tuple(_block(f"model.layers.{n}", layer) for n, layer in enumerate(model.model.layers))
@@ -89,27 +89,27 @@ class Decoder:
         self.n_heads: int = model.config.num_attention_heads
         self._eps: float = model.config.rms_norm_eps
         self._rotary: nn.Module = model.model.rotary_emb
-        self._turns: tuple[Tensor, Tensor] = self._turns_up_to(256)
+        self._rope_table: tuple[Tensor, Tensor] = self._compute_rope_table(256)
 
     @property
-    def sites(self) -> tuple[Site, ...]:
-        """All sites, in the order they run."""
-        return tuple(site for block in self.blocks for site in block.sites)
+    def fused_linears(self) -> tuple[FusedLinear, ...]:
+        """All fused linears in execution order, four per block."""
+        return tuple(linear for block in self.blocks for linear in block.fused_linears)
 
     @property
     def padding(self) -> Padding:
-        """What rows are padded to: little on a CPU; on a GPU, where starting kernels costs more, few kinds of batches of one run each."""
-        return Padding(PAD_TO) if self.device.type == "cpu" else Padding(2 * PAD_TO, alike=True)
+        """Little padding on a CPU; uniform padding on a GPU, where launches cost more and recurring shapes become CUDA graphs."""
+        return Padding(PAD_TO) if self.device.type == "cpu" else Padding(2 * PAD_TO, uniform=True)
 
     @property
-    def tokens_at_once(self) -> int:
-        """How many tokens a forward pass is best given."""
-        return tokens_at_once(max(site.weight.shape[0] for site in self.sites), self.device, self.dtype)
+    def tokens_per_pass(self) -> int:
+        """Tokens of a forward pass for which the widest activation stays within `memory.CHUNK_BYTES`."""
+        return tokens_per_chunk(max(linear.weight.shape[0] for linear in self.fused_linears), self.device, self.dtype)
 
     @property
-    def rows_of_logits(self) -> int:
-        """For how many tokens logits are held at a time."""
-        return max(1, LOGITS_AT_ONCE[self.device.type] // len(self.head))
+    def logit_rows_per_chunk(self) -> int:
+        """Tokens whose logits are in memory at a time."""
+        return max(1, LOGITS_PER_CHUNK[self.device.type] // len(self.head))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -118,59 +118,59 @@ class Decoder:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return self.embedding.device
 
-    def turns(self, places: Int[Tensor, " N"], n_places: int) -> tuple[Float[Tensor, "N e"], Float[Tensor, "N e"]]:
-        """Return cosine and signed sine of the angles of tokens at these places of their rows, as `rotate` takes them.
+    def rope_cos_sin(self, positions: Int[Tensor, " N"], n_positions: int) -> tuple[Float[Tensor, "N e"], Float[Tensor, "N e"]]:
+        """Return the cosine and the signed sine of tokens at these positions, as `apply_rope` takes them.
 
         Args:
-            n_places: more than any of the places.
+            n_positions: an upper bound, larger than every position; reading it off `positions` would synchronise a GPU.
         """
-        cos, sin = self._turns
-        if n_places > len(cos):
-            # Threads that both find too few each work with their own.
-            cos, sin = self._turns = self._turns_up_to(max(n_places, 2 * len(cos)))
-        return cos[places], sin[places]
+        cos, sin = self._rope_table
+        if n_positions > len(cos):
+            # A race between threads is harmless: each uses the table it computed.
+            cos, sin = self._rope_table = self._compute_rope_table(max(n_positions, 2 * len(cos)))
+        return cos[positions], sin[positions]
 
-    def _turns_up_to(self, n: int) -> tuple[Tensor, Tensor]:
+    def _compute_rope_table(self, n: int) -> tuple[Tensor, Tensor]:
         cos, sin = self._rotary(self.embedding[:1], torch.arange(n, device=self.device)[None])
         sign = torch.ones_like(sin[0, 0])
         sign[: self.head_dim // 2] = -1
         return cos[0].contiguous(), sin[0] * sign
 
     def norm(self, x: Float[Tensor, "... d"], weight: Float[Tensor, " d"]) -> tuple[Tensor, Tensor, Tensor]:
-        """Return (weight * unit, unit, inverse root mean square); `unit` is x over its root mean square, taken in float32 or wider."""
+        """Return RMSNorm as (weight * unit, unit, inverse), unit = x * inverse, inverse = 1 / rms(x), computed in at least float32."""
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         inverse = torch.rsqrt(torch.linalg.vecdot(wide, wide)[..., None] / x.shape[-1] + self._eps)
         unit = (wide * inverse).to(x.dtype)
         return unit * weight, unit, inverse
 
     def heads(self, qkv: Sequence[Float[Tensor, "N _D"]], cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return turned queries [N H e], turned keys [N G e] and values [N G e]."""
+        """Return rotated queries [N H e], rotated keys [N G e] and values [N G e]."""
         q, k, v = (part.unflatten(-1, (-1, self.head_dim)) for part in qkv)
-        return rotate(q, cos, sin), rotate(k, cos, sin), v
+        return apply_rope(q, cos, sin), apply_rope(k, cos, sin), v
 
     def attend(
         self,
         queries: Float[Tensor, "n t H e"],
         keys: Float[Tensor, "n s G e"],
         values: Float[Tensor, "n s G e"],
-        sees: Bool[Tensor, "n 1 t s"] | None = None,
+        mask: Bool[Tensor, "n 1 t s"] | None = None,
     ) -> Float[Tensor, "n t H*e"]:
-        """Return what each token finds in what it `sees`, by default in itself and those before it in its row; heads side by side."""
-        narrow = queries.dtype
+        """Return the attention output of each token, heads concatenated; a true `mask` lets it attend, without one attention is causal."""
+        dtype = queries.dtype
         if not queries.is_cuda:
-            # The CPU's kernel for bfloat16 is several times slower than the one for float32.
-            queries, keys, values = (part.to(torch.promote_types(narrow, torch.float32)) for part in (queries, keys, values))
+            # The CPU's bfloat16 kernel is several times slower than its float32 kernel.
+            queries, keys, values = (part.to(torch.promote_types(dtype, torch.float32)) for part in (queries, keys, values))
         grouped = self.n_kv_heads < self.n_heads
         q, k, v = (part.transpose(1, 2) for part in (queries, keys, values))
-        found = functional.scaled_dot_product_attention(q, k, v, attn_mask=sees, is_causal=sees is None, enable_gqa=grouped)
-        return found.transpose(1, 2).flatten(2).to(narrow)
+        attended = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped)
+        return attended.transpose(1, 2).flatten(2).to(dtype)
 
 
-def rotate(x: Float[Tensor, "N h e"], cos: Float[Tensor, "N e"], sin: Float[Tensor, "N e"]) -> Float[Tensor, "N h e"]:
-    """Return heads turned by the angles of their places, given as cosine and signed sine. With -sin it is the way back."""
+def apply_rope(x: Float[Tensor, "N h e"], cos: Float[Tensor, "N e"], sin: Float[Tensor, "N e"]) -> Float[Tensor, "N h e"]:
+    """Return heads rotated by the angles of their positions, given as cosine and signed sine; with -sin the inverse, as backward needs."""
     cos, sin = cos[:, None], sin[:, None]
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
 
@@ -179,15 +179,20 @@ _decoders: "WeakKeyDictionary[nn.Module, Decoder | None]" = WeakKeyDictionary()
 
 
 def decoder_of(model: nn.Module) -> Decoder | None:
-    """Return the model's decoder, the same one every time; None when its architecture is not one this file writes out."""
-    known = _decoders.get(model)
-    if known is None or known.embedding.dtype != known.blocks[0].qkv.weight.dtype or known.device != known.blocks[0].qkv.weight.device:
-        # Not seen before, or moved since: what is joined here does not move with the model.
-        known = _decoders[model] = Decoder(model) if _is_of_the_family(model) else None
-    return known
+    """Return the model's decoder, cached; None if this file does not implement its architecture."""
+    decoder = _decoders.get(model)
+    if decoder is None or _is_stale(decoder):
+        decoder = _decoders[model] = Decoder(model) if _is_supported(model) else None
+    return decoder
 
 
-def _is_of_the_family(model: Any) -> bool:
+def _is_stale(decoder: Decoder) -> bool:
+    """Return whether the model was moved or cast after fusing, which leaves the fused weights behind."""
+    fused = decoder.blocks[0].qkv.weight
+    return (decoder.dtype, decoder.device) != (fused.dtype, fused.device)
+
+
+def _is_supported(model: Any) -> bool:
     if type(model).__name__ not in _FAMILY:
         return False
     config = model.config
@@ -202,27 +207,27 @@ def _block(path: str, layer: Any) -> Block:
     attention, mlp = layer.self_attn, layer.mlp
     return Block(
         norm_in=layer.input_layernorm.weight,
-        qkv=_site(f"{path}.self_attn", {"q_proj": attention.q_proj, "k_proj": attention.k_proj, "v_proj": attention.v_proj}),
-        out=_site(f"{path}.self_attn", {"o_proj": attention.o_proj}),
+        qkv=_fused(f"{path}.self_attn", {"q_proj": attention.q_proj, "k_proj": attention.k_proj, "v_proj": attention.v_proj}),
+        out=_fused(f"{path}.self_attn", {"o_proj": attention.o_proj}),
         norm_mid=layer.post_attention_layernorm.weight,
-        gate_up=_site(f"{path}.mlp", {"gate_proj": mlp.gate_proj, "up_proj": mlp.up_proj}),
-        down=_site(f"{path}.mlp", {"down_proj": mlp.down_proj}),
+        gate_up=_fused(f"{path}.mlp", {"gate_proj": mlp.gate_proj, "up_proj": mlp.up_proj}),
+        down=_fused(f"{path}.mlp", {"down_proj": mlp.down_proj}),
     )
 
 
 @torch.no_grad()
-def _site(path: str, layers: dict[str, nn.Linear]) -> Site:
+def _fused(path: str, layers: dict[str, nn.Linear]) -> FusedLinear:
     names = tuple(f"{path}.{name}" for name in layers)
     d_outs = tuple(layer.out_features for layer in layers.values())
     if len(layers) == 1:
-        (alone,) = layers.values()
-        return Site(names, d_outs, alone.weight, alone.bias)
+        (layer,) = layers.values()
+        return FusedLinear(names, d_outs, layer.weight, layer.bias)
     weight = torch.cat([layer.weight for layer in layers.values()])
     for layer, part in zip(layers.values(), weight.split(d_outs), strict=True):
         layer.weight = nn.Parameter(part, requires_grad=False)
     biases = [layer.bias for layer in layers.values()]
     if all(bias is None for bias in biases):
-        return Site(names, d_outs, weight, None)
-    return Site(
+        return FusedLinear(names, d_outs, weight, None)
+    return FusedLinear(
         names, d_outs, weight, torch.cat([weight.new_zeros(n) if bias is None else bias for n, bias in zip(d_outs, biases, strict=True)])
     )

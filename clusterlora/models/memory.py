@@ -1,4 +1,4 @@
-"""How much memory there is, how much was used, and what a failed allocation looks like, on a GPU and on a CPU."""
+"""Free and peak memory, and failed allocations, on a GPU and on a CPU."""
 
 import os
 import re
@@ -13,31 +13,35 @@ from clusterlora.errors import OutOfMemory
 if TYPE_CHECKING:
     import torch
 
-_SIGNS = ("DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough memory", "bad_alloc", "CUBLAS_STATUS_ALLOC_FAILED")
-
+_MESSAGES = (
+    "DefaultCPUAllocator: can't allocate memory",
+    "DefaultCPUAllocator: not enough memory",
+    "bad_alloc",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
 
 CHUNK_BYTES = {"cpu": 1 << 23, "cuda": 1 << 28}
-"""Bytes of the widest activation of one pass. On a CPU, larger blocks of memory fall out of its caches and are given back to the system
-after every use, which costs more than the few products it saves."""
+"""Bytes of the widest activation of one chunk. On a CPU, larger tensors do not fit into its caches and are returned to the operating system
+after every use, which costs more than fewer and larger products save."""
 
 
-def tokens_at_once(width: int, device: "torch.device", dtype: "torch.dtype") -> int:
-    """Return how many tokens' widest activation, of so many numbers each, takes `CHUNK_BYTES`."""
+def tokens_per_chunk(width: int, device: "torch.device", dtype: "torch.dtype") -> int:
+    """Return the number of tokens whose activation of this width takes `CHUNK_BYTES`."""
     return max(1, CHUNK_BYTES[device.type] // (width * dtype.itemsize))
 
 
 def is_allocation_failure(error: BaseException) -> bool:
-    """Return whether an exception says that memory could not be had; any other error is not one."""
+    """Return whether an exception reports a failed allocation."""
     import torch
 
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS)
+    return isinstance(error, RuntimeError) and any(message in str(error) for message in _MESSAGES)
 
 
 @contextmanager
 def allocation_failures(*, micro_batch: int, doing: str) -> Iterator[None]:
-    """Turn a failed allocation inside the block into OutOfMemory; everything else passes untouched."""
+    """Raise OutOfMemory for a failed allocation inside the block; other exceptions pass unchanged."""
     try:
         yield
     except Exception as error:
@@ -49,7 +53,7 @@ def allocation_failures(*, micro_batch: int, doing: str) -> Iterator[None]:
             else "shorten model.max_length, lower recipe.rank, use model.dtype=bfloat16 or a smaller base model"
         )
         first_line = str(error).partition("\n")[0]
-        # The frames that the error went through hold what filled the memory, and whoever hears of it needs some.
+        # The traceback's frames hold the tensors that filled the memory; the caller needs it to recover.
         clear_frames(error.__traceback__)
         raise OutOfMemory(
             f"{doing} ran out of memory at micro-batch {micro_batch}, peak {format_bytes(peak_memory_bytes())} ({first_line}); {fix}",
@@ -58,7 +62,7 @@ def allocation_failures(*, micro_batch: int, doing: str) -> Iterator[None]:
 
 
 def peak_memory_bytes() -> int:
-    """Return the most memory this process has held: on the GPU when there is one, else resident on the CPU."""
+    """Return the peak memory of this process: allocated on the GPU if there is one, else resident on the CPU."""
     import resource
 
     import torch
@@ -74,7 +78,7 @@ def format_bytes(n_bytes: int) -> str:
 
 
 def device_name() -> str:
-    """Return what this process computes on, by kind and memory: devices of one name hold the same."""
+    """Return the name and memory of the device this process computes on; devices of one name have the same memory."""
     import torch
 
     if torch.cuda.is_available():
@@ -84,15 +88,15 @@ def device_name() -> str:
 
 
 def free_memory_bytes(device: "torch.device") -> int:
-    """Return the memory that could be allocated on a device at this moment."""
+    """Return the memory that can be allocated on a device."""
     import torch
 
     if device.type == "cuda":
-        # What torch keeps for itself and does not use can be had as well.
+        # PyTorch's cached but unused memory can be allocated as well.
         return int(torch.cuda.mem_get_info(device)[0]) + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     try:
         available = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
     except OSError:
         available = None
-    # Elsewhere than on Linux, half of what is built in is a careful guess.
+    # Outside Linux, half of the physical memory is a conservative estimate.
     return int(available[1]) * 1024 if available else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2

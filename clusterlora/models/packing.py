@@ -1,9 +1,10 @@
-"""Rows of different lengths one behind another, so that products with frozen weights and element-wise functions see little padding.
+"""Sequence packing: rows of different lengths are concatenated, so that frozen weights and element-wise functions see little padding.
 
-legend   b row, n rows of a run, t token of a row, N tokens of all rows, M tokens that predict something wanted, e width of a head
+legend   b row, n rows of a segment, t token of a row, N tokens of all rows, M predicting tokens (a response token comes next)
 
-Neighbours of equal length are a run: what is computed row by row (a row's own factors, attention) is computed for a run at once, on a
+Neighbouring rows of equal padded length form a segment. Row-wise computations (a row's own factors, attention) run once per segment, on a
 view [n, t, ...] of its part of [N, ...].
+Source: Krell et al. 2021, efficient sequence packing (arXiv 2107.02027).
 """
 
 import math
@@ -18,98 +19,98 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Padding:
-    """Rows are padded to a multiple of so many tokens; with `alike`, all rows of a batch to the longest of them, as one run."""
+    """Pads every row to a multiple of `multiple` tokens; `uniform` pads all rows of a batch to its longest, as one segment."""
 
     multiple: int
-    alike: bool = False
+    uniform: bool = False
 
     def __call__(self, lengths: Sequence[int]) -> list[int]:
-        """Return how long each of these rows is once it is padded."""
+        """Return the padded lengths."""
         padded = [self.multiple * math.ceil(length / self.multiple) for length in lengths]
-        return [max(padded)] * len(padded) if self.alike else padded
+        return [max(padded)] * len(padded) if self.uniform else padded
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
-    """Neighbouring rows of one length: which rows they are, and which of the N tokens are theirs."""
+class Segment:
+    """Neighbouring rows of one length: their row numbers and the range of their tokens among the N."""
 
     rows: slice
     tokens: slice
     length: int
 
     def __hash__(self) -> int:
-        # Slices have a hash from Python 3.12 on.
+        # Slices are hashable only from Python 3.12 on.
         return hash((self.rows.start, self.rows.stop, self.tokens.start, self.length))
 
-    def of(self, x: Tensor) -> Tensor:
-        """Return this run's part of [N, ...] as a view [n, t, ...]."""
+    def view(self, x: Tensor) -> Tensor:
+        """Return this segment's part of [N, ...] as a view [n, t, ...]."""
         return x[self.tokens].view(-1, self.length, *x.shape[1:])
 
 
 @dataclass(frozen=True, slots=True)
 class Packing:
-    """The runs of a batch, the row and the place within it of each of its N tokens, and which of them are more than padding."""
+    """The layout of packed rows: their segments, the row and the position of each of the N tokens, the indices of those not padding."""
 
-    runs: tuple[Run, ...]
+    segments: tuple[Segment, ...]
     row: Int[Tensor, " N"]
-    place: Int[Tensor, " N"]
+    position: Int[Tensor, " N"]
     real: Int[Tensor, " n"]
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest row."""
-        return max(run.length for run in self.runs)
+        """Tokens of the longest row, padding included."""
+        return max(segment.length for segment in self.segments)
 
 
 def pack(lengths: Int[Tensor, " b"], padding: Padding) -> Packing:
-    """Return where rows of these lengths are."""
+    """Return the layout of rows of these lengths."""
     padded = padding(lengths.tolist())
     width = torch.tensor(padded, device=lengths.device)
     row = torch.repeat_interleave(torch.arange(len(padded), device=lengths.device), width, output_size=sum(padded))
-    place = torch.arange(sum(padded), device=lengths.device) - (width.cumsum(0) - width)[row]
-    return Packing(_runs(padded), row, place, (place < lengths[row]).nonzero()[:, 0])
+    position = torch.arange(sum(padded), device=lengths.device) - (width.cumsum(0) - width)[row]
+    return Packing(_segments(padded), row, position, (position < lengths[row]).nonzero()[:, 0])
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
-    """A batch packed: all its tokens, then those that predict."""
+class PackedBatch:
+    """A packed batch: the layout of all its tokens, and that of the predicting ones alone."""
 
     ids: Int[Tensor, " N"]
     tokens: Packing
     predicting: Packing
-    chosen: Int[Tensor, " M"]
-    """Where among all tokens those that predict are."""
+    predicting_index: Int[Tensor, " M"]
+    """Indices of the predicting tokens among all tokens."""
 
 
-def pack_batch(ids: Int[Tensor, "b t"], predicts: Bool[Tensor, "b t"], padding: Padding) -> Batch:
-    """Pack right-padded rows without what follows their last prediction; every row must predict something."""
+def pack_batch(ids: Int[Tensor, "b t"], predicts: Bool[Tensor, "b t"], padding: Padding) -> PackedBatch:
+    """Return right-padded rows packed, each cut after its last predicting token; every row must have one."""
     numbers = torch.arange(1, ids.shape[1] + 1, device=ids.device)
     tokens = pack((predicts * numbers).amax(1), padding)
-    at = tokens.place.clamp(max=ids.shape[1] - 1)
-    all_predicting = tokens.real[predicts[tokens.row, at][tokens.real]]
+    column = tokens.position.clamp(max=ids.shape[1] - 1)
+    all_predicting = tokens.real[predicts[tokens.row, column][tokens.real]]
     counts = predicts.sum(1)
     predicting = pack(counts, padding)
-    # Padding stands for the row's first token that predicts; nobody reads what it predicts, so it has no gradient either.
-    place = torch.where(predicting.place < counts[predicting.row], predicting.place, 0)
-    chosen = all_predicting[(counts.cumsum(0) - counts)[predicting.row] + place]
-    return Batch(ids[tokens.row, at], tokens, predicting, chosen)
+    # Padding repeats the row's first predicting token; its prediction is not used, so its gradient is zero.
+    position = torch.where(predicting.position < counts[predicting.row], predicting.position, 0)
+    predicting_index = all_predicting[(counts.cumsum(0) - counts)[predicting.row] + position]
+    return PackedBatch(ids[tokens.row, column], tokens, predicting, predicting_index)
 
 
-def that_fit(lengths: Sequence[int], n_tokens: int, padding: Padding) -> int:
-    """Return how many of the rows, longest first, fit into so many tokens once they are padded; at least one."""
+def n_rows_that_fit(lengths: Sequence[int], n_tokens: int, padding: Padding) -> int:
+    """Return how many of the rows, longest first, fit into `n_tokens` tokens when padded; at least one."""
     padded = padding(lengths)
-    return max(1, sum(n <= n_tokens for n in accumulate(padded)))
+    return max(1, sum(total <= n_tokens for total in accumulate(padded)))
 
 
-def whole(n_rows: int, length: int) -> tuple[Run, ...]:
-    """Return the runs of rows that are all padded to one length: one."""
-    return (Run(slice(0, n_rows), slice(0, n_rows * length), length),)
+def single_segment(n_rows: int, length: int) -> tuple[Segment, ...]:
+    """Return the segments of rows that are all padded to one length."""
+    return (Segment(slice(0, n_rows), slice(0, n_rows * length), length),)
 
 
-def _runs(lengths: Sequence[int]) -> tuple[Run, ...]:
-    runs, row, token = [], 0, 0
-    for length, alike in groupby(lengths):
-        n = len(list(alike))
-        runs.append(Run(slice(row, row + n), slice(token, token + n * length), length))
+def _segments(lengths: Sequence[int]) -> tuple[Segment, ...]:
+    segments, row, token = [], 0, 0
+    for length, equal in groupby(lengths):
+        n = len(list(equal))
+        segments.append(Segment(slice(row, row + n), slice(token, token + n * length), length))
         row, token = row + n, token + n * length
-    return tuple(runs)
+    return tuple(segments)

@@ -158,7 +158,7 @@ def merge_adapters(
     log: RunLog,
 ) -> int:
     """Make adapters out of others, weighted by the train dialogues behind each; return how many."""
-    from clusterlora.training.merging import density_of, merge
+    from clusterlora.training.merging import density_of, merge_factors
 
     personas = stores.studies.dataset(study.name).by_id()
     merging = study.merging
@@ -173,7 +173,7 @@ def merge_adapters(
             began = time.monotonic()
             parts = {plan.keys[part]: read_adapter(stored_folder(stores, plan.keys[part])) for part in spec.merge_of}
             n_dialogues = {plan.keys[p]: sum(len(personas[i].of_split("train")) for i in plan.specs[p].persona_ids) for p in spec.merge_of}
-            factors, energy = merge(parts, n_dialogues, merging, rank=spec.recipe.rank, seed=spec.recipe.seed)
+            factors, energy = merge_factors(parts, n_dialogues, merging, rank=spec.recipe.rank, seed=spec.recipe.seed)
             folder = stores.adapters.scratch(plan.keys[spec.name]) / "adapter"
             write_factors(folder, factors, spec.recipe, base=study.model.base)
             # Nothing was trained: no steps, no tokens, no loss.

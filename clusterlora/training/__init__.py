@@ -1,1 +1,1 @@
-"""Training adapters: identity, batches, the reference engine and what happens when memory runs out."""
+"""Training adapters: cache keys, jobs, the engine with its backends, and the reference engine that it is tested against."""

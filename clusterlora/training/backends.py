@@ -1,11 +1,11 @@
-"""Which forward and backward pass a stack of LoRA is trained with: the written-out one where there is one, else transformers' own."""
+"""The backend that trains stacked adapters: the written-out decoder where the architecture has one, else the transformers model itself."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from clusterlora.errors import BadSettings
@@ -16,42 +16,34 @@ from clusterlora.models.packing import Padding
 from clusterlora.models.stacked import StackedModel, Weights, read_weights
 from clusterlora.settings import Recipe
 from clusterlora.training import decoder_backend, transformers_backend
+from clusterlora.training.batch import TrainingBatch
 from clusterlora.training.decoder_backend import DecoderBackend
-from clusterlora.training.stacked_lora import Rows, StackedLora, targeted_layers
+from clusterlora.training.stacked_lora import StackedLora, targeted_layers
 from clusterlora.training.stacked_prefix import StackedPrefix
 from clusterlora.training.transformers_backend import TransformersBackend
 
 
 @runtime_checkable
-class Pass(Protocol):
-    """One batch forward and, unless nothing is to be learned from it, backward: adds every row's gradient to its slot.
-
-    A batch comes on the CPU, but for its `rows`.
-    """
+class Backend(Protocol):
+    """Runs a batch forward and, by default, backward."""
 
     padding: Padding
     reentrant: bool
-    """Whether several threads may run batches at a time, no two of them with rows of one slot."""
+    """Whether threads may run batches at the same time, provided that no two of them have rows of the same slot."""
 
-    def __call__(
-        self,
-        ids: Int[Tensor, "b t"],
-        predicts: Bool[Tensor, "b t"],
-        rows: Rows,
-        frozen_slots: Int[Tensor, " b"],
-        weights: Float[Tensor, " b"],
-        *,
-        learn: bool = True,
-    ) -> Float[Tensor, " b"]:
-        """Return each row's weighted sum of its response tokens' negative log-likelihood, in nats."""
+    def __call__(self, batch: TrainingBatch, *, backward: bool = True) -> Float[Tensor, " b"]:
+        """Return each row's weighted sum of its response tokens' negative log-likelihood, in nats.
+
+        With `backward`, add its gradient to that of the row's slot.
+        """
         ...
 
     def bytes_per_token(self, ids: Int[Tensor, "1 t"]) -> float:
-        """Run one row forward and return how much is kept for the way back, for each of its tokens."""
+        """Return the activation bytes per token that the backward pass keeps, measured on one row."""
         ...
 
     def close(self) -> None:
-        """Give the model back as it was."""
+        """Restore the model."""
         ...
 
 
@@ -64,22 +56,22 @@ def lora_backend(
     probe: Sequence[int],
     frozen_adapters: Sequence[Path] = (),
     checkpointing: bool = False,
-) -> tuple[StackedLora, Pass]:
-    """Return room for so many adapters on a recipe's target modules, and the pass that trains them.
+) -> tuple[StackedLora, Backend]:
+    """Return slots for `n_slots` adapters on a recipe's target modules, and the backend that trains them.
 
     Args:
         rank: the largest rank of any of them.
-        probe: token ids to run once where it has to be seen which layers read the same tensor.
-        frozen_adapters: PEFT folders of frozen adapters; they are the slots 1, 2, ... that a batch may name, 0 is none.
+        probe: token ids that the transformers backend runs once, to see which layers read the same tensor.
+        frozen_adapters: PEFT folders, which get the frozen slots 1, 2, ...; 0 is none.
 
     Raises:
-        BadSettings: the base has no plain Linear layers of these names, or cannot be run with checkpoints.
+        BadSettings: the base has no plain Linear layers of these names, or does not support checkpointing.
     """
     layers = targeted_layers(base.model, recipe.target_modules)
     frozen = [read_weights(folder) for folder in frozen_adapters]
     decoder = decoder_of(base.model)
-    if decoder is not None and layers.keys() <= {name for site in decoder.sites for name in site.names}:
-        lora = StackedLora(base.model, decoder_backend.places(decoder, frozenset(layers)), n_slots=n_slots, rank=rank)
+    if decoder is not None and layers.keys() <= {name for linear in decoder.fused_linears for name in linear.names}:
+        lora = StackedLora(base.model, decoder_backend.fused_specs(decoder, frozenset(layers)), n_slots=n_slots, rank=rank)
         return lora, DecoderBackend(decoder, lora, AdapterSlots(decoder, frozen) if frozen else None, checkpointing=checkpointing)
     if checkpointing:
         raise BadSettings(
@@ -87,17 +79,17 @@ def lora_backend(
             "set it to false and lower runtime.micro_batch"
         )
     ids = torch.tensor([list(probe)], device=base.model.device)
-    lora = StackedLora(base.model, transformers_backend.places(base.model, layers, ids), n_slots=n_slots, rank=rank)
-    return lora, TransformersBackend(base.model, lora, _hooked(base, frozen))
+    lora = StackedLora(base.model, transformers_backend.fused_specs(base.model, layers, ids), n_slots=n_slots, rank=rank)
+    return lora, TransformersBackend(base.model, lora, _stacked_model(base, frozen))
 
 
-def prefix_backend(base: BaseModel, *, n_slots: int, n_virtual: int) -> tuple[StackedPrefix, Pass]:
-    """Return room for so many prefixes of `n_virtual` tokens, and the pass that trains them."""
+def prefix_backend(base: BaseModel, *, n_slots: int, n_virtual: int) -> tuple[StackedPrefix, Backend]:
+    """Return slots for `n_slots` prefixes of `n_virtual` tokens, and the backend that trains them."""
     stack = StackedPrefix(base.model, n_slots=n_slots, n_virtual=n_virtual)
     return stack, TransformersBackend(base.model, stack, None)
 
 
-def _hooked(base: BaseModel, frozen: Sequence[Weights]) -> StackedModel | None:
+def _stacked_model(base: BaseModel, frozen: Sequence[Weights]) -> StackedModel | None:
     if not frozen:
         return None
     stacked = StackedModel(base.model)

@@ -1,4 +1,4 @@
-"""Where a training stands after a whole epoch: weights, both of AdamW's moments, the losses so far, and its best epoch's weights."""
+"""Checkpoints at epoch ends: weights, both of AdamW's moments, the losses so far, and the best epoch's weights."""
 
 import json
 import logging
@@ -19,8 +19,8 @@ _FILE = "checkpoint.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
-class State:
-    """Tensors are named `<layer>.lora_A.weight` and `<layer>.lora_B.weight` in all four; `best` is empty without val losses."""
+class Checkpoint:
+    """The state of a training. Tensors are named `<layer>.lora_A.weight` and `.lora_B.weight`; `best` is empty without val losses."""
 
     weights: Mapping[str, torch.Tensor]
     first_moments: Mapping[str, torch.Tensor]
@@ -30,35 +30,35 @@ class State:
     best: Mapping[str, torch.Tensor] = field(default_factory=dict[str, torch.Tensor])
 
 
-def write(job: TrainingJob, state: State) -> None:
-    """Keep the state in the job's scratch folder; until it is there whole, the one before stays."""
+def write(job: TrainingJob, checkpoint: Checkpoint) -> None:
+    """Replace the checkpoint in the job's scratch folder, atomically."""
     make_folder(job.scratch)
-    parts = {"w": state.weights, "m": state.first_moments, "v": state.second_moments, "b": state.best}
-    tensors = {f"{part}/{name}": tensor.contiguous() for part, named in parts.items() for name, tensor in named.items()}
+    groups = {"w": checkpoint.weights, "m": checkpoint.first_moments, "v": checkpoint.second_moments, "b": checkpoint.best}
+    tensors = {f"{group}/{name}": tensor.contiguous() for group, by_name in groups.items() for name, tensor in by_name.items()}
     partial = job.scratch / (_FILE + ".partial")
-    save_file(tensors, partial, metadata={"key": job.key, "losses": json.dumps([state.losses, state.val_losses])})
+    save_file(tensors, partial, metadata={"key": job.key, "losses": json.dumps([checkpoint.losses, checkpoint.val_losses])})
     put_in_place(partial, job.scratch / _FILE)
 
 
-def read(job: TrainingJob) -> State | None:
-    """Return the job's last checkpoint; None when it has none, or one that is damaged."""
+def read(job: TrainingJob) -> Checkpoint | None:
+    """Return the job's last checkpoint; None if it has none, or a damaged one."""
     file = job.scratch / _FILE
     if not file.exists():
         return None
     try:
         return _read(job, file)
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as damage:
-        log.warning("checkpoint %s of %s is damaged (%s); %s starts from the beginning", file, job.spec.name, damage, job.spec.name)
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        log.warning("checkpoint %s of %s is damaged (%s); training starts from the beginning", file, job.spec.name, error)
         return None
 
 
-def _read(job: TrainingJob, file: Path) -> State:
-    parts: dict[str, dict[str, torch.Tensor]] = {"w": {}, "m": {}, "v": {}, "b": {}}
+def _read(job: TrainingJob, file: Path) -> Checkpoint:
+    groups: dict[str, dict[str, torch.Tensor]] = {"w": {}, "m": {}, "v": {}, "b": {}}
     with safe_open(file, framework="pt") as opened:
         metadata = opened.metadata()
-        for key in opened.keys():  # noqa: SIM118  (not a dict)
-            part, _, name = key.partition("/")
-            parts[part][name] = opened.get_tensor(key)
-    assert metadata["key"] == job.key, f"checkpoint of {metadata['key']} lies in the scratch folder of {job.key}"
+        for key in opened.keys():  # noqa: SIM118  (safe_open is not iterable)
+            group, _, name = key.partition("/")
+            groups[group][name] = opened.get_tensor(key)
+    assert metadata["key"] == job.key, f"the scratch folder of {job.key} holds a checkpoint of {metadata['key']}"
     losses, val_losses = (tuple(values) for values in json.loads(metadata["losses"]))
-    return State(parts["w"], parts["m"], parts["v"], losses, val_losses, parts["b"])
+    return Checkpoint(groups["w"], groups["m"], groups["v"], losses, val_losses, groups["b"])

@@ -1,121 +1,116 @@
-"""A batch as the written-out pass takes it: packed, on the decoder's device, and on a GPU of a kind that comes again.
+"""A training batch as the decoder backend takes it: packed, on the decoder's device, and on a GPU in shapes that recur.
 
-legend   b row, t token of a row, N tokens of all rows, M those that predict a response, n those whose prediction is read, e width of a head
+legend   b row, t token of a row, N tokens of all rows, M predicting tokens (a response token comes next), n scored ones of these (whose
+         logits are used), e width of a head
 """
 
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from clusterlora.models.cuda_graphs import bucket_size
 from clusterlora.models.decoder import Decoder
-from clusterlora.models.packing import Batch, Padding, Run, pack_batch
-from clusterlora.training.stacked_lora import Rows
+from clusterlora.models.packing import PackedBatch, Padding, Segment, pack_batch
+from clusterlora.training.batch import RowSlots, TrainingBatch
+
+
+@dataclass(frozen=True, slots=True)
+class SingleSlot:
+    """The slot of all rows of a batch, and the input scale of each token."""
+
+    slot: int
+    input_scale: Float[Tensor, "N feature"]
+    predicting_input_scale: Float[Tensor, "M feature"]
 
 
 @dataclass(frozen=True, slots=True)
 class DecoderBatch:
-    """All that a pass reads beside the weights and the slots."""
+    """The inputs of one pass besides the weights and the slots."""
 
     ids: Int[Tensor, " N"]
     cos: Float[Tensor, "N e"]
     sin: Float[Tensor, "N e"]
-    runs: tuple[Run, ...]
-    chosen: Int[Tensor, " M"]
-    """Where among all tokens those that predict are."""
-    chosen_runs: tuple[Run, ...]
-    back: Int[Tensor, " N"]
-    """Where among those that predict a token is; M for the others."""
-    read: Int[Tensor, " n"]
-    """Where among those that predict the ones that are read are."""
+    segments: tuple[Segment, ...]
+    predicting_index: Int[Tensor, " M"]
+    """Indices of the predicting tokens among all tokens."""
+    predicting_segments: tuple[Segment, ...]
+    index_in_predicting: Int[Tensor, " N"]
+    """Index of each token among the predicting ones; M for the others."""
+    scored: Int[Tensor, " n"]
+    """Indices into the predicting tokens whose logits are used."""
     row: Int[Tensor, " n"]
     target: Int[Tensor, " n"]
     weight: Float[Tensor, " n"]
-    """What a token's negative log-likelihood counts in its row's loss; padding that is read has none."""
+    """Weight of each scored token's negative log-likelihood in its row's loss; zero for padding."""
     slot: Int[Tensor, " b"]
-    factor: Float[Tensor, "b feature"]
-    alone: "Alone | None"
-    """The slot that all rows belong to, if they do, on a CPU."""
-    frozen: Int[Tensor, " b"]
-    learn: bool
+    input_scale: Float[Tensor, "b feature"]
+    single_slot: SingleSlot | None
+    """Set on a CPU when all rows have one slot."""
+    frozen_slot: Int[Tensor, " b"]
+    backward: bool
 
     @property
-    def rows(self) -> Rows:
-        """The slots and factors of the rows."""
-        return Rows(self.slot, self.factor)
+    def rows(self) -> RowSlots:
+        """The slots and input scales of the rows."""
+        return RowSlots(self.slot, self.input_scale)
 
 
-@dataclass(frozen=True, slots=True)
-class Alone:
-    """The one slot of a batch, and what its A is multiplied by for every token."""
-
-    slot: int
-    factor: Float[Tensor, "N feature"]
-    chosen_factor: Float[Tensor, "M feature"]
-
-
-def batch_of(
-    ids: Int[Tensor, "b t"],
-    predicts: Bool[Tensor, "b t"],
-    rows: Rows,
-    frozen_slots: Int[Tensor, " b"],
-    weights: Float[Tensor, " b"],
-    *,
-    decoder: Decoder,
-    padding: Padding,
-    learn: bool,
-) -> DecoderBatch:
-    """Return right-padded rows as a batch. Where rows are padded alike there may be more of them, which count for nothing."""
-    if padding.alike:
+def decoder_batch(batch: TrainingBatch, *, decoder: Decoder, padding: Padding, backward: bool) -> DecoderBatch:
+    """Return a packed batch. With uniform padding it may have more rows than `batch`; the loss of the additional ones has weight 0."""
+    ids, predicts, rows, frozen_slots, weights = batch.ids, batch.predicts, batch.rows, batch.frozen_slots, batch.weights
+    if padding.uniform:
         n_rows = len(ids)
-        # More rows like the first one make few kinds of batches of many.
-        which = torch.arange(bucket_size(n_rows))
-        which[n_rows:] = 0
-        ids, predicts, frozen_slots, weights = ids[which], predicts[which], frozen_slots[which], weights[which]
+        # Copies of the first row fill the batch up to a bucket size, so that shapes recur.
+        index = torch.arange(bucket_size(n_rows))
+        index[n_rows:] = 0
+        ids, predicts, frozen_slots, weights = ids[index], predicts[index], frozen_slots[index], weights[index]
         weights[n_rows:] = 0
-        which = which.to(decoder.device)
-        rows = Rows(rows.slot[which], rows.factor[which])
-    batch = pack_batch(ids, predicts, padding)
-    cos, sin = decoder.turns(batch.tokens.place.to(decoder.device), batch.tokens.longest)
-    back = torch.full_like(batch.ids, len(batch.chosen))
-    back[batch.chosen[batch.predicting.real]] = batch.predicting.real
-    read = _read(batch, ids[:, 1:][predicts[:, :-1]], weights, every=padding.alike)
-    here = [part.to(decoder.device) for part in (batch.ids, batch.chosen, back, *read, frozen_slots)]
+        index = index.to(decoder.device)
+        rows = RowSlots(rows.slot[index], rows.input_scale[index])
+    packed = pack_batch(ids, predicts, padding)
+    cos, sin = decoder.rope_cos_sin(packed.tokens.position.to(decoder.device), packed.tokens.longest)
+    index_in_predicting = torch.full_like(packed.ids, len(packed.predicting_index))
+    index_in_predicting[packed.predicting_index[packed.predicting.real]] = packed.predicting.real
+    targets = ids[:, 1:][predicts[:, :-1]]
+    scored, row, target, weight = _scored(packed, targets, weights, with_padding=padding.uniform)
+    device = decoder.device
     return DecoderBatch(
-        ids=here[0],
+        ids=packed.ids.to(device),
         cos=cos,
         sin=sin,
-        runs=batch.tokens.runs,
-        chosen=here[1],
-        chosen_runs=batch.predicting.runs,
-        back=here[2],
-        read=here[3],
-        row=here[4],
-        target=here[5],
-        weight=here[6],
+        segments=packed.tokens.segments,
+        predicting_index=packed.predicting_index.to(device),
+        predicting_segments=packed.predicting.segments,
+        index_in_predicting=index_in_predicting.to(device),
+        scored=scored.to(device),
+        row=row.to(device),
+        target=target.to(device),
+        weight=weight.to(device),
         slot=rows.slot,
-        factor=rows.factor,
-        alone=None if padding.alike else _alone(batch, rows),
-        frozen=here[7],
-        learn=learn,
+        input_scale=rows.input_scale,
+        single_slot=None if padding.uniform else _single_slot(packed, rows),
+        frozen_slot=frozen_slots.to(device),
+        backward=backward,
     )
 
 
-def _alone(batch: Batch, rows: Rows) -> Alone | None:
+def _single_slot(packed: PackedBatch, rows: RowSlots) -> SingleSlot | None:
     slot = int(rows.slot[0])
     if not bool((rows.slot == slot).all()):
         return None
-    if rows.factor.shape[1] == 1:
-        return Alone(slot, rows.factor[:1], rows.factor[:1])
-    return Alone(slot, rows.factor[batch.tokens.row], rows.factor[batch.predicting.row])
+    if rows.input_scale.shape[1] == 1:
+        return SingleSlot(slot, rows.input_scale[:1], rows.input_scale[:1])
+    return SingleSlot(slot, rows.input_scale[packed.tokens.row], rows.input_scale[packed.predicting.row])
 
 
-def _read(batch: Batch, targets: Int[Tensor, " n"], weights: Float[Tensor, " b"], *, every: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return which of the tokens that predict are read, their rows, next tokens and weights; with `every`, padding too."""
-    real, row = batch.predicting.real, batch.predicting.row
-    if not every:
+def _scored(
+    packed: PackedBatch, targets: Int[Tensor, " n"], weights: Float[Tensor, " b"], *, with_padding: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the indices, rows, targets and weights of the scored tokens: the predicting ones, `with_padding` including padding."""
+    real, row = packed.predicting.real, packed.predicting.row
+    if not with_padding:
         return real, row[real], targets, weights[row[real]]
     target, weight = torch.zeros_like(row), weights.new_zeros(len(row))
     target[real], weight[real] = targets, weights[row[real]]

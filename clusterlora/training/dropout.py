@@ -1,8 +1,8 @@
-"""Dropout whose mask depends on the adapter alone: its seed, its step and the dialogue's place in the batch.
+"""Dropout whose masks depend on the adapter alone: its seed, its step and the dialogue's index in the adapter's batch.
 
-A mask drawn for the whole batch would make an adapter depend on its neighbours. So a long tape of masks is drawn once, and every
-dialogue reads it from an offset hashed from what its mask may depend on. All tokens of a dialogue share one mask of each layer's input
-features, so that it can be folded into the dialogue's own factor A: (x * m) A^T = x (A * m)^T costs nothing per token.
+A mask drawn for the whole batch would make an adapter depend on its neighbours. So a long tape of mask values is drawn once, and each
+dialogue's mask is read at an offset hashed from its key. All tokens of a dialogue share one mask of each layer's input features, which is
+folded into the dialogue's copy of A: (x * m) A^T = x (A * m)^T costs nothing per token.
 Source: Gal & Ghahramani 2016, one mask for all steps of a sequence (arXiv 1512.05287).
 """
 
@@ -28,39 +28,43 @@ def _hash(*numbers: int) -> int:
     return state
 
 
+MaskKey = tuple[int, int, int]
+"""The adapter's seed, its step, and the dialogue's index in its batch of that step."""
+
+
 class Tape:
-    """Masks to read from: 0 with the given probability, else 1 / (1 - probability), so that means are kept."""
+    """Mask values: 0 with the given probability, else 1 / (1 - probability), so that expectations are preserved."""
 
     def __init__(self, probability: float, *, longest: int, device: torch.device, dtype: torch.dtype) -> None:
-        """Draw the tape; no read is longer than `longest`."""
+        """Draw the tape; `longest` is the longest mask."""
         generator = torch.Generator().manual_seed(0)
         keep = torch.rand(_TAPE_LENGTH + longest, generator=generator) >= probability
         self._values = (keep.to(dtype) / (1 - probability)).to(device)
 
-    def read(self, identity: tuple[int, int, int], n: int) -> Float[Tensor, " n"]:
-        """Return the n values of one dialogue; its identity is (seed of the adapter, its step, the dialogue's place in the step)."""
-        start = _hash(*identity) % _TAPE_LENGTH
+    def read(self, key: MaskKey, n: int) -> Float[Tensor, " n"]:
+        """Return the mask of length n with this key."""
+        start = _hash(*key) % _TAPE_LENGTH
         return self._values[start : start + n]
 
 
 class Dropout:
-    """The tapes of all probabilities in use, for masks over `n_features` input features."""
+    """Masks over `n_features` input features; has one tape per dropout probability."""
 
     def __init__(self, n_features: int, *, device: torch.device, dtype: torch.dtype) -> None:
         self._n = n_features
-        self._like = torch.ones(n_features, device=device, dtype=dtype)
+        self._ones = torch.ones(n_features, device=device, dtype=dtype)
         self._tapes: dict[float, Tape] = {}
 
-    def masks(self, probabilities: Sequence[float], identities: Sequence[tuple[int, int, int]]) -> Float[Tensor, "b feature"] | None:
-        """Return each row's mask; None when no row has any dropout."""
+    def masks(self, probabilities: Sequence[float], keys: Sequence[MaskKey]) -> Float[Tensor, "b feature"] | None:
+        """Return each row's mask; None if no row has dropout."""
         if not any(probabilities):
             return None
-        return torch.stack([self._mask(p, who) for p, who in zip(probabilities, identities, strict=True)])
+        return torch.stack([self._mask(p, key) for p, key in zip(probabilities, keys, strict=True)])
 
-    def _mask(self, probability: float, identity: tuple[int, int, int]) -> Tensor:
+    def _mask(self, probability: float, key: MaskKey) -> Tensor:
         if probability == 0:
-            return self._like
+            return self._ones
         if probability not in self._tapes:
-            like = self._like
-            self._tapes[probability] = Tape(probability, longest=self._n, device=like.device, dtype=like.dtype)
-        return self._tapes[probability].read(identity, self._n)
+            ones = self._ones
+            self._tapes[probability] = Tape(probability, longest=self._n, device=ones.device, dtype=ones.dtype)
+        return self._tapes[probability].read(key, self._n)

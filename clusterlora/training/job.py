@@ -1,4 +1,4 @@
-"""What an engine is given, and the schedule that every engine follows: same batches, same learning rates, same initial A."""
+"""Training jobs and results, and the schedule that both engines follow: same batches, same learning rates, same initial A."""
 
 import hashlib
 import math
@@ -18,9 +18,9 @@ from clusterlora.values import AdapterSpec
 
 @dataclass(frozen=True, slots=True)
 class TrainingJob:
-    """One adapter to train. `scratch` keeps its checkpoints; `init_from` and `frozen_adapter` are PEFT folders.
+    """One adapter to train. `scratch` holds its checkpoints; `init_from` and `frozen_adapter` are PEFT folders.
 
-    `val` is read after every epoch when the recipe has patience.
+    The loss on `val` is computed after every epoch if the recipe has patience.
     """
 
     key: str
@@ -33,16 +33,16 @@ class TrainingJob:
 
     def __post_init__(self) -> None:
         if self.spec.recipe.patience and not self.val:
-            raise ValueError(f"recipe.patience={self.spec.recipe.patience} needs val dialogues, and {self.spec.name} has none")
+            raise ValueError(f"recipe.patience={self.spec.recipe.patience} needs val dialogues, but {self.spec.name} has none")
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimiser steps of one pass over the dialogues."""
+        """Optimiser steps per epoch."""
         return math.ceil(len(self.sequences) / self.spec.recipe.batch_size)
 
     @property
     def total_steps(self) -> int:
-        """Optimiser steps of the whole training."""
+        """Optimiser steps of all epochs."""
         return self.steps_per_epoch * self.spec.recipe.epochs
 
 
@@ -50,7 +50,7 @@ class TrainingJob:
 class TrainingResult:
     """A finished adapter: its PEFT folder, and the loss (mean nats per response token) of every optimiser step.
 
-    `val_losses` has the loss on the val dialogues after every epoch; the weights are those of the epoch with the lowest.
+    `val_losses` are the losses on the val dialogues after each epoch; the weights are those of the epoch with the lowest.
     """
 
     job: TrainingJob
@@ -61,7 +61,7 @@ class TrainingResult:
 
     @property
     def train_tokens(self) -> int:
-        """Tokens of all dialogues, once for every epoch that was trained."""
+        """Tokens of all dialogues times the epochs trained."""
         return len(self.losses) // self.job.steps_per_epoch * sum(len(sequence.ids) for sequence in self.job.sequences)
 
     @property
@@ -72,21 +72,21 @@ class TrainingResult:
 
 
 def out_of_patience(recipe: Recipe, val_losses: Sequence[float]) -> bool:
-    """Return whether the lowest of the losses, one per epoch so far, lies as many epochs back as the recipe waits."""
+    """Return whether the lowest val loss (one per epoch so far) is `recipe.patience` epochs old."""
     if recipe.patience is None or not val_losses:
         return False
     return len(val_losses) - 1 - val_losses.index(min(val_losses)) >= recipe.patience
 
 
 def batches(job: TrainingJob, epoch: int) -> list[list[int]]:
-    """Return the positions in `job.sequences` of each optimiser step of an epoch: a fresh order that only seed and epoch decide."""
+    """Return the indices into `job.sequences` of each optimiser step of an epoch: a permutation drawn from seed and epoch."""
     order = np.random.default_rng([job.spec.recipe.seed, epoch]).permutation(len(job.sequences)).tolist()
     size = job.spec.recipe.batch_size
     return [order[start : start + size] for start in range(0, len(order), size)]
 
 
 def learning_rate(recipe: Recipe, step: int, total_steps: int) -> float:
-    """Return the rate of step 0, 1, ..., total_steps - 1: a linear warm-up, then the schedule's decay towards zero."""
+    """Return the learning rate of a step in 0..total_steps - 1: a linear warm-up, then the schedule's decay towards zero."""
     warmup = math.ceil(recipe.warmup_ratio * total_steps)
     if step < warmup:
         return recipe.learning_rate * (step + 1) / warmup
@@ -96,9 +96,10 @@ def learning_rate(recipe: Recipe, step: int, total_steps: int) -> float:
 
 
 def initial_a(name: str, *, rank: int, d_in: int, seed: int) -> Float[Tensor, "rank d_in"]:
-    """Return the A every adapter of this rank and seed starts from in the layer called `name`: uniform within 1 / sqrt(d_in).
+    """Return the initial A of every adapter of this rank and seed in the layer `name`: uniform in +-1 / sqrt(d_in).
 
-    PEFT's distribution (Kaiming with a = sqrt 5), but one draw for all: averages of adapters that start apart lose most of their norm.
+    PEFT's distribution (Kaiming with a = sqrt 5), but adapters share one draw: averages of adapters with different initial A lose most of
+    their norm.
     """
     seed_of_layer = int.from_bytes(hashlib.sha256(f"{name}/{rank}/{d_in}/{seed}".encode()).digest()[:7])
     generator = torch.Generator().manual_seed(seed_of_layer)
@@ -106,9 +107,9 @@ def initial_a(name: str, *, rank: int, d_in: int, seed: int) -> Float[Tensor, "r
 
 
 def pad_rows(rows: Sequence[TokenSequence], *, pad_id: int, multiple: int = 1) -> tuple[Tensor, Tensor]:
-    """Return right-padded ids and the [row, token] mask of positions whose *next* token is the assistant's.
+    """Return right-padded ids, and the mask of tokens whose *next* token is a response token.
 
-    Rows are padded to a multiple of `multiple`: kernels for matrix products are made for a shape, and few shapes mean few of them.
+    Rows are padded to a multiple of `multiple`: matrix-product kernels are chosen per shape, so few shapes are better.
     """
     longest = multiple * math.ceil(max(len(row.ids) for row in rows) / multiple)
     ids = torch.full((len(rows), longest), pad_id, dtype=torch.long)

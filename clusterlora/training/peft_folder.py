@@ -1,4 +1,4 @@
-"""Adapters on disk, as PEFT writes and reads them."""
+"""Adapters on disk as PEFT folders."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -31,15 +31,15 @@ def lora_config(recipe: Recipe, *, base: str) -> "LoraConfig":
 
 
 def write_peft_folder(folder: Path, tensors: Mapping[str, torch.Tensor], recipe: Recipe, *, base: str) -> None:
-    """Write a folder that PeftModel.from_pretrained loads; tensors are named `<layer>.lora_A.weight` and `<layer>.lora_B.weight`."""
+    """Write a LoRA as a PEFT folder; tensors are named `<layer>.lora_A.weight` and `<layer>.lora_B.weight`."""
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
     config = lora_config(recipe, base=base)
     config.inference_mode = True
     config.save_pretrained(str(folder))
-    plain = {_PREFIX + name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(plain, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    prefixed = {_PREFIX + name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(prefixed, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
 def write_prefix_folder(folder: Path, tensors: Mapping[str, torch.Tensor], cache_shape: tuple[int, int, int], *, base: str) -> None:
@@ -61,19 +61,19 @@ def write_prefix_folder(folder: Path, tensors: Mapping[str, torch.Tensor], cache
     )
     config.inference_mode = True
     config.save_pretrained(str(folder))
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(plain, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    saved = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(saved, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
 def write_factors(folder: Path, factors: Factors, recipe: Recipe, *, base: str) -> None:
-    """Write factors (A, scaled B) of the recipe's rank as a PEFT folder; alpha is set to the rank, so that the scale is 1."""
+    """Write factors (A, scaled B) of the recipe's rank as a PEFT folder; alpha is the rank, so PEFT's scale is 1."""
     tensors = {f"{layer}.lora_A.weight": a for layer, (a, _) in factors.items()}
     tensors |= {f"{layer}.lora_B.weight": b for layer, (_, b) in factors.items()}
     write_peft_folder(folder, tensors, replace(recipe, alpha=recipe.rank), base=base)
 
 
 def read_peft_tensors(folder: Path) -> dict[str, torch.Tensor]:
-    """Return a PEFT folder's tensors, named as `write_peft_folder` takes them."""
+    """Return a PEFT folder's tensors, named as in `write_peft_folder`."""
     from safetensors.torch import load_file
 
     return {name.removeprefix(_PREFIX): tensor for name, tensor in load_file(folder / "adapter_model.safetensors").items()}

@@ -1,4 +1,4 @@
-"""The reference engine: plain PEFT, one adapter after another. Slow, obvious, and what any faster engine must agree with."""
+"""The reference engine: plain PEFT, one adapter after another. Slow and simple; the stacked engine is tested against it."""
 
 import logging
 import math
@@ -25,14 +25,14 @@ from clusterlora.training.peft_folder import lora_config
 
 log = logging.getLogger(__name__)
 
-_OWN = "default"
-"""PEFT's name for the adapter that is saved without a subfolder."""
+_TRAINED = "default"
+"""PEFT's name of the adapter that is saved without a subfolder."""
 
 
 def train(base: BaseModel, jobs: Sequence[TrainingJob], *, micro_batch: int, run_log: RunLog) -> Iterator[TrainingResult]:
     """Train adapters one by one and yield each as soon as it is finished.
 
-    A job resumes after its last finished epoch when its scratch folder holds one.
+    A job resumes after its last finished epoch.
 
     Raises:
         OutOfMemory: an allocation failed; the checkpoints stay.
@@ -54,7 +54,7 @@ def _train_one(base: BaseModel, job: TrainingJob, *, micro_batch: int, run_log: 
         for epoch in range(len(losses) // job.steps_per_epoch, recipe.epochs):
             if out_of_patience(recipe, val_losses):
                 break
-            # Dropout is reseeded per epoch, so an epoch is the same whether it follows another or a crash.
+            # Dropout is reseeded per epoch, so a resumed epoch equals one that was not interrupted.
             with torch.random.fork_rng():
                 torch.manual_seed(recipe.seed * 1_000_003 + epoch)
                 for batch in batches(job, epoch):
@@ -64,13 +64,13 @@ def _train_one(base: BaseModel, job: TrainingJob, *, micro_batch: int, run_log: 
             if recipe.patience:
                 val_losses.append(_val_loss(model, job, micro_batch=micro_batch, pad_id=base.pad_id))
                 if val_losses[-1] == min(val_losses):
-                    best = {_plain(name): p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+                    best = {_layer_tensor_name(name): p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
             _save_checkpoint(model, optimiser, job, losses, val_losses, best)
         for name, parameter in model.named_parameters():
             if parameter.requires_grad and best:
-                parameter.data.copy_(best[_plain(name)])
+                parameter.data.copy_(best[_layer_tensor_name(name)])
         folder = job.scratch / "adapter"
-        model.save_pretrained(str(folder), selected_adapters=[_OWN])
+        model.save_pretrained(str(folder), selected_adapters=[_TRAINED])
     finally:
         model.unload()
     return TrainingResult(job, folder, tuple(losses), time.monotonic() - started, tuple(val_losses))
@@ -86,7 +86,7 @@ def _step(
     micro_batch: int,
     pad_id: int,
 ) -> float:
-    """Take one optimiser step on the mean loss per response token of the whole batch, however it is cut; return that loss."""
+    """Take one optimiser step on the mean loss per response token of the batch, accumulated over micro-batches; return that loss."""
     recipe = job.spec.recipe
     rows = [job.sequences[i] for i in batch]
     n_tokens = sum(row.n_response_tokens for row in rows)
@@ -109,7 +109,7 @@ def _step(
 def _nll(model: PeftModel, rows: Sequence[TokenSequence], *, pad_id: int) -> Float[Tensor, ""]:
     """Return the summed negative log-likelihood of the rows' response tokens."""
     ids, predicts = (part.to(model.device) for part in pad_rows(rows, pad_id=pad_id))
-    # Right padding under causal attention needs no mask: no real token sees a padded one.
+    # Right padding under causal attention needs no mask: no real token attends to padding.
     with logits_only_at(model, predicts):
         logits = model(input_ids=ids, use_cache=False).logits
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
@@ -126,20 +126,19 @@ def _val_loss(model: PeftModel, job: TrainingJob, *, micro_batch: int, pad_id: i
 
 
 def _with_adapter(base: BaseModel, job: TrainingJob) -> PeftModel:
-    """Return the base with the job's adapter to train, from the weights it starts from, over its frozen adapter."""
+    """Return the base with the job's adapter, initialised, over its frozen adapter."""
     model: PeftModel = get_peft_model(base.model, lora_config(job.spec.recipe, base=base.name))  # pyright: ignore[reportAssignmentType]
     for name, parameter in model.named_parameters():
         if ".lora_A." in name:
             layer = name.removeprefix("base_model.model.").partition(".lora_A.")[0]
-            start = initial_a(layer, rank=parameter.shape[0], d_in=parameter.shape[1], seed=job.spec.recipe.seed)
-            parameter.data.copy_(start)
+            parameter.data.copy_(initial_a(layer, rank=parameter.shape[0], d_in=parameter.shape[1], seed=job.spec.recipe.seed))
     if job.init_from is not None:
         set_peft_model_state_dict(model, load_file(job.init_from / "adapter_model.safetensors"))
     if job.frozen_adapter is not None:
         model.load_adapter(str(job.frozen_adapter), "frozen", is_trainable=False)
-        model.base_model.set_adapter([_OWN, "frozen"])  # pyright: ignore[reportCallIssue]  (PEFT forwards it to its tuner)
+        model.base_model.set_adapter([_TRAINED, "frozen"])  # pyright: ignore[reportCallIssue]  (PEFT forwards it to its tuner)
         for name, parameter in model.named_parameters():
-            parameter.requires_grad_(f".{_OWN}." in name)
+            parameter.requires_grad_(f".{_TRAINED}." in name)
     model.train()
     return model
 
@@ -152,29 +151,29 @@ def _save_checkpoint(
     val_losses: Sequence[float],
     best: Mapping[str, Tensor],
 ) -> None:
-    trained = {_plain(name): parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    trained = {_layer_tensor_name(name): parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     moments = [{name: optimiser.state[p][moment] for name, p in trained.items()} for moment in ("exp_avg", "exp_avg_sq")]
     weights = {name: parameter.data for name, parameter in trained.items()}
-    checkpoint.write(job, checkpoint.State(weights, moments[0], moments[1], tuple(losses), tuple(val_losses), best))
+    checkpoint.write(job, checkpoint.Checkpoint(weights, moments[0], moments[1], tuple(losses), tuple(val_losses), best))
 
 
 def _restore(model: PeftModel, optimiser: torch.optim.Optimizer, job: TrainingJob) -> tuple[list[float], list[float], Mapping[str, Tensor]]:
-    """Load the last checkpoint, if there is one, and return the losses up to it, those on val, and the weights at the lowest of these."""
-    state = checkpoint.read(job)
-    if state is None:
+    """Load the last checkpoint if there is one; return its losses, its val losses, and the weights with the lowest val loss."""
+    saved = checkpoint.read(job)
+    if saved is None:
         return [], [], {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            parameter.data.copy_(state.weights[_plain(name)])
+            parameter.data.copy_(saved.weights[_layer_tensor_name(name)])
             optimiser.state[parameter] = {
-                "step": torch.tensor(float(len(state.losses))),
-                "exp_avg": state.first_moments[_plain(name)].to(parameter.device),
-                "exp_avg_sq": state.second_moments[_plain(name)].to(parameter.device),
+                "step": torch.tensor(float(len(saved.losses))),
+                "exp_avg": saved.first_moments[_layer_tensor_name(name)].to(parameter.device),
+                "exp_avg_sq": saved.second_moments[_layer_tensor_name(name)].to(parameter.device),
             }
-    log.info("%s resumes after step %d of %d", job.spec.name, len(state.losses), job.total_steps)
-    return list(state.losses), list(state.val_losses), state.best
+    log.info("%s resumes after step %d of %d", job.spec.name, len(saved.losses), job.total_steps)
+    return list(saved.losses), list(saved.val_losses), saved.best
 
 
-def _plain(name: str) -> str:
+def _layer_tensor_name(name: str) -> str:
     """Return `<layer>.lora_A.weight` for PEFT's `base_model.model.<layer>.lora_A.default.weight`."""
-    return name.removeprefix("base_model.model.").replace(f".{_OWN}.", ".")
+    return name.removeprefix("base_model.model.").replace(f".{_TRAINED}.", ".")

@@ -1,8 +1,8 @@
-"""A group's factors for a batch whose rows are all one adapter's: nothing is gathered, every product is over all tokens at once.
+"""A fused LoRA for a batch whose rows all have one slot: no factors are gathered, and every product is over all tokens at once.
 
-legend   b row, N tokens of all rows, d_in width of x, r rank of a layer, R of all together, D outputs of a layer
+legend   b row, N tokens of all rows, d_in width of x, r rank of a layer, R of all layers, D outputs of a layer
 
-What differs between rows, f_b = s m_b, is put on their tokens instead of into A:
+The input scale f_b = s m_b, which differs between rows, multiplies their tokens instead of A:
 
     h = A (f * x)^T    y = x W^T + h^T B^T        u = B^T dy^T    dx = dy W + (u^T A) * f        dA += u (f * x)    dB^T += h dy
 
@@ -16,61 +16,61 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from clusterlora.models.packing import Run
-from clusterlora.training.stacked_lora import Group
+from clusterlora.models.packing import Segment
+from clusterlora.training.stacked_lora import FusedLora
 
 
 class SingleSlotLora:
-    """The factors of one slot, on a batch that is all its own; its gradients are added where they are kept."""
+    """One slot's factors of a fused LoRA; gradients are added to the slot's own."""
 
-    def __init__(self, group: Group, slot: int, factor: Float[Tensor, "N feature"], dtype: torch.dtype) -> None:
-        """Take the slot's part of a group.
+    def __init__(self, lora: FusedLora, slot: int, input_scale: Float[Tensor, "N feature"], dtype: torch.dtype) -> None:
+        """Cast the slot's factors.
 
         Args:
-            factor: s m of every token, over the inputs of all groups, or the one number that it is everywhere.
+            input_scale: s m of every token over the inputs of all fused LoRAs, or a single number for all of them.
         """
-        self._a = group.a[slot].to(dtype)
-        self._bs = [b[slot].to(dtype) for b in group.bs]
-        self._grad_a = group.grad_a[slot]
-        self._grad_bs = [grad[slot] for grad in group.grad_bs]
-        self._rank = group.rank
-        self._factor = group.of_inputs(factor)
+        self._a = lora.a[slot].to(dtype)
+        self._bs = [b[slot].to(dtype) for b in lora.bs]
+        self._grad_a = lora.grad_a[slot]
+        self._grad_bs = [grad_b[slot] for grad_b in lora.grad_bs]
+        self._rank = lora.rank
+        self._input_scale = lora.own_inputs(input_scale)
 
-    def forward(self, x: Float[Tensor, "N d_in"], ys: Sequence[Float[Tensor, "N _D"]], runs: Sequence[Run]) -> list[Tensor]:  # noqa: ARG002
-        """Add to the layers' outputs; return what came out of A, and what went in."""
-        read = (x * self._factor).to(x.dtype)
-        h = torch.mm(self._a, read.T)
-        for y, b, part in zip(ys, self._bs, h.split(self._rank), strict=True):
-            y.addmm_(part.T, b)
-        return [h, read]
+    def forward(self, x: Float[Tensor, "N d_in"], ys: Sequence[Float[Tensor, "N _D"]], segments: Sequence[Segment]) -> list[Tensor]:  # noqa: ARG002
+        """Add the updates to the layers' outputs `ys`; return the activations that `backward` takes: h and the scaled input."""
+        scaled = (x * self._input_scale).to(x.dtype)
+        h = torch.mm(self._a, scaled.T)
+        for y, b, h_of_layer in zip(ys, self._bs, h.split(self._rank), strict=True):
+            y.addmm_(h_of_layer.T, b)
+        return [h, scaled]
 
     def backward(
         self,
         x: Float[Tensor, "N d_in"],  # noqa: ARG002
-        hs: Sequence[Tensor],
+        saved: Sequence[Tensor],
         dys: Sequence[Float[Tensor, "N _D"]],
         dx: Float[Tensor, "N d_in"] | None,
-        runs: Sequence[Run],  # noqa: ARG002
+        segments: Sequence[Segment],  # noqa: ARG002
     ) -> None:
-        """Add to the gradients of the slot's factors, and to the gradient of x."""
-        h, read = hs
+        """Add to the gradients of the slot's factors and, unless it is None, to the gradient of x."""
+        h, scaled = saved
         u = torch.empty_like(h)
-        for b, dy, part in zip(self._bs, dys, u.split(self._rank), strict=True):
-            torch.mm(b, dy.T, out=part)
-        _add_product(self._grad_a, u, read)
-        for to, part, dy in zip(self._grad_bs, h.split(self._rank), dys, strict=True):
-            _add_product(to, part, dy)
+        for b, dy, u_of_layer in zip(self._bs, dys, u.split(self._rank), strict=True):
+            torch.mm(b, dy.T, out=u_of_layer)
+        _add_product(self._grad_a, u, scaled)
+        for grad_b, h_of_layer, dy in zip(self._grad_bs, h.split(self._rank), dys, strict=True):
+            _add_product(grad_b, h_of_layer, dy)
         if dx is not None:
-            dx.add_(torch.mm(u.T, self._a) * self._factor)
+            dx.add_(torch.mm(u.T, self._a) * self._input_scale)
 
     @property
     def n_bytes(self) -> int:
-        """What is held beside what comes in and goes out."""
-        return self._factor.nbytes
+        """Bytes of the input scale; the factors are counted with the slots."""
+        return self._input_scale.nbytes
 
 
-def _add_product(to: Tensor, left: Tensor, right: Tensor) -> None:
-    if to.dtype == left.dtype:
-        to.addmm_(left, right)
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    if total.dtype == left.dtype:
+        total.addmm_(left, right)
     else:
-        to.add_(torch.mm(left, right))
+        total.add_(torch.mm(left, right))

@@ -1,7 +1,7 @@
-"""Prefixes for K adapters at once: keys and values of virtual tokens that stand before every sequence in each layer's cache.
+"""Prefixes for K adapters at once: keys and values of virtual tokens that precede every sequence in each layer's cache.
 
-Has the face of `StackedLora`, so one engine trains both: parameters and gradients of slot k are row k of two matrices [K, n].
-Source: Li & Liang 2021, prefix tuning (arXiv 2101.00190), without its reparametrisation, as PEFT has it.
+The interface is that of `StackedLora`, so one engine trains both: parameters and gradients of slot k are row k of two matrices [K, n].
+Source: Li & Liang 2021, prefix tuning (arXiv 2101.00190), without its reparametrisation, like PEFT.
 """
 
 from collections.abc import Iterator, Mapping
@@ -14,17 +14,17 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from clusterlora.models.stacked import fill_cache
-from clusterlora.training.stacked_lora import Rows
+from clusterlora.training.batch import RowSlots
 
 TENSOR = "prompt_embeddings"
-"""PEFT's name of a prefix, [token, 2 * layers * heads * dim]."""
+"""PEFT's name of a prefix tensor [token, 2 * layers * heads * dim]."""
 
 
 class StackedPrefix:
     """K slots of prefixes on a frozen model."""
 
     def __init__(self, model: PreTrainedModel, *, n_slots: int, n_virtual: int) -> None:
-        """Make room for prefixes of `n_virtual` tokens each."""
+        """Allocate zeros for prefixes of `n_virtual` tokens each."""
         n_layers, n_heads, head_dim = cache_shape(model)
         self._model = model
         self._shape = (n_virtual, 2 * n_layers, n_heads, head_dim)
@@ -34,28 +34,28 @@ class StackedPrefix:
         self.gradients = torch.zeros_like(self.parameters)
 
     def initial(self, *, rank: int, seed: int) -> dict[str, Tensor]:  # noqa: ARG002  (zeros need no seed)
-        """Return what every prefix of `rank` virtual tokens starts from: zeros."""
+        """Return the initial tensor of a prefix of `rank` virtual tokens: zeros."""
         return {TENSOR: torch.zeros(rank, self.parameters.shape[1] // self._shape[0])}
 
     @contextmanager
-    def rows(self, rows: Rows) -> Iterator[None]:
-        """Inside the block, row b of every batch stands behind the prefix of slot `rows.slot[b]`."""
-        chosen = self.parameters.index_select(0, rows.slot).requires_grad_()
-        hook = self._model.register_forward_pre_hook(self._with_cache(chosen), with_kwargs=True)
+    def rows(self, rows: RowSlots) -> Iterator[None]:
+        """Prepend the prefix of slot `rows.slot[b]` to row b of every batch inside the block."""
+        prefixes = self.parameters.index_select(0, rows.slot).requires_grad_()
+        hook = self._model.register_forward_pre_hook(self._with_cache(prefixes), with_kwargs=True)
 
         def collect(gradient: Tensor) -> None:
             self.gradients.index_add_(0, rows.slot, gradient)
 
-        chosen.register_hook(collect)
+        prefixes.register_hook(collect)
         try:
             yield
         finally:
             hook.remove()
 
-    def _with_cache(self, chosen: Float[Tensor, "row n"]) -> Any:
+    def _with_cache(self, prefixes: Float[Tensor, "row n"]) -> Any:
         def hook(_model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
             cache = DynamicCache(config=self._model.config)
-            fill_cache(cache, chosen.to(self._model.dtype).view(-1, *self._shape))
+            fill_cache(cache, prefixes.to(self._model.dtype).view(-1, *self._shape))
             return args, {**kwargs, "past_key_values": cache}
 
         return hook
@@ -65,11 +65,8 @@ class StackedPrefix:
         return {TENSOR: matrix[slot].view(rank, -1).clone()}
 
     def write(self, slot: int, matrix: Float[Tensor, "k n"], tensors: Mapping[str, Tensor]) -> None:
-        """Set a slot's row of a [K, n] matrix."""
+        """Overwrite a slot's row of a [K, n] matrix."""
         matrix[slot] = tensors[TENSOR].reshape(-1).to(matrix)
-
-    def close(self) -> None:
-        """Nothing stays in the model between two passes."""
 
 
 def cache_shape(model: PreTrainedModel) -> tuple[int, int, int]:

@@ -1,4 +1,4 @@
-"""Which engine trains a group: the stacked one wherever it can, plain PEFT where it cannot."""
+"""The engine that trains a group: the stacked one where possible, else plain PEFT."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -17,19 +17,19 @@ def train(
     base: BaseModel, jobs: Sequence[TrainingJob], *, micro_batch: int, run_log: RunLog, checkpointing: bool = False
 ) -> Iterator[TrainingResult]:
     """Train a group and yield each adapter as soon as it is finished; see `engine.train` for the arguments and errors."""
-    obstacle = _obstacle(base, jobs)
-    if obstacle is None:
+    reason = _why_not_stacked(base, jobs)
+    if reason is None:
         return engine.train(base, jobs, micro_batch=micro_batch, run_log=run_log, checkpointing=checkpointing)
-    log.warning("training %d adapters one after another with PEFT: %s", len(jobs), obstacle)
+    log.warning("training %d adapters one after another with PEFT: %s", len(jobs), reason)
     return reference.train(base, jobs, micro_batch=micro_batch, run_log=run_log)
 
 
-def _obstacle(base: BaseModel, jobs: Sequence[TrainingJob]) -> str | None:
-    """Return why these jobs cannot share one stack, None when they can."""
+def _why_not_stacked(base: BaseModel, jobs: Sequence[TrainingJob]) -> str | None:
+    """Return why these jobs cannot be trained in one stack; None if they can."""
     if jobs[0].spec.kind == "prefix":
         return None
     if len({job.spec.recipe.target_modules for job in jobs}) > 1:
-        return "they adapt different layers"
+        return "they have different target modules"
     try:
         targeted_layers(base.model, jobs[0].spec.recipe.target_modules)
     except BadSettings as error:

@@ -18,7 +18,7 @@ from clusterlora.evaluation import answer, inference_backends
 from clusterlora.evaluation.answer import Answerer, Task
 from clusterlora.evaluation.generate import Question, Reply
 from clusterlora.evaluation.inference_backends import InferenceBackend, inference_backend
-from clusterlora.evaluation.prefix_sharing import streams
+from clusterlora.evaluation.prefix_sharing import prefill_streams
 from clusterlora.evaluation.select import select_arm
 from clusterlora.models.base import BaseModel, load_base
 from clusterlora.models.stacked import StackedModel, Weights, combined_weights, read_adapter, read_weights
@@ -64,7 +64,7 @@ def questions(base: BaseModel) -> list[Question]:
 
 
 def dialogue_questions(base: BaseModel) -> list[Question]:
-    """Two turns of each of three dialogues, asked of two slots, in an order that keeps nothing together."""
+    """Two turns of each of three dialogues under two slots, in an order that separates the turns of a dialogue."""
     encoder = PromptEncoder(base.tokenizer, max_length=256)
     asked = []
     for number in range(3):
@@ -77,8 +77,8 @@ def dialogue_questions(base: BaseModel) -> list[Question]:
     return asked[::2] + asked[1::2]
 
 
-def questions_with_beginnings(base: BaseModel) -> list[Question]:
-    """Dialogues of three people, all of them beginning alike and those of one person for longer; one is nothing but the beginning."""
+def questions_with_shared_prefixes(base: BaseModel) -> list[Question]:
+    """Dialogues of three personas: all share a prefix, those of one persona a longer one, and one dialogue is only the prefix."""
     encoder = PromptEncoder(base.tokenizer, max_length=256)
     asked = []
     for who, n_dialogues in (("he likes tea " * 6, 4), ("she likes rain " * 9, 5), ("", 1)):
@@ -105,18 +105,18 @@ def stacked(base: BaseModel, adapters: list[Path]) -> StackedModel:
 
 
 class Peft:
-    """What PEFT itself answers, question by question, each on a model that has the question's adapter alone."""
+    """PEFT's own answers, question by question, on a model that has only the question's adapter."""
 
     def __init__(self, base: BaseModel, adapters: list[Path]) -> None:
         self.models: list[Any] = [load_base(base.name).model.eval()]
         self.models += [PeftModel.from_pretrained(load_base(base.name).model, str(folder)).eval() for folder in adapters]
-        self.known: dict[tuple[Question, int], tuple[list[int], float]] = {}
+        self.answers: dict[tuple[Question, int], tuple[list[int], float]] = {}
 
     def answer(self, question: Question, *, new_tokens: int) -> tuple[list[int], float]:
         """Return the greedy answer and the NLL of the reference."""
-        if (question, new_tokens) not in self.known:
-            self.known[question, new_tokens] = self._answer(question, new_tokens)
-        return self.known[question, new_tokens]
+        if (question, new_tokens) not in self.answers:
+            self.answers[question, new_tokens] = self._answer(question, new_tokens)
+        return self.answers[question, new_tokens]
 
     @torch.inference_mode()
     def _answer(self, question: Question, new_tokens: int) -> tuple[list[int], float]:
@@ -137,7 +137,7 @@ def peft(base: BaseModel, adapters: list[Path]) -> Peft:
 
 
 def assert_as_peft_answers(replies: Mapping[int, Reply], asked: Sequence[Question], peft: Peft, *, new_tokens: int) -> None:
-    """Every question has its reply: the tokens that PEFT gives one by one, and the likelihood."""
+    """Assert that every question has a reply with PEFT's tokens and likelihood."""
     assert sorted(replies) == list(range(len(asked)))
     for number, question in enumerate(asked):
         text, expected_nll = peft.answer(question, new_tokens=new_tokens)
@@ -149,14 +149,14 @@ def assert_as_peft_answers(replies: Mapping[int, Reply], asked: Sequence[Questio
 def ours(
     request: pytest.FixtureRequest, base: BaseModel, adapters: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[InferenceBackend]:
-    """The three adapters in the slots 1 to 3, by every way of answering."""
+    """The three adapters in the slots 1 to 3 of every inference backend."""
     if request.param == "written out, as on a GPU":
         request.getfixturevalue("as_on_a_gpu")
     if request.param == "through transformers":
         monkeypatch.setattr(inference_backends, "decoder_of", lambda _model: None)
-    found = inference_backend(base, [read_weights(folder) for folder in adapters])
-    yield found
-    found.close()
+    backend = inference_backend(base, [read_weights(folder) for folder in adapters])
+    yield backend
+    backend.close()
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 64])
@@ -166,11 +166,11 @@ def test_mixed_batches_answer_token_for_token_like_peft_one_by_one(
     asked = questions(base)
     replies = {reply.number: reply for reply in ours.reply(asked, max_new_tokens=12, batch_size=batch_size)}
     assert_as_peft_answers(replies, asked, peft, new_tokens=12)
-    assert len({replies[i].ids for i in range(4)}) > 1, "adapters that all answer alike would prove nothing"
-    assert len({len(reply.ids) for reply in replies.values()}) > 1, "rows that all end together would never make room for others"
+    assert len({replies[i].ids for i in range(4)}) > 1, "the adapters must answer differently for this test to mean anything"
+    assert len({len(reply.ids) for reply in replies.values()}) > 1, "rows must finish at different steps for this test to mean anything"
 
 
-def test_turns_of_a_dialogue_read_off_one_pass_are_answered_as_if_asked_alone(ours: InferenceBackend, base: BaseModel, peft: Peft) -> None:
+def test_turns_of_a_dialogue_prefilled_in_one_pass_are_answered_as_if_alone(ours: InferenceBackend, base: BaseModel, peft: Peft) -> None:
     asked = dialogue_questions(base)
     together = {reply.number: reply for reply in ours.reply(asked, max_new_tokens=6, batch_size=4)}
     likelihoods = {reply.number: reply.nll for reply in ours.reply(asked, max_new_tokens=None, batch_size=4)}
@@ -182,34 +182,36 @@ def test_turns_of_a_dialogue_read_off_one_pass_are_answered_as_if_asked_alone(ou
 
 
 @pytest.mark.parametrize("batch_size", [2, 5, 64])
-def test_what_dialogues_begin_with_is_read_once_and_they_are_answered_as_if_asked_alone(
+def test_dialogues_that_share_a_prefix_are_answered_as_if_alone(
     ours: InferenceBackend, base: BaseModel, peft: Peft, batch_size: int
 ) -> None:
-    asked = questions_with_beginnings(base)
-    read = [reading for stream in streams(asked, batch_size, share=True) for reading in stream]
-    assert sorted(number for reading in read for number in reading.together) == list(range(len(asked)))
-    begins = {reading.begin for reading in read}
-    assert len(begins) > 2, f"beginnings of {begins} tokens: those of one person should be longer than everybody's"
+    asked = questions_with_shared_prefixes(base)
+    sequences = [sequence for stream in prefill_streams(asked, batch_size, share=True) for sequence in stream]
+    assert sorted(number for sequence in sequences for number in sequence.turns) == list(range(len(asked)))
+    lengths = {sequence.prefix_length for sequence in sequences}
+    assert len(lengths) > 2, f"shared prefixes of {lengths} tokens: those of one persona should be longer than the common one"
     replies = {reply.number: reply for reply in ours.reply(asked, max_new_tokens=6, batch_size=batch_size)}
     assert_as_peft_answers(replies, asked, peft, new_tokens=6)
 
 
-def test_a_beginning_is_read_by_itself_only_where_that_saves_more_than_it_costs() -> None:
-    def begins(n_common: int, n_dialogues: int, n_longer: int = 0) -> set[int]:
-        """Return where rows begin that have so many tokens in common, two of them so many more."""
+def test_a_prefix_is_shared_only_where_that_saves_more_than_it_costs() -> None:
+    def prefix_lengths(n_common: int, n_dialogues: int, n_longer: int = 0) -> set[int]:
+        """Return the lengths of the shared prefixes of dialogues with `n_common` common tokens, and `n_longer` more in pairs."""
         asked = [Question((*range(n_common), *((900 + n // 2,) * n_longer), 500 + n, 600), 1, (7, 8)) for n in range(n_dialogues)]
-        return {reading.begin for stream in streams(asked, 64, share=True) for reading in stream}
+        return {sequence.prefix_length for stream in prefill_streams(asked, 64, share=True) for sequence in stream}
 
-    assert begins(n_common=30, n_dialogues=50) == {0}, "a system text with what both sides see is short"
-    assert begins(n_common=60, n_dialogues=1) == {0}, "nobody to share with"
-    assert begins(n_common=60, n_dialogues=6) == {60}
-    assert begins(n_common=60, n_dialogues=6, n_longer=10) == {60}, "pairs have more in common, and all together save more"
-    assert begins(n_common=20, n_dialogues=6, n_longer=90) == {110}
+    assert prefix_lengths(n_common=30, n_dialogues=50) == {0}, "too short to pay"
+    assert prefix_lengths(n_common=60, n_dialogues=1) == {0}, "there is no other dialogue to share with"
+    assert prefix_lengths(n_common=60, n_dialogues=6) == {60}
+    assert prefix_lengths(n_common=60, n_dialogues=6, n_longer=10) == {60}, "sharing among all saves more than longer prefixes of pairs"
+    assert prefix_lengths(n_common=20, n_dialogues=6, n_longer=90) == {110}
     asked = [Question((*range(60), 70, 600), 1, (7,)), Question((*range(60), 600), 1, (7,)), Question(tuple(range(60)), 1, (7,))]
-    assert {reading.begin for stream in streams(asked, 64, share=True) for reading in stream} == {59}, "the last predicts at its 60th token"
+    assert {sequence.prefix_length for stream in prefill_streams(asked, 64, share=True) for sequence in stream} == {59}, (
+        "the last predicts at its 60th token"
+    )
 
 
-def test_questions_without_a_reference_may_be_alike_and_are_answered_each(ours: InferenceBackend, base: BaseModel, peft: Peft) -> None:
+def test_equal_questions_without_a_reference_are_each_answered(ours: InferenceBackend, base: BaseModel, peft: Peft) -> None:
     asked = [replace(question, reference=()) for question in (*questions(base)[:5], *questions(base)[:5])]
     replies = {reply.number: reply.ids for reply in ours.reply(asked, max_new_tokens=5, batch_size=3)}
     for number, question in enumerate(asked):
@@ -266,7 +268,7 @@ def test_an_adapter_of_another_base_is_refused_by_layer(base: BaseModel, adapter
     model.close()
 
 
-def test_answers_are_embedded_while_they_come_in_so_that_progress_tells_of_both(base: BaseModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_answers_are_embedded_in_batches_while_others_are_generated(base: BaseModel, monkeypatch: pytest.MonkeyPatch) -> None:
     happened: list[str] = []
 
     class Embeds:

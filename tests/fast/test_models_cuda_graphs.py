@@ -11,20 +11,20 @@ from torch import Tensor
 
 from clusterlora.models import cuda_graphs
 from clusterlora.models.cuda_graphs import CudaGraphCache, bucket_size
-from clusterlora.models.packing import Padding, Run, pack
+from clusterlora.models.packing import Padding, Segment, pack
 
 
 @dataclass(frozen=True)
 class Batch:
     x: Tensor
-    runs: tuple[Run, ...]
+    segments: tuple[Segment, ...]
     masks: Tensor | None = None
-    learn: bool = True
+    backward: bool = True
 
 
-def batch_of(*lengths: int, learn: bool = True) -> Batch:
-    packing = pack(torch.tensor(lengths), Padding(32, alike=True))
-    return Batch(torch.rand(len(packing.row), 3), packing.runs, learn=learn)
+def batch_of(*lengths: int, backward: bool = True) -> Batch:
+    packing = pack(torch.tensor(lengths), Padding(32, uniform=True))
+    return Batch(torch.rand(len(packing.row), 3), packing.segments, backward=backward)
 
 
 class FakeGraph:
@@ -60,7 +60,7 @@ def test_sizes_are_few_and_at_most_a_quarter_more_than_needed(n: int) -> None:
 
 def test_a_graph_is_captured_when_a_signature_recurs_and_returns_what_the_function_returns(captured: list[Batch]) -> None:
     graphs = CudaGraphCache[Batch](torch.device("cuda"))
-    batches = [batch_of(5, 9), batch_of(40, 3), batch_of(30, 2), batch_of(5, 9, learn=False), batch_of(1), batch_of(7, 7)]
+    batches = [batch_of(5, 9), batch_of(40, 3), batch_of(30, 2), batch_of(5, 9, backward=False), batch_of(1), batch_of(7, 7)]
     for batch in batches:
         assert torch.equal(graphs(double, batch), 2 * batch.x)
     # Two rows of at most 32 tokens came a second time with the third batch, and a third time with the last.

@@ -1,46 +1,46 @@
-"""Packed rows: every token in its place, and updates that are those of each row by itself."""
+"""Packed rows hold every token once, and low-rank updates of packed rows equal those of each row alone."""
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clusterlora.models.low_rank_update import Update
-from clusterlora.models.packing import Padding, pack, pack_batch, that_fit
+from clusterlora.models.low_rank_update import LowRankUpdate
+from clusterlora.models.packing import Padding, n_rows_that_fit, pack, pack_batch
 
 pytestmark = pytest.mark.numeric
 
-PADDINGS = st.builds(Padding, st.sampled_from([1, 4, 16]), alike=st.booleans())
+PADDINGS = st.builds(Padding, st.sampled_from([1, 4, 16]), uniform=st.booleans())
 
 
 @given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=8), padding=PADDINGS)
-def test_every_token_is_there_once_and_runs_cover_the_rows(lengths: list[int], padding: Padding) -> None:
+def test_packed_rows_hold_every_token_once_in_segments_that_cover_the_rows(lengths: list[int], padding: Padding) -> None:
     packing = pack(torch.tensor(lengths), padding)
-    real = list(zip(packing.row[packing.real].tolist(), packing.place[packing.real].tolist(), strict=True))
-    assert real == [(row, place) for row, length in enumerate(lengths) for place in range(length)]
-    assert [row for run in packing.runs for row in range(run.rows.start, run.rows.stop)] == list(range(len(lengths)))
-    for run in packing.runs:
-        assert run.of(packing.row)[:, 0].tolist() == list(range(run.rows.start, run.rows.stop))
-        assert run.length % padding.multiple == 0
-    assert len(packing.runs) == 1 or not padding.alike
+    real = list(zip(packing.row[packing.real].tolist(), packing.position[packing.real].tolist(), strict=True))
+    assert real == [(row, position) for row, length in enumerate(lengths) for position in range(length)]
+    assert [row for segment in packing.segments for row in range(segment.rows.start, segment.rows.stop)] == list(range(len(lengths)))
+    for segment in packing.segments:
+        assert segment.view(packing.row)[:, 0].tolist() == list(range(segment.rows.start, segment.rows.stop))
+        assert segment.length % padding.multiple == 0
+    assert len(packing.segments) == 1 or not padding.uniform
 
 
 @given(lengths=st.lists(st.integers(1, 12), min_size=1, max_size=6), padding=PADDINGS, data=st.data())
-def test_a_packed_batch_keeps_what_its_rows_need_to_predict(lengths: list[int], padding: Padding, data: st.DataObject) -> None:
+def test_a_packed_batch_has_every_token_up_to_the_last_predicting_one(lengths: list[int], padding: Padding, data: st.DataObject) -> None:
     predicts = torch.zeros(len(lengths), 12, dtype=torch.bool)
     for row, length in enumerate(lengths):
         predicts[row, sorted(data.draw(st.sets(st.integers(0, length - 1), min_size=1)))] = True
     ids = torch.arange(predicts.numel()).view(predicts.shape)
     batch = pack_batch(ids, predicts, padding)
-    assert batch.ids[batch.chosen[batch.predicting.real]].tolist() == ids[predicts].tolist()
+    assert batch.ids[batch.predicting_index[batch.predicting.real]].tolist() == ids[predicts].tolist()
     last = [int(row.nonzero()[-1]) for row in predicts]
-    assert batch.ids[batch.tokens.real].tolist() == [int(ids[row, place]) for row, end in enumerate(last) for place in range(end + 1)]
+    assert batch.ids[batch.tokens.real].tolist() == [int(ids[row, position]) for row, end in enumerate(last) for position in range(end + 1)]
 
 
-def test_as_many_rows_fit_as_their_padding_leaves_room_for() -> None:
+def test_rows_fit_into_a_token_budget_with_their_padding() -> None:
     lengths = [2000, 100, 90, 10]
-    assert [that_fit(lengths, n, Padding(1, alike=True)) for n in (1, 2000, 3999, 4000, 8000)] == [1, 1, 1, 2, 4]
-    assert [that_fit(lengths, n, Padding(16)) for n in (1, 2111, 2112, 2208, 2224)] == [1, 1, 2, 3, 4]
+    assert [n_rows_that_fit(lengths, n, Padding(1, uniform=True)) for n in (1, 2000, 3999, 4000, 8000)] == [1, 1, 1, 2, 4]
+    assert [n_rows_that_fit(lengths, n, Padding(16)) for n in (1, 2111, 2112, 2208, 2224)] == [1, 1, 2, 3, 4]
 
 
 @given(
@@ -49,7 +49,7 @@ def test_as_many_rows_fit_as_their_padding_leaves_room_for() -> None:
     padding=PADDINGS,
     shared=st.booleans(),
 )
-def test_an_update_is_each_rows_own_forward_and_back(lengths: list[int], ranks: list[int], padding: Padding, *, shared: bool) -> None:
+def test_a_low_rank_update_equals_autograd_on_each_row(lengths: list[int], ranks: list[int], padding: Padding, *, shared: bool) -> None:
     generator = torch.Generator().manual_seed(0)
     packing, d_in, d_outs = pack(torch.tensor(lengths), padding), 6, [5 + n for n in range(len(ranks))]
 
@@ -57,7 +57,9 @@ def test_an_update_is_each_rows_own_forward_and_back(lengths: list[int], ranks: 
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
     n_rows, n_tokens = 1 if shared else len(lengths), len(packing.row)
-    update = Update(draw(n_rows, sum(ranks), d_in), tuple(draw(n_rows, rank, d_out) for rank, d_out in zip(ranks, d_outs, strict=True)))
+    update = LowRankUpdate(
+        draw(n_rows, sum(ranks), d_in), tuple(draw(n_rows, rank, d_out) for rank, d_out in zip(ranks, d_outs, strict=True))
+    )
     x, dys = draw(n_tokens, d_in), [draw(n_tokens, d_out) for d_out in d_outs]
     leaves = [part.clone().requires_grad_() for part in (x, *update.factors)]
     of_token = torch.zeros_like(packing.row) if shared else packing.row
@@ -65,10 +67,10 @@ def test_an_update_is_each_rows_own_forward_and_back(lengths: list[int], ranks: 
     expected = [torch.einsum("nr,nrd->nd", part, b[of_token]) for part, b in zip(h, leaves[2:], strict=True)]
 
     ys = [torch.zeros_like(dy) for dy in dys]
-    hs = update.forward(x, ys, packing.runs)
+    hs = update.forward(x, ys, packing.segments)
     dx, gradient = torch.zeros_like(x), update.empty_like()
-    update.backward(x, hs, dys, dx, packing.runs, gradient)
+    update.backward(x, hs, dys, dx, packing.segments, gradient)
 
     torch.autograd.backward(expected, dys)
-    for found, wanted in zip([*ys, dx, *gradient.factors], [*expected, *(leaf.grad for leaf in leaves)], strict=True):
-        torch.testing.assert_close(found, wanted if wanted is not None else torch.zeros_like(found))
+    for ours, autograd in zip([*ys, dx, *gradient.factors], [*expected, *(leaf.grad for leaf in leaves)], strict=True):
+        torch.testing.assert_close(ours, autograd if autograd is not None else torch.zeros_like(ours))

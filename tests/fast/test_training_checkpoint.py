@@ -11,7 +11,7 @@ import torch
 from clusterlora.data.prompts import TokenSequence
 from clusterlora.settings import Recipe
 from clusterlora.training import checkpoint
-from clusterlora.training.checkpoint import State
+from clusterlora.training.checkpoint import Checkpoint
 from clusterlora.training.job import TrainingJob
 from clusterlora.values import AdapterSpec
 
@@ -22,8 +22,8 @@ def job(tmp_path: Path) -> TrainingJob:
     return TrainingJob("0123456789abcdef", spec, (TokenSequence((1, 2, 3), (False, True, True)),), tmp_path / "scratch")
 
 
-def state(loss: float) -> State:
-    return State({"l.lora_A.weight": torch.full((1, 2), loss)}, {}, {}, (loss,), (loss,))
+def checkpoint_of(loss: float) -> Checkpoint:
+    return Checkpoint({"l.lora_A.weight": torch.full((1, 2), loss)}, {}, {}, (loss,), (loss,))
 
 
 def file_of(job: TrainingJob) -> Path:
@@ -32,7 +32,7 @@ def file_of(job: TrainingJob) -> Path:
 
 
 def test_a_checkpoint_cut_at_any_length_counts_as_none_and_the_log_says_so(job: TrainingJob, caplog: pytest.LogCaptureFixture) -> None:
-    checkpoint.write(job, state(0.5))
+    checkpoint.write(job, checkpoint_of(0.5))
     file = file_of(job)
     whole = file.read_bytes()
     for length in range(len(whole)):
@@ -53,28 +53,28 @@ NO_CHECKPOINTS = {"zeros": b"\0" * 64, "nothing": b"", "json": b"{}", "text": (8
 
 @pytest.mark.parametrize("damage", NO_CHECKPOINTS.values(), ids=NO_CHECKPOINTS)
 def test_what_is_no_checkpoint_at_all_counts_as_none(job: TrainingJob, damage: bytes) -> None:
-    checkpoint.write(job, state(0.5))
+    checkpoint.write(job, checkpoint_of(0.5))
     file_of(job).write_bytes(damage)
     assert checkpoint.read(job) is None
 
 
 def test_a_damaged_checkpoint_gives_way_to_the_next(job: TrainingJob) -> None:
-    checkpoint.write(job, state(0.5))
+    checkpoint.write(job, checkpoint_of(0.5))
     file_of(job).write_bytes(b"")
-    checkpoint.write(job, state(0.25))
+    checkpoint.write(job, checkpoint_of(0.25))
     read = checkpoint.read(job)
     assert read is not None
     assert read.losses == (0.25,)
 
 
 def test_whoever_is_killed_while_writing_leaves_a_whole_checkpoint(job: TrainingJob) -> None:
-    checkpoint.write(job, state(1.0))
+    checkpoint.write(job, checkpoint_of(1.0))
     for _ in range(5):
         ready, said = os.pipe()
         child = os.fork()
         if child == 0:
             for number in range(1_000_000):
-                checkpoint.write(job, state(float(number)))
+                checkpoint.write(job, checkpoint_of(float(number)))
                 os.write(said, b"x")
         os.close(said)
         # Killed in the middle of some later writing.

@@ -1,4 +1,4 @@
-"""The engine trains K adapters together and every one comes out as if it had been trained alone with plain PEFT."""
+"""The engine trains K adapters together, and each equals one trained alone with plain PEFT."""
 
 import gc
 from collections.abc import Iterator
@@ -99,20 +99,20 @@ def test_and_as_batches_are_laid_out_on_a_gpu(base64: BaseModel, tmp_path: Path)
     assert all(difference(result, theirs[name]) < 1e-9 for name, result in ours.items())
 
 
-def test_what_a_training_held_goes_when_it_ends(base: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    held: list[ref[DecoderBackend]] = []
-    plain = DecoderBackend.__init__
+def test_a_backend_is_freed_when_its_training_ends(base: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    backends_created: list[ref[DecoderBackend]] = []
+    original = DecoderBackend.__init__
 
     def remember(self: DecoderBackend, *arguments: Any, **named: Any) -> None:
-        plain(self, *arguments, **named)
-        held.append(ref(self))
+        original(self, *arguments, **named)
+        backends_created.append(ref(self))
 
     monkeypatch.setattr(DecoderBackend, "__init__", remember)
     gc.disable()
     try:
         together(base, [job(base, tmp_path, "a", n=4)])
-        # A retry in the same process needs the memory at once, that of recordings on a GPU above all.
-        assert [what() for what in held] == [None]
+        # A retry in the same process needs the memory immediately, above all that of CUDA graphs.
+        assert [backend() for backend in backends_created] == [None]
     finally:
         gc.enable()
 
@@ -138,16 +138,16 @@ def test_warm_starts_and_residuals_equal_the_reference_too(base64: BaseModel, tm
 
 
 @pytest.mark.parametrize("rank", [1, 2])
-def test_what_is_read_of_a_slot_stays_when_the_slot_is_vacated(base64: BaseModel, rank: int) -> None:
+def test_tensors_read_from_a_slot_are_copies(base64: BaseModel, rank: int) -> None:
     lora, _ = backends.lora_backend(base64, replace(RECIPE, rank=rank), n_slots=1, rank=rank, probe=[3, 4])
     lora.parameters.fill_(2.0)
-    kept = lora.read(0, lora.parameters, rank=rank)
+    tensors = lora.read(0, lora.parameters, rank=rank)
     lora.parameters.zero_()
-    assert all(bool((tensor == 2.0).all()) for tensor in kept.values())
+    assert all(bool((tensor == 2.0).all()) for tensor in tensors.values())
 
 
 def test_freed_slots_are_refilled_until_the_queue_is_empty(base64: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(engine.MOST_SLOTS, "cpu", 2)
+    monkeypatch.setitem(engine.MAX_SLOTS, "cpu", 2)
     ours = together(base64, unequal_jobs(base64, tmp_path / "ours"))
     theirs = alone(base64, unequal_jobs(base64, tmp_path / "theirs"))
     assert ours.keys() == theirs.keys()
@@ -175,9 +175,9 @@ def test_a_chunk_is_no_larger_than_the_free_memory_allows(base64: BaseModel, tmp
     assert max(widths) == 1 < most
 
 
-def test_what_a_token_is_expected_to_need_grows_with_what_is_kept_of_it(base: BaseModel) -> None:
+def test_activation_bytes_per_token_are_those_of_the_layers_and_fewer_with_checkpointing(base: BaseModel) -> None:
     ids = torch.tensor([list(range(3, 43))])
-    needs = {
+    n_bytes = {
         checkpointing: backends.lora_backend(base, RECIPE, n_slots=1, rank=4, probe=(3, 4), checkpointing=checkpointing)[1].bytes_per_token(
             ids
         )
@@ -185,8 +185,8 @@ def test_what_a_token_is_expected_to_need_grows_with_what_is_kept_of_it(base: Ba
     }
     config = base.model.config
     widest = 4 * (2 * config.intermediate_size + config.hidden_size)
-    assert config.num_hidden_layers * widest < needs[False] < 40 * config.num_hidden_layers * widest
-    assert needs[True] < needs[False]
+    assert config.num_hidden_layers * widest < n_bytes[False] < 40 * config.num_hidden_layers * widest
+    assert n_bytes[True] < n_bytes[False]
 
 
 def test_dropout_depends_on_the_adapter_and_not_on_its_neighbours(base64: BaseModel, tmp_path: Path) -> None:
@@ -205,8 +205,8 @@ def test_a_diverging_adapter_leaves_its_neighbours_untouched_and_is_named(base64
     wild = job(base64, tmp_path, "wild", recipe=replace(recipe, learning_rate=1e200, epochs=9))
     results: dict[str, TrainingResult] = {}
 
-    def collect(found: Iterator[TrainingResult]) -> None:
-        for result in found:
+    def collect(finished: Iterator[TrainingResult]) -> None:
+        for result in finished:
             results[result.job.spec.name] = result
 
     with pytest.raises(TrainingDiverged, match=r"wild \(learning_rate=1e\+200\)"):
@@ -232,7 +232,7 @@ def test_a_killed_group_resumes_every_adapter_after_its_last_checkpoint(
     jobs = unequal_jobs(base64, tmp_path / "killed")
     with pytest.raises(KeyboardInterrupt):
         list(engine.train(base64, jobs, micro_batch=2, run_log=DiesAfter()))
-    assert any(checkpoint.read(j) is not None for j in jobs), "nothing was checkpointed, so resuming would prove nothing"
+    assert any(checkpoint.read(j) is not None for j in jobs), "without a checkpoint resuming would prove nothing"
     resumed = together(base64, jobs)
     assert all(difference(result, expected[name]) < 1e-9 for name, result in resumed.items())
 
@@ -253,7 +253,7 @@ def test_the_base_model_is_given_back_as_it_was(base64: BaseModel, tmp_path: Pat
     assert torch.equal(base64.model(input_ids=ids).logits, before)
 
 
-def test_activations_computed_again_on_the_way_back_change_nothing(tiny_base_folder: Path, tmp_path: Path) -> None:
+def test_recomputing_activations_in_the_backward_pass_changes_nothing(tiny_base_folder: Path, tmp_path: Path) -> None:
     base = load_base(str(tiny_base_folder))
     base.model.double()
     kept = together(base, unequal_jobs(base, tmp_path / "kept"))
@@ -272,8 +272,8 @@ def test_checkpoints_of_a_base_that_is_not_written_out_are_refused(
         list(engine.train(base, [job(base, tmp_path, "a")], micro_batch=2, run_log=SilentLog(), checkpointing=True))
 
 
-def test_biases_and_some_of_the_layers_of_a_site_are_handled_alike(tmp_path: Path, tiny_base_folder: Path) -> None:
-    """Qwen2 has biases on q, k and v; an adapter on q, v and up alone has its factors among those of layers that have none."""
+def test_biases_and_adapters_on_some_layers_of_a_fused_linear_equal_the_reference(tmp_path: Path, tiny_base_folder: Path) -> None:
+    """Qwen2 has biases on q, k and v; adapters on q, v and up leave other layers of their fused linears unadapted."""
     ours, theirs = (qwen_like(tiny_base_folder) for _ in range(2))
     recipe = replace(RECIPE, target_modules=("q_proj", "v_proj", "up_proj"))
     result = together(ours, [job(ours, tmp_path / "ours", "a", recipe=recipe)])["a"]

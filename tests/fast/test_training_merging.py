@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from clusterlora.models.stacked import Factors
 from clusterlora.settings import MergeSettings
-from clusterlora.training.merging import merge
+from clusterlora.training.merging import merge_factors
 
 pytestmark = pytest.mark.numeric
 
@@ -54,7 +54,7 @@ def test_merging_does_not_depend_on_the_order_of_the_parts(merging: MergeSetting
     parts = {f"part-{i}": random_factors(2, 10 * seed + i) for i in range(4)}
     weights = {name: i + 1.0 for i, name in enumerate(parts)}
     shuffled = {f"part-{i}": parts[f"part-{i}"] for i in order}
-    first, energy = merge(parts, weights, merging, rank=9, seed=seed)
+    first, energy = merge_factors(parts, weights, merging, rank=9, seed=seed)
     second, same_energy = merge(shuffled, weights, merging, rank=9, seed=seed)
     assert_same(first, second)
     assert energy == pytest.approx(same_energy)
@@ -65,7 +65,7 @@ def test_merging_does_not_depend_on_the_order_of_the_parts(merging: MergeSetting
 def test_the_average_is_the_mean_of_products_and_its_truncation_is_the_best_there_is(seed: int, rank: int) -> None:
     parts = {f"part-{i}": random_factors(3, 10 * seed + i) for i in range(3)}
     weights = {"part-0": 1.0, "part-1": 2.0, "part-2": 5.0}
-    merged, energy = merge(parts, weights, MergeSettings(), rank=rank, seed=0)
+    merged, energy = merge_factors(parts, weights, MergeSettings(), rank=rank, seed=0)
     kept = total = 0.0
     for layer in SHAPES:
         mean = sum(weights[name] / 8 * update(factors, layer) for name, factors in parts.items())

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from clusterlora.training.slot_adamw import SlotAdamW, Step
+from clusterlora.training.slot_adamw import SlotAdamW, SlotStep
 
 pytestmark = pytest.mark.numeric
 
@@ -15,7 +15,7 @@ def test_every_slot_steps_as_torch_steps_it_alone() -> None:
     ours = SlotAdamW(parameters, gradients)
     alone = [torch.nn.Parameter(row.clone()) for row in parameters]
     theirs = [torch.optim.AdamW([parameter]) for parameter in alone]
-    steps = [Step(1e-2, 0.0, 0.1), Step(1e-2, 0.0, 0.1), Step(3e-3, 0.1, 5.0), Step(1e-2, 0.1, 100.0)]
+    steps = [SlotStep(1e-2, 0.0, 0.1), SlotStep(1e-2, 0.0, 0.1), SlotStep(3e-3, 0.1, 5.0), SlotStep(1e-2, 0.1, 100.0)]
     for number in range(7):
         gradients.copy_(torch.randn(gradients.shape, generator=generator, dtype=torch.float64))
         asleep = {number % 4}
@@ -32,18 +32,18 @@ def test_every_slot_steps_as_torch_steps_it_alone() -> None:
 def test_a_slot_that_begins_anew_has_no_past() -> None:
     parameters, gradients = torch.ones(2, 5), torch.ones(2, 5)
     ours = SlotAdamW(parameters, gradients)
-    ours.step({0: Step(0.1, 0.0, 1.0), 1: Step(0.1, 0.0, 1.0)})
+    ours.step({0: SlotStep(0.1, 0.0, 1.0), 1: SlotStep(0.1, 0.0, 1.0)})
     first = parameters[1].clone()
-    ours.begin(1)
+    ours.reset(1)
     parameters[1], gradients[1] = 1.0, 1.0
-    ours.step({1: Step(0.1, 0.0, 1.0)})
+    ours.step({1: SlotStep(0.1, 0.0, 1.0)})
     torch.testing.assert_close(parameters[1], first)
 
 
 def test_a_gradient_that_is_not_finite_stays_in_its_slot() -> None:
     parameters, gradients = torch.ones(2, 5), torch.ones(2, 5)
     gradients[0] = torch.nan
-    SlotAdamW(parameters, gradients).step({1: Step(0.1, 0.0, 1.0)})
+    SlotAdamW(parameters, gradients).step({1: SlotStep(0.1, 0.0, 1.0)})
     assert torch.equal(parameters[0], torch.ones(5))
     assert bool(torch.isfinite(parameters[1]).all())
     assert not torch.equal(parameters[1], torch.ones(5))

@@ -62,13 +62,13 @@ def test_threads_that_share_a_pass_change_nothing(tiny_base_folder: Path, tmp_pa
     base = load_base(str(tiny_base_folder))
     base = replace(base, model=base.model.double())
     seen: set[str] = set()
-    share = engine._Pack._share
+    share = engine._Trainer._run_shard
 
-    def watched(self: engine._Pack, *given: object, **named: object) -> torch.Tensor:
+    def watched(self: engine._Trainer, *given: object, **named: object) -> torch.Tensor:
         seen.add(threading.current_thread().name)
         return share(self, *given, **named)  # pyright: ignore[reportArgumentType]
 
-    monkeypatch.setattr(engine._Pack, "_share", watched)
+    monkeypatch.setattr(engine._Trainer, "_run_shard", watched)
     shared = trained(base, tmp_path / "shared", "abcde")
     assert len(seen) > 1, "nobody shared"
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""What only a GPU can show: recorded passes equal plain ones, its own memory runs out, trainings resume on it: `pytest -m gpu`."""
+"""On a GPU: CUDA graphs equal eager passes, its memory runs out, trainings resume. Run with `pytest -m gpu`."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -24,34 +24,34 @@ RECIPE = Recipe(rank=4, alpha=8, dropout=0.0, epochs=3, batch_size=2, learning_r
 
 
 @pytest.fixture
-def recorded(monkeypatch: pytest.MonkeyPatch) -> list[cuda_graphs.CudaGraph]:
-    """Every recording that is made."""
-    made: list[cuda_graphs.CudaGraph] = []
-    plain = cuda_graphs.CudaGraph.__init__
+def captured(monkeypatch: pytest.MonkeyPatch) -> list[cuda_graphs.CudaGraph]:
+    """Every CUDA graph that is captured."""
+    graphs: list[cuda_graphs.CudaGraph] = []
+    original = cuda_graphs.CudaGraph.__init__
 
     def remember(self: cuda_graphs.CudaGraph, *arguments: object) -> None:
-        plain(self, *arguments)  # pyright: ignore[reportArgumentType]
-        made.append(self)
+        original(self, *arguments)  # pyright: ignore[reportArgumentType]
+        graphs.append(self)
 
     monkeypatch.setattr(cuda_graphs.CudaGraph, "__init__", remember)
-    return made
+    return graphs
 
 
 def jobs(base: BaseModel, folder: Path, n: int, *, words: int = 3, recipe: Recipe = RECIPE, n_dialogues: int = 5) -> list[TrainingJob]:
     encoder = PromptEncoder(base.tokenizer, max_length=512)
-    found = []
+    jobs = []
     for number in range(n):
-        said = [
+        dialogues = [
             (Turn("user", "light " * ((i + number) % words + 1)), Turn("assistant", f"Set to {i * number}.")) for i in range(n_dialogues)
         ]
         spec = AdapterSpec(name=f"p{number}", persona_ids=(f"p{number}",), recipe=replace(recipe, seed=number))
-        found.append(TrainingJob(f"p{number}", spec, tuple(map(encoder.encode_dialogue, said)), folder / f"p{number}"))
-    return found
+        jobs.append(TrainingJob(f"p{number}", spec, tuple(map(encoder.encode_dialogue, dialogues)), folder / f"p{number}"))
+    return jobs
 
 
-def train(base: BaseModel, asked: list[TrainingJob], *, micro_batch: int = 2) -> list[TrainingResult]:
-    found = engine.train(base, asked, micro_batch=micro_batch, run_log=SilentLog())
-    return sorted(found, key=lambda result: result.job.key)
+def train(base: BaseModel, jobs: list[TrainingJob], *, micro_batch: int = 2) -> list[TrainingResult]:
+    results = engine.train(base, jobs, micro_batch=micro_batch, run_log=SilentLog())
+    return sorted(results, key=lambda result: result.job.key)
 
 
 def apart(one: TrainingResult, other: TrainingResult) -> float:
@@ -60,11 +60,13 @@ def apart(one: TrainingResult, other: TrainingResult) -> float:
     return (sum(float((a[name] - b[name]).double().pow(2).sum()) for name in a) / moved) ** 0.5
 
 
-def test_recorded_trainings_equal_peft_alone_in_float64(base64: BaseModel, tmp_path: Path, recorded: list[cuda_graphs.CudaGraph]) -> None:
+def test_trainings_with_cuda_graphs_equal_peft_alone_in_float64(
+    base64: BaseModel, tmp_path: Path, captured: list[cuda_graphs.CudaGraph]
+) -> None:
     base64.model.to("cuda")  # pyright: ignore[reportArgumentType]
     ours = train(base64, jobs(base64, tmp_path / "ours", 5))
     theirs = reference.train(base64, jobs(base64, tmp_path / "theirs", 5), micro_batch=2, run_log=SilentLog())
-    assert bool(recorded) == (backends.decoder_of(base64.model) is not None)
+    assert bool(captured) == (backends.decoder_of(base64.model) is not None)
     for one, other in zip(ours, theirs, strict=True):
         assert one.losses == pytest.approx(other.losses, rel=1e-9)
         assert apart(one, other) < 1e-9
@@ -96,14 +98,14 @@ def test_a_batch_that_does_not_fit_is_trained_with_a_smaller_one(tmp_path: Path)
     base = load_base("homelm", device="cuda")
     wide = replace(RECIPE, batch_size=8, epochs=2, learning_rate=1e-4)
 
-    def asked(name: str) -> list[TrainingJob]:
+    def wide_jobs(name: str) -> list[TrainingJob]:
         return jobs(base, tmp_path / name, 96, words=300, recipe=wide, n_dialogues=8)
 
     def peak(micro_batch: int) -> tuple[int, list[TrainingResult]]:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-        found = train(base, asked(f"measured-{micro_batch}"), micro_batch=micro_batch)
-        return torch.cuda.max_memory_allocated(), found
+        results = train(base, wide_jobs(f"measured-{micro_batch}"), micro_batch=micro_batch)
+        return torch.cuda.max_memory_allocated(), results
 
     (most, plain), (least, _) = peak(8), peak(1)
     assert least < 0.3 * most
@@ -111,33 +113,33 @@ def test_a_batch_that_does_not_fit_is_trained_with_a_smaller_one(tmp_path: Path)
     torch.cuda.set_per_process_memory_fraction(0.8 * most / torch.cuda.get_device_properties(0).total_memory)
     try:
         with pytest.raises(OutOfMemory, match=r"ran out of memory at micro-batch 8.*the next attempt uses micro-batch 4"):
-            train(base, asked("tight"), micro_batch=8)
+            train(base, wide_jobs("tight"), micro_batch=8)
         torch.cuda.empty_cache()
-        found = train(base, asked("tight"), micro_batch=1)
+        results = train(base, wide_jobs("tight"), micro_batch=1)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
-    for one, other in zip(found, plain, strict=True):
+    for one, other in zip(results, plain, strict=True):
         assert one.losses == pytest.approx(other.losses, rel=1e-3)
 
 
-def test_recorded_answers_are_the_ones_given_on_a_cpu(
-    tiny_base_folder: Path, tmp_path: Path, recorded: list[cuda_graphs.CudaGraph]
+def test_answers_with_cuda_graphs_equal_those_on_a_cpu(
+    tiny_base_folder: Path, tmp_path: Path, captured: list[cuda_graphs.CudaGraph]
 ) -> None:
-    there = load_base(str(tiny_base_folder), device="cuda")
-    here = load_base(str(tiny_base_folder))
-    folders = [result.folder for result in train(there, jobs(there, tmp_path, 3))]
-    recorded.clear()
-    encoder = PromptEncoder(here.tokenizer, max_length=256)
-    asked = [
+    on_gpu_base = load_base(str(tiny_base_folder), device="cuda")
+    on_cpu_base = load_base(str(tiny_base_folder))
+    folders = [result.folder for result in train(on_gpu_base, jobs(on_gpu_base, tmp_path, 3))]
+    captured.clear()
+    encoder = PromptEncoder(on_cpu_base.tokenizer, max_length=256)
+    questions = [
         Question(encoder.encode_messages((Turn("user", f"ask {'more ' * (n % 7)}{n}"),)), n % 4, encoder.encode_response(f"yes {n}"))
         for n in range(24)
     ]
     answers = []
-    for base in (there, here):
+    for base in (on_gpu_base, on_cpu_base):
         backend = inference_backend(base, [read_weights(folder) for folder in folders])
-        answers.append(sorted(backend.reply(asked, max_new_tokens=40, batch_size=10), key=lambda reply: reply.number))
+        answers.append(sorted(backend.reply(questions, max_new_tokens=40, batch_size=10), key=lambda reply: reply.number))
         backend.close()
-    assert recorded
+    assert captured
     assert len({reply.ids for reply in answers[1]}) > 4
     for on_gpu, on_cpu in zip(*answers, strict=True):
         assert on_gpu.ids == on_cpu.ids

@@ -143,7 +143,7 @@ def write_everything(_base: Path, say: Say) -> None:
     for number in (1, 2):
         write_durably(stores.folder("cut") / "results" / "table.csv", 1000 * f"{number}\n".encode())
         say(f"table {number}")
-        checkpoint.write(job, checkpoint.State({"a": torch.ones(1000)}, {}, {}, (float(number),)))
+        checkpoint.write(job, checkpoint.Checkpoint({"a": torch.ones(1000)}, {}, {}, (float(number),)))
         say(f"checkpoint {number}")
     folder = job.scratch / "adapter"
     folder.mkdir(exist_ok=True)

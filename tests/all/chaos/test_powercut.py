@@ -27,7 +27,7 @@ def there(tiny_base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> I
 
 @pytest.fixture
 def empty(there: Machine) -> Machine:
-    there.begin()
+    there.reset()
     return there
 
 
@@ -56,7 +56,7 @@ def test_what_was_written_survives_a_cut_at_every_sync(empty: Machine, tmp_path:
         stores = stores_on(empty)
         assert half_written(stores) == (), f"sync {at}"
         assert missing(said, stores) == [], f"sync {at}"
-        empty.begin(created)
+        empty.reset(created)
     assert said[-1] == "done", said
     assert at > 15, "most was never synced"
 
@@ -64,7 +64,7 @@ def test_what_was_written_survives_a_cut_at_every_sync(empty: Machine, tmp_path:
 def test_a_study_goes_on_after_every_cut_and_ends_with_the_same_weights(empty: Machine, *, names: bool) -> None:
     assert empty.run("study")[-1] == "done"
     uncut = {adapter.name: adapter.weights_sha256 for adapter in stores_on(empty).studies.adapters("cut")}
-    empty.begin()
+    empty.reset()
     # Each life of the machine is longer than the one before.
     for at in (7, 19, 40, 80):
         assert empty.run("study", at)[-1] == "power"

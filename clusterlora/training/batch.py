@@ -1,0 +1,34 @@
+"""A batch of dialogues as both training backends take it.
+
+legend   b row of the batch (one dialogue of one adapter), t token
+"""
+
+from dataclasses import dataclass
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class RowSlots:
+    """The slot of each row's adapter, and the scale of the inputs of its A.
+
+    `input_scale` is alpha / r times the row's dropout mask over the inputs of all fused LoRAs, or alpha / r alone in a single column.
+    """
+
+    slot: Int[Tensor, " b"]
+    input_scale: Float[Tensor, "b feature"]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingBatch:
+    """Right-padded rows on the CPU; `rows` is on the model's device."""
+
+    ids: Int[Tensor, "b t"]
+    predicts: Bool[Tensor, "b t"]
+    """Whether a token predicts, i.e. the next one is a response token."""
+    rows: RowSlots
+    frozen_slots: Int[Tensor, " b"]
+    """Slot of the frozen adapter under each row's trained one; 0 is none."""
+    weights: Float[Tensor, " b"]
+    """Weight of each row's summed negative log-likelihood in the loss."""
