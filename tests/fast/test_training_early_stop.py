@@ -115,5 +115,5 @@ def test_val_dialogues_are_part_of_the_identity_of_those_who_read_them_alone() -
 
 
 def test_patience_without_val_dialogues_is_refused(base64: BaseModel, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"patience=1 needs val dialogues, and hasty has none"):
+    with pytest.raises(ValueError, match=r"patience=1 needs val dialogues, but hasty has none"):
         with_recipe(job(base64, tmp_path, "hasty"), val=())

@@ -42,7 +42,7 @@ def test_merging_copies_of_an_adapter_returns_it_and_loses_nothing(rank: int, n:
     copies = {f"copy-{i}": adapter for i in range(n)}
     share = {name: float(weight) for name, weight in zip(copies, weights, strict=False)}
     for merging in (MergeSettings(kind="average"), MergeSettings(kind="ties", density=1.0), MergeSettings(kind="dare", density=1.0)):
-        merged, energy = merge(copies, share, merging, rank=rank, seed=0)
+        merged, energy = merge_factors(copies, share, merging, rank=rank, seed=0)
         assert_same(merged, adapter)
         assert energy == pytest.approx(1.0)
 
@@ -55,7 +55,7 @@ def test_merging_does_not_depend_on_the_order_of_the_parts(merging: MergeSetting
     weights = {name: i + 1.0 for i, name in enumerate(parts)}
     shuffled = {f"part-{i}": parts[f"part-{i}"] for i in order}
     first, energy = merge_factors(parts, weights, merging, rank=9, seed=seed)
-    second, same_energy = merge(shuffled, weights, merging, rank=9, seed=seed)
+    second, same_energy = merge_factors(shuffled, weights, merging, rank=9, seed=seed)
     assert_same(first, second)
     assert energy == pytest.approx(same_energy)
 
@@ -80,13 +80,13 @@ def test_the_average_is_the_mean_of_products_and_its_truncation_is_the_best_ther
 def test_ties_by_hand() -> None:
     """Density 1/2 of [4, 1] and [-3, 2] keeps 4 and -3; the sum elects plus; only the first agrees, so it is the mean alone."""
     one, other = ({"w": (torch.tensor([row]), torch.tensor([[1.0]]))} for row in ([4.0, 1.0], [-3.0, 2.0]))
-    merged, _ = merge({"a": one, "b": other}, {"a": 1.0, "b": 1.0}, MergeSettings(kind="ties", density=0.5), rank=1, seed=0)
+    merged, _ = merge_factors({"a": one, "b": other}, {"a": 1.0, "b": 1.0}, MergeSettings(kind="ties", density=0.5), rank=1, seed=0)
     torch.testing.assert_close(update(merged, "w"), torch.tensor([[4.0, 0.0]], dtype=torch.float64))
 
 
 def test_dare_is_unbiased_and_drops_what_it_says() -> None:
     ones = {"w": (torch.ones(1, 200), torch.ones(200, 1))}
-    merged, _ = merge({"a": ones}, {"a": 1.0}, MergeSettings(kind="dare", density=0.25), rank=200, seed=3)
+    merged, _ = merge_factors({"a": ones}, {"a": 1.0}, MergeSettings(kind="dare", density=0.25), rank=200, seed=3)
     values = update(merged, "w")
     dropped = values.abs() < 1e-3
     # 40,000 entries, each kept with probability 1/4: six standard deviations are 0.013.
@@ -97,6 +97,6 @@ def test_dare_is_unbiased_and_drops_what_it_says() -> None:
 @pytest.mark.parametrize("merging", KINDS, ids=lambda merging: merging.kind)
 def test_untrained_adapters_merge_to_nothing(merging: MergeSettings) -> None:
     zero = {layer: (a, torch.zeros_like(b)) for layer, (a, b) in random_factors(2, 0).items()}
-    merged, energy = merge({"a": zero, "b": zero}, {"a": 1.0, "b": 1.0}, merging, rank=2, seed=0)
+    merged, energy = merge_factors({"a": zero, "b": zero}, {"a": 1.0, "b": 1.0}, merging, rank=2, seed=0)
     assert all(not update(merged, layer).any() for layer in SHAPES)
     assert energy == 1.0

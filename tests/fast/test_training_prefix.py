@@ -14,6 +14,7 @@ from clusterlora.models.stacked import StackedModel, Weights, read_weights
 from clusterlora.settings import Recipe
 from clusterlora.stores.memory import SilentLog
 from clusterlora.training import engine
+from clusterlora.training.batch import RowSlots
 from clusterlora.training.job import TrainingJob, TrainingResult, pad_rows
 from clusterlora.training.stacked_prefix import StackedPrefix
 from clusterlora.values import AdapterSpec, Turn
@@ -103,7 +104,7 @@ def test_rows_with_and_without_prefix_answer_in_one_call_as_each_would_alone(bas
 
 
 @in_float64
-def test_the_gradient_of_a_prefix_is_the_one_finite_differences_find(base64: BaseModel) -> None:
+def test_the_gradient_of_a_prefix_equals_finite_differences(base64: BaseModel) -> None:
     rows = sequences(base64, 2, first=3)
     ids, predicts = pad_rows(rows, pad_id=base64.pad_id)
     stack = StackedPrefix(base64.model, n_slots=2, n_virtual=3)
@@ -112,7 +113,7 @@ def test_the_gradient_of_a_prefix_is_the_one_finite_differences_find(base64: Bas
     slot = torch.tensor([1, 1])
 
     def loss() -> torch.Tensor:
-        with stack.rows(engine.Rows(slot, torch.ones(2, 1))):
+        with stack.rows(RowSlots(slot, torch.ones(2, 1))):
             logits = base64.model(input_ids=ids, use_cache=False).logits
         return torch.nn.functional.cross_entropy(logits[:, :-1][predicts[:, :-1]], ids[:, 1:][predicts[:, :-1]])
 
