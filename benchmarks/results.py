@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from clusterlora.cli.here import stores_here
+from clusterlora.comparison.sentence import OUTCOMES
 from clusterlora.config import PRESETS
 from clusterlora.durable import write_durably
 from clusterlora.errors import BadData, ClusterLoraError
@@ -158,7 +159,7 @@ def judged(record: Document, found: Document) -> Iterator[tuple[str, str, bool]]
     """Yield (what is asked, what was reached, whether that suffices) for one method."""
     similarity, gain, wins = record["embedding_similarity"], record[f"vs_{found['reference']}"], record["win_rate"]
     interval = f"[{100 * record['ci_low']:+.2f}, {100 * record['ci_high']:+.2f}]"
-    is_better = record["ci_low"] > 0 and record["p_holm"] < 0.05
+    is_better = record["outcome"] == "better"
     yield f"above {found['reference']}, shown by interval and test", f"{100 * gain:+.2f} points {interval}", is_better
     yield _above("mean similarity above", ASKED["mean_similarity"], similarity)
     yield _above("worst persona above", ASKED["worst_persona"], record["worst_persona"])
@@ -175,15 +176,17 @@ def findings(found: Document) -> Iterator[str]:
     reference, metric = found["reference"], METRICS[found["headline"]]
     tested = [record for record in found["methods"] if record["p_holm"] is not None]
     for words, chosen in (
-        (f"Shown to beat {reference}", [r for r in tested if r["ci_low"] > 0 and r["p_holm"] < 0.05]),
-        (f"Shown to do worse than {reference}", [r for r in tested if r["ci_high"] < 0 and r["p_holm"] < 0.05]),
-        (f"Not shown to differ from {reference}", [r for r in tested if r["p_holm"] >= 0.05 or r["ci_low"] <= 0 <= r["ci_high"]]),
+        (f"Shown to beat {reference}", [r for r in tested if r["outcome"] == "better"]),
+        (f"Shown to do worse than {reference}", [r for r in tested if r["outcome"] == "worse"]),
+        (f"Equivalent to {reference} within {metric.format(found['margin'])}", [r for r in tested if r["outcome"] == "equivalent"]),
+        (f"Not told apart from {reference}, too few people and items to know", [r for r in tested if r["outcome"] == "undecided"]),
     ):
         if chosen:
             yield f"{words}: " + ", ".join(f"{r['method']} ({metric.format(r[f'vs_{reference}'], signed=True)})" for r in chosen) + "."
     for contrast in found["contrasts"]:
         mean, low, high = (metric.format(contrast["difference"][name], signed=True) for name in ("mean", "ci_low", "ci_high"))
-        yield f"{contrast['method']} against {contrast['control']}: {mean} [{low}, {high}]."
+        outcome = OUTCOMES[contrast["difference"]["outcome"]]
+        yield f"{contrast['method']} against {contrast['other']}: {mean} [{low}, {high}], {outcome}."
     costs = {record["method"]: record["prompt_tokens"] for record in found["methods"] if "prompt_tokens" in record}
     if reference in costs and "few_shot" in costs:
         yield (

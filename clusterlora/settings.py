@@ -221,6 +221,9 @@ class EvaluationSettings:
     """The val metric that chooses among a method's arms (routing). nll needs no generation."""
     bootstrap_draws: Annotated[int, Ge(100)] = 10_000
     """Draws of the paired bootstrap."""
+    equivalence_margin: Annotated[float, Gt(0)] = 1.0
+    """Methods whose difference is shown to be smaller than this are called equivalent; in the headline's units as printed, so points of a
+    percentage."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

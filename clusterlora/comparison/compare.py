@@ -6,24 +6,14 @@ from dataclasses import replace
 import numpy as np
 from jaxtyping import Float
 
+from clusterlora.comparison.differences import Scored
 from clusterlora.comparison.result import Comparison, Contrast, MethodResult, PairedDifference, RoutingBrackets
+from clusterlora.comparison.roles import PHRASES, QUESTION, can_win, is_control
 from clusterlora.comparison.scores import PairedScores, paired_scores
 from clusterlora.comparison.sentence import sentence
-from clusterlora.errors import BadSettings
-from clusterlora.evaluation.statistics import (
-    RESOLUTION,
-    bootstrap_interval,
-    holm,
-    paired_bootstrap,
-    shrunken_means,
-    signed_rank_p,
-    wilson_interval,
-)
-from clusterlora.methods.method import CONTROLS
+from clusterlora.errors import BadData, BadSettings
+from clusterlora.evaluation.statistics import RESOLUTION, paired_bootstrap, shrunken_means
 from clusterlora.values import EvaluationRow
-
-_CONTRASTS = (("cluster", "random_cluster"), ("cluster", "unified_longer"), ("cluster", "unified_described"))
-"""(method, control): what is left of the clusters' gain without alikeness, for the same training, and beside words."""
 
 
 def compare_methods(
@@ -37,12 +27,15 @@ def compare_methods(
     routed: str = "selective_routing",
     floor: float | None = None,
     floor_same_prompt: float | None = None,
+    margin: float = 0.01,
+    gate: str | None = None,
 ) -> Comparison:
     """Return all methods side by side on the personas that every one of them answered, the best first.
 
     Differences are method minus reference, on persona means. Intervals are 95 % two-level paired bootstrap, tests are Wilcoxon's
-    signed-rank over personas with Holm's correction over methods. The champion is the best method whose interval and corrected
-    test both say it beats the reference; else the reference; without a reference, the method with the best mean.
+    signed-rank over personas. Holm's correction is over three families: the methods that could be champion, against the reference; the
+    base model and the controls, against the reference; the contrasts. The champion is the best method that could be one and is
+    shown to beat the reference; else the reference; without a reference, the method with the best mean that is no control.
     The order of the rows changes nothing.
 
     Args:
@@ -52,110 +45,98 @@ def compare_methods(
         routed: the method that chooses among the others, controls aside; it gets brackets.
         floor: what somebody else's reference scores, in units of the headline; where the normalised score is 0.
         floor_same_prompt: the same for the most similar prompt; passed through.
+        margin: the difference below which methods count as equivalent, in units of the headline.
+        gate: how the gate ended, in a sentence; passed through.
 
     Raises:
-        BadData: methods differ in the items of a persona, no persona is common, or a score is missing or not finite.
+        BadData: methods differ in the items of a persona, no persona is common, a score is missing or not finite, or all methods are
+            controls.
         BadSettings: the headline is not among the metrics.
     """
     if headline not in higher_is_better:
         raise BadSettings(f"headline metric {headline!r} is not among the metrics {', '.join(higher_is_better)}; add it")
     scores = paired_scores(rows, tuple(higher_is_better))
+    if all(is_control(method) for method in scores.methods):
+        raise BadData(f"{', '.join(scores.methods)}: controls alone were answered, and none can be champion; evaluate what they control")
     present_reference = reference if reference in scores.methods else None
     sign = 1.0 if higher_is_better[headline] else -1.0
     draws_of_means = paired_bootstrap(scores.of(headline), scores.persona, draws=draws, rng=rng)
-    means = scores.persona_means(headline)
+    scored = Scored.of(scores, headline, draws_of_means, sign=sign, margin=margin)
     ceiling = float(sign * scores.means_of((sign * scores.of(headline)).max(axis=1, keepdims=True)).mean())
-    differences = _differences(means, draws_of_means, scores.methods, present_reference, sign)
-    results = _method_results(scores, headline, draws_of_means, differences, sign, scale=(floor, ceiling))
+    differences = _against_reference(scored, present_reference)
+    results = _method_results(scores, headline, scored, differences, scale=(floor, ceiling))
     methods = tuple(sorted(results, key=lambda result: -sign * result.means[headline]))
+    champion = _champion(methods, present_reference)
     clusters, sizes = np.unique(scores.cluster_of_persona, return_counts=True)
     comparison = Comparison(
         headline=headline,
         metrics=scores.metrics,
         reference=present_reference,
         methods=methods,
-        champion=_champion(methods, present_reference, sign),
-        oracle=float(sign * (sign * means).max(axis=1).mean()),
+        champion=champion,
+        oracle=_cross_fitted_best(scores, scores.of(headline), sign),
         ceiling=ceiling,
         floor=floor,
         floor_same_prompt=floor_same_prompt,
-        contrasts=_contrasts(means, draws_of_means, scores.methods, sign),
-        routing=_routing(means, scores.methods, routed, sign),
+        contrasts=_contrasts(scored, methods, champion, present_reference),
+        routing=_routing(scores, headline, routed, sign),
         cluster_sizes=dict(zip(clusters.tolist(), sizes.tolist(), strict=True)),
         cluster_by_persona=dict(zip(scores.persona_ids, scores.cluster_of_persona.tolist(), strict=True)),
         n_items_by_persona=dict(zip(scores.persona_ids, scores.n_items.tolist(), strict=True)),
         n_personas=len(scores.persona_ids),
         n_personas_left_out=scores.n_personas_left_out,
         n_items=len(scores.persona),
+        n_seeds=scores.by_seed.shape[-1],
         draws=draws,
+        margin=margin,
+        gate=gate,
         sentence="",
     )
     return replace(comparison, sentence=sentence(comparison))
 
 
-def _differences(
-    means: Float[np.ndarray, "persona method"],
-    draws_of_means: Float[np.ndarray, "draw method"],
-    methods: Sequence[str],
-    reference: str | None,
-    sign: float,
-) -> dict[str, PairedDifference]:
+def _against_reference(scored: Scored, reference: str | None) -> dict[str, PairedDifference]:
+    """Return every method's difference to the reference: a family of those that could be champion, and one of the others."""
     if reference is None:
         return {}
-    base = methods.index(reference)
-    tested = [(column, method) for column, method in enumerate(methods) if column != base]
-    deltas = means - means[:, [base]]
-    p_values = np.array([signed_rank_p(deltas[:, column]) for column, _ in tested])
+    others = [method for method in scored.methods if method != reference]
+    families = [[m for m in others if can_win(m)], [m for m in others if not can_win(m)]]
     return {
-        method: _paired_difference(deltas[:, column], draws_of_means[:, column] - draws_of_means[:, base], p, p_holm, sign)
-        for (column, method), p, p_holm in zip(tested, p_values.tolist(), holm(p_values).tolist(), strict=True)
+        method: difference
+        for family in families
+        for method, difference in zip(family, scored.family([(method, reference) for method in family]), strict=True)
     }
 
 
-def _paired_difference(
-    delta: Float[np.ndarray, " persona"], draws_of_delta: Float[np.ndarray, " draw"], p: float, p_holm: float, sign: float
-) -> PairedDifference:
-    interval = bootstrap_interval(draws_of_delta, delta)
-    n_wins = int(np.sum(sign * delta > RESOLUTION))
-    win_interval = wilson_interval(n_wins, len(delta))
-    return PairedDifference(
-        mean=float(delta.mean()),
-        ci_low=interval.low,
-        ci_high=interval.high,
-        p=p,
-        p_holm=p_holm,
-        win_rate=n_wins / len(delta),
-        win_low=win_interval.low,
-        win_high=win_interval.high,
-        tie_rate=float(np.mean(np.abs(delta) <= RESOLUTION)),
-    )
+def _champion(best_first: Sequence[MethodResult], reference: str | None) -> str:
+    if reference is None:
+        return next(result.method for result in best_first if not is_control(result.method))
+    winners = (r.method for r in best_first if can_win(r.method) and r.vs_reference and r.vs_reference.outcome == "better")
+    return next(winners, reference)
 
 
-def _contrasts(
-    means: Float[np.ndarray, "persona method"], draws_of_means: Float[np.ndarray, "draw method"], methods: Sequence[str], sign: float
-) -> tuple[Contrast, ...]:
-    """Return the contrasts whose method and control are both there, their p-values corrected for one another."""
-    present = [(m, c, methods.index(m), methods.index(c)) for m, c in _CONTRASTS if m in methods and c in methods]
-    p_values = np.array([signed_rank_p(means[:, i] - means[:, j]) for _, _, i, j in present])
+def _contrasts(scored: Scored, best_first: Sequence[MethodResult], champion: str, reference: str | None) -> tuple[Contrast, ...]:
+    """Return the champion against the runner-up, and it and the mission's method against the controls there are."""
+    subjects = [method for method in dict.fromkeys((champion, QUESTION)) if method in scored.methods and method != reference]
+    pairs = [(method, control) for method in subjects for control in PHRASES if control in scored.methods]
+    if champion != reference:
+        behind = (r.method for r in best_first if can_win(r.method) and r.method not in (champion, reference))
+        pairs = [*((champion, runner_up) for runner_up in list(behind)[:1]), *pairs]
     return tuple(
-        Contrast(
-            method=method,
-            control=control,
-            difference=_paired_difference(means[:, i] - means[:, j], draws_of_means[:, i] - draws_of_means[:, j], p, p_holm, sign),
-        )
-        for (method, control, i, j), p, p_holm in zip(present, p_values.tolist(), holm(p_values).tolist(), strict=True)
+        Contrast(method=method, other=other, is_control=is_control(other), difference=difference)
+        for (method, other), difference in zip(pairs, scored.family(pairs), strict=True)
     )
 
 
 def _method_results(
     scores: PairedScores,
     headline: str,
-    draws_of_means: Float[np.ndarray, "draw method"],
+    scored: Scored,
     differences: Mapping[str, PairedDifference],
-    sign: float,
     *,
     scale: tuple[float | None, float],
 ) -> list[MethodResult]:
+    sign = scored.sign
     shrunken = shrunken_means(scores.of(headline), scores.persona)
     means_by_metric = {metric: scores.persona_means(metric) for metric in scores.metrics}
     clusters = np.unique(scores.cluster_of_persona).tolist()
@@ -163,13 +144,13 @@ def _method_results(
     for column, method in enumerate(scores.methods):
         own = means_by_metric[headline][:, column]
         worst = int(np.argmin(sign * own))
-        mean_interval = bootstrap_interval(draws_of_means[:, column], own)
+        interval = scored.interval(method)
         results.append(
             MethodResult(
                 method=method,
                 means={metric: float(means[:, column].mean()) for metric, means in means_by_metric.items()},
-                mean_low=mean_interval.low,
-                mean_high=mean_interval.high,
+                mean_low=interval.low,
+                mean_high=interval.high,
                 vs_reference=differences.get(method),
                 worst_persona_id=scores.persona_ids[worst],
                 worst_persona=float(own[worst]),
@@ -189,15 +170,33 @@ def _normalised(score: float, floor: float | None, ceiling: float, sign: float) 
     return (score - floor) / (ceiling - floor)
 
 
-def _routing(means: Float[np.ndarray, "persona method"], methods: Sequence[str], routed: str, sign: float) -> RoutingBrackets | None:
-    choosable = [column for column, method in enumerate(methods) if method not in (routed, *CONTROLS)]
-    if routed not in methods or not choosable:
+def _routing(scores: PairedScores, headline: str, routed: str, sign: float) -> RoutingBrackets | None:
+    choosable = [column for column, method in enumerate(scores.methods) if method != routed and not is_control(method)]
+    if routed not in scores.methods or not choosable:
         return None
-    choices = means[:, choosable]
-    return RoutingBrackets(method=routed, random=float(choices.mean()), oracle=float(sign * (sign * choices).max(axis=1).mean()))
+    random = float(scores.persona_means(headline)[:, choosable].mean())
+    return RoutingBrackets(method=routed, random=random, oracle=_cross_fitted_best(scores, scores.of(headline)[:, choosable], sign))
 
 
-def _champion(best_first: Sequence[MethodResult], reference: str | None, sign: float) -> str:
-    if reference is None:
-        return best_first[0].method
-    return next((r.method for r in best_first if r.vs_reference is not None and r.vs_reference.is_shown(sign)), reference)
+def _cross_fitted_best(scores: PairedScores, values: Float[np.ndarray, "item choice"], sign: float) -> float:
+    """Return the mean over personas of their best column: picked on one half of their items, scored on the other, both ways.
+
+    Picked and scored on the same items, the best of several is too good by the luck it was picked for (Cawley & Talbot 2010). A persona
+    with a single item has nothing to pick on, and gets the mean of all columns.
+    """
+    first_item = np.cumsum(scores.n_items) - scores.n_items
+    odd = (np.arange(len(values)) - first_item[scores.persona]) % 2 == 1
+    means = scores.means_of(values)
+    best = means.mean(axis=1)
+    splittable = np.flatnonzero(scores.n_items > 1)
+    halves = [_persona_means(values[half], scores.persona[half], len(means))[splittable] for half in (~odd, odd)]
+    picked = [np.argmax(sign * half, axis=1)[:, None] for half in halves]
+    scored = [np.take_along_axis(half, pick, axis=1)[:, 0] for half, pick in zip(halves, picked[::-1], strict=True)]
+    best[splittable] = (scored[0] + scored[1]) / 2
+    return float(best.mean())
+
+
+def _persona_means(values: Float[np.ndarray, "item choice"], persona: np.ndarray, n_personas: int) -> Float[np.ndarray, "persona choice"]:
+    sums = np.zeros((n_personas, values.shape[1]))
+    np.add.at(sums, persona, values)
+    return sums / np.maximum(np.bincount(persona, minlength=n_personas), 1)[:, None]

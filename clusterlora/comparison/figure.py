@@ -15,7 +15,8 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from clusterlora.comparison.result import Comparison, MethodResult, PairedDifference
+from clusterlora.comparison.result import Comparison, MethodResult, PairedDifference, ShownOutcome
+from clusterlora.comparison.sentence import OUTCOMES
 from clusterlora.durable import write_durably
 from clusterlora.evaluation.metric import Metric
 from clusterlora.evaluation.metrics import METRICS
@@ -26,6 +27,7 @@ _CHAMPION_COLOUR = "#0072B2"
 _OTHER_COLOUR = "#8FA1AE"
 _INK = "#222222"
 _MOST_CLUSTERS_WITH_NUMBERS = 10
+_MARKS: dict[ShownOutcome, str] = {"better": "▲", "worse": "▼", "equivalent": "≈", "undecided": "?"}
 _TITLE_PAD = 38
 """Points between panel and title: two lines of labels stand between them."""
 
@@ -94,10 +96,21 @@ def _draw_means(axes: Axes, comparison: Comparison) -> None:
     axes.set_title("Mean over personas with 95% interval", fontsize=11, pad=_TITLE_PAD, loc="left")
     if comparison.reference:
         axes.annotate(
-            f"difference to {comparison.reference}", (1, 1), (0, 4), xycoords="axes fraction", textcoords="offset points", ha="right"
+            f"difference to {comparison.reference}",
+            (1, 1),
+            (0, 4),
+            xycoords="axes fraction",
+            textcoords="offset points",
+            ha="right",
         )
     brackets = "" if comparison.routing is None else f"\n├─┤ {comparison.routing.method} with a blind and with a perfect choice"
-    axes.set_xlabel(_axis_label(comparison) + brackets)
+    axes.set_xlabel("\n".join(filter(None, (_axis_label(comparison) + brackets, _legend(comparison)))))
+
+
+def _legend(comparison: Comparison) -> str:
+    """Return what the marks beside the differences mean, those that are there."""
+    marks = {result.vs_reference.outcome for result in comparison.methods if result.vs_reference}
+    return "  ".join(f"{_MARKS[outcome]} {words}" for outcome, words in OUTCOMES.items() if outcome in marks)
 
 
 def _draw_scale(axes: Axes, comparison: Comparison, *, width: float) -> None:
@@ -129,13 +142,13 @@ def _draw_brackets(axes: Axes, comparison: Comparison) -> None:
         return
     scale = 100 if METRICS[comparison.headline].percent else 1
     row = [result.method for result in comparison.methods].index(comparison.routing.method) + 0.4
-    ends = [scale * comparison.routing.random, scale * comparison.routing.oracle]
+    ends = sorted((scale * comparison.routing.random, scale * comparison.routing.oracle))
     axes.plot(ends, [row, row], color=_INK, linewidth=1.0, marker="|", markersize=7)
 
 
 def _difference(metric: Metric, difference: PairedDifference) -> str:
     mean, low, high = (metric.format(value, signed=True) for value in (difference.mean, difference.ci_low, difference.ci_high))
-    return f"{mean} [{low}, {high}]"
+    return f"{mean} [{low}, {high}] {_MARKS[difference.outcome]}"
 
 
 def _draw_personas(axes: Axes, comparison: Comparison) -> None:

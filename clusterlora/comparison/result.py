@@ -2,16 +2,22 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
-SIGNIFICANCE = 0.05
+ShownOutcome = Literal["better", "worse", "equivalent", "undecided"]
+"""How a method stands to another: shown to be better or worse, or not told apart. Then it is either equivalent, the difference lying
+within the margin by two one-sided tests, or undecided: too few people and items to know."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairedDifference:
-    """A method against the reference on the headline metric: method minus reference, persona by persona.
+    """A method against another on the headline metric: method minus other, persona by persona.
 
-    `ci_low` and `ci_high` bound the mean difference; `p_holm` is `p` corrected for the number of methods tested. A persona is won
-    when the method is better by more than rounding; `win_low` and `win_high` bound the win rate.
+    `ci_low` and `ci_high` bound the mean difference, personas taken as independent; `robust_low` and `robust_high` bound it when those of
+    a cluster depend on each other (None with one cluster). `p_holm` is `p` corrected for the number of tests in its family. A
+    persona is won when the method is better by more than rounding; `win_low` and `win_high` bound the win rate. `outcome` is better or
+    worse when interval and corrected test both say so. `detectable` is the smallest gain that a study with this variance, number of
+    personas and tests shows four times in five; None when it could show none.
     """
 
     mean: float
@@ -23,17 +29,29 @@ class PairedDifference:
     win_low: float
     win_high: float
     tie_rate: float
+    outcome: ShownOutcome
+    detectable: float | None
+    robust_low: float | None
+    robust_high: float | None
+    by_cluster: Mapping[int, float]
 
-    def is_shown(self, sign: float) -> bool:
-        """Return whether interval and corrected test both say that the method is better; `sign` is -1 where less is better."""
-        return min(sign * self.ci_low, sign * self.ci_high) > 0 and self.p_holm < SIGNIFICANCE
+    @property
+    def loss_rate(self) -> float:
+        """Share of the personas for whom the method is worse."""
+        return max(0.0, 1.0 - self.win_rate - self.tie_rate)
+
+    @property
+    def clusters_disagree(self) -> bool:
+        """Whether the method gains in some clusters and loses in others."""
+        return min(self.by_cluster.values()) < 0 < max(self.by_cluster.values())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoutingBrackets:
     """Where a method that chooses among the others can end: `random` is the expected score of a blind choice, `oracle` of a perfect one.
 
-    Both are means over personas of the headline metric; the oracle picks each persona's best on the compared items. Controls are no choice.
+    Both are means over personas of the headline metric; the oracle picks each persona's best on one half of the compared items and is
+    scored on the other. Controls are no choice.
     """
 
     method: str
@@ -65,10 +83,14 @@ class MethodResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contrast:
-    """A method against a control that differs from it in one thing: method minus control, persona by persona."""
+    """A method against another that is not the reference: method minus other, persona by persona.
+
+    The other is a control, which differs from what it controls in one thing, or the runner-up behind a champion.
+    """
 
     method: str
-    control: str
+    other: str
+    is_control: bool
     difference: PairedDifference
 
 
@@ -76,10 +98,12 @@ class Contrast:
 class Comparison:
     """All methods on identical items, the best first.
 
-    Bounds, not methods, in units of the headline: `oracle` is the mean of each persona's best method and `ceiling` of each item's,
-    both picked on the same items; `floor` is what somebody else's reference scores, `floor_same_prompt` what it scores when they
-    asked for the most similar thing. `routing` is None without a method that chooses, or others to choose from. `contrasts` are with the
-    controls that took part.
+    Bounds, not methods, in units of the headline: `oracle` is the mean of each persona's best method, picked on one half of its items and
+    scored on the other; `ceiling` is that of each item's best method, picked on the same items; `floor` is what somebody else's
+    reference scores, `floor_same_prompt` what it scores when they asked for the most similar thing. `routing` is None without a method
+    that chooses, or others to choose from. `contrasts` are of the champion and of `cluster` with the controls that took part, and of
+    the champion with the runner-up. `margin` is the difference that makes no difference. `gate` says how the gate ended, in a
+    sentence; None without one.
     """
 
     headline: str
@@ -99,9 +123,16 @@ class Comparison:
     n_personas: int
     n_personas_left_out: int
     n_items: int
+    n_seeds: int
     draws: int
+    margin: float
+    gate: str | None
     sentence: str
 
     def method(self, name: str) -> MethodResult:
         """Return the result of the method of this name."""
         return next(result for result in self.methods if result.method == name)
+
+    def contrast(self, method: str, other: str) -> Contrast | None:
+        """Return the contrast of these two; None when it was not tested."""
+        return next((contrast for contrast in self.contrasts if (contrast.method, contrast.other) == (method, other)), None)

@@ -16,7 +16,11 @@ ItemKey = tuple[str, str]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PairedScores:
-    """Scores of all methods on the same items, training seeds averaged; personas in the order of their ids, a persona's items together."""
+    """Scores of all methods on the same items, training seeds averaged; personas in the order of their ids, a persona's items together.
+
+    `by_seed` has the scores of each training seed. A method that was not trained has the same under every seed, and one that lacks
+    a seed has NaN there.
+    """
 
     methods: tuple[str, ...]
     metrics: tuple[str, ...]
@@ -24,6 +28,7 @@ class PairedScores:
     persona: Int[np.ndarray, " item"]
     cluster_of_persona: Int[np.ndarray, " persona"]
     values: Float[np.ndarray, "item method metric"]
+    by_seed: Float[np.ndarray, "item method metric seed"]
     n_personas_left_out: int
 
     def of(self, metric: str) -> Float[np.ndarray, "item method"]:
@@ -38,6 +43,11 @@ class PairedScores:
     def persona_means(self, metric: str) -> Float[np.ndarray, "persona method"]:
         """Return each persona's mean over its items."""
         return self.means_of(self.of(metric))
+
+    def persona_means_by_seed(self, metric: str) -> Float[np.ndarray, "persona method seed"]:
+        """Return each persona's mean over its items under each training seed."""
+        values = self.by_seed[:, :, self.metrics.index(metric)]
+        return self.means_of(values.reshape(len(values), -1)).reshape(len(self.persona_ids), len(self.methods), -1)
 
     def means_of(self, values: Float[np.ndarray, "item column"]) -> Float[np.ndarray, "persona column"]:
         """Return each persona's mean of anything that has a row per item."""
@@ -73,6 +83,7 @@ def paired_scores(rows: Sequence[EvaluationRow], metrics: Sequence[str]) -> Pair
     if not persona_ids:
         raise BadData(f"no persona was answered by all of {', '.join(methods)}; evaluate them on common personas or compare fewer methods")
     items = _common_items(rows_by_item_by_method, set(persona_ids))
+    seeds = sorted({row.seed for row in rows})
     index_of_persona = {persona_id: index for index, persona_id in enumerate(persona_ids)}
     return PairedScores(
         methods=methods,
@@ -81,6 +92,7 @@ def paired_scores(rows: Sequence[EvaluationRow], metrics: Sequence[str]) -> Pair
         persona=np.array([index_of_persona[persona_id] for persona_id, _ in items]),
         cluster_of_persona=np.array([cluster_by_persona[persona_id] for persona_id in persona_ids]),
         values=np.array([[_mean_scores(rows_by_item_by_method[method][item], metrics) for method in methods] for item in items]),
+        by_seed=np.array([[_scores_by_seed(rows_by_item_by_method[method][item], metrics, seeds) for method in methods] for item in items]),
         n_personas_left_out=len(cluster_by_persona) - len(persona_ids),
     )
 
@@ -108,6 +120,13 @@ def _common_items(rows: Mapping[str, Mapping[ItemKey, Mapping[int, EvaluationRow
 def _mean_scores(row_by_seed: Mapping[int, EvaluationRow], metrics: Sequence[str]) -> list[float]:
     of_seeds = [_scores(row, metrics) for row in row_by_seed.values()]
     return [sum(values) / len(of_seeds) for values in zip(*of_seeds, strict=True)]
+
+
+def _scores_by_seed(row_by_seed: Mapping[int, EvaluationRow], metrics: Sequence[str], seeds: Sequence[int]) -> list[list[float]]:
+    """Return, metric by metric, the score under each seed; a single training stands for all of them."""
+    alone = next(iter(row_by_seed.values())) if len(row_by_seed) == 1 else None
+    of_seeds = [row_by_seed.get(seed, alone) for seed in seeds]
+    return [[row.scores[metric] if row else np.nan for row in of_seeds] for metric in metrics]
 
 
 def _scores(row: EvaluationRow, metrics: Sequence[str]) -> list[float]:

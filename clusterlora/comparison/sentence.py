@@ -1,51 +1,96 @@
 """The verdict in words, generated from the numbers."""
 
-from clusterlora.comparison.result import Comparison, MethodResult, PairedDifference
+from collections.abc import Iterator
+
+from clusterlora.comparison.result import Comparison, Contrast, MethodResult, PairedDifference, ShownOutcome
+from clusterlora.comparison.roles import PHRASES, QUESTION, SAME_GROUPS_AT_RANDOM, can_win
 from clusterlora.evaluation.metrics import METRICS
+
+OUTCOMES: dict[ShownOutcome, str] = {
+    "better": "shown to be better",
+    "worse": "shown to be worse",
+    "equivalent": "equivalent",
+    "undecided": "not told apart",
+}
+_VERBS: dict[ShownOutcome, str] = {
+    "better": "beats",
+    "worse": "is shown to be worse than",
+    "equivalent": "is equivalent to",
+    "undecided": "is not told apart from",
+}
 
 
 def sentence(comparison: Comparison) -> str:
-    """Return one or two sentences: who wins by how much and how surely, or that nobody does; and on whom it was measured."""
-    return " ".join([_outcome(comparison), *_controlled(comparison), _basis(comparison)])
+    """Return the verdict: who wins by how much and how surely, and why, or that nobody does; who loses; on whom it was measured."""
+    gate = [comparison.gate] if comparison.gate else []
+    return " ".join([_outcome(comparison), *_contrasted(comparison), *_others(comparison), *gate, _basis(comparison)])
 
 
 def _outcome(comparison: Comparison) -> str:
     champion = comparison.method(comparison.champion)
-    others = [result for result in comparison.methods if result.method != comparison.champion]
     headline = METRICS[comparison.headline].label
+    value = f"{headline} {_value(comparison, champion)}"
+    others = [result for result in comparison.methods if result.method != comparison.champion]
     if not others:
-        return f"{champion.method} is the only method: {headline} {_value(comparison, champion)}."
+        return f"{champion.method} is the only method: {value}."
     if comparison.reference is None:
-        return f"{champion.method} has the best {headline}, {_value(comparison, champion)}; there is no reference to test it against."
+        return f"{champion.method} has the best {value}; there is no reference to test it against."
     if champion.vs_reference is not None:
         return (
-            f"{champion.method} beats {comparison.reference}: {headline} {_value(comparison, champion)}, "
-            f"{_difference(comparison, champion.vs_reference)}, better for {champion.vs_reference.win_rate:.0%} of the personas."
+            f"{champion.method} beats {comparison.reference}: {value}, {format_difference(comparison, champion.vs_reference)}, "
+            f"{shares(champion.vs_reference)}{_robust(comparison, champion.vs_reference)}; {_claim(comparison)}."
         )
-    best_other = others[0].vs_reference
-    assert best_other is not None, others[0].method
+    best = next((result for result in others if can_win(result.method)), others[0])
+    assert best.vs_reference is not None, best.method
     return (
-        f"No method is shown to beat {champion.method} ({headline} {_value(comparison, champion)}); "
-        f"the best other, {others[0].method}, differs by {_difference(comparison, best_other)}."
+        f"No method is shown to beat {champion.method} ({value}); the best other, {best.method}, differs by "
+        f"{format_difference(comparison, best.vs_reference)}: {explain(comparison, best.vs_reference)}."
     )
 
 
-_CONTROLS = {
-    "random_cluster": "a random partition of the same sizes",
-    "unified_longer": "unified trained for the same steps",
-    "unified_described": "unified with the persona's text in the prompt",
-}
+def _claim(comparison: Comparison) -> str:
+    """Return whether the champion's gain is due to who the people are: claimed only where its control shows it."""
+    champion = comparison.champion
+    control = SAME_GROUPS_AT_RANDOM.get(champion)
+    contrast = comparison.contrast(champion, control) if control else None
+    if control is None:
+        return "no control of this study tests whether that is because of who the people are"
+    if contrast is None:
+        return f"without the control {control} nothing tests whether that is because the people of a cluster are alike"
+    if contrast.difference.outcome == "better":
+        return f"and because the people of a cluster are alike: {_contrast(comparison, contrast)}"
+    return f"that this is because the people of a cluster are alike is not shown: {_contrast(comparison, contrast)}"
 
 
-def _controlled(comparison: Comparison) -> list[str]:
-    """Return a sentence about the controls, when there were some."""
-    sign = 1.0 if METRICS[comparison.headline].higher_is_better else -1.0
-    clauses = [
-        f"{'beats' if contrast.difference.is_shown(sign) else 'is not shown to beat'} {_CONTROLS[contrast.control]} "
-        f"({_difference(comparison, contrast.difference)})"
-        for contrast in comparison.contrasts
-    ]
-    return [f"{comparison.contrasts[0].method} {'; '.join(clauses)}."] if clauses else []
+def _contrasted(comparison: Comparison) -> Iterator[str]:
+    """Yield a sentence per method with contrasts, the champion's claim aside."""
+    claim = (comparison.champion, SAME_GROUPS_AT_RANDOM.get(comparison.champion)) if comparison.reference else None
+    for method in dict.fromkeys((comparison.champion, QUESTION)):
+        clauses = [c for c in comparison.contrasts if c.method == method and (c.method, c.other) != claim]
+        if clauses:
+            first, *rest = (_contrast(comparison, contrast) for contrast in clauses)
+            yield "; ".join([first, *(clause.removeprefix(f"{method} ") for clause in rest)]) + "."
+
+
+def _contrast(comparison: Comparison, contrast: Contrast) -> str:
+    difference = contrast.difference
+    other = PHRASES.get(contrast.other) or f"the runner-up {contrast.other}"
+    certainty = "" if difference.outcome in ("better", "worse") else f": {explain(comparison, difference)}"
+    return f"{contrast.method} {_VERBS[difference.outcome]} {other} ({format_difference(comparison, difference)}{certainty})"
+
+
+def _others(comparison: Comparison) -> Iterator[str]:
+    """Yield who else is shown to differ from the reference, and which way."""
+    metric = METRICS[comparison.headline]
+    for outcome in ("better", "worse"):
+        these = [
+            f"{result.method}{'' if outcome == 'worse' or can_win(result.method) else ', which cannot be champion'} "
+            f"({metric.format(result.vs_reference.mean, signed=True)})"
+            for result in comparison.methods
+            if result.method != comparison.champion and result.vs_reference and result.vs_reference.outcome == outcome
+        ]
+        if these:
+            yield f"{OUTCOMES[outcome].capitalize()} than {comparison.reference}: {'; '.join(these)}."
 
 
 def _value(comparison: Comparison, result: MethodResult) -> str:
@@ -53,15 +98,54 @@ def _value(comparison: Comparison, result: MethodResult) -> str:
     return metric.format(result.means[comparison.headline]) + ("%" if metric.percent else "")
 
 
-def _difference(comparison: Comparison, difference: PairedDifference) -> str:
+def format_difference(comparison: Comparison, difference: PairedDifference) -> str:
+    """Return mean, interval and corrected p-value."""
     metric = METRICS[comparison.headline]
     low, high = metric.format(difference.ci_low, signed=True), metric.format(difference.ci_high, signed=True)
     p = "p < 0.001" if difference.p_holm < 0.001 else f"p = {difference.p_holm:.3f}"
-    return f"{metric.format(difference.mean, signed=True)}{' points' if metric.percent else ''} [{low}, {high}], {p}"
+    return f"{metric.format(difference.mean, signed=True)}{_points(comparison)} [{low}, {high}], {p}"
+
+
+def shares(difference: PairedDifference) -> str:
+    """Return the shares of personas who win, tie and lose, in words."""
+    win, tie, loss = difference.win_rate, difference.tie_rate, difference.loss_rate
+    return f"better for {win:.0%}, equal for {tie:.0%} and worse for {loss:.0%} of the personas"
+
+
+def explain(comparison: Comparison, difference: PairedDifference) -> str:
+    """Return what an outcome means, in words: shown which way, equivalent within what, or what the study could have shown."""
+    metric = METRICS[comparison.headline]
+    if difference.outcome == "equivalent":
+        return f"equivalent within {metric.format(comparison.margin)}{_points(comparison)}"
+    if difference.outcome != "undecided":
+        return OUTCOMES[difference.outcome]
+    if difference.detectable is None:
+        return f"not told apart, as no difference could be shown with {comparison.n_personas} personas"
+    return (
+        f"not told apart, as so few people and items show a difference of "
+        f"{metric.format(difference.detectable)}{_points(comparison)} or more four times in five"
+    )
+
+
+def _robust(comparison: Comparison, difference: PairedDifference) -> str:
+    """Return what the people of a cluster having something in common changes; nothing where it changes nothing."""
+    metric = METRICS[comparison.headline]
+    words = ""
+    if difference.robust_low is not None and difference.robust_high is not None and difference.robust_low <= 0 <= difference.robust_high:
+        low, high = metric.format(difference.robust_low, signed=True), metric.format(difference.robust_high, signed=True)
+        words = f", though not if the people of a cluster share their luck [{low}, {high}]"
+    if difference.clusters_disagree:
+        gains = ", ".join(metric.format(gain, signed=True) for gain in difference.by_cluster.values())
+        words += f", by cluster {gains}"
+    return words
+
+
+def _points(comparison: Comparison) -> str:
+    return " points" if METRICS[comparison.headline].percent else ""
 
 
 def _basis(comparison: Comparison) -> str:
-    if comparison.n_personas_left_out:
-        n_all = comparison.n_personas + comparison.n_personas_left_out
-        return f"Measured on {comparison.n_items} items of {comparison.n_personas} personas, the ones of {n_all} that every method answers."
-    return f"Measured on {comparison.n_items} items of {comparison.n_personas} personas."
+    seeds = f", {comparison.n_seeds} trainings each" if comparison.n_seeds > 1 else ""
+    n_all = comparison.n_personas + comparison.n_personas_left_out
+    common = f", the ones of {n_all} that every method answers" if comparison.n_personas_left_out else ""
+    return f"Measured on {comparison.n_items} items of {comparison.n_personas} personas{common}{seeds}."

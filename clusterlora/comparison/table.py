@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from clusterlora.comparison.breakdown import cluster_records, persona_records
-from clusterlora.comparison.result import Comparison, MethodResult
+from clusterlora.comparison.result import Comparison, MethodResult, PairedDifference
 from clusterlora.durable import write_durably
 from clusterlora.evaluation.markdown import table
 from clusterlora.evaluation.metrics import METRICS
@@ -65,9 +65,14 @@ def markdown(comparison: Comparison) -> str:
     return (
         f"**{comparison.sentence}**\n\n"
         + table(header, rows, right=(False, *(True for _ in header[1:-1]), False))
-        + f"\n★ is the champion. Intervals are 95%: two-level paired bootstrap, {comparison.draws} draws, and Wilson's for the win rate; "
-        "p is Wilcoxon's signed-rank test with Holm's correction.\n\n"
-        f"The scale, in {metric.label}:\n\n"
+        + f"\n{legend(comparison)}\n\n"
+        + _section(
+            "Champion and clusters beside their controls and the runner-up, p corrected over these:",
+            *contrast_rows(comparison),
+            CONTRAST_NUMERIC,
+        )
+        + _section(CLUSTERS_NOTE, *cluster_rows(comparison), ())
+        + f"The scale, in {metric.label}:\n\n"
         + table(("point", "what it scores", comparison.headline), points, right=(False, False, True))
         + "\nWhere each method lies on it (0 at the floor, 1 at the ceiling), and its worst personas: the worst one, the worst one once "
         "means are shrunk for their few items, and the 5th percentile:\n\n"
@@ -77,18 +82,78 @@ def markdown(comparison: Comparison) -> str:
     )
 
 
+def legend(comparison: Comparison) -> str:
+    """Return what the columns of the table of methods mean."""
+    return (
+        f"★ is the champion. Intervals are 95%: two-level paired bootstrap, {comparison.draws} draws"
+        f"{', the variance of training seeds included' if comparison.n_seeds > 1 else ''}, and Wilson's, in brackets, for the share of "
+        "personas won; p is Wilcoxon's signed-rank test with Holm's correction over the methods that could be champion, and apart from "
+        "them over base model and controls. Better and worse are shown by interval and test. What is not told apart is equivalent when it "
+        f"lies within {METRICS[comparison.headline].format(comparison.margin)} by two one-sided tests, and undecided otherwise: then "
+        "the difference is given that these personas and items show four times in five."
+    )
+
+
+CONTRAST_NUMERIC = (False, False, False, True, True, True, True, False, True)
+CLUSTERS_NOTE = (
+    "People who share an adapter share its luck. Beside the interval that takes personas as independent stands one that does not (CR2; "
+    "Bell & McCaffrey 2002), and the gain in every cluster."
+)
+
+
+def contrast_rows(comparison: Comparison) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Return header and cells of the contrasts with controls and runner-up."""
+    rows = [
+        (contrast.method, contrast.other, "control" if contrast.is_control else "runner-up", *_against(comparison, contrast.difference))
+        for contrast in comparison.contrasts
+    ]
+    return ("method", "against", "which is", "difference", *_AGAINST), rows
+
+
+def cluster_rows(comparison: Comparison) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Return header and cells of each method's gain in every cluster, with an interval robust to clusters; no rows with one cluster."""
+    metric = METRICS[comparison.headline]
+    rows = [
+        (
+            result.method,
+            metric.format(difference.mean, signed=True),
+            _interval(comparison, difference.ci_low, difference.ci_high),
+            _interval(comparison, difference.robust_low, difference.robust_high),
+            *(metric.format(gain, signed=True) for gain in difference.by_cluster.values()),
+        )
+        for result in comparison.methods
+        if (difference := result.vs_reference) is not None and difference.robust_low is not None and difference.robust_high is not None
+    ]
+    clusters = (f"cluster {cluster}" for cluster in comparison.cluster_sizes)
+    return ("method", _versus(comparison), "95% over personas", "95% robust to clusters", *clusters), rows
+
+
+def _section(words: str, header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[bool]) -> str:
+    """Return a table under a sentence; nothing without rows."""
+    return f"{words}\n\n{table(header, rows, right=right or (False, *(True for _ in header[1:])))}\n" if rows else ""
+
+
+def _interval(comparison: Comparison, low: float, high: float) -> str:
+    metric = METRICS[comparison.headline]
+    return f"{metric.format(low, signed=True)} to {metric.format(high, signed=True)}"
+
+
 def reference_points(comparison: Comparison) -> list[tuple[str, str, float]]:
     """Return (name, what it scores, value) of the points that give the headline a scale, those that are known."""
     points: list[tuple[str, str, float | None]] = [
         ("floor", "somebody else's reference", comparison.floor),
         ("same-prompt floor", "another persona's reference for the most similar prompt", comparison.floor_same_prompt),
-        ("oracle", "each persona's best method, picked on these items", comparison.oracle),
+        ("oracle", "each persona's best method, picked on half of these items and scored on the other half", comparison.oracle),
         ("ceiling", "each item's best method, picked on these items", comparison.ceiling),
     ]
     if routing := comparison.routing:
         points += [
             ("random routing", f"what {routing.method} would score by choosing blindly", routing.random),
-            ("oracle routing", f"what {routing.method} would score by choosing each persona's best on these items", routing.oracle),
+            (
+                "oracle routing",
+                f"what {routing.method} would score by choosing each persona's best on half of these items, on the other half",
+                routing.oracle,
+            ),
         ]
     return [(name, meaning, value) for name, meaning, value in points if value is not None]
 
@@ -131,6 +196,11 @@ def _record(comparison: Comparison, result: MethodResult) -> dict[str, Any]:
         "win_low": difference.win_low if difference else None,
         "win_high": difference.win_high if difference else None,
         "tie_rate": difference.tie_rate if difference else None,
+        "loss_rate": difference.loss_rate if difference else None,
+        "outcome": difference.outcome if difference else None,
+        "detectable": difference.detectable if difference else None,
+        "robust_low": difference.robust_low if difference else None,
+        "robust_high": difference.robust_high if difference else None,
         "worst_persona": result.worst_persona,
         "worst_persona_id": result.worst_persona_id,
         "worst_shrunken": result.worst_shrunken,
@@ -160,10 +230,15 @@ def _document(comparison: Comparison) -> dict[str, Any]:
         "n_personas": comparison.n_personas,
         "n_personas_left_out": comparison.n_personas_left_out,
         "n_items": comparison.n_items,
+        "n_seeds": comparison.n_seeds,
         "bootstrap_draws": comparison.draws,
+        "margin": comparison.margin,
+        "gate": comparison.gate,
         "cluster_sizes": comparison.cluster_sizes,
         "methods": [
-            _record(comparison, result) | {"by_cluster": result.by_cluster, "by_persona": result.by_persona}
+            _record(comparison, result)
+            | {"by_cluster": result.by_cluster, "by_persona": result.by_persona}
+            | {"gain_by_cluster": result.vs_reference.by_cluster if result.vs_reference else None}
             for result in comparison.methods
         ],
     }
@@ -174,10 +249,7 @@ def _columns(comparison: Comparison) -> tuple[str, ...]:
         "method",
         comparison.headline,
         _versus(comparison),
-        "ci_low",
-        "ci_high",
-        "p_holm",
-        "win_rate",
+        *_AGAINST,
         "worst_persona",
         *_other_metrics(comparison),
     )
@@ -185,15 +257,7 @@ def _columns(comparison: Comparison) -> tuple[str, ...]:
 
 def _cells(comparison: Comparison, result: MethodResult) -> tuple[str, ...]:
     metric = METRICS[comparison.headline]
-    against = ("-", "-", "-", "-", "-")
-    if difference := result.vs_reference:
-        against = (
-            metric.format(difference.mean, signed=True),
-            metric.format(difference.ci_low, signed=True),
-            metric.format(difference.ci_high, signed=True),
-            "<0.001" if difference.p_holm < 0.001 else f"{difference.p_holm:.3f}",
-            f"{difference.win_rate:.0%} ({100 * difference.win_low:.0f}–{100 * difference.win_high:.0f})",
-        )
+    against = _against(comparison, result.vs_reference) if result.vs_reference else ("-",) * (1 + len(_AGAINST))
     return (
         result.method + (" ★" if result.method == comparison.champion else ""),
         metric.format(result.means[comparison.headline]),
@@ -201,6 +265,31 @@ def _cells(comparison: Comparison, result: MethodResult) -> tuple[str, ...]:
         metric.format(result.worst_persona),
         *(METRICS[name].format(result.means[name]) for name in _other_metrics(comparison)),
     )
+
+
+_AGAINST = ("ci_low", "ci_high", "p_holm", "outcome", "win / tie / loss")
+
+
+def _against(comparison: Comparison, difference: PairedDifference) -> tuple[str, ...]:
+    """Return the cells of a difference: its mean, then those of `_AGAINST`."""
+    metric = METRICS[comparison.headline]
+    return (
+        metric.format(difference.mean, signed=True),
+        metric.format(difference.ci_low, signed=True),
+        metric.format(difference.ci_high, signed=True),
+        "<0.001" if difference.p_holm < 0.001 else f"{difference.p_holm:.3f}",
+        outcome(comparison, difference),
+        f"{100 * difference.win_rate:.0f} / {100 * difference.tie_rate:.0f} / {100 * difference.loss_rate:.0f}% "
+        f"({100 * difference.win_low:.0f}–{100 * difference.win_high:.0f})",
+    )
+
+
+def outcome(comparison: Comparison, difference: PairedDifference) -> str:
+    """Return a difference's outcome in a word or two; what is undecided comes with what could have been shown."""
+    metric = METRICS[comparison.headline]
+    if difference.outcome != "undecided":
+        return difference.outcome
+    return "undecided (none)" if difference.detectable is None else f"undecided (≥{metric.format(difference.detectable)})"
 
 
 def _row_records(rows: Iterable[EvaluationRow], metrics: Sequence[str]) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Statistics of paired scores: bootstrap and Wilson intervals, shrunken means, signed-rank tests, Holm's correction.
+"""Statistics of paired scores: bootstrap, cluster-robust and Wilson intervals, shrunken means, signed-rank tests, power.
 
 The persona is the unit everywhere: items of one persona are not independent of each other.
 """
@@ -7,12 +7,17 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy import stats
+from scipy import optimize, stats
 
 from clusterlora.errors import BadData
 
 RESOLUTION = 1e-6
 """Differences below this are rounding: the same text scored in another batch differs by a few float32 units."""
+
+SIGNIFICANCE = 0.05
+"""Level of the tests, after correction for their number."""
+POWER = 0.8
+"""Probability with which a study is to show a gain that is there."""
 
 _LOOKUPS_PER_CHUNK = 2_000_000
 
@@ -61,8 +66,14 @@ def paired_bootstrap(
     return np.concatenate(chunks)
 
 
-def bootstrap_interval(draws: Float[np.ndarray, " draw"], units: Float[np.ndarray, " unit"]) -> Interval:
-    """Return a 95 % interval of the mean of `units`: the central draws, rescaled to the spread that such a mean has.
+def bootstrap_interval(
+    draws: Float[np.ndarray, " draw"],
+    units: Float[np.ndarray, " unit"],
+    *,
+    level: float = 0.95,
+    by_seed: Float[np.ndarray, "unit seed"] | None = None,
+) -> Interval:
+    """Return an interval of the mean of `units`: the central draws, rescaled to the spread that such a mean has.
 
     Draws of personas and of their items vary too much, as persona means carry the noise of their items already (Davison & Hinkley
     1997, section 3.8), and draws of few units too little. So distances from the mean are multiplied by t / z times the standard
@@ -71,13 +82,92 @@ def bootstrap_interval(draws: Float[np.ndarray, " draw"], units: Float[np.ndarra
 
     Args:
         units: independent of each other; persona means, or the items of a single persona. One alone tells no spread.
+        by_seed: the same units under each of several training seeds, whose variance then widens the interval.
     """
-    low, high = np.percentile(draws, [2.5, 97.5])
-    centre, spread, n = units.mean(), draws.std(), len(units)
-    if n > 1 and spread > RESOLUTION**2:
-        widening = stats.t.ppf(0.975, n - 1) / stats.norm.ppf(0.975) * units.std(ddof=1) / np.sqrt(n) / spread
-        low, high = centre + widening * (low - centre), centre + widening * (high - centre)
+    tail = (1 - level) / 2
+    low, high = np.percentile(draws, [100 * tail, 100 * (1 - tail)])
+    centre, spread = units.mean(), draws.std()
+    if len(units) > 1:
+        error, freedom = standard_error(units, by_seed)
+        if spread > RESOLUTION**2:
+            widening = stats.t.ppf(1 - tail, freedom) / stats.norm.ppf(1 - tail) * error / spread
+            low, high = centre + widening * (low - centre), centre + widening * (high - centre)
+        else:
+            half = stats.t.ppf(1 - tail, freedom) * error
+            low, high = centre - half, centre + half
     return Interval(float(low), float(high))
+
+
+def standard_error(units: Float[np.ndarray, " unit"], by_seed: Float[np.ndarray, "unit seed"] | None = None) -> tuple[float, float]:
+    """Return (standard error of the mean of `units`, its degrees of freedom).
+
+    With several training seeds the variance of the seeds' means over their number is added: another training would have given other
+    adapters for everybody. What units and seeds share is counted in both terms, so the sum errs to the wide side. Degrees of freedom
+    of the sum: Satterthwaite 1946.
+
+    Args:
+        units: at least two; with seeds, their means over seeds.
+    """
+    n = len(units)
+    error, freedom = float(units.std(ddof=1) / np.sqrt(n)), float(n - 1)
+    if by_seed is None or by_seed.shape[1] < 2:
+        return error, freedom
+    n_seeds = by_seed.shape[1]
+    of_seeds = float(by_seed.mean(axis=0).var(ddof=1) / n_seeds)
+    total = error**2 + of_seeds
+    if total <= RESOLUTION**2:
+        return error, freedom
+    return float(np.sqrt(total)), total**2 / (error**4 / (n - 1) + of_seeds**2 / (n_seeds - 1))
+
+
+def cluster_robust_interval(units: Float[np.ndarray, " unit"], cluster: Int[np.ndarray, " unit"]) -> Interval | None:
+    """Return a 95 % interval of the mean of `units` that holds when units of one cluster depend on each other; None with one cluster.
+
+    People who share an adapter share its luck, so their differences are correlated, and an interval that takes people as independent
+    is too narrow. The variance is the bias-reduced sum over clusters of their summed residuals, squared (CR2), and t has the degrees
+    of freedom that few and unequal clusters leave. Source: Bell & McCaffrey 2002; Imbens & Kolesar 2016.
+    """
+    n = len(units)
+    _, index, sizes = np.unique(cluster, return_inverse=True, return_counts=True)
+    if len(sizes) < 2:
+        return None
+    centre, shares = float(units.mean()), sizes / n
+    residuals = np.bincount(index, weights=units - centre)
+    variance = float(np.sum(residuals**2 / (1 - shares))) / n**2
+    leverage = shares**2 / (1 - shares)
+    freedom = 1 / float(np.sum(shares**2) + leverage.sum() ** 2 - np.sum(leverage**2))
+    half = float(stats.t.ppf(0.975, freedom)) * np.sqrt(variance)
+    return Interval(centre - float(half), centre + float(half))
+
+
+def smallest_p(n_units: int) -> float:
+    """Return the smallest two-sided p-value that the signed-rank test can have with so many units: all of them differ one way."""
+    return min(1.0, 2.0 ** (1 - n_units))
+
+
+def detectable_mean(error: float, freedom: float, *, n_units: int, n_tests: int) -> float | None:
+    """Return the smallest true mean that a signed-rank test shows with probability `POWER`; None when no mean can be shown.
+
+    The level is `SIGNIFICANCE` over the number of tests, Holm's most demanding step. Power is that of the t-test, whose standard error
+    is divided by sqrt(3 / pi): the signed-rank test's efficiency where units are normal (Lehmann 1975). With few units no p-value
+    is small enough, however large the mean.
+
+    Args:
+        error: the standard error of the mean.
+        freedom: its degrees of freedom.
+    """
+    level = SIGNIFICANCE / n_tests
+    if smallest_p(n_units) >= level:
+        return None
+    if error <= RESOLUTION:
+        return RESOLUTION
+    critical = stats.t.isf(level / 2, freedom)
+
+    def lacking(shift: float) -> float:
+        return POWER - float(stats.nct.sf(critical, freedom, shift))
+
+    shift = optimize.root_scalar(lacking, bracket=(0.0, 10 * (critical + 1))).root
+    return shift * error / float(np.sqrt(3 / np.pi))
 
 
 def shrunken_means(scores: Float[np.ndarray, "item method"], persona: Int[np.ndarray, " item"]) -> Float[np.ndarray, "persona method"]:

@@ -1,5 +1,7 @@
 """A verdict as Markdown, for the Prefect artifact, MLflow and the console."""
 
+from collections.abc import Sequence
+
 from clusterlora.evaluation.markdown import cell, table
 from clusterlora.values import Criterion, Verdict
 
@@ -20,6 +22,20 @@ def markdown(verdict: Verdict) -> str:
         )
         + "".join(f"\n{note}\n" for note in verdict.notes)
     )
+
+
+def ending(verdicts: Sequence[Verdict], rung: str) -> str:
+    """Return, in a sentence, which rung the cluster adapters are of and what the gate said of it.
+
+    Args:
+        verdicts: those of every rung that was tried.
+        rung: the decided one.
+    """
+    tried = [verdict.rung for verdict in verdicts]
+    if any(verdict.passed for verdict in verdicts):
+        return f"The cluster adapters are those of rung {rung}, which passed the gate as number {tried.index(rung) + 1} of those tried."
+    refused = f"all {len(tried)} rungs" if len(tried) > 1 else "the only rung"
+    return f"The gate refused {refused}; the cluster adapters are those of rung {rung}."
 
 
 def records(verdict: Verdict) -> list[dict[str, str]]:

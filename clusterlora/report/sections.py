@@ -4,6 +4,9 @@ from collections.abc import Iterable, Sequence
 
 from clusterlora.comparison import new_personas_words
 from clusterlora.comparison.result import Comparison, MethodResult
+from clusterlora.comparison.roles import can_win
+from clusterlora.comparison.sentence import explain
+from clusterlora.comparison.table import CLUSTERS_NOTE, CONTRAST_NUMERIC, cluster_rows, contrast_rows, legend, outcome
 from clusterlora.evaluation.metrics import METRICS
 from clusterlora.report.data import ReportData
 from clusterlora.report.markup import interval_mark, pairs, table, text
@@ -29,7 +32,11 @@ def verdict(data: ReportData) -> str:
         ("champion", comparison.champion, f"{metric.label} {metric.format(champion.means[comparison.headline])}{unit}"),
         _lead(comparison),
         ("personas", f"{comparison.n_personas}", f"{n_left_out} left out" if n_left_out else f"{comparison.n_items} test items"),
-        ("oracle", metric.format(comparison.oracle) + unit, "each persona's best method, picked on these items"),
+        (
+            "oracle",
+            metric.format(comparison.oracle) + unit,
+            "each persona's best method, picked on half of these items, scored on the rest",
+        ),
     ]
     if comparison.floor is not None:
         numbers.append(("floor", metric.format(comparison.floor) + unit, "what somebody else's reference scores"))
@@ -49,14 +56,13 @@ def verdict(data: ReportData) -> str:
 def _lead(comparison: Comparison) -> tuple[str, str, str]:
     """Return the difference that the verdict is about: the champion's, or of the best other when the reference is the champion."""
     metric = METRICS[comparison.headline]
-    tested = [result for result in comparison.methods if result.vs_reference is not None]
-    shown = next((result for result in tested if result.method == comparison.champion), tested[0] if tested else None)
-    if shown is None or shown.vs_reference is None:
+    tested = [result for result in comparison.methods if result.vs_reference is not None and can_win(result.method)]
+    lead = next((result for result in tested if result.method == comparison.champion), tested[0] if tested else None)
+    if lead is None or lead.vs_reference is None:
         return ("difference", "-", "no reference to test against")
-    mean, low, high = (
-        metric.format(v, signed=True) for v in (shown.vs_reference.mean, shown.vs_reference.ci_low, shown.vs_reference.ci_high)
-    )
-    return (f"{shown.method} against {comparison.reference}", mean, f"95% interval {low} to {high}")
+    difference = lead.vs_reference
+    mean, low, high = (metric.format(v, signed=True) for v in (difference.mean, difference.ci_low, difference.ci_high))
+    return (f"{lead.method} against {comparison.reference}", mean, f"95% interval {low} to {high}; {explain(comparison, difference)}")
 
 
 def signal(found: Signal) -> str:
@@ -110,7 +116,7 @@ def methods(comparison: Comparison) -> str:
     scale = (min(0.0, *ends), max(0.0, *ends)) if ends else (0.0, 0.0)
     header = ["method", metric.label, "95% interval"]
     if reference:
-        header += [f"against {reference}", "its 95% interval", "", "p (Holm)", "win rate"]
+        header += [f"against {reference}", "its 95% interval", "", "p (Holm)", "outcome", "win / tie / loss"]
     header += ["worst persona", "5th percentile", *(METRICS[name].label for name in others)]
     rows: list[str] = []
     for result in comparison.methods:
@@ -133,8 +139,27 @@ def methods(comparison: Comparison) -> str:
         '<div class="scroll" tabindex="0" role="region" aria-label="table of methods"><table class="sortable">'
         '<caption class="unseen">Methods, the best first; the headings sort</caption>'
         f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
-        f'<p class="note">{unit}Intervals are 95% two-level paired bootstrap over personas and items, {comparison.draws:,} draws; '
-        "p is Wilcoxon's signed-rank test with Holm's correction; a win is a persona that does better. ★ is the champion.</p>"
+        f'<p class="note">{unit}{text(legend(comparison))}</p>' + _contrasts(comparison) + _by_clusters(comparison)
+    )
+
+
+def _contrasts(comparison: Comparison) -> str:
+    """Return the champion and the clusters beside their controls and the runner-up; nothing when there is neither."""
+    header, rows = contrast_rows(comparison)
+    if not rows:
+        return ""
+    cells = [[text(cell) for cell in row] for row in rows]
+    return "<h3>Beside controls and runner-up</h3>" + table(header, cells, numeric=CONTRAST_NUMERIC, caption="controls and runner-up")
+
+
+def _by_clusters(comparison: Comparison) -> str:
+    """Return every method's gain in each cluster, with an interval that knows of the clusters; nothing with one cluster."""
+    header, rows = cluster_rows(comparison)
+    if not rows:
+        return ""
+    cells = [[text(cell) for cell in row] for row in rows]
+    return f'<h3>By cluster</h3><p class="note">{text(CLUSTERS_NOTE)}</p>' + table(
+        header, cells, numeric=[False, *(True for _ in header[1:])], caption="gains by cluster"
     )
 
 
@@ -142,16 +167,18 @@ def _against(comparison: Comparison, result: MethodResult, scale: tuple[float, f
     metric = METRICS[comparison.headline]
     difference = result.vs_reference
     if difference is None:
-        return [_sortable("-", None)] * 2 + ["<td></td>"] + [_sortable("-", None)] * 2
+        return [_sortable("-", None)] * 2 + ["<td></td>"] + [_sortable("-", None)] * 3
     low, high = difference.ci_low, difference.ci_high
-    sign = 1 if metric.higher_is_better else -1
-    kind = "good" if min(sign * low, sign * high) > 0 else "bad" if max(sign * low, sign * high) < 0 else "even"
+    kind = {"better": "good", "worse": "bad"}.get(difference.outcome, "even")
     return [
         _sortable(metric.format(difference.mean, signed=True), difference.mean),
         _sortable(f"{metric.format(low, signed=True)} to {metric.format(high, signed=True)}", low),
         f"<td>{interval_mark(difference.mean, low, high, asked=0.0, scale=scale, kind=kind)}</td>",
         _sortable("<0.001" if difference.p_holm < 0.001 else f"{difference.p_holm:.3f}", difference.p_holm),
-        _sortable(f"{difference.win_rate:.0%}", difference.win_rate),
+        _sortable(outcome(comparison, difference), difference.outcome, number=False),
+        _sortable(
+            f"{100 * difference.win_rate:.0f} / {100 * difference.tie_rate:.0f} / {100 * difference.loss_rate:.0f}%", difference.win_rate
+        ),
     ]
 
 

@@ -13,8 +13,9 @@ from clusterlora.data.prompts import items
 from clusterlora.durable import write_durably
 from clusterlora.errors import BadData
 from clusterlora.evaluation.metrics import METRICS
+from clusterlora.gate.report import ending
 from clusterlora.metadata import ImportedScores, MethodScore, Outcome
-from clusterlora.planning.ladder import REFERENCE
+from clusterlora.planning.ladder import REFERENCE, decided_rung, gated
 from clusterlora.planning.work_plan import work_plan
 from clusterlora.ports import RunLog, Stores
 from clusterlora.settings import Study
@@ -48,6 +49,8 @@ def compare(study_name: str, stores: Stores, log: RunLog) -> Comparison:
             reference=REFERENCE,
             floor=reference_points.floor,
             floor_same_prompt=reference_points.floor_same_prompt,
+            margin=study.evaluation.equivalence_margin / (100 if METRICS[study.evaluation.headline].percent else 1),
+            gate=_gate(study, stores),
         )
         folder = stores.folder(study_name) / "results"
         newcomers = new_personas(study, stores)
@@ -83,6 +86,12 @@ def _outcome(comparison: Comparison) -> Outcome:
         for result in comparison.methods
     ]
     return Outcome(comparison.champion, comparison.sentence, tuple(scores))
+
+
+def _gate(study: Study, stores: Stores) -> str | None:
+    """Return how the gate ended, in a sentence; None when nothing was judged."""
+    verdicts = stores.studies.verdicts(study.name)
+    return ending(verdicts, decided_rung(study, stores).name) if gated(study) and verdicts else None
 
 
 def _description(study: Study, sentence: str) -> str:

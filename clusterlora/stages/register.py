@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from clusterlora.comparison.roles import is_control
 from clusterlora.errors import BadData
 from clusterlora.metadata import Outcome, RegisteredChampion
 from clusterlora.planning.training_groups import of_one_person
@@ -21,17 +22,22 @@ def register(study_name: str, stores: Stores, log: RunLog) -> str:
     """Return the URI of the champion router.
 
     An adapter of a group, be it of one, that answers by itself becomes a model of its own, those trained per person become one model
-    together, and the router answers every persona as the method that won the comparison does. Registering again adds nothing.
+    together, and the router answers every persona as the method that won the comparison does. What only controls answer with is not
+    registered. Registering again adds nothing.
     """
     study = stores.studies.study(study_name)
     plan = work_plan(study, stores)
     # Other training seeds are for the comparison; what is handed over is the first.
-    first = {adapter.name for method in plan.methods.values() for adapter in method.adapters}
+    first = {adapter.name for name, method in plan.methods.items() if not is_control(name) for adapter in method.adapters}
     trained = {name: adapter for name, adapter in trained_adapters(study, stores, plan).items() if name in first}
     folders = {name: stored_folder(stores, adapter.key) for name, adapter in trained.items()}
     shared = [name for name in trained if not of_one_person(plan.specs[name]) and _answers_by_itself(plan.specs[name])]
     trained_by = plan.trained_by()
-    personal = [name for name in study.methods if _is_personal(plan, name) and plan.methods[name].adapters[0].name in trained]
+    personal = [
+        name
+        for name in study.methods
+        if not is_control(name) and _is_personal(plan, name) and plan.methods[name].adapters[0].name in trained
+    ]
     log.phase("register", total=len(shared) + len(personal) + 1, unit="models")
     with timed(stores, study_name, "register"):
         for name, folder in folders.items():
@@ -44,7 +50,7 @@ def register(study_name: str, stores: Stores, log: RunLog) -> str:
             _register_router(study, plan, method, trained, folders, stores, model=method.replace("_", "-"))
             log.advance(1)
         outcome = stores.studies.metadata(study_name, Outcome)
-        if outcome is None:
+        if outcome is None or is_control(outcome.champion):
             raise BadData(f"study {study_name} has no champion to register; compare its methods: clusterlora compare --name {study_name}")
         uri = _register_router(study, plan, outcome.champion, trained, folders, stores, model=None)
         log.advance(1)

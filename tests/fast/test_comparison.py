@@ -19,9 +19,10 @@ from scipy import stats
 
 from clusterlora.comparison.compare import compare_methods
 from clusterlora.comparison.figure import compose, draw
-from clusterlora.comparison.result import Comparison
+from clusterlora.comparison.result import Comparison, PairedDifference
 from clusterlora.comparison.table import console, markdown, write_tables
 from clusterlora.errors import BadData, BadSettings
+from clusterlora.evaluation.statistics import holm
 from clusterlora.methods.method import CONTROLS
 from clusterlora.values import EvaluationRow
 
@@ -63,6 +64,19 @@ def compared(rows: Sequence[EvaluationRow], **changes: Any) -> Comparison:
     return compare_methods(rows, rng=np.random.default_rng(0), **arguments)
 
 
+def cross_fitted(rows: Sequence[EvaluationRow], methods: Sequence[str]) -> float:
+    """Each persona's best method on every other item, scored on the items between, and the other way round."""
+    frame: Any = pd.DataFrame(
+        [{"method": r.method, "persona": r.persona_id, "item": r.item_id, "s": r.scores["embedding_similarity"]} for r in rows]
+    )
+    items = frame.pivot(index=["persona", "item"], columns="method", values="s")[list(methods)]
+    scores = []
+    for _, own in items.groupby("persona"):
+        halves = own.iloc[::2].mean(), own.iloc[1::2].mean()
+        scores.append(own.iloc[0].mean() if len(own) == 1 else np.mean([score[pick.idxmax()] for pick, score in (halves, halves[::-1])]))
+    return float(np.mean(scores))
+
+
 def test_every_number_agrees_with_an_independent_recomputation():
     rows = evaluation(FIVE)
     found = compared(rows)
@@ -94,7 +108,7 @@ def test_every_number_agrees_with_an_independent_recomputation():
         assert difference.win_low < difference.win_rate + 1e-12
         assert difference.win_high > difference.win_rate - 1e-12
     assert [result.method for result in found.methods] == wide.mean().sort_values(ascending=False).index.tolist()
-    assert found.oracle == pytest.approx(wide.max(axis=1).mean())
+    assert found.oracle == pytest.approx(cross_fitted(rows, list(wide)))
     assert (found.n_personas, found.n_items, found.n_personas_left_out) == (18, 54, 0)
     assert found.cluster_sizes == {0: 4, 1: 8, 2: 6}
 
@@ -171,14 +185,34 @@ def test_when_lower_is_better_the_lowest_wins():
     assert cluster.vs_reference.mean < 0
     assert cluster.vs_reference.win_rate > 0.6
     assert cluster.worst_persona == max(cluster.by_persona.values())
-    assert found.oracle <= cluster.means["nll"]
+    assert cluster.vs_reference.outcome == "better"
+    assert found.method("baseline").vs_reference.outcome == "worse"  # pyright: ignore[reportOptionalMemberAccess]
 
 
 def test_the_ceiling_takes_the_best_method_of_each_item_and_bounds_everything():
     found = compared(evaluation(FIVE))
-    assert found.ceiling >= found.oracle >= max(result.means["embedding_similarity"] for result in found.methods)
+    assert found.ceiling >= max(found.oracle, *(result.means["embedding_similarity"] for result in found.methods))
     lower_is_better = compared(evaluation(FIVE), headline="nll", floor=None)
-    assert lower_is_better.ceiling <= lower_is_better.oracle <= min(result.means["nll"] for result in lower_is_better.methods)
+    assert lower_is_better.ceiling <= min(lower_is_better.oracle, *(result.means["nll"] for result in lower_is_better.methods))
+
+
+def test_the_oracle_is_not_better_than_every_method_by_picking_on_the_items_it_is_scored_on():
+    alike = evaluation(
+        dict.fromkeys(("selective_routing", "unified", "cluster", "per_persona", "hybrid"), 0.8), (60,), n_items=4, noise=0.15
+    )
+    found = compared(alike)
+    means = [result.means["embedding_similarity"] for result in found.methods]
+    picked_on_the_same_items = np.mean([max(r.by_persona[p] for r in found.methods) for p in found.cluster_by_persona])
+    assert picked_on_the_same_items > max(means) + 0.03
+    assert found.oracle < max(means) + 0.01, "nothing distinguishes the methods, so nothing can be picked"
+    assert found.routing is not None
+    assert found.routing.oracle < max(means) + 0.01
+    planted = [
+        replace(r, scores={**r.scores, "embedding_similarity": 0.9 if (r.method == "hybrid") == (r.persona_id < "persona_030") else 0.5})
+        for r in alike
+        if r.method in ("hybrid", "unified")
+    ]
+    assert compared(planted).oracle == pytest.approx(0.9), "who is served best by what is found where it is so"
 
 
 def test_the_normalised_score_is_0_at_the_floor_and_1_at_the_ceiling():
@@ -198,8 +232,7 @@ def test_routing_is_bracketed_by_a_blind_and_a_perfect_choice_among_the_other_me
     others = [result for result in found.methods if result.method != "selective_routing"]
     assert found.routing is not None
     assert found.routing.random == pytest.approx(np.mean([result.means["embedding_similarity"] for result in others]))
-    best = [max(result.by_persona[p] for result in others) for p in others[0].by_persona]
-    assert found.routing.oracle == pytest.approx(np.mean(best))
+    assert found.routing.oracle == pytest.approx(cross_fitted(evaluation(FIVE), [result.method for result in others]))
     with_controls = compared(evaluation(FIVE) + evaluation(dict.fromkeys(CONTROLS, 0.95)))
     assert with_controls.routing == found.routing, "controls are not among what routing may choose"
     assert compared(evaluation({"unified": 0.8, "cluster": 0.8})).routing is None
@@ -342,9 +375,9 @@ def test_the_results_folder_can_be_recomputed_from_its_own_rows(tmp_path: Path):
             for bound in (row.win_low, row.win_high):
                 assert (row.win_rate - bound) ** 2 == pytest.approx(z2 * bound * (1 - bound) / len(means), abs=1e-9)
     assert document["ceiling"] == pytest.approx(ceiling)
-    assert document["oracle"] == pytest.approx(means.max(axis=1).mean())
+    assert document["oracle"] == pytest.approx(cross_fitted(rows, list(means)))
     others = means.drop(columns="selective_routing")
-    expected = {"method": "selective_routing", "random": others.mean().mean(), "oracle": others.max(axis=1).mean()}
+    expected = {"method": "selective_routing", "random": others.mean().mean(), "oracle": cross_fitted(rows, list(others))}
     assert document["routing"] == pytest.approx(expected)
     assert (document["floor"], document["floor_same_prompt"]) == (0.31, 0.5)
 
@@ -415,15 +448,210 @@ def test_training_seeds_are_averaged_inside_an_item_before_anything_else():
         compared(once[:-1])
 
 
-def test_a_control_takes_part_in_the_verdict_and_says_what_grouping_the_alike_is_worth():
-    found = compared(evaluation(FIVE | {"random_cluster": 0.79, "unified_longer": 0.82}, n_items=6, noise=0.02))
-    random, longer = found.contrasts
-    assert (random.method, random.control, longer.control) == ("cluster", "random_cluster", "unified_longer")
-    assert random.difference.mean == pytest.approx(
-        found.method("cluster").means["embedding_similarity"] - found.method("random_cluster").means["embedding_similarity"]
-    )
-    assert random.difference.is_shown(1.0)
-    assert not longer.difference.is_shown(1.0)
+def difference(found: Comparison, method: str) -> PairedDifference:
+    against = found.method(method).vs_reference
+    assert against is not None
+    return against
+
+
+def test_a_contrast_has_one_of_three_outcomes_and_what_is_not_told_apart_says_why():
+    means = {"unified": 0.80, "cluster": 0.84, "per_persona": 0.75, "hybrid": 0.80, "few_shot": 0.81}
+    few = compared(evaluation(means, (7, 7), n_items=2, noise=0.03))
+    many = compared(evaluation(means | {"few_shot": 0.80}, (100, 100), n_items=8, noise=0.03))
+    for found in (few, many):
+        assert (difference(found, "cluster").outcome, difference(found, "per_persona").outcome) == ("better", "worse")
+        assert f"Shown to be worse than unified: per_persona ({100 * difference(found, 'per_persona').mean:+.2f})." in found.sentence
+    assert difference(few, "hybrid").outcome == "undecided"
+    assert difference(many, "hybrid").outcome == difference(many, "few_shot").outcome == "equivalent"
+    strict = compared(evaluation(means, (7, 7), n_items=2, noise=0.03), margin=0.5)
+    assert difference(strict, "hybrid").outcome == "equivalent", "within a margin of 50 points"
+    for found, outcome in ((few, "undecided (≥"), (many, "equivalent")):
+        assert outcome in next(line for line in markdown(found).splitlines() if line.startswith("| hybrid"))
+
+
+def test_a_method_that_is_worse_is_called_so_where_nobody_wins():
+    found = compared(evaluation({"unified": 0.80, "cluster": 0.74, "per_persona": 0.70, "hybrid": 0.80}, (20, 20)))
+    assert found.champion == "unified"
+    assert "the best other, hybrid, differs by" in found.sentence
+    assert "Shown to be worse than unified: cluster (-" in found.sentence
+    alone = compared(evaluation({"unified": 0.80, "cluster": 0.74}, (20, 20))).sentence
+    assert "the best other, cluster, differs by -" in alone
+    assert ": shown to be worse." in alone
+
+
+def test_a_difference_as_large_as_the_margin_is_called_equivalent_at_most_one_time_in_twenty():
+    """The other method is worse by the margin; small samples rarely show that, and must not deny it either."""
+    rng = np.random.default_rng(3)
+    outcomes = []
+    for _ in range(300):
+        gains = rng.normal(-0.02, 0.05, 12).tolist()
+        rows = [
+            EvaluationRow(
+                method, f"p{p:02d}", p % 2, f"p{p:02d}/0", "", "", "", {"embedding_similarity": 0.7 + gain * (method == "cluster")}
+            )
+            for p, gain in enumerate(gains)
+            for method in ("unified", "cluster")
+        ]
+        found = compare_methods(
+            rows, headline="embedding_similarity", higher_is_better={"embedding_similarity": True}, draws=200, rng=rng, margin=0.02
+        )
+        outcomes.append(difference(found, "cluster").outcome)
+    assert outcomes.count("equivalent") <= stats.binom.ppf(0.999, 300, 0.05)
+
+
+def test_a_study_that_is_too_small_says_which_difference_it_shows_four_times_in_five():
+    found = compared(evaluation({"unified": 0.8, "cluster": 0.8, "hybrid": 0.8}, (20,), n_items=3))
+    shown = difference(found, "cluster").detectable
+    assert shown is not None
+    assert f"show a difference of {100 * shown:.2f} points or more four times in five" in found.sentence
+    hits = [
+        difference(
+            compared(evaluation({"unified": 0.7, "cluster": 0.7 + shown, "hybrid": 0.7}, (20,), n_items=3, seed=seed), draws=200), "cluster"
+        ).outcome
+        for seed in range(60)
+    ]
+    assert 0.6 <= np.mean([outcome == "better" for outcome in hits]) <= 0.97
+    five = compared(evaluation({"unified": 0.5, "cluster": 0.8}, (5,)))
+    assert difference(five, "cluster").detectable is None
+    assert "not told apart, as no difference could be shown with 5 personas" in five.sentence
+
+
+def test_a_control_or_the_base_model_is_never_champion_however_good():
+    rows = evaluation({"baseline": 0.95, "unified": 0.7, "cluster": 0.75, "random_cluster": 0.9, "unified_longer": 0.9}, (20, 20))
+    found = compared(rows)
+    assert found.champion == "cluster"
+    assert "baseline, which cannot be champion (+" in found.sentence
+    assert "random_cluster, which cannot be champion (+" in found.sentence
+    assert compared([r for r in rows if r.method != "unified"]).champion == "baseline", "without a reference the best that is no control"
+    assert compared([r for r in rows if r.method in ("cluster", "random_cluster")]).champion == "cluster"
+    with pytest.raises(BadData, match="controls alone were answered"):
+        compared([r for r in rows if r.method == "random_cluster"])
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.integers(0, 50))
+def test_base_model_and_controls_do_not_cost_the_methods_any_power(seed: int):
+    rows = evaluation(FIVE | dict.fromkeys(CONTROLS, 0.79), (4, 5), seed=seed)
+    alone = compared([r for r in rows if r.method not in (*CONTROLS, "baseline")], draws=100)
+    beside = compared(rows, draws=100)
+    for method in ("cluster", "per_persona", "selective_routing"):
+        assert difference(beside, method).p_holm == difference(alone, method).p_holm
+    others = [difference(beside, method) for method in (*CONTROLS, "baseline")]
+    assert [d.p_holm for d in others] == pytest.approx(holm(np.array([d.p for d in others])).tolist())
+
+
+def test_the_champion_and_the_clusters_are_contrasted_with_controls_and_the_champion_with_the_runner_up():
+    means = FIVE | {"cluster": 0.83, "hybrid": 0.86, "random_cluster": 0.79, "unified_longer": 0.83}
+    found = compared(evaluation(means, n_items=6, noise=0.02))
+    assert found.champion == "hybrid"
+    assert [(c.method, c.other, c.is_control) for c in found.contrasts] == [
+        ("hybrid", "cluster", False),
+        ("hybrid", "random_cluster", True),
+        ("hybrid", "unified_longer", True),
+        ("cluster", "random_cluster", True),
+        ("cluster", "unified_longer", True),
+    ]
+    for contrast in found.contrasts:
+        means_of_both = [found.method(name).means["embedding_similarity"] for name in (contrast.method, contrast.other)]
+        assert contrast.difference.mean == pytest.approx(means_of_both[0] - means_of_both[1])
+    assert [c.difference.p_holm for c in found.contrasts] == holm(np.array([c.difference.p for c in found.contrasts])).tolist()
+    assert "hybrid beats the runner-up cluster (+" in found.sentence
     assert "cluster beats a random partition of the same sizes (+" in found.sentence
-    assert "is not shown to beat unified trained for the same steps" in found.sentence
-    assert compared(evaluation(FIVE)).contrasts == ()
+    longer = found.contrast("cluster", "unified_longer")
+    assert longer is not None
+    assert longer.difference.outcome in ("equivalent", "undecided")
+    assert "; is equivalent to unified trained for" in found.sentence or "; is not told apart from unified trained for" in found.sentence
+    assert "| hybrid | cluster | runner-up |" in markdown(found)
+
+
+def test_personalisation_is_claimed_only_where_the_control_of_the_claim_is_beaten():
+    gain = {"unified": 0.78, "cluster": 0.84}
+    apart = compared(evaluation(gain | {"random_cluster": 0.78}, (10, 20)))
+    alike = compared(evaluation(gain | {"random_cluster": 0.84}, (10, 20)))
+    worse = compared(evaluation(gain | {"random_cluster": 0.90}, (10, 20)))
+    first = [found.sentence.split(". ")[0] for found in (apart, alike, worse)]
+    assert all(sentence.startswith("cluster beats unified: ") for sentence in first)
+    assert "; and because the people of a cluster are alike: cluster beats a random partition of the same sizes (+" in apart.sentence
+    assert "alike is not shown: cluster is not told apart from a random partition of the same sizes (" in alike.sentence
+    assert "alike is not shown: cluster is shown to be worse than a random partition of the same sizes (-" in worse.sentence
+    assert "; without the control random_cluster nothing tests whether" in compared(evaluation(gain, (10, 20))).sentence
+    other = compared(evaluation({"unified": 0.78, "per_persona": 0.84}, (10, 20)))
+    assert "; no control of this study tests whether that is because of who the people are." in other.sentence
+
+
+def test_win_tie_and_loss_stand_wherever_a_win_rate_does():
+    rows = [
+        r
+        for r in evaluation({"unified": 0.8, "cluster": 0.86}, (10, 20), noise=0.02)
+        if r.method == "unified" or r.persona_id < "persona_015"
+    ]
+    rows += [replace(r, method="cluster") for r in rows if r.persona_id >= "persona_015"]
+    found = compared(rows)
+    against = difference(found, "cluster")
+    assert (against.tie_rate, against.win_rate + against.tie_rate + against.loss_rate) == (0.5, pytest.approx(1.0))
+    shares = f"{100 * against.win_rate:.0f} / 50 / {100 * against.loss_rate:.0f}%"
+    assert shares in markdown(found)
+    assert f"equal for 50% and worse for {against.loss_rate:.0%} of the personas" in found.sentence
+    out = io.StringIO()
+    Console(file=out, width=160).print(console(found))
+    assert shares in out.getvalue()
+
+
+def test_people_of_a_cluster_who_share_their_luck_widen_the_interval_and_clusters_that_disagree_are_told():
+    rows = evaluation({"unified": 0.80, "cluster": 0.80}, (10, 10, 10, 10), noise=0.005)
+    gains = {0: 0.06, 1: 0.05, 2: 0.04, 3: -0.03}
+    moved = [
+        replace(r, scores={**r.scores, "embedding_similarity": r.scores["embedding_similarity"] + gains[r.cluster]})
+        if r.method == "cluster"
+        else r
+        for r in rows
+    ]
+    found = compared(moved)
+    against = difference(found, "cluster")
+    assert against.robust_low is not None
+    assert against.robust_high is not None
+    assert against.ci_low > 0 > against.robust_low
+    assert against.robust_high - against.robust_low > 2 * (against.ci_high - against.ci_low)
+    assert against.clusters_disagree
+    assert against.by_cluster == pytest.approx(
+        {k: found.method("cluster").by_cluster[k] - found.method("unified").by_cluster[k] for k in gains}
+    )
+    assert "though not if the people of a cluster share their luck [-" in found.sentence
+    assert f"by cluster {', '.join(f'{100 * gain:+.2f}' for gain in against.by_cluster.values())}" in found.sentence
+    one_cluster = difference(compared(evaluation({"unified": 0.8, "cluster": 0.8}, (6,))), "cluster")
+    assert (one_cluster.robust_low, one_cluster.robust_high) == (None, None)
+
+
+def test_the_variance_of_training_seeds_is_in_the_interval():
+    rows = evaluation({"baseline": 0.5, "unified": 0.80, "cluster": 0.80}, (20, 20), noise=0.01)
+    shift = {0: 0.05, 1: 0.0, 2: 0.04}
+
+    def trained(seed: int) -> list[EvaluationRow]:
+        return [
+            replace(
+                r,
+                seed=seed,
+                scores={**r.scores, "embedding_similarity": r.scores["embedding_similarity"] + shift[seed] * (r.method == "cluster")},
+            )
+            for r in rows
+            if r.method != "baseline" or seed == 0
+        ]
+
+    one, three = compared(rows), compared([row for seed in shift for row in trained(seed)])
+    narrow, wide = difference(one, "cluster"), difference(three, "cluster")
+    assert wide.ci_high - wide.ci_low > 5 * (narrow.ci_high - narrow.ci_low)
+    assert wide.p < 0.001, "over people alone, the gain of these three trainings is sure"
+    assert wide.outcome == "undecided"
+    assert three.champion == "unified"
+    assert wide.detectable is not None
+    assert narrow.detectable is not None
+    assert wide.detectable > narrow.detectable
+    assert difference(three, "baseline").ci_high < -0.2, "what is not trained has no seeds of its own"
+    assert "3 trainings each." in three.sentence
+
+
+def test_the_sentence_says_how_the_gate_ended():
+    gate = "The cluster adapters are those of rung lower-lr, which passed the gate as number 2 of those tried."
+    found = compared(evaluation(FIVE), gate=gate)
+    assert gate in found.sentence
+    assert gate in markdown(found)

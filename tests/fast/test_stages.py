@@ -367,6 +367,9 @@ def test_every_method_and_control_runs_with_two_training_seeds_and_is_compared_o
     register(study.name, stores, LOG)
     assert isinstance(stores.tracker, MemoryTracker)
     assert not any(".s1" in name for name in stores.tracker.models), "further seeds are for the comparison only"
+    controls = [name for name in stores.tracker.models if name.startswith(("small-random", "small-unified-"))]
+    assert not controls, "what only controls answer with is for the comparison only"
+    assert "small-cluster-00" in stores.tracker.models
     runs = [run for run in stores.tracker.runs.values() if "training_group" in run.tags]
     assert {run.tags["method"] for run in runs if run.name == "unified"} == {"unified"}
     said = {method for run in runs for method in run.tags["method"].split(", ")}

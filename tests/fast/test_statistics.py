@@ -9,11 +9,16 @@ from hypothesis import strategies as st
 
 from clusterlora.errors import BadData
 from clusterlora.evaluation.statistics import (
+    POWER,
     bootstrap_interval,
+    cluster_robust_interval,
+    detectable_mean,
     holm,
     paired_bootstrap,
     shrunken_means,
     signed_rank_p,
+    smallest_p,
+    standard_error,
     wilson_interval,
 )
 
@@ -74,6 +79,73 @@ def test_the_interval_covers_the_true_difference_95_times_in_100(
         low, high = bootstrap_interval(paired_bootstrap(gains[:, None], persona, draws=200, rng=rng)[:, 0], means)
         covered += low <= truth <= high
     assert 0.93 <= covered / repeats <= 0.97
+
+
+@pytest.mark.parametrize("n_seeds", [2, 3, 5])
+@pytest.mark.parametrize("seed_sd", [0.0, 0.01])
+def test_with_the_variance_of_training_seeds_the_interval_covers_what_another_training_would_give(n_seeds: int, seed_sd: float):
+    rng = np.random.default_rng(n_seeds)
+    covered = without = 0
+    for _ in range(600):
+        by_seed = 0.02 + rng.normal(0, 0.05, (30, 1)) + rng.normal(0, seed_sd, (1, n_seeds)) + rng.normal(0, 0.05, (30, n_seeds))
+        means = by_seed.mean(axis=1)
+        draws = rng.choice(means, (200, 30)).mean(axis=1)
+        low, high = bootstrap_interval(draws, means, by_seed=by_seed)
+        covered += low <= 0.02 <= high
+        low, high = bootstrap_interval(draws, means)
+        without += low <= 0.02 <= high
+    assert covered / 600 >= 0.92
+    assert covered >= without
+
+
+def test_seeds_that_agree_leave_the_standard_error_as_it_is_and_others_add_the_variance_of_their_mean():
+    means = np.array([0.1, 0.2, 0.4])
+    error, freedom = standard_error(means)
+    assert (error, freedom) == (pytest.approx(means.std(ddof=1) / np.sqrt(3)), 2)
+    assert standard_error(means, np.column_stack([means, means])) == pytest.approx((error, freedom))
+    apart = np.column_stack([means - 0.1, means + 0.1])
+    assert standard_error(means, apart)[0] ** 2 == pytest.approx(error**2 + 0.02 / 2)
+
+
+@pytest.mark.parametrize("sizes", [(10, 10, 10, 10, 10), (16, 52, 25, 35, 72), (4, 8, 6)])
+def test_the_cluster_robust_interval_covers_where_people_of_a_cluster_share_their_luck(sizes: tuple[int, ...]):
+    rng = np.random.default_rng(sum(sizes))
+    cluster = np.repeat(np.arange(len(sizes)), sizes)
+    covered = as_independent = 0
+    for _ in range(1000):
+        units = rng.normal(0, 0.03, len(sizes))[cluster] + rng.normal(0, 0.05, len(cluster))
+        interval = cluster_robust_interval(units, cluster)
+        assert interval is not None
+        covered += interval.low <= 0 <= interval.high
+        half = 1.98 * units.std(ddof=1) / np.sqrt(len(units))
+        as_independent += abs(units.mean()) <= half
+    assert 0.92 <= covered / 1000 <= 0.985
+    assert as_independent / 1000 < 0.85
+
+
+def test_with_clusters_of_one_size_the_cluster_robust_interval_is_the_t_interval_of_their_means():
+    units = np.array([0.1, 0.3, 0.2, 0.6, 0.5, 0.1])
+    means = units.reshape(3, 2).mean(axis=1)
+    half = 4.302653 * means.std(ddof=1) / np.sqrt(3)
+    assert cluster_robust_interval(units, np.array([7, 7, 1, 1, 4, 4])) == pytest.approx((means.mean() - half, means.mean() + half))
+    assert cluster_robust_interval(units, np.zeros(6, dtype=int)) is None
+
+
+@pytest.mark.parametrize(("n_units", "n_tests"), [(12, 1), (12, 4), (40, 8)])
+def test_the_mean_that_is_called_detectable_is_shown_four_times_in_five(n_units: int, n_tests: int):
+    rng = np.random.default_rng(n_units)
+    mean = detectable_mean(0.05 / np.sqrt(n_units), n_units - 1, n_units=n_units, n_tests=n_tests)
+    assert mean is not None
+    hits = [n_tests * signed_rank_p(rng.normal(mean, 0.05, n_units)) < 0.05 for _ in range(1000)]
+    assert np.mean(hits) == pytest.approx(POWER, abs=0.06)
+
+
+def test_too_few_people_can_show_nothing_however_large_the_gain():
+    # Four tests: 0.05 / 4 = 0.0125 lies between 2 / 2^7 and 2 / 2^8.
+    assert smallest_p(7) == signed_rank_p(np.arange(1.0, 8.0)) == 2 / 2**7
+    assert detectable_mean(0.001, 6, n_units=7, n_tests=4) is None
+    assert detectable_mean(0.001, 7, n_units=8, n_tests=4) is not None
+    assert detectable_mean(0.0, 7, n_units=8, n_tests=4) == pytest.approx(0, abs=1e-5)
 
 
 def test_the_interval_keeps_the_skewness_of_its_draws():
