@@ -8,7 +8,7 @@ import torch
 from transformers import AutoTokenizer, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 from benchmarks.flops import Shape, shape_of
-from clusterlora.data.prompts import PromptEncoder, messages
+from clusterlora.data.prompts import PromptEncoder, messages, prompt_encoder
 from clusterlora.data.synthetic import generate
 from clusterlora.evaluation.generate import Question
 from clusterlora.models.base import BaseModel, load_base
@@ -84,7 +84,7 @@ def people(n_personas: int, n_dialogues: int) -> tuple[Persona, ...]:
 def training_jobs(base: BaseModel, n_adapters: int, *, n_dialogues: int, epochs: int, scratch: Path) -> list[TrainingJob]:
     """Return one job per persona with the mission's recipe and prompts."""
     settings, recipe = ModelSettings(), Recipe(epochs=epochs)
-    encoder = PromptEncoder(base.tokenizer, max_length=settings.max_length)
+    encoder = prompt_encoder(base.tokenizer, settings)
     return [
         TrainingJob(
             persona.id,
@@ -103,7 +103,7 @@ def questions(base: BaseModel, n_adapters: int, *, per_adapter: int, described: 
         described: say in the prompts who the persona is.
     """
     settings = ModelSettings(persona_in_prompt=described)
-    encoder = PromptEncoder(base.tokenizer, max_length=settings.max_length)
+    encoder = prompt_encoder(base.tokenizer, settings)
     return [
         _last_answer(encoder, settings, persona, dialogue, slot)
         for slot, persona in enumerate(people(n_adapters, max(3, per_adapter)), start=1)
@@ -114,7 +114,8 @@ def questions(base: BaseModel, n_adapters: int, *, per_adapter: int, described: 
 def _last_answer(encoder: PromptEncoder, settings: ModelSettings, persona: Persona, dialogue: Dialogue, slot: int) -> Question:
     turns = messages(settings, persona, dialogue)
     last = max(i for i, turn in enumerate(turns) if turn.role == "assistant")
-    return Question(encoder.encode_messages(turns[:last]), slot, encoder.encode_response(turns[last].text))
+    (asked,) = encoder.encode_turns([(turns[:last], turns[last].text)])
+    return Question(asked.prompt, slot, asked.response)
 
 
 def write_adapters(base: BaseModel, n_adapters: int, folder: Path) -> list[Path]:

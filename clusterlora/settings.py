@@ -80,7 +80,12 @@ class ModelSettings:
     persona_in_prompt: bool = False
     """Put the persona's description into the system prompt, for every method alike."""
     max_length: Annotated[int, Ge(32)] = 512
-    """Longest sequence in tokens. Longer dialogues lose their oldest turns."""
+    """Longest sequence in tokens, answer included. Longer dialogues lose their oldest turns; a quarter is kept for the answer."""
+    template_arguments: tuple[tuple[str, str], ...] = ()
+    """Pairs (name, value) that the base's chat template is given, values as JSON, for example [["enable_thinking", "true"]]. Where a
+    template offers enable_thinking it is false unless it is given here."""
+    template_date: str | None = None
+    """What a chat template that writes the date takes for today, as YYYY-MM-DD. Empty: the day on which the study is prepared first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,28 +1,27 @@
-"""The one prompt of every method: training sequences and evaluation prompts are cut from the same rendering.
+"""The one prompt of every method: what is learnt, scored and served is the same rendering of the base's chat template.
 
-A dialogue becomes system, user, assistant, user, assistant, ... Every assistant turn is trained on (`encode_dialogue`) and
-asked for (`items`, `encode_messages`). Text is tokenised piece by piece, cut where an assistant turn begins and ends, so the
-ids of a prompt in evaluation are the ids before that turn in training, for every tokenizer.
+A dialogue becomes system, user, assistant, user, assistant, ... Every assistant turn is trained on (`encode_dialogue`) and asked for
+(`items`, `encode_turns`), after exactly the same tokens.
 """
 
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
-from clusterlora.errors import BadData, ModelUnavailable
+from clusterlora.chat.template import ChatTemplate
+from clusterlora.chat.tokens import Ids, TextEncoder, pieces
+from clusterlora.errors import BadData
 from clusterlora.settings import ModelSettings
 from clusterlora.values import Dialogue, Item, Persona, Split, Turn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_PROBE = "\ue000"
-"""A private-use character: marks where the chat template puts an assistant's words."""
-
 
 @dataclass(frozen=True, slots=True)
 class TokenSequence:
-    """Token ids of one dialogue; `is_response[t]` says that token t was the assistant's (its end-of-turn included)."""
+    """Token ids of one dialogue; `is_response[t]` says that token t was the assistant's (its end of turn included)."""
 
     ids: tuple[int, ...]
     is_response: tuple[bool, ...]
@@ -31,6 +30,15 @@ class TokenSequence:
     def n_response_tokens(self) -> int:
         """The tokens that are trained on; token 0 has nothing before it to be predicted from."""
         return sum(self.is_response[1:])
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedTurn:
+    """An assistant's turn: the ids that are asked, those that are to come, and how many of the oldest turns did not fit."""
+
+    prompt: tuple[int, ...]
+    response: tuple[int, ...]
+    n_dropped: int
 
 
 def system_text(settings: ModelSettings, description: str | None, context: Sequence[tuple[str, str]]) -> str:
@@ -60,103 +68,125 @@ def items(settings: ModelSettings, persona: Persona, split: Split) -> tuple[Item
 
 
 class PromptEncoder:
-    """Renders with the tokenizer's own chat template and cuts the text at the edges of assistant turns."""
+    """Encodes turns as the tokenizer's chat template renders them, at most `max_length` tokens with the answer.
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase", *, max_length: int) -> None:
-        if not tokenizer.chat_template:
-            raise ModelUnavailable(f"the tokenizer of {tokenizer.name_or_path!r} has no chat template; use an instruction-tuned model")
-        self._tokenizer = tokenizer
+    A prompt is the template's own rendering up to the answer, whether it is learnt from, scored or served. Where it gets too long, whole
+    turns are dropped, the oldest first; the system text and what the user said last stay. A quarter of `max_length` is kept free for the
+    answer, more where a longer one is known.
+    """
+
+    def __init__(
+        self, tokenizer: "PreTrainedTokenizerBase", *, max_length: int, arguments: Sequence[tuple[str, str]] = (), date: str | None = None
+    ) -> None:
+        """Read off what the template does. Raises ModelUnavailable as `ChatTemplate`."""
+        self.template = ChatTemplate(tokenizer, arguments, date)
+        self._text = TextEncoder(tokenizer)
         self._max_length = max_length
-        self._ids_by_text: dict[str, tuple[int, ...]] = {}
 
     def encode_messages(self, turns: Sequence[Turn]) -> tuple[int, ...]:
-        """Return the ids to generate from: everything up to where the next assistant turn begins, oldest tokens cut first."""
+        """Return the ids to generate from: everything up to where the next assistant turn begins.
+
+        Raises:
+            BadData: it is too long without any history.
+        """
         return self.encode_prompts([turns])[0]
 
     def encode_prompts(self, conversations: Sequence[Sequence[Turn]]) -> list[tuple[int, ...]]:
-        """Return what `encode_messages` returns for each; templates and tokenizers are several times faster on many at once."""
-        return [sequence.ids for sequence in self._sequences(self._pieces(conversations))]
+        """Return what `encode_messages` returns for each; tokenizers are several times faster on many at once."""
+        return [turn.prompt for turn in self.encode_turns([(turns, None) for turns in conversations])]
 
-    def encode_response(self, text: str) -> tuple[int, ...]:
-        """Return the ids of an assistant turn, end-of-turn token included."""
-        return (*self._ids(text), *self._end_of_turn())
-
-    def encode_dialogue(self, turns: Sequence[Turn]) -> TokenSequence:
-        """Return the whole dialogue as one sequence, every assistant turn marked.
-
-        What follows the last assistant turn teaches nothing and is left out. Dialogues over `max_length` lose their oldest tokens.
+    def encode_turns(self, asked: Sequence[tuple[Sequence[Turn], str | None]]) -> list[EncodedTurn]:
+        """Return the encoding of each assistant turn: what was said before, and its words, None where they are not known.
 
         Raises:
-            BadData: no assistant turn.
+            BadData: one is too long without any history.
         """
-        return self.encode_dialogues([turns])[0]
+        return [
+            self._fitted(turns, text, prompt, response)
+            for (turns, text), (prompt, response) in zip(asked, self._encode(asked), strict=True)
+        ]
+
+    def encode_dialogue(self, turns: Sequence[Turn]) -> tuple[TokenSequence, ...]:
+        """Return the sequences that teach every assistant turn of a dialogue once, each after the very prompt it is asked with.
+
+        Mostly it is one: a prompt that begins with the one before and its answer continues the sequence. Where the template renders
+        history otherwise than it was asked (reasoning is left out, a system text moves), or old turns are dropped, another one begins.
+        What follows the last assistant turn teaches nothing and is left out.
+
+        Raises:
+            BadData: no assistant turn, or one that is too long without any history.
+        """
+        return tuple(self.encode_dialogues([turns]))
 
     def encode_dialogues(self, dialogues: Iterable[Sequence[Turn]]) -> list[TokenSequence]:
-        """Return what `encode_dialogue` returns for each; templates and tokenizers are several times faster on many at once."""
-        cut = [(turns[:last], turns[last].text) for turns in dialogues for last in [_last_response(turns)]]
-        before = self._pieces([turns for turns, _ in cut])
-        return self._sequences([[*pieces, (text, True)] for pieces, (_, text) in zip(before, cut, strict=True)])
+        """Return the sequences of all dialogues, in order; tokenizers are several times faster on many at once."""
+        answers = [[(turns[:i], turns[i].text) for i in _answers(turns)] for turns in dialogues]
+        encoded = iter(self.encode_turns([answer for of_dialogue in answers for answer in of_dialogue]))
+        return [sequence for of_dialogue in answers for sequence in _sequences([next(encoded) for _ in of_dialogue])]
 
-    def _sequences(self, cut: Sequence[Sequence[tuple[str, bool]]]) -> list[TokenSequence]:
-        self._tokenise(text for pieces in cut for text, _ in pieces)
-        return [self._sequence(pieces) for pieces in cut]
-
-    def _sequence(self, pieces: Sequence[tuple[str, bool]]) -> TokenSequence:
-        ids: list[int] = []
-        is_response: list[bool] = []
-        for text, response in pieces:
-            piece = self.encode_response(text) if response else self._ids(text)
-            ids += piece
-            is_response += [response] * len(piece)
-        return TokenSequence(tuple(ids[-self._max_length :]), tuple(is_response[-self._max_length :]))
-
-    def _pieces(self, conversations: Sequence[Sequence[Turn]]) -> list[list[tuple[str, bool]]]:
-        """Return each one's (text, is_response) pieces up to the generation prompt, end-of-turn belonging to the response piece.
-
-        Found by rendering once with placeholders for the assistant's words, so no template has to be understood.
-        """
-        probed = [
-            [{"role": t.role, "content": f"{_PROBE}{i}{_PROBE}" if t.role == "assistant" else t.text} for i, t in enumerate(turns)]
-            for turns in conversations
+    def _encode(self, asked: Sequence[tuple[Sequence[Turn], str | None]]) -> list[tuple[Ids, Ids]]:
+        """Return (prompt, response) of each turn, however long."""
+        control = self.template.control
+        prompts = [self.template.prompt(turns) for turns, _ in asked]
+        responses = [() if text is None else self.template.response(turns, text) for turns, text in asked]
+        prompt_ids = self._text.encode(pieces(prompt, control) for prompt in prompts)
+        # Tokenised together: some tokenizers write a word in the middle of a text otherwise than at its beginning.
+        whole_ids = self._text.encode(pieces((*p, *r), control) for p, r in zip(prompts, responses, strict=True))
+        return [
+            (ids, whole[len(ids) :] if whole[: len(ids)] == ids else self._text.encode([pieces(response, control)])[0])
+            for ids, whole, response in zip(prompt_ids, whole_ids, responses, strict=True)
         ]
-        texts = self._tokenizer.apply_chat_template(probed, tokenize=False, add_generation_prompt=True) if probed else []
-        return [self._cut(str(text), turns) for text, turns in zip(texts, conversations, strict=True)]
 
-    def _cut(self, text: str, turns: Sequence[Turn]) -> list[tuple[str, bool]]:
-        end = self._end_text()
-        pieces: list[tuple[str, bool]] = []
-        for index, turn in enumerate(turns):
-            if turn.role != "assistant":
-                continue
-            before, found, text = text.partition(f"{_PROBE}{index}{_PROBE}")
-            if not found:
-                raise ModelUnavailable("the chat template drops an earlier assistant turn; clusterlora needs one that keeps the dialogue")
-            pieces += [(before, False), (turn.text, True)]
-            # encode_response adds the end-of-turn token; it must not be there twice.
-            text = text.removeprefix(end)
-        return [*pieces, (text, False)]
+    def _fitted(self, turns: Sequence[Turn], text: str | None, prompt: Ids, response: Ids) -> EncodedTurn:
+        """Return a turn without the oldest of those before it, as far as that is needed."""
+        limit = self._max_length - max(len(response), self._max_length // 4)
+        if len(prompt) <= limit:
+            return EncodedTurn(prompt, response, 0)
+        n_system = 1 if turns[0].role == "system" else 0
+        starts = _starts(turns[n_system:])
 
-    def _ids(self, text: str) -> tuple[int, ...]:
-        if text not in self._ids_by_text:
-            self._tokenise([text])
-        return self._ids_by_text[text]
+        def beginning(start: int) -> tuple[Ids, Ids]:
+            return self._encode([((*turns[:n_system], *turns[n_system + start :]), text)])[0]
 
-    def _tokenise(self, texts: Iterable[str]) -> None:
-        """Remember the ids of texts that were not seen before."""
-        fresh = [text for text in dict.fromkeys(texts) if text not in self._ids_by_text]
-        if fresh:
-            found = cast("list[list[int]]", self._tokenizer(fresh, add_special_tokens=False)["input_ids"])
-            self._ids_by_text.update(zip(fresh, map(tuple, found), strict=True))
-
-    def _end_of_turn(self) -> tuple[int, ...]:
-        return (int(self._tokenizer.eos_token_id),)  # pyright: ignore[reportArgumentType]
-
-    def _end_text(self) -> str:
-        return str(self._tokenizer.eos_token)
+        fits = bisect_left(starts, True, key=lambda start: len(beginning(start)[0]) <= limit)
+        start = starts[min(fits, len(starts) - 1)]
+        prompt, response = beginning(start)
+        # A prompt without its answer leaves room for one token of it.
+        if len(prompt) + max(len(response), 1) > self._max_length:
+            answer = f" and {len(response)} of the answer" if response else ""
+            raise BadData(
+                f"{len(prompt)} tokens of system text and question{answer} are more than model.max_length = {self._max_length}; "
+                "raise it or shorten them"
+            )
+        return EncodedTurn(prompt, response, start)
 
 
-def _last_response(turns: Sequence[Turn]) -> int:
-    last = max((i for i, turn in enumerate(turns) if turn.role == "assistant"), default=None)
-    if last is None:
+def prompt_encoder(tokenizer: "PreTrainedTokenizerBase", settings: ModelSettings) -> PromptEncoder:
+    """Return the encoder of a study's prompts. Raises ModelUnavailable as `ChatTemplate`."""
+    return PromptEncoder(tokenizer, max_length=settings.max_length, arguments=settings.template_arguments, date=settings.template_date)
+
+
+def _answers(turns: Sequence[Turn]) -> list[int]:
+    found = [i for i, turn in enumerate(turns) if turn.role == "assistant"]
+    if not found:
         raise BadData("a dialogue without an assistant turn cannot be trained on; remove it")
-    return last
+    return found
+
+
+def _starts(turns: Sequence[Turn]) -> list[int]:
+    """Return where the turns that are kept may begin: at the first one, or at a user turn up to the last of them."""
+    return [i for i, turn in enumerate(turns) if i == 0 or turn.role == "user"]
+
+
+def _sequences(turns: Sequence[EncodedTurn]) -> list[TokenSequence]:
+    found: list[TokenSequence] = []
+    for turn in turns:
+        so_far = found[-1] if found else TokenSequence((), ())
+        if turn.prompt[: len(so_far.ids)] == so_far.ids:
+            del found[-1:]
+        else:
+            so_far = TokenSequence((), ())
+        asked = (False,) * (len(turn.prompt) - len(so_far.ids))
+        learnt = (True,) * len(turn.response)
+        found.append(TokenSequence(turn.prompt + turn.response, so_far.is_response + asked + learnt))
+    return found

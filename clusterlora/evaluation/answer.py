@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from clusterlora.data.prompts import PromptEncoder
+from clusterlora.data.prompts import prompt_encoder
 from clusterlora.evaluation.generate import Question
 from clusterlora.evaluation.inference_backends import InferenceBackend, inference_backend
 from clusterlora.evaluation.metric import Scorable
@@ -16,7 +16,7 @@ from clusterlora.models.base import BaseModel
 from clusterlora.models.memory import is_allocation_failure
 from clusterlora.models.stacked import Weights
 from clusterlora.ports import Embedder, RunLog
-from clusterlora.settings import EvaluationSettings
+from clusterlora.settings import EvaluationSettings, ModelSettings
 from clusterlora.values import Answer, Item
 
 log = logging.getLogger(__name__)
@@ -39,13 +39,19 @@ class Answerer:
     """Answers items with any number of stacks of adapters at once. Metrics that ask what people were answered in training need `train`."""
 
     def __init__(
-        self, base: BaseModel, embedder: Embedder, settings: EvaluationSettings, *, max_length: int, train: TrainResponses | None = None
+        self,
+        base: BaseModel,
+        embedder: Embedder,
+        settings: EvaluationSettings,
+        model: ModelSettings,
+        *,
+        train: TrainResponses | None = None,
     ) -> None:
         self._base = base
         self._embedder = embedder
         self._settings = settings
         self._train = train
-        self._encoder = PromptEncoder(base.tokenizer, max_length=max_length)
+        self._encoder = prompt_encoder(base.tokenizer, model)
         self._batch_size = settings.batch_size * (ON_A_GPU if base.model.device.type == "cuda" else 1)
 
     def answer(
@@ -61,10 +67,9 @@ class Answerer:
         keys = sorted({task.composition_key for task in tasks})
         slot_by_key = {key: slot for slot, key in enumerate(keys, start=1)}
         backend = inference_backend(self._base, [weights_by_composition[key] for key in keys])
-        prompts = self._encoder.encode_prompts([task.item.messages for task in tasks])
+        turns = self._encoder.encode_turns([(task.item.messages, task.item.reference) for task in tasks])
         questions = [
-            Question(prompt, slot_by_key[task.composition_key], self._encoder.encode_response(task.item.reference))
-            for task, prompt in zip(tasks, prompts, strict=True)
+            Question(turn.prompt, slot_by_key[task.composition_key], turn.response) for task, turn in zip(tasks, turns, strict=True)
         ]
         references = [task.item.reference for task in tasks]
         embedded = references if any(METRICS[name].embeds for name in metrics) else None

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
 from clusterlora.catalog import Catalog
-from clusterlora.errors import BadSettings, ModelUnavailable
+from clusterlora.chat.template import ChatTemplate
+from clusterlora.errors import BadSettings
 from clusterlora.models.hub import hub_snapshot
 from clusterlora.models.loading import Dtype, load_causal_lm
 from clusterlora.models.smollm2 import fetch_smollm2
@@ -58,10 +59,11 @@ class BaseModel:
 
     @property
     def end_ids(self) -> frozenset[int]:
-        """The ids that end an answer: the tokenizer's end of turn and whatever the model's generation settings add."""
+        """The ids that end an answer: the template's end of a turn, the tokenizer's end of a text, and the generation settings'."""
         also = self.model.generation_config.eos_token_id if self.model.generation_config else None
         more = also if isinstance(also, list) else [also]
-        return frozenset(int(i) for i in (self.tokenizer.eos_token_id, *more) if i is not None)  # pyright: ignore[reportArgumentType]
+        end = self.tokenizer.convert_tokens_to_ids(ChatTemplate(self.tokenizer).end_token)
+        return frozenset(int(i) for i in (end, self.tokenizer.eos_token_id, *more) if i is not None)  # pyright: ignore[reportArgumentType]
 
 
 def base_folder(name: str) -> Path:
@@ -105,10 +107,9 @@ def load_base(name: str, *, dtype: Dtype | Literal["auto"] = "float32", device: 
         raise BadSettings(f"dtype {dtype!r} is not supported; use {' or '.join(get_args(Dtype))}")
     folder, revision = _find(name)
     model, tokenizer = load_causal_lm(folder, dtype=dtype)
-    if tokenizer.chat_template is None:
-        raise ModelUnavailable(f"base model {name!r} has no chat template; use an instruction-tuned model")
+    end = ChatTemplate(tokenizer).end_token
     if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
+        tokenizer.pad_token = tokenizer.eos_token or end
     return BaseModel(name, revision, model.to(device).eval().requires_grad_(False), tokenizer)  # pyright: ignore[reportArgumentType]
 
 

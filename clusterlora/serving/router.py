@@ -10,7 +10,7 @@ from typing import Any, cast, get_args
 
 import torch
 
-from clusterlora.data.prompts import PromptEncoder, system_text
+from clusterlora.data.prompts import prompt_encoder, system_text
 from clusterlora.data.shots import with_shots
 from clusterlora.errors import BadData, ModelUnavailable
 from clusterlora.evaluation.generate import Question
@@ -55,7 +55,7 @@ class Router:
                 f"base model {table.model.base!r} here has revision {self._base.revision}, the adapters of study {table.study!r} were "
                 f"trained on {table.base_revision}; install that one"
             )
-        self._encoder = PromptEncoder(self._base.tokenizer, max_length=table.model.max_length)
+        self._encoder = prompt_encoder(self._base.tokenizer, table.model)
         weights_by_key = {key: read_weights(adapter_folders[key]) for key in sorted(table.keys)}
         compositions = sorted({c.adapters for c in (table.default, *table.personas.values()) if c.adapters}, key=str)
         # Slot 0 is the base model: no adapters.

@@ -195,7 +195,7 @@ def _losses(
     }
     tasks = [Task(name, item) for its in asked.values() for item in its for name in names]
     log.phase("read examples", total=len(tasks), unit="likelihoods")
-    answerer = Answerer(base_model(study.model), embedder(study.model), study.evaluation, max_length=study.model.max_length)
+    answerer = Answerer(base_model(study.model), embedder(study.model), study.evaluation, study.model)
     answers = answerer.answer(tasks, weights, metrics=("nll",), run_log=log)
     flat = np.array([dict(answer.scores)["nll"] for answer in answers]).reshape(-1, len(names))
     return dict(zip(asked, np.split(flat, np.cumsum([len(its) for its in asked.values()])[:-1]), strict=True))

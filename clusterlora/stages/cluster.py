@@ -6,7 +6,7 @@ import numpy as np
 
 from clusterlora.clustering.cluster import cluster_personas
 from clusterlora.clustering.features import Evidence, Sources
-from clusterlora.data.prompts import PromptEncoder, messages
+from clusterlora.data.prompts import messages, prompt_encoder
 from clusterlora.data.synthetic import planted
 from clusterlora.metadata import TruthAgreement
 from clusterlora.models.stacked import read_adapter
@@ -60,7 +60,7 @@ def _sources(study: Study, stores: Stores, log: RunLog) -> Sources:
 
         plan = work_plan(study, stores)
         base = base_model(study.model)
-        encoder = PromptEncoder(base.tokenizer, max_length=study.model.max_length)
+        encoder = prompt_encoder(base.tokenizer, study.model)
         dialogues = [encoder.encode_dialogues(messages(study.model, p, d) for d in p.of_split("train")) for p in personas]
         flat = [sequence for of_persona in dialogues for sequence in of_persona]
         log.phase("gradients", total=len(flat), unit="dialogues")

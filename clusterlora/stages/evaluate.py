@@ -179,7 +179,7 @@ class _Runner:
         if self._answerer is None:
             model = self.study.model
             train = TrainResponses(self._personas.values())
-            self._answerer = Answerer(base_model(model), embedder(model), self.study.evaluation, max_length=model.max_length, train=train)
+            self._answerer = Answerer(base_model(model), embedder(model), self.study.evaluation, model, train=train)
         self._log.phase(f"answer {split} items", total=total, unit="answers")
         for start in range(0, len(wanted), _COMPOSITIONS_AT_ONCE):
             chunk = wanted[start : start + _COMPOSITIONS_AT_ONCE]

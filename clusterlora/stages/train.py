@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 
-from clusterlora.data.prompts import PromptEncoder, TokenSequence, messages
+from clusterlora.data.prompts import TokenSequence, messages, prompt_encoder
 from clusterlora.durable import write_durably
 from clusterlora.errors import OutOfMemory, ServiceDown
 from clusterlora.models.base import base_revision
@@ -119,7 +119,7 @@ def _known(study: Study, plan: WorkPlan, name: str, stores: Stores) -> bool:
 
 def _jobs(study: Study, plan: WorkPlan, specs: Sequence[AdapterSpec], stores: Stores) -> list[TrainingJob]:
     personas = stores.studies.dataset(study.name).by_id()
-    encoder = PromptEncoder(base_model(study.model).tokenizer, max_length=study.model.max_length)
+    encoder = prompt_encoder(base_model(study.model).tokenizer, study.model)
 
     def folder(name: str | None) -> Path | None:
         return stored_folder(stores, plan.keys[name]) if name else None

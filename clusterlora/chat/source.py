@@ -1,0 +1,63 @@
+"""The source of a chat template with all that may vary written into it: arguments, reasoning, today's date."""
+
+import json
+import re
+from collections.abc import Sequence
+from datetime import date as Date  # noqa: N812  (a type among arguments of that name)
+from datetime import datetime, time
+from typing import Any
+
+from clusterlora.errors import BadSettings, ModelUnavailable
+
+_TODAY = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
+_NAME = re.compile(r"[A-Za-z_]\w*")
+_REASONING = "enable_thinking"
+"""The argument by which templates of reasoning models switch reasoning off."""
+
+
+def frozen_source(source: str, arguments: Sequence[tuple[str, str]], date: str | None) -> str:
+    """Return the template with its arguments set at its beginning and with `date` for today.
+
+    Where a template offers to switch reasoning off, it is off unless the arguments say otherwise: answers are learnt and scored, and
+    nobody has written down how they were thought of.
+
+    Raises:
+        BadSettings: a name that is no argument of a template, or a date that is none.
+        ModelUnavailable: the template writes the date in a way that cannot be fixed.
+    """
+    values: dict[str, Any] = {_REASONING: False} if re.search(rf"\b{_REASONING}\b", source) else {}
+    for name, value in arguments:
+        if not _NAME.fullmatch(name):
+            raise BadSettings(f"model.template_arguments: {name!r} is not a name; use letters, digits and underscores")
+        values[name] = _value(value)
+    lines = [f"{{% set {name} = {_literal(value)} %}}" for name, value in values.items()]
+    return "".join(lines) + (source if date is None else _dated(source, date))
+
+
+def writes_date(source: str) -> bool:
+    """Return whether a template asks what day it is."""
+    return "strftime_now" in source
+
+
+def _dated(source: str, date: str) -> str:
+    try:
+        day = datetime.combine(Date.fromisoformat(date), time())
+    except ValueError as error:
+        raise BadSettings(f"model.template_date = {date!r}: write it as YYYY-MM-DD") from error
+    dated = _TODAY.sub(lambda call: json.dumps(day.strftime(call[2])), source)
+    if "strftime_now(" in dated:
+        raise ModelUnavailable(
+            "the chat template computes how it writes the date, so that no day can be fixed; write the date into chat_template.jinja"
+        )
+    return dated
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _literal(value: Any) -> str:
+    return "none" if value is None else json.dumps(value)

@@ -1,0 +1,237 @@
+"""A tokenizer's chat template, and what its own renderings tell about it.
+
+No template is parsed or known by name. Every turn's words are replaced by a placeholder, the template renders that, and the words are put
+back: what the template adds around them is then known exactly, and no words can be taken for the template's.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import TYPE_CHECKING
+
+from clusterlora.chat.control import ControlTokens
+from clusterlora.chat.source import frozen_source
+from clusterlora.errors import BadData, ModelUnavailable
+from clusterlora.values import Role, Turn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_PLACEHOLDER = re.compile("\ue000(\\d+)\ue000")
+_REASONING = {
+    "<think>": "</think>",
+    "<thinking>": "</thinking>",
+    "<reasoning>": "</reasoning>",
+    "<seed:think>": "</seed:think>",
+    "[THINK]": "[/THINK]",
+    "<|START_THINKING|>": "<|END_THINKING|>",
+}
+"""What opens a block of reasoning, and what closes it."""
+
+_Shape = tuple[tuple[Role, str, str], ...]
+"""A conversation without its words: role, leading and trailing white space of every turn. Renderings depend on nothing else."""
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A stretch of rendered text. `is_data` says that somebody said it; otherwise the template wrote it."""
+
+    text: str
+    is_data: bool
+
+
+class ChatTemplate:
+    """Renders conversations as the template does, the words of every turn apart from what the template writes.
+
+    Turns are fitted to what the template takes: without a system role the system text leads the first user turn, and where turns must
+    alternate those of one side in a row become one.
+    """
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", arguments: Sequence[tuple[str, str]] = (), date: str | None = None) -> None:
+        """Read off what the template does.
+
+        Args:
+            arguments: pairs (name, value) that the template is given; values are JSON where they can be read so.
+            date: what the template takes for today, as YYYY-MM-DD; None is the day of the rendering.
+
+        Raises:
+            ModelUnavailable: there is no template, it cannot be rendered, has no end of turn, or leaves reasoning open before an answer.
+        """
+        self._tokenizer = tokenizer
+        self.source = frozen_source(template_source(tokenizer), arguments, date)
+        self._parts_by_shape: dict[tuple[_Shape, bool], list[str | int]] = {}
+        user, assistant = ("user", "", ""), ("assistant", "", "")
+        written = "".join(str(part) for part in self._render((user, assistant, user), generation=True))
+        self.control = ControlTokens(_control_tokens(tokenizer, self.source + written))
+        self.has_system_role = self._takes((("system", "", ""), user))
+        self.needs_alternation = not self._takes((user, user)) or not self._takes((user, assistant, assistant, user))
+        self.may_begin_with_assistant = self._takes((assistant, user))
+        self._default_end = self._end()
+        self.end_token: str = self.control.last(self._default_end)
+        """The token that ends an assistant's turn."""
+        self._refuse_open_reasoning()
+
+    def accepted(self, turns: Sequence[Turn]) -> tuple[Turn, ...]:
+        """Return the turns as the template takes them: the same where it takes every role in every order."""
+        fitted = merged(turns) if self.needs_alternation else tuple(turns)
+        if self.has_system_role or not fitted or fitted[0].role != "system":
+            return fitted
+        system, *others = fitted
+        first = next((i for i, turn in enumerate(others) if turn.role == "user"), None)
+        if first is None:
+            raise BadData("the chat template has no system role, and there is no user turn to put the system text into")
+        others[first] = Turn("user", f"{system.text}\n\n{others[first].text}")
+        return tuple(others)
+
+    def prompt(self, turns: Sequence[Turn]) -> tuple[Span, ...]:
+        """Return the rendering up to where the assistant's next turn begins."""
+        fitted = self.accepted(turns)
+        parts = self._render(_shape(fitted), generation=True)
+        if left_out := [turn.role for i, turn in enumerate(fitted) if i not in parts]:
+            raise ModelUnavailable(
+                f"the chat template of {named(self._tokenizer)} leaves out the {left_out[0]} turn of a dialogue; use a base that keeps it"
+            )
+        return _filled(parts, fitted)
+
+    def response(self, turns: Sequence[Turn], text: str) -> tuple[Span, ...]:
+        """Return what the template makes of an assistant's turn after these: what leads its words, the words, and the end of the turn."""
+        fitted = self.accepted(turns)
+        shape = _shape(fitted)
+        whole = (*shape, *_shape((Turn("assistant", text),)))
+        number = len(shape)
+        asked, told = self._render(shape, generation=True), self._render(whole, generation=False)
+        if number not in told:
+            raise ModelUnavailable(
+                f"the chat template of {named(self._tokenizer)} leaves out the answer; use a base whose template keeps it"
+            )
+        at = told.index(number)
+        before_asked, before_told = _after_last_placeholder(asked), _after_last_placeholder(told[:at])
+        # A generation prompt may hold more than the turn's header, such as an empty block of reasoning: the words follow directly.
+        lead = before_told.removeprefix(before_asked) if before_told.startswith(before_asked) else ""
+        end = self._cut_tail(told[at + 1 :]) or self._default_end
+        return _joined((Span(lead, is_data=False), Span(text.strip(), is_data=True), Span(end, is_data=False)))
+
+    def _takes(self, shape: _Shape) -> bool:
+        try:
+            rendered = self._render(shape, generation=shape[-1][0] == "user")
+        except ModelUnavailable:
+            return False
+        return set(range(len(shape))) <= set(rendered)
+
+    def _render(self, shape: _Shape, *, generation: bool) -> list[str | int]:
+        """Return the template's text in parts: what it writes, and by its number each turn whose words stand there."""
+        key = (shape, generation)
+        if key not in self._parts_by_shape:
+            messages = [{"role": role, "content": f"{lead}\ue000{i}\ue000{trail}"} for i, (role, lead, trail) in enumerate(shape)]
+            text = render(self._tokenizer, messages, self.source, generation=generation)
+            parts = _PLACEHOLDER.split(text)
+            self._parts_by_shape[key] = [int(part) if i % 2 else part for i, part in enumerate(parts)]
+        return self._parts_by_shape[key]
+
+    def _cut_tail(self, tail: Sequence[str | int]) -> str:
+        """Return what follows an assistant's words up to the token that ends the turn; empty where no such token follows."""
+        return self.control.through_first(str(tail[0])) if tail else ""
+
+    def _end(self) -> str:
+        """Return the end of a turn after which nothing comes, of one that a user's turn follows, or the tokenizer's end of a text."""
+        user, assistant = ("user", "", ""), ("assistant", "", "")
+        if end := self._cut_tail(self._render((user, assistant), generation=False)[3:]):
+            return end.lstrip()
+        before, _, _, _, between, *_ = map(str, self._render((user, assistant, user), generation=False))
+        # What stands before every user turn is the header of a user turn, not the end of the turn before.
+        n_header = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(reversed(before), reversed(between), strict=False)))
+        if end := self._cut_tail([between[: len(between) - n_header]]):
+            return end.lstrip()
+        if self._tokenizer.eos_token:
+            return str(self._tokenizer.eos_token)
+        raise ModelUnavailable(
+            f"the chat template of {named(self._tokenizer)} ends no turn with a token, and the tokenizer has no eos_token; "
+            "set eos_token in tokenizer_config.json"
+        )
+
+    def _refuse_open_reasoning(self) -> None:
+        text = _after_last_placeholder(self._render((("user", "", ""),), generation=True))
+        for opens, closes in _REASONING.items():
+            if text.rfind(opens) > text.rfind(closes):
+                raise ModelUnavailable(
+                    f"the chat template of {named(self._tokenizer)} opens {opens} before every answer and does not close it, so answers would "
+                    f"be learnt as reasoning; switch it off with model.template_arguments, or end the template with {closes}"
+                )
+
+
+def merged(turns: Sequence[Turn]) -> tuple[Turn, ...]:
+    """Return the turns with those of one side in a row made one, a blank line between them."""
+    found: list[Turn] = []
+    for turn in turns:
+        if found and found[-1].role == turn.role:
+            found[-1] = Turn(turn.role, f"{found[-1].text}\n\n{turn.text}")
+        else:
+            found.append(turn)
+    return tuple(found)
+
+
+def render(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[dict[str, str]], source: str, *, generation: bool) -> str:
+    """Return what a template makes of messages. Raises ModelUnavailable with the template's own words where it refuses them."""
+    from jinja2 import TemplateError, TemplateSyntaxError
+
+    try:
+        return str(tokenizer.apply_chat_template(list(messages), chat_template=source, tokenize=False, add_generation_prompt=generation))
+    except TemplateSyntaxError as error:
+        raise ModelUnavailable(
+            f"the chat template of {named(tokenizer)} has an error in line {error.lineno} ({error.message}); mend chat_template.jinja"
+        ) from error
+    except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
+        roles = ", ".join(message["role"] for message in messages) or "nothing"
+        why = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ModelUnavailable(f"the chat template of {named(tokenizer)} refuses turns of {roles}: {why}") from error
+
+
+def template_source(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """Return the source of the tokenizer's chat template. Raises ModelUnavailable where it has none."""
+    if not tokenizer.chat_template:
+        raise ModelUnavailable(f"base model {named(tokenizer)} has no chat template; use an instruction-tuned model")
+    try:
+        return tokenizer.get_chat_template()
+    except ValueError as error:
+        raise ModelUnavailable(f"base model {named(tokenizer)} has several chat templates, none of them named default; keep one") from error
+
+
+def named(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """Return what to call a tokenizer in a message."""
+    return repr(tokenizer.name_or_path)
+
+
+def _control_tokens(tokenizer: "PreTrainedTokenizerBase", text: str) -> Iterator[str]:
+    """Yield the tokens that words must not be read as: special ones, and added ones that the template writes.
+
+    Added tokens of white space are ordinary text, and so are those that only the vocabulary knows (Gemma's `<h1>`).
+    """
+    for token in tokenizer.added_tokens_decoder.values():
+        if token.special or (token.content in text and not token.content.isspace()):
+            yield token.content
+
+
+def _shape(turns: Sequence[Turn]) -> _Shape:
+    return tuple((turn.role, *_margins(turn.text)) for turn in turns)
+
+
+def _margins(text: str) -> tuple[str, str]:
+    """Return a text's leading and trailing white space, which templates may trim."""
+    words = text.strip()
+    if not words:
+        return text, ""
+    lead = text[: text.index(words[0])]
+    return lead, text[len(lead) + len(words) :]
+
+
+def _filled(parts: Sequence[str | int], turns: Sequence[Turn]) -> tuple[Span, ...]:
+    return _joined([Span(turns[part].text.strip(), is_data=True) if isinstance(part, int) else Span(part, is_data=False) for part in parts])
+
+
+def _joined(spans: Iterable[Span]) -> tuple[Span, ...]:
+    return tuple(span for span in spans if span.text)
+
+
+def _after_last_placeholder(parts: Sequence[str | int]) -> str:
+    return str(parts[-1])

@@ -1,0 +1,78 @@
+"""Rendered text as token ids, where words that look like control tokens stay words."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+from clusterlora.chat.control import ControlTokens
+from clusterlora.chat.template import Span
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Ids = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Text that is tokenised in one go. In a plain piece no added token is recognised."""
+
+    text: str
+    is_plain: bool = False
+
+
+Text = tuple[Piece, ...]
+
+
+def pieces(spans: Iterable[Span], control: ControlTokens) -> Text:
+    """Return the text of the spans in as few pieces as possible: one, unless words hold or complete a control token.
+
+    A control token within words is a plain piece of its own; one that words and template would make together is cut where they meet.
+    """
+    found: list[Piece] = []
+    for span in spans:
+        parts = control.split(span.text) if span.is_data else [(span.text, False)]
+        for text, is_plain in parts:
+            if found and not is_plain and not found[-1].is_plain and not control.joins(found[-1].text, text):
+                found[-1] = Piece(found[-1].text + text)
+            else:
+                found.append(Piece(text, is_plain))
+    return tuple(found)
+
+
+class TextEncoder:
+    """Tokenises texts and remembers what it has tokenised: prompts come again for every adapter that answers them."""
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
+        self._tokenizer = tokenizer
+        self._ids_by_text: dict[str, Ids] = {}
+        self._newline = self._tokenised(["\n"])[0]
+
+    def encode(self, texts: Iterable[Text]) -> list[Ids]:
+        """Return the ids of each text; tokenizers are several times faster on many at once."""
+        every = list(texts)
+        fresh = dict.fromkeys(text[0].text for text in every if _is_one_piece(text) and text[0].text not in self._ids_by_text)
+        if fresh:
+            self._ids_by_text.update(zip(fresh, self._tokenised(list(fresh)), strict=True))
+        return [self._ids_by_text[text[0].text] if _is_one_piece(text) else self._in_pieces(text) for text in every]
+
+    def _in_pieces(self, text: Text) -> Ids:
+        ids: list[int] = []
+        for number, piece in enumerate(text):
+            ids += self._continued(piece) if number else self._tokenised([piece.text], plain=piece.is_plain)[0]
+        return tuple(ids)
+
+    def _continued(self, piece: Piece) -> Ids:
+        """Return the ids of a piece in the middle of a text: without the space that some tokenizers put before every text."""
+        after_newline = self._tokenised([f"\n{piece.text}"], plain=piece.is_plain)[0]
+        if after_newline[: len(self._newline)] == self._newline:
+            return after_newline[len(self._newline) :]
+        return self._tokenised([piece.text], plain=piece.is_plain)[0]
+
+    def _tokenised(self, texts: list[str], *, plain: bool = False) -> list[Ids]:
+        found = self._tokenizer(texts, add_special_tokens=False, split_special_tokens=plain)["input_ids"]
+        return [tuple(ids) for ids in cast("list[list[int]]", found)]
+
+
+def _is_one_piece(text: Text) -> bool:
+    return len(text) == 1 and not text[0].is_plain
