@@ -9,7 +9,7 @@ from typing import Any
 
 from clusterlora.errors import BadSettings, ModelUnavailable
 
-_TODAY = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
+_TODAY = re.compile(r"""strftime_now\(\s*(["'])((?:(?!\1).)*)\1\s*\)""")
 _NAME = re.compile(r"[A-Za-z_]\w*")
 _REASONING = "enable_thinking"
 """The argument by which templates of reasoning models switch reasoning off."""

@@ -136,7 +136,7 @@ class ChatTemplate:
     def _end(self) -> str:
         """Return the end of a turn after which nothing comes, of one that a user's turn follows, or the tokenizer's end of a text."""
         user, assistant = ("user", "", ""), ("assistant", "", "")
-        if end := self._cut_tail(self._render((user, assistant), generation=False)[3:]):
+        if end := self._cut_tail(self._render((user, assistant), generation=False)[4:]):
             return end.lstrip()
         before, _, _, _, between, *_ = map(str, self._render((user, assistant, user), generation=False))
         # What stands before every user turn is the header of a user turn, not the end of the turn before.
@@ -155,8 +155,8 @@ class ChatTemplate:
         for opens, closes in _REASONING.items():
             if text.rfind(opens) > text.rfind(closes):
                 raise ModelUnavailable(
-                    f"the chat template of {named(self._tokenizer)} opens {opens} before every answer and does not close it, so answers would "
-                    f"be learnt as reasoning; switch it off with model.template_arguments, or end the template with {closes}"
+                    f"the chat template of {named(self._tokenizer)} opens {opens} before every answer and does not close it: answers "
+                    f"would be learnt as reasoning; switch it off with model.template_arguments, or end the template with {closes}"
                 )
 
 

@@ -59,15 +59,23 @@ class TextEncoder:
     def _in_pieces(self, text: Text) -> Ids:
         ids: list[int] = []
         for number, piece in enumerate(text):
-            ids += self._continued(piece) if number else self._tokenised([piece.text], plain=piece.is_plain)[0]
+            encode = self._continued if number else self._begun
+            found = encode(piece)
+            if piece.is_plain and self._tokenizer.convert_tokens_to_ids(piece.text) in found:
+                # Added tokens that are not special are recognised all the same; cut in two they are not.
+                found = encode(Piece(piece.text[:1])) + self._continued(Piece(piece.text[1:]))
+            ids += found
         return tuple(ids)
+
+    def _begun(self, piece: Piece) -> Ids:
+        return self._tokenised([piece.text], plain=piece.is_plain)[0]
 
     def _continued(self, piece: Piece) -> Ids:
         """Return the ids of a piece in the middle of a text: without the space that some tokenizers put before every text."""
         after_newline = self._tokenised([f"\n{piece.text}"], plain=piece.is_plain)[0]
         if after_newline[: len(self._newline)] == self._newline:
             return after_newline[len(self._newline) :]
-        return self._tokenised([piece.text], plain=piece.is_plain)[0]
+        return self._begun(piece)
 
     def _tokenised(self, texts: list[str], *, plain: bool = False) -> list[Ids]:
         found = self._tokenizer(texts, add_special_tokens=False, split_special_tokens=plain)["input_ids"]

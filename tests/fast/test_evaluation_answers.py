@@ -22,7 +22,7 @@ from clusterlora.evaluation.prefix_sharing import prefill_streams
 from clusterlora.evaluation.select import select_arm
 from clusterlora.models.base import BaseModel, load_base
 from clusterlora.models.stacked import StackedModel, Weights, combined_weights, read_adapter, read_weights
-from clusterlora.settings import EvaluationSettings, Recipe
+from clusterlora.settings import EvaluationSettings, ModelSettings, Recipe
 from clusterlora.stores.memory import SilentLog
 from clusterlora.training.job import TrainingJob
 from clusterlora.training.reference import train
@@ -47,7 +47,7 @@ def adapters(base: BaseModel, tmp_path_factory: pytest.TempPathFactory) -> list[
         TrainingJob(
             str(number),
             AdapterSpec(name=f"a{number}", persona_ids=("p",), recipe=replace(RECIPE, rank=2 * number + 2)),
-            tuple(encoder.encode_dialogue((Turn("user", f"ask {i}"), Turn("assistant", word * (i + 1)))) for i in range(4)),
+            tuple(encoder.encode_dialogues((Turn("user", f"ask {i}"), Turn("assistant", word * (i + 1))) for i in range(4))),
             root / str(number),
         )
         for number, word in enumerate(("yes ", "no ", "perhaps "))
@@ -55,12 +55,14 @@ def adapters(base: BaseModel, tmp_path_factory: pytest.TempPathFactory) -> list[
     return [result.folder for result in train(base, jobs, micro_batch=2, run_log=SilentLog())]
 
 
+def question(encoder: PromptEncoder, turns: Sequence[Turn], slot: int, reference: str) -> Question:
+    (turn,) = encoder.encode_turns([(turns, reference)])
+    return Question(turn.prompt, slot, turn.response)
+
+
 def questions(base: BaseModel) -> list[Question]:
     encoder = PromptEncoder(base.tokenizer, max_length=256)
-    return [
-        Question(encoder.encode_messages((Turn("user", f"ask {i} " * (i % 4 + 1)),)), i % 4, encoder.encode_response(f"yes {i}"))
-        for i in range(11)
-    ]
+    return [question(encoder, (Turn("user", f"ask {i} " * (i % 4 + 1)),), i % 4, f"yes {i}") for i in range(11)]
 
 
 def dialogue_questions(base: BaseModel) -> list[Question]:
@@ -69,17 +71,13 @@ def dialogue_questions(base: BaseModel) -> list[Question]:
     asked = []
     for number in range(3):
         turns = (Turn("user", f"ask {number}"), Turn("assistant", f"yes {number}"), Turn("user", "more"), Turn("assistant", "no"))
-        asked += [
-            Question(encoder.encode_messages(turns[:end]), slot, encoder.encode_response(turns[end].text))
-            for end in (3, 1)
-            for slot in (1, 2)
-        ]
+        asked += [question(encoder, turns[:end], slot, turns[end].text) for end in (3, 1) for slot in (1, 2)]
     return asked[::2] + asked[1::2]
 
 
 def questions_with_shared_prefixes(base: BaseModel) -> list[Question]:
     """Dialogues of three personas: all share a prefix, those of one persona a longer one, and one dialogue is only the prefix."""
-    encoder = PromptEncoder(base.tokenizer, max_length=256)
+    encoder = PromptEncoder(base.tokenizer, max_length=512)
     asked = []
     for who, n_dialogues in (("he likes tea " * 6, 4), ("she likes rain " * 9, 5), ("", 1)):
         for number in range(n_dialogues):
@@ -90,11 +88,7 @@ def questions_with_shared_prefixes(base: BaseModel) -> list[Question]:
                 Turn("assistant", "no"),
             )
             ends = [n for n, turn in enumerate(turns) if turn.role == "assistant"]
-            asked += [
-                Question(encoder.encode_messages(turns[:end]), slot, encoder.encode_response(turns[end].text))
-                for slot in (0, 1, 3)
-                for end in ends
-            ]
+            asked += [question(encoder, turns[:end], slot, turns[end].text) for slot in (0, 1, 3) for end in ends]
     return asked[::2] + asked[1::2]
 
 
@@ -285,7 +279,7 @@ def test_answers_are_embedded_in_batches_while_others_are_generated(base: BaseMo
     monkeypatch.setattr(answer, "EMBEDDED_AT_ONCE", 2)
     item = Item("i", "p", "test", (Turn("user", "ask"),), "yes")
     tasks = [Task("s", replace(item, id=str(number), reference=f"yes {number}")) for number in range(4)]
-    answerer = Answerer(base, Embeds(), EvaluationSettings(max_new_tokens=4), max_length=64)
+    answerer = Answerer(base, Embeds(), EvaluationSettings(max_new_tokens=4), ModelSettings(max_length=64))
     answerer.answer(tasks, {"s": Weights()}, metrics=("nll",), run_log=Log())
     assert happened == 4 * ["answered"]
     happened.clear()

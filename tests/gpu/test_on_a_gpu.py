@@ -45,7 +45,7 @@ def jobs(base: BaseModel, folder: Path, n: int, *, words: int = 3, recipe: Recip
             (Turn("user", "light " * ((i + number) % words + 1)), Turn("assistant", f"Set to {i * number}.")) for i in range(n_dialogues)
         ]
         spec = AdapterSpec(name=f"p{number}", persona_ids=(f"p{number}",), recipe=replace(recipe, seed=number))
-        jobs.append(TrainingJob(f"p{number}", spec, tuple(map(encoder.encode_dialogue, dialogues)), folder / f"p{number}"))
+        jobs.append(TrainingJob(f"p{number}", spec, tuple(encoder.encode_dialogues(dialogues)), folder / f"p{number}"))
     return jobs
 
 
@@ -130,10 +130,8 @@ def test_answers_with_cuda_graphs_equal_those_on_a_cpu(
     folders = [result.folder for result in train(on_gpu_base, jobs(on_gpu_base, tmp_path, 3))]
     captured.clear()
     encoder = PromptEncoder(on_cpu_base.tokenizer, max_length=256)
-    questions = [
-        Question(encoder.encode_messages((Turn("user", f"ask {'more ' * (n % 7)}{n}"),)), n % 4, encoder.encode_response(f"yes {n}"))
-        for n in range(24)
-    ]
+    turns = encoder.encode_turns([((Turn("user", f"ask {'more ' * (n % 7)}{n}"),), f"yes {n}") for n in range(24)])
+    questions = [Question(turn.prompt, n % 4, turn.response) for n, turn in enumerate(turns)]
     answers = []
     for base in (on_gpu_base, on_cpu_base):
         backend = inference_backend(base, [read_weights(folder) for folder in folders])
