@@ -11,6 +11,7 @@ from clusterlora.catalog import Catalog
 from clusterlora.chat.template import ChatTemplate
 from clusterlora.errors import BadSettings
 from clusterlora.models.hub import hub_snapshot
+from clusterlora.models.identity import revision_of
 from clusterlora.models.loading import Dtype, load_causal_lm
 from clusterlora.models.smollm2 import fetch_smollm2
 from clusterlora.models.weights import combined_sha256, weight_files
@@ -45,7 +46,7 @@ _LICENCES = {"smollm2-135m": "apache-2.0"}
 
 @dataclass(frozen=True, slots=True)
 class BaseModel:
-    """A frozen base model in memory. `revision` identifies its weights: their SHA-256, or the commit of a hub model."""
+    """A frozen base model in memory. `revision` identifies it: weights, configuration, tokenizer and chat template."""
 
     name: str
     revision: str
@@ -80,7 +81,7 @@ def base_licence(name: str) -> str:
 
 
 def base_revision(name: str) -> str:
-    """Return what identifies the weights behind a name, without loading them.
+    """Return what identifies the base model behind a name (weights, configuration, tokenizer, chat template), without loading it.
 
     Raises:
         ModelUnavailable: as `load_base`.
@@ -140,7 +141,7 @@ def multiplies_bfloat16(device_type: str) -> bool:
 
 
 def _find(name: str) -> tuple[Path, str]:
-    """Return the folder behind a name and the revision of its weights."""
+    """Return the folder behind a name and its revision."""
     if name in BASE_MODELS:
         folder = BASE_MODELS[name]()
     elif Path(name).is_dir():
@@ -149,5 +150,5 @@ def _find(name: str) -> tuple[Path, str]:
         # Subfolders of a repository hold other formats of the same weights.
         folder = hub_snapshot(name, kind="base model", alternatives=tuple(BASE_MODELS), ignore=("*/*",))
         weight_files(folder)
-        return folder, folder.name
-    return folder, combined_sha256(weight_files(folder))
+        return folder, revision_of(folder, folder.name)
+    return folder, revision_of(folder, combined_sha256(weight_files(folder)))

@@ -1,11 +1,12 @@
 """A causal language model and its tokenizer out of a folder of safetensors or GGUF; nothing remote, no code from the folder."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from clusterlora.errors import ModelUnavailable
+from clusterlora.models.checks import refuse_other_models, refuse_other_weights, refuse_tokens_without_embedding
 from clusterlora.models.weights import weight_files
 
 if TYPE_CHECKING:
@@ -13,31 +14,61 @@ if TYPE_CHECKING:
 
 Dtype = Literal["float32", "bfloat16"]
 
+_LOCAL: Mapping[str, Any] = {"trust_remote_code": False, "local_files_only": True}
 
-def load_causal_lm(folder: Path, *, dtype: Dtype) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-    """Return the model in `dtype` on the CPU, and its tokenizer.
+
+def load_causal_lm(folder: Path, *, dtype: Dtype, device: str = "cpu") -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    """Return the model in `dtype`, and its tokenizer.
+
+    Args:
+        device: where the weights are loaded to; `meta` reads their names and shapes only.
 
     Raises:
-        ModelUnavailable: no weights that may be loaded, or the folder asks for something this machine cannot do.
+        ModelUnavailable: no weights that may be loaded, others than the configuration asks for, another kind of model, or the folder asks
+            for something this machine cannot do.
     """
     import torch
-    from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
+
+    weights = weight_files(folder)
+    refuse_other_models(folder)
+    place: dict[str, Any] = {} if device == "cpu" else {"device_map": device}
+    if weights[0].suffix == ".gguf":
+        place = {"gguf_file": weights[0].name}
+    with _one_line(folder), _quiet():
+        model, info = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=getattr(torch, dtype), use_safetensors=True, output_loading_info=True, **_LOCAL, **place
+        )
+    refuse_other_weights(folder, info)
+    tokenizer = load_tokenizer(folder)
+    refuse_tokens_without_embedding(tokenizer, int(model.get_input_embeddings().weight.shape[0]))
+    if "gguf_file" in place:
+        _forget_quantization(model)
+    return model, tokenizer
+
+
+def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
+    """Return the tokenizer of a model folder. Raises ModelUnavailable as `load_causal_lm`."""
+    from transformers import AutoTokenizer
 
     weights = weight_files(folder)
     gguf = {"gguf_file": weights[0].name} if weights[0].suffix == ".gguf" else {}
-    local = {"trust_remote_code": False, "local_files_only": True}
+    with _one_line(folder), _quiet():
+        return AutoTokenizer.from_pretrained(folder, **_LOCAL, **gguf)
+
+
+@contextmanager
+def _one_line(folder: Path) -> Iterator[None]:
+    """Raise what a library says about a folder as ModelUnavailable, in one line."""
+    import torch
+    from safetensors import SafetensorError
+
     try:
-        with without_progress_bars():
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype), use_safetensors=True, **local, **gguf)
-            tokenizer = AutoTokenizer.from_pretrained(folder, **local, **gguf)
+        yield
     except torch.OutOfMemoryError:
         raise
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise ModelUnavailable(f"the model in {folder} cannot be loaded: {first_line(error)}") from error
-    if gguf:
-        _forget_quantization(model)
-    return model, tokenizer
 
 
 def _forget_quantization(model: Any) -> None:
@@ -53,6 +84,20 @@ def _forget_quantization(model: Any) -> None:
 def first_line(error: Exception) -> str:
     """Return the first line of a library's message, for our own one-line messages."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers' table of missing weights out of the log, beside its bars: what is wrong is raised."""
+    from transformers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        with without_progress_bars():
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 @contextmanager

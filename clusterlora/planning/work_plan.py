@@ -13,7 +13,7 @@ from clusterlora.methods.method import StudyView
 from clusterlora.planning.ladder import GATED, OWN, REFERENCE, decided_rung, gated, rungs
 from clusterlora.ports import Stores
 from clusterlora.settings import Rung, Study
-from clusterlora.training.cache_key import cache_keys
+from clusterlora.training.cache_key import cache_keys, settings_in_keys
 from clusterlora.values import AdapterComposition, AdapterSpec, Clustering, Dataset, MethodPlan, TrainedAdapter, digest
 
 IMPORTED = "imported_cluster"
@@ -107,7 +107,7 @@ def _work_plan(
     specs = {spec.name: spec for plan in plans for spec in plan.adapters}
     keys = cache_keys(tuple(specs.values()), dataset, base_revision=revision, model=study.model)
     evaluation = study.evaluation
-    answers = digest([revision, study.model, evaluation.max_new_tokens, evaluation.metrics, dataset.digest])
+    answers = digest([revision, settings_in_keys(study.model), evaluation.max_new_tokens, evaluation.metrics, dataset.digest])
     return WorkPlan(rung, seeds, specs, dict(keys), answers, apart)
 
 

@@ -17,6 +17,7 @@ from clusterlora.evaluation.generate import Question
 from clusterlora.evaluation.inference_backends import inference_backend
 from clusterlora.models.base import load_base
 from clusterlora.models.embedding import load_embedder
+from clusterlora.models.identity import is_same_base
 from clusterlora.models.stacked import Weights, combined_weights, read_weights
 from clusterlora.ports import Embedder
 from clusterlora.stores.routing_table import KeyedAdapter, KeyedComposition, RoutingTable, read_routing_table
@@ -50,7 +51,7 @@ class Router:
         table.refuse_other_weights({key: adapter_folders[key] for key in table.keys})
         self._table = table
         self._base = load_base(table.model.base, dtype=table.model.dtype, device=device)
-        if self._base.revision != table.base_revision:
+        if not is_same_base(table.base_revision, self._base.revision):
             raise ModelUnavailable(
                 f"base model {table.model.base!r} here has revision {self._base.revision}, the adapters of study {table.study!r} were "
                 f"trained on {table.base_revision}; install that one"

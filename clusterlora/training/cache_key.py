@@ -1,13 +1,29 @@
 """An adapter's cache key: a hash of everything that determines its weights. An adapter with a known key is never trained again."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
 from functools import cache
+from typing import Any
 
 from clusterlora.settings import ModelSettings
 from clusterlora.values import AdapterSpec, Dataset, Split, digest
 
 ENGINE_VERSION = 2
 """Increment it when the same inputs give other weights."""
+_OF_TEMPLATE = ("template_arguments", "template_date")
+
+
+def settings_in_keys(model: ModelSettings) -> Mapping[str, Any]:
+    """Return the settings of the base as they enter a key: those of its chat template only where they are given.
+
+    A key that was recorded without them stays what it was.
+    """
+    return {name: value for name, value in _values(model) if name not in _OF_TEMPLATE or value}
+
+
+def _values(model: ModelSettings) -> Iterator[tuple[str, Any]]:
+    for field in fields(model):
+        yield field.name, getattr(model, field.name)
 
 
 def cache_keys(specs: Sequence[AdapterSpec], dataset: Dataset, *, base_revision: str, model: ModelSettings) -> Mapping[str, str]:
@@ -18,6 +34,7 @@ def cache_keys(specs: Sequence[AdapterSpec], dataset: Dataset, *, base_revision:
     spec_by_name = {spec.name: spec for spec in specs}
     personas = dataset.by_id()
     keys: dict[str, str] = {}
+    template = [(name, value) for name, value in settings_in_keys(model).items() if name in _OF_TEMPLATE]
 
     @cache
     def data_digest(persona_id: str, split: Split, *, persona_in_prompt: bool) -> str:
@@ -40,7 +57,7 @@ def cache_keys(specs: Sequence[AdapterSpec], dataset: Dataset, *, base_revision:
                     **merged,
                     "engine": ENGINE_VERSION,
                     "base": base_revision,
-                    "prompt": (model.dtype, model.system_prompt, model.max_length),
+                    "prompt": (model.dtype, model.system_prompt, model.max_length, *template),
                     "data": [data_digest(p, split, persona_in_prompt=persona_in_prompt) for split in splits for p in spec.persona_ids],
                     "recipe": spec.recipe,
                     "kind": spec.kind,

@@ -1,0 +1,96 @@
+"""What a base model must be before anything is trained on it, told without reading its weights into memory."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clusterlora.errors import BadSettings, ModelUnavailable
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_NAMED = 3
+"""Weights named in a message; the rest are counted."""
+
+
+def refuse_other_models(folder: Path) -> None:
+    """Check that a folder holds a causal language model over text, and nothing that would be put on top of it.
+
+    Raises:
+        ModelUnavailable: an adapter beside the weights, another head, an encoder, or a model of images or sound as well.
+    """
+    if (folder / "adapter_config.json").is_file():
+        raise ModelUnavailable(
+            f"base model folder {folder} also holds an adapter (adapter_config.json), which would become part of the base; "
+            "move the adapter's files elsewhere, or merge it (merge_and_unload) and save the whole as a new folder"
+        )
+    config = _config(folder)
+    if modality := next((name for name in ("vision_config", "audio_config") if config.get(name)), None):
+        raise ModelUnavailable(
+            f"base model {folder} reads more than text ({modality} in config.json); use the text-only model of its family, or save its "
+            "language model alone"
+        )
+    if config.get("is_encoder_decoder"):
+        raise ModelUnavailable(f"base model {folder} is an encoder-decoder (config.json); use a decoder that continues text")
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    architectures = config.get("architectures") or []
+    if architectures and not set(architectures) & set(_flat(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())):
+        raise ModelUnavailable(
+            f"base model {folder} is a {architectures[0]} (config.json), which predicts no next token; use one whose architecture ends in "
+            "ForCausalLM"
+        )
+
+
+def refuse_other_weights(folder: Path, loading_info: Mapping[str, Any]) -> None:
+    """Check that a checkpoint had exactly the weights that its configuration asks for. Raises ModelUnavailable with their names."""
+    for kind, what, fix in (
+        ("missing_keys", "lacks", "they would be random numbers"),
+        ("unexpected_keys", "also holds", "they would be left out"),
+        ("mismatched_keys", "has of another shape", "they would be random numbers"),
+    ):
+        names = sorted(str(name[0]) if isinstance(name, tuple) else str(name) for name in loading_info.get(kind) or ())
+        if names:
+            more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+            raise ModelUnavailable(
+                f"the checkpoint in {folder} {what} {', '.join(names[:_NAMED])}{more}, and {fix}; "
+                "bring config.json and the weights of one model together"
+            )
+
+
+def refuse_tokens_without_embedding(tokenizer: "PreTrainedTokenizerBase", n_embeddings: int) -> None:
+    """Check that every token of a tokenizer has a row in the model's embedding. Raises ModelUnavailable."""
+    n_tokens = max(tokenizer.get_vocab().values()) + 1
+    if n_tokens > n_embeddings:
+        raise ModelUnavailable(
+            f"the tokenizer of {tokenizer.name_or_path} has {n_tokens} tokens, the model's embedding {n_embeddings}: tokens were added; "
+            "call model.resize_token_embeddings(len(tokenizer)) and save the model again"
+        )
+
+
+def refuse_too_long(name: str, config: Any, *, max_length: int, max_new_tokens: int) -> None:
+    """Check that prompt and answer fit into the positions that a base model knows. Raises BadSettings."""
+    text = config.get_text_config()
+    n_positions = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None)
+    if n_positions is not None and max_length + max_new_tokens > n_positions:
+        raise BadSettings(
+            f"model.max_length = {max_length} and evaluation.max_new_tokens = {max_new_tokens} are more than the {n_positions} positions of "
+            f"base model {name}; lower model.max_length to {n_positions - max_new_tokens} at most"
+        )
+
+
+def _config(folder: Path) -> Mapping[str, Any]:
+    """Return the configuration of a model folder; empty for a GGUF file, which has its own."""
+    file = folder / "config.json"
+    if not file.is_file():
+        return {}
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelUnavailable(f"{file} is not JSON ({error}); get it again from where the model comes from") from error
+
+
+def _flat(names: Any) -> Iterator[str]:
+    for name in names:
+        yield from (name if isinstance(name, tuple) else (name,))

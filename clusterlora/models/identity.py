@@ -1,0 +1,68 @@
+"""What identifies a base model: its weights, and every file beside them that changes what it answers."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from clusterlora.errors import ModelUnavailable
+from clusterlora.models.weights import file_sha256
+from clusterlora.values import digest
+
+_FILES = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "*.model",
+    "chat_template.jinja",
+    "chat_template.json",
+    "additional_chat_templates/*.jinja",
+)
+_SETTINGS = frozenset({"config.json", "generation_config.json", "tokenizer_config.json"})
+_OF_NO_ACCOUNT = frozenset({"transformers_version", "_name_or_path"})
+"""Settings that say who wrote a file, and where."""
+
+_PUBLISHED = {
+    "cbf5e842aada2e8ec1e8903196bfa5c1c1147bd5d5f31412b6b07fa8939cf8cc": "7eee080c9a194161",  # homelm
+    "7ef915c9bf9d94d8d70211970476878352a5b95855c589ae987916d7a455242b": "9d96c873e55931da",  # smollm2-135m
+}
+"""The bases that come with this package, by the SHA-256 of their weights, and the digest of their other files. Their weights alone are
+their revision: studies, adapters and registered models are recorded under it."""
+
+
+def revision_of(folder: Path, weights: str) -> str:
+    """Return what identifies a base model: `weights` (their SHA-256, or a hub's commit), a dash, and the digest of the other files.
+
+    Raises:
+        ModelUnavailable: a file of settings is not JSON.
+    """
+    others = digest([(str(file.relative_to(folder)), _content(file)) for file in _files(folder)])
+    return weights if _PUBLISHED.get(weights) == others else f"{weights}-{others}"
+
+
+def is_same_base(recorded: str, revision: str) -> bool:
+    """Return whether a base model of this revision is the one that was recorded, be it by its weights alone."""
+    return revision == recorded or revision.startswith(f"{recorded}-")
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    for pattern in _FILES:
+        yield from sorted(folder.glob(pattern))
+
+
+def _content(file: Path) -> str:
+    """Return what a file says, as a hash; of settings, without those that change nothing."""
+    if file.name not in _SETTINGS:
+        return file_sha256(file)
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelUnavailable(f"{file} is not JSON ({error}); get it again from where the model comes from") from error
+    kept = {name: value for name, value in settings.items() if name not in _OF_NO_ACCOUNT}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
