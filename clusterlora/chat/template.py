@@ -31,6 +31,9 @@ _REASONING = {
 
 _Shape = tuple[tuple[Role, str, str], ...]
 """A conversation without its words: role, leading and trailing white space of every turn. Renderings depend on nothing else."""
+_SYSTEM: tuple[Role, str, str] = ("system", "", "")
+_USER: tuple[Role, str, str] = ("user", "", "")
+_ASSISTANT: tuple[Role, str, str] = ("assistant", "", "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +64,11 @@ class ChatTemplate:
         self._tokenizer = tokenizer
         self.source = frozen_source(template_source(tokenizer), arguments, date)
         self._parts_by_shape: dict[tuple[_Shape, bool], list[str | int]] = {}
-        user, assistant = ("user", "", ""), ("assistant", "", "")
-        written = "".join(str(part) for part in self._render((user, assistant, user), generation=True))
+        written = "".join(str(part) for part in self._render((_USER, _ASSISTANT, _USER), generation=True))
         self.control = ControlTokens(_control_tokens(tokenizer, self.source + written))
-        self.has_system_role = self._takes((("system", "", ""), user))
-        self.needs_alternation = not self._takes((user, user)) or not self._takes((user, assistant, assistant, user))
-        self.may_begin_with_assistant = self._takes((assistant, user))
+        self.has_system_role = self._takes((_SYSTEM, _USER))
+        self.needs_alternation = not self._takes((_USER, _USER)) or not self._takes((_USER, _ASSISTANT, _ASSISTANT, _USER))
+        self.may_begin_with_assistant = self._takes((_ASSISTANT, _USER))
         self._default_end = self._end()
         self.end_token: str = self.control.last(self._default_end)
         """The token that ends an assistant's turn."""
@@ -135,10 +137,9 @@ class ChatTemplate:
 
     def _end(self) -> str:
         """Return the end of a turn after which nothing comes, of one that a user's turn follows, or the tokenizer's end of a text."""
-        user, assistant = ("user", "", ""), ("assistant", "", "")
-        if end := self._cut_tail(self._render((user, assistant), generation=False)[4:]):
+        if end := self._cut_tail(self._render((_USER, _ASSISTANT), generation=False)[4:]):
             return end.lstrip()
-        before, _, _, _, between, *_ = map(str, self._render((user, assistant, user), generation=False))
+        before, _, _, _, between, *_ = map(str, self._render((_USER, _ASSISTANT, _USER), generation=False))
         # What stands before every user turn is the header of a user turn, not the end of the turn before.
         n_header = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(reversed(before), reversed(between), strict=False)))
         if end := self._cut_tail([between[: len(between) - n_header]]):
@@ -151,7 +152,7 @@ class ChatTemplate:
         )
 
     def _refuse_open_reasoning(self) -> None:
-        text = _after_last_placeholder(self._render((("user", "", ""),), generation=True))
+        text = _after_last_placeholder(self._render((_USER,), generation=True))
         for opens, closes in _REASONING.items():
             if text.rfind(opens) > text.rfind(closes):
                 raise ModelUnavailable(

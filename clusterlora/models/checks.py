@@ -75,7 +75,7 @@ def refuse_too_long(name: str, config: Any, *, max_length: int, max_new_tokens: 
     n_positions = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None)
     if n_positions is not None and max_length + max_new_tokens > n_positions:
         raise BadSettings(
-            f"model.max_length = {max_length} and evaluation.max_new_tokens = {max_new_tokens} are more than the {n_positions} positions of "
+            f"model.max_length = {max_length} and evaluation.max_new_tokens = {max_new_tokens} exceed the {n_positions} positions of "
             f"base model {name}; lower model.max_length to {n_positions - max_new_tokens} at most"
         )
 

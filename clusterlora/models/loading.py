@@ -36,9 +36,10 @@ def load_causal_lm(folder: Path, *, dtype: Dtype, device: str = "cpu") -> "tuple
     if weights[0].suffix == ".gguf":
         place = {"gguf_file": weights[0].name}
     with _one_line(folder), _quiet():
-        model, info = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder, dtype=getattr(torch, dtype), use_safetensors=True, output_loading_info=True, **_LOCAL, **place
         )
+    model, info = loaded
     refuse_other_weights(folder, info)
     tokenizer = load_tokenizer(folder)
     refuse_tokens_without_embedding(tokenizer, int(model.get_input_embeddings().weight.shape[0]))
