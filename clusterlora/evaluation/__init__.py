@@ -1,1 +1,1 @@
-"""Answering every item under one protocol, and scoring the answers."""
+"""Answering items with many adapters in one batch, and scoring the answers."""

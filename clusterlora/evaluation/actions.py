@@ -1,7 +1,7 @@
-"""What an answer says it does to the devices of a home: which ones it names, and what it sets to which value.
+"""Extracts from an answer the devices of a home that it names, and the parameters that it sets.
 
-Read by rules, sentence by sentence, as devices, names of parameters and values in the order they are said. Numbers are read as
-digits. A question sets nothing and is left out, so "What temperature would you like?" is no action.
+A rule-based parser reads devices, parameter names and values in their order, sentence by sentence; numbers must be digits. Questions
+are skipped: "What temperature would you like?" sets nothing.
 """
 
 import re
@@ -30,7 +30,7 @@ _OWNERS: Mapping[str, Mapping[str, str]] = {
     "input": {"tv": "input_source"},
     "equalizer": {"speaker": "equalizer"},
 }
-"""What a parameter is called, and whose it can be under which name."""
+"""Per parameter name: the devices that have it, and what it is called there."""
 
 _NUMERIC = ("temperature", "fan", "volume", "brightness")
 
@@ -57,10 +57,10 @@ _WORDS: Mapping[str, tuple[str, Mapping[str, str]]] = {
 }
 
 _UNNAMED = {"lights": "brightness", "speaker": "volume", "tv": "volume", "security": "volume", "ac": "temperature"}
-"""What a number means right behind a device when nothing says so."""
+"""The parameter of a number that directly follows a device."""
 
 _DEGREES = range(16, 31)
-"""What an air conditioning can be set to: tells a temperature from other numbers that nothing names."""
+"""Temperatures that an air conditioning can be set to; other unnamed numbers near it are not temperatures."""
 
 
 def _group(prefix: str, patterns: Mapping[str, str]) -> str:
@@ -87,7 +87,7 @@ _SENTENCE = re.compile(r"[^.!?;\n]*(?:[.!?;](?!\s)[^.!?;\n]*)*[.!?;\n]*")
 
 @dataclass(frozen=True, slots=True)
 class Actions:
-    """The devices that a text names in statements, and the last value of every (device, parameter) that it sets."""
+    """The devices that a text names, and the last value of every (device, parameter) that it sets."""
 
     devices: frozenset[str]
     settings: Mapping[tuple[str, str], Value]
@@ -95,28 +95,28 @@ class Actions:
 
 @lru_cache(maxsize=16_384)
 def actions(text: str) -> Actions:
-    """Return what the text names and sets; both are empty for a text about something else.
+    """Return the devices that the text names and the parameters that it sets.
 
-    Kept for the texts read last: every method and metric reads the same references.
+    Cached, because every method and metric parses the same references.
     """
-    reader = _Reader()
+    parser = _Parser()
     for sentence in _SENTENCE.findall(text):
         if not sentence.rstrip(" \"'»”").endswith("?"):
-            reader.read([_Token.of(match) for match in _TOKEN.finditer(sentence)])
-    return Actions(frozenset(reader.named) | {device for device, _ in reader.settings}, reader.settings)
+            parser.parse([_Token.of(match) for match in _TOKEN.finditer(sentence)])
+    return Actions(frozenset(parser.named) | {device for device, _ in parser.settings}, parser.settings)
 
 
-def overlap_f1(found: Set[Hashable], wanted: Set[Hashable]) -> float:
-    """Return F1 of two sets, in 0..1; two empty sets agree."""
-    return 2 * len(found & wanted) / (len(found) + len(wanted)) if found or wanted else 1.0
+def overlap_f1(answer: Set[Hashable], reference: Set[Hashable]) -> float:
+    """Return F1 of two sets, in 0..1; two empty sets score 1."""
+    return 2 * len(answer & reference) / (len(answer) + len(reference)) if answer or reference else 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class _Token:
-    """A device, a parameter's name, a value of words or a number, and where it stands in its sentence."""
+    """A device, a parameter name, a word value or a number, with its offsets in the sentence."""
 
     kind: str
-    said: str
+    name: str
     start: int
     end: int
     number: float = 0.0
@@ -125,9 +125,9 @@ class _Token:
 
     @classmethod
     def of(cls, match: re.Match[str]) -> "_Token":
-        kind, _, said = str(match.lastgroup).partition("_")
+        kind, _, name = str(match.lastgroup).partition("_")
         if kind != "number":
-            return cls(kind, said, match.start(), match.end())
+            return cls(kind, name, match.start(), match.end())
         return cls(
             kind,
             "",
@@ -139,63 +139,63 @@ class _Token:
         )
 
 
-def _names(tokens: Sequence[_Token], place: int, *, after: _Token) -> bool:
-    """Return whether the token of that place names a parameter of numbers right behind another, as in "70% brightness"."""
-    return place < len(tokens) and tokens[place].said in _NUMERIC and tokens[place].start - after.end <= 1
+def _names_parameter(tokens: Sequence[_Token], index: int, *, after: _Token) -> bool:
+    """Return whether a token names a numeric parameter directly after another token, as in "70% brightness"."""
+    return index < len(tokens) and tokens[index].name in _NUMERIC and tokens[index].start - after.end <= 1
 
 
-class _Reader:
-    """Gathers settings over the sentences of one text."""
+class _Parser:
+    """Collects devices and settings over the sentences of one text."""
 
     def __init__(self) -> None:
         self.named: list[str] = []
         self.settings: dict[tuple[str, str], Value] = {}
 
-    def read(self, tokens: Sequence[_Token]) -> None:
-        """Read one sentence's tokens. `waiting` is the parameter that has been named and has no number yet."""
+    def parse(self, tokens: Sequence[_Token]) -> None:
+        """Parse one sentence. `pending` is a parameter that was named and has no number yet."""
         n_before = len(self.named)
-        waiting, consumed = None, -1
-        for place, token in enumerate(tokens):
-            ahead = [other.said for other in tokens[place + 1 :] if other.kind == "device"]
+        pending, consumed = None, -1
+        for index, token in enumerate(tokens):
+            after = [other.name for other in tokens[index + 1 :] if other.kind == "device"]
             if token.kind == "device":
-                self.named.append(token.said)
-                waiting = waiting if waiting and token.said in _OWNERS[waiting] else None
-            elif token.kind == "name" and token.said in _NUMERIC and place != consumed:
-                waiting = token.said
+                self.named.append(token.name)
+                pending = pending if pending and token.name in _OWNERS[pending] else None
+            elif token.kind == "name" and token.name in _NUMERIC and index != consumed:
+                pending = token.name
             elif token.kind == "word":
-                self._set_word(tokens, place, here=self.named[n_before:], ahead=ahead)
+                self._set_word(tokens, index, before=self.named[n_before:], after=after)
             elif token.kind == "number":
-                name = "temperature" if token.unit == "°" else waiting
-                if name is None and _names(tokens, place + 1, after=token):
-                    name, consumed = tokens[place + 1].said, place + 1
-                if name := name or self._unnamed(token, tokens[place - 1] if place else None):
-                    self._set(_OWNERS[name], token.number, here=self.named[n_before:], ahead=ahead)
-                waiting = None
+                name = "temperature" if token.unit == "°" else pending
+                if name is None and _names_parameter(tokens, index + 1, after=token):
+                    name, consumed = tokens[index + 1].name, index + 1
+                if name := name or self._implied_parameter(token, tokens[index - 1] if index else None):
+                    self._set(_OWNERS[name], token.number, before=self.named[n_before:], after=after)
+                pending = None
 
-    def _unnamed(self, token: _Token, before: _Token | None) -> str | None:
-        """Return what a number means that no parameter's name stands next to; None when it may be about anything."""
+    def _implied_parameter(self, token: _Token, previous: _Token | None) -> str | None:
+        """Return the parameter of a number without a parameter name; None if it may be about anything."""
         device = self.named[-1] if self.named else None
-        follows_device = before is not None and before.kind == "device" and token.start - before.end <= 1
+        follows_device = previous is not None and previous.kind == "device" and token.start - previous.end <= 1
         if device is None or not (token.unit or token.is_linked or follows_device):
             return None
         return None if device == "ac" and token.number not in _DEGREES else _UNNAMED[device]
 
-    def _set_word(self, tokens: Sequence[_Token], place: int, *, here: Sequence[str], ahead: Sequence[str]) -> None:
-        """Set a value of words. Without its parameter's name beside it, it needs a device in its sentence: "warm" is not always light."""
-        word = tokens[place].said
+    def _set_word(self, tokens: Sequence[_Token], index: int, *, before: Sequence[str], after: Sequence[str]) -> None:
+        """Set a word value. Without its parameter's name next to it, it needs a device in its sentence: "warm" is not always a light."""
+        word = tokens[index].name
         owners = _WORDS[word][1]
-        beside = [tokens[i].said for i in (place + 1, place - 1) if 0 <= i < len(tokens) and tokens[i].kind == "name"]
-        for name in beside:
+        adjacent = [tokens[i].name for i in (index + 1, index - 1) if 0 <= i < len(tokens) and tokens[i].kind == "name"]
+        for name in adjacent:
             if shared := {device: parameter for device, parameter in owners.items() if _OWNERS[name].get(device) == parameter}:
-                self._set(shared, word, here=here, ahead=ahead)
+                self._set(shared, word, before=before, after=after)
                 return
-        in_sentence = {device: parameter for device, parameter in owners.items() if device in here or device in ahead}
+        in_sentence = {device: parameter for device, parameter in owners.items() if device in before or device in after}
         if in_sentence:
-            self._set(in_sentence, word, here=here, ahead=ahead)
+            self._set(in_sentence, word, before=before, after=after)
 
-    def _set(self, owners: Mapping[str, str], value: Value, *, here: Sequence[str], ahead: Sequence[str]) -> None:
-        """Give the value to the nearest owner: before it in the sentence, behind it, in an earlier sentence, or the only one there is."""
-        nearest = [*reversed(here), *ahead, *reversed(self.named), *(owners if len(owners) == 1 else ())]
+    def _set(self, owners: Mapping[str, str], value: Value, *, before: Sequence[str], after: Sequence[str]) -> None:
+        """Set the parameter of the nearest owner: earlier in the sentence, later in it, in an earlier sentence, or the only owner."""
+        nearest = [*reversed(before), *after, *reversed(self.named), *(owners if len(owners) == 1 else ())]
         device = next((device for device in nearest if device in owners), None)
         if device is not None:
             self.settings[device, owners[device]] = value

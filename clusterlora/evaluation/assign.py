@@ -1,4 +1,4 @@
-"""Cluster or unified for somebody no adapter was trained on, by how well each predicts the answers in a few examples of theirs."""
+"""Assigns a new persona to a cluster's adapter or to unified, by the likelihood of a few of its examples under each."""
 
 from dataclasses import dataclass
 
@@ -8,15 +8,15 @@ from jaxtyping import Float
 from clusterlora.evaluation.select import select_arm
 
 MARGIN_SE = 1.0
-"""Standard errors by which a cluster's gain over unified must exceed zero before the person leaves unified."""
+"""Standard errors by which a cluster's gain over unified must exceed zero to be chosen."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """Who is to answer: a cluster, or unified (`cluster` is None).
+    """The adapter that answers: a cluster's, or unified (`cluster` is None).
 
-    `nearest` is that cluster, or for who stays with unified the one that predicts the examples best. `gain` is its mean paired gain over
-    unified in nats per response token, `standard_error` the gain's; one example has none.
+    `nearest` is the chosen cluster, or under unified the one with the highest likelihood. `gain` is its mean paired gain over unified in
+    nats per response token, with its `standard_error`, which is None for a single example.
     """
 
     cluster: int | None
@@ -26,15 +26,15 @@ class Choice:
 
     @property
     def gain_in_standard_errors(self) -> float | None:
-        """How many standard errors the gain is; None when there is no spread to tell by."""
+        """The gain divided by its standard error; None without spread."""
         return self.gain / self.standard_error if self.standard_error else None
 
 
 def choose(losses: Float[np.ndarray, "example arm"], *, margin_se: float = MARGIN_SE) -> Choice:
-    """Return the choice by a person's examples; arm 0 is unified, arm k + 1 is cluster k.
+    """Return the choice for a persona's examples; arm 0 is unified, arm k + 1 is cluster k.
 
-    A person leaves unified for the cluster with the largest mean gain among those whose gain exceeds `margin_se` standard errors. One
-    example has no standard error, and its NLL varies more from answer to answer than from adapter to adapter, so it moves nobody.
+    Of the clusters whose gain exceeds `margin_se` standard errors, the one with the largest mean gain is chosen, without any unified. A
+    single example has no standard error, and NLL varies more between answers than between adapters, so it always chooses unified.
 
     Args:
         losses: mean negative log-likelihood per response token, in nats, of each example under each arm.

@@ -1,4 +1,4 @@
-"""Tables in Markdown whose cells may hold anything: persona ids are data."""
+"""Markdown tables whose cells may contain any text: persona ids are data."""
 
 import re
 from collections.abc import Sequence
@@ -8,13 +8,13 @@ _TAG = re.compile(r"<(?=[A-Za-z/!?])")
 
 
 def cell(text: str) -> str:
-    """Return text that stays inside one cell and shows as it is: no row break, HTML, link or code."""
+    """Return text escaped for one cell: no row break, HTML, link or code."""
     one_line = " ".join(text.split()).replace("&", "&amp;")
     return _TAG.sub("&lt;", one_line.translate(_ESCAPES))
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[bool]) -> str:
-    """Return a table with escaped cells; `right` says which columns are aligned to the right."""
+    """Return a table with escaped cells; `right` marks right-aligned columns."""
     lines = [
         "| " + " | ".join(cell(name) for name in header) + " |",
         "|" + "|".join("---:" if is_right else "---" for is_right in right) + "|",

@@ -1,4 +1,4 @@
-"""What a metric is: a number per answer, and how to read it."""
+"""The metric type: a score per answer, and how to interpret it."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,11 +13,10 @@ from clusterlora.ports import Embedder
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scorable:
-    """Answers ready to be scored, item by item.
+    """Answers to be scored, one per item.
 
-    `nll` is the mean negative log-likelihood per token of each reference under the answering model, in nats; only the model pass knows it,
-    and `prompt_tokens`, the length of each prompt as it was read.
-    `persona_ids` says whom each answer is for, and `train` what everybody was answered with in training; few metrics ask.
+    `nll` is the mean negative log-likelihood per token of each reference under the answering model, in nats, and `prompt_tokens` the length
+    of each prompt; both come from the model pass. `persona_ids` and `train` are only needed by metrics that compare with train responses.
     """
 
     texts: Sequence[str]
@@ -28,15 +27,15 @@ class Scorable:
     train: TrainResponses | None = None
     prompt_tokens: Sequence[int] | None = None
 
-    def held_against_train(self, metric: str) -> tuple[Sequence[str], TrainResponses]:
-        """Return whom each answer is for, and the train responses.
+    def require_train(self, metric: str) -> tuple[Sequence[str], TrainResponses]:
+        """Return each answer's persona id, and the train responses.
 
         Raises:
-            BadData: either was not given; names the metric that needs them.
+            BadData: either is missing; names the metric that needs them.
         """
         if self.persona_ids is None or self.train is None:
             missing = "train responses" if self.train is None else "persona ids"
-            raise BadData(f"metric {metric} needs every item's persona and the personas' train responses, found no {missing}; give both")
+            raise BadData(f"metric {metric} needs every item's persona and the personas' train responses, and has no {missing}; give both")
         return self.persona_ids, self.train
 
 
@@ -44,7 +43,7 @@ class Scorable:
 class Metric:
     """A score per item. Values of a `percent` metric lie in 0..1 and are formatted times 100.
 
-    What `embeds` reads embeddings of answers and references, which are made while answers come in.
+    `embeds` marks metrics of embeddings: answers and references are embedded while other answers are generated.
     """
 
     name: str
@@ -55,6 +54,6 @@ class Metric:
     embeds: bool = False
 
     def format(self, value: float, *, signed: bool = False) -> str:
-        """Return the value as people read it: percent with two decimals, anything else with three."""
+        """Return the value as text: percent with two decimals, anything else with three."""
         sign = "+" if signed else ""
         return f"{100 * value:{sign}.2f}" if self.percent else f"{value:{sign}.3f}"

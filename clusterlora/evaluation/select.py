@@ -1,4 +1,4 @@
-"""Choosing among a method's arms on val scores. Test scores cannot get here: the function is not given any."""
+"""Selection among a method's arms on val scores; test scores are no argument."""
 
 from collections.abc import Sequence
 
@@ -9,9 +9,8 @@ from jaxtyping import Float
 def select_arm(val_scores: Sequence[Float[np.ndarray, " item"]], *, higher_is_better: bool, margin_se: float) -> int:
     """Return the index of the arm to answer with; 0 is the default arm.
 
-    Another arm is chosen when its mean is better than the default's by more than `margin_se` standard errors of the paired
-    difference; among several, the one with the best mean. With one val item there is no standard error, and the default stays
-    whenever a margin is asked for.
+    Another arm is chosen if its mean is better than the default's by more than `margin_se` standard errors of the paired difference; of
+    several, the one with the best mean. A single val item has no standard error, so with a margin the default is chosen.
 
     Args:
         val_scores: one array per arm, the same val items in the same order.

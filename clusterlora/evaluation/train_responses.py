@@ -1,4 +1,4 @@
-"""What personas were answered with in their train dialogues, for the metrics that hold answers against it."""
+"""The personas' train responses, for metrics that compare answers with them."""
 
 from collections.abc import Iterable, Mapping
 from functools import cached_property
@@ -7,9 +7,9 @@ from clusterlora.values import Persona
 
 
 class TrainResponses:
-    """Every persona's train responses, collected when a metric first asks. Test and val responses cannot be had from it.
+    """Every persona's train responses, collected on first use; it gives no access to val and test responses.
 
-    One object stands for one set of texts: a metric may keep what it worked out for as long as the object lives.
+    An object's texts never change, so a metric may cache results by object.
     """
 
     def __init__(self, personas: Iterable[Persona]) -> None:
@@ -17,7 +17,7 @@ class TrainResponses:
 
     @cached_property
     def by_persona(self) -> Mapping[str, tuple[str, ...]]:
-        """The responses by persona id, dialogue after dialogue; those without any have an empty tuple."""
+        """The responses by persona id, in dialogue order; an empty tuple for personas without any."""
         return {
             persona.id: tuple(turn.text for dialogue in persona.of_split("train") for turn in dialogue.turns if turn.role == "assistant")
             for persona in self._personas

@@ -1,4 +1,4 @@
-"""Words, as every metric that counts them sees them."""
+"""Word tokenisation, shared by all metrics that count words."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -12,5 +12,5 @@ def words(text: str) -> list[str]:
 
 
 def n_grams(sequence: Sequence[str], n: int) -> Iterator[tuple[str, ...]]:
-    """Yield every run of n neighbouring words, in order; none when there are fewer words."""
+    """Yield every n-gram in order; none if there are fewer than n words."""
     return zip(*(sequence[start:] for start in range(n)), strict=False)

@@ -1,1 +1,1 @@
-"""Where base and embedding models come from: shipped here, in a wheel, on the hub or in a folder. Safetensors or GGUF, never pickle."""
+"""Base and embedding models: loading (shipped, wheel, hub or folder; safetensors or GGUF, never pickle), and the decoder."""

@@ -1,7 +1,7 @@
-"""How homelm, the base model inside this package, is made: a tokenizer and a small Llama trained on invented home dialogues.
+"""Builds homelm, the base model shipped in this package: a tokenizer and a small Llama trained on synthetic home dialogues.
 
-The people it learns from are in no study, and each likes something else: what is left to learn is how an answer is put
-together, every manner of speaking, every value a device takes, and to do what was asked. Nobody's preferences survive.
+Its training personas are in no study, and their preferences differ, so what it can learn is the form of an answer, every style, the
+values of the devices, and to do what is asked, but no persona's preferences.
 """
 
 import math
@@ -32,14 +32,14 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-"""One token per role and one per end of turn: a rendering is a prefix of every rendering that carries it on."""
+"""One token per role and per end of turn: a rendering is a prefix of the rendering of every continuation."""
 
 Conversation = tuple[Turn, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HomelmPlan:
-    """The size of homelm and of its training."""
+    """The sizes of homelm, of its data and of its training."""
 
     vocabulary: int = 1024
     layers: int = 2
@@ -57,14 +57,14 @@ class HomelmPlan:
     warmup_steps: int = 150
     weight_decay: float = 0.1
     prompt_weight: float = 0.2
-    """Weight of a token the assistant did not say; its own words weigh 1."""
+    """Loss weight of tokens outside assistant turns; assistant tokens have weight 1."""
 
 
 def build(out: Path, *, seed: int = 0, log: RunLog, plan: HomelmPlan = HomelmPlan()) -> dict[str, Any]:
-    """Write homelm as a save_pretrained folder with its model card, and return the facts of the run.
+    """Write homelm as a save_pretrained folder with its model card; return the settings and results of the build.
 
-    With one thread on one machine, the same seed and plan give the same bytes. Weights also depend on the floating-point
-    library and the number of threads, so a rebuild elsewhere is to be compared by held-out loss, not bit by bit.
+    On one machine with one thread, the same seed and plan give the same bytes. Weights also depend on the floating-point library and the
+    number of threads: compare a rebuild elsewhere by held-out loss, not bitwise.
     """
     rng = Random(f"{seed}/homelm")
     conversations = _conversations(seed, plan.personas, plan.dialogues, rng)
@@ -80,16 +80,16 @@ def build(out: Path, *, seed: int = 0, log: RunLog, plan: HomelmPlan = HomelmPla
 
     shipped, tokenizer = load_causal_lm(out, dtype="float32")
     encoder = PromptEncoder(tokenizer, max_length=plan.max_positions)
-    facts = {
+    results = {
         "seed": seed,
         **asdict(plan),
         "parameters": sum(p.numel() for p in model.parameters()),
         "train_conversations": len(sequences),
         "train_tokens_seen": plan.steps * plan.tokens_per_step,
-        **_held_out_facts(shipped.eval(), tokenizer, encoder, held_out),
+        **_held_out_results(shipped.eval(), tokenizer, encoder, held_out),
     }
-    (out / "README.md").write_text(model_card(facts), encoding="utf-8")
-    return facts
+    (out / "README.md").write_text(model_card(results), encoding="utf-8")
+    return results
 
 
 def train_tokenizer(texts: Sequence[str], vocabulary: int) -> "PreTrainedTokenizerBase":
@@ -114,30 +114,35 @@ def train_tokenizer(texts: Sequence[str], vocabulary: int) -> "PreTrainedTokeniz
 
 
 def _conversations(seed: int, n_personas: int, n_dialogues: int, rng: Random) -> list[Conversation]:
-    """Return what invented people of the population `seed` said, with the variety of prompts that studies bring.
+    """Return dialogues of synthetic personas, with the variety of prompts that studies have.
 
-    A third of the people are described in the system turn; some conversations go without surroundings, and some carry on
-    earlier dialogues of the same person, so that long prompts and examples given in the prompt are nothing strange.
+    A third of the personas are described in the system turn; some dialogues lack their context, and some follow earlier dialogues of the
+    same persona, so that the model also learns long prompts and examples in the prompt.
     """
     population = generate(
         SyntheticSettings(
-            cluster_sizes=(n_personas,), dialogues=n_dialogues, cluster_share=0.0, persona_share=0.95, noise_share=0.05, seed=_people(seed)
+            cluster_sizes=(n_personas,),
+            dialogues=n_dialogues,
+            cluster_share=0.0,
+            persona_share=0.95,
+            noise_share=0.05,
+            seed=_population_seed(seed),
         )
     )
     conversations: list[Conversation] = []
     for persona in population.dataset.personas:
         settings = ModelSettings(persona_in_prompt=rng.random() < 1 / 3)
         for index, dialogue in enumerate(persona.dialogues):
-            shown = replace(dialogue, context=()) if rng.random() < 0.1 else dialogue
+            prompted = replace(dialogue, context=()) if rng.random() < 0.1 else dialogue
             n_earlier = rng.choice((1, 2, 3)) if rng.random() < 0.15 else 0
             earlier = tuple(turn for d in persona.dialogues[max(0, index - n_earlier) : index] for turn in d.turns)
-            system, *turns = messages(settings, persona, shown)
+            system, *turns = messages(settings, persona, prompted)
             conversations.append((system, *earlier, *turns))
     return conversations
 
 
-def _people(seed: int) -> int:
-    """Return a generator seed far from those that studies use, so that nobody in a study is known to homelm."""
+def _population_seed(seed: int) -> int:
+    """Return a generator seed far from those of studies, so that homelm has seen no persona of a study."""
     return 7_000_000 + seed
 
 
@@ -187,14 +192,14 @@ def _train(model: "LlamaForCausalLM", sequences: Sequence[TokenSequence], plan: 
 
 
 def _schedule(step: int, plan: HomelmPlan) -> float:
-    """Return the learning rate's factor: linear warm-up, then half a cosine down to zero."""
+    """Return the factor of the learning rate: linear warm-up, then cosine decay to zero."""
     if step < plan.warmup_steps:
         return (step + 1) / plan.warmup_steps
     return 0.5 * (1 + math.cos(math.pi * (step - plan.warmup_steps) / max(1, plan.steps - plan.warmup_steps)))
 
 
 def _batches(sequences: Sequence[TokenSequence], n_tokens: int, rng: Random) -> Iterator[list[TokenSequence]]:
-    """Yield for ever batches of sequences of similar length, about `n_tokens` with their padding, in random order."""
+    """Yield an endless stream of batches of similar length, at most `n_tokens` with padding, in random order."""
     while True:
         batches: list[list[TokenSequence]] = [[]]
         for sequence in sorted(rng.sample(sequences, len(sequences)), key=lambda s: len(s.ids)):
@@ -206,47 +211,47 @@ def _batches(sequences: Sequence[TokenSequence], n_tokens: int, rng: Random) -> 
 
 
 def _padded(sequences: Sequence[TokenSequence], prompt_weight: float) -> tuple[Tensor, Tensor]:
-    """Return ids [sequence, time], right-padded with 0, and the weight [sequence, time - 1] of every next token."""
+    """Return ids [sequence, time], right-padded with 0, and the loss weight [sequence, time - 1] of each next token."""
     length = max(len(s.ids) for s in sequences)
     ids = torch.zeros(len(sequences), length, dtype=torch.long)
     weights = torch.zeros(len(sequences), length)
     for row, sequence in enumerate(sequences):
         ids[row, : len(sequence.ids)] = torch.tensor(sequence.ids)
-        weights[row, : len(sequence.ids)] = torch.tensor([1.0 if said else prompt_weight for said in sequence.is_response])
+        weights[row, : len(sequence.ids)] = torch.tensor([1.0 if is_response else prompt_weight for is_response in sequence.is_response])
     return ids, weights[:, 1:]
 
 
 def _token_losses(model: Any, ids: Tensor) -> Tensor:
-    """Return the negative log-likelihood [sequence, time - 1] of every next token. Causal attention needs no mask for right padding."""
+    """Return the negative log-likelihood [sequence, time - 1] of each next token. Causal attention needs no mask for right padding."""
     logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
     return torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none").view(ids.shape[0], -1)
 
 
 @torch.inference_mode()
-def _held_out_facts(
+def _held_out_results(
     model: Any, tokenizer: "PreTrainedTokenizerBase", encoder: PromptEncoder, conversations: Sequence[Conversation]
 ) -> dict[str, Any]:
-    """Return the loss on people never trained on, how often numbers asked for are set, and a few greedy answers."""
+    """Return the loss on held-out personas, how often greedy answers set the requested numbers, and a few answers."""
     sequences = sorted(encoder.encode_dialogues(conversations), key=lambda s: len(s.ids))
     nll = n_tokens = 0.0
     for start in range(0, len(sequences), 32):
         ids, weights = _padded(sequences[start : start + 32], prompt_weight=0.0)
         nll += _token_losses(model, ids).mul(weights).sum().item()
         n_tokens += weights.sum().item()
-    asked = [c for c in conversations if _numbers(c[-2].text)][:200]
-    prompts = [c[:-1] for c in asked]
+    numeric = [c for c in conversations if _numbers(c[-2].text)][:200]
+    prompts = [c[:-1] for c in numeric]
     answers = [text for start in range(0, len(prompts), 32) for text in _answers(model, tokenizer, encoder, prompts[start : start + 32])]
-    obeyed = [_numbers(c[-2].text) <= _numbers(answer) for c, answer in zip(asked, answers, strict=True)]
-    about_ac = [re.search(r"\bAC\b", c[-1].text) is not None for c in asked]
+    obeyed = [_numbers(c[-2].text) <= _numbers(answer) for c, answer in zip(numeric, answers, strict=True)]
+    about_ac = [re.search(r"\bAC\b", c[-1].text) is not None for c in numeric]
     return {
         "held_out_nll": nll / n_tokens,
         "held_out_response_tokens": int(n_tokens),
         "tokens_per_conversation": sum(len(s.ids) for s in sequences) / len(sequences),
         "n_asked_ac": sum(about_ac),
         "n_obeyed_ac": sum(ok for ok, ac in zip(obeyed, about_ac, strict=True) if ac),
-        "n_asked_other": len(asked) - sum(about_ac),
+        "n_asked_other": len(numeric) - sum(about_ac),
         "n_obeyed_other": sum(ok for ok, ac in zip(obeyed, about_ac, strict=True) if not ac),
-        "samples": [(c[-2].text, answer) for c, answer in zip(asked, answers, strict=True)][:5],
+        "samples": [(c[-2].text, answer) for c, answer in zip(numeric, answers, strict=True)][:5],
     }
 
 

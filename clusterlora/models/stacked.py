@@ -1,12 +1,12 @@
-"""One frozen base model that answers with a different composition of adapters in every row of a batch.
+"""One frozen base model with a different composition of adapters in every row of a batch, as hooks on a transformers model.
 
-Every targeted linear layer computes, for batch row b that is answered by slot k(b),
+Every targeted linear layer computes, for batch row b with slot k(b),
 
     y_b = W x_b + B_k (A_k x_b)        A: [slot, rank, d_in]   B: [slot, d_out, rank]
 
-A composition of several adapters is one slot: factors are concatenated along the rank, and alpha / r and its weight are
-folded into B, so sum_i w_i s_i B_i A_i is exact. Ranks are padded with zeros. Slot 0 is the base model. A slot may also have a
-prefix: keys and values that stand before every sequence in each layer's cache.
+A composition of several adapters is one slot: factors are concatenated along the rank, and each adapter's alpha / r and weight are
+folded into its B, so sum_i w_i s_i B_i A_i is exact. Ranks are padded with zeros. Slot 0 is the base model. A slot may also have a
+prefix: keys and values that precede every sequence in each layer's cache.
 Source of the batched form: Sheng et al. 2023, S-LoRA (arXiv 2311.03285); Chen et al. 2023, Punica (arXiv 2310.18547).
 """
 
@@ -29,7 +29,7 @@ Factors = Mapping[str, tuple[Float[Tensor, "_rank _d_in"], Float[Tensor, "_d_out
 """(A, scaled B) by the name of the linear layer; the update of its weight is B @ A."""
 
 Prefix = Float[Tensor, "token layer_kv head dim"]
-"""Keys (even) and values (odd) of each layer for the virtual tokens before a sequence, keys without position."""
+"""Keys (even) and values (odd) of each layer for the virtual tokens before a sequence; keys are not rotated."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ def read_adapter(folder: Path) -> Factors:
     """Return the factors of a PEFT LoRA folder, alpha / r folded into B.
 
     Raises:
-        BadData: not a plain LoRA, or a tensor without its partner.
+        BadData: not a plain LoRA, or a layer with only one of A and B.
     """
     config = json.loads((folder / "adapter_config.json").read_text())
     extras = [name for name in ("use_dora", "rank_pattern", "alpha_pattern", "modules_to_save", "lora_bias") if config.get(name)]
@@ -73,16 +73,16 @@ def read_adapter(folder: Path) -> Factors:
 
 
 def combined_weights(adapters: Sequence[WeightedAdapter], read: Callable[[str], Weights]) -> Weights:
-    """Return the factors whose product is the weighted sum of the adapters' updates, and their prefixes one after another."""
+    """Return factors whose product is the weighted sum of the adapters' updates, and their prefixes concatenated."""
     weighted = [(adapter.weight, read(adapter.name)) for adapter in adapters if adapter.weight != 0]
-    parts = [(weight, weights.factors) for weight, weights in weighted]
-    names = sorted({name for _, factors in parts for name in factors})
+    weighted_factors = [(weight, weights.factors) for weight, weights in weighted]
+    names = sorted({name for _, factors in weighted_factors for name in factors})
     prefixes = [weights.prefix for _, weights in weighted if weights.prefix is not None]
     return Weights(
         {
             name: (
-                torch.cat([factors[name][0] for _, factors in parts if name in factors], dim=0),
-                torch.cat([weight * factors[name][1] for weight, factors in parts if name in factors], dim=1),
+                torch.cat([factors[name][0] for _, factors in weighted_factors if name in factors], dim=0),
+                torch.cat([weight * factors[name][1] for weight, factors in weighted_factors if name in factors], dim=1),
             )
             for name in names
         },
@@ -91,9 +91,9 @@ def combined_weights(adapters: Sequence[WeightedAdapter], read: Callable[[str], 
 
 
 class StackedModel:
-    """Adds slots of adapters to a causal language model without touching its weights.
+    """Adds slots of adapters to a causal language model without changing its weights.
 
-    Use `load` to fill the slots and `rows` around a forward pass to say which slot answers which row. `close` restores the model.
+    `load` fills the slots, `rows` sets each row's slot during a forward pass, `close` restores the model.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -104,7 +104,7 @@ class StackedModel:
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
 
     def load(self, weights: Sequence[Weights]) -> None:
-        """Make these the slots 1..n; slot 0 stays the base model.
+        """Load these weights into the slots 1..n; slot 0 is the base model.
 
         Raises:
             BadData: an adapter names a layer that the base model does not have, or has in another shape.
@@ -134,7 +134,7 @@ class StackedModel:
 
     @contextmanager
     def rows(self, slots: Int[Tensor, " row"]) -> Iterator[None]:
-        """Answer row b of every batch inside the block with slot `slots[b]`."""
+        """Use slot `slots[b]` for row b of every batch inside the block."""
         before, self._row_slots = self._row_slots, slots
         try:
             yield
@@ -142,18 +142,18 @@ class StackedModel:
             self._row_slots = before
 
     def prefix_length(self, slot: int) -> int:
-        """Return the number of virtual tokens before the sequences of a slot."""
+        """Return the number of virtual tokens of a slot's prefix."""
         return len(self._prefix_by_slot[slot]) if slot in self._prefix_by_slot else 0
 
     def cache(self, slots: Int[Tensor, " row"]) -> DynamicCache:
-        """Return the cache that sequences of these slots begin with; their prefixes are equally long."""
+        """Return a cache that holds the prefixes of these slots, which must be equally long."""
         cache = DynamicCache(config=self.model.config)  # pyright: ignore[reportArgumentType]
         if prefixes := [self._prefix_by_slot[slot] for slot in slots.tolist() if slot in self._prefix_by_slot]:
             fill_cache(cache, torch.stack(prefixes))
         return cache
 
     def close(self) -> None:
-        """Forget all slots."""
+        """Remove all slots and hooks."""
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
@@ -180,7 +180,7 @@ class StackedModel:
 
 
 def fill_cache(cache: DynamicCache, prefixes: Float[Tensor, "row token layer_kv head dim"]) -> None:
-    """Put each row's prefix at the beginning of every layer's keys and values."""
+    """Append each row's prefix to every layer's keys and values."""
     by_layer = prefixes.permute(2, 0, 3, 1, 4)
     for layer in range(len(by_layer) // 2):
         cache.update(by_layer[2 * layer], by_layer[2 * layer + 1], layer)
@@ -188,9 +188,9 @@ def fill_cache(cache: DynamicCache, prefixes: Float[Tensor, "row token layer_kv 
 
 @contextmanager
 def logits_only_at(model: nn.Module, positions: Tensor) -> Iterator[None]:
-    """Inside the block, the model's logits are [n_selected, vocabulary]: those of the positions where the [batch, token] mask is true.
+    """Make the model's logits [n_selected, vocabulary] inside the block: those where the [batch, token] mask `positions` is true.
 
-    The vocabulary projection is the largest product of a small model, and all but the response tokens' rows would be thrown away.
+    The vocabulary projection is the largest product of a small model, and only the logits of predicting tokens are used.
     """
     head = model.get_output_embeddings()  # pyright: ignore[reportCallIssue]
     hook = head.register_forward_pre_hook(lambda _module, inputs: (inputs[0][positions],))

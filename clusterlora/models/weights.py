@@ -1,4 +1,4 @@
-"""Weight files on disk: which ones a model folder holds, what their hash is, and where prepared models are cached."""
+"""Weight files on disk: those of a model folder, their hashes, and the cache of prepared models."""
 
 import hashlib
 import os
@@ -15,12 +15,12 @@ PICKLE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".pkl", ".ckpt"})
 
 
 def cache_folder() -> Path:
-    """Return where downloaded and converted models are kept: $CLUSTERLORA_CACHE, else ~/.cache/clusterlora."""
+    """Return the folder of downloaded and converted models: $CLUSTERLORA_CACHE, else ~/.cache/clusterlora."""
     return Path(os.environ.get("CLUSTERLORA_CACHE") or Path.home() / ".cache" / "clusterlora")
 
 
 def weight_files(folder: Path) -> tuple[Path, ...]:
-    """Return the weight files of a model folder in name order: its safetensors, else its one GGUF file.
+    """Return the weight files of a model folder in name order: its safetensors, else its single GGUF file.
 
     Raises:
         ModelUnavailable: there are none, only pickled ones, or several GGUF files.
@@ -32,7 +32,7 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
         return safetensors
     gguf = tuple(sorted(folder.glob("*.gguf")))
     if len(gguf) > 1:
-        raise ModelUnavailable(f"model folder {folder} holds {len(gguf)} GGUF files; keep the one to use in a folder of its own")
+        raise ModelUnavailable(f"model folder {folder} holds {len(gguf)} GGUF files; move the one to use into a folder of its own")
     if gguf:
         return gguf
     pickled = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLE_SUFFIXES)
@@ -45,29 +45,29 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
 
 
 def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file in hex, computed once per process while it is the same file and nothing was written to it."""
+    """Return the SHA-256 of a file in hex; cached per process until the file is replaced or written."""
     stat = path.stat()
-    # The time of the last change of the inode is beyond the reach of `cp --preserve` and `touch`.
+    # ctime, unlike mtime, cannot be set by `cp --preserve` or `touch`.
     return _sha256(path.resolve(), (stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns))
 
 
 @lru_cache(maxsize=8192)
-def _sha256(path: Path, identity: tuple[int, ...]) -> str:  # noqa: ARG001  (the identity is part of the cache's key)
+def _sha256(path: Path, stat: tuple[int, ...]) -> str:  # noqa: ARG001  (part of the cache's key)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def combined_sha256(paths: Sequence[Path]) -> str:
-    """Return the SHA-256 of one file as it is published, or of the list of hashes when the weights are in several files."""
+    """Return the SHA-256 of a single file, as published; of several files, the SHA-256 of their hashes."""
     hashes = [file_sha256(path) for path in paths]
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("\n".join(hashes).encode()).hexdigest()
 
 
 def build_once(target: Path, build: Callable[[Path], None]) -> Path:
-    """Return `target`, a folder that `build` fills when it does not exist yet.
+    """Return the folder `target`, which `build` fills if it does not exist.
 
-    It is filled under a temporary name beside it and renamed when whole: a folder that can be seen is complete, and of two
-    processes that build it at once the first wins.
+    It is built under a temporary name and then renamed, so a visible folder is complete; of two processes that build it at the same
+    time, the first wins.
     """
     if target.is_dir():
         return target

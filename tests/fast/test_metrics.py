@@ -66,9 +66,9 @@ def test_rouge_l_reads_other_scripts():
 
 def test_nll_comes_from_the_model_pass_and_is_missed_when_absent():
     assert score("nll", ["a", "b"], ["a", "b"], np.array([1.5, 2.5])) == pytest.approx([1.5, 2.5])
-    with pytest.raises(BadData, match="found none"):
+    with pytest.raises(BadData, match="and has none"):
         score("nll", ["a"], ["a"])
-    with pytest.raises(BadData, match="found 1 values"):
+    with pytest.raises(BadData, match="found and has 1"):
         score("nll", ["a", "b"], ["a", "b"], np.array([1.5]))
 
 
@@ -115,5 +115,5 @@ def test_a_same_prompt_floor_needs_two_personas_with_prompts():
 def test_prompt_tokens_are_what_the_model_pass_counted_and_missing_ones_are_refused():
     answers = Scorable(texts=["a", "b"], references=["x", "y"], embedder=BagOfWords(), prompt_tokens=[12, 90])
     assert METRICS["prompt_tokens"].score(answers).tolist() == [12.0, 90.0]
-    with pytest.raises(BadData, match=r"prompt_tokens needs the length of every prompt \(2\), found none"):
+    with pytest.raises(BadData, match=r"prompt_tokens needs the length of every prompt \(2\), and has none"):
         score("prompt_tokens", ["a", "b"], ["x", "y"])

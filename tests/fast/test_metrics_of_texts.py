@@ -183,9 +183,9 @@ def test_only_train_responses_can_be_had_from_the_train_responses() -> None:
 
 @pytest.mark.parametrize("metric", ["copy_rate", "persona_accuracy"])
 def test_metrics_that_read_train_responses_say_so_when_they_get_none(metric: str) -> None:
-    with pytest.raises(BadData, match=f"metric {metric} needs .* found no train responses"):
+    with pytest.raises(BadData, match=f"metric {metric} needs .* and has no train responses"):
         score(metric, ["aye"], asked_by=["pirate"])
-    with pytest.raises(BadData, match=f"metric {metric} needs .* found no persona ids"):
+    with pytest.raises(BadData, match=f"metric {metric} needs .* and has no persona ids"):
         score(metric, ["aye"], people=(PIRATE,))
 
 

@@ -39,7 +39,7 @@ def one_thread():
 @pytest.mark.usefixtures("one_thread")
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_other_weights(tmp_path: Path) -> None:
     log = Curves()
-    facts = build(tmp_path / "a", seed=3, log=log, plan=TINY)
+    results = build(tmp_path / "a", seed=3, log=log, plan=TINY)
     torch.rand(5)  # the state of torch's global generator must not matter
     build(tmp_path / "b", seed=3, log=Curves(), plan=TINY)
     build(tmp_path / "c", seed=4, log=Curves(), plan=TINY)
@@ -48,8 +48,8 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_other_weights(tmp_p
     assert (tmp_path / "a" / "model.safetensors").read_bytes() != (tmp_path / "c" / "model.safetensors").read_bytes()
     losses = [loss for _, loss in log.points["loss"]]
     assert len(losses) == TINY.steps
-    assert 0 < facts["held_out_nll"] < losses[0]
-    assert load_base(str(tmp_path / "a")).model.num_parameters() == facts["parameters"]
+    assert 0 < results["held_out_nll"] < losses[0]
+    assert load_base(str(tmp_path / "a")).model.num_parameters() == results["parameters"]
 
 
 def test_building_leaves_the_global_generator_alone(tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ def test_each_different_text_is_embedded_once_and_rows_keep_their_order() -> Non
 
 
 def test_memory_is_bounded_and_forgets_the_oldest(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedding, "REMEMBERED", 2)
+    monkeypatch.setattr(embedding, "CACHE_SIZE", 2)
     model = LettersModel()
     embedder = SentenceEmbedder("letters", "1", model)  # pyright: ignore[reportArgumentType]
     assert embedder.encode(["a", "aa", "aaa"]).shape == (3, 2)

@@ -1,4 +1,4 @@
-"""All metrics, by the name used in settings and results."""
+"""All metrics, by their name in settings and results."""
 
 from clusterlora.catalog import Catalog
 from clusterlora.evaluation.metric import Metric

@@ -1,4 +1,4 @@
-"""How much of an answer is learnt by heart: verbatim from the persona's own train responses."""
+"""The share of an answer that is copied verbatim from the persona's own train responses."""
 
 from collections.abc import Mapping
 from functools import lru_cache
@@ -10,38 +10,38 @@ from clusterlora.evaluation.metric import Metric, Scorable
 from clusterlora.evaluation.train_responses import TrainResponses
 from clusterlora.evaluation.words import n_grams, words
 
-_RUN = 8
+_N = 8
 
 
 def copy_rate(answers: Scorable) -> Float[np.ndarray, " item"]:
-    """Return the share of the answer's runs of eight words that stand in a train response of its persona, in 0..1.
+    """Return the share of the answer's word 8-grams that occur in a train response of its persona, in 0..1.
 
-    An answer of fewer than eight words scores 0: that short, people who ask for the same are told the same. So does a persona without
-    train responses. Case and punctuation are ignored.
+    Answers of fewer than eight words score 0, because short answers to equal requests are equal anyway; so do personas without train
+    responses. Case and punctuation are ignored.
 
     Raises:
-        BadData: the train responses or the personas were not given.
+        BadData: train responses or persona ids are missing.
     """
-    persona_ids, train = answers.held_against_train("copy_rate")
-    learnt = _learnt_by_persona(train)
+    persona_ids, train = answers.require_train("copy_rate")
+    text_by_persona = _text_by_persona(train)
 
     def of_answer(text: str, persona_id: str) -> float:
-        runs = list(n_grams(words(text), _RUN))
-        return sum(_as_searched(run) in learnt.get(persona_id, "") for run in runs) / len(runs) if runs else 0.0
+        grams = list(n_grams(words(text), _N))
+        return sum(_delimited(gram) in text_by_persona.get(persona_id, "") for gram in grams) / len(grams) if grams else 0.0
 
     return np.array([of_answer(text, persona_id) for text, persona_id in zip(answers.texts, persona_ids, strict=True)], dtype=np.float64)
 
 
-def _as_searched(run: tuple[str, ...] | list[str]) -> str:
-    """Return the words between spaces: no run is found inside longer words."""
-    return f" {' '.join(run)} "
+def _delimited(gram: tuple[str, ...] | list[str]) -> str:
+    """Return the words between spaces, so that a search matches whole words."""
+    return f" {' '.join(gram)} "
 
 
 @lru_cache(maxsize=1)
-def _learnt_by_persona(train: TrainResponses) -> Mapping[str, str]:
-    """Return each persona's responses as one text in which no run of words crosses from one response to the next."""
+def _text_by_persona(train: TrainResponses) -> Mapping[str, str]:
+    """Return each persona's responses as one text, separated so that no n-gram spans two responses."""
     return {
-        persona_id: "\n".join(_as_searched(words(response)) for response in responses) for persona_id, responses in train.by_persona.items()
+        persona_id: "\n".join(_delimited(words(response)) for response in responses) for persona_id, responses in train.by_persona.items()
     }
 
 

@@ -1,4 +1,4 @@
-"""Whether an answer acts on the devices that the reference acts on."""
+"""Agreement of the devices that answer and reference act on."""
 
 import numpy as np
 from jaxtyping import Float
@@ -8,9 +8,9 @@ from clusterlora.evaluation.metric import Metric, Scorable
 
 
 def device_f1(answers: Scorable) -> Float[np.ndarray, " item"]:
-    """Return F1 of the devices named, per item, in 0..1.
+    """Return F1 of the named devices per item, in 0..1.
 
-    Where the reference names no device, an answer that names none either scores 1 and any other 0.
+    If the reference names no device, an answer that names none scores 1, any other 0.
     """
     pairs = zip(answers.texts, answers.references, strict=True)
     return np.array([overlap_f1(actions(text).devices, actions(reference).devices) for text, reference in pairs], dtype=np.float64)

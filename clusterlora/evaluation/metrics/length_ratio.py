@@ -1,4 +1,4 @@
-"""How near the answer's length is to the reference's."""
+"""Similarity of the lengths of answer and reference."""
 
 import numpy as np
 from jaxtyping import Float
@@ -8,10 +8,9 @@ from clusterlora.evaluation.words import words
 
 
 def length_ratio(answers: Scorable) -> Float[np.ndarray, " item"]:
-    """Return min(r, 1/r) per item, r being the answer's words by the reference's: 1 for the same length, in 0..1.
+    """Return min(r, 1/r) per item, in 0..1, where r is the ratio of the answer's words to the reference's.
 
-    Twice as long and half as long are equally wrong, so more is better and means make sense. Two texts without words are equally
-    long; one without words scores 0.
+    Twice as long and half as long score the same. Two texts without words score 1; if only one has words, it scores 0.
     """
     lengths = [sorted((len(words(text)), len(words(reference)))) for text, reference in zip(answers.texts, answers.references, strict=True)]
     return np.array([shorter / longer if longer else 1.0 for shorter, longer in lengths], dtype=np.float64)

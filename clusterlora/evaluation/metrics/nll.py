@@ -1,4 +1,4 @@
-"""Negative log-likelihood of the reference: how surprised the model is by what the person really got as an answer."""
+"""Negative log-likelihood of the reference under the answering model."""
 
 import numpy as np
 from jaxtyping import Float
@@ -11,12 +11,12 @@ def nll(answers: Scorable) -> Float[np.ndarray, " item"]:
     """Return the mean negative log-likelihood per reference token, in nats.
 
     Raises:
-        BadData: the model pass gave none, or not one per item.
+        BadData: the answers have none, or not one per item.
     """
     if answers.nll is None or len(answers.nll) != len(answers.references):
-        found = "none" if answers.nll is None else f"{len(answers.nll)} values"
+        n_values = "none" if answers.nll is None else f"{len(answers.nll)}"
         raise BadData(
-            f"metric nll needs one negative log-likelihood per item ({len(answers.references)}), found {found}; run the model pass"
+            f"metric nll needs one negative log-likelihood per item ({len(answers.references)}), and has {n_values}; run the model pass"
         )
     return np.asarray(answers.nll, dtype=np.float64)
 

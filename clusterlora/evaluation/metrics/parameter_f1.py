@@ -1,4 +1,4 @@
-"""Whether an answer sets the parameters that the reference sets."""
+"""Agreement of the parameters that answer and reference set."""
 
 import numpy as np
 from jaxtyping import Float
@@ -8,10 +8,10 @@ from clusterlora.evaluation.metric import Metric, Scorable
 
 
 def parameter_f1(answers: Scorable) -> Float[np.ndarray, " item"]:
-    """Return F1 of the parameters set, per item, in 0..1.
+    """Return F1 of the set parameters per item, in 0..1.
 
-    A parameter with a word for a value (mode, colour, source) must have the same word; whether a number is right is `numeric_accuracy`.
-    Where the reference sets nothing, an answer that sets nothing either scores 1 and any other 0.
+    A word value (mode, colour, source) must be equal to count; numbers are compared by `numeric_accuracy`. If the reference sets nothing,
+    an answer that sets nothing scores 1, any other 0.
     """
     pairs = zip(answers.texts, answers.references, strict=True)
     return np.array(
@@ -19,9 +19,9 @@ def parameter_f1(answers: Scorable) -> Float[np.ndarray, " item"]:
     )
 
 
-def _parameters(found: Actions) -> frozenset[tuple[str, str, str]]:
+def _parameters(parsed: Actions) -> frozenset[tuple[str, str, str]]:
     return frozenset(
-        (device, parameter, value if isinstance(value, str) else "number") for (device, parameter), value in found.settings.items()
+        (device, parameter, value if isinstance(value, str) else "number") for (device, parameter), value in parsed.settings.items()
     )
 
 

@@ -1,4 +1,4 @@
-"""What an answer costs before it begins: the tokens that the model reads."""
+"""The length of the prompt, i.e. the cost of prefill."""
 
 import numpy as np
 from jaxtyping import Float
@@ -8,17 +8,17 @@ from clusterlora.evaluation.metric import Metric, Scorable
 
 
 def prompt_tokens(answers: Scorable) -> Float[np.ndarray, " item"]:
-    """Return the tokens of each prompt: system turn, own exchanges where a method shows them, and the dialogue so far.
+    """Return the tokens of each prompt: system turn, few-shot examples, and the dialogue so far.
 
-    A prefix adds none: its keys and values are computed once, not read.
+    A prefix adapter adds none, because its keys and values are stored.
 
     Raises:
-        BadData: the model pass gave none, or not one per item.
+        BadData: the answers have none, or not one per item.
     """
     if answers.prompt_tokens is None or len(answers.prompt_tokens) != len(answers.references):
-        found = "none" if answers.prompt_tokens is None else f"{len(answers.prompt_tokens)} values"
+        n_values = "none" if answers.prompt_tokens is None else f"{len(answers.prompt_tokens)}"
         raise BadData(
-            f"metric prompt_tokens needs the length of every prompt ({len(answers.references)}), found {found}; run the model pass"
+            f"metric prompt_tokens needs the length of every prompt ({len(answers.references)}), and has {n_values}; run the model pass"
         )
     return np.asarray(answers.prompt_tokens, dtype=np.float64)
 

@@ -1,4 +1,4 @@
-"""ROUGE-L: overlap of answer and reference as their longest common subsequence of words (Lin 2004)."""
+"""ROUGE-L: F1 of the longest common subsequence of words of answer and reference (Lin 2004)."""
 
 import numpy as np
 from jaxtyping import Float
@@ -8,16 +8,16 @@ from clusterlora.evaluation.words import words
 
 
 class UnicodeWords:
-    """Splits into lower-case words of any script; on ASCII text it agrees with rouge-score's own tokenizer, which drops the rest."""
+    """Tokenises lower-case words of any script; equals rouge-score's own tokenizer on ASCII, which drops everything else."""
 
     def tokenize(self, text: str) -> list[str]:
-        """Return the words (the name rouge-score calls)."""
+        """Return the words; rouge-score calls this method."""
         return words(text)
 
 
 def rouge_l(answers: Scorable) -> Float[np.ndarray, " item"]:
     """Return ROUGE-L F1 per item, in 0..1."""
-    from rouge_score.rouge_scorer import RougeScorer  # pulls in nltk, half a second
+    from rouge_score.rouge_scorer import RougeScorer  # the import takes half a second
 
     scorer = RougeScorer(["rougeL"], tokenizer=UnicodeWords())
     pairs = zip(answers.references, answers.texts, strict=True)
