@@ -68,7 +68,7 @@ def test_nll_comes_from_the_model_pass_and_is_missed_when_absent():
     assert score("nll", ["a", "b"], ["a", "b"], np.array([1.5, 2.5])) == pytest.approx([1.5, 2.5])
     with pytest.raises(BadData, match="and has none"):
         score("nll", ["a"], ["a"])
-    with pytest.raises(BadData, match="found and has 1"):
+    with pytest.raises(BadData, match="and has 1;"):
         score("nll", ["a", "b"], ["a", "b"], np.array([1.5]))
 
 
