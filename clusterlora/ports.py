@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from clusterlora.settings import Study
-from clusterlora.values import Answer, Attempt, Clustering, Dataset, Route, TrainedAdapter, Verdict
+from clusterlora.values import Answer, Attempt, Clustering, Dataset, LearningCurve, Route, TrainedAdapter, Verdict
 
 T = TypeVar("T")
 
@@ -97,8 +97,10 @@ class StudyStore(Protocol):
 
     def clustering(self, study: str) -> Clustering | None: ...
 
-    def save_adapter(self, study: str, adapter: TrainedAdapter, *, instead_of: TrainedAdapter | None = None) -> None:
-        """Record a trained adapter under its key and link it to the study.
+    def save_adapter(
+        self, study: str, adapter: TrainedAdapter, *, curves: Sequence[LearningCurve] = (), instead_of: TrainedAdapter | None = None
+    ) -> None:
+        """Record a trained adapter with its learning curves under its key and link it to the study.
 
         The first record of a key stays, unless it is `instead_of`: one whose weights are lost, for every study that has it.
         """
@@ -115,6 +117,10 @@ class StudyStore(Protocol):
         ...
 
     def adapters(self, study: str) -> tuple[TrainedAdapter, ...]: ...
+
+    def learning_curves(self, study: str) -> Mapping[str, tuple[LearningCurve, ...]]:
+        """Return the curves of the study's adapters by key, to six digits; merged and imported adapters have none."""
+        ...
 
     def open_attempt(self, study: str, attempt: Attempt) -> None: ...
 

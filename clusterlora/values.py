@@ -288,6 +288,14 @@ class TrainedAdapter:
 
 
 @dataclass(frozen=True, slots=True)
+class LearningCurve:
+    """An adapter's mean loss in nats per response token: on train at every optimiser step, on val after every epoch."""
+
+    split: Split
+    losses: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Attempt:
     """One try at a training group, or at a shard of an evaluation. `state` is running, done, out_of_memory, crashed, lost or failed."""
 

@@ -24,7 +24,7 @@ class Cost:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Curve:
-    """Training losses of one group or adapter as (step, loss). Not `complete`: only the first and the last are known."""
+    """Train losses of an adapter, or their mean over several, as (step, loss). Not `complete`: only the first and the last are known."""
 
     title: str
     points: tuple[tuple[int, float], ...]

@@ -213,7 +213,7 @@ def cluster_map(clustering: Clustering) -> Figure | None:
 
 
 def curves(all_curves: Sequence[Curve]) -> Figure:
-    """Return the training losses over the share of the steps taken: groups differ in length. Pale: as logged; bold: smoothed."""
+    """Return the training losses over the share of the steps taken: adapters differ in length. Pale: as recorded; bold: smoothed."""
     data: list[dict[str, Any]] = []
     for number, curve in enumerate(all_curves):
         colour = mark(number).colour

@@ -85,8 +85,8 @@ def _panels(data: ReportData) -> Iterator[_Panel]:
         "Gain over unified of people whom no adapter saw, by how many of their examples chose who answers them",
     )
     if data.curves:
-        incomplete = all(not curve.complete for curve in data.curves)
-        note = '<p class="note">Training logs are not on this machine: first and last loss of every adapter.</p>' if incomplete else ""
+        missing = "Dotted: trained by a version that recorded no learning curves, only the first and the last loss."
+        note = f'<p class="note">{missing}</p>' if any(not curve.complete for curve in data.curves) else ""
         yield _Panel("curves", "Learning curves", note, figures.curves(data.curves), "Training losses over the share of the steps")
     if data.costs:
         yield _Panel("costs", "Cost", sections.costs(data), figures.costs(comparison, data.costs), "Quality against cost, method by method")

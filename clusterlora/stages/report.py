@@ -1,11 +1,11 @@
 """Collect what a study left in the stores for its report, and write it."""
 
 import math
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import groupby, islice
 from pathlib import Path
+from statistics import fmean
 
 from clusterlora.comparison.new_personas import NewPersonas
 from clusterlora.comparison.result import Comparison
@@ -21,6 +21,7 @@ from clusterlora.settings import Rung, Study
 from clusterlora.signal.measure import Signal
 from clusterlora.stages.imported_scores import imported_rows
 from clusterlora.stages.timing import seconds_by_part
+from clusterlora.training.job import mean_by_step
 from clusterlora.values import Clustering, EvaluationRow, TrainedAdapter
 
 _EXAMPLES_PER_PERSONA = 3
@@ -28,7 +29,8 @@ _MOST_EXAMPLES = 900
 _MOST_CHARACTERS = 1500
 """What of the answers is on the page: it must open at once, and rows.csv has them all."""
 
-_STEP = re.compile(r"step (\d+)/(\d+) .*\bloss=([0-9.]+)")
+_MOST_POINTS = 200
+"""Points of a learning curve on the page."""
 
 
 def write_report(
@@ -57,8 +59,6 @@ def report_data(
 ) -> ReportData:
     """Return everything the report shows of a compared study."""
     plan = work_plan(study, stores)
-    trained = stores.studies.adapters(study.name)
-    logged = tuple(_curves(stores.folder(study.name) / "logs"))
     return ReportData(
         study=study.name,
         comparison=comparison,
@@ -67,7 +67,7 @@ def report_data(
         newcomers=newcomers,
         held_out_share=study.assignment.held_out_share,
         signal=stores.studies.metadata(study.name, Signal),
-        curves=logged or tuple(_first_and_last(trained)),
+        curves=tuple(_curves(study, stores, plan)),
         costs=tuple(_costs(study, stores, plan, comparison)),
         examples=tuple(_examples(rows, [result.method for result in comparison.methods], comparison.headline)),
         attempts=stores.studies.attempts(study.name),
@@ -175,23 +175,48 @@ def _cut(words: str) -> str:
     return words if left <= 0 else f"{words[:_MOST_CHARACTERS]}… ({left} more characters)"
 
 
-def _curves(logs: Path) -> Iterator[Curve]:
-    """Yield the losses of the last attempt in every training log on this machine."""
-    for file in sorted(logs.glob("*_training.log")):
-        points: list[tuple[int, float]] = []
-        n_steps = 0
-        for found in _STEP.finditer(file.read_text(encoding="utf-8", errors="replace")):
-            step, n_steps, loss = int(found[1]), int(found[2]), float(found[3])
-            if points and step <= points[-1][0]:
-                points.clear()
-            points.append((step, loss))
-        if len(points) > 1:
-            title = file.name.removesuffix("_training.log").replace("_", " ")
-            yield Curve(title=title, points=tuple(points), n_steps=n_steps, complete=True)
+def _curves(study: Study, stores: Stores, plan: WorkPlan) -> Iterator[Curve]:
+    """Yield the train loss of every adapter of several people, and for each method the mean over its adapters of one person."""
+    adapters = {name: adapter for name, adapter in _of_first_seed(study, stores, plan).items() if adapter.steps > 1}
+    all_curves = stores.studies.learning_curves(study.name)
+    losses_by_key = {key: curve.losses for key, curves in all_curves.items() for curve in curves if curve.split == "train"}
+    for title, names in _together(adapters, plan.trained_by()).items():
+        recorded = [losses_by_key[adapters[name].key] for name in names if adapters[name].key in losses_by_key]
+        if recorded:
+            losses = mean_by_step(recorded)
+            yield Curve(title=title, points=_thinned(losses), n_steps=len(losses), complete=True)
+        else:
+            yield from _first_and_last(title, [adapters[name] for name in names])
 
 
-def _first_and_last(adapters: Iterable[TrainedAdapter]) -> Iterator[Curve]:
-    for adapter in adapters:
-        if adapter.steps > 1 and math.isfinite(adapter.first_loss) and math.isfinite(adapter.last_loss):
-            ends = ((1, adapter.first_loss), (adapter.steps, adapter.last_loss))
-            yield Curve(title=adapter.name, points=ends, n_steps=adapter.steps, complete=False)
+def _together(adapters: Mapping[str, TrainedAdapter], trained_by: Mapping[str, str]) -> dict[str, list[str]]:
+    """Return the names of the adapters behind each curve, by the curve's title."""
+    shared = {name: [name] for name, adapter in adapters.items() if len(adapter.spec.persona_ids) > 1}
+    personal_by_method: dict[str, list[str]] = {}
+    for name in (name for name in adapters if name not in shared):
+        personal_by_method.setdefault(trained_by.get(name, name), []).append(name)
+    return shared | {f"{method}, mean of {len(names)} adapters": names for method, names in personal_by_method.items()}
+
+
+def _of_first_seed(study: Study, stores: Stores, plan: WorkPlan) -> dict[str, TrainedAdapter]:
+    """Return the study's adapters by name without those of other seeds; those of rungs that the gate refused are among them."""
+    of_seed = {adapter.name for method in plan.methods.values() for adapter in method.adapters}
+    planned = trained_adapters(study, stores, plan)
+    refused = {adapter.name: adapter for adapter in stores.studies.adapters(study.name) if adapter.key not in plan.keys.values()}
+    return {name: adapter for name, adapter in planned.items() if name in of_seed} | refused
+
+
+def _thinned(losses: Sequence[float]) -> tuple[tuple[int, float], ...]:
+    """Return (step, loss) of at most `_MOST_POINTS` stretches of equal length: the last step of each and its mean."""
+    length = math.ceil(len(losses) / _MOST_POINTS)
+    stretches = [losses[start : start + length] for start in range(0, len(losses), length)]
+    return tuple((min((k + 1) * length, len(losses)), sum(stretch) / len(stretch)) for k, stretch in enumerate(stretches))
+
+
+def _first_and_last(title: str, adapters: Sequence[TrainedAdapter]) -> Iterator[Curve]:
+    """Yield a line between the mean first and the mean last loss of adapters that were recorded without a curve."""
+    finite = [adapter for adapter in adapters if math.isfinite(adapter.first_loss) and math.isfinite(adapter.last_loss)]
+    if finite:
+        n_steps = max(adapter.steps for adapter in finite)
+        first, last = fmean(adapter.first_loss for adapter in finite), fmean(adapter.last_loss for adapter in finite)
+        yield Curve(title=title, points=((1, first), (n_steps, last)), n_steps=n_steps, complete=False)

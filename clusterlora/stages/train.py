@@ -24,9 +24,9 @@ from clusterlora.stages.stored import folder_if_any, in_tracker, stored_folder
 from clusterlora.stages.timing import timed
 from clusterlora.stages.training_log import TrainingLog
 from clusterlora.stores.files import weight_files, weights_sha256
-from clusterlora.training.job import TrainingJob, TrainingResult
+from clusterlora.training.job import TrainingJob, TrainingResult, mean_by_step
 from clusterlora.training.peft_folder import write_factors
-from clusterlora.values import AdapterSpec, Attempt, Split, TrainedAdapter
+from clusterlora.values import AdapterSpec, Attempt, LearningCurve, Split, TrainedAdapter
 
 
 def next_micro_batch(study: Study, group: str, stores: Stores) -> tuple[int, int]:
@@ -99,7 +99,7 @@ def _train(study: Study, group: TrainingGroup, *, attempt: int, micro_batch: int
             results = []
             checkpointing = study.runtime.gradient_checkpointing
             for result in train(base_model(study.model), jobs, micro_batch=micro_batch, run_log=run_log, checkpointing=checkpointing):
-                keep(study, _trained(result), result.folder, run, stores)
+                keep(study, _trained(result), result.folder, run, stores, curves=_curves(result))
                 results.append(result)
                 if not result.loss_fell:
                     run_log.note(f"{result.job.spec.name}: the train loss did not fall; it has learned nothing")
@@ -200,15 +200,22 @@ def _trained(result: TrainingResult) -> TrainedAdapter:
     )
 
 
-def keep(study: Study, adapter: TrainedAdapter, folder: Path, run: AdapterRun, stores: Stores) -> None:
-    """Weights first, the row that says they exist last. It replaces one whose weights are lost, and no other."""
+def _curves(result: TrainingResult) -> tuple[LearningCurve, ...]:
+    train = LearningCurve("train", result.losses)
+    return (train, LearningCurve("val", result.val_losses)) if result.val_losses else (train,)
+
+
+def keep(
+    study: Study, adapter: TrainedAdapter, folder: Path, run: AdapterRun, stores: Stores, *, curves: Sequence[LearningCurve] = ()
+) -> None:
+    """Store the weights first, the row that says they exist last. It replaces one whose weights are lost, and no other."""
     lost = _lost(adapter.key, stores)
     kept = stores.adapters.save(adapter.key, folder)
     uri = run.artifacts(kept, f"adapters/{adapter.name}")
     expose(stores, study.name, adapter.name, kept)
     n_bytes = sum(file.stat().st_size for file in kept.iterdir())
     recorded = replace(adapter, n_bytes=n_bytes, run_id=run.run_id, uri=uri, weights_sha256=weights_sha256(kept))
-    stores.studies.save_adapter(study.name, recorded, instead_of=lost)
+    stores.studies.save_adapter(study.name, recorded, curves=curves, instead_of=lost)
     stores.adapters.drop_scratch(adapter.key)
 
 
@@ -246,9 +253,9 @@ def log_name(group: str) -> str:
 
 def _log_curves(run: AdapterRun, results: Sequence[TrainingResult], seconds: float) -> None:
     """Log the loss per step (on val: per epoch): the mean over the adapters that got there; of shared adapters, each one's own."""
-    run.curve("train/loss", _mean_curve([result.losses for result in results]))
+    run.curve("train/loss", list(enumerate(mean_by_step([result.losses for result in results]), start=1)))
     if any(result.val_losses for result in results):
-        run.curve("val/loss", _mean_curve([result.val_losses for result in results]))
+        run.curve("val/loss", list(enumerate(mean_by_step([result.val_losses for result in results]), start=1)))
     if len(results) > 1:
         for spec, losses in ((result.job.spec, result.losses) for result in results if len(result.job.spec.persona_ids) > 1):
             run.curve(f"train/loss/{spec.name}", list(enumerate(losses, start=1)))
@@ -256,9 +263,3 @@ def _log_curves(run: AdapterRun, results: Sequence[TrainingResult], seconds: flo
     run.metrics(
         {"train/adapters": len(results), "train/tokens": tokens, "train/seconds": seconds, "train/tokens_per_second": tokens / seconds}
     )
-
-
-def _mean_curve(curves: Sequence[Sequence[float]]) -> list[tuple[int, float]]:
-    """Return (step from 1, mean over the curves that reach it)."""
-    at_step = [[curve[step] for curve in curves if step < len(curve)] for step in range(max(map(len, curves)))]
-    return [(step, sum(values) / len(values)) for step, values in enumerate(at_step, start=1)]

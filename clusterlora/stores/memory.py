@@ -13,7 +13,7 @@ from clusterlora.settings import Study, check_study_name
 from clusterlora.stores.json_codec import from_json, to_json
 from clusterlora.stores.metadata_kinds import WORD_BY_KIND
 from clusterlora.stores.resume import refuse_other_data, refuse_other_settings
-from clusterlora.values import Answer, Attempt, Clustering, Dataset, Route, TrainedAdapter, Verdict
+from clusterlora.values import Answer, Attempt, Clustering, Dataset, LearningCurve, Route, TrainedAdapter, Verdict
 
 T = TypeVar("T")
 
@@ -52,6 +52,7 @@ class MemoryStudyStore:
     def __init__(self) -> None:
         self._studies: dict[str, _StudyRecord] = {}
         self._adapters: dict[str, TrainedAdapter] = {}
+        self._curves: dict[str, tuple[LearningCurve, ...]] = {}
         self._memory_limits: dict[tuple[str, str, int], int] = {}
 
     def create_study(self, study: Study) -> None:
@@ -105,7 +106,11 @@ class MemoryStudyStore:
     def clustering(self, study: str) -> Clustering | None:
         return self._record(study).clustering
 
-    def save_adapter(self, study: str, adapter: TrainedAdapter, *, instead_of: TrainedAdapter | None = None) -> None:
+    def save_adapter(
+        self, study: str, adapter: TrainedAdapter, *, curves: Sequence[LearningCurve] = (), instead_of: TrainedAdapter | None = None
+    ) -> None:
+        if curves:
+            self._curves.setdefault(adapter.key, tuple(sorted((_six_digits(curve) for curve in curves), key=lambda curve: curve.split)))
         self._record(study).adapter_keys.add(adapter.key)
         known = self._adapters.setdefault(adapter.key, adapter)
         if instead_of is not None and _weights(known) == _weights(instead_of):
@@ -119,11 +124,15 @@ class MemoryStudyStore:
 
     def forget_adapter(self, key: str) -> None:
         self._adapters.pop(key, None)
+        self._curves.pop(key, None)
         for record in self._studies.values():
             record.adapter_keys.discard(key)
 
     def adapters(self, study: str) -> tuple[TrainedAdapter, ...]:
         return tuple(sorted((self._adapters[k] for k in self._record(study).adapter_keys), key=lambda a: (a.name, a.key)))
+
+    def learning_curves(self, study: str) -> Mapping[str, tuple[LearningCurve, ...]]:
+        return {key: self._curves[key] for key in sorted(self._record(study).adapter_keys) if key in self._curves}
 
     def open_attempt(self, study: str, attempt: Attempt) -> None:
         attempts = self._record(study).attempts
@@ -182,6 +191,10 @@ class MemoryStudyStore:
         if name not in self._studies:
             raise UnknownName(f"unknown study {name!r}; known: {', '.join(self._studies) or 'none'}")
         return self._studies[name]
+
+
+def _six_digits(curve: LearningCurve) -> LearningCurve:
+    return replace(curve, losses=tuple(float(f"{loss:.6g}") for loss in curve.losses))
 
 
 def _weights(adapter: TrainedAdapter) -> tuple[str | None, ...]:

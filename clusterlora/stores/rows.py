@@ -14,6 +14,7 @@ from clusterlora.values import (
     Criterion,
     Dataset,
     Dialogue,
+    LearningCurve,
     Persona,
     Route,
     TrainedAdapter,
@@ -98,6 +99,16 @@ def adapter(row: Any) -> TrainedAdapter:
     plain = {name: getattr(row, name) for name in _PLAIN_ADAPTER_FIELDS}
     losses = {"first_loss": _nan_for_null(row.first_loss), "last_loss": _nan_for_null(row.last_loss)}
     return TrainedAdapter(spec=from_json(AdapterSpec, row.spec), **losses, **plain)
+
+
+def of_curve(key: str, value: LearningCurve) -> Values:
+    """Return the row of `learning_curves`: six digits of every loss, as many as float32 is good for."""
+    return {"key": key, "split": value.split, "losses": to_json([float(f"{loss:.6g}") for loss in value.losses])}
+
+
+def curve(row: Any) -> LearningCurve:
+    """Return the learning curve of a row."""
+    return LearningCurve(row.split, from_json(tuple[float, ...], row.losses))
 
 
 def of_attempt(study: str, value: Attempt) -> Values:

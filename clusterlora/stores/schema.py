@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import BigInteger, Column, Float, ForeignKey, Index, Integer, MetaData, Table, Text, TypeDecorator
 
-REVISION = "0007"
+REVISION = "0008"
 """The migration this code needs the database to be at."""
 
 # Named, so that a later migration can drop or alter a constraint on every backend.
@@ -123,6 +123,15 @@ study_adapters = Table(
     metadata,
     _study_column(),
     Column("key", Text, ForeignKey("adapters.key"), primary_key=True),
+)
+
+learning_curves = Table(
+    "learning_curves",
+    metadata,
+    Column("key", Text, ForeignKey("adapters.key"), primary_key=True),
+    Column("split", Text, primary_key=True),
+    # A JSON list: one loss per step (train) or epoch (val).
+    Column("losses", Text, nullable=False),
 )
 
 attempts = Table(

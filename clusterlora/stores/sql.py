@@ -1,7 +1,7 @@
 """The study database on SQLite or PostgreSQL."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from itertools import islice
@@ -17,7 +17,7 @@ from clusterlora.stores.database import Database
 from clusterlora.stores.json_codec import from_json, to_json
 from clusterlora.stores.metadata_kinds import WORD_BY_KIND
 from clusterlora.stores.resume import refuse_other_data, refuse_other_settings
-from clusterlora.values import Answer, Attempt, Clustering, Dataset, Route, TrainedAdapter, Verdict
+from clusterlora.values import Answer, Attempt, Clustering, Dataset, LearningCurve, Route, TrainedAdapter, Verdict
 
 T = TypeVar("T")
 
@@ -122,10 +122,16 @@ class SqlStudyStore:
         found = self._read(study, schema.clusterings)
         return rows.clustering(found[0], self._read(study, schema.cluster_members, order=("cluster", "position"))) if found else None
 
-    def save_adapter(self, study: str, adapter: TrainedAdapter, *, instead_of: TrainedAdapter | None = None) -> None:
+    def save_adapter(
+        self, study: str, adapter: TrainedAdapter, *, curves: Sequence[LearningCurve] = (), instead_of: TrainedAdapter | None = None
+    ) -> None:
         lost = _has_weights_of(instead_of) if instead_of else None
         with self._writing(study) as connection:
             self._database.upsert(connection, schema.adapters, [rows.of_adapter(adapter)], replace=instead_of is not None, where=lost)
+            # The same key is the same training: whose curves stay makes no difference.
+            self._database.upsert(
+                connection, schema.learning_curves, [rows.of_curve(adapter.key, curve) for curve in curves], replace=False
+            )
             self._database.upsert(connection, schema.study_adapters, [{"study": study, "key": adapter.key}], replace=False)
 
     def adapter(self, key: str) -> TrainedAdapter | None:
@@ -139,7 +145,7 @@ class SqlStudyStore:
 
     def forget_adapter(self, key: str) -> None:
         with self._database.writing() as connection:
-            for table in (schema.study_adapters, schema.adapters):
+            for table in (schema.study_adapters, schema.learning_curves, schema.adapters):
                 connection.execute(sa.delete(table).where(table.c.key == key))
 
     def adapters(self, study: str) -> tuple[TrainedAdapter, ...]:
@@ -147,6 +153,15 @@ class SqlStudyStore:
         with self._reading(study) as connection:
             found = [rows.adapter(row) for row in connection.execute(linked)]
         return tuple(sorted(found, key=lambda a: (a.name, a.key)))
+
+    def learning_curves(self, study: str) -> Mapping[str, tuple[LearningCurve, ...]]:
+        table, links = schema.learning_curves, schema.study_adapters
+        query = sa.select(table).join(links, links.c.key == table.c.key).where(links.c.study == study)
+        curves_by_key: dict[str, list[LearningCurve]] = {}
+        with self._reading(study) as connection:
+            for row in connection.execute(query.order_by(table.c.key, table.c.split)):
+                curves_by_key.setdefault(row.key, []).append(rows.curve(row))
+        return {key: tuple(curves) for key, curves in curves_by_key.items()}
 
     def open_attempt(self, study: str, attempt: Attempt) -> None:
         still_open = schema.attempts.c.state == "running"

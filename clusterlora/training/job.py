@@ -71,6 +71,12 @@ class TrainingResult:
         return sum(self.losses[-quarter:]) < sum(self.losses[:quarter])
 
 
+def mean_by_step(curves: Sequence[Sequence[float]]) -> list[float]:
+    """Return the mean loss at every step over the curves that reach it."""
+    at_step = [[curve[step] for curve in curves if step < len(curve)] for step in range(max(map(len, curves)))]
+    return [sum(losses) / len(losses) for losses in at_step]
+
+
 def out_of_patience(recipe: Recipe, val_losses: Sequence[float]) -> bool:
     """Return whether the lowest val loss (one per epoch so far) is `recipe.patience` epochs old."""
     if recipe.patience is None or not val_losses:

@@ -387,6 +387,7 @@ def test_of_several_seeds_the_report_counts_and_quotes_the_first_and_the_rows_te
     comparison = compare(study.name, stores, LOG)
     rows = evaluation_rows(study, stores)
     read = report_data(study, stores, comparison, rows)
+    assert [(curve.title, curve.complete) for curve in read.curves] == [("unified", True), ("per_persona, mean of 7 adapters", True)]
 
     held = {adapter.name: adapter for adapter in stores.studies.adapters(study.name)}
     assert {"unified", "unified.s1", "unified.s2"} <= held.keys()
@@ -444,6 +445,25 @@ def test_refined_clusters_are_trained_again_before_what_depends_on_them(study: S
     n_merges = sum(adapter.name.startswith("merged") for adapter in stores.studies.adapters(study.name))
     assert n_merges == 2, "merges were made once, of the clusters that stayed"
     assert not refine(study.name, stores, LOG)
+
+
+def test_learning_curves_come_from_the_database_and_are_called_incomplete_where_it_has_none(study: Study, finished_stores: Stores) -> None:
+    """Hosts that share the database and no folder show the same curves."""
+    stores = replace(finished_stores, home=finished_stores.home / "elsewhere")
+    comparison, rows = compare(study.name, stores, LOG), evaluation_rows(study, stores)
+    unified = next(adapter for adapter in stores.studies.adapters(study.name) if adapter.name == "unified")
+    (recorded,) = stores.studies.learning_curves(study.name)[unified.key]
+    assert len(recorded.losses) == unified.steps
+    assert recorded.losses[-1] == pytest.approx(unified.last_loss, rel=1e-5)
+    (curve,) = [curve for curve in report_data(study, stores, comparison, rows).curves if curve.title == "unified"]
+    assert curve.complete
+    assert curve.points == tuple(enumerate(recorded.losses, start=1))
+
+    stores.studies.forget_adapter(unified.key)
+    stores.studies.save_adapter(study.name, unified)
+    (ends,) = [curve for curve in report_data(study, stores, comparison, rows).curves if curve.title == "unified"]
+    assert not ends.complete
+    assert ends.points == ((1, unified.first_loss), (unified.steps, unified.last_loss))
 
 
 def study_people(study: Study, stores: Stores) -> tuple[str, ...]:

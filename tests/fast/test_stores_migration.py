@@ -117,3 +117,4 @@ def test_settings_data_adapters_and_routes_survive(old: SqlStudyStore) -> None:
     (adapter,) = old.adapters("old")
     assert (adapter.name, adapter.spec.persona_ids, adapter.spec.recipe.rank) == ("cluster-00", ("p",), 4)
     assert [route.persona_id for route in old.routes("old")] == ["p"]
+    assert old.learning_curves("old") == {}

@@ -38,6 +38,7 @@ from clusterlora.values import (
     Criterion,
     Dataset,
     Dialogue,
+    LearningCurve,
     Persona,
     Route,
     TrainedAdapter,
@@ -189,6 +190,7 @@ def test_a_study_name_that_could_be_a_path_is_refused(empty_store: StudyStore, n
         lambda s: s.clustering("nobody"),
         lambda s: s.save_adapter("nobody", trained()),
         lambda s: s.adapters("nobody"),
+        lambda s: s.learning_curves("nobody"),
         lambda s: s.close_attempt("nobody", "group", 1, state="lost"),
         lambda s: s.attempts("nobody"),
         lambda s: s.save_answers("nobody", [answer()]),
@@ -272,6 +274,26 @@ def test_a_record_whose_weights_are_lost_is_replaced_for_every_study_and_only_on
     assert store.adapters("contract") == store.adapters("second") == (again,)
     store.save_adapter("second", trained(run_id="later", uri="runs:/later/adapter"), instead_of=lost)
     assert store.adapter("0123abcd") == again, "whoever finishes later leaves the record of weights that exist"
+
+
+def test_learning_curves_are_kept_to_six_digits_for_every_study_that_has_the_adapter(store: StudyStore) -> None:
+    train, val = LearningCurve("train", (2.5, 1.23456789, 0.000123456789)), LearningCurve("val", (1.5,))
+    store.save_adapter("contract", trained("1", "unified"), curves=(val, train))
+    store.save_adapter("contract", trained("2", "merged-00"))
+    rounded = LearningCurve("train", (2.5, 1.23457, 0.000123457))
+    assert store.learning_curves("contract") == {"1": (rounded, val)}
+    store.create_study(Study(name="second"))
+    assert store.learning_curves("second") == {}
+    store.save_adapter("second", trained("1", "unified"))
+    assert store.learning_curves("second") == {"1": (rounded, val)}
+
+
+def test_a_forgotten_adapter_takes_its_learning_curves_with_it(store: StudyStore) -> None:
+    store.save_adapter("contract", trained(), curves=(LearningCurve("train", (2.5, 1.25)),))
+    store.forget_adapter("0123abcd")
+    assert store.learning_curves("contract") == {}
+    store.save_adapter("contract", trained(), curves=(LearningCurve("train", (2.0, 1.0)),))
+    assert store.learning_curves("contract") == {"0123abcd": (LearningCurve("train", (2.0, 1.0)),)}
 
 
 def test_adapters_come_by_name(store: StudyStore) -> None:
