@@ -5,6 +5,7 @@ import importlib.util
 import json
 import re
 import tomllib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,17 @@ import numpy as np
 import pytest
 
 import clusterlora
+from clusterlora.catalog import Catalog
 from clusterlora.cli import cli
+from clusterlora.clustering import ALGORITHMS
 from clusterlora.clustering.features import Sources
+from clusterlora.data import SOURCES
 from clusterlora.data.problems import Problems
 from clusterlora.evaluation.metric import Scorable
+from clusterlora.evaluation.metrics import METRICS
+from clusterlora.gate.criteria import CRITERIA
 from clusterlora.gate.trial import trial
+from clusterlora.methods import METHODS
 from clusterlora.methods.method import StudyView
 from clusterlora.settings import DataSettings, GateSettings, MergeSettings, Recipe
 from clusterlora.values import Dialogue, Persona, Turn
@@ -71,12 +78,19 @@ def test_the_metric_of_the_documentation_scores_answers(examples: dict[str, dict
     assert metric.score(answers).tolist() == [1.0, 0.0]
 
 
-def test_the_criterion_of_the_documentation_judges_a_trial(examples: dict[str, dict[str, Any]]) -> None:
+def test_the_criterion_of_the_documentation_judges_a_trial_when_it_is_asked_for(examples: dict[str, dict[str, Any]]) -> None:
+    @dataclass(frozen=True, slots=True, kw_only=True)
+    class Settings(GateSettings):
+        most_lost: float | None = None
+
+    nobody_loses_much = examples["A criterion of the gate"]["nobody_loses_much"]
     scores = {"ana": np.array([0.5, 0.5]), "ben": np.array([0.9])}
-    better = {"ana": np.array([0.3, 0.3]), "ben": np.array([0.9])}
-    found = examples["A criterion of the gate"]["nobody_loses_much"](trial(better, scores), GateSettings(), np.random.default_rng(0))
-    assert not found.passed
-    assert "ana changes most for the worse: -20.00" in found.explanation
+    lower = {"ana": np.array([0.3, 0.3]), "ben": np.array([0.9])}
+    criterion = nobody_loses_much(trial(lower, scores), Settings(most_lost=0.1), np.random.default_rng(0))
+    assert not criterion.passed
+    assert "ana changes most for the worse: -20.00" in criterion.explanation
+    assert nobody_loses_much(trial(lower, scores), Settings(most_lost=0.3), np.random.default_rng(0)).passed
+    assert nobody_loses_much(trial(lower, scores), Settings(), np.random.default_rng(0)) is None
 
 
 def test_the_source_of_the_documentation_reads_a_file_and_names_what_it_cannot(examples: dict[str, dict[str, Any]], tmp_path: Path) -> None:
@@ -132,6 +146,14 @@ def test_the_site_has_every_page_in_its_navigation_and_no_other() -> None:
 def test_every_module_of_the_reference_exists(page: Path) -> None:
     for module in re.findall(r"^::: (.+)$", page.read_text(), re.MULTILINE):
         assert importlib.util.find_spec(module), f"{page.name} describes {module}"
+
+
+@pytest.mark.parametrize(
+    ("page", "catalog"), [("methods", METHODS), ("methods", ALGORITHMS), ("methods", METRICS), ("methods", CRITERIA), ("data", SOURCES)]
+)
+def test_whatever_can_be_chosen_by_name_is_documented(page: str, catalog: Catalog[Any]) -> None:
+    text = (DOCS / f"{page}.md").read_text()
+    assert [name for name in catalog if f"`{name}`" not in text] == []
 
 
 def test_readme_is_short_and_names_the_two_commands() -> None:
