@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.scale import DIALOGUES, page
-from clusterlora.settings import Recipe, Study
+from clusterlora.settings import Recipe, Study, prepared
 from clusterlora.stores.sql import SqlStudyStore
 from clusterlora.values import AdapterSpec, Answer, Attempt, Dataset, Dialogue, Persona, TrainedAdapter, Turn
 from tests.all.chaos.place import place
@@ -105,7 +105,7 @@ def measure_database(url: str, *, writers: int, n_personas: int, n_dialogues: in
     # Other people for every database: a process keeps the data it read last.
     dataset = people(n_personas, n_dialogues, fond_of=url.partition(":")[0])
     store = SqlStudyStore(url)
-    store.create_study(Study(name="load"))
+    store.create_study(prepared(Study(name="load"), "float32"))
     found: dict[str, Any] = {"writers": writers, "personas": n_personas, "dialogues": n_personas * n_dialogues}
     found["rows_per_method"], found["methods"] = n_personas * n_items, len(methods)
     found["save_dataset"] = _timed(lambda: store.save_dataset("load", dataset))

@@ -25,7 +25,7 @@ from benchmarks.trainers import trl_is_installed
 from benchmarks.training import TRAINER, TRL, TrainingPlan, compare_training
 from clusterlora.errors import ClusterLoraError
 from clusterlora.models.base import multiplies_bfloat16
-from clusterlora.models.loading import Dtype
+from clusterlora.settings import Dtype
 
 log = logging.getLogger("benchmarks")
 

@@ -12,9 +12,8 @@ from clusterlora.data.prompts import PromptEncoder, messages, prompt_encoder
 from clusterlora.data.synthetic import generate
 from clusterlora.evaluation.generate import Question
 from clusterlora.models.base import BaseModel, load_base
-from clusterlora.models.loading import Dtype
 from clusterlora.models.smollm2 import fetch_smollm2
-from clusterlora.settings import ModelSettings, Recipe, SyntheticSettings
+from clusterlora.settings import Dtype, ModelSettings, Recipe, SyntheticSettings
 from clusterlora.training.job import TrainingJob, initial_a
 from clusterlora.training.peft_folder import write_peft_folder
 from clusterlora.training.stacked_lora import targeted_layers

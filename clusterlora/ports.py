@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 import numpy as np
 from jaxtyping import Float
 
-from clusterlora.settings import Study
+from clusterlora.settings import PreparedStudy
 from clusterlora.values import Answer, Attempt, Clustering, Dataset, LearningCurve, Route, TrainedAdapter, Verdict
 
 T = TypeVar("T")
@@ -51,7 +51,7 @@ class Embedder(Protocol):
 class StudyStore(Protocol):
     """The study database. Every write is idempotent: writing the same thing twice leaves one row."""
 
-    def create_study(self, study: Study) -> None:
+    def create_study(self, study: PreparedStudy) -> None:
         """Record a study; resuming it with the same settings is fine.
 
         Raises:
@@ -59,8 +59,8 @@ class StudyStore(Protocol):
         """
         ...
 
-    def study(self, name: str) -> Study:
-        """Return a study's settings. Raises UnknownName."""
+    def study(self, name: str) -> PreparedStudy:
+        """Return a study's settings as prepared. Raises UnknownName."""
         ...
 
     def studies(self) -> tuple[tuple[str, str, str], ...]:

@@ -28,6 +28,8 @@ class TrainingGroup:
     """Names of the study's adapters to train."""
     rung: str = "own"
     """The rung of the gate's ladder whose plan has them."""
+    methods: tuple[str, ...] = ()
+    """The methods that train them; the run is tagged with them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

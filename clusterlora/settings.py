@@ -4,12 +4,14 @@ Bounds are `annotated_types`, understood by pydantic and by the Prefect form; th
 """
 
 import re
-from dataclasses import dataclass
-from typing import Annotated, Literal
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Len
 
 from clusterlora.errors import BadSettings
+
+Dtype = Literal["float32", "bfloat16"]
 
 _FORM = {"extra": "forbid", "use_attribute_docstrings": True}
 
@@ -279,6 +281,29 @@ class Study:
     """How answers are made and scored."""
     runtime: RuntimeSettings = RuntimeSettings()
     """Where it runs."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreparedModel(ModelSettings):
+    """The model settings of a prepared study: its dtype is decided."""
+
+    dtype: Dtype = "float32"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreparedStudy(Study):
+    """A study as it was prepared: nothing is left to be decided by the machine that computes it. Stores hold studies in this form."""
+
+    model: PreparedModel = PreparedModel()
+
+
+def prepared(study: Study, dtype: Dtype) -> PreparedStudy:
+    """Return a study with everything decided."""
+    model: dict[str, Any] = {field.name: getattr(study.model, field.name) for field in fields(ModelSettings)}
+    settings: dict[str, Any] = {field.name: getattr(study, field.name) for field in fields(Study)}
+    model["dtype"] = dtype
+    settings["model"] = PreparedModel(**model)
+    return PreparedStudy(**settings)
 
 
 STUDY_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,47}")

@@ -13,8 +13,9 @@ import httpx
 
 from clusterlora.config import as_mapping
 from clusterlora.errors import ServiceDown
-from clusterlora.planning.decisions import decisions
+from clusterlora.metadata import Decision
 from clusterlora.planning.ladder import awaits_decision
+from clusterlora.planning.study_state import read_state
 from clusterlora.settings import Study
 from clusterlora.wiring import from_environment
 from deployments import stack as local_stack
@@ -112,7 +113,7 @@ def decide(study_name: str, stack: Stack) -> bool:
         state = client.read_flow_run(run_id).state if run_id else None
         if run_id is None or state is None or not state.is_paused():
             return False
-        client.resume_flow_run(run_id, run_input=_recorded(study_name))
+        client.resume_flow_run(run_id, run_input=_recorded(read_state(study_name, from_environment()).decisions[-1]))
         return True
 
 
@@ -121,14 +122,13 @@ def _resume_if_decided(client: "SyncPrefectClient", run_id: UUID, study_name: st
     state = client.read_flow_run(run_id).state
     if state is None or not state.is_paused():
         return  # nobody may have written the study down yet
-    stores = from_environment()
-    if decisions(study_name, stores) and not awaits_decision(stores.studies.study(study_name), stores):
-        client.resume_flow_run(run_id, run_input=_recorded(study_name))
+    held = read_state(study_name, from_environment())
+    if held.decisions and not awaits_decision(held):
+        client.resume_flow_run(run_id, run_input=_recorded(held.decisions[-1]))
 
 
-def _recorded(study_name: str) -> dict[str, object]:
-    """Return the last decision as the form's values. The study acts on the record; the form only has to be filled in."""
-    last = decisions(study_name, from_environment())[-1]
+def _recorded(last: Decision) -> dict[str, object]:
+    """Return a decision as the form's values. The study acts on the record; the form only has to be filled in."""
     changes = asdict(last.rung) if last.rung else {}
     fields = {name: changes.get(name) for name in ("learning_rate", "epochs", "init")}
     return {"choice": last.choice, "decided_by": last.by, **fields}

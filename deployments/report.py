@@ -25,7 +25,7 @@ def report(study_name: str, ended: Snapshot, stack: Stack) -> None:
     else:
         _failure(ended, stack)
     click.echo(f"\ntime {clock(ended.parent.seconds)}")
-    for phase, seconds in seconds_by_phase(stores, study_name).items():
+    for phase, seconds in seconds_by_phase(stores.studies.seconds(study_name)).items():
         click.echo(f"  {phase:<17} {clock(seconds):>8}")
     click.echo(f"\nresults  {stores.folder(study_name)}")
     click.echo(f"Prefect  {stack.addresses.prefect}/runs/flow-run/{ended.parent.id}")

@@ -13,7 +13,7 @@ from tasks.decision import PATIENCE_SECONDS, GateDecision, question_for_a_person
 from tasks.fan_out import evaluate_all, train_all
 from tasks.links import link_runs
 from tasks.outcome import cancel_children, record_failure
-from tasks.planning import groups_after_gate, groups_before_clustering, was_refused
+from tasks.planning import criteria_not_met, groups_after_gate, groups_before_clustering
 from tasks.preparation import cluster, prepare, refine, scale, signal
 from tasks.run_names import study_tag, tag_this_run
 from tasks.status import show_status
@@ -41,24 +41,24 @@ def study(config: Study = MISSION) -> State[None]:
     with tags(study_tag(name)):
         prepare(config)
         link_runs(name)
-        while groups := groups_before_clustering(name):
+        for groups in groups_before_clustering(name):
             train_all(name, groups)
-        cluster(config)
+        cluster(name)
         # Both read the data alone, and are done while the first adapters are trained: the gate does not wait for them.
         told = signal.submit(name)
         scaled = scale.submit(name, return_state=False, wait_for=[told])
         show_status(name, "at the gate")
 
-        verdict = gate(name)
+        gate(name)
         told.result()
         while question := question_for_a_person(name):
             show_status(name, "waiting for a decision on the gate")
             key, text = question
             form = GateDecision.with_initial_data(description=text)
             record_decision(name, suspend_flow_run(wait_for_input=form, key=key, timeout=PATIENCE_SECONDS))
-            verdict = gate(name)
+            gate(name)
         while True:
-            while groups := groups_after_gate(name):
+            for groups in groups_after_gate(name):
                 train_all(name, groups)
             if not refine(name):
                 break
@@ -69,8 +69,7 @@ def study(config: Study = MISSION) -> State[None]:
         finding = compare(name)
         champion = register(name)
         show_status(name, "finished")
-
-    if verdict is not None and not verdict.passed and was_refused(name):
-        failed = ", ".join(criterion.name for criterion in verdict.criteria if not criterion.passed)
-        return Completed(name="GateRefused", message=f"gate refused ({failed}); compared what was trained: {finding}")
+        not_met = criteria_not_met(name)
+    if not_met:
+        return Completed(name="GateRefused", message=f"gate refused ({', '.join(not_met)}); compared what was trained: {finding}")
     return Completed(message=f"{finding} Champion: {champion}")

@@ -45,30 +45,29 @@ class GateDecision(RunInput):
 def question_for_a_person(context: TaskContext, study_name: str) -> tuple[str, str] | None:
     """Return the question's key and its text in Markdown when a refused gate is left to a person; None when nothing is open."""
     from clusterlora.gate.report import markdown
-    from clusterlora.planning.decisions import decisions
     from clusterlora.planning.ladder import awaits_decision
+    from clusterlora.planning.study_state import read_state
 
-    stores = context.stores
-    if not awaits_decision(stores.studies.study(study_name), stores):
+    state = read_state(study_name, context.stores)
+    if not awaits_decision(state):
         return None
-    text = f"No configuration of the ladder passed the gate of **{study_name}**. The last one:\n\n" + markdown(
-        stores.studies.verdicts(study_name)[-1]
-    )
-    return f"gate-{len(decisions(study_name, stores)) + 1}", text
+    text = f"No configuration of the ladder passed the gate of **{study_name}**. The last one:\n\n" + markdown(state.verdicts[-1])
+    return f"gate-{len(state.decisions) + 1}", text
 
 
 @study_task("note the decision · {study_name}")
 def record_decision(context: TaskContext, study_name: str, answer: GateDecision) -> None:
     """Keep what was decided, by whom and when; from now on the study acts on it, however often it is launched."""
     from clusterlora.metadata import Decision
-    from clusterlora.planning.decisions import decide, decisions
+    from clusterlora.planning.decisions import decide
+    from clusterlora.planning.study_state import read_state
     from clusterlora.settings import Rung
 
     retry = answer.choice == "retry"
     rung = Rung(name="asked", learning_rate=answer.learning_rate, epochs=answer.epochs, init=answer.init) if retry else None
     stores = context.stores
     decide(study_name, stores, Decision(answer.choice, rung, answer.decided_by.strip()))
-    said = "".join(f"{number}. {one}\n" for number, one in enumerate(decisions(study_name, stores), start=1))
+    said = "".join(f"{number}. {one}\n" for number, one in enumerate(read_state(study_name, stores).decisions, start=1))
     create_markdown_artifact(
         f"## Decisions on the gate of {study_name}\n\n{said}",
         key=artifact_key("decision", study_name),

@@ -1,7 +1,9 @@
 """Tasks that start a deployed run on the gpu pool and wait for it. One try of the task is one attempt of the work."""
 
-from clusterlora.planning.ladder import GATED, REFERENCE
-from clusterlora.requests import EvaluationRequest, TrainingGroup, TrainRequest
+from clusterlora.planning.attempts import next_request
+from clusterlora.planning.ladder import GATED, REFERENCE, rung_by_name
+from clusterlora.planning.study_state import read_state
+from clusterlora.requests import EvaluationRequest, TrainingGroup
 from clusterlora.values import Attempt
 from tasks.child_runs import MOST_CRASHES, MOST_HALVINGS, another_attempt, count_crash, see_through, stand_in_line
 from tasks.study_task import TaskContext, study_task
@@ -19,21 +21,18 @@ def dispatch_training(context: TaskContext, study_name: str, group: TrainingGrou
         CrashedChildError: the run died more often than is worth another attempt.
         FailedChildError: the run failed for a reason of its own, or was cancelled.
     """
-    from clusterlora.planning.work_plan import plan_with, trained_adapters
-    from clusterlora.stages.train import next_micro_batch
+    from clusterlora.planning.work_plan import trained_adapters, work_plan
 
     stores = context.stores
     study = stores.studies.study(study_name)
     if after is not None:
         stand_in_line(study_name, after, stores)
-    number, micro_batch = next_micro_batch(study, group.name, stores)
-    attempt = Attempt(group=group.name, number=number, micro_batch=micro_batch, state="running")
-    request = TrainRequest(study_name=study_name, group=group, micro_batch=micro_batch, attempt=number)
-    plan = plan_with(study, stores, group.adapters)
-    trained_by = plan.trained_by()
-    see_through(request, study, attempt, stores, methods={trained_by[adapter] for adapter in group.adapters})
+    request = next_request(study, group, stores)
+    attempt = Attempt(group=group.name, number=request.attempt, micro_batch=request.micro_batch, state="running")
+    see_through(request, study, attempt, stores, methods=group.methods)
 
-    missing = set(group.adapters) - trained_adapters(study, stores, plan).keys()
+    state = read_state(study_name, stores)
+    missing = set(group.adapters) - trained_adapters(state, work_plan(state, rung_by_name(state, group.rung))).keys()
     if missing:
         count_crash(study_name, attempt, "lost", f"the run completed but left no {', '.join(sorted(missing))}", stores)
 

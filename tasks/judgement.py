@@ -42,15 +42,10 @@ def estimate_power(context: TaskContext, study_name: str) -> None:
     create_markdown_artifact("\n\n".join(lines), key=artifact_key("gate", study_name, "power"), description=power.sentence)
 
 
-@study_task("is the power known? · {study_name}")
-def has_power(context: TaskContext, study_name: str) -> bool:
-    """Return whether the gate's power is recorded with the study."""
-    from clusterlora.gate.power import Power
+@study_task("look up verdict · {study_name}")
+def known_verdict(context: TaskContext, study_name: str) -> Verdict | None:
+    """Return the verdict of the rung that passed, else of the last one tried; None when the study has no clusters to gate."""
+    from clusterlora.planning.ladder import gate_verdict
+    from clusterlora.planning.study_state import read_state
 
-    return context.stores.studies.metadata(study_name, Power) is not None
-
-
-@study_task("look up verdict · {study_name} · {rung}")
-def known_verdict(context: TaskContext, study_name: str, rung: str) -> Verdict | None:
-    """Return the verdict that an earlier run of the study reached on this rung."""
-    return next((verdict for verdict in context.stores.studies.verdicts(study_name) if verdict.rung == rung), None)
+    return gate_verdict(read_state(study_name, context.stores))

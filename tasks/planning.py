@@ -1,61 +1,40 @@
-"""What is to be trained next, read from the study database: only what is missing and can start at once."""
+"""What is to be done next, planned from the state of the study: only what is missing."""
 
-from clusterlora.requests import TrainingGroup
-from clusterlora.settings import Rung
+from clusterlora.planning.gate_step import GateStep
+from clusterlora.planning.study_state import read_state
+from clusterlora.planning.training_groups import Waves
 from tasks.study_task import TaskContext, study_task
 
 
-@study_task("ladder · {study_name}")
-def ladder(context: TaskContext, study_name: str) -> tuple[Rung, ...]:
-    """Return the configurations that the gate tries in order, the study's own first; none when nothing is gated."""
-    from clusterlora.planning.ladder import gated, rungs
-
-    stores = context.stores
-    study = stores.studies.study(study_name)
-    return rungs(study, stores) if gated(study) else ()
-
-
 @study_task("plan clustering · {study_name}")
-def groups_before_clustering(context: TaskContext, study_name: str) -> tuple[TrainingGroup, ...]:
-    """Return what can be trained at once of what the study's clustering reads."""
-    from clusterlora.planning.training_groups import groups_before_clustering as missing
+def groups_before_clustering(context: TaskContext, study_name: str) -> Waves:
+    """Return what is missing of the adapters that the study's clustering reads."""
+    from clusterlora.planning.training_groups import groups_before_clustering
 
-    stores = context.stores
-    return missing(stores.studies.study(study_name), stores)
-
-
-@study_task("plan gate · {study_name} · {rung.name}")
-def groups_for_gate(context: TaskContext, study_name: str, rung: Rung) -> tuple[TrainingGroup, ...]:
-    """Return what can be trained at once of what a rung still needs before it can be judged."""
-    from clusterlora.planning.training_groups import gate_groups
-
-    stores = context.stores
-    return gate_groups(stores.studies.study(study_name), stores, rung)
+    return groups_before_clustering(read_state(study_name, context.stores))
 
 
-@study_task("plan baseline · {study_name}")
-def baseline_beside_gate(context: TaskContext, study_name: str) -> bool:
-    """Return whether the bare base model answers while the gate's adapters are trained.
+@study_task("plan gate · {study_name}")
+def plan_gate(context: TaskContext, study_name: str) -> GateStep | None:
+    """Return the next rung of the gate's ladder with what it needs; None when the gate is passed, tried out, or there is none."""
+    from clusterlora.planning.gate_step import next_gate_step
 
-    That is when it is compared and the study is for several workers. Where there is one after all, it answers before the gate is judged.
-    """
-    study = context.stores.studies.study(study_name)
-    return "baseline" in study.methods and study.runtime.shards > 1
+    return next_gate_step(read_state(study_name, context.stores))
 
 
 @study_task("plan fan-out · {study_name}")
-def groups_after_gate(context: TaskContext, study_name: str) -> tuple[TrainingGroup, ...]:
-    """Return what can be trained at once of what the study's methods still need; nothing when the gate refused."""
+def groups_after_gate(context: TaskContext, study_name: str) -> Waves:
+    """Return what is missing of what the study's methods need; nothing when the gate refused."""
     from clusterlora.planning.training_groups import remaining_groups
 
-    stores = context.stores
-    return remaining_groups(stores.studies.study(study_name), stores)
+    return remaining_groups(read_state(study_name, context.stores))
 
 
 @study_task("refused? · {study_name}")
-def was_refused(context: TaskContext, study_name: str) -> bool:
-    """Return whether the gate has spoken against spending more and nobody said to go on."""
-    from clusterlora.planning.ladder import refused
+def criteria_not_met(context: TaskContext, study_name: str) -> tuple[str, ...]:
+    """Return the criteria that the last configuration missed when the gate stops further spending; empty when it does not."""
+    from clusterlora.planning.ladder import gate_verdict, refused
 
-    stores = context.stores
-    return refused(stores.studies.study(study_name), stores)
+    state = read_state(study_name, context.stores)
+    verdict = gate_verdict(state)
+    return tuple(criterion.name for criterion in verdict.criteria if not criterion.passed) if verdict and refused(state) else ()

@@ -24,18 +24,18 @@ def prepare(context: TaskContext, study: Study) -> None:
     prepare_study(study, context.stores, context.log)
 
 
-@study_task("cluster · {study.name}", progress="{study.name} cluster")
-def cluster(context: TaskContext, study: Study) -> None:
+@study_task("cluster · {study_name}", progress="{study_name} cluster")
+def cluster(context: TaskContext, study_name: str) -> None:
     """Group the personas of a study, unless that was done before."""
     from clusterlora.stages.cluster import cluster as cluster_study
     from clusterlora.stages.report import map_path
 
     stores = context.stores
-    clustering = cluster_study(study, stores, context.log)
+    clustering = cluster_study(study_name, stores, context.log)
     sizes = f"Clusters of {', '.join(map(str, clustering.sizes))} personas by {clustering.algorithm}"
     quality = ", ".join(f"{name} {value:.2f}" for name, value in clustering.quality)
-    picture = embedded(map_path(stores, study.name), "the personas on a plane, coloured by cluster")
-    create_markdown_artifact(f"{sizes}: {quality}.\n\n{picture}\n", key=artifact_key("clusters", study.name), description=sizes)
+    picture = embedded(map_path(stores, study_name), "the personas on a plane, coloured by cluster")
+    create_markdown_artifact(f"{sizes}: {quality}.\n\n{picture}\n", key=artifact_key("clusters", study_name), description=sizes)
 
 
 @study_task("refine clusters · {study_name}", progress="{study_name} refine")
@@ -60,11 +60,12 @@ def signal(context: TaskContext, study_name: str) -> None:
 @study_task("scale of the scores · {study_name}")
 def scale(context: TaskContext, study_name: str) -> None:
     """Measure what somebody else's words would score, which the comparison will ask for."""
+    from clusterlora.planning.study_state import read_state
     from clusterlora.stages.scale import scale as measure_scale
 
     _step_aside()
-    stores = context.stores
-    measure_scale(stores.studies.study(study_name), stores, stores.studies.dataset(study_name).ids)
+    state = read_state(study_name, context.stores)
+    measure_scale(state, context.stores, state.dataset.ids)
 
 
 def _step_aside() -> None:

@@ -1,14 +1,13 @@
 """A study's state on one page: what runs, on what, how far each phase is, what is known so far, and what comes next."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from prefect.artifacts import create_markdown_artifact
 
 from clusterlora.evaluation.markdown import table
-from clusterlora.metadata import Provenance, TrackerPage
 from clusterlora.models.memory import format_bytes
-from clusterlora.ports import Stores
-from clusterlora.settings import Study
+from clusterlora.planning.study_state import StudyState, read_state
 from tasks.run_log import artifact_key, duration
 from tasks.study_task import TaskContext, study_task
 
@@ -16,22 +15,18 @@ from tasks.study_task import TaskContext, study_task
 @study_task("status · {study_name} · {doing}")
 def show_status(context: TaskContext, study_name: str, doing: str) -> None:
     """Publish the study's state as a markdown artifact; the Artifacts page keeps one entry per study, with its history."""
-    stores = context.stores
     create_markdown_artifact(
-        "\n".join(status_lines(stores.studies.study(study_name), stores, doing)),
+        "\n".join(status_lines(read_state(study_name, context.stores), context.stores.folder(study_name), doing)),
         key=artifact_key("status", study_name),
         description=f"{study_name}: {doing}",
     )
 
 
-def status_lines(study: Study, stores: Stores, doing: str) -> Iterator[str]:
+def status_lines(state: StudyState, folder: Path, doing: str) -> Iterator[str]:
     """Yield the page line by line."""
-    from clusterlora.planning.decisions import decisions
     from clusterlora.stages.outlook import against_unified, next_step
 
-    made_with = stores.studies.metadata(study.name, Provenance)
-    page = stores.studies.metadata(study.name, TrackerPage)
-    clustering = stores.studies.clustering(study.name)
+    study, made_with, clustering = state.settings, state.provenance, state.clustering
     recipe = study.recipe
     yield f"# {study.name}: {doing}"
     yield ""
@@ -45,30 +40,30 @@ def status_lines(study: Study, stores: Stores, doing: str) -> Iterator[str]:
         f"batch {recipe.batch_size}, learning rate {recipe.learning_rate:g}"
     )
     yield f"- **Methods**: {', '.join(study.methods)}"
-    said = [f"{verdict.rung} {'passed' if verdict.passed else 'refused'}" for verdict in stores.studies.verdicts(study.name)]
+    said = [f"{verdict.rung} {'passed' if verdict.passed else 'refused'}" for verdict in state.verdicts]
     yield f"- **Gate**: {', '.join(said) or 'not judged yet'}"
-    yield f"- **Trained**: {len(stores.studies.adapters(study.name))} adapters"
-    yield f"- **Results**: `{stores.folder(study.name)}`"
-    if page and page.address:
-        yield f"- **MLflow**: [the study's run]({page.address})"
+    yield f"- **Trained**: {len(state.adapters)} adapters"
+    yield f"- **Results**: `{folder}`"
+    if state.page:
+        yield f"- **MLflow**: [the study's run]({state.page})"
     yield ""
-    yield from _timeline(study, stores)
+    yield from _timeline(state)
     yield "## Against unified so far"
     yield ""
-    yield from (f"- {line}" for line in against_unified(study, stores) or ("nothing is judged yet",))
-    yield from (f"- a person said: {one}" for one in decisions(study.name, stores))
+    yield from (f"- {line}" for line in against_unified(state) or ("nothing is judged yet",))
+    yield from (f"- a person said: {one}" for one in state.decisions)
     yield ""
-    yield f"**Next:** {next_step(study, stores)}"
-    yield from _troubles(stores, study.name)
+    yield f"**Next:** {next_step(state)}"
+    yield from _troubles(state)
 
 
-def _timeline(study: Study, stores: Stores) -> Iterator[str]:
+def _timeline(state: StudyState) -> Iterator[str]:
     from clusterlora.stages.outlook import phases
 
     def shown(seconds: float | None) -> str:
         return "-" if seconds is None else duration(seconds)
 
-    rows = [(p.name, p.state, shown(p.spent), shown(p.expected), p.detail) for p in phases(study, stores)]
+    rows = [(p.name, p.state, shown(p.spent), shown(p.expected), p.detail) for p in phases(state)]
     yield "## Phases"
     yield ""
     yield "Seconds of work, over all workers; expectations come from the pace so far."
@@ -76,8 +71,8 @@ def _timeline(study: Study, stores: Stores) -> Iterator[str]:
     yield table(("phase", "state", "took", "still expected", "detail"), rows, right=(False, False, True, True, False))
 
 
-def _troubles(stores: Stores, study_name: str) -> Iterator[str]:
-    attempts = [attempt for attempt in stores.studies.attempts(study_name) if attempt.state not in ("running", "done")]
+def _troubles(state: StudyState) -> Iterator[str]:
+    attempts = [attempt for attempt in state.attempts if attempt.state not in ("running", "done")]
     if attempts:
         rows = [
             (

@@ -32,18 +32,21 @@ def chat(question: str | None, name: str | None, persona: str, methods: str | No
     """Show the same QUESTION answered by several methods of a study, side by side. Without a question, talk in the terminal."""
     if as_json and question is None:
         raise click.UsageError('--json needs a question: clusterlora chat --persona ID --json "..."')
+    from clusterlora.planning.study_state import read_state
+    from clusterlora.planning.work_plan import work_plan
     from clusterlora.serving.router import Router
     from clusterlora.stages.routing import adapter_folders, routing_table
     from clusterlora.stores.json_codec import from_plain, plain
     from clusterlora.stores.routing_table import RoutingTable
 
     stores = stores_here()
-    study = stores.studies.study(name or _newest(stores))
+    state = read_state(name or _newest(stores), stores)
+    study, plan = state.settings, work_plan(state)
     routers: dict[str, Router] = {}
     for method in _asked(methods, study, stores):
-        table = from_plain(RoutingTable, plain(routing_table(study, method, stores)))
+        table = from_plain(RoutingTable, plain(routing_table(state, plan, method, stores)))
         routers[method] = Router(table, adapter_folders(table, stores))
-    if persona not in stores.studies.dataset(study.name).ids:
+    if persona not in state.dataset.ids:
         say(f"persona {persona!r} is not in study {study.name}: unified answers")
 
     def answers(history: dict[str, list[dict[str, str]]]) -> dict[str, dict[str, str]]:

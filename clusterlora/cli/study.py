@@ -158,10 +158,11 @@ def decide(name: str, choice: Any, learning_rate: float | None, epochs: int | No
     from clusterlora.metadata import Decision
     from clusterlora.planning.decisions import decide as record
     from clusterlora.planning.ladder import awaits_decision
+    from clusterlora.planning.study_state import read_state
     from clusterlora.settings import Rung
 
     stores = stores_here()
-    if not awaits_decision(stores.studies.study(name), stores):
+    if not awaits_decision(read_state(name, stores)):
         raise UnknownName(f"study {name} waits for no decision; it stands like this: clusterlora study status {name}")
     rung = Rung(name="asked", learning_rate=learning_rate, epochs=epochs, init=init) if changes else None
     record(name, stores, Decision(choice, rung, by))
@@ -192,23 +193,22 @@ def _refuse_early(chosen: "Study") -> None:
 
 
 def _status(name: str, stores: "Stores") -> dict[str, Any]:
-    studies = stores.studies
-    from clusterlora.metadata import Outcome, Provenance
+    from clusterlora.planning.study_state import read_state
     from clusterlora.stages.outlook import against_unified, next_step, phases
 
-    study, made_with, outcome = studies.study(name), studies.metadata(name, Provenance), studies.metadata(name, Outcome)
-    open_attempts = [attempt for attempt in studies.attempts(name) if attempt.state == "running"]
+    state = read_state(name, stores)
+    open_attempts = [attempt for attempt in state.attempts if attempt.state == "running"]
     return {
         "study": name,
-        "status": studies.status(name),
-        "personas": made_with.n_personas if made_with else None,
-        "adapters": len(studies.adapters(name)),
+        "status": state.status,
+        "personas": state.provenance.n_personas if state.provenance else None,
+        "adapters": len(state.adapters),
         "in_training": [f"{attempt.group} (attempt {attempt.number}, micro-batch {attempt.micro_batch})" for attempt in open_attempts],
-        "gate": [f"{verdict.rung}: {'passed' if verdict.passed else 'refused'}" for verdict in studies.verdicts(name)],
-        "phases": [f"{p.name} {p.state}" for p in phases(study, stores)],
-        "against_unified": list(against_unified(study, stores)),
-        "next": next_step(study, stores),
-        "champion": outcome.champion if outcome else None,
-        "conclusion": outcome.sentence if outcome else None,
+        "gate": [f"{verdict.rung}: {'passed' if verdict.passed else 'refused'}" for verdict in state.verdicts],
+        "phases": [f"{p.name} {p.state}" for p in phases(state)],
+        "against_unified": list(against_unified(state)),
+        "next": next_step(state),
+        "champion": state.outcome.champion if state.outcome else None,
+        "conclusion": state.outcome.sentence if state.outcome else None,
         "folder": str(stores.folder(name)),
     }

@@ -36,18 +36,19 @@ def watch(name: str, stores: "Stores") -> None:
 
 def page(name: str, stores: "Stores") -> Group:
     """Return the page as it is at this moment."""
+    from clusterlora.planning.study_state import read_state
     from clusterlora.stages.outlook import against_unified, next_step, phases
 
-    study = stores.studies.study(name)
-    table = Table(title=f"{name}: {stores.studies.status(name)}", title_justify="left")
+    state = read_state(name, stores)
+    table = Table(title=f"{name}: {state.status}", title_justify="left")
     for column in ("phase", "state", "took", "expected", ""):
         table.add_column(column, justify="right" if column in ("took", "expected") else "left")
-    for phase in phases(study, stores):
+    for phase in phases(state):
         table.add_row(phase.name, phase.state, _clock(phase.spent), _clock(phase.expected), phase.detail)
-    open_attempts = [attempt for attempt in stores.studies.attempts(name) if attempt.state == "running"]
+    open_attempts = [attempt for attempt in state.attempts if attempt.state == "running"]
     lines = [f"training {a.group}, attempt {a.number}, micro-batch {a.micro_batch}" for a in open_attempts]
-    lines += against_unified(study, stores)
-    lines += [f"next: {next_step(study, stores)}", machine()]
+    lines += against_unified(state)
+    lines += [f"next: {next_step(state)}", machine()]
     return Group(table, *(Text(line) for line in lines))
 
 

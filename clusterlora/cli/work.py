@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,6 +13,8 @@ from clusterlora.cli.progress import ConsoleLog, console_log
 from clusterlora.errors import OutOfMemory, UnknownName
 
 if TYPE_CHECKING:
+    from clusterlora.planning.study_state import StudyState
+    from clusterlora.planning.work_plan import WorkPlan
     from clusterlora.ports import Stores
     from clusterlora.requests import TrainingGroup
     from clusterlora.settings import Study
@@ -53,11 +56,17 @@ def train(
     if cluster is not None and adapter is not None:
         raise click.UsageError("--cluster and --adapter both say what to train; give one of them")
     study = study_from(options, recipe__batch_size=batch_size, recipe__epochs=epochs, runtime__micro_batch=micro_batch)
+    from clusterlora.planning.study_state import read_state
+    from clusterlora.planning.training_groups import groups_of
+    from clusterlora.planning.work_plan import work_plan
+
     stores = stores_here(works=True)
     with console_log() as log:
         _begin(study, stores, log)
-        names = _adapters_asked_for(study, stores, cluster, adapter)
-        n_trained = _train_until_done(study, names, stores, log)
+        state = read_state(study.name, stores)
+        plan = work_plan(state)
+        names = _adapters_asked_for(plan, study.name, cluster, adapter)
+        n_trained = sum(_train_one(study, group, stores, log) for group in chain.from_iterable(groups_of(state, plan, names)))
     folder = stores.folder(study.name)
     if as_json:
         click.echo(json.dumps({"study": study.name, "adapters": names, "trained": n_trained, "folder": str(folder)}))
@@ -86,14 +95,16 @@ def evaluate(cluster: int | None, as_json: bool, **options: Any) -> None:
             click.echo(json.dumps({"study": study.name, "answers": n_answers}) if as_json else said)
             return
         from clusterlora.planning.ladder import decided_rung
+        from clusterlora.planning.study_state import read_state
 
-        rung = decided_rung(study, stores).name
-        _require(study, stores, cluster)
+        state = read_state(study.name, stores)
+        rung = decided_rung(state).name
+        _require(state, cluster)
         evaluate_part(EvaluationRequest(study_name=study.name, part="gate", rung=rung, cluster=cluster), stores, log)
     from clusterlora.gate.report import markdown
     from clusterlora.stages.judge import judge, verdict_on
 
-    verdict = verdict_on(study.name, rung, cluster, stores) if cluster else judge(study.name, rung, stores)
+    verdict = verdict_on(state, rung, cluster, stores) if cluster else judge(study.name, rung, stores)
     click.echo(json.dumps({"study": study.name, "passed": verdict.passed, **asdict(verdict)}) if as_json else markdown(verdict))
 
 
@@ -126,63 +137,53 @@ def compare(as_json: bool, **options: Any) -> None:
 
 def _begin(study: "Study", stores: "Stores", log: ConsoleLog) -> None:
     """Bring the study to where its adapters can be planned; nothing is done twice, and its status stays what it is."""
+    from clusterlora.planning.study_state import read_state
     from clusterlora.planning.training_groups import groups_before_clustering
     from clusterlora.stages.cluster import cluster
     from clusterlora.stages.prepare import prepare
 
     prepare(study, stores, log, running=False)
-    while groups := groups_before_clustering(study, stores):
-        for group in groups:
-            _train_one(study, group, stores, log)
-    cluster(study, stores, log)
+    for group in chain.from_iterable(groups_before_clustering(read_state(study.name, stores))):
+        _train_one(study, group, stores, log)
+    cluster(study.name, stores, log)
 
 
-def _adapters_asked_for(study: "Study", stores: "Stores", cluster: int | None, adapter: str | None) -> tuple[str, ...]:
-    from clusterlora.planning.work_plan import judged_adapters, work_plan
+def _adapters_asked_for(plan: "WorkPlan", study_name: str, cluster: int | None, adapter: str | None) -> tuple[str, ...]:
+    from clusterlora.planning.work_plan import judged_adapters
 
-    plan = work_plan(study, stores)
     if adapter is None and cluster is None:
         return tuple(plan.specs)
     name = adapter if adapter is not None else judged_adapters(plan, cluster or 0)[0]
     if name not in plan.specs:
         shown = [known for known in plan.specs if not known.startswith("persona")]
-        raise UnknownName(f"study {study.name} has no adapter {name!r}; known: {', '.join(shown)}, and one per persona")
+        raise UnknownName(f"study {study_name} has no adapter {name!r}; known: {', '.join(shown)}, and one per persona")
     return (name,)
-
-
-def _train_until_done(study: "Study", names: tuple[str, ...], stores: "Stores", log: ConsoleLog) -> int:
-    """Return how many adapters were trained; an adapter that starts from another comes after it."""
-    from clusterlora.planning.training_groups import groups_of
-
-    n_trained = 0
-    while groups := groups_of(study, stores, names):
-        for group in groups:
-            n_trained += _train_one(study, group, stores, log)
-    return n_trained
 
 
 def _train_one(study: "Study", group: "TrainingGroup", stores: "Stores", log: ConsoleLog) -> int:
     """Train one group of adapters, halving the micro-batch as often as memory demands."""
-    from clusterlora.requests import TrainRequest
-    from clusterlora.stages.train import next_micro_batch, train_group
+    from clusterlora.planning.attempts import next_request
+    from clusterlora.stages.train import train_group
 
     while True:
-        attempt, micro_batch = next_micro_batch(study, group.name, stores)
+        request = next_request(study, group, stores)
         try:
-            return train_group(TrainRequest(study_name=study.name, group=group, micro_batch=micro_batch, attempt=attempt), stores, log)
+            return train_group(request, stores, log)
         except OutOfMemory:
-            if micro_batch == 1:
+            if request.micro_batch == 1:
                 raise
-            log.note(f"out of memory at micro-batch {micro_batch}; going on with {micro_batch // 2}, which changes no result")
+            log.note(
+                f"out of memory at micro-batch {request.micro_batch}; going on with {request.micro_batch // 2}, which changes no result"
+            )
 
 
-def _require(study: "Study", stores: "Stores", cluster: int) -> None:
+def _require(state: "StudyState", cluster: int) -> None:
     """Raise UnknownName unless the cluster's adapter and unified are trained."""
     from clusterlora.planning.ladder import REFERENCE
     from clusterlora.planning.work_plan import judged_adapters, trained_adapters, work_plan
 
-    plan = work_plan(study, stores)
-    held = trained_adapters(study, stores, plan)
+    plan = work_plan(state)
+    held = trained_adapters(state, plan)
     for name, option in zip(judged_adapters(plan, cluster), (f"--cluster {cluster}", f"--adapter {REFERENCE}"), strict=True):
         if name not in held:
-            raise UnknownName(f"study {study.name} has not trained {name} yet; run: clusterlora train {option} --name {study.name}")
+            raise UnknownName(f"study {state.name} has not trained {name} yet; run: clusterlora train {option} --name {state.name}")

@@ -12,9 +12,10 @@ from clusterlora.chat.template import ChatTemplate
 from clusterlora.errors import BadSettings
 from clusterlora.models.hub import hub_snapshot
 from clusterlora.models.identity import revision_of
-from clusterlora.models.loading import Dtype, load_causal_lm
+from clusterlora.models.loading import load_causal_lm
 from clusterlora.models.smollm2 import fetch_smollm2
 from clusterlora.models.weights import combined_sha256, weight_files
+from clusterlora.settings import Dtype
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

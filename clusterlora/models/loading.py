@@ -3,16 +3,15 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from clusterlora.errors import ModelUnavailable
 from clusterlora.models.checks import refuse_other_models, refuse_other_weights, refuse_tokens_without_embedding
 from clusterlora.models.weights import weight_files
+from clusterlora.settings import Dtype
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-Dtype = Literal["float32", "bfloat16"]
 
 _LOCAL: Mapping[str, Any] = {"trust_remote_code": False, "local_files_only": True}
 

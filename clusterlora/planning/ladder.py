@@ -1,9 +1,9 @@
 """The gate's ladder: which configurations cluster 0 tries, what the gate decided, and whether a person has to."""
 
 from clusterlora.errors import UnknownName
-from clusterlora.planning.decisions import asked_rungs, decisions
-from clusterlora.ports import Stores
+from clusterlora.planning.study_state import StudyState
 from clusterlora.settings import Rung, Study
+from clusterlora.values import Verdict
 
 OWN = Rung(name="own")
 """The first rung of every ladder: the study's own configuration."""
@@ -19,52 +19,65 @@ def gated(study: Study) -> bool:
     return GATED in study.methods
 
 
-def rungs(study: Study, stores: Stores) -> tuple[Rung, ...]:
+def rungs(state: StudyState) -> tuple[Rung, ...]:
     """Return the ladder, the study's own configuration first and what people asked for last."""
-    return (OWN, *study.gate.ladder, *asked_rungs(study.name, stores))
+    return (OWN, *state.settings.gate.ladder, *state.asked_rungs)
 
 
-def rung_by_name(study: Study, name: str, stores: Stores) -> Rung:
+def rung_by_name(state: StudyState, name: str) -> Rung:
     """Return a rung of the study's ladder. Raises UnknownName."""
-    for rung in rungs(study, stores):
+    for rung in rungs(state):
         if rung.name == name:
             return rung
-    raise UnknownName(f"study {study.name} has no rung {name!r}; its ladder is {', '.join(r.name for r in rungs(study, stores))}")
+    raise UnknownName(f"study {state.name} has no rung {name!r}; its ladder is {', '.join(r.name for r in rungs(state))}")
 
 
-def decided_rung(study: Study, stores: Stores) -> Rung:
+def next_rung(state: StudyState) -> Rung | None:
+    """Return the rung that the gate tries next; None when one has passed, all were tried, or nothing is gated."""
+    if not gated(state.settings) or any(verdict.passed for verdict in state.verdicts):
+        return None
+    judged = {verdict.rung for verdict in state.verdicts}
+    return next((rung for rung in rungs(state) if rung.name not in judged), None)
+
+
+def gate_verdict(state: StudyState) -> Verdict | None:
+    """Return the verdict of the rung that passed, else of the last one tried; None when nothing was judged."""
+    verdicts = {verdict.rung: verdict for verdict in state.verdicts}
+    tried = [verdicts[rung.name] for rung in rungs(state) if rung.name in verdicts]
+    return next((verdict for verdict in tried if verdict.passed), tried[-1] if tried else None)
+
+
+def decided_rung(state: StudyState) -> Rung:
     """Return the rung that passed the gate; when none did, the one with the largest gain on val; before the gate, the study's own."""
-    verdicts = {verdict.rung: verdict for verdict in stores.studies.verdicts(study.name)}
-    tried = [rung for rung in rungs(study, stores) if rung.name in verdicts]
+    verdicts = {verdict.rung: verdict for verdict in state.verdicts}
+    tried = [rung for rung in rungs(state) if rung.name in verdicts]
     passed = [rung for rung in tried if verdicts[rung.name].passed]
     if passed or not tried:
         return passed[0] if passed else OWN
     return max(tried, key=lambda rung: verdicts[rung.name].gain)
 
 
-def refused(study: Study, stores: Stores) -> bool:
-    """Return whether the gate has spoken against spending more: every rung was tried and failed, and nobody says to go on."""
-    return _none_passed(study, stores) and not _told_to_go_on(study, stores)
+def refused(state: StudyState) -> bool:
+    """Return whether the gate stops further spending: every rung was tried and failed, and nobody decided to go on."""
+    return _none_passed(state) and not _told_to_go_on(state)
 
 
-def awaits_decision(study: Study, stores: Stores) -> bool:
+def awaits_decision(state: StudyState) -> bool:
     """Return whether the gate refused, a person is to decide, and has not yet."""
-    return study.gate.on_failure == "ask" and _none_passed(study, stores) and not _settled(study.name, stores)
+    return state.settings.gate.on_failure == "ask" and _none_passed(state) and not _settled(state)
 
 
-def _settled(study_name: str, stores: Stores) -> bool:
-    """Return whether the last word on the gate was to stop or to go on; after a retry that failed, another is awaited."""
-    said = decisions(study_name, stores)
-    return bool(said) and said[-1].choice != "retry"
+def _settled(state: StudyState) -> bool:
+    """Return whether the last decision was to stop or to go on; after a retry that failed, another is awaited."""
+    return bool(state.decisions) and state.decisions[-1].choice != "retry"
 
 
-def _none_passed(study: Study, stores: Stores) -> bool:
-    verdicts = stores.studies.verdicts(study.name)
-    tried_all = {rung.name for rung in rungs(study, stores)} <= {verdict.rung for verdict in verdicts}
-    return gated(study) and tried_all and not any(verdict.passed for verdict in verdicts)
+def _none_passed(state: StudyState) -> bool:
+    tried_all = {rung.name for rung in rungs(state)} <= {verdict.rung for verdict in state.verdicts}
+    return gated(state.settings) and tried_all and not any(verdict.passed for verdict in state.verdicts)
 
 
-def _told_to_go_on(study: Study, stores: Stores) -> bool:
-    if study.gate.on_failure == "ask":
-        return _settled(study.name, stores) and decisions(study.name, stores)[-1].choice == "continue"
-    return study.gate.on_failure == "continue"
+def _told_to_go_on(state: StudyState) -> bool:
+    if state.settings.gate.on_failure == "ask":
+        return _settled(state) and state.decisions[-1].choice == "continue"
+    return state.settings.gate.on_failure == "continue"

@@ -1,14 +1,12 @@
 """How adapters are grouped into runs: which are trained together, under which name, and in which order."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from clusterlora.clustering import PREREQUISITES
-from clusterlora.metadata import Refinement
 from clusterlora.planning.ladder import GATED, gated, refused
+from clusterlora.planning.study_state import StudyState
 from clusterlora.planning.work_plan import WorkPlan, judged_adapters, trained_adapters, work_plan
-from clusterlora.ports import Stores
 from clusterlora.requests import TrainingGroup
-from clusterlora.settings import Rung, Study
 from clusterlora.training.load_balancing import partition_by_load
 from clusterlora.values import AdapterSpec
 
@@ -16,79 +14,87 @@ _OF_ONE_PERSON = ("persona", "residual", "prefix")
 """What adapters are called that a method trains for every single person. A cluster of one is not among them."""
 
 
-def groups_before_clustering(study: Study, stores: Stores) -> tuple[TrainingGroup, ...]:
+Waves = tuple[tuple[TrainingGroup, ...], ...]
+"""Groups of one wave can be trained at the same time; they start from what the waves before it have trained."""
+
+
+def groups_before_clustering(state: StudyState) -> Waves:
     """Return what the clustering reads and is not trained yet; nothing when it reads no adapters, or is done."""
-    if study.clustering.algorithm not in PREREQUISITES or stores.studies.clustering(study.name) is not None:
+    if state.settings.clustering.algorithm not in PREREQUISITES or state.clustering is not None:
         return ()
-    plan = work_plan(study, stores)
-    return _groups(study, stores, plan, tuple(plan.specs))
+    plan = work_plan(state)
+    return groups_of(state, plan, tuple(plan.specs))
 
 
-def gate_groups(study: Study, stores: Stores, rung: Rung) -> tuple[TrainingGroup, ...]:
-    """Return what the gate still needs trained under a rung and can be trained at once; call again until nothing is left."""
-    plan = work_plan(study, stores, rung)
-    return _groups(study, stores, plan, judged_adapters(plan))
+def gate_groups(state: StudyState, plan: WorkPlan) -> Waves:
+    """Return what is missing of what the gate judges under the plan's rung."""
+    return groups_of(state, plan, judged_adapters(plan))
 
 
-def remaining_groups(study: Study, stores: Stores) -> tuple[TrainingGroup, ...]:
-    """Return what the study still needs trained after the gate and can be trained at once; call again until nothing is left."""
-    if refused(study, stores):
+def remaining_groups(state: StudyState) -> Waves:
+    """Return what is missing of all that the study needs after the gate; nothing when the gate refused."""
+    if refused(state):
         return ()
-    plan = work_plan(study, stores)
+    plan = work_plan(state)
     # What depends on the clusters waits until nobody moves any more.
-    wanted = tuple(spec.name for spec in plan.methods[GATED].adapters) if refinement_pending(study, stores) else tuple(plan.specs)
-    return _fan_out(study, plan, _ready(study, stores, plan, wanted))
+    wanted = tuple(spec.name for spec in plan.methods[GATED].adapters) if refinement_pending(state) else tuple(plan.specs)
+    return tuple(_fan_out(state, plan, wave) for wave in _missing(state, plan, wanted))
 
 
-def refinement_pending(study: Study, stores: Stores) -> bool:
+def refinement_pending(state: StudyState) -> bool:
     """Return whether the clusters are to be refined once they are trained."""
-    done = (stores.studies.metadata(study.name, Refinement) or Refinement()).rounds_done
-    return gated(study) and done < study.clustering.refinement_rounds and not refused(study, stores)
+    rounds = state.settings.clustering.refinement_rounds
+    return gated(state.settings) and state.refinement.rounds_done < rounds and not refused(state)
 
 
-def groups_of(study: Study, stores: Stores, names: Sequence[str], rung: Rung | None = None) -> tuple[TrainingGroup, ...]:
-    """Return groups for these adapters and whatever they start from, as far as they are missing and can be trained at once."""
-    return _groups(study, stores, work_plan(study, stores, rung), names)
+def groups_of(state: StudyState, plan: WorkPlan, names: Sequence[str]) -> Waves:
+    """Return what is missing of these adapters and of what they start from.
+
+    Each shared adapter is a group; those of single persons are in the groups that they are in when everything is trained.
+    """
+    return tuple(_groups(state, plan, wave) for wave in _missing(state, plan, names))
 
 
-def _groups(study: Study, stores: Stores, plan: WorkPlan, names: Sequence[str]) -> tuple[TrainingGroup, ...]:
-    """Return a group for each shared adapter, and for those of single persons the groups they are in when everything is trained."""
-    ready = _ready(study, stores, plan, names)
-    shared = [spec for spec in ready if not of_one_person(spec) and not spec.merge_of]
-    groups = [_shared_group(together) for together in _by_name_without_seed(shared)]
+def _groups(state: StudyState, plan: WorkPlan, wave: Sequence[AdapterSpec]) -> tuple[TrainingGroup, ...]:
+    shared = [spec for spec in wave if not of_one_person(spec) and not spec.merge_of]
+    groups = [_shared_group(plan, together) for together in _by_name_without_seed(shared)]
     # Longest first: a worker that is free takes the next one, and none is left with a long one at the end.
     groups.sort(key=lambda group: -sum(_work(plan.specs[name]) for name in group.adapters))
-    return (*groups, *_fan_out(study, plan, [spec for spec in ready if of_one_person(spec) or spec.merge_of]))
+    return (*groups, *_fan_out(state, plan, [spec for spec in wave if of_one_person(spec) or spec.merge_of]))
 
 
-def _fan_out(study: Study, plan: WorkPlan, ready: Sequence[AdapterSpec]) -> tuple[TrainingGroup, ...]:
+def _fan_out(state: StudyState, plan: WorkPlan, wave: Sequence[AdapterSpec]) -> tuple[TrainingGroup, ...]:
     """Return groups that share the work among as many runs as the study has shards.
 
     Small adapters are not worth a run of their own, and large ones share their passes with them. Who is in which group follows from the
-    plan alone, so that a relaunch deals alike; what the gate has trained by then is no work of anybody's.
+    plan alone, so that a relaunch partitions alike; adapters the gate has trained count as zero load.
     """
-    names = {spec.name for spec in ready}
+    names = {spec.name for spec in wave}
     before = frozenset(judged_adapters(plan)) if GATED in plan.methods else frozenset[str]()
     groups = []
     for kind, group, title in (("lora", "fan-out", "fan-out"), ("prefix", "prefixes", "prefixes")):
         work = {spec: 0 if spec.name in before else _work(spec) for spec in plan.specs.values() if spec.kind == kind and not spec.merge_of}
-        dealt = partition_by_load(work, study.runtime.shards)
-        for number, shard in enumerate(dealt, start=1):
+        bins = partition_by_load(work, state.settings.runtime.shards)
+        for number, shard in enumerate(bins, start=1):
             if mine := tuple(spec.name for spec in shard if spec.name in names):
-                groups.append(TrainingGroup(f"{group}-{number}-of-{len(dealt)}", f"{title} {number}/{len(dealt)}", mine))
-    if merged := tuple(spec.name for spec in ready if spec.merge_of):
-        groups.append(TrainingGroup("merge", "merge clusters", merged))
+                groups.append(_group(plan, f"{group}-{number}-of-{len(bins)}", f"{title} {number}/{len(bins)}", mine))
+    if merged := tuple(spec.name for spec in wave if spec.merge_of):
+        groups.append(_group(plan, "merge", "merge clusters", merged))
     return tuple(groups)
 
 
-def _ready(study: Study, stores: Stores, plan: WorkPlan, names: Sequence[str]) -> list[AdapterSpec]:
-    """Return what is missing of these adapters and of what they start from, as far as all that it needs is there."""
-    wanted: dict[str, None] = {}
-    for name in names:
-        wanted |= dict.fromkeys((*plan.specs[name].needs, name))
-    held = trained_adapters(study, stores, plan)
-    missing = [name for name in wanted if name not in held]
-    return [plan.specs[n] for n in missing if not set(plan.specs[n].needs) & set(missing)]
+def _missing(state: StudyState, plan: WorkPlan, names: Sequence[str]) -> Iterator[list[AdapterSpec]]:
+    """Yield what is missing of these adapters and of what they need, in waves: each needs only what is held or in a wave before it."""
+    ready = set(trained_adapters(state, plan))
+    missing = [name for name in plan.with_needs(names) if name not in ready]
+    while missing:
+        wave = [name for name in missing if ready.issuperset(plan.specs[name].needs)]
+        assert wave, f"adapters that need each other: {', '.join(missing)}"
+        yield [plan.specs[name] for name in wave]
+        # Two names may stand for one set of weights.
+        keys = {plan.keys[name] for name in wave}
+        ready |= {name for name in missing if plan.keys[name] in keys}
+        missing = [name for name in missing if name not in ready]
 
 
 def _work(spec: AdapterSpec) -> int:
@@ -109,11 +115,14 @@ def _by_name_without_seed(specs: Sequence[AdapterSpec]) -> list[list[AdapterSpec
     return list(groups.values())
 
 
-def _shared_group(specs: Sequence[AdapterSpec]) -> TrainingGroup:
+def _shared_group(plan: WorkPlan, specs: Sequence[AdapterSpec]) -> TrainingGroup:
     name, _, seed = specs[0].name.partition(".s")
     title = name.replace("-", " ", 1)
-    return (
-        TrainingGroup(f"{name}.seeds", f"{title}, other seeds", tuple(s.name for s in specs))
-        if seed
-        else TrainingGroup(name, title, (name,))
-    )
+    names = tuple(spec.name for spec in specs)
+    return _group(plan, f"{name}.seeds", f"{title}, other seeds", names) if seed else _group(plan, name, title, names)
+
+
+def _group(plan: WorkPlan, name: str, title: str, adapters: tuple[str, ...]) -> TrainingGroup:
+    trained_by = plan.trained_by()
+    methods = tuple(sorted({trained_by[adapter] for adapter in adapters}))
+    return TrainingGroup(name, title, adapters, rung=plan.rung.name, methods=methods)

@@ -1,17 +1,16 @@
 """Which adapters a study needs, under which names and keys: from its methods to specs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from clusterlora.clustering import PREREQUISITES
 from clusterlora.errors import BadSettings, UnknownName
-from clusterlora.metadata import ImportedAdapters
 from clusterlora.methods import METHODS
 from clusterlora.methods.held_out import HELD_OUT, HELD_OUT_REFERENCE, held_out
 from clusterlora.methods.method import StudyView
-from clusterlora.planning.ladder import GATED, OWN, REFERENCE, decided_rung, gated, rungs
-from clusterlora.ports import Stores
+from clusterlora.planning.ladder import GATED, OWN, REFERENCE, decided_rung, gated
+from clusterlora.planning.study_state import StudyState
 from clusterlora.settings import Rung, Study
 from clusterlora.training.cache_key import cache_keys, settings_in_keys
 from clusterlora.values import AdapterComposition, AdapterSpec, Clustering, Dataset, MethodPlan, TrainedAdapter, digest
@@ -45,13 +44,26 @@ class WorkPlan:
         first = {one.name: plan.method for plan in reversed(plans) for one in plan.adapters}
         return {name: REFERENCE if name.partition(".s")[0] == REFERENCE else method for name, method in first.items()}
 
+    def with_needs(self, names: Iterable[str]) -> tuple[str, ...]:
+        """Return these adapters and all that they start from or are merged of; what is needed stands before what needs it."""
+        order: dict[str, None] = {}
+
+        def add(name: str) -> None:
+            for needed in self.specs[name].needs:
+                add(needed)
+            order[name] = None
+
+        for name in names:
+            add(name)
+        return tuple(order)
+
     def composition_key(self, composition: AdapterComposition) -> str:
         """Return the cache key of its answers: its adapters' keys and weights, its prompt, and how answers are made and scored."""
         adapters = [(self.keys[adapter.name], adapter.weight) for adapter in composition.adapters]
         return digest([self.answer_settings, adapters, composition.shots, composition.persona_in_prompt])
 
 
-def work_plan(study: Study, stores: Stores, rung: Rung | None = None) -> WorkPlan:
+def work_plan(state: StudyState, rung: Rung | None = None) -> WorkPlan:
     """Return the plan under a rung (by default the decided one).
 
     Before the personas are clustered it is the plan of what the clustering itself reads.
@@ -59,30 +71,25 @@ def work_plan(study: Study, stores: Stores, rung: Rung | None = None) -> WorkPla
     Raises:
         BadSettings: the personas are not clustered yet, and their clustering needs no adapters.
     """
-    # What was decided when the study was prepared, its dtype, is part of every key.
-    study = replace(study, model=stores.studies.study(study.name).model)
-    clustering = stores.studies.clustering(study.name)
+    from clusterlora.models.base import base_revision
+
+    study, clustering = state.settings, state.clustering
     if clustering is None:
         if study.clustering.algorithm not in PREREQUISITES:
             raise BadSettings(f"study {study.name} has no clustering; run its cluster step first")
         study = replace(study, methods=(PREREQUISITES[study.clustering.algorithm],), seeds=1)
         clustering = Clustering(study.clustering.algorithm, ())
-    from clusterlora.models.base import base_revision
-
-    dataset, decided = stores.studies.dataset(study.name), rung or decided_rung(study, stores)
-    return _work_plan(study, dataset, clustering, decided, base_revision(study.model.base), _imported(study, stores))
+    imported = _imported(state) if IMPORTED in study.methods else ()
+    return _work_plan(study, state.dataset, clustering, rung or decided_rung(state), base_revision(study.model.base), imported)
 
 
-def _imported(study: Study, stores: Stores) -> tuple[tuple[int, str], ...]:
+def _imported(state: StudyState) -> tuple[tuple[int, str], ...]:
     """Return (cluster, hash of the weights) of the adapters brought into the study. Raises BadSettings when there are none to compare."""
-    if IMPORTED not in study.methods:
-        return ()
-    imported = stores.studies.metadata(study.name, ImportedAdapters)
-    if imported is None:
+    if state.imported is None:
         raise BadSettings(
-            f"study {study.name} compares {IMPORTED}, but nothing was imported; run: clusterlora study import --name {study.name} ..."
+            f"study {state.name} compares {IMPORTED}, but nothing was imported; run: clusterlora study import --name {state.name} ..."
         )
-    return imported.weights_by_cluster
+    return state.imported.weights_by_cluster
 
 
 @lru_cache(maxsize=8)
@@ -159,19 +166,10 @@ def _renamed(plan: MethodPlan, new: Mapping[str, str]) -> MethodPlan:
     )
 
 
-def trained_adapters(study: Study, stores: Stores, plan: WorkPlan) -> dict[str, TrainedAdapter]:
+def trained_adapters(state: StudyState, plan: WorkPlan) -> dict[str, TrainedAdapter]:
     """Return what the plan wants and the study holds, by name in the plan. Two names may stand for one set of weights."""
-    held = {adapter.key: adapter for adapter in stores.studies.adapters(study.name)}
+    held = {adapter.key: adapter for adapter in state.adapters}
     return {name: held[key] for name, key in plan.keys.items() if key in held}
-
-
-def plan_with(study: Study, stores: Stores, names: Sequence[str]) -> WorkPlan:
-    """Return the plan, the decided one first, that knows all these adapters under some rung."""
-    plans = [work_plan(study, stores), *(work_plan(study, stores, rung) for rung in rungs(study, stores))]
-    for plan in plans:
-        if set(names) <= plan.specs.keys():
-            return plan
-    raise UnknownName(f"study {study.name} plans no adapters {', '.join(names)}; it plans {', '.join(plans[0].specs)}")
 
 
 def judged_adapters(plan: WorkPlan, cluster: int = 0) -> tuple[str, str]:

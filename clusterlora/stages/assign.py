@@ -19,9 +19,10 @@ from clusterlora.evaluation.assign import Choice, choose
 from clusterlora.evaluation.markdown import table
 from clusterlora.models.stacked import combined_weights
 from clusterlora.planning.ladder import GATED, REFERENCE
+from clusterlora.planning.study_state import StudyState, read_state
 from clusterlora.planning.work_plan import WorkPlan, trained_adapters, work_plan
 from clusterlora.ports import RunLog, Stores
-from clusterlora.settings import DataSettings, Study
+from clusterlora.settings import DataSettings, PreparedStudy
 from clusterlora.stages.evaluate import weights_of
 from clusterlora.stages.model_cache import base_model, embedder
 from clusterlora.stages.stored import stored_folder
@@ -64,12 +65,12 @@ def assign(study_name: str, data: DataSettings, stores: Stores, log: RunLog) -> 
         BadData: the data cannot be read, have nobody in them, or have somebody the study knows.
         UnknownName: there is no such study, or it has not trained unified and all clusters.
     """
-    study = stores.studies.study(study_name)
-    plan = work_plan(study, stores)
-    names = _adapters(study, plan, stores)
-    personas = _newcomers(study, data, stores)
-    losses = _losses(study, plan, personas, names, stores, log)
-    finished = stores.studies.status(study_name) == "finished"
+    state = read_state(study_name, stores)
+    plan = work_plan(state)
+    names = _adapters(state, plan)
+    personas = _newcomers(state, data)
+    losses = _losses(state.settings, plan, personas, names, stores, log)
+    finished = state.status == "finished"
     choices = {persona.id: choose(losses[persona.id]) for persona in personas}
     adapter_of = {p: names[0 if choice.cluster is None else choice.cluster + 1] for p, choice in choices.items()}
     folders = {name: expose(stores, study_name, name, stored_folder(stores, plan.keys[name])) for name in set(adapter_of.values())}
@@ -151,28 +152,30 @@ def markdown(study_name: str, assignments: Sequence[Assignment]) -> str:
     )
 
 
-def _adapters(study: Study, plan: WorkPlan, stores: Stores) -> tuple[str, ...]:
+def _adapters(state: StudyState, plan: WorkPlan) -> tuple[str, ...]:
     """Return unified and the clusters' adapters in order, all of them trained."""
     if GATED not in plan.methods:
-        raise UnknownName(f"study {study.name} has no cluster adapters, its methods are {', '.join(study.methods)}; add cluster to them")
+        raise UnknownName(
+            f"study {state.name} has no cluster adapters, its methods are {', '.join(state.settings.methods)}; add cluster to them"
+        )
     names = (REFERENCE, *(spec.name for spec in plan.methods[GATED].adapters if spec.name != REFERENCE))
-    held = trained_adapters(study, stores, plan)
+    held = trained_adapters(state, plan)
     missing = [name for name in names if name not in held]
     if missing:
-        raise UnknownName(f"study {study.name} has not trained {', '.join(missing)}; let it finish first, or choose another study")
+        raise UnknownName(f"study {state.name} has not trained {', '.join(missing)}; let it finish first, or choose another study")
     return names
 
 
-def _newcomers(study: Study, data: DataSettings, stores: Stores) -> tuple[Persona, ...]:
+def _newcomers(state: StudyState, data: DataSettings) -> tuple[Persona, ...]:
     """Return the people of the data, every different dialogue of theirs being an example."""
     source = data.path or data.source
     people = read(data).dataset.personas
     if data.source == _BY_LINE:
         people = tuple(replace(p, id=p.id.replace("persona", "new", 1)) for p in people)
-    known = set(stores.studies.dataset(study.name).ids)
+    known = set(state.dataset.ids)
     for persona in people:
         if persona.id in known:
-            raise BadData(f"{source}: persona {persona.id!r} is in study {study.name} already; give somebody new another id, or remove it")
+            raise BadData(f"{source}: persona {persona.id!r} is in study {state.name} already; give somebody new another id, or remove it")
         if not persona.dialogues:
             raise BadData(f"{source}: persona {persona.id!r} has no dialogues; give at least one exchange, or remove the persona")
     if not people:
@@ -184,7 +187,7 @@ def _newcomers(study: Study, data: DataSettings, stores: Stores) -> tuple[Person
 
 
 def _losses(
-    study: Study, plan: WorkPlan, personas: Sequence[Persona], names: Sequence[str], stores: Stores, log: RunLog
+    study: PreparedStudy, plan: WorkPlan, personas: Sequence[Persona], names: Sequence[str], stores: Stores, log: RunLog
 ) -> dict[str, np.ndarray]:
     """Return by persona the negative log-likelihood of each example under each adapter."""
     asked = {p.id: items(study.model, p, "train") for p in personas}

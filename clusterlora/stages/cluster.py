@@ -11,6 +11,7 @@ from clusterlora.data.synthetic import planted
 from clusterlora.metadata import TruthAgreement
 from clusterlora.models.stacked import read_adapter
 from clusterlora.planning.ladder import REFERENCE
+from clusterlora.planning.study_state import StudyState, read_state
 from clusterlora.planning.work_plan import work_plan
 from clusterlora.ports import RunLog, Stores
 from clusterlora.settings import Study
@@ -21,20 +22,19 @@ from clusterlora.stages.timing import timed
 from clusterlora.values import Clustering, Persona
 
 
-def cluster(study: Study, stores: Stores, log: RunLog) -> Clustering:
+def cluster(study_name: str, stores: Stores, log: RunLog) -> Clustering:
     """Return the study's clustering, made from train dialogues only; an existing one is kept. Its map is in `results/figures`.
 
     An algorithm that reads adapters finds them trained: `training_groups.groups_before_clustering` names them.
     """
-    existing = stores.studies.clustering(study.name)
-    if existing is not None:
+    state = read_state(study_name, stores)
+    study = state.settings
+    if state.clustering is not None:
         if not map_path(stores, study.name).is_file():
-            write_map(study.name, stores, existing)
-        return existing
+            write_map(study.name, stores, state.clustering)
+        return state.clustering
     with timed(stores, study.name, "cluster"):
-        # The study as it was prepared: its dtype is decided.
-        sources = _sources(stores.studies.study(study.name), stores, log)
-        clustering = cluster_personas(stores.studies.dataset(study.name), study.clustering, sources)
+        clustering = cluster_personas(state.dataset, study.clustering, _sources(state, stores, log))
         stores.studies.save_clustering(study.name, clustering)
         write_map(study.name, stores, clustering)
     quality = ", ".join(f"{name} {value:.3f}" for name, value in clustering.quality)
@@ -54,11 +54,13 @@ def _agreement_with_truth(study: Study, clustering: Clustering) -> float:
     return float(adjusted_rand_score([truth[p] for p in found], list(found.values())))
 
 
-def _sources(study: Study, stores: Stores, log: RunLog) -> Sources:
+def _sources(state: StudyState, stores: Stores, log: RunLog) -> Sources:
+    study = state.settings
+
     def gradients(personas: Sequence[Persona]) -> Evidence:
         from clusterlora.training.gradients import dialogue_gradients
 
-        plan = work_plan(study, stores)
+        plan = work_plan(state)
         base = base_model(study.model)
         encoder = prompt_encoder(base.tokenizer, study.model)
         dialogues = [encoder.encode_dialogues(messages(study.model, p, d) for d in p.of_split("train")) for p in personas]
@@ -71,7 +73,7 @@ def _sources(study: Study, stores: Stores, log: RunLog) -> Sources:
     def products(personas: Sequence[Persona]) -> np.ndarray:
         from clusterlora.training.merging import inner_products
 
-        plan = work_plan(study, stores)
+        plan = work_plan(state)
         own = {spec.persona_ids[0]: plan.keys[spec.name] for spec in plan.specs.values() if len(spec.persona_ids) == 1}
         log.phase("compare adapters", total=1, unit="matrix")
         matrix = inner_products([read_adapter(stored_folder(stores, own[p.id])) for p in personas])

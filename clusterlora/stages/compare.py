@@ -16,7 +16,8 @@ from clusterlora.evaluation.metrics import METRICS
 from clusterlora.gate.report import ending
 from clusterlora.metadata import ImportedScores, MethodScore, Outcome
 from clusterlora.planning.ladder import REFERENCE, decided_rung, gated
-from clusterlora.planning.work_plan import work_plan
+from clusterlora.planning.study_state import StudyState, read_state
+from clusterlora.planning.work_plan import WorkPlan, work_plan
 from clusterlora.ports import RunLog, Stores
 from clusterlora.settings import Study
 from clusterlora.stages.imported_scores import imported_markdown
@@ -33,13 +34,14 @@ def compare(study_name: str, stores: Stores, log: RunLog) -> Comparison:
     Raises:
         BadData: nothing has been evaluated yet.
     """
-    study = stores.studies.study(study_name)
+    state = read_state(study_name, stores)
+    study, plan = state.settings, work_plan(state)
     log.phase("compare", total=1, unit="comparison")
     with timed(stores, study_name, "compare"):
-        rows = evaluation_rows(study, stores)
+        rows = evaluation_rows(state, plan, stores)
         if not rows:
             raise BadData(f"study {study_name} has no test answers; run its evaluate step first")
-        reference_points = scale(study, stores, tuple(dict.fromkeys(row.persona_id for row in rows)))
+        reference_points = scale(state, stores, tuple(dict.fromkeys(row.persona_id for row in rows)))
         comparison = compare_methods(
             rows,
             headline=study.evaluation.headline,
@@ -50,16 +52,16 @@ def compare(study_name: str, stores: Stores, log: RunLog) -> Comparison:
             floor=reference_points.floor,
             floor_same_prompt=reference_points.floor_same_prompt,
             margin=study.evaluation.equivalence_margin / (100 if METRICS[study.evaluation.headline].percent else 1),
-            gate=_gate(study, stores),
+            gate=_gate(state),
         )
         folder = stores.folder(study_name) / "results"
-        newcomers = new_personas(study, stores)
+        newcomers = new_personas(state, plan, stores)
         write_tables(comparison, rows, folder, more=new_personas_markdown(newcomers) if newcomers else "")
         draw(comparison, figure_path(stores, study_name), title=study_name)
-        if clustering := stores.studies.clustering(study_name):
+        if state.clustering:
             # Drawn when the personas were grouped, but perhaps on another machine.
-            write_map(study_name, stores, clustering)
-        write_report(study, stores, comparison, rows, newcomers)
+            write_map(study_name, stores, state.clustering)
+        write_report(state, plan, stores, comparison, rows, newcomers)
         if beside := imported_markdown(stores.studies.metadata(study_name, ImportedScores)):
             write_durably(folder / "imported.md", beside.lstrip().encode())
         means = {f"{result.method}/{name}": value for result in comparison.methods for name, value in result.means.items()}
@@ -88,10 +90,9 @@ def _outcome(comparison: Comparison) -> Outcome:
     return Outcome(comparison.champion, comparison.sentence, tuple(scores))
 
 
-def _gate(study: Study, stores: Stores) -> str | None:
+def _gate(state: StudyState) -> str | None:
     """Return how the gate ended, in a sentence; None when nothing was judged."""
-    verdicts = stores.studies.verdicts(study.name)
-    return ending(verdicts, decided_rung(study, stores).name) if gated(study) and verdicts else None
+    return ending(state.verdicts, decided_rung(state).name) if gated(state.settings) and state.verdicts else None
 
 
 def _description(study: Study, sentence: str) -> str:
@@ -102,12 +103,10 @@ def _description(study: Study, sentence: str) -> str:
     )
 
 
-def evaluation_rows(study: Study, stores: Stores) -> list[EvaluationRow]:
+def evaluation_rows(state: StudyState, plan: WorkPlan, stores: Stores) -> list[EvaluationRow]:
     """Return every (method, persona, test item) with its answer and scores: what the comparison is computed from."""
-    plan = work_plan(study, stores)
-    clustering = stores.studies.clustering(study.name)
-    cluster_by_persona = clustering.cluster_by_persona() if clustering else {}
-    personas = stores.studies.dataset(study.name).by_id()
+    study, personas = state.settings, state.dataset.by_id()
+    cluster_by_persona = state.clustering.cluster_by_persona() if state.clustering else {}
     routes = [route for route in stores.studies.routes(study.name) if route.method in study.methods]
     keys = {
         route.composition: plan.composition_key(route.composition)

@@ -17,6 +17,7 @@ from clusterlora.evaluation.select import select_arm
 from clusterlora.evaluation.train_responses import TrainResponses
 from clusterlora.models.stacked import Weights, combined_weights, read_weights
 from clusterlora.planning.ladder import refused, rung_by_name
+from clusterlora.planning.study_state import StudyState, read_state
 from clusterlora.planning.work_plan import WorkPlan, judged_adapters, trained_adapters, work_plan
 from clusterlora.ports import RunLog, Stores
 from clusterlora.requests import EvaluationPart, EvaluationRequest
@@ -40,31 +41,31 @@ _PHASE: Mapping[EvaluationPart, Phase] = {
 
 def evaluate(request: EvaluationRequest, stores: Stores, log: RunLog) -> int:
     """Return the number of answers given; those the study holds are not given again."""
-    study, part, rung = stores.studies.study(request.study_name), request.part, request.rung
-    runner = _Runner(study, stores, log)
-    with timed(stores, study.name, _PHASE[part], rung or f"{request.shard}/{request.shards}"):
+    state, part, rung = read_state(request.study_name, stores), request.part, request.rung
+    runner = _Runner(state, stores, log)
+    with timed(stores, state.name, _PHASE[part], rung or f"{request.shard}/{request.shards}"):
         if part in ("power", "gate"):
-            plan = work_plan(study, stores, rung_by_name(study, rung, stores) if rung else None)
-            return _val(study, runner, plan, request.cluster, bare=part == "power")
+            plan = work_plan(state, rung_by_name(state, rung) if rung else None)
+            return _val(runner, plan, request.cluster, bare=part == "power")
         if part == "baseline":
-            return _baseline(study, runner, work_plan(study, stores))
-        return _test(study, runner, work_plan(study, stores), shard=request.shard, shards=request.shards)
+            return _baseline(runner, work_plan(state))
+        return _test(runner, work_plan(state), shard=request.shard, shards=request.shards)
 
 
 def val_losses(
-    study: Study, stores: Stores, plan: WorkPlan, pairs: Sequence[tuple[str, AdapterComposition]], log: RunLog
+    state: StudyState, stores: Stores, plan: WorkPlan, pairs: Sequence[tuple[str, AdapterComposition]], log: RunLog
 ) -> dict[tuple[str, AdapterComposition], np.ndarray]:
     """Return the negative log-likelihood of each val reference by (persona, composition), items in the persona's order."""
-    runner = _Runner(study, stores, log)
+    runner = _Runner(state, stores, log)
     runner.answer(plan, pairs, "val", ("nll",))
     return runner.scores(plan, pairs, "val", "nll")
 
 
-def covered_methods(study: Study, plan: WorkPlan, stores: Stores, persona_ids: Sequence[str], seed: int = 0) -> dict[str, MethodPlan]:
+def covered_methods(state: StudyState, plan: WorkPlan, persona_ids: Sequence[str], seed: int = 0) -> dict[str, MethodPlan]:
     """Return the methods of one training seed that can answer all these personas with trained adapters."""
-    held = trained_adapters(study, stores, plan)
+    held = trained_adapters(state, plan)
     covered: dict[str, MethodPlan] = {}
-    for name in study.methods:
+    for name in state.settings.methods:
         method = plan.seeds[seed][name]
         arms = {p: _answerable(method, compositions, held.keys()) for p, compositions in method.arms_by_persona}
         # Without an adapter there is nothing to train again with another seed.
@@ -80,16 +81,16 @@ def _answerable(method: MethodPlan, compositions: Sequence[AdapterComposition], 
     return there if may_lack or len(there) == len(compositions) else ()
 
 
-def compared_personas(study: Study, stores: Stores) -> tuple[str, ...]:
+def compared_personas(state: StudyState) -> tuple[str, ...]:
     """Return who is compared: everyone, or after a refused gate cluster 0, which is all that money was spent on."""
-    if refused(study, stores):
-        clustering = stores.studies.clustering(study.name)
+    if refused(state):
+        clustering = state.clustering
         assert clustering is not None, "a gate was judged without a clustering"
         return clustering.members[0]
-    return stores.studies.dataset(study.name).ids
+    return state.dataset.ids
 
 
-def _val(study: Study, runner: "_Runner", plan: WorkPlan, cluster: int, *, bare: bool) -> int:
+def _val(runner: "_Runner", plan: WorkPlan, cluster: int, *, bare: bool) -> int:
     candidate, reference = judged_adapters(plan, cluster)
     compositions = (
         (AdapterComposition(),)
@@ -97,17 +98,17 @@ def _val(study: Study, runner: "_Runner", plan: WorkPlan, cluster: int, *, bare:
         else (AdapterComposition((WeightedAdapter(candidate),)), AdapterComposition((WeightedAdapter(reference),)))
     )
     pairs = [(p, composition) for p in plan.specs[candidate].persona_ids for composition in compositions]
-    return runner.answer(plan, pairs, "val", study.evaluation.metrics)
+    return runner.answer(plan, pairs, "val", runner.study.evaluation.metrics)
 
 
-def _baseline(study: Study, runner: "_Runner", plan: WorkPlan) -> int:
+def _baseline(runner: "_Runner", plan: WorkPlan) -> int:
     bare = AdapterComposition()
     arms = [(p, compositions) for method in plan.seeds[0].values() for p, compositions in method.arms_by_persona if bare in compositions]
     # Whoever has no other arm is asked its test items; where a method chooses, it does so on val.
     choices = dict.fromkeys((p, bare) for p, compositions in arms if len(compositions) > 1)
     certain = dict.fromkeys((p, bare) for p, compositions in arms if len(compositions) == 1)
-    n_answers = runner.answer(plan, list(choices), "val", _choosing_metrics(study))
-    return n_answers + runner.answer(plan, list(certain), "test", study.evaluation.metrics)
+    n_answers = runner.answer(plan, list(choices), "val", _choosing_metrics(runner.study))
+    return n_answers + runner.answer(plan, list(certain), "test", runner.study.evaluation.metrics)
 
 
 def _choosing_metrics(study: Study) -> tuple[str, ...]:
@@ -116,12 +117,11 @@ def _choosing_metrics(study: Study) -> tuple[str, ...]:
     return (metric,) if metric == "nll" else study.evaluation.metrics
 
 
-def _test(study: Study, runner: "_Runner", plan: WorkPlan, *, shard: int, shards: int) -> int:
-    persona_ids = compared_personas(study, runner.stores)[shard - 1 :: shards]
+def _test(runner: "_Runner", plan: WorkPlan, *, shard: int, shards: int) -> int:
+    state, study = runner.state, runner.study
+    persona_ids = compared_personas(state)[shard - 1 :: shards]
     methods = {
-        (name, seed): method
-        for seed in range(study.seeds)
-        for name, method in covered_methods(study, plan, runner.stores, persona_ids, seed).items()
+        (name, seed): method for seed in range(study.seeds) for name, method in covered_methods(state, plan, persona_ids, seed).items()
     }
     here = set(persona_ids)
     arms = {(*key, p): compositions for key, method in methods.items() for p, compositions in method.arms_by_persona if p in here}
@@ -141,27 +141,28 @@ def _test(study: Study, runner: "_Runner", plan: WorkPlan, *, shard: int, shards
     pairs = list(dict.fromkeys((route.persona_id, route.composition) for route in routes))
     n_answers += runner.answer(plan, pairs, "test", study.evaluation.metrics)
     runner.stores.studies.save_routes(study.name, routes)
-    return n_answers + _held_out(study, runner, plan, persona_ids)
+    return n_answers + _held_out(runner, plan, persona_ids)
 
 
-def _held_out(study: Study, runner: "_Runner", plan: WorkPlan, persona_ids: Sequence[str]) -> int:
+def _held_out(runner: "_Runner", plan: WorkPlan, persona_ids: Sequence[str]) -> int:
     """Answer what the study's new people are measured by: likelihoods of their train examples, and their test items, under every arm."""
-    if plan.held_out is None or not {a.name for a in plan.held_out.adapters} <= trained_adapters(study, runner.stores, plan).keys():
+    if plan.held_out is None or not {a.name for a in plan.held_out.adapters} <= trained_adapters(runner.state, plan).keys():
         return 0
     here = set(persona_ids)
     pairs = [(p, composition) for p, compositions in plan.held_out.arms_by_persona if p in here for composition in compositions]
     n_answers = runner.answer(plan, pairs, "train", ("nll",))
-    return n_answers + runner.answer(plan, pairs, "test", tuple(dict.fromkeys((*study.evaluation.metrics, "nll"))))
+    return n_answers + runner.answer(plan, pairs, "test", tuple(dict.fromkeys((*runner.study.evaluation.metrics, "nll"))))
 
 
 class _Runner:
     """Answers (persona, composition) pairs, skipping what the study already holds."""
 
-    def __init__(self, study: Study, stores: Stores, log: RunLog) -> None:
-        self.study = study
+    def __init__(self, state: StudyState, stores: Stores, log: RunLog) -> None:
+        self.state = state
+        self.study = state.settings
         self.stores = stores
         self._log = log
-        self._personas = stores.studies.dataset(study.name).by_id()
+        self._personas = state.dataset.by_id()
         self._answerer: Answerer | None = None
 
     def answer(self, plan: WorkPlan, pairs: Sequence[tuple[str, AdapterComposition]], split: Split, metrics: Sequence[str]) -> int:
@@ -197,7 +198,7 @@ class _Runner:
     ) -> dict[tuple[str, AdapterComposition], np.ndarray]:
         """Return one metric's item scores, items in the persona's order, for every (persona, composition)."""
         return scores_of(
-            self.study, self.stores, {composition: plan.composition_key(composition) for _, composition in pairs}, pairs, split, metric
+            self.state, self.stores, {composition: plan.composition_key(composition) for _, composition in pairs}, pairs, split, metric
         )
 
     def _held(self, keys: Iterable[str], split: Split, metrics: Sequence[str]) -> set[tuple[str, str, str]]:
@@ -229,7 +230,7 @@ def weights_of(stores: Stores, key: str) -> Weights:
 
 
 def scores_of(
-    study: Study,
+    state: StudyState,
     stores: Stores,
     keys: dict[AdapterComposition, str],
     pairs: Sequence[tuple[str, AdapterComposition]],
@@ -239,10 +240,10 @@ def scores_of(
     """Return one metric's scores by (persona, composition), items in the order of the persona's dialogues."""
     found = {
         (a.composition_key, a.persona_id, a.item_id): dict(a.scores)[metric]
-        for a in stores.studies.answers(study.name, sorted(set(keys.values())))
+        for a in stores.studies.answers(state.name, sorted(set(keys.values())))
         if a.split == split and metric in dict(a.scores)
     }
-    personas = stores.studies.dataset(study.name).by_id()
+    study, personas = state.settings, state.dataset.by_id()
     return {
         (p, composition): np.array([found[keys[composition], p, item.id] for item in items(study.model, personas[p], split)])
         for p, composition in pairs

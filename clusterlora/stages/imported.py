@@ -11,11 +11,12 @@ from clusterlora.data.older import cluster_number, read_clusters, read_results
 from clusterlora.errors import BadData, BadSettings
 from clusterlora.metadata import ImportedAdapters, ImportedScores
 from clusterlora.models.stacked import StackedModel, Weights, read_adapter
+from clusterlora.planning.study_state import StudyState, read_state
 from clusterlora.planning.work_plan import IMPORTED, work_plan
 from clusterlora.ports import RunLog, Stores
-from clusterlora.settings import Study
+from clusterlora.settings import PreparedStudy, Study
 from clusterlora.stages.model_cache import base_model
-from clusterlora.stages.prepare import prepare
+from clusterlora.stages.prepare import as_prepared, prepare
 from clusterlora.stages.report import write_map
 from clusterlora.stages.train import keep
 from clusterlora.values import Clustering, Dataset, TrainedAdapter
@@ -69,7 +70,8 @@ def bring_in(study: Study, older: Older, stores: Stores, log: RunLog) -> Importe
     ids = load(study.data).ids
     members = read_clusters(older.clusters, ids)
     folders = _adapter_folders(older.adapters, len(members)) if older.adapters is not None else {}
-    _check_base(study, folders)
+    if folders:
+        _check_base(as_prepared(study, stores), folders)
     results = {file.stem: read_results(file, ids) for file in _result_files(older.results)} if older.results is not None else {}
 
     dataset = prepare(study, stores, log, running=False)
@@ -79,7 +81,7 @@ def bring_in(study: Study, older: Older, stores: Stores, log: RunLog) -> Importe
     if folders:
         hashes = tuple((cluster, _weights_hash(folder)) for cluster, folder in sorted(folders.items()))
         stores.studies.save_metadata(study.name, ImportedAdapters(hashes))
-        _keep_all(study, folders, stores, log)
+        _keep_all(read_state(study.name, stores), folders, stores, log)
     return Imported(len(ids), len(members), len(folders), len(results))
 
 
@@ -118,10 +120,8 @@ def _adapter_folders(root: Path, n_clusters: int) -> dict[int, Path]:
     return folders
 
 
-def _check_base(study: Study, folders: dict[int, Path]) -> None:
+def _check_base(study: PreparedStudy, folders: dict[int, Path]) -> None:
     """Raise BadData unless every adapter is a plain LoRA whose layers the base has."""
-    if not folders:
-        return
     stacked = StackedModel(base_model(study.model).model)
     for folder in folders.values():
         try:
@@ -134,8 +134,8 @@ def _check_base(study: Study, folders: dict[int, Path]) -> None:
             stacked.close()
 
 
-def _keep_all(study: Study, folders: dict[int, Path], stores: Stores, log: RunLog) -> None:
-    plan = work_plan(study, stores)
+def _keep_all(state: StudyState, folders: dict[int, Path], stores: Stores, log: RunLog) -> None:
+    study, plan = state.settings, work_plan(state)
     tags = {"study": study.name, "method": IMPORTED, "training_group": IMPORTED}
     log.phase("import adapters", total=len(folders), unit="adapters")
     with stores.tracker.adapter_run(study.name, name="import clusters", params={"adapters": len(folders)}, tags=tags) as run:

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from clusterlora.errors import BadData
+from clusterlora.planning.study_state import read_state
 from clusterlora.planning.work_plan import trained_adapters, work_plan
 from clusterlora.ports import RunLog, Stores
 from clusterlora.requests import MergeRequest, TrainingGroup
@@ -20,10 +21,11 @@ def merge(request: MergeRequest, stores: Stores, log: RunLog) -> tuple[str, ...]
         BadSettings: the personas are not clustered yet.
     """
     study_name, merging = request.study_name, request.merging
-    compared = stores.studies.study(study_name)
-    study = replace(compared, methods=("merge",), seeds=1, merging=merging)
-    plan = work_plan(study, stores)
-    held = trained_adapters(study, stores, plan)
+    state = read_state(study_name, stores)
+    compared = state.settings
+    state = replace(state, settings=replace(compared, methods=("merge",), seeds=1, merging=merging))
+    plan = work_plan(state)
+    held = trained_adapters(state, plan)
     personal = [spec.name for spec in plan.specs.values() if not spec.merge_of]
     if missing := [name for name in personal if name not in held]:
         raise BadData(
@@ -39,7 +41,7 @@ def merge(request: MergeRequest, stores: Stores, log: RunLog) -> tuple[str, ...]
         group = TrainingGroup(f"merge-{suffix}", f"merge clusters by {suffix}", tuple(new.values()))
         with timed(stores, study_name, "merge", suffix):
             merge_adapters(
-                study,
+                state,
                 plan,
                 group,
                 specs,
@@ -53,5 +55,5 @@ def merge(request: MergeRequest, stores: Stores, log: RunLog) -> tuple[str, ...]
     method = "merge" if "merge" in compared.methods and compared.merging == merging else f"merge by {suffix}"
     for spec, adapter in merged.items():
         model = adapter.name.replace("+", "-")
-        register_adapter(study, adapter, stores, model=model, method=method, n_personas=len(spec.persona_ids))
+        register_adapter(state, adapter, stores, model=model, method=method, n_personas=len(spec.persona_ids))
     return tuple(adapter.name for adapter in merged.values())

@@ -2,13 +2,13 @@
 
 from functools import lru_cache
 
-from clusterlora.models.base import BaseModel, Dtype, load_base
+from clusterlora.models.base import BaseModel, load_base
 from clusterlora.models.embedding import load_embedder
 from clusterlora.ports import Embedder
-from clusterlora.settings import ModelSettings
+from clusterlora.settings import Dtype, ModelSettings, PreparedModel
 
 
-def base_model(settings: ModelSettings) -> BaseModel:
+def base_model(settings: PreparedModel) -> BaseModel:
     """Return the study's base model on this process's device: the first visible GPU, else the CPU."""
     return _base(settings.base, settings.dtype, _device())
 

@@ -13,9 +13,9 @@ from clusterlora.comparison.new_personas import new_personas as curve
 from clusterlora.data.prompts import items
 from clusterlora.durable import write_durably
 from clusterlora.evaluation.metrics import METRICS
-from clusterlora.planning.work_plan import WorkPlan, work_plan
+from clusterlora.planning.study_state import StudyState
+from clusterlora.planning.work_plan import WorkPlan
 from clusterlora.ports import Stores
-from clusterlora.settings import Study
 from clusterlora.values import Split
 
 
@@ -32,13 +32,13 @@ class _Row:
     headline: float | None
 
 
-def new_personas(study: Study, stores: Stores) -> NewPersonas | None:
+def new_personas(state: StudyState, plan: WorkPlan, stores: Stores) -> NewPersonas | None:
     """Return how the held-out people fare; None when nobody was held out, or not all of their items are answered.
 
     All that it is computed from is then in `results/new_personas.csv`.
     """
-    plan = work_plan(study, stores)
-    rows = list(_rows(study, plan, stores)) if plan.held_out else []
+    study = state.settings
+    rows = list(_rows(state, plan, stores)) if plan.held_out else []
     if not rows or None in rows:
         return None
     held = [row for row in rows if row is not None]
@@ -61,9 +61,9 @@ def new_personas(study: Study, stores: Stores) -> NewPersonas | None:
     )
 
 
-def _rows(study: Study, plan: WorkPlan, stores: Stores) -> Iterator[_Row | None]:
+def _rows(state: StudyState, plan: WorkPlan, stores: Stores) -> Iterator[_Row | None]:
     """Yield every item under every arm, arms innermost; None for what is not answered."""
-    clustering = stores.studies.clustering(study.name)
+    study, clustering = state.settings, state.clustering
     assert plan.held_out is not None, "nobody is held out"
     assert clustering is not None, "people were held out before there were clusters"
     arms = plan.held_out.arms_by_persona
@@ -71,7 +71,7 @@ def _rows(study: Study, plan: WorkPlan, stores: Stores) -> Iterator[_Row | None]
     scores = {
         (a.composition_key, a.persona_id, a.item_id): dict(a.scores) for a in stores.studies.answers(study.name, sorted(keys.values()))
     }
-    personas = stores.studies.dataset(study.name).by_id()
+    personas = state.dataset.by_id()
     cluster_by_persona = clustering.cluster_by_persona()
     splits: tuple[Split, ...] = ("train", "test")
     for persona_id, compositions in arms:

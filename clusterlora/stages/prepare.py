@@ -1,7 +1,7 @@
 """Read, check and split the data; record the study. Nothing is recorded unless everything can be used."""
 
 import subprocess
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 from clusterlora import __version__
@@ -11,14 +11,14 @@ from clusterlora.errors import UnknownName
 from clusterlora.metadata import Provenance, TrackerPage
 from clusterlora.models.base import base_revision, faster_dtype
 from clusterlora.ports import RunLog, Stores
-from clusterlora.settings import Study
+from clusterlora.settings import PreparedStudy, Study, prepared
 from clusterlora.stages.stored import replace_damaged
 from clusterlora.stages.timing import timed
 from clusterlora.stores.resume import as_decided
 from clusterlora.values import Dataset
 
 
-def prepare(study: Study, stores: Stores, log: RunLog, *, running: bool = True) -> Dataset:
+def prepare(asked: Study, stores: Stores, log: RunLog, *, running: bool = True) -> Dataset:
     """Return the study's split data set, now recorded with its provenance; preparing it again changes nothing.
 
     What is damaged of its adapters on this machine is fetched, or will be trained again.
@@ -32,8 +32,8 @@ def prepare(study: Study, stores: Stores, log: RunLog, *, running: bool = True) 
         ModelUnavailable: the base model cannot be had here.
     """
     log.phase("prepare", total=1, unit="data set")
-    revision = base_revision(study.model.base)
-    study = _with_dtype(study, stores)
+    revision = base_revision(asked.model.base)
+    study = as_prepared(asked, stores)
     dataset = load(study.data)
     recorded = Provenance(
         clusterlora_version=__version__,
@@ -71,13 +71,11 @@ def provenance(study_name: str, stores: Stores) -> Provenance:
     return recorded
 
 
-def _with_dtype(study: Study, stores: Stores) -> Study:
+def as_prepared(study: Study, stores: Stores) -> PreparedStudy:
     """Return the study with its dtype: as asked, as it was decided when the study was first prepared, else what is faster here."""
     if any(study.name == name for name, *_ in stores.studies.studies()):
-        study = as_decided(study, stores.studies.study(study.name))
-    if study.model.dtype != "auto":
-        return study
-    return replace(study, model=replace(study.model, dtype=faster_dtype(study.model.base)))
+        return as_decided(study, stores.studies.study(study.name))
+    return prepared(study, faster_dtype(study.model.base) if study.model.dtype == "auto" else study.model.dtype)
 
 
 def git_revision() -> str | None:

@@ -7,6 +7,7 @@ import numpy as np
 from clusterlora.clustering.reassign import reassigned
 from clusterlora.metadata import Refinement
 from clusterlora.planning.ladder import GATED, REFERENCE
+from clusterlora.planning.study_state import read_state
 from clusterlora.planning.training_groups import refinement_pending
 from clusterlora.planning.work_plan import work_plan
 from clusterlora.ports import RunLog, Stores
@@ -21,19 +22,18 @@ def refine(study_name: str, stores: Stores, log: RunLog) -> bool:
 
     A round in which nobody moves is the last one. The gate's verdict stays as it was reached.
     """
-    study = stores.studies.study(study_name)
-    if not refinement_pending(study, stores):
+    state = read_state(study_name, stores)
+    if not refinement_pending(state):
         return False
-    clustering = stores.studies.clustering(study_name)
+    study, clustering, done = state.settings, state.clustering, state.refinement.rounds_done
     assert clustering is not None, "refinement is due before there is a clustering"
-    done = (stores.studies.metadata(study_name, Refinement) or Refinement()).rounds_done
     with timed(stores, study_name, "refine", str(done + 1)):
-        plan = work_plan(study, stores)
+        plan = work_plan(state)
         compositions = [
             AdapterComposition((WeightedAdapter(spec.name),)) for spec in plan.methods[GATED].adapters if spec.name != REFERENCE
         ]
         cluster_by_persona = clustering.cluster_by_persona()
-        losses = val_losses(study, stores, plan, [(p, composition) for p in cluster_by_persona for composition in compositions], log)
+        losses = val_losses(state, stores, plan, [(p, composition) for p in cluster_by_persona for composition in compositions], log)
         before = np.array(list(cluster_by_persona.values()))
         after = reassigned(
             [np.stack([losses[p, composition] for composition in compositions], axis=1) for p in cluster_by_persona],

@@ -4,13 +4,12 @@ from pathlib import Path
 
 from clusterlora.comparison.roles import is_control
 from clusterlora.errors import BadData
-from clusterlora.metadata import Outcome, RegisteredChampion
+from clusterlora.metadata import RegisteredChampion
+from clusterlora.planning.study_state import StudyState, read_state
 from clusterlora.planning.training_groups import of_one_person
 from clusterlora.planning.work_plan import WorkPlan, trained_adapters, work_plan
 from clusterlora.ports import RunLog, Stores
-from clusterlora.settings import Study
 from clusterlora.stages.model_card import about
-from clusterlora.stages.prepare import provenance
 from clusterlora.stages.routing import adapter_table, routing_table
 from clusterlora.stages.stored import stored_folder
 from clusterlora.stages.timing import seconds_by_part, timed
@@ -25,11 +24,11 @@ def register(study_name: str, stores: Stores, log: RunLog) -> str:
     together, and the router answers every persona as the method that won the comparison does. What only controls answer with is not
     registered. Registering again adds nothing.
     """
-    study = stores.studies.study(study_name)
-    plan = work_plan(study, stores)
+    state = read_state(study_name, stores)
+    study, plan = state.settings, work_plan(state)
     # Other training seeds are for the comparison; what is handed over is the first.
     first = {adapter.name for name, method in plan.methods.items() if not is_control(name) for adapter in method.adapters}
-    trained = {name: adapter for name, adapter in trained_adapters(study, stores, plan).items() if name in first}
+    trained = {name: adapter for name, adapter in trained_adapters(state, plan).items() if name in first}
     folders = {name: stored_folder(stores, adapter.key) for name, adapter in trained.items()}
     shared = [name for name in trained if not of_one_person(plan.specs[name]) and _answers_by_itself(plan.specs[name])]
     trained_by = plan.trained_by()
@@ -44,29 +43,29 @@ def register(study_name: str, stores: Stores, log: RunLog) -> str:
             expose(stores, study_name, name, folder)
         for name in shared:
             model, n_personas = name.partition("+")[0], len(plan.specs[name].persona_ids)
-            register_adapter(study, trained[name], stores, model=model, method=trained_by[name], n_personas=n_personas)
+            register_adapter(state, trained[name], stores, model=model, method=trained_by[name], n_personas=n_personas)
             log.advance(1)
         for method in personal:
-            _register_router(study, plan, method, trained, folders, stores, model=method.replace("_", "-"))
+            _register_router(state, plan, method, trained, folders, stores, model=method.replace("_", "-"))
             log.advance(1)
-        outcome = stores.studies.metadata(study_name, Outcome)
-        if outcome is None or is_control(outcome.champion):
+        if state.outcome is None or is_control(state.outcome.champion):
             raise BadData(f"study {study_name} has no champion to register; compare its methods: clusterlora compare --name {study_name}")
-        uri = _register_router(study, plan, outcome.champion, trained, folders, stores, model=None)
+        uri = _register_router(state, plan, state.outcome.champion, trained, folders, stores, model=None)
         log.advance(1)
     stores.studies.save_metadata(study_name, RegisteredChampion(uri))
     stores.studies.set_status(study_name, "finished")
-    stores.tracker.end_study(study_name, status="finished", seconds=seconds_by_part(stores, study_name))
+    stores.tracker.end_study(study_name, status="finished", seconds=seconds_by_part(stores.studies.seconds(study_name)))
     return uri
 
 
-def register_adapter(study: Study, adapter: TrainedAdapter, stores: Stores, *, model: str, method: str, n_personas: int) -> None:
+def register_adapter(state: StudyState, adapter: TrainedAdapter, stores: Stores, *, model: str, method: str, n_personas: int) -> None:
     """Register an adapter as `<study>-<model>`, which answers everybody with it; `method` and `n_personas` are what its card says."""
-    table, folders = adapter_table(study, model, adapter, stores), {adapter.key: stored_folder(stores, adapter.key)}
+    study = state.settings
+    table, folders = adapter_table(state, model, adapter, stores), {adapter.key: stored_folder(stores, adapter.key)}
     said = about(
         study,
-        provenance(study.name, stores),
-        stores.studies.metadata(study.name, Outcome),
+        state.prepared_with,
+        state.outcome,
         model=f"{study.name}-{model}",
         method=method,
         n_personas=n_personas,
@@ -87,7 +86,7 @@ def _is_personal(plan: WorkPlan, method: str) -> bool:
 
 
 def _register_router(
-    study: Study,
+    state: StudyState,
     plan: WorkPlan,
     method: str,
     trained: dict[str, TrainedAdapter],
@@ -97,14 +96,14 @@ def _register_router(
     model: str | None,
 ) -> str:
     """Register what answers as a method does: as the champion when `model` is None, else under the method's own name."""
-    table = routing_table(study, method, stores)
+    study, table = state.settings, routing_table(state, plan, method, stores)
     used = sorted(table["names"].values())
     weights = {trained[name].key: folders[name] for name in used}
     learned = {p for name in used for p in plan.specs[name].persona_ids}
     said = about(
         study,
-        provenance(study.name, stores),
-        stores.studies.metadata(study.name, Outcome),
+        state.prepared_with,
+        state.outcome,
         model=f"{study.name}-{model}" if model else study.name,
         method=method,
         n_personas=len(learned),

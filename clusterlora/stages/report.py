@@ -10,9 +10,10 @@ from statistics import fmean
 from clusterlora.comparison.new_personas import NewPersonas
 from clusterlora.comparison.result import Comparison
 from clusterlora.durable import write_durably
-from clusterlora.metadata import ImportedScores, Provenance, Refinement, RegisteredChampion, TrackerPage, TruthAgreement, changes_of
+from clusterlora.metadata import ImportedScores, Refinement, RegisteredChampion, TruthAgreement, changes_of
 from clusterlora.planning.ladder import OWN, gated
-from clusterlora.planning.work_plan import WorkPlan, trained_adapters, work_plan
+from clusterlora.planning.study_state import StudyState
+from clusterlora.planning.work_plan import WorkPlan, trained_adapters
 from clusterlora.ports import Stores
 from clusterlora.report.cluster_map import draw_map
 from clusterlora.report.data import Cost, Curve, Example, ExampleAnswer, ReportData
@@ -34,11 +35,16 @@ _MOST_POINTS = 200
 
 
 def write_report(
-    study: Study, stores: Stores, comparison: Comparison, rows: Sequence[EvaluationRow], newcomers: NewPersonas | None = None
+    state: StudyState,
+    plan: WorkPlan,
+    stores: Stores,
+    comparison: Comparison,
+    rows: Sequence[EvaluationRow],
+    newcomers: NewPersonas | None = None,
 ) -> Path:
     """Write results/report.html, atomically, and return where it is."""
-    path = stores.folder(study.name) / "results" / "report.html"
-    write_durably(path, page(report_data(study, stores, comparison, rows, newcomers)).encode())
+    path = stores.folder(state.name) / "results" / "report.html"
+    write_durably(path, page(report_data(state, plan, stores, comparison, rows, newcomers)).encode())
     return path
 
 
@@ -55,25 +61,30 @@ def map_path(stores: Stores, study_name: str) -> Path:
 
 
 def report_data(
-    study: Study, stores: Stores, comparison: Comparison, rows: Sequence[EvaluationRow], newcomers: NewPersonas | None = None
+    state: StudyState,
+    plan: WorkPlan,
+    stores: Stores,
+    comparison: Comparison,
+    rows: Sequence[EvaluationRow],
+    newcomers: NewPersonas | None = None,
 ) -> ReportData:
     """Return everything the report shows of a compared study."""
-    plan = work_plan(study, stores)
+    study = state.settings
     return ReportData(
         study=study.name,
         comparison=comparison,
-        clustering=stores.studies.clustering(study.name),
-        verdicts=stores.studies.verdicts(study.name),
+        clustering=state.clustering,
+        verdicts=state.verdicts,
         newcomers=newcomers,
         held_out_share=study.assignment.held_out_share,
         signal=stores.studies.metadata(study.name, Signal),
-        curves=tuple(_curves(study, stores, plan)),
-        costs=tuple(_costs(study, stores, plan, comparison)),
+        curves=tuple(_curves(state, stores, plan)),
+        costs=tuple(_costs(state, stores, plan, comparison)),
         examples=tuple(_examples(rows, [result.method for result in comparison.methods], comparison.headline)),
-        attempts=stores.studies.attempts(study.name),
-        seconds_by_part=tuple(seconds_by_part(stores, study.name).items()),
+        attempts=state.attempts,
+        seconds_by_part=tuple(seconds_by_part(state.seconds).items()),
         settings=tuple(_settings(study, plan.rung)),
-        provenance=tuple(_provenance(study.name, stores)),
+        provenance=tuple(_provenance(state, stores)),
         imported=imported_rows(stores.studies.metadata(study.name, ImportedScores)),
     )
 
@@ -93,13 +104,13 @@ def _settings(study: Study, rung: Rung) -> Iterator[tuple[str, str]]:
     yield "decoding", f"greedy, at most {study.evaluation.max_new_tokens} tokens"
 
 
-def _provenance(study_name: str, stores: Stores) -> Iterator[tuple[str, str]]:
+def _provenance(state: StudyState, stores: Stores) -> Iterator[tuple[str, str]]:
     """Yield what the study was made with and where else it can be looked at."""
-    studies = stores.studies
-    if made_with := studies.metadata(study_name, Provenance):
-        yield from ((name.replace("_", " "), str(value)) for name, value in asdict(made_with).items() if value is not None)
-    if (page := studies.metadata(study_name, TrackerPage)) and page.address:
-        yield "MLflow run", page.address
+    studies, study_name = stores.studies, state.name
+    if state.provenance:
+        yield from ((name.replace("_", " "), str(value)) for name, value in asdict(state.provenance).items() if value is not None)
+    if state.page:
+        yield "MLflow run", state.page
     if agreement := studies.metadata(study_name, TruthAgreement):
         yield "adjusted Rand index with the planted clusters", str(agreement.adjusted_rand_index)
     if refinement := studies.metadata(study_name, Refinement):
@@ -108,13 +119,13 @@ def _provenance(study_name: str, stores: Stores) -> Iterator[tuple[str, str]]:
         yield "champion in the registry", registered.uri
 
 
-def _costs(study: Study, stores: Stores, plan: WorkPlan, comparison: Comparison) -> Iterator[Cost]:
+def _costs(state: StudyState, stores: Stores, plan: WorkPlan, comparison: Comparison) -> Iterator[Cost]:
     """Yield what every compared method needs with the study's own seed.
 
     To answer, that is the adapters of its routes; to be trained, all it chose among and their needs.
     """
-    held = trained_adapters(study, stores, plan)
-    routes = [route for route in stores.studies.routes(study.name) if route.seed == 0]
+    held = trained_adapters(state, plan)
+    routes = [route for route in stores.studies.routes(state.name) if route.seed == 0]
     for result in comparison.methods:
         answering = {name for route in routes if route.method == result.method for name in route.composition.adapter_names} & held.keys()
         arms = plan.methods[result.method].arms_by_persona
@@ -175,10 +186,10 @@ def _cut(words: str) -> str:
     return words if left <= 0 else f"{words[:_MOST_CHARACTERS]}… ({left} more characters)"
 
 
-def _curves(study: Study, stores: Stores, plan: WorkPlan) -> Iterator[Curve]:
+def _curves(state: StudyState, stores: Stores, plan: WorkPlan) -> Iterator[Curve]:
     """Yield the train loss of every adapter of several people, and for each method the mean over its adapters of one person."""
-    adapters = {name: adapter for name, adapter in _of_first_seed(study, stores, plan).items() if adapter.steps > 1}
-    all_curves = stores.studies.learning_curves(study.name)
+    adapters = {name: adapter for name, adapter in _of_first_seed(state, plan).items() if adapter.steps > 1}
+    all_curves = stores.studies.learning_curves(state.name)
     losses_by_key = {key: curve.losses for key, curves in all_curves.items() for curve in curves if curve.split == "train"}
     for title, names in _together(adapters, plan.trained_by()).items():
         recorded = [losses_by_key[adapters[name].key] for name in names if adapters[name].key in losses_by_key]
@@ -198,11 +209,11 @@ def _together(adapters: Mapping[str, TrainedAdapter], trained_by: Mapping[str, s
     return shared | {f"{method}, mean of {len(names)} adapters": names for method, names in personal_by_method.items()}
 
 
-def _of_first_seed(study: Study, stores: Stores, plan: WorkPlan) -> dict[str, TrainedAdapter]:
+def _of_first_seed(state: StudyState, plan: WorkPlan) -> dict[str, TrainedAdapter]:
     """Return the study's adapters by name without those of other seeds; those of rungs that the gate refused are among them."""
     of_seed = {adapter.name for method in plan.methods.values() for adapter in method.adapters}
-    planned = trained_adapters(study, stores, plan)
-    refused = {adapter.name: adapter for adapter in stores.studies.adapters(study.name) if adapter.key not in plan.keys.values()}
+    planned = trained_adapters(state, plan)
+    refused = {adapter.name: adapter for adapter in state.adapters if adapter.key not in plan.keys.values()}
     return {name: adapter for name, adapter in planned.items() if name in of_seed} | refused
 
 

@@ -7,30 +7,28 @@ from typing import Any
 from clusterlora.data.shots import exchanges
 from clusterlora.errors import BadData
 from clusterlora.planning.ladder import REFERENCE
-from clusterlora.planning.work_plan import trained_adapters, work_plan
+from clusterlora.planning.study_state import StudyState
+from clusterlora.planning.work_plan import WorkPlan, trained_adapters
 from clusterlora.ports import Stores
-from clusterlora.settings import Study
-from clusterlora.stages.prepare import provenance
 from clusterlora.stages.stored import stored_folder
 from clusterlora.stores.files import weights_sha256
 from clusterlora.stores.routing_table import KeyedAdapter, KeyedComposition, RoutingTable
 from clusterlora.values import AdapterComposition, TrainedAdapter
 
 
-def routing_table(study: Study, method: str, stores: Stores) -> dict[str, Any]:
+def routing_table(state: StudyState, plan: WorkPlan, method: str, stores: Stores) -> dict[str, Any]:
     """Return a RoutingTable's fields: the method's compositions as chosen on val with the study's own seed, and unified for everybody else.
 
     Raises:
         BadData: an adapter that answers somebody is not trained, or was forgotten since.
     """
-    plan = work_plan(study, stores)
-    trained = trained_adapters(study, stores, plan)
+    study, trained = state.settings, trained_adapters(state, plan)
     routes = [route for route in stores.studies.routes(study.name) if route.method == method and route.seed == 0]
     used = {name for route in routes for name in route.composition.adapter_names} | ({REFERENCE} & trained.keys())
     if lost := sorted(used - trained.keys()):
         raise BadData(f"study {study.name} has lost {', '.join(lost)}; train again what is lost: clusterlora study run --name {study.name}")
     table: dict[str, Any] = {
-        **_of_study(study, stores),
+        **_of_study(state),
         "method": method,
         "default": KeyedComposition((KeyedAdapter(trained[REFERENCE].key),) if REFERENCE in trained else ()),
         "personas": {
@@ -47,7 +45,7 @@ def routing_table(study: Study, method: str, stores: Stores) -> dict[str, Any]:
         "weights_sha256": {trained[name].key: _digest(trained[name], stores) for name in sorted(used)},
     }
     compositions = {route.persona_id: route.composition for route in routes}
-    for persona in stores.studies.dataset(study.name).personas:
+    for persona in state.dataset.personas:
         composition = compositions.get(persona.id, AdapterComposition())
         if study.model.persona_in_prompt or composition.persona_in_prompt:
             table["descriptions"][persona.id] = persona.description
@@ -56,11 +54,11 @@ def routing_table(study: Study, method: str, stores: Stores) -> dict[str, Any]:
     return table
 
 
-def adapter_table(study: Study, model: str, adapter: TrainedAdapter, stores: Stores) -> dict[str, Any]:
+def adapter_table(state: StudyState, model: str, adapter: TrainedAdapter, stores: Stores) -> dict[str, Any]:
     """Return a RoutingTable's fields: everybody is answered with this adapter alone, and with the study's prompt."""
-    people = stores.studies.dataset(study.name).personas if study.model.persona_in_prompt else ()
+    people = state.dataset.personas if state.settings.model.persona_in_prompt else ()
     return {
-        **_of_study(study, stores),
+        **_of_study(state),
         "method": model,
         "default": KeyedComposition((KeyedAdapter(adapter.key),)),
         "descriptions": {persona.id: persona.description for persona in people},
@@ -74,11 +72,12 @@ def _digest(adapter: TrainedAdapter, stores: Stores) -> str:
     return adapter.weights_sha256 or weights_sha256(stored_folder(stores, adapter.key))
 
 
-def _of_study(study: Study, stores: Stores) -> dict[str, Any]:
+def _of_study(state: StudyState) -> dict[str, Any]:
+    study = state.settings
     return {
         "study": study.name,
         "model": asdict(study.model),
-        "base_revision": provenance(study.name, stores).base_revision,
+        "base_revision": state.prepared_with.base_revision,
         "max_new_tokens": study.evaluation.max_new_tokens,
     }
 

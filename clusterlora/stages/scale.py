@@ -9,6 +9,7 @@ from clusterlora.evaluation.metric import Scorable
 from clusterlora.evaluation.metrics import METRICS
 from clusterlora.evaluation.reference_points import floor, most_similar_of_others
 from clusterlora.metadata import ReferencePoints
+from clusterlora.planning.study_state import StudyState
 from clusterlora.ports import Stores
 from clusterlora.settings import Study
 from clusterlora.stages.model_cache import embedder
@@ -21,12 +22,12 @@ _SAME_PROMPT_ITEMS = 10
 """Items per persona that the same-prompt floor is measured on, and found among."""
 
 
-def scale(study: Study, stores: Stores, persona_ids: Sequence[str]) -> ReferencePoints:
+def scale(state: StudyState, stores: Stores, persona_ids: Sequence[str]) -> ReferencePoints:
     """Return the reference points of the headline on these personas' test items; those measured on the same items before are reused.
 
     There are none when the headline is no similarity to the reference, or fewer than two personas have test items.
     """
-    dataset, wanted = stores.studies.dataset(study.name), frozenset(persona_ids)
+    study, dataset, wanted = state.settings, state.dataset, frozenset(persona_ids)
     asked = {p.id: items(study.model, p, "test") for p in dataset.personas if p.id in wanted and p.of_split("test")}
     if study.evaluation.headline != "embedding_similarity" or len(asked) < 2:
         return ReferencePoints()

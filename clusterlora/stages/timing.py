@@ -1,7 +1,7 @@
 """How long the phases of a study took, over all workers."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Literal
 
@@ -24,6 +24,10 @@ Phase = Literal[
 ]
 
 
+Seconds = Iterable[tuple[str, str, float]]
+"""(phase, part, seconds) of everything timed, as `StudyStore.seconds` returns it."""
+
+
 @contextmanager
 def timed(stores: Stores, study: str, phase: Phase, part: str = "") -> Iterator[None]:
     """Record how long the block took, when it ends well; the times of a part that runs again (a relaunch, a later pass) are summed.
@@ -36,14 +40,14 @@ def timed(stores: Stores, study: str, phase: Phase, part: str = "") -> Iterator[
     stores.studies.add_seconds(study, phase, part, time.monotonic() - started)
 
 
-def seconds_by_part(stores: Stores, study: str) -> dict[str, float]:
+def seconds_by_part(seconds_of: Seconds) -> dict[str, float]:
     """Return the seconds of every part of every phase, by `phase part`."""
-    return {f"{phase} {part}".rstrip(): seconds for phase, part, seconds in stores.studies.seconds(study)}
+    return {f"{phase} {part}".rstrip(): seconds for phase, part, seconds in seconds_of}
 
 
-def seconds_by_phase(stores: Stores, study: str) -> dict[str, float]:
+def seconds_by_phase(seconds_of: Seconds) -> dict[str, float]:
     """Return the seconds of every phase, summed over its parts and so over all workers."""
     sums: dict[str, float] = {}
-    for phase, _, seconds in stores.studies.seconds(study):
+    for phase, _, seconds in seconds_of:
         sums[phase] = sums.get(phase, 0.0) + seconds
     return sums

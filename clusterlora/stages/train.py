@@ -14,7 +14,9 @@ from clusterlora.errors import OutOfMemory, ServiceDown
 from clusterlora.models.base import base_revision
 from clusterlora.models.memory import device_name, peak_memory_bytes
 from clusterlora.models.stacked import read_adapter
-from clusterlora.planning.work_plan import WorkPlan, plan_with
+from clusterlora.planning.ladder import rung_by_name
+from clusterlora.planning.study_state import StudyState, read_state
+from clusterlora.planning.work_plan import WorkPlan, work_plan
 from clusterlora.ports import AdapterRun, RunLog, Stores
 from clusterlora.requests import TrainingGroup, TrainRequest
 from clusterlora.settings import Study
@@ -29,20 +31,6 @@ from clusterlora.training.peft_folder import write_factors
 from clusterlora.values import AdapterSpec, Attempt, LearningCurve, Split, TrainedAdapter
 
 
-def next_micro_batch(study: Study, group: str, stores: Stores) -> tuple[int, int]:
-    """Return (attempt number from 1, micro-batch) of the attempt to run: half the last one's after it ran out of memory.
-
-    An attempt that is still open is returned again, so that whoever asks finds the run already under way.
-    """
-    attempts = stores.studies.attempts(study.name, group)
-    if not attempts:
-        return 1, study.runtime.micro_batch or study.recipe.batch_size
-    last = attempts[-1]
-    if last.state == "running":
-        return last.number, last.micro_batch
-    return last.number + 1, max(1, last.micro_batch // 2) if last.state == "out_of_memory" else last.micro_batch
-
-
 def train_group(request: TrainRequest, stores: Stores, log: RunLog) -> int:
     """Return the number of adapters trained. What the store holds under the same key is linked to the study, not trained again.
 
@@ -52,43 +40,54 @@ def train_group(request: TrainRequest, stores: Stores, log: RunLog) -> int:
         OutOfMemory: an allocation failed; what had finished is kept, and the next attempt resumes after the last whole epoch.
         TrainingDiverged: a loss is not finite.
     """
-    study, group, attempt, micro_batch = stores.studies.study(request.study_name), request.group, request.attempt, request.micro_batch
+    state = read_state(request.study_name, stores)
+    study, group = state.settings, request.group
     place = (base_revision(study.model.base), device_name(), study.model.max_length)
     fits = stores.studies.memory_limit(*place)
-    if fits is not None and fits < micro_batch:
-        log.note(f"micro-batch {fits} instead of {micro_batch}: more did not fit {place[1]} before")
-        micro_batch = fits
+    if fits is not None and fits < request.micro_batch:
+        log.note(f"micro-batch {fits} instead of {request.micro_batch}: more did not fit {place[1]} before")
+        request = replace(request, micro_batch=fits)
+    micro_batch, attempt = request.micro_batch, request.attempt
     stores.studies.open_attempt(study.name, Attempt(group.name, attempt, micro_batch, "running"))
     try:
         with timed(stores, study.name, "train", group.name):
-            n_trained = _train(study, group, attempt=attempt, micro_batch=micro_batch, stores=stores, log=log)
+            n_trained = _train(request, state, stores, log)
     except ServiceDown:
         # The attempt stays open: whoever retries it goes on after the last whole epoch.
         raise
     except Exception as error:
-        state = "out_of_memory" if isinstance(error, OutOfMemory) else "failed"
+        ending = "out_of_memory" if isinstance(error, OutOfMemory) else "failed"
         if isinstance(error, OutOfMemory) and micro_batch > 1:
             # The next group on such a device starts where this one's next attempt does.
             stores.studies.save_memory_limit(*place, micro_batch=micro_batch // 2)
-        stores.studies.close_attempt(study.name, group.name, attempt, state=state, detail=str(error), peak_memory_bytes=peak_memory_bytes())
+        stores.studies.close_attempt(
+            study.name, group.name, attempt, state=ending, detail=str(error), peak_memory_bytes=peak_memory_bytes()
+        )
         raise
     stores.studies.close_attempt(study.name, group.name, attempt, state="done", peak_memory_bytes=peak_memory_bytes())
     return n_trained
 
 
-def _train(study: Study, group: TrainingGroup, *, attempt: int, micro_batch: int, stores: Stores, log: RunLog) -> int:
-    plan = plan_with(study, stores, group.adapters)
+def _train(request: TrainRequest, state: StudyState, stores: Stores, log: RunLog) -> int:
+    study, group, micro_batch = state.settings, request.group, request.micro_batch
+    plan = work_plan(state, rung_by_name(state, group.rung))
     specs = [plan.specs[name] for name in group.adapters if not _known(study, plan, name, stores)]
     if not specs:
         return 0
     trained_by = plan.trained_by()
     method = ", ".join(sorted({trained_by[spec.name] for spec in specs}))
-    tags = {"study": study.name, "method": method, "training_group": group.name, "attempt": str(attempt), "micro_batch": str(micro_batch)}
+    tags = {
+        "study": study.name,
+        "method": method,
+        "training_group": group.name,
+        "attempt": str(request.attempt),
+        "micro_batch": str(micro_batch),
+    }
     if specs[0].merge_of:
-        return merge_adapters(study, plan, group, specs, tags=tags, stores=stores, log=log)
+        return merge_adapters(state, plan, group, specs, tags=tags, stores=stores, log=log)
     from clusterlora.training.train import train
 
-    jobs = _jobs(study, plan, specs, stores)
+    jobs = _jobs(state, plan, specs, stores)
     params = {"adapters": len(jobs), "personas": sum(len(job.spec.persona_ids) for job in jobs), **asdict(jobs[0].spec.recipe)}
     with stores.tracker.adapter_run(study.name, name=group.title, params=params, tags=tags) as run, tagged_with_outcome(run):
         file = stores.folder(study.name) / "logs" / log_name(group.name)
@@ -117,8 +116,8 @@ def _known(study: Study, plan: WorkPlan, name: str, stores: Stores) -> bool:
     return True
 
 
-def _jobs(study: Study, plan: WorkPlan, specs: Sequence[AdapterSpec], stores: Stores) -> list[TrainingJob]:
-    personas = stores.studies.dataset(study.name).by_id()
+def _jobs(state: StudyState, plan: WorkPlan, specs: Sequence[AdapterSpec], stores: Stores) -> list[TrainingJob]:
+    study, personas = state.settings, state.dataset.by_id()
     encoder = prompt_encoder(base_model(study.model).tokenizer, study.model)
 
     def folder(name: str | None) -> Path | None:
@@ -148,7 +147,7 @@ def _jobs(study: Study, plan: WorkPlan, specs: Sequence[AdapterSpec], stores: St
 
 
 def merge_adapters(
-    study: Study,
+    state: StudyState,
     plan: WorkPlan,
     group: TrainingGroup,
     specs: Sequence[AdapterSpec],
@@ -160,7 +159,7 @@ def merge_adapters(
     """Make adapters out of others, weighted by the train dialogues behind each; return how many."""
     from clusterlora.training.merging import density_of, merge_factors
 
-    personas = stores.studies.dataset(study.name).by_id()
+    study, personas = state.settings, state.dataset.by_id()
     merging = study.merging
     params = {"adapters": len(specs), "kind": merging.kind, "density": density_of(merging)}
     file = stores.folder(study.name) / "logs" / log_name(group.name)

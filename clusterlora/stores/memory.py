@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from clusterlora.errors import UnknownName
 from clusterlora.ports import About, AdapterRun, ModelVersion, OpenRun
-from clusterlora.settings import Study, check_study_name
+from clusterlora.settings import PreparedStudy, check_study_name
 from clusterlora.stores.json_codec import from_json, to_json
 from clusterlora.stores.metadata_kinds import WORD_BY_KIND
 from clusterlora.stores.resume import refuse_other_data, refuse_other_settings
@@ -32,7 +32,7 @@ class SilentLog:
 
 @dataclass(slots=True)
 class _StudyRecord:
-    study: Study
+    study: PreparedStudy
     created: str
     status: str = "created"
     metadata: dict[str, str] = field(default_factory=dict[str, str])
@@ -55,7 +55,7 @@ class MemoryStudyStore:
         self._curves: dict[str, tuple[LearningCurve, ...]] = {}
         self._memory_limits: dict[tuple[str, str, int], int] = {}
 
-    def create_study(self, study: Study) -> None:
+    def create_study(self, study: PreparedStudy) -> None:
         record = self._studies.get(check_study_name(study.name))
         if record is None:
             record = self._studies[study.name] = _StudyRecord(study, datetime.now(UTC).isoformat(timespec="microseconds"))
@@ -63,7 +63,7 @@ class MemoryStudyStore:
             refuse_other_settings(record.study, study)
             record.study = study
 
-    def study(self, name: str) -> Study:
+    def study(self, name: str) -> PreparedStudy:
         return self._record(name).study
 
     def studies(self) -> tuple[tuple[str, str, str], ...]:

@@ -1,20 +1,19 @@
 """What makes a study the same study when it is launched again."""
 
-from dataclasses import replace
 from typing import Any, cast
 
 from clusterlora.errors import BadData, BadSettings
-from clusterlora.settings import Study
+from clusterlora.settings import PreparedStudy, Study, prepared
 from clusterlora.stores.json_codec import plain
 from clusterlora.values import Dataset
 
 
-def as_decided(asked: Study, known: Study) -> Study:
+def as_decided(asked: Study, known: PreparedStudy) -> PreparedStudy:
     """Return what is asked for, with what it leaves open (the dtype) as it was decided when the known study was first prepared."""
-    return replace(asked, model=replace(asked.model, dtype=known.model.dtype)) if asked.model.dtype == "auto" else asked
+    return prepared(asked, known.model.dtype if asked.model.dtype == "auto" else asked.model.dtype)
 
 
-def refuse_other_settings(known: Study, asked: Study) -> None:
+def refuse_other_settings(known: PreparedStudy, asked: PreparedStudy) -> None:
     """Check that a study of a known name is asked for with the settings it began with; runtime settings may change.
 
     Raises:

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from clusterlora.errors import UnknownName
-from clusterlora.settings import Study, check_study_name
+from clusterlora.settings import PreparedStudy, check_study_name
 from clusterlora.stores import duplicates, rows, schema
 from clusterlora.stores.database import Database
 from clusterlora.stores.json_codec import from_json, to_json
@@ -42,17 +42,17 @@ class SqlStudyStore:
         """
         self._database = Database(url)
 
-    def create_study(self, study: Study) -> None:
+    def create_study(self, study: PreparedStudy) -> None:
         row = {"name": check_study_name(study.name), "status": "created", "settings": to_json(study)}
         row["created"] = datetime.now(UTC).isoformat(timespec="microseconds")
         with self._database.writing() as connection:
             self._database.upsert(connection, schema.studies, [row], replace=False)
-            refuse_other_settings(from_json(Study, self._value(connection, study.name, "settings")), study)
+            refuse_other_settings(from_json(PreparedStudy, self._value(connection, study.name, "settings")), study)
             connection.execute(_of_study(sa.update(schema.studies), study.name).values(settings=row["settings"]))
 
-    def study(self, name: str) -> Study:
+    def study(self, name: str) -> PreparedStudy:
         with self._database.reading() as connection:
-            return from_json(Study, self._value(connection, name, "settings"))
+            return from_json(PreparedStudy, self._value(connection, name, "settings"))
 
     def studies(self) -> tuple[tuple[str, str, str], ...]:
         table = schema.studies

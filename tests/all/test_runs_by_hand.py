@@ -13,7 +13,7 @@ from browser.chromium import Tab
 from browser.prefect_pages import PrefectPages
 from clusterlora.config import as_mapping
 from clusterlora.metadata import Outcome
-from clusterlora.planning.decisions import decisions
+from clusterlora.planning.study_state import read_state
 from clusterlora.settings import Study
 from tests.fixtures.runs import runs_of, state_of, stores_here, wait_for
 
@@ -93,5 +93,5 @@ def test_a_refused_gate_is_tried_again_and_passed_over_by_who_copies_a_run(finis
     assert not runs_of(asked, name="evaluate · baseline")
     assert [a.name for a in stores.studies.adapters(asked.name) if a.name.startswith("merged")] == ["merged-00", "merged-01"]
     assert stores.studies.status(asked.name) == "finished"
-    assert [(one.choice, one.by) for one in decisions(asked.name, stores)] == [("retry", "ann"), ("continue", "bob")]
+    assert [(one.choice, one.by) for one in read_state(asked.name, stores).decisions] == [("retry", "ann"), ("continue", "bob")]
     assert [verdict.rung for verdict in stores.studies.verdicts(asked.name)] == ["own", "asked-1"]

@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 from clusterlora.config import PRESETS, as_mapping, from_mapping, parse_setting, resolve
 from clusterlora.errors import BadSettings, UnknownName
 from clusterlora.metadata import Decision
-from clusterlora.planning.decisions import asked_rungs, decide
+from clusterlora.planning.decisions import decide
 from clusterlora.planning.ladder import OWN
+from clusterlora.planning.study_state import read_state
 from clusterlora.ports import Stores
-from clusterlora.settings import Rung, Study
+from clusterlora.settings import Rung, Study, prepared
 
 
 def refusals(**overrides: object) -> list[str]:
@@ -128,9 +129,9 @@ def test_an_impossible_setting_is_refused_in_one_line_with_its_name_and_the_fix(
 
 
 def test_a_rung_of_the_ladder_cannot_be_called_like_the_first_one_or_like_those_that_people_ask_for(stores: Stores) -> None:
-    stores.studies.create_study(Study())
+    stores.studies.create_study(prepared(Study(), "float32"))
     decide("mission", stores, Decision("retry", Rung(name="asked", epochs=6)))
-    (asked,) = asked_rungs("mission", stores)
+    (asked,) = read_state("mission", stores).asked_rungs
     for name in (OWN.name, asked.name, "asked-12"):
         (line,) = refusals(gate__ladder=[{"name": name, "epochs": 1}])
         assert line.startswith(f"gate.ladder.0.name = {name!r}: ")

@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 
 from clusterlora.methods.method import CONTROLS
 from clusterlora.planning.ladder import OWN
-from clusterlora.planning.work_plan import work_plan
 from clusterlora.ports import Stores
 from clusterlora.report.data import ReportData
-from clusterlora.settings import DataSettings, GateSettings, ModelSettings, Recipe, Rung, Study
+from clusterlora.settings import DataSettings, GateSettings, ModelSettings, Recipe, Rung, Study, prepared
 from clusterlora.stages.report import report_data as collect
 from clusterlora.values import AdapterComposition, AdapterSpec, Clustering, Criterion, Dataset, Dialogue, MethodPlan, Persona, Turn, Verdict
+from tests.fixtures.stages import plan_of, state_of
 from tests.fixtures.studies import memory_stores
 
 DIFFERENCE = {
@@ -56,7 +56,7 @@ def grouped(study: Study, sizes: list[int], base: Path, home: Path) -> tuple[Stu
     dialogue = Dialogue("d", (Turn("user", "dim"), Turn("assistant", "dimmed")), split="train")
     stores = memory_stores(home)
     study = replace(study, data=DataSettings(), model=ModelSettings(base=str(base)))
-    stores.studies.create_study(study)
+    stores.studies.create_study(prepared(study, "float32"))
     stores.studies.save_dataset(study.name, Dataset(tuple(Persona(p, None, (dialogue,)) for p in people)))
     ends = [sum(sizes[: number + 1]) for number in range(len(sizes))]
     members = tuple(tuple(people[end - size : end]) for end, size in zip(ends, sizes, strict=True))
@@ -99,7 +99,7 @@ def test_a_control_differs_from_what_it_controls_in_exactly_one_thing(
     tiny_base_folder: Path, tmp_path_factory: pytest.TempPathFactory, study: Study, rung: Rung, sizes: list[int]
 ) -> None:
     study, stores = grouped(study, sizes, tiny_base_folder, tmp_path_factory.getbasetemp())
-    plan = work_plan(study, stores, rung)
+    plan = plan_of(study, stores, rung)
     for methods in plan.seeds:
         for control, (subject, allowed) in DIFFERENCE.items():
             found = differences(methods[control], methods[subject])
@@ -121,7 +121,7 @@ def test_the_report_says_what_the_clusters_of_the_decided_rung_start_from(
     for rung in dict.fromkeys((OWN.name, passed)):
         criterion = Criterion("above_unified", 0.01, 0.0, rung == passed, None, None, "")
         stores.studies.save_verdict(study.name, Verdict(rung, "cluster-00", (criterion,), n_personas=2, n_items=4))
-    settings = dict(collect(study, stores, report_data.comparison, ()).settings)
+    settings = dict(collect(state_of(study, stores), plan_of(study, stores), stores, report_data.comparison, ()).settings)
     assert settings["clusters start from"] == start
     assert settings["rung of the gate's ladder"].startswith(passed)
     assert ("epochs 9" in settings["rung of the gate's ladder"]) == (passed == "tried")

@@ -18,9 +18,10 @@ from sqlalchemy.exc import DBAPIError
 import tasks.child_runs as child_runs
 from clusterlora.errors import BadData, ClusterLoraError, OutOfMemory, ServiceDown
 from clusterlora.metadata import Provenance
+from clusterlora.planning.study_state import read_state
 from clusterlora.ports import Stores
 from clusterlora.requests import EvaluationRequest, TrainingGroup, TrainRequest
-from clusterlora.settings import Study
+from clusterlora.settings import Study, prepared
 from clusterlora.stores.files import FileAdapterStore
 from clusterlora.stores.memory import MemoryStudyStore, MemoryTracker
 from clusterlora.stores.sql import SqlStudyStore
@@ -37,7 +38,7 @@ PROVENANCE = Provenance(
 @pytest.fixture
 def stores(tmp_path) -> Stores:
     studies = MemoryStudyStore()
-    studies.create_study(Study(name="mission"))
+    studies.create_study(prepared(Study(name="mission"), "float32"))
     studies.save_metadata("mission", PROVENANCE)
     return Stores(studies, FileAdapterStore(tmp_path / "adapters"), MemoryTracker(), tmp_path)
 
@@ -161,7 +162,7 @@ def test_a_missing_table_is_a_fault_and_no_outage(tmp_path: Path):
     store = SqlStudyStore(f"sqlite:///{tmp_path / 'studies.db'}")
     with sqlite3.connect(tmp_path / "studies.db") as connection:
         connection.execute("drop table verdicts")
-    store.create_study(Study(name="mission"))
+    store.create_study(prepared(Study(name="mission"), "float32"))
     with pytest.raises(DBAPIError) as caught:
         store.verdicts("mission")
     assert not retried(caught.value)
@@ -178,7 +179,7 @@ def test_run_names_say_what_which_study_and_which_batch():
 
 def test_the_status_page_tells_what_went_wrong_on_the_way(stores: Stores):
     stores.studies.close_attempt("mission", "cluster-00", 1, state="out_of_memory", detail="needs 4 GB | has 2")
-    page = "\n".join(status_lines(stores.studies.study("mission"), stores, "at the gate"))
+    page = "\n".join(status_lines(read_state("mission", stores), stores.folder("mission"), "at the gate"))
     assert page.startswith("# mission: at the gate\n")
     assert "200 personas" in page
     assert "| cluster-00 | 1 | 0 | - | out_of_memory | " in page

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from clusterlora.errors import BadSettings, ClusterLoraError
+from clusterlora.planning.study_state import read_state
 from clusterlora.ports import Stores
 from clusterlora.settings import (
     ClusteringSettings,
@@ -19,10 +20,12 @@ from clusterlora.settings import (
     Recipe,
     RuntimeSettings,
     Study,
+    prepared,
 )
 from clusterlora.stores.files import FileAdapterStore
 from clusterlora.stores.memory import MemoryTracker, SilentLog
 from clusterlora.stores.sql import SqlStudyStore
+from tests.fixtures.stages import missing_groups, plan_of
 
 PEOPLE = (
     "../../../escape",
@@ -127,15 +130,13 @@ def test_the_bomb_is_a_real_one(tmp_path: Path) -> None:
 def test_a_study_name_that_is_more_than_a_name_is_refused(name: str, tmp_path: Path) -> None:
     store = SqlStudyStore(f"sqlite:///{tmp_path / 'studies.db'}")
     with pytest.raises(BadSettings):
-        store.create_study(Study(name=name))
+        store.create_study(prepared(Study(name=name), "float32"))
 
 
 @pytest.mark.filterwarnings("ignore:.*Glyph:UserWarning")
 def test_people_and_words_that_try_to_leave_their_place_stay_text(tmp_path: Path, tiny_base_folder: Path) -> None:
     import json
 
-    from clusterlora.planning.training_groups import groups_of
-    from clusterlora.planning.work_plan import work_plan
     from clusterlora.requests import EvaluationRequest, TrainRequest
     from clusterlora.stages.cluster import cluster
     from clusterlora.stages.compare import compare
@@ -168,10 +169,9 @@ def test_people_and_words_that_try_to_leave_their_place_stay_text(tmp_path: Path
     )
     log = SilentLog()
     prepare(study, stores, log)
-    cluster(study, stores, log)
-    while groups := groups_of(study, stores, tuple(work_plan(study, stores).specs)):
-        for group in groups:
-            train_group(TrainRequest(study_name=study.name, group=group, micro_batch=2, attempt=1), stores, log)
+    cluster(study.name, stores, log)
+    for group in missing_groups(study, stores, tuple(plan_of(study, stores).specs)):
+        train_group(TrainRequest(study_name=study.name, group=group, micro_batch=2, attempt=1), stores, log)
     evaluate(EvaluationRequest(study_name=study.name, part="gate", rung="own"), stores, log)
     judge(study.name, "own", stores)
     evaluate(EvaluationRequest(study_name=study.name), stores, log)
@@ -194,7 +194,7 @@ def test_people_and_words_that_try_to_leave_their_place_stay_text(tmp_path: Path
     pages = {
         "summary.md": (results / "summary.md").read_text(),
         "gate": markdown(stores.studies.verdicts(study.name)[0]),
-        "status": "\n".join(status_lines(study, stores, "finished")),
+        "status": "\n".join(status_lines(read_state(study.name, stores), stores.folder(study.name), "finished")),
         "report.html": (results / "report.html").read_text(),
     }
     for name, page in pages.items():

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from clusterlora.stages.train import train_group
 from clusterlora.stores.memory import SilentLog
 from clusterlora.training.peft_folder import write_peft_folder
 from clusterlora.wiring import from_environment
+from tests.fixtures.stages import state_of
 
 PEOPLE = ("persona_000", "persona_001", "persona_002", "persona_003")
 DIALOGUES: dict[str, tuple[str, ...]] = dict.fromkeys(PEOPLE, tuple("abcdef"))
@@ -154,10 +156,9 @@ def test_an_interrupted_study_goes_on_here_with_its_adapters_compared_and_its_sc
     assert (found.personas, found.clusters, found.adapters, found.results) == (4, 2, 1, 1)
     assert {d.id for d in stores.studies.dataset(study.name).personas[0].of_split("test")} == {"d"}
     trained: list[str] = []
-    while groups := remaining_groups(study, stores):
-        for group in groups:
-            train_group(TrainRequest(study_name=study.name, group=group, micro_batch=1, attempt=1), stores, LOG)
-            trained += group.adapters
+    for group in chain.from_iterable(remaining_groups(state_of(study, stores))):
+        train_group(TrainRequest(study_name=study.name, group=group, micro_batch=1, attempt=1), stores, LOG)
+        trained += group.adapters
     assert sorted(trained) == ["cluster-01", "unified"], "an imported adapter is not trained, a missing one is"
     evaluate(EvaluationRequest(study_name=study.name), stores, LOG)
     routes = {r.persona_id: r.composition.adapter_names for r in stores.studies.routes(study.name) if r.method == "imported_cluster"}

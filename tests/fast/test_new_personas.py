@@ -16,7 +16,6 @@ from clusterlora.config import resolve
 from clusterlora.methods.held_out import held_out
 from clusterlora.methods.method import StudyView
 from clusterlora.planning.ladder import rungs
-from clusterlora.planning.work_plan import work_plan
 from clusterlora.ports import Stores
 from clusterlora.report import figures
 from clusterlora.requests import EvaluationRequest
@@ -41,7 +40,7 @@ from clusterlora.stages.prepare import prepare
 from clusterlora.stages.register import register
 from clusterlora.stores.memory import MemoryTracker
 from clusterlora.values import Criterion, Verdict
-from tests.fixtures.stages import LOG, run_rest, train_named
+from tests.fixtures.stages import LOG, plan_of, run_rest, state_of, train_named
 from tests.fixtures.studies import copy_of_stores, memory_stores, poisoned
 
 
@@ -179,7 +178,7 @@ def study(tiny_base_folder: Path) -> Study:
 
 def run(study: Study, stores: Stores) -> None:
     prepare(study, stores, LOG)
-    cluster(study, stores, LOG)
+    cluster(study.name, stores, LOG)
     run_rest(study, stores)
 
 
@@ -208,7 +207,7 @@ def test_a_study_measures_new_people_beside_its_methods_and_changes_none_of_them
     register(study.name, stores, LOG)
     trained = {adapter.name: adapter for adapter in stores.studies.adapters(study.name)}
     assert {"heldout-unified", "heldout-cluster-00", "heldout-cluster-01"} < trained.keys()
-    plan = work_plan(study, stores).held_out
+    plan = plan_of(study, stores).held_out
     assert plan is not None
     assert {len(ids) for ids in (trained[f"heldout-cluster-0{k}"].spec.persona_ids for k in (0, 1))} == {3, 4}
     spared = dict(plan.arms_by_persona).keys()
@@ -217,7 +216,7 @@ def test_a_study_measures_new_people_beside_its_methods_and_changes_none_of_them
     assert isinstance(stores.tracker, MemoryTracker)
     assert not [name for name in stores.tracker.models if "heldout" in name], "they are for measuring, not for serving"
 
-    found = curve_of(study, stores)
+    found = curve_of(state_of(study, stores), plan_of(study, stores), stores)
     assert found is not None
     assert (found.n_personas, found.n_clusters) == (2, 2)
     results = stores.folder(study.name) / "results"
@@ -232,8 +231,8 @@ def test_a_study_measures_new_people_beside_its_methods_and_changes_none_of_them
     alone = compare(study.name, other, LOG)
     assert [r.method for r in alone.methods] == [r.method for r in comparison.methods]
     assert alone.method("cluster").means["nll"] == pytest.approx(comparison.method("cluster").means["nll"])
-    assert work_plan(without, other).keys.items() < work_plan(study, stores).keys.items()
-    assert curve_of(without, other) is None
+    assert plan_of(without, other).keys.items() < plan_of(study, stores).keys.items()
+    assert curve_of(state_of(without, other), plan_of(without, other), other) is None
     assert "## A new persona" not in (other.folder(study.name) / "results" / "summary.md").read_text(encoding="utf-8")
     assert "assignment.held_out_share=0.2" in (other.folder(study.name) / "results" / "report.html").read_text(encoding="utf-8")
 
@@ -245,7 +244,10 @@ def test_poisoned_test_answers_change_scores_and_no_choice(
     clean = stores.studies.dataset(study.name)
     monkeypatch.setattr("clusterlora.stages.prepare.load", lambda _settings: poisoned(clean))
     run(study, other)
-    ours, theirs = curve_of(study, stores), curve_of(study, other)
+    ours, theirs = (
+        curve_of(state_of(study, stores), plan_of(study, stores), stores),
+        curve_of(state_of(study, other), plan_of(study, other), other),
+    )
     assert ours is not None
     assert theirs is not None
     for one, two in zip((*ours.chosen, *ours.nearest), (*theirs.chosen, *theirs.nearest), strict=True):
@@ -257,21 +259,21 @@ def test_after_a_refused_gate_nothing_is_measured_and_the_report_says_so(study: 
     stores = evaluated_stores
     strict = replace(study, name="strict", gate=replace(study.gate, ladder=(), mean_similarity=1.0, on_failure="stop"))
     prepare(strict, stores, LOG)
-    cluster(strict, stores, LOG)
+    cluster(strict.name, stores, LOG)
     train_named(strict, stores, ("unified", "cluster-00"))
     refusal = Criterion("above_unified", -0.1, 0.0, False, None, None, "worse")
     stores.studies.save_verdict(strict.name, Verdict("own", "cluster-00", (refusal,), 4, 8))
     run(strict, stores)
     compare(strict.name, stores, LOG)
-    assert curve_of(strict, stores) is None
+    assert curve_of(state_of(strict, stores), plan_of(strict, stores), stores) is None
     assert off(0.25) in (stores.folder(strict.name) / "results" / "report.html").read_text(encoding="utf-8")
     assert off(0.25) != off(None)
 
 
 def test_a_rung_gives_the_clusters_held_out_names_of_their_own_and_unified_stays(study: Study, stores: Stores) -> None:
     prepare(study, stores, LOG)
-    cluster(study, stores, LOG)
-    own, warm = (work_plan(study, stores, rung).held_out for rung in rungs(study, stores))
+    cluster(study.name, stores, LOG)
+    own, warm = (plan_of(study, stores, rung).held_out for rung in rungs(state_of(study, stores)))
     assert own is not None
     assert warm is not None
     assert [a.name for a in own.adapters] == ["heldout-unified", "heldout-cluster-00", "heldout-cluster-01"]

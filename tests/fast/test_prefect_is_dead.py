@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from clusterlora.planning.decisions import decisions
+from clusterlora.planning.study_state import read_state
 from clusterlora.ports import Stores
-from clusterlora.settings import GateSettings, Study
+from clusterlora.settings import GateSettings, Study, prepared
 from clusterlora.values import Attempt, Clustering, Criterion, Dataset, Dialogue, Persona, Turn, Verdict
 from clusterlora.wiring import from_environment
 from deployments import private, processes
@@ -37,7 +37,7 @@ class Here:
 @pytest.fixture
 def here(tmp_path: Path) -> Iterator[Here]:
     stores = from_environment({"CLUSTERLORA_HOME": str(tmp_path / "studies")})
-    stores.studies.create_study(Study(name=STUDY, gate=GateSettings(ladder=(), on_failure="ask")))
+    stores.studies.create_study(prepared(Study(name=STUDY, gate=GateSettings(ladder=(), on_failure="ask")), "float32"))
     dialogue = Dialogue("d", (Turn("user", "hi"), Turn("assistant", "hello")), split="train")
     stores.studies.save_dataset(STUDY, Dataset((Persona("p", None, (dialogue,)),)))
     stores.studies.save_clustering(STUDY, Clustering("responses", (("p",),)))
@@ -60,7 +60,7 @@ def test_a_decision_is_recorded_and_the_command_says_what_becomes_of_it(here: He
     assert done.stdout == "noted; the study acts on it when it is run again\n"
     assert f"Prefect at {here.prefect}/api does not answer" in done.stderr
     assert "Traceback" not in done.stderr
-    assert [(one.choice, one.by) for one in decisions(STUDY, here.stores)] == [("continue", "ann")]
+    assert [(one.choice, one.by) for one in read_state(STUDY, here.stores).decisions] == [("continue", "ann")]
 
 
 def test_verify_judges_what_needs_no_server_and_says_what_it_left_alone(here: Here) -> None:

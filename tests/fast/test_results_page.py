@@ -13,7 +13,7 @@ from clusterlora.comparison.table import write_tables
 from clusterlora.errors import BadData, UnknownName
 from clusterlora.metadata import TruthAgreement
 from clusterlora.ports import Stores
-from clusterlora.settings import DataSettings, Study, SyntheticSettings
+from clusterlora.settings import DataSettings, Study, SyntheticSettings, prepared
 from clusterlora.stages.compare import figure_path
 from clusterlora.values import Clustering, Dataset, EvaluationRow, Persona
 
@@ -24,7 +24,8 @@ PROMPT_TOKENS = {"few_shot": 150.0}
 def finished(name: str, means: Mapping[str, float], stores: Stores) -> None:
     """Leave in the stores what a compared study leaves that the page reads."""
     rng = np.random.default_rng(0)
-    stores.studies.create_study(Study(name=name, data=DataSettings(synthetic=SyntheticSettings(cluster_sizes=(8, 12)))))
+    study = Study(name=name, data=DataSettings(synthetic=SyntheticSettings(cluster_sizes=(8, 12))))
+    stores.studies.create_study(prepared(study, "float32"))
     stores.studies.save_dataset(name, Dataset(tuple(Persona(p, None, ()) for p in PEOPLE)))
     stores.studies.save_clustering(name, Clustering("responses", (PEOPLE[:8], PEOPLE[8:]), (("silhouette", 0.25),)))
     stores.studies.save_metadata(name, TruthAgreement(0.9375))
@@ -68,7 +69,7 @@ def test_the_page_holds_every_study_and_judges_it_by_the_missions_criteria(store
 
 def test_a_study_without_results_is_refused_before_anything_is_written(stores: Stores, tmp_path: Path) -> None:
     finished("one", {"unified": 0.80, "cluster": 0.85}, stores)
-    stores.studies.create_study(Study(name="unfinished"))
+    stores.studies.create_study(prepared(Study(name="unfinished"), "float32"))
     with pytest.raises(BadData, match=r"study unfinished has no summary\.json in .*; run it to its end"):
         results.write(["one", "unfinished"], [], stores, tmp_path / "docs")
     with pytest.raises(UnknownName):

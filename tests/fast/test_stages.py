@@ -19,21 +19,24 @@ from clusterlora.evaluation.metrics import METRICS
 from clusterlora.metadata import Outcome, TruthAgreement
 from clusterlora.methods import METHODS
 from clusterlora.models.stacked import read_adapter
+from clusterlora.planning.attempts import next_request
 from clusterlora.planning.ladder import OWN, decided_rung, refused, rungs
 from clusterlora.planning.training_groups import gate_groups, remaining_groups
-from clusterlora.planning.work_plan import IMPORTED, work_plan
+from clusterlora.planning.work_plan import IMPORTED, judged_adapters
 from clusterlora.ports import Stores
-from clusterlora.requests import EvaluationRequest, TrainRequest
+from clusterlora.requests import EvaluationRequest, TrainingGroup, TrainRequest
 from clusterlora.serving.router import Router
 from clusterlora.settings import (
     ClusteringSettings,
     MergeSettings,
+    Rung,
     RuntimeSettings,
     Study,
+    prepared,
 )
 from clusterlora.stages import timing
 from clusterlora.stages.cluster import cluster
-from clusterlora.stages.compare import compare, evaluation_rows
+from clusterlora.stages.compare import compare
 from clusterlora.stages.evaluate import evaluate
 from clusterlora.stages.judge import verdict_on
 from clusterlora.stages.prepare import prepare
@@ -41,13 +44,13 @@ from clusterlora.stages.refine import refine
 from clusterlora.stages.register import register
 from clusterlora.stages.report import report_data
 from clusterlora.stages.routing import routing_table
-from clusterlora.stages.train import log_name, next_micro_batch, train_group
+from clusterlora.stages.train import log_name, train_group
 from clusterlora.stores.json_codec import from_plain, plain
 from clusterlora.stores.memory import MemoryTracker
 from clusterlora.stores.routing_table import RoutingTable
 from clusterlora.training.job import TrainingResult
 from clusterlora.values import AdapterComposition, Attempt, Clustering, Persona
-from tests.fixtures.stages import LOG, run, run_rest, train_groups
+from tests.fixtures.stages import LOG, missing_groups, plan_of, rows_of, run, run_rest, state_of, train_named
 from tests.fixtures.studies import memory_stores, poisoned
 
 TRAINED_HERE = tuple(name for name in METHODS if name != IMPORTED)
@@ -88,7 +91,7 @@ def test_a_study_runs_from_data_to_a_registered_champion_and_again_without_doing
 
 
 def test_what_a_phase_takes_when_it_comes_again_is_added(study: Study, stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
-    stores.studies.create_study(study)
+    stores.studies.create_study(prepared(study, "float32"))
     ticks = iter((100.0, 160.0, 500.0, 501.25, 600.0, 700.0))
     monkeypatch.setattr(timing, "time", SimpleNamespace(monotonic=lambda: next(ticks)))
     for _ in range(2):
@@ -97,8 +100,8 @@ def test_what_a_phase_takes_when_it_comes_again_is_added(study: Study, stores: S
     with pytest.raises(OutOfMemory), timing.timed(stores, study.name, "evaluate test", "1/2"):
         raise OutOfMemory("full", micro_batch=1)
     stores.studies.add_seconds(study.name, "evaluate test", "2/2", 0.75)
-    assert timing.seconds_by_part(stores, study.name) == {"evaluate test 1/2": 61.25, "evaluate test 2/2": 0.75}
-    assert timing.seconds_by_phase(stores, study.name) == {"evaluate test": 62.0}
+    assert timing.seconds_by_part(stores.studies.seconds(study.name)) == {"evaluate test 1/2": 61.25, "evaluate test 2/2": 0.75}
+    assert timing.seconds_by_phase(stores.studies.seconds(study.name)) == {"evaluate test": 62.0}
 
 
 def test_every_registered_model_answers_as_it_was_evaluated(study: Study, stores: Stores) -> None:
@@ -116,7 +119,7 @@ def test_every_registered_model_answers_as_it_was_evaluated(study: Study, stores
     compare(study.name, stores, LOG)
     register(study.name, stores, LOG)
 
-    rows = [row for row in evaluation_rows(study, stores) if row.seed == 0]
+    rows = [row for row in rows_of(study, stores) if row.seed == 0]
     outcome = stores.studies.metadata(study.name, Outcome)
     assert outcome is not None
     evaluated = {
@@ -134,7 +137,7 @@ def test_every_registered_model_answers_as_it_was_evaluated(study: Study, stores
 
     stores.studies.forget_adapter(next(a.key for a in stores.studies.adapters(study.name) if a.name == "cluster-00"))
     with pytest.raises(BadData, match="has lost cluster-00; train again"):
-        routing_table(study, "cluster", stores)
+        routing_table(state_of(study, stores), plan_of(study, stores), "cluster", stores)
 
 
 def request_of(persona: Persona, item_id: str) -> dict[str, Any]:
@@ -148,31 +151,34 @@ def request_of(persona: Persona, item_id: str) -> dict[str, Any]:
 def test_any_cluster_can_be_judged_and_only_cluster_0_decides(study: Study, finished_stores: Stores) -> None:
     stores = finished_stores
     before = stores.studies.verdicts(study.name)
-    rung = decided_rung(study, stores).name
+    rung = decided_rung(state_of(study, stores)).name
     evaluate(EvaluationRequest(study_name=study.name, part="gate", rung=rung, cluster=1), stores, LOG)
-    verdict = verdict_on(study.name, rung, 1, stores)
+    verdict = verdict_on(state_of(study, stores), rung, 1, stores)
     clustering = stores.studies.clustering(study.name)
     assert clustering is not None
     assert verdict.adapter.startswith("cluster-01")
     assert verdict.n_personas == len(clustering.members[1])
     assert stores.studies.verdicts(study.name) == before
     with pytest.raises(UnknownName, match="no cluster 7"):
-        verdict_on(study.name, rung, 7, stores)
+        verdict_on(state_of(study, stores), rung, 7, stores)
 
 
 def test_the_baseline_may_answer_first_what_test_would_ask_of_it_and_nothing_changes(study: Study, finished_stores: Stores) -> None:
     stores, usual, study = finished_stores, study, replace(study, name="ahead")
     dataset = prepare(study, stores, LOG)
-    cluster(study, stores, LOG)
+    cluster(study.name, stores, LOG)
     n_ahead = evaluate(EvaluationRequest(study_name=study.name, part="baseline"), stores, LOG)
-    bare = work_plan(study, stores).composition_key(AdapterComposition())
+    bare = plan_of(study, stores).composition_key(AdapterComposition())
     ahead = set(stores.studies.answers(study.name, [bare]))
     # Their val items too: selective routing may choose the bare base model.
     assert n_ahead == len(ahead) == sum(len(items(study.model, p, split)) for p in dataset.personas for split in ("val", "test"))
     run(study, stores)
     assert set(stores.studies.answers(study.name, [bare])) == ahead
     assert stores.studies.routes(study.name) == stores.studies.routes(usual.name)
-    found, expected = evaluation_rows(study, stores), evaluation_rows(usual, stores)
+    found, expected = (
+        rows_of(study, stores),
+        rows_of(usual, stores),
+    )
     assert [replace(row, scores={}) for row in found] == [replace(row, scores={}) for row in expected]
     # What is read beside what, and with it the order in which floating-point numbers are added, is another.
     assert [dict(row.scores) for row in found] == [pytest.approx(dict(row.scores), rel=1e-5) for row in expected]
@@ -181,16 +187,16 @@ def test_the_baseline_may_answer_first_what_test_would_ask_of_it_and_nothing_cha
 def test_nobody_asks_the_bare_base_model_where_no_method_does(study: Study, stores: Stores) -> None:
     without = replace(study, methods=("unified", "cluster"))
     prepare(without, stores, LOG)
-    cluster(without, stores, LOG)
+    cluster(without.name, stores, LOG)
     assert evaluate(EvaluationRequest(study_name=without.name, part="baseline"), stores, LOG) == 0
 
 
 def test_merged_adapters_are_made_of_their_members_once_and_compared_like_any_other(study: Study, finished_stores: Stores) -> None:
     stores, study = finished_stores, replace(study, name="merging", methods=("unified", "merge"), merging=MergeSettings(kind="ties"))
     prepare(study, stores, LOG)
-    cluster(study, stores, LOG)
+    cluster(study.name, stores, LOG)
     run_rest(study, stores)
-    plan = work_plan(study, stores)
+    plan = plan_of(study, stores)
     held = {adapter.name: adapter for adapter in stores.studies.adapters(study.name)}
     assert {"merged-00", "merged-01"} <= held.keys()
     assert isnan(held["merged-00"].last_loss)
@@ -200,17 +206,22 @@ def test_merged_adapters_are_made_of_their_members_once_and_compared_like_any_ot
         assert a.shape[0] == b.shape[1] == study.recipe.rank, layer
     assert "% of its energy" in (stores.folder(study.name) / "logs" / "merge_training.log").read_text()
     assert {result.method for result in compare(study.name, stores, LOG).methods} == {"unified", "merge"}
-    assert remaining_groups(study, stores) == ()
-    other_kind = work_plan(replace(study, merging=MergeSettings(kind="dare")), stores)
+    assert remaining_groups(state_of(study, stores)) == ()
+    other_kind = plan_of(replace(study, merging=MergeSettings(kind="dare")), stores)
     assert other_kind.keys["merged-00"] != plan.keys["merged-00"]
     assert other_kind.keys["persona-0000"] == plan.keys["persona-0000"]
+
+
+def gate_waves(study: Study, stores: Stores, rung: Rung) -> list[list[str]]:
+    waves = gate_groups(state_of(study, stores), plan_of(study, stores, rung))
+    return [[group.name for group in groups] for groups in waves]
 
 
 def test_a_cluster_of_one_person_is_trained_in_a_run_of_its_own(study: Study, stores: Stores) -> None:
     study = replace(study, clustering=ClusteringSettings(k=2, sizes=(1, 6)))
     prepare(study, stores, LOG)
-    cluster(study, stores, LOG)
-    assert [group.name for group in gate_groups(study, stores, OWN)] == ["unified", "cluster-00"], "the longest first"
+    cluster(study.name, stores, LOG)
+    assert gate_waves(study, stores, OWN) == [["unified", "cluster-00"]], "the longest first"
 
 
 def test_a_cluster_of_one_person_is_registered_like_any_other(study: Study, finished_stores: Stores) -> None:
@@ -258,7 +269,7 @@ def test_nothing_but_the_final_scores_sees_test_answers(
     assert other.studies.clustering(study.name) == stores.studies.clustering(study.name)
     keys = {a.name: a.key for a in stores.studies.adapters(study.name)}
     assert {a.name: a.key for a in other.studies.adapters(study.name)} == keys
-    scores = [{row.item_id: dict(row.scores) for row in evaluation_rows(study, s)} for s in (stores, other)]
+    scores = [{row.item_id: dict(row.scores) for row in rows_of(study, s)} for s in (stores, other)]
     assert scores[0] != scores[1], "the poison did not reach the final scores, so this test would prove nothing"
 
 
@@ -266,40 +277,40 @@ def test_a_refused_gate_stops_the_spending_and_still_compares_what_was_trained(s
     stores, everything = finished_stores, (*study.methods, "hybrid")
     strict = replace(study, name="strict", methods=everything, seeds=2, gate=replace(study.gate, mean_similarity=1.0, on_failure="stop"))
     run(strict, stores)
-    assert refused(strict, stores)
+    assert refused(state_of(strict, stores))
     assert {v.rung for v in stores.studies.verdicts(strict.name)} == {"own", "warm-start"}
     assert {a.name for a in stores.studies.adapters(strict.name)} == {"unified", "cluster-00", "cluster-00+warm-start"}
     comparison = compare(strict.name, stores, LOG)
     assert {result.method for result in comparison.methods} == {"baseline", "unified", "cluster", "selective_routing"}
     assert comparison.n_personas == 3
     # Nothing was trained with the second seed: routing may not stand in for it with the bare base model.
-    assert {row.seed for row in evaluation_rows(strict, stores)} == {0}
+    assert {row.seed for row in rows_of(strict, stores)} == {0}
     register(strict.name, stores, LOG)
 
 
 def test_a_warm_started_rung_trains_unified_first_and_has_a_name_of_its_own(study: Study, stores: Stores) -> None:
     prepare(study, stores, LOG)
-    cluster(study, stores, LOG)
-    warm = rungs(study, stores)[1]
-    assert [group.name for group in gate_groups(study, stores, warm)] == ["unified"]
-    train_groups(study, stores, gate_groups(study, stores, warm))
-    assert [group.name for group in gate_groups(study, stores, warm)] == ["cluster-00+warm-start"]
-    own, other = work_plan(study, stores, OWN), work_plan(study, stores, warm)
+    cluster(study.name, stores, LOG)
+    warm = rungs(state_of(study, stores))[1]
+    assert gate_waves(study, stores, warm) == [["unified"], ["cluster-00+warm-start"]], "a warm start waits for what it starts from"
+    train_named(study, stores, ["unified"])
+    assert gate_waves(study, stores, warm) == [["cluster-00+warm-start"]]
+    own, other = plan_of(study, stores, OWN), plan_of(study, stores, warm)
     assert own.keys["cluster-00"] != other.keys["cluster-00+warm-start"]
-    assert decided_rung(study, stores) == OWN
+    assert decided_rung(state_of(study, stores)) == OWN
 
 
 def test_the_identity_of_an_adapter_is_what_decides_its_weights_and_nothing_else(study: Study, stores: Stores) -> None:
     prepare(study, stores, LOG)
-    cluster(study, stores, LOG)
-    keys = work_plan(study, stores).keys
+    cluster(study.name, stores, LOG)
+    keys = plan_of(study, stores).keys
 
     def with_recipe(**changes: float) -> dict[str, str]:
-        return work_plan(replace(study, recipe=replace(study.recipe, **changes)), stores).keys
+        return plan_of(replace(study, recipe=replace(study.recipe, **changes)), stores).keys
 
     assert with_recipe(learning_rate=1e-3)["unified"] != keys["unified"]
     assert with_recipe(seed=1)["persona-0003"] != keys["persona-0003"]
-    assert work_plan(replace(study, runtime=RuntimeSettings(micro_batch=1, shards=5)), stores).keys == keys
+    assert plan_of(replace(study, runtime=RuntimeSettings(micro_batch=1, shards=5)), stores).keys == keys
     assert len(set(keys.values())) == len(keys)
 
 
@@ -314,8 +325,8 @@ def test_what_ran_out_of_memory_once_is_not_tried_again_by_the_next_group(
 
     monkeypatch.setattr("clusterlora.training.train.train", too_much)
     prepare(study, stores, LOG)
-    cluster(study, stores, LOG)
-    first, second, *_ = gate_groups(study, stores, OWN)
+    cluster(study.name, stores, LOG)
+    first, second = missing_groups(study, stores, judged_adapters(plan_of(study, stores)))
     for group in (first, second):
         with pytest.raises(OutOfMemory):
             train_group(TrainRequest(study_name=study.name, group=group, micro_batch=2, attempt=1), stores, LOG)
@@ -323,16 +334,21 @@ def test_what_ran_out_of_memory_once_is_not_tried_again_by_the_next_group(
     assert {a.group: a.micro_batch for a in stores.studies.attempts(study.name)} == {first.name: 2, second.name: 1}
 
 
+def next_try(study: Study, stores: Stores) -> tuple[int, int]:
+    request = next_request(study, TrainingGroup("unified", "unified", ("unified",)), stores)
+    return request.attempt, request.micro_batch
+
+
 def test_after_running_out_of_memory_the_next_attempt_has_half_the_micro_batch(study: Study, stores: Stores) -> None:
     prepare(study, stores, LOG)
-    assert next_micro_batch(study, "unified", stores) == (1, 2)
+    assert next_try(study, stores) == (1, 2)
     stores.studies.open_attempt(study.name, Attempt("unified", 1, 2, "running"))
-    assert next_micro_batch(study, "unified", stores) == (1, 2), "an attempt under way is joined, not doubled"
+    assert next_try(study, stores) == (1, 2), "an attempt under way is joined, not doubled"
     stores.studies.close_attempt(study.name, "unified", 1, state="out_of_memory")
-    assert next_micro_batch(study, "unified", stores) == (2, 1)
+    assert next_try(study, stores) == (2, 1)
     stores.studies.open_attempt(study.name, Attempt("unified", 2, 1, "running"))
     stores.studies.close_attempt(study.name, "unified", 2, state="crashed")
-    assert next_micro_batch(study, "unified", stores) == (3, 1)
+    assert next_try(study, stores) == (3, 1)
 
 
 def test_training_groups_name_their_log_files_as_people_expect() -> None:
@@ -349,7 +365,7 @@ def test_every_method_and_control_runs_with_two_training_seeds_and_is_compared_o
     comparison = compare(study.name, stores, LOG)
     assert {result.method for result in comparison.methods} == set(TRAINED_HERE)
 
-    rows = evaluation_rows(study, stores)
+    rows = rows_of(study, stores)
     seeds = {method: {row.seed for row in rows if row.method == method} for method in TRAINED_HERE}
     assert {method for method, of in seeds.items() if of == {0}} == {"baseline", "few_shot", "baseline_described"}
     assert all(of == {0, 1} for method, of in seeds.items() if method not in {"baseline", "few_shot", "baseline_described"})
@@ -382,11 +398,11 @@ def test_of_several_seeds_the_report_counts_and_quotes_the_first_and_the_rows_te
 ) -> None:
     stores, study = finished_stores, replace(study, name="seeded", methods=("unified", "per_persona"), seeds=3)
     prepare(study, stores, LOG)
-    cluster(study, stores, LOG)
+    cluster(study.name, stores, LOG)
     run_rest(study, stores)
     comparison = compare(study.name, stores, LOG)
-    rows = evaluation_rows(study, stores)
-    read = report_data(study, stores, comparison, rows)
+    rows = rows_of(study, stores)
+    read = report_data(state_of(study, stores), plan_of(study, stores), stores, comparison, rows)
     assert [(curve.title, curve.complete) for curve in read.curves] == [("unified", True), ("per_persona, mean of 7 adapters", True)]
 
     held = {adapter.name: adapter for adapter in stores.studies.adapters(study.name)}
@@ -409,8 +425,8 @@ def test_of_several_seeds_the_report_counts_and_quotes_the_first_and_the_rows_te
 def test_controls_differ_from_what_they_control_in_one_thing(study: Study, stores: Stores) -> None:
     study = replace(study, methods=TRAINED_HERE)
     prepare(study, stores, LOG)
-    cluster(study, stores, LOG)
-    plan = work_plan(study, stores)
+    cluster(study.name, stores, LOG)
+    plan = plan_of(study, stores)
     sizes = sorted(len(a.persona_ids) for a in plan.methods["random_cluster"].adapters)
     assert sizes == sorted(len(a.persona_ids) for a in plan.methods["cluster"].adapters if a.name != "unified")
     assert plan.specs["unified-longer"].recipe == replace(study.recipe, epochs=2 * study.recipe.epochs)
@@ -439,7 +455,7 @@ def test_refined_clusters_are_trained_again_before_what_depends_on_them(study: S
     moved = [n for name, n in clustering.quality if name.startswith("moved_in_round")]
     assert 1 <= len(moved) <= 3
     assert len(moved) == 3 or moved[-1] == 0, "it ends when nobody moves"
-    plan = work_plan(study, stores)
+    plan = plan_of(study, stores)
     held = {adapter.key for adapter in stores.studies.adapters(study.name)}
     assert set(plan.keys.values()) <= held, "what answers was trained on the refined clusters"
     n_merges = sum(adapter.name.startswith("merged") for adapter in stores.studies.adapters(study.name))
@@ -450,18 +466,26 @@ def test_refined_clusters_are_trained_again_before_what_depends_on_them(study: S
 def test_learning_curves_come_from_the_database_and_are_called_incomplete_where_it_has_none(study: Study, finished_stores: Stores) -> None:
     """Hosts that share the database and no folder show the same curves."""
     stores = replace(finished_stores, home=finished_stores.home / "elsewhere")
-    comparison, rows = compare(study.name, stores, LOG), evaluation_rows(study, stores)
+    comparison, rows = compare(study.name, stores, LOG), rows_of(study, stores)
     unified = next(adapter for adapter in stores.studies.adapters(study.name) if adapter.name == "unified")
     (recorded,) = stores.studies.learning_curves(study.name)[unified.key]
     assert len(recorded.losses) == unified.steps
     assert recorded.losses[-1] == pytest.approx(unified.last_loss, rel=1e-5)
-    (curve,) = [curve for curve in report_data(study, stores, comparison, rows).curves if curve.title == "unified"]
+    (curve,) = [
+        curve
+        for curve in report_data(state_of(study, stores), plan_of(study, stores), stores, comparison, rows).curves
+        if curve.title == "unified"
+    ]
     assert curve.complete
     assert curve.points == tuple(enumerate(recorded.losses, start=1))
 
     stores.studies.forget_adapter(unified.key)
     stores.studies.save_adapter(study.name, unified)
-    (ends,) = [curve for curve in report_data(study, stores, comparison, rows).curves if curve.title == "unified"]
+    (ends,) = [
+        curve
+        for curve in report_data(state_of(study, stores), plan_of(study, stores), stores, comparison, rows).curves
+        if curve.title == "unified"
+    ]
     assert not ends.complete
     assert ends.points == ((1, unified.first_loss), (unified.steps, unified.last_loss))
 

@@ -11,8 +11,6 @@ import pytest
 
 from clusterlora.errors import BadData, OutOfMemory, ServiceDown
 from clusterlora.metadata import Outcome
-from clusterlora.planning.training_groups import groups_of
-from clusterlora.planning.work_plan import work_plan
 from clusterlora.ports import About, AdapterRun, Stores
 from clusterlora.requests import MergeRequest, TrainingGroup, TrainRequest
 from clusterlora.settings import (
@@ -32,6 +30,7 @@ from clusterlora.stages.prepare import prepare
 from clusterlora.stages.train import keep, stored_folder, train_group
 from clusterlora.stores.files import FileAdapterStore, refuse_other_weights, weights_sha256
 from clusterlora.stores.memory import MemoryRun, MemoryTracker, SilentLog
+from tests.fixtures.stages import missing_groups, plan_of
 
 UNIFIED = TrainingGroup("unified", "unified", ("unified",))
 
@@ -49,7 +48,7 @@ def study(tiny_base_folder: Path, stores: Stores) -> Study:
         runtime=RuntimeSettings(shards=1),
     )
     prepare(study, stores, SilentLog())
-    cluster(study, stores, SilentLog())
+    cluster(study.name, stores, SilentLog())
     return study
 
 
@@ -88,9 +87,9 @@ def test_the_next_run_trains_again_what_a_power_cut_has_cut(study: Study, stores
     file = stored_folder(stores, trained.key) / "adapter_model.safetensors"
     whole = file.read_bytes()
     file.write_bytes(whole[:length])
-    assert groups_of(study, stores, ("unified",)) == ()
+    assert missing_groups(study, stores, ("unified",)) == []
     prepare(study, stores, SilentLog())
-    (group,) = groups_of(study, stores, ("unified",))
+    (group,) = missing_groups(study, stores, ("unified",))
     train(study, stores, group, number=2)
     assert (stored_folder(stores, trained.key) / file.name).read_bytes() == whole
     assert [adapter.weights_sha256 for adapter in stores.studies.adapters(study.name)] == [trained.weights_sha256]
@@ -133,7 +132,7 @@ def test_weights_that_are_trained_again_because_they_were_lost_are_the_recorded_
     again = replace(study, name="again")
     second, third = (machine(tmp_path / name, stores, tracker) for name in ("second", "third"))
     prepare(again, second, SilentLog())
-    cluster(again, second, SilentLog())
+    cluster(again.name, second, SilentLog())
     train(again, second, UNIFIED)
     (found,) = stores.studies.adapters(again.name)
     assert found.run_id != lost.run_id
@@ -280,7 +279,7 @@ def test_a_merged_models_card_claims_no_other_merges_comparison(study: Study, st
 
     own = replace(study, name="merging", methods=("unified", "merge"))
     prepare(own, stores, SilentLog())
-    cluster(own, stores, SilentLog())
+    cluster(own.name, stores, SilentLog())
     train_everybody(own, stores)
     stores.studies.save_metadata(own.name, Outcome("merge", "merge beats unified."))
     merge(MergeRequest(study_name=own.name, merging=MergeSettings()), stores, SilentLog())
@@ -291,8 +290,8 @@ def test_a_merged_models_card_claims_no_other_merges_comparison(study: Study, st
 
 
 def train_everybody(study: Study, stores: Stores) -> None:
-    names = tuple(name for name in work_plan(study, stores).specs if name.startswith("persona"))
-    for group in groups_of(study, stores, names):
+    names = tuple(name for name in plan_of(study, stores).specs if name.startswith("persona"))
+    for group in missing_groups(study, stores, names):
         train(study, stores, group)
 
 

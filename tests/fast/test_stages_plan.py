@@ -7,8 +7,8 @@ import pytest
 
 from clusterlora.metadata import ReferencePoints
 from clusterlora.planning.ladder import OWN
-from clusterlora.planning.training_groups import gate_groups, remaining_groups
-from clusterlora.planning.work_plan import work_plan
+from clusterlora.planning.training_groups import remaining_groups
+from clusterlora.planning.work_plan import judged_adapters
 from clusterlora.ports import Stores
 from clusterlora.settings import (
     ClusteringSettings,
@@ -27,6 +27,7 @@ from clusterlora.stages.prepare import prepare
 from clusterlora.stages.scale import scale
 from clusterlora.stores.memory import SilentLog
 from clusterlora.values import Dataset, TrainedAdapter, Verdict
+from tests.fixtures.stages import missing_groups, plan_of, state_of
 
 LOG = SilentLog()
 
@@ -44,14 +45,14 @@ def study(tiny_base_folder: Path, stores: Stores) -> Study:
         runtime=RuntimeSettings(shards=2),
     )
     prepare(study, stores, LOG)
-    cluster(study, stores, LOG)
+    cluster(study.name, stores, LOG)
     return study
 
 
 def pass_the_gate(study: Study, stores: Stores) -> None:
     """Record what the gate trains as trained, and a verdict that passes."""
-    plan = work_plan(study, stores)
-    for group in gate_groups(study, stores, OWN):
+    plan = plan_of(study, stores)
+    for group in missing_groups(study, stores, judged_adapters(plan)):
         for name in group.adapters:
             stores.studies.save_adapter(study.name, TrainedAdapter(plan.keys[name], name, plan.specs[name], 3, 90, 1.0, 0.5, 0.4, 1))
     stores.studies.save_verdict(study.name, Verdict(OWN.name, "cluster-00", (), n_personas=3, n_items=6))
@@ -59,8 +60,8 @@ def pass_the_gate(study: Study, stores: Stores) -> None:
 
 def test_what_is_left_after_the_gate_is_dealt_evenly(study: Study, stores: Stores) -> None:
     pass_the_gate(study, stores)
-    plan = work_plan(study, stores)
-    groups = remaining_groups(study, stores)
+    plan = plan_of(study, stores)
+    (groups,) = remaining_groups(state_of(study, stores))
     assert {name for group in groups for name in group.adapters} == plan.specs.keys() - {"unified", "cluster-00"}
     loads = [sum(len(plan.specs[name].persona_ids) for name in group.adapters) for group in groups]
     assert len(loads) == 2
@@ -69,8 +70,8 @@ def test_what_is_left_after_the_gate_is_dealt_evenly(study: Study, stores: Store
 
 def test_an_adapter_of_the_gate_that_got_lost_is_in_one_of_the_training_groups(study: Study, stores: Stores) -> None:
     stores.studies.save_verdict(study.name, Verdict(OWN.name, "cluster-00", (), n_personas=3, n_items=6))
-    trained = [name for group in remaining_groups(study, stores) for name in group.adapters]
-    assert sorted(trained) == sorted(work_plan(study, stores).specs)
+    trained = [name for wave in remaining_groups(state_of(study, stores)) for group in wave for name in group.adapters]
+    assert sorted(trained) == sorted(plan_of(study, stores).specs)
 
 
 def test_the_scale_is_measured_once_and_again_for_other_people(study: Study, stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,12 +84,12 @@ def test_the_scale_is_measured_once_and_again_for_other_people(study: Study, sto
 
     monkeypatch.setattr(scale_stage, "floor", counted)
     everyone = stores.studies.dataset(study.name).ids
-    first = scale(study, stores, everyone)
-    assert first == scale(study, stores, everyone[::-1]), "in whatever order they are named"
+    first = scale(state_of(study, stores), stores, everyone)
+    assert first == scale(state_of(study, stores), stores, everyone[::-1]), "in whatever order they are named"
     assert first.floor is not None
     assert first.floor_same_prompt is not None
     assert first.floor < first.floor_same_prompt <= 1
-    assert scale(study, stores, everyone[:3]) != first, "after a refused gate cluster 0 alone is compared"
+    assert scale(state_of(study, stores), stores, everyone[:3]) != first, "after a refused gate cluster 0 alone is compared"
     assert measured == [12, 3]
 
 
@@ -97,10 +98,10 @@ def test_who_has_no_test_items_is_left_out_of_the_scale(study: Study, stores: St
     first, *others = dataset.personas
     untested = replace(first, dialogues=tuple(d for d in first.dialogues if d.split != "test"))
     monkeypatch.setattr(stores.studies, "dataset", lambda _: Dataset((untested, *others)))
-    assert scale(study, stores, dataset.ids) == scale(study, stores, dataset.ids[1:])
+    assert scale(state_of(study, stores), stores, dataset.ids) == scale(state_of(study, stores), stores, dataset.ids[1:])
 
 
 def test_one_person_and_other_metrics_have_no_scale(study: Study, stores: Stores) -> None:
     everyone = stores.studies.dataset(study.name).ids
-    assert scale(study, stores, everyone[:1]) == ReferencePoints()
-    assert scale(replace(study, evaluation=EvaluationSettings(headline="rouge_l")), stores, everyone) == ReferencePoints()
+    assert scale(state_of(study, stores), stores, everyone[:1]) == ReferencePoints()
+    assert scale(state_of(replace(study, evaluation=EvaluationSettings(headline="rouge_l")), stores), stores, everyone) == ReferencePoints()

@@ -9,13 +9,11 @@ import pytest
 
 from clusterlora.errors import BadData, BadSettings
 from clusterlora.metadata import Provenance
-from clusterlora.planning.work_plan import work_plan
 from clusterlora.ports import Stores
-from clusterlora.settings import DataSettings, ModelSettings, Study, SyntheticSettings
+from clusterlora.settings import DataSettings, ModelSettings, Study, SyntheticSettings, prepared
 from clusterlora.stages import prepare as module
 from clusterlora.stages.prepare import git_revision, prepare
 from clusterlora.stores.memory import MemoryRun, MemoryTracker, SilentLog
-from clusterlora.values import Clustering
 
 
 def study(base: Path, dtype: Literal["auto", "float32", "bfloat16"] = "auto") -> Study:
@@ -45,16 +43,7 @@ def test_a_dtype_that_was_asked_for_is_not_decided(stores: Stores, tiny_base_fol
     monkeypatch.setattr(module, "faster_dtype", lambda _base: "bfloat16")
     asked = replace(study(tiny_base_folder, "float32"), name="other")
     prepare(asked, stores, SilentLog())
-    assert stores.studies.study("other") == asked
-
-
-def test_adapters_have_one_identity_whether_the_study_is_as_asked_or_as_prepared(stores: Stores, tiny_base_folder: Path) -> None:
-    asked = study(tiny_base_folder)
-    dataset = prepare(asked, stores, SilentLog())
-    stores.studies.save_clustering("small", Clustering("given", (dataset.ids,)))
-    prepared = stores.studies.study("small")
-    assert asked.model.dtype != prepared.model.dtype
-    assert work_plan(asked, stores).keys == work_plan(prepared, stores).keys
+    assert stores.studies.study("other") == prepared(asked, "float32")
 
 
 def test_data_that_are_refused_leave_the_provenance_of_those_the_study_holds(

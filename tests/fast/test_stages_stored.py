@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from clusterlora.errors import BadData, ServiceDown
 from clusterlora.ports import Stores
-from clusterlora.settings import Recipe, Study
+from clusterlora.settings import Recipe, Study, prepared
 from clusterlora.stages.stored import folder_if_any, replace_damaged, stored_folder
 from clusterlora.stores.files import FileAdapterStore, weights_sha256
 from clusterlora.stores.memory import MemoryStudyStore, MemoryTracker, SilentLog
@@ -58,7 +58,7 @@ def stores(tracker: Tracker, tmp_path: Path) -> Stores:
     """Return the stores of a study with two adapters, the first of which the tracker has, too."""
     studies = MemoryStudyStore()
     adapters = FileAdapterStore(tmp_path / "adapters", lambda key, folder: key == KEY and tracker.download("", folder))
-    studies.create_study(Study(name=STUDY))
+    studies.create_study(prepared(Study(name=STUDY), "float32"))
     for key, value in ((KEY, 1.0), (OTHER, 2.0)):
         kept = adapters.save(key, peft_folder(tmp_path / "offered" / key, value))
         spec = AdapterSpec(name=f"adapter-{value:g}", persona_ids=("p",), recipe=Recipe())

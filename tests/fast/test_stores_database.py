@@ -14,7 +14,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import event
 
 from clusterlora.errors import BadSettings, ServiceDown
-from clusterlora.settings import MergeSettings, Recipe, Study
+from clusterlora.settings import MergeSettings, Recipe, Study, prepared
 from clusterlora.stores.database import Database
 from clusterlora.stores.json_codec import plain, to_json
 from clusterlora.stores.schema import REVISION, metadata
@@ -34,7 +34,7 @@ def answers(process: int, n: int) -> list[Answer]:
 def open_and_write(url: str, process: int, everybody_is_here: Barrier) -> None:
     everybody_is_here.wait()
     store = SqlStudyStore(url)
-    store.create_study(Study(name="shared"))
+    store.create_study(prepared(Study(name="shared"), "float32"))
     for start in range(0, 100, 20):
         store.save_answers("shared", answers(process, 100)[start : start + 20])
         # Everybody also writes the same rows, and reads.
@@ -77,7 +77,7 @@ def test_a_database_of_a_later_version_is_refused(url: str) -> None:
 
 def test_twenty_thousand_answers_are_written_and_read_in_few_statements_and_transactions(url: str) -> None:
     store = SqlStudyStore(url)
-    store.create_study(Study(name="large"))
+    store.create_study(prepared(Study(name="large"), "float32"))
     counted: Counter[str] = Counter()
 
     def count_statement(*_: object) -> None:
@@ -105,7 +105,7 @@ def test_readers_and_the_writer_do_not_wait_for_each_other_on_sqlite(tmp_path: P
     database, store = Database(url), SqlStudyStore(url)
     with database.reading() as connection:
         assert connection.execute(sa.text("select count(*) from studies")).scalar() == 0
-        store.create_study(Study(name="meanwhile"))
+        store.create_study(prepared(Study(name="meanwhile"), "float32"))
         assert connection.execute(sa.text("select count(*) from studies")).scalar() == 0
     with database.writing() as connection:
         connection.execute(sa.text("delete from studies"))
@@ -128,7 +128,7 @@ def test_a_failed_write_leaves_nothing(url: str) -> None:
 
 def test_a_nul_in_an_answer_is_replaced_because_postgresql_keeps_none(url: str) -> None:
     store = SqlStudyStore(url)
-    store.create_study(Study(name="nul"))
+    store.create_study(prepared(Study(name="nul"), "float32"))
     store.save_answers("nul", [Answer("s", "i", "p", "test", "a\x00b", ())])
     assert store.answers("nul")[0].text == "a\ufffdb"
 

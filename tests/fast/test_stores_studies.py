@@ -24,7 +24,7 @@ from clusterlora.metadata import (
     TruthAgreement,
 )
 from clusterlora.ports import StudyStore
-from clusterlora.settings import Recipe, Rung, RuntimeSettings, Study
+from clusterlora.settings import Recipe, Rung, RuntimeSettings, Study, prepared
 from clusterlora.signal.measure import Recognition, Signal
 from clusterlora.stores.memory import MemoryStudyStore
 from clusterlora.stores.metadata_kinds import WORD_BY_KIND
@@ -47,7 +47,7 @@ from clusterlora.values import (
     WeightedAdapter,
 )
 
-STUDY = Study(name="contract")
+STUDY = prepared(Study(name="contract"), "float32")
 CHANCE = Recognition(accuracy=0.5, low=0.25, high=0.75, chance=0.5, n_classes=2)
 EVERY_KIND = (
     Provenance(clusterlora_version="0.1.0", git_revision=None, data_digest="c83d", base_revision="homelm-1", n_personas=2, n_dialogues=2),
@@ -142,7 +142,7 @@ def test_a_study_is_read_back_with_its_settings_and_metadata(store: StudyStore) 
 
 
 def test_studies_are_listed_newest_first(store: StudyStore) -> None:
-    store.create_study(Study(name="another"))
+    store.create_study(prepared(Study(name="another"), "float32"))
     store.set_status("contract", "gate refused: mean similarity 0.79 is not above 0.83, and this sentence is longer than 64 characters")
     (first, status, created), (second, second_status, _) = store.studies()
     assert (first, status, second) == ("another", "created", "contract")
@@ -172,7 +172,7 @@ def test_resuming_with_other_settings_is_refused_naming_the_fields(store: StudyS
 @pytest.mark.parametrize("name", ["", "Mission", "../x", "a/b", "-a", "a b", "x" * 49, "a\n"])
 def test_a_study_name_that_could_be_a_path_is_refused(empty_store: StudyStore, name: str) -> None:
     with pytest.raises(BadSettings, match="study name"):
-        empty_store.create_study(Study(name=name))
+        empty_store.create_study(prepared(Study(name=name), "float32"))
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ def test_an_unknown_study_is_named_with_those_there_are(store: StudyStore, use: 
 
 @pytest.mark.parametrize("value", EVERY_KIND, ids=lambda value: type(value).__name__)
 def test_metadata_of_every_kind_are_read_back_as_they_were_saved(store: StudyStore, value: object) -> None:
-    store.create_study(Study(name="second"))
+    store.create_study(prepared(Study(name="second"), "float32"))
     store.save_metadata("second", value)
     assert store.metadata("second", type(value)) == value
     assert store.metadata("contract", type(value)) == (Refinement(1) if isinstance(value, Refinement) else None)
@@ -257,7 +257,7 @@ def test_a_clustering_replaces_the_one_before(store: StudyStore) -> None:
 def test_the_first_record_of_an_adapter_stays_and_serves_every_study(store: StudyStore) -> None:
     store.save_adapter("contract", trained())
     store.save_adapter("contract", trained(seconds=99.0))
-    store.create_study(Study(name="second"))
+    store.create_study(prepared(Study(name="second"), "float32"))
     assert store.adapters("second") == ()
     store.save_adapter("second", trained())
     assert store.adapter("0123abcd") == trained()
@@ -268,7 +268,7 @@ def test_the_first_record_of_an_adapter_stays_and_serves_every_study(store: Stud
 @pytest.mark.parametrize("lost", [trained(), trained(uri=None, run_id=None), trained(weights_sha256="a" * 64, last_loss=math.nan)])
 def test_a_record_whose_weights_are_lost_is_replaced_for_every_study_and_only_once(store: StudyStore, lost: TrainedAdapter) -> None:
     store.save_adapter("contract", lost)
-    store.create_study(Study(name="second"))
+    store.create_study(prepared(Study(name="second"), "float32"))
     again = trained(run_id="again", uri="runs:/again/adapter", weights_sha256="b" * 64)
     store.save_adapter("second", again, instead_of=lost)
     assert store.adapters("contract") == store.adapters("second") == (again,)
@@ -282,7 +282,7 @@ def test_learning_curves_are_kept_to_six_digits_for_every_study_that_has_the_ada
     store.save_adapter("contract", trained("2", "merged-00"))
     rounded = LearningCurve("train", (2.5, 1.23457, 0.000123457))
     assert store.learning_curves("contract") == {"1": (rounded, val)}
-    store.create_study(Study(name="second"))
+    store.create_study(prepared(Study(name="second"), "float32"))
     assert store.learning_curves("second") == {}
     store.save_adapter("second", trained("1", "unified"))
     assert store.learning_curves("second") == {"1": (rounded, val)}
@@ -374,7 +374,7 @@ def test_a_score_that_is_not_a_number_stays_one(store: StudyStore) -> None:
 
 
 def test_studies_do_not_see_each_others_answers(store: StudyStore) -> None:
-    store.create_study(Study(name="second"))
+    store.create_study(prepared(Study(name="second"), "float32"))
     store.save_answers("contract", [answer(nll=1.0)])
     store.save_answers("second", [answer(nll=2.0)])
     assert store.answers("contract") == (answer(nll=1.0),)

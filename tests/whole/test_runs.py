@@ -21,9 +21,8 @@ from prefect.deployments import run_deployment
 from prefect.flow_runs import resume_flow_run
 
 from clusterlora.config import as_mapping
-from clusterlora.planning.decisions import decisions
-from clusterlora.planning.ladder import OWN
-from clusterlora.planning.training_groups import gate_groups
+from clusterlora.planning.gate_step import next_gate_step
+from clusterlora.planning.study_state import read_state
 from clusterlora.requests import TrainingGroup
 from clusterlora.settings import GateSettings, Recipe, RuntimeSettings, Study
 from clusterlora.wiring import from_environment
@@ -52,7 +51,9 @@ MEGABYTES = 1000
 
 
 def group(study: Study, name: str, site: dict[str, str]) -> TrainingGroup:
-    return next(p for p in gate_groups(study, stores_here(site), OWN) if p.name == name)
+    step = next_gate_step(read_state(study.name, stores_here(site)))
+    assert step is not None
+    return next(group for wave in step.waves for group in wave if group.name == name)
 
 
 @contextmanager
@@ -230,5 +231,5 @@ def test_a_refused_gate_waits_for_a_persons_word_and_a_stop_is_a_stop(site: dict
         assert state().name == "GateRefused"
     assert [run.state_name for run in runs_of(study, name="evaluate · baseline")] == ["Completed"]
     assert stores.studies.status(study.name) == "finished"
-    assert [(one.choice, one.by) for one in decisions(study.name, stores)] == [("stop", "bob")]
+    assert [(one.choice, one.by) for one in read_state(study.name, stores).decisions] == [("stop", "bob")]
     assert [verdict.rung for verdict in stores.studies.verdicts(study.name)] == ["own"]

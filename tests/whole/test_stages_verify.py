@@ -15,7 +15,7 @@ from mlflow import MlflowClient
 from clusterlora.errors import BadData, UnknownName
 from clusterlora.metadata import RegisteredChampion
 from clusterlora.ports import Stores
-from clusterlora.settings import ModelSettings, Recipe, Study
+from clusterlora.settings import ModelSettings, Recipe, Study, prepared
 from clusterlora.stages.verify import Finding, LiveWork, verify
 from clusterlora.stores.files import FileAdapterStore, weights_sha256
 from clusterlora.stores.json_codec import plain
@@ -44,7 +44,7 @@ def stores(mlflow_server: str, tmp_path: Path, name: str) -> Stores:
     """Return the stores of a study with one adapter, trained, uploaded and recorded, and nothing wrong with it."""
     stores = from_environment({"CLUSTERLORA_HOME": str(tmp_path / "home"), "MLFLOW_TRACKING_URI": mlflow_server})
     study = Study(name=name)
-    stores.studies.create_study(study)
+    stores.studies.create_study(prepared(study, "float32"))
     stores.studies.save_dataset(name, DATA)
     stores.studies.save_clustering(name, Clustering("responses", (("p",), ("q",))))
     stores.tracker.start_study(name, params={}, tags={}, dataset=DATA)

@@ -13,9 +13,8 @@ from pathlib import Path
 
 from clusterlora.config import resolve
 from clusterlora.errors import ClusterLoraError
-from clusterlora.planning.training_groups import groups_of
-from clusterlora.planning.work_plan import work_plan
-from clusterlora.requests import EvaluationRequest, TrainRequest
+from clusterlora.planning.attempts import next_request
+from clusterlora.requests import EvaluationRequest
 from clusterlora.settings import Study
 from clusterlora.stages.cluster import cluster
 from clusterlora.stages.compare import compare
@@ -23,9 +22,10 @@ from clusterlora.stages.evaluate import evaluate
 from clusterlora.stages.judge import judge
 from clusterlora.stages.prepare import prepare
 from clusterlora.stages.register import register
-from clusterlora.stages.train import next_micro_batch, train_group
+from clusterlora.stages.train import train_group
 from clusterlora.stores.memory import SilentLog
 from clusterlora.wiring import from_environment
+from tests.fixtures.stages import missing_groups, plan_of
 
 SETTINGS = Path(__file__).with_name("study.toml")
 
@@ -33,11 +33,9 @@ SETTINGS = Path(__file__).with_name("study.toml")
 def run(asked: Study) -> None:
     stores, log, name = from_environment(), SilentLog(), asked.name
     prepare(asked, stores, log)
-    cluster(asked, stores, log)
-    while groups := groups_of(asked, stores, tuple(work_plan(asked, stores).specs)):
-        for group in groups:
-            attempt, micro_batch = next_micro_batch(asked, group.name, stores)
-            train_group(TrainRequest(study_name=name, group=group, micro_batch=micro_batch, attempt=attempt), stores, log)
+    cluster(asked.name, stores, log)
+    for group in missing_groups(asked, stores, tuple(plan_of(asked, stores).specs)):
+        train_group(next_request(asked, group, stores), stores, log)
     evaluate(EvaluationRequest(study_name=name, part="gate", rung="own"), stores, log)
     judge(name, "own", stores)
     for shard in (1, 2):

@@ -16,6 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from clusterlora.settings import prepared
+from tests.fixtures.stages import missing_groups, plan_of
+
 if TYPE_CHECKING:
     from clusterlora.training.job import TrainingJob
 
@@ -48,8 +51,8 @@ class Machine:
         shutil.rmtree(before)
         self.forget()
 
-    def begin(self, studies: Path | None = None) -> None:
-        """Begin anew, with a copy of these studies or none."""
+    def reset(self, studies: Path | None = None) -> None:
+        """Start over with a copy of these studies, or with none."""
         shutil.rmtree(self.root / "studies", ignore_errors=True)
         if studies is not None:
             shutil.copytree(studies, self.root / "studies")
@@ -124,7 +127,7 @@ def create(_base: Path, _say: Say) -> None:
     from clusterlora.settings import Study
     from clusterlora.wiring import from_environment
 
-    from_environment().studies.create_study(Study(name="cut"))
+    from_environment().studies.create_study(prepared(Study(name="cut"), "float32"))
 
 
 def write_everything(_base: Path, say: Say) -> None:
@@ -157,16 +160,15 @@ def write_everything(_base: Path, say: Say) -> None:
 
 def study(base: Path, _say: Say) -> None:
     """Run a study of two people from its data to its tables, in this process; a checkpoint ends every epoch."""
-    from clusterlora.planning.training_groups import groups_of
-    from clusterlora.planning.work_plan import work_plan
-    from clusterlora.requests import EvaluationRequest, TrainRequest
+    from clusterlora.planning.attempts import next_request
+    from clusterlora.requests import EvaluationRequest
     from clusterlora.settings import ClusteringSettings, DataSettings, EvaluationSettings, ModelSettings, Recipe, Study, SyntheticSettings
     from clusterlora.stages.cluster import cluster
     from clusterlora.stages.compare import compare
     from clusterlora.stages.evaluate import evaluate
     from clusterlora.stages.prepare import prepare
     from clusterlora.stages.register import register
-    from clusterlora.stages.train import next_micro_batch, train_group
+    from clusterlora.stages.train import train_group
     from clusterlora.stores.memory import SilentLog
     from clusterlora.training import engine
     from clusterlora.wiring import from_environment
@@ -183,11 +185,9 @@ def study(base: Path, _say: Say) -> None:
     )
     stores, log = from_environment(), SilentLog()
     prepare(asked, stores, log)
-    cluster(asked, stores, log)
-    while groups := groups_of(asked, stores, tuple(work_plan(asked, stores).specs)):
-        for group in groups:
-            attempt, micro_batch = next_micro_batch(asked, group.name, stores)
-            train_group(TrainRequest(study_name=asked.name, group=group, micro_batch=micro_batch, attempt=attempt), stores, log)
+    cluster(asked.name, stores, log)
+    for group in missing_groups(asked, stores, tuple(plan_of(asked, stores).specs)):
+        train_group(next_request(asked, group, stores), stores, log)
     evaluate(EvaluationRequest(study_name=asked.name), stores, log)
     compare(asked.name, stores, log)
     register(asked.name, stores, log)

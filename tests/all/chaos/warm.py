@@ -6,7 +6,7 @@ import sentence_transformers  # noqa: F401
 import torch
 import transformers  # noqa: F401
 
-from clusterlora.settings import ModelSettings
+from clusterlora.settings import ModelSettings, PreparedModel
 from clusterlora.stages.model_cache import base_model, embedder
 from clusterlora.stores import mlflow_tracker, sql  # noqa: F401
 from clusterlora.training import train  # noqa: F401
@@ -14,5 +14,5 @@ from tests.all.chaos import direct  # noqa: F401
 
 # A thread would not survive the fork.
 torch.set_num_threads(1)
-base_model(ModelSettings())
+base_model(PreparedModel())
 embedder(ModelSettings())

@@ -24,6 +24,7 @@ from clusterlora.settings import (
 from clusterlora.wiring import from_environment
 from tests.all.hosts.host import CHECKOUT, Host
 from tests.fixtures.servers import INITDB, START_SECONDS
+from tests.fixtures.stages import missing_groups, plan_of
 
 pytestmark = [pytest.mark.timeout(900)]
 
@@ -149,8 +150,6 @@ def test_two_hosts_without_a_common_disk_score_what_one_machine_scores(
 
 def on_one_machine(study: Study) -> dict[tuple[str, str, str, str], tuple[str, dict[str, float]]]:
     """Return (text, scores) of every answer of the study run in this process, as `clusterlora train`, `evaluate` and `compare` do."""
-    from clusterlora.planning.training_groups import groups_of
-    from clusterlora.planning.work_plan import work_plan
     from clusterlora.requests import EvaluationRequest, TrainRequest
     from clusterlora.stages.cluster import cluster
     from clusterlora.stages.compare import compare
@@ -161,11 +160,10 @@ def on_one_machine(study: Study) -> dict[tuple[str, str, str, str], tuple[str, d
 
     stores, log = from_environment(), SilentLog()
     prepare(study, stores, log)
-    cluster(study, stores, log)
+    cluster(study.name, stores, log)
     evaluate(EvaluationRequest(study_name=study.name, part="power"), stores, log)
-    while groups := groups_of(study, stores, tuple(work_plan(study, stores).specs)):
-        for group in groups:
-            train_group(TrainRequest(study_name=study.name, group=group, micro_batch=study.recipe.batch_size, attempt=1), stores, log)
+    for group in missing_groups(study, stores, tuple(plan_of(study, stores).specs)):
+        train_group(TrainRequest(study_name=study.name, group=group, micro_batch=study.recipe.batch_size, attempt=1), stores, log)
     evaluate(EvaluationRequest(study_name=study.name, part="gate", rung="own"), stores, log)
     for shard in (1, 2):
         evaluate(EvaluationRequest(study_name=study.name, shard=shard, shards=2), stores, log)

@@ -1,0 +1,90 @@
+"""What a study holds at one moment, read once by every step and handed down; what people are shown is rendered from it."""
+
+from dataclasses import dataclass
+
+from clusterlora.errors import UnknownName
+from clusterlora.gate.power import Power
+from clusterlora.metadata import Decision, GateDecisions, ImportedAdapters, Outcome, Provenance, Refinement, TrackerPage
+from clusterlora.ports import Stores
+from clusterlora.settings import PreparedStudy, Rung
+from clusterlora.values import Attempt, Clustering, Dataset, TrainedAdapter, Verdict
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudyState:
+    """A study's settings as prepared, and what its steps have left in the study database so far.
+
+    What a step makes is None before that step.
+    """
+
+    settings: PreparedStudy
+    status: str
+    data: Dataset | None
+    clustering: Clustering | None
+    verdicts: tuple[Verdict, ...]
+    decisions: tuple[Decision, ...]
+    adapters: tuple[TrainedAdapter, ...]
+    attempts: tuple[Attempt, ...]
+    imported: ImportedAdapters | None
+    refinement: Refinement
+    provenance: Provenance | None
+    power: Power | None
+    outcome: Outcome | None
+    seconds: tuple[tuple[str, str, float], ...]
+    """(phase, part, seconds) of everything timed."""
+    page: str | None
+    """Address of the study's run in the tracker's UI."""
+
+    @property
+    def name(self) -> str:
+        """The study's name."""
+        return self.settings.name
+
+    @property
+    def dataset(self) -> Dataset:
+        """The study's people and their split dialogues. Raises UnknownName before it was prepared."""
+        if self.data is None:
+            raise UnknownName(f"study {self.name!r} has no data yet; prepare it first")
+        return self.data
+
+    @property
+    def prepared_with(self) -> Provenance:
+        """The code, data and base model it was last prepared with. Raises UnknownName before it was prepared."""
+        if self.provenance is None:
+            raise UnknownName(f"study {self.name!r} has no data yet; prepare it first")
+        return self.provenance
+
+    @property
+    def asked_rungs(self) -> tuple[Rung, ...]:
+        """The rungs that people asked for."""
+        return tuple(decision.rung for decision in self.decisions if decision.rung is not None)
+
+
+def read_state(study_name: str, stores: Stores) -> StudyState:
+    """Return what a study holds at this moment. Raises UnknownName."""
+    studies = stores.studies
+    page = studies.metadata(study_name, TrackerPage)
+    return StudyState(
+        settings=studies.study(study_name),
+        status=studies.status(study_name),
+        data=_data(study_name, stores),
+        clustering=studies.clustering(study_name),
+        verdicts=studies.verdicts(study_name),
+        decisions=(studies.metadata(study_name, GateDecisions) or GateDecisions()).decisions,
+        adapters=studies.adapters(study_name),
+        attempts=studies.attempts(study_name),
+        imported=studies.metadata(study_name, ImportedAdapters),
+        refinement=studies.metadata(study_name, Refinement) or Refinement(),
+        provenance=studies.metadata(study_name, Provenance),
+        power=studies.metadata(study_name, Power),
+        outcome=studies.metadata(study_name, Outcome),
+        seconds=studies.seconds(study_name),
+        page=page.address if page else None,
+    )
+
+
+def _data(study_name: str, stores: Stores) -> Dataset | None:
+    try:
+        return stores.studies.dataset(study_name)
+    except UnknownName:
+        return None
