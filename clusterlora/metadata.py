@@ -122,7 +122,7 @@ class MethodScore:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class ComparisonSummary:
     """What the comparison of the methods found: the best one, the sentence that says so, and every method's score."""
 
     champion: str

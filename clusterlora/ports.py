@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -46,6 +46,28 @@ class Embedder(Protocol):
     def encode(self, texts: Sequence[str]) -> Float[np.ndarray, "text dim"]:
         """Return unit-length embeddings, one row per text."""
         ...
+
+
+RowKind = Literal["personas", "dialogues", "cluster_members", "answers"]
+
+
+@dataclass(frozen=True, slots=True)
+class Duplicates:
+    """Rows of one kind that a study holds more than once: how many, and the first one with how often it is there."""
+
+    rows: RowKind
+    n: int
+    example: tuple[str, ...]
+    times: int
+
+    def __str__(self) -> str:
+        nouns = {
+            "personas": "positions of personas",
+            "dialogues": "dialogues of a persona",
+            "cluster_members": "personas in clusters",
+            "answers": "answers",
+        }
+        return f"{self.n} {nouns[self.rows]} are there more than once, for example {', '.join(self.example)} ({self.times} times)"
 
 
 class StudyStore(Protocol):
@@ -144,8 +166,8 @@ class StudyStore(Protocol):
 
     def answers(self, study: str, composition_keys: Sequence[str] | None = None) -> tuple[Answer, ...]: ...
 
-    def duplicates(self, study: str) -> tuple[str, ...]:
-        """Return a sentence for everything the study holds twice: personas, dialogues, cluster members, answers."""
+    def duplicates(self, study: str) -> tuple["Duplicates", ...]:
+        """Return what the study holds more than once, one value per kind of row."""
         ...
 
     def drop_duplicate_answers(self, study: str) -> None:

@@ -1,4 +1,4 @@
-"""`clusterlora study verify`: do database, adapter store and MLflow agree?"""
+"""`clusterlora study verify`: compare database, adapter store and MLflow."""
 
 import json
 import os
@@ -32,17 +32,19 @@ def verify(name: str | None, repair: bool, as_json: bool) -> None:
     from clusterlora.stages.verify import verify as verify_studies
 
     stores = stores_here(works=True)
-    names = [name] if name else [known for known, _, _ in stores.studies.studies()]
-    found: list[Finding] = []
+    names = [name] if name else [study for study, _, _ in stores.studies.studies()]
+    findings: list[Finding] = []
     for finding in verify_studies(names, stores, live=_live(), repair=repair):
-        found.append(finding)
+        findings.append(finding)
         if not as_json:
             click.echo(_line(finding))
-    n_left = sum(not finding.repaired for finding in found)
+    n_left = sum(not finding.repaired for finding in findings)
     if as_json:
-        click.echo(json.dumps([asdict(finding) for finding in found]))
+        click.echo(json.dumps([asdict(finding) for finding in findings]))
     else:
-        click.echo(f"{len(names)} studies, {len(found)} findings, {n_left} left" if found else f"{len(names)} studies, everything agrees")
+        click.echo(
+            f"{len(names)} studies, {len(findings)} findings, {n_left} left" if findings else f"{len(names)} studies, everything agrees"
+        )
     if n_left:
         raise click.exceptions.Exit(1)
 
@@ -53,9 +55,9 @@ def _line(finding: "Finding") -> str:
 
 
 def _live() -> "Callable[[str], LiveWork | None] | None":
-    """Return how to ask what runs of a study: the local stack's Prefect server, or the one in the environment; None without any.
+    """Return a function that asks Prefect for a study's live runs, the local server or the one in the environment; None without one.
 
-    Once it has not answered, that is said, and nobody is asked again.
+    A server that did not answer once is reported and not asked again.
     """
     stack = deployments("stack").status(stack_home())
     if stack is None and not os.environ.get("PREFECT_API_URL"):

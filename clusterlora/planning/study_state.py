@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from clusterlora.errors import UnknownName
 from clusterlora.gate.power import Power
-from clusterlora.metadata import Decision, GateDecisions, ImportedAdapters, Outcome, Provenance, Refinement, TrackerPage
+from clusterlora.metadata import ComparisonSummary, Decision, GateDecisions, ImportedAdapters, Provenance, Refinement, TrackerPage
 from clusterlora.ports import Stores
 from clusterlora.settings import PreparedStudy, Rung
 from clusterlora.values import Attempt, Clustering, Dataset, TrainedAdapter, Verdict
@@ -29,7 +29,7 @@ class StudyState:
     refinement: Refinement
     provenance: Provenance | None
     power: Power | None
-    outcome: Outcome | None
+    outcome: ComparisonSummary | None
     seconds: tuple[tuple[str, str, float], ...]
     """(phase, part, seconds) of everything timed."""
     page: str | None
@@ -77,7 +77,7 @@ def read_state(study_name: str, stores: Stores) -> StudyState:
         refinement=studies.metadata(study_name, Refinement) or Refinement(),
         provenance=studies.metadata(study_name, Provenance),
         power=studies.metadata(study_name, Power),
-        outcome=studies.metadata(study_name, Outcome),
+        outcome=studies.metadata(study_name, ComparisonSummary),
         seconds=studies.seconds(study_name),
         page=page.address if page else None,
     )

@@ -14,7 +14,7 @@ from clusterlora.durable import write_durably
 from clusterlora.errors import BadData
 from clusterlora.evaluation.metrics import METRICS
 from clusterlora.gate.report import ending
-from clusterlora.metadata import ImportedScores, MethodScore, Outcome
+from clusterlora.metadata import ComparisonSummary, ImportedScores, MethodScore
 from clusterlora.planning.ladder import REFERENCE, decided_rung, gated
 from clusterlora.planning.study_state import StudyState, read_state
 from clusterlora.planning.work_plan import WorkPlan, work_plan
@@ -66,12 +66,12 @@ def compare(study_name: str, stores: Stores, log: RunLog) -> Comparison:
             write_durably(folder / "imported.md", beside.lstrip().encode())
         means = {f"{result.method}/{name}": value for result in comparison.methods for name, value in result.means.items()}
         stores.tracker.log_results(study_name, folder=folder, metrics=means, description=_description(study, comparison.sentence))
-    stores.studies.save_metadata(study_name, _outcome(comparison))
+    stores.studies.save_metadata(study_name, _summary(comparison))
     log.advance(1)
     return comparison
 
 
-def _outcome(comparison: Comparison) -> Outcome:
+def _summary(comparison: Comparison) -> ComparisonSummary:
     """Return what other steps need of a comparison."""
     scores = [
         MethodScore(
@@ -87,7 +87,7 @@ def _outcome(comparison: Comparison) -> Outcome:
         )
         for result in comparison.methods
     ]
-    return Outcome(comparison.champion, comparison.sentence, tuple(scores))
+    return ComparisonSummary(comparison.champion, comparison.sentence, tuple(scores))
 
 
 def _gate(state: StudyState) -> str | None:

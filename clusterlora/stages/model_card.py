@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from clusterlora.evaluation.markdown import cell
 from clusterlora.evaluation.metrics import METRICS
-from clusterlora.metadata import Outcome, Provenance
+from clusterlora.metadata import ComparisonSummary, Provenance
 from clusterlora.models.base import BASE_MODELS, base_licence
 from clusterlora.ports import About
 from clusterlora.settings import Study
@@ -14,7 +14,7 @@ from clusterlora.settings import Study
 def about(
     study: Study,
     provenance: Provenance,
-    outcome: Outcome | None,
+    summary: ComparisonSummary | None,
     *,
     model: str,
     method: str,
@@ -24,13 +24,13 @@ def about(
     """Return card and tags of a model that answers as a method does.
 
     Args:
-        outcome: None when the study's methods were not compared.
+        summary: None when the study's methods were not compared.
         model: its name in the registry.
         n_personas: how many people its adapters learned from.
         weights_sha256: the digests of its adapters' weights, by content key.
     """
-    is_champion = outcome is not None and method == outcome.champion
-    says = _verdict(outcome, method)
+    is_champion = summary is not None and method == summary.champion
+    says = _verdict(summary, method)
     digest, recipe = provenance.data_digest, study.recipe
     tags = {
         "comparison": "passed" if is_champion else "failed",
@@ -49,7 +49,7 @@ def about(
         f"- **Data**: `{digest}`, {n_personas} personas to learn from, {study.data.source} source",
         *_weights(weights_sha256),
         f"- **Recipe**: rank {recipe.rank}, alpha {recipe.alpha:g}, {recipe.epochs} epochs, batch {recipe.batch_size}",
-        f"- **Score**: {_score(study, outcome, method)}",
+        f"- **Score**: {_score(study, summary, method)}",
         "",
         "Served with its routing and prompts: "
         f"`mlflow models serve -m models:/{model}/{{version}} --env-manager local`. Adapters alone, after "
@@ -60,12 +60,12 @@ def about(
     return About("\n".join(lines) + "\n", tags)
 
 
-def _verdict(outcome: Outcome | None, method: str) -> str:
-    if outcome is None:
+def _verdict(summary: ComparisonSummary | None, method: str) -> str:
+    if summary is None:
         return "not compared"
-    if method == outcome.champion:
-        return outcome.sentence
-    return f"the comparison found {outcome.champion} best: {outcome.sentence}"
+    if method == summary.champion:
+        return summary.sentence
+    return f"the comparison found {summary.champion} best: {summary.sentence}"
 
 
 def combined_sha256(weights_sha256: Mapping[str, str]) -> str:
@@ -82,8 +82,8 @@ def _weights(weights_sha256: Mapping[str, str]) -> list[str]:
     return [f"- **Weights**: SHA-256 `{combined_sha256(weights_sha256)}`{of}"]
 
 
-def _score(study: Study, outcome: Outcome | None, method: str) -> str:
-    score = outcome.score(method) if outcome else None
+def _score(study: Study, summary: ComparisonSummary | None, method: str) -> str:
+    score = summary.score(method) if summary else None
     if score is None:
         return "not compared"
     metric = METRICS[study.evaluation.headline]

@@ -1,9 +1,11 @@
-"""Do the study database, the adapter store and the tracker agree? What a crash left between them is found, and mended where it can be."""
+"""Compare the study database, the adapter store and the tracker; report what a crash left between them and repair what can be repaired."""
 
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
+from functools import partial
 from pathlib import Path
 
 from clusterlora.metadata import RegisteredChampion
@@ -23,10 +25,33 @@ class LiveWork:
     attempts: frozenset[tuple[str, int]] = frozenset()
 
 
+class Kind(StrEnum):
+    """The kinds of disagreement, as `study verify --json` names them."""
+
+    UPLOAD_LOST = "upload_lost"
+    COPY_DAMAGED = "copy_damaged"
+    ADAPTER_ELSEWHERE = "adapter_elsewhere"
+    WEIGHTS_LOST = "weights_lost"
+    DUPLICATE_ANSWERS = "duplicate_answers"
+    DUPLICATE_ROWS = "duplicate_rows"
+    ATTEMPT_UNKNOWN = "attempt_unknown"
+    ATTEMPT_DEAD = "attempt_dead"
+    STUDY_DEAD = "study_dead"
+    TRACKER_RUN_DEAD = "tracker_run_dead"
+    MODEL_INCOMPLETE = "model_incomplete"
+    MODEL_CHANGED = "model_changed"
+    MODEL_WITH_UNKNOWN_ADAPTERS = "model_with_unknown_adapters"
+    CHAMPION_MISSING = "champion_missing"
+    HALF_WRITTEN = "half_written"
+    ADAPTER_UNRECORDED = "adapter_unrecorded"
+    CHECKPOINTS_LEFT = "checkpoints_left"
+
+
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One disagreement, what to do about it, and whether that was done. What belongs to no study was left by an interrupted process."""
+    """One disagreement, its fix, and whether that was applied. `study` is None for what an interrupted process left behind."""
 
+    kind: Kind
     study: str | None
     what: str
     fix: str
@@ -35,13 +60,14 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class _Problem:
+    kind: Kind
     what: str
     fix: str
-    cure: Callable[[], object] | None = None
+    repair: Callable[[], object] | None = None
 
 
 def verify(study_names: Sequence[str], stores: Stores, *, live: Callable[[str], LiveWork | None] | None, repair: bool) -> Iterator[Finding]:
-    """Yield what does not agree as it is found; with `repair`, what can be mended is.
+    """Yield the disagreements one by one; with `repair`, those that can be repaired are.
 
     Args:
         live: what is running of a study; it is None, or returns None, when nobody can be asked. Open attempts, and what may belong to
@@ -54,18 +80,18 @@ def verify(study_names: Sequence[str], stores: Stores, *, live: Callable[[str], 
         stores.studies.study(name)
         work = live(name) if live else None
         for check in (_adapters, _duplicates, _attempts, _runs, _models):
-            # A check sees what the ones before it have mended.
+            # A check sees what the ones before it have repaired.
             for problem in check(name, stores, work):
-                yield _mended(name, problem, repair=repair)
+                yield _finding(name, problem, repair=repair)
     for problem in _leftovers(stores):
-        yield _mended(None, problem, repair=repair)
+        yield _finding(None, problem, repair=repair)
 
 
-def _mended(study: str | None, problem: _Problem, *, repair: bool) -> Finding:
-    if repair and problem.cure is not None:
-        problem.cure()
-        return Finding(study, problem.what, problem.fix, repaired=True)
-    return Finding(study, problem.what, problem.fix)
+def _finding(study: str | None, problem: _Problem, *, repair: bool) -> Finding:
+    if repair and problem.repair is not None:
+        problem.repair()
+        return Finding(problem.kind, study, problem.what, problem.fix, repaired=True)
+    return Finding(problem.kind, study, problem.what, problem.fix)
 
 
 def _adapters(study: str, stores: Stores, _live: LiveWork | None) -> Iterator[_Problem]:
@@ -77,20 +103,26 @@ def _adapters(study: str, stores: Stores, _live: LiveWork | None) -> Iterator[_P
         kept = is_kept(adapter, stores)
         if folder is not None and here and kept is False:
             what = f"the tracker does not hold adapter {adapter.name} ({adapter.key}) as recorded; only this machine does"
-            yield _Problem(what, "upload it again", lambda a=adapter, f=folder: _upload(study, a, f, stores))
+            yield _Problem(Kind.UPLOAD_LOST, what, "upload it again", lambda a=adapter, f=folder: _upload(study, a, f, stores))
         if here or (folder is None and kept):
             continue
         if kept:
             what = f"the copy of adapter {adapter.name} ({adapter.key}) on this machine is not what was recorded"
-            yield _Problem(what, "quarantine it and fetch the one in the tracker", lambda k=adapter.key: _fetch_again(k, stores))
+            yield _Problem(
+                Kind.COPY_DAMAGED, what, "quarantine it and fetch the one in the tracker", lambda k=adapter.key: _fetch_again(k, stores)
+            )
         elif kept is None and in_tracker(adapter):
-            yield _Problem(f"adapter {adapter.name} ({adapter.key}) is not on this machine", "set MLFLOW_TRACKING_URI to look further")
+            yield _Problem(
+                Kind.ADAPTER_ELSEWHERE,
+                f"adapter {adapter.name} ({adapter.key}) is not on this machine",
+                "set MLFLOW_TRACKING_URI to look further",
+            )
         else:
             state = "damaged" if folder is not None else "missing"
             what = f"the weights of adapter {adapter.name} ({adapter.key}) are {state} here, and no tracker has a right copy"
             fix = f"verify where it was trained; or forget it with --repair, then {_AGAIN} to train it"
             # An upload may still be under way.
-            yield _Problem(what, fix, None if busy else lambda k=adapter.key: _forget(k, stores))
+            yield _Problem(Kind.WEIGHTS_LOST, what, fix, None if busy else lambda k=adapter.key: _forget(k, stores))
 
 
 def _upload(study: str, adapter: TrainedAdapter, folder: Path, stores: Stores) -> None:
@@ -110,27 +142,33 @@ def _forget(key: str, stores: Stores) -> None:
 
 
 def _duplicates(study: str, stores: Stores, _live: LiveWork | None) -> Iterator[_Problem]:
-    for sentence in stores.studies.duplicates(study):
-        if " answers are" in sentence:
-            yield _Problem(sentence, "keep one of each", lambda: stores.studies.drop_duplicate_answers(study))
+    for rows in stores.studies.duplicates(study):
+        if rows.rows == "answers":
+            drop = partial(stores.studies.drop_duplicate_answers, study)
+            yield _Problem(Kind.DUPLICATE_ANSWERS, str(rows), "keep one of each", drop)
         else:
-            yield _Problem(sentence, "the rows were not written by clusterlora; restore the database, or use another study name")
+            fix = "the rows were not written by clusterlora; restore the database, or use another study name"
+            yield _Problem(Kind.DUPLICATE_ROWS, str(rows), fix)
 
 
 def _attempts(study: str, stores: Stores, live: LiveWork | None) -> Iterator[_Problem]:
-    """Attempts that are open and that nobody is working at."""
+    """Open attempts without a live run."""
     for attempt in stores.studies.attempts(study):
         if attempt.state != "running" or (live is not None and _lives(live, attempt.group, attempt.number)):
             continue
         what = f"attempt {attempt.number} at {attempt.group} is open"
         if live is None:
-            yield _Problem(f"{what}, and no Prefect server can be asked about its run", "start it: clusterlora up, or set PREFECT_API_URL")
+            yield _Problem(
+                Kind.ATTEMPT_UNKNOWN,
+                f"{what}, and no Prefect server can be asked about its run",
+                "start it: clusterlora up, or set PREFECT_API_URL",
+            )
             continue
 
         def close(group: str = attempt.group, number: int = attempt.number) -> None:
             stores.studies.close_attempt(study, group, number, state="lost", detail="its run is gone")
 
-        yield _Problem(f"{what}, but its run is gone", "close it", close)
+        yield _Problem(Kind.ATTEMPT_DEAD, f"{what}, but its run is gone", "close it", close)
 
 
 def _lives(live: LiveWork, group: str, number: int) -> bool:
@@ -138,16 +176,21 @@ def _lives(live: LiveWork, group: str, number: int) -> bool:
 
 
 def _runs(study: str, stores: Stores, live: LiveWork | None) -> Iterator[_Problem]:
-    """A study that says it is running and is not, and runs of the tracker that nobody will end."""
+    """A study recorded as running without a live run, and open runs of the tracker without one."""
     if live is None:
         return
     if stores.studies.status(study) == "running" and not live.runs:
-        yield _Problem("the study says it is running, and no run of it is", f"call it failed; then {_AGAIN}", lambda: _end(study, stores))
+        yield _Problem(
+            Kind.STUDY_DEAD,
+            "the study says it is running, and no run of it is",
+            f"call it failed; then {_AGAIN}",
+            lambda: _end(study, stores),
+        )
     for run in stores.tracker.open_runs(study):
         lives = _lives(live, run.group, run.attempt) if run.group is not None and run.attempt is not None else bool(live.runs)
         if not lives:
             what = f"MLflow run {run.name!r} ({run.run_id}) is RUNNING, and nobody will end it"
-            yield _Problem(what, "end it as KILLED", lambda r=run.run_id: stores.tracker.kill_run(r))
+            yield _Problem(Kind.TRACKER_RUN_DEAD, what, "end it as KILLED", lambda r=run.run_id: stores.tracker.kill_run(r))
 
 
 def _end(study: str, stores: Stores) -> None:
@@ -156,7 +199,7 @@ def _end(study: str, stores: Stores) -> None:
 
 
 def _models(study: str, stores: Stores, _live: LiveWork | None) -> Iterator[_Problem]:
-    """Registered models that lost their artifacts or have others, hold adapters nobody knows, or are missing."""
+    """Registered models with missing or changed artifacts or with unrecorded adapters, and a missing champion."""
     versions = stores.tracker.versions(study)
     registered = stores.studies.metadata(study, RegisteredChampion)
     champion = registered.uri if registered else None
@@ -168,23 +211,35 @@ def _models(study: str, stores: Stores, _live: LiveWork | None) -> Iterator[_Pro
             stores.tracker.drop_version(model, number)
 
         if not version.whole:
-            yield _Problem(f"{name} lacks files in the artifact store", f"remove the version; then {_AGAIN} to register it anew", drop)
+            yield _Problem(
+                Kind.MODEL_INCOMPLETE,
+                f"{name} lacks files in the artifact store",
+                f"remove the version; then {_AGAIN} to register it anew",
+                drop,
+            )
         elif problem := _other_artifacts(version, stores):
-            yield _Problem(f"{name} is not what was registered: {problem}", f"remove the version; then {_AGAIN} to register it anew", drop)
+            yield _Problem(
+                Kind.MODEL_CHANGED,
+                f"{name} is not what was registered: {problem}",
+                f"remove the version; then {_AGAIN} to register it anew",
+                drop,
+            )
         elif unknown := [key for key in version.adapter_keys if stores.studies.adapter(key) is None]:
             what = f"{name} holds {len(unknown)} adapters that the database does not know, for example {unknown[0]}"
-            yield _Problem(what, f"{_AGAIN}: what it still needs is trained and registered")
+            yield _Problem(Kind.MODEL_WITH_UNKNOWN_ADAPTERS, what, f"{_AGAIN}: what it still needs is trained and registered")
     if stores.tracker.keeps_adapters and champion and champion not in {f"models:/{v.name}/{v.version}" for v in versions}:
-        yield _Problem(f"the champion {champion} is not in the registry", f"{_AGAIN}: it registers its champion anew")
+        yield _Problem(
+            Kind.CHAMPION_MISSING, f"the champion {champion} is not in the registry", f"{_AGAIN}: it registers its champion anew"
+        )
 
 
 def _other_artifacts(version: ModelVersion, stores: Stores) -> str:
     """Return what of a version's routes and weights is not as registered; empty when everything is."""
-    known = {key: adapter.weights_sha256 for key in version.adapter_keys if (adapter := stores.studies.adapter(key)) is not None}
+    recorded = {key: adapter.weights_sha256 for key in version.adapter_keys if (adapter := stores.studies.adapter(key)) is not None}
     with tempfile.TemporaryDirectory() as temporary:
         if not stores.tracker.download(version.uri, Path(temporary)):
             return "its files are gone"
-        return other_artifacts(Path(temporary), version.content, {key: sha256 for key, sha256 in known.items() if sha256})
+        return other_artifacts(Path(temporary), version.content, {key: sha256 for key, sha256 in recorded.items() if sha256})
 
 
 def _leftovers(stores: Stores) -> Iterator[_Problem]:
@@ -194,12 +249,22 @@ def _leftovers(stores: Stores) -> Iterator[_Problem]:
         return
     store = stores.adapters
     for folder in store.half_written():
-        yield _Problem(f"half-written copy {folder}", "remove it", lambda f=folder: shutil.rmtree(f, ignore_errors=True))
+        yield _Problem(Kind.HALF_WRITTEN, f"half-written copy {folder}", "remove it", lambda f=folder: shutil.rmtree(f, ignore_errors=True))
     for file in sorted(file for name in names for file in stores.folder(name).rglob(".*.partial")):
-        yield _Problem(f"half-written file {file}", "remove it", lambda f=file: f.unlink(missing_ok=True))
+        yield _Problem(Kind.HALF_WRITTEN, f"half-written file {file}", "remove it", lambda f=file: f.unlink(missing_ok=True))
     for key in store.local_keys():
         if stores.studies.adapter(key) is None:
-            yield _Problem(f"adapter {key} is in the store and nobody recorded it", "quarantine it", lambda k=key: store.quarantine(k))
+            yield _Problem(
+                Kind.ADAPTER_UNRECORDED,
+                f"adapter {key} is in the store and nobody recorded it",
+                "quarantine it",
+                lambda k=key: store.quarantine(k),
+            )
     for key in store.scratch_keys():
         if stores.studies.adapter(key) is not None:
-            yield _Problem(f"checkpoints of adapter {key}, which is finished", "remove them", lambda k=key: store.drop_scratch(k))
+            yield _Problem(
+                Kind.CHECKPOINTS_LEFT,
+                f"checkpoints of adapter {key}, which is finished",
+                "remove them",
+                lambda k=key: store.drop_scratch(k),
+            )

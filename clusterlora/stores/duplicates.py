@@ -1,32 +1,30 @@
 """What a study holds twice although primary keys allow it: the same thing under two positions or ids."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from clusterlora.ports import Duplicates, RowKind
 from clusterlora.stores import rows, schema
 from clusterlora.values import Answer
 
-_WHAT = (
-    (schema.personas, ("position",), "places in the order of personas"),
-    (schema.dialogues, ("persona_id", "id"), "dialogues of a persona"),
-    (schema.cluster_members, ("persona_id",), "personas in clusters"),
-    (schema.answers, ("composition_key", "persona_id", "item_id"), "answers"),
+_TABLES: tuple[tuple[sa.Table, RowKind, tuple[str, ...]], ...] = (
+    (schema.personas, "personas", ("position",)),
+    (schema.dialogues, "dialogues", ("persona_id", "id")),
+    (schema.cluster_members, "cluster_members", ("persona_id",)),
+    (schema.answers, "answers", ("composition_key", "persona_id", "item_id")),
 )
+"""The tables, and the columns that no two rows of a study may share."""
 
 
-def sentences(connection: Connection, study: str) -> tuple[str, ...]:
-    """Return one sentence per kind of thing that is there more than once."""
-    return tuple(_sentences(connection, study))
-
-
-def _sentences(connection: Connection, study: str) -> Iterator[str]:
-    for table, names, words in _WHAT:
-        found = _twice(connection, study, table, names)
-        if found:
-            yield f"{len(found)} {words} are there more than once, for example {', '.join(map(str, found[0][:-1]))} ({found[0][-1]} times)"
+def duplicates(connection: Connection, study: str) -> tuple[Duplicates, ...]:
+    """Return one value per kind of row that is there more than once."""
+    rows_by_kind: dict[RowKind, Sequence[Any]] = {kind: _twice(connection, study, table, names) for table, kind, names in _TABLES}
+    return tuple(
+        Duplicates(kind, len(twice), tuple(map(str, twice[0][:-1])), int(twice[0][-1])) for kind, twice in rows_by_kind.items() if twice
+    )
 
 
 def _twice(connection: Connection, study: str, table: sa.Table, names: tuple[str, ...]) -> Sequence[Any]:

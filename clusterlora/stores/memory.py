@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from clusterlora.errors import UnknownName
-from clusterlora.ports import About, AdapterRun, ModelVersion, OpenRun
+from clusterlora.ports import About, AdapterRun, Duplicates, ModelVersion, OpenRun
 from clusterlora.settings import PreparedStudy, check_study_name
 from clusterlora.stores.json_codec import from_json, to_json
 from clusterlora.stores.metadata_kinds import WORD_BY_KIND
@@ -168,7 +168,7 @@ class MemoryStudyStore:
         kept = self._record(study).answers
         return tuple(kept[key] for key in sorted(kept) if composition_keys is None or key[0] in composition_keys)
 
-    def duplicates(self, study: str) -> tuple[str, ...]:
+    def duplicates(self, study: str) -> tuple[Duplicates, ...]:
         self._record(study)
         return ()
 

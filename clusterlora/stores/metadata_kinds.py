@@ -15,7 +15,7 @@ WORD_BY_KIND: Mapping[type, str] = {
     metadata.Refinement: "refinement",
     metadata.ImportedAdapters: "imported_adapters",
     metadata.ImportedScores: "imported_scores",
-    metadata.Outcome: "outcome",
+    metadata.ComparisonSummary: "comparison_summary",
     metadata.RegisteredChampion: "registered_champion",
     Signal: "signal",
     Power: "gate_power",

@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from clusterlora.errors import UnknownName
+from clusterlora.ports import Duplicates
 from clusterlora.settings import PreparedStudy, check_study_name
 from clusterlora.stores import duplicates, rows, schema
 from clusterlora.stores.database import Database
@@ -223,9 +224,9 @@ class SqlStudyStore:
         read = [rows.answer(row, scores_by_id[row.id]) for row in found]
         return tuple(sorted(read, key=lambda a: (a.composition_key, a.persona_id, a.item_id)))
 
-    def duplicates(self, study: str) -> tuple[str, ...]:
+    def duplicates(self, study: str) -> tuple[Duplicates, ...]:
         with self._reading(study) as connection:
-            return duplicates.sentences(connection, study)
+            return duplicates.duplicates(connection, study)
 
     def drop_duplicate_answers(self, study: str) -> None:
         with self._writing(study) as connection:

@@ -12,7 +12,7 @@ from prefect.client.schemas.objects import State
 from browser.chromium import Tab
 from browser.prefect_pages import PrefectPages
 from clusterlora.config import as_mapping
-from clusterlora.metadata import Outcome
+from clusterlora.metadata import ComparisonSummary
 from clusterlora.planning.study_state import read_state
 from clusterlora.settings import Study
 from tests.fixtures.runs import runs_of, state_of, stores_here, wait_for
@@ -31,7 +31,7 @@ def test_the_models_of_a_study_are_found_in_the_pages_of_mlflow(finished: Study,
     assert f"study: {finished.name}" in tab.value(f"{champion}.innerText")
     tab.click(f"{champion}.querySelector('a[href$=\"/versions/1\"]')")
     tab.says("Aliases : @ candidate @ champion")
-    outcome = stores_here(site).studies.metadata(finished.name, Outcome)
+    outcome = stores_here(site).studies.metadata(finished.name, ComparisonSummary)
     assert outcome is not None
     tab.says(outcome.sentence)
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from clusterlora.cli import main
 from clusterlora.errors import BadData, BadSettings, UnknownName
-from clusterlora.metadata import MethodScore, Outcome, Provenance
+from clusterlora.metadata import ComparisonSummary, MethodScore, Provenance
 from clusterlora.models.base import base_revision, load_base
 from clusterlora.models.stacked import StackedModel, combined_weights, read_weights
 from clusterlora.ports import About
@@ -151,7 +151,7 @@ def test_a_card_says_what_a_model_is_made_of_and_how_it_scored() -> None:
         n_personas=12,
         n_items=60,
     )
-    outcome = Outcome("cluster", "cluster beats unified.", (score,))
+    outcome = ComparisonSummary("cluster", "cluster beats unified.", (score,))
     won = about(Study(), provenance, outcome, model="demo", method="cluster", n_personas=12, weights_sha256={"aaaa": "f" * 64})
     for words in (
         "licence apache-2.0",

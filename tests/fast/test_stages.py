@@ -16,7 +16,7 @@ from clusterlora.clustering import PREREQUISITES
 from clusterlora.data.prompts import items
 from clusterlora.errors import BadData, OutOfMemory, UnknownName
 from clusterlora.evaluation.metrics import METRICS
-from clusterlora.metadata import Outcome, TruthAgreement
+from clusterlora.metadata import ComparisonSummary, TruthAgreement
 from clusterlora.methods import METHODS
 from clusterlora.models.stacked import read_adapter
 from clusterlora.planning.attempts import next_request
@@ -120,7 +120,7 @@ def test_every_registered_model_answers_as_it_was_evaluated(study: Study, stores
     register(study.name, stores, LOG)
 
     rows = [row for row in rows_of(study, stores) if row.seed == 0]
-    outcome = stores.studies.metadata(study.name, Outcome)
+    outcome = stores.studies.metadata(study.name, ComparisonSummary)
     assert outcome is not None
     evaluated = {
         "small": [row for row in rows if row.method == outcome.champion],

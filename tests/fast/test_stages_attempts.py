@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from clusterlora.errors import BadData, OutOfMemory, ServiceDown
-from clusterlora.metadata import Outcome
+from clusterlora.metadata import ComparisonSummary
 from clusterlora.ports import About, AdapterRun, Stores
 from clusterlora.requests import MergeRequest, TrainingGroup, TrainRequest
 from clusterlora.settings import (
@@ -281,7 +281,7 @@ def test_a_merged_models_card_claims_no_other_merges_comparison(study: Study, st
     prepare(own, stores, SilentLog())
     cluster(own.name, stores, SilentLog())
     train_everybody(own, stores)
-    stores.studies.save_metadata(own.name, Outcome("merge", "merge beats unified."))
+    stores.studies.save_metadata(own.name, ComparisonSummary("merge", "merge beats unified."))
     merge(MergeRequest(study_name=own.name, merging=MergeSettings()), stores, SilentLog())
     merge(MergeRequest(study_name=own.name, merging=MergeSettings(kind="ties")), stores, SilentLog())
     assert said_of("merging-merged-00-average").tags["comparison"] == "passed"

@@ -9,12 +9,12 @@ from alembic.config import Config
 
 from clusterlora.gate.power import Power
 from clusterlora.metadata import (
+    ComparisonSummary,
     Decision,
     GateDecisions,
     ImportedAdapters,
     ImportedScores,
     MethodScore,
-    Outcome,
     Provenance,
     ReferencePoints,
     Refinement,
@@ -55,7 +55,7 @@ WRITTEN = (
     Refinement(1),
     ImportedAdapters(((0, "0123456789abcdef"), (1, "fedcba9876543210"))),
     ImportedScores({"results": {"accuracy": {"p": 1.0, "q": 0.5}}}),
-    Outcome("cluster", "cluster beats unified.", (SCORE, REFERENCE_SCORE)),
+    ComparisonSummary("cluster", "cluster beats unified.", (SCORE, REFERENCE_SCORE)),
     RegisteredChampion("models:/old/1"),
     Signal(
         n_personas=2,
@@ -107,7 +107,7 @@ def test_seconds_are_split_into_phases_and_parts(old: SqlStudyStore) -> None:
 
 
 def test_a_study_compared_before_scores_were_recorded_keeps_its_champion(old: SqlStudyStore) -> None:
-    assert old.metadata("compared-before-scores", Outcome) == Outcome("unified", "nothing beats unified.")
+    assert old.metadata("compared-before-scores", ComparisonSummary) == ComparisonSummary("unified", "nothing beats unified.")
     assert old.metadata("compared-before-scores", Provenance) is None
 
 

@@ -10,12 +10,12 @@ import pytest
 from clusterlora.errors import BadData, BadSettings, UnknownName
 from clusterlora.gate.power import Power
 from clusterlora.metadata import (
+    ComparisonSummary,
     Decision,
     GateDecisions,
     ImportedAdapters,
     ImportedScores,
     MethodScore,
-    Outcome,
     Provenance,
     ReferencePoints,
     Refinement,
@@ -58,7 +58,7 @@ EVERY_KIND = (
     Refinement(1),
     ImportedAdapters(((0, "0123456789abcdef"), (1, "fedcba9876543210"))),
     ImportedScores({"results": {"accuracy": {"p": 1.0, "q": 0.5}}}),
-    Outcome(
+    ComparisonSummary(
         "cluster",
         "cluster beats unified.",
         (

@@ -16,7 +16,7 @@ from clusterlora.errors import BadData, UnknownName
 from clusterlora.metadata import RegisteredChampion
 from clusterlora.ports import Stores
 from clusterlora.settings import ModelSettings, Recipe, Study, prepared
-from clusterlora.stages.verify import Finding, LiveWork, verify
+from clusterlora.stages.verify import Finding, Kind, LiveWork, verify
 from clusterlora.stores.files import FileAdapterStore, weights_sha256
 from clusterlora.stores.json_codec import plain
 from clusterlora.stores.memory import MemoryTracker
@@ -195,22 +195,26 @@ def other_routes_in_a_model(stores: Stores, server: str, name: str) -> None:
 
 Damage = Callable[[Stores, str, str], None]
 
-MENDABLE: list[tuple[Damage, str]] = [
-    (lose_upload, "the tracker does not hold adapter unified"),
-    (damage_upload, "the tracker does not hold adapter unified"),
-    (damage_here, "the copy of adapter unified .* is not what was recorded"),
-    (lose_everywhere, "the weights of adapter unified .* are damaged here, and no tracker has a right copy"),
-    (stranger, "adapter feedfeedfeed is in the store and nobody recorded it"),
-    (half_written, "half-written copy .*abc"),
-    (half_a_table, r"half-written file .*\.summary\.md"),
-    (finished_checkpoints, f"checkpoints of adapter {KEY}"),
-    (answer_twice, r"1 answers are there more than once, for example stack, p, item \(2 times\)"),
-    (dead_attempt, "attempt 1 at cluster-00 is open, but its run is gone"),
-    (dead_run, "MLflow run 'cluster 00' .* is RUNNING"),
-    (dead_study, "the study says it is running"),
-    (hollow_model, "model .*, version 1, lacks files"),
-    (other_weights_in_a_model, f"model .*, version 1, is not what was registered: adapter {KEY} has SHA-256"),
-    (other_routes_in_a_model, "model .*, version 1, is not what was registered: its routes or the keys of its adapters are others"),
+MENDABLE: list[tuple[Damage, Kind, str]] = [
+    (lose_upload, Kind.UPLOAD_LOST, "the tracker does not hold adapter unified"),
+    (damage_upload, Kind.UPLOAD_LOST, "the tracker does not hold adapter unified"),
+    (damage_here, Kind.COPY_DAMAGED, "the copy of adapter unified .* is not what was recorded"),
+    (lose_everywhere, Kind.WEIGHTS_LOST, "the weights of adapter unified .* are damaged here, and no tracker has a right copy"),
+    (stranger, Kind.ADAPTER_UNRECORDED, "adapter feedfeedfeed is in the store and nobody recorded it"),
+    (half_written, Kind.HALF_WRITTEN, "half-written copy .*abc"),
+    (half_a_table, Kind.HALF_WRITTEN, r"half-written file .*\.summary\.md"),
+    (finished_checkpoints, Kind.CHECKPOINTS_LEFT, f"checkpoints of adapter {KEY}"),
+    (answer_twice, Kind.DUPLICATE_ANSWERS, r"1 answers are there more than once, for example stack, p, item \(2 times\)"),
+    (dead_attempt, Kind.ATTEMPT_DEAD, "attempt 1 at cluster-00 is open, but its run is gone"),
+    (dead_run, Kind.TRACKER_RUN_DEAD, "MLflow run 'cluster 00' .* is RUNNING"),
+    (dead_study, Kind.STUDY_DEAD, "the study says it is running"),
+    (hollow_model, Kind.MODEL_INCOMPLETE, "model .*, version 1, lacks files"),
+    (other_weights_in_a_model, Kind.MODEL_CHANGED, f"model .*, version 1, is not what was registered: adapter {KEY} has SHA-256"),
+    (
+        other_routes_in_a_model,
+        Kind.MODEL_CHANGED,
+        "model .*, version 1, is not what was registered: its routes or the keys of its adapters are others",
+    ),
 ]
 
 
@@ -219,15 +223,18 @@ def test_a_study_that_ended_well_has_no_findings(stores: Stores, name: str) -> N
     assert found(stores, name, live=None) == []
 
 
-@pytest.mark.parametrize(("damage", "sentence"), MENDABLE, ids=[damage.__name__ for damage, _ in MENDABLE])
-def test_damage_is_found_then_mended_then_gone(damage: Damage, sentence: str, stores: Stores, name: str, mlflow_server: str) -> None:
+@pytest.mark.parametrize(("damage", "kind", "sentence"), MENDABLE, ids=[damage.__name__ for damage, *_ in MENDABLE])
+def test_damage_is_found_then_mended_then_gone(
+    damage: Damage, kind: Kind, sentence: str, stores: Stores, name: str, mlflow_server: str
+) -> None:
     damage(stores, mlflow_server, name)
     (seen,) = found(stores, name)
+    assert seen.kind == kind
     assert re.match(sentence, seen.what), seen.what
     assert not seen.repaired
     assert found(stores, name) == [seen], "looking changes nothing"
     (mended,) = found(stores, name, repair=True)
-    assert mended.what == seen.what
+    assert (mended.kind, mended.what) == (seen.kind, seen.what)
     assert mended.repaired
     assert found(stores, name) == []
 
@@ -242,6 +249,7 @@ def test_a_champion_with_other_weights_is_called_the_champion_and_stays_missed_u
     (mended,) = found(stores, name, repair=True)
     assert mended.repaired
     (missed,) = found(stores, name)
+    assert missed.kind == Kind.CHAMPION_MISSING
     assert missed.what == f"the champion models:/{name}/1 is not in the registry"
 
 
@@ -298,6 +306,7 @@ def test_rows_that_nobody_can_choose_between_are_left_to_a_person(stores: Stores
     execute(stores, f"insert into cluster_members (study, cluster, position, persona_id) {row}")
     for repair in (False, True):
         (finding,) = found(stores, name, repair=repair)
+        assert finding.kind == Kind.DUPLICATE_ROWS
         assert finding.what == "1 personas in clusters are there more than once, for example p (2 times)"
         assert not finding.repaired
 
@@ -313,7 +322,7 @@ def test_without_a_server_to_ask_an_open_attempt_is_reported_and_kept(stores: St
     for damage in (dead_attempt, half_written):
         damage(stores, mlflow_server, name)
     (finding,) = found(stores, name, live=None, repair=True)
-    assert "no Prefect server can be asked" in finding.what
+    assert finding.kind == Kind.ATTEMPT_UNKNOWN
     assert not finding.repaired
     assert stores.studies.attempts(name)[0].state == "running"
 
@@ -322,7 +331,7 @@ def test_without_mlflow_adapters_that_lie_there_are_not_forgotten(stores: Stores
     stores.adapters.quarantine(KEY)
     alone = Stores(stores.studies, FileAdapterStore(stores.home / ".adapters"), MemoryTracker(), stores.home)
     (finding,) = found(alone, name, repair=True)
-    assert "set MLFLOW_TRACKING_URI" in finding.fix
+    assert finding.kind == Kind.ADAPTER_ELSEWHERE
     assert not finding.repaired
     assert stores.studies.adapter(KEY) is not None
 

@@ -70,7 +70,7 @@ def trial(seed: int, there: Place) -> Trial:
     there.set_clock(0)
     stores, mended, left = there.stores(), list[str](), list[str]()
     studies = [name] if len(codes) == 1 else [name, f"{name}-b"]
-    duplicates = [sentence for study in studies for sentence in stores.studies.duplicates(study)] if not codes[0] else []
+    duplicates = [str(rows) for study in studies for rows in stores.studies.duplicates(study)] if not codes[0] else []
     for study in studies if not codes[0] else []:
         mended += [f["what"] for f in there.findings(study, repair=True) if f["repaired"]]
         left += [f["what"] for f in there.findings(study, repair=False)]

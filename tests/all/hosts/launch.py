@@ -8,7 +8,7 @@ from typing import Any
 from prefect.client.orchestration import get_client
 from prefect.deployments import run_deployment
 
-from clusterlora.metadata import Outcome
+from clusterlora.metadata import ComparisonSummary
 from clusterlora.wiring import from_environment
 
 config = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
@@ -18,7 +18,7 @@ stores = from_environment()
 answers = [[a.composition_key, a.persona_id, a.item_id, a.split, a.text, list(a.scores)] for a in stores.studies.answers(name)]
 with get_client(sync_client=True) as client:
     workers = {r.name: [r.state_name, str(r.infrastructure_pid)] for r in client.read_flow_runs()}
-outcome = stores.studies.metadata(name, Outcome)
+outcome = stores.studies.metadata(name, ComparisonSummary)
 ended = {
     "state": run.state.name,
     "message": run.state.message,

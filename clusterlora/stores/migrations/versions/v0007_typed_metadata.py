@@ -68,7 +68,7 @@ def _kinds(facts: dict[str, Any]) -> dict[str, Any]:
         kinds["imported_scores"] = {"scores_by_file": facts["imported_results"]}
     if "champion" in facts and "conclusion" in facts:
         scores = [_score(method, score) for method, score in facts.get("scores", {}).items()]
-        kinds["outcome"] = {"champion": facts["champion"], "sentence": facts["conclusion"], "scores": scores}
+        kinds["comparison_summary"] = {"champion": facts["champion"], "sentence": facts["conclusion"], "scores": scores}
     if "champion_uri" in facts:
         kinds["registered_champion"] = {"uri": facts["champion_uri"]}
     return kinds
