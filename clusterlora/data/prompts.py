@@ -1,6 +1,6 @@
 """The one prompt of every method: what is learnt, scored and served is the same rendering of the base's chat template.
 
-A dialogue becomes system, user, assistant, user, assistant, ... Every assistant turn is trained on (`encode_dialogue`) and asked for
+A dialogue becomes system, user, assistant, user, assistant, ... Every assistant turn is trained on (`encode_dialogues`) and asked for
 (`items`, `encode_turns`), after exactly the same tokens.
 """
 
@@ -106,20 +106,16 @@ class PromptEncoder:
             for (turns, text), (prompt, response) in zip(asked, self._encode(asked), strict=True)
         ]
 
-    def encode_dialogue(self, turns: Sequence[Turn]) -> tuple[TokenSequence, ...]:
-        """Return the sequences that teach every assistant turn of a dialogue once, each after the very prompt it is asked with.
+    def encode_dialogues(self, dialogues: Iterable[Sequence[Turn]]) -> list[TokenSequence]:
+        """Return the training sequences of all dialogues, in order, with every assistant turn once, after the prompt it is asked with.
 
-        Mostly it is one: a prompt that begins with the one before and its answer continues the sequence. Where the template renders
-        history otherwise than it was asked (reasoning is left out, a system text moves), or old turns are dropped, another one begins.
-        What follows the last assistant turn teaches nothing and is left out.
+        A dialogue is usually one sequence, because each prompt begins with the previous one and its answer. A further sequence starts where
+        the template renders history differently (reasoning is left out, a system text moves) or old turns are dropped. Turns after the last
+        assistant turn are left out. Tokenizers are several times faster on many texts at once.
 
         Raises:
-            BadData: no assistant turn, or one that is too long without any history.
+            BadData: a dialogue without assistant turn, or a turn that is too long without any history.
         """
-        return tuple(self.encode_dialogues([turns]))
-
-    def encode_dialogues(self, dialogues: Iterable[Sequence[Turn]]) -> list[TokenSequence]:
-        """Return the sequences of all dialogues, in order; tokenizers are several times faster on many at once."""
         answers = [[(turns[:i], turns[i].text) for i in _answers(turns)] for turns in dialogues]
         encoded = iter(self.encode_turns([answer for of_dialogue in answers for answer in of_dialogue]))
         return [sequence for of_dialogue in answers for sequence in _sequences([next(encoded) for _ in of_dialogue])]

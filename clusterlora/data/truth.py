@@ -22,8 +22,3 @@ class Truth:
 def write_truth(truth: Truth, path: Path) -> None:
     """Write `{"cluster_by_persona": {...}}` as JSON."""
     write_durably(path, (json.dumps({"cluster_by_persona": truth.cluster_by_persona}, indent=1) + "\n").encode())
-
-
-def read_truth(path: Path) -> Truth:
-    """Return the truth that `write_truth` wrote."""
-    return Truth(tuple(json.loads(path.read_text(encoding="utf-8"))["cluster_by_persona"].items()))

@@ -14,7 +14,7 @@ from clusterlora.data.duplicates import folded
 from clusterlora.data.load import read
 from clusterlora.data.prompts import items
 from clusterlora.errors import BadData, UnknownName
-from clusterlora.evaluation.answer import Answerer, Task
+from clusterlora.evaluation.answer import Answerer, AnswerRequest
 from clusterlora.evaluation.assign import Choice, choose
 from clusterlora.evaluation.markdown import table
 from clusterlora.models.stacked import combined_weights
@@ -196,7 +196,7 @@ def _losses(
         name: combined_weights(composition.adapters, lambda adapter: weights_of(stores, plan.keys[adapter]))
         for name, composition in compositions.items()
     }
-    tasks = [Task(name, item) for its in asked.values() for item in its for name in names]
+    tasks = [AnswerRequest(name, item) for its in asked.values() for item in its for name in names]
     log.phase("read examples", total=len(tasks), unit="likelihoods")
     answerer = Answerer(base_model(study.model), embedder(study.model), study.evaluation, study.model)
     answers = answerer.answer(tasks, weights, metrics=("nll",), run_log=log)

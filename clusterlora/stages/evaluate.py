@@ -11,7 +11,7 @@ import numpy as np
 
 from clusterlora.data.prompts import items
 from clusterlora.data.shots import exchanges, with_shots
-from clusterlora.evaluation.answer import Answerer, Task
+from clusterlora.evaluation.answer import Answerer, AnswerRequest
 from clusterlora.evaluation.metrics import METRICS
 from clusterlora.evaluation.select import select_arm
 from clusterlora.evaluation.train_responses import TrainResponses
@@ -169,10 +169,10 @@ class _Runner:
         keys = {composition: plan.composition_key(composition) for _, composition in pairs}
         held = self._held(keys.values(), split, metrics)
         # Same composition, neighbouring tasks: a chunk then holds few compositions.
-        tasks: dict[AdapterComposition, list[Task]] = {composition: [] for composition in keys}
+        tasks: dict[AdapterComposition, list[AnswerRequest]] = {composition: [] for composition in keys}
         for p, composition in pairs:
             asked = self._asked(composition, self._personas[p], split)
-            tasks[composition] += [Task(keys[composition], item) for item in asked if (keys[composition], p, item.id) not in held]
+            tasks[composition] += [AnswerRequest(keys[composition], item) for item in asked if (keys[composition], p, item.id) not in held]
         wanted = [composition for composition, its_tasks in tasks.items() if its_tasks]
         total = sum(len(tasks[composition]) for composition in wanted)
         if total == 0:

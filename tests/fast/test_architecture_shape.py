@@ -10,6 +10,25 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 PACKAGES = ("clusterlora", "deployments", "flows", "tasks")
 
+FIELD_TERM_BY_COINED_NAME = {
+    "crew": "WorkerThreads",
+    "deal": "partition_by_load",
+    "dealing": "load_balancing",
+    "desk": "DecodeBatch",
+    "like_size": "bucket_size",
+    "lora_pass": "lora_backend",
+    "prefix_pass": "prefix_backend",
+    "replays": "CudaGraphCache",
+    "seat": "ActiveJob",
+    "set_aside": "quarantine, mark_diverged",
+    "site_slots": "adapter_slots",
+    "that_fit": "n_rows_that_fit",
+    "through_decoder": "decoder_backend",
+    "through_transformers": "transformers_backend",
+    "underlay": "frozen_adapter",
+}
+"""Names without leading underscores and in lower case that no module, class, function, argument or variable has."""
+
 # A migration is a list of columns, frozen once it has run somewhere.
 SOURCES = sorted(file for name in PACKAGES for file in (REPOSITORY / name).rglob("*.py") if file.parent.name != "versions")
 
@@ -46,3 +65,28 @@ def test_what_is_installed_on_top_changes_no_version(name: str) -> None:
 
     installed, added = versions("requirements.lock"), versions(name)
     assert {package: version for package, version in added.items() if installed.get(package, version) != version} == {}
+
+
+def test_no_coined_name_stands_for_a_term_of_the_field() -> None:
+    coined = {
+        f"{file.relative_to(REPOSITORY)}: {name} (say {FIELD_TERM_BY_COINED_NAME[plain]})"
+        for file in SOURCES
+        for name in _identifiers(file)
+        if (plain := name.lstrip("_").lower()) in FIELD_TERM_BY_COINED_NAME
+    }
+    assert not coined, "\n".join(sorted(coined))
+
+
+def _identifiers(file: Path) -> set[str]:
+    """Return the name of a module and every name that it defines."""
+    names = {file.stem}
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.arg):
+            names.add(node.arg)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            names.add(node.attr)
+    return names

@@ -58,7 +58,7 @@ def rendered(tokenizer: Any, turns: tuple[Turn, ...], **arguments: Any) -> list[
 def learnt(tokenizer: Any, encoder: PromptEncoder, turns: tuple[Turn, ...]) -> list[str]:
     """Return the text of every stretch that is learnt."""
     found = []
-    for sequence in encoder.encode_dialogue(turns):
+    for sequence in encoder.encode_dialogues([turns]):
         ids: list[int] = []
         for token, is_response in zip((*sequence.ids, 0), (*sequence.is_response, False), strict=True):
             if is_response:
@@ -77,7 +77,7 @@ def test_homelm_is_rendered_token_for_token_as_its_adapters_were_trained() -> No
     assert len(recorded) == 14
     for dialogue in recorded:
         turns = tuple(Turn(role, text) for role, text in dialogue["turns"])
-        (sequence,) = encoder.encode_dialogue(turns)
+        (sequence,) = encoder.encode_dialogues([turns])
         assert list(sequence.ids) == dialogue["ids"]
         assert "".join("01"[response] for response in sequence.is_response) == dialogue["is_response"]
         answers = [i for i, turn in enumerate(turns) if turn.role == "assistant"]
@@ -94,7 +94,7 @@ def test_a_prompt_is_what_transformers_renders(shape: Shape) -> None:
 
 def test_what_is_asked_is_token_for_token_the_beginning_of_what_is_learnt(shape: Shape) -> None:
     encoder = PromptEncoder(tokenizer_of(shape), max_length=512)
-    sequences = encoder.encode_dialogue(DIALOGUE)
+    sequences = encoder.encode_dialogues([DIALOGUE])
     for turn in encoder.encode_turns([(DIALOGUE[:2], DIALOGUE[2].text), (DIALOGUE[:4], DIALOGUE[4].text)]):
         whole = turn.prompt + turn.response
         (sequence,) = [s for s in sequences if s.ids[: len(whole)] == whole and all(s.is_response[len(turn.prompt) : len(whole)])]
@@ -119,7 +119,7 @@ def test_every_answer_is_learnt_once_with_the_end_of_its_turn_and_the_history_ha
 
 
 def test_a_template_that_keeps_what_was_said_gives_one_sequence_and_one_that_moves_or_drops_text_one_per_answer() -> None:
-    n_sequences = {name: len(PromptEncoder(tokenizer_of(s), max_length=512).encode_dialogue(DIALOGUE)) for name, s in SHAPES.items()}
+    n_sequences = {name: len(PromptEncoder(tokenizer_of(s), max_length=512).encode_dialogues([DIALOGUE])) for name, s in SHAPES.items()}
     assert n_sequences == {name: 2 if name in ("mistral", "qwen3", "in words") else 1 for name in SHAPES}
 
 
@@ -265,7 +265,7 @@ def test_what_is_too_long_loses_whole_turns_and_keeps_the_beginning_the_system_t
     assert len(asked.prompt) <= 120
     longer = (turns[0], *turns[1 + asked.n_dropped - 2 : -1])
     assert len(unlimited.encode_messages(longer)) > 120, "no more was dropped than needed"
-    sequences = encoder.encode_dialogue(turns)
+    sequences = encoder.encode_dialogues([turns])
     assert max(len(sequence.ids) for sequence in sequences) <= 160
     assert [text.strip() for text in learnt(tokenizer, encoder, turns)] == [f"light {i} is on.{shape.end}" for i in range(20)]
 
@@ -273,11 +273,11 @@ def test_what_is_too_long_loses_whole_turns_and_keeps_the_beginning_the_system_t
 def test_a_question_and_answer_that_do_not_fit_are_refused_and_never_cut() -> None:
     encoder = PromptEncoder(_CHATML, max_length=64)
     with pytest.raises(BadData, match=r"tokens of system text and question and \d+ of the answer are more than model.max_length = 64"):
-        encoder.encode_dialogue((Turn("user", "light"), Turn("assistant", "on " * 60)))
+        encoder.encode_dialogues([(Turn("user", "light"), Turn("assistant", "on " * 60))])
     with pytest.raises(BadData, match=r"tokens of system text and question are more than model.max_length = 64"):
         encoder.encode_messages((Turn("user", "qx " * 60),))
     short = (Turn("user", "qx " * 14), Turn("assistant", "on"))
-    assert len(encoder.encode_dialogue(short)[0].ids) <= 64
+    assert len(encoder.encode_dialogues([short])[0].ids) <= 64
 
 
 def test_without_a_template_or_with_one_that_does_not_parse_the_fix_is_in_one_line() -> None:

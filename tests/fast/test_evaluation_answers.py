@@ -15,7 +15,7 @@ from torch.nn import functional
 from clusterlora.data.prompts import PromptEncoder
 from clusterlora.errors import BadData
 from clusterlora.evaluation import answer, inference_backends
-from clusterlora.evaluation.answer import Answerer, Task
+from clusterlora.evaluation.answer import Answerer, AnswerRequest
 from clusterlora.evaluation.generate import Question, Reply
 from clusterlora.evaluation.inference_backends import InferenceBackend, inference_backend
 from clusterlora.evaluation.prefix_sharing import prefill_streams
@@ -68,17 +68,17 @@ def questions(base: BaseModel) -> list[Question]:
 def dialogue_questions(base: BaseModel) -> list[Question]:
     """Two turns of each of three dialogues under two slots, in an order that separates the turns of a dialogue."""
     encoder = PromptEncoder(base.tokenizer, max_length=256)
-    asked = []
+    all_questions = []
     for number in range(3):
         turns = (Turn("user", f"ask {number}"), Turn("assistant", f"yes {number}"), Turn("user", "more"), Turn("assistant", "no"))
-        asked += [question(encoder, turns[:end], slot, turns[end].text) for end in (3, 1) for slot in (1, 2)]
-    return asked[::2] + asked[1::2]
+        all_questions += [question(encoder, turns[:end], slot, turns[end].text) for end in (3, 1) for slot in (1, 2)]
+    return all_questions[::2] + all_questions[1::2]
 
 
 def questions_with_shared_prefixes(base: BaseModel) -> list[Question]:
     """Dialogues of three personas: all share a prefix, those of one persona a longer one, and one dialogue is only the prefix."""
     encoder = PromptEncoder(base.tokenizer, max_length=512)
-    asked = []
+    all_questions = []
     for who, n_dialogues in (("he likes tea " * 6, 4), ("she likes rain " * 9, 5), ("", 1)):
         for number in range(n_dialogues):
             turns = (
@@ -88,8 +88,8 @@ def questions_with_shared_prefixes(base: BaseModel) -> list[Question]:
                 Turn("assistant", "no"),
             )
             ends = [n for n, turn in enumerate(turns) if turn.role == "assistant"]
-            asked += [question(encoder, turns[:end], slot, turns[end].text) for slot in (0, 1, 3) for end in ends]
-    return asked[::2] + asked[1::2]
+            all_questions += [question(encoder, turns[:end], slot, turns[end].text) for slot in (0, 1, 3) for end in ends]
+    return all_questions[::2] + all_questions[1::2]
 
 
 def stacked(base: BaseModel, adapters: list[Path]) -> StackedModel:
@@ -130,10 +130,10 @@ def peft(base: BaseModel, adapters: list[Path]) -> Peft:
     return Peft(base, adapters)
 
 
-def assert_as_peft_answers(replies: Mapping[int, Reply], asked: Sequence[Question], peft: Peft, *, new_tokens: int) -> None:
+def assert_as_peft_answers(replies: Mapping[int, Reply], all_questions: Sequence[Question], peft: Peft, *, new_tokens: int) -> None:
     """Assert that every question has a reply with PEFT's tokens and likelihood."""
-    assert sorted(replies) == list(range(len(asked)))
-    for number, question in enumerate(asked):
+    assert sorted(replies) == list(range(len(all_questions)))
+    for number, question in enumerate(all_questions):
         text, expected_nll = peft.answer(question, new_tokens=new_tokens)
         assert list(replies[number].ids) == text
         assert replies[number].nll == pytest.approx(expected_nll, rel=1e-4)
@@ -157,58 +157,58 @@ def ours(
 def test_mixed_batches_answer_token_for_token_like_peft_one_by_one(
     ours: InferenceBackend, base: BaseModel, peft: Peft, batch_size: int
 ) -> None:
-    asked = questions(base)
-    replies = {reply.number: reply for reply in ours.reply(asked, max_new_tokens=12, batch_size=batch_size)}
-    assert_as_peft_answers(replies, asked, peft, new_tokens=12)
+    all_questions = questions(base)
+    replies = {reply.number: reply for reply in ours.reply(all_questions, max_new_tokens=12, batch_size=batch_size)}
+    assert_as_peft_answers(replies, all_questions, peft, new_tokens=12)
     assert len({replies[i].ids for i in range(4)}) > 1, "the adapters must answer differently for this test to mean anything"
     assert len({len(reply.ids) for reply in replies.values()}) > 1, "rows must finish at different steps for this test to mean anything"
 
 
 def test_turns_of_a_dialogue_prefilled_in_one_pass_are_answered_as_if_alone(ours: InferenceBackend, base: BaseModel, peft: Peft) -> None:
-    asked = dialogue_questions(base)
-    together = {reply.number: reply for reply in ours.reply(asked, max_new_tokens=6, batch_size=4)}
-    likelihoods = {reply.number: reply.nll for reply in ours.reply(asked, max_new_tokens=None, batch_size=4)}
-    assert len(asked) == 12
-    for number, question in enumerate(asked):
+    all_questions = dialogue_questions(base)
+    replies = {reply.number: reply for reply in ours.reply(all_questions, max_new_tokens=6, batch_size=4)}
+    likelihoods = {reply.number: reply.nll for reply in ours.reply(all_questions, max_new_tokens=None, batch_size=4)}
+    assert len(all_questions) == 12
+    for number, question in enumerate(all_questions):
         text, expected_nll = peft.answer(question, new_tokens=6)
-        assert list(together[number].ids) == text
-        assert [together[number].nll, likelihoods[number]] == pytest.approx([expected_nll] * 2, rel=1e-4)
+        assert list(replies[number].ids) == text
+        assert [replies[number].nll, likelihoods[number]] == pytest.approx([expected_nll] * 2, rel=1e-4)
 
 
 @pytest.mark.parametrize("batch_size", [2, 5, 64])
 def test_dialogues_that_share_a_prefix_are_answered_as_if_alone(
     ours: InferenceBackend, base: BaseModel, peft: Peft, batch_size: int
 ) -> None:
-    asked = questions_with_shared_prefixes(base)
-    sequences = [sequence for stream in prefill_streams(asked, batch_size, share=True) for sequence in stream]
-    assert sorted(number for sequence in sequences for number in sequence.turns) == list(range(len(asked)))
+    all_questions = questions_with_shared_prefixes(base)
+    sequences = [sequence for stream in prefill_streams(all_questions, batch_size, share=True) for sequence in stream]
+    assert sorted(number for sequence in sequences for number in sequence.turns) == list(range(len(all_questions)))
     lengths = {sequence.prefix_length for sequence in sequences}
     assert len(lengths) > 2, f"shared prefixes of {lengths} tokens: those of one persona should be longer than the common one"
-    replies = {reply.number: reply for reply in ours.reply(asked, max_new_tokens=6, batch_size=batch_size)}
-    assert_as_peft_answers(replies, asked, peft, new_tokens=6)
+    replies = {reply.number: reply for reply in ours.reply(all_questions, max_new_tokens=6, batch_size=batch_size)}
+    assert_as_peft_answers(replies, all_questions, peft, new_tokens=6)
 
 
 def test_a_prefix_is_shared_only_where_that_saves_more_than_it_costs() -> None:
     def prefix_lengths(n_common: int, n_dialogues: int, n_longer: int = 0) -> set[int]:
         """Return the lengths of the shared prefixes of dialogues with `n_common` common tokens, and `n_longer` more in pairs."""
-        asked = [Question((*range(n_common), *((900 + n // 2,) * n_longer), 500 + n, 600), 1, (7, 8)) for n in range(n_dialogues)]
-        return {sequence.prefix_length for stream in prefill_streams(asked, 64, share=True) for sequence in stream}
+        all_questions = [Question((*range(n_common), *((900 + n // 2,) * n_longer), 500 + n, 600), 1, (7, 8)) for n in range(n_dialogues)]
+        return {sequence.prefix_length for stream in prefill_streams(all_questions, 64, share=True) for sequence in stream}
 
     assert prefix_lengths(n_common=30, n_dialogues=50) == {0}, "too short to pay"
     assert prefix_lengths(n_common=60, n_dialogues=1) == {0}, "there is no other dialogue to share with"
     assert prefix_lengths(n_common=60, n_dialogues=6) == {60}
     assert prefix_lengths(n_common=60, n_dialogues=6, n_longer=10) == {60}, "sharing among all saves more than longer prefixes of pairs"
     assert prefix_lengths(n_common=20, n_dialogues=6, n_longer=90) == {110}
-    asked = [Question((*range(60), 70, 600), 1, (7,)), Question((*range(60), 600), 1, (7,)), Question(tuple(range(60)), 1, (7,))]
-    assert {sequence.prefix_length for stream in prefill_streams(asked, 64, share=True) for sequence in stream} == {59}, (
+    all_questions = [Question((*range(60), 70, 600), 1, (7,)), Question((*range(60), 600), 1, (7,)), Question(tuple(range(60)), 1, (7,))]
+    assert {sequence.prefix_length for stream in prefill_streams(all_questions, 64, share=True) for sequence in stream} == {59}, (
         "the last predicts at its 60th token"
     )
 
 
 def test_equal_questions_without_a_reference_are_each_answered(ours: InferenceBackend, base: BaseModel, peft: Peft) -> None:
-    asked = [replace(question, reference=()) for question in (*questions(base)[:5], *questions(base)[:5])]
-    replies = {reply.number: reply.ids for reply in ours.reply(asked, max_new_tokens=5, batch_size=3)}
-    for number, question in enumerate(asked):
+    all_questions = [replace(question, reference=()) for question in (*questions(base)[:5], *questions(base)[:5])]
+    replies = {reply.number: reply.ids for reply in ours.reply(all_questions, max_new_tokens=5, batch_size=3)}
+    for number, question in enumerate(all_questions):
         assert list(replies[number]) == peft.answer(replace(question, reference=(3,)), new_tokens=5)[0]
 
 
@@ -243,8 +243,8 @@ def test_a_residual_of_zero_answers_like_unified(base: BaseModel, adapters: list
     by_name = {"unified": read_weights(adapters[0]), "residual": Weights(untrained)}
     layers = ((WeightedAdapter("unified"),), (WeightedAdapter("unified"), WeightedAdapter("residual", 0.5)))
     both = inference_backend(base, [combined_weights(some, by_name.__getitem__) for some in layers])
-    asked = [replace(question, slot=slot) for slot in (1, 2) for question in questions(base)]
-    replies = sorted(both.reply(asked, max_new_tokens=12, batch_size=4), key=lambda reply: reply.number)
+    all_questions = [replace(question, slot=slot) for slot in (1, 2) for question in questions(base)]
+    replies = sorted(both.reply(all_questions, max_new_tokens=12, batch_size=4), key=lambda reply: reply.number)
     unified, hybrid = replies[: len(replies) // 2], replies[len(replies) // 2 :]
     assert [reply.ids for reply in unified] == [reply.ids for reply in hybrid]
     assert [reply.nll for reply in unified] == pytest.approx([reply.nll for reply in hybrid], rel=1e-5)
@@ -276,9 +276,9 @@ def test_answers_are_embedded_in_batches_while_others_are_generated(base: BaseMo
         def advance(self, units: int = 1, **facts: float) -> None:  # noqa: ARG002
             happened.append("answered")
 
-    monkeypatch.setattr(answer, "EMBEDDED_AT_ONCE", 2)
+    monkeypatch.setattr(answer, "ANSWERS_PER_EMBEDDING_BATCH", 2)
     item = Item("i", "p", "test", (Turn("user", "ask"),), "yes")
-    tasks = [Task("s", replace(item, id=str(number), reference=f"yes {number}")) for number in range(4)]
+    tasks = [AnswerRequest("s", replace(item, id=str(number), reference=f"yes {number}")) for number in range(4)]
     answerer = Answerer(base, Embeds(), EvaluationSettings(max_new_tokens=4), ModelSettings(max_length=64))
     answerer.answer(tasks, {"s": Weights()}, metrics=("nll",), run_log=Log())
     assert happened == 4 * ["answered"]

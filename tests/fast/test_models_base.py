@@ -123,7 +123,7 @@ def test_many_dialogues_and_prompts_are_encoded_as_one_by_one(homelm: BaseModel)
     def fresh() -> PromptEncoder:
         return PromptEncoder(homelm.tokenizer, max_length=48)
 
-    assert fresh().encode_dialogues(dialogues) == [sequence for turns in dialogues for sequence in fresh().encode_dialogue(turns)]
+    assert fresh().encode_dialogues(dialogues) == [sequence for turns in dialogues for sequence in fresh().encode_dialogues([turns])]
     assert fresh().encode_prompts(dialogues) == [fresh().encode_messages(turns) for turns in dialogues]
     assert fresh().encode_dialogues([]) == []
     with pytest.raises(BadData, match="without an assistant turn"):

@@ -35,7 +35,7 @@ def base(tiny_base_folder: Path) -> BaseModel:
 def sequences(base: BaseModel, n: int, *, first: int) -> tuple[TokenSequence, ...]:
     encoder = PromptEncoder(base.tokenizer, max_length=256)
     return tuple(
-        encoder.encode_dialogue((Turn("user", "light " * ((i + first) % 4 + 1)), Turn("assistant", f"Set to {i * first}.")))[0]
+        encoder.encode_dialogues([(Turn("user", "light " * ((i + first) % 4 + 1)), Turn("assistant", f"Set to {i * first}."))])[0]
         for i in range(n)
     )
 

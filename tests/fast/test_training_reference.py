@@ -31,7 +31,7 @@ def base(tiny_base_folder: Path) -> BaseModel:
 def sequences(base: BaseModel, n: int) -> tuple[TokenSequence, ...]:
     encoder = PromptEncoder(base.tokenizer, max_length=256)
     return tuple(
-        encoder.encode_dialogue((Turn("system", "Home."), Turn("user", "light " * (i % 3 + 1)), Turn("assistant", f"Set to {i}.")))[0]
+        encoder.encode_dialogues([(Turn("system", "Home."), Turn("user", "light " * (i % 3 + 1)), Turn("assistant", f"Set to {i}."))])[0]
         for i in range(n)
     )
 
@@ -169,7 +169,7 @@ def test_only_response_tokens_and_their_end_are_trained_on(base: BaseModel) -> N
 def test_prompts_in_evaluation_are_the_tokens_before_the_answer_in_training(base: BaseModel) -> None:
     encoder = PromptEncoder(base.tokenizer, max_length=256)
     turns = (Turn("system", "S"), Turn("user", "a"), Turn("assistant", "b"), Turn("user", "c"), Turn("assistant", "d"))
-    (whole,) = encoder.encode_dialogue(turns)
+    (whole,) = encoder.encode_dialogues([turns])
     for end in (2, 4):
         prompt = encoder.encode_messages(turns[:end])
         assert whole.ids[: len(prompt)] == prompt

@@ -43,7 +43,7 @@ def trained(base: BaseModel, folder: Path, names: str, *, recipe: Recipe = RECIP
             name,
             AdapterSpec(name=name, persona_ids=(name,), recipe=recipe),
             tuple(
-                encoder.encode_dialogue((Turn("user", "light " * (i % 3 + 1)), Turn("assistant", f"Set to {i * ord(name)}.")))[0]
+                encoder.encode_dialogues([(Turn("user", "light " * (i % 3 + 1)), Turn("assistant", f"Set to {i * ord(name)}."))])[0]
                 for i in range(ord(name) % 4 + 3)
             ),
             folder / name,
