@@ -156,6 +156,37 @@ def test_whatever_can_be_chosen_by_name_is_documented(page: str, catalog: Catalo
     assert [name for name in catalog if f"`{name}`" not in text] == []
 
 
+def journeys() -> dict[str, list[str]]:
+    """Return the steps of each of ARCHITECTURE's journeys."""
+    section = (REPOSITORY / "ARCHITECTURE.md").read_text().partition("\n## Three journeys\n")[2].partition("\n## ")[0]
+    section = section.replace("\n   ", " ")
+    return {title: steps.strip().splitlines() for title, steps in re.findall(r"^\*\*(.+)\*\*\n\n((?:\d+\. .+\n)+)", section, re.MULTILINE)}
+
+
+def test_there_are_three_journeys_of_at_most_ten_steps() -> None:
+    assert [len(steps) for steps in journeys().values()] == [10, 10, 10]
+
+
+@pytest.mark.parametrize("step", [f"{journey}: {step}" for journey, steps in journeys().items() for step in steps])
+def test_every_function_of_the_journeys_is_where_they_say(step: str) -> None:
+    """A step names a file, then what is defined in it; a class that it only mentions is defined somewhere in the core."""
+    defined: set[str] = set()
+    core = (file.read_text() for file in (REPOSITORY / "clusterlora").rglob("*.py"))
+    somewhere = {name for text in core for name in re.findall(r"^class (\w+)", text, re.MULTILINE)}
+    for name in re.findall(r"`([^`]+)`", step):
+        if "/" in name:
+            defined |= set(re.findall(r"^ *(?:def|class) (\w+)", (REPOSITORY / name).read_text(), re.MULTILINE))
+        else:
+            assert name in defined | somewhere, f"{name} is not defined there"
+    assert defined
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "extending.md"], ids=of_repository)
+def test_every_python_file_that_is_named_exists(page: Path) -> None:
+    named = re.findall(r"`((?:[\w-]+/)+[a-z_]+\.py)`", page.read_text())
+    assert [path for path in named if not any((root / path).exists() for root in (REPOSITORY, REPOSITORY / "clusterlora"))] == []
+
+
 def test_readme_is_short_and_names_the_two_commands() -> None:
     lines = README.splitlines()
     assert len(lines) <= 150
