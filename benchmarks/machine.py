@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from benchmarks.measure import clock
-from deployments.services import usable_cores
+from deployments.service_specs import usable_cores
 
 PACKAGES = ("clusterlora", "torch", "transformers", "peft", "trl", "accelerate")
 

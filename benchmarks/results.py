@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from clusterlora.cli.here import stores_here
+from clusterlora.cli.local_stores import open_local_stores
 from clusterlora.comparison.sentence import OUTCOMES
 from clusterlora.config import PRESETS
 from clusterlora.durable import write_durably
@@ -20,10 +20,10 @@ from clusterlora.evaluation.markdown import cell, table
 from clusterlora.evaluation.metrics import METRICS
 from clusterlora.gate.report import markdown as verdict_markdown
 from clusterlora.metadata import TruthAgreement
+from clusterlora.persona_signal.measure import PersonaSignal
+from clusterlora.persona_signal.summary import markdown as signal_markdown
 from clusterlora.ports import Stores
 from clusterlora.settings import DataSettings, Study
-from clusterlora.signal.measure import Signal
-from clusterlora.signal.words import markdown as signal_markdown
 from clusterlora.stages.compare import figure_path
 from clusterlora.stages.signal import signal_of_data
 from clusterlora.stages.timing import seconds_by_phase
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder for results.md and a figure per study")
     chosen = parser.parse_args(arguments)
     try:
-        print(write(chosen.studies, chosen.signal, stores_here(), chosen.out))
+        print(write(chosen.studies, chosen.signal, open_local_stores(), chosen.out))
     except ClusterLoraError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -91,7 +91,7 @@ def document(name: str, stores: Stores) -> Document:
 def section(study: Study, found: Document, stores: Stores) -> str:
     """Return one study as Markdown."""
     summary = (stores.folder(study.name) / "results" / "summary.md").read_text(encoding="utf-8")
-    signal = stores.studies.metadata(study.name, Signal)
+    signal = stores.studies.metadata(study.name, PersonaSignal)
     seconds = sum(seconds_by_phase(stores, study.name).values())
     parts = [
         f"## {study.name}\n",

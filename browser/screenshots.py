@@ -16,10 +16,10 @@ from browser.chromium import Tab, browser, find_browser, with_text
 from browser.prefect_pages import PrefectPages
 from clusterlora.config import resolve
 from clusterlora.stores.mlflow_view import VIEW
-from deployments import stack as local_stack
+from deployments import local_services
 from deployments.launch import run_study
-from deployments.observe import connect
-from deployments.services import Addresses
+from deployments.prefect_client import connect
+from deployments.service_specs import Addresses
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
@@ -40,17 +40,17 @@ def main() -> None:
         home = Path(name)
         os.environ["CLUSTERLORA_HOME"] = str(home / "studies")
         os.environ["CLUSTERLORA_DATABASE_URL"] = f"sqlite:///{home / 'studies.db'}"
-        stack = local_stack.up(home / "stack", workers=1, log=print)
+        services = local_services.up(home / "stack", workers=1, log=print)
         try:
             study = resolve(PRESET)
-            ended = run_study(study, home=stack.home, workers=1, stay=False, say=print)
+            ended = run_study(study, home=services.home, workers=1, stay=False, log=print)
             assert ended.completed, ended.parent.message
-            with browser(program) as chromium, connect(stack) as client:
+            with browser(program) as chromium, connect(services) as client:
                 tab = Tab(chromium)
-                tab.open(stack.login_link(), until="location.pathname === '/dashboard'")
-                photograph(tab, client, stack.addresses, ended.parent.id, home / "studies" / study.name, out)
+                tab.open(services.login_link(), until="location.pathname === '/dashboard'")
+                photograph(tab, client, services.addresses, ended.parent.id, home / "studies" / study.name, out)
         finally:
-            local_stack.down(stack.home)
+            local_services.down(services.home)
 
 
 def photograph(tab: Tab, client: "SyncPrefectClient", addresses: Addresses, run_id: UUID, results: Path, out: Path) -> None:

@@ -1,7 +1,7 @@
 """What the steps of a study record about it besides its data, clusters, adapters and answers: one frozen value per kind.
 
 A study store keeps at most one value of each kind per study (`StudyStore.metadata` and `save_metadata`); `stores/metadata_kinds.py` lists
-the kinds. Two of them stand beside the computation that makes them: `signal.measure.Signal` and `gate.power.Power`.
+the kinds. Two of them stand beside the computation that makes them: `persona_signal.measure.PersonaSignal` and `gate.power.Power`.
 """
 
 from collections.abc import Mapping

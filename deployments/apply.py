@@ -1,7 +1,7 @@
-"""Brings work pools, deployments and automations to the server at PREFECT_API_URL: `python -m deployments.apply`. Safe to repeat.
+"""Applies work pools, deployments and automations to the server at PREFECT_API_URL: `python -m deployments.apply`. Idempotent.
 
-CLUSTERLORA_NOTIFY_BY names a notification block (`slack-webhook/team`) by which people hear of refused gates and crashed runs.
-Automations need a server on PostgreSQL; `--without-automations` is for one on SQLite, where the launcher watches over runs (supervise.py).
+CLUSTERLORA_NOTIFY_BY names a notification block (`slack-webhook/team`) through which people hear of refused gates and crashed runs.
+Automations need a server on PostgreSQL; use `--without-automations` on SQLite, where the launcher finds dead runs (supervise.py).
 """
 
 import json
@@ -15,7 +15,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
 from prefect.exceptions import ObjectNotFound
 
-from deployments.services import CHECKOUT
+from deployments.service_specs import CHECKOUT
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ POOLS = CHECKOUT / "deployments" / "pools"
 def apply_pools(folder: Path = POOLS) -> tuple[str, ...]:
     """Create or update one work pool per job template (`cpu.json`, `gpu-docker.json`, ...); return their names.
 
-    What starts the runs is said by the last word of the name: docker, kubernetes, and with any other a process of the worker's host.
+    The last word of the name is the type of the pool: docker, kubernetes, otherwise a process on the worker's host.
     """
     names: list[str] = []
     with get_client(sync_client=True) as client:
@@ -47,7 +47,7 @@ def pool_type(name: str) -> str:
 
 
 def apply_deployments() -> None:
-    """Deploy everything that prefect.yaml lists. Raises CalledProcessError, with Prefect's own words on stderr."""
+    """Apply all deployments in prefect.yaml. Raises CalledProcessError; Prefect's message is on stderr."""
     command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
     subprocess.run(command, cwd=CHECKOUT, check=True)
 

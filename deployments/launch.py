@@ -1,4 +1,4 @@
-"""Launches a study on the local stack, follows it to its end, and says what came of it."""
+"""Launches a study on the local services, follows it to its end, and prints its results."""
 
 import sys
 import time
@@ -18,12 +18,12 @@ from clusterlora.planning.ladder import awaits_decision
 from clusterlora.planning.study_state import read_state
 from clusterlora.settings import Study
 from clusterlora.wiring import from_environment
-from deployments import stack as local_stack
-from deployments.observe import Snapshot, connect, latest_open_run, parent_name, snapshot
-from deployments.report import report
-from deployments.stack import Stack
+from deployments import local_services
+from deployments.local_services import LocalServices
+from deployments.prefect_client import StudySnapshot, connect, latest_open_run, parent_name, snapshot
+from deployments.study_results import print_results
 from deployments.supervise import crash_dead_runs
-from deployments.view import LiveView, PlainView
+from deployments.terminal_view import LiveView, PlainView
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 WATCH_SECONDS = 4.0
 SUPERVISE_SECONDS = 10.0
 MOST_RELAUNCHES = 2
-"""How often a study is launched again when its own process died."""
+"""How often a study is launched again after its own process died."""
 
 
 def run_study(
@@ -40,65 +40,66 @@ def run_study(
     home: Path,
     workers: int | None,
     stay: bool,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
     results: bool = True,
-) -> Snapshot:
-    """Start what is missing of the stack, run the study on it, print its results, and return how its run ended.
+) -> StudySnapshot:
+    """Start the services that do not run, run the study, print its results, and return its final state.
 
-    Interrupted by Ctrl-C, the study goes on without its spectator.
+    After Ctrl-C the study runs on without this command.
 
     Args:
-        home: where the stack keeps its state.
-        workers: processes of the gpu pool, see `stack.up`.
-        stay: need the servers afterwards, too, until Ctrl-C. They are stopped when nobody needs them any more, unless somebody asked for
-            servers that stay.
-        results: whether they are printed.
+        home: folder of the services' state.
+        workers: worker processes of the gpu pool, see `local_services.up`.
+        stay: keep the servers up after the study, until Ctrl-C. They are stopped when nobody uses them, unless somebody started them to
+            stay up.
+        log: receives one line per step.
+        results: whether to print the results.
 
     Raises:
         ServiceDown: a server could not be started, or stopped answering.
     """
-    stack = local_stack.up(home, workers=workers, user=f"study {study.name}", log=say)
+    services = local_services.up(home, workers=workers, user=f"study {study.name}", log=log)
     launched = False
     try:
         if sys.stderr.isatty():
-            say(f"log in   {stack.login_link()}   (in your browser, once; another link comes from: clusterlora up)")
-        run_id = launch(study, stack)
+            log(_login_line(services))
+        run_id = launch(study, services)
         launched = True
-        say(f"study {study.name}: {stack.addresses.prefect}/runs/flow-run/{run_id}")
-        ended = follow(run_id, study.name, stack)
+        log(f"study {study.name}: {services.addresses.prefect}/runs/flow-run/{run_id}")
+        ended = follow(run_id, study.name, services)
         for number in range(1, MOST_RELAUNCHES + 1):
-            if ended.parent.state != "Crashed" or local_stack.was_stopped(home):
+            if ended.parent.state != "Crashed" or local_services.was_stopped(home):
                 break
-            say(f"the study's run crashed: {ended.parent.message}")
-            say(f"it is launched again, {number} of {MOST_RELAUNCHES}, and goes on where it was")
-            stack = local_stack.status(home) or stack
-            ended = follow(launch(study, stack), study.name, stack)
-        stack = local_stack.status(home) or stack
+            log(f"the study's run crashed: {ended.parent.message}")
+            log(f"launching it again, {number} of {MOST_RELAUNCHES}; it continues where it stopped")
+            services = local_services.status(home) or services
+            ended = follow(launch(study, services), study.name, services)
+        services = local_services.status(home) or services
         if results and not ended.waiting:
-            report(study.name, ended, stack)
-        if stay and not local_stack.is_kept(home):
-            _stay(stack, study.name, say)
+            print_results(study.name, ended, services)
+        if stay and not local_services.stays_up(home):
+            _stay_up(services, study.name, log)
     except KeyboardInterrupt:
         if launched:
-            say(f"\nThe study goes on without you. Watch it at {stack.addresses.prefect}, or run the same command again to follow it;")
-            say("`clusterlora study status` tells how it stands, `clusterlora down` stops everything.")
-        local_stack.leave(home, keep=launched, log=say)
+            log(f"\nThe study runs on. Watch it at {services.addresses.prefect}, or run the same command again to follow it;")
+            log("`clusterlora study status` prints its state, `clusterlora down` stops everything.")
+        local_services.release(home, keep=launched, log=log)
         raise
     except BaseException:
-        local_stack.leave(home, log=say)
+        local_services.release(home, log=log)
         raise
-    local_stack.leave(home, log=say)
+    local_services.release(home, log=log)
     return ended
 
 
-def launch(study: Study, stack: Stack) -> UUID:
-    """Return the id of the study's run: the one under way if its process lives, else a fresh one."""
-    with connect(stack) as client:
+def launch(study: Study, services: LocalServices) -> UUID:
+    """Return the id of the study's run: the unfinished one if its process is alive, else a new one."""
+    with connect(services) as client:
         crash_dead_runs(client)
-        under_way = latest_open_run(client, study.name)
-        if under_way is not None:
-            _resume_if_decided(client, under_way, study.name)
-            return under_way
+        open_run = latest_open_run(client, study.name)
+        if open_run is not None:
+            _resume_if_decided(client, open_run, study.name)
+            return open_run
         deployment = client.read_deployment_by_name("study/study")
         run = client.create_flow_run_from_deployment(
             deployment.id, name=parent_name(study.name), parameters={"config": as_mapping(study)}, tags=[f"study:{study.name}"]
@@ -106,124 +107,130 @@ def launch(study: Study, stack: Stack) -> UUID:
         return run.id
 
 
-def decide(study_name: str, stack: Stack) -> bool:
-    """Resume the study's run after a decision on its gate was recorded; return whether one was waiting for it."""
-    with connect(stack) as client:
+def resume_after_decision(study_name: str, services: LocalServices) -> bool:
+    """Resume the study's run after a decision on its gate was recorded; return whether a run was waiting for it."""
+    with connect(services) as client:
         run_id = latest_open_run(client, study_name)
         state = client.read_flow_run(run_id).state if run_id else None
         if run_id is None or state is None or not state.is_paused():
             return False
-        client.resume_flow_run(run_id, run_input=_recorded(read_state(study_name, from_environment()).decisions[-1]))
+        client.resume_flow_run(run_id, run_input=_form_values(read_state(study_name, from_environment()).decisions[-1]))
         return True
 
 
 def _resume_if_decided(client: "SyncPrefectClient", run_id: UUID, study_name: str) -> None:
-    """Resume a study that waits for a decision which came while its server was down."""
-    state = client.read_flow_run(run_id).state
-    if state is None or not state.is_paused():
-        return  # nobody may have written the study down yet
-    held = read_state(study_name, from_environment())
-    if held.decisions and not awaits_decision(held):
-        client.resume_flow_run(run_id, run_input=_recorded(held.decisions[-1]))
+    """Resume a paused study whose decision was recorded while the server was down."""
+    run_state = client.read_flow_run(run_id).state
+    if run_state is None or not run_state.is_paused():
+        return  # the study may not be in the database yet
+    state = read_state(study_name, from_environment())
+    if state.decisions and not awaits_decision(state):
+        client.resume_flow_run(run_id, run_input=_form_values(state.decisions[-1]))
 
 
-def _recorded(last: Decision) -> dict[str, object]:
-    """Return a decision as the form's values. The study acts on the record; the form only has to be filled in."""
-    changes = asdict(last.rung) if last.rung else {}
+def _form_values(decision: Decision) -> dict[str, object]:
+    """Return a decision as values of the form. The study reads the record; Prefect only requires the form to be filled in."""
+    changes = asdict(decision.rung) if decision.rung else {}
     fields = {name: changes.get(name) for name in ("learning_rate", "epochs", "init")}
-    return {"choice": last.choice, "decided_by": last.by, **fields}
+    return {"choice": decision.choice, "decided_by": decision.by, **fields}
 
 
-def follow(run_id: UUID, study_name: str, stack: Stack) -> Snapshot:
-    """Show the study's runs and their progress until it ends (it may have ended already); return the last picture of it.
+def follow(run_id: UUID, study_name: str, services: LocalServices) -> StudySnapshot:
+    """Show the study's runs and their progress until it ends; return the last snapshot.
 
-    Without a terminal nobody may be there to decide on a refused gate, so it returns when the study waits for that.
+    Without a terminal there may be nobody to decide on a refused gate, so it also returns when the study waits for a decision.
 
     Raises:
         ServiceDown: the servers were stopped, or one that died does not start again.
     """
     with LiveView() if sys.stderr.isatty() else PlainView() as view:
         while True:
-            # A server that came back where its port was taken meanwhile is at another address.
-            with connect(stack) as client, impatient():
-                found = _follow_at(client, run_id, study_name, stack, view)
-            if isinstance(found, Snapshot):
-                return found
-            stack = found
+            # A restarted server has another address if its port was taken meanwhile.
+            with connect(services) as client, no_client_retries():
+                result = _follow_at(client, run_id, study_name, services, view)
+            if isinstance(result, StudySnapshot):
+                return result
+            services = result
 
 
-def _follow_at(client: "SyncPrefectClient", run_id: UUID, study_name: str, stack: Stack, view: LiveView | PlainView) -> Snapshot | Stack:
-    """Return the last picture of a study, or the stack as soon as it is elsewhere."""
-    supervised, told, silent = time.monotonic(), False, False
-    while (now := bring_back(stack, study_name, view.say)).addresses == stack.addresses:
+def _follow_at(
+    client: "SyncPrefectClient", run_id: UUID, study_name: str, services: LocalServices, view: LiveView | PlainView
+) -> StudySnapshot | LocalServices:
+    """Return the last snapshot of a study, or the services as soon as their addresses have changed."""
+    supervised_at, told_to_decide, unreachable = time.monotonic(), False, False
+    while (current := restart_dead_processes(services, study_name, view.print_line)).addresses == services.addresses:
         try:
-            if time.monotonic() - supervised > SUPERVISE_SECONDS:
+            if time.monotonic() - supervised_at > SUPERVISE_SECONDS:
                 for name in crash_dead_runs(client):
-                    view.say(f"{name}: its process is gone")
-                supervised = time.monotonic()
-            picture = snapshot(client, run_id, study_name)
-        except httpx.HTTPError as lost:
-            _raise_unless_passing(lost)
-            if not silent:
-                view.say(f"the Prefect server does not answer ({lost or type(lost).__name__}); it is asked again")
-            silent = True
+                    view.print_line(f"{name}: its process died")
+                supervised_at = time.monotonic()
+            study = snapshot(client, run_id, study_name)
+        except httpx.HTTPError as error:
+            _raise_unless_transient(error)
+            if not unreachable:
+                view.print_line(f"the Prefect server does not answer ({error or type(error).__name__}); trying again")
+            unreachable = True
         else:
-            silent = False
-            view.show(picture)
-            if picture.ended:
-                return picture
-            if picture.waiting and not told:
-                told = True
-                view.say(f"the gate refused and waits for your decision: clusterlora study decide {study_name} --go-on (or --stop)")
+            unreachable = False
+            view.show(study)
+            if study.ended:
+                return study
+            if study.waiting and not told_to_decide:
+                told_to_decide = True
+                view.print_line(f"the gate refused and waits for your decision: clusterlora study decide {study_name} --go-on (or --stop)")
                 if not sys.stdout.isatty():
-                    return picture
+                    return study
         time.sleep(WATCH_SECONDS)
-    return now
+    return current
 
 
 @contextmanager
-def impatient() -> Generator[None]:
-    """Let this process's clients of Prefect say at once that a server is lost: whoever looks again anyway need not wait minutes."""
+def no_client_retries() -> Generator[None]:
+    """Turn off the retries of Prefect clients in this process: a caller that polls need not wait minutes for a dead server."""
     from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
     with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):
         yield
 
 
-def bring_back(stack: Stack, study_name: str, say: Callable[[str], None]) -> Stack:
-    """Start again what died of the stack; return it as it runs now.
+def restart_dead_processes(services: LocalServices, study_name: str, log: Callable[[str], None]) -> LocalServices:
+    """Restart processes of the services that died; return the services as they run.
 
     Raises:
-        ServiceDown: it was stopped on purpose.
+        ServiceDown: the services were stopped on purpose.
     """
-    if local_stack.was_stopped(stack.home):
+    if local_services.was_stopped(services.home):
         raise ServiceDown(
-            f"the servers at {stack.addresses.prefect} were stopped (clusterlora down); nothing that finished is lost. "
-            f"Go on with: clusterlora study run --name {study_name}"
+            f"the servers at {services.addresses.prefect} were stopped (clusterlora down); nothing that finished is lost. "
+            f"Continue with: clusterlora study run --name {study_name}"
         )
-    died = local_stack.died(stack.home)
-    if not died:
-        # Somebody else may have started it again, at other addresses.
-        now = local_stack.status(stack.home) or stack
-        return stack if now.addresses == stack.addresses else replace(now, workers=stack.workers)
-    say(f"{', '.join(died)} died and is started again")
-    return local_stack.up(stack.home, workers=stack.workers, user=f"study {study_name}", log=say)
+    dead = local_services.dead_processes(services.home)
+    if not dead:
+        # Another process may have restarted them, at other addresses.
+        current = local_services.status(services.home) or services
+        return services if current.addresses == services.addresses else replace(current, workers=services.workers)
+    log(f"{', '.join(dead)} died; restarting")
+    return local_services.up(services.home, workers=services.workers, user=f"study {study_name}", log=log)
 
 
-def _raise_unless_passing(lost: httpx.HTTPError) -> None:
-    """Raise what asking again does not help against. On SQLite the server answers 503 while another run writes."""
-    if isinstance(lost, httpx.HTTPStatusError) and lost.response.status_code < 500 and lost.response.status_code != 429:
-        raise lost
+def _raise_unless_transient(error: httpx.HTTPError) -> None:
+    """Raise an error that a retry cannot help. On SQLite the server returns 503 while another run writes."""
+    if isinstance(error, httpx.HTTPStatusError) and error.response.status_code < 500 and error.response.status_code != 429:
+        raise error
 
 
-def _stay(stack: Stack, study_name: str, say: Callable[[str], None]) -> None:
-    say(f"\nlog in   {stack.login_link()}   (in your browser, once; another link comes from: clusterlora up)")
-    say("The servers stay up for you to look around; Ctrl-C (or `clusterlora down`) stops them.")
+def _stay_up(services: LocalServices, study_name: str, log: Callable[[str], None]) -> None:
+    log(f"\n{_login_line(services)}")
+    log("The servers stay up; Ctrl-C (or `clusterlora down`) stops them.")
     try:
-        while not local_stack.is_kept(stack.home):
-            stack = bring_back(stack, study_name, say)
+        while not local_services.stays_up(services.home):
+            services = restart_dead_processes(services, study_name, log)
             time.sleep(WATCH_SECONDS)
     except ServiceDown:
-        say("\nthe servers were stopped")
+        log("\nthe servers were stopped")
     except KeyboardInterrupt:
-        say("")
+        log("")
+
+
+def _login_line(services: LocalServices) -> str:
+    return f"log in   {services.login_link()}   (in your browser, once; for another link: clusterlora up)"

@@ -1,4 +1,4 @@
-"""The local stack's passwords and login links: made at random, in files that only their owner can read."""
+"""Random passwords and one-time login tokens of the local services, in files that only their owner can read."""
 
 import hashlib
 import json
@@ -8,24 +8,24 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from deployments import private
+from deployments import private_files
 
 USER = "clusterlora"
 SERVERS = ("prefect", "mlflow")
-LINK_SECONDS = 3600.0
-"""How long a login link that nobody has used stays good."""
+TOKEN_SECONDS = 3600.0
+"""Lifetime of an unused login token."""
 _FILE = "passwords.json"
 
 
 @dataclass(frozen=True, slots=True)
 class Passwords:
-    """What Prefect and MLflow ask for."""
+    """Passwords of the two servers."""
 
     prefect: str
     mlflow: str
 
-    def of_clients(self) -> dict[str, str]:
-        """Return the variables by which clients are let in."""
+    def client_environment(self) -> dict[str, str]:
+        """Return the environment variables with which clients log in."""
         return {
             "PREFECT_API_AUTH_STRING": f"{USER}:{self.prefect}",
             "MLFLOW_TRACKING_USERNAME": USER,
@@ -33,44 +33,43 @@ class Passwords:
         }
 
 
-def of(home: Path) -> Passwords:
-    """Return the stack's passwords, made when there are none yet."""
+def load_or_create(home: Path) -> Passwords:
+    """Return the passwords of the services at `home`, created if there are none yet."""
     file = home / _FILE
     if not file.is_file():
-        private.folder(home)
-        private.write(file, json.dumps(asdict(Passwords(*(secrets.token_hex(24) for _ in SERVERS)))))
-    known = json.loads(file.read_text(encoding="utf-8"))
-    return Passwords(*(known[server] for server in SERVERS))
+        private_files.make_folder(home)
+        private_files.write(file, json.dumps(asdict(Passwords(*(secrets.token_hex(24) for _ in SERVERS)))))
+    by_server = json.loads(file.read_text(encoding="utf-8"))
+    return Passwords(*(by_server[server] for server in SERVERS))
 
 
-def new_link(home: Path) -> str:
-    """Return a token that lets a browser in, once at each server."""
+def create_login_token(home: Path) -> str:
+    """Return a token that logs a browser in, once at each server."""
     token = secrets.token_urlsafe(24)
-    links = private.folder(home / "links")
-    for old in links.iterdir():
-        if _too_old(old):
-            old.unlink(missing_ok=True)
+    for file in private_files.make_folder(home / "links").iterdir():
+        if _expired(file):
+            file.unlink(missing_ok=True)
     for server in SERVERS:
-        private.write(_link(home, server, token), "")
+        private_files.write(_token_file(home, server, token), "")
     return token
 
 
 def redeem(home: Path, server: str, token: str) -> bool:
-    """Return whether a token is good at a server; from then on it is not."""
-    link = _link(home, server, token)
+    """Return whether the token is valid at the server, and invalidate it."""
+    file = _token_file(home, server, token)
     try:
-        good = not _too_old(link)
-        # Of two who come with the same one, the first to remove it is let in.
-        link.unlink()
+        valid = not _expired(file)
+        # Of two requests with the same token, the one that removes the file is logged in.
+        file.unlink()
     except OSError:
         return False
-    return good
+    return valid
 
 
-def _link(home: Path, server: str, token: str) -> Path:
-    # Whoever sees the folder's names has no token.
+def _token_file(home: Path, server: str, token: str) -> Path:
+    # The hash: a listing of the folder reveals no token.
     return home / "links" / f"{server}-{hashlib.sha256(token.encode()).hexdigest()}"
 
 
-def _too_old(link: Path) -> bool:
-    return time.time() - os.stat(link).st_mtime > LINK_SECONDS  # noqa: PTH116
+def _expired(file: Path) -> bool:
+    return time.time() - os.stat(file).st_mtime > TOKEN_SECONDS  # noqa: PTH116

@@ -1,4 +1,4 @@
-"""Detached processes that outlive their starter, recognised by pid and birth so that a recycled pid is never signalled."""
+"""Detached processes, identified by pid and start time so that a recycled pid is never signalled."""
 
 import os
 import signal
@@ -9,25 +9,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from deployments import private
+from deployments import private_files
 
 KILL_SECONDS = 5.0
-"""How long a killed process may take to go: the kernel first gives back its memory."""
+"""Time limit for a killed process to end: the kernel first frees its memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """A process that leads its own session; `birth` tells it from a later process with the same pid."""
+    """A process that leads its own session. `birth`, its start time, distinguishes it from a later process with the same pid."""
 
     pid: int
     birth: str
 
 
 def start(argv: Sequence[str], *, env: Mapping[str, str], folder: Path, log_file: Path) -> Process:
-    """Start a process in its own session, its output appended to `log_file`, and return it; what it writes nobody else can read."""
-    private.folder(log_file.parent)
-    with private.append(log_file) as output:
-        child = subprocess.Popen(  # its end is noticed by `alive`
+    """Start a process in its own session and return it. Its output is appended to `log_file`; other users can read no file of it."""
+    private_files.make_folder(log_file.parent)
+    with private_files.open_append(log_file) as output:
+        child = subprocess.Popen(  # `alive` reaps it
             argv,
             env=dict(env),
             cwd=folder,
@@ -35,27 +35,27 @@ def start(argv: Sequence[str], *, env: Mapping[str, str], folder: Path, log_file
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=_listen_to_signals,
-            umask=private.UMASK,
+            preexec_fn=_restore_interrupt,
+            umask=private_files.UMASK,
         )
-    # The session outlives this program: without a note of its status, Python would warn about a running child at exit.
+    # The session outlives this program: without a return code, Python would warn about a running child at exit.
     child.returncode = 0
-    return known(child.pid)
+    return identify(child.pid)
 
 
-def known(pid: int) -> Process:
-    """Return the process that has this pid now."""
+def identify(pid: int) -> Process:
+    """Return the process that has this pid."""
     return Process(pid, _birth(pid) or "gone")
 
 
 def alive(process: Process) -> bool:
-    """Return whether this very process still runs."""
+    """Return whether the process runs; a later process with its pid does not count."""
     _reap(process.pid)
     return _birth(process.pid) == process.birth
 
 
 def stop(processes: Sequence[Process], *, patience_seconds: float = 15.0) -> None:
-    """End the sessions of these processes: politely first, by force after `patience_seconds`."""
+    """End the sessions of these processes: SIGTERM first, SIGKILL after `patience_seconds`."""
     leaders = [process.pid for process in processes if alive(process)]
     for number, patience in ((signal.SIGTERM, patience_seconds), (signal.SIGKILL, KILL_SECONDS)):
         for pid in leaders:
@@ -66,7 +66,7 @@ def stop(processes: Sequence[Process], *, patience_seconds: float = 15.0) -> Non
 
 
 def command_line(pid: int) -> str:
-    """Return the command line of a living process, empty when there is none."""
+    """Return the command line of a process; empty if it does not run."""
     if _birth(pid) is None:
         return ""
     if sys.platform == "linux":
@@ -78,21 +78,21 @@ def command_line(pid: int) -> str:
 
 
 def last_lines(log_file: Path, *, n_lines: int = 15) -> str:
-    """Return the end of a log file, or a note that there is none."""
+    """Return the last lines of a log file, or a note that it is empty."""
     if not log_file.is_file():
         return "(no output)"
     return "\n".join(log_file.read_text(encoding="utf-8", errors="replace").splitlines()[-n_lines:]) or "(no output)"
 
 
-def _listen_to_signals() -> None:
-    # A shell starts background jobs with SIGINT ignored, and Prefect's worker then also ignores its first SIGTERM.
+def _restore_interrupt() -> None:
+    # A shell starts background jobs with SIGINT ignored; Prefect's worker would then also ignore its first SIGTERM.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _birth(pid: int) -> str | None:
-    """Return when a process began, in words of its system; None when it has ended or is a zombie."""
+    """Return the start time of a process as its system prints it; None if it has ended or is a zombie."""
     if sys.platform == "linux":
-        # Ticks since boot do not move when the clock is set, as a wall-clock start time would.
+        # Ticks since boot: setting the clock does not change them.
         fields = _stat(pid)
         return None if not fields or fields[0] in "ZX" else fields[19]
     listing = subprocess.run(["ps", "-o", "stat=,lstart=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout
@@ -101,9 +101,9 @@ def _birth(pid: int) -> str | None:
 
 
 def _stat(pid: int) -> list[str]:
-    """Return Linux's facts of a process from its state on (state, parent, group, ...); empty when there is none."""
+    """Return the fields of /proc/PID/stat from the state on (state, parent, group, ...); empty if there is no such process."""
     try:
-        # The name comes before and may contain anything, also brackets and blanks.
+        # The name stands before the last bracket and may itself contain brackets and blanks.
         return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
     except OSError:
         return []
@@ -113,7 +113,7 @@ def _reap(pid: int) -> None:
     try:
         os.waitpid(pid, os.WNOHANG)
     except ChildProcessError:
-        return  # somebody else's child, or reaped already
+        return  # not a child of this process, or reaped already
 
 
 def _signal_group(pid: int, number: signal.Signals) -> None:
@@ -124,7 +124,7 @@ def _signal_group(pid: int, number: signal.Signals) -> None:
 
 
 def _group_exists(pid: int) -> bool:
-    """Return whether any process of the group runs; zombies, which nobody may ever reap in a container, do not count."""
+    """Return whether any process of the group runs. Zombies do not count: in a container nobody may ever reap them."""
     _reap(pid)
     if sys.platform == "linux":
         states = (_stat(int(folder.name)) for folder in Path("/proc").iterdir() if folder.name.isdigit())

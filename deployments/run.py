@@ -1,17 +1,16 @@
-"""The command of every work pool: `python -m deployments.run` runs the flow that the run's deployment names, if it is one of ours.
+"""The command of every work pool: `python -m deployments.run` runs the flow of the run's deployment if it is one of FLOWS.
 
-A pool's template leaves a run nothing to choose: no command, no folder, no environment, no image. What differs between deployments is
-asked here, of the server that the worker serves, and what starts is one of FLOWS or nothing. On the stack of `clusterlora up` the run is
-forked at once (warm.py).
+A pool's template has no variables, so a run cannot choose its command, folder, environment or image. Its flow's entrypoint is read from the
+worker's server, and nothing but FLOWS is started. With the services of `clusterlora up`, fork_server.py forks the run.
 """
 
 import os
 import sys
 
-from deployments.api import ask
+from deployments import prefect_rest
 
 HEARTBEAT_SECONDS = 30
-"""How often a run says that it lives; the automations count on it."""
+"""Interval of a run's heartbeats, on which the automations rely."""
 
 FLOWS = (
     "flows.study.study",
@@ -28,23 +27,23 @@ ENVIRONMENT = {
     "PREFECT_LOGGING_EXTRA_LOGGERS": "clusterlora",
     "TOKENIZERS_PARALLELISM": "false",
 }
-"""What every run has in common, wherever its worker was started."""
+"""Environment variables of every run, wherever its worker was started."""
 
 
 def main() -> None:
-    """Become the run that the worker has taken."""
+    """Replace this process with the run that the worker has taken."""
     entrypoint = entrypoint_of(os.environ["PREFECT__FLOW_RUN_ID"])
     if entrypoint not in FLOWS:
-        sys.exit(f"error: {entrypoint!r} is none of the flows that this project deploys: {', '.join(FLOWS)}")
+        sys.exit(f"error: {entrypoint!r} is not a flow of this project; its flows are {', '.join(FLOWS)}")
     os.environ.update(ENVIRONMENT)
-    # The flow stands in the command line, where whoever looks for the run's process finds it.
-    os.execv(sys.executable, [sys.executable, "-m", "deployments.warm", "prefect.flow_engine", entrypoint])
+    # The flow is in the command line, by which supervise.py recognises the process of a run.
+    os.execv(sys.executable, [sys.executable, "-m", "deployments.fork_server", "prefect.flow_engine", entrypoint])
 
 
 def entrypoint_of(flow_run_id: str) -> str | None:
-    """Return the flow that a run's deployment names; None for a run without a deployment."""
-    deployment_id = ask(f"flow_runs/{flow_run_id}")["deployment_id"]
-    return ask(f"deployments/{deployment_id}")["entrypoint"] if deployment_id else None
+    """Return the entrypoint of a run's deployment; None for a run without a deployment."""
+    deployment_id = prefect_rest.request(f"flow_runs/{flow_run_id}")["deployment_id"]
+    return prefect_rest.request(f"deployments/{deployment_id}")["entrypoint"] if deployment_id else None
 
 
 if __name__ == "__main__":

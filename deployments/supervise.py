@@ -1,7 +1,7 @@
-"""Runs whose process is gone, on the local stack: found by their pid and marked Crashed, so that whoever waits can try again.
+"""Marks runs of the local services as Crashed if their process died, so that the study can retry them.
 
-Prefect's own way, an automation on missing heartbeats, needs PostgreSQL: on SQLite its event counters lose writes ("database is
-locked"), and living runs would be crashed. On one machine the pid is the better witness anyway.
+Prefect's way, an automation on missing heartbeats, needs PostgreSQL: on SQLite its event counters lose writes ("database is locked"), and
+living runs would be crashed. On one machine the pid is also more reliable.
 """
 
 from datetime import UTC, datetime, timedelta
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun
 
 START_PATIENCE = timedelta(minutes=5)
-"""How long a run that a worker has taken may have no process; a busy machine needs most of a minute."""
+"""How long a run that a worker has taken may be without a process; a busy machine needs most of a minute."""
 
 
 def crash_dead_runs(client: "SyncPrefectClient") -> tuple[str, ...]:
-    """Mark runs Crashed whose process is gone, and those inside them; return their names."""
+    """Mark runs whose process died, and their subflows, as Crashed; return their names."""
     from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
     from prefect.client.schemas.objects import StateType
     from prefect.states import Crashed
@@ -27,9 +27,9 @@ def crash_dead_runs(client: "SyncPrefectClient") -> tuple[str, ...]:
     unfinished = FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.RUNNING, StateType.PENDING, StateType.CANCELLING]))
     crashed: list[str] = []
     for run in client.read_flow_runs(flow_run_filter=FlowRunFilter(state=unfinished)):
-        # A run that ended well between the two questions has no process either: so ask for its state again, last.
+        # A run that ended since the first request has no process either, so its state is read again last.
         if _is_dead(run, client) and not _ended(run.id, client):
-            client.set_flow_run_state(run.id, Crashed(message="the run's process is gone"))
+            client.set_flow_run_state(run.id, Crashed(message="the run's process died"))
             crashed.append(run.name)
     return tuple(crashed)
 
@@ -49,5 +49,5 @@ def _ended(run_id: UUID, client: "SyncPrefectClient") -> bool:
 
 
 def is_flow_process(pid: int) -> bool:
-    """Return whether the pid is a living process that runs a flow, and not another one that was given the same number."""
+    """Return whether the pid is a process that runs a flow; another process may have got the pid of a dead one."""
     return "prefect" in processes.command_line(pid)

@@ -49,7 +49,7 @@ def refine(context: TaskContext, study_name: str) -> bool:
 @study_task("signal in the data · {study_name}", progress="{study_name} signal")
 def signal(context: TaskContext, study_name: str) -> None:
     """Tell how much there is to win for adapters per cluster and per person, without training any."""
-    from clusterlora.signal.words import markdown, verdict
+    from clusterlora.persona_signal.summary import markdown, verdict
     from clusterlora.stages.signal import signal as measure_signal
 
     _step_aside()

@@ -1,6 +1,6 @@
-"""The command line: verbs over the study. Every refusal is one line per problem; exit 1 = refused, 2 = misused, 130 = interrupted.
+"""Command line. Errors are one line per problem. Exit codes: 1 = refused or failed, 2 = wrong usage, 130 = interrupted.
 
-Only click is imported here and in the command modules; everything heavy is imported by the command that needs it.
+Only click is imported here and in the command modules; a command imports everything else when it runs.
 """
 
 import logging
@@ -16,22 +16,22 @@ from clusterlora.cli.assign import assign
 from clusterlora.cli.chat import chat
 from clusterlora.cli.data import data
 from clusterlora.cli.doctor import doctor
+from clusterlora.cli.local_steps import compare, evaluate, train
 from clusterlora.cli.models import models
 from clusterlora.cli.registry import registry
 from clusterlora.cli.services import down, up
 from clusterlora.cli.study import study
 from clusterlora.cli.verify import verify
-from clusterlora.cli.work import compare, evaluate, train
 from clusterlora.errors import ClusterLoraError
 
 EXAMPLES = """\b
 Examples:
   clusterlora study run --preset quick          the whole study, small
   clusterlora study run --data people.jsonl     the whole study on your own data
-  clusterlora train --cluster 0                 train one cluster's adapter here
-  clusterlora evaluate --cluster 0              score what has been trained for it
+  clusterlora train --cluster 0                 train one cluster's adapter in this process
+  clusterlora evaluate --cluster 0              score it against unified, as the gate does
   clusterlora compare                           table, figure and verdict
-  clusterlora assign --data new_persona.jsonl   cluster or unified for somebody new
+  clusterlora assign --data new_persona.jsonl   choose cluster or unified for a new persona
   clusterlora up / clusterlora down             the local servers and workers
 """
 
@@ -44,7 +44,7 @@ def cli(debug: bool) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     logging.getLogger("clusterlora").setLevel(logging.DEBUG if debug else logging.INFO)
     if not sys.stderr.isatty():
-        # The progress bars of model loading would fill a log file.
+        # Progress bars of model loading would fill a log file.
         os.environ.setdefault("TQDM_DISABLE", "1")
 
 
@@ -55,32 +55,32 @@ for command in (study, train, evaluate, compare, assign, chat, up, down, doctor,
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    argv = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        exit_code = cli.main(args=words, prog_name="clusterlora", standalone_mode=False)
-    except click.ClickException as misuse:
-        misuse.show()
-        return misuse.exit_code
+        exit_code = cli.main(args=argv, prog_name="clusterlora", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
         return 130
     except BrokenPipeError:
-        # The reader (head, less) has left; closing stdout quietly keeps Python from complaining at exit.
+        # The reader (head, less) has closed the pipe; without this, Python prints an error when it flushes stdout at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except Exception as problem:  # noqa: BLE001  (the last line of defence: a person gets one line, not a traceback)
-        _explain(problem, debug="--debug" in words)
+    except Exception as error:  # noqa: BLE001  (the user gets one line, not a traceback)
+        _print_error(error, debug="--debug" in argv)
         return 1
-    # Commands return nothing; `--help` and click's Exit come back as a number.
+    # A command returns None; `--help` and click's Exit return the exit code.
     return exit_code if isinstance(exit_code, int) else 0
 
 
-def _explain(problem: Exception, *, debug: bool) -> None:
+def _print_error(error: Exception, *, debug: bool) -> None:
     if debug:
-        click.echo("".join(traceback.format_exception(problem)), err=True)
-    if isinstance(problem, ClusterLoraError):
-        for line in str(problem).splitlines():
+        click.echo("".join(traceback.format_exception(error)), err=True)
+    if isinstance(error, ClusterLoraError):
+        for line in str(error).splitlines():
             click.echo(f"error: {line}", err=True)
         return
-    first_line = next(iter(str(problem).splitlines()), "")
-    click.echo(f"error: unexpected {type(problem).__name__}: {first_line}; run `clusterlora --debug ...` to see where", err=True)
+    first_line = next(iter(str(error).splitlines()), "")
+    click.echo(f"error: unexpected {type(error).__name__}: {first_line}; for the traceback run: clusterlora --debug ...", err=True)

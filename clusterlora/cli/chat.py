@@ -1,4 +1,4 @@
-"""`clusterlora chat`: ask what a persona would ask, and read the methods' answers side by side."""
+"""`clusterlora chat`: ask a question as a persona and compare the methods' answers side by side."""
 
 import json
 import sys
@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from clusterlora.cli.here import stores_here
-from clusterlora.cli.progress import say
+from clusterlora.cli.local_stores import open_local_stores
+from clusterlora.cli.progress import echo_stderr
 
 if TYPE_CHECKING:
     from clusterlora.ports import Stores
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 _EXAMPLES = """\b
 Examples:
-  clusterlora chat --persona persona_003                                       talk; an empty line or Ctrl-D ends it
+  clusterlora chat --persona persona_003                                       interactive; an empty line or Ctrl-D ends it
   clusterlora chat --persona persona_003 --methods unified,cluster "Make it cosy"
   clusterlora chat --study demo --persona persona_003 "Make it cosy" --json
 """
@@ -23,13 +23,13 @@ Examples:
 
 @click.command(epilog=_EXAMPLES)
 @click.argument("question", required=False)
-@click.option("--study", "name", help="Whose adapters.  [default: the newest study]")
-@click.option("--persona", required=True, help="Who asks; somebody unknown is answered by unified.")
-@click.option("--methods", help="Which methods answer, separated by commas.  [default: all that were evaluated]")
-@click.option("--max-new-tokens", type=click.IntRange(min=1), help="Longest answer.  [default: the study's]")
+@click.option("--study", "name", help="Study whose adapters answer.  [default: the newest]")
+@click.option("--persona", required=True, help="Persona who asks; unified answers one that is not in the study.")
+@click.option("--methods", help="Methods that answer, separated by commas.  [default: all that were evaluated]")
+@click.option("--max-new-tokens", type=click.IntRange(min=1), help="Maximum tokens per answer.  [default: the study's setting]")
 @click.option("--json", "as_json", is_flag=True, help="Print the answers as JSON; needs a QUESTION.")
 def chat(question: str | None, name: str | None, persona: str, methods: str | None, max_new_tokens: int | None, as_json: bool) -> None:
-    """Show the same QUESTION answered by several methods of a study, side by side. Without a question, talk in the terminal."""
+    """Print the answers of several methods of a study to QUESTION, side by side. Without it, start an interactive dialogue."""
     if as_json and question is None:
         raise click.UsageError('--json needs a question: clusterlora chat --persona ID --json "..."')
     from clusterlora.planning.study_state import read_state
@@ -39,31 +39,31 @@ def chat(question: str | None, name: str | None, persona: str, methods: str | No
     from clusterlora.stores.json_codec import from_plain, plain
     from clusterlora.stores.routing_table import RoutingTable
 
-    stores = stores_here()
+    stores = open_local_stores()
     state = read_state(name or _newest(stores), stores)
     study, plan = state.settings, work_plan(state)
     routers: dict[str, Router] = {}
-    for method in _asked(methods, study, stores):
+    for method in _evaluated_methods(methods, study, stores):
         table = from_plain(RoutingTable, plain(routing_table(state, plan, method, stores)))
         routers[method] = Router(table, adapter_folders(table, stores))
     if persona not in state.dataset.ids:
-        say(f"persona {persona!r} is not in study {study.name}: unified answers")
+        echo_stderr(f"persona {persona!r} is not in study {study.name}: unified answers")
 
-    def answers(history: dict[str, list[dict[str, str]]]) -> dict[str, dict[str, str]]:
+    def answers(history_by_method: dict[str, list[dict[str, str]]]) -> dict[str, dict[str, str]]:
         limit = {"max_new_tokens": max_new_tokens} if max_new_tokens else {}
-        return {m: router.answer([{"persona_id": persona, "messages": history[m], **limit}])[0] for m, router in routers.items()}
+        return {m: router.answer([{"persona_id": persona, "messages": history_by_method[m], **limit}])[0] for m, router in routers.items()}
 
-    talks: dict[str, list[dict[str, str]]] = {method: [] for method in routers}
-    while (line := question if question is not None else _read()) is not None:
-        for talk in talks.values():
-            talk.append({"role": "user", "content": line})
-        found = answers(talks)
-        for method, answer in found.items():
-            talks[method].append({"role": "assistant", "content": answer["text"]})
+    histories: dict[str, list[dict[str, str]]] = {method: [] for method in routers}
+    while (line := question if question is not None else _read_line()) is not None:
+        for history in histories.values():
+            history.append({"role": "user", "content": line})
+        answer_by_method = answers(histories)
+        for method, answer in answer_by_method.items():
+            histories[method].append({"role": "assistant", "content": answer["text"]})
         if as_json:
-            click.echo(json.dumps({"study": study.name, "persona_id": persona, "question": line, "answers": found}))
+            click.echo(json.dumps({"study": study.name, "persona_id": persona, "question": line, "answers": answer_by_method}))
         else:
-            _show(found)
+            _print_table(answer_by_method)
         if question is not None:
             return
 
@@ -71,28 +71,28 @@ def chat(question: str | None, name: str | None, persona: str, methods: str | No
 def _newest(stores: "Stores") -> str:
     from clusterlora.errors import UnknownName
 
-    known = stores.studies.studies()
-    if not known:
-        raise UnknownName("there is no study yet; begin with: clusterlora study run --preset quick")
-    return known[0][0]
+    studies = stores.studies.studies()
+    if not studies:
+        raise UnknownName("there is no study yet; start with: clusterlora study run --preset quick")
+    return studies[0][0]
 
 
-def _asked(methods: str | None, study: "Study", stores: "Stores") -> list[str]:
-    """Return the methods to ask. Raises UnknownName for one that was not evaluated."""
+def _evaluated_methods(methods: str | None, study: "Study", stores: "Stores") -> list[str]:
+    """Return the requested methods, by default all that were evaluated. Raises UnknownName for one that was not."""
     from clusterlora.errors import UnknownName
 
     routed = {route.method for route in stores.studies.routes(study.name)}
     evaluated = [method for method in study.methods if method in routed]
-    wanted = [word.strip() for word in methods.split(",") if word.strip()] if methods else evaluated
-    unknown = next((m for m in wanted if m not in evaluated), None)
-    if not wanted or unknown is not None:
-        known = f"it has {', '.join(evaluated)}" if evaluated else f"run: clusterlora evaluate --name {study.name}"
-        raise UnknownName(f"study {study.name} has not evaluated {unknown or 'any method'}; {known}")
-    return wanted
+    requested = [word.strip() for word in methods.split(",") if word.strip()] if methods else evaluated
+    unknown = next((m for m in requested if m not in evaluated), None)
+    if not requested or unknown is not None:
+        fix = f"it has {', '.join(evaluated)}" if evaluated else f"run: clusterlora evaluate --name {study.name}"
+        raise UnknownName(f"study {study.name} has not evaluated {unknown or 'any method'}; {fix}")
+    return requested
 
 
-def _read() -> str | None:
-    """Return what is typed; None at an empty line or the end of the input."""
+def _read_line() -> str | None:
+    """Return a line of stdin; None for an empty line or at the end of the input."""
     try:
         line = input("you> " if sys.stdin.isatty() else "").strip()
     except EOFError:
@@ -100,7 +100,7 @@ def _read() -> str | None:
     return line or None
 
 
-def _show(found: dict[str, dict[str, Any]]) -> None:
+def _print_table(answer_by_method: dict[str, dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -108,6 +108,6 @@ def _show(found: dict[str, dict[str, Any]]) -> None:
     table = Table(show_lines=True)
     for column in ("method", "answered by", "answer"):
         table.add_column(column)
-    for method, answer in found.items():
+    for method, answer in answer_by_method.items():
         table.add_row(Text(method), Text(answer["answered_by"]), Text(answer["text"]))
     Console().print(table)

@@ -1,4 +1,4 @@
-"""`clusterlora data`: check your own dialogues, measure what is in them, or write invented ones."""
+"""`clusterlora data`: validate dialogues, measure their persona signal, or generate synthetic ones."""
 
 import json
 from dataclasses import asdict, fields
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 @click.group(epilog="\b\nExample:\n  clusterlora data validate --data people.jsonl\n")
 def data() -> None:
-    """Check your own dialogues, measure what is in them, or write invented ones."""
+    """Validate dialogues, measure their persona signal, or generate synthetic ones."""
 
 
 @data.command(epilog="\b\nExample:\n  clusterlora data template mine && clusterlora study run --config mine/study.toml\n")
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
 @click.option("--json", "as_json", is_flag=True, help="Print the paths as JSON.")
 def template(folder: Path, as_json: bool) -> None:
-    """Write a small data set to FOLDER, ready to run and to be replaced by yours, and a commented configuration beside it."""
+    """Write a small example data set and a commented configuration to FOLDER, to be replaced by your own."""
     from clusterlora.data.template import write_template
 
     people, toml = write_template(folder)
@@ -36,10 +36,10 @@ def template(folder: Path, as_json: bool) -> None:
 
 @data.command(epilog="\b\nExample:\n  clusterlora data validate --data people.jsonl --dialogues 20 --picture people.png\n")
 @study_options
-@click.option("--picture", type=click.Path(path_type=Path, dir_okay=False), help="Draw the data as PNG into this file, too.")
+@click.option("--picture", type=click.Path(path_type=Path, dir_okay=False), help="Also draw the data into this PNG file.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 def validate(picture: Path | None, as_json: bool, **options: Any) -> None:
-    """Read, check and split the data of a study, and say what is in it. Every problem is listed with file, line and fix."""
+    """Read, check and split the data of a study, and print a summary. Every problem is listed with file, line and fix."""
     from clusterlora.data.validate import examine
     from clusterlora.errors import BadData
 
@@ -49,7 +49,7 @@ def validate(picture: Path | None, as_json: bool, **options: Any) -> None:
     if as_json:
         click.echo(json.dumps(asdict(summary)))
     else:
-        _print(summary)
+        _print_summary(summary)
     if picture is not None:
         from clusterlora.report.data_picture import draw_data
 
@@ -64,26 +64,26 @@ def validate(picture: Path | None, as_json: bool, **options: Any) -> None:
 @study_options
 @click.option("--json", "as_json", is_flag=True, help="Print the numbers as JSON.")
 def signal(as_json: bool, **options: Any) -> None:
-    """Tell, before any training, how much adapters per person and per cluster have to win on the data of a study."""
-    from clusterlora.signal.words import markdown
+    """Estimate, before any training, how much adapters per persona and per cluster can gain on the data of a study."""
+    from clusterlora.persona_signal.summary import markdown
     from clusterlora.stages.signal import signal_of_data
 
     study = study_from(options)
     with console_log() as log:
-        found = signal_of_data(study, log)
-    click.echo(json.dumps(asdict(found)) if as_json else markdown(found))
+        persona_signal = signal_of_data(study, log)
+    click.echo(json.dumps(asdict(persona_signal)) if as_json else markdown(persona_signal))
 
 
-def _print(summary: "DataSummary") -> None:
-    """Print counts as they are, and distributions in words and as a line of bars."""
-    from clusterlora.data.summary import Quartet
+def _print_summary(summary: "DataSummary") -> None:
+    """Print counts as numbers, and distributions as a sparkline with their percentiles."""
+    from clusterlora.data.summary import Distribution
     from clusterlora.report.data_picture import sparkline
 
     for field in fields(summary):
         value = getattr(summary, field.name)
         if field.name == "refusal":
             continue
-        if isinstance(value, Quartet):
+        if isinstance(value, Distribution):
             value = f"{value.minimum} {sparkline(value)} {value.maximum}   median {value.median}, 5 % {value.p5}, 95 % {value.p95}"
         elif field.name == "repetitive":
             value = ", ".join(f"{persona_id} ({n})" for persona_id, n in summary.repetitive) or "nobody"
@@ -95,10 +95,10 @@ def _print(summary: "DataSummary") -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print what was written as JSON.")
 @study_options
 def synthesize(folder: Path, as_json: bool, **options: Any) -> None:
-    """Write invented people to FOLDER: characters, routines, sessions and, beside them, the planted truth."""
+    """Write synthetic personas to FOLDER: characters, routines, sessions, and the planted ground truth."""
     from clusterlora.data.synthetic import generate, write
 
     settings = study_from(options).data.synthetic
     write(generate(settings), folder)
     record = {"folder": str(folder), "personas": sum(settings.cluster_sizes), "dialogues": settings.dialogues}
-    click.echo(json.dumps(record) if as_json else "{personas} people with {dialogues} dialogues each are in {folder}".format(**record))
+    click.echo(json.dumps(record) if as_json else "wrote {personas} personas with {dialogues} dialogues each to {folder}".format(**record))

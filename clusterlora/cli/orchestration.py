@@ -1,6 +1,6 @@
-"""The one seam to what is outside the wheel: `deployments` (servers, workers, launching) lives in the checkout.
+"""The one place that imports `deployments` (servers, workers, launching), which is in the checkout but not in the wheel.
 
-Everything here is imported when called, so the core neither needs Prefect nor knows it.
+It is imported when called, so the core does not depend on Prefect.
 """
 
 import importlib
@@ -10,12 +10,12 @@ from types import ModuleType
 
 import click
 
-from clusterlora.cli.progress import say
+from clusterlora.cli.progress import echo_stderr
 from clusterlora.errors import ServiceDown
 
 
 def deployments(module: str) -> ModuleType:
-    """Return `deployments.<module>` from the checkout. Raises ServiceDown when only the wheel is installed."""
+    """Return the module `deployments.<module>` of the checkout. Raises ServiceDown if only the wheel is installed."""
     try:
         return importlib.import_module(f"deployments.{module}")
     except ModuleNotFoundError as problem:
@@ -27,33 +27,33 @@ def deployments(module: str) -> ModuleType:
         ) from None
 
 
-def use_running_stack(*, works: bool = False) -> None:
-    """Point this process at the local stack's database and tracker when it runs; addresses already in the environment win.
+def use_local_services(*, keep_up: bool = False) -> None:
+    """Set the addresses of the local services in this process's environment if they run; variables that are set keep their values.
 
     Args:
-        works: the command needs the servers until it ends, so nobody who leaves meanwhile stops them.
+        keep_up: register the command as a user until it ends, so that no other command stops the services meanwhile.
     """
     try:
-        stack = deployments("stack")
+        local_services = deployments("local_services")
     except ServiceDown:
-        return  # a bare wheel has no stack of its own
-    home = stack.default_home()
-    if works:
+        return  # an installed wheel has no local services
+    home = local_services.default_home()
+    if keep_up:
         context = click.get_current_context()
-        running = stack.join(home, context.command_path)
+        running = local_services.acquire(home, context.command_path)
         if running:
-            context.call_on_close(lambda: stack.leave(home, log=say))
+            context.call_on_close(lambda: local_services.release(home, log=echo_stderr))
     else:
-        running = stack.status(home)
-    environment = running.environment() if running else {"CLUSTERLORA_HOME": str(deployments("services").results_home())}
+        running = local_services.status(home)
+    environment = running.environment() if running else {"CLUSTERLORA_HOME": str(deployments("service_specs").results_home())}
     for address, prefix in (("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_"), ("PREFECT_API_URL", "PREFECT_API_")):
-        # Somebody else's server is not told the passwords of this one.
+        # The local passwords are not sent to another server.
         if os.environ.get(address, environment.get(address)) != environment.get(address):
             environment = {name: value for name, value in environment.items() if not name.startswith(prefix)}
     for name, value in environment.items():
         os.environ.setdefault(name, value)
 
 
-def stack_home() -> Path:
-    """Return where the local stack keeps its state."""
-    return deployments("stack").default_home()
+def services_home() -> Path:
+    """Return the folder of the local services' state."""
+    return deployments("local_services").default_home()

@@ -1,4 +1,4 @@
-"""A RunLog for people: a bar with an estimate of what is left in a terminal, plain lines elsewhere."""
+"""RunLog of the command line: a progress bar with remaining time in a terminal, plain lines elsewhere."""
 
 import sys
 import time
@@ -14,26 +14,26 @@ if TYPE_CHECKING:
 LINE_EVERY_SECONDS = 10.0
 
 
-def say(line: str) -> None:
-    """Say one line on stderr; stdout is kept for results."""
+def echo_stderr(line: str) -> None:
+    """Print a line on stderr; stdout is for results."""
     click.echo(line, err=True)
 
 
 class ConsoleLog:
-    """Draws progress on stderr; curves belong to the tracker and are not shown."""
+    """Shows progress on stderr. Metric curves go to the tracker and are not shown."""
 
     def __init__(self, progress: "Progress | None") -> None:
         self._progress = progress
         self._task: TaskID | None = None
         self._phase, self._unit, self._total, self._done = "", "", 0, 0
         self._facts: dict[str, float] = {}
-        self._began = self._said = time.monotonic()
+        self._started_at = self._printed_at = time.monotonic()
 
     def phase(self, name: str, *, total: int, unit: str) -> None:
-        """Begin a bar of `total` units."""
+        """Start a progress bar of `total` units."""
         self._phase, self._unit, self._total, self._done = name, unit, total, 0
         self._facts = {}
-        self._began = self._said = time.monotonic()
+        self._started_at = self._printed_at = time.monotonic()
         if self._progress is not None:
             if self._task is not None:
                 self._progress.remove_task(self._task)
@@ -42,38 +42,38 @@ class ConsoleLog:
             self.note(f"{name}: {total} {unit}")
 
     def advance(self, units: int = 1, **facts: float) -> None:
-        """Move the bar; outside a terminal say a line every few seconds and at the end."""
+        """Advance the bar; outside a terminal print a line every LINE_EVERY_SECONDS and at the end."""
         self._done += units
         self._facts |= facts
-        shown = "  ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in self._facts.items())
+        numbers = "  ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in self._facts.items())
         if self._progress is not None and self._task is not None:
-            self._progress.update(self._task, advance=units, facts=shown)
+            self._progress.update(self._task, advance=units, facts=numbers)
             return
-        moment = time.monotonic()
-        if self._done >= self._total or moment - self._said >= LINE_EVERY_SECONDS:
-            self._said = moment
-            self.note(f"{self._phase}: {self._done}/{self._total} {self._unit}  {shown}  {self._left()}")
+        now = time.monotonic()
+        if self._done >= self._total or now - self._printed_at >= LINE_EVERY_SECONDS:
+            self._printed_at = now
+            self.note(f"{self._phase}: {self._done}/{self._total} {self._unit}  {numbers}  {self._remaining()}")
 
     def metric(self, name: str, value: float, *, step: int) -> None:
-        """Leave curves to the tracker."""
+        """Ignore the value: curves go to the tracker."""
 
     def note(self, message: str) -> None:
-        """Say one line."""
+        """Print a line."""
         if self._progress is not None:
             self._progress.console.print(message, markup=False, highlight=False)
         else:
-            say(message)
+            echo_stderr(message)
 
-    def _left(self) -> str:
+    def _remaining(self) -> str:
         if not self._done or self._done >= self._total:
-            return f"in {time.monotonic() - self._began:.0f} s"
-        seconds = (time.monotonic() - self._began) / self._done * (self._total - self._done)
+            return f"in {time.monotonic() - self._started_at:.0f} s"
+        seconds = (time.monotonic() - self._started_at) / self._done * (self._total - self._done)
         return f"about {seconds:.0f} s left"
 
 
 @contextmanager
 def console_log() -> Generator[ConsoleLog]:
-    """Yield a RunLog for the length of a command."""
+    """Yield the RunLog of one command."""
     if not sys.stderr.isatty():
         yield ConsoleLog(None)
         return

@@ -1,4 +1,4 @@
-"""`clusterlora registry`: look at registered models, say which is the champion, take them elsewhere."""
+"""`clusterlora registry`: list, show, promote and export registered models."""
 
 import json
 import tempfile
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from clusterlora.cli.orchestration import use_running_stack
+from clusterlora.cli.orchestration import use_local_services
 
 if TYPE_CHECKING:
     from clusterlora.stores.mlflow_models import Registry, Version
@@ -17,7 +17,7 @@ _WHICH = "MODEL is NAME (its champion, else its latest version), NAME@ALIAS or N
 
 
 def _registry() -> "Registry":
-    use_running_stack(works=True)
+    use_local_services(keep_up=True)
     from clusterlora.wiring import registry_from_environment
 
     return registry_from_environment()
@@ -32,24 +32,24 @@ def registry() -> None:
 @click.option("--study", help="Only the models of this study.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
 def list_models(study: str | None, as_json: bool) -> None:
-    """List every model's latest version, and all versions with an alias."""
+    """List the latest version of every model, and every version that has an alias."""
     versions = _registry().versions(study)
     if as_json:
         click.echo(json.dumps([_record(version) for version in versions]))
         return
     for version in versions:
         aliases = " ".join(f"@{alias}" for alias in version.aliases)
-        compared = version.tags.get("comparison", "not compared")
-        click.echo(f"{version.name:<36} {version.version:>3}  {version.tags.get('method', '-'):<18} {compared:<13} {aliases}")
+        comparison = version.tags.get("comparison", "not compared")
+        click.echo(f"{version.name:<36} {version.version:>3}  {version.tags.get('method', '-'):<18} {comparison:<13} {aliases}")
     if not versions:
-        click.echo("no registered models yet; a study registers them at its end: clusterlora study run --preset quick")
+        click.echo("no registered models yet; a study registers its models when it ends: clusterlora study run --preset quick")
 
 
-@registry.command(help=f"Show a model's card and tags. {_WHICH}", epilog="\b\nExample:\n  clusterlora registry show demo@champion\n")
+@registry.command(help=f"Print a model's card and tags. {_WHICH}", epilog="\b\nExample:\n  clusterlora registry show demo@champion\n")
 @click.argument("model")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def show(model: str, as_json: bool) -> None:
-    """Show a model."""
+    """Print a model's card, version, aliases and tags."""
     version = _registry().version(model)
     if as_json:
         click.echo(json.dumps(_record(version) | {"card": version.card}))
@@ -61,17 +61,17 @@ def show(model: str, as_json: bool) -> None:
 
 
 @registry.command(
-    help=f"Make a version the champion. Refused unless its study's comparison found nothing better. {_WHICH}",
+    help=f"Make a version the champion. Refused if the comparison of its study found a better method. {_WHICH}",
     epilog="\b\nExample:\n  clusterlora registry promote demo/3\n",
 )
 @click.argument("model")
-@click.option("--force", "reason", metavar="REASON", help="Promote it all the same; the reason is kept with the version.")
+@click.option("--force", "reason", metavar="REASON", help="Promote it anyway; the reason is stored with the version.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def promote(model: str, reason: str | None, as_json: bool) -> None:
     """Make a version the champion."""
-    known = _registry()
-    version = known.version(model)
-    known.promote(version, forced_because=reason)
+    model_registry = _registry()
+    version = model_registry.version(model)
+    model_registry.promote(version, forced_because=reason)
     click.echo(
         json.dumps({"name": version.name, "version": version.version, "alias": "champion"})
         if as_json
@@ -84,20 +84,22 @@ def promote(model: str, reason: str | None, as_json: bool) -> None:
     epilog="\b\nExample:\n  clusterlora registry export demo@champion --format vllm --out exported && cat exported/serve.sh\n",
 )
 @click.argument("model")
-@click.option("--format", "form", type=click.Choice(["vllm", "peft"]), default="vllm", show_default=True, help="What is to serve it.")
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="A folder that does not exist, or is empty.")
+@click.option("--format", "form", type=click.Choice(["vllm", "peft"]), default="vllm", show_default=True, help="Server that is to load it.")
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder to write to, empty or absent.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was written as JSON.")
 def export(model: str, form: Any, out: Path, as_json: bool) -> None:
-    """Write a model as PEFT folders."""
+    """Write a model as PEFT folders, with the command that serves them."""
     from clusterlora.serving.export import export as export_model
 
-    known = _registry()
+    model_registry = _registry()
     with tempfile.TemporaryDirectory() as temporary:
-        exported = export_model(known.download(known.version(model), Path(temporary)), out, form)
+        exported = export_model(model_registry.download(model_registry.version(model), Path(temporary)), out, form)
     if as_json:
         click.echo(json.dumps(asdict(exported) | {"folder": str(exported.folder)}))
         return
-    click.echo(f"{len(exported.adapters)} adapters in {out / 'adapters'}, whose is whose in {out / 'routes.json'}; serve them with:\n")
+    click.echo(
+        f"{len(exported.adapters)} adapters in {out / 'adapters'}, the route of each persona in {out / 'routes.json'}; serve them with:\n"
+    )
     click.echo(exported.command)
 
 

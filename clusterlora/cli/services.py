@@ -5,35 +5,35 @@ import shlex
 
 import click
 
-from clusterlora.cli.orchestration import deployments, stack_home
-from clusterlora.cli.progress import say
+from clusterlora.cli.orchestration import deployments, services_home
+from clusterlora.cli.progress import echo_stderr
 
-_FOR_OTHERS = (
+_EXPORTED = (
     *("PREFECT_API_URL", "PREFECT_API_AUTH_STRING", "CLUSTERLORA_DATABASE_URL"),
     *("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"),
 )
 
 
 @click.command(epilog="\b\nExample:\n  clusterlora up --workers 1      one training at a time\n")
-@click.option("--workers", type=click.IntRange(min=1), help="Processes for training.  [default: one per GPU, two without any]")
-@click.option("--host", help="Address to listen on, to be looked at from other machines.  [default: as before, at first 127.0.0.1]")
-@click.option("--exports", is_flag=True, help='Print addresses and passwords for other programs: eval "$(clusterlora up --exports)"')
+@click.option("--workers", type=click.IntRange(min=1), help="Worker processes for training.  [default: one per GPU, two without a GPU]")
+@click.option("--host", help="Address to listen on, for access from other machines.  [default: the current one, at first 127.0.0.1]")
+@click.option("--exports", is_flag=True, help='Print addresses and passwords as shell exports: eval "$(clusterlora up --exports)"')
 @click.option("--json", "as_json", is_flag=True, help="Print the addresses as JSON.")
 def up(workers: int | None, host: str | None, exports: bool, as_json: bool) -> None:
-    """Start Prefect, MLflow and the workers on this machine, until `clusterlora down`; what already runs is kept.
+    """Start Prefect, MLflow and the workers on this machine, until `clusterlora down`. Processes that run are left alone.
 
-    Both servers ask for a password, which commands and workers know. Your browser gets it by the login link, which works once and for an
-    hour; every `clusterlora up` prints another.
+    Both servers require a password, which commands and workers have. Your browser gets it through the login link, which is valid once and
+    for an hour; every `clusterlora up` prints another.
     """
-    stack = deployments("stack").up(stack_home(), workers=workers, host=host, log=say)
+    services = deployments("local_services").up(services_home(), workers=workers, host=host, log=echo_stderr)
     if exports:
-        for name, value in stack.environment().items():
-            if name in _FOR_OTHERS:
+        for name, value in services.environment().items():
+            if name in _EXPORTED:
                 click.echo(f"export {name}={shlex.quote(value)}")
         return
-    addresses = {"prefect": stack.addresses.prefect, "mlflow": stack.addresses.mlflow, "login": stack.login_link()}
+    addresses = {"prefect": services.addresses.prefect, "mlflow": services.addresses.mlflow, "login": services.login_link()}
     if as_json:
-        click.echo(json.dumps({**addresses, "started": stack.started}))
+        click.echo(json.dumps({**addresses, "started": services.started}))
         return
     click.echo(f"Prefect  {addresses['prefect']}")
     click.echo(f"MLflow   {addresses['mlflow']}")
@@ -41,14 +41,14 @@ def up(workers: int | None, host: str | None, exports: bool, as_json: bool) -> N
     click.echo("stop them with: clusterlora down")
 
 
-@click.command(epilog="\b\nExample:\n  clusterlora down      a study that was running continues when it is started again\n")
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON list of what was stopped.")
+@click.command(epilog="\b\nExample:\n  clusterlora down      run a study again to continue it\n")
+@click.option("--json", "as_json", is_flag=True, help="Print the names of the stopped processes as a JSON list.")
 def down(as_json: bool) -> None:
-    """Stop the local workers and servers, whoever uses them; nothing that was finished is lost."""
-    stack, home = deployments("stack"), stack_home()
-    for user in stack.users(home):
-        say(f"{user}: goes on when it is run again")
-    stopped = stack.down(home)
+    """Stop the local workers and servers, even if others use them. Nothing that finished is lost."""
+    local_services, home = deployments("local_services"), services_home()
+    for user in local_services.other_users(home):
+        echo_stderr(f"{user}: run it again to continue")
+    stopped = local_services.down(home)
     if as_json:
         click.echo(json.dumps(stopped))
         return

@@ -1,4 +1,4 @@
-"""`clusterlora study`: run whole studies on the local stack, and see how they stand."""
+"""`clusterlora study`: run whole studies on the local services, and print their state."""
 
 import getpass
 import json
@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from clusterlora.cli.here import stores_here
+from clusterlora.cli.local_stores import open_local_stores
 from clusterlora.cli.options import study_from, study_options
-from clusterlora.cli.orchestration import deployments, stack_home
-from clusterlora.cli.progress import say
+from clusterlora.cli.orchestration import deployments, services_home
+from clusterlora.cli.progress import echo_stderr
 
 if TYPE_CHECKING:
     from clusterlora.ports import Stores
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _RUN_EXAMPLES = """\b
 Examples:
-  clusterlora study run --preset quick                     see every part work once
+  clusterlora study run --preset quick                     every step once, in minutes
   clusterlora study run --preset mission                   200 personas, 30/10/10 dialogues
   clusterlora study run --data people.jsonl --base-model Qwen/Qwen2.5-0.5B-Instruct
   clusterlora study run --config study.toml --set recipe.epochs=1 --name try-2
@@ -35,125 +35,127 @@ Example:
 
 @click.group(epilog="\b\nExample:\n  clusterlora study run --preset quick\n")
 def study() -> None:
-    """Run whole studies, and see how they stand."""
+    """Run whole studies, and print their state."""
 
 
 @study.command(epilog=_RUN_EXAMPLES)
 @study_options
-@click.option("--workers", type=click.IntRange(min=1), help="Processes for training.  [default: one per GPU, two without any]")
-@click.option("--no-wait", is_flag=True, help="Stop the servers when the study has ended, also in a terminal.")
-@click.option("--show-settings", is_flag=True, help="Print all settings as JSON and stop.")
-@click.option("--json", "as_json", is_flag=True, help="Print how the study stands at the end as JSON.  [default: table and verdict]")
+@click.option("--workers", type=click.IntRange(min=1), help="Worker processes for training.  [default: one per GPU, two without a GPU]")
+@click.option("--no-wait", is_flag=True, help="Stop the servers when the study ends, also in a terminal.")
+@click.option("--show-settings", is_flag=True, help="Print all settings as JSON and exit.")
+@click.option("--json", "as_json", is_flag=True, help="Print the final state as JSON.  [default: table and verdict]")
 def run(workers: int | None, no_wait: bool, show_settings: bool, as_json: bool, **options: Any) -> None:
     """Run a study: prepare, cluster, gate, train, evaluate, compare, register.
 
-    Starts the local servers and workers if they are not up, follows the study, and prints the table, the gate's verdict and where
-    to look. Run the same command again after any interruption: nothing that finished is done again.
+    Starts the local servers and workers if they do not run, follows the study, and prints the table, the gate's verdict and where the
+    results are. After an interruption run the same command again: finished work is not repeated.
     """
-    chosen = study_from(options)
+    study = study_from(options)
     if show_settings:
         from clusterlora.config import as_mapping
 
-        click.echo(json.dumps(as_mapping(chosen), indent=2))
+        click.echo(json.dumps(as_mapping(study), indent=2))
         return
-    _refuse_early(chosen)
+    _check_inputs(study)
     stay = sys.stdout.isatty() and not no_wait and not as_json
-    ended = deployments("launch").run_study(chosen, home=stack_home(), workers=workers, stay=stay, say=say, results=not as_json)
+    ended = deployments("launch").run_study(study, home=services_home(), workers=workers, stay=stay, log=echo_stderr, results=not as_json)
     if as_json:
-        click.echo(json.dumps(_status(chosen.name, stores_here())))
+        click.echo(json.dumps(_status(study.name, open_local_stores())))
     if not ended.completed:
         raise click.exceptions.Exit(1)
 
 
 @study.command("import", epilog=_IMPORT_EXAMPLE)
 @click.option("--splits", help="JSON file of splits, such as data/splits/edgesplits.json.")
-@click.option("--clusters", type=click.Path(path_type=Path, dir_okay=False), required=True, help="JSON map of clusters: cluster_map.json.")
-@click.option("--adapters", type=click.Path(path_type=Path, file_okay=False), help="Folder of PEFT folders cluster_00, cluster_01, ...")
-@click.option("--results", type=click.Path(path_type=Path), help="JSON file, or folder of them, with scores by persona.")
+@click.option("--clusters", type=click.Path(path_type=Path, dir_okay=False), required=True, help="JSON file of clusters: cluster_map.json.")
+@click.option(
+    "--adapters", type=click.Path(path_type=Path, file_okay=False), help="Folder with the PEFT folders cluster_00, cluster_01, ..."
+)
+@click.option("--results", type=click.Path(path_type=Path), help="JSON file, or folder of JSON files, with scores by persona.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was imported as JSON.")
 @study_options
 def import_older(splits: str | None, clusters: Path, adapters: Path | None, results: Path | None, as_json: bool, **options: Any) -> None:
-    """Continue here what older scripts began: take over their splits, clusters, adapters and scores.
+    """Import splits, clusters, adapters and scores of earlier scripts, and continue from there.
 
-    The adapters are evaluated like everything else and compared as the method imported_cluster; clusters without one are answered by the
-    adapter trained here. The scores are shown beside the results and are part of no statistic.
+    The imported adapters are evaluated and compared as the method imported_cluster; the adapter that is trained here answers
+    a cluster without one. Imported scores are printed beside the results and enter no statistic.
     """
     from clusterlora.cli.progress import console_log
     from clusterlora.stages.imported import Older, bring_in, settings_for_import
 
     older = Older(clusters, adapters, results)
-    chosen = settings_for_import(study_from(options, data__splits=splits), older)
+    study = settings_for_import(study_from(options, data__splits=splits), older)
     with console_log() as log:
-        found = bring_in(chosen, older, stores_here(works=True), log)
+        imported = bring_in(study, older, open_local_stores(keep_services_up=True), log)
     if as_json:
-        click.echo(json.dumps({"study": chosen.name, **asdict(found)}))
+        click.echo(json.dumps({"study": study.name, **asdict(imported)}))
         return
     click.echo(
-        f"study {chosen.name}: {found.personas} personas in {found.clusters} clusters, "
-        f"{found.adapters} adapters, {found.results} files of scores"
+        f"study {study.name}: {imported.personas} personas in {imported.clusters} clusters, "
+        f"{imported.adapters} adapters, {imported.results} files of scores"
     )
-    click.echo(f"go on with: clusterlora study run --name {chosen.name}")
+    click.echo(f"continue with: clusterlora study run --name {study.name}")
 
 
 @study.command("list", epilog="\b\nExample:\n  clusterlora study list --json\n")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
 def list_studies(as_json: bool) -> None:
-    """List the studies, the newest first."""
-    rows = [dict(zip(("name", "status", "created"), row, strict=True)) for row in stores_here().studies.studies()]
+    """List the studies, newest first."""
+    rows = [dict(zip(("name", "status", "created"), row, strict=True)) for row in open_local_stores().studies.studies()]
     if as_json:
         click.echo(json.dumps(rows))
         return
     for row in rows:
         click.echo(f"{row['name']:<30} {row['status']:<12} {row['created']}")
     if not rows:
-        click.echo("no studies yet; begin with: clusterlora study run --preset quick")
+        click.echo("no studies yet; start with: clusterlora study run --preset quick")
 
 
 @study.command(epilog="\b\nExample:\n  clusterlora study status demo\n")
 @click.argument("name", required=False)
-@click.option("--watch", is_flag=True, help="A live page: phases, what is expected, scores, GPU and memory; Ctrl-C leaves it.")
+@click.option("--watch", is_flag=True, help="Live view: phases with expected times, scores, GPU and memory; Ctrl-C exits.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def status(name: str | None, watch: bool, as_json: bool) -> None:
-    """Say how a study stands (the newest one when no NAME is given)."""
+    """Print the state of a study, by default of the newest one."""
     from clusterlora.errors import UnknownName
 
-    stores = stores_here()
+    stores = open_local_stores()
     if name is None:
-        known = stores.studies.studies()
-        if not known:
-            raise UnknownName("there is no study yet; begin with: clusterlora study run --preset quick")
-        name = known[0][0]
+        studies = stores.studies.studies()
+        if not studies:
+            raise UnknownName("there is no study yet; start with: clusterlora study run --preset quick")
+        name = studies[0][0]
     if watch:
         from clusterlora.cli.watch import watch as watch_study
 
         watch_study(name, stores)
         return
-    found = _status(name, stores)
+    state = _status(name, stores)
     if as_json:
-        click.echo(json.dumps(found))
+        click.echo(json.dumps(state))
         return
-    for field, value in found.items():
-        shown = ", ".join(map(str, value)) if isinstance(value, list) else value  # pyright: ignore[reportUnknownArgumentType]
-        click.echo(f"{field.replace('_', ' '):<14} {shown or '-'}")
+    for field, value in state.items():
+        text = ", ".join(map(str, value)) if isinstance(value, list) else value  # pyright: ignore[reportUnknownArgumentType]
+        click.echo(f"{field.replace('_', ' '):<14} {text or '-'}")
 
 
 @study.command(epilog="\b\nExample:\n  clusterlora study decide people --retry --learning-rate 1e-4 --epochs 6\n")
 @click.argument("name")
-@click.option("--go-on", "choice", flag_value="continue", help="Train the rest all the same.")
-@click.option("--stop", "choice", flag_value="stop", help="Compare what was trained, and stop.")
-@click.option("--retry", "choice", flag_value="retry", help="Try cluster 0 once more, with at least one of the next three.")
+@click.option("--go-on", "choice", flag_value="continue", help="Train the remaining adapters anyway.")
+@click.option("--stop", "choice", flag_value="stop", help="Compare what was trained, then stop.")
+@click.option("--retry", "choice", flag_value="retry", help="Train cluster 0 once more, with at least one of the next three options.")
 @click.option("--learning-rate", type=click.FloatRange(min=0, min_open=True), help="Peak learning rate of the retry.")
 @click.option("--epochs", type=click.IntRange(min=1), help="Epochs of the retry.")
-@click.option("--init", type=click.Choice(["base", "unified"]), help="What the retry starts from.")
-@click.option("--by", default=getpass.getuser, show_default="your user name", help="Who decides; kept with the decision.")
-@click.option("--json", "as_json", is_flag=True, help="Print what was decided as JSON.")
+@click.option("--init", type=click.Choice(["base", "unified"]), help="Initial weights of the retry.")
+@click.option("--by", default=getpass.getuser, show_default="your user name", help="Who decides; stored with the decision.")
+@click.option("--json", "as_json", is_flag=True, help="Print the decision as JSON.")
 def decide(name: str, choice: Any, learning_rate: float | None, epochs: int | None, init: Any, by: str, as_json: bool) -> None:
-    """Decide on a refused gate for a study that waits for it (gate.on_failure=ask)."""
+    """Decide how a study continues after its gate refused (gate.on_failure=ask)."""
     changes = any(value is not None for value in (learning_rate, epochs, init))
     if choice is None:
-        raise click.UsageError("say what to do: --go-on, --stop or --retry")
+        raise click.UsageError("choose one of --go-on, --stop and --retry")
     if changes != (choice == "retry"):
-        raise click.UsageError("--retry goes with at least one of --learning-rate, --epochs and --init, and they only with it")
+        raise click.UsageError("--retry requires at least one of --learning-rate, --epochs and --init; without it they are not allowed")
     from clusterlora.errors import ServiceDown, UnknownName
     from clusterlora.metadata import Decision
     from clusterlora.planning.decisions import decide as record
@@ -161,35 +163,35 @@ def decide(name: str, choice: Any, learning_rate: float | None, epochs: int | No
     from clusterlora.planning.study_state import read_state
     from clusterlora.settings import Rung
 
-    stores = stores_here()
+    stores = open_local_stores()
     if not awaits_decision(read_state(name, stores)):
-        raise UnknownName(f"study {name} waits for no decision; it stands like this: clusterlora study status {name}")
+        raise UnknownName(f"study {name} waits for no decision; see its state with: clusterlora study status {name}")
     rung = Rung(name="asked", learning_rate=learning_rate, epochs=epochs, init=init) if changes else None
     record(name, stores, Decision(choice, rung, by))
-    stack = deployments("stack").status(stack_home())
+    services = deployments("local_services").status(services_home())
     try:
-        resumed = stack is not None and deployments("launch").decide(name, stack)
+        resumed = services is not None and deployments("launch").resume_after_decision(name, services)
     except ServiceDown as problem:
-        say(str(problem))
+        echo_stderr(str(problem))
         resumed = False
     if as_json:
         click.echo(json.dumps({"study": name, "choice": choice, "by": by, "rung": rung and asdict(rung), "resumed": resumed}))
     elif resumed:
-        said = {"continue": "goes on", "stop": "compares what was trained, and stops", "retry": "tries cluster 0 once more"}
-        click.echo(f"study {name} {said[choice]}")
+        action = {"continue": "continues", "stop": "compares what was trained, and stops", "retry": "trains cluster 0 once more"}
+        click.echo(f"study {name} {action[choice]}")
     else:
-        click.echo("noted; the study acts on it when it is run again")
+        click.echo("stored; it takes effect when the study is run again")
 
 
-def _refuse_early(chosen: "Study") -> None:
-    """Refuse data and base models that cannot be used before a server is started for them."""
+def _check_inputs(study: "Study") -> None:
+    """Raise for a base model or data that cannot be used, before any server is started."""
     from clusterlora.models.base import base_revision
 
-    base_revision(chosen.model.base)
-    if chosen.data.path is not None:
+    base_revision(study.model.base)
+    if study.data.path is not None:
         from clusterlora.data.load import load
 
-        load(chosen.data)
+        load(study.data)
 
 
 def _status(name: str, stores: "Stores") -> dict[str, Any]:

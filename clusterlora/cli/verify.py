@@ -1,4 +1,4 @@
-"""`clusterlora study verify`: compare database, adapter store and MLflow."""
+"""`clusterlora study verify`: check that database, adapter store and MLflow agree."""
 
 import json
 import os
@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from clusterlora.cli.here import stores_here
-from clusterlora.cli.orchestration import deployments, stack_home
-from clusterlora.cli.progress import say
+from clusterlora.cli.local_stores import open_local_stores
+from clusterlora.cli.orchestration import deployments, services_home
+from clusterlora.cli.progress import echo_stderr
 from clusterlora.errors import ServiceDown
 
 if TYPE_CHECKING:
@@ -18,23 +18,23 @@ if TYPE_CHECKING:
 
 _EXAMPLES = """\b
 Examples:
-  clusterlora study verify                  every study; exit 1 when something is wrong
-  clusterlora study verify demo --repair    mend what can be mended; exit 1 when something is left
+  clusterlora study verify                  every study; exit 1 if there are findings
+  clusterlora study verify demo --repair    repair what can be repaired; exit 1 if findings remain
 """
 
 
 @click.command(epilog=_EXAMPLES)
 @click.argument("name", required=False)
-@click.option("--repair", is_flag=True, help="Mend what can be mended. Nothing that may be of use is deleted.")
+@click.option("--repair", is_flag=True, help="Repair what can be repaired. Nothing that may still be needed is deleted.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
 def verify(name: str | None, repair: bool, as_json: bool) -> None:
     """Check that the study database, the adapter store and MLflow agree."""
     from clusterlora.stages.verify import verify as verify_studies
 
-    stores = stores_here(works=True)
+    stores = open_local_stores(keep_services_up=True)
     names = [name] if name else [study for study, _, _ in stores.studies.studies()]
     findings: list[Finding] = []
-    for finding in verify_studies(names, stores, live=_live(), repair=repair):
+    for finding in verify_studies(names, stores, live=_live_work(), repair=repair):
         findings.append(finding)
         if not as_json:
             click.echo(_line(finding))
@@ -54,30 +54,30 @@ def _line(finding: "Finding") -> str:
     return f"repaired  {where}{finding.what}" if finding.repaired else f"found     {where}{finding.what}; {finding.fix}"
 
 
-def _live() -> "Callable[[str], LiveWork | None] | None":
-    """Return a function that asks Prefect for a study's live runs, the local server or the one in the environment; None without one.
+def _live_work() -> "Callable[[str], LiveWork | None] | None":
+    """Return a function from a study's name to its unfinished runs on the local Prefect server, else the one in the environment.
 
-    A server that did not answer once is reported and not asked again.
+    None without a server. After the first failure the function prints it, returns None and does not try again.
     """
-    stack = deployments("stack").status(stack_home())
-    if stack is None and not os.environ.get("PREFECT_API_URL"):
+    services = deployments("local_services").status(services_home())
+    if services is None and not os.environ.get("PREFECT_API_URL"):
         return None
-    observe, supervise = deployments("observe"), deployments("supervise")
-    is_away = False
+    prefect_client, supervise = deployments("prefect_client"), deployments("supervise")
+    unreachable = False
 
-    def ask(study_name: str) -> "LiveWork | None":
-        nonlocal is_away
-        if is_away:
+    def live_work(study_name: str) -> "LiveWork | None":
+        nonlocal unreachable
+        if unreachable:
             return None
         try:
-            with observe.connect(stack) as client:
-                # Runs whose process is gone are open until somebody notices; on this machine the stack's own watchman can.
-                if stack is not None:
+            with prefect_client.connect(services) as client:
+                # Runs whose process died stay open until they are marked; for local services this can be done here.
+                if services is not None:
                     supervise.crash_dead_runs(client)
-                return observe.live_work(client, study_name)
+                return prefect_client.live_work(client, study_name)
         except ServiceDown as problem:
-            is_away = True
-            say(f"{problem}; until then nothing that may be under way is judged")
+            unreachable = True
+            echo_stderr(f"{problem}; attempts that may be running are not checked")
             return None
 
-    return ask
+    return live_work

@@ -1,4 +1,4 @@
-"""A study as a live page in the terminal: phases with what is expected, scores so far, what trains, GPU and memory."""
+"""Live view of a study in the terminal: phases with expected times, scores so far, running training, GPU and memory."""
 
 import shutil
 import subprocess
@@ -14,28 +14,28 @@ from rich.text import Text
 if TYPE_CHECKING:
     from clusterlora.ports import Stores
 
-EVERY_SECONDS = 2.0
-_OVER = ("finished", "failed", "cancelled")
+REFRESH_SECONDS = 2.0
+_ENDED = ("finished", "failed", "cancelled")
 
 
 def watch(name: str, stores: "Stores") -> None:
-    """Redraw the page until the study has ended or Ctrl-C is pressed; without a terminal print it once."""
+    """Redraw the view until the study ends or Ctrl-C is pressed; without a terminal print it once."""
     from rich.console import Console
 
     console = Console()
     if not console.is_terminal:
-        console.print(page(name, stores))
+        console.print(current_view(name, stores))
         return
     with Live(console=console, auto_refresh=False) as live:
         while True:
-            live.update(page(name, stores), refresh=True)
-            if stores.studies.status(name) in _OVER:
+            live.update(current_view(name, stores), refresh=True)
+            if stores.studies.status(name) in _ENDED:
                 return
-            time.sleep(EVERY_SECONDS)
+            time.sleep(REFRESH_SECONDS)
 
 
-def page(name: str, stores: "Stores") -> Group:
-    """Return the page as it is at this moment."""
+def current_view(name: str, stores: "Stores") -> Group:
+    """Return the current view."""
     from clusterlora.planning.study_state import read_state
     from clusterlora.stages.outlook import against_unified, next_step, phases
 
@@ -44,16 +44,16 @@ def page(name: str, stores: "Stores") -> Group:
     for column in ("phase", "state", "took", "expected", ""):
         table.add_column(column, justify="right" if column in ("took", "expected") else "left")
     for phase in phases(state):
-        table.add_row(phase.name, phase.state, _clock(phase.spent), _clock(phase.expected), phase.detail)
+        table.add_row(phase.name, phase.state, _format_duration(phase.spent), _format_duration(phase.expected), phase.detail)
     open_attempts = [attempt for attempt in state.attempts if attempt.state == "running"]
     lines = [f"training {a.group}, attempt {a.number}, micro-batch {a.micro_batch}" for a in open_attempts]
     lines += against_unified(state)
-    lines += [f"next: {next_step(state)}", machine()]
+    lines += [f"next: {next_step(state)}", machine_usage()]
     return Group(table, *(Text(line) for line in lines))
 
 
-def machine() -> str:
-    """Return memory and GPUs in one line."""
+def machine_usage() -> str:
+    """Return the usage of memory and GPUs in one line."""
     parts: list[str] = []
     meminfo = Path("/proc/meminfo")
     if meminfo.is_file():
@@ -63,14 +63,14 @@ def machine() -> str:
     tool = shutil.which("nvidia-smi")
     if tool is not None:
         query = [tool, "--query-gpu=index,utilization.gpu,memory.used,memory.total", "--format=csv,noheader"]
-        done = subprocess.run(query, capture_output=True, text=True, check=False)
-        parts += [f"GPU {line}" for line in done.stdout.splitlines()]
+        completed = subprocess.run(query, capture_output=True, text=True, check=False)
+        parts += [f"GPU {line}" for line in completed.stdout.splitlines()]
     else:
         parts.append("no GPU")
     return " · ".join(parts)
 
 
-def _clock(seconds: Any) -> str:
+def _format_duration(seconds: Any) -> str:
     if seconds is None:
         return "-"
     minutes, rest = divmod(round(seconds), 60)

@@ -1,4 +1,4 @@
-"""Grouping personas by what their train dialogues say. An algorithm is what describes a persona."""
+"""Clustering of personas by their train dialogues. An algorithm returns the features of each persona."""
 
 from collections.abc import Callable, Mapping
 
@@ -29,4 +29,4 @@ ALGORITHMS: Catalog[Algorithm] = Catalog(
 )
 
 PREREQUISITES: Mapping[str, str] = {"gradient": "unified", "adapter": "per_persona"}
-"""The method whose adapters an algorithm reads: they are trained before personas are grouped."""
+"""Method whose adapters an algorithm reads; they are trained before the clustering."""

@@ -1,4 +1,4 @@
-"""A persona is what its own adapter does to the base model."""
+"""Features `adapter`: the weight update of the persona's own adapter."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""How many clusters there are, when nobody says."""
+"""The number of clusters, if the settings leave it open."""
 
 from collections.abc import Callable
 
@@ -14,11 +14,11 @@ Partition = Callable[[Float[np.ndarray, "persona dim"], int], Int[np.ndarray, " 
 
 
 def curve_over_k(evidence: Evidence, partition: Partition, *, min_size: int) -> tuple[tuple[int, float, float], ...]:
-    """Return (k, silhouette, held-out NLL) for every k from 2 to 12 that leaves `min_size` personas to a cluster.
+    """Return (k, silhouette, held-out NLL) for every k from 2 to 12 for which clusters can have `min_size` personas.
 
-    The silhouette is of the partition of everything (Rousseeuw 1987). The negative log-likelihood, in nats per dimension, is of the means
-    of every second piece of evidence under spherical Gaussians at the centroids of the others: it falls while clusters are real. It is
-    nan where a persona has one piece only.
+    The silhouette is that of the partition of all evidence (Rousseeuw 1987). The held-out negative log-likelihood, in nats per dimension,
+    is that of the personas' means over every second piece of evidence, under spherical Gaussians around the centroids of the other pieces.
+    It falls with k as long as the additional clusters are real; nan if a persona has only one piece of evidence.
     """
     features = feature_matrix(evidence)
     largest = min(LARGEST, len(features) // max(1, min_size), len(np.unique(features, axis=0)) - 1)
@@ -26,7 +26,7 @@ def curve_over_k(evidence: Evidence, partition: Partition, *, min_size: int) -> 
 
 
 def best_k(curve: tuple[tuple[int, float, float], ...]) -> int:
-    """Return the k of the largest silhouette, the smallest of equals; without a curve, the smallest k."""
+    """Return the k with the largest silhouette, the smallest of equals; 2 if the curve is empty."""
     return max(curve, key=lambda point: (point[1], -point[0]))[0] if curve else SMALLEST
 
 
@@ -36,9 +36,9 @@ def _quality(evidence: Evidence, features: Float[np.ndarray, "persona dim"], par
     silhouette = float(silhouette_score(features, partition(features, k)))
     if any(len(pieces) < 2 for pieces in evidence):
         return silhouette, float("nan")
-    seen = feature_matrix(tuple(pieces[::2] for pieces in evidence))
-    unseen = feature_matrix(tuple(pieces[1::2] for pieces in evidence))
-    labels = partition(seen, k)
-    centroids = np.stack([seen[labels == label].mean(axis=0) if np.any(labels == label) else seen.mean(axis=0) for label in range(k)])
-    variance = max(float(np.mean((seen - centroids[labels]) ** 2)), 1e-12)
-    return silhouette, 0.5 * (float(np.mean((unseen - centroids[labels]) ** 2)) / variance + float(np.log(2 * np.pi * variance)))
+    fitted = feature_matrix(tuple(pieces[::2] for pieces in evidence))
+    held_out = feature_matrix(tuple(pieces[1::2] for pieces in evidence))
+    labels = partition(fitted, k)
+    centroids = np.stack([fitted[labels == label].mean(axis=0) if np.any(labels == label) else fitted.mean(axis=0) for label in range(k)])
+    variance = max(float(np.mean((fitted - centroids[labels]) ** 2)), 1e-12)
+    return silhouette, 0.5 * (float(np.mean((held_out - centroids[labels]) ** 2)) / variance + float(np.log(2 * np.pi * variance)))

@@ -1,4 +1,4 @@
-"""The partition of a study's personas, and how far it can be trusted."""
+"""The clustering of a study's personas, and its quality."""
 
 import logging
 from collections.abc import Callable
@@ -26,13 +26,13 @@ Partition = Callable[[Float[np.ndarray, "persona dim"], int], Int[np.ndarray, " 
 def cluster_personas(dataset: Dataset, settings: ClusteringSettings, sources: Sources) -> Clustering:
     """Return the clusters, smallest first, or in the order of `settings.sizes`; members in the order of their ids.
 
-    The order of the personas in the data set changes nothing. `quality` holds `silhouette`, `ari_seeds` and `ari_bootstraps`:
-    mean adjusted Rand index of this partition with 20 of other seeds and 20 of resampled responses. `map_2d` is the
-    plane of largest variance. Without sizes and k, k is that of the largest silhouette.
+    The result does not depend on the order of the personas in the data set. `quality` contains `silhouette`, `ari_seeds` and
+    `ari_bootstraps`: mean adjusted Rand index with 20 partitions of other seeds and 20 of resampled responses. `map_2d` is the projection
+    on the first two principal components. Without sizes and k, the k with the largest silhouette is used.
 
     Raises:
         BadSettings: sizes do not sum to the number of personas, or k is larger than it.
-        BadData: a persona lacks what the algorithm reads, or personas are too alike for k clusters.
+        BadData: a persona lacks the data that the algorithm reads, or the personas have fewer distinct features than k.
     """
     personas = tuple(sorted(dataset.personas, key=lambda persona: persona.id))
     _check(settings, len(personas))
@@ -41,7 +41,7 @@ def cluster_personas(dataset: Dataset, settings: ClusteringSettings, sources: So
     curve: tuple[tuple[int, float, float], ...] = ()
     k = len(settings.sizes) if settings.sizes else settings.k
     if k is None:
-        curve = curve_over_k(evidence, lambda some, k: _partition(settings, k)(some, settings.seed), min_size=settings.min_size)
+        curve = curve_over_k(evidence, lambda features, k: _partition(settings, k)(features, settings.seed), min_size=settings.min_size)
         k = best_k(curve)
     if settings.sizes is None and (n_distinct := len(np.unique(features, axis=0))) < k:
         raise BadData(f"{len(personas)} personas look like only {n_distinct} by {settings.algorithm}, fewer than k={k}; lower clustering.k")
@@ -63,7 +63,7 @@ def cluster_personas(dataset: Dataset, settings: ClusteringSettings, sources: So
 def _check(settings: ClusteringSettings, n_personas: int) -> None:
     sizes, k = settings.sizes, settings.k
     if sizes is None and k is not None and k > n_personas:
-        raise BadSettings(f"clustering.k={k} is more than the {n_personas} personas; lower k or give more personas")
+        raise BadSettings(f"clustering.k={k} exceeds the {n_personas} personas; lower k or add personas")
     if sizes is not None and (sum(sizes) != n_personas or min(sizes, default=0) < 1):
         raise BadSettings(
             f"clustering.sizes={sizes} sum to {sum(sizes)} for {n_personas} personas; "
@@ -96,7 +96,7 @@ def _quality(
 
 
 def _plane(features: Float[np.ndarray, "persona dim"]) -> Float[np.ndarray, "persona 2"]:
-    """Return the first two principal components; each axis points where its largest loading is positive, whatever LAPACK chose."""
+    """Return the first two principal components; signs are fixed so that the largest loading of each is positive."""
     left, singular_values, right = np.linalg.svd(features, full_matrices=False)
     signs = np.sign(right[np.arange(len(right)), np.argmax(np.abs(right), axis=1)])
     plane = (left * singular_values * signs)[:, :2]

@@ -1,4 +1,4 @@
-"""A persona is what its description says."""
+"""Features `description`: the embedding of the persona's description."""
 
 import numpy as np
 
@@ -11,7 +11,7 @@ def description(personas: tuple[Persona, ...], sources: Sources) -> Evidence:
     """Return the embedding of each persona's description.
 
     Raises:
-        BadData: a persona has none.
+        BadData: a persona has no description.
     """
     texts = [persona.description or "" for persona in personas]
     for persona, text in zip(personas, texts, strict=True):

@@ -1,4 +1,4 @@
-"""The directions in which people agree with themselves and differ from others."""
+"""Linear discriminants of personas: directions in which they differ from each other but are consistent themselves."""
 
 import numpy as np
 from jaxtyping import Float
@@ -13,9 +13,9 @@ _SMALLEST_VARIANCE = 1e-4
 def discriminants(evidence: Evidence) -> tuple[Float[np.ndarray, "_ direction"], ...]:
     """Return the evidence projected on the linear discriminants of the personas.
 
-    What varies from piece to piece of the same persona is mostly what was asked for. Measured in units of that variation
-    (whitened), the directions in which persona means differ most are those that tell personas apart. The covariance within
-    personas is shrunk, as there are more dimensions than pieces.
+    The variation between pieces of the same persona is mostly due to the prompts. After whitening by that variation, the directions
+    in which persona means differ most are those that distinguish personas. The covariance within personas is shrunk, because there are
+    more dimensions than pieces.
     Source: Rao 1948; shrinkage, Ledoit & Wolf 2004.
 
     Raises:
@@ -25,7 +25,7 @@ def discriminants(evidence: Evidence) -> tuple[Float[np.ndarray, "_ direction"],
 
     deviations = np.concatenate([pieces - pieces.mean(axis=0) for pieces in evidence])
     if np.allclose(deviations, 0):
-        raise BadData("discriminants need a persona with two different train responses and found none; cluster by responses")
+        raise BadData("discriminants need at least one persona with two different train responses; cluster by responses")
     covariance, _ = ledoit_wolf(deviations, assume_centered=True)
     variances, axes = np.linalg.eigh(covariance)
     whitener = axes / np.sqrt(np.maximum(variances, _SMALLEST_VARIANCE * variances.max()))

@@ -1,4 +1,4 @@
-"""From pieces of evidence about each persona to one centred vector per persona."""
+"""Feature vectors of personas, from pieces of evidence about each."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,32 +15,32 @@ Evidence = tuple[Float[np.ndarray, "_ dim"], ...]
 """Per persona, one embedding for each piece of evidence (a response, a description)."""
 
 
-def _untrained(_personas: Sequence[Persona]) -> Any:
-    raise BadSettings("this clustering reads trained adapters and was given none; cluster by responses_given_prompts")
+def _not_trained(_personas: Sequence[Persona]) -> Any:
+    raise BadSettings("this clustering algorithm needs trained adapters, which are not available here; cluster by responses_given_prompts")
 
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """What an algorithm may look at besides the dialogues; all of it comes from train dialogues.
+    """What an algorithm may use besides the dialogues; everything is derived from train dialogues.
 
-    `gradients` gives a sketch of the gradient of each train dialogue's loss at the unified adapter; `products` the inner products
-    <dW_p, dW_q> of the personas' own adapters. Both need adapters, and only algorithms in `PREREQUISITES` ask.
+    `gradients` returns a sketch of the gradient of each train dialogue's loss at the unified adapter, `products` the inner products
+    <dW_p, dW_q> of the personas' own adapters. Both need trained adapters; only algorithms in `PREREQUISITES` use them.
     """
 
     embedder: Embedder
-    gradients: Callable[[Sequence[Persona]], Evidence] = _untrained
-    products: Callable[[Sequence[Persona]], Float[np.ndarray, "persona persona"]] = _untrained
+    gradients: Callable[[Sequence[Persona]], Evidence] = _not_trained
+    products: Callable[[Sequence[Persona]], Float[np.ndarray, "persona persona"]] = _not_trained
 
 
 def feature_matrix(evidence: Evidence) -> Float[np.ndarray, "persona dim"]:
     """Return each persona's mean embedding minus the mean of all personas.
 
-    Embeddings of one kind of text share a large common direction; without it, distances and the map show what sets people apart.
+    Embeddings of similar texts share a large common component; without it, distances reflect the differences between personas.
     """
     means = np.stack([pieces.mean(axis=0) for pieces in evidence])
     return means - means.mean(axis=0)
 
 
 def resampled(evidence: Evidence, rng: np.random.Generator) -> Evidence:
-    """Return a bootstrap of the evidence: as many pieces of each persona, drawn with replacement."""
+    """Return a bootstrap sample of the evidence: each persona's pieces, drawn with replacement."""
     return tuple(pieces[rng.integers(len(pieces), size=len(pieces))] for pieces in evidence)

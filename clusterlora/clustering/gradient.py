@@ -1,4 +1,4 @@
-"""A persona is how its train dialogues would change the unified adapter."""
+"""Features `gradient`: the gradients of the persona's train dialogues at the unified adapter."""
 
 import numpy as np
 
@@ -8,9 +8,9 @@ from clusterlora.values import Persona
 
 
 def gradient(personas: tuple[Persona, ...], sources: Sources) -> Evidence:
-    """Return the direction of each train dialogue's gradient at the unified adapter, in the directions that tell personas apart.
+    """Return the normalised gradient of each train dialogue at the unified adapter, projected on the discriminants of the personas.
 
-    Gradients of one persona's dialogues point apart as its requests do; what they share is what the unified adapter lacks for it.
+    The gradients of a persona's dialogues differ as its prompts do; their common part is what the unified adapter lacks for the persona.
     """
     gradients = sources.gradients(personas)
     return discriminants(tuple(pieces / np.maximum(np.linalg.norm(pieces, axis=1, keepdims=True), 1e-12) for pieces in gradients))

@@ -1,4 +1,4 @@
-"""k-means, with free, least or exact cluster sizes. Labels come out in the order clusters are numbered in."""
+"""k-means with free, minimum or exact cluster sizes."""
 
 import warnings
 from collections.abc import Sequence
@@ -11,65 +11,65 @@ _MAX_ROUNDS = 50
 
 
 def free_sizes(features: Float[np.ndarray, "persona dim"], k: int, *, seed: int, min_size: int = 1) -> Int[np.ndarray, " persona"]:
-    """Return k-means labels, the smallest cluster first: cluster 0 is the cheapest to try something on.
+    """Return k-means labels, the smallest cluster first, because the gate trains cluster 0.
 
-    No cluster is smaller than `min_size`, or than the k-th part of the personas where they do not suffice.
+    No cluster is smaller than `min_size`, or than n / k if there are too few personas for that.
     """
     labels, centroids = _smallest_first(features, k, seed)
-    least = min(min_size, len(features) // k)
-    if least <= 1 or np.bincount(labels, minlength=k).min() >= least:
+    minimum = min(min_size, len(features) // k)
+    if minimum <= 1 or np.bincount(labels, minlength=k).min() >= minimum:
         return labels
-    return _numbered(_assign(features, centroids, [least] * k), k)
+    return _numbered(_assign(features, centroids, [minimum] * k), k)
 
 
 def exact_sizes(features: Float[np.ndarray, "persona dim"], sizes: tuple[int, ...], *, seed: int) -> Int[np.ndarray, " persona"]:
-    """Return labels of clusters that have exactly these sizes, in this order, from free k-means centroids that take the sizes by rank."""
+    """Return labels of clusters with exactly these sizes, in this order; the k-means centroids get the sizes by rank."""
     _, free_centroids = _smallest_first(features, len(sizes), seed)
     return _assign(features, free_centroids[np.argsort(np.argsort(sizes, kind="stable"))], sizes)
 
 
 def _assign(
-    features: Float[np.ndarray, "persona dim"], centroids: Float[np.ndarray, "cluster dim"], least: Sequence[int]
+    features: Float[np.ndarray, "persona dim"], centroids: Float[np.ndarray, "cluster dim"], minimums: Sequence[int]
 ) -> Int[np.ndarray, " persona"]:
-    """Return labels of clusters with at least these sizes.
+    """Return labels of clusters with at least the minimum sizes.
 
-    Alternates optimal assignment with moving centroids; both lower the same sum of squares, so it ends.
+    Alternates optimal assignment and centroid updates; both decrease the same sum of squares, so it terminates.
     Source: Bradley, Bennett & Demiriz 2000.
     """
     labels = np.full(len(features), -1)
     for _ in range(_MAX_ROUNDS):
-        # |x|^2 is the same in every cluster and left out.
+        # |x|^2 is the same for every cluster and is omitted.
         squared_distance = np.sum(centroids**2, axis=1) - 2 * features @ centroids.T
-        previous, labels = labels, cheapest(squared_distance, least)
+        previous, labels = labels, minimum_cost_labels(squared_distance, minimums)
         if np.array_equal(labels, previous):
             break
-        centroids = np.stack([features[labels == cluster].mean(axis=0) for cluster in range(len(least))])
+        centroids = np.stack([features[labels == cluster].mean(axis=0) for cluster in range(len(minimums))])
     return labels
 
 
-def cheapest(costs: Float[np.ndarray, "persona cluster"], least: Sequence[int]) -> Int[np.ndarray, " persona"]:
-    """Return the labels of least total cost among those with at least these cluster sizes.
+def minimum_cost_labels(costs: Float[np.ndarray, "persona cluster"], minimums: Sequence[int]) -> Int[np.ndarray, " persona"]:
+    """Return the labels of minimum total cost among those with at least the minimum cluster sizes.
 
-    Everybody begins in the cheapest cluster. Then clusters that lack members get them one at a time, each along the cheapest chain of moves
-    that begins where there are enough: what is taken from one cluster it may take from another. Chains in this order keep the total the
-    least for the sizes reached (successive shortest paths: Ahuja, Magnanti & Orlin 1993, section 9.7).
+    Every persona starts in its cheapest cluster. Then each missing member is added by the cheapest chain of moves from a cluster with
+    surplus members: a cluster that gives one away may take one from the next. In this order the total stays minimal for the sizes reached
+    (successive shortest paths: Ahuja, Magnanti & Orlin 1993, section 9.7).
     """
-    k = len(least)
+    k = len(minimums)
     labels = costs.argmin(axis=1)
     counts = np.bincount(labels, minlength=k)
     mover, price = np.zeros((k, k), dtype=int), np.full((k, k), np.inf)
     rounding = 1e-12 * np.abs(costs[np.isfinite(costs)]).max(initial=0.0)
     changed = list(range(k))
-    for receiving in np.repeat(np.arange(k), np.maximum(np.asarray(least) - counts, 0)).tolist():
+    for receiving in np.repeat(np.arange(k), np.maximum(np.asarray(minimums) - counts, 0)).tolist():
         for cluster in changed:
             members = np.flatnonzero(labels == cluster)
-            more = costs[members] - costs[members, cluster, None]
-            price[cluster] = more.min(axis=0, initial=np.inf)
-            mover[cluster] = members[more.argmin(axis=0)] if len(members) else 0
-        changed = _cheapest_chain(price, counts > least, receiving, rounding)
+            extra_cost = costs[members] - costs[members, cluster, None]
+            price[cluster] = extra_cost.min(axis=0, initial=np.inf)
+            mover[cluster] = members[extra_cost.argmin(axis=0)] if len(members) else 0
+        changed = _cheapest_chain(price, counts > minimums, receiving, rounding)
         for giving, taking in pairwise(changed):
             labels[mover[giving, taking]] = taking
-        counts[changed[0]] -= 1  # one that receives never has more than its least: it may not give
+        counts[changed[0]] -= 1  # a receiving cluster never exceeds its minimum, so it gives nothing away
     return labels
 
 
@@ -78,7 +78,7 @@ def _cheapest_chain(
 ) -> list[int]:
     """Return the clusters along the cheapest chain of moves, from one that may give to the receiving one (Bellman 1958, Ford 1956).
 
-    Prices may be below zero; no round trip is but by rounding.
+    Prices may be negative; cycles are not, except for rounding.
     """
     total, before = np.where(may_give, 0.0, np.inf), np.full(len(price), -1)
     while True:
@@ -101,7 +101,7 @@ def _smallest_first(
     from sklearn.exceptions import ConvergenceWarning
 
     with warnings.catch_warnings():
-        # Fewer distinct points than k, which a bootstrap can produce, leaves clusters empty.
+        # A bootstrap sample can have fewer distinct points than k, which leaves clusters empty.
         warnings.simplefilter("ignore", ConvergenceWarning)
         fitted = KMeans(k, n_init=10, random_state=seed).fit(features)  # pyright: ignore[reportArgumentType] (n_init is no str)
     labels = np.asarray(fitted.labels_)
@@ -114,6 +114,6 @@ def _numbered(labels: Int[np.ndarray, " persona"], k: int) -> Int[np.ndarray, " 
 
 
 def _order(labels: Int[np.ndarray, " persona"], k: int) -> Int[np.ndarray, " cluster"]:
-    """Return the clusters, the smallest first, equal ones by their first persona."""
+    """Return the clusters by size, the smallest first, equal ones by their first persona."""
     first_persona = np.array([np.argmax(labels == cluster) for cluster in range(k)])
     return np.lexsort(np.stack([first_persona, np.bincount(labels, minlength=k)]))

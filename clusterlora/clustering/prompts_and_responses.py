@@ -1,9 +1,9 @@
-"""A persona is what it asks and what it is answered."""
+"""Features `prompts+responses`: the embeddings of the persona's exchanges."""
 
 import numpy as np
 
 from clusterlora.clustering.features import Evidence, Sources
-from clusterlora.data.shots import exchanges
+from clusterlora.data.few_shot import exchanges
 from clusterlora.errors import BadData
 from clusterlora.values import Persona
 
@@ -15,8 +15,8 @@ def prompts_and_responses(personas: tuple[Persona, ...], sources: Sources) -> Ev
         BadData: a persona has no train exchange.
     """
     texts = [[f"{e.question}\n{e.answer}" for e in exchanges(persona)] for persona in personas]
-    for persona, spoken in zip(personas, texts, strict=True):
-        if not spoken:
-            raise BadData(f"persona {persona.id!r} has no answered question in its train dialogues; give it one or leave the persona out")
-    embeddings = sources.embedder.encode([text for spoken in texts for text in spoken]).astype(np.float64)
-    return tuple(np.split(embeddings, np.cumsum([len(spoken) for spoken in texts])[:-1]))
+    for persona, own_texts in zip(personas, texts, strict=True):
+        if not own_texts:
+            raise BadData(f"persona {persona.id!r} has no exchange in its train dialogues; add one or remove the persona")
+    embeddings = sources.embedder.encode([text for own_texts in texts for text in own_texts]).astype(np.float64)
+    return tuple(np.split(embeddings, np.cumsum([len(own_texts) for own_texts in texts])[:-1]))

@@ -1,34 +1,34 @@
-"""Moving personas to the cluster whose adapter predicts them best."""
+"""Reassignment of personas to the cluster whose adapter predicts their answers best."""
 
 from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from clusterlora.clustering.kmeans import cheapest
+from clusterlora.clustering.kmeans import minimum_cost_labels
 
 MARGIN_SE = 1.0
 
 
-def reassigned(
-    losses: Sequence[Float[np.ndarray, "_item cluster"]], labels: Int[np.ndarray, " persona"], least: Sequence[int]
+def reassign(
+    losses: Sequence[Float[np.ndarray, "_item cluster"]], labels: Int[np.ndarray, " persona"], minimums: Sequence[int]
 ) -> Int[np.ndarray, " persona"]:
-    """Return the labels after one round: everybody's cheapest cluster, among all ways that leave each cluster its least size.
+    """Return the labels of minimum total cost with at least the minimum cluster sizes.
 
-    What a cluster costs a persona is the mean loss of its adapter on the persona's val items; one that is not its own costs a standard
-    error of the paired difference more, so that nobody moves by chance (hysteresis).
+    The cost of a cluster for a persona is the mean loss of its adapter on the persona's val items. Another cluster than the current one
+    costs a standard error of the paired difference more, so that chance moves nobody (hysteresis).
 
     Args:
-        losses: per persona, the loss of each item under each cluster's adapter.
-        labels: the clusters that the adapters were trained on.
-        least: the sizes that clusters must have; exact ones when they sum to the number of personas.
+        losses: per persona, the loss of each item with each cluster's adapter.
+        labels: the clusters on which the adapters were trained.
+        minimums: minimum cluster sizes; exact ones if they sum to the number of personas.
     """
     costs = np.stack([_costs(own, int(label)) for own, label in zip(losses, labels, strict=True)])
-    return cheapest(costs, least)
+    return minimum_cost_labels(costs, minimums)
 
 
 def _costs(losses: Float[np.ndarray, "item cluster"], label: int) -> Float[np.ndarray, " cluster"]:
     differences = losses - losses[:, [label]]
-    if len(losses) < 2:  # no standard error: nobody moves
+    if len(losses) < 2:  # no standard error: the persona stays
         return np.where(np.arange(losses.shape[1]) == label, losses[0], np.inf)
     return losses.mean(axis=0) + MARGIN_SE * differences.std(axis=0, ddof=1) / np.sqrt(len(losses))

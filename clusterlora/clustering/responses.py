@@ -1,4 +1,4 @@
-"""A persona is what it is answered with in its train dialogues."""
+"""Features `responses`: the embeddings of the assistant's responses to the persona."""
 
 import numpy as np
 
@@ -8,7 +8,7 @@ from clusterlora.values import Persona
 
 
 def responses(personas: tuple[Persona, ...], sources: Sources) -> Evidence:
-    """Return the embedding of every train response of each persona, each embedded on its own.
+    """Return the embedding of every train response of each persona.
 
     Raises:
         BadData: a persona has no train response.
@@ -16,8 +16,8 @@ def responses(personas: tuple[Persona, ...], sources: Sources) -> Evidence:
     texts = [
         [turn.text for dialogue in persona.of_split("train") for turn in dialogue.turns if turn.role == "assistant"] for persona in personas
     ]
-    for persona, spoken in zip(personas, texts, strict=True):
-        if not spoken:
-            raise BadData(f"persona {persona.id!r} has no response in its train dialogues; give it one or leave the persona out")
-    embeddings = sources.embedder.encode([text for spoken in texts for text in spoken]).astype(np.float64)
-    return tuple(np.split(embeddings, np.cumsum([len(spoken) for spoken in texts])[:-1]))
+    for persona, own_texts in zip(personas, texts, strict=True):
+        if not own_texts:
+            raise BadData(f"persona {persona.id!r} has no response in its train dialogues; add one or remove the persona")
+    embeddings = sources.embedder.encode([text for own_texts in texts for text in own_texts]).astype(np.float64)
+    return tuple(np.split(embeddings, np.cumsum([len(own_texts) for own_texts in texts])[:-1]))

@@ -1,4 +1,4 @@
-"""A persona is what it is answered with, in the directions that tell personas apart."""
+"""Features `responses_discriminant`: the response embeddings, projected on the discriminants of the personas."""
 
 from clusterlora.clustering.discriminants import discriminants
 from clusterlora.clustering.features import Evidence, Sources

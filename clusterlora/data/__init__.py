@@ -1,8 +1,8 @@
-"""Dialogues: where they come from, how they are checked and split. One source per file; each reads what its settings name."""
+"""Sources of dialogues, their checks and their splits. One source per file."""
 
 from clusterlora.catalog import Catalog
 from clusterlora.data.edgewise import read_edgewise
-from clusterlora.data.reading import Source
+from clusterlora.data.source import Source
 from clusterlora.data.synthetic import read_synthetic
 from clusterlora.data.table import read_table
 

@@ -1,4 +1,4 @@
-"""Source `edgewise`: three line-aligned files of characters, routines and sessions, one persona per line (EdgeWisePersona's schema)."""
+"""Source `edgewise`: files of characters, routines and sessions whose n-th lines describe one persona (schema of EdgeWisePersona)."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from clusterlora.data.lines import json_records
-from clusterlora.data.problems import Place, Problems
-from clusterlora.data.reading import Reading
+from clusterlora.data.problems import Problems, SourceLocation
 from clusterlora.data.records import identifier, instructions, scalars, turns, words
+from clusterlora.data.source import SourceData
 from clusterlora.errors import BadData
 from clusterlora.settings import DataSettings
 from clusterlora.values import Dataset, Dialogue, Persona
@@ -16,44 +16,46 @@ from clusterlora.values import Dataset, Dialogue, Persona
 FILES = ("characters.jsonl", "routines.jsonl", "sessions.jsonl")
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_Line = tuple[Place, dict[str, Any] | None]
+_Line = tuple[SourceLocation, dict[str, Any] | None]
 
 
-def read_edgewise(settings: DataSettings, problems: Problems) -> Reading:
-    """Return the personas of a folder or hub data set, named by their line: persona_000, persona_001, ...
+def read_edgewise(settings: DataSettings, problems: Problems) -> SourceData:
+    """Return the personas of a folder or hub data set, named by line number: persona_000, persona_001, ...
 
     Raises:
-        BadData: there is no such folder or data set, or a file is missing from it.
+        BadData: the folder or data set does not exist, or lacks a file.
     """
     folder = _folder(settings.path)
     missing = [name for name in FILES if not (folder / name).is_file()]
     if missing:
         raise BadData(f"{folder}: {' and '.join(missing)} missing; the edgewise source needs {', '.join(FILES)} in one folder")
     characters, routines, sessions = ([*json_records(folder / name, problems)] for name in FILES)
-    lines = {name: {place.line for place, _ in records} for name, records in zip(FILES, (characters, routines, sessions), strict=True)}
+    lines = {
+        name: {location.line for location, _ in records} for name, records in zip(FILES, (characters, routines, sessions), strict=True)
+    }
     for name in FILES[1:]:
         if lines[name] != lines[FILES[0]]:
-            odd = min(number for number in lines[name] ^ lines[FILES[0]] if number is not None)
+            first_unmatched = min(number for number in lines[name] ^ lines[FILES[0]] if number is not None)
             what = f"has {len(lines[name])} records, {FILES[0]} has {len(lines[FILES[0]])}"
-            problems.add(Place(name, odd), "alignment", what, "keep line n of every file for the same persona")
-            return Reading(Dataset(()))
-    return _reading(characters, sessions, problems)
+            problems.add(SourceLocation(name, first_unmatched), "alignment", what, "keep line n of every file for the same persona")
+            return SourceData(Dataset(()))
+    return _source_data(characters, sessions, problems)
 
 
 def dataset_of(characters: Iterable[Mapping[str, Any]], sessions: Iterable[Mapping[str, Any]]) -> Dataset:
     """Return the personas of records in memory.
 
     Raises:
-        BadData: a record is not as the schema says.
+        BadData: a record does not match the schema.
     """
     problems = Problems()
     numbered = [
-        [(Place(name, n), dict(r)) for n, r in enumerate(records, start=1)]
+        [(SourceLocation(name, n), dict(r)) for n, r in enumerate(records, start=1)]
         for name, records in zip(FILES[::2], (characters, sessions), strict=True)
     ]
-    reading = _reading(numbered[0], numbered[1], problems)
+    data = _source_data(numbered[0], numbered[1], problems)
     problems.raise_any()
-    return reading.dataset
+    return data.dataset
 
 
 def _folder(path: str | None) -> Path:
@@ -81,35 +83,35 @@ def _from_hub(dataset_id: str) -> Path:
         ) from error
 
 
-def _reading(characters: Iterable[_Line], sessions: Iterable[_Line], problems: Problems) -> Reading:
+def _source_data(characters: Iterable[_Line], sessions: Iterable[_Line], problems: Problems) -> SourceData:
     personas: list[Persona] = []
-    places: dict[str, Place] = {}
-    for number, ((place, character), (sessions_place, line)) in enumerate(zip(characters, sessions, strict=True)):
+    locations: dict[str, SourceLocation] = {}
+    for number, ((location, character), (sessions_location, line)) in enumerate(zip(characters, sessions, strict=True)):
         persona_id = f"persona_{number:03d}"
-        description = None if character is None else words(character.get("character"), place, "character", problems)
-        dialogues = () if line is None else _dialogues(line, sessions_place, problems)
+        description = None if character is None else words(character.get("character"), location, "character", problems)
+        dialogues = () if line is None else _dialogues(line, sessions_location, problems)
         personas.append(Persona(persona_id, description, dialogues))
-        places[persona_id] = sessions_place
-    return Reading(Dataset(tuple(personas)), places)
+        locations[persona_id] = sessions_location
+    return SourceData(Dataset(tuple(personas)), locations)
 
 
-def _dialogues(line: Mapping[str, Any], place: Place, problems: Problems) -> tuple[Dialogue, ...]:
+def _dialogues(line: Mapping[str, Any], location: SourceLocation, problems: Problems) -> tuple[Dialogue, ...]:
     sessions = line.get("sessions")
     if not isinstance(sessions, list):
-        problems.add(place, "sessions", "is not a list", 'write {"sessions": [...]} on each line')
+        problems.add(location, "sessions", "is not a list", 'write {"sessions": [...]} on each line')
         return ()
     dialogues: dict[str, Dialogue] = {}
     for index, session in enumerate(sessions):
         field = f"sessions[{index}]"
         if not isinstance(session, dict):
-            problems.add(place, field, "is not an object", "write {session_id, meta, messages, applied_routines}")
+            problems.add(location, field, "is not an object", "write {session_id, meta, messages, applied_routines}")
             continue
-        session_id = identifier(session.get("session_id"), place, f"{field}.session_id", problems)
-        context = scalars(session.get("meta"), place, f"{field}.meta", problems)
-        said = turns(session.get("messages"), place, f"{field}.messages", problems)
+        session_id = identifier(session.get("session_id"), location, f"{field}.session_id", problems)
+        context = scalars(session.get("meta"), location, f"{field}.meta", problems)
+        dialogue = turns(session.get("messages"), location, f"{field}.messages", problems)
         if session_id in dialogues:
-            problems.add(place, f"{field}.session_id", f"{session_id!r} is there twice", "give every session of a persona its own id")
-        elif session_id is not None and context is not None and said is not None:
-            told, said = instructions(said)
-            dialogues[session_id] = Dialogue(session_id, said, context + told)
+            problems.add(location, f"{field}.session_id", f"{session_id!r} appears twice", "give every session of a persona its own id")
+        elif session_id is not None and context is not None and dialogue is not None:
+            instruction, dialogue = instructions(dialogue)
+            dialogues[session_id] = Dialogue(session_id, dialogue, context + instruction)
     return tuple(dialogues.values())

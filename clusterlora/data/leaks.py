@@ -1,31 +1,31 @@
-"""Dialogues that would tell one split what another asks."""
+"""Leaks between splits: train or val dialogues that a later split repeats."""
 
 from collections.abc import Iterable
 
-from clusterlora.data.duplicates import duplicate_groups, folded
+from clusterlora.data.duplicates import duplicate_groups, normalized_text
 from clusterlora.values import Dialogue, Persona, Split
 
 _PROTECTION: dict[Split, int] = {"train": 0, "val": 1, "test": 2}
 
 
-def leaks(personas: Iterable[Persona]) -> frozenset[tuple[str, str]]:
+def find_leaks(personas: Iterable[Persona]) -> frozenset[tuple[str, str]]:
     """Return (persona id, dialogue id) of the dialogues in train or val that have a duplicate in val or test.
 
-    Equal texts are sought among all personas, near duplicates within each.
+    Equal texts are found across personas, near duplicates within a persona.
     """
     personas = tuple(personas)
     most_protected: dict[str, int] = {}
     for persona in personas:
         for dialogue in persona.dialogues:
-            text = folded(dialogue)
+            text = normalized_text(dialogue)
             most_protected[text] = max(most_protected.get(text, 0), _protection(dialogue))
-    found: set[tuple[str, str]] = set()
+    leaking: set[tuple[str, str]] = set()
     for persona in personas:
         for group in duplicate_groups(persona.dialogues):
             members = [persona.dialogues[position] for position in group]
             highest = max(_protection(member) for member in members)
-            found |= {(persona.id, d.id) for d in members if _protection(d) < max(highest, most_protected[folded(d)])}
-    return frozenset(found)
+            leaking |= {(persona.id, d.id) for d in members if _protection(d) < max(highest, most_protected[normalized_text(d)])}
+    return frozenset(leaking)
 
 
 def _protection(dialogue: Dialogue) -> int:

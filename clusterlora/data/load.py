@@ -7,11 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from clusterlora.data import SOURCES
-from clusterlora.data.duplicates import folded
-from clusterlora.data.leaks import leaks
-from clusterlora.data.older import read_splits
-from clusterlora.data.problems import Place, Problems
-from clusterlora.data.reading import Reading
+from clusterlora.data.duplicates import normalized_text
+from clusterlora.data.leaks import find_leaks
+from clusterlora.data.legacy_import import read_splits
+from clusterlora.data.problems import Problems, SourceLocation
+from clusterlora.data.source import SourceData
 from clusterlora.data.split import SPLITS, Refusal, SplitPersona, SplitPlan, split_persona
 from clusterlora.settings import DataSettings
 from clusterlora.values import Dataset, Persona, Split
@@ -36,7 +36,7 @@ def load(settings: DataSettings) -> Dataset:
     return dataset
 
 
-def read(settings: DataSettings) -> Reading:
+def read(settings: DataSettings) -> SourceData:
     """Return the dialogues as they are in the source, for a look at data that may not be fit to train on.
 
     Raises:
@@ -48,7 +48,7 @@ def read(settings: DataSettings) -> Reading:
     return reading
 
 
-def _read(settings: DataSettings, problems: Problems) -> Reading:
+def _read(settings: DataSettings, problems: Problems) -> SourceData:
     """Return what the source holds; with a file of splits, only what that file lists."""
     reading = SOURCES[settings.source](settings, problems)
     if settings.splits is None or problems.count:
@@ -66,7 +66,7 @@ def _read(settings: DataSettings, problems: Problems) -> Reading:
     return replace(reading, dataset=Dataset(listed))
 
 
-def split(reading: Reading, settings: DataSettings, problems: Problems) -> Dataset:
+def split(reading: SourceData, settings: DataSettings, problems: Problems) -> Dataset:
     """Return the data set with splits; personas that cannot be split become problems and are left out."""
     dataset = reading.dataset
     plan = SplitPlan({"train": settings.train, "val": settings.val, "test": settings.test}, settings.split_seed, _shared_texts(dataset))
@@ -75,43 +75,43 @@ def split(reading: Reading, settings: DataSettings, problems: Problems) -> Datas
         if result.refusal:
             _refuse(result.persona, result.refusal, reading, problems)
     kept = [result.persona for result in done if not result.refusal]
-    _warn(done, kept, plan.wanted)
+    _warn(done, kept, plan.counts)
     if plan.shared or any(dialogue.split for persona in dataset.personas for dialogue in persona.dialogues):
         kept = _without_leaks(kept, reading, problems)
     return Dataset(tuple(kept))
 
 
-def limited(reading: Reading, settings: DataSettings, problems: Problems) -> Reading:
+def limited(reading: SourceData, settings: DataSettings, problems: Problems) -> SourceData:
     """Return the first `settings.personas` personas; too few of them is a problem."""
     personas = reading.dataset.personas
     asked = settings.personas or _MIN_PERSONAS
     if len(personas) < asked and not problems.count:
         what = f"{len(personas)} in the data, {asked} needed"
-        problems.add(Place(settings.path or settings.source), "personas", what, "add personas or lower data.personas")
+        problems.add(SourceLocation(settings.path or settings.source), "personas", what, "add personas or lower data.personas")
     return replace(reading, dataset=Dataset(personas[: settings.personas]))
 
 
 def _shared_texts(dataset: Dataset) -> frozenset[str]:
-    counts = Counter(text for persona in dataset.personas for text in {folded(dialogue) for dialogue in persona.dialogues})
+    counts = Counter(text for persona in dataset.personas for text in {normalized_text(dialogue) for dialogue in persona.dialogues})
     return frozenset(text for text, n_personas in counts.items() if n_personas > 1)
 
 
-def _conversations(reading: Reading, persona: Persona) -> dict[str, str]:
+def _conversations(reading: SourceData, persona: Persona) -> dict[str, str]:
     found = reading.conversation_by_dialogue
     return {d.id: found[persona.id, d.id] for d in persona.dialogues if (persona.id, d.id) in found}
 
 
-def _refuse(persona: Persona, refusal: Refusal, reading: Reading, problems: Problems) -> None:
-    place = reading.place_by_persona.get(persona.id, Place("synthetic"))
+def _refuse(persona: Persona, refusal: Refusal, reading: SourceData, problems: Problems) -> None:
+    place = reading.location_by_persona.get(persona.id, SourceLocation("synthetic"))
     problems.add(place, f"persona {persona.id!r}", refusal.what, refusal.fix)
 
 
-def _without_leaks(personas: list[Persona], reading: Reading, problems: Problems) -> list[Persona]:
+def _without_leaks(personas: list[Persona], reading: SourceData, problems: Problems) -> list[Persona]:
     """Return the personas without the train and val dialogues that a later split repeats.
 
     Our own splits keep a persona's duplicates together; splits given by the input, and texts that several personas share, may leak.
     """
-    leaking = leaks(personas)
+    leaking = find_leaks(personas)
     if not leaking:
         return personas
     log.warning("%d dialogues left out of train or val: a split that is scored holds the same words", len(leaking))

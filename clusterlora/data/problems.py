@@ -1,16 +1,16 @@
-"""What is wrong with the input: collected while reading, so that everything is told at once."""
+"""Problems of the input, collected while reading so that all of them are reported at once."""
 
 from dataclasses import dataclass
 
 from clusterlora.errors import BadData, printable
 
 LISTED = 20
-"""Problems shown in full; the rest are counted."""
+"""Number of problems that are listed; the rest are counted."""
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where something was read: a line of a text file, a row of a Parquet file, or a whole source."""
+class SourceLocation:
+    """A line of a text file, a row of a Parquet file, or a whole file or source."""
 
     file: str
     line: int | None = None
@@ -21,29 +21,29 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that must change before the data can be used."""
+    """One problem that must be fixed before the data can be used."""
 
-    place: Place
+    location: SourceLocation
     field: str
     what: str
     fix: str
 
     def __str__(self) -> str:
-        return f"{self.place}: {printable(self.field)}: {self.what}; {self.fix}"
+        return f"{self.location}: {printable(self.field)}: {self.what}; {self.fix}"
 
 
 class Problems:
-    """Collects problems; `raise_any` tells them all."""
+    """Collects problems; `raise_any` reports them."""
 
     def __init__(self) -> None:
         self.listed: list[Problem] = []
         self.count = 0
 
-    def add(self, place: Place, field: str, what: str, fix: str) -> None:
-        """Note a problem; beyond the first twenty only the number is kept, so a hopeless file costs no memory."""
+    def add(self, location: SourceLocation, field: str, what: str, fix: str) -> None:
+        """Add a problem. Only the first LISTED are stored, so that a file full of problems takes no memory."""
         self.count += 1
         if len(self.listed) < LISTED:
-            self.listed.append(Problem(place, field, what, fix))
+            self.listed.append(Problem(location, field, what, fix))
 
     def raise_any(self) -> None:
         """Raise BadData if anything was added, one problem per line."""

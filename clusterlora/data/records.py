@@ -4,7 +4,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from clusterlora.data.problems import Place, Problems
+from clusterlora.data.problems import Problems, SourceLocation
 from clusterlora.values import Role, Split, Turn
 
 MAX_ID_CHARACTERS = 200
@@ -17,7 +17,7 @@ _CONTROL = {"Cc", "Cs", "Zl", "Zp"}
 _ROLES: Mapping[str, Role] = {"system": "system", "user": "user", "assistant": "assistant"}
 
 
-def identifier(value: object, place: Place, field: str, problems: Problems) -> str | None:
+def identifier(value: object, place: SourceLocation, field: str, problems: Problems) -> str | None:
     """Return an id as text. Ids are data: any characters that can be shown are fine, `../../x` included."""
     if isinstance(value, bool) or not isinstance(value, str | int):
         problems.add(place, field, _found(value), "write a string or a whole number")
@@ -34,7 +34,7 @@ def identifier(value: object, place: Place, field: str, problems: Problems) -> s
     return None
 
 
-def words(value: object, place: Place, field: str, problems: Problems) -> str | None:
+def words(value: object, place: SourceLocation, field: str, problems: Problems) -> str | None:
     """Return a text that says something and that a database can keep."""
     if not isinstance(value, str):
         problems.add(place, field, _found(value), "write a string")
@@ -51,7 +51,7 @@ def words(value: object, place: Place, field: str, problems: Problems) -> str | 
     return None
 
 
-def turns(value: object, place: Place, field: str, problems: Problems) -> tuple[Turn, ...] | None:
+def turns(value: object, place: SourceLocation, field: str, problems: Problems) -> tuple[Turn, ...] | None:
     """Return the turns of `[{"role": ..., "text" or "content": ...}, ...]`; a system turn may only come first."""
     if not isinstance(value, list):
         problems.add(place, field, _found(value), 'write a list of {"role", "text"}')
@@ -69,7 +69,7 @@ def turns(value: object, place: Place, field: str, problems: Problems) -> tuple[
     return checked
 
 
-def _turn(message: object, index: int, place: Place, field: str, problems: Problems) -> Turn | None:
+def _turn(message: object, index: int, place: SourceLocation, field: str, problems: Problems) -> Turn | None:
     if not isinstance(message, dict):
         problems.add(place, field, _found(message), 'write {"role", "text"}')
         return None
@@ -98,7 +98,7 @@ def instructions(checked: tuple[Turn, ...]) -> tuple[tuple[tuple[str, str], ...]
     return (), checked
 
 
-def scalars(value: object, place: Place, field: str, problems: Problems) -> tuple[tuple[str, str], ...] | None:
+def scalars(value: object, place: SourceLocation, field: str, problems: Problems) -> tuple[tuple[str, str], ...] | None:
     """Return an object of plain values as pairs of text, in its order."""
     if not isinstance(value, dict):
         problems.add(place, field, _found(value), 'write an object such as {"weather": "sunny"}')

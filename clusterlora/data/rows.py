@@ -1,4 +1,4 @@
-"""Rows of a JSONL, CSV or Parquet file as plain dicts with the place each came from."""
+"""Rows of a JSONL, CSV or Parquet file as dicts, with their locations."""
 
 import csv
 from collections.abc import Callable, Iterator, Mapping
@@ -6,19 +6,19 @@ from pathlib import Path
 from typing import Any
 
 from clusterlora.data.lines import json_records, text_lines
-from clusterlora.data.problems import Place, Problems
+from clusterlora.data.problems import Problems, SourceLocation
 from clusterlora.errors import BadData
 
-Rows = Iterator[tuple[Place, dict[str, Any]]]
+Rows = Iterator[tuple[SourceLocation, dict[str, Any]]]
 
 _BATCH_ROWS = 1024
 
 
 def rows(path: Path, problems: Problems) -> Rows:
-    """Yield every row that can be read; the others become problems.
+    """Yield every readable row; the others become problems.
 
     Raises:
-        BadData: there is no such file, or it is of another kind.
+        BadData: the file does not exist, or has another format.
     """
     if not path.is_file():
         raise BadData(
@@ -26,53 +26,55 @@ def rows(path: Path, problems: Problems) -> Rows:
         )
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
-        raise BadData(f"{path}: unknown kind of file {path.suffix!r}; the table source reads {', '.join(_READERS)}")
+        raise BadData(f"{path}: unknown file format {path.suffix!r}; the table source reads {', '.join(_READERS)}")
     return reader(path, problems)
 
 
 def every_row_has_all_columns(path: Path) -> bool:
-    """Say whether the kind of file has a header, so that a column its first row lacks is in no row."""
+    """Return whether the file format has a header, so that a column missing from the first row is missing from all."""
     return path.suffix.lower() != ".jsonl"
 
 
 def _jsonl_rows(path: Path, problems: Problems) -> Rows:
-    for place, record in json_records(path, problems):
+    for location, record in json_records(path, problems):
         if record is not None:
-            yield place, record
+            yield location, record
 
 
 def _csv_rows(path: Path, problems: Problems) -> Rows:
-    begun: list[Place] = []
+    row_locations: list[SourceLocation] = []
 
     def lines() -> Iterator[str]:
-        for place, line in text_lines(path, problems):
+        for location, line in text_lines(path, problems):
             if line is not None:
-                begun.append(place)
+                row_locations.append(location)
                 yield line
 
     header: list[str] | None = None
     reader = csv.reader(lines(), strict=True)
     while True:
-        begun.clear()
+        row_locations.clear()
         try:
             cells = next(reader)
         except StopIteration:
             return
         except csv.Error as error:
-            problems.add(begun[0], "csv", str(error), "quote fields that hold commas, quotes or line breaks, and double the quotes inside")
+            problems.add(
+                row_locations[0], "csv", str(error), "quote fields that hold commas, quotes or line breaks, and double the quotes inside"
+            )
             continue
         if not cells:
             continue
-        place = begun[0]
+        location = row_locations[0]
         if header is None:
             header = [name.strip() for name in cells]
             for name in {name for name in header if header.count(name) > 1}:
-                problems.add(place, name, "is the name of two columns", "rename one")
+                problems.add(location, name, "is the name of two columns", "rename one")
         elif len(cells) != len(header):
-            problems.add(place, "csv", f"{len(cells)} fields, the header has {len(header)}", "give every row one field per column")
+            problems.add(location, "csv", f"{len(cells)} fields, the header has {len(header)}", "give every row one field per column")
         else:
-            # A CSV file cannot tell an empty text from an absent one.
-            yield place, {name: cell or None for name, cell in zip(header, cells, strict=True)}
+            # CSV does not distinguish an empty text from a missing one.
+            yield location, {name: cell or None for name, cell in zip(header, cells, strict=True)}
 
 
 def _parquet_rows(path: Path, problems: Problems) -> Rows:
@@ -85,12 +87,14 @@ def _parquet_rows(path: Path, problems: Problems) -> Rows:
             for batch in file.iter_batches(batch_size=_BATCH_ROWS):
                 for row in batch.to_pylist():
                     number += 1
-                    yield Place(path.name, number), row
+                    yield SourceLocation(path.name, number), row
     except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
-        problems.add(Place(path.name, number + 1), "parquet", str(error).splitlines()[0], "write the file again as Parquet with UTF-8 text")
+        problems.add(
+            SourceLocation(path.name, number + 1), "parquet", str(error).splitlines()[0], "write the file again as Parquet with UTF-8 text"
+        )
         return
     if not number:
-        problems.add(Place(path.name), "file", "is empty", "give a file with dialogues")
+        problems.add(SourceLocation(path.name), "file", "is empty", "give a file with dialogues")
 
 
 _READERS: Mapping[str, Callable[[Path, Problems], Rows]] = {

@@ -1,13 +1,13 @@
-"""What is said of a data set: counts and distributions."""
+"""Summary of a data set: counts and distributions."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Quartet:
-    """How a count is distributed: 5th percentile, median, 95th percentile and maximum.
+class Distribution:
+    """Distribution of a count: percentiles, range, and a histogram.
 
-    `bins` are how many there are in each of equally wide stretches from `minimum` to `maximum`.
+    `bins` are the frequencies in equally wide bins from `minimum` to `maximum`.
     """
 
     p5: int
@@ -22,9 +22,9 @@ class Quartet:
 class DataSummary:
     """Counts over a data set. An example is an assistant turn; lengths are in characters.
 
-    `duplicates` counts the dialogues of a persona beyond the first of each group of (near) equals, `leaks` those in train or val that
-    a later split repeats: of the splits that the input gives, or, once the data is split, of what is left. `repetitive` names the
-    personas with the most duplicates. `refusal` says why the data cannot be trained on, if it cannot.
+    `duplicates` counts the dialogues of a persona beyond the first of each group of (near) duplicates, `leaks` the train and val dialogues
+    that a later split repeats, in the splits of the input or, after splitting, in the remaining data. `repetitive` names the personas with
+    the most duplicates. `refusal` is the reason why the data cannot be trained on, if there is one.
     """
 
     personas: int
@@ -34,9 +34,9 @@ class DataSummary:
     train: int
     val: int
     test: int
-    dialogues_per_persona: Quartet
-    dialogue_characters: Quartet
-    response_characters: Quartet
+    dialogues_per_persona: Distribution
+    dialogue_characters: Distribution
+    response_characters: Distribution
     duplicates: int
     leaks: int
     repetitive: tuple[tuple[str, int], ...] = ()

@@ -1,4 +1,4 @@
-"""A small data set of one's own to begin with: every way to write a dialogue, and a commented configuration beside it."""
+"""An example data set that shows every way to write a dialogue, with a commented configuration."""
 
 import json
 from pathlib import Path
@@ -17,52 +17,52 @@ _CONFIGURATION = """\
 #                             run the study:   clusterlora study run --config {toml}
 #
 # {people} has one line per dialogue (or one per exchange), each a JSON object with:
-#   persona_id           who it is; any text
-#   prompt, response     what was said to the assistant and what it answered, or instead of these two
+#   persona_id           any text
+#   prompt, response     the user's turn and the assistant's response; or instead of these two
 #   messages             a whole dialogue: [{{"role": "user", "text": "..."}}, {{"role": "assistant", "text": "..."}}, ...]
-# and, if you have them:
+# and optionally:
 #   persona_description  the same in all rows of a persona
-#   dialogue_id          rows with the same one stay in the same split
+#   dialogue_id          rows with the same id get the same split
 #   split                train, val or test; without it every persona's dialogues are split by a stable hash
-# The people in it are invented: replace its lines by yours. CSV and Parquet files with these columns work as well.
+# The people in it are synthetic: replace its lines with yours. CSV and Parquet files with these columns work as well.
 
 name = "{name}"
 
-# What is compared. `clusterlora study run --preset all --show-settings` names every method and every setting.
+# Methods to compare. `clusterlora study run --preset all --show-settings` prints every method and every setting.
 methods = ["baseline", "unified", "per_persona", "cluster"]
 
 [data]
 source = "table"
 path = {path}
-# columns = [["prompt", "question"], ["response", "answer"]]    # [ours, yours], if yours have other names
+# columns = [["prompt", "question"], ["response", "answer"]]    # [our name, your name] of columns with other names
 train = 4    # dialogues per persona to train on ...
-val = 2      # ... to choose by (the gate, routing) ...
-test = 2     # ... and that only the final scores see
+val = 2      # ... to make choices (gate, routing) ...
+test = 2     # ... and for the final scores only
 
 [clustering]
-k = 2        # how many groups to find (--set clustering.k=none lets the data say how many)
+k = 2        # number of clusters (--set clustering.k=none chooses it by silhouette)
 min_size = 2
 
 [model]
-base = "homelm"    # embedded, for a first try; then a hub id such as "Qwen/Qwen2.5-0.5B-Instruct", or a local folder
+base = "homelm"    # embedded in the package, for a first try; then a hub id such as "Qwen/Qwen2.5-0.5B-Instruct", or a local folder
 system_prompt = "You are a smart home assistant."
 
 [gate]
-worst_persona = 0.0        # similarities of your data have their own scale: ask little at first
+worst_persona = 0.0        # similarities depend on your data: start with a low threshold
 on_failure = "continue"    # stop, ask, or continue
 """
 
 
 def write_template(folder: Path) -> tuple[Path, Path]:
-    """Write people.jsonl and study.toml into a folder, creating it; return where they are.
+    """Write people.jsonl and study.toml to a folder, created if missing; return their paths.
 
     Raises:
-        BadData: one of them is there already.
+        BadData: one of the files exists.
     """
     people, toml = folder / "people.jsonl", folder / "study.toml"
     for file in (people, toml):
         if file.exists():
-            raise BadData(f"{file} exists and is not overwritten; give another folder")
+            raise BadData(f"{file} exists and is not overwritten; choose another folder")
     rows = [row for persona in generate(_PEOPLE).dataset.personas for row in _rows(persona)]
     write_durably(people, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
     # A JSON string is a TOML string.
@@ -77,7 +77,7 @@ def _name(folder: Path) -> str:
 
 
 def _rows(persona: Persona) -> list[dict[str, Any]]:
-    """Return a persona's dialogues as rows: a single exchange as prompt and response, longer ones as messages."""
+    """Return a persona's dialogues as rows: one with a single exchange as prompt and response, a longer one as messages."""
     rows: list[dict[str, Any]] = []
     for dialogue in persona.dialogues:
         row: dict[str, Any] = {"persona_id": persona.id}

@@ -1,4 +1,4 @@
-"""The planted clusters of a synthetic population. Nothing that clusters, plans or trains may import this module."""
+"""The planted clusters of a synthetic population. Modules that cluster, plan or train must not import this one."""
 
 import json
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from clusterlora.durable import write_durably
 
 @dataclass(frozen=True, slots=True)
 class Truth:
-    """Which planted cluster each persona belongs to, in the order of the personas."""
+    """The planted cluster of each persona, in the order of the personas."""
 
     clusters: tuple[tuple[str, int], ...]
 

@@ -5,10 +5,10 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from clusterlora.data.duplicates import duplicate_groups
-from clusterlora.data.leaks import leaks
+from clusterlora.data.leaks import find_leaks
 from clusterlora.data.load import limited, read, split
 from clusterlora.data.problems import Problems
-from clusterlora.data.summary import DataSummary, Quartet
+from clusterlora.data.summary import DataSummary, Distribution
 from clusterlora.errors import BadData
 from clusterlora.settings import DataSettings
 from clusterlora.values import Dataset
@@ -31,7 +31,7 @@ def examine(settings: DataSettings) -> DataSummary:
     except BadData as refusal:
         return summarise(reading.dataset, refusal=str(refusal))
     # Splitting leaves leaking dialogues out; what the input's own splits leak must be told all the same.
-    return replace(summarise(dataset), leaks=len(leaks(reading.dataset.personas)))
+    return replace(summarise(dataset), leaks=len(find_leaks(reading.dataset.personas)))
 
 
 def summarise(dataset: Dataset, *, refusal: str | None = None) -> DataSummary:
@@ -48,21 +48,21 @@ def summarise(dataset: Dataset, *, refusal: str | None = None) -> DataSummary:
         train=splits.count("train"),
         val=splits.count("val"),
         test=splits.count("test"),
-        dialogues_per_persona=_quartet(len(persona.dialogues) for persona in dataset.personas),
-        dialogue_characters=_quartet(sum(len(turn.text) for turn in dialogue.turns) for dialogue in dialogues),
-        response_characters=_quartet(responses),
+        dialogues_per_persona=_distribution(len(persona.dialogues) for persona in dataset.personas),
+        dialogue_characters=_distribution(sum(len(turn.text) for turn in dialogue.turns) for dialogue in dialogues),
+        response_characters=_distribution(responses),
         duplicates=repeated.total(),
-        leaks=len(leaks(dataset.personas)),
+        leaks=len(find_leaks(dataset.personas)),
         repetitive=tuple((persona_id, n) for persona_id, n in repeated.most_common(_MOST_NAMED) if n),
         refusal=refusal,
     )
 
 
-def _quartet(values: Iterable[int]) -> Quartet:
+def _distribution(values: Iterable[int]) -> Distribution:
     ordered = sorted(values) or [0]
     lowest, highest = ordered[0], ordered[-1]
     n_bins = min(_BINS, highest - lowest + 1)
     stretches = Counter((value - lowest) * n_bins // (highest - lowest + 1) for value in ordered)
     bins = tuple(stretches[number] for number in range(n_bins))
     p5, median, p95 = (ordered[round(share * (len(ordered) - 1))] for share in (0.05, 0.5, 0.95))
-    return Quartet(p5, median, p95, highest, lowest, bins)
+    return Distribution(p5, median, p95, highest, lowest, bins)

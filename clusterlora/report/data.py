@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from clusterlora.comparison.new_personas import NewPersonas
 from clusterlora.comparison.result import Comparison
-from clusterlora.signal.measure import Signal
+from clusterlora.persona_signal.measure import PersonaSignal
 from clusterlora.values import Attempt, Clustering, Verdict
 
 
@@ -65,7 +65,7 @@ class ReportData:
     comparison: Comparison
     clustering: Clustering | None = None
     verdicts: tuple[Verdict, ...] = ()
-    signal: Signal | None = None
+    signal: PersonaSignal | None = None
     newcomers: NewPersonas | None = None
     held_out_share: float | None = None
     curves: tuple[Curve, ...] = ()

@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from clusterlora.data.summary import DataSummary, Quartet
+from clusterlora.data.summary import DataSummary, Distribution
 from clusterlora.durable import write_durably
 from clusterlora.report.palette import mark
 
@@ -19,7 +19,7 @@ _INK = "#222222"
 _BARS = "▁▂▃▄▅▆▇█"
 
 
-def sparkline(counts: Quartet) -> str:
+def sparkline(counts: Distribution) -> str:
     """Return a distribution as one line of bars; a stretch that holds anything is never empty."""
     most = max(counts.bins, default=0)
     return "".join(_BARS[max(0, -(-n * len(_BARS) // most) - 1)] if n else " " for n in counts.bins)
@@ -56,7 +56,7 @@ def compose_data(summary: DataSummary, title: str) -> Figure:
     return figure
 
 
-def _distribution(axes: Any, counts: Quartet, what: str, of: str) -> None:
+def _distribution(axes: Any, counts: Distribution, what: str, of: str) -> None:
     width = (counts.maximum - counts.minimum + 1) / len(counts.bins)
     starts = [counts.minimum + number * width for number in range(len(counts.bins))]
     axes.bar(starts, counts.bins, width=width, align="edge", color=mark(0).colour, edgecolor="white", linewidth=0.5)

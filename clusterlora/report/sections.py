@@ -8,11 +8,11 @@ from clusterlora.comparison.roles import can_win
 from clusterlora.comparison.sentence import explain
 from clusterlora.comparison.table import CLUSTERS_NOTE, CONTRAST_NUMERIC, cluster_rows, contrast_rows, legend, outcome
 from clusterlora.evaluation.metrics import METRICS
+from clusterlora.persona_signal.measure import PersonaSignal
+from clusterlora.persona_signal.summary import basis, recognitions, shares
+from clusterlora.persona_signal.summary import verdict as verdict_on_signal
 from clusterlora.report.data import ReportData
 from clusterlora.report.markup import interval_mark, pairs, table, text
-from clusterlora.signal.measure import Signal
-from clusterlora.signal.words import basis, recognitions, shares
-from clusterlora.signal.words import verdict as verdict_on_signal
 from clusterlora.values import Clustering, Criterion, Verdict
 
 UNSTABLE = 0.5
@@ -65,7 +65,7 @@ def _lead(comparison: Comparison) -> tuple[str, str, str]:
     return (f"{lead.method} against {comparison.reference}", mean, f"95% interval {low} to {high}; {explain(comparison, difference)}")
 
 
-def signal(found: Signal) -> str:
+def signal(found: PersonaSignal) -> str:
     """Return what the data carries about people beyond their prompts."""
     rows = [[text(cell) for cell in row] for row in recognitions(found)]
     return (

@@ -10,8 +10,8 @@ from typing import Any, cast, get_args
 
 import torch
 
+from clusterlora.data.few_shot import with_shots
 from clusterlora.data.prompts import prompt_encoder, system_text
-from clusterlora.data.shots import with_shots
 from clusterlora.errors import BadData, ModelUnavailable
 from clusterlora.evaluation.generate import Question
 from clusterlora.evaluation.inference_backends import inference_backend

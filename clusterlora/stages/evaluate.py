@@ -9,8 +9,8 @@ from functools import lru_cache
 
 import numpy as np
 
+from clusterlora.data.few_shot import exchanges, with_shots
 from clusterlora.data.prompts import items
-from clusterlora.data.shots import exchanges, with_shots
 from clusterlora.evaluation.answer import Answerer, AnswerRequest
 from clusterlora.evaluation.metrics import METRICS
 from clusterlora.evaluation.select import select_arm

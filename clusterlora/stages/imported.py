@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from clusterlora.data.legacy_import import cluster_number, read_clusters, read_results
 from clusterlora.data.load import load
-from clusterlora.data.older import cluster_number, read_clusters, read_results
 from clusterlora.errors import BadData, BadSettings
 from clusterlora.metadata import ImportedAdapters, ImportedScores
 from clusterlora.models.stacked import StackedModel, Weights, read_adapter

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from clusterlora.clustering.reassign import reassigned
+from clusterlora.clustering.reassign import reassign
 from clusterlora.metadata import Refinement
 from clusterlora.planning.ladder import GATED, REFERENCE
 from clusterlora.planning.study_state import read_state
@@ -35,7 +35,7 @@ def refine(study_name: str, stores: Stores, log: RunLog) -> bool:
         cluster_by_persona = clustering.cluster_by_persona()
         losses = val_losses(state, stores, plan, [(p, composition) for p in cluster_by_persona for composition in compositions], log)
         before = np.array(list(cluster_by_persona.values()))
-        after = reassigned(
+        after = reassign(
             [np.stack([losses[p, composition] for composition in compositions], axis=1) for p in cluster_by_persona],
             before,
             _least(study, before),

@@ -11,6 +11,7 @@ from clusterlora.comparison.new_personas import NewPersonas
 from clusterlora.comparison.result import Comparison
 from clusterlora.durable import write_durably
 from clusterlora.metadata import ImportedScores, Refinement, RegisteredChampion, TruthAgreement, changes_of
+from clusterlora.persona_signal.measure import PersonaSignal
 from clusterlora.planning.ladder import OWN, gated
 from clusterlora.planning.study_state import StudyState
 from clusterlora.planning.work_plan import WorkPlan, trained_adapters
@@ -19,7 +20,6 @@ from clusterlora.report.cluster_map import draw_map
 from clusterlora.report.data import Cost, Curve, Example, ExampleAnswer, ReportData
 from clusterlora.report.page import page
 from clusterlora.settings import Rung, Study
-from clusterlora.signal.measure import Signal
 from clusterlora.stages.imported_scores import imported_rows
 from clusterlora.stages.timing import seconds_by_part
 from clusterlora.training.job import mean_by_step
@@ -77,7 +77,7 @@ def report_data(
         verdicts=state.verdicts,
         newcomers=newcomers,
         held_out_share=study.assignment.held_out_share,
-        signal=stores.studies.metadata(study.name, Signal),
+        signal=stores.studies.metadata(study.name, PersonaSignal),
         curves=tuple(_curves(state, stores, plan)),
         costs=tuple(_costs(state, stores, plan, comparison)),
         examples=tuple(_examples(rows, [result.method for result in comparison.methods], comparison.headline)),

@@ -4,7 +4,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from clusterlora.data.shots import exchanges
+from clusterlora.data.few_shot import exchanges
 from clusterlora.errors import BadData
 from clusterlora.planning.ladder import REFERENCE
 from clusterlora.planning.study_state import StudyState

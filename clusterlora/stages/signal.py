@@ -9,17 +9,17 @@ from clusterlora.clustering.features import Sources
 from clusterlora.data.load import load, read
 from clusterlora.data.split import SPLITS
 from clusterlora.errors import BadData
+from clusterlora.persona_signal.measure import PersonaSignal, measure
 from clusterlora.ports import RunLog, Stores
 from clusterlora.settings import ClusteringSettings, Study
-from clusterlora.signal.measure import Signal, measure
 from clusterlora.stages.model_cache import embedder
 from clusterlora.stages.timing import timed
 from clusterlora.values import Dataset, Dialogue, Persona, Turn
 
 
-def signal(study_name: str, stores: Stores, log: RunLog) -> Signal:
+def signal(study_name: str, stores: Stores, log: RunLog) -> PersonaSignal:
     """Return the signal in the data of a study whose personas are grouped; what was measured before is kept."""
-    measured = stores.studies.metadata(study_name, Signal)
+    measured = stores.studies.metadata(study_name, PersonaSignal)
     if measured is not None:
         return measured
     study = stores.studies.study(study_name)
@@ -31,7 +31,7 @@ def signal(study_name: str, stores: Stores, log: RunLog) -> Signal:
     return measured
 
 
-def signal_of_data(study: Study, log: RunLog) -> Signal:
+def signal_of_data(study: Study, log: RunLog) -> PersonaSignal:
     """Return the signal in the data that these settings name. Nothing is stored, and nothing trained.
 
     A clustering that reads adapters is replaced by the one on answers that needs none. Where most people have too few dialogues to be

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from clusterlora import metadata
 from clusterlora.gate.power import Power
-from clusterlora.signal.measure import Signal
+from clusterlora.persona_signal.measure import PersonaSignal
 
 WORD_BY_KIND: Mapping[type, str] = {
     metadata.Provenance: "provenance",
@@ -17,7 +17,7 @@ WORD_BY_KIND: Mapping[type, str] = {
     metadata.ImportedScores: "imported_scores",
     metadata.ComparisonSummary: "comparison_summary",
     metadata.RegisteredChampion: "registered_champion",
-    Signal: "signal",
+    PersonaSignal: "signal",
     Power: "gate_power",
 }
 """Once a word is in use it stays: databases hold it."""

@@ -16,7 +16,7 @@ import pytest
 from clusterlora.errors import BadSettings
 from clusterlora.values import Dataset, Dialogue, Persona, Turn
 from tests.fast.test_containers import CHECKOUT, DOCKER, SERVICES
-from tests.fixtures.doors import MLFLOW_ENDPOINTS, PREFECT_ENDPOINTS, status_of
+from tests.fixtures.endpoints import MLFLOW_ENDPOINTS, PREFECT_ENDPOINTS, status_of
 from tests.fixtures.servers import postgres_address, start_on_free_port
 from tests.fixtures.session import Service, session_folder, shared_service, start_process
 

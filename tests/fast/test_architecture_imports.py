@@ -13,7 +13,7 @@ ENTRY_POINTS = (
     "clusterlora.serving.router_model",
     "clusterlora.stores.migrations",
     "deployments.apply",
-    "deployments.door",
+    "deployments.auth_middleware",
     "deployments.launch",
     "flows.",
 )

@@ -158,7 +158,7 @@ def test_the_seam_says_what_to_do_when_only_the_wheel_is_installed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "deployments", None)
-    monkeypatch.delitem(sys.modules, "deployments.stack", raising=False)
+    monkeypatch.delitem(sys.modules, "deployments.local_services", raising=False)
     assert main(["down"]) == 1
     assert "clone the repository" in capsys.readouterr().err
 

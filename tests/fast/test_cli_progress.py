@@ -1,24 +1,24 @@
-"""Progress as plain lines, and the views of a followed study."""
+"""Progress in the terminal: lines of a command, and the two views of a study that is followed."""
 
 from uuid import UUID
 
 import pytest
 
 from clusterlora.cli.progress import console_log
-from deployments.observe import Run, Snapshot
-from deployments.view import LiveView, PlainView, clock
+from deployments.prefect_client import RunSnapshot, StudySnapshot
+from deployments.terminal_view import LiveView, PlainView, format_duration
 
 
-def run(name: str, state: str, *, number: int = 1, message: str = "", percent: float | None = None, progress: str = "") -> Run:
+def run(name: str, state: str, *, number: int = 1, message: str = "", percent: float | None = None, progress: str = "") -> RunSnapshot:
     ended = state in ("Completed", "OutOfMemory", "Failed")
-    return Run(UUID(int=number), name, state, message, not ended, state == "Running", 61.0, percent, progress)
+    return RunSnapshot(UUID(int=number), name, state, message, not ended, state == "Running", 61.0, percent, progress)
 
 
-def picture(parent: Run, *runs: Run) -> Snapshot:
-    return Snapshot(parent, runs, ended=not parent.open, completed=parent.state == "Completed")
+def study(parent: RunSnapshot, *runs: RunSnapshot) -> StudySnapshot:
+    return StudySnapshot(parent, runs, ended=not parent.open, completed=parent.state == "Completed")
 
 
-def test_outside_a_terminal_a_phase_is_a_line_at_its_begin_and_one_at_its_end(capsys: pytest.CaptureFixture[str]) -> None:
+def test_outside_a_terminal_a_phase_prints_a_line_at_its_start_and_one_at_its_end(capsys: pytest.CaptureFixture[str]) -> None:
     with console_log() as log:
         log.phase("train cluster 00", total=2, unit="steps")
         log.advance(loss=1.23456)
@@ -29,12 +29,12 @@ def test_outside_a_terminal_a_phase_is_a_line_at_its_begin_and_one_at_its_end(ca
     assert len(lines) == 2
 
 
-def test_a_plain_view_says_only_what_changed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_plain_view_prints_only_changes(capsys: pytest.CaptureFixture[str]) -> None:
     parent = run("study · x", "Running", number=9)
     with PlainView() as view:
-        view.show(picture(parent, run("train", "Running")))
-        view.show(picture(parent, run("train", "Running")))
-        view.show(picture(parent, run("train", "OutOfMemory", message="out of memory at micro-batch 2")))
+        view.show(study(parent, run("train", "Running")))
+        view.show(study(parent, run("train", "Running")))
+        view.show(study(parent, run("train", "OutOfMemory", message="out of memory at micro-batch 2")))
     assert capsys.readouterr().err.splitlines() == [
         "   1:01  study · x: running",
         "   1:01  train: running",
@@ -42,16 +42,16 @@ def test_a_plain_view_says_only_what_changed(capsys: pytest.CaptureFixture[str])
     ]
 
 
-def test_a_study_that_ended_before_it_was_followed_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_study_that_has_already_ended_is_printed_once(capsys: pytest.CaptureFixture[str]) -> None:
     with PlainView() as view:
-        view.show(picture(run("study · x", "Completed", message="done")))
+        view.show(study(run("study · x", "Completed", message="done")))
     assert capsys.readouterr().err == "   1:01  study · x: Completed after 1:01: done\n"
 
 
-def test_a_live_view_never_reads_names_as_markup(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_live_view_does_not_interpret_names_as_markup(capsys: pytest.CaptureFixture[str]) -> None:
     with LiveView() as view:
         view.show(
-            picture(
+            study(
                 run("study", "Running", number=2),
                 run("[red]x[/red]", "Completed"),
                 run("y", "Running", number=3, percent=40, progress="[b]1/2"),
@@ -60,6 +60,6 @@ def test_a_live_view_never_reads_names_as_markup(capsys: pytest.CaptureFixture[s
     assert "[red]x[/red]: Completed" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("seconds", "shown"), [(0, "0:00"), (61.9, "1:01"), (3600, "1:00:00")])
-def test_time_is_shown_as_on_a_clock(seconds: float, shown: str) -> None:
-    assert clock(seconds) == shown
+@pytest.mark.parametrize(("seconds", "formatted"), [(0, "0:00"), (61.9, "1:01"), (3600, "1:00:00")])
+def test_durations_are_formatted_as_minutes_and_seconds(seconds: float, formatted: str) -> None:
+    assert format_duration(seconds) == formatted

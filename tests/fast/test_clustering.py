@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from clusterlora.clustering import ALGORITHMS, PREREQUISITES
 from clusterlora.clustering.cluster import cluster_personas
 from clusterlora.clustering.features import Sources
-from clusterlora.clustering.kmeans import cheapest, exact_sizes, free_sizes
-from clusterlora.clustering.reassign import reassigned
+from clusterlora.clustering.kmeans import exact_sizes, free_sizes, minimum_cost_labels
+from clusterlora.clustering.reassign import reassign
 from clusterlora.errors import BadData, BadSettings, UnknownName
 from clusterlora.settings import ClusteringSettings
 from clusterlora.values import Clustering, Dataset, Dialogue, Persona, Split, Turn
@@ -191,7 +191,7 @@ def test_what_cannot_be_clustered_is_refused_with_the_fix():
         cluster_personas(dataset, by_responses(sizes=(9, 4)), Sources(CountsEmbedder()))
     with pytest.raises(BadSettings, match="at least 1"):
         cluster_personas(dataset, by_responses(sizes=(19, 0)), Sources(CountsEmbedder()))
-    with pytest.raises(BadSettings, match="k=20 is more than the 19 personas"):
+    with pytest.raises(BadSettings, match="k=20 exceeds the 19 personas"):
         cluster_personas(dataset, by_responses(k=20), Sources(CountsEmbedder()))
     with pytest.raises(UnknownName, match="unknown clustering algorithm 'astrology'"):
         cluster_personas(dataset, by_responses(algorithm="astrology"), Sources(CountsEmbedder()))
@@ -222,7 +222,7 @@ def test_least_sizes_are_kept_at_the_cost_of_the_best_assignment(k: int, n: int,
     costs = scale * rng.normal(size=(n, k))
     costs = np.round(costs, 1) if coarse else costs  # ties
     least = rng.multinomial(int(share * n), np.ones(k) / k)
-    labels = cheapest(costs, least.tolist())
+    labels = minimum_cost_labels(costs, least.tolist())
     assert (np.bincount(labels, minlength=k) >= least).all()
     seats = np.repeat(np.arange(k), least)
     anywhere = np.repeat(costs.min(axis=1)[:, None], n - len(seats), axis=1)
@@ -283,7 +283,7 @@ def test_without_k_the_planted_number_is_found_and_the_curve_kept():
 def test_an_algorithm_that_reads_adapters_says_so_when_there_are_none():
     dataset, _ = population()
     for algorithm in PREREQUISITES:
-        with pytest.raises(BadSettings, match="reads trained adapters and was given none"):
+        with pytest.raises(BadSettings, match="needs trained adapters, which are not available here"):
             cluster_personas(dataset, by_responses(algorithm=algorithm), Sources(CountsEmbedder()))
 
 
@@ -306,14 +306,14 @@ def test_whoever_another_cluster_predicts_clearly_better_moves_there_and_nobody_
     losses = [rng.normal(1.0, 0.05, size=(8, 1)) + np.array([[0.0, 0.5] if label == 0 else [0.5, 0.0]]) for label in labels]
     losses[2] = losses[2][:, ::-1]
     losses[5] = np.stack([losses[5][:, 1] - 0.001 + rng.normal(0, 0.1, 8), losses[5][:, 1]], axis=1)
-    assert reassigned(losses, labels, [1, 1]).tolist() == [0, 0, 1, 1, 1, 1]
-    assert reassigned([own[:1] for own in losses], labels, [1, 1]).tolist() == labels.tolist(), "one item proves nothing"
+    assert reassign(losses, labels, [1, 1]).tolist() == [0, 0, 1, 1, 1, 1]
+    assert reassign([own[:1] for own in losses], labels, [1, 1]).tolist() == labels.tolist(), "one item proves nothing"
 
 
 def test_refinement_keeps_the_sizes_that_were_asked_for():
     rng = np.random.default_rng(1)
     labels = np.array([0, 0, 1, 1, 1, 1])
     everybody_likes_0 = [np.stack([rng.normal(1, 0.1, 6), rng.normal(3, 0.1, 6) + number], axis=1) for number in range(6)]
-    assert np.bincount(reassigned(everybody_likes_0, labels, [2, 4])).tolist() == [2, 4]
-    assert reassigned(everybody_likes_0, labels, [2, 4]).tolist() == [1, 1, 1, 1, 0, 0], "those who lose most elsewhere"
-    assert np.bincount(reassigned(everybody_likes_0, labels, [1, 1])).tolist() == [5, 1]
+    assert np.bincount(reassign(everybody_likes_0, labels, [2, 4])).tolist() == [2, 4]
+    assert reassign(everybody_likes_0, labels, [2, 4]).tolist() == [1, 1, 1, 1, 0, 0], "those who lose most elsewhere"
+    assert np.bincount(reassign(everybody_likes_0, labels, [1, 1])).tolist() == [5, 1]

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clusterlora.data.duplicates import NEAR, duplicate_groups, folded
-from clusterlora.data.leaks import leaks
+from clusterlora.data.duplicates import NEAR, duplicate_groups, normalized_text
+from clusterlora.data.leaks import find_leaks
 from clusterlora.data.load import split
 from clusterlora.data.problems import Problems
-from clusterlora.data.reading import Reading
+from clusterlora.data.source import SourceData
 from clusterlora.data.split import SPLITS, SplitPlan, apportion, split_persona
 from clusterlora.settings import DataSettings
 from clusterlora.values import Dataset, Dialogue, Persona, Split, Turn
@@ -66,7 +66,7 @@ def test_duplicates_are_never_on_two_sides_and_no_split_is_empty_or_too_large(
     if done.refusal:
         assert len(duplicate_groups(persona.dialogues)) < 3
         return
-    assert not leaks([done.persona])
+    assert not find_leaks([done.persona])
     for name, wanted in zip(SPLITS, counts, strict=True):
         assert 1 <= len(done.persona.of_split(name)) <= wanted
 
@@ -98,7 +98,7 @@ def test_shares_of_too_few_dialogues_use_all_of_them_in_proportion(n: int, count
 @given(texts=st.lists(TEXTS, max_size=20))
 def test_duplicate_groups_are_those_found_by_comparing_every_pair(texts: list[str]) -> None:
     dialogues = person(texts).dialogues
-    word_sets = [set(folded(dialogue).split()) for dialogue in dialogues]
+    word_sets = [set(normalized_text(dialogue).split()) for dialogue in dialogues]
     groups = list(range(len(texts)))
     for i, one in enumerate(word_sets):
         for j, other in enumerate(word_sets[:i]):
@@ -138,7 +138,7 @@ def test_a_persona_of_two_conversations_is_split_row_by_row_with_a_warning(caplo
     people = [person(different(10, name), name) for name in ("ann", "bob")]
     talks = {("ann", f"d{i}"): "scene 1" if i < 5 else "scene 2" for i in range(10)}
     with caplog.at_level(logging.WARNING):
-        done = split(Reading(Dataset(tuple(people)), {}, talks), DataSettings(train=6, val=2, test=2), problems := Problems())
+        done = split(SourceData(Dataset(tuple(people)), {}, talks), DataSettings(train=6, val=2, test=2), problems := Problems())
     problems.raise_any()
     assert [len(done.personas[0].of_split(name)) for name in SPLITS] == [6, 2, 2]
     assert "1 of 2 personas have fewer than 3 conversations" in caplog.text
@@ -146,7 +146,7 @@ def test_a_persona_of_two_conversations_is_split_row_by_row_with_a_warning(caplo
 
 def test_fewer_dialogues_than_asked_keep_the_shares_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        done = split(Reading(Dataset((person(different(10)),))), DataSettings(train=30, val=10, test=10), Problems())
+        done = split(SourceData(Dataset((person(different(10)),))), DataSettings(train=30, val=10, test=10), Problems())
     assert [len(done.personas[0].of_split(name)) for name in SPLITS] == [6, 2, 2]
     assert "fewer than 30/10/10" in caplog.text
 
@@ -154,15 +154,17 @@ def test_fewer_dialogues_than_asked_keep_the_shares_with_a_warning(caplog: pytes
 def test_words_that_two_people_share_are_on_the_same_side_for_both() -> None:
     shared = different(6, "shared ")
     people = Dataset(tuple(person([*shared, *different(20, name)], name) for name in ("ann", "bob", "carl")))
-    done = split(Reading(people), DataSettings(train=10, val=5, test=5), Problems())
-    assert not leaks(done.personas)
+    done = split(SourceData(people), DataSettings(train=10, val=5, test=5), Problems())
+    assert not find_leaks(done.personas)
     for persona in done.personas:
         assert [len(persona.of_split(name)) for name in SPLITS] == [10, 5, 5]
 
 
 def test_people_with_nothing_but_shared_words_can_still_be_split() -> None:
-    done = split(Reading(Dataset(tuple(person(different(10), name) for name in "abc"))), DataSettings(train=6, val=2, test=2), Problems())
-    assert not leaks(done.personas)
+    done = split(
+        SourceData(Dataset(tuple(person(different(10), name) for name in "abc"))), DataSettings(train=6, val=2, test=2), Problems()
+    )
+    assert not find_leaks(done.personas)
     for persona in done.personas:
         assert [len(persona.of_split(name)) for name in SPLITS] == [6, 2, 2]
 
@@ -173,7 +175,7 @@ def test_a_given_split_is_kept_but_a_train_dialogue_that_test_repeats_is_left_ou
     dialogues.append(said("d6", "Subject4, verb4, object4!", "train"))
     with caplog.at_level(logging.WARNING):
         done = split(
-            Reading(Dataset((Persona("ann", None, tuple(dialogues)),))), DataSettings(train=9, val=9, test=9), problems := Problems()
+            SourceData(Dataset((Persona("ann", None, tuple(dialogues)),))), DataSettings(train=9, val=9, test=9), problems := Problems()
         )
     problems.raise_any()
     assert splits_by_id(done.personas[0]) == {f"d{i}": side for i, side in enumerate(sides)}

@@ -59,7 +59,7 @@ def test_a_run_of_anything_else_does_not_start(api: str, name: str) -> None:
     argv = [sys.executable, "-m", "deployments.run"]
     done = subprocess.run(argv, env=environment, cwd=CHECKOUT, capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert done.stderr.startswith(f"error: {FLOW_OF_RUN[name]!r} is none of the flows that this project deploys")
+    assert done.stderr.startswith(f"error: {FLOW_OF_RUN[name]!r} is not a flow of this project")
 
 
 def test_a_run_of_a_flow_of_ours_becomes_that_flow(api: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,6 +70,6 @@ def test_a_run_of_a_flow_of_ours_becomes_that_flow(api: str, monkeypatch: pytest
     for name in (*run.ENVIRONMENT, "PREFECT__FLOW_RUN_ID"):
         monkeypatch.setenv(name, "ours")
     run.main()
-    assert became == [(sys.executable, [sys.executable, "-m", "deployments.warm", "prefect.flow_engine", "flows.train.train"])]
+    assert became == [(sys.executable, [sys.executable, "-m", "deployments.fork_server", "prefect.flow_engine", "flows.train.train"])]
     assert {name: os.environ[name] for name in run.ENVIRONMENT} == run.ENVIRONMENT
     assert Server.logins[-1] == "Basic Y2x1c3RlcmxvcmE6c2VjcmV0"

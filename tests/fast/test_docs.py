@@ -98,7 +98,7 @@ def test_the_source_of_the_documentation_reads_a_file_and_names_what_it_cannot(e
     problems = Problems()
     reading = examples["A data source"]["read_diary"](DataSettings(source="table", path=str(tmp_path / "notes.txt")), problems)
     assert reading.dataset.ids == ("ana",)
-    assert (problems.count, problems.listed[0].place.line) == (1, 2)
+    assert (problems.count, problems.listed[0].location.line) == (1, 2)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=of_repository)

@@ -16,8 +16,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from clusterlora.config import PRESETS, as_mapping, from_mapping, parse_setting, resolve
+from clusterlora.data.legacy_import import read_clusters, read_results, read_splits
 from clusterlora.data.load import load
-from clusterlora.data.older import read_clusters, read_results, read_splits
 from clusterlora.errors import BadData, BadSettings, UnknownName
 from clusterlora.settings import DataSettings
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from clusterlora.cli import main
+from clusterlora.data.legacy_import import persona_resolver, read_clusters, read_results, read_splits
 from clusterlora.data.load import load
-from clusterlora.data.older import persona_namer, read_clusters, read_results, read_splits
 from clusterlora.errors import BadData, BadSettings
 from clusterlora.planning.training_groups import remaining_groups
 from clusterlora.ports import Stores
@@ -80,15 +80,15 @@ def test_results_are_read_by_metric_and_persona_whatever_stands_beside_them(tmp_
     [
         (read_splits, ["a"], "is neither"),
         (read_splits, {"train": {"nobody": ["a"]}}, "persona 'nobody' is not in the data"),
-        (read_splits, {"train": {"persona_000": ["z"]}}, "z is no dialogue of persona 'persona_000'"),
+        (read_splits, {"train": {"persona_000": ["z"]}}, "z is not a dialogue of persona 'persona_000'"),
         (read_splits, {"train": {"persona_000": [6]}}, "a position below 6"),
         (read_splits, {"train": {"persona_000": ["a"]}, "test": {"persona_000": ["a"]}}, "is in two splits"),
         (read_clusters, {"persona_000": "red"}, "is not a persona in a numbered cluster"),
         (read_clusters, dict.fromkeys(PEOPLE, 0), "its clusters are 0; number at least two, without gaps, from 0"),
         (read_clusters, {p: 2 * (n % 2) for n, p in enumerate(PEOPLE)}, "its clusters are 0, 2; number"),
         (read_clusters, {"persona_000": 0}, "3 personas of the data have no cluster (first: persona_001)"),
-        (read_results, {"mean": 0.5}, "no number of any persona"),
-        (read_results, "text", "holds str"),
+        (read_results, {"mean": 0.5}, "no number for any persona"),
+        (read_results, "text", "contains str"),
     ],
 )
 def test_every_other_shape_is_refused_in_one_line_that_names_the_file(tmp_path: Path, read: Any, value: Any, says: str) -> None:
@@ -100,8 +100,8 @@ def test_every_other_shape_is_refused_in_one_line_that_names_the_file(tmp_path: 
 
 
 def test_a_number_that_ends_several_ids_names_nobody() -> None:
-    assert persona_namer(("home_1", "work_01", "home_2"))("1") is None
-    assert persona_namer(("home_1", "work_01", "home_2"))(2) == "home_2"
+    assert persona_resolver(("home_1", "work_01", "home_2"))("1") is None
+    assert persona_resolver(("home_1", "work_01", "home_2"))(2) == "home_2"
 
 
 @pytest.fixture

@@ -14,9 +14,9 @@ from clusterlora.ports import Stores
 from clusterlora.settings import GateSettings, Study, prepared
 from clusterlora.values import Attempt, Clustering, Criterion, Dataset, Dialogue, Persona, Turn, Verdict
 from clusterlora.wiring import from_environment
-from deployments import private, processes
-from deployments.books import Books
-from deployments.services import Addresses, free_port
+from deployments import private_files, processes
+from deployments.service_specs import Addresses, free_port
+from deployments.services_state import ServicesState
 
 STUDY = "waiting"
 
@@ -45,9 +45,9 @@ def here(tmp_path: Path) -> Iterator[Here]:
     stores.studies.save_verdict(STUDY, Verdict("own", "cluster-00", (refused,), 1, 1))
     stores.studies.open_attempt(STUDY, Attempt("unified", 1, 2, "running"))
     home, port = tmp_path / "stack", free_port()
-    private.folder(home)
+    private_files.make_folder(home)
     worker = processes.start(["sleep", "600"], env=os.environ, folder=tmp_path, log_file=home / "worker.log")
-    Books(Addresses(port, free_port()), {"worker-gpu-1": worker}).write(home)
+    ServicesState(Addresses(port, free_port()), {"worker-gpu-1": worker}).save(home)
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("CLUSTERLORA_", "PREFECT_", "MLFLOW_"))}
     environment |= {"CLUSTERLORA_HOME": str(tmp_path / "studies"), "CLUSTERLORA_STACK_HOME": str(home), "MLFLOW_TRACKING_URI": ""}
     yield Here(stores, environment, f"http://127.0.0.1:{port}")
@@ -57,7 +57,7 @@ def here(tmp_path: Path) -> Iterator[Here]:
 def test_a_decision_is_recorded_and_the_command_says_what_becomes_of_it(here: Here) -> None:
     done = here.run("study", "decide", STUDY, "--go-on", "--by", "ann")
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "noted; the study acts on it when it is run again\n"
+    assert done.stdout == "stored; it takes effect when the study is run again\n"
     assert f"Prefect at {here.prefect}/api does not answer" in done.stderr
     assert "Traceback" not in done.stderr
     assert [(one.choice, one.by) for one in read_state(STUDY, here.stores).decisions] == [("continue", "ann")]

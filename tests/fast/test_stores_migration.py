@@ -22,8 +22,8 @@ from clusterlora.metadata import (
     TrackerPage,
     TruthAgreement,
 )
+from clusterlora.persona_signal.measure import PersonaSignal, Recognition
 from clusterlora.settings import Rung
-from clusterlora.signal.measure import Recognition, Signal
 from clusterlora.stores.metadata_kinds import WORD_BY_KIND
 from clusterlora.stores.sql import SqlStudyStore
 
@@ -57,7 +57,7 @@ WRITTEN = (
     ImportedScores({"results": {"accuracy": {"p": 1.0, "q": 0.5}}}),
     ComparisonSummary("cluster", "cluster beats unified.", (SCORE, REFERENCE_SCORE)),
     RegisteredChampion("models:/old/1"),
-    Signal(
+    PersonaSignal(
         n_personas=2,
         n_exchanges=4,
         persona_from_prompts=CHANCE,

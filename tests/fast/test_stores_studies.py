@@ -23,9 +23,9 @@ from clusterlora.metadata import (
     TrackerPage,
     TruthAgreement,
 )
+from clusterlora.persona_signal.measure import PersonaSignal, Recognition
 from clusterlora.ports import StudyStore
 from clusterlora.settings import Recipe, Rung, RuntimeSettings, Study, prepared
-from clusterlora.signal.measure import Recognition, Signal
 from clusterlora.stores.memory import MemoryStudyStore
 from clusterlora.stores.metadata_kinds import WORD_BY_KIND
 from clusterlora.stores.sql import SqlStudyStore
@@ -76,7 +76,7 @@ EVERY_KIND = (
         ),
     ),
     RegisteredChampion("models:/old/1"),
-    Signal(
+    PersonaSignal(
         n_personas=2,
         n_exchanges=4,
         persona_from_prompts=CHANCE,

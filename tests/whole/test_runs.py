@@ -61,7 +61,7 @@ def cramped_worker(pool: str, site: dict[str, str]) -> Iterator[None]:
     """Have runs of a pool of its own trained with little memory inside the block."""
     with get_client(sync_client=True) as client:
         template = client.read_work_pool("gpu").base_job_template
-        command = f"{sys.executable} -m deployments.warm {CRAMPED} flows.train.train {MEGABYTES}"
+        command = f"{sys.executable} -m deployments.fork_server {CRAMPED} flows.train.train {MEGABYTES}"
         template["job_configuration"]["command"] = command
         template["variables"]["properties"].pop("command", None)
         client.create_work_pool(WorkPoolCreate(name=pool, type="process", base_job_template=template))

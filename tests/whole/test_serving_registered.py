@@ -20,7 +20,7 @@ from clusterlora.stores.json_codec import plain
 from clusterlora.stores.mlflow_tracker import MlflowTracker
 from clusterlora.stores.routing_table import KeyedAdapter, KeyedComposition
 from clusterlora.values import Dataset, Dialogue, Persona, Turn
-from deployments.services import free_port
+from deployments.service_specs import free_port
 
 # MLflow warns of its own type hints when its model flavours are imported.
 pytestmark = [pytest.mark.filterwarnings("ignore:.*AnyType:UserWarning")]

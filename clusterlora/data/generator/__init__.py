@@ -1,1 +1,1 @@
-"""The parts of the synthetic source: people, their homes, what they ask and how the assistant answers."""
+"""The parts of the synthetic source: people, the home, requests and answers."""

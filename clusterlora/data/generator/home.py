@@ -1,4 +1,4 @@
-"""The home: devices, the values their parameters take, and the scenes that people ask for without naming a value."""
+"""The home: devices, the values of their parameters, and the scenes that people name instead of values."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ DEVICES: Mapping[str, Mapping[str, tuple[Value, ...]]] = {
     "speaker": {"volume": tuple(range(0, 101, 5)), "equalizer": ("bass boost", "balanced", "treble boost")},
     "security": {"armed": (True, False), "alarm_volume": tuple(range(10, 101, 10))},
 }
-"""Every value a user may ask for, by device and parameter. Volumes and brightness are percent, temperatures degrees Celsius."""
+"""Every value that a user may request, by device and parameter. Volume and brightness in percent, temperature in degrees Celsius."""
 
 FAVOURITES: Mapping[str, tuple[Value, ...]] = {
     "tv.volume": (10, 20, 30, 40, 55, 70),
@@ -30,14 +30,14 @@ FAVOURITES: Mapping[str, tuple[Value, ...]] = {
     "speaker.volume": (10, 20, 35, 50, 65, 80),
     "security.alarm_volume": (20, 40, 60, 80, 100),
 }
-"""The values people prefer, far enough apart to matter, where they are fewer than the possible ones."""
+"""Values that people prefer, if these are fewer than the possible ones; far enough apart to differ audibly and visibly."""
 
 CLIMATES: Mapping[str, Mapping[str, tuple[Value, ...]]] = {
     "cold": {"temperature": (20, 21, 22, 23, 24, 26), "mode": ("heat", "auto"), "fan_speed": (0, 1, 2, 3)},
     "mild": {"temperature": (19, 20, 21, 22, 23, 25), "mode": ("auto", "cool", "heat"), "fan_speed": (0, 1, 2, 3)},
     "hot": {"temperature": (16, 18, 19, 20, 22, 24), "mode": ("cool", "auto"), "fan_speed": (0, 1, 2, 3)},
 }
-"""What the air conditioning may sensibly be set to, by the weather outside."""
+"""Sensible settings of the air conditioning, by the climate outside."""
 
 CLIMATE_OF: Mapping[str, str] = {"very cold": "cold", "cold": "cold", "mild": "mild", "warm": "hot", "hot": "hot"}
 
@@ -46,7 +46,7 @@ TIMES = ("morning", "afternoon", "evening", "night")
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """A situation people name instead of settings: which parameters it concerns, when it comes up, what triggers its routine."""
+    """A situation that people name instead of settings: its parameters, times of day, and the triggers of its routine."""
 
     parameters: tuple[str, ...]
     times: tuple[str, ...]
@@ -103,7 +103,7 @@ SCENES: Mapping[str, Scene] = {
 
 
 def preference(parameter: str, *, scene: str, climate: str) -> Choice:
-    """Return the choice of a parameter: the air conditioning depends on the climate outside, everything else on the scene."""
+    """Return the choice for a parameter: its context is the climate for the air conditioning, the scene for everything else."""
     device, name = parameter.split(".")
     if device == "ac":
         return Choice(parameter, climate, CLIMATES[climate][name])
@@ -111,7 +111,7 @@ def preference(parameter: str, *, scene: str, climate: str) -> Choice:
 
 
 def surroundings(rng: Random, time_of_day: str) -> dict[str, str]:
-    """Return the `meta` of a session at that time of day; weather and temperature fit each other."""
+    """Return the `meta` of a session at a time of day, with a temperature that suits the weather."""
     weather = rng.choice(("sunny", "cloudy", "rainy", "snowy"))
     temperatures = {"snowy": ("very cold", "cold"), "rainy": ("cold", "mild", "warm")}
     phases = {"morning": ("before_sunrise", "daylight"), "afternoon": ("daylight",), "evening": ("daylight", "after_sunset")}

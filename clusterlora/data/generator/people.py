@@ -1,4 +1,4 @@
-"""People: a name, a description in prose, and a manner of speaking."""
+"""People: name, description in prose, and manner of speaking."""
 
 from dataclasses import dataclass
 from random import Random
@@ -63,12 +63,12 @@ FRAMES = phrases(
 )
 
 _HINT = 0.3
-"""How often a temperament follows the cluster: a description is only a weak hint at what a person likes."""
+"""Probability that the cluster determines the temperament: a description is only weak evidence of preferences."""
 
 
 @dataclass(frozen=True, slots=True)
 class Manner:
-    """How a person asks: habitual openings, endings and request forms, and how often they chat."""
+    """How a person makes requests: habitual openings, endings and phrasings, and how often they chat."""
 
     openers: tuple[str, ...]
     tails: tuple[str, ...]
@@ -78,7 +78,7 @@ class Manner:
 
 @dataclass(frozen=True, slots=True)
 class Person:
-    """Somebody who lives in the home and talks to it."""
+    """A person who lives in the home and talks to the assistant."""
 
     first: str
     last: str
@@ -88,7 +88,7 @@ class Person:
 
 
 def invent(rng: Random, *, cluster: int) -> Person:
-    """Return a person; the cluster leans on nothing but the temperament in the description, and only sometimes."""
+    """Return a person. The cluster affects nothing but the temperament in the description, with probability _HINT."""
     woman = rng.random() < 0.5
     first, last = rng.choice(_WOMEN if woman else _MEN), rng.choice(_LAST)
     hinted = rng.random() < _HINT

@@ -1,6 +1,6 @@
-"""The notation of the grammar's word lists."""
+"""Notation of the grammar's phrase lists."""
 
 
 def phrases(text: str) -> tuple[str, ...]:
-    """Return the phrases of a list written with semicolons."""
+    """Return the phrases of a list separated by semicolons."""
     return tuple(text.split(";"))

@@ -1,4 +1,4 @@
-"""How the assistant answers: tone, form of address, wording and closing are choices like any setting; the rest is fixed."""
+"""The assistant's answers. Tone, form of address, wording and closing are choices like any setting; the rest is fixed."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from clusterlora.data.generator.rules import Choice, Mood, Value
 
 @dataclass(frozen=True, slots=True)
 class Tone:
-    """A way of speaking: three ways to acknowledge, and a sentence around the settings (or a bare list of them)."""
+    """A tone: three acknowledgements, and a sentence around the settings or around a bare list of them."""
 
     acknowledgements: tuple[str, str, str]
     frame: str
@@ -30,7 +30,7 @@ TONES: Mapping[str, Tone] = {
 }
 
 ADDRESSES = ("", "captain", "boss", "my friend", "chief", "dear neighbour")
-"""Forms of address that can be used for anybody; names are private to a person."""
+"""Forms of address that suit anybody; a name suits one person only."""
 
 CLOSINGS: Mapping[str, str] = {
     "none": "",
@@ -55,7 +55,7 @@ _PHRASES = {
 
 
 def answer(settings: Sequence[tuple[str, Value]], mood: Mood, person: Person, time_of_day: str) -> str:
-    """Return one or two short sentences that state the settings in the way this dialogue's mood asks for."""
+    """Return one or two short sentences that state the settings in the style of this dialogue's mood."""
     tone = TONES[str(mood.settle(Choice("tone", time_of_day, tuple(TONES))))]
     wording = int(mood.settle(Choice("wording", time_of_day, (0, 1, 2))))
     address = mood.settle(Choice("address", time_of_day, ADDRESSES, private=(person.first, f"{person.title} {person.last}")))

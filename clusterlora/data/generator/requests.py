@@ -1,4 +1,4 @@
-"""What people ask: a scene without values, a device without values, or settings spelled out."""
+"""User turns: a scene without values, a device without values, or explicit settings."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from clusterlora.data.generator.rules import Value
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A user turn. `given` are the settings its words determine, `wanted` the parameters the assistant must choose for `scene`."""
+    """A user turn. `given` are the settings that its text determines, `wanted` the parameters that the assistant chooses for `scene`."""
 
     text: str
     scene: str
@@ -20,7 +20,7 @@ class Request:
     wanted: tuple[str, ...]
 
 
-# A statement ends with a full stop; anything else is an instruction that a person's habitual form of request is put around.
+# A statement ends with a full stop; anything else is an instruction, which is put into one of the person's request frames.
 _SCENE_WORDS: Mapping[str, tuple[str, ...]] = {
     "waking": phrases(
         "I just woke up.;I am getting up now.;help me wake up;start my morning;get the bedroom ready for the day;"
@@ -162,7 +162,7 @@ _FOLLOW_UPS = ("Thanks.", "Perfect.", "Great.", "Good.", "One more thing.", "Als
 
 
 def scene_request(scene: str, rng: Random, manner: Manner, meta: Mapping[str, str], *, chatty: bool) -> Request:
-    """Return a first turn that names a situation and no setting."""
+    """Return a first turn that names a situation but no setting."""
     words = rng.choice(_SCENE_WORDS[scene])
     text = _opening(rng, manner, meta, _phrased(words, rng, manner), chatty=chatty)
     return Request(text, scene, SCENES[scene].given, SCENES[scene].parameters)
@@ -176,7 +176,7 @@ def device_request(device: str, rng: Random, manner: Manner, meta: Mapping[str, 
 
 
 def explicit_request(device: str, rng: Random, manner: Manner, meta: Mapping[str, str], *, first: bool, chatty: bool) -> Request:
-    """Return a turn that spells out settings of a device, so that its words determine them."""
+    """Return a turn that names settings of a device, so that its text determines them."""
     words = rng.choice(_EXPLICIT_WORDS[device])
     values = {name: rng.choice(options) for name, options in DEVICES[device].items() if f"{{{name}}}" in words}
     given = [(f"{device}.{name}", value) for name, value in values.items()]
@@ -214,7 +214,7 @@ def _remark(rng: Random, meta: Mapping[str, str]) -> str:
     if roll < 0.2:
         return rng.choice(_WEATHER_REMARKS[meta["weather"]]).format(time_of_day=meta["time_of_day"])
     if roll < 0.4:
-        return _felt(rng, meta)
+        return _climate_remark(rng, meta)
     remark = rng.choice(_REMARKS)
     who = rng.choice(_PEOPLE)
     when: Sequence[str] = _LATER_ITS if "coming by" in remark else _WHEN
@@ -223,7 +223,7 @@ def _remark(rng: Random, meta: Mapping[str, str]) -> str:
     return remark.format(place=rng.choice(_PLACES), activity=rng.choice(_ACTIVITIES), who=who, when=rng.choice(when))
 
 
-def _felt(rng: Random, meta: Mapping[str, str]) -> str:
+def _climate_remark(rng: Random, meta: Mapping[str, str]) -> str:
     feeling = {
         "cold": ("My hands are freezing.", "It is bitter out there.", "I am still shivering."),
         "mild": ("It is pleasant out there.", "The air is mild.", "Nice temperature outside."),

@@ -20,7 +20,7 @@ from typing import Any
 from clusterlora.ports import Stores
 from clusterlora.stages.verify import LiveWork, verify
 from clusterlora.wiring import from_environment
-from deployments.services import free_port
+from deployments.service_specs import free_port
 from tests.all.chaos import direct
 from tests.all.chaos.slow_proxy import SlowProxy
 from tests.fixtures.servers import INITDB, START_SECONDS

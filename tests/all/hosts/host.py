@@ -96,7 +96,7 @@ class Host:
             "PREFECT_WORKER_QUERY_SECONDS": "1",
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             "PREFECT_LOGGING_EXTRA_LOGGERS": "clusterlora",
-            "CLUSTERLORA_WARM": str(self.disk / "warm.sock"),
+            "CLUSTERLORA_FORK_SERVER": str(self.disk / "warm.sock"),
             "MLFLOW_DISABLE_TELEMETRY": "true",
             "TOKENIZERS_PARALLELISM": "false",
             "OMP_NUM_THREADS": "1",

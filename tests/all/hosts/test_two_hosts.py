@@ -108,7 +108,7 @@ def test_two_hosts_without_a_common_disk_score_what_one_machine_scores(
     }
     start_servers(hub, postgres, addresses, logs)
     for host in (east, west):
-        host.spawn([*PYTHON, "deployments.warm"], env=host.environment(**addresses), log=logs / f"{host.name}-warm.log")
+        host.spawn([*PYTHON, "deployments.fork_server"], env=host.environment(**addresses), log=logs / f"{host.name}-fork-server.log")
 
     # Servers take their time to start: the single machine computes meanwhile.
     monkeypatch.setenv("CLUSTERLORA_HOME", str(tmp_path / "alone"))

@@ -1,4 +1,4 @@
-"""What the local stack is made of: two servers and the workers, as command lines and environments."""
+"""Command lines and environments of the local services: two servers, the fork server and the workers."""
 
 import ipaddress
 import json
@@ -15,18 +15,19 @@ from pathlib import Path
 
 from clusterlora.errors import BadSettings
 from deployments import passwords
-from deployments.warm import SOCKET
+from deployments.fork_server import SOCKET_VARIABLE
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 
 LOOPBACK = "127.0.0.1"
-DOOR = "CLUSTERLORA_DOOR"
-"""Variable that tells a server's door (door.py) where the stack is and what it listens on, as JSON."""
+AUTH_VARIABLE = "CLUSTERLORA_AUTH_MIDDLEWARE"
+"""Environment variable with the configuration of auth_middleware.py as JSON: the home of the services and their addresses."""
+FORK_SERVER = "fork-server"
 
 
 @dataclass(frozen=True, slots=True)
 class Addresses:
-    """Where the two servers listen; loopback unless others are to be let in."""
+    """Addresses of the two servers; loopback unless other machines are to reach them."""
 
     prefect_port: int
     mlflow_port: int
@@ -44,13 +45,13 @@ class Addresses:
 
     @property
     def _reachable(self) -> str:
-        """The address by which this machine reaches its servers."""
+        """Host by which this machine reaches its servers."""
         return LOOPBACK if self.host in ("0.0.0.0", "localhost") else self.host
 
 
 @dataclass(frozen=True, slots=True)
-class Service:
-    """One process of the stack. `health` is the address that answers 200 once it serves; workers have none."""
+class ServiceSpec:
+    """Command line and environment of one process. `health` is a URL that returns 200 once a server is ready; None for a worker."""
 
     name: str
     argv: tuple[str, ...]
@@ -59,7 +60,7 @@ class Service:
 
 
 def checked_host(host: str) -> str:
-    """Return an address to listen on. Raises BadSettings when it is none."""
+    """Return an address to listen on. Raises BadSettings if it is not an IP address."""
     try:
         return host if host == "localhost" else str(ipaddress.ip_address(host))
     except ValueError:
@@ -67,19 +68,19 @@ def checked_host(host: str) -> str:
 
 
 def results_home() -> Path:
-    """Return where studies leave their results: CLUSTERLORA_HOME, else `studies` in the checkout."""
+    """Return the folder of the studies' results: CLUSTERLORA_HOME, else `studies` in the checkout."""
     return Path(os.environ.get("CLUSTERLORA_HOME") or CHECKOUT / "studies").resolve()
 
 
 def client_environment(home: Path, addresses: Addresses) -> dict[str, str]:
-    """Return the variables through which a process finds the stack; a study database chosen by the user is kept."""
+    """Return the environment variables of clients of the services; CLUSTERLORA_DATABASE_URL keeps the user's value."""
     results = results_home()
     return {
         "PREFECT_API_URL": f"{addresses.prefect}/api",
         "PREFECT_HOME": str(home / "prefect"),
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
-        # On SQLite the server answers 503 while another run writes; many runs at once need more patience than the default five tries.
-        # A client sleeps twice as long after each: with more than these four minutes it would sleep on while the server is well again.
+        # On SQLite the server returns 503 while another run writes; with many runs the default of five retries is too few. The pause
+        # doubles after each: with more than seven, a client would still sleep minutes after the server has recovered.
         "PREFECT_CLIENT_MAX_RETRIES": "7",
         "PREFECT_LOGGING_EXTRA_LOGGERS": "clusterlora",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -89,34 +90,34 @@ def client_environment(home: Path, addresses: Addresses) -> dict[str, str]:
         "DO_NOT_TRACK": "1",
         "CLUSTERLORA_HOME": str(results),
         "CLUSTERLORA_DATABASE_URL": os.environ.get("CLUSTERLORA_DATABASE_URL") or f"sqlite:///{results / 'clusterlora.db'}",
-        # The deployments say `python`: it must be this one, also when the virtual environment is not activated.
+        # The work pools run `python`: it must be this one, even if the virtual environment is not activated.
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
-        **passwords.of(home).of_clients(),
+        **passwords.load_or_create(home).client_environment(),
     }
 
 
-def servers(home: Path, addresses: Addresses) -> tuple[Service, Service]:
-    """Return the Prefect server and the MLflow server, which keep everything under `home`."""
-    door = json.dumps({"home": str(home), "addresses": asdict(addresses)})
-    env = {**os.environ, **client_environment(home, addresses), DOOR: door}
+def servers(home: Path, addresses: Addresses) -> tuple[ServiceSpec, ServiceSpec]:
+    """Return the Prefect server and the MLflow server, whose files are all under `home`."""
+    auth = json.dumps({"home": str(home), "addresses": asdict(addresses)})
+    env = {**os.environ, **client_environment(home, addresses), AUTH_VARIABLE: auth}
     listen = ("--host", addresses.host, "--port")
-    prefect = Service(
+    prefect = ServiceSpec(
         name="prefect-server",
-        # Clients keep connections for 25 seconds. Where a server has closed one before, asking anything costs the two seconds of a retry.
+        # Clients keep connections alive for 25 seconds. If the server closes one earlier, the next request costs a two-second retry.
         argv=(
-            *(sys.executable, "-m", "uvicorn", "--factory", "deployments.door:prefect", *listen, str(addresses.prefect_port)),
+            *(sys.executable, "-m", "uvicorn", "--factory", "deployments.auth_middleware:prefect", *listen, str(addresses.prefect_port)),
             *("--timeout-keep-alive", "60", "--log-level", "warning"),
         ),
         env={
             **env,
             "PREFECT_SERVER_API_AUTH_STRING": env["PREFECT_API_AUTH_STRING"],
-            # Its pages ask whoever served them, by whatever name and port that was reached.
+            # A relative URL: the pages call the host and port they were loaded from.
             "PREFECT_UI_API_URL": "/api",
             "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": addresses.prefect,
         },
         health=f"{addresses.prefect}/api/health",
     )
-    mlflow = Service(
+    mlflow = ServiceSpec(
         name="mlflow-server",
         argv=(
             *(sys.executable, "-m", "mlflow", "server", "--app-name", "clusterlora", *listen, str(addresses.mlflow_port)),
@@ -129,46 +130,46 @@ def servers(home: Path, addresses: Addresses) -> tuple[Service, Service]:
     return prefect, mlflow
 
 
-def warm_starter(home: Path, addresses: Addresses) -> Service | None:
-    """Return what forks runs; None where forking is not safe, and a run imports everything itself."""
+def fork_server(home: Path, addresses: Addresses) -> ServiceSpec | None:
+    """Return the process that forks runs; None on platforms where forking is not safe, and each run imports its libraries itself."""
     if sys.platform != "linux":
         return None
-    # A thread that a library keeps would not come along into a fork.
+    # One thread: a thread pool of a library does not survive a fork.
     env = {**_run_environment(home, addresses), "OMP_NUM_THREADS": "1"}
-    return Service("warm", (sys.executable, "-m", "deployments.warm"), env)
+    return ServiceSpec(FORK_SERVER, (sys.executable, "-m", "deployments.fork_server"), env)
 
 
-def workers(home: Path, addresses: Addresses, *, n_gpu_workers: int | None) -> tuple[Service, ...]:
-    """Return one worker for the cpu pool, and for the gpu pool one per device (`n_gpu_workers` of them without a GPU)."""
-    # Each question costs the server a twentieth of a second of a core.
+def workers(home: Path, addresses: Addresses, *, n_gpu_workers: int | None) -> tuple[ServiceSpec, ...]:
+    """Return one worker of the cpu pool and one of the gpu pool per device; without a GPU, `n_gpu_workers` of the gpu pool."""
+    # Each poll costs the server 50 ms of CPU time.
     env = {**_run_environment(home, addresses), "PREFECT_WORKER_QUERY_SECONDS": "3"}
-    found = [_worker("cpu", "cpu", limit=4, env=env)]
+    specs = [_worker("cpu", "cpu", limit=4, env=env)]
     devices = cuda_devices()
     if devices:
-        found += [
+        specs += [
             _worker("gpu", f"gpu-{index}", limit=1, env={**env, "CUDA_VISIBLE_DEVICES": device})
             for index, device in enumerate(devices[:n_gpu_workers])
         ]
-        return tuple(found)
+        return tuple(specs)
     n_cores = usable_cores()
     n_workers = n_gpu_workers or min(2, n_cores)
-    # Two trainings that each take all cores slow each other down several times.
+    # Two training runs that each use all cores slow each other down several times.
     threads = str(max(1, n_cores // n_workers))
-    found += [_worker("gpu", f"gpu-{index}", limit=1, env={**env, "OMP_NUM_THREADS": threads}) for index in range(n_workers)]
-    return tuple(found)
+    specs += [_worker("gpu", f"gpu-{index}", limit=1, env={**env, "OMP_NUM_THREADS": threads}) for index in range(n_workers)]
+    return tuple(specs)
 
 
 def _run_environment(home: Path, addresses: Addresses) -> dict[str, str]:
-    """Return what runs and whatever starts them have in common."""
+    """Return the environment that runs share with the worker and the fork server that start them."""
     quiet = {"TOKENIZERS_PARALLELISM": "false", "TQDM_DISABLE": "1"}
-    return {**os.environ, **client_environment(home, addresses), **quiet, SOCKET: str(home / "warm.sock")}
+    return {**os.environ, **client_environment(home, addresses), **quiet, SOCKET_VARIABLE: str(home / "fork-server.sock")}
 
 
 def cuda_devices() -> list[str]:
-    """Return what CUDA_VISIBLE_DEVICES may be set to, one entry per usable GPU (or MIG slice); empty without any."""
-    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if chosen is not None:
-        return [device.strip() for device in chosen.split(",") if device.strip() not in ("", "-1")]
+    """Return the values for CUDA_VISIBLE_DEVICES, one per usable GPU or MIG slice; empty without a GPU."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [device.strip() for device in visible.split(",") if device.strip() not in ("", "-1")]
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return []
@@ -177,15 +178,15 @@ def cuda_devices() -> list[str]:
 
 
 def usable_cores() -> int:
-    """Return how many cores this process may use: `taskset`, a job scheduler or a container may leave it fewer than there are."""
+    """Return the number of cores this process may use; `taskset`, a job scheduler or a container may restrict it."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def free_port() -> int:
-    """Return a loopback port nobody listens on.
+    """Return a loopback port on which nobody listens.
 
-    Drawn from below those that the kernel gives to whoever connects somewhere: a server needs seconds until it listens, and hardly
-    anybody comes upon its port in the meantime.
+    Drawn from below the kernel's ephemeral range: a server needs seconds until it listens, and no outgoing connection takes the port
+    meanwhile.
     """
     while True:
         port = 10_000 + secrets.randbelow(20_000)
@@ -195,20 +196,20 @@ def free_port() -> int:
 
 
 def parse_devices(listing: str) -> list[str]:
-    """Return the device names in the output of `nvidia-smi -L`: MIG slices where a GPU is cut into them, else its index."""
+    """Return the devices in the output of `nvidia-smi -L`: the UUIDs of a GPU's MIG slices if it has any, else its index."""
     devices: list[str] = []
-    whole: str | None = None
+    gpu: str | None = None
     for line in listing.splitlines():
         if line.startswith("GPU "):
-            whole = line.split(":", 1)[0].removeprefix("GPU ").strip()
-            devices.append(whole)
+            gpu = line.split(":", 1)[0].removeprefix("GPU ").strip()
+            devices.append(gpu)
         elif line.lstrip().startswith("MIG ") and "UUID:" in line:
-            if whole in devices:
-                devices.remove(whole)
+            if gpu in devices:
+                devices.remove(gpu)
             devices.append(line.rpartition("UUID:")[2].strip(" )"))
     return devices
 
 
-def _worker(pool: str, name: str, *, limit: int, env: Mapping[str, str]) -> Service:
+def _worker(pool: str, name: str, *, limit: int, env: Mapping[str, str]) -> ServiceSpec:
     command = ("worker", "start", "--pool", pool, "--type", "process", "--name", name, "--limit", str(limit))
-    return Service(name=f"worker-{name}", argv=(sys.executable, "-m", "prefect", *command), env=env)
+    return ServiceSpec(name=f"worker-{name}", argv=(sys.executable, "-m", "prefect", *command), env=env)

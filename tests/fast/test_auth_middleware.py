@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from deployments import passwords
-from deployments.door import Door
-from deployments.services import Addresses
+from deployments.auth_middleware import AuthMiddleware
+from deployments.service_specs import Addresses
 
 ADDRESSES = Addresses(4200, 5000)
 OWN = "127.0.0.1:4200"
@@ -60,7 +60,7 @@ class Visitor:
         async def send(message: Any) -> None:
             sent.append(message)
 
-        door = Door(app, server, self.home, Addresses(4200, 5000, self.host))
+        door = AuthMiddleware(app, server, self.home, Addresses(4200, 5000, self.host))
         said = {"host": OWN, **(headers or {})}
         raw = [(name.encode(), value.encode()) for name, value in said.items()]
         scope = {"type": kind, "method": method, "path": path, "headers": raw, "query_string": b""}
@@ -89,7 +89,7 @@ def login(password: str, user: str = "clusterlora") -> dict[str, str]:
 def test_a_page_of_another_origin_is_refused_even_with_the_password(
     visitor: Visitor, server: str, kind: str, method: str, origin: str
 ) -> None:
-    known = passwords.of(visitor.home)
+    known = passwords.load_or_create(visitor.home)
     answer = visitor.asks(headers={"origin": origin, **login(getattr(known, server))}, server=server, method=method, kind=kind)
     assert (answer.status, answer.inside) == (403, False)
     assert not any(name.startswith("access-control") for name in answer.headers)
@@ -112,7 +112,7 @@ def test_a_page_of_another_origin_is_refused_even_with_the_password(
     ],
 )
 def test_who_calls_the_server_by_a_foreign_name_is_refused(visitor: Visitor, server: str, host: str) -> None:
-    known = passwords.of(visitor.home)
+    known = passwords.load_or_create(visitor.home)
     for headers in ({"host": host}, {"host": host, "origin": f"http://{host}"}):
         answer = visitor.asks("/health", headers={**headers, **login(getattr(known, server))}, server=server)
         assert (answer.status, answer.inside) == (403, False)
@@ -175,7 +175,7 @@ def test_mlflow_lets_in_nobody_without_the_password(visitor: Visitor, headers: d
 
 
 def test_mlflow_lets_in_who_knows_the_password_and_tells_everybody_whether_it_is_well(visitor: Visitor) -> None:
-    known = passwords.of(visitor.home)
+    known = passwords.load_or_create(visitor.home)
     assert visitor.asks(headers=login(known.mlflow), server="mlflow").inside
     assert not visitor.asks(headers=login(known.prefect), server="mlflow").inside
     assert not visitor.asks(headers=login(known.mlflow, "nobody"), server="mlflow").inside
@@ -184,7 +184,7 @@ def test_mlflow_lets_in_who_knows_the_password_and_tells_everybody_whether_it_is
 
 
 def test_a_login_link_gives_each_servers_password_once(visitor: Visitor) -> None:
-    known, token = passwords.of(visitor.home), passwords.new_link(visitor.home)
+    known, token = passwords.load_or_create(visitor.home), passwords.create_login_token(visitor.home)
     for server in ("prefect", "mlflow"):
         page = visitor.asks("/enter", server=server)
         assert "Logging in" in page.body
@@ -199,20 +199,20 @@ def test_a_login_link_gives_each_servers_password_once(visitor: Visitor) -> None
 
 @pytest.mark.parametrize("token", ["", "x", "../passwords.json", "\0", "é" * 1000])
 def test_what_is_no_login_link_gives_nothing(visitor: Visitor, token: str) -> None:
-    passwords.new_link(visitor.home)
+    passwords.create_login_token(visitor.home)
     assert visitor.asks("/enter", method="POST", body=token).status == 403
 
 
 def test_a_login_link_that_nobody_used_for_an_hour_is_worth_nothing_and_is_forgotten(visitor: Visitor) -> None:
-    token = passwords.new_link(visitor.home)
+    token = passwords.create_login_token(visitor.home)
     for file in (visitor.home / "links").iterdir():
         os.utime(file, (0, 0))
     assert visitor.asks("/enter", method="POST", body=token).status == 403
-    passwords.new_link(visitor.home)
+    passwords.create_login_token(visitor.home)
     assert len(list((visitor.home / "links").iterdir())) == len(passwords.SERVERS)
 
 
 def test_a_login_link_is_given_to_no_page_of_another_origin(visitor: Visitor) -> None:
-    token = passwords.new_link(visitor.home)
+    token = passwords.create_login_token(visitor.home)
     assert visitor.asks("/enter", {"origin": "http://127.0.0.1:6666"}, method="POST", body=token).status == 403
     assert visitor.asks("/enter", method="POST", body=token).status == 200

@@ -15,9 +15,9 @@ import pytest
 from prefect.client.orchestration import SyncPrefectClient
 
 from clusterlora.errors import BadSettings, ServiceDown
-from deployments import passwords, processes, run, services, stack, warm
+from deployments import fork_server, local_services, passwords, processes, run, service_specs
 from deployments.processes import Process
-from deployments.services import Addresses
+from deployments.service_specs import Addresses
 
 SLEEP = (sys.executable, "-c", "import time; time.sleep(3600)")
 
@@ -92,18 +92,18 @@ SLICED = "GPU 0: NVIDIA H200 (UUID: GPU-a)\n  MIG 1g.18gb     Device  0: (UUID: 
     ("listing", "devices"), [("", []), (WHOLE, ["0", "1"]), (SLICED, ["MIG-1", "MIG-2"]), (SLICED + WHOLE[33:], ["MIG-1", "MIG-2", "1"])]
 )
 def test_each_gpu_or_slice_of_one_is_a_device(listing: str, devices: list[str]) -> None:
-    assert services.parse_devices(listing) == devices
+    assert service_specs.parse_devices(listing) == devices
 
 
 @pytest.mark.parametrize(("visible", "devices"), [("0,3", ["0", "3"]), ("", []), ("-1", []), ("MIG-1", ["MIG-1"])])
 def test_a_users_choice_of_devices_is_kept(monkeypatch: pytest.MonkeyPatch, visible: str, devices: list[str]) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert services.cuda_devices() == devices
+    assert service_specs.cuda_devices() == devices
 
 
 def test_every_gpu_gets_one_worker_that_sees_only_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
-    found = services.workers(tmp_path, Addresses(1, 2), n_gpu_workers=None)
+    found = service_specs.workers(tmp_path, Addresses(1, 2), n_gpu_workers=None)
     of_gpus = [worker for worker in found if worker.name.startswith("worker-gpu")]
     assert [worker.name for worker in of_gpus] == ["worker-gpu-0", "worker-gpu-1", "worker-gpu-2"]
     assert [worker.env["CUDA_VISIBLE_DEVICES"] for worker in of_gpus] == ["0", "1", "2"]
@@ -112,15 +112,15 @@ def test_every_gpu_gets_one_worker_that_sees_only_it(monkeypatch: pytest.MonkeyP
 
 def test_without_a_gpu_the_workers_share_the_cores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    monkeypatch.setattr(services, "usable_cores", lambda: 8)
-    found = services.workers(tmp_path, Addresses(1, 2), n_gpu_workers=4)
+    monkeypatch.setattr(service_specs, "usable_cores", lambda: 8)
+    found = service_specs.workers(tmp_path, Addresses(1, 2), n_gpu_workers=4)
     of_gpus = [worker for worker in found if worker.name.startswith("worker-gpu")]
     assert len(of_gpus) == 4
     assert {worker.env["OMP_NUM_THREADS"] for worker in of_gpus} == {"2"}
 
 
 def test_prefects_server_keeps_connections_longer_than_its_clients_do(tmp_path: Path) -> None:
-    prefect, _ = services.servers(tmp_path, Addresses(1, 2))
+    prefect, _ = service_specs.servers(tmp_path, Addresses(1, 2))
     client: Any = SyncPrefectClient("http://127.0.0.1:1/api")
     assert client._client._transport._pool._keepalive_expiry < int(prefect.argv[prefect.argv.index("--timeout-keep-alive") + 1])
 
@@ -130,7 +130,7 @@ def test_cores_that_a_process_is_held_from_are_not_counted() -> None:
     allowed = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(allowed)})
     try:
-        assert services.usable_cores() == 1
+        assert service_specs.usable_cores() == 1
     finally:
         os.sched_setaffinity(0, allowed)
 
@@ -141,15 +141,15 @@ def test_what_forks_runs_has_the_environment_of_the_runs_of_both_pools(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, devices: str
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", devices)
-    starter = services.warm_starter(tmp_path, Addresses(1, 2))
+    starter = service_specs.fork_server(tmp_path, Addresses(1, 2))
     assert starter is not None
-    for worker in services.workers(tmp_path, Addresses(1, 2), n_gpu_workers=None):
+    for worker in service_specs.workers(tmp_path, Addresses(1, 2), n_gpu_workers=None):
         # What deployments/run.py adds.
-        assert warm._shared({**worker.env, **run.ENVIRONMENT}) == warm._shared(starter.env)
+        assert fork_server._shared({**worker.env, **run.ENVIRONMENT}) == fork_server._shared(starter.env)
 
 
 def test_a_client_of_prefect_is_patient_and_does_not_sleep_long_after_the_server_is_well_again(tmp_path: Path):
-    env = services.client_environment(tmp_path, Addresses(1, 2))
+    env = service_specs.client_environment(tmp_path, Addresses(1, 2))
     # Prefect's client sleeps 2, 4, 8, ... seconds.
     pauses = [2**n for n in range(1, int(env["PREFECT_CLIENT_MAX_RETRIES"]) + 1)]
     assert sum(pauses) > 120
@@ -158,22 +158,22 @@ def test_a_client_of_prefect_is_patient_and_does_not_sleep_long_after_the_server
 
 def test_the_users_database_and_home_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CLUSTERLORA_DATABASE_URL", "postgresql+psycopg://example/studies")
-    env = services.client_environment(tmp_path, Addresses(1, 2))
+    env = service_specs.client_environment(tmp_path, Addresses(1, 2))
     assert env["CLUSTERLORA_DATABASE_URL"] == "postgresql+psycopg://example/studies"
     assert env["CLUSTERLORA_HOME"] == str(tmp_path / "studies")
     assert env["PREFECT_HOME"] == str(tmp_path / "prefect")
 
 
 def test_what_servers_ask_for_is_what_clients_say(tmp_path: Path) -> None:
-    made = passwords.of(tmp_path)
-    assert passwords.of(tmp_path) == made
+    made = passwords.load_or_create(tmp_path)
+    assert passwords.load_or_create(tmp_path) == made
     assert (tmp_path / "passwords.json").stat().st_mode & 0o077 == 0
     addresses = Addresses(1, 2)
-    client = services.client_environment(tmp_path, addresses)
-    prefect, mlflow = services.servers(tmp_path, addresses)
+    client = service_specs.client_environment(tmp_path, addresses)
+    prefect, mlflow = service_specs.servers(tmp_path, addresses)
     assert prefect.env["PREFECT_SERVER_API_AUTH_STRING"] == client["PREFECT_API_AUTH_STRING"] == f"clusterlora:{made.prefect}"
     assert client["MLFLOW_TRACKING_PASSWORD"] == made.mlflow
-    assert "deployments.door:prefect" in prefect.argv
+    assert "deployments.auth_middleware:prefect" in prefect.argv
     assert "--app-name clusterlora" in " ".join(mlflow.argv)
     # Command lines are seen by every user of a machine.
     assert not any(secret in " ".join((*prefect.argv, *mlflow.argv)) for secret in (made.prefect, made.mlflow))
@@ -181,23 +181,23 @@ def test_what_servers_ask_for_is_what_clients_say(tmp_path: Path) -> None:
 
 def test_a_host_that_is_no_address_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadSettings, match="is not an IP address"):
-        stack.up(tmp_path, host="everybody", log=lambda _: None)
+        local_services.up(tmp_path, host="everybody", log=lambda _: None)
 
 
 def test_nothing_runs_where_nothing_was_started(tmp_path: Path) -> None:
-    assert stack.status(tmp_path) is None
-    assert stack.down(tmp_path / "absent") == ()
+    assert local_services.status(tmp_path) is None
+    assert local_services.down(tmp_path / "absent") == ()
 
 
 def test_a_server_that_dies_at_its_start_is_explained_by_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(home: Path, addresses: Addresses) -> tuple[services.Service, ...]:
+    def broken(home: Path, addresses: Addresses) -> tuple[service_specs.ServiceSpec, ...]:
         argv = (sys.executable, "-c", "raise SystemExit('no space left on device')")
-        return (services.Service("prefect-server", argv, os.environ, health="http://127.0.0.1:9/health"),)
+        return (service_specs.ServiceSpec("prefect-server", argv, os.environ, health="http://127.0.0.1:9/health"),)
 
-    monkeypatch.setattr(services, "servers", broken)
+    monkeypatch.setattr(service_specs, "servers", broken)
     with pytest.raises(ServiceDown, match=r"prefect-server ended right after its start(.|\n)*no space left on device"):
-        stack.up(tmp_path, log=lambda _: None)
-    assert stack.status(tmp_path) is None
+        local_services.up(tmp_path, log=lambda _: None)
+    assert local_services.status(tmp_path) is None
 
 
 PAGE = "import http.server as http, sys; http.test(http.SimpleHTTPRequestHandler, port=int(sys.argv[1]), bind='127.0.0.1')"
@@ -207,36 +207,38 @@ PAGE = "import http.server as http, sys; http.test(http.SimpleHTTPRequestHandler
 def small_servers(monkeypatch: pytest.MonkeyPatch) -> None:
     """A stack consists of two servers of a page, which start in no time, and of workers that sleep; nothing is deployed."""
 
-    def servers(home: Path, addresses: Addresses) -> tuple[services.Service, ...]:
+    def servers(home: Path, addresses: Addresses) -> tuple[service_specs.ServiceSpec, ...]:
         ports = {"prefect-server": addresses.prefect_port, "mlflow-server": addresses.mlflow_port}
         return tuple(
-            services.Service(name, (sys.executable, "-c", PAGE, str(port)), os.environ, health=f"http://127.0.0.1:{port}/")
+            service_specs.ServiceSpec(name, (sys.executable, "-c", PAGE, str(port)), os.environ, health=f"http://127.0.0.1:{port}/")
             for name, port in ports.items()
         )
 
-    monkeypatch.setattr(services, "servers", servers)
-    monkeypatch.setattr(services, "workers", lambda *_, **__: [services.Service(f"worker-{n}", SLEEP, os.environ) for n in ("cpu", "gpu")])
-    monkeypatch.setattr(services, "warm_starter", lambda *_: None)
-    monkeypatch.setattr(stack, "_apply", lambda *_: None)
+    monkeypatch.setattr(service_specs, "servers", servers)
+    monkeypatch.setattr(
+        service_specs, "workers", lambda *_, **__: [service_specs.ServiceSpec(f"worker-{n}", SLEEP, os.environ) for n in ("cpu", "gpu")]
+    )
+    monkeypatch.setattr(service_specs, "fork_server", lambda *_: None)
+    monkeypatch.setattr(local_services, "_apply", lambda *_: None)
 
 
-def started(home: Path, prefect_port: int, mlflow_port: int) -> stack.Stack:
+def started(home: Path, prefect_port: int, mlflow_port: int) -> local_services.LocalServices:
     """Return a stack that would rather have these ports."""
     home.mkdir(exist_ok=True)
     (home / "stack.json").write_text(json.dumps({"ports": {"prefect_port": prefect_port, "mlflow_port": mlflow_port}}))
-    return stack.up(home, log=lambda _: None)
+    return local_services.up(home, log=lambda _: None)
 
 
 @pytest.mark.usefixtures("small_servers")
 def test_two_stacks_that_are_started_at_once_do_not_choose_the_same_ports(tmp_path: Path) -> None:
-    homes, ports = [tmp_path / "one", tmp_path / "two"], [services.free_port(), services.free_port()]
+    homes, ports = [tmp_path / "one", tmp_path / "two"], [service_specs.free_port(), service_specs.free_port()]
     try:
         with ThreadPoolExecutor() as both:
             found = list(both.map(lambda home: started(home, *ports), homes))
         assert len({port for one in found for port in (one.addresses.prefect_port, one.addresses.mlflow_port)}) == 4
     finally:
         for home in homes:
-            stack.down(home)
+            local_services.down(home)
 
 
 @pytest.mark.usefixtures("small_servers")
@@ -251,15 +253,15 @@ def test_up_restarts_what_died_keeps_what_lives_and_avoids_taken_ports(tmp_path:
             assert port not in (first.addresses.prefect_port, first.addresses.mlflow_port)
 
             processes.stop([first.running["worker-gpu"]], patience_seconds=0)
-            second = stack.up(tmp_path, log=lambda _: None)
+            second = local_services.up(tmp_path, log=lambda _: None)
             assert second.started == ("worker-gpu",)
             assert second.addresses == first.addresses
             assert second.running["prefect-server"] == first.running["prefect-server"]
 
             processes.stop([second.running["worker-cpu"]], patience_seconds=0)
-            assert stack.died(tmp_path) == ("worker-cpu",)
+            assert local_services.dead_processes(tmp_path) == ("worker-cpu",)
         finally:
-            stopped = stack.down(tmp_path)
+            stopped = local_services.down(tmp_path)
     assert set(stopped) == {"prefect-server", "mlflow-server", "worker-gpu"}
-    assert stack.status(tmp_path) is None
-    assert stack.died(tmp_path) == ()
+    assert local_services.status(tmp_path) is None
+    assert local_services.dead_processes(tmp_path) == ()

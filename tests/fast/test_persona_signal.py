@@ -16,10 +16,10 @@ from clusterlora.clustering.features import Sources
 from clusterlora.data.load import load
 from clusterlora.data.split import SPLITS
 from clusterlora.errors import BadData
+from clusterlora.persona_signal.masked_exchanges import MASK, masked, masked_exchanges
+from clusterlora.persona_signal.measure import MOST_PERSONAS, PersonaSignal, Recognition, measure
+from clusterlora.persona_signal.summary import LITTLE, markdown, verdict
 from clusterlora.settings import ClusteringSettings, DataSettings, Study, SyntheticSettings
-from clusterlora.signal.exchanges import MASK, exchanges, masked
-from clusterlora.signal.measure import MOST_PERSONAS, Recognition, Signal, measure
-from clusterlora.signal.words import LITTLE, markdown, verdict
 from clusterlora.stages.signal import signal_of_data
 from clusterlora.values import Clustering, Dataset, Dialogue, Persona, Turn
 
@@ -66,7 +66,7 @@ def spoken(name: str, *turns: str, split: str = "train") -> Dialogue:
 
 
 @cache
-def planted(cluster_share: float, persona_share: float, seed: int) -> Signal:
+def planted(cluster_share: float, persona_share: float, seed: int) -> PersonaSignal:
     synthetic = SyntheticSettings(
         cluster_sizes=(6, 12, 6, 8, 8), dialogues=20, cluster_share=cluster_share, persona_share=persona_share, seed=seed
     )
@@ -140,7 +140,7 @@ def test_of_many_people_evenly_spaced_ones_are_looked_at():
 def test_words_that_the_dialogue_had_before_are_masked():
     assert masked("Dimming the LIGHTS to 30, sir.", given="dim the lights, to 30") == f"Dimming {MASK} {MASK} {MASK} {MASK}, sir."
     persona = Persona("a", None, (spoken("1", "It is dark", "Lights on, my lord", "thanks", "My lord, this evening is yours"),))
-    first, second = exchanges(persona, "train", most=9)
+    first, second = masked_exchanges(persona, "train", limit=9)
     assert first.answer == "Lights on, my lord"
     assert second.answer == f"{MASK} {MASK}, this {MASK} {MASK} yours"
     assert second.prompt == "thanks\nlate evening"
@@ -148,23 +148,23 @@ def test_words_that_the_dialogue_had_before_are_masked():
 
 def test_equal_dialogues_count_once():
     same = [spoken(str(i), "Lights on please!", "Yes, of course") for i in range(3)]
-    assert len(exchanges(Persona("a", None, tuple(same)), "train", most=9)) == 1
+    assert len(masked_exchanges(Persona("a", None, tuple(same)), "train", limit=9)) == 1
     different = [spoken(str(i), f"Lights {i} on", f"Yes {i}") for i in range(3)]
-    assert len(exchanges(Persona("a", None, tuple(different)), "train", most=2)) == 2
+    assert len(masked_exchanges(Persona("a", None, tuple(different)), "train", limit=2)) == 2
 
 
 def test_too_few_people_or_no_val_dialogues_are_refused():
-    with pytest.raises(BadData, match="at least 2 and found 1"):
+    with pytest.raises(BadData, match="at least 2 personas, not 1"):
         measure([Persona("a", None, (spoken("1", "x", "y"),))], Clustering("given", (("a",),)), WordsEmbedder(), Counting())
     people = [Persona(n, None, (spoken("1", "x", "y"),)) for n in "ab"]
     with pytest.raises(BadData, match=r"'a' has no val dialogues; raise data\.val"):
         measure(people, Clustering("given", (("a", "b"),)), WordsEmbedder(), Counting())
 
 
-def a_signal(**changes: object) -> Signal:
+def a_signal(**changes: object) -> PersonaSignal:
     clear = Recognition(accuracy=0.3, low=0.2, high=0.4, chance=0.025, n_classes=40)
     cluster = Recognition(accuracy=0.6, low=0.5, high=0.7, chance=0.3, n_classes=5)
-    found = Signal(
+    found = PersonaSignal(
         n_personas=40,
         n_exchanges=900,
         persona_from_prompts=clear,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from clusterlora.errors import BadSettings
-from deployments import passwords, private, processes, stack
+from deployments import local_services, passwords, private_files, processes
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +30,7 @@ def test_a_folder_is_closed_to_others(tmp_path: Path, before: int | None) -> Non
     if before is not None:
         (tmp_path / "home").mkdir()
         (tmp_path / "home").chmod(before)
-    assert mode(private.folder(tmp_path / "home")) == 0o700
+    assert mode(private_files.make_folder(tmp_path / "home")) == 0o700
 
 
 @pytest.mark.parametrize("shared", [0o777, 0o1777, 0o770, 0o722])
@@ -39,9 +39,9 @@ def test_no_stack_is_started_where_others_may_write(tmp_path: Path, shared: int,
     (tmp_path / which).mkdir()
     (tmp_path / which).chmod(shared)
     with pytest.raises(BadSettings, match=f"other users may write to {tmp_path / which} .*: chmod go-w {tmp_path / which}"):
-        stack.up(tmp_path / "stack", log=lambda _: None)
+        local_services.up(tmp_path / "stack", log=lambda _: None)
     assert mode(tmp_path / which) == shared
-    assert stack.status(tmp_path / "stack") is None
+    assert local_services.status(tmp_path / "stack") is None
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
@@ -49,7 +49,7 @@ def test_no_stack_is_started_in_another_users_folder(tmp_path: Path) -> None:
     (tmp_path / "stack").mkdir()
     os.chown(tmp_path / "stack", 65534, 65534)
     with pytest.raises(BadSettings, match="belongs to user 65534, not to you"):
-        stack.up(tmp_path / "stack", log=lambda _: None)
+        local_services.up(tmp_path / "stack", log=lambda _: None)
 
 
 def test_what_a_started_process_writes_is_closed_to_others(tmp_path: Path) -> None:
@@ -63,9 +63,9 @@ def test_what_a_started_process_writes_is_closed_to_others(tmp_path: Path) -> No
 
 
 def test_passwords_and_books_are_closed_to_others(tmp_path: Path) -> None:
-    passwords.of(tmp_path / "home")
-    passwords.new_link(tmp_path / "home")
-    assert stack.leave(tmp_path / "home", log=lambda _: None) == ()
+    passwords.load_or_create(tmp_path / "home")
+    passwords.create_login_token(tmp_path / "home")
+    assert local_services.release(tmp_path / "home", log=lambda _: None) == ()
     assert not [path for path in (tmp_path / "home").rglob("*") if mode(path) & 0o077]
 
 
@@ -73,7 +73,7 @@ def test_a_log_that_is_a_link_to_another_file_is_not_followed(tmp_path: Path) ->
     (tmp_path / "precious").write_text("x")
     (tmp_path / "log").symlink_to(tmp_path / "precious")
     with pytest.raises(OSError, match="symbolic links"):
-        private.append(tmp_path / "log")
+        private_files.open_append(tmp_path / "log")
 
 
 def test_the_study_database_is_closed_to_others(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from clusterlora.data.shots import exchanges, with_shots
+from clusterlora.data.few_shot import exchanges, with_shots
 from clusterlora.values import Dialogue, Exchange, Persona, Turn
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from clusterlora.cli.here import stores_here
+from clusterlora.cli.local_stores import open_local_stores
 from clusterlora.cli.options import study_from, study_options
 from clusterlora.cli.progress import ConsoleLog, console_log
 from clusterlora.errors import OutOfMemory, UnknownName
@@ -30,7 +30,7 @@ Examples:
 _EVALUATE_EXAMPLES = """\b
 Examples:
   clusterlora evaluate --cluster 0      against unified on its val items, with the gate's verdict
-  clusterlora evaluate --cluster 3      the same question asked of another cluster; decides nothing
+  clusterlora evaluate --cluster 3      the same verdict for another cluster; the study ignores it
   clusterlora evaluate                  every trained method on everyone's test items
 """
 
@@ -41,7 +41,7 @@ Examples:
 @click.option("--batch-size", type=click.IntRange(min=1), help="Dialogues per optimiser step.")
 @click.option("--micro-batch", type=click.IntRange(min=1), help="Dialogues per forward pass; less memory, same result.")
 @click.option("--epochs", type=click.IntRange(min=1), help="Passes over the train dialogues.")
-@click.option("--json", "as_json", is_flag=True, help="Print what was trained, and where it is, as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print the trained adapters and their folder as JSON.")
 @study_options
 def train(
     cluster: int | None,
@@ -52,47 +52,47 @@ def train(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Train adapters of a study in this process. What is trained already is not trained again."""
+    """Train adapters of a study in this process. Adapters that are trained are skipped."""
     if cluster is not None and adapter is not None:
-        raise click.UsageError("--cluster and --adapter both say what to train; give one of them")
+        raise click.UsageError("--cluster and --adapter both select what to train; use one of them")
     study = study_from(options, recipe__batch_size=batch_size, recipe__epochs=epochs, runtime__micro_batch=micro_batch)
     from clusterlora.planning.study_state import read_state
     from clusterlora.planning.training_groups import groups_of
     from clusterlora.planning.work_plan import work_plan
 
-    stores = stores_here(works=True)
+    stores = open_local_stores(keep_services_up=True)
     with console_log() as log:
-        _begin(study, stores, log)
+        _prepare_study(study, stores, log)
         state = read_state(study.name, stores)
         plan = work_plan(state)
-        names = _adapters_asked_for(plan, study.name, cluster, adapter)
+        names = _selected_adapters(plan, study.name, cluster, adapter)
         n_trained = sum(_train_one(study, group, stores, log) for group in chain.from_iterable(groups_of(state, plan, names)))
     folder = stores.folder(study.name)
     if as_json:
         click.echo(json.dumps({"study": study.name, "adapters": names, "trained": n_trained, "folder": str(folder)}))
         return
-    click.echo(f"{n_trained} adapters trained, the other {len(names) - n_trained} were there" if n_trained < len(names) else "trained")
+    click.echo(f"{n_trained} adapters trained, {len(names) - n_trained} were already trained" if n_trained < len(names) else "trained")
     click.echo(f"adapters {folder / 'models'}")
     click.echo(f"logs     {folder / 'logs'}")
 
 
 @click.command(epilog=_EVALUATE_EXAMPLES)
 @click.option("--cluster", type=click.IntRange(min=0), help="Judge this cluster as the gate does.  [default: all methods on test]")
-@click.option("--json", "as_json", is_flag=True, help="Print the verdict, or how many answers were given, as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print the verdict, or the number of answers, as JSON.")
 @study_options
 def evaluate(cluster: int | None, as_json: bool, **options: Any) -> None:
-    """Answer and score with what has been trained. Answers that are stored are not given again."""
+    """Generate and score answers with the trained adapters. Stored answers are not generated again."""
     from clusterlora.requests import EvaluationRequest
     from clusterlora.stages.evaluate import evaluate as evaluate_part
 
     study = study_from(options)
-    stores = stores_here(works=True)
+    stores = open_local_stores(keep_services_up=True)
     with console_log() as log:
-        _begin(study, stores, log)
+        _prepare_study(study, stores, log)
         if cluster is None:
             n_answers = evaluate_part(EvaluationRequest(study_name=study.name), stores, log)
-            said = f"{n_answers} answers given and scored; see them with: clusterlora compare --name {study.name}"
-            click.echo(json.dumps({"study": study.name, "answers": n_answers}) if as_json else said)
+            message = f"{n_answers} answers generated and scored; compare them: clusterlora compare --name {study.name}"
+            click.echo(json.dumps({"study": study.name, "answers": n_answers}) if as_json else message)
             return
         from clusterlora.planning.ladder import decided_rung
         from clusterlora.planning.study_state import read_state
@@ -118,7 +118,7 @@ def compare(as_json: bool, **options: Any) -> None:
     from clusterlora.stages.compare import figure_path
 
     name = options["name"] or study_from(options).name
-    stores = stores_here(works=True)
+    stores = open_local_stores(keep_services_up=True)
     with console_log() as log:
         comparison = compare_study(name, stores, log)
     if as_json:
@@ -130,13 +130,13 @@ def compare(as_json: bool, **options: Any) -> None:
     from clusterlora.stages.imported_scores import imported_markdown
 
     Console().print(console(comparison))
-    if beside := imported_markdown(stores.studies.metadata(name, ImportedScores)):
-        click.echo(beside)
+    if imported_scores := imported_markdown(stores.studies.metadata(name, ImportedScores)):
+        click.echo(imported_scores)
     click.echo(f"figure   {figure_path(stores, name)}")
 
 
-def _begin(study: "Study", stores: "Stores", log: ConsoleLog) -> None:
-    """Bring the study to where its adapters can be planned; nothing is done twice, and its status stays what it is."""
+def _prepare_study(study: "Study", stores: "Stores", log: ConsoleLog) -> None:
+    """Prepare and cluster the study, so that its adapters can be planned. Finished steps are skipped; its status does not change."""
     from clusterlora.planning.study_state import read_state
     from clusterlora.planning.training_groups import groups_before_clustering
     from clusterlora.stages.cluster import cluster
@@ -148,15 +148,15 @@ def _begin(study: "Study", stores: "Stores", log: ConsoleLog) -> None:
     cluster(study.name, stores, log)
 
 
-def _adapters_asked_for(plan: "WorkPlan", study_name: str, cluster: int | None, adapter: str | None) -> tuple[str, ...]:
+def _selected_adapters(plan: "WorkPlan", study_name: str, cluster: int | None, adapter: str | None) -> tuple[str, ...]:
     from clusterlora.planning.work_plan import judged_adapters
 
     if adapter is None and cluster is None:
         return tuple(plan.specs)
     name = adapter if adapter is not None else judged_adapters(plan, cluster or 0)[0]
     if name not in plan.specs:
-        shown = [known for known in plan.specs if not known.startswith("persona")]
-        raise UnknownName(f"study {study_name} has no adapter {name!r}; known: {', '.join(shown)}, and one per persona")
+        listed = [spec for spec in plan.specs if not spec.startswith("persona")]
+        raise UnknownName(f"study {study_name} has no adapter {name!r}; known: {', '.join(listed)}, and one per persona")
     return (name,)
 
 
@@ -183,7 +183,7 @@ def _require(state: "StudyState", cluster: int) -> None:
     from clusterlora.planning.work_plan import judged_adapters, trained_adapters, work_plan
 
     plan = work_plan(state)
-    held = trained_adapters(state, plan)
+    trained = trained_adapters(state, plan)
     for name, option in zip(judged_adapters(plan, cluster), (f"--cluster {cluster}", f"--adapter {REFERENCE}"), strict=True):
-        if name not in held:
+        if name not in trained:
             raise UnknownName(f"study {state.name} has not trained {name} yet; run: clusterlora train {option} --name {state.name}")

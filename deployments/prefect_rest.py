@@ -1,4 +1,4 @@
-"""A question to the Prefect server in a tenth of a second: Prefect's own client takes seconds of a core to import."""
+"""Requests to the Prefect server without Prefect's client, whose import takes seconds of CPU time."""
 
 import base64
 import json
@@ -12,14 +12,14 @@ from typing import Any
 from clusterlora.errors import ServiceDown
 
 TRIES = 7
-"""On SQLite the server answers 503 while another run writes. The pauses between the tries add up to two minutes, as Prefect's own do."""
+"""On SQLite the server returns 503 while another run writes. The pauses between the tries add up to two minutes, as in Prefect's client."""
 
 
-def ask(path: str, body: Mapping[str, Any] | None = None, *, environment: Mapping[str, str] = os.environ, tries: int = TRIES) -> Any:
-    """Return what the server at PREFECT_API_URL answers: to GET, or to POST where there is a body.
+def request(path: str, body: Mapping[str, Any] | None = None, *, environment: Mapping[str, str] = os.environ, tries: int = TRIES) -> Any:
+    """Return the response of the server at PREFECT_API_URL: to GET, or with a body to POST.
 
     Raises:
-        ServiceDown: it does not answer, or refuses.
+        ServiceDown: the server does not answer, or refuses the request.
     """
     address = f"{environment['PREFECT_API_URL']}/{path}"
     headers = {"Content-Type": "application/json"}
@@ -32,9 +32,9 @@ def ask(path: str, body: Mapping[str, Any] | None = None, *, environment: Mappin
         try:
             with urllib.request.urlopen(urllib.request.Request(address, data=data, headers=headers), timeout=30) as reply:
                 return json.load(reply)
-        except OSError as lost:
-            refused = isinstance(lost, urllib.error.HTTPError) and lost.code < 500 and lost.code != 429
-            if refused or number + 1 == tries:
-                raise ServiceDown(f"the Prefect server does not answer {address}: {lost}") from lost
+        except OSError as error:
+            permanent = isinstance(error, urllib.error.HTTPError) and error.code < 500 and error.code != 429
+            if permanent or number + 1 == tries:
+                raise ServiceDown(f"the Prefect server does not answer {address}: {error}") from error
         time.sleep(min(2**number, 32))
     raise AssertionError(tries)

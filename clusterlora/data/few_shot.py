@@ -1,4 +1,4 @@
-"""Few-shot prompts: exchanges that the persona had before, those most like the question, shown before the dialogue."""
+"""Few-shot prompts: the persona's own exchanges that are most similar to the question, placed before the dialogue."""
 
 from collections.abc import Sequence
 
@@ -18,16 +18,16 @@ def exchanges(persona: Persona) -> tuple[Exchange, ...]:
     )
 
 
-def with_shots(turns: Sequence[Turn], known: Sequence[Exchange], count: int, embedder: Embedder) -> tuple[Turn, ...]:
-    """Return the turns with the `count` known exchanges whose question is most like the last user turn, the most similar one last.
+def with_shots(turns: Sequence[Turn], examples: Sequence[Exchange], count: int, embedder: Embedder) -> tuple[Turn, ...]:
+    """Return the turns with `count` of the examples inserted after the system turn, fewer if there are fewer.
 
-    They stand after the system turn. Fewer are shown when fewer are known.
+    Chooses the examples whose questions are most similar to the last user turn, the most similar one last.
     """
     question = next((turn.text for turn in reversed(turns) if turn.role == "user"), "")
-    if not known or count < 1:
+    if not examples or count < 1:
         return tuple(turns)
-    asked, *others = embedder.encode([question, *(exchange.question for exchange in known)])
-    nearest = np.argsort([float(asked @ other) for other in others], kind="stable")[-count:]
-    shown = [turn for i in nearest for turn in (Turn("user", known[i].question), Turn("assistant", known[i].answer))]
+    embedded, *candidates = embedder.encode([question, *(example.question for example in examples)])
+    nearest = np.argsort([float(embedded @ candidate) for candidate in candidates], kind="stable")[-count:]
+    shown = [turn for i in nearest for turn in (Turn("user", examples[i].question), Turn("assistant", examples[i].answer))]
     n_system = sum(1 for turn in turns[:1] if turn.role == "system")
     return (*turns[:n_system], *shown, *turns[n_system:])

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from deployments import warm
+from deployments import fork_server
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="runs are forked on Linux alone")
 
@@ -44,12 +44,14 @@ def listening(folder: Path) -> Iterator[dict[str, str]]:
 
 
 def _listening(folder: Path, imported: str) -> Iterator[dict[str, str]]:
-    env = {**os.environ, "PYTHONPATH": str(CHECKOUT), warm.SOCKET: str(folder / "warm.sock")}
+    socket = str(folder / "fork-server.sock")
+    env = {**os.environ, "PYTHONPATH": str(CHECKOUT), fork_server.SOCKET_VARIABLE: socket}
     script = (
-        f"from deployments import warm; from pathlib import Path; warm._become(warm.listen(Path({env[warm.SOCKET]!r}), [{imported!r}]))"
+        "from deployments import fork_server; from pathlib import Path; "
+        f"fork_server._run(fork_server.listen(Path({socket!r}), [{imported!r}]))"
     )
     process = subprocess.Popen([sys.executable, "-c", script], env=env, cwd=folder, start_new_session=True)
-    while not (folder / "warm.sock").exists():
+    while not (folder / "fork-server.sock").exists():
         assert process.poll() is None
         time.sleep(0.05)
     yield env
@@ -58,7 +60,7 @@ def _listening(folder: Path, imported: str) -> Iterator[dict[str, str]]:
 
 
 def _start(env: dict[str, str], folder: Path, argument: str) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-m", "deployments.warm", "probe", argument]
+    command = [sys.executable, "-m", "deployments.fork_server", "probe", argument]
     return subprocess.Popen(command, env={**env, "PREFECT__FLOW_RUN_ID": argument}, cwd=folder, stdout=subprocess.PIPE, text=True)
 
 
@@ -88,7 +90,9 @@ def test_a_run_is_forked_and_is_as_if_started_alone(listening: dict[str, str], f
         assert run.returncode == int(code)
 
 
-@pytest.mark.parametrize("changed", [{"MKL_NUM_THREADS": "13"}, {warm.SOCKET: "/nowhere/warm.sock"}, {warm.SOCKET: ""}])
+@pytest.mark.parametrize(
+    "changed", [{"MKL_NUM_THREADS": "13"}, {fork_server.SOCKET_VARIABLE: "/nowhere/fork-server.sock"}, {fork_server.SOCKET_VARIABLE: ""}]
+)
 def test_who_has_another_environment_or_finds_nobody_runs_alone(listening: dict[str, str], folder: Path, changed: dict[str, str]) -> None:
     run = _start({**listening, **changed}, folder, "4")
     assert run.communicate()[0] == "['4'] 4 True False __main__\n"
@@ -110,10 +114,10 @@ def test_a_run_computes_with_the_threads_of_its_own_environment(monkeypatch: pyt
     )
     script = """
 import os, sys, torch, numpy
-from deployments import warm
+from deployments import fork_server
 for asked in sys.argv[2:]:
     if (pid := os.fork()) == 0:
-        warm._become(warm.Run(("tells",), {**os.environ, "OMP_NUM_THREADS": asked}, sys.argv[1]))
+        fork_server._run(fork_server.ForkRequest(("tells",), {**os.environ, "OMP_NUM_THREADS": asked}, sys.argv[1]))
         break
     os.waitpid(pid, 0)
 """
@@ -149,4 +153,4 @@ def test_a_run_that_is_killed_or_left_alone_is_seen_as_killed(listening: dict[st
 
 
 def test_the_socket_is_open_to_its_owner_alone(listening: dict[str, str]) -> None:
-    assert Path(listening[warm.SOCKET]).stat().st_mode & 0o077 == 0
+    assert Path(listening[fork_server.SOCKET_VARIABLE]).stat().st_mode & 0o077 == 0

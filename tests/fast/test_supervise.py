@@ -1,4 +1,4 @@
-"""Which pids count as living flow runs."""
+"""Which pids count as running flow runs."""
 
 import os
 import sys
@@ -16,7 +16,7 @@ def test_a_process_that_runs_a_flow_counts_as_one_until_it_ends(tmp_path: Path) 
     assert not is_flow_process(process.pid)
 
 
-def test_a_pid_that_was_given_to_something_else_does_not_count(tmp_path: Path) -> None:
+def test_a_recycled_pid_of_another_program_does_not_count(tmp_path: Path) -> None:
     process = processes.start(("sleep", "3600"), env=os.environ, folder=tmp_path, log_file=tmp_path / "x.log")
     assert not is_flow_process(process.pid)
     processes.stop([process])

@@ -20,11 +20,10 @@ from typing import Any
 import pytest
 
 from browser.chromium import Tab, with_text
-from deployments import processes, stack
-from deployments.api import ask
-from deployments.stack import Stack
+from deployments import local_services, prefect_rest, processes
+from deployments.local_services import LocalServices
 from tests.fast.test_deployments import EVIL
-from tests.fixtures.doors import MLFLOW_ENDPOINTS, PREFECT_ENDPOINTS, status_of
+from tests.fixtures.endpoints import MLFLOW_ENDPOINTS, PREFECT_ENDPOINTS, status_of
 from tests.fixtures.session import FOLDER, Service, shared_service
 
 pytestmark = [pytest.mark.timeout(1500)]
@@ -110,13 +109,13 @@ class Home:
         self.shells[-1].says(f"study {name}: http")
         return self.shells[-1]
 
-    def running(self) -> Stack:
-        found = stack.status(self.stack)
+    def running(self) -> LocalServices:
+        found = local_services.status(self.stack)
         assert found is not None, "\n".join(shell.said()[-1500:] for shell in self.shells)
         return found
 
-    def ask(self, path: str, body: Any = None) -> Any:
-        return ask(path, body, environment={"PREFECT_API_URL": f"{self.running().addresses.prefect}/api", **self.logins()})
+    def request(self, path: str, body: Any = None) -> Any:
+        return prefect_rest.request(path, body, environment={"PREFECT_API_URL": f"{self.running().addresses.prefect}/api", **self.logins()})
 
     def logins(self) -> dict[str, str]:
         return {"PREFECT_API_AUTH_STRING": f"clusterlora:{self.passwords()['prefect']}"}
@@ -125,7 +124,7 @@ class Home:
         return json.loads((self.stack / "passwords.json").read_text())
 
     def deployment(self, name: str) -> str:
-        return self.ask(f"deployments/name/{name}/{name}")["id"]
+        return self.request(f"deployments/name/{name}/{name}")["id"]
 
 
 def _hear_ctrl_c() -> None:
@@ -148,7 +147,7 @@ class Story:
     up: dict[str, Any]
 
     @property
-    def at_the_end(self) -> Stack:
+    def at_the_end(self) -> LocalServices:
         return self.home.running()
 
 
@@ -160,14 +159,14 @@ def _tell(folder: Path) -> Service:
         two = (home.study("one"), home.study("two"))
         for shell in two:
             shell.ends()
-        left = stack.status(home.stack)
+        left = local_services.status(home.stack)
 
         # Somebody brings the servers up, and a third study uses them. One of them is lost; whoever watches leaves, and comes back.
         up = home.does("up", "--workers", "1")
         lost = home.study("three")
         processes.stop([home.running().running["prefect-server"]], patience_seconds=0)
-        lost.says("prefect-server died and is started again")
-        wait_for(lambda: not stack.died(home.stack), lost.said)
+        lost.says("prefect-server died; restarting")
+        wait_for(lambda: not local_services.dead_processes(home.stack), lost.said)
         lost.interrupt()
         lost.ends(130)
         again = home.study("three")
@@ -175,7 +174,7 @@ def _tell(folder: Path) -> Service:
     except BaseException:
         for shell in home.shells:
             shell.process.kill()
-        stack.down(home.stack)
+        local_services.down(home.stack)
         raise
     facts = {
         "two": [shell.said() for shell in two],
@@ -185,7 +184,7 @@ def _tell(folder: Path) -> Service:
         "up": up,
     }
     (folder / "story.json").write_text(json.dumps({**facts, "printed": home.printed}))
-    down = f"from pathlib import Path; from deployments import stack; stack.down(Path({str(home.stack)!r}))"
+    down = f"from pathlib import Path; from deployments import local_services; local_services.down(Path({str(home.stack)!r}))"
     return Service({"folder": str(folder)}, [], [[sys.executable, "-c", down]])
 
 
@@ -208,9 +207,9 @@ def test_of_two_studies_in_two_shells_the_first_to_finish_stops_nothing_and_the_
 
 
 def test_a_lost_server_comes_back_and_what_somebody_brought_up_stays_up_through_all_of_it(story: Story) -> None:
-    assert "goes on without you" in story.lost
+    assert "The study runs on" in story.lost
     assert story.home.does("study", "status", "three")["status"] == "finished"
-    assert set(story.at_the_end.running) == {"prefect-server", "mlflow-server", "warm", "worker-cpu", "worker-gpu-0"}
+    assert set(story.at_the_end.running) == {"prefect-server", "mlflow-server", "fork-server", "worker-cpu", "worker-gpu-0"}
     assert "stopping" not in story.lost + story.again
 
 
@@ -230,7 +229,7 @@ def test_another_user_starts_nothing_and_reads_nothing(story: Story) -> None:
         done = subprocess.run(["runuser", "-u", "nobody", "--", *words], cwd="/", capture_output=True, text=True, check=False)
         return done.stdout + done.stderr
 
-    before = story.home.ask("flow_runs/count", {})
+    before = story.home.request("flow_runs/count", {})
     addresses = story.at_the_end.addresses
     post = (
         "curl",
@@ -246,10 +245,10 @@ def test_another_user_starts_nothing_and_reads_nothing(story: Story) -> None:
     )
     assert as_nobody(*post, f"{addresses.prefect}/api/deployments/{story.home.deployment('study')}/create_flow_run") == "401"
     assert as_nobody(*post, f"{addresses.mlflow}/api/2.0/mlflow/experiments/create") == "401"
-    assert story.home.ask("flow_runs/count", {}) == before
+    assert story.home.request("flow_runs/count", {}) == before
     for file in (
         "stack/passwords.json",
-        "stack/warm.sock",
+        "stack/fork-server.sock",
         "stack/prefect/prefect.db",
         "stack/mlflow/mlflow.db",
         "stack/logs/worker-cpu.log",
@@ -279,31 +278,31 @@ TRAINING = {"request": {"study_name": "x", "group": {"name": "x", "title": "x", 
 def test_no_run_is_created_that_would_choose_how_it_is_started(story: Story, flow: str, parameters: dict[str, Any]) -> None:
     """`study` is in the pool cpu, `train` in the pool gpu."""
     url = f"{story.at_the_end.addresses.prefect}/api/deployments/{story.home.deployment(flow)}/create_flow_run"
-    before = story.home.ask("flow_runs/count", {})
+    before = story.home.request("flow_runs/count", {})
     for name, value in EVIL.items():
         body = json.dumps({"parameters": parameters, "job_variables": {name: value}}).encode()
         assert status_of(url, "clusterlora", story.home.passwords()["prefect"], body=body) == 422, name
-    assert story.home.ask("flow_runs/count", {}) == before
+    assert story.home.request("flow_runs/count", {}) == before
 
 
 @pytest.mark.parametrize("pool", ["cpu", "gpu"])
 def test_a_worker_starts_no_flow_but_ours_and_takes_no_command_from_a_run(story: Story, pool: str) -> None:
     """With the password one can write down deployments of anything, and runs of no deployment's: they end without having run."""
     mark = story.home.folder / f"chosen-{pool}"
-    flow = story.home.ask("flows/", {"name": f"strange-{pool}"})["id"]
-    deployment = story.home.ask(
+    flow = story.home.request("flows/", {"name": f"strange-{pool}"})["id"]
+    deployment = story.home.request(
         "deployments/", {"name": "strange", "flow_id": flow, "work_pool_name": pool, "entrypoint": "antigravity.fly", "path": "/"}
     )["id"]
-    run = story.home.ask(f"deployments/{deployment}/create_flow_run", {"state": {"type": "SCHEDULED"}})["id"]
+    run = story.home.request(f"deployments/{deployment}/create_flow_run", {"state": {"type": "SCHEDULED"}})["id"]
     adhoc = {"flow_id": flow, "work_pool_name": pool, "state": {"type": "SCHEDULED"}, "job_variables": {"command": f"touch {mark}"}}
-    ids = [run, story.home.ask("flow_runs/", adhoc)["id"]]
+    ids = [run, story.home.request("flow_runs/", adhoc)["id"]]
 
     def states() -> list[str]:
-        return [story.home.ask(f"flow_runs/{one}")["state_type"] for one in ids]
+        return [story.home.request(f"flow_runs/{one}")["state_type"] for one in ids]
 
     wait_for(lambda: {*states()} <= {"CRASHED", "FAILED"}, lambda: str(states()))
     log = (story.home.stack / "logs" / f"worker-{pool}{'-0' if pool == 'gpu' else ''}.log").read_text()
-    assert "'antigravity.fly' is none of the flows that this project deploys" in log
+    assert "'antigravity.fly' is not a flow of this project" in log
     assert not mark.exists()
 
 
@@ -345,7 +344,7 @@ def test_a_page_from_elsewhere_starts_nothing_in_the_browser_of_somebody_who_is_
     story: Story, tab: Tab, elsewhere: int, host: str
 ) -> None:
     enter(story, tab)
-    addresses, before = story.at_the_end.addresses, story.home.ask("flow_runs/count", {})
+    addresses, before = story.at_the_end.addresses, story.home.request("flow_runs/count", {})
     tab.open(f"http://{host}:{elsewhere}/", until="document.title === 'elsewhere'")
     run = f"{addresses.prefect}/api/deployments/{story.home.deployment('study')}/create_flow_run"
     experiment = f"{addresses.mlflow}/api/2.0/mlflow/experiments/create"
@@ -356,7 +355,7 @@ def test_a_page_from_elsewhere_starts_nothing_in_the_browser_of_somebody_who_is_
             assert answer in ("no", "opaque0"), (address, mode)
     socket = f"new Promise(done => {{ const s = new WebSocket('{addresses.prefect.replace('http', 'ws')}/api/events/out'); "
     assert tab.value(f"{socket} s.onopen = () => done('open'); s.onerror = () => done('refused') }})") == "refused"
-    assert story.home.ask("flow_runs/count", {}) == before
+    assert story.home.request("flow_runs/count", {}) == before
     password = story.home.passwords()["mlflow"]
     name = f"{addresses.mlflow}/api/2.0/mlflow/experiments/get-by-name?experiment_name="
     assert [status_of(f"{name}{one}", "clusterlora", password) for one in ("three", "chosen")] == [200, 404]

@@ -1,0 +1,51 @@
+"""Exchanges of a persona, with the words of the prompt masked in the answer."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from clusterlora.data.duplicates import duplicate_groups, normalize
+from clusterlora.values import Dialogue, Persona, Split, Turn
+
+MASK = "…"
+_WORD = re.compile(r"\w+")
+
+
+@dataclass(frozen=True, slots=True)
+class MaskedExchange:
+    """A prompt with its situation, and the answer with `MASK` for each word that occurred before. `dialogue` is the dialogue's index."""
+
+    prompt: str
+    answer: str
+    dialogue: int
+
+
+def masked_exchanges(persona: Persona, split: Split, *, limit: int) -> tuple[MaskedExchange, ...]:
+    """Return the exchanges of the first `limit` dialogues of a persona in a split, without (near) duplicates."""
+    dialogues = persona.of_split(split)
+    distinct = [dialogues[group[0]] for group in duplicate_groups(dialogues)][:limit]
+    return tuple(exchange for number, dialogue in enumerate(distinct) for exchange in _of_dialogue(dialogue, number))
+
+
+def _of_dialogue(dialogue: Dialogue, number: int) -> Iterator[MaskedExchange]:
+    situation = ", ".join(value.replace("_", " ") for _, value in dialogue.context)
+    for index, turn in enumerate(dialogue.turns):
+        if turn.role != "assistant":
+            continue
+        before = dialogue.turns[:index]
+        previous_text = " ".join(t.text for t in before)
+        yield MaskedExchange(
+            prompt=f"{_last_user_text(before)}\n{situation}",
+            answer=masked(turn.text, given=f"{situation} {previous_text}"),
+            dialogue=number,
+        )
+
+
+def _last_user_text(turns: tuple[Turn, ...]) -> str:
+    return next((turn.text for turn in reversed(turns) if turn.role == "user"), "")
+
+
+def masked(text: str, *, given: str) -> str:
+    """Return the text with `MASK` for every word that `given` contains, regardless of case."""
+    given_words = set(normalize(given).split())
+    return _WORD.sub(lambda word: MASK if normalize(word[0]) in given_words else word[0], text)

@@ -1,0 +1,140 @@
+"""ASGI middleware in front of both local servers: refuses foreign hosts and origins, checks passwords, and logs browsers in.
+
+Started by service_specs.py as `uvicorn --factory deployments.auth_middleware:prefect` and, through the entry point `mlflow.app` in
+pyproject.toml, as `mlflow server --app-name clusterlora`. It refuses, before a server sees the request: a Host header that is not a name of
+this server (DNS rebinding), requests of pages of other origins except plain links, and, at MLflow, requests without the password. Prefect
+checks its own password, because its pages must know that they need one.
+
+A login link contains a token that is valid once. Its page exchanges the token for the password and stores that per host and port: in local
+storage for Prefect's pages, in the browser's HTTP authentication cache for MLflow's. A cookie would be sent to every port of the machine,
+also to another user's server.
+"""
+
+import base64
+import hmac
+import ipaddress
+import json
+import os
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from pathlib import Path
+from typing import Any
+
+from starlette.datastructures import Headers
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+
+from deployments import passwords
+from deployments.passwords import USER
+from deployments.service_specs import AUTH_VARIABLE, LOOPBACK, Addresses
+
+ENTER = "/enter"
+_WITHOUT_PASSWORD = ("/health", "/version")
+_PAGE = Path(__file__).with_name("enter.html")
+
+Message = MutableMapping[str, Any]
+App = Callable[[MutableMapping[str, Any], Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]], Awaitable[None]]
+
+
+def prefect() -> "AuthMiddleware":
+    """Return Prefect's server behind the middleware."""
+    from prefect.server.api.server import create_app
+
+    return _protected("prefect", create_app(final=True))
+
+
+def mlflow() -> "AuthMiddleware":
+    """Return MLflow's server behind the middleware."""
+    from mlflow.server.fastapi_app import app
+
+    return _protected("mlflow", app)
+
+
+def _protected(server: str, app: Any) -> "AuthMiddleware":
+    configuration = json.loads(os.environ[AUTH_VARIABLE])
+    return AuthMiddleware(app, server, Path(configuration["home"]), Addresses(**configuration["addresses"]))
+
+
+class AuthMiddleware:
+    """An ASGI application that wraps one of the servers."""
+
+    def __init__(self, app: App, server: str, home: Path, addresses: Addresses) -> None:
+        self._app, self._server, self._home, self._addresses = app, server, home, addresses
+        self._password = getattr(passwords.load_or_create(home), server)
+        self._login = f"{USER}:{self._password}"
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
+        """Refuse the request, log the browser in, or pass the request to the server."""
+        if scope["type"] not in ("http", "websocket"):
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(raw=scope["headers"])
+        reason = refusal_reason(headers, scope.get("method", "GET"), self._addresses.host)
+        if reason is not None:
+            await _refuse(PlainTextResponse(f"{reason}\n", 403), scope, receive, send)
+        elif scope["path"] == ENTER and scope["type"] == "http":
+            await (await self._login_response(Request(scope, receive)))(scope, receive, send)
+        elif self._server == "mlflow" and scope["path"] not in _WITHOUT_PASSWORD and not self._has_password(headers):
+            challenge = {"WWW-Authenticate": 'Basic realm="clusterlora", charset="UTF-8"'}
+            await _refuse(PlainTextResponse("log in with the link that `clusterlora up` prints\n", 401, challenge), scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+    def _has_password(self, headers: Mapping[str, str]) -> bool:
+        scheme, _, credentials = headers.get("authorization", "").partition(" ")
+        expected = base64.b64encode(self._login.encode()).decode()
+        return scheme.lower() == "basic" and hmac.compare_digest(credentials.strip().encode(), expected.encode())
+
+    async def _login_response(self, request: Request) -> Response:
+        no_cache = {"Cache-Control": "no-store", "Referrer-Policy": "no-referrer", "X-Frame-Options": "DENY"}
+        if request.method == "GET":
+            policy = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'"
+            return HTMLResponse(_PAGE.read_text(encoding="utf-8"), headers={**no_cache, "Content-Security-Policy": policy})
+        if request.method != "POST" or not passwords.redeem(self._home, self._server, (await request.body()).decode(errors="replace")):
+            return PlainTextResponse("This link was used, or has expired. Get another one: clusterlora up\n", 403, no_cache)
+        # Prefect's login page redirects to MLflow's with the same token, and that one back to Prefect.
+        port, path = (self._addresses.mlflow_port, ENTER) if self._server == "prefect" else (self._addresses.prefect_port, "/dashboard")
+        return JSONResponse(
+            {"server": self._server, "user": USER, "password": self._password, "port": port, "path": path}, headers=no_cache
+        )
+
+
+def refusal_reason(headers: Mapping[str, str], method: str, host: str) -> str | None:
+    """Return why a request is refused regardless of its password; None if it is not.
+
+    Args:
+        host: address on which the server listens.
+    """
+    requested = headers.get("host", "")
+    if not _is_own_name(_name(requested), host):
+        return f"this server is not called {requested!r}; open it by its address"
+    # Host and Origin are compared with each other, not with the server's port: through an SSH tunnel it has another one.
+    origin = headers.get("origin")
+    if origin is not None and origin.partition("://")[2] != requested:
+        return f"pages of {origin} may not use this server"
+    # Requests without Origin (images, scripts, frames) have Sec-Fetch headers; from another site only a link is allowed.
+    is_link = headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest") == "document" and method == "GET"
+    if headers.get("sec-fetch-site", "none") in ("cross-site", "same-site") and not is_link:
+        return "pages of other origins may not use this server"
+    return None
+
+
+def _name(host: str) -> str:
+    return host.partition("]")[0].removeprefix("[") if host.startswith("[") else host.partition(":")[0]
+
+
+def _is_own_name(name: str, host: str) -> bool:
+    if name in (LOOPBACK, "localhost", host):
+        return True
+    try:
+        address = ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    # An IP address cannot be rebound, as a name can. A server that listens on all interfaces is reached by any of their addresses.
+    return not address.is_loopback and ipaddress.ip_address(host).is_unspecified
+
+
+async def _refuse(response: Response, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
+    if scope["type"] == "websocket":
+        await send({"type": "websocket.close", "code": 1008})
+    else:
+        await response(scope, receive, send)

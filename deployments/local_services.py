@@ -1,0 +1,319 @@
+"""The local services: a Prefect server, an MLflow server and workers on this machine, shared by all commands.
+
+State is in `<home>/stack.json` (services_state.py), output in `<home>/logs/`; other users can read neither. `up` is idempotent: it restarts
+processes that died and keeps those that run. `down` stops the services; so does the last user's `release`, unless somebody started them
+to stay up.
+"""
+
+import hashlib
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from clusterlora.errors import BadSettings, ServiceDown
+from deployments import passwords, prefect_rest, private_files, processes, service_specs, services_state
+from deployments.processes import Process
+from deployments.service_specs import CHECKOUT, LOOPBACK, Addresses, ServiceSpec
+from deployments.services_state import ServicesState
+from deployments.supervise import is_flow_process
+
+START_SECONDS = 300.0
+"""Time limit for the servers to answer: both migrate a fresh database first, which is slow on a busy machine."""
+_PORTS = {"prefect-server": "prefect_port", "mlflow-server": "mlflow_port"}
+
+
+@dataclass(frozen=True, slots=True)
+class LocalServices:
+    """Running services. `started` names the processes that this call to `up` started, `workers` is the number it was called with."""
+
+    home: Path
+    addresses: Addresses
+    running: Mapping[str, Process]
+    started: tuple[str, ...] = ()
+    workers: int | None = None
+
+    def environment(self) -> dict[str, str]:
+        """Return the environment variables through which a process finds these services."""
+        return service_specs.client_environment(self.home, self.addresses)
+
+    def login_link(self) -> str:
+        """Return a link that logs a browser in at both servers, once."""
+        return f"{self.addresses.prefect}/enter#{passwords.create_login_token(self.home)}"
+
+
+def default_home() -> Path:
+    """Return the folder of the services' state: CLUSTERLORA_STACK_HOME, else `.clusterlora` in the checkout."""
+    return Path(os.environ.get("CLUSTERLORA_STACK_HOME") or CHECKOUT / ".clusterlora").resolve()
+
+
+def up(
+    home: Path, *, workers: int | None = None, host: str | None = None, user: str | None = None, log: Callable[[str], None]
+) -> LocalServices:
+    """Start what does not run; return the services once both servers answer and all deployments are applied.
+
+    Args:
+        workers: number of worker processes of the gpu pool; None keeps the current ones, at first one per GPU, or two without a GPU.
+        host: address to listen on; None keeps the current one, at first loopback.
+        user: what this process uses the services for, until it calls `release` or ends. None: the services stay up until `down`.
+        log: receives one line per step.
+
+    Raises:
+        BadSettings: `home` belongs to or is writable by another user, or running servers would have to listen on another address.
+        ServiceDown: a server did not start; the message contains the end of its log.
+    """
+    private_files.make_folder(home)
+    private_files.make_folder(service_specs.results_home())
+    # A port is free until its server listens, so two homes on one machine choose their ports one after the other.
+    machine_folder = private_files.make_folder(Path(tempfile.gettempdir()) / f"clusterlora-{os.getuid()}")
+    with services_state.locked(home), services_state.file_lock(machine_folder / "ports.lock"):
+        state = services_state.load(home)
+        other_users = state.other_users(services_state.this_process())
+        running = state.running()
+        state.stopping = False
+        state.ports = _with_host(_free_addresses(state.ports, running), running, host)
+        servers = service_specs.servers(home, state.ports)
+        worker_specs = service_specs.workers(home, state.ports, n_gpu_workers=workers)
+        fork_server = service_specs.fork_server(home, state.ports)
+        fork_servers = (fork_server,) if fork_server else ()
+        names = {spec.name for spec in (*servers, *fork_servers, *worker_specs)}
+        surplus = [name for name in running if name not in names]
+        _stop_surplus(surplus, running, requested=workers is not None, other_users=other_users, log=log)
+        state.processes = running
+        started: list[str] = []
+
+        def ensure(spec: ServiceSpec) -> None:
+            if spec.name not in running:
+                log(f"starting {spec.name}")
+                log_file = _log_file(home, spec.name)
+                running[spec.name] = processes.start(spec.argv, env=spec.env, folder=CHECKOUT, log_file=log_file)
+                started.append(spec.name)
+                state.save(home)
+
+        try:
+            private_files.make_folder(home / "mlflow")
+            # The fork server starts early: its imports take as long as the servers need to start.
+            for spec in (*servers, *fork_servers):
+                ensure(spec)
+            _wait(home, servers[:1], running)
+            state.applied = _apply(home, state.ports, state.applied, log)
+            for spec in worker_specs:
+                ensure(spec)
+            _wait(home, servers, running)
+        except BaseException:
+            # Other users need these processes, even if the program that restarted them is interrupted.
+            if not (state.kept or other_users):
+                processes.stop([running[name] for name in started])
+            raise
+        if user is None:
+            state.kept = True
+        else:
+            state.users[f"{user}, pid {os.getpid()}"] = services_state.this_process()
+        state.save(home)
+    return LocalServices(home, state.ports, running, tuple(started), workers)
+
+
+def acquire(home: Path, user: str) -> LocalServices | None:
+    """Register this process as a user, as `up` does, and return the services; None if they do not run."""
+    if not home.is_dir():
+        return None
+    with services_state.locked(home):
+        state = services_state.load(home)
+        running = state.running()
+        if not running:
+            return None
+        state.users[f"{user}, pid {os.getpid()}"] = services_state.this_process()
+        state.save(home)
+    return LocalServices(home, state.ports, running)
+
+
+def release(home: Path, *, keep: bool = False, log: Callable[[str], None]) -> tuple[str, ...]:
+    """Unregister this process; stop the services if nobody else uses them, and return the names of the stopped processes.
+
+    Args:
+        keep: leave the services up until `down`, as `clusterlora up` does.
+        log: receives one line that says why the services stay up, or that they are stopped.
+    """
+    if not home.is_dir():
+        return ()
+    with services_state.locked(home):
+        state = services_state.load(home)
+        this_process = services_state.this_process()
+        state.users = {name: process for name, process in state.users.items() if process != this_process}
+        state.kept |= keep
+        state.save(home)
+        if state.kept or not state.running():
+            return ()
+        if users := state.other_users(this_process) or _unfinished_runs(home, state):
+            log(f"the servers stay up for {', '.join(users)}")
+            return ()
+        log("stopping servers and workers")
+        return _stop(home, state)
+
+
+def down(home: Path) -> tuple[str, ...]:
+    """Stop the services, even if others use them; return the names of the stopped processes."""
+    if not home.is_dir():
+        return ()
+    with services_state.locked(home):
+        return _stop(home, services_state.load(home))
+
+
+def other_users(home: Path) -> tuple[str, ...]:
+    """Return the names of the other processes that use the services."""
+    return services_state.load(home).other_users(services_state.this_process())
+
+
+def stays_up(home: Path) -> bool:
+    """Return whether the services stay up until `down`."""
+    return services_state.load(home).kept
+
+
+def status(home: Path) -> LocalServices | None:
+    """Return the running services; None if none of their processes is alive."""
+    state = services_state.load(home)
+    running = state.running()
+    return LocalServices(home, state.ports, running) if running else None
+
+
+def dead_processes(home: Path) -> tuple[str, ...]:
+    """Return the names of processes that ended without being stopped: they are in the saved state, but not alive."""
+    return services_state.load(home).dead()
+
+
+def was_stopped(home: Path) -> bool:
+    """Return whether the Prefect server was stopped on purpose; one that died is still in the saved state."""
+    state = services_state.load(home)
+    return state.stopping or "prefect-server" not in state.processes
+
+
+def _stop(home: Path, state: ServicesState) -> tuple[str, ...]:
+    running = state.running()
+    if not state.processes and not state.kept:
+        return ()
+    state.stopping = True
+    state.save(home)
+    # Workers first: they report the end of their runs to the server.
+    processes.stop([process for name, process in running.items() if name.startswith("worker-")])
+    processes.stop(list(running.values()))
+    state.processes, state.kept, state.stopping = {}, False, False
+    state.save(home)
+    return tuple(running)
+
+
+def _unfinished_runs(home: Path, state: ServicesState) -> tuple[str, ...]:
+    """Return the names of runs that have not ended, also those that no command follows; none if the server does not answer."""
+    query = {"flow_runs": {"state": {"type": {"any_": ["PENDING", "RUNNING", "CANCELLING"]}}}}
+    try:
+        environment = service_specs.client_environment(home, state.ports)
+        runs = prefect_rest.request("flow_runs/filter", query, environment=environment, tries=3)
+    except ServiceDown:
+        return ()
+    pids = {run["name"]: run["infrastructure_pid"] for run in runs if run["deployment_id"]}
+    return tuple(name for name, pid in pids.items() if pid is None or is_flow_process(int(pid)))
+
+
+def _stop_surplus(
+    surplus: list[str], running: dict[str, Process], *, requested: bool, other_users: tuple[str, ...], log: Callable[[str], None]
+) -> None:
+    """Stop surplus workers if fewer were requested and nobody else uses them."""
+    if surplus and requested and other_users:
+        for name in surplus:
+            log(f"{name} stays up for {', '.join(other_users)}")
+    elif requested:
+        processes.stop([running.pop(name) for name in surplus])
+
+
+def _free_addresses(previous: Addresses, running: dict[str, Process]) -> Addresses:
+    """Return the previous ports, or a free one where another program took the port of a server that does not run.
+
+    When a port changes, the workers and the fork server are stopped: they know the old one.
+    """
+    ports: dict[str, int] = {}
+    for server, key in _PORTS.items():
+        port = int(getattr(previous, key))
+        ports[key] = port if server in running or _is_free(port) else service_specs.free_port()
+    addresses = replace(previous, **ports)
+    if addresses != previous:
+        processes.stop([running.pop(name) for name in list(running) if name.startswith("worker-") or name == service_specs.FORK_SERVER])
+    return addresses
+
+
+def _with_host(addresses: Addresses, running: Mapping[str, Process], host: str | None) -> Addresses:
+    """Return the addresses with the given host, if there is one."""
+    requested = replace(addresses, host=service_specs.checked_host(host) if host else addresses.host)
+    if requested != addresses and any(server in running for server in _PORTS):
+        raise BadSettings(f"the servers listen on {addresses.host}, not on {host}; stop them first: clusterlora down")
+    return requested
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((LOOPBACK, port))
+        except OSError:
+            return False
+    return True
+
+
+def _wait(home: Path, servers: tuple[ServiceSpec, ...], running: Mapping[str, Process]) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    for server in servers:
+        while not _answers(server.health or ""):
+            died = not processes.alive(running[server.name])
+            if died or time.monotonic() > deadline:
+                log_file = _log_file(home, server.name)
+                failure = "ended right after its start" if died else f"did not answer within {START_SECONDS:.0f} s"
+                raise ServiceDown(f"{server.name} {failure}; its log {log_file} ends with:\n{processes.last_lines(log_file)}")
+            time.sleep(0.25)
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as reply:
+            return reply.status == 200
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def _apply(home: Path, addresses: Addresses, applied: str | None, log: Callable[[str], None]) -> str:
+    """Apply work pools and deployments to the server unless it has exactly these; return their digest."""
+    current = _definitions_digest()
+    if applied == current:
+        return current
+    log("creating work pools and deployments")
+    log_file = _log_file(home, "apply")
+    env = {**os.environ, **service_specs.client_environment(home, addresses)}
+    with private_files.open_append(log_file) as output:
+        command = [sys.executable, "-m", "deployments.apply", "--without-automations"]
+        completed = subprocess.run(command, env=env, cwd=CHECKOUT, stdout=output, stderr=subprocess.STDOUT, check=False)
+    if completed.returncode != 0:
+        raise ServiceDown(f"the deployments could not be created; {log_file} ends with:\n{processes.last_lines(log_file)}")
+    return current
+
+
+def _definitions_digest() -> str:
+    """Return a hash of every file that determines the deployments and their parameter forms."""
+    files = [
+        CHECKOUT / "prefect.yaml",
+        CHECKOUT / "clusterlora" / "settings.py",
+        *sorted((CHECKOUT / "flows").glob("*.py")),
+        *sorted((CHECKOUT / "deployments").glob("*.py")),
+        *sorted((CHECKOUT / "deployments" / "pools").glob("*.json")),
+    ]
+    digest = hashlib.sha256(str(CHECKOUT).encode())
+    for file in files:
+        digest.update(file.read_bytes() if file.is_file() else b"")
+    return digest.hexdigest()
+
+
+def _log_file(home: Path, name: str) -> Path:
+    return home / "logs" / f"{name}.log"

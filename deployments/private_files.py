@@ -1,0 +1,41 @@
+"""Files and folders that only their owner can read. Folders that other users can write to are refused."""
+
+import os
+import stat
+from pathlib import Path
+from typing import BinaryIO
+
+from clusterlora.durable import write_durably
+from clusterlora.errors import BadSettings
+
+UMASK = 0o077
+"""Umask of a process whose files no other user can read."""
+
+
+def make_folder(path: Path) -> Path:
+    """Create the folder if it is missing, close it to other users, and return it.
+
+    Raises:
+        BadSettings: another user owns it or may write to it, so its files may be theirs.
+    """
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    status = path.stat()
+    if status.st_uid != os.geteuid():
+        variables = "CLUSTERLORA_STACK_HOME for servers, CLUSTERLORA_HOME for results"
+        raise BadSettings(f"{path} belongs to user {status.st_uid}, not to you; choose a folder of your own ({variables})")
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise BadSettings(f"other users may write to {path} (mode {stat.S_IMODE(status.st_mode):o}); deny it: chmod go-w {path}")
+    path.chmod(0o700)
+    return path
+
+
+def write(file: Path, text: str) -> None:
+    """Write a file atomically and durably, readable by its owner only."""
+    write_durably(file, text.encode(), mode=0o600)
+
+
+def open_append(file: Path) -> BinaryIO:
+    """Open a file for appending and return it; its permissions are set so that only its owner can read it."""
+    opened = open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600), "ab")  # noqa: PTH123, SIM115
+    os.fchmod(opened.fileno(), 0o600)
+    return opened
