@@ -1,7 +1,7 @@
-"""Files and folders that a reader sees whole or not at all, and that a power cut leaves as they were or as they became.
+"""Atomic and durable writes of files and folders: a reader, or a power cut, leaves the old version or the whole of the new one.
 
-Until a file is synced, a power cut may leave it empty or cut; until its folder is, it may leave the old name. So what is renamed into place
-is synced before, and the folder it is in is synced after.
+A power cut may truncate a file that was not synced, and undo a rename whose folder was not synced. So a file is synced before it is renamed
+into place, and its folder after.
 """
 
 import errno
@@ -9,14 +9,14 @@ import os
 from pathlib import Path
 
 _CANNOT_SYNC_FOLDERS = (errno.EINVAL, errno.ENOTSUP)
-"""What some network file systems say, which keep folders in order by themselves."""
+"""Errors of network file systems that cannot sync folders and do not need it."""
 
 
 def write_durably(path: Path, content: bytes, *, mode: int = 0o666) -> None:
-    """Put content at the path in one step, creating its folder; a reader sees the old file or the whole of the other.
+    """Write the content to the path atomically, creating its folder; a reader sees the old file or the whole new one.
 
     Args:
-        mode: who may read and write the file, less what the process's umask takes away.
+        mode: permissions of the file, before the process's umask.
     """
     make_folder(path.parent)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -30,14 +30,14 @@ def write_durably(path: Path, content: bytes, *, mode: int = 0o666) -> None:
 
 
 def put_in_place(written: Path, path: Path) -> None:
-    """Rename a finished file to a path in its folder, whose file it replaces."""
+    """Rename a finished file to a path in the same folder, replacing the file there."""
     sync(written)
     written.replace(path)
     sync(path.parent)
 
 
 def put_folder_in_place(written: Path, path: Path) -> None:
-    """Rename a folder of finished files. Raises OSError when there is a folder with something in it already."""
+    """Rename a folder of finished files. Raises OSError if the path is a folder that is not empty."""
     for file in written.rglob("*"):
         sync(file)
     sync(written)
@@ -46,9 +46,9 @@ def put_folder_in_place(written: Path, path: Path) -> None:
 
 
 def make_folder(path: Path, *, mode: int = 0o777) -> None:
-    """Make a folder, open to whom its mode says, and those above it, unless they exist.
+    """Create a folder with the given permissions, and its parents, if they do not exist, and sync their names.
 
-    Every folder that is to survive is made by this: of one that exists nobody can tell whether its name is on the disk.
+    Every folder that must survive a power cut is created here: for an existing folder it is unknown whether its name was synced.
     """
     made = [folder for folder in (path, *path.parents) if not folder.exists()]
     path.mkdir(mode=mode, parents=True, exist_ok=True)
@@ -57,7 +57,7 @@ def make_folder(path: Path, *, mode: int = 0o777) -> None:
 
 
 def sync(path: Path) -> None:
-    """Return once a file's content or a folder's names are on the disk."""
+    """Sync a file's content or a folder's names to disk."""
     opened = os.open(path, os.O_RDONLY)
     try:
         os.fsync(opened)

@@ -1,4 +1,4 @@
-"""Every error a user can meet. Each names the thing, its value and the fix, in one line.
+"""Errors that a user can meet. Each names the thing, its value and the fix, in one line.
 
 ClusterLoraError
 |- BadData          (ValueError)    the input data cannot be used
@@ -12,7 +12,7 @@ ClusterLoraError
 
 
 class ClusterLoraError(Exception):
-    """Base of all errors whose message is meant for a person."""
+    """Base of all errors whose message is meant for the user."""
 
 
 class BadData(ClusterLoraError, ValueError):
@@ -24,7 +24,7 @@ class BadSettings(ClusterLoraError, ValueError):
 
 
 class UnknownName(ClusterLoraError, LookupError):
-    """Something was asked for by a name that does not exist."""
+    """A name does not exist: of a method, metric, study, persona ..."""
 
 
 class ModelUnavailable(ClusterLoraError, RuntimeError):
@@ -48,5 +48,5 @@ class ServiceDown(ClusterLoraError, ConnectionError):
 
 
 def printable(text: str) -> str:
-    """Return a name that somebody else has chosen as it can stand in a line: with escapes for what a terminal would act upon."""
+    """Return an untrusted name as it can be printed in one line, with control characters escaped."""
     return text if text.isprintable() else repr(text)[1:-1]

@@ -1,4 +1,4 @@
-"""Everything a study can be told, as frozen values. `config.py` reads them from presets, TOML, flags and forms.
+"""All settings of a study, as frozen values. `config.py` reads them from presets, TOML, flags and forms.
 
 Bounds are `annotated_types`, understood by pydantic and by the Prefect form; the string under a field is its help text.
 """
@@ -18,7 +18,7 @@ _FORM = {"extra": "forbid", "use_attribute_docstrings": True}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SyntheticSettings:
-    """People the generator invents. The three shares say where the assistant's answer comes from."""
+    """Synthetic personas. The three shares determine how the choices in an answer are made."""
 
     __pydantic_config__ = _FORM
 
@@ -27,11 +27,11 @@ class SyntheticSettings:
     dialogues: Annotated[int, Ge(3)] = 50
     """Dialogues per persona."""
     cluster_share: Annotated[float, Ge(0), Le(1)] = 0.5
-    """Share of the personal choices in an answer that the persona's cluster decides."""
+    """Share of the personal choices in an answer that the persona's cluster determines."""
     persona_share: Annotated[float, Ge(0), Le(1)] = 0.25
-    """Share of the personal choices that only the persona decides."""
+    """Share of the personal choices that the persona determines."""
     noise_share: Annotated[float, Ge(0), Le(1)] = 0.1
-    """Share of the personal choices drawn at random, dialogue by dialogue. What is left follows a rule common to all."""
+    """Share of the personal choices drawn at random in each dialogue. The remaining choices follow a rule common to all."""
     seed: Annotated[int, Ge(0)] = 0
     """Seed of the generator."""
 
@@ -43,23 +43,23 @@ class DataSettings:
     __pydantic_config__ = _FORM
 
     source: str = "synthetic"
-    """How to read them: synthetic, edgewise or table."""
+    """Data source: synthetic, edgewise or table."""
     path: str | None = None
     """File (table), folder or hub dataset id (edgewise). Not used by synthetic."""
     columns: tuple[tuple[str, str], ...] = ()
     """Pairs (our column, your column) for a table whose columns have other names."""
     splits: str | None = None
-    """JSON file that says which dialogues are train, val and test, for example edgesplits.json; empty splits by a stable hash."""
+    """JSON file with the train, val and test dialogues, for example edgesplits.json; empty: split by a stable hash."""
     personas: Annotated[int, Ge(2)] | None = None
-    """Use only the first so many personas; empty means all."""
+    """Use only the first N personas; empty: all."""
     train: Annotated[int, Ge(1)] = 30
     """Dialogues per persona to train on."""
     val: Annotated[int, Ge(1)] = 10
-    """Dialogues per persona for every choice made on the way: gate, routing, hyper-parameters."""
+    """Dialogues per persona for choices: gate, routing, hyper-parameters."""
     test: Annotated[int, Ge(1)] = 10
-    """Dialogues per persona that only the final scores see."""
+    """Dialogues per persona for the final scores only."""
     split_seed: Annotated[int, Ge(0)] = 0
-    """Seed of the stable hash that splits."""
+    """Seed of the hash by which dialogues are split."""
     synthetic: SyntheticSettings = SyntheticSettings()
     """The generator's parameters."""
 
@@ -78,7 +78,7 @@ class ModelSettings:
     """One dtype for every method of the study: bfloat16 changes some greedy answers. auto decides once, on the machine that prepares the
     study: bfloat16 where it computes in it and the base is wide enough to gain from it."""
     system_prompt: str = "You are a smart home assistant."
-    """First words of every prompt."""
+    """System prompt of every dialogue."""
     persona_in_prompt: bool = False
     """Put the persona's description into the system prompt, for every method alike."""
     max_length: Annotated[int, Ge(32)] = 512
@@ -107,8 +107,8 @@ class Recipe:
     epochs: Annotated[int, Ge(1)] = 3
     """Passes over the adapter's train dialogues."""
     patience: Annotated[int, Ge(1)] | None = None
-    """Stop an adapter early when the loss on its people's val dialogues has not fallen for so many epochs, and keep its best epoch.
-    Empty: all epochs, and the last one is kept."""
+    """Stop an adapter when the loss on its personas' val dialogues has not decreased for N epochs, and use its best epoch.
+    Empty: train all epochs and use the last one."""
     batch_size: Annotated[int, Ge(1)] = 2
     """Dialogues per optimiser step."""
     learning_rate: Annotated[float, Gt(0)] = 5e-4
@@ -132,16 +132,16 @@ class ClusteringSettings:
     __pydantic_config__ = _FORM
 
     algorithm: str = "responses_given_prompts"
-    """What describes a persona: responses_given_prompts (what is said when), responses, responses_discriminant, prompts+responses,
+    """Features of a persona: responses_given_prompts (relative to their prompts), responses, responses_discriminant, prompts+responses,
     description, gradient or adapter."""
     k: Annotated[int, Ge(2)] | None = 5
-    """Number of clusters. Empty: the one of 2 to 12 with the largest silhouette."""
+    """Number of clusters. Empty: the number from 2 to 12 with the largest silhouette."""
     sizes: tuple[Annotated[int, Ge(1)], ...] | None = None
-    """Exact cluster sizes in order (their sum must be the number of personas); empty lets the data decide."""
+    """Exact cluster sizes in order, which must sum to the number of personas. Empty: free sizes."""
     min_size: Annotated[int, Ge(1)] = 3
-    """Personas that a cluster must have, where there are enough for all; with exact sizes it is not asked."""
+    """Minimum personas per cluster, if there are enough personas; ignored when `sizes` is set."""
     refinement_rounds: Annotated[int, Ge(0)] = 0
-    """Rounds, once clusters are trained, in which personas move to the cluster that predicts their val answers best. Each trains again."""
+    """Rounds after training in which personas move to the cluster that predicts their val answers best. Each round trains again."""
     seed: Annotated[int, Ge(0)] = 0
     """Seed of k-means."""
 
@@ -153,7 +153,7 @@ class Rung:
     __pydantic_config__ = _FORM
 
     name: Annotated[str, Len(1, 40)]
-    """What to call it, for example lower-lr."""
+    """Name of the rung, for example lower-lr."""
     learning_rate: Annotated[float, Gt(0)] | None = None
     """Another peak learning rate."""
     epochs: Annotated[int, Ge(1)] | None = None
@@ -164,16 +164,16 @@ class Rung:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GateSettings:
-    """What cluster 0 must show on its val items before the other clusters are paid for."""
+    """Criteria that cluster 0 must meet on its val items before the other clusters are trained."""
 
     __pydantic_config__ = _FORM
 
     mean_similarity: Annotated[float, Ge(0), Le(1)] | None = None
-    """Mean similarity must exceed this (the mission: 0.83). Empty: not asked; 'above unified' always is."""
+    """Mean similarity must exceed this (the mission: 0.83). Empty: no criterion; 'above unified' always is one."""
     worst_persona: Annotated[float, Ge(0), Le(1)] | None = 0.70
-    """The worst persona's mean similarity must exceed this. Empty: not asked."""
+    """The worst persona's mean similarity must exceed this. Empty: no criterion."""
     share_improved: Annotated[float, Ge(0), Le(1)] = 0.60
-    """At least this share of the personas must do better than with unified."""
+    """At least this share of the personas must score higher than with unified."""
     ladder: tuple[Rung, ...] = (
         Rung(name="lower-lr", learning_rate=2e-4),
         Rung(name="more-epochs", epochs=6),
@@ -181,7 +181,7 @@ class GateSettings:
     )
     """Alternatives tried in order when the first configuration fails."""
     on_failure: Literal["stop", "ask", "continue"] = "stop"
-    """When every rung fails: stop spending, ask a person and wait for the answer, or continue anyway."""
+    """When every rung fails: stop, ask a person and wait for the decision, or continue anyway."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,7 +198,7 @@ class MergeSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AssignmentSettings:
-    """Whether a study measures how well people it never saw are given a cluster, as `clusterlora assign` does."""
+    """Whether a study measures how well new personas are assigned to clusters, as by `clusterlora assign`."""
 
     __pydantic_config__ = _FORM
 
@@ -207,7 +207,7 @@ class AssignmentSettings:
     1, 3, 5 and 10 examples. Costs unified and all clusters once more, less this share, and one answer per adapter to each held-out
     person's test items. Empty: not measured."""
     seed: Annotated[int, Ge(0)] = 0
-    """Seed of who is held out, and of the examples that are drawn."""
+    """Seed of the held-out personas and of the examples that are drawn."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -217,13 +217,13 @@ class EvaluationSettings:
     __pydantic_config__ = _FORM
 
     max_new_tokens: Annotated[int, Ge(4)] = 64
-    """Answers are cut here."""
+    """Maximum tokens of an answer."""
     batch_size: Annotated[int, Ge(1)] = 64
-    """Items answered at once, on a GPU four times as many (halved when memory runs out)."""
+    """Items per batch, four times as many on a GPU; halved when memory runs out."""
     metrics: tuple[str, ...] = ("embedding_similarity", "nll", "rouge_l", "prompt_tokens")
     """Metrics computed for every answer."""
     headline: str = "embedding_similarity"
-    """The metric that the gate and the comparison speak of."""
+    """Headline metric of the gate and the comparison."""
     selection_metric: str = "nll"
     """The val metric that chooses among a method's arms (routing). nll needs no generation."""
     bootstrap_draws: Annotated[int, Ge(100)] = 10_000
@@ -235,18 +235,18 @@ class EvaluationSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RuntimeSettings:
-    """Where and how the work runs. Nothing here changes a result."""
+    """Where and how the work runs. These settings change no result."""
 
     __pydantic_config__ = _FORM
 
     gpu_pool: str = "gpu"
     """Work pool of training and evaluation runs."""
     shards: Annotated[int, Ge(1)] = 2
-    """Runs that per-persona training and evaluation are divided into."""
+    """Number of runs into which per-persona training and evaluation are divided."""
     micro_batch: Annotated[int, Ge(1)] | None = None
     """Dialogues per forward pass; empty means the whole batch. Halved automatically when memory runs out."""
     gradient_checkpointing: bool = False
-    """Compute activations again on the way back instead of keeping them: less memory for a third more time (Llama and Qwen2 bases)."""
+    """Recompute activations in the backward pass instead of storing them: less memory, a third more time (Llama and Qwen2 bases)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -260,27 +260,27 @@ class Study:
     methods: tuple[str, ...] = ("baseline", "unified", "per_persona", "cluster", "selective_routing")
     """Methods to compare."""
     data: DataSettings = DataSettings()
-    """Where the dialogues come from."""
+    """Data source and splits."""
     model: ModelSettings = ModelSettings()
     """Base model, prompt and embedding model."""
     recipe: Recipe = Recipe()
     """Hyper-parameters of every adapter."""
     cluster_init: Literal["base", "unified"] = "base"
-    """What cluster adapters start from; unified is a warm start."""
+    """Initial weights of cluster adapters; unified is a warm start."""
     clustering: ClusteringSettings = ClusteringSettings()
     """How personas are grouped."""
     seeds: Annotated[int, Ge(1)] = 1
-    """Trainings of every adapter, each with another seed; scores are averaged inside a persona. The first is judged and registered."""
+    """Training runs of every adapter, each with another seed; scores are averaged per persona. The first is judged and registered."""
     merging: MergeSettings = MergeSettings()
-    """How the method `merge` merges."""
+    """Settings of the method `merge`."""
     gate: GateSettings = GateSettings()
-    """What cluster 0 must show first."""
+    """Criteria for cluster 0."""
     assignment: AssignmentSettings = AssignmentSettings()
-    """How well new people are given a cluster."""
+    """Measurement of how well new personas are assigned."""
     evaluation: EvaluationSettings = EvaluationSettings()
-    """How answers are made and scored."""
+    """How answers are generated and scored."""
     runtime: RuntimeSettings = RuntimeSettings()
-    """Where it runs."""
+    """Where and how the work runs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""The composition root: addresses in the environment become stores. Used by the tasks and by the command line."""
+"""Composition root: creates the stores from addresses in the environment. Used by tasks and by the command line."""
 
 import os
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def from_environment(environment: Mapping[str, str] = os.environ) -> Stores:
-    """Return the stores that the environment names.
+    """Return the stores at the addresses in the environment.
 
     CLUSTERLORA_HOME (results; ./studies), CLUSTERLORA_DATABASE_URL (a SQLite file there), MLFLOW_TRACKING_URI (none: nothing is tracked).
     Adapters are kept in a folder here; one that was trained elsewhere is brought from where MLflow keeps it, and checked.
@@ -45,7 +45,7 @@ def from_environment(environment: Mapping[str, str] = os.environ) -> Stores:
 
 
 def registry_from_environment(environment: Mapping[str, str] = os.environ) -> "Registry":
-    """Return the model registry at MLFLOW_TRACKING_URI. Raises BadSettings when none is named."""
+    """Return the model registry at MLFLOW_TRACKING_URI. Raises BadSettings if the variable is not set."""
     from clusterlora.stores.mlflow_models import registry_at
 
     return registry_at(environment.get("MLFLOW_TRACKING_URI"))
