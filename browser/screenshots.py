@@ -1,6 +1,6 @@
-"""The pictures of the documentation, of a real study on a stack of its own: `python -m browser.screenshots`. Takes some minutes.
+"""Screenshots for the documentation, of a real study on temporary local services: `python -m browser.screenshots`. Takes minutes.
 
-Nothing is left behind but the pictures.
+Leaves nothing but the screenshots.
 """
 
 import argparse
@@ -54,8 +54,8 @@ def main() -> None:
 
 
 def photograph(tab: Tab, client: "SyncPrefectClient", addresses: Addresses, run_id: UUID, results: Path, out: Path) -> None:
-    """Take every picture of a finished study; its folder has its name."""
-    # Prefect reads where its server is when it is imported.
+    """Take every screenshot of a finished study; `results` is its folder, named after it."""
+    # Prefect reads the address of its server when it is imported.
     from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 
     out.mkdir(parents=True, exist_ok=True)
@@ -64,7 +64,7 @@ def photograph(tab: Tab, client: "SyncPrefectClient", addresses: Addresses, run_
     pages.form(client.read_deployment_by_name("study/study").id)
     keep(tab, out / "prefect-form.png")
     pages.open_run(run_id)
-    # The whole run instead of its first minutes, which needs the graph to be there.
+    # Show the whole run instead of its first minutes; the graph must have been drawn.
     time.sleep(SETTLE_SECONDS)
     tab.click("document.querySelector('[class*=flow-run-graph] button')")
     tab.value("document.querySelector('header.page-heading').scrollIntoView({block: 'center'})")
@@ -75,7 +75,7 @@ def photograph(tab: Tab, client: "SyncPrefectClient", addresses: Addresses, run_
     keep(tab, out / "prefect-gate.png")
 
     tab.open(f"{addresses.mlflow}/#/models?workflowType=machine_learning", until=with_text("a", results.name))
-    # Whoever comes for the first time is told what is new, and offered an assistant.
+    # Close the news and the assistant that MLflow shows on a first visit.
     tab.click("document.querySelector('.du-bois-light-modal-close')")
     tab.click("document.querySelector('[data-component-id=\"mlflow.assistant.chat_panel.close\"]')")
     keep(tab, out / "mlflow-registry.png")

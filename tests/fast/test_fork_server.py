@@ -1,4 +1,4 @@
-"""Runs that are forked from a process which has imported things: they are as if started alone, and end with whoever asked for them."""
+"""Runs forked by the fork server behave as if started by `python -m`, and end with their client."""
 
 import os
 import signal
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="runs are forked
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 IMPORTED = "colorsys"
-"""A module that nobody imports by chance."""
+"""A module that nothing else imports."""
 PROBE = f"""
 import os, signal, sys, time
 print(sys.argv[1:], os.environ.get("PREFECT__FLOW_RUN_ID"), os.getcwd() == sys.path[0], "{IMPORTED}" in sys.modules, __name__, flush=True)
@@ -30,7 +30,7 @@ sys.exit(int(sys.argv[1]))
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    # Longer than the address of a socket may be.
+    # Longer than a socket address may be.
     folder = tmp_path / ("a" * 100)
     folder.mkdir()
     (folder / "probe.py").write_text(PROBE)
@@ -39,7 +39,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def listening(folder: Path) -> Iterator[dict[str, str]]:
-    """Return the environment of those who find the listening process."""
+    """Return the environment of clients of a running fork server."""
     yield from _listening(folder, IMPORTED)
 
 
@@ -65,7 +65,7 @@ def _start(env: dict[str, str], folder: Path, argument: str) -> "subprocess.Pope
 
 
 def _pids(run: "subprocess.Popen[str]") -> tuple[int, int]:
-    """Return the pids of a run that waits and of the process that watches over it."""
+    """Return the pids of a waiting run and of the process that watches it."""
     assert run.stdout
     run.stdout.readline()
     pid, watcher = run.stdout.readline().split()
@@ -93,14 +93,16 @@ def test_a_run_is_forked_and_is_as_if_started_alone(listening: dict[str, str], f
 @pytest.mark.parametrize(
     "changed", [{"MKL_NUM_THREADS": "13"}, {fork_server.SOCKET_VARIABLE: "/nowhere/fork-server.sock"}, {fork_server.SOCKET_VARIABLE: ""}]
 )
-def test_who_has_another_environment_or_finds_nobody_runs_alone(listening: dict[str, str], folder: Path, changed: dict[str, str]) -> None:
+def test_a_client_with_another_environment_or_without_a_server_runs_the_module_itself(
+    listening: dict[str, str], folder: Path, changed: dict[str, str]
+) -> None:
     run = _start({**listening, **changed}, folder, "4")
     assert run.communicate()[0] == "['4'] 4 True False __main__\n"
     assert run.returncode == 4
 
 
 @pytest.mark.whole  # a process of its own imports PyTorch
-def test_no_run_is_forked_once_an_import_has_asked_for_gpus(folder: Path) -> None:
+def test_no_run_is_forked_once_an_import_has_initialised_cuda(folder: Path) -> None:
     (folder / "asks.py").write_text(f"import torch, {IMPORTED}\ntorch.cuda.is_available()\n")
     for env in _listening(folder, "asks"):
         assert _start(env, folder, "0").communicate()[0] == "['0'] 0 True False __main__\n"

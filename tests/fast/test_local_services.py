@@ -1,4 +1,4 @@
-"""The local stack: processes that are recognised, stopped whole and never mistaken; devices; and the servers themselves."""
+"""Local services: detached processes, devices, environments, and starting and stopping the servers."""
 
 import json
 import os
@@ -24,10 +24,10 @@ SLEEP = (sys.executable, "-c", "import time; time.sleep(3600)")
 
 @pytest.fixture(autouse=True)
 def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep a developer's own stack and studies out of it."""
+    """Isolate the tests from a developer's own services and studies."""
     monkeypatch.setenv("CLUSTERLORA_HOME", str(tmp_path / "studies"))
     monkeypatch.delenv("CLUSTERLORA_DATABASE_URL", raising=False)
-    # Whoever starts a stack waits for all that are being started on this machine, real ones among them.
+    # The lock on ports is machine-wide: without this, tests would wait for services that start elsewhere.
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
 
@@ -56,7 +56,7 @@ def test_another_process_with_the_same_pid_is_never_stopped(tmp_path: Path) -> N
     processes.stop([process])
 
 
-def test_children_are_stopped_with_their_parent_and_stubborn_ones_by_force(tmp_path: Path) -> None:
+def test_children_are_stopped_with_their_parent_and_killed_if_they_ignore_sigterm(tmp_path: Path) -> None:
     script = (
         "import signal, subprocess, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN);"
         "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(3600)']); print(child.pid, flush=True); time.sleep(3600)"
@@ -91,17 +91,17 @@ SLICED = "GPU 0: NVIDIA H200 (UUID: GPU-a)\n  MIG 1g.18gb     Device  0: (UUID: 
 @pytest.mark.parametrize(
     ("listing", "devices"), [("", []), (WHOLE, ["0", "1"]), (SLICED, ["MIG-1", "MIG-2"]), (SLICED + WHOLE[33:], ["MIG-1", "MIG-2", "1"])]
 )
-def test_each_gpu_or_slice_of_one_is_a_device(listing: str, devices: list[str]) -> None:
+def test_each_gpu_or_mig_slice_is_a_device(listing: str, devices: list[str]) -> None:
     assert service_specs.parse_devices(listing) == devices
 
 
 @pytest.mark.parametrize(("visible", "devices"), [("0,3", ["0", "3"]), ("", []), ("-1", []), ("MIG-1", ["MIG-1"])])
-def test_a_users_choice_of_devices_is_kept(monkeypatch: pytest.MonkeyPatch, visible: str, devices: list[str]) -> None:
+def test_cuda_visible_devices_of_the_user_is_respected(monkeypatch: pytest.MonkeyPatch, visible: str, devices: list[str]) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert service_specs.cuda_devices() == devices
 
 
-def test_every_gpu_gets_one_worker_that_sees_only_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_every_gpu_gets_one_worker_that_sees_no_other_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
     found = service_specs.workers(tmp_path, Addresses(1, 2), n_gpu_workers=None)
     of_gpus = [worker for worker in found if worker.name.startswith("worker-gpu")]
@@ -126,7 +126,7 @@ def test_prefects_server_keeps_connections_longer_than_its_clients_do(tmp_path: 
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="processes are held to cores on Linux alone")
-def test_cores_that_a_process_is_held_from_are_not_counted() -> None:
+def test_cores_outside_the_cpu_affinity_are_not_counted() -> None:
     allowed = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(allowed)})
     try:
@@ -137,7 +137,7 @@ def test_cores_that_a_process_is_held_from_are_not_counted() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="runs are forked on Linux alone")
 @pytest.mark.parametrize("devices", ["", "0,1"])
-def test_what_forks_runs_has_the_environment_of_the_runs_of_both_pools(
+def test_the_fork_server_has_the_environment_of_the_runs_of_both_pools(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, devices: str
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", devices)
@@ -148,7 +148,7 @@ def test_what_forks_runs_has_the_environment_of_the_runs_of_both_pools(
         assert fork_server._shared({**worker.env, **run.ENVIRONMENT}) == fork_server._shared(starter.env)
 
 
-def test_a_client_of_prefect_is_patient_and_does_not_sleep_long_after_the_server_is_well_again(tmp_path: Path):
+def test_prefect_clients_retry_for_minutes_but_do_not_oversleep_a_recovered_server(tmp_path: Path):
     env = service_specs.client_environment(tmp_path, Addresses(1, 2))
     # Prefect's client sleeps 2, 4, 8, ... seconds.
     pauses = [2**n for n in range(1, int(env["PREFECT_CLIENT_MAX_RETRIES"]) + 1)]
@@ -156,7 +156,7 @@ def test_a_client_of_prefect_is_patient_and_does_not_sleep_long_after_the_server
     assert max(pauses) <= 128
 
 
-def test_the_users_database_and_home_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_database_and_home_set_by_the_user_are_respected(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CLUSTERLORA_DATABASE_URL", "postgresql+psycopg://example/studies")
     env = service_specs.client_environment(tmp_path, Addresses(1, 2))
     assert env["CLUSTERLORA_DATABASE_URL"] == "postgresql+psycopg://example/studies"
@@ -164,7 +164,7 @@ def test_the_users_database_and_home_are_kept(monkeypatch: pytest.MonkeyPatch, t
     assert env["PREFECT_HOME"] == str(tmp_path / "prefect")
 
 
-def test_what_servers_ask_for_is_what_clients_say(tmp_path: Path) -> None:
+def test_servers_and_clients_have_the_same_passwords(tmp_path: Path) -> None:
     made = passwords.load_or_create(tmp_path)
     assert passwords.load_or_create(tmp_path) == made
     assert (tmp_path / "passwords.json").stat().st_mode & 0o077 == 0
@@ -175,11 +175,11 @@ def test_what_servers_ask_for_is_what_clients_say(tmp_path: Path) -> None:
     assert client["MLFLOW_TRACKING_PASSWORD"] == made.mlflow
     assert "deployments.auth_middleware:prefect" in prefect.argv
     assert "--app-name clusterlora" in " ".join(mlflow.argv)
-    # Command lines are seen by every user of a machine.
+    # Every user of a machine can read command lines.
     assert not any(secret in " ".join((*prefect.argv, *mlflow.argv)) for secret in (made.prefect, made.mlflow))
 
 
-def test_a_host_that_is_no_address_is_refused(tmp_path: Path) -> None:
+def test_a_host_that_is_not_an_ip_address_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadSettings, match="is not an IP address"):
         local_services.up(tmp_path, host="everybody", log=lambda _: None)
 
@@ -189,7 +189,7 @@ def test_nothing_runs_where_nothing_was_started(tmp_path: Path) -> None:
     assert local_services.down(tmp_path / "absent") == ()
 
 
-def test_a_server_that_dies_at_its_start_is_explained_by_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_dies_at_its_start_is_reported_with_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(home: Path, addresses: Addresses) -> tuple[service_specs.ServiceSpec, ...]:
         argv = (sys.executable, "-c", "raise SystemExit('no space left on device')")
         return (service_specs.ServiceSpec("prefect-server", argv, os.environ, health="http://127.0.0.1:9/health"),)
@@ -205,7 +205,7 @@ PAGE = "import http.server as http, sys; http.test(http.SimpleHTTPRequestHandler
 
 @pytest.fixture
 def small_servers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stack consists of two servers of a page, which start in no time, and of workers that sleep; nothing is deployed."""
+    """Replace the servers by small HTTP servers and the workers by sleeping processes; nothing is deployed."""
 
     def servers(home: Path, addresses: Addresses) -> tuple[service_specs.ServiceSpec, ...]:
         ports = {"prefect-server": addresses.prefect_port, "mlflow-server": addresses.mlflow_port}
@@ -223,14 +223,14 @@ def small_servers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def started(home: Path, prefect_port: int, mlflow_port: int) -> local_services.LocalServices:
-    """Return a stack that would rather have these ports."""
+    """Start services whose saved state has these ports."""
     home.mkdir(exist_ok=True)
     (home / "stack.json").write_text(json.dumps({"ports": {"prefect_port": prefect_port, "mlflow_port": mlflow_port}}))
     return local_services.up(home, log=lambda _: None)
 
 
 @pytest.mark.usefixtures("small_servers")
-def test_two_stacks_that_are_started_at_once_do_not_choose_the_same_ports(tmp_path: Path) -> None:
+def test_services_started_at_the_same_time_choose_different_ports(tmp_path: Path) -> None:
     homes, ports = [tmp_path / "one", tmp_path / "two"], [service_specs.free_port(), service_specs.free_port()]
     try:
         with ThreadPoolExecutor() as both:
@@ -242,7 +242,7 @@ def test_two_stacks_that_are_started_at_once_do_not_choose_the_same_ports(tmp_pa
 
 
 @pytest.mark.usefixtures("small_servers")
-def test_up_restarts_what_died_keeps_what_lives_and_avoids_taken_ports(tmp_path: Path) -> None:
+def test_up_restarts_dead_processes_keeps_running_ones_and_avoids_used_ports(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
