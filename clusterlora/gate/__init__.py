@@ -1,1 +1,1 @@
-"""The gate: cluster 0 must convince on its val items before the other clusters are paid for."""
+"""The gate: cluster 0 must meet criteria on its val items before the other clusters are trained."""

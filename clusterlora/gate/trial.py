@@ -1,4 +1,4 @@
-"""What the gate looks at: a candidate and unified on the same items of the same personas."""
+"""Input of the gate: the scores of a candidate and of unified on the same items of the same personas."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ Scores = Mapping[str, Float[np.ndarray, " _item"]]
 """Similarity in 0..1 of every item, by persona."""
 
 DRAWS = 10_000
-"""Bootstrap draws of an interval: its ends are then stable to about a hundredth of its width."""
+"""Bootstrap draws of an interval; its bounds are then stable to about a hundredth of its width."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Trial:
-    """Both adapters' scores, items of all personas one after another, personas in the order of their ids."""
+    """Scores of both adapters; the items of all personas are concatenated, in the order of the persona ids."""
 
     persona_ids: tuple[str, ...]
     persona: Int[np.ndarray, " item"]
@@ -39,24 +39,24 @@ class Trial:
 
 
 def trial(candidate: Scores, unified: Scores) -> Trial:
-    """Return both sides lined up item by item.
+    """Return the scores of both sides, aligned by item.
 
     Raises:
         BadData: the two cover different personas or numbers of items, a persona has no items, or a score is not finite.
     """
-    if strangers := sorted(candidate.keys() ^ unified.keys()):
-        raise BadData(f"persona {strangers[0]!r} was scored with only one of candidate and unified; evaluate both on the same personas")
+    if unmatched := sorted(candidate.keys() ^ unified.keys()):
+        raise BadData(f"persona {unmatched[0]!r} was scored with only one of candidate and unified; evaluate both on the same personas")
     if not candidate:
         raise BadData("the gate has no personas to judge; evaluate cluster 0 first")
     persona_ids = tuple(sorted(candidate))
     for persona_id in persona_ids:
-        ours, theirs = candidate[persona_id], unified[persona_id]
-        if np.ndim(ours) != 1 or np.shape(ours) != np.shape(theirs) or not len(ours):
+        own, reference = candidate[persona_id], unified[persona_id]
+        if np.ndim(own) != 1 or np.shape(own) != np.shape(reference) or not len(own):
             raise BadData(
-                f"persona {persona_id!r} has candidate scores of shape {np.shape(ours)} and unified scores of shape {np.shape(theirs)}; "
+                f"persona {persona_id!r} has candidate scores of shape {np.shape(own)} and unified scores of shape {np.shape(reference)}; "
                 "give one score per item, for the same items"
             )
-        if not (np.isfinite(ours).all() and np.isfinite(theirs).all()):
+        if not (np.isfinite(own).all() and np.isfinite(reference).all()):
             raise BadData(f"persona {persona_id!r} has a score that is not finite; evaluate it again")
     return Trial(
         persona_ids,

@@ -1,4 +1,4 @@
-"""All criteria of the gate, in the order of the report. Each returns None when its setting asks for nothing."""
+"""All criteria of the gate, in the order of the report. Each returns None if its setting is off."""
 
 from collections.abc import Callable
 

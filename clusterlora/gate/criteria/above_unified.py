@@ -1,4 +1,4 @@
-"""Is the candidate better than the unified adapter on the same items?"""
+"""Criterion: the candidate scores higher than the unified adapter on the same items."""
 
 import numpy as np
 
@@ -9,7 +9,7 @@ from clusterlora.values import Criterion
 
 
 def above_unified(trial: Trial, _settings: GateSettings, rng: np.random.Generator) -> Criterion:
-    """Return whether the mean paired difference is positive by more than rounding, so an adapter that changes nothing fails."""
+    """Return whether the mean paired difference exceeds rounding, so an adapter that changes nothing fails."""
     value = float(trial.gains.mean())
     gain = (trial.candidate - trial.unified)[:, None]
     low, high = bootstrap_interval(paired_bootstrap(gain, trial.persona, draws=DRAWS, rng=rng)[:, 0], trial.gains)

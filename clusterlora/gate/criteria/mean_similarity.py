@@ -1,4 +1,4 @@
-"""Is the candidate good enough in absolute terms?"""
+"""Criterion: the candidate's mean similarity exceeds a threshold."""
 
 import numpy as np
 
@@ -15,7 +15,7 @@ def mean_similarity(trial: Trial, settings: GateSettings, rng: np.random.Generat
     value = float(trial.candidate_means.mean())
     draws = paired_bootstrap(trial.candidate[:, None], trial.persona, draws=DRAWS, rng=rng)[:, 0]
     low, high = bootstrap_interval(draws, trial.candidate_means)
-    high = max(value, min(high, 1.0))  # Few personas have wide intervals, and no similarity is above 1.
+    high = max(value, min(high, 1.0))  # With few personas the interval is wide, but no similarity exceeds 1.
     passed = value > settings.mean_similarity
     return Criterion(
         name="mean_similarity",

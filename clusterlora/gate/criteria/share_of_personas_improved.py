@@ -1,4 +1,4 @@
-"""Is the gain shared, or does it come from a few personas?"""
+"""Criterion: enough personas score higher than with unified, so the gain does not come from a few."""
 
 import numpy as np
 

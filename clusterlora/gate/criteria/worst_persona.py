@@ -1,4 +1,4 @@
-"""Is anybody left behind?"""
+"""Criterion: the worst persona's mean similarity exceeds a threshold."""
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from clusterlora.values import Criterion
 def worst_persona(trial: Trial, settings: GateSettings, rng: np.random.Generator) -> Criterion | None:
     """Return whether the lowest persona mean exceeds the threshold; None when no threshold is set.
 
-    The interval is that persona's own, over its items; one item gives none.
+    The interval is over that persona's items; a single item gives none.
     """
     if settings.worst_persona is None:
         return None
@@ -22,7 +22,7 @@ def worst_persona(trial: Trial, settings: GateSettings, rng: np.random.Generator
     if len(scores) > 1:
         same_persona = np.zeros(len(scores), dtype=np.int64)
         low, high = bootstrap_interval(paired_bootstrap(scores[:, None], same_persona, draws=DRAWS, rng=rng)[:, 0], scores)
-        high = max(value, min(high, 1.0))  # Two items have wide intervals, and no similarity is above 1.
+        high = max(value, min(high, 1.0))  # With few items the interval is wide, but no similarity exceeds 1.
     passed = value > settings.worst_persona
     return Criterion(
         name="worst_persona",
