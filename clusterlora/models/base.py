@@ -11,8 +11,8 @@ from clusterlora.catalog import Catalog
 from clusterlora.chat.template import ChatTemplate
 from clusterlora.errors import BadSettings
 from clusterlora.models.hub import hub_snapshot
-from clusterlora.models.identity import revision_of
 from clusterlora.models.loading import load_causal_lm
+from clusterlora.models.revision import revision_of
 from clusterlora.models.smollm2 import fetch_smollm2
 from clusterlora.models.weights import combined_sha256, weight_files
 from clusterlora.settings import Dtype
@@ -35,14 +35,14 @@ BASE_MODELS: Catalog[Callable[[], Path]] = Catalog(
         "smollm2-135m": fetch_smollm2,
     },
 )
-"""Base models that need no hub: a function that returns the folder of weights, making it when it is missing."""
+"""Base models that need no hub, by name: functions that return the folder of weights, and create it if it is missing."""
 
 
 _BFLOAT16_WIDTH = 512
-"""Bases of at least this width gain from bfloat16."""
+"""Width from which a base computes faster in bfloat16."""
 
 _LICENCES = {"smollm2-135m": "apache-2.0"}
-"""Of models that come without a card."""
+"""Licences of models without a model card."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,16 +56,16 @@ class BaseModel:
 
     @property
     def pad_id(self) -> int:
-        """The id that fills up short rows; always masked, so it may equal an end id."""
+        """The padding id; padding is always masked, so it may equal an end id."""
         return int(self.tokenizer.pad_token_id)  # pyright: ignore[reportArgumentType]
 
     @property
     def end_ids(self) -> frozenset[int]:
-        """The ids that end an answer: the template's end of a turn, the tokenizer's end of a text, and the generation settings'."""
-        also = self.model.generation_config.eos_token_id if self.model.generation_config else None
-        more = also if isinstance(also, list) else [also]
+        """The ids that end an answer: the template's end of turn, the tokenizer's end of text, and those of the generation settings."""
+        eos = self.model.generation_config.eos_token_id if self.model.generation_config else None
+        generation_ends = eos if isinstance(eos, list) else [eos]
         end = self.tokenizer.convert_tokens_to_ids(ChatTemplate(self.tokenizer).end_token)
-        return frozenset(int(i) for i in (end, self.tokenizer.eos_token_id, *more) if i is not None)  # pyright: ignore[reportArgumentType]
+        return frozenset(int(i) for i in (end, self.tokenizer.eos_token_id, *generation_ends) if i is not None)  # pyright: ignore[reportArgumentType]
 
 
 def base_folder(name: str) -> Path:
@@ -74,15 +74,15 @@ def base_folder(name: str) -> Path:
 
 
 def base_licence(name: str) -> str:
-    """Return the licence that a base model's own card names, else where to look for it."""
+    """Return the licence in a base model's card, else a hint where to look for it."""
     card = base_folder(name) / "README.md"
     lines = card.read_text(encoding="utf-8").splitlines() if card.is_file() else []
-    said = next((line.partition(":")[2].strip() for line in lines if line.startswith("license:")), None)
-    return said or _LICENCES.get(name) or "not stated in its folder; see the page of the base model"
+    licence = next((line.partition(":")[2].strip() for line in lines if line.startswith("license:")), None)
+    return licence or _LICENCES.get(name) or "not stated in its folder; see the page of the base model"
 
 
 def base_revision(name: str) -> str:
-    """Return what identifies the base model behind a name (weights, configuration, tokenizer, chat template), without loading it.
+    """Return the revision of a base model (of its weights, configuration, tokenizer and chat template), without loading it.
 
     Raises:
         ModelUnavailable: as `load_base`.
@@ -91,16 +91,16 @@ def base_revision(name: str) -> str:
 
 
 def load_base(name: str, *, dtype: Dtype | Literal["auto"] = "float32", device: str = "cpu") -> BaseModel:
-    """Return a base model in eval mode with no parameter asking for gradients, and its tokenizer with a pad token.
+    """Return a base model in eval mode, its parameters frozen, and its tokenizer with a pad token.
 
     The pad token may be the end-of-sequence token: callers mask padding by attention mask, never by id, and choose the padding side.
 
     Args:
         name: a key of BASE_MODELS, a local folder, or a hub id.
-        dtype: auto is what `faster_dtype` says.
+        dtype: "auto" is the result of `faster_dtype`.
 
     Raises:
-        ModelUnavailable: it cannot be found, fetched or loaded here, holds only pickled weights, or has no chat template.
+        ModelUnavailable: it cannot be found, fetched or loaded, holds only pickled weights, or has no chat template.
         BadSettings: unknown dtype.
     """
     if dtype == "auto":
@@ -116,10 +116,10 @@ def load_base(name: str, *, dtype: Dtype | Literal["auto"] = "float32", device: 
 
 
 def faster_dtype(name: str) -> Dtype:
-    """Return what this machine computes faster in with a base model: bfloat16 where its processor multiplies it and the base is wide.
+    """Return the faster dtype for a base model on this machine: bfloat16 if the processor supports it and the base is wide.
 
-    Narrow bases spend their time between the products: homelm, 192 wide, trained 0.8 times as fast in bfloat16 on a CPU that has it, and
-    SmolLM2, 576 wide, 1.7 times (docs/benchmarks.md).
+    Narrow bases spend their time outside matrix products: on a CPU with bfloat16, homelm (192 wide) trains 0.8 times as fast in it, and
+    SmolLM2 (576 wide) 1.7 times (docs/benchmarks.md).
 
     Raises:
         ModelUnavailable: as `load_base`.
@@ -132,7 +132,7 @@ def faster_dtype(name: str) -> Dtype:
 
 
 def multiplies_bfloat16(device_type: str) -> bool:
-    """Return whether a device of this machine has instructions for it; elsewhere it is emulated, and slow."""
+    """Return whether a device of this machine has bfloat16 instructions; without them it is emulated and slow."""
     import torch
 
     if device_type == "cuda":
@@ -148,7 +148,7 @@ def _find(name: str) -> tuple[Path, str]:
     elif Path(name).is_dir():
         folder = Path(name)
     else:
-        # Subfolders of a repository hold other formats of the same weights.
+        # A repository's subfolders hold the same weights in other formats.
         folder = hub_snapshot(name, kind="base model", alternatives=tuple(BASE_MODELS), ignore=("*/*",))
         weight_files(folder)
         return folder, revision_of(folder, folder.name)

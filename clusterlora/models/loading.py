@@ -1,4 +1,4 @@
-"""A causal language model and its tokenizer out of a folder of safetensors or GGUF; nothing remote, no code from the folder."""
+"""Loads a causal language model and its tokenizer from a folder of safetensors or GGUF; no network, no code from the folder."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -72,9 +72,9 @@ def _one_line(folder: Path) -> Iterator[None]:
 
 
 def _forget_quantization(model: Any) -> None:
-    """Make a model read from GGUF an ordinary one.
+    """Remove the quantiser's flags of a model read from GGUF.
 
-    Its weights are dequantised, but Trainer and save_pretrained refuse it as long as it carries the quantiser's flags.
+    Its weights are dequantised, but Trainer and save_pretrained refuse a model with these flags.
     """
     model.hf_quantizer = None
     if hasattr(model.config, "quantization_config"):
@@ -82,7 +82,7 @@ def _forget_quantization(model: Any) -> None:
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of a library's message, for our own one-line messages."""
+    """Return the first line of a library's error message."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
@@ -102,13 +102,13 @@ def _quiet() -> Iterator[None]:
 
 @contextmanager
 def without_progress_bars() -> Iterator[None]:
-    """Keep transformers' loading bars out of logs and of our own display."""
+    """Disable transformers' progress bars inside the block."""
     from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
+    was_enabled = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
         yield
     finally:
-        if shown:
+        if was_enabled:
             logging.enable_progress_bar()

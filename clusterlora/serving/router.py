@@ -17,7 +17,7 @@ from clusterlora.evaluation.generate import Question
 from clusterlora.evaluation.inference_backends import inference_backend
 from clusterlora.models.base import load_base
 from clusterlora.models.embedding import load_embedder
-from clusterlora.models.identity import is_same_base
+from clusterlora.models.revision import is_same_base
 from clusterlora.models.stacked import Weights, combined_weights, read_weights
 from clusterlora.ports import Embedder
 from clusterlora.stores.routing_table import KeyedAdapter, KeyedComposition, RoutingTable, read_routing_table

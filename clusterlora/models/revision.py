@@ -1,4 +1,4 @@
-"""What identifies a base model: its weights, and every file beside them that changes what it answers."""
+"""The revision of a base model: a hash of its weights and of every other file that changes its answers."""
 
 import hashlib
 import json
@@ -25,8 +25,8 @@ _FILES = (
     "additional_chat_templates/*.jinja",
 )
 _SETTINGS = frozenset({"config.json", "generation_config.json", "tokenizer_config.json"})
-_OF_NO_ACCOUNT = frozenset({"transformers_version", "_name_or_path"})
-"""Settings that say who wrote a file, and where."""
+_PROVENANCE = frozenset({"transformers_version", "_name_or_path"})
+"""Settings that only say which version wrote a file, and where."""
 
 _PUBLISHED = {
     "cbf5e842aada2e8ec1e8903196bfa5c1c1147bd5d5f31412b6b07fa8939cf8cc": "7eee080c9a194161",  # homelm
@@ -37,7 +37,7 @@ their revision: studies, adapters and registered models are recorded under it.""
 
 
 def revision_of(folder: Path, weights: str) -> str:
-    """Return what identifies a base model: `weights` (their SHA-256, or a hub's commit), a dash, and the digest of the other files.
+    """Return `weights` (their SHA-256, or a hub's commit), a dash, and the digest of the other files.
 
     Raises:
         ModelUnavailable: a file of settings is not JSON.
@@ -47,7 +47,7 @@ def revision_of(folder: Path, weights: str) -> str:
 
 
 def is_same_base(recorded: str, revision: str) -> bool:
-    """Return whether a base model of this revision is the one that was recorded, be it by its weights alone."""
+    """Return whether a revision matches a recorded one, which may consist of the weights alone."""
     return revision == recorded or revision.startswith(f"{recorded}-")
 
 
@@ -64,5 +64,5 @@ def _content(file: Path) -> str:
         settings = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ModelUnavailable(f"{file} is not JSON ({error}); get it again from where the model comes from") from error
-    kept = {name: value for name, value in settings.items() if name not in _OF_NO_ACCOUNT}
+    kept = {name: value for name, value in settings.items() if name not in _PROVENANCE}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
