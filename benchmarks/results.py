@@ -23,10 +23,10 @@ from clusterlora.metadata import TruthAgreement
 from clusterlora.persona_signal.measure import PersonaSignal
 from clusterlora.persona_signal.summary import markdown as signal_markdown
 from clusterlora.ports import Stores
+from clusterlora.progress.timing import seconds_by_phase
 from clusterlora.settings import DataSettings, Study
 from clusterlora.stages.compare import figure_path
 from clusterlora.stages.signal import signal_of_data
-from clusterlora.stages.timing import seconds_by_phase
 from clusterlora.stores.memory import SilentLog
 
 Document = Mapping[str, Any]

@@ -8,6 +8,7 @@ import torch
 from transformers import AutoTokenizer, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 from benchmarks.flops import Shape, shape_of
+from clusterlora.adapters.peft_folder import write_peft_folder
 from clusterlora.data.prompts import PromptEncoder, messages, prompt_encoder
 from clusterlora.data.synthetic import generate
 from clusterlora.evaluation.generate import Question
@@ -15,7 +16,6 @@ from clusterlora.models.base import BaseModel, load_base
 from clusterlora.models.smollm2 import fetch_smollm2
 from clusterlora.settings import Dtype, ModelSettings, Recipe, SyntheticSettings
 from clusterlora.training.job import TrainingJob, initial_a
-from clusterlora.training.peft_folder import write_peft_folder
 from clusterlora.training.stacked_lora import targeted_layers
 from clusterlora.values import AdapterSpec, Dialogue, Persona
 

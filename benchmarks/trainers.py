@@ -18,10 +18,10 @@ from torch import Tensor
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from benchmarks.measure import clock
+from clusterlora.adapters.peft_folder import lora_config
 from clusterlora.data.prompts import TokenSequence
 from clusterlora.models.base import BaseModel
 from clusterlora.training.job import TrainingJob, batches, pad_rows
-from clusterlora.training.peft_folder import lora_config
 
 
 @dataclass(frozen=True, slots=True)

@@ -270,11 +270,11 @@ class Tracker(Protocol):
         champion: bool,
         model: str | None = None,
         about: "About | None" = None,
-    ) -> str:
+    ) -> str | None:
         """Add a version of `<study>` (or of `<study>-<model>`) that answers everybody, unless one with this content exists.
 
         `routes` is a `stores.routing_table.RoutingTable` as plain JSON values: one adapter for all, or everybody's own. Returns the
-        version's URI, to which alias champion moves when `champion`.
+        version's URI, to which alias champion moves when `champion`; None where there is no registry.
         """
         ...
 

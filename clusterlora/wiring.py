@@ -18,7 +18,8 @@ def from_environment(environment: Mapping[str, str] = os.environ) -> Stores:
     CLUSTERLORA_HOME (results; ./studies), CLUSTERLORA_DATABASE_URL (a SQLite file there), MLFLOW_TRACKING_URI (none: nothing is tracked).
     Adapters are kept in a folder here; one that was trained elsewhere is brought from where MLflow keeps it, and checked.
     """
-    from clusterlora.stores.files import FileAdapterStore, refuse_other_weights
+    from clusterlora.adapters.weights import refuse_other_weights
+    from clusterlora.stores.files import FileAdapterStore
     from clusterlora.stores.sql import SqlStudyStore
 
     home = Path(environment.get("CLUSTERLORA_HOME", "studies")).resolve()
@@ -26,9 +27,9 @@ def from_environment(environment: Mapping[str, str] = os.environ) -> Stores:
     studies = SqlStudyStore(environment.get("CLUSTERLORA_DATABASE_URL", f"sqlite:///{home / 'clusterlora.db'}"))
     uri = environment.get("MLFLOW_TRACKING_URI")
     if not uri:
-        from clusterlora.stores.memory import MemoryTracker
+        from clusterlora.stores.null_tracker import NullTracker
 
-        return Stores(studies, FileAdapterStore(home / ".adapters"), MemoryTracker(), home)
+        return Stores(studies, FileAdapterStore(home / ".adapters"), NullTracker(), home)
 
     from clusterlora.stores.mlflow_tracker import MlflowTracker
 

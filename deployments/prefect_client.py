@@ -11,7 +11,7 @@ from uuid import UUID
 import httpx
 
 from clusterlora.errors import ServiceDown
-from clusterlora.stages.verify import LiveWork
+from clusterlora.verify import LiveWork
 from deployments.local_services import LocalServices
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from rich.markdown import Markdown
 
 from clusterlora.gate.report import markdown
 from clusterlora.ports import Stores
-from clusterlora.stages.timing import seconds_by_phase
+from clusterlora.progress.timing import seconds_by_phase
 from clusterlora.wiring import from_environment
 from deployments.local_services import LocalServices
 from deployments.prefect_client import StudySnapshot

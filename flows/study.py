@@ -72,4 +72,4 @@ def study(config: Study = MISSION) -> State[None]:
         not_met = criteria_not_met(name)
     if not_met:
         return Completed(name="GateRefused", message=f"gate refused ({', '.join(not_met)}); compared what was trained: {finding}")
-    return Completed(message=f"{finding} Champion: {champion}")
+    return Completed(message=f"{finding} Champion: {champion or 'not registered, since nothing is tracked'}")

@@ -11,9 +11,9 @@ from tasks.study_task import TaskContext, study_task
 def compare(context: TaskContext, study_name: str) -> str:
     """Write the study's results folder and return the sentence that sums the comparison up."""
     from clusterlora.metadata import ImportedScores
+    from clusterlora.results.imported_scores import imported_markdown
     from clusterlora.stages.compare import compare as compare_study
     from clusterlora.stages.compare import figure_path
-    from clusterlora.stages.imported_scores import imported_markdown
 
     stores = context.stores
     comparison = compare_study(study_name, stores, context.log)
@@ -28,8 +28,8 @@ def compare(context: TaskContext, study_name: str) -> str:
 
 
 @study_task("register · {study_name}", progress="{study_name} register")
-def register(context: TaskContext, study_name: str) -> str:
-    """Put the adapters and the champion into the model registry; return the champion's URI."""
+def register(context: TaskContext, study_name: str) -> str | None:
+    """Put the adapters and the champion into the model registry; return the champion's URI, None where there is no registry."""
     from clusterlora.stages.register import register as register_models
 
     return register_models(study_name, context.stores, context.log)

@@ -27,8 +27,8 @@ def prepare(context: TaskContext, study: Study) -> None:
 @study_task("cluster · {study_name}", progress="{study_name} cluster")
 def cluster(context: TaskContext, study_name: str) -> None:
     """Group the personas of a study, unless that was done before."""
+    from clusterlora.results.report import map_path
     from clusterlora.stages.cluster import cluster as cluster_study
-    from clusterlora.stages.report import map_path
 
     stores = context.stores
     clustering = cluster_study(study_name, stores, context.log)

@@ -24,7 +24,7 @@ def show_status(context: TaskContext, study_name: str, doing: str) -> None:
 
 def status_lines(state: StudyState, folder: Path, doing: str) -> Iterator[str]:
     """Yield the page line by line."""
-    from clusterlora.stages.outlook import against_unified, next_step
+    from clusterlora.progress.timeline import against_unified, next_step
 
     study, made_with, clustering = state.settings, state.provenance, state.clustering
     recipe = study.recipe
@@ -58,7 +58,7 @@ def status_lines(state: StudyState, folder: Path, doing: str) -> Iterator[str]:
 
 
 def _timeline(state: StudyState) -> Iterator[str]:
-    from clusterlora.stages.outlook import phases
+    from clusterlora.progress.timeline import phases
 
     def shown(seconds: float | None) -> str:
         return "-" if seconds is None else duration(seconds)

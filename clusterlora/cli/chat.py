@@ -34,8 +34,8 @@ def chat(question: str | None, name: str | None, persona: str, methods: str | No
         raise click.UsageError('--json needs a question: clusterlora chat --persona ID --json "..."')
     from clusterlora.planning.study_state import read_state
     from clusterlora.planning.work_plan import work_plan
+    from clusterlora.registry.routing import adapter_folders, routing_table
     from clusterlora.serving.router import Router
-    from clusterlora.stages.routing import adapter_folders, routing_table
     from clusterlora.stores.json_codec import from_plain, plain
     from clusterlora.stores.routing_table import RoutingTable
 

@@ -127,7 +127,7 @@ def compare(as_json: bool, **options: Any) -> None:
     from rich.console import Console
 
     from clusterlora.metadata import ImportedScores
-    from clusterlora.stages.imported_scores import imported_markdown
+    from clusterlora.results.imported_scores import imported_markdown
 
     Console().print(console(comparison))
     if imported_scores := imported_markdown(stores.studies.metadata(name, ImportedScores)):

@@ -196,7 +196,7 @@ def _check_inputs(study: "Study") -> None:
 
 def _status(name: str, stores: "Stores") -> dict[str, Any]:
     from clusterlora.planning.study_state import read_state
-    from clusterlora.stages.outlook import against_unified, next_step, phases
+    from clusterlora.progress.timeline import against_unified, next_step, phases
 
     state = read_state(name, stores)
     open_attempts = [attempt for attempt in state.attempts if attempt.state == "running"]

@@ -14,7 +14,7 @@ from clusterlora.cli.progress import echo_stderr
 from clusterlora.errors import ServiceDown
 
 if TYPE_CHECKING:
-    from clusterlora.stages.verify import Finding, LiveWork
+    from clusterlora.verify import Finding, LiveWork
 
 _EXAMPLES = """\b
 Examples:
@@ -29,7 +29,7 @@ Examples:
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
 def verify(name: str | None, repair: bool, as_json: bool) -> None:
     """Check that the study database, the adapter store and MLflow agree."""
-    from clusterlora.stages.verify import verify as verify_studies
+    from clusterlora.verify import verify as verify_studies
 
     stores = open_local_stores(keep_services_up=True)
     names = [name] if name else [study for study, _, _ in stores.studies.studies()]

@@ -37,7 +37,7 @@ def watch(name: str, stores: "Stores") -> None:
 def current_view(name: str, stores: "Stores") -> Group:
     """Return the current view."""
     from clusterlora.planning.study_state import read_state
-    from clusterlora.stages.outlook import against_unified, next_step, phases
+    from clusterlora.progress.timeline import against_unified, next_step, phases
 
     state = read_state(name, stores)
     table = Table(title=f"{name}: {state.status}", title_justify="left")

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
+from clusterlora.adapters.cache_key import cache_keys, settings_in_keys
 from clusterlora.clustering import PREREQUISITES
 from clusterlora.errors import BadSettings, UnknownName
 from clusterlora.methods import METHODS
@@ -12,7 +13,6 @@ from clusterlora.methods.method import StudyView
 from clusterlora.planning.ladder import GATED, OWN, REFERENCE, decided_rung, gated
 from clusterlora.planning.study_state import StudyState
 from clusterlora.settings import Rung, Study
-from clusterlora.training.cache_key import cache_keys, settings_in_keys
 from clusterlora.values import AdapterComposition, AdapterSpec, Clustering, Dataset, MethodPlan, TrainedAdapter, digest
 
 IMPORTED = "imported_cluster"

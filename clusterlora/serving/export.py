@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from clusterlora.adapters.peft_folder import write_factors
 from clusterlora.durable import make_folder, put_folder_in_place, write_durably
 from clusterlora.errors import BadData
 from clusterlora.models.base import base_folder
 from clusterlora.models.stacked import combined_weights, read_weights
 from clusterlora.settings import Recipe
 from clusterlora.stores.routing_table import KeyedComposition, RoutingTable, read_routing_table
-from clusterlora.training.peft_folder import write_factors
 from clusterlora.values import WeightedAdapter
 
 Format = Literal["vllm", "peft"]

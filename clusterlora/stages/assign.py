@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from clusterlora.adapters.stored import stored_folder
 from clusterlora.data.duplicates import normalized_text
 from clusterlora.data.load import read
 from clusterlora.data.prompts import items
@@ -17,6 +18,7 @@ from clusterlora.errors import BadData, UnknownName
 from clusterlora.evaluation.answer import Answerer, AnswerRequest
 from clusterlora.evaluation.assign import Choice, choose
 from clusterlora.evaluation.markdown import table
+from clusterlora.models.model_cache import base_model, embedder
 from clusterlora.models.stacked import combined_weights
 from clusterlora.planning.ladder import GATED, REFERENCE
 from clusterlora.planning.study_state import StudyState, read_state
@@ -24,8 +26,6 @@ from clusterlora.planning.work_plan import WorkPlan, trained_adapters, work_plan
 from clusterlora.ports import RunLog, Stores
 from clusterlora.settings import DataSettings, PreparedStudy
 from clusterlora.stages.evaluate import weights_of
-from clusterlora.stages.model_cache import base_model, embedder
-from clusterlora.stages.stored import stored_folder
 from clusterlora.stages.train import expose
 from clusterlora.values import AdapterComposition, Persona, WeightedAdapter
 

@@ -4,21 +4,21 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from clusterlora.adapters.stored import stored_folder
 from clusterlora.clustering.cluster import cluster_personas
 from clusterlora.clustering.features import Evidence, Sources
 from clusterlora.data.prompts import messages, prompt_encoder
 from clusterlora.data.synthetic import planted
 from clusterlora.metadata import TruthAgreement
+from clusterlora.models.model_cache import base_model, embedder
 from clusterlora.models.stacked import read_adapter
 from clusterlora.planning.ladder import REFERENCE
 from clusterlora.planning.study_state import StudyState, read_state
 from clusterlora.planning.work_plan import work_plan
 from clusterlora.ports import RunLog, Stores
+from clusterlora.progress.timing import timed
+from clusterlora.results.report import map_path, write_map
 from clusterlora.settings import Study
-from clusterlora.stages.model_cache import base_model, embedder
-from clusterlora.stages.report import map_path, write_map
-from clusterlora.stages.stored import stored_folder
-from clusterlora.stages.timing import timed
 from clusterlora.values import Clustering, Persona
 
 
@@ -71,7 +71,7 @@ def _sources(state: StudyState, stores: Stores, log: RunLog) -> Sources:
         return tuple(np.split(sketches, np.cumsum([len(of_persona) for of_persona in dialogues])[:-1]))
 
     def products(personas: Sequence[Persona]) -> np.ndarray:
-        from clusterlora.training.merging import inner_products
+        from clusterlora.adapters.merging import inner_products
 
         plan = work_plan(state)
         own = {spec.persona_ids[0]: plan.keys[spec.name] for spec in plan.specs.values() if len(spec.persona_ids) == 1}

@@ -19,12 +19,12 @@ from clusterlora.planning.ladder import REFERENCE, decided_rung, gated
 from clusterlora.planning.study_state import StudyState, read_state
 from clusterlora.planning.work_plan import WorkPlan, work_plan
 from clusterlora.ports import RunLog, Stores
+from clusterlora.progress.timing import timed
+from clusterlora.results.imported_scores import imported_markdown
+from clusterlora.results.new_personas import new_personas
+from clusterlora.results.report import write_map, write_report
 from clusterlora.settings import Study
-from clusterlora.stages.imported_scores import imported_markdown
-from clusterlora.stages.new_personas import new_personas
-from clusterlora.stages.report import write_map, write_report
 from clusterlora.stages.scale import scale
-from clusterlora.stages.timing import timed
 from clusterlora.values import EvaluationRow
 
 

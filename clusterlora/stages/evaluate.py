@@ -9,22 +9,22 @@ from functools import lru_cache
 
 import numpy as np
 
+from clusterlora.adapters.stored import stored_folder
 from clusterlora.data.few_shot import exchanges, with_shots
 from clusterlora.data.prompts import items
 from clusterlora.evaluation.answer import Answerer, AnswerRequest
 from clusterlora.evaluation.metrics import METRICS
 from clusterlora.evaluation.select import select_arm
 from clusterlora.evaluation.train_responses import TrainResponses
+from clusterlora.models.model_cache import base_model, embedder
 from clusterlora.models.stacked import Weights, combined_weights, read_weights
 from clusterlora.planning.ladder import refused, rung_by_name
 from clusterlora.planning.study_state import StudyState, read_state
 from clusterlora.planning.work_plan import WorkPlan, judged_adapters, trained_adapters, work_plan
 from clusterlora.ports import RunLog, Stores
+from clusterlora.progress.timing import Phase, timed
 from clusterlora.requests import EvaluationPart, EvaluationRequest
 from clusterlora.settings import Study
-from clusterlora.stages.model_cache import base_model, embedder
-from clusterlora.stages.stored import stored_folder
-from clusterlora.stages.timing import Phase, timed
 from clusterlora.values import AdapterComposition, Item, MethodPlan, Persona, Route, Split, WeightedAdapter
 
 _COMPOSITIONS_AT_ONCE = 64

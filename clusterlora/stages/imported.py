@@ -10,14 +10,14 @@ from clusterlora.data.legacy_import import cluster_number, read_clusters, read_r
 from clusterlora.data.load import load
 from clusterlora.errors import BadData, BadSettings
 from clusterlora.metadata import ImportedAdapters, ImportedScores
+from clusterlora.models.model_cache import base_model
 from clusterlora.models.stacked import StackedModel, Weights, read_adapter
 from clusterlora.planning.study_state import StudyState, read_state
 from clusterlora.planning.work_plan import IMPORTED, work_plan
 from clusterlora.ports import RunLog, Stores
+from clusterlora.results.report import write_map
 from clusterlora.settings import PreparedStudy, Study
-from clusterlora.stages.model_cache import base_model
 from clusterlora.stages.prepare import as_prepared, prepare
-from clusterlora.stages.report import write_map
 from clusterlora.stages.train import keep
 from clusterlora.values import Clustering, Dataset, TrainedAdapter
 

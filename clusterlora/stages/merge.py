@@ -2,15 +2,15 @@
 
 from dataclasses import replace
 
+from clusterlora.adapters.merging import density_of
 from clusterlora.errors import BadData
 from clusterlora.planning.study_state import read_state
 from clusterlora.planning.work_plan import trained_adapters, work_plan
 from clusterlora.ports import RunLog, Stores
+from clusterlora.progress.timing import timed
 from clusterlora.requests import MergeRequest, TrainingGroup
 from clusterlora.stages.register import register_adapter
-from clusterlora.stages.timing import timed
 from clusterlora.stages.train import merge_adapters
-from clusterlora.training.merging import density_of
 
 
 def merge(request: MergeRequest, stores: Stores, log: RunLog) -> tuple[str, ...]:

@@ -5,15 +5,15 @@ from dataclasses import asdict
 from pathlib import Path
 
 from clusterlora import __version__
+from clusterlora.adapters.stored import replace_damaged
 from clusterlora.data.load import load
 from clusterlora.durable import make_folder
 from clusterlora.errors import UnknownName
 from clusterlora.metadata import Provenance, TrackerPage
 from clusterlora.models.base import base_revision, faster_dtype
 from clusterlora.ports import RunLog, Stores
+from clusterlora.progress.timing import timed
 from clusterlora.settings import PreparedStudy, Study, prepared
-from clusterlora.stages.stored import replace_damaged
-from clusterlora.stages.timing import timed
 from clusterlora.stores.resume import as_decided
 from clusterlora.values import Dataset
 

@@ -11,9 +11,9 @@ from clusterlora.planning.study_state import read_state
 from clusterlora.planning.training_groups import refinement_pending
 from clusterlora.planning.work_plan import work_plan
 from clusterlora.ports import RunLog, Stores
+from clusterlora.progress.timing import timed
 from clusterlora.settings import Study
 from clusterlora.stages.evaluate import val_losses
-from clusterlora.stages.timing import timed
 from clusterlora.values import AdapterComposition, WeightedAdapter
 
 

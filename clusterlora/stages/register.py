@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from clusterlora.adapters.stored import stored_folder
 from clusterlora.comparison.roles import is_control
 from clusterlora.errors import BadData
 from clusterlora.metadata import RegisteredChampion
@@ -9,16 +10,15 @@ from clusterlora.planning.study_state import StudyState, read_state
 from clusterlora.planning.training_groups import of_one_person
 from clusterlora.planning.work_plan import WorkPlan, trained_adapters, work_plan
 from clusterlora.ports import RunLog, Stores
-from clusterlora.stages.model_card import about
-from clusterlora.stages.routing import adapter_table, routing_table
-from clusterlora.stages.stored import stored_folder
-from clusterlora.stages.timing import seconds_by_part, timed
+from clusterlora.progress.timing import seconds_by_part, timed
+from clusterlora.registry.model_card import about
+from clusterlora.registry.routing import adapter_table, routing_table
 from clusterlora.stages.train import expose
 from clusterlora.values import AdapterSpec, TrainedAdapter
 
 
-def register(study_name: str, stores: Stores, log: RunLog) -> str:
-    """Return the URI of the champion router.
+def register(study_name: str, stores: Stores, log: RunLog) -> str | None:
+    """Return the URI of the champion router; None where there is no registry.
 
     An adapter of a group, be it of one, that answers by itself becomes a model of its own, those trained per person become one model
     together, and the router answers every persona as the method that won the comparison does. What only controls answer with is not
@@ -52,7 +52,8 @@ def register(study_name: str, stores: Stores, log: RunLog) -> str:
             raise BadData(f"study {study_name} has no champion to register; compare its methods: clusterlora compare --name {study_name}")
         uri = _register_router(state, plan, state.outcome.champion, trained, folders, stores, model=None)
         log.advance(1)
-    stores.studies.save_metadata(study_name, RegisteredChampion(uri))
+    if uri is not None:
+        stores.studies.save_metadata(study_name, RegisteredChampion(uri))
     stores.studies.set_status(study_name, "finished")
     stores.tracker.end_study(study_name, status="finished", seconds=seconds_by_part(stores.studies.seconds(study_name)))
     return uri
@@ -94,7 +95,7 @@ def _register_router(
     stores: Stores,
     *,
     model: str | None,
-) -> str:
+) -> str | None:
     """Register what answers as a method does: as the champion when `model` is None, else under the method's own name."""
     study, table = state.settings, routing_table(state, plan, method, stores)
     used = sorted(table["names"].values())

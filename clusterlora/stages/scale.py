@@ -9,11 +9,11 @@ from clusterlora.evaluation.metric import Scorable
 from clusterlora.evaluation.metrics import METRICS
 from clusterlora.evaluation.reference_points import floor, most_similar_of_others
 from clusterlora.metadata import ReferencePoints
+from clusterlora.models.model_cache import embedder
 from clusterlora.planning.study_state import StudyState
 from clusterlora.ports import Stores
+from clusterlora.progress.timing import timed
 from clusterlora.settings import Study
-from clusterlora.stages.model_cache import embedder
-from clusterlora.stages.timing import timed
 from clusterlora.values import Item, digest
 
 _FLOOR_REFERENCES = 3

@@ -9,11 +9,11 @@ from clusterlora.clustering.features import Sources
 from clusterlora.data.load import load, read
 from clusterlora.data.split import SPLITS
 from clusterlora.errors import BadData
+from clusterlora.models.model_cache import embedder
 from clusterlora.persona_signal.measure import PersonaSignal, measure
 from clusterlora.ports import RunLog, Stores
+from clusterlora.progress.timing import timed
 from clusterlora.settings import ClusteringSettings, Study
-from clusterlora.stages.model_cache import embedder
-from clusterlora.stages.timing import timed
 from clusterlora.values import Dataset, Dialogue, Persona, Turn
 
 

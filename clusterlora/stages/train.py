@@ -8,26 +8,26 @@ from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 
+from clusterlora.adapters.peft_folder import write_factors
+from clusterlora.adapters.stored import folder_if_any, in_tracker, stored_folder
+from clusterlora.adapters.weights import weight_files, weights_sha256
 from clusterlora.data.prompts import TokenSequence, messages, prompt_encoder
 from clusterlora.durable import write_durably
 from clusterlora.errors import OutOfMemory, ServiceDown
 from clusterlora.models.base import base_revision
 from clusterlora.models.memory import device_name, peak_memory_bytes
+from clusterlora.models.model_cache import base_model
 from clusterlora.models.stacked import read_adapter
 from clusterlora.planning.ladder import rung_by_name
 from clusterlora.planning.study_state import StudyState, read_state
 from clusterlora.planning.work_plan import WorkPlan, work_plan
 from clusterlora.ports import AdapterRun, RunLog, Stores
+from clusterlora.progress.outcome import tagged_with_outcome
+from clusterlora.progress.timing import timed
+from clusterlora.progress.training_log import TrainingLog
 from clusterlora.requests import TrainingGroup, TrainRequest
 from clusterlora.settings import Study
-from clusterlora.stages.model_cache import base_model
-from clusterlora.stages.outcome import tagged_with_outcome
-from clusterlora.stages.stored import folder_if_any, in_tracker, stored_folder
-from clusterlora.stages.timing import timed
-from clusterlora.stages.training_log import TrainingLog
-from clusterlora.stores.files import weight_files, weights_sha256
 from clusterlora.training.job import TrainingJob, TrainingResult, mean_by_step
-from clusterlora.training.peft_folder import write_factors
 from clusterlora.values import AdapterSpec, Attempt, LearningCurve, Split, TrainedAdapter
 
 
@@ -157,7 +157,7 @@ def merge_adapters(
     log: RunLog,
 ) -> int:
     """Make adapters out of others, weighted by the train dialogues behind each; return how many."""
-    from clusterlora.training.merging import density_of, merge_factors
+    from clusterlora.adapters.merging import density_of, merge_factors
 
     study, personas = state.settings, state.dataset.by_id()
     merging = study.merging

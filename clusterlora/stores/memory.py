@@ -229,7 +229,7 @@ class MemoryRun:
 
 
 class MemoryTracker:
-    """A Tracker that sends nothing anywhere; also the tracker of runs without MLflow.
+    """A Tracker that sends nothing anywhere, for tests to look at.
 
     `runs` holds every run by id, `models` every version by registered name, `champions` the champion's version number.
     """

@@ -5,9 +5,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from clusterlora.adapters.weights import refuse_other_weights
 from clusterlora.errors import BadData
 from clusterlora.settings import ModelSettings
-from clusterlora.stores.files import refuse_other_weights
 from clusterlora.stores.json_codec import from_json, from_plain
 from clusterlora.values import Exchange, digest
 

@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from clusterlora.adapters.peft_folder import read_peft_tensors, write_peft_folder, write_prefix_folder
 from clusterlora.data.prompts import TokenSequence
 from clusterlora.errors import TrainingDiverged
 from clusterlora.models.base import BaseModel
@@ -34,7 +35,6 @@ from clusterlora.training.batch import RowSlots, TrainingBatch
 from clusterlora.training.dropout import Dropout
 from clusterlora.training.job import TrainingJob, TrainingResult, batches, learning_rate, out_of_patience, pad_rows
 from clusterlora.training.load_balancing import partition_by_load
-from clusterlora.training.peft_folder import read_peft_tensors, write_peft_folder, write_prefix_folder
 from clusterlora.training.slot_adamw import SlotAdamW, SlotStep
 from clusterlora.training.stacked_lora import StackedLora, targeted_layers
 from clusterlora.training.stacked_prefix import StackedPrefix, cache_shape

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
+from clusterlora.adapters.peft_folder import read_peft_tensors
 from clusterlora.data.prompts import TokenSequence
 from clusterlora.models.base import BaseModel
 from clusterlora.ports import RunLog
@@ -14,7 +15,6 @@ from clusterlora.settings import Recipe
 from clusterlora.training.backends import Backend, lora_backend
 from clusterlora.training.batch import RowSlots, TrainingBatch
 from clusterlora.training.job import pad_rows
-from clusterlora.training.peft_folder import read_peft_tensors
 from clusterlora.training.stacked_lora import StackedLora
 
 DIMENSIONS = 1024

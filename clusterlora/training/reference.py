@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional
 
+from clusterlora.adapters.peft_folder import lora_config
 from clusterlora.data.prompts import TokenSequence
 from clusterlora.errors import TrainingDiverged
 from clusterlora.models.base import BaseModel
@@ -21,7 +22,6 @@ from clusterlora.models.stacked import logits_only_at
 from clusterlora.ports import RunLog
 from clusterlora.training import checkpoint
 from clusterlora.training.job import TrainingJob, TrainingResult, batches, initial_a, learning_rate, out_of_patience, pad_rows
-from clusterlora.training.peft_folder import lora_config
 
 log = logging.getLogger(__name__)
 

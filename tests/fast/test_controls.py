@@ -11,8 +11,8 @@ from clusterlora.methods.method import CONTROLS
 from clusterlora.planning.ladder import OWN
 from clusterlora.ports import Stores
 from clusterlora.report.data import ReportData
+from clusterlora.results.report import report_data as collect
 from clusterlora.settings import DataSettings, GateSettings, ModelSettings, Recipe, Rung, Study, prepared
-from clusterlora.stages.report import report_data as collect
 from clusterlora.values import AdapterComposition, AdapterSpec, Clustering, Criterion, Dataset, Dialogue, MethodPlan, Persona, Turn, Verdict
 from tests.fixtures.stages import plan_of, state_of
 from tests.fixtures.studies import memory_stores

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from clusterlora.adapters.peft_folder import write_peft_folder
 from clusterlora.cli import main
 from clusterlora.data.legacy_import import persona_resolver, read_clusters, read_results, read_splits
 from clusterlora.data.load import load
@@ -21,7 +22,6 @@ from clusterlora.stages.evaluate import evaluate
 from clusterlora.stages.imported import Older, bring_in, settings_for_import
 from clusterlora.stages.train import train_group
 from clusterlora.stores.memory import SilentLog
-from clusterlora.training.peft_folder import write_peft_folder
 from clusterlora.wiring import from_environment
 from tests.fixtures.stages import state_of
 

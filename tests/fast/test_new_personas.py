@@ -19,6 +19,7 @@ from clusterlora.planning.ladder import rungs
 from clusterlora.ports import Stores
 from clusterlora.report import figures
 from clusterlora.requests import EvaluationRequest
+from clusterlora.results.new_personas import new_personas as curve_of
 from clusterlora.settings import (
     AssignmentSettings,
     ClusteringSettings,
@@ -35,7 +36,6 @@ from clusterlora.settings import (
 from clusterlora.stages.cluster import cluster
 from clusterlora.stages.compare import compare
 from clusterlora.stages.evaluate import evaluate
-from clusterlora.stages.new_personas import new_personas as curve_of
 from clusterlora.stages.prepare import prepare
 from clusterlora.stages.register import register
 from clusterlora.stores.memory import MemoryTracker

@@ -24,7 +24,10 @@ from clusterlora.planning.ladder import OWN, decided_rung, refused, rungs
 from clusterlora.planning.training_groups import gate_groups, remaining_groups
 from clusterlora.planning.work_plan import IMPORTED, judged_adapters
 from clusterlora.ports import Stores
+from clusterlora.progress import timing
+from clusterlora.registry.routing import routing_table
 from clusterlora.requests import EvaluationRequest, TrainingGroup, TrainRequest
+from clusterlora.results.report import report_data
 from clusterlora.serving.router import Router
 from clusterlora.settings import (
     ClusteringSettings,
@@ -34,7 +37,6 @@ from clusterlora.settings import (
     Study,
     prepared,
 )
-from clusterlora.stages import timing
 from clusterlora.stages.cluster import cluster
 from clusterlora.stages.compare import compare
 from clusterlora.stages.evaluate import evaluate
@@ -42,8 +44,6 @@ from clusterlora.stages.judge import verdict_on
 from clusterlora.stages.prepare import prepare
 from clusterlora.stages.refine import refine
 from clusterlora.stages.register import register
-from clusterlora.stages.report import report_data
-from clusterlora.stages.routing import routing_table
 from clusterlora.stages.train import log_name, train_group
 from clusterlora.stores.json_codec import from_plain, plain
 from clusterlora.stores.memory import MemoryTracker

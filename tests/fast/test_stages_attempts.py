@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from clusterlora.adapters.weights import refuse_other_weights, weights_sha256
 from clusterlora.errors import BadData, OutOfMemory, ServiceDown
 from clusterlora.metadata import ComparisonSummary
 from clusterlora.ports import About, AdapterRun, Stores
@@ -28,7 +29,7 @@ from clusterlora.stages.cluster import cluster
 from clusterlora.stages.merge import merge
 from clusterlora.stages.prepare import prepare
 from clusterlora.stages.train import keep, stored_folder, train_group
-from clusterlora.stores.files import FileAdapterStore, refuse_other_weights, weights_sha256
+from clusterlora.stores.files import FileAdapterStore
 from clusterlora.stores.memory import MemoryRun, MemoryTracker, SilentLog
 from tests.fixtures.stages import missing_groups, plan_of
 

@@ -9,11 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from clusterlora.adapters.stored import folder_if_any, replace_damaged, stored_folder
+from clusterlora.adapters.weights import weights_sha256
 from clusterlora.errors import BadData, ServiceDown
 from clusterlora.ports import Stores
 from clusterlora.settings import Recipe, Study, prepared
-from clusterlora.stages.stored import folder_if_any, replace_damaged, stored_folder
-from clusterlora.stores.files import FileAdapterStore, weights_sha256
+from clusterlora.stores.files import FileAdapterStore
 from clusterlora.stores.memory import MemoryStudyStore, MemoryTracker, SilentLog
 from clusterlora.values import AdapterSpec, TrainedAdapter
 

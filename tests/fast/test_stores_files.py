@@ -9,8 +9,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from clusterlora.adapters.weights import weights_sha256
 from clusterlora.errors import BadData
-from clusterlora.stores.files import FileAdapterStore, weights_sha256
+from clusterlora.stores.files import FileAdapterStore
 
 KEY = "0123456789abcdef"
 HEADER = (2).to_bytes(8, "little") + b"{}"

@@ -2,8 +2,8 @@
 
 from typing import Any
 
+from clusterlora.adapters.cache_key import cache_keys
 from clusterlora.settings import MergeSettings, ModelSettings, Recipe
-from clusterlora.training.cache_key import cache_keys
 from clusterlora.values import AdapterSpec, Dataset, Dialogue, Persona, Turn
 
 

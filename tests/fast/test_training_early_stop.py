@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from clusterlora.adapters.cache_key import cache_keys
 from clusterlora.models.base import BaseModel
 from clusterlora.settings import ModelSettings
 from clusterlora.stores.memory import SilentLog
 from clusterlora.training import checkpoint, engine
-from clusterlora.training.cache_key import cache_keys
 from clusterlora.training.job import TrainingJob, TrainingResult, out_of_patience
 from clusterlora.values import AdapterSpec, Dataset, Dialogue, Persona, Turn
 from tests.fast.test_training_engine import RECIPE, alone, difference, job, sequences, together

@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from clusterlora.adapters.merging import merge_factors
 from clusterlora.models.stacked import Factors
 from clusterlora.settings import MergeSettings
-from clusterlora.training.merging import merge_factors
 
 pytestmark = pytest.mark.numeric
 

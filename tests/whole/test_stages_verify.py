@@ -12,16 +12,17 @@ import pytest
 import sqlalchemy as sa
 from mlflow import MlflowClient
 
+from clusterlora.adapters.weights import weights_sha256
 from clusterlora.errors import BadData, UnknownName
 from clusterlora.metadata import RegisteredChampion
 from clusterlora.ports import Stores
 from clusterlora.settings import ModelSettings, Recipe, Study, prepared
-from clusterlora.stages.verify import Finding, Kind, LiveWork, verify
-from clusterlora.stores.files import FileAdapterStore, weights_sha256
+from clusterlora.stores.files import FileAdapterStore
 from clusterlora.stores.json_codec import plain
 from clusterlora.stores.memory import MemoryTracker
 from clusterlora.stores.routing_table import KeyedAdapter, KeyedComposition, RoutingTable
 from clusterlora.values import AdapterSpec, Answer, Attempt, Clustering, Dataset, Dialogue, Persona, TrainedAdapter, Turn
+from clusterlora.verify import Finding, Kind, LiveWork, verify
 from clusterlora.wiring import from_environment
 from tests.fixtures.servers import mlflow_artifacts
 

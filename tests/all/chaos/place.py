@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from clusterlora.ports import Stores
-from clusterlora.stages.verify import LiveWork, verify
+from clusterlora.verify import LiveWork, verify
 from clusterlora.wiring import from_environment
 from deployments.service_specs import free_port
 from tests.all.chaos import direct

@@ -135,8 +135,8 @@ def write_everything(_base: Path, say: Say) -> None:
     import torch
     from safetensors.torch import save_file
 
+    from clusterlora.adapters.weights import weights_sha256
     from clusterlora.durable import write_durably
-    from clusterlora.stores.files import weights_sha256
     from clusterlora.training import checkpoint
     from clusterlora.values import TrainedAdapter
     from clusterlora.wiring import from_environment

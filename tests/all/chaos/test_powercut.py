@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from clusterlora.adapters.stored import is_right
 from clusterlora.ports import Stores
-from clusterlora.stages.stored import is_right
-from clusterlora.stages.verify import LiveWork, verify
 from clusterlora.training import checkpoint
+from clusterlora.verify import LiveWork, verify
 from clusterlora.wiring import from_environment
 from tests.all.chaos.look import half_written
 from tests.all.chaos.powercut import Machine, machine, training_job

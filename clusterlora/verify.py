@@ -8,9 +8,9 @@ from enum import StrEnum
 from functools import partial
 from pathlib import Path
 
+from clusterlora.adapters.stored import in_tracker, is_kept, is_right
 from clusterlora.metadata import RegisteredChampion
 from clusterlora.ports import ModelVersion, Stores
-from clusterlora.stages.stored import in_tracker, is_kept, is_right
 from clusterlora.stores.routing_table import other_artifacts
 from clusterlora.values import TrainedAdapter
 

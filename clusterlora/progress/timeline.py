@@ -8,7 +8,7 @@ from clusterlora.evaluation.metrics import METRICS
 from clusterlora.planning.ladder import awaits_decision, gated, refused, rungs
 from clusterlora.planning.study_state import StudyState
 from clusterlora.planning.work_plan import WorkPlan, trained_adapters, work_plan
-from clusterlora.stages.timing import seconds_by_phase
+from clusterlora.progress.timing import seconds_by_phase
 from clusterlora.values import TrainedAdapter
 
 _FINISHED = "finished"

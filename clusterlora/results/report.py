@@ -16,12 +16,12 @@ from clusterlora.planning.ladder import OWN, gated
 from clusterlora.planning.study_state import StudyState
 from clusterlora.planning.work_plan import WorkPlan, trained_adapters
 from clusterlora.ports import Stores
+from clusterlora.progress.timing import seconds_by_part
 from clusterlora.report.cluster_map import draw_map
 from clusterlora.report.data import Cost, Curve, Example, ExampleAnswer, ReportData
 from clusterlora.report.page import page
+from clusterlora.results.imported_scores import imported_rows
 from clusterlora.settings import Rung, Study
-from clusterlora.stages.imported_scores import imported_rows
-from clusterlora.stages.timing import seconds_by_part
 from clusterlora.training.job import mean_by_step
 from clusterlora.values import Clustering, EvaluationRow, TrainedAdapter
 

@@ -4,14 +4,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from clusterlora.adapters.stored import stored_folder
+from clusterlora.adapters.weights import weights_sha256
 from clusterlora.data.few_shot import exchanges
 from clusterlora.errors import BadData
 from clusterlora.planning.ladder import REFERENCE
 from clusterlora.planning.study_state import StudyState
 from clusterlora.planning.work_plan import WorkPlan, trained_adapters
 from clusterlora.ports import Stores
-from clusterlora.stages.stored import stored_folder
-from clusterlora.stores.files import weights_sha256
 from clusterlora.stores.routing_table import KeyedAdapter, KeyedComposition, RoutingTable
 from clusterlora.values import AdapterComposition, TrainedAdapter
 

@@ -4,9 +4,9 @@ import logging
 import tempfile
 from pathlib import Path
 
+from clusterlora.adapters.weights import refuse_other_weights
 from clusterlora.errors import BadData
 from clusterlora.ports import RunLog, Stores
-from clusterlora.stores.files import refuse_other_weights
 from clusterlora.values import TrainedAdapter
 
 log = logging.getLogger(__name__)

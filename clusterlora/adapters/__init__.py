@@ -1,0 +1,1 @@
+"""Policy about adapters: cache keys, merging, PEFT folders, and weights that are what was recorded."""
