@@ -11,7 +11,7 @@ from clusterlora.ports import About, AdapterRun, ModelVersion, OpenRun
 from clusterlora.values import Dataset, TrainedAdapter, Verdict
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class NullRun:
     """An AdapterRun that records nothing."""
 
