@@ -174,6 +174,9 @@ class GateSettings:
     """The worst persona's mean similarity must exceed this. Empty: no criterion."""
     share_improved: Annotated[float, Ge(0), Le(1)] = 0.60
     """At least this share of the personas must score higher than with unified."""
+    later_rungs_luck: Annotated[float, Gt(0), Le(1)] | None = 0.05
+    """How often all later rungs of the ladder together may pass by luck: each must improve the share of the personas that a sign test
+    at this level, divided by their number, requires; everybody, where none is enough. Empty: every rung must improve share_improved."""
     ladder: tuple[Rung, ...] = (
         Rung(name="lower-lr", learning_rate=2e-4),
         Rung(name="more-epochs", epochs=6),

@@ -186,8 +186,8 @@ class MethodPlan:
     """The adapters a method needs and, for each persona, the compositions ("arms") it may answer with.
 
     The first arm is the default. Another arm is chosen when its mean score on the persona's **val** items is better by more
-    than `margin_se` standard errors of the paired difference; with one arm there is nothing to choose. `arms_may_lack` says that the
-    method is still itself when some of its arms were never trained.
+    than `margin_se` standard errors of the paired difference, and more where there are several others (`evaluation/select.py`); with one
+    arm there is nothing to choose. `arms_may_lack` says that the method is still itself when some of its arms were never trained.
     """
 
     method: str

@@ -30,15 +30,21 @@ def judge(context: TaskContext, study_name: str, rung: str) -> Verdict:
 
 @study_task("estimate the gate's power · {study_name}")
 def estimate_power(context: TaskContext, study_name: str) -> None:
-    """Estimate which gain the gate detects and how often luck passes it, as soon as the base model has answered."""
+    """Estimate what gate and comparison detect, and how often luck passes the gate, as soon as the base model has answered."""
+    from clusterlora.planning.study_state import read_state
     from clusterlora.stages.judge import estimate_power as estimate_gate_power
+    from clusterlora.stages.judge import power_of_study
 
     power = estimate_gate_power(study_name, context.stores)
+    comparison = power_of_study(read_state(study_name, context.stores))
     logger = get_run_logger()
     logger.info("%s", power.sentence)
     for warning in power.warnings:
         logger.warning("%s", warning)
     lines = [f"## The power of the gate of {study_name}", power.sentence, *(f"**{warning}**" for warning in power.warnings)]
+    if comparison is not None:
+        logger.info("%s", comparison.sentence)
+        lines += ["## The power of the comparison", comparison.sentence]
     create_markdown_artifact("\n\n".join(lines), key=artifact_key("gate", study_name, "power"), description=power.sentence)
 
 

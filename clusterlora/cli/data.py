@@ -40,16 +40,20 @@ def template(folder: Path, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 def validate(picture: Path | None, as_json: bool, **options: Any) -> None:
     """Read, check and split the data of a study, and print a summary. Every problem is listed with file, line and fix."""
+    from clusterlora.comparison.power import study_power
     from clusterlora.data.validate import examine
     from clusterlora.errors import BadData
+    from clusterlora.planning.ladder import REFERENCE
 
     study = study_from(options)
     summary = examine(study.data)
     refusal = summary.refusal
+    power = study_power(study.methods, REFERENCE, summary.personas)
     if as_json:
-        click.echo(json.dumps(asdict(summary)))
+        click.echo(json.dumps(asdict(summary) | {"power": asdict(power) if power else None}))
     else:
         _print_summary(summary)
+        click.echo(f"{'power':<24} {power.sentence if power else 'nothing is compared with ' + REFERENCE}")
     if picture is not None:
         from clusterlora.report.data_picture import draw_data
 

@@ -17,8 +17,8 @@ DRAWS = 50
 
 Scores = Mapping[str, Float[np.ndarray, "_item arm"]]
 """By persona id, the score of every item under every arm: unified, then each cluster in turn."""
-Shares = Mapping[str, Float[np.ndarray, " arm"]]
-"""By persona id, how often each arm answers."""
+Shares = Mapping[str, Float[np.ndarray, "... arm"]]
+"""By persona id, how often each arm answers: everything, or item by item."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,8 +50,8 @@ class Outcome:
 class NewPersonas:
     """The curve: `chosen` by the rule of `clusterlora assign`, `nearest` by the smaller mean loss however small the difference.
 
-    `own` answers everybody by the cluster that the study gave them for all their train dialogues, `oracle` by what is best on the test
-    items themselves.
+    `own` answers everybody by the cluster that the study gave them for all their train dialogues, `oracle` by what is best on one half of
+    the test items, and is scored on the other half.
     """
 
     metric: str
@@ -150,8 +150,9 @@ def _outcomes(
         gains = {name: _gains([r.shares[name] for r in mine], tested[name], people, higher, draws, rng) for name, higher in better.items()}
         for number, rule in enumerate(mine):
             shares = rule.shares[metric]
-            leave = float(np.mean([1 - shares[p][0] for p in people]))
-            into_own = float(np.mean([shares[p][cluster_by_persona[p] + 1] for p in people]))
+            mean_share = {p: np.atleast_2d(shares[p]).mean(axis=0) for p in people}
+            leave = float(np.mean([1 - mean_share[p][0] for p in people]))
+            into_own = float(np.mean([mean_share[p][cluster_by_persona[p] + 1] for p in people]))
             yield Outcome(
                 rule=rule.name,
                 n_examples=rule.n_examples,
@@ -169,7 +170,9 @@ def _gains(
     """Return every rule's gain over unified on one metric, personas weighing the same."""
     sign = 1.0 if higher else -1.0
     # What a rule scores on an item is linear in its shares, and so is its difference from unified.
-    differences = np.concatenate([sign * (tested[p] @ np.stack([s[p] for s in shares], axis=1) - tested[p][:, [0]]) for p in people])
+    differences = np.concatenate(
+        [sign * (np.stack([(tested[p] * s[p]).sum(axis=1) for s in shares], axis=1) - tested[p][:, [0]]) for p in people]
+    )
     persona = np.repeat(np.arange(len(people)), [len(tested[p]) for p in people])
     drawn = paired_bootstrap(differences, persona, draws=draws, rng=rng)
     means = np.stack([differences[persona == number].mean(axis=0) for number in range(len(people))])
@@ -180,9 +183,16 @@ def _gains(
     ]
 
 
-def _best(scores: Float[np.ndarray, "item arm"], higher: bool) -> Float[np.ndarray, " arm"]:
-    means = scores.mean(axis=0)
-    return _one_of(int(np.argmax(means) if higher else np.argmin(means)), len(means))
+def _best(scores: Float[np.ndarray, "item arm"], higher: bool) -> Float[np.ndarray, "item arm"]:
+    """Return, for every other item, the arm that is best on the items between, and the other way round; a single item stays with unified.
+
+    Picked and scored on the same items, the best of several arms would be too good by the luck it was picked for.
+    """
+    n_items, n_arms = scores.shape
+    if n_items < 2:
+        return _one_of(0, n_arms)[None]
+    best = [np.argmax(half) if higher else np.argmin(half) for half in (scores[::2].mean(axis=0), scores[1::2].mean(axis=0))]
+    return np.stack([_one_of(int(best[1 - item % 2]), n_arms) for item in range(n_items)])
 
 
 def _one_of(arm: int, n_arms: int) -> Float[np.ndarray, " arm"]:

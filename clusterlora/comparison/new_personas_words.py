@@ -13,7 +13,7 @@ _RULES = {
     "chosen": "margin of 1 standard error",
     "nearest": "smallest mean NLL, no margin",
     "own cluster": "their cluster in the study",
-    "oracle": "best on the test items",
+    "oracle": "best on half of the test items, scored on the rest",
 }
 
 
@@ -66,7 +66,8 @@ def basis(curve: NewPersonas) -> str:
         f"learned from; the clusters themselves were made with everybody. Gains are over unified on test items, in {metric.label}"
         f"{' points' if metric.percent else ''} and in nats per token, positive being better; intervals are over people and their items. "
         f"Choices read train examples only and are averaged over {curve.n_draws} random orders of them. Into their own cluster: of those "
-        "who leave unified, the share that goes where the study had put them."
+        "who leave unified, the share that goes where the study had put them. The margin is one standard error for "
+        "one cluster and grows with their number, as one of many exceeds it by luck more often."
     )
 
 

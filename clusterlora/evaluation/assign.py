@@ -8,7 +8,7 @@ from jaxtyping import Float
 from clusterlora.evaluation.select import select_arm
 
 MARGIN_SE = 1.0
-"""Standard errors by which a cluster's gain over unified must exceed zero to be chosen."""
+"""Standard errors by which the gain over unified of a single cluster must exceed zero to be chosen."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,8 +33,9 @@ class Choice:
 def choose(losses: Float[np.ndarray, "example arm"], *, margin_se: float = MARGIN_SE) -> Choice:
     """Return the choice for a persona's examples; arm 0 is unified, arm k + 1 is cluster k.
 
-    Of the clusters whose gain exceeds `margin_se` standard errors, the one with the largest mean gain is chosen, without any unified. A
-    single example has no standard error, and NLL varies more between answers than between adapters, so it always chooses unified.
+    Of the clusters whose gain exceeds `margin_se` standard errors (more where there are several clusters, `select.margin_for`), the one
+    with the largest mean gain is chosen, without any unified. A single example has no standard error, and NLL varies more between
+    answers than between adapters, so it always chooses unified.
 
     Args:
         losses: mean negative log-likelihood per response token, in nats, of each example under each arm.

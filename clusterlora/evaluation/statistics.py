@@ -145,6 +145,12 @@ def smallest_p(n_units: int) -> float:
     return min(1.0, 2.0 ** (1 - n_units))
 
 
+def sign_test_count(n_units: int, level: float) -> int:
+    """Return how many of the units must be positive for a one-sided sign test at this level; more than there are when none suffices."""
+    # isf is the smallest count k with P(more than k) <= level.
+    return int(stats.binom.isf(level, n_units, 0.5)) + 1
+
+
 def detectable_mean(error: float, freedom: float, *, n_units: int, n_tests: int) -> float | None:
     """Return the smallest true mean that a signed-rank test shows with probability `POWER`; None when no mean can be shown.
 

@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float
 
 from clusterlora.errors import BadData
 from clusterlora.evaluation.statistics import RESOLUTION
+from clusterlora.gate.required_share import required_share
 from clusterlora.gate.trial import Scores
 from clusterlora.settings import GateSettings
 
@@ -25,10 +26,12 @@ _DRAWS = 4000
 class Power:
     """The power of a gate, estimated from scores of the base model; gains and deviations on the 0..1 scale of similarity.
 
-    `item_sd` is the deviation of items inside a persona, `persona_sd` that of personas' true means. `detectable_gain` is the
-    smallest true gain that passes with probability `WANTED_POWER` (None: none does), `false_pass` the probability of a pass
-    without any gain, and `missed` that of a refusal at `NOTABLE_GAIN`. Only the criteria that compare with unified are
-    simulated: the outcome of the others depends on a level that is not known yet.
+    `item_sd` is the deviation of items inside a persona, `persona_sd` that of personas' true means. Of the first rung, `detectable_gain` is
+    the smallest true gain that passes with probability `WANTED_POWER` (None: none does), `false_pass` the probability of a pass
+    without any gain, and `missed` that of a refusal at `NOTABLE_GAIN`. Of the whole ladder of `n_rungs`, `ladder_false_pass` is the
+    probability that some rung passes without any gain, and `worth` what a pass says: the probability of a gain of `NOTABLE_GAIN`
+    after it, if that and no gain at all were equally likely before. Only the criteria that compare with unified are simulated:
+    the outcome of the others depends on a level that is not known yet.
     """
 
     n_personas: int
@@ -38,23 +41,37 @@ class Power:
     detectable_gain: float | None
     false_pass: float
     missed: float
+    n_rungs: int = 1
+    ladder_false_pass: float | None = None
+    worth: float | None = None
+
+    def gain_sd(self, n_items: float) -> float:
+        """Return the deviation of people's gains that scores of so many items per persona have, by the same assumptions."""
+        return float(np.sqrt(2 * (1 - CORRELATION) * (self.persona_sd**2 + self.item_sd**2 / n_items)))
 
     @property
     def sentence(self) -> str:
         """The power in one line."""
         detects = "detects no gain" if self.detectable_gain is None else f"detects a true gain of {100 * self.detectable_gain:.1f} points"
+        ladder = worth = ""
+        if self.n_rungs > 1 and self.ladder_false_pass is not None:
+            ladder = f"; one of its {self.n_rungs} rungs does so {self.ladder_false_pass:.0%} of the time"
+        if self.worth is not None:
+            gain = f"{100 * NOTABLE_GAIN:.0f} points"
+            worth = f" Where a gain of {gain} and no gain were equally likely before, a pass makes the gain {self.worth:.0%} likely."
         return (
             f"With {self.n_personas} personas and {self.n_items} items this gate {detects} {WANTED_POWER:.0%} of the time, "
-            f"and passes {self.false_pass:.0%} of the time where there is none."
+            f"and passes {self.false_pass:.0%} of the time where there is none{ladder}.{worth}"
         )
 
     @property
     def warnings(self) -> tuple[str, ...]:
         """Limits that a reader of the verdict must know, each with the fix; empty for a reliable gate."""
         lines: list[str] = []
-        if self.false_pass > _TOO_OFTEN:
+        luck = self.false_pass if self.ladder_false_pass is None else self.ladder_false_pass
+        if luck > _TOO_OFTEN:
             lines.append(
-                f"A pass may be luck: {self.false_pass:.0%} of clusters without any gain pass; raise gate.share_improved or put more "
+                f"A pass may be luck: {luck:.0%} of clusters without any gain pass; raise gate.share_improved or put more "
                 "personas into cluster 0."
             )
         if self.missed > _TOO_OFTEN:
@@ -69,7 +86,9 @@ def gate_power(baseline: Scores, settings: GateSettings, rng: np.random.Generato
     """Return the power of the gate's comparison with unified on these personas and items.
 
     Gains of personas are simulated as normal around the true gain: with correlation r between the two sides their variance is
-    2 (1 - r) (t^2 + s^2 / n), where s is the deviation of a persona's n items and t that of true persona means.
+    2 (1 - r) (t^2 + s^2 / n), where s is the deviation of a persona's n items and t that of true persona means. All rungs are compared with
+    the same answers of unified, so their gains have half of that in common; the ladder ends at the first rung that passes, each
+    judged by the share of personas that `required_share` asks of it.
 
     Args:
         baseline: similarities of the bare base model, one array of items per persona of cluster 0.
@@ -81,15 +100,25 @@ def gate_power(baseline: Scores, settings: GateSettings, rng: np.random.Generato
         raise BadData("the gate's power needs finite baseline scores of at least one item per persona; evaluate the baseline on val first")
     n_items = np.array([len(scores) for scores in baseline.values()], dtype=np.int64)
     item_sd, persona_sd = _deviations(list(baseline.values()))
-    deviations = np.sqrt(2 * (1 - CORRELATION) * (persona_sd**2 + item_sd**2 / n_items))
-    noise = deviations * rng.standard_normal((_DRAWS, len(n_items)))
+    deviations = np.sqrt((1 - CORRELATION) * (persona_sd**2 + item_sd**2 / n_items))
+    n_rungs, shape = 1 + len(settings.ladder), (_DRAWS, len(n_items))
+    of_unified = deviations * rng.standard_normal(shape)
+    noise = [deviations * rng.standard_normal(shape) - of_unified for _ in range(n_rungs)]
+    shares = [required_share(settings, n_personas=len(n_items), rung=rung, n_rungs=n_rungs) for rung in range(n_rungs)]
+
+    def passed(gain: float, rung: int) -> Bool[np.ndarray, " draw"]:
+        gains: Float[np.ndarray, "draw persona"] = gain + noise[rung]
+        shared = (gains > RESOLUTION).mean(axis=1) >= shares[rung]
+        return shared & (gains.mean(axis=1) > RESOLUTION)
 
     def passes(gain: float) -> float:
-        gains: Float[np.ndarray, "draw persona"] = gain + noise
-        shared = (gains > RESOLUTION).mean(axis=1) >= settings.share_improved
-        passed: Bool[np.ndarray, " draw"] = shared & (gains.mean(axis=1) > RESOLUTION)
-        return float(np.mean(passed))
+        return float(np.mean(passed(gain, 0)))
 
+    def ladder_passes(gain: float) -> float:
+        some: Bool[np.ndarray, " draw"] = np.logical_or.reduce([passed(gain, rung) for rung in range(n_rungs)])
+        return float(np.mean(some))
+
+    by_luck, with_gain = ladder_passes(0.0), ladder_passes(NOTABLE_GAIN)
     return Power(
         n_personas=len(n_items),
         n_items=int(n_items.sum()),
@@ -98,6 +127,9 @@ def gate_power(baseline: Scores, settings: GateSettings, rng: np.random.Generato
         detectable_gain=_smallest(passes, WANTED_POWER),
         false_pass=passes(0.0),
         missed=1 - passes(NOTABLE_GAIN),
+        n_rungs=n_rungs,
+        ladder_false_pass=by_luck,
+        worth=with_gain / (with_gain + by_luck) if with_gain + by_luck else None,
     )
 
 

@@ -1,4 +1,5 @@
-"""Per persona, whichever of the other methods did best on val; unified unless the gain exceeds one standard error."""
+"""Per persona, whichever of the other methods did best on val; unified unless the gain exceeds one standard error,
+and more where there are many arms to choose from."""
 
 from clusterlora.methods.method import CONTROLS, StudyView, composition_of, unified_adapter
 from clusterlora.values import AdapterComposition, AdapterSpec, MethodPlan

@@ -8,11 +8,12 @@ from pathlib import Path
 from statistics import fmean
 
 from clusterlora.comparison.new_personas import NewPersonas
+from clusterlora.comparison.power import study_power
 from clusterlora.comparison.result import Comparison
 from clusterlora.durable import write_durably
 from clusterlora.metadata import ImportedScores, Refinement, RegisteredChampion, TruthAgreement, changes_of
 from clusterlora.persona_signal.measure import PersonaSignal
-from clusterlora.planning.ladder import OWN, gated
+from clusterlora.planning.ladder import OWN, REFERENCE, gated
 from clusterlora.planning.study_state import StudyState
 from clusterlora.planning.work_plan import WorkPlan, trained_adapters
 from clusterlora.ports import Stores
@@ -83,13 +84,13 @@ def report_data(
         examples=tuple(_examples(rows, [result.method for result in comparison.methods], comparison.headline)),
         attempts=state.attempts,
         seconds_by_part=tuple(seconds_by_part(state.seconds).items()),
-        settings=tuple(_settings(study, plan.rung)),
+        settings=tuple(_settings(study, plan.rung, comparison.n_personas)),
         provenance=tuple(_provenance(state, stores)),
         imported=imported_rows(stores.studies.metadata(study.name, ImportedScores)),
     )
 
 
-def _settings(study: Study, rung: Rung) -> Iterator[tuple[str, str]]:
+def _settings(study: Study, rung: Rung, n_personas: int) -> Iterator[tuple[str, str]]:
     recipe = study.recipe
     yield "base model", study.model.base
     yield "data", study.data.path or study.data.source
@@ -101,6 +102,8 @@ def _settings(study: Study, rung: Rung) -> Iterator[tuple[str, str]]:
     if gated(study):
         yield "clusters start from", rung.init or study.cluster_init
         yield "rung of the gate's ladder", "own, the recipe above" if rung == OWN else f"{rung.name}: {changes_of(rung)}"
+    if power := study_power(study.methods, REFERENCE, n_personas):
+        yield "power before training", power.sentence
     yield "decoding", f"greedy, at most {study.evaluation.max_new_tokens} tokens"
 
 

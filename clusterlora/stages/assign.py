@@ -32,7 +32,8 @@ from clusterlora.values import AdapterComposition, Persona, WeightedAdapter
 HEADER = ("persona", "examples", "nearest cluster", "NLL gain", "standard errors", "answered by")
 NOTE = (
     "NLL gain: nats per response token that the nearest cluster predicts the examples better than unified. Whoever leaves unified gains "
-    "more than 1 standard error by it; one example has no standard error, so it moves nobody."
+    "more than 1 standard error by it, and more than that where there are several clusters to choose from; one example has no standard "
+    "error, so it moves nobody."
 )
 
 _BY_LINE = "edgewise"

@@ -4,9 +4,11 @@ from dataclasses import replace
 
 import numpy as np
 
+from clusterlora.comparison.power import StudyPower, study_power
 from clusterlora.gate.judge import judge as judge_trial
 from clusterlora.gate.power import Power, gate_power
-from clusterlora.planning.ladder import rung_by_name
+from clusterlora.gate.required_share import required_share
+from clusterlora.planning.ladder import REFERENCE, rung_by_name, rungs
 from clusterlora.planning.study_state import StudyState, read_state
 from clusterlora.planning.work_plan import judged_adapters, work_plan
 from clusterlora.ports import Stores
@@ -19,7 +21,9 @@ def judge(study_name: str, rung: str, stores: Stores) -> Verdict:
     state = read_state(study_name, stores)
     verdict = verdict_on(state, rung, 0, stores)
     if state.power:
-        verdict = replace(verdict, notes=(state.power.sentence, *state.power.warnings))
+        comparison = power_of_study(state)
+        notes = (*verdict.notes, state.power.sentence, *state.power.warnings, *([comparison.sentence] if comparison else []))
+        verdict = replace(verdict, notes=notes)
     stores.studies.save_verdict(study_name, verdict)
     stores.tracker.log_verdict(study_name, verdict)
     return verdict
@@ -39,6 +43,15 @@ def estimate_power(study_name: str, stores: Stores) -> Power:
     return power
 
 
+def power_of_study(state: StudyState) -> StudyPower | None:
+    """Return the power of the study's comparison on test items, in points once the gate's power is known; None when it compares nothing."""
+    n_items = [sum(turn.role == "assistant" for dialogue in p.of_split("test") for turn in dialogue.turns) for p in state.dataset.personas]
+    tested = [n for n in n_items if n]
+    # The mean of 1 / n is what the variance of people's means goes by.
+    sd = state.power.gain_sd(1 / float(np.mean([1 / n for n in tested]))) if state.power and tested else None
+    return study_power(state.settings.methods, REFERENCE, len(tested), sd=sd)
+
+
 def verdict_on(state: StudyState, rung: str, cluster: int, stores: Stores) -> Verdict:
     """Return the gate's criteria applied to any cluster whose val items are answered; nothing is recorded."""
     study, plan = state.settings, work_plan(state, rung_by_name(state, rung))
@@ -47,11 +60,20 @@ def verdict_on(state: StudyState, rung: str, cluster: int, stores: Stores) -> Ve
     pairs = [(p, composition) for p in persona_ids for composition in (candidate, reference)]
     keys = {composition: plan.composition_key(composition) for composition in (candidate, reference)}
     scores = scores_of(state, stores, keys, pairs, "val", study.evaluation.headline)
-    return judge_trial(
+    ladder = [one.name for one in rungs(state)]
+    share = required_share(study.gate, n_personas=len(persona_ids), rung=ladder.index(rung), n_rungs=len(ladder))
+    verdict = judge_trial(
         {p: scores[p, candidate] for p in persona_ids},
         {p: scores[p, reference] for p in persona_ids},
-        study.gate,
+        replace(study.gate, share_improved=share),
         rung=rung,
         adapter=candidate.adapter_names[0],
         rng=np.random.default_rng(0),
     )
+    if share == study.gate.share_improved:
+        return verdict
+    note = (
+        f"Rung {ladder.index(rung) + 1} of {len(ladder)}: {share:.0%} of the personas must improve instead of "
+        f"{study.gate.share_improved:.0%}, so that trying on does not pass by luck."
+    )
+    return replace(verdict, notes=(note,))

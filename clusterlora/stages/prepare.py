@@ -6,11 +6,13 @@ from pathlib import Path
 
 from clusterlora import __version__
 from clusterlora.adapters.stored import replace_damaged
+from clusterlora.comparison.power import study_power
 from clusterlora.data.load import load
 from clusterlora.durable import make_folder
 from clusterlora.errors import UnknownName
 from clusterlora.metadata import Provenance, TrackerPage
 from clusterlora.models.base import base_revision, faster_dtype
+from clusterlora.planning.ladder import REFERENCE
 from clusterlora.ports import RunLog, Stores
 from clusterlora.progress.timing import timed
 from clusterlora.settings import PreparedStudy, Study, prepared
@@ -56,6 +58,8 @@ def prepare(asked: Study, stores: Stores, log: RunLog, *, running: bool = True) 
         replace_damaged(study.name, stores, log)
         make_folder(stores.folder(study.name))
     log.advance(1, personas=len(dataset.personas))
+    if power := study_power(study.methods, REFERENCE, len(dataset.personas)):
+        log.note(power.sentence)
     return dataset
 
 

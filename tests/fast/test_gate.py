@@ -15,7 +15,8 @@ from clusterlora.gate.criteria.above_unified import above_unified
 from clusterlora.gate.criteria.share_of_personas_improved import share_of_personas_improved
 from clusterlora.gate.judge import judge
 from clusterlora.gate.power import CORRELATION, WANTED_POWER, gate_power
-from clusterlora.gate.report import markdown
+from clusterlora.gate.report import ending, markdown
+from clusterlora.gate.required_share import required_share
 from clusterlora.gate.trial import trial
 from clusterlora.settings import GateSettings
 from clusterlora.values import Verdict
@@ -211,6 +212,69 @@ def test_asking_for_three_in_five_of_sixteen_lets_luck_pass_and_the_gate_says_so
     assert any("A pass may be luck" in warning for warning in power.warnings)
     strict = gate_power(scores(0.75, spread=0.12), replace(GAINS_ONLY, share_improved=0.8), np.random.default_rng(1))
     assert not any("A pass may be luck" in warning for warning in strict.warnings)
+
+
+@pytest.mark.parametrize(("n_personas", "uncorrected"), [(16, 0.53), (40, 0.36)])
+def test_four_equal_rungs_pass_by_luck_twice_as_often_as_one_and_stricter_later_rungs_hardly_add_any(n_personas: int, uncorrected: float):
+    baseline = scores(0.75, n_personas=n_personas, spread=0.12)
+    equal = gate_power(baseline, replace(GAINS_ONLY, later_rungs_luck=None), np.random.default_rng(1))
+    strict = gate_power(baseline, GAINS_ONLY, np.random.default_rng(1))
+    assert equal.n_rungs == strict.n_rungs == 4
+    assert equal.ladder_false_pass == pytest.approx(uncorrected, abs=0.04)
+    assert strict.ladder_false_pass is not None
+    assert strict.false_pass <= strict.ladder_false_pass <= strict.false_pass + 0.05 + 0.01
+    assert strict.worth is not None
+    assert equal.worth is not None
+    assert strict.worth > equal.worth
+    assert f"one of its 4 rungs does so {strict.ladder_false_pass:.0%} of the time" in strict.sentence
+    assert f"a pass makes the gain {strict.worth:.0%} likely" in strict.sentence
+
+
+def test_the_luck_of_the_ladder_is_that_of_the_gate_itself(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys.modules[above_unified.__module__], "DRAWS", 10)
+    rng = np.random.default_rng(8)
+    ladder = GAINS_ONLY
+    power = gate_power(scores(0.75, n_items=6, spread=0.12), ladder, np.random.default_rng(1))
+    assert power.ladder_false_pass is not None
+
+    def answers() -> dict[str, np.ndarray]:
+        own = np.sqrt(1 - CORRELATION)
+        return {
+            persona: 0.75 + own * (power.persona_sd * rng.normal() + power.item_sd * rng.normal(size=6)) for persona in map(str, range(16))
+        }
+
+    def ladder_passes() -> bool:
+        unified = answers()
+        for rung in range(4):
+            asked = replace(ladder, share_improved=required_share(ladder, n_personas=16, rung=rung, n_rungs=4))
+            both = trial(answers(), unified)
+            if all(criterion(both, asked, rng).passed for criterion in (above_unified, share_of_personas_improved)):
+                return True
+        return False
+
+    assert np.mean([ladder_passes() for _ in range(600)]) == pytest.approx(power.ladder_false_pass, abs=0.075)
+
+
+def test_the_first_rung_is_judged_as_the_mission_says_and_later_ones_by_a_sign_test_at_their_share_of_the_luck():
+    def share(n_personas: int, rung: int, n_rungs: int = 4, **changes: float | None) -> float:
+        return required_share(replace(GAINS_ONLY, **changes), n_personas=n_personas, rung=rung, n_rungs=n_rungs)
+
+    assert share(16, 0) == 0.60
+    # P(13 or more of 16 by tossing coins) = 0.0106 <= 0.05 / 3 < P(12 or more) = 0.0384.
+    assert [share(16, rung) for rung in (1, 2, 3)] == [13 / 16] * 3
+    assert share(16, 1, n_rungs=2) == 12 / 16
+    assert share(16, 1, share_improved=0.9) == 0.9
+    assert share(16, 1, later_rungs_luck=None) == 0.60
+    assert share(4, 1) == 1.0, "even everybody is not enough, and nobody can ask for more"
+
+
+def test_how_the_gate_ended_names_the_rung():
+    fails, passes = verdict(scores(0.7), scores(0.8, seed=1)), verdict(scores(0.88), scores(0.80, seed=1))
+    tried = [replace(fails, rung="own"), replace(passes, rung="lower-lr")]
+    assert ending(tried, "lower-lr") == "The cluster adapters are those of rung lower-lr, which passed the gate as number 2 of those tried."
+    assert ending(tried[:1], "own") == "The gate refused the only rung; the cluster adapters are those of rung own."
+    refused = [*tried[:1], replace(fails, rung="warm-start")]
+    assert ending(refused, "warm-start").startswith("The gate refused all 2 rungs; the cluster adapters are those of rung warm-start")
 
 
 def test_more_items_and_more_personas_see_smaller_gains():

@@ -1,0 +1,61 @@
+"""The power of a comparison, estimated before anything is trained: what it can show at its size, and what it cannot."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from clusterlora.comparison.roles import can_win
+from clusterlora.evaluation.statistics import POWER, SIGNIFICANCE, detectable_mean, smallest_p
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudyPower:
+    """What a comparison of `n_methods` that could win can show on `n_personas`.
+
+    `detectable` is the smallest true difference it shows with probability `POWER`: on the 0..1 scale of similarity where
+    `is_estimated`, else in standard deviations of people's differences. None: no difference can be shown, however large.
+    """
+
+    n_personas: int
+    n_methods: int
+    detectable: float | None
+    is_estimated: bool
+
+    @property
+    def sentence(self) -> str:
+        """The power in one line; where nothing can be shown, with the fix."""
+        methods = f"{self.n_methods} {'method' if self.n_methods == 1 else 'methods'} that could win"
+        size = f"With {self.n_personas} personas and {methods}"
+        if self.detectable is None:
+            p = smallest_p(self.n_personas)
+            return (
+                f"{size} the comparison can show no difference, however large: its smallest p-value is {p:.3g}, {self.n_methods * p:.3g} "
+                f"after Holm's correction; use at least {enough_personas(self.n_methods)} personas."
+            )
+        if self.is_estimated:
+            return f"{size} the comparison shows a true difference of {100 * self.detectable:.1f} points {POWER:.0%} of the time."
+        return (
+            f"{size} the comparison shows a true difference of {self.detectable:.2f} standard deviations of people's differences "
+            f"{POWER:.0%} of the time."
+        )
+
+
+def study_power(methods: Sequence[str], reference: str, n_personas: int, *, sd: float | None = None) -> StudyPower | None:
+    """Return the power of comparing these methods with the reference; None when the study does not do that.
+
+    Args:
+        sd: the expected deviation of people's differences, on the 0..1 scale of similarity; None where nothing is known of it.
+    """
+    n_methods = sum(can_win(method) and method != reference for method in methods)
+    if reference not in methods or not n_methods or n_personas < 1:
+        return None
+    deviation = 1.0 if sd is None else sd
+    error = deviation / float(np.sqrt(n_personas))
+    detectable = detectable_mean(error, n_personas - 1, n_units=n_personas, n_tests=n_methods) if n_personas > 1 else None
+    return StudyPower(n_personas=n_personas, n_methods=n_methods, detectable=detectable, is_estimated=sd is not None)
+
+
+def enough_personas(n_methods: int) -> int:
+    """Return with how many personas a difference can be shown at all."""
+    return next(n for n in range(1, 1000) if n_methods * smallest_p(n) < SIGNIFICANCE)
