@@ -22,6 +22,7 @@ from clusterlora.gate.report import markdown as verdict_markdown
 from clusterlora.metadata import TruthAgreement
 from clusterlora.persona_signal.measure import PersonaSignal
 from clusterlora.persona_signal.summary import markdown as signal_markdown
+from clusterlora.planning.study_state import read_state
 from clusterlora.ports import Stores
 from clusterlora.progress.timing import seconds_by_phase
 from clusterlora.settings import DataSettings, Study
@@ -92,7 +93,7 @@ def section(study: Study, found: Document, stores: Stores) -> str:
     """Return one study as Markdown."""
     summary = (stores.folder(study.name) / "results" / "summary.md").read_text(encoding="utf-8")
     signal = stores.studies.metadata(study.name, PersonaSignal)
-    seconds = sum(seconds_by_phase(stores, study.name).values())
+    seconds = sum(seconds_by_phase(read_state(study.name, stores).seconds).values())
     parts = [
         f"## {study.name}\n",
         "\n".join(setting(study, stores)) + "\n",

@@ -35,22 +35,18 @@ def compare_methods(
     Differences are method minus reference, on persona means. Intervals are 95 % two-level paired bootstrap, tests are Wilcoxon's
     signed-rank over personas. Holm's correction is over three families: the methods that could be champion, against the reference; the
     base model and the controls, against the reference; the contrasts. The champion is the best method that could be one and is
-    shown to beat the reference; else the reference; without a reference, the method with the best mean that is no control.
-    The order of the rows changes nothing.
+    shown to beat the reference; else the reference; without one, the best mean that is no control. The order of rows changes nothing.
 
     Args:
         headline: the metric that decides.
         higher_is_better: the metrics to average, and which way each points; holds the headline.
         draws: draws of the bootstrap.
         routed: the method that chooses among the others, controls aside; it gets brackets.
-        floor: what somebody else's reference scores, in units of the headline; where the normalised score is 0.
-        floor_same_prompt: the same for the most similar prompt; passed through.
+        floor: what somebody else's reference scores: the normalised score's 0. `floor_same_prompt` is passed through, and so is `gate`.
         margin: the difference below which methods count as equivalent, in units of the headline.
-        gate: how the gate ended, in a sentence; passed through.
 
     Raises:
-        BadData: methods differ in the items of a persona, no persona is common, a score is missing or not finite, or all methods are
-            controls.
+        BadData: methods differ in a persona's items, no persona is common, a score is missing or not finite, or all are controls.
         BadSettings: the headline is not among the metrics.
     """
     if headline not in higher_is_better:
@@ -60,14 +56,11 @@ def compare_methods(
         raise BadData(f"{', '.join(scores.methods)}: controls alone were answered, and none can be champion; evaluate what they control")
     present_reference = reference if reference in scores.methods else None
     sign = 1.0 if higher_is_better[headline] else -1.0
-    draws_of_means = paired_bootstrap(scores.of(headline), scores.persona, draws=draws, rng=rng)
-    scored = Scored.of(scores, headline, draws_of_means, sign=sign, margin=margin)
+    scored = Scored.of(scores, headline, paired_bootstrap(scores.of(headline), scores.persona, draws=draws, rng=rng), sign, margin)
     ceiling = float(sign * scores.means_of((sign * scores.of(headline)).max(axis=1, keepdims=True)).mean())
-    differences = _against_reference(scored, present_reference)
-    results = _method_results(scores, headline, scored, differences, scale=(floor, ceiling))
+    results = _method_results(scores, headline, scored, _against_reference(scored, present_reference), scale=(floor, ceiling))
     methods = tuple(sorted(results, key=lambda result: -sign * result.means[headline]))
     champion = _champion(methods, present_reference)
-    clusters, sizes = np.unique(scores.cluster_of_persona, return_counts=True)
     comparison = Comparison(
         headline=headline,
         metrics=scores.metrics,
@@ -80,7 +73,7 @@ def compare_methods(
         floor_same_prompt=floor_same_prompt,
         contrasts=_contrasts(scored, methods, champion, present_reference),
         routing=_routing(scores, headline, routed, sign),
-        cluster_sizes=dict(zip(clusters.tolist(), sizes.tolist(), strict=True)),
+        cluster_sizes=_cluster_sizes(scores),
         cluster_by_persona=dict(zip(scores.persona_ids, scores.cluster_of_persona.tolist(), strict=True)),
         n_items_by_persona=dict(zip(scores.persona_ids, scores.n_items.tolist(), strict=True)),
         n_personas=len(scores.persona_ids),
@@ -93,6 +86,11 @@ def compare_methods(
         sentence="",
     )
     return replace(comparison, sentence=sentence(comparison))
+
+
+def _cluster_sizes(scores: PairedScores) -> dict[int, int]:
+    clusters, sizes = np.unique(scores.cluster_of_persona, return_counts=True)
+    return dict(zip(clusters.tolist(), sizes.tolist(), strict=True))
 
 
 def _against_reference(scored: Scored, reference: str | None) -> dict[str, PairedDifference]:

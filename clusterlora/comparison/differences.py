@@ -35,7 +35,7 @@ class Scored:
     margin: float
 
     @classmethod
-    def of(cls, scores: PairedScores, headline: str, draws: Float[np.ndarray, "draw method"], *, sign: float, margin: float) -> "Scored":
+    def of(cls, scores: PairedScores, headline: str, draws: Float[np.ndarray, "draw method"], sign: float, margin: float) -> "Scored":
         """Return the headline's persona means with their draws."""
         by_seed = scores.persona_means_by_seed(headline)
         return cls(scores.methods, scores.persona_means(headline), draws, by_seed, scores.cluster_of_persona, sign, margin)
