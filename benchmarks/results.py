@@ -23,7 +23,7 @@ from clusterlora.metadata import TruthAgreement
 from clusterlora.persona_signal.measure import PersonaSignal
 from clusterlora.persona_signal.summary import markdown as signal_markdown
 from clusterlora.planning.study_state import read_state
-from clusterlora.ports import Stores
+from clusterlora.ports.stores import Stores
 from clusterlora.progress.timing import seconds_by_phase
 from clusterlora.settings import DataSettings, Study
 from clusterlora.stages.compare import figure_path

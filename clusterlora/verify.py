@@ -10,7 +10,8 @@ from pathlib import Path
 
 from clusterlora.adapters.stored import in_tracker, is_kept, is_right
 from clusterlora.metadata import RegisteredChampion
-from clusterlora.ports import ModelVersion, Stores
+from clusterlora.ports.model_registry import ModelVersion
+from clusterlora.ports.stores import Stores
 from clusterlora.stores.routing_table import other_artifacts
 from clusterlora.values import TrainedAdapter
 

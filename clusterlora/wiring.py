@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clusterlora.durable import make_folder
-from clusterlora.ports import Stores
+from clusterlora.ports.stores import Stores
 
 if TYPE_CHECKING:
     from clusterlora.stores.mlflow_models import Registry

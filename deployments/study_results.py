@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from clusterlora.gate.report import markdown
-from clusterlora.ports import Stores
+from clusterlora.ports.stores import Stores
 from clusterlora.progress.timing import seconds_by_phase
 from clusterlora.wiring import from_environment
 from deployments.local_services import LocalServices

@@ -18,7 +18,7 @@ from prefect.runtime import task_run as this_task_run
 from prefect.tasks import Task, exponential_backoff
 
 from clusterlora.errors import OutOfMemory, UnknownName
-from clusterlora.ports import Stores
+from clusterlora.ports.stores import Stores
 from clusterlora.requests import EvaluationRequest, TrainRequest
 from clusterlora.settings import Study
 from clusterlora.values import Attempt

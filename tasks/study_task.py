@@ -12,7 +12,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.tasks import Task
 
-from clusterlora.ports import Stores
+from clusterlora.ports.stores import Stores
 from clusterlora.wiring import from_environment
 from tasks.device import exclusive, visible_gpu
 from tasks.retrying import SERVICE_AWAY, RetryPolicy

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from clusterlora.adapters.weights import refuse_other_weights
 from clusterlora.errors import BadData
-from clusterlora.ports import RunLog, Stores
+from clusterlora.ports.run_log import RunLog
+from clusterlora.ports.stores import Stores
 from clusterlora.values import TrainedAdapter
 
 log = logging.getLogger(__name__)

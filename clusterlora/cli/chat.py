@@ -10,7 +10,7 @@ from clusterlora.cli.local_stores import open_local_stores
 from clusterlora.cli.progress import echo_stderr
 
 if TYPE_CHECKING:
-    from clusterlora.ports import Stores
+    from clusterlora.ports.stores import Stores
     from clusterlora.settings import Study
 
 _EXAMPLES = """\b

@@ -15,7 +15,7 @@ from clusterlora.errors import OutOfMemory, UnknownName
 if TYPE_CHECKING:
     from clusterlora.planning.study_state import StudyState
     from clusterlora.planning.work_plan import WorkPlan
-    from clusterlora.ports import Stores
+    from clusterlora.ports.stores import Stores
     from clusterlora.requests import TrainingGroup
     from clusterlora.settings import Study
 

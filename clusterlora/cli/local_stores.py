@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from clusterlora.cli.orchestration import use_local_services
 
 if TYPE_CHECKING:
-    from clusterlora.ports import Stores
+    from clusterlora.ports.stores import Stores
 
 
 def open_local_stores(*, keep_services_up: bool = False) -> "Stores":

@@ -15,7 +15,7 @@ from clusterlora.cli.orchestration import deployments, services_home
 from clusterlora.cli.progress import echo_stderr
 
 if TYPE_CHECKING:
-    from clusterlora.ports import Stores
+    from clusterlora.ports.stores import Stores
     from clusterlora.settings import Study
 
 _RUN_EXAMPLES = """\b

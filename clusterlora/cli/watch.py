@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from clusterlora.ports import Stores
+    from clusterlora.ports.stores import Stores
 
 REFRESH_SECONDS = 2.0
 _ENDED = ("finished", "failed", "cancelled")

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from clusterlora.errors import BadSettings
-from clusterlora.ports import Embedder
+from clusterlora.ports.embedder import Embedder
 from clusterlora.values import Persona
 
 Evidence = tuple[Float[np.ndarray, "_ dim"], ...]

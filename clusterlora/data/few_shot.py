@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from clusterlora.ports import Embedder
+from clusterlora.ports.embedder import Embedder
 from clusterlora.values import Exchange, Persona, Turn
 
 

@@ -15,7 +15,8 @@ from clusterlora.evaluation.train_responses import TrainResponses
 from clusterlora.models.base import BaseModel
 from clusterlora.models.memory import is_allocation_failure
 from clusterlora.models.stacked import Weights
-from clusterlora.ports import Embedder, RunLog
+from clusterlora.ports.embedder import Embedder
+from clusterlora.ports.run_log import RunLog
 from clusterlora.settings import EvaluationSettings, ModelSettings
 from clusterlora.values import Answer, Item
 

@@ -8,7 +8,7 @@ from jaxtyping import Float
 
 from clusterlora.errors import BadData
 from clusterlora.evaluation.train_responses import TrainResponses
-from clusterlora.ports import Embedder
+from clusterlora.ports.embedder import Embedder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Int
 
 from clusterlora.errors import BadData
-from clusterlora.ports import Embedder
+from clusterlora.ports.embedder import Embedder
 
 
 def floor(references_by_persona: Mapping[str, Sequence[str]], embedder: Embedder) -> float:

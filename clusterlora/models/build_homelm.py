@@ -19,7 +19,7 @@ from clusterlora.data.prompts import PromptEncoder, TokenSequence, messages
 from clusterlora.data.synthetic import generate
 from clusterlora.models.homelm_card import model_card
 from clusterlora.models.loading import load_causal_lm
-from clusterlora.ports import RunLog
+from clusterlora.ports.run_log import RunLog
 from clusterlora.settings import ModelSettings, SyntheticSettings
 from clusterlora.values import Turn
 

@@ -13,7 +13,7 @@ from clusterlora.errors import ModelUnavailable
 from clusterlora.models.hub import hub_snapshot
 from clusterlora.models.loading import first_line, without_progress_bars
 from clusterlora.models.weights import PICKLE_SUFFIXES, combined_sha256, file_sha256
-from clusterlora.ports import Embedder
+from clusterlora.ports.embedder import Embedder
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

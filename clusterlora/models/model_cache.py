@@ -4,7 +4,7 @@ from functools import lru_cache
 
 from clusterlora.models.base import BaseModel, load_base
 from clusterlora.models.embedding import load_embedder
-from clusterlora.ports import Embedder
+from clusterlora.ports.embedder import Embedder
 from clusterlora.settings import Dtype, ModelSettings, PreparedModel
 
 

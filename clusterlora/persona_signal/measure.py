@@ -14,7 +14,8 @@ from clusterlora.errors import BadData
 from clusterlora.evaluation.discriminant import discriminant
 from clusterlora.evaluation.statistics import bootstrap_interval, paired_bootstrap
 from clusterlora.persona_signal.masked_exchanges import MaskedExchange, masked_exchanges
-from clusterlora.ports import Embedder, RunLog
+from clusterlora.ports.embedder import Embedder
+from clusterlora.ports.run_log import RunLog
 from clusterlora.values import Clustering, Persona, Split
 
 MOST_PERSONAS, MOST_TRAIN, MOST_VAL = 40, 16, 6

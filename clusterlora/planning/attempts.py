@@ -1,6 +1,6 @@
 """Which attempt at training a group comes next, and with which micro-batch."""
 
-from clusterlora.ports import Stores
+from clusterlora.ports.stores import Stores
 from clusterlora.requests import TrainingGroup, TrainRequest
 from clusterlora.settings import Study
 

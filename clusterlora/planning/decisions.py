@@ -4,7 +4,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from clusterlora.metadata import Decision, GateDecisions
-from clusterlora.ports import Stores
+from clusterlora.ports.stores import Stores
 
 
 def decide(study_name: str, stores: Stores, decision: Decision) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from clusterlora.errors import UnknownName
 from clusterlora.gate.power import Power
 from clusterlora.metadata import ComparisonSummary, Decision, GateDecisions, ImportedAdapters, Provenance, Refinement, TrackerPage
-from clusterlora.ports import Stores
+from clusterlora.ports.stores import Stores
 from clusterlora.settings import PreparedStudy, Rung
 from clusterlora.values import Attempt, Clustering, Dataset, TrainedAdapter, Verdict
 

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 from clusterlora.errors import OutOfMemory
 from clusterlora.models.memory import format_bytes, peak_memory_bytes
-from clusterlora.ports import AdapterRun
+from clusterlora.ports.tracker import AdapterRun
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Literal
 
-from clusterlora.ports import Stores
+from clusterlora.ports.stores import Stores
 
 Phase = Literal[
     "prepare",

@@ -6,7 +6,7 @@ from types import TracebackType
 from typing import Self
 
 from clusterlora.durable import make_folder
-from clusterlora.ports import RunLog
+from clusterlora.ports.run_log import RunLog
 
 _LINES = 50
 """About so many progress lines in a file, however long the training."""

@@ -7,7 +7,7 @@ from clusterlora.evaluation.markdown import cell
 from clusterlora.evaluation.metrics import METRICS
 from clusterlora.metadata import ComparisonSummary, Provenance
 from clusterlora.models.base import BASE_MODELS, base_licence
-from clusterlora.ports import About
+from clusterlora.ports.model_registry import About
 from clusterlora.settings import Study
 
 

@@ -11,7 +11,7 @@ from clusterlora.errors import BadData
 from clusterlora.planning.ladder import REFERENCE
 from clusterlora.planning.study_state import StudyState
 from clusterlora.planning.work_plan import WorkPlan, trained_adapters
-from clusterlora.ports import Stores
+from clusterlora.ports.stores import Stores
 from clusterlora.stores.routing_table import KeyedAdapter, KeyedComposition, RoutingTable
 from clusterlora.values import AdapterComposition, TrainedAdapter
 

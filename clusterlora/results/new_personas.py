@@ -15,7 +15,7 @@ from clusterlora.durable import write_durably
 from clusterlora.evaluation.metrics import METRICS
 from clusterlora.planning.study_state import StudyState
 from clusterlora.planning.work_plan import WorkPlan
-from clusterlora.ports import Stores
+from clusterlora.ports.stores import Stores
 from clusterlora.values import Split
 
 

@@ -16,7 +16,7 @@ from clusterlora.persona_signal.measure import PersonaSignal
 from clusterlora.planning.ladder import OWN, REFERENCE, gated
 from clusterlora.planning.study_state import StudyState
 from clusterlora.planning.work_plan import WorkPlan, trained_adapters
-from clusterlora.ports import Stores
+from clusterlora.ports.stores import Stores
 from clusterlora.progress.timing import seconds_by_part
 from clusterlora.report.cluster_map import draw_map
 from clusterlora.report.data import Cost, Curve, Example, ExampleAnswer, ReportData

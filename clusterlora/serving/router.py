@@ -19,7 +19,7 @@ from clusterlora.models.base import load_base
 from clusterlora.models.embedding import load_embedder
 from clusterlora.models.revision import is_same_base
 from clusterlora.models.stacked import Weights, combined_weights, read_weights
-from clusterlora.ports import Embedder
+from clusterlora.ports.embedder import Embedder
 from clusterlora.stores.routing_table import KeyedAdapter, KeyedComposition, RoutingTable, read_routing_table
 from clusterlora.values import Role, Turn, WeightedAdapter
 

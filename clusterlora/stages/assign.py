@@ -23,7 +23,8 @@ from clusterlora.models.stacked import combined_weights
 from clusterlora.planning.ladder import GATED, REFERENCE
 from clusterlora.planning.study_state import StudyState, read_state
 from clusterlora.planning.work_plan import WorkPlan, trained_adapters, work_plan
-from clusterlora.ports import RunLog, Stores
+from clusterlora.ports.run_log import RunLog
+from clusterlora.ports.stores import Stores
 from clusterlora.settings import DataSettings, PreparedStudy
 from clusterlora.stages.evaluate import weights_of
 from clusterlora.stages.train import expose

@@ -15,7 +15,8 @@ from clusterlora.models.stacked import read_adapter
 from clusterlora.planning.ladder import REFERENCE
 from clusterlora.planning.study_state import StudyState, read_state
 from clusterlora.planning.work_plan import work_plan
-from clusterlora.ports import RunLog, Stores
+from clusterlora.ports.run_log import RunLog
+from clusterlora.ports.stores import Stores
 from clusterlora.progress.timing import timed
 from clusterlora.results.report import map_path, write_map
 from clusterlora.settings import Study

@@ -18,7 +18,8 @@ from clusterlora.metadata import ComparisonSummary, ImportedScores, MethodScore
 from clusterlora.planning.ladder import REFERENCE, decided_rung, gated
 from clusterlora.planning.study_state import StudyState, read_state
 from clusterlora.planning.work_plan import WorkPlan, work_plan
-from clusterlora.ports import RunLog, Stores
+from clusterlora.ports.run_log import RunLog
+from clusterlora.ports.stores import Stores
 from clusterlora.progress.timing import timed
 from clusterlora.results.imported_scores import imported_markdown
 from clusterlora.results.new_personas import new_personas

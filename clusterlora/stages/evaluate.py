@@ -21,7 +21,8 @@ from clusterlora.models.stacked import Weights, combined_weights, read_weights
 from clusterlora.planning.ladder import refused, rung_by_name
 from clusterlora.planning.study_state import StudyState, read_state
 from clusterlora.planning.work_plan import WorkPlan, judged_adapters, trained_adapters, work_plan
-from clusterlora.ports import RunLog, Stores
+from clusterlora.ports.run_log import RunLog
+from clusterlora.ports.stores import Stores
 from clusterlora.progress.timing import Phase, timed
 from clusterlora.requests import EvaluationPart, EvaluationRequest
 from clusterlora.settings import Study

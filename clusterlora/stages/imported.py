@@ -14,7 +14,8 @@ from clusterlora.models.model_cache import base_model
 from clusterlora.models.stacked import StackedModel, Weights, read_adapter
 from clusterlora.planning.study_state import StudyState, read_state
 from clusterlora.planning.work_plan import IMPORTED, work_plan
-from clusterlora.ports import RunLog, Stores
+from clusterlora.ports.run_log import RunLog
+from clusterlora.ports.stores import Stores
 from clusterlora.results.report import write_map
 from clusterlora.settings import PreparedStudy, Study
 from clusterlora.stages.prepare import as_prepared, prepare

@@ -11,7 +11,7 @@ from clusterlora.gate.required_share import required_share
 from clusterlora.planning.ladder import REFERENCE, rung_by_name, rungs
 from clusterlora.planning.study_state import StudyState, read_state
 from clusterlora.planning.work_plan import judged_adapters, work_plan
-from clusterlora.ports import Stores
+from clusterlora.ports.stores import Stores
 from clusterlora.stages.evaluate import scores_of
 from clusterlora.values import AdapterComposition, Verdict, WeightedAdapter
 

@@ -6,7 +6,8 @@ from clusterlora.adapters.merging import density_of
 from clusterlora.errors import BadData
 from clusterlora.planning.study_state import read_state
 from clusterlora.planning.work_plan import trained_adapters, work_plan
-from clusterlora.ports import RunLog, Stores
+from clusterlora.ports.run_log import RunLog
+from clusterlora.ports.stores import Stores
 from clusterlora.progress.timing import timed
 from clusterlora.requests import MergeRequest, TrainingGroup
 from clusterlora.stages.register import register_adapter

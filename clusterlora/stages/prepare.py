@@ -13,7 +13,8 @@ from clusterlora.errors import UnknownName
 from clusterlora.metadata import Provenance, TrackerPage
 from clusterlora.models.base import base_revision, faster_dtype
 from clusterlora.planning.ladder import REFERENCE
-from clusterlora.ports import RunLog, Stores
+from clusterlora.ports.run_log import RunLog
+from clusterlora.ports.stores import Stores
 from clusterlora.progress.timing import timed
 from clusterlora.settings import PreparedStudy, Study, prepared
 from clusterlora.stores.resume import as_decided

@@ -10,7 +10,8 @@ from clusterlora.planning.ladder import GATED, REFERENCE
 from clusterlora.planning.study_state import read_state
 from clusterlora.planning.training_groups import refinement_pending
 from clusterlora.planning.work_plan import work_plan
-from clusterlora.ports import RunLog, Stores
+from clusterlora.ports.run_log import RunLog
+from clusterlora.ports.stores import Stores
 from clusterlora.progress.timing import timed
 from clusterlora.settings import Study
 from clusterlora.stages.evaluate import val_losses

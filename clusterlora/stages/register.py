@@ -9,7 +9,8 @@ from clusterlora.metadata import RegisteredChampion
 from clusterlora.planning.study_state import StudyState, read_state
 from clusterlora.planning.training_groups import of_one_person
 from clusterlora.planning.work_plan import WorkPlan, trained_adapters, work_plan
-from clusterlora.ports import RunLog, Stores
+from clusterlora.ports.run_log import RunLog
+from clusterlora.ports.stores import Stores
 from clusterlora.progress.timing import seconds_by_part, timed
 from clusterlora.registry.model_card import about
 from clusterlora.registry.routing import adapter_table, routing_table

@@ -11,7 +11,7 @@ from clusterlora.evaluation.reference_points import floor, most_similar_of_other
 from clusterlora.metadata import ReferencePoints
 from clusterlora.models.model_cache import embedder
 from clusterlora.planning.study_state import StudyState
-from clusterlora.ports import Stores
+from clusterlora.ports.stores import Stores
 from clusterlora.progress.timing import timed
 from clusterlora.settings import Study
 from clusterlora.values import Item, digest

@@ -11,7 +11,8 @@ from clusterlora.data.split import SPLITS
 from clusterlora.errors import BadData
 from clusterlora.models.model_cache import embedder
 from clusterlora.persona_signal.measure import PersonaSignal, measure
-from clusterlora.ports import RunLog, Stores
+from clusterlora.ports.run_log import RunLog
+from clusterlora.ports.stores import Stores
 from clusterlora.progress.timing import timed
 from clusterlora.settings import ClusteringSettings, Study
 from clusterlora.values import Dataset, Dialogue, Persona, Turn

@@ -21,7 +21,9 @@ from clusterlora.models.stacked import read_adapter
 from clusterlora.planning.ladder import rung_by_name
 from clusterlora.planning.study_state import StudyState, read_state
 from clusterlora.planning.work_plan import WorkPlan, work_plan
-from clusterlora.ports import AdapterRun, RunLog, Stores
+from clusterlora.ports.run_log import RunLog
+from clusterlora.ports.stores import Stores
+from clusterlora.ports.tracker import AdapterRun
 from clusterlora.progress.outcome import tagged_with_outcome
 from clusterlora.progress.timing import timed
 from clusterlora.progress.training_log import TrainingLog

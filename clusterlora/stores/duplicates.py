@@ -6,7 +6,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from clusterlora.ports import Duplicates, RowKind
+from clusterlora.ports.study_store import Duplicates, RowKind
 from clusterlora.stores import rows, schema
 from clusterlora.values import Answer
 

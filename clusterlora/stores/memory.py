@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from clusterlora.errors import UnknownName
-from clusterlora.ports import About, AdapterRun, Duplicates, ModelVersion, OpenRun
+from clusterlora.ports.model_registry import About, ModelVersion
+from clusterlora.ports.study_store import Duplicates
+from clusterlora.ports.tracker import AdapterRun, OpenRun
 from clusterlora.settings import PreparedStudy, check_study_name
 from clusterlora.stores.json_codec import from_json, to_json
 from clusterlora.stores.metadata_kinds import WORD_BY_KIND

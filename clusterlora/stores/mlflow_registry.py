@@ -10,7 +10,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException, RestException
 
 from clusterlora.adapters.weights import weight_files
-from clusterlora.ports import About, ModelVersion
+from clusterlora.ports.model_registry import About, ModelVersion
 from clusterlora.stores.json_codec import to_json
 from clusterlora.stores.routing_table import RoutingTable, content_of
 

@@ -18,7 +18,8 @@ from mlflow.exceptions import MlflowException, RestException
 
 from clusterlora.errors import UnknownName
 from clusterlora.gate.report import markdown
-from clusterlora.ports import About, AdapterRun, ModelVersion, OpenRun
+from clusterlora.ports.model_registry import About, ModelVersion
+from clusterlora.ports.tracker import AdapterRun, OpenRun
 from clusterlora.stores.json_codec import from_plain, plain, to_json
 from clusterlora.stores.mlflow_registry import add_version, model_versions
 from clusterlora.stores.mlflow_run import METRICS_PER_REQUEST, MlflowRun, batches, metrics_of, mlflow_name, now, send

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from clusterlora.errors import BadSettings
-from clusterlora.ports import About, AdapterRun, ModelVersion, OpenRun
+from clusterlora.ports.model_registry import About, ModelVersion
+from clusterlora.ports.tracker import AdapterRun, OpenRun
 from clusterlora.values import Dataset, TrainedAdapter, Verdict
 
 

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from clusterlora.errors import UnknownName
-from clusterlora.ports import Duplicates
+from clusterlora.ports.study_store import Duplicates
 from clusterlora.settings import PreparedStudy, check_study_name
 from clusterlora.stores import duplicates, rows, schema
 from clusterlora.stores.database import Database

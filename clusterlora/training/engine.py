@@ -28,7 +28,7 @@ from clusterlora.models.base import BaseModel
 from clusterlora.models.decoder import PAD_TO
 from clusterlora.models.memory import allocation_failures, free_memory_bytes, tokens_per_chunk
 from clusterlora.models.packing import n_rows_that_fit
-from clusterlora.ports import RunLog
+from clusterlora.ports.run_log import RunLog
 from clusterlora.training import checkpoint
 from clusterlora.training.backends import Backend, lora_backend, prefix_backend
 from clusterlora.training.batch import RowSlots, TrainingBatch

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from clusterlora.adapters.peft_folder import read_peft_tensors
 from clusterlora.data.prompts import TokenSequence
 from clusterlora.models.base import BaseModel
-from clusterlora.ports import RunLog
+from clusterlora.ports.run_log import RunLog
 from clusterlora.settings import Recipe
 from clusterlora.training.backends import Backend, lora_backend
 from clusterlora.training.batch import RowSlots, TrainingBatch

@@ -19,7 +19,7 @@ from clusterlora.errors import TrainingDiverged
 from clusterlora.models.base import BaseModel
 from clusterlora.models.memory import allocation_failures
 from clusterlora.models.stacked import logits_only_at
-from clusterlora.ports import RunLog
+from clusterlora.ports.run_log import RunLog
 from clusterlora.training import checkpoint
 from clusterlora.training.job import TrainingJob, TrainingResult, batches, initial_a, learning_rate, out_of_patience, pad_rows
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 from clusterlora.errors import BadSettings
 from clusterlora.models.base import BaseModel
-from clusterlora.ports import RunLog
+from clusterlora.ports.run_log import RunLog
 from clusterlora.training import engine, reference
 from clusterlora.training.job import TrainingJob, TrainingResult
 from clusterlora.training.stacked_lora import targeted_layers

@@ -12,7 +12,7 @@ from clusterlora.metadata import Decision
 from clusterlora.planning.decisions import decide
 from clusterlora.planning.ladder import OWN
 from clusterlora.planning.study_state import read_state
-from clusterlora.ports import Stores
+from clusterlora.ports.stores import Stores
 from clusterlora.settings import Rung, Study, prepared
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from clusterlora.methods.method import CONTROLS
 from clusterlora.planning.ladder import OWN
-from clusterlora.ports import Stores
+from clusterlora.ports.stores import Stores
 from clusterlora.report.data import ReportData
 from clusterlora.results.report import report_data as collect
 from clusterlora.settings import DataSettings, GateSettings, ModelSettings, Recipe, Rung, Study, prepared

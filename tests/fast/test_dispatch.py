@@ -19,7 +19,7 @@ import tasks.child_runs as child_runs
 from clusterlora.errors import BadData, ClusterLoraError, OutOfMemory, ServiceDown
 from clusterlora.metadata import Provenance
 from clusterlora.planning.study_state import read_state
-from clusterlora.ports import Stores
+from clusterlora.ports.stores import Stores
 from clusterlora.requests import EvaluationRequest, TrainingGroup, TrainRequest
 from clusterlora.settings import Study, prepared
 from clusterlora.stores.files import FileAdapterStore

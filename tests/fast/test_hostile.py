@@ -10,7 +10,7 @@ import pytest
 
 from clusterlora.errors import BadSettings, ClusterLoraError
 from clusterlora.planning.study_state import read_state
-from clusterlora.ports import Stores
+from clusterlora.ports.stores import Stores
 from clusterlora.settings import (
     ClusteringSettings,
     DataSettings,

@@ -14,7 +14,7 @@ from clusterlora.data.legacy_import import persona_resolver, read_clusters, read
 from clusterlora.data.load import load
 from clusterlora.errors import BadData, BadSettings
 from clusterlora.planning.training_groups import remaining_groups
-from clusterlora.ports import Stores
+from clusterlora.ports.stores import Stores
 from clusterlora.requests import EvaluationRequest, TrainRequest
 from clusterlora.settings import ClusteringSettings, DataSettings, EvaluationSettings, ModelSettings, Recipe, Study
 from clusterlora.stages.compare import compare

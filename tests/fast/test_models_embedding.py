@@ -11,7 +11,7 @@ import pytest
 from clusterlora.errors import ModelUnavailable
 from clusterlora.models import embedding
 from clusterlora.models.embedding import MINILM_SHA256, SentenceEmbedder, checked_minilm, load_embedder, minilm_folder
-from clusterlora.ports import Embedder
+from clusterlora.ports.embedder import Embedder
 
 
 @pytest.fixture(scope="module")

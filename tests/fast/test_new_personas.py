@@ -16,7 +16,7 @@ from clusterlora.config import resolve
 from clusterlora.methods.held_out import held_out
 from clusterlora.methods.method import StudyView
 from clusterlora.planning.ladder import rungs
-from clusterlora.ports import Stores
+from clusterlora.ports.stores import Stores
 from clusterlora.report import figures
 from clusterlora.requests import EvaluationRequest
 from clusterlora.results.new_personas import new_personas as curve_of

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from clusterlora.planning.study_state import read_state
-from clusterlora.ports import Stores
+from clusterlora.ports.stores import Stores
 from clusterlora.settings import GateSettings, Study, prepared
 from clusterlora.values import Attempt, Clustering, Criterion, Dataset, Dialogue, Persona, Turn, Verdict
 from clusterlora.wiring import from_environment

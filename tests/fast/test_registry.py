@@ -15,7 +15,7 @@ from clusterlora.errors import BadData, BadSettings, UnknownName
 from clusterlora.metadata import ComparisonSummary, MethodScore, Provenance
 from clusterlora.models.base import base_revision, load_base
 from clusterlora.models.stacked import StackedModel, combined_weights, read_weights
-from clusterlora.ports import About
+from clusterlora.ports.model_registry import About
 from clusterlora.registry.model_card import about
 from clusterlora.serving.export import export
 from clusterlora.settings import ModelSettings, Recipe, Study

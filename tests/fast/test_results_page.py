@@ -12,7 +12,7 @@ from clusterlora.comparison.figure import draw
 from clusterlora.comparison.table import write_tables
 from clusterlora.errors import BadData, UnknownName
 from clusterlora.metadata import TruthAgreement
-from clusterlora.ports import Stores
+from clusterlora.ports.stores import Stores
 from clusterlora.settings import DataSettings, Study, SyntheticSettings, prepared
 from clusterlora.stages.compare import figure_path
 from clusterlora.values import Clustering, Dataset, EvaluationRow, Persona

@@ -23,7 +23,7 @@ from clusterlora.planning.attempts import next_request
 from clusterlora.planning.ladder import OWN, decided_rung, refused, rungs
 from clusterlora.planning.training_groups import gate_groups, remaining_groups
 from clusterlora.planning.work_plan import IMPORTED, judged_adapters
-from clusterlora.ports import Stores
+from clusterlora.ports.stores import Stores
 from clusterlora.progress import timing
 from clusterlora.registry.routing import routing_table
 from clusterlora.requests import EvaluationRequest, TrainingGroup, TrainRequest

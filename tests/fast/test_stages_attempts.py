@@ -12,7 +12,9 @@ import pytest
 from clusterlora.adapters.weights import refuse_other_weights, weights_sha256
 from clusterlora.errors import BadData, OutOfMemory, ServiceDown
 from clusterlora.metadata import ComparisonSummary
-from clusterlora.ports import About, AdapterRun, Stores
+from clusterlora.ports.model_registry import About
+from clusterlora.ports.stores import Stores
+from clusterlora.ports.tracker import AdapterRun
 from clusterlora.requests import MergeRequest, TrainingGroup, TrainRequest
 from clusterlora.settings import (
     ClusteringSettings,

@@ -9,7 +9,7 @@ from clusterlora.metadata import ReferencePoints
 from clusterlora.planning.ladder import OWN
 from clusterlora.planning.training_groups import remaining_groups
 from clusterlora.planning.work_plan import judged_adapters
-from clusterlora.ports import Stores
+from clusterlora.ports.stores import Stores
 from clusterlora.settings import (
     ClusteringSettings,
     DataSettings,

@@ -9,7 +9,7 @@ import pytest
 
 from clusterlora.errors import BadData, BadSettings
 from clusterlora.metadata import Provenance
-from clusterlora.ports import Stores
+from clusterlora.ports.stores import Stores
 from clusterlora.settings import DataSettings, ModelSettings, Study, SyntheticSettings, prepared
 from clusterlora.stages import prepare as module
 from clusterlora.stages.prepare import git_revision, prepare

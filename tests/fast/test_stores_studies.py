@@ -24,7 +24,7 @@ from clusterlora.metadata import (
     TruthAgreement,
 )
 from clusterlora.persona_signal.measure import PersonaSignal, Recognition
-from clusterlora.ports import StudyStore
+from clusterlora.ports.study_store import StudyStore
 from clusterlora.settings import Recipe, Rung, RuntimeSettings, Study, prepared
 from clusterlora.stores.memory import MemoryStudyStore
 from clusterlora.stores.metadata_kinds import WORD_BY_KIND

@@ -15,7 +15,7 @@ from mlflow import MlflowClient
 from clusterlora.adapters.weights import weights_sha256
 from clusterlora.errors import BadData, UnknownName
 from clusterlora.metadata import RegisteredChampion
-from clusterlora.ports import Stores
+from clusterlora.ports.stores import Stores
 from clusterlora.settings import ModelSettings, Recipe, Study, prepared
 from clusterlora.stores.files import FileAdapterStore
 from clusterlora.stores.json_codec import plain

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from clusterlora.evaluation.discriminant import Discriminant, discriminant
 from clusterlora.evaluation.metric import Metric, Scorable
 from clusterlora.evaluation.train_responses import TrainResponses
-from clusterlora.ports import Embedder
+from clusterlora.ports.embedder import Embedder
 
 
 class _PersonaClassifier(NamedTuple):

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from clusterlora.ports import Stores
+from clusterlora.ports.stores import Stores
 from tests.all.chaos import look
 from tests.all.chaos.blows import BLOWS, Blow, Struck
 from tests.all.chaos.place import Place, StackPlace, place

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from safetensors import safe_open
 
-from clusterlora.ports import Stores
+from clusterlora.ports.stores import Stores
 
 _TRAINED = re.compile(r"^\S+ \S+ (\S+): loss ", re.MULTILINE)
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from clusterlora.ports import Stores
+from clusterlora.ports.stores import Stores
 from clusterlora.verify import LiveWork, verify
 from clusterlora.wiring import from_environment
 from deployments.service_specs import free_port

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from clusterlora.adapters.stored import is_right
-from clusterlora.ports import Stores
+from clusterlora.ports.stores import Stores
 from clusterlora.training import checkpoint
 from clusterlora.verify import LiveWork, verify
 from clusterlora.wiring import from_environment

@@ -1,0 +1,56 @@
+"""The model registry: what registration, verification and export use."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """What is said of a registered model: its card in Markdown, and tags to search by."""
+
+    card: str
+    tags: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelVersion:
+    """A version in the registry. `whole` says that the model and as many adapters as it was made of are among its artifacts.
+
+    `content` is its identity as the registry keeps it, `uri` where its routes.json and its adapters can be downloaded from.
+    """
+
+    name: str
+    version: str
+    adapter_keys: tuple[str, ...]
+    whole: bool
+    content: str
+    uri: str
+
+
+class ModelRegistry(Protocol):
+    """The registry of the models that a study hands over."""
+
+    def register_router(
+        self,
+        study: str,
+        *,
+        routes: Mapping[str, Any],
+        adapter_folders: Mapping[str, Path],
+        champion: bool,
+        model: str | None = None,
+        about: "About | None" = None,
+    ) -> str | None:
+        """Add a version of `<study>` (or of `<study>-<model>`) that answers everybody, unless one with this content exists.
+
+        `routes` is a `stores.routing_table.RoutingTable` as plain JSON values: one adapter for all, or everybody's own. Returns the
+        version's URI, to which alias champion moves when `champion`; None where there is no registry.
+        """
+        ...
+
+    def versions(self, study: str) -> tuple["ModelVersion", ...]:
+        """Return the versions of the study's registered models."""
+        ...
+
+    def drop_version(self, name: str, version: str) -> None: ...

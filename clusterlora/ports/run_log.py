@@ -1,0 +1,24 @@
+"""Where work reports its progress: what the engine and every step are given."""
+
+from typing import Protocol, runtime_checkable
+
+
+@runtime_checkable
+class RunLog(Protocol):
+    """Where progress and curves go: a rich bar, a Prefect progress artifact, an MLflow run, or nowhere."""
+
+    def phase(self, name: str, *, total: int, unit: str) -> None:
+        """Begin a stretch of work of `total` units; the previous one is over."""
+        ...
+
+    def advance(self, units: int = 1, **facts: float) -> None:
+        """Report that so many more units are done; facts are shown beside the bar (loss, tokens_per_second)."""
+        ...
+
+    def metric(self, name: str, value: float, *, step: int) -> None:
+        """Record one point of a curve."""
+        ...
+
+    def note(self, message: str) -> None:
+        """Say one line."""
+        ...

@@ -1,0 +1,147 @@
+"""The study database: what every step reads and writes."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, TypeVar
+
+from clusterlora.settings import PreparedStudy
+from clusterlora.values import Answer, Attempt, Clustering, Dataset, LearningCurve, Route, TrainedAdapter, Verdict
+
+T = TypeVar("T")
+
+
+RowKind = Literal["personas", "dialogues", "cluster_members", "answers"]
+
+
+@dataclass(frozen=True, slots=True)
+class Duplicates:
+    """Rows of one kind that a study holds more than once: how many, and the first one with how often it is there."""
+
+    rows: RowKind
+    n: int
+    example: tuple[str, ...]
+    times: int
+
+    def __str__(self) -> str:
+        nouns = {
+            "personas": "positions of personas",
+            "dialogues": "dialogues of a persona",
+            "cluster_members": "personas in clusters",
+            "answers": "answers",
+        }
+        return f"{self.n} {nouns[self.rows]} are there more than once, for example {', '.join(self.example)} ({self.times} times)"
+
+
+class StudyStore(Protocol):
+    """The study database. Every write is idempotent: writing the same thing twice leaves one row."""
+
+    def create_study(self, study: PreparedStudy) -> None:
+        """Record a study; resuming it with the same settings is fine.
+
+        Raises:
+            BadSettings: a study of this name exists with other settings (runtime aside); names the fields that differ.
+        """
+        ...
+
+    def study(self, name: str) -> PreparedStudy:
+        """Return a study's settings as prepared. Raises UnknownName."""
+        ...
+
+    def studies(self) -> tuple[tuple[str, str, str], ...]:
+        """Return (name, status, created) of every study, newest first."""
+        ...
+
+    def set_status(self, name: str, status: str) -> None: ...
+
+    def status(self, name: str) -> str: ...
+
+    def save_metadata(self, study: str, value: object) -> None:
+        """Record a value of one of the kinds in `stores.metadata_kinds`; the last one of its kind stays."""
+        ...
+
+    def metadata(self, study: str, kind: type[T]) -> T | None:
+        """Return the study's value of this kind; None when it was not recorded."""
+        ...
+
+    def add_seconds(self, study: str, phase: str, part: str, seconds: float) -> None:
+        """Add to the time that a part of a phase has taken; `part` is empty where a phase has none."""
+        ...
+
+    def seconds(self, study: str) -> tuple[tuple[str, str, float], ...]:
+        """Return (phase, part, seconds) of everything timed, by phase and part."""
+        ...
+
+    def save_dataset(self, study: str, dataset: Dataset) -> None:
+        """Keep personas and split dialogues. Raises BadData when the study already holds other data."""
+        ...
+
+    def dataset(self, study: str) -> Dataset: ...
+
+    def save_clustering(self, study: str, clustering: Clustering) -> None: ...
+
+    def clustering(self, study: str) -> Clustering | None: ...
+
+    def save_adapter(
+        self, study: str, adapter: TrainedAdapter, *, curves: Sequence[LearningCurve] = (), instead_of: TrainedAdapter | None = None
+    ) -> None:
+        """Record a trained adapter with its learning curves under its key and link it to the study.
+
+        The first record of a key stays, unless it is `instead_of`: one whose weights are lost, for every study that has it.
+        """
+        ...
+
+    def adapter(self, key: str) -> TrainedAdapter | None: ...
+
+    def move_adapter(self, key: str, *, run_id: str, uri: str) -> None:
+        """Record that other machines find an adapter's weights elsewhere."""
+        ...
+
+    def forget_adapter(self, key: str) -> None:
+        """Take an adapter whose weights are lost out of every study: it will be trained again."""
+        ...
+
+    def adapters(self, study: str) -> tuple[TrainedAdapter, ...]: ...
+
+    def learning_curves(self, study: str) -> Mapping[str, tuple[LearningCurve, ...]]:
+        """Return the curves of the study's adapters by key, to six digits; merged and imported adapters have none."""
+        ...
+
+    def open_attempt(self, study: str, attempt: Attempt) -> None: ...
+
+    def close_attempt(
+        self, study: str, group: str, number: int, *, state: str, detail: str = "", peak_memory_bytes: int | None = None
+    ) -> None:
+        """End an attempt, creating its row when it never started; an attempt that already ended keeps its first end."""
+        ...
+
+    def attempts(self, study: str, group: str | None = None) -> tuple[Attempt, ...]: ...
+
+    def save_memory_limit(self, base: str, device: str, max_length: int, *, micro_batch: int) -> None:
+        """Remember that trainings on a base revision run out of a device's memory above this micro-batch; the smallest one stays."""
+        ...
+
+    def memory_limit(self, base: str, device: str, max_length: int) -> int | None:
+        """Return the largest micro-batch to try there; None when nothing has failed yet."""
+        ...
+
+    def save_answers(self, study: str, answers: Iterable[Answer]) -> None: ...
+
+    def answers(self, study: str, composition_keys: Sequence[str] | None = None) -> tuple[Answer, ...]: ...
+
+    def duplicates(self, study: str) -> tuple["Duplicates", ...]:
+        """Return what the study holds more than once, one value per kind of row."""
+        ...
+
+    def drop_duplicate_answers(self, study: str) -> None:
+        """Remove answers that stand beside another to the same question; the one whose id is right stays."""
+        ...
+
+    def save_routes(self, study: str, routes: Sequence[Route]) -> None:
+        """Record each persona's route of each method; the last write wins, and routes not named stay (shards write their own)."""
+        ...
+
+    def routes(self, study: str) -> tuple[Route, ...]: ...
+
+    def save_verdict(self, study: str, verdict: Verdict) -> None: ...
+
+    def verdicts(self, study: str) -> tuple[Verdict, ...]: ...

@@ -1,0 +1,102 @@
+"""The experiment tracker: what the steps that train, judge and compare report to."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from clusterlora.ports.model_registry import ModelRegistry
+from clusterlora.values import Dataset, TrainedAdapter, Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class OpenRun:
+    """A tracker's run that has not ended; the study's parent run has no training group and no attempt."""
+
+    run_id: str
+    name: str
+    group: str | None
+    attempt: int | None
+
+
+class AdapterRun(Protocol):
+    """An open child run."""
+
+    run_id: str
+
+    def curve(self, name: str, points: Sequence[tuple[int, float]]) -> None:
+        """Log many points of one metric in one request."""
+        ...
+
+    def metrics(self, values: Mapping[str, float]) -> None: ...
+
+    def tag(self, values: Mapping[str, str]) -> None: ...
+
+    def artifacts(self, folder: Path, path: str) -> str:
+        """Upload a folder; return its URI."""
+        ...
+
+
+class StudyTracker(Protocol):
+    """The runs of a study in the experiment tracker (MLflow)."""
+
+    def start_study(self, study: str, *, params: Mapping[str, Any], tags: Mapping[str, str], dataset: Dataset, running: bool = True) -> str:
+        """Create or find the study's experiment and parent run; return the parent run's id.
+
+        The parent run is then running; without `running` one that was there stays in its status, and one that is made has ended.
+        """
+        ...
+
+    def log_verdict(self, study: str, verdict: Verdict) -> None: ...
+
+    def log_results(self, study: str, *, folder: Path, metrics: Mapping[str, float], description: str = "") -> None:
+        """Attach everything under `folder` (tables, figures) and the summary metrics to the parent run, and describe the experiment."""
+        ...
+
+    def page(self, study: str) -> str | None:
+        """Return the address of the study's parent run in the tracker's UI, if it has one."""
+        ...
+
+    def link(self, study: str, name: str, address: str) -> None:
+        """Keep the address of another system's page with the parent run."""
+        ...
+
+    def end_study(self, study: str, *, status: str, seconds: Mapping[str, float] | None = None) -> None:
+        """End the study's parent run; what each phase took becomes its metrics."""
+        ...
+
+    def open_runs(self, study: str) -> tuple["OpenRun", ...]:
+        """Return the study's runs that have not ended, its parent run included."""
+        ...
+
+    def kill_run(self, run_id: str) -> None:
+        """End a run that nobody will end any more."""
+        ...
+
+
+class AdapterTracker(Protocol):
+    """The runs and artifacts of adapters in the experiment tracker."""
+
+    def adapter_run(
+        self, study: str, *, name: str, params: Mapping[str, Any], tags: Mapping[str, str]
+    ) -> AbstractContextManager["AdapterRun"]:
+        """Open a child run for one adapter; it ends FINISHED, or FAILED when the block raises."""
+        ...
+
+    @property
+    def keeps_adapters(self) -> bool:
+        """Whether adapters that were uploaded can be had back, by any process."""
+        ...
+
+    def download(self, uri: str, folder: Path) -> bool:
+        """Fill an existing folder with what was uploaded; false when there is nothing under this URI."""
+        ...
+
+    def upload(self, study: str, *, adapter: TrainedAdapter, folder: Path) -> tuple[str, str]:
+        """Upload an adapter again, to its run if that exists, else to the study's; return (run id, URI)."""
+        ...
+
+
+class Tracker(StudyTracker, AdapterTracker, ModelRegistry, Protocol):
+    """Experiment tracker and model registry together, as one MLflow server is both."""
