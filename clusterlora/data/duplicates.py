@@ -14,7 +14,7 @@ NEAR = 0.9
 _WORD = re.compile(r"\w+")
 
 
-def normalized_text(dialogue: Dialogue) -> str:
+def normalised_text(dialogue: Dialogue) -> str:
     """Return the normalised words of all turns of a dialogue."""
     return normalize(" ".join(turn.text for turn in dialogue.turns))
 
@@ -27,7 +27,7 @@ def normalize(text: str) -> str:
 
 def duplicate_groups(dialogues: Sequence[Dialogue]) -> tuple[tuple[int, ...], ...]:
     """Return groups of positions: the transitive closure of being equal or nearly equal."""
-    texts = [normalized_text(dialogue) for dialogue in dialogues]
+    texts = [normalised_text(dialogue) for dialogue in dialogues]
     first_with_text: dict[str, int] = {}
     groups = UnionFind(len(texts))
     for position, text in enumerate(texts):

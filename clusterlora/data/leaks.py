@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from clusterlora.data.duplicates import duplicate_groups, normalized_text
+from clusterlora.data.duplicates import duplicate_groups, normalised_text
 from clusterlora.values import Dialogue, Persona, Split
 
 _PROTECTION: dict[Split, int] = {"train": 0, "val": 1, "test": 2}
@@ -17,14 +17,14 @@ def find_leaks(personas: Iterable[Persona]) -> frozenset[tuple[str, str]]:
     most_protected: dict[str, int] = {}
     for persona in personas:
         for dialogue in persona.dialogues:
-            text = normalized_text(dialogue)
+            text = normalised_text(dialogue)
             most_protected[text] = max(most_protected.get(text, 0), _protection(dialogue))
     leaking: set[tuple[str, str]] = set()
     for persona in personas:
         for group in duplicate_groups(persona.dialogues):
             members = [persona.dialogues[position] for position in group]
             highest = max(_protection(member) for member in members)
-            leaking |= {(persona.id, d.id) for d in members if _protection(d) < max(highest, most_protected[normalized_text(d)])}
+            leaking |= {(persona.id, d.id) for d in members if _protection(d) < max(highest, most_protected[normalised_text(d)])}
     return frozenset(leaking)
 
 

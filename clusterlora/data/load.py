@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from clusterlora.data import SOURCES
-from clusterlora.data.duplicates import normalized_text
+from clusterlora.data.duplicates import normalised_text
 from clusterlora.data.leaks import find_leaks
 from clusterlora.data.legacy_import import read_splits
 from clusterlora.data.problems import Problems, SourceLocation
@@ -92,7 +92,7 @@ def limited(reading: SourceData, settings: DataSettings, problems: Problems) -> 
 
 
 def _shared_texts(dataset: Dataset) -> frozenset[str]:
-    counts = Counter(text for persona in dataset.personas for text in {normalized_text(dialogue) for dialogue in persona.dialogues})
+    counts = Counter(text for persona in dataset.personas for text in {normalised_text(dialogue) for dialogue in persona.dialogues})
     return frozenset(text for text, n_personas in counts.items() if n_personas > 1)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 
-from clusterlora.data.duplicates import UnionFind, duplicate_groups, normalized_text
+from clusterlora.data.duplicates import UnionFind, duplicate_groups, normalised_text
 from clusterlora.values import Dialogue, Persona, Split
 
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -114,7 +114,7 @@ def _ordered(groups: _Groups, persona: Persona, plan: SplitPlan) -> list[list[in
 
     def rank(position: int) -> tuple[bool, str]:
         dialogue: Dialogue = persona.dialogues[position]
-        text = normalized_text(dialogue) if plan.shared else ""
+        text = normalised_text(dialogue) if plan.shared else ""
         unique = text not in plan.shared
         return unique, _hash(plan.seed, persona.id, dialogue.id) if unique else _hash(plan.seed, text)
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from clusterlora.adapters.stored import stored_folder
-from clusterlora.data.duplicates import normalized_text
+from clusterlora.data.duplicates import normalised_text
 from clusterlora.data.load import read
 from clusterlora.data.prompts import items
 from clusterlora.errors import BadData, UnknownName
@@ -184,7 +184,7 @@ def _newcomers(state: StudyState, data: DataSettings) -> tuple[Persona, ...]:
         raise BadData(f"{source}: nobody is in it; give at least one persona with one exchange")
     # Splits that a file may give have no meaning here, and words that are there twice are one example.
     return tuple(
-        replace(p, dialogues=tuple(replace(d, split="train") for d in {normalized_text(d): d for d in p.dialogues}.values()))
+        replace(p, dialogues=tuple(replace(d, split="train") for d in {normalised_text(d): d for d in p.dialogues}.values()))
         for p in people
     )
 

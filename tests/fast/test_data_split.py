@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clusterlora.data.duplicates import NEAR, duplicate_groups, normalized_text
+from clusterlora.data.duplicates import NEAR, duplicate_groups, normalised_text
 from clusterlora.data.leaks import find_leaks
 from clusterlora.data.load import split
 from clusterlora.data.problems import Problems
@@ -98,7 +98,7 @@ def test_shares_of_too_few_dialogues_use_all_of_them_in_proportion(n: int, count
 @given(texts=st.lists(TEXTS, max_size=20))
 def test_duplicate_groups_are_those_found_by_comparing_every_pair(texts: list[str]) -> None:
     dialogues = person(texts).dialogues
-    word_sets = [set(normalized_text(dialogue).split()) for dialogue in dialogues]
+    word_sets = [set(normalised_text(dialogue).split()) for dialogue in dialogues]
     groups = list(range(len(texts)))
     for i, one in enumerate(word_sets):
         for j, other in enumerate(word_sets[:i]):

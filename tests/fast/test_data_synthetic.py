@@ -8,7 +8,7 @@ from random import Random
 
 import pytest
 
-from clusterlora.data.duplicates import normalized_text
+from clusterlora.data.duplicates import normalised_text
 from clusterlora.data.generator.home import DEVICES
 from clusterlora.data.generator.rules import Choice, Mood, Taste
 from clusterlora.data.load import load
@@ -63,7 +63,7 @@ def test_clusters_have_the_sizes_asked_for_and_the_order_of_personas_does_not_re
 
 def test_no_two_dialogues_of_a_population_have_the_same_words() -> None:
     # One person with thousands of dialogues would repeat herself if repetitions were not invented again.
-    texts = [normalized_text(dialogue) for dialogue in dialogues(cluster_sizes=(1,), dialogues=3000, seed=4)]
+    texts = [normalised_text(dialogue) for dialogue in dialogues(cluster_sizes=(1,), dialogues=3000, seed=4)]
     assert len(set(texts)) == len(texts) == 3000
 
 
