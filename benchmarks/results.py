@@ -23,12 +23,12 @@ from clusterlora.metadata import TruthAgreement
 from clusterlora.persona_signal.measure import PersonaSignal
 from clusterlora.persona_signal.summary import markdown as signal_markdown
 from clusterlora.planning.study_state import read_state
+from clusterlora.ports.run_log import SilentLog
 from clusterlora.ports.stores import Stores
 from clusterlora.progress.timing import seconds_by_phase
 from clusterlora.settings import DataSettings, Study
 from clusterlora.stages.compare import figure_path
 from clusterlora.stages.signal import signal_of_data
-from clusterlora.stores.memory import SilentLog
 
 Document = Mapping[str, Any]
 

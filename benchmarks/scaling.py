@@ -12,7 +12,7 @@ from benchmarks.subjects import STUDY_STEPS, Subject, questions, training_jobs, 
 from benchmarks.training import flops_of
 from clusterlora.evaluation.inference_backends import inference_backend
 from clusterlora.models.stacked import read_weights
-from clusterlora.stores.memory import SilentLog
+from clusterlora.ports.run_log import SilentLog
 from clusterlora.training import engine
 from clusterlora.training.job import TrainingJob
 

@@ -15,8 +15,8 @@ from benchmarks.measure import Contender, Row, Sample, clock, compare, take_turn
 from benchmarks.subjects import STUDY_STEPS, Subject, training_jobs
 from benchmarks.trainers import Timing, train_with_trainer, train_with_trl, trl_is_installed
 from clusterlora.models.base import BaseModel
+from clusterlora.ports.run_log import SilentLog
 from clusterlora.settings import Dtype
-from clusterlora.stores.memory import SilentLog
 from clusterlora.training import engine, reference
 from clusterlora.training.job import TrainingJob
 

@@ -1,1 +1,1 @@
-"""What the core needs from the outside world, by who uses it. Implementations live in stores/ and models/, fakes in stores/memory.py."""
+"""What the core needs from the outside world, by who uses it. Implementations live in stores/ and models/."""

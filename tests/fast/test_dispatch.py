@@ -23,12 +23,12 @@ from clusterlora.ports.stores import Stores
 from clusterlora.requests import EvaluationRequest, TrainingGroup, TrainRequest
 from clusterlora.settings import Study, prepared
 from clusterlora.stores.files import FileAdapterStore
-from clusterlora.stores.memory import MemoryStudyStore, MemoryTracker
 from clusterlora.stores.sql import SqlStudyStore
 from clusterlora.values import Attempt
 from tasks.child_runs import CrashedChildError, FailedChildError, deserves_another_attempt, settle
 from tasks.dispatch import dispatch_training
 from tasks.status import status_lines
+from tests.fixtures.memory import MemoryStudyStore, MemoryTracker
 
 PROVENANCE = Provenance(
     clusterlora_version="1", git_revision=None, data_digest="abc", base_revision="def", n_personas=200, n_dialogues=10_000

@@ -22,8 +22,8 @@ from clusterlora.evaluation.prefix_sharing import prefill_streams
 from clusterlora.evaluation.select import select_arm
 from clusterlora.models.base import BaseModel, load_base
 from clusterlora.models.stacked import StackedModel, Weights, combined_weights, read_adapter, read_weights
+from clusterlora.ports.run_log import SilentLog
 from clusterlora.settings import EvaluationSettings, ModelSettings, Recipe
-from clusterlora.stores.memory import SilentLog
 from clusterlora.training.job import TrainingJob
 from clusterlora.training.reference import train
 from clusterlora.values import AdapterSpec, Item, Turn, WeightedAdapter

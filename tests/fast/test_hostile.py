@@ -10,6 +10,7 @@ import pytest
 
 from clusterlora.errors import BadSettings, ClusterLoraError
 from clusterlora.planning.study_state import read_state
+from clusterlora.ports.run_log import SilentLog
 from clusterlora.ports.stores import Stores
 from clusterlora.settings import (
     ClusteringSettings,
@@ -23,8 +24,8 @@ from clusterlora.settings import (
     prepared,
 )
 from clusterlora.stores.files import FileAdapterStore
-from clusterlora.stores.memory import MemoryTracker, SilentLog
 from clusterlora.stores.sql import SqlStudyStore
+from tests.fixtures.memory import MemoryTracker
 from tests.fixtures.stages import missing_groups, plan_of
 
 PEOPLE = (

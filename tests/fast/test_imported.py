@@ -14,6 +14,7 @@ from clusterlora.data.legacy_import import persona_resolver, read_clusters, read
 from clusterlora.data.load import load
 from clusterlora.errors import BadData, BadSettings
 from clusterlora.planning.training_groups import remaining_groups
+from clusterlora.ports.run_log import SilentLog
 from clusterlora.ports.stores import Stores
 from clusterlora.requests import EvaluationRequest, TrainRequest
 from clusterlora.settings import ClusteringSettings, DataSettings, EvaluationSettings, ModelSettings, Recipe, Study
@@ -21,7 +22,6 @@ from clusterlora.stages.compare import compare
 from clusterlora.stages.evaluate import evaluate
 from clusterlora.stages.imported import Older, bring_in, settings_for_import
 from clusterlora.stages.train import train_group
-from clusterlora.stores.memory import SilentLog
 from clusterlora.wiring import from_environment
 from tests.fixtures.stages import state_of
 

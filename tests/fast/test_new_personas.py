@@ -38,8 +38,8 @@ from clusterlora.stages.compare import compare
 from clusterlora.stages.evaluate import evaluate
 from clusterlora.stages.prepare import prepare
 from clusterlora.stages.register import register
-from clusterlora.stores.memory import MemoryTracker
 from clusterlora.values import Criterion, Verdict
+from tests.fixtures.memory import MemoryTracker
 from tests.fixtures.stages import LOG, plan_of, run_rest, state_of, train_named
 from tests.fixtures.studies import copy_of_stores, memory_stores, poisoned
 

@@ -13,11 +13,12 @@ from prefect.client.schemas.objects import FlowRun, State
 from prefect.states import Cancelled, Crashed, Failed, Running, Scheduled
 
 from clusterlora.config import as_mapping
+from clusterlora.ports.run_log import SilentLog
 from clusterlora.settings import ClusteringSettings, DataSettings, Recipe, RuntimeSettings, Study, SyntheticSettings, prepared
 from clusterlora.stages.prepare import prepare
-from clusterlora.stores.memory import MemoryTracker, SilentLog
 from clusterlora.wiring import from_environment
 from tasks.outcome import cancel_children, record_failure
+from tests.fixtures.memory import MemoryTracker
 
 SMALL = Study(
     name="small",

@@ -46,10 +46,10 @@ from clusterlora.stages.refine import refine
 from clusterlora.stages.register import register
 from clusterlora.stages.train import log_name, train_group
 from clusterlora.stores.json_codec import from_plain, plain
-from clusterlora.stores.memory import MemoryTracker
 from clusterlora.stores.routing_table import RoutingTable
 from clusterlora.training.job import TrainingResult
 from clusterlora.values import AdapterComposition, Attempt, Clustering, Persona
+from tests.fixtures.memory import MemoryTracker
 from tests.fixtures.stages import LOG, missing_groups, plan_of, rows_of, run, run_rest, state_of, train_named
 from tests.fixtures.studies import memory_stores, poisoned
 

@@ -13,6 +13,7 @@ from clusterlora.adapters.weights import refuse_other_weights, weights_sha256
 from clusterlora.errors import BadData, OutOfMemory, ServiceDown
 from clusterlora.metadata import ComparisonSummary
 from clusterlora.ports.model_registry import About
+from clusterlora.ports.run_log import SilentLog
 from clusterlora.ports.stores import Stores
 from clusterlora.ports.tracker import AdapterRun
 from clusterlora.requests import MergeRequest, TrainingGroup, TrainRequest
@@ -32,7 +33,7 @@ from clusterlora.stages.merge import merge
 from clusterlora.stages.prepare import prepare
 from clusterlora.stages.train import keep, stored_folder, train_group
 from clusterlora.stores.files import FileAdapterStore
-from clusterlora.stores.memory import MemoryRun, MemoryTracker, SilentLog
+from tests.fixtures.memory import MemoryRun, MemoryTracker
 from tests.fixtures.stages import missing_groups, plan_of
 
 UNIFIED = TrainingGroup("unified", "unified", ("unified",))

@@ -9,6 +9,7 @@ from clusterlora.metadata import ReferencePoints
 from clusterlora.planning.ladder import OWN
 from clusterlora.planning.training_groups import remaining_groups
 from clusterlora.planning.work_plan import judged_adapters
+from clusterlora.ports.run_log import SilentLog
 from clusterlora.ports.stores import Stores
 from clusterlora.settings import (
     ClusteringSettings,
@@ -25,7 +26,6 @@ from clusterlora.stages import scale as scale_stage
 from clusterlora.stages.cluster import cluster
 from clusterlora.stages.prepare import prepare
 from clusterlora.stages.scale import scale
-from clusterlora.stores.memory import SilentLog
 from clusterlora.values import Dataset, TrainedAdapter, Verdict
 from tests.fixtures.stages import missing_groups, plan_of, state_of
 

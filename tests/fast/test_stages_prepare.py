@@ -9,11 +9,12 @@ import pytest
 
 from clusterlora.errors import BadData, BadSettings
 from clusterlora.metadata import Provenance
+from clusterlora.ports.run_log import SilentLog
 from clusterlora.ports.stores import Stores
 from clusterlora.settings import DataSettings, ModelSettings, Study, SyntheticSettings, prepared
 from clusterlora.stages import prepare as module
 from clusterlora.stages.prepare import git_revision, prepare
-from clusterlora.stores.memory import MemoryRun, MemoryTracker, SilentLog
+from tests.fixtures.memory import MemoryRun, MemoryTracker
 
 
 def study(base: Path, dtype: Literal["auto", "float32", "bfloat16"] = "auto") -> Study:

@@ -12,11 +12,12 @@ from safetensors.torch import load_file, save_file
 from clusterlora.adapters.stored import folder_if_any, replace_damaged, stored_folder
 from clusterlora.adapters.weights import weights_sha256
 from clusterlora.errors import BadData, ServiceDown
+from clusterlora.ports.run_log import SilentLog
 from clusterlora.ports.stores import Stores
 from clusterlora.settings import Recipe, Study, prepared
 from clusterlora.stores.files import FileAdapterStore
-from clusterlora.stores.memory import MemoryStudyStore, MemoryTracker, SilentLog
 from clusterlora.values import AdapterSpec, TrainedAdapter
+from tests.fixtures.memory import MemoryStudyStore, MemoryTracker
 
 KEY, OTHER = "0123456789abcdef", "fedcba9876543210"
 STUDY = "stored"

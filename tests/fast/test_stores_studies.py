@@ -26,7 +26,6 @@ from clusterlora.metadata import (
 from clusterlora.persona_signal.measure import PersonaSignal, Recognition
 from clusterlora.ports.study_store import StudyStore
 from clusterlora.settings import Recipe, Rung, RuntimeSettings, Study, prepared
-from clusterlora.stores.memory import MemoryStudyStore
 from clusterlora.stores.metadata_kinds import WORD_BY_KIND
 from clusterlora.stores.sql import SqlStudyStore
 from clusterlora.values import (
@@ -46,6 +45,7 @@ from clusterlora.values import (
     Verdict,
     WeightedAdapter,
 )
+from tests.fixtures.memory import MemoryStudyStore
 
 STUDY = prepared(Study(name="contract"), "float32")
 CHANCE = Recognition(accuracy=0.5, low=0.25, high=0.75, chance=0.5, n_classes=2)

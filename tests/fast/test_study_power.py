@@ -10,11 +10,11 @@ from clusterlora.comparison.power import enough_personas, study_power
 from clusterlora.evaluation.statistics import detectable_mean, smallest_p
 from clusterlora.gate.power import Power
 from clusterlora.planning.study_state import read_state
+from clusterlora.ports.run_log import SilentLog
 from clusterlora.ports.stores import Stores
 from clusterlora.settings import Study
 from clusterlora.stages.judge import power_of_study
 from clusterlora.stages.prepare import prepare
-from clusterlora.stores.memory import SilentLog
 
 FOUR = ("baseline", "unified", "per_persona", "cluster", "hybrid", "prefix", "random_cluster")
 

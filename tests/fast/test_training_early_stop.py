@@ -8,8 +8,8 @@ import pytest
 
 from clusterlora.adapters.cache_key import cache_keys
 from clusterlora.models.base import BaseModel
+from clusterlora.ports.run_log import SilentLog
 from clusterlora.settings import ModelSettings
-from clusterlora.stores.memory import SilentLog
 from clusterlora.training import checkpoint, engine
 from clusterlora.training.job import TrainingJob, TrainingResult, out_of_patience
 from clusterlora.values import AdapterSpec, Dataset, Dialogue, Persona, Turn

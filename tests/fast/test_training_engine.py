@@ -19,8 +19,8 @@ from clusterlora.errors import BadSettings, TrainingDiverged
 from clusterlora.models import memory
 from clusterlora.models.base import BaseModel, load_base
 from clusterlora.models.decoder import decoder_of
+from clusterlora.ports.run_log import SilentLog
 from clusterlora.settings import Recipe
-from clusterlora.stores.memory import SilentLog
 from clusterlora.training import backends, checkpoint, engine, reference
 from clusterlora.training.decoder_backend import DecoderBackend
 from clusterlora.training.job import TrainingJob, TrainingResult, pad_rows

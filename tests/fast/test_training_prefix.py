@@ -11,8 +11,8 @@ from clusterlora.data.prompts import PromptEncoder, TokenSequence
 from clusterlora.evaluation.generate import Question, generate, reference_nll
 from clusterlora.models.base import BaseModel, load_base
 from clusterlora.models.stacked import StackedModel, Weights, read_weights
+from clusterlora.ports.run_log import SilentLog
 from clusterlora.settings import Recipe
-from clusterlora.stores.memory import SilentLog
 from clusterlora.training import engine
 from clusterlora.training.batch import RowSlots
 from clusterlora.training.job import TrainingJob, TrainingResult, pad_rows

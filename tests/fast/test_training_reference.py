@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from clusterlora.data.prompts import PromptEncoder, TokenSequence
 from clusterlora.errors import OutOfMemory, TrainingDiverged
 from clusterlora.models.base import BaseModel, load_base
+from clusterlora.ports.run_log import SilentLog
 from clusterlora.settings import Recipe
-from clusterlora.stores.memory import SilentLog
 from clusterlora.training.job import TrainingJob, batches, initial_a, learning_rate
 from clusterlora.training.reference import train
 from clusterlora.values import AdapterSpec, Turn

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 
 from clusterlora.data.prompts import PromptEncoder
 from clusterlora.models.base import BaseModel, load_base
+from clusterlora.ports.run_log import SilentLog
 from clusterlora.settings import Recipe
-from clusterlora.stores.memory import SilentLog
 from clusterlora.training import engine
 from clusterlora.training.job import TrainingJob, TrainingResult
 from clusterlora.training.load_balancing import partition_by_load

@@ -14,8 +14,8 @@ from clusterlora.evaluation.inference_backends import inference_backend
 from clusterlora.models import cuda_graphs
 from clusterlora.models.base import BaseModel, load_base
 from clusterlora.models.stacked import read_weights
+from clusterlora.ports.run_log import SilentLog
 from clusterlora.settings import Recipe
-from clusterlora.stores.memory import SilentLog
 from clusterlora.training import backends, engine, reference
 from clusterlora.training.job import TrainingJob, TrainingResult
 from clusterlora.values import AdapterSpec, Turn

@@ -8,9 +8,9 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 
+from clusterlora.ports.run_log import SilentLog
 from clusterlora.settings import ClusteringSettings, DataSettings, EvaluationSettings, GateSettings, Recipe, Study
 from clusterlora.stages.prepare import prepare
-from clusterlora.stores.memory import SilentLog
 from clusterlora.values import Clustering
 from tests.fixtures.runs import launch, state_of, stores_here, train_here
 from tests.fixtures.session import Service, shared_folder, shared_service

@@ -19,11 +19,11 @@ from clusterlora.ports.stores import Stores
 from clusterlora.settings import ModelSettings, Recipe, Study, prepared
 from clusterlora.stores.files import FileAdapterStore
 from clusterlora.stores.json_codec import plain
-from clusterlora.stores.memory import MemoryTracker
 from clusterlora.stores.routing_table import KeyedAdapter, KeyedComposition, RoutingTable
 from clusterlora.values import AdapterSpec, Answer, Attempt, Clustering, Dataset, Dialogue, Persona, TrainedAdapter, Turn
 from clusterlora.verify import Finding, Kind, LiveWork, verify
 from clusterlora.wiring import from_environment
+from tests.fixtures.memory import MemoryTracker
 from tests.fixtures.servers import mlflow_artifacts
 
 pytestmark = [pytest.mark.filterwarnings("ignore:.*AnyType:UserWarning")]

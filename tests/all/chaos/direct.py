@@ -14,6 +14,7 @@ from pathlib import Path
 from clusterlora.config import resolve
 from clusterlora.errors import ClusterLoraError
 from clusterlora.planning.attempts import next_request
+from clusterlora.ports.run_log import SilentLog
 from clusterlora.requests import EvaluationRequest
 from clusterlora.settings import Study
 from clusterlora.stages.cluster import cluster
@@ -23,7 +24,6 @@ from clusterlora.stages.judge import judge
 from clusterlora.stages.prepare import prepare
 from clusterlora.stages.register import register
 from clusterlora.stages.train import train_group
-from clusterlora.stores.memory import SilentLog
 from clusterlora.wiring import from_environment
 from tests.fixtures.stages import missing_groups, plan_of
 

@@ -161,6 +161,7 @@ def write_everything(_base: Path, say: Say) -> None:
 def study(base: Path, _say: Say) -> None:
     """Run a study of two people from its data to its tables, in this process; a checkpoint ends every epoch."""
     from clusterlora.planning.attempts import next_request
+    from clusterlora.ports.run_log import SilentLog
     from clusterlora.requests import EvaluationRequest
     from clusterlora.settings import ClusteringSettings, DataSettings, EvaluationSettings, ModelSettings, Recipe, Study, SyntheticSettings
     from clusterlora.stages.cluster import cluster
@@ -169,7 +170,6 @@ def study(base: Path, _say: Say) -> None:
     from clusterlora.stages.prepare import prepare
     from clusterlora.stages.register import register
     from clusterlora.stages.train import train_group
-    from clusterlora.stores.memory import SilentLog
     from clusterlora.training import engine
     from clusterlora.wiring import from_environment
 

@@ -150,13 +150,13 @@ def test_two_hosts_without_a_common_disk_score_what_one_machine_scores(
 
 def on_one_machine(study: Study) -> dict[tuple[str, str, str, str], tuple[str, dict[str, float]]]:
     """Return (text, scores) of every answer of the study run in this process, as `clusterlora train`, `evaluate` and `compare` do."""
+    from clusterlora.ports.run_log import SilentLog
     from clusterlora.requests import EvaluationRequest, TrainRequest
     from clusterlora.stages.cluster import cluster
     from clusterlora.stages.compare import compare
     from clusterlora.stages.evaluate import evaluate
     from clusterlora.stages.prepare import prepare
     from clusterlora.stages.train import train_group
-    from clusterlora.stores.memory import SilentLog
 
     stores, log = from_environment(), SilentLog()
     prepare(study, stores, log)
