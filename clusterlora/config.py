@@ -217,8 +217,7 @@ def _name_problems(study: Study) -> Iterator[str]:
     from clusterlora.clustering import ALGORITHMS
     from clusterlora.data import SOURCES
     from clusterlora.evaluation.metrics import METRICS
-    from clusterlora.methods import METHODS
-    from clusterlora.methods.method import CONTROLS
+    from clusterlora.methods import METHODS, controls
 
     try:
         check_study_name(study.name)
@@ -241,7 +240,7 @@ def _name_problems(study: Study) -> Iterator[str]:
                 yield f"{path} = {name!r}: unknown {catalog.kind}; {hint}"
         for name in {name for name in names if names.count(name) > 1}:
             yield f"{path}: {name!r} is listed twice; list it once"
-    if study.methods and all(name in CONTROLS for name in study.methods):
+    if study.methods and all(name in controls() for name in study.methods):
         yield f"methods = {list(study.methods)}: controls alone, none of which can be champion; add what they control"
     for path, name in (("headline", measured.headline), ("selection_metric", measured.selection_metric)):
         if name not in measured.metrics:

@@ -2,15 +2,21 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from typing import Any, Literal
 
+from clusterlora.errors import BadSettings
 from clusterlora.settings import MergeSettings, Recipe
 
 Role = Literal["system", "user", "assistant"]
 Split = Literal["train", "val", "test"]
+Scope = Literal["everybody", "cluster", "group", "person"]
+"""Whom an adapter is for: everybody, a cluster (or a group as large), a group that a method put together, or one person."""
+
+_ADAPTER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}")
 
 
 def digest(value: object, *, length: int = 16) -> str:
@@ -131,7 +137,12 @@ class Clustering:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterSpec:
-    """What an adapter is: who it learns from, how, and what it starts from.
+    """What an adapter is: whom it is for, who it learns from, how, and what it starts from.
+
+    Names are labels: what an adapter is, its fields say. A `cluster` number goes with that scope. `seed` counts the trainings of a study,
+    from 0, and `rung` is that of the gate's ladder which it is trained for, None for the study's own; an adapter that one of the two sets
+    apart is called otherwise, and a `variant_of` what its method calls it. `folder` is where a person finds the weights, under `models/`
+    of the study's folder; empty for `models/` itself.
 
     `init_from` is the name of an adapter whose weights it starts from; `frozen_adapter` of one that is active and frozen under it. With
     `merge_of` it is not trained but merged from the adapters of these names, as `merging` says. `persona_in_prompt` puts the persona's
@@ -141,6 +152,12 @@ class AdapterSpec:
     name: str
     persona_ids: tuple[str, ...]
     recipe: Recipe
+    scope: Scope = "group"
+    cluster: int | None = None
+    variant_of: str | None = None
+    seed: int = 0
+    rung: str | None = None
+    folder: str = ""
     kind: Literal["lora", "prefix"] = "lora"
     init_from: str | None = None
     frozen_adapter: str | None = None
@@ -148,6 +165,33 @@ class AdapterSpec:
     merging: MergeSettings | None = None
     persona_in_prompt: bool = False
     imported: str | None = None
+
+    def __post_init__(self) -> None:
+        """Check the name, and that scope, cluster and personas agree.
+
+        Raises:
+            BadSettings: they do not, or the name is none that folders and registries take.
+        """
+        if not _ADAPTER_NAME.fullmatch(self.name):
+            raise BadSettings(f"adapter {self.name!r}: use at most 128 letters, digits and . _ + -, a letter or digit first")
+        if self.folder and not _ADAPTER_NAME.fullmatch(self.folder):
+            raise BadSettings(f"adapter {self.name} has folder={self.folder!r}; give the plain name of one folder, or none")
+        if (self.scope == "cluster") != (self.cluster is not None):
+            raise BadSettings(
+                f"adapter {self.name} has scope={self.scope!r} and cluster={self.cluster}; give clusters a number, and only them"
+            )
+        if self.scope == "person" and len(self.persona_ids) != 1:
+            raise BadSettings(f"adapter {self.name} is for one person but learns from {len(self.persona_ids)}; say scope='group'")
+
+    @property
+    def label(self) -> str:
+        """Its name in the method that plans it, the same for every training seed and rung."""
+        return self.variant_of or self.name
+
+    @property
+    def is_one_of_many(self) -> bool:
+        """Whether it is small and has many of its kind: they share training runs, and a method's are one registered model."""
+        return self.scope in ("group", "person")
 
     @property
     def needs(self) -> tuple[str, ...]:

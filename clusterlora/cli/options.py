@@ -46,7 +46,7 @@ def study_from(options: Mapping[str, Any], **overrides: Any) -> Study:
         UnknownName: no such preset.
     """
     from clusterlora.config import check, parse_setting, resolve
-    from clusterlora.methods.method import CONTROLS
+    from clusterlora.methods import controls
 
     values: dict[str, Any] = {}
     path, source, base = options["path"], options["source"], options["base_model"]
@@ -71,7 +71,7 @@ def study_from(options: Mapping[str, Any], **overrides: Any) -> Study:
         preset = "demo"
     study = resolve(preset, options["file"], values)
     if options["controls"]:
-        study = replace(study, methods=tuple(dict.fromkeys((*study.methods, *CONTROLS))))
+        study = replace(study, methods=tuple(dict.fromkeys((*study.methods, *controls()))))
     if path is not None and preset is None and options["file"] is None and "name" not in values:
         study = replace(study, name=_name_from(path))
         check(study)

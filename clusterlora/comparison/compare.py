@@ -8,7 +8,7 @@ from jaxtyping import Float
 
 from clusterlora.comparison.differences import Scored
 from clusterlora.comparison.result import Comparison, Contrast, MethodResult, PairedDifference, RoutingBrackets
-from clusterlora.comparison.roles import PHRASES, QUESTION, can_win, is_control
+from clusterlora.comparison.roles import can_win, contrasts, is_control
 from clusterlora.comparison.scores import PairedScores, paired_scores
 from clusterlora.comparison.sentence import sentence
 from clusterlora.errors import BadData, BadSettings
@@ -114,9 +114,10 @@ def _champion(best_first: Sequence[MethodResult], reference: str | None) -> str:
 
 
 def _contrasts(scored: Scored, best_first: Sequence[MethodResult], champion: str, reference: str | None) -> tuple[Contrast, ...]:
-    """Return the champion against the runner-up, and it and the mission's method against the controls there are."""
-    subjects = [method for method in dict.fromkeys((champion, QUESTION)) if method in scored.methods and method != reference]
-    pairs = [(method, control) for method in subjects for control in PHRASES if control in scored.methods]
+    """Return the champion against the runner-up and the controls there are, and other methods against their own controls."""
+    present = [(method, control) for method, control in contrasts() if control in scored.methods]
+    subjects = [m for m in dict.fromkeys((champion, *(m for m, _ in present))) if m in scored.methods and m != reference]
+    pairs = [(subject, control) for subject in subjects for method, control in present if subject in (champion, method)]
     if champion != reference:
         behind = (r.method for r in best_first if can_win(r.method) and r.method not in (champion, reference))
         pairs = [*((champion, runner_up) for runner_up in list(behind)[:1]), *pairs]

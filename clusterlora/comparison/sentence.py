@@ -3,8 +3,9 @@
 from collections.abc import Iterator
 
 from clusterlora.comparison.result import Comparison, Contrast, MethodResult, PairedDifference, ShownOutcome
-from clusterlora.comparison.roles import PHRASES, QUESTION, SAME_GROUPS_AT_RANDOM, can_win
+from clusterlora.comparison.roles import SAME_GROUPS_AT_RANDOM, can_win
 from clusterlora.evaluation.metrics import METRICS
+from clusterlora.methods import METHODS
 
 OUTCOMES: dict[ShownOutcome, str] = {
     "better": "shown to be better",
@@ -65,7 +66,7 @@ def _claim(comparison: Comparison) -> str:
 def _contrasted(comparison: Comparison) -> Iterator[str]:
     """Yield a sentence per method with contrasts, the champion's claim aside."""
     claim = (comparison.champion, SAME_GROUPS_AT_RANDOM.get(comparison.champion)) if comparison.reference else None
-    for method in dict.fromkeys((comparison.champion, QUESTION)):
+    for method in dict.fromkeys((comparison.champion, *(contrast.method for contrast in comparison.contrasts))):
         clauses = [c for c in comparison.contrasts if c.method == method and (c.method, c.other) != claim]
         if clauses:
             first, *rest = (_contrast(comparison, contrast) for contrast in clauses)
@@ -74,7 +75,7 @@ def _contrasted(comparison: Comparison) -> Iterator[str]:
 
 def _contrast(comparison: Comparison, contrast: Contrast) -> str:
     difference = contrast.difference
-    other = PHRASES.get(contrast.other) or f"the runner-up {contrast.other}"
+    other = METHODS[contrast.other].phrase if contrast.is_control else f"the runner-up {contrast.other}"
     certainty = "" if difference.outcome in ("better", "worse") else f": {explain(comparison, difference)}"
     return f"{contrast.method} {_VERBS[difference.outcome]} {other} ({format_difference(comparison, difference)}{certainty})"
 

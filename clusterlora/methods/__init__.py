@@ -20,20 +20,27 @@ from clusterlora.methods.unified_longer import unified_longer
 METHODS: Catalog[Method] = Catalog(
     "method",
     {
-        "baseline": baseline,
-        "few_shot": few_shot,
-        "unified": unified,
-        "per_persona": per_persona,
-        "cluster": cluster,
-        "hybrid": hybrid,
-        "cluster_hybrid": cluster_hybrid,
-        "merge": merge,
-        "prefix": prefix,
-        "selective_routing": selective_routing,
-        "imported_cluster": imported_cluster,
-        "random_cluster": random_cluster,
-        "unified_longer": unified_longer,
-        "baseline_described": baseline_described,
-        "unified_described": unified_described,
+        "baseline": Method(baseline),
+        "few_shot": Method(few_shot),
+        "unified": Method(unified),
+        "per_persona": Method(per_persona),
+        "cluster": Method(cluster),
+        "hybrid": Method(hybrid),
+        "cluster_hybrid": Method(cluster_hybrid),
+        "merge": Method(merge),
+        "prefix": Method(prefix),
+        "selective_routing": Method(selective_routing),
+        "imported_cluster": Method(imported_cluster),
+        "random_cluster": Method(random_cluster, is_control=True, contrast_with="cluster", phrase="a random partition of the same sizes"),
+        "unified_longer": Method(unified_longer, is_control=True, contrast_with="cluster", phrase="unified trained for the same steps"),
+        "baseline_described": Method(baseline_described, is_control=True),
+        "unified_described": Method(
+            unified_described, is_control=True, contrast_with="cluster", phrase="unified with the persona's text in the prompt"
+        ),
     },
 )
+
+
+def controls() -> tuple[str, ...]:
+    """Return the names of the controls, in the catalog's order."""
+    return tuple(name for name, method in METHODS.items() if method.is_control)

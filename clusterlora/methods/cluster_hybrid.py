@@ -8,7 +8,15 @@ def cluster_hybrid(view: StudyView) -> MethodPlan:
     """Return the plan that answers everybody with unified plus their cluster's residual."""
     unified = unified_adapter(view)
     residuals = tuple(
-        AdapterSpec(name=f"cluster-residual-{number:02d}", persona_ids=ids, recipe=view.recipe, frozen_adapter=unified.name)
+        AdapterSpec(
+            name=f"cluster-residual-{number:02d}",
+            persona_ids=ids,
+            recipe=view.recipe,
+            scope="cluster",
+            cluster=number,
+            folder="lora_clusters",
+            frozen_adapter=unified.name,
+        )
         for number, ids in enumerate(view.members)
     )
     route = tuple(

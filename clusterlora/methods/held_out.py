@@ -5,13 +5,14 @@ It answers nobody in the comparison; it is how a study measures `clusterlora ass
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 
 from clusterlora.methods.cluster import cluster_name
 from clusterlora.methods.method import StudyView, composition_of, unified_adapter
 from clusterlora.values import AdapterSpec, MethodPlan
 
 HELD_OUT = "held_out"
-HELD_OUT_REFERENCE = "heldout-unified"
+_FOLDER = "held_out"
 
 
 def held_out(view: StudyView, share: float, seed: int) -> MethodPlan | None:
@@ -20,12 +21,15 @@ def held_out(view: StudyView, share: float, seed: int) -> MethodPlan | None:
     if not spared:
         return None
     kept = tuple(p for p in view.persona_ids if p not in spared)
-    unified = AdapterSpec(name=HELD_OUT_REFERENCE, persona_ids=kept, recipe=unified_adapter(view).recipe)
+    unified = replace(unified_adapter(view), name="heldout-unified", persona_ids=kept, folder=_FOLDER)
     clusters = tuple(
         AdapterSpec(
             name=f"heldout-{cluster_name(number)}",
             persona_ids=tuple(p for p in members if p not in spared),
             recipe=view.cluster_recipe,
+            scope="cluster",
+            cluster=number,
+            folder=_FOLDER,
             init_from=unified.name if view.cluster_init else None,
         )
         for number, members in enumerate(view.members)

@@ -15,7 +15,14 @@ def hybrid(view: StudyView) -> MethodPlan:
     unified = unified_adapter(view)
     recipe = replace(view.recipe, rank=RESIDUAL_RANK, alpha=view.recipe.alpha * RESIDUAL_RANK / view.recipe.rank)
     residuals = [
-        AdapterSpec(name=f"residual-{number:04d}", persona_ids=(persona_id,), recipe=recipe, frozen_adapter=unified.name)
+        AdapterSpec(
+            name=f"residual-{number:04d}",
+            persona_ids=(persona_id,),
+            recipe=recipe,
+            scope="person",
+            folder="residuals",
+            frozen_adapter=unified.name,
+        )
         for number, persona_id in enumerate(view.persona_ids)
     ]
 

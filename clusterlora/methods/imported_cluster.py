@@ -9,7 +9,15 @@ def imported_cluster(view: StudyView) -> MethodPlan:
     """Return the plan that answers everybody with their cluster's imported adapter, as far as there is one."""
     here = view.others.get("cluster") or cluster(view)
     adapters = {
-        number: AdapterSpec(name=f"imported-{number:02d}", persona_ids=view.members[number], recipe=view.recipe, imported=weights)
+        number: AdapterSpec(
+            name=f"imported-{number:02d}",
+            persona_ids=view.members[number],
+            recipe=view.recipe,
+            scope="cluster",
+            cluster=number,
+            folder="imported_clusters",
+            imported=weights,
+        )
         for number, weights in view.imported
     }
     brought = {p: composition_of(adapter) for adapter in adapters.values() for p in adapter.persona_ids}

@@ -13,6 +13,9 @@ def merge(view: StudyView) -> MethodPlan:
             name=f"merged-{number:02d}",
             persona_ids=ids,
             recipe=view.recipe,
+            scope="cluster",
+            cluster=number,
+            folder="merged_clusters",
             merge_of=tuple(own[persona_id].name for persona_id in ids),
             merging=view.merging,
         )

@@ -9,17 +9,14 @@ from clusterlora.values import AdapterComposition, AdapterSpec, MethodPlan, Weig
 BASE = AdapterComposition()
 """The base model alone."""
 
-CONTROLS = ("random_cluster", "unified_longer", "baseline_described", "unified_described")
-"""Methods that say where the gain of the others comes from; they are no arms to choose among."""
-
 
 @dataclass(frozen=True, slots=True)
 class StudyView:
     """All that a method may know: who there is, how they are grouped, how adapters are trained.
 
     `members[k]` are the personas of cluster k. `cluster_recipe` and `cluster_init` are those of the rung that passed the gate.
-    `others` are the plans of the study's other methods, for methods that choose among them. `imported` are (cluster, hash of the
-    weights) of adapters that were trained elsewhere and brought into the study.
+    `others` are the plans of the study's other methods, controls aside, for methods that choose among them. `imported` are (cluster, hash
+    of the weights) of adapters that were trained elsewhere and brought into the study.
     """
 
     persona_ids: tuple[str, ...]
@@ -32,7 +29,25 @@ class StudyView:
     imported: tuple[tuple[int, str], ...] = ()
 
 
-Method = Callable[[StudyView], MethodPlan]
+@dataclass(frozen=True, slots=True)
+class Method:
+    """An entry of METHODS: what a method plans, and what it is in a comparison.
+
+    A control says where the gain of other methods comes from: it is never the champion and no arm to choose. With `contrast_with` the
+    verdict says what is left of that method's gain beside this one, which it calls by its `phrase`.
+    """
+
+    plan: Callable[[StudyView], MethodPlan]
+    is_control: bool = False
+    contrast_with: str | None = None
+    phrase: str = ""
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for a contrast that the verdict has no words for, or that is none with a control."""
+        if bool(self.contrast_with) != bool(self.phrase):
+            raise ValueError(f"contrast_with={self.contrast_with!r} and phrase={self.phrase!r} belong together; give both or neither")
+        if self.contrast_with and not self.is_control:
+            raise ValueError(f"contrast_with={self.contrast_with!r}: methods are contrasted with controls; say is_control=True")
 
 
 def composition_of(adapter: AdapterSpec) -> AdapterComposition:
@@ -42,4 +57,4 @@ def composition_of(adapter: AdapterSpec) -> AdapterComposition:
 
 def unified_adapter(view: StudyView) -> AdapterSpec:
     """Return the adapter that learns from everyone."""
-    return AdapterSpec(name="unified", persona_ids=view.persona_ids, recipe=view.recipe)
+    return AdapterSpec(name="unified", persona_ids=view.persona_ids, recipe=view.recipe, scope="everybody")

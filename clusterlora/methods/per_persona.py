@@ -8,7 +8,7 @@ def per_persona(view: StudyView) -> MethodPlan:
     """Return the plan that answers everybody with their own adapter."""
     # Persona ids are data and may hold anything; adapters are named by position.
     adapters = tuple(
-        AdapterSpec(name=f"persona-{number:04d}", persona_ids=(persona_id,), recipe=view.recipe)
+        AdapterSpec(name=f"persona-{number:04d}", persona_ids=(persona_id,), recipe=view.recipe, scope="person", folder="personas")
         for number, persona_id in enumerate(view.persona_ids)
     )
     return MethodPlan("per_persona", adapters, tuple((a.persona_ids[0], (composition_of(a),)) for a in adapters))

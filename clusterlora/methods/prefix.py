@@ -13,7 +13,7 @@ def prefix(view: StudyView) -> MethodPlan:
     """Return the plan that answers everybody with the base behind their own prefix."""
     recipe = replace(view.recipe, rank=VIRTUAL_TOKENS, learning_rate=LEARNING_RATE, dropout=0.0)
     adapters = tuple(
-        AdapterSpec(name=f"prefix-{number:04d}", persona_ids=(persona_id,), recipe=recipe, kind="prefix")
+        AdapterSpec(name=f"prefix-{number:04d}", persona_ids=(persona_id,), recipe=recipe, scope="person", folder="prefixes", kind="prefix")
         for number, persona_id in enumerate(view.persona_ids)
     )
     return MethodPlan("prefix", adapters, tuple((a.persona_ids[0], (composition_of(a),)) for a in adapters))

@@ -19,4 +19,4 @@ def random_cluster(view: StudyView) -> MethodPlan:
     for number, members in enumerate(view.members):
         group, drawn = drawn[: len(members)], drawn[len(members) :]
         groups.append((f"random-{number:02d}", tuple(sorted(group))))
-    return adapter_per_group(view, "random_cluster", groups)
+    return adapter_per_group(view, "random_cluster", groups, folder="random_clusters")

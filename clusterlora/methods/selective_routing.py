@@ -1,7 +1,7 @@
 """Per persona, whichever of the other methods did best on val; unified unless the gain exceeds one standard error,
 and more where there are many arms to choose from."""
 
-from clusterlora.methods.method import CONTROLS, StudyView, composition_of, unified_adapter
+from clusterlora.methods.method import StudyView, composition_of, unified_adapter
 from clusterlora.values import AdapterComposition, AdapterSpec, MethodPlan
 
 
@@ -9,7 +9,7 @@ def selective_routing(view: StudyView) -> MethodPlan:
     """Return the plan whose arms are everybody else's arms, unified first."""
     arms: dict[str, dict[AdapterComposition, None]] = {p: {composition_of(unified_adapter(view)): None} for p in view.persona_ids}
     adapters: dict[str, AdapterSpec] = {"unified": unified_adapter(view)}
-    for plan in (plan for name, plan in view.others.items() if name not in CONTROLS):
+    for plan in view.others.values():
         adapters |= {a.name: a for a in plan.adapters}
         for persona_id, compositions in plan.arms_by_persona:
             arms[persona_id] |= dict.fromkeys(compositions)

@@ -5,14 +5,10 @@ from collections.abc import Iterator, Sequence
 from clusterlora.clustering import PREREQUISITES
 from clusterlora.planning.ladder import GATED, gated, refused
 from clusterlora.planning.study_state import StudyState
-from clusterlora.planning.work_plan import WorkPlan, judged_adapters, trained_adapters, work_plan
+from clusterlora.planning.work_plan import WorkPlan, judged_adapters, trained_adapters, variant_name, work_plan
 from clusterlora.requests import TrainingGroup
 from clusterlora.training.load_balancing import partition_by_load
 from clusterlora.values import AdapterSpec
-
-_OF_ONE_PERSON = ("persona", "residual", "prefix")
-"""What adapters are called that a method trains for every single person. A cluster of one is not among them."""
-
 
 Waves = tuple[tuple[TrainingGroup, ...], ...]
 """Groups of one wave can be trained at the same time; they start from what the waves before it have trained."""
@@ -50,17 +46,16 @@ def refinement_pending(state: StudyState) -> bool:
 def groups_of(state: StudyState, plan: WorkPlan, names: Sequence[str]) -> Waves:
     """Return what is missing of these adapters and of what they start from.
 
-    Each shared adapter is a group; those of single persons are in the groups that they are in when everything is trained.
+    Each large adapter is a group; those that are many are in the groups that they are in when everything is trained.
     """
     return tuple(_groups(state, plan, wave) for wave in _missing(state, plan, names))
 
 
 def _groups(state: StudyState, plan: WorkPlan, wave: Sequence[AdapterSpec]) -> tuple[TrainingGroup, ...]:
-    shared = [spec for spec in wave if not of_one_person(spec) and not spec.merge_of]
-    groups = [_shared_group(plan, together) for together in _by_name_without_seed(shared)]
+    groups = _groups_of_large(plan, [spec for spec in wave if not (spec.is_one_of_many or spec.merge_of)])
     # Longest first: a worker that is free takes the next one, and none is left with a long one at the end.
     groups.sort(key=lambda group: -sum(_work(plan.specs[name]) for name in group.adapters))
-    return (*groups, *_fan_out(state, plan, [spec for spec in wave if of_one_person(spec) or spec.merge_of]))
+    return (*groups, *_fan_out(state, plan, [spec for spec in wave if spec.is_one_of_many or spec.merge_of]))
 
 
 def _fan_out(state: StudyState, plan: WorkPlan, wave: Sequence[AdapterSpec]) -> tuple[TrainingGroup, ...]:
@@ -101,25 +96,19 @@ def _work(spec: AdapterSpec) -> int:
     return len(spec.persona_ids) * spec.recipe.epochs
 
 
-def of_one_person(spec: AdapterSpec) -> bool:
-    """Return whether a method trains such an adapter for every single person; a cluster's is none of those, however few are in it."""
-    return spec.name.partition("-")[0] in _OF_ONE_PERSON
-
-
-def _by_name_without_seed(specs: Sequence[AdapterSpec]) -> list[list[AdapterSpec]]:
-    """Return the adapters in groups: one each for those of the study's own seed, all further seeds of a name together."""
-    groups: dict[tuple[str, bool], list[AdapterSpec]] = {}
+def _groups_of_large(plan: WorkPlan, specs: Sequence[AdapterSpec]) -> list[TrainingGroup]:
+    """Return a group for each adapter of the study's own seed, and one for all further seeds of an adapter together."""
+    variants: dict[tuple[str, bool], list[str]] = {}
     for spec in specs:
-        name, _, seed = spec.name.partition(".s")
-        groups.setdefault((name, bool(seed)), []).append(spec)
-    return list(groups.values())
-
-
-def _shared_group(plan: WorkPlan, specs: Sequence[AdapterSpec]) -> TrainingGroup:
-    name, _, seed = specs[0].name.partition(".s")
-    title = name.replace("-", " ", 1)
-    names = tuple(spec.name for spec in specs)
-    return _group(plan, f"{name}.seeds", f"{title}, other seeds", names) if seed else _group(plan, name, title, names)
+        variants.setdefault((variant_name(spec.label, spec.rung, seed=0), spec.seed > 0), []).append(spec.name)
+    groups: list[TrainingGroup] = []
+    for (name, is_further), names in variants.items():
+        title = name.replace("-", " ", 1)
+        if is_further:
+            groups.append(_group(plan, f"{name}.seeds", f"{title}, other seeds", tuple(names)))
+        else:
+            groups.append(_group(plan, name, title, tuple(names)))
+    return groups
 
 
 def _group(plan: WorkPlan, name: str, title: str, adapters: tuple[str, ...]) -> TrainingGroup:

@@ -1,6 +1,6 @@
 """Which adapters a study needs, under which names and keys: from its methods to specs."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -8,7 +8,7 @@ from clusterlora.adapters.cache_key import cache_keys, settings_in_keys
 from clusterlora.clustering import PREREQUISITES
 from clusterlora.errors import BadSettings, UnknownName
 from clusterlora.methods import METHODS
-from clusterlora.methods.held_out import HELD_OUT, HELD_OUT_REFERENCE, held_out
+from clusterlora.methods.held_out import HELD_OUT, held_out
 from clusterlora.methods.method import StudyView
 from clusterlora.planning.ladder import GATED, OWN, REFERENCE, decided_rung, gated
 from clusterlora.planning.study_state import StudyState
@@ -42,7 +42,7 @@ class WorkPlan:
         """Return the first method that trains an adapter, for each; unified is a method of its own, whoever starts from it."""
         plans = [*(plan for methods in self.seeds for plan in methods.values()), *((self.held_out,) if self.held_out else ())]
         first = {one.name: plan.method for plan in reversed(plans) for one in plan.adapters}
-        return {name: REFERENCE if name.partition(".s")[0] == REFERENCE else method for name, method in first.items()}
+        return {name: REFERENCE if self.specs[name].label == REFERENCE else method for name, method in first.items()}
 
     def with_needs(self, names: Iterable[str]) -> tuple[str, ...]:
         """Return these adapters and all that they start from or are merged of; what is needed stands before what needs it."""
@@ -111,7 +111,7 @@ def _work_plan(
     measured = held_out(view, share, study.assignment.seed) if share else None
     apart = _on_rung(measured, rung) if measured else None
     plans = [*(plan for methods in seeds for plan in methods.values()), *((apart,) if apart else ())]
-    specs = {spec.name: spec for plan in plans for spec in plan.adapters}
+    specs = _specs_by_name(plans)
     keys = cache_keys(tuple(specs.values()), dataset, base_revision=revision, model=study.model)
     evaluation = study.evaluation
     answers = digest([revision, settings_in_keys(study.model), evaluation.max_new_tokens, evaluation.metrics, dataset.digest])
@@ -125,27 +125,33 @@ def _methods_of_seed(view: StudyView, names: Sequence[str], rung: Rung, seed: in
         recipe=replace(view.recipe, seed=view.recipe.seed + seed),
         cluster_recipe=replace(view.cluster_recipe, seed=view.cluster_recipe.seed + seed),
     )
-    alone = {name: _on_rung(METHODS[name](view), rung) for name in names}
+    alone = {name: _on_rung(METHODS[name].plan(view), rung) for name in names}
+    choosable = {name: plan for name, plan in alone.items() if not METHODS[name].is_control}
     # A method that chooses among the others sees their plans, wherever it stands in the list.
     methods = {
-        name: _on_rung(METHODS[name](replace(view, others={other: plan for other, plan in alone.items() if other != name})), rung)
+        name: _on_rung(METHODS[name].plan(replace(view, others={other: plan for other, plan in choosable.items() if other != name})), rung)
         for name in names
     }
-    if seed == 0:
-        return methods
-    return {name: _renamed(plan, {a.name: f"{a.name}.s{seed}" for a in plan.adapters}) for name, plan in methods.items()}
+    return {name: _with_variants(plan, [replace(spec, seed=seed) for spec in plan.adapters]) for name, plan in methods.items()}
 
 
 def _on_rung(plan: MethodPlan, rung: Rung) -> MethodPlan:
-    """Return the plan with the rung's name on the adapters it changes, so that a name means one set of weights in a study."""
+    """Return the plan with the rung on the adapters it changes, those of clusters, so that a name means one set of weights in a study."""
     if plan.method not in (GATED, HELD_OUT) or rung == OWN:
         return plan
-    as_it_is = (REFERENCE, HELD_OUT_REFERENCE)
-    return _renamed(plan, {a.name: f"{a.name}+{rung.name}" for a in plan.adapters if a.name not in as_it_is})
+    return _with_variants(plan, [replace(spec, rung=rung.name) if spec.scope == "cluster" else spec for spec in plan.adapters])
 
 
-def _renamed(plan: MethodPlan, new: Mapping[str, str]) -> MethodPlan:
-    """Return the plan with other names for some of its adapters, wherever they are mentioned."""
+def variant_name(label: str, rung: str | None, seed: int) -> str:
+    """Return the name in the study of an adapter as a rung and a training seed make it."""
+    return label + (f"+{rung}" if rung else "") + (f".s{seed}" if seed else "")
+
+
+def _with_variants(plan: MethodPlan, variants: Sequence[AdapterSpec]) -> MethodPlan:
+    """Return the plan with these variants of its adapters, in order, called after rung and seed wherever they are mentioned."""
+    new = {
+        spec.name: variant_name(variant.label, variant.rung, variant.seed) for spec, variant in zip(plan.adapters, variants, strict=True)
+    }
 
     def composition(old: AdapterComposition) -> AdapterComposition:
         return replace(old, adapters=tuple(replace(adapter, name=new.get(adapter.name, adapter.name)) for adapter in old.adapters))
@@ -153,7 +159,8 @@ def _renamed(plan: MethodPlan, new: Mapping[str, str]) -> MethodPlan:
     def spec(old: AdapterSpec) -> AdapterSpec:
         return replace(
             old,
-            name=new.get(old.name, old.name),
+            name=new[old.name],
+            variant_of=old.label if new[old.name] != old.label else None,
             init_from=new.get(old.init_from, old.init_from) if old.init_from else None,
             frozen_adapter=new.get(old.frozen_adapter, old.frozen_adapter) if old.frozen_adapter else None,
             merge_of=tuple(new.get(merged, merged) for merged in old.merge_of),
@@ -161,9 +168,23 @@ def _renamed(plan: MethodPlan, new: Mapping[str, str]) -> MethodPlan:
 
     return replace(
         plan,
-        adapters=tuple(spec(a) for a in plan.adapters),
+        adapters=tuple(spec(variant) for variant in variants),
         arms_by_persona=tuple((p, tuple(composition(s) for s in compositions)) for p, compositions in plan.arms_by_persona),
     )
+
+
+def _specs_by_name(plans: Sequence[MethodPlan]) -> dict[str, AdapterSpec]:
+    """Return the adapters of all plans. Raises BadSettings where two plans call different ones alike."""
+    specs: dict[str, AdapterSpec] = {}
+    first: dict[str, str] = {}
+    for plan in plans:
+        for spec in plan.adapters:
+            if specs.setdefault(spec.name, spec) != spec:
+                raise BadSettings(
+                    f"methods {first[spec.name]} and {plan.method} plan different adapters called {spec.name!r}; give one another name"
+                )
+            first.setdefault(spec.name, plan.method)
+    return specs
 
 
 def trained_adapters(state: StudyState, plan: WorkPlan) -> dict[str, TrainedAdapter]:
@@ -172,13 +193,20 @@ def trained_adapters(state: StudyState, plan: WorkPlan) -> dict[str, TrainedAdap
     return {name: held[key] for name, key in plan.keys.items() if key in held}
 
 
+def cluster_adapters(plan: WorkPlan) -> tuple[str, ...]:
+    """Return the names of the gated method's adapters in the order of their clusters; none when it is not among the methods."""
+    adapters = plan.methods[GATED].adapters if GATED in plan.methods else ()
+    by_cluster = {spec.cluster: spec.name for spec in adapters if spec.cluster is not None}
+    return tuple(by_cluster[number] for number in sorted(by_cluster))
+
+
 def judged_adapters(plan: WorkPlan, cluster: int = 0) -> tuple[str, str]:
     """Return the names of (the candidate: the cluster's adapter, the reference: unified). The gate judges cluster 0.
 
     Raises:
         UnknownName: the plan has no such cluster.
     """
-    candidates = [spec.name for spec in plan.methods[GATED].adapters if spec.name != REFERENCE] if GATED in plan.methods else []
+    candidates = cluster_adapters(plan)
     if cluster >= len(candidates):
         known = f"its clusters are 0 to {len(candidates) - 1}" if candidates else f"its methods do not include {GATED}"
         raise UnknownName(f"the study has no cluster {cluster}; {known}")

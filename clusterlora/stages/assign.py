@@ -22,7 +22,7 @@ from clusterlora.models.model_cache import base_model, embedder
 from clusterlora.models.stacked import combined_weights
 from clusterlora.planning.ladder import GATED, REFERENCE
 from clusterlora.planning.study_state import StudyState, read_state
-from clusterlora.planning.work_plan import WorkPlan, trained_adapters, work_plan
+from clusterlora.planning.work_plan import WorkPlan, cluster_adapters, trained_adapters, work_plan
 from clusterlora.ports.run_log import RunLog
 from clusterlora.ports.stores import Stores
 from clusterlora.settings import DataSettings, PreparedStudy
@@ -75,7 +75,9 @@ def assign(study_name: str, data: DataSettings, stores: Stores, log: RunLog) -> 
     finished = state.status == "finished"
     choices = {persona.id: choose(losses[persona.id]) for persona in personas}
     adapter_of = {p: names[0 if choice.cluster is None else choice.cluster + 1] for p, choice in choices.items()}
-    folders = {name: expose(stores, study_name, name, stored_folder(stores, plan.keys[name])) for name in set(adapter_of.values())}
+    folders = {
+        name: expose(stores, study_name, plan.specs[name], stored_folder(stores, plan.keys[name])) for name in set(adapter_of.values())
+    }
     return tuple(
         Assignment(
             persona_id=persona_id,
@@ -84,7 +86,7 @@ def assign(study_name: str, data: DataSettings, stores: Stores, log: RunLog) -> 
             nll=tuple(zip(names, losses[persona_id].mean(axis=0).tolist(), strict=True)),
             adapter=adapter_of[persona_id],
             folder=folders[adapter_of[persona_id]],
-            model=f"{study_name}-{adapter_of[persona_id].partition('+')[0]}" if finished else None,
+            model=f"{study_name}-{plan.specs[adapter_of[persona_id]].label}" if finished else None,
         )
         for persona_id, choice in choices.items()
     )
@@ -160,7 +162,7 @@ def _adapters(state: StudyState, plan: WorkPlan) -> tuple[str, ...]:
         raise UnknownName(
             f"study {state.name} has no cluster adapters, its methods are {', '.join(state.settings.methods)}; add cluster to them"
         )
-    names = (REFERENCE, *(spec.name for spec in plan.methods[GATED].adapters if spec.name != REFERENCE))
+    names = (REFERENCE, *cluster_adapters(plan))
     held = trained_adapters(state, plan)
     missing = [name for name in names if name not in held]
     if missing:

@@ -6,10 +6,9 @@ import numpy as np
 
 from clusterlora.clustering.reassign import reassign
 from clusterlora.metadata import Refinement
-from clusterlora.planning.ladder import GATED, REFERENCE
 from clusterlora.planning.study_state import read_state
 from clusterlora.planning.training_groups import refinement_pending
-from clusterlora.planning.work_plan import work_plan
+from clusterlora.planning.work_plan import cluster_adapters, work_plan
 from clusterlora.ports.run_log import RunLog
 from clusterlora.ports.stores import Stores
 from clusterlora.progress.timing import timed
@@ -30,9 +29,7 @@ def refine(study_name: str, stores: Stores, log: RunLog) -> bool:
     assert clustering is not None, "refinement is due before there is a clustering"
     with timed(stores, study_name, "refine", str(done + 1)):
         plan = work_plan(state)
-        compositions = [
-            AdapterComposition((WeightedAdapter(spec.name),)) for spec in plan.methods[GATED].adapters if spec.name != REFERENCE
-        ]
+        compositions = [AdapterComposition((WeightedAdapter(name),)) for name in cluster_adapters(plan)]
         cluster_by_persona = clustering.cluster_by_persona()
         losses = val_losses(state, stores, plan, [(p, composition) for p in cluster_by_persona for composition in compositions], log)
         before = np.array(list(cluster_by_persona.values()))

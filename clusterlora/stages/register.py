@@ -7,7 +7,6 @@ from clusterlora.comparison.roles import is_control
 from clusterlora.errors import BadData
 from clusterlora.metadata import RegisteredChampion
 from clusterlora.planning.study_state import StudyState, read_state
-from clusterlora.planning.training_groups import of_one_person
 from clusterlora.planning.work_plan import WorkPlan, trained_adapters, work_plan
 from clusterlora.ports.run_log import RunLog
 from clusterlora.ports.stores import Stores
@@ -21,9 +20,9 @@ from clusterlora.values import AdapterSpec, TrainedAdapter
 def register(study_name: str, stores: Stores, log: RunLog) -> str | None:
     """Return the URI of the champion router; None where there is no registry.
 
-    An adapter of a group, be it of one, that answers by itself becomes a model of its own, those trained per person become one model
-    together, and the router answers every persona as the method that won the comparison does. What only controls answer with is not
-    registered. Registering again adds nothing.
+    An adapter of everybody or of a cluster, be it of one, that answers by itself becomes a model of its own. Those of single persons or
+    small groups become one model per method. The router answers every persona as the method that won the comparison does. What only
+    controls answer with is not registered. Registering again adds nothing.
     """
     state = read_state(study_name, stores)
     study, plan = state.settings, work_plan(state)
@@ -31,7 +30,7 @@ def register(study_name: str, stores: Stores, log: RunLog) -> str | None:
     first = {adapter.name for name, method in plan.methods.items() if not is_control(name) for adapter in method.adapters}
     trained = {name: adapter for name, adapter in trained_adapters(state, plan).items() if name in first}
     folders = {name: stored_folder(stores, adapter.key) for name, adapter in trained.items()}
-    shared = [name for name in trained if not of_one_person(plan.specs[name]) and _answers_by_itself(plan.specs[name])]
+    shared = [name for name in trained if not plan.specs[name].is_one_of_many and _answers_by_itself(plan.specs[name])]
     trained_by = plan.trained_by()
     personal = [
         name
@@ -41,10 +40,10 @@ def register(study_name: str, stores: Stores, log: RunLog) -> str | None:
     log.phase("register", total=len(shared) + len(personal) + 1, unit="models")
     with timed(stores, study_name, "register"):
         for name, folder in folders.items():
-            expose(stores, study_name, name, folder)
+            expose(stores, study_name, plan.specs[name], folder)
         for name in shared:
-            model, n_personas = name.partition("+")[0], len(plan.specs[name].persona_ids)
-            register_adapter(state, trained[name], stores, model=model, method=trained_by[name], n_personas=n_personas)
+            spec = plan.specs[name]
+            register_adapter(state, trained[name], stores, model=spec.label, method=trained_by[name], n_personas=len(spec.persona_ids))
             log.advance(1)
         for method in personal:
             _register_router(state, plan, method, trained, folders, stores, model=method.replace("_", "-"))
@@ -82,9 +81,9 @@ def _answers_by_itself(spec: AdapterSpec) -> bool:
 
 
 def _is_personal(plan: WorkPlan, method: str) -> bool:
-    """Return whether a method trains every adapter for a single person."""
+    """Return whether all adapters of a method are for single persons or small groups."""
     adapters = plan.methods[method].adapters
-    return bool(adapters) and all(of_one_person(adapter) for adapter in adapters)
+    return bool(adapters) and all(adapter.is_one_of_many for adapter in adapters)
 
 
 def _register_router(

@@ -213,7 +213,7 @@ def keep(
     lost = _lost(adapter.key, stores)
     kept = stores.adapters.save(adapter.key, folder)
     uri = run.artifacts(kept, f"adapters/{adapter.name}")
-    expose(stores, study.name, adapter.name, kept)
+    expose(stores, study.name, adapter.spec, kept)
     n_bytes = sum(file.stat().st_size for file in kept.iterdir())
     recorded = replace(adapter, n_bytes=n_bytes, run_id=run.run_id, uri=uri, weights_sha256=weights_sha256(kept))
     stores.studies.save_adapter(study.name, recorded, curves=curves, instead_of=lost)
@@ -228,20 +228,9 @@ def _lost(key: str, stores: Stores) -> TrainedAdapter | None:
     return recorded if stores.tracker.keeps_adapters or not in_tracker(recorded) else None
 
 
-def expose(stores: Stores, study_name: str, adapter: str, kept: Path) -> Path:
+def expose(stores: Stores, study_name: str, spec: AdapterSpec, kept: Path) -> Path:
     """Copy an adapter to where people look for it: models/lora_clusters/cluster_00, models/personas/persona_0007, models/unified."""
-    folder_by_kind: Mapping[str, str] = {
-        "cluster": "lora_clusters",
-        "persona": "personas",
-        "residual": "residuals",
-        "prefix": "prefixes",
-        "random": "random_clusters",
-        "imported": "imported_clusters",
-        "merged": "merged_clusters",
-        "heldout": "held_out",
-    }
-    kind = adapter.partition("-")[0]
-    target = stores.folder(study_name) / "models" / folder_by_kind.get(kind, "") / adapter.replace("-", "_")
+    target = stores.folder(study_name) / "models" / spec.folder / spec.name.replace("-", "_")
     for file in weight_files(kept):
         write_durably(target / file.name, file.read_bytes())
     return target

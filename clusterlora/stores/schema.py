@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import BigInteger, Column, Float, ForeignKey, Index, Integer, MetaData, Table, Text, TypeDecorator
 
-REVISION = "0008"
+REVISION = "0009"
 """The migration this code needs the database to be at."""
 
 # Named, so that a later migration can drop or alter a constraint on every backend.

@@ -90,3 +90,96 @@ def _identifiers(file: Path) -> set[str]:
         elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
             names.add(node.attr)
     return names
+
+
+PARSERS = ("partition", "rpartition", "split", "rsplit", "startswith", "endswith", "removeprefix", "removesuffix", "find", "index")
+OF_ADAPTERS = (
+    *(
+        "adapters",
+        "chat",
+        "cli",
+        "comparison",
+        "methods",
+        "planning",
+        "progress",
+        "registry",
+        "report",
+        "results",
+        "serving",
+        "stages",
+        "stores",
+    ),
+)
+"""Rooms of the core in which a name is a study's: of an adapter, a method, a training group, a rung. In others it is a tensor's, say."""
+OTHER_NAMES = {
+    ("clusterlora/adapters/peft_folder.py", "name"): "of tensors",
+    ("clusterlora/cli/orchestration.py", "name"): "of variables of the environment",
+    ("clusterlora/comparison/table.py", "label"): "of a metric",
+    ("clusterlora/report/sections.py", "name"): "of measures of a clustering",
+    ("clusterlora/serving/export.py", "name"): "of a model's layers",
+    ("clusterlora/stages/train.py", "group"): "rendered as the name of a log file",
+    ("clusterlora/stores/mlflow_models.py", "name"): "what a person types: model, alias or version",
+}
+
+
+def parsed_names(tree: ast.Module) -> list[tuple[str, int]]:
+    """Return (variable or attribute, line) of every name that is taken apart: by a string's method, `re`, a slice or `in`."""
+    found: list[tuple[str, int]] = []
+
+    def is_name(node: ast.expr) -> str | None:
+        last = node.id if isinstance(node, ast.Name) else node.attr if isinstance(node, ast.Attribute) else ""
+        # `name`, `adapter_name`, `spec.label`, `method`, `group`, `rung` and the like, but no collection of them.
+        return last if re.fullmatch(r"(\w*_)?(name|label|adapter|method|model|group|rung|title)", last) else None
+
+    for node in ast.walk(tree):
+        subject: ast.expr | None = None
+        match node:
+            case ast.Call(func=ast.Attribute(value=ast.Name("re")), args=[*_, last]):
+                subject = last
+            case ast.Call(func=ast.Attribute(value=value, attr=method)) if method in PARSERS:
+                subject = value
+            case ast.Subscript(value=value, slice=ast.Slice()):
+                subject = value
+            case ast.Compare(left=ast.Constant(value=str()), ops=[ast.In() | ast.NotIn()], comparators=[comparator]):
+                subject = comparator
+            case _:
+                pass
+        if subject is not None and (name := is_name(subject)):
+            found.append((name, node.lineno))
+    return found
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        file
+        for file in SOURCES
+        if file.is_relative_to(REPOSITORY / "tasks")
+        or file.is_relative_to(REPOSITORY / "flows")
+        or file.relative_to(REPOSITORY).parts[:2] in {("clusterlora", room) for room in OF_ADAPTERS}
+    ],
+    ids=lambda file: str(file.relative_to(REPOSITORY)),
+)
+def test_no_name_of_an_adapter_or_method_is_parsed_for_meaning(file: Path) -> None:
+    where = file.relative_to(REPOSITORY).as_posix()
+    parsed = [(name, line) for name, line in parsed_names(ast.parse(file.read_text(encoding="utf-8"))) if (where, name) not in OTHER_NAMES]
+    assert not parsed, f"{where} takes names apart: {parsed}; give the value a field, or say in OTHER_NAMES whose name it is"
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        'spec.name.partition("-")',
+        'adapter_name.startswith("persona")',
+        'x = re.sub(r"-0*", "_", group)',
+        "stem = name[:7]",
+        'if "+" in rung: pass',
+    ],
+)
+def test_every_way_to_take_a_name_apart_is_seen(code: str) -> None:
+    assert parsed_names(ast.parse(code))
+
+
+@pytest.mark.parametrize("code", ['"-".join(names)', 'name.replace("-", "_")', "names[:7]", '"x" in names', 'uri.startswith("runs:/")'])
+def test_rendering_a_name_and_parsing_something_else_are_allowed(code: str) -> None:
+    assert not parsed_names(ast.parse(code))

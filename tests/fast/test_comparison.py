@@ -23,7 +23,7 @@ from clusterlora.comparison.result import Comparison, PairedDifference
 from clusterlora.comparison.table import console, markdown, write_tables
 from clusterlora.errors import BadData, BadSettings
 from clusterlora.evaluation.statistics import holm
-from clusterlora.methods.method import CONTROLS
+from clusterlora.methods import controls
 from clusterlora.values import EvaluationRow
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -233,7 +233,7 @@ def test_routing_is_bracketed_by_a_blind_and_a_perfect_choice_among_the_other_me
     assert found.routing is not None
     assert found.routing.random == pytest.approx(np.mean([result.means["embedding_similarity"] for result in others]))
     assert found.routing.oracle == pytest.approx(cross_fitted(evaluation(FIVE), [result.method for result in others]))
-    with_controls = compared(evaluation(FIVE) + evaluation(dict.fromkeys(CONTROLS, 0.95)))
+    with_controls = compared(evaluation(FIVE) + evaluation(dict.fromkeys(controls(), 0.95)))
     assert with_controls.routing == found.routing, "controls are not among what routing may choose"
     assert compared(evaluation({"unified": 0.8, "cluster": 0.8})).routing is None
     assert compared(evaluation({"selective_routing": 0.8, "unified_longer": 0.9})).routing is None
@@ -531,12 +531,12 @@ def test_a_control_or_the_base_model_is_never_champion_however_good():
 @settings(max_examples=10, deadline=None)
 @given(st.integers(0, 50))
 def test_base_model_and_controls_do_not_cost_the_methods_any_power(seed: int):
-    rows = evaluation(FIVE | dict.fromkeys(CONTROLS, 0.79), (4, 5), seed=seed)
-    alone = compared([r for r in rows if r.method not in (*CONTROLS, "baseline")], draws=100)
+    rows = evaluation(FIVE | dict.fromkeys(controls(), 0.79), (4, 5), seed=seed)
+    alone = compared([r for r in rows if r.method not in (*controls(), "baseline")], draws=100)
     beside = compared(rows, draws=100)
     for method in ("cluster", "per_persona", "selective_routing"):
         assert difference(beside, method).p_holm == difference(alone, method).p_holm
-    others = [difference(beside, method) for method in (*CONTROLS, "baseline")]
+    others = [difference(beside, method) for method in (*controls(), "baseline")]
     assert [d.p_holm for d in others] == pytest.approx(holm(np.array([d.p for d in others])).tolist())
 
 

@@ -28,6 +28,7 @@ from clusterlora.methods import METHODS
 from clusterlora.methods.method import StudyView
 from clusterlora.settings import DataSettings, GateSettings, MergeSettings, Recipe
 from clusterlora.values import Dialogue, Persona, Turn
+from tests.fixtures.examples import examples_of_extending
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DOCS = REPOSITORY / "docs"
@@ -51,12 +52,7 @@ class NoEmbedder:
 
 @pytest.fixture(scope="module")
 def examples() -> dict[str, dict[str, Any]]:
-    """Return what each example of docs/extending.md defines, by its section."""
-    found: dict[str, dict[str, Any]] = {}
-    for section in (REPOSITORY / "docs" / "extending.md").read_text().split("\n## ")[1:]:
-        for code in re.findall(r"```python\n(.*?)```", section, re.DOTALL):
-            exec(compile(code, section.splitlines()[0], "exec"), found.setdefault(section.splitlines()[0], {}))
-    return found
+    return examples_of_extending()
 
 
 def test_the_method_of_the_documentation_answers_everybody_with_what_it_plans(examples: dict[str, dict[str, Any]]) -> None:

@@ -13,14 +13,15 @@ PEOPLE = ("ana", "../../x", "cleo", "dan", "eve")
 
 def view(**others: object) -> StudyView:
     plans = {
-        name: METHODS[name](StudyView(PEOPLE, (PEOPLE[:2], PEOPLE[2:]), Recipe(), Recipe(), None, {}, MergeSettings())) for name in others
+        name: METHODS[name].plan(StudyView(PEOPLE, (PEOPLE[:2], PEOPLE[2:]), Recipe(), Recipe(), None, {}, MergeSettings()))
+        for name in others
     }
     return StudyView(PEOPLE, (PEOPLE[:2], PEOPLE[2:]), Recipe(), Recipe(epochs=7), None, plans, MergeSettings())
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_answers_every_persona_with_adapters_it_plans(name: str) -> None:
-    plan = METHODS[name](view(baseline=1, unified=1, per_persona=1, cluster=1))
+    plan = METHODS[name].plan(view(baseline=1, unified=1, per_persona=1, cluster=1))
     assert plan.method == name
     assert sorted(p for p, _ in plan.arms_by_persona) == sorted(PEOPLE)
     planned = {adapter.name for adapter in plan.adapters}
@@ -31,34 +32,34 @@ def test_every_method_answers_every_persona_with_adapters_it_plans(name: str) ->
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_persona_id_never_becomes_part_of_an_adapters_name(name: str) -> None:
-    names = [adapter.name for adapter in METHODS[name](view(per_persona=1)).adapters]
+    names = [adapter.name for adapter in METHODS[name].plan(view(per_persona=1)).adapters]
     assert not any("/" in n or "ana" in n for n in names)
     assert len(names) == len(set(names))
 
 
 def test_cluster_adapters_learn_from_their_members_with_the_recipe_that_passed_the_gate() -> None:
-    plan = METHODS["cluster"](view())
+    plan = METHODS["cluster"].plan(view())
     assert [a.persona_ids for a in plan.adapters] == [PEOPLE[:2], PEOPLE[2:]]
     assert {a.recipe.epochs for a in plan.adapters} == {7}
     assert dict(plan.arms_by_persona)["dan"] == (AdapterComposition((WeightedAdapter("cluster-01"),)),)
 
 
 def test_routing_starts_from_unified_and_may_choose_every_other_methods_arm_once() -> None:
-    plan = METHODS["selective_routing"](view(baseline=1, unified=1, cluster=1))
+    plan = METHODS["selective_routing"].plan(view(baseline=1, unified=1, cluster=1))
     arms = dict(plan.arms_by_persona)["ana"]
     assert arms == (composition_of(unified_adapter(view())), BASE, AdapterComposition((WeightedAdapter("cluster-00"),)))
     assert plan.margin_se == 1.0
 
 
 def test_a_hybrids_first_arm_is_unified_so_it_never_loses_on_val() -> None:
-    plan = METHODS["hybrid"](view())
+    plan = METHODS["hybrid"].plan(view())
     for _, arms in plan.arms_by_persona:
         assert arms[0] == AdapterComposition((WeightedAdapter("unified"),))
         assert [composition.adapters[1].weight for composition in arms[1:]] == [0.25, 0.5, 0.75, 1.0]
 
 
 def test_a_residual_is_scaled_like_the_adapter_it_corrects() -> None:
-    plan = METHODS["hybrid"](view())
+    plan = METHODS["hybrid"].plan(view())
     unified, residual = plan.adapters[0].recipe, plan.adapters[1].recipe
     assert residual.alpha / residual.rank == unified.alpha / unified.rank
     assert residual.rank < unified.rank

@@ -5,6 +5,7 @@ import multiprocessing
 from collections import Counter
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -19,7 +20,7 @@ from clusterlora.stores.database import Database
 from clusterlora.stores.json_codec import plain, to_json
 from clusterlora.stores.schema import REVISION, metadata
 from clusterlora.stores.sql import SqlStudyStore
-from clusterlora.values import AdapterComposition, Answer, Route, WeightedAdapter
+from clusterlora.values import AdapterComposition, AdapterSpec, Answer, Route, WeightedAdapter
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.all)])
@@ -181,6 +182,38 @@ def test_a_study_of_revision_0005_reads_as_it_was_written(url: str, monkeypatch:
     store = SqlStudyStore(url)
     read = store.adapters("s")[0].spec
     assert (read.init_from, read.frozen_adapter, read.merge_of, read.persona_in_prompt) == ("warm", "unified", ("a", "b"), True)
+    assert (read.scope, read.folder) == ("person", "residuals")
     composition = AdapterComposition((WeightedAdapter("unified"), WeightedAdapter("residual-0000", 0.25)), 3, persona_in_prompt=True)
     assert store.routes("s") == (Route("hybrid", "p", composition),)
     assert store.answers("s", ["c"]) == (Answer("c", "i", "p", "test", "hello", ()),)
+
+
+@pytest.mark.parametrize(
+    ("name", "persona_ids", "fields"),
+    [
+        ("unified", ("p", "q"), {"scope": "everybody"}),
+        ("unified.s2", ("p", "q"), {"scope": "everybody", "seed": 2, "variant_of": "unified"}),
+        ("cluster-03", ("p",), {"scope": "cluster", "cluster": 3, "folder": "lora_clusters"}),
+        (
+            "heldout-cluster-10+warm-start.s1",
+            ("p",),
+            {"scope": "cluster", "cluster": 10, "folder": "held_out", "rung": "warm-start", "seed": 1, "variant_of": "heldout-cluster-10"},
+        ),
+        ("random-00", ("p", "q"), {"scope": "cluster", "cluster": 0, "folder": "random_clusters"}),
+        ("persona-0007", ("p",), {"scope": "person", "folder": "personas"}),
+        ("persona-style-00", ("p", "q"), {"scope": "group"}),
+    ],
+)
+def test_what_the_names_of_stored_adapters_meant_is_in_fields_from_revision_0009(
+    url: str, monkeypatch: pytest.MonkeyPatch, name: str, persona_ids: tuple[str, ...], fields: dict[str, Any]
+) -> None:
+    with monkeypatch.context() as earlier:
+        earlier.setattr("clusterlora.stores.database.REVISION", "0008")
+        database = Database(url)
+    spec = {"name": name, "persona_ids": list(persona_ids), "recipe": plain(Recipe())}
+    row = {"key": "k", "name": name, "spec": json.dumps(spec), "steps": 1, "train_tokens": 2, "seconds": 3.0, "n_bytes": 4}
+    with database.writing() as connection:
+        connection.execute(sa.text(f"insert into adapters ({', '.join(row)}) values ({', '.join(':' + name for name in row)})"), row)
+    adapter = SqlStudyStore(url).adapter("k")
+    assert adapter is not None
+    assert adapter.spec == AdapterSpec(name=name, persona_ids=persona_ids, recipe=Recipe(), **fields)
