@@ -16,9 +16,9 @@ from clusterlora.config import as_mapping
 from clusterlora.ports.run_log import SilentLog
 from clusterlora.settings import ClusteringSettings, DataSettings, Recipe, RuntimeSettings, Study, SyntheticSettings, prepared
 from clusterlora.stages.prepare import prepare
+from clusterlora.stores.null_tracker import NullTracker
 from clusterlora.wiring import from_environment
 from tasks.outcome import cancel_children, record_failure
-from tests.fixtures.memory import MemoryTracker
 
 SMALL = Study(
     name="small",
@@ -49,7 +49,7 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
 def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Return the list of what the tracker is told."""
     told: list[str] = []
-    monkeypatch.setattr(MemoryTracker, "end_study", lambda _, study, *, status: told.append(f"{study} {status}"))
+    monkeypatch.setattr(NullTracker, "end_study", lambda _, study, *, status: told.append(f"{study} {status}"))
     return told
 
 
