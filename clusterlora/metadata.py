@@ -21,6 +21,8 @@ class Provenance:
     base_revision: str
     n_personas: int
     n_dialogues: int
+    n_dialogues_left_out: int = 0
+    n_dialogues_losing_turns: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,6 +60,9 @@ class DataSettings:
     """Dialogues per persona for the final scores only."""
     split_seed: Annotated[int, Ge(0)] = 0
     """Seed of the hash by which dialogues are split."""
+    on_problem: Literal["refuse", "skip"] = "refuse"
+    """A dialogue that the base model cannot be asked, because question and answer are longer than model.max_length or it begins with the
+    assistant where the chat template forbids it: refuse names all of them, skip leaves them out and counts them."""
     synthetic: SyntheticSettings = SyntheticSettings()
     """The generator's parameters."""
 

@@ -34,11 +34,6 @@ def frozen_source(source: str, arguments: Sequence[tuple[str, str]], date: str |
     return "".join(lines) + (source if date is None else _dated(source, date))
 
 
-def writes_date(source: str) -> bool:
-    """Return whether a template asks what day it is."""
-    return "strftime_now" in source
-
-
 def _dated(source: str, date: str) -> str:
     try:
         day = datetime.combine(Date.fromisoformat(date), time())

@@ -161,6 +161,15 @@ class ChatTemplate:
                 )
 
 
+def writes_date(tokenizer: "PreTrainedTokenizerBase", arguments: Sequence[tuple[str, str]] = ()) -> bool:
+    """Return whether a prompt is another one on another day. Raises as `ChatTemplate`."""
+    if "strftime_now" not in template_source(tokenizer):
+        return False
+    asked = (Turn("user", "x"),)
+    one, other = (ChatTemplate(tokenizer, arguments, day).prompt(asked) for day in ("2001-01-01", "2012-12-31"))
+    return one != other
+
+
 def merged(turns: Sequence[Turn]) -> tuple[Turn, ...]:
     """Return the turns with those of one side in a row made one, a blank line between them."""
     found: list[Turn] = []

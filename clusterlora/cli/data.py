@@ -11,7 +11,9 @@ from clusterlora.cli.options import study_from, study_options
 from clusterlora.cli.progress import console_log
 
 if TYPE_CHECKING:
+    from clusterlora.data.prompt_fit import PromptFit
     from clusterlora.data.summary import DataSummary
+    from clusterlora.settings import Study
 
 
 @click.group(epilog="\b\nExample:\n  clusterlora data validate --data people.jsonl\n")
@@ -39,14 +41,18 @@ def template(folder: Path, as_json: bool) -> None:
 @click.option("--picture", type=click.Path(path_type=Path, dir_okay=False), help="Also draw the data into this PNG file.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 def validate(picture: Path | None, as_json: bool, **options: Any) -> None:
-    """Read, check and split the data of a study, and print a summary. Every problem is listed with file, line and fix."""
+    """Read, check and split the data of a study, and print a summary. Every problem is listed with file, line and fix.
+
+    With --base-model the summary also counts the dialogues that lose their oldest turns with its tokenizer, and those that do not fit.
+    """
     from clusterlora.comparison.power import study_power
     from clusterlora.data.validate import examine
     from clusterlora.errors import BadData
     from clusterlora.planning.ladder import REFERENCE
+    from clusterlora.settings import ModelSettings
 
     study = study_from(options)
-    summary = examine(study.data)
+    summary = examine(study.data, _fit(study) if options["base_model"] or study.model.base != ModelSettings().base else None)
     refusal = summary.refusal
     power = study_power(study.methods, REFERENCE, summary.personas)
     if as_json:
@@ -78,6 +84,14 @@ def signal(as_json: bool, **options: Any) -> None:
     click.echo(json.dumps(asdict(persona_signal)) if as_json else markdown(persona_signal))
 
 
+def _fit(study: "Study") -> "PromptFit":
+    """Return what counts how dialogues fit the study's base model."""
+    from clusterlora.stages.base_checks import checked_tokenizer, fit_of, with_template_date
+
+    tokenizer = checked_tokenizer(study)
+    return fit_of(with_template_date(study, tokenizer), tokenizer)
+
+
 def _print_summary(summary: "DataSummary") -> None:
     """Print counts as numbers, and distributions as a sparkline with their percentiles."""
     from clusterlora.data.summary import Distribution
@@ -85,7 +99,7 @@ def _print_summary(summary: "DataSummary") -> None:
 
     for field in fields(summary):
         value = getattr(summary, field.name)
-        if field.name == "refusal":
+        if field.name == "refusal" or value is None:
             continue
         if isinstance(value, Distribution):
             value = f"{value.minimum} {sparkline(value)} {value.maximum}   median {value.median}, 5 % {value.p5}, 95 % {value.p95}"

@@ -185,13 +185,15 @@ def decide(name: str, choice: Any, learning_rate: float | None, epochs: int | No
 
 def _check_inputs(study: "Study") -> None:
     """Raise for a base model or data that cannot be used, before any server is started."""
-    from clusterlora.models.base import base_revision
+    from clusterlora.models.base import BASE_MODELS, base_revision
 
     base_revision(study.model.base)
-    if study.data.path is not None:
-        from clusterlora.data.load import load
+    if study.data.path is None and study.model.base in BASE_MODELS:
+        return
+    from clusterlora.stages.base_checks import checked_tokenizer, fitted_dataset, with_template_date
 
-        load(study.data)
+    tokenizer = checked_tokenizer(study)
+    fitted_dataset(with_template_date(study, tokenizer), tokenizer)
 
 
 def _status(name: str, stores: "Stores") -> dict[str, Any]:

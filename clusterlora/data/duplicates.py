@@ -15,8 +15,8 @@ _WORD = re.compile(r"\w+")
 
 
 def normalised_text(dialogue: Dialogue) -> str:
-    """Return the normalised words of all turns of a dialogue."""
-    return normalize(" ".join(turn.text for turn in dialogue.turns))
+    """Return the normalised words that user and assistant said; the system turn may be the same for everybody."""
+    return normalize(" ".join(turn.text for turn in dialogue.turns if turn.role != "system"))
 
 
 def normalize(text: str) -> str:

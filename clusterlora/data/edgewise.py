@@ -7,7 +7,7 @@ from typing import Any
 
 from clusterlora.data.lines import json_records
 from clusterlora.data.problems import Problems, SourceLocation
-from clusterlora.data.records import identifier, instructions, scalars, turns, words
+from clusterlora.data.records import identifier, scalars, turns, words
 from clusterlora.data.source import SourceData
 from clusterlora.errors import BadData
 from clusterlora.settings import DataSettings
@@ -112,6 +112,5 @@ def _dialogues(line: Mapping[str, Any], location: SourceLocation, problems: Prob
         if session_id in dialogues:
             problems.add(location, f"{field}.session_id", f"{session_id!r} appears twice", "give every session of a persona its own id")
         elif session_id is not None and context is not None and dialogue is not None:
-            instruction, dialogue = instructions(dialogue)
-            dialogues[session_id] = Dialogue(session_id, dialogue, context + instruction)
+            dialogues[session_id] = Dialogue(session_id, dialogue, context)
     return tuple(dialogues.values())

@@ -11,8 +11,10 @@ from clusterlora.data.duplicates import normalised_text
 from clusterlora.data.leaks import find_leaks
 from clusterlora.data.legacy_import import read_splits
 from clusterlora.data.problems import Problems, SourceLocation
+from clusterlora.data.prompt_fit import PromptFit
 from clusterlora.data.source import SourceData
 from clusterlora.data.split import SPLITS, Refusal, SplitPersona, SplitPlan, split_persona
+from clusterlora.errors import printable
 from clusterlora.settings import DataSettings
 from clusterlora.values import Dataset, Persona, Split
 
@@ -21,8 +23,11 @@ log = logging.getLogger(__name__)
 _MIN_PERSONAS = 2
 
 
-def load(settings: DataSettings) -> Dataset:
+def load(settings: DataSettings, fit: PromptFit | None = None) -> Dataset:
     """Return the personas of a study, each with its train, val and test dialogues.
+
+    Args:
+        fit: what the dialogues are fitted to; without it they stay as they are in the source.
 
     Raises:
         BadData: every problem, one per line, with file, line, field and fix.
@@ -31,6 +36,8 @@ def load(settings: DataSettings) -> Dataset:
     """
     problems = Problems()
     reading = limited(_read(settings, problems), settings, problems)
+    if fit is not None:
+        reading = fitted(reading, fit, settings, problems)
     dataset = split(reading, settings, problems)
     problems.raise_any()
     return dataset
@@ -89,6 +96,25 @@ def limited(reading: SourceData, settings: DataSettings, problems: Problems) -> 
         what = f"{len(personas)} in the data, {asked} needed"
         problems.add(SourceLocation(settings.path or settings.source), "personas", what, "add personas or lower data.personas")
     return replace(reading, dataset=Dataset(personas[: settings.personas]))
+
+
+def fitted(reading: SourceData, fit: PromptFit, settings: DataSettings, problems: Problems) -> SourceData:
+    """Return the dialogues as a base model can be asked them. Those that it cannot be are problems, or left out and counted."""
+    personas: list[Persona] = []
+    left_out: list[str] = []
+    skip = settings.on_problem == "skip"
+    for persona, dialogues in zip(reading.dataset.personas, fit.fit(reading.dataset.personas), strict=True):
+        personas.append(replace(persona, dialogues=tuple(one.dialogue for one in dialogues if not (skip and one.problem))))
+        for one in dialogues:
+            if one.problem and skip:
+                left_out.append(f"dialogue {printable(one.dialogue.id)} of {printable(persona.id)}: {one.problem}")
+            elif one.problem:
+                place = reading.location_by_persona.get(persona.id, SourceLocation(settings.source))
+                field = f"persona {persona.id!r}, dialogue {one.dialogue.id!r}"
+                problems.add(place, field, one.problem, "change it, or leave such dialogues out with data.on_problem=skip")
+    if left_out:
+        log.warning("%d of %d dialogues left out (first: %s)", len(left_out), fit.n_dialogues, left_out[0])
+    return replace(reading, dataset=Dataset(tuple(personas)))
 
 
 def _shared_texts(dataset: Dataset) -> frozenset[str]:

@@ -41,19 +41,25 @@ class EncodedTurn:
     n_dropped: int
 
 
-def system_text(settings: ModelSettings, description: str | None, context: Sequence[tuple[str, str]]) -> str:
-    """Return the system turn: the study's prompt, the persona when the study says so, and what both sides can see."""
-    lines = [settings.system_prompt]
+def with_system(
+    settings: ModelSettings, description: str | None, context: Sequence[tuple[str, str]], turns: Sequence[Turn]
+) -> tuple[Turn, ...]:
+    """Return the turns after a system turn: the one they begin with, verbatim, else the study's prompt.
+
+    It goes on with the persona, when the study says so, and with what both sides can see.
+    """
+    n_system = 1 if turns and turns[0].role == "system" else 0
+    lines = [turns[0].text if n_system else settings.system_prompt]
     if settings.persona_in_prompt and description:
         lines.append(f"The user: {description}")
     if context:
         lines.append("Now: " + ", ".join(value.replace("_", " ") for _, value in context) + ".")
-    return "\n".join(lines)
+    return (Turn("system", "\n".join(lines)), *turns[n_system:])
 
 
 def messages(settings: ModelSettings, persona: Persona, dialogue: Dialogue) -> tuple[Turn, ...]:
     """Return the system turn followed by the dialogue's turns."""
-    return (Turn("system", system_text(settings, persona.description, dialogue.context)), *dialogue.turns)
+    return with_system(settings, persona.description, dialogue.context, dialogue.turns)
 
 
 def items(settings: ModelSettings, persona: Persona, split: Split) -> tuple[Item, ...]:
@@ -101,6 +107,15 @@ class PromptEncoder:
         Raises:
             BadData: one is too long without any history.
         """
+        encoded: list[EncodedTurn] = []
+        for turn in self.try_turns(asked):
+            if isinstance(turn, str):
+                raise BadData(f"{turn}; raise it or shorten them")
+            encoded.append(turn)
+        return encoded
+
+    def try_turns(self, asked: Sequence[tuple[Sequence[Turn], str | None]]) -> list[EncodedTurn | str]:
+        """Return what `encode_turns` returns, and for a turn that is too long without any history what is too long."""
         return [
             self._fitted(turns, text, prompt, response)
             for (turns, text), (prompt, response) in zip(asked, self._encode(asked), strict=True)
@@ -133,8 +148,8 @@ class PromptEncoder:
             for ids, whole, response in zip(prompt_ids, whole_ids, responses, strict=True)
         ]
 
-    def _fitted(self, turns: Sequence[Turn], text: str | None, prompt: Ids, response: Ids) -> EncodedTurn:
-        """Return a turn without the oldest of those before it, as far as that is needed."""
+    def _fitted(self, turns: Sequence[Turn], text: str | None, prompt: Ids, response: Ids) -> EncodedTurn | str:
+        """Return a turn without the oldest of those before it, as far as needed; what is too long, where that is not enough."""
         limit = self._max_length - max(len(response), self._max_length // 4)
         if len(prompt) <= limit:
             return EncodedTurn(prompt, response, 0)
@@ -150,10 +165,7 @@ class PromptEncoder:
         # A prompt without its answer leaves room for one token of it.
         if len(prompt) + max(len(response), 1) > self._max_length:
             answer = f" and {len(response)} of the answer" if response else ""
-            raise BadData(
-                f"{len(prompt)} tokens of system text and question{answer} are more than model.max_length = {self._max_length}; "
-                "raise it or shorten them"
-            )
+            return f"{len(prompt)} tokens of system text and question{answer} are more than model.max_length = {self._max_length}"
         return EncodedTurn(prompt, response, start)
 
 

@@ -91,13 +91,6 @@ def _answered(checked: Sequence[Turn]) -> bool:
     return "user" in roles and "assistant" in roles[roles.index("user") :]
 
 
-def instructions(checked: tuple[Turn, ...]) -> tuple[tuple[tuple[str, str], ...], tuple[Turn, ...]]:
-    """Return (context, turns): a leading system turn is what both sides can see, for the study writes the system prompt itself."""
-    if checked[0].role == "system":
-        return (("instructions", checked[0].text),), checked[1:]
-    return (), checked
-
-
 def scalars(value: object, place: SourceLocation, field: str, problems: Problems) -> tuple[tuple[str, str], ...] | None:
     """Return an object of plain values as pairs of text, in its order."""
     if not isinstance(value, dict):

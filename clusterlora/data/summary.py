@@ -24,7 +24,8 @@ class DataSummary:
 
     `duplicates` counts the dialogues of a persona beyond the first of each group of (near) duplicates, `leaks` the train and val dialogues
     that a later split repeats, in the splits of the input or, after splitting, in the remaining data. `repetitive` names the personas with
-    the most duplicates. `refusal` is the reason why the data cannot be trained on, if there is one.
+    the most duplicates. `refusal` is the reason why the data cannot be trained on, if there is one. For a given base model, `lose_turns`
+    counts the dialogues whose oldest turns do not fit, `do_not_fit` those that it cannot be asked.
     """
 
     personas: int
@@ -41,3 +42,5 @@ class DataSummary:
     leaks: int
     repetitive: tuple[tuple[str, int], ...] = ()
     refusal: str | None = None
+    lose_turns: int | None = None
+    do_not_fit: int | None = None

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from clusterlora.data.problems import Problems, SourceLocation
-from clusterlora.data.records import SPLIT_NAMES, identifier, instructions, turns, words
+from clusterlora.data.records import SPLIT_NAMES, identifier, turns, words
 from clusterlora.data.rows import every_row_has_all_columns, rows
 from clusterlora.data.source import SourceData
 from clusterlora.errors import BadData, BadSettings
@@ -84,7 +84,6 @@ def _add_row(
     _set_description(draft, row.get("persona_description"), location, column_by_name["persona_description"], problems)
     if turns_of_row is None or (raw_id is not None and dialogue_id is None):
         return
-    context, turns_of_row = instructions(turns_of_row)
     unique = dialogue_id
     if dialogue_id is None or "messages" not in row:
         unique = _unique_id(dialogue_id, turns_of_row, draft.dialogues)
@@ -93,7 +92,7 @@ def _add_row(
         problems.add(location, column_by_name["dialogue_id"], what, "give every dialogue of a persona its own id")
         return
     if unique is not None:
-        draft.dialogues[unique] = Dialogue(unique, turns_of_row, context, split)
+        draft.dialogues[unique] = Dialogue(unique, turns_of_row, split=split)
         if dialogue_id is not None:
             draft.conversations[unique] = dialogue_id
 

@@ -6,8 +6,9 @@ from dataclasses import replace
 
 from clusterlora.data.duplicates import duplicate_groups
 from clusterlora.data.leaks import find_leaks
-from clusterlora.data.load import limited, read, split
+from clusterlora.data.load import fitted, limited, read, split
 from clusterlora.data.problems import Problems
+from clusterlora.data.prompt_fit import PromptFit
 from clusterlora.data.summary import DataSummary, Distribution
 from clusterlora.errors import BadData
 from clusterlora.settings import DataSettings
@@ -17,21 +18,26 @@ _BINS = 16
 _MOST_NAMED = 5
 
 
-def examine(settings: DataSettings) -> DataSummary:
+def examine(settings: DataSettings, fit: PromptFit | None = None) -> DataSummary:
     """Return what is in the source: after splitting, or, when it can be read but not trained on, as it is and why not.
+
+    Args:
+        fit: counts how the dialogues fit a base model, too.
 
     Raises:
         BadData: every problem of the input itself.
     """
     reading = read(settings)
     problems = Problems()
-    dataset = split(limited(reading, settings, problems), settings, problems)
+    chosen = limited(reading, settings, problems)
+    dataset = split(fitted(chosen, fit, settings, problems) if fit else chosen, settings, problems)
+    counts = {"lose_turns": fit.n_losing_turns, "do_not_fit": fit.n_unfit} if fit else {}
     try:
         problems.raise_any()
     except BadData as refusal:
-        return summarise(reading.dataset, refusal=str(refusal))
+        return replace(summarise(reading.dataset, refusal=str(refusal)), **counts)
     # Splitting leaves leaking dialogues out; what the input's own splits leak must be told all the same.
-    return replace(summarise(dataset), leaks=len(find_leaks(reading.dataset.personas)))
+    return replace(summarise(dataset), leaks=len(find_leaks(reading.dataset.personas)), **counts)
 
 
 def summarise(dataset: Dataset, *, refusal: str | None = None) -> DataSummary:

@@ -5,6 +5,9 @@ from dataclasses import replace
 from clusterlora.methods.method import StudyView, unified_adapter
 from clusterlora.values import AdapterComposition, MethodPlan, WeightedAdapter
 
+DESCRIBED = ("baseline_described", "unified_described")
+"""The methods whose prompts show the persona's description, whatever the study does."""
+
 
 def baseline_described(view: StudyView) -> MethodPlan:
     """Return the plan that answers everybody with the base, told who asks."""

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Literal, get_args
 from clusterlora.catalog import Catalog
 from clusterlora.chat.template import ChatTemplate
 from clusterlora.errors import BadSettings
+from clusterlora.models.checks import refuse_too_long
 from clusterlora.models.hub import hub_snapshot
-from clusterlora.models.loading import load_causal_lm
+from clusterlora.models.loading import load_causal_lm, load_tokenizer
 from clusterlora.models.revision import revision_of
 from clusterlora.models.smollm2 import fetch_smollm2
 from clusterlora.models.weights import combined_sha256, weight_files
@@ -113,6 +114,26 @@ def load_base(name: str, *, dtype: Dtype | Literal["auto"] = "float32", device: 
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or end
     return BaseModel(name, revision, model.to(device).eval().requires_grad_(False), tokenizer)  # pyright: ignore[reportArgumentType]
+
+
+def usable_tokenizer(name: str, *, max_length: int, max_new_tokens: int) -> "PreTrainedTokenizerBase":
+    """Return the tokenizer of a base model whose files fit together; of its weights only names and shapes are read.
+
+    Args:
+        max_length: tokens of the longest prompt.
+        max_new_tokens: tokens of the longest answer to it.
+
+    Raises:
+        ModelUnavailable: as `load_base`.
+        BadSettings: prompt and answer do not fit into the model's positions.
+    """
+    folder = base_folder(name)
+    if weight_files(folder)[0].suffix == ".gguf":
+        # Its names and shapes are known only once all of it is dequantised.
+        return load_tokenizer(folder)
+    model, tokenizer = load_causal_lm(folder, dtype="float32", device="meta")
+    refuse_too_long(name, model.config, max_length=max_length, max_new_tokens=max_new_tokens)
+    return tokenizer
 
 
 def faster_dtype(name: str) -> Dtype:

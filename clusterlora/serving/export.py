@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from clusterlora.adapters.peft_folder import write_factors
+from clusterlora.chat.template import ChatTemplate, template_source
 from clusterlora.durable import make_folder, put_folder_in_place, write_durably
 from clusterlora.errors import BadData
 from clusterlora.models.base import base_folder
+from clusterlora.models.loading import load_tokenizer
 from clusterlora.models.stacked import combined_weights, read_weights
 from clusterlora.settings import Recipe
 from clusterlora.stores.routing_table import KeyedComposition, RoutingTable, read_routing_table
@@ -42,6 +44,8 @@ class Exported:
 def export(artifacts: Path, target: Path, form: Format) -> Exported:
     """Write adapters/<name>-<hash>/ (PEFT folders), routes.json (persona -> adapter) and serve.sh; return what was written.
 
+    Where the study gave its chat template arguments or a date, chat_template.jinja has them written into it.
+
     A composition of several adapters becomes one, whose rank is the sum of theirs and whose update is exactly theirs.
 
     Raises:
@@ -64,9 +68,15 @@ def export(artifacts: Path, target: Path, form: Format) -> Exported:
     route = {persona_id: written.get(composition, _BASE) for persona_id, composition in table.personas.items()}
     rank = _smallest_allowed(max(ranks, default=1))
     base = str(base_folder(table.model.base))
-    command = _command(form, base, sorted(set(written.values())), rank)
+    tokenizer = load_tokenizer(Path(base))
+    template = ChatTemplate(tokenizer, table.model.template_arguments, table.model.template_date)
+    if of_its_own := template.source != template_source(tokenizer):
+        write_durably(target / "chat_template.jinja", template.source.encode())
+    command = _command(form, base, sorted(set(written.values())), rank, of_its_own=of_its_own)
     found = Exported(target, base, tuple(sorted(set(written.values()))), route, written.get(table.default, _BASE), rank, command)
     routes = {"study": table.study, "base_model": base, "base_revision": table.base_revision, "default": found.default, "personas": route}
+    # Servers stop at what the base's own settings name; the end of a turn in its chat template may be another token.
+    routes["stop_token_ids"] = [tokenizer.convert_tokens_to_ids(template.end_token)]
     write_durably(target / "routes.json", (json.dumps(routes, indent=2, ensure_ascii=False) + "\n").encode())
     file = target / ("serve.sh" if form == "vllm" else "load.py")
     write_durably(file, (command + "\n").encode())
@@ -126,12 +136,13 @@ def _smallest_allowed(rank: int) -> int:
     return next(allowed for allowed in VLLM_RANKS if allowed >= rank)
 
 
-def _command(form: Format, base: str, names: list[str], rank: int) -> str:
+def _command(form: Format, base: str, names: list[str], rank: int, *, of_its_own: bool) -> str:
     if form == "vllm":
+        template = " --chat-template chat_template.jinja" if of_its_own else ""
         modules = " \\\n    ".join(f"{name}=adapters/{name}" for name in names)
         return (
             "#!/bin/sh\n# Run in this folder. A request names its adapter as `model`: routes.json says which is whose.\n"
-            f"exec vllm serve {_quoted(base)} --enable-lora --max-lora-rank {rank} --max-loras {min(8, max(1, len(names)))} \\\n"
+            f"exec vllm serve {_quoted(base)}{template} --enable-lora --max-lora-rank {rank} --max-loras {min(8, max(1, len(names)))} \\\n"
             f"    --lora-modules {modules}"
         )
     first = names[0] if names else ""

@@ -11,7 +11,7 @@ from typing import Any, cast, get_args
 import torch
 
 from clusterlora.data.few_shot import with_shots
-from clusterlora.data.prompts import prompt_encoder, system_text
+from clusterlora.data.prompts import prompt_encoder, with_system
 from clusterlora.errors import BadData, ModelUnavailable
 from clusterlora.evaluation.generate import Question
 from clusterlora.evaluation.inference_backends import inference_backend
@@ -96,11 +96,9 @@ class Router:
         return [{"persona_id": r.persona_id, "text": t, "answered_by": self._answered_by(r)} for r, t in zip(read, texts, strict=True)]
 
     def _messages(self, request: Request) -> tuple[Turn, ...]:
-        if request.turns[0].role == "system":
-            return request.turns
         composition, persona_id = self._composition(request), request.persona_id
         model = replace(self._table.model, persona_in_prompt=self._table.model.persona_in_prompt or composition.persona_in_prompt)
-        turns = (Turn("system", system_text(model, self._table.descriptions.get(persona_id), request.context)), *request.turns)
+        turns = with_system(model, self._table.descriptions.get(persona_id), request.context, request.turns)
         known = self._table.exchanges.get(persona_id, ())
         return with_shots(turns, known, composition.shots, self._embedder) if composition.shots and known else turns
 

@@ -12,7 +12,8 @@ import numpy as np
 
 from clusterlora.adapters.stored import stored_folder
 from clusterlora.data.duplicates import normalised_text
-from clusterlora.data.load import read
+from clusterlora.data.load import fitted, read
+from clusterlora.data.problems import Problems
 from clusterlora.data.prompts import items
 from clusterlora.errors import BadData, UnknownName
 from clusterlora.evaluation.answer import Answerer, AnswerRequest
@@ -26,6 +27,7 @@ from clusterlora.planning.work_plan import WorkPlan, cluster_adapters, trained_a
 from clusterlora.ports.run_log import RunLog
 from clusterlora.ports.stores import Stores
 from clusterlora.settings import DataSettings, PreparedStudy
+from clusterlora.stages.base_checks import fit_of
 from clusterlora.stages.evaluate import weights_of
 from clusterlora.stages.train import expose
 from clusterlora.values import AdapterComposition, Persona, WeightedAdapter
@@ -173,7 +175,9 @@ def _adapters(state: StudyState, plan: WorkPlan) -> tuple[str, ...]:
 def _newcomers(state: StudyState, data: DataSettings) -> tuple[Persona, ...]:
     """Return the people of the data, every different dialogue of theirs being an example."""
     source = data.path or data.source
-    people = read(data).dataset.personas
+    problems = Problems()
+    people = fitted(read(data), fit_of(state.settings, base_model(state.settings.model).tokenizer), data, problems).dataset.personas
+    problems.raise_any()
     if data.source == _BY_LINE:
         people = tuple(replace(p, id=p.id.replace("persona", "new", 1)) for p in people)
     known = set(state.dataset.ids)

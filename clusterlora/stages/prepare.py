@@ -7,7 +7,7 @@ from pathlib import Path
 from clusterlora import __version__
 from clusterlora.adapters.stored import replace_damaged
 from clusterlora.comparison.power import study_power
-from clusterlora.data.load import load
+from clusterlora.data.prompt_fit import PromptFit
 from clusterlora.durable import make_folder
 from clusterlora.errors import UnknownName
 from clusterlora.metadata import Provenance, TrackerPage
@@ -17,6 +17,7 @@ from clusterlora.ports.run_log import RunLog
 from clusterlora.ports.stores import Stores
 from clusterlora.progress.timing import timed
 from clusterlora.settings import PreparedStudy, Study, prepared
+from clusterlora.stages.base_checks import checked_tokenizer, fitted_dataset, with_template_date
 from clusterlora.stores.resume import as_decided
 from clusterlora.values import Dataset
 
@@ -36,8 +37,10 @@ def prepare(asked: Study, stores: Stores, log: RunLog, *, running: bool = True) 
     """
     log.phase("prepare", total=1, unit="data set")
     revision = base_revision(asked.model.base)
-    study = as_prepared(asked, stores)
-    dataset = load(study.data)
+    tokenizer = checked_tokenizer(asked)
+    study = with_template_date(as_prepared(asked, stores), tokenizer)
+    dataset, fit = fitted_dataset(study, tokenizer)
+    _note(fit, study, log)
     recorded = Provenance(
         clusterlora_version=__version__,
         git_revision=git_revision(),
@@ -45,6 +48,8 @@ def prepare(asked: Study, stores: Stores, log: RunLog, *, running: bool = True) 
         base_revision=revision,
         n_personas=len(dataset.personas),
         n_dialogues=sum(len(p.dialogues) for p in dataset.personas),
+        n_dialogues_left_out=fit.n_unfit,
+        n_dialogues_losing_turns=fit.n_losing_turns,
     )
     stores.studies.create_study(study)
     with timed(stores, study.name, "prepare"):
@@ -64,6 +69,16 @@ def prepare(asked: Study, stores: Stores, log: RunLog, *, running: bool = True) 
     return dataset
 
 
+def _note(fit: PromptFit, study: Study, log: RunLog) -> None:
+    """Say what the base model's chat template and longest sequence make of the dialogues, where that is not all of them as they are."""
+    if fit.n_unfit:
+        log.note(f"{fit.n_unfit} of {fit.n_dialogues} dialogues cannot be asked of the base model and are left out")
+    if fit.n_losing_turns:
+        log.note(f"{fit.n_losing_turns} of {fit.n_dialogues} dialogues are longer than {study.model.max_length} tokens and lose old turns")
+    if fit.folds_system_text:
+        log.note("the chat template has no system role: the system text leads the first user turn")
+
+
 def provenance(study_name: str, stores: Stores) -> Provenance:
     """Return what a study was last prepared with.
 
@@ -77,7 +92,10 @@ def provenance(study_name: str, stores: Stores) -> Provenance:
 
 
 def as_prepared(study: Study, stores: Stores) -> PreparedStudy:
-    """Return the study with its dtype: as asked, as it was decided when the study was first prepared, else what is faster here."""
+    """Return the study with its dtype: as asked, as it was decided when the study was first prepared, else what is faster here.
+
+    The date of its chat template, too, is the one it was first prepared with.
+    """
     if any(study.name == name for name, *_ in stores.studies.studies()):
         return as_decided(study, stores.studies.study(study.name))
     return prepared(study, faster_dtype(study.model.base) if study.model.dtype == "auto" else study.model.dtype)

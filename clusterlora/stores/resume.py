@@ -1,5 +1,6 @@
 """What makes a study the same study when it is launched again."""
 
+from dataclasses import replace
 from typing import Any, cast
 
 from clusterlora.errors import BadData, BadSettings
@@ -9,8 +10,9 @@ from clusterlora.values import Dataset
 
 
 def as_decided(asked: Study, known: PreparedStudy) -> PreparedStudy:
-    """Return what is asked for, with what it leaves open (the dtype) as it was decided when the known study was first prepared."""
-    return prepared(asked, known.model.dtype if asked.model.dtype == "auto" else asked.model.dtype)
+    """Return what is asked for, with what it leaves open as it was decided when the known study was first prepared: dtype and date."""
+    study = prepared(asked, known.model.dtype if asked.model.dtype == "auto" else asked.model.dtype)
+    return replace(study, model=replace(study.model, template_date=asked.model.template_date or known.model.template_date))
 
 
 def refuse_other_settings(known: PreparedStudy, asked: PreparedStudy) -> None:

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ import pytest
 from clusterlora.data.lines import MAX_LINE_BYTES
 from clusterlora.data.load import load, read
 from clusterlora.data.problems import LISTED
+from clusterlora.data.prompts import items
 from clusterlora.errors import BadData, BadSettings, UnknownName
-from clusterlora.settings import DataSettings
-from clusterlora.values import Turn
+from clusterlora.settings import DataSettings, ModelSettings
+from clusterlora.values import Persona, Turn
 
 ROOT = Path(__file__).parents[2]
 MALFORMED = ROOT / "tests" / "malformed"
@@ -220,11 +222,16 @@ def test_rows_of_one_dialogue_id_are_dialogues_of_one_conversation(tmp_path: Pat
     assert set(reading.conversation_by_dialogue.values()) == {f"scene {i}" for i in range(6)}
 
 
-def test_a_leading_system_turn_becomes_context(tmp_path: Path) -> None:
-    messages = [{"role": "system", "text": "be brief"}, {"role": "user", "text": "hi"}, {"role": "assistant", "text": "ho"}]
+def test_a_leading_system_turn_is_the_system_text_of_its_dialogue_verbatim(tmp_path: Path) -> None:
+    text = "Call get_weather(user_id) when\nasked."
+    messages = [{"role": "system", "text": text}, {"role": "user", "text": "hi"}, {"role": "assistant", "text": "ho"}]
     dialogue = read(settings(jsonl(tmp_path / "a.jsonl", [{"persona_id": "ann", "messages": messages}]))).dataset.personas[0].dialogues[0]
-    assert dialogue.context == (("instructions", "be brief"),)
-    assert dialogue.turns == (Turn("user", "hi"), Turn("assistant", "ho"))
+    assert dialogue.context == ()
+    assert dialogue.turns == (Turn("system", text), Turn("user", "hi"), Turn("assistant", "ho"))
+    item = items(ModelSettings(), Persona("ann", None, (replace(dialogue, split="test"),)), "test")[0]
+    assert item.messages == (Turn("system", text), Turn("user", "hi"))
+    described = items(ModelSettings(persona_in_prompt=True), Persona("ann", "a baker", (replace(dialogue, split="test"),)), "test")[0]
+    assert described.messages[0] == Turn("system", f"{text}\nThe user: a baker")
 
 
 def test_a_split_column_decides_and_validation_means_val(tmp_path: Path) -> None:

@@ -64,6 +64,19 @@ def artifacts(table: RoutingTable, tiny_base_folder: Path, tmp_path: Path) -> Pa
     return tmp_path / "artifacts"
 
 
+def test_an_export_brings_the_chat_template_with_the_studys_arguments_and_the_end_of_a_turn(
+    artifacts: Path, table: RoutingTable, tmp_path: Path
+) -> None:
+    export(artifacts, tmp_path / "plain", "vllm")
+    assert not (tmp_path / "plain" / "chat_template.jinja").exists()
+    assert json.loads((tmp_path / "plain" / "routes.json").read_text())["stop_token_ids"] == [2]
+    given = replace(table, model=replace(table.model, template_arguments=(("level", '"high"'),)))
+    (artifacts / "routes.json").write_text(to_json(given))
+    export(artifacts, tmp_path / "out", "vllm")
+    assert (tmp_path / "out" / "chat_template.jinja").read_text().startswith('{% set level = "high" %}')
+    assert "--chat-template chat_template.jinja" in (tmp_path / "out" / "serve.sh").read_text()
+
+
 def test_exported_folders_answer_in_peft_as_the_router_does(artifacts: Path, tiny_base_folder: Path, tmp_path: Path) -> None:
     import torch
     from peft import PeftModel

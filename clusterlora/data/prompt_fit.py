@@ -1,0 +1,69 @@
+"""Which dialogues a base model's chat template and its longest sequence can take, and how."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from clusterlora.chat.template import merged
+from clusterlora.data.prompts import EncodedTurn, PromptEncoder, messages
+from clusterlora.settings import ModelSettings
+from clusterlora.values import Dialogue, Persona, Turn
+
+
+@dataclass(frozen=True, slots=True)
+class FittedDialogue:
+    """A dialogue as its prompts are made of it. `problem` says why it cannot be used; `loses_turns` that its oldest turns are left out."""
+
+    dialogue: Dialogue
+    problem: str = ""
+    loses_turns: bool = False
+
+
+class PromptFit:
+    """Fits dialogues to a base model, and counts."""
+
+    def __init__(self, encoder: PromptEncoder, settings: ModelSettings) -> None:
+        self._encoder = encoder
+        self._settings = settings
+        self.n_dialogues = self.n_losing_turns = self.n_unfit = 0
+
+    @property
+    def folds_system_text(self) -> bool:
+        """Whether the template has no system role."""
+        return not self._encoder.template.has_system_role
+
+    def fit(self, personas: Sequence[Persona]) -> list[list[FittedDialogue]]:
+        """Return every persona's dialogues, in order.
+
+        Where the template wants the sides to alternate, turns of one side in a row are one turn: so they are asked, learnt and counted.
+        """
+        dialogues = [[self._alternating(dialogue) for dialogue in persona.dialogues] for persona in personas]
+        turns = [messages(self._settings, p, d) for p, of_persona in zip(personas, dialogues, strict=True) for d in of_persona]
+        problems = [self._wrong_beginning(said) for said in turns]
+        answers = [[] if problem else _answers(said) for said, problem in zip(turns, problems, strict=True)]
+        encoded = iter(self._encoder.try_turns([answer for of_dialogue in answers for answer in of_dialogue]))
+        found = iter(zip(problems, [[next(encoded) for _ in of_dialogue] for of_dialogue in answers], strict=True))
+        fitted = [[_fitted(dialogue, *next(found)) for dialogue in of_persona] for of_persona in dialogues]
+        every = [one for of_persona in fitted for one in of_persona]
+        self.n_dialogues += len(every)
+        self.n_losing_turns += sum(one.loses_turns and not one.problem for one in every)
+        self.n_unfit += sum(bool(one.problem) for one in every)
+        return fitted
+
+    def _alternating(self, dialogue: Dialogue) -> Dialogue:
+        return replace(dialogue, turns=merged(dialogue.turns)) if self._encoder.template.needs_alternation else dialogue
+
+    def _wrong_beginning(self, turns: Sequence[Turn]) -> str:
+        template = self._encoder.template
+        first = next((turn.role for turn in turns if turn.role != "system"), None)
+        if first == "assistant" and not (template.may_begin_with_assistant and template.has_system_role):
+            return "begins with the assistant, and the chat template of the base model wants the user to begin"
+        return ""
+
+
+def _answers(turns: Sequence[Turn]) -> list[tuple[Sequence[Turn], str]]:
+    return [(turns[:i], turn.text) for i, turn in enumerate(turns) if turn.role == "assistant"]
+
+
+def _fitted(dialogue: Dialogue, problem: str, answers: Sequence[EncodedTurn | str]) -> FittedDialogue:
+    problem = problem or next((answer for answer in answers if isinstance(answer, str)), "")
+    return FittedDialogue(dialogue, problem, any(isinstance(answer, EncodedTurn) and answer.n_dropped for answer in answers))

@@ -1,0 +1,303 @@
+"""A base model, its chat template and the data are checked together before anything is trained or recorded."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+
+from clusterlora.cli import main
+from clusterlora.data.prompts import prompt_encoder
+from clusterlora.errors import BadData, BadSettings, ModelUnavailable
+from clusterlora.models.base import HOMELM_FOLDER, base_revision, load_base
+from clusterlora.models.revision import is_same_base
+from clusterlora.planning.study_state import read_state
+from clusterlora.planning.work_plan import work_plan
+from clusterlora.ports.run_log import SilentLog
+from clusterlora.ports.stores import Stores
+from clusterlora.settings import DataSettings, ModelSettings, Study
+from clusterlora.stages import base_checks
+from clusterlora.stages.prepare import prepare, provenance
+from clusterlora.stores.resume import as_decided
+from clusterlora.values import Clustering, Turn
+
+HOMELM_TEMPLATE = (HOMELM_FOLDER / "chat_template.jinja").read_text(encoding="utf-8")
+DATED = "<|system|>Today is {{ strftime_now('%d %b %Y') }}.<|end|>" + HOMELM_TEMPLATE
+NO_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + HOMELM_TEMPLATE
+ALTERNATING = (
+    "{% for m in messages if m['role'] != 'system' %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('roles must alternate') }}{% endif %}{% endfor %}" + HOMELM_TEMPLATE
+)
+
+
+class Notes(SilentLog):
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, message: str) -> None:
+        self.notes.append(message)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(HOMELM_FOLDER, tmp_path / "base"))
+
+
+def edit(file: Path, **changes: Any) -> None:
+    """Set some values of a JSON file."""
+    file.write_text(json.dumps({**json.loads(file.read_text(encoding="utf-8")), **changes}), encoding="utf-8")
+
+
+def write_rows(file: Path, rows: list[dict[str, Any]]) -> Path:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return file
+
+
+def exchanges(n: int = 4, *people: str) -> list[dict[str, Any]]:
+    return [
+        {"persona_id": name, "dialogue_id": f"d{i}", "prompt": f"light {i}, please", "response": f"light {i} is on for {name}."}
+        for name in people or ("ann", "bob")
+        for i in range(n)
+    ]
+
+
+def study(base: Path, data: Path, *, on_problem: Literal["refuse", "skip"] = "refuse", max_length: int = 256) -> Study:
+    settings = DataSettings(source="table", path=str(data), train=1, val=1, test=1, on_problem=on_problem)
+    return Study(name="small", data=settings, model=ModelSettings(base=str(base), max_length=max_length, dtype="float32"))
+
+
+def without_layer_1(folder: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(folder / "model.safetensors")
+    kept = {name: value for name, value in weights.items() if "layers.1." not in name}
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def with_more_tokens(folder: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["<new>"])
+    tokenizer.save_pretrained(folder)
+
+
+REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
+    "weights are missing": (without_layer_1, r"lacks model\.layers\.1\.input_layernorm\.weight.* and 6 more, and they would be random"),
+    "weights are left over": (
+        lambda folder: edit(folder / "config.json", num_hidden_layers=1),
+        r"also holds model\.layers\.1\.\S+, .* would be left out",
+    ),
+    "an adapter lies beside the weights": (
+        lambda folder: (folder / "adapter_config.json").write_text("{}"),
+        r"also holds an adapter \(adapter_config\.json\).*merge_and_unload",
+    ),
+    "it classifies": (
+        lambda folder: edit(folder / "config.json", architectures=["LlamaForSequenceClassification"]),
+        r"is a LlamaForSequenceClassification .*predicts no next token",
+    ),
+    "it is an encoder": (lambda folder: edit(folder / "config.json", architectures=["BertModel"]), "is a BertModel"),
+    "it is an encoder-decoder": (lambda folder: edit(folder / "config.json", is_encoder_decoder=True), "is an encoder-decoder"),
+    "it sees": (lambda folder: edit(folder / "config.json", vision_config={"a": 1}), r"reads more than text \(vision_config"),
+    "tokens have no embedding": (with_more_tokens, r"has 1025 tokens, the model's embedding 1024: .*resize_token_embeddings"),
+    "no template": (lambda folder: (folder / "chat_template.jinja").unlink(), "has no chat template; use an instruction-tuned model"),
+    "a template that does not parse": (
+        lambda folder: (folder / "chat_template.jinja").write_text("{% for m in messages %}"),
+        r"has an error in line 1 \(.*mend chat_template\.jinja",
+    ),
+    "reasoning is left open": (
+        lambda folder: (folder / "chat_template.jinja").write_text(HOMELM_TEMPLATE.replace("<|assistant|>", "<|assistant|><think>\n")),
+        "opens <think> before every answer",
+    ),
+    "its configuration is no JSON": (lambda folder: (folder / "config.json").write_text("{"), "is not JSON"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_a_base_that_cannot_be_right_is_refused_in_one_line_and_nothing_is_recorded(
+    what: str, folder: Path, stores: Stores, tmp_path: Path
+) -> None:
+    spoil, message = REFUSED[what]
+    spoil(folder)
+    with pytest.raises(ModelUnavailable, match=message) as refusal:
+        prepare(study(folder, write_rows(tmp_path / "a.jsonl", exchanges())), stores, SilentLog())
+    assert "\n" not in str(refusal.value)
+    assert list(stores.studies.studies()) == []
+
+
+def test_a_checkpoint_that_is_not_whole_is_not_loaded_by_anybody(folder: Path) -> None:
+    without_layer_1(folder)
+    with pytest.raises(ModelUnavailable, match="lacks"):
+        load_base(str(folder))
+
+
+def test_prompt_and_answer_must_fit_into_the_positions_of_the_base(folder: Path, stores: Stores, tmp_path: Path) -> None:
+    data = write_rows(tmp_path / "a.jsonl", exchanges())
+    edit(folder / "config.json", max_position_embeddings=300)
+    with pytest.raises(BadSettings, match=r"exceed the 300 positions of base model .*lower model\.max_length to 236 at most"):
+        prepare(study(folder, data), stores, SilentLog())
+    prepare(study(folder, data, max_length=236), stores, SilentLog())
+
+
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [
+        ("config.json", {"rope_parameters": {"rope_theta": 500.0, "rope_type": "default"}}),
+        ("config.json", {"rms_norm_eps": 1e-5}),
+        ("generation_config.json", {"eos_token_id": [1, 0]}),
+        ("tokenizer_config.json", {"eos_token": "<|pad|>"}),
+        ("tokenizer.json", {"truncation": None}),
+        ("chat_template.jinja", "{{ ' ' }}"),
+        ("special_tokens_map.json", "{}"),
+    ],
+)
+def test_every_file_that_changes_what_a_base_answers_changes_its_revision(file: str, change: dict[str, Any] | str, folder: Path) -> None:
+    assert base_revision(str(folder)) == base_revision("homelm")
+    path = folder / file
+    if isinstance(change, str):
+        path.write_text((path.read_text(encoding="utf-8") if path.exists() else "") + change, encoding="utf-8")
+    elif file == "tokenizer.json":
+        path.write_text(path.read_text(encoding="utf-8") + " ", encoding="utf-8")
+    else:
+        edit(path, **change)
+    revision = base_revision(str(folder))
+    assert revision != base_revision("homelm")
+    assert is_same_base(base_revision("homelm"), revision), "what was registered under the weights alone is still served"
+    assert not is_same_base(revision, base_revision("homelm"))
+
+
+def test_who_wrote_a_configuration_and_what_lies_beside_it_changes_nothing(folder: Path) -> None:
+    edit(folder / "config.json", transformers_version="9.9", _name_or_path="elsewhere")
+    (folder / "README.md").write_text("hello")
+    assert base_revision(str(folder)) == base_revision("homelm")
+
+
+def test_arguments_and_date_of_the_template_are_part_of_an_adapters_cache_key(folder: Path, stores: Stores, tmp_path: Path) -> None:
+    data = write_rows(tmp_path / "a.jsonl", exchanges())
+    keys = []
+    for name, model in (("a", {}), ("b", {"template_arguments": (("x", "1"),)}), ("c", {"template_date": "2026-01-01"})):
+        one = replace(study(folder, data), name=name)
+        one = replace(one, model=replace(one.model, **model))
+        dataset = prepare(one, stores, SilentLog())
+        stores.studies.save_clustering(name, Clustering("given", (dataset.ids,)))
+        keys.append(work_plan(read_state(name, stores)).keys["unified"])
+    assert len(set(keys)) == 3
+
+
+def test_the_date_of_a_template_is_the_one_on_which_the_study_was_prepared_first(
+    folder: Path, stores: Stores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from datetime import UTC, datetime
+
+    class Clock(datetime):
+        today_is = 1
+
+        @classmethod
+        def now(cls, tz: Any = None) -> Any:  # noqa: ARG003
+            return datetime(2026, 11, cls.today_is, tzinfo=UTC)
+
+    monkeypatch.setattr(base_checks, "datetime", Clock)
+    (folder / "chat_template.jinja").write_text(DATED)
+    asked = study(folder, write_rows(tmp_path / "a.jsonl", exchanges()))
+    prepare(asked, stores, SilentLog())
+    Clock.today_is = 28
+    prepare(asked, stores, SilentLog())
+    kept = stores.studies.study("small")
+    assert kept.model.template_date == "2026-11-01"
+    assert as_decided(asked, kept) == kept
+    tokenizer = load_base(str(folder)).tokenizer
+    assert "Today is 01 Nov 2026." in str(
+        tokenizer.decode(list(prompt_encoder(tokenizer, kept.model).encode_messages([Turn("user", "hi")])))
+    )
+
+
+def test_a_template_without_the_date_leaves_the_study_without_one(folder: Path, stores: Stores, tmp_path: Path) -> None:
+    prepare(study(folder, write_rows(tmp_path / "a.jsonl", exchanges())), stores, SilentLog())
+    assert stores.studies.study("small").model.template_date is None
+
+
+def test_a_dialogue_that_is_too_long_names_itself_or_is_left_out_and_counted(folder: Path, stores: Stores, tmp_path: Path) -> None:
+    rows = exchanges(5)
+    rows[2]["response"] = "on " * 300
+    data = write_rows(tmp_path / "a.jsonl", rows)
+    with pytest.raises(BadData, match=r"persona 'ann', dialogue 'd2/\w+': \d+ tokens of .*max_length = 256; .*data\.on_problem=skip"):
+        prepare(study(folder, data), stores, SilentLog())
+    log = Notes()
+    dataset = prepare(study(folder, data, on_problem="skip"), stores, log)
+    assert not any("on on" in turn.text for persona in dataset.personas for dialogue in persona.dialogues for turn in dialogue.turns)
+    assert "1 of 10 dialogues cannot be asked of the base model and are left out" in log.notes
+    assert provenance("small", stores).n_dialogues_left_out == 1
+
+
+def test_where_the_sides_must_alternate_their_turns_are_merged_and_dialogues_that_begin_with_the_assistant_refused(
+    folder: Path, stores: Stores, tmp_path: Path
+) -> None:
+    (folder / "chat_template.jinja").write_text(ALTERNATING)
+    said = ("user", "light"), ("user", "now"), ("assistant", "Sure."), ("assistant", "It is on.")
+    messages = [{"role": role, "content": text} for role, text in said]
+    rows = [
+        {"persona_id": name, "dialogue_id": f"d{i}", "messages": [*messages, {"role": "user", "content": f"{name} {i}"}]}
+        for name in ("ann", "bob")
+        for i in range(3)
+    ]
+    dataset = prepare(study(folder, write_rows(tmp_path / "a.jsonl", rows)), stores, SilentLog())
+    turns = dataset.personas[0].dialogues[0].turns
+    assert turns[:2] == (Turn("user", "light\n\nnow"), Turn("assistant", "Sure.\n\nIt is on."))
+    rows[0]["messages"] = [{"role": "assistant", "content": "Hello!"}, *messages]
+    with pytest.raises(BadData, match=r"dialogue 'd0': begins with the assistant, and the chat template .* wants the user to begin"):
+        prepare(replace(study(folder, write_rows(tmp_path / "b.jsonl", rows)), name="other"), stores, SilentLog())
+
+
+def test_a_template_without_a_system_role_is_told_once(folder: Path, stores: Stores, tmp_path: Path) -> None:
+    (folder / "chat_template.jinja").write_text(NO_SYSTEM)
+    log = Notes()
+    prepare(study(folder, write_rows(tmp_path / "a.jsonl", exchanges())), stores, log)
+    assert log.notes.count("the chat template has no system role: the system text leads the first user turn") == 1
+
+
+def test_a_template_that_changes_words_is_refused_with_the_first_difference(folder: Path, stores: Stores, tmp_path: Path) -> None:
+    (folder / "chat_template.jinja").write_text(HOMELM_TEMPLATE.replace("message.content", "message.content | replace('please', 'PLEASE')"))
+    with pytest.raises(BadData, match=r"changes what is said in dialogue 'd0/\w+' of persona 'ann': after '.*light 0, ' it writes 'PLEASE"):
+        prepare(study(folder, write_rows(tmp_path / "a.jsonl", exchanges())), stores, SilentLog())
+
+
+def test_every_id_that_may_end_an_answer_does(folder: Path) -> None:
+    edit(folder / "tokenizer_config.json", eos_token="<|pad|>")
+    edit(folder / "generation_config.json", eos_token_id=[3])
+    base = load_base(str(folder))
+    assert base.end_ids == {0, 1, 3}, "the tokenizer's end of a text, the end of a turn in the template, the generation settings'"
+
+
+def test_validate_counts_what_a_base_model_cannot_be_asked_and_what_loses_turns(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = exchanges(4)
+    rows[0]["response"] = "on " * 300
+    turns = [{"role": ("user", "assistant")[i % 2], "content": f"this is turn number {i} of them"} for i in range(30)]
+    rows = [{**row, "messages": None} for row in rows] + [{"persona_id": "ann", "dialogue_id": "long", "messages": turns}]
+    data = write_rows(tmp_path / "a.jsonl", rows)
+    asked = ["data", "validate", "--data", str(data), "--set", "model.max_length=256", "--set", "data.on_problem=skip", "--dialogues", "3"]
+    assert main([*asked, "--base-model", str(folder)]) == 0
+    shown = capsys.readouterr().out
+    assert "lose turns               1\n" in shown
+    assert "do not fit               1\n" in shown
+    assert main(asked) == 0
+    assert "lose turns" not in capsys.readouterr().out
+    assert main([*asked, "--base-model", str(folder), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["lose_turns"], found["do_not_fit"]) == (1, 1)
+
+
+def test_a_base_that_cannot_be_right_is_refused_before_a_server_starts(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CLUSTERLORA_STACK", str(tmp_path / "no-stack"))
+    without_layer_1(folder)
+    assert main(["study", "run", "--preset", "quick", "--base-model", str(folder)]) == 1
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("error: the checkpoint in ")
+    assert list(tmp_path.iterdir()) == [folder]
