@@ -1,1 +1,1 @@
-"""Pages in a headless browser: driven by the tests, photographed for the documentation."""
+"""Drives pages in a headless browser, for tests and for the documentation's screenshots."""

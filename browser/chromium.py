@@ -1,6 +1,6 @@
-"""A headless Chromium, driven as a person would: by a mouse, a keyboard and what a page says.
+"""A headless Chromium, driven as a user would: by mouse, keyboard and the text on the page.
 
-Spoken to in the DevTools protocol, so a browser is all it needs.
+Uses the DevTools protocol, so nothing but a browser has to be installed.
 """
 
 import base64
@@ -25,7 +25,7 @@ READY_SECONDS = 120
 WIDTH, HEIGHT = 1300, 900
 
 _KEYS = {"Enter": (13, "\r"), "Escape": (27, ""), "ArrowDown": (40, "")}
-_PLACE = """(element => {
+_CENTRE = """(element => {
     if (!element) return null;
     element.scrollIntoView({block: 'center', behavior: 'instant'});
     const r = element.getBoundingClientRect();
@@ -34,15 +34,15 @@ _PLACE = """(element => {
 
 
 class Tab:
-    """A browser's tab; remembers the requests it made, those that a server was too busy for, and everything it complained of."""
+    """A browser tab. Records its requests, the addresses that were answered 503, and errors and warnings of the page."""
 
     def __init__(self, browser: Connection) -> None:
         self._browser = browser
         self._numbers = itertools.count(1)
         self._session: dict[str, str] = {}
         self.requests: list[str] = []
-        self.unserved: list[str] = []
-        self.complaints: list[str] = []
+        self.unavailable: list[str] = []
+        self.errors: list[str] = []
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         self._session = {"sessionId": self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]}
         for domain in ("Runtime", "Log", "Network", "Page"):
@@ -57,55 +57,55 @@ class Tab:
                 assert "error" not in message, message
                 return message["result"]
             if message.get("sessionId") == self._session.get("sessionId"):
-                self._remember(message.get("method", ""), message.get("params", {}))
+                self._record(message.get("method", ""), message.get("params", {}))
 
-    def _remember(self, event: str, said: dict[str, Any]) -> None:
+    def _record(self, event: str, details: dict[str, Any]) -> None:
         if event == "Network.requestWillBeSent":
-            self.requests.append(said["request"]["url"])
-        elif event == "Network.responseReceived" and said["response"]["status"] == HTTPStatus.SERVICE_UNAVAILABLE:
-            self.unserved.append(said["response"]["url"])
-        elif event == "Runtime.exceptionThrown" or (event == "Runtime.consoleAPICalled" and said["type"] in ("error", "warning")):
-            self.complaints.append(json.dumps(said)[:500])
-        elif event == "Log.entryAdded" and said["entry"]["level"] in ("error", "warning"):
-            self.complaints.append(said["entry"]["text"])
+            self.requests.append(details["request"]["url"])
+        elif event == "Network.responseReceived" and details["response"]["status"] == HTTPStatus.SERVICE_UNAVAILABLE:
+            self.unavailable.append(details["response"]["url"])
+        elif event == "Runtime.exceptionThrown" or (event == "Runtime.consoleAPICalled" and details["type"] in ("error", "warning")):
+            self.errors.append(json.dumps(details)[:500])
+        elif event == "Log.entryAdded" and details["entry"]["level"] in ("error", "warning"):
+            self.errors.append(details["entry"]["text"])
 
     def value(self, expression: str) -> Any:
-        found = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
-        assert "exceptionDetails" not in found, found
-        return found["result"].get("value")
+        reply = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in reply, reply
+        return reply["result"].get("value")
 
     def open(self, address: str, *, until: str) -> None:
-        """Go to a page and wait until an expression holds on it; again when the server was too busy for what the page asked it."""
+        """Open a page and wait until an expression is true on it; reload when one of its requests was answered 503."""
         deadline = time.monotonic() + READY_SECONDS
-        heard = len(self.unserved)
+        n_unavailable = len(self.unavailable)
         self.call("Page.navigate", url=address)
         while not self._holds(until):
-            assert time.monotonic() < deadline, f"{until} did not become true; the last complaints: {self.complaints[-3:]}"
-            if len(self.unserved) > heard:
-                heard = len(self.unserved)
+            assert time.monotonic() < deadline, f"{until} did not become true; the last errors: {self.errors[-3:]}"
+            if len(self.unavailable) > n_unavailable:
+                n_unavailable = len(self.unavailable)
                 self.call("Page.navigate", url=address)
             time.sleep(0.05)
 
     def wait_until(self, expression: str, *, seconds: float = READY_SECONDS) -> None:
         deadline = time.monotonic() + seconds
         while not self._holds(expression):
-            assert time.monotonic() < deadline, f"{expression} did not become true; the last complaints: {self.complaints[-3:]}"
+            assert time.monotonic() < deadline, f"{expression} did not become true; the last errors: {self.errors[-3:]}"
             time.sleep(0.05)
 
     def _holds(self, expression: str) -> bool:
-        """Return whether an expression holds now; what it speaks of may be missing while one page makes room for another."""
+        """Return whether an expression is true. One that throws is false: elements may be missing while a page is replaced."""
         return bool(self.value(f"(() => {{ try {{ return Boolean({expression}) }} catch {{ return false }} }})()"))
 
     def click(self, element: str) -> None:
-        """Click the middle of what an expression finds, once it is there and holds still."""
-        before, place = None, None
-        # A page that draws itself anew may take it away for a moment.
-        while place is None or before != place:
-            self.wait_until(f"{_PLACE}({element})")
+        """Click the centre of an element, once it is visible and has stopped moving."""
+        previous, centre = None, None
+        # The element may vanish for a moment while the page renders again.
+        while centre is None or previous != centre:
+            self.wait_until(f"{_CENTRE}({element})")
             time.sleep(0.1)
-            before, place = place, self.value(f"{_PLACE}({element})")
+            previous, centre = centre, self.value(f"{_CENTRE}({element})")
         for kind in ("mousePressed", "mouseReleased"):
-            self.call("Input.dispatchMouseEvent", type=kind, x=place[0], y=place[1], button="left", clickCount=1)
+            self.call("Input.dispatchMouseEvent", type=kind, x=centre[0], y=centre[1], button="left", clickCount=1)
 
     def press(self, key: str) -> None:
         code, text = _KEYS[key]
@@ -113,18 +113,18 @@ class Tab:
             self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code, text=text)
 
     def write(self, element: str, text: str) -> None:
-        """Write into a field, over what stands there."""
+        """Type into a field, replacing its content."""
         self.click(element)
         self.value(f"({element}).select()")
         self.call("Input.insertText", text=text)
 
-    def says(self, words: str) -> None:
-        """Wait until the page shows these words."""
-        self.wait_until(_shown(words))
+    def wait_for_text(self, words: str) -> None:
+        """Wait until the page shows a text."""
+        self.wait_until(_contains_text(words))
 
-    def shows(self, words: str) -> bool:
-        """Return whether the page shows these words now."""
-        return bool(self.value(_shown(words)))
+    def shows_text(self, words: str) -> bool:
+        """Return whether the page shows a text."""
+        return bool(self.value(_contains_text(words)))
 
     def close(self) -> None:
         self.call("Page.close")
@@ -134,26 +134,26 @@ class Tab:
 
 
 def with_text(selector: str, text: str) -> str:
-    """Return the expression that finds the element whose whole text this is."""
+    """Return a JavaScript expression for the element whose whole text is `text`."""
     return f"[...document.querySelectorAll({json.dumps(selector)})].find(e => e.innerText.trim() === {json.dumps(text)})"
 
 
-def _shown(words: str) -> str:
+def _contains_text(words: str) -> str:
     return f"document.body.innerText.replace(/\\s+/g, ' ').includes({json.dumps(words)})"
 
 
 def find_browser() -> str | None:
-    """Return where the browser is, if there is one."""
+    """Return the path of an installed browser, if there is one."""
     return shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 @contextmanager
 def browser(program: str) -> Generator[Connection]:
-    """Run a browser with a fresh profile inside the block."""
-    # Its sandbox needs privileges that containers do not give; the only pages it opens are ours.
+    """Run a browser with a fresh profile for the duration of the block."""
+    # The sandbox needs privileges that containers lack; the browser opens our own pages only.
     command = [program, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", f"--window-size={WIDTH},{HEIGHT}"]
     command += ["--no-first-run", "--disable-background-networking", "--remote-debugging-port=0"]
-    # It has no mouse, and pages would take it for a telephone.
+    # A headless browser reports no mouse, and pages would render for a phone.
     command += ["--blink-settings=primaryHoverType=2,availableHoverTypes=2,primaryPointerType=4,availablePointerTypes=4"]
     with TemporaryDirectory(ignore_cleanup_errors=True) as name:
         folder = Path(name)

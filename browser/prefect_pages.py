@@ -1,4 +1,4 @@
-"""Prefect's pages, used as a person uses them: by the titles of fields and the words on buttons."""
+"""Prefect's pages, operated as a user does: by field titles and button labels."""
 
 import json
 import time
@@ -10,11 +10,11 @@ from browser.chromium import READY_SECONDS, Tab, with_text
 TRIES = 5
 
 SUBMITTED_TO = ("/create_flow_run", "/resume")
-"""How the addresses end to which forms are sent."""
+"""Ends of the addresses that forms are submitted to."""
 
 
 class PrefectPages:
-    """Somebody in front of Prefect's pages, who fills in forms by the names of their fields."""
+    """A user of Prefect's pages: opens pages and fills in forms by the titles of their fields."""
 
     def __init__(self, tab: Tab, api: str) -> None:
         self.tab = tab
@@ -25,7 +25,7 @@ class PrefectPages:
         self.tab.open(f"{self._address}/deployments/deployment/{deployment_id}/run", until=with_text("button", "Submit"))
 
     def copy_to_new_run(self, run_id: UUID) -> None:
-        """Open the form with the values of an earlier run."""
+        """Open the launch form with the values of an earlier run."""
         self.open_run(run_id)
         self.tab.click("document.querySelector('header.page-heading .p-icon-button-menu button')")
         self.tab.click(with_text("a.p-overflow-menu-item", "Copy to new run"))
@@ -35,70 +35,70 @@ class PrefectPages:
         self.tab.open(f"{self._address}/runs/flow-run/{run_id}", until="document.querySelector('header.page-heading')")
 
     def gate_form(self, run_id: UUID) -> None:
-        """Open the form of a run that waits for a word on its gate."""
+        """Open the form of a run that awaits a decision on its gate."""
         self.open_run(run_id)
         self.tab.click(with_text("button", "Resume"))
-        self.tab.says("No configuration of the ladder passed the gate")
+        self.tab.wait_for_text("No configuration of the ladder passed the gate")
 
-    def answer(self, run_id: UUID, choice: str, fields: Mapping[str, str], *, says: str = "Flow run resumed") -> None:
-        """Fill in the form of a run that waits for a word on its gate, and submit it; again when the server was too busy to take it."""
+    def answer(self, run_id: UUID, choice: str, fields: Mapping[str, str], *, expect: str = "Flow run resumed") -> None:
+        """Fill in and submit the form of a run that awaits a decision on its gate; repeat while the server answers 503."""
         for _ in range(TRIES):
             self.gate_form(run_id)
             self.choose(["What now?"], choice)
             for title, value in fields.items():
                 self.fill([title], value)
-            if self.submit(says=says):
+            if self.submit(expect=expect):
                 return
-        raise AssertionError(f"the server was too busy {TRIES} times")
+        raise AssertionError(f"the server answered 503 {TRIES} times")
 
-    def submit(self, *, says: str) -> bool:
-        """Press the button; return True once the page says these words, False when the server was too busy: on SQLite it then answers 503.
+    def submit(self, *, expect: str) -> bool:
+        """Press Submit; return True once the page shows `expect`, False when the server answered 503, as it does on SQLite under load.
 
-        Pages ask for other things meanwhile, and ask again for those that were refused.
+        Only requests that submit forms count: the page repeats its other requests by itself.
         """
-        heard, deadline = len(self.tab.unserved), time.monotonic() + READY_SECONDS
+        n_unavailable, deadline = len(self.tab.unavailable), time.monotonic() + READY_SECONDS
         self.tab.click(with_text("button", "Submit"))
-        while not self.tab.shows(says):
-            if any(address.endswith(SUBMITTED_TO) for address in self.tab.unserved[heard:]):
+        while not self.tab.shows_text(expect):
+            if any(address.endswith(SUBMITTED_TO) for address in self.tab.unavailable[n_unavailable:]):
                 return False
-            assert time.monotonic() < deadline, f"the page does not say {says!r}"
+            assert time.monotonic() < deadline, f"the page does not show {expect!r}"
             time.sleep(0.1)
         return True
 
     def choices(self, path: Sequence[str]) -> list[str]:
-        """Return what a field offers to choose from."""
+        """Return the options of a select field."""
         self._unfold(path)
-        found = self.tab.value("[...document.querySelectorAll('.p-select-option')].map(option => option.innerText.trim())")
+        options = self.tab.value("[...document.querySelectorAll('.p-select-option')].map(option => option.innerText.trim())")
         self.tab.press("Escape")
         self.tab.wait_until("!document.querySelector('.p-select-option')")
-        return found
+        return options
 
     def choose(self, path: Sequence[str], value: str) -> None:
-        """Choose one of the values of a field."""
+        """Choose an option of a select field."""
         self._unfold(path)
         self.tab.click(with_text(".p-select-option", value))
 
     def fill(self, path: Sequence[str], value: str) -> None:
-        """Write into a field; one that holds nothing is first told that it will hold something, by the first of its buttons."""
+        """Type into a field; the first button of an optional field switches it from null to a value."""
         self.tab.wait_until(_field(path))
         if self.tab.value(f"{_field(path)}.querySelector('.schema-form-property-null') !== null"):
             self.tab.click(f"{_field(path)}.querySelector('.p-button-group__button')")
         self.tab.write(f"{_field(path)}.querySelector('input, textarea')", value)
 
     def add(self, path: Sequence[str], value: str) -> None:
-        """Add an item to a field that is a list of texts."""
+        """Add an item to a field that is a list of strings."""
         self.tab.click(f"{_field(path)}.querySelector('.p-draggable-list__create-button')")
         self.tab.write(f"[...{_field(path)}.querySelectorAll('textarea')].find(item => !item.value)", value)
 
     def _unfold(self, path: Sequence[str]) -> None:
         self.tab.wait_until(_field(path))
-        # A list that is opened by the mouse closes again while the page still scrolls to it.
+        # By keyboard: a list opened with the mouse closes again while the page scrolls to it.
         self.tab.value(f"{_field(path)}.querySelector('.p-select-button__control').focus()")
         self.tab.press("ArrowDown")
         self.tab.wait_until("document.querySelector('.p-select-option')")
 
 
 def _field(path: Sequence[str]) -> str:
-    """Return the expression that finds a form's field by the titles on the way to it."""
+    """Return a JavaScript expression for a form's field by its title, after those of the fields that contain it."""
     return f"""{json.dumps(path)}.reduce((within, title) => [...within.querySelectorAll('.schema-form-property')].find(
         one => one.querySelector('.schema-form-property__label').textContent.replace('(Optional)', '').trim() === title), document)"""

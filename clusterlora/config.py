@@ -1,6 +1,6 @@
-"""Reads a study's settings: class default < preset < TOML file < flags, each later one wins. The only module that uses pydantic.
+"""Reads a study's settings: class default < preset < TOML file < flags; later wins. The only module that uses pydantic.
 
-`resolve` refuses, before anything runs, whatever cannot work: unknown names, values out of range, sizes that do not add up.
+`resolve` refuses impossible settings before anything runs: unknown names, values out of range, sizes that do not add up.
 """
 
 import difflib
@@ -44,7 +44,7 @@ PRESETS: Catalog[Mapping[str, Any]] = Catalog(
         "demo": {
             **_MISSION,
             "name": "demo",
-            # 0.83 and 0.70 are on the scale of the mission's data and base; here the gate asks what holds on any scale.
+            # 0.83 and 0.70 are absolute similarities of the mission's data and base model; a share holds on any scale.
             "gate": {"mean_similarity": None, "worst_persona": None, "share_improved": 0.60},
         },
         "quick": {
@@ -53,7 +53,7 @@ PRESETS: Catalog[Mapping[str, Any]] = Catalog(
             "data": {"train": 3, "val": 1, "test": 2, "synthetic": {"cluster_sizes": [4, 8, 4, 6, 8], "dialogues": 6}},
             "clustering": {"k": 5, "sizes": [4, 8, 4, 6, 8]},
             "recipe": {**_MISSION["recipe"], "epochs": 1},
-            # So few people cannot pass a gate but by luck: it judges, and the rest runs whatever it says.
+            # So few personas pass a gate only by luck: the gate judges, and the study continues in any case.
             "gate": {"mean_similarity": None, "worst_persona": None, "share_improved": 0.60, "ladder": [], "on_failure": "continue"},
             "evaluation": {"bootstrap_draws": 2000},
         },
@@ -61,30 +61,30 @@ PRESETS: Catalog[Mapping[str, Any]] = Catalog(
 )
 
 _RUNGS_OF_EVERY_STUDY = r"own|asked-\d+"
-"""Rungs that no ladder lists: the study's own configuration (`planning/ladder.py`) and people's (`planning/decisions.py`)."""
+"""Rungs that no ladder may list: the study's own configuration (`planning/ladder.py`) and those of decisions (`planning/decisions.py`)."""
 
 
 def resolve(preset: str | None = None, file: Path | None = None, overrides: Mapping[str, Any] | None = None) -> Study:
-    """Return the study that a preset, a TOML file and dotted overrides (`{"data.train": 20}`) describe together.
+    """Return the study of a preset, a TOML file and dotted overrides (`{"data.train": 20}`).
 
-    A preset's exact cluster sizes belong to the preset's own people: they are dropped when a later layer changes who is
-    studied, or into how many clusters, without giving sizes of its own.
+    A preset's exact cluster sizes fit the preset's own personas: they are dropped when a later layer changes the personas or the number of
+    clusters without giving sizes.
 
     Raises:
         BadSettings: one line per problem, each naming the field, its value and the fix.
         UnknownName: no such preset.
     """
-    chosen = PRESETS[preset] if preset else {}
-    asked = _merged(_read(file) if file else {}, _nested(overrides or {}))
-    merged = _merged(chosen, asked)
-    theirs = _table(merged, "clustering")
-    if theirs and "clustering" in chosen and _studies_other_people(asked) and "sizes" not in _table(asked, "clustering"):
-        merged["clustering"] = {key: value for key, value in theirs.items() if key != "sizes"}
+    defaults = PRESETS[preset] if preset else {}
+    changes = _merged(_read(file) if file else {}, _nested(overrides or {}))
+    merged = _merged(defaults, changes)
+    clustering = _table(merged, "clustering")
+    if clustering and "clustering" in defaults and _changes_personas(changes) and "sizes" not in _table(changes, "clustering"):
+        merged["clustering"] = {key: value for key, value in clustering.items() if key != "sizes"}
     return from_mapping(merged)
 
 
 def from_mapping(settings: Mapping[str, Any]) -> Study:
-    """Return the study that a nested mapping describes. Raises BadSettings, one line per problem."""
+    """Return the study of a nested mapping. Raises BadSettings, one line per problem."""
     try:
         study = _STUDY.validate_python(settings)
     except ValidationError as problems:
@@ -146,21 +146,21 @@ def _nested(overrides: Mapping[str, Any]) -> dict[str, Any]:
 def _merged(lower: Mapping[str, Any], higher: Mapping[str, Any]) -> dict[str, Any]:
     result = dict(lower)
     for key, value in higher.items():
-        below = result.get(key)
-        result[key] = _merged(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
+        lower_value = result.get(key)
+        result[key] = _merged(lower_value, value) if isinstance(lower_value, Mapping) and isinstance(value, Mapping) else value
     return result
 
 
-def _studies_other_people(asked: Mapping[str, Any]) -> bool:
-    data = _table(asked, "data")
-    changed = {"source", "path", "personas"} & set(data) or "cluster_sizes" in _table(data, "synthetic")
-    return bool(changed) or "k" in _table(asked, "clustering")
+def _changes_personas(changes: Mapping[str, Any]) -> bool:
+    data = _table(changes, "data")
+    others = {"source", "path", "personas"} & set(data) or "cluster_sizes" in _table(data, "synthetic")
+    return bool(others) or "k" in _table(changes, "clustering")
 
 
 def _table(settings: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """Return the settings below a name; none when something else stands there, which is refused later."""
-    found = settings.get(name, {})
-    return found if isinstance(found, Mapping) else {}  # pyright: ignore[reportUnknownVariableType]
+    """Return the table of settings under a name; empty when the value is no table, which validation refuses later."""
+    table = settings.get(name, {})
+    return table if isinstance(table, Mapping) else {}  # pyright: ignore[reportUnknownVariableType]
 
 
 def _explained(error: Any) -> str:
@@ -191,12 +191,12 @@ def _explained(error: Any) -> str:
 
 
 def _suggestion(location: tuple[str | int, ...]) -> str:
-    """Return a hint at the settings that exist beside a misspelt one."""
-    known = _known_fields(Study, location[:-1])
-    close = difflib.get_close_matches(str(location[-1]), known, n=1)
+    """Return the closest setting to an unknown one, or else all known ones."""
+    names = _known_fields(Study, location[:-1])
+    close = difflib.get_close_matches(str(location[-1]), names, n=1)
     if close:
         return f"; did you mean {printable('.'.join(str(part) for part in (*location[:-1], close[0])))}?"
-    return f"; known: {', '.join(known)}" if known else ""
+    return f"; known: {', '.join(names)}" if names else ""
 
 
 def _known_fields(kind: Any, path: tuple[str | int, ...]) -> list[str]:
@@ -213,7 +213,7 @@ def _known_fields(kind: Any, path: tuple[str | int, ...]) -> list[str]:
 
 
 def _name_problems(study: Study) -> Iterator[str]:
-    # The catalogs pull in numpy and more, which a caller that only reads presets need not pay for.
+    # Imported late: the catalogs import numpy and more, which reading a preset does not need.
     from clusterlora.clustering import ALGORITHMS
     from clusterlora.data import SOURCES
     from clusterlora.evaluation.metrics import METRICS
@@ -223,10 +223,10 @@ def _name_problems(study: Study) -> Iterator[str]:
         check_study_name(study.name)
     except BadSettings as problem:
         yield str(problem)
-    measured = study.evaluation
+    evaluation = study.evaluation
     lists: tuple[tuple[str, tuple[str, ...], Catalog[Any]], ...] = (
         ("methods", study.methods, METHODS),
-        ("evaluation.metrics", measured.metrics, METRICS),
+        ("evaluation.metrics", evaluation.metrics, METRICS),
         ("data.source", (study.data.source,), SOURCES),
         ("clustering.algorithm", (study.clustering.algorithm,), ALGORITHMS),
     )
@@ -242,11 +242,11 @@ def _name_problems(study: Study) -> Iterator[str]:
             yield f"{path}: {name!r} is listed twice; list it once"
     if study.methods and all(name in controls() for name in study.methods):
         yield f"methods = {list(study.methods)}: controls alone, none of which can be champion; add what they control"
-    for path, name in (("headline", measured.headline), ("selection_metric", measured.selection_metric)):
-        if name not in measured.metrics:
-            yield f"evaluation.{path} = {name!r}: not measured; add it to evaluation.metrics or use {' or '.join(measured.metrics)}"
-    if measured.headline in METRICS and not METRICS[measured.headline].higher_is_better:
-        yield f"evaluation.headline = {measured.headline!r}: lower is better there, but the gate asks for more; use a similarity"
+    for path, name in (("headline", evaluation.headline), ("selection_metric", evaluation.selection_metric)):
+        if name not in evaluation.metrics:
+            yield f"evaluation.{path} = {name!r}: not measured; add it to evaluation.metrics or use {' or '.join(evaluation.metrics)}"
+    if evaluation.headline in METRICS and not METRICS[evaluation.headline].higher_is_better:
+        yield f"evaluation.headline = {evaluation.headline!r}: lower is better there, but the gate asks for more; use a similarity"
 
 
 def _people_problems(study: Study) -> Iterator[str]:
@@ -261,24 +261,24 @@ def _people_problems(study: Study) -> Iterator[str]:
             yield f"data.synthetic: cluster_share + persona_share + noise_share = {share:g}; lower them to at most 1 together"
         if data.path is not None:
             yield f"data.path = {data.path!r}: synthetic people need no file; set data.source to table or edgewise, or leave path out"
-        wanted = data.train + data.val + data.test
-        if planted.dialogues < wanted:
+        n_needed = data.train + data.val + data.test
+        if planted.dialogues < n_needed:
             yield (
-                f"data.synthetic.dialogues = {planted.dialogues}: fewer than train + val + test = {wanted}; "
-                f"raise it to {wanted} or lower the splits"
+                f"data.synthetic.dialogues = {planted.dialogues}: fewer than train + val + test = {n_needed}; "
+                f"raise it to {n_needed} or lower the splits"
             )
     elif data.path is None and data.source in SOURCES:
         yield f"data.path: missing; the {data.source} source needs a file or folder (--data PATH)"
     if clustering.sizes is not None and clustering.k is not None and len(clustering.sizes) != clustering.k:
         yield f"clustering.sizes = {list(clustering.sizes)}: {len(clustering.sizes)} sizes for k = {clustering.k}; make them agree"
-    n_known = data.personas or n_personas
+    persona_limit = data.personas or n_personas
     if n_personas is not None and clustering.sizes is not None and sum(clustering.sizes) != n_personas:
         yield (
             f"clustering.sizes = {list(clustering.sizes)}: they sum to {sum(clustering.sizes)}, but there are {n_personas} personas; "
             "change the sizes or leave them out"
         )
-    if n_known is not None and clustering.k is not None and clustering.k > n_known:
-        yield f"clustering.k = {clustering.k}: more clusters than the {n_known} personas; lower it"
+    if persona_limit is not None and clustering.k is not None and clustering.k > persona_limit:
+        yield f"clustering.k = {clustering.k}: more clusters than the {persona_limit} personas; lower it"
 
 
 def _gate_problems(study: Study) -> Iterator[str]:

@@ -1,7 +1,7 @@
 #!/bin/sh
-# Turns secret files into the variables that programs read, then becomes the command. A variable X is read from the file X_FILE names;
-# in CLUSTERLORA_DATABASE_URL, PREFECT_SERVER_DATABASE_CONNECTION_URL and MLFLOW_BACKEND_STORE_URI, @PASSWORD@ becomes the content of
-# DATABASE_PASSWORD_FILE, so that no password stands in a compose file or in `docker inspect`.
+# Exports secrets as the environment variables that the programs read, then executes the command. X is set to the content of the file named
+# by X_FILE; in CLUSTERLORA_DATABASE_URL, PREFECT_SERVER_DATABASE_CONNECTION_URL and MLFLOW_BACKEND_STORE_URI, @PASSWORD@ is replaced by the
+# content of DATABASE_PASSWORD_FILE. No password appears in a compose file or in `docker inspect`.
 set -eu
 
 read_secret() {
@@ -31,14 +31,14 @@ if [ -n "${DATABASE_PASSWORD_FILE:-}" ]; then
     done
 fi
 
-# Nobody is let in from outside without a password.
+# Refuse to start a server that listens on all addresses without a password.
 case " $* " in
-    *" prefect server start "*0.0.0.0*) asks=${PREFECT_SERVER_API_AUTH_STRING:-} ;;
-    *" mlflow server "*0.0.0.0*) case "$*" in *app-name*basic-auth*) asks=yes ;; *) asks= ;; esac ;;
-    *) asks=yes ;;
+    *" prefect server start "*0.0.0.0*) password_set=${PREFECT_SERVER_API_AUTH_STRING:-} ;;
+    *" mlflow server "*0.0.0.0*) case "$*" in *app-name*basic-auth*) password_set=yes ;; *) password_set= ;; esac ;;
+    *) password_set=yes ;;
 esac
-if [ -z "$asks" ]; then
-    echo "error: this server would listen on 0.0.0.0 and ask for no password; set PREFECT_SERVER_API_AUTH_STRING_FILE, or --app-name=basic-auth" >&2
+if [ -z "$password_set" ]; then
+    echo "error: this server would listen on 0.0.0.0 without a password; set PREFECT_SERVER_API_AUTH_STRING_FILE, or --app-name=basic-auth" >&2
     exit 1
 fi
 

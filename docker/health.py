@@ -1,4 +1,4 @@
-"""Health check of the images: `health.py URL` ends with 0 when the address answers 200 or, behind a password, 401."""
+"""Health check of the images: `health.py URL` exits with 0 if the response is 200 or, behind a password, 401."""
 
 import sys
 import urllib.error
@@ -6,8 +6,8 @@ import urllib.request
 
 try:
     status = urllib.request.urlopen(sys.argv[1], timeout=8).status
-except urllib.error.HTTPError as answer:
-    status = answer.code
+except urllib.error.HTTPError as response:
+    status = response.code
 except OSError:
     status = 0
 sys.exit(status not in (200, 401))

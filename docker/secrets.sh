@@ -1,5 +1,5 @@
 #!/bin/sh
-# Writes the secret files that compose.yaml mounts, once: random, readable by their owner alone. `docker/secrets.sh [FOLDER]`
+# Creates the secret files that compose.yaml mounts, with random content; existing files are kept. Usage: docker/secrets.sh [FOLDER]
 set -eu
 folder=${1:-$(dirname "$0")/secrets}
 mkdir -p "$folder"
@@ -10,6 +10,6 @@ for name in database_password mlflow_password mlflow_secret_key; do
     [ -s "$folder/$name" ] || random >"$folder/$name"
 done
 [ -s "$folder/prefect_auth" ] || printf 'clusterlora:%s' "$(random)" >"$folder/prefect_auth"
-# Compose mounts the files as they are, and the images' user is neither root nor the owner.
+# Compose mounts the files with their modes, and the images' user is neither root nor their owner; the folder is closed to others.
 chmod 644 "$folder"/*
 echo "secrets are in $folder"

@@ -1,5 +1,5 @@
 # syntax=docker/dockerfile:1
-# The Prefect server or the MLflow server: no torch, no models, about a tenth of the worker. Build: docker compose build prefect
+# Image of the Prefect server and the MLflow server: no torch, no models, about a tenth of the worker's size. Build: docker compose build prefect
 
 FROM python:3.11.13-slim-bookworm AS build
 ARG UV_VERSION=0.13.9

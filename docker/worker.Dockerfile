@@ -1,6 +1,6 @@
 # syntax=docker/dockerfile:1
-# A worker: serves a Prefect pool by running flows as its own processes, or is the image of one run on Docker or Kubernetes.
-# CUDA comes with the torch wheel; the host needs only a driver and the NVIDIA container toolkit. Build: docker compose build worker-gpu
+# Image of a worker: runs flows of a Prefect pool as subprocesses, or runs a single flow in a Docker or Kubernetes pool.
+# The torch wheel includes CUDA; the host needs only a driver and the NVIDIA container toolkit. Build: docker compose build worker-gpu
 
 FROM python:3.11.13-slim-bookworm AS build
 ARG UV_VERSION=0.13.9
@@ -13,7 +13,7 @@ RUN --mount=type=cache,target=/root/.cache/uv \
     && VIRTUAL_ENV=/opt/venv uv pip install --require-hashes -r requirements.lock
 COPY pyproject.toml README.md LICENSE ./
 COPY clusterlora ./clusterlora
-# Editable: flows, tasks and deployments are found beside the core, as in a checkout.
+# Editable, so that flows, tasks and deployments lie beside the core, as in a checkout.
 RUN --mount=type=cache,target=/root/.cache/uv \
     VIRTUAL_ENV=/opt/venv uv pip install --no-deps -e .
 

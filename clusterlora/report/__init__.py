@@ -1,1 +1,1 @@
-"""One page about a study, `ReportData` in, HTML out; and the picture of its clusters. Nothing here reads a store."""
+"""Renders a study's report (`ReportData` in, HTML out), its cluster map and the figure of a data set. Reads no store."""

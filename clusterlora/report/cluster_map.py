@@ -25,17 +25,17 @@ def draw_map(clustering: Clustering, path: Path, title: str) -> None:
 
 
 def compose_map(clustering: Clustering, title: str) -> Figure:
-    """Return the map: sizes in the legend, silhouette and stability in the caption."""
+    """Return the figure: cluster sizes in the legend, silhouette and stability in the caption."""
     figure = Figure(figsize=(7.6, 6.0), dpi=110, layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1))
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    place = {persona_id: (x, y) for persona_id, x, y in clustering.map_2d}
+    position = {persona_id: (x, y) for persona_id, x, y in clustering.map_2d}
     for cluster, members in enumerate(clustering.members):
-        drawn = [place[persona_id] for persona_id in members if persona_id in place]
+        points = [position[persona_id] for persona_id in members if persona_id in position]
         style = mark(cluster)
         axes.scatter(
-            [x for x, _ in drawn],
-            [y for _, y in drawn],
+            [x for x, _ in points],
+            [y for _, y in points],
             s=52,
             color=style.colour,
             marker=style.marker,
@@ -54,5 +54,5 @@ def compose_map(clustering: Clustering, title: str) -> Figure:
 
 
 def caption(clustering: Clustering) -> str:
-    """Return the quality of the partition in one line."""
+    """Return the quality measures of the partition on one line."""
     return ", ".join(f"{name.replace('_', ' ')} {value:.2f}" for name, value in clustering.quality)

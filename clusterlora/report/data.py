@@ -10,9 +10,10 @@ from clusterlora.values import Attempt, Clustering, Verdict
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:
-    """What a method needs with one training seed.
+    """What a method costs with one training seed.
 
-    `n_bytes` is what answers people; tokens and seconds trained all that it chose among and was made of.
+    `n_bytes` is the size of the adapters that answer; `train_tokens` and `train_seconds` cover every adapter that the method trained,
+    selected from or merged.
     """
 
     method: str
@@ -24,7 +25,7 @@ class Cost:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Curve:
-    """Train losses of an adapter, or their mean over several, as (step, loss). Not `complete`: only the first and the last are known."""
+    """Training losses of an adapter, or their mean over several, as (step, loss). When not `complete`, only the first and the last loss."""
 
     title: str
     points: tuple[tuple[int, float], ...]
@@ -34,7 +35,7 @@ class Curve:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExampleAnswer:
-    """What a method answered, and its score on the headline metric."""
+    """The answer of a method and its score on the headline metric."""
 
     method: str
     text: str
@@ -43,7 +44,7 @@ class ExampleAnswer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Example:
-    """One test item as every method answered it."""
+    """A test item with the answer of every method."""
 
     persona_id: str
     cluster: int
@@ -55,10 +56,10 @@ class Example:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportData:
-    """A study that has been compared. What a study does not have is empty or None, and its panel says so or is left out.
+    """Everything the report shows of a compared study. Parts that a study lacks are empty or None; their panels say so or are left out.
 
-    Without `newcomers`, `held_out_share` tells whether they were to be measured. `settings` and `provenance` are (name, value) pairs for
-    people, `imported` (file, metric, personas, mean) of scores of other scripts.
+    When `newcomers` is None, `held_out_share` says whether the study was to measure them. `settings` and `provenance` are display pairs
+    (name, value); `imported` lists scores of other scripts as (file, metric, personas, mean).
     """
 
     study: str

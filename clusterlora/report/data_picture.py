@@ -1,4 +1,4 @@
-"""A data set as a picture: how much everybody has said, how long it is, and what is said twice."""
+"""Figure of a data set: dialogues per persona, their lengths, the splits, duplicates and leaks."""
 
 # matplotlib leaves most keyword arguments untyped:
 # pyright: standard
@@ -20,9 +20,9 @@ _BARS = "▁▂▃▄▅▆▇█"
 
 
 def sparkline(counts: Distribution) -> str:
-    """Return a distribution as one line of bars; a stretch that holds anything is never empty."""
-    most = max(counts.bins, default=0)
-    return "".join(_BARS[max(0, -(-n * len(_BARS) // most) - 1)] if n else " " for n in counts.bins)
+    """Return a distribution as a line of block characters; a bin with any count is never blank."""
+    highest = max(counts.bins, default=0)
+    return "".join(_BARS[max(0, -(-n * len(_BARS) // highest) - 1)] if n else " " for n in counts.bins)
 
 
 def draw_data(summary: DataSummary, path: Path, title: str) -> None:
@@ -33,7 +33,7 @@ def draw_data(summary: DataSummary, path: Path, title: str) -> None:
 
 
 def compose_data(summary: DataSummary, title: str) -> Figure:
-    """Return three distributions and, in the fourth panel, the splits with what is repeated."""
+    """Return three histograms and, in the fourth panel, the number of dialogues per split, duplicated and leaked."""
     figure = Figure(figsize=(9.0, 6.0), dpi=100, layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1))
     FigureCanvasAgg(figure)
     figure.suptitle(f"{title}: {summary.personas} personas, {summary.dialogues} dialogues, {summary.examples} examples", color=_INK)
@@ -49,19 +49,19 @@ def compose_data(summary: DataSummary, title: str) -> Figure:
         "leaks": summary.leaks,
     }
     colours = [mark(0).colour] * 3 + [mark(3).colour] * 2
-    drawn = splits.bar(list(bars), list(bars.values()), color=colours)
-    splits.bar_label(drawn, color=_INK)
+    containers = splits.bar(list(bars), list(bars.values()), color=colours)
+    splits.bar_label(containers, color=_INK)
     splits.set_ylabel("dialogues")
     splits.spines[["top", "right"]].set_visible(False)
     return figure
 
 
-def _distribution(axes: Any, counts: Distribution, what: str, of: str) -> None:
+def _distribution(axes: Any, counts: Distribution, x_label: str, y_label: str) -> None:
     width = (counts.maximum - counts.minimum + 1) / len(counts.bins)
     starts = [counts.minimum + number * width for number in range(len(counts.bins))]
     axes.bar(starts, counts.bins, width=width, align="edge", color=mark(0).colour, edgecolor="white", linewidth=0.5)
     axes.axvline(counts.median + 0.5, color=mark(3).colour)
-    axes.set_xlabel(f"{what} (median {counts.median})")
-    axes.set_ylabel(of)
+    axes.set_xlabel(f"{x_label} (median {counts.median})")
+    axes.set_ylabel(y_label)
     axes.locator_params(integer=True)
     axes.spines[["top", "right"]].set_visible(False)

@@ -1,4 +1,4 @@
-"""The report's figures as plotly figures in plain JSON values. Colours that begin with @ are the page's, which change with its theme."""
+"""The report's figures as plotly figures in plain JSON values. Colours that begin with @ are names that page.js resolves by theme."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,15 +13,15 @@ from clusterlora.report.palette import mark
 from clusterlora.values import Clustering
 
 Figure = dict[str, Any]
-"""`data` and `layout` as plotly knows them, `height` in pixels, `square` when it is not to fill the width, and `views`: named choices
-of visible traces with changes of the layout."""
+"""Plotly's `data` and `layout`, `height` in pixels, `square` when the figure does not fill the width, and `views`: named selections of
+visible traces with their changes to the layout."""
 
 _SMOOTH_OVER = 5
-"""Points of a curve that its bold line averages."""
+"""Width of the moving average behind the bold line of a curve, in points."""
 
 
 def means(comparison: Comparison) -> Figure:
-    """Return bars of every method's mean with its interval. They start at the floor, which is what no personalisation at all scores."""
+    """Return bars of every method's mean with its interval. They start at the floor, the score without any personalisation."""
     scale = _scale(comparison)
     start = 0.0 if comparison.floor is None else scale * comparison.floor
     best_last = comparison.methods[::-1]
@@ -46,12 +46,12 @@ def means(comparison: Comparison) -> Figure:
         },
     }
     metric = METRICS[comparison.headline]
-    known = [(name, value) for name, value in (("oracle", comparison.oracle), ("floor", comparison.floor)) if value is not None]
+    baselines = [(name, value) for name, value in (("oracle", comparison.oracle), ("floor", comparison.floor)) if value is not None]
     layout = {
         "xaxis": {"title": {"text": _axis(comparison)}, "zeroline": False},
         "yaxis": {"automargin": True, "showgrid": False},
-        "shapes": [_vertical(scale * value) for _, value in known],
-        "annotations": [_above(scale * value, f"{name} {metric.format(value)}") for name, value in known],
+        "shapes": [_vertical(scale * value) for _, value in baselines],
+        "annotations": [_above(scale * value, f"{name} {metric.format(value)}") for name, value in baselines],
         "margin": {"t": 34},
         "showlegend": False,
     }
@@ -74,7 +74,7 @@ def spread(comparison: Comparison, clusters: Mapping[str, int]) -> Figure:
             "marker": {"size": 5, "opacity": 0.65, "color": _colour(comparison, result)},
             "line": {"color": "@ink", "width": 1.1},
             "fillcolor": "rgba(128,128,128,0.08)",
-            "customdata": [_who(persona_id, clusters) for persona_id in result.by_persona],
+            "customdata": [_persona_hover(persona_id, clusters) for persona_id in result.by_persona],
             "hovertemplate": "%{customdata}<br>%{x:.2f}<extra></extra>",
         }
         for result in comparison.methods[::-1]
@@ -84,7 +84,7 @@ def spread(comparison: Comparison, clusters: Mapping[str, int]) -> Figure:
 
 
 def against_reference(comparison: Comparison, clusters: Mapping[str, int]) -> Figure | None:
-    """Return every persona's mean under a method against the same under the reference, a view per method; None without a reference."""
+    """Return a scatter of every persona's mean under a method and under the reference, a view per method; None without a reference."""
     if comparison.reference is None or len(comparison.methods) < 2:
         return None
     scale = _scale(comparison)
@@ -92,12 +92,12 @@ def against_reference(comparison: Comparison, clusters: Mapping[str, int]) -> Fi
     others = [result for result in comparison.methods if result.method != comparison.reference]
     others.sort(key=lambda result: result.method != comparison.champion)
     data: list[dict[str, Any]] = []
-    owner: list[str] = []
+    method_of_trace: list[str] = []
     for result in others:
         for cluster in sorted({clusters.get(persona_id, 0) for persona_id in base}):
             members = [persona_id for persona_id in base if clusters.get(persona_id, 0) == cluster]
             colour, symbol, _ = mark(cluster)
-            owner.append(result.method)
+            method_of_trace.append(result.method)
             data.append(
                 {
                     "type": "scatter",
@@ -106,13 +106,13 @@ def against_reference(comparison: Comparison, clusters: Mapping[str, int]) -> Fi
                     "x": [scale * base[p] for p in members],
                     "y": [scale * result.by_persona[p] for p in members],
                     "marker": {"color": colour, "symbol": symbol, "size": 9, "opacity": 0.85},
-                    "customdata": [_who(p, clusters) for p in members],
+                    "customdata": [_persona_hover(p, clusters) for p in members],
                     "hovertemplate": "%{customdata}<br>%{y:.2f} against %{x:.2f}<extra></extra>",
                 }
             )
-    every = [scale * value for result in comparison.methods for value in result.by_persona.values()]
-    pad = 0.04 * ((max(every) - min(every)) or 1.0)
-    ends = [min(every) - pad, max(every) + pad]
+    all_means = [scale * value for result in comparison.methods for value in result.by_persona.values()]
+    pad = 0.04 * ((max(all_means) - min(all_means)) or 1.0)
+    ends = [min(all_means) - pad, max(all_means) + pad]
     layout = {
         "xaxis": {"range": ends, "title": {"text": f"{label(comparison.reference)}: {_axis(comparison)}"}, "zeroline": False},
         "yaxis": {"range": ends, "zeroline": False},
@@ -131,7 +131,7 @@ def against_reference(comparison: Comparison, clusters: Mapping[str, int]) -> Fi
     views = [
         {
             "name": result.method,
-            "visible": [method == result.method for method in owner],
+            "visible": [method == result.method for method in method_of_trace],
             "layout": {"yaxis": {"title": {"text": f"{label(result.method)}: {_axis(comparison)}"}}},
         }
         for result in others
@@ -139,17 +139,17 @@ def against_reference(comparison: Comparison, clusters: Mapping[str, int]) -> Fi
     return _figure(data, layout, height=640, views=views, square=True)
 
 
-def new_personas(found: NewPersonas) -> Figure:
-    """Return the gain over unified of people who are new, over the number of their examples; level lines need no examples."""
-    metric = METRICS[found.metric]
+def new_personas(results: NewPersonas) -> Figure:
+    """Return the gain of new personas over unified by number of their examples; horizontal lines need no examples."""
+    metric = METRICS[results.metric]
     scale = 100.0 if metric.percent else 1.0
-    lines = (("margin of 1 standard error", found.chosen, "@champion"), ("no margin", found.nearest, "@other"))
+    lines = (("margin of 1 standard error", results.chosen, "@champion"), ("no margin", results.nearest, "@other"))
     data: list[dict[str, Any]] = [
         {
             "type": "scatter",
             "mode": "lines+markers",
             "name": name,
-            # Side by side, or one interval would hide the other.
+            # Offset sideways, so that neither interval hides the other.
             "x": [(o.n_examples or 0) + 0.12 * number for o in outcomes],
             "y": [scale * o.headline.mean for o in outcomes],
             "line": {"color": colour, "width": 2.4},
@@ -168,9 +168,9 @@ def new_personas(found: NewPersonas) -> Figure:
         }
         for number, (name, outcomes, colour) in enumerate(lines)
     ]
-    sizes = [o.n_examples or 0 for o in found.chosen]
-    known = (("unified", 0.0, "@reference"), ("their cluster in the study", scale * found.own.headline.mean, "@ink"))
-    for name, height, colour in known:
+    sizes = [o.n_examples or 0 for o in results.chosen]
+    levels = (("unified", 0.0, "@reference"), ("their cluster in the study", scale * results.own.headline.mean, "@ink"))
+    for name, height, colour in levels:
         ends = {"x": [0, max(sizes) + 1], "y": [height, height]}
         line = {"color": colour, "dash": "dash", "width": 1.4}
         data.append({"type": "scatter", "mode": "lines", "name": name, **ends, "line": line, "hovertemplate": "%{y:+.2f}<extra></extra>"})
@@ -186,20 +186,20 @@ def cluster_map(clustering: Clustering) -> Figure | None:
     """Return the personas in the plane of largest variance, coloured by cluster; None when the clustering has no map."""
     if not clustering.map_2d:
         return None
-    place = {persona_id: (x, y) for persona_id, x, y in clustering.map_2d}
+    position = {persona_id: (x, y) for persona_id, x, y in clustering.map_2d}
     data: list[dict[str, Any]] = []
     for cluster, members in enumerate(clustering.members):
-        drawn = [persona_id for persona_id in members if persona_id in place]
+        mapped = [persona_id for persona_id in members if persona_id in position]
         colour, symbol, _ = mark(cluster)
         data.append(
             {
                 "type": "scatter",
                 "mode": "markers",
                 "name": f"cluster {cluster} ({len(members)})",
-                "x": [place[p][0] for p in drawn],
-                "y": [place[p][1] for p in drawn],
+                "x": [position[p][0] for p in mapped],
+                "y": [position[p][1] for p in mapped],
                 "marker": {"color": colour, "symbol": symbol, "size": 11, "opacity": 0.9, "line": {"color": "@surface", "width": 1}},
-                "customdata": [f"{label(p)}<br>cluster {cluster}" for p in drawn],
+                "customdata": [f"{label(p)}<br>cluster {cluster}" for p in mapped],
                 "hovertemplate": "%{customdata}<extra></extra>",
             }
         )
@@ -213,7 +213,7 @@ def cluster_map(clustering: Clustering) -> Figure | None:
 
 
 def curves(all_curves: Sequence[Curve]) -> Figure:
-    """Return the training losses over the share of the steps taken: adapters differ in length. Pale: as recorded; bold: smoothed."""
+    """Return training losses over the share of steps taken, since adapters differ in length. Pale: as recorded; bold: smoothed."""
     data: list[dict[str, Any]] = []
     for number, curve in enumerate(all_curves):
         colour = mark(number).colour
@@ -244,7 +244,7 @@ def curves(all_curves: Sequence[Curve]) -> Figure:
 
 
 def costs(comparison: Comparison, all_costs: Sequence[Cost]) -> Figure:
-    """Return quality against cost, a view per kind of cost. The axis is logarithmic; what costs nothing stands left of it."""
+    """Return quality over cost, a view per kind of cost. The cost axis is logarithmic; zero cost is drawn left of the first decade."""
     scale = _scale(comparison)
     kinds: tuple[tuple[str, list[float]], ...] = (
         ("adapter bytes", [cost.n_bytes for cost in all_costs]),
@@ -253,7 +253,7 @@ def costs(comparison: Comparison, all_costs: Sequence[Cost]) -> Figure:
     )
     results = [comparison.method(cost.method) for cost in all_costs]
     values = [scale * result.means[comparison.headline] for result in results]
-    rank = {result.method: place for place, result in enumerate(comparison.methods)}
+    rank = {result.method: index for index, result in enumerate(comparison.methods)}
     data: list[dict[str, Any]] = []
     views: list[dict[str, Any]] = []
     for number, (kind, amounts) in enumerate(kinds):
@@ -285,7 +285,12 @@ def costs(comparison: Comparison, all_costs: Sequence[Cost]) -> Figure:
             }
         )
         ends = [min(positions) - 0.6, max(positions) + 0.6]
-        axis = {"title": {"text": kind}, "range": ends, "tickvals": [at for at, _ in ticks], "ticktext": [shown for _, shown in ticks]}
+        axis = {
+            "title": {"text": kind},
+            "range": ends,
+            "tickvals": [position for position, _ in ticks],
+            "ticktext": [text for _, text in ticks],
+        }
         views.append({"name": kind, "visible": [other == number for other in range(len(kinds))], "layout": {"xaxis": axis}})
     layout = {"xaxis": {"zeroline": False}, "yaxis": {"title": {"text": _axis(comparison)}, "zeroline": False}, "showlegend": False}
     return _figure(data, layout, height=440, views=views)
@@ -298,7 +303,7 @@ def _figure(
 
 
 def _log_axis(amounts: Sequence[float]) -> tuple[list[float], list[tuple[float, str]]]:
-    """Return where amounts stand and the ticks: decades, and 0 one decade before the smallest."""
+    """Return the positions of amounts and the ticks (position, text): decades, and 0 one decade below the smallest."""
     logs = [math.log10(amount) for amount in amounts if amount > 0]
     first, last = (math.floor(min(logs)), math.ceil(max(logs))) if logs else (0, 0)
     ticks = [(float(decade), _short(10.0**decade)) for decade in range(first, last + 1)]
@@ -316,7 +321,7 @@ def _short(amount: float) -> str:
 
 def _smoothed(losses: Sequence[float]) -> list[float]:
     half = _SMOOTH_OVER // 2
-    windows = [losses[max(0, at - half) : at + half + 1] for at in range(len(losses))]
+    windows = [losses[max(0, index - half) : index + half + 1] for index in range(len(losses))]
     return [sum(window) / len(window) for window in windows]
 
 
@@ -345,15 +350,15 @@ def _hover(comparison: Comparison, result: MethodResult) -> str:
     return f"{label(result.method)}<br>{mean} [{low}, {high}]"
 
 
-def _who(persona_id: str, clusters: Mapping[str, int]) -> str:
+def _persona_hover(persona_id: str, clusters: Mapping[str, int]) -> str:
     return f"{label(persona_id)}<br>cluster {clusters[persona_id]}" if persona_id in clusters else label(persona_id)
 
 
-def _vertical(at: float) -> dict[str, Any]:
+def _vertical(x: float) -> dict[str, Any]:
     line = {"color": "@muted", "dash": "dash", "width": 1.3}
-    return {"type": "line", "x0": at, "x1": at, "y0": 0, "y1": 1, "yref": "paper", "line": line}
+    return {"type": "line", "x0": x, "x1": x, "y0": 0, "y1": 1, "yref": "paper", "line": line}
 
 
-def _above(at: float, shown: str) -> dict[str, Any]:
-    """Return a note over the drawing area."""
-    return {"x": at, "y": 1, "yref": "paper", "yanchor": "bottom", "text": shown, "showarrow": False, "font": {"color": "@muted"}}
+def _above(x: float, text: str) -> dict[str, Any]:
+    """Return an annotation above the plot area."""
+    return {"x": x, "y": 1, "yref": "paper", "yanchor": "bottom", "text": text, "showarrow": False, "font": {"color": "@muted"}}

@@ -1,4 +1,4 @@
-"""Text into HTML: persona ids, prompts and answers are anybody's words and must show as they are, wherever they stand."""
+"""Escapes values for HTML: persona ids, prompts and answers are untrusted text and must show verbatim wherever they appear."""
 
 import base64
 import hashlib
@@ -8,28 +8,28 @@ from collections.abc import Iterable, Sequence
 
 
 def text(value: object) -> str:
-    """Return a value as the text of an element or of a quoted attribute."""
+    """Return a value escaped for an element or a quoted attribute."""
     return html.escape(str(value), quote=True)
 
 
 def label(value: str, *, longest: int = 60) -> str:
-    """Return a value as plotly shows it in labels and hovers, which read a few tags and entities."""
+    """Return a value shortened and escaped for plotly labels and hovers, which interpret a few tags and entities."""
     return html.escape(value if len(value) <= longest else f"{value[: longest - 1]}…", quote=False)
 
 
 def data_block(block_id: str, value: object) -> str:
-    """Return a value as JSON that a script reads by the block's id. Its text cannot end the block: there is no `<` in it."""
-    written = json.dumps(value, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
-    return f'<script type="application/json" id="{block_id}">{written}</script>'
+    """Return a value as a JSON block that a script reads by its id. `<` is escaped, so no text can close the block."""
+    encoded = json.dumps(value, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+    return f'<script type="application/json" id="{block_id}">{encoded}</script>'
 
 
 def script_hash(source: str) -> str:
-    """Return the source expression by which a content security policy allows exactly this script."""
+    """Return the content security policy source expression that allows exactly this script."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()}'"
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]], *, numeric: Sequence[bool], caption: str) -> str:
-    """Return a table of ready-made cells: text must have been through `text`."""
+    """Return a table of HTML cells; plain text must be escaped by `text` first."""
     kinds = ['class="number"' if is_number else "" for is_number in numeric]
     head = "".join(f'<th scope="col" {kind}>{cell}</th>' for cell, kind in zip(header, kinds, strict=True))
     body = "".join("<tr>" + "".join(f"<td {kind}>{cell}</td>" for cell, kind in zip(row, kinds, strict=True)) + "</tr>" for row in rows)
@@ -40,26 +40,26 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]], *, numeric: Sequ
 
 
 def pairs(named: Iterable[tuple[str, str]]) -> str:
-    """Return names and values as a list of definitions."""
+    """Return names and values as a description list."""
     return '<dl class="pairs">' + "".join(f"<div><dt>{text(name)}</dt><dd>{text(value)}</dd></div>" for name, value in named) + "</dl>"
 
 
-def interval_mark(value: float, low: float | None, high: float | None, *, asked: float, scale: tuple[float, float], kind: str) -> str:
-    """Return a small drawing: the value, its interval, and what it is held against, on a common scale.
+def interval_mark(value: float, low: float | None, high: float | None, *, threshold: float, scale: tuple[float, float], kind: str) -> str:
+    """Return an inline SVG of a value, its interval and the threshold, on a common scale.
 
     Args:
-        scale: what the ends of the drawing stand for.
-        kind: class that colours the value: good, bad or even.
+        scale: values at the left and right end.
+        kind: CSS class of the value: good, bad or even.
     """
     width, height = 150, 20
     start, end = scale
 
-    def x(at: float) -> float:
-        return 6 + (width - 12) * (min(max(at, start), end) - start) / ((end - start) or 1.0)
+    def x(position: float) -> float:
+        return 6 + (width - 12) * (min(max(position, start), end) - start) / ((end - start) or 1.0)
 
     line = "" if low is None or high is None else f'<line class="span" x1="{x(low):.1f}" x2="{x(high):.1f}" y1="10" y2="10"/>'
     return (
         f'<svg class="interval {kind}" viewBox="0 0 {width} {height}" width="{width}" height="{height}" aria-hidden="true">'
-        f'<line class="asked" x1="{x(asked):.1f}" x2="{x(asked):.1f}" y1="1" y2="19"/>{line}'
+        f'<line class="asked" x1="{x(threshold):.1f}" x2="{x(threshold):.1f}" y1="1" y2="19"/>{line}'
         f'<circle cx="{x(value):.1f}" cy="10" r="4"/></svg>'
     )

@@ -18,13 +18,13 @@ class _Panel(NamedTuple):
     title: str
     body: str
     figure: Figure | None = None
-    figure_says: str = ""
+    figure_alt: str = ""
 
 
 def page(data: ReportData) -> str:
-    """Return the whole page, about 5 MB, of which plotly.js is 4.8."""
+    """Return the whole page: about 5 MB, of which 4.8 MB are plotly.js."""
     panels = list(_panels(data))
-    drawn = {panel.anchor: panel.figure for panel in panels if panel.figure is not None}
+    figure_by_anchor = {panel.anchor: panel.figure for panel in panels if panel.figure is not None}
     metric = METRICS[data.comparison.headline]
     examples = {
         "items": [asdict(example) for example in data.examples],
@@ -33,7 +33,7 @@ def page(data: ReportData) -> str:
         "champion": data.comparison.champion,
     }
     scripts = (_plotly(), _resource("page.js"))
-    # Only these two scripts may run and nothing may be fetched, whatever a persona or a model has written.
+    # Only these two scripts may run and nothing may be fetched, whatever text a persona or a model wrote.
     policy = (
         f"default-src 'none'; script-src {' '.join(map(script_hash, scripts))}; style-src 'unsafe-inline'; "
         "img-src data: blob:; base-uri 'none'; form-action 'none'"
@@ -49,7 +49,7 @@ def page(data: ReportData) -> str:
         '<button type="button" id="theme">Dark</button></header>'
         f'<nav aria-label="Panels"><ul>{links}</ul></nav><main>{"".join(_section(panel) for panel in panels)}</main>'
         "<noscript><p class='warning'>Figures, sorting and the search need JavaScript; the numbers are in the tables.</p></noscript>"
-        f"{data_block('figures', drawn)}{data_block('answers', examples)}"
+        f"{data_block('figures', figure_by_anchor)}{data_block('answers', examples)}"
         f"{''.join(f'<script>{script}</script>' for script in scripts)}</body></html>\n"
     )
 
@@ -67,8 +67,8 @@ def _panels(data: ReportData) -> Iterator[_Panel]:
     yield _Panel("spread", "Spread over personas", "", figures.spread(comparison, clusters), "Every persona's mean under every method")
     versus = figures.against_reference(comparison, clusters)
     if versus is not None:
-        told = f"Every persona: a method against {comparison.reference}. Above the line the method is {_direction(data)}"
-        yield _Panel("against", f"Against {comparison.reference}", f'<p class="note">{text(told)}.</p>', versus, told)
+        note = f"Every persona: a method against {comparison.reference}. Above the line the method is {_direction(data)}"
+        yield _Panel("against", f"Against {comparison.reference}", f'<p class="note">{text(note)}.</p>', versus, note)
     if clustering is not None:
         drawing = figures.cluster_map(clustering)
         yield _Panel(
@@ -106,11 +106,11 @@ def _section(panel: _Panel) -> str:
     figure = ""
     if panel.figure is not None:
         views = panel.figure["views"]
-        options = "".join(f'<option value="{place}">{text(view["name"])}</option>' for place, view in enumerate(views))
+        options = "".join(f'<option value="{index}">{text(view["name"])}</option>' for index, view in enumerate(views))
         choice = f'<p class="controls"><label>Show <select data-figure="{panel.anchor}">{options}</select></label></p>' if views else ""
         kind = "figure square" if panel.figure["square"] else "figure"
         figure = (
-            f'{choice}<div class="{kind}" id="figure-{panel.anchor}" role="img" aria-label="{text(panel.figure_says)}" '
+            f'{choice}<div class="{kind}" id="figure-{panel.anchor}" role="img" aria-label="{text(panel.figure_alt)}" '
             f'style="height:{panel.figure["height"]}px"></div>'
         )
     return f'<section id="{panel.anchor}"><h2>{text(panel.title)}</h2>{figure}{panel.body}</section>'

@@ -1,4 +1,4 @@
-"""The panels of the report, each as a piece of HTML. Every number is there as text; figures and sorting come on top with the script."""
+"""The panels of the report as HTML fragments. Every number is in the text; figures and sorting need the script."""
 
 from collections.abc import Iterable, Sequence
 
@@ -16,13 +16,13 @@ from clusterlora.report.markup import interval_mark, pairs, table, text
 from clusterlora.values import Clustering, Criterion, Verdict
 
 UNSTABLE = 0.5
-"""Adjusted Rand index below which a partition says little about people."""
+"""Adjusted Rand index below which the report warns of an unstable partition."""
 
 _MOST_NAMED = 8
 
 
 def verdict(data: ReportData) -> str:
-    """Return the sentence that sums the study up, and its key numbers."""
+    """Return the verdict sentence and the key numbers of the study."""
     comparison = data.comparison
     metric = METRICS[comparison.headline]
     unit = "%" if metric.percent else ""
@@ -54,7 +54,7 @@ def verdict(data: ReportData) -> str:
 
 
 def _lead(comparison: Comparison) -> tuple[str, str, str]:
-    """Return the difference that the verdict is about: the champion's, or of the best other when the reference is the champion."""
+    """Return the difference behind the verdict: the champion's, or the best other method's when the reference is the champion."""
     metric = METRICS[comparison.headline]
     tested = [result for result in comparison.methods if result.vs_reference is not None and can_win(result.method)]
     lead = next((result for result in tested if result.method == comparison.champion), tested[0] if tested else None)
@@ -65,32 +65,32 @@ def _lead(comparison: Comparison) -> tuple[str, str, str]:
     return (f"{lead.method} against {comparison.reference}", mean, f"95% interval {low} to {high}; {explain(comparison, difference)}")
 
 
-def signal(found: PersonaSignal) -> str:
-    """Return what the data carries about people beyond their prompts."""
-    rows = [[text(cell) for cell in row] for row in recognitions(found)]
+def signal(measured: PersonaSignal) -> str:
+    """Return how much the data says about personas beyond their prompts."""
+    rows = [[text(cell) for cell in row] for row in recognitions(measured)]
     return (
-        f'<p class="sentence">{text(verdict_on_signal(found))}</p>'
+        f'<p class="sentence">{text(verdict_on_signal(measured))}</p>'
         + table(["recognised", "correct", "95% interval", "chance"], rows, numeric=[False, True, True, True], caption="recognition")
-        + pairs(shares(found))
-        + f'<p class="lead">{text(basis(found))}</p>'
+        + pairs(shares(measured))
+        + f'<p class="lead">{text(basis(measured))}</p>'
     )
 
 
 def new_personas(data: ReportData) -> str:
-    """Return how people fare whom no adapter saw, or how to find that out."""
-    found = data.newcomers
-    if found is None:
+    """Return the results of personas that no adapter was trained on, or how to measure them."""
+    results = data.newcomers
+    if results is None:
         return f'<p class="note">{text(new_personas_words.off(data.held_out_share))}</p>'
-    rows = [[text(cell) for cell in row] for row in new_personas_words.rows(found)]
+    rows = [[text(cell) for cell in row] for row in new_personas_words.rows(results)]
     return (
-        f'<p class="sentence">{text(new_personas_words.sentence(found))}</p>'
+        f'<p class="sentence">{text(new_personas_words.sentence(results))}</p>'
         + table(new_personas_words.HEADER, rows, numeric=new_personas_words.NUMERIC, caption="new personas")
-        + f'<p class="lead">{text(new_personas_words.basis(found))}</p>'
+        + f'<p class="lead">{text(new_personas_words.basis(results))}</p>'
     )
 
 
 def imported(data: ReportData) -> str:
-    """Return the scores that other scripts left, apart from everything measured here."""
+    """Return the imported scores of other scripts, kept apart from the study's own measurements."""
     return (
         '<p class="lead">As the older scripts wrote them. Their items, answers and metrics are not this study\'s: '
         "these numbers are part of no statistic.</p>"
@@ -108,7 +108,7 @@ def _words(name: object) -> str:
 
 
 def methods(comparison: Comparison) -> str:
-    """Return the table of methods, the best first; a click on a heading sorts it."""
+    """Return the table of methods, best first; clicking a heading sorts it."""
     metric = METRICS[comparison.headline]
     others = [name for name in comparison.metrics if name != comparison.headline]
     reference = comparison.reference
@@ -129,10 +129,10 @@ def methods(comparison: Comparison) -> str:
         cells += [worst, _number(comparison.headline, result.p5), *(_number(name, result.means[name]) for name in others)]
         rows.append(f'<tr class="{kind}">{"".join(cells)}</tr>')
     head = "".join(
-        f'<th scope="col"{"" if place == 0 else " class=number"}>'
+        f'<th scope="col"{"" if index == 0 else " class=number"}>'
         + (f'<button type="button">{text(name)}</button>' if name else "")
         + "</th>"
-        for place, name in enumerate(header)
+        for index, name in enumerate(header)
     )
     unit = "Similarities and shares are percent. " if metric.percent else ""
     return (
@@ -144,7 +144,7 @@ def methods(comparison: Comparison) -> str:
 
 
 def _contrasts(comparison: Comparison) -> str:
-    """Return the champion and the clusters beside their controls and the runner-up; nothing when there is neither."""
+    """Return the contrasts with controls and the runner-up; empty when there are none."""
     header, rows = contrast_rows(comparison)
     if not rows:
         return ""
@@ -153,7 +153,7 @@ def _contrasts(comparison: Comparison) -> str:
 
 
 def _by_clusters(comparison: Comparison) -> str:
-    """Return every method's gain in each cluster, with an interval that knows of the clusters; nothing with one cluster."""
+    """Return every method's gain by cluster, with the cluster-robust interval; empty with one cluster."""
     header, rows = cluster_rows(comparison)
     if not rows:
         return ""
@@ -173,7 +173,7 @@ def _against(comparison: Comparison, result: MethodResult, scale: tuple[float, f
     return [
         _sortable(metric.format(difference.mean, signed=True), difference.mean),
         _sortable(f"{metric.format(low, signed=True)} to {metric.format(high, signed=True)}", low),
-        f"<td>{interval_mark(difference.mean, low, high, asked=0.0, scale=scale, kind=kind)}</td>",
+        f"<td>{interval_mark(difference.mean, low, high, threshold=0.0, scale=scale, kind=kind)}</td>",
         _sortable("<0.001" if difference.p_holm < 0.001 else f"{difference.p_holm:.3f}", difference.p_holm),
         _sortable(outcome(comparison, difference), difference.outcome, number=False),
         _sortable(
@@ -193,7 +193,7 @@ def _sortable(shown: str, value: object, *, number: bool = True, title: str = ""
 
 
 def clusters(clustering: Clustering) -> str:
-    """Return who is in which cluster, how good the partition is, and a warning when another run would have made another one."""
+    """Return the clusters, the quality of the partition, and a warning when it is unstable."""
     quality = dict(clustering.quality)
     low = {name: value for name, value in quality.items() if name.startswith("ari") and value < UNSTABLE}
     measured = text(", ".join(f"{_words(name)} {value:.2f}" for name, value in low.items()))
@@ -204,10 +204,10 @@ def clusters(clustering: Clustering) -> str:
         else ""
     )
     rows = [[text(k), text(len(members)), _people(members)] for k, members in enumerate(clustering.members)]
-    said = [("algorithm", clustering.algorithm), *((_words(name), f"{value:.3f}") for name, value in clustering.quality)]
+    quality_pairs = [("algorithm", clustering.algorithm), *((_words(name), f"{value:.3f}") for name, value in clustering.quality)]
     return (
         warning
-        + pairs(said)
+        + pairs(quality_pairs)
         + table(["cluster", "personas", "who"], rows, numeric=[True, True, False], caption="clusters")
         + '<p class="note">Silhouette: 1 is well apart, 0 is touching. ari seeds and ari bootstraps: agreement (adjusted Rand index) with '
         "partitions of other seeds and of resampled answers; 0.8 and more is stable.</p>"
@@ -224,7 +224,7 @@ def _people(members: Iterable[str]) -> str:
 
 
 def gate(verdicts: Sequence[Verdict]) -> str:
-    """Return what was tried at the gate, criterion by criterion."""
+    """Return every verdict of the gate, criterion by criterion."""
     return "".join(_rung(verdict) for verdict in verdicts)
 
 
@@ -241,20 +241,20 @@ def _rung(verdict: Verdict) -> str:
 
 
 def _criterion(criterion: Criterion) -> Iterable[str]:
-    known = [v for v in (criterion.value, criterion.threshold, criterion.ci_low, criterion.ci_high) if v is not None]
+    ends = [v for v in (criterion.value, criterion.threshold, criterion.ci_low, criterion.ci_high) if v is not None]
     low, high = criterion.ci_low, criterion.ci_high
     kind = "good" if criterion.passed else "bad"
     yield text(_words(criterion.name))
     yield f"{100 * criterion.value:.2f}"
     yield "-" if low is None or high is None else f"{100 * low:.2f} to {100 * high:.2f}"
     yield f"{100 * criterion.threshold:.2f}"
-    yield interval_mark(criterion.value, low, high, asked=criterion.threshold, scale=(min(known), max(known)), kind=kind)
+    yield interval_mark(criterion.value, low, high, threshold=criterion.threshold, scale=(min(ends), max(ends)), kind=kind)
     yield f'<span class="badge {kind}">{"pass" if criterion.passed else "fail"}</span>'
     yield text(criterion.explanation)
 
 
 def costs(data: ReportData) -> str:
-    """Return what every method costs, where the time went, and the attempts that did not end well."""
+    """Return the cost of every method, the seconds by stage, and the attempts that failed."""
     rows = [[text(c.method), f"{c.n_adapters}", _bytes(c.n_bytes), f"{c.train_tokens:,}", f"{c.train_seconds:,.0f}"] for c in data.costs]
     header = ["method", "adapters that answer", "their size", "train tokens", "adapter-seconds"]
     parts = [table(header, rows, numeric=[False, True, True, True, True], caption="costs")]
@@ -267,12 +267,12 @@ def costs(data: ReportData) -> str:
         phases = [[text(name), f"{seconds:,.1f}"] for name, seconds in data.seconds_by_part]
         timings = table(["stage", "seconds"], phases, numeric=[False, True], caption="seconds by stage")
         parts.append(f"<details><summary>Where the time went</summary>{timings}</details>")
-    troubled = [a for a in data.attempts if a.state not in ("running", "done")]
-    if troubled:
-        trouble = [[text(a.group), text(a.number), text(a.micro_batch), text(_words(a.state)), text(a.detail)] for a in troubled]
+    failed = [a for a in data.attempts if a.state not in ("running", "done")]
+    if failed:
+        cells = [[text(a.group), text(a.number), text(a.micro_batch), text(_words(a.state)), text(a.detail)] for a in failed]
         header = ["run", "attempt", "micro-batch", "ended", "why"]
         parts.append("<h3>Attempts that did not end well</h3>")
-        parts.append(table(header, trouble, numeric=[False, True, True, False, False], caption="attempts that did not end well"))
+        parts.append(table(header, cells, numeric=[False, True, True, False, False], caption="attempts that did not end well"))
     return "".join(parts)
 
 
@@ -281,17 +281,17 @@ def _bytes(n_bytes: int) -> str:
 
 
 def examples(data: ReportData) -> str:
-    """Return the form that searches the answers; the script fills the list from the page's data."""
+    """Return the search form for answers; the script fills the list from the page's data."""
     n_all, n_shown = data.comparison.n_items, len(data.examples)
     personas = dict.fromkeys(example.persona_id for example in data.examples)
-    options = "".join(f'<option value="{place}">{text(persona_id)}</option>' for place, persona_id in enumerate(personas))
-    told = (
+    options = "".join(f'<option value="{index}">{text(persona_id)}</option>' for index, persona_id in enumerate(personas))
+    extent = (
         f"{n_shown} of the {n_all} test items are on this page, the first of every persona."
         if n_shown < n_all
         else f"All {n_all} test items."
     )
     return (
-        f'<p class="lead">The same item answered by every method. {told}</p>'
+        f'<p class="lead">The same item answered by every method. {extent}</p>'
         '<form class="controls" role="search"><label>Search <input type="search" id="search" autocomplete="off" '
         'placeholder="persona, prompt or answer"></label>'
         f'<label>Persona <select id="persona"><option value="">everybody</option>{options}</select></label>'
@@ -301,6 +301,6 @@ def examples(data: ReportData) -> str:
 
 
 def about(data: ReportData) -> str:
-    """Return how the study was set up and what it was made of."""
+    """Return the settings and the provenance of the study."""
     rows = [*data.settings, *data.provenance]
     return pairs(rows) if rows else ""

@@ -34,7 +34,7 @@ def test_every_figure_has_drawn_its_marks(opened: Tab) -> None:
 
 def test_nothing_is_fetched_nothing_is_complained_of_and_no_persona_runs_a_script(opened: Tab) -> None:
     assert [url.partition(":")[0] for url in opened.requests if not url.startswith(("data:", "blob:"))] == ["file"]
-    assert opened.complaints == []
+    assert opened.errors == []
     assert opened.value("document.title") == "trial · clusterlora"
     assert opened.value("document.querySelectorAll('img').length") == 0
 
@@ -85,4 +85,4 @@ def test_the_theme_reaches_page_and_figures(opened: Tab) -> None:
     after = opened.value(inks).split("),")
     assert before[0] != after[0]
     assert before[1] != after[1]
-    assert opened.complaints == []
+    assert opened.errors == []

@@ -30,10 +30,10 @@ def test_the_models_of_a_study_are_found_in_the_pages_of_mlflow(finished: Study,
     tab.wait_until(f"/@\\s+champion/.test({champion}.innerText)")
     assert f"study: {finished.name}" in tab.value(f"{champion}.innerText")
     tab.click(f"{champion}.querySelector('a[href$=\"/versions/1\"]')")
-    tab.says("Aliases : @ candidate @ champion")
+    tab.wait_for_text("Aliases : @ candidate @ champion")
     outcome = stores_here(site).studies.metadata(finished.name, ComparisonSummary)
     assert outcome is not None
-    tab.says(outcome.sentence)
+    tab.wait_for_text(outcome.sentence)
 
 
 def test_the_form_offers_choices_and_refuses_what_is_out_of_range(pages: PrefectPages):
@@ -43,7 +43,7 @@ def test_the_form_offers_choices_and_refuses_what_is_out_of_range(pages: Prefect
         assert pages.choices(["config", "Gate", "On Failure"]) == ["stop", "ask", "continue"]
         assert pages.choices(["config", "Recipe", "Schedule"]) == ["linear", "cosine", "constant"]
         pages.fill(["config", "Recipe", "Rank"], "999")
-        assert pages.submit(says="999 is greater than the maximum of 256")
+        assert pages.submit(expect="999 is greater than the maximum of 256")
         assert not runs_of(Study(), name="study · ")
 
 
@@ -56,7 +56,7 @@ def launched_by_hand(pages: PrefectPages, finished: Study, asked: Study) -> UUID
         pages.add(["config", "Methods"], "merge")
         pages.fill(["config", "Gate", "Mean Similarity"], "1")
         pages.choose(["config", "Gate", "On Failure"], "ask")
-        return pages.submit(says="scheduled") or None
+        return pages.submit(expect="scheduled") or None
 
     wait_for(submitted)
     return wait_for(lambda: next((run.id for run in runs_of(asked, name="study · ")), None))
@@ -82,7 +82,7 @@ def test_a_refused_gate_is_tried_again_and_passed_over_by_who_copies_a_run(finis
         # What the first study trained is there already, and not more than the gate needs was asked for.
         assert not [a for a in stores.studies.adapters(asked.name) if a.name.startswith(("cluster-01", "persona", "merged"))]
         waits(1)
-        pages.answer(run_id, "retry", {}, says="Validation failed")
+        pages.answer(run_id, "retry", {}, expect="Validation failed")
         assert state().is_paused(), "a retry that changes nothing is not worth a run"
         pages.answer(run_id, "retry", {"Retry with this many epochs": "2", "Your name": "ann"})
         waits(2)

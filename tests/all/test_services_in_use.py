@@ -333,7 +333,7 @@ def test_a_login_link_opens_the_pages_of_both_servers_and_works_once(story: Stor
     addresses, link = story.at_the_end.addresses, story.at_the_end.login_link()
     tab.open(link, until=f"location.href === '{addresses.prefect}/dashboard'")
     tab.open(f"{addresses.prefect}/runs", until="document.body")
-    tab.says("study · three")
+    tab.wait_for_text("study · three")
     tab.open(f"{addresses.mlflow}/#/experiments", until=with_text("a", "three"))
     tab.open("about:blank", until="document.body")
     tab.open(link, until="document.body.innerText.includes('This link was used')")

@@ -126,4 +126,4 @@ def test_an_image_refuses_to_open_a_server_to_others_without_a_password(command:
     env = {"PATH": "/usr/bin:/bin"}
     done = subprocess.run([str(DOCKER / "entrypoint.sh"), *command.split()], env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert done.stderr.startswith("error: this server would listen on 0.0.0.0 and ask for no password")
+    assert done.stderr.startswith("error: this server would listen on 0.0.0.0 without a password")

@@ -198,9 +198,9 @@ def test_the_experiment_offers_a_layout_of_charts_that_mlflows_page_draws(
     page = f"{mlflow_server}/#/experiments/{experiment.experiment_id}/runs?viewStateShareKey=training&compareRunsMode=CHART"
     tab.open(page, until="document.body")
     for words in ("Training runs", "Group: cluster", "Group: unified", "cluster's (train/loss)", "train/seconds"):
-        tab.says(words)
+        tab.wait_for_text(words)
     tab.click("[...document.querySelectorAll('button')].find(b => b.getAttribute('data-component-id').endsWith('saved_views.trigger'))")
-    tab.says("SAVED VIEWS")
+    tab.wait_for_text("SAVED VIEWS")
 
 
 def test_a_training_that_raises_leaves_a_failed_run(tracker: MlflowTracker, client: MlflowClient, study: str) -> None:
