@@ -1,7 +1,7 @@
-"""Floating-point operations that the work needs, by count: no padding, and the vocabulary projection only where a token is predicted.
+"""Counts necessary floating-point operations: no padding, and the vocabulary projection only where a token is predicted.
 
 legend   T tokens of a sequence, P weights of the linear layers without the vocabulary projection, H weights of that, L layers,
-         D width of the attention (heads * head width)
+         D width of attention (heads * head width)
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from clusterlora.data.prompts import TokenSequence
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """The sizes of a model that operations are counted from."""
+    """The sizes of a model that its number of operations depends on."""
 
     linear_weights: int
     head_weights: int
@@ -23,7 +23,7 @@ class Shape:
     attention_width: int
 
     def training(self, sequence: TokenSequence) -> float:
-        """Return the operations of one LoRA step's share of a sequence: forward, and backward to the activations only.
+        """Return the operations of one sequence in a LoRA training step: forward, and backward to the activations only.
 
         2 P T forward and 2 P T backward, since frozen weights need no gradient; 4 H per predicted token; causal attention 2 L D T^2
         forward and twice that backward. The adapters' own products are under 2 % and left out.
@@ -32,7 +32,7 @@ class Shape:
         return 4.0 * self.linear_weights * t + 4.0 * self.head_weights * sequence.n_response_tokens + self._attention(t) * 3
 
     def generating(self, n_prompt: int, n_answer: int) -> float:
-        """Return the operations of reading a prompt and answering with so many tokens, each token computed once."""
+        """Return the operations of prefilling a prompt and decoding an answer, each token computed once."""
         t = n_prompt + n_answer
         return 2.0 * self.linear_weights * t + 2.0 * self.head_weights * n_answer + self._attention(t)
 

@@ -1,4 +1,4 @@
-"""Generation: answers per second with an adapter of its own for every item, against PEFT one by one and PEFT's mixed batch."""
+"""Generation: answers per second when every item has an adapter of its own, against PEFT one by one and PEFT's mixed batch."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +11,7 @@ import torch
 from peft import PeftModel
 from transformers import GenerationConfig
 
-from benchmarks.measure import Contender, Row, Sample, clock, compare, take_turns
+from benchmarks.measure import Contender, Sample, Speedup, clock, speedup, take_turns
 from benchmarks.subjects import Subject, questions, write_adapters
 from clusterlora.evaluation.generate import Question
 from clusterlora.evaluation.inference_backends import InferenceBackend, inference_backend
@@ -27,28 +27,28 @@ AnswerIds = list[tuple[int, ...]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationPlan:
-    """How much is answered."""
+    """What is generated, and in what batches."""
 
     adapters: int
     items_per_adapter: int = 1
-    """One by one means adapter by adapter: the items of one adapter are one batch."""
+    """PEFT one by one answers adapter by adapter: the items of an adapter are one batch."""
     described: bool = False
-    """Whether prompts say who the persona is: they begin alike for longer."""
+    """Whether prompts describe the persona, which makes the prefix that they share longer."""
     max_new_tokens: int = 32
     batch_size: int = 32
     peers: tuple[str, ...] = (ONE_BY_ONE, MIXED)
 
     @property
     def variant(self) -> str:
-        """Return what a row's name says of the plan beside model and dtype."""
+        """Return the part of a row's name that follows model and dtype."""
         return (f" x{self.items_per_adapter}" if self.items_per_adapter > 1 else "") + (" described" if self.described else "")
 
 
 def compare_generation(
     subject: Subject, plan: GenerationPlan, *, peak_flops_per_second: float, budget_seconds: float, at_least: int, scratch: Path
-) -> list[Row]:
-    """Return a row per peer; adapters are loaded beforehand on both sides."""
-    asked = questions(subject.ours, plan.adapters, per_adapter=plan.items_per_adapter, described=plan.described)
+) -> list[Speedup]:
+    """Return a speedup per peer; both sides load adapters before the clock starts."""
+    all_questions = questions(subject.ours, plan.adapters, per_adapter=plan.items_per_adapter, described=plan.described)
     folders = write_adapters(subject.ours, plan.adapters, scratch)
     backend = inference_backend(subject.ours, [read_weights(folder) for folder in folders])
     peft = _mounted(subject.theirs, folders)
@@ -61,12 +61,12 @@ def compare_generation(
 
     def run(name: str) -> Sample:
         start = clock(subject.device)
-        answers[name] = run_by_name[name](asked, plan.max_new_tokens)
+        answers[name] = run_by_name[name](all_questions, plan.max_new_tokens)
         seconds = clock(subject.device) - start
-        flops = fmean(subject.shape.generating(len(q.prompt), len(ids)) for q, ids in zip(asked, answers[name], strict=True))
-        return Sample(seconds / len(asked), flops, {})
+        flops = fmean(subject.shape.generating(len(q.prompt), len(ids)) for q, ids in zip(all_questions, answers[name], strict=True))
+        return Sample(seconds / len(all_questions), flops, {})
 
-    contenders = [Contender(name, partial(run_by_name[name], asked, 2), partial(run, name)) for name in (OURS, *plan.peers)]
+    contenders = [Contender(name, partial(run_by_name[name], all_questions, 2), partial(run, name)) for name in (OURS, *plan.peers)]
     try:
         samples = take_turns(contenders, budget_seconds=budget_seconds, at_least=at_least, at_most=7)
     finally:
@@ -81,11 +81,11 @@ def compare_generation(
         "described": plan.described,
         "max_new_tokens": plan.max_new_tokens,
         "batch_size": plan.batch_size,
-        "mean_prompt_tokens": fmean(len(q.prompt) for q in asked),
+        "mean_prompt_tokens": fmean(len(q.prompt) for q in all_questions),
         "mean_answer_tokens": fmean(map(len, answers[OURS])),
     }
-    rows = [
-        compare(
+    speedups = [
+        speedup(
             f"generation {subject.name} {subject.dtype}{plan.variant}",
             name,
             samples[OURS],
@@ -97,13 +97,15 @@ def compare_generation(
         )
         for name in plan.peers
     ]
-    return [replace(row, facts={**row.facts, "identical_answers": _share_identical(answers[OURS], answers[row.baseline])}) for row in rows]
+    return [
+        replace(row, facts={**row.facts, "identical_answers": _share_identical(answers[OURS], answers[row.baseline])}) for row in speedups
+    ]
 
 
-def _ours(backend: InferenceBackend, asked: Sequence[Question], max_new_tokens: int, *, batch_size: int) -> AnswerIds:
-    # Without references: the peers are not asked for likelihoods.
-    bare = [replace(question, reference=()) for question in asked]
-    replies = backend.reply(bare, max_new_tokens=max_new_tokens, batch_size=batch_size)
+def _ours(backend: InferenceBackend, items: Sequence[Question], max_new_tokens: int, *, batch_size: int) -> AnswerIds:
+    # Without references, since the peers compute no likelihoods.
+    without_references = [replace(question, reference=()) for question in items]
+    replies = backend.reply(without_references, max_new_tokens=max_new_tokens, batch_size=batch_size)
     return [reply.ids for reply in sorted(replies, key=lambda reply: reply.number)]
 
 
@@ -115,26 +117,26 @@ def _mounted(base: BaseModel, folders: Sequence[Path]) -> PeftModel:
     return model.eval()
 
 
-def _one_by_one(model: PeftModel, base: BaseModel, asked: Sequence[Question], max_new_tokens: int) -> AnswerIds:
-    answers: AnswerIds = [()] * len(asked)
-    for slot in sorted({q.slot for q in asked}):
-        places = [i for i, q in enumerate(asked) if q.slot == slot]
+def _one_by_one(model: PeftModel, base: BaseModel, items: Sequence[Question], max_new_tokens: int) -> AnswerIds:
+    answers: AnswerIds = [()] * len(items)
+    for slot in sorted({q.slot for q in items}):
+        indices = [i for i, q in enumerate(items) if q.slot == slot]
         model.set_adapter(f"slot{slot}")
-        for place, ids in zip(places, _generate(model, base, [asked[i] for i in places], max_new_tokens), strict=True):
-            answers[place] = ids
+        for index, ids in zip(indices, _generate(model, base, [items[i] for i in indices], max_new_tokens), strict=True):
+            answers[index] = ids
     return answers
 
 
-def _mixed(model: PeftModel, base: BaseModel, asked: Sequence[Question], max_new_tokens: int, *, batch_size: int) -> AnswerIds:
-    # Longest first, as we do: batches without much padding.
-    order = sorted(range(len(asked)), key=lambda i: -len(asked[i].prompt))
-    answers: AnswerIds = [()] * len(asked)
+def _mixed(model: PeftModel, base: BaseModel, items: Sequence[Question], max_new_tokens: int, *, batch_size: int) -> AnswerIds:
+    # Longest first, as in our backend, for little padding.
+    order = sorted(range(len(items)), key=lambda i: -len(items[i].prompt))
+    answers: AnswerIds = [()] * len(items)
     for start in range(0, len(order), batch_size):
-        places = order[start : start + batch_size]
-        batch = [asked[i] for i in places]
-        found = _generate(model, base, batch, max_new_tokens, adapter_names=[f"slot{q.slot}" for q in batch])
-        for place, ids in zip(places, found, strict=True):
-            answers[place] = ids
+        indices = order[start : start + batch_size]
+        batch = [items[i] for i in indices]
+        batch_answers = _generate(model, base, batch, max_new_tokens, adapter_names=[f"slot{q.slot}" for q in batch])
+        for index, ids in zip(indices, batch_answers, strict=True):
+            answers[index] = ids
     return answers
 
 
@@ -146,13 +148,13 @@ def _generate(model: PeftModel, base: BaseModel, batch: Sequence[Question], max_
     ids = torch.tensor([[base.pad_id] * (longest - len(q.prompt)) + list(q.prompt) for q in batch], device=device)
     mask = torch.tensor([[0] * (longest - len(q.prompt)) + [1] * len(q.prompt) for q in batch], device=device)
     config = GenerationConfig(do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=sorted(base.end_ids), pad_token_id=base.pad_id)
-    found = model.generate(input_ids=ids, attention_mask=mask, generation_config=config, **extra)
-    return [_until_end(row[longest:].tolist(), base.end_ids) for row in found]
+    generated = model.generate(input_ids=ids, attention_mask=mask, generation_config=config, **extra)
+    return [_until_end(row[longest:].tolist(), base.end_ids) for row in generated]
 
 
 def _until_end(ids: Sequence[int], end_ids: frozenset[int]) -> tuple[int, ...]:
-    end = next((i for i, token in enumerate(ids) if token in end_ids), len(ids))
-    return tuple(ids[:end])
+    first_end = next((i for i, token in enumerate(ids) if token in end_ids), len(ids))
+    return tuple(ids[:first_end])
 
 
 def _share_identical(ours: AnswerIds, theirs: AnswerIds) -> float:

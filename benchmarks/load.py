@@ -1,6 +1,6 @@
-"""`python -m benchmarks.load --out docs`: eight writers against one study database and one MLflow server; writes scale.json and scale.md.
+"""Load test of the study database and the MLflow server with eight writers: `python -m benchmarks.load --out docs`.
 
-The database is a real PostgreSQL and then SQLite, the MLflow server is real, and every writer is a process of its own.
+Writes scale.json and scale.md. The databases are a real PostgreSQL and SQLite, the MLflow server is real, every writer is a process.
 """
 
 import argparse
@@ -25,16 +25,16 @@ from tests.all.chaos.place import place
 SPLITS = ("train", "train", "train", "val", "test")
 METRICS = ("embedding_similarity", "rouge_l", "nll")
 TEXT = "Of course. The lights in the living room are at thirty percent now, and the heating will be at twenty degrees by seven. "
-"""What the assistant says: 120 characters, as long as an answer of the mission."""
+"""The assistant's answer: 120 characters, the length of an answer in the mission."""
 
 
-def people(n_personas: int, n_dialogues: int, *, fond_of: str = "plants") -> Dataset:
-    """Return a data set of the mission's shape: three fifths train, a fifth val, a fifth test."""
+def people(n_personas: int, n_dialogues: int, *, interest: str = "plants") -> Dataset:
+    """Return a data set in the mission's proportions: three fifths train, a fifth val, a fifth test."""
     return Dataset(
         tuple(
             Persona(
                 f"persona_{p:07d}",
-                f"Calm, exact, fond of {fond_of}.",
+                f"Calm, exact, fond of {interest}.",
                 tuple(
                     Dialogue(
                         f"d{d}",
@@ -52,41 +52,41 @@ def people(n_personas: int, n_dialogues: int, *, fond_of: str = "plants") -> Dat
 def write_results(
     url: str, writer: int, writers: int, n_personas: int, n_items: int, methods: Sequence[str]
 ) -> tuple[list[str], float, float]:
-    """Save this writer's share of adapters, one by one as trainings do, and of answers.
+    """Save this writer's share of adapters, one by one as training does, and of answers.
 
-    Returns what went wrong, and the processor seconds that adapters and answers took here.
+    Returns error messages and the CPU seconds spent on adapters and on answers.
     """
     errors: list[str] = []
     store = SqlStudyStore(url)
-    mine = range(writer, n_personas, writers)
+    persona_numbers = range(writer, n_personas, writers)
 
-    def attempt(what: Callable[[], object]) -> None:
+    def attempt(write: Callable[[], object]) -> None:
         try:
-            what()
-        except Exception as error:  # noqa: BLE001  (whatever reaches the user is what is counted)
+            write()
+        except Exception as error:  # noqa: BLE001  (every error that would reach the user counts)
             errors.append(f"{type(error).__name__}: {error}")
 
     attempt(lambda: store.open_attempt("load", Attempt(f"fan-out-{writer}", 1, 2, "running")))
-    began = time.process_time()
-    for p in mine:
+    started = time.process_time()
+    for p in persona_numbers:
         spec = AdapterSpec(name=f"persona-{p}", persona_ids=(f"persona_{p:07d}",), recipe=Recipe())
         adapter = TrainedAdapter(f"{p:016x}", spec.name, spec, 45, 9000, 1.0, 3.0, 1.0, 100_000, "run", "runs:/run/x", "0" * 64)
         attempt(lambda adapter=adapter: store.save_adapter("load", adapter))
-    adapters_kept = time.process_time()
+    adapters_saved = time.process_time()
     for method in methods:
         answers = [
             Answer(f"{method}-{p}", f"d{i}", f"persona_{p:07d}", "test", TEXT, tuple((metric, 0.5) for metric in METRICS))
-            for p in mine
+            for p in persona_numbers
             for i in range(n_items)
         ]
         attempt(lambda answers=answers: store.save_answers("load", answers))
-    answers_kept = time.process_time()
+    answers_saved = time.process_time()
     attempt(lambda: store.close_attempt("load", f"fan-out-{writer}", 1, state="done"))
-    return errors, adapters_kept - began, answers_kept - adapters_kept
+    return errors, adapters_saved - started, answers_saved - adapters_saved
 
 
 def log_points(uri: str, writer: int, n_points: int, folder: Path) -> list[str]:
-    """Log a curve of so many points in a run of its own, and upload an adapter; return what went wrong."""
+    """Log a curve of `n_points` in a run of its own and upload an adapter; return error messages."""
     from clusterlora.stores.mlflow_tracker import MlflowTracker
 
     try:
@@ -101,37 +101,37 @@ def log_points(uri: str, writer: int, n_points: int, folder: Path) -> list[str]:
 
 
 def measure_database(url: str, *, writers: int, n_personas: int, n_dialogues: int, n_items: int, methods: Sequence[str]) -> dict[str, Any]:
-    """Return seconds of every step, the rows behind them, and every error that a writer saw."""
-    # Other people for every database: a process keeps the data it read last.
-    dataset = people(n_personas, n_dialogues, fond_of=url.partition(":")[0])
+    """Return the seconds of every step, its number of rows, and all errors of the writers."""
+    # Different personas for every database, because a process caches the data set that it read last.
+    dataset = people(n_personas, n_dialogues, interest=url.partition(":")[0])
     store = SqlStudyStore(url)
     store.create_study(prepared(Study(name="load"), "float32"))
-    found: dict[str, Any] = {"writers": writers, "personas": n_personas, "dialogues": n_personas * n_dialogues}
-    found["rows_per_method"], found["methods"] = n_personas * n_items, len(methods)
-    found["save_dataset"] = _timed(lambda: store.save_dataset("load", dataset))
+    measured: dict[str, Any] = {"writers": writers, "personas": n_personas, "dialogues": n_personas * n_dialogues}
+    measured["rows_per_method"], measured["methods"] = n_personas * n_items, len(methods)
+    measured["save_dataset"] = _timed(lambda: store.save_dataset("load", dataset))
     del dataset
     errors: list[str] = []
 
     def write() -> None:
         with ProcessPoolExecutor(writers, mp_context=multiprocessing.get_context("fork")) as pool:
             runs = [pool.submit(write_results, url, w, writers, n_personas, n_items, methods) for w in range(writers)]
-            done = [run.result() for run in runs]
-        errors.extend(error for told, _, _ in done for error in told)
-        found["adapters_cpu_seconds"] = round(sum(seconds for _, seconds, _ in done), 2)
-        found["answers_cpu_seconds"] = round(sum(seconds for _, _, seconds in done), 2)
+            results = [run.result() for run in runs]
+        errors.extend(error for writer_errors, _, _ in results for error in writer_errors)
+        measured["adapters_cpu_seconds"] = round(sum(seconds for _, seconds, _ in results), 2)
+        measured["answers_cpu_seconds"] = round(sum(seconds for _, _, seconds in results), 2)
 
-    found["write"] = _timed(write)
-    found["read_dataset"] = _timed(lambda: store.dataset("load"))
-    found["read_answers"] = _timed(lambda: store.answers("load", [f"{methods[0]}-{p}" for p in range(min(n_personas, 500))]))
-    found["read_answers_rows"] = min(n_personas, 500) * n_items
-    found["answers"] = sum(len(store.answers("load", [f"{method}-{p}" for p in range(n_personas)])) for method in methods)
-    found["adapters"] = len(store.adapters("load"))
-    found["errors"] = errors
-    return found
+    measured["write"] = _timed(write)
+    measured["read_dataset"] = _timed(lambda: store.dataset("load"))
+    measured["read_answers"] = _timed(lambda: store.answers("load", [f"{methods[0]}-{p}" for p in range(min(n_personas, 500))]))
+    measured["read_answers_rows"] = min(n_personas, 500) * n_items
+    measured["answers"] = sum(len(store.answers("load", [f"{method}-{p}" for p in range(n_personas)])) for method in methods)
+    measured["adapters"] = len(store.adapters("load"))
+    measured["errors"] = errors
+    return measured
 
 
 def measure_mlflow(uri: str, *, writers: int, n_points: int) -> dict[str, Any]:
-    """Return seconds of many runs that log curves side by side."""
+    """Return the seconds of concurrent runs that log curves."""
     from mlflow import MlflowClient
 
     from clusterlora.stores.mlflow_tracker import MlflowTracker
@@ -147,34 +147,34 @@ def measure_mlflow(uri: str, *, writers: int, n_points: int) -> dict[str, Any]:
                 runs = [pool.submit(log_points, uri, w, n_points, Path(folder)) for w in range(writers)]
                 errors.extend(error for run in runs for error in run.result())
 
-        spent = _timed(write)
+        timing = _timed(write)
     client = MlflowClient(uri)
     experiment = client.get_experiment_by_name("load")
     assert experiment is not None
     logged = client.search_runs([experiment.experiment_id], "tags.`clusterlora.run` = 'training'")
     points = [len(client.get_metric_history(run.info.run_id, "train/loss")) for run in logged]
-    return {"runs": len(logged), "points_per_run": n_points, "points_found": sum(points), **spent, "errors": errors}
+    return {"runs": len(logged), "points_per_run": n_points, "points_found": sum(points), **timing, "errors": errors}
 
 
-def _timed(what: Callable[[], object]) -> dict[str, float]:
-    """Return the seconds it took, and those of processors that this process and its writers used: a busy machine stretches the former."""
-    began, used = time.perf_counter(), _processor_seconds()
-    what()
-    return {"seconds": round(time.perf_counter() - began, 2), "cpu_seconds": round(_processor_seconds() - used, 2)}
+def _timed(action: Callable[[], object]) -> dict[str, float]:
+    """Return wall seconds, which grow on a busy machine, and CPU seconds of this process and its writers."""
+    started, cpu_before = time.perf_counter(), _cpu_seconds()
+    action()
+    return {"seconds": round(time.perf_counter() - started, 2), "cpu_seconds": round(_cpu_seconds() - cpu_before, 2)}
 
 
-def _processor_seconds() -> float:
-    spent = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(s.ru_utime + s.ru_stime for s in spent)
+def _cpu_seconds() -> float:
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(s.ru_utime + s.ru_stime for s in usages)
 
 
 def bytes_per_persona(n_dialogues: int) -> float:
-    """Return the memory that a persona with so many dialogues takes in a data set."""
+    """Return the memory of a persona with `n_dialogues` dialogues in a data set."""
     tracemalloc.start()
-    held = people(100, n_dialogues)
-    taken, _ = tracemalloc.get_traced_memory()
+    dataset = people(100, n_dialogues)
+    allocated, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    return taken / len(held.personas)
+    return allocated / len(dataset.personas)
 
 
 def main() -> int:
@@ -186,31 +186,31 @@ def main() -> int:
     parser.add_argument("--methods", type=int, default=2)
     parser.add_argument("--points", type=int, default=10_000)
     parser.add_argument("--out", type=Path, help="Folder for scale.json and scale.md.")
-    asked = parser.parse_args()
-    methods = [f"method{n}" for n in range(asked.methods)]
+    options = parser.parse_args()
+    methods = [f"method{n}" for n in range(options.methods)]
     size: dict[str, Any] = {
-        "writers": asked.writers,
-        "n_personas": asked.personas,
-        "n_dialogues": asked.dialogues,
-        "n_items": asked.items,
+        "writers": options.writers,
+        "n_personas": options.personas,
+        "n_dialogues": options.dialogues,
+        "n_items": options.items,
         "methods": methods,
     }
-    found: dict[str, Any] = {"load_before": round(os.getloadavg()[0], 2), "cores": os.cpu_count()}
-    found["bytes_per_persona"] = bytes_per_persona(DIALOGUES)
+    measurements: dict[str, Any] = {"load_before": round(os.getloadavg()[0], 2), "cores": os.cpu_count()}
+    measurements["bytes_per_persona"] = bytes_per_persona(DIALOGUES)
     with place() as there, tempfile.TemporaryDirectory() as folder:
-        found["mlflow"] = measure_mlflow(there.environment["MLFLOW_TRACKING_URI"], writers=asked.writers, n_points=asked.points)
-        print(json.dumps(found["mlflow"]), flush=True)
+        measurements["mlflow"] = measure_mlflow(there.environment["MLFLOW_TRACKING_URI"], writers=options.writers, n_points=options.points)
+        print(json.dumps(measurements["mlflow"]), flush=True)
         for name, url in (("postgresql", there.environment["CLUSTERLORA_DATABASE_URL"]), ("sqlite", f"sqlite:///{folder}/load.db")):
-            found[name] = measure_database(url, **size)
-            print(name, json.dumps(found[name]), flush=True)
-    if asked.out:
-        (asked.out / "scale.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-        (asked.out / "scale.md").write_text(page(found), encoding="utf-8")
-    return 1 if any(_errors(found)) else 0
+            measurements[name] = measure_database(url, **size)
+            print(name, json.dumps(measurements[name]), flush=True)
+    if options.out:
+        (options.out / "scale.json").write_text(json.dumps(measurements, indent=1) + "\n", encoding="utf-8")
+        (options.out / "scale.md").write_text(page(measurements), encoding="utf-8")
+    return 1 if any(_errors(measurements)) else 0
 
 
-def _errors(found: Mapping[str, Any]) -> list[str]:
-    return [error for part in ("mlflow", "postgresql", "sqlite") for error in found[part]["errors"]]
+def _errors(measurements: Mapping[str, Any]) -> list[str]:
+    return [error for part in ("mlflow", "postgresql", "sqlite") for error in measurements[part]["errors"]]
 
 
 if __name__ == "__main__":

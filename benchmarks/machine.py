@@ -1,4 +1,4 @@
-"""The machine a benchmark ran on: what it is, what is installed, how fast it multiplies matrices, how much memory is in use."""
+"""Describes the machine of a benchmark: hardware, package versions, matrix-product rate, memory in use."""
 
 import importlib.metadata
 import os
@@ -18,7 +18,7 @@ PACKAGES = ("clusterlora", "torch", "transformers", "peft", "trl", "accelerate")
 
 
 def describe(device: torch.device) -> dict[str, Any]:
-    """Return the machine's facts, its load among them: a busy machine makes every ratio doubtful."""
+    """Return the description of the machine, with its load: a busy machine makes every ratio doubtful."""
     facts: dict[str, Any] = {
         "processor": _processor(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
@@ -35,21 +35,22 @@ def describe(device: torch.device) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of what is compared, and the git revision."""
-    found = {"python": platform.python_version()}
+    """Return package versions and the git revision."""
+    versions_by_name = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
-            found[package] = importlib.metadata.version(package)
+            versions_by_name[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            found[package] = "not installed"
+            versions_by_name[package] = "not installed"
     git = ["git", "describe", "--always", "--dirty"]
-    told = subprocess.run(git, cwd=Path(__file__).parent, capture_output=True, text=True, check=False).stdout if shutil.which("git") else ""
-    found["revision"] = told.strip() or "unknown"
-    return found
+    has_git = shutil.which("git") is not None
+    described = subprocess.run(git, cwd=Path(__file__).parent, capture_output=True, text=True, check=False).stdout if has_git else ""
+    versions_by_name["revision"] = described.strip() or "unknown"
+    return versions_by_name
 
 
 def peak_flops_per_second(device: torch.device, dtype: torch.dtype, *, seconds: float = 1.5) -> float:
-    """Return the best rate seen of square matrix products in this dtype: what utilisation is measured against."""
+    """Return the best measured rate of square matrix products in this dtype, the denominator of MFU."""
     n = 8192 if device.type == "cuda" else 1536
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randn(n, n, generator=generator).to(device, dtype) for _ in range(2))
@@ -63,7 +64,7 @@ def peak_flops_per_second(device: torch.device, dtype: torch.dtype, *, seconds: 
 
 
 def memory_bytes(device: torch.device) -> int:
-    """Return the memory held at the moment: allocated on the GPU, else resident."""
+    """Return the memory in use: allocated on the GPU, else resident."""
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
     return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -1,4 +1,4 @@
-"""Timing contenders fairly: warmed up, taking turns within one run, every ratio taken between neighbours in time."""
+"""Fair timing: contenders are warmed up and alternate within one process; every ratio is between runs adjacent in time."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +11,7 @@ import torch
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One timed run of a contender. `flops` are those the work needs, whoever does it and however wastefully."""
+    """One timed run of a contender. `flops_per_unit` counts necessary operations, whatever the contender computes beyond them."""
 
     seconds_per_unit: float
     flops_per_unit: float
@@ -20,7 +20,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """Something to time. `warm_up` is a short run before the first measured one that leaves nothing cold."""
+    """Something to time. `warm_up` is a short untimed run before the first measured one."""
 
     name: str
     warm_up: Callable[[], object]
@@ -28,11 +28,11 @@ class Contender:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """Ours against one baseline. A ratio above 1 says ours is that many times faster.
+class Speedup:
+    """clusterlora's rate compared with one baseline's. A ratio above 1 means that clusterlora is that many times faster.
 
-    `ours` and `theirs` are median rates in `unit`; `mfu` is the share of the machine's measured matrix-product rate that went into
-    floating-point operations the work needs.
+    `ours` and `theirs` are median rates in `unit`; `mfu` is the share of the machine's measured matrix-product rate that
+    went into necessary floating-point operations.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Row:
 
 
 def clock(device: torch.device) -> float:
-    """Return seconds, once the device has done all it was asked to do."""
+    """Return the time in seconds, after the device has finished its queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
@@ -63,24 +63,24 @@ def clock(device: torch.device) -> float:
 def take_turns(contenders: Sequence[Contender], *, budget_seconds: float, at_least: int, at_most: int) -> dict[str, list[Sample]]:
     """Return every contender's samples, one per repetition.
 
-    Each is warmed up once, untimed. The order turns round from one repetition to the next, so that a machine that slows down slows all
-    alike. Repetitions go on while another one fits the budget.
+    Each is warmed up once, untimed. The order is reversed between repetitions, so that a machine that slows down affects all contenders
+    equally. Repetitions continue while another one fits the budget.
     """
     started = time.perf_counter()
     for contender in contenders:
         contender.warm_up()
     samples: dict[str, list[Sample]] = {contender.name: [] for contender in contenders}
     for repetition in range(at_most):
-        begun = time.perf_counter()
+        repetition_started = time.perf_counter()
         for contender in contenders if repetition % 2 == 0 else reversed(contenders):
             samples[contender.name].append(contender.run())
         now = time.perf_counter()
-        if repetition + 1 >= at_least and now - started + (now - begun) > budget_seconds:
+        if repetition + 1 >= at_least and now - started + (now - repetition_started) > budget_seconds:
             break
     return samples
 
 
-def compare(
+def speedup(
     name: str,
     baseline: str,
     ours: Sequence[Sample],
@@ -90,15 +90,15 @@ def compare(
     units_per_second: float,
     peak_flops_per_second: float,
     settings: Mapping[str, Any],
-) -> Row:
-    """Return the row of one baseline; the ratio of a repetition is theirs over ours in seconds per unit.
+) -> Speedup:
+    """Return the speedup over one baseline; the ratio of a repetition is their seconds per unit over ours.
 
     Args:
-        units_per_second: what one unit per second is in `unit`: 1 for answers/s, 3600 for adapters/h.
+        units_per_second: one unit per second expressed in `unit`: 1 for answers/s, 3600 for adapters/h.
     """
     ratios = [b.seconds_per_unit / a.seconds_per_unit for a, b in zip(ours, theirs, strict=True)]
     facts = {f"{side}_{key}": value for side, samples in (("ours", ours), ("theirs", theirs)) for key, value in samples[-1].facts.items()}
-    return Row(
+    return Speedup(
         name=name,
         baseline=baseline,
         ratio_median=median(ratios),

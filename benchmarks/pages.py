@@ -1,4 +1,4 @@
-"""Write the pages of measurements again from the figures beside them: python -m benchmarks.pages"""
+"""Rewrites the pages of measurements in docs/ from their JSON files: python -m benchmarks.pages"""
 
 import json
 from collections.abc import Callable, Mapping
@@ -21,9 +21,9 @@ PAGES: Mapping[str, Callable[[], str]] = {
     "scale": _scale,
     "reliability": lambda: record.page(record.read(DOCS / "reliability.json")),
 }
-"""Name of a page in docs/ -> what it says."""
+"""Renderer by name of the page in docs/."""
 
 
 if __name__ == "__main__":
-    for name, page in PAGES.items():
-        write_durably(DOCS / f"{name}.md", page().encode())
+    for name, render in PAGES.items():
+        write_durably(DOCS / f"{name}.md", render().encode())

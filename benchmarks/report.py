@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import Row
-from benchmarks.scaling import Point
+from benchmarks.measure import Speedup
+from benchmarks.scaling import ScalingPoint
 from clusterlora.durable import write_durably
 from clusterlora.errors import BadSettings
 from clusterlora.evaluation.markdown import table
@@ -15,15 +15,15 @@ from clusterlora.evaluation.markdown import table
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """Everything one run of the benchmarks found."""
+    """All results of one run of the benchmarks."""
 
     command: str
     minutes: float
     machine: Mapping[str, Any]
     versions: Mapping[str, str]
     peak_gflops_per_second: Mapping[str, float]
-    rows: Sequence[Row]
-    scaling: Sequence[Point]
+    rows: Sequence[Speedup]
+    scaling: Sequence[ScalingPoint]
     skipped: Sequence[str]
 
 
@@ -43,56 +43,58 @@ vocabulary projection only where a token is predicted.
 
 
 def read(folder: Path) -> Results | None:
-    """Return what an earlier run wrote into a folder; None when nothing did."""
+    """Return the results of an earlier run in a folder; None when there are none."""
     file = folder / "benchmarks.json"
     return _parsed(file.read_text(encoding="utf-8")) if file.is_file() else None
 
 
 def _parsed(text: str) -> Results:
-    found = json.loads(text)
-    rows, points = [Row(**row) for row in found.pop("rows")], [Point(**point) for point in found.pop("scaling")]
-    return Results(**found, rows=rows, scaling=points)
+    fields = json.loads(text)
+    rows, points = [Speedup(**row) for row in fields.pop("rows")], [ScalingPoint(**point) for point in fields.pop("scaling")]
+    return Results(**fields, rows=rows, scaling=points)
 
 
-def joined(earlier: Results, now: Results) -> Results:
-    """Return both runs' findings; where both measured the same, those of now.
+def joined(earlier: Results, current: Results) -> Results:
+    """Return the results of both runs; where both measured the same, the current ones.
 
     Raises:
-        BadSettings: they are of different machines or versions.
+        BadSettings: machine or versions differ.
     """
     for name in ("processor", "instructions", "cores", "threads", "device"):
-        _refuse_other(name, earlier.machine.get(name), now.machine.get(name))
-    for name, version in now.versions.items():
+        _refuse_other(name, earlier.machine.get(name), current.machine.get(name))
+    for name, version in current.versions.items():
         if name != "revision":
             _refuse_other(name, earlier.versions.get(name), version)
-    measured = {row.name for row in now.rows} | {point.what for point in now.scaling}
-    skipped = [line for line in earlier.skipped if not any(line.startswith(f"{name}:") for name in measured) and line not in now.skipped]
+    measured = {row.name for row in current.rows} | {point.what for point in current.scaling}
+    skipped = [
+        line for line in earlier.skipped if not any(line.startswith(f"{name}:") for name in measured) and line not in current.skipped
+    ]
     return Results(
-        command=f"{earlier.command}; {now.command}",
-        minutes=earlier.minutes + now.minutes,
-        machine=now.machine,
-        versions=now.versions,
-        peak_gflops_per_second={**earlier.peak_gflops_per_second, **now.peak_gflops_per_second},
-        rows=[*(row for row in earlier.rows if row.name not in measured), *now.rows],
-        scaling=[*(point for point in earlier.scaling if point.what not in measured), *now.scaling],
-        skipped=[*skipped, *now.skipped],
+        command=f"{earlier.command}; {current.command}",
+        minutes=earlier.minutes + current.minutes,
+        machine=current.machine,
+        versions=current.versions,
+        peak_gflops_per_second={**earlier.peak_gflops_per_second, **current.peak_gflops_per_second},
+        rows=[*(row for row in earlier.rows if row.name not in measured), *current.rows],
+        scaling=[*(point for point in earlier.scaling if point.what not in measured), *current.scaling],
+        skipped=[*skipped, *current.skipped],
     )
 
 
-def _refuse_other(name: str, earlier: object, now: object) -> None:
-    if earlier != now:
-        raise BadSettings(f"{name} was {earlier} in the run to add to and is {now} here; leave out --add, or give another --out")
+def _refuse_other(name: str, earlier: object, current: object) -> None:
+    if earlier != current:
+        raise BadSettings(f"{name} was {earlier} in the run to add to and is {current} here; leave out --add, or give another --out")
 
 
 def write(results: Results, folder: Path) -> None:
-    """Write both files into a folder."""
+    """Write benchmarks.json and benchmarks.md into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     write_durably(folder / "benchmarks.json", (json.dumps(as_json(results), indent=1, ensure_ascii=False) + "\n").encode())
     write_durably(folder / "benchmarks.md", page(folder / "benchmarks.json").encode())
 
 
 def page(file: Path) -> str:
-    """Return the page of a file of results."""
+    """Return the Markdown page of a results file."""
     return as_markdown(_parsed(file.read_text(encoding="utf-8")), file.name)
 
 
@@ -110,10 +112,10 @@ def as_json(results: Results) -> dict[str, Any]:
 
 
 def as_markdown(results: Results, file: str = "benchmarks.json") -> str:
-    """Return the page: how to read it, the ratios, the scaling, the machine, the commands.
+    """Return the Markdown page: how to read it, ratios, scaling, machine, commands.
 
     Args:
-        file: name of the file with all settings.
+        file: name of the results file, which has all settings.
     """
     device = results.machine.get("gpu") or f"a CPU with {results.machine['instructions']}"
     sections = [
@@ -145,7 +147,7 @@ def as_markdown(results: Results, file: str = "benchmarks.json") -> str:
     return "\n\n".join(section.rstrip() for section in sections) + "\n"
 
 
-def _ratio_table(rows: Sequence[Row]) -> str:
+def _ratio_table(rows: Sequence[Speedup]) -> str:
     header = ("what", "baseline", "ratio", "range", "ours", "theirs", "unit", "MFU ours", "MFU theirs", "same answers", "repetitions")
     cells = [
         (
@@ -166,7 +168,7 @@ def _ratio_table(rows: Sequence[Row]) -> str:
     return table(header, cells, right=(False, False, True, True, True, True, False, True, True, True, True))
 
 
-def _scaling_table(points: Sequence[Point]) -> str:
+def _scaling_table(points: Sequence[ScalingPoint]) -> str:
     cells = [
         (
             point.what,

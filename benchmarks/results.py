@@ -1,4 +1,4 @@
-"""Write docs/results.md from finished studies: every sentence and number in it is computed from what the studies left.
+"""Writes docs/results.md from finished studies; every sentence and number is computed from their results.
 
 python -m benchmarks.results results shakespeare --out docs
 """
@@ -32,10 +32,10 @@ from clusterlora.stages.signal import signal_of_data
 
 Document = Mapping[str, Any]
 
-ASKED = PRESETS["mission"]["gate"]
-"""What the mission asks of cluster adapters; the gate of a study may have asked for less."""
-HOPED = 0.86
-"""Lower end of what the reference study hoped cluster adapters would reach (86-88 %)."""
+MISSION_GATE = PRESETS["mission"]["gate"]
+"""The mission's criteria for cluster adapters; a study's own gate may be more lenient."""
+MISSION_HOPE = 0.86
+"""Lower end of the mean similarity that the reference study hoped for (86-88 %)."""
 
 PREFACE = """# Results
 
@@ -51,9 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--signal", action="append", default=[], metavar="FILE", help="a table of dialogues whose signal to measure; repeatable"
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for results.md and a figure per study")
-    chosen = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     try:
-        print(write(chosen.studies, chosen.signal, open_local_stores(), chosen.out))
+        print(write(options.studies, options.signal, open_local_stores(), options.out))
     except ClusterLoraError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -61,17 +61,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def write(names: Sequence[str], files: Sequence[str], stores: Stores, out: Path) -> Path:
-    """Write results.md and the figures into `out`, once every study is known to have results; return where the page is.
+    """Write results.md and the figures into `out` and return the path of the page; nothing is written unless every study has results.
 
     Args:
         names: finished studies, a section each.
-        files: tables of dialogues that were not studied, and whose signal is measured here.
+        files: tables of dialogues without a study, whose persona signal is measured here.
 
     Raises:
         BadData: a study has not been compared.
         UnknownName: there is no such study.
     """
-    sections = [section(stores.studies.study(name), document(name, stores), stores) for name in names]
+    sections = [section(stores.studies.study(name), read_summary(name, stores), stores) for name in names]
     sections += [unstudied(file) for file in files]
     for name in names:
         out.mkdir(parents=True, exist_ok=True)
@@ -81,17 +81,17 @@ def write(names: Sequence[str], files: Sequence[str], stores: Stores, out: Path)
     return page
 
 
-def document(name: str, stores: Stores) -> Document:
-    """Return what `compare` wrote of a study."""
+def read_summary(name: str, stores: Stores) -> Document:
+    """Return the summary.json that `compare` wrote for a study."""
     path = stores.folder(name) / "results" / "summary.json"
     if not path.is_file() or not figure_path(stores, name).is_file():
         raise BadData(f"study {name} has no {path.name} in {path.parent}; run it to its end, or: clusterlora compare --name {name}")
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def section(study: Study, found: Document, stores: Stores) -> str:
-    """Return one study as Markdown."""
-    summary = (stores.folder(study.name) / "results" / "summary.md").read_text(encoding="utf-8")
+def section(study: Study, summary: Document, stores: Stores) -> str:
+    """Return the Markdown section of a study."""
+    summary_markdown = (stores.folder(study.name) / "results" / "summary.md").read_text(encoding="utf-8")
     signal = stores.studies.metadata(study.name, PersonaSignal)
     seconds = sum(seconds_by_phase(read_state(study.name, stores).seconds).values())
     parts = [
@@ -102,27 +102,27 @@ def section(study: Study, found: Document, stores: Stores) -> str:
     if signal is not None:
         parts += ["### What the data promised\n", signal_markdown(signal)]
     parts += ["### The gate\n", gate(study, stores)]
-    parts += ["### The comparison\n", summary, f"![means with intervals, every persona, every cluster]({study.name}.png)\n"]
-    parts += ["### What the mission asked\n", criteria(found), "\n".join(f"- {sentence}" for sentence in findings(found)) + "\n"]
+    parts += ["### The comparison\n", summary_markdown, f"![means with intervals, every persona, every cluster]({study.name}.png)\n"]
+    parts += ["### What the mission asked\n", criteria(summary), "\n".join(f"- {sentence}" for sentence in findings(summary)) + "\n"]
     return "\n".join(parts)
 
 
 def unstudied(file: str) -> str:
-    """Return the signal of a data set that was not studied."""
-    found = signal_of_data(Study(data=DataSettings(source="table", path=file)), SilentLog())
-    return f"## What `{Path(file).name}` would promise\n\n{signal_markdown(found)}"
+    """Return the section on the persona signal of a data set without a study."""
+    measured = signal_of_data(Study(data=DataSettings(source="table", path=file)), SilentLog())
+    return f"## What `{Path(file).name}` would promise\n\n{signal_markdown(measured)}"
 
 
 def setting(study: Study, stores: Stores) -> Iterator[str]:
-    """Yield, as list items, what was studied and how."""
+    """Yield the data, training and clustering of a study as list items."""
     data, recipe = study.data, study.recipe
     dataset = stores.studies.dataset(study.name)
     shares = data.synthetic
-    invented = (
+    synthetic = (
         f"invented (of what an answer leaves open, {shares.cluster_share:.0%} is the cluster's, {shares.persona_share:.0%} "
         f"the person's own, {shares.noise_share:.0%} noise; seed {shares.seed})"
     )
-    source = invented if data.source == "synthetic" else f"read from `{Path(data.path or data.source).name}`"
+    source = synthetic if data.source == "synthetic" else f"read from `{Path(data.path or data.source).name}`"
     yield f"- {len(dataset.personas)} people, {source}; dialogues each: {data.train} train, {data.val} val, {data.test} test"
     trainings = "one training" if study.seeds == 1 else f"{study.seeds} trainings"
     yield (
@@ -137,58 +137,62 @@ def setting(study: Study, stores: Stores) -> Iterator[str]:
 
 
 def gate(study: Study, stores: Stores) -> str:
-    """Return the verdicts, or that none was asked for."""
+    """Return the verdicts of the gate, or a sentence that there are none."""
     verdicts = stores.studies.verdicts(study.name)
     if not verdicts:
         return "No gate was judged: the steps were run one by one.\n"
     return "\n".join(verdict_markdown(verdict).replace("## Gate", "#### Gate", 1) for verdict in verdicts)
 
 
-def criteria(found: Document) -> str:
-    """Return, criterion by criterion, what the mission asks, and what cluster adapters and the champion reached."""
-    if found["headline"] != "embedding_similarity" or found["reference"] is None:
+def criteria(summary: Document) -> str:
+    """Return a table of the mission's criteria and what cluster adapters and the champion reached."""
+    if summary["headline"] != "embedding_similarity" or summary["reference"] is None:
         return "The mission's criteria are about embedding similarity against unified, which this study does not measure.\n"
-    methods = {record["method"]: record for record in found["methods"]}
-    names = [name for name in dict.fromkeys(("cluster", found["champion"])) if name in methods and name != found["reference"]]
+    methods = {record["method"]: record for record in summary["methods"]}
+    names = [name for name in dict.fromkeys(("cluster", summary["champion"])) if name in methods and name != summary["reference"]]
     if not names:
         return "No cluster adapter was compared, and no method beats unified: none of the mission's criteria can be met.\n"
-    rows = [(name, asked, value, "met" if met else "**not met**") for name in names for asked, value, met in judged(methods[name], found)]
+    rows = [
+        (name, criterion, value, "met" if met else "**not met**")
+        for name in names
+        for criterion, value, met in judged(methods[name], summary)
+    ]
     return table(("method", "asked", "reached on test items", "verdict"), rows, right=(False, False, True, False))
 
 
-def judged(record: Document, found: Document) -> Iterator[tuple[str, str, bool]]:
-    """Yield (what is asked, what was reached, whether that suffices) for one method."""
-    similarity, gain, wins = record["embedding_similarity"], record[f"vs_{found['reference']}"], record["win_rate"]
+def judged(record: Document, summary: Document) -> Iterator[tuple[str, str, bool]]:
+    """Yield (criterion, value reached, whether it is met) for one method."""
+    similarity, gain, wins = record["embedding_similarity"], record[f"vs_{summary['reference']}"], record["win_rate"]
     interval = f"[{100 * record['ci_low']:+.2f}, {100 * record['ci_high']:+.2f}]"
     is_better = record["outcome"] == "better"
-    yield f"above {found['reference']}, shown by interval and test", f"{100 * gain:+.2f} points {interval}", is_better
-    yield _above("mean similarity above", ASKED["mean_similarity"], similarity)
-    yield _above("worst persona above", ASKED["worst_persona"], record["worst_persona"])
-    yield f"at least {ASKED['share_improved']:.0%} of the personas improved", f"{wins:.1%}", wins >= ASKED["share_improved"]
-    yield f"mean similarity of {HOPED:.0%} to 88%, the reference study's hope", f"{similarity:.2%}", similarity >= HOPED
+    yield f"above {summary['reference']}, shown by interval and test", f"{100 * gain:+.2f} points {interval}", is_better
+    yield _above("mean similarity above", MISSION_GATE["mean_similarity"], similarity)
+    yield _above("worst persona above", MISSION_GATE["worst_persona"], record["worst_persona"])
+    yield f"at least {MISSION_GATE['share_improved']:.0%} of the personas improved", f"{wins:.1%}", wins >= MISSION_GATE["share_improved"]
+    yield f"mean similarity of {MISSION_HOPE:.0%} to 88%, the reference study's hope", f"{similarity:.2%}", similarity >= MISSION_HOPE
 
 
 def _above(words: str, threshold: float, value: float) -> tuple[str, str, bool]:
     return f"{words} {threshold:.0%}", f"{value:.2%}", value > threshold
 
 
-def findings(found: Document) -> Iterator[str]:
-    """Yield what the numbers say, method by method against the reference, and control by control."""
-    reference, metric = found["reference"], METRICS[found["headline"]]
-    tested = [record for record in found["methods"] if record["p_holm"] is not None]
-    for words, chosen in (
+def findings(summary: Document) -> Iterator[str]:
+    """Yield sentences on each outcome against the reference, on each contrast and on prompt cost."""
+    reference, metric = summary["reference"], METRICS[summary["headline"]]
+    tested = [record for record in summary["methods"] if record["p_holm"] is not None]
+    for words, records in (
         (f"Shown to beat {reference}", [r for r in tested if r["outcome"] == "better"]),
         (f"Shown to do worse than {reference}", [r for r in tested if r["outcome"] == "worse"]),
-        (f"Equivalent to {reference} within {metric.format(found['margin'])}", [r for r in tested if r["outcome"] == "equivalent"]),
+        (f"Equivalent to {reference} within {metric.format(summary['margin'])}", [r for r in tested if r["outcome"] == "equivalent"]),
         (f"Not told apart from {reference}, too few people and items to know", [r for r in tested if r["outcome"] == "undecided"]),
     ):
-        if chosen:
-            yield f"{words}: " + ", ".join(f"{r['method']} ({metric.format(r[f'vs_{reference}'], signed=True)})" for r in chosen) + "."
-    for contrast in found["contrasts"]:
+        if records:
+            yield f"{words}: " + ", ".join(f"{r['method']} ({metric.format(r[f'vs_{reference}'], signed=True)})" for r in records) + "."
+    for contrast in summary["contrasts"]:
         mean, low, high = (metric.format(contrast["difference"][name], signed=True) for name in ("mean", "ci_low", "ci_high"))
         outcome = OUTCOMES[contrast["difference"]["outcome"]]
         yield f"{contrast['method']} against {contrast['other']}: {mean} [{low}, {high}], {outcome}."
-    costs = {record["method"]: record["prompt_tokens"] for record in found["methods"] if "prompt_tokens" in record}
+    costs = {record["method"]: record["prompt_tokens"] for record in summary["methods"] if "prompt_tokens" in record}
     if reference in costs and "few_shot" in costs:
         yield (
             f"few_shot reads {costs['few_shot']:.0f} prompt tokens for an answer, {reference} {costs[reference]:.0f}: "

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.run --out docs`: compare with the peers, measure scaling, write benchmarks.json and benchmarks.md."""
+"""Compares with the peers, measures scaling, writes benchmarks.json and benchmarks.md: `python -m benchmarks.run --out docs`."""
 
 import argparse
 import logging
@@ -18,8 +18,8 @@ import torch
 
 from benchmarks import machine, report, scaling
 from benchmarks.generation import GenerationPlan, compare_generation
-from benchmarks.measure import Row
-from benchmarks.scaling import Point
+from benchmarks.measure import Speedup
+from benchmarks.scaling import ScalingPoint
 from benchmarks.subjects import QWEN_SHAPE, Subject, load_subject
 from benchmarks.trainers import trl_is_installed
 from benchmarks.training import TRAINER, TRL, TrainingPlan, compare_training
@@ -34,7 +34,7 @@ SMOLLM2 = "smollm2-135m"
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """One subject's comparisons in one dtype. `share` is its part of the time: more of it means more repetitions."""
+    """The comparisons of one subject in one dtype. `share` is its share of the time: more time means more repetitions."""
 
     model: str
     dtype: Dtype
@@ -43,11 +43,11 @@ class Section:
 
     @property
     def name(self) -> str:
-        of = f"{self.model} {self.dtype}"
-        return f"training {of}" if isinstance(self.plan, TrainingPlan) else f"generation {of}{self.plan.variant}"
+        subject = f"{self.model} {self.dtype}"
+        return f"training {subject}" if isinstance(self.plan, TrainingPlan) else f"generation {subject}{self.plan.variant}"
 
 
-# Steps are few where one takes seconds; what is measured stands for the study's 45.
+# Few steps where one takes seconds; rates are extrapolated to the study's 45.
 FULL = (
     Section("homelm", "float32", TrainingPlan(adapters=32, peer_adapters=3), 0.08),
     Section("homelm", "bfloat16", TrainingPlan(adapters=32, peer_adapters=3), 0.08),
@@ -65,7 +65,7 @@ QUICK = (
     Section("homelm", "float32", TrainingPlan(adapters=16, peer_adapters=1, epochs=1), 0.5),
     Section("homelm", "float32", GenerationPlan(adapters=8), 0.2),
 )
-# A GPU is given as many adapters and items as it takes at once; each peer trains one whole adapter.
+# As many adapters and items as fit on a GPU together; each peer trains one whole adapter.
 CUDA = (
     Section(SMOLLM2, "bfloat16", TrainingPlan(adapters=256, peer_adapters=1, peers=(TRAINER, TRL)), 0.25),
     Section(SMOLLM2, "bfloat16", GenerationPlan(adapters=16, max_new_tokens=32), 0.15),
@@ -79,12 +79,12 @@ CUDA = (
 
 @dataclass(slots=True)
 class _Bench:
-    """One run: its clock, and what it has found so far."""
+    """A run of the benchmarks: its options, its clock and its results so far."""
 
     options: argparse.Namespace
     started: float = field(default_factory=time.monotonic)
-    rows: list[Row] = field(default_factory=list[Row])
-    points: list[Point] = field(default_factory=list[Point])
+    rows: list[Speedup] = field(default_factory=list[Speedup])
+    points: list[ScalingPoint] = field(default_factory=list[ScalingPoint])
     skipped: list[str] = field(default_factory=list[str])
     peaks: dict[str, float] = field(default_factory=dict[str, float])
     _subjects: dict[tuple[str, Dtype], Subject] = field(default_factory=dict[tuple[str, Dtype], Subject])
@@ -98,7 +98,7 @@ class _Bench:
         return torch.device(self.options.device)
 
     def subject(self, model: str, dtype: Dtype) -> Subject:
-        """Return a subject; only the latest one stays in memory."""
+        """Return a subject; only the last one stays in memory."""
         if (model, dtype) not in self._subjects:
             self._subjects.clear()
             log.info("loading %s in %s", model, dtype)
@@ -110,19 +110,19 @@ class _Bench:
             self.peaks[dtype] = machine.peak_flops_per_second(self.device, getattr(torch, dtype))
         return self.peaks[dtype]
 
-    def wanted(self, name: str) -> bool:
-        """Return whether a part is to be measured; note it when the time is over."""
+    def is_selected(self, name: str) -> bool:
+        """Return whether to measure a part; record it as skipped when the time is up."""
         if self.options.only and not re.search(self.options.only, name):
             return False
         if self.minutes > self.options.minutes:
-            self.skipped.append(f"{name}: the {self.options.minutes:g} minutes were over; give --minutes more")
+            self.skipped.append(f"{name}: the {self.options.minutes:g} minutes were over; raise --minutes")
             return False
         log.info("%.1f min: %s", self.minutes, name)
         return True
 
     def compare(self, section: Section) -> None:
         if section.dtype == "bfloat16" and not multiplies_bfloat16(self.device.type):
-            self.skipped.append(f"{section.name}: this machine has no instructions for bfloat16, and nobody would use it here")
+            self.skipped.append(f"{section.name}: this machine has no bfloat16 instructions, so nobody would use it")
             return
         subject = self.subject(section.model, section.dtype)
         peak, seconds = self.peak(section.dtype), section.share * self.options.minutes * 60
@@ -131,22 +131,22 @@ class _Bench:
             if isinstance(section.plan, TrainingPlan):
                 if TRL in section.plan.peers and not trl_is_installed():
                     self.skipped.append(f"{section.name} against {TRL}: trl is not installed; run `make bench`")
-                found = compare_training(
+                speedups = compare_training(
                     subject, section.plan, peak_flops_per_second=peak, budget_seconds=seconds, at_least=at_least, scratch=folder
                 )
             else:
-                found = compare_generation(
+                speedups = compare_generation(
                     subject, section.plan, peak_flops_per_second=peak, budget_seconds=seconds, at_least=at_least, scratch=folder
                 )
-        for row in found:
+        for row in speedups:
             log.info("  %.2fx (%.2f to %.2f) over %s", row.ratio_median, row.ratio_min, row.ratio_max, row.baseline)
-        self.rows += found
+        self.rows += speedups
 
-    def results(self, facts: Mapping[str, Any], arguments: Sequence[str]) -> report.Results:
+    def results(self, machine_description: Mapping[str, Any], arguments: Sequence[str]) -> report.Results:
         return report.Results(
             command=shlex.join(["python", "-m", "benchmarks.run", *arguments]),
             minutes=self.minutes,
-            machine=facts,
+            machine=machine_description,
             versions=machine.versions(),
             peak_gflops_per_second={dtype: rate / 1e9 for dtype, rate in self.peaks.items()},
             rows=self.rows,
@@ -157,7 +157,7 @@ class _Bench:
     def scale(self) -> None:
         quick = self.options.quick
         sizes = (1, 4, 16) if quick else (1, 4, 16, 64, 200)
-        if self.wanted("scaling adapters"):
+        if self.is_selected("scaling adapters"):
             with _scratch() as folder:
                 self.points += scaling.adapters_in_one_pass(
                     self.subject("homelm", "float32"),
@@ -166,10 +166,10 @@ class _Bench:
                     peak_flops_per_second=self.peak("float32"),
                     scratch=folder,
                 )
-        if self.wanted("scaling answers"):
+        if self.is_selected("scaling answers"):
             with _scratch() as folder:
                 self.points += scaling.adapters_in_one_batch(self.subject("homelm", "float32"), sizes, max_new_tokens=64, scratch=folder)
-        if self.wanted("scaling personas"):
+        if self.is_selected("scaling personas"):
             with _scratch() as folder:
                 self.points += scaling.personas(
                     self.subject("homelm", "float32"),
@@ -189,20 +189,18 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder for benchmarks.json and benchmarks.md")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--threads", type=int, help="threads of both sides; torch's default when left out")
-    parser.add_argument("--quick", action="store_true", help="two repetitions; on a CPU of the small model alone, in about 3 minutes")
-    parser.add_argument(
-        "--add", action="store_true", help="keep what an earlier run on this machine wrote there and this one does not measure"
-    )
-    parser.add_argument("--minutes", type=float, help="time to aim at: 28, or 3 with --quick")
-    parser.add_argument("--only", help="regular expression of the parts to measure, such as 'training smollm2' or scaling")
+    parser.add_argument("--threads", type=int, help="threads of both sides (default: torch's)")
+    parser.add_argument("--quick", action="store_true", help="two repetitions; on a CPU only the small model, about 3 minutes")
+    parser.add_argument("--add", action="store_true", help="keep results of an earlier run on this machine that this run does not measure")
+    parser.add_argument("--minutes", type=float, help="time budget (default: 28, or 3 with --quick)")
+    parser.add_argument("--only", help="regular expression for the parts to measure, such as 'training smollm2' or scaling")
     options = parser.parse_args(arguments)
     options.minutes = options.minutes or (3 if options.quick else 28)
     return options
 
 
 def _quiet() -> None:
-    """Keep the peers' bars and advice out of the output; they cost time as well."""
+    """Silence the peers' progress bars and warnings, which also cost time."""
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()
@@ -223,24 +221,24 @@ def main(arguments: list[str]) -> int:
     if options.threads:
         torch.set_num_threads(options.threads)
     bench = _Bench(options)
-    facts = machine.describe(bench.device)
-    if facts["load_before"] > 1:
-        log.warning("other programs are busy here (load %s): the ratios will be doubtful", facts["load_before"])
+    description = machine.describe(bench.device)
+    if description["load_before"] > 1:
+        log.warning("other programs are running (load %s); the ratios are unreliable", description["load_before"])
     sections = CUDA if bench.device.type == "cuda" else QUICK if options.quick else FULL
     earlier = report.read(options.out) if options.add else None
 
     def write() -> None:
-        results = bench.results(facts, arguments)
+        results = bench.results(description, arguments)
         report.write(report.joined(earlier, results) if earlier else results, options.out)
 
     try:
         if earlier:
-            # Before anything is measured: is this the machine?
-            report.joined(earlier, bench.results(facts, arguments))
+            # Refuse another machine before anything is measured.
+            report.joined(earlier, bench.results(description, arguments))
         for section in sections:
-            if bench.wanted(section.name):
+            if bench.is_selected(section.name):
                 bench.compare(section)
-                # A machine may be taken away before everything is measured.
+                # Write after each section: the machine may be reclaimed before the end.
                 write()
         bench.scale()
     except ClusterLoraError as error:

@@ -1,4 +1,4 @@
-"""docs/scale.md: what `benchmarks.load` measured, and what a million personas would cost by those figures."""
+"""Renders docs/scale.md: the measurements of `benchmarks.load`, and the cost of a million personas at those rates."""
 
 import json
 from collections.abc import Mapping
@@ -10,9 +10,9 @@ from clusterlora.evaluation.markdown import table
 MILLION = 1_000_000
 DIALOGUES, ITEMS, SCORES = 50, 10, 3
 PARAMETER_BYTES, NAME_BYTES = 500_000, 18
-"""Prefect refuses larger parameters; a training run names its adapters, with quotes and a comma."""
+"""Largest parameters that Prefect accepts, and the bytes of an adapter name in those of a training run, quotes and comma included."""
 ADAPTER_BYTES = 220_000
-"""A file of weights of the embedded model at the mission's rank 8."""
+"""Size of an adapter of the embedded model at the mission's rank 8."""
 DATABASES = {"postgresql": "PostgreSQL", "sqlite": "SQLite"}
 
 _WORDS = """Training dominates. Rows take hours, weights take storage, and memory is the first limit.
@@ -46,22 +46,25 @@ artifacts an object store behind the proxy.
 **Comparison** keeps a mean per person and method and draws its bootstrap over people: it grows with people, not with rows."""
 
 
-def page(found: Mapping[str, Any], benchmarks: Path = Path("docs/benchmarks-avx2.json")) -> str:
+def page(measured: Mapping[str, Any], benchmarks: Path = Path("docs/benchmarks-avx2.json")) -> str:
     """Return the page.
 
     Args:
-        benchmarks: measured rates of training, on a machine like the one that wrote the rows.
+        measured: the content of scale.json.
+        benchmarks: file with training rates, measured on a similar machine.
     """
-    return "\n".join([*_measured(found), *_plan(found, benchmarks)]) + "\n"
+    return "\n".join([*_measurements(measured), *_plan(measured, benchmarks)]) + "\n"
 
 
-def _measured(found: Mapping[str, Any]) -> list[str]:
-    mlflow, some = found["mlflow"], found["postgresql"]
-    errors = [error for part in ("mlflow", *DATABASES) for error in found[part]["errors"]]
-    kept = [f"{found[key]['adapters']:,} adapters and {found[key]['answers']:,} answers in {name}" for key, name in DATABASES.items()]
+def _measurements(measured: Mapping[str, Any]) -> list[str]:
+    mlflow, sql = measured["mlflow"], measured["postgresql"]
+    errors = [error for part in ("mlflow", *DATABASES) for error in measured[part]["errors"]]
+    stored = [
+        f"{measured[key]['adapters']:,} adapters and {measured[key]['answers']:,} answers in {name}" for key, name in DATABASES.items()
+    ]
     rows: list[tuple[str, ...]] = []
     for key, name in DATABASES.items():
-        f = found[key]
+        f = measured[key]
         writes = [
             ("a dialogue, saved with its data set", f["dialogues"], f["save_dataset"]["cpu_seconds"], f["save_dataset"]["seconds"]),
             ("an adapter's row, saved alone", f["personas"], f["adapters_cpu_seconds"], f["write"]["seconds"]),
@@ -80,26 +83,26 @@ def _measured(found: Mapping[str, Any]) -> list[str]:
         "",
         "## Measured",
         "",
-        f"{some['writers']} processes write at once: the adapters of {some['personas']:,} personas one by one, as trainings do, and",
-        f"{some['rows_per_method']:,} answers per method, into a real PostgreSQL and into SQLite. Then {mlflow['runs']} processes log",
+        f"{sql['writers']} processes write at once: the adapters of {sql['personas']:,} personas one by one, as trainings do, and",
+        f"{sql['rows_per_method']:,} answers per method, into a real PostgreSQL and into SQLite. Then {mlflow['runs']} processes log",
         f"{mlflow['points_per_run']:,} points each, every process into a run of its own on one MLflow server, and upload an adapter.",
-        f"The machine had {found['cores']} cores and a load of {found['load_before']} before. Wall time depends on that load,",
+        f"The machine had {measured['cores']} cores and a load of {measured['load_before']} before. Wall time depends on that load,",
         "so costs are the processor time of the writing processes, without the servers'.",
         "",
         table(("where", "what", "how many", "processor ms each", "wall seconds in total"), rows, right=(False, False, True, True, True)),
         "",
         f"Errors that reached a writer: {len(errors) or 'none'}{'' if not errors else ', the first: ' + errors[0]}. Read back afterwards:",
-        f"{', '.join(kept)};",
+        f"{', '.join(stored)};",
         f"{mlflow['points_found']:,} points in MLflow. Adapters and answers were written by the same processes at the same time.",
         "",
-        f"A persona with {DIALOGUES} dialogues takes {found['bytes_per_persona'] / 1000:.0f} kB of memory in a data set.",
+        f"A persona with {DIALOGUES} dialogues takes {measured['bytes_per_persona'] / 1000:.0f} kB of memory in a data set.",
         "",
     ]
 
 
-def _plan(found: Mapping[str, Any], benchmarks: Path) -> list[str]:
+def _plan(measured: Mapping[str, Any], benchmarks: Path) -> list[str]:
     per_hour = _adapters_per_hour(benchmarks)
-    f = found["postgresql"]
+    f = measured["postgresql"]
     per_dialogue, per_adapter = f["save_dataset"]["cpu_seconds"] / f["dialogues"], f["adapters_cpu_seconds"] / f["personas"]
     per_answer = f["answers_cpu_seconds"] / f["answers"]
     hours = [
@@ -124,7 +127,7 @@ def _plan(found: Mapping[str, Any], benchmarks: Path) -> list[str]:
         _WORDS.format(
             parameters=PARAMETER_BYTES // 1000,
             shards=n_groups,
-            memory=f"{found['bytes_per_persona'] * MILLION / 1e9:,.0f}",
+            memory=f"{measured['bytes_per_persona'] * MILLION / 1e9:,.0f}",
             adapter=ADAPTER_BYTES // 1000,
             weights=f"{ADAPTER_BYTES * MILLION / 1e9:,.0f}",
         ),
@@ -132,7 +135,7 @@ def _plan(found: Mapping[str, Any], benchmarks: Path) -> list[str]:
 
 
 def _adapters_per_hour(benchmarks: Path) -> dict[str, float]:
-    """Return the measured rate of training by model and dtype, ours."""
+    """Return clusterlora's measured training rate by model and dtype."""
     if not benchmarks.is_file():
         return {}
     rows = json.loads(benchmarks.read_text(encoding="utf-8"))["rows"]

@@ -1,4 +1,4 @@
-"""Serving: the router of a registered model against plain PEFT, for requests of different people; latency of one, throughput of many."""
+"""Serving: the router of a registered model against plain PEFT on requests of different personas; latency of one, throughput of a batch."""
 
 import argparse
 import json
@@ -22,40 +22,40 @@ QUESTION = "Good evening, I am home and would like it warm and quiet in here."
 
 
 def measure(model: str, *, adapters: int, requests: int, max_new_tokens: int, repetitions: int) -> dict[str, Any]:
-    """Return median seconds of one request and requests per second of a mixed batch, for both."""
+    """Return the latency of one request and the throughput of a mixed batch, for the router and for PEFT."""
     subject = load_subject(model, dtype="float32", device="cpu")
     with tempfile.TemporaryDirectory() as scratch:
         folders = {f"key{n}": folder for n, folder in enumerate(write_adapters(subject.ours, adapters, Path(scratch)))}
         router = Router(_table(model, list(folders), max_new_tokens), folders)
         peft, tokenizer = _mounted(model, list(folders.values()))
-    # The caller's system turn replaces the study's, so that both get the same prompt.
+    # A system turn in the request replaces the study's, so that both get the same prompt.
     messages = [{"role": "system", "content": ModelSettings().system_prompt}, {"role": "user", "content": QUESTION}]
-    asked = [{"persona_id": f"person{n % adapters}", "messages": messages} for n in range(requests)]
+    batch = [{"persona_id": f"person{n % adapters}", "messages": messages} for n in range(requests)]
 
-    def with_peft(some: Sequence[dict[str, Any]]) -> None:
-        for request in some:
+    def answer_with_peft(requests_of_batch: Sequence[dict[str, Any]]) -> None:
+        for request in requests_of_batch:
             peft.set_adapter(request["persona_id"])
             prompt = tokenizer.apply_chat_template(request["messages"], add_generation_prompt=True, return_tensors="pt", return_dict=True)
             with torch.inference_mode():
                 peft.generate(**prompt, max_new_tokens=max_new_tokens, do_sample=False)
 
-    contenders: dict[str, Callable[[Sequence[dict[str, Any]]], object]] = {"router": router.answer, "PEFT": with_peft}
+    contenders: dict[str, Callable[[Sequence[dict[str, Any]]], object]] = {"router": router.answer, "PEFT": answer_with_peft}
     seconds: dict[str, dict[int, list[float]]] = {name: {1: [], requests: []} for name in contenders}
     for repetition in range(repetitions + 1):
         for name, answer in contenders.items():
             for size in (1, requests):
-                began = time.perf_counter()
-                answer(asked[:size])
-                if repetition:  # the first of each warms up
-                    seconds[name][size].append(time.perf_counter() - began)
+                started = time.perf_counter()
+                answer(batch[:size])
+                if repetition:  # the first repetition is the warm-up
+                    seconds[name][size].append(time.perf_counter() - started)
     return {
         "model": model,
         "adapters": adapters,
         "requests": requests,
         "max_new_tokens": max_new_tokens,
         **{
-            name: {"latency_seconds": median(taken[1]), "requests_per_second": requests / median(taken[requests])}
-            for name, taken in seconds.items()
+            name: {"latency_seconds": median(by_size[1]), "requests_per_second": requests / median(by_size[requests])}
+            for name, by_size in seconds.items()
         },
     }
 
@@ -89,14 +89,14 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--out", type=Path, help="Folder for serving.json.")
     options = parser.parse_args()
-    found = measure(
+    result = measure(
         options.model,
         adapters=options.adapters,
         requests=options.requests,
         max_new_tokens=options.max_new_tokens,
         repetitions=options.repetitions,
     )
-    text = json.dumps(found, indent=2)
+    text = json.dumps(result, indent=2)
     if options.out:
         (options.out / "serving.json").write_text(text + "\n")
     print(text)

@@ -1,4 +1,4 @@
-"""What is benchmarked: base models, and the study's own prompts as training jobs and questions."""
+"""Base models to benchmark, and a study's prompts as training jobs and questions."""
 
 import copy
 from dataclasses import dataclass, replace
@@ -20,7 +20,7 @@ from clusterlora.training.stacked_lora import targeted_layers
 from clusterlora.values import AdapterSpec, Dialogue, Persona
 
 QWEN_SHAPE = "qwen2.5-0.5b-shape"
-"""The mission's base by its sizes, with random weights: speed does not depend on what the weights know."""
+"""The architecture of the mission's base model with random weights; speed does not depend on their values."""
 
 STUDY_STEPS = 45
 """Optimiser steps of one personal adapter in the mission's study: 30 dialogues, 3 epochs, batches of 2."""
@@ -28,7 +28,7 @@ STUDY_STEPS = 45
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """A base model for us, and a copy of its own for the peers: some of them patch the model they are given."""
+    """A base model for clusterlora and a copy for the peers, some of which patch their model."""
 
     name: str
     dtype: Dtype
@@ -45,14 +45,14 @@ def load_subject(name: str, *, dtype: Dtype, device: str) -> Subject:
     """Return a base model twice.
 
     Args:
-        name: what `load_base` understands, or QWEN_SHAPE.
+        name: a name or folder for `load_base`, or QWEN_SHAPE.
     """
     ours = _random_qwen(dtype, device) if name == QWEN_SHAPE else load_base(name, dtype=dtype, device=device)
     return Subject(name, dtype, ours, replace(ours, model=copy.deepcopy(ours.model)), shape_of(ours.model))
 
 
 def _random_qwen(dtype: Dtype, device: str) -> BaseModel:
-    # Qwen's own tokenizer cannot be had without a hub; this one writes the same chat format, with pieces of similar length.
+    # Qwen's own tokenizer needs a model hub; this one has the same chat format and tokens of similar length.
     tokenizer = AutoTokenizer.from_pretrained(fetch_smollm2(), local_files_only=True)
     config = Qwen2Config(
         vocab_size=151_936,
@@ -76,7 +76,7 @@ def _random_qwen(dtype: Dtype, device: str) -> BaseModel:
 
 
 def people(n_personas: int, n_dialogues: int) -> tuple[Persona, ...]:
-    """Return invented personas, the same for every model."""
+    """Return synthetic personas, the same for every model."""
     return generate(SyntheticSettings(cluster_sizes=(n_personas,), dialogues=n_dialogues)).dataset.personas
 
 
@@ -96,10 +96,10 @@ def training_jobs(base: BaseModel, n_adapters: int, *, n_dialogues: int, epochs:
 
 
 def questions(base: BaseModel, n_adapters: int, *, per_adapter: int, described: bool = False) -> list[Question]:
-    """Return so many questions for each of the slots 1..n_adapters: each asks for the last answer of a dialogue.
+    """Return `per_adapter` questions for each of the slots 1..n_adapters, each for the last answer of a dialogue.
 
     Args:
-        described: say in the prompts who the persona is.
+        described: describe the persona in the prompts.
     """
     settings = ModelSettings(persona_in_prompt=described)
     encoder = prompt_encoder(base.tokenizer, settings)
@@ -113,12 +113,12 @@ def questions(base: BaseModel, n_adapters: int, *, per_adapter: int, described: 
 def _last_answer(encoder: PromptEncoder, settings: ModelSettings, persona: Persona, dialogue: Dialogue, slot: int) -> Question:
     turns = messages(settings, persona, dialogue)
     last = max(i for i, turn in enumerate(turns) if turn.role == "assistant")
-    (asked,) = encoder.encode_turns([(turns[:last], turns[last].text)])
-    return Question(asked.prompt, slot, asked.response)
+    (encoded,) = encoder.encode_turns([(turns[:last], turns[last].text)])
+    return Question(encoded.prompt, slot, encoded.response)
 
 
 def write_adapters(base: BaseModel, n_adapters: int, folder: Path) -> list[Path]:
-    """Return PEFT folders of adapters that each change the base a little in a direction of their own, as short training does."""
+    """Return PEFT folders of adapters with small random changes of the base model, of the size that short training makes."""
     recipe = Recipe()
     folders = []
     for number in range(n_adapters):
@@ -126,7 +126,7 @@ def write_adapters(base: BaseModel, n_adapters: int, folder: Path) -> list[Path]
         tensors = {}
         for name, layer in targeted_layers(base.model, recipe.target_modules).items():
             tensors[f"{name}.lora_A.weight"] = initial_a(name, rank=recipe.rank, d_in=layer.in_features, seed=0)
-            # About what 45 steps of the mission's recipe move B by.
+            # About the change of B in 45 steps of the mission's recipe.
             tensors[f"{name}.lora_B.weight"] = 0.005 * torch.randn(layer.out_features, recipe.rank, generator=generator)
         folders.append(folder / f"adapter-{number}")
         write_peft_folder(folders[-1], tensors, recipe, base=base.name)

@@ -1,6 +1,6 @@
-"""The peers in training, one adapter after another: transformers Trainer on a PEFT model, and TRL's SFTTrainer.
+"""The peers in training, which train one adapter after another: transformers' Trainer on a PEFT model, and TRL's SFTTrainer.
 
-Both get the rows, the order, the batches, the schedule and the dtype of our engine, loss on response tokens only, and the fastest
+Both get the rows, order, batches, schedule and dtype of our engine, loss on response tokens only, and the fastest
 settings that make sense: no evaluation, no logging, no checkpoints, no workers, no gradient checkpointing, no attention mask (right
 padding under causal attention needs none).
 """
@@ -26,7 +26,7 @@ from clusterlora.training.job import TrainingJob, batches, pad_rows
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """What the optimiser steps took, what everything around them took, and the mean loss of the steps."""
+    """Seconds in optimiser steps, seconds outside them, and the mean loss of the steps."""
 
     step_seconds: float
     fixed_seconds: float
@@ -34,7 +34,7 @@ class Timing:
 
 
 class _StepClock(TrainerCallback):
-    """Times the stretch from the first step's beginning to the last one's end."""
+    """Measures the time from the start of the first step to the end of the last."""
 
     def __init__(self, device: Any) -> None:
         self._device = device
@@ -78,7 +78,10 @@ def train_with_trl(base: BaseModel, job: TrainingJob, *, autocast: bool) -> Timi
 
     started = time.perf_counter()
     rows = [
-        {"input_ids": list(row.ids), "labels": [i if said else -100 for i, said in zip(row.ids, row.is_response, strict=True)]}
+        {
+            "input_ids": list(row.ids),
+            "labels": [token if is_response else -100 for token, is_response in zip(row.ids, row.is_response, strict=True)],
+        }
         for row in _rows_in_order(job)
     ]
     arguments = SFTConfig(
@@ -98,12 +101,12 @@ def train_with_trl(base: BaseModel, job: TrainingJob, *, autocast: bool) -> Timi
     try:
         return _finish(trainer, trainer.model, job, base, started)  # pyright: ignore[reportArgumentType]
     finally:
-        # SFTTrainer puts a forward of its own on the base model; the next trainer would wrap it once more.
+        # SFTTrainer replaces the base model's forward; the next trainer would wrap the replacement.
         base.model.__dict__.pop("forward", None)
 
 
 def _rows_in_order(job: TrainingJob) -> list[TokenSequence]:
-    """Return the rows of all steps in the order our engine takes them."""
+    """Return the rows of all steps in the order of our engine."""
     epochs = range(job.spec.recipe.epochs)
     return [job.sequences[i] for epoch in epochs for batch in batches(job, epoch) for i in batch]
 
@@ -137,16 +140,17 @@ def _arguments(base: BaseModel, job: TrainingJob, *, autocast: bool) -> dict[str
 
 
 def _finish(trainer: Trainer, model: PeftModel, job: TrainingJob, base: BaseModel, started: float) -> Timing:
-    steps = _StepClock(base.model.device)
-    trainer.add_callback(steps)
+    step_clock = _StepClock(base.model.device)
+    trainer.add_callback(step_clock)
     trainer.remove_callback(PrinterCallback)
     try:
-        outcome = trainer.train()
+        result = trainer.train()
         folder: Path = job.scratch / "adapter"
         model.save_pretrained(str(folder))
     finally:
         model.unload()
     total = clock(base.model.device) - started
-    assert steps.first is not None, "the trainer took no step"
-    assert outcome.global_step == job.total_steps, f"{outcome.global_step} steps instead of {job.total_steps}"
-    return Timing(steps.last - steps.first, total - (steps.last - steps.first), outcome.training_loss)
+    assert step_clock.first is not None, "the trainer took no step"
+    assert result.global_step == job.total_steps, f"{result.global_step} steps instead of {job.total_steps}"
+    step_seconds = step_clock.last - step_clock.first
+    return Timing(step_seconds, total - step_seconds, result.training_loss)

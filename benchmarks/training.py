@@ -11,7 +11,7 @@ from types import ModuleType
 
 import torch
 
-from benchmarks.measure import Contender, Row, Sample, clock, compare, take_turns
+from benchmarks.measure import Contender, Sample, Speedup, clock, speedup, take_turns
 from benchmarks.subjects import STUDY_STEPS, Subject, training_jobs
 from benchmarks.trainers import Timing, train_with_trainer, train_with_trl, trl_is_installed
 from clusterlora.models.base import BaseModel
@@ -30,10 +30,10 @@ PeerTrainer = Callable[[BaseModel, TrainingJob], Timing]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingPlan:
-    """How much is measured. Steps that are not run are added at the rate of those that are."""
+    """How much is measured. Times are extrapolated to a study's number of steps at the measured rate."""
 
     adapters: int
-    """Adapters in our one pass."""
+    """Adapters that clusterlora trains together."""
     peer_adapters: int
     """Adapters that each peer trains, one after another."""
     dialogues: int = 30
@@ -43,18 +43,18 @@ class TrainingPlan:
 
 def compare_training(
     subject: Subject, plan: TrainingPlan, *, peak_flops_per_second: float, budget_seconds: float, at_least: int, scratch: Path
-) -> list[Row]:
-    """Return a row per peer. A unit is an adapter of the mission's 45 steps, saved as a PEFT folder."""
+) -> list[Speedup]:
+    """Return a speedup per peer. The unit is an adapter of the mission's 45 steps, saved as a PEFT folder."""
     jobs = training_jobs(subject.ours, plan.adapters, n_dialogues=plan.dialogues, epochs=plan.epochs, scratch=scratch)
     shared = _middle(jobs, plan.peer_adapters)
-    ours = _Together(subject, jobs)
+    ours = _StackedEngine(subject, jobs)
     contenders = [Contender(OURS, ours.warm_up, ours.run)]
     for name in plan.peers:
         if name != TRL or trl_is_installed():
-            peer = _OneByOne(subject, shared, _modes(name, subject.dtype))
+            peer = _SequentialPeer(subject, shared, _modes(name, subject.dtype))
             contenders.append(Contender(name, peer.warm_up, peer.run))
     samples = take_turns(contenders, budget_seconds=budget_seconds, at_least=at_least, at_most=7)
-    rows = sum(len(job.sequences) for job in jobs)
+    n_sequences = sum(len(job.sequences) for job in jobs)
     settings = {
         "model": subject.name,
         "dtype": subject.dtype,
@@ -65,11 +65,11 @@ def compare_training(
         "steps_per_adapter": STUDY_STEPS,
         "batch_size": jobs[0].spec.recipe.batch_size,
         "rank": jobs[0].spec.recipe.rank,
-        "mean_tokens_per_dialogue": sum(len(s.ids) for job in jobs for s in job.sequences) / rows,
-        "mean_response_tokens_per_dialogue": sum(s.n_response_tokens for job in jobs for s in job.sequences) / rows,
+        "mean_tokens_per_dialogue": sum(len(s.ids) for job in jobs for s in job.sequences) / n_sequences,
+        "mean_response_tokens_per_dialogue": sum(s.n_response_tokens for job in jobs for s in job.sequences) / n_sequences,
     }
     return [
-        compare(
+        speedup(
             f"training {subject.name} {subject.dtype}",
             contender.name,
             samples[OURS],
@@ -84,12 +84,12 @@ def compare_training(
 
 
 def flops_of(subject: Subject, jobs: Sequence[TrainingJob]) -> float:
-    """Return the operations one adapter of these jobs needs on average, over its measured steps."""
+    """Return the mean number of necessary operations per adapter over its measured steps."""
     return fmean(job.spec.recipe.epochs * sum(map(subject.shape.training, job.sequences)) for job in jobs)
 
 
 def _middle(jobs: Sequence[TrainingJob], n: int) -> list[TrainingJob]:
-    """Return the n jobs whose token counts are closest to the middle: a few stand for all without more or less to do."""
+    """Return the n jobs around the median token count, so that a few represent all."""
     by_length = sorted(jobs, key=lambda job: sum(len(s.ids) for s in job.sequences))
     start = (len(jobs) - n) // 2
     return by_length[start : start + n]
@@ -102,15 +102,15 @@ def _one_step(job: TrainingJob) -> TrainingJob:
 
 
 def _clean(jobs: Sequence[TrainingJob]) -> None:
-    """Leave neither files nor reference cycles of one run to the next."""
+    """Delete the files and reference cycles of a run, so that it does not affect the next one."""
     for job in jobs:
         shutil.rmtree(job.scratch, ignore_errors=True)
     gc.collect()
 
 
 @dataclass(frozen=True, slots=True)
-class _Together:
-    """Our engine: all jobs in one pass."""
+class _StackedEngine:
+    """clusterlora's engine: trains all jobs together."""
 
     subject: Subject
     jobs: Sequence[TrainingJob]
@@ -132,8 +132,8 @@ class _Together:
 
 
 @dataclass(slots=True)
-class _OneByOne:
-    """A peer: one job after another, in the first of its modes once warm-up has put the fastest first."""
+class _SequentialPeer:
+    """A peer: trains one job after another in the first of its modes; warm-up sorts them by speed."""
 
     subject: Subject
     jobs: Sequence[TrainingJob]
@@ -161,7 +161,7 @@ class _OneByOne:
 
 
 def _modes(name: str, dtype: Dtype) -> list[PeerTrainer]:
-    """Return the ways a peer can be run in a dtype: a bfloat16 base with or without autocast of what is float32 beside it."""
+    """Return the ways to run a peer in a dtype: a bfloat16 base with or without autocast of the float32 adapters."""
     if name == REFERENCE:
         return [_train_with_reference]
     trainer = {TRAINER: train_with_trainer, TRL: train_with_trl}[name]
@@ -170,7 +170,7 @@ def _modes(name: str, dtype: Dtype) -> list[PeerTrainer]:
 
 @dataclass(slots=True)
 class _StepLog(SilentLog):
-    """Notes when each step ended."""
+    """Records the end time of each step."""
 
     device: torch.device
     ends: list[float] = field(default_factory=list[float])
@@ -180,18 +180,18 @@ class _StepLog(SilentLog):
 
 
 def _run(trainer: ModuleType, base: BaseModel, jobs: Sequence[TrainingJob]) -> Timing:
-    """Train jobs of equal length with an engine of ours, and tell its steps from what is around them.
+    """Train jobs of equal length with one of our engines; return step time and fixed time separately.
 
-    The beginning of the first steps is not reported, so all steps count as long as those after the jobs' first ones.
+    The start of the first steps is not reported, so the jobs' first steps are assumed to take as long as their later ones.
     """
     device = base.model.device
     log = _StepLog(device)
     start = clock(device)
     results = list(trainer.train(base, jobs, micro_batch=jobs[0].spec.recipe.batch_size, run_log=log))
     total = clock(device) - start
-    later = len(log.ends) - len(jobs)
-    steps = min(total, (log.ends[-1] - log.ends[len(jobs) - 1]) * len(log.ends) / later) if later else total
-    return Timing(steps, total - steps, fmean(loss for result in results for loss in result.losses))
+    n_later = len(log.ends) - len(jobs)
+    step_seconds = min(total, (log.ends[-1] - log.ends[len(jobs) - 1]) * len(log.ends) / n_later) if n_later else total
+    return Timing(step_seconds, total - step_seconds, fmean(loss for result in results for loss in result.losses))
 
 
 def _train_with_reference(base: BaseModel, job: TrainingJob) -> Timing:

@@ -9,7 +9,7 @@ import pytest
 from benchmarks import pages, report, scale, scaling
 from benchmarks.flops import Shape
 from benchmarks.generation import MIXED, ONE_BY_ONE, GenerationPlan, compare_generation
-from benchmarks.measure import Contender, Row, Sample, compare, take_turns
+from benchmarks.measure import Contender, Sample, Speedup, speedup, take_turns
 from benchmarks.subjects import Subject, load_subject
 from benchmarks.training import REFERENCE, TrainingPlan, compare_training
 from clusterlora.data.prompts import TokenSequence
@@ -20,8 +20,8 @@ def samples(*seconds: float) -> list[Sample]:
     return [Sample(s, flops_per_unit=10.0, facts={"mean_loss": s}) for s in seconds]
 
 
-def a_row() -> Row:
-    return compare(
+def a_speedup() -> Speedup:
+    return speedup(
         "training tiny",
         "a | peer",
         samples(1.0, 2.0, 4.0),
@@ -39,7 +39,7 @@ def subject(tiny_base_folder: Path) -> Subject:
 
 
 def test_a_ratio_is_taken_within_a_repetition_and_summed_up_by_median_and_range() -> None:
-    row = a_row()
+    row = a_speedup()
     assert (row.ratio_median, row.ratio_min, row.ratio_max, row.repetitions) == (3.0, 1.0, 4.0, 3)
     assert (row.ours, row.theirs) == (1800.0, 900.0)
     assert row.mfu_ours == pytest.approx(0.05)
@@ -71,14 +71,14 @@ def test_operations_are_counted_without_padding_and_with_the_head_at_predicted_t
 
 
 def test_the_files_hold_every_row_and_a_cell_cannot_break_the_table(tmp_path: Path) -> None:
-    point = scaling.Point("personas", 20, 1234.5678, "adapters/h", 1.5, 3.0, None)
+    point = scaling.ScalingPoint("personas", 20, 1234.5678, "adapters/h", 1.5, 3.0, None)
     results = report.Results(
         "python -m benchmarks.run",
         1.0,
         {"instructions": "AVX2"},
         {"torch": "2"},
         {"float32": 50.0},
-        [a_row()],
+        [a_speedup()],
         [point],
         ["x: not installed"],
     )
@@ -95,14 +95,14 @@ def test_the_files_hold_every_row_and_a_cell_cannot_break_the_table(tmp_path: Pa
 
 def test_a_run_can_be_split_on_one_machine_and_not_over_two(tmp_path: Path) -> None:
     facts, versions = {"processor": "p", "instructions": "AVX2", "cores": 2, "threads": 2, "device": "cpu"}, {"torch": "2", "revision": "a"}
-    first = report.Results("one", 1.0, facts, versions, {"float32": 50.0}, [a_row()], [], ["training other: too late"])
+    first = report.Results("one", 1.0, facts, versions, {"float32": 50.0}, [a_speedup()], [], ["training other: too late"])
     report.write(first, tmp_path)
     earlier = report.read(tmp_path)
     assert earlier is not None
-    later = replace(a_row(), name="training other", ratio_median=2.0)
+    later = replace(a_speedup(), name="training other", ratio_median=2.0)
     now = replace(first, command="two", rows=[later], skipped=[], versions={**versions, "revision": "b"})
     both = report.joined(earlier, now)
-    assert [row.name for row in both.rows] == [a_row().name, "training other"]
+    assert [row.name for row in both.rows] == [a_speedup().name, "training other"]
     assert (both.command, both.minutes, both.skipped) == ("one; two", 2.0, [])
     assert report.joined(both, replace(now, rows=[replace(later, ratio_median=9.0)])).rows[1].ratio_median == 9.0
     with pytest.raises(BadSettings, match="instructions was AVX2 in the run to add to and is AVX512 here"):
