@@ -1,1 +1,1 @@
-"""Which method answers people best: statistics, tables and the figure, all from the evaluation rows alone."""
+"""Compares methods: statistics, tables and a figure, computed from the evaluation rows alone."""

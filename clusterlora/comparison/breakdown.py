@@ -1,6 +1,6 @@
-"""The headline metric of every method, person by person and cluster by cluster: per_persona.csv and per_cluster.csv.
+"""The headline metric of every method by persona and by cluster: per_persona.csv and per_cluster.csv.
 
-Methods are columns by their names, one of which is `cluster`; the cluster's number is therefore `cluster_id`.
+Each method is a column named after it, and one is `cluster`; the number of the cluster is therefore in `cluster_id`.
 """
 
 from typing import Any
@@ -9,7 +9,7 @@ from clusterlora.comparison.result import Comparison
 
 
 def persona_records(comparison: Comparison) -> list[dict[str, Any]]:
-    """Return one record per persona: where it belongs, its items, every method's mean, and the champion's minus the reference's."""
+    """Return one record per persona: its cluster, its number of items, every method's mean, and the champion's minus the reference's."""
     return [
         {"persona_id": persona_id, "cluster_id": cluster, "n_items": comparison.n_items_by_persona[persona_id]}
         | _scores(comparison, {result.method: result.by_persona[persona_id] for result in comparison.methods})
@@ -30,7 +30,7 @@ def cluster_records(comparison: Comparison) -> list[dict[str, Any]]:
 
 
 def _scores(comparison: Comparison, score_by_method: dict[str, float]) -> dict[str, Any]:
-    """Return the scores and the champion's difference; None where there is no reference."""
+    """Return the scores with the champion's difference to the reference, which is None without a reference."""
     reference = comparison.reference
     difference = None if reference is None else score_by_method[comparison.champion] - score_by_method[reference]
     return score_by_method | {f"champion_vs_{reference or 'unified'}": difference}

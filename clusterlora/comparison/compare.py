@@ -30,19 +30,19 @@ def compare_methods(
     margin: float = 0.01,
     gate: str | None = None,
 ) -> Comparison:
-    """Return all methods side by side on the personas that every one of them answered, the best first.
+    """Return the comparison of all methods, best first, on the personas that every method answered.
 
     Differences are method minus reference, on persona means. Intervals are 95 % two-level paired bootstrap, tests are Wilcoxon's
     signed-rank over personas. Holm's correction is over three families: the methods that could be champion, against the reference; the
     base model and the controls, against the reference; the contrasts. The champion is the best method that could be one and is
-    shown to beat the reference; else the reference; without one, the best mean that is no control. The order of rows changes nothing.
+    shown to beat the reference; else the reference; without one, the best mean that is no control. The order of rows has no effect.
 
     Args:
         headline: the metric that decides.
-        higher_is_better: the metrics to average, and which way each points; holds the headline.
+        higher_is_better: the metrics to average with their directions; includes the headline.
         draws: draws of the bootstrap.
-        routed: the method that chooses among the others, controls aside; it gets brackets.
-        floor: what somebody else's reference scores: the normalised score's 0. `floor_same_prompt` is passed through, and so is `gate`.
+        routed: the method that routes each persona to one of the others, controls excluded; `routing` brackets it.
+        floor: score of another persona's reference, where the normalised score is 0. `floor_same_prompt` and `gate` are copied.
         margin: the difference below which methods count as equivalent, in units of the headline.
 
     Raises:
@@ -94,7 +94,7 @@ def _cluster_sizes(scores: PairedScores) -> dict[int, int]:
 
 
 def _against_reference(scored: Scored, reference: str | None) -> dict[str, PairedDifference]:
-    """Return every method's difference to the reference: a family of those that could be champion, and one of the others."""
+    """Return every method's difference to the reference; methods that can win are one family of tests, the others another."""
     if reference is None:
         return {}
     others = [method for method in scored.methods if method != reference]
@@ -114,13 +114,13 @@ def _champion(best_first: Sequence[MethodResult], reference: str | None) -> str:
 
 
 def _contrasts(scored: Scored, best_first: Sequence[MethodResult], champion: str, reference: str | None) -> tuple[Contrast, ...]:
-    """Return the champion against the runner-up and the controls there are, and other methods against their own controls."""
+    """Return the contrasts of the champion with the runner-up and all controls, and of other methods with their own controls."""
     present = [(method, control) for method, control in contrasts() if control in scored.methods]
     subjects = [m for m in dict.fromkeys((champion, *(m for m, _ in present))) if m in scored.methods and m != reference]
     pairs = [(subject, control) for subject in subjects for method, control in present if subject in (champion, method)]
     if champion != reference:
-        behind = (r.method for r in best_first if can_win(r.method) and r.method not in (champion, reference))
-        pairs = [*((champion, runner_up) for runner_up in list(behind)[:1]), *pairs]
+        runners_up = (r.method for r in best_first if can_win(r.method) and r.method not in (champion, reference))
+        pairs = [*((champion, runner_up) for runner_up in list(runners_up)[:1]), *pairs]
     return tuple(
         Contrast(method=method, other=other, is_control=is_control(other), difference=difference)
         for (method, other), difference in zip(pairs, scored.family(pairs), strict=True)
@@ -178,10 +178,10 @@ def _routing(scores: PairedScores, headline: str, routed: str, sign: float) -> R
 
 
 def _cross_fitted_best(scores: PairedScores, values: Float[np.ndarray, "item choice"], sign: float) -> float:
-    """Return the mean over personas of their best column: picked on one half of their items, scored on the other, both ways.
+    """Return the mean over personas of their best column, picked on one half of the items and scored on the other, averaged both ways.
 
-    Picked and scored on the same items, the best of several is too good by the luck it was picked for (Cawley & Talbot 2010). A persona
-    with a single item has nothing to pick on, and gets the mean of all columns.
+    Picking and scoring on the same items is biased upwards (Cawley & Talbot 2010). A persona with a single item cannot be split and
+    counts with the mean of all columns.
     """
     first_item = np.cumsum(scores.n_items) - scores.n_items
     odd = (np.arange(len(values)) - first_item[scores.persona]) % 2 == 1

@@ -1,4 +1,4 @@
-"""Paired differences between methods, tested in families, and the outcome of each."""
+"""Paired differences between methods, their tests in families, and their outcomes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from clusterlora.evaluation.statistics import (
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scored:
-    """The headline of all methods: persona means, their draws, and persona means by training seed; `sign` is -1 where less is better."""
+    """The headline scores of all methods: persona means, bootstrap draws, and persona means by seed; `sign` is -1 if lower is better."""
 
     methods: tuple[str, ...]
     means: Float[np.ndarray, "persona method"]
@@ -36,17 +36,17 @@ class Scored:
 
     @classmethod
     def of(cls, scores: PairedScores, headline: str, draws: Float[np.ndarray, "draw method"], sign: float, margin: float) -> "Scored":
-        """Return the headline's persona means with their draws."""
+        """Return the scores of the headline metric with their bootstrap draws."""
         by_seed = scores.persona_means_by_seed(headline)
         return cls(scores.methods, scores.persona_means(headline), draws, by_seed, scores.cluster_of_persona, sign, margin)
 
     def interval(self, method: str) -> Interval:
         """Return the 95 % interval of a method's mean."""
         column = self.methods.index(method)
-        return bootstrap_interval(self.draws[:, column], self.means[:, column], by_seed=_known_seeds(self.by_seed[:, column]))
+        return bootstrap_interval(self.draws[:, column], self.means[:, column], by_seed=_common_seeds(self.by_seed[:, column]))
 
     def family(self, pairs: Sequence[tuple[str, str]]) -> list[PairedDifference]:
-        """Return the difference of each pair, first minus second, their p-values corrected for one another."""
+        """Return the difference of each pair, first minus second, with p-values corrected over all pairs."""
         columns = [(self.methods.index(method), self.methods.index(other)) for method, other in pairs]
         p_values = np.array([signed_rank_p(self.means[:, i] - self.means[:, j]) for i, j in columns])
         corrected = holm(p_values).tolist()
@@ -54,7 +54,7 @@ class Scored:
 
     def _difference(self, i: int, j: int, p: float, p_holm: float, n_tests: int) -> PairedDifference:
         delta, draws = self.means[:, i] - self.means[:, j], self.draws[:, i] - self.draws[:, j]
-        by_seed = _known_seeds(self.by_seed[:, i] - self.by_seed[:, j])
+        by_seed = _common_seeds(self.by_seed[:, i] - self.by_seed[:, j])
         interval = bootstrap_interval(draws, delta, by_seed=by_seed)
         n_wins = int(np.sum(self.sign * delta > RESOLUTION))
         win_interval = wilson_interval(n_wins, len(delta))
@@ -86,14 +86,14 @@ class Scored:
         return "equivalent" if is_equivalent else "undecided"
 
 
-def _known_seeds(by_seed: Float[np.ndarray, "persona seed"]) -> Float[np.ndarray, "persona seed"] | None:
-    """Return the training seeds that both sides have; None with fewer than two."""
-    known = by_seed[:, np.isfinite(by_seed).all(axis=0)]
-    return known if known.shape[1] > 1 else None
+def _common_seeds(by_seed: Float[np.ndarray, "persona seed"]) -> Float[np.ndarray, "persona seed"] | None:
+    """Return the columns of the training seeds that both methods have; None with fewer than two."""
+    common = by_seed[:, np.isfinite(by_seed).all(axis=0)]
+    return common if common.shape[1] > 1 else None
 
 
 def _detectable(delta: Float[np.ndarray, " persona"], by_seed: Float[np.ndarray, "persona seed"] | None, n_tests: int) -> float | None:
-    """Return the smallest gain that the test shows, and with several seeds the interval that knows of them too."""
+    """Return the smallest gain that both test and interval detect; the interval includes the variance of several seeds."""
     if len(delta) < 2:
         return None
     by_test = detectable_mean(*standard_error(delta), n_units=len(delta), n_tests=n_tests)

@@ -1,4 +1,4 @@
-"""comprehensive_comparison.png: every method's mean, its spread over personas, and in which clusters it wins."""
+"""Draws comprehensive_comparison.png: every method's mean, its spread over personas, and its mean in every cluster."""
 
 # matplotlib leaves most keyword arguments untyped:
 # pyright: standard
@@ -21,7 +21,7 @@ from clusterlora.durable import write_durably
 from clusterlora.evaluation.metric import Metric
 from clusterlora.evaluation.metrics import METRICS
 
-# Okabe & Ito's palette: told apart with every common kind of colour vision.
+# Okabe & Ito's palette, distinguishable with every common kind of colour vision.
 _REFERENCE_COLOUR = "#E69F00"
 _CHAMPION_COLOUR = "#0072B2"
 _OTHER_COLOUR = "#8FA1AE"
@@ -29,7 +29,7 @@ _INK = "#222222"
 _MOST_CLUSTERS_WITH_NUMBERS = 10
 _MARKS: dict[ShownOutcome, str] = {"better": "▲", "worse": "▼", "equivalent": "≈", "undecided": "?"}
 _TITLE_PAD = 38
-"""Points between panel and title: two lines of labels stand between them."""
+"""Points between panel and title, room for two lines of labels."""
 
 
 def draw(comparison: Comparison, path: Path, title: str) -> None:
@@ -40,13 +40,13 @@ def draw(comparison: Comparison, path: Path, title: str) -> None:
 
 
 def compose(comparison: Comparison, title: str) -> Figure:
-    """Return the figure. One row per method, the best on top: mean with 95 % interval, personas, clusters."""
+    """Return the figure, one row per method, best on top: mean with 95 % interval, personas, clusters."""
     n_methods = len(comparison.methods)
     widths_inches = (8.2, 4.6, 1.5 + 0.6 * min(len(comparison.cluster_sizes), _MOST_CLUSTERS_WITH_NUMBERS))
     width_inches = sum(widths_inches)
     figure = Figure(figsize=(width_inches, 3.2 + 0.5 * n_methods), dpi=120, layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.08))
     FigureCanvasAgg(figure)
-    # Names are data: never read as mathematics.
+    # Names are data and may contain $, which must not start math mode.
     figure.suptitle(f"{title}\n{textwrap.fill(comparison.sentence, int(10.4 * width_inches))}", fontsize=12.5, color=_INK, parse_math=False)
     panels = figure.subplots(1, 3, width_ratios=widths_inches)
     _draw_means(panels[0], comparison)
@@ -74,7 +74,7 @@ def _label_methods(axes: Axes, comparison: Comparison) -> None:
 
 
 def _draw_means(axes: Axes, comparison: Comparison) -> None:
-    """Bars start at the floor, which is what no personalisation at all scores; without one, at zero."""
+    """Draw means with intervals. Bars start at the floor, the score without any personalisation, or else at zero."""
     metric = METRICS[comparison.headline]
     scale = 100 if metric.percent else 1
     start = 0.0 if comparison.floor is None else scale * comparison.floor
@@ -87,7 +87,7 @@ def _draw_means(axes: Axes, comparison: Comparison) -> None:
         axes.annotate(metric.format(result.means[comparison.headline]), (right, row), (12, 0), textcoords="offset points", va="center")
         if result.vs_reference:
             axes.annotate(_difference(metric, result.vs_reference), (1, row), xycoords=("axes fraction", "data"), ha="right", va="center")
-    # Right of the bars the panel holds columns of numbers, where an axis would mean nothing.
+    # The axis ends with the bars; columns of numbers follow on the right.
     axes.set_xlim(left - 0.01 * (right - left), right + (0.72 if comparison.reference else 0.2) * (right - left))
     axes.set_xticks([tick for tick in axes.get_xticks() if left <= tick <= right])
     axes.spines["bottom"].set_bounds(left, right)
@@ -108,18 +108,18 @@ def _draw_means(axes: Axes, comparison: Comparison) -> None:
 
 
 def _legend(comparison: Comparison) -> str:
-    """Return what the marks beside the differences mean, those that are there."""
+    """Return the legend of the outcome marks that occur."""
     marks = {result.vs_reference.outcome for result in comparison.methods if result.vs_reference}
     return "  ".join(f"{_MARKS[outcome]} {words}" for outcome, words in OUTCOMES.items() if outcome in marks)
 
 
 def _draw_scale(axes: Axes, comparison: Comparison, *, width: float) -> None:
-    """Draw the points that give the headline a scale, named above the panel; the ceiling, near the oracle, on a line of its own."""
+    """Draw floor, oracle and ceiling with labels above the panel; the ceiling, which is near the oracle, is labelled on a second line."""
     metric = METRICS[comparison.headline]
     scale = 100 if metric.percent else 1
     sides = {"floor": "left", "oracle": "center"}
     if comparison.floor is not None and scale * abs(comparison.oracle - comparison.floor) < 0.3 * width:
-        # Close together, their names point away from each other.
+        # Close together: align the labels away from each other.
         above = comparison.oracle >= comparison.floor
         sides = {"floor": "right" if above else "left", "oracle": "left" if above else "right"}
     for name, value, line in (("floor", comparison.floor, 4), ("oracle", comparison.oracle, 4), ("ceiling", comparison.ceiling, 20)):
@@ -137,7 +137,7 @@ def _draw_scale(axes: Axes, comparison: Comparison, *, width: float) -> None:
 
 
 def _draw_brackets(axes: Axes, comparison: Comparison) -> None:
-    """Draw, under the bar of the method that chooses, how well a blind and a perfect choice among the others would do."""
+    """Draw the scores of a random and of a perfect choice among the other methods, below the bar of the routed method."""
     if comparison.routing is None:
         return
     scale = 100 if METRICS[comparison.headline].percent else 1
@@ -152,7 +152,7 @@ def _difference(metric: Metric, difference: PairedDifference) -> str:
 
 
 def _draw_personas(axes: Axes, comparison: Comparison) -> None:
-    """A dot per persona, spread evenly within its row; the bar spans the 5th to 95th percentile around the median."""
+    """Draw a dot per persona, spread evenly within its row, and a bar from the 5th to the 95th percentile around the median."""
     scale = 100 if METRICS[comparison.headline].percent else 1
     golden_ratio = 0.6180339887
     for row, result in enumerate(comparison.methods):
@@ -169,7 +169,7 @@ def _draw_personas(axes: Axes, comparison: Comparison) -> None:
 
 
 def _draw_clusters(axes: Axes, comparison: Comparison) -> None:
-    """Numbers are means; colour is the difference to the reference in the same cluster (the mean itself if there is none)."""
+    """Draw means as numbers and the difference to the reference in the same cluster as colour (without a reference, the mean)."""
     metric = METRICS[comparison.headline]
     scale = 100 if metric.percent else 1
     clusters = list(comparison.cluster_sizes)
@@ -178,7 +178,7 @@ def _draw_clusters(axes: Axes, comparison: Comparison) -> None:
         shades, norm, colours = scale * means, Normalize(), "cividis"
     else:
         shades = scale * (means - np.array([comparison.method(comparison.reference).by_cluster[cluster] for cluster in clusters]))
-        # One method far below the rest must not drain the colour out of the differences that decide.
+        # The scale ignores outliers: one method far below the rest would make all other differences pale.
         limit = max(float(np.quantile(np.abs(shades), 0.6)), 0.01)
         norm, colours = Normalize(-limit, limit), "RdBu"
     colour_map = colormaps[colours if metric.higher_is_better else f"{colours}_r"]

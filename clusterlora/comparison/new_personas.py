@@ -1,4 +1,4 @@
-"""How well people whom no adapter saw fare when a few of their examples choose who answers them: the leave-personas-out curve."""
+"""The leave-personas-out curve: gain of personas that no adapter was trained on, when a few examples choose their adapter."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,19 +11,19 @@ from clusterlora.evaluation.assign import MARGIN_SE, choose
 from clusterlora.evaluation.statistics import bootstrap_interval, paired_bootstrap
 
 EXAMPLES = (1, 3, 5, 10)
-"""How many examples of a person choose."""
+"""Numbers of examples that a choice is based on."""
 DRAWS = 50
-"""Random orders of a person's examples that a choice is averaged over; the first m of an order choose."""
+"""Random orders of a persona's examples that results are averaged over; a choice uses the first m examples of an order."""
 
 Scores = Mapping[str, Float[np.ndarray, "_item arm"]]
-"""By persona id, the score of every item under every arm: unified, then each cluster in turn."""
+"""By persona id, the score of every item under every arm: unified, then the clusters in order."""
 Shares = Mapping[str, Float[np.ndarray, "... arm"]]
-"""By persona id, how often each arm answers: everything, or item by item."""
+"""By persona id, the share of draws in which each arm is chosen: for all items, or item by item."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gain:
-    """Mean over personas of what is gained over unified, with its 95 % interval; positive is better, also where lower scores are."""
+    """Mean gain over unified across personas with its 95 % interval; positive is better, whatever the direction of the metric."""
 
     mean: float
     low: float
@@ -31,10 +31,10 @@ class Gain:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """What one rule makes of people who are new: their gain, how many leave unified, and whether for the cluster the study put them in.
+class RuleOutcome:
+    """The result of one rule for new personas: their gain, and the shares that leave unified.
 
-    `own_cluster` is a share of those who leave, None when nobody does.
+    `own_cluster` is the share, of those that leave unified, that get the cluster of the study; None when nobody leaves.
     """
 
     rule: str
@@ -48,25 +48,25 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewPersonas:
-    """The curve: `chosen` by the rule of `clusterlora assign`, `nearest` by the smaller mean loss however small the difference.
+    """The curve: `chosen` by the rule of `clusterlora assign`, `nearest` by the smallest mean loss without a margin.
 
-    `own` answers everybody by the cluster that the study gave them for all their train dialogues, `oracle` by what is best on one half of
-    the test items, and is scored on the other half.
+    `own` answers every persona with its cluster in the study, which used all train dialogues; `oracle` with the arm that is best on one
+    half of the test items, scored on the other half.
     """
 
     metric: str
     n_personas: int
     n_clusters: int
     n_draws: int
-    chosen: tuple[Outcome, ...]
-    nearest: tuple[Outcome, ...]
-    own: Outcome
-    oracle: Outcome
+    chosen: tuple[RuleOutcome, ...]
+    nearest: tuple[RuleOutcome, ...]
+    own: RuleOutcome
+    oracle: RuleOutcome
 
 
 @dataclass(frozen=True, slots=True)
 class _Rule:
-    """Shares of the draws in which each arm answers a person, by metric for rules that look at scores."""
+    """Shares by metric, since the oracle's choice depends on the metric."""
 
     name: str
     n_examples: int | None
@@ -83,15 +83,15 @@ def new_personas(
     draws: int,
     rng: np.random.Generator,
 ) -> NewPersonas:
-    """Return how people fare who are given a stack by m of their examples, for every m that somebody has.
+    """Return the gains of new personas whose adapter is chosen by m of their examples, for every m that some persona has.
 
-    Choices see `losses` alone. A choice that varies with the draw counts by its share of the draws, item by item.
+    Choices depend on `losses` alone. Scores are averaged over draws, weighting each arm by its share of the draws.
 
     Args:
-        losses: negative log-likelihood of the train examples of everybody who was held out.
-        tested: by metric (`metric` and nll), what their test items score.
-        cluster_by_persona: the study's clusters, made with all their train dialogues.
-        draws: of the paired bootstrap.
+        losses: negative log-likelihoods of the train examples of all held-out personas.
+        tested: by metric (`metric` and nll), the scores of their test items.
+        cluster_by_persona: the study's clusters, computed from all train dialogues.
+        draws: draws of the paired bootstrap.
     """
     better = {metric: higher_is_better} | {"nll": False}
     n_arms = next(iter(losses.values())).shape[1]
@@ -105,7 +105,7 @@ def new_personas(
         _Rule("oracle", None, best),
     ]
     outcomes = _outcomes(rules, tested, cluster_by_persona, metric, better, draws, rng)
-    by_rule = {name: tuple(its) for name, its in groupby(outcomes, key=lambda outcome: outcome.rule)}
+    by_rule = {name: tuple(group) for name, group in groupby(outcomes, key=lambda outcome: outcome.rule)}
     return NewPersonas(
         metric=metric,
         n_personas=len(losses),
@@ -119,19 +119,19 @@ def new_personas(
 
 
 def _choices(losses: Scores, rng: np.random.Generator) -> tuple[dict[int, Shares], dict[int, Shares]]:
-    """Return, by the number of examples, how often each arm is chosen for whom: with the margin, and without."""
-    orders = {p: [rng.permutation(len(its)) for _ in range(DRAWS)] for p, its in losses.items()}
+    """Return the shares of each arm by number of examples: with the margin, and without."""
+    orders = {p: [rng.permutation(len(items)) for _ in range(DRAWS)] for p, items in losses.items()}
 
     def shares(m: int, margin_se: float) -> Shares:
         share_by_persona: dict[str, np.ndarray] = {}
-        for p, its in losses.items():
-            if len(its) >= m:
-                picked = [choose(its[order[:m]], margin_se=margin_se).cluster for order in orders[p]]
+        for p, items in losses.items():
+            if len(items) >= m:
+                picked = [choose(items[order[:m]], margin_se=margin_se).cluster for order in orders[p]]
                 arms = [0 if cluster is None else cluster + 1 for cluster in picked]
-                share_by_persona[p] = np.bincount(arms, minlength=its.shape[1]) / DRAWS
+                share_by_persona[p] = np.bincount(arms, minlength=items.shape[1]) / DRAWS
         return share_by_persona
 
-    sizes = [m for m in EXAMPLES if any(len(its) >= m for its in losses.values())]
+    sizes = [m for m in EXAMPLES if any(len(items) >= m for items in losses.values())]
     return {m: shares(m, MARGIN_SE) for m in sizes}, {m: shares(m, 0.0) for m in sizes}
 
 
@@ -143,20 +143,23 @@ def _outcomes(
     better: Mapping[str, bool],
     draws: int,
     rng: np.random.Generator,
-) -> Iterator[Outcome]:
-    """Yield every rule's outcome. Rules that concern the same people are drawn together."""
-    for people, together in groupby(rules, key=lambda rule: tuple(rule.shares[metric])):
-        mine = list(together)
-        gains = {name: _gains([r.shares[name] for r in mine], tested[name], people, higher, draws, rng) for name, higher in better.items()}
-        for number, rule in enumerate(mine):
+) -> Iterator[RuleOutcome]:
+    """Yield every rule's outcome. Rules over the same personas share their bootstrap draws."""
+    for persona_ids, group in groupby(rules, key=lambda rule: tuple(rule.shares[metric])):
+        rules_of_group = list(group)
+        gains = {
+            name: _gains([r.shares[name] for r in rules_of_group], tested[name], persona_ids, higher, draws, rng)
+            for name, higher in better.items()
+        }
+        for number, rule in enumerate(rules_of_group):
             shares = rule.shares[metric]
-            mean_share = {p: np.atleast_2d(shares[p]).mean(axis=0) for p in people}
-            leave = float(np.mean([1 - mean_share[p][0] for p in people]))
-            into_own = float(np.mean([mean_share[p][cluster_by_persona[p] + 1] for p in people]))
-            yield Outcome(
+            mean_share = {p: np.atleast_2d(shares[p]).mean(axis=0) for p in persona_ids}
+            leave = float(np.mean([1 - mean_share[p][0] for p in persona_ids]))
+            into_own = float(np.mean([mean_share[p][cluster_by_persona[p] + 1] for p in persona_ids]))
+            yield RuleOutcome(
                 rule=rule.name,
                 n_examples=rule.n_examples,
-                n_personas=len(people),
+                n_personas=len(persona_ids),
                 headline=gains[metric][number],
                 nll=gains["nll"][number],
                 leave=leave,
@@ -165,21 +168,21 @@ def _outcomes(
 
 
 def _gains(
-    shares: Sequence[Shares], tested: Scores, people: Sequence[str], higher: bool, draws: int, rng: np.random.Generator
+    shares: Sequence[Shares], tested: Scores, persona_ids: Sequence[str], higher: bool, draws: int, rng: np.random.Generator
 ) -> list[Gain]:
-    """Return every rule's gain over unified on one metric, personas weighing the same."""
+    """Return every rule's gain over unified on one metric, with equal weight per persona."""
     sign = 1.0 if higher else -1.0
-    # What a rule scores on an item is linear in its shares, and so is its difference from unified.
+    # A rule's score on an item is linear in its shares, and so is its difference to unified.
     differences = np.concatenate(
-        [sign * (np.stack([(tested[p] * s[p]).sum(axis=1) for s in shares], axis=1) - tested[p][:, [0]]) for p in people]
+        [sign * (np.stack([(tested[p] * s[p]).sum(axis=1) for s in shares], axis=1) - tested[p][:, [0]]) for p in persona_ids]
     )
-    persona = np.repeat(np.arange(len(people)), [len(tested[p]) for p in people])
-    drawn = paired_bootstrap(differences, persona, draws=draws, rng=rng)
-    means = np.stack([differences[persona == number].mean(axis=0) for number in range(len(people))])
+    persona = np.repeat(np.arange(len(persona_ids)), [len(tested[p]) for p in persona_ids])
+    draws_of_means = paired_bootstrap(differences, persona, draws=draws, rng=rng)
+    means = np.stack([differences[persona == number].mean(axis=0) for number in range(len(persona_ids))])
     return [
         Gain(mean=float(means[:, rule].mean()), low=interval.low, high=interval.high)
         for rule in range(len(shares))
-        for interval in [bootstrap_interval(drawn[:, rule], means[:, rule])]
+        for interval in [bootstrap_interval(draws_of_means[:, rule], means[:, rule])]
     ]
 
 

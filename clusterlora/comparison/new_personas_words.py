@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from clusterlora.comparison.new_personas import Gain, NewPersonas, Outcome
+from clusterlora.comparison.new_personas import Gain, NewPersonas, RuleOutcome
 from clusterlora.evaluation.markdown import table
 from clusterlora.evaluation.metrics import METRICS
 
@@ -18,12 +18,12 @@ _RULES = {
 
 
 def sentence(curve: NewPersonas) -> str:
-    """Return whether choosing by examples beats unified for new people, from how many, and what there was to find."""
-    able = [outcome for outcome in curve.chosen if outcome.n_examples != 1]
+    """Return whether choosing by examples beats unified for new personas, with how many examples, and the gain of their study cluster."""
+    with_standard_error = [outcome for outcome in curve.chosen if outcome.n_examples != 1]
     groups = (
-        ("beats unified", [o for o in able if o.headline.low > 0]),
-        ("is not shown to differ from unified", [o for o in able if o.headline.low <= 0 <= o.headline.high]),
-        ("is worse than unified", [o for o in able if o.headline.high < 0]),
+        ("beats unified", [o for o in with_standard_error if o.headline.low > 0]),
+        ("is not shown to differ from unified", [o for o in with_standard_error if o.headline.low <= 0 <= o.headline.high]),
+        ("is worse than unified", [o for o in with_standard_error if o.headline.high < 0]),
     )
     clauses = [f"{verb} by {', '.join(_format_outcome(curve, o) for o in outcomes)}" for verb, outcomes in groups if outcomes]
     parts = [f"For people the adapters never saw, choosing between the clusters and unified {'; it '.join(clauses)}."] if clauses else []
@@ -41,7 +41,7 @@ def sentence(curve: NewPersonas) -> str:
 
 
 def rows(curve: NewPersonas) -> Iterator[tuple[str, ...]]:
-    """Yield the table's cells, rule by rule."""
+    """Yield the rows of the table, rule by rule."""
     metric = METRICS[curve.metric]
     nll = METRICS["nll"]
     for outcome in (*curve.chosen, *curve.nearest, curve.own, curve.oracle):
@@ -59,7 +59,7 @@ def rows(curve: NewPersonas) -> Iterator[tuple[str, ...]]:
 
 
 def basis(curve: NewPersonas) -> str:
-    """Return what was measured, and how."""
+    """Return how the curve was measured."""
     metric = METRICS[curve.metric]
     return (
         f"{curve.n_personas} people, drawn from every cluster, whom neither this unified nor these {curve.n_clusters} cluster adapters "
@@ -72,12 +72,12 @@ def basis(curve: NewPersonas) -> str:
 
 
 def markdown(curve: NewPersonas) -> str:
-    """Return a section of the summary."""
+    """Return the curve as a section of the summary."""
     return f"\n## A new persona\n\n**{sentence(curve)}**\n\n{table(HEADER, list(rows(curve)), right=NUMERIC)}\n{basis(curve)}\n"
 
 
 def off(held_out_share: float | None) -> str:
-    """Return why there is no curve."""
+    """Return the reason why there is no curve."""
     if held_out_share is None:
         return (
             "How well somebody new is given a cluster was not measured; run the study with `--set assignment.held_out_share=0.2` under "
@@ -92,5 +92,5 @@ def _format_gain(curve: NewPersonas, gain: Gain) -> str:
     return f"{mean}{' points' if metric.percent else ''} [{low}, {high}]"
 
 
-def _format_outcome(curve: NewPersonas, outcome: Outcome) -> str:
+def _format_outcome(curve: NewPersonas, outcome: RuleOutcome) -> str:
     return f"{outcome.n_examples} examples ({_format_gain(curve, outcome.headline)}, {outcome.leave:.0%} leave unified)"

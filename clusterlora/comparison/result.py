@@ -1,23 +1,23 @@
-"""The outcome of a comparison as values."""
+"""The result of a comparison as values."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 ShownOutcome = Literal["better", "worse", "equivalent", "undecided"]
-"""How a method stands to another: shown to be better or worse, or not told apart. Then it is either equivalent, the difference lying
-within the margin by two one-sided tests, or undecided: too few people and items to know."""
+"""Outcome of comparing two methods: shown to be better or worse; equivalent, the difference lying within the margin by two one-sided
+tests; or undecided, for too few personas and items."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairedDifference:
-    """A method against another on the headline metric: method minus other, persona by persona.
+    """The difference between two methods on the headline metric: method minus other, paired by persona.
 
-    `ci_low` and `ci_high` bound the mean difference, personas taken as independent; `robust_low` and `robust_high` bound it when those of
-    a cluster depend on each other (None with one cluster). `p_holm` is `p` corrected for the number of tests in its family. A
-    persona is won when the method is better by more than rounding; `win_low` and `win_high` bound the win rate. `outcome` is better or
-    worse when interval and corrected test both say so. `detectable` is the smallest gain that a study with this variance, number of
-    personas and tests shows four times in five; None when it could show none.
+    `ci_low` and `ci_high` bound the mean difference if personas are independent; `robust_low` and `robust_high` bound it if personas of a
+    cluster are dependent (None with one cluster). `p_holm` is `p` corrected for the number of tests in its family. A
+    persona is a win when the method is better by more than rounding; `win_low` and `win_high` bound the win rate. `outcome` is better or
+    worse when interval and corrected test agree. `detectable` is the smallest gain that a study with this variance, number of
+    personas and tests detects with 80 % power; None when it detects none.
     """
 
     mean: float
@@ -37,7 +37,7 @@ class PairedDifference:
 
     @property
     def loss_rate(self) -> float:
-        """Share of the personas for whom the method is worse."""
+        """Share of personas for which the method is worse."""
         return max(0.0, 1.0 - self.win_rate - self.tie_rate)
 
     @property
@@ -48,10 +48,10 @@ class PairedDifference:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoutingBrackets:
-    """Where a method that chooses among the others can end: `random` is the expected score of a blind choice, `oracle` of a perfect one.
+    """Bounds of a method that routes to the others: `random` is the expected score of a random choice, `oracle` that of a perfect one.
 
-    Both are means over personas of the headline metric; the oracle picks each persona's best on one half of the compared items and is
-    scored on the other. Controls are no choice.
+    Both are means over personas of the headline metric; the oracle picks each persona's best method on one half of the items and is
+    scored on the other half. Controls cannot be chosen.
     """
 
     method: str
@@ -61,10 +61,10 @@ class RoutingBrackets:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MethodResult:
-    """One method. `means` has every metric, averaged over personas; the rest is about the headline metric, in its units.
+    """The results of one method. `means` has every metric, averaged over personas; all else is in units of the headline metric.
 
-    `vs_reference` is None for the reference itself, and when there is none. `worst_shrunken` is the worst persona once the means are
-    shrunk for their few items. `normalised` is 0 at the floor and 1 at the ceiling; None when there is no floor below the ceiling.
+    `vs_reference` is None for the reference itself and without a reference. `worst_shrunken` is the mean of the worst persona after
+    shrinking means for their few items. `normalised` is 0 at the floor and 1 at the ceiling; None when there is no floor below the ceiling.
     """
 
     method: str
@@ -83,9 +83,9 @@ class MethodResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contrast:
-    """A method against another that is not the reference: method minus other, persona by persona.
+    """The difference between a method and another that is not the reference: method minus other, paired by persona.
 
-    The other is a control, which differs from what it controls in one thing, or the runner-up behind a champion.
+    The other is a control, which differs in one thing from the method it controls, or the runner-up to the champion.
     """
 
     method: str
@@ -99,11 +99,11 @@ class Comparison:
     """All methods on identical items, the best first.
 
     Bounds, not methods, in units of the headline: `oracle` is the mean of each persona's best method, picked on one half of its items and
-    scored on the other; `ceiling` is that of each item's best method, picked on the same items; `floor` is what somebody else's
-    reference scores, `floor_same_prompt` what it scores when they asked for the most similar thing. `routing` is None without a method
-    that chooses, or others to choose from. `contrasts` are of the champion and of `cluster` with the controls that took part, and of
-    the champion with the runner-up. `margin` is the difference that makes no difference. `gate` says how the gate ended, in a
-    sentence; None without one.
+    scored on the other; `ceiling` is the mean of each item's best method, picked on the same items; `floor` is the score of another
+    persona's reference, `floor_same_prompt` that of another persona's reference for the most similar prompt. `routing` is None without a
+    routing method or without methods to choose from. `contrasts` compare the champion and `cluster` with the controls that took part,
+    and the champion with the runner-up. Differences below `margin` count as equivalent. `gate` is a sentence on the outcome of the gate;
+    None without one.
     """
 
     headline: str
@@ -130,9 +130,9 @@ class Comparison:
     sentence: str
 
     def method(self, name: str) -> MethodResult:
-        """Return the result of the method of this name."""
+        """Return the result of a method by name."""
         return next(result for result in self.methods if result.method == name)
 
     def contrast(self, method: str, other: str) -> Contrast | None:
-        """Return the contrast of these two; None when it was not tested."""
+        """Return the contrast of two methods; None when it was not tested."""
         return next((contrast for contrast in self.contrasts if (contrast.method, contrast.other) == (method, other)), None)

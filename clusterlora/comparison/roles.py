@@ -1,23 +1,24 @@
-"""What each method is in a comparison: one that can win, the base model, or a control."""
+"""The role of each method in a comparison: one that can win, the base model, or a control."""
 
 from clusterlora.methods import METHODS
 
 BASELINE = "baseline"
-"""The bare base model: tested against the reference, but adapts to nobody, so it cannot win."""
+"""The base model without an adapter: tested against the reference, but not adapted, so it cannot win."""
 SAME_GROUPS_AT_RANDOM = {"cluster": "random_cluster"}
-"""By method that answers by groups, the control that groups by chance and is otherwise the same: what personalisation is claimed by."""
+"""By method with one adapter per group, the control with random groups that is otherwise the same; personalisation is claimed only
+if the method beats it."""
 
 
 def is_control(method: str) -> bool:
-    """Return whether the method says where the gain of another comes from; it answers nobody outside the comparison."""
+    """Return whether the method is a control, which explains the gain of another method and is never deployed."""
     return method in METHODS and METHODS[method].is_control
 
 
 def can_win(method: str) -> bool:
-    """Return whether the method could be champion: it is neither a control nor the base model."""
+    """Return whether the method can be champion: it is neither a control nor the base model."""
     return method != BASELINE and not is_control(method)
 
 
 def contrasts() -> tuple[tuple[str, str], ...]:
-    """Return (method, what its gain is held against) of every entry that says so, in the catalog's order."""
+    """Return (method, control) for every control in the catalog that names the method it controls, in catalog order."""
     return tuple((method.contrast_with, name) for name, method in METHODS.items() if method.contrast_with is not None)

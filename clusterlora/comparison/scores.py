@@ -1,4 +1,4 @@
-"""Evaluation rows as one array, after checking that every method answered the same items."""
+"""Evaluation rows as arrays, after a check that all methods answered the same items."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -16,10 +16,10 @@ ItemKey = tuple[str, str]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PairedScores:
-    """Scores of all methods on the same items, training seeds averaged; personas in the order of their ids, a persona's items together.
+    """Scores of all methods on the same items, training seeds averaged; personas sorted by id, the items of a persona adjacent.
 
-    `by_seed` has the scores of each training seed. A method that was not trained has the same under every seed, and one that lacks
-    a seed has NaN there.
+    `by_seed` has the scores of each training seed. A method without training has the same score under every seed; a missing seed is
+    NaN.
     """
 
     methods: tuple[str, ...]
@@ -50,7 +50,7 @@ class PairedScores:
         return self.means_of(values.reshape(len(values), -1)).reshape(len(self.persona_ids), len(self.methods), -1)
 
     def means_of(self, values: Float[np.ndarray, "item column"]) -> Float[np.ndarray, "persona column"]:
-        """Return each persona's mean of anything that has a row per item."""
+        """Return each persona's mean of values with a row per item."""
         return np.add.reduceat(values, np.cumsum(self.n_items) - self.n_items, axis=0) / self.n_items[:, None]
 
 
@@ -98,7 +98,7 @@ def paired_scores(rows: Sequence[EvaluationRow], metrics: Sequence[str]) -> Pair
 
 
 def _common_items(rows: Mapping[str, Mapping[ItemKey, Mapping[int, EvaluationRow]]], persona_ids: set[str]) -> list[ItemKey]:
-    """Return the items of these personas, sorted, once every method is seen to have them all."""
+    """Return the sorted items of the personas, after a check that every method has all of them."""
     items_by_method = {method: {key for key in answered if key[0] in persona_ids} for method, answered in rows.items()}
     every_item = sorted({key for items in items_by_method.values() for key in items})
     for method, items in items_by_method.items():
@@ -123,9 +123,9 @@ def _mean_scores(row_by_seed: Mapping[int, EvaluationRow], metrics: Sequence[str
 
 
 def _scores_by_seed(row_by_seed: Mapping[int, EvaluationRow], metrics: Sequence[str], seeds: Sequence[int]) -> list[list[float]]:
-    """Return, metric by metric, the score under each seed; a single training stands for all of them."""
-    alone = next(iter(row_by_seed.values())) if len(row_by_seed) == 1 else None
-    of_seeds = [row_by_seed.get(seed, alone) for seed in seeds]
+    """Return, by metric, the score under each seed; a method with a single seed has the same score under all."""
+    only_row = next(iter(row_by_seed.values())) if len(row_by_seed) == 1 else None
+    of_seeds = [row_by_seed.get(seed, only_row) for seed in seeds]
     return [[row.scores[metric] if row else np.nan for row in of_seeds] for metric in metrics]
 
 

@@ -1,4 +1,4 @@
-"""The verdict in words, generated from the numbers."""
+"""The verdict sentence of a comparison, generated from its numbers."""
 
 from collections.abc import Iterator
 
@@ -22,7 +22,7 @@ _VERBS: dict[ShownOutcome, str] = {
 
 
 def sentence(comparison: Comparison) -> str:
-    """Return the verdict: who wins by how much and how surely, and why, or that nobody does; who loses; on whom it was measured."""
+    """Return the verdict: the winner with its gain, certainty and cause, or that there is none; the losers; the gate; the sample."""
     gate = [comparison.gate] if comparison.gate else []
     return " ".join([_outcome(comparison), *_contrasted(comparison), *_others(comparison), *gate, _basis(comparison)])
 
@@ -50,7 +50,7 @@ def _outcome(comparison: Comparison) -> str:
 
 
 def _claim(comparison: Comparison) -> str:
-    """Return whether the champion's gain is due to who the people are: claimed only where its control shows it."""
+    """Return whether the champion's gain is due to personalisation, which is claimed only if the champion beats its control."""
     champion = comparison.champion
     control = SAME_GROUPS_AT_RANDOM.get(champion)
     contrast = comparison.contrast(champion, control) if control else None
@@ -64,7 +64,7 @@ def _claim(comparison: Comparison) -> str:
 
 
 def _contrasted(comparison: Comparison) -> Iterator[str]:
-    """Yield a sentence per method with contrasts, the champion's claim aside."""
+    """Yield a sentence per method with contrasts, except the one that the claim is about."""
     claim = (comparison.champion, SAME_GROUPS_AT_RANDOM.get(comparison.champion)) if comparison.reference else None
     for method in dict.fromkeys((comparison.champion, *(contrast.method for contrast in comparison.contrasts))):
         clauses = [c for c in comparison.contrasts if c.method == method and (c.method, c.other) != claim]
@@ -81,17 +81,17 @@ def _contrast(comparison: Comparison, contrast: Contrast) -> str:
 
 
 def _others(comparison: Comparison) -> Iterator[str]:
-    """Yield who else is shown to differ from the reference, and which way."""
+    """Yield the other methods that are shown to be better or worse than the reference."""
     metric = METRICS[comparison.headline]
     for outcome in ("better", "worse"):
-        these = [
+        methods = [
             f"{result.method}{'' if outcome == 'worse' or can_win(result.method) else ', which cannot be champion'} "
             f"({metric.format(result.vs_reference.mean, signed=True)})"
             for result in comparison.methods
             if result.method != comparison.champion and result.vs_reference and result.vs_reference.outcome == outcome
         ]
-        if these:
-            yield f"{OUTCOMES[outcome].capitalize()} than {comparison.reference}: {'; '.join(these)}."
+        if methods:
+            yield f"{OUTCOMES[outcome].capitalize()} than {comparison.reference}: {'; '.join(methods)}."
 
 
 def _value(comparison: Comparison, result: MethodResult) -> str:
@@ -108,13 +108,13 @@ def format_difference(comparison: Comparison, difference: PairedDifference) -> s
 
 
 def shares(difference: PairedDifference) -> str:
-    """Return the shares of personas who win, tie and lose, in words."""
+    """Return the shares of wins, ties and losses over personas as a phrase."""
     win, tie, loss = difference.win_rate, difference.tie_rate, difference.loss_rate
     return f"better for {win:.0%}, equal for {tie:.0%} and worse for {loss:.0%} of the personas"
 
 
 def explain(comparison: Comparison, difference: PairedDifference) -> str:
-    """Return what an outcome means, in words: shown which way, equivalent within what, or what the study could have shown."""
+    """Return an outcome as a phrase: its direction, the margin of equivalence, or the difference the study could have detected."""
     metric = METRICS[comparison.headline]
     if difference.outcome == "equivalent":
         return f"equivalent within {metric.format(comparison.margin)}{_points(comparison)}"
@@ -129,7 +129,7 @@ def explain(comparison: Comparison, difference: PairedDifference) -> str:
 
 
 def _robust(comparison: Comparison, difference: PairedDifference) -> str:
-    """Return what the people of a cluster having something in common changes; nothing where it changes nothing."""
+    """Return the cluster-robust interval if it includes 0, and the gains by cluster if their signs differ; else an empty string."""
     metric = METRICS[comparison.headline]
     words = ""
     if difference.robust_low is not None and difference.robust_high is not None and difference.robust_low <= 0 <= difference.robust_high:

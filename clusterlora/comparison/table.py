@@ -1,6 +1,6 @@
-"""The comparison as tables: summary, per_persona, per_cluster and the raw rows as files, and the console's.
+"""A comparison as tables: the files summary, per_persona, per_cluster and rows, and the console table.
 
-csv and json hold numbers as measured (similarity and shares in 0..1); Markdown and console show percent.
+CSV and JSON hold raw values (similarities and shares in 0..1); Markdown and console show percent.
 """
 
 import csv
@@ -26,7 +26,7 @@ from clusterlora.values import EvaluationRow
 def write_tables(comparison: Comparison, rows: Sequence[EvaluationRow], folder: Path, *, more: str = "") -> None:
     """Write summary.csv, .json and .md, per_persona.csv, per_cluster.csv and rows.csv (every answer) into the folder, each atomically.
 
-    `more` is Markdown that follows in summary.md.
+    `more` is Markdown to append to summary.md.
     """
     write_durably(folder / "summary.csv", _csv(summary_records(comparison)).encode())
     write_durably(
@@ -39,7 +39,7 @@ def write_tables(comparison: Comparison, rows: Sequence[EvaluationRow], folder: 
 
 
 def summary_records(comparison: Comparison) -> list[dict[str, Any]]:
-    """Return one flat record per method, the best first; None where there is nothing to compare with."""
+    """Return one flat record per method, best first; differences are None without a reference."""
     return [_record(comparison, result) for result in comparison.methods]
 
 
@@ -83,7 +83,7 @@ def markdown(comparison: Comparison) -> str:
 
 
 def legend(comparison: Comparison) -> str:
-    """Return what the columns of the table of methods mean."""
+    """Return the legend of the table of methods."""
     return (
         f"★ is the champion. Intervals are 95%: two-level paired bootstrap, {comparison.draws} draws"
         f"{', the variance of training seeds included' if comparison.n_seeds > 1 else ''}, and Wilson's, in brackets, for the share of "
@@ -102,7 +102,7 @@ CLUSTERS_NOTE = (
 
 
 def contrast_rows(comparison: Comparison) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Return header and cells of the contrasts with controls and runner-up."""
+    """Return header and rows of the contrasts with controls and the runner-up."""
     rows = [
         (contrast.method, contrast.other, "control" if contrast.is_control else "runner-up", *_against(comparison, contrast.difference))
         for contrast in comparison.contrasts
@@ -111,7 +111,7 @@ def contrast_rows(comparison: Comparison) -> tuple[tuple[str, ...], list[tuple[s
 
 
 def cluster_rows(comparison: Comparison) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Return header and cells of each method's gain in every cluster, with an interval robust to clusters; no rows with one cluster."""
+    """Return header and rows of each method's gain by cluster, with the cluster-robust interval; no rows with one cluster."""
     metric = METRICS[comparison.headline]
     rows = [
         (
@@ -129,7 +129,7 @@ def cluster_rows(comparison: Comparison) -> tuple[tuple[str, ...], list[tuple[st
 
 
 def _section(words: str, header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[bool]) -> str:
-    """Return a table under a sentence; nothing without rows."""
+    """Return a table below a sentence; an empty string without rows."""
     return f"{words}\n\n{table(header, rows, right=right or (False, *(True for _ in header[1:])))}\n" if rows else ""
 
 
@@ -139,7 +139,7 @@ def _interval(comparison: Comparison, low: float, high: float) -> str:
 
 
 def reference_points(comparison: Comparison) -> list[tuple[str, str, float]]:
-    """Return (name, what it scores, value) of the points that give the headline a scale, those that are known."""
+    """Return (name, meaning, value) of the reference points on the headline's scale that the comparison has."""
     points: list[tuple[str, str, float | None]] = [
         ("floor", "somebody else's reference", comparison.floor),
         ("same-prompt floor", "another persona's reference for the most similar prompt", comparison.floor_same_prompt),
@@ -159,18 +159,18 @@ def reference_points(comparison: Comparison) -> list[tuple[str, str, float]]:
 
 
 def console(comparison: Comparison) -> Table:
-    """Return the summary for a terminal, the champion starred and bold, the scale and the verdict below."""
+    """Return the summary for a terminal: champion starred and bold, reference points and verdict in the caption."""
     metric = METRICS[comparison.headline]
     scale = " · ".join(f"{name} {metric.format(value)}" for name, _, value in reference_points(comparison))
     caption = Text(f"{scale}\n{comparison.sentence}")
-    drawn = Table(box=box.SIMPLE_HEAD, caption=caption, caption_justify="left", collapse_padding=True, pad_edge=False)
+    summary = Table(box=box.SIMPLE_HEAD, caption=caption, caption_justify="left", collapse_padding=True, pad_edge=False)
     for position, name in enumerate(_columns(comparison)):
-        drawn.add_column(name.replace("_", " "), justify="right" if position else "left", no_wrap=not position)
+        summary.add_column(name.replace("_", " "), justify="right" if position else "left", no_wrap=not position)
     for result in comparison.methods:
         style = "bold" if result.method == comparison.champion else ""
-        # Text, not str: method names and numbers are data, never read as markup.
-        drawn.add_row(*(Text(text) for text in _cells(comparison, result)), style=style)
-    return drawn
+        # Text, not str, so that method names are not interpreted as markup.
+        summary.add_row(*(Text(text) for text in _cells(comparison, result)), style=style)
+    return summary
 
 
 def _versus(comparison: Comparison) -> str:
@@ -271,7 +271,7 @@ _AGAINST = ("ci_low", "ci_high", "p_holm", "outcome", "win / tie / loss")
 
 
 def _against(comparison: Comparison, difference: PairedDifference) -> tuple[str, ...]:
-    """Return the cells of a difference: its mean, then those of `_AGAINST`."""
+    """Return the cells of a difference: its mean, then the columns of `_AGAINST`."""
     metric = METRICS[comparison.headline]
     return (
         metric.format(difference.mean, signed=True),
@@ -285,7 +285,7 @@ def _against(comparison: Comparison, difference: PairedDifference) -> tuple[str,
 
 
 def outcome(comparison: Comparison, difference: PairedDifference) -> str:
-    """Return a difference's outcome in a word or two; what is undecided comes with what could have been shown."""
+    """Return a short outcome; an undecided one names the smallest difference that the study could have detected."""
     metric = METRICS[comparison.headline]
     if difference.outcome != "undecided":
         return difference.outcome
