@@ -37,11 +37,11 @@ hypothesis_settings.load_profile("any-machine")
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Leave out files without a test of the tiers that `-m` names: what they import takes seconds in every worker."""
-    asked = str(config.option.markexpr).split(" or ")
-    if not set(asked) <= set(TIERS) or collection_path.suffix != ".py" or not collection_path.is_relative_to(TESTS):
+    tiers = str(config.option.markexpr).split(" or ")
+    if not set(tiers) <= set(TIERS) or collection_path.suffix != ".py" or not collection_path.is_relative_to(TESTS):
         return None
     text = collection_path.read_text(encoding="utf-8")
-    return None if _folder(collection_path) in asked or any(f"mark.{tier}" in text for tier in asked) else True
+    return None if _folder(collection_path) in tiers or any(f"mark.{tier}" in text for tier in tiers) else True
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -30,7 +30,7 @@ class Site:
     database: str
 
     def environment(self, service: str) -> dict[str, str]:
-        own = {name: self.here(value) for name, value in SERVICES[service].get("environment", {}).items()}
+        own = {name: self.without_containers(value) for name, value in SERVICES[service].get("environment", {}).items()}
         path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
         home = str(self.folder / service)
         basics = {"PATH": path, "HOME": home, "PREFECT_HOME": f"{home}/prefect", "CLUSTERLORA_HOME": f"{home}/studies"}
@@ -38,7 +38,7 @@ class Site:
         quiet = dict(re.findall(r"(\w+)=(false|true)\b", (DOCKER / "server.Dockerfile").read_text()))
         return shared | basics | quiet | own
 
-    def here(self, text: str) -> str:
+    def without_containers(self, text: str) -> str:
         """Return a value of compose.yaml as it is without containers."""
         text = text.replace("/run/secrets", str(self.folder / "secrets")).replace("/var/lib/clusterlora", str(self.folder / "data"))
         text = text.replace("/etc/clusterlora", str(self.folder))
@@ -52,7 +52,7 @@ class Site:
 
     def start(self, service: str, **more: str) -> "subprocess.Popen[bytes]":
         (self.folder / service).mkdir(exist_ok=True)
-        command = [str(DOCKER / "entrypoint.sh"), *map(self.here, SERVICES[service]["command"])]
+        command = [str(DOCKER / "entrypoint.sh"), *map(self.without_containers, SERVICES[service]["command"])]
         env = self.environment(service) | more
         return start_process(command, log=self.log(service), cwd=CHECKOUT, environment=env, inherits=False)
 

@@ -62,11 +62,11 @@ def test_a_heading_sorts_the_methods_by_the_keyboard(opened: Tab) -> None:
     first = "document.querySelector('.sortable tbody tr td').textContent"
     assert opened.value(first) == "cluster ★"
     opened.value("document.querySelectorAll('.sortable th button')[1].focus()")
-    for wanted, order in (("cluster ★", "descending"), ("baseline", "ascending")):
+    for first_method, order in (("cluster ★", "descending"), ("baseline", "ascending")):
         for kind in ("keyDown", "keyUp"):
             opened.call("Input.dispatchKeyEvent", type=kind, key="Enter", code="Enter", windowsVirtualKeyCode=13, text="\r")
         assert opened.value("document.activeElement.parentElement.getAttribute('aria-sort')") == order
-        assert opened.value(first) == wanted
+        assert opened.value(first) == first_method
 
 
 def test_another_method_is_drawn_against_the_reference_when_it_is_chosen(opened: Tab) -> None:

@@ -47,26 +47,26 @@ def test_the_form_offers_choices_and_refuses_what_is_out_of_range(pages: Prefect
         assert not runs_of(Study(), name="study · ")
 
 
-def launched_by_hand(pages: PrefectPages, finished: Study, asked: Study) -> UUID:
+def launched_by_hand(pages: PrefectPages, finished: Study, study: Study) -> UUID:
     """Return the run that starts when the form of an earlier study's run is changed to these settings."""
 
     def submitted() -> bool | None:
         pages.copy_to_new_run(runs_of(finished, name="study · ")[0].id)
-        pages.fill(["config", "Name"], asked.name)
+        pages.fill(["config", "Name"], study.name)
         pages.add(["config", "Methods"], "merge")
         pages.fill(["config", "Gate", "Mean Similarity"], "1")
         pages.choose(["config", "Gate", "On Failure"], "ask")
         return pages.submit(expect="scheduled") or None
 
     wait_for(submitted)
-    return wait_for(lambda: next((run.id for run in runs_of(asked, name="study · ")), None))
+    return wait_for(lambda: next((run.id for run in runs_of(study, name="study · ")), None))
 
 
 def test_a_refused_gate_is_tried_again_and_passed_over_by_who_copies_a_run(finished: Study, site: dict[str, str], pages: PrefectPages):
     """Another try is asked for first: it fails, too, and is asked about again."""
     strict = replace(finished.gate, mean_similarity=1.0, on_failure="ask")
-    asked = replace(finished, name=f"{finished.name}-asked", methods=(*finished.methods, "merge"), gate=strict)
-    run_id = launched_by_hand(pages, finished, asked)
+    strict_study = replace(finished, name=f"{finished.name}-asked", methods=(*finished.methods, "merge"), gate=strict)
+    run_id = launched_by_hand(pages, finished, strict_study)
     stores = stores_here(site)
     with get_client(sync_client=True) as client:
 
@@ -74,13 +74,13 @@ def test_a_refused_gate_is_tried_again_and_passed_over_by_who_copies_a_run(finis
             return state_of(client.read_flow_run(run_id))
 
         def waits(n_verdicts: int) -> None:
-            wait_for(lambda: True if len(stores.studies.verdicts(asked.name)) == n_verdicts and state().is_paused() else None)
+            wait_for(lambda: True if len(stores.studies.verdicts(strict_study.name)) == n_verdicts and state().is_paused() else None)
 
         wait_for(lambda: True if state().is_paused() or state().is_final() else None)
         assert state().is_paused(), state().message
-        assert client.read_flow_run(run_id).parameters == {"config": json.loads(json.dumps(as_mapping(asked)))}
+        assert client.read_flow_run(run_id).parameters == {"config": json.loads(json.dumps(as_mapping(strict_study)))}
         # What the first study trained is there already, and not more than the gate needs was asked for.
-        assert not [a for a in stores.studies.adapters(asked.name) if a.name.startswith(("cluster-01", "persona", "merged"))]
+        assert not [a for a in stores.studies.adapters(strict_study.name) if a.name.startswith(("cluster-01", "persona", "merged"))]
         waits(1)
         pages.answer(run_id, "retry", {}, expect="Validation failed")
         assert state().is_paused(), "a retry that changes nothing is not worth a run"
@@ -90,8 +90,8 @@ def test_a_refused_gate_is_tried_again_and_passed_over_by_who_copies_a_run(finis
         wait_for(lambda: True if state().is_final() else None)
         assert state().is_completed(), state().message
         assert state().name == "Completed"
-    assert not runs_of(asked, name="evaluate · baseline")
-    assert [a.name for a in stores.studies.adapters(asked.name) if a.name.startswith("merged")] == ["merged-00", "merged-01"]
-    assert stores.studies.status(asked.name) == "finished"
-    assert [(one.choice, one.by) for one in read_state(asked.name, stores).decisions] == [("retry", "ann"), ("continue", "bob")]
-    assert [verdict.rung for verdict in stores.studies.verdicts(asked.name)] == ["own", "asked-1"]
+    assert not runs_of(strict_study, name="evaluate · baseline")
+    assert [a.name for a in stores.studies.adapters(strict_study.name) if a.name.startswith("merged")] == ["merged-00", "merged-01"]
+    assert stores.studies.status(strict_study.name) == "finished"
+    assert [(one.choice, one.by) for one in read_state(strict_study.name, stores).decisions] == [("retry", "ann"), ("continue", "bob")]
+    assert [verdict.rung for verdict in stores.studies.verdicts(strict_study.name)] == ["own", "asked-1"]

@@ -43,31 +43,31 @@ PATIENCE_SECONDS = 600
 
 def wait_for(what: Callable[[], Any], why: Callable[[], str]) -> Any:
     deadline = time.monotonic() + PATIENCE_SECONDS
-    while not (found := what()):
+    while not (value := what()):
         assert time.monotonic() < deadline, why()
         time.sleep(0.1)
-    return found
+    return value
 
 
 @dataclass
 class Shell:
-    """A command of its own, and what it has printed so far."""
+    """A running command and its output so far."""
 
     process: "subprocess.Popen[bytes]"
     log: Path
 
-    def said(self) -> str:
+    def output(self) -> str:
         return self.log.read_text(encoding="utf-8")
 
-    def says(self, words: str) -> None:
+    def wait_for_output(self, words: str) -> None:
         def it_does() -> bool:
-            assert self.process.poll() is None or words in self.said(), self.said()[-3000:]
-            return words in self.said()
+            assert self.process.poll() is None or words in self.output(), self.output()[-3000:]
+            return words in self.output()
 
-        wait_for(it_does, lambda: f"{words!r} is not said:\n{self.said()[-3000:]}")
+        wait_for(it_does, lambda: f"{words!r} was not printed:\n{self.output()[-3000:]}")
 
     def ends(self, code: int = 0) -> None:
-        assert self.process.wait(PATIENCE_SECONDS) == code, self.said()[-3000:]
+        assert self.process.wait(PATIENCE_SECONDS) == code, self.output()[-3000:]
 
     def interrupt(self) -> None:
         self.process.send_signal(signal.SIGINT)
@@ -106,13 +106,13 @@ class Home:
                 argv, env=self.environment(), stdout=output, stderr=output, start_new_session=True, preexec_fn=_hear_ctrl_c
             )
         self.shells.append(Shell(process, log))
-        self.shells[-1].says(f"study {name}: http")
+        self.shells[-1].wait_for_output(f"study {name}: http")
         return self.shells[-1]
 
     def running(self) -> LocalServices:
-        found = local_services.status(self.stack)
-        assert found is not None, "\n".join(shell.said()[-1500:] for shell in self.shells)
-        return found
+        services = local_services.status(self.stack)
+        assert services is not None, "\n".join(shell.output()[-1500:] for shell in self.shells)
+        return services
 
     def request(self, path: str, body: Any = None) -> Any:
         return prefect_rest.request(path, body, environment={"PREFECT_API_URL": f"{self.running().addresses.prefect}/api", **self.logins()})
@@ -138,11 +138,11 @@ class Story:
 
     home: Home
     two: tuple[str, str]
-    """What the first two shells said."""
+    """Output of the first two shells."""
     left_by_two: list[str]
     """What ran when they had ended."""
     lost: str
-    """What was said by the shell that lost a server and was interrupted, and by the one that came after it."""
+    """Output of the shell that lost a server and was interrupted, and of the one after it."""
     again: str
     up: dict[str, Any]
 
@@ -165,8 +165,8 @@ def _tell(folder: Path) -> Service:
         up = home.does("up", "--workers", "1")
         lost = home.study("three")
         processes.stop([home.running().running["prefect-server"]], patience_seconds=0)
-        lost.says("prefect-server died; restarting")
-        wait_for(lambda: not local_services.dead_processes(home.stack), lost.said)
+        lost.wait_for_output("prefect-server died; restarting")
+        wait_for(lambda: not local_services.dead_processes(home.stack), lost.output)
         lost.interrupt()
         lost.ends(130)
         again = home.study("three")
@@ -177,10 +177,10 @@ def _tell(folder: Path) -> Service:
         local_services.down(home.stack)
         raise
     facts = {
-        "two": [shell.said() for shell in two],
+        "two": [shell.output() for shell in two],
         "left_by_two": [*left.running] if left else [],
-        "lost": lost.said(),
-        "again": again.said(),
+        "lost": lost.output(),
+        "again": again.output(),
         "up": up,
     }
     (folder / "story.json").write_text(json.dumps({**facts, "printed": home.printed}))
@@ -192,13 +192,13 @@ def _tell(folder: Path) -> Service:
 def story() -> Story:
     """Return the story, which is told once per session; the stack is up until the session ends."""
     folder = Path(shared_service("local-stack", _tell)["folder"])
-    told = json.loads((folder / "story.json").read_text())
-    return Story(Home(folder, printed=told.pop("printed")), **told)
+    record = json.loads((folder / "story.json").read_text())
+    return Story(Home(folder, printed=record.pop("printed")), **record)
 
 
 def test_of_two_studies_in_two_shells_the_first_to_finish_stops_nothing_and_the_last_stops_the_servers(story: Story) -> None:
-    assert sorted("the servers stay up for study" in said for said in story.two) == [False, True]
-    assert sorted("stopping servers and workers" in said for said in story.two) == [False, True]
+    assert sorted("the servers stay up for study" in output for output in story.two) == [False, True]
+    assert sorted("stopping servers and workers" in output for output in story.two) == [False, True]
     assert story.left_by_two == []
     for name in ("one", "two"):
         study = story.home.does("study", "status", name)
@@ -214,9 +214,9 @@ def test_a_lost_server_comes_back_and_what_somebody_brought_up_stays_up_through_
 
 
 def test_nobody_is_let_in_without_the_password(story: Story) -> None:
-    known, addresses = story.home.passwords(), story.at_the_end.addresses
-    doors = [(f"{addresses.prefect}/api/{path}", known["prefect"], b"{}") for path in PREFECT_ENDPOINTS]
-    doors += [(f"{addresses.mlflow}/{path}", known["mlflow"], None) for path in MLFLOW_ENDPOINTS]
+    passwords, addresses = story.home.passwords(), story.at_the_end.addresses
+    doors = [(f"{addresses.prefect}/api/{path}", passwords["prefect"], b"{}") for path in PREFECT_ENDPOINTS]
+    doors += [(f"{addresses.mlflow}/{path}", passwords["mlflow"], None) for path in MLFLOW_ENDPOINTS]
     for url, password, body in doors:
         for who in ((None, ""), ("clusterlora", "wrong"), ("nobody", password)):
             assert status_of(url, *who, body=body) == 401, (url, who)

@@ -28,11 +28,11 @@ def one_exchange(**changes: object) -> dict[str, object]:
 
 
 def test_people_of_the_planted_clusters_are_given_their_cluster_or_stay_with_unified(planted: Planted) -> None:
-    found = {a.persona_id: a for a in assign("planted", data_at(str(planted.new)), planted.stores, LOG)}
-    assert found.keys() == planted.cluster_by_newcomer.keys()
-    nearest_is_planted = [found[p].choice.nearest == cluster for p, cluster in planted.cluster_by_newcomer.items()]
+    assignments = {a.persona_id: a for a in assign("planted", data_at(str(planted.new)), planted.stores, LOG)}
+    assert assignments.keys() == planted.cluster_by_newcomer.keys()
+    nearest_is_planted = [assignments[p].choice.nearest == cluster for p, cluster in planted.cluster_by_newcomer.items()]
     assert sum(nearest_is_planted) >= 5
-    leaving = {p: a for p, a in found.items() if a.choice.cluster is not None}
+    leaving = {p: a for p, a in assignments.items() if a.choice.cluster is not None}
     assert len(leaving) >= 3
     for persona_id, assignment in leaving.items():
         assert assignment.choice.cluster == planted.cluster_by_newcomer[persona_id]
@@ -74,12 +74,12 @@ def test_nothing_of_the_new_personas_is_stored(planted: Planted) -> None:
 
 def test_people_of_a_folder_are_named_by_their_line_and_are_nobody_the_study_knows(planted: Planted, tmp_path: Path) -> None:
     write(generate(SyntheticSettings(cluster_sizes=(1, 1), dialogues=3, seed=8)), tmp_path)
-    found = assign("planted", data_at(str(tmp_path)), planted.stores, LOG)
-    assert [a.persona_id for a in found] == ["new_000", "new_001"]
+    assignments = assign("planted", data_at(str(tmp_path)), planted.stores, LOG)
+    assert [a.persona_id for a in assignments] == ["new_000", "new_001"]
 
 
 @pytest.mark.parametrize(
-    ("study", "content", "told"),
+    ("study", "content", "message"),
     [
         ("planted", '{"persona_id": "ana", "prompt": "Light!"}', "new.jsonl:1"),
         ("planted", "not json", "new.jsonl:1"),
@@ -90,20 +90,20 @@ def test_people_of_a_folder_are_named_by_their_line_and_are_nobody_the_study_kno
     ],
 )
 def test_what_cannot_be_assigned_is_refused_in_one_line(
-    planted: Planted, tmp_path: Path, study: str, content: str | None, told: str
+    planted: Planted, tmp_path: Path, study: str, content: str | None, message: str
 ) -> None:
     file = tmp_path / "new.jsonl"
     if content is not None:
         file.write_text(content, encoding="utf-8")
     with pytest.raises(ClusterLoraError) as refusal:
         assign(study, data_at(str(file)), planted.stores, LOG)
-    assert told in str(refusal.value)
+    assert message in str(refusal.value)
     assert "\n" not in str(refusal.value)
 
 
 def test_somebody_the_study_knows_is_refused(planted: Planted) -> None:
-    known = planted.stores.studies.dataset("planted").ids[0]
-    with given([one_exchange(persona_id=known)], None) as data, pytest.raises(BadData, match=f"persona '{known}' is in study planted"):
+    persona_id = planted.stores.studies.dataset("planted").ids[0]
+    with given([one_exchange(persona_id=persona_id)], None) as data, pytest.raises(BadData, match=f"persona '{persona_id}' is in study"):
         assign("planted", data, planted.stores, LOG)
 
 

@@ -61,8 +61,8 @@ class Visitor:
             sent.append(message)
 
         door = AuthMiddleware(app, server, self.home, Addresses(4200, 5000, self.host))
-        said = {"host": OWN, **(headers or {})}
-        raw = [(name.encode(), value.encode()) for name, value in said.items()]
+        sent_headers = {"host": OWN, **(headers or {})}
+        raw = [(name.encode(), value.encode()) for name, value in sent_headers.items()]
         scope = {"type": kind, "method": method, "path": path, "headers": raw, "query_string": b""}
         asyncio.run(door(scope, receive, send))
         status = next((m["status"] for m in sent if "status" in m), 200 if seen else 403)
@@ -89,8 +89,8 @@ def login(password: str, user: str = "clusterlora") -> dict[str, str]:
 def test_a_page_of_another_origin_is_refused_even_with_the_password(
     visitor: Visitor, server: str, kind: str, method: str, origin: str
 ) -> None:
-    known = passwords.load_or_create(visitor.home)
-    answer = visitor.asks(headers={"origin": origin, **login(getattr(known, server))}, server=server, method=method, kind=kind)
+    stored = passwords.load_or_create(visitor.home)
+    answer = visitor.asks(headers={"origin": origin, **login(getattr(stored, server))}, server=server, method=method, kind=kind)
     assert (answer.status, answer.inside) == (403, False)
     assert not any(name.startswith("access-control") for name in answer.headers)
 
@@ -112,9 +112,9 @@ def test_a_page_of_another_origin_is_refused_even_with_the_password(
     ],
 )
 def test_who_calls_the_server_by_a_foreign_name_is_refused(visitor: Visitor, server: str, host: str) -> None:
-    known = passwords.load_or_create(visitor.home)
+    stored = passwords.load_or_create(visitor.home)
     for headers in ({"host": host}, {"host": host, "origin": f"http://{host}"}):
-        answer = visitor.asks("/health", headers={**headers, **login(getattr(known, server))}, server=server)
+        answer = visitor.asks("/health", headers={**headers, **login(getattr(stored, server))}, server=server)
         assert (answer.status, answer.inside) == (403, False)
 
 
@@ -150,7 +150,7 @@ def test_the_servers_own_pages_are_let_in_by_every_name_it_has_and_through_a_tun
 
 
 @pytest.mark.parametrize(
-    ("listens", "asked", "inside"),
+    ("listens", "host", "inside"),
     [
         ("10.0.0.7", "10.0.0.7:4200", True),
         ("10.0.0.7", "10.0.0.8:4200", False),
@@ -159,8 +159,8 @@ def test_the_servers_own_pages_are_let_in_by_every_name_it_has_and_through_a_tun
         ("::", "[fd00::7]:4200", True),
     ],
 )
-def test_a_server_that_others_reach_has_its_addresses_and_no_names(visitor: Visitor, listens: str, asked: str, inside: bool) -> None:
-    assert Visitor(visitor.home, listens).asks(headers={"host": asked}).inside is inside
+def test_a_server_that_others_reach_has_its_addresses_and_no_names(visitor: Visitor, listens: str, host: str, inside: bool) -> None:
+    assert Visitor(visitor.home, listens).asks(headers={"host": host}).inside is inside
 
 
 @pytest.mark.parametrize(
@@ -175,26 +175,26 @@ def test_mlflow_lets_in_nobody_without_the_password(visitor: Visitor, headers: d
 
 
 def test_mlflow_lets_in_who_knows_the_password_and_tells_everybody_whether_it_is_well(visitor: Visitor) -> None:
-    known = passwords.load_or_create(visitor.home)
-    assert visitor.asks(headers=login(known.mlflow), server="mlflow").inside
-    assert not visitor.asks(headers=login(known.prefect), server="mlflow").inside
-    assert not visitor.asks(headers=login(known.mlflow, "nobody"), server="mlflow").inside
+    stored = passwords.load_or_create(visitor.home)
+    assert visitor.asks(headers=login(stored.mlflow), server="mlflow").inside
+    assert not visitor.asks(headers=login(stored.prefect), server="mlflow").inside
+    assert not visitor.asks(headers=login(stored.mlflow, "nobody"), server="mlflow").inside
     assert visitor.asks("/health", server="mlflow").inside
     assert not visitor.asks("/health/../api", server="mlflow").inside
 
 
 def test_a_login_link_gives_each_servers_password_once(visitor: Visitor) -> None:
-    known, token = passwords.load_or_create(visitor.home), passwords.create_login_token(visitor.home)
+    stored, token = passwords.load_or_create(visitor.home), passwords.create_login_token(visitor.home)
     for server in ("prefect", "mlflow"):
         page = visitor.asks("/enter", server=server)
         assert "Logging in" in page.body
         assert token not in page.body
         first = visitor.asks("/enter", server=server, method="POST", body=token)
-        assert getattr(known, server) in first.body
+        assert getattr(stored, server) in first.body
         assert first.headers["cache-control"] == "no-store"
         again = visitor.asks("/enter", server=server, method="POST", body=token)
         assert again.status == 403
-        assert getattr(known, server) not in again.body
+        assert getattr(stored, server) not in again.body
 
 
 @pytest.mark.parametrize("token", ["", "x", "../passwords.json", "\0", "é" * 1000])

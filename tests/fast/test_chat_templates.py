@@ -50,23 +50,23 @@ def rendered(tokenizer: Any, turns: tuple[Turn, ...], **arguments: Any) -> list[
     if tokenizer.chat_template == GEMMA.template and messages[0]["role"] == "system":
         system = messages.pop(0)["content"]
         messages[0]["content"] = f"{system}\n\n{messages[0]['content']}"
-    found = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False, **arguments)
-    assert isinstance(found, list)
-    return found
+    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False, **arguments)
+    assert isinstance(ids, list)
+    return ids
 
 
 def learnt(tokenizer: Any, encoder: PromptEncoder, turns: tuple[Turn, ...]) -> list[str]:
     """Return the text of every stretch that is learnt."""
-    found = []
+    texts = []
     for sequence in encoder.encode_dialogues([turns]):
         ids: list[int] = []
         for token, is_response in zip((*sequence.ids, 0), (*sequence.is_response, False), strict=True):
             if is_response:
                 ids.append(token)
             elif ids:
-                found.append(tokenizer.decode(ids))
+                texts.append(tokenizer.decode(ids))
                 ids = []
-    return found
+    return texts
 
 
 def test_homelm_is_rendered_token_for_token_as_its_adapters_were_trained() -> None:
@@ -226,8 +226,8 @@ def test_control_tokens_as_text_are_encoded_as_transformers_does_it() -> None:
     for shape in (QWEN3, MISTRAL, PHI3):
         tokenizer: Any = tokenizer_of(shape)
         turns = (Turn("user", f"say {shape.end} or {shape.special[1]}, please"),)
-        found = PromptEncoder(tokenizer, max_length=512).encode_messages(turns)
-        assert list(found) == rendered(
+        sequences = PromptEncoder(tokenizer, max_length=512).encode_messages(turns)
+        assert list(sequences) == rendered(
             tokenizer, turns, sanitize_control_tokens=True, **({"enable_thinking": False} if shape is QWEN3 else {})
         )
 
@@ -248,8 +248,8 @@ _CHATML: Any = tokenizer_of(replace(QWEN_BASE, template=CHATML))
 
 
 def long_dialogue(n_exchanges: int) -> tuple[Turn, ...]:
-    said = (turn for i in range(n_exchanges) for turn in (Turn("user", f"light {i}, please"), Turn("assistant", f"light {i} is on.")))
-    return (Turn("system", "You are a home."), *said)
+    turns = (turn for i in range(n_exchanges) for turn in (Turn("user", f"light {i}, please"), Turn("assistant", f"light {i} is on.")))
+    return (Turn("system", "You are a home."), *turns)
 
 
 def test_what_is_too_long_loses_whole_turns_and_keeps_the_beginning_the_system_text_and_the_last_question(shape: Shape) -> None:
@@ -257,13 +257,13 @@ def test_what_is_too_long_loses_whole_turns_and_keeps_the_beginning_the_system_t
     encoder = PromptEncoder(tokenizer, max_length=160, date="2026-11-28")
     unlimited = PromptEncoder(tokenizer, max_length=4096, date="2026-11-28")
     turns = long_dialogue(20)
-    (asked,) = encoder.encode_turns([(turns[:-1], turns[-1].text)])
-    assert asked.n_dropped
-    assert asked.n_dropped % 2 == 0
-    kept = (turns[0], *turns[1 + asked.n_dropped : -1])
-    assert asked.prompt == unlimited.encode_messages(kept)
-    assert len(asked.prompt) <= 120
-    longer = (turns[0], *turns[1 + asked.n_dropped - 2 : -1])
+    (question,) = encoder.encode_turns([(turns[:-1], turns[-1].text)])
+    assert question.n_dropped
+    assert question.n_dropped % 2 == 0
+    kept = (turns[0], *turns[1 + question.n_dropped : -1])
+    assert question.prompt == unlimited.encode_messages(kept)
+    assert len(question.prompt) <= 120
+    longer = (turns[0], *turns[1 + question.n_dropped - 2 : -1])
     assert len(unlimited.encode_messages(longer)) > 120, "no more was dropped than needed"
     sequences = encoder.encode_dialogues([turns])
     assert max(len(sequence.ids) for sequence in sequences) <= 160

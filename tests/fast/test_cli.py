@@ -24,7 +24,7 @@ def commands(group: click.Group = cli, path: tuple[str, ...] = ()) -> Iterator[t
             yield from commands(command, (*path, name))
 
 
-def asked(*words: str) -> Study:
+def study_of(*words: str) -> Study:
     """Return the study that `clusterlora study run` would run with these options."""
     run = next(command for path, command in commands() if path == ("study", "run"))
     return study_from(run.make_context("run", list(words)).params)
@@ -92,13 +92,13 @@ def test_an_unforeseen_error_is_one_line_and_a_traceback_only_with_debug(
 
 
 def test_without_options_the_demo_is_meant() -> None:
-    assert asked() == resolve("demo")
+    assert study_of() == resolve("demo")
 
 
 def test_own_data_gives_the_study_its_name_and_no_preset(tmp_path: Path) -> None:
     file = tmp_path / "My People (2).jsonl"
     file.touch()
-    study = asked("--data", str(file))
+    study = study_of("--data", str(file))
     assert study.name == "my-people-2"
     assert (study.data.source, study.data.path) == ("table", str(file))
     assert study.clustering.sizes is None
@@ -106,20 +106,20 @@ def test_own_data_gives_the_study_its_name_and_no_preset(tmp_path: Path) -> None
 
 
 def test_a_folder_is_read_as_edgewise_unless_told_otherwise(tmp_path: Path) -> None:
-    assert asked("--data", str(tmp_path)).data.source == "edgewise"
-    assert asked("--data", str(tmp_path), "--source", "table").data.source == "table"
+    assert study_of("--data", str(tmp_path)).data.source == "edgewise"
+    assert study_of("--data", str(tmp_path), "--source", "table").data.source == "table"
 
 
 @pytest.mark.parametrize(("dialogues", "split"), [(50, (30, 10, 10)), (10, (6, 2, 2)), (3, (1, 1, 1)), (9, (7, 1, 1))])
 def test_dialogues_are_split_in_the_missions_proportions(dialogues: int, split: tuple[int, int, int]) -> None:
-    data = asked("--dialogues", str(dialogues)).data
+    data = study_of("--dialogues", str(dialogues)).data
     assert (data.train, data.val, data.test) == split
     assert data.synthetic.dialogues == dialogues
 
 
 def test_set_has_the_last_word() -> None:
-    assert asked("--name", "a", "--set", "name=b").name == "b"
-    assert asked("--preset", "mission", "--set", "gate.mean_similarity=none").gate.mean_similarity is None
+    assert study_of("--name", "a", "--set", "name=b").name == "b"
+    assert study_of("--preset", "mission", "--set", "gate.mean_similarity=none").gate.mean_similarity is None
 
 
 def test_settings_are_shown_without_running_anything(capsys: pytest.CaptureFixture[str]) -> None:
@@ -132,8 +132,8 @@ def test_data_are_named_so_that_workers_elsewhere_find_them(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("people.jsonl").write_text('{"persona_id": "ana", "prompt": "hi", "response": "hello"}\n')
-    for given, named in (("people.jsonl", str(tmp_path.resolve() / "people.jsonl")), ("some/hub-id", "some/hub-id")):
-        assert main(["study", "run", "--data", given, "--show-settings"]) == 0
+    for argument, named in (("people.jsonl", str(tmp_path.resolve() / "people.jsonl")), ("some/hub-id", "some/hub-id")):
+        assert main(["study", "run", "--data", argument, "--show-settings"]) == 0
         assert json.loads(capsys.readouterr().out)["data"]["path"] == named
 
 
@@ -142,16 +142,16 @@ def test_what_commands_wrote_and_found_is_said_in_json(
 ) -> None:
     monkeypatch.setenv("CLUSTERLORA_STACK_HOME", str(tmp_path / "no-stack"))
 
-    def said(*words: str) -> object:
+    def json_output(*words: str) -> object:
         assert main([*words, "--json"]) == 0
         return json.loads(capsys.readouterr().out)
 
     people = ["--set", "data.synthetic.cluster_sizes=[1,2]", "--set", "clustering.k=2", "--set", "data.synthetic.dialogues=3"]
     people += ["--set", "data.train=1", "--set", "data.val=1", "--set", "data.test=1"]
     folder = str(tmp_path / "people")
-    assert said("data", "synthesize", folder, *people) == {"folder": folder, "personas": 3, "dialogues": 3}
-    assert said("models", "path", "homelm") == {"name": "homelm", "folder": str(HOMELM_FOLDER)}
-    assert said("down") == []
+    assert json_output("data", "synthesize", folder, *people) == {"folder": folder, "personas": 3, "dialogues": 3}
+    assert json_output("models", "path", "homelm") == {"name": "homelm", "folder": str(HOMELM_FOLDER)}
+    assert json_output("down") == []
 
 
 def test_the_seam_says_what_to_do_when_only_the_wheel_is_installed(
@@ -178,7 +178,7 @@ def test_the_signal_of_data_is_told_without_a_study(
         "clustering.min_size=1",
     ]
     assert main(["data", "signal", *small, "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["n_personas"] == 6
-    assert 0 <= found["persona_beyond_prompts"]["accuracy"] <= 1
+    document = json.loads(capsys.readouterr().out)
+    assert document["n_personas"] == 6
+    assert 0 <= document["persona_beyond_prompts"]["accuracy"] <= 1
     assert not list(tmp_path.iterdir())

@@ -74,33 +74,33 @@ def by_responses(**changes: Any) -> ClusteringSettings:
 @pytest.mark.parametrize("algorithm", sorted(set(ALGORITHMS) - set(PREREQUISITES)))
 def test_planted_clusters_are_found_smallest_first(algorithm: str):
     dataset, truth = population(n_dialogues=15)
-    found = cluster_personas(dataset, by_responses(algorithm=algorithm), Sources(CountsEmbedder()))
-    assert found.sizes == (4, 6, 9)
-    assert planted(found, truth) == [{0}, {2}, {1}]
-    assert found.algorithm == algorithm
+    clustering = cluster_personas(dataset, by_responses(algorithm=algorithm), Sources(CountsEmbedder()))
+    assert clustering.sizes == (4, 6, 9)
+    assert planted(clustering, truth) == [{0}, {2}, {1}]
+    assert clustering.algorithm == algorithm
 
 
 def test_given_sizes_are_kept_exactly_and_in_their_order():
     dataset, truth = population()
-    found = cluster_personas(dataset, by_responses(sizes=(9, 4, 6)), Sources(CountsEmbedder()))
-    assert found.sizes == (9, 4, 6)
-    assert planted(found, truth) == [{1}, {0}, {2}]
+    clustering = cluster_personas(dataset, by_responses(sizes=(9, 4, 6)), Sources(CountsEmbedder()))
+    assert clustering.sizes == (9, 4, 6)
+    assert planted(clustering, truth) == [{1}, {0}, {2}]
     forced = cluster_personas(dataset, by_responses(sizes=(2, 15, 2)), Sources(CountsEmbedder()))
     assert forced.sizes == (2, 15, 2)
 
 
 def test_every_persona_is_in_exactly_one_cluster():
     dataset, _ = population()
-    found = cluster_personas(dataset, by_responses(k=4), Sources(CountsEmbedder()))
-    assert sorted(persona_id for members in found.members for persona_id in members) == sorted(dataset.ids)
+    clustering = cluster_personas(dataset, by_responses(k=4), Sources(CountsEmbedder()))
+    assert sorted(persona_id for members in clustering.members for persona_id in members) == sorted(dataset.ids)
 
 
 @pytest.mark.parametrize("sizes", [None, (9, 4, 6)])
 def test_the_order_of_the_personas_changes_nothing(sizes: tuple[int, ...] | None):
     dataset, _ = population()
     turned = Dataset(tuple(reversed(dataset.personas)))
-    wanted = by_responses(sizes=sizes)
-    assert cluster_personas(dataset, wanted, Sources(CountsEmbedder())) == cluster_personas(turned, wanted, Sources(CountsEmbedder()))
+    settings = by_responses(sizes=sizes)
+    assert cluster_personas(dataset, settings, Sources(CountsEmbedder())) == cluster_personas(turned, settings, Sources(CountsEmbedder()))
 
 
 @pytest.mark.parametrize("algorithm", sorted(set(ALGORITHMS) - set(PREREQUISITES)))
@@ -147,12 +147,12 @@ def test_discriminants_find_people_whom_the_topics_of_their_answers_hide():
     for number in range(30):
         persona_id = f"p{number:02d}"
         truth[persona_id] = number % 3
-        said = [f"{topics[rng.integers(4)]} {habit[number % 3]}" for _ in range(6)]
-        personas.append(Persona(persona_id, None, tuple(dialogue(f"{number}-{i}", text, "train") for i, text in enumerate(said))))
+        responses = [f"{topics[rng.integers(4)]} {habit[number % 3]}" for _ in range(6)]
+        personas.append(Persona(persona_id, None, tuple(dialogue(f"{number}-{i}", text, "train") for i, text in enumerate(responses))))
     dataset, sources = Dataset(tuple(personas)), Sources(CountsEmbedder())
     assert planted(cluster_personas(dataset, by_responses(), sources), truth) != [{0}, {1}, {2}]
-    found = cluster_personas(dataset, by_responses(algorithm="responses_discriminant"), sources)
-    assert planted(found, truth) == [{0}, {1}, {2}]
+    clustering = cluster_personas(dataset, by_responses(algorithm="responses_discriminant"), sources)
+    assert planted(clustering, truth) == [{0}, {1}, {2}]
 
 
 def test_discriminants_need_answers_that_differ():
@@ -166,17 +166,17 @@ def test_discriminants_need_answers_that_differ():
 
 def test_one_description_each_leaves_nothing_to_resample():
     dataset, _ = population()
-    found = cluster_personas(dataset, by_responses(algorithm="description"), Sources(CountsEmbedder()))
-    assert [name for name, _ in found.quality] == ["silhouette", "ari_seeds"]
+    clustering = cluster_personas(dataset, by_responses(algorithm="description"), Sources(CountsEmbedder()))
+    assert [name for name, _ in clustering.quality] == ["silhouette", "ari_seeds"]
 
 
 def test_the_map_places_every_persona_and_keeps_the_largest_distances():
     dataset, truth = population()
-    found = cluster_personas(dataset, by_responses(), Sources(CountsEmbedder()))
-    assert {persona_id for persona_id, _, _ in found.map_2d} == set(dataset.ids)
-    place = {persona_id: np.array([x, y]) for persona_id, x, y in found.map_2d}
-    centres = [np.mean([place[p] for p in truth if truth[p] == k], axis=0) for k in range(3)]
-    within = max(np.linalg.norm(place[p] - centres[truth[p]]) for p in truth)
+    clustering = cluster_personas(dataset, by_responses(), Sources(CountsEmbedder()))
+    assert {persona_id for persona_id, _, _ in clustering.map_2d} == set(dataset.ids)
+    position = {persona_id: np.array([x, y]) for persona_id, x, y in clustering.map_2d}
+    centres = [np.mean([position[p] for p in truth if truth[p] == k], axis=0) for k in range(3)]
+    within = max(np.linalg.norm(position[p] - centres[truth[p]]) for p in truth)
     assert within < min(np.linalg.norm(centres[a] - centres[b]) for a, b in ((0, 1), (0, 2), (1, 2)))
 
 
@@ -208,9 +208,9 @@ def test_twins_can_still_be_divided_into_given_sizes():
 
 def test_as_many_clusters_as_personas_leave_no_silhouette():
     dataset, _ = population((1, 1, 1))
-    found = cluster_personas(dataset, by_responses(), Sources(CountsEmbedder()))
-    assert found.sizes == (1, 1, 1)
-    assert "silhouette" not in dict(found.quality)
+    clustering = cluster_personas(dataset, by_responses(), Sources(CountsEmbedder()))
+    assert clustering.sizes == (1, 1, 1)
+    assert "silhouette" not in dict(clustering.quality)
 
 
 @settings(deadline=None)
@@ -270,10 +270,10 @@ def test_cluster_zero_is_the_smallest_and_equal_sizes_are_ordered_by_their_first
 
 def test_without_k_the_planted_number_is_found_and_the_curve_kept():
     dataset, truth = population((5, 6, 7, 8))
-    found = cluster_personas(dataset, by_responses(k=None), Sources(CountsEmbedder()))
-    assert planted(found, truth) == [{0}, {1}, {2}, {3}]
-    silhouette = {k: value for k, value, _ in found.curve}
-    nll = {k: value for k, _, value in found.curve}
+    clustering = cluster_personas(dataset, by_responses(k=None), Sources(CountsEmbedder()))
+    assert planted(clustering, truth) == [{0}, {1}, {2}, {3}]
+    silhouette = {k: value for k, value, _ in clustering.curve}
+    nll = {k: value for k, _, value in clustering.curve}
     assert max(silhouette, key=silhouette.__getitem__) == 4
     assert nll[4] < min(nll[2], nll[3])
     assert list(silhouette) == list(range(2, 9)), "26 personas leave 3 to each of 8 clusters"
@@ -296,8 +296,8 @@ def test_adapters_that_do_the_same_share_a_cluster_however_large_they_are():
         updates = np.stack([rng.uniform(0.1, 10) * (directions[truth[p.id]] + 0.1 * rng.standard_normal(3)) for p in personas])
         return updates @ updates.T
 
-    found = cluster_personas(dataset, by_responses(algorithm="adapter"), Sources(CountsEmbedder(), products=products))
-    assert planted(found, truth) == [{0}, {2}, {1}]
+    clustering = cluster_personas(dataset, by_responses(algorithm="adapter"), Sources(CountsEmbedder(), products=products))
+    assert planted(clustering, truth) == [{0}, {2}, {1}]
 
 
 def test_whoever_another_cluster_predicts_clearly_better_moves_there_and_nobody_by_chance():

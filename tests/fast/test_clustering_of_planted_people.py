@@ -27,8 +27,8 @@ def people(seed: int, *, train: int = 30) -> tuple[Dataset, dict[str, int]]:
 
 def agreement(dataset: Dataset, truth: dict[str, int], algorithm: str, sources: Sources, sizes: tuple[int, ...] | None = SIZES) -> float:
     """The adjusted Rand index of a clustering with the truth: 1 when they are the same, 0 for a random partition."""
-    found = cluster_personas(dataset, ClusteringSettings(algorithm=algorithm, sizes=sizes), sources).cluster_by_persona()
-    return float(adjusted_rand_score([truth[p] for p in dataset.ids], [found[p] for p in dataset.ids]))
+    cluster_by_persona = cluster_personas(dataset, ClusteringSettings(algorithm=algorithm, sizes=sizes), sources).cluster_by_persona()
+    return float(adjusted_rand_score([truth[p] for p in dataset.ids], [cluster_by_persona[p] for p in dataset.ids]))
 
 
 class NoEmbedder:

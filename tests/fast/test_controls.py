@@ -69,12 +69,12 @@ def grouped(study: Study, sizes: list[int], base: Path, home: Path) -> tuple[Stu
 
 def differences(control: MethodPlan, subject: MethodPlan) -> set[str]:
     """Return the names of the fields in which two plans differ; what adapters are called is no difference, which one answers is."""
-    found: set[str] = set()
+    changed: set[str] = set()
     for theirs, its in zip(subject.adapters, control.adapters, strict=True):
-        found |= {
+        changed |= {
             f.name for f in fields(AdapterSpec) if f.name not in (*LABELS, "recipe") and getattr(theirs, f.name) != getattr(its, f.name)
         }
-        found |= {f"recipe.{f.name}" for f in fields(Recipe) if getattr(theirs.recipe, f.name) != getattr(its.recipe, f.name)}
+        changed |= {f"recipe.{f.name}" for f in fields(Recipe) if getattr(theirs.recipe, f.name) != getattr(its.recipe, f.name)}
 
     def compositions(plan: MethodPlan) -> dict[str, list[AdapterComposition]]:
         number = {adapter.name: str(index) for index, adapter in enumerate(plan.adapters)}
@@ -88,9 +88,9 @@ def differences(control: MethodPlan, subject: MethodPlan) -> set[str]:
         for theirs, its in zip(arms, answers[persona_id], strict=True):
             for field in fields(AdapterComposition):
                 # Who is in which group decides which adapter answers: one difference, not two.
-                if getattr(theirs, field.name) != getattr(its, field.name) and not (field.name == "adapters" and "persona_ids" in found):
-                    found.add(f"composition.{field.name}")
-    return found
+                if getattr(theirs, field.name) != getattr(its, field.name) and not (field.name == "adapters" and "persona_ids" in changed):
+                    changed.add(f"composition.{field.name}")
+    return changed
 
 
 def test_every_control_says_what_it_controls() -> None:
@@ -105,9 +105,9 @@ def test_a_control_differs_from_what_it_controls_in_exactly_one_thing(
     plan = plan_of(study, stores, rung)
     for methods in plan.seeds:
         for control, (subject, allowed) in DIFFERENCE.items():
-            found = differences(methods[control], methods[subject])
+            changed = differences(methods[control], methods[subject])
             # Chance may group people as the clusters do.
-            assert found == allowed or (control == "random_cluster" and not found), control
+            assert changed == allowed or (control == "random_cluster" and not changed), control
         groups, clusters = methods["random_cluster"].adapters, methods["cluster"].adapters
         assert [len(group.persona_ids) for group in groups] == [len(cluster.persona_ids) for cluster in clusters]
         assert {p for p, _ in methods["random_cluster"].arms_by_persona} == {p for p, _ in methods["cluster"].arms_by_persona}

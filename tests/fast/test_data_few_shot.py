@@ -36,9 +36,9 @@ def test_the_most_similar_exchanges_stand_after_the_system_turn_the_closest_last
     )
 
 
-@pytest.mark.parametrize(("known", "count"), [((), 3), (KNOWN, 0)])
-def test_nothing_to_show_changes_nothing(known: tuple[Exchange, ...], count: int) -> None:
-    assert with_shots(TURNS, known, count, LetterEmbedder()) == TURNS
+@pytest.mark.parametrize(("exchanges", "count"), [((), 3), (KNOWN, 0)])
+def test_nothing_to_show_changes_nothing(exchanges: tuple[Exchange, ...], count: int) -> None:
+    assert with_shots(TURNS, exchanges, count, LetterEmbedder()) == TURNS
 
 
 def test_fewer_are_shown_when_fewer_are_known_and_without_a_system_turn_they_come_first() -> None:

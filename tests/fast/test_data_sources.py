@@ -114,16 +114,16 @@ def test_a_persona_id_like_a_path_is_data() -> None:
 
 
 def test_all_problems_are_told_at_once() -> None:
-    told = refusal(MALFORMED / "edgewise_many_problems").splitlines()
-    assert len(told) == 1 + 9
-    assert {line.split(":")[0] for line in told[1:]} == {"characters.jsonl", "sessions.jsonl"}
+    lines = refusal(MALFORMED / "edgewise_many_problems").splitlines()
+    assert len(lines) == 1 + 9
+    assert {line.split(":")[0] for line in lines[1:]} == {"characters.jsonl", "sessions.jsonl"}
 
 
 def test_beyond_twenty_problems_only_their_number_is_told(tmp_path: Path) -> None:
-    told = refusal(jsonl(tmp_path / "bad.jsonl", [{"persona_id": "ann"}] * 100)).splitlines()
-    assert told[0] == "101 problems in the data:"  # one per row, and a persona without a dialogue
-    assert len(told) == 1 + LISTED + 1
-    assert told[-1] == "... and 81 more"
+    lines = refusal(jsonl(tmp_path / "bad.jsonl", [{"persona_id": "ann"}] * 100)).splitlines()
+    assert lines[0] == "101 problems in the data:"  # one per row, and a persona without a dialogue
+    assert len(lines) == 1 + LISTED + 1
+    assert lines[-1] == "... and 81 more"
 
 
 def test_a_line_of_50_megabytes_is_refused_without_reading_it_into_memory(tmp_path: Path) -> None:
@@ -135,11 +135,11 @@ def test_a_line_of_50_megabytes_is_refused_without_reading_it_into_memory(tmp_pa
         file.write('", "response": "y"}\n')
         file.write("not json\n")
     tracemalloc.start()
-    told = refusal(path)
+    message = refusal(path)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert "long.jsonl:9: line: 52,428,8" in told
-    assert "long.jsonl:10: json:" in told
+    assert "long.jsonl:9: line: 52,428,8" in message
+    assert "long.jsonl:10: json:" in message
     assert peak < 4 * MAX_LINE_BYTES
 
 

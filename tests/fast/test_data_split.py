@@ -23,12 +23,12 @@ ROWS = st.lists(st.tuples(TEXTS, CONVERSATIONS), min_size=3, max_size=25)
 COUNTS = st.tuples(st.integers(1, 12), st.integers(1, 6), st.integers(1, 6))
 
 
-def said(name: str, text: str, given_split: Split | None = None) -> Dialogue:
+def dialogue_of(name: str, text: str, given_split: Split | None = None) -> Dialogue:
     return Dialogue(name, (Turn("user", text), Turn("assistant", f"yes {text}")), split=given_split)
 
 
 def person(texts: list[str], name: str = "ann") -> Persona:
-    return Persona(name, None, tuple(said(f"d{i}", text) for i, text in enumerate(texts)))
+    return Persona(name, None, tuple(dialogue_of(f"d{i}", text) for i, text in enumerate(texts)))
 
 
 def plan(train: int = 3, val: int = 1, test: int = 1, seed: int = 0) -> SplitPlan:
@@ -67,8 +67,8 @@ def test_duplicates_are_never_on_two_sides_and_no_split_is_empty_or_too_large(
         assert len(duplicate_groups(persona.dialogues)) < 3
         return
     assert not find_leaks([done.persona])
-    for name, wanted in zip(SPLITS, counts, strict=True):
-        assert 1 <= len(done.persona.of_split(name)) <= wanted
+    for name, n_wanted in zip(SPLITS, counts, strict=True):
+        assert 1 <= len(done.persona.of_split(name)) <= n_wanted
 
 
 @given(rows=ROWS)
@@ -86,11 +86,11 @@ def test_a_conversation_is_never_on_two_sides_unless_the_result_says_so(rows: li
 
 @given(n=st.integers(3, 80), counts=COUNTS)
 def test_shares_of_too_few_dialogues_use_all_of_them_in_proportion(n: int, counts: tuple[int, int, int]) -> None:
-    wanted = dict(zip(SPLITS, counts, strict=True))
-    given_out = apportion(n, wanted)
+    expected = dict(zip(SPLITS, counts, strict=True))
+    given_out = apportion(n, expected)
     assert sum(given_out.values()) == min(n, sum(counts))
     for name in SPLITS:
-        exact = wanted[name] * min(1.0, n / sum(counts))
+        exact = expected[name] * min(1.0, n / sum(counts))
         # Raising one split to 1 costs another at most 1 more.
         assert max(1, exact - 2.0) <= given_out[name] <= max(1.0, exact + 1.0)
 
@@ -104,10 +104,10 @@ def test_duplicate_groups_are_those_found_by_comparing_every_pair(texts: list[st
         for j, other in enumerate(word_sets[:i]):
             if len(one & other) >= NEAR * len(one | other):
                 groups = [groups[j] if group == groups[i] else group for group in groups]
-    found = {position: k for k, group in enumerate(duplicate_groups(dialogues)) for position in group}
+    group_by_position = {position: k for k, group in enumerate(duplicate_groups(dialogues)) for position in group}
     for i in range(len(texts)):
         for j in range(i):
-            assert (found[i] == found[j]) == (groups[i] == groups[j])
+            assert (group_by_position[i] == group_by_position[j]) == (groups[i] == groups[j])
 
 
 def test_enough_different_dialogues_give_exactly_the_counts_asked_for() -> None:
@@ -171,8 +171,8 @@ def test_people_with_nothing_but_shared_words_can_still_be_split() -> None:
 
 def test_a_given_split_is_kept_but_a_train_dialogue_that_test_repeats_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
     sides: list[Split] = ["train", "train", "train", "val", "test", "test"]
-    dialogues = [said(f"d{i}", text, side) for i, (text, side) in enumerate(zip(different(6), sides, strict=True))]
-    dialogues.append(said("d6", "Subject4, verb4, object4!", "train"))
+    dialogues = [dialogue_of(f"d{i}", text, side) for i, (text, side) in enumerate(zip(different(6), sides, strict=True))]
+    dialogues.append(dialogue_of("d6", "Subject4, verb4, object4!", "train"))
     with caplog.at_level(logging.WARNING):
         done = split(
             SourceData(Dataset((Persona("ann", None, tuple(dialogues)),))), DataSettings(train=9, val=9, test=9), problems := Problems()

@@ -80,8 +80,8 @@ def test_a_dialogue_is_one_to_three_exchanges_of_short_turns_in_a_described_situ
 def test_what_the_user_spells_out_is_in_the_answer() -> None:
     spelled_out = 0
     for dialogue in dialogues(cluster_sizes=(20, 20)):
-        for asked, answered in zip(dialogue.turns[::2], dialogue.turns[1::2], strict=True):
-            for value in re.findall(r"\d+ degrees|\d+%|volume \d+|Netflix|YouTube|HDMI\d|bass boost|treble boost", asked.text):
+        for question, answered in zip(dialogue.turns[::2], dialogue.turns[1::2], strict=True):
+            for value in re.findall(r"\d+ degrees|\d+%|volume \d+|Netflix|YouTube|HDMI\d|bass boost|treble boost", question.text):
                 spelled_out += 1
                 assert value.removeprefix("volume ") in answered.text
     assert spelled_out > 50

@@ -35,12 +35,12 @@ class Server(BaseHTTPRequestHandler):
         Server.logins.append(self.headers["Authorization"])
         kind, name = self.path.removeprefix("/api/").split("/")
         Server.busy, is_busy = 0, Server.busy
-        known: dict[str, Any] = (
+        body: dict[str, Any] = (
             {"deployment_id": None if name == "adhoc" else name} if kind == "flow_runs" else {"entrypoint": FLOW_OF_RUN[name]}
         )
         self.send_response(503 if is_busy else 200)
         self.end_headers()
-        self.wfile.write(json.dumps(known).encode())
+        self.wfile.write(json.dumps(body).encode())
 
     def log_message(self, format: str, *args: Any) -> None: ...  # noqa: A002
 

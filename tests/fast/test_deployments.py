@@ -83,10 +83,10 @@ def known_types() -> dict[str, dict[str, Any]]:
 def test_a_template_asks_for_nothing_that_its_worker_does_not_know(pool: str):
     from deployments.apply import pool_type
 
-    known, ours = known_types()[pool_type(pool)], template(pool)
+    worker_template, ours = known_types()[pool_type(pool)], template(pool)
     # Docker's worker takes these for the container, and its template leaves them out.
     extra = {"container_create_kwargs"} if pool_type(pool) == "docker" else set()
-    assert ours["job_configuration"].keys() - known["job_configuration"].keys() <= extra
+    assert ours["job_configuration"].keys() - worker_template["job_configuration"].keys() <= extra
 
 
 EVIL: dict[str, Any] = {

@@ -140,11 +140,11 @@ def test_only_absent_services_deserve_the_same_again(error: Exception, again: bo
 
 
 def all_tasks() -> dict[str, Task[..., Any]]:
-    found: dict[str, Task[..., Any]] = {}
+    task_by_name: dict[str, Task[..., Any]] = {}
     for file in Path(child_runs.__file__ or "").parent.glob("*.py"):
         module = importlib.import_module(f"tasks.{file.stem}")
-        found |= {f"{file.stem}.{name}": value for name, value in vars(module).items() if isinstance(value, Task)}
-    return found
+        task_by_name |= {f"{file.stem}.{name}": value for name, value in vars(module).items() if isinstance(value, Task)}
+    return task_by_name
 
 
 @pytest.mark.parametrize(("name", "task"), all_tasks().items(), ids=lambda value: value if isinstance(value, str) else "")

@@ -111,9 +111,9 @@ def test_every_command_and_option_that_is_written_exists(page: Path) -> None:
                 break
             command = command.commands[word]
         assert command is not cli, f"{page.name}: clusterlora {line} is no command"
-        known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)} | {"--help"}
+        options = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)} | {"--help"}
         for word in words:
-            assert not word.startswith("--") or word in known, f"{page.name}: clusterlora {line} has no option {word}"
+            assert not word.startswith("--") or word in options, f"{page.name}: clusterlora {line} has no option {word}"
 
 
 def anchors(page: Path) -> set[str]:

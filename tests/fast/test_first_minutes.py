@@ -16,20 +16,20 @@ from tests.fixtures.session import shared_folder
 from tests.fixtures.studies import copy_of_home
 
 
-def at_home(patch: pytest.MonkeyPatch, place: Path) -> None:
-    patch.setenv("CLUSTERLORA_HOME", str(place / "studies"))
-    patch.setenv("CLUSTERLORA_STACK_HOME", str(place / "no-stack"))
+def at_home(patch: pytest.MonkeyPatch, folder: Path) -> None:
+    patch.setenv("CLUSTERLORA_HOME", str(folder / "studies"))
+    patch.setenv("CLUSTERLORA_STACK_HOME", str(folder / "no-stack"))
 
 
 @pytest.fixture
 def home(tmp_path: Path, tiny_base_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return a folder with a template and its study, which commands have trained, evaluated and compared once for the whole session."""
 
-    def run_commands(place: Path) -> None:
+    def run_commands(folder: Path) -> None:
         with pytest.MonkeyPatch.context() as patch:
-            at_home(patch, place)
-            assert main(["data", "template", str(place / "people")]) == 0
-            study = ["--config", str(place / "people" / "study.toml"), "--base-model", str(tiny_base_folder)]
+            at_home(patch, folder)
+            assert main(["data", "template", str(folder / "people")]) == 0
+            study = ["--config", str(folder / "people" / "study.toml"), "--base-model", str(tiny_base_folder)]
             study += [
                 "--set",
                 'methods=["baseline","unified","cluster"]',
@@ -42,22 +42,22 @@ def home(tmp_path: Path, tiny_base_folder: Path, monkeypatch: pytest.MonkeyPatch
             assert main(["evaluate", "--name", "people"]) == 0
             assert main(["compare", "--name", "people"]) == 0
 
-    place = shared_folder("first-minutes", run_commands)
-    copy_of_home(place / "studies", tmp_path / "studies")
-    shutil.copytree(place / "people", tmp_path / "people")
+    folder = shared_folder("first-minutes", run_commands)
+    copy_of_home(folder / "studies", tmp_path / "studies")
+    shutil.copytree(folder / "people", tmp_path / "people")
     at_home(monkeypatch, tmp_path)
     return tmp_path
 
 
-def said(capsys: pytest.CaptureFixture[str], *words: str) -> Any:
+def json_output(capsys: pytest.CaptureFixture[str], *words: str) -> Any:
     capsys.readouterr()
     assert main(list(words)) == 0
     return json.loads(capsys.readouterr().out)
 
 
 def test_the_template_is_valid_data_and_is_never_written_over(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = said(capsys, "data", "validate", "--config", str(home / "people" / "study.toml"), "--json")
-    assert (found["personas"], found["train"], found["val"], found["test"], found["refusal"]) == (6, 24, 12, 12, None)
+    summary = json_output(capsys, "data", "validate", "--config", str(home / "people" / "study.toml"), "--json")
+    assert (summary["personas"], summary["train"], summary["val"], summary["test"], summary["refusal"]) == (6, 24, 12, 12, None)
     assert main(["data", "template", str(home / "people")]) == 1
     assert "exists and is not overwritten" in capsys.readouterr().err
 
@@ -94,15 +94,15 @@ def test_a_hub_model_without_a_network_is_refused_in_one_line_before_any_server_
 
 def test_the_same_question_is_answered_by_several_methods(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["chat", "--study", "people", "--persona", "persona_001", "--max-new-tokens", "3", "Make it cosy", "--json"]
-    found = said(capsys, *words)
-    assert {method: answer["answered_by"] for method, answer in found["answers"].items()} == {
+    output = json_output(capsys, *words)
+    assert {method: answer["answered_by"] for method, answer in output["answers"].items()} == {
         "baseline": "base model",
         "unified": "unified",
-        "cluster": found["answers"]["cluster"]["answered_by"],
+        "cluster": output["answers"]["cluster"]["answered_by"],
     }
-    assert found["answers"]["cluster"]["answered_by"].startswith("cluster-0")
-    alone = said(capsys, *words, "--methods", "unified")
-    assert alone["answers"] == {"unified": found["answers"]["unified"]}
+    assert output["answers"]["cluster"]["answered_by"].startswith("cluster-0")
+    alone = json_output(capsys, *words, "--methods", "unified")
+    assert alone["answers"] == {"unified": output["answers"]["unified"]}
 
 
 def test_a_method_that_was_not_evaluated_is_named_with_those_that_were(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -111,15 +111,15 @@ def test_a_method_that_was_not_evaluated_is_named_with_those_that_were(home: Pat
 
 
 def test_an_unknown_persona_is_answered_by_unified_and_told_so(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = said(capsys, "chat", "--study", "people", "--persona", "somebody", "--methods", "cluster", "hello", "--json")
-    assert found["answers"]["cluster"]["answered_by"].startswith("unified (default: persona 'somebody'")
+    output = json_output(capsys, "chat", "--study", "people", "--persona", "somebody", "--methods", "cluster", "hello", "--json")
+    assert output["answers"]["cluster"]["answered_by"].startswith("unified (default: persona 'somebody'")
 
 
 def test_the_status_tells_phases_scores_and_what_is_next(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = said(capsys, "study", "status", "people", "--json")
-    assert "train done" in found["phases"]
-    assert "compare done" in found["phases"]
-    assert any(line.startswith("on test, cluster:") for line in found["against_unified"])
+    status = json_output(capsys, "study", "status", "people", "--json")
+    assert "train done" in status["phases"]
+    assert "compare done" in status["phases"]
+    assert any(line.startswith("on test, cluster:") for line in status["against_unified"])
     assert main(["study", "status", "people", "--watch"]) == 0
     page = capsys.readouterr().out
     for word in ("register", "next:", "memory", "GPU"):
@@ -128,16 +128,16 @@ def test_the_status_tells_phases_scores_and_what_is_next(home: Path, capsys: pyt
 
 def test_the_doctor_says_what_is_here_and_what_to_do(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["doctor", "--json"])
-    found = {finding["what"]: finding for finding in json.loads(capsys.readouterr().out)}
-    assert {"python", "packages", "memory", "results", "servers", "GPU", "homelm", "model hub", "embedding"} <= found.keys()
-    assert all(finding["fix"] for finding in found.values() if not finding["good"])
+    check_by_name = {finding["what"]: finding for finding in json.loads(capsys.readouterr().out)}
+    assert {"python", "packages", "memory", "results", "servers", "GPU", "homelm", "model hub", "embedding"} <= check_by_name.keys()
+    assert all(finding["fix"] for finding in check_by_name.values() if not finding["good"])
 
 
 def test_training_and_evaluating_say_in_json_what_they_did(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    trained = said(capsys, "train", "--name", "people", "--adapter", "unified", "--json")
+    trained = json_output(capsys, "train", "--name", "people", "--adapter", "unified", "--json")
     assert trained == {"study": "people", "adapters": ["unified"], "trained": 0, "folder": str(home / "studies" / "people")}
-    assert said(capsys, "evaluate", "--name", "people", "--json") == {"study": "people", "answers": 0}
-    verdict = said(capsys, "evaluate", "--name", "people", "--cluster", "0", "--json")
+    assert json_output(capsys, "evaluate", "--name", "people", "--json") == {"study": "people", "answers": 0}
+    verdict = json_output(capsys, "evaluate", "--name", "people", "--cluster", "0", "--json")
     assert verdict["passed"] == all(criterion["passed"] for criterion in verdict["criteria"])
     assert verdict["criteria"][0].keys() >= {"name", "value", "threshold"}
 
@@ -146,8 +146,8 @@ def test_steps_leave_a_study_in_the_status_it_is_in_also_when_they_fail(home: Pa
     studies = from_environment().studies
     assert studies.status("people") == "created"
     studies.set_status("people", "finished")
-    said(capsys, "train", "--name", "people", "--cluster", "0", "--json")
-    said(capsys, "evaluate", "--name", "people", "--cluster", "0", "--json")
+    json_output(capsys, "train", "--name", "people", "--cluster", "0", "--json")
+    json_output(capsys, "evaluate", "--name", "people", "--cluster", "0", "--json")
     assert studies.status("people") == "finished"
     assert main(["evaluate", "--name", "people", "--cluster", "99"]) == 1
     assert studies.status("people") == "finished"

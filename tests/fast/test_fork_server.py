@@ -127,8 +127,8 @@ for asked in sys.argv[2:]:
     monkeypatch.setenv("PYTHONPATH", str(CHECKOUT))
     threads_by_asked = {"3": 3, "3,2": 3, "many": len(os.sched_getaffinity(0))}
     argv = [sys.executable, "-c", script, str(tmp_path), *threads_by_asked]
-    found = subprocess.run(argv, cwd=CHECKOUT, capture_output=True, text=True, check=True)
-    assert found.stdout == "".join(f"{n} {{{n}}}\n" for n in threads_by_asked.values())
+    completed = subprocess.run(argv, cwd=CHECKOUT, capture_output=True, text=True, check=True)
+    assert completed.stdout == "".join(f"{n} {{{n}}}\n" for n in threads_by_asked.values())
 
 
 def test_signals_reach_the_run(listening: dict[str, str], folder: Path) -> None:

@@ -49,10 +49,10 @@ def outcome(use: Callable[[], object]) -> object:
     try:
         return use()
     except (BadData, BadSettings, UnknownName) as refusal:
-        told = str(refusal)
-        assert told.strip()
-        told.encode()  # it can be printed
-        for line in told.split("\n"):
+        message = str(refusal)
+        assert message.strip()
+        message.encode()  # it can be printed
+        for line in message.split("\n"):
             assert line.strip()
             assert not set(line) & {"\r", "\x00", "\x1b", "\u2028"}, line
         return None
@@ -126,8 +126,8 @@ def test_whatever_an_edgewise_folder_holds_is_data_or_refused_in_lines(tmp_path:
     @fuzz
     @given(st.lists(tree(st.sampled_from(["character", "sessions", "session_id", "meta", "messages", "role", "text", "a\nb"])), max_size=2))
     def case(odd: list[Any]) -> None:
-        said = [{"role": "user", "text": "hello there"}, {"role": "assistant", "text": "good evening"}]
-        sessions = [{"session_id": number, "meta": {"weather": "sunny"}, "messages": said} for number in range(3)]
+        turns = [{"role": "user", "text": "hello there"}, {"role": "assistant", "text": "good evening"}]
+        sessions = [{"session_id": number, "meta": {"weather": "sunny"}, "messages": turns} for number in range(3)]
         spoilt = [{"sessions": odd}, {"sessions": [*sessions, *(dict(sessions[0]) | o for o in odd if isinstance(o, dict))]}]
         contents = {
             "characters.jsonl": [{"character": odd[0] if odd else "calm"}, {"character": "loud"}],

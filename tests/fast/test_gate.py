@@ -38,36 +38,36 @@ def verdict(candidate: dict[str, np.ndarray], unified: dict[str, np.ndarray], se
     return judge(candidate, unified, settings, rung="study", adapter="cluster-00", rng=np.random.default_rng(0))
 
 
-def passed(found: Verdict) -> dict[str, bool]:
-    return {criterion.name: criterion.passed for criterion in found.criteria}
+def passed(verdict: Verdict) -> dict[str, bool]:
+    return {criterion.name: criterion.passed for criterion in verdict.criteria}
 
 
 def test_a_candidate_clearly_better_passes_every_criterion():
-    found = verdict(scores(0.88), scores(0.80, seed=1))
-    assert passed(found) == dict.fromkeys(CRITERIA, True)
-    assert found.passed
-    assert (found.n_personas, found.n_items) == (16, 96)
+    judged = verdict(scores(0.88), scores(0.80, seed=1))
+    assert passed(judged) == dict.fromkeys(CRITERIA, True)
+    assert judged.passed
+    assert (judged.n_personas, judged.n_items) == (16, 96)
 
 
 def test_a_candidate_below_unified_is_refused_however_high_it_scores():
-    found = verdict(scores(0.90), scores(0.95, seed=1))
-    assert passed(found) == {"mean_similarity": True, "above_unified": False, "worst_persona": True, "share_of_personas_improved": False}
+    judged = verdict(scores(0.90), scores(0.95, seed=1))
+    assert passed(judged) == {"mean_similarity": True, "above_unified": False, "worst_persona": True, "share_of_personas_improved": False}
 
 
 def test_one_persona_left_behind_refuses_the_candidate_and_is_named():
     candidate = scores(0.90) | {"persona_007": np.full(6, 0.5)}
-    found = verdict(candidate, scores(0.80, seed=1))
-    assert [name for name, ok in passed(found).items() if not ok] == ["worst_persona"]
-    assert "persona_007" in found.criteria[2].explanation
-    assert found.criteria[2].value == pytest.approx(0.5)
+    judged = verdict(candidate, scores(0.80, seed=1))
+    assert [name for name, ok in passed(judged).items() if not ok] == ["worst_persona"]
+    assert "persona_007" in judged.criteria[2].explanation
+    assert judged.criteria[2].value == pytest.approx(0.5)
 
 
 def test_a_gain_that_few_personas_share_is_refused():
     unified = scores(0.84)
     candidate = {persona: values + (0.5 if index < 5 else -0.001) for index, (persona, values) in enumerate(unified.items())}
-    found = verdict(candidate, unified)
-    assert [name for name, ok in passed(found).items() if not ok] == ["share_of_personas_improved"]
-    assert found.criteria[3].value == 5 / 16
+    judged = verdict(candidate, unified)
+    assert [name for name, ok in passed(judged).items() if not ok] == ["share_of_personas_improved"]
+    assert judged.criteria[3].value == 5 / 16
 
 
 @settings(max_examples=40, deadline=None)
@@ -100,8 +100,8 @@ def test_a_score_at_the_threshold_does_not_exceed_it_but_a_share_at_it_suffices(
 
 
 def test_criteria_that_are_not_set_are_left_out():
-    found = verdict(scores(0.5), scores(0.4, seed=1), GateSettings(mean_similarity=None, worst_persona=None))
-    assert passed(found) == {"above_unified": True, "share_of_personas_improved": True}
+    judged = verdict(scores(0.5), scores(0.4, seed=1), GateSettings(mean_similarity=None, worst_persona=None))
+    assert passed(judged) == {"above_unified": True, "share_of_personas_improved": True}
 
 
 def test_every_interval_holds_its_value_and_shrinks_with_more_personas():
@@ -111,7 +111,7 @@ def test_every_interval_holds_its_value_and_shrinks_with_more_personas():
         assert criterion.ci_low is not None
         assert criterion.ci_high is not None
         assert criterion.ci_low <= criterion.value <= criterion.ci_high
-    widths = [{c.name: (c.ci_high or 0) - (c.ci_low or 0) for c in found.criteria} for found in (few, many)]
+    widths = [{c.name: (c.ci_high or 0) - (c.ci_low or 0) for c in judged.criteria} for judged in (few, many)]
     for name in ("mean_similarity", "above_unified", "share_of_personas_improved"):
         assert widths[1][name] < 0.5 * widths[0][name]
 
@@ -147,8 +147,8 @@ def test_sides_that_do_not_match_are_refused():
 
 def test_a_refused_verdict_reads_like_the_golden_report():
     candidate = scores(0.86, seed=2, spread=0.05) | {"persona_007": np.linspace(0.6, 0.72, 6)}
-    found = verdict(candidate, scores(0.85, seed=3, spread=0.05))
-    assert markdown(found) == (GOLDEN / "verdict_refused.md").read_text()
+    judged = verdict(candidate, scores(0.85, seed=3, spread=0.05))
+    assert markdown(judged) == (GOLDEN / "verdict_refused.md").read_text()
 
 
 def test_a_passed_verdict_says_so():
@@ -157,16 +157,16 @@ def test_a_passed_verdict_says_so():
 
 def test_a_persona_id_cannot_break_out_of_the_report():
     hostile = "x|y\n<script>alert(1)</script> [a](b) `c` \\"
-    found = verdict({hostile: np.full(3, 0.9)}, {hostile: np.full(3, 0.8)})
-    lines = markdown(found).splitlines()
+    judged = verdict({hostile: np.full(3, 0.9)}, {hostile: np.full(3, 0.8)})
+    lines = markdown(judged).splitlines()
     worst = next(line for line in lines if line.startswith("| worst_persona"))
     assert worst.replace("\\|", "").count("|") == 7
     assert not {"<script", "[a]", "`c`"} & {part for part in ("<script", "[a]", "`c`") if part in "\n".join(lines)}
 
 
 def test_the_adapter_and_rung_are_named_in_the_report():
-    found = replace(verdict(scores(0.88), scores(0.80, seed=1)), rung="lower-lr", adapter="cluster-00")
-    assert "Adapter **cluster-00**, rung **lower-lr**" in markdown(found)
+    judged = replace(verdict(scores(0.88), scores(0.80, seed=1)), rung="lower-lr", adapter="cluster-00")
+    assert "Adapter **cluster-00**, rung **lower-lr**" in markdown(judged)
 
 
 GAINS_ONLY = GateSettings(mean_similarity=None, worst_persona=None, share_improved=0.60)
@@ -181,8 +181,8 @@ def imagined_gate(rng: np.random.Generator, *, gain: float, item_sd: float, pers
         for persona, values in unified.items()
     }
     both = trial(candidate, unified)
-    found = (above_unified(both, GAINS_ONLY, rng), share_of_personas_improved(both, GAINS_ONLY, rng))
-    return all(criterion.passed for criterion in found)
+    criteria = (above_unified(both, GAINS_ONLY, rng), share_of_personas_improved(both, GAINS_ONLY, rng))
+    return all(criterion.passed for criterion in criteria)
 
 
 @pytest.mark.parametrize("n_items", [3, 12])
@@ -198,10 +198,10 @@ def test_the_gain_that_a_gate_says_it_sees_passes_it_four_times_in_five(n_items:
     sixteen = dict(list(baseline.items())[:16])
     power = gate_power(sixteen, GAINS_ONLY, rng)
     assert power.detectable_gain is not None
-    known = {"item_sd": power.item_sd, "persona_sd": power.persona_sd, "n_items": n_items}
-    passed = np.mean([imagined_gate(rng, gain=power.detectable_gain, **known) for _ in range(600)])
+    spread = {"item_sd": power.item_sd, "persona_sd": power.persona_sd, "n_items": n_items}
+    passed = np.mean([imagined_gate(rng, gain=power.detectable_gain, **spread) for _ in range(600)])
     assert passed == pytest.approx(WANTED_POWER, abs=0.075)
-    by_luck = np.mean([imagined_gate(rng, gain=0.0, **known) for _ in range(600)])
+    by_luck = np.mean([imagined_gate(rng, gain=0.0, **spread) for _ in range(600)])
     assert by_luck == pytest.approx(power.false_pass, abs=0.075)
 
 
@@ -278,14 +278,14 @@ def test_how_the_gate_ended_names_the_rung():
 
 
 def test_more_items_and_more_personas_see_smaller_gains():
-    def seen(n_personas: int, n_items: int) -> float:
-        found = gate_power(
+    def detectable_gain(n_personas: int, n_items: int) -> float:
+        power = gate_power(
             {p: 0.75 + np.tile([-0.1, 0.1], n_items // 2) for p in map(str, range(n_personas))}, GAINS_ONLY, np.random.default_rng(2)
         ).detectable_gain
-        assert found is not None
-        return found
+        assert power is not None
+        return power
 
-    assert seen(16, 16) < seen(16, 4) < seen(8, 4)
+    assert detectable_gain(16, 16) < detectable_gain(16, 4) < detectable_gain(8, 4)
     few = gate_power({p: np.array([0.45, 1.05]) for p in "abc"}, GAINS_ONLY, np.random.default_rng(3))
     assert any("A refusal may be luck" in warning for warning in few.warnings)
 

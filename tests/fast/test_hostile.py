@@ -148,9 +148,9 @@ def test_people_and_words_that_try_to_leave_their_place_stay_text(tmp_path: Path
     from tasks.status import status_lines
 
     lines = [
-        json.dumps({"persona_id": persona, "prompt": f"{asked} {WORDS}", "response": f"{persona} {answered} {WORDS}"})
+        json.dumps({"persona_id": persona, "prompt": f"{question} {WORDS}", "response": f"{persona} {answered} {WORDS}"})
         for persona in PEOPLE
-        for asked, answered in TALK
+        for question, answered in TALK
     ]
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "people.jsonl").write_text("\n".join(lines))

@@ -46,8 +46,8 @@ def written(folder: Path, name: str, value: object) -> Path:
     ids=["by split", "by persona", "by number and position, wrapped"],
 )
 def test_splits_mean_the_same_in_every_shape(tmp_path: Path, shape: dict[str, Any]) -> None:
-    found = read_splits(written(tmp_path, "edgesplits.json", shape), DIALOGUES)
-    assert found == {p: {"a": "train", "b": "train", "c": "val", "d": "test"} for p in PEOPLE}
+    splits = read_splits(written(tmp_path, "edgesplits.json", shape), DIALOGUES)
+    assert splits == {p: {"a": "train", "b": "train", "c": "val", "d": "test"} for p in PEOPLE}
 
 
 @pytest.mark.parametrize(
@@ -151,9 +151,9 @@ def test_an_interrupted_study_goes_on_here_with_its_adapters_compared_and_its_sc
 ) -> None:
     study = settings_for_import(older[0], older[1])
     assert study.methods == ("baseline", "unified", "imported_cluster")
-    found = bring_in(study, older[1], stores, LOG)
-    assert found == bring_in(study, older[1], stores, LOG), "importing twice changes something"
-    assert (found.personas, found.clusters, found.adapters, found.results) == (4, 2, 1, 1)
+    imported = bring_in(study, older[1], stores, LOG)
+    assert imported == bring_in(study, older[1], stores, LOG), "importing twice changes something"
+    assert (imported.personas, imported.clusters, imported.adapters, imported.results) == (4, 2, 1, 1)
     assert {d.id for d in stores.studies.dataset(study.name).personas[0].of_split("test")} == {"d"}
     trained: list[str] = []
     for group in chain.from_iterable(remaining_groups(state_of(study, stores))):

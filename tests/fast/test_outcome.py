@@ -46,18 +46,18 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
 
 
 @pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Return the list of what the tracker is told."""
-    told: list[str] = []
-    monkeypatch.setattr(NullTracker, "end_study", lambda _, study, *, status: told.append(f"{study} {status}"))
-    return told
+def statuses(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return the list of final statuses that the tracker receives."""
+    statuses: list[str] = []
+    monkeypatch.setattr(NullTracker, "end_study", lambda _, study, *, status: statuses.append(f"{study} {status}"))
+    return statuses
 
 
 @pytest.mark.parametrize(("state", "status"), [(Failed(), "failed"), (Crashed(), "failed"), (Cancelled(), "cancelled")])
-def test_a_study_that_ends_badly_says_so(study: Study, told: list[str], state: State[Any], status: str):
+def test_a_study_that_ends_badly_says_so(study: Study, statuses: list[str], state: State[Any], status: str):
     record_failure(parent, run_of(as_mapping(study)), state)
     assert from_environment().studies.status("small") == status
-    assert told == [f"small {status}"]
+    assert statuses == [f"small {status}"]
 
 
 def test_a_study_whose_dtype_was_decided_is_still_the_one_that_was_asked_for(study: Study):
@@ -67,18 +67,18 @@ def test_a_study_whose_dtype_was_decided_is_still_the_one_that_was_asked_for(stu
     assert from_environment().studies.status("small") == "failed"
 
 
-def test_a_run_without_parameters_is_of_the_study_by_default(study: Study, told: list[str]):
+def test_a_run_without_parameters_is_of_the_study_by_default(study: Study, statuses: list[str]):
     studies = from_environment().studies
     studies.create_study(prepared(Study(), "float32"))
     studies.set_status("mission", "running")
     record_failure(parent, FlowRun(flow_id=uuid4(), parameters={}), Failed())
-    assert told == ["mission failed"]
+    assert statuses == ["mission failed"]
     assert (studies.status("mission"), studies.status(study.name)) == ("failed", "running")
 
 
-def test_other_workers_and_shards_are_still_the_same_study(study: Study, told: list[str]):
+def test_other_workers_and_shards_are_still_the_same_study(study: Study, statuses: list[str]):
     record_failure(parent, run_of(as_mapping(replace(study, runtime=RuntimeSettings(shards=7)))), Failed())
-    assert told == ["small failed"]
+    assert statuses == ["small failed"]
 
 
 @pytest.mark.parametrize(
@@ -86,13 +86,13 @@ def test_other_workers_and_shards_are_still_the_same_study(study: Study, told: l
     [as_mapping(replace(SMALL, recipe=Recipe(rank=4))), {"name": "small", "methods": ["unyfied"]}, {"name": "another"}],
     ids=["other settings", "impossible settings", "never recorded"],
 )
-def test_a_refused_run_leaves_the_study_of_its_name_alone(study: Study, told: list[str], config: dict[str, Any]):
+def test_a_refused_run_leaves_the_study_of_its_name_alone(study: Study, statuses: list[str], config: dict[str, Any]):
     record_failure(parent, run_of(config), Failed())
     assert from_environment().studies.status(study.name) == "running"
-    assert told == []
+    assert statuses == []
 
 
-def test_a_finished_study_stays_finished_when_a_later_run_fails_before_it_starts(study: Study, told: list[str]):
+def test_a_finished_study_stays_finished_when_a_later_run_fails_before_it_starts(study: Study, statuses: list[str]):
     from_environment().studies.set_status("small", "finished")
     record_failure(parent, run_of(as_mapping(study)), Failed())
     assert from_environment().studies.status("small") == "finished"

@@ -33,11 +33,11 @@ class WordsEmbedder:
     revision = "1"
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
-        found = np.zeros((len(texts), 128), dtype=np.float32)
+        counts = np.zeros((len(texts), 128), dtype=np.float32)
         for row, text in enumerate(texts):
             for word in re.findall(r"\w+|…", text.lower()):
-                found[row, zlib.crc32(word.encode()) % 128] += 1
-        return found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-9)
+                counts[row, zlib.crc32(word.encode()) % 128] += 1
+        return counts / np.maximum(np.linalg.norm(counts, axis=1, keepdims=True), 1e-9)
 
 
 class Counting:
@@ -77,16 +77,16 @@ def planted(cluster_share: float, persona_share: float, seed: int) -> PersonaSig
 
 @pytest.mark.parametrize("seed", [101, 102, 103])
 def test_data_sets_are_ranked_by_their_planted_personal_share(seed: int):
-    found = [planted(cluster, persona, seed) for cluster, persona in ((0.0, 0.0), (0.2, 0.1), (0.5, 0.25))]
+    measured = [planted(cluster, persona, seed) for cluster, persona in ((0.0, 0.0), (0.2, 0.1), (0.5, 0.25))]
     for signals in (
-        [s.persona_beyond_prompts.accuracy for s in found],
-        [s.cluster_beyond_prompts.accuracy - s.cluster_beyond_prompts.chance for s in found],
-        [s.persona_explains for s in found],
-        [s.distance_between - s.distance_within for s in found],
+        [s.persona_beyond_prompts.accuracy for s in measured],
+        [s.cluster_beyond_prompts.accuracy - s.cluster_beyond_prompts.chance for s in measured],
+        [s.persona_explains for s in measured],
+        [s.distance_between - s.distance_within for s in measured],
     ):
         assert signals == sorted(signals), signals
-    assert found[0].persona_explains < LITTLE < found[2].persona_explains
-    assert "have something to win" in verdict(found[2])
+    assert measured[0].persona_explains < LITTLE < measured[2].persona_explains
+    assert "have something to win" in verdict(measured[2])
 
 
 def test_without_anything_personal_people_are_recognised_as_often_as_by_chance():
@@ -96,9 +96,9 @@ def test_without_anything_personal_people_are_recognised_as_often_as_by_chance()
 
 
 def test_what_is_personal_but_not_shared_is_found_in_people_and_not_in_clusters():
-    found = planted(0.0, 0.6, 104)
-    assert found.persona_beyond_prompts.low > found.persona_beyond_prompts.chance
-    assert found.persona_explains > 2 * found.cluster_explains
+    measured = planted(0.0, 0.6, 104)
+    assert measured.persona_beyond_prompts.low > measured.persona_beyond_prompts.chance
+    assert measured.persona_explains > 2 * measured.cluster_explains
 
 
 def test_test_dialogues_are_not_read():
@@ -132,9 +132,9 @@ def test_of_many_people_evenly_spaced_ones_are_looked_at():
     ids = [f"p{i:03d}" for i in range(3 * MOST_PERSONAS)]
     people = [Persona(n, None, (spoken("1", "do it", n), spoken("2", "do that", n * 2, split="val"))) for n in ids]
     members = (tuple(ids[:MOST_PERSONAS]), tuple(ids[MOST_PERSONAS:]))
-    found = measure(people, Clustering("given", members), WordsEmbedder(), Counting())
-    assert found.n_personas == MOST_PERSONAS
-    assert found.cluster_beyond_prompts.n_classes == 2
+    measured = measure(people, Clustering("given", members), WordsEmbedder(), Counting())
+    assert measured.n_personas == MOST_PERSONAS
+    assert measured.cluster_beyond_prompts.n_classes == 2
 
 
 def test_words_that_the_dialogue_had_before_are_masked():
@@ -164,7 +164,7 @@ def test_too_few_people_or_no_val_dialogues_are_refused():
 def a_signal(**changes: object) -> PersonaSignal:
     clear = Recognition(accuracy=0.3, low=0.2, high=0.4, chance=0.025, n_classes=40)
     cluster = Recognition(accuracy=0.6, low=0.5, high=0.7, chance=0.3, n_classes=5)
-    found = PersonaSignal(
+    measured = PersonaSignal(
         n_personas=40,
         n_exchanges=900,
         persona_from_prompts=clear,
@@ -176,7 +176,7 @@ def a_signal(**changes: object) -> PersonaSignal:
         distance_within=0.5,
         distance_between=0.6,
     )
-    return replace(found, **changes)  # pyright: ignore[reportArgumentType]
+    return replace(measured, **changes)  # pyright: ignore[reportArgumentType]
 
 
 def test_the_verdict_follows_from_the_numbers():
@@ -210,11 +210,11 @@ def test_when_whose_dialogues_are_whose_is_drawn_by_lot_nothing_personal_is_left
         tuple(replace(p, dialogues=tuple(next(dealt[split]) for split in SPLITS for _ in p.of_split(split))) for p in dataset.personas)
     )
     clustering = cluster_personas(mixed, ClusteringSettings(sizes=(6, 12, 6, 8, 8)), Sources(WordsEmbedder()))
-    found = measure(mixed.personas, clustering, WordsEmbedder(), Counting())
-    person = found.persona_beyond_prompts
+    measured = measure(mixed.personas, clustering, WordsEmbedder(), Counting())
+    person = measured.persona_beyond_prompts
     assert person.low <= person.chance
-    assert found.persona_explains < LITTLE < planted(0.5, 0.25, 101).persona_explains
-    assert "expect no method" in verdict(found)
+    assert measured.persona_explains < LITTLE < planted(0.5, 0.25, 101).persona_explains
+    assert "expect no method" in verdict(measured)
 
 
 def test_people_with_one_dialogue_each_are_told_apart_within_it(tmp_path: Path):
@@ -234,9 +234,9 @@ def test_people_with_one_dialogue_each_are_told_apart_within_it(tmp_path: Path):
     path = tmp_path / "one.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     study = Study(data=DataSettings(source="table", path=str(path)), clustering=ClusteringSettings(k=2))
-    found = signal_of_data(study, Counting())
-    assert (found.within_dialogues, found.n_personas, found.n_exchanges) == (True, 6, 12)
-    assert "the true signal is at most this" in markdown(found)
+    measured = signal_of_data(study, Counting())
+    assert (measured.within_dialogues, measured.n_personas, measured.n_exchanges) == (True, 6, 12)
+    assert "the true signal is at most this" in markdown(measured)
 
     lines[0]["messages"] = lines[0]["messages"][:2]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines[:2]), encoding="utf-8")

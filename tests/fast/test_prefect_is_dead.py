@@ -22,7 +22,7 @@ STUDY = "waiting"
 
 
 @dataclass(frozen=True)
-class Here:
+class Machine:
     """A study that waits for a decision, on a stack whose Prefect server is dead while a worker of it lives."""
 
     stores: Stores
@@ -35,7 +35,7 @@ class Here:
 
 
 @pytest.fixture
-def here(tmp_path: Path) -> Iterator[Here]:
+def machine(tmp_path: Path) -> Iterator[Machine]:
     stores = from_environment({"CLUSTERLORA_HOME": str(tmp_path / "studies")})
     stores.studies.create_study(prepared(Study(name=STUDY, gate=GateSettings(ladder=(), on_failure="ask")), "float32"))
     dialogue = Dialogue("d", (Turn("user", "hi"), Turn("assistant", "hello")), split="train")
@@ -50,30 +50,30 @@ def here(tmp_path: Path) -> Iterator[Here]:
     ServicesState(Addresses(port, free_port()), {"worker-gpu-1": worker}).save(home)
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("CLUSTERLORA_", "PREFECT_", "MLFLOW_"))}
     environment |= {"CLUSTERLORA_HOME": str(tmp_path / "studies"), "CLUSTERLORA_STACK_HOME": str(home), "MLFLOW_TRACKING_URI": ""}
-    yield Here(stores, environment, f"http://127.0.0.1:{port}")
+    yield Machine(stores, environment, f"http://127.0.0.1:{port}")
     processes.stop([worker])
 
 
-def test_a_decision_is_recorded_and_the_command_says_what_becomes_of_it(here: Here) -> None:
-    done = here.run("study", "decide", STUDY, "--go-on", "--by", "ann")
+def test_a_decision_is_recorded_and_the_command_says_what_becomes_of_it(machine: Machine) -> None:
+    done = machine.run("study", "decide", STUDY, "--go-on", "--by", "ann")
     assert done.returncode == 0, done.stderr
     assert done.stdout == "stored; it takes effect when the study is run again\n"
-    assert f"Prefect at {here.prefect}/api does not answer" in done.stderr
+    assert f"Prefect at {machine.prefect}/api does not answer" in done.stderr
     assert "Traceback" not in done.stderr
-    assert [(one.choice, one.by) for one in read_state(STUDY, here.stores).decisions] == [("continue", "ann")]
+    assert [(one.choice, one.by) for one in read_state(STUDY, machine.stores).decisions] == [("continue", "ann")]
 
 
-def test_verify_judges_what_needs_no_server_and_says_what_it_left_alone(here: Here) -> None:
-    half = here.stores.folder(STUDY) / "results" / ".summary.md.7.partial"
+def test_verify_judges_what_needs_no_server_and_says_what_it_left_alone(machine: Machine) -> None:
+    half = machine.stores.folder(STUDY) / "results" / ".summary.md.7.partial"
     half.parent.mkdir(parents=True)
     half.touch()
-    done = here.run("study", "verify", "--repair")
+    done = machine.run("study", "verify", "--repair")
     assert done.returncode == 1, done.stderr
     assert done.stdout.splitlines() == [
         f"found     {STUDY}: attempt 1 at unified is open, and no Prefect server can be asked about its run; "
         "start it: clusterlora up, or set PREFECT_API_URL",
         "1 studies, 1 findings, 1 left",
     ]
-    assert f"Prefect at {here.prefect}/api does not answer" in done.stderr
+    assert f"Prefect at {machine.prefect}/api does not answer" in done.stderr
     assert "Traceback" not in done.stderr
     assert half.exists(), "it may belong to the open attempt"

@@ -257,8 +257,8 @@ def test_what_was_changed_in_the_trackers_store_is_not_exported(
         (stored / "routes.json").write_text(to_json(swapped))
         problem = "its routes or the keys of its adapters are others"
     assert main(["registry", "export", f"{study}@champion", "--out", str(tmp_path / "out")]) == 1
-    said = capsys.readouterr().err
-    assert f"error: the files of {study} version 1 are not what was registered: {problem}" in said
+    message = capsys.readouterr().err
+    assert f"error: the files of {study} version 1 are not what was registered: {problem}" in message
     assert not (tmp_path / "out").exists()
 
 

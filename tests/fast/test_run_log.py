@@ -47,8 +47,8 @@ def test_a_phase_that_does_more_than_it_planned_is_complete(drawn: list[tuple[fl
     log = PrefectRunLog("mission", "train")
     log.phase("train unified", total=2, unit="steps")
     log.advance(3)
-    begun, (percent, words) = drawn
-    assert begun == (0.0, "train unified: 0/2 steps")
+    first_percent, (percent, words) = drawn
+    assert first_percent == (0.0, "train unified: 0/2 steps")
     assert percent == 100.0
     assert words.startswith("train unified: 3/2 steps · took ")
 
@@ -83,8 +83,8 @@ def test_a_phase_is_one_progress_artifact_with_facts_and_an_estimate(prefect_ser
 
     def artifacts() -> list[tuple[float, str]]:
         with get_client(sync_client=True) as client:
-            found = client.read_artifacts(artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=["progress-mission-train"])))
-        return [(float(str(artifact.data)), artifact.description or "") for artifact in found]
+            stored = client.read_artifacts(artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=["progress-mission-train"])))
+        return [(float(str(artifact.data)), artifact.description or "") for artifact in stored]
 
     @flow
     def training() -> None:

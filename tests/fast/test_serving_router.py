@@ -168,13 +168,13 @@ def test_a_stack_may_show_the_persona_and_what_it_was_answered_before(
 ) -> None:
     monkeypatch.setattr("clusterlora.serving.router.load_embedder", lambda _name: LengthEmbedder())
     question = QUESTION[-1]["content"]
-    told = replace(
+    described = replace(
         table,
         personas={**table.personas, "dan": KeyedComposition((KeyedAdapter("bbbb"),), shots=1, persona_in_prompt=True)},
         descriptions={"dan": "a baker", "ann": "a diver"},
         exchanges={"dan": (Exchange("no", "never"), Exchange(question, "as ever"))},
     )
-    dan, ann = Router(told, folders).answer([ask("dan"), ask("ann")])
+    dan, ann = Router(described, folders).answer([ask("dan"), ask("ann")])
     before = [{"role": "user", "content": question}, {"role": "assistant", "content": "as ever"}]
     assert dan["text"] == with_peft(tiny_base_folder, [(folders["bbbb"], 1.0)], "Be brief.\nThe user: a baker", before)
     assert dan["answered_by"] == "cluster-00 with 1 of the persona's exchanges"

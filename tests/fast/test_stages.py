@@ -175,13 +175,13 @@ def test_the_baseline_may_answer_first_what_test_would_ask_of_it_and_nothing_cha
     run(study, stores)
     assert set(stores.studies.answers(study.name, [bare])) == ahead
     assert stores.studies.routes(study.name) == stores.studies.routes(usual.name)
-    found, expected = (
+    actual, expected = (
         rows_of(study, stores),
         rows_of(usual, stores),
     )
-    assert [replace(row, scores={}) for row in found] == [replace(row, scores={}) for row in expected]
+    assert [replace(row, scores={}) for row in actual] == [replace(row, scores={}) for row in expected]
     # What is read beside what, and with it the order in which floating-point numbers are added, is another.
-    assert [dict(row.scores) for row in found] == [pytest.approx(dict(row.scores), rel=1e-5) for row in expected]
+    assert [dict(row.scores) for row in actual] == [pytest.approx(dict(row.scores), rel=1e-5) for row in expected]
 
 
 def test_nobody_asks_the_bare_base_model_where_no_method_does(study: Study, stores: Stores) -> None:
@@ -197,10 +197,10 @@ def test_merged_adapters_are_made_of_their_members_once_and_compared_like_any_ot
     cluster(study.name, stores, LOG)
     run_rest(study, stores)
     plan = plan_of(study, stores)
-    held = {adapter.name: adapter for adapter in stores.studies.adapters(study.name)}
-    assert {"merged-00", "merged-01"} <= held.keys()
-    assert isnan(held["merged-00"].last_loss)
-    assert held["merged-00"].steps == 0
+    adapters = {adapter.name: adapter for adapter in stores.studies.adapters(study.name)}
+    assert {"merged-00", "merged-01"} <= adapters.keys()
+    assert isnan(adapters["merged-00"].last_loss)
+    assert adapters["merged-00"].steps == 0
     folder = stores.folder(study.name) / "models" / "merged_clusters" / "merged_00"
     for layer, (a, b) in read_adapter(folder).items():
         assert a.shape[0] == b.shape[1] == study.recipe.rank, layer
@@ -388,8 +388,8 @@ def test_every_method_and_control_runs_with_two_training_seeds_and_is_compared_o
     assert "small-cluster-00" in stores.tracker.models
     runs = [run for run in stores.tracker.runs.values() if "training_group" in run.tags]
     assert {run.tags["method"] for run in runs if run.name == "unified"} == {"unified"}
-    said = {method for run in runs for method in run.tags["method"].split(", ")}
-    assert {"unified", "cluster", "per_persona", "hybrid", "cluster_hybrid", "prefix", "merge", "random_cluster"} <= said
+    tagged_methods = {method for run in runs for method in run.tags["method"].split(", ")}
+    assert {"unified", "cluster", "per_persona", "hybrid", "cluster_hybrid", "prefix", "merge", "random_cluster"} <= tagged_methods
     assert list(stores.folder(study.name).glob("models/prefixes/prefix_0000/adapter_model.safetensors"))
 
 
@@ -405,10 +405,10 @@ def test_of_several_seeds_the_report_counts_and_quotes_the_first_and_the_rows_te
     read = report_data(state_of(study, stores), plan_of(study, stores), stores, comparison, rows)
     assert [(curve.title, curve.complete) for curve in read.curves] == [("unified", True), ("per_persona, mean of 7 adapters", True)]
 
-    held = {adapter.name: adapter for adapter in stores.studies.adapters(study.name)}
-    assert {"unified", "unified.s1", "unified.s2"} <= held.keys()
+    adapter_by_name = {adapter.name: adapter for adapter in stores.studies.adapters(study.name)}
+    assert {"unified", "unified.s1", "unified.s2"} <= adapter_by_name.keys()
     cost = {cost.method: cost for cost in read.costs}
-    unified = held["unified"]
+    unified = adapter_by_name["unified"]
     assert (cost["unified"].n_adapters, cost["unified"].n_bytes) == (1, unified.n_bytes)
     assert (cost["unified"].train_tokens, cost["unified"].train_seconds) == (unified.train_tokens, unified.seconds)
     assert cost["per_persona"].n_adapters == 7
@@ -456,8 +456,8 @@ def test_refined_clusters_are_trained_again_before_what_depends_on_them(study: S
     assert 1 <= len(moved) <= 3
     assert len(moved) == 3 or moved[-1] == 0, "it ends when nobody moves"
     plan = plan_of(study, stores)
-    held = {adapter.key for adapter in stores.studies.adapters(study.name)}
-    assert set(plan.keys.values()) <= held, "what answers was trained on the refined clusters"
+    keys = {adapter.key for adapter in stores.studies.adapters(study.name)}
+    assert set(plan.keys.values()) <= keys, "what answers was trained on the refined clusters"
     n_merges = sum(adapter.name.startswith("merged") for adapter in stores.studies.adapters(study.name))
     assert n_merges == 2, "merges were made once, of the clusters that stayed"
     assert not refine(study.name, stores, LOG)

@@ -138,12 +138,12 @@ def test_weights_that_are_trained_again_because_they_were_lost_are_the_recorded_
     prepare(again, second, SilentLog())
     cluster(again.name, second, SilentLog())
     train(again, second, UNIFIED)
-    (found,) = stores.studies.adapters(again.name)
-    assert found.run_id != lost.run_id
-    assert stores.studies.adapters(study.name) == (found,), "the first study has these weights, too"
-    folder = third.adapters.path(found.key)
+    (adapter,) = stores.studies.adapters(again.name)
+    assert adapter.run_id != lost.run_id
+    assert stores.studies.adapters(study.name) == (adapter,), "the first study has these weights, too"
+    folder = third.adapters.path(adapter.key)
     assert folder is not None, "a third machine is told where they are"
-    assert found.weights_sha256 == weights_sha256(folder)
+    assert adapter.weights_sha256 == weights_sha256(folder)
 
 
 def test_of_two_machines_that_finish_an_adapter_at_once_the_first_is_recorded(study: Study, stores: Stores, tmp_path: Path) -> None:
@@ -156,12 +156,12 @@ def test_of_two_machines_that_finish_an_adapter_at_once_the_first_is_recorded(st
     stores.studies.forget_adapter(adapter.key)
 
     tracker = _Keeping()
-    here, there = (machine(tmp_path / name, stores, tracker) for name in ("one", "other"))
-    for on, folder in ((here, trained_here), (there, trained_there)):
+    one, there = (machine(tmp_path / name, stores, tracker) for name in ("one", "other"))
+    for on, folder in ((one, trained_here), (there, trained_there)):
         with on.tracker.adapter_run(study.name, name="unified", params={}, tags={}) as run:
             keep(study, adapter, folder, run, on)
     (recorded,) = stores.studies.adapters(study.name)
-    for on in (here, there):
+    for on in (one, there):
         assert recorded.weights_sha256 == weights_sha256(stored_folder(on, adapter.key)) == weights_sha256(trained_here)
 
 
@@ -202,14 +202,14 @@ def test_what_filled_the_memory_is_let_go_before_anybody_is_told() -> None:
 
     from clusterlora.models import memory
 
-    held: list[ref[torch.Tensor]] = []
+    tensors: list[ref[torch.Tensor]] = []
 
     def fill() -> None:
         activations = torch.zeros(1000)
-        held.append(ref(activations))
+        tensors.append(ref(activations))
         bytearray(2**62)
 
-    def told() -> OutOfMemory:
+    def failure() -> OutOfMemory:
         try:
             with memory.allocation_failures(micro_batch=2, doing="training"):
                 fill()
@@ -217,9 +217,9 @@ def test_what_filled_the_memory_is_let_go_before_anybody_is_told() -> None:
             return error
         raise AssertionError("so much memory there is not")
 
-    error = told()
+    error = failure()
     assert isinstance(error.__cause__, MemoryError)
-    assert held[0]() is None, "the error still holds what did not fit"
+    assert tensors[0]() is None, "the error still holds what did not fit"
 
 
 class _Absent(MemoryTracker):
@@ -309,12 +309,12 @@ def test_each_way_of_merging_gives_its_own_registered_adapters_once(study: Study
         "merged-00+ties-0.5",
         "merged-01+ties-0.5",
     )
-    held = {adapter.name: adapter for adapter in stores.studies.adapters(study.name)}
+    adapter_by_name = {adapter.name: adapter for adapter in stores.studies.adapters(study.name)}
     assert merge(MergeRequest(study_name=study.name, merging=MergeSettings()), stores, SilentLog()) == (
         "merged-00+average",
         "merged-01+average",
     )
-    assert {adapter.name: adapter for adapter in stores.studies.adapters(study.name)} == held
-    assert len({held[name].weights_sha256 for name in held if name.startswith("merged")}) == 4
+    assert {adapter.name: adapter for adapter in stores.studies.adapters(study.name)} == adapter_by_name
+    assert len({adapter_by_name[name].weights_sha256 for name in adapter_by_name if name.startswith("merged")}) == 4
     assert isinstance(stores.tracker, MemoryTracker)
     assert {"tried-merged-00-average", "tried-merged-01-ties-0.5"} <= stores.tracker.models.keys()

@@ -42,29 +42,29 @@ def test_the_dtype_is_decided_once_and_a_relaunch_elsewhere_keeps_it(
 
 def test_a_dtype_that_was_asked_for_is_not_decided(stores: Stores, tiny_base_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "faster_dtype", lambda _base: "bfloat16")
-    asked = replace(study(tiny_base_folder, "float32"), name="other")
-    prepare(asked, stores, SilentLog())
-    assert stores.studies.study("other") == prepared(asked, "float32")
+    other = replace(study(tiny_base_folder, "float32"), name="other")
+    prepare(other, stores, SilentLog())
+    assert stores.studies.study("other") == prepared(other, "float32")
 
 
 def test_data_that_are_refused_leave_the_provenance_of_those_the_study_holds(
     stores: Stores, tiny_base_folder: Path, tmp_path: Path
 ) -> None:
     file = tmp_path / "people.jsonl"
-    asked = replace(study(tiny_base_folder), data=DataSettings(source="table", path=str(file), train=1, val=1, test=1))
+    other = replace(study(tiny_base_folder), data=DataSettings(source="table", path=str(file), train=1, val=1, test=1))
 
     def write(n_personas: int) -> None:
         rows = [{"persona_id": f"p{p}", "prompt": f"light {d}", "response": f"{p}, {d}"} for p in range(n_personas) for d in range(3)]
         file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
     write(2)
-    held = prepare(asked, stores, SilentLog())
+    prepared_study = prepare(other, stores, SilentLog())
     before = stores.studies.metadata("small", Provenance)
     assert before is not None
-    assert (before.data_digest, before.n_personas, before.n_dialogues) == (held.digest, 2, 6)
+    assert (before.data_digest, before.n_personas, before.n_dialogues) == (prepared_study.digest, 2, 6)
     write(3)
     with pytest.raises(BadData, match="holds other data"):
-        prepare(asked, stores, SilentLog())
+        prepare(other, stores, SilentLog())
     assert stores.studies.metadata("small", Provenance) == before
 
 

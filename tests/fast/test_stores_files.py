@@ -88,10 +88,10 @@ def test_an_adapter_that_lies_elsewhere_is_fetched_once(tmp_path: Path) -> None:
             shutil.copytree(source, folder, dirs_exist_ok=True)
         return source is not None
 
-    here = FileAdapterStore(tmp_path / "here", fetch)
-    assert here.path("ffff") is None
-    assert here.path(KEY) == tmp_path / "here" / KEY
-    assert here.path(KEY) == tmp_path / "here" / KEY
+    store = FileAdapterStore(tmp_path / "here", fetch)
+    assert store.path("ffff") is None
+    assert store.path(KEY) == tmp_path / "here" / KEY
+    assert store.path(KEY) == tmp_path / "here" / KEY
     assert fetched == ["ffff", KEY]
 
 

@@ -127,14 +127,14 @@ def test_what_was_sent_after_an_outage_is_not_left_over(server: Server, tmp_path
 
 
 def test_what_a_killed_process_had_not_sent_is_sent_by_the_next(server: Server, tmp_path: Path) -> None:
-    ready, said = os.pipe()
+    ready, write_end = os.pipe()
     child = os.fork()
     if child == 0:
         server.away.set()
         outbox = outbox_to(server, tmp_path / "run.json")
         put(outbox, "a", "b")
         outbox.save()
-        os.write(said, b"x")
+        os.write(write_end, b"x")
         signal.pause()
     os.read(ready, 1)
     assert left_over(tmp_path) == [], "its process lives"

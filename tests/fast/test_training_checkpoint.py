@@ -70,13 +70,13 @@ def test_a_damaged_checkpoint_gives_way_to_the_next(job: TrainingJob) -> None:
 def test_whoever_is_killed_while_writing_leaves_a_whole_checkpoint(job: TrainingJob) -> None:
     checkpoint.write(job, checkpoint_of(1.0))
     for _ in range(5):
-        ready, said = os.pipe()
+        ready, write_end = os.pipe()
         child = os.fork()
         if child == 0:
             for number in range(1_000_000):
                 checkpoint.write(job, checkpoint_of(float(number)))
-                os.write(said, b"x")
-        os.close(said)
+                os.write(write_end, b"x")
+        os.close(write_end)
         # Killed in the middle of some later writing.
         os.read(ready, 3)
         os.kill(child, signal.SIGKILL)

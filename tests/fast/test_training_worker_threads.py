@@ -64,9 +64,9 @@ def test_threads_that_share_a_pass_change_nothing(tiny_base_folder: Path, tmp_pa
     seen: set[str] = set()
     share = engine._Trainer._run_shard
 
-    def watched(self: engine._Trainer, *given: object, **named: object) -> torch.Tensor:
+    def watched(self: engine._Trainer, *arguments: object, **named: object) -> torch.Tensor:
         seen.add(threading.current_thread().name)
-        return share(self, *given, **named)  # pyright: ignore[reportArgumentType]
+        return share(self, *arguments, **named)  # pyright: ignore[reportArgumentType]
 
     monkeypatch.setattr(engine._Trainer, "_run_shard", watched)
     shared = trained(base, tmp_path / "shared", "abcde")
@@ -85,16 +85,16 @@ def test_an_adapter_in_bfloat16_is_the_same_alone_and_in_company_within_rounding
     alone: list[int] = []
     begin = SingleSlotLora.__init__
 
-    def counted(self: SingleSlotLora, *given: object) -> None:
+    def counted(self: SingleSlotLora, *arguments: object) -> None:
         alone.append(1)
-        begin(self, *given)  # pyright: ignore[reportArgumentType]
+        begin(self, *arguments)  # pyright: ignore[reportArgumentType]
 
     monkeypatch.setattr(SingleSlotLora, "__init__", counted)
     gentle = replace(RECIPE, learning_rate=5e-4)
     in_company = trained(base, tmp_path / "company", "ab", recipe=gentle)["a"]
-    asked = len(alone)
+    n_calls = len(alone)
     by_itself = trained(base, tmp_path / "alone", "a", recipe=gentle)["a"]
-    assert len(alone) > asked, "an adapter alone was trained as if there were others"
+    assert len(alone) > n_calls, "an adapter alone was trained as if there were others"
     assert by_itself.losses == pytest.approx(in_company.losses, rel=0.02)
 
 

@@ -19,9 +19,9 @@ def test_a_digest_is_the_hash_of_canonical_json(name: str, people: list[str], ra
 
 
 def test_datasets_of_the_same_people_are_told_apart_by_what_was_said() -> None:
-    said = Dialogue("d", (Turn("user", "hello"), Turn("assistant", "hi")))
-    one = Dataset((Persona("p", None, (said,)),))
-    other = Dataset((Persona("p", None, (replace(said, split="test"),)),))
-    assert {one: 1, other: 2}[Dataset((Persona("p", None, (said,)),))] == 1
+    dialogue = Dialogue("d", (Turn("user", "hello"), Turn("assistant", "hi")))
+    one = Dataset((Persona("p", None, (dialogue,)),))
+    other = Dataset((Persona("p", None, (replace(dialogue, split="test"),)),))
+    assert {one: 1, other: 2}[Dataset((Persona("p", None, (dialogue,)),))] == 1
     assert one != other
     assert one.digest != other.digest

@@ -55,10 +55,10 @@ def test_where_no_method_differs_one_in_twenty_studies_says_so_and_fewer_claim_a
 
 def test_a_planted_gain_of_the_clusters_is_found_and_named():
     rng = np.random.default_rng(21)
-    found = [simulated({"cluster": 0.045}, rng) for _ in range(40)]
-    assert np.mean([c.champion == "cluster" for c in found]) >= 0.9
-    covers = [d.ci_low <= 0.045 <= d.ci_high for c in found if (d := c.method("cluster").vs_reference)]
-    assert np.mean(covers) >= stats.binom.ppf(0.005, len(found), 0.95) / len(found)
+    comparisons = [simulated({"cluster": 0.045}, rng) for _ in range(40)]
+    assert np.mean([c.champion == "cluster" for c in comparisons]) >= 0.9
+    covers = [d.ci_low <= 0.045 <= d.ci_high for c in comparisons if (d := c.method("cluster").vs_reference)]
+    assert np.mean(covers) >= stats.binom.ppf(0.005, len(comparisons), 0.95) / len(comparisons)
 
 
 @pytest.mark.parametrize("method", ["per_persona", "cluster"])

@@ -76,9 +76,9 @@ def test_rows_become_an_assignment_and_an_artifact(study: str):
 
 
 def test_what_cannot_be_assigned_fails_with_the_reason(study: str, people_of_two_manners: Path):
-    known = launch("assign/assign", request={"study_name": study, "path": str(people_of_two_manners)})
-    assert state_of(known).is_failed()
-    assert f"persona 'p0' is in study {study} already" in str(state_of(known).message)
+    run = launch("assign/assign", request={"study_name": study, "path": str(people_of_two_manners)})
+    assert state_of(run).is_failed()
+    assert f"persona 'p0' is in study {study} already" in str(state_of(run).message)
     nothing = launch("assign/assign", request={"study_name": study})
     assert state_of(nothing).is_failed()
     assert "give one of the two" in str(state_of(nothing).message)

@@ -78,14 +78,14 @@ def cramped_worker(pool: str, site: dict[str, str]) -> Iterator[None]:
 
 def _deploy_training(client: SyncPrefectClient, pool: str) -> None:
     """Deploy what trains for another pool, as a study that names the pool asks for it."""
-    known = client.read_deployment_by_name("train/train")
+    deployment = client.read_deployment_by_name("train/train")
     client.create_deployment(
-        known.flow_id,
+        deployment.flow_id,
         name=f"train-{pool}",
-        entrypoint=known.entrypoint,
+        entrypoint=deployment.entrypoint,
         work_pool_name=pool,
-        parameter_openapi_schema=known.parameter_openapi_schema,
-        pull_steps=known.pull_steps,
+        parameter_openapi_schema=deployment.parameter_openapi_schema,
+        pull_steps=deployment.pull_steps,
     )
 
 
@@ -161,10 +161,10 @@ def test_a_study_trains_only_what_is_missing_and_ends_with_a_comparison(finished
     gate = f"gate · cluster 00 · {finished.name}"
     assert {gate, f"{gate} · own", f"evaluate · test 1/1 · {finished.name}", f"compare · {finished.name}"} <= names
     name = finished.name
-    wanted = [f"clusters-{name}", f"signal-{name}", f"gate-{name}-power", f"gate-{name}-own", f"gate-table-{name}-own"]
-    wanted += [f"comparison-{name}", f"status-{name}", f"progress-{name}-train-fan-out-1-1"]
+    keys = [f"clusters-{name}", f"signal-{name}", f"gate-{name}-power", f"gate-{name}-own", f"gate-table-{name}-own"]
+    keys += [f"comparison-{name}", f"status-{name}", f"progress-{name}-train-fan-out-1-1"]
     with get_client(sync_client=True) as client:
-        for key in wanted:
+        for key in keys:
             assert client.read_artifacts(artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=[key]))), key
 
 

@@ -68,7 +68,7 @@ def adapter(run_id: str, uri: str, sha256: str) -> TrainedAdapter:
     return TrainedAdapter(KEY, "unified", spec, 1, 1, 1.0, 2.0, 1.0, 9, run_id, uri, sha256)
 
 
-def found(stores: Stores, name: str, *, repair: bool = False, live: LiveWork | None = NOTHING) -> list[Finding]:
+def findings_of(stores: Stores, name: str, *, repair: bool = False, live: LiveWork | None = NOTHING) -> list[Finding]:
     return list(verify([name], stores, live=(lambda _: live) if live else None, repair=repair))
 
 
@@ -173,7 +173,7 @@ def register(stores: Stores, name: str, digests: dict[str, str]) -> None:
     folder = weights(stores).parent
     routes = plain(routes_to_the_adapter(name, digests))
     stores.tracker.register_router(name, routes=routes, adapter_folders={KEY: folder}, champion=True)
-    assert found(stores, name) == []
+    assert findings_of(stores, name) == []
 
 
 def registered_files(server: str, name: str) -> Path:
@@ -220,8 +220,8 @@ MENDABLE: list[tuple[Damage, Kind, str]] = [
 
 
 def test_a_study_that_ended_well_has_no_findings(stores: Stores, name: str) -> None:
-    assert found(stores, name) == []
-    assert found(stores, name, live=None) == []
+    assert findings_of(stores, name) == []
+    assert findings_of(stores, name, live=None) == []
 
 
 @pytest.mark.parametrize(("damage", "kind", "sentence"), MENDABLE, ids=[damage.__name__ for damage, *_ in MENDABLE])
@@ -229,15 +229,15 @@ def test_damage_is_found_then_mended_then_gone(
     damage: Damage, kind: Kind, sentence: str, stores: Stores, name: str, mlflow_server: str
 ) -> None:
     damage(stores, mlflow_server, name)
-    (seen,) = found(stores, name)
+    (seen,) = findings_of(stores, name)
     assert seen.kind == kind
     assert re.match(sentence, seen.what), seen.what
     assert not seen.repaired
-    assert found(stores, name) == [seen], "looking changes nothing"
-    (mended,) = found(stores, name, repair=True)
+    assert findings_of(stores, name) == [seen], "looking changes nothing"
+    (mended,) = findings_of(stores, name, repair=True)
     assert (mended.kind, mended.what) == (seen.kind, seen.what)
     assert mended.repaired
-    assert found(stores, name) == []
+    assert findings_of(stores, name) == []
 
 
 def test_a_champion_with_other_weights_is_called_the_champion_and_stays_missed_until_the_study_runs_again(
@@ -245,11 +245,11 @@ def test_a_champion_with_other_weights_is_called_the_champion_and_stays_missed_u
 ) -> None:
     other_weights_in_a_model(stores, mlflow_server, name)
     stores.studies.save_metadata(name, RegisteredChampion(f"models:/{name}/1"))
-    (seen,) = found(stores, name)
+    (seen,) = findings_of(stores, name)
     assert seen.what.startswith(f"model {name}, version 1 (the champion), is not what was registered")
-    (mended,) = found(stores, name, repair=True)
+    (mended,) = findings_of(stores, name, repair=True)
     assert mended.repaired
-    (missed,) = found(stores, name)
+    (missed,) = findings_of(stores, name)
     assert missed.kind == Kind.CHAMPION_MISSING
     assert missed.what == f"the champion models:/{name}/1 is not in the registry"
 
@@ -257,13 +257,13 @@ def test_a_champion_with_other_weights_is_called_the_champion_and_stays_missed_u
 def test_a_model_registered_without_digests_is_compared_with_the_database(stores: Stores, name: str, mlflow_server: str) -> None:
     register(stores, name, {})
     (registered_files(mlflow_server, name) / "adapters" / KEY / "adapter_model.safetensors").write_bytes(HEADER + b"wxights")
-    (seen,) = found(stores, name)
+    (seen,) = findings_of(stores, name)
     assert f"adapter {KEY} has SHA-256" in seen.what
 
 
 def test_weights_lost_here_alone_are_no_finding_and_come_back_when_asked_for(stores: Stores, name: str) -> None:
     stores.adapters.quarantine(KEY)
-    assert found(stores, name) == []
+    assert findings_of(stores, name) == []
     folder = stores.adapters.path(KEY)
     assert folder is not None
     assert (folder / "adapter_model.safetensors").read_bytes() == HEADER + b"weights"
@@ -280,7 +280,7 @@ def test_an_upload_that_was_tampered_with_never_arrives(stores: Stores, name: st
 def test_mending_weights_never_deletes_any(stores: Stores, name: str, mlflow_server: str) -> None:
     damage_here(stores, mlflow_server, name)
     stranger(stores, mlflow_server, name)
-    found(stores, name, repair=True)
+    findings_of(stores, name, repair=True)
     quarantine = stores.home / ".adapters" / ".quarantine"
     assert len(list(quarantine.iterdir())) == 2
     assert weights(stores).read_bytes() == HEADER + b"weights"
@@ -288,7 +288,7 @@ def test_mending_weights_never_deletes_any(stores: Stores, name: str, mlflow_ser
 
 def test_lost_weights_are_trained_again(stores: Stores, name: str, mlflow_server: str) -> None:
     lose_everywhere(stores, mlflow_server, name)
-    found(stores, name, repair=True)
+    findings_of(stores, name, repair=True)
     assert stores.studies.adapters(name) == ()
     assert stores.studies.adapter(KEY) is None
 
@@ -297,7 +297,7 @@ def test_lost_weights_are_not_forgotten_while_an_upload_may_be_under_way(stores:
     lose_everywhere(stores, mlflow_server, name)
     dead_attempt(stores, mlflow_server, name)
     live = LiveWork(attempts=frozenset({("cluster-00", 1)}))
-    (finding,) = found(stores, name, live=live, repair=True)
+    (finding,) = findings_of(stores, name, live=live, repair=True)
     assert not finding.repaired
     assert stores.studies.adapter(KEY) is not None
 
@@ -306,7 +306,7 @@ def test_rows_that_nobody_can_choose_between_are_left_to_a_person(stores: Stores
     row = f"values ('{name}', 1, 7, 'p')"
     execute(stores, f"insert into cluster_members (study, cluster, position, persona_id) {row}")
     for repair in (False, True):
-        (finding,) = found(stores, name, repair=repair)
+        (finding,) = findings_of(stores, name, repair=repair)
         assert finding.kind == Kind.DUPLICATE_ROWS
         assert finding.what == "1 personas in clusters are there more than once, for example p (2 times)"
         assert not finding.repaired
@@ -316,13 +316,13 @@ def test_what_is_under_way_is_left_alone(stores: Stores, name: str, mlflow_serve
     for damage in (dead_attempt, dead_run, dead_study, half_written):
         damage(stores, mlflow_server, name)
     live = LiveWork(frozenset({f"study · {name}"}), frozenset({("cluster-00", 1)}))
-    assert found(stores, name, live=live, repair=True) == []
+    assert findings_of(stores, name, live=live, repair=True) == []
 
 
 def test_without_a_server_to_ask_an_open_attempt_is_reported_and_kept(stores: Stores, name: str, mlflow_server: str) -> None:
     for damage in (dead_attempt, half_written):
         damage(stores, mlflow_server, name)
-    (finding,) = found(stores, name, live=None, repair=True)
+    (finding,) = findings_of(stores, name, live=None, repair=True)
     assert finding.kind == Kind.ATTEMPT_UNKNOWN
     assert not finding.repaired
     assert stores.studies.attempts(name)[0].state == "running"
@@ -331,7 +331,7 @@ def test_without_a_server_to_ask_an_open_attempt_is_reported_and_kept(stores: St
 def test_without_mlflow_adapters_that_lie_there_are_not_forgotten(stores: Stores, name: str) -> None:
     stores.adapters.quarantine(KEY)
     alone = Stores(stores.studies, FileAdapterStore(stores.home / ".adapters"), MemoryTracker(), stores.home)
-    (finding,) = found(alone, name, repair=True)
+    (finding,) = findings_of(alone, name, repair=True)
     assert finding.kind == Kind.ADAPTER_ELSEWHERE
     assert not finding.repaired
     assert stores.studies.adapter(KEY) is not None
@@ -339,7 +339,7 @@ def test_without_mlflow_adapters_that_lie_there_are_not_forgotten(stores: Stores
 
 def test_an_unknown_study_is_refused(stores: Stores) -> None:
     with pytest.raises(UnknownName):
-        found(stores, "nobody")
+        findings_of(stores, "nobody")
 
 
 def test_the_command_says_one_line_per_finding_and_exits_with_1_while_something_is_left(

@@ -227,9 +227,9 @@ def test_an_adapter_moves_through_the_artifact_store(tracker: MlflowTracker, stu
     with tracker.adapter_run(study, name="group", params={}, tags={}) as run:
         uri = run.artifacts(peft_folder(tmp_path / "trained"), "adapters/cluster-00")
     other_machine = FileAdapterStore(tmp_path / "other", fetch=lambda _key, folder: tracker.download(uri, folder))
-    found = other_machine.path("0123abcd")
-    assert found is not None
-    assert (found / "adapter_model.safetensors").read_bytes() == HEADER + b"weights"
+    fetched = other_machine.path("0123abcd")
+    assert fetched is not None
+    assert (fetched / "adapter_model.safetensors").read_bytes() == HEADER + b"weights"
 
 
 @pytest.mark.parametrize("uri", ["runs:/{run}/adapters/nothing", "runs:/0123456789abcdef0123456789abcdef/adapters/x", "memory:/a/b"])

@@ -30,12 +30,12 @@ from tests.fixtures.stages import missing_groups, plan_of
 SETTINGS = Path(__file__).with_name("study.toml")
 
 
-def run(asked: Study) -> None:
-    stores, log, name = from_environment(), SilentLog(), asked.name
-    prepare(asked, stores, log)
-    cluster(asked.name, stores, log)
-    for group in missing_groups(asked, stores, tuple(plan_of(asked, stores).specs)):
-        train_group(next_request(asked, group, stores), stores, log)
+def run(study: Study) -> None:
+    stores, log, name = from_environment(), SilentLog(), study.name
+    prepare(study, stores, log)
+    cluster(study.name, stores, log)
+    for group in missing_groups(study, stores, tuple(plan_of(study, stores).specs)):
+        train_group(next_request(study, group, stores), stores, log)
     evaluate(EvaluationRequest(study_name=name, part="gate", rung="own"), stores, log)
     judge(name, "own", stores)
     for shard in (1, 2):

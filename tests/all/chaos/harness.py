@@ -90,7 +90,7 @@ def trial(seed: int, there: Place) -> Trial:
         left=tuple(left),
         completed=codes[0] == 0,
         seconds=round(time.monotonic() - began, 1),
-        said="" if codes[0] == 0 else there.said(name),
+        said="" if codes[0] == 0 else there.last_output(name),
     )
 
 
@@ -135,18 +135,18 @@ def main() -> int:
     parser.add_argument("--trials", type=int, default=52, help="so many seeds from the first on")
     parser.add_argument("--place", choices=PLACES, help="of these, only the ones on a study of this kind")
     parser.add_argument("--record", type=Path, help="JSON file to add the trials to; the page is written beside it")
-    asked = parser.parse_args()
+    options = parser.parse_args()
     # The services end with it, however it ends.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    kinds = [PLACES[asked.place]] if asked.place else list(PLACES.values())
-    seeds = [seed for seed in range(asked.first_seed, asked.first_seed + asked.trials) if BLOWS[blow_of(seed)].place in kinds]
+    kinds = [PLACES[options.place]] if options.place else list(PLACES.values())
+    seeds = [seed for seed in range(options.first_seed, options.first_seed + options.trials) if BLOWS[blow_of(seed)].place in kinds]
     all_good = True
     for made in run_trials(seeds):
         all_good &= made.good
         sys.stdout.write(json.dumps(asdict(made), ensure_ascii=False) + "\n")
         sys.stdout.flush()
-        if asked.record:
-            add(asked.record, made)
+        if options.record:
+            add(options.record, made)
     return 0 if all_good else 1
 
 

@@ -16,8 +16,8 @@ _TRAINED = re.compile(r"^\S+ \S+ (\S+): loss ", re.MULTILINE)
 
 def finished(stores: Stores, study: str) -> frozenset[str]:
     """Return the names of the adapters that the study holds."""
-    known = {name for name, _, _ in stores.studies.studies()}
-    return frozenset(a.name for a in stores.studies.adapters(study)) if study in known else frozenset()
+    names = {name for name, _, _ in stores.studies.studies()}
+    return frozenset(a.name for a in stores.studies.adapters(study)) if study in names else frozenset()
 
 
 def trainings(stores: Stores, study: str) -> Counter[str]:
@@ -28,7 +28,7 @@ def trainings(stores: Stores, study: str) -> Counter[str]:
 
 def half_written(stores: Stores) -> tuple[str, ...]:
     """Return the files that people or programs can see and that are not whole. Logs grow; names that begin with a dot are not seen."""
-    found: list[str] = []
+    paths: list[str] = []
     for file in sorted(stores.home.rglob("*")):
         seen = file.relative_to(stores.home)
         if file.is_file() and file.suffix in _WHOLE and not any(part.startswith(".") and part != ".adapters" for part in seen.parts):
@@ -37,8 +37,8 @@ def half_written(stores: Stores) -> tuple[str, ...]:
             except Exception:  # noqa: BLE001  (whatever a reader says of half a file)
                 whole = False
             if not whole:
-                found.append(str(seen))
-    return tuple(found)
+                paths.append(str(seen))
+    return tuple(paths)
 
 
 def _opens(file: Path) -> bool:

@@ -129,8 +129,8 @@ class Place:
         with (self.folder / "clock").open("r+b") as file:
             file.write(struct.pack("l", 3600 * hours))
 
-    def said(self, study: str) -> str:
-        """Return the end of what a study's processes printed."""
+    def last_output(self, study: str) -> str:
+        """Return the end of the output of a study's processes."""
         return (self.folder / f"{study}.log").read_text(encoding="utf-8", errors="replace")[-1500:]
 
     def stores(self) -> Stores:
@@ -138,8 +138,8 @@ class Place:
 
     def findings(self, study: str, *, repair: bool) -> list[dict[str, Any]]:
         """Return what `clusterlora study verify` finds when nothing of the study runs."""
-        found = verify([study], self.stores(), live=lambda _: LiveWork(), repair=repair)
-        return [{"what": f.what, "repaired": f.repaired} for f in found]
+        findings = verify([study], self.stores(), live=lambda _: LiveWork(), repair=repair)
+        return [{"what": f.what, "repaired": f.repaired} for f in findings]
 
     def _moved_clock(self) -> dict[str, str]:
         library = self.folder / "clock.so"
@@ -195,9 +195,9 @@ class StackPlace(Place):
 
     def launch(self, study: str, seed: int, *, slow: bool = False) -> Process:
         assert not slow, "the workers have their database's address from `clusterlora up`"
-        asked = ["--config", str(direct.SETTINGS), "--name", study, "--set", f"recipe.seed={seed}", "--workers", "2", "--no-wait"]
+        options = ["--config", str(direct.SETTINGS), "--name", study, "--set", f"recipe.seed={seed}", "--workers", "2", "--no-wait"]
         with (self.folder / f"{study}.log").open("ab") as output:
-            argv = [*_PROGRAM, "study", "run", *asked]
+            argv = [*_PROGRAM, "study", "run", *options]
             process = subprocess.Popen(argv, cwd=CHECKOUT, env=self.environment, stdout=output, stderr=output, start_new_session=True)
         return Process(process.pid, process.poll)
 

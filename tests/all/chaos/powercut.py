@@ -174,7 +174,7 @@ def study(base: Path, _say: Say) -> None:
     from clusterlora.wiring import from_environment
 
     engine._CHECKPOINT_SECONDS = -1.0
-    asked = Study(
+    settings = Study(
         name="cut",
         methods=("unified", "per_persona"),
         data=DataSettings(train=2, val=1, test=1, synthetic=SyntheticSettings(cluster_sizes=(1, 1), dialogues=4)),
@@ -184,13 +184,13 @@ def study(base: Path, _say: Say) -> None:
         evaluation=EvaluationSettings(max_new_tokens=2, metrics=("nll",), headline="nll", selection_metric="nll", bootstrap_draws=100),
     )
     stores, log = from_environment(), SilentLog()
-    prepare(asked, stores, log)
-    cluster(asked.name, stores, log)
-    for group in missing_groups(asked, stores, tuple(plan_of(asked, stores).specs)):
-        train_group(next_request(asked, group, stores), stores, log)
-    evaluate(EvaluationRequest(study_name=asked.name), stores, log)
-    compare(asked.name, stores, log)
-    register(asked.name, stores, log)
+    prepare(settings, stores, log)
+    cluster(settings.name, stores, log)
+    for group in missing_groups(settings, stores, tuple(plan_of(settings, stores).specs)):
+        train_group(next_request(settings, group, stores), stores, log)
+    evaluate(EvaluationRequest(study_name=settings.name), stores, log)
+    compare(settings.name, stores, log)
+    register(settings.name, stores, log)
 
 
 def sync_everything(_base: Path, _say: Say) -> None:
@@ -206,13 +206,13 @@ WORK: Mapping[str, Callable[[Path, Say], None]] = {"create": create, "study": st
 
 def _try(base: Path, work: str, power_goes_at: int) -> str:
     """Fork, and return what the child said and how it ended."""
-    ready, said = os.pipe()
+    ready, output = os.pipe()
     child = os.fork()
     if child == 0:
         os.environ["POWERCUT_AT"] = str(power_goes_at)
 
         def say(what: str) -> None:
-            os.write(said, f"{what}; ".encode())
+            os.write(output, f"{what}; ".encode())
 
         try:
             WORK[work](base, say)
@@ -220,7 +220,7 @@ def _try(base: Path, work: str, power_goes_at: int) -> str:
         except BaseException as problem:  # noqa: BLE001  (told to whoever asked)
             say(f"{type(problem).__name__}: {problem}".replace("\n", " "))
         os._exit(0)
-    os.close(said)
+    os.close(output)
     with os.fdopen(ready) as words:
         said_so_far = words.read()
     _, status = os.waitpid(child, 0)

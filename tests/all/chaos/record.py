@@ -43,8 +43,8 @@ def add(file: Path, made: Trial) -> None:
     file.touch()
     with file.open("r+", encoding="utf-8") as opened:
         fcntl.flock(opened, fcntl.LOCK_EX)
-        known = {t.seed: t for t in _parsed(opened.read())} | {made.seed: made}
-        trials = [known[seed] for seed in sorted(known)]
+        trial_by_seed = {t.seed: t for t in _parsed(opened.read())} | {made.seed: made}
+        trials = [trial_by_seed[seed] for seed in sorted(trial_by_seed)]
         opened.seek(0)
         opened.truncate()
         opened.write("[\n" + ",\n".join(json.dumps(asdict(t), ensure_ascii=False) for t in trials) + "\n]\n")
@@ -94,13 +94,13 @@ def _wrong(trial: Trial) -> str:
 
 def _ranges(numbers: Sequence[int]) -> list[str]:
     """Return `1-4`, `7` for 1, 2, 3, 4, 7."""
-    found: list[list[int]] = []
+    ranges: list[list[int]] = []
     for number in sorted(numbers):
-        if found and number == found[-1][-1] + 1:
-            found[-1].append(number)
+        if ranges and number == ranges[-1][-1] + 1:
+            ranges[-1].append(number)
         else:
-            found.append([number])
-    return [f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in found]
+            ranges.append([number])
+    return [f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in ranges]
 
 
 _MUST_BE_EMPTY = ("trained_again", "half_written", "duplicates", "left")

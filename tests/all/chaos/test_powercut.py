@@ -35,7 +35,7 @@ def stores_on(there: Machine) -> Stores:
     return from_environment({"CLUSTERLORA_HOME": str(there.root / "studies")})
 
 
-def missing(said: tuple[str, ...], stores: Stores) -> list[str]:
+def missing(claims: tuple[str, ...], stores: Stores) -> list[str]:
     """Return what was said to be there and is not."""
     table = stores.folder("cut") / "results" / "table.csv"
     state = checkpoint.read(training_job(stores.adapters.scratch("0123456789abcdef")))
@@ -44,20 +44,20 @@ def missing(said: tuple[str, ...], stores: Stores) -> list[str]:
     there |= {f"checkpoint {number}" for number in range(1, 3) if state is not None and state.losses[0] >= number}
     there |= {"adapter" for adapter, folder in folders if folder is not None and is_right(adapter, folder)}
     assert len(folders) == sum("adapter" in one for one in there), "an adapter was recorded before it was there"
-    return [what for what in said[:-1] if what not in there]
+    return [what for what in claims[:-1] if what not in there]
 
 
 def test_what_was_written_survives_a_cut_at_every_sync(empty: Machine, tmp_path: Path, *, names: bool) -> None:
     assert empty.run("create") == ("done",)
     created = shutil.copytree(empty.root / "studies", tmp_path / "created")
     at = 0
-    while (said := empty.run("files", at := at + 1))[-1] == "power":
+    while (claims := empty.run("files", at := at + 1))[-1] == "power":
         empty.lose(names=names)
         stores = stores_on(empty)
         assert half_written(stores) == (), f"sync {at}"
-        assert missing(said, stores) == [], f"sync {at}"
+        assert missing(claims, stores) == [], f"sync {at}"
         empty.reset(created)
-    assert said[-1] == "done", said
+    assert claims[-1] == "done", claims
     assert at > 15, "most was never synced"
 
 
@@ -73,6 +73,6 @@ def test_a_study_goes_on_after_every_cut_and_ends_with_the_same_weights(empty: M
     assert empty.run("study") == ("done",)
     stores = stores_on(empty)
     assert {adapter.name: adapter.weights_sha256 for adapter in stores.studies.adapters("cut")} == uncut
-    found = verify(["cut"], stores, live=lambda _: LiveWork(), repair=True)
-    assert [finding.what for finding in found if not finding.repaired] == []
+    findings = verify(["cut"], stores, live=lambda _: LiveWork(), repair=True)
+    assert [finding.what for finding in findings if not finding.repaired] == []
     assert half_written(stores) == ()

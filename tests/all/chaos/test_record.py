@@ -15,7 +15,7 @@ def test_trials_add_up_and_the_page_hides_no_failure(tmp_path: Path) -> None:
         add(file, made)
     assert [t.seed for t in read(file)] == [1, 2, 3]
     assert read(file)[2].seconds == 13.0
-    told = file.with_suffix(".md").read_text()
-    assert "**3 trials (seeds 1-3): 2 good, 1 not.**" in told
-    assert "- seed 1, no file can grow (2 adapters + 1.0 s): trained again unified; did not complete: error: a \\| b" in told
-    assert "| SIGKILL of PostgreSQL | 2 | 2 | 2 | 2 |" in told
+    page = file.with_suffix(".md").read_text()
+    assert "**3 trials (seeds 1-3): 2 good, 1 not.**" in page
+    assert "- seed 1, no file can grow (2 adapters + 1.0 s): trained again unified; did not complete: error: a \\| b" in page
+    assert "| SIGKILL of PostgreSQL | 2 | 2 | 2 | 2 |" in page
