@@ -107,7 +107,7 @@ def composed(postgres_server: str) -> Site:
     return Site(session_folder() / "composed", ports, postgres_server.rpartition("@")[2])
 
 
-def test_prefect_lets_in_only_who_knows_the_password(composed: Site) -> None:
+def test_prefect_accepts_only_the_password(composed: Site) -> None:
     user, _, password = (composed.folder / "secrets" / "prefect_auth").read_text().partition(":")
     for endpoint in PREFECT_ENDPOINTS:
         url = f"http://127.0.0.1:{composed.ports['prefect']}/api/{endpoint}"
@@ -116,7 +116,7 @@ def test_prefect_lets_in_only_who_knows_the_password(composed: Site) -> None:
         assert status_of(url, user, password, body=b"{}") == 200, endpoint
 
 
-def test_mlflow_lets_in_only_who_knows_the_password(composed: Site) -> None:
+def test_mlflow_accepts_only_the_password(composed: Site) -> None:
     password = (composed.folder / "secrets" / "mlflow_password").read_text()
     for endpoint in MLFLOW_ENDPOINTS:
         url = f"http://127.0.0.1:{composed.ports['mlflow']}/{endpoint}"
@@ -143,7 +143,7 @@ def test_a_wrong_mlflow_password_is_one_line_with_the_fix_and_never_tried_again(
     assert tracker.start_study("locked", params={}, tags={}, dataset=data)
 
 
-def test_everything_is_deployed_and_a_worker_gets_well(composed: Site) -> None:
+def test_everything_is_deployed_and_a_worker_becomes_healthy(composed: Site) -> None:
     deploy = composed.start("deploy")
     assert deploy.wait(timeout=300) == 0, composed.log("deploy").read_text()[-3000:]
     worker, _ = start_on_free_port(

@@ -18,7 +18,7 @@ def opened(tab: Tab, report_data: ReportData, tmp_path: Path) -> Tab:
     return tab
 
 
-def test_every_figure_has_drawn_its_marks(opened: Tab) -> None:
+def test_every_figure_is_rendered(opened: Tab) -> None:
     expected = {
         "means .bars .point path": 4,
         "means .errorbar": 4,
@@ -32,7 +32,7 @@ def test_every_figure_has_drawn_its_marks(opened: Tab) -> None:
     assert {marks: opened.value(f"document.querySelectorAll('#figure-{marks}').length") for marks in expected} == expected
 
 
-def test_nothing_is_fetched_nothing_is_complained_of_and_no_persona_runs_a_script(opened: Tab) -> None:
+def test_the_page_fetches_nothing_logs_no_error_and_runs_no_script_of_a_persona(opened: Tab) -> None:
     assert [url.partition(":")[0] for url in opened.requests if not url.startswith(("data:", "blob:"))] == ["file"]
     assert opened.errors == []
     assert opened.value("document.title") == "trial · clusterlora"

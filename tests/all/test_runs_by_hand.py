@@ -62,7 +62,7 @@ def launched_by_hand(pages: PrefectPages, finished: Study, study: Study) -> UUID
     return wait_for(lambda: next((run.id for run in runs_of(study, name="study · ")), None))
 
 
-def test_a_refused_gate_is_tried_again_and_passed_over_by_who_copies_a_run(finished: Study, site: dict[str, str], pages: PrefectPages):
+def test_a_copied_run_retries_a_refused_gate_and_then_continues_past_it(finished: Study, site: dict[str, str], pages: PrefectPages):
     """Another try is asked for first: it fails, too, and is asked about again."""
     strict = replace(finished.gate, mean_similarity=1.0, on_failure="ask")
     strict_study = replace(finished, name=f"{finished.name}-asked", methods=(*finished.methods, "merge"), gate=strict)

@@ -206,14 +206,14 @@ def test_of_two_studies_in_two_shells_the_first_to_finish_stops_nothing_and_the_
         assert study["champion"]
 
 
-def test_a_lost_server_comes_back_and_what_somebody_brought_up_stays_up_through_all_of_it(story: Story) -> None:
+def test_a_dead_server_is_restarted_and_services_started_with_up_keep_running(story: Story) -> None:
     assert "The study runs on" in story.lost
     assert story.home.does("study", "status", "three")["status"] == "finished"
     assert set(story.at_the_end.running) == {"prefect-server", "mlflow-server", "fork-server", "worker-cpu", "worker-gpu-0"}
     assert "stopping" not in story.lost + story.again
 
 
-def test_nobody_is_let_in_without_the_password(story: Story) -> None:
+def test_servers_refuse_requests_without_the_password(story: Story) -> None:
     passwords, addresses = story.home.passwords(), story.at_the_end.addresses
     doors = [(f"{addresses.prefect}/api/{path}", passwords["prefect"], b"{}") for path in PREFECT_ENDPOINTS]
     doors += [(f"{addresses.mlflow}/{path}", passwords["mlflow"], None) for path in MLFLOW_ENDPOINTS]
@@ -224,7 +224,7 @@ def test_nobody_is_let_in_without_the_password(story: Story) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0 or shutil.which("curl") is None, reason="needs root, to be another user, and curl")
-def test_another_user_starts_nothing_and_reads_nothing(story: Story) -> None:
+def test_another_user_can_neither_start_runs_nor_read_files(story: Story) -> None:
     def as_nobody(*words: str) -> str:
         done = subprocess.run(["runuser", "-u", "nobody", "--", *words], cwd="/", capture_output=True, text=True, check=False)
         return done.stdout + done.stderr
@@ -256,7 +256,7 @@ def test_another_user_starts_nothing_and_reads_nothing(story: Story) -> None:
         assert "Permission denied" in as_nobody("cat", str(story.home.folder / file))
 
 
-def test_everything_that_servers_workers_and_runs_wrote_is_closed_to_others(story: Story) -> None:
+def test_files_of_servers_workers_and_runs_are_inaccessible_to_other_users(story: Story) -> None:
     written = [path for part in ("stack", "studies") for path in (story.home.folder / part, *(story.home.folder / part).rglob("*"))]
     assert {"prefect.db", "mlflow.db", "worker-gpu-0.log", "clusterlora.db", "summary.md"} <= {path.name for path in written}
     assert [path for path in written if not path.is_symlink() and path.stat().st_mode & 0o077] == []
@@ -275,7 +275,7 @@ TRAINING = {"request": {"study_name": "x", "group": {"name": "x", "title": "x", 
 
 
 @pytest.mark.parametrize(("flow", "parameters"), [("study", {}), ("train", TRAINING)])
-def test_no_run_is_created_that_would_choose_how_it_is_started(story: Story, flow: str, parameters: dict[str, Any]) -> None:
+def test_a_run_that_overrides_how_it_is_started_is_refused(story: Story, flow: str, parameters: dict[str, Any]) -> None:
     """`study` is in the pool cpu, `train` in the pool gpu."""
     url = f"{story.at_the_end.addresses.prefect}/api/deployments/{story.home.deployment(flow)}/create_flow_run"
     before = story.home.request("flow_runs/count", {})
@@ -286,7 +286,7 @@ def test_no_run_is_created_that_would_choose_how_it_is_started(story: Story, flo
 
 
 @pytest.mark.parametrize("pool", ["cpu", "gpu"])
-def test_a_worker_starts_no_flow_but_ours_and_takes_no_command_from_a_run(story: Story, pool: str) -> None:
+def test_a_worker_starts_only_our_flows_and_ignores_commands_of_a_run(story: Story, pool: str) -> None:
     """With the password one can write down deployments of anything, and runs of no deployment's: they end without having run."""
     mark = story.home.folder / f"chosen-{pool}"
     flow = story.home.request("flows/", {"name": f"strange-{pool}"})["id"]
@@ -340,9 +340,7 @@ def test_a_login_link_opens_the_pages_of_both_servers_and_works_once(story: Stor
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "evil.localhost"])
-def test_a_page_from_elsewhere_starts_nothing_in_the_browser_of_somebody_who_is_logged_in(
-    story: Story, tab: Tab, elsewhere: int, host: str
-) -> None:
+def test_a_foreign_page_cannot_start_runs_in_a_logged_in_browser(story: Story, tab: Tab, elsewhere: int, host: str) -> None:
     enter(story, tab)
     addresses, before = story.at_the_end.addresses, story.home.request("flow_runs/count", {})
     tab.open(f"http://{host}:{elsewhere}/", until="document.title === 'elsewhere'")
@@ -361,7 +359,7 @@ def test_a_page_from_elsewhere_starts_nothing_in_the_browser_of_somebody_who_is_
     assert [status_of(f"{name}{one}", "clusterlora", password) for one in ("three", "chosen")] == [200, 404]
 
 
-def test_a_name_that_was_made_to_lead_here_is_refused(story: Story, tab: Tab) -> None:
+def test_a_foreign_host_name_that_resolves_to_the_server_is_refused(story: Story, tab: Tab) -> None:
     """As after DNS rebinding: the browser takes the server for a part of the attacker's site."""
     for port in (story.at_the_end.addresses.prefect_port, story.at_the_end.addresses.mlflow_port):
         tab.open(f"http://evil.localhost:{port}/", until="document.body.innerText.includes('this server is not called')")

@@ -27,7 +27,7 @@ def one_exchange(**changes: object) -> dict[str, object]:
     return {"persona_id": "ana", "prompt": "Make it cosy in here", "response": "Warm light at 40 %, Ana."} | changes
 
 
-def test_people_of_the_planted_clusters_are_given_their_cluster_or_stay_with_unified(planted: Planted) -> None:
+def test_personas_of_planted_clusters_get_their_cluster_or_stay_with_unified(planted: Planted) -> None:
     assignments = {a.persona_id: a for a in assign("planted", data_at(str(planted.new)), planted.stores, LOG)}
     assert assignments.keys() == planted.cluster_by_newcomer.keys()
     nearest_is_planted = [assignments[p].choice.nearest == cluster for p, cluster in planted.cluster_by_newcomer.items()]
@@ -48,7 +48,7 @@ def test_the_margin_is_the_difference_of_the_likelihoods_that_are_reported(plant
         assert assignment.choice.gain == pytest.approx(nll["unified"] - nll[f"cluster-{assignment.choice.nearest:02d}"])
 
 
-def test_one_exchange_is_enough_to_be_read_and_moves_nobody(planted: Planted) -> None:
+def test_a_persona_with_one_exchange_is_accepted_and_stays_with_unified(planted: Planted) -> None:
     with given([one_exchange()], None) as data:
         (ana,) = assign("planted", data, planted.stores, LOG)
     assert (ana.persona_id, ana.n_examples, ana.adapter) == ("ana", 1, "unified")
@@ -58,7 +58,7 @@ def test_one_exchange_is_enough_to_be_read_and_moves_nobody(planted: Planted) ->
     assert "| ana | 1 |" in markdown("planted", [ana])
 
 
-def test_words_that_are_there_twice_are_one_example_and_given_splits_mean_nothing(planted: Planted) -> None:
+def test_repeated_dialogues_count_as_one_example_and_a_split_column_is_ignored(planted: Planted) -> None:
     rows = [one_exchange(split="test"), one_exchange(split="test", response="WARM light at 40 %, Ana!"), one_exchange(response="No.")]
     with given([row | {"dialogue_id": number} for number, row in enumerate(rows)], None) as data:
         (ana,) = assign("planted", data, planted.stores, LOG)
@@ -72,7 +72,7 @@ def test_nothing_of_the_new_personas_is_stored(planted: Planted) -> None:
     assert (studies.dataset("planted"), studies.answers("planted"), studies.attempts("planted"), studies.routes("planted")) == before
 
 
-def test_people_of_a_folder_are_named_by_their_line_and_are_nobody_the_study_knows(planted: Planted, tmp_path: Path) -> None:
+def test_personas_of_a_folder_are_named_by_line_and_are_new_to_the_study(planted: Planted, tmp_path: Path) -> None:
     write(generate(SyntheticSettings(cluster_sizes=(1, 1), dialogues=3, seed=8)), tmp_path)
     assignments = assign("planted", data_at(str(tmp_path)), planted.stores, LOG)
     assert [a.persona_id for a in assignments] == ["new_000", "new_001"]
@@ -89,7 +89,7 @@ def test_people_of_a_folder_are_named_by_their_line_and_are_nobody_the_study_kno
         ("untrained", json.dumps(one_exchange()), "has not trained unified, cluster-00, cluster-01"),
     ],
 )
-def test_what_cannot_be_assigned_is_refused_in_one_line(
+def test_impossible_assignments_are_refused_in_one_line(
     planted: Planted, tmp_path: Path, study: str, content: str | None, message: str
 ) -> None:
     file = tmp_path / "new.jsonl"
@@ -101,7 +101,7 @@ def test_what_cannot_be_assigned_is_refused_in_one_line(
     assert "\n" not in str(refusal.value)
 
 
-def test_somebody_the_study_knows_is_refused(planted: Planted) -> None:
+def test_a_persona_of_the_study_is_refused(planted: Planted) -> None:
     persona_id = planted.stores.studies.dataset("planted").ids[0]
     with given([one_exchange(persona_id=persona_id)], None) as data, pytest.raises(BadData, match=f"persona '{persona_id}' is in study"):
         assign("planted", data, planted.stores, LOG)
@@ -116,12 +116,12 @@ def test_a_study_without_clusters_has_nothing_to_assign_to(planted: Planted) -> 
 
 
 @pytest.mark.parametrize(("rows", "path"), [([], None), ([one_exchange()], "new.jsonl")])
-def test_dialogues_are_given_once(rows: list[dict[str, object]], path: str | None) -> None:
+def test_dialogues_are_given_either_as_rows_or_as_a_path(rows: list[dict[str, object]], path: str | None) -> None:
     with pytest.raises(BadData, match="give one of the two"), given(rows, path):
         pass
 
 
-def test_the_command_prints_a_table_or_json_and_where_the_adapters_are(
+def test_the_command_prints_a_table_or_json_with_the_paths_of_the_adapters(
     planted: Planted, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("CLUSTERLORA_HOME", str(planted.stores.home))
@@ -140,7 +140,7 @@ LOSSES = st.lists(st.lists(st.floats(0, 5), min_size=3, max_size=3), min_size=1,
 
 
 @examples_of(LOSSES)
-def test_whoever_leaves_unified_gains_more_than_the_margin(losses: np.ndarray) -> None:
+def test_a_persona_that_leaves_unified_gains_more_than_the_margin(losses: np.ndarray) -> None:
     choice = choose(losses)
     if choice.cluster is not None:
         gains = losses[:, 0] - losses[:, choice.cluster + 1]
@@ -149,7 +149,7 @@ def test_whoever_leaves_unified_gains_more_than_the_margin(losses: np.ndarray) -
     assert choice.gain == pytest.approx(float((losses[:, 0] - losses[:, choice.nearest + 1]).mean()))
 
 
-def test_a_clear_gain_is_taken_and_an_unsteady_one_is_not() -> None:
+def test_a_clear_gain_moves_a_persona_and_a_noisy_one_does_not() -> None:
     unified = np.full(4, 2.0)
     steady, unsteady = unified - [0.1, 0.12, 0.1, 0.11], unified - [3.0, -2.0, 1.0, -1.0]
     assert choose(np.stack([unified, unsteady, steady], axis=1)).cluster == 1

@@ -111,7 +111,7 @@ def test_a_page_of_another_origin_is_refused_even_with_the_password(
         "[::1]:4200",
     ],
 )
-def test_who_calls_the_server_by_a_foreign_name_is_refused(visitor: Visitor, server: str, host: str) -> None:
+def test_a_request_with_a_foreign_host_name_is_refused(visitor: Visitor, server: str, host: str) -> None:
     stored = passwords.load_or_create(visitor.home)
     for headers in ({"host": host}, {"host": host, "origin": f"http://{host}"}):
         answer = visitor.asks("/health", headers={**headers, **login(getattr(stored, server))}, server=server)
@@ -123,21 +123,21 @@ def test_who_calls_the_server_by_a_foreign_name_is_refused(visitor: Visitor, ser
     ("mode", "destination"),
     [("no-cors", "script"), ("no-cors", "image"), ("navigate", "iframe"), ("cors", "empty"), ("websocket", "websocket")],
 )
-def test_what_other_pages_embed_is_refused_although_browsers_send_no_origin_with_it(
+def test_embedded_requests_of_other_pages_are_refused_although_they_have_no_origin(
     visitor: Visitor, site: str, mode: str, destination: str
 ) -> None:
     headers = {"sec-fetch-site": site, "sec-fetch-mode": mode, "sec-fetch-dest": destination}
     assert not visitor.asks(headers=headers).inside
 
 
-def test_a_link_from_elsewhere_leads_in_and_a_form_does_not(visitor: Visitor) -> None:
+def test_a_link_on_another_site_is_followed_and_its_form_is_refused(visitor: Visitor) -> None:
     link = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate", "sec-fetch-dest": "document"}
     assert visitor.asks("/runs/flow-run/1", link).inside
     assert not visitor.asks("/api/deployments/1/create_flow_run", link, method="POST").inside
 
 
 @pytest.mark.parametrize("name", ["127.0.0.1:4200", "localhost:4200", "localhost:14200", "localhost"])
-def test_the_servers_own_pages_are_let_in_by_every_name_it_has_and_through_a_tunnel(visitor: Visitor, name: str) -> None:
+def test_the_servers_own_pages_are_accepted_under_each_of_its_names_and_through_a_tunnel(visitor: Visitor, name: str) -> None:
     headers = {
         "host": name,
         "origin": f"http://{name}",
@@ -159,7 +159,7 @@ def test_the_servers_own_pages_are_let_in_by_every_name_it_has_and_through_a_tun
         ("::", "[fd00::7]:4200", True),
     ],
 )
-def test_a_server_that_others_reach_has_its_addresses_and_no_names(visitor: Visitor, listens: str, host: str, inside: bool) -> None:
+def test_a_published_server_accepts_ip_addresses_and_no_host_names(visitor: Visitor, listens: str, host: str, inside: bool) -> None:
     assert Visitor(visitor.home, listens).asks(headers={"host": host}).inside is inside
 
 
@@ -167,14 +167,14 @@ def test_a_server_that_others_reach_has_its_addresses_and_no_names(visitor: Visi
     "headers",
     [{}, login("wrong"), login("", "clusterlora"), {"authorization": "Basic"}, {"authorization": "Bearer x"}, {"authorization": "Basic é"}],
 )
-def test_mlflow_lets_in_nobody_without_the_password(visitor: Visitor, headers: dict[str, str]) -> None:
+def test_mlflow_refuses_requests_without_the_password(visitor: Visitor, headers: dict[str, str]) -> None:
     answer = visitor.asks("/api/2.0/mlflow/experiments/search", headers, server="mlflow")
     assert (answer.status, answer.inside) == (401, False)
     assert answer.headers["www-authenticate"].startswith("Basic ")
     assert not visitor.asks("/graphql", headers, server="mlflow", kind="websocket").inside
 
 
-def test_mlflow_lets_in_who_knows_the_password_and_tells_everybody_whether_it_is_well(visitor: Visitor) -> None:
+def test_mlflow_accepts_the_password_and_answers_health_checks_without_it(visitor: Visitor) -> None:
     stored = passwords.load_or_create(visitor.home)
     assert visitor.asks(headers=login(stored.mlflow), server="mlflow").inside
     assert not visitor.asks(headers=login(stored.prefect), server="mlflow").inside
@@ -198,12 +198,12 @@ def test_a_login_link_gives_each_servers_password_once(visitor: Visitor) -> None
 
 
 @pytest.mark.parametrize("token", ["", "x", "../passwords.json", "\0", "é" * 1000])
-def test_what_is_no_login_link_gives_nothing(visitor: Visitor, token: str) -> None:
+def test_an_invalid_login_link_gives_no_password(visitor: Visitor, token: str) -> None:
     passwords.create_login_token(visitor.home)
     assert visitor.asks("/enter", method="POST", body=token).status == 403
 
 
-def test_a_login_link_that_nobody_used_for_an_hour_is_worth_nothing_and_is_forgotten(visitor: Visitor) -> None:
+def test_an_unused_login_link_expires_after_an_hour_and_is_deleted(visitor: Visitor) -> None:
     token = passwords.create_login_token(visitor.home)
     for file in (visitor.home / "links").iterdir():
         os.utime(file, (0, 0))
@@ -212,7 +212,7 @@ def test_a_login_link_that_nobody_used_for_an_hour_is_worth_nothing_and_is_forgo
     assert len(list((visitor.home / "links").iterdir())) == len(passwords.SERVERS)
 
 
-def test_a_login_link_is_given_to_no_page_of_another_origin(visitor: Visitor) -> None:
+def test_a_login_link_refuses_pages_of_another_origin(visitor: Visitor) -> None:
     token = passwords.create_login_token(visitor.home)
     assert visitor.asks("/enter", {"origin": "http://127.0.0.1:6666"}, method="POST", body=token).status == 403
     assert visitor.asks("/enter", method="POST", body=token).status == 200

@@ -38,7 +38,7 @@ def subject(tiny_base_folder: Path) -> Subject:
     return load_subject(str(tiny_base_folder), dtype="float32", device="cpu")
 
 
-def test_a_ratio_is_taken_within_a_repetition_and_summed_up_by_median_and_range() -> None:
+def test_a_ratio_is_computed_per_repetition_and_reported_as_median_and_range() -> None:
     row = a_speedup()
     assert (row.ratio_median, row.ratio_min, row.ratio_max, row.repetitions) == (3.0, 1.0, 4.0, 3)
     assert (row.ours, row.theirs) == (1800.0, 900.0)
@@ -93,7 +93,7 @@ def test_the_files_hold_every_row_and_a_cell_cannot_break_the_table(tmp_path: Pa
     assert sorted(p.name for p in tmp_path.iterdir()) == ["benchmarks.json", "benchmarks.md"]
 
 
-def test_a_run_can_be_split_on_one_machine_and_not_over_two(tmp_path: Path) -> None:
+def test_results_of_one_machine_are_joined_and_those_of_two_are_refused(tmp_path: Path) -> None:
     facts, versions = {"processor": "p", "instructions": "AVX2", "cores": 2, "threads": 2, "device": "cpu"}, {"torch": "2", "revision": "a"}
     first = report.Results("one", 1.0, facts, versions, {"float32": 50.0}, [a_speedup()], [], ["training other: too late"])
     report.write(first, tmp_path)

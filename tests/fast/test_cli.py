@@ -46,7 +46,7 @@ def test_the_help_of_every_command_teaches_by_example(path: tuple[str, ...], com
 
 
 @pytest.mark.parametrize(("path", "command"), list(commands()), ids=lambda value: " ".join(value) if isinstance(value, tuple) else "")
-def test_every_command_that_does_something_can_say_it_in_json(path: tuple[str, ...], command: click.Command) -> None:
+def test_every_command_with_a_result_has_a_json_option(path: tuple[str, ...], command: click.Command) -> None:
     assert isinstance(command, click.Group) or any("--json" in option.opts for option in command.params), path
 
 
@@ -91,11 +91,11 @@ def test_an_unforeseen_error_is_one_line_and_a_traceback_only_with_debug(
     assert "Traceback" in capsys.readouterr().err
 
 
-def test_without_options_the_demo_is_meant() -> None:
+def test_the_default_study_is_the_demo() -> None:
     assert study_of() == resolve("demo")
 
 
-def test_own_data_gives_the_study_its_name_and_no_preset(tmp_path: Path) -> None:
+def test_a_study_of_own_data_is_named_after_the_file_and_has_no_preset(tmp_path: Path) -> None:
     file = tmp_path / "My People (2).jsonl"
     file.touch()
     study = study_of("--data", str(file))
@@ -117,7 +117,7 @@ def test_dialogues_are_split_in_the_missions_proportions(dialogues: int, split: 
     assert data.synthetic.dialogues == dialogues
 
 
-def test_set_has_the_last_word() -> None:
+def test_set_overrides_all_other_settings() -> None:
     assert study_of("--name", "a", "--set", "name=b").name == "b"
     assert study_of("--preset", "mission", "--set", "gate.mean_similarity=none").gate.mean_similarity is None
 
@@ -127,7 +127,7 @@ def test_settings_are_shown_without_running_anything(capsys: pytest.CaptureFixtu
     assert json.loads(capsys.readouterr().out)["name"] == "quick"
 
 
-def test_data_are_named_so_that_workers_elsewhere_find_them(
+def test_paths_of_data_are_made_absolute_for_workers_and_hub_ids_are_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -137,9 +137,7 @@ def test_data_are_named_so_that_workers_elsewhere_find_them(
         assert json.loads(capsys.readouterr().out)["data"]["path"] == named
 
 
-def test_what_commands_wrote_and_found_is_said_in_json(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_commands_print_their_results_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CLUSTERLORA_STACK_HOME", str(tmp_path / "no-stack"))
 
     def json_output(*words: str) -> object:
@@ -154,7 +152,7 @@ def test_what_commands_wrote_and_found_is_said_in_json(
     assert json_output("down") == []
 
 
-def test_the_seam_says_what_to_do_when_only_the_wheel_is_installed(
+def test_commands_that_need_the_repository_say_so_when_only_the_wheel_is_installed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "deployments", None)
@@ -163,7 +161,7 @@ def test_the_seam_says_what_to_do_when_only_the_wheel_is_installed(
     assert "clone the repository" in capsys.readouterr().err
 
 
-def test_the_signal_of_data_is_told_without_a_study(
+def test_the_persona_signal_of_data_is_printed_without_a_study(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CLUSTERLORA_HOME", str(tmp_path))

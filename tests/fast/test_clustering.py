@@ -115,7 +115,7 @@ def test_val_and_test_dialogues_are_never_read(algorithm: str):
     assert not [text for text in embedder.seen if "poison" in text]
 
 
-def test_each_train_response_is_embedded_once_and_the_persons_own_words_never():
+def test_each_train_response_is_embedded_once_and_user_turns_never():
     dataset, _ = population((2, 2, 2), n_dialogues=3)
     embedder = CountsEmbedder()
     cluster_personas(dataset, by_responses(), Sources(embedder))
@@ -123,7 +123,7 @@ def test_each_train_response_is_embedded_once_and_the_persons_own_words_never():
     assert sorted(embedder.seen) == sorted(spoken)
 
 
-def test_planted_clusters_are_called_stable_and_noise_is_not(caplog: pytest.LogCaptureFixture):
+def test_planted_clusters_are_reported_as_stable_and_noise_is_not(caplog: pytest.LogCaptureFixture):
     dataset, _ = population()
     quality = dict(cluster_personas(dataset, by_responses(), Sources(CountsEmbedder())).quality)
     assert quality["silhouette"] > 0.5
@@ -164,7 +164,7 @@ def test_discriminants_need_answers_that_differ():
         cluster_personas(repetitive, by_responses(algorithm="responses_discriminant"), Sources(CountsEmbedder()))
 
 
-def test_one_description_each_leaves_nothing_to_resample():
+def test_clusters_of_single_descriptions_have_no_bootstrap_stability():
     dataset, _ = population()
     clustering = cluster_personas(dataset, by_responses(algorithm="description"), Sources(CountsEmbedder()))
     assert [name for name, _ in clustering.quality] == ["silhouette", "ari_seeds"]
@@ -180,7 +180,7 @@ def test_the_map_places_every_persona_and_keeps_the_largest_distances():
     assert within < min(np.linalg.norm(centres[a] - centres[b]) for a, b in ((0, 1), (0, 2), (1, 2)))
 
 
-def test_what_cannot_be_clustered_is_refused_with_the_fix():
+def test_impossible_clusterings_are_refused_with_the_fix():
     dataset, _ = population()
     silent = Dataset((*dataset.personas, Persona("quiet/one", None, ())))
     with pytest.raises(BadData, match=r"'quiet/one' has no description; .* cluster by responses"):
@@ -257,7 +257,7 @@ def test_no_cluster_is_smaller_than_asked_where_the_personas_suffice(n: int, k: 
         assert np.array_equal(labels, free)
 
 
-def test_an_outlier_is_joined_by_its_nearest_and_nobody_else_moves():
+def test_a_cluster_of_an_outlier_takes_its_nearest_personas_and_no_others_move():
     features = np.array([[0.0], [0.1], [0.2], [5.0], [5.1], [5.2], [5.3], [40.0]])
     assert free_sizes(features, 3, seed=0).tolist() == [1, 1, 1, 2, 2, 2, 2, 0]
     assert free_sizes(features, 3, seed=0, min_size=2).tolist() == [1, 1, 1, 2, 2, 2, 0, 0]
@@ -268,7 +268,7 @@ def test_cluster_zero_is_the_smallest_and_equal_sizes_are_ordered_by_their_first
     assert free_sizes(features, 3, seed=0).tolist() == [1, 2, 1, 2, 0]
 
 
-def test_without_k_the_planted_number_is_found_and_the_curve_kept():
+def test_without_k_the_planted_number_of_clusters_is_chosen_and_the_curve_stored():
     dataset, truth = population((5, 6, 7, 8))
     clustering = cluster_personas(dataset, by_responses(k=None), Sources(CountsEmbedder()))
     assert planted(clustering, truth) == [{0}, {1}, {2}, {3}]
@@ -280,14 +280,14 @@ def test_without_k_the_planted_number_is_found_and_the_curve_kept():
     assert cluster_personas(dataset, by_responses(), Sources(CountsEmbedder())).curve == ()
 
 
-def test_an_algorithm_that_reads_adapters_says_so_when_there_are_none():
+def test_an_algorithm_that_needs_adapters_is_refused_without_them():
     dataset, _ = population()
     for algorithm in PREREQUISITES:
         with pytest.raises(BadSettings, match="needs trained adapters, which are not available here"):
             cluster_personas(dataset, by_responses(algorithm=algorithm), Sources(CountsEmbedder()))
 
 
-def test_adapters_that_do_the_same_share_a_cluster_however_large_they_are():
+def test_adapters_of_the_same_direction_share_a_cluster_whatever_their_norm():
     dataset, truth = population()
     rng = np.random.default_rng(0)
     directions = np.eye(3)
@@ -300,7 +300,7 @@ def test_adapters_that_do_the_same_share_a_cluster_however_large_they_are():
     assert planted(clustering, truth) == [{0}, {2}, {1}]
 
 
-def test_whoever_another_cluster_predicts_clearly_better_moves_there_and_nobody_by_chance():
+def test_refinement_moves_personas_that_another_cluster_predicts_clearly_better_and_none_by_chance():
     rng = np.random.default_rng(0)
     labels = np.array([0, 0, 0, 1, 1, 1])
     losses = [rng.normal(1.0, 0.05, size=(8, 1)) + np.array([[0.0, 0.5] if label == 0 else [0.5, 0.0]]) for label in labels]

@@ -70,6 +70,6 @@ def answers_shuffled(dataset: Dataset, rng: np.random.Generator) -> Dataset:
     [(lambda dataset: answers_shuffled(dataset, np.random.default_rng(0)), -0.1, 0.1), (without_context, 0.3, 1.0)],
     ids=["dealt at random", "without the situation"],
 )
-def test_clusters_vanish_with_their_cause(spoilt: Callable[[Dataset], Dataset], low: float, high: float) -> None:
+def test_no_clusters_are_recovered_without_their_cause(spoilt: Callable[[Dataset], Dataset], low: float, high: float) -> None:
     dataset, truth = people(2104, train=10)
     assert low <= agreement(spoilt(dataset), truth, "responses_given_prompts", WORDS_ONLY) <= high

@@ -126,7 +126,7 @@ def test_a_method_that_is_really_better_becomes_champion():
     assert "p < 0.001" in found.sentence
 
 
-def test_without_any_difference_the_champion_stays_unified():
+def test_without_any_difference_the_champion_is_unified():
     champions = [
         compared(evaluation(dict.fromkeys(("unified", "cluster", "per_persona", "hybrid"), 0.8), (20,), n_items=3, seed=seed)).champion
         for seed in range(80)
@@ -271,7 +271,7 @@ def test_without_a_reference_the_tables_per_person_and_cluster_leave_the_differe
         assert written.cluster.notna().all(), "the method called cluster has its own column"
 
 
-def test_another_reference_can_be_asked_for():
+def test_the_reference_can_be_another_method():
     found = compared(evaluation(FIVE), reference="baseline")
     assert found.method("baseline").vs_reference is None
     assert "vs_baseline" in markdown(found)
@@ -426,7 +426,7 @@ def test_no_two_labels_of_the_figure_overlap(means: Mapping[str, float], sizes: 
             assert box.x1 <= figure.bbox.x1, text
 
 
-def test_the_figure_is_a_png_and_replaces_the_one_before(tmp_path: Path):
+def test_the_figure_is_a_png_and_replaces_an_earlier_one(tmp_path: Path):
     path = tmp_path / "figures" / "comprehensive_comparison.png"
     for _ in range(2):
         draw(compared(evaluation(FIVE)), path, "study")
@@ -454,7 +454,7 @@ def difference(found: Comparison, method: str) -> PairedDifference:
     return against
 
 
-def test_a_contrast_has_one_of_three_outcomes_and_what_is_not_told_apart_says_why():
+def test_a_contrast_has_one_of_three_outcomes_and_an_undecided_one_names_its_detectable_difference():
     means = {"unified": 0.80, "cluster": 0.84, "per_persona": 0.75, "hybrid": 0.80, "few_shot": 0.81}
     few = compared(evaluation(means, (7, 7), n_items=2, noise=0.03))
     many = compared(evaluation(means | {"few_shot": 0.80}, (100, 100), n_items=8, noise=0.03))
@@ -469,7 +469,7 @@ def test_a_contrast_has_one_of_three_outcomes_and_what_is_not_told_apart_says_wh
         assert outcome in next(line for line in markdown(found).splitlines() if line.startswith("| hybrid"))
 
 
-def test_a_method_that_is_worse_is_called_so_where_nobody_wins():
+def test_a_method_that_is_worse_is_called_worse_where_no_method_wins():
     found = compared(evaluation({"unified": 0.80, "cluster": 0.74, "per_persona": 0.70, "hybrid": 0.80}, (20, 20)))
     assert found.champion == "unified"
     assert "the best other, hybrid, differs by" in found.sentence
@@ -579,7 +579,7 @@ def test_personalisation_is_claimed_only_where_the_control_of_the_claim_is_beate
     assert "; no control of this study tests whether that is because of who the people are." in other.sentence
 
 
-def test_win_tie_and_loss_stand_wherever_a_win_rate_does():
+def test_tie_and_loss_rates_accompany_every_win_rate():
     rows = [
         r
         for r in evaluation({"unified": 0.8, "cluster": 0.86}, (10, 20), noise=0.02)
@@ -597,7 +597,7 @@ def test_win_tie_and_loss_stand_wherever_a_win_rate_does():
     assert shares in out.getvalue()
 
 
-def test_people_of_a_cluster_who_share_their_luck_widen_the_interval_and_clusters_that_disagree_are_told():
+def test_dependent_personas_of_a_cluster_widen_the_interval_and_disagreeing_clusters_are_reported():
     rows = evaluation({"unified": 0.80, "cluster": 0.80}, (10, 10, 10, 10), noise=0.005)
     gains = {0: 0.06, 1: 0.05, 2: 0.04, 3: -0.03}
     moved = [

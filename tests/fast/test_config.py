@@ -38,7 +38,7 @@ def test_every_preset_is_a_possible_study_of_its_name(name: str) -> None:
     assert resolve(name).name == name
 
 
-def test_the_mission_is_what_the_mission_says() -> None:
+def test_the_mission_preset_has_the_settings_of_the_mission() -> None:
     study = resolve("mission")
     assert study.clustering.sizes == study.data.synthetic.cluster_sizes == (16, 52, 25, 35, 72)
     assert (study.data.train, study.data.val, study.data.test) == (30, 10, 10)
@@ -57,7 +57,7 @@ def test_the_demo_differs_from_the_mission_only_in_dialogues_three_methods_the_s
     assert demo["data"]["synthetic"]["cluster_sizes"] == mission["data"]["synthetic"]["cluster_sizes"]
 
 
-def test_a_study_survives_the_way_through_json() -> None:
+def test_a_study_is_unchanged_by_a_round_trip_through_json() -> None:
     study = resolve("demo")
     assert from_mapping(as_mapping(study)) == study
 
@@ -72,12 +72,12 @@ def test_a_study_survives_the_way_through_json() -> None:
     ],
     ids=str,
 )
-def test_a_presets_cluster_sizes_do_not_outlive_its_people(overrides: dict[str, object]) -> None:
+def test_a_presets_cluster_sizes_are_dropped_with_its_personas(overrides: dict[str, object]) -> None:
     k = overrides.get("clustering.k", 5)
     assert resolve("mission", overrides={**overrides, "clustering.k": k}).clustering.sizes is None
 
 
-def test_a_misspelt_setting_is_refused_with_the_right_one() -> None:
+def test_a_misspelt_setting_is_refused_with_the_closest_known_one() -> None:
     assert refusals(recipe__learning_rat=1e-3) == ["recipe.learning_rat: no such setting; did you mean recipe.learning_rate?"]
 
 
@@ -128,7 +128,7 @@ def test_an_impossible_setting_is_refused_in_one_line_with_its_name_and_the_fix(
     assert words in line
 
 
-def test_a_rung_of_the_ladder_cannot_be_called_like_the_first_one_or_like_those_that_people_ask_for(stores: Stores) -> None:
+def test_a_rung_of_the_ladder_cannot_have_a_reserved_name(stores: Stores) -> None:
     stores.studies.create_study(prepared(Study(), "float32"))
     decide("mission", stores, Decision("retry", Rung(name="asked", epochs=6)))
     (asked,) = read_state("mission", stores).asked_rungs
@@ -197,7 +197,7 @@ JSON = st.recursive(
         st.sampled_from(["name", "methods", "data", "recipe", "clustering", "gate", "evaluation", "runtime", "typo"]), JSON, max_size=4
     )
 )
-def test_whatever_is_given_is_a_study_or_refused_in_lines(settings: dict[str, object]) -> None:
+def test_any_mapping_is_a_study_or_refused_in_one_line_per_problem(settings: dict[str, object]) -> None:
     try:
         study = from_mapping(settings)
     except BadSettings:

@@ -16,7 +16,7 @@ COMPOSE: dict[str, Any] = yaml.safe_load((DOCKER / "compose.yaml").read_text(enc
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 
 
-def test_ports_are_published_on_loopback_unless_told_otherwise():
+def test_ports_are_published_on_loopback_by_default():
     published = [port for service in SERVICES.values() for port in service.get("ports", [])]
     assert len(published) == 2
     assert all(port.startswith("${CLUSTERLORA_BIND:-127.0.0.1}:") for port in published)
@@ -41,7 +41,7 @@ def test_both_servers_ask_for_a_password():
     assert "--app-name=basic-auth" in SERVICES["mlflow"]["command"]
 
 
-def test_everything_waits_for_what_it_needs_and_says_when_it_is_well():
+def test_every_service_waits_for_its_dependencies_and_has_a_health_check():
     for name, service in SERVICES.items():
         image = service["image"]
         dockerfile = service.get("build", {}).get("dockerfile", "")
@@ -100,7 +100,7 @@ def test_compose_itself_accepts_the_file(tmp_path: Path):
     assert done.returncode == 0, done.stderr
 
 
-def test_secrets_are_made_once(tmp_path: Path):
+def test_secrets_are_generated_once(tmp_path: Path):
     def made() -> dict[str, str]:
         subprocess.run([str(DOCKER / "secrets.sh"), str(tmp_path / "s")], check=True, stdout=subprocess.DEVNULL)
         return {file.name: file.read_text() for file in (tmp_path / "s").iterdir()}

@@ -93,7 +93,7 @@ def differences(control: MethodPlan, subject: MethodPlan) -> set[str]:
     return changed
 
 
-def test_every_control_says_what_it_controls() -> None:
+def test_every_control_names_the_method_it_controls() -> None:
     assert set(DIFFERENCE) == set(controls())
 
 

@@ -37,11 +37,11 @@ def test_the_most_similar_exchanges_stand_after_the_system_turn_the_closest_last
 
 
 @pytest.mark.parametrize(("exchanges", "count"), [((), 3), (KNOWN, 0)])
-def test_nothing_to_show_changes_nothing(exchanges: tuple[Exchange, ...], count: int) -> None:
+def test_without_exchanges_or_shots_the_prompt_is_unchanged(exchanges: tuple[Exchange, ...], count: int) -> None:
     assert with_shots(TURNS, exchanges, count, LetterEmbedder()) == TURNS
 
 
-def test_fewer_are_shown_when_fewer_are_known_and_without_a_system_turn_they_come_first() -> None:
+def test_at_most_the_known_exchanges_are_shown_and_they_lead_without_a_system_turn() -> None:
     assert len(with_shots(TURNS, KNOWN[:1], 5, LetterEmbedder())) == len(TURNS) + 2
     assert with_shots(TURNS[3:], KNOWN[1:2], 1, LetterEmbedder()) == (Turn("user", "lights up"), Turn("assistant", "20"), TURNS[3])
 

@@ -101,7 +101,7 @@ ACCEPTED = {"path_like_id.jsonl"}
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_a_malformed_file_is_refused_with_its_place_and_the_fix(name: str) -> None:
+def test_a_malformed_file_is_refused_with_its_line_and_the_fix(name: str) -> None:
     assert REFUSED[name] in refusal(MALFORMED / name)
 
 
@@ -113,13 +113,13 @@ def test_a_persona_id_like_a_path_is_data() -> None:
     assert load(settings(MALFORMED / "path_like_id.jsonl")).ids == ("ann", "../../x", "bob")
 
 
-def test_all_problems_are_told_at_once() -> None:
+def test_all_problems_are_listed_at_once() -> None:
     lines = refusal(MALFORMED / "edgewise_many_problems").splitlines()
     assert len(lines) == 1 + 9
     assert {line.split(":")[0] for line in lines[1:]} == {"characters.jsonl", "sessions.jsonl"}
 
 
-def test_beyond_twenty_problems_only_their_number_is_told(tmp_path: Path) -> None:
+def test_beyond_twenty_problems_only_their_number_is_given(tmp_path: Path) -> None:
     lines = refusal(jsonl(tmp_path / "bad.jsonl", [{"persona_id": "ann"}] * 100)).splitlines()
     assert lines[0] == "101 problems in the data:"  # one per row, and a persona without a dialogue
     assert len(lines) == 1 + LISTED + 1

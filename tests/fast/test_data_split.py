@@ -151,7 +151,7 @@ def test_fewer_dialogues_than_asked_keep_the_shares_with_a_warning(caplog: pytes
     assert "fewer than 30/10/10" in caplog.text
 
 
-def test_words_that_two_people_share_are_on_the_same_side_for_both() -> None:
+def test_text_that_two_personas_share_is_in_the_same_split_for_both() -> None:
     shared = different(6, "shared ")
     people = Dataset(tuple(person([*shared, *different(20, name)], name) for name in ("ann", "bob", "carl")))
     done = split(SourceData(people), DataSettings(train=10, val=5, test=5), Problems())
@@ -160,7 +160,7 @@ def test_words_that_two_people_share_are_on_the_same_side_for_both() -> None:
         assert [len(persona.of_split(name)) for name in SPLITS] == [10, 5, 5]
 
 
-def test_people_with_nothing_but_shared_words_can_still_be_split() -> None:
+def test_personas_with_only_shared_text_can_still_be_split() -> None:
     done = split(
         SourceData(Dataset(tuple(person(different(10), name) for name in "abc"))), DataSettings(train=6, val=2, test=2), Problems()
     )

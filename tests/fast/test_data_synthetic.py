@@ -109,7 +109,7 @@ def test_cluster_rules_are_the_same_inside_a_cluster_and_differ_between_clusters
     assert routines_by_cluster[0] != routines_by_cluster[1]
 
 
-def test_each_share_of_the_choices_is_decided_by_whom_the_settings_say() -> None:
+def test_cluster_persona_and_noise_decide_their_configured_shares_of_the_choices() -> None:
     shares = SyntheticSettings(cluster_sizes=(2, 2), cluster_share=0.4, persona_share=0.2, noise_share=0.2)
     one, peer, stranger = (Taste(shares, persona=p, cluster=k) for p, k in ((0, 0), (1, 0), (2, 1)))
     choices = [Choice("dial", str(i), tuple(range(60))) for i in range(2000)]
@@ -124,7 +124,7 @@ def test_each_share_of_the_choices_is_decided_by_whom_the_settings_say() -> None
     assert sum(today.settle(choice) != one.rule(choice) for choice in choices) / len(choices) == pytest.approx(0.2, abs=0.04)
 
 
-def test_a_draw_of_chance_holds_for_the_whole_dialogue() -> None:
+def test_a_random_choice_is_the_same_throughout_a_dialogue() -> None:
     taste = Taste(SyntheticSettings(cluster_share=0.0, persona_share=0.0, noise_share=1.0), persona=0, cluster=0)
     mood, choice = Mood(taste, Random(0)), Choice("dial", "x", tuple(range(10_000)))
     assert mood.settle(choice) == mood.settle(choice)

@@ -40,7 +40,7 @@ def test_duplicates_and_leaks_across_personas_are_counted() -> None:
     assert summary.leaks == 2
 
 
-def test_data_that_can_be_read_but_not_trained_on_is_counted_and_refused_in_words(tmp_path: Path) -> None:
+def test_data_that_cannot_be_trained_on_is_counted_and_refused(tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = [{"persona_id": name, "prompt": "hello", "response": "hi"} for name in ("ann", "bob")]
     path = tmp_path / "few.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -54,7 +54,7 @@ def api() -> Iterator[str]:
 
 
 @pytest.mark.parametrize("name", [name for name in FLOW_OF_RUN if name != "ours"])
-def test_a_run_of_anything_else_does_not_start(api: str, name: str) -> None:
+def test_a_run_of_any_other_flow_is_refused(api: str, name: str) -> None:
     environment = {**os.environ, "PREFECT_API_URL": api, "PREFECT__FLOW_RUN_ID": name}
     argv = [sys.executable, "-m", "deployments.run"]
     done = subprocess.run(argv, env=environment, cwd=CHECKOUT, capture_output=True, text=True, check=False)

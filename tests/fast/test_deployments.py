@@ -49,7 +49,7 @@ def test_every_deployment_names_a_flow_that_exists_and_runs_that_very_flow(deplo
     assert (POOLS / f"{pool}.json").exists()
 
 
-def test_what_waits_for_gpu_runs_does_not_sit_in_their_pool():
+def test_flows_that_wait_for_gpu_runs_are_in_another_pool():
     pools = {d["name"]: d["work_pool"]["name"] for d in listed() if d["work_pool"]["name"] in ("cpu", "gpu")}
     assert {name for name, pool in pools.items() if pool == "gpu"} == {"train", "evaluate", "assign"}
     assert {"study", "gate", "compare", "merge"} <= {name for name, pool in pools.items() if pool == "cpu"}
@@ -62,7 +62,7 @@ def test_every_gpu_pool_can_be_named_by_a_study():
             assert {f"train-{pool}", f"evaluate-{pool}"} <= names
 
 
-def test_runs_beat_as_often_as_the_automations_expect():
+def test_runs_send_heartbeats_as_often_as_the_automations_expect():
     from deployments.automations import SILENCE
 
     assert ENVIRONMENT["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] == str(HEARTBEAT_SECONDS)
@@ -80,7 +80,7 @@ def known_types() -> dict[str, dict[str, Any]]:
 
 
 @pytest.mark.parametrize("pool", POOL_NAMES)
-def test_a_template_asks_for_nothing_that_its_worker_does_not_know(pool: str):
+def test_a_pool_template_has_only_fields_that_its_worker_type_knows(pool: str):
     from deployments.apply import pool_type
 
     worker_template, ours = known_types()[pool_type(pool)], template(pool)
@@ -123,7 +123,7 @@ class Blocks:
 
 @pytest.mark.parametrize("name", ["", *EVIL])
 @pytest.mark.parametrize("pool", POOL_NAMES)
-def test_nothing_that_a_run_asks_for_changes_how_it_is_started(pool: str, name: str, monkeypatch: pytest.MonkeyPatch):
+def test_job_variables_of_a_run_do_not_change_how_it_is_started(pool: str, name: str, monkeypatch: pytest.MonkeyPatch):
     """As the worker fills in the template. Prefect merges `env` into a template that writes one out, whether it is a variable or not."""
     from prefect.client.schemas.objects import FlowRun
     from prefect.workers.base import BaseJobConfiguration
@@ -294,7 +294,7 @@ def test_automations_are_created_once_and_corrected_when_changed():
 @pytest.mark.whole
 @pytest.mark.usefixtures("rules_alone")
 @pytest.mark.filterwarnings("ignore:'imghdr' is deprecated:DeprecationWarning")
-def test_people_are_told_of_refused_gates_and_crashes_by_a_block_that_exists():
+def test_notifications_of_refused_gates_and_crashes_use_an_existing_block():
     from prefect.blocks.notifications import SlackWebhook
     from pydantic import SecretStr
 

@@ -54,12 +54,12 @@ def test_a_killed_run_frees_the_device_at_once(tmp_path: Path) -> None:
             assert int((tmp_path / "GPU-0.lock").read_text()) > 0
 
 
-def test_another_device_is_not_waited_for(tmp_path: Path):
+def test_a_run_does_not_wait_for_another_device(tmp_path: Path):
     with holder(tmp_path) as first, exclusive("GPU-1", tmp_path):
         assert first.poll() is None
 
 
-def test_nobody_else_gets_the_device_while_a_run_holds_it(tmp_path: Path):
+def test_no_other_run_gets_the_device_while_a_run_holds_it(tmp_path: Path):
     with (
         exclusive("GPU-0", tmp_path),
         (tmp_path / "GPU-0.lock").open("a+") as other,

@@ -43,7 +43,7 @@ def stores(tmp_path) -> Stores:
     return Stores(studies, FileAdapterStore(tmp_path / "adapters"), MemoryTracker(), tmp_path)
 
 
-def test_a_run_stands_in_line_behind_the_one_before_it_but_not_for_ever(stores: Stores, monkeypatch: pytest.MonkeyPatch):
+def test_a_run_waits_for_the_one_before_it_up_to_a_limit(stores: Stores, monkeypatch: pytest.MonkeyPatch):
     waited: list[float] = []
     there: set[str] = set()
 
@@ -83,7 +83,7 @@ def retried(error: Exception) -> bool:
     return deserves_another_attempt(dispatch_training, TaskRun(task_key="dispatch", dynamic_key="0"), Failed(data=error))
 
 
-def test_a_completed_run_is_settled_without_a_word(stores: Stores):
+def test_a_completed_run_records_no_attempt(stores: Stores):
     settle(run(Completed()), "mission", attempt(), stores)
     assert stores.studies.attempts("mission") == ()
 
@@ -134,7 +134,7 @@ def status_error(code: int) -> httpx.HTTPStatusError:
         (KeyError("typo"), False),
     ],
 )
-def test_only_absent_services_deserve_the_same_again(error: Exception, again: bool):
+def test_only_unavailable_services_are_retried_unchanged(error: Exception, again: bool):
     assert isinstance(error, ClusterLoraError | httpx.HTTPError | KeyError)
     assert retried(error) is again
 
@@ -148,7 +148,7 @@ def all_tasks() -> dict[str, Task[..., Any]]:
 
 
 @pytest.mark.parametrize(("name", "task"), all_tasks().items(), ids=lambda value: value if isinstance(value, str) else "")
-def test_every_task_is_tried_again_after_pauses_that_grow_and_differ(name: str, task: Task[..., Any]):
+def test_every_task_is_retried_with_exponential_backoff_and_jitter(name: str, task: Task[..., Any]):
     pauses = task.retry_delay_seconds
     assert isinstance(pauses, list)
     assert len(pauses) == task.retries >= 2
@@ -158,7 +158,7 @@ def test_every_task_is_tried_again_after_pauses_that_grow_and_differ(name: str, 
     assert type(task.retry_condition_fn) is FunctionType
 
 
-def test_a_missing_table_is_a_fault_and_no_outage(tmp_path: Path):
+def test_a_missing_table_is_an_error_and_not_an_outage(tmp_path: Path):
     store = SqlStudyStore(f"sqlite:///{tmp_path / 'studies.db'}")
     with sqlite3.connect(tmp_path / "studies.db") as connection:
         connection.execute("drop table verdicts")
@@ -168,7 +168,7 @@ def test_a_missing_table_is_a_fault_and_no_outage(tmp_path: Path):
     assert not retried(caught.value)
 
 
-def test_run_names_say_what_which_study_and_which_batch():
+def test_run_names_have_the_step_the_study_and_the_batch():
     group = TrainingGroup("cluster-00", "cluster 00", ("cluster-00",))
     train = TrainRequest(study_name="mission", group=group, micro_batch=1, attempt=2)
     assert train.run_name == "train · cluster 00 · mission · micro-batch 1 · attempt 2"
@@ -177,7 +177,7 @@ def test_run_names_say_what_which_study_and_which_batch():
     assert gate.run_name == "evaluate · gate 1/1 · mission · lower-lr"
 
 
-def test_the_status_page_tells_what_went_wrong_on_the_way(stores: Stores):
+def test_the_status_page_lists_failed_attempts(stores: Stores):
     stores.studies.close_attempt("mission", "cluster-00", 1, state="out_of_memory", detail="needs 4 GB | has 2")
     page = "\n".join(status_lines(read_state("mission", stores), stores.folder("mission"), "at the gate"))
     assert page.startswith("# mission: at the gate\n")

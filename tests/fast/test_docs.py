@@ -98,7 +98,7 @@ def test_the_source_of_the_documentation_reads_a_file_and_names_what_it_cannot(e
 
 
 @pytest.mark.parametrize("page", PAGES, ids=of_repository)
-def test_every_command_and_option_that_is_written_exists(page: Path) -> None:
+def test_every_documented_command_and_option_exists(page: Path) -> None:
     text = page.read_text()
     fenced, inline = FENCED.findall(text), re.findall(r"`([^`\n]+)`", FENCED.sub("", text))
     code = re.sub(r" #.*", "", "\n".join([*fenced, *inline]).replace("\\\n", " "))
@@ -147,7 +147,7 @@ def test_every_module_of_the_reference_exists(page: Path) -> None:
 @pytest.mark.parametrize(
     ("page", "catalog"), [("methods", METHODS), ("methods", ALGORITHMS), ("methods", METRICS), ("methods", CRITERIA), ("data", SOURCES)]
 )
-def test_whatever_can_be_chosen_by_name_is_documented(page: str, catalog: Catalog[Any]) -> None:
+def test_every_catalogued_name_is_documented(page: str, catalog: Catalog[Any]) -> None:
     text = (DOCS / f"{page}.md").read_text()
     assert [name for name in catalog if f"`{name}`" not in text] == []
 

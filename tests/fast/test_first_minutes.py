@@ -55,7 +55,7 @@ def json_output(capsys: pytest.CaptureFixture[str], *words: str) -> Any:
     return json.loads(capsys.readouterr().out)
 
 
-def test_the_template_is_valid_data_and_is_never_written_over(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_template_is_valid_data_and_is_never_overwritten(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     summary = json_output(capsys, "data", "validate", "--config", str(home / "people" / "study.toml"), "--json")
     assert (summary["personas"], summary["train"], summary["val"], summary["test"], summary["refusal"]) == (6, 24, 12, 12, None)
     assert main(["data", "template", str(home / "people")]) == 1
@@ -71,7 +71,7 @@ def test_data_are_shown_as_bars_and_as_a_picture(home: Path, capsys: pytest.Capt
     assert "repetitive               nobody" in shown
 
 
-def test_a_bar_is_as_high_as_its_share_and_never_hides_what_is_there() -> None:
+def test_a_bar_is_proportional_to_its_share_and_nonempty_bins_are_visible() -> None:
     settings = DataSettings(train=3, val=1, test=1)
     lengths = examine(settings).response_characters
     bars = sparkline(lengths)
@@ -110,12 +110,12 @@ def test_a_method_that_was_not_evaluated_is_named_with_those_that_were(home: Pat
     assert "has not evaluated merge; it has baseline, unified, cluster" in capsys.readouterr().err
 
 
-def test_an_unknown_persona_is_answered_by_unified_and_told_so(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_persona_is_answered_by_unified_and_the_answer_says_so(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = json_output(capsys, "chat", "--study", "people", "--persona", "somebody", "--methods", "cluster", "hello", "--json")
     assert output["answers"]["cluster"]["answered_by"].startswith("unified (default: persona 'somebody'")
 
 
-def test_the_status_tells_phases_scores_and_what_is_next(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_status_shows_phases_scores_and_the_next_step(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status = json_output(capsys, "study", "status", "people", "--json")
     assert "train done" in status["phases"]
     assert "compare done" in status["phases"]
@@ -126,14 +126,14 @@ def test_the_status_tells_phases_scores_and_what_is_next(home: Path, capsys: pyt
         assert word in page
 
 
-def test_the_doctor_says_what_is_here_and_what_to_do(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_doctor_lists_checks_and_a_fix_for_each_failed_one(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["doctor", "--json"])
     check_by_name = {finding["what"]: finding for finding in json.loads(capsys.readouterr().out)}
     assert {"python", "packages", "memory", "results", "servers", "GPU", "homelm", "model hub", "embedding"} <= check_by_name.keys()
     assert all(finding["fix"] for finding in check_by_name.values() if not finding["good"])
 
 
-def test_training_and_evaluating_say_in_json_what_they_did(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_train_and_evaluate_print_their_results_as_json(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trained = json_output(capsys, "train", "--name", "people", "--adapter", "unified", "--json")
     assert trained == {"study": "people", "adapters": ["unified"], "trained": 0, "folder": str(home / "studies" / "people")}
     assert json_output(capsys, "evaluate", "--name", "people", "--json") == {"study": "people", "answers": 0}
@@ -142,7 +142,7 @@ def test_training_and_evaluating_say_in_json_what_they_did(home: Path, capsys: p
     assert verdict["criteria"][0].keys() >= {"name", "value", "threshold"}
 
 
-def test_steps_leave_a_study_in_the_status_it_is_in_also_when_they_fail(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_single_steps_do_not_change_the_status_of_a_study_even_when_they_fail(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     studies = from_environment().studies
     assert studies.status("people") == "created"
     studies.set_status("people", "finished")

@@ -83,7 +83,7 @@ def _await_end(pid: int) -> None:
         time.sleep(0.05)
 
 
-def test_a_run_is_forked_and_is_as_if_started_alone(listening: dict[str, str], folder: Path) -> None:
+def test_a_forked_run_behaves_like_one_started_alone(listening: dict[str, str], folder: Path) -> None:
     for code in ("0", "3"):
         run = _start(listening, folder, code)
         assert run.communicate()[0] == f"['{code}'] {code} True True __main__\n"
@@ -146,7 +146,7 @@ def test_a_run_ends_when_whoever_asked_for_it_is_killed(listening: dict[str, str
 
 
 @pytest.mark.parametrize("which", [0, 1])
-def test_a_run_that_is_killed_or_left_alone_is_seen_as_killed(listening: dict[str, str], folder: Path, which: int) -> None:
+def test_a_run_that_was_killed_or_orphaned_is_reported_as_killed(listening: dict[str, str], folder: Path, which: int) -> None:
     with _start(listening, folder, "wait") as run:
         pids = _pids(run)
         os.kill(pids[which], signal.SIGKILL)
@@ -154,5 +154,5 @@ def test_a_run_that_is_killed_or_left_alone_is_seen_as_killed(listening: dict[st
     _await_end(pids[0])
 
 
-def test_the_socket_is_open_to_its_owner_alone(listening: dict[str, str]) -> None:
+def test_the_socket_is_accessible_to_its_owner_only(listening: dict[str, str]) -> None:
     assert Path(listening[fork_server.SOCKET_VARIABLE]).stat().st_mode & 0o077 == 0

@@ -110,7 +110,7 @@ TABLES: dict[str, st.SearchStrategy[bytes]] = {
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_whatever_a_table_holds_is_data_or_refused_in_lines(name: str, tmp_path: Path, fuzz: settings) -> None:
+def test_any_table_is_read_or_refused_in_one_line_per_problem(name: str, tmp_path: Path, fuzz: settings) -> None:
     file = tmp_path / name
 
     @fuzz
@@ -122,7 +122,7 @@ def test_whatever_a_table_holds_is_data_or_refused_in_lines(name: str, tmp_path:
     case()
 
 
-def test_whatever_an_edgewise_folder_holds_is_data_or_refused_in_lines(tmp_path: Path, fuzz: settings) -> None:
+def test_any_edgewise_folder_is_read_or_refused_in_one_line_per_problem(tmp_path: Path, fuzz: settings) -> None:
     @fuzz
     @given(st.lists(tree(st.sampled_from(["character", "sessions", "session_id", "meta", "messages", "role", "text", "a\nb"])), max_size=2))
     def case(odd: list[Any]) -> None:
@@ -144,7 +144,7 @@ def test_whatever_an_edgewise_folder_holds_is_data_or_refused_in_lines(tmp_path:
 OLDER = tree(st.sampled_from([*PEOPLE, "train", "test", "0", "cluster_1", "persona_id", "cluster", "splits", "results", "x\ny"]))
 
 
-def test_whatever_the_files_of_older_scripts_hold_is_read_or_refused_in_lines(tmp_path: Path, fuzz: settings) -> None:
+def test_any_file_of_older_scripts_is_read_or_refused_in_one_line_per_problem(tmp_path: Path, fuzz: settings) -> None:
     @fuzz
     @given(OLDER.map(json.dumps).map(str.encode) | spoilt_bytes(b'{"train": {"ann": [0, "b"]}, "test": {"bob": ["a"]}}'))
     @example(b'{"ann": 0, "bob": 999999999}')
@@ -178,7 +178,7 @@ DOTTED = st.one_of(
 )
 
 
-def test_whatever_overrides_say_is_a_study_or_refused_in_lines(fuzz: settings) -> None:
+def test_any_overrides_give_a_study_or_are_refused_in_one_line_per_problem(fuzz: settings) -> None:
     @fuzz
     @given(st.sampled_from([None, *PRESETS]), st.dictionaries(DOTTED, tree(NAMES), max_size=4))
     def case(preset: str | None, overrides: dict[str, Any]) -> None:
@@ -188,7 +188,7 @@ def test_whatever_overrides_say_is_a_study_or_refused_in_lines(fuzz: settings) -
     case()
 
 
-def test_whatever_a_configuration_file_holds_is_a_study_or_refused_in_lines(tmp_path: Path, fuzz: settings) -> None:
+def test_any_configuration_file_is_a_study_or_refused_in_one_line_per_problem(tmp_path: Path, fuzz: settings) -> None:
     @fuzz
     @given(
         spoilt_bytes(b'methods = ["unified"]\n[recipe]\nepochs = 1\n[[gate.ladder]]\nname = "a"\nepochs = 2\n[data.synthetic]\nseed = 1\n'),
@@ -204,7 +204,7 @@ def test_whatever_a_configuration_file_holds_is_a_study_or_refused_in_lines(tmp_
     case()
 
 
-def test_whatever_a_flag_says_is_a_setting_or_refused_in_lines(fuzz: settings) -> None:
+def test_any_flag_is_a_setting_or_refused_in_one_line_per_problem(fuzz: settings) -> None:
     @fuzz
     @given(st.tuples(DOTTED | ODD_TEXT, ODD_TEXT | st.text("[]{}=\"'1e.-_ax, ", max_size=12)).map("=".join))
     @example("recipe.epochs=" + "9" * 5000)

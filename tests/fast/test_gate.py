@@ -186,7 +186,7 @@ def imagined_gate(rng: np.random.Generator, *, gain: float, item_sd: float, pers
 
 
 @pytest.mark.parametrize("n_items", [3, 12])
-def test_the_gain_that_a_gate_says_it_sees_passes_it_four_times_in_five(n_items: int, monkeypatch: pytest.MonkeyPatch):
+def test_the_detectable_gain_of_a_gate_passes_it_four_times_in_five(n_items: int, monkeypatch: pytest.MonkeyPatch):
     # The module; the package gives its name to the function inside. Only the interval needs draws, and it is not looked at here.
     monkeypatch.setattr(sys.modules[above_unified.__module__], "DRAWS", 10)
     rng = np.random.default_rng(n_items)
@@ -205,7 +205,7 @@ def test_the_gain_that_a_gate_says_it_sees_passes_it_four_times_in_five(n_items:
     assert by_luck == pytest.approx(power.false_pass, abs=0.075)
 
 
-def test_asking_for_three_in_five_of_sixteen_lets_luck_pass_and_the_gate_says_so():
+def test_a_share_of_three_in_five_of_sixteen_personas_passes_by_luck_and_the_gate_warns():
     power = gate_power(scores(0.75, spread=0.12), GAINS_ONLY, np.random.default_rng(1))
     # Ten or more heads in sixteen tosses: 22.7 %. The mean must be above zero too, which then hardly ever fails.
     assert 0.18 < power.false_pass < 0.24
@@ -277,7 +277,7 @@ def test_how_the_gate_ended_names_the_rung():
     assert ending(refused, "warm-start").startswith("The gate refused all 2 rungs; the cluster adapters are those of rung warm-start")
 
 
-def test_more_items_and_more_personas_see_smaller_gains():
+def test_more_items_and_more_personas_detect_smaller_gains():
     def detectable_gain(n_personas: int, n_items: int) -> float:
         power = gate_power(
             {p: 0.75 + np.tile([-0.1, 0.1], n_items // 2) for p in map(str, range(n_personas))}, GAINS_ONLY, np.random.default_rng(2)
@@ -298,11 +298,11 @@ def test_scores_without_any_spread_need_hardly_any_gain():
 
 
 @pytest.mark.parametrize("broken", [{}, {"a": np.array([])}, {"a": np.array([0.5, np.nan])}])
-def test_power_is_not_told_from_missing_scores(broken: dict[str, np.ndarray]):
+def test_power_is_refused_for_missing_scores(broken: dict[str, np.ndarray]):
     with pytest.raises(BadData, match="baseline"):
         gate_power(broken, GAINS_ONLY, np.random.default_rng(5))
 
 
-def test_a_verdict_says_how_far_it_can_be_trusted():
+def test_the_notes_of_a_verdict_are_in_its_report():
     noted = replace(verdict(scores(0.88), scores(0.80, seed=1)), notes=("With 16 personas this gate sees 3 points.",))
     assert "\nWith 16 personas this gate sees 3 points.\n" in markdown(noted)

@@ -122,7 +122,7 @@ def test_a_pickle_is_refused_in_one_line_and_never_opened(offer: Callable[[Path,
     assert not mark.exists()
 
 
-def test_the_bomb_is_a_real_one(tmp_path: Path) -> None:
+def test_the_pickle_of_these_tests_executes_code_when_loaded(tmp_path: Path) -> None:
     pickle.loads(bomb(tmp_path / "was-here"))
     assert (tmp_path / "was-here").exists()
 
@@ -135,7 +135,7 @@ def test_a_study_name_that_is_more_than_a_name_is_refused(name: str, tmp_path: P
 
 
 @pytest.mark.filterwarnings("ignore:.*Glyph:UserWarning")
-def test_people_and_words_that_try_to_leave_their_place_stay_text(tmp_path: Path, tiny_base_folder: Path) -> None:
+def test_hostile_persona_ids_and_texts_stay_text(tmp_path: Path, tiny_base_folder: Path) -> None:
     import json
 
     from clusterlora.requests import EvaluationRequest, TrainRequest

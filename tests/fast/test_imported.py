@@ -68,7 +68,7 @@ def test_clusters_mean_the_same_in_every_shape(tmp_path: Path, shape: Any) -> No
     )
 
 
-def test_results_are_read_by_metric_and_persona_whatever_stands_beside_them(tmp_path: Path) -> None:
+def test_results_are_read_by_metric_and_persona_and_other_fields_are_ignored(tmp_path: Path) -> None:
     flat = written(tmp_path, "a.json", {"persona_000": 0.5, "persona_001": 0.75, "mean": 0.6})
     deep = written(tmp_path, "b.json", {"results": [{"persona_id": 2, "similarity": 0.9, "cluster": 1, "note": "x"}]})
     assert read_results(flat, PEOPLE) == {"score": {"persona_000": 0.5, "persona_001": 0.75}}
@@ -99,7 +99,7 @@ def test_every_other_shape_is_refused_in_one_line_that_names_the_file(tmp_path: 
     assert "\n" not in str(refusal.value)
 
 
-def test_a_number_that_ends_several_ids_names_nobody() -> None:
+def test_a_number_that_ends_several_ids_is_ambiguous() -> None:
     assert persona_resolver(("home_1", "work_01", "home_2"))("1") is None
     assert persona_resolver(("home_1", "work_01", "home_2"))(2) == "home_2"
 
@@ -146,7 +146,7 @@ def older(tmp_path: Path, tiny_base_folder: Path) -> tuple[Study, Older]:
     return study, Older(clusters, tmp_path / "lora_clusters", results)
 
 
-def test_an_interrupted_study_goes_on_here_with_its_adapters_compared_and_its_scores_beside(
+def test_an_imported_study_continues_with_its_adapters_compared_and_its_scores_listed(
     older: tuple[Study, Older], stores: Stores, tmp_path: Path
 ) -> None:
     study = settings_for_import(older[0], older[1])
@@ -172,7 +172,7 @@ def test_an_interrupted_study_goes_on_here_with_its_adapters_compared_and_its_sc
     assert "Imported scores" in (tmp_path / "studies" / "middle" / "results" / "report.html").read_text()
 
 
-def test_what_cannot_be_trusted_is_not_imported(older: tuple[Study, Older], stores: Stores) -> None:
+def test_untrusted_files_are_not_imported(older: tuple[Study, Older], stores: Stores) -> None:
     study, files = older
     with pytest.raises(BadSettings, match="may have seen the test items"):
         settings_for_import(replace(study, data=replace(study.data, splits=None)), files)

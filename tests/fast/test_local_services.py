@@ -184,7 +184,7 @@ def test_a_host_that_is_not_an_ip_address_is_refused(tmp_path: Path) -> None:
         local_services.up(tmp_path, host="everybody", log=lambda _: None)
 
 
-def test_nothing_runs_where_nothing_was_started(tmp_path: Path) -> None:
+def test_status_and_down_report_nothing_where_nothing_was_started(tmp_path: Path) -> None:
     assert local_services.status(tmp_path) is None
     assert local_services.down(tmp_path / "absent") == ()
 

@@ -44,7 +44,7 @@ def test_cluster_adapters_learn_from_their_members_with_the_recipe_that_passed_t
     assert dict(plan.arms_by_persona)["dan"] == (AdapterComposition((WeightedAdapter("cluster-01"),)),)
 
 
-def test_routing_starts_from_unified_and_may_choose_every_other_methods_arm_once() -> None:
+def test_routing_starts_from_unified_and_has_each_other_methods_arm_once() -> None:
     plan = METHODS["selective_routing"].plan(view(baseline=1, unified=1, cluster=1))
     arms = dict(plan.arms_by_persona)["ana"]
     assert arms == (composition_of(unified_adapter(view())), BASE, AdapterComposition((WeightedAdapter("cluster-00"),)))
@@ -65,6 +65,6 @@ def test_a_residual_is_scaled_like_the_adapter_it_corrects() -> None:
     assert residual.rank < unified.rank
 
 
-def test_an_unknown_method_is_answered_with_the_known_ones() -> None:
+def test_an_unknown_method_is_refused_with_the_known_ones() -> None:
     with pytest.raises(UnknownName, match=r"unknown method 'clusters'; known: baseline, few_shot, unified"):
         METHODS["clusters"]

@@ -64,7 +64,7 @@ def test_rouge_l_reads_other_scripts():
     assert score("rouge_l", ["Включи свет", "Größe 5"], ["включи свет", "größe 5"]) == pytest.approx([1.0, 1.0])
 
 
-def test_nll_comes_from_the_model_pass_and_is_missed_when_absent():
+def test_nll_comes_from_the_model_and_a_missing_value_is_refused():
     assert score("nll", ["a", "b"], ["a", "b"], np.array([1.5, 2.5])) == pytest.approx([1.5, 2.5])
     with pytest.raises(BadData, match="and has none"):
         score("nll", ["a"], ["a"])
@@ -72,7 +72,7 @@ def test_nll_comes_from_the_model_pass_and_is_missed_when_absent():
         score("nll", ["a", "b"], ["a", "b"], np.array([1.5]))
 
 
-def test_every_metric_is_listed_under_its_own_name_and_says_which_way_is_better():
+def test_every_metric_is_listed_under_its_own_name_with_its_direction():
     assert all(name == metric.name for name, metric in METRICS.items())
     assert {name for name, metric in METRICS.items() if not metric.higher_is_better} == {"nll", "repetition", "copy_rate", "prompt_tokens"}
     with pytest.raises(UnknownName, match=re.escape("unknown metric 'bleu'; known: embedding_similarity, nll, rouge_l")):
@@ -112,7 +112,7 @@ def test_a_same_prompt_floor_needs_two_personas_with_prompts():
         most_similar_of_others({"a": ["tv"], "b": []}, BagOfWords())
 
 
-def test_prompt_tokens_are_what_the_model_pass_counted_and_missing_ones_are_refused():
+def test_prompt_tokens_come_from_the_model_and_missing_ones_are_refused():
     answers = Scorable(texts=["a", "b"], references=["x", "y"], embedder=BagOfWords(), prompt_tokens=[12, 90])
     assert METRICS["prompt_tokens"].score(answers).tolist() == [12.0, 90.0]
     with pytest.raises(BadData, match=r"prompt_tokens needs the length of every prompt \(2\), and has none"):

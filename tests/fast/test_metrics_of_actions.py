@@ -80,7 +80,7 @@ def score(metric: str, text: str, reference: str) -> float:
         ("", {}),
     ],
 )
-def test_settings_are_read_off_the_sentence(text: str, expected: Settings) -> None:
+def test_settings_are_parsed_from_a_sentence(text: str, expected: Settings) -> None:
     assert actions(text).settings == expected
 
 
@@ -123,7 +123,7 @@ def test_every_setting_of_the_synthetic_home_is_read_back_in_every_tone(settings
 
 
 @given(st.text(max_size=80))
-def test_any_text_can_be_read(text: str) -> None:
+def test_any_text_can_be_parsed(text: str) -> None:
     parsed = actions(text)
     assert {device for device, _ in parsed.settings} <= parsed.devices <= DEVICES.keys()
 
@@ -155,7 +155,7 @@ def test_scores_of_actions_agree_with_hand_computed_ones(text: str, device: floa
 
 
 @pytest.mark.parametrize("metric", ["device_f1", "parameter_f1", "numeric_accuracy"])
-def test_where_the_reference_acts_on_nothing_only_doing_nothing_is_right(metric: str) -> None:
+def test_if_the_reference_has_no_actions_only_an_answer_without_actions_scores_1(metric: str) -> None:
     assert score(metric, "To be, or not to be.", "That is the question.") == 1.0
     assert score(metric, "", "That is the question.") == 1.0
     assert score(metric, "I have set the TV to volume 30.", "That is the question.") == 0.0

@@ -110,7 +110,7 @@ def test_repetition_is_the_share_of_runs_of_four_words_said_before() -> None:
 
 
 @given(st.lists(st.sampled_from("abc"), max_size=20), st.integers(2, 4))
-def test_saying_everything_again_never_lowers_repetition(words: list[str], times: int) -> None:
+def test_repeating_a_text_never_lowers_repetition(words: list[str], times: int) -> None:
     once, again = score("repetition", [" ".join(words), " ".join(words * times)])
     assert 0 <= once <= again < 1
 
@@ -142,7 +142,7 @@ def test_persona_accuracy_is_1_where_the_answer_sounds_like_the_person_it_is_for
     assert score("persona_accuracy", texts, people=(PIRATE, BUTLER), asked_by=asked_by) == [1.0, 1.0, 0.0, 0.0, 1.0]
 
 
-def test_what_was_asked_for_does_not_decide_whose_the_answer_is() -> None:
+def test_the_topic_of_a_prompt_does_not_decide_persona_accuracy() -> None:
     """Both speak mostly of the same thing; only whitening by the spread within personas sees the one word that tells them apart."""
     pirate = persona("pirate", "lights lights lights aye", "warm warm warm aye", "please please please aye", "lights lights lights aye")
     butler = persona("butler", "lights lights lights sir", "warm warm warm sir", "please please please sir", "warm warm warm sir")
@@ -168,7 +168,7 @@ def test_persona_accuracy_agrees_with_scikit_learns_discriminant_analysis() -> N
     assert np.mean(np.array(accuracy) == theirs) >= 0.9, "the amounts of shrinkage differ a little"
 
 
-def test_the_classifier_is_trained_once_for_all_the_answers_of_an_answerer() -> None:
+def test_the_classifier_is_trained_once_for_all_answers_of_a_composition() -> None:
     embedder, train = Counting(), TrainResponses((PIRATE, BUTLER))
     for _ in range(3):
         METRICS["persona_accuracy"].score(
@@ -177,12 +177,12 @@ def test_the_classifier_is_trained_once_for_all_the_answers_of_an_answerer() -> 
     assert embedder.n_encoded == 6 + 3
 
 
-def test_only_train_responses_can_be_had_from_the_train_responses() -> None:
+def test_train_responses_holds_train_responses_only() -> None:
     assert TrainResponses((PIRATE,)).by_persona == {"pirate": ("aye captain lights", "aye captain warm", "aye captain please")}
 
 
 @pytest.mark.parametrize("metric", ["copy_rate", "persona_accuracy"])
-def test_metrics_that_read_train_responses_say_so_when_they_get_none(metric: str) -> None:
+def test_metrics_on_train_responses_name_them_when_they_are_missing(metric: str) -> None:
     with pytest.raises(BadData, match=f"metric {metric} needs .* and has no train responses"):
         score(metric, ["aye"], asked_by=["pirate"])
     with pytest.raises(BadData, match=f"metric {metric} needs .* and has no persona ids"):

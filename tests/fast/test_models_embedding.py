@@ -33,7 +33,7 @@ class LettersModel:
         return 2
 
 
-def test_minilm_says_that_paraphrases_are_close_and_other_things_are_not(minilm: Embedder) -> None:
+def test_minilm_embeds_paraphrases_closer_than_unrelated_texts(minilm: Embedder) -> None:
     vectors = minilm.encode(["Turn the lights on, please.", "Please switch on the lamps.", "The stock market fell."])
     assert vectors.shape == (3, 384)
     assert vectors.dtype == np.float32
@@ -89,7 +89,7 @@ def test_no_texts_give_an_empty_array() -> None:
     assert SentenceEmbedder("letters", "1", LettersModel()).encode([]).shape == (0, 2)  # pyright: ignore[reportArgumentType]
 
 
-def test_a_folder_is_an_embedding_model_unless_a_part_of_it_is_pickled(tmp_path: Path) -> None:
+def test_a_folder_is_an_embedding_model_unless_it_holds_a_pickle(tmp_path: Path) -> None:
     folder = shutil.copytree(minilm_folder(), tmp_path / "model")
     assert load_embedder(str(folder)).revision == MINILM_SHA256
     (folder / "2_Dense").mkdir()

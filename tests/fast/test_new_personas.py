@@ -86,7 +86,7 @@ def test_more_examples_find_the_better_cluster_more_often_and_one_finds_it_only_
     assert into_own > 0.8
 
 
-def test_without_anything_to_find_nothing_is_claimed() -> None:
+def test_without_a_gain_by_clusters_no_gain_is_claimed() -> None:
     claims = [curve(0.0, seed=seed).chosen[-1].headline.low > 0 for seed in range(10)]
     assert sum(claims) <= 2
     assert abs(np.mean([curve(0.0, seed=seed).oracle.headline.mean for seed in range(10)])) < 0.02, "nor does the oracle find any"
@@ -97,7 +97,7 @@ def test_without_anything_to_find_nothing_is_claimed() -> None:
     assert "so there is nothing shown that choosing could find" in said
 
 
-def test_what_is_said_follows_from_the_numbers() -> None:
+def test_the_sentence_follows_from_the_numbers() -> None:
     found = curve(0.4, seed=4)
     said = sentence(found)
     assert "choosing between the clusters and unified beats unified" in said
@@ -116,7 +116,7 @@ def test_choices_do_not_see_test_scores() -> None:
     assert clean.chosen[-1].headline.mean == pytest.approx(-poisoned.chosen[-1].headline.mean)
 
 
-def test_who_has_too_few_examples_counts_only_where_there_are_enough() -> None:
+def test_a_persona_counts_only_up_to_its_number_of_examples() -> None:
     losses, scores, clusters = measured(0.3, seed=1)
     losses = {p: its[:4] if p == "p0" else its for p, its in losses.items()}
     tested = {"embedding_similarity": scores, "nll": scores}
@@ -127,7 +127,7 @@ def test_who_has_too_few_examples_counts_only_where_there_are_enough() -> None:
     assert found.own.n_personas == 30
 
 
-def test_the_figure_has_both_rules_with_intervals_and_what_they_are_held_against() -> None:
+def test_the_figure_has_both_rules_with_intervals_and_their_baselines() -> None:
     found = curve(0.3, seed=1)
     drawn = figures.new_personas(found)["data"]
     assert [trace["name"] for trace in drawn] == ["margin of 1 standard error", "no margin", "unified", "their cluster in the study"]
@@ -141,7 +141,7 @@ def view(members: tuple[tuple[str, ...], ...]) -> StudyView:
 
 
 @given(st.lists(st.integers(1, 12), min_size=1, max_size=5), st.floats(0.05, 0.5), st.integers(0, 9))
-def test_every_cluster_spares_somebody_and_keeps_somebody(sizes: list[int], share: float, seed: int) -> None:
+def test_some_personas_of_every_cluster_are_held_out_and_some_are_kept(sizes: list[int], share: float, seed: int) -> None:
     members = tuple(tuple(f"{k}-{n}" for n in range(size)) for k, size in enumerate(sizes))
     plan = held_out(view(members), share, seed)
     if max(sizes) == 1:

@@ -54,7 +54,7 @@ def statuses(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.mark.parametrize(("state", "status"), [(Failed(), "failed"), (Crashed(), "failed"), (Cancelled(), "cancelled")])
-def test_a_study_that_ends_badly_says_so(study: Study, statuses: list[str], state: State[Any], status: str):
+def test_the_failure_of_a_run_becomes_the_status_of_its_study(study: Study, statuses: list[str], state: State[Any], status: str):
     record_failure(parent, run_of(as_mapping(study)), state)
     assert from_environment().studies.status("small") == status
     assert statuses == [f"small {status}"]
@@ -99,7 +99,7 @@ def test_a_finished_study_stays_finished_when_a_later_run_fails_before_it_starts
 
 
 @pytest.mark.whole
-def test_a_cancelled_study_takes_its_own_runs_along_and_nobody_elses(prefect_server: str):
+def test_a_cancelled_study_cancels_its_own_runs_and_no_others(prefect_server: str):
     with get_client(sync_client=True) as client:
 
         def started(study: str, state: State[Any]) -> FlowRun:
@@ -119,7 +119,7 @@ def test_a_cancelled_study_takes_its_own_runs_along_and_nobody_elses(prefect_ser
 
 
 @pytest.mark.whole
-def test_a_cancelled_run_without_parameters_takes_along_the_runs_of_the_study_by_default(prefect_server: str):
+def test_a_cancelled_run_without_parameters_cancels_the_runs_of_the_default_study(prefect_server: str):
     with get_client(sync_client=True) as client:
         child = client.create_flow_run(parent, tags=["study:mission"], state=Running(), parameters={})
         cancel_children(parent, FlowRun(flow_id=uuid4(), parameters={}), Cancelled())

@@ -128,7 +128,7 @@ def test_progress_ends_where_it_was_announced():
     assert log.done == log.total == 12
 
 
-def test_of_many_people_evenly_spaced_ones_are_looked_at():
+def test_of_many_personas_an_evenly_spaced_sample_is_measured():
     ids = [f"p{i:03d}" for i in range(3 * MOST_PERSONAS)]
     people = [Persona(n, None, (spoken("1", "do it", n), spoken("2", "do that", n * 2, split="val"))) for n in ids]
     members = (tuple(ids[:MOST_PERSONAS]), tuple(ids[MOST_PERSONAS:]))
@@ -137,7 +137,7 @@ def test_of_many_people_evenly_spaced_ones_are_looked_at():
     assert measured.cluster_beyond_prompts.n_classes == 2
 
 
-def test_words_that_the_dialogue_had_before_are_masked():
+def test_words_of_earlier_turns_are_masked():
     assert masked("Dimming the LIGHTS to 30, sir.", given="dim the lights, to 30") == f"Dimming {MASK} {MASK} {MASK} {MASK}, sir."
     persona = Persona("a", None, (spoken("1", "It is dark", "Lights on, my lord", "thanks", "My lord, this evening is yours"),))
     first, second = masked_exchanges(persona, "train", limit=9)
@@ -198,7 +198,7 @@ def test_the_table_holds_every_number():
     assert all(part in shown for part in ("| 30.0% | 20.0% to 40.0% | 2.5% |", "| 60.0% | 50.0% to 70.0% | 30.0% |", "0.500", "12.0%"))
 
 
-def test_when_whose_dialogues_are_whose_is_drawn_by_lot_nothing_personal_is_left():
+def test_dialogues_shuffled_between_personas_carry_no_persona_signal():
     synthetic = SyntheticSettings(cluster_sizes=(6, 12, 6, 8, 8), dialogues=20, seed=105)
     dataset = load(DataSettings(source="synthetic", train=12, val=6, test=2, synthetic=synthetic))
     rng = np.random.default_rng(0)
@@ -217,7 +217,7 @@ def test_when_whose_dialogues_are_whose_is_drawn_by_lot_nothing_personal_is_left
     assert "expect no method" in verdict(measured)
 
 
-def test_people_with_one_dialogue_each_are_told_apart_within_it(tmp_path: Path):
+def test_personas_with_one_dialogue_each_are_recognised_within_it(tmp_path: Path):
     lines = [
         {
             "persona_id": f"p{number}",

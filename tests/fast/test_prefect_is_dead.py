@@ -54,7 +54,7 @@ def machine(tmp_path: Path) -> Iterator[Machine]:
     processes.stop([worker])
 
 
-def test_a_decision_is_recorded_and_the_command_says_what_becomes_of_it(machine: Machine) -> None:
+def test_a_decision_is_recorded_and_the_command_says_when_it_takes_effect(machine: Machine) -> None:
     done = machine.run("study", "decide", STUDY, "--go-on", "--by", "ann")
     assert done.returncode == 0, done.stderr
     assert done.stdout == "stored; it takes effect when the study is run again\n"
@@ -63,7 +63,7 @@ def test_a_decision_is_recorded_and_the_command_says_what_becomes_of_it(machine:
     assert [(one.choice, one.by) for one in read_state(STUDY, machine.stores).decisions] == [("continue", "ann")]
 
 
-def test_verify_judges_what_needs_no_server_and_says_what_it_left_alone(machine: Machine) -> None:
+def test_verify_checks_everything_that_needs_no_server_and_names_what_it_skipped(machine: Machine) -> None:
     half = machine.stores.folder(STUDY) / "results" / ".summary.md.7.partial"
     half.parent.mkdir(parents=True)
     half.touch()

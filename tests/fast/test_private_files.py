@@ -26,7 +26,7 @@ def mode(path: Path) -> int:
 
 
 @pytest.mark.parametrize("before", [None, 0o755, 0o700])
-def test_a_folder_is_closed_to_others(tmp_path: Path, before: int | None) -> None:
+def test_a_private_folder_is_inaccessible_to_other_users(tmp_path: Path, before: int | None) -> None:
     if before is not None:
         (tmp_path / "home").mkdir()
         (tmp_path / "home").chmod(before)
@@ -35,7 +35,7 @@ def test_a_folder_is_closed_to_others(tmp_path: Path, before: int | None) -> Non
 
 @pytest.mark.parametrize("shared", [0o777, 0o1777, 0o770, 0o722])
 @pytest.mark.parametrize("which", ["stack", "studies"])
-def test_no_stack_is_started_where_others_may_write(tmp_path: Path, shared: int, which: str) -> None:
+def test_services_do_not_start_in_a_folder_that_others_can_write_to(tmp_path: Path, shared: int, which: str) -> None:
     (tmp_path / which).mkdir()
     (tmp_path / which).chmod(shared)
     with pytest.raises(BadSettings, match=f"other users may write to {tmp_path / which} .*: chmod go-w {tmp_path / which}"):
@@ -45,14 +45,14 @@ def test_no_stack_is_started_where_others_may_write(tmp_path: Path, shared: int,
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
-def test_no_stack_is_started_in_another_users_folder(tmp_path: Path) -> None:
+def test_services_do_not_start_in_another_users_folder(tmp_path: Path) -> None:
     (tmp_path / "stack").mkdir()
     os.chown(tmp_path / "stack", 65534, 65534)
     with pytest.raises(BadSettings, match="belongs to user 65534, not to you"):
         local_services.up(tmp_path / "stack", log=lambda _: None)
 
 
-def test_what_a_started_process_writes_is_closed_to_others(tmp_path: Path) -> None:
+def test_files_of_a_started_process_are_inaccessible_to_other_users(tmp_path: Path) -> None:
     script = f"from pathlib import Path; Path({str(tmp_path / 'made')!r}).mkdir(); Path({str(tmp_path / 'made' / 'x')!r}).write_text('x')"
     process = processes.start(("python3", "-c", script), env=os.environ, folder=tmp_path, log_file=tmp_path / "logs" / "x.log")
     while processes.alive(process):
@@ -62,7 +62,7 @@ def test_what_a_started_process_writes_is_closed_to_others(tmp_path: Path) -> No
     assert [mode(path) & 0o077 for path in written] == [0] * len(written)
 
 
-def test_passwords_and_books_are_closed_to_others(tmp_path: Path) -> None:
+def test_passwords_and_service_state_are_inaccessible_to_other_users(tmp_path: Path) -> None:
     passwords.load_or_create(tmp_path / "home")
     passwords.create_login_token(tmp_path / "home")
     assert local_services.release(tmp_path / "home", log=lambda _: None) == ()
@@ -76,7 +76,7 @@ def test_a_log_that_is_a_link_to_another_file_is_not_followed(tmp_path: Path) ->
         private_files.open_append(tmp_path / "log")
 
 
-def test_the_study_database_is_closed_to_others(tmp_path: Path) -> None:
+def test_the_study_database_is_inaccessible_to_other_users(tmp_path: Path) -> None:
     from clusterlora.wiring import from_environment
 
     stores = from_environment(

@@ -118,7 +118,7 @@ def test_exported_folders_hold_what_vllm_reads_and_are_named_by_their_content(ar
     assert len(set(again.adapters) & set(exported.adapters)) == 1, "other weights have the same name, or the same weights another"
 
 
-def test_weights_that_are_not_those_recorded_are_not_exported(artifacts: Path, table: RoutingTable, tmp_path: Path) -> None:
+def test_weights_with_another_digest_than_recorded_are_not_exported(artifacts: Path, table: RoutingTable, tmp_path: Path) -> None:
     digests = {key: weights_sha256(artifacts / "adapters" / key) for key in ("aaaa", "bbbb")}
     (artifacts / "routes.json").write_text(to_json(replace(table, weights_sha256=digests)))
     export(artifacts, tmp_path / "as recorded", "peft")
@@ -133,7 +133,7 @@ def multiply(folder: Path) -> None:
     save_file({name: 100 * tensor for name, tensor in tensors.items()}, folder / "adapter_model.safetensors")
 
 
-def test_what_an_adapter_alone_cannot_be_is_not_exported(artifacts: Path, table: RoutingTable, tmp_path: Path) -> None:
+def test_models_that_need_more_than_an_adapter_are_not_exported(artifacts: Path, table: RoutingTable, tmp_path: Path) -> None:
     with_shots = replace(table, personas={"ann": KeyedComposition((KeyedAdapter("aaaa"),), shots=3)})
     (artifacts / "routes.json").write_text(to_json(with_shots))
     with pytest.raises(BadData, match="mlflow models serve"):
@@ -149,7 +149,7 @@ def test_what_an_adapter_alone_cannot_be_is_not_exported(artifacts: Path, table:
         export(artifacts, tmp_path / "full", "vllm")
 
 
-def test_a_card_says_what_a_model_is_made_of_and_how_it_scored() -> None:
+def test_a_model_card_lists_the_adapters_of_a_model_and_its_scores() -> None:
     provenance = Provenance(
         clusterlora_version="1", git_revision=None, data_digest="abc", base_revision="def", n_personas=12, n_dialogues=120
     )
@@ -182,7 +182,7 @@ def test_a_card_says_what_a_model_is_made_of_and_how_it_scored() -> None:
 
 @pytest.mark.whole
 @pytest.mark.filterwarnings("ignore:.*AnyType:UserWarning")
-def test_only_what_a_comparison_found_best_becomes_champion_unless_forced_with_a_reason(
+def test_only_the_best_compared_method_becomes_champion_unless_forced_with_a_reason(
     mlflow_server: str,
     table: RoutingTable,
     artifacts: Path,
@@ -227,7 +227,7 @@ def test_only_what_a_comparison_found_best_becomes_champion_unless_forced_with_a
 @pytest.mark.whole
 @pytest.mark.filterwarnings("ignore:.*AnyType:UserWarning")
 @pytest.mark.parametrize("damage", ["weights", "routes"])
-def test_what_was_changed_in_the_trackers_store_is_not_exported(
+def test_files_that_were_changed_in_the_tracker_are_not_exported(
     damage: str,
     mlflow_server: str,
     table: RoutingTable,
@@ -263,7 +263,7 @@ def test_what_was_changed_in_the_trackers_store_is_not_exported(
 
 
 @pytest.mark.whole
-def test_weights_that_are_not_those_recorded_are_not_registered(artifacts: Path, table: RoutingTable, tmp_path: Path) -> None:
+def test_weights_with_another_digest_than_recorded_are_not_registered(artifacts: Path, table: RoutingTable, tmp_path: Path) -> None:
     from clusterlora.stores.mlflow_registry import write_model
 
     folders = {key: artifacts / "adapters" / key for key in ("aaaa", "bbbb")}

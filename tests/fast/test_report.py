@@ -65,14 +65,14 @@ def test_a_study_with_everything_has_every_panel_in_order(read: Reader) -> None:
     assert json.loads(read.scripts["figures"]).keys() == {"means", "spread", "against", "clusters", "new-persona", "curves", "costs"}
 
 
-def test_what_a_study_lacks_is_left_out(report_data: ReportData) -> None:
+def test_panels_without_data_are_left_out(report_data: ReportData) -> None:
     alone = replace(report_data.comparison, reference=None, floor=None)
     bare = Reader(page(ReportData(study="bare", comparison=alone)))
     assert bare.panels == ["verdict", "methods", "means", "spread", "new-persona"]
     assert "assignment.held_out_share=0.2" in " ".join(bare.words), "how to find it out is said instead"
 
 
-def test_nobodys_words_become_elements_and_all_are_shown_as_they_are(read: Reader, report_data: ReportData) -> None:
+def test_no_text_of_the_data_becomes_an_element_and_all_is_shown_verbatim(read: Reader, report_data: ReportData) -> None:
     assert not [tag for tag, _ in read.elements if tag in ("img", "iframe", "object", "link")]
     assert not [name for _, attributes in read.elements for name in attributes if name.startswith("on")]
     hostile = report_data.examples[0].persona_id
@@ -81,7 +81,7 @@ def test_nobodys_words_become_elements_and_all_are_shown_as_they_are(read: Reade
     assert json.loads(read.scripts["answers"])["items"][0]["answers"][0]["text"] == hostile
 
 
-def test_the_page_names_no_other_file(read: Reader) -> None:
+def test_the_page_loads_no_other_file(read: Reader) -> None:
     addresses = [value for _, attributes in read.elements for name, value in attributes.items() if name in ("src", "href")]
     assert addresses
     assert all(address and address.startswith("#") for address in addresses)
@@ -121,14 +121,14 @@ def test_the_signal_is_shown_with_its_verdict_and_chance(report_data: ReportData
     assert all(word in shown for word in ("have something to win", "which of 12 people", "31.0%", "8.3%", "0.512"))
 
 
-def test_new_personas_are_shown_with_what_follows_from_the_numbers(read: Reader) -> None:
+def test_new_personas_are_shown_with_their_sentence(read: Reader) -> None:
     words = " ".join(read.words)
     assert "beats unified by 10 examples (+4.12 points [+2.12, +6.12], 50% leave unified)" in words
     assert "is not shown to differ from unified by 3 examples" in words
     assert "held_out_share" not in words
 
 
-def test_unstable_clusters_are_called_so(report_data: ReportData) -> None:
+def test_unstable_clusters_get_a_warning(report_data: ReportData) -> None:
     clustering = report_data.clustering
     assert clustering is not None
     assert "unstable" in clusters(clustering)
@@ -149,7 +149,7 @@ def test_the_scatter_has_a_view_for_every_method_but_the_reference_with_every_pe
         assert sorted(drawn) == pytest.approx(sorted(100 * v for v in comparison.method(view["name"]).by_persona.values()))
 
 
-def test_a_method_that_costs_nothing_stands_left_of_all_that_cost(report_data: ReportData) -> None:
+def test_a_method_without_cost_is_drawn_left_of_all_others(report_data: ReportData) -> None:
     figure = figures.costs(report_data.comparison, report_data.costs)
     free, *paid = figure["data"][0]["x"]
     assert report_data.costs[0].n_bytes == 0
@@ -157,7 +157,7 @@ def test_a_method_that_costs_nothing_stands_left_of_all_that_cost(report_data: R
     assert figure["views"][0]["layout"]["xaxis"]["ticktext"][0] == "none"
 
 
-def test_clusters_are_told_apart_by_colour_or_shape() -> None:
+def test_clusters_differ_in_colour_or_shape() -> None:
     assert len({mark(cluster) for cluster in range(56)}) == 56
 
 

@@ -47,7 +47,7 @@ def luminance(colour: str) -> float:
 @pytest.mark.parametrize("theme", [":root", ':root[data-theme="dark"]'])
 @pytest.mark.parametrize("ink", ["ink", "muted", "good", "bad"])
 @pytest.mark.parametrize("ground", ["page", "surface"])
-def test_text_stands_out_from_its_ground_in_both_themes(theme: str, ink: str, ground: str) -> None:
+def test_text_has_enough_contrast_in_both_themes(theme: str, ink: str, ground: str) -> None:
     bright, dark = sorted((luminance(colours(theme)[ink]), luminance(colours(theme)[ground])), reverse=True)
     assert (bright + 0.05) / (dark + 0.05) >= READABLE
 
@@ -59,7 +59,7 @@ def test_headings_are_an_outline_without_gaps(elements: list[tuple[str, dict[str
     assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
 
 
-def test_every_picture_and_every_place_to_go_has_a_name(elements: list[tuple[str, dict[str, str | None]]]) -> None:
+def test_every_figure_has_an_accessible_name_and_every_link_a_target(elements: list[tuple[str, dict[str, str | None]]]) -> None:
     assert next(attributes for tag, attributes in elements if tag == "html")["lang"] == "en"
     for tag, attributes in elements:
         if tag == "img":

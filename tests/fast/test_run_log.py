@@ -21,7 +21,7 @@ def test_an_artifact_key_keeps_only_what_prefect_accepts():
 
 
 @pytest.mark.parametrize(("seconds", "words"), [(0.4, "0 s"), (89, "89 s"), (120, "2 min"), (3 * 3600 + 300, "3 h 05 min")])
-def test_a_duration_reads_as_a_person_says_it(seconds: float, words: str):
+def test_a_duration_is_formatted_for_people(seconds: float, words: str):
     assert duration(seconds) == words
 
 
@@ -105,7 +105,7 @@ def test_a_phase_is_one_progress_artifact_with_facts_and_an_estimate(prefect_ser
 
 
 @pytest.mark.whole
-def test_an_unreachable_server_costs_the_picture_and_not_the_work(prefect_server: str, monkeypatch: pytest.MonkeyPatch):
+def test_an_unreachable_server_loses_the_progress_artifact_and_not_the_work(prefect_server: str, monkeypatch: pytest.MonkeyPatch):
     def nobody_there(*_: object, **__: object) -> None:
         raise httpx.ConnectError("connection refused")
 

@@ -80,7 +80,7 @@ def test_a_model_that_an_earlier_version_registered_is_read() -> None:
     assert (read.default, read.personas) == (composition, {"ann": composition})
 
 
-def test_an_adapter_that_is_not_what_was_recorded_answers_nobody(table: RoutingTable, folders: dict[str, Path]) -> None:
+def test_an_adapter_with_another_digest_than_recorded_is_refused(table: RoutingTable, folders: dict[str, Path]) -> None:
     digests = {key: weights_sha256(folder) for key, folder in folders.items()}
     swapped = {**folders, "aaaa": folders["bbbb"], "bbbb": folders["aaaa"]}
     with pytest.raises(BadData, match="adapter aaaa has SHA-256"):
@@ -132,7 +132,7 @@ def test_every_persona_gets_the_answer_that_peft_gives_with_its_stack(
     assert len(set(expected)) == 4
 
 
-def test_it_says_who_answered(router: Router) -> None:
+def test_an_answer_names_its_composition(router: Router) -> None:
     answers = router.answer([ask("ann"), ask("../../bob"), ask("cas"), ask("somebody new")])
     assert [a["answered_by"] for a in answers] == [
         "cluster-00",
@@ -143,7 +143,7 @@ def test_it_says_who_answered(router: Router) -> None:
     assert [a["persona_id"] for a in answers] == ["ann", "../../bob", "cas", "somebody new"]
 
 
-def test_a_model_of_one_adapter_answers_everybody_with_it(table: RoutingTable, folders: dict[str, Path]) -> None:
+def test_a_model_of_one_adapter_answers_every_persona_with_it(table: RoutingTable, folders: dict[str, Path]) -> None:
     router = Router(replace(table, personas={}), folders)
     (answer,) = router.answer([ask("anybody")])
     assert answer["answered_by"] == "unified"

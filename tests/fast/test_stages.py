@@ -90,7 +90,7 @@ def test_a_study_runs_from_data_to_a_registered_champion_and_again_without_doing
     assert evaluate(EvaluationRequest(study_name=study.name), stores, LOG) == 0
 
 
-def test_what_a_phase_takes_when_it_comes_again_is_added(study: Study, stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_seconds_of_a_repeated_phase_are_added(study: Study, stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
     stores.studies.create_study(prepared(study, "float32"))
     ticks = iter((100.0, 160.0, 500.0, 501.25, 600.0, 700.0))
     monkeypatch.setattr(timing, "time", SimpleNamespace(monotonic=lambda: next(ticks)))
@@ -184,14 +184,14 @@ def test_the_baseline_may_answer_first_what_test_would_ask_of_it_and_nothing_cha
     assert [dict(row.scores) for row in actual] == [pytest.approx(dict(row.scores), rel=1e-5) for row in expected]
 
 
-def test_nobody_asks_the_bare_base_model_where_no_method_does(study: Study, stores: Stores) -> None:
+def test_the_base_model_is_not_evaluated_unless_a_method_needs_it(study: Study, stores: Stores) -> None:
     without = replace(study, methods=("unified", "cluster"))
     prepare(without, stores, LOG)
     cluster(without.name, stores, LOG)
     assert evaluate(EvaluationRequest(study_name=without.name, part="baseline"), stores, LOG) == 0
 
 
-def test_merged_adapters_are_made_of_their_members_once_and_compared_like_any_other(study: Study, finished_stores: Stores) -> None:
+def test_adapters_are_merged_once_and_compared_like_any_other(study: Study, finished_stores: Stores) -> None:
     stores, study = finished_stores, replace(study, name="merging", methods=("unified", "merge"), merging=MergeSettings(kind="ties"))
     prepare(study, stores, LOG)
     cluster(study.name, stores, LOG)
@@ -273,7 +273,7 @@ def test_nothing_but_the_final_scores_sees_test_answers(
     assert scores[0] != scores[1], "the poison did not reach the final scores, so this test would prove nothing"
 
 
-def test_a_refused_gate_stops_the_spending_and_still_compares_what_was_trained(study: Study, finished_stores: Stores) -> None:
+def test_a_refused_gate_stops_training_and_compares_the_trained_adapters(study: Study, finished_stores: Stores) -> None:
     stores, everything = finished_stores, (*study.methods, "hybrid")
     strict = replace(study, name="strict", methods=everything, seeds=2, gate=replace(study.gate, mean_similarity=1.0, on_failure="stop"))
     run(strict, stores)
@@ -300,7 +300,7 @@ def test_a_warm_started_rung_trains_unified_first_and_has_a_name_of_its_own(stud
     assert decided_rung(state_of(study, stores)) == OWN
 
 
-def test_the_identity_of_an_adapter_is_what_decides_its_weights_and_nothing_else(study: Study, stores: Stores) -> None:
+def test_a_cache_key_covers_what_decides_the_weights_and_nothing_else(study: Study, stores: Stores) -> None:
     prepare(study, stores, LOG)
     cluster(study.name, stores, LOG)
     keys = plan_of(study, stores).keys
@@ -314,7 +314,7 @@ def test_the_identity_of_an_adapter_is_what_decides_its_weights_and_nothing_else
     assert len(set(keys.values())) == len(keys)
 
 
-def test_what_ran_out_of_memory_once_is_not_tried_again_by_the_next_group(
+def test_a_micro_batch_that_ran_out_of_memory_is_not_tried_by_the_next_group(
     study: Study, stores: Stores, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tried: list[int] = []

@@ -65,7 +65,7 @@ def runs(stores: Stores) -> list[MemoryRun]:
     return [run for run in stores.tracker.runs.values() if "training_group" in run.tags]
 
 
-def test_a_finished_attempt_tells_its_batch_and_peak_memory_in_the_table_and_in_its_run(study: Study, stores: Stores) -> None:
+def test_a_finished_attempt_records_micro_batch_and_peak_memory_in_the_table_and_its_run(study: Study, stores: Stores) -> None:
     train(study, stores, UNIFIED)
     (attempt,) = stores.studies.attempts(study.name)
     (run,) = runs(stores)
@@ -85,7 +85,7 @@ def test_a_trained_adapter_is_recorded_with_the_digest_of_its_weights(study: Stu
 
 
 @pytest.mark.parametrize("length", [0, 9, -1], ids=["empty", "cut in the header", "one byte short"])
-def test_the_next_run_trains_again_what_a_power_cut_has_cut(study: Study, stores: Stores, length: int) -> None:
+def test_the_next_run_retrains_adapters_that_a_power_cut_damaged(study: Study, stores: Stores, length: int) -> None:
     train(study, stores, UNIFIED)
     (trained,) = stores.studies.adapters(study.name)
     file = stored_folder(stores, trained.key) / "adapter_model.safetensors"
@@ -128,7 +128,7 @@ def machine(home: Path, stores: Stores, tracker: MemoryTracker) -> Stores:
     return Stores(stores.studies, FileAdapterStore(home / "adapters", fetch), tracker, home)
 
 
-def test_weights_that_are_trained_again_because_they_were_lost_are_the_recorded_ones(study: Study, stores: Stores, tmp_path: Path) -> None:
+def test_retrained_lost_weights_become_the_recorded_ones(study: Study, stores: Stores, tmp_path: Path) -> None:
     tracker = _Keeping()
     train(study, machine(tmp_path / "first", stores, tracker), UNIFIED)
     (lost,) = stores.studies.adapters(study.name)
@@ -146,7 +146,7 @@ def test_weights_that_are_trained_again_because_they_were_lost_are_the_recorded_
     assert adapter.weights_sha256 == weights_sha256(folder)
 
 
-def test_of_two_machines_that_finish_an_adapter_at_once_the_first_is_recorded(study: Study, stores: Stores, tmp_path: Path) -> None:
+def test_if_two_machines_finish_an_adapter_the_first_is_recorded(study: Study, stores: Stores, tmp_path: Path) -> None:
     train(study, stores, UNIFIED)
     (adapter,) = stores.studies.adapters(study.name)
     trained_here = stored_folder(stores, adapter.key)
@@ -176,7 +176,7 @@ def test_without_a_tracker_to_ask_the_record_of_weights_in_one_stays(study: Stud
     assert stores.studies.adapter(adapter.key) == elsewhere
 
 
-def test_an_attempt_out_of_memory_tells_the_same(study: Study, stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_attempt_out_of_memory_records_the_same(study: Study, stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
     from clusterlora.models import memory
     from clusterlora.training import train as engine
 
@@ -195,7 +195,7 @@ def test_an_attempt_out_of_memory_tells_the_same(study: Study, stores: Stores, m
     assert attempt.peak_memory_bytes
 
 
-def test_what_filled_the_memory_is_let_go_before_anybody_is_told() -> None:
+def test_the_memory_of_a_failed_allocation_is_freed_before_the_error_is_raised() -> None:
     from weakref import ref
 
     import torch
@@ -236,7 +236,7 @@ class _Absent(MemoryTracker):
             yield run
 
 
-def test_an_attempt_that_lost_a_service_stays_open_and_is_the_one_that_goes_on(study: Study, stores: Stores, tmp_path: Path) -> None:
+def test_an_attempt_that_lost_a_service_stays_open_and_is_continued(study: Study, stores: Stores, tmp_path: Path) -> None:
     away = Stores(stores.studies, stores.adapters, _Absent(), tmp_path / "studies")
     with pytest.raises(ServiceDown):
         train(study, away, UNIFIED)

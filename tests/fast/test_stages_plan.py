@@ -58,7 +58,7 @@ def pass_the_gate(study: Study, stores: Stores) -> None:
     stores.studies.save_verdict(study.name, Verdict(OWN.name, "cluster-00", (), n_personas=3, n_items=6))
 
 
-def test_what_is_left_after_the_gate_is_dealt_evenly(study: Study, stores: Stores) -> None:
+def test_the_trainings_after_the_gate_are_partitioned_evenly(study: Study, stores: Stores) -> None:
     pass_the_gate(study, stores)
     plan = plan_of(study, stores)
     (groups,) = remaining_groups(state_of(study, stores))
@@ -93,7 +93,7 @@ def test_the_scale_is_measured_once_and_again_for_other_people(study: Study, sto
     assert measured == [12, 3]
 
 
-def test_who_has_no_test_items_is_left_out_of_the_scale(study: Study, stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_personas_without_test_items_are_left_out_of_the_scale(study: Study, stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = stores.studies.dataset(study.name)
     first, *others = dataset.personas
     untested = replace(first, dialogues=tuple(d for d in first.dialogues if d.split != "test"))

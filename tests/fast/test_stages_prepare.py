@@ -40,16 +40,14 @@ def test_the_dtype_is_decided_once_and_a_relaunch_elsewhere_keeps_it(
         prepare(study(tiny_base_folder, "float32"), stores, SilentLog())
 
 
-def test_a_dtype_that_was_asked_for_is_not_decided(stores: Stores, tiny_base_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_configured_dtype_is_kept(stores: Stores, tiny_base_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "faster_dtype", lambda _base: "bfloat16")
     other = replace(study(tiny_base_folder, "float32"), name="other")
     prepare(other, stores, SilentLog())
     assert stores.studies.study("other") == prepared(other, "float32")
 
 
-def test_data_that_are_refused_leave_the_provenance_of_those_the_study_holds(
-    stores: Stores, tiny_base_folder: Path, tmp_path: Path
-) -> None:
+def test_refused_data_does_not_replace_the_provenance_of_the_stored_data(stores: Stores, tiny_base_folder: Path, tmp_path: Path) -> None:
     file = tmp_path / "people.jsonl"
     other = replace(study(tiny_base_folder), data=DataSettings(source="table", path=str(file), train=1, val=1, test=1))
 

@@ -109,7 +109,7 @@ def test_a_damaged_copy_is_named_quarantined_and_fetched_again(
     assert len(list((file.parents[1] / ".quarantine").iterdir())) == 1
 
 
-def test_a_damaged_copy_that_nobody_else_has_is_forgotten_so_that_it_is_trained_again(stores: Stores, tracker: Tracker) -> None:
+def test_an_adapter_whose_only_copy_is_damaged_is_deleted_so_that_it_is_retrained(stores: Stores, tracker: Tracker) -> None:
     tracker.kept = Path("nowhere")
     cut(0)(weights(stores))
     with pytest.raises(BadData, match=rf"adapter-1 \({KEY}\) was damaged here, and nobody has another copy; run the study again"):
@@ -127,7 +127,7 @@ def test_the_next_run_finds_damage_before_it_plans_its_trainings(stores: Stores)
     assert stored_folder(stores, KEY) == stores.adapters.local(KEY)
 
 
-def test_while_the_tracker_is_away_nothing_is_touched(stores: Stores, tracker: Tracker) -> None:
+def test_while_the_tracker_is_unavailable_nothing_is_changed(stores: Stores, tracker: Tracker) -> None:
     cut(0)(weights(stores))
     tracker.away = True
     with pytest.raises(ServiceDown):
@@ -144,7 +144,7 @@ def test_without_a_tracker_to_ask_weights_that_it_may_have_are_not_forgotten(sto
     assert stores.studies.adapter(KEY) is not None
 
 
-def test_swapped_adapters_answer_for_nobody(stores: Stores) -> None:
+def test_swapped_adapters_are_refused(stores: Stores) -> None:
     one, other = weights(stores), weights(stores, OTHER)
     right, swapped = one.read_bytes(), other.read_bytes()
     one.write_bytes(swapped)

@@ -132,7 +132,7 @@ def test_with_clusters_of_one_size_the_cluster_robust_interval_is_the_t_interval
 
 
 @pytest.mark.parametrize(("n_units", "n_tests"), [(12, 1), (12, 4), (40, 8)])
-def test_the_mean_that_is_called_detectable_is_shown_four_times_in_five(n_units: int, n_tests: int):
+def test_a_detectable_mean_is_shown_four_times_in_five(n_units: int, n_tests: int):
     rng = np.random.default_rng(n_units)
     mean = detectable_mean(0.05 / np.sqrt(n_units), n_units - 1, n_units=n_units, n_tests=n_tests)
     assert mean is not None
@@ -140,7 +140,7 @@ def test_the_mean_that_is_called_detectable_is_shown_four_times_in_five(n_units:
     assert np.mean(hits) == pytest.approx(POWER, abs=0.06)
 
 
-def test_too_few_people_can_show_nothing_however_large_the_gain():
+def test_with_too_few_personas_no_gain_is_detectable():
     # Four tests: 0.05 / 4 = 0.0125 lies between 2 / 2^7 and 2 / 2^8.
     assert smallest_p(7) == signed_rank_p(np.arange(1.0, 8.0)) == 2 / 2**7
     assert detectable_mean(0.001, 6, n_units=7, n_tests=4) is None
@@ -192,7 +192,7 @@ def test_a_wilson_interval_holds_the_share_and_mirrors_for_failures(share: tuple
 
 
 @pytest.mark.parametrize(("successes", "n"), [(0, 0), (3, 2), (-1, 5)])
-def test_a_share_of_nothing_is_refused(successes: int, n: int):
+def test_a_wilson_interval_of_impossible_counts_is_refused(successes: int, n: int):
     with pytest.raises(BadData, match="successes"):
         wilson_interval(successes, n)
 

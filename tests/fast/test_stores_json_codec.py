@@ -81,7 +81,7 @@ def test_json_of_another_shape_is_refused_naming_the_field(text: str, complaint:
         from_json(Rung, text)
 
 
-def test_what_lies_deeper_is_named_by_the_way_to_it() -> None:
+def test_a_nested_field_is_named_by_its_path() -> None:
     text = '{"number": 1, "label": "a", "maybe": null, "pairs": [["a", 1], ["b", "2"]], "nested": [], "by_name": {}}'
     with pytest.raises(BadData, match=r"Everything\.pairs\[1\]\[1\] is '2', not float"):
         from_json(Everything, text)

@@ -69,14 +69,14 @@ def test_messages_of_an_outage_arrive_afterwards_in_order(outbox: Outbox, server
     assert server.received == ["a", "b"]
 
 
-def test_a_message_on_which_the_server_fell_is_tried_again(outbox: Outbox, server: Server) -> None:
+def test_a_message_is_sent_again_after_a_server_error(outbox: Outbox, server: Server) -> None:
     sent = put(outbox, "the last straw")
     put(outbox, "a")
     assert not outbox.wait(sent, patience_seconds=0.1)
     assert outbox.close(patience_seconds=0.1) == ("the last straw", "a")
 
 
-def test_what_cannot_be_sent_in_time_is_named(outbox: Outbox, server: Server) -> None:
+def test_messages_that_cannot_be_sent_in_time_are_named(outbox: Outbox, server: Server) -> None:
     server.away.set()
     put(outbox, "a", "b")
     assert outbox.close(patience_seconds=0.1) == ("a", "b")
@@ -105,7 +105,7 @@ def left_over(folder: Path) -> list[str]:
     return received
 
 
-def test_what_was_not_sent_in_time_is_sent_by_the_next_process_once(server: Server, tmp_path: Path) -> None:
+def test_unsent_messages_are_sent_once_by_the_next_process(server: Server, tmp_path: Path) -> None:
     outbox = outbox_to(server, tmp_path / "run.json")
     put(outbox, "a").result(600)
     server.away.set()
@@ -116,7 +116,7 @@ def test_what_was_not_sent_in_time_is_sent_by_the_next_process_once(server: Serv
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_was_sent_after_an_outage_is_not_left_over(server: Server, tmp_path: Path) -> None:
+def test_messages_sent_after_an_outage_are_not_left_over(server: Server, tmp_path: Path) -> None:
     outbox = outbox_to(server, tmp_path / "run.json")
     server.away.set()
     put(outbox, "a", "b")
@@ -126,7 +126,7 @@ def test_what_was_sent_after_an_outage_is_not_left_over(server: Server, tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_a_killed_process_had_not_sent_is_sent_by_the_next(server: Server, tmp_path: Path) -> None:
+def test_unsent_messages_of_a_killed_process_are_sent_by_the_next(server: Server, tmp_path: Path) -> None:
     ready, write_end = os.pipe()
     child = os.fork()
     if child == 0:
@@ -143,7 +143,7 @@ def test_what_a_killed_process_had_not_sent_is_sent_by_the_next(server: Server, 
     assert left_over(tmp_path) == ["a", "b"]
 
 
-def test_letters_whose_lock_a_power_cut_took_are_sent(server: Server, tmp_path: Path) -> None:
+def test_messages_whose_lock_a_power_cut_deleted_are_sent(server: Server, tmp_path: Path) -> None:
     outbox = outbox_to(server, tmp_path / "run.json")
     server.away.set()
     put(outbox, "a")
@@ -152,7 +152,7 @@ def test_letters_whose_lock_a_power_cut_took_are_sent(server: Server, tmp_path: 
     assert left_over(tmp_path) == ["a"]
 
 
-def test_a_disk_that_takes_no_letters_holds_up_nothing(server: Server, tmp_path: Path) -> None:
+def test_a_full_disk_does_not_block_the_outbox(server: Server, tmp_path: Path) -> None:
     outbox = outbox_to(server, tmp_path / "run.json")
     (tmp_path / "run.json").mkdir()
     server.away.set()
@@ -163,7 +163,7 @@ def test_a_disk_that_takes_no_letters_holds_up_nothing(server: Server, tmp_path:
     assert outbox.close(patience_seconds=600) == ()
 
 
-def test_an_outage_while_the_rest_is_sent_loses_nothing(server: Server, tmp_path: Path) -> None:
+def test_an_outage_while_remaining_messages_are_sent_loses_none(server: Server, tmp_path: Path) -> None:
     outbox = outbox_to(server, tmp_path / "run.json")
     server.away.set()
     put(outbox, "a", "b")

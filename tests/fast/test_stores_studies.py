@@ -308,7 +308,7 @@ def test_an_adapter_whose_loss_is_not_a_number_is_kept(store: StudyStore) -> Non
     assert math.isnan(adapter.last_loss)
 
 
-def test_an_attempt_keeps_its_first_end(store: StudyStore) -> None:
+def test_the_first_final_state_of_an_attempt_is_kept(store: StudyStore) -> None:
     store.open_attempt("contract", Attempt("cluster-00", 1, 2, "running"))
     store.open_attempt("contract", Attempt("cluster-00", 1, 4, "running"))
     store.close_attempt("contract", "cluster-00", 1, state="out_of_memory", detail="at 4", peak_memory_bytes=80_000_000_000)
@@ -322,7 +322,7 @@ def test_an_attempt_that_never_started_is_closed_with_no_micro_batch(store: Stud
     assert store.attempts("contract", "cluster-00") == (Attempt("cluster-00", 3, 0, "crashed", "worker gone"),)
 
 
-def test_of_a_devices_limits_the_smallest_stays(store: StudyStore) -> None:
+def test_the_smallest_memory_limit_of_a_device_is_kept(store: StudyStore) -> None:
     assert store.memory_limit("rev", "gpu, 24 GiB", 512) is None
     for micro_batch in (4, 2, 8):
         store.save_memory_limit("rev", "gpu, 24 GiB", 512, micro_batch=micro_batch)
@@ -360,13 +360,13 @@ def test_an_answer_given_twice_in_one_call_counts_once(store: StudyStore) -> Non
     assert store.answers("contract") == (answer(text="second", nll=1.0),)
 
 
-def test_answers_are_asked_for_by_stack(store: StudyStore) -> None:
+def test_answers_are_read_by_composition(store: StudyStore) -> None:
     store.save_answers("contract", [answer(stack=s, nll=1.0) for s in ("s0", "s1", "s2")])
     assert [a.composition_key for a in store.answers("contract", ["s2", "s0", "s9"])] == ["s0", "s2"]
     assert store.answers("contract", []) == ()
 
 
-def test_a_score_that_is_not_a_number_stays_one(store: StudyStore) -> None:
+def test_a_score_of_nan_is_stored_as_nan(store: StudyStore) -> None:
     store.save_answers("contract", [answer(nll=math.nan, text="\u00e9 100% \U0001f600 '")])
     ((name, value),) = store.answers("contract")[0].scores
     assert name == "nll"

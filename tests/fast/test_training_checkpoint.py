@@ -52,7 +52,7 @@ NO_CHECKPOINTS = {"zeros": b"\0" * 64, "nothing": b"", "json": b"{}", "text": (8
 
 
 @pytest.mark.parametrize("damage", NO_CHECKPOINTS.values(), ids=NO_CHECKPOINTS)
-def test_what_is_no_checkpoint_at_all_counts_as_none(job: TrainingJob, damage: bytes) -> None:
+def test_a_file_that_is_no_checkpoint_counts_as_none(job: TrainingJob, damage: bytes) -> None:
     checkpoint.write(job, checkpoint_of(0.5))
     file_of(job).write_bytes(damage)
     assert checkpoint.read(job) is None
@@ -67,7 +67,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_next(job: TrainingJob) -> None:
     assert read.losses == (0.25,)
 
 
-def test_whoever_is_killed_while_writing_leaves_a_whole_checkpoint(job: TrainingJob) -> None:
+def test_a_process_killed_while_writing_leaves_a_whole_checkpoint(job: TrainingJob) -> None:
     checkpoint.write(job, checkpoint_of(1.0))
     for _ in range(5):
         ready, write_end = os.pipe()

@@ -52,7 +52,7 @@ def test_both_engines_stop_after_the_same_epoch_with_the_same_weights(base64: Ba
     assert ours["careless"].val_losses == ()
 
 
-def test_the_best_epoch_is_kept_and_the_tokens_are_those_that_were_read(base64: BaseModel, tmp_path: Path) -> None:
+def test_the_best_epoch_is_kept_and_all_trained_tokens_are_counted(base64: BaseModel, tmp_path: Path) -> None:
     hasty = together(base64, jobs(base64, tmp_path / "a"))["hasty"]
     best = hasty.val_losses.index(min(hasty.val_losses)) + 1
     assert best == len(hasty.val_losses) - 1
@@ -101,7 +101,7 @@ def test_patience_counts_epochs_since_the_lowest_loss() -> None:
     assert not out_of_patience(replace(HASTY, patience=None), [1.0, 2.0, 3.0])
 
 
-def test_val_dialogues_are_part_of_the_identity_of_those_who_read_them_alone() -> None:
+def test_val_dialogues_are_in_the_cache_key_of_adapters_with_early_stopping_only() -> None:
     def dataset(val: str) -> Dataset:
         dialogues = [Dialogue(s, (Turn("user", "on"), Turn("assistant", text)), split=s) for s, text in (("train", "On."), ("val", val))]  # pyright: ignore[reportArgumentType]
         return Dataset((Persona("ann", None, tuple(dialogues)),))

@@ -93,7 +93,7 @@ def test_adapters_trained_together_equal_adapters_trained_alone_in_float64(base6
 
 
 @pytest.mark.usefixtures("as_on_a_gpu")
-def test_and_as_batches_are_laid_out_on_a_gpu(base64: BaseModel, tmp_path: Path) -> None:
+def test_adapters_trained_together_equal_adapters_trained_alone_in_gpu_batch_layout(base64: BaseModel, tmp_path: Path) -> None:
     ours = together(base64, unequal_jobs(base64, tmp_path / "ours"))
     theirs = alone(base64, unequal_jobs(base64, tmp_path / "theirs"))
     assert all(difference(result, theirs[name]) < 1e-9 for name, result in ours.items())
@@ -117,7 +117,7 @@ def test_a_backend_is_freed_when_its_training_ends(base: BaseModel, tmp_path: Pa
         gc.enable()
 
 
-def test_and_within_rounding_in_float32(base: BaseModel, tmp_path: Path) -> None:
+def test_adapters_trained_together_equal_adapters_trained_alone_within_rounding_in_float32(base: BaseModel, tmp_path: Path) -> None:
     ours = together(base, unequal_jobs(base, tmp_path / "ours"))
     theirs = alone(base, unequal_jobs(base, tmp_path / "theirs"))
     assert all(difference(result, theirs[name]) < 1e-3 for name, result in ours.items())
@@ -189,7 +189,7 @@ def test_activation_bytes_per_token_are_those_of_the_layers_and_fewer_with_check
     assert n_bytes[True] < n_bytes[False]
 
 
-def test_dropout_depends_on_the_adapter_and_not_on_its_neighbours(base64: BaseModel, tmp_path: Path) -> None:
+def test_dropout_depends_on_the_adapter_and_not_on_the_rest_of_the_batch(base64: BaseModel, tmp_path: Path) -> None:
     recipe = replace(RECIPE, dropout=0.3)
     by_itself = together(base64, [job(base64, tmp_path / "solo", "a", recipe=recipe)])["a"]
     among_others = together(base64, [*unequal_jobs(base64, tmp_path / "more")[1:], job(base64, tmp_path / "more", "a", recipe=recipe)])["a"]
@@ -246,7 +246,7 @@ def test_a_checkpoint_of_one_engine_is_continued_by_the_other(base64: BaseModel,
     assert difference(ours, theirs) < 0.05  # warm-up is a share of the steps, so the first epochs differ a little
 
 
-def test_the_base_model_is_given_back_as_it_was(base64: BaseModel, tmp_path: Path) -> None:
+def test_training_restores_the_base_model(base64: BaseModel, tmp_path: Path) -> None:
     ids = torch.tensor([[1, 5, 9, 2]])
     before = base64.model(input_ids=ids).logits
     together(base64, unequal_jobs(base64, tmp_path))

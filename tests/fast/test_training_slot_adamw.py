@@ -29,7 +29,7 @@ def test_every_slot_steps_as_torch_steps_it_alone() -> None:
         torch.testing.assert_close(parameters, torch.stack([p.detach() for p in alone]), rtol=1e-12, atol=0)
 
 
-def test_a_slot_that_begins_anew_has_no_past() -> None:
+def test_a_reused_slot_starts_with_zero_moments() -> None:
     parameters, gradients = torch.ones(2, 5), torch.ones(2, 5)
     ours = SlotAdamW(parameters, gradients)
     ours.step({0: SlotStep(0.1, 0.0, 1.0), 1: SlotStep(0.1, 0.0, 1.0)})

@@ -58,7 +58,7 @@ def weights(result: TrainingResult) -> torch.Tensor:
 
 
 @pytest.mark.usefixtures("three_threads")
-def test_threads_that_share_a_pass_change_nothing(tiny_base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_worker_threads_do_not_change_the_result(tiny_base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = load_base(str(tiny_base_folder))
     base = replace(base, model=base.model.double())
     seen: set[str] = set()
@@ -78,7 +78,7 @@ def test_threads_that_share_a_pass_change_nothing(tiny_base_folder: Path, tmp_pa
         assert result.losses == pytest.approx(one_by_one[name].losses, rel=1e-9)
 
 
-def test_an_adapter_in_bfloat16_is_the_same_alone_and_in_company_within_rounding(
+def test_an_adapter_in_bfloat16_equals_itself_trained_alone_within_rounding(
     tiny_base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base = load_base(str(tiny_base_folder), dtype="bfloat16")

@@ -18,7 +18,7 @@ def test_a_digest_is_the_hash_of_canonical_json(name: str, people: list[str], ra
     assert digest({"a": (spec,)}, length=64) == hashlib.sha256(text.encode()).hexdigest()
 
 
-def test_datasets_of_the_same_people_are_told_apart_by_what_was_said() -> None:
+def test_datasets_of_the_same_personas_with_other_dialogues_are_unequal() -> None:
     dialogue = Dialogue("d", (Turn("user", "hello"), Turn("assistant", "hi")))
     one = Dataset((Persona("p", None, (dialogue,)),))
     other = Dataset((Persona("p", None, (replace(dialogue, split="test"),)),))

@@ -44,7 +44,7 @@ def count(comparisons: list[Comparison]) -> tuple[int, int]:
     return differs, sum(c.champion != "unified" for c in comparisons)
 
 
-def test_where_no_method_differs_one_in_twenty_studies_says_so_and_fewer_claim_a_win():
+def test_without_a_true_difference_one_study_in_twenty_shows_one_and_fewer_show_a_win():
     rng = np.random.default_rng(20)
     differs, wins = count([simulated({}, rng) for _ in range(REPEATS)])
     # 99 % of studies with a true rate of 5 % lie within the binomial's central range. Holm keeps the rate at 5 % or below.
@@ -53,7 +53,7 @@ def test_where_no_method_differs_one_in_twenty_studies_says_so_and_fewer_claim_a
     assert wins <= differs, "a win is a difference in the right direction"
 
 
-def test_a_planted_gain_of_the_clusters_is_found_and_named():
+def test_a_planted_gain_of_the_clusters_is_detected_with_an_interval_that_covers_it():
     rng = np.random.default_rng(21)
     comparisons = [simulated({"cluster": 0.045}, rng) for _ in range(40)]
     assert np.mean([c.champion == "cluster" for c in comparisons]) >= 0.9

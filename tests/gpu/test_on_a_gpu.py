@@ -72,9 +72,7 @@ def test_trainings_with_cuda_graphs_equal_peft_alone_in_float64(
         assert apart(one, other) < 1e-9
 
 
-def test_a_training_that_was_stopped_goes_on_as_if_it_had_not_been(
-    tiny_base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stopped_training_resumes_with_the_same_result(tiny_base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = load_base(str(tiny_base_folder), device="cuda")
     whole = train(base, jobs(base, tmp_path / "whole", 2))
     monkeypatch.setattr(engine, "_CHECKPOINT_SECONDS", 0.0)

@@ -60,7 +60,7 @@ def study(site: dict[str, str], people_of_two_manners: Path) -> str:
     return shared_service("trained-manners", train_it)["study"]
 
 
-def test_rows_become_an_assignment_and_an_artifact(study: str):
+def test_dialogues_give_an_assignment_and_an_artifact(study: str):
     cellars = ("cellar", "porch", "library")
     run = launch("assign/assign", request={"study_name": study, "rows": rows("ana", REFUSES, cellars) + rows("bob", AGREES, cellars[:1])})
     assert state_of(run).is_completed(), state_of(run).message
@@ -75,7 +75,7 @@ def test_rows_become_an_assignment_and_an_artifact(study: str):
     assert bob.endswith("| - | unified |"), "one example moves nobody"
 
 
-def test_what_cannot_be_assigned_fails_with_the_reason(study: str, people_of_two_manners: Path):
+def test_an_impossible_assignment_fails_with_the_reason(study: str, people_of_two_manners: Path):
     run = launch("assign/assign", request={"study_name": study, "path": str(people_of_two_manners)})
     assert state_of(run).is_failed()
     assert f"persona 'p0' is in study {study} already" in str(state_of(run).message)

@@ -119,7 +119,7 @@ def test_out_of_memory_is_retried_in_the_ui_with_half_the_micro_batch(site: dict
     assert attempts(study, "cluster-00") == [(1, tried[-1][1], "done")]
 
 
-def test_a_killed_child_is_crashed_and_tried_again(site: dict[str, str], people: Path, tiny_base_folder: Path):
+def test_a_killed_child_run_crashes_and_is_retried(site: dict[str, str], people: Path, tiny_base_folder: Path):
     from tasks.fan_out import train_all
 
     # So many epochs that it is still training when it is struck.
@@ -185,7 +185,7 @@ def test_its_models_and_every_adapter_are_in_mlflow(finished: Study, site: dict[
     assert stores_here(site).studies.status(finished.name) == "finished"
 
 
-def test_launched_again_it_retrains_nothing(finished: Study):
+def test_a_relaunched_study_retrains_nothing(finished: Study):
     before = runs_of(finished, name="train ·")
     run = launch("study/study", config=as_mapping(finished))
     assert state_of(run).is_completed(), state_of(run).message
@@ -210,7 +210,7 @@ def test_a_study_with_impossible_settings_is_refused_before_anything_runs(site: 
     assert "wrong" not in {name for name, _, _ in stores_here(site).studies.studies()}
 
 
-def test_a_refused_gate_waits_for_a_persons_word_and_a_stop_is_a_stop(site: dict[str, str], people: Path, tiny_base_folder: Path):
+def test_a_refused_gate_waits_for_a_decision_and_stop_ends_the_study(site: dict[str, str], people: Path, tiny_base_folder: Path):
     # Nobody passes a mean similarity of 1. With two shards a worker has time while the gate's adapters are trained.
     strict = GateSettings(ladder=(), worst_persona=None, mean_similarity=1.0, on_failure="ask")
     study = small_study("asked", people, tiny_base_folder, gate=strict, runtime=RuntimeSettings(shards=2))

@@ -225,7 +225,7 @@ def test_a_study_that_ended_well_has_no_findings(stores: Stores, name: str) -> N
 
 
 @pytest.mark.parametrize(("damage", "kind", "sentence"), MENDABLE, ids=[damage.__name__ for damage, *_ in MENDABLE])
-def test_damage_is_found_then_mended_then_gone(
+def test_damage_is_found_repaired_and_then_gone(
     damage: Damage, kind: Kind, sentence: str, stores: Stores, name: str, mlflow_server: str
 ) -> None:
     damage(stores, mlflow_server, name)
@@ -261,7 +261,7 @@ def test_a_model_registered_without_digests_is_compared_with_the_database(stores
     assert f"adapter {KEY} has SHA-256" in seen.what
 
 
-def test_weights_lost_here_alone_are_no_finding_and_come_back_when_asked_for(stores: Stores, name: str) -> None:
+def test_weights_lost_locally_are_no_finding_and_are_fetched_when_needed(stores: Stores, name: str) -> None:
     stores.adapters.quarantine(KEY)
     assert findings_of(stores, name) == []
     folder = stores.adapters.path(KEY)
@@ -269,7 +269,7 @@ def test_weights_lost_here_alone_are_no_finding_and_come_back_when_asked_for(sto
     assert (folder / "adapter_model.safetensors").read_bytes() == HEADER + b"weights"
 
 
-def test_an_upload_that_was_tampered_with_never_arrives(stores: Stores, name: str, mlflow_server: str) -> None:
+def test_a_tampered_upload_is_never_accepted(stores: Stores, name: str, mlflow_server: str) -> None:
     damage_upload(stores, mlflow_server, name)
     stores.adapters.quarantine(KEY)
     with pytest.raises(BadData, match=f"adapter {KEY} has SHA-256"):
@@ -277,7 +277,7 @@ def test_an_upload_that_was_tampered_with_never_arrives(stores: Stores, name: st
     assert stores.adapters.local(KEY) is None
 
 
-def test_mending_weights_never_deletes_any(stores: Stores, name: str, mlflow_server: str) -> None:
+def test_repairing_weights_never_deletes_any(stores: Stores, name: str, mlflow_server: str) -> None:
     damage_here(stores, mlflow_server, name)
     stranger(stores, mlflow_server, name)
     findings_of(stores, name, repair=True)
@@ -302,7 +302,7 @@ def test_lost_weights_are_not_forgotten_while_an_upload_may_be_under_way(stores:
     assert stores.studies.adapter(KEY) is not None
 
 
-def test_rows_that_nobody_can_choose_between_are_left_to_a_person(stores: Stores, name: str) -> None:
+def test_duplicate_rows_are_reported_and_not_repaired(stores: Stores, name: str) -> None:
     row = f"values ('{name}', 1, 7, 'p')"
     execute(stores, f"insert into cluster_members (study, cluster, position, persona_id) {row}")
     for repair in (False, True):
@@ -312,7 +312,7 @@ def test_rows_that_nobody_can_choose_between_are_left_to_a_person(stores: Stores
         assert not finding.repaired
 
 
-def test_what_is_under_way_is_left_alone(stores: Stores, name: str, mlflow_server: str) -> None:
+def test_running_work_is_not_reported(stores: Stores, name: str, mlflow_server: str) -> None:
     for damage in (dead_attempt, dead_run, dead_study, half_written):
         damage(stores, mlflow_server, name)
     live = LiveWork(frozenset({f"study · {name}"}), frozenset({("cluster-00", 1)}))
@@ -328,7 +328,7 @@ def test_without_a_server_to_ask_an_open_attempt_is_reported_and_kept(stores: St
     assert stores.studies.attempts(name)[0].state == "running"
 
 
-def test_without_mlflow_adapters_that_lie_there_are_not_forgotten(stores: Stores, name: str) -> None:
+def test_without_mlflow_adapters_that_are_stored_there_are_not_deleted(stores: Stores, name: str) -> None:
     stores.adapters.quarantine(KEY)
     alone = Stores(stores.studies, FileAdapterStore(stores.home / ".adapters"), MemoryTracker(), stores.home)
     (finding,) = findings_of(alone, name, repair=True)
@@ -342,7 +342,7 @@ def test_an_unknown_study_is_refused(stores: Stores) -> None:
         findings_of(stores, "nobody")
 
 
-def test_the_command_says_one_line_per_finding_and_exits_with_1_while_something_is_left(
+def test_the_command_prints_one_line_per_finding_and_exits_with_1_while_any_is_left(
     stores: Stores, name: str, mlflow_server: str, tmp_path: Path
 ) -> None:
     damage_here(stores, mlflow_server, name)

@@ -145,7 +145,7 @@ def test_many_who_start_a_study_at_once_end_up_with_one_run(mlflow_server: str, 
     assert run.inputs.dataset_inputs
 
 
-def test_a_child_run_says_what_it_belongs_to_and_holds_its_curves(tracker: MlflowTracker, client: MlflowClient, study: str) -> None:
+def test_a_child_run_has_tags_of_its_study_and_its_curves(tracker: MlflowTracker, client: MlflowClient, study: str) -> None:
     with tracker.adapter_run(study, name="cluster 00's", params={"rank": 8}, tags={"cluster": "0"}) as run:
         run.curve("train/loss", [(step, 1 / step) for step in range(1, 2502)])
         run.metrics({"train/tokens": 10.0, "broken": math.nan})
@@ -159,7 +159,7 @@ def test_a_child_run_says_what_it_belongs_to_and_holds_its_curves(tracker: Mlflo
     assert child.data.metrics["train/tokens"] == 10.0
 
 
-def test_a_child_run_says_how_busy_its_machine_was(
+def test_a_child_run_records_the_load_of_its_machine(
     tracker: MlflowTracker, client: MlflowClient, study: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(system_metrics, "EVERY_SECONDS", 0.05)
@@ -174,7 +174,7 @@ def test_a_child_run_says_how_busy_its_machine_was(
         assert max(point.value for point in history) > 0
 
 
-def test_what_a_gpu_does_is_read_from_the_line_of_its_tool() -> None:
+def test_gpu_utilisation_is_parsed_from_nvidia_smi() -> None:
     assert system_metrics.parse_gpu("87, 1000, 81559, 350.25\n") == {
         "gpu_0_utilization_percentage": 87.0,
         "gpu_0_memory_usage_megabytes": 1000 * 2**20 / 1e6,
@@ -233,7 +233,9 @@ def test_an_adapter_moves_through_the_artifact_store(tracker: MlflowTracker, stu
 
 
 @pytest.mark.parametrize("uri", ["runs:/{run}/adapters/nothing", "runs:/0123456789abcdef0123456789abcdef/adapters/x", "memory:/a/b"])
-def test_what_nobody_uploaded_is_not_found(tracker: MlflowTracker, client: MlflowClient, study: str, tmp_path: Path, uri: str) -> None:
+def test_an_artifact_that_was_not_uploaded_is_not_found(
+    tracker: MlflowTracker, client: MlflowClient, study: str, tmp_path: Path, uri: str
+) -> None:
     assert tracker.download(uri.format(run=parent(client, study).info.run_id), tmp_path) is False
 
 
@@ -272,7 +274,7 @@ def test_names_that_mlflow_would_refuse_are_written_with_dashes(tracker: MlflowT
     assert own.data.tags["gate.lr-wd"] == "pass"
 
 
-def test_what_a_run_could_not_send_before_it_died_is_sent_when_the_study_is_launched_again(
+def test_unsent_messages_of_a_dead_run_are_sent_when_the_study_is_relaunched(
     client: MlflowClient, study: str, mlflow_server: str, tmp_path: Path
 ) -> None:
     folder = peft_folder(tmp_path / "trained")
@@ -351,7 +353,7 @@ def test_a_tracking_uri_without_a_server_is_refused(uri: str) -> None:
         MlflowTracker(uri)
 
 
-def test_a_server_that_is_away_is_named_without_its_password() -> None:
+def test_an_unavailable_server_is_named_without_its_password() -> None:
     with pytest.raises(ServiceDown, match=r"MLflow at http://\*\*\*@127\.0\.0\.1:1 does not answer") as refusal:
         start(MlflowTracker("http://me:hunter2@127.0.0.1:1", patience_seconds=0.1), "study")
     assert "hunter2" not in str(refusal.value)
@@ -401,7 +403,7 @@ def line(mlflow_server: str) -> Iterator[Line]:
     line.cut()
 
 
-def test_a_training_outlives_an_outage_and_loses_no_point(line: Line, client: MlflowClient, study: str, tmp_path: Path) -> None:
+def test_a_training_survives_an_outage_and_loses_no_point(line: Line, client: MlflowClient, study: str, tmp_path: Path) -> None:
     tracker = MlflowTracker(line.uri, patience_seconds=6)
     folder = peft_folder(tmp_path / "trained")
     with tracker.adapter_run(study, name="group", params={}, tags={}) as run:
@@ -422,7 +424,7 @@ def test_a_training_outlives_an_outage_and_loses_no_point(line: Line, client: Ml
         assert tracker.download(uri, tmp_path / name)
 
 
-def test_an_outage_that_does_not_end_costs_the_log_and_not_the_training(
+def test_a_permanent_outage_loses_the_log_and_not_the_training(
     line: Line, client: MlflowClient, study: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     tracker = MlflowTracker(line.uri, patience_seconds=0.5)

@@ -47,7 +47,7 @@ def missing(claims: tuple[str, ...], stores: Stores) -> list[str]:
     return [what for what in claims[:-1] if what not in there]
 
 
-def test_what_was_written_survives_a_cut_at_every_sync(empty: Machine, tmp_path: Path, *, names: bool) -> None:
+def test_written_data_survives_a_power_cut_at_every_sync(empty: Machine, tmp_path: Path, *, names: bool) -> None:
     assert empty.run("create") == ("done",)
     created = shutil.copytree(empty.root / "studies", tmp_path / "created")
     at = 0
@@ -61,7 +61,7 @@ def test_what_was_written_survives_a_cut_at_every_sync(empty: Machine, tmp_path:
     assert at > 15, "most was never synced"
 
 
-def test_a_study_goes_on_after_every_cut_and_ends_with_the_same_weights(empty: Machine, *, names: bool) -> None:
+def test_a_study_resumes_after_every_power_cut_and_ends_with_the_same_weights(empty: Machine, *, names: bool) -> None:
     assert empty.run("study")[-1] == "done"
     uncut = {adapter.name: adapter.weights_sha256 for adapter in stores_on(empty).studies.adapters("cut")}
     empty.reset()

@@ -21,7 +21,7 @@ def there() -> Iterator[Place]:
 
 
 @pytest.mark.parametrize("blow", ["SIGKILL of the trainer", "SIGKILL of PostgreSQL", "no file can grow"])
-def test_a_study_that_was_struck_completes_and_nothing_is_lost_or_done_twice(blow: str, there: Place) -> None:
+def test_a_study_completes_after_a_fault_and_nothing_is_lost_or_done_twice(blow: str, there: Place) -> None:
     # The first seed beyond those of the page that strikes this blow.
     seed = next(seed for seed in range(1001, 1001 + len(BLOWS)) if blow_of(seed) == blow)
     made = trial(seed, there)
