@@ -1,4 +1,4 @@
-"""Tiers by cost, the session that all workers share, and an environment in which no test finds a developer's or another test's things.
+"""Test tiers by cost, the session that all workers share, and an environment without a developer's or another test's settings.
 
 `fast` needs no server, no browser and no whole study; `whole` needs real Prefect and MLflow servers; `all` needs more than that: other
 hosts, a browser, PostgreSQL, broken services, minutes. A test's tier is its folder's, unless it or its parameter is marked with a
@@ -36,7 +36,7 @@ hypothesis_settings.load_profile("any-machine")
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Leave out files without a test of the tiers that `-m` names: what they import takes seconds in every worker."""
+    """Skip files without a test of the tiers that `-m` names, because their imports take seconds in every worker."""
     tiers = str(config.option.markexpr).split(" or ")
     if not set(tiers) <= set(TIERS) or collection_path.suffix != ".py" or not collection_path.is_relative_to(TESTS):
         return None
@@ -56,20 +56,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def _folder(file: Path) -> str:
-    """Return the folder of `tests` that a file is in."""
+    """Return the name of the folder in `tests` that contains a file."""
     return file.relative_to(TESTS).parts[0]
 
 
 @pytest.fixture(autouse=True)
 def _no_addresses_of_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Forget the stores and servers that a developer's shell may name."""
+    """Remove addresses of a developer's stores and servers from the environment."""
     for name in ("CLUSTERLORA_DATABASE_URL", "CLUSTERLORA_HOME", "CLUSTERLORA_STACK_HOME", "MLFLOW_TRACKING_URI", "PREFECT_API_URL"):
         monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture(autouse=True)
 def _audible_loggers() -> None:
-    """Undo what Prefect's logging setup, when the same process ran flows before, does to our loggers: caplog listens at the root."""
+    """Let our loggers propagate to the root, where caplog listens, after Prefect's logging setup changed them in this process."""
     for name in ("clusterlora", *(n for n in logging.root.manager.loggerDict if n.startswith("clusterlora."))):
         logger = logging.getLogger(name)
         logger.propagate, logger.disabled = True, False

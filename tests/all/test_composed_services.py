@@ -66,10 +66,10 @@ class Site:
             self.ports[name] = port
             return self.start(name)
 
-        return start_on_free_port(start, self.log(name), is_well=lambda port: is_well(f"http://127.0.0.1:{port}{health}"))[0].pid
+        return start_on_free_port(start, self.log(name), is_healthy=lambda port: is_healthy(f"http://127.0.0.1:{port}{health}"))[0].pid
 
 
-def is_well(url: str) -> bool:
+def is_healthy(url: str) -> bool:
     """Return whether the health check of the images is content; it is only asked once somebody listens."""
     address = urlsplit(url)
     try:
@@ -101,7 +101,7 @@ def _start(folder: Path) -> Service:
 
 @pytest.fixture
 def composed(postgres_server: str) -> Site:
-    """Return both servers, which are well, and what the other services need to join them."""
+    """Return both servers, once healthy, and the settings that the other services need to reach them."""
     pytest.importorskip("flask_wtf", reason="MLflow's passwords need flask-wtf; make install")
     ports = {name: int(port) for name, port in shared_service("composed", _start).items()}
     return Site(session_folder() / "composed", ports, postgres_server.rpartition("@")[2])
@@ -149,7 +149,7 @@ def test_everything_is_deployed_and_a_worker_becomes_healthy(composed: Site) -> 
     worker, _ = start_on_free_port(
         lambda port: composed.start("worker-cpu", PREFECT_WORKER_WEBSERVER_PORT=str(port)),
         composed.log("worker-cpu"),
-        is_well=lambda port: is_well(f"http://127.0.0.1:{port}/health"),
+        is_healthy=lambda port: is_healthy(f"http://127.0.0.1:{port}/health"),
     )
     os.killpg(worker.pid, signal.SIGKILL)
     worker.wait()
