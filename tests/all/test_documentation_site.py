@@ -1,4 +1,4 @@
-"""The documentation as a site: it builds without a warning, and no page of it asks another host for anything."""
+"""The documentation site: it builds without a warning, and no page loads anything from another host."""
 
 import re
 import subprocess

@@ -1,4 +1,4 @@
-"""The report in a real browser: drawn, searchable, silent, and on its own."""
+"""The report in a real browser: rendered, searchable, without errors and without requests."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""People at Prefect's and MLflow's pages: forms that offer and refuse, a gate that waits for a word, a champion that is found."""
+"""Prefect's and MLflow's pages in use: forms with choices and validation, a gate that awaits a decision, the champion's page."""
 
 import json
 from dataclasses import replace

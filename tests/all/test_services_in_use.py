@@ -1,4 +1,4 @@
-"""The local stack as people use it: shells that share it, a browser, another user, a page from elsewhere.
+"""The local services in use: by several shells, a browser, another user, and a foreign page.
 
 One story on one stack, because starting servers and studies is what costs time; the tests look at what came of it.
 """

@@ -1,4 +1,4 @@
-"""The door before both servers: whom it lets in, and how a browser gets the password."""
+"""The authentication in front of both servers: which requests it accepts, and how a browser gets the password."""
 
 import asyncio
 import base64

@@ -1,4 +1,4 @@
-"""What is learnt, asked and served is the chat template's own rendering, for templates in the shapes that vendors use."""
+"""Training, prompts and serving use the chat template's own rendering, for templates in the shapes of common vendors."""
 
 import json
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Clusterings: what they read, the sizes they keep, and how they say how far to trust them."""
+"""Clusterings: their inputs, cluster sizes and measures of stability."""
 
 import logging
 from collections.abc import Sequence

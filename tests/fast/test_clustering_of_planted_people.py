@@ -1,4 +1,4 @@
-"""Planted clusters of invented people are found by what they are answered with, and not by what they are said to be."""
+"""Planted clusters of synthetic personas are recovered from their responses and not from their descriptions."""
 
 from collections.abc import Callable
 from dataclasses import replace

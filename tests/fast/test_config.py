@@ -1,4 +1,4 @@
-"""Settings: who wins, what is refused, and in which words."""
+"""Settings: which layer wins, what is refused, and the messages."""
 
 from pathlib import Path
 

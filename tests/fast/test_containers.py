@@ -1,4 +1,4 @@
-"""Images and compose.yaml without a Docker engine: what they promise, and what an image refuses."""
+"""Images and compose.yaml, checked without a Docker engine."""
 
 import os
 import re

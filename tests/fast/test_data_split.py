@@ -1,4 +1,4 @@
-"""Splits: stable, disjoint, as large as asked for, and never with the same words on two sides."""
+"""Splits: stable, disjoint, of the configured sizes, and without the same text in two splits."""
 
 import logging
 from random import Random

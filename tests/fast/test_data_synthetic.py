@@ -1,4 +1,4 @@
-"""The synthetic source: what is planted, what may be known from what, and that the same seed gives the same bytes."""
+"""The synthetic source: planted clusters, what reveals them, and equal bytes from equal seeds."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""`data validate`: what is in a data set, in numbers, and why it cannot be trained on."""
+"""`data validate`: the numbers of a data set, and why it cannot be trained on."""
 
 import json
 from pathlib import Path

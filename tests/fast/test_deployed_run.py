@@ -1,4 +1,4 @@
-"""The one command of all work pools: it asks the server which flow a run is of, and starts none but this project's."""
+"""The start command of all work pools: it reads the flow of a run from the server and starts only this project's flows."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What prefect.yaml, the pools and the automations promise to a server."""
+"""prefect.yaml, work pools and automations, as a server sees them."""
 
 import asyncio
 import importlib

@@ -1,4 +1,4 @@
-"""What a dispatcher makes of the ways in which a run can end."""
+"""How a dispatcher handles each way in which a run can end."""
 
 import importlib
 import itertools

@@ -1,4 +1,4 @@
-"""What the documentation shows is true: its examples run, its commands exist, its links lead somewhere."""
+"""The documentation is true: its examples run, its commands exist, its links resolve."""
 
 import datetime
 import importlib.util

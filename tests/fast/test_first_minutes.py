@@ -1,4 +1,4 @@
-"""The first minutes of somebody with data of their own: template, validate, train, evaluate, compare, status, chat."""
+"""A user's first commands with own data: template, validate, train, evaluate, compare, status, chat."""
 
 import json
 import shutil

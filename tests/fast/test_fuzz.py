@@ -1,4 +1,4 @@
-"""Whatever is written into a file or a setting is used, or refused in lines that can be printed.
+"""Any content of a file or a setting is used, or refused in printable lines.
 
 Of each, the fast tier tries as many cases as hypothesis does by itself, the tier `all` several times as many, `make fuzz` 4,000.
 """

@@ -1,4 +1,4 @@
-"""The gate: what passes, what never does, and what the report says."""
+"""The gate: what passes, what is refused, and the report."""
 
 import sys
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""What somebody means us harm with: pickles under every name, and ids and words that try to leave their place."""
+"""Hostile input: pickles under every name, and ids and texts that try to inject paths or markup."""
 
 import pickle
 import sqlite3

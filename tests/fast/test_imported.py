@@ -1,4 +1,4 @@
-"""What older scripts left continues as a study: splits, clusters, adapters and scores in the shapes such files have."""
+"""Results of older scripts continue as a study: splits, clusters, adapters and scores in their file formats."""
 
 import json
 from dataclasses import replace

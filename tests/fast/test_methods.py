@@ -1,4 +1,4 @@
-"""Methods are data: who is answered with what, and which adapters that needs."""
+"""Methods are data: the composition that answers each persona, and the adapters that it needs."""
 
 import pytest
 

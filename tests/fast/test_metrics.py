@@ -1,4 +1,4 @@
-"""Metrics and reference points, with a small embedding whose cosines can be worked out by hand."""
+"""Metrics and reference points, with a small embedding whose cosines are computed by hand."""
 
 import re
 from collections.abc import Sequence

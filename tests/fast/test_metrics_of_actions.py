@@ -1,4 +1,4 @@
-"""What answers do to a home's devices, read off the sentences people get, and the three scores of it."""
+"""Device actions parsed from the sentences of an answer, and the three metrics on them."""
 
 from collections.abc import Mapping, Sequence
 

@@ -1,4 +1,4 @@
-"""Metrics of texts against hand-computed examples and laws: chrF, length, repetition, and those held against train responses."""
+"""Metrics of texts against hand-computed examples and laws: chrF, length, repetition, and the metrics on train responses."""
 
 from collections import Counter
 from collections.abc import Sequence

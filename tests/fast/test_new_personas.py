@@ -1,4 +1,4 @@
-"""People whom no adapter saw: who is held out, what is trained without them, and that choices read train examples only."""
+"""New personas: which are held out, what is trained without them, and that choices depend on train examples only."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""How a study that ends badly leaves things."""
+"""The recorded status of a study whose run fails or is cancelled."""
 
 from collections.abc import Mapping
 from dataclasses import replace

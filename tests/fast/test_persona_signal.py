@@ -1,4 +1,4 @@
-"""The signal in data: what it counts, that it ranks planted data by the truth, and the words it finds for it."""
+"""The persona signal of data: its counts, its ranking of planted data, and its verdict."""
 
 import json
 import re

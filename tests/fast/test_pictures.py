@@ -1,4 +1,4 @@
-"""Pictures in artifacts: the data is there, unless it is too much for one."""
+"""Pictures in artifacts: embedded, unless they are too large."""
 
 import base64
 from pathlib import Path

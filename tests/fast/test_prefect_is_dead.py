@@ -1,4 +1,4 @@
-"""Commands that ask a Prefect server which is dead do their work, say so, and show no traceback."""
+"""Commands work without a reachable Prefect server, say so, and print no traceback."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Folders and files of the stack are their owner's alone."""
+"""Folders and files of the local services are accessible to their owner only."""
 
 import os
 import stat

@@ -1,4 +1,4 @@
-"""Registered models: what is listed, which may become the champion, and what a server that knows only PEFT gets."""
+"""Registered models: listing, promotion to champion, and export for servers that read PEFT folders."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""The report: everything that a study has is on one page, as text, and nobody's words become markup."""
+"""The report: everything in a study is on one page, as text, and no text of the data becomes markup."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""The report for those who do not see it, or not well: contrast, headings, names of pictures and controls."""
+"""Accessibility of the report: contrast, headings, names of figures and controls."""
 
 import itertools
 import re

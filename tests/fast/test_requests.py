@@ -1,4 +1,4 @@
-"""What a deployment is asked arrives where it is executed as the same value, and nothing else is accepted."""
+"""A deployment's request arrives where it is executed as the same value, and nothing else is accepted."""
 
 import json
 from dataclasses import asdict

@@ -1,4 +1,4 @@
-"""docs/results.md is computed from what finished studies left, and says plainly which criteria were not met."""
+"""docs/results.md is computed from finished studies and says which criteria were not met."""
 
 from collections.abc import Mapping
 from pathlib import Path

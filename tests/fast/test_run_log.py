@@ -1,4 +1,4 @@
-"""Progress as a person sees it in the Prefect UI."""
+"""Progress in the Prefect UI."""
 
 import math
 import time

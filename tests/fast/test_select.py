@@ -1,4 +1,4 @@
-"""Choosing among arms: by luck no oftener among many than with one."""
+"""Selection among arms: the false selection rate does not grow with their number."""
 
 import numpy as np
 import pytest

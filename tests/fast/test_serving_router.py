@@ -1,4 +1,4 @@
-"""The router answers each persona with its own composition of adapters, exactly as PEFT would, and says who answered."""
+"""The router answers each persona with its own composition of adapters, exactly as PEFT would, and names it in the answer."""
 
 import json
 from collections.abc import Sequence

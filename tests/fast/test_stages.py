@@ -1,4 +1,4 @@
-"""A whole study in one process: every stage, what it leaves behind, and what it never does."""
+"""A whole study in one process: every stage and its results."""
 
 import csv
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""What an attempt leaves behind when it ends well, runs out of memory, or loses a service; and merging after the fact."""
+"""Records of an attempt that finishes, runs out of memory or loses a service; merging after a study."""
 
 import shutil
 from collections.abc import Iterator

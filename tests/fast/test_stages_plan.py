@@ -1,4 +1,4 @@
-"""The work left after the gate is dealt evenly, and what got lost is dealt again; the scale is measured once for those it is read for."""
+"""The trainings after the gate are partitioned evenly, lost adapters included; the scale is measured once per study."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Preparing a study: what is decided then is decided for good."""
+"""Preparing a study: decisions that stay for the whole study."""
 
 import json
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""What is used is what was recorded: a damaged copy is named, quarantined, and fetched or trained again."""
+"""Only recorded weights are used: a damaged copy is named, quarantined, and fetched or trained again."""
 
 import shutil
 from collections.abc import Callable

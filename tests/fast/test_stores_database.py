@@ -1,4 +1,4 @@
-"""What is particular to the database: opening it for the first time, from many processes, and when it is not there."""
+"""Database specifics: first opening, many processes, and a database that is unavailable."""
 
 import json
 import multiprocessing

@@ -1,4 +1,4 @@
-"""Values survive JSON, and what is not a value is refused with the name of the field."""
+"""Values are unchanged by JSON, and malformed JSON is refused with the name of the field."""
 
 import math
 from dataclasses import dataclass

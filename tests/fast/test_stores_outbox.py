@@ -1,4 +1,4 @@
-"""Messages survive an outage in their order, and a refusal is not an outage."""
+"""Messages are delivered in order after an outage, and a refusal is not an outage."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""What a comparison can show at its size is said before anything is trained."""
+"""The power of a comparison is estimated before anything is trained."""
 
 import json
 from dataclasses import replace

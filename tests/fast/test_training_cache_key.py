@@ -1,4 +1,4 @@
-"""Cache keys are what they were: whatever a field is called, an adapter that is trained is found again."""
+"""Cache keys are stable: trained adapters are found whatever the fields are called."""
 
 from typing import Any
 

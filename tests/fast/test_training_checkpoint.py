@@ -1,4 +1,4 @@
-"""A checkpoint that was cut is no checkpoint, and the one before it stays until the next is whole."""
+"""A truncated checkpoint is ignored, and the previous one is kept until the next is complete."""
 
 import logging
 import os

@@ -1,4 +1,4 @@
-"""Prefixes trained together come out as if each had been trained alone, and PEFT reads them as we do."""
+"""Prefixes trained together equal prefixes trained alone, and PEFT reads them as we do."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The reference engine: what it optimises, how it resumes, what it leaves behind."""
+"""The reference engine: its loss, resuming, and the folders it writes."""
 
 import json
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Slots stepped together are slots stepped alone by torch's own AdamW, and those that are not stepped stay as they are."""
+"""Slots stepped together equal slots stepped alone by torch's AdamW, and other slots are unchanged."""
 
 import pytest
 import torch

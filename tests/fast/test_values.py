@@ -1,4 +1,4 @@
-"""Identities: what a digest is of, and that looking things up by a dataset costs little."""
+"""Digests of values, and the equality and hash of data sets."""
 
 import hashlib
 import json

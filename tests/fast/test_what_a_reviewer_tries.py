@@ -1,4 +1,4 @@
-"""What a reviewer does to a comparison: no difference is planted, then one; then whose dialogues are whose is drawn by lot."""
+"""A reviewer's checks of a comparison: without a planted difference, with one, and with shuffled dialogues."""
 
 from collections.abc import Mapping
 

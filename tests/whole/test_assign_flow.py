@@ -1,4 +1,4 @@
-"""The deployed flow that gives somebody new a cluster: dialogues as rows travel with the run, and the table is an artifact."""
+"""The deployed flow that assigns new personas: dialogues are run parameters, and the table is an artifact."""
 
 import json
 from pathlib import Path

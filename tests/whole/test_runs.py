@@ -1,4 +1,4 @@
-"""A whole study on real workers, Prefect and MLflow: memory that really runs out, a child really killed, a relaunch that trains nothing."""
+"""A whole study on real workers, Prefect and MLflow: real out-of-memory errors, a killed child run, a relaunch that trains nothing."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""The registered champion answers for a persona in another process, with nothing but the MLflow server to ask."""
+"""The registered champion answers personas in another process that reaches only the MLflow server."""
 
 import contextlib
 import json

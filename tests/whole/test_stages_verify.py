@@ -1,4 +1,4 @@
-"""Real damage between the study database, the adapter store and MLflow: every kind is found, and mended where it can be."""
+"""Real damage between the study database, the adapter store and MLflow: every kind is found, and repaired where possible."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The tracker against a real MLflow server: what a person finds in its UI, and what an outage does."""
+"""The tracker against a real MLflow server: runs, models, the UI and outages."""
 
 import contextlib
 import logging

@@ -1,4 +1,4 @@
-"""What is done to a study, or to what it stands on."""
+"""Faults that are injected into a study or its services."""
 
 import os
 import random

@@ -1,4 +1,4 @@
-"""Breaks studies at random moments and looks at what is left: `python -m tests.all.chaos.harness --record docs/reliability.json`.
+"""Injects faults into studies at random moments and checks the results: `python -m tests.all.chaos.harness --record docs/reliability.json`.
 
 After each blow the study is started again until it ends; then nothing that was finished may have been trained again, nothing be half
 written or there twice, and `clusterlora study verify` must find nothing that it could not mend.

@@ -1,4 +1,4 @@
-"""What is looked at after a blow, with nothing but the files and the database."""
+"""Checks after a fault, from the files and the database alone."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""Where a study can be broken: real services in a folder of their own, each of which can be killed and started again where it was."""
+"""Real services in a folder of their own, each of which can be killed and restarted at the same address."""
 
 import json
 import os

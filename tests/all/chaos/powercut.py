@@ -1,4 +1,4 @@
-"""A machine that loses power at a chosen moment, and what is then on its disk.
+"""Simulates a machine that loses power at a chosen moment, and the resulting content of its disk.
 
 As a program it is what runs there: it imports everything once, then reads from its input what to do and at which sync the power goes, and
 forks for each try.

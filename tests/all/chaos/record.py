@@ -1,4 +1,4 @@
-"""The trials that were made: kept one by one in a JSON file, and told on a page."""
+"""The record of trials: a JSON file and its Markdown page."""
 
 import fcntl
 import json

@@ -1,4 +1,4 @@
-"""A road to a server that can be made slow: every packet, in both directions, waits."""
+"""A TCP proxy that can delay every packet in both directions."""
 
 import socket
 import threading

@@ -1,4 +1,4 @@
-"""After a power cut at any moment, what was said to be there is there, what can be seen is whole, and the same command goes on."""
+"""After a power cut at any moment, confirmed writes are on disk, visible files are complete, and the same command resumes the study."""
 
 import shutil
 from collections.abc import Iterator

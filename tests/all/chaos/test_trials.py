@@ -1,4 +1,4 @@
-"""The chaos suite in short: `make chaos` makes as many trials as there is time for, of every kind of blow."""
+"""A short version of the chaos suite: `make chaos` runs trials of every kind of fault for as long as there is time."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""What a study needs in memory before it begins; imported by the server from which direct.py forks."""
+"""Imports that a study needs; preloaded by the fork server of direct.py."""
 
 import mlflow.pyfunc  # noqa: F401
 import psycopg  # noqa: F401

@@ -1,4 +1,4 @@
-"""Hosts on one machine, joined by virtual cables."""
+"""Hosts on one machine, connected by virtual Ethernet."""
 
 import os
 import shutil

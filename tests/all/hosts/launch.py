@@ -1,4 +1,4 @@
-"""Launches a study from wherever it runs and waits: `python launch.py CONFIG.json`. Prints how it ended and what the database holds."""
+"""Launches a study and waits for it: `python launch.py CONFIG.json`. Prints its final state and the content of the database."""
 
 import json
 import sys
