@@ -145,7 +145,7 @@ def parsed_names(tree: ast.Module) -> list[tuple[str, int]]:
             case _:
                 pass
         if subject is not None and (name := is_name(subject)):
-            found.append((name, node.lineno))
+            found.append((name, subject.lineno))
     return found
 
 
