@@ -52,14 +52,14 @@ def test_contenders_are_warmed_up_once_and_take_turns_in_alternating_order() -> 
     def contender(name: str) -> Contender:
         return Contender(name, lambda: calls.append(f"warm {name}"), lambda: calls.append(name) or samples(1.0)[0])
 
-    found = take_turns([contender("a"), contender("b")], budget_seconds=60, at_least=1, at_most=3)
+    samples_by_name = take_turns([contender("a"), contender("b")], budget_seconds=60, at_least=1, at_most=3)
     assert calls == ["warm a", "warm b", "a", "b", "b", "a", "a", "b"]
-    assert {name: len(taken) for name, taken in found.items()} == {"a": 3, "b": 3}
+    assert {name: len(taken) for name, taken in samples_by_name.items()} == {"a": 3, "b": 3}
 
 
 def test_repetitions_stop_when_another_would_exceed_the_budget_but_not_before_the_least_number() -> None:
-    found = take_turns([Contender("a", lambda: None, lambda: samples(1.0)[0])], budget_seconds=0, at_least=2, at_most=9)
-    assert len(found["a"]) == 2
+    samples_by_name = take_turns([Contender("a", lambda: None, lambda: samples(1.0)[0])], budget_seconds=0, at_least=2, at_most=9)
+    assert len(samples_by_name["a"]) == 2
 
 
 def test_operations_are_counted_without_padding_and_with_the_head_at_predicted_tokens_only() -> None:

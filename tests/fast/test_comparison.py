@@ -79,12 +79,12 @@ def cross_fitted(rows: Sequence[EvaluationRow], methods: Sequence[str]) -> float
 
 def test_every_number_agrees_with_an_independent_recomputation():
     rows = evaluation(FIVE)
-    found = compared(rows)
+    comparison = compared(rows)
     frame: Any = pd.DataFrame([{"method": r.method, "persona": r.persona_id, "cluster": r.cluster, **r.scores} for r in rows])
     by_persona = frame.groupby(["persona", "cluster", "method"])[list(METRIC_DIRECTIONS)].mean().reset_index()
     wide = by_persona.pivot(index="persona", columns="method", values="embedding_similarity")
     p_values = {method: stats.wilcoxon(wide[method] - wide["unified"])[1] for method in wide if method != "unified"}
-    for result in found.methods:
+    for result in comparison.methods:
         own = by_persona[by_persona.method == result.method]
         for metric in METRIC_DIRECTIONS:
             assert result.means[metric] == pytest.approx(own[metric].mean())
@@ -107,10 +107,10 @@ def test_every_number_agrees_with_an_independent_recomputation():
         assert difference.win_rate == (deltas > 0).mean()
         assert difference.win_low < difference.win_rate + 1e-12
         assert difference.win_high > difference.win_rate - 1e-12
-    assert [result.method for result in found.methods] == wide.mean().sort_values(ascending=False).index.tolist()
-    assert found.oracle == pytest.approx(cross_fitted(rows, list(wide)))
-    assert (found.n_personas, found.n_items, found.n_personas_left_out) == (18, 54, 0)
-    assert found.cluster_sizes == {0: 4, 1: 8, 2: 6}
+    assert [result.method for result in comparison.methods] == wide.mean().sort_values(ascending=False).index.tolist()
+    assert comparison.oracle == pytest.approx(cross_fitted(rows, list(wide)))
+    assert (comparison.n_personas, comparison.n_items, comparison.n_personas_left_out) == (18, 54, 0)
+    assert comparison.cluster_sizes == {0: 4, 1: 8, 2: 6}
 
 
 def test_personas_weigh_the_same_however_many_items_they_have():
@@ -120,10 +120,10 @@ def test_personas_weigh_the_same_however_many_items_they_have():
 
 
 def test_a_method_that_is_really_better_becomes_champion():
-    found = compared(evaluation(FIVE, (10, 20, 10)))
-    assert found.champion == "cluster"
-    assert found.sentence.startswith("cluster beats unified: embedding similarity 8")
-    assert "p < 0.001" in found.sentence
+    comparison = compared(evaluation(FIVE, (10, 20, 10)))
+    assert comparison.champion == "cluster"
+    assert comparison.sentence.startswith("cluster beats unified: embedding similarity 8")
+    assert "p < 0.001" in comparison.sentence
 
 
 def test_without_any_difference_the_champion_is_unified():
@@ -135,29 +135,29 @@ def test_without_any_difference_the_champion_is_unified():
 
 
 def test_a_lucky_mean_does_not_make_a_champion():
-    found = compared(evaluation({"unified": 0.8, "cluster": 0.8}, (6,), seed=1, noise=0.15), floor=None)
-    assert found.methods[0].method == "cluster"
-    assert found.champion == "unified"
-    assert found.sentence.startswith("No method is shown to beat unified (embedding similarity ")
-    assert "the best other, cluster, differs by +" in found.sentence
+    comparison = compared(evaluation({"unified": 0.8, "cluster": 0.8}, (6,), seed=1, noise=0.15), floor=None)
+    assert comparison.methods[0].method == "cluster"
+    assert comparison.champion == "unified"
+    assert comparison.sentence.startswith("No method is shown to beat unified (embedding similarity ")
+    assert "the best other, cluster, differs by +" in comparison.sentence
 
 
 def test_five_personas_are_too_few_for_a_champion_however_large_the_gain():
-    found = compared(evaluation({"unified": 0.5, "cluster": 0.8}, (5,)))
-    difference = found.method("cluster").vs_reference
+    comparison = compared(evaluation({"unified": 0.5, "cluster": 0.8}, (5,)))
+    difference = comparison.method("cluster").vs_reference
     assert difference is not None
     assert difference.ci_low > 0
     assert difference.p_holm == 2 / 2**5
-    assert found.champion == "unified"
+    assert comparison.champion == "unified"
 
 
 def test_a_method_that_answers_like_unified_ties_and_never_wins():
     rows = [r for r in evaluation(FIVE) if r.method == "unified"]
-    found = compared(rows + [replace(r, method="copy") for r in rows])
-    difference = found.method("copy").vs_reference
+    comparison = compared(rows + [replace(r, method="copy") for r in rows])
+    difference = comparison.method("copy").vs_reference
     assert difference is not None
     assert (difference.mean, difference.p, difference.win_rate, difference.tie_rate) == (0, 1, 0, 1)
-    assert found.champion == "unified"
+    assert comparison.champion == "unified"
 
 
 @settings(max_examples=10, deadline=None)
@@ -177,21 +177,21 @@ def test_renaming_personas_changes_no_statistic():
 
 
 def test_when_lower_is_better_the_lowest_wins():
-    found = compared(evaluation(FIVE, (10, 20, 10)), headline="nll", floor=None)
-    cluster = found.method("cluster")
-    assert found.champion == "cluster"
-    assert found.methods[0].method == "cluster"
+    comparison = compared(evaluation(FIVE, (10, 20, 10)), headline="nll", floor=None)
+    cluster = comparison.method("cluster")
+    assert comparison.champion == "cluster"
+    assert comparison.methods[0].method == "cluster"
     assert cluster.vs_reference is not None
     assert cluster.vs_reference.mean < 0
     assert cluster.vs_reference.win_rate > 0.6
     assert cluster.worst_persona == max(cluster.by_persona.values())
     assert cluster.vs_reference.outcome == "better"
-    assert found.method("baseline").vs_reference.outcome == "worse"  # pyright: ignore[reportOptionalMemberAccess]
+    assert comparison.method("baseline").vs_reference.outcome == "worse"  # pyright: ignore[reportOptionalMemberAccess]
 
 
 def test_the_ceiling_takes_the_best_method_of_each_item_and_bounds_everything():
-    found = compared(evaluation(FIVE))
-    assert found.ceiling >= max(found.oracle, *(result.means["embedding_similarity"] for result in found.methods))
+    comparison = compared(evaluation(FIVE))
+    assert comparison.ceiling >= max(comparison.oracle, *(result.means["embedding_similarity"] for result in comparison.methods))
     lower_is_better = compared(evaluation(FIVE), headline="nll", floor=None)
     assert lower_is_better.ceiling <= min(lower_is_better.oracle, *(result.means["nll"] for result in lower_is_better.methods))
 
@@ -200,13 +200,13 @@ def test_the_oracle_is_not_better_than_every_method_by_picking_on_the_items_it_i
     alike = evaluation(
         dict.fromkeys(("selective_routing", "unified", "cluster", "per_persona", "hybrid"), 0.8), (60,), n_items=4, noise=0.15
     )
-    found = compared(alike)
-    means = [result.means["embedding_similarity"] for result in found.methods]
-    picked_on_the_same_items = np.mean([max(r.by_persona[p] for r in found.methods) for p in found.cluster_by_persona])
+    comparison = compared(alike)
+    means = [result.means["embedding_similarity"] for result in comparison.methods]
+    picked_on_the_same_items = np.mean([max(r.by_persona[p] for r in comparison.methods) for p in comparison.cluster_by_persona])
     assert picked_on_the_same_items > max(means) + 0.03
-    assert found.oracle < max(means) + 0.01, "nothing distinguishes the methods, so nothing can be picked"
-    assert found.routing is not None
-    assert found.routing.oracle < max(means) + 0.01
+    assert comparison.oracle < max(means) + 0.01, "nothing distinguishes the methods, so nothing can be picked"
+    assert comparison.routing is not None
+    assert comparison.routing.oracle < max(means) + 0.01
     planted = [
         replace(r, scores={**r.scores, "embedding_similarity": 0.9 if (r.method == "hybrid") == (r.persona_id < "persona_030") else 0.5})
         for r in alike
@@ -216,9 +216,9 @@ def test_the_oracle_is_not_better_than_every_method_by_picking_on_the_items_it_i
 
 
 def test_the_normalised_score_is_0_at_the_floor_and_1_at_the_ceiling():
-    found = compared(evaluation(FIVE))
-    for result in found.methods:
-        expected = (result.means["embedding_similarity"] - 0.31) / (found.ceiling - 0.31)
+    comparison = compared(evaluation(FIVE))
+    for result in comparison.methods:
+        expected = (result.means["embedding_similarity"] - 0.31) / (comparison.ceiling - 0.31)
         assert result.normalised == pytest.approx(expected)
     alone = compared(evaluation({"unified": 0.8}))
     assert alone.methods[0].normalised == pytest.approx(1.0)
@@ -228,13 +228,13 @@ def test_the_normalised_score_is_0_at_the_floor_and_1_at_the_ceiling():
 
 
 def test_routing_is_bracketed_by_a_blind_and_a_perfect_choice_among_the_other_methods():
-    found = compared(evaluation(FIVE))
-    others = [result for result in found.methods if result.method != "selective_routing"]
-    assert found.routing is not None
-    assert found.routing.random == pytest.approx(np.mean([result.means["embedding_similarity"] for result in others]))
-    assert found.routing.oracle == pytest.approx(cross_fitted(evaluation(FIVE), [result.method for result in others]))
+    comparison = compared(evaluation(FIVE))
+    others = [result for result in comparison.methods if result.method != "selective_routing"]
+    assert comparison.routing is not None
+    assert comparison.routing.random == pytest.approx(np.mean([result.means["embedding_similarity"] for result in others]))
+    assert comparison.routing.oracle == pytest.approx(cross_fitted(evaluation(FIVE), [result.method for result in others]))
     with_controls = compared(evaluation(FIVE) + evaluation(dict.fromkeys(controls(), 0.95)))
-    assert with_controls.routing == found.routing, "controls are not among what routing may choose"
+    assert with_controls.routing == comparison.routing, "controls are not among what routing may choose"
     assert compared(evaluation({"unified": 0.8, "cluster": 0.8})).routing is None
     assert compared(evaluation({"selective_routing": 0.8, "unified_longer": 0.9})).routing is None
     assert compared(evaluation({"selective_routing": 0.8})).routing is None
@@ -242,24 +242,24 @@ def test_routing_is_bracketed_by_a_blind_and_a_perfect_choice_among_the_other_me
 
 def test_after_a_refused_gate_the_common_personas_are_compared_and_the_sentence_says_so():
     rows = [r for r in evaluation(FIVE, (16, 30, 20)) if r.method != "cluster" or r.cluster == 0]
-    found = compared(rows)
-    assert (found.n_personas, found.n_personas_left_out, found.n_items) == (16, 50, 48)
-    assert found.cluster_sizes == {0: 16}
-    assert found.sentence.endswith("Measured on 48 items of 16 personas, the ones of 66 that every method answers.")
+    comparison = compared(rows)
+    assert (comparison.n_personas, comparison.n_personas_left_out, comparison.n_items) == (16, 50, 48)
+    assert comparison.cluster_sizes == {0: 16}
+    assert comparison.sentence.endswith("Measured on 48 items of 16 personas, the ones of 66 that every method answers.")
 
 
 def test_one_method_alone_is_reported():
-    found = compared(evaluation({"baseline": 0.5}))
-    assert found.champion == "baseline"
-    assert found.reference is None
-    assert found.sentence.startswith("baseline is the only method: ")
+    comparison = compared(evaluation({"baseline": 0.5}))
+    assert comparison.champion == "baseline"
+    assert comparison.reference is None
+    assert comparison.sentence.startswith("baseline is the only method: ")
 
 
 def test_without_unified_the_best_mean_is_champion():
-    found = compared(evaluation({"baseline": 0.5, "cluster": 0.6}))
-    assert found.champion == "cluster"
-    assert found.method("cluster").vs_reference is None
-    assert "no reference to test it against" in found.sentence
+    comparison = compared(evaluation({"baseline": 0.5, "cluster": 0.6}))
+    assert comparison.champion == "cluster"
+    assert comparison.method("cluster").vs_reference is None
+    assert "no reference to test it against" in comparison.sentence
 
 
 def test_without_a_reference_the_tables_per_person_and_cluster_leave_the_difference_empty(tmp_path: Path):
@@ -272,9 +272,9 @@ def test_without_a_reference_the_tables_per_person_and_cluster_leave_the_differe
 
 
 def test_the_reference_can_be_another_method():
-    found = compared(evaluation(FIVE), reference="baseline")
-    assert found.method("baseline").vs_reference is None
-    assert "vs_baseline" in markdown(found)
+    comparison = compared(evaluation(FIVE), reference="baseline")
+    assert comparison.method("baseline").vs_reference is None
+    assert "vs_baseline" in markdown(comparison)
 
 
 def test_unfair_or_broken_rows_are_refused():
@@ -308,21 +308,21 @@ def test_the_files_hold_the_measured_numbers(tmp_path: Path):
     rows = evaluation(FIVE)
     rows = [replace(row, seed=2) if row.method == rows[0].method else row for row in rows]
     rows[0] = replace(rows[0], text='He said "on",\nthen | left', prompt="Größe; 5")
-    found = compared(rows)
-    write_tables(found, rows, tmp_path / "results")
+    comparison = compared(rows)
+    write_tables(comparison, rows, tmp_path / "results")
     files = ["per_cluster.csv", "per_persona.csv", "rows.csv", "summary.csv", "summary.json", "summary.md"]
     assert sorted(path.name for path in (tmp_path / "results").iterdir()) == files
 
     summary = pd.read_csv(tmp_path / "results" / "summary.csv").set_index("method")
     assert summary.columns[:4].tolist() == ["embedding_similarity", "vs_unified", "ci_low", "ci_high"]
     assert {"win_rate", "worst_persona", "nll", "rouge_l"} <= set(summary.columns)
-    assert summary.embedding_similarity.to_dict() == {m.method: m.means["embedding_similarity"] for m in found.methods}
+    assert summary.embedding_similarity.to_dict() == {m.method: m.means["embedding_similarity"] for m in comparison.methods}
     assert summary.vs_unified["unified"] == 0
-    assert summary.ci_low.isna().to_dict() == {m.method: m.method == "unified" for m in found.methods}
+    assert summary.ci_low.isna().to_dict() == {m.method: m.method == "unified" for m in comparison.methods}
 
     document = json.loads((tmp_path / "results" / "summary.json").read_text(encoding="utf-8"))
-    assert document["champion"] == found.champion
-    assert document["methods"][0]["by_persona"] == found.methods[0].by_persona
+    assert document["champion"] == comparison.champion
+    assert document["methods"][0]["by_persona"] == comparison.methods[0].by_persona
 
     with (tmp_path / "results" / "rows.csv").open(encoding="utf-8", newline="") as file:
         raw = list(csv.DictReader(file))
@@ -391,13 +391,13 @@ def test_a_persona_id_cannot_break_out_of_the_summary():
 
 def test_the_console_shows_every_method_and_the_verdict():
     out = io.StringIO()
-    found = compared(evaluation(FIVE))
-    Console(file=out, width=120).print(console(found))
+    comparison = compared(evaluation(FIVE))
+    Console(file=out, width=120).print(console(comparison))
     shown = out.getvalue()
     assert all(method in shown for method in FIVE)
-    assert f"{found.champion} ★" in shown
+    assert f"{comparison.champion} ★" in shown
     assert "Measured on 54 items of 18 personas." in shown
-    assert f"floor 31.00 · oracle {100 * found.oracle:.2f} · ceiling {100 * found.ceiling:.2f} · random routing" in shown
+    assert f"floor 31.00 · oracle {100 * comparison.oracle:.2f} · ceiling {100 * comparison.ceiling:.2f} · random routing" in shown
 
 
 @pytest.mark.parametrize(
@@ -414,8 +414,8 @@ def test_the_console_shows_every_method_and_the_verdict():
     ids=["five", "eleven", "twelve-clusters", "refused-gate", "no-unified", "below-floor", "nll"],
 )
 def test_no_two_labels_of_the_figure_overlap(means: Mapping[str, float], sizes: Sequence[int], headline: str, floor: float | None):
-    found = compared(evaluation(means, sizes), headline=headline, floor=floor)
-    figure = compose(found, "study $mission_1$")
+    comparison = compared(evaluation(means, sizes), headline=headline, floor=floor)
+    figure = compose(comparison, "study $mission_1$")
     figure.canvas.draw()
     for axes in figure.axes:
         labels = cast("list[Text]", axes.findobj(Text))
@@ -437,19 +437,19 @@ def test_the_figure_is_a_png_and_replaces_an_earlier_one(tmp_path: Path):
 def test_training_seeds_are_averaged_inside_an_item_before_anything_else():
     first, second = evaluation(FIVE, seed=1), [replace(row, seed=1) for row in evaluation(FIVE, seed=2)]
     once = [row for row in first if row.method == "baseline"] + [row for row in first + second if row.method != "baseline"]
-    found = compared(once)
+    comparison = compared(once)
     frame = pd.DataFrame(
         [{"method": r.method, "seed": r.seed, "persona": r.persona_id, "s": r.scores["embedding_similarity"]} for r in once]
     )
     for method, own in frame.groupby("method"):
-        assert found.method(str(method)).means["embedding_similarity"] == pytest.approx(own.s.mean())
-    assert found.n_items == len([r for r in first if r.method == "baseline"]), "two trainings are not twice the items"
+        assert comparison.method(str(method)).means["embedding_similarity"] == pytest.approx(own.s.mean())
+    assert comparison.n_items == len([r for r in first if r.method == "baseline"]), "two trainings are not twice the items"
     with pytest.raises(BadData, match="with other training seeds than"):
         compared(once[:-1])
 
 
-def difference(found: Comparison, method: str) -> PairedDifference:
-    against = found.method(method).vs_reference
+def difference(comparison: Comparison, method: str) -> PairedDifference:
+    against = comparison.method(method).vs_reference
     assert against is not None
     return against
 
@@ -458,22 +458,24 @@ def test_a_contrast_has_one_of_three_outcomes_and_an_undecided_one_names_its_det
     means = {"unified": 0.80, "cluster": 0.84, "per_persona": 0.75, "hybrid": 0.80, "few_shot": 0.81}
     few = compared(evaluation(means, (7, 7), n_items=2, noise=0.03))
     many = compared(evaluation(means | {"few_shot": 0.80}, (100, 100), n_items=8, noise=0.03))
-    for found in (few, many):
-        assert (difference(found, "cluster").outcome, difference(found, "per_persona").outcome) == ("better", "worse")
-        assert f"Shown to be worse than unified: per_persona ({100 * difference(found, 'per_persona').mean:+.2f})." in found.sentence
+    for comparison in (few, many):
+        assert (difference(comparison, "cluster").outcome, difference(comparison, "per_persona").outcome) == ("better", "worse")
+        assert (
+            f"Shown to be worse than unified: per_persona ({100 * difference(comparison, 'per_persona').mean:+.2f})." in comparison.sentence
+        )
     assert difference(few, "hybrid").outcome == "undecided"
     assert difference(many, "hybrid").outcome == difference(many, "few_shot").outcome == "equivalent"
     strict = compared(evaluation(means, (7, 7), n_items=2, noise=0.03), margin=0.5)
     assert difference(strict, "hybrid").outcome == "equivalent", "within a margin of 50 points"
-    for found, outcome in ((few, "undecided (≥"), (many, "equivalent")):
-        assert outcome in next(line for line in markdown(found).splitlines() if line.startswith("| hybrid"))
+    for comparison, outcome in ((few, "undecided (≥"), (many, "equivalent")):
+        assert outcome in next(line for line in markdown(comparison).splitlines() if line.startswith("| hybrid"))
 
 
 def test_a_method_that_is_worse_is_called_worse_where_no_method_wins():
-    found = compared(evaluation({"unified": 0.80, "cluster": 0.74, "per_persona": 0.70, "hybrid": 0.80}, (20, 20)))
-    assert found.champion == "unified"
-    assert "the best other, hybrid, differs by" in found.sentence
-    assert "Shown to be worse than unified: cluster (-" in found.sentence
+    comparison = compared(evaluation({"unified": 0.80, "cluster": 0.74, "per_persona": 0.70, "hybrid": 0.80}, (20, 20)))
+    assert comparison.champion == "unified"
+    assert "the best other, hybrid, differs by" in comparison.sentence
+    assert "Shown to be worse than unified: cluster (-" in comparison.sentence
     alone = compared(evaluation({"unified": 0.80, "cluster": 0.74}, (20, 20))).sentence
     assert "the best other, cluster, differs by -" in alone
     assert ": shown to be worse." in alone
@@ -492,18 +494,18 @@ def test_a_difference_as_large_as_the_margin_is_called_equivalent_at_most_one_ti
             for p, gain in enumerate(gains)
             for method in ("unified", "cluster")
         ]
-        found = compare_methods(
+        comparison = compare_methods(
             rows, headline="embedding_similarity", higher_is_better={"embedding_similarity": True}, draws=200, rng=rng, margin=0.02
         )
-        outcomes.append(difference(found, "cluster").outcome)
+        outcomes.append(difference(comparison, "cluster").outcome)
     assert outcomes.count("equivalent") <= stats.binom.ppf(0.999, 300, 0.05)
 
 
 def test_a_study_that_is_too_small_says_which_difference_it_shows_four_times_in_five():
-    found = compared(evaluation({"unified": 0.8, "cluster": 0.8, "hybrid": 0.8}, (20,), n_items=3))
-    shown = difference(found, "cluster").detectable
+    comparison = compared(evaluation({"unified": 0.8, "cluster": 0.8, "hybrid": 0.8}, (20,), n_items=3))
+    shown = difference(comparison, "cluster").detectable
     assert shown is not None
-    assert f"show a difference of {100 * shown:.2f} points or more four times in five" in found.sentence
+    assert f"show a difference of {100 * shown:.2f} points or more four times in five" in comparison.sentence
     hits = [
         difference(
             compared(evaluation({"unified": 0.7, "cluster": 0.7 + shown, "hybrid": 0.7}, (20,), n_items=3, seed=seed), draws=200), "cluster"
@@ -518,10 +520,10 @@ def test_a_study_that_is_too_small_says_which_difference_it_shows_four_times_in_
 
 def test_a_control_or_the_base_model_is_never_champion_however_good():
     rows = evaluation({"baseline": 0.95, "unified": 0.7, "cluster": 0.75, "random_cluster": 0.9, "unified_longer": 0.9}, (20, 20))
-    found = compared(rows)
-    assert found.champion == "cluster"
-    assert "baseline, which cannot be champion (+" in found.sentence
-    assert "random_cluster, which cannot be champion (+" in found.sentence
+    comparison = compared(rows)
+    assert comparison.champion == "cluster"
+    assert "baseline, which cannot be champion (+" in comparison.sentence
+    assert "random_cluster, which cannot be champion (+" in comparison.sentence
     assert compared([r for r in rows if r.method != "unified"]).champion == "baseline", "without a reference the best that is no control"
     assert compared([r for r in rows if r.method in ("cluster", "random_cluster")]).champion == "cluster"
     with pytest.raises(BadData, match="controls alone were answered"):
@@ -542,26 +544,29 @@ def test_base_model_and_controls_do_not_cost_the_methods_any_power(seed: int):
 
 def test_the_champion_and_the_clusters_are_contrasted_with_controls_and_the_champion_with_the_runner_up():
     means = FIVE | {"cluster": 0.83, "hybrid": 0.86, "random_cluster": 0.79, "unified_longer": 0.83}
-    found = compared(evaluation(means, n_items=6, noise=0.02))
-    assert found.champion == "hybrid"
-    assert [(c.method, c.other, c.is_control) for c in found.contrasts] == [
+    comparison = compared(evaluation(means, n_items=6, noise=0.02))
+    assert comparison.champion == "hybrid"
+    assert [(c.method, c.other, c.is_control) for c in comparison.contrasts] == [
         ("hybrid", "cluster", False),
         ("hybrid", "random_cluster", True),
         ("hybrid", "unified_longer", True),
         ("cluster", "random_cluster", True),
         ("cluster", "unified_longer", True),
     ]
-    for contrast in found.contrasts:
-        means_of_both = [found.method(name).means["embedding_similarity"] for name in (contrast.method, contrast.other)]
+    for contrast in comparison.contrasts:
+        means_of_both = [comparison.method(name).means["embedding_similarity"] for name in (contrast.method, contrast.other)]
         assert contrast.difference.mean == pytest.approx(means_of_both[0] - means_of_both[1])
-    assert [c.difference.p_holm for c in found.contrasts] == holm(np.array([c.difference.p for c in found.contrasts])).tolist()
-    assert "hybrid beats the runner-up cluster (+" in found.sentence
-    assert "cluster beats a random partition of the same sizes (+" in found.sentence
-    longer = found.contrast("cluster", "unified_longer")
+    assert [c.difference.p_holm for c in comparison.contrasts] == holm(np.array([c.difference.p for c in comparison.contrasts])).tolist()
+    assert "hybrid beats the runner-up cluster (+" in comparison.sentence
+    assert "cluster beats a random partition of the same sizes (+" in comparison.sentence
+    longer = comparison.contrast("cluster", "unified_longer")
     assert longer is not None
     assert longer.difference.outcome in ("equivalent", "undecided")
-    assert "; is equivalent to unified trained for" in found.sentence or "; is not told apart from unified trained for" in found.sentence
-    assert "| hybrid | cluster | runner-up |" in markdown(found)
+    assert (
+        "; is equivalent to unified trained for" in comparison.sentence
+        or "; is not told apart from unified trained for" in comparison.sentence
+    )
+    assert "| hybrid | cluster | runner-up |" in markdown(comparison)
 
 
 def test_personalisation_is_claimed_only_where_the_control_of_the_claim_is_beaten():
@@ -569,7 +574,7 @@ def test_personalisation_is_claimed_only_where_the_control_of_the_claim_is_beate
     apart = compared(evaluation(gain | {"random_cluster": 0.78}, (10, 20)))
     alike = compared(evaluation(gain | {"random_cluster": 0.84}, (10, 20)))
     worse = compared(evaluation(gain | {"random_cluster": 0.90}, (10, 20)))
-    first = [found.sentence.split(". ")[0] for found in (apart, alike, worse)]
+    first = [comparison.sentence.split(". ")[0] for comparison in (apart, alike, worse)]
     assert all(sentence.startswith("cluster beats unified: ") for sentence in first)
     assert "; and because the people of a cluster are alike: cluster beats a random partition of the same sizes (+" in apart.sentence
     assert "alike is not shown: cluster is not told apart from a random partition of the same sizes (" in alike.sentence
@@ -586,14 +591,14 @@ def test_tie_and_loss_rates_accompany_every_win_rate():
         if r.method == "unified" or r.persona_id < "persona_015"
     ]
     rows += [replace(r, method="cluster") for r in rows if r.persona_id >= "persona_015"]
-    found = compared(rows)
-    against = difference(found, "cluster")
+    comparison = compared(rows)
+    against = difference(comparison, "cluster")
     assert (against.tie_rate, against.win_rate + against.tie_rate + against.loss_rate) == (0.5, pytest.approx(1.0))
     shares = f"{100 * against.win_rate:.0f} / 50 / {100 * against.loss_rate:.0f}%"
-    assert shares in markdown(found)
-    assert f"equal for 50% and worse for {against.loss_rate:.0%} of the personas" in found.sentence
+    assert shares in markdown(comparison)
+    assert f"equal for 50% and worse for {against.loss_rate:.0%} of the personas" in comparison.sentence
     out = io.StringIO()
-    Console(file=out, width=160).print(console(found))
+    Console(file=out, width=160).print(console(comparison))
     assert shares in out.getvalue()
 
 
@@ -606,18 +611,18 @@ def test_dependent_personas_of_a_cluster_widen_the_interval_and_disagreeing_clus
         else r
         for r in rows
     ]
-    found = compared(moved)
-    against = difference(found, "cluster")
+    comparison = compared(moved)
+    against = difference(comparison, "cluster")
     assert against.robust_low is not None
     assert against.robust_high is not None
     assert against.ci_low > 0 > against.robust_low
     assert against.robust_high - against.robust_low > 2 * (against.ci_high - against.ci_low)
     assert against.clusters_disagree
     assert against.by_cluster == pytest.approx(
-        {k: found.method("cluster").by_cluster[k] - found.method("unified").by_cluster[k] for k in gains}
+        {k: comparison.method("cluster").by_cluster[k] - comparison.method("unified").by_cluster[k] for k in gains}
     )
-    assert "though not if the people of a cluster share their luck [-" in found.sentence
-    assert f"by cluster {', '.join(f'{100 * gain:+.2f}' for gain in against.by_cluster.values())}" in found.sentence
+    assert "though not if the people of a cluster share their luck [-" in comparison.sentence
+    assert f"by cluster {', '.join(f'{100 * gain:+.2f}' for gain in against.by_cluster.values())}" in comparison.sentence
     one_cluster = difference(compared(evaluation({"unified": 0.8, "cluster": 0.8}, (6,))), "cluster")
     assert (one_cluster.robust_low, one_cluster.robust_high) == (None, None)
 
@@ -652,6 +657,6 @@ def test_the_variance_of_training_seeds_is_in_the_interval():
 
 def test_the_sentence_says_how_the_gate_ended():
     gate = "The cluster adapters are those of rung lower-lr, which passed the gate as number 2 of those tried."
-    found = compared(evaluation(FIVE), gate=gate)
-    assert gate in found.sentence
-    assert gate in markdown(found)
+    comparison = compared(evaluation(FIVE), gate=gate)
+    assert gate in comparison.sentence
+    assert gate in markdown(comparison)

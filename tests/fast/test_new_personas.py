@@ -70,18 +70,18 @@ def curve(gain: float, *, seed: int, poison: bool = False) -> NewPersonas:
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_more_examples_find_the_better_cluster_more_often_and_one_finds_it_only_without_a_margin(seed: int) -> None:
-    found = curve(0.3, seed=seed)
-    assert [o.n_examples for o in found.chosen] == [o.n_examples for o in found.nearest] == list(EXAMPLES)
-    assert found.chosen[0].leave == found.chosen[0].headline.mean == found.chosen[0].headline.high == 0
-    assert found.nearest[0].headline.low > 0
-    gains = [o.headline.mean for o in found.chosen]
+    results = curve(0.3, seed=seed)
+    assert [o.n_examples for o in results.chosen] == [o.n_examples for o in results.nearest] == list(EXAMPLES)
+    assert results.chosen[0].leave == results.chosen[0].headline.mean == results.chosen[0].headline.high == 0
+    assert results.nearest[0].headline.low > 0
+    gains = [o.headline.mean for o in results.chosen]
     assert gains == sorted(gains)
-    assert found.chosen[-1].headline.low > 0
-    assert found.own.headline.mean == pytest.approx(0.3, abs=0.08)
-    assert found.chosen[-1].headline.mean < found.own.headline.mean
-    assert found.oracle.headline.mean == pytest.approx(found.own.headline.mean, abs=0.1), "picked on other items than it is scored on"
-    assert found.own.nll.mean == found.own.headline.mean, "nll is the negative of the score here, and a gain is positive in both"
-    into_own = found.chosen[-1].own_cluster
+    assert results.chosen[-1].headline.low > 0
+    assert results.own.headline.mean == pytest.approx(0.3, abs=0.08)
+    assert results.chosen[-1].headline.mean < results.own.headline.mean
+    assert results.oracle.headline.mean == pytest.approx(results.own.headline.mean, abs=0.1), "picked on other items than it is scored on"
+    assert results.own.nll.mean == results.own.headline.mean, "nll is the negative of the score here, and a gain is positive in both"
+    into_own = results.chosen[-1].own_cluster
     assert into_own is not None
     assert into_own > 0.8
 
@@ -90,23 +90,23 @@ def test_without_a_gain_by_clusters_no_gain_is_claimed() -> None:
     claims = [curve(0.0, seed=seed).chosen[-1].headline.low > 0 for seed in range(10)]
     assert sum(claims) <= 2
     assert abs(np.mean([curve(0.0, seed=seed).oracle.headline.mean for seed in range(10)])) < 0.02, "nor does the oracle find any"
-    said = sentence(curve(0.0, seed=5))
-    assert said.startswith("For people the adapters never saw, choosing between the clusters and unified is not shown to differ")
-    assert "beats" not in said
-    assert "by it everybody stays with unified" in said
-    assert "so there is nothing shown that choosing could find" in said
+    text = sentence(curve(0.0, seed=5))
+    assert text.startswith("For people the adapters never saw, choosing between the clusters and unified is not shown to differ")
+    assert "beats" not in text
+    assert "by it everybody stays with unified" in text
+    assert "so there is nothing shown that choosing could find" in text
 
 
 def test_the_sentence_follows_from_the_numbers() -> None:
-    found = curve(0.4, seed=4)
-    said = sentence(found)
-    assert "choosing between the clusters and unified beats unified" in said
-    assert "nothing" not in said
-    best = found.chosen[-1].headline
-    assert f"by 3 examples ({100 * found.chosen[1].headline.mean:+.2f} points [" in said
-    assert f"10 examples ({100 * best.mean:+.2f} points [{100 * best.low:+.2f}, {100 * best.high:+.2f}], " in said
-    assert "is worse than unified by 3 examples" in sentence(replace(found, chosen=curve(0.4, seed=4, poison=True).chosen))
-    assert markdown(found).count("\n| ") == 1 + 2 * len(EXAMPLES) + 2
+    results = curve(0.4, seed=4)
+    text = sentence(results)
+    assert "choosing between the clusters and unified beats unified" in text
+    assert "nothing" not in text
+    best = results.chosen[-1].headline
+    assert f"by 3 examples ({100 * results.chosen[1].headline.mean:+.2f} points [" in text
+    assert f"10 examples ({100 * best.mean:+.2f} points [{100 * best.low:+.2f}, {100 * best.high:+.2f}], " in text
+    assert "is worse than unified by 3 examples" in sentence(replace(results, chosen=curve(0.4, seed=4, poison=True).chosen))
+    assert markdown(results).count("\n| ") == 1 + 2 * len(EXAMPLES) + 2
 
 
 def test_choices_do_not_see_test_scores() -> None:
@@ -121,18 +121,18 @@ def test_a_persona_counts_only_up_to_its_number_of_examples() -> None:
     losses = {p: its[:4] if p == "p0" else its for p, its in losses.items()}
     tested = {"embedding_similarity": scores, "nll": scores}
     rng = np.random.default_rng(0)
-    found = new_personas(losses, tested, clusters, metric="embedding_similarity", higher_is_better=True, draws=200, rng=rng)
-    assert [o.n_personas for o in found.chosen] == [30, 30, 29, 29]
-    assert [o.n_personas for o in found.nearest] == [30, 30, 29, 29]
-    assert found.own.n_personas == 30
+    results = new_personas(losses, tested, clusters, metric="embedding_similarity", higher_is_better=True, draws=200, rng=rng)
+    assert [o.n_personas for o in results.chosen] == [30, 30, 29, 29]
+    assert [o.n_personas for o in results.nearest] == [30, 30, 29, 29]
+    assert results.own.n_personas == 30
 
 
 def test_the_figure_has_both_rules_with_intervals_and_their_baselines() -> None:
-    found = curve(0.3, seed=1)
-    drawn = figures.new_personas(found)["data"]
+    results = curve(0.3, seed=1)
+    drawn = figures.new_personas(results)["data"]
     assert [trace["name"] for trace in drawn] == ["margin of 1 standard error", "no margin", "unified", "their cluster in the study"]
-    assert drawn[0]["y"] == [100 * o.headline.mean for o in found.chosen]
-    assert drawn[3]["y"][0] == 100 * found.own.headline.mean
+    assert drawn[0]["y"] == [100 * o.headline.mean for o in results.chosen]
+    assert drawn[3]["y"][0] == 100 * results.own.headline.mean
 
 
 def view(members: tuple[tuple[str, ...], ...]) -> StudyView:
@@ -218,12 +218,12 @@ def test_a_study_measures_new_people_beside_its_methods_and_changes_none_of_them
     assert isinstance(stores.tracker, MemoryTracker)
     assert not [name for name in stores.tracker.models if "heldout" in name], "they are for measuring, not for serving"
 
-    found = curve_of(state_of(study, stores), plan_of(study, stores), stores)
-    assert found is not None
-    assert (found.n_personas, found.n_clusters) == (2, 2)
+    measured_curve = curve_of(state_of(study, stores), plan_of(study, stores), stores)
+    assert measured_curve is not None
+    assert (measured_curve.n_personas, measured_curve.n_clusters) == (2, 2)
     results = stores.folder(study.name) / "results"
-    assert own_gain_from(results / "new_personas.csv") == pytest.approx(found.own.nll.mean)
-    assert sentence(found) in (results / "summary.md").read_text(encoding="utf-8")
+    assert own_gain_from(results / "new_personas.csv") == pytest.approx(measured_curve.own.nll.mean)
+    assert sentence(measured_curve) in (results / "summary.md").read_text(encoding="utf-8")
     assert 'section id="new-persona"' in (results / "report.html").read_text(encoding="utf-8")
     assert evaluate(EvaluationRequest(study_name=study.name), stores, LOG) == 0
 

@@ -103,16 +103,16 @@ def test_the_table_has_the_comparisons_numbers(read: Reader, report_data: Report
 @settings(max_examples=60)
 @given(st.recursive(st.text() | st.integers() | st.none(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=8))
 def test_a_data_block_holds_any_value_and_ends_where_it_should(value: object) -> None:
-    found = Reader(f"<p>before</p>{data_block('data', value)}<p>after</p>")
-    assert json.loads(found.scripts["data"]) == value
-    assert found.words == ["before", "after"]
+    reader = Reader(f"<p>before</p>{data_block('data', value)}<p>after</p>")
+    assert json.loads(reader.scripts["data"]) == value
+    assert reader.words == ["before", "after"]
 
 
 @given(st.text(st.characters(exclude_categories=["C"])), st.text(st.characters(exclude_categories=["C"])))
 def test_text_in_a_cell_reads_as_it_was_written(first: str, second: str) -> None:
-    found = Reader(table(["a", "b"], [[text(first), text(second)]], numeric=[False, True], caption=first))
-    assert [tag for tag, _ in found.elements].count("td") == 2
-    assert second in "".join(found.words)
+    reader = Reader(table(["a", "b"], [[text(first), text(second)]], numeric=[False, True], caption=first))
+    assert [tag for tag, _ in reader.elements].count("td") == 2
+    assert second in "".join(reader.words)
 
 
 def test_the_signal_is_shown_with_its_verdict_and_chance(report_data: ReportData) -> None:

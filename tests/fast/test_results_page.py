@@ -43,9 +43,9 @@ def finished(name: str, means: Mapping[str, float], stores: Stores) -> None:
         )
     ]
     directions = {"embedding_similarity": True, "prompt_tokens": False}
-    found = compare_methods(rows, headline="embedding_similarity", higher_is_better=directions, draws=200, rng=rng)
-    write_tables(found, rows, stores.folder(name) / "results")
-    draw(found, figure_path(stores, name), name)
+    comparison = compare_methods(rows, headline="embedding_similarity", higher_is_better=directions, draws=200, rng=rng)
+    write_tables(comparison, rows, stores.folder(name) / "results")
+    draw(comparison, figure_path(stores, name), name)
 
 
 def test_the_page_holds_every_study_and_judges_it_by_the_missions_criteria(stores: Stores, tmp_path: Path) -> None:
