@@ -1,4 +1,4 @@
-"""Opening the study database: dialects, locking, migration on first open, and what is said when it does not answer."""
+"""Open the study database: dialects, locking, migration on first use, and the error when it does not answer."""
 
 import fcntl
 from collections.abc import Iterator
@@ -36,29 +36,29 @@ class Database:
         self.engine = _engine(self._url)
         if self._url.get_backend_name() == "sqlite":
             self._make_lock_file()
-        # Always under the lock: reading a database that another process is only just making can fail.
-        with self._explained(), self._migration_lock():
-            known = self._revision()
-            if known != REVISION:
-                self._migrate(known)
+        # Always under the lock: reading a database that another process is still creating can fail.
+        with self._service_errors(), self._migration_lock():
+            revision = self._revision()
+            if revision != REVISION:
+                self._migrate(revision)
 
     @property
-    def shown_url(self) -> str:
-        """The URL as it may be printed: without its password."""
-        return _shown(self._url)
+    def redacted_url(self) -> str:
+        """The URL without its password, safe to print."""
+        return _redacted(self._url)
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
-        """Yield a connection to read with; on SQLite readers never wait for the writer."""
-        with self._explained(), self.engine.connect() as connection:
+        """Yield a connection for reading; on SQLite readers never wait for the writer."""
+        with self._service_errors(), self.engine.connect() as connection:
             yield connection
 
     @contextmanager
     def writing(self) -> Iterator[Connection]:
         """Yield a connection in a transaction that is committed when the block ends well."""
-        # SQLite: a transaction that reads before it writes would fail at once on a rival write instead of waiting its turn.
+        # SQLite: a transaction that reads before it writes would fail at once when another process writes, instead of waiting.
         writer = self.engine.execution_options(sqlite_begin="BEGIN IMMEDIATE")
-        with self._explained(), writer.begin() as connection:
+        with self._service_errors(), writer.begin() as connection:
             yield connection
 
     def upsert(self, connection: Connection, table: sa.Table, rows: list[dict[str, Any]], *, replace: bool, where: Any = None) -> None:
@@ -75,16 +75,16 @@ class Database:
         connection.execute(statement, rows)
 
     @contextmanager
-    def _explained(self) -> Iterator[None]:
+    def _service_errors(self) -> Iterator[None]:
         try:
             yield
         except DBAPIError as error:
-            # The other kinds are faults of a statement, not of the service; SQLite reports some of those as operational, too.
-            faulty = str(error.orig).startswith(("no such ", "near "))
-            if faulty or type(error) not in (OperationalError, InterfaceError, DatabaseError):
+            # The other types are errors in a statement, not in the service; SQLite reports some of those as operational errors, too.
+            in_statement = str(error.orig).startswith(("no such ", "near "))
+            if in_statement or type(error) not in (OperationalError, InterfaceError, DatabaseError):
                 raise
             cause = str(error.orig).strip().partition("\n")[0]
-            raise ServiceDown(f"study database {self.shown_url} does not answer: {cause}; start it or correct its URL") from error
+            raise ServiceDown(f"study database {self.redacted_url} does not answer: {cause}; start it or correct its URL") from error
 
     @property
     def _lock_file(self) -> Path:
@@ -94,10 +94,10 @@ class Database:
         try:
             make_folder(self._lock_file.parent)
             for file in (self._lock_file, Path(str(self._url.database))):
-                # People's words stand in it: what SQLite adds beside it is as closed as it is.
+                # It holds private conversations; SQLite gives the files it creates beside it the same permissions.
                 file.touch(mode=0o600)
         except OSError as error:
-            raise ServiceDown(f"study database {self.shown_url} cannot be written: {error}; choose a folder you may write to") from error
+            raise ServiceDown(f"study database {self.redacted_url} cannot be written: {error}; choose a folder you may write to") from error
 
     def _revision(self) -> str | None:
         with self.engine.connect() as connection:
@@ -105,13 +105,13 @@ class Database:
                 return None
             return connection.execute(sa.text("select version_num from alembic_version")).scalar()
 
-    def _migrate(self, known: str | None) -> None:
-        if known is not None and known > REVISION:
+    def _migrate(self, revision: str | None) -> None:
+        if revision is not None and revision > REVISION:
             raise BadSettings(
-                f"study database {self.shown_url} is at revision {known}, this clusterlora knows {REVISION}; upgrade clusterlora"
+                f"study database {self.redacted_url} is at revision {revision}, this clusterlora knows {REVISION}; upgrade clusterlora"
             )
         if self.engine.dialect.name == "sqlite":
-            # Kept in the file, so that readers never wait for the writer. It cannot be set inside a transaction.
+            # WAL lets readers go on while another process writes. It is stored in the file and cannot be set inside a transaction.
             with self.engine.execution_options(sqlite_begin="").connect() as connection:
                 connection.exec_driver_sql("PRAGMA journal_mode=WAL")
         _upgrade(self.engine)
@@ -132,7 +132,7 @@ class Database:
 
 
 def _upgrade(engine: Engine) -> None:
-    # Alembic is wanted once in a database's life; the other openings do not pay for its import.
+    # Imported here: only a migration needs Alembic, and every other opening would pay for its import.
     from alembic import command
     from alembic.config import Config
 
@@ -151,13 +151,13 @@ def _parse(url: str) -> URL:
     if parsed.drivername in {"postgresql", "postgres"}:
         parsed = parsed.set(drivername="postgresql+psycopg")
     if parsed.drivername not in {"sqlite", "sqlite+pysqlite", "postgresql+psycopg"}:
-        raise BadSettings(f"study database {_shown(parsed)} is neither SQLite nor PostgreSQL; write {_EXAMPLES}")
+        raise BadSettings(f"study database {_redacted(parsed)} is neither SQLite nor PostgreSQL; write {_EXAMPLES}")
     if parsed.get_backend_name() == "sqlite" and parsed.database in {None, "", ":memory:"}:
-        raise BadSettings(f"study database {_shown(parsed)} names no file; write {_EXAMPLES}")
+        raise BadSettings(f"study database {_redacted(parsed)} names no file; write {_EXAMPLES}")
     return parsed
 
 
-def _shown(url: URL) -> str:
+def _redacted(url: URL) -> str:
     return url.difference_update_query(["password", "passfile", "sslpassword"]).render_as_string(hide_password=True)
 
 
@@ -170,7 +170,7 @@ def _engine(url: URL) -> Engine:
 
     @event.listens_for(engine, "connect")
     def _configure(connection: Any, _record: object) -> None:  # pyright: ignore[reportUnusedFunction]
-        # The driver's own transaction handling is off: it would begin too late and without choosing a kind.
+        # Turn off the driver's own transaction handling: it begins too late, and never with BEGIN IMMEDIATE.
         connection.isolation_level = None
         connection.execute("PRAGMA foreign_keys=ON")
         connection.execute("PRAGMA synchronous=FULL")

@@ -1,4 +1,4 @@
-"""What a study holds twice although primary keys allow it: the same thing under two positions or ids."""
+"""Rows that a study holds more than once although no primary key is violated: the same thing under two positions or ids."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -21,29 +21,32 @@ _TABLES: tuple[tuple[sa.Table, RowKind, tuple[str, ...]], ...] = (
 
 def duplicates(connection: Connection, study: str) -> tuple[Duplicates, ...]:
     """Return one value per kind of row that is there more than once."""
-    rows_by_kind: dict[RowKind, Sequence[Any]] = {kind: _twice(connection, study, table, names) for table, kind, names in _TABLES}
+    rows_by_kind: dict[RowKind, Sequence[Any]] = {kind: _repeated(connection, study, table, names) for table, kind, names in _TABLES}
     return tuple(
-        Duplicates(kind, len(twice), tuple(map(str, twice[0][:-1])), int(twice[0][-1])) for kind, twice in rows_by_kind.items() if twice
+        Duplicates(kind, len(repeated), tuple(map(str, repeated[0][:-1])), int(repeated[0][-1]))
+        for kind, repeated in rows_by_kind.items()
+        if repeated
     )
 
 
-def _twice(connection: Connection, study: str, table: sa.Table, names: tuple[str, ...]) -> Sequence[Any]:
+def _repeated(connection: Connection, study: str, table: sa.Table, names: tuple[str, ...]) -> Sequence[Any]:
+    """Return the values of these columns that more than one row has, each with the number of rows."""
     columns = [table.c[name] for name in names]
-    many = sa.select(*columns, sa.func.count()).where(table.c.study == study).group_by(*columns).having(sa.func.count() > 1)
-    return connection.execute(many.order_by(*columns)).all()
+    query = sa.select(*columns, sa.func.count()).where(table.c.study == study).group_by(*columns).having(sa.func.count() > 1)
+    return connection.execute(query.order_by(*columns)).all()
 
 
 def drop_answers(connection: Connection, study: str) -> None:
-    """Remove, of answers to one question, those whose id is not the digest of the question, with their scores."""
+    """Where an item is answered more than once, delete the answers whose id is not the digest of the item, and their scores."""
     table, scores = schema.answers, schema.scores
-    for composition_key, persona_id, item_id, _ in _twice(connection, study, table, ("composition_key", "persona_id", "item_id")):
-        right = rows.answer_id(study, Answer(composition_key, item_id, persona_id, "test", "", ()))
-        same = (
+    for composition_key, persona_id, item_id, _ in _repeated(connection, study, table, ("composition_key", "persona_id", "item_id")):
+        digest_id = rows.answer_id(study, Answer(composition_key, item_id, persona_id, "test", "", ()))
+        same_item = (
             table.c.study == study,
             table.c.composition_key == composition_key,
             table.c.persona_id == persona_id,
             table.c.item_id == item_id,
         )
-        wrong = connection.execute(sa.select(table.c.id).where(*same, table.c.id != right)).scalars().all()
-        connection.execute(sa.delete(scores).where(scores.c.answer_id.in_(wrong)))
-        connection.execute(sa.delete(table).where(table.c.id.in_(wrong)))
+        wrong_ids = connection.execute(sa.select(table.c.id).where(*same_item, table.c.id != digest_id)).scalars().all()
+        connection.execute(sa.delete(scores).where(scores.c.answer_id.in_(wrong_ids)))
+        connection.execute(sa.delete(table).where(table.c.id.in_(wrong_ids)))

@@ -1,4 +1,4 @@
-"""Adapter weights as PEFT folders on a disk, by content key. What can be seen is complete, on the disk, and free of pickles."""
+"""Adapter weights as PEFT folders on disk, by content key. Every folder under a key is complete, synced to disk and free of pickles."""
 
 import re
 import shutil
@@ -20,7 +20,7 @@ class FileAdapterStore:
         """Open or create the store.
 
         Args:
-            fetch: brings an adapter that is not here, `fetch(key, empty_folder)`; false when nobody has it.
+            fetch: downloads an adapter that is not on this machine, `fetch(key, empty_folder)`; returns false when it is nowhere.
         """
         self._root = root
         self._fetch = fetch
@@ -38,7 +38,7 @@ class FileAdapterStore:
             shutil.rmtree(incoming, ignore_errors=True)
 
     def save(self, key: str, folder: Path) -> Path:
-        """Keep a copy of a PEFT folder under its key; the first copy of a key stays, unless files of it are missing or cut.
+        """Store a copy of a PEFT folder under its key; the first copy of a key stays, unless its files are missing or truncated.
 
         Raises:
             BadData: the folder is not a PEFT adapter of safetensors and JSON files alone.
@@ -95,7 +95,7 @@ class FileAdapterStore:
         if folder.is_dir() and not _is_whole(folder):
             self.quarantine(key)
         try:
-            # One rename makes the whole adapter visible; it fails when somebody else's equal copy came first.
+            # One rename makes the whole adapter visible; it fails when another process stored an equal copy first.
             put_folder_in_place(incoming, folder)
         except OSError:
             if not folder.is_dir():

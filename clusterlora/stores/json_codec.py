@@ -44,7 +44,7 @@ def plain(value: object) -> Any:
 
 
 def from_plain(kind: type[T], value: object) -> T:
-    """Return the value of type `kind` that `plain` made these dicts and lists of. Raises BadData."""
+    """Return the value of type `kind` from the dicts and lists that `plain` returned. Raises BadData."""
     try:
         return cast("T", _reader(kind)(value))
     except _MisfitError as misfit:
@@ -52,15 +52,15 @@ def from_plain(kind: type[T], value: object) -> T:
 
 
 class _MisfitError(Exception):
-    """A value that is not of its type; `where` grows on the way out."""
+    """A value that is not of its type; `where` is its path, which each enclosing reader prefixes with its own part."""
 
     def __init__(self, what: str, where: str = "") -> None:
         super().__init__(what)
         self.what = what
         self.where = where
 
-    def inside(self, place: str) -> "_MisfitError":
-        return _MisfitError(self.what, place + self.where)
+    def inside(self, path: str) -> "_MisfitError":
+        return _MisfitError(self.what, path + self.where)
 
 
 _Reader = Callable[[Any], Any]
@@ -68,7 +68,7 @@ _Reader = Callable[[Any], Any]
 
 @cache
 def _reader(hint: Any) -> _Reader:
-    """Return what reads values of a type. Types are looked at once: a study's data are hundreds of thousands of values."""
+    """Return the function that reads values of a type; cached, because a study's data are hundreds of thousands of values."""
     if hint is Any:
         return lambda value: value
     origin, args = get_origin(hint), get_args(hint)
@@ -83,15 +83,15 @@ def _reader(hint: Any) -> _Reader:
     if origin in (dict, Mapping):
         return _mapping_reader(args[1])
     if hint is float:
-        return lambda value: float(value) if type(value) is int else _of(float, value)
-    return lambda value: _of(hint, value)
+        return lambda value: float(value) if type(value) is int else _checked(float, value)
+    return lambda value: _checked(hint, value)
 
 
 def _dataclass_reader(kind: type[object]) -> _Reader:
     readers = {name: _reader(hint) for name, hint in get_type_hints(kind).items()}
 
     def read(value: Any) -> Any:
-        fields: dict[str, Any] = _of(dict, value)
+        fields: dict[str, Any] = _checked(dict, value)
         values: dict[str, Any] = {}
         name = ""
         try:
@@ -128,14 +128,14 @@ def _literal_reader(choices: tuple[Any, ...]) -> _Reader:
 
 def _series_reader(hint: Any) -> _Reader:
     reader = _reader(hint)
-    return lambda value: _read_each(repeat(reader), _of(list, value))
+    return lambda value: _read_each(repeat(reader), _checked(list, value))
 
 
 def _tuple_reader(hints: tuple[Any, ...]) -> _Reader:
     readers = [_reader(hint) for hint in hints]
 
     def read(value: Any) -> Any:
-        if len(_of(list, value)) != len(readers):
+        if len(_checked(list, value)) != len(readers):
             raise _MisfitError(f"has {len(value)} values, not {len(readers)}")
         return _read_each(readers, value)
 
@@ -143,13 +143,13 @@ def _tuple_reader(hints: tuple[Any, ...]) -> _Reader:
 
 
 def _read_each(readers: Iterable[_Reader], values: list[Any]) -> tuple[Any, ...]:
-    found: list[Any] = []
+    typed: list[Any] = []
     try:
         for reader, value in zip(readers, values, strict=False):
-            found.append(reader(value))
+            typed.append(reader(value))
     except _MisfitError as misfit:
-        raise misfit.inside(f"[{len(found)}]") from None
-    return tuple(found)
+        raise misfit.inside(f"[{len(typed)}]") from None
+    return tuple(typed)
 
 
 def _mapping_reader(hint: Any) -> _Reader:
@@ -161,10 +161,11 @@ def _mapping_reader(hint: Any) -> _Reader:
         except _MisfitError as misfit:
             raise misfit.inside(f"[{key!r}]") from None
 
-    return lambda value: {key: read_one(key, one) for key, one in _of(dict, value).items()}
+    return lambda value: {key: read_one(key, item) for key, item in _checked(dict, value).items()}
 
 
-def _of(kind: type[T], value: object) -> T:
+def _checked(kind: type[T], value: object) -> T:
+    """Return the value if it is exactly of this type."""
     if type(value) is not kind:
         raise _MisfitError(f"is {value!r}, not {kind.__name__}")
     return value

@@ -1,4 +1,4 @@
-"""The kinds of metadata a study has, and the word that stands for each in the database."""
+"""The kinds of metadata a study has, and the name of each in the database."""
 
 from collections.abc import Mapping
 
@@ -6,7 +6,7 @@ from clusterlora import metadata
 from clusterlora.gate.power import Power
 from clusterlora.persona_signal.measure import PersonaSignal
 
-WORD_BY_KIND: Mapping[type, str] = {
+NAME_BY_KIND: Mapping[type, str] = {
     metadata.Provenance: "provenance",
     metadata.TrackerPage: "tracker_page",
     metadata.TruthAgreement: "truth_agreement",
@@ -20,4 +20,4 @@ WORD_BY_KIND: Mapping[type, str] = {
     PersonaSignal: "signal",
     Power: "gate_power",
 }
-"""Once a word is in use it stays: databases hold it."""
+"""A name never changes once it is in use: databases hold it."""

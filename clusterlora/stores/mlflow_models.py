@@ -1,4 +1,4 @@
-"""The model registry as people use it: what is there, what is it, which version is the champion, and its files."""
+"""The model registry as people use it: list its models, look up a version, promote it to champion, download its files."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ CHAMPION = "champion"
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """A version of a registered model. `compared` says what the comparison of its study found of its method."""
+    """A version of a registered model. Its tags hold what the comparison of its study found about its method."""
 
     name: str
     version: str
@@ -36,47 +36,47 @@ class Registry:
     """The registry of an MLflow server."""
 
     def __init__(self, uri: str, *, patience_seconds: float = 10.0) -> None:
-        """Remember the server's address. Raises BadSettings when it is none."""
+        """Remember the server's address. Raises BadSettings when it is not an http address."""
         self._server = MlflowServer(uri, patience_seconds=patience_seconds)
         self._client = self._server.client
 
     def versions(self, study: str | None = None) -> tuple[Version, ...]:
-        """Return the latest version of every registered model, and beside it those with an alias, by name."""
+        """Return every registered model's latest version and its versions with an alias, by name."""
 
         def read() -> list[Version]:
-            wanted = f"tags.study = '{study}'" if study else None
-            found: list[Version] = []
-            for model in self._client.search_registered_models(filter_string=wanted, max_results=1000):
-                versions = sorted(self._of(model.name), key=lambda v: int(v.version))
-                found += [v for v in versions if v.aliases or v is versions[-1]]
-            return found
+            filter_string = f"tags.study = '{study}'" if study else None
+            listed: list[Version] = []
+            for model in self._client.search_registered_models(filter_string=filter_string, max_results=1000):
+                versions = sorted(self._versions_of(model.name), key=lambda v: int(v.version))
+                listed += [v for v in versions if v.aliases or v is versions[-1]]
+            return listed
 
         return tuple(self._server.call("the list of models", read))
 
-    def version(self, asked: str) -> Version:
-        """Return what `NAME`, `NAME@alias` or `NAME/version` means; a name alone is its champion, else its latest. Raises UnknownName."""
-        name, _, alias = asked.removeprefix("models:/").partition("@")
+    def version(self, reference: str) -> Version:
+        """Return the version `NAME`, `NAME@alias` or `NAME/version`; a name alone is its champion, else its latest. Raises UnknownName."""
+        name, _, alias = reference.removeprefix("models:/").partition("@")
         name, _, number = name.partition("/")
-        versions = self._server.call(f"model {name}", lambda: self._of(name))
+        versions = self._server.call(f"model {name}", lambda: self._versions_of(name))
         if not versions:
             raise UnknownName(f"there is no registered model {name!r}; see: clusterlora registry list")
-        found = [v for v in versions if (not number or v.version == number) and (not alias or alias in v.aliases)]
-        if not found:
-            known = ", ".join(f"{v.version} ({', '.join(v.aliases)})" if v.aliases else v.version for v in versions)
-            raise UnknownName(f"model {name} has no version {number or '@' + alias}; it has {known}")
-        champions = [v for v in found if CHAMPION in v.aliases]
-        return (champions or sorted(found, key=lambda v: int(v.version)))[-1]
+        matching = [v for v in versions if (not number or v.version == number) and (not alias or alias in v.aliases)]
+        if not matching:
+            existing = ", ".join(f"{v.version} ({', '.join(v.aliases)})" if v.aliases else v.version for v in versions)
+            raise UnknownName(f"model {name} has no version {number or '@' + alias}; it has {existing}")
+        champions = [v for v in matching if CHAMPION in v.aliases]
+        return (champions or sorted(matching, key=lambda v: int(v.version)))[-1]
 
     def promote(self, chosen: Version, *, forced_because: str | None = None) -> None:
-        """Move the champion's alias to a version that its study's comparison found best; a forced move is recorded with its reason.
+        """Move the champion alias to a version that its study's comparison found best; a forced move is recorded with its reason.
 
         Raises:
-            BadSettings: the comparison did not, or there was none.
+            BadSettings: another method was better, or nothing was compared, and the move is not forced.
         """
         if not chosen.passed and not forced_because:
-            says = chosen.tags.get("comparison_says", "its study has not compared it")
+            reason = chosen.tags.get("comparison_says", "its study has not compared it")
             raise BadSettings(
-                f"{chosen.name} version {chosen.version} (method {chosen.tags.get('method', '?')}) is not promoted: {says} "
+                f"{chosen.name} version {chosen.version} (method {chosen.tags.get('method', '?')}) is not promoted: {reason} "
                 "Compare again, or give --force REASON, which is kept with the version"
             )
 
@@ -90,10 +90,10 @@ class Registry:
         self._server.call(f"alias {CHAMPION}", move)
 
     def download(self, chosen: Version, folder: Path) -> Path:
-        """Fetch a version's files into a folder; return that of its artifacts: routes.json and adapters/<key>/.
+        """Download a version's files into a folder; return the folder of its artifacts: routes.json and adapters/<key>/.
 
         Raises:
-            BadData: they are not those that were registered.
+            BadData: the files differ from those that were registered.
         """
 
         def fetch() -> Path:
@@ -111,17 +111,17 @@ class Registry:
     def _source(self, chosen: Version) -> str:
         return str(self._client.get_model_version(chosen.name, chosen.version).source)
 
-    def _of(self, name: str) -> list[Version]:
+    def _versions_of(self, name: str) -> list[Version]:
         try:
             aliases = self._client.get_registered_model(name).aliases
         except MlflowException as error:
             if error.error_code == "RESOURCE_DOES_NOT_EXIST":
                 return []
             raise
-        by_version: dict[str, list[str]] = {}
+        aliases_by_version: dict[str, list[str]] = {}
         for alias, version in aliases.items():
-            by_version.setdefault(str(version), []).append(alias)
-        return [_version(found, tuple(sorted(by_version.get(str(found.version), ())))) for found in self._search(name)]
+            aliases_by_version.setdefault(str(version), []).append(alias)
+        return [_version(one, tuple(sorted(aliases_by_version.get(str(one.version), ())))) for one in self._search(name)]
 
     def _search(self, name: str) -> list[ModelVersion]:
         return list(self._client.search_model_versions(f"name = '{name}'", max_results=1000))
@@ -134,6 +134,6 @@ def registry_at(uri: str | None) -> Registry:
     return Registry(uri)
 
 
-def _version(found: ModelVersion, aliases: tuple[str, ...]) -> Version:
-    created = datetime.fromtimestamp((found.creation_timestamp or 0) / 1000, UTC).isoformat(timespec="seconds")
-    return Version(found.name, str(found.version), aliases, created, dict(found.tags), found.description or "")
+def _version(model: ModelVersion, aliases: tuple[str, ...]) -> Version:
+    created = datetime.fromtimestamp((model.creation_timestamp or 0) / 1000, UTC).isoformat(timespec="seconds")
+    return Version(model.name, str(model.version), aliases, created, dict(model.tags), model.description or "")

@@ -28,20 +28,20 @@ def add_version(client: MlflowClient, run_id: str, name: str, table: RoutingTabl
     """
     content = content_of(to_json(table), folders)
     _make_model(client, name, {"study": table.study, "method": table.method, "base_model": table.model.base})
-    for known in client.search_model_versions(f"name = '{name}'"):
-        if known.tags.get("content") == content:
-            # The same weights, compared again.
+    for registered in client.search_model_versions(f"name = '{name}'"):
+        if registered.tags.get("content") == content:
+            # The same weights may have been compared again.
             for tag, value in about.tags.items():
-                client.set_model_version_tag(name, str(known.version), tag, value)
+                client.set_model_version_tag(name, str(registered.version), tag, value)
             if about.card:
-                _describe(client, name, str(known.version), about.card)
-            return str(known.version)
+                _describe(client, name, str(registered.version), about.card)
+            return str(registered.version)
     path = f"models/{name}/{content}"
     with tempfile.TemporaryDirectory() as temporary:
         model = Path(temporary) / "model"
         write_model(model, table, folders)
         client.log_artifacts(run_id, str(model), path)
-    described = {
+    tags = {
         **about.tags,
         "content": content,
         "study": table.study,
@@ -50,25 +50,27 @@ def add_version(client: MlflowClient, run_id: str, name: str, table: RoutingTabl
         "base_revision": table.base_revision,
         "adapters": str(len(folders)),
     }
-    made = client.create_model_version(name, source=f"runs:/{run_id}/{path}", run_id=run_id, tags=described)
-    client.set_registered_model_alias(name, "candidate", str(made.version))
+    created = client.create_model_version(name, source=f"runs:/{run_id}/{path}", run_id=run_id, tags=tags)
+    client.set_registered_model_alias(name, "candidate", str(created.version))
     if about.card:
-        _describe(client, name, str(made.version), about.card)
-    return str(made.version)
+        _describe(client, name, str(created.version), about.card)
+    return str(created.version)
 
 
 def model_versions(client: MlflowClient, study: str) -> tuple[ModelVersion, ...]:
-    """Return the versions that a study registered, and whether what they are made of is there."""
-    found: list[ModelVersion] = []
-    for known in client.search_model_versions(f"name LIKE '{study}%'", max_results=10_000):
-        content, run_id = known.tags.get("content"), known.run_id
-        if known.tags.get("study") != study or content is None or run_id is None:
+    """Return the versions that a study registered, and whether their artifacts are complete."""
+    versions: list[ModelVersion] = []
+    for registered in client.search_model_versions(f"name LIKE '{study}%'", max_results=10_000):
+        content, run_id = registered.tags.get("content"), registered.run_id
+        if registered.tags.get("study") != study or content is None or run_id is None:
             continue
-        path = f"models/{known.name}/{content}"
+        path = f"models/{registered.name}/{content}"
         keys = tuple(sorted(Path(file.path).name for file in _listed(client, run_id, f"{path}/artifacts/adapters")))
-        whole = f"{path}/MLmodel" in {file.path for file in _listed(client, run_id, path)} and len(keys) == int(known.tags["adapters"])
-        found.append(ModelVersion(known.name, str(known.version), keys, whole, content, f"runs:/{run_id}/{path}/artifacts"))
-    return tuple(found)
+        n_adapters = int(registered.tags["adapters"])
+        whole = f"{path}/MLmodel" in {file.path for file in _listed(client, run_id, path)} and len(keys) == n_adapters
+        uri = f"runs:/{run_id}/{path}/artifacts"
+        versions.append(ModelVersion(registered.name, str(registered.version), keys, whole, content, uri))
+    return tuple(versions)
 
 
 def _listed(client: MlflowClient, run_id: str, path: str) -> list[Any]:
@@ -81,7 +83,7 @@ def _listed(client: MlflowClient, run_id: str, path: str) -> list[Any]:
 
 
 def _describe(client: MlflowClient, name: str, version: str, card: str) -> None:
-    """Put the card where both pages of the registry show it; the model's is that of its latest version."""
+    """Make the card the description of the version and of the model, which shows that of its latest version."""
     text = card.replace("{version}", version)
     client.update_model_version(name, version, description=text)
     client.update_registered_model(name, description=text)
@@ -91,10 +93,10 @@ def _make_model(client: MlflowClient, name: str, tags: Mapping[str, str]) -> Non
     try:
         client.create_registered_model(name, tags=dict(tags))
     except MlflowException:
-        # Made before; if it was not, this raises what is really wrong.
-        known = client.get_registered_model(name).tags
+        # It exists already; if not, this raises the actual error.
+        registered_tags = client.get_registered_model(name).tags
         for tag, value in tags.items():
-            if known.get(tag) != value:
+            if registered_tags.get(tag) != value:
                 client.set_registered_model_tag(name, tag, value)
 
 
@@ -102,9 +104,9 @@ def write_model(model: Path, table: RoutingTable, folders: Mapping[str, Path]) -
     """Write an MLflow model folder: the script, routes.json and the PEFT folders, from which any PEFT program can read them.
 
     Raises:
-        BadData: the weights are not those of the table.
+        BadData: the weights differ from those recorded in the table.
     """
-    # Seconds to import, and training runs, which never register, share this module.
+    # Imported here: it takes seconds, and training runs, which import this module, never register.
     from mlflow import pyfunc
 
     with tempfile.TemporaryDirectory() as temporary:

@@ -1,4 +1,4 @@
-"""A training run at MLflow that is under way: what it is told goes through an outbox, as letters that survive its process."""
+"""An open training run at MLflow: everything logged to it goes through an outbox, as messages that survive its process."""
 
 import re
 import time
@@ -11,7 +11,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, RunTag
 
 from clusterlora.errors import ServiceDown
-from clusterlora.stores.outbox import Letter, Outbox
+from clusterlora.stores.outbox import Outbox, Payload
 
 METRICS_PER_REQUEST = 1000
 """MLflow's own limit."""
@@ -21,7 +21,7 @@ _NOT_IN_NAMES = re.compile(r"[^\w./ :-]")
 
 
 class MlflowRun:
-    """An open child run. Nothing it is told is lost to an outage, and none of it is waited for."""
+    """An open child run. Nothing logged to it is lost to an outage, and logging metrics and tags never waits for the server."""
 
     def __init__(self, run_id: str, outbox: Outbox, *, patience_seconds: float) -> None:
         self.run_id = run_id
@@ -39,7 +39,7 @@ class MlflowRun:
             self._put(f"{len(batch)} metrics", metrics=batch)
 
     def system(self, values: Mapping[str, float], step: int) -> None:
-        """Log a sample of how busy the machine is."""
+        """Log one sample of the machine's load."""
         timestamp = now()
         self._put("system metrics", metrics=[[name, value, timestamp, step] for name, value in values.items()])
 
@@ -47,11 +47,11 @@ class MlflowRun:
         self._put("tags", tags=dict(values))
 
     def end(self, status: str) -> None:
-        """End the run once everything else is sent."""
+        """End the run after everything else has been sent."""
         self._put("the end of the run", status=status)
 
     def artifacts(self, folder: Path, path: str) -> str:
-        """Upload a folder; return its URI. In an outage it is uploaded later, and must stay where it is.
+        """Upload a folder; return its URI. During an outage it is uploaded later, so the folder must stay where it is.
 
         Raises:
             ServiceDown: the server refused it.
@@ -67,37 +67,37 @@ class MlflowRun:
         return self._outbox.put(what, {"run_id": self.run_id, **content})
 
 
-def send(client: MlflowClient, letter: Letter) -> None:
-    """Send a letter of a run's. Sent twice it changes nothing."""
-    run_id = letter["run_id"]
-    if "metrics" in letter:
-        client.log_batch(run_id, metrics=[Metric(*point) for point in letter["metrics"]])
-    elif "tags" in letter:
-        client.log_batch(run_id, tags=[RunTag(name, value) for name, value in letter["tags"].items()])
-    elif "folder" in letter:
-        client.log_artifacts(run_id, letter["folder"], letter["path"])
+def send(client: MlflowClient, payload: Payload) -> None:
+    """Send one payload of a run; sending it twice changes nothing."""
+    run_id = payload["run_id"]
+    if "metrics" in payload:
+        client.log_batch(run_id, metrics=[Metric(*point) for point in payload["metrics"]])
+    elif "tags" in payload:
+        client.log_batch(run_id, tags=[RunTag(name, value) for name, value in payload["tags"].items()])
+    elif "folder" in payload:
+        client.log_artifacts(run_id, payload["folder"], payload["path"])
     else:
-        client.set_terminated(run_id, letter["status"])
+        client.set_terminated(run_id, payload["status"])
 
 
 def metrics_of(values: Mapping[str, float]) -> list[Metric]:
-    """Return values as metrics of this moment."""
+    """Return values as MLflow metrics with the present time."""
     timestamp = now()
     return [Metric(mlflow_name(name), value, timestamp, 0) for name, value in values.items()]
 
 
-def mlflow_name(of: str) -> str:
-    """Return a name of a metric, a tag or a file as MLflow takes it."""
-    return _NOT_IN_NAMES.sub("-", of)
+def mlflow_name(name: str) -> str:
+    """Return a metric's, tag's or file's name with the characters that MLflow refuses replaced by dashes."""
+    return _NOT_IN_NAMES.sub("-", name)
 
 
 def batches(values: Sequence[Any], size: int) -> Iterator[list[Any]]:
-    """Yield the values in lists of at most so many."""
+    """Yield the values in lists of at most `size`."""
     remaining = iter(values)
     while batch := list(islice(remaining, size)):
         yield batch
 
 
 def now() -> int:
-    """Return the moment as MLflow counts it: milliseconds since 1970."""
+    """Return the present time in MLflow's unit: milliseconds since 1970."""
     return time.time_ns() // 1_000_000

@@ -1,4 +1,4 @@
-"""The connection to an MLflow server: is it there, and what is said when it is not."""
+"""The connection to an MLflow server: whether it answers, waiting until it does, and the error when it does not."""
 
 import re
 import time
@@ -36,11 +36,11 @@ class MlflowServer:
         self.client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         self.patience_seconds = patience_seconds
         self.address = _CREDENTIALS.sub("//", uri).rstrip("/")
-        self.shown = f"MLflow at {_CREDENTIALS.sub('//***@', uri)}"
+        self.display_name = f"MLflow at {_CREDENTIALS.sub('//***@', uri)}"
         self._health = f"{self.address}/health"
 
     def is_away(self) -> bool:
-        """Return whether nobody answers, or only a proxy in front of nobody. Anything else it may say is an answer."""
+        """Return whether the server does not answer, or only a proxy in front of it does (status 5xx)."""
         try:
             urllib.request.urlopen(self._health, timeout=_HEALTH_SECONDS).close()
         except urllib.error.HTTPError as answer:
@@ -51,27 +51,27 @@ class MlflowServer:
         return False
 
     def call(self, what: str, send: Callable[[], T]) -> T:
-        """Return what `send` returns, waiting for the server as long as patience lasts.
+        """Return what `send` returns, waiting for the server for up to `patience_seconds`.
 
         Raises:
             ServiceDown: the server is away, or refuses.
-            BadSettings: it asks for another password.
+            BadSettings: it refuses the credentials.
         """
         began = time.monotonic()
         for pause in pauses():
-            # Asked first, because MLflow's client takes minutes to find out for itself.
+            # Checked first: MLflow's own client takes minutes to notice an outage.
             if not self.is_away():
                 try:
                     return send()
                 except MlflowException as error:
                     if error.get_http_status_code() in (401, 403) or "You are not authenticated" in str(error):
                         raise BadSettings(
-                            f"{self.shown} does not let you in for {what}; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD "
-                            "to an account of it"
+                            f"{self.display_name} does not let you in for {what}; set MLFLOW_TRACKING_USERNAME and "
+                            "MLFLOW_TRACKING_PASSWORD to an account of it"
                         ) from error
                     if not self.is_away():
-                        raise ServiceDown(f"{self.shown} refused {what}: {str(error).partition(chr(10))[0]}") from error
+                        raise ServiceDown(f"{self.display_name} refused {what}: {str(error).partition(chr(10))[0]}") from error
             if time.monotonic() - began + pause > self.patience_seconds:
                 break
             time.sleep(pause)
-        raise ServiceDown(f"{self.shown} does not answer to {what}; start it (`clusterlora up`) or correct MLFLOW_TRACKING_URI")
+        raise ServiceDown(f"{self.display_name} does not answer to {what}; start it (`clusterlora up`) or correct MLFLOW_TRACKING_URI")

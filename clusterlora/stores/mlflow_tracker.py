@@ -25,7 +25,7 @@ from clusterlora.stores.mlflow_registry import add_version, model_versions
 from clusterlora.stores.mlflow_run import METRICS_PER_REQUEST, MlflowRun, batches, metrics_of, mlflow_name, now, send
 from clusterlora.stores.mlflow_server import MlflowServer
 from clusterlora.stores.mlflow_view import VIEW_TAG, view
-from clusterlora.stores.outbox import Letter, Outbox, send_left_over
+from clusterlora.stores.outbox import Outbox, Payload, send_left_over
 from clusterlora.stores.routing_table import RoutingTable
 from clusterlora.stores.system_metrics import sampled
 from clusterlora.values import Dataset, TrainedAdapter, Verdict
@@ -37,7 +37,7 @@ _PARAM_CHARACTERS = 6000
 """Limits of MLflow's interface."""
 
 _WAIT_FOR_PARENT_SECONDS = 10.0
-"""How long to wait for the run of whoever made the experiment, who may be about to make it, or may have been killed before."""
+"""How long to wait for the parent run of an experiment that another process created: that process may have been killed in between."""
 
 _KIND = "clusterlora.run"
 _NOTE = "mlflow.note.content"
@@ -46,13 +46,13 @@ _INHERITED_TAGS = ("data_digest", "git_revision", "clusterlora_version")
 
 
 class MlflowTracker:
-    """A Tracker on an MLflow server. What is logged during training survives an outage; the rest waits a minute, then says so."""
+    """A Tracker on an MLflow server. What is logged during training survives an outage; other calls wait a minute, then raise."""
 
     def __init__(self, uri: str, *, patience_seconds: float = 60.0, outbox: Path | None = None) -> None:
         """Remember the server's address.
 
         Args:
-            outbox: a folder for what a training run could not send; whoever starts a study or a run next sends it.
+            outbox: folder for messages that a training run could not send; starting a study or a run sends them.
 
         Raises:
             BadSettings: not the address of a server.
@@ -72,7 +72,7 @@ class MlflowTracker:
         self._send_left_over()
         run = self._server.call(f"the start of run {name!r}", lambda: self._start_child(study, name, params, tags))
         file = self._outbox / f"{run.info.run_id}.json" if self._outbox else None
-        outbox = Outbox(self._server.shown, self._server.is_away, partial(send, self._client), file)
+        outbox = Outbox(self._server.display_name, self._server.is_away, partial(send, self._client), file)
         opened = MlflowRun(run.info.run_id, outbox, patience_seconds=self._server.patience_seconds)
         status = "FAILED"
         try:
@@ -82,8 +82,8 @@ class MlflowTracker:
         finally:
             opened.end(status)
             if unsent := outbox.close(patience_seconds=self._server.patience_seconds):
-                later = "it is kept and sent by the next run" if file else "the weights are in the adapter store"
-                log.error("%s stayed away; run %r lacks %s; %s", self._server.shown, name, ", ".join(unsent), later)
+                consequence = "the next run sends it" if file else "the weights are in the adapter store"
+                log.error("%s does not answer; run %r lacks %s; %s", self._server.display_name, name, ", ".join(unsent), consequence)
 
     def log_verdict(self, study: str, verdict: Verdict) -> None:
         outcome = "pass" if verdict.passed else "fail"
@@ -140,14 +140,14 @@ class MlflowTracker:
 
         Statuses other than failed and killed mean finished.
         """
-        ended = {"failed": "FAILED", "killed": "KILLED", "cancelled": "KILLED"}.get(status.lower(), "FINISHED")
+        run_status = {"failed": "FAILED", "killed": "KILLED", "cancelled": "KILLED"}.get(status.lower(), "FINISHED")
 
         def log_it() -> None:
             parent = self._parent(study)
             self._end_abandoned(parent)
             for batch in batches(metrics_of({f"seconds/{phase}": value for phase, value in (seconds or {}).items()}), METRICS_PER_REQUEST):
                 self._client.log_batch(parent.info.run_id, metrics=batch)
-            self._client.set_terminated(parent.info.run_id, ended)
+            self._client.set_terminated(parent.info.run_id, run_status)
 
         self._server.call("the end of the study", log_it)
 
@@ -168,9 +168,9 @@ class MlflowTracker:
         return run_id, f"runs:/{run_id}/{path}"
 
     def open_runs(self, study: str) -> tuple[OpenRun, ...]:
-        def ask() -> tuple[OpenRun, ...]:
+        def read() -> tuple[OpenRun, ...]:
             experiment = self._client.get_experiment_by_name(study)
-            found = self._all_runs(experiment.experiment_id, "attributes.status = 'RUNNING'") if experiment else []
+            runs = self._all_runs(experiment.experiment_id, "attributes.status = 'RUNNING'") if experiment else []
             return tuple(
                 OpenRun(
                     run.info.run_id,
@@ -178,11 +178,11 @@ class MlflowTracker:
                     tags.get("training_group"),
                     int(tags["attempt"]) if "attempt" in tags else None,
                 )
-                for run in found
+                for run in runs
                 for tags in (run.data.tags,)
             )
 
-        return self._server.call("the list of open runs", ask)
+        return self._server.call("the list of open runs", read)
 
     def kill_run(self, run_id: str) -> None:
         self._server.call("the end of a run", lambda: self._client.set_terminated(run_id, "KILLED"))
@@ -205,33 +205,33 @@ class MlflowTracker:
         return self._server.call(f"the download of {uri}", lambda: self._download(run_id, path, folder))
 
     def _send_left_over(self) -> None:
-        def one(what: str, letter: Letter) -> None:
+        def send_one(what: str, payload: Payload) -> None:
             try:
-                self._server.call(f"{what}, left over from run {letter['run_id']}", lambda: send(self._client, letter))
+                self._server.call(f"{what}, left over from run {payload['run_id']}", lambda: send(self._client, payload))
             except OSError as problem:
-                # What it refuses now it refuses for ever; only an outage is waited for.
+                # A refused message would be refused again; only after an outage it is worth another try.
                 if self._server.is_away():
                     raise
                 log.warning("%s", problem)
 
         if self._outbox is not None:
-            send_left_over(self._outbox, one)
+            send_left_over(self._outbox, send_one)
 
     def _start_study(self, study: str, params: Mapping[str, Any], tags: Mapping[str, str], dataset: Dataset, *, running: bool) -> str:
         experiment_id, is_new = _experiment(self._client, study)
         parent = _find_parent(self._client, experiment_id, wait_seconds=0 if is_new else _WAIT_FOR_PARENT_SECONDS)
         if parent is None:
-            made = self._client.create_run(experiment_id, tags={_KIND: "study"}, run_name=study)
-            # Somebody who waited in vain at the same moment has made one, too: all take the oldest.
-            parent = _find_parent(self._client, experiment_id) or made
-            if parent.info.run_id != made.info.run_id:
-                self._client.delete_run(made.info.run_id)
+            created = self._client.create_run(experiment_id, tags={_KIND: "study"}, run_name=study)
+            # Another process that waited in vain may have created one at the same moment: all use the oldest.
+            parent = _find_parent(self._client, experiment_id) or created
+            if parent.info.run_id != created.info.run_id:
+                self._client.delete_run(created.info.run_id)
             else:
-                self._client.log_inputs(made.info.run_id, datasets=[_dataset_input(study, dataset)])
+                self._client.log_inputs(created.info.run_id, datasets=[_dataset_input(study, dataset)])
                 layout = view(f"tags.`{_KIND}` = 'training'", created_at=now())
                 self._client.set_experiment_tag(experiment_id, VIEW_TAG, layout)
                 if not running:
-                    self._client.set_terminated(made.info.run_id)
+                    self._client.set_terminated(created.info.run_id)
         run_id = parent.info.run_id
         self._log_missing_params(run_id, _params(params))
         self._client.log_batch(run_id, tags=[RunTag(k, v) for k, v in {**tags, "data_digest": dataset.digest, "study": study}.items()])
@@ -247,17 +247,17 @@ class MlflowTracker:
                 for batch in batches(missing, _PARAMS_PER_REQUEST):
                     self._client.log_batch(run_id, params=batch)
             except MlflowException:
-                # Somebody who launched the same study at the same moment was faster with some of them.
+                # Another launch of the same study may have logged some of them in the meantime.
                 if len(self._missing(run_id, params)) == len(missing):
                     raise
 
     def _missing(self, run_id: str, params: Sequence[Param]) -> list[Param]:
-        there = self._client.get_run(run_id).data.params
-        return [p for p in params if p.key not in there]
+        logged = self._client.get_run(run_id).data.params
+        return [p for p in params if p.key not in logged]
 
     def _start_child(self, study: str, name: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> Run:
         parent = self._parent(study)
-        # Somebody was killed in the middle of it: nobody else will end that run.
+        # A run of this name that is still open belongs to a killed process; nothing else would end it.
         self._end_abandoned(parent, name)
         inherited = {tag: parent.data.tags[tag] for tag in _INHERITED_TAGS if tag in parent.data.tags}
         own = {**inherited, **tags, "study": study, _KIND: "training", "mlflow.parentRunId": parent.info.run_id}
@@ -268,11 +268,11 @@ class MlflowTracker:
 
     def _all_runs(self, experiment_id: str, filter_string: str) -> list[Run]:
         page = self._client.search_runs([experiment_id], filter_string=filter_string)
-        found = list(page)
+        runs = list(page)
         while page.token:
             page = self._client.search_runs([experiment_id], filter_string=filter_string, page_token=page.token)
-            found += page
-        return found
+            runs += page
+        return runs
 
     def _end_abandoned(self, parent: Run, name: str | None = None) -> None:
         running = f"attributes.status = 'RUNNING' and tags.`mlflow.parentRunId` = '{parent.info.run_id}'"
@@ -284,7 +284,7 @@ class MlflowTracker:
         if study not in self._parents:
             parent = _find_parent(self._client, _experiment(self._client, study)[0])
             if parent is None:
-                raise UnknownName(f"study {study!r} has no run in {self._server.shown}; prepare the study first")
+                raise UnknownName(f"study {study!r} has no run in {self._server.display_name}; prepare the study first")
             self._parents[study] = parent
         return self._parents[study]
 
@@ -308,11 +308,11 @@ class MlflowTracker:
 
 
 def _experiment(client: MlflowClient, study: str) -> tuple[str, bool]:
-    """Return the id of the study's experiment, and whether it was made just now, by us."""
+    """Return the id of the study's experiment, and whether this call created it."""
     try:
         return client.create_experiment(study), True
     except MlflowException:
-        # Made before, or by somebody else a moment ago.
+        # It exists already; another process may have just created it.
         experiment = client.get_experiment_by_name(study)
         if experiment is None:
             raise
@@ -333,11 +333,11 @@ def _exists(client: MlflowClient, run_id: str | None) -> bool:
 def _find_parent(client: MlflowClient, experiment_id: str, *, wait_seconds: float = 0) -> Run | None:
     """Return the run of the study itself, or None when there is none after waiting for it."""
     oldest = ["attributes.start_time ASC", "attributes.run_id ASC"]
-    ends = time.monotonic() + wait_seconds
+    deadline = time.monotonic() + wait_seconds
     while True:
-        found = client.search_runs([experiment_id], filter_string=f"tags.`{_KIND}` = 'study'", order_by=oldest, max_results=1)
-        if found or time.monotonic() >= ends:
-            return found[0] if found else None
+        runs = client.search_runs([experiment_id], filter_string=f"tags.`{_KIND}` = 'study'", order_by=oldest, max_results=1)
+        if runs or time.monotonic() >= deadline:
+            return runs[0] if runs else None
         time.sleep(0.1)
 
 

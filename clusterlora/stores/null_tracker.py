@@ -1,4 +1,4 @@
-"""The tracker of an installation without MLflow: nothing is sent anywhere, and nothing can be had back."""
+"""The tracker of an installation without MLflow: it records nothing and has nothing to download."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager

@@ -1,6 +1,6 @@
-"""Messages to a server that may be away: sent in order from a thread, kept while it is, so that training never waits for it.
+"""A queue of messages to a server that may be down: a thread sends them in order, so that training never waits for the server.
 
-While it is away they are on the disk as well: what a process cannot send, because it ends or the power does, the next one sends.
+During an outage they are on disk as well: what a process could not send before it ended or lost power, a later one sends.
 """
 
 import fcntl
@@ -23,14 +23,14 @@ log = logging.getLogger(__name__)
 _LONGEST_PAUSE_SECONDS = 5.0
 
 
-Letter = Mapping[str, Any]
-"""What a message consists of, as JSON values."""
+Payload = Mapping[str, Any]
+"""The content of a message, as JSON values."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Message:
     what: str
-    letter: Letter | None
+    payload: Payload | None
     sent: Future[Any] = field(default_factory=Future[Any])
 
 
@@ -48,21 +48,21 @@ class Outbox:
     Retries live here rather than in the orchestrator: repeating hours of training because a loss could not be logged is no remedy.
     """
 
-    def __init__(self, server: str, is_away: Callable[[], bool], send: Callable[[Letter], Any], file: Path | None = None) -> None:
-        """Begin with nothing to send.
+    def __init__(self, server: str, is_away: Callable[[], bool], send: Callable[[Payload], Any], file: Path | None = None) -> None:
+        """Start the sending thread.
 
         Args:
-            server: what to call it in warnings.
-            is_away: asked before each message, and after a failure: it tells an outage from a message that is refused.
-            send: sends a letter.
-            file: where letters are kept during an outage, see `send_left_over`; they are kept in memory alone without.
+            server: its name in warnings.
+            is_away: called before each message and after a failure, to tell an outage from a refused message.
+            send: sends a payload.
+            file: where payloads are kept during an outage, see `send_left_over`; None keeps them in memory only.
         """
         self._server = server
         self._is_away = is_away
         self._send = send
         self._file = file
         self._lock = _lock_of(file) if file else None
-        self._books = threading.Lock()
+        self._unsent_lock = threading.Lock()
         self._messages: queue.SimpleQueue[_Message | None] = queue.SimpleQueue()
         self._unsent: list[_Message] = []
         self._away_since: float | None = None
@@ -70,16 +70,16 @@ class Outbox:
         self._thread = threading.Thread(target=self._work, name=f"outbox to {server}", daemon=True)
         self._thread.start()
 
-    def put(self, what: str, letter: Letter | None = None) -> "Future[Any]":
-        """Queue a letter. The future holds what `send` returned, or its error when the server refused it."""
-        message = _Message(what, letter)
-        with self._books:
+    def put(self, what: str, payload: Payload | None = None) -> "Future[Any]":
+        """Queue a message. The future holds what `send` returned, or its error when the server refused it."""
+        message = _Message(what, payload)
+        with self._unsent_lock:
             self._unsent.append(message)
         self._messages.put(message)
         return message.sent
 
     def wait(self, sent: "Future[Any]", *, patience_seconds: float) -> bool:
-        """Wait for a message to be sent or refused; return false once the server has been away for so long meanwhile."""
+        """Wait for a message to be sent or refused; return false once the server has been away for `patience_seconds`."""
         began = time.monotonic()
         while not sent.done():
             wait_for([sent], timeout=0.2)
@@ -88,7 +88,7 @@ class Outbox:
         return True
 
     def close(self, *, patience_seconds: float) -> tuple[str, ...]:
-        """Wait until everything is sent; return what is not when patience with an outage ends. Nothing is sent after that."""
+        """Wait until everything is sent, or the server has been away for `patience_seconds`; return what is unsent. Stops the thread."""
         unsent: tuple[str, ...] = ()
         if not self.wait(self.put("the end"), patience_seconds=patience_seconds):
             unsent = tuple(message.what for message in self._unsent[:-1])
@@ -103,19 +103,19 @@ class Outbox:
         return unsent
 
     def save(self) -> None:
-        """Bring what is not sent to the disk, where there is a place for it."""
+        """Write the unsent messages to the file, if there is one."""
         if self._file is None:
             return
-        with self._books:
-            kept = [(message.what, message.letter) for message in self._unsent if message.letter is not None]
+        with self._unsent_lock:
+            unsent = [(message.what, message.payload) for message in self._unsent if message.payload is not None]
             try:
-                if kept:
-                    write_durably(self._file, json.dumps(kept).encode())
+                if unsent:
+                    write_durably(self._file, json.dumps(unsent).encode())
                 else:
                     self._file.unlink(missing_ok=True)
             except OSError as error:
-                # They are still in memory.
-                log.warning("%d messages for %s cannot be kept in %s: %s", len(kept), self._server, self._file, error)
+                # The messages are still in memory.
+                log.warning("%d messages for %s cannot be written to %s: %s", len(unsent), self._server, self._file, error)
 
     def _work(self) -> None:
         while (message := self._messages.get()) is not None and not self._given_up.is_set():
@@ -123,53 +123,53 @@ class Outbox:
 
     def _deliver(self, message: _Message) -> None:
         for pause in pauses():
-            # Asked first as well, because a client may take minutes to find out for itself.
+            # Checked before sending: a client may take minutes to notice an outage.
             if not self._is_away():
                 try:
-                    result = self._send(message.letter) if message.letter is not None else None
-                except Exception as error:  # noqa: BLE001  (what a server or its client raises is not known; it is logged or handed on)
+                    result = self._send(message.payload) if message.payload is not None else None
+                except Exception as error:  # noqa: BLE001  (a client may raise anything; it is logged or handed on)
                     if not self._is_away():
                         log.warning("%s refused %s: %s", self._server, message.what, str(error).partition("\n")[0])
-                        self._settle(message)
+                        self._remove(message)
                         message.sent.set_exception(error)
                         return
                 else:
-                    self._settle(message)
+                    self._remove(message)
                     message.sent.set_result(result)
                     return
             self._away_since = self._away_since or time.monotonic()
             self.save()
             away = time.monotonic() - self._away_since
-            log.warning("%s has been away for %.0f s; %s is kept and tried again in %.1f s", self._server, away, message.what, pause)
+            log.warning("%s has not answered for %.0f s; %s is kept and sent again in %.1f s", self._server, away, message.what, pause)
             if self._given_up.wait(pause):
                 return
 
-    def _settle(self, message: _Message) -> None:
-        with self._books:
+    def _remove(self, message: _Message) -> None:
+        with self._unsent_lock:
             self._unsent.remove(message)
         if self._away_since is not None or not self._unsent:
             self.save()
         self._away_since = None
 
 
-def send_left_over(folder: Path, send: Callable[[str, Letter], Any]) -> None:
-    """Send the letters of outboxes in a folder whose processes have ended, in order; each outbox is forgotten once all of it is sent."""
-    # A power cut may have taken the lock and left the letters.
-    for file in sorted({found.with_suffix(".json") for kind in ("*.json", "*.lock") for found in folder.glob(kind)}):
+def send_left_over(folder: Path, send: Callable[[str, Payload], Any]) -> None:
+    """Send the messages left in a folder by processes that have ended, in order; an outbox's files are deleted once all is sent."""
+    # A power cut may have lost the lock file but not the messages.
+    for file in sorted({path.with_suffix(".json") for pattern in ("*.json", "*.lock") for path in folder.glob(pattern)}):
         try:
             lock = _lock_of(file)
         except BlockingIOError:
-            continue  # its process lives
+            continue  # its process is still running
         with lock:
             if file.exists():
-                for what, letter in json.loads(file.read_bytes()):
-                    send(what, letter)
+                for what, payload in json.loads(file.read_bytes()):
+                    send(what, payload)
                 file.unlink()
             _path_of_lock(file).unlink(missing_ok=True)
 
 
 def _lock_of(file: Path) -> TextIO:
-    """Return the open lock of an outbox, which its process holds as long as it lives. Raises BlockingIOError when another does."""
+    """Return an outbox's lock, held until the file or its process ends. Raises BlockingIOError when another process holds it."""
     make_folder(file.parent)
     lock = _path_of_lock(file).open("w")
     try:

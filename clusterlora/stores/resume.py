@@ -1,4 +1,4 @@
-"""What makes a study the same study when it is launched again."""
+"""Check that a study launched again under its name has the same settings and the same data."""
 
 from dataclasses import replace
 from typing import Any, cast
@@ -9,31 +9,32 @@ from clusterlora.stores.json_codec import plain
 from clusterlora.values import Dataset
 
 
-def as_decided(asked: Study, known: PreparedStudy) -> PreparedStudy:
-    """Return what is asked for, with what it leaves open as it was decided when the known study was first prepared: dtype and date."""
-    study = prepared(asked, known.model.dtype if asked.model.dtype == "auto" else asked.model.dtype)
-    return replace(study, model=replace(study.model, template_date=asked.model.template_date or known.model.template_date))
+def as_decided(study: Study, recorded: PreparedStudy) -> PreparedStudy:
+    """Return the study with the dtype and date it leaves open set to those chosen when the recorded study was first prepared."""
+    with_dtype = prepared(study, recorded.model.dtype if study.model.dtype == "auto" else study.model.dtype)
+    template_date = study.model.template_date or recorded.model.template_date
+    return replace(with_dtype, model=replace(with_dtype.model, template_date=template_date))
 
 
-def refuse_other_settings(known: PreparedStudy, asked: PreparedStudy) -> None:
-    """Check that a study of a known name is asked for with the settings it began with; runtime settings may change.
+def refuse_other_settings(recorded: PreparedStudy, study: PreparedStudy) -> None:
+    """Check that a study launched again has the settings that were recorded; runtime settings may change.
 
     Raises:
         BadSettings: names every field that differs, with both values.
     """
-    before, after = plain(known), plain(asked)
+    before, after = plain(recorded), plain(study)
     del before["runtime"], after["runtime"]
     if differing := _differences(before, after, ""):
         raise BadSettings(
-            f"study {known.name!r} exists with other settings: {'; '.join(differing)}. Give them back their values, or choose another name"
+            f"study {study.name!r} exists with other settings: {'; '.join(differing)}. Give them back their values, or choose another name"
         )
 
 
-def refuse_other_data(study: str, known_digest: str | None, dataset: Dataset) -> None:
-    """Check that a study's data, if it has any, are these. Raises BadData."""
-    if known_digest not in (None, dataset.digest):
+def refuse_other_data(study: str, recorded_digest: str | None, dataset: Dataset) -> None:
+    """Check that a study's data, if any are recorded, are these. Raises BadData."""
+    if recorded_digest not in (None, dataset.digest):
         raise BadData(
-            f"study {study!r} holds other data (digest {known_digest}, offered {dataset.digest}); "
+            f"study {study!r} holds other data (digest {recorded_digest}, offered {dataset.digest}); "
             "bring the data back as they were, or choose another study name"
         )
 

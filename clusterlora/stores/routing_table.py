@@ -1,4 +1,4 @@
-"""Which composition of adapters answers whom: what a registered model is made of besides weights, as kept in its routes.json."""
+"""Which composition of adapters answers which persona: the routes.json of a registered model."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -34,9 +34,9 @@ class RoutingTable:
     """How a registered model answers.
 
     `personas` maps a persona id to its composition, the empty one being the base model; `default` answers everybody else.
-    `names` are the adapters' names by key, for people to read, and `weights_sha256` their digests, which every use is checked against;
-    versions registered before digests were have none. `descriptions` are those of the personas whose prompt shows them,
-    `exchanges` the train dialogues of those whose prompt shows some.
+    `names` are the adapters' readable names by key, and `weights_sha256` their digests, which are checked whenever weights are loaded;
+    versions registered without digests have none. `descriptions` are those of the personas whose prompt shows them, `exchanges` the
+    train dialogues of the personas whose prompt shows some.
     """
 
     study: str
@@ -87,17 +87,17 @@ def _with_current_names(composition: Any) -> Any:
 
 
 def other_artifacts(artifacts: Path, content: str | None, recorded: Mapping[str, str] | None = None) -> str:
-    """Return how a folder of routes.json and adapters/<key>/ differs from what a version was registered with; empty when it does not.
+    """Return how a folder of routes.json and adapters/<key>/ differs from what was registered as a version; empty when it does not.
 
     Args:
-        content: the version's identity in the registry; models of other programs have none.
+        content: the version's content digest in the registry; models of other programs have none.
         recorded: digests by key for versions that were registered without them.
     """
     try:
         routes = (artifacts / "routes.json").read_text(encoding="utf-8")
         folders = {folder.name: folder for folder in sorted((artifacts / "adapters").iterdir())}
         if content not in (None, content_of(routes, folders)):
-            return "its routes or the keys of its adapters are others"
+            return "its routes or the keys of its adapters differ"
         table = read_routing_table(routes)
         replace(table, weights_sha256={**(recorded or {}), **table.weights_sha256}).refuse_other_weights(folders)
     except (OSError, UnicodeDecodeError, BadData) as problem:
@@ -106,5 +106,5 @@ def other_artifacts(artifacts: Path, content: str | None, recorded: Mapping[str,
 
 
 def content_of(routes: str, keys: Iterable[str]) -> str:
-    """Return what identifies a registered version: a digest of the text of its routes.json and of its adapters' keys."""
+    """Return the content digest of a registered version: over the text of its routes.json and its adapters' keys."""
     return digest([routes, sorted(keys)])

@@ -35,7 +35,7 @@ def of_personas(study: str, dataset: Dataset) -> list[Values]:
 
 
 def of_dialogues(study: str, dataset: Dataset) -> list[Values]:
-    """Return the rows of `dialogues`; they remember their order within a persona."""
+    """Return the rows of `dialogues`; `position` is their order within a persona."""
     return [
         {
             "study": study,
@@ -52,7 +52,7 @@ def of_dialogues(study: str, dataset: Dataset) -> list[Values]:
 
 
 def dataset(personas: Iterable[Any], dialogues: Iterable[Any]) -> Dataset:
-    """Return the data set of rows that come in order of position."""
+    """Return the data set of rows sorted by position."""
     dialogues_by_persona: dict[str, list[Dialogue]] = {}
     for row in dialogues:
         turns, context = from_json(tuple[Turn, ...], row.turns), from_json(tuple[tuple[str, str], ...], row.context)
@@ -81,7 +81,7 @@ def of_members(study: str, value: Clustering) -> list[Values]:
 
 
 def clustering(row: Any, members: Sequence[Any]) -> Clustering:
-    """Return the clustering of rows that come in order of cluster and position."""
+    """Return the clustering of a row and its members' rows, sorted by cluster and position."""
     n_clusters = 1 + max((m.cluster for m in members), default=-1)
     ids = tuple(tuple(m.persona_id for m in members if m.cluster == k) for k in range(n_clusters))
     quality, map_2d = from_json(tuple[tuple[str, float], ...], row.quality), from_json(tuple[tuple[str, float, float], ...], row.map_2d)
@@ -102,7 +102,7 @@ def adapter(row: Any) -> TrainedAdapter:
 
 
 def of_curve(key: str, value: LearningCurve) -> Values:
-    """Return the row of `learning_curves`: six digits of every loss, as many as float32 is good for."""
+    """Return the row of `learning_curves`: every loss to six digits, the precision of float32."""
     return {"key": key, "split": value.split, "losses": to_json([float(f"{loss:.6g}") for loss in value.losses])}
 
 
@@ -122,7 +122,7 @@ def attempt(row: Any) -> Attempt:
 
 
 def answer_id(study: str, value: Answer) -> str:
-    """Return the primary key of an answer: 128 bits of digest of everything that identifies it."""
+    """Return the primary key of an answer: a 128-bit digest of everything that identifies it."""
     return digest([study, value.composition_key, value.persona_id, value.item_id], length=32)
 
 

@@ -17,7 +17,7 @@ metadata = MetaData(
 
 
 class Words(TypeDecorator[str]):
-    """What a person or a model said. A NUL, which PostgreSQL cannot keep, becomes the replacement character."""
+    """Text written by a person or a model. A NUL, which PostgreSQL cannot store, becomes the replacement character."""
 
     impl = Text
     cache_ok = True
@@ -108,7 +108,7 @@ adapters = Table(
     Column("steps", Integer, nullable=False),
     Column("train_tokens", BigInteger, nullable=False),
     Column("seconds", Float, nullable=False),
-    # SQLite keeps no NaN: a loss that is not a number is NULL.
+    # SQLite cannot store NaN: a loss that is not a number is NULL.
     Column("first_loss", Float),
     Column("last_loss", Float),
     Column("n_bytes", BigInteger, nullable=False),
@@ -158,7 +158,7 @@ memory_limits = Table(
 answers = Table(
     "answers",
     metadata,
-    # A digest of study, composition, persona and item: scores refer to it without a round trip to learn it.
+    # A digest of study, composition, persona and item, so that scores can refer to it without reading it back.
     Column("id", Text, primary_key=True),
     Column("study", Text, ForeignKey("studies.name"), nullable=False),
     Column("composition_key", Text, nullable=False),

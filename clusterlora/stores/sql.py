@@ -16,7 +16,7 @@ from clusterlora.settings import PreparedStudy, check_study_name
 from clusterlora.stores import duplicates, rows, schema
 from clusterlora.stores.database import Database
 from clusterlora.stores.json_codec import from_json, to_json
-from clusterlora.stores.metadata_kinds import WORD_BY_KIND
+from clusterlora.stores.metadata_kinds import NAME_BY_KIND
 from clusterlora.stores.resume import refuse_other_data, refuse_other_settings
 from clusterlora.values import Answer, Attempt, Clustering, Dataset, LearningCurve, Route, TrainedAdapter, Verdict
 
@@ -24,8 +24,8 @@ T = TypeVar("T")
 
 _ANSWERS_PER_BATCH = 2000
 
-_read_last: dict[str, Dataset] = {}
-"""The data set that was read last, by its digest: every step asks for it, and what a digest names never changes."""
+_cached_dataset: dict[str, Dataset] = {}
+"""The data set read last, by its digest: every step reads it, and the data under a digest never change."""
 
 
 class SqlStudyStore:
@@ -58,8 +58,8 @@ class SqlStudyStore:
     def studies(self) -> tuple[tuple[str, str, str], ...]:
         table = schema.studies
         with self._database.reading() as connection:
-            found = connection.execute(sa.select(table.c.name, table.c.status, table.c.created).order_by(table.c.created.desc()))
-            return tuple((row.name, row.status, row.created) for row in found)
+            query = sa.select(table.c.name, table.c.status, table.c.created).order_by(table.c.created.desc())
+            return tuple((row.name, row.status, row.created) for row in connection.execute(query))
 
     def set_status(self, name: str, status: str) -> None:
         with self._writing(name) as connection:
@@ -70,28 +70,27 @@ class SqlStudyStore:
             return self._value(connection, name, "status")
 
     def save_metadata(self, study: str, value: object) -> None:
-        row = {"study": study, "kind": WORD_BY_KIND[type(value)], "value": to_json(value)}
+        row = {"study": study, "kind": NAME_BY_KIND[type(value)], "value": to_json(value)}
         with self._writing(study) as connection:
             self._database.upsert(connection, schema.study_metadata, [row], replace=True)
 
     def metadata(self, study: str, kind: type[T]) -> T | None:
         table = schema.study_metadata
-        query = _of_study(sa.select(table.c.value), study).where(table.c.kind == WORD_BY_KIND[kind])
+        query = _of_study(sa.select(table.c.value), study).where(table.c.kind == NAME_BY_KIND[kind])
         with self._reading(study) as connection:
             text = connection.execute(query).scalar_one_or_none()
         return None if text is None else from_json(kind, text)
 
     def add_seconds(self, study: str, phase: str, part: str, seconds: float) -> None:
         table = schema.phase_seconds
-        this = (table.c.study == study, table.c.phase == phase, table.c.part == part)
+        same_part = (table.c.study == study, table.c.phase == phase, table.c.part == part)
         with self._writing(study) as connection:
             self._database.upsert(connection, table, [{"study": study, "phase": phase, "part": part, "seconds": 0.0}], replace=False)
-            connection.execute(sa.update(table).where(*this).values(seconds=table.c.seconds + seconds))
+            connection.execute(sa.update(table).where(*same_part).values(seconds=table.c.seconds + seconds))
 
     def seconds(self, study: str) -> tuple[tuple[str, str, float], ...]:
-        found = [(row.phase, row.part, row.seconds) for row in self._read(study, schema.phase_seconds)]
         # Not sorted by the database: the collations of PostgreSQL differ between servers.
-        return tuple(sorted(found))
+        return tuple(sorted((row.phase, row.part, row.seconds) for row in self._read(study, schema.phase_seconds)))
 
     def save_dataset(self, study: str, dataset: Dataset) -> None:
         with self._writing(study) as connection:
@@ -105,13 +104,13 @@ class SqlStudyStore:
             digest = self._value(connection, study, "data_digest")
         if digest is None:
             raise UnknownName(f"study {study!r} has no data yet; prepare it first")
-        if (known := _read_last.get(digest)) is not None:
-            return known
+        if (dataset := _cached_dataset.get(digest)) is not None:
+            return dataset
         personas = self._read(study, schema.personas, order=("position",))
-        found = rows.dataset(personas, self._read(study, schema.dialogues, order=("position",)))
-        _read_last.clear()
-        _read_last[digest] = found
-        return found
+        dataset = rows.dataset(personas, self._read(study, schema.dialogues, order=("position",)))
+        _cached_dataset.clear()
+        _cached_dataset[digest] = dataset
+        return dataset
 
     def save_clustering(self, study: str, clustering: Clustering) -> None:
         with self._writing(study) as connection:
@@ -120,8 +119,10 @@ class SqlStudyStore:
             self._database.upsert(connection, schema.cluster_members, rows.of_members(study, clustering), replace=True)
 
     def clustering(self, study: str) -> Clustering | None:
-        found = self._read(study, schema.clusterings)
-        return rows.clustering(found[0], self._read(study, schema.cluster_members, order=("cluster", "position"))) if found else None
+        clusterings = self._read(study, schema.clusterings)
+        if not clusterings:
+            return None
+        return rows.clustering(clusterings[0], self._read(study, schema.cluster_members, order=("cluster", "position")))
 
     def save_adapter(
         self, study: str, adapter: TrainedAdapter, *, curves: Sequence[LearningCurve] = (), instead_of: TrainedAdapter | None = None
@@ -129,7 +130,7 @@ class SqlStudyStore:
         lost = _has_weights_of(instead_of) if instead_of else None
         with self._writing(study) as connection:
             self._database.upsert(connection, schema.adapters, [rows.of_adapter(adapter)], replace=instead_of is not None, where=lost)
-            # The same key is the same training: whose curves stay makes no difference.
+            # The same key means the same training, so it does not matter which of two equal curves stays.
             self._database.upsert(
                 connection, schema.learning_curves, [rows.of_curve(adapter.key, curve) for curve in curves], replace=False
             )
@@ -152,8 +153,8 @@ class SqlStudyStore:
     def adapters(self, study: str) -> tuple[TrainedAdapter, ...]:
         linked = sa.select(schema.adapters).join(schema.study_adapters).where(schema.study_adapters.c.study == study)
         with self._reading(study) as connection:
-            found = [rows.adapter(row) for row in connection.execute(linked)]
-        return tuple(sorted(found, key=lambda a: (a.name, a.key)))
+            adapters = [rows.adapter(row) for row in connection.execute(linked)]
+        return tuple(sorted(adapters, key=lambda a: (a.name, a.key)))
 
     def learning_curves(self, study: str) -> Mapping[str, tuple[LearningCurve, ...]]:
         table, links = schema.learning_curves, schema.study_adapters
@@ -173,16 +174,16 @@ class SqlStudyStore:
         self, study: str, group: str, number: int, *, state: str, detail: str = "", peak_memory_bytes: int | None = None
     ) -> None:
         table = schema.attempts
-        this = (table.c.study == study, table.c.group == group, table.c.number == number)
+        same_attempt = (table.c.study == study, table.c.group == group, table.c.number == number)
         never_started = rows.of_attempt(study, Attempt(group, number, micro_batch=0, state="running"))
         with self._writing(study) as connection:
             self._database.upsert(connection, table, [never_started], replace=False)
             end = {"state": state, "detail": detail, "peak_memory_bytes": peak_memory_bytes}
-            connection.execute(sa.update(table).where(*this, table.c.state == "running").values(**end))
+            connection.execute(sa.update(table).where(*same_attempt, table.c.state == "running").values(**end))
 
     def attempts(self, study: str, group: str | None = None) -> tuple[Attempt, ...]:
-        found = [rows.attempt(row) for row in self._read(study, schema.attempts)]
-        return tuple(sorted((a for a in found if group in (None, a.group)), key=lambda a: (a.group, a.number)))
+        attempts = [rows.attempt(row) for row in self._read(study, schema.attempts)]
+        return tuple(sorted((a for a in attempts if group in (None, a.group)), key=lambda a: (a.group, a.number)))
 
     def save_memory_limit(self, base: str, device: str, max_length: int, *, micro_batch: int) -> None:
         row = {"base": base, "device": device, "max_length": max_length, "micro_batch": micro_batch}
@@ -192,14 +193,14 @@ class SqlStudyStore:
 
     def memory_limit(self, base: str, device: str, max_length: int) -> int | None:
         table = schema.memory_limits
-        there = (table.c.base == base, table.c.device == device, table.c.max_length == max_length)
+        query = sa.select(table.c.micro_batch).where(table.c.base == base, table.c.device == device, table.c.max_length == max_length)
         with self._database.reading() as connection:
-            return connection.execute(sa.select(table.c.micro_batch).where(*there)).scalar_one_or_none()
+            return connection.execute(query).scalar_one_or_none()
 
     def save_answers(self, study: str, answers: Iterable[Answer]) -> None:
         remaining = iter(answers)
         while batch := list(islice(remaining, _ANSWERS_PER_BATCH)):
-            # In one order everywhere, so that two writers of the same answers never wait for each other in a circle.
+            # In one order everywhere, so that two writers of the same answers cannot deadlock.
             answer_by_id = {rows.answer_id(study, a): a for a in batch}
             ids = sorted(answer_by_id)
             with self._writing(study) as connection:
@@ -210,19 +211,19 @@ class SqlStudyStore:
 
     def answers(self, study: str, composition_keys: Sequence[str] | None = None) -> tuple[Answer, ...]:
         table, scores = schema.answers, schema.scores
-        wanted = table.c.study == study
+        condition = table.c.study == study
         if composition_keys is not None:
-            wanted &= table.c.composition_key.in_(sorted(set(composition_keys)))
+            condition &= table.c.composition_key.in_(sorted(set(composition_keys)))
         with self._reading(study) as connection:
-            found = connection.execute(sa.select(table).where(wanted)).all()
-            values = connection.execute(sa.select(scores).join(table).where(wanted)).all()
-        scores_by_id: dict[str, list[tuple[str, float]]] = {row.id: [] for row in found}
-        for row in values:
+            answer_rows = connection.execute(sa.select(table).where(condition)).all()
+            score_rows = connection.execute(sa.select(scores).join(table).where(condition)).all()
+        scores_by_id: dict[str, list[tuple[str, float]]] = {row.id: [] for row in answer_rows}
+        for row in score_rows:
             # The second query may see answers that were written after the first.
             if row.answer_id in scores_by_id:
                 scores_by_id[row.answer_id].append((row.metric, math.nan if row.value is None else row.value))
-        read = [rows.answer(row, scores_by_id[row.id]) for row in found]
-        return tuple(sorted(read, key=lambda a: (a.composition_key, a.persona_id, a.item_id)))
+        answers = [rows.answer(row, scores_by_id[row.id]) for row in answer_rows]
+        return tuple(sorted(answers, key=lambda a: (a.composition_key, a.persona_id, a.item_id)))
 
     def duplicates(self, study: str) -> tuple[Duplicates, ...]:
         with self._reading(study) as connection:
@@ -242,8 +243,8 @@ class SqlStudyStore:
     def save_verdict(self, study: str, verdict: Verdict) -> None:
         table = schema.verdicts
         with self._writing(study) as connection:
-            known = connection.execute(_of_study(sa.select(table.c.rung), study).order_by(table.c.position)).scalars().all()
-            position = known.index(verdict.rung) if verdict.rung in known else len(known)
+            judged = connection.execute(_of_study(sa.select(table.c.rung), study).order_by(table.c.position)).scalars().all()
+            position = judged.index(verdict.rung) if verdict.rung in judged else len(judged)
             self._database.upsert(connection, table, [rows.of_verdict(study, position, verdict)], replace=True)
 
     def verdicts(self, study: str) -> tuple[Verdict, ...]:
@@ -264,8 +265,8 @@ class SqlStudyStore:
     def _value(self, connection: Connection, study: str, column: str) -> Any:
         row = connection.execute(sa.select(schema.studies.c[column]).where(schema.studies.c.name == study)).one_or_none()
         if row is None:
-            known = ", ".join(connection.execute(sa.select(schema.studies.c.name)).scalars()) or "none"
-            raise UnknownName(f"unknown study {study!r}; known: {known}")
+            names = ", ".join(connection.execute(sa.select(schema.studies.c.name)).scalars()) or "none"
+            raise UnknownName(f"unknown study {study!r}; known: {names}")
         return row[0]
 
     def _read(self, study: str, table: sa.Table, order: tuple[str, ...] = ()) -> Sequence[sa.Row[Any]]:

@@ -15,15 +15,15 @@ _GPU_QUERY = ("utilization.gpu", "memory.used", "memory.total", "power.draw")
 
 @contextmanager
 def sampled(report: Callable[[Mapping[str, float], int], None]) -> Generator[None]:
-    """Report samples and their numbers from 0 on while the block runs, the last one at its end, so that there is always one.
+    """Report numbered samples, from 0, while the block runs, and one more at its end, so that there is always at least one.
 
-    A thread of its own: training neither waits for a sample nor for whoever it is reported to.
+    A thread samples and reports, so that training waits for neither.
     """
     ended = threading.Event()
 
     def work() -> None:
         step, last = 0, False
-        # The first value tells the time since the process began; each further one the time since the one before.
+        # psutil's first value covers the time since the process began, each further one the time since the previous call.
         psutil.cpu_percent()
         while not last:
             last = ended.wait(EVERY_SECONDS)
@@ -40,7 +40,7 @@ def sampled(report: Callable[[Mapping[str, float], int], None]) -> Generator[Non
 
 
 def sample() -> dict[str, float]:
-    """Return what the processors, the memory and this process's GPU (if it has one) do at this moment."""
+    """Return the load of the processors, the memory and this process's GPU (if it has one) at this moment."""
     memory = psutil.virtual_memory()
     values = {
         "cpu_utilization_percentage": psutil.cpu_percent(),
@@ -52,7 +52,7 @@ def sample() -> dict[str, float]:
 
 
 def _gpu() -> dict[str, float]:
-    """Return the load of the GPU that this process computes on: others of the machine belong to other runs."""
+    """Return the load of the GPU that this process computes on; the machine's other GPUs belong to other runs."""
     import torch
 
     tool = shutil.which("nvidia-smi")
@@ -60,12 +60,12 @@ def _gpu() -> dict[str, float]:
         return {}
     device = f"GPU-{torch.cuda.get_device_properties(0).uuid}"
     command = [tool, f"--id={device}", f"--query-gpu={','.join(_GPU_QUERY)}", "--format=csv,noheader,nounits"]
-    told = subprocess.run(command, capture_output=True, text=True, check=False)
-    return parse_gpu(told.stdout) if told.returncode == 0 else {}
+    completed = subprocess.run(command, capture_output=True, text=True, check=False)
+    return parse_gpu(completed.stdout) if completed.returncode == 0 else {}
 
 
 def parse_gpu(line: str) -> dict[str, float]:
-    """Return the values in a line of nvidia-smi; what a device does not tell (`[N/A]`, a slice of a GPU) is left out."""
+    """Return the values in a line of nvidia-smi; those a device does not report (`[N/A]` on a slice of a GPU) are left out."""
     fields = [float(word) if word.replace(".", "", 1).isdigit() else None for word in (part.strip() for part in line.split(","))]
     if len(fields) != len(_GPU_QUERY):
         return {}

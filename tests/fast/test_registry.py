@@ -255,7 +255,7 @@ def test_files_that_were_changed_in_the_tracker_are_not_exported(
     else:
         swapped = replace(recorded, default=KeyedComposition((KeyedAdapter("bbbb"),)))
         (stored / "routes.json").write_text(to_json(swapped))
-        problem = "its routes or the keys of its adapters are others"
+        problem = "its routes or the keys of its adapters differ"
     assert main(["registry", "export", f"{study}@champion", "--out", str(tmp_path / "out")]) == 1
     message = capsys.readouterr().err
     assert f"error: the files of {study} version 1 are not what was registered: {problem}" in message

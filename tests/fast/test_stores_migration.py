@@ -24,7 +24,7 @@ from clusterlora.metadata import (
 )
 from clusterlora.persona_signal.measure import PersonaSignal, Recognition
 from clusterlora.settings import Rung
-from clusterlora.stores.metadata_kinds import WORD_BY_KIND
+from clusterlora.stores.metadata_kinds import NAME_BY_KIND
 from clusterlora.stores.sql import SqlStudyStore
 
 CHANCE = Recognition(accuracy=0.5, low=0.25, high=0.75, chance=0.5, n_classes=2)
@@ -89,7 +89,7 @@ def old(request: pytest.FixtureRequest, tmp_path: Path) -> SqlStudyStore:
 
 
 def test_metadata_of_every_kind_survive(old: SqlStudyStore) -> None:
-    assert {type(value) for value in WRITTEN} == set(WORD_BY_KIND)
+    assert {type(value) for value in WRITTEN} == set(NAME_BY_KIND)
     for value in WRITTEN:
         assert old.metadata("old", type(value)) == value
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from clusterlora.stores.outbox import Letter, Outbox, send_left_over
+from clusterlora.stores.outbox import Outbox, Payload, send_left_over
 
 
 class Server:
@@ -46,7 +46,7 @@ def outbox(server: Server) -> Outbox:
 
 
 def outbox_to(server: Server, file: Path | None = None) -> Outbox:
-    return Outbox("the server", server.is_away, lambda letter: server.receive(letter["text"]), file)
+    return Outbox("the server", server.is_away, lambda payload: server.receive(payload["text"]), file)
 
 
 def put(outbox: Outbox, *whats: str) -> "Future[str]":
@@ -97,8 +97,8 @@ def left_over(folder: Path) -> list[str]:
     """Return what the next process sends."""
     received: list[str] = []
 
-    def receive(what: str, letter: Letter) -> None:
-        assert letter["text"] == what
+    def receive(what: str, payload: Payload) -> None:
+        assert payload["text"] == what
         received.append(what)
 
     send_left_over(folder, receive)
@@ -137,7 +137,7 @@ def test_unsent_messages_of_a_killed_process_are_sent_by_the_next(server: Server
         os.write(write_end, b"x")
         signal.pause()
     os.read(ready, 1)
-    assert left_over(tmp_path) == [], "its process lives"
+    assert left_over(tmp_path) == [], "its process is still running"
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     assert left_over(tmp_path) == ["a", "b"]
@@ -169,7 +169,7 @@ def test_an_outage_while_remaining_messages_are_sent_loses_none(server: Server, 
     put(outbox, "a", "b")
     outbox.close(patience_seconds=0.1)
 
-    def fail(_what: str, _letter: Letter) -> None:
+    def fail(_what: str, _payload: Payload) -> None:
         raise ConnectionError("nobody there")
 
     with pytest.raises(ConnectionError):

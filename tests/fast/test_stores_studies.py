@@ -26,7 +26,7 @@ from clusterlora.metadata import (
 from clusterlora.persona_signal.measure import PersonaSignal, Recognition
 from clusterlora.ports.study_store import StudyStore
 from clusterlora.settings import Recipe, Rung, RuntimeSettings, Study, prepared
-from clusterlora.stores.metadata_kinds import WORD_BY_KIND
+from clusterlora.stores.metadata_kinds import NAME_BY_KIND
 from clusterlora.stores.sql import SqlStudyStore
 from clusterlora.values import (
     AdapterComposition,
@@ -213,8 +213,8 @@ def test_metadata_of_every_kind_are_read_back_as_they_were_saved(store: StudySto
 
 
 def test_every_kind_of_metadata_has_an_example_and_a_word_of_its_own() -> None:
-    assert {type(value) for value in EVERY_KIND} == set(WORD_BY_KIND)
-    assert len(set(WORD_BY_KIND.values())) == len(WORD_BY_KIND)
+    assert {type(value) for value in EVERY_KIND} == set(NAME_BY_KIND)
+    assert len(set(NAME_BY_KIND.values())) == len(NAME_BY_KIND)
 
 
 def test_the_last_metadata_of_a_kind_stay(store: StudyStore) -> None:

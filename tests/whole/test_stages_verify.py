@@ -214,7 +214,7 @@ MENDABLE: list[tuple[Damage, Kind, str]] = [
     (
         other_routes_in_a_model,
         Kind.MODEL_CHANGED,
-        "model .*, version 1, is not what was registered: its routes or the keys of its adapters are others",
+        "model .*, version 1, is not what was registered: its routes or the keys of its adapters differ",
     ),
 ]
 
