@@ -28,7 +28,7 @@ from clusterlora.ports.stores import Stores
 from clusterlora.progress.timing import seconds_by_phase
 from clusterlora.settings import DataSettings, Study
 from clusterlora.stages.compare import figure_path
-from clusterlora.stages.signal import signal_of_data
+from clusterlora.stages.persona_signal import signal_of_data
 
 Document = Mapping[str, Any]
 

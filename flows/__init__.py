@@ -1,1 +1,1 @@
-"""The order of things, and nothing else: every flow is a paragraph of tasks."""
+"""Prefect flows: the order of the tasks and nothing else."""

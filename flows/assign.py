@@ -11,10 +11,10 @@ from tasks.run_names import study_tag
 
 @flow(name="assign", flow_run_name="assign · {request.study_name}")
 def assign(request: AssignmentRequest) -> list[dict[str, Any]]:
-    """Return for every new persona whether to leave unified and for which cluster, with the margin and where the adapter is.
+    """Return for every new persona whether unified or a cluster should answer, with the margin and the adapter's folder.
 
-    Nothing is trained and nothing is stored; the table is an artifact of this run. Two examples are the least that can move somebody
-    away from unified.
+    Nothing is trained and nothing is stored; the table is an artifact of this run. A persona needs at least two examples to be
+    assigned to a cluster.
 
     Args:
         request: The study, and the dialogues of the new personas.

@@ -8,7 +8,7 @@ from tasks.run_names import study_tag
 
 @flow(name="compare", flow_run_name="compare · {study_name}")
 def compare(study_name: str) -> str:
-    """Write tables and figure anew and return the sentence that sums them up.
+    """Write the tables and the figure, and return the sentence that sums them up.
 
     Args:
         study_name: A study whose test items have been answered.

@@ -1,4 +1,4 @@
-"""The deployed unit of evaluation: one shard of a study's items, answered by every method."""
+"""The deployed evaluation run: one shard of a study's items, answered by every method."""
 
 from prefect import flow
 
@@ -8,9 +8,9 @@ from tasks.evaluation import evaluate_shard
 
 @flow(name="evaluate", flow_run_name="{request.run_name}")
 def evaluate(request: EvaluationRequest) -> None:
-    """Answer and score what is missing of a study.
+    """Generate and score the answers of a shard that the study does not have yet.
 
     Args:
-        request: Which part of its items, and which share of them.
+        request: The study, the part of its evaluation, and the shard.
     """
     evaluate_shard(request)

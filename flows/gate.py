@@ -1,4 +1,4 @@
-"""The gate: cluster 0 must show that it is worth paying for the others. Each rung of the ladder is a run of its own.
+"""The gate: cluster 0 must show that training the other clusters is worth its cost. Each rung of the ladder is a run of its own.
 
 While the first rung trains, idle workers evaluate the base model: its val answers for the power estimate, then its test answers.
 """
@@ -11,7 +11,7 @@ from clusterlora.requests import EvaluationRequest
 from clusterlora.values import Verdict
 from tasks.dispatch import dispatch_evaluation
 from tasks.fan_out import train_all
-from tasks.judgement import estimate_power, judge, known_verdict
+from tasks.judgement import estimate_power, final_verdict, judge
 from tasks.planning import plan_gate
 from tasks.run_names import study_tag
 
@@ -25,27 +25,27 @@ def gate(study_name: str) -> Verdict | None:
     """
     with tags(study_tag(study_name)):
         while step := plan_gate(study_name):
-            climb(study_name, step)
-        return known_verdict(study_name)
+            try_rung(study_name, step)
+        return final_verdict(study_name)
 
 
 @flow(name="rung", flow_run_name="gate · cluster 00 · {study_name} · {step.rung.name}")
-def climb(study_name: str, step: GateStep) -> Verdict:
-    """Train what one rung of the ladder still needs, evaluate it on val, and judge it."""
+def try_rung(study_name: str, step: GateStep) -> Verdict:
+    """Train the adapters that one rung of the ladder still needs, evaluate them on val, and judge them."""
     power = EvaluationRequest(study_name=study_name, part="power")
-    ahead: list[PrefectFuture[None]] = []
+    beside: list[PrefectFuture[None]] = []
     if step.estimates_power:
-        # First in line for a worker, and soon done: a person who reads it can still cancel before much was spent.
+        # Queued first, because it is short: whoever reads the estimate can still cancel before much is spent.
         answered = dispatch_evaluation.submit(power)
-        ahead = [answered, estimate_power.submit(study_name, return_state=False, wait_for=[answered])]
-    after = power.run_name if ahead else None
+        beside = [answered, estimate_power.submit(study_name, return_state=False, wait_for=[answered])]
+    after = power.run_name if beside else None
     for groups in step.waves:
         if after and step.answers_baseline:
             baseline = EvaluationRequest(study_name=study_name, part="baseline")
-            ahead.append(dispatch_evaluation.submit(baseline, after=groups[-1].name))
+            beside.append(dispatch_evaluation.submit(baseline, after=groups[-1].name))
         train_all(study_name, groups, after=after)
         after = None
     dispatch_evaluation(EvaluationRequest(study_name=study_name, part="gate", rung=step.rung.name))
-    for future in ahead:
+    for future in beside:
         future.result()
     return judge(study_name, step.rung.name)

@@ -1,4 +1,4 @@
-"""Merge the personal adapters of a study per cluster, in any of the ways there are."""
+"""Merge the personal adapters of a study per cluster, by any of the merge algorithms."""
 
 from prefect import flow, tags
 
@@ -12,7 +12,7 @@ def merge(request: MergeRequest) -> tuple[str, ...]:
     """Return the names of the merged adapters, one per cluster; each is registered as a model of its own.
 
     Args:
-        request: Whose adapters are merged, and how.
+        request: The study, and the merge algorithm with its settings.
     """
     with tags(study_tag(request.study_name)):
         return merge_clusters(request)

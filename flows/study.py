@@ -1,4 +1,4 @@
-"""The parent of everything: from settings to a registered champion."""
+"""The parent flow: from settings to a registered champion."""
 
 from prefect import flow, tags
 from prefect.client.schemas.objects import State
@@ -8,13 +8,13 @@ from prefect.states import Completed
 from clusterlora.settings import Study
 from flows.compare import compare
 from flows.gate import gate
+from tasks.artifacts import link_runs
 from tasks.comparison import register
 from tasks.decision import PATIENCE_SECONDS, GateDecision, question_for_a_person, record_decision
 from tasks.fan_out import evaluate_all, train_all
-from tasks.links import link_runs
 from tasks.outcome import cancel_children, record_failure
 from tasks.planning import criteria_not_met, groups_after_gate, groups_before_clustering
-from tasks.preparation import cluster, prepare, refine, scale, signal
+from tasks.preparation import cluster, measure_persona_signal, measure_scale, prepare, refine
 from tasks.run_names import study_tag, tag_this_run
 from tasks.status import show_status
 
@@ -31,7 +31,7 @@ MISSION = Study()
 def study(config: Study = MISSION) -> State[None]:
     """Find out which granularity of adapter answers people best, and register the winner.
 
-    Launched again under the same name it continues where it was: nothing that had finished is trained again.
+    Launched again under the same name it continues where it stopped; adapters that had finished are not trained again.
 
     Args:
         config: The study.
@@ -44,13 +44,13 @@ def study(config: Study = MISSION) -> State[None]:
         for groups in groups_before_clustering(name):
             train_all(name, groups)
         cluster(name)
-        # Both read the data alone, and are done while the first adapters are trained: the gate does not wait for them.
-        told = signal.submit(name)
-        scaled = scale.submit(name, return_state=False, wait_for=[told])
+        # Both read only the data and run while the first adapters are trained; the gate does not wait for them.
+        signal = measure_persona_signal.submit(name)
+        scale = measure_scale.submit(name, return_state=False, wait_for=[signal])
         show_status(name, "at the gate")
 
         gate(name)
-        told.result()
+        signal.result()
         while question := question_for_a_person(name):
             show_status(name, "waiting for a decision on the gate")
             key, text = question
@@ -65,11 +65,11 @@ def study(config: Study = MISSION) -> State[None]:
         show_status(name, "trained")
 
         evaluate_all(name, shards=config.runtime.shards)
-        scaled.result()
-        finding = compare(name)
+        scale.result()
+        conclusion = compare(name)
         champion = register(name)
         show_status(name, "finished")
         not_met = criteria_not_met(name)
     if not_met:
-        return Completed(name="GateRefused", message=f"gate refused ({', '.join(not_met)}); compared what was trained: {finding}")
-    return Completed(message=f"{finding} Champion: {champion or 'not registered, since nothing is tracked'}")
+        return Completed(name="GateRefused", message=f"gate refused ({', '.join(not_met)}); compared what was trained: {conclusion}")
+    return Completed(message=f"{conclusion} Champion: {champion or 'not registered, since nothing is tracked'}")

@@ -1,4 +1,4 @@
-"""The deployed GPU unit: one attempt at training one group of adapters."""
+"""The deployed training run: one attempt at training one group of adapters."""
 
 from prefect import flow
 from prefect.client.schemas.objects import State
@@ -13,14 +13,14 @@ from tasks.training import train_group
 def train(request: TrainRequest) -> State[None]:
     """Train adapters of an existing study on this worker's device.
 
-    Running out of memory ends the run in a state of that name, so that it can be told from every other failure in the UI,
-    in events and by whoever started it. Either way the state's message tells the micro-batch and the peak memory.
+    Running out of memory ends the run in a state named OutOfMemory, which distinguishes it from other failures in the UI, in events
+    and for the parent run. The state's message gives the micro-batch and the peak memory.
 
     Args:
-        request: What to train, and how much of it at once.
+        request: The study, the group of adapters, the micro-batch and the number of the attempt.
     """
     try:
-        done = train_group(request)
+        summary = train_group(request)
     except OutOfMemory as error:
         return Failed(name="OutOfMemory", message=str(error))
-    return Completed(message=done)
+    return Completed(message=summary)

@@ -1,1 +1,1 @@
-"""One core call each, with what Prefect adds to it: retries, a name, progress and artifacts. No decision is made here."""
+"""Prefect tasks: each is one call of the core with retries, a run name, progress and artifacts. Decisions are made in the core."""

@@ -1,4 +1,4 @@
-"""Choose for new personas in this process, with the table where people look for it."""
+"""Assign new personas in this process, and publish the table as an artifact."""
 
 from typing import Any
 
@@ -14,12 +14,12 @@ def assign_personas(context: TaskContext, request: AssignmentRequest) -> list[di
     """Return one record per new persona of the rows, or of the file or folder at the path.
 
     Raises:
-        BadData: the dialogues cannot be used, or are given twice or not at all.
+        BadData: the dialogues are unusable, or not exactly one of rows and path is set.
     """
-    from clusterlora.stages.assign import assign, given, markdown, record
+    from clusterlora.stages.assign import assign, data_from, markdown, record
 
     study_name = request.study_name
-    with given(request.rows, request.path) as data:
+    with data_from(request.rows, request.path) as data:
         assignments = assign(study_name, data, context.stores, context.log)
     create_markdown_artifact(
         markdown(study_name, assignments),

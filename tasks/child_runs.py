@@ -1,7 +1,7 @@
-"""Runs of other deployments that a task starts, or finds, and waits for: one attempt of the work each.
+"""Runs of other deployments that a task starts, or finds, and waits for: each is one attempt of the work.
 
-Attempts are numbered in the study database, and the number is in the idempotency key: whoever asks for the same attempt,
-a retry or a fresh parent after a crash, finds the run that is already there instead of starting a second one.
+Attempts are numbered in the study database, and the number is in the idempotency key. A retry, or the parent launched again after a
+crash, therefore finds the run of an attempt instead of starting a second one.
 """
 
 import time
@@ -27,15 +27,15 @@ from tasks.run_names import method_tag, study_tag
 
 MOST_HALVINGS = 4
 MOST_CRASHES = 2
-ASK_EVERY_SECONDS = 2.0
+POLL_SECONDS = 2.0
 
 
 class FailedChildError(RuntimeError):
-    """A run ended in a way that another attempt cannot cure."""
+    """A run failed, and another attempt would fail again."""
 
 
 class CrashedChildError(RuntimeError):
-    """A run died, or ended without leaving its work behind; `crashes` counts those of this task run."""
+    """A run died, or completed without its results; `crashes` counts such runs of this task run."""
 
     def __init__(self, message: str, *, crashes: int) -> None:
         super().__init__(message)
@@ -43,7 +43,7 @@ class CrashedChildError(RuntimeError):
 
 
 def deserves_another_attempt(_task: Task[..., Any], _task_run: TaskRun, state: State[Any]) -> bool:
-    """Return whether a retry can help: less memory asked for, a machine that died, a service that was away.
+    """Return whether another attempt can succeed: with a smaller micro-batch, or after a machine or a service failed.
 
     Must be a plain function: with any other callable Prefect silently never retries.
     """
@@ -56,7 +56,7 @@ def deserves_another_attempt(_task: Task[..., Any], _task_run: TaskRun, state: S
 
 
 def another_attempt(retries: int) -> RetryPolicy:
-    """Return the retry policy of a task each try of which is one attempt of the work."""
+    """Return the retry policy of a task whose every try is one attempt of the work."""
     return {
         "retries": retries,
         "retry_delay_seconds": exponential_backoff(backoff_factor=2),
@@ -65,10 +65,13 @@ def another_attempt(retries: int) -> RetryPolicy:
     }
 
 
-def stand_in_line(study_name: str, after: str, stores: Stores) -> None:
-    """Wait until the run of what comes before is there, but no longer than a busy machine may take: the order only saves time."""
+def wait_for_run_of(group: str, study_name: str, stores: Stores) -> None:
+    """Wait, for at most a minute, until the run of a group's latest attempt exists, so that runs are queued in order.
+
+    The order only saves time, so nothing is raised when the run does not appear.
+    """
     for _ in range(120):
-        attempts = stores.studies.attempts(study_name, after)
+        attempts = stores.studies.attempts(study_name, group)
         if attempts and (attempts[-1].state != "running" or _exists(_key(study_name, attempts[-1], stores))):
             return
         time.sleep(0.5)
@@ -76,20 +79,20 @@ def stand_in_line(study_name: str, after: str, stores: Stores) -> None:
 
 def _key(study_name: str, attempt: Attempt, stores: Stores) -> str:
     # A study deleted and made again under its name must not find the runs of the first one.
-    created = next(created for known, _, created in stores.studies.studies() if known == study_name)
+    created = next(created for name, _, created in stores.studies.studies() if name == study_name)
     return f"{study_name}/{created}/{attempt.group}/attempt-{attempt.number}"
 
 
 def _exists(key: str) -> bool:
     with get_client(sync_client=True) as client:
-        wanted = FlowRunFilter(idempotency_key=FlowRunFilterIdempotencyKey(any_=[key]))
-        return bool(client.read_flow_runs(flow_run_filter=wanted, limit=1))
+        with_key = FlowRunFilter(idempotency_key=FlowRunFilterIdempotencyKey(any_=[key]))
+        return bool(client.read_flow_runs(flow_run_filter=with_key, limit=1))
 
 
-def see_through(
+def run_attempt(
     request: TrainRequest | EvaluationRequest, study: Study, attempt: Attempt, stores: Stores, *, methods: Collection[str]
 ) -> None:
-    """Start the attempt's run, or find it, and wait; return when it completed, else record how it ended and raise."""
+    """Start the attempt's run, or find it, and wait for it; unless it completed, record how it ended and raise."""
     # Recorded before the run exists: a run that dies before its first line still counts, with its micro-batch.
     stores.studies.open_attempt(study.name, attempt)
     flow, pool = "train" if isinstance(request, TrainRequest) else "evaluate", study.runtime.gpu_pool
@@ -103,18 +106,18 @@ def see_through(
                 flow_run_name=request.run_name,
                 idempotency_key=_key(study.name, attempt, stores),
                 tags=[study_tag(study.name), *map(method_tag, sorted(methods))],
-                poll_interval=ASK_EVERY_SECONDS,
+                poll_interval=POLL_SECONDS,
             ),
         )
     except ObjectNotFound as error:
         raise UnknownName(
             f"no deployment {deployment} for pool {pool!r}; run `prefect deploy --all` or set runtime.gpu_pool=gpu"
         ) from error
-    settle(run, study.name, attempt, stores)
+    raise_unless_completed(run, study.name, attempt, stores)
 
 
-def settle(run: FlowRun, study_name: str, attempt: Attempt, stores: Stores) -> None:
-    """Return when the run completed; else record how its attempt ended and raise what Prefect's retry decides by."""
+def raise_unless_completed(run: FlowRun, study_name: str, attempt: Attempt, stores: Stores) -> None:
+    """Unless the run completed, record how its attempt ended and raise the error that decides about a retry."""
     state = run.state
     assert state is not None, f"run {run.id} was waited for and has no state"
     message = state.message or f"{run.name} ended {state.name}"
@@ -124,15 +127,15 @@ def settle(run: FlowRun, study_name: str, attempt: Attempt, stores: Stores) -> N
         count_crash(study_name, attempt, "crashed", message, stores)
     if state.name == "OutOfMemory":
         stores.studies.close_attempt(study_name, attempt.group, attempt.number, state="out_of_memory", detail=message)
-        # The run may have begun with less than it was asked for, knowing the device.
-        begun = next(a for a in stores.studies.attempts(study_name, attempt.group) if a.number == attempt.number)
-        raise OutOfMemory(message, micro_batch=begun.micro_batch or attempt.micro_batch)
+        # The run may have started with a smaller micro-batch than requested, from what its device ran out of before.
+        started = next(a for a in stores.studies.attempts(study_name, attempt.group) if a.number == attempt.number)
+        raise OutOfMemory(message, micro_batch=started.micro_batch or attempt.micro_batch)
     stores.studies.close_attempt(study_name, attempt.group, attempt.number, state="failed", detail=message)
     raise FailedChildError(f"{run.name} ended {state.name}: {message}")
 
 
 def count_crash(study_name: str, attempt: Attempt, state: str, detail: str, stores: Stores) -> NoReturn:
-    """Record that an attempt died or left nothing, and raise CrashedChildError with how often that happened to this task run."""
+    """Record that an attempt died or left no results, and raise CrashedChildError with the number of such attempts of this task run."""
     stores.studies.close_attempt(study_name, attempt.group, attempt.number, state=state, detail=detail)
     tries = this_task_run.run_count or 1
     ended = [a for a in stores.studies.attempts(study_name, attempt.group) if a.number > attempt.number - tries]

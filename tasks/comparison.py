@@ -1,8 +1,8 @@
-"""Compare the methods of a study and register what it made, with the table where people look for it."""
+"""Compare the methods of a study, publish the table as an artifact, and register the study's models."""
 
 from prefect.artifacts import create_markdown_artifact
 
-from tasks.pictures import embedded
+from tasks.artifacts import embedded_image
 from tasks.run_log import artifact_key
 from tasks.study_task import TaskContext, study_task
 
@@ -17,10 +17,11 @@ def compare(context: TaskContext, study_name: str) -> str:
 
     stores = context.stores
     comparison = compare_study(study_name, stores, context.log)
-    beside = imported_markdown(stores.studies.metadata(study_name, ImportedScores))
+    imported = imported_markdown(stores.studies.metadata(study_name, ImportedScores))
     summary = (stores.folder(study_name) / "results" / "summary.md").read_text(encoding="utf-8")
+    figure = embedded_image(figure_path(stores, study_name), "comparison of the methods")
     create_markdown_artifact(
-        f"# {study_name}\n\n{embedded(figure_path(stores, study_name), 'comparison of the methods')}\n\n{summary}\n{beside}",
+        f"# {study_name}\n\n{figure}\n\n{summary}\n{imported}",
         key=artifact_key("comparison", study_name),
         description=comparison.sentence,
     )

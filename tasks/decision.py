@@ -1,4 +1,4 @@
-"""A person's word on a gate that refused: the study is suspended, and the answer to its form decides."""
+"""A person's decision on a gate that refused: the study is suspended until its form is answered."""
 
 from typing import Literal
 
@@ -10,7 +10,7 @@ from tasks.run_log import artifact_key
 from tasks.study_task import TaskContext, study_task
 
 PATIENCE_SECONDS = 30 * 24 * 3600
-"""How long a suspended study waits before Prefect fails it; the same command continues it after that, too."""
+"""How long a suspended study waits before Prefect fails it; launched again, it continues even then."""
 
 
 _RETRY_DIFFERS = {
@@ -24,8 +24,8 @@ _RETRY_DIFFERS = {
 class GateDecision(RunInput):
     """The form that Prefect's UI shows when a suspended study is resumed.
 
-    That a retry must change something stands in its schema: the server asks that of an answer before it resumes the run, where an
-    answer that only this class refused would end the run.
+    The schema requires that a retry changes something: the server checks an answer against it before it resumes the run, while an
+    answer that only this class refused would fail the run.
     """
 
     model_config = ConfigDict(json_schema_extra=_RETRY_DIFFERS)
@@ -43,7 +43,7 @@ class GateDecision(RunInput):
 
 @study_task("ask about the gate? · {study_name}")
 def question_for_a_person(context: TaskContext, study_name: str) -> tuple[str, str] | None:
-    """Return the question's key and its text in Markdown when a refused gate is left to a person; None when nothing is open."""
+    """Return (key, Markdown text) of the question when the gate refused and a person has to decide; None otherwise."""
     from clusterlora.gate.report import markdown
     from clusterlora.planning.ladder import awaits_decision
     from clusterlora.planning.study_state import read_state
@@ -57,7 +57,7 @@ def question_for_a_person(context: TaskContext, study_name: str) -> tuple[str, s
 
 @study_task("note the decision · {study_name}")
 def record_decision(context: TaskContext, study_name: str, answer: GateDecision) -> None:
-    """Keep what was decided, by whom and when; from now on the study acts on it, however often it is launched."""
+    """Record the decision with its author and time; every later launch of the study acts on it."""
     from clusterlora.metadata import Decision
     from clusterlora.planning.decisions import decide
     from clusterlora.planning.study_state import read_state
@@ -67,9 +67,9 @@ def record_decision(context: TaskContext, study_name: str, answer: GateDecision)
     rung = Rung(name="asked", learning_rate=answer.learning_rate, epochs=answer.epochs, init=answer.init) if retry else None
     stores = context.stores
     decide(study_name, stores, Decision(answer.choice, rung, answer.decided_by.strip()))
-    said = "".join(f"{number}. {one}\n" for number, one in enumerate(read_state(study_name, stores).decisions, start=1))
+    decisions = "".join(f"{number}. {decision}\n" for number, decision in enumerate(read_state(study_name, stores).decisions, start=1))
     create_markdown_artifact(
-        f"## Decisions on the gate of {study_name}\n\n{said}",
+        f"## Decisions on the gate of {study_name}\n\n{decisions}",
         key=artifact_key("decision", study_name),
         description=f"{study_name}: {answer.choice}",
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from prefect.logging import get_run_logger
 
-ASK_AGAIN_SECONDS = 1.0
+POLL_SECONDS = 1.0
 
 
 def visible_gpu() -> str | None:
@@ -23,8 +23,8 @@ def visible_gpu() -> str | None:
 def exclusive(device: str | None, locks: Path) -> Iterator[None]:
     """Hold the lock of a device while the block runs; without a device (CPU) nothing is locked.
 
-    A training survives the death of its worker, and the worker's successor would start another one beside it. The kernel
-    drops the lock when its holder ends, however it ends, so unlike a Prefect concurrency slot it never has to expire.
+    A training outlives its worker when that is killed, and the next worker would start another one on the same device. The kernel
+    releases the lock however its holder ends, so unlike a Prefect concurrency slot it needs no expiry.
     """
     if device is None:
         yield
@@ -39,13 +39,13 @@ def exclusive(device: str | None, locks: Path) -> Iterator[None]:
 
 
 def _acquire(descriptor: int, device: str) -> None:
-    told = False
+    logged = False
     while True:
         try:
             return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            if not told:
+            if not logged:
                 holder = os.pread(descriptor, 20, 0).decode() or "unknown"
                 get_run_logger().info("waiting for device %s, in use by process %s", device, holder)
-                told = True
-            time.sleep(ASK_AGAIN_SECONDS)
+                logged = True
+            time.sleep(POLL_SECONDS)

@@ -5,31 +5,31 @@ from clusterlora.planning.ladder import GATED, REFERENCE, rung_by_name
 from clusterlora.planning.study_state import read_state
 from clusterlora.requests import EvaluationRequest, TrainingGroup
 from clusterlora.values import Attempt
-from tasks.child_runs import MOST_CRASHES, MOST_HALVINGS, another_attempt, count_crash, see_through, stand_in_line
+from tasks.child_runs import MOST_CRASHES, MOST_HALVINGS, another_attempt, count_crash, run_attempt, wait_for_run_of
 from tasks.study_task import TaskContext, study_task
 
 
 @study_task("train · {group.title} · {study_name}", retry=another_attempt(MOST_HALVINGS))
 def dispatch_training(context: TaskContext, study_name: str, group: TrainingGroup, *, after: str | None = None) -> None:
-    """Train a group in a run of its own; after OutOfMemory the retry asks for half the micro-batch.
+    """Train a group in a run of its own; after OutOfMemory the retry halves the micro-batch.
 
     Args:
-        after: the attempts of whatever stands in line before it, so that a free worker takes the two in this order.
+        after: the group or evaluation whose run is queued first, so that workers take the two in this order.
 
     Raises:
         OutOfMemory: it does not fit, even one dialogue at a time or after the last retry.
-        CrashedChildError: the run died more often than is worth another attempt.
-        FailedChildError: the run failed for a reason of its own, or was cancelled.
+        CrashedChildError: the run died in every attempt.
+        FailedChildError: the run failed for another reason, or was cancelled.
     """
     from clusterlora.planning.work_plan import trained_adapters, work_plan
 
     stores = context.stores
     study = stores.studies.study(study_name)
     if after is not None:
-        stand_in_line(study_name, after, stores)
+        wait_for_run_of(after, study_name, stores)
     request = next_request(study, group, stores)
     attempt = Attempt(group=group.name, number=request.attempt, micro_batch=request.micro_batch, state="running")
-    see_through(request, study, attempt, stores, methods=group.methods)
+    run_attempt(request, study, attempt, stores, methods=group.methods)
 
     state = read_state(study_name, stores)
     missing = set(group.adapters) - trained_adapters(state, work_plan(state, rung_by_name(state, group.rung))).keys()
@@ -45,18 +45,18 @@ def dispatch_evaluation(context: TaskContext, request: EvaluationRequest, *, aft
         after: as of `dispatch_training`.
 
     Raises:
-        CrashedChildError: the run died more often than is worth another attempt.
-        FailedChildError: the run failed for a reason of its own, or was cancelled.
+        CrashedChildError: the run died in every attempt.
+        FailedChildError: the run failed for another reason, or was cancelled.
     """
     stores, name = context.stores, request.run_name
     study = stores.studies.study(request.study_name)
     if after is not None:
-        stand_in_line(study.name, after, stores)
+        wait_for_run_of(after, study.name, stores)
     earlier = stores.studies.attempts(study.name, name)
     if earlier and earlier[-1].state == "running":
         attempt = earlier[-1]
     else:
         attempt = Attempt(group=name, number=len(earlier) + 1, micro_batch=study.evaluation.batch_size, state="running")
     methods = {"power": {"baseline"}, "baseline": {"baseline"}, "gate": {REFERENCE, GATED}}.get(request.part, {*study.methods})
-    see_through(request, study, attempt, stores, methods=methods)
+    run_attempt(request, study, attempt, stores, methods=methods)
     stores.studies.close_attempt(study.name, name, attempt.number, state="done")

@@ -10,7 +10,7 @@ from tasks.study_task import TaskContext, study_task
     on_gpu=True,
 )
 def evaluate_shard(context: TaskContext, request: EvaluationRequest) -> int:
-    """Return the number of answers given; those the study holds are not given again."""
+    """Return the number of answers generated; items the study already has answers to are skipped."""
     from clusterlora.stages.evaluate import evaluate
 
     return evaluate(request, context.stores, context.log)

@@ -1,4 +1,4 @@
-"""Many runs at once, and none lost because another failed."""
+"""Many runs at once; a failed one does not stop the others."""
 
 from collections.abc import Iterable, Sequence
 
@@ -9,10 +9,10 @@ from tasks.dispatch import dispatch_evaluation, dispatch_training
 
 
 def train_all(study_name: str, groups: Iterable[TrainingGroup], *, after: str | None = None) -> None:
-    """Train every group in a run of its own, lined up in this order; raise the first failure after all have ended.
+    """Train every group in a run of its own, queued in this order; raise the first failure after all have ended.
 
     Args:
-        after: what stands in line before them.
+        after: the group or evaluation whose run is queued before them.
     """
     futures: list[PrefectFuture[None]] = []
     for group in groups:

@@ -49,7 +49,7 @@ def estimate_power(context: TaskContext, study_name: str) -> None:
 
 
 @study_task("look up verdict · {study_name}")
-def known_verdict(context: TaskContext, study_name: str) -> Verdict | None:
+def final_verdict(context: TaskContext, study_name: str) -> Verdict | None:
     """Return the verdict of the rung that passed, else of the last one tried; None when the study has no clusters to gate."""
     from clusterlora.planning.ladder import gate_verdict
     from clusterlora.planning.study_state import read_state

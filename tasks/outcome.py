@@ -1,4 +1,4 @@
-"""What happens when a study ends badly: the database and the tracker are told, and a cancelled study takes its runs along."""
+"""Hooks for a study that does not complete: record its status in database and tracker, and cancel its runs with it."""
 
 from typing import Any
 
@@ -19,27 +19,27 @@ ALIVE = [StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING]
 
 
 def record_failure(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:  # noqa: ARG001  (Prefect's signature)
-    """Give a study that failed, crashed or was cancelled a status that says so.
+    """Set the status of a study that failed, crashed or was cancelled.
 
-    A run that was itself refused (other settings under a taken name, unusable data) leaves the study of that name alone.
+    A run that was refused (other settings under a taken name, unusable data) does not change the study of that name.
     """
     stores = from_environment()
     try:
-        asked = _asked(flow_run)
-        known = stores.studies.study(asked.name)
-        refuse_other_settings(known, as_decided(asked, known))
+        study = _study_of(flow_run)
+        recorded = stores.studies.study(study.name)
+        refuse_other_settings(recorded, as_decided(study, recorded))
     except (BadSettings, UnknownName):
         return
-    if stores.studies.status(asked.name) == "running":
-        ending = "cancelled" if state.is_cancelling() or state.is_cancelled() else "failed"
-        stores.studies.set_status(asked.name, ending)
-        stores.tracker.end_study(asked.name, status=ending)
+    if stores.studies.status(study.name) == "running":
+        status = "cancelled" if state.is_cancelling() or state.is_cancelled() else "failed"
+        stores.studies.set_status(study.name, status)
+        stores.tracker.end_study(study.name, status=status)
 
 
 def cancel_children(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:  # noqa: ARG001  (Prefect's signature)
-    """Cancel the runs that a cancelled study has started: Prefect leaves runs of other deployments going."""
+    """Cancel the runs that a cancelled study has started; Prefect does not cancel runs of other deployments."""
     try:
-        tag = study_tag(_asked(flow_run).name)
+        tag = study_tag(_study_of(flow_run).name)
     except BadSettings:
         return
     alive = FlowRunFilter(
@@ -52,6 +52,6 @@ def cancel_children(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) 
                 client.set_flow_run_state(child.id, Cancelling())
 
 
-def _asked(flow_run: FlowRun) -> Study:
-    """Return the study a run was asked for: what its parameters leave out has its default. Raises BadSettings."""
+def _study_of(flow_run: FlowRun) -> Study:
+    """Return the study in a run's parameters, with defaults for what they leave out. Raises BadSettings."""
     return from_mapping(flow_run.parameters.get("config", {}))

@@ -1,4 +1,4 @@
-"""What is to be done next, planned from the state of the study: only what is missing."""
+"""Plan a study's next work from its state: only what is missing."""
 
 from clusterlora.planning.gate_step import GateStep
 from clusterlora.planning.study_state import read_state
@@ -8,7 +8,7 @@ from tasks.study_task import TaskContext, study_task
 
 @study_task("plan clustering · {study_name}")
 def groups_before_clustering(context: TaskContext, study_name: str) -> Waves:
-    """Return what is missing of the adapters that the study's clustering reads."""
+    """Return the missing adapters among those that the study's clustering reads."""
     from clusterlora.planning.training_groups import groups_before_clustering
 
     return groups_before_clustering(read_state(study_name, context.stores))
@@ -16,7 +16,7 @@ def groups_before_clustering(context: TaskContext, study_name: str) -> Waves:
 
 @study_task("plan gate · {study_name}")
 def plan_gate(context: TaskContext, study_name: str) -> GateStep | None:
-    """Return the next rung of the gate's ladder with what it needs; None when the gate is passed, tried out, or there is none."""
+    """Return the next rung of the gate's ladder with what it needs; None when one has passed, all were tried, or nothing is gated."""
     from clusterlora.planning.gate_step import next_gate_step
 
     return next_gate_step(read_state(study_name, context.stores))
@@ -24,7 +24,7 @@ def plan_gate(context: TaskContext, study_name: str) -> GateStep | None:
 
 @study_task("plan fan-out · {study_name}")
 def groups_after_gate(context: TaskContext, study_name: str) -> Waves:
-    """Return what is missing of what the study's methods need; nothing when the gate refused."""
+    """Return the missing adapters among those that the study's methods need; nothing when the gate refused."""
     from clusterlora.planning.training_groups import remaining_groups
 
     return remaining_groups(read_state(study_name, context.stores))
@@ -32,7 +32,7 @@ def groups_after_gate(context: TaskContext, study_name: str) -> Waves:
 
 @study_task("refused? · {study_name}")
 def criteria_not_met(context: TaskContext, study_name: str) -> tuple[str, ...]:
-    """Return the criteria that the last configuration missed when the gate stops further spending; empty when it does not."""
+    """Return the criteria that the last configuration missed, when the gate refused; empty otherwise."""
     from clusterlora.planning.ladder import gate_verdict, refused
 
     state = read_state(study_name, context.stores)

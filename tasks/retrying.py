@@ -1,4 +1,4 @@
-"""When it is worth doing the same thing again, how often, and after how long."""
+"""Which errors are worth a retry, how many times, and after how long."""
 
 from collections.abc import Callable
 from typing import Any, TypedDict
@@ -11,7 +11,7 @@ from clusterlora.errors import ServiceDown
 
 
 class RetryPolicy(TypedDict):
-    """The arguments of a Prefect task that say when, how often and after how long it is tried again."""
+    """The arguments of a Prefect task that set when, how often and after how long it is retried."""
 
     retries: int
     retry_delay_seconds: Callable[[int], list[float]]
@@ -20,9 +20,9 @@ class RetryPolicy(TypedDict):
 
 
 def is_transient(error: object) -> bool:
-    """Return whether an error is of the kind that goes away: no connection, a locked or restarting database, a server's 5xx or 429.
+    """Return whether an error may go away by itself: no connection, a locked or restarting database, a server's 5xx or 429.
 
-    Errors of programs and of data are not, nor is what a server refuses: they would only come back.
+    Errors in code or data do not, nor does a request that a server refuses.
     """
     if isinstance(error, httpx.HTTPStatusError):
         return error.response.status_code >= 500 or error.response.status_code == 429
@@ -30,7 +30,7 @@ def is_transient(error: object) -> bool:
 
 
 def service_was_away(_task: Task[..., Any], _task_run: TaskRun, state: State[Any]) -> bool:
-    """Return whether a task failed because a service did not answer; anything else would only fail again.
+    """Return whether a task failed because a service did not answer; any other failure would repeat.
 
     Must be a plain function: with any other callable Prefect silently never retries.
     """
@@ -43,4 +43,4 @@ SERVICE_AWAY: RetryPolicy = {
     "retry_jitter_factor": 0.5,
     "retry_condition_fn": service_was_away,
 }
-"""Again after 5, 10, 20 and 40 s, each up to half longer so that not all come back at once."""
+"""Retries after 5, 10, 20 and 40 s, each up to half longer so that tasks do not retry all at once."""

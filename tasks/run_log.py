@@ -19,7 +19,7 @@ def artifact_key(*parts: str) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return a duration as a person says it: `40 s`, `12 min`, `3 h 05 min`."""
+    """Return a readable duration: `40 s`, `12 min`, `3 h 05 min`."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
@@ -29,7 +29,7 @@ def duration(seconds: float) -> str:
 class PrefectRunLog:
     """A RunLog for code that runs inside a flow or task run.
 
-    The API is asked at most every few seconds, and an outage of it costs the picture, never the work.
+    It calls the API at most every few seconds; during an outage the artifact is stale, and the work goes on.
     """
 
     def __init__(self, *name: str) -> None:
@@ -49,7 +49,7 @@ class PrefectRunLog:
         self._draw()
 
     def advance(self, units: int = 1, **facts: float) -> None:
-        """Count units and redraw when it is time to, or when the phase is complete."""
+        """Count units; update artifact and log when they are due, or when the phase is complete."""
         self._done += units
         self._facts.update(facts)
         moment = time.monotonic()
@@ -66,11 +66,11 @@ class PrefectRunLog:
         self._facts[name] = value
 
     def note(self, message: str) -> None:
-        """Say one line in the run's log."""
+        """Write one line to the run's log."""
         self._logger.info("%s", message)
 
     def text(self) -> str:
-        """Return the phase, how far it is, the facts and the estimate of what is left."""
+        """Return the phase, its progress, the latest values and the estimated time left."""
         spent = time.monotonic() - self._began
         left = max(self._total - self._done, 0)
         parts = [f"{self._phase}: {self._done}/{self._total} {self._unit}"]
@@ -89,4 +89,4 @@ class PrefectRunLog:
             else:
                 update_progress_artifact(self._artifact, percent, description=self.text())
         except httpx.HTTPError as error:
-            self._logger.warning("progress is not shown for the moment: %s", error)
+            self._logger.warning("the progress artifact could not be updated: %s", error)

@@ -1,4 +1,4 @@
-"""What runs are called and tagged, so that a list of runs reads: what, method or cluster, study."""
+"""Tags of flow runs, by which a list of runs can be filtered by study and method."""
 
 from uuid import UUID
 

@@ -1,4 +1,4 @@
-"""A study's state on one page: what runs, on what, how far each phase is, what is known so far, and what comes next."""
+"""A study's state on one page: its settings, the progress of each phase, results so far, and what comes next."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,11 +26,11 @@ def status_lines(state: StudyState, folder: Path, doing: str) -> Iterator[str]:
     """Yield the page line by line."""
     from clusterlora.progress.timeline import against_unified, next_step
 
-    study, made_with, clustering = state.settings, state.provenance, state.clustering
+    study, provenance, clustering = state.settings, state.provenance, state.clustering
     recipe = study.recipe
     yield f"# {study.name}: {doing}"
     yield ""
-    n_personas, n_dialogues = (made_with.n_personas, made_with.n_dialogues) if made_with else ("?", "?")
+    n_personas, n_dialogues = (provenance.n_personas, provenance.n_dialogues) if provenance else ("?", "?")
     yield f"- **Data**: {n_personas} personas, {n_dialogues} dialogues from `{study.data.source}`"
     yield f"- **Examples**: {study.data.train} train, {study.data.val} val and {study.data.test} test dialogues per persona"
     if clustering is not None:
@@ -40,8 +40,8 @@ def status_lines(state: StudyState, folder: Path, doing: str) -> Iterator[str]:
         f"batch {recipe.batch_size}, learning rate {recipe.learning_rate:g}"
     )
     yield f"- **Methods**: {', '.join(study.methods)}"
-    said = [f"{verdict.rung} {'passed' if verdict.passed else 'refused'}" for verdict in state.verdicts]
-    yield f"- **Gate**: {', '.join(said) or 'not judged yet'}"
+    outcomes = [f"{verdict.rung} {'passed' if verdict.passed else 'refused'}" for verdict in state.verdicts]
+    yield f"- **Gate**: {', '.join(outcomes) or 'not judged yet'}"
     yield f"- **Trained**: {len(state.adapters)} adapters"
     yield f"- **Results**: `{folder}`"
     if state.page:
@@ -51,19 +51,19 @@ def status_lines(state: StudyState, folder: Path, doing: str) -> Iterator[str]:
     yield "## Against unified so far"
     yield ""
     yield from (f"- {line}" for line in against_unified(state) or ("nothing is judged yet",))
-    yield from (f"- a person said: {one}" for one in state.decisions)
+    yield from (f"- a person decided: {decision}" for decision in state.decisions)
     yield ""
     yield f"**Next:** {next_step(state)}"
-    yield from _troubles(state)
+    yield from _failed_attempts(state)
 
 
 def _timeline(state: StudyState) -> Iterator[str]:
     from clusterlora.progress.timeline import phases
 
-    def shown(seconds: float | None) -> str:
+    def format_seconds(seconds: float | None) -> str:
         return "-" if seconds is None else duration(seconds)
 
-    rows = [(p.name, p.state, shown(p.spent), shown(p.expected), p.detail) for p in phases(state)]
+    rows = [(p.name, p.state, format_seconds(p.spent), format_seconds(p.expected), p.detail) for p in phases(state)]
     yield "## Phases"
     yield ""
     yield "Seconds of work, over all workers; expectations come from the pace so far."
@@ -71,7 +71,7 @@ def _timeline(state: StudyState) -> Iterator[str]:
     yield table(("phase", "state", "took", "still expected", "detail"), rows, right=(False, False, True, True, False))
 
 
-def _troubles(state: StudyState) -> Iterator[str]:
+def _failed_attempts(state: StudyState) -> Iterator[str]:
     attempts = [attempt for attempt in state.attempts if attempt.state not in ("running", "done")]
     if attempts:
         rows = [

@@ -1,4 +1,4 @@
-"""The decorator of every task that works on a study: it brings the stores, a run log, the retry policy and, where asked, the GPU."""
+"""The decorator of every task that works on a study: it supplies the stores, a run log, the retry policy and, on request, the GPU."""
 
 import functools
 import inspect
@@ -38,18 +38,18 @@ class TaskContext:
 def study_task(
     run_name: str, *, progress: str = "", retry: RetryPolicy = SERVICE_AWAY, on_gpu: bool = False
 ) -> Callable[[Callable[Concatenate[TaskContext, P], R]], Task[P, R]]:
-    """Return a decorator that makes a task of a function whose first parameter is a TaskContext; the task's parameters are the others.
+    """Return a decorator that makes a function of (TaskContext, parameters...) a task of those parameters.
 
     Args:
         run_name: template of the task run's name, over the task's parameters.
         progress: template of the key of its progress artifact.
-        retry: when, how often and after how long it is tried again.
-        on_gpu: hold the lock of the GPU this process sees while it runs.
+        retry: when, how often and after how long the task is retried.
+        on_gpu: hold the lock of the GPU that this process sees while the task runs.
     """
 
     def decorate(function: Callable[Concatenate[TaskContext, P], R]) -> Task[P, R]:
-        whole = inspect.signature(function)
-        signature = whole.replace(parameters=list(whole.parameters.values())[1:])
+        with_context = inspect.signature(function)
+        signature = with_context.replace(parameters=list(with_context.parameters.values())[1:])
 
         @functools.wraps(function)
         def run(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -59,7 +59,7 @@ def study_task(
             with exclusive(visible_gpu(), context.stores.home / ".locks") if on_gpu else nullcontext():
                 return function(context, *args, **kwargs)
 
-        # Prefect reads the parameters from here.
+        # Prefect reads a task's parameters from its signature.
         run.__signature__ = signature  # pyright: ignore[reportAttributeAccessIssue]
         return task(task_run_name=run_name, cache_policy=NO_CACHE, **retry)(run)
 

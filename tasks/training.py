@@ -10,7 +10,7 @@ from tasks.study_task import TaskContext, study_task
     on_gpu=True,
 )
 def train_group(context: TaskContext, request: TrainRequest) -> str:
-    """Return how many adapters were trained and what memory that took; those the store holds are not trained again.
+    """Return a sentence with the number of adapters trained and the peak memory; adapters in the store are not trained again.
 
     Raises:
         OutOfMemory: the micro-batch does not fit.
@@ -20,5 +20,6 @@ def train_group(context: TaskContext, request: TrainRequest) -> str:
 
     stores = context.stores
     n_trained = train(request, stores, context.log)
-    used = next(a.micro_batch for a in stores.studies.attempts(request.study_name, request.group.name) if a.number == request.attempt)
-    return f"{n_trained} adapters trained at micro-batch {used}, peak memory {format_bytes(peak_memory_bytes())}"
+    attempts = stores.studies.attempts(request.study_name, request.group.name)
+    micro_batch = next(attempt.micro_batch for attempt in attempts if attempt.number == request.attempt)
+    return f"{n_trained} adapters trained at micro-batch {micro_batch}, peak memory {format_bytes(peak_memory_bytes())}"

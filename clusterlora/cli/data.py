@@ -76,7 +76,7 @@ def validate(picture: Path | None, as_json: bool, **options: Any) -> None:
 def signal(as_json: bool, **options: Any) -> None:
     """Estimate, before any training, how much adapters per persona and per cluster can gain on the data of a study."""
     from clusterlora.persona_signal.summary import markdown
-    from clusterlora.stages.signal import signal_of_data
+    from clusterlora.stages.persona_signal import signal_of_data
 
     study = study_from(options)
     with console_log() as log:

@@ -95,11 +95,11 @@ def assign(study_name: str, data: DataSettings, stores: Stores, log: RunLog) -> 
 
 
 @contextmanager
-def given(rows: Sequence[Mapping[str, Any]], path: str | None) -> Iterator[DataSettings]:
-    """Yield where to read dialogues that are given as rows of a table, or as the path of a file or folder; one of the two.
+def data_from(rows: Sequence[Mapping[str, Any]], path: str | None) -> Iterator[DataSettings]:
+    """Yield the settings that read dialogues from rows of a table (through a temporary file), or from a file or folder at a path.
 
     Raises:
-        BadData: both are given, or neither.
+        BadData: both are set, or neither.
     """
     if bool(rows) == bool(path):
         raise BadData(f"dialogues are given {'twice, as rows and as path' if rows else 'neither as rows nor as path'}; give one of the two")

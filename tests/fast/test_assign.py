@@ -14,7 +14,7 @@ from clusterlora.data.synthetic import generate, write
 from clusterlora.errors import BadData, ClusterLoraError, UnknownName
 from clusterlora.evaluation.assign import choose
 from clusterlora.settings import SyntheticSettings
-from clusterlora.stages.assign import assign, data_at, given, markdown, record
+from clusterlora.stages.assign import assign, data_at, data_from, markdown, record
 from clusterlora.stages.prepare import prepare
 from clusterlora.values import Clustering
 from tests.fixtures.stages import LOG
@@ -49,7 +49,7 @@ def test_the_margin_is_the_difference_of_the_likelihoods_that_are_reported(plant
 
 
 def test_a_persona_with_one_exchange_is_accepted_and_stays_with_unified(planted: Planted) -> None:
-    with given([one_exchange()], None) as data:
+    with data_from([one_exchange()], None) as data:
         (ana,) = assign("planted", data, planted.stores, LOG)
     assert (ana.persona_id, ana.n_examples, ana.adapter) == ("ana", 1, "unified")
     assert ana.choice.cluster is None
@@ -60,7 +60,7 @@ def test_a_persona_with_one_exchange_is_accepted_and_stays_with_unified(planted:
 
 def test_repeated_dialogues_count_as_one_example_and_a_split_column_is_ignored(planted: Planted) -> None:
     rows = [one_exchange(split="test"), one_exchange(split="test", response="WARM light at 40 %, Ana!"), one_exchange(response="No.")]
-    with given([row | {"dialogue_id": number} for number, row in enumerate(rows)], None) as data:
+    with data_from([row | {"dialogue_id": number} for number, row in enumerate(rows)], None) as data:
         (ana,) = assign("planted", data, planted.stores, LOG)
     assert ana.n_examples == 2
 
@@ -103,21 +103,21 @@ def test_impossible_assignments_are_refused_in_one_line(
 
 def test_a_persona_of_the_study_is_refused(planted: Planted) -> None:
     persona_id = planted.stores.studies.dataset("planted").ids[0]
-    with given([one_exchange(persona_id=persona_id)], None) as data, pytest.raises(BadData, match=f"persona '{persona_id}' is in study"):
+    with data_from([one_exchange(persona_id=persona_id)], None) as data, pytest.raises(BadData, match=f"persona '{persona_id}' is in study"):
         assign("planted", data, planted.stores, LOG)
 
 
 def test_a_study_without_clusters_has_nothing_to_assign_to(planted: Planted) -> None:
     study = replace(planted.stores.studies.study("planted"), name="flat", methods=("unified",))
     prepare(study, planted.stores, LOG)
-    planted.stores.studies.save_clustering("flat", Clustering("given", (planted.stores.studies.dataset("flat").ids,)))
-    with given([one_exchange()], None) as data, pytest.raises(UnknownName, match="add cluster"):
+    planted.stores.studies.save_clustering("flat", Clustering("data_from", (planted.stores.studies.dataset("flat").ids,)))
+    with data_from([one_exchange()], None) as data, pytest.raises(UnknownName, match="add cluster"):
         assign("flat", data, planted.stores, LOG)
 
 
 @pytest.mark.parametrize(("rows", "path"), [([], None), ([one_exchange()], "new.jsonl")])
 def test_dialogues_are_given_either_as_rows_or_as_a_path(rows: list[dict[str, object]], path: str | None) -> None:
-    with pytest.raises(BadData, match="give one of the two"), given(rows, path):
+    with pytest.raises(BadData, match="give one of the two"), data_from(rows, path):
         pass
 
 

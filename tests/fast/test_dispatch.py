@@ -25,7 +25,7 @@ from clusterlora.settings import Study, prepared
 from clusterlora.stores.files import FileAdapterStore
 from clusterlora.stores.sql import SqlStudyStore
 from clusterlora.values import Attempt
-from tasks.child_runs import CrashedChildError, FailedChildError, deserves_another_attempt, settle
+from tasks.child_runs import CrashedChildError, FailedChildError, deserves_another_attempt, raise_unless_completed
 from tasks.dispatch import dispatch_training
 from tasks.status import status_lines
 from tests.fixtures.memory import MemoryStudyStore, MemoryTracker
@@ -56,11 +56,11 @@ def test_a_run_waits_for_the_one_before_it_up_to_a_limit(stores: Stores, monkeyp
 
     monkeypatch.setattr(child_runs.time, "sleep", wait)
     monkeypatch.setattr(child_runs, "_exists", there.__contains__)
-    child_runs.stand_in_line("mission", "cluster-00", stores)
+    child_runs.wait_for_run_of("cluster-00", "mission", stores)
     assert len(waited) == 5, "it was recorded before it was there"
-    child_runs.stand_in_line("mission", "cluster-00", stores)
+    child_runs.wait_for_run_of("cluster-00", "mission", stores)
     assert len(waited) == 5, "it is there already"
-    child_runs.stand_in_line("mission", "nobody", stores)
+    child_runs.wait_for_run_of("nobody", "mission", stores)
     assert sum(waited) < 70
 
 
@@ -68,7 +68,7 @@ def test_a_run_does_not_wait_for_one_that_has_ended(stores: Stores, monkeypatch:
     monkeypatch.setattr(child_runs, "_exists", lambda _: False)
     stores.studies.open_attempt("mission", attempt())
     stores.studies.close_attempt("mission", "cluster-00", 1, state="done")
-    child_runs.stand_in_line("mission", "cluster-00", stores)
+    child_runs.wait_for_run_of("cluster-00", "mission", stores)
 
 
 def attempt(number: int = 1, micro_batch: int = 2) -> Attempt:
@@ -84,21 +84,23 @@ def retried(error: Exception) -> bool:
 
 
 def test_a_completed_run_records_no_attempt(stores: Stores):
-    settle(run(Completed()), "mission", attempt(), stores)
+    raise_unless_completed(run(Completed()), "mission", attempt(), stores)
     assert stores.studies.attempts("mission") == ()
 
 
 def test_a_run_out_of_memory_is_retried_until_one_dialogue_does_not_fit(stores: Stores):
     for micro_batch, again in ((2, True), (1, False)):
         with pytest.raises(OutOfMemory, match="needs 4 GB") as caught:
-            settle(run(Failed(name="OutOfMemory", message="needs 4 GB")), "mission", attempt(3 - micro_batch, micro_batch), stores)
+            raise_unless_completed(
+                run(Failed(name="OutOfMemory", message="needs 4 GB")), "mission", attempt(3 - micro_batch, micro_batch), stores
+            )
         assert retried(caught.value) is again
     assert [a.state for a in stores.studies.attempts("mission")] == ["out_of_memory", "out_of_memory"]
 
 
 def test_a_crashed_run_is_retried_and_recorded(stores: Stores):
     with pytest.raises(CrashedChildError, match="cluster-00, attempt 1: process exited with -9") as caught:
-        settle(run(Crashed(message="process exited with -9")), "mission", attempt(), stores)
+        raise_unless_completed(run(Crashed(message="process exited with -9")), "mission", attempt(), stores)
     assert caught.value.crashes == 1
     assert retried(caught.value)
     assert [(a.state, a.detail) for a in stores.studies.attempts("mission")] == [("crashed", "process exited with -9")]
@@ -111,7 +113,7 @@ def test_the_third_crash_in_a_row_ends_the_retries():
 @pytest.mark.parametrize("state", [Failed(message="BadData: line 7"), Cancelled(message="by a person")])
 def test_a_run_that_failed_by_itself_or_was_cancelled_is_not_retried(stores: Stores, state: State[None]):
     with pytest.raises(FailedChildError, match=str(state.message)) as caught:
-        settle(run(state), "mission", attempt(), stores)
+        raise_unless_completed(run(state), "mission", attempt(), stores)
     assert not retried(caught.value)
     assert stores.studies.attempts("mission")[0].state == "failed"
 

@@ -20,7 +20,7 @@ from clusterlora.persona_signal.masked_exchanges import MASK, masked, masked_exc
 from clusterlora.persona_signal.measure import MOST_PERSONAS, PersonaSignal, Recognition, measure
 from clusterlora.persona_signal.summary import LITTLE, markdown, verdict
 from clusterlora.settings import ClusteringSettings, DataSettings, Study, SyntheticSettings
-from clusterlora.stages.signal import signal_of_data
+from clusterlora.stages.persona_signal import signal_of_data
 from clusterlora.values import Clustering, Dataset, Dialogue, Persona, Turn
 
 pytestmark = pytest.mark.numeric

@@ -1,4 +1,7 @@
-"""From a study's run in Prefect to its run in MLflow, and back."""
+"""Artifacts beyond a task's own table: images inside Markdown, and the link between a study's runs in Prefect and MLflow."""
+
+import base64
+from pathlib import Path
 
 from prefect import get_run_logger
 from prefect.artifacts import create_link_artifact
@@ -8,10 +11,24 @@ from prefect.settings import PREFECT_UI_URL
 from tasks.run_log import artifact_key
 from tasks.study_task import TaskContext, study_task
 
+_MAX_IMAGE_BYTES = 700_000
+"""Artifacts should stay below a megabyte, and base64 adds a third."""
+
+
+def embedded_image(image: Path, title: str) -> str:
+    """Return a PNG as a Markdown image that contains its data, or its path when it is too large for an artifact.
+
+    Prefect stores only the text of an artifact, and its page cannot load an image from elsewhere.
+    """
+    data = image.read_bytes()
+    if len(data) > _MAX_IMAGE_BYTES:
+        return f"{title}: `{image}`"
+    return f"![{title}](data:image/png;base64,{base64.b64encode(data).decode()})"
+
 
 @study_task("link · {study_name}")
 def link_runs(context: TaskContext, study_name: str) -> None:
-    """Show the study's MLflow run as an artifact of this run, and keep this run's address as a tag there."""
+    """Link the study's MLflow run in an artifact of this run, and set this run's address as a tag of the MLflow run."""
     stores = context.stores
     page = stores.tracker.page(study_name)
     if page is None:

@@ -1,4 +1,4 @@
-"""How much there is to win in a study's data, measured once, before anything is trained."""
+"""How much adapters per cluster and per person could gain on a study's data, measured once, before anything is trained."""
 
 from dataclasses import replace
 from statistics import median
@@ -18,14 +18,14 @@ from clusterlora.settings import ClusteringSettings, Study
 from clusterlora.values import Dataset, Dialogue, Persona, Turn
 
 
-def signal(study_name: str, stores: Stores, log: RunLog) -> PersonaSignal:
-    """Return the signal in the data of a study whose personas are grouped; what was measured before is kept."""
+def signal_of_study(study_name: str, stores: Stores, log: RunLog) -> PersonaSignal:
+    """Return the signal in the data of a study whose personas are clustered; it is measured once and recorded."""
     measured = stores.studies.metadata(study_name, PersonaSignal)
     if measured is not None:
         return measured
     study = stores.studies.study(study_name)
     clustering = stores.studies.clustering(study_name)
-    assert clustering is not None, "the signal of clusters was asked for before there are any"
+    assert clustering is not None, f"the signal of study {study_name} was measured before its clustering"
     with timed(stores, study_name, "signal"):
         measured = measure(stores.studies.dataset(study_name).personas, clustering, embedder(study.model), log)
         stores.studies.save_metadata(study_name, measured)
@@ -33,10 +33,11 @@ def signal(study_name: str, stores: Stores, log: RunLog) -> PersonaSignal:
 
 
 def signal_of_data(study: Study, log: RunLog) -> PersonaSignal:
-    """Return the signal in the data that these settings name. Nothing is stored, and nothing trained.
+    """Return the signal in the data that these settings name. Nothing is stored or trained.
 
-    A clustering that reads adapters is replaced by the one on answers that needs none. Where most people have too few dialogues to be
-    split, dialogues are split instead, and answers are clustered as they are: one each says nothing of how a person's answers vary.
+    A clustering that reads adapters is replaced by the default, which reads answers only. Where most people have too few dialogues for
+    a split, each dialogue is cut into halves instead and the clustering is `responses`: a single dialogue per split does not show how
+    much a person's answers vary.
     """
     settings = study.clustering
     if settings.algorithm in PREREQUISITES:
@@ -52,9 +53,9 @@ def signal_of_data(study: Study, log: RunLog) -> PersonaSignal:
 
 
 def _split_within(study: Study) -> Dataset:
-    """Return the people whose dialogues have two answers or more, each dialogue cut into a train half and a val half.
+    """Return the people who have dialogues of two answers or more, each such dialogue cut into a train half and a val half.
 
-    The val half keeps what was said before as words of the user, so that they are masked in its answers.
+    The val half keeps the earlier turns as the user's, so that their words are masked in its answers.
 
     Raises:
         BadData: fewer than two people have such a dialogue.
@@ -77,8 +78,8 @@ def _halves(dialogue: Dialogue) -> tuple[Dialogue, ...]:
     if len(answers) < 2:
         return ()
     cut = answers[len(answers) // 2 - 1] + 1
-    said = tuple(Turn("user", turn.text) for turn in dialogue.turns[:cut])
+    earlier = tuple(Turn("user", turn.text) for turn in dialogue.turns[:cut])
     return (
         replace(dialogue, id=f"{dialogue.id}/first", turns=dialogue.turns[:cut], split="train"),
-        replace(dialogue, id=f"{dialogue.id}/second", turns=(*said, *dialogue.turns[cut:]), split="val"),
+        replace(dialogue, id=f"{dialogue.id}/second", turns=(*earlier, *dialogue.turns[cut:]), split="val"),
     )
