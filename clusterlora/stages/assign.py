@@ -1,4 +1,4 @@
-"""Tell for people who are new to a study whether one of its clusters or unified should answer them."""
+"""Choose for people who are new to a study whether one of its clusters or unified should answer them."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -40,7 +40,7 @@ NOTE = (
 )
 
 _BY_LINE = "edgewise"
-"""The source whose persona ids are line numbers: they say nothing about who somebody is."""
+"""The source whose persona ids are line numbers, which identify nobody across files."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,12 +61,12 @@ class Assignment:
 
 
 def assign(study_name: str, data: DataSettings, stores: Stores, log: RunLog) -> tuple[Assignment, ...]:
-    """Return for every persona of the data, all of whose dialogues are examples, whether to leave unified and for which cluster.
+    """Return for every persona of the data whether unified or a cluster should answer; all their dialogues are examples.
 
     Nothing is stored.
 
     Raises:
-        BadData: the data cannot be read, have nobody in them, or have somebody the study knows.
+        BadData: the data cannot be read, are empty, or have a persona that is in the study already.
         UnknownName: there is no such study, or it has not trained unified and all clusters.
     """
     state = read_state(study_name, stores)
@@ -113,7 +113,7 @@ def data_from(rows: Sequence[Mapping[str, Any]], path: str | None) -> Iterator[D
 
 
 def data_at(path: str, source: str | None = None, columns: tuple[tuple[str, str], ...] = ()) -> DataSettings:
-    """Return how to read what lies there: a file is a table, a folder is edgewise, unless the source is named."""
+    """Return the settings that read a path: a file as a table, a folder as edgewise, unless the source is named."""
     return DataSettings(source=source or (_BY_LINE if Path(path).is_dir() else "table"), path=path, columns=columns)
 
 
@@ -147,14 +147,14 @@ def record(assignment: Assignment) -> dict[str, Any]:
 
 
 def markdown(study_name: str, assignments: Sequence[Assignment]) -> str:
-    """Return the table of the assignments, and where the adapters are."""
+    """Return the table of the assignments and that of the adapters' folders."""
     adapters = {a.adapter: a for a in assignments}.values()
-    where = [(a.adapter, a.model or "-", str(a.folder)) for a in adapters]
+    folders = [(a.adapter, a.model or "-", str(a.folder)) for a in adapters]
     return (
         f"# New personas of {study_name}\n\n"
         + table(HEADER, [cells(a) for a in assignments], right=(False, True, True, True, True, False))
         + f"\n{NOTE}\n\n"
-        + table(("adapter", "registered model", "PEFT folder"), where, right=(False, False, False))
+        + table(("adapter", "registered model", "PEFT folder"), folders, right=(False, False, False))
     )
 
 
@@ -165,30 +165,30 @@ def _adapters(state: StudyState, plan: WorkPlan) -> tuple[str, ...]:
             f"study {state.name} has no cluster adapters, its methods are {', '.join(state.settings.methods)}; add cluster to them"
         )
     names = (REFERENCE, *cluster_adapters(plan))
-    held = trained_adapters(state, plan)
-    missing = [name for name in names if name not in held]
+    trained = trained_adapters(state, plan)
+    missing = [name for name in names if name not in trained]
     if missing:
         raise UnknownName(f"study {state.name} has not trained {', '.join(missing)}; let it finish first, or choose another study")
     return names
 
 
 def _newcomers(state: StudyState, data: DataSettings) -> tuple[Persona, ...]:
-    """Return the people of the data, every different dialogue of theirs being an example."""
+    """Return the people of the data; each of their distinct dialogues is an example."""
     source = data.path or data.source
     problems = Problems()
     people = fitted(read(data), fit_of(state.settings, base_model(state.settings.model).tokenizer), data, problems).dataset.personas
     problems.raise_any()
     if data.source == _BY_LINE:
         people = tuple(replace(p, id=p.id.replace("persona", "new", 1)) for p in people)
-    known = set(state.dataset.ids)
+    study_ids = set(state.dataset.ids)
     for persona in people:
-        if persona.id in known:
+        if persona.id in study_ids:
             raise BadData(f"{source}: persona {persona.id!r} is in study {state.name} already; give somebody new another id, or remove it")
         if not persona.dialogues:
             raise BadData(f"{source}: persona {persona.id!r} has no dialogues; give at least one exchange, or remove the persona")
     if not people:
         raise BadData(f"{source}: nobody is in it; give at least one persona with one exchange")
-    # Splits that a file may give have no meaning here, and words that are there twice are one example.
+    # A file's splits have no meaning for new people, and two dialogues with the same words are one example.
     return tuple(
         replace(p, dialogues=tuple(replace(d, split="train") for d in {normalised_text(d): d for d in p.dialogues}.values()))
         for p in people
@@ -199,15 +199,15 @@ def _losses(
     study: PreparedStudy, plan: WorkPlan, personas: Sequence[Persona], names: Sequence[str], stores: Stores, log: RunLog
 ) -> dict[str, np.ndarray]:
     """Return by persona the negative log-likelihood of each example under each adapter."""
-    asked = {p.id: items(study.model, p, "train") for p in personas}
+    examples = {p.id: items(study.model, p, "train") for p in personas}
     compositions = {name: AdapterComposition((WeightedAdapter(name),)) for name in names}
     weights = {
         name: combined_weights(composition.adapters, lambda adapter: weights_of(stores, plan.keys[adapter]))
         for name, composition in compositions.items()
     }
-    tasks = [AnswerRequest(name, item) for its in asked.values() for item in its for name in names]
-    log.phase("read examples", total=len(tasks), unit="likelihoods")
+    requests = [AnswerRequest(name, item) for its in examples.values() for item in its for name in names]
+    log.phase("read examples", total=len(requests), unit="likelihoods")
     answerer = Answerer(base_model(study.model), embedder(study.model), study.evaluation, study.model)
-    answers = answerer.answer(tasks, weights, metrics=("nll",), run_log=log)
+    answers = answerer.answer(requests, weights, metrics=("nll",), run_log=log)
     flat = np.array([dict(answer.scores)["nll"] for answer in answers]).reshape(-1, len(names))
-    return dict(zip(asked, np.split(flat, np.cumsum([len(its) for its in asked.values()])[:-1]), strict=True))
+    return dict(zip(examples, np.split(flat, np.cumsum([len(its) for its in examples.values()])[:-1]), strict=True))

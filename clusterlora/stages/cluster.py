@@ -1,4 +1,4 @@
-"""Group the personas of a prepared study, once."""
+"""Cluster the personas of a prepared study, once."""
 
 from collections.abc import Sequence
 
@@ -24,9 +24,9 @@ from clusterlora.values import Clustering, Persona
 
 
 def cluster(study_name: str, stores: Stores, log: RunLog) -> Clustering:
-    """Return the study's clustering, made from train dialogues only; an existing one is kept. Its map is in `results/figures`.
+    """Return the study's clustering, from train dialogues only; an existing one is kept. Its map is written to `results/figures`.
 
-    An algorithm that reads adapters finds them trained: `training_groups.groups_before_clustering` names them.
+    An algorithm that reads adapters expects those of `training_groups.groups_before_clustering` to be trained.
     """
     state = read_state(study_name, stores)
     study = state.settings
@@ -48,11 +48,11 @@ def cluster(study_name: str, stores: Stores, log: RunLog) -> Clustering:
 
 
 def _agreement_with_truth(study: Study, clustering: Clustering) -> float:
-    """Return the adjusted Rand index of the clusters with those that were planted; the clustering is made when this is asked."""
+    """Return the adjusted Rand index of a finished clustering with the planted clusters."""
     from sklearn.metrics import adjusted_rand_score
 
-    truth, found = planted(study.data.synthetic).cluster_by_persona, clustering.cluster_by_persona()
-    return float(adjusted_rand_score([truth[p] for p in found], list(found.values())))
+    truth, clusters = planted(study.data.synthetic).cluster_by_persona, clustering.cluster_by_persona()
+    return float(adjusted_rand_score([truth[p] for p in clusters], list(clusters.values())))
 
 
 def _sources(state: StudyState, stores: Stores, log: RunLog) -> Sources:

@@ -60,11 +60,11 @@ def compare(study_name: str, stores: Stores, log: RunLog) -> Comparison:
         write_tables(comparison, rows, folder, more=new_personas_markdown(newcomers) if newcomers else "")
         draw(comparison, figure_path(stores, study_name), title=study_name)
         if state.clustering:
-            # Drawn when the personas were grouped, but perhaps on another machine.
+            # The cluster step has written it, but perhaps on another machine.
             write_map(study_name, stores, state.clustering)
         write_report(state, plan, stores, comparison, rows, newcomers)
-        if beside := imported_markdown(stores.studies.metadata(study_name, ImportedScores)):
-            write_durably(folder / "imported.md", beside.lstrip().encode())
+        if imported := imported_markdown(stores.studies.metadata(study_name, ImportedScores)):
+            write_durably(folder / "imported.md", imported.lstrip().encode())
         means = {f"{result.method}/{name}": value for result in comparison.methods for name, value in result.means.items()}
         stores.tracker.log_results(study_name, folder=folder, metrics=means, description=_description(study, comparison.sentence))
     stores.studies.save_metadata(study_name, _summary(comparison))
@@ -73,7 +73,7 @@ def compare(study_name: str, stores: Stores, log: RunLog) -> Comparison:
 
 
 def _summary(comparison: Comparison) -> ComparisonSummary:
-    """Return what other steps need of a comparison."""
+    """Return the part of a comparison that other steps need."""
     scores = [
         MethodScore(
             method=result.method,
@@ -97,7 +97,7 @@ def _gate(state: StudyState) -> str | None:
 
 
 def _description(study: Study, sentence: str) -> str:
-    """Return what the tracker says of the experiment: the verdict, what was compared, and where to look."""
+    """Return the experiment's description for the tracker: the conclusion, the methods compared, and where the results are."""
     return (
         f"**{sentence}**\n\n{len(study.methods)} methods on `{study.model.base}`: {', '.join(study.methods)}. "
         "The table, the figure and the report are among the artifacts of the parent run, under `results/`."
@@ -105,7 +105,7 @@ def _description(study: Study, sentence: str) -> str:
 
 
 def evaluation_rows(state: StudyState, plan: WorkPlan, stores: Stores) -> list[EvaluationRow]:
-    """Return every (method, persona, test item) with its answer and scores: what the comparison is computed from."""
+    """Return one row per (method, persona, test item) with its answer and scores: the input of the comparison."""
     study, personas = state.settings, state.dataset.by_id()
     cluster_by_persona = state.clustering.cluster_by_persona() if state.clustering else {}
     routes = [route for route in stores.studies.routes(study.name) if route.method in study.methods]
@@ -139,5 +139,5 @@ def evaluation_rows(state: StudyState, plan: WorkPlan, stores: Stores) -> list[E
 
 
 def figure_path(stores: Stores, study_name: str) -> Path:
-    """Return where the comparison's picture is."""
+    """Return the path of the comparison's figure."""
     return stores.folder(study_name) / "results" / "figures" / "comprehensive_comparison.png"

@@ -1,6 +1,6 @@
-"""Answer and score: the gate's question on val, then every method's on test, after each has chosen among its arms on val.
+"""Generate and score answers: the gate's on val, then every method's on test, after it has chosen among its arms on val.
 
-What needs no adapter, the bare base model's answers, may come first, while adapters are trained.
+The base model's own answers need no adapter and may be generated first, while adapters are trained.
 """
 
 from collections.abc import Iterable, Mapping, Sequence, Set
@@ -41,7 +41,7 @@ _PHASE: Mapping[EvaluationPart, Phase] = {
 
 
 def evaluate(request: EvaluationRequest, stores: Stores, log: RunLog) -> int:
-    """Return the number of answers given; those the study holds are not given again."""
+    """Return the number of answers generated; items the study already has answers to are skipped."""
     state, part, rung = read_state(request.study_name, stores), request.part, request.rung
     runner = _Runner(state, stores, log)
     with timed(stores, state.name, _PHASE[part], rung or f"{request.shard}/{request.shards}"):
@@ -64,26 +64,26 @@ def val_losses(
 
 def covered_methods(state: StudyState, plan: WorkPlan, persona_ids: Sequence[str], seed: int = 0) -> dict[str, MethodPlan]:
     """Return the methods of one training seed that can answer all these personas with trained adapters."""
-    held = trained_adapters(state, plan)
+    trained = trained_adapters(state, plan)
     covered: dict[str, MethodPlan] = {}
     for name in state.settings.methods:
         method = plan.seeds[seed][name]
-        arms = {p: _answerable(method, compositions, held.keys()) for p, compositions in method.arms_by_persona}
-        # Without an adapter there is nothing to train again with another seed.
+        arms = {p: _answerable(method, compositions, trained.keys()) for p, compositions in method.arms_by_persona}
+        # A method without adapters is the same for every training seed.
         if (method.adapters or seed == 0) and all(arms.get(p) for p in persona_ids):
             covered[name] = replace(method, arms_by_persona=tuple(arms.items()))
     return covered
 
 
-def _answerable(method: MethodPlan, compositions: Sequence[AdapterComposition], held: Set[str]) -> tuple[AdapterComposition, ...]:
-    """Return the arms that are trained; none when one is not and the method cannot do without. None can do without its first."""
-    there = tuple(composition for composition in compositions if held >= set(composition.adapter_names))
-    may_lack = method.arms_may_lack and there[:1] == tuple(compositions[:1])
-    return there if may_lack or len(there) == len(compositions) else ()
+def _answerable(method: MethodPlan, compositions: Sequence[AdapterComposition], trained: Set[str]) -> tuple[AdapterComposition, ...]:
+    """Return the arms whose adapters are trained; none when the first is not, or another one that the method needs."""
+    arms = tuple(composition for composition in compositions if trained >= set(composition.adapter_names))
+    may_lack = method.arms_may_lack and arms[:1] == tuple(compositions[:1])
+    return arms if may_lack or len(arms) == len(compositions) else ()
 
 
 def compared_personas(state: StudyState) -> tuple[str, ...]:
-    """Return who is compared: everyone, or after a refused gate cluster 0, which is all that money was spent on."""
+    """Return who is compared: everyone, or after a refused gate only cluster 0, whose adapter alone was trained."""
     if refused(state):
         clustering = state.clustering
         assert clustering is not None, "a gate was judged without a clustering"
@@ -105,7 +105,7 @@ def _val(runner: "_Runner", plan: WorkPlan, cluster: int, *, bare: bool) -> int:
 def _baseline(runner: "_Runner", plan: WorkPlan) -> int:
     bare = AdapterComposition()
     arms = [(p, compositions) for method in plan.seeds[0].values() for p, compositions in method.arms_by_persona if bare in compositions]
-    # Whoever has no other arm is asked its test items; where a method chooses, it does so on val.
+    # Personas whose only arm is the base answer test items at once; where a method chooses among arms, it needs val answers first.
     choices = dict.fromkeys((p, bare) for p, compositions in arms if len(compositions) > 1)
     certain = dict.fromkeys((p, bare) for p, compositions in arms if len(compositions) == 1)
     n_answers = runner.answer(plan, list(choices), "val", _choosing_metrics(runner.study))
@@ -113,7 +113,7 @@ def _baseline(runner: "_Runner", plan: WorkPlan) -> int:
 
 
 def _choosing_metrics(study: Study) -> tuple[str, ...]:
-    """Return what val answers are scored by where a method chooses among its arms."""
+    """Return the metrics of the val answers by which a method chooses among its arms."""
     metric = study.evaluation.selection_metric
     return (metric,) if metric == "nll" else study.evaluation.metrics
 
@@ -124,8 +124,8 @@ def _test(runner: "_Runner", plan: WorkPlan, *, shard: int, shards: int) -> int:
     methods = {
         (name, seed): method for seed in range(study.seeds) for name, method in covered_methods(state, plan, persona_ids, seed).items()
     }
-    here = set(persona_ids)
-    arms = {(*key, p): compositions for key, method in methods.items() for p, compositions in method.arms_by_persona if p in here}
+    in_shard = set(persona_ids)
+    arms = {(*key, p): compositions for key, method in methods.items() for p, compositions in method.arms_by_persona if p in in_shard}
     choices = list(
         dict.fromkeys((p, composition) for (*_, p), compositions in arms.items() if len(compositions) > 1 for composition in compositions)
     )
@@ -146,17 +146,17 @@ def _test(runner: "_Runner", plan: WorkPlan, *, shard: int, shards: int) -> int:
 
 
 def _held_out(runner: "_Runner", plan: WorkPlan, persona_ids: Sequence[str]) -> int:
-    """Answer what the study's new people are measured by: likelihoods of their train examples, and their test items, under every arm."""
+    """Answer for the held-out people, under every arm: the likelihoods of their train examples, and their test items."""
     if plan.held_out is None or not {a.name for a in plan.held_out.adapters} <= trained_adapters(runner.state, plan).keys():
         return 0
-    here = set(persona_ids)
-    pairs = [(p, composition) for p, compositions in plan.held_out.arms_by_persona if p in here for composition in compositions]
+    in_shard = set(persona_ids)
+    pairs = [(p, composition) for p, compositions in plan.held_out.arms_by_persona if p in in_shard for composition in compositions]
     n_answers = runner.answer(plan, pairs, "train", ("nll",))
     return n_answers + runner.answer(plan, pairs, "test", tuple(dict.fromkeys((*runner.study.evaluation.metrics, "nll"))))
 
 
 class _Runner:
-    """Answers (persona, composition) pairs, skipping what the study already holds."""
+    """Answers (persona, composition) pairs, skipping items that the study already has answers to."""
 
     def __init__(self, state: StudyState, stores: Stores, log: RunLog) -> None:
         self.state = state
@@ -168,14 +168,15 @@ class _Runner:
 
     def answer(self, plan: WorkPlan, pairs: Sequence[tuple[str, AdapterComposition]], split: Split, metrics: Sequence[str]) -> int:
         keys = {composition: plan.composition_key(composition) for _, composition in pairs}
-        held = self._held(keys.values(), split, metrics)
-        # Same composition, neighbouring tasks: a chunk then holds few compositions.
-        tasks: dict[AdapterComposition, list[AnswerRequest]] = {composition: [] for composition in keys}
+        answered = self._answered(keys.values(), split, metrics)
+        # Requests are grouped by composition, so that a chunk has few compositions.
+        requests: dict[AdapterComposition, list[AnswerRequest]] = {composition: [] for composition in keys}
         for p, composition in pairs:
-            asked = self._asked(composition, self._personas[p], split)
-            tasks[composition] += [AnswerRequest(keys[composition], item) for item in asked if (keys[composition], p, item.id) not in held]
-        wanted = [composition for composition, its_tasks in tasks.items() if its_tasks]
-        total = sum(len(tasks[composition]) for composition in wanted)
+            key = keys[composition]
+            persona_items = self._items(composition, self._personas[p], split)
+            requests[composition] += [AnswerRequest(key, item) for item in persona_items if (key, p, item.id) not in answered]
+        unanswered = [composition for composition, its_requests in requests.items() if its_requests]
+        total = sum(len(requests[composition]) for composition in unanswered)
         if total == 0:
             return 0
         if self._answerer is None:
@@ -183,14 +184,14 @@ class _Runner:
             train = TrainResponses(self._personas.values())
             self._answerer = Answerer(base_model(model), embedder(model), self.study.evaluation, model, train=train)
         self._log.phase(f"answer {split} items", total=total, unit="answers")
-        for start in range(0, len(wanted), _COMPOSITIONS_AT_ONCE):
-            chunk = wanted[start : start + _COMPOSITIONS_AT_ONCE]
+        for start in range(0, len(unanswered), _COMPOSITIONS_AT_ONCE):
+            chunk = unanswered[start : start + _COMPOSITIONS_AT_ONCE]
             weights = {
                 keys[composition]: combined_weights(composition.adapters, lambda name: weights_of(self.stores, plan.keys[name]))
                 for composition in chunk
             }
-            todo = [task for composition in chunk for task in tasks[composition]]
-            answers = self._answerer.answer(todo, weights, metrics=metrics, run_log=self._log)
+            in_chunk = [request for composition in chunk for request in requests[composition]]
+            answers = self._answerer.answer(in_chunk, weights, metrics=metrics, run_log=self._log)
             self.stores.studies.save_answers(self.study.name, answers)
         return total
 
@@ -202,7 +203,8 @@ class _Runner:
             self.state, self.stores, {composition: plan.composition_key(composition) for _, composition in pairs}, pairs, split, metric
         )
 
-    def _held(self, keys: Iterable[str], split: Split, metrics: Sequence[str]) -> set[tuple[str, str, str]]:
+    def _answered(self, keys: Iterable[str], split: Split, metrics: Sequence[str]) -> set[tuple[str, str, str]]:
+        """Return (composition key, persona id, item id) of the study's answers that have all these metrics."""
         answers = self.stores.studies.answers(self.study.name, sorted(set(keys)))
         return {
             (a.composition_key, a.persona_id, a.item_id)
@@ -210,16 +212,16 @@ class _Runner:
             if a.split == split and set(metrics) <= {name for name, _ in a.scores}
         }
 
-    def _asked(self, composition: AdapterComposition, persona: Persona, split: Split) -> tuple[Item, ...]:
-        """Return a persona's items as this composition is asked them."""
+    def _items(self, composition: AdapterComposition, persona: Persona, split: Split) -> tuple[Item, ...]:
+        """Return a persona's items with the prompts of this composition."""
         model = self.study.model
         if composition.persona_in_prompt:
             model = replace(model, persona_in_prompt=True)
-        asked = items(model, persona, split)
+        persona_items = items(model, persona, split)
         if not composition.shots:
-            return asked
-        known = exchanges(persona)
-        return tuple(replace(item, messages=with_shots(item.messages, known, composition.shots, embedder(model))) for item in asked)
+            return persona_items
+        shots = exchanges(persona)
+        return tuple(replace(item, messages=with_shots(item.messages, shots, composition.shots, embedder(model))) for item in persona_items)
 
 
 _read_folder = lru_cache(maxsize=256)(read_weights)

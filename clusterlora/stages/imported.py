@@ -1,4 +1,4 @@
-"""Bring what older scripts left into a study: their splits and clusters become its own, their adapters a method, their scores a table."""
+"""Import the outputs of older scripts: their splits and clusters become the study's, their adapters a method, their scores a table."""
 
 import hashlib
 import json
@@ -36,7 +36,7 @@ class Older:
 
 @dataclass(frozen=True, slots=True)
 class Imported:
-    """What was brought in, in numbers."""
+    """How many of each were imported."""
 
     personas: int
     clusters: int
@@ -45,10 +45,10 @@ class Imported:
 
 
 def settings_for_import(study: Study, older: Older) -> Study:
-    """Return the study as it must be to take the older outputs in: their number of clusters, and their adapters compared.
+    """Return the study with the settings that the older outputs need: their number of clusters, and their adapters as a method.
 
     Raises:
-        BadSettings: adapters without the splits they were trained on, or clusters that are to move.
+        BadSettings: adapters without the splits they were trained on, or clusters that refinement would change.
     """
     if older.adapters is not None and study.data.splits is None:
         raise BadSettings("adapters without the splits they were trained on may have seen the test items; give --splits edgesplits.json")

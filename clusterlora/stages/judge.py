@@ -1,4 +1,4 @@
-"""A cluster's verdict under one rung, from val answers alone: the ladder chooses by it, so test items must not be seen here."""
+"""A cluster's verdict under one rung, from val answers only: the ladder chooses by it, so it must not depend on test items."""
 
 from dataclasses import replace
 
@@ -17,7 +17,7 @@ from clusterlora.values import AdapterComposition, Verdict, WeightedAdapter
 
 
 def judge(study_name: str, rung: str, stores: Stores) -> Verdict:
-    """Return the gate's verdict: on cluster 0 as this rung trained it, now recorded in the study and in the tracker."""
+    """Return the gate's verdict on cluster 0 as this rung trained it, and record it in the study and in the tracker."""
     state = read_state(study_name, stores)
     verdict = verdict_on(state, rung, 0, stores)
     if state.power:
@@ -30,7 +30,7 @@ def judge(study_name: str, rung: str, stores: Stores) -> Verdict:
 
 
 def estimate_power(study_name: str, stores: Stores) -> Power:
-    """Return the gate's power, from the base model's answers to the val items of cluster 0; it is recorded with the study."""
+    """Return the gate's power, from the base model's answers to the val items of cluster 0, and record it with the study."""
     state = read_state(study_name, stores)
     study, plan = state.settings, work_plan(state)
     persona_ids = plan.specs[judged_adapters(plan)[0]].persona_ids

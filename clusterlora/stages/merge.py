@@ -1,4 +1,4 @@
-"""Merge a study's personal adapters per cluster in another way than the study itself does, and register what comes out."""
+"""Merge a study's personal adapters per cluster with other settings than the study's, and register the merged adapters."""
 
 from dataclasses import replace
 
@@ -26,16 +26,16 @@ def merge(request: MergeRequest, stores: Stores, log: RunLog) -> tuple[str, ...]
     compared = state.settings
     state = replace(state, settings=replace(compared, methods=("merge",), seeds=1, merging=merging))
     plan = work_plan(state)
-    held = trained_adapters(state, plan)
+    trained = trained_adapters(state, plan)
     personal = [spec.name for spec in plan.specs.values() if not spec.merge_of]
-    if missing := [name for name in personal if name not in held]:
+    if missing := [name for name in personal if name not in trained]:
         raise BadData(
             f"study {study_name} has {len(personal) - len(missing)} of {len(personal)} personal adapters, {missing[0]} is missing; "
             f"train them: clusterlora train --name {study_name} with per_persona or merge among its methods"
         )
     density = density_of(merging)
     suffix = merging.kind if density == 1 else f"{merging.kind}-{density:g}"
-    new = {spec.name: f"{spec.name}+{suffix}" for spec in plan.specs.values() if spec.merge_of and spec.name not in held}
+    new = {spec.name: f"{spec.name}+{suffix}" for spec in plan.specs.values() if spec.merge_of and spec.name not in trained}
     specs = [replace(plan.specs[name], name=new[name]) for name in new]
     plan = replace(plan, keys={**plan.keys, **{new[name]: plan.keys[name] for name in new}})
     if specs:
@@ -52,7 +52,7 @@ def merge(request: MergeRequest, stores: Stores, log: RunLog) -> tuple[str, ...]
             )
     adapters = {adapter.key: adapter for adapter in stores.studies.adapters(study_name)}
     merged = {spec: adapters[plan.keys[spec.name]] for spec in plan.specs.values() if spec.merge_of}
-    # What the comparison says of the study's own merge it does not say of another.
+    # The comparison's result is about the study's own merge, not about another one.
     method = "merge" if "merge" in compared.methods and compared.merging == merging else f"merge by {suffix}"
     for spec, adapter in merged.items():
         model = adapter.name.replace("+", "-")

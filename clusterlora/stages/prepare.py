@@ -1,4 +1,4 @@
-"""Read, check and split the data; record the study. Nothing is recorded unless everything can be used."""
+"""Read, check and split the data, then record the study. Nothing is recorded when any of it is unusable."""
 
 import subprocess
 from dataclasses import asdict
@@ -23,12 +23,12 @@ from clusterlora.values import Dataset
 
 
 def prepare(asked: Study, stores: Stores, log: RunLog, *, running: bool = True) -> Dataset:
-    """Return the study's split data set, now recorded with its provenance; preparing it again changes nothing.
+    """Return the study's split data set, recorded with its provenance; preparing it again changes nothing.
 
-    What is damaged of its adapters on this machine is fetched, or will be trained again.
+    Damaged adapters on this machine are downloaded again, or will be trained again.
 
     Args:
-        running: whether the study runs from now on. A single step of it leaves the study in the status it is in.
+        running: whether to set the study's status to running; a single step leaves the status as it is.
 
     Raises:
         BadData: every problem of the data at once, or the study already holds other data.
@@ -54,7 +54,7 @@ def prepare(asked: Study, stores: Stores, log: RunLog, *, running: bool = True) 
     stores.studies.create_study(study)
     with timed(stores, study.name, "prepare"):
         stores.studies.save_dataset(study.name, dataset)
-        # Only now is it the study's: other data than it holds have been refused.
+        # Recorded after the data: save_dataset refuses data other than the study's.
         stores.studies.save_metadata(study.name, recorded)
         tags = {"study": study.name} | {name: str(value) for name, value in asdict(recorded).items() if value is not None}
         stores.tracker.start_study(study.name, params=asdict(study), tags=tags, dataset=dataset, running=running)
@@ -92,9 +92,9 @@ def provenance(study_name: str, stores: Stores) -> Provenance:
 
 
 def as_prepared(study: Study, stores: Stores) -> PreparedStudy:
-    """Return the study with its dtype: as asked, as it was decided when the study was first prepared, else what is faster here.
+    """Return the study with its dtype: the one in its settings, else the one it was first prepared with, else the faster one here.
 
-    The date of its chat template, too, is the one it was first prepared with.
+    The date of its chat template is the one it was first prepared with as well.
     """
     if any(study.name == name for name, *_ in stores.studies.studies()):
         return as_decided(study, stores.studies.study(study.name))
@@ -102,9 +102,9 @@ def as_prepared(study: Study, stores: Stores) -> PreparedStudy:
 
 
 def git_revision() -> str | None:
-    """Return the commit this code was checked out at, or None outside a checkout and where there is no git."""
+    """Return the commit this code was checked out at; None outside a checkout or without git."""
     try:
-        found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+        completed = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
     except FileNotFoundError:
         return None
-    return found.stdout.strip() or None
+    return completed.stdout.strip() or None

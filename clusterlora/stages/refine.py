@@ -18,16 +18,16 @@ from clusterlora.values import AdapterComposition, WeightedAdapter
 
 
 def refine(study_name: str, stores: Stores, log: RunLog) -> bool:
-    """Return whether a round was due; the clustering it leads to is then saved, and what changed is to be trained again.
+    """Return whether a round was due; if so, its clustering is saved, and the adapters of changed clusters need training again.
 
-    A round in which nobody moves is the last one. The gate's verdict stays as it was reached.
+    A round in which nobody moves is the last one. The gate's verdict does not change.
     """
     state = read_state(study_name, stores)
     if not refinement_pending(state):
         return False
-    study, clustering, done = state.settings, state.clustering, state.refinement.rounds_done
-    assert clustering is not None, "refinement is due before there is a clustering"
-    with timed(stores, study_name, "refine", str(done + 1)):
+    study, clustering, round_number = state.settings, state.clustering, state.refinement.rounds_done + 1
+    assert clustering is not None, f"refinement of study {study_name} is due before it has a clustering"
+    with timed(stores, study_name, "refine", str(round_number)):
         plan = work_plan(state)
         compositions = [AdapterComposition((WeightedAdapter(name),)) for name in cluster_adapters(plan)]
         cluster_by_persona = clustering.cluster_by_persona()
@@ -36,23 +36,24 @@ def refine(study_name: str, stores: Stores, log: RunLog) -> bool:
         after = reassign(
             [np.stack([losses[p, composition] for composition in compositions], axis=1) for p in cluster_by_persona],
             before,
-            _least(study, before),
+            _min_sizes(study, before),
         )
     n_moved = int(np.sum(before != after))
     members = tuple(
         tuple(sorted(p for p, label in zip(cluster_by_persona, after.tolist(), strict=True) if label == cluster))
         for cluster in range(len(clustering.members))
     )
-    quality = (*clustering.quality, (f"moved_in_round_{done + 1}", float(n_moved)))
+    quality = (*clustering.quality, (f"moved_in_round_{round_number}", float(n_moved)))
     stores.studies.save_clustering(study_name, replace(clustering, members=members, quality=quality))
-    stores.studies.save_metadata(study_name, Refinement(done + 1 if n_moved else study.clustering.refinement_rounds))
+    stores.studies.save_metadata(study_name, Refinement(round_number if n_moved else study.clustering.refinement_rounds))
     log.note(
-        f"refinement round {done + 1}: {n_moved} of {len(before)} personas moved; clusters of {', '.join(map(str, map(len, members)))}"
+        f"refinement round {round_number}: {n_moved} of {len(before)} personas moved; clusters of {', '.join(map(str, map(len, members)))}"
     )
     return True
 
 
-def _least(study: Study, labels: np.ndarray) -> list[int]:
+def _min_sizes(study: Study, labels: np.ndarray) -> list[int]:
+    """Return the least number of personas that each cluster must keep."""
     sizes = np.bincount(labels)
     if study.clustering.sizes is not None:
         return sizes.tolist()

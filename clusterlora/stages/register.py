@@ -1,4 +1,4 @@
-"""Put what the study made into the model registry, and the champion where servers look for it."""
+"""Register the study's adapters and its champion in the model registry."""
 
 from pathlib import Path
 
@@ -20,13 +20,13 @@ from clusterlora.values import AdapterSpec, TrainedAdapter
 def register(study_name: str, stores: Stores, log: RunLog) -> str | None:
     """Return the URI of the champion router; None where there is no registry.
 
-    An adapter of everybody or of a cluster, be it of one, that answers by itself becomes a model of its own. Those of single persons or
-    small groups become one model per method. The router answers every persona as the method that won the comparison does. What only
-    controls answer with is not registered. Registering again adds nothing.
+    Each adapter of everybody or of a cluster that can answer alone becomes a model; a method's adapters of single persons or small groups
+    become one model together; the router answers every persona as the champion of the comparison does. Adapters used by controls only are
+    not registered. Registering again adds nothing.
     """
     state = read_state(study_name, stores)
     study, plan = state.settings, work_plan(state)
-    # Other training seeds are for the comparison; what is handed over is the first.
+    # Only the study's own training seed is registered; the others serve the comparison.
     first = {adapter.name for name, method in plan.methods.items() if not is_control(name) for adapter in method.adapters}
     trained = {name: adapter for name, adapter in trained_adapters(state, plan).items() if name in first}
     folders = {name: stored_folder(stores, adapter.key) for name, adapter in trained.items()}
@@ -60,10 +60,10 @@ def register(study_name: str, stores: Stores, log: RunLog) -> str | None:
 
 
 def register_adapter(state: StudyState, adapter: TrainedAdapter, stores: Stores, *, model: str, method: str, n_personas: int) -> None:
-    """Register an adapter as `<study>-<model>`, which answers everybody with it; `method` and `n_personas` are what its card says."""
+    """Register an adapter as `<study>-<model>`, which answers everybody with it; `method` and `n_personas` are for its card."""
     study = state.settings
     table, folders = adapter_table(state, model, adapter, stores), {adapter.key: stored_folder(stores, adapter.key)}
-    said = about(
+    about_model = about(
         study,
         state.prepared_with,
         state.outcome,
@@ -72,7 +72,7 @@ def register_adapter(state: StudyState, adapter: TrainedAdapter, stores: Stores,
         n_personas=n_personas,
         weights_sha256=table["weights_sha256"],
     )
-    stores.tracker.register_router(study.name, routes=table, adapter_folders=folders, champion=False, model=model, about=said)
+    stores.tracker.register_router(study.name, routes=table, adapter_folders=folders, champion=False, model=model, about=about_model)
 
 
 def _answers_by_itself(spec: AdapterSpec) -> bool:
@@ -101,7 +101,7 @@ def _register_router(
     used = sorted(table["names"].values())
     weights = {trained[name].key: folders[name] for name in used}
     learned = {p for name in used for p in plan.specs[name].persona_ids}
-    said = about(
+    about_model = about(
         study,
         state.prepared_with,
         state.outcome,
@@ -111,5 +111,5 @@ def _register_router(
         weights_sha256=table["weights_sha256"],
     )
     return stores.tracker.register_router(
-        study.name, routes=table, adapter_folders=weights, champion=model is None, model=model, about=said
+        study.name, routes=table, adapter_folders=weights, champion=model is None, model=model, about=about_model
     )

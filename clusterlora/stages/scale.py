@@ -1,4 +1,4 @@
-"""The scale a similarity is read on: what somebody else's words would score. It follows from the data alone, before anything is trained."""
+"""Reference points for reading similarity scores: what other people's references score. They depend only on the data."""
 
 from collections.abc import Sequence
 
@@ -17,9 +17,9 @@ from clusterlora.settings import Study
 from clusterlora.values import Item, digest
 
 _FLOOR_REFERENCES = 3
-"""References per persona that the floor is measured on: every pair of people counts, so a few of each are plenty."""
+"""References per persona that the floor is measured on; every pair of people counts, so a few are enough."""
 _SAME_PROMPT_ITEMS = 10
-"""Items per persona that the same-prompt floor is measured on, and found among."""
+"""Items per persona that the same-prompt floor is measured on and that similar prompts are searched among."""
 
 
 def scale(state: StudyState, stores: Stores, persona_ids: Sequence[str]) -> ReferencePoints:
@@ -27,34 +27,34 @@ def scale(state: StudyState, stores: Stores, persona_ids: Sequence[str]) -> Refe
 
     There are none when the headline is no similarity to the reference, or fewer than two personas have test items.
     """
-    study, dataset, wanted = state.settings, state.dataset, frozenset(persona_ids)
-    asked = {p.id: items(study.model, p, "test") for p in dataset.personas if p.id in wanted and p.of_split("test")}
-    if study.evaluation.headline != "embedding_similarity" or len(asked) < 2:
+    study, dataset, compared = state.settings, state.dataset, frozenset(persona_ids)
+    test_items = {p.id: items(study.model, p, "test") for p in dataset.personas if p.id in compared and p.of_split("test")}
+    if study.evaluation.headline != "embedding_similarity" or len(test_items) < 2:
         return ReferencePoints()
-    measured_on = digest([tuple(asked), study.model, dataset.digest])
+    measured_on = digest([tuple(test_items), study.model, dataset.digest])
     recorded = stores.studies.metadata(study.name, ReferencePoints)
     if recorded is not None and recorded.measured_on == measured_on:
         return recorded
     with timed(stores, study.name, "scale"):
-        measured = ReferencePoints(_floor(study, asked), _floor_same_prompt(study, asked), measured_on)
+        measured = ReferencePoints(_floor(study, test_items), _floor_same_prompt(study, test_items), measured_on)
     stores.studies.save_metadata(study.name, measured)
     return measured
 
 
-def _floor(study: Study, asked: dict[str, tuple[Item, ...]]) -> float:
-    return floor({p: [item.reference for item in its[:_FLOOR_REFERENCES]] for p, its in asked.items()}, embedder(study.model))
+def _floor(study: Study, test_items: dict[str, tuple[Item, ...]]) -> float:
+    return floor({p: [item.reference for item in its[:_FLOOR_REFERENCES]] for p, its in test_items.items()}, embedder(study.model))
 
 
-def _floor_same_prompt(study: Study, asked: dict[str, tuple[Item, ...]]) -> float:
+def _floor_same_prompt(study: Study, test_items: dict[str, tuple[Item, ...]]) -> float:
     """Return what another persona's reference for the most similar prompt scores.
 
-    A prompt is what was said so far, without the system turn, the latest first: an embedding that cuts long texts keeps the latest.
+    A prompt is the dialogue so far without the system turn, latest turn first: an embedding model that truncates texts keeps the latest.
     """
-    asked = {p: its[:_SAME_PROMPT_ITEMS] for p, its in asked.items()}
-    prompts = {p: ["\n".join(turn.text for turn in reversed(item.messages[1:])) for item in its] for p, its in asked.items()}
+    first_items = {p: its[:_SAME_PROMPT_ITEMS] for p, its in test_items.items()}
+    prompts = {p: ["\n".join(turn.text for turn in reversed(item.messages[1:])) for item in its] for p, its in first_items.items()}
     nearest = most_similar_of_others(prompts, embedder(study.model))
-    references = [item.reference for its in asked.values() for item in its]
-    theirs = Scorable(texts=[references[number] for number in nearest], references=references, embedder=embedder(study.model))
-    scores = METRICS[study.evaluation.headline].score(theirs)
-    ends = np.cumsum([len(its) for its in asked.values()])
+    references = [item.reference for its in first_items.values() for item in its]
+    scorable = Scorable(texts=[references[number] for number in nearest], references=references, embedder=embedder(study.model))
+    scores = METRICS[study.evaluation.headline].score(scorable)
+    ends = np.cumsum([len(its) for its in first_items.values()])
     return float(np.mean([part.mean() for part in np.split(scores, ends[:-1])]))

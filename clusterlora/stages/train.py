@@ -1,4 +1,4 @@
-"""Train one group of adapters, or merge one, and keep each as soon as it is finished: store, tracker, database, and the study's folder."""
+"""Train or merge one group of adapters, and save each as soon as it is finished: store, tracker, database and the study's folder."""
 
 import math
 import re
@@ -34,34 +34,34 @@ from clusterlora.values import AdapterSpec, Attempt, LearningCurve, Split, Train
 
 
 def train_group(request: TrainRequest, stores: Stores, log: RunLog) -> int:
-    """Return the number of adapters trained. What the store holds under the same key is linked to the study, not trained again.
+    """Return the number of adapters trained. Adapters already in the store under the same key are linked to the study instead.
 
-    What ran out of a device's memory once, in any study on this base, is not tried there again: the micro-batch starts smaller.
+    A micro-batch that ran out of this device's memory before, in any study on this base, is not tried again: training starts smaller.
 
     Raises:
-        OutOfMemory: an allocation failed; what had finished is kept, and the next attempt resumes after the last whole epoch.
+        OutOfMemory: an allocation failed; finished adapters are kept, and the next attempt resumes after the last whole epoch.
         TrainingDiverged: a loss is not finite.
     """
     state = read_state(request.study_name, stores)
     study, group = state.settings, request.group
-    place = (base_revision(study.model.base), device_name(), study.model.max_length)
-    fits = stores.studies.memory_limit(*place)
-    if fits is not None and fits < request.micro_batch:
-        log.note(f"micro-batch {fits} instead of {request.micro_batch}: more did not fit {place[1]} before")
-        request = replace(request, micro_batch=fits)
+    base, device, max_length = base_revision(study.model.base), device_name(), study.model.max_length
+    limit = stores.studies.memory_limit(base, device, max_length)
+    if limit is not None and limit < request.micro_batch:
+        log.note(f"micro-batch {limit} instead of {request.micro_batch}: more did not fit {device} before")
+        request = replace(request, micro_batch=limit)
     micro_batch, attempt = request.micro_batch, request.attempt
     stores.studies.open_attempt(study.name, Attempt(group.name, attempt, micro_batch, "running"))
     try:
         with timed(stores, study.name, "train", group.name):
             n_trained = _train(request, state, stores, log)
     except ServiceDown:
-        # The attempt stays open: whoever retries it goes on after the last whole epoch.
+        # The attempt stays open: a retry resumes it after the last whole epoch.
         raise
     except Exception as error:
         ending = "out_of_memory" if isinstance(error, OutOfMemory) else "failed"
         if isinstance(error, OutOfMemory) and micro_batch > 1:
-            # The next group on such a device starts where this one's next attempt does.
-            stores.studies.save_memory_limit(*place, micro_batch=micro_batch // 2)
+            # The next group on such a device starts with the micro-batch of this group's next attempt.
+            stores.studies.save_memory_limit(base, device, max_length, micro_batch=micro_batch // 2)
         stores.studies.close_attempt(
             study.name, group.name, attempt, state=ending, detail=str(error), peak_memory_bytes=peak_memory_bytes()
         )
@@ -73,7 +73,7 @@ def train_group(request: TrainRequest, stores: Stores, log: RunLog) -> int:
 def _train(request: TrainRequest, state: StudyState, stores: Stores, log: RunLog) -> int:
     study, group, micro_batch = state.settings, request.group, request.micro_batch
     plan = work_plan(state, rung_by_name(state, group.rung))
-    specs = [plan.specs[name] for name in group.adapters if not _known(study, plan, name, stores)]
+    specs = [plan.specs[name] for name in group.adapters if not _reuse(study, plan, name, stores)]
     if not specs:
         return 0
     trained_by = plan.trained_by()
@@ -103,14 +103,14 @@ def _train(request: TrainRequest, state: StudyState, stores: Stores, log: RunLog
                 keep(study, _trained(result), result.folder, run, stores, curves=_curves(result))
                 results.append(result)
                 if not result.loss_fell:
-                    run_log.note(f"{result.job.spec.name}: the train loss did not fall; it has learned nothing")
+                    run_log.note(f"{result.job.spec.name}: the train loss did not fall; the adapter has learned nothing")
                 run_log.note(f"{result.job.spec.name}: loss {result.losses[0]:.3f} -> {result.losses[-1]:.3f} in {result.seconds:.1f} s")
         _log_curves(run, results, time.monotonic() - began)
     return len(results)
 
 
-def _known(study: Study, plan: WorkPlan, name: str, stores: Stores) -> bool:
-    """Return whether somebody, perhaps another study, trained this very adapter; if so, make it this study's as well."""
+def _reuse(study: Study, plan: WorkPlan, name: str, stores: Stores) -> bool:
+    """Return whether this adapter is trained already, perhaps by another study; if so, link it to this study."""
     adapter = stores.studies.adapter(plan.keys[name])
     if adapter is None or folder_if_any(stores, adapter.key) is None:
         return False
@@ -125,7 +125,7 @@ def _jobs(state: StudyState, plan: WorkPlan, specs: Sequence[AdapterSpec], store
     def folder(name: str | None) -> Path | None:
         return stored_folder(stores, plan.keys[name]) if name else None
 
-    # Most people teach several adapters.
+    # Cached, because most people's dialogues train several adapters.
     @cache
     def of_person(persona_id: str, split: Split, *, persona_in_prompt: bool) -> list[TokenSequence]:
         person, prompt = personas[persona_id], replace(study.model, persona_in_prompt=study.model.persona_in_prompt or persona_in_prompt)
@@ -158,7 +158,7 @@ def merge_adapters(
     stores: Stores,
     log: RunLog,
 ) -> int:
-    """Make adapters out of others, weighted by the train dialogues behind each; return how many."""
+    """Merge adapters, each weighted by its number of train dialogues; return how many merged adapters there are."""
     from clusterlora.adapters.merging import density_of, merge_factors
 
     study, personas = state.settings, state.dataset.by_id()
@@ -209,19 +209,19 @@ def _curves(result: TrainingResult) -> tuple[LearningCurve, ...]:
 def keep(
     study: Study, adapter: TrainedAdapter, folder: Path, run: AdapterRun, stores: Stores, *, curves: Sequence[LearningCurve] = ()
 ) -> None:
-    """Store the weights first, the row that says they exist last. It replaces one whose weights are lost, and no other."""
+    """Save an adapter: its weights first and its database row last, which replaces only a row whose weights are lost."""
     lost = _lost(adapter.key, stores)
-    kept = stores.adapters.save(adapter.key, folder)
-    uri = run.artifacts(kept, f"adapters/{adapter.name}")
-    expose(stores, study.name, adapter.spec, kept)
-    n_bytes = sum(file.stat().st_size for file in kept.iterdir())
-    recorded = replace(adapter, n_bytes=n_bytes, run_id=run.run_id, uri=uri, weights_sha256=weights_sha256(kept))
+    stored = stores.adapters.save(adapter.key, folder)
+    uri = run.artifacts(stored, f"adapters/{adapter.name}")
+    expose(stores, study.name, adapter.spec, stored)
+    n_bytes = sum(file.stat().st_size for file in stored.iterdir())
+    recorded = replace(adapter, n_bytes=n_bytes, run_id=run.run_id, uri=uri, weights_sha256=weights_sha256(stored))
     stores.studies.save_adapter(study.name, recorded, curves=curves, instead_of=lost)
     stores.adapters.drop_scratch(adapter.key)
 
 
 def _lost(key: str, stores: Stores) -> TrainedAdapter | None:
-    """Return the record of an adapter whose weights are nowhere; None when there is no record, or they may be somewhere."""
+    """Return the record of an adapter whose weights are lost; None when there is no record, or the tracker may have the weights."""
     recorded = stores.studies.adapter(key)
     if recorded is None or folder_if_any(stores, key) is not None:
         return None
@@ -242,7 +242,7 @@ def log_name(group: str) -> str:
 
 
 def _log_curves(run: AdapterRun, results: Sequence[TrainingResult], seconds: float) -> None:
-    """Log the loss per step (on val: per epoch): the mean over the adapters that got there; of shared adapters, each one's own."""
+    """Log the loss per step (on val: per epoch), averaged over the adapters still training; for shared adapters also each one's own."""
     run.curve("train/loss", list(enumerate(mean_by_step([result.losses for result in results]), start=1)))
     if any(result.val_losses for result in results):
         run.curve("val/loss", list(enumerate(mean_by_step([result.val_losses for result in results]), start=1)))
