@@ -35,7 +35,7 @@ class PrefectRunLog:
     def __init__(self, *name: str) -> None:
         self._key = artifact_key("progress", *name)
         self._logger = get_run_logger()
-        self._facts: dict[str, float] = {}
+        self._values: dict[str, float] = {}
         self._artifact: UUID | None = None
         self._phase, self._total, self._unit, self._done = "", 0, "", 0
         self._began = self._drawn = self._logged = 0.0
@@ -44,14 +44,14 @@ class PrefectRunLog:
         """Begin a stretch of work with its own progress artifact."""
         self._phase, self._total, self._unit, self._done = name, total, unit, 0
         self._began = self._drawn = self._logged = time.monotonic()
-        self._facts, self._artifact = {}, None
+        self._values, self._artifact = {}, None
         self._logger.info("%s: %d %s", name, total, unit)
         self._draw()
 
-    def advance(self, units: int = 1, **facts: float) -> None:
+    def advance(self, units: int = 1, **values: float) -> None:
         """Count units; update artifact and log when they are due, or when the phase is complete."""
         self._done += units
-        self._facts.update(facts)
+        self._values.update(values)
         moment = time.monotonic()
         complete = self._done >= self._total
         if complete or moment - self._drawn >= ARTIFACT_EVERY_SECONDS:
@@ -63,7 +63,7 @@ class PrefectRunLog:
 
     def metric(self, name: str, value: float, *, step: int) -> None:  # noqa: ARG002  (the curve itself is the tracker's)
         """Show the latest point of a curve beside the bar."""
-        self._facts[name] = value
+        self._values[name] = value
 
     def note(self, message: str) -> None:
         """Write one line to the run's log."""
@@ -74,7 +74,7 @@ class PrefectRunLog:
         spent = time.monotonic() - self._began
         left = max(self._total - self._done, 0)
         parts = [f"{self._phase}: {self._done}/{self._total} {self._unit}"]
-        parts += [f"{name.replace('_', ' ')} {value:.4g}" for name, value in self._facts.items()]
+        parts += [f"{name.replace('_', ' ')} {value:.4g}" for name, value in self._values.items()]
         if left and self._done:
             parts.append(f"about {duration(spent / self._done * left)} left")
         elif not left:

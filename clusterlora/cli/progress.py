@@ -26,28 +26,28 @@ class ConsoleLog:
         self._progress = progress
         self._task: TaskID | None = None
         self._phase, self._unit, self._total, self._done = "", "", 0, 0
-        self._facts: dict[str, float] = {}
+        self._values: dict[str, float] = {}
         self._started_at = self._printed_at = time.monotonic()
 
     def phase(self, name: str, *, total: int, unit: str) -> None:
         """Start a progress bar of `total` units."""
         self._phase, self._unit, self._total, self._done = name, unit, total, 0
-        self._facts = {}
+        self._values = {}
         self._started_at = self._printed_at = time.monotonic()
         if self._progress is not None:
             if self._task is not None:
                 self._progress.remove_task(self._task)
-            self._task = self._progress.add_task(name, total=total, unit=unit, facts="")
+            self._task = self._progress.add_task(name, total=total, unit=unit, values="")
         else:
             self.note(f"{name}: {total} {unit}")
 
-    def advance(self, units: int = 1, **facts: float) -> None:
+    def advance(self, units: int = 1, **values: float) -> None:
         """Advance the bar; outside a terminal print a line every LINE_EVERY_SECONDS and at the end."""
         self._done += units
-        self._facts |= facts
-        numbers = "  ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in self._facts.items())
+        self._values |= values
+        numbers = "  ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in self._values.items())
         if self._progress is not None and self._task is not None:
-            self._progress.update(self._task, advance=units, facts=numbers)
+            self._progress.update(self._task, advance=units, values=numbers)
             return
         now = time.monotonic()
         if self._done >= self._total or now - self._printed_at >= LINE_EVERY_SECONDS:
@@ -86,7 +86,7 @@ def console_log() -> Generator[ConsoleLog]:
         MofNCompleteColumn(),
         TextColumn("{task.fields[unit]}"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[facts]}", style="dim"),
+        TextColumn("{task.fields[values]}", style="dim"),
     )
     with Progress(*columns, console=Console(stderr=True)) as progress:
         yield ConsoleLog(progress)

@@ -1,18 +1,18 @@
-"""Adapter folders on this machine: what training writes and whatever answers reads."""
+"""Adapter folders on this machine: training writes them, evaluation and serving read them."""
 
 from pathlib import Path
 from typing import Protocol
 
 
 class AdapterStore(Protocol):
-    """Adapter weights as PEFT folders, by content key. A folder that can be seen is complete."""
+    """Adapter weights as PEFT folders, by content key. A folder under a key is always complete."""
 
     def path(self, key: str) -> Path | None:
-        """Return a local folder holding the adapter, fetching it if it is elsewhere; None when nobody has it."""
+        """Return a local folder of the adapter, downloading it if it is elsewhere; None when it is nowhere."""
         ...
 
     def save(self, key: str, folder: Path) -> Path:
-        """Keep a copy of a PEFT folder under its key, atomically; return where it lies."""
+        """Store a copy of a PEFT folder under its key, atomically; return the copy."""
         ...
 
     def scratch(self, key: str) -> Path:
@@ -22,15 +22,15 @@ class AdapterStore(Protocol):
     def drop_scratch(self, key: str) -> None: ...
 
     def local(self, key: str) -> Path | None:
-        """Return the folder of an adapter that is here, without fetching it."""
+        """Return the folder of an adapter on this machine; None when it would have to be downloaded."""
         ...
 
     def local_keys(self) -> tuple[str, ...]:
-        """Return the keys of the adapters that are here."""
+        """Return the keys of the adapters on this machine."""
         ...
 
     def scratch_keys(self) -> tuple[str, ...]:
-        """Return the keys that have checkpoints here."""
+        """Return the keys that have checkpoints on this machine."""
         ...
 
     def quarantine(self, key: str) -> Path:
@@ -38,5 +38,5 @@ class AdapterStore(Protocol):
         ...
 
     def half_written(self) -> tuple[Path, ...]:
-        """Return the folders of copies and downloads that never ended, or are under way."""
+        """Return the folders of copies and downloads that were interrupted or are still in progress."""
         ...

@@ -1,4 +1,4 @@
-"""Sentence embeddings: what clustering, the signal in the data and the metrics read."""
+"""Sentence embeddings, for clustering, the persona signal and the metrics."""
 
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable

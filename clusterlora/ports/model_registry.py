@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 @dataclass(frozen=True, slots=True)
 class About:
-    """What is said of a registered model: its card in Markdown, and tags to search by."""
+    """The description of a registered model: its card in Markdown, and tags to search by."""
 
     card: str
     tags: Mapping[str, str]
@@ -16,9 +16,9 @@ class About:
 
 @dataclass(frozen=True, slots=True)
 class ModelVersion:
-    """A version in the registry. `whole` says that the model and as many adapters as it was made of are among its artifacts.
+    """A version in the registry. `whole` means that the model and all of its adapters are among its artifacts.
 
-    `content` is its identity as the registry keeps it, `uri` where its routes.json and its adapters can be downloaded from.
+    `content` is its content digest, `uri` where its routes.json and its adapters can be downloaded from.
     """
 
     name: str
@@ -30,7 +30,7 @@ class ModelVersion:
 
 
 class ModelRegistry(Protocol):
-    """The registry of the models that a study hands over."""
+    """The registry of a study's models."""
 
     def register_router(
         self,
@@ -44,8 +44,8 @@ class ModelRegistry(Protocol):
     ) -> str | None:
         """Add a version of `<study>` (or of `<study>-<model>`) that answers everybody, unless one with this content exists.
 
-        `routes` is a `stores.routing_table.RoutingTable` as plain JSON values: one adapter for all, or everybody's own. Returns the
-        version's URI, to which alias champion moves when `champion`; None where there is no registry.
+        `routes` is a `stores.routing_table.RoutingTable` as plain JSON values: one adapter for everybody, or one composition per persona.
+        Returns the version's URI; None where there is no registry. With `champion`, the alias champion moves to the version.
         """
         ...
 

@@ -8,11 +8,11 @@ class RunLog(Protocol):
     """Where progress and curves go: a rich bar, a Prefect progress artifact, an MLflow run, or nowhere."""
 
     def phase(self, name: str, *, total: int, unit: str) -> None:
-        """Begin a stretch of work of `total` units; the previous one is over."""
+        """Begin a phase of `total` units, which ends the previous one."""
         ...
 
-    def advance(self, units: int = 1, **facts: float) -> None:
-        """Report that so many more units are done; facts are shown beside the bar (loss, tokens_per_second)."""
+    def advance(self, units: int = 1, **values: float) -> None:
+        """Report that `units` more are done; the values are shown beside the bar (loss, tokens_per_second)."""
         ...
 
     def metric(self, name: str, value: float, *, step: int) -> None:
@@ -20,16 +20,16 @@ class RunLog(Protocol):
         ...
 
     def note(self, message: str) -> None:
-        """Say one line."""
+        """Log one line."""
         ...
 
 
 class SilentLog:
-    """A RunLog that says nothing."""
+    """A RunLog that discards everything."""
 
     def phase(self, name: str, *, total: int, unit: str) -> None: ...
 
-    def advance(self, units: int = 1, **facts: float) -> None: ...
+    def advance(self, units: int = 1, **values: float) -> None: ...
 
     def metric(self, name: str, value: float, *, step: int) -> None: ...
 

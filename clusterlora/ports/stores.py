@@ -1,4 +1,4 @@
-"""All stores of a study together: what a step is given."""
+"""All stores of a study together, as a step takes them."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -15,7 +15,7 @@ RowKind = Literal["personas", "dialogues", "cluster_members", "answers"]
 
 @dataclass(frozen=True, slots=True)
 class Duplicates:
-    """Rows of one kind that a study holds more than once: how many, and the first one with how often it is there."""
+    """Rows of one kind that a study has more than once: their number, and the first one with how many times it is there."""
 
     rows: RowKind
     n: int
@@ -36,7 +36,7 @@ class StudyStore(Protocol):
     """The study database. Every write is idempotent: writing the same thing twice leaves one row."""
 
     def create_study(self, study: PreparedStudy) -> None:
-        """Record a study; resuming it with the same settings is fine.
+        """Record a study; one that exists with the same settings is resumed.
 
         Raises:
             BadSettings: a study of this name exists with other settings (runtime aside); names the fields that differ.
@@ -56,7 +56,7 @@ class StudyStore(Protocol):
     def status(self, name: str) -> str: ...
 
     def save_metadata(self, study: str, value: object) -> None:
-        """Record a value of one of the kinds in `stores.metadata_kinds`; the last one of its kind stays."""
+        """Record a value of one of the kinds in `stores.metadata_kinds`, replacing an earlier one of its kind."""
         ...
 
     def metadata(self, study: str, kind: type[T]) -> T | None:
@@ -64,7 +64,7 @@ class StudyStore(Protocol):
         ...
 
     def add_seconds(self, study: str, phase: str, part: str, seconds: float) -> None:
-        """Add to the time that a part of a phase has taken; `part` is empty where a phase has none."""
+        """Add to the time that a part of a phase has taken; `part` is empty for a phase without parts."""
         ...
 
     def seconds(self, study: str) -> tuple[tuple[str, str, float], ...]:
@@ -72,7 +72,7 @@ class StudyStore(Protocol):
         ...
 
     def save_dataset(self, study: str, dataset: Dataset) -> None:
-        """Keep personas and split dialogues. Raises BadData when the study already holds other data."""
+        """Record personas and split dialogues. Raises BadData when the study already has other data."""
         ...
 
     def dataset(self, study: str) -> Dataset: ...
@@ -93,11 +93,11 @@ class StudyStore(Protocol):
     def adapter(self, key: str) -> TrainedAdapter | None: ...
 
     def move_adapter(self, key: str, *, run_id: str, uri: str) -> None:
-        """Record that other machines find an adapter's weights elsewhere."""
+        """Record another place in the tracker where other machines find an adapter's weights."""
         ...
 
     def forget_adapter(self, key: str) -> None:
-        """Take an adapter whose weights are lost out of every study: it will be trained again."""
+        """Remove an adapter whose weights are lost from every study, so that it is trained again."""
         ...
 
     def adapters(self, study: str) -> tuple[TrainedAdapter, ...]: ...
@@ -111,17 +111,17 @@ class StudyStore(Protocol):
     def close_attempt(
         self, study: str, group: str, number: int, *, state: str, detail: str = "", peak_memory_bytes: int | None = None
     ) -> None:
-        """End an attempt, creating its row when it never started; an attempt that already ended keeps its first end."""
+        """End an attempt, creating its row when it never started; one that has already ended is not changed."""
         ...
 
     def attempts(self, study: str, group: str | None = None) -> tuple[Attempt, ...]: ...
 
     def save_memory_limit(self, base: str, device: str, max_length: int, *, micro_batch: int) -> None:
-        """Remember that trainings on a base revision run out of a device's memory above this micro-batch; the smallest one stays."""
+        """Record that training on a base revision runs out of a device's memory above this micro-batch; the smallest one is kept."""
         ...
 
     def memory_limit(self, base: str, device: str, max_length: int) -> int | None:
-        """Return the largest micro-batch to try there; None when nothing has failed yet."""
+        """Return the largest micro-batch to try on that device; None when none has failed yet."""
         ...
 
     def save_answers(self, study: str, answers: Iterable[Answer]) -> None: ...
@@ -129,15 +129,15 @@ class StudyStore(Protocol):
     def answers(self, study: str, composition_keys: Sequence[str] | None = None) -> tuple[Answer, ...]: ...
 
     def duplicates(self, study: str) -> tuple["Duplicates", ...]:
-        """Return what the study holds more than once, one value per kind of row."""
+        """Return the rows that the study has more than once, one value per kind of row."""
         ...
 
     def drop_duplicate_answers(self, study: str) -> None:
-        """Remove answers that stand beside another to the same question; the one whose id is right stays."""
+        """Where an item is answered more than once, delete the answers whose id is not the digest of the item."""
         ...
 
     def save_routes(self, study: str, routes: Sequence[Route]) -> None:
-        """Record each persona's route of each method; the last write wins, and routes not named stay (shards write their own)."""
+        """Record routes, by method, persona and seed; the last write wins, and other routes are kept (shards write their own)."""
         ...
 
     def routes(self, study: str) -> tuple[Route, ...]: ...

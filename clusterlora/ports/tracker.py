@@ -1,4 +1,4 @@
-"""The experiment tracker: what the steps that train, judge and compare report to."""
+"""The experiment tracker that the steps report to when they train, judge and compare."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -51,7 +51,7 @@ class StudyTracker(Protocol):
     def log_verdict(self, study: str, verdict: Verdict) -> None: ...
 
     def log_results(self, study: str, *, folder: Path, metrics: Mapping[str, float], description: str = "") -> None:
-        """Attach everything under `folder` (tables, figures) and the summary metrics to the parent run, and describe the experiment."""
+        """Log everything under `folder` (tables, figures) and the summary metrics to the parent run, and describe the experiment."""
         ...
 
     def page(self, study: str) -> str | None:
@@ -59,11 +59,11 @@ class StudyTracker(Protocol):
         ...
 
     def link(self, study: str, name: str, address: str) -> None:
-        """Keep the address of another system's page with the parent run."""
+        """Set the address of another system's page as a tag of the parent run."""
         ...
 
     def end_study(self, study: str, *, status: str, seconds: Mapping[str, float] | None = None) -> None:
-        """End the study's parent run; what each phase took becomes its metrics."""
+        """End the study's parent run, with the seconds of each phase as metrics."""
         ...
 
     def open_runs(self, study: str) -> tuple["OpenRun", ...]:
@@ -71,7 +71,7 @@ class StudyTracker(Protocol):
         ...
 
     def kill_run(self, run_id: str) -> None:
-        """End a run that nobody will end any more."""
+        """End a run whose process no longer exists."""
         ...
 
 
@@ -86,7 +86,7 @@ class AdapterTracker(Protocol):
 
     @property
     def keeps_adapters(self) -> bool:
-        """Whether adapters that were uploaded can be had back, by any process."""
+        """Whether any process can download the adapters that were uploaded."""
         ...
 
     def download(self, uri: str, folder: Path) -> bool:
@@ -99,4 +99,4 @@ class AdapterTracker(Protocol):
 
 
 class Tracker(StudyTracker, AdapterTracker, ModelRegistry, Protocol):
-    """Experiment tracker and model registry together, as one MLflow server is both."""
+    """Experiment tracker and model registry together: an MLflow server is both."""

@@ -36,11 +36,11 @@ class TrainingLog(RunLog):
         self._write(f"{name}: {total} {unit}" + (f", micro-batch {self._micro_batch}" if self._micro_batch else ""))
         self._inner.phase(name, total=total, unit=unit)
 
-    def advance(self, units: int = 1, **facts: float) -> None:
+    def advance(self, units: int = 1, **values: float) -> None:
         self._step += units
         if self._step % self._every == 0:
-            self._write(f"step {self._step}/{self._total} " + " ".join(f"{name}={value:.4f}" for name, value in facts.items()))
-        self._inner.advance(units, **facts)
+            self._write(f"step {self._step}/{self._total} " + " ".join(f"{name}={value:.4f}" for name, value in values.items()))
+        self._inner.advance(units, **values)
 
     def metric(self, name: str, value: float, *, step: int) -> None:
         self._inner.metric(name, value, step=step)

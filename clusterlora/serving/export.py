@@ -1,4 +1,4 @@
-"""A registered model as plain PEFT folders with the command that serves them elsewhere, each named by what is in it."""
+"""Export a registered model as plain PEFT folders, named by content, with the command that serves them elsewhere."""
 
 import hashlib
 import json
@@ -22,15 +22,15 @@ from clusterlora.values import WeightedAdapter
 Format = Literal["vllm", "peft"]
 
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""What vLLM takes for --max-lora-rank. Source: MaxLoRARanks in vllm/config/lora.py."""
+"""The values vLLM accepts for --max-lora-rank. Source: MaxLoRARanks in vllm/config/lora.py."""
 
 _BASE = "base"
-"""What personas are routed to that the base model answers alone."""
+"""The route of personas that the base model answers alone."""
 
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """What was written. `adapter_by_persona` says by which name a request of a persona must ask for its model."""
+    """What was written. `adapter_by_persona` gives the model name that a persona's requests must use."""
 
     folder: Path
     base_model: str
@@ -42,14 +42,14 @@ class Exported:
 
 
 def export(artifacts: Path, target: Path, form: Format) -> Exported:
-    """Write adapters/<name>-<hash>/ (PEFT folders), routes.json (persona -> adapter) and serve.sh; return what was written.
+    """Write adapters/<name>-<hash>/ (PEFT folders), routes.json (persona -> adapter) and serve.sh or load.py; return what was written.
 
-    Where the study gave its chat template arguments or a date, chat_template.jinja has them written into it.
+    Where the study sets arguments or a date for its chat template, they are written into chat_template.jinja.
 
-    A composition of several adapters becomes one, whose rank is the sum of theirs and whose update is exactly theirs.
+    A composition of several adapters becomes one adapter with exactly their sum as its update; its rank is the sum of theirs.
 
     Raises:
-        BadData: the target holds something, an adapter is not what was recorded, or a composition is more than an adapter alone can be (a
+        BadData: the target is not empty, an adapter differs from what was recorded, or a composition is more than adapter weights (a
             prefix, a prompt with exchanges).
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -65,22 +65,29 @@ def export(artifacts: Path, target: Path, form: Format) -> Exported:
         if composition.adapters
     }
     ranks = [json.loads((target / "adapters" / name / "adapter_config.json").read_text())["r"] for name in written.values()]
-    route = {persona_id: written.get(composition, _BASE) for persona_id, composition in table.personas.items()}
+    adapter_by_persona = {persona_id: written.get(composition, _BASE) for persona_id, composition in table.personas.items()}
     rank = _smallest_allowed(max(ranks, default=1))
     base = str(base_folder(table.model.base))
     tokenizer = load_tokenizer(Path(base))
     template = ChatTemplate(tokenizer, table.model.template_arguments, table.model.template_date)
     if of_its_own := template.source != template_source(tokenizer):
         write_durably(target / "chat_template.jinja", template.source.encode())
-    command = _command(form, base, sorted(set(written.values())), rank, of_its_own=of_its_own)
-    found = Exported(target, base, tuple(sorted(set(written.values()))), route, written.get(table.default, _BASE), rank, command)
-    routes = {"study": table.study, "base_model": base, "base_revision": table.base_revision, "default": found.default, "personas": route}
-    # Servers stop at what the base's own settings name; the end of a turn in its chat template may be another token.
-    routes["stop_token_ids"] = [tokenizer.convert_tokens_to_ids(template.end_token)]
+    names = tuple(sorted(set(written.values())))
+    command = _command(form, base, list(names), rank, of_its_own=of_its_own)
+    exported = Exported(target, base, names, adapter_by_persona, written.get(table.default, _BASE), rank, command)
+    routes = {
+        "study": table.study,
+        "base_model": base,
+        "base_revision": table.base_revision,
+        "default": exported.default,
+        "personas": adapter_by_persona,
+        # Servers stop at the token in the base's own settings; the end of a turn in its chat template may be another one.
+        "stop_token_ids": [tokenizer.convert_tokens_to_ids(template.end_token)],
+    }
     write_durably(target / "routes.json", (json.dumps(routes, indent=2, ensure_ascii=False) + "\n").encode())
     file = target / ("serve.sh" if form == "vllm" else "load.py")
     write_durably(file, (command + "\n").encode())
-    return found
+    return exported
 
 
 def _refuse_prompts(table: RoutingTable) -> None:
@@ -121,7 +128,7 @@ def _write(composition: KeyedComposition, table: RoutingTable, adapters: Path, t
 
 
 def _check(folder: Path, label: str) -> None:
-    """Refuse what vLLM's loader refuses: other kinds than LoRA, biases, whole modules, DoRA, large ranks."""
+    """Raise BadData for adapters that vLLM's loader refuses: not LoRA, with biases, whole modules or DoRA, or of too large a rank."""
     config: dict[str, Any] = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     if config.get("peft_type") != "LORA":
         raise BadData(f"adapter {label} is {config.get('peft_type')}, not LoRA; only LoRA is served by name, use `mlflow models serve`")

@@ -1,4 +1,4 @@
-"""Answers requests of many people at once, each with the composition of adapters that their study chose for them."""
+"""Answer the requests of many people in one batch, each with the composition of adapters that the study chose for them."""
 
 import math
 import threading
@@ -28,7 +28,7 @@ _BATCH_SIZE = 32
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One question: who asks, what was said so far, what else both sides can see, and how long the answer may be."""
+    """One request: the persona, the dialogue so far, the context both sides can see, and the maximum length of the answer."""
 
     persona_id: str
     turns: tuple[Turn, ...]
@@ -37,14 +37,14 @@ class Request:
 
 
 class Router:
-    """A base model in memory with every composition of a routing table; answers exactly as the study's evaluation did."""
+    """A base model with every composition of a routing table in memory; it answers exactly as the study's evaluation did."""
 
     def __init__(self, table: RoutingTable, adapter_folders: Mapping[str, Path], *, device: str = "cpu") -> None:
         """Load the base model and all adapters.
 
         Raises:
-            ModelUnavailable: the base model cannot be had here, or has other weights than the adapters were trained on.
-            BadData: an adapter is missing, is not what was recorded, or does not fit the base.
+            ModelUnavailable: the base model is not available here, or has other weights than the adapters were trained on.
+            BadData: an adapter is missing, differs from what was recorded, or does not fit the base.
         """
         if missing := sorted(table.keys - adapter_folders.keys()):
             raise BadData(f"the routes of study {table.study!r} name adapters that are not among the model's files: {', '.join(missing)}")
@@ -66,7 +66,7 @@ class Router:
 
     @classmethod
     def load(cls, routes: Path, adapters: Path) -> "Router":
-        """Return the router of a registered model: its routes.json and its folder of PEFT folders; on a GPU where there is one."""
+        """Return the router of a registered model, from its routes.json and its folder of PEFT folders; on a GPU if there is one."""
         table = read_routing_table(routes.read_text())
         device = "cuda" if torch.cuda.is_available() else "cpu"
         return cls(table, {folder.name: folder for folder in adapters.iterdir()}, device=device)
@@ -74,33 +74,33 @@ class Router:
     def answer(self, requests: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
         """Return `{persona_id, text, answered_by}` per request, in order.
 
-        A persona the study did not know is answered by the default composition, and `answered_by` says so.
+        A persona that is not in the study is answered by the default composition, and `answered_by` says so.
 
         Args:
             requests: mappings with `persona_id`, `messages` ([{role, content}], the last one the user's), and optionally `context`
                 (what both sides can see, as in the training data) and `max_new_tokens`.
 
         Raises:
-            BadData: a request without these; names its number and field.
+            BadData: a field of a request is missing or malformed; names the request's number and the field.
         """
-        read = [read_request(number, request) for number, request in enumerate(requests)]
+        parsed = [read_request(number, request) for number, request in enumerate(requests)]
         longest = self._table.max_new_tokens
-        limits = [longest if r.max_new_tokens is None else min(longest, r.max_new_tokens) for r in read]
-        slots = [self._slot_by_adapters[self._composition(r).adapters] for r in read]
-        questions = [Question(self._encoder.encode_messages(self._messages(r)), slot, ()) for r, slot in zip(read, slots, strict=True)]
-        texts = [""] * len(read)
+        limits = [longest if r.max_new_tokens is None else min(longest, r.max_new_tokens) for r in parsed]
+        slots = [self._slot_by_adapters[self._composition(r).adapters] for r in parsed]
+        questions = [Question(self._encoder.encode_messages(self._messages(r)), slot, ()) for r, slot in zip(parsed, slots, strict=True)]
+        texts = [""] * len(parsed)
         with self._one_at_a_time:
             for reply in self._backend.reply(questions, max_new_tokens=max(limits, default=0), batch_size=_BATCH_SIZE):
                 ids = list(reply.ids[: limits[reply.number]])
                 texts[reply.number] = str(self._base.tokenizer.decode(ids, skip_special_tokens=True)).strip()
-        return [{"persona_id": r.persona_id, "text": t, "answered_by": self._answered_by(r)} for r, t in zip(read, texts, strict=True)]
+        return [{"persona_id": r.persona_id, "text": t, "answered_by": self._answered_by(r)} for r, t in zip(parsed, texts, strict=True)]
 
     def _messages(self, request: Request) -> tuple[Turn, ...]:
         composition, persona_id = self._composition(request), request.persona_id
         model = replace(self._table.model, persona_in_prompt=self._table.model.persona_in_prompt or composition.persona_in_prompt)
         turns = with_system(model, self._table.descriptions.get(persona_id), request.context, request.turns)
-        known = self._table.exchanges.get(persona_id, ())
-        return with_shots(turns, known, composition.shots, self._embedder) if composition.shots and known else turns
+        exchanges = self._table.exchanges.get(persona_id, ())
+        return with_shots(turns, exchanges, composition.shots, self._embedder) if composition.shots and exchanges else turns
 
     @cached_property
     def _embedder(self) -> Embedder:
@@ -122,16 +122,16 @@ class Router:
 
 
 def read_request(number: int, request: Mapping[str, Any]) -> Request:
-    """Return a request as values. Raises BadData naming its number and field."""
+    """Return the request that a mapping describes. Raises BadData naming its number and field."""
     persona_id, messages = request.get("persona_id"), request.get("messages")
     if not isinstance(persona_id, str):
         raise BadData(f"request {number}: persona_id is {persona_id!r}; give the persona's id as text")
-    # A column of a table may come as an array.
+    # In a row of a DataFrame, messages may be an array.
     turns = tuple(_turn(number, m) for m in (messages if messages is not None and not isinstance(messages, str | Mapping) else ()))
     if not turns or turns[-1].role != "user":
         raise BadData(f"request {number}: messages must be a list of {{role, content}} that ends with the user's; got {messages!r:.200}")
     limit = request.get("max_new_tokens")
-    # What a row of a table leaves out arrives as NaN.
+    # In a row of a DataFrame, a missing value is NaN.
     if limit is not None and not math.isnan(limit) and limit < 1:
         raise BadData(f"request {number}: max_new_tokens is {limit!r}; give a whole number from 1, or leave it out")
     context = request.get("context")

@@ -1,4 +1,4 @@
-"""The registered model as MLflow loads it ("models from code"): MLflow runs this file, so no pickle is ever part of a model.
+"""The registered model as MLflow loads it ("models from code"): MLflow runs this file, so a model contains no pickle.
 
 Input rows: `persona_id`, `messages` ([{role, content}], the last one the user's), optionally `context` and `max_new_tokens`.
 Output rows: `persona_id`, `text`, `answered_by`.
@@ -15,12 +15,12 @@ from mlflow.pyfunc.model import PythonModel, PythonModelContext
 class RouterModel(PythonModel):
     """A Router as an MLflow pyfunc."""
 
-    # MLflow asks for pydantic type hints to check rows by, and warns without. The model's signature and the router check them.
+    # MLflow warns without pydantic type hints to check rows by; the model's signature and the router check them instead.
     _skip_type_hint_validation = True
 
     def load_context(self, context: PythonModelContext) -> None:
         """Load the base model and the adapters among the model's files."""
-        # Imported here: MLflow also runs this file to register the model, where nothing needs to be loaded.
+        # Imported here: MLflow also runs this file to register the model, which needs none of it.
         from clusterlora.serving.router import Router
 
         self._router = Router.load(Path(context.artifacts["routes"]), Path(context.artifacts["adapters"]))

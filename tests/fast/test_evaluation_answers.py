@@ -273,7 +273,7 @@ def test_answers_are_embedded_in_batches_while_others_are_generated(base: BaseMo
             return np.ones((len(texts), 1))
 
     class Log(SilentLog):
-        def advance(self, units: int = 1, **facts: float) -> None:  # noqa: ARG002
+        def advance(self, units: int = 1, **values: float) -> None:  # noqa: ARG002
             happened.append("answered")
 
     monkeypatch.setattr(answer, "ANSWERS_PER_EMBEDDING_BATCH", 2)

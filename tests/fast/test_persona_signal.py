@@ -51,8 +51,8 @@ class Counting:
         assert unit
         self.total += total
 
-    def advance(self, units: int = 1, **facts: float) -> None:
-        del facts
+    def advance(self, units: int = 1, **values: float) -> None:
+        del values
         self.done += units
 
     def metric(self, name: str, value: float, *, step: int) -> None: ...

@@ -80,7 +80,7 @@ def test_a_stopped_training_resumes_with_the_same_result(tiny_base_folder: Path,
     class Stopped(SilentLog):
         left = 9
 
-        def advance(self, units: int = 1, **facts: float) -> None:  # noqa: ARG002
+        def advance(self, units: int = 1, **values: float) -> None:  # noqa: ARG002
             self.left -= units
             if not self.left:
                 raise KeyboardInterrupt
