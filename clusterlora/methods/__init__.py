@@ -1,4 +1,4 @@
-"""The methods compared, by name. One file each; a method is data: which adapters it needs and who is answered with what."""
+"""The methods compared, by name, one file each. A method is data: the adapters it needs and the compositions that answer each persona."""
 
 from clusterlora.catalog import Catalog
 from clusterlora.methods.baseline import baseline

@@ -1,4 +1,4 @@
-"""The base model as it is."""
+"""The base model without adapters."""
 
 from clusterlora.methods.method import BASE, StudyView
 from clusterlora.values import MethodPlan

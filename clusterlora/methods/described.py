@@ -1,4 +1,4 @@
-"""Controls: the base and unified with the persona's text in the prompt. What they gain, words can say and need no personal weights."""
+"""Controls: the base and unified with the persona's description in the prompt. Their gain is what a prompt achieves without weights."""
 
 from dataclasses import replace
 
@@ -10,12 +10,12 @@ DESCRIBED = ("baseline_described", "unified_described")
 
 
 def baseline_described(view: StudyView) -> MethodPlan:
-    """Return the plan that answers everybody with the base, told who asks."""
+    """Return the plan that answers everybody with the base, with their description in the prompt."""
     return MethodPlan("baseline_described", (), tuple((p, (AdapterComposition(persona_in_prompt=True),)) for p in view.persona_ids))
 
 
 def unified_described(view: StudyView) -> MethodPlan:
-    """Return the plan that answers everybody with a unified adapter that learned, and is told, who asks."""
+    """Return the plan that answers everybody with a unified adapter that has the description in its prompts, in training as well."""
     adapter = replace(unified_adapter(view), name="unified-described", persona_in_prompt=True)
     composition = AdapterComposition((WeightedAdapter(adapter.name),), persona_in_prompt=True)
     return MethodPlan("unified_described", (adapter,), tuple((p, (composition,)) for p in view.persona_ids))

@@ -1,4 +1,4 @@
-"""The base model, shown a few of the person's own exchanges: what can be had without any training."""
+"""The base model with a few of the person's own exchanges in the prompt: what is possible without training."""
 
 from clusterlora.methods.method import StudyView
 from clusterlora.values import AdapterComposition, MethodPlan

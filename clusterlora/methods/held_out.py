@@ -1,6 +1,6 @@
-"""Unified and cluster adapters that never saw some of the people: what stands in for the study's own when people are to be new to it.
+"""Unified and cluster adapters trained without some of the people, by which a study measures `clusterlora assign` on people new to them.
 
-It answers nobody in the comparison; it is how a study measures `clusterlora assign`.
+It is not a method of the comparison.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ _FOLDER = "held_out"
 
 
 def held_out(view: StudyView, share: float, seed: int) -> MethodPlan | None:
-    """Return the plan whose people are those held out, with unified and every cluster as their arms; None when nobody can be spared."""
+    """Return the plan for the held-out people, with unified and every cluster as arms; None when no cluster has anybody to hold out."""
     spared = {p for members in view.members for p in _spared(members, share, seed)}
     if not spared:
         return None
@@ -39,6 +39,6 @@ def held_out(view: StudyView, share: float, seed: int) -> MethodPlan | None:
 
 
 def _spared(members: Sequence[str], share: float, seed: int) -> list[str]:
-    """Return a cluster's share of the held out, at least one, and never all: in the order of a hash, whoever else there is."""
+    """Return the members of a cluster to hold out: at least one but never all, by a hash of their ids that depends on no other member."""
     n_spared = min(len(members) - 1, max(1, round(share * len(members))))
     return sorted(members, key=lambda persona_id: hashlib.sha256(f"{seed}\x1f{persona_id}".encode()).hexdigest())[:n_spared]

@@ -1,4 +1,4 @@
-"""Unified, frozen, plus a small residual per person; how much of the residual is chosen on the person's val items."""
+"""Unified, frozen, plus a small residual per person, whose weight is chosen on the person's val items."""
 
 from dataclasses import replace
 
@@ -7,11 +7,11 @@ from clusterlora.values import AdapterComposition, AdapterSpec, MethodPlan, Weig
 
 RESIDUAL_RANK = 4
 BETAS = (0.25, 0.5, 0.75, 1.0)
-"""Shares of the residual to choose from, besides none at all: that is unified, so a hybrid never loses on val."""
+"""Weights of the residual to choose from. Zero, which is unified, is an arm as well, so a hybrid never loses to unified on val."""
 
 
 def hybrid(view: StudyView) -> MethodPlan:
-    """Return the plan with one arm per share of the residual, unified first."""
+    """Return the plan with one arm per weight of the residual, unified first."""
     unified = unified_adapter(view)
     recipe = replace(view.recipe, rank=RESIDUAL_RANK, alpha=view.recipe.alpha * RESIDUAL_RANK / view.recipe.rank)
     residuals = [

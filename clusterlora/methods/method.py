@@ -1,4 +1,4 @@
-"""What a method is given and what it returns."""
+"""The input of a method, its type, and the parts that methods share."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ BASE = AdapterComposition()
 
 @dataclass(frozen=True, slots=True)
 class StudyView:
-    """All that a method may know: who there is, how they are grouped, how adapters are trained.
+    """Everything a method may depend on: the personas, their clusters, and how adapters are trained.
 
     `members[k]` are the personas of cluster k. `cluster_recipe` and `cluster_init` are those of the rung that passed the gate.
     `others` are the plans of the study's other methods, controls aside, for methods that choose among them. `imported` are (cluster, hash
@@ -31,10 +31,10 @@ class StudyView:
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """An entry of METHODS: what a method plans, and what it is in a comparison.
+    """An entry of METHODS: a method's plan, and its role in a comparison.
 
-    A control says where the gain of other methods comes from: it is never the champion and no arm to choose. With `contrast_with` the
-    verdict says what is left of that method's gain beside this one, which it calls by its `phrase`.
+    A control explains where the gain of other methods comes from; it is never the champion, nor an arm of another method. With
+    `contrast_with`, the verdict states how much of that method's gain remains over this one, which it calls by its `phrase`.
     """
 
     plan: Callable[[StudyView], MethodPlan]
@@ -43,7 +43,7 @@ class Method:
     phrase: str = ""
 
     def __post_init__(self) -> None:
-        """Raise ValueError for a contrast that the verdict has no words for, or that is none with a control."""
+        """Raise ValueError for a contrast without a phrase, or with a method that is not a control."""
         if bool(self.contrast_with) != bool(self.phrase):
             raise ValueError(f"contrast_with={self.contrast_with!r} and phrase={self.phrase!r} belong together; give both or neither")
         if self.contrast_with and not self.is_control:

@@ -1,4 +1,4 @@
-"""One prefix per person: keys and values before every layer's own, trained instead of weights (Li & Liang 2021, arXiv 2101.00190)."""
+"""One prefix per person: trained keys and values prepended in every layer (prefix tuning, Li & Liang 2021, arXiv 2101.00190)."""
 
 from dataclasses import replace
 
@@ -10,7 +10,7 @@ LEARNING_RATE = 1e-2
 
 
 def prefix(view: StudyView) -> MethodPlan:
-    """Return the plan that answers everybody with the base behind their own prefix."""
+    """Return the plan that answers everybody with the base and their own prefix."""
     recipe = replace(view.recipe, rank=VIRTUAL_TOKENS, learning_rate=LEARNING_RATE, dropout=0.0)
     adapters = tuple(
         AdapterSpec(name=f"prefix-{number:04d}", persona_ids=(persona_id,), recipe=recipe, scope="person", folder="prefixes", kind="prefix")

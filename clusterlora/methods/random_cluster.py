@@ -1,7 +1,7 @@
 """Control of `cluster`: one adapter per random group of people, in groups as large as the clusters.
 
-It differs from `cluster` in who is grouped with whom and in nothing else. What it gains over unified comes from smaller groups alone;
-what `cluster` gains over it comes from grouping people who are alike.
+It differs from `cluster` only in who is grouped with whom. Its gain over unified is due to smaller groups; the gain of `cluster` over it
+is due to grouping similar people.
 """
 
 import random

@@ -6,7 +6,7 @@ from clusterlora.values import AdapterComposition, AdapterSpec, MethodPlan
 
 
 def selective_routing(view: StudyView) -> MethodPlan:
-    """Return the plan whose arms are everybody else's arms, unified first."""
+    """Return the plan whose arms are those of all other methods, unified first."""
     arms: dict[str, dict[AdapterComposition, None]] = {p: {composition_of(unified_adapter(view)): None} for p in view.persona_ids}
     adapters: dict[str, AdapterSpec] = {"unified": unified_adapter(view)}
     for plan in view.others.values():

@@ -1,4 +1,4 @@
-"""Which attempt at training a group comes next, and with which micro-batch."""
+"""The next attempt at training a group, and its micro-batch."""
 
 from clusterlora.ports.stores import Stores
 from clusterlora.requests import TrainingGroup, TrainRequest
@@ -6,9 +6,9 @@ from clusterlora.settings import Study
 
 
 def next_request(study: Study, group: TrainingGroup, stores: Stores) -> TrainRequest:
-    """Return the attempt to run: with half the last one's micro-batch after it ran out of memory.
+    """Return the attempt to run, with half the micro-batch of the last one if that ran out of memory.
 
-    An attempt that is still open is returned again, so that whoever asks finds the run already under way.
+    An attempt that is still open is returned again, so that its run is found instead of started twice.
     """
     attempts = stores.studies.attempts(study.name, group.name)
     number, micro_batch = 1, study.runtime.micro_batch or study.recipe.batch_size

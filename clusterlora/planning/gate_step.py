@@ -1,4 +1,4 @@
-"""What the gate does next: the rung to try, what to train for it, and what is computed beside that."""
+"""The gate's next step: the rung to try, the adapters to train for it, and what is computed meanwhile."""
 
 from dataclasses import dataclass
 
@@ -15,11 +15,11 @@ class GateStep:
 
     rung: Rung
     waves: Waves
-    """What is missing of unified and of cluster 0."""
+    """The groups that train unified and cluster 0, as far as they are missing."""
     estimates_power: bool
-    """Whether the gate's power is still to be estimated, from the base model's answers."""
+    """Whether the gate's power has yet to be estimated, from the base model's answers."""
     answers_baseline: bool
-    """Whether the base model answers its test items while adapters are trained: it is compared, and the study is for several workers."""
+    """Whether the base model answers its test items while adapters are trained: it is compared, and the study has several shards."""
 
 
 def next_gate_step(state: StudyState) -> GateStep | None:

@@ -1,4 +1,4 @@
-"""The gate's ladder: which configurations cluster 0 tries, what the gate decided, and whether a person has to."""
+"""The gate's ladder: the configurations that cluster 0 tries, the gate's decision, and whether a person has to decide."""
 
 from clusterlora.errors import UnknownName
 from clusterlora.planning.study_state import StudyState
@@ -15,13 +15,13 @@ REFERENCE = "unified"
 
 
 def gated(study: Study) -> bool:
-    """Return whether the study has a gate: it trains clusters."""
+    """Return whether the study has a gate, which it has if it trains clusters."""
     return GATED in study.methods
 
 
 def rungs(state: StudyState) -> tuple[Rung, ...]:
-    """Return the ladder, the study's own configuration first and what people asked for last."""
-    return (OWN, *state.settings.gate.ladder, *state.asked_rungs)
+    """Return the ladder: the study's own configuration first, the rungs of people's retries last."""
+    return (OWN, *state.settings.gate.ladder, *state.retry_rungs)
 
 
 def rung_by_name(state: StudyState, name: str) -> Rung:
@@ -58,17 +58,17 @@ def decided_rung(state: StudyState) -> Rung:
 
 
 def refused(state: StudyState) -> bool:
-    """Return whether the gate stops further spending: every rung was tried and failed, and nobody decided to go on."""
-    return _none_passed(state) and not _told_to_go_on(state)
+    """Return whether the gate stops further training: every rung was tried and failed, and nobody decided to continue."""
+    return _none_passed(state) and not _continues(state)
 
 
 def awaits_decision(state: StudyState) -> bool:
-    """Return whether the gate refused, a person is to decide, and has not yet."""
-    return state.settings.gate.on_failure == "ask" and _none_passed(state) and not _settled(state)
+    """Return whether the gate refused and a person has yet to decide."""
+    return state.settings.gate.on_failure == "ask" and _none_passed(state) and not _is_final(state)
 
 
-def _settled(state: StudyState) -> bool:
-    """Return whether the last decision was to stop or to go on; after a retry that failed, another is awaited."""
+def _is_final(state: StudyState) -> bool:
+    """Return whether the last decision was to stop or to continue; after a retry that failed, another one is needed."""
     return bool(state.decisions) and state.decisions[-1].choice != "retry"
 
 
@@ -77,7 +77,8 @@ def _none_passed(state: StudyState) -> bool:
     return gated(state.settings) and tried_all and not any(verdict.passed for verdict in state.verdicts)
 
 
-def _told_to_go_on(state: StudyState) -> bool:
+def _continues(state: StudyState) -> bool:
+    """Return whether a person or the settings decided that a study whose gate failed continues."""
     if state.settings.gate.on_failure == "ask":
-        return _settled(state) and state.decisions[-1].choice == "continue"
+        return _is_final(state) and state.decisions[-1].choice == "continue"
     return state.settings.gate.on_failure == "continue"

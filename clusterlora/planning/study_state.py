@@ -1,4 +1,4 @@
-"""What a study holds at one moment, read once by every step and handed down; what people are shown is rendered from it."""
+"""The state of a study at one moment: every step reads it once and passes it down; status, artifacts and report are rendered from it."""
 
 from dataclasses import dataclass
 
@@ -12,9 +12,9 @@ from clusterlora.values import Attempt, Clustering, Dataset, TrainedAdapter, Ver
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StudyState:
-    """A study's settings as prepared, and what its steps have left in the study database so far.
+    """A study's settings as prepared, and the results of its steps in the study database so far.
 
-    What a step makes is None before that step.
+    A step's result is None before that step.
     """
 
     settings: PreparedStudy
@@ -42,26 +42,26 @@ class StudyState:
 
     @property
     def dataset(self) -> Dataset:
-        """The study's people and their split dialogues. Raises UnknownName before it was prepared."""
+        """The study's people and their split dialogues. Raises UnknownName before the study is prepared."""
         if self.data is None:
             raise UnknownName(f"study {self.name!r} has no data yet; prepare it first")
         return self.data
 
     @property
     def prepared_with(self) -> Provenance:
-        """The code, data and base model it was last prepared with. Raises UnknownName before it was prepared."""
+        """The code, data and base model of the last preparation. Raises UnknownName before the study is prepared."""
         if self.provenance is None:
             raise UnknownName(f"study {self.name!r} has no data yet; prepare it first")
         return self.provenance
 
     @property
-    def asked_rungs(self) -> tuple[Rung, ...]:
-        """The rungs that people asked for."""
+    def retry_rungs(self) -> tuple[Rung, ...]:
+        """The rungs of people's decisions to retry."""
         return tuple(decision.rung for decision in self.decisions if decision.rung is not None)
 
 
 def read_state(study_name: str, stores: Stores) -> StudyState:
-    """Return what a study holds at this moment. Raises UnknownName."""
+    """Return the present state of a study. Raises UnknownName."""
     studies = stores.studies
     page = studies.metadata(study_name, TrackerPage)
     return StudyState(

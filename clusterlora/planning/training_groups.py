@@ -1,4 +1,4 @@
-"""How adapters are grouped into runs: which are trained together, under which name, and in which order."""
+"""Group adapters into training runs: which ones are trained together, under which name, and in which order."""
 
 from collections.abc import Iterator, Sequence
 
@@ -11,11 +11,11 @@ from clusterlora.training.load_balancing import partition_by_load
 from clusterlora.values import AdapterSpec
 
 Waves = tuple[tuple[TrainingGroup, ...], ...]
-"""Groups of one wave can be trained at the same time; they start from what the waves before it have trained."""
+"""Groups of one wave can be trained at the same time; they depend only on adapters of earlier waves."""
 
 
 def groups_before_clustering(state: StudyState) -> Waves:
-    """Return what the clustering reads and is not trained yet; nothing when it reads no adapters, or is done."""
+    """Return the groups of missing adapters that the clustering reads; none when it reads no adapters, or is done."""
     if state.settings.clustering.algorithm not in PREREQUISITES or state.clustering is not None:
         return ()
     plan = work_plan(state)
@@ -23,46 +23,47 @@ def groups_before_clustering(state: StudyState) -> Waves:
 
 
 def gate_groups(state: StudyState, plan: WorkPlan) -> Waves:
-    """Return what is missing of what the gate judges under the plan's rung."""
+    """Return the groups of missing adapters that the gate judges under the plan's rung."""
     return groups_of(state, plan, judged_adapters(plan))
 
 
 def remaining_groups(state: StudyState) -> Waves:
-    """Return what is missing of all that the study needs after the gate; nothing when the gate refused."""
+    """Return the groups of all missing adapters that the study needs after the gate; none when the gate refused."""
     if refused(state):
         return ()
     plan = work_plan(state)
-    # What depends on the clusters waits until nobody moves any more.
-    wanted = tuple(spec.name for spec in plan.methods[GATED].adapters) if refinement_pending(state) else tuple(plan.specs)
-    return tuple(_fan_out(state, plan, wave) for wave in _missing(state, plan, wanted))
+    # Until refinement is done, only the clusters' own adapters are trained: the others depend on the final clusters.
+    names = tuple(spec.name for spec in plan.methods[GATED].adapters) if refinement_pending(state) else tuple(plan.specs)
+    return tuple(_fan_out(state, plan, wave) for wave in _missing(state, plan, names))
 
 
 def refinement_pending(state: StudyState) -> bool:
-    """Return whether the clusters are to be refined once they are trained."""
+    """Return whether another round of cluster refinement is due once the clusters' adapters are trained."""
     rounds = state.settings.clustering.refinement_rounds
     return gated(state.settings) and state.refinement.rounds_done < rounds and not refused(state)
 
 
 def groups_of(state: StudyState, plan: WorkPlan, names: Sequence[str]) -> Waves:
-    """Return what is missing of these adapters and of what they start from.
+    """Return the groups of those of these adapters, and of the adapters they depend on, that are missing.
 
-    Each large adapter is a group; those that are many are in the groups that they are in when everything is trained.
+    Each large adapter is a group of its own; adapters of single persons or small groups are in the same groups as when everything is
+    trained.
     """
     return tuple(_groups(state, plan, wave) for wave in _missing(state, plan, names))
 
 
 def _groups(state: StudyState, plan: WorkPlan, wave: Sequence[AdapterSpec]) -> tuple[TrainingGroup, ...]:
     groups = _groups_of_large(plan, [spec for spec in wave if not (spec.is_one_of_many or spec.merge_of)])
-    # Longest first: a worker that is free takes the next one, and none is left with a long one at the end.
+    # Longest first: free workers take the next group, so a long one should not start last.
     groups.sort(key=lambda group: -sum(_work(plan.specs[name]) for name in group.adapters))
     return (*groups, *_fan_out(state, plan, [spec for spec in wave if spec.is_one_of_many or spec.merge_of]))
 
 
 def _fan_out(state: StudyState, plan: WorkPlan, wave: Sequence[AdapterSpec]) -> tuple[TrainingGroup, ...]:
-    """Return groups that share the work among as many runs as the study has shards.
+    """Return groups that partition the work by load into as many runs as the study has shards.
 
-    Small adapters are not worth a run of their own, and large ones share their passes with them. Who is in which group follows from the
-    plan alone, so that a relaunch partitions alike; adapters the gate has trained count as zero load.
+    Small adapters are not worth a run of their own, and share forward passes with large ones. The partition depends on the plan only, so
+    it is the same after a relaunch; adapters the gate has trained count as zero load.
     """
     names = {spec.name for spec in wave}
     before = frozenset(judged_adapters(plan)) if GATED in plan.methods else frozenset[str]()
@@ -71,15 +72,15 @@ def _fan_out(state: StudyState, plan: WorkPlan, wave: Sequence[AdapterSpec]) -> 
         work = {spec: 0 if spec.name in before else _work(spec) for spec in plan.specs.values() if spec.kind == kind and not spec.merge_of}
         bins = partition_by_load(work, state.settings.runtime.shards)
         for number, shard in enumerate(bins, start=1):
-            if mine := tuple(spec.name for spec in shard if spec.name in names):
-                groups.append(_group(plan, f"{group}-{number}-of-{len(bins)}", f"{title} {number}/{len(bins)}", mine))
+            if in_shard := tuple(spec.name for spec in shard if spec.name in names):
+                groups.append(_group(plan, f"{group}-{number}-of-{len(bins)}", f"{title} {number}/{len(bins)}", in_shard))
     if merged := tuple(spec.name for spec in wave if spec.merge_of):
         groups.append(_group(plan, "merge", "merge clusters", merged))
     return tuple(groups)
 
 
 def _missing(state: StudyState, plan: WorkPlan, names: Sequence[str]) -> Iterator[list[AdapterSpec]]:
-    """Yield what is missing of these adapters and of what they need, in waves: each needs only what is held or in a wave before it."""
+    """Yield the missing ones of these adapters and their dependencies, in waves that depend only on trained adapters and earlier waves."""
     ready = set(trained_adapters(state, plan))
     missing = [name for name in plan.with_needs(names) if name not in ready]
     while missing:

@@ -1,4 +1,4 @@
-"""Which adapters a study needs, under which names and keys: from its methods to specs."""
+"""The adapters a study needs, with their names and cache keys: from its methods to adapter specs."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -21,9 +21,9 @@ IMPORTED = "imported_cluster"
 
 @dataclass(frozen=True, slots=True)
 class WorkPlan:
-    """Everything that follows from the settings, the clustering and one rung of the ladder.
+    """The adapters and methods that follow from the settings, the clustering and one rung of the ladder.
 
-    `held_out` measures how new people are given a cluster; it is no method of the comparison.
+    `held_out` measures how well new people are assigned to clusters; it is not a method of the comparison.
     """
 
     rung: Rung
@@ -35,7 +35,7 @@ class WorkPlan:
 
     @property
     def methods(self) -> dict[str, MethodPlan]:
-        """The methods as trained with the study's own seed: what is judged, registered and served."""
+        """The methods as trained with the study's own seed, which are judged, registered and served."""
         return self.seeds[0]
 
     def trained_by(self) -> dict[str, str]:
@@ -45,7 +45,7 @@ class WorkPlan:
         return {name: REFERENCE if self.specs[name].label == REFERENCE else method for name, method in first.items()}
 
     def with_needs(self, names: Iterable[str]) -> tuple[str, ...]:
-        """Return these adapters and all that they start from or are merged of; what is needed stands before what needs it."""
+        """Return these adapters and those they start from or are merged from, dependencies first."""
         order: dict[str, None] = {}
 
         def add(name: str) -> None:
@@ -58,7 +58,7 @@ class WorkPlan:
         return tuple(order)
 
     def composition_key(self, composition: AdapterComposition) -> str:
-        """Return the cache key of its answers: its adapters' keys and weights, its prompt, and how answers are made and scored."""
+        """Return the cache key of a composition's answers: its adapters' keys and weights, its prompt, and the answer settings."""
         adapters = [(self.keys[adapter.name], adapter.weight) for adapter in composition.adapters]
         return digest([self.answer_settings, adapters, composition.shots, composition.persona_in_prompt])
 
@@ -66,10 +66,10 @@ class WorkPlan:
 def work_plan(state: StudyState, rung: Rung | None = None) -> WorkPlan:
     """Return the plan under a rung (by default the decided one).
 
-    Before the personas are clustered it is the plan of what the clustering itself reads.
+    Before the personas are clustered, it is the plan of the adapters that the clustering itself reads.
 
     Raises:
-        BadSettings: the personas are not clustered yet, and their clustering needs no adapters.
+        BadSettings: the personas are not clustered yet, and their clustering reads no adapters.
     """
     from clusterlora.models.base import base_revision
 
@@ -84,7 +84,7 @@ def work_plan(state: StudyState, rung: Rung | None = None) -> WorkPlan:
 
 
 def _imported(state: StudyState) -> tuple[tuple[int, str], ...]:
-    """Return (cluster, hash of the weights) of the adapters brought into the study. Raises BadSettings when there are none to compare."""
+    """Return (cluster, hash of the weights) of the study's imported adapters. Raises BadSettings when nothing was imported."""
     if state.imported is None:
         raise BadSettings(
             f"study {state.name} compares {IMPORTED}, but nothing was imported; run: clusterlora study import --name {state.name} ..."
@@ -108,14 +108,15 @@ def _work_plan(
     names = (*study.methods, REFERENCE) if gated(study) and REFERENCE not in study.methods else study.methods
     seeds = tuple(_methods_of_seed(view, names, rung, seed) for seed in range(study.seeds))
     share = study.assignment.held_out_share
-    measured = held_out(view, share, study.assignment.seed) if share else None
-    apart = _on_rung(measured, rung) if measured else None
-    plans = [*(plan for methods in seeds for plan in methods.values()), *((apart,) if apart else ())]
+    held_out_plan = held_out(view, share, study.assignment.seed) if share else None
+    if held_out_plan is not None:
+        held_out_plan = _on_rung(held_out_plan, rung)
+    plans = [*(plan for methods in seeds for plan in methods.values()), *((held_out_plan,) if held_out_plan else ())]
     specs = _specs_by_name(plans)
     keys = cache_keys(tuple(specs.values()), dataset, base_revision=revision, model=study.model)
     evaluation = study.evaluation
     answers = digest([revision, settings_in_keys(study.model), evaluation.max_new_tokens, evaluation.metrics, dataset.digest])
-    return WorkPlan(rung, seeds, specs, dict(keys), answers, apart)
+    return WorkPlan(rung, seeds, specs, dict(keys), answers, held_out_plan)
 
 
 def _methods_of_seed(view: StudyView, names: Sequence[str], rung: Rung, seed: int) -> dict[str, MethodPlan]:
@@ -136,19 +137,19 @@ def _methods_of_seed(view: StudyView, names: Sequence[str], rung: Rung, seed: in
 
 
 def _on_rung(plan: MethodPlan, rung: Rung) -> MethodPlan:
-    """Return the plan with the rung on the adapters it changes, those of clusters, so that a name means one set of weights in a study."""
+    """Return the plan with the rung on the clusters' adapters, which it changes, so that a name means one set of weights in a study."""
     if plan.method not in (GATED, HELD_OUT) or rung == OWN:
         return plan
     return _with_variants(plan, [replace(spec, rung=rung.name) if spec.scope == "cluster" else spec for spec in plan.adapters])
 
 
 def variant_name(label: str, rung: str | None, seed: int) -> str:
-    """Return the name in the study of an adapter as a rung and a training seed make it."""
+    """Return the name in the study of an adapter trained under a rung and with a training seed."""
     return label + (f"+{rung}" if rung else "") + (f".s{seed}" if seed else "")
 
 
 def _with_variants(plan: MethodPlan, variants: Sequence[AdapterSpec]) -> MethodPlan:
-    """Return the plan with these variants of its adapters, in order, called after rung and seed wherever they are mentioned."""
+    """Return the plan with its adapters replaced by these variants, in order, under names with rung and seed."""
     new = {
         spec.name: variant_name(variant.label, variant.rung, variant.seed) for spec, variant in zip(plan.adapters, variants, strict=True)
     }
@@ -188,9 +189,9 @@ def _specs_by_name(plans: Sequence[MethodPlan]) -> dict[str, AdapterSpec]:
 
 
 def trained_adapters(state: StudyState, plan: WorkPlan) -> dict[str, TrainedAdapter]:
-    """Return what the plan wants and the study holds, by name in the plan. Two names may stand for one set of weights."""
-    held = {adapter.key: adapter for adapter in state.adapters}
-    return {name: held[key] for name, key in plan.keys.items() if key in held}
+    """Return the plan's adapters that are trained, by name in the plan. Two names may stand for one set of weights."""
+    adapter_by_key = {adapter.key: adapter for adapter in state.adapters}
+    return {name: adapter_by_key[key] for name, key in plan.keys.items() if key in adapter_by_key}
 
 
 def cluster_adapters(plan: WorkPlan) -> tuple[str, ...]:
@@ -208,6 +209,6 @@ def judged_adapters(plan: WorkPlan, cluster: int = 0) -> tuple[str, str]:
     """
     candidates = cluster_adapters(plan)
     if cluster >= len(candidates):
-        known = f"its clusters are 0 to {len(candidates) - 1}" if candidates else f"its methods do not include {GATED}"
-        raise UnknownName(f"the study has no cluster {cluster}; {known}")
+        reason = f"its clusters are 0 to {len(candidates) - 1}" if candidates else f"its methods do not include {GATED}"
+        raise UnknownName(f"the study has no cluster {cluster}; {reason}")
     return candidates[cluster], REFERENCE

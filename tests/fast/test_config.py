@@ -131,7 +131,7 @@ def test_an_impossible_setting_is_refused_in_one_line_with_its_name_and_the_fix(
 def test_a_rung_of_the_ladder_cannot_have_a_reserved_name(stores: Stores) -> None:
     stores.studies.create_study(prepared(Study(), "float32"))
     decide("mission", stores, Decision("retry", Rung(name="asked", epochs=6)))
-    (rung,) = read_state("mission", stores).asked_rungs
+    (rung,) = read_state("mission", stores).retry_rungs
     for name in (OWN.name, rung.name, "asked-12"):
         (line,) = refusals(gate__ladder=[{"name": name, "epochs": 1}])
         assert line.startswith(f"gate.ladder.0.name = {name!r}: ")
