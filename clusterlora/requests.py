@@ -1,4 +1,4 @@
-"""What a deployment is asked: one frozen value per kind of run, the same on the form, in the run's parameters and where it is executed."""
+"""Requests to deployments: one frozen value per kind of run, the same in the form, in the run's parameters and where it is executed."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -23,7 +23,7 @@ class TrainingGroup:
     name: str
     """Stable across relaunches; attempts are counted under it."""
     title: str
-    """What to call it, for example `cluster 00`."""
+    """Readable name, for example `cluster 00`."""
     adapters: tuple[str, ...]
     """Names of the study's adapters to train."""
     rung: str = "own"
@@ -55,7 +55,7 @@ class TrainRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationRequest:
-    """One shard of a part of a study's items, answered and scored. Answers that the study holds are not given again."""
+    """One shard of a part of a study's items to answer and score. Items the study already has answers to are skipped."""
 
     __pydantic_config__ = _FORM
 

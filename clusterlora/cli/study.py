@@ -81,12 +81,12 @@ def import_older(splits: str | None, clusters: Path, adapters: Path | None, resu
     a cluster without one. Imported scores are printed beside the results and enter no statistic.
     """
     from clusterlora.cli.progress import console_log
-    from clusterlora.stages.imported import Older, bring_in, settings_for_import
+    from clusterlora.stages.imported import OlderOutputs, import_outputs, settings_for_import
 
-    older = Older(clusters, adapters, results)
+    older = OlderOutputs(clusters, adapters, results)
     study = settings_for_import(study_from(options, data__splits=splits), older)
     with console_log() as log:
-        imported = bring_in(study, older, open_local_stores(keep_services_up=True), log)
+        imported = import_outputs(study, older, open_local_stores(keep_services_up=True), log)
     if as_json:
         click.echo(json.dumps({"study": study.name, **asdict(imported)}))
         return

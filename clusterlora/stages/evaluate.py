@@ -241,13 +241,13 @@ def scores_of(
     metric: str,
 ) -> dict[tuple[str, AdapterComposition], np.ndarray]:
     """Return one metric's scores by (persona, composition), items in the order of the persona's dialogues."""
-    found = {
+    score_by_answer = {
         (a.composition_key, a.persona_id, a.item_id): dict(a.scores)[metric]
         for a in stores.studies.answers(state.name, sorted(set(keys.values())))
         if a.split == split and metric in dict(a.scores)
     }
     study, personas = state.settings, state.dataset.by_id()
     return {
-        (p, composition): np.array([found[keys[composition], p, item.id] for item in items(study.model, personas[p], split)])
+        (p, composition): np.array([score_by_answer[keys[composition], p, item.id] for item in items(study.model, personas[p], split)])
         for p, composition in pairs
     }

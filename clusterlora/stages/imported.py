@@ -26,7 +26,7 @@ _FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
 @dataclass(frozen=True, slots=True)
-class Older:
+class OlderOutputs:
     """Where the older scripts' outputs are; the splits are named by `data.splits` of the study."""
 
     clusters: Path
@@ -44,7 +44,7 @@ class Imported:
     results: int
 
 
-def settings_for_import(study: Study, older: Older) -> Study:
+def settings_for_import(study: Study, older: OlderOutputs) -> Study:
     """Return the study with the settings that the older outputs need: their number of clusters, and their adapters as a method.
 
     Raises:
@@ -62,11 +62,11 @@ def settings_for_import(study: Study, older: Older) -> Study:
     return replace(study, methods=tuple(methods), clustering=replace(study.clustering, sizes=None))
 
 
-def bring_in(study: Study, older: Older, stores: Stores, log: RunLog) -> Imported:
-    """Return what was brought in; everything is checked before anything is written, and repeating it changes nothing.
+def import_outputs(study: Study, older: OlderOutputs, stores: Stores, log: RunLog) -> Imported:
+    """Import older outputs into a study. Everything is checked before anything is written, and repeating it changes nothing.
 
     Raises:
-        BadData: a file of another shape, an adapter that is no plain LoRA on the study's base, or a study that is grouped otherwise.
+        BadData: a malformed file, an adapter that is not a plain LoRA on the study's base, or a study with other clusters.
     """
     ids = load(study.data).ids
     members = read_clusters(older.clusters, ids)
@@ -82,21 +82,22 @@ def bring_in(study: Study, older: Older, stores: Stores, log: RunLog) -> Importe
     if folders:
         hashes = tuple((cluster, _weights_hash(folder)) for cluster, folder in sorted(folders.items()))
         stores.studies.save_metadata(study.name, ImportedAdapters(hashes))
-        _keep_all(read_state(study.name, stores), folders, stores, log)
+        _save_adapters(read_state(study.name, stores), folders, stores, log)
     return Imported(len(ids), len(members), len(folders), len(results))
 
 
 def _group(study: Study, members: tuple[tuple[str, ...], ...], dataset: Dataset, stores: Stores) -> None:
-    known = stores.studies.clustering(study.name)
-    if known is None:
-        known = Clustering("imported", members)
-        stores.studies.save_clustering(study.name, known)
-        write_map(study.name, stores, known)
-    elif known.members != members:
+    clustering = stores.studies.clustering(study.name)
+    if clustering is None:
+        clustering = Clustering("imported", members)
+        stores.studies.save_clustering(study.name, clustering)
+        write_map(study.name, stores, clustering)
+    elif clustering.members != members:
         raise BadData(
-            f"study {study.name} has {len(known.members)} clusters by {known.algorithm} already, other than the file's; give another --name"
+            f"study {study.name} has {len(clustering.members)} clusters by {clustering.algorithm} already, other than the file's; "
+            "give another --name"
         )
-    assert set(dataset.ids) == {p for ids in members for p in ids}, "a cluster map was checked against other personas"
+    assert set(dataset.ids) == {p for ids in members for p in ids}, "the cluster map was checked against other personas"
 
 
 def _adapter_folders(root: Path, n_clusters: int) -> dict[int, Path]:
@@ -128,14 +129,14 @@ def _check_base(study: PreparedStudy, folders: dict[int, Path]) -> None:
         try:
             stacked.load([Weights(read_adapter(folder))])
         except (BadData, KeyError, ValueError) as problem:
-            asked = json.loads((folder / _FILES[0]).read_text(encoding="utf-8")).get("base_model_name_or_path")
-            fix = f"it was made for {asked!r}; give that as --base-model"
+            base = json.loads((folder / _FILES[0]).read_text(encoding="utf-8")).get("base_model_name_or_path")
+            fix = f"it was made for {base!r}; give that as --base-model"
             raise BadData(f"{folder}: does not fit base model {study.model.base!r} ({problem}); {fix}") from problem
         finally:
             stacked.close()
 
 
-def _keep_all(state: StudyState, folders: dict[int, Path], stores: Stores, log: RunLog) -> None:
+def _save_adapters(state: StudyState, folders: dict[int, Path], stores: Stores, log: RunLog) -> None:
     study, plan = state.settings, work_plan(state)
     tags = {"study": study.name, "method": IMPORTED, "training_group": IMPORTED}
     log.phase("import adapters", total=len(folders), unit="adapters")
@@ -152,7 +153,7 @@ def _keep_all(state: StudyState, folders: dict[int, Path], stores: Stores, log: 
 
 
 def _weights_hash(folder: Path) -> str:
-    """Return the hash of what decides an adapter's answers: its configuration and its weights."""
+    """Return the hash of an adapter's configuration and weights, which determine its answers."""
     return hashlib.sha256(b"".join((folder / name).read_bytes() for name in _FILES)).hexdigest()[:16]
 
 

@@ -22,7 +22,7 @@ from clusterlora.stores.resume import as_decided
 from clusterlora.values import Dataset
 
 
-def prepare(asked: Study, stores: Stores, log: RunLog, *, running: bool = True) -> Dataset:
+def prepare(settings: Study, stores: Stores, log: RunLog, *, running: bool = True) -> Dataset:
     """Return the study's split data set, recorded with its provenance; preparing it again changes nothing.
 
     Damaged adapters on this machine are downloaded again, or will be trained again.
@@ -33,15 +33,15 @@ def prepare(asked: Study, stores: Stores, log: RunLog, *, running: bool = True) 
     Raises:
         BadData: every problem of the data at once, or the study already holds other data.
         BadSettings: the study exists with other settings.
-        ModelUnavailable: the base model cannot be had here.
+        ModelUnavailable: the base model is not available here.
     """
     log.phase("prepare", total=1, unit="data set")
-    revision = base_revision(asked.model.base)
-    tokenizer = checked_tokenizer(asked)
-    study = with_template_date(as_prepared(asked, stores), tokenizer)
+    revision = base_revision(settings.model.base)
+    tokenizer = checked_tokenizer(settings)
+    study = with_template_date(as_prepared(settings, stores), tokenizer)
     dataset, fit = fitted_dataset(study, tokenizer)
     _note(fit, study, log)
-    recorded = Provenance(
+    made_from = Provenance(
         clusterlora_version=__version__,
         git_revision=git_revision(),
         data_digest=dataset.digest,
@@ -55,8 +55,8 @@ def prepare(asked: Study, stores: Stores, log: RunLog, *, running: bool = True) 
     with timed(stores, study.name, "prepare"):
         stores.studies.save_dataset(study.name, dataset)
         # Recorded after the data: save_dataset refuses data other than the study's.
-        stores.studies.save_metadata(study.name, recorded)
-        tags = {"study": study.name} | {name: str(value) for name, value in asdict(recorded).items() if value is not None}
+        stores.studies.save_metadata(study.name, made_from)
+        tags = {"study": study.name} | {name: str(value) for name, value in asdict(made_from).items() if value is not None}
         stores.tracker.start_study(study.name, params=asdict(study), tags=tags, dataset=dataset, running=running)
         stores.studies.save_metadata(study.name, TrackerPage(stores.tracker.page(study.name)))
         if running:
@@ -70,7 +70,7 @@ def prepare(asked: Study, stores: Stores, log: RunLog, *, running: bool = True) 
 
 
 def _note(fit: PromptFit, study: Study, log: RunLog) -> None:
-    """Say what the base model's chat template and longest sequence make of the dialogues, where that is not all of them as they are."""
+    """Log how many dialogues the base model's chat template and maximum length leave out or shorten, if any."""
     if fit.n_unfit:
         log.note(f"{fit.n_unfit} of {fit.n_dialogues} dialogues cannot be asked of the base model and are left out")
     if fit.n_losing_turns:
@@ -80,7 +80,7 @@ def _note(fit: PromptFit, study: Study, log: RunLog) -> None:
 
 
 def provenance(study_name: str, stores: Stores) -> Provenance:
-    """Return what a study was last prepared with.
+    """Return the code, data and base model of a study's last preparation.
 
     Raises:
         UnknownName: it was not prepared.

@@ -228,10 +228,10 @@ def _lost(key: str, stores: Stores) -> TrainedAdapter | None:
     return recorded if stores.tracker.keeps_adapters or not in_tracker(recorded) else None
 
 
-def expose(stores: Stores, study_name: str, spec: AdapterSpec, kept: Path) -> Path:
-    """Copy an adapter to where people look for it: models/lora_clusters/cluster_00, models/personas/persona_0007, models/unified."""
+def expose(stores: Stores, study_name: str, spec: AdapterSpec, stored: Path) -> Path:
+    """Copy an adapter into the study's folder: models/lora_clusters/cluster_00, models/personas/persona_0007, models/unified."""
     target = stores.folder(study_name) / "models" / spec.folder / spec.name.replace("-", "_")
-    for file in weight_files(kept):
+    for file in weight_files(stored):
         write_durably(target / file.name, file.read_bytes())
     return target
 

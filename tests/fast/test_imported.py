@@ -20,7 +20,7 @@ from clusterlora.requests import EvaluationRequest, TrainRequest
 from clusterlora.settings import ClusteringSettings, DataSettings, EvaluationSettings, ModelSettings, Recipe, Study
 from clusterlora.stages.compare import compare
 from clusterlora.stages.evaluate import evaluate
-from clusterlora.stages.imported import Older, bring_in, settings_for_import
+from clusterlora.stages.imported import OlderOutputs, import_outputs, settings_for_import
 from clusterlora.stages.train import train_group
 from clusterlora.wiring import from_environment
 from tests.fixtures.stages import state_of
@@ -105,7 +105,7 @@ def test_a_number_that_ends_several_ids_is_ambiguous() -> None:
 
 
 @pytest.fixture
-def older(tmp_path: Path, tiny_base_folder: Path) -> tuple[Study, Older]:
+def older(tmp_path: Path, tiny_base_folder: Path) -> tuple[Study, OlderOutputs]:
     """Four people; a cluster map, splits, scores, and a trained adapter of cluster 0 only: somebody stopped in the middle."""
     import torch
 
@@ -143,16 +143,16 @@ def older(tmp_path: Path, tiny_base_folder: Path) -> tuple[Study, Older]:
         clustering=ClusteringSettings(k=2),
         evaluation=EvaluationSettings(max_new_tokens=4, bootstrap_draws=100),
     )
-    return study, Older(clusters, tmp_path / "lora_clusters", results)
+    return study, OlderOutputs(clusters, tmp_path / "lora_clusters", results)
 
 
 def test_an_imported_study_continues_with_its_adapters_compared_and_its_scores_listed(
-    older: tuple[Study, Older], stores: Stores, tmp_path: Path
+    older: tuple[Study, OlderOutputs], stores: Stores, tmp_path: Path
 ) -> None:
     study = settings_for_import(older[0], older[1])
     assert study.methods == ("baseline", "unified", "imported_cluster")
-    imported = bring_in(study, older[1], stores, LOG)
-    assert imported == bring_in(study, older[1], stores, LOG), "importing twice changes something"
+    imported = import_outputs(study, older[1], stores, LOG)
+    assert imported == import_outputs(study, older[1], stores, LOG), "importing twice changes something"
     assert (imported.personas, imported.clusters, imported.adapters, imported.results) == (4, 2, 1, 1)
     assert {d.id for d in stores.studies.dataset(study.name).personas[0].of_split("test")} == {"d"}
     trained: list[str] = []
@@ -172,28 +172,28 @@ def test_an_imported_study_continues_with_its_adapters_compared_and_its_scores_l
     assert "Imported scores" in (tmp_path / "studies" / "middle" / "results" / "report.html").read_text()
 
 
-def test_untrusted_files_are_not_imported(older: tuple[Study, Older], stores: Stores) -> None:
+def test_untrusted_files_are_not_imported(older: tuple[Study, OlderOutputs], stores: Stores) -> None:
     study, files = older
     with pytest.raises(BadSettings, match="may have seen the test items"):
         settings_for_import(replace(study, data=replace(study.data, splits=None)), files)
     study = settings_for_import(study, files)
     assert files.adapters is not None
     with pytest.raises(BadData, match=r"does not fit base model 'homelm'.*give that as --base-model"):
-        bring_in(replace(study, model=ModelSettings()), files, stores, LOG)
+        import_outputs(replace(study, model=ModelSettings()), files, stores, LOG)
     (files.adapters / "cluster_01").mkdir()
     (files.adapters / "cluster_01" / "adapter_model.bin").write_bytes(b"")
     with pytest.raises(BadData, match="never pickles"):
-        bring_in(study, files, stores, LOG)
+        import_outputs(study, files, stores, LOG)
     assert stores.studies.studies() == ()
 
 
-def test_splits_of_a_file_replace_ours_and_leave_out_what_they_do_not_list(older: tuple[Study, Older]) -> None:
+def test_splits_of_a_file_replace_ours_and_leave_out_what_they_do_not_list(older: tuple[Study, OlderOutputs]) -> None:
     dataset = load(older[0].data)
     assert {d.id: d.split for d in dataset.personas[3].dialogues} == {"a": "train", "b": "train", "e": "train", "c": "val", "d": "test"}
 
 
 def test_the_command_imports_and_the_study_goes_on_by_its_name_alone(
-    older: tuple[Study, Older], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    older: tuple[Study, OlderOutputs], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CLUSTERLORA_HOME", str(tmp_path / "studies"))
     monkeypatch.setenv("CLUSTERLORA_STACK_HOME", str(tmp_path / "no-stack"))
