@@ -1,4 +1,4 @@
-"""Which adapter of a study should answer somebody new."""
+"""Choose the adapters of a study that answer people who are new to it."""
 
 from typing import Any
 

@@ -33,19 +33,19 @@ def gate(study_name: str) -> Verdict | None:
 def try_rung(study_name: str, step: GateStep) -> Verdict:
     """Train the adapters that one rung of the ladder still needs, evaluate them on val, and judge them."""
     power = EvaluationRequest(study_name=study_name, part="power")
-    beside: list[PrefectFuture[None]] = []
+    baseline_futures: list[PrefectFuture[None]] = []
     if step.estimates_power:
         # Queued first, because it is short: whoever reads the estimate can still cancel before much is spent.
         answered = dispatch_evaluation.submit(power)
-        beside = [answered, estimate_power.submit(study_name, return_state=False, wait_for=[answered])]
-    after = power.run_name if beside else None
+        baseline_futures = [answered, estimate_power.submit(study_name, return_state=False, wait_for=[answered])]
+    after = power.run_name if baseline_futures else None
     for groups in step.waves:
         if after and step.answers_baseline:
             baseline = EvaluationRequest(study_name=study_name, part="baseline")
-            beside.append(dispatch_evaluation.submit(baseline, after=groups[-1].name))
+            baseline_futures.append(dispatch_evaluation.submit(baseline, after=groups[-1].name))
         train_all(study_name, groups, after=after)
         after = None
     dispatch_evaluation(EvaluationRequest(study_name=study_name, part="gate", rung=step.rung.name))
-    for future in beside:
+    for future in baseline_futures:
         future.result()
     return judge(study_name, step.rung.name)

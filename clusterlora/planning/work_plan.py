@@ -39,7 +39,7 @@ class WorkPlan:
         return self.seeds[0]
 
     def trained_by(self) -> dict[str, str]:
-        """Return the first method that trains an adapter, for each; unified is a method of its own, whoever starts from it."""
+        """Return for each adapter the first method that trains it; unified is a method of its own even if others start from it."""
         plans = [*(plan for methods in self.seeds for plan in methods.values()), *((self.held_out,) if self.held_out else ())]
         first = {one.name: plan.method for plan in reversed(plans) for one in plan.adapters}
         return {name: REFERENCE if self.specs[name].label == REFERENCE else method for name, method in first.items()}
@@ -128,7 +128,7 @@ def _methods_of_seed(view: StudyView, names: Sequence[str], rung: Rung, seed: in
     )
     alone = {name: _on_rung(METHODS[name].plan(view), rung) for name in names}
     choosable = {name: plan for name, plan in alone.items() if not METHODS[name].is_control}
-    # A method that chooses among the others sees their plans, wherever it stands in the list.
+    # A method that chooses among the others sees all their plans, whatever the order of the methods.
     methods = {
         name: _on_rung(METHODS[name].plan(replace(view, others={other: plan for other, plan in choosable.items() if other != name})), rung)
         for name in names

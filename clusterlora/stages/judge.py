@@ -47,7 +47,7 @@ def power_of_study(state: StudyState) -> StudyPower | None:
     """Return the power of the study's comparison on test items, in points once the gate's power is known; None when it compares nothing."""
     n_items = [sum(turn.role == "assistant" for dialogue in p.of_split("test") for turn in dialogue.turns) for p in state.dataset.personas]
     tested = [n for n in n_items if n]
-    # The mean of 1 / n is what the variance of people's means goes by.
+    # The variance of people's means is proportional to the mean of 1 / n over people.
     sd = state.power.gain_sd(1 / float(np.mean([1 / n for n in tested]))) if state.power and tested else None
     return study_power(state.settings.methods, REFERENCE, len(tested), sd=sd)
 

@@ -1,6 +1,6 @@
 """The tables of the study database. A change here needs a migration; a test compares the two.
 
-Values nobody queries by (settings, turns, compositions, criteria) are JSON text: PostgreSQL's own JSON types refuse NaN and NUL.
+Values that no query filters by (settings, turns, compositions, criteria) are JSON text: PostgreSQL's JSON types refuse NaN and NUL.
 """
 
 from typing import Any
