@@ -51,7 +51,7 @@ def status_lines(state: StudyState, folder: Path, doing: str) -> Iterator[str]:
     yield "## Against unified so far"
     yield ""
     yield from (f"- {line}" for line in against_unified(state) or ("nothing is judged yet",))
-    yield from (f"- a person decided: {decision}" for decision in state.decisions)
+    yield from (f"- decision on the gate: {decision}" for decision in state.decisions)
     yield ""
     yield f"**Next:** {next_step(state)}"
     yield from _failed_attempts(state)

@@ -22,7 +22,7 @@ def adapter_per_group(view: StudyView, method: str, groups: Sequence[tuple[str, 
 
     Args:
         groups: the name of each adapter with the personas it learns from and answers, one group per cluster.
-        folder: where a person finds the adapters.
+        folder: subfolder of the study's `models/` for these adapters.
     """
     adapters = tuple(
         AdapterSpec(

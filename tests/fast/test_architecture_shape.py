@@ -11,17 +11,22 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 PACKAGES = ("clusterlora", "deployments", "flows", "tasks")
 
 FIELD_TERM_BY_COINED_NAME = {
+    "bring_in": "import_outputs",
     "crew": "WorkerThreads",
     "deal": "partition_by_load",
     "dealing": "load_balancing",
     "desk": "DecodeBatch",
+    "letter": "payload",
     "like_size": "bucket_size",
     "lora_pass": "lora_backend",
     "prefix_pass": "prefix_backend",
     "replays": "CudaGraphCache",
     "seat": "ActiveJob",
+    "see_through": "run_attempt",
     "set_aside": "quarantine, mark_diverged",
     "site_slots": "adapter_slots",
+    "stand_in_line": "wait_for_run_of",
+    "step_aside": "lower_priority",
     "that_fit": "n_rows_that_fit",
     "through_decoder": "decoder_backend",
     "through_transformers": "transformers_backend",
