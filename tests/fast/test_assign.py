@@ -110,7 +110,7 @@ def test_a_persona_of_the_study_is_refused(planted: Planted) -> None:
 def test_a_study_without_clusters_has_nothing_to_assign_to(planted: Planted) -> None:
     study = replace(planted.stores.studies.study("planted"), name="flat", methods=("unified",))
     prepare(study, planted.stores, LOG)
-    planted.stores.studies.save_clustering("flat", Clustering("data_from", (planted.stores.studies.dataset("flat").ids,)))
+    planted.stores.studies.save_clustering("flat", Clustering("given", (planted.stores.studies.dataset("flat").ids,)))
     with data_from([one_exchange()], None) as data, pytest.raises(UnknownName, match="add cluster"):
         assign("flat", data, planted.stores, LOG)
 
