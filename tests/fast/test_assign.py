@@ -103,7 +103,10 @@ def test_impossible_assignments_are_refused_in_one_line(
 
 def test_a_persona_of_the_study_is_refused(planted: Planted) -> None:
     persona_id = planted.stores.studies.dataset("planted").ids[0]
-    with data_from([one_exchange(persona_id=persona_id)], None) as data, pytest.raises(BadData, match=f"persona '{persona_id}' is in study"):
+    with (
+        data_from([one_exchange(persona_id=persona_id)], None) as data,
+        pytest.raises(BadData, match=f"persona '{persona_id}' is in study"),
+    ):
         assign("planted", data, planted.stores, LOG)
 
 
