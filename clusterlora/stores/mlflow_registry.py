@@ -66,8 +66,8 @@ def model_versions(client: MlflowClient, study: str) -> tuple[ModelVersion, ...]
             continue
         path = f"models/{registered.name}/{content}"
         keys = tuple(sorted(Path(file.path).name for file in _listed(client, run_id, f"{path}/artifacts/adapters")))
-        n_adapters = int(registered.tags["adapters"])
-        whole = f"{path}/MLmodel" in {file.path for file in _listed(client, run_id, path)} and len(keys) == n_adapters
+        has_model = f"{path}/MLmodel" in {file.path for file in _listed(client, run_id, path)}
+        whole = has_model and len(keys) == int(registered.tags["adapters"])
         uri = f"runs:/{run_id}/{path}/artifacts"
         versions.append(ModelVersion(registered.name, str(registered.version), keys, whole, content, uri))
     return tuple(versions)
