@@ -100,12 +100,12 @@ def _adapters(study: str, stores: Stores, _live: LiveWork | None) -> Iterator[_P
     busy = any(attempt.state == "running" for attempt in stores.studies.attempts(study))
     for adapter in stores.studies.adapters(study):
         folder = stores.adapters.local(adapter.key)
-        here = folder is not None and is_right(adapter, folder)
+        is_right_here = folder is not None and is_right(adapter, folder)
         kept = is_kept(adapter, stores)
-        if folder is not None and here and kept is False:
+        if folder is not None and is_right_here and kept is False:
             what = f"the tracker does not hold adapter {adapter.name} ({adapter.key}) as recorded; only this machine does"
             yield _Problem(Kind.UPLOAD_LOST, what, "upload it again", lambda a=adapter, f=folder: _upload(study, a, f, stores))
-        if here or (folder is None and kept):
+        if is_right_here or (folder is None and kept):
             continue
         if kept:
             what = f"the copy of adapter {adapter.name} ({adapter.key}) on this machine is not what was recorded"

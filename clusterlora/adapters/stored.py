@@ -72,9 +72,9 @@ def replace_if_damaged(adapter: TrainedAdapter, stores: Stores) -> str:
         stores.adapters.path(adapter.key)
     else:
         stores.studies.forget_adapter(adapter.key)
-    said = f"{what}; it is quarantined in {quarantined}, and {'fetched again' if kept else 'has to be trained again'}"
-    log.warning("%s", said)
-    return said
+    message = f"{what}; it is quarantined in {quarantined}, and {'fetched again' if kept else 'has to be trained again'}"
+    log.warning("%s", message)
+    return message
 
 
 def is_right(adapter: TrainedAdapter, folder: Path) -> bool:

@@ -62,9 +62,9 @@ def refuse_other_weights(key: str, expected_sha256: str | None, folder: Path) ->
     Raises:
         BadData: it holds others, or no adapter at all.
     """
-    found = weights_sha256(folder)
-    if expected_sha256 not in (None, found):
+    sha256 = weights_sha256(folder)
+    if expected_sha256 not in (None, sha256):
         raise BadData(
-            f"adapter {key} has SHA-256 {found[:16]}..., recorded is {expected_sha256[:16]}...; "
+            f"adapter {key} has SHA-256 {sha256[:16]}..., recorded is {expected_sha256[:16]}...; "
             "run `clusterlora study verify --repair` where it was trained"
         )

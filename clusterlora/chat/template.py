@@ -102,16 +102,16 @@ class ChatTemplate:
         shape = _shape(fitted)
         whole = (*shape, *_shape((Turn("assistant", text),)))
         number = len(shape)
-        asked, told = self._render(shape, generation=True), self._render(whole, generation=False)
-        if number not in told:
+        prompt, dialogue = self._render(shape, generation=True), self._render(whole, generation=False)
+        if number not in dialogue:
             raise ModelUnavailable(
                 f"the chat template of {named(self._tokenizer)} leaves out the answer; use a base whose template keeps it"
             )
-        at = told.index(number)
-        before_asked, before_told = _after_last_placeholder(asked), _after_last_placeholder(told[:at])
+        at = dialogue.index(number)
+        prompt_tail, dialogue_tail = _after_last_placeholder(prompt), _after_last_placeholder(dialogue[:at])
         # A generation prompt may hold more than the turn's header, such as an empty block of reasoning: the words follow directly.
-        lead = before_told.removeprefix(before_asked) if before_told.startswith(before_asked) else ""
-        end = self._cut_tail(told[at + 1 :]) or self._default_end
+        lead = dialogue_tail.removeprefix(prompt_tail) if dialogue_tail.startswith(prompt_tail) else ""
+        end = self._cut_tail(dialogue[at + 1 :]) or self._default_end
         return _joined((Span(lead, is_data=False), Span(text.strip(), is_data=True), Span(end, is_data=False)))
 
     def _takes(self, shape: _Shape) -> bool:
@@ -165,20 +165,20 @@ def writes_date(tokenizer: "PreTrainedTokenizerBase", arguments: Sequence[tuple[
     """Return whether a prompt is another one on another day. Raises as `ChatTemplate`."""
     if "strftime_now" not in template_source(tokenizer):
         return False
-    asked = (Turn("user", "x"),)
-    one, other = (ChatTemplate(tokenizer, arguments, day).prompt(asked) for day in ("2001-01-01", "2012-12-31"))
+    question = (Turn("user", "x"),)
+    one, other = (ChatTemplate(tokenizer, arguments, day).prompt(question) for day in ("2001-01-01", "2012-12-31"))
     return one != other
 
 
 def merged(turns: Sequence[Turn]) -> tuple[Turn, ...]:
     """Return the turns with those of one side in a row made one, a blank line between them."""
-    found: list[Turn] = []
+    merged_turns: list[Turn] = []
     for turn in turns:
-        if found and found[-1].role == turn.role:
-            found[-1] = Turn(turn.role, f"{found[-1].text}\n\n{turn.text}")
+        if merged_turns and merged_turns[-1].role == turn.role:
+            merged_turns[-1] = Turn(turn.role, f"{merged_turns[-1].text}\n\n{turn.text}")
         else:
-            found.append(turn)
-    return tuple(found)
+            merged_turns.append(turn)
+    return tuple(merged_turns)
 
 
 def render(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[dict[str, str]], source: str, *, generation: bool) -> str:

@@ -29,15 +29,15 @@ def pieces(spans: Iterable[Span], control: ControlTokens) -> Text:
 
     A control token within words is a plain piece of its own; one that words and template would make together is cut where they meet.
     """
-    found: list[Piece] = []
+    pieces: list[Piece] = []
     for span in spans:
         parts = control.split(span.text) if span.is_data else [(span.text, False)]
         for text, is_plain in parts:
-            if found and not is_plain and not found[-1].is_plain and not control.joins(found[-1].text, text):
-                found[-1] = Piece(found[-1].text + text)
+            if pieces and not is_plain and not pieces[-1].is_plain and not control.joins(pieces[-1].text, text):
+                pieces[-1] = Piece(pieces[-1].text + text)
             else:
-                found.append(Piece(text, is_plain))
-    return tuple(found)
+                pieces.append(Piece(text, is_plain))
+    return tuple(pieces)
 
 
 class TextEncoder:
@@ -60,11 +60,11 @@ class TextEncoder:
         ids: list[int] = []
         for number, piece in enumerate(text):
             encode = self._continued if number else self._begun
-            found = encode(piece)
-            if piece.is_plain and self._tokenizer.convert_tokens_to_ids(piece.text) in found:
+            piece_ids = encode(piece)
+            if piece.is_plain and self._tokenizer.convert_tokens_to_ids(piece.text) in piece_ids:
                 # Added tokens that are not special are recognised all the same; cut in two they are not.
-                found = encode(Piece(piece.text[:1])) + self._continued(Piece(piece.text[1:]))
-            ids += found
+                piece_ids = encode(Piece(piece.text[:1])) + self._continued(Piece(piece.text[1:]))
+            ids += piece_ids
         return tuple(ids)
 
     def _begun(self, piece: Piece) -> Ids:
@@ -78,8 +78,8 @@ class TextEncoder:
         return self._begun(piece)
 
     def _tokenised(self, texts: list[str], *, plain: bool = False) -> list[Ids]:
-        found = self._tokenizer(texts, add_special_tokens=False, split_special_tokens=plain)["input_ids"]
-        return [tuple(ids) for ids in cast("list[list[int]]", found)]
+        ids_of_texts = self._tokenizer(texts, add_special_tokens=False, split_special_tokens=plain)["input_ids"]
+        return [tuple(ids) for ids in cast("list[list[int]]", ids_of_texts)]
 
 
 def _is_one_piece(text: Text) -> bool:

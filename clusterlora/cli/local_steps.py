@@ -155,7 +155,7 @@ def _selected_adapters(plan: "WorkPlan", study_name: str, cluster: int | None, a
         return tuple(plan.specs)
     name = adapter if adapter is not None else judged_adapters(plan, cluster or 0)[0]
     if name not in plan.specs:
-        shown = [known for known, spec in plan.specs.items() if not spec.is_one_of_many]
+        shown = [name for name, spec in plan.specs.items() if not spec.is_one_of_many]
         n_more = len(plan.specs) - len(shown)
         more = f", and {n_more} of single persons or small groups" if n_more else ""
         raise UnknownName(f"study {study_name} has no adapter {name!r}; known: {', '.join(shown)}{more}")

@@ -91,9 +91,9 @@ def split(reading: SourceData, settings: DataSettings, problems: Problems) -> Da
 def limited(reading: SourceData, settings: DataSettings, problems: Problems) -> SourceData:
     """Return the first `settings.personas` personas; too few of them is a problem."""
     personas = reading.dataset.personas
-    asked = settings.personas or _MIN_PERSONAS
-    if len(personas) < asked and not problems.count:
-        what = f"{len(personas)} in the data, {asked} needed"
+    n_needed = settings.personas or _MIN_PERSONAS
+    if len(personas) < n_needed and not problems.count:
+        what = f"{len(personas)} in the data, {n_needed} needed"
         problems.add(SourceLocation(settings.path or settings.source), "personas", what, "add personas or lower data.personas")
     return replace(reading, dataset=Dataset(personas[: settings.personas]))
 
@@ -123,8 +123,8 @@ def _shared_texts(dataset: Dataset) -> frozenset[str]:
 
 
 def _conversations(reading: SourceData, persona: Persona) -> dict[str, str]:
-    found = reading.conversation_by_dialogue
-    return {d.id: found[persona.id, d.id] for d in persona.dialogues if (persona.id, d.id) in found}
+    conversations = reading.conversation_by_dialogue
+    return {d.id: conversations[persona.id, d.id] for d in persona.dialogues if (persona.id, d.id) in conversations}
 
 
 def _refuse(persona: Persona, refusal: Refusal, reading: SourceData, problems: Problems) -> None:
@@ -150,11 +150,11 @@ def _without_leaks(personas: list[Persona], reading: SourceData, problems: Probl
 
 
 def _warn(done: list[SplitPersona], kept: list[Persona], wanted: Mapping[Split, int]) -> None:
-    asked = "/".join(map(str, wanted.values()))
+    shares = "/".join(map(str, wanted.values()))
     short = [p.id for p in kept if any(len(p.of_split(name)) < n for name, n in wanted.items())]
     if short:
         log.warning(
-            "%d of %d personas get fewer than %s dialogues, in about the same shares (first: %s)", len(short), len(kept), asked, short[0]
+            "%d of %d personas get fewer than %s dialogues, in about the same shares (first: %s)", len(short), len(kept), shares, short[0]
         )
     cut = [result.persona.id for result in done if result.by_row]
     if cut:

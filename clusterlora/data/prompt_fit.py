@@ -38,11 +38,11 @@ class PromptFit:
         """
         dialogues = [[self._alternating(dialogue) for dialogue in persona.dialogues] for persona in personas]
         turns = [messages(self._settings, p, d) for p, of_persona in zip(personas, dialogues, strict=True) for d in of_persona]
-        problems = [self._wrong_beginning(said) for said in turns]
-        answers = [[] if problem else _answers(said) for said, problem in zip(turns, problems, strict=True)]
+        problems = [self._wrong_beginning(dialogue_turns) for dialogue_turns in turns]
+        answers = [[] if problem else _answers(dialogue_turns) for dialogue_turns, problem in zip(turns, problems, strict=True)]
         encoded = iter(self._encoder.try_turns([answer for of_dialogue in answers for answer in of_dialogue]))
-        found = iter(zip(problems, [[next(encoded) for _ in of_dialogue] for of_dialogue in answers], strict=True))
-        fitted = [[_fitted(dialogue, *next(found)) for dialogue in of_persona] for of_persona in dialogues]
+        outcomes = iter(zip(problems, [[next(encoded) for _ in of_dialogue] for of_dialogue in answers], strict=True))
+        fitted = [[_fitted(dialogue, *next(outcomes)) for dialogue in of_persona] for of_persona in dialogues]
         every = [one for of_persona in fitted for one in of_persona]
         self.n_dialogues += len(every)
         self.n_losing_turns += sum(one.loses_turns and not one.problem for one in every)

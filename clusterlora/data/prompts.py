@@ -175,10 +175,10 @@ def prompt_encoder(tokenizer: "PreTrainedTokenizerBase", settings: ModelSettings
 
 
 def _answers(turns: Sequence[Turn]) -> list[int]:
-    found = [i for i, turn in enumerate(turns) if turn.role == "assistant"]
-    if not found:
+    indices = [i for i, turn in enumerate(turns) if turn.role == "assistant"]
+    if not indices:
         raise BadData("a dialogue without an assistant turn cannot be trained on; remove it")
-    return found
+    return indices
 
 
 def _starts(turns: Sequence[Turn]) -> list[int]:
@@ -187,14 +187,14 @@ def _starts(turns: Sequence[Turn]) -> list[int]:
 
 
 def _sequences(turns: Sequence[EncodedTurn]) -> list[TokenSequence]:
-    found: list[TokenSequence] = []
+    sequences: list[TokenSequence] = []
     for turn in turns:
-        so_far = found[-1] if found else TokenSequence((), ())
+        so_far = sequences[-1] if sequences else TokenSequence((), ())
         if turn.prompt[: len(so_far.ids)] == so_far.ids:
-            del found[-1:]
+            del sequences[-1:]
         else:
             so_far = TokenSequence((), ())
-        asked = (False,) * (len(turn.prompt) - len(so_far.ids))
+        not_learnt = (False,) * (len(turn.prompt) - len(so_far.ids))
         learnt = (True,) * len(turn.response)
-        found.append(TokenSequence(turn.prompt + turn.response, so_far.is_response + asked + learnt))
-    return found
+        sequences.append(TokenSequence(turn.prompt + turn.response, so_far.is_response + not_learnt + learnt))
+    return sequences

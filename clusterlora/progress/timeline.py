@@ -31,34 +31,34 @@ def phases(state: StudyState) -> tuple[Phase, ...]:
     seconds = seconds_by_phase(state.seconds)
     simple = [Phase(name, "done" if name in seconds else "to do", seconds.get(name)) for name in ("prepare", "cluster", "signal")]
     plan = work_plan(state) if state.clustering is not None else None
-    held = trained_adapters(state, plan) if plan else {}
+    trained = trained_adapters(state, plan) if plan else {}
     judged = f"{len(verdicts)} of up to {len(rungs(state))} configurations judged" if gated(study) else "this study has none"
     gate_state = "done" if any(v.passed for v in verdicts) or len(verdicts) == len(rungs(state)) else "to do"
     return (
         *simple,
         Phase("gate", gate_state if gated(study) else "done", seconds.get("evaluate gate"), detail=judged),
-        _training(state, plan, held, seconds.get("train")),
+        _training(state, plan, trained, seconds.get("train")),
         _evaluation(state, seconds),
         Phase("compare", "done" if state.outcome else "to do", seconds.get("compare")),
         Phase("register", "done" if state.status == _FINISHED else "to do", seconds.get("register")),
     )
 
 
-def _training(state: StudyState, plan: WorkPlan | None, held: Mapping[str, TrainedAdapter], spent: float | None) -> Phase:
+def _training(state: StudyState, plan: WorkPlan | None, trained: Mapping[str, TrainedAdapter], spent: float | None) -> Phase:
     if plan is None:
         return Phase("train", "to do", spent)
-    missing = [spec for name, spec in plan.specs.items() if name not in held and not spec.merge_of]
+    missing = [spec for name, spec in plan.specs.items() if name not in trained and not spec.merge_of]
     if not missing or refused(state):
-        return Phase("train", "done", spent, detail=f"{len(held)} adapters")
+        return Phase("train", "done", spent, detail=f"{len(trained)} adapters")
     personas = state.dataset.by_id()
     steps = 0
     for spec in missing:
         n_dialogues = sum(len(personas[p].of_split("train")) for p in spec.persona_ids)
         steps += ceil(n_dialogues / spec.recipe.batch_size) * spec.recipe.epochs
-    known = [adapter for adapter in held.values() if adapter.steps and adapter.seconds]
-    pace = sum(a.seconds for a in known) / sum(a.steps for a in known) if known else None
-    detail = f"{len(held)} of {len(plan.specs)} adapters, {steps} steps to go"
-    return Phase("train", "under way" if held else "to do", spent, pace * steps if pace else None, detail)
+    timed_adapters = [adapter for adapter in trained.values() if adapter.steps and adapter.seconds]
+    pace = sum(a.seconds for a in timed_adapters) / sum(a.steps for a in timed_adapters) if timed_adapters else None
+    detail = f"{len(trained)} of {len(plan.specs)} adapters, {steps} steps to go"
+    return Phase("train", "under way" if trained else "to do", spent, pace * steps if pace else None, detail)
 
 
 def _evaluation(state: StudyState, seconds: Mapping[str, float]) -> Phase:
@@ -78,7 +78,7 @@ def _evaluation(state: StudyState, seconds: Mapping[str, float]) -> Phase:
 
 def against_unified(state: StudyState) -> tuple[str, ...]:
     """Return what is known so far, one sentence each: the gate's verdicts on val, then the comparison on test."""
-    said = [
+    sentences = [
         f"on val, cluster 0 with {v.rung}: {100 * v.gain:+.2f} points against unified, {'passed' if v.passed else 'refused'}"
         for v in state.verdicts
     ]
@@ -86,8 +86,8 @@ def against_unified(state: StudyState) -> tuple[str, ...]:
     for score in state.outcome.scores if state.outcome else ():
         if score.difference is not None and score.ci_low is not None and score.ci_high is not None:
             mean, low, high = (metric.format(value, signed=True) for value in (score.difference, score.ci_low, score.ci_high))
-            said.append(f"on test, {score.method}: {mean} against unified [{low}, {high}]")
-    return tuple(said)
+            sentences.append(f"on test, {score.method}: {mean} against unified [{low}, {high}]")
+    return tuple(sentences)
 
 
 def next_step(state: StudyState) -> str:

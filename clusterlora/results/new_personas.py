@@ -41,10 +41,10 @@ def new_personas(state: StudyState, plan: WorkPlan, stores: Stores) -> NewPerson
     rows = list(_rows(state, plan, stores)) if plan.held_out else []
     if not rows or None in rows:
         return None
-    held = [row for row in rows if row is not None]
-    _write(held, stores.folder(study.name) / "results" / "new_personas.csv")
-    train, test = ([row for row in held if row.split == split] for split in ("train", "test"))
-    n_arms = len({row.adapter for row in held})
+    scored = [row for row in rows if row is not None]
+    _write(scored, stores.folder(study.name) / "results" / "new_personas.csv")
+    train, test = ([row for row in scored if row.split == split] for split in ("train", "test"))
+    n_arms = len({row.adapter for row in scored})
     metric = study.evaluation.headline
     tested = {
         metric: _tables([(row.persona_id, row.headline) for row in test], n_arms),
@@ -53,7 +53,7 @@ def new_personas(state: StudyState, plan: WorkPlan, stores: Stores) -> NewPerson
     return curve(
         _tables([(row.persona_id, row.nll) for row in train], n_arms),
         tested,
-        {row.persona_id: row.cluster for row in held},
+        {row.persona_id: row.cluster for row in scored},
         metric=metric,
         higher_is_better=METRICS[metric].higher_is_better,
         draws=study.evaluation.bootstrap_draws,
@@ -78,13 +78,13 @@ def _rows(state: StudyState, plan: WorkPlan, stores: Stores) -> Iterator[_Row | 
         for split in splits:
             for item in items(study.model, personas[persona_id], split):
                 for composition in compositions:
-                    found = scores.get((keys[composition], persona_id, item.id), {})
-                    headline = found.get(study.evaluation.headline)
-                    if "nll" not in found or (split == "test" and headline is None):
+                    item_scores = scores.get((keys[composition], persona_id, item.id), {})
+                    headline = item_scores.get(study.evaluation.headline)
+                    if "nll" not in item_scores or (split == "test" and headline is None):
                         yield None
                     else:
                         cluster = cluster_by_persona[persona_id]
-                        yield _Row(persona_id, cluster, split, item.id, composition.adapter_names[0], found["nll"], headline)
+                        yield _Row(persona_id, cluster, split, item.id, composition.adapter_names[0], item_scores["nll"], headline)
 
 
 def _tables(scores: Sequence[tuple[str, float | None]], n_arms: int) -> Scores:

@@ -127,34 +127,34 @@ def _costs(state: StudyState, stores: Stores, plan: WorkPlan, comparison: Compar
 
     To answer, that is the adapters of its routes; to be trained, all it chose among and their needs.
     """
-    held = trained_adapters(state, plan)
+    trained = trained_adapters(state, plan)
     routes = [route for route in stores.studies.routes(state.name) if route.seed == 0]
     for result in comparison.methods:
-        answering = {name for route in routes if route.method == result.method for name in route.composition.adapter_names} & held.keys()
+        answering = {name for route in routes if route.method == result.method for name in route.composition.adapter_names} & trained.keys()
         arms = plan.methods[result.method].arms_by_persona
         behind = (
             _with_needs(plan, {name for _, compositions in arms for composition in compositions for name in composition.adapter_names})
-            & held.keys()
+            & trained.keys()
         )
         yield Cost(
             method=result.method,
             n_adapters=len(answering),
-            n_bytes=sum(held[name].n_bytes for name in answering),
-            train_tokens=sum(held[name].train_tokens for name in behind),
-            train_seconds=sum(held[name].seconds for name in behind),
+            n_bytes=sum(trained[name].n_bytes for name in answering),
+            train_tokens=sum(trained[name].train_tokens for name in behind),
+            train_seconds=sum(trained[name].seconds for name in behind),
         )
 
 
 def _with_needs(plan: WorkPlan, names: Iterable[str]) -> set[str]:
     """Return these adapters, what they start from and what they are merged of, however far down."""
-    found: set[str] = set()
+    with_needs: set[str] = set()
     waiting = list(names)
     while waiting:
         name = waiting.pop()
-        if name not in found:
-            found.add(name)
+        if name not in with_needs:
+            with_needs.add(name)
             waiting += plan.specs[name].needs
-    return found
+    return with_needs
 
 
 def _examples(rows: Sequence[EvaluationRow], methods: Sequence[str], headline: str) -> Iterator[Example]:

@@ -179,10 +179,10 @@ def explicit_request(device: str, rng: Random, manner: Manner, meta: Mapping[str
     """Return a turn that names settings of a device, so that its text determines them."""
     words = rng.choice(_EXPLICIT_WORDS[device])
     values = {name: rng.choice(options) for name, options in DEVICES[device].items() if f"{{{name}}}" in words}
-    given = [(f"{device}.{name}", value) for name, value in values.items()]
+    stated = [(f"{device}.{name}", value) for name, value in values.items()]
     if "arm the" in words:
-        given.insert(0, ("security.armed", "disarm" not in words))
-    return Request(_turn(words.format(**values), rng, manner, meta, first=first, chatty=chatty), "", tuple(given), ())
+        stated.insert(0, ("security.armed", "disarm" not in words))
+    return Request(_turn(words.format(**values), rng, manner, meta, first=first, chatty=chatty), "", tuple(stated), ())
 
 
 def _turn(words: str, rng: Random, manner: Manner, meta: Mapping[str, str], *, first: bool, chatty: bool) -> str:
