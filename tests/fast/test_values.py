@@ -11,7 +11,7 @@ from clusterlora.settings import Recipe
 from clusterlora.values import AdapterSpec, Dataset, Dialogue, Persona, Turn, digest
 
 
-@given(st.text(max_size=8), st.lists(st.text(max_size=8), max_size=3), st.floats(1e-6, 1))
+@given(st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,7}", fullmatch=True), st.lists(st.text(max_size=8), max_size=3), st.floats(1e-6, 1))
 def test_a_digest_is_the_hash_of_canonical_json(name: str, people: list[str], rate: float) -> None:
     spec = AdapterSpec(name=name, persona_ids=tuple(people), recipe=Recipe(learning_rate=rate))
     text = json.dumps({"a": [asdict(spec)]}, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
