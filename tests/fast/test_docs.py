@@ -205,7 +205,7 @@ def test_the_table_of_readme_is_what_the_demo_printed() -> None:
             "similarity": row["embedding_similarity"],
             "vs unified": row["vs_unified"] if row["ci_low"] == "-" else f"{row['vs_unified']} [{row['ci_low']}, {row['ci_high']}]",
             "p": row["p_holm"],
-            "better for": row["win_rate"],
+            "win / tie / loss": row["win / tie / loss"],
         }
         for method, row in printed.items()
     }
