@@ -13,10 +13,10 @@ from transformers import GenerationConfig
 
 from benchmarks.measure import Contender, Sample, Speedup, clock, speedup, take_turns
 from benchmarks.subjects import Subject, questions, write_adapters
-from clusterlora.evaluation.generate import Question
-from clusterlora.evaluation.inference_backends import InferenceBackend, inference_backend
-from clusterlora.models.base import BaseModel
-from clusterlora.models.stacked import read_weights
+from clusterlora.engine.base import BaseModel
+from clusterlora.engine.generation import Question
+from clusterlora.engine.inference_backends import InferenceBackend, inference_backend
+from clusterlora.engine.stacked import read_weights
 
 OURS = "ours"
 ONE_BY_ONE = "PEFT one by one"

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.scale import DIALOGUES, page
-from clusterlora.settings import Recipe, Study, prepared
+from clusterlora.recipe import Recipe
+from clusterlora.settings import Study, prepared
 from clusterlora.stores.sql import SqlStudyStore
 from clusterlora.values import AdapterSpec, Answer, Attempt, Dataset, Dialogue, Persona, TrainedAdapter, Turn
 from tests.all.chaos.place import place

@@ -10,11 +10,11 @@ from benchmarks.machine import memory_bytes
 from benchmarks.measure import clock
 from benchmarks.subjects import STUDY_STEPS, Subject, questions, training_jobs, write_adapters
 from benchmarks.training import flops_of
-from clusterlora.evaluation.inference_backends import inference_backend
-from clusterlora.models.stacked import read_weights
+from clusterlora.engine import training_loop
+from clusterlora.engine.inference_backends import inference_backend
+from clusterlora.engine.job import TrainingJob
+from clusterlora.engine.stacked import read_weights
 from clusterlora.ports.run_log import SilentLog
-from clusterlora.training import engine
-from clusterlora.training.job import TrainingJob
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ def _training_point(what: str, subject: Subject, jobs: Sequence[TrainingJob], pe
 def _train(subject: Subject, jobs: Sequence[TrainingJob]) -> int:
     """Train the jobs and return the peak memory in bytes after any of them; finished adapters are deleted, as if moved to a store."""
     peak = 0
-    for result in engine.train(subject.ours, jobs, micro_batch=jobs[0].spec.recipe.batch_size, run_log=SilentLog()):
+    for result in training_loop.train(subject.ours, jobs, micro_batch=jobs[0].recipe.batch_size, run_log=SilentLog()):
         peak = max(peak, memory_bytes(subject.device))
         shutil.rmtree(result.job.scratch)
     return peak

@@ -8,16 +8,18 @@ import torch
 from transformers import AutoTokenizer, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 from benchmarks.flops import Shape, shape_of
-from clusterlora.adapters.peft_folder import write_peft_folder
 from clusterlora.data.prompts import PromptEncoder, messages, prompt_encoder
 from clusterlora.data.synthetic import generate
-from clusterlora.evaluation.generate import Question
-from clusterlora.models.base import BaseModel, load_base
+from clusterlora.engine.base import BaseModel
+from clusterlora.engine.generation import Question
+from clusterlora.engine.job import TrainingJob, initial_a
+from clusterlora.engine.peft_folder import write_peft_folder
+from clusterlora.engine.stacked_lora import targeted_layers
+from clusterlora.models.base import load_base
 from clusterlora.models.smollm2 import fetch_smollm2
-from clusterlora.settings import Dtype, ModelSettings, Recipe, SyntheticSettings
-from clusterlora.training.job import TrainingJob, initial_a
-from clusterlora.training.stacked_lora import targeted_layers
-from clusterlora.values import AdapterSpec, Dialogue, Persona
+from clusterlora.recipe import Recipe
+from clusterlora.settings import Dtype, ModelSettings, SyntheticSettings
+from clusterlora.values import Dialogue, Persona
 
 QWEN_SHAPE = "qwen2.5-0.5b-shape"
 """The architecture of the mission's base model with random weights; speed does not depend on their values."""
@@ -87,7 +89,8 @@ def training_jobs(base: BaseModel, n_adapters: int, *, n_dialogues: int, epochs:
     return [
         TrainingJob(
             persona.id,
-            AdapterSpec(name=persona.id, persona_ids=(persona.id,), recipe=recipe),
+            persona.id,
+            recipe,
             tuple(encoder.encode_dialogues(messages(settings, persona, dialogue) for dialogue in persona.dialogues)),
             scratch / persona.id,
         )

@@ -18,10 +18,10 @@ from torch import Tensor
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from benchmarks.measure import clock
-from clusterlora.adapters.peft_folder import lora_config
-from clusterlora.data.prompts import TokenSequence
-from clusterlora.models.base import BaseModel
-from clusterlora.training.job import TrainingJob, batches, pad_rows
+from clusterlora.engine.base import BaseModel
+from clusterlora.engine.job import TrainingJob, batches, pad_rows
+from clusterlora.engine.peft_folder import lora_config
+from clusterlora.engine.sequences import TokenSequence
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ def train_with_trainer(base: BaseModel, job: TrainingJob, *, autocast: bool) -> 
         return {"input_ids": ids, "labels": labels}
 
     started = time.perf_counter()
-    model: PeftModel = get_peft_model(base.model, lora_config(job.spec.recipe, base=base.name))  # pyright: ignore[reportAssignmentType]
+    model: PeftModel = get_peft_model(base.model, lora_config(job.recipe, base=base.name))  # pyright: ignore[reportAssignmentType]
     arguments = TrainingArguments(**_arguments(base, job, autocast=autocast))
     trainer = Trainer(model=model, args=arguments, train_dataset=_rows_in_order(job), data_collator=collate)  # pyright: ignore[reportArgumentType]
     return _finish(trainer, model, job, base, started)
@@ -96,7 +96,7 @@ def train_with_trl(base: BaseModel, job: TrainingJob, *, autocast: bool) -> Timi
         args=arguments,
         train_dataset=Dataset.from_list(rows),
         processing_class=base.tokenizer,
-        peft_config=lora_config(job.spec.recipe, base=base.name),
+        peft_config=lora_config(job.recipe, base=base.name),
     )
     try:
         return _finish(trainer, trainer.model, job, base, started)  # pyright: ignore[reportArgumentType]
@@ -107,12 +107,12 @@ def train_with_trl(base: BaseModel, job: TrainingJob, *, autocast: bool) -> Timi
 
 def _rows_in_order(job: TrainingJob) -> list[TokenSequence]:
     """Return the rows of all steps in the order of our engine."""
-    epochs = range(job.spec.recipe.epochs)
+    epochs = range(job.recipe.epochs)
     return [job.sequences[i] for epoch in epochs for batch in batches(job, epoch) for i in batch]
 
 
 def _arguments(base: BaseModel, job: TrainingJob, *, autocast: bool) -> dict[str, Any]:
-    recipe = job.spec.recipe
+    recipe = job.recipe
     assert len(job.sequences) % recipe.batch_size == 0, "a ragged last batch would shift the batches of the next epoch"
     return {
         "output_dir": str(job.scratch),

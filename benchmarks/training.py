@@ -14,11 +14,11 @@ import torch
 from benchmarks.measure import Contender, Sample, Speedup, clock, speedup, take_turns
 from benchmarks.subjects import STUDY_STEPS, Subject, training_jobs
 from benchmarks.trainers import Timing, train_with_trainer, train_with_trl, trl_is_installed
-from clusterlora.models.base import BaseModel
+from clusterlora.engine import reference, training_loop
+from clusterlora.engine.base import BaseModel
+from clusterlora.engine.job import TrainingJob
 from clusterlora.ports.run_log import SilentLog
 from clusterlora.settings import Dtype
-from clusterlora.training import engine, reference
-from clusterlora.training.job import TrainingJob
 
 OURS = "ours"
 REFERENCE = "PEFT reference engine"
@@ -63,8 +63,8 @@ def compare_training(
         "adapters_per_peer": len(shared),
         "steps_measured": jobs[0].total_steps,
         "steps_per_adapter": STUDY_STEPS,
-        "batch_size": jobs[0].spec.recipe.batch_size,
-        "rank": jobs[0].spec.recipe.rank,
+        "batch_size": jobs[0].recipe.batch_size,
+        "rank": jobs[0].recipe.rank,
         "mean_tokens_per_dialogue": sum(len(s.ids) for job in jobs for s in job.sequences) / n_sequences,
         "mean_response_tokens_per_dialogue": sum(s.n_response_tokens for job in jobs for s in job.sequences) / n_sequences,
     }
@@ -85,7 +85,7 @@ def compare_training(
 
 def flops_of(subject: Subject, jobs: Sequence[TrainingJob]) -> float:
     """Return the mean number of necessary operations per adapter over its measured steps."""
-    return fmean(job.spec.recipe.epochs * sum(map(subject.shape.training, job.sequences)) for job in jobs)
+    return fmean(job.recipe.epochs * sum(map(subject.shape.training, job.sequences)) for job in jobs)
 
 
 def _middle(jobs: Sequence[TrainingJob], n: int) -> list[TrainingJob]:
@@ -97,8 +97,7 @@ def _middle(jobs: Sequence[TrainingJob], n: int) -> list[TrainingJob]:
 
 def _one_step(job: TrainingJob) -> TrainingJob:
     """Return the job cut to one optimiser step."""
-    spec = replace(job.spec, recipe=replace(job.spec.recipe, epochs=1))
-    return replace(job, spec=spec, sequences=job.sequences[: spec.recipe.batch_size])
+    return replace(job, recipe=replace(job.recipe, epochs=1), sequences=job.sequences[: job.recipe.batch_size])
 
 
 def _clean(jobs: Sequence[TrainingJob]) -> None:
@@ -126,7 +125,7 @@ class _StackedEngine:
         return Sample(seconds, flops_of(self.subject, self.jobs) * scale, facts)
 
     def _train(self, jobs: Sequence[TrainingJob]) -> Timing:
-        run = _run(engine, self.subject.ours, jobs)
+        run = _run(training_loop, self.subject.ours, jobs)
         _clean(jobs)
         return run
 
@@ -187,7 +186,7 @@ def _run(trainer: ModuleType, base: BaseModel, jobs: Sequence[TrainingJob]) -> T
     device = base.model.device
     log = _StepLog(device)
     start = clock(device)
-    results = list(trainer.train(base, jobs, micro_batch=jobs[0].spec.recipe.batch_size, run_log=log))
+    results = list(trainer.train(base, jobs, micro_batch=jobs[0].recipe.batch_size, run_log=log))
     total = clock(device) - start
     n_later = len(log.ends) - len(jobs)
     step_seconds = min(total, (log.ends[-1] - log.ends[len(jobs) - 1]) * len(log.ends) / n_later) if n_later else total

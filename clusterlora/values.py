@@ -9,7 +9,8 @@ from functools import cache
 from typing import Any, Literal
 
 from clusterlora.errors import BadSettings
-from clusterlora.settings import MergeSettings, Recipe
+from clusterlora.recipe import AdapterKind, Recipe
+from clusterlora.settings import MergeSettings
 
 Role = Literal["system", "user", "assistant"]
 Split = Literal["train", "val", "test"]
@@ -158,7 +159,7 @@ class AdapterSpec:
     seed: int = 0
     rung: str | None = None
     folder: str = ""
-    kind: Literal["lora", "prefix"] = "lora"
+    kind: AdapterKind = "lora"
     init_from: str | None = None
     frozen_adapter: str | None = None
     merge_of: tuple[str, ...] = ()

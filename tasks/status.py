@@ -5,8 +5,8 @@ from pathlib import Path
 
 from prefect.artifacts import create_markdown_artifact
 
+from clusterlora.engine.memory import format_bytes
 from clusterlora.evaluation.markdown import table
-from clusterlora.models.memory import format_bytes
 from clusterlora.planning.study_state import StudyState, read_state
 from tasks.run_log import artifact_key, duration
 from tasks.study_task import TaskContext, study_task

@@ -15,7 +15,7 @@ def train_group(context: TaskContext, request: TrainRequest) -> str:
     Raises:
         OutOfMemory: the micro-batch does not fit.
     """
-    from clusterlora.models.memory import format_bytes, peak_memory_bytes
+    from clusterlora.engine.memory import format_bytes, peak_memory_bytes
     from clusterlora.stages.train import train_group as train
 
     stores = context.stores

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from clusterlora.models.stacked import Factors
+from clusterlora.engine.stacked import Factors
 from clusterlora.settings import MergeSettings
 
 _DENSITY: Mapping[str, float] = {"average": 1.0, "ties": 0.2, "dare": 0.5}

@@ -11,25 +11,13 @@ from typing import TYPE_CHECKING
 
 from clusterlora.chat.template import ChatTemplate
 from clusterlora.chat.tokens import Ids, TextEncoder, pieces
+from clusterlora.engine.sequences import TokenSequence
 from clusterlora.errors import BadData
 from clusterlora.settings import ModelSettings
 from clusterlora.values import Dialogue, Item, Persona, Split, Turn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-
-@dataclass(frozen=True, slots=True)
-class TokenSequence:
-    """Token ids of one dialogue; `is_response[t]` says that token t was the assistant's (its end of turn included)."""
-
-    ids: tuple[int, ...]
-    is_response: tuple[bool, ...]
-
-    @property
-    def n_response_tokens(self) -> int:
-        """The tokens that are trained on; token 0 has nothing before it to be predicted from."""
-        return sum(self.is_response[1:])
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from clusterlora.data.prompts import prompt_encoder
-from clusterlora.evaluation.generate import Question
-from clusterlora.evaluation.inference_backends import InferenceBackend, inference_backend
+from clusterlora.engine.base import BaseModel
+from clusterlora.engine.generation import Question
+from clusterlora.engine.inference_backends import InferenceBackend, inference_backend
+from clusterlora.engine.memory import is_allocation_failure
+from clusterlora.engine.stacked import Weights
 from clusterlora.evaluation.metric import Scorable
 from clusterlora.evaluation.metrics import METRICS
 from clusterlora.evaluation.train_responses import TrainResponses
-from clusterlora.models.base import BaseModel
-from clusterlora.models.memory import is_allocation_failure
-from clusterlora.models.stacked import Weights
 from clusterlora.ports.embedder import Embedder
 from clusterlora.ports.run_log import RunLog
 from clusterlora.settings import EvaluationSettings, ModelSettings

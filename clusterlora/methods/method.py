@@ -3,7 +3,8 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from clusterlora.settings import MergeSettings, Recipe
+from clusterlora.recipe import Recipe
+from clusterlora.settings import MergeSettings
 from clusterlora.values import AdapterComposition, AdapterSpec, MethodPlan, WeightedAdapter
 
 BASE = AdapterComposition()

@@ -3,12 +3,12 @@
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
 from clusterlora.catalog import Catalog
 from clusterlora.chat.template import ChatTemplate
+from clusterlora.engine.base import BaseModel
 from clusterlora.errors import BadSettings
 from clusterlora.models.checks import refuse_too_long
 from clusterlora.models.hub import hub_snapshot
@@ -19,7 +19,7 @@ from clusterlora.models.weights import combined_sha256, weight_files
 from clusterlora.settings import Dtype
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 HOMELM_FOLDER = Path(__file__).parent / "homelm"
 
@@ -44,29 +44,6 @@ _BFLOAT16_WIDTH = 512
 
 _LICENCES = {"smollm2-135m": "apache-2.0"}
 """Licences of models without a model card."""
-
-
-@dataclass(frozen=True, slots=True)
-class BaseModel:
-    """A frozen base model in memory. `revision` identifies it: weights, configuration, tokenizer and chat template."""
-
-    name: str
-    revision: str
-    model: "PreTrainedModel"
-    tokenizer: "PreTrainedTokenizerBase"
-
-    @property
-    def pad_id(self) -> int:
-        """The padding id; padding is always masked, so it may equal an end id."""
-        return int(self.tokenizer.pad_token_id)  # pyright: ignore[reportArgumentType]
-
-    @property
-    def end_ids(self) -> frozenset[int]:
-        """The ids that end an answer: the template's end of turn, the tokenizer's end of text, and those of the generation settings."""
-        eos = self.model.generation_config.eos_token_id if self.model.generation_config else None
-        generation_ends = eos if isinstance(eos, list) else [eos]
-        end = self.tokenizer.convert_tokens_to_ids(ChatTemplate(self.tokenizer).end_token)
-        return frozenset(int(i) for i in (end, self.tokenizer.eos_token_id, *generation_ends) if i is not None)  # pyright: ignore[reportArgumentType]
 
 
 def base_folder(name: str) -> Path:

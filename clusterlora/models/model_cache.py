@@ -2,7 +2,8 @@
 
 from functools import lru_cache
 
-from clusterlora.models.base import BaseModel, load_base
+from clusterlora.engine.base import BaseModel
+from clusterlora.models.base import load_base
 from clusterlora.models.embedding import load_embedder
 from clusterlora.ports.embedder import Embedder
 from clusterlora.settings import Dtype, ModelSettings, PreparedModel

@@ -3,11 +3,11 @@
 from collections.abc import Iterator, Sequence
 
 from clusterlora.clustering import PREREQUISITES
+from clusterlora.engine.load_balancing import partition_by_load
 from clusterlora.planning.ladder import GATED, gated, refused
 from clusterlora.planning.study_state import StudyState
 from clusterlora.planning.work_plan import WorkPlan, judged_adapters, trained_adapters, variant_name, work_plan
 from clusterlora.requests import TrainingGroup
-from clusterlora.training.load_balancing import partition_by_load
 from clusterlora.values import AdapterSpec
 
 Waves = tuple[tuple[TrainingGroup, ...], ...]

@@ -3,8 +3,8 @@
 from collections.abc import Generator
 from contextlib import contextmanager
 
+from clusterlora.engine.memory import format_bytes, peak_memory_bytes
 from clusterlora.errors import OutOfMemory
-from clusterlora.models.memory import format_bytes, peak_memory_bytes
 from clusterlora.ports.tracker import AdapterRun
 
 

@@ -11,6 +11,7 @@ from clusterlora.comparison.new_personas import NewPersonas
 from clusterlora.comparison.power import study_power
 from clusterlora.comparison.result import Comparison
 from clusterlora.durable import write_durably
+from clusterlora.engine.job import mean_by_step
 from clusterlora.metadata import ImportedScores, Refinement, RegisteredChampion, TruthAgreement, changes_of
 from clusterlora.persona_signal.measure import PersonaSignal
 from clusterlora.planning.ladder import OWN, REFERENCE, gated
@@ -23,7 +24,6 @@ from clusterlora.report.data import Cost, Curve, Example, ExampleAnswer, ReportD
 from clusterlora.report.page import page
 from clusterlora.results.imported_scores import imported_rows
 from clusterlora.settings import Rung, Study
-from clusterlora.training.job import mean_by_step
 from clusterlora.values import Clustering, EvaluationRow, TrainedAdapter
 
 _EXAMPLES_PER_PERSONA = 3

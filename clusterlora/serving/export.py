@@ -8,14 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from clusterlora.adapters.peft_folder import write_factors
+from clusterlora.adapters.compositions import combined_weights
 from clusterlora.chat.template import ChatTemplate, template_source
 from clusterlora.durable import make_folder, put_folder_in_place, write_durably
+from clusterlora.engine.peft_folder import write_factors
+from clusterlora.engine.stacked import read_weights
 from clusterlora.errors import BadData
 from clusterlora.models.base import base_folder
 from clusterlora.models.loading import load_tokenizer
-from clusterlora.models.stacked import combined_weights, read_weights
-from clusterlora.settings import Recipe
+from clusterlora.recipe import Recipe
 from clusterlora.stores.routing_table import KeyedComposition, RoutingTable, read_routing_table
 from clusterlora.values import WeightedAdapter
 

@@ -10,15 +10,16 @@ from typing import Any, cast, get_args
 
 import torch
 
+from clusterlora.adapters.compositions import combined_weights
 from clusterlora.data.few_shot import with_shots
 from clusterlora.data.prompts import prompt_encoder, with_system
+from clusterlora.engine.generation import Question
+from clusterlora.engine.inference_backends import inference_backend
+from clusterlora.engine.stacked import Weights, read_weights
 from clusterlora.errors import BadData, ModelUnavailable
-from clusterlora.evaluation.generate import Question
-from clusterlora.evaluation.inference_backends import inference_backend
 from clusterlora.models.base import load_base
 from clusterlora.models.embedding import load_embedder
 from clusterlora.models.revision import is_same_base
-from clusterlora.models.stacked import Weights, combined_weights, read_weights
 from clusterlora.ports.embedder import Embedder
 from clusterlora.stores.routing_table import KeyedAdapter, KeyedComposition, RoutingTable, read_routing_table
 from clusterlora.values import Role, Turn, WeightedAdapter

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from clusterlora.adapters.compositions import combined_weights
 from clusterlora.adapters.stored import stored_folder
 from clusterlora.data.duplicates import normalised_text
 from clusterlora.data.load import fitted, read
@@ -20,7 +21,6 @@ from clusterlora.evaluation.answer import Answerer, AnswerRequest
 from clusterlora.evaluation.assign import Choice, choose
 from clusterlora.evaluation.markdown import table
 from clusterlora.models.model_cache import base_model, embedder
-from clusterlora.models.stacked import combined_weights
 from clusterlora.planning.ladder import GATED, REFERENCE
 from clusterlora.planning.study_state import StudyState, read_state
 from clusterlora.planning.work_plan import WorkPlan, cluster_adapters, trained_adapters, work_plan

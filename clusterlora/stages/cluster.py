@@ -9,9 +9,9 @@ from clusterlora.clustering.cluster import cluster_personas
 from clusterlora.clustering.features import Evidence, Sources
 from clusterlora.data.prompts import messages, prompt_encoder
 from clusterlora.data.synthetic import planted
+from clusterlora.engine.stacked import read_adapter
 from clusterlora.metadata import TruthAgreement
 from clusterlora.models.model_cache import base_model, embedder
-from clusterlora.models.stacked import read_adapter
 from clusterlora.planning.ladder import REFERENCE
 from clusterlora.planning.study_state import StudyState, read_state
 from clusterlora.planning.work_plan import work_plan
@@ -59,7 +59,7 @@ def _sources(state: StudyState, stores: Stores, log: RunLog) -> Sources:
     study = state.settings
 
     def gradients(personas: Sequence[Persona]) -> Evidence:
-        from clusterlora.training.gradients import dialogue_gradients
+        from clusterlora.engine.gradients import dialogue_gradients
 
         plan = work_plan(state)
         base = base_model(study.model)

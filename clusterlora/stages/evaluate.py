@@ -9,15 +9,16 @@ from functools import lru_cache
 
 import numpy as np
 
+from clusterlora.adapters.compositions import combined_weights
 from clusterlora.adapters.stored import stored_folder
 from clusterlora.data.few_shot import exchanges, with_shots
 from clusterlora.data.prompts import items
+from clusterlora.engine.stacked import Weights, read_weights
 from clusterlora.evaluation.answer import Answerer, AnswerRequest
 from clusterlora.evaluation.metrics import METRICS
 from clusterlora.evaluation.select import select_arm
 from clusterlora.evaluation.train_responses import TrainResponses
 from clusterlora.models.model_cache import base_model, embedder
-from clusterlora.models.stacked import Weights, combined_weights, read_weights
 from clusterlora.planning.ladder import refused, rung_by_name
 from clusterlora.planning.study_state import StudyState, read_state
 from clusterlora.planning.work_plan import WorkPlan, judged_adapters, trained_adapters, work_plan

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from clusterlora.data.legacy_import import cluster_number, read_clusters, read_results
 from clusterlora.data.load import load
+from clusterlora.engine.stacked import StackedModel, Weights, read_adapter
 from clusterlora.errors import BadData, BadSettings
 from clusterlora.metadata import ImportedAdapters, ImportedScores
 from clusterlora.models.model_cache import base_model
-from clusterlora.models.stacked import StackedModel, Weights, read_adapter
 from clusterlora.planning.study_state import StudyState, read_state
 from clusterlora.planning.work_plan import IMPORTED, work_plan
 from clusterlora.ports.run_log import RunLog

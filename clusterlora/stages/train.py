@@ -8,16 +8,18 @@ from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 
-from clusterlora.adapters.peft_folder import write_factors
 from clusterlora.adapters.stored import folder_if_any, in_tracker, stored_folder
 from clusterlora.adapters.weights import weight_files, weights_sha256
-from clusterlora.data.prompts import TokenSequence, messages, prompt_encoder
+from clusterlora.data.prompts import messages, prompt_encoder
 from clusterlora.durable import write_durably
+from clusterlora.engine.job import TrainingJob, TrainingResult, mean_by_step
+from clusterlora.engine.memory import device_name, peak_memory_bytes
+from clusterlora.engine.peft_folder import write_factors
+from clusterlora.engine.sequences import TokenSequence
+from clusterlora.engine.stacked import read_adapter
 from clusterlora.errors import OutOfMemory, ServiceDown
 from clusterlora.models.base import base_revision
-from clusterlora.models.memory import device_name, peak_memory_bytes
 from clusterlora.models.model_cache import base_model
-from clusterlora.models.stacked import read_adapter
 from clusterlora.planning.ladder import rung_by_name
 from clusterlora.planning.study_state import StudyState, read_state
 from clusterlora.planning.work_plan import WorkPlan, work_plan
@@ -29,7 +31,6 @@ from clusterlora.progress.timing import timed
 from clusterlora.progress.training_log import TrainingLog
 from clusterlora.requests import TrainingGroup, TrainRequest
 from clusterlora.settings import Study
-from clusterlora.training.job import TrainingJob, TrainingResult, mean_by_step
 from clusterlora.values import AdapterSpec, Attempt, LearningCurve, Split, TrainedAdapter
 
 
@@ -87,10 +88,10 @@ def _train(request: TrainRequest, state: StudyState, stores: Stores, log: RunLog
     }
     if specs[0].merge_of:
         return merge_adapters(state, plan, group, specs, tags=tags, stores=stores, log=log)
-    from clusterlora.training.train import train
+    from clusterlora.engine.training import train
 
     jobs = _jobs(state, plan, specs, stores)
-    params = {"adapters": len(jobs), "personas": sum(len(job.spec.persona_ids) for job in jobs), **asdict(jobs[0].spec.recipe)}
+    params = {"adapters": len(jobs), "personas": sum(len(spec.persona_ids) for spec in specs), **asdict(specs[0].recipe)}
     with stores.tracker.adapter_run(study.name, name=group.title, params=params, tags=tags) as run, tagged_with_outcome(run):
         file = stores.folder(study.name) / "logs" / log_name(group.name)
         total = sum(job.total_steps for job in jobs)
@@ -100,12 +101,12 @@ def _train(request: TrainRequest, state: StudyState, stores: Stores, log: RunLog
             results = []
             checkpointing = study.runtime.gradient_checkpointing
             for result in train(base_model(study.model), jobs, micro_batch=micro_batch, run_log=run_log, checkpointing=checkpointing):
-                keep(study, _trained(result), result.folder, run, stores, curves=_curves(result))
+                keep(study, _trained(plan.specs[result.job.name], result), result.folder, run, stores, curves=_curves(result))
                 results.append(result)
                 if not result.loss_fell:
-                    run_log.note(f"{result.job.spec.name}: the train loss did not fall; the adapter has learned nothing")
-                run_log.note(f"{result.job.spec.name}: loss {result.losses[0]:.3f} -> {result.losses[-1]:.3f} in {result.seconds:.1f} s")
-        _log_curves(run, results, time.monotonic() - began)
+                    run_log.note(f"{result.job.name}: the train loss did not fall; the adapter has learned nothing")
+                run_log.note(f"{result.job.name}: loss {result.losses[0]:.3f} -> {result.losses[-1]:.3f} in {result.seconds:.1f} s")
+        _log_curves(run, plan, results, time.monotonic() - began)
     return len(results)
 
 
@@ -137,12 +138,14 @@ def _jobs(state: StudyState, plan: WorkPlan, specs: Sequence[AdapterSpec], store
     return [
         TrainingJob(
             key=plan.keys[spec.name],
-            spec=spec,
+            name=spec.name,
+            recipe=spec.recipe,
             sequences=encoded(spec, "train"),
             scratch=stores.adapters.scratch(plan.keys[spec.name]),
             init_from=folder(spec.init_from),
             frozen_adapter=folder(spec.frozen_adapter),
             val=encoded(spec, "val") if spec.recipe.patience else (),
+            kind=spec.kind,
         )
         for spec in specs
     ]
@@ -186,12 +189,11 @@ def merge_adapters(
     return len(specs)
 
 
-def _trained(result: TrainingResult) -> TrainedAdapter:
-    job = result.job
+def _trained(spec: AdapterSpec, result: TrainingResult) -> TrainedAdapter:
     return TrainedAdapter(
-        key=job.key,
-        name=job.spec.name,
-        spec=job.spec,
+        key=result.job.key,
+        name=spec.name,
+        spec=spec,
         steps=len(result.losses),
         train_tokens=result.train_tokens,
         seconds=result.seconds,
@@ -241,14 +243,14 @@ def log_name(group: str) -> str:
     return re.sub(r"-0*(?=\d)", "_", group).replace("-", "_") + "_training.log"
 
 
-def _log_curves(run: AdapterRun, results: Sequence[TrainingResult], seconds: float) -> None:
+def _log_curves(run: AdapterRun, plan: WorkPlan, results: Sequence[TrainingResult], seconds: float) -> None:
     """Log the loss per step (on val: per epoch), averaged over the adapters still training; for shared adapters also each one's own."""
     run.curve("train/loss", list(enumerate(mean_by_step([result.losses for result in results]), start=1)))
     if any(result.val_losses for result in results):
         run.curve("val/loss", list(enumerate(mean_by_step([result.val_losses for result in results]), start=1)))
     if len(results) > 1:
-        for spec, losses in ((result.job.spec, result.losses) for result in results if len(result.job.spec.persona_ids) > 1):
-            run.curve(f"train/loss/{spec.name}", list(enumerate(losses, start=1)))
+        for name, losses in ((result.job.name, result.losses) for result in results if len(plan.specs[result.job.name].persona_ids) > 1):
+            run.curve(f"train/loss/{name}", list(enumerate(losses, start=1)))
     tokens = sum(result.train_tokens for result in results)
     run.metrics(
         {"train/adapters": len(results), "train/tokens": tokens, "train/seconds": seconds, "train/tokens_per_second": tokens / seconds}

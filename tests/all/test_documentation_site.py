@@ -33,5 +33,5 @@ def test_no_page_of_the_site_loads_anything_from_another_host(site: Path) -> Non
 
 def test_the_reference_describes_what_a_docstring_describes(site: Path) -> None:
     page = (site / "reference" / "settings.html").read_text(encoding="utf-8")
-    assert 'id="clusterlora.settings.Recipe.patience"' in page
+    assert 'id="clusterlora.recipe.Recipe.patience"' in page
     assert "Stop an adapter when the loss" in page

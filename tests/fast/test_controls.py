@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from clusterlora.methods import controls
 from clusterlora.planning.ladder import OWN
 from clusterlora.ports.stores import Stores
+from clusterlora.recipe import Recipe
 from clusterlora.report.data import ReportData
 from clusterlora.results.report import report_data as collect
-from clusterlora.settings import DataSettings, GateSettings, ModelSettings, Recipe, Rung, Study, prepared
+from clusterlora.settings import DataSettings, GateSettings, ModelSettings, Rung, Study, prepared
 from clusterlora.values import AdapterComposition, AdapterSpec, Clustering, Criterion, Dataset, Dialogue, MethodPlan, Persona, Turn, Verdict
 from tests.fixtures.stages import plan_of, state_of
 from tests.fixtures.studies import memory_stores

@@ -26,7 +26,8 @@ from clusterlora.gate.criteria import CRITERIA
 from clusterlora.gate.trial import trial
 from clusterlora.methods import METHODS
 from clusterlora.methods.method import StudyView
-from clusterlora.settings import DataSettings, GateSettings, MergeSettings, Recipe
+from clusterlora.recipe import Recipe
+from clusterlora.settings import DataSettings, GateSettings, MergeSettings
 from clusterlora.values import Dialogue, Persona, Turn
 from tests.fixtures.examples import examples_of_extending
 

@@ -12,21 +12,25 @@ import torch
 from peft import PeftModel
 from torch.nn import functional
 
+from clusterlora.adapters.compositions import combined_weights
 from clusterlora.data.prompts import PromptEncoder
+from clusterlora.engine import inference_backends
+from clusterlora.engine.base import BaseModel
+from clusterlora.engine.generation import Question, Reply
+from clusterlora.engine.inference_backends import InferenceBackend, inference_backend
+from clusterlora.engine.job import TrainingJob
+from clusterlora.engine.prefix_sharing import prefill_streams
+from clusterlora.engine.reference import train
+from clusterlora.engine.stacked import StackedModel, Weights, read_adapter, read_weights
 from clusterlora.errors import BadData
-from clusterlora.evaluation import answer, inference_backends
+from clusterlora.evaluation import answer
 from clusterlora.evaluation.answer import Answerer, AnswerRequest
-from clusterlora.evaluation.generate import Question, Reply
-from clusterlora.evaluation.inference_backends import InferenceBackend, inference_backend
-from clusterlora.evaluation.prefix_sharing import prefill_streams
 from clusterlora.evaluation.select import select_arm
-from clusterlora.models.base import BaseModel, load_base
-from clusterlora.models.stacked import StackedModel, Weights, combined_weights, read_adapter, read_weights
+from clusterlora.models.base import load_base
 from clusterlora.ports.run_log import SilentLog
-from clusterlora.settings import EvaluationSettings, ModelSettings, Recipe
-from clusterlora.training.job import TrainingJob
-from clusterlora.training.reference import train
-from clusterlora.values import AdapterSpec, Item, Turn, WeightedAdapter
+from clusterlora.recipe import Recipe
+from clusterlora.settings import EvaluationSettings, ModelSettings
+from clusterlora.values import Item, Turn, WeightedAdapter
 
 pytestmark = pytest.mark.numeric
 
@@ -46,7 +50,8 @@ def adapters(base: BaseModel, tmp_path_factory: pytest.TempPathFactory) -> list[
     jobs = [
         TrainingJob(
             str(number),
-            AdapterSpec(name=f"a{number}", persona_ids=("p",), recipe=replace(RECIPE, rank=2 * number + 2)),
+            f"a{number}",
+            replace(RECIPE, rank=2 * number + 2),
             tuple(encoder.encode_dialogues((Turn("user", f"ask {i}"), Turn("assistant", word * (i + 1))) for i in range(4))),
             root / str(number),
         )

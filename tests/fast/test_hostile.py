@@ -12,13 +12,13 @@ from clusterlora.errors import BadSettings, ClusterLoraError
 from clusterlora.planning.study_state import read_state
 from clusterlora.ports.run_log import SilentLog
 from clusterlora.ports.stores import Stores
+from clusterlora.recipe import Recipe
 from clusterlora.settings import (
     ClusteringSettings,
     DataSettings,
     EvaluationSettings,
     GateSettings,
     ModelSettings,
-    Recipe,
     RuntimeSettings,
     Study,
     prepared,

@@ -8,16 +8,17 @@ from typing import Any
 
 import pytest
 
-from clusterlora.adapters.peft_folder import write_peft_folder
 from clusterlora.cli import main
 from clusterlora.data.legacy_import import persona_resolver, read_clusters, read_results, read_splits
 from clusterlora.data.load import load
+from clusterlora.engine.peft_folder import write_peft_folder
 from clusterlora.errors import BadData, BadSettings
 from clusterlora.planning.training_groups import remaining_groups
 from clusterlora.ports.run_log import SilentLog
 from clusterlora.ports.stores import Stores
+from clusterlora.recipe import Recipe
 from clusterlora.requests import EvaluationRequest, TrainRequest
-from clusterlora.settings import ClusteringSettings, DataSettings, EvaluationSettings, ModelSettings, Recipe, Study
+from clusterlora.settings import ClusteringSettings, DataSettings, EvaluationSettings, ModelSettings, Study
 from clusterlora.stages.compare import compare
 from clusterlora.stages.evaluate import evaluate
 from clusterlora.stages.imported import OlderOutputs, import_outputs, settings_for_import

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from clusterlora.data.prompts import PromptEncoder
+from clusterlora.engine.base import BaseModel
 from clusterlora.errors import BadData, BadSettings, ModelUnavailable
 from clusterlora.models import base as base_module
 from clusterlora.models import smollm2
-from clusterlora.models.base import HOMELM_FOLDER, BaseModel, base_revision, faster_dtype, load_base
+from clusterlora.models.base import HOMELM_FOLDER, base_revision, faster_dtype, load_base
 from clusterlora.models.weights import build_once, combined_sha256
 from clusterlora.values import Turn
 

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from clusterlora.models import cuda_graphs
-from clusterlora.models.cuda_graphs import CudaGraphCache, bucket_size
-from clusterlora.models.packing import Padding, Segment, pack
+from clusterlora.engine import cuda_graphs
+from clusterlora.engine.cuda_graphs import CudaGraphCache, bucket_size
+from clusterlora.engine.packing import Padding, Segment, pack
 
 
 @dataclass(frozen=True)

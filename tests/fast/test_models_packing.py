@@ -5,8 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clusterlora.models.low_rank_update import LowRankUpdate
-from clusterlora.models.packing import Padding, n_rows_that_fit, pack, pack_batch
+from clusterlora.engine.low_rank_update import LowRankUpdate
+from clusterlora.engine.packing import Padding, n_rows_that_fit, pack, pack_batch
 
 pytestmark = pytest.mark.numeric
 

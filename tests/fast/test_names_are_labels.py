@@ -21,8 +21,9 @@ from clusterlora.planning.ladder import OWN, REFERENCE
 from clusterlora.planning.training_groups import TrainingGroup, gate_groups, remaining_groups
 from clusterlora.planning.work_plan import WorkPlan
 from clusterlora.ports.stores import Stores
+from clusterlora.recipe import Recipe
 from clusterlora.serving.export import export
-from clusterlora.settings import Recipe, Rung, Study
+from clusterlora.settings import Rung, Study
 from clusterlora.stages.cluster import cluster
 from clusterlora.stages.compare import compare
 from clusterlora.stages.prepare import prepare

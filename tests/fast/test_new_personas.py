@@ -17,6 +17,7 @@ from clusterlora.methods.held_out import held_out
 from clusterlora.methods.method import StudyView
 from clusterlora.planning.ladder import rungs
 from clusterlora.ports.stores import Stores
+from clusterlora.recipe import Recipe
 from clusterlora.report import figures
 from clusterlora.requests import EvaluationRequest
 from clusterlora.results.new_personas import new_personas as curve_of
@@ -28,7 +29,6 @@ from clusterlora.settings import (
     GateSettings,
     MergeSettings,
     ModelSettings,
-    Recipe,
     Rung,
     Study,
     SyntheticSettings,

@@ -14,7 +14,8 @@ from prefect.states import Cancelled, Crashed, Failed, Running, Scheduled
 
 from clusterlora.config import as_mapping
 from clusterlora.ports.run_log import SilentLog
-from clusterlora.settings import ClusteringSettings, DataSettings, Recipe, RuntimeSettings, Study, SyntheticSettings, prepared
+from clusterlora.recipe import Recipe
+from clusterlora.settings import ClusteringSettings, DataSettings, RuntimeSettings, Study, SyntheticSettings, prepared
 from clusterlora.stages.prepare import prepare
 from clusterlora.stores.null_tracker import NullTracker
 from clusterlora.wiring import from_environment

@@ -8,17 +8,19 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from clusterlora.adapters.peft_folder import write_peft_folder
+from clusterlora.adapters.compositions import combined_weights
 from clusterlora.adapters.weights import weights_sha256
 from clusterlora.cli import main
+from clusterlora.engine.peft_folder import write_peft_folder
+from clusterlora.engine.stacked import StackedModel, read_weights
 from clusterlora.errors import BadData, BadSettings, UnknownName
 from clusterlora.metadata import ComparisonSummary, MethodScore, Provenance
 from clusterlora.models.base import base_revision, load_base
-from clusterlora.models.stacked import StackedModel, combined_weights, read_weights
 from clusterlora.ports.model_registry import About
+from clusterlora.recipe import Recipe
 from clusterlora.registry.model_card import about
 from clusterlora.serving.export import export
-from clusterlora.settings import ModelSettings, Recipe, Study
+from clusterlora.settings import ModelSettings, Study
 from clusterlora.stores.json_codec import plain, to_json
 from clusterlora.stores.routing_table import KeyedAdapter, KeyedComposition, RoutingTable
 from clusterlora.values import Dataset, Dialogue, Persona, Turn, WeightedAdapter

@@ -13,9 +13,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 
 from clusterlora.adapters.weights import weights_sha256
+from clusterlora.engine.decoder import Decoder
 from clusterlora.errors import BadData, ModelUnavailable
 from clusterlora.models.base import base_revision, load_base
-from clusterlora.models.decoder import Decoder
 from clusterlora.serving.router import Router
 from clusterlora.settings import ModelSettings
 from clusterlora.stores.json_codec import plain, to_json

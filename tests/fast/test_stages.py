@@ -14,11 +14,12 @@ import pytest
 
 from clusterlora.clustering import PREREQUISITES
 from clusterlora.data.prompts import items
+from clusterlora.engine.job import TrainingResult
+from clusterlora.engine.stacked import read_adapter
 from clusterlora.errors import BadData, OutOfMemory, UnknownName
 from clusterlora.evaluation.metrics import METRICS
 from clusterlora.metadata import ComparisonSummary, TruthAgreement
 from clusterlora.methods import METHODS
-from clusterlora.models.stacked import read_adapter
 from clusterlora.planning.attempts import next_request
 from clusterlora.planning.ladder import OWN, decided_rung, refused, rungs
 from clusterlora.planning.training_groups import gate_groups, remaining_groups
@@ -47,7 +48,6 @@ from clusterlora.stages.register import register
 from clusterlora.stages.train import log_name, train_group
 from clusterlora.stores.json_codec import from_plain, plain
 from clusterlora.stores.routing_table import RoutingTable
-from clusterlora.training.job import TrainingResult
 from clusterlora.values import AdapterComposition, Attempt, Clustering, Persona
 from tests.fixtures.memory import MemoryTracker
 from tests.fixtures.stages import LOG, missing_groups, plan_of, rows_of, run, run_rest, state_of, train_named
@@ -323,7 +323,7 @@ def test_a_micro_batch_that_ran_out_of_memory_is_not_tried_by_the_next_group(
         tried.append(micro_batch)
         raise OutOfMemory("no room", micro_batch=micro_batch)
 
-    monkeypatch.setattr("clusterlora.training.train.train", too_much)
+    monkeypatch.setattr("clusterlora.engine.training.train", too_much)
     prepare(study, stores, LOG)
     cluster(study.name, stores, LOG)
     first, second = missing_groups(study, stores, judged_adapters(plan_of(study, stores)))

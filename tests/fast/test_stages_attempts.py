@@ -16,6 +16,7 @@ from clusterlora.ports.model_registry import About
 from clusterlora.ports.run_log import SilentLog
 from clusterlora.ports.stores import Stores
 from clusterlora.ports.tracker import AdapterRun
+from clusterlora.recipe import Recipe
 from clusterlora.requests import MergeRequest, TrainingGroup, TrainRequest
 from clusterlora.settings import (
     ClusteringSettings,
@@ -23,7 +24,6 @@ from clusterlora.settings import (
     EvaluationSettings,
     MergeSettings,
     ModelSettings,
-    Recipe,
     RuntimeSettings,
     Study,
     SyntheticSettings,
@@ -177,8 +177,8 @@ def test_without_a_tracker_to_ask_the_record_of_weights_in_one_stays(study: Stud
 
 
 def test_an_attempt_out_of_memory_records_the_same(study: Study, stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
-    from clusterlora.models import memory
-    from clusterlora.training import train as engine
+    from clusterlora.engine import memory
+    from clusterlora.engine import training as engine
 
     def hungry(*_: Any, **__: Any) -> Iterator[Any]:
         with memory.allocation_failures(micro_batch=2, doing="training"):
@@ -200,7 +200,7 @@ def test_the_memory_of_a_failed_allocation_is_freed_before_the_error_is_raised()
 
     import torch
 
-    from clusterlora.models import memory
+    from clusterlora.engine import memory
 
     tensors: list[ref[torch.Tensor]] = []
 

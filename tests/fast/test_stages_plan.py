@@ -11,13 +11,13 @@ from clusterlora.planning.training_groups import remaining_groups
 from clusterlora.planning.work_plan import judged_adapters
 from clusterlora.ports.run_log import SilentLog
 from clusterlora.ports.stores import Stores
+from clusterlora.recipe import Recipe
 from clusterlora.settings import (
     ClusteringSettings,
     DataSettings,
     EvaluationSettings,
     GateSettings,
     ModelSettings,
-    Recipe,
     RuntimeSettings,
     Study,
     SyntheticSettings,

@@ -14,7 +14,8 @@ from clusterlora.adapters.weights import weights_sha256
 from clusterlora.errors import BadData, ServiceDown
 from clusterlora.ports.run_log import SilentLog
 from clusterlora.ports.stores import Stores
-from clusterlora.settings import Recipe, Study, prepared
+from clusterlora.recipe import Recipe
+from clusterlora.settings import Study, prepared
 from clusterlora.stores.files import FileAdapterStore
 from clusterlora.values import AdapterSpec, TrainedAdapter
 from tests.fixtures.memory import MemoryStudyStore, MemoryTracker

@@ -15,7 +15,8 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import event
 
 from clusterlora.errors import BadSettings, ServiceDown
-from clusterlora.settings import MergeSettings, Recipe, Study, prepared
+from clusterlora.recipe import Recipe
+from clusterlora.settings import MergeSettings, Study, prepared
 from clusterlora.stores.database import Database
 from clusterlora.stores.json_codec import plain, to_json
 from clusterlora.stores.schema import REVISION, metadata

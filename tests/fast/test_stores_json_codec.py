@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clusterlora.errors import BadData
-from clusterlora.settings import DataSettings, Recipe, Rung, Study
+from clusterlora.recipe import Recipe
+from clusterlora.settings import DataSettings, Rung, Study
 from clusterlora.stores.json_codec import from_json, to_json
 from clusterlora.values import AdapterComposition, AdapterSpec, Criterion, Turn, WeightedAdapter
 

@@ -25,7 +25,8 @@ from clusterlora.metadata import (
 )
 from clusterlora.persona_signal.measure import PersonaSignal, Recognition
 from clusterlora.ports.study_store import StudyStore
-from clusterlora.settings import Recipe, Rung, RuntimeSettings, Study, prepared
+from clusterlora.recipe import Recipe
+from clusterlora.settings import Rung, RuntimeSettings, Study, prepared
 from clusterlora.stores.metadata_kinds import NAME_BY_KIND
 from clusterlora.stores.sql import SqlStudyStore
 from clusterlora.values import (

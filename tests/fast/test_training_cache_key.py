@@ -3,7 +3,8 @@
 from typing import Any
 
 from clusterlora.adapters.cache_key import cache_keys
-from clusterlora.settings import MergeSettings, ModelSettings, Recipe
+from clusterlora.recipe import Recipe
+from clusterlora.settings import MergeSettings, ModelSettings
 from clusterlora.values import AdapterSpec, Dataset, Dialogue, Persona, Turn
 
 

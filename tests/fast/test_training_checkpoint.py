@@ -8,18 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from clusterlora.data.prompts import TokenSequence
-from clusterlora.settings import Recipe
-from clusterlora.training import checkpoint
-from clusterlora.training.checkpoint import Checkpoint
-from clusterlora.training.job import TrainingJob
-from clusterlora.values import AdapterSpec
+from clusterlora.engine import checkpoint
+from clusterlora.engine.checkpoint import Checkpoint
+from clusterlora.engine.job import TrainingJob
+from clusterlora.engine.sequences import TokenSequence
+from clusterlora.recipe import Recipe
 
 
 @pytest.fixture
 def job(tmp_path: Path) -> TrainingJob:
-    spec = AdapterSpec(name="unified", persona_ids=("p",), recipe=Recipe(rank=1, epochs=2))
-    return TrainingJob("0123456789abcdef", spec, (TokenSequence((1, 2, 3), (False, True, True)),), tmp_path / "scratch")
+    sequences = (TokenSequence((1, 2, 3), (False, True, True)),)
+    return TrainingJob("0123456789abcdef", "unified", Recipe(rank=1, epochs=2), sequences, tmp_path / "scratch")
 
 
 def checkpoint_of(loss: float) -> Checkpoint:

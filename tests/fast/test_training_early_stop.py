@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from clusterlora.adapters.cache_key import cache_keys
-from clusterlora.models.base import BaseModel
+from clusterlora.engine import checkpoint, training_loop
+from clusterlora.engine.base import BaseModel
+from clusterlora.engine.job import TrainingJob, TrainingResult, out_of_patience
 from clusterlora.ports.run_log import SilentLog
 from clusterlora.settings import ModelSettings
-from clusterlora.training import checkpoint, engine
-from clusterlora.training.job import TrainingJob, TrainingResult, out_of_patience
 from clusterlora.values import AdapterSpec, Dataset, Dialogue, Persona, Turn
 from tests.fast.test_training_engine import RECIPE, alone, difference, job, sequences, together
 
@@ -36,7 +36,7 @@ def jobs(base: BaseModel, folder: Path) -> list[TrainingJob]:
 
 
 def with_recipe(old: TrainingJob, *, val: tuple[object, ...], **more: object) -> TrainingJob:
-    return replace(old, spec=replace(old.spec, recipe=replace(HASTY, **more)), val=val)  # pyright: ignore[reportArgumentType]
+    return replace(old, recipe=replace(HASTY, **more), val=val)  # pyright: ignore[reportArgumentType]
 
 
 def test_both_engines_stop_after_the_same_epoch_with_the_same_weights(base64: BaseModel, tmp_path: Path) -> None:
@@ -56,9 +56,7 @@ def test_the_best_epoch_is_kept_and_all_trained_tokens_are_counted(base64: BaseM
     hasty = together(base64, jobs(base64, tmp_path / "a"))["hasty"]
     best = hasty.val_losses.index(min(hasty.val_losses)) + 1
     assert best == len(hasty.val_losses) - 1
-    whole = replace(
-        hasty.job, scratch=tmp_path / "b", val=(), spec=replace(hasty.job.spec, recipe=replace(HASTY, patience=None, epochs=best))
-    )
+    whole = replace(hasty.job, scratch=tmp_path / "b", val=(), recipe=replace(HASTY, patience=None, epochs=best))
     (until_then,) = together(base64, [whole]).values()
     assert difference(hasty, until_then) < 1e-9
     assert hasty.train_tokens == until_then.train_tokens // best * len(hasty.val_losses)
@@ -71,9 +69,9 @@ def test_a_killed_training_remembers_its_best_epoch(
     monkeypatch: pytest.MonkeyPatch,
     resume: Engine,
 ) -> None:
-    monkeypatch.setattr(engine, "_CHECKPOINT_SECONDS", -1.0)
+    monkeypatch.setattr(training_loop, "_CHECKPOINT_SECONDS", -1.0)
     expected = together(base64, jobs(base64, tmp_path / "whole"))["patient"]
-    patient = next(job for job in jobs(base64, tmp_path / "killed") if job.spec.name == "patient")
+    patient = next(job for job in jobs(base64, tmp_path / "killed") if job.name == "patient")
     steps = 2 * (expected.val_losses.index(min(expected.val_losses)) + 2) + 1
 
     class DiesAfter(SilentLog):
@@ -85,7 +83,7 @@ def test_a_killed_training_remembers_its_best_epoch(
                 raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        list(engine.train(base64, [patient], micro_batch=2, run_log=DiesAfter()))
+        list(training_loop.train(base64, [patient], micro_batch=2, run_log=DiesAfter()))
     state = checkpoint.read(patient)
     assert state is not None
     assert state.val_losses[-1] > min(state.val_losses), "killed before the best epoch was past"

@@ -14,17 +14,18 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from clusterlora.data.prompts import PromptEncoder, TokenSequence
+from clusterlora.data.prompts import PromptEncoder
+from clusterlora.engine import backends, checkpoint, memory, reference, training_loop
+from clusterlora.engine.base import BaseModel
+from clusterlora.engine.decoder import decoder_of
+from clusterlora.engine.decoder_backend import DecoderBackend
+from clusterlora.engine.job import TrainingJob, TrainingResult, pad_rows
+from clusterlora.engine.sequences import TokenSequence
 from clusterlora.errors import BadSettings, TrainingDiverged
-from clusterlora.models import memory
-from clusterlora.models.base import BaseModel, load_base
-from clusterlora.models.decoder import decoder_of
+from clusterlora.models.base import load_base
 from clusterlora.ports.run_log import SilentLog
-from clusterlora.settings import Recipe
-from clusterlora.training import backends, checkpoint, engine, reference
-from clusterlora.training.decoder_backend import DecoderBackend
-from clusterlora.training.job import TrainingJob, TrainingResult, pad_rows
-from clusterlora.values import AdapterSpec, Turn
+from clusterlora.recipe import Recipe
+from clusterlora.values import Turn
 
 pytestmark = pytest.mark.numeric
 
@@ -54,16 +55,15 @@ def job(
     init_from: Path | None = None,
     frozen_adapter: Path | None = None,
 ) -> TrainingJob:
-    spec = AdapterSpec(name=name, persona_ids=(name,), recipe=recipe)
-    return TrainingJob(name, spec, sequences(base, n, first=len(name) + n), folder / name, init_from, frozen_adapter)
+    return TrainingJob(name, name, recipe, sequences(base, n, first=len(name) + n), folder / name, init_from, frozen_adapter)
 
 
 def together(base: BaseModel, jobs: list[TrainingJob], *, micro_batch: int = 2) -> dict[str, TrainingResult]:
-    return {r.job.spec.name: r for r in engine.train(base, jobs, micro_batch=micro_batch, run_log=SilentLog())}
+    return {r.job.name: r for r in training_loop.train(base, jobs, micro_batch=micro_batch, run_log=SilentLog())}
 
 
 def alone(base: BaseModel, jobs: list[TrainingJob]) -> dict[str, TrainingResult]:
-    return {r.job.spec.name: r for r in reference.train(base, jobs, micro_batch=64, run_log=SilentLog())}
+    return {r.job.name: r for r in reference.train(base, jobs, micro_batch=64, run_log=SilentLog())}
 
 
 def difference(one: TrainingResult, other: TrainingResult) -> float:
@@ -147,7 +147,7 @@ def test_tensors_read_from_a_slot_are_copies(base64: BaseModel, rank: int) -> No
 
 
 def test_freed_slots_are_refilled_until_the_queue_is_empty(base64: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(engine.MAX_SLOTS, "cpu", 2)
+    monkeypatch.setitem(training_loop.MAX_SLOTS, "cpu", 2)
     ours = together(base64, unequal_jobs(base64, tmp_path / "ours"))
     theirs = alone(base64, unequal_jobs(base64, tmp_path / "theirs"))
     assert ours.keys() == theirs.keys()
@@ -166,11 +166,11 @@ def test_the_size_of_the_chunks_changes_nothing(base64: BaseModel, tmp_path: Pat
 
 def test_a_chunk_is_no_larger_than_the_free_memory_allows(base64: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     widths: list[int] = []
-    monkeypatch.setattr(engine, "pad_rows", lambda rows, **more: widths.append(len(rows)) or pad_rows(rows, **more))
+    monkeypatch.setattr(training_loop, "pad_rows", lambda rows, **more: widths.append(len(rows)) or pad_rows(rows, **more))
     together(base64, unequal_jobs(base64, tmp_path / "plenty"))
     most = max(widths)
     widths.clear()
-    monkeypatch.setattr(engine, "free_memory_bytes", lambda _device: 1 << 16)
+    monkeypatch.setattr(training_loop, "free_memory_bytes", lambda _device: 1 << 16)
     together(base64, unequal_jobs(base64, tmp_path / "little"))
     assert max(widths) == 1 < most
 
@@ -207,10 +207,10 @@ def test_a_diverging_adapter_leaves_its_neighbours_untouched_and_is_named(base64
 
     def collect(finished: Iterator[TrainingResult]) -> None:
         for result in finished:
-            results[result.job.spec.name] = result
+            results[result.job.name] = result
 
     with pytest.raises(TrainingDiverged, match=r"wild \(learning_rate=1e\+200\)"):
-        collect(engine.train(base64, [wild, job(base64, tmp_path, "a", recipe=recipe)], micro_batch=2, run_log=SilentLog()))
+        collect(training_loop.train(base64, [wild, job(base64, tmp_path, "a", recipe=recipe)], micro_batch=2, run_log=SilentLog()))
     assert results.keys() == {"a"}
     assert difference(results["a"], expected) < 1e-9
 
@@ -218,7 +218,7 @@ def test_a_diverging_adapter_leaves_its_neighbours_untouched_and_is_named(base64
 def test_a_killed_group_resumes_every_adapter_after_its_last_checkpoint(
     base64: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine, "_CHECKPOINT_SECONDS", -1.0)
+    monkeypatch.setattr(training_loop, "_CHECKPOINT_SECONDS", -1.0)
     expected = together(base64, unequal_jobs(base64, tmp_path / "whole"))
 
     class DiesAfter(SilentLog):
@@ -231,7 +231,7 @@ def test_a_killed_group_resumes_every_adapter_after_its_last_checkpoint(
 
     jobs = unequal_jobs(base64, tmp_path / "killed")
     with pytest.raises(KeyboardInterrupt):
-        list(engine.train(base64, jobs, micro_batch=2, run_log=DiesAfter()))
+        list(training_loop.train(base64, jobs, micro_batch=2, run_log=DiesAfter()))
     assert any(checkpoint.read(j) is not None for j in jobs), "without a checkpoint resuming would prove nothing"
     resumed = together(base64, jobs)
     assert all(difference(result, expected[name]) < 1e-9 for name, result in resumed.items())
@@ -258,8 +258,8 @@ def test_recomputing_activations_in_the_backward_pass_changes_nothing(tiny_base_
     base.model.double()
     kept = together(base, unequal_jobs(base, tmp_path / "kept"))
     again = {
-        r.job.spec.name: r
-        for r in engine.train(base, unequal_jobs(base, tmp_path / "again"), micro_batch=2, run_log=SilentLog(), checkpointing=True)
+        r.job.name: r
+        for r in training_loop.train(base, unequal_jobs(base, tmp_path / "again"), micro_batch=2, run_log=SilentLog(), checkpointing=True)
     }
     assert all(difference(again[name], result) < 1e-9 for name, result in kept.items())
 
@@ -269,7 +269,7 @@ def test_checkpoints_of_a_base_that_is_not_written_out_are_refused(
 ) -> None:
     monkeypatch.setattr(backends, "decoder_of", lambda _model: None)
     with pytest.raises(BadSettings, match=r"runtime.gradient_checkpointing=true needs a Llama or Qwen2 base"):
-        list(engine.train(base, [job(base, tmp_path, "a")], micro_batch=2, run_log=SilentLog(), checkpointing=True))
+        list(training_loop.train(base, [job(base, tmp_path, "a")], micro_batch=2, run_log=SilentLog(), checkpointing=True))
 
 
 def test_biases_and_adapters_on_some_layers_of_a_fused_linear_equal_the_reference(tmp_path: Path, tiny_base_folder: Path) -> None:

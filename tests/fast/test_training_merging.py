@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clusterlora.adapters.merging import merge_factors
-from clusterlora.models.stacked import Factors
+from clusterlora.engine.stacked import Factors
 from clusterlora.settings import MergeSettings
 
 pytestmark = pytest.mark.numeric

@@ -7,17 +7,19 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from clusterlora.data.prompts import PromptEncoder, TokenSequence
-from clusterlora.evaluation.generate import Question, generate, reference_nll
-from clusterlora.models.base import BaseModel, load_base
-from clusterlora.models.stacked import StackedModel, Weights, read_weights
+from clusterlora.data.prompts import PromptEncoder
+from clusterlora.engine import training_loop
+from clusterlora.engine.base import BaseModel
+from clusterlora.engine.batch import RowSlots
+from clusterlora.engine.generation import Question, generate, reference_nll
+from clusterlora.engine.job import TrainingJob, TrainingResult, pad_rows
+from clusterlora.engine.sequences import TokenSequence
+from clusterlora.engine.stacked import StackedModel, Weights, read_weights
+from clusterlora.engine.stacked_prefix import StackedPrefix
+from clusterlora.models.base import load_base
 from clusterlora.ports.run_log import SilentLog
-from clusterlora.settings import Recipe
-from clusterlora.training import engine
-from clusterlora.training.batch import RowSlots
-from clusterlora.training.job import TrainingJob, TrainingResult, pad_rows
-from clusterlora.training.stacked_prefix import StackedPrefix
-from clusterlora.values import AdapterSpec, Turn
+from clusterlora.recipe import Recipe
+from clusterlora.values import Turn
 
 pytestmark = pytest.mark.numeric
 
@@ -42,15 +44,9 @@ def sequences(base: BaseModel, n: int, *, first: int) -> tuple[TokenSequence, ..
 
 def trained(base: BaseModel, folder: Path, sizes: dict[str, int]) -> dict[str, TrainingResult]:
     jobs = [
-        TrainingJob(
-            name,
-            AdapterSpec(name=name, persona_ids=(name,), recipe=RECIPE, kind="prefix"),
-            sequences(base, n, first=n + len(name)),
-            folder / name,
-        )
-        for name, n in sizes.items()
+        TrainingJob(name, name, RECIPE, sequences(base, n, first=n + len(name)), folder / name, kind="prefix") for name, n in sizes.items()
     ]
-    return {r.job.spec.name: r for r in engine.train(base, jobs, micro_batch=2, run_log=SilentLog())}
+    return {r.job.name: r for r in training_loop.train(base, jobs, micro_batch=2, run_log=SilentLog())}
 
 
 def tensor(result: TrainingResult) -> torch.Tensor:

@@ -9,14 +9,16 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from clusterlora.data.prompts import PromptEncoder, TokenSequence
+from clusterlora.data.prompts import PromptEncoder
+from clusterlora.engine.base import BaseModel
+from clusterlora.engine.job import TrainingJob, batches, initial_a, learning_rate
+from clusterlora.engine.reference import train
+from clusterlora.engine.sequences import TokenSequence
 from clusterlora.errors import OutOfMemory, TrainingDiverged
-from clusterlora.models.base import BaseModel, load_base
+from clusterlora.models.base import load_base
 from clusterlora.ports.run_log import SilentLog
-from clusterlora.settings import Recipe
-from clusterlora.training.job import TrainingJob, batches, initial_a, learning_rate
-from clusterlora.training.reference import train
-from clusterlora.values import AdapterSpec, Turn
+from clusterlora.recipe import Recipe
+from clusterlora.values import Turn
 
 pytestmark = pytest.mark.numeric
 
@@ -45,8 +47,7 @@ def job(
     init_from: Path | None = None,
     frozen_adapter: Path | None = None,
 ) -> TrainingJob:
-    spec = AdapterSpec(name="one", persona_ids=("p",), recipe=recipe)
-    return TrainingJob("key", spec, sequences(base, n), scratch, init_from, frozen_adapter)
+    return TrainingJob("key", "one", recipe, sequences(base, n), scratch, init_from, frozen_adapter)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from clusterlora.training.slot_adamw import SlotAdamW, SlotStep
+from clusterlora.engine.slot_adamw import SlotAdamW, SlotStep
 
 pytestmark = pytest.mark.numeric
 

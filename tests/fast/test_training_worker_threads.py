@@ -12,15 +12,16 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from clusterlora.data.prompts import PromptEncoder
-from clusterlora.models.base import BaseModel, load_base
+from clusterlora.engine import training_loop
+from clusterlora.engine.base import BaseModel
+from clusterlora.engine.job import TrainingJob, TrainingResult
+from clusterlora.engine.load_balancing import partition_by_load
+from clusterlora.engine.single_slot import SingleSlotLora
+from clusterlora.engine.worker_threads import WorkerThreads
+from clusterlora.models.base import load_base
 from clusterlora.ports.run_log import SilentLog
-from clusterlora.settings import Recipe
-from clusterlora.training import engine
-from clusterlora.training.job import TrainingJob, TrainingResult
-from clusterlora.training.load_balancing import partition_by_load
-from clusterlora.training.single_slot import SingleSlotLora
-from clusterlora.training.worker_threads import WorkerThreads
-from clusterlora.values import AdapterSpec, Turn
+from clusterlora.recipe import Recipe
+from clusterlora.values import Turn
 
 pytestmark = pytest.mark.numeric
 
@@ -41,7 +42,8 @@ def trained(base: BaseModel, folder: Path, names: str, *, recipe: Recipe = RECIP
     jobs = [
         TrainingJob(
             name,
-            AdapterSpec(name=name, persona_ids=(name,), recipe=recipe),
+            name,
+            recipe,
             tuple(
                 encoder.encode_dialogues([(Turn("user", "light " * (i % 3 + 1)), Turn("assistant", f"Set to {i * ord(name)}."))])[0]
                 for i in range(ord(name) % 4 + 3)
@@ -50,7 +52,7 @@ def trained(base: BaseModel, folder: Path, names: str, *, recipe: Recipe = RECIP
         )
         for name in names
     ]
-    return {r.job.spec.name: r for r in engine.train(base, jobs, micro_batch=2, run_log=SilentLog())}
+    return {r.job.name: r for r in training_loop.train(base, jobs, micro_batch=2, run_log=SilentLog())}
 
 
 def weights(result: TrainingResult) -> torch.Tensor:
@@ -62,13 +64,13 @@ def test_worker_threads_do_not_change_the_result(tiny_base_folder: Path, tmp_pat
     base = load_base(str(tiny_base_folder))
     base = replace(base, model=base.model.double())
     seen: set[str] = set()
-    share = engine._Trainer._run_shard
+    share = training_loop._Trainer._run_shard
 
-    def watched(self: engine._Trainer, *arguments: object, **named: object) -> torch.Tensor:
+    def watched(self: training_loop._Trainer, *arguments: object, **named: object) -> torch.Tensor:
         seen.add(threading.current_thread().name)
         return share(self, *arguments, **named)  # pyright: ignore[reportArgumentType]
 
-    monkeypatch.setattr(engine._Trainer, "_run_shard", watched)
+    monkeypatch.setattr(training_loop._Trainer, "_run_shard", watched)
     shared = trained(base, tmp_path / "shared", "abcde")
     assert len(seen) > 1, "nobody shared"
     torch.set_num_threads(1)

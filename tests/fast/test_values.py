@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clusterlora.settings import Recipe
+from clusterlora.recipe import Recipe
 from clusterlora.values import AdapterSpec, Dataset, Dialogue, Persona, Turn, digest
 
 

@@ -8,17 +8,17 @@ import torch
 from safetensors.torch import load_file
 
 from clusterlora.data.prompts import PromptEncoder
+from clusterlora.engine import backends, cuda_graphs, reference, training_loop
+from clusterlora.engine.base import BaseModel
+from clusterlora.engine.generation import Question
+from clusterlora.engine.inference_backends import inference_backend
+from clusterlora.engine.job import TrainingJob, TrainingResult
+from clusterlora.engine.stacked import read_weights
 from clusterlora.errors import OutOfMemory
-from clusterlora.evaluation.generate import Question
-from clusterlora.evaluation.inference_backends import inference_backend
-from clusterlora.models import cuda_graphs
-from clusterlora.models.base import BaseModel, load_base
-from clusterlora.models.stacked import read_weights
+from clusterlora.models.base import load_base
 from clusterlora.ports.run_log import SilentLog
-from clusterlora.settings import Recipe
-from clusterlora.training import backends, engine, reference
-from clusterlora.training.job import TrainingJob, TrainingResult
-from clusterlora.values import AdapterSpec, Turn
+from clusterlora.recipe import Recipe
+from clusterlora.values import Turn
 
 RECIPE = Recipe(rank=4, alpha=8, dropout=0.0, epochs=3, batch_size=2, learning_rate=5e-3)
 
@@ -44,13 +44,13 @@ def jobs(base: BaseModel, folder: Path, n: int, *, words: int = 3, recipe: Recip
         dialogues = [
             (Turn("user", "light " * ((i + number) % words + 1)), Turn("assistant", f"Set to {i * number}.")) for i in range(n_dialogues)
         ]
-        spec = AdapterSpec(name=f"p{number}", persona_ids=(f"p{number}",), recipe=replace(recipe, seed=number))
-        jobs.append(TrainingJob(f"p{number}", spec, tuple(encoder.encode_dialogues(dialogues)), folder / f"p{number}"))
+        name = f"p{number}"
+        jobs.append(TrainingJob(name, name, replace(recipe, seed=number), tuple(encoder.encode_dialogues(dialogues)), folder / name))
     return jobs
 
 
 def train(base: BaseModel, jobs: list[TrainingJob], *, micro_batch: int = 2) -> list[TrainingResult]:
-    results = engine.train(base, jobs, micro_batch=micro_batch, run_log=SilentLog())
+    results = training_loop.train(base, jobs, micro_batch=micro_batch, run_log=SilentLog())
     return sorted(results, key=lambda result: result.job.key)
 
 
@@ -75,7 +75,7 @@ def test_trainings_with_cuda_graphs_equal_peft_alone_in_float64(
 def test_a_stopped_training_resumes_with_the_same_result(tiny_base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = load_base(str(tiny_base_folder), device="cuda")
     whole = train(base, jobs(base, tmp_path / "whole", 2))
-    monkeypatch.setattr(engine, "_CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(training_loop, "_CHECKPOINT_SECONDS", 0.0)
 
     class Stopped(SilentLog):
         left = 9
@@ -87,7 +87,7 @@ def test_a_stopped_training_resumes_with_the_same_result(tiny_base_folder: Path,
 
     half = jobs(base, tmp_path / "half", 2)
     with pytest.raises(KeyboardInterrupt):
-        list(engine.train(base, half, micro_batch=2, run_log=Stopped()))
+        list(training_loop.train(base, half, micro_batch=2, run_log=Stopped()))
     for one, other in zip(train(base, half), whole, strict=True):
         assert one.losses == pytest.approx(other.losses, rel=1e-4)
 

@@ -9,7 +9,8 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 
 from clusterlora.ports.run_log import SilentLog
-from clusterlora.settings import ClusteringSettings, DataSettings, EvaluationSettings, GateSettings, Recipe, Study
+from clusterlora.recipe import Recipe
+from clusterlora.settings import ClusteringSettings, DataSettings, EvaluationSettings, GateSettings, Study
 from clusterlora.stages.prepare import prepare
 from clusterlora.values import Clustering
 from tests.fixtures.runs import launch, state_of, stores_here, train_here

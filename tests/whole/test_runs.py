@@ -23,8 +23,9 @@ from prefect.flow_runs import resume_flow_run
 from clusterlora.config import as_mapping
 from clusterlora.planning.gate_step import next_gate_step
 from clusterlora.planning.study_state import read_state
+from clusterlora.recipe import Recipe
 from clusterlora.requests import TrainingGroup
-from clusterlora.settings import GateSettings, Recipe, RuntimeSettings, Study
+from clusterlora.settings import GateSettings, RuntimeSettings, Study
 from clusterlora.wiring import from_environment
 from tests.fixtures.prefect import CHECKOUT
 from tests.fixtures.runs import (

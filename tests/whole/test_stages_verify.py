@@ -16,7 +16,8 @@ from clusterlora.adapters.weights import weights_sha256
 from clusterlora.errors import BadData, UnknownName
 from clusterlora.metadata import RegisteredChampion
 from clusterlora.ports.stores import Stores
-from clusterlora.settings import ModelSettings, Recipe, Study, prepared
+from clusterlora.recipe import Recipe
+from clusterlora.settings import ModelSettings, Study, prepared
 from clusterlora.stores.files import FileAdapterStore
 from clusterlora.stores.json_codec import plain
 from clusterlora.stores.routing_table import KeyedAdapter, KeyedComposition, RoutingTable

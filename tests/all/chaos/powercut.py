@@ -20,7 +20,7 @@ from clusterlora.settings import prepared
 from tests.fixtures.stages import missing_groups, plan_of
 
 if TYPE_CHECKING:
-    from clusterlora.training.job import TrainingJob
+    from clusterlora.engine.job import TrainingJob
 
 LIBRARY = Path(__file__).with_suffix(".c")
 NEVER = 0
@@ -114,13 +114,11 @@ KEY = "0123456789abcdef"
 
 
 def training_job(scratch: Path) -> "TrainingJob":
-    from clusterlora.data.prompts import TokenSequence
-    from clusterlora.settings import Recipe
-    from clusterlora.training.job import TrainingJob
-    from clusterlora.values import AdapterSpec
+    from clusterlora.engine.job import TrainingJob
+    from clusterlora.engine.sequences import TokenSequence
+    from clusterlora.recipe import Recipe
 
-    spec = AdapterSpec(name="unified", persona_ids=("p",), recipe=Recipe(rank=1, epochs=2))
-    return TrainingJob(KEY, spec, (TokenSequence((1, 2), (False, True)),), scratch)
+    return TrainingJob(KEY, "unified", Recipe(rank=1, epochs=2), (TokenSequence((1, 2), (False, True)),), scratch)
 
 
 def create(_base: Path, _say: Say) -> None:
@@ -137,8 +135,8 @@ def write_everything(_base: Path, say: Say) -> None:
 
     from clusterlora.adapters.weights import weights_sha256
     from clusterlora.durable import write_durably
-    from clusterlora.training import checkpoint
-    from clusterlora.values import TrainedAdapter
+    from clusterlora.engine import checkpoint
+    from clusterlora.values import AdapterSpec, TrainedAdapter
     from clusterlora.wiring import from_environment
 
     stores = from_environment()
@@ -154,26 +152,28 @@ def write_everything(_base: Path, say: Say) -> None:
     save_file({"a": torch.ones(1000)}, folder / "adapter_model.safetensors")
     kept = stores.adapters.save(KEY, folder)
     sha256 = weights_sha256(kept)
-    stores.studies.save_adapter("cut", TrainedAdapter(KEY, "unified", job.spec, 1, 1, 1.0, 2.0, 1.0, 9, weights_sha256=sha256))
+    spec = AdapterSpec(name="unified", persona_ids=("p",), recipe=job.recipe)
+    stores.studies.save_adapter("cut", TrainedAdapter(KEY, "unified", spec, 1, 1, 1.0, 2.0, 1.0, 9, weights_sha256=sha256))
     say("adapter")
 
 
 def study(base: Path, _say: Say) -> None:
     """Run a study of two people from its data to its tables, in this process; a checkpoint ends every epoch."""
+    from clusterlora.engine import training_loop
     from clusterlora.planning.attempts import next_request
     from clusterlora.ports.run_log import SilentLog
+    from clusterlora.recipe import Recipe
     from clusterlora.requests import EvaluationRequest
-    from clusterlora.settings import ClusteringSettings, DataSettings, EvaluationSettings, ModelSettings, Recipe, Study, SyntheticSettings
+    from clusterlora.settings import ClusteringSettings, DataSettings, EvaluationSettings, ModelSettings, Study, SyntheticSettings
     from clusterlora.stages.cluster import cluster
     from clusterlora.stages.compare import compare
     from clusterlora.stages.evaluate import evaluate
     from clusterlora.stages.prepare import prepare
     from clusterlora.stages.register import register
     from clusterlora.stages.train import train_group
-    from clusterlora.training import engine
     from clusterlora.wiring import from_environment
 
-    engine._CHECKPOINT_SECONDS = -1.0
+    training_loop._CHECKPOINT_SECONDS = -1.0
     settings = Study(
         name="cut",
         methods=("unified", "per_persona"),
@@ -228,11 +228,11 @@ def _try(base: Path, work: str, power_goes_at: int) -> str:
 
 
 def _warm_up() -> None:
+    import clusterlora.engine.training
     import clusterlora.stages.compare
     import clusterlora.stages.evaluate
     import clusterlora.stages.register
     import clusterlora.stores.sql
-    import clusterlora.training.train
     import clusterlora.wiring  # noqa: F401
 
 

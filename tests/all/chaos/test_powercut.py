@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from clusterlora.adapters.stored import is_right
+from clusterlora.engine import checkpoint
 from clusterlora.ports.stores import Stores
-from clusterlora.training import checkpoint
 from clusterlora.verify import LiveWork, verify
 from clusterlora.wiring import from_environment
 from tests.all.chaos.look import half_written

@@ -6,10 +6,10 @@ import sentence_transformers  # noqa: F401
 import torch
 import transformers  # noqa: F401
 
+from clusterlora.engine import training  # noqa: F401
 from clusterlora.models.model_cache import base_model, embedder
 from clusterlora.settings import ModelSettings, PreparedModel
 from clusterlora.stores import mlflow_tracker, sql  # noqa: F401
-from clusterlora.training import train  # noqa: F401
 from tests.all.chaos import direct  # noqa: F401
 
 # A thread would not survive the fork.

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from clusterlora.config import as_mapping
+from clusterlora.recipe import Recipe
 from clusterlora.settings import (
     ClusteringSettings,
     DataSettings,
     EvaluationSettings,
     GateSettings,
-    Recipe,
     RuntimeSettings,
     Study,
     SyntheticSettings,

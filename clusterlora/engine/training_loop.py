@@ -21,24 +21,24 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from clusterlora.adapters.peft_folder import read_peft_tensors, write_peft_folder, write_prefix_folder
-from clusterlora.data.prompts import TokenSequence
+from clusterlora.engine import checkpoint
+from clusterlora.engine.backends import Backend, lora_backend, prefix_backend
+from clusterlora.engine.base import BaseModel
+from clusterlora.engine.batch import RowSlots, TrainingBatch
+from clusterlora.engine.decoder import PAD_TO
+from clusterlora.engine.dropout import Dropout
+from clusterlora.engine.job import TrainingJob, TrainingResult, batches, learning_rate, out_of_patience, pad_rows
+from clusterlora.engine.load_balancing import partition_by_load
+from clusterlora.engine.memory import allocation_failures, free_memory_bytes, tokens_per_chunk
+from clusterlora.engine.packing import n_rows_that_fit
+from clusterlora.engine.peft_folder import read_peft_tensors, write_peft_folder, write_prefix_folder
+from clusterlora.engine.progress import Progress
+from clusterlora.engine.sequences import TokenSequence
+from clusterlora.engine.slot_adamw import SlotAdamW, SlotStep
+from clusterlora.engine.stacked_lora import StackedLora, targeted_layers
+from clusterlora.engine.stacked_prefix import StackedPrefix, cache_shape
+from clusterlora.engine.worker_threads import WorkerThreads
 from clusterlora.errors import TrainingDiverged
-from clusterlora.models.base import BaseModel
-from clusterlora.models.decoder import PAD_TO
-from clusterlora.models.memory import allocation_failures, free_memory_bytes, tokens_per_chunk
-from clusterlora.models.packing import n_rows_that_fit
-from clusterlora.ports.run_log import RunLog
-from clusterlora.training import checkpoint
-from clusterlora.training.backends import Backend, lora_backend, prefix_backend
-from clusterlora.training.batch import RowSlots, TrainingBatch
-from clusterlora.training.dropout import Dropout
-from clusterlora.training.job import TrainingJob, TrainingResult, batches, learning_rate, out_of_patience, pad_rows
-from clusterlora.training.load_balancing import partition_by_load
-from clusterlora.training.slot_adamw import SlotAdamW, SlotStep
-from clusterlora.training.stacked_lora import StackedLora, targeted_layers
-from clusterlora.training.stacked_prefix import StackedPrefix, cache_shape
-from clusterlora.training.worker_threads import WorkerThreads
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ class _ActiveJob:
 
     @property
     def finished(self) -> bool:
-        return len(self.losses) == self.job.total_steps or out_of_patience(self.job.spec.recipe, self.val_losses)
+        return len(self.losses) == self.job.total_steps or out_of_patience(self.job.recipe, self.val_losses)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,7 @@ class _BatchRow:
 
 
 def train(
-    base: BaseModel, jobs: Sequence[TrainingJob], *, micro_batch: int, run_log: RunLog, checkpointing: bool = False
+    base: BaseModel, jobs: Sequence[TrainingJob], *, micro_batch: int, run_log: Progress, checkpointing: bool = False
 ) -> Iterator[TrainingResult]:
     """Train adapters together and yield each as soon as it is finished.
 
@@ -107,14 +107,14 @@ def train(
         TrainingDiverged: a loss is not finite. Raised after all other adapters have finished.
         BadSettings: the base has no plain Linear layers of these names, or does not support checkpointing.
     """
-    with allocation_failures(micro_batch=micro_batch, doing=f"training {jobs[0].spec.name if len(jobs) == 1 else f'{len(jobs)} adapters'}"):
+    with allocation_failures(micro_batch=micro_batch, doing=f"training {jobs[0].name if len(jobs) == 1 else f'{len(jobs)} adapters'}"):
         yield from _Trainer(base, jobs, micro_batch=micro_batch, run_log=run_log, checkpointing=checkpointing).run()
 
 
 class _Trainer:
     """The active jobs, the queue, and the base they share."""
 
-    def __init__(self, base: BaseModel, jobs: Sequence[TrainingJob], *, micro_batch: int, run_log: RunLog, checkpointing: bool) -> None:
+    def __init__(self, base: BaseModel, jobs: Sequence[TrainingJob], *, micro_batch: int, run_log: Progress, checkpointing: bool) -> None:
         self._base = base
         self._run_log = run_log
         # Longest first: the thousands of steps of the unified adapter share their passes with everything else.
@@ -130,7 +130,7 @@ class _Trainer:
         self._n_shards = self._workers.n_workers if self._backend.reentrant else 1
         # Threads share memory and caches.
         n_tokens = min(_tokens_per_pass(base), self._tokens_that_fit(jobs)) // self._n_shards
-        self._tokens_per_chunk = max(1, n_tokens * micro_batch // max(job.spec.recipe.batch_size for job in jobs))
+        self._tokens_per_chunk = max(1, n_tokens * micro_batch // max(job.recipe.batch_size for job in jobs))
         self._free_slots = list(range(len(self._stack.parameters)))
         self._active: list[_ActiveJob] = []
         self._diverged: list[_ActiveJob] = []
@@ -164,7 +164,7 @@ class _Trainer:
             self._workers.close()
             self._backend.close()
         if self._diverged:
-            names = ", ".join(f"{active.job.spec.name} (learning_rate={active.job.spec.recipe.learning_rate})" for active in self._diverged)
+            names = ", ".join(f"{active.job.name} (learning_rate={active.job.recipe.learning_rate})" for active in self._diverged)
             raise TrainingDiverged(f"the loss of {names} is not finite; lower recipe.learning_rate")
 
     def _admit(self) -> bool:
@@ -177,7 +177,7 @@ class _Trainer:
 
     def _initialise(self, active: _ActiveJob) -> list[float]:
         """Set a slot's parameters and moments from its checkpoint, else from `init_from`, else to the initial A; return its past losses."""
-        stack, job, recipe, optimiser = self._stack, active.job, active.job.spec.recipe, self._optimiser
+        stack, job, recipe, optimiser = self._stack, active.job, active.job.recipe, self._optimiser
         saved = checkpoint.read(job)
         optimiser.reset(active.slot, n_steps=len(saved.losses) if saved else 0)
         if saved is not None:
@@ -191,7 +191,7 @@ class _Trainer:
             if saved.best:
                 active.best = torch.zeros_like(stack.parameters[active.slot])
                 stack.write(0, active.best[None], saved.best)
-            log.info("%s resumes after step %d of %d", job.spec.name, len(saved.losses), job.total_steps)
+            log.info("%s resumes after step %d of %d", job.name, len(saved.losses), job.total_steps)
             return list(saved.losses)
         initial = read_peft_tensors(job.init_from) if job.init_from else stack.initial(rank=recipe.rank, seed=recipe.seed)
         stack.write(active.slot, stack.parameters, initial)
@@ -250,13 +250,13 @@ class _Trainer:
         return self._backend(batch, backward=backward).cpu()
 
     def _row_slots(self, rows: Sequence[_BatchRow], *, dropout: bool) -> RowSlots:
-        recipes = [row.active.job.spec.recipe for row in rows]
+        recipes = [row.active.job.recipe for row in rows]
         like = self._stack.parameters
         slot = torch.tensor([row.active.slot for row in rows], device=like.device)
         scale = torch.tensor([[recipe.alpha / recipe.rank] for recipe in recipes], device=like.device, dtype=like.dtype)
         if not dropout:
             return RowSlots(slot, scale)
-        keys = [(row.active.job.spec.recipe.seed, len(row.active.losses), row.index) for row in rows]
+        keys = [(row.active.job.recipe.seed, len(row.active.losses), row.index) for row in rows]
         masks = self._dropout.masks([recipe.dropout for recipe in recipes], keys)
         return RowSlots(slot, scale if masks is None else scale * masks)
 
@@ -267,7 +267,7 @@ class _Trainer:
             if not math.isfinite(loss):
                 self._mark_diverged(active)
                 continue
-            recipe = active.job.spec.recipe
+            recipe = active.job.recipe
             rate = learning_rate(recipe, len(active.losses), active.job.total_steps)
             steps[active.slot] = SlotStep(rate, recipe.weight_decay, recipe.max_grad_norm)
             active.losses.append(loss)
@@ -281,7 +281,7 @@ class _Trainer:
     def _end_epochs(self) -> None:
         """For jobs at the end of an epoch, compute the val loss if they have patience, and write a checkpoint if it is due."""
         ended = [active for active in self._active if active.at_epoch_end]
-        validated = [active for active in ended if active.job.spec.recipe.patience]
+        validated = [active for active in ended if active.job.recipe.patience]
         losses = self._losses([(active, active.job.val) for active in validated], backward=False)
         for active, loss in zip(validated, losses, strict=True):
             if loss < min(active.val_losses, default=math.inf):
@@ -298,7 +298,7 @@ class _Trainer:
         self._evict(active)
 
     def _write_checkpoint(self, active: _ActiveJob) -> None:
-        stack, rank, optimiser = self._stack, active.job.spec.recipe.rank, self._optimiser
+        stack, rank, optimiser = self._stack, active.job.recipe.rank, self._optimiser
         weights, *moments = (stack.read(active.slot, matrix, rank=rank) for matrix in (stack.parameters, optimiser.first, optimiser.second))
         best = {} if active.best is None else stack.read(0, active.best[None], rank=rank)
         checkpoint.write(
@@ -308,11 +308,11 @@ class _Trainer:
 
     def _finish(self, active: _ActiveJob) -> TrainingResult:
         """Write the adapter's PEFT folder and free its slot."""
-        job, recipe = active.job, active.job.spec.recipe
+        job, recipe = active.job, active.job.recipe
         folder = job.scratch / "adapter"
         parameters = self._stack.parameters[active.slot] if active.best is None else active.best
         tensors = self._stack.read(0, parameters[None], rank=recipe.rank)
-        if job.spec.kind == "prefix":
+        if job.kind == "prefix":
             write_prefix_folder(folder, tensors, cache_shape(self._base.model), base=self._base.name)
         else:
             write_peft_folder(folder, tensors, recipe, base=self._base.name)
@@ -339,9 +339,9 @@ def _stack_and_backend(
     base: BaseModel, jobs: Sequence[TrainingJob], frozen_adapters: Sequence[Path], *, checkpointing: bool
 ) -> tuple[StackedLora | StackedPrefix, Backend]:
     """Return as many slots as the jobs need and memory affords, and the backend that trains them; all jobs are of one kind."""
-    recipe = jobs[0].spec.recipe
-    rank = max(job.spec.recipe.rank for job in jobs)
-    if jobs[0].spec.kind == "prefix":
+    recipe = jobs[0].recipe
+    rank = max(job.recipe.rank for job in jobs)
+    if jobs[0].kind == "prefix":
         n_layers, n_heads, head_dim = cache_shape(base.model)
         n_parameters = rank * 2 * n_layers * n_heads * head_dim
         return prefix_backend(base, n_slots=_affordable_slots(base, jobs, n_parameters), n_virtual=rank)

@@ -6,11 +6,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from clusterlora.engine.decoder import Decoder, FusedLinear
+from clusterlora.engine.low_rank_update import LowRankUpdate
+from clusterlora.engine.packing import Segment
+from clusterlora.engine.stacked import Weights
 from clusterlora.errors import BadData
-from clusterlora.models.decoder import Decoder, FusedLinear
-from clusterlora.models.low_rank_update import LowRankUpdate
-from clusterlora.models.packing import Segment
-from clusterlora.models.stacked import Weights
 
 
 class AdapterSlots:

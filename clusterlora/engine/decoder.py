@@ -22,8 +22,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from clusterlora.models.memory import tokens_per_chunk
-from clusterlora.models.packing import Padding
+from clusterlora.engine.memory import tokens_per_chunk
+from clusterlora.engine.packing import Padding
 
 _FAMILY = frozenset({"LlamaForCausalLM", "Qwen2ForCausalLM"})
 _ROPE = frozenset({"default", "linear", "llama3"})

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from clusterlora.models.stacked import Factors
-from clusterlora.settings import Recipe
+from clusterlora.engine.stacked import Factors
+from clusterlora.recipe import Recipe
 
 if TYPE_CHECKING:
     from peft import LoraConfig

@@ -7,22 +7,22 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from clusterlora.adapters.peft_folder import read_peft_tensors
-from clusterlora.data.prompts import TokenSequence
-from clusterlora.models.base import BaseModel
-from clusterlora.ports.run_log import RunLog
-from clusterlora.settings import Recipe
-from clusterlora.training.backends import Backend, lora_backend
-from clusterlora.training.batch import RowSlots, TrainingBatch
-from clusterlora.training.job import pad_rows
-from clusterlora.training.stacked_lora import StackedLora
+from clusterlora.engine.backends import Backend, lora_backend
+from clusterlora.engine.base import BaseModel
+from clusterlora.engine.batch import RowSlots, TrainingBatch
+from clusterlora.engine.job import pad_rows
+from clusterlora.engine.peft_folder import read_peft_tensors
+from clusterlora.engine.progress import Progress
+from clusterlora.engine.sequences import TokenSequence
+from clusterlora.engine.stacked_lora import StackedLora
+from clusterlora.recipe import Recipe
 
 DIMENSIONS = 1024
 _DIALOGUES_PER_PASS = 16
 
 
 def dialogue_gradients(
-    base: BaseModel, sequences: Sequence[TokenSequence], *, adapter: Path, recipe: Recipe, run_log: RunLog
+    base: BaseModel, sequences: Sequence[TokenSequence], *, adapter: Path, recipe: Recipe, run_log: Progress
 ) -> Float[np.ndarray, "dialogue dim"]:
     """Return a sketch of the gradient of each dialogue's mean response loss with respect to B of a trained LoRA adapter.
 

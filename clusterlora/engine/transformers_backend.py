@@ -1,7 +1,7 @@
 """Forward and backward pass of stacked adapters through an unmodified transformers model, for every architecture without a decoder.
 
 The targeted linear layers are intercepted: one autograd function computes the base product and the updates of layers that read the same
-tensor, by the equations of `training.stacked_lora`, and adds the factors' gradients to the slots' rows directly.
+tensor, by the equations of `engine.stacked_lora`, and adds the factors' gradients to the slots' rows directly.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,13 +14,13 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from clusterlora.models.decoder import PAD_TO
-from clusterlora.models.low_rank_update import LowRankUpdate
-from clusterlora.models.packing import Padding, single_segment
-from clusterlora.models.stacked import StackedModel, logits_only_at
-from clusterlora.training.batch import RowSlots, TrainingBatch
-from clusterlora.training.stacked_lora import FusedLora, FusedSpec, StackedLora, input_gradient
-from clusterlora.training.stacked_prefix import StackedPrefix
+from clusterlora.engine.batch import RowSlots, TrainingBatch
+from clusterlora.engine.decoder import PAD_TO
+from clusterlora.engine.low_rank_update import LowRankUpdate
+from clusterlora.engine.packing import Padding, single_segment
+from clusterlora.engine.stacked import StackedModel, logits_only_at
+from clusterlora.engine.stacked_lora import FusedLora, FusedSpec, StackedLora, input_gradient
+from clusterlora.engine.stacked_prefix import StackedPrefix
 
 
 class TransformersBackend:
@@ -129,7 +129,7 @@ class _InterceptedLayers:
 
 
 class _FusedProduct(torch.autograd.Function):
-    """The equations of `training.stacked_lora` for one fused LoRA."""
+    """The equations of `engine.stacked_lora` for one fused LoRA."""
 
     @staticmethod
     def forward(

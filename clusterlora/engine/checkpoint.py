@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from clusterlora.durable import make_folder, put_in_place
-from clusterlora.training.job import TrainingJob
+from clusterlora.engine.job import TrainingJob
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ def read(job: TrainingJob) -> Checkpoint | None:
     try:
         return _read(job, file)
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-        log.warning("checkpoint %s of %s is damaged (%s); training starts from the beginning", file, job.spec.name, error)
+        log.warning("checkpoint %s of %s is damaged (%s); training starts from the beginning", file, job.name, error)
         return None
 
 

@@ -5,7 +5,7 @@ legend   l layer, b row, t token, n scored token (whose logits are used), N toke
 
 One prefill pass over a dialogue gives the likelihoods of all its references. It also computes the keys and values of every turn's prompt,
 because a later prompt begins with the earlier turns and their references. Prefixes common to several dialogues are computed once
-(`evaluation.prefix_sharing`). Decoding a question starts from a copy of its keys and values, with the first token already known. A
+(`engine.prefix_sharing`). Decoding a question starts from a copy of its keys and values, with the first token already known. A
 finished row is replaced by the next prefilled question, so the decode batch stays full.
 Source: Yu et al. 2022, Orca (continuous batching).
 """
@@ -19,15 +19,15 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from clusterlora.evaluation.generate import Question, Reply
-from clusterlora.evaluation.prefix_attention import segment_attentions
-from clusterlora.evaluation.prefix_sharing import PrefillSequence, prefill_streams
-from clusterlora.models.adapter_slots import AdapterSlots, adapted
-from clusterlora.models.cuda_graphs import CudaGraphCache, bucket_size
-from clusterlora.models.decoder import PAD_TO, Block, Decoder
-from clusterlora.models.low_rank_update import LowRankUpdate
-from clusterlora.models.packing import Segment, n_rows_that_fit, pack_batch, single_segment
-from clusterlora.models.stacked import Weights
+from clusterlora.engine.adapter_slots import AdapterSlots, adapted
+from clusterlora.engine.cuda_graphs import CudaGraphCache, bucket_size
+from clusterlora.engine.decoder import PAD_TO, Block, Decoder
+from clusterlora.engine.generation import Question, Reply
+from clusterlora.engine.low_rank_update import LowRankUpdate
+from clusterlora.engine.packing import Segment, n_rows_that_fit, pack_batch, single_segment
+from clusterlora.engine.prefix_attention import segment_attentions
+from clusterlora.engine.prefix_sharing import PrefillSequence, prefill_streams
+from clusterlora.engine.stacked import Weights
 
 
 class DecoderInference:

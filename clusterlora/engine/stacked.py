@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from clusterlora.errors import BadData
-from clusterlora.values import WeightedAdapter
 
 Factors = Mapping[str, tuple[Float[Tensor, "_rank _d_in"], Float[Tensor, "_d_out _rank"]]]
 """(A, scaled B) by the name of the linear layer; the update of its weight is B @ A."""
@@ -70,24 +69,6 @@ def read_adapter(folder: Path) -> Factors:
         raise BadData(f"adapter {folder.name} lacks tensor {missing}; train it again") from missing
     dtype = torch.promote_types(torch.float32, next(iter(tensors.values())).dtype)
     return {name: (a.to(dtype), scale * b.to(dtype)) for name, (a, b) in pairs.items()}
-
-
-def combined_weights(adapters: Sequence[WeightedAdapter], read: Callable[[str], Weights]) -> Weights:
-    """Return factors whose product is the weighted sum of the adapters' updates, and their prefixes concatenated."""
-    weighted = [(adapter.weight, read(adapter.name)) for adapter in adapters if adapter.weight != 0]
-    weighted_factors = [(weight, weights.factors) for weight, weights in weighted]
-    names = sorted({name for _, factors in weighted_factors for name in factors})
-    prefixes = [weights.prefix for _, weights in weighted if weights.prefix is not None]
-    return Weights(
-        {
-            name: (
-                torch.cat([factors[name][0] for _, factors in weighted_factors if name in factors], dim=0),
-                torch.cat([weight * factors[name][1] for weight, factors in weighted_factors if name in factors], dim=1),
-            )
-            for name in names
-        },
-        torch.cat(prefixes) if prefixes else None,
-    )
 
 
 class StackedModel:

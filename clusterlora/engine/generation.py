@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import DynamicCache, PreTrainedModel
 
-from clusterlora.models.stacked import StackedModel, logits_only_at
+from clusterlora.engine.stacked import StackedModel, logits_only_at
 
 # legend: B row, T token, V vocabulary
 

@@ -13,8 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from clusterlora.models.stacked import fill_cache
-from clusterlora.training.batch import RowSlots
+from clusterlora.engine.batch import RowSlots
+from clusterlora.engine.stacked import fill_cache
 
 TENSOR = "prompt_embeddings"
 """PEFT's name of a prefix tensor [token, 2 * layers * heads * dim]."""

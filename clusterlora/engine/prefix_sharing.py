@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby, pairwise
 
-from clusterlora.evaluation.generate import Question, in_one_pass
+from clusterlora.engine.generation import Question, in_one_pass
 
 SHARING_COST = 32
 """Cost, in tokens, of attending to another row's prefix: that attention is slower, and equal row lengths become rarer. Measured on two

@@ -3,7 +3,7 @@
 legend   b row, N tokens of all rows, M predicting tokens (a response token comes next), n scored ones of these, d width, D outputs of a
          layer, H query heads, G key-value heads, e width of a head, He = H * e, V vocabulary
 
-The equations are those of `models.decoder` and `models.low_rank_update`. Compared with autograd, this pass saves only the activations
+The equations are those of `engine.decoder` and `engine.low_rank_update`. Compared with autograd, this pass saves only the activations
 that its backward pass reads, skips tokens after a row's last prediction and most padding, runs everything after the last attention on
 predicting tokens only, computes no gradient below the first adapter, and holds the logits of a few hundred tokens at a time. Attention
 goes through autograd, for its fused kernels.
@@ -17,15 +17,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from clusterlora.models.adapter_slots import AdapterSlots
-from clusterlora.models.cuda_graphs import CudaGraphCache
-from clusterlora.models.decoder import Block, Decoder, FusedLinear, apply_rope
-from clusterlora.models.low_rank_update import LowRankUpdate
-from clusterlora.models.packing import Padding, Segment
-from clusterlora.training.batch import RowSlots, TrainingBatch
-from clusterlora.training.decoder_batch import DecoderBatch, decoder_batch
-from clusterlora.training.single_slot import SingleSlotLora
-from clusterlora.training.stacked_lora import FusedLora, FusedSpec, GatheredLora, StackedLora, input_gradient
+from clusterlora.engine.adapter_slots import AdapterSlots
+from clusterlora.engine.batch import RowSlots, TrainingBatch
+from clusterlora.engine.cuda_graphs import CudaGraphCache
+from clusterlora.engine.decoder import Block, Decoder, FusedLinear, apply_rope
+from clusterlora.engine.decoder_batch import DecoderBatch, decoder_batch
+from clusterlora.engine.low_rank_update import LowRankUpdate
+from clusterlora.engine.packing import Padding, Segment
+from clusterlora.engine.single_slot import SingleSlotLora
+from clusterlora.engine.stacked_lora import FusedLora, FusedSpec, GatheredLora, StackedLora, input_gradient
 
 
 def fused_specs(decoder: Decoder, layer_names: frozenset[str]) -> list[FusedSpec]:

@@ -8,19 +8,19 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from clusterlora.engine import decoder_backend, transformers_backend
+from clusterlora.engine.adapter_slots import AdapterSlots
+from clusterlora.engine.base import BaseModel
+from clusterlora.engine.batch import TrainingBatch
+from clusterlora.engine.decoder import decoder_of
+from clusterlora.engine.decoder_backend import DecoderBackend
+from clusterlora.engine.packing import Padding
+from clusterlora.engine.stacked import StackedModel, Weights, read_weights
+from clusterlora.engine.stacked_lora import StackedLora, targeted_layers
+from clusterlora.engine.stacked_prefix import StackedPrefix
+from clusterlora.engine.transformers_backend import TransformersBackend
 from clusterlora.errors import BadSettings
-from clusterlora.models.adapter_slots import AdapterSlots
-from clusterlora.models.base import BaseModel
-from clusterlora.models.decoder import decoder_of
-from clusterlora.models.packing import Padding
-from clusterlora.models.stacked import StackedModel, Weights, read_weights
-from clusterlora.settings import Recipe
-from clusterlora.training import decoder_backend, transformers_backend
-from clusterlora.training.batch import TrainingBatch
-from clusterlora.training.decoder_backend import DecoderBackend
-from clusterlora.training.stacked_lora import StackedLora, targeted_layers
-from clusterlora.training.stacked_prefix import StackedPrefix
-from clusterlora.training.transformers_backend import TransformersBackend
+from clusterlora.recipe import Recipe
 
 
 @runtime_checkable

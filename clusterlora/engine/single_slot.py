@@ -6,7 +6,7 @@ The input scale f_b = s m_b, which differs between rows, multiplies their tokens
 
     h = A (f * x)^T    y = x W^T + h^T B^T        u = B^T dy^T    dx = dy W + (u^T A) * f        dA += u (f * x)    dB^T += h dy
 
-the equations of `models.low_rank_update` for one row of N tokens. A single adapter's step is so small that launching its products costs
+the equations of `engine.low_rank_update` for one row of N tokens. A single adapter's step is so small that launching its products costs
 as much as computing them; this path launches a third of them.
 """
 
@@ -16,8 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from clusterlora.models.packing import Segment
-from clusterlora.training.stacked_lora import FusedLora
+from clusterlora.engine.packing import Segment
+from clusterlora.engine.stacked_lora import FusedLora
 
 
 class SingleSlotLora:

@@ -13,15 +13,15 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional
 
-from clusterlora.adapters.peft_folder import lora_config
-from clusterlora.data.prompts import TokenSequence
+from clusterlora.engine import checkpoint
+from clusterlora.engine.base import BaseModel
+from clusterlora.engine.job import TrainingJob, TrainingResult, batches, initial_a, learning_rate, out_of_patience, pad_rows
+from clusterlora.engine.memory import allocation_failures
+from clusterlora.engine.peft_folder import lora_config
+from clusterlora.engine.progress import Progress
+from clusterlora.engine.sequences import TokenSequence
+from clusterlora.engine.stacked import logits_only_at
 from clusterlora.errors import TrainingDiverged
-from clusterlora.models.base import BaseModel
-from clusterlora.models.memory import allocation_failures
-from clusterlora.models.stacked import logits_only_at
-from clusterlora.ports.run_log import RunLog
-from clusterlora.training import checkpoint
-from clusterlora.training.job import TrainingJob, TrainingResult, batches, initial_a, learning_rate, out_of_patience, pad_rows
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ _TRAINED = "default"
 """PEFT's name of the adapter that is saved without a subfolder."""
 
 
-def train(base: BaseModel, jobs: Sequence[TrainingJob], *, micro_batch: int, run_log: RunLog) -> Iterator[TrainingResult]:
+def train(base: BaseModel, jobs: Sequence[TrainingJob], *, micro_batch: int, run_log: Progress) -> Iterator[TrainingResult]:
     """Train adapters one by one and yield each as soon as it is finished.
 
     A job resumes after its last finished epoch.
@@ -39,13 +39,13 @@ def train(base: BaseModel, jobs: Sequence[TrainingJob], *, micro_batch: int, run
         TrainingDiverged: a loss is not finite.
     """
     for job in jobs:
-        with allocation_failures(micro_batch=micro_batch, doing=f"training {job.spec.name}"):
+        with allocation_failures(micro_batch=micro_batch, doing=f"training {job.name}"):
             yield _train_one(base, job, micro_batch=micro_batch, run_log=run_log)
 
 
-def _train_one(base: BaseModel, job: TrainingJob, *, micro_batch: int, run_log: RunLog) -> TrainingResult:
+def _train_one(base: BaseModel, job: TrainingJob, *, micro_batch: int, run_log: Progress) -> TrainingResult:
     started = time.monotonic()
-    recipe = job.spec.recipe
+    recipe = job.recipe
     model = _with_adapter(base, job)
     try:
         parameters = [p for p in model.parameters() if p.requires_grad]
@@ -87,7 +87,7 @@ def _step(
     pad_id: int,
 ) -> float:
     """Take one optimiser step on the mean loss per response token of the batch, accumulated over micro-batches; return that loss."""
-    recipe = job.spec.recipe
+    recipe = job.recipe
     rows = [job.sequences[i] for i in batch]
     n_tokens = sum(row.n_response_tokens for row in rows)
     total = 0.0
@@ -96,9 +96,7 @@ def _step(
         loss.backward()
         total += float(loss.detach())
     if not math.isfinite(total):
-        raise TrainingDiverged(
-            f"adapter {job.spec.name} has loss {total} at learning_rate={recipe.learning_rate}; lower recipe.learning_rate"
-        )
+        raise TrainingDiverged(f"adapter {job.name} has loss {total} at learning_rate={recipe.learning_rate}; lower recipe.learning_rate")
     torch.nn.utils.clip_grad_norm_(optimiser.param_groups[0]["params"], recipe.max_grad_norm)
     optimiser.param_groups[0]["lr"] = rate
     optimiser.step()
@@ -127,11 +125,11 @@ def _val_loss(model: PeftModel, job: TrainingJob, *, micro_batch: int, pad_id: i
 
 def _with_adapter(base: BaseModel, job: TrainingJob) -> PeftModel:
     """Return the base with the job's adapter, initialised, over its frozen adapter."""
-    model: PeftModel = get_peft_model(base.model, lora_config(job.spec.recipe, base=base.name))  # pyright: ignore[reportAssignmentType]
+    model: PeftModel = get_peft_model(base.model, lora_config(job.recipe, base=base.name))  # pyright: ignore[reportAssignmentType]
     for name, parameter in model.named_parameters():
         if ".lora_A." in name:
             layer = name.removeprefix("base_model.model.").partition(".lora_A.")[0]
-            parameter.data.copy_(initial_a(layer, rank=parameter.shape[0], d_in=parameter.shape[1], seed=job.spec.recipe.seed))
+            parameter.data.copy_(initial_a(layer, rank=parameter.shape[0], d_in=parameter.shape[1], seed=job.recipe.seed))
     if job.init_from is not None:
         set_peft_model_state_dict(model, load_file(job.init_from / "adapter_model.safetensors"))
     if job.frozen_adapter is not None:
@@ -170,7 +168,7 @@ def _restore(model: PeftModel, optimiser: torch.optim.Optimizer, job: TrainingJo
                 "exp_avg": saved.first_moments[_layer_tensor_name(name)].to(parameter.device),
                 "exp_avg_sq": saved.second_moments[_layer_tensor_name(name)].to(parameter.device),
             }
-    log.info("%s resumes after step %d of %d", job.spec.name, len(saved.losses), job.total_steps)
+    log.info("%s resumes after step %d of %d", job.name, len(saved.losses), job.total_steps)
     return list(saved.losses), list(saved.val_losses), saved.best
 
 

@@ -5,11 +5,11 @@ from typing import Protocol
 
 import numpy as np
 
-from clusterlora.evaluation.decoder_inference import DecoderInference
-from clusterlora.evaluation.generate import Question, Reply, generate, reference_nll
-from clusterlora.models.base import BaseModel
-from clusterlora.models.decoder import decoder_of
-from clusterlora.models.stacked import StackedModel, Weights
+from clusterlora.engine.base import BaseModel
+from clusterlora.engine.decoder import decoder_of
+from clusterlora.engine.decoder_inference import DecoderInference
+from clusterlora.engine.generation import Question, Reply, generate, reference_nll
+from clusterlora.engine.stacked import StackedModel, Weights
 
 
 class InferenceBackend(Protocol):

@@ -3,35 +3,35 @@
 import logging
 from collections.abc import Iterator, Sequence
 
+from clusterlora.engine import reference, training_loop
+from clusterlora.engine.base import BaseModel
+from clusterlora.engine.job import TrainingJob, TrainingResult
+from clusterlora.engine.progress import Progress
+from clusterlora.engine.stacked_lora import targeted_layers
 from clusterlora.errors import BadSettings
-from clusterlora.models.base import BaseModel
-from clusterlora.ports.run_log import RunLog
-from clusterlora.training import engine, reference
-from clusterlora.training.job import TrainingJob, TrainingResult
-from clusterlora.training.stacked_lora import targeted_layers
 
 log = logging.getLogger(__name__)
 
 
 def train(
-    base: BaseModel, jobs: Sequence[TrainingJob], *, micro_batch: int, run_log: RunLog, checkpointing: bool = False
+    base: BaseModel, jobs: Sequence[TrainingJob], *, micro_batch: int, run_log: Progress, checkpointing: bool = False
 ) -> Iterator[TrainingResult]:
-    """Train a group and yield each adapter as soon as it is finished; see `engine.train` for the arguments and errors."""
+    """Train a group and yield each adapter as soon as it is finished; see `training_loop.train` for the arguments and errors."""
     reason = _why_not_stacked(base, jobs)
     if reason is None:
-        return engine.train(base, jobs, micro_batch=micro_batch, run_log=run_log, checkpointing=checkpointing)
+        return training_loop.train(base, jobs, micro_batch=micro_batch, run_log=run_log, checkpointing=checkpointing)
     log.warning("training %d adapters one after another with PEFT: %s", len(jobs), reason)
     return reference.train(base, jobs, micro_batch=micro_batch, run_log=run_log)
 
 
 def _why_not_stacked(base: BaseModel, jobs: Sequence[TrainingJob]) -> str | None:
     """Return why these jobs cannot be trained in one stack; None if they can."""
-    if jobs[0].spec.kind == "prefix":
+    if jobs[0].kind == "prefix":
         return None
-    if len({job.spec.recipe.target_modules for job in jobs}) > 1:
+    if len({job.recipe.target_modules for job in jobs}) > 1:
         return "they have different target modules"
     try:
-        targeted_layers(base.model, jobs[0].spec.recipe.target_modules)
+        targeted_layers(base.model, jobs[0].recipe.target_modules)
     except BadSettings as error:
         return str(error)
     return None

@@ -12,9 +12,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from clusterlora.evaluation.prefix_sharing import PrefillSequence, PrefixKey
-from clusterlora.models.decoder import Decoder
-from clusterlora.models.packing import Segment
+from clusterlora.engine.decoder import Decoder
+from clusterlora.engine.packing import Segment
+from clusterlora.engine.prefix_sharing import PrefillSequence, PrefixKey
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,10 +10,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from clusterlora.models.cuda_graphs import bucket_size
-from clusterlora.models.decoder import Decoder
-from clusterlora.models.packing import PackedBatch, Padding, Segment, pack_batch
-from clusterlora.training.batch import RowSlots, TrainingBatch
+from clusterlora.engine.batch import RowSlots, TrainingBatch
+from clusterlora.engine.cuda_graphs import bucket_size
+from clusterlora.engine.decoder import Decoder
+from clusterlora.engine.packing import PackedBatch, Padding, Segment, pack_batch
 
 
 @dataclass(frozen=True, slots=True)

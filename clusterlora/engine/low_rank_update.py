@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from clusterlora.models.packing import Segment, single_segment
+from clusterlora.engine.packing import Segment, single_segment
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ slot k = slot[b], scale s = alpha / r and dropout mask m folded into A,
 
     A_b = s A_k * m_b         dA_k += s m_b * dA_b      dB_k += dB_b
 
-with the products of `models.low_rank_update` for each row. Rows of different slots never interact, so K adapters trained together equal K
+with the products of `engine.low_rank_update` for each row. Rows of different slots never interact, so K adapters trained together equal K
 adapters trained alone. Parameters and gradients of slot k are row k of two matrices [K, n]; A and B^T are views of them, and the
 backward pass accumulates into the gradient's rows directly.
 Source: Hu et al. 2021, LoRA (arXiv 2106.09685); batching over adapters as in S-LoRA (arXiv 2311.03285), here for training.
@@ -20,11 +20,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from clusterlora.engine.batch import RowSlots
+from clusterlora.engine.job import initial_a
+from clusterlora.engine.low_rank_update import LowRankUpdate
+from clusterlora.engine.packing import Segment
 from clusterlora.errors import BadSettings
-from clusterlora.models.low_rank_update import LowRankUpdate
-from clusterlora.models.packing import Segment
-from clusterlora.training.batch import RowSlots
-from clusterlora.training.job import initial_a
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,39 +11,41 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from clusterlora.data.prompts import TokenSequence
-from clusterlora.settings import Recipe
-from clusterlora.values import AdapterSpec
+from clusterlora.engine.sequences import TokenSequence
+from clusterlora.recipe import AdapterKind, Recipe
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingJob:
-    """One adapter to train. `scratch` holds its checkpoints; `init_from` and `frozen_adapter` are PEFT folders.
+    """One adapter to train, on token sequences. `scratch` holds its checkpoints; `init_from` and `frozen_adapter` are PEFT folders.
 
-    The loss on `val` is computed after every epoch if the recipe has patience.
+    `key` identifies everything that it is trained from; a checkpoint of another key is refused. The loss on `val` is computed after every
+    epoch if the recipe has patience.
     """
 
     key: str
-    spec: AdapterSpec
+    name: str
+    recipe: Recipe
     sequences: tuple[TokenSequence, ...]
     scratch: Path
     init_from: Path | None = None
     frozen_adapter: Path | None = None
     val: tuple[TokenSequence, ...] = ()
+    kind: AdapterKind = "lora"
 
     def __post_init__(self) -> None:
-        if self.spec.recipe.patience and not self.val:
-            raise ValueError(f"recipe.patience={self.spec.recipe.patience} needs val dialogues, but {self.spec.name} has none")
+        if self.recipe.patience and not self.val:
+            raise ValueError(f"recipe.patience={self.recipe.patience} needs val dialogues, but {self.name} has none")
 
     @property
     def steps_per_epoch(self) -> int:
         """Optimiser steps per epoch."""
-        return math.ceil(len(self.sequences) / self.spec.recipe.batch_size)
+        return math.ceil(len(self.sequences) / self.recipe.batch_size)
 
     @property
     def total_steps(self) -> int:
         """Optimiser steps of all epochs."""
-        return self.steps_per_epoch * self.spec.recipe.epochs
+        return self.steps_per_epoch * self.recipe.epochs
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +88,8 @@ def out_of_patience(recipe: Recipe, val_losses: Sequence[float]) -> bool:
 
 def batches(job: TrainingJob, epoch: int) -> list[list[int]]:
     """Return the indices into `job.sequences` of each optimiser step of an epoch: a permutation drawn from seed and epoch."""
-    order = np.random.default_rng([job.spec.recipe.seed, epoch]).permutation(len(job.sequences)).tolist()
-    size = job.spec.recipe.batch_size
+    order = np.random.default_rng([job.recipe.seed, epoch]).permutation(len(job.sequences)).tolist()
+    size = job.recipe.batch_size
     return [order[start : start + size] for start in range(0, len(order), size)]
 
 
