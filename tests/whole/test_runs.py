@@ -3,9 +3,7 @@
 import os
 import signal
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from contextvars import copy_context
 from pathlib import Path
 from typing import Any, cast
@@ -13,8 +11,7 @@ from uuid import UUID
 
 import pytest
 from prefect import flow
-from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 from prefect.client.schemas.objects import FlowRun
 from prefect.deployments import run_deployment
@@ -27,7 +24,7 @@ from clusterlora.recipe import Recipe
 from clusterlora.requests import TrainingGroup
 from clusterlora.settings import GateSettings, RuntimeSettings, Study
 from clusterlora.wiring import from_environment
-from tests.fixtures.prefect import CHECKOUT
+from tests.fixtures.prefect import own_worker
 from tests.fixtures.runs import (
     attempts,
     launch,
@@ -40,7 +37,6 @@ from tests.fixtures.runs import (
     train_here,
     wait_for,
 )
-from tests.fixtures.session import start_process
 
 # MLflow warns of its own type hints when its model flavours are imported.
 pytestmark = [pytest.mark.timeout(900), pytest.mark.filterwarnings("ignore:.*AnyType:UserWarning")]
@@ -57,39 +53,6 @@ def group(study: Study, name: str, site: dict[str, str]) -> TrainingGroup:
     return next(group for wave in step.waves for group in wave if group.name == name)
 
 
-@contextmanager
-def cramped_worker(pool: str, site: dict[str, str]) -> Iterator[None]:
-    """Have runs of a pool of its own trained with little memory inside the block."""
-    with get_client(sync_client=True) as client:
-        template = client.read_work_pool("gpu").base_job_template
-        command = f"{sys.executable} -m deployments.fork_server {CRAMPED} flows.train.train {MEGABYTES}"
-        template["job_configuration"]["command"] = command
-        template["variables"]["properties"].pop("command", None)
-        client.create_work_pool(WorkPoolCreate(name=pool, type="process", base_job_template=template))
-        _deploy_training(client, pool)
-    log = Path(site["CLUSTERLORA_HOME"]) / f"worker-{pool}.log"
-    command = [sys.executable, "-m", "prefect", "worker", "start", "--type", "process", "--limit", "1", "--pool", pool]
-    worker = start_process(command, log=log, cwd=CHECKOUT, environment=site)
-    try:
-        yield
-    finally:
-        os.killpg(worker.pid, signal.SIGKILL)
-        worker.wait()
-
-
-def _deploy_training(client: SyncPrefectClient, pool: str) -> None:
-    """Deploy what trains for another pool, as a study that names the pool asks for it."""
-    deployment = client.read_deployment_by_name("train/train")
-    client.create_deployment(
-        deployment.flow_id,
-        name=f"train-{pool}",
-        entrypoint=deployment.entrypoint,
-        work_pool_name=pool,
-        parameter_openapi_schema=deployment.parameter_openapi_schema,
-        pull_steps=deployment.pull_steps,
-    )
-
-
 def test_out_of_memory_is_retried_in_the_ui_with_half_the_micro_batch(site: dict[str, str], people: Path, deep_base: Path):
     from tasks.fan_out import train_all
 
@@ -102,7 +65,8 @@ def test_out_of_memory_is_retried_in_the_ui_with_half_the_micro_batch(site: dict
         for name in ("unified", "cluster-00"):
             train_all(study.name, [group(study, name, site)])
 
-    with cramped_worker("gpu-cramped", site):
+    command = f"{sys.executable} -m deployments.fork_server {CRAMPED} flows.train.train {MEGABYTES}"
+    with own_worker("gpu-cramped", site, flows=("train",), command=command):
         parent()
 
     tried = attempts(study, "unified")
