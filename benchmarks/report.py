@@ -10,7 +10,7 @@ from benchmarks.measure import Speedup
 from benchmarks.scaling import ScalingPoint
 from clusterlora.durable import write_durably
 from clusterlora.errors import BadSettings
-from clusterlora.evaluation.markdown import table
+from clusterlora.evaluation.markdown import markdown_table
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +140,7 @@ def as_markdown(results: Results, file: str = "benchmarks.json") -> str:
     facts |= results.versions
     sections += [
         "## Machine and versions",
-        table(("", ""), [(name.replace("_", " "), str(value)) for name, value in facts.items()], right=(False, False)),
+        markdown_table(("", ""), [(name.replace("_", " "), str(value)) for name, value in facts.items()], right=(False, False)),
         "## Commands",
         "\n".join(["```sh", *results.command.split("; "), "```"]),
     ]
@@ -165,7 +165,7 @@ def _ratio_table(rows: Sequence[Speedup]) -> str:
         )
         for row in rows
     ]
-    return table(header, cells, right=(False, False, True, True, True, True, False, True, True, True, True))
+    return markdown_table(header, cells, right=(False, False, True, True, True, True, False, True, True, True, True))
 
 
 def _scaling_table(points: Sequence[ScalingPoint]) -> str:
@@ -181,7 +181,9 @@ def _scaling_table(points: Sequence[ScalingPoint]) -> str:
         )
         for point in points
     ]
-    return table(("what", "n", "rate", "unit", "seconds", "MiB added", "MFU"), cells, right=(False, True, True, False, True, True, True))
+    return markdown_table(
+        ("what", "n", "rate", "unit", "seconds", "MiB added", "MFU"), cells, right=(False, True, True, False, True, True, True)
+    )
 
 
 def _rate(value: float) -> str:

@@ -16,7 +16,7 @@ from clusterlora.comparison.sentence import OUTCOMES
 from clusterlora.config import PRESETS
 from clusterlora.durable import write_durably
 from clusterlora.errors import BadData, ClusterLoraError
-from clusterlora.evaluation.markdown import cell, table
+from clusterlora.evaluation.markdown import cell, markdown_table
 from clusterlora.evaluation.metrics import METRICS
 from clusterlora.gate.report import markdown as verdict_markdown
 from clusterlora.metadata import TruthAgreement
@@ -157,7 +157,7 @@ def criteria(summary: Document) -> str:
         for name in names
         for criterion, value, met in judged(methods[name], summary)
     ]
-    return table(("method", "asked", "reached on test items", "verdict"), rows, right=(False, False, True, False))
+    return markdown_table(("method", "asked", "reached on test items", "verdict"), rows, right=(False, False, True, False))
 
 
 def judged(record: Document, summary: Document) -> Iterator[tuple[str, str, bool]]:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from clusterlora.evaluation.markdown import table
+from clusterlora.evaluation.markdown import markdown_table
 
 MILLION = 1_000_000
 DIALOGUES, ITEMS, SCORES = 50, 10, 3
@@ -89,7 +89,9 @@ def _measurements(measured: Mapping[str, Any]) -> list[str]:
         f"The machine had {measured['cores']} cores and a load of {measured['load_before']} before. Wall time depends on that load,",
         "so costs are the processor time of the writing processes, without the servers'.",
         "",
-        table(("where", "what", "how many", "processor ms each", "wall seconds in total"), rows, right=(False, False, True, True, True)),
+        markdown_table(
+            ("where", "what", "how many", "processor ms each", "wall seconds in total"), rows, right=(False, False, True, True, True)
+        ),
         "",
         f"Errors that reached a writer: {len(errors) or 'none'}{'' if not errors else ', the first: ' + errors[0]}. Read back afterwards:",
         f"{', '.join(stored)};",
@@ -118,7 +120,7 @@ def _plan(measured: Mapping[str, Any], benchmarks: Path) -> list[str]:
         f"From the costs above (PostgreSQL) and the training rates in [{benchmarks.stem}.md]({benchmarks.stem}.md).",
         "Hours are of one process; divide by the number of writers or trainers.",
         "",
-        table(
+        markdown_table(
             ("what", "how many", "hours", "shared by"),
             [(w, f"{n:,}", f"{h:,.1f}", of) for w, n, h, of in hours],
             right=(False, True, True, False),

@@ -38,7 +38,7 @@ def load_or_create(home: Path) -> Passwords:
     file = home / _FILE
     if not file.is_file():
         private_files.make_folder(home)
-        private_files.write(file, json.dumps(asdict(Passwords(*(secrets.token_hex(24) for _ in SERVERS)))))
+        private_files.write_private(file, json.dumps(asdict(Passwords(*(secrets.token_hex(24) for _ in SERVERS)))))
     by_server = json.loads(file.read_text(encoding="utf-8"))
     return Passwords(*(by_server[server] for server in SERVERS))
 
@@ -50,7 +50,7 @@ def create_login_token(home: Path) -> str:
         if _expired(file):
             file.unlink(missing_ok=True)
     for server in SERVERS:
-        private_files.write(_token_file(home, server, token), "")
+        private_files.write_private(_token_file(home, server, token), "")
     return token
 
 

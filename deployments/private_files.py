@@ -29,7 +29,7 @@ def make_folder(path: Path) -> Path:
     return path
 
 
-def write(file: Path, text: str) -> None:
+def write_private(file: Path, text: str) -> None:
     """Write a file atomically and durably, readable by its owner only."""
     write_durably(file, text.encode(), mode=0o600)
 

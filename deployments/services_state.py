@@ -50,7 +50,7 @@ class ServicesState:
     def save(self, home: Path) -> None:
         """Write the state to disk, without users that died."""
         self.users = {name: process for name, process in self.users.items() if processes.alive(process)}
-        private_files.write(home / _FILE, json.dumps(asdict(self), indent=2))
+        private_files.write_private(home / _FILE, json.dumps(asdict(self), indent=2))
 
 
 def load(home: Path) -> ServicesState:

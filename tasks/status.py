@@ -6,7 +6,7 @@ from pathlib import Path
 from prefect.artifacts import create_markdown_artifact
 
 from clusterlora.engine.memory import format_bytes
-from clusterlora.evaluation.markdown import table
+from clusterlora.evaluation.markdown import markdown_table
 from clusterlora.planning.study_state import StudyState, read_state
 from tasks.run_log import artifact_key, duration
 from tasks.study_task import TaskContext, study_task
@@ -68,7 +68,7 @@ def _timeline(state: StudyState) -> Iterator[str]:
     yield ""
     yield "Seconds of work, over all workers; expectations come from the pace so far."
     yield ""
-    yield table(("phase", "state", "took", "still expected", "detail"), rows, right=(False, False, True, True, False))
+    yield markdown_table(("phase", "state", "took", "still expected", "detail"), rows, right=(False, False, True, True, False))
 
 
 def _failed_attempts(state: StudyState) -> Iterator[str]:
@@ -85,4 +85,6 @@ def _failed_attempts(state: StudyState) -> Iterator[str]:
             )
             for a in attempts
         ]
-        yield table(("run", "attempt", "micro-batch", "peak memory", "ended", "why"), rows, right=(False, True, True, True, False, False))
+        yield markdown_table(
+            ("run", "attempt", "micro-batch", "peak memory", "ended", "why"), rows, right=(False, True, True, True, False, False)
+        )

@@ -114,9 +114,9 @@ def _print_summary(summary: "DataSummary") -> None:
 @study_options
 def synthesize(folder: Path, as_json: bool, **options: Any) -> None:
     """Write synthetic personas to FOLDER: characters, routines, sessions, and the planted ground truth."""
-    from clusterlora.data.synthetic import generate, write
+    from clusterlora.data.synthetic import generate, write_population
 
     settings = study_from(options).data.synthetic
-    write(generate(settings), folder)
+    write_population(generate(settings), folder)
     record = {"folder": str(folder), "personas": sum(settings.cluster_sizes), "dialogues": settings.dialogues}
     click.echo(json.dumps(record) if as_json else "wrote {personas} personas with {dialogues} dialogues each to {folder}".format(**record))

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from clusterlora.comparison.new_personas import Gain, NewPersonas, RuleOutcome
-from clusterlora.evaluation.markdown import table
+from clusterlora.evaluation.markdown import markdown_table
 from clusterlora.evaluation.metrics import METRICS
 
 HEADER = ("rule", "examples", "personas", "gain", "95% interval", "NLL gain", "95% interval ", "leave unified", "into their own cluster")
@@ -73,7 +73,7 @@ def basis(curve: NewPersonas) -> str:
 
 def markdown(curve: NewPersonas) -> str:
     """Return the curve as a section of the summary."""
-    return f"\n## A new persona\n\n**{sentence(curve)}**\n\n{table(HEADER, list(rows(curve)), right=NUMERIC)}\n{basis(curve)}\n"
+    return f"\n## A new persona\n\n**{sentence(curve)}**\n\n{markdown_table(HEADER, list(rows(curve)), right=NUMERIC)}\n{basis(curve)}\n"
 
 
 def off(held_out_share: float | None) -> str:

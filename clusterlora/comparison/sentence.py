@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from clusterlora.comparison.result import Comparison, Contrast, MethodResult, PairedDifference, ShownOutcome
-from clusterlora.comparison.roles import SAME_GROUPS_AT_RANDOM, can_win
+from clusterlora.comparison.roles import can_win, deciding_control
 from clusterlora.evaluation.metrics import METRICS
 from clusterlora.methods import METHODS
 
@@ -52,20 +52,20 @@ def _outcome(comparison: Comparison) -> str:
 def _claim(comparison: Comparison) -> str:
     """Return whether the champion's gain is due to personalisation, which is claimed only if the champion beats its control."""
     champion = comparison.champion
-    control = SAME_GROUPS_AT_RANDOM.get(champion)
-    contrast = comparison.contrast(champion, control) if control else None
+    control = deciding_control(champion)
     if control is None:
         return "no control of this study tests whether that is because of who the people are"
+    cause, contrast = METHODS[control].cause, comparison.contrast(champion, control)
     if contrast is None:
-        return f"without the control {control} nothing tests whether that is because the people of a cluster are alike"
+        return f"without the control {control} nothing tests whether that is because {cause}"
     if contrast.difference.outcome == "better":
-        return f"and because the people of a cluster are alike: {_contrast(comparison, contrast)}"
-    return f"that this is because the people of a cluster are alike is not shown: {_contrast(comparison, contrast)}"
+        return f"and because {cause}: {_contrast(comparison, contrast)}"
+    return f"that this is because {cause} is not shown: {_contrast(comparison, contrast)}"
 
 
 def _contrasted(comparison: Comparison) -> Iterator[str]:
     """Yield a sentence per method with contrasts, except the one that the claim is about."""
-    claim = (comparison.champion, SAME_GROUPS_AT_RANDOM.get(comparison.champion)) if comparison.reference else None
+    claim = (comparison.champion, deciding_control(comparison.champion)) if comparison.reference else None
     for method in dict.fromkeys((comparison.champion, *(contrast.method for contrast in comparison.contrasts))):
         clauses = [c for c in comparison.contrasts if c.method == method and (c.method, c.other) != claim]
         if clauses:

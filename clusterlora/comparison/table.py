@@ -18,7 +18,7 @@ from rich.text import Text
 from clusterlora.comparison.breakdown import cluster_records, persona_records
 from clusterlora.comparison.result import Comparison, MethodResult, PairedDifference
 from clusterlora.durable import write_durably
-from clusterlora.evaluation.markdown import table
+from clusterlora.evaluation.markdown import markdown_table
 from clusterlora.evaluation.metrics import METRICS
 from clusterlora.values import EvaluationRow
 
@@ -64,7 +64,7 @@ def markdown(comparison: Comparison) -> str:
     ]
     return (
         f"**{comparison.sentence}**\n\n"
-        + table(header, rows, right=(False, *(True for _ in header[1:-1]), False))
+        + markdown_table(header, rows, right=(False, *(True for _ in header[1:-1]), False))
         + f"\n{legend(comparison)}\n\n"
         + _section(
             "Champion and clusters beside their controls and the runner-up, p corrected over these:",
@@ -73,12 +73,12 @@ def markdown(comparison: Comparison) -> str:
         )
         + _section(CLUSTERS_NOTE, *cluster_rows(comparison), ())
         + f"The scale, in {metric.label}:\n\n"
-        + table(("point", "what it scores", comparison.headline), points, right=(False, False, True))
+        + markdown_table(("point", "what it scores", comparison.headline), points, right=(False, False, True))
         + "\nWhere each method lies on it (0 at the floor, 1 at the ceiling), and its worst personas: the worst one, the worst one once "
         "means are shrunk for their few items, and the 5th percentile:\n\n"
-        + table(("method", "normalised", "worst_persona", "worst_shrunken", "p5"), tails, right=(False, True, True, True, True))
+        + markdown_table(("method", "normalised", "worst_persona", "worst_shrunken", "p5"), tails, right=(False, True, True, True, True))
         + f"\n{metric.label[0].upper()}{metric.label[1:]} by cluster (personas in it):\n\n"
-        + table(("method", *clusters), by_cluster, right=(False, *(True for _ in clusters)))
+        + markdown_table(("method", *clusters), by_cluster, right=(False, *(True for _ in clusters)))
     )
 
 
@@ -130,7 +130,7 @@ def cluster_rows(comparison: Comparison) -> tuple[tuple[str, ...], list[tuple[st
 
 def _section(words: str, header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[bool]) -> str:
     """Return a table below a sentence; an empty string without rows."""
-    return f"{words}\n\n{table(header, rows, right=right or (False, *(True for _ in header[1:])))}\n" if rows else ""
+    return f"{words}\n\n{markdown_table(header, rows, right=right or (False, *(True for _ in header[1:])))}\n" if rows else ""
 
 
 def _interval(comparison: Comparison, low: float, high: float) -> str:

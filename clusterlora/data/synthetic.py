@@ -87,7 +87,7 @@ def planted(settings: SyntheticSettings) -> Truth:
     return Truth(tuple((f"persona_{number:03d}", cluster) for number, cluster in enumerate(clusters)))
 
 
-def write(population: SyntheticPopulation, folder: Path) -> None:
+def write_population(population: SyntheticPopulation, folder: Path) -> None:
     """Write characters.jsonl, routines.jsonl, sessions.jsonl and truth.json."""
     _write_lines(folder / "characters.jsonl", population.characters)
     _write_lines(folder / "routines.jsonl", population.routines)

@@ -13,7 +13,7 @@ def cell(text: str) -> str:
     return _TAG.sub("&lt;", one_line.translate(_ESCAPES))
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[bool]) -> str:
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[bool]) -> str:
     """Return a table with escaped cells; `right` marks right-aligned columns."""
     lines = [
         "| " + " | ".join(cell(name) for name in header) + " |",

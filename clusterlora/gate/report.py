@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from clusterlora.evaluation.markdown import cell, table
+from clusterlora.evaluation.markdown import cell, markdown_table
 from clusterlora.values import Criterion, Verdict
 
 
@@ -15,7 +15,7 @@ def markdown(verdict: Verdict) -> str:
         f"Adapter **{cell(verdict.adapter)}**, rung **{cell(verdict.rung)}**, judged on {verdict.n_items} val items "
         f"of {verdict.n_personas} personas against unified on the same items. "
         "Numbers are percent; a difference is in points.\n\n"
-        + table(
+        + markdown_table(
             ("criterion", "value", "95% interval", "asked", "verdict", "why"),
             [_row(criterion) for criterion in verdict.criteria],
             right=(False, True, True, True, False, False),
@@ -33,7 +33,9 @@ def ending(verdicts: Sequence[Verdict], rung: str) -> str:
     """
     tried = [verdict.rung for verdict in verdicts]
     if any(verdict.passed for verdict in verdicts):
-        return f"The cluster adapters are those of rung {rung}, which passed the gate as number {tried.index(rung) + 1} of those tried."
+        refused = tried[: tried.index(rung)]
+        after = f" after {_enumerated(refused)} {'were' if len(refused) > 1 else 'was'} refused" if refused else ""
+        return f"The cluster adapters are those of rung {rung}, which passed the gate{after}."
     refused = f"all {len(tried)} rungs" if len(tried) > 1 else "the only rung"
     return f"The gate refused {refused}; the cluster adapters are those of rung {rung}."
 
@@ -65,3 +67,8 @@ def _row(criterion: Criterion) -> tuple[str, ...]:
         "pass" if criterion.passed else "fail",
         criterion.explanation,
     )
+
+
+def _enumerated(names: Sequence[str]) -> str:
+    """Return the names as in a sentence: a, b and c."""
+    return " and ".join((*([", ".join(names[:-1])] if len(names) > 1 else []), names[-1]))

@@ -20,7 +20,7 @@ from clusterlora.methods.unified_longer import unified_longer
 METHODS: Catalog[Method] = Catalog(
     "method",
     {
-        "baseline": Method(baseline),
+        "baseline": Method(baseline, is_base=True),
         "few_shot": Method(few_shot),
         "unified": Method(unified),
         "per_persona": Method(per_persona),
@@ -31,7 +31,13 @@ METHODS: Catalog[Method] = Catalog(
         "prefix": Method(prefix),
         "selective_routing": Method(selective_routing),
         "imported_cluster": Method(imported_cluster),
-        "random_cluster": Method(random_cluster, is_control=True, contrast_with="cluster", phrase="a random partition of the same sizes"),
+        "random_cluster": Method(
+            random_cluster,
+            is_control=True,
+            contrast_with="cluster",
+            phrase="a random partition of the same sizes",
+            cause="the people of a cluster are alike",
+        ),
         "unified_longer": Method(unified_longer, is_control=True, contrast_with="cluster", phrase="unified trained for the same steps"),
         "baseline_described": Method(baseline_described, is_control=True),
         "unified_described": Method(

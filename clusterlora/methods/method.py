@@ -35,18 +35,24 @@ class Method:
     """An entry of METHODS: a method's plan, and its role in a comparison.
 
     A control explains where the gain of other methods comes from; it is never the champion, nor an arm of another method. With
-    `contrast_with`, the verdict states how much of that method's gain remains over this one, which it calls by its `phrase`.
+    `contrast_with`, the verdict states how much of that method's gain remains over this one, which it calls by its `phrase`. With a
+    `cause`, only a win over this control shows that the gain has this cause, for example that "the people of a cluster are alike".
+    `is_base` is the base model without adapters: it is compared, and never the champion.
     """
 
     plan: Callable[[StudyView], MethodPlan]
     is_control: bool = False
     contrast_with: str | None = None
     phrase: str = ""
+    cause: str = ""
+    is_base: bool = False
 
     def __post_init__(self) -> None:
-        """Raise ValueError for a contrast without a phrase, or with a method that is not a control."""
+        """Raise ValueError for a contrast without a phrase, a cause without a contrast, or a contrast with a method that is no control."""
         if bool(self.contrast_with) != bool(self.phrase):
             raise ValueError(f"contrast_with={self.contrast_with!r} and phrase={self.phrase!r} belong together; give both or neither")
+        if self.cause and not self.contrast_with:
+            raise ValueError(f"cause={self.cause!r} is of the gain of a method; name it with contrast_with")
         if self.contrast_with and not self.is_control:
             raise ValueError(f"contrast_with={self.contrast_with!r}: methods are contrasted with controls; say is_control=True")
 

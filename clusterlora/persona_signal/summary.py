@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from clusterlora.evaluation.markdown import table
+from clusterlora.evaluation.markdown import markdown_table
 from clusterlora.persona_signal.measure import PersonaSignal, Recognition
 
 LITTLE = 0.005
@@ -42,9 +42,9 @@ def markdown(signal: PersonaSignal) -> str:
     """Return the verdict, its tables, and how they were measured."""
     return (
         f"**{verdict(signal)}**\n\n"
-        + table(("recognised", "correct", "95% interval", "chance"), list(recognitions(signal)), right=(False, True, True, True))
+        + markdown_table(("recognised", "correct", "95% interval", "chance"), list(recognitions(signal)), right=(False, True, True, True))
         + "\n"
-        + table(("", "value"), list(shares(signal)), right=(False, True))
+        + markdown_table(("", "value"), list(shares(signal)), right=(False, True))
         + f"\n{basis(signal)}\n"
     )
 

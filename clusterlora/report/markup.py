@@ -28,7 +28,7 @@ def script_hash(source: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()}'"
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[str]], *, numeric: Sequence[bool], caption: str) -> str:
+def html_table(header: Sequence[str], rows: Iterable[Sequence[str]], *, numeric: Sequence[bool], caption: str) -> str:
     """Return a table of HTML cells; plain text must be escaped by `text` first."""
     kinds = ['class="number"' if is_number else "" for is_number in numeric]
     head = "".join(f'<th scope="col" {kind}>{cell}</th>' for cell, kind in zip(header, kinds, strict=True))

@@ -12,7 +12,7 @@ from clusterlora.persona_signal.measure import PersonaSignal
 from clusterlora.persona_signal.summary import basis, recognitions, shares
 from clusterlora.persona_signal.summary import verdict as verdict_on_signal
 from clusterlora.report.data import ReportData
-from clusterlora.report.markup import interval_mark, pairs, table, text
+from clusterlora.report.markup import html_table, interval_mark, pairs, text
 from clusterlora.values import Clustering, Criterion, Verdict
 
 UNSTABLE = 0.5
@@ -70,7 +70,7 @@ def signal(measured: PersonaSignal) -> str:
     rows = [[text(cell) for cell in row] for row in recognitions(measured)]
     return (
         f'<p class="sentence">{text(verdict_on_signal(measured))}</p>'
-        + table(["recognised", "correct", "95% interval", "chance"], rows, numeric=[False, True, True, True], caption="recognition")
+        + html_table(["recognised", "correct", "95% interval", "chance"], rows, numeric=[False, True, True, True], caption="recognition")
         + pairs(shares(measured))
         + f'<p class="lead">{text(basis(measured))}</p>'
     )
@@ -84,7 +84,7 @@ def new_personas(data: ReportData) -> str:
     rows = [[text(cell) for cell in row] for row in new_personas_words.rows(results)]
     return (
         f'<p class="sentence">{text(new_personas_words.sentence(results))}</p>'
-        + table(new_personas_words.HEADER, rows, numeric=new_personas_words.NUMERIC, caption="new personas")
+        + html_table(new_personas_words.HEADER, rows, numeric=new_personas_words.NUMERIC, caption="new personas")
         + f'<p class="lead">{text(new_personas_words.basis(results))}</p>'
     )
 
@@ -94,7 +94,7 @@ def imported(data: ReportData) -> str:
     return (
         '<p class="lead">As the older scripts wrote them. Their items, answers and metrics are not this study\'s: '
         "these numbers are part of no statistic.</p>"
-        + table(
+        + html_table(
             ["file", "metric", "personas", "mean"],
             [[text(cell) for cell in row] for row in data.imported],
             numeric=[False, False, True, True],
@@ -149,7 +149,7 @@ def _contrasts(comparison: Comparison) -> str:
     if not rows:
         return ""
     cells = [[text(cell) for cell in row] for row in rows]
-    return "<h3>Beside controls and runner-up</h3>" + table(header, cells, numeric=CONTRAST_NUMERIC, caption="controls and runner-up")
+    return "<h3>Beside controls and runner-up</h3>" + html_table(header, cells, numeric=CONTRAST_NUMERIC, caption="controls and runner-up")
 
 
 def _by_clusters(comparison: Comparison) -> str:
@@ -158,7 +158,7 @@ def _by_clusters(comparison: Comparison) -> str:
     if not rows:
         return ""
     cells = [[text(cell) for cell in row] for row in rows]
-    return f'<h3>By cluster</h3><p class="note">{text(CLUSTERS_NOTE)}</p>' + table(
+    return f'<h3>By cluster</h3><p class="note">{text(CLUSTERS_NOTE)}</p>' + html_table(
         header, cells, numeric=[False, *(True for _ in header[1:])], caption="gains by cluster"
     )
 
@@ -208,7 +208,7 @@ def clusters(clustering: Clustering) -> str:
     return (
         warning
         + pairs(quality_pairs)
-        + table(["cluster", "personas", "who"], rows, numeric=[True, True, False], caption="clusters")
+        + html_table(["cluster", "personas", "who"], rows, numeric=[True, True, False], caption="clusters")
         + '<p class="note">Silhouette: 1 is well apart, 0 is touching. ari seeds and ari bootstraps: agreement (adjusted Rand index) with '
         "partitions of other seeds and of resampled answers; 0.8 and more is stable.</p>"
     )
@@ -235,7 +235,7 @@ def _rung(verdict: Verdict) -> str:
     return (
         f'<h3>{text(verdict.rung)} <span class="badge {"good" if verdict.passed else "bad"}">{outcome}</span></h3>'
         f'<p class="lead">{text(verdict.adapter)}, judged on {verdict.n_items} val items of {verdict.n_personas} personas.</p>'
-        + table(header, rows, numeric=[False, True, True, True, False, False, False], caption=f"gate, {verdict.rung}")
+        + html_table(header, rows, numeric=[False, True, True, True, False, False, False], caption=f"gate, {verdict.rung}")
         + "".join(f'<p class="lead">{text(note)}</p>' for note in verdict.notes)
     )
 
@@ -257,7 +257,7 @@ def costs(data: ReportData) -> str:
     """Return the cost of every method, the seconds by stage, and the attempts that failed."""
     rows = [[text(c.method), f"{c.n_adapters}", _bytes(c.n_bytes), f"{c.train_tokens:,}", f"{c.train_seconds:,.0f}"] for c in data.costs]
     header = ["method", "adapters that answer", "their size", "train tokens", "adapter-seconds"]
-    parts = [table(header, rows, numeric=[False, True, True, True, True], caption="costs")]
+    parts = [html_table(header, rows, numeric=[False, True, True, True, True], caption="costs")]
     parts.append(
         '<p class="note">Size is what must be kept to answer everybody. Tokens and seconds are those of every adapter that the method '
         "chose among, started from or was merged of; an adapter that methods share counts for each. Adapters trained side by side count "
@@ -265,14 +265,14 @@ def costs(data: ReportData) -> str:
     )
     if data.seconds_by_part:
         phases = [[text(name), f"{seconds:,.1f}"] for name, seconds in data.seconds_by_part]
-        timings = table(["stage", "seconds"], phases, numeric=[False, True], caption="seconds by stage")
+        timings = html_table(["stage", "seconds"], phases, numeric=[False, True], caption="seconds by stage")
         parts.append(f"<details><summary>Where the time went</summary>{timings}</details>")
     failed = [a for a in data.attempts if a.state not in ("running", "done")]
     if failed:
         cells = [[text(a.group), text(a.number), text(a.micro_batch), text(_words(a.state)), text(a.detail)] for a in failed]
         header = ["run", "attempt", "micro-batch", "ended", "why"]
         parts.append("<h3>Attempts that did not end well</h3>")
-        parts.append(table(header, cells, numeric=[False, True, True, False, False], caption="attempts that did not end well"))
+        parts.append(html_table(header, cells, numeric=[False, True, True, False, False], caption="attempts that did not end well"))
     return "".join(parts)
 
 

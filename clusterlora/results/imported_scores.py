@@ -1,6 +1,6 @@
 """Scores that older scripts left, shown beside a study's own and part of none of its statistics."""
 
-from clusterlora.evaluation.markdown import table
+from clusterlora.evaluation.markdown import markdown_table
 from clusterlora.metadata import ImportedScores
 
 CAUTION = (
@@ -22,4 +22,4 @@ def imported_rows(imported: ImportedScores | None) -> tuple[tuple[str, str, str,
 def imported_markdown(imported: ImportedScores | None) -> str:
     """Return the imported scores as a section of Markdown; empty without any."""
     rows = imported_rows(imported)
-    return f"\n## Imported scores\n\n{CAUTION}\n\n{table(HEADER, rows, right=(False, False, True, True))}" if rows else ""
+    return f"\n## Imported scores\n\n{CAUTION}\n\n{markdown_table(HEADER, rows, right=(False, False, True, True))}" if rows else ""

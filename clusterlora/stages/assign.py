@@ -19,7 +19,7 @@ from clusterlora.data.prompts import items
 from clusterlora.errors import BadData, UnknownName
 from clusterlora.evaluation.answer import Answerer, AnswerRequest
 from clusterlora.evaluation.assign import Choice, choose
-from clusterlora.evaluation.markdown import table
+from clusterlora.evaluation.markdown import markdown_table
 from clusterlora.models.model_cache import base_model, embedder
 from clusterlora.planning.ladder import GATED, REFERENCE
 from clusterlora.planning.study_state import StudyState, read_state
@@ -152,9 +152,9 @@ def markdown(study_name: str, assignments: Sequence[Assignment]) -> str:
     folders = [(a.adapter, a.model or "-", str(a.folder)) for a in adapters]
     return (
         f"# New personas of {study_name}\n\n"
-        + table(HEADER, [cells(a) for a in assignments], right=(False, True, True, True, True, False))
+        + markdown_table(HEADER, [cells(a) for a in assignments], right=(False, True, True, True, True, False))
         + f"\n{NOTE}\n\n"
-        + table(("adapter", "registered model", "PEFT folder"), folders, right=(False, False, False))
+        + markdown_table(("adapter", "registered model", "PEFT folder"), folders, right=(False, False, False))
     )
 
 

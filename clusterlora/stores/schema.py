@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import BigInteger, Column, Float, ForeignKey, Index, Integer, MetaData, Table, Text, TypeDecorator
 
-REVISION = "0009"
+REVISION = "0010"
 """The migration this code needs the database to be at."""
 
 # Named, so that a later migration can drop or alter a constraint on every backend.
@@ -138,7 +138,7 @@ attempts = Table(
     "attempts",
     metadata,
     _study_column(),
-    Column("pack", Text, key="group", primary_key=True),  # a training group, or a shard of an evaluation
+    Column("group", Text, primary_key=True),  # a training group, or a shard of an evaluation
     Column("number", Integer, primary_key=True),
     Column("micro_batch", Integer, nullable=False),
     Column("state", Text, nullable=False),

@@ -10,7 +10,7 @@ from hypothesis import given as examples_of
 from hypothesis import strategies as st
 
 from clusterlora.cli import main
-from clusterlora.data.synthetic import generate, write
+from clusterlora.data.synthetic import generate, write_population
 from clusterlora.errors import BadData, ClusterLoraError, UnknownName
 from clusterlora.evaluation.assign import choose
 from clusterlora.settings import SyntheticSettings
@@ -73,7 +73,7 @@ def test_nothing_of_the_new_personas_is_stored(planted: Planted) -> None:
 
 
 def test_personas_of_a_folder_are_named_by_line_and_are_new_to_the_study(planted: Planted, tmp_path: Path) -> None:
-    write(generate(SyntheticSettings(cluster_sizes=(1, 1), dialogues=3, seed=8)), tmp_path)
+    write_population(generate(SyntheticSettings(cluster_sizes=(1, 1), dialogues=3, seed=8)), tmp_path)
     assignments = assign("planted", data_at(str(tmp_path)), planted.stores, LOG)
     assert [a.persona_id for a in assignments] == ["new_000", "new_001"]
 

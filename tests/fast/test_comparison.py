@@ -656,7 +656,7 @@ def test_the_variance_of_training_seeds_is_in_the_interval():
 
 
 def test_the_sentence_says_how_the_gate_ended():
-    gate = "The cluster adapters are those of rung lower-lr, which passed the gate as number 2 of those tried."
+    gate = "The cluster adapters are those of rung lower-lr, which passed the gate after own was refused."
     comparison = compared(evaluation(FIVE), gate=gate)
     assert gate in comparison.sentence
     assert gate in markdown(comparison)

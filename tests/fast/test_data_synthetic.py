@@ -12,7 +12,7 @@ from clusterlora.data.duplicates import normalised_text
 from clusterlora.data.generator.home import DEVICES
 from clusterlora.data.generator.rules import Choice, Mood, Taste
 from clusterlora.data.load import load
-from clusterlora.data.synthetic import SyntheticPopulation, generate, write
+from clusterlora.data.synthetic import SyntheticPopulation, generate, write_population
 from clusterlora.errors import BadSettings
 from clusterlora.settings import DataSettings, SyntheticSettings
 from clusterlora.values import Dialogue
@@ -30,7 +30,7 @@ def dialogues(**settings: object) -> list[Dialogue]:
 
 def test_the_same_seed_writes_the_same_bytes_and_another_seed_others(tmp_path: Path) -> None:
     for folder, seed in (("one", 3), ("two", 3), ("other", 4)):
-        write(population(seed=seed), tmp_path / folder)
+        write_population(population(seed=seed), tmp_path / folder)
     for name in FILES:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
         assert (tmp_path / "one" / name).read_bytes() != (tmp_path / "other" / name).read_bytes()
@@ -42,7 +42,7 @@ def test_the_words_are_the_ones_the_embedded_base_model_has_learned() -> None:
 
 def test_written_people_are_read_back_by_the_edgewise_source(tmp_path: Path) -> None:
     people = population()
-    write(people, tmp_path)
+    write_population(people, tmp_path)
     read = load(DataSettings(source="edgewise", path=str(tmp_path), train=6, val=3, test=3))
     assert read.ids == people.dataset.ids
     for ours, theirs in zip(people.dataset.personas, read.personas, strict=True):
@@ -56,7 +56,7 @@ def test_clusters_have_the_sizes_asked_for_and_the_order_of_personas_does_not_re
     assert Counter(clusters) == {0: 16, 1: 52, 2: 25}
     assert clusters != sorted(clusters)
     assert tuple(people.truth.cluster_by_persona) == people.dataset.ids
-    write(people, tmp_path)
+    write_population(people, tmp_path)
     assert json.loads((tmp_path / "truth.json").read_text()) == {"cluster_by_persona": people.truth.cluster_by_persona}
     assert "cluster" not in "".join((tmp_path / name).read_text() for name in FILES[:3])
 

@@ -145,6 +145,16 @@ def test_every_module_of_the_reference_exists(page: Path) -> None:
         assert importlib.util.find_spec(module), f"{page.name} describes {module}"
 
 
+def test_the_reference_describes_every_part_of_the_core_but_the_command_line() -> None:
+    described = {
+        module.split(".")[1]
+        for page in DOCS.glob("reference/*.md")
+        for module in re.findall(r"^::: (clusterlora\..+)$", page.read_text(), re.MULTILINE)
+    }
+    parts = {path.stem for path in (REPOSITORY / "clusterlora").iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    assert parts - described == {"__init__", "cli"}
+
+
 @pytest.mark.parametrize(
     ("page", "catalog"), [("methods", METHODS), ("methods", ALGORITHMS), ("methods", METRICS), ("methods", CRITERIA), ("data", SOURCES)]
 )

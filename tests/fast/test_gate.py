@@ -271,7 +271,10 @@ def test_the_first_rung_is_judged_as_the_mission_says_and_later_ones_by_a_sign_t
 def test_how_the_gate_ended_names_the_rung():
     fails, passes = verdict(scores(0.7), scores(0.8, seed=1)), verdict(scores(0.88), scores(0.80, seed=1))
     tried = [replace(fails, rung="own"), replace(passes, rung="lower-lr")]
-    assert ending(tried, "lower-lr") == "The cluster adapters are those of rung lower-lr, which passed the gate as number 2 of those tried."
+    assert ending(tried, "lower-lr") == "The cluster adapters are those of rung lower-lr, which passed the gate after own was refused."
+    passed = ending([*tried[:1], replace(fails, rung="lower-lr"), replace(passes, rung="warm-start")], "warm-start")
+    assert passed.endswith("of rung warm-start, which passed the gate after own and lower-lr were refused.")
+    assert ending(tried[1:], "lower-lr") == "The cluster adapters are those of rung lower-lr, which passed the gate."
     assert ending(tried[:1], "own") == "The gate refused the only rung; the cluster adapters are those of rung own."
     refused = [*tried[:1], replace(fails, rung="warm-start")]
     assert ending(refused, "warm-start").startswith("The gate refused all 2 rungs; the cluster adapters are those of rung warm-start")

@@ -298,6 +298,32 @@ def test_a_contrast_is_with_a_control_and_has_words(contrast_with: str | None, p
         Method(lambda _view: MethodPlan("m", (), ()), contrast_with=contrast_with, phrase=phrase)
 
 
+def test_a_cause_is_of_the_gain_over_a_control() -> None:
+    with pytest.raises(ValueError, match="name it with contrast_with"):
+        Method(lambda _view: MethodPlan("m", (), ()), is_control=True, cause="neighbours are alike")
+
+
+def test_the_claim_for_a_method_comes_from_the_entry_of_its_control(monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = Method(
+        lambda _view: MethodPlan("m", (), ()),
+        is_control=True,
+        contrast_with="hybrid",
+        phrase="neighbours in pairs",
+        cause="everybody is answered by themselves",
+    )
+    monkeypatch.setitem(METHODS, "pairs", entry)
+    means = {"unified": 0.4, "hybrid": 0.6, "pairs": 0.5}
+
+    def verdict(means: dict[str, float]) -> str:
+        settings = {"headline": "rouge_l", "higher_is_better": {"rouge_l": True}, "draws": 200}
+        return compare_methods(rows(means), **settings, rng=np.random.default_rng(0)).sentence  # pyright: ignore[reportArgumentType]
+
+    assert "and because everybody is answered by themselves: hybrid beats neighbours in pairs" in verdict(means)
+    assert "that this is because everybody is answered by themselves is not shown" in verdict(means | {"pairs": 0.6})
+    del means["pairs"]
+    assert "without the control pairs nothing tests whether that is because everybody is answered by themselves" in verdict(means)
+
+
 def test_the_stored_spec_says_all_that_a_name_said(seven: Study, finished_stores: Stores) -> None:
     fields = {a.name: json.loads(to_json(a.spec)) for a in finished_stores.studies.adapters(seven.name)}
     assert (fields["cluster-00"]["scope"], fields["cluster-00"]["cluster"]) == ("cluster", 0)

@@ -15,7 +15,7 @@ from clusterlora.evaluation.metrics import METRICS
 from clusterlora.report import figures
 from clusterlora.report.cluster_map import compose_map, draw_map
 from clusterlora.report.data import ReportData
-from clusterlora.report.markup import data_block, table, text
+from clusterlora.report.markup import data_block, html_table, text
 from clusterlora.report.page import page
 from clusterlora.report.palette import mark
 from clusterlora.report.sections import clusters, signal
@@ -110,7 +110,7 @@ def test_a_data_block_holds_any_value_and_ends_where_it_should(value: object) ->
 
 @given(st.text(st.characters(exclude_categories=["C"])), st.text(st.characters(exclude_categories=["C"])))
 def test_text_in_a_cell_reads_as_it_was_written(first: str, second: str) -> None:
-    reader = Reader(table(["a", "b"], [[text(first), text(second)]], numeric=[False, True], caption=first))
+    reader = Reader(html_table(["a", "b"], [[text(first), text(second)]], numeric=[False, True], caption=first))
     assert [tag for tag, _ in reader.elements].count("td") == 2
     assert second in "".join(reader.words)
 

@@ -8,25 +8,13 @@ from pathlib import Path
 import pytest
 
 from clusterlora.errors import BadData, BadSettings, UnknownName
-from clusterlora.gate.power import Power
 from clusterlora.metadata import (
-    ComparisonSummary,
-    Decision,
-    GateDecisions,
-    ImportedAdapters,
-    ImportedScores,
-    MethodScore,
-    Provenance,
     ReferencePoints,
     Refinement,
-    RegisteredChampion,
-    TrackerPage,
-    TruthAgreement,
 )
-from clusterlora.persona_signal.measure import PersonaSignal, Recognition
 from clusterlora.ports.study_store import StudyStore
 from clusterlora.recipe import Recipe
-from clusterlora.settings import Rung, RuntimeSettings, Study, prepared
+from clusterlora.settings import RuntimeSettings, Study, prepared
 from clusterlora.stores.metadata_kinds import NAME_BY_KIND
 from clusterlora.stores.sql import SqlStudyStore
 from clusterlora.values import (
@@ -47,50 +35,9 @@ from clusterlora.values import (
     WeightedAdapter,
 )
 from tests.fixtures.memory import MemoryStudyStore
+from tests.fixtures.metadata import EVERY_KIND
 
 STUDY = prepared(Study(name="contract"), "float32")
-CHANCE = Recognition(accuracy=0.5, low=0.25, high=0.75, chance=0.5, n_classes=2)
-EVERY_KIND = (
-    Provenance(clusterlora_version="0.1.0", git_revision=None, data_digest="c83d", base_revision="homelm-1", n_personas=2, n_dialogues=2),
-    TrackerPage("http://127.0.0.1:5000/#/experiments/1/runs/2"),
-    TruthAgreement(0.9375),
-    ReferencePoints(0.25, 0.5, "0123456789abcdef"),
-    GateDecisions((Decision("retry", Rung(name="asked-1", epochs=6), "Ada", "2026-11-28T06:56:40+00:00"), Decision("stop"))),
-    Refinement(1),
-    ImportedAdapters(((0, "0123456789abcdef"), (1, "fedcba9876543210"))),
-    ImportedScores({"results": {"accuracy": {"p": 1.0, "q": 0.5}}}),
-    ComparisonSummary(
-        "cluster",
-        "cluster beats unified.",
-        (
-            MethodScore(
-                method="unified",
-                mean=0.75,
-                mean_low=0.5,
-                mean_high=1.0,
-                difference=None,
-                ci_low=None,
-                ci_high=None,
-                n_personas=2,
-                n_items=4,
-            ),
-        ),
-    ),
-    RegisteredChampion("models:/old/1"),
-    PersonaSignal(
-        n_personas=2,
-        n_exchanges=4,
-        persona_from_prompts=CHANCE,
-        persona_beyond_prompts=CHANCE,
-        cluster_beyond_prompts=CHANCE,
-        persona_explains=0.5,
-        cluster_explains=0.25,
-        random_explains=-0.125,
-        distance_within=0.25,
-        distance_between=0.5,
-    ),
-    Power(n_personas=2, n_items=20, item_sd=0.125, persona_sd=0.25, detectable_gain=None, false_pass=0.125, missed=0.5),
-)
 
 
 @pytest.fixture(params=["memory", "sqlite", pytest.param("postgresql", marks=pytest.mark.all)])

@@ -1,15 +1,9 @@
-"""The tracker against a real MLflow server: runs, models, the UI and outages."""
+"""The tracker against a real MLflow server: runs, models and the UI."""
 
-import contextlib
-import logging
 import math
-import socket
-import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
 from mlflow import MlflowClient
@@ -25,55 +19,16 @@ from clusterlora.stores.mlflow_run import MlflowRun
 from clusterlora.stores.mlflow_tracker import MlflowTracker
 from clusterlora.stores.outbox import Outbox
 from clusterlora.stores.routing_table import KeyedAdapter, KeyedComposition
-from clusterlora.values import Criterion, Dataset, Dialogue, Persona, Turn, Verdict
-
-DATA = Dataset((Persona("p", None, (Dialogue("d", (Turn("user", "hi"), Turn("assistant", "hello")), split="train"),)),))
-TAGS = {"git_revision": "abc123", "clusterlora_version": "0.1.0"}
-HEADER = (2).to_bytes(8, "little") + b"{}"
-"""What a file of safetensors without a tensor begins with."""
+from clusterlora.values import Criterion, Verdict
+from tests.fixtures.tracked import DATA, HEADER, TAGS, peft_folder, runs, start
 
 # MLflow warns of its own type hints when its model flavours are imported.
 pytestmark = [pytest.mark.filterwarnings("ignore:.*AnyType:UserWarning")]
 
 
-@pytest.fixture
-def client(mlflow_server: str) -> MlflowClient:
-    return MlflowClient(mlflow_server)
-
-
-@pytest.fixture
-def tracker(mlflow_server: str) -> MlflowTracker:
-    return MlflowTracker(mlflow_server, patience_seconds=2)
-
-
-@pytest.fixture
-def study(request: pytest.FixtureRequest, tracker: MlflowTracker) -> str:
-    """Return the name of a started study of this test's own."""
-    name = f"study-{abs(hash(request.node.name))}"
-    start(tracker, name)
-    return name
-
-
-def start(tracker: MlflowTracker, name: str, **params: Any) -> str:
-    return tracker.start_study(name, params={"recipe": {"rank": 8}, "methods": ("unified", "cluster"), **params}, tags=TAGS, dataset=DATA)
-
-
-def runs(client: MlflowClient, study: str, kind: str = "training") -> list[Run]:
-    experiment = client.get_experiment_by_name(study)
-    assert experiment is not None
-    return list(client.search_runs([experiment.experiment_id], f"tags.`clusterlora.run` = '{kind}'"))
-
-
 def parent(client: MlflowClient, study: str) -> Run:
     (run,) = runs(client, study, "study")
     return run
-
-
-def peft_folder(folder: Path) -> Path:
-    folder.mkdir(parents=True)
-    (folder / "adapter_config.json").write_text("{}")
-    (folder / "adapter_model.safetensors").write_bytes(HEADER + b"weights")
-    return folder
 
 
 def routes_to(key: str, study: str, base: Path) -> dict[str, Any]:
@@ -357,82 +312,3 @@ def test_an_unavailable_server_is_named_without_its_password() -> None:
     with pytest.raises(ServiceDown, match=r"MLflow at http://\*\*\*@127\.0\.0\.1:1 does not answer") as refusal:
         start(MlflowTracker("http://me:hunter2@127.0.0.1:1", patience_seconds=0.1), "study")
     assert "hunter2" not in str(refusal.value)
-
-
-class Line:
-    """A loopback connection to a server that can be cut and restored, as a network does it."""
-
-    def __init__(self, uri: str) -> None:
-        self._server_address = (str(urlsplit(uri).hostname), int(urlsplit(uri).port or 0))
-        self._open: list[socket.socket] = []
-        self._address = ("127.0.0.1", 0)
-        self.restore()
-        self.uri = f"http://127.0.0.1:{self._address[1]}"
-
-    def restore(self) -> None:
-        self._listener = socket.create_server(self._address)
-        self._address = self._listener.getsockname()
-        threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
-
-    def cut(self) -> None:
-        for end in [self._listener, *self._open]:
-            with contextlib.suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
-            end.close()
-        self._open.clear()
-
-    def _accept(self, listener: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                near, far = listener.accept()[0], socket.create_connection(self._server_address)
-                self._open += [near, far]
-                for source, sink in ((near, far), (far, near)):
-                    threading.Thread(target=self._carry, args=(source, sink), daemon=True).start()
-
-    def _carry(self, source: socket.socket, sink: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            while data := source.recv(1 << 16):
-                sink.sendall(data)
-            sink.shutdown(socket.SHUT_WR)
-
-
-@pytest.fixture
-def line(mlflow_server: str) -> Iterator[Line]:
-    line = Line(mlflow_server)
-    yield line
-    line.cut()
-
-
-def test_a_training_survives_an_outage_and_loses_no_point(line: Line, client: MlflowClient, study: str, tmp_path: Path) -> None:
-    tracker = MlflowTracker(line.uri, patience_seconds=6)
-    folder = peft_folder(tmp_path / "trained")
-    with tracker.adapter_run(study, name="group", params={}, tags={}) as run:
-        run.curve("train/loss", [(1, 2.0)])
-        first = run.artifacts(folder, "adapters/first")
-        line.cut()
-        run.curve("train/loss", [(2, 1.5)])
-        # Waited for as long as patience lasts, then uploaded when the server is back.
-        second = run.artifacts(folder, "adapters/second")
-        assert client.list_artifacts(run.run_id, "adapters/second") == []
-        line.restore()
-        run.curve("train/loss", [(3, 1.0)])
-    (child,) = runs(client, study)
-    assert child.info.status == "FINISHED"
-    assert [(m.step, m.value) for m in client.get_metric_history(child.info.run_id, "train/loss")] == [(1, 2.0), (2, 1.5), (3, 1.0)]
-    for name, uri in (("first", first), ("second", second)):
-        (tmp_path / name).mkdir()
-        assert tracker.download(uri, tmp_path / name)
-
-
-def test_a_permanent_outage_loses_the_log_and_not_the_training(
-    line: Line, client: MlflowClient, study: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    tracker = MlflowTracker(line.uri, patience_seconds=0.5)
-    with caplog.at_level(logging.WARNING), tracker.adapter_run(study, name="group", params={}, tags={}) as run:
-        line.cut()
-        run.curve("train/loss", [(1, 2.0)])
-    assert "run 'group' lacks 1 points of train/loss, system metrics, the end of the run" in caplog.text
-    line.restore()
-    tracker.end_study(study, status="finished")
-    (child,) = runs(client, study)
-    assert child.info.status == "KILLED"
