@@ -15,7 +15,7 @@ from peft import PeftModel
 from benchmarks.subjects import load_subject, write_adapters
 from clusterlora.models.base import base_revision, load_base
 from clusterlora.serving.router import Router
-from clusterlora.settings import ModelSettings
+from clusterlora.settings import PreparedModel
 from clusterlora.stores.routing_table import KeyedAdapter, KeyedComposition, RoutingTable
 
 QUESTION = "Good evening, I am home and would like it warm and quiet in here."
@@ -29,7 +29,7 @@ def measure(model: str, *, adapters: int, requests: int, max_new_tokens: int, re
         router = Router(_table(model, list(folders), max_new_tokens), folders)
         peft, tokenizer = _mounted(model, list(folders.values()))
     # A system turn in the request replaces the study's, so that both get the same prompt.
-    messages = [{"role": "system", "content": ModelSettings().system_prompt}, {"role": "user", "content": QUESTION}]
+    messages = [{"role": "system", "content": PreparedModel().system_prompt}, {"role": "user", "content": QUESTION}]
     batch = [{"persona_id": f"person{n % adapters}", "messages": messages} for n in range(requests)]
 
     def answer_with_peft(requests_of_batch: Sequence[dict[str, Any]]) -> None:
@@ -64,7 +64,7 @@ def _table(model: str, keys: Sequence[str], max_new_tokens: int) -> RoutingTable
     return RoutingTable(
         study="bench",
         method="per_persona",
-        model=ModelSettings(base=model),
+        model=PreparedModel(base=model),
         base_revision=base_revision(model),
         max_new_tokens=max_new_tokens,
         default=KeyedComposition(),

@@ -18,7 +18,7 @@ from clusterlora.engine.stacked_lora import targeted_layers
 from clusterlora.models.base import load_base
 from clusterlora.models.smollm2 import fetch_smollm2
 from clusterlora.recipe import Recipe
-from clusterlora.settings import Dtype, ModelSettings, SyntheticSettings
+from clusterlora.settings import Dtype, PreparedModel, SyntheticSettings
 from clusterlora.values import Dialogue, Persona
 
 QWEN_SHAPE = "qwen2.5-0.5b-shape"
@@ -84,7 +84,7 @@ def people(n_personas: int, n_dialogues: int) -> tuple[Persona, ...]:
 
 def training_jobs(base: BaseModel, n_adapters: int, *, n_dialogues: int, epochs: int, scratch: Path) -> list[TrainingJob]:
     """Return one job per persona with the mission's recipe and prompts."""
-    settings, recipe = ModelSettings(), Recipe(epochs=epochs)
+    settings, recipe = PreparedModel(), Recipe(epochs=epochs)
     encoder = prompt_encoder(base.tokenizer, settings)
     return [
         TrainingJob(
@@ -104,7 +104,7 @@ def questions(base: BaseModel, n_adapters: int, *, per_adapter: int, described: 
     Args:
         described: describe the persona in the prompts.
     """
-    settings = ModelSettings(persona_in_prompt=described)
+    settings = PreparedModel(persona_in_prompt=described)
     encoder = prompt_encoder(base.tokenizer, settings)
     return [
         _last_answer(encoder, settings, persona, dialogue, slot)
@@ -113,7 +113,7 @@ def questions(base: BaseModel, n_adapters: int, *, per_adapter: int, described: 
     ]
 
 
-def _last_answer(encoder: PromptEncoder, settings: ModelSettings, persona: Persona, dialogue: Dialogue, slot: int) -> Question:
+def _last_answer(encoder: PromptEncoder, settings: PreparedModel, persona: Persona, dialogue: Dialogue, slot: int) -> Question:
     turns = messages(settings, persona, dialogue)
     last = max(i for i, turn in enumerate(turns) if turn.role == "assistant")
     (encoded,) = encoder.encode_turns([(turns[:last], turns[last].text)])

@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from clusterlora.catalog import Catalog
 from clusterlora.errors import BadSettings, printable
-from clusterlora.settings import Study, check_study_name
+from clusterlora.settings import Lengths, Study, check_study_name
 
 _STUDY: TypeAdapter[Study] = TypeAdapter(Study)
 
@@ -301,10 +301,13 @@ def _run_problems(study: Study) -> Iterator[str]:
             f"runtime.micro_batch = {micro_batch}: larger than recipe.batch_size = {study.recipe.batch_size}; "
             "lower it, or leave it out to use the whole batch"
         )
-    if study.evaluation.max_new_tokens >= study.model.max_length:
+    longest, longest_answer = study.model.max_length, study.evaluation.max_new_tokens
+    if study.data.source == "synthetic":
+        longest, longest_answer = longest or Lengths().max_length, longest_answer or Lengths().max_new_tokens
+    if longest is not None and longest_answer is not None and longest_answer >= longest:
         yield (
-            f"evaluation.max_new_tokens = {study.evaluation.max_new_tokens}: leaves no room for a prompt in "
-            f"model.max_length = {study.model.max_length}; lower the one or raise the other"
+            f"evaluation.max_new_tokens = {longest_answer}: leaves no room for a prompt in model.max_length = {longest}; "
+            "lower the one or raise the other"
         )
     if not study.recipe.target_modules:
         yield "recipe.target_modules = []: an adapter with nothing to change; name linear layers such as q_proj and v_proj"

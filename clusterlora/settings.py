@@ -14,6 +14,15 @@ from clusterlora.recipe import Recipe
 
 Dtype = Literal["float32", "bfloat16"]
 
+HOME_PROMPT = "You are a smart home assistant."
+"""System prompt of the synthetic people, whose dialogues are about homes."""
+
+NEUTRAL_PROMPT = "You are a helpful assistant."
+"""System prompt of everybody else's dialogues, where the data bring none."""
+
+EMBEDDED_BASE = "homelm"
+"""The base model inside this package, which knows nothing but the synthetic people's talk about homes."""
+
 _FORM = {"extra": "forbid", "use_attribute_docstrings": True}
 
 
@@ -74,19 +83,23 @@ class ModelSettings:
 
     __pydantic_config__ = _FORM
 
-    base: str = "homelm"
-    """homelm (embedded), smollm2-135m (from its wheel), a hub id such as Qwen/Qwen2.5-0.5B-Instruct, or a local folder."""
+    base: str | None = None
+    """homelm (embedded, knows smart-home talk only), smollm2-135m (from its wheel), a hub id such as Qwen/Qwen2.5-0.5B-Instruct, or a
+    local folder. Empty: homelm for synthetic people; your own data need a choice."""
     embedding: str = "minilm"
     """minilm (from its wheel), a sentence-transformers hub id, or a local folder."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """One dtype for every method of the study: bfloat16 changes some greedy answers. auto decides once, on the machine that prepares the
     study: bfloat16 where it computes in it and the base is wide enough to gain from it."""
-    system_prompt: str = "You are a smart home assistant."
-    """System prompt of every dialogue."""
+    system_prompt: str | None = None
+    """System prompt of every dialogue that does not begin with a system turn of its own. Empty: "You are a smart home assistant." for
+    synthetic people, "You are a helpful assistant." for your own data."""
     persona_in_prompt: bool = False
     """Put the persona's description into the system prompt, for every method alike."""
-    max_length: Annotated[int, Ge(32)] = 512
-    """Longest sequence in tokens, answer included. Longer dialogues lose their oldest turns; a quarter is kept for the answer."""
+    max_length: Annotated[int, Ge(32)] | None = None
+    """Longest sequence in tokens, answer included. Longer dialogues lose their oldest turns; a quarter is kept for the answer. Empty: 512
+    for synthetic people; for your own data what holds 95 % of the train examples whole and the last exchange of every dialogue, if the base
+    has the positions and a quarter of the memory where the study is prepared can train it."""
     template_arguments: tuple[tuple[str, str], ...] = ()
     """Pairs (name, value) that the base's chat template is given, values as JSON, for example [["enable_thinking", "true"]]. Where a
     template offers enable_thinking it is false unless it is given here."""
@@ -188,8 +201,8 @@ class EvaluationSettings:
 
     __pydantic_config__ = _FORM
 
-    max_new_tokens: Annotated[int, Ge(4)] = 64
-    """Maximum tokens of an answer."""
+    max_new_tokens: Annotated[int, Ge(4)] | None = None
+    """Maximum tokens of an answer. Empty: 64 for synthetic people; for your own data what holds 95 % of the train answers."""
     batch_size: Annotated[int, Ge(1)] = 64
     """Items per batch, four times as many on a GPU; halved when memory runs out."""
     metrics: tuple[str, ...] = ("embedding_similarity", "nll", "rouge_l", "prompt_tokens")
@@ -257,9 +270,19 @@ class Study:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreparedModel(ModelSettings):
-    """The model settings of a prepared study: its dtype is decided."""
+    """The model settings of a prepared study, with everything decided that `ModelSettings` leaves open."""
 
+    base: str = EMBEDDED_BASE
     dtype: Dtype = "float32"
+    system_prompt: str = HOME_PROMPT
+    max_length: Annotated[int, Ge(32)] = 512
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreparedEvaluation(EvaluationSettings):
+    """The evaluation settings of a prepared study: the longest answer is decided."""
+
+    max_new_tokens: Annotated[int, Ge(4)] = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -267,14 +290,51 @@ class PreparedStudy(Study):
     """A study as it was prepared: nothing is left to be decided by the machine that computes it. Stores hold studies in this form."""
 
     model: PreparedModel = PreparedModel()
+    evaluation: PreparedEvaluation = PreparedEvaluation()
 
 
-def prepared(study: Study, dtype: Dtype) -> PreparedStudy:
-    """Return a study with everything decided."""
+@dataclass(frozen=True, slots=True)
+class Lengths:
+    """The longest sequence and the longest answer of a study, in tokens."""
+
+    max_length: int = PreparedModel().max_length
+    max_new_tokens: int = PreparedEvaluation().max_new_tokens
+
+
+def chosen_base(study: Study) -> str:
+    """Return the name of a study's base model: the chosen one, or for synthetic people the embedded one.
+
+    Raises:
+        BadSettings: own data without a choice; the embedded base answers nothing but smart-home requests.
+    """
+    if study.model.base is not None:
+        return study.model.base
+    if study.data.source != "synthetic":
+        raise BadSettings(
+            f"model.base: not chosen; the embedded {EMBEDDED_BASE} knows the invented smart-home dialogues and no other language or topic, "
+            "so your own data need a base model: give a hub id such as --base-model Qwen/Qwen2.5-0.5B-Instruct, smollm2-135m or a local "
+            f"folder, or insist with --base-model {EMBEDDED_BASE}"
+        )
+    return EMBEDDED_BASE
+
+
+def prepared(study: Study, dtype: Dtype, lengths: Lengths = Lengths()) -> PreparedStudy:
+    """Return a study with everything decided; `lengths` are those of a study that leaves them open.
+
+    Raises:
+        BadSettings: as `chosen_base`.
+    """
     model: dict[str, Any] = {field.name: getattr(study.model, field.name) for field in fields(ModelSettings)}
+    evaluation: dict[str, Any] = {field.name: getattr(study.evaluation, field.name) for field in fields(EvaluationSettings)}
     settings: dict[str, Any] = {field.name: getattr(study, field.name) for field in fields(Study)}
-    model["dtype"] = dtype
-    settings["model"] = PreparedModel(**model)
+    model |= {"base": chosen_base(study), "dtype": dtype}
+    if study.model.system_prompt is None:
+        model["system_prompt"] = HOME_PROMPT if study.data.source == "synthetic" else NEUTRAL_PROMPT
+    if study.model.max_length is None:
+        model["max_length"] = lengths.max_length
+    if study.evaluation.max_new_tokens is None:
+        evaluation["max_new_tokens"] = lengths.max_new_tokens
+    settings |= {"model": PreparedModel(**model), "evaluation": PreparedEvaluation(**evaluation)}
     return PreparedStudy(**settings)
 
 

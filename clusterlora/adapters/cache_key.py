@@ -5,7 +5,7 @@ from dataclasses import fields
 from functools import cache
 from typing import Any
 
-from clusterlora.settings import ModelSettings
+from clusterlora.settings import PreparedModel
 from clusterlora.values import AdapterSpec, Dataset, Split, digest
 
 ENGINE_VERSION = 2
@@ -13,7 +13,7 @@ ENGINE_VERSION = 2
 _OF_TEMPLATE = ("template_arguments", "template_date")
 
 
-def settings_in_keys(model: ModelSettings) -> Mapping[str, Any]:
+def settings_in_keys(model: PreparedModel) -> Mapping[str, Any]:
     """Return the settings of the base as they enter a key: those of its chat template only where they are given.
 
     A key that was recorded without them stays what it was.
@@ -21,12 +21,12 @@ def settings_in_keys(model: ModelSettings) -> Mapping[str, Any]:
     return {name: value for name, value in _values(model) if name not in _OF_TEMPLATE or value}
 
 
-def _values(model: ModelSettings) -> Iterator[tuple[str, Any]]:
+def _values(model: PreparedModel) -> Iterator[tuple[str, Any]]:
     for field in fields(model):
         yield field.name, getattr(model, field.name)
 
 
-def cache_keys(specs: Sequence[AdapterSpec], dataset: Dataset, *, base_revision: str, model: ModelSettings) -> Mapping[str, str]:
+def cache_keys(specs: Sequence[AdapterSpec], dataset: Dataset, *, base_revision: str, model: PreparedModel) -> Mapping[str, str]:
     """Return the cache key of every spec, by the spec's name.
 
     The key covers neither the name nor settings that change only where and how fast an adapter is trained.

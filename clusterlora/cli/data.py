@@ -49,10 +49,9 @@ def validate(picture: Path | None, as_json: bool, **options: Any) -> None:
     from clusterlora.data.validate import examine
     from clusterlora.errors import BadData
     from clusterlora.planning.ladder import REFERENCE
-    from clusterlora.settings import ModelSettings
 
     study = study_from(options)
-    summary = examine(study.data, _fit(study) if options["base_model"] or study.model.base != ModelSettings().base else None)
+    summary = examine(study.data, _fit(study) if study.model.base else None)
     refusal = summary.refusal
     power = study_power(study.methods, REFERENCE, summary.personas)
     if as_json:
@@ -86,10 +85,18 @@ def signal(as_json: bool, **options: Any) -> None:
 
 def _fit(study: "Study") -> "PromptFit":
     """Return what counts how dialogues fit the study's base model."""
-    from clusterlora.stages.base_checks import checked_tokenizer, fit_of, with_template_date
+    from clusterlora.data.load import load, read
+    from clusterlora.errors import BadData
+    from clusterlora.models.base import usable_base
+    from clusterlora.settings import chosen_base
+    from clusterlora.stages.base_checks import decided, fit_of
 
-    tokenizer = checked_tokenizer(study)
-    return fit_of(with_template_date(study, tokenizer), tokenizer)
+    base = usable_base(chosen_base(study))
+    try:
+        personas = load(study.data).personas
+    except BadData:  # the summary tells why it cannot be split
+        personas = read(study.data).dataset.personas
+    return fit_of(decided(study, "float32", base, personas), base.tokenizer)
 
 
 def _print_summary(summary: "DataSummary") -> None:

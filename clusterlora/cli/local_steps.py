@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from clusterlora.cli.choose_base import with_base
 from clusterlora.cli.local_stores import open_local_stores
 from clusterlora.cli.options import study_from, study_options
 from clusterlora.cli.progress import ConsoleLog, console_log
@@ -61,6 +62,7 @@ def train(
     from clusterlora.planning.work_plan import work_plan
 
     stores = open_local_stores(keep_services_up=True)
+    study = with_base(study, stores)
     with console_log() as log:
         _prepare_study(study, stores, log)
         state = read_state(study.name, stores)
@@ -87,6 +89,7 @@ def evaluate(cluster: int | None, as_json: bool, **options: Any) -> None:
 
     study = study_from(options)
     stores = open_local_stores(keep_services_up=True)
+    study = with_base(study, stores)
     with console_log() as log:
         _prepare_study(study, stores, log)
         if cluster is None:

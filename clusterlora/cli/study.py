@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from clusterlora.cli.choose_base import with_base
 from clusterlora.cli.local_stores import open_local_stores
 from clusterlora.cli.options import study_from, study_options
 from clusterlora.cli.orchestration import deployments, services_home
@@ -56,7 +57,7 @@ def run(workers: int | None, no_wait: bool, show_settings: bool, as_json: bool, 
 
         click.echo(json.dumps(as_mapping(study), indent=2))
         return
-    _check_inputs(study)
+    study = _with_usable_inputs(study)
     stay = sys.stdout.isatty() and not no_wait and not as_json
     ended = deployments("launch").run_study(study, home=services_home(), workers=workers, stay=stay, log=echo_stderr, results=not as_json)
     if as_json:
@@ -84,9 +85,10 @@ def import_older(splits: str | None, clusters: Path, adapters: Path | None, resu
     from clusterlora.stages.imported import OlderOutputs, import_outputs, settings_for_import
 
     older = OlderOutputs(clusters, adapters, results)
-    study = settings_for_import(study_from(options, data__splits=splits), older)
+    stores = open_local_stores(keep_services_up=True)
+    study = with_base(settings_for_import(study_from(options, data__splits=splits), older), stores)
     with console_log() as log:
-        imported = import_outputs(study, older, open_local_stores(keep_services_up=True), log)
+        imported = import_outputs(study, older, stores, log)
     if as_json:
         click.echo(json.dumps({"study": study.name, **asdict(imported)}))
         return
@@ -183,17 +185,22 @@ def decide(name: str, choice: Any, learning_rate: float | None, epochs: int | No
         click.echo("stored; it takes effect when the study is run again")
 
 
-def _check_inputs(study: "Study") -> None:
-    """Raise for a base model or data that cannot be used, before any server is started."""
+def _with_usable_inputs(study: "Study") -> "Study":
+    """Return the study with its base model; raise for one that cannot be used, or such data, before any server is started."""
     from clusterlora.models.base import BASE_MODELS, base_revision
+    from clusterlora.settings import chosen_base
 
-    base_revision(study.model.base)
-    if study.data.path is None and study.model.base in BASE_MODELS:
-        return
-    from clusterlora.stages.base_checks import checked_tokenizer, fitted_dataset, with_template_date
+    stores = open_local_stores()
+    study = with_base(study, stores)
+    if study.data.path is None and chosen_base(study) in BASE_MODELS:
+        base_revision(chosen_base(study))
+        return study
+    from clusterlora.stages.base_checks import fitted_dataset
+    from clusterlora.stages.prepare import as_prepared
 
-    tokenizer = checked_tokenizer(study)
-    fitted_dataset(with_template_date(study, tokenizer), tokenizer)
+    settings, base = as_prepared(study, stores)
+    fitted_dataset(settings, base.tokenizer)
+    return study
 
 
 def _status(name: str, stores: "Stores") -> dict[str, Any]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from clusterlora.chat.template import merged
 from clusterlora.data.prompts import EncodedTurn, PromptEncoder, messages
-from clusterlora.settings import ModelSettings
+from clusterlora.settings import PreparedModel
 from clusterlora.values import Dialogue, Persona, Turn
 
 
@@ -21,7 +21,7 @@ class FittedDialogue:
 class PromptFit:
     """Fits dialogues to a base model, and counts."""
 
-    def __init__(self, encoder: PromptEncoder, settings: ModelSettings) -> None:
+    def __init__(self, encoder: PromptEncoder, settings: PreparedModel) -> None:
         self._encoder = encoder
         self._settings = settings
         self.n_dialogues = self.n_losing_turns = self.n_unfit = 0
@@ -53,9 +53,7 @@ class PromptFit:
         return replace(dialogue, turns=merged(dialogue.turns)) if self._encoder.template.needs_alternation else dialogue
 
     def _wrong_beginning(self, turns: Sequence[Turn]) -> str:
-        template = self._encoder.template
-        first = next((turn.role for turn in turns if turn.role != "system"), None)
-        if first == "assistant" and not (template.may_begin_with_assistant and template.has_system_role):
+        if not self._encoder.can_begin(turns):
             return "begins with the assistant, and the chat template of the base model wants the user to begin"
         return ""
 

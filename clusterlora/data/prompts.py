@@ -13,7 +13,7 @@ from clusterlora.chat.template import ChatTemplate
 from clusterlora.chat.tokens import Ids, TextEncoder, pieces
 from clusterlora.engine.sequences import TokenSequence
 from clusterlora.errors import BadData
-from clusterlora.settings import ModelSettings
+from clusterlora.settings import PreparedModel
 from clusterlora.values import Dialogue, Item, Persona, Split, Turn
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class EncodedTurn:
 
 
 def with_system(
-    settings: ModelSettings, description: str | None, context: Sequence[tuple[str, str]], turns: Sequence[Turn]
+    settings: PreparedModel, description: str | None, context: Sequence[tuple[str, str]], turns: Sequence[Turn]
 ) -> tuple[Turn, ...]:
     """Return the turns after a system turn: the one they begin with, verbatim, else the study's prompt.
 
@@ -45,12 +45,12 @@ def with_system(
     return (Turn("system", "\n".join(lines)), *turns[n_system:])
 
 
-def messages(settings: ModelSettings, persona: Persona, dialogue: Dialogue) -> tuple[Turn, ...]:
+def messages(settings: PreparedModel, persona: Persona, dialogue: Dialogue) -> tuple[Turn, ...]:
     """Return the system turn followed by the dialogue's turns."""
     return with_system(settings, persona.description, dialogue.context, dialogue.turns)
 
 
-def items(settings: ModelSettings, persona: Persona, split: Split) -> tuple[Item, ...]:
+def items(settings: PreparedModel, persona: Persona, split: Split) -> tuple[Item, ...]:
     """Return one item per assistant turn of the persona's dialogues in a split."""
     return tuple(
         Item(f"{dialogue.id}#{index}", persona.id, split, turns[:index], turns[index].text)
@@ -76,6 +76,11 @@ class PromptEncoder:
         self.template = ChatTemplate(tokenizer, arguments, date)
         self._text = TextEncoder(tokenizer)
         self._max_length = max_length
+
+    def can_begin(self, turns: Sequence[Turn]) -> bool:
+        """Return whether the template takes a dialogue by who speaks first in it."""
+        first = next((turn.role for turn in turns if turn.role != "system"), None)
+        return first != "assistant" or (self.template.may_begin_with_assistant and self.template.has_system_role)
 
     def encode_messages(self, turns: Sequence[Turn]) -> tuple[int, ...]:
         """Return the ids to generate from: everything up to where the next assistant turn begins.
@@ -157,7 +162,7 @@ class PromptEncoder:
         return EncodedTurn(prompt, response, start)
 
 
-def prompt_encoder(tokenizer: "PreTrainedTokenizerBase", settings: ModelSettings) -> PromptEncoder:
+def prompt_encoder(tokenizer: "PreTrainedTokenizerBase", settings: PreparedModel) -> PromptEncoder:
     """Return the encoder of a study's prompts. Raises ModelUnavailable as `ChatTemplate`."""
     return PromptEncoder(tokenizer, max_length=settings.max_length, arguments=settings.template_arguments, date=settings.template_date)
 

@@ -81,10 +81,17 @@ def device_name() -> str:
     """Return the name and memory of the device this process computes on; devices of one name have the same memory."""
     import torch
 
+    name = torch.cuda.get_device_properties(0).name if torch.cuda.is_available() else "cpu"
+    return f"{name}, {total_memory_bytes() / 2**30:.0f} GiB"
+
+
+def total_memory_bytes() -> int:
+    """Return the memory of the device this process computes on, whatever is in it."""
+    import torch
+
     if torch.cuda.is_available():
-        properties = torch.cuda.get_device_properties(0)
-        return f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
-    return f"cpu, {os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB"
+        return int(torch.cuda.get_device_properties(0).total_memory)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def free_memory_bytes(device: "torch.device") -> int:

@@ -17,7 +17,7 @@ from clusterlora.evaluation.metrics import METRICS
 from clusterlora.evaluation.train_responses import TrainResponses
 from clusterlora.ports.embedder import Embedder
 from clusterlora.ports.run_log import RunLog
-from clusterlora.settings import EvaluationSettings, ModelSettings
+from clusterlora.settings import PreparedEvaluation, PreparedModel
 from clusterlora.values import Answer, Item
 
 log = logging.getLogger(__name__)
@@ -43,8 +43,8 @@ class Answerer:
         self,
         base: BaseModel,
         embedder: Embedder,
-        settings: EvaluationSettings,
-        model: ModelSettings,
+        settings: PreparedEvaluation,
+        model: PreparedModel,
         *,
         train: TrainResponses | None = None,
     ) -> None:

@@ -3,16 +3,18 @@
 import json
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from clusterlora.catalog import Catalog
 from clusterlora.chat.template import ChatTemplate
 from clusterlora.engine.base import BaseModel
 from clusterlora.errors import BadSettings
-from clusterlora.models.checks import refuse_too_long
+from clusterlora.models.checks import known_positions
 from clusterlora.models.hub import hub_snapshot
 from clusterlora.models.loading import load_causal_lm, load_tokenizer
+from clusterlora.models.memory import total_memory_bytes
 from clusterlora.models.revision import revision_of
 from clusterlora.models.smollm2 import fetch_smollm2
 from clusterlora.models.weights import combined_sha256, weight_files
@@ -42,8 +44,25 @@ BASE_MODELS: Catalog[Callable[[], Path]] = Catalog(
 _BFLOAT16_WIDTH = 512
 """Width from which a base computes faster in bfloat16."""
 
+_MIN_TRAINABLE = 256
+"""Tokens that every machine is trusted with; where even they are too many, memory runs out with a message that says what to change."""
+
 _LICENCES = {"smollm2-135m": "apache-2.0"}
 """Licences of models without a model card."""
+
+
+@dataclass(frozen=True, slots=True)
+class UsableBase:
+    """A base model whose files fit together, without its weights.
+
+    `n_positions` are the positions it knows and `n_trainable` the tokens of the longest sequence that a quarter of this machine's memory
+    can train it on; both are None where its files do not tell, as those of a GGUF file.
+    """
+
+    name: str
+    tokenizer: "PreTrainedTokenizerBase"
+    n_positions: int | None = None
+    n_trainable: int | None = None
 
 
 def base_folder(name: str) -> Path:
@@ -93,24 +112,32 @@ def load_base(name: str, *, dtype: Dtype | Literal["auto"] = "float32", device: 
     return BaseModel(name, revision, model.to(device).eval().requires_grad_(False), tokenizer)  # pyright: ignore[reportArgumentType]
 
 
-def usable_tokenizer(name: str, *, max_length: int, max_new_tokens: int) -> "PreTrainedTokenizerBase":
-    """Return the tokenizer of a base model whose files fit together; of its weights only names and shapes are read.
-
-    Args:
-        max_length: tokens of the longest prompt.
-        max_new_tokens: tokens of the longest answer to it.
+def usable_base(name: str) -> UsableBase:
+    """Return a base model whose files fit together; of its weights only names and shapes are read.
 
     Raises:
         ModelUnavailable: as `load_base`.
-        BadSettings: prompt and answer do not fit into the model's positions.
     """
     folder = base_folder(name)
     if weight_files(folder)[0].suffix == ".gguf":
         # Its names and shapes are known only once all of it is dequantised.
-        return load_tokenizer(folder)
+        return UsableBase(name, load_tokenizer(folder))
     model, tokenizer = load_causal_lm(folder, dtype="float32", device="meta")
-    refuse_too_long(name, model.config, max_length=max_length, max_new_tokens=max_new_tokens)
-    return tokenizer
+    return UsableBase(name, tokenizer, known_positions(model.config), _trainable_tokens(model.config))
+
+
+def _trainable_tokens(config: Any) -> int | None:
+    """Return how many tokens a quarter of this machine's memory can train.
+
+    Counts, in float32, what the backward pass keeps: about ten activations of the width and four of the feed-forward layer per block, and
+    three rows of logits.
+    """
+    text = config.get_text_config()
+    n_blocks, width, inner = (getattr(text, name, None) for name in ("num_hidden_layers", "hidden_size", "intermediate_size"))
+    if not (n_blocks and width and inner):
+        return None
+    bytes_per_token = 4 * (n_blocks * (10 * width + 4 * inner) + 3 * text.vocab_size)
+    return max(_MIN_TRAINABLE, total_memory_bytes() // 4 // bytes_per_token)
 
 
 def faster_dtype(name: str) -> Dtype:

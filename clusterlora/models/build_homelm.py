@@ -21,7 +21,7 @@ from clusterlora.engine.sequences import TokenSequence
 from clusterlora.models.homelm_card import model_card
 from clusterlora.models.loading import load_causal_lm
 from clusterlora.ports.run_log import RunLog
-from clusterlora.settings import ModelSettings, SyntheticSettings
+from clusterlora.settings import PreparedModel, SyntheticSettings
 from clusterlora.values import Turn
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ def _conversations(seed: int, n_personas: int, n_dialogues: int, rng: Random) ->
     )
     conversations: list[Conversation] = []
     for persona in population.dataset.personas:
-        settings = ModelSettings(persona_in_prompt=rng.random() < 1 / 3)
+        settings = PreparedModel(persona_in_prompt=rng.random() < 1 / 3)
         for index, dialogue in enumerate(persona.dialogues):
             prompted = replace(dialogue, context=()) if rng.random() < 0.1 else dialogue
             n_earlier = rng.choice((1, 2, 3)) if rng.random() < 0.15 else 0

@@ -69,10 +69,14 @@ def refuse_tokens_without_embedding(tokenizer: "PreTrainedTokenizerBase", n_embe
         )
 
 
-def refuse_too_long(name: str, config: Any, *, max_length: int, max_new_tokens: int) -> None:
-    """Check that prompt and answer fit into the positions that a base model knows. Raises BadSettings."""
+def known_positions(config: Any) -> int | None:
+    """Return the positions that a base model knows; None where its configuration names no limit."""
     text = config.get_text_config()
-    n_positions = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None)
+    return getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None)
+
+
+def refuse_too_long(name: str, n_positions: int | None, *, max_length: int, max_new_tokens: int) -> None:
+    """Check that prompt and answer fit into the positions that a base model knows. Raises BadSettings."""
     if n_positions is not None and max_length + max_new_tokens > n_positions:
         raise BadSettings(
             f"model.max_length = {max_length} and evaluation.max_new_tokens = {max_new_tokens} exceed the {n_positions} positions of "

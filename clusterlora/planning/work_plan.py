@@ -12,7 +12,7 @@ from clusterlora.methods.held_out import HELD_OUT, held_out
 from clusterlora.methods.method import StudyView
 from clusterlora.planning.ladder import GATED, OWN, REFERENCE, decided_rung, gated
 from clusterlora.planning.study_state import StudyState
-from clusterlora.settings import Rung, Study
+from clusterlora.settings import PreparedStudy, Rung
 from clusterlora.values import AdapterComposition, AdapterSpec, Clustering, Dataset, MethodPlan, TrainedAdapter, digest
 
 IMPORTED = "imported_cluster"
@@ -94,7 +94,7 @@ def _imported(state: StudyState) -> tuple[tuple[int, str], ...]:
 
 @lru_cache(maxsize=8)
 def _work_plan(
-    study: Study, dataset: Dataset, clustering: Clustering, rung: Rung, revision: str, imported: tuple[tuple[int, str], ...]
+    study: PreparedStudy, dataset: Dataset, clustering: Clustering, rung: Rung, revision: str, imported: tuple[tuple[int, str], ...]
 ) -> WorkPlan:
     recipe = replace(
         study.recipe,

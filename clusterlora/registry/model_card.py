@@ -8,11 +8,11 @@ from clusterlora.evaluation.metrics import METRICS
 from clusterlora.metadata import ComparisonSummary, Provenance
 from clusterlora.models.base import BASE_MODELS, base_licence
 from clusterlora.ports.model_registry import About
-from clusterlora.settings import Study
+from clusterlora.settings import PreparedStudy
 
 
 def about(
-    study: Study,
+    study: PreparedStudy,
     provenance: Provenance,
     summary: ComparisonSummary | None,
     *,
@@ -82,7 +82,7 @@ def _weights(weights_sha256: Mapping[str, str]) -> list[str]:
     return [f"- **Weights**: SHA-256 `{combined_sha256(weights_sha256)}`{of}"]
 
 
-def _score(study: Study, summary: ComparisonSummary | None, method: str) -> str:
+def _score(study: PreparedStudy, summary: ComparisonSummary | None, method: str) -> str:
     score = summary.score(method) if summary else None
     if score is None:
         return "not compared"
@@ -97,7 +97,7 @@ def _score(study: Study, summary: ComparisonSummary | None, method: str) -> str:
     return f"{text}, 95% intervals, {score.n_items} items of {score.n_personas} personas"
 
 
-def _loading(study: Study, adapters: Mapping[str, str]) -> list[str]:
+def _loading(study: PreparedStudy, adapters: Mapping[str, str]) -> list[str]:
     """Return how PEFT and vLLM load an adapter, three lines each."""
     if not adapters:
         return ["It has no adapter: the base model answers."]

@@ -23,7 +23,7 @@ from clusterlora.report.cluster_map import draw_map
 from clusterlora.report.data import Cost, Curve, Example, ExampleAnswer, ReportData
 from clusterlora.report.page import page
 from clusterlora.results.imported_scores import imported_rows
-from clusterlora.settings import Rung, Study
+from clusterlora.settings import PreparedStudy, Rung
 from clusterlora.values import Clustering, EvaluationRow, TrainedAdapter
 
 _EXAMPLES_PER_PERSONA = 3
@@ -90,7 +90,7 @@ def report_data(
     )
 
 
-def _settings(study: Study, rung: Rung, n_personas: int) -> Iterator[tuple[str, str]]:
+def _settings(study: PreparedStudy, rung: Rung, n_personas: int) -> Iterator[tuple[str, str]]:
     recipe = study.recipe
     yield "base model", study.model.base
     yield "data", study.data.path or study.data.source

@@ -3,53 +3,77 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from clusterlora.chat.checks import rendering_difference
 from clusterlora.chat.template import writes_date
+from clusterlora.data.lengths import covering, example_lengths
 from clusterlora.data.load import load
 from clusterlora.data.prompt_fit import PromptFit
 from clusterlora.data.prompts import PromptEncoder, messages, prompt_encoder
 from clusterlora.errors import BadData
 from clusterlora.methods.described import DESCRIBED
-from clusterlora.models.base import usable_tokenizer
-from clusterlora.settings import ModelSettings, Study
+from clusterlora.methods.few_shot import SHOTS
+from clusterlora.models.base import UsableBase
+from clusterlora.models.checks import refuse_too_long
+from clusterlora.settings import Dtype, ModelSettings, PreparedModel, PreparedStudy, Study, prepared
 from clusterlora.values import Dataset, Persona
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_Study = TypeVar("_Study", bound=Study)
 _SAMPLE = 32
 """Personas whose first dialogue is rendered both ways."""
 
 
-def checked_tokenizer(study: Study) -> "PreTrainedTokenizerBase":
-    """Return the tokenizer of a study's base model once the model is known to be usable, without reading its weights.
+def decided(study: Study, dtype: Dtype, base: UsableBase, personas: Sequence[Persona] | None = None) -> PreparedStudy:
+    """Return a study with its base model, dtype, prompt, date and lengths decided; what it gives stays.
+
+    Args:
+        personas: the study's people, of whose dialogues the lengths are read off. Read from their source where they are left out.
 
     Raises:
-        ModelUnavailable: it is not a whole causal language model with a chat template, or its tokenizer does not fit it.
-        BadSettings: prompt and answer do not fit into its positions.
+        BadSettings: prompt and answer do not fit into the base's positions.
+        BadData: every problem of the data at once, where the lengths are read off it.
     """
-    return usable_tokenizer(study.model.base, max_length=study.model.max_length, max_new_tokens=study.evaluation.max_new_tokens)
+    study = replace(study, model=with_template_date(study.model, base.tokenizer))
+    settings = prepared(study, dtype)
+    open_lengths = study.model.max_length is None or study.evaluation.max_new_tokens is None
+    if open_lengths and study.data.source != "synthetic":
+        people = load(study.data).personas if personas is None else personas
+        lengths = example_lengths(people, base.tokenizer, shown_most(settings))
+        chosen = covering(
+            lengths,
+            n_positions=base.n_positions,
+            n_in_memory=base.n_trainable,
+            n_shots=SHOTS if "few_shot" in study.methods else 0,
+            max_length=study.model.max_length,
+            max_new_tokens=study.evaluation.max_new_tokens,
+        )
+        settings = prepared(study, dtype, chosen)
+    longest, longest_answer = settings.model.max_length, settings.evaluation.max_new_tokens
+    refuse_too_long(base.name, base.n_positions, max_length=longest, max_new_tokens=longest_answer)
+    return settings
 
 
-def with_template_date(study: _Study, tokenizer: "PreTrainedTokenizerBase") -> _Study:
-    """Return the study with today's date for its chat template, where the template writes one and none is given."""
-    model = study.model
+def with_template_date(model: ModelSettings, tokenizer: "PreTrainedTokenizerBase") -> ModelSettings:
+    """Return the settings with today's date for the chat template, where the template writes one and none is given."""
     if model.template_date is not None or not writes_date(tokenizer, model.template_arguments):
-        return study
-    return replace(study, model=replace(model, template_date=datetime.now(UTC).date().isoformat()))
+        return model
+    return replace(model, template_date=datetime.now(UTC).date().isoformat())
 
 
-def fit_of(study: Study, tokenizer: "PreTrainedTokenizerBase") -> PromptFit:
-    """Return what fits dialogues to the study's prompts; with the persona's description where any method shows it."""
-    model = study.model
-    described = model.persona_in_prompt or bool(set(study.methods) & set(DESCRIBED))
-    return PromptFit(prompt_encoder(tokenizer, model), replace(model, persona_in_prompt=described))
+def shown_most(study: PreparedStudy) -> PreparedModel:
+    """Return the model settings of a study's longest prompts: with the persona's description where any method shows it."""
+    return replace(study.model, persona_in_prompt=study.model.persona_in_prompt or bool(set(study.methods) & set(DESCRIBED)))
 
 
-def fitted_dataset(study: Study, tokenizer: "PreTrainedTokenizerBase") -> tuple[Dataset, PromptFit]:
+def fit_of(study: PreparedStudy, tokenizer: "PreTrainedTokenizerBase") -> PromptFit:
+    """Return what fits dialogues to the study's prompts."""
+    return PromptFit(prompt_encoder(tokenizer, study.model), shown_most(study))
+
+
+def fitted_dataset(study: PreparedStudy, tokenizer: "PreTrainedTokenizerBase") -> tuple[Dataset, PromptFit]:
     """Return the study's data as its base model can be asked them, and what was counted on the way.
 
     Raises:
@@ -62,7 +86,7 @@ def fitted_dataset(study: Study, tokenizer: "PreTrainedTokenizerBase") -> tuple[
 
 
 def _refuse_other_rendering(
-    tokenizer: "PreTrainedTokenizerBase", encoder: PromptEncoder, model: ModelSettings, personas: Sequence[Persona]
+    tokenizer: "PreTrainedTokenizerBase", encoder: PromptEncoder, model: PreparedModel, personas: Sequence[Persona]
 ) -> None:
     for persona in personas[:: -(-len(personas) // _SAMPLE) or 1]:
         dialogue = persona.dialogues[0]

@@ -72,7 +72,7 @@ def import_outputs(study: Study, older: OlderOutputs, stores: Stores, log: RunLo
     members = read_clusters(older.clusters, ids)
     folders = _adapter_folders(older.adapters, len(members)) if older.adapters is not None else {}
     if folders:
-        _check_base(as_prepared(study, stores), folders)
+        _check_base(as_prepared(study, stores)[0], folders)
     results = {file.stem: read_results(file, ids) for file in _result_files(older.results)} if older.results is not None else {}
 
     dataset = prepare(study, stores, log, running=False)

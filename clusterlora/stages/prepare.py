@@ -11,13 +11,13 @@ from clusterlora.data.prompt_fit import PromptFit
 from clusterlora.durable import make_folder
 from clusterlora.errors import UnknownName
 from clusterlora.metadata import Provenance, TrackerPage
-from clusterlora.models.base import base_revision, faster_dtype
+from clusterlora.models.base import UsableBase, base_revision, faster_dtype, usable_base
 from clusterlora.planning.ladder import REFERENCE
 from clusterlora.ports.run_log import RunLog
 from clusterlora.ports.stores import Stores
 from clusterlora.progress.timing import timed
-from clusterlora.settings import PreparedStudy, Study, prepared
-from clusterlora.stages.base_checks import checked_tokenizer, fitted_dataset, with_template_date
+from clusterlora.settings import PreparedStudy, Study, chosen_base
+from clusterlora.stages.base_checks import decided, fitted_dataset
 from clusterlora.stores.resume import as_decided
 from clusterlora.values import Dataset
 
@@ -36,16 +36,14 @@ def prepare(settings: Study, stores: Stores, log: RunLog, *, running: bool = Tru
         ModelUnavailable: the base model is not available here.
     """
     log.phase("prepare", total=1, unit="data set")
-    revision = base_revision(settings.model.base)
-    tokenizer = checked_tokenizer(settings)
-    study = with_template_date(as_prepared(settings, stores), tokenizer)
-    dataset, fit = fitted_dataset(study, tokenizer)
+    study, base = as_prepared(settings, stores)
+    dataset, fit = fitted_dataset(study, base.tokenizer)
     _note(fit, study, log)
     made_from = Provenance(
         clusterlora_version=__version__,
         git_revision=git_revision(),
         data_digest=dataset.digest,
-        base_revision=revision,
+        base_revision=base_revision(base.name),
         n_personas=len(dataset.personas),
         n_dialogues=sum(len(p.dialogues) for p in dataset.personas),
         n_dialogues_left_out=fit.n_unfit,
@@ -69,7 +67,7 @@ def prepare(settings: Study, stores: Stores, log: RunLog, *, running: bool = Tru
     return dataset
 
 
-def _note(fit: PromptFit, study: Study, log: RunLog) -> None:
+def _note(fit: PromptFit, study: PreparedStudy, log: RunLog) -> None:
     """Log how many dialogues the base model's chat template and maximum length leave out or shorten, if any."""
     if fit.n_unfit:
         log.note(f"{fit.n_unfit} of {fit.n_dialogues} dialogues cannot be asked of the base model and are left out")
@@ -91,14 +89,17 @@ def provenance(study_name: str, stores: Stores) -> Provenance:
     return recorded
 
 
-def as_prepared(study: Study, stores: Stores) -> PreparedStudy:
-    """Return the study with its dtype: the one in its settings, else the one it was first prepared with, else the faster one here.
+def as_prepared(study: Study, stores: Stores) -> tuple[PreparedStudy, UsableBase]:
+    """Return the study with everything decided that its settings leave open, as it was first prepared or else here, and its base model.
 
-    The date of its chat template is the one it was first prepared with as well.
+    Raises:
+        BadSettings, BadData: as `decided`.
+        ModelUnavailable: the base model is not available here.
     """
     if any(study.name == name for name, *_ in stores.studies.studies()):
-        return as_decided(study, stores.studies.study(study.name))
-    return prepared(study, faster_dtype(study.model.base) if study.model.dtype == "auto" else study.model.dtype)
+        study = as_decided(study, stores.studies.study(study.name))
+    base = usable_base(chosen_base(study))
+    return decided(study, faster_dtype(base.name) if study.model.dtype == "auto" else study.model.dtype, base), base
 
 
 def git_revision() -> str | None:

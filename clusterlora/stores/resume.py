@@ -4,16 +4,22 @@ from dataclasses import replace
 from typing import Any, cast
 
 from clusterlora.errors import BadData, BadSettings
-from clusterlora.settings import PreparedStudy, Study, prepared
+from clusterlora.settings import Lengths, PreparedStudy, Study, prepared
 from clusterlora.stores.json_codec import plain
 from clusterlora.values import Dataset
 
 
 def as_decided(study: Study, recorded: PreparedStudy) -> PreparedStudy:
-    """Return the study with the dtype and date it leaves open set to those chosen when the recorded study was first prepared."""
-    with_dtype = prepared(study, recorded.model.dtype if study.model.dtype == "auto" else study.model.dtype)
-    template_date = study.model.template_date or recorded.model.template_date
-    return replace(with_dtype, model=replace(with_dtype.model, template_date=template_date))
+    """Return the study with everything it leaves open as it was decided when the recorded study was first prepared."""
+    model = replace(
+        study.model,
+        base=study.model.base or recorded.model.base,
+        system_prompt=recorded.model.system_prompt if study.model.system_prompt is None else study.model.system_prompt,
+        template_date=study.model.template_date or recorded.model.template_date,
+    )
+    dtype = recorded.model.dtype if model.dtype == "auto" else model.dtype
+    lengths = Lengths(recorded.model.max_length, recorded.evaluation.max_new_tokens)
+    return prepared(replace(study, model=model), dtype, lengths)
 
 
 def refuse_other_settings(recorded: PreparedStudy, study: PreparedStudy) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from clusterlora.adapters.weights import refuse_other_weights
 from clusterlora.errors import BadData
-from clusterlora.settings import ModelSettings
+from clusterlora.settings import PreparedModel
 from clusterlora.stores.json_codec import from_json, from_plain
 from clusterlora.values import Exchange, digest
 
@@ -41,7 +41,7 @@ class RoutingTable:
 
     study: str
     method: str
-    model: ModelSettings
+    model: PreparedModel
     base_revision: str
     max_new_tokens: int
     default: KeyedComposition

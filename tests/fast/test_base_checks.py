@@ -18,7 +18,7 @@ from clusterlora.planning.study_state import read_state
 from clusterlora.planning.work_plan import work_plan
 from clusterlora.ports.run_log import SilentLog
 from clusterlora.ports.stores import Stores
-from clusterlora.settings import DataSettings, ModelSettings, Study
+from clusterlora.settings import DataSettings, EvaluationSettings, ModelSettings, Study
 from clusterlora.stages import base_checks
 from clusterlora.stages.prepare import prepare, provenance
 from clusterlora.stores.resume import as_decided
@@ -137,9 +137,10 @@ def test_a_checkpoint_that_is_not_whole_is_not_loaded_by_anybody(folder: Path) -
 def test_prompt_and_answer_must_fit_into_the_positions_of_the_base(folder: Path, stores: Stores, tmp_path: Path) -> None:
     data = write_rows(tmp_path / "a.jsonl", exchanges())
     edit(folder / "config.json", max_position_embeddings=300)
+    asked = replace(study(folder, data), evaluation=EvaluationSettings(max_new_tokens=64))
     with pytest.raises(BadSettings, match=r"exceed the 300 positions of base model .*lower model\.max_length to 236 at most"):
-        prepare(study(folder, data), stores, SilentLog())
-    prepare(study(folder, data, max_length=236), stores, SilentLog())
+        prepare(asked, stores, SilentLog())
+    prepare(replace(asked, model=replace(asked.model, max_length=236)), stores, SilentLog())
 
 
 @pytest.mark.parametrize(

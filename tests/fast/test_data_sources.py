@@ -16,7 +16,7 @@ from clusterlora.data.load import load, read
 from clusterlora.data.problems import LISTED
 from clusterlora.data.prompts import items
 from clusterlora.errors import BadData, BadSettings, UnknownName
-from clusterlora.settings import DataSettings, ModelSettings
+from clusterlora.settings import DataSettings, PreparedModel
 from clusterlora.values import Persona, Turn
 
 ROOT = Path(__file__).parents[2]
@@ -228,9 +228,9 @@ def test_a_leading_system_turn_is_the_system_text_of_its_dialogue_verbatim(tmp_p
     dialogue = read(settings(jsonl(tmp_path / "a.jsonl", [{"persona_id": "ann", "messages": messages}]))).dataset.personas[0].dialogues[0]
     assert dialogue.context == ()
     assert dialogue.turns == (Turn("system", text), Turn("user", "hi"), Turn("assistant", "ho"))
-    item = items(ModelSettings(), Persona("ann", None, (replace(dialogue, split="test"),)), "test")[0]
+    item = items(PreparedModel(), Persona("ann", None, (replace(dialogue, split="test"),)), "test")[0]
     assert item.messages == (Turn("system", text), Turn("user", "hi"))
-    described = items(ModelSettings(persona_in_prompt=True), Persona("ann", "a baker", (replace(dialogue, split="test"),)), "test")[0]
+    described = items(PreparedModel(persona_in_prompt=True), Persona("ann", "a baker", (replace(dialogue, split="test"),)), "test")[0]
     assert described.messages[0] == Turn("system", f"{text}\nThe user: a baker")
 
 

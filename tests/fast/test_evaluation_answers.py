@@ -29,7 +29,7 @@ from clusterlora.evaluation.select import select_arm
 from clusterlora.models.base import load_base
 from clusterlora.ports.run_log import SilentLog
 from clusterlora.recipe import Recipe
-from clusterlora.settings import EvaluationSettings, ModelSettings
+from clusterlora.settings import PreparedEvaluation, PreparedModel
 from clusterlora.values import Item, Turn, WeightedAdapter
 
 pytestmark = pytest.mark.numeric
@@ -284,7 +284,7 @@ def test_answers_are_embedded_in_batches_while_others_are_generated(base: BaseMo
     monkeypatch.setattr(answer, "ANSWERS_PER_EMBEDDING_BATCH", 2)
     item = Item("i", "p", "test", (Turn("user", "ask"),), "yes")
     tasks = [AnswerRequest("s", replace(item, id=str(number), reference=f"yes {number}")) for number in range(4)]
-    answerer = Answerer(base, Embeds(), EvaluationSettings(max_new_tokens=4), ModelSettings(max_length=64))
+    answerer = Answerer(base, Embeds(), PreparedEvaluation(max_new_tokens=4), PreparedModel(max_length=64))
     answerer.answer(tasks, {"s": Weights()}, metrics=("nll",), run_log=Log())
     assert happened == 4 * ["answered"]
     happened.clear()

@@ -202,7 +202,7 @@ def test_the_command_imports_and_the_study_goes_on_by_its_name_alone(
     study, files = older
     words = ["study", "import", "--name", "middle", "--data", str(study.data.path), "--splits", str(study.data.splits), "--json"]
     words += ["--clusters", str(files.clusters), "--adapters", str(files.adapters), "--results", str(files.results)]
-    assert main([*words, "--base-model", study.model.base]) == 0
+    assert main([*words, "--base-model", str(study.model.base)]) == 0
     assert json.loads(capsys.readouterr().out) == {
         "study": "middle",
         "personas": 4,

@@ -20,7 +20,7 @@ from clusterlora.ports.model_registry import About
 from clusterlora.recipe import Recipe
 from clusterlora.registry.model_card import about
 from clusterlora.serving.export import export
-from clusterlora.settings import ModelSettings, Study
+from clusterlora.settings import PreparedModel, PreparedStudy
 from clusterlora.stores.json_codec import plain, to_json
 from clusterlora.stores.routing_table import KeyedAdapter, KeyedComposition, RoutingTable
 from clusterlora.values import Dataset, Dialogue, Persona, Turn, WeightedAdapter
@@ -48,7 +48,7 @@ def table(tiny_base_folder: Path) -> RoutingTable:
     return RoutingTable(
         study=STUDY,
         method="hybrid",
-        model=ModelSettings(base=str(tiny_base_folder)),
+        model=PreparedModel(base=str(tiny_base_folder)),
         base_revision=base_revision(str(tiny_base_folder)),
         max_new_tokens=4,
         default=KeyedComposition((KeyedAdapter("aaaa"),)),
@@ -167,7 +167,7 @@ def test_a_model_card_lists_the_adapters_of_a_model_and_its_scores() -> None:
         n_items=60,
     )
     outcome = ComparisonSummary("cluster", "cluster beats unified.", (score,))
-    won = about(Study(), provenance, outcome, model="demo", method="cluster", n_personas=12, weights_sha256={"aaaa": "f" * 64})
+    won = about(PreparedStudy(), provenance, outcome, model="demo", method="cluster", n_personas=12, weights_sha256={"aaaa": "f" * 64})
     for words in (
         "licence apache-2.0",
         "`abc`, 12 personas",
@@ -177,7 +177,7 @@ def test_a_model_card_lists_the_adapters_of_a_model_and_its_scores() -> None:
         f"- **Weights**: SHA-256 `{'f' * 64}`\n",
     ):
         assert words in won.card
-    lost = about(Study(), provenance, outcome, model="demo", method="unified", n_personas=12, weights_sha256={})
+    lost = about(PreparedStudy(), provenance, outcome, model="demo", method="unified", n_personas=12, weights_sha256={})
     assert (won.tags["comparison"], lost.tags["comparison"]) == ("passed", "failed")
     assert "found cluster best" in lost.tags["comparison_says"]
 

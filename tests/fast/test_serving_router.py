@@ -17,7 +17,7 @@ from clusterlora.engine.decoder import Decoder
 from clusterlora.errors import BadData, ModelUnavailable
 from clusterlora.models.base import base_revision, load_base
 from clusterlora.serving.router import Router
-from clusterlora.settings import ModelSettings
+from clusterlora.settings import PreparedModel
 from clusterlora.stores.json_codec import plain, to_json
 from clusterlora.stores.routing_table import KeyedAdapter, KeyedComposition, RoutingTable, read_routing_table
 from clusterlora.values import Exchange
@@ -54,7 +54,7 @@ def table(tiny_base_folder: Path) -> RoutingTable:
     return RoutingTable(
         study="s",
         method="selective_routing",
-        model=ModelSettings(base=str(tiny_base_folder), system_prompt="Be brief."),
+        model=PreparedModel(base=str(tiny_base_folder), system_prompt="Be brief."),
         base_revision=base_revision(str(tiny_base_folder)),
         max_new_tokens=12,
         default=KeyedComposition((KeyedAdapter("aaaa"),)),
@@ -74,7 +74,7 @@ def router(table: RoutingTable, folders: dict[str, Path]) -> Router:
 
 def test_a_model_that_an_earlier_version_registered_is_read() -> None:
     earlier = {"layers": [{"key": "aaaa", "weight": 0.5}], "shots": 2, "described": True}
-    table = {"study": "s", "method": "m", "model": plain(ModelSettings()), "base_revision": "b", "max_new_tokens": 8}
+    table = {"study": "s", "method": "m", "model": plain(PreparedModel()), "base_revision": "b", "max_new_tokens": 8}
     read = read_routing_table(json.dumps(table | {"default": earlier, "personas": {"ann": earlier}}))
     composition = KeyedComposition((KeyedAdapter("aaaa", 0.5),), shots=2, persona_in_prompt=True)
     assert (read.default, read.personas) == (composition, {"ann": composition})

@@ -163,8 +163,9 @@ def test_the_baseline_may_answer_first_what_test_would_ask_of_it_and_nothing_cha
     n_ahead = evaluate(EvaluationRequest(study_name=study.name, part="baseline"), stores, LOG)
     bare = plan_of(study, stores).composition_key(AdapterComposition())
     ahead = set(stores.studies.answers(study.name, [bare]))
+    model = stores.studies.study(study.name).model
     # Their val items too: selective routing may choose the bare base model.
-    assert n_ahead == len(ahead) == sum(len(items(study.model, p, split)) for p in dataset.personas for split in ("val", "test"))
+    assert n_ahead == len(ahead) == sum(len(items(model, p, split)) for p in dataset.personas for split in ("val", "test"))
     run(study, stores)
     assert set(stores.studies.answers(study.name, [bare])) == ahead
     assert stores.studies.routes(study.name) == stores.studies.routes(usual.name)

@@ -4,7 +4,7 @@ from typing import Any
 
 from clusterlora.adapters.cache_key import cache_keys
 from clusterlora.recipe import Recipe
-from clusterlora.settings import MergeSettings, ModelSettings
+from clusterlora.settings import MergeSettings, PreparedModel
 from clusterlora.values import AdapterSpec, Dataset, Dialogue, Persona, Turn
 
 
@@ -31,7 +31,7 @@ SPECS = (
 
 def test_the_cache_keys_of_every_kind_of_adapter_are_those_of_studies_that_are_stored() -> None:
     people = Dataset((persona("ann"), persona("bob")))
-    assert cache_keys(SPECS, people, base_revision="base", model=ModelSettings()) == {
+    assert cache_keys(SPECS, people, base_revision="base", model=PreparedModel()) == {
         "unified": "ac2d7383a50bcce7",
         "warm": "52f95d7a0f9a0275",
         "residual": "bd7530ab1b811d93",

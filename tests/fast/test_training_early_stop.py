@@ -11,7 +11,7 @@ from clusterlora.engine import checkpoint, training_loop
 from clusterlora.engine.base import BaseModel
 from clusterlora.engine.job import TrainingJob, TrainingResult, out_of_patience
 from clusterlora.ports.run_log import SilentLog
-from clusterlora.settings import ModelSettings
+from clusterlora.settings import PreparedModel
 from clusterlora.values import AdapterSpec, Dataset, Dialogue, Persona, Turn
 from tests.fast.test_training_engine import RECIPE, alone, difference, job, sequences, together
 
@@ -106,7 +106,7 @@ def test_val_dialogues_are_in_the_cache_key_of_adapters_with_early_stopping_only
 
     def key(val: str, patience: int | None) -> str:
         spec = AdapterSpec(name="a", persona_ids=("ann",), recipe=replace(RECIPE, patience=patience))
-        return cache_keys([spec], dataset(val), base_revision="r", model=ModelSettings())["a"]
+        return cache_keys([spec], dataset(val), base_revision="r", model=PreparedModel())["a"]
 
     assert key("On!", None) == key("It is on.", None)
     assert key("On!", 1) != key("It is on.", 1)

@@ -15,7 +15,7 @@ from uuid import uuid4
 import pytest
 
 from clusterlora.models.base import base_revision
-from clusterlora.settings import ModelSettings
+from clusterlora.settings import PreparedModel
 from clusterlora.stores.json_codec import plain
 from clusterlora.stores.mlflow_tracker import MlflowTracker
 from clusterlora.stores.routing_table import KeyedAdapter, KeyedComposition
@@ -52,7 +52,7 @@ def registered(mlflow_server: str, tiny_base_folder: Path, tmp_path_factory: pyt
     tracker = MlflowTracker(mlflow_server)
     dialogue = Dialogue("d", (Turn("user", "hi"), Turn("assistant", "hello")), split="train")
     tracker.start_study(STUDY, params={}, tags={}, dataset=Dataset((Persona("ann", None, (dialogue,)),)))
-    settings = ModelSettings(base=str(tiny_base_folder))
+    settings = PreparedModel(base=str(tiny_base_folder))
     routes = {
         "study": STUDY,
         "method": "cluster",

@@ -17,7 +17,7 @@ from clusterlora.errors import BadData, UnknownName
 from clusterlora.metadata import RegisteredChampion
 from clusterlora.ports.stores import Stores
 from clusterlora.recipe import Recipe
-from clusterlora.settings import ModelSettings, Study, prepared
+from clusterlora.settings import PreparedModel, Study, prepared
 from clusterlora.stores.files import FileAdapterStore
 from clusterlora.stores.json_codec import plain
 from clusterlora.stores.routing_table import KeyedAdapter, KeyedComposition, RoutingTable
@@ -161,7 +161,7 @@ def routes_to_the_adapter(name: str, digests: dict[str, str]) -> RoutingTable:
     return RoutingTable(
         study=name,
         method="unified",
-        model=ModelSettings(),
+        model=PreparedModel(),
         base_revision="1",
         max_new_tokens=1,
         default=KeyedComposition((KeyedAdapter(KEY),)),

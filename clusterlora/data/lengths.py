@@ -1,0 +1,115 @@
+"""How long a study's examples are in its base model's tokens, and the limits that hold most of them whole."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from math import ceil
+from typing import TYPE_CHECKING
+
+from clusterlora.chat.template import merged
+from clusterlora.data.prompts import messages, prompt_encoder
+from clusterlora.settings import Lengths, PreparedModel
+from clusterlora.values import Persona, Turn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+COVERED = 0.95
+"""Share of the train examples that limits chosen by `covering` hold whole."""
+
+_UNLIMITED = 1 << 30
+_UNKNOWN_MEMORY = 2048
+_LENGTH_STEP, _ANSWER_STEP = 32, 8
+
+
+@dataclass(frozen=True, slots=True)
+class ExampleLength:
+    """Tokens of one assistant turn: of its prompt with all history and without any, and of its answer, end of turn included."""
+
+    prompt: int
+    without_history: int
+    answer: int
+    is_train: bool
+
+    @property
+    def needed(self) -> int:
+        """The smallest `max_length` under which no turn is dropped: a quarter of it is kept for the answer."""
+        return max(self.prompt + self.answer, ceil(4 * self.prompt / 3))
+
+    @property
+    def least(self) -> int:
+        """The smallest `max_length` under which it can be asked at all, without its history."""
+        return self.without_history + self.answer
+
+
+def example_lengths(personas: Iterable[Persona], tokenizer: "PreTrainedTokenizerBase", model: PreparedModel) -> list[ExampleLength]:
+    """Return the lengths of every assistant turn, as the study's prompts are rendered; dialogues without splits count as train.
+
+    Raises:
+        ModelUnavailable: as `ChatTemplate`.
+    """
+    encoder = prompt_encoder(tokenizer, replace(model, max_length=_UNLIMITED))
+    asked = [
+        (turns[:i], turn.text, dialogue.split in ("train", None))
+        for persona in personas
+        for dialogue in persona.dialogues
+        for spoken in [messages(model, persona, dialogue)]
+        for turns in [merged(spoken) if encoder.template.needs_alternation else spoken]
+        for i, turn in enumerate(turns)
+        if turn.role == "assistant" and encoder.can_begin(turns) and any(earlier.role == "user" for earlier in turns[:i])
+    ]
+    whole = encoder.encode_turns([(turns, text) for turns, text, _ in asked])
+    shortest = [_without_history(turns) for turns, _, _ in asked]
+    changed = [number for number, (turns, _, _) in enumerate(asked) if len(shortest[number]) < len(turns)]
+    prompts = dict(zip(changed, encoder.encode_prompts([shortest[number] for number in changed]), strict=True)) if changed else {}
+    return [
+        ExampleLength(len(turn.prompt), len(prompts.get(number, turn.prompt)), len(turn.response), is_train)
+        for number, (turn, (_, _, is_train)) in enumerate(zip(whole, asked, strict=True))
+    ]
+
+
+def covering(
+    lengths: Sequence[ExampleLength],
+    *,
+    n_positions: int | None,
+    n_in_memory: int | None,
+    n_shots: int = 0,
+    max_length: int | None = None,
+    max_new_tokens: int | None = None,
+) -> Lengths:
+    """Return limits that hold `COVERED` of the train examples whole, and every example without its history, as far as they fit.
+
+    Limits that are given stay. The test split counts for one thing only: that its prompts can be asked.
+
+    Args:
+        n_positions: positions of the base model; None where it has no limit.
+        n_in_memory: tokens of the longest sequence that memory holds; None where that is not known.
+        n_shots: own examples that a method puts before the dialogue.
+    """
+    positions = n_positions or _UNLIMITED
+    train = [length for length in lengths if length.is_train] or list(lengths)
+    if max_new_tokens is None:
+        longest_answer = positions // 2 if max_length is None else min(max_length // 2, positions - max_length)
+        wanted = _rounded(_quantile([length.answer for length in train]), _ANSWER_STEP)
+        max_new_tokens = max(4, min(max(wanted, 2 * _ANSWER_STEP), longest_answer))
+    if max_length is None:
+        shots = n_shots * _quantile([length.least for length in train])
+        wanted = max(_quantile([length.needed for length in train]) + ceil(4 * shots / 3), *(length.least for length in lengths))
+        wanted = _rounded(max(wanted, max_new_tokens + 1), _LENGTH_STEP)
+        max_length = min(wanted, positions - max_new_tokens, n_in_memory or _UNKNOWN_MEMORY)
+    return Lengths(max_length, max_new_tokens)
+
+
+def _without_history(turns: Sequence[Turn]) -> tuple[Turn, ...]:
+    """Return the system turn and everything from the last user turn on."""
+    system = tuple(turn for turn in turns[:1] if turn.role == "system")
+    last = max(i for i, turn in enumerate(turns) if turn.role == "user")
+    return (*system, *turns[last:])
+
+
+def _quantile(values: Sequence[int]) -> int:
+    """Return the smallest of the values that covers the share `COVERED` of them."""
+    return sorted(values)[ceil(COVERED * len(values)) - 1]
+
+
+def _rounded(tokens: int, step: int) -> int:
+    return -(-tokens // step) * step
