@@ -180,7 +180,7 @@ def test_untrusted_files_are_not_imported(older: tuple[Study, OlderOutputs], sto
     study = settings_for_import(study, files)
     assert files.adapters is not None
     with pytest.raises(BadData, match=r"does not fit base model 'homelm'.*give that as --base-model"):
-        import_outputs(replace(study, model=ModelSettings()), files, stores, LOG)
+        import_outputs(replace(study, model=ModelSettings(base="homelm")), files, stores, LOG)
     (files.adapters / "cluster_01").mkdir()
     (files.adapters / "cluster_01" / "adapter_model.bin").write_bytes(b"")
     with pytest.raises(BadData, match="never pickles"):

@@ -31,7 +31,7 @@ SPECS = (
 
 def test_the_cache_keys_of_every_kind_of_adapter_are_those_of_studies_that_are_stored() -> None:
     people = Dataset((persona("ann"), persona("bob")))
-    assert cache_keys(SPECS, people, base_revision="base", model=PreparedModel()) == {
+    assert cache_keys(SPECS, people, base_revision="base", model=PreparedModel(dtype="auto")) == {  # pyright: ignore[reportArgumentType]
         "unified": "ac2d7383a50bcce7",
         "warm": "52f95d7a0f9a0275",
         "residual": "bd7530ab1b811d93",
