@@ -20,7 +20,10 @@ _STUDY_OPTIONS = (
     click.option("--name", help="Name of the study; results go to studies/NAME/."),
     click.option("--data", "path", help="Your dialogues: a file, a folder, or a hub data set id."),
     click.option("--source", help="How to read --data: table (a file) or edgewise (a folder or hub id).  [default: by the type of --data]"),
-    click.option("--base-model", help="homelm, smollm2-135m, a hub id or a local folder."),
+    click.option(
+        "--base-model",
+        help="smollm2-135m, a hub id, a local folder, or homelm, which knows smart-home talk only.  [default: homelm for synthetic people]",
+    ),
     click.option("--personas", type=click.IntRange(min=2), help="Use only the first N personas."),
     click.option("--seeds", type=click.IntRange(min=1), help="Train everything N times, each time with another seed."),
     click.option("--controls", is_flag=True, help="Add the controls: a random partition, longer training, the persona in the prompt."),

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from clusterlora.catalog import Catalog
 from clusterlora.chat.template import ChatTemplate
 from clusterlora.engine.base import BaseModel
+from clusterlora.engine.memory import total_memory_bytes
 from clusterlora.errors import BadSettings
 from clusterlora.models.checks import known_positions
 from clusterlora.models.hub import hub_snapshot
 from clusterlora.models.loading import load_causal_lm, load_tokenizer
-from clusterlora.engine.memory import total_memory_bytes
 from clusterlora.models.revision import revision_of
 from clusterlora.models.smollm2 import fetch_smollm2
 from clusterlora.models.weights import combined_sha256, weight_files

@@ -42,11 +42,8 @@ def write(file: Path, responses: Sequence[str], prompt: str = "Light {}, please"
 
 
 def study(data: Path, **model: Any) -> Study:
-    return Study(
-        name="own",
-        data=DataSettings(source="table", path=str(data), train=3, val=1, test=1),
-        model=ModelSettings(**{"base": str(HOMELM_FOLDER), "dtype": "float32"} | model),
-    )
+    settings: dict[str, Any] = {"base": str(HOMELM_FOLDER), "dtype": "float32"} | model
+    return Study(name="own", data=DataSettings(source="table", path=str(data), train=3, val=1, test=1), model=ModelSettings(**settings))
 
 
 def five(text: str) -> list[str]:
