@@ -2,7 +2,8 @@
 
 from collections.abc import Iterable
 
-from clusterlora.data.duplicates import duplicate_groups, normalised_text
+from clusterlora.data.conversations import related_groups
+from clusterlora.data.twins import nameless_text, own_words
 from clusterlora.values import Dialogue, Persona, Split
 
 _PROTECTION: dict[Split, int] = {"train": 0, "val": 1, "test": 2}
@@ -11,20 +12,22 @@ _PROTECTION: dict[Split, int] = {"train": 0, "val": 1, "test": 2}
 def find_leaks(personas: Iterable[Persona]) -> frozenset[tuple[str, str]]:
     """Return (persona id, dialogue id) of the dialogues in train or val that have a duplicate in val or test.
 
-    Equal texts are found across personas, near duplicates within a persona.
+    Across personas these are texts that are equal but for names; within a persona, near duplicates and dialogues that share turns as parts
+    of one conversation do.
     """
     personas = tuple(personas)
+    own = own_words(personas)
     most_protected: dict[str, int] = {}
     for persona in personas:
         for dialogue in persona.dialogues:
-            text = normalised_text(dialogue)
+            text = nameless_text(dialogue, own)
             most_protected[text] = max(most_protected.get(text, 0), _protection(dialogue))
     leaking: set[tuple[str, str]] = set()
     for persona in personas:
-        for group in duplicate_groups(persona.dialogues):
+        for group in related_groups(persona.dialogues):
             members = [persona.dialogues[position] for position in group]
             highest = max(_protection(member) for member in members)
-            leaking |= {(persona.id, d.id) for d in members if _protection(d) < max(highest, most_protected[normalised_text(d)])}
+            leaking |= {(persona.id, d.id) for d in members if _protection(d) < max(highest, most_protected[nameless_text(d, own)])}
     return frozenset(leaking)
 
 

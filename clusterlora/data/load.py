@@ -7,13 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from clusterlora.data import SOURCES
-from clusterlora.data.duplicates import normalised_text
+from clusterlora.data.conversations import beginnings
 from clusterlora.data.leaks import find_leaks
 from clusterlora.data.legacy_import import read_splits
 from clusterlora.data.problems import Problems, SourceLocation
 from clusterlora.data.prompt_fit import PromptFit
 from clusterlora.data.source import SourceData
 from clusterlora.data.split import SPLITS, Refusal, SplitPersona, SplitPlan, split_persona
+from clusterlora.data.twins import nameless_text, near_twins, own_words
 from clusterlora.errors import printable
 from clusterlora.settings import DataSettings
 from clusterlora.values import Dataset, Persona, Split
@@ -56,10 +57,12 @@ def read(settings: DataSettings) -> SourceData:
 
 
 def _read(settings: DataSettings, problems: Problems) -> SourceData:
-    """Return what the source holds; with a file of splits, only what that file lists."""
+    """Return what the source holds, whole conversations where rows repeat the history; with a file of splits, only what that file lists."""
     reading = SOURCES[settings.source](settings, problems)
-    if settings.splits is None or problems.count:
+    if problems.count:
         return reading
+    if settings.splits is None:
+        return _whole_conversations(reading)
     personas = reading.dataset.personas
     splits = read_splits(Path(settings.splits), {persona.id: [dialogue.id for dialogue in persona.dialogues] for persona in personas})
     listed = tuple(
@@ -73,10 +76,28 @@ def _read(settings: DataSettings, problems: Problems) -> SourceData:
     return replace(reading, dataset=Dataset(listed))
 
 
+def _whole_conversations(reading: SourceData) -> SourceData:
+    """Return the data without dialogues that are the beginning of another."""
+    personas = reading.dataset.personas
+    left_out = {persona.id: beginnings(persona.dialogues) for persona in personas}
+    n_left_out = sum(map(len, left_out.values()))
+    if not n_left_out:
+        return reading
+    whole = tuple(replace(p, dialogues=tuple(d for i, d in enumerate(p.dialogues) if i not in left_out[p.id])) for p in personas)
+    n_dialogues = sum(len(persona.dialogues) for persona in personas)
+    log.warning(
+        "%d of %d dialogues are the beginning of another, which repeats the history so far: the %d whole conversations are used",
+        n_left_out,
+        n_dialogues,
+        n_dialogues - n_left_out,
+    )
+    return replace(reading, dataset=Dataset(whole), n_beginnings=n_left_out)
+
+
 def split(reading: SourceData, settings: DataSettings, problems: Problems) -> Dataset:
     """Return the data set with splits; personas that cannot be split become problems and are left out."""
     dataset = reading.dataset
-    plan = SplitPlan({"train": settings.train, "val": settings.val, "test": settings.test}, settings.split_seed, _shared_texts(dataset))
+    plan = SplitPlan({"train": settings.train, "val": settings.val, "test": settings.test}, settings.split_seed, *_shared_texts(dataset))
     done = [split_persona(persona, plan, _conversations(reading, persona)) for persona in dataset.personas]
     for result in done:
         if result.refusal:
@@ -85,6 +106,14 @@ def split(reading: SourceData, settings: DataSettings, problems: Problems) -> Da
     _warn(done, kept, plan.counts)
     if plan.shared or any(dialogue.split for persona in dataset.personas for dialogue in persona.dialogues):
         kept = _without_leaks(kept, reading, problems)
+    if twins := near_twins(kept):
+        log.warning(
+            "%d of %d test dialogues nearly repeat a train dialogue of somebody else, a leak for unified and clusters (first: %s of %s)",
+            len(twins),
+            sum(len(persona.of_split("test")) for persona in kept),
+            printable(twins[0][1]),
+            printable(twins[0][0]),
+        )
     return Dataset(tuple(kept))
 
 
@@ -117,9 +146,11 @@ def fitted(reading: SourceData, fit: PromptFit, settings: DataSettings, problems
     return replace(reading, dataset=Dataset(tuple(personas)))
 
 
-def _shared_texts(dataset: Dataset) -> frozenset[str]:
-    counts = Counter(text for persona in dataset.personas for text in {normalised_text(dialogue) for dialogue in persona.dialogues})
-    return frozenset(text for text, n_personas in counts.items() if n_personas > 1)
+def _shared_texts(dataset: Dataset) -> tuple[frozenset[str], frozenset[str]]:
+    """Return the texts that several personas share but for names, and each one's own words, which are blank in these texts."""
+    own = own_words(dataset.personas)
+    counts = Counter(text for persona in dataset.personas for text in {nameless_text(dialogue, own) for dialogue in persona.dialogues})
+    return frozenset(text for text, n_personas in counts.items() if n_personas > 1), own
 
 
 def _conversations(reading: SourceData, persona: Persona) -> dict[str, str]:

@@ -13,12 +13,14 @@ class SourceData:
     """Dialogues without splits, in the order of the input.
 
     `conversation_by_dialogue` maps (persona id, dialogue id) to the conversation that the dialogue is a part of, if the input names one:
-    dialogues of one conversation refer to each other and should be in the same split.
+    dialogues of one conversation refer to each other and should be in the same split. `n_beginnings` counts the dialogues left out because
+    a longer one begins with all of their turns.
     """
 
     dataset: Dataset
     location_by_persona: Mapping[str, SourceLocation] = field(default_factory=dict[str, SourceLocation])
     conversation_by_dialogue: Mapping[tuple[str, str], str] = field(default_factory=dict[tuple[str, str], str])
+    n_beginnings: int = 0
 
 
 Source = Callable[[DataSettings, Problems], SourceData]

@@ -1,7 +1,7 @@
 """Split of a persona's dialogues into train, val (for choices) and test (for the final scores).
 
-The order is a hash of (seed, persona, dialogue), so it depends neither on the order of the input nor on other personas. Duplicates always
-get the same split; so do the dialogues of one conversation if the persona has at least three conversations.
+The order is a hash of (seed, persona, dialogue), so it depends neither on the order of the input nor on other personas. Duplicates and
+dialogues that share turns always get the same split; so do those of one conversation if the persona has at least three conversations.
 """
 
 import hashlib
@@ -9,7 +9,9 @@ from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 
-from clusterlora.data.duplicates import UnionFind, duplicate_groups, normalised_text
+from clusterlora.data.conversations import related_groups
+from clusterlora.data.duplicates import UnionFind, duplicate_groups
+from clusterlora.data.twins import nameless_text
 from clusterlora.values import Dialogue, Persona, Split
 
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -19,7 +21,7 @@ _Groups = Sequence[Sequence[int]]
 
 @dataclass(frozen=True, slots=True)
 class SplitPlan:
-    """Dialogues per split and persona, the seed, and the texts that several personas share.
+    """Dialogues per split and persona, the seed, and the texts that several personas share but for their `own_words`.
 
     Shared texts are assigned first and in the same order for every persona, so that no persona's test text is in another's train split.
     """
@@ -27,6 +29,7 @@ class SplitPlan:
     counts: Mapping[Split, int]
     seed: int
     shared: AbstractSet[str] = frozenset()
+    own_words: AbstractSet[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +60,16 @@ def split_persona(persona: Persona, plan: SplitPlan, conversations: Mapping[str,
         return _with_input_splits(persona, plan)
     if len(dialogues) < len(SPLITS):
         return SplitPersona(persona, Refusal(f"has {len(dialogues)} dialogue{'s' * (len(dialogues) != 1)}"))
-    duplicates = duplicate_groups(dialogues)
-    if len(duplicates) < len(SPLITS):
-        return SplitPersona(persona, Refusal(f"has {len(dialogues)} dialogues but {len(duplicates)} after (near) duplicates"))
-    groups = _with_conversations(duplicates, [conversations.get(dialogue.id) for dialogue in dialogues])
+    related = related_groups(dialogues)
+    if len(related) < len(SPLITS):
+        different = duplicate_groups(dialogues)
+        what = f"{len(different)} after (near) duplicates"
+        if len(different) > len(related):
+            what = f"{len(related)} conversation{'s' * (len(related) != 1)}, since they share turns"
+        return SplitPersona(persona, Refusal(f"has {len(dialogues)} dialogues but {what}"))
+    groups = _with_conversations(related, [conversations.get(dialogue.id) for dialogue in dialogues])
     by_row = len(groups) < len(SPLITS)
-    assigned = _assign(_ordered(duplicates if by_row else groups, persona, plan), apportion(len(dialogues), plan.counts))
+    assigned = _assign(_ordered(related if by_row else groups, persona, plan), apportion(len(dialogues), plan.counts))
     return SplitPersona(_with_splits(persona, assigned), by_row=by_row)
 
 
@@ -97,10 +104,10 @@ def _with_input_splits(persona: Persona, plan: SplitPlan) -> SplitPersona:
     return SplitPersona(_with_splits(persona, assigned))
 
 
-def _with_conversations(duplicates: _Groups, conversations: Sequence[str | None]) -> _Groups:
+def _with_conversations(related: _Groups, conversations: Sequence[str | None]) -> _Groups:
     sets = UnionFind(len(conversations))
     first_position: dict[str, int] = {}
-    for group in duplicates:
+    for group in related:
         for position in group:
             sets.union(group[0], position)
             conversation = conversations[position]
@@ -114,7 +121,7 @@ def _ordered(groups: _Groups, persona: Persona, plan: SplitPlan) -> list[list[in
 
     def rank(position: int) -> tuple[bool, str]:
         dialogue: Dialogue = persona.dialogues[position]
-        text = normalised_text(dialogue) if plan.shared else ""
+        text = nameless_text(dialogue, plan.own_words) if plan.shared else ""
         unique = text not in plan.shared
         return unique, _hash(plan.seed, persona.id, dialogue.id) if unique else _hash(plan.seed, text)
 

@@ -1,8 +1,10 @@
 """Source `table`: one row per dialogue, as `persona_id, prompt, response` or `persona_id, messages`."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,8 @@ COLUMNS = ("persona_id", "prompt", "response", "messages", "persona_description"
 def read_table(settings: DataSettings, problems: Problems) -> SourceData:
     """Return the personas of a JSONL, CSV or Parquet file in the order of their first rows.
 
-    Each prompt with its response is a dialogue, named `<dialogue_id>/<hash of the text>`; rows with the same `dialogue_id` are one
-    conversation.
+    Each prompt with its response is a dialogue, named `<dialogue_id>/<hash of the text>`; so are the `messages` of several rows with one
+    `dialogue_id`. Rows with the same `dialogue_id` are one conversation.
 
     Raises:
         BadData: the file does not exist.
@@ -50,8 +52,17 @@ class _Draft:
 
     location: SourceLocation
     description: str | None = None
-    dialogues: dict[str, Dialogue] = field(default_factory=dict[str, Dialogue])
-    conversations: dict[str, str] = field(default_factory=dict[str, str])
+    rows: list["_Row"] = field(default_factory=list["_Row"])
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """The dialogue of a row, and whether it has `messages`."""
+
+    dialogue_id: str | None
+    turns: tuple[Turn, ...]
+    split: Split | None
+    has_messages: bool
 
 
 def _column_names(settings: DataSettings) -> dict[str, str]:
@@ -84,17 +95,7 @@ def _add_row(
     _set_description(draft, row.get("persona_description"), location, column_by_name["persona_description"], problems)
     if turns_of_row is None or (raw_id is not None and dialogue_id is None):
         return
-    unique = dialogue_id
-    if dialogue_id is None or "messages" not in row:
-        unique = _unique_id(dialogue_id, turns_of_row, draft.dialogues)
-    elif dialogue_id in draft.dialogues:
-        what = f"{dialogue_id!r} of persona {persona_id!r} appears twice"
-        problems.add(location, column_by_name["dialogue_id"], what, "give every dialogue of a persona its own id")
-        return
-    if unique is not None:
-        draft.dialogues[unique] = Dialogue(unique, turns_of_row, split=split)
-        if dialogue_id is not None:
-            draft.conversations[unique] = dialogue_id
+    draft.rows.append(_Row(dialogue_id, turns_of_row, split, "messages" in row))
 
 
 def _dialogue_turns(
@@ -137,21 +138,30 @@ def _set_description(draft: _Draft, value: object, location: SourceLocation, nam
         problems.add(location, name, f"differs from that at {draft.location}", "describe a persona the same way in all its rows")
 
 
-def _unique_id(dialogue_id: str | None, turns: tuple[Turn, ...], used: Mapping[str, Dialogue]) -> str:
-    """Return an id that depends on the text, not on the order of the rows; equal rows are numbered."""
+def _name(dialogue_id: str | None, turns: tuple[Turn, ...]) -> str:
+    """Return a name that depends on the text, not on the order of the rows."""
     name = digest(turns, length=12)
-    name = name if dialogue_id is None else f"{dialogue_id}/{name}"
-    copies = 1
-    unique = name
-    while unique in used:
-        copies += 1
-        unique = f"{name}.{copies}"
-    return unique
+    return name if dialogue_id is None else f"{dialogue_id}/{name}"
+
+
+def _numbered(name: str, used: Mapping[str, Dialogue]) -> str:
+    """Return the name, with a number if it is used already."""
+    names = chain([name], (f"{name}.{copies}" for copies in count(2)))
+    return next(one for one in names if one not in used)
 
 
 def _source_data(people: Mapping[str, _Draft]) -> SourceData:
-    return SourceData(
-        Dataset(tuple(Persona(name, draft.description, tuple(draft.dialogues.values())) for name, draft in people.items())),
-        {name: draft.location for name, draft in people.items()},
-        {(name, dialogue): conversation for name, draft in people.items() for dialogue, conversation in draft.conversations.items()},
-    )
+    personas: list[Persona] = []
+    conversations: dict[tuple[str, str], str] = {}
+    for name, draft in people.items():
+        n_rows = Counter(row.dialogue_id for row in draft.rows)
+        dialogues: dict[str, Dialogue] = {}
+        for row in draft.rows:
+            is_whole = row.has_messages and n_rows[row.dialogue_id] == 1
+            name_of_row = row.dialogue_id if is_whole and row.dialogue_id else _name(row.dialogue_id, row.turns)
+            unique = _numbered(name_of_row, dialogues)
+            dialogues[unique] = Dialogue(unique, row.turns, split=row.split)
+            if row.dialogue_id is not None:
+                conversations[name, unique] = row.dialogue_id
+        personas.append(Persona(name, draft.description, tuple(dialogues.values())))
+    return SourceData(Dataset(tuple(personas)), {name: draft.location for name, draft in people.items()}, conversations)

@@ -10,6 +10,7 @@ from clusterlora.data.load import fitted, limited, read, split
 from clusterlora.data.problems import Problems
 from clusterlora.data.prompt_fit import PromptFit
 from clusterlora.data.summary import DataSummary, Distribution
+from clusterlora.data.twins import near_twins
 from clusterlora.errors import BadData
 from clusterlora.settings import DataSettings
 from clusterlora.values import Dataset
@@ -32,6 +33,7 @@ def examine(settings: DataSettings, fit: PromptFit | None = None) -> DataSummary
     chosen = limited(reading, settings, problems)
     dataset = split(fitted(chosen, fit, settings, problems) if fit else chosen, settings, problems)
     counts = {"lose_turns": fit.n_losing_turns, "do_not_fit": fit.n_unfit} if fit else {}
+    counts["beginnings"] = reading.n_beginnings
     try:
         problems.raise_any()
     except BadData as refusal:
@@ -59,6 +61,7 @@ def summarise(dataset: Dataset, *, refusal: str | None = None) -> DataSummary:
         response_characters=_distribution(responses),
         duplicates=repeated.total(),
         leaks=len(find_leaks(dataset.personas)),
+        near_twins=len(near_twins(dataset.personas)),
         repetitive=tuple((persona_id, n) for persona_id, n in repeated.most_common(_MOST_NAMED) if n),
         refusal=refusal,
     )

@@ -81,7 +81,6 @@ REFUSED = {
     "no_turns.jsonl": ":3: messages: the assistant never answers the user;",
     "turn_without_text.jsonl": ":3: messages[0]: has neither text nor content;",
     "messages_as_text.jsonl": ":3: messages: is not JSON;",
-    "same_dialogue_twice.jsonl": ":4: dialogue_id: 'd1' of persona 'ann' appears twice;",
     "two_descriptions.jsonl": ":4: persona_description: differs from that at two_descriptions.jsonl:1;",
     "missing_column.csv": "prompt: is not a column of the file; add it, or map one of yours to prompt with data.columns (the file has: ",
     "header_only.csv": "header_only.csv: file: has no rows;",
