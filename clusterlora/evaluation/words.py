@@ -11,14 +11,24 @@ _UNSEGMENTED = (
     "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # Han
 )
 """Scripts that are written without spaces between words."""
-_WORD = re.compile(rf"(?=[^\W_])[{_UNSEGMENTED}]|(?:(?![{_UNSEGMENTED}])[^\W_])+")
+_OPERATOR = (
+    r"[+*=<>&|^~@#$\\{}\[\]¬±×÷\u2190-\u22ff]"
+    r"|!=|(?<!\w)!(?=[\w(])"
+    r"|(?<!\w)-(?=[\w(])|(?<=[\d)\]]\s)-(?=\s)|-(?=\s[\d(])|(?<=\b\w\s)-(?=\s\w\b)|-(?=[=>])|(?<=<)-"  # no hyphen or dash
+    r"|(?<!\w)/|/(?!\w)"  # not in and/or
+    r"|(?<!\d)(?<!\d\s)%"  # not in 40 %
+)
+"""What code and formulas consist of beside names and numbers; the punctuation of sentences is not among it."""
+_WORD = re.compile(rf"(?=[^\W_])[{_UNSEGMENTED}]|(?:(?![{_UNSEGMENTED}])[^\W_])+|(?:{_OPERATOR})+")
 
 
 def words(text: str) -> list[str]:
-    """Return the lower-case words of a text, without punctuation; of scripts that do not separate words, the characters.
+    """Return the lower-case words and the operators of a text; of scripts that do not separate words, the characters.
 
     Between spaces a whole Chinese sentence would be one word, so that two sentences overlap entirely or not at all. Characters as
-    tokens: sacreBLEU's `zh` tokeniser (Post 2018, arXiv 1804.08771), here for the other such scripts, too.
+    tokens: sacreBLEU's `zh` tokeniser (Post 2018, arXiv 1804.08771), here for the other such scripts, too. Without operators `x + 1` would
+    equal `x - 1`; adjacent ones are one word, as in `!=` or `->`. Hyphens, slashes and percent signs of prose, and the punctuation of
+    sentences, are no words.
     """
     return _WORD.findall(text.lower())
 

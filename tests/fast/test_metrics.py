@@ -55,8 +55,11 @@ def test_rouge_l_is_the_f1_of_the_longest_common_subsequence():
     assert score("rouge_l", ["Set the lights warm."], ["Set your bedroom lights warm!"]) == pytest.approx([f1])
 
 
-@given(st.text(st.characters(max_codepoint=127), max_size=60), st.text(st.characters(max_codepoint=127), max_size=60))
-def test_on_ascii_rouge_l_equals_the_package_default(text: str, reference: str):
+PROSE = st.text(st.characters(max_codepoint=127, exclude_characters="+*=<>&|^~@#$\\{}[]!-/%"), max_size=60)
+
+
+@given(PROSE, PROSE)
+def test_on_ascii_prose_rouge_l_equals_the_package_default(text: str, reference: str):
     assert score("rouge_l", [text], [reference])[0] == RougeScorer(["rougeL"]).score(reference, text)["rougeL"].fmeasure
 
 

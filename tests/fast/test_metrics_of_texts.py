@@ -12,6 +12,7 @@ from clusterlora.errors import BadData
 from clusterlora.evaluation.metric import Scorable
 from clusterlora.evaluation.metrics import METRICS
 from clusterlora.evaluation.train_responses import TrainResponses
+from clusterlora.evaluation.words import words
 from clusterlora.values import Dialogue, Persona, Turn
 
 AXES = ("lights", "warm", "please", "aye", "captain", "certainly", "sir")
@@ -96,6 +97,35 @@ def test_an_answer_half_or_twice_as_long_has_half_the_length_score() -> None:
     assert score("length_ratio", texts, references) == [0.5, 0.5, 1.0, 0.0, 1.0]
 
 
+@pytest.mark.parametrize(
+    ("text", "tokens"),
+    [
+        ("x + 1", "x + 1"),
+        ("x - 1", "x - 1"),
+        ("y = -x", "y = - x"),
+        ("total[i - 1] != (a - b) ** 2", "total [ i - 1 ] != a - b ** 2"),
+        ("if (!done && n % 2 == 0) i++;", "if ! done && n % 2 == 0 i ++"),
+        ("p->next / 3.0 ≤ ε", "p -> next / 3 0 ≤ ε"),
+        ("Great! An e-mail - and/or 40 % of HDMI-1, isn't it?", "great an e mail and or 40 of hdmi 1 isn t it"),
+    ],
+)
+def test_operators_are_words_and_the_punctuation_of_prose_is_not(text: str, tokens: str) -> None:
+    assert words(text) == tokens.split()
+
+
+def test_code_that_differs_in_an_operator_is_not_the_same_code() -> None:
+    # Two of three words in common.
+    assert score("rouge_l", ["x - 1", "x + 1"], ["x + 1", "x + 1"]) == pytest.approx([2 / 3, 1.0])
+    assert score("length_ratio", ["x + y", "x y"], ["x - y", "x - y"]) == pytest.approx([1.0, 2 / 3])
+    people = (persona("p", "a + b + c + d + e"),)
+    assert score("copy_rate", ["a + b + c + d + e", "a * b * c * d * e"], people=people, asked_by=["p", "p"]) == [1.0, 0.0]
+
+
+def test_a_repeated_operation_is_a_repetition() -> None:
+    # "x + x + x + x": four runs of four words, two of them different.
+    assert score("repetition", ["x + x + x + x", "x + y - z * w"]) == [0.5, 0.0]
+
+
 @given(st.text(max_size=40), st.text(max_size=40))
 def test_the_length_score_is_symmetric_and_at_most_1(text: str, reference: str) -> None:
     forth, back = score("length_ratio", [text], [reference]), score("length_ratio", [reference], [text])
@@ -110,8 +140,8 @@ def test_repetition_is_the_share_of_runs_of_four_words_said_before() -> None:
 
 
 @given(st.lists(st.sampled_from("abc"), max_size=20), st.integers(2, 4))
-def test_repeating_a_text_never_lowers_repetition(words: list[str], times: int) -> None:
-    once, again = score("repetition", [" ".join(words), " ".join(words * times)])
+def test_repeating_a_text_never_lowers_repetition(said: list[str], times: int) -> None:
+    once, again = score("repetition", [" ".join(said), " ".join(said * times)])
     assert 0 <= once <= again < 1
 
 

@@ -8,7 +8,7 @@ from clusterlora.evaluation.words import words
 
 
 class UnicodeWords:
-    """Tokenises lower-case words of any script; equals rouge-score's own tokenizer on ASCII, which drops everything else."""
+    """Tokenises lower-case words of any script and operators; equals rouge-score's own tokenizer on ASCII prose."""
 
     def tokenize(self, text: str) -> list[str]:
         """Return the words; rouge-score calls this method."""
