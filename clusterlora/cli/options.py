@@ -26,7 +26,7 @@ _STUDY_OPTIONS = (
     ),
     click.option("--personas", type=click.IntRange(min=2), help="Use only the first N personas."),
     click.option("--seeds", type=click.IntRange(min=1), help="Train everything N times, each time with another seed."),
-    click.option("--controls", is_flag=True, help="Add the controls: a random partition, longer training, the persona in the prompt."),
+    click.option("--controls", is_flag=True, help="Add the controls, such as a random partition and longer training."),
     click.option("--dialogues", type=click.IntRange(min=3), help="Dialogues per persona: three fifths train, the rest val and test."),
     click.option("--set", "settings", multiple=True, metavar="FIELD=VALUE", help="Set any setting by its dotted name; repeatable."),
 )

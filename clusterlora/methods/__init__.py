@@ -14,6 +14,7 @@ from clusterlora.methods.per_persona import per_persona
 from clusterlora.methods.prefix import prefix
 from clusterlora.methods.random_cluster import random_cluster
 from clusterlora.methods.selective_routing import selective_routing
+from clusterlora.methods.swapped_persona import swapped_persona
 from clusterlora.methods.unified import unified
 from clusterlora.methods.unified_longer import unified_longer
 
@@ -42,6 +43,13 @@ METHODS: Catalog[Method] = Catalog(
         "baseline_described": Method(baseline_described, is_control=True),
         "unified_described": Method(
             unified_described, is_control=True, contrast_with="cluster", phrase="unified with the persona's text in the prompt"
+        ),
+        "swapped_persona": Method(
+            swapped_persona,
+            is_control=True,
+            contrast_with="per_persona",
+            phrase="somebody else's personal adapter",
+            cause="everybody's adapter has learnt from them",
         ),
     },
 )

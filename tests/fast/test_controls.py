@@ -20,6 +20,7 @@ from tests.fixtures.studies import memory_stores
 
 DIFFERENCE = {
     "random_cluster": ("cluster", {"persona_ids"}),
+    "swapped_persona": ("per_persona", {"composition.adapters"}),
     "unified_longer": ("unified", {"recipe.epochs"}),
     "baseline_described": ("baseline", {"composition.persona_in_prompt"}),
     "unified_described": ("unified", {"persona_in_prompt", "composition.persona_in_prompt"}),
@@ -32,7 +33,7 @@ LABELS = ("name", "variant_of", "rung", "folder")
 SETTINGS = st.builds(
     Study,
     name=st.just("controlled"),
-    methods=st.permutations(("baseline", "unified", "cluster", *DIFFERENCE)).map(tuple),
+    methods=st.permutations(("baseline", "unified", "cluster", "per_persona", *DIFFERENCE)).map(tuple),
     recipe=st.builds(
         Recipe,
         rank=st.sampled_from((2, 8)),
@@ -113,6 +114,18 @@ def test_a_control_differs_from_what_it_controls_in_exactly_one_thing(
         assert [len(group.persona_ids) for group in groups] == [len(cluster.persona_ids) for cluster in clusters]
         assert {p for p, _ in methods["random_cluster"].arms_by_persona} == {p for p, _ in methods["cluster"].arms_by_persona}
     assert len({tuple(a.recipe.seed for a in methods["cluster"].adapters) for methods in plan.seeds}) == study.seeds
+
+
+@given(SETTINGS, SIZES)
+def test_nobody_is_answered_by_their_own_adapter_once_they_are_swapped_and_every_adapter_answers_somebody(
+    tiny_base_folder: Path, tmp_path_factory: pytest.TempPathFactory, study: Study, sizes: list[int]
+) -> None:
+    study, stores = grouped(study, sizes, tiny_base_folder, tmp_path_factory.getbasetemp())
+    for methods in plan_of(study, stores).seeds:
+        owner = {adapter.name: adapter.persona_ids[0] for adapter in methods["per_persona"].adapters}
+        answered_by = {p: owner[arms[0].adapter_names[0]] for p, arms in methods["swapped_persona"].arms_by_persona}
+        assert set(answered_by) == set(answered_by.values()) == set(owner.values())
+        assert not [p for p, other in answered_by.items() if p == other]
 
 
 @pytest.mark.parametrize(("passed", "start"), [(OWN.name, "base"), ("tried", "unified")])
