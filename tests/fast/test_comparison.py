@@ -580,8 +580,10 @@ def test_personalisation_is_claimed_only_where_the_control_of_the_claim_is_beate
     assert "alike is not shown: cluster is not told apart from a random partition of the same sizes (" in alike.sentence
     assert "alike is not shown: cluster is shown to be worse than a random partition of the same sizes (-" in worse.sentence
     assert "; without the control random_cluster nothing tests whether" in compared(evaluation(gain, (10, 20))).sentence
-    other = compared(evaluation({"unified": 0.78, "per_persona": 0.84}, (10, 20)))
+    other = compared(evaluation({"unified": 0.78, "hybrid": 0.84}, (10, 20)))
     assert "; no control of this study tests whether that is because of who the people are." in other.sentence
+    own = compared(evaluation({"unified": 0.78, "per_persona": 0.84, "swapped_persona": 0.78}, (10, 20)))
+    assert "; and because everybody's adapter has learnt from them: per_persona beats somebody else's personal adapter (+" in own.sentence
 
 
 def test_tie_and_loss_rates_accompany_every_win_rate():
