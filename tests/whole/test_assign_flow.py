@@ -10,7 +10,7 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 
 from clusterlora.ports.run_log import SilentLog
 from clusterlora.recipe import Recipe
-from clusterlora.settings import ClusteringSettings, DataSettings, EvaluationSettings, GateSettings, Study
+from clusterlora.settings import HOME_PROMPT, ClusteringSettings, DataSettings, EvaluationSettings, GateSettings, ModelSettings, Study
 from clusterlora.stages.prepare import prepare
 from clusterlora.values import Clustering
 from tests.fixtures.runs import launch, state_of, stores_here, train_here
@@ -47,6 +47,7 @@ def study(site: dict[str, str], people_of_two_manners: Path) -> str:
             name=f"manners-{uuid4().hex[:6]}",
             methods=("unified", "cluster"),
             data=DataSettings(source="table", path=str(people_of_two_manners), train=4, val=1, test=1),
+            model=ModelSettings(base="homelm", system_prompt=HOME_PROMPT),
             recipe=Recipe(rank=4, epochs=8, learning_rate=1e-2),
             clustering=ClusteringSettings(k=2),
             gate=GateSettings(ladder=(), on_failure="continue"),
