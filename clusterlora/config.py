@@ -60,6 +60,9 @@ PRESETS: Catalog[Mapping[str, Any]] = Catalog(
     },
 )
 
+PATHS = ("data.path", "data.splits", "model.base", "model.embedding")
+"""Settings that may be the path of a file or folder."""
+
 _RUNGS_OF_EVERY_STUDY = r"own|asked-\d+"
 """Rungs that no ladder may list: the study's own configuration (`planning/ladder.py`) and those of decisions (`planning/decisions.py`)."""
 
@@ -75,7 +78,7 @@ def resolve(preset: str | None = None, file: Path | None = None, overrides: Mapp
         UnknownName: no such preset.
     """
     defaults = PRESETS[preset] if preset else {}
-    changes = _merged(_read(file) if file else {}, _nested(overrides or {}))
+    changes = _merged(_beside(file.absolute().parent, _read(file)) if file else {}, _nested(overrides or {}))
     merged = _merged(defaults, changes)
     clustering = _table(merged, "clustering")
     if clustering and "clustering" in defaults and _changes_personas(changes) and "sizes" not in _table(changes, "clustering"):
@@ -130,6 +133,34 @@ def _read(file: Path) -> dict[str, Any]:
         raise BadSettings(f"{file}: cannot be read ({problem}); a configuration is a UTF-8 TOML file") from problem
     except (ValueError, RecursionError) as problem:  # a number with thousands of digits, brackets nested thousands deep
         raise BadSettings(f"{file}: not valid TOML: {problem}; correct it there") from problem
+
+
+def _beside(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a file in this folder with absolute paths: relative ones start at the file, wherever a process runs.
+
+    What may also be the name of a model or data set is a path if there is something there.
+    """
+    given = {name: value for name in PATHS if isinstance(value := _at(settings, name), str)}
+    return _merged(settings, _nested({name: absolute_path(value, folder) for name, value in given.items()}))
+
+
+def absolute_path(path: str, folder: Path) -> str:
+    """Return the absolute path of what lies at `path`, seen from this folder.
+
+    The name of a model that needs no hub is unchanged, and so is what is not there, such as a hub id.
+    """
+    from clusterlora.models.base import BASE_MODELS
+    from clusterlora.models.embedding import EMBEDDING_MODELS
+
+    if not path or path in BASE_MODELS or path in EMBEDDING_MODELS or not (folder / path).exists():
+        return path
+    return str((folder / path).resolve())
+
+
+def _at(settings: Mapping[str, Any], name: str) -> object:
+    """Return the value under a dotted name; None when there is none."""
+    table, _, field = name.partition(".")
+    return _table(settings, table).get(field)
 
 
 def _nested(overrides: Mapping[str, Any]) -> dict[str, Any]:

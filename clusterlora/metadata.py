@@ -93,9 +93,11 @@ class Refinement:
 
 @dataclass(frozen=True, slots=True)
 class ImportedAdapters:
-    """The adapters brought in from elsewhere, as (cluster, hash of configuration and weights), by cluster."""
+    """The adapters brought in from elsewhere, as the hash of configuration and weights of each: everybody's, by cluster, by persona."""
 
     weights_by_cluster: tuple[tuple[int, str], ...] = ()
+    unified_weights: str | None = None
+    weights_by_persona: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ from deployments.prefect_client import StudySnapshot, connect, latest_open_run, 
 from deployments.study_results import print_results
 from deployments.supervise import crash_dead_runs
 from deployments.terminal_view import LiveView, PlainView
+from deployments.waiting_runs import PoolProblem, pool_problems, why_waiting
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
@@ -107,6 +108,18 @@ def launch(study: Study, services: LocalServices) -> UUID:
         return run.id
 
 
+def waiting_reasons(study_name: str, services: LocalServices) -> tuple[str, ...]:
+    """Return why runs of the study wait, one sentence per cause, with what helps. Raises ServiceDown."""
+    with no_client_retries(), connect(services) as client:
+        return why_waiting(client, study_name)
+
+
+def problems_of_local_pools(services: LocalServices) -> tuple[PoolProblem, ...]:
+    """Return what keeps the pools that have workers on this machine from starting runs. Raises ServiceDown."""
+    with no_client_retries(), connect(services) as client:
+        return pool_problems(client, ("cpu", "gpu"))
+
+
 def resume_after_decision(study_name: str, services: LocalServices) -> bool:
     """Resume the study's run after a decision on its gate was recorded; return whether a run was waiting for it."""
     with connect(services) as client:
@@ -158,11 +171,16 @@ def _follow_at(
 ) -> StudySnapshot | LocalServices:
     """Return the last snapshot of a study, or the services as soon as their addresses have changed."""
     supervised_at, told_to_decide, unreachable = time.monotonic(), False, False
+    reasons: tuple[str, ...] = ()
     while (current := restart_dead_processes(services, study_name, view.print_line)).addresses == services.addresses:
         try:
             if time.monotonic() - supervised_at > SUPERVISE_SECONDS:
                 for name in crash_dead_runs(client):
                     view.print_line(f"{name}: its process died")
+                before, reasons = reasons, why_waiting(client, study_name)
+                for reason in reasons:
+                    if reason not in before:
+                        view.print_line(reason)
                 supervised_at = time.monotonic()
             study = snapshot(client, run_id, study_name)
         except httpx.HTTPError as error:

@@ -86,17 +86,22 @@ def parent_name(study_name: str) -> str:
 
 def latest_open_run(client: "SyncPrefectClient", study_name: str) -> UUID | None:
     """Return the id of the study's unfinished parent run; None if there is none."""
-    parents = [run for run in _study_runs(client, study_name) if run.name == parent_name(study_name) and not _is_final(run)]
+    parents = [run for run in open_runs(client, study_name) if run.name == parent_name(study_name)]
     return parents[-1].id if parents else None
 
 
 def live_work(client: "SyncPrefectClient", study_name: str) -> LiveWork:
     """Return the unfinished runs of a study; their processes may be dead."""
-    open_runs = [run for run in _study_runs(client, study_name) if not _is_final(run)]
+    unfinished = open_runs(client, study_name)
     # A request of `train` names a group and its attempt; `evaluate` counts its attempts under its own name.
-    requests = [run.parameters.get("request", {}) for run in open_runs]
+    requests = [run.parameters.get("request", {}) for run in unfinished]
     attempts = frozenset((request["group"]["name"], request["attempt"]) for request in requests if "group" in request)
-    return LiveWork(frozenset(run.name for run in open_runs), attempts)
+    return LiveWork(frozenset(run.name for run in unfinished), attempts)
+
+
+def open_runs(client: "SyncPrefectClient", study_name: str) -> "list[FlowRun]":
+    """Return the unfinished runs of a study in order of their expected start."""
+    return [run for run in _study_runs(client, study_name) if not _is_final(run)]
 
 
 def snapshot(client: "SyncPrefectClient", run_id: UUID, study_name: str) -> StudySnapshot:

@@ -1,18 +1,27 @@
-"""Merge the personal adapters of a study per cluster, by any of the merge algorithms."""
+"""Merge the personal adapters of a study per cluster, by any of the merge algorithms, and compare the result with its other methods."""
 
 from prefect import flow, tags
 
-from clusterlora.requests import MergeRequest
+from clusterlora.requests import EvaluationRequest, MergeRequest
+from tasks.comparison import compare, register
+from tasks.evaluation import evaluate_shard
 from tasks.merging import merge_clusters
 from tasks.run_names import study_tag
 
 
-@flow(name="merge", flow_run_name="merge · {request.study_name} · {request.merging.kind}")
-def merge(request: MergeRequest) -> tuple[str, ...]:
-    """Return the names of the merged adapters, one per cluster; each is registered as a model of its own.
+@flow(name="merge", flow_run_name="merge · {request.study_name}")
+def merge(request: MergeRequest) -> str:
+    """Return the sentence that compares the merge. Nothing is trained.
+
+    The merge belongs to the study if its settings ask for it, else to one of its own that is named after the two.
 
     Args:
         request: The study, and the merge algorithm with its settings.
     """
     with tags(study_tag(request.study_name)):
-        return merge_clusters(request)
+        merged = merge_clusters(request)
+    with tags(study_tag(merged)):
+        evaluate_shard(EvaluationRequest(study_name=merged))
+        sentence = compare(merged)
+        register(merged)
+        return sentence

@@ -4,9 +4,9 @@ from clusterlora.requests import MergeRequest
 from tasks.study_task import TaskContext, study_task
 
 
-@study_task("merge · {request.study_name} · {request.merging.kind}", progress="{request.study_name} merge {request.merging.kind}")
-def merge_clusters(context: TaskContext, request: MergeRequest) -> tuple[str, ...]:
-    """Return the names of the merged adapters; those that exist already are not made again.
+@study_task("merge · {request.study_name}", progress="{request.study_name} merge")
+def merge_clusters(context: TaskContext, request: MergeRequest) -> str:
+    """Return the name of the study that holds the merged adapters; those that exist already are not made again.
 
     Raises:
         BadData: personal adapters are missing.

@@ -17,6 +17,7 @@ from clusterlora.cli.chat import chat
 from clusterlora.cli.data import data
 from clusterlora.cli.doctor import doctor
 from clusterlora.cli.local_steps import compare, evaluate, train
+from clusterlora.cli.merge import merge
 from clusterlora.cli.models import models
 from clusterlora.cli.registry import registry
 from clusterlora.cli.services import down, up
@@ -31,6 +32,7 @@ Examples:
   clusterlora train --cluster 0                 train one cluster's adapter in this process
   clusterlora evaluate --cluster 0              score it against unified, as the gate does
   clusterlora compare                           table, figure and verdict
+  clusterlora merge demo --kind ties            adapters of single persons merged per cluster, without training
   clusterlora assign --data new_persona.jsonl   choose cluster or unified for a new persona
   clusterlora up / clusterlora down             the local servers and workers
 """
@@ -49,7 +51,7 @@ def cli(debug: bool) -> None:
 
 
 study.add_command(verify)
-for command in (study, train, evaluate, compare, assign, chat, up, down, doctor, models, registry, data):
+for command in (study, train, evaluate, compare, merge, assign, chat, up, down, doctor, models, registry, data):
     cli.add_command(command)
 
 

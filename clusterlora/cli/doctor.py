@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -103,12 +104,22 @@ def _servers() -> Iterator[Check]:
         )
         yield Check("Prefect", True, running.addresses.prefect)
         yield Check("MLflow", True, running.addresses.mlflow)
+        yield from _pools(running)
         return
     yield Check("servers", True, "not running; `clusterlora up` starts them, and so does `study run`")
     for port in _PORTS:
         with socket.socket() as probe:
             taken = probe.connect_ex(("127.0.0.1", port)) == 0
         yield Check(f"port {port}", True, "used by another program; a free port is chosen instead" if taken else "free")
+
+
+def _pools(services: Any) -> Iterator[Check]:
+    try:
+        problems = deployments("launch").problems_of_local_pools(services)
+    except ServiceDown as problem:
+        yield Check("pools", False, str(problem))
+        return
+    yield from (Check(f"pool {problem.pool}", False, problem.what, problem.fix) for problem in problems)
 
 
 def _gpu() -> Check:

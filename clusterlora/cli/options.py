@@ -48,13 +48,13 @@ def study_from(options: Mapping[str, Any], **overrides: Any) -> Study:
         BadSettings: one line per problem.
         UnknownName: no such preset.
     """
-    from clusterlora.config import check, parse_setting, resolve
+    from clusterlora.config import PATHS, absolute_path, check, parse_setting, resolve
     from clusterlora.methods import controls
 
     values: dict[str, Any] = {}
     path, source, base = options["path"], options["source"], options["base_model"]
     if path is not None:
-        values["data.path"] = _absolute(path)
+        values["data.path"] = path
         is_table = Path(path).is_file() or Path(path).suffix.lower() in (".jsonl", ".csv", ".parquet")
         values["data.source"] = source or ("table" if is_table else "edgewise")
     elif source is not None:
@@ -62,10 +62,12 @@ def study_from(options: Mapping[str, Any], **overrides: Any) -> Study:
     if options["dialogues"] is not None:
         values |= _split(options["dialogues"])
     simple = {"data.personas": options["personas"], "name": options["name"], "seeds": options["seeds"]}
-    simple["model.base"] = base and _absolute(base)
+    simple["model.base"] = base
     values |= {key: value for key, value in simple.items() if value is not None}
     values |= {key.replace("__", "."): value for key, value in overrides.items() if value is not None}
     values |= dict(parse_setting(text) for text in options["settings"])
+    # Workers have another working directory.
+    values |= {name: absolute_path(value, Path.cwd()) for name, value in values.items() if name in PATHS and isinstance(value, str)}
 
     if (stored := _stored_study(options, values)) is not None:
         return stored
@@ -89,11 +91,6 @@ def _stored_study(options: Mapping[str, Any], values: Mapping[str, Any]) -> Stud
 
     stores = open_local_stores()
     return stores.studies.study(values["name"]) if values["name"] in {name for name, _, _ in stores.studies.studies()} else None
-
-
-def _absolute(path: str) -> str:
-    """Return the absolute path of a file or folder, for workers have another working directory; a hub id is unchanged."""
-    return str(Path(path).resolve()) if Path(path).exists() else path
 
 
 def _split(dialogues: int) -> dict[str, int]:

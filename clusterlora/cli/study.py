@@ -31,6 +31,7 @@ _IMPORT_EXAMPLE = """\b
 Example:
   clusterlora study import --name mine --data edgewise/ --splits data/splits/edgesplits.json --clusters cluster_map.json \\
       --adapters models/lora_clusters --results results/ --base-model Qwen/Qwen2.5-0.5B-Instruct
+  clusterlora study import --name mine ... --personal models/personas     then: clusterlora merge mine --kind ties
 """
 
 
@@ -72,19 +73,49 @@ def run(workers: int | None, no_wait: bool, show_settings: bool, as_json: bool, 
 @click.option(
     "--adapters", type=click.Path(path_type=Path, file_okay=False), help="Folder with the PEFT folders cluster_00, cluster_01, ..."
 )
+@click.option("--unified", type=click.Path(path_type=Path, file_okay=False), help="PEFT folder of one adapter for everybody.")
+@click.option(
+    "--personal",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder with a PEFT folder per persona, named by id or number.",
+)
+@click.option(
+    "--personal-map", type=click.Path(path_type=Path, dir_okay=False), help="JSON file from persona to folder name, for other names."
+)
+@click.option("--same-base", is_flag=True, help="The base model that the adapters name holds the weights of this study's.")
 @click.option("--results", type=click.Path(path_type=Path), help="JSON file, or folder of JSON files, with scores by persona.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was imported as JSON.")
 @study_options
-def import_older(splits: str | None, clusters: Path, adapters: Path | None, results: Path | None, as_json: bool, **options: Any) -> None:
+def import_older(
+    splits: str | None,
+    clusters: Path,
+    adapters: Path | None,
+    unified: Path | None,
+    personal: Path | None,
+    personal_map: Path | None,
+    same_base: bool,
+    results: Path | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
     """Import splits, clusters, adapters and scores of earlier scripts, and continue from there.
 
-    The imported adapters are evaluated and compared as the method imported_cluster; the adapter that is trained here answers
-    a cluster without one. Imported scores are printed beside the results and enter no statistic.
+    Imported adapters are evaluated and compared as the methods imported_unified, imported_cluster, imported_per_persona and, merged per
+    cluster, imported_merge. A cluster or persona without one is answered by the adapter that is trained here. Every adapter must compute
+    the logits that PEFT computes with it. Imported scores are printed beside the results and enter no statistic.
     """
     from clusterlora.cli.progress import console_log
     from clusterlora.stages.imported import OlderOutputs, import_outputs, settings_for_import
 
-    older = OlderOutputs(clusters, adapters, results)
+    older = OlderOutputs(
+        clusters=clusters,
+        adapters=adapters,
+        unified=unified,
+        personal=personal,
+        personal_map=personal_map,
+        results=results,
+        any_base=same_base,
+    )
     stores = open_local_stores(keep_services_up=True)
     study = with_base(settings_for_import(study_from(options, data__splits=splits), older), stores)
     with console_log() as log:
@@ -132,7 +163,13 @@ def status(name: str | None, watch: bool, as_json: bool) -> None:
 
         watch_study(name, stores)
         return
-    state = _status(name, stores)
+    waits = _waiting_reasons(name)
+    try:
+        state = {**_status(name, stores), "waits": waits}
+    except UnknownName:
+        if not waits:
+            raise
+        state = {"study": name, "status": "launched, not begun", "waits": waits}
     if as_json:
         click.echo(json.dumps(state))
         return
@@ -183,6 +220,17 @@ def decide(name: str, choice: Any, learning_rate: float | None, epochs: int | No
         click.echo(f"study {name} {action[choice]}")
     else:
         click.echo("stored; it takes effect when the study is run again")
+
+
+def _waiting_reasons(name: str) -> list[str]:
+    """Return why runs of the study wait, with what helps; nothing when no local servers run."""
+    from clusterlora.errors import ServiceDown
+
+    try:
+        services = deployments("local_services").status(services_home())
+        return list(deployments("launch").waiting_reasons(name, services)) if services is not None else []
+    except ServiceDown as problem:
+        return [str(problem)]
 
 
 def _with_usable_inputs(study: "Study") -> "Study":

@@ -125,6 +125,22 @@ def read_results(path: Path, persona_ids: Sequence[str]) -> dict[str, dict[str, 
     return scores
 
 
+def read_folder_map(path: Path, persona_ids: Sequence[str]) -> dict[str, str]:
+    """Return the folder name of each persona that the file lists. Raises BadData for another shape, or somebody who is not in the data."""
+    content = read_json(path)
+    if not isinstance(content, dict) or not content or not all(isinstance(name, str) for name in content.values()):
+        raise BadData(f"{path}: is not an object from persona to folder name")
+    resolve = persona_resolver(persona_ids)
+    names: dict[str, str] = {}
+    for label, name in content.items():
+        persona_id = resolve(label)
+        if persona_id is None:
+            raise BadData(f"{path}: persona {label!r} is not in the data (its first ids: {', '.join(persona_ids[:3])})")
+        if names.setdefault(persona_id, name) != name:
+            raise BadData(f"{path}: persona {persona_id!r} has two folders, {names[persona_id]!r} and {name!r}; keep one")
+    return names
+
+
 def cluster_number(text: object) -> int | None:
     """Return the number at the end of a cluster's name: 3 of 3, "3" and "cluster_03"."""
     return None if isinstance(text, bool | float) else _number(str(text))

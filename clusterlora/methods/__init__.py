@@ -8,6 +8,9 @@ from clusterlora.methods.described import baseline_described, unified_described
 from clusterlora.methods.few_shot import few_shot
 from clusterlora.methods.hybrid import hybrid
 from clusterlora.methods.imported_cluster import imported_cluster
+from clusterlora.methods.imported_merge import imported_merge
+from clusterlora.methods.imported_per_persona import imported_per_persona
+from clusterlora.methods.imported_unified import imported_unified
 from clusterlora.methods.merge import merge
 from clusterlora.methods.method import Method
 from clusterlora.methods.per_persona import per_persona
@@ -31,7 +34,7 @@ METHODS: Catalog[Method] = Catalog(
         "merge": Method(merge),
         "prefix": Method(prefix),
         "selective_routing": Method(selective_routing),
-        "imported_cluster": Method(imported_cluster),
+        "imported_cluster": Method(imported_cluster, needs_import=True),
         "random_cluster": Method(
             random_cluster,
             is_control=True,
@@ -51,6 +54,9 @@ METHODS: Catalog[Method] = Catalog(
             phrase="somebody else's personal adapter",
             cause="everybody's adapter has learnt from them",
         ),
+        "imported_unified": Method(imported_unified, needs_import=True),
+        "imported_per_persona": Method(imported_per_persona, needs_import=True),
+        "imported_merge": Method(imported_merge, needs_import=True),
     },
 )
 

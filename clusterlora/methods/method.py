@@ -3,10 +3,12 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from clusterlora.metadata import ImportedAdapters
 from clusterlora.recipe import Recipe
 from clusterlora.settings import MergeSettings
 from clusterlora.values import AdapterComposition, AdapterSpec, MethodPlan, WeightedAdapter
 
+NOTHING_IMPORTED = ImportedAdapters()
 BASE = AdapterComposition()
 """The base model alone."""
 
@@ -16,8 +18,8 @@ class StudyView:
     """Everything a method may depend on: the personas, their clusters, and how adapters are trained.
 
     `members[k]` are the personas of cluster k. `cluster_recipe` and `cluster_init` are those of the rung that passed the gate.
-    `others` are the plans of the study's other methods, controls aside, for methods that choose among them. `imported` are (cluster, hash
-    of the weights) of adapters that were trained elsewhere and brought into the study.
+    `others` are the plans of the study's other methods, controls aside, for methods that choose among them. `imported` are the adapters
+    that were trained elsewhere and brought into the study.
     """
 
     persona_ids: tuple[str, ...]
@@ -27,7 +29,7 @@ class StudyView:
     cluster_init: str | None
     others: Mapping[str, MethodPlan]
     merging: MergeSettings
-    imported: tuple[tuple[int, str], ...] = ()
+    imported: ImportedAdapters = NOTHING_IMPORTED
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,7 @@ class Method:
     `contrast_with`, the verdict states how much of that method's gain remains over this one, which it calls by its `phrase`. With a
     `cause`, only a win over this control shows that the gain has this cause, for example that "the people of a cluster are alike".
     `is_base` is the base model without adapters: it is compared, and never the champion.
+    `needs_import` says that its adapters were trained elsewhere: it can be asked for only after `clusterlora study import`.
     """
 
     plan: Callable[[StudyView], MethodPlan]
@@ -46,6 +49,7 @@ class Method:
     phrase: str = ""
     cause: str = ""
     is_base: bool = False
+    needs_import: bool = False
 
     def __post_init__(self) -> None:
         """Raise ValueError for a contrast without a phrase, a cause without a contrast, or a contrast with a method that is no control."""

@@ -7,16 +7,14 @@ from functools import lru_cache
 from clusterlora.adapters.cache_key import cache_keys, settings_in_keys
 from clusterlora.clustering import PREREQUISITES
 from clusterlora.errors import BadSettings, UnknownName
+from clusterlora.metadata import ImportedAdapters
 from clusterlora.methods import METHODS
 from clusterlora.methods.held_out import HELD_OUT, held_out
-from clusterlora.methods.method import StudyView
+from clusterlora.methods.method import NOTHING_IMPORTED, StudyView
 from clusterlora.planning.ladder import GATED, OWN, REFERENCE, decided_rung, gated
 from clusterlora.planning.study_state import StudyState
 from clusterlora.settings import PreparedStudy, Rung
 from clusterlora.values import AdapterComposition, AdapterSpec, Clustering, Dataset, MethodPlan, TrainedAdapter, digest
-
-IMPORTED = "imported_cluster"
-"""The method made of adapters that were trained elsewhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,22 +77,18 @@ def work_plan(state: StudyState, rung: Rung | None = None) -> WorkPlan:
             raise BadSettings(f"study {study.name} has no clustering; run its cluster step first")
         study = replace(study, methods=(PREREQUISITES[study.clustering.algorithm],), seeds=1)
         clustering = Clustering(study.clustering.algorithm, ())
-    imported = _imported(state) if IMPORTED in study.methods else ()
-    return _work_plan(study, state.dataset, clustering, rung or decided_rung(state), base_revision(study.model.base), imported)
-
-
-def _imported(state: StudyState) -> tuple[tuple[int, str], ...]:
-    """Return (cluster, hash of the weights) of the study's imported adapters. Raises BadSettings when nothing was imported."""
-    if state.imported is None:
+    needing = [name for name in study.methods if METHODS[name].needs_import]
+    if needing and state.imported is None:
         raise BadSettings(
-            f"study {state.name} compares {IMPORTED}, but nothing was imported; run: clusterlora study import --name {state.name} ..."
+            f"study {state.name} compares {needing[0]}, but nothing was imported; run: clusterlora study import --name {state.name} ..."
         )
-    return state.imported.weights_by_cluster
+    imported = state.imported or NOTHING_IMPORTED
+    return _work_plan(study, state.dataset, clustering, rung or decided_rung(state), base_revision(study.model.base), imported)
 
 
 @lru_cache(maxsize=8)
 def _work_plan(
-    study: PreparedStudy, dataset: Dataset, clustering: Clustering, rung: Rung, revision: str, imported: tuple[tuple[int, str], ...]
+    study: PreparedStudy, dataset: Dataset, clustering: Clustering, rung: Rung, revision: str, imported: ImportedAdapters
 ) -> WorkPlan:
     recipe = replace(
         study.recipe,

@@ -1,60 +1,108 @@
-"""Merge a study's personal adapters per cluster with other settings than the study's, and register the merged adapters."""
+"""Merge the personal adapters of a study per cluster: a study of its own, which trains nothing, where the merge is not the study's own."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from clusterlora.adapters.merging import density_of
-from clusterlora.errors import BadData
-from clusterlora.planning.study_state import read_state
-from clusterlora.planning.work_plan import trained_adapters, work_plan
+from clusterlora.errors import BadData, BadSettings
+from clusterlora.planning.study_state import StudyState, read_state
+from clusterlora.planning.training_groups import groups_of
+from clusterlora.planning.work_plan import WorkPlan, trained_adapters, work_plan
 from clusterlora.ports.run_log import RunLog
 from clusterlora.ports.stores import Stores
 from clusterlora.progress.timing import timed
-from clusterlora.requests import MergeRequest, TrainingGroup
-from clusterlora.stages.register import register_adapter
-from clusterlora.stages.train import merge_adapters
+from clusterlora.requests import MergeRequest
+from clusterlora.settings import STUDY_NAME, MergeSettings, PreparedStudy
+from clusterlora.stages.prepare import prepare
+from clusterlora.stages.train import link_trained, merge_adapters
+
+_N_NAMED = 5
 
 
-def merge(request: MergeRequest, stores: Stores, log: RunLog) -> tuple[str, ...]:
-    """Return the names of the merged adapters, one per cluster; those that exist already are not made again.
+def merge(request: MergeRequest, stores: Stores, log: RunLog) -> str:
+    """Return the name of the study that holds the merged adapters, one per cluster, beside the methods that they are to be compared with.
+
+    It is the study itself if its settings ask for this merge, else one named after it and the merge, with the same data, clusters and
+    adapters. Imported personal adapters are merged where there are any, else those that were trained here. Merging again changes nothing.
 
     Raises:
         BadData: personal adapters are missing.
-        BadSettings: the personas are not clustered yet.
+        BadSettings: the personas are not clustered yet, or the name would be too long.
     """
-    study_name, merging = request.study_name, request.merging
-    state = read_state(study_name, stores)
-    compared = state.settings
-    state = replace(state, settings=replace(compared, methods=("merge",), seeds=1, merging=merging))
+    state = read_state(request.study_name, stores)
+    method = "imported_merge" if state.imported and state.imported.weights_by_persona else "merge"
+    _check_parts(state, method, request.merging, stores)
+    study = _settings(state.settings, method, request.merging)
+    if study.name != state.name:
+        _derive(state, study, stores, log)
+    state = read_state(study.name, stores)
     plan = work_plan(state)
-    trained = trained_adapters(state, plan)
-    personal = [spec.name for spec in plan.specs.values() if not spec.merge_of]
-    if missing := [name for name in personal if name not in trained]:
-        raise BadData(
-            f"study {study_name} has {len(personal) - len(missing)} of {len(personal)} personal adapters, {missing[0]} is missing; "
-            f"train them: clusterlora train --name {study_name} with per_persona or merge among its methods"
-        )
-    density = density_of(merging)
-    suffix = merging.kind if density == 1 else f"{merging.kind}-{density:g}"
-    new = {spec.name: f"{spec.name}+{suffix}" for spec in plan.specs.values() if spec.merge_of and spec.name not in trained}
-    specs = [replace(plan.specs[name], name=new[name]) for name in new]
-    plan = replace(plan, keys={**plan.keys, **{new[name]: plan.keys[name] for name in new}})
-    if specs:
-        group = TrainingGroup(f"merge-{suffix}", f"merge clusters by {suffix}", tuple(new.values()))
-        with timed(stores, study_name, "merge", suffix):
+    link_trained(state, plan, stores)
+    state = read_state(study.name, stores)
+    merged = tuple(spec.name for spec in plan.methods[method].adapters if spec.merge_of)
+    for group in (group for wave in groups_of(state, plan, merged) for group in wave):
+        with timed(stores, study.name, "merge", _label(request.merging)):
             merge_adapters(
                 state,
                 plan,
                 group,
-                specs,
-                tags={"study": study_name, "method": "merge", "training_group": group.name},
+                [plan.specs[name] for name in group.adapters],
+                tags={"study": study.name, "method": method, "training_group": group.name},
                 stores=stores,
                 log=log,
             )
-    adapters = {adapter.key: adapter for adapter in stores.studies.adapters(study_name)}
-    merged = {spec: adapters[plan.keys[spec.name]] for spec in plan.specs.values() if spec.merge_of}
-    # The comparison's result is about the study's own merge, not about another one.
-    method = "merge" if "merge" in compared.methods and compared.merging == merging else f"merge by {suffix}"
-    for spec, adapter in merged.items():
-        model = adapter.name.replace("+", "-")
-        register_adapter(state, adapter, stores, model=model, method=method, n_personas=len(spec.persona_ids))
-    return tuple(adapter.name for adapter in merged.values())
+    _note_untrained(state, plan, stores, log)
+    return study.name
+
+
+def _label(merging: MergeSettings) -> str:
+    """Return a merge in a few letters: average, ties-0.2."""
+    density = density_of(merging)
+    return merging.kind if density == 1 else f"{merging.kind}-{density:g}"
+
+
+def _check_parts(state: StudyState, method: str, merging: MergeSettings, stores: Stores) -> None:
+    """Raise BadData unless every personal adapter to be merged is there."""
+    plan = work_plan(replace(state, settings=replace(state.settings, methods=(method,), seeds=1, merging=merging)))
+    needed = tuple(dict.fromkeys(part for spec in plan.methods[method].adapters for part in spec.merge_of))
+    recorded = {name for name in needed if stores.studies.adapter(plan.keys[name]) is not None}
+    if missing := [name for name in needed if name not in recorded]:
+        raise BadData(
+            f"study {state.name} has {len(recorded)} of {len(needed)} personal adapters, {missing[0]} is missing; "
+            f"train them: clusterlora train --name {state.name} with per_persona or merge among its methods; "
+            "or bring them: clusterlora study import --personal FOLDER"
+        )
+
+
+def _settings(study: PreparedStudy, method: str, merging: MergeSettings) -> PreparedStudy:
+    """Return the study itself if it compares this merge, else a study like it that does."""
+    if method in study.methods and study.merging == merging:
+        return study
+    name = f"{study.name}-{_label(merging)}"
+    if not STUDY_NAME.fullmatch(name):
+        raise BadSettings(
+            f"the merge would be study {name!r}, which is longer than 48 characters; give study {study.name!r} a shorter name"
+        )
+    return replace(study, name=name, methods=tuple(dict.fromkeys([*study.methods, method])), merging=merging)
+
+
+def _derive(state: StudyState, study: PreparedStudy, stores: Stores, log: RunLog) -> None:
+    """Create a study with the data, clusters and imported adapters of another one."""
+    prepare(study, stores, log, running=False)
+    if stores.studies.clustering(study.name) is None and state.clustering is not None:
+        stores.studies.save_clustering(study.name, state.clustering)
+    if state.imported is not None:
+        stores.studies.save_metadata(study.name, state.imported)
+
+
+def _note_untrained(state: StudyState, plan: WorkPlan, stores: Stores, log: RunLog) -> None:
+    """Log which methods cannot be compared with the merge, because some of their adapters are not trained."""
+    trained = trained_adapters(read_state(state.name, stores), plan)
+    lacking = [name for name, method in plan.methods.items() if not trained.keys() >= {spec.name for spec in method.adapters}]
+    if lacking:
+        log.note(f"{_listed(lacking)} cannot be compared with the merge: adapters are missing; clusterlora train --name {state.name}")
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _N_NAMED} more" if len(names) > _N_NAMED else ""
+    return ", ".join(names[:_N_NAMED]) + more

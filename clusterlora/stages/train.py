@@ -110,6 +110,12 @@ def _train(request: TrainRequest, state: StudyState, stores: Stores, log: RunLog
     return len(results)
 
 
+def link_trained(state: StudyState, plan: WorkPlan, stores: Stores) -> None:
+    """Link to a study the adapters of its plan that are trained already, perhaps by another study."""
+    for name in plan.specs:
+        _reuse(state.settings, plan, name, stores)
+
+
 def _reuse(study: Study, plan: WorkPlan, name: str, stores: Stores) -> bool:
     """Return whether this adapter is trained already, perhaps by another study; if so, link it to this study."""
     adapter = stores.studies.adapter(plan.keys[name])

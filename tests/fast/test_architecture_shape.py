@@ -117,6 +117,7 @@ OF_ADAPTERS = (
 )
 """Rooms of the core in which a name is a study's: of an adapter, a method, a training group, a rung. In others it is a tensor's, say."""
 OTHER_NAMES = {
+    ("clusterlora/adapters/import_checks.py", "name"): "of tensors and base models",
     ("clusterlora/cli/orchestration.py", "name"): "of variables of the environment",
     ("clusterlora/comparison/table.py", "label"): "of a metric",
     ("clusterlora/report/sections.py", "name"): "of measures of a clustering",

@@ -135,6 +135,8 @@ def test_paths_of_data_are_made_absolute_for_workers_and_hub_ids_are_kept(
     for argument, named in (("people.jsonl", str(tmp_path.resolve() / "people.jsonl")), ("some/hub-id", "some/hub-id")):
         assert main(["study", "run", "--data", argument, "--show-settings"]) == 0
         assert json.loads(capsys.readouterr().out)["data"]["path"] == named
+    assert main(["study", "run", "--set", "data.splits=people.jsonl", "--show-settings"]) == 0
+    assert json.loads(capsys.readouterr().out)["data"]["splits"] == str(tmp_path.resolve() / "people.jsonl")
 
 
 def test_commands_print_their_results_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -203,3 +203,24 @@ def test_any_mapping_is_a_study_or_refused_in_one_line_per_problem(settings: dic
     except BadSettings:
         return
     assert from_mapping(as_mapping(study)) == study
+
+
+def test_relative_paths_of_a_file_start_at_the_file_wherever_a_process_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    elsewhere, folder = tmp_path / "elsewhere", tmp_path / "mine"
+    for made in (elsewhere, folder / "bases" / "small", folder / "homelm"):
+        made.mkdir(parents=True)
+    for name in ("people.jsonl", "splits.json"):
+        (folder / name).write_text("{}")
+    file = folder / "study.toml"
+    file.write_text(
+        'name = "mine"\n[data]\nsource = "table"\npath = "people.jsonl"\nsplits = "./splits.json"\n'
+        '[model]\nbase = "bases/small"\nembedding = "somebody/hub-id"\n'
+    )
+    monkeypatch.chdir(elsewhere)
+    study = resolve(file=file)
+    assert (study.data.path, study.data.splits) == (str(folder / "people.jsonl"), str(folder / "splits.json"))
+    assert (study.model.base, study.model.embedding) == (str(folder / "bases" / "small"), "somebody/hub-id")
+    monkeypatch.chdir(folder)
+    assert resolve(file=Path("study.toml")) == study
+    file.write_text('[model]\nbase = "homelm"\n')
+    assert resolve(file=file).model.base == "homelm", "a known model is no folder that happens to be called like it"

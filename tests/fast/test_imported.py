@@ -144,7 +144,7 @@ def older(tmp_path: Path, tiny_base_folder: Path) -> tuple[Study, OlderOutputs]:
         clustering=ClusteringSettings(k=2),
         evaluation=EvaluationSettings(max_new_tokens=4, bootstrap_draws=100),
     )
-    return study, OlderOutputs(clusters, tmp_path / "lora_clusters", results)
+    return study, OlderOutputs(clusters=clusters, adapters=tmp_path / "lora_clusters", results=results)
 
 
 def test_an_imported_study_continues_with_its_adapters_compared_and_its_scores_listed(
@@ -179,7 +179,7 @@ def test_untrusted_files_are_not_imported(older: tuple[Study, OlderOutputs], sto
         settings_for_import(replace(study, data=replace(study.data, splits=None)), files)
     study = settings_for_import(study, files)
     assert files.adapters is not None
-    with pytest.raises(BadData, match=r"does not fit base model 'homelm'.*give that as --base-model"):
+    with pytest.raises(BadData, match=r"was made for base model .*, and the study's is 'homelm'; give --base-model"):
         import_outputs(replace(study, model=ModelSettings(base="homelm")), files, stores, LOG)
     (files.adapters / "cluster_01").mkdir()
     (files.adapters / "cluster_01" / "adapter_model.bin").write_bytes(b"")
@@ -209,6 +209,7 @@ def test_the_command_imports_and_the_study_goes_on_by_its_name_alone(
         "clusters": 2,
         "adapters": 1,
         "results": 1,
+        "without_personal": [],
     }
     assert from_environment().studies.status("middle") == "created", "what was imported is not running"
     assert main(["study", "run", "--name", "middle", "--show-settings"]) == 0

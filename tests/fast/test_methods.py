@@ -3,6 +3,7 @@
 import pytest
 
 from clusterlora.errors import UnknownName
+from clusterlora.metadata import ImportedAdapters
 from clusterlora.methods import METHODS
 from clusterlora.methods.method import BASE, StudyView, composition_of, unified_adapter
 from clusterlora.recipe import Recipe
@@ -10,6 +11,8 @@ from clusterlora.settings import MergeSettings
 from clusterlora.values import AdapterComposition, WeightedAdapter
 
 PEOPLE = ("ana", "../../x", "cleo", "dan", "eve")
+IMPORTED = ImportedAdapters(((0, "a0"),), "a1", ((PEOPLE[1], "a2"), (PEOPLE[4], "a3")))
+"""The first cluster's adapter, everybody's, and those of two people, one in each cluster."""
 
 
 def view(**others: object) -> StudyView:
@@ -17,7 +20,7 @@ def view(**others: object) -> StudyView:
         name: METHODS[name].plan(StudyView(PEOPLE, (PEOPLE[:2], PEOPLE[2:]), Recipe(), Recipe(), None, {}, MergeSettings()))
         for name in others
     }
-    return StudyView(PEOPLE, (PEOPLE[:2], PEOPLE[2:]), Recipe(), Recipe(epochs=7), None, plans, MergeSettings())
+    return StudyView(PEOPLE, (PEOPLE[:2], PEOPLE[2:]), Recipe(), Recipe(epochs=7), None, plans, MergeSettings(), IMPORTED)
 
 
 @pytest.mark.parametrize("name", METHODS)

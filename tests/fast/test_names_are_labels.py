@@ -32,9 +32,7 @@ from clusterlora.stores.json_codec import to_json
 from clusterlora.values import AdapterSpec, EvaluationRow, MethodPlan, digest
 from tests.fixtures.examples import examples_of_extending
 from tests.fixtures.memory import MemoryTracker
-from tests.fixtures.stages import LOG, missing_groups, plan_of, run, state_of
-
-TRAINED_HERE = tuple(name for name in METHODS if name != "imported_cluster")
+from tests.fixtures.stages import LOG, TRAINED_HERE, missing_groups, plan_of, run, state_of
 
 
 @pytest.fixture

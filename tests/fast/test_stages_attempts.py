@@ -1,40 +1,36 @@
-"""Records of an attempt that finishes, runs out of memory or loses a service; merging after a study."""
+"""Records of an attempt that finishes, runs out of memory or loses a service."""
 
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from clusterlora.adapters.weights import refuse_other_weights, weights_sha256
-from clusterlora.errors import BadData, OutOfMemory, ServiceDown
-from clusterlora.metadata import ComparisonSummary
-from clusterlora.ports.model_registry import About
+from clusterlora.errors import OutOfMemory, ServiceDown
 from clusterlora.ports.run_log import SilentLog
 from clusterlora.ports.stores import Stores
 from clusterlora.ports.tracker import AdapterRun
 from clusterlora.recipe import Recipe
-from clusterlora.requests import MergeRequest, TrainingGroup, TrainRequest
+from clusterlora.requests import TrainingGroup, TrainRequest
 from clusterlora.settings import (
     ClusteringSettings,
     DataSettings,
     EvaluationSettings,
-    MergeSettings,
     ModelSettings,
     RuntimeSettings,
     Study,
     SyntheticSettings,
 )
 from clusterlora.stages.cluster import cluster
-from clusterlora.stages.merge import merge
 from clusterlora.stages.prepare import prepare
 from clusterlora.stages.train import keep, stored_folder, train_group
 from clusterlora.stores.files import FileAdapterStore
 from tests.fixtures.memory import MemoryRun, MemoryTracker
-from tests.fixtures.stages import missing_groups, plan_of
+from tests.fixtures.stages import missing_groups
 
 UNIFIED = TrainingGroup("unified", "unified", ("unified",))
 
@@ -243,78 +239,3 @@ def test_an_attempt_that_lost_a_service_stays_open_and_is_continued(study: Study
     assert [(a.number, a.state) for a in stores.studies.attempts(study.name)] == [(1, "running")]
     train(study, away, UNIFIED)
     assert [(a.number, a.state) for a in stores.studies.attempts(study.name)] == [(1, "done")]
-
-
-def test_merging_needs_the_personal_adapters(study: Study, stores: Stores) -> None:
-    with pytest.raises(BadData, match=r"has 0 of 5 personal adapters, persona-0000 is missing; train them"):
-        merge(MergeRequest(study_name=study.name, merging=MergeSettings()), stores, SilentLog())
-
-
-def test_a_merged_model_has_its_studys_prompt_lengths_and_dtype(study: Study, stores: Stores) -> None:
-    train_everybody(study, stores)
-    merge(MergeRequest(study_name=study.name, merging=MergeSettings()), stores, SilentLog())
-    assert isinstance(stores.tracker, MemoryTracker)
-    (version,) = stores.tracker.models["tried-merged-00-average"]
-    assert version.content["model"] == asdict(study.model)
-    assert version.content["max_new_tokens"] == 256
-
-
-def test_a_merged_models_card_claims_no_other_merges_comparison(study: Study, stores: Stores) -> None:
-    train_everybody(study, stores)
-    tracker = stores.tracker
-    assert isinstance(tracker, MemoryTracker)
-
-    def said_of(model: str) -> About:
-        about = tracker.models[model][-1].about
-        assert about is not None
-        return about
-
-    merge(MergeRequest(study_name=study.name, merging=MergeSettings()), stores, SilentLog())
-    not_compared = said_of("tried-merged-00-average")
-    digests = {adapter.name: adapter.weights_sha256 for adapter in stores.studies.adapters(study.name)}
-    assert not_compared.tags == {
-        "comparison": "failed",
-        "comparison_says": "not compared",
-        "data_digest": stores.studies.dataset(study.name).digest,
-        "training_personas": "2",
-        "weights_sha256": digests["merged-00+average"],
-    }
-    assert "Answers as method **merge by average** of study **tried**: not compared" in not_compared.card
-
-    own = replace(study, name="merging", methods=("unified", "merge"))
-    prepare(own, stores, SilentLog())
-    cluster(own.name, stores, SilentLog())
-    train_everybody(own, stores)
-    stores.studies.save_metadata(own.name, ComparisonSummary("merge", "merge beats unified."))
-    merge(MergeRequest(study_name=own.name, merging=MergeSettings()), stores, SilentLog())
-    merge(MergeRequest(study_name=own.name, merging=MergeSettings(kind="ties")), stores, SilentLog())
-    assert said_of("merging-merged-00-average").tags["comparison"] == "passed"
-    other = said_of("merging-merged-00-ties-0.2").tags
-    assert (other["comparison"], other["comparison_says"]) == ("failed", "the comparison found merge best: merge beats unified.")
-
-
-def train_everybody(study: Study, stores: Stores) -> None:
-    names = tuple(name for name in plan_of(study, stores).specs if name.startswith("persona"))
-    for group in missing_groups(study, stores, names):
-        train(study, stores, group)
-
-
-def test_each_way_of_merging_gives_its_own_registered_adapters_once(study: Study, stores: Stores) -> None:
-    train_everybody(study, stores)
-    assert merge(MergeRequest(study_name=study.name, merging=MergeSettings()), stores, SilentLog()) == (
-        "merged-00+average",
-        "merged-01+average",
-    )
-    assert merge(MergeRequest(study_name=study.name, merging=MergeSettings(kind="ties", density=0.5)), stores, SilentLog()) == (
-        "merged-00+ties-0.5",
-        "merged-01+ties-0.5",
-    )
-    adapter_by_name = {adapter.name: adapter for adapter in stores.studies.adapters(study.name)}
-    assert merge(MergeRequest(study_name=study.name, merging=MergeSettings()), stores, SilentLog()) == (
-        "merged-00+average",
-        "merged-01+average",
-    )
-    assert {adapter.name: adapter for adapter in stores.studies.adapters(study.name)} == adapter_by_name
-    assert len({adapter_by_name[name].weights_sha256 for name in adapter_by_name if name.startswith("merged")}) == 4
-    assert isinstance(stores.tracker, MemoryTracker)
-    assert {"tried-merged-00-average", "tried-merged-01-ties-0.5"} <= stores.tracker.models.keys()

@@ -9,8 +9,6 @@ import pytest
 
 from clusterlora.clustering import PREREQUISITES
 from clusterlora.metadata import TruthAgreement
-from clusterlora.methods import METHODS
-from clusterlora.planning.work_plan import IMPORTED
 from clusterlora.ports.stores import Stores
 from clusterlora.results.report import report_data
 from clusterlora.settings import (
@@ -23,10 +21,7 @@ from clusterlora.stages.refine import refine
 from clusterlora.stages.register import register
 from clusterlora.values import Clustering
 from tests.fixtures.memory import MemoryTracker
-from tests.fixtures.stages import LOG, plan_of, rows_of, run, run_rest, state_of
-
-TRAINED_HERE = tuple(name for name in METHODS if name != IMPORTED)
-"""A study in which nothing was imported has nothing to compare as imported."""
+from tests.fixtures.stages import LOG, TRAINED_HERE, plan_of, rows_of, run, run_rest, state_of
 
 
 @pytest.fixture

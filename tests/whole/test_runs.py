@@ -18,6 +18,7 @@ from prefect.deployments import run_deployment
 from prefect.flow_runs import resume_flow_run
 
 from clusterlora.config import as_mapping
+from clusterlora.metadata import ComparisonSummary
 from clusterlora.planning.gate_step import next_gate_step
 from clusterlora.planning.study_state import read_state
 from clusterlora.recipe import Recipe
@@ -163,9 +164,12 @@ def test_a_worker_merges_the_clusters_in_another_way(site: dict[str, str], peopl
     train_here(study, stores, *(f"persona-{number:04d}" for number in range(8)))
     run = launch("merge/merge", request={"study_name": study.name, "merging": {"kind": "ties", "density": 0.5}})
     assert state_of(run).is_completed(), state_of(run).message
-    merged = {a.name: a for a in stores.studies.adapters(study.name) if a.spec.merge_of}
-    assert set(merged) == {"merged-00+ties-0.5", "merged-01+ties-0.5"}
+    merged = {a.name: a for a in stores.studies.adapters(f"{study.name}-ties-0.5") if a.spec.merge_of}
+    assert set(merged) == {"merged-00", "merged-01"}
     assert sorted(len(a.spec.merge_of) for a in merged.values()) == [3, 5]
+    outcome = stores.studies.metadata(f"{study.name}-ties-0.5", ComparisonSummary)
+    assert outcome is not None
+    assert {"per_persona", "merge"} <= {score.method for score in outcome.scores}
 
 
 def test_a_study_with_impossible_settings_is_refused_before_anything_runs(site: dict[str, str]):

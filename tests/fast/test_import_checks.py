@@ -1,0 +1,130 @@
+"""An adapter from elsewhere answers here as it does in PEFT, or is refused in one line that names what is wrong."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from clusterlora.adapters.import_checks import check_imported
+from clusterlora.engine.base import BaseModel
+from clusterlora.errors import BadData
+from clusterlora.models.base import load_base
+from tests.fixtures.imported import change_config, change_tensors, write_adapter
+
+Q_PROJ = "base_model.model.model.layers.0.self_attn.q_proj"
+
+
+@pytest.fixture(scope="module")
+def base(tiny_base_folder: Path) -> BaseModel:
+    return load_base(str(tiny_base_folder))
+
+
+@pytest.fixture
+def folder(tmp_path: Path, tiny_base_folder: Path) -> Path:
+    return write_adapter(tmp_path / "theirs", tiny_base_folder)
+
+
+def refusal(folder: Path, base: BaseModel, *, any_base: bool = False) -> str:
+    with pytest.raises(BadData) as refused:
+        check_imported(folder, base, any_base=any_base)
+    assert str(folder) in str(refused.value)
+    assert "\n" not in str(refused.value)
+    return str(refused.value)
+
+
+def test_a_plain_adapter_passes_and_leaves_the_base_as_it_was(folder: Path, base: BaseModel) -> None:
+    before = {name: parameter.clone() for name, parameter in base.model.named_parameters()}
+    check_imported(folder, base, any_base=False)
+    after = dict(base.model.named_parameters())
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_rank_stabilised_adapter_passes(folder: Path, base: BaseModel) -> None:
+    change_config(folder, use_rslora=True)
+    check_imported(folder, base, any_base=False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"use_dora": True}, "train it again without DoRA"),
+        ({"rank_pattern": {"q_proj": 4}}, "one rank for all layers"),
+        ({"alpha_pattern": {"q_proj": 4}}, "one alpha for all layers"),
+        ({"modules_to_save": ["lm_head"]}, "replaces whole layers"),
+        ({"bias": "all"}, "train it again with bias='none'"),
+        ({"trainable_token_indices": [1]}, "embedding of tokens"),
+        ({"init_lora_weights": "pissa"}, "path_initial_model_for_weight_conversion"),
+        ({"init_lora_weights": "PISSA_16"}, "path_initial_model_for_weight_conversion"),
+        ({"peft_type": "IA3"}, "is 'IA3', not LORA"),
+        ({"r": 0}, "has r=0; a rank is a whole number of at least 1"),
+        ({"r": "x"}, "has r='x'"),
+        ({"r": 3}, "has rank 2, but adapter_config.json says r=3"),
+        ({"lora_alpha": float("inf")}, "has lora_alpha=inf"),
+        ({"lora_alpha": None}, "has lora_alpha=None"),
+    ],
+)
+def test_settings_that_change_answers_otherwise_are_refused_with_what_to_do(
+    folder: Path, base: BaseModel, changes: dict[str, Any], says: str
+) -> None:
+    change_config(folder, **changes)
+    assert says in refusal(folder, base)
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "says"),
+    [
+        (f"{Q_PROJ}.lora_A.weight", torch.full((2, 32), float("nan")), "holds NaN or infinity"),
+        (f"{Q_PROJ}.lora_B.weight", torch.full((32, 2), float("inf")), "holds NaN or infinity"),
+        (f"{Q_PROJ}.lora_A.weight", torch.ones(2, 32, dtype=torch.long), "not a matrix of floating-point numbers"),
+        (f"{Q_PROJ}.lora_A.weight", torch.ones(2), "not a matrix of floating-point numbers"),
+        (f"{Q_PROJ}.lora_A.weight", torch.empty(0, 32), "has rank 0"),
+        ("base_model.model.model.embed_tokens.lora_embedding_A", torch.ones(2, 32), "is no factor of a linear layer"),
+        ("base_model.model.lm_head.weight", torch.ones(32, 32), "is no factor of a linear layer"),
+    ],
+    ids=["NaN", "infinity", "integers", "a vector", "no rank", "an embedding", "a whole layer"],
+)
+def test_tensors_that_are_no_plain_factors_are_refused_by_name(
+    folder: Path, base: BaseModel, name: str, tensor: torch.Tensor, says: str
+) -> None:
+    change_tensors(folder, {name: tensor})
+    message = refusal(folder, base)
+    assert name in message
+    assert says in message
+
+
+def test_factors_that_peft_would_not_load_are_noticed_by_the_logits(folder: Path, base: BaseModel) -> None:
+    # The settings target q_proj alone, so PEFT leaves out the factors of k_proj, and a stack that adds them answers otherwise.
+    k_proj = Q_PROJ.replace("q_proj", "k_proj")
+    n_out = base.model.config.num_key_value_heads * 8
+    change_tensors(folder, {f"{k_proj}.lora_A.weight": 3 * torch.ones(2, 32), f"{k_proj}.lora_B.weight": torch.randn(n_out, 2)})
+    assert "logits differ from PEFT's" in refusal(folder, base)
+
+
+def test_another_base_of_the_same_shape_is_asked_for_explicitly(tmp_path: Path, base: BaseModel) -> None:
+    theirs = write_adapter(tmp_path / "theirs", "somebody/other-base")
+    message = refusal(theirs, base)
+    assert "was made for base model 'somebody/other-base'" in message
+    assert "--same-base" in message
+    check_imported(theirs, base, any_base=True)
+
+
+def test_the_same_base_in_another_place_is_the_same_base(tmp_path: Path, base: BaseModel, tiny_base_folder: Path) -> None:
+    check_imported(write_adapter(tmp_path / "theirs", f"/elsewhere/{tiny_base_folder.name}"), base, any_base=False)
+
+
+def test_another_revision_of_the_base_is_noticed(folder: Path, base: BaseModel) -> None:
+    change_config(folder, revision="0123abc")
+    assert "was made for revision 0123abc" in refusal(folder, base)
+
+
+def test_layers_of_another_shape_are_refused(folder: Path, base: BaseModel) -> None:
+    change_tensors(folder, {f"{Q_PROJ}.lora_A.weight": torch.ones(2, 48)})
+    assert "does not fit base model" in refusal(folder, base)
+
+
+def test_a_cut_file_is_no_adapter(folder: Path, base: BaseModel) -> None:
+    weights = folder / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    assert "cut or not what its name says" in refusal(folder, base)

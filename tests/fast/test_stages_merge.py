@@ -1,0 +1,108 @@
+"""Merging personal adapters per cluster after a study: what is merged, compared and registered, and that nothing is trained for it."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from clusterlora.errors import BadData, BadSettings
+from clusterlora.ports.run_log import SilentLog
+from clusterlora.ports.stores import Stores
+from clusterlora.recipe import Recipe
+from clusterlora.requests import EvaluationRequest, MergeRequest
+from clusterlora.settings import (
+    ClusteringSettings,
+    DataSettings,
+    EvaluationSettings,
+    MergeSettings,
+    ModelSettings,
+    RuntimeSettings,
+    Study,
+    SyntheticSettings,
+)
+from clusterlora.stages.cluster import cluster
+from clusterlora.stages.compare import compare
+from clusterlora.stages.evaluate import evaluate
+from clusterlora.stages.merge import merge
+from clusterlora.stages.prepare import prepare
+from clusterlora.stages.register import register
+from tests.fixtures.memory import MemoryTracker
+from tests.fixtures.stages import train_named
+
+LOG = SilentLog()
+PERSONAL = tuple(f"persona-{number:04d}" for number in range(5))
+TIES = MergeSettings(kind="ties", density=0.5)
+
+
+@pytest.fixture
+def study(tiny_base_folder: Path, stores: Stores) -> Study:
+    """Five people in two clusters, compared by unified and per_persona; nothing is trained yet."""
+    study = Study(
+        name="tried",
+        methods=("unified", "per_persona"),
+        data=DataSettings(train=2, val=1, test=1, synthetic=SyntheticSettings(cluster_sizes=(2, 3), dialogues=4)),
+        model=ModelSettings(base=str(tiny_base_folder), system_prompt="Du bist ein Haus.", max_length=1024, dtype="float32"),
+        recipe=Recipe(rank=2, epochs=1, target_modules=("q_proj", "v_proj")),
+        clustering=ClusteringSettings(k=2, sizes=(2, 3), algorithm="responses"),
+        evaluation=EvaluationSettings(max_new_tokens=4, bootstrap_draws=100),
+        runtime=RuntimeSettings(shards=1),
+    )
+    prepare(study, stores, LOG)
+    cluster(study.name, stores, LOG)
+    return study
+
+
+def request(study: Study, merging: MergeSettings = TIES) -> MergeRequest:
+    return MergeRequest(study_name=study.name, merging=merging)
+
+
+def test_merging_needs_the_personal_adapters(study: Study, stores: Stores) -> None:
+    with pytest.raises(BadData, match=r"has 0 of 5 personal adapters, persona-0000 is missing; train them"):
+        merge(request(study), stores, LOG)
+    assert [name for name, *_ in stores.studies.studies()] == ["tried"]
+
+
+def test_another_merge_is_a_study_of_its_own_that_trains_nothing(study: Study, stores: Stores) -> None:
+    train_named(study, stores, PERSONAL)
+    assert merge(request(study), stores, LOG) == "tried-ties-0.5"
+    adapters = {adapter.name: adapter for adapter in stores.studies.adapters("tried-ties-0.5")}
+    assert adapters.keys() == {*PERSONAL, "merged-00", "merged-01"}
+    assert stores.studies.clustering("tried-ties-0.5") == stores.studies.clustering("tried")
+    assert stores.studies.attempts("tried-ties-0.5") == ()
+    before = {adapter.name: adapter.weights_sha256 for adapter in adapters.values()}
+    merge(request(study), stores, LOG)
+    assert {adapter.name: adapter.weights_sha256 for adapter in stores.studies.adapters("tried-ties-0.5")} == before
+    merge(request(study, MergeSettings()), stores, LOG)
+    average = {adapter.name: adapter.weights_sha256 for adapter in stores.studies.adapters("tried-average")}
+    assert {average[name] == before[name] for name in PERSONAL} == {True}
+    assert {average[name] == before[name] for name in ("merged-00", "merged-01")} == {False}
+
+
+def test_the_merge_of_a_studys_own_settings_belongs_to_it(study: Study, stores: Stores) -> None:
+    own = replace(study, name="own", methods=("unified", "merge"), merging=TIES)
+    prepare(own, stores, LOG)
+    cluster(own.name, stores, LOG)
+    train_named(own, stores, PERSONAL)
+    assert merge(request(own), stores, LOG) == "own"
+    assert {"merged-00", "merged-01"} <= {adapter.name for adapter in stores.studies.adapters("own")}
+
+
+def test_a_merge_is_compared_with_the_studys_methods_and_registered(study: Study, stores: Stores) -> None:
+    train_named(study, stores, ("unified", *PERSONAL))
+    merged = merge(request(study), stores, LOG)
+    evaluate(EvaluationRequest(study_name=merged), stores, LOG)
+    comparison = compare(merged, stores, LOG)
+    assert {result.method for result in comparison.methods} == {"unified", "per_persona", "merge"}
+    register(merged, stores, LOG)
+    assert isinstance(stores.tracker, MemoryTracker)
+    assert {"tried-ties-0.5-merged-00", "tried-ties-0.5-merged-01"} <= stores.tracker.models.keys()
+    assert not any(name.startswith("tried-merged") for name in stores.tracker.models), "the study itself compared no merge"
+
+
+def test_a_merge_whose_name_would_be_too_long_is_refused(study: Study, stores: Stores) -> None:
+    long = replace(study, name="a" * 45)
+    prepare(long, stores, LOG)
+    cluster(long.name, stores, LOG)
+    train_named(long, stores, PERSONAL)
+    with pytest.raises(BadSettings, match="longer than 48 characters"):
+        merge(request(long), stores, LOG)
