@@ -9,6 +9,7 @@ import pytest
 from clusterlora.errors import BadData, BadSettings
 from clusterlora.methods import METHODS
 from clusterlora.methods.method import StudyView
+from clusterlora.planning.study_state import read_state
 from clusterlora.planning.training_groups import remaining_groups
 from clusterlora.ports.stores import Stores
 from clusterlora.recipe import Recipe
@@ -19,7 +20,7 @@ from clusterlora.stages.evaluate import evaluate
 from clusterlora.stages.imported import OlderOutputs, import_outputs, settings_for_import
 from clusterlora.stages.merge import merge
 from tests.fixtures.imported import write_adapter
-from tests.fixtures.stages import LOG, state_of
+from tests.fixtures.stages import LOG
 
 PEOPLE = tuple(f"persona_{number:03d}" for number in range(4))
 
@@ -69,7 +70,7 @@ def test_adapters_of_every_granularity_become_methods_and_nothing_is_trained(old
     assert (imported.adapters, imported.without_personal) == (7, ())
     assert imported == import_outputs(study, older[1], stores, LOG), "importing twice changes something"
     assert merge(MergeRequest(study_name=study.name), stores, LOG) == study.name
-    assert list(remaining_groups(state_of(study, stores))) == []
+    assert list(remaining_groups(read_state(study.name, stores))) == []
     assert all(adapter.steps == 0 for adapter in stores.studies.adapters(study.name))
     evaluate(EvaluationRequest(study_name=study.name), stores, LOG)
     assert {result.method for result in compare(study.name, stores, LOG).methods} == set(study.methods)
@@ -95,7 +96,7 @@ def test_who_has_no_personal_adapter_is_listed_and_answered_by_one_that_is_train
     (tmp_path / "personal" / PEOPLE[2]).rmdir()
     study = settings_for_import(*older)
     assert import_outputs(study, older[1], stores, LOG).without_personal == (PEOPLE[2],)
-    trained = [name for wave in remaining_groups(state_of(study, stores)) for group in wave for name in group.adapters]
+    trained = [name for wave in remaining_groups(read_state(study.name, stores)) for group in wave for name in group.adapters]
     assert [name for name in trained if not name.startswith("imported-merged")] == ["persona-0002"]
 
 
