@@ -47,6 +47,11 @@ class ServiceDown(ClusterLoraError, ConnectionError):
     """Prefect, MLflow or the database does not answer."""
 
 
+def counted(n: int, noun: str) -> str:
+    """Return a number with its noun, in the plural unless it is 1."""
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
 def printable(text: str) -> str:
     """Return an untrusted name as it can be printed in one line, with control characters escaped."""
     return text if text.isprintable() else repr(text)[1:-1]

@@ -127,11 +127,21 @@ class MethodScore:
 
 @dataclass(frozen=True, slots=True)
 class ComparisonSummary:
-    """What the comparison of the methods found: the best one, the sentence that says so, and every method's score."""
+    """What the comparison of the methods found: its champion, if there is one, the sentence that says so, and every method's score.
 
-    champion: str
+    `gate_refused`: the gate judged, and no rung passed.
+    """
+
+    champion: str | None
     sentence: str
     scores: tuple[MethodScore, ...] = ()
+    gate_refused: bool = False
+
+    @property
+    def beats_reference(self) -> bool:
+        """Whether the champion is shown to beat the reference, rather than being it."""
+        champion = self.score(self.champion) if self.champion is not None else None
+        return champion is not None and champion.difference is not None
 
     def score(self, method: str) -> MethodScore | None:
         """Return the score of one method; None when it was not compared."""

@@ -7,7 +7,9 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from clusterlora.gate.report import markdown
+from clusterlora.planning.study_state import read_state
 from clusterlora.ports.stores import Stores
+from clusterlora.progress.timeline import next_step
 from clusterlora.progress.timing import seconds_by_phase
 from clusterlora.wiring import from_environment
 from deployments.local_services import LocalServices
@@ -30,6 +32,8 @@ def print_results(study_name: str, ended: StudySnapshot, services: LocalServices
     click.echo(f"\nresults  {stores.folder(study_name)}")
     click.echo(f"Prefect  {services.addresses.prefect}/runs/flow-run/{ended.parent.id}")
     click.echo(f"MLflow   {services.addresses.mlflow}")
+    if ended.completed:
+        click.echo(f"next     {next_step(read_state(study_name, stores))}")
 
 
 def _print_outcome(study_name: str, stores: Stores) -> None:

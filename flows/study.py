@@ -5,6 +5,7 @@ from prefect.client.schemas.objects import State
 from prefect.flow_runs import suspend_flow_run
 from prefect.states import Completed
 
+from clusterlora.planning.ladder import command_to_continue
 from clusterlora.settings import Study
 from flows.compare import compare
 from flows.gate import gate
@@ -71,5 +72,6 @@ def study(config: Study = MISSION) -> State[None]:
         show_status(name, "finished")
         not_met = criteria_not_met(name)
     if not_met:
-        return Completed(name="GateRefused", message=f"gate refused ({', '.join(not_met)}); compared what was trained: {conclusion}")
-    return Completed(message=f"{conclusion} Champion: {champion or 'not registered, since nothing is tracked'}")
+        refusal = f"gate refused ({', '.join(not_met)}); compared what was trained: {conclusion}"
+        return Completed(name="GateRefused", message=f"{refusal} To train the rest: {command_to_continue(name)}")
+    return Completed(message=f"{conclusion} Champion: {champion}")

@@ -29,8 +29,13 @@ def compare(context: TaskContext, study_name: str) -> str:
 
 
 @study_task("register · {study_name}", progress="{study_name} register")
-def register(context: TaskContext, study_name: str) -> str | None:
-    """Put the adapters and the champion into the model registry; return the champion's URI, None where there is no registry."""
+def register(context: TaskContext, study_name: str) -> str:
+    """Put the adapters and the champion into the model registry; return the champion's URI, or why none is registered."""
+    from clusterlora.planning.study_state import read_state
     from clusterlora.stages.register import register as register_models
 
-    return register_models(study_name, context.stores, context.log)
+    uri = register_models(study_name, context.stores, context.log)
+    outcome = read_state(study_name, context.stores).outcome
+    if outcome is not None and outcome.champion is None:
+        return "none"
+    return uri or "not registered, since nothing is tracked"

@@ -61,7 +61,7 @@ def show(model: str, as_json: bool) -> None:
 
 
 @registry.command(
-    help=f"Make a version the champion. Refused if the comparison of its study found a better method. {_WHICH}",
+    help=f"Make a version the champion. Refused unless its method is the champion of its study's comparison. {_WHICH}",
     epilog="\b\nExample:\n  clusterlora registry promote demo/3\n",
 )
 @click.argument("model")

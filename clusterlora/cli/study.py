@@ -189,7 +189,7 @@ def status(name: str | None, watch: bool, as_json: bool) -> None:
 @click.option("--by", default=getpass.getuser, show_default="your user name", help="Who decides; stored with the decision.")
 @click.option("--json", "as_json", is_flag=True, help="Print the decision as JSON.")
 def decide(name: str, choice: Any, learning_rate: float | None, epochs: int | None, init: Any, by: str, as_json: bool) -> None:
-    """Decide how a study continues after its gate refused (gate.on_failure=ask)."""
+    """Decide how a study continues after its gate refused: at once if it waits (gate.on_failure=ask), else when it is run again."""
     changes = any(value is not None for value in (learning_rate, epochs, init))
     if choice is None:
         raise click.UsageError("choose one of --go-on, --stop and --retry")
@@ -198,13 +198,13 @@ def decide(name: str, choice: Any, learning_rate: float | None, epochs: int | No
     from clusterlora.errors import ServiceDown, UnknownName
     from clusterlora.metadata import Decision
     from clusterlora.planning.decisions import decide as record
-    from clusterlora.planning.ladder import awaits_decision
+    from clusterlora.planning.ladder import refused
     from clusterlora.planning.study_state import read_state
     from clusterlora.settings import Rung
 
     stores = open_local_stores()
-    if not awaits_decision(read_state(name, stores)):
-        raise UnknownName(f"study {name} waits for no decision; see its state with: clusterlora study status {name}")
+    if not refused(read_state(name, stores)):
+        raise UnknownName(f"study {name} waits for no decision, as its gate did not refuse; see: clusterlora study status {name}")
     rung = Rung(name="asked", learning_rate=learning_rate, epochs=epochs, init=init) if changes else None
     record(name, stores, Decision(choice, rung, by))
     services = deployments("local_services").status(services_home())
@@ -219,7 +219,7 @@ def decide(name: str, choice: Any, learning_rate: float | None, epochs: int | No
         action = {"continue": "continues", "stop": "compares what was trained, and stops", "retry": "trains cluster 0 once more"}
         click.echo(f"study {name} {action[choice]}")
     else:
-        click.echo("stored; it takes effect when the study is run again")
+        click.echo(f"stored; it takes effect with: clusterlora study run --name {name}")
 
 
 def _waiting_reasons(name: str) -> list[str]:

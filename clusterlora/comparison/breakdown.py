@@ -9,7 +9,10 @@ from clusterlora.comparison.result import Comparison
 
 
 def persona_records(comparison: Comparison) -> list[dict[str, Any]]:
-    """Return one record per persona: its cluster, its number of items, every method's mean, and the champion's minus the reference's."""
+    """Return one record per persona: its cluster, its number of items, every method's mean, and the champion's minus the reference's.
+
+    The difference is None without a champion or a reference.
+    """
     return [
         {"persona_id": persona_id, "cluster_id": cluster, "n_items": comparison.n_items_by_persona[persona_id]}
         | _scores(comparison, {result.method: result.by_persona[persona_id] for result in comparison.methods})
@@ -30,7 +33,7 @@ def cluster_records(comparison: Comparison) -> list[dict[str, Any]]:
 
 
 def _scores(comparison: Comparison, score_by_method: dict[str, float]) -> dict[str, Any]:
-    """Return the scores with the champion's difference to the reference, which is None without a reference."""
-    reference = comparison.reference
-    difference = None if reference is None else score_by_method[comparison.champion] - score_by_method[reference]
+    """Return the scores with the champion's difference to the reference, which is None without a champion or a reference."""
+    reference, champion = comparison.reference, comparison.champion
+    difference = None if reference is None or champion is None else score_by_method[champion] - score_by_method[reference]
     return score_by_method | {f"champion_vs_{reference or 'unified'}": difference}

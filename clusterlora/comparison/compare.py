@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 from jaxtyping import Float
 
+from clusterlora.comparison.champion import choose_champion
 from clusterlora.comparison.differences import Scored
 from clusterlora.comparison.result import Comparison, Contrast, MethodResult, PairedDifference, RoutingBrackets
 from clusterlora.comparison.roles import can_win, contrasts, is_control
@@ -33,9 +34,9 @@ def compare_methods(
     """Return the comparison of all methods, best first, on the personas that every method answered.
 
     Differences are method minus reference, on persona means. Intervals are 95 % two-level paired bootstrap, tests are Wilcoxon's
-    signed-rank over personas. Holm's correction is over three families: the methods that could be champion, against the reference; the
-    base model and the controls, against the reference; the contrasts. The champion is the best method that could be one and is
-    shown to beat the reference; else the reference; without one, the best mean that is no control. The order of rows has no effect.
+    signed-rank over personas. Holm's correction is over families: the methods that could be champion, against the reference; the
+    base model and the controls, against the reference; the contrasts; the methods that could be champion, against the base model. The
+    champion is the best method with everything that `choose_champion` asks for, or nobody. The order of rows has no effect.
 
     Args:
         headline: the metric that decides.
@@ -49,29 +50,28 @@ def compare_methods(
         BadData: methods differ in a persona's items, no persona is common, a score is missing or not finite, or all are controls.
         BadSettings: the headline is not among the metrics.
     """
-    if headline not in higher_is_better:
-        raise BadSettings(f"headline metric {headline!r} is not among the metrics {', '.join(higher_is_better)}; add it")
-    scores = paired_scores(rows, tuple(higher_is_better))
-    if all(is_control(method) for method in scores.methods):
-        raise BadData(f"{', '.join(scores.methods)}: controls alone were answered, and none can be champion; evaluate what they control")
+    scores = _paired(rows, headline, tuple(higher_is_better))
     present_reference = reference if reference in scores.methods else None
     sign = 1.0 if higher_is_better[headline] else -1.0
     scored = Scored.of(scores, headline, paired_bootstrap(scores.of(headline), scores.persona, draws=draws, rng=rng), sign, margin)
     ceiling = float(sign * scores.means_of((sign * scores.of(headline)).max(axis=1, keepdims=True)).mean())
     results = _method_results(scores, headline, scored, _against_reference(scored, present_reference), scale=(floor, ceiling))
     methods = tuple(sorted(results, key=lambda result: -sign * result.means[headline]))
-    champion = _champion(methods, present_reference)
+    champion, no_champion = choose_champion(scored, methods, present_reference, n_items=len(scores.persona), floor=floor)
+    same_answers = _same_answers(scores, headline, (present_reference, champion))
     comparison = Comparison(
         headline=headline,
         metrics=scores.metrics,
         reference=present_reference,
         methods=methods,
         champion=champion,
+        no_champion=no_champion,
+        same_answers=same_answers,
         oracle=_cross_fitted_best(scores, scores.of(headline), sign),
         ceiling=ceiling,
         floor=floor,
         floor_same_prompt=floor_same_prompt,
-        contrasts=_contrasts(scored, methods, champion, present_reference),
+        contrasts=_contrasts(scored, methods, champion or present_reference, present_reference, same_answers),
         routing=_routing(scores, headline, routed, sign),
         cluster_sizes=_cluster_sizes(scores),
         cluster_by_persona=dict(zip(scores.persona_ids, scores.cluster_of_persona.tolist(), strict=True)),
@@ -106,21 +106,41 @@ def _against_reference(scored: Scored, reference: str | None) -> dict[str, Paire
     }
 
 
-def _champion(best_first: Sequence[MethodResult], reference: str | None) -> str:
-    if reference is None:
-        return next(result.method for result in best_first if not is_control(result.method))
-    winners = (r.method for r in best_first if can_win(r.method) and r.vs_reference and r.vs_reference.outcome == "better")
-    return next(winners, reference)
+def _paired(rows: Sequence[EvaluationRow], headline: str, metrics: tuple[str, ...]) -> PairedScores:
+    if headline not in metrics:
+        raise BadSettings(f"headline metric {headline!r} is not among the metrics {', '.join(metrics)}; add it")
+    scores = paired_scores(rows, metrics)
+    if all(is_control(method) for method in scores.methods):
+        raise BadData(f"{', '.join(scores.methods)}: controls alone were answered, and none can be champion; evaluate what they control")
+    return scores
 
 
-def _contrasts(scored: Scored, best_first: Sequence[MethodResult], champion: str, reference: str | None) -> tuple[Contrast, ...]:
-    """Return the contrasts of the champion with the runner-up and all controls, and of other methods with their own controls."""
+def _same_answers(scores: PairedScores, headline: str, others: Sequence[str | None]) -> dict[str, str]:
+    """Return the methods that score as one of these others does on every item, with that other."""
+    values = scores.of(headline)
+    columns = {method: values[:, column] for column, method in enumerate(scores.methods)}
+    same: dict[str, str] = {}
+    for other in (other for other in others if other is not None):
+        equal = (m for m, own in columns.items() if m not in others and np.abs(own - columns[other]).max() <= RESOLUTION)
+        same |= {method: other for method in equal if method not in same}
+    return same
+
+
+def _contrasts(
+    scored: Scored, best_first: Sequence[MethodResult], lead: str | None, reference: str | None, same_answers: Mapping[str, str]
+) -> tuple[Contrast, ...]:
+    """Return the contrasts of the champion with the runner-up and all controls, and of other methods with their own controls.
+
+    Args:
+        lead: the champion, else the reference.
+        same_answers: methods that are the champion or the reference under another name, and so no runner-up.
+    """
     present = [(method, control) for method, control in contrasts() if control in scored.methods]
-    subjects = [m for m in dict.fromkeys((champion, *(m for m, _ in present))) if m in scored.methods and m != reference]
-    pairs = [(subject, control) for subject in subjects for method, control in present if subject in (champion, method)]
-    if champion != reference:
-        runners_up = (r.method for r in best_first if can_win(r.method) and r.method not in (champion, reference))
-        pairs = [*((champion, runner_up) for runner_up in list(runners_up)[:1]), *pairs]
+    subjects = [m for m in dict.fromkeys((lead, *(m for m, _ in present))) if m in scored.methods and m != reference]
+    pairs = [(subject, control) for subject in subjects for method, control in present if subject in (lead, method)]
+    if lead is not None and lead != reference:
+        runners_up = (r.method for r in best_first if can_win(r.method) and r.method not in (lead, reference, *same_answers))
+        pairs = [*((lead, runner_up) for runner_up in list(runners_up)[:1]), *pairs]
     return tuple(
         Contrast(method=method, other=other, is_control=is_control(other), difference=difference)
         for (method, other), difference in zip(pairs, scored.family(pairs), strict=True)
@@ -155,7 +175,7 @@ def _method_results(
                 worst_persona=float(own[worst]),
                 worst_shrunken=float(sign * (sign * shrunken[:, column]).min()),
                 p5=float(sign * np.percentile(sign * own, 5)),
-                normalised=_normalised(float(own.mean()), *scale, sign),
+                normalised=_normalised(float(own.mean()), *scale, sign, scored.margin),
                 by_persona=dict(zip(scores.persona_ids, own.tolist(), strict=True)),
                 by_cluster={cluster: float(own[scores.cluster_of_persona == cluster].mean()) for cluster in clusters},
             )
@@ -163,8 +183,8 @@ def _method_results(
     return results
 
 
-def _normalised(score: float, floor: float | None, ceiling: float, sign: float) -> float | None:
-    if floor is None or sign * (ceiling - floor) <= RESOLUTION:
+def _normalised(score: float, floor: float | None, ceiling: float, sign: float, margin: float) -> float | None:
+    if floor is None or sign * (ceiling - floor) <= margin:
         return None
     return (score - floor) / (ceiling - floor)
 

@@ -18,7 +18,6 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from clusterlora.comparison.result import Comparison, MethodResult, PairedDifference, ShownOutcome
 from clusterlora.comparison.sentence import OUTCOMES
 from clusterlora.durable import write_durably
-from clusterlora.evaluation.metric import Metric
 from clusterlora.evaluation.metrics import METRICS
 
 # Okabe & Ito's palette, distinguishable with every common kind of colour vision.
@@ -28,6 +27,7 @@ _OTHER_COLOUR = "#8FA1AE"
 _INK = "#222222"
 _MOST_CLUSTERS_WITH_NUMBERS = 10
 _MARKS: dict[ShownOutcome, str] = {"better": "▲", "worse": "▼", "equivalent": "≈", "undecided": "?"}
+_BELOW_FLOOR = "///"
 _TITLE_PAD = 38
 """Points between panel and title, room for two lines of labels."""
 
@@ -74,19 +74,21 @@ def _label_methods(axes: Axes, comparison: Comparison) -> None:
 
 
 def _draw_means(axes: Axes, comparison: Comparison) -> None:
-    """Draw means with intervals. Bars start at the floor, the score without any personalisation, or else at zero."""
+    """Draw means with intervals. Bars start at `bar_start`; those of methods below the floor are hatched."""
     metric = METRICS[comparison.headline]
     scale = 100 if metric.percent else 1
-    start = 0.0 if comparison.floor is None else scale * comparison.floor
+    start = scale * comparison.bar_start
     right = max(scale * comparison.oracle, scale * comparison.ceiling, start, *(scale * result.mean_high for result in comparison.methods))
     left = min(start, scale * comparison.ceiling, *(scale * result.mean_low for result in comparison.methods))
     for row, result in enumerate(comparison.methods):
         mean, low, high = scale * result.means[comparison.headline], scale * result.mean_low, scale * result.mean_high
-        axes.barh(row, mean - start, left=start, height=0.62, color=_colour(comparison, result))
+        hatch = _BELOW_FLOOR if comparison.is_below_floor(result) else None
+        axes.barh(row, mean - start, left=start, height=0.62, color=_colour(comparison, result), hatch=hatch, edgecolor="w", lw=0)
         axes.plot([low, high], [row, row], color=_INK, linewidth=1.8, solid_capstyle="butt")
         axes.annotate(metric.format(result.means[comparison.headline]), (right, row), (12, 0), textcoords="offset points", va="center")
         if result.vs_reference:
-            axes.annotate(_difference(metric, result.vs_reference), (1, row), xycoords=("axes fraction", "data"), ha="right", va="center")
+            difference = _difference(comparison, result.vs_reference)
+            axes.annotate(difference, (1, row), xycoords=("axes fraction", "data"), ha="right", va="center")
     # The axis ends with the bars; columns of numbers follow on the right.
     axes.set_xlim(left - 0.01 * (right - left), right + (0.72 if comparison.reference else 0.2) * (right - left))
     axes.set_xticks([tick for tick in axes.get_xticks() if left <= tick <= right])
@@ -108,9 +110,14 @@ def _draw_means(axes: Axes, comparison: Comparison) -> None:
 
 
 def _legend(comparison: Comparison) -> str:
-    """Return the legend of the outcome marks that occur."""
-    marks = {result.vs_reference.outcome for result in comparison.methods if result.vs_reference}
-    return "  ".join(f"{_MARKS[outcome]} {words}" for outcome, words in OUTCOMES.items() if outcome in marks)
+    """Return the legend of the outcome marks and the hatching that occur."""
+    marks = {result.vs_reference.outcome for result in comparison.methods if result.vs_reference} if comparison.has_verdict else set()
+    legends = [f"{_MARKS[outcome]} {words}" for outcome, words in OUTCOMES.items() if outcome in marks]
+    if any(comparison.is_below_floor(result) for result in comparison.methods):
+        legends.append("hatched: below the floor, worse than somebody else's answer")
+    if comparison.floor is not None and not comparison.has_room:
+        legends.append("no room between floor and ceiling")
+    return "  ".join(legends)
 
 
 def _draw_scale(axes: Axes, comparison: Comparison, *, width: float) -> None:
@@ -146,7 +153,10 @@ def _draw_brackets(axes: Axes, comparison: Comparison) -> None:
     axes.plot(ends, [row, row], color=_INK, linewidth=1.0, marker="|", markersize=7)
 
 
-def _difference(metric: Metric, difference: PairedDifference) -> str:
+def _difference(comparison: Comparison, difference: PairedDifference) -> str:
+    metric = METRICS[comparison.headline]
+    if not comparison.has_verdict:
+        return metric.format(difference.mean, signed=True)
     mean, low, high = (metric.format(value, signed=True) for value in (difference.mean, difference.ci_low, difference.ci_high))
     return f"{mean} [{low}, {high}] {_MARKS[difference.outcome]}"
 

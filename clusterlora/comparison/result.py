@@ -47,6 +47,20 @@ class PairedDifference:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NoChampion:
+    """Why no method is champion, and `method`, the one that came nearest.
+
+    `too few`: fewer personas or items than a verdict needs. `floor`: the method is not shown to score above the floor. `base model`: it
+    is not shown to beat the base model; `difference` is method minus base model. `lowest`: nothing is shown to beat the reference, whose
+    mean is the worst of all. `no candidate`: only the base model and controls were compared.
+    """
+
+    reason: Literal["too few", "floor", "base model", "lowest", "no candidate"]
+    method: str | None = None
+    difference: PairedDifference | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RoutingBrackets:
     """Bounds of a method that routes to the others: `random` is the expected score of a random choice, `oracle` that of a perfect one.
 
@@ -64,7 +78,8 @@ class MethodResult:
     """The results of one method. `means` has every metric, averaged over personas; all else is in units of the headline metric.
 
     `vs_reference` is None for the reference itself and without a reference. `worst_shrunken` is the mean of the worst persona after
-    shrinking means for their few items. `normalised` is 0 at the floor and 1 at the ceiling; None when there is no floor below the ceiling.
+    shrinking means for their few items. `normalised` is 0 at the floor and 1 at the ceiling, negative below the floor; None without a
+    floor, and where the scale has no room: the ceiling is not above the floor by more than the margin of equivalence.
     """
 
     method: str
@@ -103,14 +118,17 @@ class Comparison:
     persona's reference, `floor_same_prompt` that of another persona's reference for the most similar prompt. `routing` is None without a
     routing method or without methods to choose from. `contrasts` compare the champion and `cluster` with the controls that took part,
     and the champion with the runner-up. Differences below `margin` count as equivalent. `gate` is a sentence on the outcome of the gate;
-    None without one.
+    None without one. `champion` is None where `no_champion` says why. `same_answers` are the methods that score on every item as another
+    does, with that other: the reference or the champion under another name.
     """
 
     headline: str
     metrics: tuple[str, ...]
     reference: str | None
     methods: tuple[MethodResult, ...]
-    champion: str
+    champion: str | None
+    no_champion: NoChampion | None
+    same_answers: Mapping[str, str]
     oracle: float
     ceiling: float
     floor: float | None
@@ -132,6 +150,35 @@ class Comparison:
     def method(self, name: str) -> MethodResult:
         """Return the result of a method by name."""
         return next(result for result in self.methods if result.method == name)
+
+    @property
+    def lead(self) -> str | None:
+        """The champion, else the reference: what the others are measured by; None without either."""
+        return self.champion or self.reference
+
+    @property
+    def has_verdict(self) -> bool:
+        """Whether there are personas and items enough for a verdict."""
+        return self.no_champion is None or self.no_champion.reason != "too few"
+
+    @property
+    def has_room(self) -> bool:
+        """Whether floor and ceiling are further apart than the margin, so that positions between them mean something."""
+        return any(result.normalised is not None for result in self.methods)
+
+    def is_below_floor(self, result: MethodResult) -> bool:
+        """Return whether a method scores less on average than somebody else's reference does."""
+        return self.floor is not None and result.means[self.headline] < self.floor
+
+    @property
+    def bar_start(self) -> float:
+        """The score at which a drawing's bars start, so that a longer bar is a better method.
+
+        That is the floor, the score without any personalisation; 0 without a floor, and where a method scores below it: its bar would
+        grow leftwards, the longer the worse.
+        """
+        below = any(self.is_below_floor(result) for result in self.methods)
+        return 0.0 if self.floor is None or below else self.floor
 
     def contrast(self, method: str, other: str) -> Contrast | None:
         """Return the contrast of two methods; None when it was not tested."""

@@ -11,9 +11,14 @@ def is_control(method: str) -> bool:
     return method in METHODS and METHODS[method].is_control
 
 
+def is_base(method: str) -> bool:
+    """Return whether the method is the base model without an adapter, which is tested against but cannot win."""
+    return method in METHODS and METHODS[method].is_base
+
+
 def can_win(method: str) -> bool:
     """Return whether the method can be champion: it is neither a control nor the base model."""
-    return not (method in METHODS and METHODS[method].is_base) and not is_control(method)
+    return not is_base(method) and not is_control(method)
 
 
 def contrasts() -> tuple[tuple[str, str], ...]:

@@ -1,9 +1,11 @@
 """The verdict sentence of a comparison, generated from its numbers."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+from clusterlora.comparison.champion import LEAST_ITEMS, LEAST_PERSONAS
 from clusterlora.comparison.result import Comparison, Contrast, MethodResult, PairedDifference, ShownOutcome
-from clusterlora.comparison.roles import can_win, deciding_control
+from clusterlora.comparison.roles import can_win, deciding_control, is_base
+from clusterlora.errors import counted
 from clusterlora.evaluation.metrics import METRICS
 from clusterlora.methods import METHODS
 
@@ -22,36 +24,100 @@ _VERBS: dict[ShownOutcome, str] = {
 
 
 def sentence(comparison: Comparison) -> str:
-    """Return the verdict: the winner with its gain, certainty and cause, or that there is none; the losers; the gate; the sample."""
+    """Return the verdict: the champion with its gain, certainty and cause, or why there is none; the losers; the gate; the sample.
+
+    With fewer personas or items than a verdict needs, it says what is missing and judges no method.
+    """
     gate = [comparison.gate] if comparison.gate else []
-    return " ".join([_outcome(comparison), *_contrasted(comparison), *_others(comparison), *gate, _basis(comparison)])
+    if not comparison.has_verdict:
+        return " ".join([_too_few(comparison), *gate, _basis(comparison)])
+    parts = [*_no_champion(comparison), *_outcome(comparison), *_contrasted(comparison), *_others(comparison), *_below_floor(comparison)]
+    return " ".join([*parts, *gate, _basis(comparison)])
 
 
-def _outcome(comparison: Comparison) -> str:
-    champion = comparison.method(comparison.champion)
-    headline = METRICS[comparison.headline].label
-    value = f"{headline} {_value(comparison, champion)}"
-    others = [result for result in comparison.methods if result.method != comparison.champion]
-    if not others:
-        return f"{champion.method} is the only method: {value}."
-    if comparison.reference is None:
-        return f"{champion.method} has the best {value}; there is no reference to test it against."
-    if champion.vs_reference is not None:
-        return (
-            f"{champion.method} beats {comparison.reference}: {value}, {format_difference(comparison, champion.vs_reference)}, "
-            f"{shares(champion.vs_reference)}{_robust(comparison, champion.vs_reference)}; {_claim(comparison)}."
-        )
-    best = next((result for result in others if can_win(result.method)), others[0])
-    assert best.vs_reference is not None, best.method
+def _too_few(comparison: Comparison) -> str:
+    size = f"{counted(comparison.n_items, 'test item')} of {counted(comparison.n_personas, 'persona')}"
+    lacking = [
+        *(["more people"] if comparison.n_personas < LEAST_PERSONAS else []),
+        *(["more test dialogues per person (data.test)"] if comparison.n_items < LEAST_ITEMS else []),
+    ]
     return (
-        f"No method is shown to beat {champion.method} ({value}); the best other, {best.method}, differs by "
-        f"{format_difference(comparison, best.vs_reference)}: {explain(comparison, best.vs_reference)}."
+        f"No verdict and no champion, as {size} are too few: a verdict takes {LEAST_PERSONAS} personas and {LEAST_ITEMS} items. "
+        f"Give {' and '.join(lacking)}."
     )
+
+
+def _no_champion(comparison: Comparison) -> Iterator[str]:
+    """Yield why there is no champion, where there is none."""
+    missing = comparison.no_champion
+    if missing is None:
+        return
+    value = "" if missing.method is None else f"{missing.method} ({_value(comparison, comparison.method(missing.method))})"
+    if missing.reason == "floor":
+        assert comparison.floor is not None
+        floor = f"the floor of {_shown(comparison, comparison.floor)} that somebody else's answers score"
+        yield f"No champion: {value} is not shown to be above {floor}."
+    elif missing.reason == "base model":
+        assert missing.difference is not None
+        shown = f"{format_difference(comparison, missing.difference)}: {explain(comparison, missing.difference)}"
+        yield f"No champion: {value} is not shown to beat the base model without an adapter ({shown})."
+    elif missing.reason == "lowest":
+        yield f"No champion: nothing is shown to beat {value}, and its mean is the worst of all."
+    else:
+        yield "No champion: only the base model and controls were compared."
+
+
+def _outcome(comparison: Comparison) -> Iterator[str]:
+    """Yield what was found of the champion, or else of the reference and the best other method."""
+    headline = METRICS[comparison.headline].label
+    name = comparison.lead or comparison.methods[0].method
+    lead = comparison.method(name)
+    value = f"{headline} {_value(comparison, lead)}"
+    others = [result for result in comparison.methods if result.method != name]
+    if not others:
+        yield f"{name} is the only method: {value}."
+    elif comparison.reference is None:
+        yield f"{name} has the best {value}; there is no reference to test it against."
+    elif lead.vs_reference is not None:
+        yield (
+            f"{name} beats {comparison.reference}: {value}, {format_difference(comparison, lead.vs_reference)}, "
+            f"{shares(lead.vs_reference)}{_robust(comparison, lead.vs_reference)}; {_claim(comparison)}."
+        )
+        if not any(is_base(result.method) for result in comparison.methods):
+            yield "Whether it beats the base model is not known, as that was not compared."
+    else:
+        yield _best_other(comparison, value, others)
+    same = [f"{method} scores as {other} does" for method, other in comparison.same_answers.items()]
+    if same:
+        yield f"On every item {'; '.join(same)}."
+
+
+def _best_other(comparison: Comparison, value: str, others: Sequence[MethodResult]) -> str:
+    """Return how the best method beside the reference differs from it, where none is champion over the reference."""
+    winners = [r for r in others if can_win(r.method) and r.vs_reference is not None and r.vs_reference.outcome == "better"]
+    distinct = [r for r in others if r.method not in comparison.same_answers]
+    best = next(iter([*winners, *(r for r in distinct if can_win(r.method)), *distinct]), None)
+    first = f"No method is shown to beat {comparison.reference} ({value})"
+    if best is None or best.vs_reference is None:
+        return f"{first}: every other one scores as it does."
+    difference = f"{format_difference(comparison, best.vs_reference)}: {explain(comparison, best.vs_reference)}"
+    if winners:
+        return f"{best.method} is shown to beat {comparison.reference} ({value}), {difference}."
+    return f"{first}; the best other, {best.method}, differs by {difference}."
+
+
+def _below_floor(comparison: Comparison) -> Iterator[str]:
+    """Yield the methods that answer worse than a stranger's answers would, where there are any."""
+    below = [result for result in comparison.methods if comparison.is_below_floor(result)]
+    if below and comparison.floor is not None:
+        methods = "; ".join(f"{result.method} ({_value(comparison, result)})" for result in below)
+        yield f"Below the floor of {_shown(comparison, comparison.floor)}, what somebody else's answers score: {methods}."
 
 
 def _claim(comparison: Comparison) -> str:
     """Return whether the champion's gain is due to personalisation, which is claimed only if the champion beats its control."""
     champion = comparison.champion
+    assert champion is not None
     control = deciding_control(champion)
     if control is None:
         return "no control of this study tests whether that is because of who the people are"
@@ -65,8 +131,9 @@ def _claim(comparison: Comparison) -> str:
 
 def _contrasted(comparison: Comparison) -> Iterator[str]:
     """Yield a sentence per method with contrasts, except the one that the claim is about."""
-    claim = (comparison.champion, deciding_control(comparison.champion)) if comparison.reference else None
-    for method in dict.fromkeys((comparison.champion, *(contrast.method for contrast in comparison.contrasts))):
+    champion = comparison.champion
+    claim = (champion, deciding_control(champion)) if comparison.reference and champion else None
+    for method in dict.fromkeys((champion, *(contrast.method for contrast in comparison.contrasts))):
         clauses = [c for c in comparison.contrasts if c.method == method and (c.method, c.other) != claim]
         if clauses:
             first, *rest = (_contrast(comparison, contrast) for contrast in clauses)
@@ -95,8 +162,12 @@ def _others(comparison: Comparison) -> Iterator[str]:
 
 
 def _value(comparison: Comparison, result: MethodResult) -> str:
+    return _shown(comparison, result.means[comparison.headline])
+
+
+def _shown(comparison: Comparison, score: float) -> str:
     metric = METRICS[comparison.headline]
-    return metric.format(result.means[comparison.headline]) + ("%" if metric.percent else "")
+    return metric.format(score) + ("%" if metric.percent else "")
 
 
 def format_difference(comparison: Comparison, difference: PairedDifference) -> str:
@@ -121,7 +192,7 @@ def explain(comparison: Comparison, difference: PairedDifference) -> str:
     if difference.outcome != "undecided":
         return OUTCOMES[difference.outcome]
     if difference.detectable is None:
-        return f"not told apart, as no difference could be shown with {comparison.n_personas} personas"
+        return f"not told apart, as no difference could be shown with {counted(comparison.n_personas, 'persona')}"
     return (
         f"not told apart, as so few people and items show a difference of "
         f"{metric.format(difference.detectable)}{_points(comparison)} or more four times in five"
@@ -149,4 +220,4 @@ def _basis(comparison: Comparison) -> str:
     seeds = f", {comparison.n_seeds} trainings each" if comparison.n_seeds > 1 else ""
     n_all = comparison.n_personas + comparison.n_personas_left_out
     common = f", the ones of {n_all} that every method answers" if comparison.n_personas_left_out else ""
-    return f"Measured on {comparison.n_items} items of {comparison.n_personas} personas{common}{seeds}."
+    return f"Measured on {counted(comparison.n_items, 'item')} of {counted(comparison.n_personas, 'persona')}{common}{seeds}."

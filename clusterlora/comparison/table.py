@@ -51,7 +51,7 @@ def markdown(comparison: Comparison) -> str:
     tails = [
         (
             result.method,
-            "-" if result.normalised is None else f"{result.normalised:.3f}",
+            normalised(comparison, result),
             *(metric.format(value) for value in (result.worst_persona, result.worst_shrunken, result.p5)),
         )
         for result in comparison.methods
@@ -74,18 +74,36 @@ def markdown(comparison: Comparison) -> str:
         + _section(CLUSTERS_NOTE, *cluster_rows(comparison), ())
         + f"The scale, in {metric.label}:\n\n"
         + markdown_table(("point", "what it scores", comparison.headline), points, right=(False, False, True))
-        + "\nWhere each method lies on it (0 at the floor, 1 at the ceiling), and its worst personas: the worst one, the worst one once "
-        "means are shrunk for their few items, and the 5th percentile:\n\n"
+        + f"\n{_no_room(comparison)}Where each method lies on it (0 at the floor, 1 at the ceiling), and its worst personas: the worst "
+        "one, the worst one once means are shrunk for their few items, and the 5th percentile:\n\n"
         + markdown_table(("method", "normalised", "worst_persona", "worst_shrunken", "p5"), tails, right=(False, True, True, True, True))
         + f"\n{metric.label[0].upper()}{metric.label[1:]} by cluster (personas in it):\n\n"
         + markdown_table(("method", *clusters), by_cluster, right=(False, *(True for _ in clusters)))
     )
 
 
+def normalised(comparison: Comparison, result: MethodResult) -> str:
+    """Return where a method lies between floor and ceiling, in words where that is no position: below the floor, or without room."""
+    if comparison.is_below_floor(result):
+        return "below floor"
+    if result.normalised is None:
+        return "-" if comparison.floor is None else "no room"
+    return f"{result.normalised:.3f}"
+
+
+def _no_room(comparison: Comparison) -> str:
+    """Return a sentence, with a space after it, where floor and ceiling are too close for positions between them; else an empty string."""
+    if comparison.floor is None or comparison.has_room:
+        return ""
+    margin = METRICS[comparison.headline].format(comparison.margin)
+    return f"The scale has no room: the ceiling is not above the floor by more than {margin}. "
+
+
 def legend(comparison: Comparison) -> str:
     """Return the legend of the table of methods."""
+    star = "★ is the champion" if comparison.champion is not None else "There is no champion"
     return (
-        f"★ is the champion. Intervals are 95%: two-level paired bootstrap, {comparison.draws} draws"
+        f"{star}. Intervals are 95%: two-level paired bootstrap, {comparison.draws} draws"
         f"{', the variance of training seeds included' if comparison.n_seeds > 1 else ''}, and Wilson's, in brackets, for the share of "
         "personas won; p is Wilcoxon's signed-rank test with Holm's correction over the methods that could be champion, and apart from "
         "them over base model and controls. Better and worse are shown by interval and test. What is not told apart is equivalent when it "
@@ -102,16 +120,20 @@ CLUSTERS_NOTE = (
 
 
 def contrast_rows(comparison: Comparison) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Return header and rows of the contrasts with controls and the runner-up."""
+    """Return header and rows of the contrasts with controls and the runner-up; no rows without a verdict."""
     rows = [
         (contrast.method, contrast.other, "control" if contrast.is_control else "runner-up", *_against(comparison, contrast.difference))
         for contrast in comparison.contrasts
+        if comparison.has_verdict
     ]
     return ("method", "against", "which is", "difference", *_AGAINST), rows
 
 
 def cluster_rows(comparison: Comparison) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Return header and rows of each method's gain by cluster, with the cluster-robust interval; no rows with one cluster."""
+    """Return header and rows of each method's gain by cluster, with the cluster-robust interval.
+
+    There are no rows with one cluster, or without a verdict.
+    """
     metric = METRICS[comparison.headline]
     rows = [
         (
@@ -122,7 +144,10 @@ def cluster_rows(comparison: Comparison) -> tuple[tuple[str, ...], list[tuple[st
             *(metric.format(gain, signed=True) for gain in difference.by_cluster.values()),
         )
         for result in comparison.methods
-        if (difference := result.vs_reference) is not None and difference.robust_low is not None and difference.robust_high is not None
+        if comparison.has_verdict
+        and (difference := result.vs_reference) is not None
+        and difference.robust_low is not None
+        and difference.robust_high is not None
     ]
     clusters = (f"cluster {cluster}" for cluster in comparison.cluster_sizes)
     return ("method", _versus(comparison), "95% over personas", "95% robust to clusters", *clusters), rows
@@ -219,6 +244,8 @@ def _document(comparison: Comparison) -> dict[str, Any]:
     return {
         "sentence": comparison.sentence,
         "champion": comparison.champion,
+        "no_champion": asdict(comparison.no_champion) if comparison.no_champion else None,
+        "same_answers": comparison.same_answers,
         "headline": comparison.headline,
         "reference": comparison.reference,
         "oracle": comparison.oracle,
@@ -260,7 +287,7 @@ def _cells(comparison: Comparison, result: MethodResult) -> tuple[str, ...]:
     against = _against(comparison, result.vs_reference) if result.vs_reference else ("-",) * (1 + len(_AGAINST))
     return (
         result.method + (" ★" if result.method == comparison.champion else ""),
-        metric.format(result.means[comparison.headline]),
+        metric.format(result.means[comparison.headline]) + (" (below floor)" if comparison.is_below_floor(result) else ""),
         *against,
         metric.format(result.worst_persona),
         *(METRICS[name].format(result.means[name]) for name in _other_metrics(comparison)),
@@ -271,8 +298,10 @@ _AGAINST = ("ci_low", "ci_high", "p_holm", "outcome", "win / tie / loss")
 
 
 def _against(comparison: Comparison, difference: PairedDifference) -> tuple[str, ...]:
-    """Return the cells of a difference: its mean, then the columns of `_AGAINST`."""
+    """Return the cells of a difference: its mean, then the columns of `_AGAINST`, which are empty without a verdict."""
     metric = METRICS[comparison.headline]
+    if not comparison.has_verdict:
+        return (metric.format(difference.mean, signed=True), *("too few" if name == "outcome" else "-" for name in _AGAINST))
     return (
         metric.format(difference.mean, signed=True),
         metric.format(difference.ci_low, signed=True),
@@ -286,6 +315,8 @@ def _against(comparison: Comparison, difference: PairedDifference) -> tuple[str,
 
 def outcome(comparison: Comparison, difference: PairedDifference) -> str:
     """Return a short outcome; an undecided one names the smallest difference that the study could have detected."""
+    if not comparison.has_verdict:
+        return "too few"
     metric = METRICS[comparison.headline]
     if difference.outcome != "undecided":
         return difference.outcome

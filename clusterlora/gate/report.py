@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from clusterlora.errors import counted
 from clusterlora.evaluation.markdown import cell, markdown_table
 from clusterlora.values import Criterion, Verdict
 
@@ -12,8 +13,8 @@ def markdown(verdict: Verdict) -> str:
     outcome = "passed" if verdict.passed else f"refused ({', '.join(failed)})"
     return (
         f"## Gate {outcome}\n\n"
-        f"Adapter **{cell(verdict.adapter)}**, rung **{cell(verdict.rung)}**, judged on {verdict.n_items} val items "
-        f"of {verdict.n_personas} personas against unified on the same items. "
+        f"Adapter **{cell(verdict.adapter)}**, rung **{cell(verdict.rung)}**, judged on {sample(verdict)} "
+        "against unified on the same items. "
         "Numbers are percent; a difference is in points.\n\n"
         + markdown_table(
             ("criterion", "value", "95% interval", "asked", "verdict", "why"),
@@ -22,6 +23,11 @@ def markdown(verdict: Verdict) -> str:
         )
         + "".join(f"\n{note}\n" for note in verdict.notes)
     )
+
+
+def sample(verdict: Verdict) -> str:
+    """Return what a verdict was judged on."""
+    return f"{counted(verdict.n_items, 'val item')} of {counted(verdict.n_personas, 'persona')}"
 
 
 def ending(verdicts: Sequence[Verdict], rung: str) -> str:
@@ -49,7 +55,7 @@ def records(verdict: Verdict) -> list[dict[str, str]]:
         "",
         "",
         "PASSED" if verdict.passed else "REFUSED",
-        f"{verdict.n_items} val items of {verdict.n_personas} personas",
+        sample(verdict),
     )
     return [dict(zip(names, row, strict=True)) for row in (*(_row(criterion) for criterion in verdict.criteria), outcome)]
 

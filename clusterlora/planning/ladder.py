@@ -78,7 +78,12 @@ def _none_passed(state: StudyState) -> bool:
 
 
 def _continues(state: StudyState) -> bool:
-    """Return whether a person or the settings decided that a study whose gate failed continues."""
-    if state.settings.gate.on_failure == "ask":
-        return _is_final(state) and state.decisions[-1].choice == "continue"
+    """Return whether a person, or else the settings, decided that a study whose gate failed continues."""
+    if _is_final(state):
+        return state.decisions[-1].choice == "continue"
     return state.settings.gate.on_failure == "continue"
+
+
+def command_to_continue(study_name: str) -> str:
+    """Return the command that trains the rest of a study whose gate refused; nothing that is trained is trained again."""
+    return f"clusterlora study decide {study_name} --go-on && clusterlora study run --name {study_name}"

@@ -5,6 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+PROMOTABLE = ("passed", "unbeaten", "gate refused")
+"""Results of a comparison, by the tag `comparison`, after which a version may become champion: its method is the champion of the study's
+comparison, shown to beat unified after a gate that passed it (passed) or refused it (gate refused), or it is unified, which nothing is
+shown to beat (unbeaten). All others are `failed` or `not compared`. Versions that may become champion have the alias `candidate`."""
+
 
 @dataclass(frozen=True, slots=True)
 class About:
@@ -12,6 +17,11 @@ class About:
 
     card: str
     tags: Mapping[str, str]
+
+    @property
+    def promotable(self) -> bool:
+        """Whether the version may become champion."""
+        return self.tags.get("comparison") in PROMOTABLE
 
 
 @dataclass(frozen=True, slots=True)

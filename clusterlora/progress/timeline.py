@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from math import ceil
 
 from clusterlora.evaluation.metrics import METRICS
-from clusterlora.planning.ladder import awaits_decision, gated, refused, rungs
+from clusterlora.planning.ladder import awaits_decision, command_to_continue, gated, refused, rungs
 from clusterlora.planning.study_state import StudyState
 from clusterlora.planning.work_plan import WorkPlan, trained_adapters, work_plan
 from clusterlora.progress.timing import seconds_by_phase
@@ -90,10 +90,19 @@ def against_unified(state: StudyState) -> tuple[str, ...]:
     return tuple(sentences)
 
 
+def _after_the_end(state: StudyState) -> str:
+    """Return what to do with a finished study: serve its champion where it has one, else what would go on."""
+    if refused(state):
+        return f"The gate refused. To train the rest all the same: {command_to_continue(state.name)}"
+    if state.outcome is not None and state.outcome.champion is not None:
+        return f"Nothing: the study is finished. Serve its champion, {state.outcome.champion}, or look at the report."
+    return "Nothing: the study is finished, without a champion. The verdict says why; more people or dialogues, or another base, may help."
+
+
 def next_step(state: StudyState) -> str:
     """Return what happens next, in a sentence."""
     if state.status == _FINISHED:
-        return "Nothing: the study is finished. Serve its champion, or look at the report."
+        return _after_the_end(state)
     if awaits_decision(state):
         return f"A person decides on the refused gate: resume the run in Prefect, or `clusterlora study decide {state.name} --help`."
     if state.status == "failed":

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Mapping
 
+from clusterlora.errors import counted
 from clusterlora.evaluation.markdown import cell
 from clusterlora.evaluation.metrics import METRICS
 from clusterlora.metadata import ComparisonSummary, Provenance
@@ -29,11 +30,10 @@ def about(
         n_personas: how many people its adapters learned from.
         weights_sha256: the digests of its adapters' weights, by content key.
     """
-    is_champion = summary is not None and method == summary.champion
     says = _verdict(summary, method)
     digest, recipe = provenance.data_digest, study.recipe
     tags = {
-        "comparison": "passed" if is_champion else "failed",
+        "comparison": _result(summary, method),
         "comparison_says": says,
         "data_digest": digest,
         "training_personas": str(n_personas),
@@ -46,7 +46,7 @@ def about(
         f"Answers as method **{method}** of study **{study.name}**: {cell(says)}",
         "",
         f"- **Base**: `{study.model.base}`, revision `{provenance.base_revision[:16]}`, licence {base_licence(study.model.base)}",
-        f"- **Data**: `{digest}`, {n_personas} personas to learn from, {study.data.source} source",
+        f"- **Data**: `{digest}`, {counted(n_personas, 'persona')} to learn from, {study.data.source} source",
         *_weights(weights_sha256),
         f"- **Recipe**: rank {recipe.rank}, alpha {recipe.alpha:g}, {recipe.epochs} epochs, batch {recipe.batch_size}",
         f"- **Score**: {_score(study, summary, method)}",
@@ -60,10 +60,21 @@ def about(
     return About("\n".join(lines) + "\n", tags)
 
 
+def _result(summary: ComparisonSummary | None, method: str) -> str:
+    """Return what the comparison says of a method in a word or two: the tag `comparison`, see `PROMOTABLE`."""
+    if summary is None:
+        return "not compared"
+    if method != summary.champion:
+        return "failed"
+    if not summary.beats_reference:
+        return "unbeaten"
+    return "gate refused" if summary.gate_refused else "passed"
+
+
 def _verdict(summary: ComparisonSummary | None, method: str) -> str:
     if summary is None:
         return "not compared"
-    if method == summary.champion:
+    if method == summary.champion or summary.champion is None:
         return summary.sentence
     return f"the comparison found {summary.champion} best: {summary.sentence}"
 
@@ -94,7 +105,7 @@ def _score(study: PreparedStudy, summary: ComparisonSummary | None, method: str)
     if score.difference is not None and score.ci_low is not None and score.ci_high is not None:
         difference, low, high = (metric.format(value, signed=True) for value in (score.difference, score.ci_low, score.ci_high))
         text += f", {difference} against unified [{low}, {high}]"
-    return f"{text}, 95% intervals, {score.n_items} items of {score.n_personas} personas"
+    return f"{text}, 95% intervals, {counted(score.n_items, 'item')} of {counted(score.n_personas, 'persona')}"
 
 
 def _loading(study: PreparedStudy, adapters: Mapping[str, str]) -> list[str]:

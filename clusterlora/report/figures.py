@@ -21,9 +21,9 @@ _SMOOTH_OVER = 5
 
 
 def means(comparison: Comparison) -> Figure:
-    """Return bars of every method's mean with its interval. They start at the floor, the score without any personalisation."""
+    """Return bars of every method's mean with its interval. Bars start at `bar_start`; those of methods below the floor are hatched."""
     scale = _scale(comparison)
-    start = 0.0 if comparison.floor is None else scale * comparison.floor
+    start = scale * comparison.bar_start
     best_last = comparison.methods[::-1]
     values = [scale * result.means[comparison.headline] for result in best_last]
     bars = {
@@ -32,7 +32,10 @@ def means(comparison: Comparison) -> Figure:
         "y": [_name(comparison, result) for result in best_last],
         "x": [value - start for value in values],
         "base": start,
-        "marker": {"color": [_colour(comparison, result) for result in best_last]},
+        "marker": {
+            "color": [_colour(comparison, result) for result in best_last],
+            "pattern": {"shape": ["/" if comparison.is_below_floor(result) else "" for result in best_last]},
+        },
         "customdata": [_hover(comparison, result) for result in best_last],
         "hovertemplate": "%{customdata}<extra></extra>",
         "error_x": {
@@ -347,7 +350,8 @@ def _colour(comparison: Comparison, result: MethodResult) -> str:
 def _hover(comparison: Comparison, result: MethodResult) -> str:
     metric = METRICS[comparison.headline]
     mean, low, high = (metric.format(value) for value in (result.means[comparison.headline], result.mean_low, result.mean_high))
-    return f"{label(result.method)}<br>{mean} [{low}, {high}]"
+    below = "<br>below the floor" if comparison.is_below_floor(result) else ""
+    return f"{label(result.method)}<br>{mean} [{low}, {high}]{below}"
 
 
 def _persona_hover(persona_id: str, clusters: Mapping[str, int]) -> str:

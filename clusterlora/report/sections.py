@@ -7,7 +7,9 @@ from clusterlora.comparison.result import Comparison, MethodResult
 from clusterlora.comparison.roles import can_win
 from clusterlora.comparison.sentence import explain
 from clusterlora.comparison.table import CLUSTERS_NOTE, CONTRAST_NUMERIC, cluster_rows, contrast_rows, legend, outcome
+from clusterlora.errors import counted
 from clusterlora.evaluation.metrics import METRICS
+from clusterlora.gate.report import sample
 from clusterlora.persona_signal.measure import PersonaSignal
 from clusterlora.persona_signal.summary import basis, recognitions, shares
 from clusterlora.persona_signal.summary import verdict as verdict_on_signal
@@ -26,12 +28,11 @@ def verdict(data: ReportData) -> str:
     comparison = data.comparison
     metric = METRICS[comparison.headline]
     unit = "%" if metric.percent else ""
-    champion = comparison.method(comparison.champion)
     n_left_out = comparison.n_personas_left_out
     numbers = [
-        ("champion", comparison.champion, f"{metric.label} {metric.format(champion.means[comparison.headline])}{unit}"),
+        _champion(comparison),
         _lead(comparison),
-        ("personas", f"{comparison.n_personas}", f"{n_left_out} left out" if n_left_out else f"{comparison.n_items} test items"),
+        ("personas", f"{comparison.n_personas}", f"{n_left_out} left out" if n_left_out else counted(comparison.n_items, "test item")),
         (
             "oracle",
             metric.format(comparison.oracle) + unit,
@@ -53,14 +54,26 @@ def verdict(data: ReportData) -> str:
     return f'<p class="sentence">{text(comparison.sentence)}</p><div class="tiles">{tiles}</div>'
 
 
+def _champion(comparison: Comparison) -> tuple[str, str, str]:
+    """Return the champion with its mean, or that there is none."""
+    if comparison.champion is None:
+        return ("champion", "none", "the verdict above says why")
+    metric = METRICS[comparison.headline]
+    mean = metric.format(comparison.method(comparison.champion).means[comparison.headline])
+    return ("champion", comparison.champion, f"{metric.label} {mean}{'%' if metric.percent else ''}")
+
+
 def _lead(comparison: Comparison) -> tuple[str, str, str]:
     """Return the difference behind the verdict: the champion's, or the best other method's when the reference is the champion."""
     metric = METRICS[comparison.headline]
-    tested = [result for result in comparison.methods if result.vs_reference is not None and can_win(result.method)]
+    tested = [r for r in comparison.methods if r.vs_reference is not None and can_win(r.method) and r.method not in comparison.same_answers]
     lead = next((result for result in tested if result.method == comparison.champion), tested[0] if tested else None)
     if lead is None or lead.vs_reference is None:
-        return ("difference", "-", "no reference to test against")
+        return ("difference", "-", "nothing to test against")
     difference = lead.vs_reference
+    if not comparison.has_verdict:
+        mean = metric.format(difference.mean, signed=True)
+        return (f"{lead.method} against {comparison.reference}", mean, "too few people or items to judge")
     mean, low, high = (metric.format(v, signed=True) for v in (difference.mean, difference.ci_low, difference.ci_high))
     return (f"{lead.method} against {comparison.reference}", mean, f"95% interval {low} to {high}; {explain(comparison, difference)}")
 
@@ -122,8 +135,10 @@ def methods(comparison: Comparison) -> str:
     for result in comparison.methods:
         kind = "champion" if result.method == comparison.champion else "reference" if result.method == reference else ""
         cells = [_sortable(result.method + (" ★" if kind == "champion" else ""), result.method, number=False)]
-        cells += [_number(comparison.headline, result.means[comparison.headline])]
-        cells += [_sortable(f"{metric.format(result.mean_low)} to {metric.format(result.mean_high)}", result.mean_low)]
+        mean, below = result.means[comparison.headline], comparison.is_below_floor(result)
+        cells += [_sortable(metric.format(mean) + (" (below floor)" if below else ""), mean)]
+        interval = f"{metric.format(result.mean_low)} to {metric.format(result.mean_high)}" if comparison.has_verdict else "-"
+        cells += [_sortable(interval, result.mean_low)]
         cells += _against(comparison, result, scale) if reference else []
         worst = _sortable(f"{metric.format(result.worst_persona)}", result.worst_persona, title=result.worst_persona_id)
         cells += [worst, _number(comparison.headline, result.p5), *(_number(name, result.means[name]) for name in others)]
@@ -168,6 +183,10 @@ def _against(comparison: Comparison, result: MethodResult, scale: tuple[float, f
     difference = result.vs_reference
     if difference is None:
         return [_sortable("-", None)] * 2 + ["<td></td>"] + [_sortable("-", None)] * 3
+    if not comparison.has_verdict:
+        mean = _sortable(metric.format(difference.mean, signed=True), difference.mean)
+        outcome_cell = _sortable(outcome(comparison, difference), outcome(comparison, difference), number=False)
+        return [mean, _sortable("-", None), "<td></td>", _sortable("-", None), outcome_cell, _sortable("-", None)]
     low, high = difference.ci_low, difference.ci_high
     kind = {"better": "good", "worse": "bad"}.get(difference.outcome, "even")
     return [
@@ -234,7 +253,7 @@ def _rung(verdict: Verdict) -> str:
     header = ["criterion", "value", "95% interval", "asked", "", "verdict", "why"]
     return (
         f'<h3>{text(verdict.rung)} <span class="badge {"good" if verdict.passed else "bad"}">{outcome}</span></h3>'
-        f'<p class="lead">{text(verdict.adapter)}, judged on {verdict.n_items} val items of {verdict.n_personas} personas.</p>'
+        f'<p class="lead">{text(verdict.adapter)}, judged on {text(sample(verdict))}.</p>'
         + html_table(header, rows, numeric=[False, True, True, True, False, False, False], caption=f"gate, {verdict.rung}")
         + "".join(f'<p class="lead">{text(note)}</p>' for note in verdict.notes)
     )

@@ -67,12 +67,12 @@ def compare(study_name: str, stores: Stores, log: RunLog) -> Comparison:
             write_durably(folder / "imported.md", imported.lstrip().encode())
         means = {f"{result.method}/{name}": value for result in comparison.methods for name, value in result.means.items()}
         stores.tracker.log_results(study_name, folder=folder, metrics=means, description=_description(study, comparison.sentence))
-    stores.studies.save_metadata(study_name, _summary(comparison))
+    stores.studies.save_metadata(study_name, _summary(comparison, state))
     log.advance(1)
     return comparison
 
 
-def _summary(comparison: Comparison) -> ComparisonSummary:
+def _summary(comparison: Comparison, state: StudyState) -> ComparisonSummary:
     """Return the part of a comparison that other steps need."""
     scores = [
         MethodScore(
@@ -88,7 +88,12 @@ def _summary(comparison: Comparison) -> ComparisonSummary:
         )
         for result in comparison.methods
     ]
-    return ComparisonSummary(comparison.champion, comparison.sentence, tuple(scores))
+    return ComparisonSummary(
+        comparison.champion,
+        comparison.sentence,
+        tuple(scores),
+        gate_refused=bool(state.verdicts) and not any(verdict.passed for verdict in state.verdicts),
+    )
 
 
 def _gate(state: StudyState) -> str | None:

@@ -18,7 +18,7 @@ from clusterlora.values import AdapterSpec, TrainedAdapter
 
 
 def register(study_name: str, stores: Stores, log: RunLog) -> str | None:
-    """Return the URI of the champion router; None where there is no registry.
+    """Return the URI of the champion router; None where there is no registry, or the comparison has no champion.
 
     Each adapter of everybody or of a cluster that can answer alone becomes a model; a method's adapters of single persons or small groups
     become one model together; the router answers every persona as the champion of the comparison does. Adapters used by controls only are
@@ -48,15 +48,25 @@ def register(study_name: str, stores: Stores, log: RunLog) -> str | None:
         for method in personal:
             _register_router(state, plan, method, trained, folders, stores, model=method.replace("_", "-"))
             log.advance(1)
-        if state.outcome is None or is_control(state.outcome.champion):
-            raise BadData(f"study {study_name} has no champion to register; compare its methods: clusterlora compare --name {study_name}")
-        uri = _register_router(state, plan, state.outcome.champion, trained, folders, stores, model=None)
+        champion = _champion(state)
+        uri = _register_router(state, plan, champion, trained, folders, stores, model=None) if champion is not None else None
+        if champion is None:
+            earlier = stores.studies.metadata(study_name, RegisteredChampion)
+            kept = f"; {earlier.uri}, which an earlier comparison chose, keeps its alias" if earlier else ""
+            log.note(f"no champion is registered, as the comparison has none; its adapters are registered by themselves{kept}")
         log.advance(1)
     if uri is not None:
         stores.studies.save_metadata(study_name, RegisteredChampion(uri))
     stores.studies.set_status(study_name, "finished")
     stores.tracker.end_study(study_name, status="finished", seconds=seconds_by_part(stores.studies.seconds(study_name)))
     return uri
+
+
+def _champion(state: StudyState) -> str | None:
+    """Return the champion of the comparison. Raises BadData before one, and where a control is recorded as champion."""
+    if state.outcome is None or (state.outcome.champion is not None and is_control(state.outcome.champion)):
+        raise BadData(f"study {state.name} has no champion to register; compare its methods: clusterlora compare --name {state.name}")
+    return state.outcome.champion
 
 
 def register_adapter(state: StudyState, adapter: TrainedAdapter, stores: Stores, *, model: str, method: str, n_personas: int) -> None:

@@ -9,6 +9,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from clusterlora.errors import BadData, BadSettings, UnknownName
+from clusterlora.ports.model_registry import PROMOTABLE
 from clusterlora.stores.mlflow_server import MlflowServer
 from clusterlora.stores.routing_table import other_artifacts
 
@@ -27,9 +28,9 @@ class Version:
     card: str
 
     @property
-    def passed(self) -> bool:
-        """Whether a comparison found nothing better than its method."""
-        return self.tags.get("comparison") == "passed"
+    def promotable(self) -> bool:
+        """Whether its study's comparison made its method the champion."""
+        return self.tags.get("comparison") in PROMOTABLE
 
 
 class Registry:
@@ -68,12 +69,12 @@ class Registry:
         return (champions or sorted(matching, key=lambda v: int(v.version)))[-1]
 
     def promote(self, chosen: Version, *, forced_because: str | None = None) -> None:
-        """Move the champion alias to a version that its study's comparison found best; a forced move is recorded with its reason.
+        """Move the champion alias to a version of the method that won its study's comparison; a forced move is recorded with its reason.
 
         Raises:
-            BadSettings: another method was better, or nothing was compared, and the move is not forced.
+            BadSettings: its method is not the champion of the comparison, or nothing was compared, and the move is not forced.
         """
-        if not chosen.passed and not forced_because:
+        if not chosen.promotable and not forced_because:
             reason = chosen.tags.get("comparison_says", "its study has not compared it")
             raise BadSettings(
                 f"{chosen.name} version {chosen.version} (method {chosen.tags.get('method', '?')}) is not promoted: {reason} "

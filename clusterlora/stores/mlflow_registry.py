@@ -17,6 +17,7 @@ from clusterlora.stores.routing_table import RoutingTable, content_of
 # MLflow copies this script into the model and runs it when the model is loaded. It is named, not imported: serving builds on stores.
 _SCRIPT = Path(__file__).parents[1] / "serving" / "router_model.py"
 
+CANDIDATE = "candidate"
 _SERVING_PACKAGES = ("mlflow", "torch", "transformers", "safetensors")
 _EXAMPLE = [{"persona_id": "persona_000", "messages": [{"role": "user", "content": "Good evening, I am home."}]}]
 
@@ -33,6 +34,7 @@ def add_version(client: MlflowClient, run_id: str, name: str, table: RoutingTabl
             # The same weights may have been compared again.
             for tag, value in about.tags.items():
                 client.set_model_version_tag(name, str(registered.version), tag, value)
+            _mark_candidate(client, name, str(registered.version), about)
             if about.card:
                 _describe(client, name, str(registered.version), about.card)
             return str(registered.version)
@@ -51,10 +53,18 @@ def add_version(client: MlflowClient, run_id: str, name: str, table: RoutingTabl
         "adapters": str(len(folders)),
     }
     created = client.create_model_version(name, source=f"runs:/{run_id}/{path}", run_id=run_id, tags=tags)
-    client.set_registered_model_alias(name, "candidate", str(created.version))
+    _mark_candidate(client, name, str(created.version), about)
     if about.card:
         _describe(client, name, str(created.version), about.card)
     return str(created.version)
+
+
+def _mark_candidate(client: MlflowClient, name: str, version: str, about: About) -> None:
+    """Move the alias candidate to a version that may become champion; take it from one that may no longer."""
+    if about.promotable:
+        client.set_registered_model_alias(name, CANDIDATE, version)
+    elif str(client.get_registered_model(name).aliases.get(CANDIDATE)) == version:
+        client.delete_registered_model_alias(name, CANDIDATE)
 
 
 def model_versions(client: MlflowClient, study: str) -> tuple[ModelVersion, ...]:

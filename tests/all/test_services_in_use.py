@@ -203,7 +203,7 @@ def test_of_two_studies_in_two_shells_the_first_to_finish_stops_nothing_and_the_
     for name in ("one", "two"):
         study = story.home.does("study", "status", name)
         assert (study["status"], study["adapters"]) == ("finished", 3)
-        assert study["champion"]
+        assert study["conclusion"]
 
 
 def test_a_dead_server_is_restarted_and_services_started_with_up_keep_running(story: Story) -> None:

@@ -126,19 +126,20 @@ def test_a_method_that_is_really_better_becomes_champion():
     assert "p < 0.001" in comparison.sentence
 
 
-def test_without_any_difference_the_champion_is_unified():
+def test_without_any_difference_no_other_method_than_unified_is_champion():
     champions = [
         compared(evaluation(dict.fromkeys(("unified", "cluster", "per_persona", "hybrid"), 0.8), (20,), n_items=3, seed=seed)).champion
         for seed in range(80)
     ]
-    assert champions.count("unified") >= 76
+    assert sum(champion in ("unified", None) for champion in champions) >= 76
+    assert champions.count("unified") > 40, "where it is not the lowest of four, by luck"
 
 
 def test_a_lucky_mean_does_not_make_a_champion():
     comparison = compared(evaluation({"unified": 0.8, "cluster": 0.8}, (6,), seed=1, noise=0.15), floor=None)
     assert comparison.methods[0].method == "cluster"
-    assert comparison.champion == "unified"
-    assert comparison.sentence.startswith("No method is shown to beat unified (embedding similarity ")
+    assert comparison.champion is None, "unified is the lowest of two"
+    assert "No method is shown to beat unified (embedding similarity " in comparison.sentence
     assert "the best other, cluster, differs by +" in comparison.sentence
 
 
@@ -148,7 +149,7 @@ def test_five_personas_are_too_few_for_a_champion_however_large_the_gain():
     assert difference is not None
     assert difference.ci_low > 0
     assert difference.p_holm == 2 / 2**5
-    assert comparison.champion == "unified"
+    assert comparison.champion is None
 
 
 def test_a_method_that_answers_like_unified_ties_and_never_wins():
@@ -250,9 +251,10 @@ def test_after_a_refused_gate_the_common_personas_are_compared_and_the_sentence_
 
 def test_one_method_alone_is_reported():
     comparison = compared(evaluation({"baseline": 0.5}))
-    assert comparison.champion == "baseline"
+    assert comparison.champion is None
     assert comparison.reference is None
-    assert comparison.sentence.startswith("baseline is the only method: ")
+    assert "baseline is the only method: " in comparison.sentence
+    assert compared(evaluation({"cluster": 0.5})).sentence.startswith("cluster is the only method: ")
 
 
 def test_without_unified_the_best_mean_is_champion():
@@ -513,18 +515,20 @@ def test_a_study_that_is_too_small_says_which_difference_it_shows_four_times_in_
         for seed in range(60)
     ]
     assert 0.6 <= np.mean([outcome == "better" for outcome in hits]) <= 0.97
-    five = compared(evaluation({"unified": 0.5, "cluster": 0.8}, (5,)))
-    assert difference(five, "cluster").detectable is None
-    assert "not told apart, as no difference could be shown with 5 personas" in five.sentence
+    six = compared(evaluation({"baseline": 0.3, "unified": 0.5, "cluster": 0.8, "hybrid": 0.5}, (6,)))
+    assert difference(six, "cluster").detectable is None
+    assert "not told apart, as no difference could be shown with 6 personas" in six.sentence
 
 
 def test_a_control_or_the_base_model_is_never_champion_however_good():
     rows = evaluation({"baseline": 0.95, "unified": 0.7, "cluster": 0.75, "random_cluster": 0.9, "unified_longer": 0.9}, (20, 20))
     comparison = compared(rows)
-    assert comparison.champion == "cluster"
+    assert comparison.champion is None
+    assert "No champion: cluster (" in comparison.sentence
     assert "baseline, which cannot be champion (+" in comparison.sentence
     assert "random_cluster, which cannot be champion (+" in comparison.sentence
-    assert compared([r for r in rows if r.method != "unified"]).champion == "baseline", "without a reference the best that is no control"
+    assert compared([r for r in rows if r.method != "baseline"]).champion == "cluster"
+    assert compared([r for r in rows if r.method != "unified"]).champion is None, "without a reference the base model wins nothing either"
     assert compared([r for r in rows if r.method in ("cluster", "random_cluster")]).champion == "cluster"
     with pytest.raises(BadData, match="controls alone were answered"):
         compared([r for r in rows if r.method == "random_cluster"])

@@ -187,7 +187,7 @@ def test_the_method_of_the_documentation_is_one_file_in_every_step_of_a_study(
 
     register(study.name, stores, LOG)
     models = {name for name in tracker.models if name.startswith("paired")}
-    assert models == {"paired", "paired-unified", "paired-cluster-00", "paired-cluster-01", "paired-pairs"}
+    assert models == {"paired-unified", "paired-cluster-00", "paired-cluster-01", "paired-pairs"}
     assert (folder / "models" / "pairs" / "pair_000" / "adapter_model.safetensors").is_file()
 
     version = tracker.models["paired-pairs"][-1]

@@ -179,6 +179,7 @@ def test_a_model_card_lists_the_adapters_of_a_model_and_its_scores() -> None:
         assert words in won.card
     lost = about(PreparedStudy(), provenance, outcome, model="demo", method="unified", n_personas=12, weights_sha256={})
     assert (won.tags["comparison"], lost.tags["comparison"]) == ("passed", "failed")
+    assert (won.promotable, lost.promotable) == (True, False)
     assert "found cluster best" in lost.tags["comparison_says"]
 
 
@@ -203,7 +204,7 @@ def test_only_the_best_compared_method_becomes_champion_unless_forced_with_a_rea
     tracker.register_router(STUDY, routes=plain(table), adapter_folders=folders, champion=False, about=lost)
     registry = Registry(mlflow_server)
     version = registry.version(STUDY)
-    assert (version.aliases, version.card, version.passed) == (("candidate",), "# card 1", False)
+    assert (version.aliases, version.card, version.promotable) == ((), "# card 1", False), "what may not be promoted is no candidate"
     with pytest.raises(BadSettings, match="the comparison found cluster best"):
         registry.promote(version)
     assert "champion" not in registry.version(f"{STUDY}/1").aliases

@@ -46,7 +46,7 @@ from clusterlora.stores.json_codec import from_plain, plain
 from clusterlora.stores.routing_table import RoutingTable
 from clusterlora.values import AdapterComposition, Attempt, Persona
 from tests.fixtures.memory import MemoryTracker
-from tests.fixtures.stages import LOG, missing_groups, plan_of, rows_of, run, run_rest, state_of, train_named
+from tests.fixtures.stages import LOG, crown, missing_groups, plan_of, rows_of, run, run_rest, state_of, train_named
 from tests.fixtures.studies import memory_stores, poisoned
 
 
@@ -110,6 +110,7 @@ def test_every_registered_model_answers_as_it_was_evaluated(study: Study, stores
     )
     run(study, stores)
     compare(study.name, stores, LOG)
+    crown(study.name, stores)
     register(study.name, stores, LOG)
 
     rows = [row for row in rows_of(study, stores) if row.seed == 0]
@@ -226,7 +227,7 @@ def test_a_cluster_of_one_person_is_registered_like_any_other(study: Study, fini
     compare(study.name, stores, LOG)
     register(study.name, stores, LOG)
     assert isinstance(stores.tracker, MemoryTracker)
-    models = {"lonely", "lonely-unified", "lonely-cluster-00", "lonely-cluster-01", "lonely-per-persona"}
+    models = {"lonely-unified", "lonely-cluster-00", "lonely-cluster-01", "lonely-per-persona"}
     assert {name for name in stores.tracker.models if name.startswith("lonely")} == models
 
 

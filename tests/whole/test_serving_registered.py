@@ -38,7 +38,7 @@ answers = {
     "list": champion.predict(questions),
     "table": champion.predict(pandas.DataFrame(questions)),
     "limited": champion.predict(limited),
-    "adapter": mlflow.pyfunc.load_model(f"models:/{study}-cluster-00@candidate").predict(questions),
+    "adapter": mlflow.pyfunc.load_model(f"models:/{study}-cluster-00/1").predict(questions),
 }
 print(json.dumps(answers))
 """

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from clusterlora.errors import counted
 from clusterlora.evaluation.statistics import bootstrap_interval, paired_bootstrap
 from clusterlora.gate.trial import DRAWS, Trial
 from clusterlora.settings import GateSettings
@@ -24,6 +25,6 @@ def mean_similarity(trial: Trial, settings: GateSettings, rng: np.random.Generat
         passed=passed,
         ci_low=low,
         ci_high=high,
-        explanation=f"The mean over {len(trial.persona_ids)} personas is {value:.2%}, "
+        explanation=f"The mean over {counted(len(trial.persona_ids), 'persona')} is {value:.2%}, "
         f"{'above' if passed else 'not above'} the threshold of {settings.mean_similarity:.2%}.",
     )

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from clusterlora.errors import counted
 from clusterlora.evaluation.statistics import bootstrap_interval, paired_bootstrap
 from clusterlora.gate.trial import DRAWS, Trial
 from clusterlora.settings import GateSettings
@@ -31,6 +32,6 @@ def worst_persona(trial: Trial, settings: GateSettings, rng: np.random.Generator
         passed=passed,
         ci_low=low,
         ci_high=high,
-        explanation=f"The lowest persona mean is {value:.2%} ({trial.persona_ids[worst]}, {len(scores)} items), "
+        explanation=f"The lowest persona mean is {value:.2%} ({trial.persona_ids[worst]}, {counted(len(scores), 'item')}), "
         f"{'above' if passed else 'not above'} the threshold of {settings.worst_persona:.2%}.",
     )
