@@ -152,8 +152,8 @@ class GateSettings:
 
     mean_similarity: Annotated[float, Ge(0), Le(1)] | None = None
     """Mean similarity must exceed this (the mission: 0.83). Empty: no criterion; 'above unified' always is one."""
-    worst_persona: Annotated[float, Ge(0), Le(1)] | None = 0.70
-    """The worst persona's mean similarity must exceed this. Empty: no criterion."""
+    worst_persona: Annotated[float, Ge(0), Le(1)] | None = None
+    """The worst persona's mean similarity must exceed this (the mission: 0.70). Empty: no criterion."""
     share_improved: Annotated[float, Ge(0), Le(1)] = 0.60
     """At least this share of the personas must score higher than with unified."""
     later_rungs_luck: Annotated[float, Gt(0), Le(1)] | None = 0.05

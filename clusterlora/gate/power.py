@@ -1,4 +1,4 @@
-"""The gate's power, estimated before any verdict: the gain it detects, and how often it passes by luck."""
+"""The gate's power, estimated before training and measured at a verdict: the gain that passes, and how often none does, by luck."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float
 
-from clusterlora.errors import BadData
+from clusterlora.errors import BadData, counted
 from clusterlora.evaluation.statistics import RESOLUTION
 from clusterlora.gate.required_share import required_share
 from clusterlora.gate.trial import Scores
@@ -24,14 +24,16 @@ _DRAWS = 4000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Power:
-    """The power of a gate, estimated from scores of the base model; gains and deviations on the 0..1 scale of similarity.
+    """The power of a gate; gains and deviations on the 0..1 scale of similarity.
 
-    `item_sd` is the deviation of items inside a persona, `persona_sd` that of personas' true means. Of the first rung, `detectable_gain` is
-    the smallest true gain that passes with probability `WANTED_POWER` (None: none does), `false_pass` the probability of a pass
-    without any gain, and `missed` that of a refusal at `NOTABLE_GAIN`. Of the whole ladder of `n_rungs`, `ladder_false_pass` is the
-    probability that some rung passes without any gain, and `worth` what a pass says: the probability of a gain of `NOTABLE_GAIN`
-    after it, if that and no gain at all were equally likely before. Only the criteria that compare with unified are simulated:
-    the outcome of the others depends on a level that is not known yet.
+    Before training it is estimated from scores of the base model, after a verdict it is measured on the gains that were judged.
+    `item_sd` is the deviation of items inside a persona, `persona_sd` that of personas' true means, and a gain has `gain_variance`
+    times their variance. Of the first rung, `detectable_gain` is the smallest true gain that passes with probability `WANTED_POWER`
+    (None: none does), `false_pass` the probability of a pass without any gain, and `missed` that of a refusal at `NOTABLE_GAIN`.
+
+    Of the whole ladder of `n_rungs`, `ladder_false_pass` is the probability that some rung passes without any gain, and `worth` what a
+    pass says: the probability of a gain of `NOTABLE_GAIN` after it, if that and no gain at all were equally likely before. Only the
+    criteria that compare with unified are simulated: the outcome of the others depends on a level that is not known yet.
     """
 
     n_personas: int
@@ -44,30 +46,41 @@ class Power:
     n_rungs: int = 1
     ladder_false_pass: float | None = None
     worth: float | None = None
+    gain_variance: float = 2 * (1 - CORRELATION)
 
     def gain_sd(self, n_items: float) -> float:
         """Return the deviation of people's gains that scores of so many items per persona have, by the same assumptions."""
-        return float(np.sqrt(2 * (1 - CORRELATION) * (self.persona_sd**2 + self.item_sd**2 / n_items)))
+        return float(np.sqrt(self.gain_variance * (self.persona_sd**2 + self.item_sd**2 / n_items)))
+
+    @property
+    def is_known(self) -> bool:
+        """Whether there is a spread to tell luck by: scores of one persona, or all alike, show none."""
+        return self.n_personas > 1 and max(self.item_sd, self.persona_sd) > RESOLUTION
 
     @property
     def sentence(self) -> str:
-        """The power in one line."""
-        detects = "detects no gain" if self.detectable_gain is None else f"detects a true gain of {100 * self.detectable_gain:.1f} points"
+        """The power in one line; where there is no spread to tell it by, what is missing."""
+        size = f"{counted(self.n_personas, 'persona')} and {counted(self.n_items, 'val item')}"
+        if not self.is_known:
+            return f"With {size} nothing can be said of what this gate passes by luck: that takes two personas or more whose scores differ."
+        passes = "no gain passes" if self.detectable_gain is None else f"a true gain of {100 * self.detectable_gain:.1f} points passes"
         ladder = worth = ""
         if self.n_rungs > 1 and self.ladder_false_pass is not None:
-            ladder = f"; one of its {self.n_rungs} rungs does so {self.ladder_false_pass:.0%} of the time"
+            ladder = f"; one of its {self.n_rungs} rungs is passed so {self.ladder_false_pass:.0%} of the time"
         if self.worth is not None:
             gain = f"{100 * NOTABLE_GAIN:.0f} points"
             worth = f" Where a gain of {gain} and no gain were equally likely before, a pass makes the gain {self.worth:.0%} likely."
         return (
-            f"With {self.n_personas} personas and {self.n_items} items this gate {detects} {WANTED_POWER:.0%} of the time, "
-            f"and passes {self.false_pass:.0%} of the time where there is none{ladder}.{worth}"
+            f"With {size} {passes} this gate {WANTED_POWER:.0%} of the time, and no gain at all passes it {self.false_pass:.0%} of the "
+            f"time{ladder}.{worth}"
         )
 
     @property
     def warnings(self) -> tuple[str, ...]:
         """Limits that a reader of the verdict must know, each with the fix; empty for a reliable gate."""
         lines: list[str] = []
+        if not self.is_known:
+            return ()
         luck = self.false_pass if self.ladder_false_pass is None else self.ladder_false_pass
         if luck > _TOO_OFTEN:
             lines.append(
@@ -98,9 +111,23 @@ def gate_power(baseline: Scores, settings: GateSettings, rng: np.random.Generato
     """
     if not baseline or not all(len(scores) and np.isfinite(scores).all() for scores in baseline.values()):
         raise BadData("the gate's power needs finite baseline scores of at least one item per persona; evaluate the baseline on val first")
-    n_items = np.array([len(scores) for scores in baseline.values()], dtype=np.int64)
-    item_sd, persona_sd = _deviations(list(baseline.values()))
-    deviations = np.sqrt((1 - CORRELATION) * (persona_sd**2 + item_sd**2 / n_items))
+    return _simulated(list(baseline.values()), settings, rng, gain_variance=2 * (1 - CORRELATION))
+
+
+def measured_power(gains: Scores, settings: GateSettings, rng: np.random.Generator) -> Power:
+    """Return the power of a gate whose candidate has been judged: gains vary between people as they were seen to vary.
+
+    Args:
+        gains: candidate minus unified, one array of items per persona.
+    """
+    return _simulated(list(gains.values()), settings, rng, gain_variance=1.0)
+
+
+def _simulated(scores: list[np.ndarray], settings: GateSettings, rng: np.random.Generator, *, gain_variance: float) -> Power:
+    """Return the power where the variance of a persona's gain is `gain_variance` times that of its mean of these scores."""
+    n_items = np.array([len(own) for own in scores], dtype=np.int64)
+    item_sd, persona_sd = _deviations(scores)
+    deviations = np.sqrt(gain_variance / 2 * (persona_sd**2 + item_sd**2 / n_items))
     n_rungs, shape = 1 + len(settings.ladder), (_DRAWS, len(n_items))
     of_unified = deviations * rng.standard_normal(shape)
     noise = [deviations * rng.standard_normal(shape) - of_unified for _ in range(n_rungs)]
@@ -130,6 +157,7 @@ def gate_power(baseline: Scores, settings: GateSettings, rng: np.random.Generato
         n_rungs=n_rungs,
         ladder_false_pass=by_luck,
         worth=with_gain / (with_gain + by_luck) if with_gain + by_luck else None,
+        gain_variance=gain_variance,
     )
 
 

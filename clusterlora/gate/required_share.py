@@ -4,6 +4,15 @@ from clusterlora.evaluation.statistics import sign_test_count
 from clusterlora.settings import GateSettings
 
 
+def later_rungs_can_pass(settings: GateSettings, *, n_personas: int, n_rungs: int) -> bool:
+    """Return whether the sign test of a later rung can be met at all: by everybody, if by nobody else."""
+    return settings.later_rungs_luck is None or n_rungs < 2 or _asked(settings.later_rungs_luck, n_personas, n_rungs) <= n_personas
+
+
+def _asked(luck: float, n_personas: int, n_rungs: int) -> int:
+    return sign_test_count(n_personas, luck / (n_rungs - 1))
+
+
 def required_share(settings: GateSettings, *, n_personas: int, rung: int, n_rungs: int) -> float:
     """Return the share of personas that a rung must improve.
 
@@ -17,6 +26,5 @@ def required_share(settings: GateSettings, *, n_personas: int, rung: int, n_rung
     """
     if rung == 0 or settings.later_rungs_luck is None:
         return settings.share_improved
-    level = settings.later_rungs_luck / (n_rungs - 1)
-    n_improved = min(n_personas, sign_test_count(n_personas, level))
+    n_improved = min(n_personas, _asked(settings.later_rungs_luck, n_personas, n_rungs))
     return max(settings.share_improved, n_improved / n_personas)

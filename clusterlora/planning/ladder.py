@@ -1,6 +1,7 @@
 """The gate's ladder: the configurations that cluster 0 tries, the gate's decision, and whether a person has to decide."""
 
-from clusterlora.errors import UnknownName
+from clusterlora.errors import UnknownName, counted
+from clusterlora.gate.required_share import later_rungs_can_pass
 from clusterlora.planning.study_state import StudyState
 from clusterlora.settings import Rung, Study
 from clusterlora.values import Verdict
@@ -37,7 +38,29 @@ def next_rung(state: StudyState) -> Rung | None:
     if not gated(state.settings) or any(verdict.passed for verdict in state.verdicts):
         return None
     judged = {verdict.rung for verdict in state.verdicts}
-    return next((rung for rung in rungs(state) if rung.name not in judged), None)
+    return next((rung for rung in worth_trying(state) if rung.name not in judged), None)
+
+
+def worth_trying(state: StudyState) -> tuple[Rung, ...]:
+    """Return the rungs that the gate tries until one passes: without the settings' ladder where it can mend nothing."""
+    return (OWN, *state.retry_rungs) if why_not_climbed(state) else rungs(state)
+
+
+def why_not_climbed(state: StudyState) -> tuple[str, ...]:
+    """Return, in sentences, why no rung of the settings' ladder can mend what the first one failed; empty where one may.
+
+    A rung changes how cluster 0 is trained. It mends neither a threshold that is out of reach of the data, nor a cluster of so few
+    people that all of them together do not pass the sign test that later rungs must pass.
+    """
+    gate, first = state.settings.gate, next((verdict for verdict in state.verdicts if verdict.rung == OWN.name), None)
+    if first is None or first.passed or not gate.ladder:
+        return ()
+    out_of_reach = state.ceiling.out_of_reach(gate) if state.ceiling else {}
+    reasons = [out_of_reach[criterion.name] for criterion in first.criteria if not criterion.passed and criterion.name in out_of_reach]
+    if not later_rungs_can_pass(gate, n_personas=first.n_personas, n_rungs=1 + len(gate.ladder)):
+        people = counted(first.n_personas, "person").replace("persons", "people")
+        reasons.append(f"{people} cannot pass a further rung but by luck: not even all of them together meet its sign test.")
+    return tuple(reasons)
 
 
 def gate_verdict(state: StudyState) -> Verdict | None:
@@ -58,7 +81,7 @@ def decided_rung(state: StudyState) -> Rung:
 
 
 def refused(state: StudyState) -> bool:
-    """Return whether the gate stops further training: every rung was tried and failed, and nobody decided to continue."""
+    """Return whether the gate stops further training: every rung worth trying failed, and nobody decided to continue."""
     return _none_passed(state) and not _continues(state)
 
 
@@ -73,7 +96,7 @@ def _is_final(state: StudyState) -> bool:
 
 
 def _none_passed(state: StudyState) -> bool:
-    tried_all = {rung.name for rung in rungs(state)} <= {verdict.rung for verdict in state.verdicts}
+    tried_all = {rung.name for rung in worth_trying(state)} <= {verdict.rung for verdict in state.verdicts}
     return gated(state.settings) and tried_all and not any(verdict.passed for verdict in state.verdicts)
 
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from clusterlora.errors import UnknownName
+from clusterlora.gate.ceiling import Ceiling
 from clusterlora.gate.power import Power
 from clusterlora.metadata import ComparisonSummary, Decision, GateDecisions, ImportedAdapters, Provenance, Refinement, TrackerPage
 from clusterlora.ports.stores import Stores
@@ -29,6 +30,8 @@ class StudyState:
     refinement: Refinement
     provenance: Provenance | None
     power: Power | None
+    ceiling: Ceiling | None
+    """What the gate's absolute thresholds can ask of the data; None where none is set."""
     outcome: ComparisonSummary | None
     seconds: tuple[tuple[str, str, float], ...]
     """(phase, part, seconds) of everything timed."""
@@ -77,6 +80,7 @@ def read_state(study_name: str, stores: Stores) -> StudyState:
         refinement=studies.metadata(study_name, Refinement) or Refinement(),
         provenance=studies.metadata(study_name, Provenance),
         power=studies.metadata(study_name, Power),
+        ceiling=studies.metadata(study_name, Ceiling),
         outcome=studies.metadata(study_name, ComparisonSummary),
         seconds=studies.seconds(study_name),
         page=page.address if page else None,

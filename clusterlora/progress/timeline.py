@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from math import ceil
 
 from clusterlora.evaluation.metrics import METRICS
-from clusterlora.planning.ladder import awaits_decision, command_to_continue, gated, refused, rungs
+from clusterlora.planning.ladder import awaits_decision, command_to_continue, gated, next_rung, refused, worth_trying
 from clusterlora.planning.study_state import StudyState
 from clusterlora.planning.work_plan import WorkPlan, trained_adapters, work_plan
 from clusterlora.progress.timing import seconds_by_phase
@@ -32,8 +32,8 @@ def phases(state: StudyState) -> tuple[Phase, ...]:
     simple = [Phase(name, "done" if name in seconds else "to do", seconds.get(name)) for name in ("prepare", "cluster", "signal")]
     plan = work_plan(state) if state.clustering is not None else None
     trained = trained_adapters(state, plan) if plan else {}
-    judged = f"{len(verdicts)} of up to {len(rungs(state))} configurations judged" if gated(study) else "this study has none"
-    gate_state = "done" if any(v.passed for v in verdicts) or len(verdicts) == len(rungs(state)) else "to do"
+    judged = f"{len(verdicts)} of up to {len(worth_trying(state))} configurations judged" if gated(study) else "this study has none"
+    gate_state = "to do" if next_rung(state) else "done"
     return (
         *simple,
         Phase("gate", gate_state if gated(study) else "done", seconds.get("evaluate gate"), detail=judged),

@@ -11,6 +11,7 @@ import numpy as np
 
 from clusterlora.adapters.compositions import combined_weights
 from clusterlora.adapters.stored import stored_folder
+from clusterlora.comparison.champion import LEAST_PERSONAS
 from clusterlora.data.few_shot import exchanges, with_shots
 from clusterlora.data.prompts import items
 from clusterlora.engine.stacked import Weights, read_weights
@@ -84,11 +85,15 @@ def _answerable(method: MethodPlan, compositions: Sequence[AdapterComposition], 
 
 
 def compared_personas(state: StudyState) -> tuple[str, ...]:
-    """Return who is compared: everyone, or after a refused gate only cluster 0, whose adapter alone was trained."""
+    """Return who is compared: everyone, or after a refused gate only cluster 0, whose adapter alone was trained.
+
+    Where cluster 0 has too few people for a verdict, everyone is compared, by the methods that answer everyone.
+    """
     if refused(state):
         clustering = state.clustering
         assert clustering is not None, "a gate was judged without a clustering"
-        return clustering.members[0]
+        if len(clustering.members[0]) >= LEAST_PERSONAS:
+            return clustering.members[0]
     return state.dataset.ids
 
 
@@ -121,10 +126,9 @@ def _choosing_metrics(study: Study) -> tuple[str, ...]:
 
 def _test(runner: "_Runner", plan: WorkPlan, *, shard: int, shards: int) -> int:
     state, study = runner.state, runner.study
-    persona_ids = compared_personas(state)[shard - 1 :: shards]
-    methods = {
-        (name, seed): method for seed in range(study.seeds) for name, method in covered_methods(state, plan, persona_ids, seed).items()
-    }
+    everyone = compared_personas(state)
+    persona_ids = everyone[shard - 1 :: shards]
+    methods = {(name, seed): method for seed in range(study.seeds) for name, method in covered_methods(state, plan, everyone, seed).items()}
     in_shard = set(persona_ids)
     arms = {(*key, p): compositions for key, method in methods.items() for p, compositions in method.arms_by_persona if p in in_shard}
     choices = list(

@@ -5,10 +5,14 @@ from dataclasses import replace
 import numpy as np
 
 from clusterlora.comparison.power import StudyPower, study_power
+from clusterlora.data.prompts import items
+from clusterlora.gate.ceiling import Ceiling, ceiling
 from clusterlora.gate.judge import judge as judge_trial
-from clusterlora.gate.power import Power, gate_power
+from clusterlora.gate.power import Power, gate_power, measured_power
 from clusterlora.gate.required_share import required_share
-from clusterlora.planning.ladder import REFERENCE, rung_by_name, rungs
+from clusterlora.gate.trial import Scores
+from clusterlora.models.model_cache import embedder
+from clusterlora.planning.ladder import REFERENCE, command_to_continue, refused, rung_by_name, rungs, why_not_climbed
 from clusterlora.planning.study_state import StudyState, read_state
 from clusterlora.planning.work_plan import judged_adapters, work_plan
 from clusterlora.ports.stores import Stores
@@ -20,13 +24,52 @@ def judge(study_name: str, rung: str, stores: Stores) -> Verdict:
     """Return the gate's verdict on cluster 0 as this rung trained it, and record it in the study and in the tracker."""
     state = read_state(study_name, stores)
     verdict = verdict_on(state, rung, 0, stores)
-    if state.power:
-        comparison = power_of_study(state)
-        notes = (*verdict.notes, state.power.sentence, *state.power.warnings, *([comparison.sentence] if comparison else []))
-        verdict = replace(verdict, notes=notes)
+    earlier = tuple(other for other in state.verdicts if other.rung != rung)
+    notes = list(verdict.notes)
+    if not earlier:
+        # Once for the ladder: further rungs are judged on the same people and items.
+        notes += _power_notes(state, rung, stores)
+    notes += _ending(replace(state, verdicts=(*earlier, verdict)))
+    verdict = replace(verdict, notes=tuple(notes))
     stores.studies.save_verdict(study_name, verdict)
     stores.tracker.log_verdict(study_name, verdict)
     return verdict
+
+
+def _power_notes(state: StudyState, rung: str, stores: Stores) -> list[str]:
+    """Return what gate and comparison tell, by the variance of the gains that were judged."""
+    candidate, unified, _ = _judged_scores(state, rung, 0, stores)
+    gains = {p: candidate[p] - unified[p] for p in candidate}
+    power = measured_power(gains, state.settings.gate, np.random.default_rng(0))
+    comparison = power_of_study(state, power)
+    return [power.sentence, *power.warnings, *([comparison.sentence] if comparison else [])]
+
+
+def _ending(after: StudyState) -> list[str]:
+    """Return, once the gate has refused, why its ladder is not climbed, where it is not, and the command that goes on."""
+    if not refused(after):
+        return []
+    reasons = list(why_not_climbed(after))
+    not_climbed = [f"The ladder is not climbed, as no rung can mend this: {' '.join(reasons)}"] if reasons else []
+    if after.settings.gate.on_failure == "ask":
+        return not_climbed
+    return [*not_climbed, f"To train the rest all the same: `{command_to_continue(after.name)}`"]
+
+
+def measure_ceiling(study_name: str, stores: Stores) -> Ceiling | None:
+    """Return what the gate's absolute thresholds can ask of these data, and record it; None where none is set, or of another metric."""
+    state = read_state(study_name, stores)
+    study, personas, plan = state.settings, state.dataset.by_id(), work_plan(state)
+    if study.gate.mean_similarity is None and study.gate.worst_persona is None:
+        return None
+    if study.evaluation.headline != "embedding_similarity":
+        return None
+    gated_ids = plan.specs[judged_adapters(plan)[0]].persona_ids
+    references = {p: [item.reference for item in items(study.model, personas[p], "val")] for p in gated_ids}
+    train = [turn.text for p in state.dataset.personas for d in p.of_split("train") for turn in d.turns if turn.role == "assistant"]
+    measured = ceiling(references, train, embedder(study.model))
+    stores.studies.save_metadata(study_name, measured)
+    return measured
 
 
 def estimate_power(study_name: str, stores: Stores) -> Power:
@@ -43,33 +86,28 @@ def estimate_power(study_name: str, stores: Stores) -> Power:
     return power
 
 
-def power_of_study(state: StudyState) -> StudyPower | None:
-    """Return the power of the study's comparison on test items, in points once the gate's power is known; None when it compares nothing."""
+def power_of_study(state: StudyState, power: Power | None = None) -> StudyPower | None:
+    """Return the power of the study's comparison on test items, in points once the gate's power is known; None when it compares nothing.
+
+    Args:
+        power: the gate's; by default as it was estimated from the base model.
+    """
+    power = power or state.power
     n_items = [sum(turn.role == "assistant" for dialogue in p.of_split("test") for turn in dialogue.turns) for p in state.dataset.personas]
     tested = [n for n in n_items if n]
     # The variance of people's means is proportional to the mean of 1 / n over people.
-    sd = state.power.gain_sd(1 / float(np.mean([1 / n for n in tested]))) if state.power and tested else None
+    sd = power.gain_sd(1 / float(np.mean([1 / n for n in tested]))) if power and power.is_known and tested else None
     return study_power(state.settings.methods, REFERENCE, len(tested), sd=sd)
 
 
 def verdict_on(state: StudyState, rung: str, cluster: int, stores: Stores) -> Verdict:
     """Return the gate's criteria applied to any cluster whose val items are answered; nothing is recorded."""
-    study, plan = state.settings, work_plan(state, rung_by_name(state, rung))
-    candidate, reference = (AdapterComposition((WeightedAdapter(name),)) for name in judged_adapters(plan, cluster))
-    persona_ids = plan.specs[candidate.adapter_names[0]].persona_ids
-    pairs = [(p, composition) for p in persona_ids for composition in (candidate, reference)]
-    keys = {composition: plan.composition_key(composition) for composition in (candidate, reference)}
-    scores = scores_of(state, stores, keys, pairs, "val", study.evaluation.headline)
+    study = state.settings
+    candidate, unified, adapter = _judged_scores(state, rung, cluster, stores)
     ladder = [one.name for one in rungs(state)]
-    share = required_share(study.gate, n_personas=len(persona_ids), rung=ladder.index(rung), n_rungs=len(ladder))
-    verdict = judge_trial(
-        {p: scores[p, candidate] for p in persona_ids},
-        {p: scores[p, reference] for p in persona_ids},
-        replace(study.gate, share_improved=share),
-        rung=rung,
-        adapter=candidate.adapter_names[0],
-        rng=np.random.default_rng(0),
-    )
+    share = required_share(study.gate, n_personas=len(candidate), rung=ladder.index(rung), n_rungs=len(ladder))
+    settings = replace(study.gate, share_improved=share)
+    verdict = judge_trial(candidate, unified, settings, rung=rung, adapter=adapter, rng=np.random.default_rng(0))
     if share == study.gate.share_improved:
         return verdict
     note = (
@@ -77,3 +115,15 @@ def verdict_on(state: StudyState, rung: str, cluster: int, stores: Stores) -> Ve
         f"{study.gate.share_improved:.0%}, so that trying on does not pass by luck."
     )
     return replace(verdict, notes=(note,))
+
+
+def _judged_scores(state: StudyState, rung: str, cluster: int, stores: Stores) -> tuple[Scores, Scores, str]:
+    """Return the val scores of a cluster's adapter and of unified on the cluster's people, and the adapter's name."""
+    plan = work_plan(state, rung_by_name(state, rung))
+    candidate, reference = (AdapterComposition((WeightedAdapter(name),)) for name in judged_adapters(plan, cluster))
+    persona_ids = plan.specs[candidate.adapter_names[0]].persona_ids
+    pairs = [(p, composition) for p in persona_ids for composition in (candidate, reference)]
+    keys = {composition: plan.composition_key(composition) for composition in (candidate, reference)}
+    scores = scores_of(state, stores, keys, pairs, "val", state.settings.evaluation.headline)
+    of_candidate, of_unified = ({p: scores[p, one] for p in persona_ids} for one in (candidate, reference))
+    return of_candidate, of_unified, candidate.adapter_names[0]

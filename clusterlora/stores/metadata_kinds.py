@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from clusterlora import metadata
+from clusterlora.gate.ceiling import Ceiling
 from clusterlora.gate.power import Power
 from clusterlora.persona_signal.measure import PersonaSignal
 
@@ -19,5 +20,6 @@ NAME_BY_KIND: Mapping[type, str] = {
     metadata.RegisteredChampion: "registered_champion",
     PersonaSignal: "signal",
     Power: "gate_power",
+    Ceiling: "gate_ceiling",
 }
 """A name never changes once it is in use: databases hold it."""

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from clusterlora.errors import counted
 from clusterlora.evaluation.statistics import RESOLUTION, wilson_interval
 from clusterlora.gate.trial import Trial
 from clusterlora.settings import GateSettings
@@ -22,6 +23,6 @@ def share_of_personas_improved(trial: Trial, settings: GateSettings, _rng: np.ra
         passed=passed,
         ci_low=low,
         ci_high=high,
-        explanation=f"{n_improved} of {n_personas} personas do better than with unified, "
+        explanation=f"{n_improved} of {counted(n_personas, 'persona')} {'does' if n_improved == 1 else 'do'} better than with unified, "
         f"{'at least' if passed else 'fewer than'} the {settings.share_improved:.2%} asked.",
     )
