@@ -15,6 +15,9 @@ from clusterlora.data.twins import nameless_text
 from clusterlora.values import Dialogue, Persona, Split
 
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
+ENOUGH_TEST = 4
+"""Test dialogues that a person with few dialogues keeps, if that many are requested and half of all are left to train on: a
+person's mean over one or two items says little."""
 
 _Groups = Sequence[Sequence[int]]
 
@@ -74,7 +77,11 @@ def split_persona(persona: Persona, plan: SplitPlan, conversations: Mapping[str,
 
 
 def apportion(n: int, requested: Mapping[Split, int]) -> dict[Split, int]:
-    """Return the number of dialogues per split: as requested, or if n >= 3 is less, in the same proportions with at least 1 each."""
+    """Return the number of dialogues per split: as requested, or if n >= 3 is less, in the same proportions with at least 1 each.
+
+    Where the proportions leave fewer than `ENOUGH_TEST` to test, they are filled up from val and train, as long as val keeps 1 and train
+    half of all.
+    """
     total = sum(requested.values())
     if n >= total:
         return dict(requested)
@@ -84,7 +91,22 @@ def apportion(n: int, requested: Mapping[Split, int]) -> dict[Split, int]:
         step = 1 if sum(counts.values()) < n else -1
         adjustable: list[Split] = [split for split in counts if step > 0 or counts[split] > 1]
         counts[max(adjustable, key=lambda split: step * (requested[split] * n / total - counts[split]))] += step
+    while counts["test"] < min(ENOUGH_TEST, requested["test"]) and (spare := _spare(counts, n)) is not None:
+        counts[spare] -= 1
+        counts["test"] += 1
     return counts
+
+
+def _spare(counts: Mapping[Split, int], n: int) -> Split | None:
+    """Return the split that can give a dialogue to test: val while it has more than 2, then train while it has more than half.
+
+    Val gives its second one only where test has fewer than 3.
+    """
+    if counts["val"] > 2:
+        return "val"
+    if counts["train"] - 1 >= n / 2:
+        return "train"
+    return "val" if counts["val"] > 1 and counts["test"] < ENOUGH_TEST - 1 else None
 
 
 def _with_input_splits(persona: Persona, plan: SplitPlan) -> SplitPersona:

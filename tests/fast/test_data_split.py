@@ -12,7 +12,7 @@ from clusterlora.data.leaks import find_leaks
 from clusterlora.data.load import split
 from clusterlora.data.problems import Problems
 from clusterlora.data.source import SourceData
-from clusterlora.data.split import SPLITS, SplitPlan, apportion, split_persona
+from clusterlora.data.split import ENOUGH_TEST, SPLITS, SplitPlan, apportion, split_persona
 from clusterlora.settings import DataSettings
 from clusterlora.values import Dataset, Dialogue, Persona, Split, Turn
 
@@ -89,10 +89,33 @@ def test_shares_of_too_few_dialogues_use_all_of_them_in_proportion(n: int, count
     expected = dict(zip(SPLITS, counts, strict=True))
     given_out = apportion(n, expected)
     assert sum(given_out.values()) == min(n, sum(counts))
+    moved = max(0, min(ENOUGH_TEST, expected["test"]) - 1)
     for name in SPLITS:
         exact = expected[name] * min(1.0, n / sum(counts))
-        # Raising one split to 1 costs another at most 1 more.
-        assert max(1, exact - 2.0) <= given_out[name] <= max(1.0, exact + 1.0)
+        # Raising one split to 1 costs another at most 1 more, and filling up test takes from the other two.
+        least, most = (0, moved + 1) if name == "test" else (moved, 0)
+        assert max(1, exact - 2.0 - least) <= given_out[name] <= max(1.0, exact + 1.0, most)
+
+
+@pytest.mark.parametrize(
+    ("n", "shares"),
+    [
+        (12, (6, 2, 4)),
+        (10, (5, 2, 3)),
+        (8, (4, 1, 3)),
+        (6, (3, 1, 2)),
+        (3, (1, 1, 1)),
+        (20, (12, 4, 4)),
+        (40, (24, 8, 8)),
+        (50, (30, 10, 10)),
+    ],
+)
+def test_who_has_few_dialogues_keeps_enough_of_them_to_test(n: int, shares: tuple[int, int, int]) -> None:
+    assert tuple(apportion(n, {"train": 30, "val": 10, "test": 10}).values()) == shares
+
+
+def test_no_more_is_kept_to_test_than_was_asked_for() -> None:
+    assert apportion(10, {"train": 16, "val": 2, "test": 2}) == {"train": 7, "val": 1, "test": 2}
 
 
 @given(texts=st.lists(TEXTS, max_size=20))
