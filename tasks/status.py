@@ -24,6 +24,7 @@ def show_status(context: TaskContext, study_name: str, doing: str) -> None:
 
 def status_lines(state: StudyState, folder: Path, doing: str) -> Iterator[str]:
     """Yield the page line by line."""
+    from clusterlora.errors import counted
     from clusterlora.progress.timeline import against_unified, next_step
 
     study, provenance, clustering = state.settings, state.provenance, state.clustering
@@ -42,7 +43,7 @@ def status_lines(state: StudyState, folder: Path, doing: str) -> Iterator[str]:
     yield f"- **Methods**: {', '.join(study.methods)}"
     outcomes = [f"{verdict.rung} {'passed' if verdict.passed else 'refused'}" for verdict in state.verdicts]
     yield f"- **Gate**: {', '.join(outcomes) or 'not judged yet'}"
-    yield f"- **Trained**: {len(state.adapters)} adapters"
+    yield f"- **Trained**: {counted(len(state.adapters), 'adapter')}"
     yield f"- **Results**: `{folder}`"
     if state.page:
         yield f"- **MLflow**: [the study's run]({state.page})"

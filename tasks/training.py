@@ -16,10 +16,11 @@ def train_group(context: TaskContext, request: TrainRequest) -> str:
         OutOfMemory: the micro-batch does not fit.
     """
     from clusterlora.engine.memory import format_bytes, peak_memory_bytes
+    from clusterlora.errors import counted
     from clusterlora.stages.train import train_group as train
 
     stores = context.stores
     n_trained = train(request, stores, context.log)
     attempts = stores.studies.attempts(request.study_name, request.group.name)
     micro_batch = next(attempt.micro_batch for attempt in attempts if attempt.number == request.attempt)
-    return f"{n_trained} adapters trained at micro-batch {micro_batch}, peak memory {format_bytes(peak_memory_bytes())}"
+    return f"{counted(n_trained, 'adapter')} trained at micro-batch {micro_batch}, peak memory {format_bytes(peak_memory_bytes())}"

@@ -11,7 +11,7 @@ from clusterlora.cli.choose_base import with_base
 from clusterlora.cli.local_stores import open_local_stores
 from clusterlora.cli.options import study_from, study_options
 from clusterlora.cli.progress import ConsoleLog, console_log
-from clusterlora.errors import OutOfMemory, UnknownName
+from clusterlora.errors import OutOfMemory, UnknownName, counted
 
 if TYPE_CHECKING:
     from clusterlora.planning.study_state import StudyState
@@ -73,7 +73,8 @@ def train(
     if as_json:
         click.echo(json.dumps({"study": study.name, "adapters": names, "trained": n_trained, "folder": str(folder)}))
         return
-    click.echo(f"{n_trained} adapters trained, {len(names) - n_trained} were already trained" if n_trained < len(names) else "trained")
+    n_before = len(names) - n_trained
+    click.echo(f"{counted(n_trained, 'adapter')} trained, {n_before} trained before" if n_before else "trained")
     click.echo(f"adapters {folder / 'models'}")
     click.echo(f"logs     {folder / 'logs'}")
 

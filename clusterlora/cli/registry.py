@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from clusterlora.cli.orchestration import use_local_services
+from clusterlora.errors import counted
 
 if TYPE_CHECKING:
     from clusterlora.stores.mlflow_models import Registry, Version
@@ -98,7 +99,8 @@ def export(model: str, form: Any, out: Path, as_json: bool) -> None:
         click.echo(json.dumps(asdict(exported) | {"folder": str(exported.folder)}))
         return
     click.echo(
-        f"{len(exported.adapters)} adapters in {out / 'adapters'}, the route of each persona in {out / 'routes.json'}; serve them with:\n"
+        f"{counted(len(exported.adapters), 'adapter')} in {out / 'adapters'}, the route of each persona in "
+        f"{out / 'routes.json'}; serve them with:\n"
     )
     click.echo(exported.command)
 

@@ -105,6 +105,7 @@ def import_older(
     the logits that PEFT computes with it. Imported scores are printed beside the results and enter no statistic.
     """
     from clusterlora.cli.progress import console_log
+    from clusterlora.errors import counted
     from clusterlora.stages.imported import OlderOutputs, import_outputs, settings_for_import
 
     older = OlderOutputs(
@@ -124,8 +125,8 @@ def import_older(
         click.echo(json.dumps({"study": study.name, **asdict(imported)}))
         return
     click.echo(
-        f"study {study.name}: {imported.personas} personas in {imported.clusters} clusters, "
-        f"{imported.adapters} adapters, {imported.results} files of scores"
+        f"study {study.name}: {counted(imported.personas, 'persona')} in {counted(imported.clusters, 'cluster')}, "
+        f"{counted(imported.adapters, 'adapter')}, {counted(imported.results, 'file')} of scores"
     )
     click.echo(f"continue with: clusterlora study run --name {study.name}")
 

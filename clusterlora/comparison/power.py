@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from clusterlora.comparison.roles import can_win
+from clusterlora.errors import counted
 from clusterlora.evaluation.statistics import POWER, SIGNIFICANCE, detectable_mean, smallest_p
 
 
@@ -25,8 +26,7 @@ class StudyPower:
     @property
     def sentence(self) -> str:
         """The power in one line; where nothing can be shown, with the fix."""
-        methods = f"{self.n_methods} {'method' if self.n_methods == 1 else 'methods'} that could win"
-        size = f"With {self.n_personas} personas and {methods}"
+        size = f"With {counted(self.n_personas, 'persona')} and {counted(self.n_methods, 'method')} that could win"
         if self.detectable is None:
             p = smallest_p(self.n_personas)
             return (

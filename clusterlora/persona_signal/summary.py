@@ -31,7 +31,10 @@ def verdict(signal: PersonaSignal) -> str:
             "open: expect small gains, and many items needed to show them."
         )
     if cluster.low <= cluster.chance or signal.cluster_explains <= signal.random_explains:
-        return f"{recognised}, but clusters no better than random groups: expect gains per person, not per cluster."
+        return (
+            f"{recognised}, but clusters are not shown to be better than random groups ({_percent(cluster.accuracy)} against "
+            f"{_percent(cluster.chance)}): expect gains per person rather than per cluster."
+        )
     return (
         f"{recognised}, the right one of {cluster.n_classes} clusters by {_percent(cluster.accuracy)} "
         f"({_percent(cluster.chance)} for random groups): adapters per cluster and per person have something to win."

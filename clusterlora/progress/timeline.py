@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil
 
+from clusterlora.errors import counted
 from clusterlora.evaluation.metrics import METRICS
 from clusterlora.planning.ladder import awaits_decision, command_to_continue, gated, next_rung, refused, worth_trying
 from clusterlora.planning.study_state import StudyState
@@ -49,7 +50,7 @@ def _training(state: StudyState, plan: WorkPlan | None, trained: Mapping[str, Tr
         return Phase("train", "to do", spent)
     missing = [spec for name, spec in plan.specs.items() if name not in trained and not spec.merge_of]
     if not missing or refused(state):
-        return Phase("train", "done", spent, detail=f"{len(trained)} adapters")
+        return Phase("train", "done", spent, detail=counted(len(trained), "adapter"))
     personas = state.dataset.by_id()
     steps = 0
     for spec in missing:
@@ -57,7 +58,7 @@ def _training(state: StudyState, plan: WorkPlan | None, trained: Mapping[str, Tr
         steps += ceil(n_dialogues / spec.recipe.batch_size) * spec.recipe.epochs
     timed_adapters = [adapter for adapter in trained.values() if adapter.steps and adapter.seconds]
     pace = sum(a.seconds for a in timed_adapters) / sum(a.steps for a in timed_adapters) if timed_adapters else None
-    detail = f"{len(trained)} of {len(plan.specs)} adapters, {steps} steps to go"
+    detail = f"{len(trained)} of {len(plan.specs)} adapters, {counted(steps, 'step')} to go"
     return Phase("train", "under way" if trained else "to do", spent, pace * steps if pace else None, detail)
 
 
