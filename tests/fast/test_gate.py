@@ -226,7 +226,7 @@ def test_four_equal_rungs_pass_by_luck_twice_as_often_as_one_and_stricter_later_
     assert strict.worth is not None
     assert equal.worth is not None
     assert strict.worth > equal.worth
-    assert f"one of its 4 rungs does so {strict.ladder_false_pass:.0%} of the time" in strict.sentence
+    assert f"one of its 4 rungs is passed so {strict.ladder_false_pass:.0%} of the time" in strict.sentence
     assert f"a pass makes the gain {strict.worth:.0%} likely" in strict.sentence
 
 

@@ -57,7 +57,7 @@ def machine(tmp_path: Path) -> Iterator[Machine]:
 def test_a_decision_is_recorded_and_the_command_says_when_it_takes_effect(machine: Machine) -> None:
     done = machine.run("study", "decide", STUDY, "--go-on", "--by", "ann")
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "stored; it takes effect when the study is run again\n"
+    assert done.stdout == f"stored; it takes effect with: clusterlora study run --name {STUDY}\n"
     assert f"Prefect at {machine.prefect}/api does not answer" in done.stderr
     assert "Traceback" not in done.stderr
     assert [(one.choice, one.by) for one in read_state(STUDY, machine.stores).decisions] == [("continue", "ann")]

@@ -270,14 +270,16 @@ def test_nothing_but_the_final_scores_sees_test_answers(
 
 def test_a_refused_gate_stops_training_and_compares_the_trained_adapters(study: Study, finished_stores: Stores) -> None:
     stores, everything = finished_stores, (*study.methods, "hybrid")
-    strict = replace(study, name="strict", methods=everything, seeds=2, gate=replace(study.gate, mean_similarity=1.0, on_failure="stop"))
+    # Three people cannot meet the sign test of a further rung; without it, luck may do.
+    gate = replace(study.gate, mean_similarity=1.0, on_failure="stop", later_rungs_luck=None)
+    strict = replace(study, name="strict", methods=everything, seeds=2, gate=gate)
     run(strict, stores)
     assert refused(state_of(strict, stores))
     assert {v.rung for v in stores.studies.verdicts(strict.name)} == {"own", "warm-start"}
     assert {a.name for a in stores.studies.adapters(strict.name)} == {"unified", "cluster-00", "cluster-00+warm-start"}
     comparison = compare(strict.name, stores, LOG)
-    assert {result.method for result in comparison.methods} == {"baseline", "unified", "cluster", "selective_routing"}
-    assert comparison.n_personas == 3
+    assert {result.method for result in comparison.methods} == {"baseline", "unified", "selective_routing"}
+    assert comparison.n_personas == 7, "three would be too few for a verdict, so everybody is compared by the methods that answer everybody"
     # Nothing was trained with the second seed: routing may not stand in for it with the bare base model.
     assert {row.seed for row in rows_of(strict, stores)} == {0}
     register(strict.name, stores, LOG)
