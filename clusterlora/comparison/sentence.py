@@ -100,10 +100,10 @@ def _best_other(comparison: Comparison, value: str, others: Sequence[MethodResul
     first = f"No method is shown to beat {comparison.reference} ({value})"
     if best is None or best.vs_reference is None:
         return f"{first}: every other one scores as it does."
-    difference = f"{format_difference(comparison, best.vs_reference)}: {explain(comparison, best.vs_reference)}"
+    difference = format_difference(comparison, best.vs_reference)
     if winners:
         return f"{best.method} is shown to beat {comparison.reference} ({value}), {difference}."
-    return f"{first}; the best other, {best.method}, differs by {difference}."
+    return f"{first}; the best other, {best.method}, differs by {difference}: {explain(comparison, best.vs_reference)}."
 
 
 def _below_floor(comparison: Comparison) -> Iterator[str]:
@@ -150,12 +150,13 @@ def _contrast(comparison: Comparison, contrast: Contrast) -> str:
 def _others(comparison: Comparison) -> Iterator[str]:
     """Yield the other methods that are shown to be better or worse than the reference."""
     metric = METRICS[comparison.headline]
+    named = (comparison.champion, comparison.no_champion.method if comparison.no_champion else None)
     for outcome in ("better", "worse"):
         methods = [
             f"{result.method}{'' if outcome == 'worse' or can_win(result.method) else ', which cannot be champion'} "
             f"({metric.format(result.vs_reference.mean, signed=True)})"
             for result in comparison.methods
-            if result.method != comparison.champion and result.vs_reference and result.vs_reference.outcome == outcome
+            if result.method not in named and result.vs_reference and result.vs_reference.outcome == outcome
         ]
         if methods:
             yield f"{OUTCOMES[outcome].capitalize()} than {comparison.reference}: {'; '.join(methods)}."
