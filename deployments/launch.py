@@ -4,7 +4,7 @@ import sys
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import UUID
@@ -226,9 +226,9 @@ def restart_dead_processes(services: LocalServices, study_name: str, log: Callab
     if not dead:
         # Another process may have restarted them, at other addresses.
         current = local_services.status(services.home) or services
-        return services if current.addresses == services.addresses else replace(current, workers=services.workers)
+        return services if current.addresses == services.addresses else current
     log(f"{', '.join(dead)} died; restarting")
-    return local_services.up(services.home, workers=services.workers, user=f"study {study_name}", log=log)
+    return local_services.up(services.home, user=f"study {study_name}", log=log)
 
 
 def _raise_unless_transient(error: httpx.HTTPError) -> None:

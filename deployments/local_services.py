@@ -32,13 +32,12 @@ _PORTS = {"prefect-server": "prefect_port", "mlflow-server": "mlflow_port"}
 
 @dataclass(frozen=True, slots=True)
 class LocalServices:
-    """Running services. `started` names the processes that this call to `up` started, `workers` is the number it was called with."""
+    """Running services. `started` names the processes that this call to `up` started."""
 
     home: Path
     addresses: Addresses
     running: Mapping[str, Process]
     started: tuple[str, ...] = ()
-    workers: int | None = None
 
     def environment(self) -> dict[str, str]:
         """Return the environment variables through which a process finds these services."""
@@ -60,7 +59,8 @@ def up(
     """Start what does not run; return the services once both servers answer and all deployments are applied.
 
     Args:
-        workers: number of worker processes of the gpu pool; None keeps the current ones, at first one per GPU, or two without a GPU.
+        workers: number of worker processes of the gpu pool; None keeps the number last asked for since the services were started, at first
+            one per GPU, or two without a GPU.
         host: address to listen on; None keeps the current one, at first loopback.
         user: what this process uses the services for, until it calls `release` or ends. None: the services stay up until `down`.
         log: receives one line per step.
@@ -78,9 +78,10 @@ def up(
         other_users = state.other_users(services_state.this_process())
         running = state.running()
         state.stopping = False
+        state.workers = workers or state.workers
         state.ports = _with_host(_free_addresses(state.ports, running), running, host)
         servers = service_specs.servers(home, state.ports)
-        worker_specs = service_specs.workers(home, state.ports, n_gpu_workers=workers)
+        worker_specs = service_specs.workers(home, state.ports, n_gpu_workers=state.workers)
         fork_server = service_specs.fork_server(home, state.ports)
         fork_servers = (fork_server,) if fork_server else ()
         names = {spec.name for spec in (*servers, *fork_servers, *worker_specs)}
@@ -117,7 +118,7 @@ def up(
         else:
             state.users[f"{user}, pid {os.getpid()}"] = services_state.this_process()
         state.save(home)
-    return LocalServices(home, state.ports, running, tuple(started), workers)
+    return LocalServices(home, state.ports, running, tuple(started))
 
 
 def acquire(home: Path, user: str) -> LocalServices | None:
@@ -203,7 +204,7 @@ def _stop(home: Path, state: ServicesState) -> tuple[str, ...]:
     # Workers first: they report the end of their runs to the server.
     processes.stop([process for name, process in running.items() if name.startswith("worker-")])
     processes.stop(list(running.values()))
-    state.processes, state.kept, state.stopping = {}, False, False
+    state.processes, state.kept, state.stopping, state.workers = {}, False, False, None
     state.save(home)
     return tuple(running)
 

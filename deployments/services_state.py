@@ -29,6 +29,8 @@ class ServicesState:
     """Programs that use the services, by what they do; a program that died no longer counts."""
     kept: bool = False
     """Whether the services stay up until `clusterlora down`, even without users."""
+    workers: int | None = None
+    """How many workers of the gpu pool were last asked for, until the services are stopped; None: as many as there are devices."""
     stopping: bool = False
     """Whether the services are being stopped on purpose: processes that end meanwhile are not reported as dead."""
 

@@ -117,6 +117,15 @@ def test_workers_that_another_study_uses_are_not_stopped(home: Path) -> None:
         assert "worker-gpu-1" not in running(home)
 
 
+def test_the_number_of_workers_asked_for_holds_until_the_services_are_stopped(home: Path) -> None:
+    with shells(home, 2) as (person, study):
+        person.does("up", workers=2)
+        processes.stop([local_services.status(home).running["worker-gpu-1"]], patience_seconds=0)  # pyright: ignore[reportOptionalMemberAccess]
+        assert study.does("up", user="study one")[0] == ["worker-gpu-1"]
+        local_services.down(home)
+        assert study.does("up", user="study one")[0] == SERVERS
+
+
 def test_a_failed_start_registers_no_user_and_stops_nothing(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with shells(home, 2) as (one, two):
         one.does("up", user="study one")
