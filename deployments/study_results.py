@@ -1,8 +1,12 @@
 """Results of a study in the terminal: verdict, table, seconds per phase, and where everything is."""
 
+import re
+from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 
 import click
+from rich.cells import cell_len
 from rich.console import Console
 from rich.markdown import Markdown
 
@@ -15,6 +19,10 @@ from clusterlora.wiring import from_environment
 from deployments.local_services import LocalServices
 from deployments.prefect_client import StudySnapshot
 from deployments.terminal_view import format_duration
+
+_BETWEEN_CELLS = re.compile(r"(?<!\\)\|")
+_PADDING = 3
+"""Characters beside the text of a column, and at the end of a row."""
 
 
 def print_results(study_name: str, ended: StudySnapshot, services: LocalServices) -> None:
@@ -56,11 +64,23 @@ def _print_failure(ended: StudySnapshot, services: LocalServices) -> None:
 
 
 def _print_markdown(console: Console, text: str) -> None:
-    """Render Markdown in a terminal; print its source elsewhere."""
-    if console.is_terminal:
-        console.print(Markdown(text))
-    else:
+    """Render Markdown in a terminal; print its source elsewhere. Tables are as wide as their longest words need: rich would cut numbers."""
+    if not console.is_terminal:
         click.echo(text)
+        return
+    width = console.width
+    for is_table, lines in groupby(text.splitlines(), key=lambda line: line.startswith("|")):
+        block = list(lines)
+        console.width = max(width, _least_width(block)) if is_table else width
+        console.print(Markdown("\n".join(block)))
+    console.width = width
+
+
+def _least_width(table_lines: Sequence[str]) -> int:
+    """Return the width in which rich cuts no word of a Markdown table: it narrows the widest columns to one width."""
+    rows = [[cell.strip() for cell in _BETWEEN_CELLS.split(line)[1:-1]] for line in table_lines]
+    longest_word = max(cell_len(word) for row in rows for cell in row for word in cell.split())
+    return sum(min(longest_word, max(map(cell_len, column))) + _PADDING for column in zip(*rows, strict=True)) + _PADDING
 
 
 def _relative(path: Path) -> str:

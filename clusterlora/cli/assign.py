@@ -51,9 +51,9 @@ def assign(path: str, name: str | None, source: str | None, columns: tuple[str, 
 
         click.echo(json.dumps([record(a) for a in assignments]))
         return
-    from rich.console import Console
+    from clusterlora.cli.printing import print_whole
 
-    Console().print(_table(name, assignments))
+    print_whole(_table(name, assignments))
     for adapter in dict.fromkeys(a.adapter for a in assignments):
         assignment = next(a for a in assignments if a.adapter == adapter)
         registered = f"   registered as {assignment.model}" if assignment.model else ""

@@ -128,12 +128,11 @@ def compare(as_json: bool, **options: Any) -> None:
     if as_json:
         click.echo(json.dumps(summary_records(comparison)))
         return
-    from rich.console import Console
-
+    from clusterlora.cli.printing import print_whole
     from clusterlora.metadata import ImportedScores
     from clusterlora.results.imported_scores import imported_markdown
 
-    Console().print(console(comparison))
+    print_whole(console(comparison))
     if imported_scores := imported_markdown(stores.studies.metadata(name, ImportedScores)):
         click.echo(imported_scores)
     click.echo(f"figure   {figure_path(stores, name)}")

@@ -6,10 +6,12 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Group
+from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
+
+from clusterlora.cli.printing import print_whole
 
 if TYPE_CHECKING:
     from clusterlora.ports.stores import Stores
@@ -20,11 +22,9 @@ _ENDED = ("finished", "failed", "cancelled")
 
 def watch(name: str, stores: "Stores") -> None:
     """Redraw the view until the study ends or Ctrl-C is pressed; without a terminal print it once."""
-    from rich.console import Console
-
     console = Console()
     if not console.is_terminal:
-        console.print(current_view(name, stores))
+        print_whole(current_view(name, stores))
         return
     with Live(console=console, auto_refresh=False) as live:
         while True:

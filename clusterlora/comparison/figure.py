@@ -3,7 +3,6 @@
 # matplotlib leaves most keyword arguments untyped:
 # pyright: standard
 
-import io
 import textwrap
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from clusterlora.comparison.result import Comparison, MethodResult, PairedDifference, ShownOutcome
 from clusterlora.comparison.sentence import OUTCOMES
-from clusterlora.durable import write_durably
+from clusterlora.drawing import write_png
 from clusterlora.evaluation.metrics import METRICS
 
 # Okabe & Ito's palette, distinguishable with every common kind of colour vision.
@@ -34,9 +33,7 @@ _TITLE_PAD = 38
 
 def draw(comparison: Comparison, path: Path, title: str) -> None:
     """Write the figure as PNG, atomically."""
-    content = io.BytesIO()
-    compose(comparison, title).savefig(content, format="png")
-    write_durably(path, content.getvalue())
+    write_png(lambda: compose(comparison, title), path)
 
 
 def compose(comparison: Comparison, title: str) -> Figure:

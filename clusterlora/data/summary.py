@@ -7,7 +7,8 @@ from dataclasses import dataclass
 class Distribution:
     """Distribution of a count: percentiles, range, and a histogram.
 
-    `bins` are the frequencies in equally wide bins from `minimum` to `maximum`.
+    `bins[i]` is how many values are at least `edges[i]` and less than `edges[i + 1]`. Bins are equally wide, or of equal ratio
+    (`logarithmic`) where the values span two decades or more.
     """
 
     p5: int
@@ -16,6 +17,8 @@ class Distribution:
     maximum: int
     minimum: int = 0
     bins: tuple[int, ...] = ()
+    edges: tuple[float, ...] = ()
+    logarithmic: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,8 +1,10 @@
 """What is in a data set, in numbers."""
 
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
+from math import ceil
 
 from clusterlora.data.duplicates import duplicate_groups
 from clusterlora.data.leaks import find_leaks
@@ -16,6 +18,8 @@ from clusterlora.settings import DataSettings
 from clusterlora.values import Dataset
 
 _BINS = 16
+_DECADES = 100
+"""From this ratio of the largest to the smallest value, bins have equal ratios instead of equal widths."""
 _MOST_NAMED = 5
 
 
@@ -70,8 +74,18 @@ def summarise(dataset: Dataset, *, refusal: str | None = None) -> DataSummary:
 def _distribution(values: Iterable[int]) -> Distribution:
     ordered = sorted(values) or [0]
     lowest, highest = ordered[0], ordered[-1]
-    n_bins = min(_BINS, highest - lowest + 1)
-    stretches = Counter((value - lowest) * n_bins // (highest - lowest + 1) for value in ordered)
-    bins = tuple(stretches[number] for number in range(n_bins))
+    logarithmic = lowest > 0 and highest >= _DECADES * lowest
+    edges = _edges(lowest, highest + 1, logarithmic=logarithmic)
+    counts = Counter(bisect_right(edges, value) - 1 for value in ordered)
+    bins = tuple(counts[number] for number in range(len(edges) - 1))
     p5, median, p95 = (ordered[round(share * (len(ordered) - 1))] for share in (0.05, 0.5, 0.95))
-    return Distribution(p5, median, p95, highest, lowest, bins)
+    return Distribution(p5, median, p95, highest, lowest, bins, edges, logarithmic)
+
+
+def _edges(start: int, end: int, *, logarithmic: bool) -> tuple[float, ...]:
+    """Return the edges of the bins of whole numbers from `start` to below `end`; each bin has at least one of them."""
+    if not logarithmic:
+        n_bins = min(_BINS, end - start)
+        return tuple(start + number * (end - start) / n_bins for number in range(n_bins + 1))
+    ratio = end / start
+    return tuple(sorted({*(ceil(start * ratio ** (number / _BINS)) for number in range(_BINS)), end}))

@@ -41,7 +41,7 @@ class Scorable:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metric:
-    """A score per item. Values of a `percent` metric lie in 0..1 and are formatted times 100.
+    """A score per item. Values of a `percent` metric lie in 0..1 and are formatted times 100; others with `decimals`.
 
     `embeds` marks metrics of embeddings: answers and references are embedded while other answers are generated.
     """
@@ -51,9 +51,10 @@ class Metric:
     higher_is_better: bool
     score: Callable[[Scorable], Float[np.ndarray, " item"]]
     percent: bool = False
+    decimals: int = 3
     embeds: bool = False
 
     def format(self, value: float, *, signed: bool = False) -> str:
-        """Return the value as text: percent with two decimals, anything else with three."""
+        """Return the value as text: percent with two decimals, anything else with the metric's."""
         sign = "+" if signed else ""
-        return f"{100 * value:{sign}.2f}" if self.percent else f"{value:{sign}.3f}"
+        return f"{100 * value:{sign}.2f}" if self.percent else f"{value:{sign}.{self.decimals}f}"

@@ -3,14 +3,13 @@
 # matplotlib leaves most keyword arguments untyped:
 # pyright: standard
 
-import io
 from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from clusterlora.durable import write_durably
+from clusterlora.drawing import write_png
 from clusterlora.report.palette import mark
 from clusterlora.values import Clustering
 
@@ -19,9 +18,7 @@ _INK = "#222222"
 
 def draw_map(clustering: Clustering, path: Path, title: str) -> None:
     """Write the map as PNG, atomically."""
-    content = io.BytesIO()
-    compose_map(clustering, title).savefig(content, format="png")
-    write_durably(path, content.getvalue())
+    write_png(lambda: compose_map(clustering, title), path)
 
 
 def compose_map(clustering: Clustering, title: str) -> Figure:

@@ -3,16 +3,17 @@
 # matplotlib leaves most keyword arguments untyped:
 # pyright: standard
 
-import io
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
 from clusterlora.data.summary import DataSummary, Distribution
-from clusterlora.durable import write_durably
+from clusterlora.drawing import write_png
 from clusterlora.report.palette import mark
 
 _INK = "#222222"
@@ -27,16 +28,14 @@ def sparkline(counts: Distribution) -> str:
 
 def draw_data(summary: DataSummary, path: Path, title: str) -> None:
     """Write the picture as PNG, atomically."""
-    content = io.BytesIO()
-    compose_data(summary, title).savefig(content, format="png")
-    write_durably(path, content.getvalue())
+    write_png(lambda: compose_data(summary, title), path)
 
 
 def compose_data(summary: DataSummary, title: str) -> Figure:
     """Return three histograms and, in the fourth panel, the number of dialogues per split, duplicated and leaked."""
     figure = Figure(figsize=(9.0, 6.0), dpi=100, layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1))
     FigureCanvasAgg(figure)
-    figure.suptitle(f"{title}: {summary.personas} personas, {summary.dialogues} dialogues, {summary.examples} examples", color=_INK)
+    figure.suptitle(f"{title}: {summary.personas} personas, {summary.dialogues} dialogues, {summary.examples} examples", color=_INK, parse_math=False)
     (per_persona, dialogues), (responses, splits) = figure.subplots(2, 2)
     _distribution(per_persona, summary.dialogues_per_persona, "dialogues per persona", "personas")
     _distribution(dialogues, summary.dialogue_characters, "characters per dialogue", "dialogues")
@@ -57,11 +56,14 @@ def compose_data(summary: DataSummary, title: str) -> Figure:
 
 
 def _distribution(axes: Any, counts: Distribution, x_label: str, y_label: str) -> None:
-    width = (counts.maximum - counts.minimum + 1) / len(counts.bins)
-    starts = [counts.minimum + number * width for number in range(len(counts.bins))]
-    axes.bar(starts, counts.bins, width=width, align="edge", color=mark(0).colour, edgecolor="white", linewidth=0.5)
-    axes.axvline(counts.median + 0.5, color=mark(3).colour)
-    axes.set_xlabel(f"{x_label} (median {counts.median})")
+    widths = [end - start for start, end in pairwise(counts.edges)]
+    axes.bar(counts.edges[:-1], counts.bins, width=widths, align="edge", color=mark(0).colour, edgecolor="white", linewidth=0.5)
+    axes.axvline(counts.median if counts.logarithmic else counts.median + 0.5, color=mark(3).colour)
+    axes.set_xlabel(f"{x_label} (median {counts.median}){', logarithmic' if counts.logarithmic else ''}")
     axes.set_ylabel(y_label)
-    axes.locator_params(integer=True)
+    axes.locator_params(axis="y" if counts.logarithmic else "both", integer=True)
+    if counts.logarithmic:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
     axes.spines[["top", "right"]].set_visible(False)

@@ -223,7 +223,7 @@ def clusters(clustering: Clustering) -> str:
         else ""
     )
     rows = [[text(k), text(len(members)), _people(members)] for k, members in enumerate(clustering.members)]
-    quality_pairs = [("algorithm", clustering.algorithm), *((_words(name), f"{value:.3f}") for name, value in clustering.quality)]
+    quality_pairs = [("algorithm", clustering.algorithm), *((_words(name), f"{value:.2f}") for name, value in clustering.quality)]
     return (
         warning
         + pairs(quality_pairs)

@@ -77,6 +77,35 @@ def test_another_method_is_drawn_against_the_reference_when_it_is_chosen(opened:
     assert opened.value("document.querySelectorAll('#figure-against .scatterlayer path.point').length") == 12
 
 
+_BROKEN_WORDS = """(() => {
+    const broken = [];
+    for (const heading of document.querySelectorAll("th")) {
+        const walker = document.createTreeWalker(heading, NodeFilter.SHOW_TEXT);
+        for (let node = walker.nextNode(); node; node = walker.nextNode()) {
+            for (const word of node.data.matchAll(/[^\\s-]+/g)) {
+                const range = document.createRange();
+                range.setStart(node, word.index);
+                range.setEnd(node, word.index + word[0].length);
+                if (new Set([...range.getClientRects()].map(box => Math.round(box.top))).size > 1) broken.push(word[0]);
+            }
+        }
+    }
+    return broken;
+})()"""
+
+
+@pytest.mark.parametrize("width", [390, 768, 1280, 1300, 1920])
+def test_no_heading_breaks_inside_a_word_and_wide_tables_scroll_in_their_box(opened: Tab, width: int) -> None:
+    opened.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
+    opened.wait_until(f"innerWidth === {width}")
+    opened.value("document.querySelectorAll('details').forEach(one => { one.open = true })")
+    assert opened.value("document.querySelectorAll('th').length") > 40
+    assert opened.value(_BROKEN_WORDS) == []
+    opened.wait_until("document.documentElement.scrollWidth <= innerWidth", seconds=20)
+    boxes = "[...document.querySelectorAll('.scroll')]"
+    assert opened.value(f"{boxes}.every(box => box.scrollWidth <= box.clientWidth || getComputedStyle(box).overflowX === 'auto')")
+
+
 def test_the_theme_reaches_page_and_figures(opened: Tab) -> None:
     inks = "[getComputedStyle(document.body).color, document.querySelector('#figure-means .xtick text').style.fill].join()"
     before = opened.value(inks).split("),")

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from clusterlora.data.load import load
+from clusterlora.data.summary import DataSummary
 from clusterlora.data.validate import examine, summarise
 from clusterlora.settings import DataSettings, SyntheticSettings
 from clusterlora.values import Dataset, Dialogue, Persona, Split, Turn
@@ -56,3 +57,25 @@ def test_the_edgewise_sample_is_read_and_refused_for_training() -> None:
     assert (summary.personas, summary.dialogues, summary.examples) == (200, 200, 400)
     assert summary.refusal is not None
     assert summary.refusal.startswith("200 problems in the data:")
+
+
+def test_lengths_that_span_decades_are_counted_and_drawn_on_a_logarithmic_axis() -> None:
+    from clusterlora.report.data_picture import compose_data
+
+    def summary(*lengths: int) -> DataSummary:
+        dialogues = tuple(Dialogue(f"d{n}", (Turn("user", "x"), Turn("assistant", "y" * n))) for n in lengths)
+        return summarise(Dataset((Persona("ann", None, dialogues),)))
+
+    wide, narrow = summary(2, 3, 5, 8, 40, 900), summary(20, 30, 50)
+    assert wide.response_characters.logarithmic
+    assert not narrow.response_characters.logarithmic
+    for counts, n in ((wide.response_characters, 6), (narrow.response_characters, 3)):
+        assert sum(counts.bins) == n
+        assert counts.edges[0] == counts.minimum
+        assert counts.edges[-1] == counts.maximum + 1
+        assert len(counts.edges) == len(counts.bins) + 1
+    # The four short ones do not share a bin with each other.
+    assert wide.response_characters.bins[:1] == (1,)
+    assert max(wide.response_characters.bins) == 1
+    scales = [axes.get_xscale() for axes in compose_data(wide, "people").axes]
+    assert scales[:3] == ["linear", "log", "log"]

@@ -1,0 +1,19 @@
+"""Tables on stdout that never cut a number: where the terminal is narrower, or there is none, lines are as long as they have to be."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+
+def print_whole(renderable: "RenderableType") -> None:
+    """Print to stdout; on a terminal no narrower than the content's longest words, elsewhere as wide as its longest lines."""
+    from rich.console import Console
+    from rich.measure import Measurement
+
+    console = Console()
+    content = Measurement.get(console, console.options.update(max_width=10_000), renderable)
+    needed = content.minimum if console.is_terminal else content.maximum
+    if needed > console.width:
+        console.width = needed
+    console.print(renderable)

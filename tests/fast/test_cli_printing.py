@@ -1,0 +1,49 @@
+"""What commands print is never narrower than its numbers."""
+
+import io
+import sys
+
+import pytest
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from clusterlora.cli.printing import print_whole
+from deployments.study_results import _print_markdown  # pyright: ignore[reportPrivateUsage]
+
+NUMBERS = tuple(f"+{n}5.8312345" for n in range(1, 9))
+
+
+@pytest.mark.parametrize("columns", ["20", "80", "300"])
+def test_a_piped_table_has_every_number_whole_on_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, columns: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    table = Table(*(f"a long heading {n}" for n in range(8)), box=box.SIMPLE_HEAD, caption="a sentence below the table " * 20)
+    table.add_row(*NUMBERS)
+    print_whole(table)
+    lines = capsys.readouterr().out.splitlines()
+    assert any(all(number in line for number in NUMBERS) for line in lines)
+    assert "…" not in "".join(lines)
+
+
+def test_a_narrow_terminal_gets_a_table_of_results_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    out = io.StringIO()
+    cells = " | ".join(NUMBERS)
+    markdown = f"**A sentence.**\n\n| {' | '.join('abcdefgh')} |\n|{'---:|' * 8}\n| {cells} |\n\nA sentence after the table.\n"
+    _print_markdown(Console(file=out, force_terminal=True, width=40), markdown)
+    assert all(number in out.getvalue() for number in NUMBERS)
+    assert "…" not in out.getvalue()
+
+
+def test_a_narrow_terminal_wraps_headings_but_cuts_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setenv("TERM", "xterm")
+    table = Table(*(f"a long heading {n}" for n in range(8)), box=box.SIMPLE_HEAD)
+    table.add_row(*NUMBERS)
+    print_whole(table)
+    assert any(all(number in line for number in NUMBERS) for line in terminal.getvalue().splitlines())
