@@ -42,7 +42,9 @@ def study() -> None:
 
 @study.command(epilog=_RUN_EXAMPLES)
 @study_options
-@click.option("--workers", type=click.IntRange(min=1), help="Worker processes for training.  [default: as last asked for; at first one per GPU, else two]")
+@click.option(
+    "--workers", type=click.IntRange(min=1), help="Worker processes for training.  [default: as last asked for; at first one per GPU, or 2]"
+)
 @click.option("--no-wait", is_flag=True, help="Stop the servers when the study ends, also in a terminal.")
 @click.option("--show-settings", is_flag=True, help="Print all settings as JSON and exit.")
 @click.option("--json", "as_json", is_flag=True, help="Print the final state as JSON.  [default: table and verdict]")
