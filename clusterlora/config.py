@@ -47,6 +47,26 @@ PRESETS: Catalog[Mapping[str, Any]] = Catalog(
             # 0.83 and 0.70 are absolute similarities of the mission's data and base model; a share holds on any scale.
             "gate": {"mean_similarity": None, "worst_persona": None, "share_improved": 0.60},
         },
+        # On SmolLM2-135M and two CPU cores: some 15 minutes for 48 people, a night for 200 (docs/commands.md has the estimates).
+        "taste": {
+            "name": "taste",
+            "methods": ["baseline", "unified", "cluster"],
+            "data": {"personas": 48, "train": 14, "val": 4, "test": 8},
+            "model": {"base": "smollm2-135m"},
+            "recipe": {"epochs": 1},
+            "clustering": {"k": 3},
+            "gate": {"mean_similarity": None, "worst_persona": None, "ladder": [], "on_failure": "continue"},
+            "evaluation": {"metrics": ["likelihood", "nll", "prompt_tokens"], "headline": "likelihood"},
+        },
+        "overnight": {
+            "name": "overnight",
+            "methods": ["baseline", "unified", "per_persona", "cluster", "selective_routing"],
+            "data": {"personas": 200, "train": 30, "val": 10, "test": 10},
+            "model": {"base": "smollm2-135m"},
+            "recipe": {"epochs": 2},
+            # Nobody is there to decide.
+            "gate": {"mean_similarity": None, "worst_persona": None, "ladder": [], "on_failure": "continue"},
+        },
         "quick": {
             **_MISSION,
             "name": "quick",

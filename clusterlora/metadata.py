@@ -25,6 +25,54 @@ class Provenance:
     n_dialogues_losing_turns: int = 0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lengths:
+    """Mean tokens of a study's dialogues and items, by its base model's tokenizer, on a sample of its people."""
+
+    dialogue: float
+    """A whole train dialogue, system text and control tokens included, as often as the template's rendering repeats it."""
+    prompt: float
+    """What is read before one answer."""
+    response: float
+    """One answer of the data."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rates:
+    """Seconds that one worker takes for a unit of work."""
+
+    train_alone: float
+    """Per token, forward and backward, one adapter with the recipe's batch."""
+    train_together: float
+    """Per token of each adapter, several adapters in one pass."""
+    read: float
+    """Per token of a prompt, or of a reference whose likelihood is computed."""
+    write: float
+    """Per token that is generated."""
+    embed: float
+    """Per text that the embedding model reads."""
+    load: float
+    """To load the base model, which every run does."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probe:
+    """What some seconds of a study's own work showed on one worker: the ground of the expected durations."""
+
+    lengths: Lengths
+    rates: Rates
+    device: str
+    seconds: float
+    """What the probe itself took."""
+
+
+@dataclass(frozen=True, slots=True)
+class Workers:
+    """How many workers were there for trainings when the study was last started."""
+
+    n: int
+
+
 @dataclass(frozen=True, slots=True)
 class TrackerPage:
     """The address of the study's parent run in the tracker's UI; None where nothing is tracked."""

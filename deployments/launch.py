@@ -19,6 +19,7 @@ from clusterlora.planning.study_state import read_state
 from clusterlora.settings import Study
 from clusterlora.wiring import from_environment
 from deployments import local_services
+from deployments.expectation import Expectation
 from deployments.local_services import LocalServices
 from deployments.prefect_client import StudySnapshot, connect, latest_open_run, parent_name, snapshot
 from deployments.study_results import print_results
@@ -172,6 +173,7 @@ def _follow_at(
     """Return the last snapshot of a study, or the services as soon as their addresses have changed."""
     supervised_at, told_to_decide, unreachable = time.monotonic(), False, False
     reasons: tuple[str, ...] = ()
+    expectation = Expectation(study_name, services)
     while (current := restart_dead_processes(services, study_name, view.print_line)).addresses == services.addresses:
         try:
             if time.monotonic() - supervised_at > SUPERVISE_SECONDS:
@@ -191,6 +193,8 @@ def _follow_at(
         else:
             unreachable = False
             view.show(study)
+            for line in expectation.due_lines():
+                view.print_line(line)
             if study.ended:
                 return study
             if study.waiting and not told_to_decide:

@@ -151,12 +151,16 @@ def workers(home: Path, addresses: Addresses, *, n_gpu_workers: int | None) -> t
             for index, device in enumerate(devices[:n_gpu_workers])
         ]
         return tuple(specs)
-    n_cores = usable_cores()
-    n_workers = n_gpu_workers or min(2, n_cores)
+    n_workers = n_gpu_workers or default_workers()
     # Two training runs that each use all cores slow each other down several times.
-    threads = str(max(1, n_cores // n_workers))
+    threads = str(max(1, usable_cores() // n_workers))
     specs += [_worker("gpu", f"gpu-{index}", limit=1, env={**env, "OMP_NUM_THREADS": threads}) for index in range(n_workers)]
     return tuple(specs)
+
+
+def default_workers() -> int:
+    """Return how many workers of the gpu pool there are where nobody says how many: one per GPU; without any two, or one on one core."""
+    return len(cuda_devices()) or min(2, usable_cores())
 
 
 def _run_environment(home: Path, addresses: Addresses) -> dict[str, str]:

@@ -25,11 +25,14 @@ _PADDING = 3
 """Characters beside the text of a column, and at the end of a row."""
 
 
+def stores_without_tracker(services: LocalServices) -> Stores:
+    """Return the stores of the services without MLflow: nothing is logged by who only reads, and importing it takes seconds."""
+    return from_environment({name: value for name, value in services.environment().items() if name != "MLFLOW_TRACKING_URI"})
+
+
 def print_results(study_name: str, ended: StudySnapshot, services: LocalServices) -> None:
     """Print the results of a finished study, or why it failed."""
-    # Without a tracker: nothing is logged here, and importing MLflow takes seconds.
-    addresses = {name: value for name, value in services.environment().items() if name != "MLFLOW_TRACKING_URI"}
-    stores = from_environment(addresses)
+    stores = stores_without_tracker(services)
     if ended.completed:
         _print_outcome(study_name, stores)
     else:

@@ -6,12 +6,15 @@ from prefect.flow_runs import suspend_flow_run
 from prefect.states import Completed
 
 from clusterlora.planning.ladder import command_to_continue
+from clusterlora.requests import EvaluationRequest
 from clusterlora.settings import Study
 from flows.compare import compare
 from flows.gate import gate
 from tasks.artifacts import link_runs
 from tasks.comparison import register
 from tasks.decision import PATIENCE_SECONDS, GateDecision, question_for_a_person, record_decision
+from tasks.dispatch import dispatch_evaluation
+from tasks.expectation import lacks_probe, show_expectation
 from tasks.fan_out import evaluate_all, train_all
 from tasks.outcome import cancel_children, record_failure
 from tasks.planning import criteria_not_met, groups_after_gate, groups_before_clustering
@@ -42,6 +45,10 @@ def study(config: Study = MISSION) -> State[None]:
     with tags(study_tag(name)):
         prepare(config)
         link_runs(name)
+        if lacks_probe(name):
+            # Whatever becomes of the probe, the study goes on: without it nobody knows how long.
+            dispatch_evaluation(EvaluationRequest(study_name=name, part="probe"), return_state=True)
+        show_expectation(name)
         for groups in groups_before_clustering(name):
             train_all(name, groups)
         cluster(name)

@@ -57,6 +57,7 @@ def dispatch_evaluation(context: TaskContext, request: EvaluationRequest, *, aft
         attempt = earlier[-1]
     else:
         attempt = Attempt(group=name, number=len(earlier) + 1, micro_batch=study.evaluation.batch_size, state="running")
-    methods = {"power": {"baseline"}, "baseline": {"baseline"}, "gate": {REFERENCE, GATED}}.get(request.part, {*study.methods})
+    trying = {"power": {"baseline"}, "baseline": {"baseline"}, "gate": {REFERENCE, GATED}, "probe": set[str]()}
+    methods = trying.get(request.part, {*study.methods})
     run_attempt(request, study, attempt, stores, methods=methods)
     stores.studies.close_attempt(study.name, name, attempt.number, state="done")

@@ -11,6 +11,11 @@ from tasks.study_task import TaskContext, study_task
 )
 def evaluate_shard(context: TaskContext, request: EvaluationRequest) -> int:
     """Return the number of answers generated; items the study already has answers to are skipped."""
+    if request.part == "probe":
+        from clusterlora.stages.probe import probe
+
+        probe(request.study_name, context.stores, context.log)
+        return 0
     from clusterlora.stages.evaluate import evaluate
 
     return evaluate(request, context.stores, context.log)

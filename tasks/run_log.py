@@ -9,6 +9,8 @@ import httpx
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.logging import get_run_logger
 
+from clusterlora.progress.timing import duration
+
 ARTIFACT_EVERY_SECONDS = 3.0
 LOG_EVERY_SECONDS = 30.0
 
@@ -16,14 +18,6 @@ LOG_EVERY_SECONDS = 30.0
 def artifact_key(*parts: str) -> str:
     """Return an artifact key made of lower-case letters, digits and dashes, the only characters Prefect accepts."""
     return re.sub(r"[^a-z0-9]+", "-", "-".join(parts).lower()).strip("-")
-
-
-def duration(seconds: float) -> str:
-    """Return a readable duration: `40 s`, `12 min`, `3 h 05 min`."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 class PrefectRunLog:

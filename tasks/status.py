@@ -8,7 +8,8 @@ from prefect.artifacts import create_markdown_artifact
 from clusterlora.engine.memory import format_bytes
 from clusterlora.evaluation.markdown import markdown_table
 from clusterlora.planning.study_state import StudyState, read_state
-from tasks.run_log import artifact_key, duration
+from clusterlora.progress.timing import duration
+from tasks.run_log import artifact_key
 from tasks.study_task import TaskContext, study_task
 
 
@@ -59,6 +60,7 @@ def status_lines(state: StudyState, folder: Path, doing: str) -> Iterator[str]:
 
 
 def _timeline(state: StudyState) -> Iterator[str]:
+    from clusterlora.progress.estimate import sentences
     from clusterlora.progress.timeline import phases
 
     def format_seconds(seconds: float | None) -> str:
@@ -67,7 +69,9 @@ def _timeline(state: StudyState) -> Iterator[str]:
     rows = [(p.name, p.state, format_seconds(p.spent), format_seconds(p.expected), p.detail) for p in phases(state)]
     yield "## Phases"
     yield ""
-    yield "Seconds of work, over all workers; expectations come from the pace so far."
+    yield "Took: seconds of work, over all workers. Still expected: until the phase is done, on the workers there are."
+    yield ""
+    yield from (f"- {sentence}" for sentence in sentences(state))
     yield ""
     yield markdown_table(("phase", "state", "took", "still expected", "detail"), rows, right=(False, False, True, True, False))
 

@@ -13,7 +13,11 @@ from clusterlora.settings import Study
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 _STUDY_OPTIONS = (
-    click.option("--preset", help="mission, all, demo or quick.  [default: demo, unless --config or --data is given]"),
+    click.option(
+        "--preset",
+        help="taste (own data: is it worth it?), overnight (own data), mission, all, demo or quick.  [default: demo, unless --config or "
+        "--data is given]",
+    ),
     click.option(
         "--config", "file", type=click.Path(path_type=Path, dir_okay=False), help="TOML file with settings; overrides the preset."
     ),
@@ -77,8 +81,8 @@ def study_from(options: Mapping[str, Any], **overrides: Any) -> Study:
     study = resolve(preset, options["file"], values)
     if options["controls"]:
         study = replace(study, methods=tuple(dict.fromkeys((*study.methods, *controls()))))
-    if path is not None and preset is None and options["file"] is None and "name" not in values:
-        study = replace(study, name=_name_from(path))
+    if path is not None and options["file"] is None and "name" not in values:
+        study = replace(study, name=_name_from(path, preset))
         check(study)
     return study
 
@@ -104,7 +108,8 @@ def _split(dialogues: int) -> dict[str, int]:
     }
 
 
-def _name_from(path: str) -> str:
-    """Return a study name derived from the name of a data file."""
-    stem = re.sub(r"[^a-z0-9]+", "-", Path(path).stem.lower()).strip("-")
-    return stem[:48].rstrip("-") or "study"
+def _name_from(path: str, preset: str | None) -> str:
+    """Return a study name derived from the name of a data file and, if there is one, that of the preset: `people-taste`."""
+    stem = re.sub(r"[^a-z0-9]+", "-", Path(path).stem.lower()).strip("-") or "study"
+    ending = f"-{preset}" if preset else ""
+    return stem[: 48 - len(ending)].rstrip("-") + ending

@@ -5,6 +5,7 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -23,8 +24,16 @@ _RUN_EXAMPLES = """\b
 Examples:
   clusterlora study run --preset quick                     every step once, in minutes
   clusterlora study run --preset mission                   200 personas, 30/10/10 dialogues
+  clusterlora study run --data people.jsonl --preset taste          is it worth it? some 15 minutes on 2 cores
+  clusterlora study run --data people.jsonl --preset overnight      up to 200 people, a night on 2 cores
   clusterlora study run --data people.jsonl --base-model Qwen/Qwen2.5-0.5B-Instruct
   clusterlora study run --config study.toml --set recipe.epochs=1 --name try-2
+"""
+
+_ESTIMATE_EXAMPLE = """\b
+Examples:
+  clusterlora study estimate --data people.jsonl --preset overnight
+  clusterlora study estimate --data people.jsonl --base-model smollm2-135m --set recipe.epochs=1
 """
 
 _IMPORT_EXAMPLE = """\b
@@ -51,8 +60,9 @@ def study() -> None:
 def run(workers: int | None, no_wait: bool, show_settings: bool, as_json: bool, **options: Any) -> None:
     """Run a study: prepare, cluster, gate, train, evaluate, compare, register.
 
-    Starts the local servers and workers if they do not run, follows the study, and prints the table, the gate's verdict and where the
-    results are. After an interruption run the same command again: finished work is not repeated.
+    Starts the local servers and workers if they do not run, says how long the study will take before anything is trained, follows it,
+    and prints the table, the gate's verdict and where the results are. After an interruption run the same command again: finished work
+    is not repeated.
     """
     study = study_from(options)
     if show_settings:
@@ -67,6 +77,36 @@ def run(workers: int | None, no_wait: bool, show_settings: bool, as_json: bool, 
         click.echo(json.dumps(_status(study.name, open_local_stores())))
     if not ended.completed:
         raise click.exceptions.Exit(1)
+
+
+@study.command(epilog=_ESTIMATE_EXAMPLE)
+@study_options
+@click.option("--workers", type=click.IntRange(min=1), help="Workers to expect.  [default: one per GPU, two without a GPU]")
+@click.option("--json", "as_json", is_flag=True, help="Print the expected seconds of each phase, and of cheaper studies, as JSON.")
+def estimate(workers: int | None, as_json: bool, **options: Any) -> None:
+    """Print how long a study would take on this machine, and what would be cheaper.
+
+    Trains and answers for some seconds on the study's own data and base model, as `study run` does at its start; nothing is kept.
+    """
+    from clusterlora.cli.progress import console_log
+    from clusterlora.progress.estimate import cheaper, sentences
+    from clusterlora.progress.estimate import estimate as left_of
+    from clusterlora.stages.probe import probed
+    from clusterlora.wiring import from_environment
+
+    study = study_from(options)
+    _check_inputs(study)
+    with console_log() as log, TemporaryDirectory() as folder:
+        stores = from_environment({"CLUSTERLORA_HOME": folder})
+        state = probed(study, workers or deployments("service_specs").default_workers(), stores, log)
+    left = left_of(state)
+    if left is None:
+        raise click.exceptions.Exit(1)  # the log says why
+    if as_json:
+        click.echo(json.dumps(asdict(left) | {"total": left.total, "cheaper": dict(cheaper(state))}))
+        return
+    for line in sentences(state):
+        click.echo(line)
 
 
 @study.command("import", epilog=_IMPORT_EXAMPLE)
@@ -256,6 +296,7 @@ def _with_usable_inputs(study: "Study") -> "Study":
 
 def _status(name: str, stores: "Stores") -> dict[str, Any]:
     from clusterlora.planning.study_state import read_state
+    from clusterlora.progress.estimate import sentences
     from clusterlora.progress.timeline import against_unified, next_step, phases
 
     state = read_state(name, stores)
@@ -268,6 +309,7 @@ def _status(name: str, stores: "Stores") -> dict[str, Any]:
         "in_training": [f"{attempt.group} (attempt {attempt.number}, micro-batch {attempt.micro_batch})" for attempt in open_attempts],
         "gate": [f"{verdict.rung}: {'passed' if verdict.passed else 'refused'}" for verdict in state.verdicts],
         "phases": [f"{p.name} {p.state}" for p in phases(state)],
+        "expected": list(sentences(state)),
         "against_unified": list(against_unified(state)),
         "next": next_step(state),
         "champion": state.outcome.champion if state.outcome else None,

@@ -28,6 +28,11 @@ GPU_BATCH_FACTOR = 4
 """On a GPU, batches are larger by this factor, at about the same time per batch."""
 
 
+def generates(metrics: Sequence[str]) -> bool:
+    """Return whether these metrics need generated answers."""
+    return any(METRICS[name].reads_answers for name in metrics)
+
+
 @dataclass(frozen=True, slots=True)
 class AnswerRequest:
     """An item to be answered by a composition of adapters."""
@@ -78,7 +83,7 @@ class Answerer:
         try:
             while True:
                 try:
-                    texts, nll = self._run(backend, questions, references_to_embed, generating=tuple(metrics) != ("nll",), run_log=run_log)
+                    texts, nll = self._run(backend, questions, references_to_embed, generating=generates(metrics), run_log=run_log)
                     break
                 except (RuntimeError, MemoryError) as error:
                     if not is_allocation_failure(error) or self._batch_size == 1:

@@ -43,7 +43,8 @@ class Scorable:
 class Metric:
     """A score per item. Values of a `percent` metric lie in 0..1 and are formatted times 100; others with `decimals`.
 
-    `embeds` marks metrics of embeddings: answers and references are embedded while other answers are generated.
+    `embeds` marks metrics of embeddings: answers and references are embedded while other answers are generated. Where no metric
+    `reads_answers`, nothing is generated.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Metric:
     percent: bool = False
     decimals: int = 3
     embeds: bool = False
+    reads_answers: bool = True
 
     def format(self, value: float, *, signed: bool = False) -> str:
         """Return the value as text: percent with two decimals, anything else with the metric's."""

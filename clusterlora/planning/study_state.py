@@ -5,7 +5,17 @@ from dataclasses import dataclass
 from clusterlora.errors import UnknownName
 from clusterlora.gate.ceiling import Ceiling
 from clusterlora.gate.power import Power
-from clusterlora.metadata import ComparisonSummary, Decision, GateDecisions, ImportedAdapters, Provenance, Refinement, TrackerPage
+from clusterlora.metadata import (
+    ComparisonSummary,
+    Decision,
+    GateDecisions,
+    ImportedAdapters,
+    Probe,
+    Provenance,
+    Refinement,
+    TrackerPage,
+    Workers,
+)
 from clusterlora.ports.stores import Stores
 from clusterlora.settings import PreparedStudy, Rung
 from clusterlora.values import Attempt, Clustering, Dataset, TrainedAdapter, Verdict
@@ -37,6 +47,9 @@ class StudyState:
     """(phase, part, seconds) of everything timed."""
     page: str | None
     """Address of the study's run in the tracker's UI."""
+    probe: Probe | None = None
+    n_workers: int = 1
+    """Workers that were there for trainings when the study was last started."""
 
     @property
     def name(self) -> str:
@@ -84,6 +97,8 @@ def read_state(study_name: str, stores: Stores) -> StudyState:
         outcome=studies.metadata(study_name, ComparisonSummary),
         seconds=studies.seconds(study_name),
         page=page.address if page else None,
+        probe=studies.metadata(study_name, Probe),
+        n_workers=(studies.metadata(study_name, Workers) or Workers(1)).n,
     )
 
 

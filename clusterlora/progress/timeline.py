@@ -1,23 +1,25 @@
 """How far a study is: what every phase took or is expected to take, what is known against unified, and what comes next."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from math import ceil
+from dataclasses import dataclass, replace
 
 from clusterlora.errors import counted
 from clusterlora.evaluation.metrics import METRICS
 from clusterlora.planning.ladder import awaits_decision, command_to_continue, gated, next_rung, refused, worth_trying
 from clusterlora.planning.study_state import StudyState
-from clusterlora.planning.work_plan import WorkPlan, trained_adapters, work_plan
+from clusterlora.planning.work_plan import trained_adapters, work_plan
+from clusterlora.progress.estimate import estimate
 from clusterlora.progress.timing import seconds_by_phase
-from clusterlora.values import TrainedAdapter
 
 _FINISHED = "finished"
 
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """A phase of a study. `spent` and `expected` are seconds of work, summed over workers; None where nothing is known."""
+    """A phase of a study: `spent` are seconds of work, summed over workers, `expected` seconds until it is done on the workers there are.
+
+    None where nothing is known.
+    """
 
     name: str
     state: str
@@ -27,54 +29,46 @@ class Phase:
 
 
 def phases(state: StudyState) -> tuple[Phase, ...]:
-    """Return the timeline of a study; an expectation comes from what the same kind of work took so far."""
+    """Return the timeline of a study; what is expected comes from `estimate`."""
     study, verdicts = state.settings, state.verdicts
-    seconds = seconds_by_phase(state.seconds)
+    seconds, left = seconds_by_phase(state.seconds), estimate(state)
     simple = [Phase(name, "done" if name in seconds else "to do", seconds.get(name)) for name in ("prepare", "cluster", "signal")]
-    plan = work_plan(state) if state.clustering is not None else None
-    trained = trained_adapters(state, plan) if plan else {}
+    if left is not None and left.preparation:
+        simple[1] = replace(simple[1], expected=left.preparation)
     judged = f"{len(verdicts)} of up to {len(worth_trying(state))} configurations judged" if gated(study) else "this study has none"
     gate_state = "to do" if next_rung(state) else "done"
+    gate = Phase("gate", gate_state if gated(study) else "done", seconds.get("evaluate gate"), detail=judged)
+    training, evaluation = _training(state, seconds.get("train")), _evaluation(state, seconds)
+    if left is not None:
+        gate = replace(gate, expected=left.gate if gate.state != "done" else None)
+        training = replace(training, expected=left.fan_out if training.state != "done" else None)
+        evaluation = replace(evaluation, expected=left.evaluation if evaluation.state != "done" else None)
     return (
         *simple,
-        Phase("gate", gate_state if gated(study) else "done", seconds.get("evaluate gate"), detail=judged),
-        _training(state, plan, trained, seconds.get("train")),
-        _evaluation(state, seconds),
+        gate,
+        training,
+        evaluation,
         Phase("compare", "done" if state.outcome else "to do", seconds.get("compare")),
         Phase("register", "done" if state.status == _FINISHED else "to do", seconds.get("register")),
     )
 
 
-def _training(state: StudyState, plan: WorkPlan | None, trained: Mapping[str, TrainedAdapter], spent: float | None) -> Phase:
-    if plan is None:
+def _training(state: StudyState, spent: float | None) -> Phase:
+    if state.clustering is None:
         return Phase("train", "to do", spent)
-    missing = [spec for name, spec in plan.specs.items() if name not in trained and not spec.merge_of]
+    plan = work_plan(state)
+    trained = trained_adapters(state, plan)
+    missing = [name for name, spec in plan.specs.items() if name not in trained and not spec.merge_of]
     if not missing or refused(state):
         return Phase("train", "done", spent, detail=counted(len(trained), "adapter"))
-    personas = state.dataset.by_id()
-    steps = 0
-    for spec in missing:
-        n_dialogues = sum(len(personas[p].of_split("train")) for p in spec.persona_ids)
-        steps += ceil(n_dialogues / spec.recipe.batch_size) * spec.recipe.epochs
-    timed_adapters = [adapter for adapter in trained.values() if adapter.steps and adapter.seconds]
-    pace = sum(a.seconds for a in timed_adapters) / sum(a.steps for a in timed_adapters) if timed_adapters else None
-    detail = f"{len(trained)} of {len(plan.specs)} adapters, {counted(steps, 'step')} to go"
-    return Phase("train", "under way" if trained else "to do", spent, pace * steps if pace else None, detail)
+    return Phase("train", "under way" if trained else "to do", spent, detail=f"{len(trained)} of {len(plan.specs)} adapters")
 
 
 def _evaluation(state: StudyState, seconds: Mapping[str, float]) -> Phase:
-    """Return the phase of the test answers, expected at the pace of the gate's answers on val."""
     answered = seconds.get("evaluate test")
     if state.outcome is not None:
         return Phase("evaluate", "done", answered)
-    if answered is not None:
-        return Phase("evaluate", "under way", answered)
-    gate_seconds, verdicts = seconds.get("evaluate gate"), state.verdicts
-    n_judged = 2 * sum(verdict.n_items for verdict in verdicts)
-    if not gate_seconds or not n_judged:
-        return Phase("evaluate", "to do", None)
-    n_test = sum(turn.role == "assistant" for p in state.dataset.personas for d in p.of_split("test") for turn in d.turns)
-    return Phase("evaluate", "to do", None, gate_seconds / n_judged * n_test * len(state.settings.methods))
+    return Phase("evaluate", "to do" if answered is None else "under way", answered)
 
 
 def against_unified(state: StudyState) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from clusterlora.ports.stores import Stores
 
 Phase = Literal[
     "prepare",
+    "probe",
     "cluster",
     "signal",
     "scale",
@@ -51,3 +52,11 @@ def seconds_by_phase(seconds_of: Seconds) -> dict[str, float]:
     for phase, _, seconds in seconds_of:
         sums[phase] = sums.get(phase, 0.0) + seconds
     return sums
+
+
+def duration(seconds: float) -> str:
+    """Return a readable duration: `40 s`, `12 min`, `3 h 05 min`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02d} min"

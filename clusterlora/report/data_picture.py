@@ -35,7 +35,9 @@ def compose_data(summary: DataSummary, title: str) -> Figure:
     """Return three histograms and, in the fourth panel, the number of dialogues per split, duplicated and leaked."""
     figure = Figure(figsize=(9.0, 6.0), dpi=100, layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1))
     FigureCanvasAgg(figure)
-    figure.suptitle(f"{title}: {summary.personas} personas, {summary.dialogues} dialogues, {summary.examples} examples", color=_INK, parse_math=False)
+    figure.suptitle(
+        f"{title}: {summary.personas} personas, {summary.dialogues} dialogues, {summary.examples} examples", color=_INK, parse_math=False
+    )
     (per_persona, dialogues), (responses, splits) = figure.subplots(2, 2)
     _distribution(per_persona, summary.dialogues_per_persona, "dialogues per persona", "personas")
     _distribution(dialogues, summary.dialogue_characters, "characters per dialogue", "dialogues")

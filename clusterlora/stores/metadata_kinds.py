@@ -10,6 +10,8 @@ from clusterlora.persona_signal.measure import PersonaSignal
 NAME_BY_KIND: Mapping[type, str] = {
     metadata.Provenance: "provenance",
     metadata.TrackerPage: "tracker_page",
+    metadata.Probe: "probe",
+    metadata.Workers: "workers",
     metadata.TruthAgreement: "truth_agreement",
     metadata.ReferencePoints: "reference_points",
     metadata.GateDecisions: "gate_decisions",

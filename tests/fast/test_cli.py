@@ -182,3 +182,27 @@ def test_the_persona_signal_of_data_is_printed_without_a_study(
     assert document["n_personas"] == 6
     assert 0 <= document["persona_beyond_prompts"]["accuracy"] <= 1
     assert not list(tmp_path.iterdir())
+
+
+def test_a_study_of_own_data_with_a_preset_is_named_after_both(tmp_path: Path) -> None:
+    file = tmp_path / "people.jsonl"
+    file.touch()
+    study = study_of("--data", str(file), "--preset", "taste")
+    assert study.name == "people-taste"
+    assert study.evaluation.headline == "likelihood"
+    assert (study.gate.on_failure, study.gate.ladder) == ("continue", ())
+    assert study_of("--data", str(tmp_path / ("x" * 60 + ".jsonl")), "--preset", "overnight").name == "x" * 38 + "-overnight"
+    assert study_of("--data", str(file), "--preset", "taste", "--name", "mine").name == "mine"
+
+
+def test_an_estimate_prints_every_phase_and_keeps_nothing(
+    tmp_path: Path, tiny_base_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CLUSTERLORA_HOME", str(tmp_path / "studies"))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    small = ["--base-model", str(tiny_base_folder), "--set", "data.synthetic.cluster_sizes=[4,4]", "--set", "clustering.k=2"]
+    assert main(["study", "estimate", "--preset", "quick", *small, "--workers", "2", "--json"]) == 0
+    left = json.loads(capsys.readouterr().out)
+    assert left["total"] == pytest.approx(sum(left[phase] for phase in ("preparation", "gate", "fan_out", "evaluation")))
+    assert min(left["gate"], left["fan_out"], left["evaluation"]) > 0
+    assert not (tmp_path / "studies").exists()

@@ -75,6 +75,14 @@ def test_nll_comes_from_the_model_and_a_missing_value_is_refused():
         score("nll", ["a", "b"], ["a", "b"], np.array([1.5]))
 
 
+def test_the_likelihood_is_the_geometric_mean_of_the_probabilities_of_the_tokens():
+    tokens = np.array([0.5, 0.125, 0.25])
+    assert score("likelihood", ["", ""], ["a", "b"], np.array([-np.log(tokens).mean(), 0.0])) == pytest.approx([0.25, 1.0])
+    assert METRICS["likelihood"].format(0.25) == "25.00"
+    with pytest.raises(BadData, match="and has none"):
+        score("likelihood", ["a"], ["a"])
+
+
 def test_every_metric_is_listed_under_its_own_name_with_its_direction():
     assert all(name == metric.name for name, metric in METRICS.items())
     assert {name for name, metric in METRICS.items() if not metric.higher_is_better} == {"nll", "repetition", "copy_rate", "prompt_tokens"}

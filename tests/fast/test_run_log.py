@@ -12,8 +12,9 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 from prefect.logging import disable_run_logger
 
+from clusterlora.progress.timing import duration
 from tasks import run_log
-from tasks.run_log import PrefectRunLog, artifact_key, duration
+from tasks.run_log import PrefectRunLog, artifact_key
 
 
 def test_an_artifact_key_keeps_only_what_prefect_accepts():

@@ -128,7 +128,8 @@ def test_a_study_trains_only_what_is_missing_and_ends_with_a_comparison(finished
     assert {gate, f"{gate} · own", f"evaluate · test 1/1 · {finished.name}", f"compare · {finished.name}"} <= names
     name = finished.name
     keys = [f"clusters-{name}", f"signal-{name}", f"gate-{name}-power", f"gate-{name}-own", f"gate-table-{name}-own"]
-    keys += [f"comparison-{name}", f"status-{name}", f"progress-{name}-train-fan-out-1-1"]
+    assert state_of(runs_of(finished, name="evaluate · probe")[0]).is_completed()
+    keys += [f"expected-{name}", f"comparison-{name}", f"status-{name}", f"progress-{name}-train-fan-out-1-1"]
     with get_client(sync_client=True) as client:
         for key in keys:
             assert client.read_artifacts(artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=[key]))), key

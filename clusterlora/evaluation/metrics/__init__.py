@@ -7,6 +7,7 @@ from clusterlora.evaluation.metrics.copy_rate import COPY_RATE
 from clusterlora.evaluation.metrics.device_f1 import DEVICE_F1
 from clusterlora.evaluation.metrics.embedding_similarity import EMBEDDING_SIMILARITY
 from clusterlora.evaluation.metrics.length_ratio import LENGTH_RATIO
+from clusterlora.evaluation.metrics.likelihood import LIKELIHOOD
 from clusterlora.evaluation.metrics.nll import NLL
 from clusterlora.evaluation.metrics.numeric_accuracy import NUMERIC_ACCURACY
 from clusterlora.evaluation.metrics.parameter_f1 import PARAMETER_F1
@@ -30,5 +31,6 @@ METRICS: Catalog[Metric] = Catalog(
         "parameter_f1": PARAMETER_F1,
         "numeric_accuracy": NUMERIC_ACCURACY,
         "prompt_tokens": PROMPT_TOKENS,
+        "likelihood": LIKELIHOOD,
     },
 )

@@ -23,4 +23,6 @@ def prompt_tokens(answers: Scorable) -> Float[np.ndarray, " item"]:
     return np.asarray(answers.prompt_tokens, dtype=np.float64)
 
 
-PROMPT_TOKENS = Metric(name="prompt_tokens", label="prompt tokens", higher_is_better=False, score=prompt_tokens, decimals=1)
+PROMPT_TOKENS = Metric(
+    name="prompt_tokens", label="prompt tokens", higher_is_better=False, score=prompt_tokens, decimals=1, reads_answers=False
+)

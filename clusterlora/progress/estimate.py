@@ -1,0 +1,222 @@
+"""How long a study will take, phase by phase: its remaining work, times the rates that a probe measured, corrected by what has run.
+
+Pure functions of a study's state. The rates are those of one worker while the others may be idle, so the first expectation is of the right
+order; what the first adapters and answers took then corrects it.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from clusterlora.evaluation.answer import generates
+from clusterlora.metadata import Probe, Rates
+from clusterlora.planning.ladder import rungs
+from clusterlora.planning.study_state import StudyState
+from clusterlora.planning.work_plan import work_plan
+from clusterlora.progress.timing import duration
+from clusterlora.progress.work import Answering, Work, n_items, remaining_work, train_tokens
+from clusterlora.settings import PreparedStudy
+from clusterlora.values import Dataset, Persona
+
+RUN_SECONDS = 8.0
+"""Seconds from asking for a run until it works, without the load of its models: 3 to 9 s were measured with a process that forks runs."""
+_LIMITS = (0.1, 10.0)
+"""A correction beyond these would say that something else was measured, such as adapters that another study had trained."""
+_WORTH_SAYING = 0.9
+"""A cheaper study is named where it takes less than this share of the time."""
+
+GPU_RATES: dict[str, tuple[str, float, float, float]] = {
+    # docs/gpu.md, "The same study on SmolLM2-135M": 19 ms a step of two dialogues of 123 tokens; 9,389 adapters of 45 such steps per hour;
+    # 2,390 answers in 21 s.
+    "smollm2-135m": ("an H100", 0.019 / 246, 3600 / 9389 / (45 * 246), 21 / 2390),
+    # docs/gpu.md, "A whole study": 70,000 tokens/s; 100 adapters of 45 steps in 5 s; the demo's 19,135 answers in 29 s.
+    "homelm": ("an H200", 1 / 70_000, 5 / (100 * 45 * 246), 29 / 19_135),
+}
+"""By base: the GPU, seconds per token alone and together, and seconds per answer that were measured on it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """Expected seconds of what is left of a study, on its workers; `further_rung` is one more configuration that the gate may try."""
+
+    preparation: float
+    gate: float
+    fan_out: float
+    evaluation: float
+    further_rung: float = 0.0
+    n_further_rungs: int = 0
+
+    @property
+    def total(self) -> float:
+        """All that is left, if the gate passes at the next configuration it tries."""
+        return self.preparation + self.gate + self.fan_out + self.evaluation
+
+
+def estimate(state: StudyState) -> Estimate | None:
+    """Return what is left of a study to do, in seconds; None before its probe, or when it has finished."""
+    if state.probe is None or state.data is None or state.outcome is not None:
+        return None
+    probe = corrected(state, state.probe)
+    work = remaining_work(state, probe.lengths)
+    tried = {verdict.rung for verdict in state.verdicts}
+    n_further = len([rung for rung in rungs(state) if rung.name not in tried]) - 1
+    return expected(work, probe, state.n_workers, state.settings, n_further_rungs=max(0, n_further))
+
+
+def expected(work: Work, probe: Probe, n_workers: int, study: PreparedStudy, *, n_further_rungs: int = 0) -> Estimate:
+    """Return the seconds that work takes on so many workers.
+
+    A run begins RUN_SECONDS after it is asked for and loads the base model. The fan-out and the answers are divided over the study's
+    shards; runs go to free workers longest first, and a wave takes no less than its largest adapter.
+    """
+    rates, begin = probe.rates, RUN_SECONDS + probe.rates.load
+    n_parallel = max(1, min(n_workers, study.runtime.shards))
+    gate = 0.0
+    if work.gate or work.gate_answers.n_answers:
+        runs = [begin + tokens * rates.train_alone for tokens in work.gate]
+        beside = answering_seconds(work.beside_gate, probe, study)
+        # What the base model answers is no reason to wait where workers are idle; on one worker it is all done in turn.
+        training = _makespan([*runs, beside + begin] if beside else runs, n_workers)
+        gate = training + begin + answering_seconds(work.gate_answers, probe, study)
+    candidate = min(work.gate, default=0.0) * rates.train_alone + 2 * begin + answering_seconds(work.gate_answers, probe, study)
+    fan_out = sum(
+        begin + max(sum(wave) * rates.train_together / n_parallel, max(wave) * rates.train_together) for wave in work.fan_out if wave
+    )
+    evaluation = begin + answering_seconds(work.evaluation, probe, study) / n_parallel
+    return Estimate(
+        preparation=work.texts * rates.embed,
+        gate=gate,
+        fan_out=fan_out,
+        evaluation=evaluation,
+        further_rung=candidate if gate else 0.0,
+        n_further_rungs=n_further_rungs if gate else 0,
+    )
+
+
+def answering_seconds(answering: Answering, probe: Probe, study: PreparedStudy) -> float:
+    """Return the seconds in which one worker generates and scores answers, without starting."""
+    lengths, rates, evaluation = probe.lengths, probe.rates, study.evaluation
+    reading = (lengths.prompt + lengths.response) * rates.read
+    writing = min(lengths.response + 1, evaluation.max_new_tokens) * rates.write + rates.embed if generates(evaluation.metrics) else 0.0
+    return answering.n_answers * (reading + writing) + answering.n_likelihoods * reading
+
+
+def corrected(state: StudyState, probe: Probe) -> Probe:
+    """Return the probe with its rates scaled to what trainings and answers of this study really took on its workers."""
+    rates = probe.rates
+    training, answering = _training_ratio(state, probe), _answering_ratio(state, probe)
+    return replace(
+        probe,
+        rates=replace(
+            rates,
+            train_alone=rates.train_alone * training,
+            train_together=rates.train_together * training,
+            read=rates.read * answering,
+            write=rates.write * answering,
+            embed=rates.embed * answering,
+        ),
+    )
+
+
+def _training_ratio(state: StudyState, probe: Probe) -> float:
+    """Return seconds taken over seconds expected of the adapters that had a run of their own; 1 before there is one."""
+    if state.clustering is None:
+        return 1.0
+    specs = work_plan(state).specs
+    runs = [(seconds, specs[part]) for phase, part, seconds in state.seconds if phase == "train" and part in specs]
+    took = sum(seconds for seconds, _ in runs)
+    foreseen = sum(probe.rates.load + train_tokens(spec, state.dataset, probe.lengths) * probe.rates.train_alone for _, spec in runs)
+    return _bounded(took, foreseen)
+
+
+def _answering_ratio(state: StudyState, probe: Probe) -> float:
+    """Return seconds taken over seconds expected of the answers to val items and of the base model's answers; 1 before there are any."""
+    if not state.verdicts:
+        return 1.0
+    seconds = dict.fromkeys(("evaluate gate", "evaluate baseline"), 0.0)
+    for phase, _, one in state.seconds:
+        if phase in seconds:
+            seconds[phase] += one
+    foreseen = probe.rates.load * len(state.verdicts) + answering_seconds(
+        Answering(n_answers=sum(2 * verdict.n_items for verdict in state.verdicts)), probe, state.settings
+    )
+    if seconds["evaluate baseline"]:
+        n_test = sum(n_items(person, "test") for person in state.dataset.personas)
+        foreseen += probe.rates.load + answering_seconds(Answering(n_answers=n_test), probe, state.settings)
+    return _bounded(sum(seconds.values()), foreseen)
+
+
+def _bounded(took: float, foreseen: float) -> float:
+    if took <= 0 or foreseen <= 0:
+        return 1.0
+    return min(max(took / foreseen, _LIMITS[0]), _LIMITS[1])
+
+
+def _makespan(runs: Iterable[float], n_workers: int) -> float:
+    """Return when the last of these runs ends, if free workers take the longest first."""
+    ends = [0.0] * n_workers
+    for seconds in sorted(runs, reverse=True):
+        ends[ends.index(min(ends))] += seconds
+    return max(ends)
+
+
+def cheaper(state: StudyState) -> tuple[tuple[str, float], ...]:
+    """Return (what to change, seconds that the whole study then takes), for a study of which nothing is trained; empty otherwise.
+
+    A GPU is among them where its rates with this base were measured.
+    """
+    whole = estimate(state)
+    if whole is None or state.probe is None or state.adapters:
+        return ()
+    study, probe = state.settings, state.probe
+    n_train = max(1, study.data.train // 2)
+    fewer = replace(study, data=replace(study.data, train=n_train))
+    options = [
+        (f"half the train dialogues (data.train={n_train})", replace(state, settings=fewer, data=_at_most(state.dataset, n_train))),
+        ("one epoch (recipe.epochs=1)", replace(state, settings=replace(study, recipe=replace(study.recipe, epochs=1)))),
+    ]
+    if generates(study.evaluation.metrics):
+        likelihoods = replace(study.evaluation, metrics=("likelihood", "nll"), headline="likelihood")
+        without = replace(state, settings=replace(study, evaluation=likelihoods))
+        options.append(("nothing generated, likelihoods alone (evaluation.headline=likelihood)", without))
+    seconds = [(what, expected(remaining_work(one, probe.lengths), probe, state.n_workers, one.settings).total) for what, one in options]
+    if probe.device.startswith("cpu") and study.model.base in GPU_RATES:
+        gpu, rates = _gpu_rates(study, probe)
+        on_gpu = expected(remaining_work(state, probe.lengths), replace(probe, rates=rates), 1, study)
+        seconds.append((f"{gpu}, at the rates of docs/gpu.md", on_gpu.total))
+    return tuple((what, one) for what, one in seconds if one < _WORTH_SAYING * whole.total)
+
+
+def _at_most(dataset: Dataset, n_train: int) -> Dataset:
+    """Return the data set with at most so many train dialogues per person, the first ones."""
+
+    def fewer(person: Persona) -> Persona:
+        left_out = {dialogue.id for dialogue in person.of_split("train")[n_train:]}
+        return replace(person, dialogues=tuple(dialogue for dialogue in person.dialogues if dialogue.id not in left_out))
+
+    return replace(dataset, personas=tuple(fewer(person) for person in dataset.personas))
+
+
+def _gpu_rates(study: PreparedStudy, probe: Probe) -> tuple[str, Rates]:
+    gpu, alone, together, per_answer = GPU_RATES[study.model.base]
+    lengths = probe.lengths
+    n_tokens = lengths.prompt + lengths.response + min(lengths.response + 1, study.evaluation.max_new_tokens)
+    per_token = per_answer / n_tokens
+    return gpu, Rates(train_alone=alone, train_together=together, read=per_token, write=per_token, embed=0.0, load=probe.rates.load)
+
+
+def sentences(state: StudyState) -> tuple[str, ...]:
+    """Return what a person is told: how long what is left takes, phase by phase, and what would be cheaper; nothing before the probe."""
+    left = estimate(state)
+    if left is None or state.probe is None:
+        return ()
+    parts = {"preparation": left.preparation, "gate": left.gate, "fan-out": left.fan_out, "evaluation": left.evaluation}
+    shown = ", ".join(f"{name} {duration(seconds)}" for name, seconds in parts.items() if seconds >= 1)
+    workers = "1 worker" if state.n_workers == 1 else f"{state.n_workers} workers"
+    basis = "what has run so far" if state.verdicts else f"a probe of {duration(state.probe.seconds)}"
+    lines = [f"about {duration(left.total)} to go on {workers} ({state.probe.device}), by {basis}: {shown}"]
+    if left.n_further_rungs:
+        n = left.n_further_rungs
+        lines.append(f"if the gate refuses it tries up to {n} more configuration{'s' if n > 1 else ''}, {duration(left.further_rung)} each")
+    if options := cheaper(state):
+        lines.append("cheaper: " + "; ".join(f"{what} {duration(seconds)}" for what, seconds in options))
+    return tuple(lines)

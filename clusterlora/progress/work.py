@@ -1,0 +1,146 @@
+"""How much work a study has before it, counted in tokens, answers and texts: from its plan, before and after its people are clustered."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from clusterlora.metadata import Lengths
+from clusterlora.planning.ladder import gated, next_rung, refused
+from clusterlora.planning.study_state import StudyState
+from clusterlora.planning.work_plan import WorkPlan, judged_adapters, trained_adapters, work_plan
+from clusterlora.values import AdapterComposition, AdapterSpec, Clustering, Dataset, MethodPlan, Persona, Split
+
+_ASSUMED_CLUSTERS = 5
+"""Clusters of an even partition, where neither settings nor clustering say how many there are."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answering:
+    """Answers to generate and score, and references whose likelihood alone is asked."""
+
+    n_answers: int = 0
+    n_likelihoods: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """What a study has yet to do, phase by phase; tokens are those of every adapter, so a person's dialogues count once per adapter."""
+
+    texts: int
+    """Texts to embed before people are clustered; 0 once they are."""
+    gate: tuple[float, ...]
+    """Train tokens of the adapters that the gate's next rung lacks, one entry per run."""
+    gate_answers: Answering
+    """Of the candidate and unified on val."""
+    beside_gate: Answering
+    """Of the base model, on val for the power and on test, which a second worker computes meanwhile."""
+    fan_out: tuple[tuple[float, ...], ...]
+    """Train tokens of all other adapters, per wave of those that start from one another."""
+    evaluation: Answering
+    """Of every method on test, and the likelihoods by which some choose on val."""
+
+
+def remaining_work(state: StudyState, lengths: Lengths) -> Work:
+    """Return what a prepared study has yet to do.
+
+    Before its people are clustered, clusters of the asked sizes are assumed, else even ones.
+    """
+    clustered = state.clustering is not None
+    state = state if clustered else replace(state, clustering=assumed_clustering(state))
+    plan = work_plan(state)
+    trained = frozenset(trained_adapters(state, plan))
+    judging = gated(state.settings) and next_rung(state) is not None
+    judged = tuple(name for name in plan.with_needs(judged_adapters(plan)) if name not in trained) if judging else ()
+    bare = AdapterComposition()
+    tests = _pairs(state, plan)
+    baseline_first = judging and any(composition == bare for _, composition in tests) and state.settings.runtime.shards > 1
+    beside = [pair for pair in tests if pair[1] == bare] if baseline_first else []
+    done = frozenset(pair for pair in tests if pair[1] == bare) if baseline_first or _answered_baseline(state) else frozenset()
+    candidates = plan.specs[judged_adapters(plan)[0]].persona_ids if judging else ()
+    people = state.dataset.by_id()
+    n_val = sum(n_items(people[p], "val") for p in candidates)
+    power = n_val if judging and state.power is None else 0
+    return Work(
+        texts=0 if clustered else 2 * sum(n_items(person, "train") for person in state.dataset.personas),
+        gate=tuple(train_tokens(plan.specs[name], state.dataset, lengths) for name in judged),
+        gate_answers=Answering(n_answers=2 * n_val),
+        beside_gate=Answering(n_answers=power + sum(n_items(people[p], "test") for p, _ in beside)),
+        fan_out=() if refused(state) else tuple(_waves(state, plan, trained.union(judged), lengths)),
+        evaluation=_evaluation(state, plan, [pair for pair in tests if pair not in done]),
+    )
+
+
+def assumed_clustering(state: StudyState) -> Clustering:
+    """Return a partition of the asked sizes, or an even one, in the order of the people: for counting, nothing else."""
+    settings, ids = state.settings.clustering, state.dataset.ids
+    k = min(settings.k or _ASSUMED_CLUSTERS, len(ids))
+    sizes = settings.sizes if settings.sizes and sum(settings.sizes) == len(ids) else None
+    if sizes is None:
+        sizes = tuple(len(ids[number::k]) for number in range(k))
+    starts = [sum(sizes[:number]) for number in range(len(sizes))]
+    return Clustering(settings.algorithm, tuple(ids[start : start + size] for start, size in zip(starts, sizes, strict=True)))
+
+
+def n_items(person: Persona, split: Split) -> int:
+    """Return how many answers of a split's dialogues there are, each of which is an item."""
+    return sum(turn.role == "assistant" for dialogue in person.of_split(split) for turn in dialogue.turns)
+
+
+def train_tokens(spec: AdapterSpec, dataset: Dataset, lengths: Lengths) -> float:
+    """Return the tokens that an adapter is trained on, over all epochs; 0 for one that is merged."""
+    if spec.merge_of:
+        return 0.0
+    people = dataset.by_id()
+    return lengths.dialogue * spec.recipe.epochs * sum(len(people[p].of_split("train")) for p in spec.persona_ids)
+
+
+def _answered_baseline(state: StudyState) -> bool:
+    return any(phase == "evaluate baseline" for phase, _, _ in state.seconds)
+
+
+def _plans(state: StudyState, plan: WorkPlan) -> Iterable[MethodPlan]:
+    return (methods[name] for methods in plan.seeds for name in state.settings.methods)
+
+
+def _compared(state: StudyState) -> frozenset[str]:
+    """Return who is compared: after a refused gate, the cluster on trial alone."""
+    if refused(state) and state.clustering is not None:
+        plan = work_plan(state)
+        return frozenset(plan.specs[judged_adapters(plan)[0]].persona_ids)
+    return frozenset(state.dataset.ids)
+
+
+def _pairs(state: StudyState, plan: WorkPlan) -> dict[tuple[str, AdapterComposition], None]:
+    """Return every (person, composition) that answers test items, once however many methods ask for it."""
+    compared = _compared(state)
+    return {(p, arms[0]): None for method in _plans(state, plan) for p, arms in method.arms_by_persona if p in compared}
+
+
+def _evaluation(state: StudyState, plan: WorkPlan, tests: Iterable[tuple[str, AdapterComposition]]) -> Answering:
+    people, compared = state.dataset.by_id(), _compared(state)
+    choices = {
+        (p, composition)
+        for method in _plans(state, plan)
+        for p, arms in method.arms_by_persona
+        if len(arms) > 1 and p in compared
+        for composition in arms
+    }
+    n_answers = sum(n_items(people[p], "test") for p, _ in tests)
+    n_choosing = sum(n_items(people[p], "val") for p, _ in choices)
+    held_out = [(p, len(arms)) for p, arms in plan.held_out.arms_by_persona] if plan.held_out and not refused(state) else []
+    n_answers += sum(n_arms * n_items(people[p], "test") for p, n_arms in held_out)
+    by_likelihood = state.settings.evaluation.selection_metric == "nll"
+    return Answering(
+        n_answers=n_answers + (0 if by_likelihood else n_choosing),
+        n_likelihoods=(n_choosing if by_likelihood else 0) + sum(n_arms * n_items(people[p], "train") for p, n_arms in held_out),
+    )
+
+
+def _waves(state: StudyState, plan: WorkPlan, ready: frozenset[str], lengths: Lengths) -> Iterable[tuple[float, ...]]:
+    """Yield the train tokens of the adapters that are not `ready`, in waves that need only earlier ones."""
+    missing = [spec for spec in plan.specs.values() if spec.name not in ready]
+    while missing:
+        wave = [spec for spec in missing if ready.issuperset(spec.needs)]
+        assert wave, f"adapters that need each other: {', '.join(spec.name for spec in missing)}"
+        ready = ready.union(spec.name for spec in wave)
+        missing = [spec for spec in missing if spec.name not in ready]
+        yield tuple(train_tokens(spec, state.dataset, lengths) for spec in wave if not spec.merge_of)

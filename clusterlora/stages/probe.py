@@ -1,0 +1,192 @@
+"""Measure how long a study's trainings and answers take on this machine, on some of its own dialogues and with its own base model.
+
+Nothing of it is kept but the rates. Answers are those to val items.
+"""
+
+import math
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import chain, islice
+from pathlib import Path
+
+from clusterlora.data.prompts import items, messages, prompt_encoder
+from clusterlora.engine.job import TrainingJob, TrainingResult, batches
+from clusterlora.engine.memory import device_name
+from clusterlora.engine.sequences import TokenSequence
+from clusterlora.engine.stacked import Weights, read_weights
+from clusterlora.errors import OutOfMemory
+from clusterlora.evaluation.answer import Answerer, AnswerRequest
+from clusterlora.evaluation.train_responses import TrainResponses
+from clusterlora.metadata import Lengths, Probe, Rates, Workers
+from clusterlora.models.base import BaseModel
+from clusterlora.models.model_cache import base_model, embedder
+from clusterlora.planning.study_state import StudyState, read_state
+from clusterlora.ports.run_log import RunLog, SilentLog
+from clusterlora.ports.stores import Stores
+from clusterlora.progress.timing import timed
+from clusterlora.settings import Study
+from clusterlora.stages.prepare import prepare
+from clusterlora.values import Item, Persona
+
+_PEOPLE = 32
+"""People whose dialogues are measured, spread evenly over all."""
+_TOGETHER = {"cpu": 4, "cuda": 32}
+"""Adapters of the pass that stands for the fan-out."""
+_ITEMS = 32
+_NEW_TOKENS = 16
+"""Tokens written per answer at most: their number is enough for a rate, and longer answers would take a minute."""
+_FIRST_STEPS, _MOST_STEPS = 4, 200
+_ENOUGH_SECONDS = 1.5
+
+
+def probe(study_name: str, stores: Stores, log: RunLog) -> Probe | None:
+    """Return what a prepared study's work takes on this machine, recorded with it; a few seconds with a small base model.
+
+    It is None where memory does not suffice for the probe, which stops nothing: trainings halve their micro-batch when they run out.
+    """
+    state = read_state(study_name, stores)
+    log.phase("probe", total=4, unit="measurements")
+    try:
+        with timed(stores, study_name, "probe"), tempfile.TemporaryDirectory() as folder:
+            measured = _measure(state, Path(folder), log)
+    except OutOfMemory as problem:
+        log.note(f"how long the study will take is not known: {problem}")
+        return None
+    stores.studies.save_metadata(study_name, measured)
+    return measured
+
+
+def probed(study: Study, n_workers: int, stores: Stores, log: RunLog) -> StudyState:
+    """Return the state of a study after it was prepared and probed in this process, on a worker's share of this machine's cores.
+
+    Raises:
+        BadData, BadSettings, ModelUnavailable: as `prepare`.
+    """
+    import torch
+
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, n_threads // n_workers))
+    try:
+        prepare(study, stores, log, running=False)
+        probe(study.name, stores, log)
+    finally:
+        torch.set_num_threads(n_threads)
+    stores.studies.save_metadata(study.name, Workers(n_workers))
+    return read_state(study.name, stores)
+
+
+def _measure(state: StudyState, folder: Path, log: RunLog) -> Probe:
+    study, began = state.settings, time.monotonic()
+    base = base_model(study.model)
+    load = time.monotonic() - began
+    log.advance(1)
+    people = _sample(state.dataset.personas)
+    encoder = prompt_encoder(base.tokenizer, study.model)
+    by_person = [
+        encoder.encode_dialogues(messages(study.model, person, dialogue) for dialogue in person.of_split("train")) for person in people
+    ]
+    # In turn, so that a few steps see many people.
+    in_turn = [one for position in range(max(map(len, by_person))) for one in (its[position : position + 1] for its in by_person) if one]
+    sequences = list(chain.from_iterable(in_turn))
+    alone, _ = _seconds_per_token(base, state, [sequences], folder / "alone")
+    log.advance(1)
+    n_together = min(_TOGETHER[base.model.device.type], len(sequences))
+    together, results = _seconds_per_token(
+        base, state, [sequences[number::n_together] for number in range(n_together)], folder / "together"
+    )
+    log.advance(1)
+    sample = [item for person in people for item in items(study.model, person, "val")]
+    read, write, embed, lengths = _answering(base, state, sample, [read_weights(result.folder) for result in results])
+    log.advance(1)
+    n_dialogues = sum(len(person.of_split("train")) for person in people)
+    return Probe(
+        lengths=replace(lengths, dialogue=sum(len(sequence.ids) for sequence in sequences) / n_dialogues),
+        rates=Rates(train_alone=alone, train_together=min(together, alone), read=read, write=write, embed=embed, load=load),
+        device=device_name(),
+        seconds=time.monotonic() - began,
+    )
+
+
+def _sample(people: Sequence[Persona]) -> list[Persona]:
+    return list(people[:: -(-len(people) // _PEOPLE)])
+
+
+class _Stopwatch(SilentLog):
+    """Remembers when each optimiser step ended."""
+
+    def __init__(self) -> None:
+        self.moments: list[float] = []
+
+    def advance(self, units: int = 1, **values: float) -> None:  # noqa: ARG002
+        self.moments += [time.monotonic()] * units
+
+
+def _seconds_per_token(
+    base: BaseModel, state: StudyState, sequences_by_job: Sequence[Sequence[TokenSequence]], scratch: Path
+) -> tuple[float, list[TrainingResult]]:
+    """Return the seconds per token of training one adapter on each list of sequences, in common passes, and the adapters.
+
+    The first step of each is not counted. Where all of it was too short to be measured, more steps are taken.
+    """
+    n_steps = _FIRST_STEPS if len(sequences_by_job) == 1 else 2
+    while True:
+        seconds, n_tokens, results = _train(base, state, sequences_by_job, scratch / str(n_steps), n_steps=n_steps)
+        if seconds >= _ENOUGH_SECONDS or n_steps >= _MOST_STEPS:
+            return seconds / n_tokens, results
+        n_steps = min(_MOST_STEPS, math.ceil(n_steps * min(16.0, 1.5 * _ENOUGH_SECONDS / max(seconds, 1e-3))) + 1)
+
+
+def _train(
+    base: BaseModel, state: StudyState, sequences_by_job: Sequence[Sequence[TokenSequence]], scratch: Path, *, n_steps: int
+) -> tuple[float, int, list[TrainingResult]]:
+    from clusterlora.engine.training import train
+
+    recipe, stopwatch = state.settings.recipe, _Stopwatch()
+    jobs = []
+    for number, sequences in enumerate(sequences_by_job):
+        first = tuple(islice(sequences, n_steps * recipe.batch_size))
+        epochs = max(1, n_steps // math.ceil(len(first) / recipe.batch_size))
+        job_recipe = replace(recipe, epochs=epochs, patience=None)
+        jobs.append(TrainingJob(f"probe-{number}", f"probe-{number}", job_recipe, first, scratch / str(number)))
+    micro_batch = state.settings.runtime.micro_batch or recipe.batch_size
+    results = list(
+        train(base, jobs, micro_batch=micro_batch, run_log=stopwatch, checkpointing=state.settings.runtime.gradient_checkpointing)
+    )
+    tokens = [len(sequence.ids) for job in jobs for sequence in job.sequences]
+    first_steps = [sum(len(job.sequences[i].ids) for i in batches(job, 0)[0]) for job in jobs]
+    n_timed = sum(job.recipe.epochs * sum(len(sequence.ids) for sequence in job.sequences) for job in jobs) - sum(first_steps)
+    return stopwatch.moments[-1] - stopwatch.moments[len(jobs) - 1], max(n_timed, min(tokens)), results
+
+
+def _answering(
+    base: BaseModel, state: StudyState, sample: Sequence[Item], weights: Sequence[Weights]
+) -> tuple[float, float, float, Lengths]:
+    """Return seconds per token read, per token written and per text embedded, and the lengths of prompts and responses."""
+    study = state.settings
+    evaluation = replace(study.evaluation, max_new_tokens=min(_NEW_TOKENS, study.evaluation.max_new_tokens))
+    chosen = list(sample[:: -(-len(sample) // _ITEMS)])
+    encoder = prompt_encoder(base.tokenizer, study.model)
+    turns = encoder.encode_turns([(item.messages, item.reference) for item in sample])
+    asked = encoder.encode_turns([(item.messages, item.reference) for item in chosen])
+    n_read = sum(len(turn.prompt) + len(turn.response) for turn in asked)
+    began = time.monotonic()
+    embedder(study.model).encode([item.reference for item in chosen])
+    embedded = time.monotonic()
+    keys = [f"probe-{number}" for number in range(len(weights))]
+    answerer = Answerer(base, embedder(study.model), evaluation, study.model, train=TrainResponses(state.dataset.personas))
+    requests = [AnswerRequest(keys[number % len(keys)], item) for number, item in enumerate(chosen)]
+    by_key = dict(zip(keys, weights, strict=True))
+    answerer.answer(requests[: len(keys)], by_key, metrics=("nll",), run_log=SilentLog())  # warm-up
+    warm = time.monotonic()
+    answerer.answer(requests, by_key, metrics=("nll",), run_log=SilentLog())
+    read = time.monotonic()
+    answers = answerer.answer(requests, by_key, metrics=evaluation.metrics, run_log=SilentLog())
+    written = time.monotonic()
+    n_written = sum(len(base.tokenizer(answer.text, add_special_tokens=False)["input_ids"]) + 1 for answer in answers)
+    embed = (embedded - began) / len(chosen)
+    generating = (written - read) - (read - warm) - len(chosen) * embed
+    n = len(turns)
+    lengths = Lengths(dialogue=0.0, prompt=sum(len(t.prompt) for t in turns) / n, response=sum(len(t.response) for t in turns) / n)
+    return (read - warm) / n_read, max(generating, 0.0) / n_written, embed, lengths

@@ -1,0 +1,162 @@
+"""How long a study will take: work counted from its plan, rates from a probe, corrected by what has run."""
+
+from dataclasses import replace
+
+import pytest
+
+from clusterlora.metadata import Lengths, Probe, Rates
+from clusterlora.planning.study_state import StudyState, read_state
+from clusterlora.planning.work_plan import work_plan
+from clusterlora.ports.run_log import SilentLog
+from clusterlora.ports.stores import Stores
+from clusterlora.progress.estimate import RUN_SECONDS, cheaper, estimate, expected, sentences
+from clusterlora.progress.timeline import phases
+from clusterlora.progress.work import assumed_clustering, remaining_work
+from clusterlora.settings import Study
+from clusterlora.stages import probe as probing
+from clusterlora.stages.prepare import prepare
+from clusterlora.values import Criterion, TrainedAdapter, Verdict
+
+LENGTHS = Lengths(dialogue=100.0, prompt=60.0, response=10.0)
+RATES = Rates(train_alone=0.02, train_together=0.01, read=0.001, write=0.03, embed=0.05, load=2.0)
+PROBE = Probe(lengths=LENGTHS, rates=RATES, device="cpu, 8 GiB", seconds=5.0)
+METHODS = ("baseline", "unified", "per_persona", "cluster", "selective_routing")
+
+
+@pytest.fixture
+def prepared(seven: Study, stores: Stores) -> StudyState:
+    """Return seven people with 3 train, 2 val and 2 test dialogues in clusters of 3 and 4, before they are clustered."""
+    prepare(replace(seven, methods=METHODS), stores, SilentLog())
+    return replace(read_state("small", stores), probe=PROBE, n_workers=2)
+
+
+def n_answers(state: StudyState, split: str, *people: str) -> int:
+    by_id = state.dataset.by_id()
+    return sum(turn.role == "assistant" for p in people for dialogue in by_id[p].of_split(split) for turn in dialogue.turns)  # pyright: ignore[reportArgumentType]
+
+
+def judged(state: StudyState, *, training: float, answering: float) -> StudyState:
+    """Return the state after a passed gate in which trainings and answers took so many times what the probe said."""
+    work = remaining_work(state, LENGTHS)
+    ids = state.dataset.ids
+    state = replace(state, clustering=assumed_clustering(state))
+    specs = work_plan(state).specs
+    better = Criterion("above_unified", 0.1, 0.0, True, 0.05, 0.15, "better")
+    passed = Verdict("own", "cluster-00", (better,), 3, work.gate_answers.n_answers // 2)
+    adapters = tuple(
+        TrainedAdapter(work_plan(state).keys[name], name, specs[name], 1, 1, 1.0, 1.0, 0.5, 1) for name in ("unified", "cluster-00")
+    )
+    seconds = [
+        ("train", "unified", training * (RATES.load + 100 * 3 * 7 * RATES.train_alone)),
+        ("train", "cluster-00", training * (RATES.load + 100 * 3 * 3 * RATES.train_alone)),
+        ("evaluate gate", "own", answering * (RATES.load + answer_seconds(work.gate_answers.n_answers))),
+        ("evaluate baseline", "1/1", answering * (RATES.load + answer_seconds(n_answers(state, "test", *ids)))),
+    ]
+    return replace(state, seconds=tuple(seconds), verdicts=(passed,), adapters=adapters)
+
+
+def answer_seconds(n: int) -> float:
+    return n * (70 * RATES.read + min(11, 6) * RATES.write + RATES.embed)
+
+
+def test_before_clustering_all_work_is_counted_on_clusters_of_the_asked_sizes(prepared: StudyState) -> None:
+    ids, work = prepared.dataset.ids, remaining_work(prepared, LENGTHS)
+    assert work.texts == 2 * n_answers(prepared, "train", *ids)
+    # Unified learns from 7 people's 3 dialogues, cluster 0 from 3 people's.
+    assert sorted(work.gate) == [100 * 3 * 3, 100 * 3 * 7]
+    n_val = n_answers(prepared, "val", *ids[:3])
+    assert work.gate_answers.n_answers == 2 * n_val
+    assert work.beside_gate.n_answers == n_val + n_answers(prepared, "test", *ids)
+    # The other cluster of 4, and every person.
+    assert [sorted(wave) for wave in work.fan_out] == [[300.0] * 7 + [1200.0]]
+    assert work.evaluation.n_answers == 3 * n_answers(prepared, "test", *ids)
+    assert work.evaluation.n_likelihoods == 4 * n_answers(prepared, "val", *ids)
+
+
+def test_a_finished_gate_leaves_the_fan_out_and_the_evaluation(prepared: StudyState) -> None:
+    before, after = remaining_work(prepared, LENGTHS), remaining_work(judged(prepared, training=1, answering=1), LENGTHS)
+    assert (after.texts, after.gate, after.gate_answers.n_answers, after.beside_gate.n_answers) == (0, (), 0, 0)
+    assert after.fan_out == before.fan_out
+    assert after.evaluation == before.evaluation
+
+
+def test_the_seconds_of_every_phase_follow_from_work_rates_and_workers(prepared: StudyState) -> None:
+    work = remaining_work(prepared, LENGTHS)
+    left = expected(work, PROBE, 2, prepared.settings)
+    begin = RUN_SECONDS + RATES.load
+    assert left.preparation == pytest.approx(work.texts * RATES.embed)
+    runs = [begin + 2100 * 0.02, begin + 900 * 0.02, begin + answer_seconds(work.beside_gate.n_answers)]
+    assert left.gate == pytest.approx(max(max(runs), sum(runs) - max(runs)) + begin + answer_seconds(work.gate_answers.n_answers))
+    assert left.fan_out == pytest.approx(begin + 0.01 * max(3300 / 2, 1200))
+    evaluation = answer_seconds(work.evaluation.n_answers) + work.evaluation.n_likelihoods * 70 * RATES.read
+    assert left.evaluation == pytest.approx(begin + evaluation / 2)
+    alone = expected(work, PROBE, 1, prepared.settings)
+    assert alone.fan_out == pytest.approx(begin + 0.01 * 3300)
+    assert alone.total > left.total
+
+
+@pytest.mark.parametrize(("training", "answering"), [(1.0, 1.0), (3.0, 0.5), (0.4, 2.5)])
+def test_what_the_gate_took_corrects_what_is_left(prepared: StudyState, training: float, answering: float) -> None:
+    after = judged(prepared, training=training, answering=answering)
+    left = estimate(after)
+    assert left is not None
+    begin = RUN_SECONDS + RATES.load
+    foreseen = expected(remaining_work(after, LENGTHS), PROBE, 2, after.settings)
+    assert left.gate == 0
+    assert left.fan_out - begin == pytest.approx(training * (foreseen.fan_out - begin))
+    assert left.evaluation - begin == pytest.approx(answering * (foreseen.evaluation - begin))
+
+
+def test_a_person_is_told_each_phase_further_rungs_and_what_is_cheaper_before_anything_is_trained(prepared: StudyState) -> None:
+    long = replace(prepared, settings=replace(prepared.settings, recipe=replace(prepared.settings.recipe, epochs=3)))
+    first, rungs, options = sentences(long)
+    assert first.startswith("about ")
+    assert "on 2 workers (cpu, 8 GiB), by a probe of 5 s: preparation" in first
+    assert all(phase in first for phase in ("gate", "fan-out", "evaluation"))
+    assert rungs.startswith("if the gate refuses it tries up to 1 more configuration, ")
+    assert options.startswith("cheaper: half the train dialogues (data.train=1) ")
+    assert "one epoch (recipe.epochs=1)" in options
+    whole = estimate(long)
+    assert whole is not None
+    assert all(seconds < whole.total for _, seconds in cheaper(long))
+    assert sentences(replace(prepared, probe=None)) == ()
+    after = sentences(judged(prepared, training=1, answering=1))
+    assert len(after) == 1
+    assert "by what has run so far: fan-out" in after[0]
+
+
+def test_every_phase_to_come_has_its_expectation(prepared: StudyState) -> None:
+    left = estimate(prepared)
+    assert left is not None
+    shown = {phase.name: phase.expected for phase in phases(prepared)}
+    assert (shown["cluster"], shown["gate"]) == (left.preparation, left.gate)
+    after = {phase.name: phase for phase in phases(judged(prepared, training=1, answering=1))}
+    assert (after["gate"].state, after["gate"].expected) == ("done", None)
+    assert after["train"].expected is not None
+    assert after["evaluate"].expected is not None
+
+
+def test_a_probe_measures_the_studys_own_dialogues_and_keeps_nothing_but_the_rates(seven: Study, stores: Stores) -> None:
+    prepare(replace(seven, methods=METHODS), stores, SilentLog())
+    measured = probing.probe("small", stores, SilentLog())
+    state = read_state("small", stores)
+    assert measured is not None
+    assert state.probe == measured
+    assert min(measured.rates.train_alone, measured.rates.train_together, measured.rates.read, measured.rates.embed) > 0
+    assert measured.rates.train_together <= measured.rates.train_alone
+    assert measured.lengths.dialogue > measured.lengths.prompt > measured.lengths.response > 0
+    assert (state.adapters, state.attempts, state.verdicts) == ((), (), ())
+    assert [phase for phase, _, _ in state.seconds] == ["prepare", "probe"]
+    assert estimate(state) is not None
+
+
+def test_a_probe_that_runs_out_of_memory_stops_nothing(seven: Study, stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
+    from clusterlora.errors import OutOfMemory
+
+    def out_of_memory(*_: object) -> Probe:
+        raise OutOfMemory("training probe-0 ran out of memory at micro-batch 2", micro_batch=2)
+
+    prepare(seven, stores, SilentLog())
+    monkeypatch.setattr(probing, "_measure", out_of_memory)
+    assert probing.probe("small", stores, SilentLog()) is None
+    assert sentences(read_state("small", stores)) == ()
