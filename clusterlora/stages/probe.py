@@ -32,8 +32,9 @@ from clusterlora.values import Item, Persona
 
 _PEOPLE = 32
 """People whose dialogues are measured, spread evenly over all."""
-_TOGETHER = {"cpu": 4, "cuda": 32}
-"""Adapters of the pass that stands for the fan-out."""
+_LEAST_TOGETHER, _MOST_TOGETHER = 4, {"cpu": 32, "cuda": 128}
+"""Adapters of the pass that stands for the fan-out: as many as are affordable, for a small base gains from every further one."""
+_TOGETHER_SECONDS = 4.0
 _ITEMS = 32
 _NEW_TOKENS = 16
 """Tokens written per answer at most: their number is enough for a rate, and longer answers would take a minute."""
@@ -92,13 +93,13 @@ def _measure(state: StudyState, folder: Path, log: RunLog) -> Probe:
     sequences = list(chain.from_iterable(in_turn))
     alone, _ = _seconds_per_token(base, state, [sequences], folder / "alone")
     log.advance(1)
-    n_together = min(_TOGETHER[base.model.device.type], len(sequences))
+    n_together = _n_together(base, alone, sequences, study.recipe.batch_size)
     together, results = _seconds_per_token(
         base, state, [sequences[number::n_together] for number in range(n_together)], folder / "together"
     )
     log.advance(1)
     sample = [item for person in people for item in items(study.model, person, "val")]
-    read, write, embed, lengths = _answering(base, state, sample, [read_weights(result.folder) for result in results])
+    read, write, embed, lengths = _answering(base, state, sample, [read_weights(one.folder) for one in results[:_LEAST_TOGETHER]])
     log.advance(1)
     n_dialogues = sum(len(person.of_split("train")) for person in people)
     return Probe(
@@ -107,6 +108,13 @@ def _measure(state: StudyState, folder: Path, log: RunLog) -> Probe:
         device=device_name(),
         seconds=time.monotonic() - began,
     )
+
+
+def _n_together(base: BaseModel, alone: float, sequences: Sequence[TokenSequence], batch_size: int) -> int:
+    """Return of how many adapters two steps take a few seconds, given the seconds per token of one alone."""
+    step_seconds = alone * batch_size * sum(len(sequence.ids) for sequence in sequences) / len(sequences)
+    affordable = max(_LEAST_TOGETHER, int(_TOGETHER_SECONDS / (2 * step_seconds)))
+    return max(1, min(affordable, _MOST_TOGETHER[base.model.device.type], len(sequences) // (2 * batch_size)))
 
 
 def _sample(people: Sequence[Persona]) -> list[Persona]:
