@@ -160,6 +160,34 @@ if (list) {
   show();
 }
 
+/* Fonts: a character that no font here has is drawn as the same box as a code point that is none. */
+const NO_CHARACTER = "\u{10FFFF}";
+const MOST_CHECKED = 400;
+
+function lackingCharacters(words) {
+  const canvas = document.createElement("canvas");
+  [canvas.width, canvas.height] = [32, 32];
+  const context = canvas.getContext("2d", { willReadFrequently: true });
+  const drawn = (character) => {
+    context.clearRect(0, 0, 32, 32);
+    context.font = `20px ${getComputedStyle(document.body).fontFamily}`;
+    context.fillText(character, 2, 24);
+    return context.getImageData(0, 0, 32, 32).data.join();
+  };
+  const letters = [...new Set(words)].filter((one) => one > "\u024F" && /[\p{L}\p{Extended_Pictographic}]/u.test(one)).slice(0, MOST_CHECKED);
+  const box = drawn(NO_CHARACTER);
+  return letters.filter((one) => drawn(one) === box);
+}
+
+const lacking = lackingCharacters(document.body.innerText + JSON.stringify(answers.items));
+if (lacking.length) {
+  const what = lacking.length === 1 ? "1 character of this page is shown as a box" : `${lacking.length} characters of this page are shown as boxes`;
+  const fix = "on Debian, fonts-noto-cjk has Chinese, Japanese and Korean, fonts-noto-core other scripts, fonts-noto-color-emoji emoji.";
+  const note = element("p", "warning", `${what}, because no font on this computer has ${lacking.length === 1 ? "it" : "them"} (`, `${lacking.slice(0, 8).join(" ")}). Install one: ${fix}`);
+  note.id = "fonts";
+  document.querySelector("main").prepend(note);
+}
+
 setTheme(dark.matches ? "dark" : "light");
 drawAll().then(() => {
   root.dataset.ready = "yes";

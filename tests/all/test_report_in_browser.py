@@ -1,6 +1,7 @@
 """The report in a real browser: rendered, searchable, without errors and without requests."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,39 @@ def test_another_method_is_drawn_against_the_reference_when_it_is_chosen(opened:
     opened.value("s = document.querySelector('select[data-figure=against]'); s.value = 1; s.dispatchEvent(new Event('change'))")
     opened.wait_until(f"{shown}.startsWith('per_persona')")
     assert opened.value("document.querySelectorAll('#figure-against .scatterlayer path.point').length") == 12
+
+
+def test_characters_that_no_font_has_are_said_with_the_fonts_to_install(tab: Tab, report_data: ReportData, tmp_path: Path) -> None:
+    def note(words: str) -> str | None:
+        """Return the note of a page whose first reference has these words."""
+        first, *others = report_data.examples
+        file = tmp_path / "report.html"
+        file.write_text(page(replace(report_data, examples=(replace(first, reference=words), *others))), encoding="utf-8")
+        tab.open(file.as_uri(), until="document.documentElement.dataset.ready === 'yes'")
+        return tab.value("document.getElementById('fonts')?.textContent")
+
+    assert note("Größe, שלום, привет") is None
+    # Of the third supplementary plane: no common font has it.
+    said = note("\N{CJK UNIFIED IDEOGRAPH-30000}\N{CJK UNIFIED IDEOGRAPH-30000}")
+    assert said is not None
+    assert said.startswith(
+        "1 character of this page is shown as a box, because no font on this computer has it (\N{CJK UNIFIED IDEOGRAPH-30000})"
+    )
+    assert "fonts-noto-cjk" in said
+    assert tab.errors == []
+
+
+def test_right_to_left_answers_begin_on_the_right(tab: Tab, report_data: ReportData, tmp_path: Path) -> None:
+    first, *others = report_data.examples
+    file = tmp_path / "report.html"
+    file.write_text(page(replace(report_data, examples=(replace(first, reference="שלום, עולם!"), *others))), encoding="utf-8")
+    tab.open(file.as_uri(), until="document.documentElement.dataset.ready === 'yes'")
+    said = tab.value(
+        "(() => { const p = document.querySelector('.example .reference-text .said'); const range = document.createRange();"
+        "range.selectNodeContents(p); const [text, box] = [range.getBoundingClientRect(), p.getBoundingClientRect()];"
+        "return [text.left - box.left, box.right - text.right] })()"
+    )
+    assert said[1] < 1 < said[0]
 
 
 _BROKEN_WORDS = """(() => {
