@@ -47,6 +47,16 @@ PRESETS: Catalog[Mapping[str, Any]] = Catalog(
             # 0.83 and 0.70 are absolute similarities of the mission's data and base model; a share holds on any scale.
             "gate": {"mean_similarity": None, "worst_persona": None, "share_improved": 0.60},
         },
+        "quick": {
+            **_MISSION,
+            "name": "quick",
+            "data": {"train": 3, "val": 1, "test": 2, "synthetic": {"cluster_sizes": [4, 8, 4, 6, 8], "dialogues": 6}},
+            "clustering": {"k": 5, "sizes": [4, 8, 4, 6, 8]},
+            "recipe": {**_MISSION["recipe"], "epochs": 1},
+            # So few personas pass a gate only by luck: the gate judges, and the study continues in any case.
+            "gate": {"mean_similarity": None, "worst_persona": None, "share_improved": 0.60, "ladder": [], "on_failure": "continue"},
+            "evaluation": {"bootstrap_draws": 2000},
+        },
         # On SmolLM2-135M and two CPU cores: some 15 minutes for 48 people, a night for 200 (docs/commands.md has the estimates).
         "taste": {
             "name": "taste",
@@ -66,16 +76,6 @@ PRESETS: Catalog[Mapping[str, Any]] = Catalog(
             "recipe": {"epochs": 2},
             # Nobody is there to decide.
             "gate": {"mean_similarity": None, "worst_persona": None, "ladder": [], "on_failure": "continue"},
-        },
-        "quick": {
-            **_MISSION,
-            "name": "quick",
-            "data": {"train": 3, "val": 1, "test": 2, "synthetic": {"cluster_sizes": [4, 8, 4, 6, 8], "dialogues": 6}},
-            "clustering": {"k": 5, "sizes": [4, 8, 4, 6, 8]},
-            "recipe": {**_MISSION["recipe"], "epochs": 1},
-            # So few personas pass a gate only by luck: the gate judges, and the study continues in any case.
-            "gate": {"mean_similarity": None, "worst_persona": None, "share_improved": 0.60, "ladder": [], "on_failure": "continue"},
-            "evaluation": {"bootstrap_draws": 2000},
         },
     },
 )

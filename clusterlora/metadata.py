@@ -26,7 +26,7 @@ class Provenance:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Lengths:
+class MeanTokens:
     """Mean tokens of a study's dialogues and items, by its base model's tokenizer, on a sample of its people."""
 
     dialogue: float
@@ -59,7 +59,7 @@ class Rates:
 class Probe:
     """What some seconds of a study's own work showed on one worker: the ground of the expected durations."""
 
-    lengths: Lengths
+    lengths: MeanTokens
     rates: Rates
     device: str
     seconds: float

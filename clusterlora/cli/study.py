@@ -94,8 +94,7 @@ def estimate(workers: int | None, as_json: bool, **options: Any) -> None:
     from clusterlora.stages.probe import probed
     from clusterlora.wiring import from_environment
 
-    study = study_from(options)
-    _check_inputs(study)
+    study = _with_usable_inputs(study_from(options))
     with console_log() as log, TemporaryDirectory() as folder:
         stores = from_environment({"CLUSTERLORA_HOME": folder})
         state = probed(study, workers or deployments("service_specs").default_workers(), stores, log)

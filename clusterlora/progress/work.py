@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from clusterlora.metadata import Lengths
+from clusterlora.metadata import MeanTokens
 from clusterlora.planning.ladder import gated, next_rung, refused
 from clusterlora.planning.study_state import StudyState
 from clusterlora.planning.work_plan import WorkPlan, judged_adapters, trained_adapters, work_plan
@@ -39,7 +39,7 @@ class Work:
     """Of every method on test, and the likelihoods by which some choose on val."""
 
 
-def remaining_work(state: StudyState, lengths: Lengths) -> Work:
+def remaining_work(state: StudyState, lengths: MeanTokens) -> Work:
     """Return what a prepared study has yet to do.
 
     Before its people are clustered, clusters of the asked sizes are assumed, else even ones.
@@ -85,7 +85,7 @@ def n_items(person: Persona, split: Split) -> int:
     return sum(turn.role == "assistant" for dialogue in person.of_split(split) for turn in dialogue.turns)
 
 
-def train_tokens(spec: AdapterSpec, dataset: Dataset, lengths: Lengths) -> float:
+def train_tokens(spec: AdapterSpec, dataset: Dataset, lengths: MeanTokens) -> float:
     """Return the tokens that an adapter is trained on, over all epochs; 0 for one that is merged."""
     if spec.merge_of:
         return 0.0
@@ -135,7 +135,7 @@ def _evaluation(state: StudyState, plan: WorkPlan, tests: Iterable[tuple[str, Ad
     )
 
 
-def _waves(state: StudyState, plan: WorkPlan, ready: frozenset[str], lengths: Lengths) -> Iterable[tuple[float, ...]]:
+def _waves(state: StudyState, plan: WorkPlan, ready: frozenset[str], lengths: MeanTokens) -> Iterable[tuple[float, ...]]:
     """Yield the train tokens of the adapters that are not `ready`, in waves that need only earlier ones."""
     missing = [spec for spec in plan.specs.values() if spec.name not in ready]
     while missing:

@@ -19,7 +19,7 @@ from clusterlora.engine.stacked import Weights, read_weights
 from clusterlora.errors import OutOfMemory
 from clusterlora.evaluation.answer import Answerer, AnswerRequest
 from clusterlora.evaluation.train_responses import TrainResponses
-from clusterlora.metadata import Lengths, Probe, Rates, Workers
+from clusterlora.metadata import MeanTokens, Probe, Rates, Workers
 from clusterlora.models.base import BaseModel
 from clusterlora.models.model_cache import base_model, embedder
 from clusterlora.planning.study_state import StudyState, read_state
@@ -170,7 +170,7 @@ def _train(
 
 def _answering(
     base: BaseModel, state: StudyState, sample: Sequence[Item], weights: Sequence[Weights]
-) -> tuple[float, float, float, Lengths]:
+) -> tuple[float, float, float, MeanTokens]:
     """Return seconds per token read, per token written and per text embedded, and the lengths of prompts and responses."""
     study = state.settings
     evaluation = replace(study.evaluation, max_new_tokens=min(_NEW_TOKENS, study.evaluation.max_new_tokens))
@@ -196,5 +196,5 @@ def _answering(
     embed = (embedded - began) / len(chosen)
     generating = (written - read) - (read - warm) - len(chosen) * embed
     n = len(turns)
-    lengths = Lengths(dialogue=0.0, prompt=sum(len(t.prompt) for t in turns) / n, response=sum(len(t.response) for t in turns) / n)
+    lengths = MeanTokens(dialogue=0.0, prompt=sum(len(t.prompt) for t in turns) / n, response=sum(len(t.response) for t in turns) / n)
     return (read - warm) / n_read, max(generating, 0.0) / n_written, embed, lengths

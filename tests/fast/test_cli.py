@@ -205,4 +205,5 @@ def test_an_estimate_prints_every_phase_and_keeps_nothing(
     left = json.loads(capsys.readouterr().out)
     assert left["total"] == pytest.approx(sum(left[phase] for phase in ("preparation", "gate", "fan_out", "evaluation")))
     assert min(left["gate"], left["fan_out"], left["evaluation"]) > 0
-    assert not (tmp_path / "studies").exists()
+    assert main(["study", "list", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == []

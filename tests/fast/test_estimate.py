@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from clusterlora.metadata import Lengths, Probe, Rates
+from clusterlora.metadata import MeanTokens, Probe, Rates
 from clusterlora.planning.study_state import StudyState, read_state
 from clusterlora.planning.work_plan import work_plan
 from clusterlora.ports.run_log import SilentLog
@@ -17,7 +17,7 @@ from clusterlora.stages import probe as probing
 from clusterlora.stages.prepare import prepare
 from clusterlora.values import Criterion, TrainedAdapter, Verdict
 
-LENGTHS = Lengths(dialogue=100.0, prompt=60.0, response=10.0)
+LENGTHS = MeanTokens(dialogue=100.0, prompt=60.0, response=10.0)
 RATES = Rates(train_alone=0.02, train_together=0.01, read=0.001, write=0.03, embed=0.05, load=2.0)
 PROBE = Probe(lengths=LENGTHS, rates=RATES, device="cpu, 8 GiB", seconds=5.0)
 METHODS = ("baseline", "unified", "per_persona", "cluster", "selective_routing")
