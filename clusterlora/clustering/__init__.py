@@ -28,5 +28,8 @@ ALGORITHMS: Catalog[Algorithm] = Catalog(
     },
 )
 
+EMBEDDING: frozenset[str] = frozenset({"description", "responses", "prompts+responses", "responses_discriminant"})
+"""Algorithms that read sentence embeddings, which take most of the time before training."""
+
 PREREQUISITES: Mapping[str, str] = {"gradient": "unified", "adapter": "per_persona"}
 """Method whose adapters an algorithm reads; they are trained before the clustering."""

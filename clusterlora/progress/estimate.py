@@ -6,6 +6,7 @@ order; what the first adapters and answers took then corrects it.
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from statistics import median
 
 from clusterlora.evaluation.answer import generates
 from clusterlora.metadata import Probe, Rates
@@ -168,7 +169,7 @@ def cheaper(state: StudyState) -> tuple[tuple[str, float], ...]:
     if whole is None or state.probe is None or state.adapters:
         return ()
     study, probe = state.settings, state.probe
-    n_train = max(1, study.data.train // 2)
+    n_train = max(1, int(median(len(person.of_split("train")) for person in state.dataset.personas)) // 2)
     fewer = replace(study, data=replace(study.data, train=n_train))
     options = [
         (f"half the train dialogues (data.train={n_train})", replace(state, settings=fewer, data=_at_most(state.dataset, n_train))),

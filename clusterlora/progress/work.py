@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from clusterlora.clustering import EMBEDDING
 from clusterlora.metadata import MeanTokens
 from clusterlora.planning.ladder import gated, next_rung, refused
 from clusterlora.planning.study_state import StudyState
@@ -44,7 +45,7 @@ def remaining_work(state: StudyState, lengths: MeanTokens) -> Work:
 
     Before its people are clustered, clusters of the asked sizes are assumed, else even ones.
     """
-    clustered = state.clustering is not None
+    clustered, embeds = state.clustering is not None, state.settings.clustering.algorithm in EMBEDDING
     state = state if clustered else replace(state, clustering=assumed_clustering(state))
     plan = work_plan(state)
     trained = frozenset(trained_adapters(state, plan))
@@ -60,7 +61,7 @@ def remaining_work(state: StudyState, lengths: MeanTokens) -> Work:
     n_val = sum(n_items(people[p], "val") for p in candidates)
     power = n_val if judging and state.power is None else 0
     return Work(
-        texts=0 if clustered else 2 * sum(n_items(person, "train") for person in state.dataset.personas),
+        texts=0 if clustered or not embeds else sum(n_items(person, "train") for person in state.dataset.personas),
         gate=tuple(train_tokens(plan.specs[name], state.dataset, lengths) for name in judged),
         gate_answers=Answering(n_answers=2 * n_val),
         beside_gate=Answering(n_answers=power + sum(n_items(people[p], "test") for p, _ in beside)),

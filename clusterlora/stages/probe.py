@@ -179,6 +179,7 @@ def _answering(
     turns = encoder.encode_turns([(item.messages, item.reference) for item in sample])
     asked = encoder.encode_turns([(item.messages, item.reference) for item in chosen])
     n_read = sum(len(turn.prompt) + len(turn.response) for turn in asked)
+    embedder(study.model).encode(["a text"])  # warm-up, which loads the model
     began = time.monotonic()
     embedder(study.model).encode([item.reference for item in chosen])
     embedded = time.monotonic()

@@ -61,7 +61,10 @@ def answer_seconds(n: int) -> float:
 
 def test_before_clustering_all_work_is_counted_on_clusters_of_the_asked_sizes(prepared: StudyState) -> None:
     ids, work = prepared.dataset.ids, remaining_work(prepared, LENGTHS)
-    assert work.texts == 2 * n_answers(prepared, "train", *ids)
+    # The default algorithm reads no embeddings.
+    assert work.texts == 0
+    by_responses = replace(prepared.settings, clustering=replace(prepared.settings.clustering, algorithm="responses"))
+    assert remaining_work(replace(prepared, settings=by_responses), LENGTHS).texts == n_answers(prepared, "train", *ids)
     # Unified learns from 7 people's 3 dialogues, cluster 0 from 3 people's.
     assert sorted(work.gate) == [100 * 3 * 3, 100 * 3 * 7]
     n_val = n_answers(prepared, "val", *ids[:3])
@@ -82,6 +85,7 @@ def test_a_finished_gate_leaves_the_fan_out_and_the_evaluation(prepared: StudySt
 
 def test_the_seconds_of_every_phase_follow_from_work_rates_and_workers(prepared: StudyState) -> None:
     work = remaining_work(prepared, LENGTHS)
+    work = replace(work, texts=40)
     left = expected(work, PROBE, 2, prepared.settings)
     begin = RUN_SECONDS + RATES.load
     assert left.preparation == pytest.approx(work.texts * RATES.embed)
@@ -111,8 +115,8 @@ def test_a_person_is_told_each_phase_further_rungs_and_what_is_cheaper_before_an
     long = replace(prepared, settings=replace(prepared.settings, recipe=replace(prepared.settings.recipe, epochs=3)))
     first, rungs, options = sentences(long)
     assert first.startswith("about ")
-    assert "on 2 workers (cpu, 8 GiB), by a probe of 5 s: preparation" in first
-    assert all(phase in first for phase in ("gate", "fan-out", "evaluation"))
+    assert "on 2 workers (cpu, 8 GiB), by a probe of 5 s: gate" in first
+    assert all(phase in first for phase in ("fan-out", "evaluation"))
     assert rungs.startswith("if the gate refuses it tries up to 1 more configuration, ")
     assert options.startswith("cheaper: half the train dialogues (data.train=1) ")
     assert "one epoch (recipe.epochs=1)" in options
@@ -129,7 +133,7 @@ def test_every_phase_to_come_has_its_expectation(prepared: StudyState) -> None:
     left = estimate(prepared)
     assert left is not None
     shown = {phase.name: phase.expected for phase in phases(prepared)}
-    assert (shown["cluster"], shown["gate"]) == (left.preparation, left.gate)
+    assert (shown["cluster"], shown["gate"]) == (None, left.gate)
     after = {phase.name: phase for phase in phases(judged(prepared, training=1, answering=1))}
     assert (after["gate"].state, after["gate"].expected) == ("done", None)
     assert after["train"].expected is not None
