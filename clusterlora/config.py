@@ -57,11 +57,11 @@ PRESETS: Catalog[Mapping[str, Any]] = Catalog(
             "gate": {"mean_similarity": None, "worst_persona": None, "share_improved": 0.60, "ladder": [], "on_failure": "continue"},
             "evaluation": {"bootstrap_draws": 2000},
         },
-        # On SmolLM2-135M and two CPU cores: some 15 minutes for 48 people, a night for 200 (docs/commands.md has the estimates).
+        # On SmolLM2-135M and two CPU cores: some 15 minutes for 40 people, a night for 200 (docs/commands.md has the arithmetic).
         "taste": {
             "name": "taste",
             "methods": ["baseline", "unified", "cluster"],
-            "data": {"personas": 48, "train": 14, "val": 4, "test": 8},
+            "data": {"personas": 40, "train": 10, "val": 4, "test": 6},
             "model": {"base": "smollm2-135m"},
             "recipe": {"epochs": 1},
             "clustering": {"k": 3},
@@ -71,7 +71,7 @@ PRESETS: Catalog[Mapping[str, Any]] = Catalog(
         "overnight": {
             "name": "overnight",
             "methods": ["baseline", "unified", "per_persona", "cluster", "selective_routing"],
-            "data": {"personas": 200, "train": 30, "val": 10, "test": 10},
+            "data": {"personas": 200, "train": 20, "val": 8, "test": 8},
             "model": {"base": "smollm2-135m"},
             "recipe": {"epochs": 2},
             # Nobody is there to decide.
