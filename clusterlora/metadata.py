@@ -44,7 +44,8 @@ class Rates:
     train_alone: float
     """Per token, forward and backward, one adapter with the recipe's batch."""
     train_together: float
-    """Per token of each adapter, several adapters in one pass."""
+    """Per token of each adapter, `n_together` adapters in one pass."""
+    n_together: int
     read: float
     """Per token of a prompt, or of a reference whose likelihood is computed."""
     write: float

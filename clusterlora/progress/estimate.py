@@ -4,7 +4,7 @@ Pure functions of a study's state. The rates are those of one worker while the o
 order; what the first adapters and answers took then corrects it.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 
@@ -25,14 +25,14 @@ _LIMITS = (0.1, 10.0)
 _WORTH_SAYING = 0.9
 """A cheaper study is named where it takes less than this share of the time."""
 
-GPU_RATES: dict[str, tuple[str, float, float, float]] = {
+GPU_RATES: dict[str, tuple[str, float, float, int, float]] = {
     # docs/gpu.md, "The same study on SmolLM2-135M": 19 ms a step of two dialogues of 123 tokens; 9,389 adapters of 45 such steps per hour;
     # 2,390 answers in 21 s.
-    "smollm2-135m": ("an H100", 0.019 / 246, 3600 / 9389 / (45 * 246), 21 / 2390),
+    "smollm2-135m": ("an H100", 0.019 / 246, 3600 / 9389 / (45 * 246), 256, 21 / 2390),
     # docs/gpu.md, "A whole study": 70,000 tokens/s; 100 adapters of 45 steps in 5 s; the demo's 19,135 answers in 29 s.
-    "homelm": ("an H200", 1 / 70_000, 5 / (100 * 45 * 246), 29 / 19_135),
+    "homelm": ("an H200", 1 / 70_000, 5 / (100 * 45 * 246), 100, 29 / 19_135),
 }
-"""By base: the GPU, seconds per token alone and together, and seconds per answer that were measured on it."""
+"""By base: the GPU, seconds per token alone and together, of how many, and seconds per answer that were measured on it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +67,7 @@ def expected(work: Work, probe: Probe, n_workers: int, study: PreparedStudy, *, 
     """Return the seconds that work takes on so many workers.
 
     A run begins RUN_SECONDS after it is asked for and loads the base model. The fan-out and the answers are divided over the study's
-    shards; runs go to free workers longest first, and a wave takes no less than its largest adapter.
+    shards, and runs go to free workers, longest first.
     """
     rates, begin = probe.rates, RUN_SECONDS + probe.rates.load
     n_parallel = max(1, min(n_workers, study.runtime.shards))
@@ -80,7 +80,9 @@ def expected(work: Work, probe: Probe, n_workers: int, study: PreparedStudy, *, 
         gate = training + begin + answering_seconds(work.gate_answers, probe, study)
     candidate = min(work.gate, default=0.0) * rates.train_alone + 2 * begin + answering_seconds(work.gate_answers, probe, study)
     fan_out = sum(
-        begin + max(sum(wave) * rates.train_together / n_parallel, max(wave) * rates.train_together) for wave in work.fan_out if wave
+        _makespan([begin + together_seconds(tokens, rates) for tokens in _shards(wave, study.runtime.shards)], n_workers)
+        for wave in work.fan_out
+        if wave
     )
     evaluation = begin + answering_seconds(work.evaluation, probe, study) / n_parallel
     return Estimate(
@@ -91,6 +93,25 @@ def expected(work: Work, probe: Probe, n_workers: int, study: PreparedStudy, *, 
         further_rung=candidate if gate else 0.0,
         n_further_rungs=n_further_rungs if gate else 0,
     )
+
+
+def together_seconds(tokens: Sequence[float], rates: Rates) -> float:
+    """Return the seconds in which one run trains adapters of so many tokens side by side.
+
+    A pass takes a + b k seconds per token of one of its k adapters; a and b follow from the two rates that were measured. There are as
+    many passes as the longest adapter has steps, so one large adapter among small ones is trained at its own pace.
+    """
+    n = rates.n_together
+    per_pass = (rates.train_alone - rates.train_together) * n / (n - 1) if n > 1 else 0.0
+    return per_pass * max(*tokens, sum(tokens) / n) + (rates.train_alone - per_pass) * sum(tokens)
+
+
+def _shards(tokens: Sequence[float], n: int) -> list[list[float]]:
+    """Return the adapters of a wave as its runs have them: longest first, each to the run with the least work."""
+    shards: list[list[float]] = [[] for _ in range(n)]
+    for one in sorted(tokens, reverse=True):
+        min(shards, key=sum).append(one)
+    return [shard for shard in shards if shard]
 
 
 def answering_seconds(answering: Answering, probe: Probe, study: PreparedStudy) -> float:
@@ -198,11 +219,19 @@ def _at_most(dataset: Dataset, n_train: int) -> Dataset:
 
 
 def _gpu_rates(study: PreparedStudy, probe: Probe) -> tuple[str, Rates]:
-    gpu, alone, together, per_answer = GPU_RATES[study.model.base]
+    gpu, alone, together, n_together, per_answer = GPU_RATES[study.model.base]
     lengths = probe.lengths
     n_tokens = lengths.prompt + lengths.response + min(lengths.response + 1, study.evaluation.max_new_tokens)
     per_token = per_answer / n_tokens
-    return gpu, Rates(train_alone=alone, train_together=together, read=per_token, write=per_token, embed=0.0, load=probe.rates.load)
+    return gpu, Rates(
+        train_alone=alone,
+        train_together=together,
+        n_together=n_together,
+        read=per_token,
+        write=per_token,
+        embed=0.0,
+        load=probe.rates.load,
+    )
 
 
 def sentences(state: StudyState) -> tuple[str, ...]:

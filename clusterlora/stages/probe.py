@@ -104,7 +104,9 @@ def _measure(state: StudyState, folder: Path, log: RunLog) -> Probe:
     n_dialogues = sum(len(person.of_split("train")) for person in people)
     return Probe(
         lengths=replace(lengths, dialogue=sum(len(sequence.ids) for sequence in sequences) / n_dialogues),
-        rates=Rates(train_alone=alone, train_together=min(together, alone), read=read, write=write, embed=embed, load=load),
+        rates=Rates(
+            train_alone=alone, train_together=min(together, alone), n_together=n_together, read=read, write=write, embed=embed, load=load
+        ),
         device=device_name(),
         seconds=time.monotonic() - began,
     )

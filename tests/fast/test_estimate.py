@@ -11,14 +11,15 @@ from clusterlora.ports.run_log import SilentLog
 from clusterlora.ports.stores import Stores
 from clusterlora.progress.estimate import RUN_SECONDS, cheaper, estimate, expected, sentences
 from clusterlora.progress.timeline import phases
-from clusterlora.progress.work import assumed_clustering, remaining_work
+from clusterlora.progress.work import Answering, Work, assumed_clustering, remaining_work
 from clusterlora.settings import Study
+from clusterlora.settings import prepared as prepared_settings
 from clusterlora.stages import probe as probing
 from clusterlora.stages.prepare import prepare
 from clusterlora.values import Criterion, TrainedAdapter, Verdict
 
 LENGTHS = MeanTokens(dialogue=100.0, prompt=60.0, response=10.0)
-RATES = Rates(train_alone=0.02, train_together=0.01, read=0.001, write=0.03, embed=0.05, load=2.0)
+RATES = Rates(train_alone=0.02, train_together=0.0125, n_together=4, read=0.001, write=0.03, embed=0.05, load=2.0)
 PROBE = Probe(lengths=LENGTHS, rates=RATES, device="cpu, 8 GiB", seconds=5.0)
 METHODS = ("baseline", "unified", "per_persona", "cluster", "selective_routing")
 
@@ -91,11 +92,13 @@ def test_the_seconds_of_every_phase_follow_from_work_rates_and_workers(prepared:
     assert left.preparation == pytest.approx(work.texts * RATES.embed)
     runs = [begin + 2100 * 0.02, begin + 900 * 0.02, begin + answer_seconds(work.beside_gate.n_answers)]
     assert left.gate == pytest.approx(max(max(runs), sum(runs) - max(runs)) + begin + answer_seconds(work.gate_answers.n_answers))
-    assert left.fan_out == pytest.approx(begin + 0.01 * max(3300 / 2, 1200))
+    # Of 0.02 s per token alone and 0.0125 in a pass of four, 0.01 are the pass's and 0.01 each adapter's. One run has the large adapter and
+    # one person's, the other six persons', of whom four are trained at a time.
+    assert left.fan_out == pytest.approx(begin + max(0.01 * 1200 + 0.01 * 1500, 0.01 * 450 + 0.01 * 1800))
     evaluation = answer_seconds(work.evaluation.n_answers) + work.evaluation.n_likelihoods * 70 * RATES.read
     assert left.evaluation == pytest.approx(begin + evaluation / 2)
     alone = expected(work, PROBE, 1, prepared.settings)
-    assert alone.fan_out == pytest.approx(begin + 0.01 * 3300)
+    assert alone.fan_out == pytest.approx(2 * begin + 0.01 * (1200 + 1500) + 0.01 * (450 + 1800))
     assert alone.total > left.total
 
 
@@ -164,3 +167,27 @@ def test_a_probe_that_runs_out_of_memory_stops_nothing(seven: Study, stores: Sto
     monkeypatch.setattr(probing, "_measure", out_of_memory)
     assert probing.probe("small", stores, SilentLog()) is None
     assert sentences(read_state("small", stores)) == ()
+
+
+def test_the_rest_of_a_recorded_study_was_expected_within_thirty_percent_after_its_gate() -> None:
+    """80 speakers of Shakespeare on homelm, two workers on two cores that others used, too: rates as probed, seconds as recorded."""
+    lengths = MeanTokens(dialogue=130.8, prompt=71.65, response=52.62)
+    rates = Rates(train_alone=2.884e-4, train_together=1.964e-4, n_together=26, read=8.288e-5, write=1.561e-3, embed=0.0822, load=0.405)
+    probe = Probe(lengths=lengths, rates=rates, device="cpu, 24 GiB", seconds=22.3)
+    person = 3 * lengths.dialogue * 1427 / 80
+    # Unified and cluster 0, of three people, took 201.4 s.
+    ratio = 201.4 / (2 * rates.load + 83 * person * rates.train_alone)
+    corrected = replace(rates, train_alone=ratio * rates.train_alone, train_together=ratio * rates.train_together)
+    work = Work(
+        texts=0,
+        gate=(),
+        gate_answers=Answering(),
+        beside_gate=Answering(),
+        fan_out=((64 * person, 7 * person, 3 * person, 3 * person, *(80 * (person,))),),
+        evaluation=Answering(n_answers=3 * 441, n_likelihoods=3 * 475),
+    )
+    study = prepared_settings(Study(), "float32")
+    left = expected(work, replace(probe, rates=corrected), 2, study)
+    # From the gate's verdict at 5:31 to the last answer at 12:15.
+    assert left.total == pytest.approx(404, rel=0.3)
+    assert left.evaluation == pytest.approx(2 * 60 + 11, rel=0.3)
