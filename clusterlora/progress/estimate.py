@@ -10,7 +10,7 @@ from statistics import median
 
 from clusterlora.evaluation.answer import generates
 from clusterlora.metadata import Probe, Rates
-from clusterlora.planning.ladder import rungs
+from clusterlora.planning.ladder import worth_trying
 from clusterlora.planning.study_state import StudyState
 from clusterlora.planning.work_plan import work_plan
 from clusterlora.progress.timing import duration
@@ -59,7 +59,7 @@ def estimate(state: StudyState) -> Estimate | None:
     probe = corrected(state, state.probe)
     work = remaining_work(state, probe.lengths)
     tried = {verdict.rung for verdict in state.verdicts}
-    n_further = len([rung for rung in rungs(state) if rung.name not in tried]) - 1
+    n_further = len([rung for rung in worth_trying(state) if rung.name not in tried]) - 1
     return expected(work, probe, state.n_workers, state.settings, n_further_rungs=max(0, n_further))
 
 

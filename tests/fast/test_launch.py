@@ -13,8 +13,14 @@ import pytest
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES
 
 from clusterlora.errors import ServiceDown
+from clusterlora.metadata import MeanTokens, Probe, Rates, Workers
+from clusterlora.ports.run_log import SilentLog
+from clusterlora.ports.stores import Stores
 from clusterlora.settings import Study
-from deployments import launch, private_files, processes
+from clusterlora.stages.cluster import cluster
+from clusterlora.stages.prepare import prepare
+from clusterlora.values import Criterion, Verdict
+from deployments import expectation, launch, private_files, processes
 from deployments.local_services import LocalServices
 from deployments.prefect_client import RunSnapshot, StudySnapshot
 from deployments.processes import Process
@@ -140,3 +146,25 @@ def test_following_a_study_continues_at_a_new_address_if_the_port_was_taken(
     assert now is not None
     assert now.addresses != services.addresses
     assert addresses == [f"{now.addresses.prefect}/api/"]
+
+
+def test_a_follower_says_how_long_once_the_study_is_probed_and_again_when_its_gate_is_judged(
+    services: LocalServices, seven: Study, stores: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths = MeanTokens(dialogue=100.0, prompt=60.0, response=10.0)
+    rates = Rates(train_alone=0.02, train_together=0.01, n_together=4, read=0.001, write=0.03, embed=0.05, load=2.0)
+    monkeypatch.setattr(expectation, "stores_without_tracker", lambda _: stores)
+    said = expectation.Expectation("small", services)
+    assert said.due_lines() == ()
+    prepare(seven, stores, SilentLog())
+    assert said.due_lines() == ()
+    stores.studies.save_metadata("small", Probe(lengths=lengths, rates=rates, device="cpu, 8 GiB", seconds=5.0))
+    stores.studies.save_metadata("small", Workers(2))
+    first = said.due_lines()
+    assert "by a probe of 5 s" in first[0]
+    assert said.due_lines() == ()
+    better = Criterion("above_unified", 0.1, 0.0, True, 0.05, 0.15, "better")
+    cluster("small", stores, SilentLog())
+    stores.studies.save_verdict("small", Verdict("own", "cluster-00", (better,), 3, 6))
+    assert "by what has run so far" in said.due_lines()[0]
+    assert said.due_lines() == ()
