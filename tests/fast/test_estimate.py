@@ -93,12 +93,12 @@ def test_the_seconds_of_every_phase_follow_from_work_rates_and_workers(prepared:
     runs = [begin + 2100 * 0.02, begin + 900 * 0.02, begin + answer_seconds(work.beside_gate.n_answers)]
     assert left.gate == pytest.approx(max(max(runs), sum(runs) - max(runs)) + begin + answer_seconds(work.gate_answers.n_answers))
     # Of 0.02 s per token alone and 0.0125 in a pass of four, 0.01 are the pass's and 0.01 each adapter's. One run has the large adapter and
-    # one person's, the other six persons', of whom four are trained at a time.
-    assert left.fan_out == pytest.approx(begin + max(0.01 * 1200 + 0.01 * 1500, 0.01 * 450 + 0.01 * 1800))
+    # two people's, the other five people's, of whom four are trained at a time.
+    assert left.fan_out == pytest.approx(begin + max(0.01 * 1200 + 0.01 * 1800, 0.01 * 375 + 0.01 * 1500))
     evaluation = answer_seconds(work.evaluation.n_answers) + work.evaluation.n_likelihoods * 70 * RATES.read
     assert left.evaluation == pytest.approx(begin + evaluation / 2)
     alone = expected(work, PROBE, 1, prepared.settings)
-    assert alone.fan_out == pytest.approx(2 * begin + 0.01 * (1200 + 1500) + 0.01 * (450 + 1800))
+    assert alone.fan_out == pytest.approx(2 * begin + 0.01 * (1200 + 1800) + 0.01 * (375 + 1500))
     assert alone.total > left.total
 
 
