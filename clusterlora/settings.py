@@ -68,11 +68,16 @@ class DataSettings:
     """Dialogues per persona for choices: gate, routing, hyper-parameters."""
     test: Annotated[int, Ge(1)] = 10
     """Dialogues per persona for the final scores only."""
+    dialogues: Literal["asked", "all"] = "asked"
+    """Dialogues of a persona that are used: as many as asked in train, val and test, or all, in these proportions."""
     split_seed: Annotated[int, Ge(0)] = 0
     """Seed of the hash by which dialogues are split."""
     on_problem: Literal["refuse", "skip"] = "refuse"
     """A dialogue that the base model cannot be asked, because question and answer are longer than model.max_length or it begins with the
     assistant where the chat template forbids it: refuse names all of them, skip leaves them out and counts them."""
+    on_misfit: Literal["refuse", "warn"] = "refuse"
+    """An embedding model that does not know the tokens of the answers that the headline metric compares: refuse it when the study is
+    prepared, or warn and go on. A base model is chosen by name, so what speaks against it is always a warning."""
     synthetic: SyntheticSettings = SyntheticSettings()
     """The generator's parameters."""
 

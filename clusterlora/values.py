@@ -84,6 +84,11 @@ class Dataset:
         """The persona ids, in order."""
         return tuple(p.id for p in self.personas)
 
+    @property
+    def n_dialogues(self) -> int:
+        """Dialogues of all personas."""
+        return sum(len(p.dialogues) for p in self.personas)
+
     def by_id(self) -> Mapping[str, Persona]:
         """Return the personas by their ids."""
         return {p.id: p for p in self.personas}

@@ -11,8 +11,8 @@ from clusterlora.cli.options import study_from, study_options
 from clusterlora.cli.progress import console_log
 
 if TYPE_CHECKING:
-    from clusterlora.data.prompt_fit import PromptFit
-    from clusterlora.data.summary import DataSummary
+    from clusterlora.data.summary import DataSummary, TokenSummary
+    from clusterlora.ports.run_log import RunLog
     from clusterlora.settings import Study
 
 
@@ -43,7 +43,8 @@ def template(folder: Path, as_json: bool) -> None:
 def validate(picture: Path | None, as_json: bool, **options: Any) -> None:
     """Read, check and split the data of a study, and print a summary. Every problem is listed with file, line and fix.
 
-    With --base-model the summary also counts the dialogues that lose their oldest turns with its tokenizer, and those that do not fit.
+    Every dialogue is accounted for: used in train, val or test, or left out and why. With --base-model lengths are counted in its tokens,
+    with the settings that hold them, and base and embedding model are checked against the language of the answers.
     """
     from clusterlora.comparison.power import study_power
     from clusterlora.data.validate import examine
@@ -51,13 +52,16 @@ def validate(picture: Path | None, as_json: bool, **options: Any) -> None:
     from clusterlora.planning.ladder import REFERENCE
 
     study = study_from(options)
-    summary = examine(study.data, _fit(study) if study.model.base else None)
+    with console_log() as log:
+        summary, against = _with_base(study, log) if study.model.base else (examine(study.data), [])
     refusal = summary.refusal
     power = study_power(study.methods, REFERENCE, summary.personas)
     if as_json:
-        click.echo(json.dumps(asdict(summary) | {"power": asdict(power) if power else None}))
+        click.echo(json.dumps(asdict(summary) | {"power": asdict(power) if power else None, "warnings": against}))
     else:
         _print_summary(summary)
+        for sentence in against:
+            click.echo(f"{'warning':<24} {sentence}")
         click.echo(f"{'power':<24} {power.sentence if power else 'nothing is compared with ' + REFERENCE}")
     if picture is not None:
         from clusterlora.report.data_picture import draw_data
@@ -83,20 +87,27 @@ def signal(as_json: bool, **options: Any) -> None:
     click.echo(json.dumps(asdict(persona_signal)) if as_json else markdown(persona_signal))
 
 
-def _fit(study: "Study") -> "PromptFit":
-    """Return what counts how dialogues fit the study's base model."""
+def _with_base(study: "Study", log: "RunLog") -> "tuple[DataSummary, list[str]]":
+    """Return the summary of a study's data as its base model takes them, and what speaks against its models on these data."""
+    from dataclasses import replace
+
     from clusterlora.data.load import load, read
+    from clusterlora.data.validate import examine
     from clusterlora.errors import BadData
     from clusterlora.models.base import usable_base
     from clusterlora.settings import chosen_base
-    from clusterlora.stages.base_checks import decided, fit_of
+    from clusterlora.stages.base_checks import decided, fit_of, summary_of_tokens
+    from clusterlora.stages.model_fit import findings
 
     base = usable_base(chosen_base(study))
     try:
         personas = load(study.data).personas
     except BadData:  # the summary tells why it cannot be split
         personas = read(study.data).dataset.personas
-    return fit_of(decided(study, "float32", base, personas), base.tokenizer)
+    settings = decided(study, "float32", base, personas)
+    summary = examine(study.data, fit_of(settings, base.tokenizer))
+    against = [sentence for of_model in findings(settings, base, personas, log) for sentence in (*of_model.refusals, *of_model.warnings)]
+    return replace(summary, tokens=summary_of_tokens(settings, base, personas)), against
 
 
 def _print_summary(summary: "DataSummary") -> None:
@@ -106,13 +117,35 @@ def _print_summary(summary: "DataSummary") -> None:
 
     for field in fields(summary):
         value = getattr(summary, field.name)
-        if field.name == "refusal" or value is None:
+        if field.name in ("refusal", "tokens", "unused") or value is None:
             continue
         if isinstance(value, Distribution):
             value = f"{value.minimum} {sparkline(value)} {value.maximum}   median {value.median}, 5 % {value.p5}, 95 % {value.p95}"
         elif field.name == "repetitive":
             value = ", ".join(f"{persona_id} ({n})" for persona_id, n in summary.repetitive) or "nobody"
+        elif field.name == "other_shares":
+            value = f"{len(value)} personas (first: {value[0]})" if value else "nobody"
         click.echo(f"{field.name.replace('_', ' '):<24} {value}")
+        if field.name == "test":
+            for reason, n_dialogues in summary.unused:
+                click.echo(f"{'not used':<24} {n_dialogues}: {reason}")
+    if summary.tokens is not None:
+        _print_tokens(summary.tokens, summary.examples)
+
+
+def _print_tokens(tokens: "TokenSummary", n_examples: int) -> None:
+    """Print lengths in tokens, how many examples and answers exceed the study's limits, and the settings that hold them."""
+    from clusterlora.report.data_picture import sparkline
+
+    for name, lengths in (("prompt tokens", tokens.prompt_tokens), ("answer tokens", tokens.answer_tokens)):
+        shown = f"{lengths.minimum} {sparkline(lengths)} {lengths.maximum}   median {lengths.median}, 5 % {lengths.p5}, 95 % {lengths.p95}"
+        click.echo(f"{name:<24} {shown}")
+    for name, n_over, limit, setting, needed in (
+        ("examples too long", tokens.over_length, tokens.max_length, "model.max_length", tokens.needed_max_length),
+        ("answers cut", tokens.answers_cut, tokens.max_new_tokens, "evaluation.max_new_tokens", tokens.needed_max_new_tokens),
+    ):
+        fix = f"; 95 % of train need --set {setting}={needed}" if needed > limit else ""
+        click.echo(f"{name:<24} {n_over} of {n_examples} ({n_over / max(n_examples, 1):.0%}) with {setting} = {limit}{fix}")
 
 
 @data.command(epilog="\b\nExample:\n  clusterlora data synthesize people/ --set data.synthetic.seed=7\n")

@@ -12,6 +12,17 @@ from clusterlora.settings import Study
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
+
+class Dialogues(click.ParamType[int | str]):
+    """A number of dialogues from 3 on, or `all`."""
+
+    name = "N|all"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
+        """Return the number, or `all`; anything else is a usage error."""
+        return "all" if value == "all" else click.IntRange(min=3).convert(value, param, ctx)
+
+
 _STUDY_OPTIONS = (
     click.option(
         "--preset",
@@ -31,7 +42,9 @@ _STUDY_OPTIONS = (
     click.option("--personas", type=click.IntRange(min=2), help="Use only the first N personas."),
     click.option("--seeds", type=click.IntRange(min=1), help="Train everything N times, each time with another seed."),
     click.option("--controls", is_flag=True, help="Add the controls, such as a random partition and longer training."),
-    click.option("--dialogues", type=click.IntRange(min=3), help="Dialogues per persona: three fifths train, the rest val and test."),
+    click.option(
+        "--dialogues", type=Dialogues(), help="Dialogues per persona, at least 3, or all: three fifths train, the rest val and test."
+    ),
     click.option("--set", "settings", multiple=True, metavar="FIELD=VALUE", help="Set any setting by its dotted name; repeatable."),
 )
 
@@ -97,8 +110,10 @@ def _stored_study(options: Mapping[str, Any], values: Mapping[str, Any]) -> Stud
     return stores.studies.study(values["name"]) if values["name"] in {name for name, _, _ in stores.studies.studies()} else None
 
 
-def _split(dialogues: int) -> dict[str, int]:
+def _split(dialogues: int | str) -> dict[str, int | str]:
     """Return train, val and test counts in the proportions 3 : 1 : 1, each at least 1."""
+    if isinstance(dialogues, str):
+        return {"data.dialogues": dialogues, "data.train": 3, "data.val": 1, "data.test": 1}
     held_out = max(1, dialogues // 5)
     return {
         "data.train": dialogues - 2 * held_out,

@@ -14,7 +14,7 @@ from clusterlora.cli.choose_base import with_base
 from clusterlora.cli.local_stores import open_local_stores
 from clusterlora.cli.options import study_from, study_options
 from clusterlora.cli.orchestration import deployments, services_home
-from clusterlora.cli.progress import echo_stderr
+from clusterlora.cli.progress import console_log, echo_stderr
 
 if TYPE_CHECKING:
     from clusterlora.ports.stores import Stores
@@ -145,7 +145,6 @@ def import_older(
     cluster, imported_merge. A cluster or persona without one is answered by the adapter that is trained here. Every adapter must compute
     the logits that PEFT computes with it. Imported scores are printed beside the results and enter no statistic.
     """
-    from clusterlora.cli.progress import console_log
     from clusterlora.errors import counted
     from clusterlora.stages.imported import OlderOutputs, import_outputs, settings_for_import
 
@@ -286,10 +285,14 @@ def _with_usable_inputs(study: "Study") -> "Study":
         base_revision(chosen_base(study))
         return study
     from clusterlora.stages.base_checks import fitted_dataset
-    from clusterlora.stages.prepare import as_prepared
+    from clusterlora.stages.model_fit import refuse_misfits
+    from clusterlora.stages.prepare import as_prepared, stored_study
 
     settings, base = as_prepared(study, stores)
-    fitted_dataset(settings, base.tokenizer)
+    dataset, _ = fitted_dataset(settings, base.tokenizer)
+    if stored_study(study.name, stores) is None:
+        with console_log() as log:
+            refuse_misfits(settings, base, dataset.personas, log)
     return study
 
 

@@ -13,6 +13,7 @@ from clusterlora.comparison.roles import can_win, contrasts, is_control
 from clusterlora.comparison.scores import PairedScores, paired_scores
 from clusterlora.comparison.sentence import sentence
 from clusterlora.errors import BadData, BadSettings
+from clusterlora.evaluation.cut import cut_by_method
 from clusterlora.evaluation.statistics import RESOLUTION, paired_bootstrap, shrunken_means
 from clusterlora.values import EvaluationRow
 
@@ -83,7 +84,7 @@ def compare_methods(
         draws=draws,
         margin=margin,
         gate=gate,
-        sentence="",
+        cut=cut_by_method(rows),
     )
     return replace(comparison, sentence=sentence(comparison))
 

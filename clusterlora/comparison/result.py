@@ -1,8 +1,10 @@
 """The result of a comparison as values."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
+
+from clusterlora.evaluation.cut import CutAnswers
 
 ShownOutcome = Literal["better", "worse", "equivalent", "undecided"]
 """Outcome of comparing two methods: shown to be better or worse; equivalent, the difference lying within the margin by two one-sided
@@ -145,7 +147,9 @@ class Comparison:
     draws: int
     margin: float
     gate: str | None
-    sentence: str
+    sentence: str = ""
+    cut: Mapping[str, CutAnswers] = field(default_factory=dict[str, CutAnswers])
+    """By method, where it is known: the answers that were cut at `max_new_tokens`."""
 
     def method(self, name: str) -> MethodResult:
         """Return the result of a method by name."""

@@ -6,6 +6,7 @@ from clusterlora.comparison.champion import LEAST_ITEMS, LEAST_PERSONAS
 from clusterlora.comparison.result import Comparison, Contrast, MethodResult, PairedDifference, ShownOutcome
 from clusterlora.comparison.roles import can_win, deciding_control, is_base
 from clusterlora.errors import counted
+from clusterlora.evaluation.cut import WORTH_A_WORD
 from clusterlora.evaluation.metrics import METRICS
 from clusterlora.methods import METHODS
 
@@ -30,9 +31,9 @@ def sentence(comparison: Comparison) -> str:
     """
     gate = [comparison.gate] if comparison.gate else []
     if not comparison.has_verdict:
-        return " ".join([_too_few(comparison), *gate, _basis(comparison)])
+        return " ".join([_too_few(comparison), *gate, _basis(comparison), *_cut(comparison)])
     parts = [*_no_champion(comparison), *_outcome(comparison), *_contrasted(comparison), *_others(comparison), *_below_floor(comparison)]
-    return " ".join([*parts, *gate, _basis(comparison)])
+    return " ".join([*parts, *gate, _basis(comparison), *_cut(comparison)])
 
 
 def _too_few(comparison: Comparison) -> str:
@@ -215,6 +216,17 @@ def _robust(comparison: Comparison, difference: PairedDifference) -> str:
 
 def _points(comparison: Comparison) -> str:
     return " points" if METRICS[comparison.headline].percent else ""
+
+
+def _cut(comparison: Comparison) -> Iterator[str]:
+    """Yield what was cut: the methods with more than a few such answers, and the references that no answer may reach."""
+    cut = {result.method: comparison.cut[result.method] for result in comparison.methods if result.method in comparison.cut}
+    marked = [f"{share:.0%} of {method}'s" for method, counts in cut.items() if (share := counts.share) > WORTH_A_WORD]
+    if marked:
+        yield f"Cut at evaluation.max_new_tokens before they ended: {', '.join(marked)} answers; their scores are of beginnings."
+    longer = max((counts.share_of_references for counts in cut.values()), default=0.0)
+    if longer > WORTH_A_WORD:
+        yield f"{longer:.0%} of the references are longer than evaluation.max_new_tokens: raise it."
 
 
 def _basis(comparison: Comparison) -> str:

@@ -103,12 +103,23 @@ def legend(comparison: Comparison) -> str:
     """Return the legend of the table of methods."""
     star = "★ is the champion" if comparison.champion is not None else "There is no champion"
     return (
-        f"{star}. Intervals are 95%: two-level paired bootstrap, {comparison.draws} draws"
+        f"{star}. {_cut_legend(comparison)}Intervals are 95%: two-level paired bootstrap, {comparison.draws} draws"
         f"{', the variance of training seeds included' if comparison.n_seeds > 1 else ''}, and Wilson's, in brackets, for the share of "
         "personas won; p is Wilcoxon's signed-rank test with Holm's correction over the methods that could be champion, and apart from "
         "them over base model and controls. Better and worse are shown by interval and test. What is not told apart is equivalent when it "
         f"lies within {METRICS[comparison.headline].format(comparison.margin)} by two one-sided tests, and undecided otherwise: then "
         "the difference is given that these personas and items show four times in five."
+    )
+
+
+def _cut_legend(comparison: Comparison) -> str:
+    if not any(counts.is_marked for counts in comparison.cut.values()):
+        return ""
+    shares = ", ".join(f"{method} {counts.share:.1%}" for method, counts in comparison.cut.items())
+    references = max(counts.share_of_references for counts in comparison.cut.values())
+    return (
+        f"† marks scores of cut texts, by method the share of answers cut at evaluation.max_new_tokens: {shares}; {references:.1%} of the "
+        "references are longer. "
     )
 
 
@@ -234,6 +245,8 @@ def _record(comparison: Comparison, result: MethodResult) -> dict[str, Any]:
         "mean_low": result.mean_low,
         "mean_high": result.mean_high,
         **{metric: result.means[metric] for metric in _other_metrics(comparison)},
+        "answers_cut": cut.share if (cut := comparison.cut.get(result.method)) else None,
+        "references_cut": cut.share_of_references if cut else None,
         "n_personas": comparison.n_personas,
         "n_items": comparison.n_items,
         "champion": result.method == comparison.champion,
@@ -286,12 +299,18 @@ def _cells(comparison: Comparison, result: MethodResult) -> tuple[str, ...]:
     metric = METRICS[comparison.headline]
     against = _against(comparison, result.vs_reference) if result.vs_reference else ("-",) * (1 + len(_AGAINST))
     return (
-        result.method + (" ★" if result.method == comparison.champion else ""),
+        result.method + marks(comparison, result.method),
         metric.format(result.means[comparison.headline]) + (" (below floor)" if comparison.is_below_floor(result) else ""),
         *against,
         metric.format(result.worst_persona),
         *(METRICS[name].format(result.means[name]) for name in _other_metrics(comparison)),
     )
+
+
+def marks(comparison: Comparison, method: str) -> str:
+    """Return what stands after a method's name: a star for the champion, a dagger where many of its answers were cut."""
+    is_cut = method in comparison.cut and comparison.cut[method].is_marked
+    return (" ★" if method == comparison.champion else "") + (" †" if is_cut else "")
 
 
 _AGAINST = ("ci_low", "ci_high", "p_holm", "outcome", "win / tie / loss")

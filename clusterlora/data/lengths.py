@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from clusterlora.chat.template import merged
 from clusterlora.data.prompts import messages, prompt_encoder
+from clusterlora.data.summary import Distribution, TokenSummary
 from clusterlora.settings import Lengths, PreparedModel
 from clusterlora.values import Persona, Turn
 
@@ -97,6 +98,21 @@ def covering(
         wanted = _rounded(max(wanted, max_new_tokens + 1), _LENGTH_STEP)
         max_length = min(wanted, positions - max_new_tokens, n_in_memory or _UNKNOWN_MEMORY)
     return Lengths(max_length, max_new_tokens)
+
+
+def token_summary(base: str, lengths: Sequence[ExampleLength], given: Lengths, needed: Lengths) -> TokenSummary:
+    """Return how examples of these lengths fit the given limits, and the limits that they need."""
+    return TokenSummary(
+        base=base,
+        prompt_tokens=Distribution.of(length.prompt for length in lengths),
+        answer_tokens=Distribution.of(length.answer for length in lengths),
+        max_length=given.max_length,
+        max_new_tokens=given.max_new_tokens,
+        over_length=sum(length.needed > given.max_length for length in lengths),
+        answers_cut=sum(length.answer > given.max_new_tokens for length in lengths),
+        needed_max_length=needed.max_length,
+        needed_max_new_tokens=needed.max_new_tokens,
+    )
 
 
 def _without_history(turns: Sequence[Turn]) -> tuple[Turn, ...]:

@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from clusterlora.data.legacy_import import read_splits
 from clusterlora.data.problems import Problems, SourceLocation
 from clusterlora.data.prompt_fit import PromptFit
 from clusterlora.data.source import SourceData
-from clusterlora.data.split import SPLITS, Refusal, SplitPersona, SplitPlan, split_persona
+from clusterlora.data.split import BEYOND, SPLITS, Refusal, SplitPersona, SplitPlan, split_persona
 from clusterlora.data.twins import nameless_text, near_twins, own_words
 from clusterlora.errors import printable
 from clusterlora.settings import DataSettings
@@ -39,7 +39,7 @@ def load(settings: DataSettings, fit: PromptFit | None = None) -> Dataset:
     reading = limited(_read(settings, problems), settings, problems)
     if fit is not None:
         reading = fitted(reading, fit, settings, problems)
-    dataset = split(reading, settings, problems)
+    dataset = split(reading, settings, problems).dataset
     problems.raise_any()
     return dataset
 
@@ -73,7 +73,7 @@ def _read(settings: DataSettings, problems: Problems) -> SourceData:
     n_dialogues = sum(len(persona.dialogues) for persona in personas)
     if (n_listed := sum(len(persona.dialogues) for persona in listed)) < n_dialogues:
         log.warning("%s lists %d of %d dialogues, of %d personas; others are left out", settings.splits, n_listed, n_dialogues, len(listed))
-    return replace(reading, dataset=Dataset(listed))
+    return reading.keep(listed, "not in the file of splits")
 
 
 def _whole_conversations(reading: SourceData) -> SourceData:
@@ -91,19 +91,23 @@ def _whole_conversations(reading: SourceData) -> SourceData:
         n_dialogues,
         n_dialogues - n_left_out,
     )
-    return replace(reading, dataset=Dataset(whole), n_beginnings=n_left_out)
+    return replace(reading.keep(whole, "the beginning of a longer dialogue, which repeats it"), n_beginnings=n_left_out)
 
 
-def split(reading: SourceData, settings: DataSettings, problems: Problems) -> Dataset:
-    """Return the data set with splits; personas that cannot be split become problems and are left out."""
+def split(reading: SourceData, settings: DataSettings, problems: Problems) -> SourceData:
+    """Return the data with splits; personas that cannot be split become problems and are left out."""
     dataset = reading.dataset
-    plan = SplitPlan({"train": settings.train, "val": settings.val, "test": settings.test}, settings.split_seed, *_shared_texts(dataset))
+    counts: dict[Split, int] = {"train": settings.train, "val": settings.val, "test": settings.test}
+    plan = SplitPlan(counts, settings.split_seed, *_shared_texts(dataset), use_all=settings.dialogues == "all")
     done = [split_persona(persona, plan, _conversations(reading, persona)) for persona in dataset.personas]
     for result in done:
         if result.refusal:
             _refuse(result.persona, result.refusal, reading, problems)
     kept = [result.persona for result in done if not result.refusal]
-    _warn(done, kept, plan.counts)
+    reading = replace(reading, uneven=_warn(done, dataset, plan))
+    splittable = (persona for persona, result in zip(dataset.personas, done, strict=True) if not result.refusal)
+    reading = reading.keep(splittable, "of people who cannot be split")
+    reading = reading.keep(kept, "of conversations that no split has room for", {BEYOND: sum(result.n_beyond for result in done)})
     if plan.shared or any(dialogue.split for persona in dataset.personas for dialogue in persona.dialogues):
         kept = _without_leaks(kept, reading, problems)
     if twins := near_twins(kept):
@@ -114,7 +118,7 @@ def split(reading: SourceData, settings: DataSettings, problems: Problems) -> Da
             printable(twins[0][1]),
             printable(twins[0][0]),
         )
-    return Dataset(tuple(kept))
+    return reading.keep(kept, "in train or val, and said again in a later split")
 
 
 def limited(reading: SourceData, settings: DataSettings, problems: Problems) -> SourceData:
@@ -124,7 +128,7 @@ def limited(reading: SourceData, settings: DataSettings, problems: Problems) -> 
     if len(personas) < n_needed and not problems.count:
         what = f"{len(personas)} in the data, {n_needed} needed"
         problems.add(SourceLocation(settings.path or settings.source), "personas", what, "add personas or lower data.personas")
-    return replace(reading, dataset=Dataset(personas[: settings.personas]))
+    return reading.keep(personas[: settings.personas], "of people beyond data.personas")
 
 
 def fitted(reading: SourceData, fit: PromptFit, settings: DataSettings, problems: Problems) -> SourceData:
@@ -143,7 +147,7 @@ def fitted(reading: SourceData, fit: PromptFit, settings: DataSettings, problems
                 problems.add(place, field, one.problem, "change it, or leave such dialogues out with data.on_problem=skip")
     if left_out:
         log.warning("%d of %d dialogues left out (first: %s)", len(left_out), fit.n_dialogues, left_out[0])
-    return replace(reading, dataset=Dataset(tuple(personas)))
+    return reading.keep(personas, "the base model cannot be asked them")
 
 
 def _shared_texts(dataset: Dataset) -> tuple[frozenset[str], frozenset[str]]:
@@ -180,15 +184,24 @@ def _without_leaks(personas: list[Persona], reading: SourceData, problems: Probl
     return kept
 
 
-def _warn(done: list[SplitPersona], kept: list[Persona], wanted: Mapping[Split, int]) -> None:
-    shares = "/".join(map(str, wanted.values()))
-    short = [p.id for p in kept if any(len(p.of_split(name)) < n for name, n in wanted.items())]
+def _warn(done: Sequence[SplitPersona], dataset: Dataset, plan: SplitPlan) -> tuple[str, ...]:
+    """Log who is split otherwise than asked: with fewer dialogues, in other shares, or within conversations. Return the second."""
+    n_by_id = {persona.id: len(persona.dialogues) for persona in dataset.personas}
+    split = [result for result in done if not result.refusal]
+    asked = "/".join(map(str, plan.counts.values()))
+    short = [r.persona.id for r in split if r.has_shares and not plan.use_all and n_by_id[r.persona.id] < sum(plan.counts.values())]
     if short:
-        log.warning(
-            "%d of %d personas get fewer than %s dialogues, in about the same shares (first: %s)", len(short), len(kept), shares, short[0]
-        )
+        what = "%d of %d personas get fewer than %s dialogues, in about the same shares (first: %s)"
+        log.warning(what, len(short), len(split), asked, short[0])
+    uneven = tuple(
+        f"{printable(persona.id)} gets {'/'.join(str(len(persona.of_split(name))) for name in SPLITS)} of {n_by_id[persona.id]}"
+        for persona in (result.persona for result in split if not result.has_shares)
+    )
+    if uneven:
+        log.warning("%d of %d personas get other shares than %s (first: %s)", len(uneven), len(split), asked, uneven[0])
     cut = [result.persona.id for result in done if result.by_row]
     if cut:
         log.warning(
-            "%d of %d personas have fewer than 3 conversations, which are split row by row (first: %s)", len(cut), len(kept), cut[0]
+            "%d of %d personas have fewer than 3 conversations, which are split row by row (first: %s)", len(cut), len(split), cut[0]
         )
+    return uneven

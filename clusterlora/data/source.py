@@ -1,11 +1,11 @@
 """The interface of data sources, and the data they return."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 from clusterlora.data.problems import Problems, SourceLocation
 from clusterlora.settings import DataSettings
-from clusterlora.values import Dataset
+from clusterlora.values import Dataset, Persona
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,13 +14,31 @@ class SourceData:
 
     `conversation_by_dialogue` maps (persona id, dialogue id) to the conversation that the dialogue is a part of, if the input names one:
     dialogues of one conversation refer to each other and should be in the same split. `n_beginnings` counts the dialogues left out because
-    a longer one begins with all of their turns.
+    a longer one begins with all of their turns. `unused` counts the dialogues that were read and are not in `dataset`, by the reason why;
+    `uneven` says who gets other shares than asked for.
     """
 
     dataset: Dataset
     location_by_persona: Mapping[str, SourceLocation] = field(default_factory=dict[str, SourceLocation])
     conversation_by_dialogue: Mapping[tuple[str, str], str] = field(default_factory=dict[tuple[str, str], str])
     n_beginnings: int = 0
+    unused: Mapping[str, int] = field(default_factory=dict[str, int])
+    uneven: tuple[str, ...] = ()
+
+    @property
+    def n_read(self) -> int:
+        """Dialogues that were read, used or not."""
+        return self.dataset.n_dialogues + sum(self.unused.values())
+
+    def keep(self, personas: Iterable[Persona], reason: str, others: Mapping[str, int] | None = None) -> "SourceData":
+        """Return the data with these personas, who lack some dialogues for a reason; `others` are reasons of some of them."""
+        kept = Dataset(tuple(personas))
+        unused = dict(self.unused)
+        left = self.dataset.n_dialogues - kept.n_dialogues - sum((others or {}).values())
+        for why, n_dialogues in {reason: left, **(others or {})}.items():
+            if n_dialogues:
+                unused[why] = unused.get(why, 0) + n_dialogues
+        return replace(self, dataset=kept, unused=unused)
 
 
 Source = Callable[[DataSettings, Problems], SourceData]

@@ -5,9 +5,11 @@ dialogues that share turns always get the same split; so do those of one convers
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
+from itertools import permutations
 
 from clusterlora.data.conversations import related_groups
 from clusterlora.data.duplicates import UnionFind, duplicate_groups
@@ -19,6 +21,9 @@ ENOUGH_TEST = 4
 """Test dialogues that a person with few dialogues keeps, if that many are requested and half of all are left to train on: a
 person's mean over one or two items says little."""
 
+BEYOND = "more than train + val + test ask of a person (data.dialogues=all uses them)"
+"""Why dialogues of people who have more than enough are not used."""
+
 _Groups = Sequence[Sequence[int]]
 
 
@@ -27,12 +32,18 @@ class SplitPlan:
     """Dialogues per split and persona, the seed, and the texts that several personas share but for their `own_words`.
 
     Shared texts are assigned first and in the same order for every persona, so that no persona's test text is in another's train split.
+    With `use_all` the counts are proportions of all of a persona's dialogues.
     """
 
     counts: Mapping[Split, int]
     seed: int
     shared: AbstractSet[str] = frozenset()
     own_words: AbstractSet[str] = frozenset()
+    use_all: bool = False
+
+    def counts_of(self, n: int) -> dict[Split, int]:
+        """Return the dialogues per split of a persona with n of them."""
+        return _proportional(n, self.counts) if self.use_all else apportion(n, self.counts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +56,17 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class SplitPersona:
-    """A persona with split dialogues, or the reason why it cannot be split. `by_row`: conversations were divided between splits."""
+    """A persona with split dialogues, or the reason why it cannot be split.
+
+    `by_row`: conversations were divided between splits. `has_shares`: every split has as many dialogues as it should. `n_beyond` counts
+    those that are left out because the splits ask for fewer.
+    """
 
     persona: Persona
     refusal: Refusal | None = None
     by_row: bool = False
+    has_shares: bool = True
+    n_beyond: int = 0
 
 
 def split_persona(persona: Persona, plan: SplitPlan, conversations: Mapping[str, str]) -> SplitPersona:
@@ -72,8 +89,16 @@ def split_persona(persona: Persona, plan: SplitPlan, conversations: Mapping[str,
         return SplitPersona(persona, Refusal(f"has {len(dialogues)} dialogues but {what}"))
     groups = _with_conversations(related, [conversations.get(dialogue.id) for dialogue in dialogues])
     by_row = len(groups) < len(SPLITS)
-    assigned = _assign(_ordered(related if by_row else groups, persona, plan), apportion(len(dialogues), plan.counts))
-    return SplitPersona(_with_splits(persona, assigned), by_row=by_row)
+    ordered = _ordered(related if by_row else groups, persona, plan)
+    counts = plan.counts_of(len(dialogues))
+    assigned = _assign(ordered, counts)
+    if len(assigned) < sum(counts.values()) and not any(_is_shared(dialogue, plan) for dialogue in dialogues):
+        limits = dict.fromkeys(SPLITS, len(dialogues)) if plan.use_all else plan.counts
+        assigned = max(assigned, _assign_whole(ordered, counts, limits), key=len)
+    split = _with_splits(persona, assigned)
+    has_shares = all(len(split.of_split(name)) == n for name, n in counts.items())
+    n_beyond = min(len(dialogues) - len(assigned), len(dialogues) - sum(counts.values()))
+    return SplitPersona(split, by_row=by_row, has_shares=has_shares, n_beyond=n_beyond)
 
 
 def apportion(n: int, requested: Mapping[Split, int]) -> dict[Split, int]:
@@ -82,18 +107,24 @@ def apportion(n: int, requested: Mapping[Split, int]) -> dict[Split, int]:
     Where the proportions leave fewer than `ENOUGH_TEST` to test, they are filled up from val and train, as long as val keeps 1 and train
     half of all.
     """
-    total = sum(requested.values())
-    if n >= total:
+    if n >= sum(requested.values()):
         return dict(requested)
+    counts = _proportional(n, requested)
+    while counts["test"] < min(ENOUGH_TEST, requested["test"]) and (spare := _spare(counts, n)) is not None:
+        counts[spare] -= 1
+        counts["test"] += 1
+    return counts
+
+
+def _proportional(n: int, requested: Mapping[Split, int]) -> dict[Split, int]:
+    """Return n >= 3 dialogues in these proportions, at least 1 in each split."""
+    total = sum(requested.values())
     counts: dict[Split, int] = {split: max(1, n * share // total) for split, share in requested.items()}
     while sum(counts.values()) != n:
         # Adjust the split that is furthest below (or above) its exact share; the first of equals.
         step = 1 if sum(counts.values()) < n else -1
         adjustable: list[Split] = [split for split in counts if step > 0 or counts[split] > 1]
         counts[max(adjustable, key=lambda split: step * (requested[split] * n / total - counts[split]))] += step
-    while counts["test"] < min(ENOUGH_TEST, requested["test"]) and (spare := _spare(counts, n)) is not None:
-        counts[spare] -= 1
-        counts["test"] += 1
     return counts
 
 
@@ -122,8 +153,10 @@ def _with_input_splits(persona: Persona, plan: SplitPlan) -> SplitPersona:
     assigned: dict[int, Split] = {}
     for split in SPLITS:
         singles = [(i,) for i, dialogue in enumerate(persona.dialogues) if dialogue.split == split]
-        assigned |= {i: split for (i,) in _ordered(singles, persona, plan)[: plan.counts[split]]}
-    return SplitPersona(_with_splits(persona, assigned))
+        assigned |= {i: split for (i,) in _ordered(singles, persona, plan)[: None if plan.use_all else plan.counts[split]]}
+    split_persona = _with_splits(persona, assigned)
+    has_shares = plan.use_all or all(len(split_persona.of_split(split)) == n for split, n in plan.counts.items())
+    return SplitPersona(split_persona, has_shares=has_shares, n_beyond=len(persona.dialogues) - len(assigned))
 
 
 def _with_conversations(related: _Groups, conversations: Sequence[str | None]) -> _Groups:
@@ -164,6 +197,45 @@ def _assign(groups: _Groups, counts: Mapping[Split, int]) -> dict[int, Split]:
         assigned |= dict.fromkeys(fitting, target)
         room[target] -= len(fitting)
     return assigned
+
+
+def _assign_whole(groups: _Groups, counts: Mapping[Split, int], limits: Mapping[Split, int]) -> dict[int, Split]:
+    """Return the split of each position in which most are used, and the splits are closest to their counts.
+
+    In some order of the splits, the first two get the whole groups that fill them best and the third gets the others. A group is cut at a
+    split's limit.
+    """
+
+    def quality(assigned: Mapping[int, Split]) -> tuple[int, int]:
+        given_out = Counter(assigned.values())
+        return len(assigned), -sum(abs(given_out[name] - n) for name, n in counts.items())
+
+    candidates: list[dict[int, Split]] = []
+    for order in permutations(reversed(SPLITS)):
+        left, assigned = list(groups), dict[int, Split]()
+        for n_reserved, name in zip((2, 1, 0), order, strict=True):
+            chosen = _fullest(left, counts[name], n_reserved) if n_reserved else left
+            positions = [position for group in chosen for position in group]
+            assigned |= dict.fromkeys(positions[: limits[name]], name)
+            left = [group for group in left if group not in chosen]
+        candidates.append(assigned)
+    return max(candidates, key=quality)
+
+
+def _fullest(groups: _Groups, room: int, n_reserved: int) -> list[Sequence[int]]:
+    """Return the groups that fill the room best without exceeding it, the smallest group where none fits; `n_reserved` groups stay."""
+    by_size: dict[int, list[Sequence[int]]] = {0: []}
+    for group in reversed(groups):
+        for size, chosen in sorted(by_size.items(), reverse=True):
+            total = size + len(group)
+            if total <= room and total not in by_size and len(chosen) < len(groups) - n_reserved:
+                by_size[total] = [*chosen, group]
+    return by_size[max(by_size)] or [min(groups, key=len)]
+
+
+def _is_shared(dialogue: Dialogue, plan: SplitPlan) -> bool:
+    """Return whether other personas have a dialogue of the same words."""
+    return bool(plan.shared) and nameless_text(dialogue, plan.own_words) in plan.shared
 
 
 def _target(size: int, room: Mapping[Split, int], *, preferred: Sequence[Split], reserved: bool) -> Split:

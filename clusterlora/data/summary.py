@@ -1,6 +1,14 @@
 """Summary of a data set: counts and distributions."""
 
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
+from math import ceil
+
+_BINS = 16
+_DECADES = 100
+"""From this ratio of the largest to the smallest value, bins have equal ratios instead of equal widths."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,11 +28,53 @@ class Distribution:
     edges: tuple[float, ...] = ()
     logarithmic: bool = False
 
+    @classmethod
+    def of(cls, values: Iterable[int]) -> "Distribution":
+        """Return the distribution of these counts; of none, that of a 0."""
+        ordered = sorted(values) or [0]
+        lowest, highest = ordered[0], ordered[-1]
+        logarithmic = lowest > 0 and highest >= _DECADES * lowest
+        edges = _edges(lowest, highest + 1, logarithmic=logarithmic)
+        counts = Counter(bisect_right(edges, value) - 1 for value in ordered)
+        bins = tuple(counts[number] for number in range(len(edges) - 1))
+        p5, median, p95 = (ordered[round(share * (len(ordered) - 1))] for share in (0.05, 0.5, 0.95))
+        return cls(p5, median, p95, highest, lowest, bins, edges, logarithmic)
+
+
+def _edges(start: int, end: int, *, logarithmic: bool) -> tuple[float, ...]:
+    """Return the edges of the bins of whole numbers from `start` to below `end`; each bin has at least one of them."""
+    if not logarithmic:
+        n_bins = min(_BINS, end - start)
+        return tuple(start + number * (end - start) / n_bins for number in range(n_bins + 1))
+    ratio = end / start
+    return tuple(sorted({*(ceil(start * ratio ** (number / _BINS)) for number in range(_BINS)), end}))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenSummary:
+    """How a data set fits a base model's tokens: an example is an assistant turn with its prompt.
+
+    `max_length` and `max_new_tokens` are those of the study. `over_length` counts the examples that lose turns or cannot be asked under the
+    first, `answers_cut` the answers that are longer than the second; the `needed_` ones hold 95 % of the train examples and answers.
+    """
+
+    base: str
+    prompt_tokens: Distribution
+    answer_tokens: Distribution
+    max_length: int
+    max_new_tokens: int
+    over_length: int
+    answers_cut: int
+    needed_max_length: int
+    needed_max_new_tokens: int
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataSummary:
     """Counts over a data set. An example is an assistant turn; lengths are in characters.
 
+    Of the dialogues `read`, those that are used are in `train`, `val` and `test`, and `unused` says how many others there are and why;
+    `other_shares` says who gets other shares than asked for.
     `duplicates` counts the dialogues of a persona beyond the first of each group of (near) duplicates, `leaks` the train and val dialogues
     that a later split repeats, in the splits of the input or, after splitting, in the remaining data. `beginnings` counts the dialogues
     left out because a longer one begins with all of their turns, `near_twins` the test dialogues that nearly repeat a train dialogue of
@@ -33,6 +83,8 @@ class DataSummary:
     whose oldest turns do not fit, `do_not_fit` those that it cannot be asked.
     """
 
+    read: int
+    unused: tuple[tuple[str, int], ...] = ()
     personas: int
     described: int
     dialogues: int
@@ -51,3 +103,5 @@ class DataSummary:
     refusal: str | None = None
     lose_turns: int | None = None
     do_not_fit: int | None = None
+    other_shares: tuple[str, ...] = ()
+    tokens: TokenSummary | None = None

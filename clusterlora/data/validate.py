@@ -1,10 +1,7 @@
 """What is in a data set, in numbers."""
 
-from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import replace
-from math import ceil
 
 from clusterlora.data.duplicates import duplicate_groups
 from clusterlora.data.leaks import find_leaks
@@ -17,9 +14,6 @@ from clusterlora.errors import BadData
 from clusterlora.settings import DataSettings
 from clusterlora.values import Dataset
 
-_BINS = 16
-_DECADES = 100
-"""From this ratio of the largest to the smallest value, bins have equal ratios instead of equal widths."""
 _MOST_NAMED = 5
 
 
@@ -35,15 +29,18 @@ def examine(settings: DataSettings, fit: PromptFit | None = None) -> DataSummary
     reading = read(settings)
     problems = Problems()
     chosen = limited(reading, settings, problems)
-    dataset = split(fitted(chosen, fit, settings, problems) if fit else chosen, settings, problems)
+    done = split(fitted(chosen, fit, settings, problems) if fit else chosen, settings, problems)
     counts = {"lose_turns": fit.n_losing_turns, "do_not_fit": fit.n_unfit} if fit else {}
     counts["beginnings"] = reading.n_beginnings
     try:
         problems.raise_any()
     except BadData as refusal:
-        return replace(summarise(reading.dataset, refusal=str(refusal)), **counts)
+        unused = tuple(reading.unused.items())
+        return replace(summarise(reading.dataset, refusal=str(refusal)), read=reading.n_read, unused=unused, **counts)
     # Splitting leaves leaking dialogues out; what the input's own splits leak must be told all the same.
-    return replace(summarise(dataset), leaks=len(find_leaks(reading.dataset.personas)), **counts)
+    leaks = len(find_leaks(reading.dataset.personas))
+    unused = tuple(done.unused.items())
+    return replace(summarise(done.dataset), read=done.n_read, unused=unused, other_shares=done.uneven, leaks=leaks, **counts)
 
 
 def summarise(dataset: Dataset, *, refusal: str | None = None) -> DataSummary:
@@ -53,6 +50,7 @@ def summarise(dataset: Dataset, *, refusal: str | None = None) -> DataSummary:
     repeated = Counter({persona.id: sum(len(group) - 1 for group in duplicate_groups(persona.dialogues)) for persona in dataset.personas})
     responses = [len(turn.text) for dialogue in dialogues for turn in dialogue.turns if turn.role == "assistant"]
     return DataSummary(
+        read=dataset.n_dialogues,
         personas=len(dataset.personas),
         described=sum(persona.description is not None for persona in dataset.personas),
         dialogues=len(dialogues),
@@ -60,32 +58,12 @@ def summarise(dataset: Dataset, *, refusal: str | None = None) -> DataSummary:
         train=splits.count("train"),
         val=splits.count("val"),
         test=splits.count("test"),
-        dialogues_per_persona=_distribution(len(persona.dialogues) for persona in dataset.personas),
-        dialogue_characters=_distribution(sum(len(turn.text) for turn in dialogue.turns) for dialogue in dialogues),
-        response_characters=_distribution(responses),
+        dialogues_per_persona=Distribution.of(len(persona.dialogues) for persona in dataset.personas),
+        dialogue_characters=Distribution.of(sum(len(turn.text) for turn in dialogue.turns) for dialogue in dialogues),
+        response_characters=Distribution.of(responses),
         duplicates=repeated.total(),
         leaks=len(find_leaks(dataset.personas)),
         near_twins=len(near_twins(dataset.personas)),
         repetitive=tuple((persona_id, n) for persona_id, n in repeated.most_common(_MOST_NAMED) if n),
         refusal=refusal,
     )
-
-
-def _distribution(values: Iterable[int]) -> Distribution:
-    ordered = sorted(values) or [0]
-    lowest, highest = ordered[0], ordered[-1]
-    logarithmic = lowest > 0 and highest >= _DECADES * lowest
-    edges = _edges(lowest, highest + 1, logarithmic=logarithmic)
-    counts = Counter(bisect_right(edges, value) - 1 for value in ordered)
-    bins = tuple(counts[number] for number in range(len(edges) - 1))
-    p5, median, p95 = (ordered[round(share * (len(ordered) - 1))] for share in (0.05, 0.5, 0.95))
-    return Distribution(p5, median, p95, highest, lowest, bins, edges, logarithmic)
-
-
-def _edges(start: int, end: int, *, logarithmic: bool) -> tuple[float, ...]:
-    """Return the edges of the bins of whole numbers from `start` to below `end`; each bin has at least one of them."""
-    if not logarithmic:
-        n_bins = min(_BINS, end - start)
-        return tuple(start + number * (end - start) / n_bins for number in range(n_bins + 1))
-    ratio = end / start
-    return tuple(sorted({*(ceil(start * ratio ** (number / _BINS)) for number in range(_BINS)), end}))

@@ -12,6 +12,7 @@ from clusterlora.engine.generation import Question
 from clusterlora.engine.inference_backends import InferenceBackend, inference_backend
 from clusterlora.engine.memory import is_allocation_failure
 from clusterlora.engine.stacked import Weights
+from clusterlora.evaluation.cut import cut_scores
 from clusterlora.evaluation.metric import Scorable
 from clusterlora.evaluation.metrics import METRICS
 from clusterlora.evaluation.train_responses import TrainResponses
@@ -63,7 +64,7 @@ class Answerer:
     def answer(
         self, requests: Sequence[AnswerRequest], weights_by_composition: Mapping[str, Weights], *, metrics: Sequence[str], run_log: RunLog
     ) -> list[Answer]:
-        """Return an answer per request, in order. Text is generated only if a metric uses it.
+        """Return an answer per request, in order. Text is generated only if a metric uses it; its scores then say whether it was cut.
 
         If an allocation fails, the batch size is halved and answering starts again; rows are independent, so scores stay the same.
 
@@ -80,10 +81,11 @@ class Answerer:
         ]
         references = [request.item.reference for request in requests]
         references_to_embed = references if any(METRICS[name].embeds for name in metrics) else None
+        generating = generates(metrics)
         try:
             while True:
                 try:
-                    texts, nll = self._run(backend, questions, references_to_embed, generating=generates(metrics), run_log=run_log)
+                    texts, nll, n_tokens = self._run(backend, questions, references_to_embed, generating=generating, run_log=run_log)
                     break
                 except (RuntimeError, MemoryError) as error:
                     if not is_allocation_failure(error) or self._batch_size == 1:
@@ -102,6 +104,8 @@ class Answerer:
             prompt_tokens=[len(question.prompt) for question in questions],
         )
         scores = {name: METRICS[name].score(scorable) for name in metrics}
+        limit = self._settings.max_new_tokens
+        cut = [cut_scores(n, len(question.reference), limit) if generating else () for n, question in zip(n_tokens, questions, strict=True)]
         return [
             Answer(
                 request.composition_key,
@@ -109,7 +113,7 @@ class Answerer:
                 request.item.persona_id,
                 request.item.split,
                 texts[number],
-                tuple((name, float(values[number])) for name, values in scores.items()),
+                (*((name, float(values[number])) for name, values in scores.items()), *cut[number]),
             )
             for number, request in enumerate(requests)
         ]
@@ -122,18 +126,21 @@ class Answerer:
         *,
         generating: bool,
         run_log: RunLog,
-    ) -> tuple[list[str], np.ndarray]:
-        """Return every question's answer and likelihood; with `references_to_embed`, answers and references are in the embedder's cache."""
-        texts, nll = [""] * len(questions), np.zeros(len(questions))
+    ) -> tuple[list[str], np.ndarray, list[int]]:
+        """Return every question's answer, likelihood and number of answer tokens.
+
+        With `references_to_embed`, answers and references are in the embedder's cache.
+        """
+        texts, nll, n_tokens = [""] * len(questions), np.zeros(len(questions)), [0] * len(questions)
         pending: list[str] = []
         max_new_tokens = self._settings.max_new_tokens if generating else None
         for reply in backend.reply(questions, max_new_tokens=max_new_tokens, batch_size=self._batch_size):
             texts[reply.number] = str(self._base.tokenizer.decode(list(reply.ids), skip_special_tokens=True)).strip()
-            nll[reply.number] = reply.nll
+            nll[reply.number], n_tokens[reply.number] = reply.nll, len(reply.ids)
             if references_to_embed is not None:
                 pending += texts[reply.number], references_to_embed[reply.number]
                 if len(pending) >= 2 * ANSWERS_PER_EMBEDDING_BATCH:
                     self._embedder.encode(pending)
                     pending.clear()
             run_log.advance(1)
-        return texts, nll
+        return texts, nll, n_tokens

@@ -58,6 +58,10 @@ EMBEDDING_MODELS: Catalog[Callable[[], Path]] = Catalog("embedding model", {"min
 """Embedding models that need no hub, by name: functions that return the folder of checked weights."""
 
 
+ENGLISH = frozenset({"minilm"})
+"""Embedding models that know English only."""
+
+
 class SentenceEmbedder:
     """A sentence-transformers model with a cache: each distinct text is embedded once."""
 
@@ -83,6 +87,11 @@ class SentenceEmbedder:
         self._cache.update(embeddings)
         for oldest in list(self._cache)[: max(0, len(self._cache) - CACHE_SIZE)]:
             del self._cache[oldest]
+
+
+def embedding_folder(name: str) -> Path:
+    """Return the folder on this machine that holds an embedding model. Raises ModelUnavailable, as `load_embedder`."""
+    return _find(name)[0]
 
 
 def load_embedder(name: str, *, device: str = "cpu") -> Embedder:

@@ -6,7 +6,7 @@ from clusterlora.comparison import new_personas_words
 from clusterlora.comparison.result import Comparison, MethodResult
 from clusterlora.comparison.roles import can_win
 from clusterlora.comparison.sentence import explain
-from clusterlora.comparison.table import CLUSTERS_NOTE, CONTRAST_NUMERIC, cluster_rows, contrast_rows, legend, outcome
+from clusterlora.comparison.table import CLUSTERS_NOTE, CONTRAST_NUMERIC, cluster_rows, contrast_rows, legend, marks, outcome
 from clusterlora.errors import counted
 from clusterlora.evaluation.metrics import METRICS
 from clusterlora.gate.report import sample
@@ -134,7 +134,7 @@ def methods(comparison: Comparison) -> str:
     rows: list[str] = []
     for result in comparison.methods:
         kind = "champion" if result.method == comparison.champion else "reference" if result.method == reference else ""
-        cells = [_sortable(result.method + (" ★" if kind == "champion" else ""), result.method, number=False)]
+        cells = [_sortable(result.method + marks(comparison, result.method), result.method, number=False)]
         mean, below = result.means[comparison.headline], comparison.is_below_floor(result)
         cells += [_sortable(metric.format(mean) + (" (below floor)" if below else ""), mean)]
         interval = f"{metric.format(result.mean_low)} to {metric.format(result.mean_high)}" if comparison.has_verdict else "-"

@@ -7,16 +7,17 @@ from typing import TYPE_CHECKING
 
 from clusterlora.chat.checks import rendering_difference
 from clusterlora.chat.template import writes_date
-from clusterlora.data.lengths import covering, example_lengths
+from clusterlora.data.lengths import ExampleLength, covering, example_lengths, token_summary
 from clusterlora.data.load import load
 from clusterlora.data.prompt_fit import PromptFit
 from clusterlora.data.prompts import PromptEncoder, messages, prompt_encoder
+from clusterlora.data.summary import TokenSummary
 from clusterlora.errors import BadData
 from clusterlora.methods.described import DESCRIBED
 from clusterlora.methods.few_shot import SHOTS
 from clusterlora.models.base import UsableBase
 from clusterlora.models.checks import refuse_too_long
-from clusterlora.settings import Dtype, ModelSettings, PreparedModel, PreparedStudy, Study, prepared
+from clusterlora.settings import Dtype, Lengths, ModelSettings, PreparedModel, PreparedStudy, Study, prepared
 from clusterlora.values import Dataset, Persona
 
 if TYPE_CHECKING:
@@ -41,19 +42,33 @@ def decided(study: Study, dtype: Dtype, base: UsableBase, personas: Sequence[Per
     open_lengths = study.model.max_length is None or study.evaluation.max_new_tokens is None
     if open_lengths and study.data.source != "synthetic":
         people = load(study.data).personas if personas is None else personas
-        lengths = example_lengths(people, base.tokenizer, shown_most(settings))
-        chosen = covering(
-            lengths,
-            n_positions=base.n_positions,
-            n_in_memory=base.n_trainable,
-            n_shots=SHOTS if "few_shot" in study.methods else 0,
-            max_length=study.model.max_length,
-            max_new_tokens=study.evaluation.max_new_tokens,
-        )
-        settings = prepared(study, dtype, chosen)
+        given = (study.model.max_length, study.evaluation.max_new_tokens)
+        settings = prepared(study, dtype, _lengths(settings, base, people, given)[1])
     longest, longest_answer = settings.model.max_length, settings.evaluation.max_new_tokens
     refuse_too_long(base.name, base.n_positions, max_length=longest, max_new_tokens=longest_answer)
     return settings
+
+
+def summary_of_tokens(study: PreparedStudy, base: UsableBase, personas: Sequence[Persona]) -> TokenSummary:
+    """Return how the examples of a study fit its lengths, and which lengths they need."""
+    examples, needed = _lengths(study, base, personas, (None, None))
+    return token_summary(base.name, examples, Lengths(study.model.max_length, study.evaluation.max_new_tokens), needed)
+
+
+def _lengths(
+    study: PreparedStudy, base: UsableBase, personas: Sequence[Persona], given: tuple[int | None, int | None]
+) -> tuple[list[ExampleLength], Lengths]:
+    """Return the lengths of a study's examples, and the longest sequence and answer that they need; what is given stays."""
+    examples = example_lengths(personas, base.tokenizer, shown_most(study))
+    needed = covering(
+        examples,
+        n_positions=base.n_positions,
+        n_in_memory=base.n_trainable,
+        n_shots=SHOTS if "few_shot" in study.methods else 0,
+        max_length=given[0],
+        max_new_tokens=given[1],
+    )
+    return examples, needed
 
 
 def with_template_date(model: ModelSettings, tokenizer: "PreTrainedTokenizerBase") -> ModelSettings:

@@ -18,6 +18,7 @@ from clusterlora.ports.stores import Stores
 from clusterlora.progress.timing import timed
 from clusterlora.settings import PreparedStudy, Study, chosen_base
 from clusterlora.stages.base_checks import decided, fitted_dataset
+from clusterlora.stages.model_fit import refuse_misfits
 from clusterlora.stores.resume import as_decided
 from clusterlora.values import Dataset
 
@@ -32,20 +33,22 @@ def prepare(settings: Study, stores: Stores, log: RunLog, *, running: bool = Tru
 
     Raises:
         BadData: every problem of the data at once, or the study already holds other data.
-        BadSettings: the study exists with other settings.
+        BadSettings: the study exists with other settings, or a model does not know the language of its data.
         ModelUnavailable: the base model is not available here.
     """
     log.phase("prepare", total=1, unit="data set")
     study, base = as_prepared(settings, stores)
     dataset, fit = fitted_dataset(study, base.tokenizer)
     _note(fit, study, log)
+    if stored_study(study.name, stores) is None:
+        refuse_misfits(study, base, dataset.personas, log)
     made_from = Provenance(
         clusterlora_version=__version__,
         git_revision=git_revision(),
         data_digest=dataset.digest,
         base_revision=base_revision(base.name),
         n_personas=len(dataset.personas),
-        n_dialogues=sum(len(p.dialogues) for p in dataset.personas),
+        n_dialogues=dataset.n_dialogues,
         n_dialogues_left_out=fit.n_unfit,
         n_dialogues_losing_turns=fit.n_losing_turns,
     )
@@ -96,10 +99,15 @@ def as_prepared(study: Study, stores: Stores) -> tuple[PreparedStudy, UsableBase
         BadSettings, BadData: as `decided`.
         ModelUnavailable: the base model is not available here.
     """
-    if any(study.name == name for name, *_ in stores.studies.studies()):
-        study = as_decided(study, stores.studies.study(study.name))
+    if (recorded := stored_study(study.name, stores)) is not None:
+        study = as_decided(study, recorded)
     base = usable_base(chosen_base(study))
     return decided(study, faster_dtype(base.name) if study.model.dtype == "auto" else study.model.dtype, base), base
+
+
+def stored_study(name: str, stores: Stores) -> PreparedStudy | None:
+    """Return the stored study of a name; None if there is none."""
+    return stores.studies.study(name) if any(name == stored for stored, *_ in stores.studies.studies()) else None
 
 
 def git_revision() -> str | None:

@@ -163,14 +163,14 @@ def test_a_persona_of_two_conversations_is_split_row_by_row_with_a_warning(caplo
     with caplog.at_level(logging.WARNING):
         done = split(SourceData(Dataset(tuple(people)), {}, talks), DataSettings(train=6, val=2, test=2), problems := Problems())
     problems.raise_any()
-    assert [len(done.personas[0].of_split(name)) for name in SPLITS] == [6, 2, 2]
+    assert [len(done.dataset.personas[0].of_split(name)) for name in SPLITS] == [6, 2, 2]
     assert "1 of 2 personas have fewer than 3 conversations" in caplog.text
 
 
 def test_fewer_dialogues_than_asked_keep_the_shares_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         done = split(SourceData(Dataset((person(different(10)),))), DataSettings(train=30, val=10, test=10), Problems())
-    assert [len(done.personas[0].of_split(name)) for name in SPLITS] == [6, 2, 2]
+    assert [len(done.dataset.personas[0].of_split(name)) for name in SPLITS] == [6, 2, 2]
     assert "fewer than 30/10/10" in caplog.text
 
 
@@ -178,8 +178,8 @@ def test_text_that_two_personas_share_is_in_the_same_split_for_both() -> None:
     shared = different(6, "shared ")
     people = Dataset(tuple(person([*shared, *different(20, name)], name) for name in ("ann", "bob", "carl")))
     done = split(SourceData(people), DataSettings(train=10, val=5, test=5), Problems())
-    assert not find_leaks(done.personas)
-    for persona in done.personas:
+    assert not find_leaks(done.dataset.personas)
+    for persona in done.dataset.personas:
         assert [len(persona.of_split(name)) for name in SPLITS] == [10, 5, 5]
 
 
@@ -187,8 +187,8 @@ def test_personas_with_only_shared_text_can_still_be_split() -> None:
     done = split(
         SourceData(Dataset(tuple(person(different(10), name) for name in "abc"))), DataSettings(train=6, val=2, test=2), Problems()
     )
-    assert not find_leaks(done.personas)
-    for persona in done.personas:
+    assert not find_leaks(done.dataset.personas)
+    for persona in done.dataset.personas:
         assert [len(persona.of_split(name)) for name in SPLITS] == [6, 2, 2]
 
 
@@ -201,5 +201,5 @@ def test_a_given_split_is_kept_but_a_train_dialogue_that_test_repeats_is_left_ou
             SourceData(Dataset((Persona("ann", None, tuple(dialogues)),))), DataSettings(train=9, val=9, test=9), problems := Problems()
         )
     problems.raise_any()
-    assert splits_by_id(done.personas[0]) == {f"d{i}": side for i, side in enumerate(sides)}
+    assert splits_by_id(done.dataset.personas[0]) == {f"d{i}": side for i, side in enumerate(sides)}
     assert "1 dialogues left out" in caplog.text

@@ -160,7 +160,7 @@ def test_hostile_persona_ids_and_texts_stay_text(tmp_path: Path, tiny_base_folde
     study = Study(
         name="hostile",
         methods=("baseline", "unified", "cluster", "per_persona"),
-        data=DataSettings(source="table", path=str(tmp_path / "in" / "people.jsonl"), train=2, val=1, test=1),
+        data=DataSettings(source="table", path=str(tmp_path / "in" / "people.jsonl"), train=2, val=1, test=1, on_misfit="warn"),
         model=ModelSettings(base=str(tiny_base_folder)),
         recipe=Recipe(rank=2, epochs=1, target_modules=("q_proj", "v_proj")),
         clustering=ClusteringSettings(k=2, sizes=(3, 3), algorithm="responses"),

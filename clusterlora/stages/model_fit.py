@@ -1,0 +1,64 @@
+"""Whether a study's models know the language of its people, checked before anything is trained."""
+
+from collections.abc import Sequence
+
+from clusterlora.data.prompts import messages, prompt_encoder
+from clusterlora.engine.memory import total_memory_bytes
+from clusterlora.errors import BadSettings
+from clusterlora.evaluation.metrics import METRICS
+from clusterlora.models.base import UsableBase, base_folder
+from clusterlora.models.fit import Findings, base_findings, embedding_findings, mean_nll
+from clusterlora.models.model_cache import base_model
+from clusterlora.models.weights import weight_files
+from clusterlora.ports.run_log import RunLog
+from clusterlora.settings import EMBEDDED_BASE, PreparedStudy
+from clusterlora.values import Persona
+
+_SAMPLE = 32
+"""People of whom the first train dialogue is looked at."""
+_EMBEDDINGS_OF = 500
+"""Answers whose tokens are counted."""
+
+
+def refuse_misfits(study: PreparedStudy, base: UsableBase, personas: Sequence[Persona], log: RunLog) -> None:
+    """Log what speaks against the study's models on its data, and refuse an embedding model that cannot measure the headline.
+
+    A base model is chosen by name for own data, which is taken for insisting on it.
+
+    Raises:
+        BadSettings: the embedding model does not know the tokens of the answers, with numbers.
+    """
+    of_base, of_embedding = findings(study, base, personas, log)
+    if of_embedding.refusals and study.data.on_misfit == "refuse":
+        raise BadSettings("; ".join((*of_embedding.refusals, "to go on all the same: --set data.on_misfit=warn")))
+    for sentence in (*of_base.refusals, *of_base.warnings, *of_embedding.refusals, *of_embedding.warnings):
+        log.note(f"warning: {sentence}")
+
+
+def findings(study: PreparedStudy, base: UsableBase, personas: Sequence[Persona], log: RunLog) -> tuple[Findings, Findings]:
+    """Return what speaks against the base model and against the embedding model; only train dialogues are read.
+
+    Nothing is asked of the embedded base about the synthetic people whom it was made for.
+    """
+    if study.data.source == "synthetic" and base.name == EMBEDDED_BASE:
+        return Findings(), Findings()
+    dialogues = [[dialogue for dialogue in persona.dialogues if dialogue.split in ("train", None)] for persona in personas]
+    step = -(-len(personas) // _SAMPLE)
+    sample = [(person, own[0]) for person, own in zip(personas[::step], dialogues[::step], strict=True) if own]
+    answers = [turn.text for _, dialogue in sample for turn in dialogue.turns if turn.role == "assistant"]
+    if not answers:
+        return Findings(), Findings()
+    nll: float | None = None
+    if (n_bytes := sum(file.stat().st_size for file in weight_files(base_folder(base.name)))) > total_memory_bytes() // 8:
+        log.note(f"the base model's likelihood of the answers is not measured here: its weights take {n_bytes / 1e9:.1f} GB")
+    else:
+        encoder = prompt_encoder(base.tokenizer, study.model)
+        sequences = encoder.encode_dialogues([messages(study.model, person, dialogue) for person, dialogue in sample])
+        nll = mean_nll(base_model(study.model), sequences)
+    every = [turn.text for own in dialogues for dialogue in own for turn in dialogue.turns if turn.role == "assistant"]
+    embedded = every[:: -(-len(every) // _EMBEDDINGS_OF)]
+    is_headline = METRICS[study.evaluation.headline].embeds
+    return (
+        base_findings(base.name, base.tokenizer, answers, nll=nll),
+        embedding_findings(study.model.embedding, embedded, is_headline=is_headline),
+    )

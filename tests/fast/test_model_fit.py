@@ -1,0 +1,115 @@
+"""Before anything is trained a study says whether its models know the language of its people."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from clusterlora.errors import BadSettings
+from clusterlora.models.base import HOMELM_FOLDER, usable_base
+from clusterlora.models.fit import base_findings, embedding_findings
+from clusterlora.ports.run_log import SilentLog
+from clusterlora.ports.stores import Stores
+from clusterlora.settings import DataSettings, EvaluationSettings, ModelSettings, Study, SyntheticSettings
+from clusterlora.stages.model_fit import findings
+from clusterlora.stages.prepare import as_prepared, prepare
+
+ENGLISH = "It is the best that we have, and I was there with you for all of it in number {}."
+GERMAN = "Die Rechnung wurde bereits bezahlt, aber der Händler behauptet das Gegenteil, Nummer {}."
+CHINESE = "那怎么办呢，先喝口水吧，明天再看第{}次。"
+
+
+class Notes(SilentLog):
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, message: str) -> None:
+        self.notes.append(message)
+
+    @property
+    def warnings(self) -> list[str]:
+        return [note for note in self.notes if note.startswith("warning: ")]
+
+
+def texts(text: str, n: int = 8) -> Sequence[str]:
+    return [text.format(i) for i in range(n)]
+
+
+def study(folder: Path, text: str, base: Path | str = HOMELM_FOLDER) -> Study:
+    rows = [
+        {"persona_id": name, "prompt": f"{name} {i}: {text.format(i)}", "response": f"{name}: {answer}"}
+        for name in ("ann", "bob")
+        for i, answer in enumerate(texts(text))
+    ]
+    data = folder / "people.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    settings = DataSettings(source="table", path=str(data), train=4, val=2, test=2)
+    return Study(name="own", data=settings, model=ModelSettings(base=str(base), dtype="float32"))
+
+
+def warning(study: Study) -> Study:
+    return replace(study, data=replace(study.data, on_misfit="warn"))
+
+
+def with_chrf(study: Study) -> Study:
+    return replace(study, evaluation=EvaluationSettings(headline="chrf", metrics=("chrf", "nll")))
+
+
+def test_a_base_that_is_worse_than_a_guess_is_told_with_its_numbers_once(stores: Stores, tmp_path: Path) -> None:
+    log = Notes()
+    prepare(study(tmp_path, ENGLISH), stores, log)
+    (line,) = (line for line in log.warnings if "uniform guess" in line)
+    for words in ("nats per token, worse than a uniform guess over its 1,024 tokens (6.93)", "choose another --base-model"):
+        assert words in line
+    again = Notes()
+    prepare(study(tmp_path, ENGLISH), stores, again)
+    assert not again.warnings, "what is decided is not measured again"
+
+
+def test_a_language_that_the_embedding_model_does_not_know_is_refused_for_the_headline_only(stores: Stores, tmp_path: Path) -> None:
+    asked = study(tmp_path, CHINESE, "homelm")
+    with pytest.raises(BadSettings) as refusal:
+        prepare(asked, stores, SilentLog())
+    (line,) = str(refusal.value).splitlines()
+    for words in ("embedding model minilm does not know", "%", "multilingual", "evaluation.headline=chrf", "data.on_misfit=warn"):
+        assert words in line
+    assert list(stores.studies.studies()) == []
+    prepare(replace(warning(asked), name="insisting"), stores, SilentLog())
+    log = Notes()
+    prepare(with_chrf(asked), stores, log)
+    assert any("embedding model minilm does not know" in line for line in log.warnings), "clusters are made of embeddings all the same"
+    assert any("times as long" in line for line in log.warnings), "a byte per token in Chinese"
+
+
+def test_nothing_is_said_about_english_people_and_synthetic_ones(stores: Stores, tmp_path: Path) -> None:
+    assert not embedding_findings("minilm", texts(ENGLISH), is_headline=True).warnings
+    small = DataSettings(train=1, val=1, test=1, synthetic=SyntheticSettings(cluster_sizes=(1, 2), dialogues=3))
+    log = Notes()
+    prepare(Study(name="small", data=small), stores, log)
+    assert not log.warnings
+
+
+def test_another_language_in_latin_letters_and_texts_that_are_too_long_are_told() -> None:
+    german = embedding_findings("minilm", texts(GERMAN), is_headline=True)
+    assert not german.refusals
+    assert "minilm knows English, and 0% of the words" in german.warnings[0]
+    long = embedding_findings("minilm", [*texts(ENGLISH), ENGLISH * 40], is_headline=True)
+    assert "reads 254 tokens, and 1 of a sample of 9 answers are longer" in long.warnings[0]
+
+
+@pytest.mark.parametrize(("share", "n_refused", "n_warned"), [(0.5, 0, 0), (0.95, 0, 1), (1.02, 0, 1), (1.2, 1, 0)])
+def test_a_base_is_held_against_a_uniform_guess(share: float, n_refused: int, n_warned: int) -> None:
+    base = usable_base("homelm")
+    home = ["I've set the lights to warm, and the speaker to 40 percent."] * 4
+    said = base_findings("homelm", base.tokenizer, home, nll=share * 6.9315)
+    assert (len(said.refusals), len(said.warnings)) == (n_refused, n_warned)
+
+
+def test_only_train_answers_are_read(stores: Stores, tmp_path: Path) -> None:
+    settings, base = as_prepared(warning(study(tmp_path, ENGLISH)), stores)
+    dataset = prepare(warning(study(tmp_path, ENGLISH)), stores, SilentLog())
+    hidden = [replace(p, dialogues=tuple(d if d.split == "train" else replace(d, turns=()) for d in p.dialogues)) for p in dataset.personas]
+    log = SilentLog()
+    assert findings(settings, base, hidden, log) == findings(settings, base, dataset.personas, log)
