@@ -109,7 +109,7 @@ def section(study: Study, summary: Document, stores: Stores) -> str:
 
 def unstudied(file: str) -> str:
     """Return the section on the persona signal of a data set without a study."""
-    measured = signal_of_data(Study(data=DataSettings(source="table", path=file)), SilentLog())
+    measured, _ = signal_of_data(Study(data=DataSettings(source="table", path=file)), SilentLog())
     return f"## What `{Path(file).name}` would promise\n\n{signal_markdown(measured)}"
 
 

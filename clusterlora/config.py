@@ -22,7 +22,7 @@ _STUDY: TypeAdapter[Study] = TypeAdapter(Study)
 
 _MISSION: Mapping[str, Any] = {
     "data": {"train": 30, "val": 10, "test": 10, "synthetic": {"cluster_sizes": [16, 52, 25, 35, 72], "dialogues": 50}},
-    "clustering": {"k": 5, "sizes": [16, 52, 25, 35, 72]},
+    "clustering": {"algorithm": "responses_given_prompts", "k": 5, "sizes": [16, 52, 25, 35, 72]},
     "recipe": {"rank": 8, "alpha": 16.0, "epochs": 3, "batch_size": 2, "learning_rate": 5e-4},
     "gate": {"mean_similarity": 0.83, "worst_persona": 0.70, "share_improved": 0.60},
 }
@@ -51,7 +51,7 @@ PRESETS: Catalog[Mapping[str, Any]] = Catalog(
             **_MISSION,
             "name": "quick",
             "data": {"train": 3, "val": 1, "test": 2, "synthetic": {"cluster_sizes": [4, 8, 4, 6, 8], "dialogues": 6}},
-            "clustering": {"k": 5, "sizes": [4, 8, 4, 6, 8]},
+            "clustering": {**_MISSION["clustering"], "sizes": [4, 8, 4, 6, 8]},
             "recipe": {**_MISSION["recipe"], "epochs": 1},
             # So few personas pass a gate only by luck: the gate judges, and the study continues in any case.
             "gate": {"mean_similarity": None, "worst_persona": None, "share_improved": 0.60, "ladder": [], "on_failure": "continue"},
@@ -265,7 +265,7 @@ def _known_fields(kind: Any, path: tuple[str | int, ...]) -> list[str]:
 
 def _name_problems(study: Study) -> Iterator[str]:
     # Imported late: the catalogs import numpy and more, which reading a preset does not need.
-    from clusterlora.clustering import ALGORITHMS
+    from clusterlora.clustering import ALGORITHMS, AUTO
     from clusterlora.data import SOURCES
     from clusterlora.evaluation.metrics import METRICS
     from clusterlora.methods import METHODS, controls
@@ -279,7 +279,7 @@ def _name_problems(study: Study) -> Iterator[str]:
         ("methods", study.methods, METHODS),
         ("evaluation.metrics", evaluation.metrics, METRICS),
         ("data.source", (study.data.source,), SOURCES),
-        ("clustering.algorithm", (study.clustering.algorithm,), ALGORITHMS),
+        *((("clustering.algorithm", (study.clustering.algorithm,), ALGORITHMS),) if study.clustering.algorithm != AUTO else ()),
     )
     for path, names, catalog in lists:
         if not names:

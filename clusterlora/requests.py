@@ -71,8 +71,8 @@ class EvaluationRequest:
     """How many runs share the personas."""
     rung: str | None = None
     """Which rung of the ladder, for the gate."""
-    cluster: Annotated[int, Ge(0)] = 0
-    """Whose val items, for power and gate. The study itself asks for cluster 0."""
+    cluster: Annotated[int, Ge(0)] | None = None
+    """Whose val items, for power and gate. Empty: the cluster that the gate judges."""
 
     @property
     def run_name(self) -> str:

@@ -118,11 +118,13 @@ class ClusteringSettings:
 
     __pydantic_config__ = _FORM
 
-    algorithm: str = "responses_given_prompts"
-    """Features of a persona: responses_given_prompts (relative to their prompts), responses, responses_discriminant, prompts+responses,
+    algorithm: str = "auto"
+    """Features of a persona: auto (whichever of the next two predicts held-out train answers best), responses_given_prompts (the manner of
+    answering, prompt by prompt), response_residuals (whatever the prompt), responses, responses_discriminant, prompts+responses,
     description, gradient or adapter."""
-    k: Annotated[int, Ge(2)] | None = 5
-    """Number of clusters. Empty: the number from 2 to 12 with the largest silhouette."""
+    k: Annotated[int, Ge(2)] | None = None
+    """Number of clusters. Empty: the number from 2 to 12 that predicts held-out train answers best and is found again in other
+    dialogues; everybody is one cluster, and methods that need clusters are left out, where none predicts enough to be worth having."""
     sizes: tuple[Annotated[int, Ge(1)], ...] | None = None
     """Exact cluster sizes in order, which must sum to the number of personas. Empty: free sizes."""
     min_size: Annotated[int, Ge(1)] = 3
@@ -151,7 +153,7 @@ class Rung:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GateSettings:
-    """Criteria that cluster 0 must meet on its val items before the other clusters are trained."""
+    """Criteria that one cluster must meet on its val items before the other clusters are trained."""
 
     __pydantic_config__ = _FORM
 
@@ -264,7 +266,7 @@ class Study:
     merging: MergeSettings = MergeSettings()
     """Settings of the method `merge`."""
     gate: GateSettings = GateSettings()
-    """Criteria for cluster 0."""
+    """Criteria for the judged cluster: cluster 0 where sizes are given, else the one of at least 8 people nearest the median size."""
     assignment: AssignmentSettings = AssignmentSettings()
     """Measurement of how well new personas are assigned."""
     evaluation: EvaluationSettings = EvaluationSettings()

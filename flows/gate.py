@@ -1,4 +1,4 @@
-"""The gate: cluster 0 must show that training the other clusters is worth its cost. Each rung of the ladder is a run of its own.
+"""The gate: one cluster must show that training the others is worth its cost. Each rung of the ladder is a run of its own.
 
 While the first rung trains, idle workers evaluate the base model: its val answers for the power estimate, then its test answers.
 """
@@ -16,9 +16,9 @@ from tasks.planning import plan_gate
 from tasks.run_names import study_tag
 
 
-@flow(name="gate", flow_run_name="gate · cluster 00 · {study_name}")
+@flow(name="gate", flow_run_name="gate · {study_name}")
 def gate(study_name: str) -> Verdict | None:
-    """Return the verdict of the first rung that passes, else of the last one; None when the study has no clusters to gate.
+    """Return the verdict of the first rung that passes, else of the last one; None when the study has no cluster to judge.
 
     Args:
         study_name: A study that exists, with its personas grouped.
@@ -29,7 +29,7 @@ def gate(study_name: str) -> Verdict | None:
         return final_verdict(study_name)
 
 
-@flow(name="rung", flow_run_name="gate · cluster 00 · {study_name} · {step.rung.name}")
+@flow(name="rung", flow_run_name="gate · cluster {step.cluster:02d} · {study_name} · {step.rung.name}")
 def try_rung(study_name: str, step: GateStep) -> Verdict:
     """Train the adapters that one rung of the ladder still needs, evaluate them on val, and judge them."""
     power = EvaluationRequest(study_name=study_name, part="power")

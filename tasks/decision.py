@@ -33,7 +33,7 @@ class GateDecision(RunInput):
     choice: Literal["stop", "continue", "retry"] = Field(
         "stop",
         title="What now?",
-        description="stop: compare what is trained. continue: train the rest all the same. retry: try cluster 0 again with a change below.",
+        description="stop: compare what is trained. continue: train the rest all the same. retry: try once more with a change below.",
     )
     learning_rate: float | None = Field(None, gt=0, title="Retry with this learning rate", description="Empty: the study's.")
     epochs: int | None = Field(None, ge=1, title="Retry with this many epochs", description="Empty: the study's.")

@@ -10,7 +10,7 @@ from tasks.study_task import TaskContext, study_task
 
 @study_task("judge · {study_name} · {rung}")
 def judge(context: TaskContext, study_name: str, rung: str) -> Verdict:
-    """Return the verdict on cluster 0 as one rung trained it, from the answers in the study database."""
+    """Return the verdict on the judged cluster as one rung trained it, from the answers in the study database."""
     from clusterlora.gate.report import markdown, records
     from clusterlora.stages.judge import judge as judge_rung
 
@@ -59,7 +59,7 @@ def estimate_power(context: TaskContext, study_name: str) -> None:
 
 @study_task("look up verdict · {study_name}")
 def final_verdict(context: TaskContext, study_name: str) -> Verdict | None:
-    """Return the verdict of the rung that passed, else of the last one tried; None when the study has no clusters to gate."""
+    """Return the verdict of the rung that passed, else of the last one tried; None when the study has no cluster to judge."""
     from clusterlora.planning.ladder import gate_verdict
     from clusterlora.planning.study_state import read_state
 

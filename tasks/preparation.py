@@ -27,15 +27,19 @@ def prepare(context: TaskContext, study: Study) -> None:
 @study_task("cluster · {study_name}", progress="{study_name} cluster")
 def cluster(context: TaskContext, study_name: str) -> None:
     """Cluster the personas of a study, unless that was done before."""
+    from clusterlora.clustering.summary import sentence
+    from clusterlora.gate.judged_cluster import words
+    from clusterlora.planning.ladder import GATED
     from clusterlora.results.report import map_path
     from clusterlora.stages.cluster import cluster as cluster_study
 
     stores = context.stores
     clustering = cluster_study(study_name, stores, context.log)
-    sizes = f"Clusters of {', '.join(map(str, clustering.sizes))} personas by {clustering.algorithm}"
-    quality = ", ".join(f"{name} {value:.2f}" for name, value in clustering.quality)
+    study, lines = stores.studies.study(study_name), [sentence(clustering)]
+    if GATED in study.methods:
+        lines.append(words(clustering.sizes, study.clustering))
     image = embedded_image(map_path(stores, study_name), "the personas on a plane, coloured by cluster")
-    create_markdown_artifact(f"{sizes}: {quality}.\n\n{image}\n", key=artifact_key("clusters", study_name), description=sizes)
+    create_markdown_artifact("\n\n".join([*lines, image]) + "\n", key=artifact_key("clusters", study_name), description=lines[0])
 
 
 @study_task("refine clusters · {study_name}", progress="{study_name} refine")

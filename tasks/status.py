@@ -25,7 +25,9 @@ def show_status(context: TaskContext, study_name: str, doing: str) -> None:
 
 def status_lines(state: StudyState, folder: Path, doing: str) -> Iterator[str]:
     """Yield the page line by line."""
+    from clusterlora.clustering.summary import sentence
     from clusterlora.errors import counted
+    from clusterlora.planning.ladder import gated
     from clusterlora.progress.timeline import against_unified, next_step
 
     study, provenance, clustering = state.settings, state.provenance, state.clustering
@@ -36,14 +38,14 @@ def status_lines(state: StudyState, folder: Path, doing: str) -> Iterator[str]:
     yield f"- **Data**: {n_personas} personas, {n_dialogues} dialogues from `{study.data.source}`"
     yield f"- **Examples**: {study.data.train} train, {study.data.val} val and {study.data.test} test dialogues per persona"
     if clustering is not None:
-        yield f"- **Clusters**: {', '.join(map(str, clustering.sizes))} personas, by {clustering.algorithm}"
+        yield f"- **Clusters**: {sentence(clustering)}"
     yield (
         f"- **Recipe**: `{study.model.base}`, rank {recipe.rank}, {recipe.epochs} epochs, "
         f"batch {recipe.batch_size}, learning rate {recipe.learning_rate:g}"
     )
     yield f"- **Methods**: {', '.join(study.methods)}"
     outcomes = [f"{verdict.rung} {'passed' if verdict.passed else 'refused'}" for verdict in state.verdicts]
-    yield f"- **Gate**: {', '.join(outcomes) or 'not judged yet'}"
+    yield f"- **Gate**: {', '.join(outcomes) or ('not judged yet' if gated(state) else 'none')}"
     yield f"- **Trained**: {counted(len(state.adapters), 'adapter')}"
     yield f"- **Results**: `{folder}`"
     if state.page:

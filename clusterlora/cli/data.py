@@ -78,13 +78,20 @@ def validate(picture: Path | None, as_json: bool, **options: Any) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print the numbers as JSON.")
 def signal(as_json: bool, **options: Any) -> None:
     """Estimate, before any training, how much adapters per persona and per cluster can gain on the data of a study."""
+    from clusterlora.clustering.summary import sentence
+    from clusterlora.gate.judged_cluster import words
     from clusterlora.persona_signal.summary import markdown
     from clusterlora.stages.persona_signal import signal_of_data
 
     study = study_from(options)
     with console_log() as log:
-        persona_signal = signal_of_data(study, log)
-    click.echo(json.dumps(asdict(persona_signal)) if as_json else markdown(persona_signal))
+        persona_signal, clustering = signal_of_data(study, log)
+    if as_json:
+        clusters = {"algorithm": clustering.algorithm, "sizes": clustering.sizes, "quality": dict(clustering.quality)}
+        click.echo(json.dumps(asdict(persona_signal) | {"clusters": clusters}))
+        return
+    click.echo(markdown(persona_signal))
+    click.echo(f"{sentence(clustering)} {words(clustering.sizes, study.clustering)}")
 
 
 def _with_base(study: "Study", log: "RunLog") -> "tuple[DataSummary, list[str]]":

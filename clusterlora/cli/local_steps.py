@@ -100,6 +100,7 @@ def evaluate(cluster: int | None, as_json: bool, **options: Any) -> None:
             return
         from clusterlora.planning.ladder import decided_rung
         from clusterlora.planning.study_state import read_state
+        from clusterlora.planning.work_plan import work_plan
 
         state = read_state(study.name, stores)
         rung = decided_rung(state).name
@@ -108,7 +109,8 @@ def evaluate(cluster: int | None, as_json: bool, **options: Any) -> None:
     from clusterlora.gate.report import markdown
     from clusterlora.stages.judge import judge, verdict_on
 
-    verdict = verdict_on(state, rung, cluster, stores) if cluster else judge(study.name, rung, stores)
+    is_judged = cluster == work_plan(state).judged
+    verdict = judge(study.name, rung, stores) if is_judged else verdict_on(state, rung, cluster, stores)
     click.echo(json.dumps({"study": study.name, "passed": verdict.passed, **asdict(verdict)}) if as_json else markdown(verdict))
 
 
@@ -156,7 +158,7 @@ def _selected_adapters(plan: "WorkPlan", study_name: str, cluster: int | None, a
 
     if adapter is None and cluster is None:
         return tuple(plan.specs)
-    name = adapter if adapter is not None else judged_adapters(plan, cluster or 0)[0]
+    name = adapter if adapter is not None else judged_adapters(plan, cluster)[0]
     if name not in plan.specs:
         shown = [name for name, spec in plan.specs.items() if not spec.is_one_of_many]
         n_more = len(plan.specs) - len(shown)

@@ -223,7 +223,9 @@ def status(name: str | None, watch: bool, as_json: bool) -> None:
 @click.argument("name")
 @click.option("--go-on", "choice", flag_value="continue", help="Train the remaining adapters anyway.")
 @click.option("--stop", "choice", flag_value="stop", help="Compare what was trained, then stop.")
-@click.option("--retry", "choice", flag_value="retry", help="Train cluster 0 once more, with at least one of the next three options.")
+@click.option(
+    "--retry", "choice", flag_value="retry", help="Train the judged cluster once more, with at least one of the next three options."
+)
 @click.option("--learning-rate", type=click.FloatRange(min=0, min_open=True), help="Peak learning rate of the retry.")
 @click.option("--epochs", type=click.IntRange(min=1), help="Epochs of the retry.")
 @click.option("--init", type=click.Choice(["base", "unified"]), help="Initial weights of the retry.")
@@ -257,7 +259,7 @@ def decide(name: str, choice: Any, learning_rate: float | None, epochs: int | No
     if as_json:
         click.echo(json.dumps({"study": name, "choice": choice, "by": by, "rung": rung and asdict(rung), "resumed": resumed}))
     elif resumed:
-        action = {"continue": "continues", "stop": "compares what was trained, and stops", "retry": "trains cluster 0 once more"}
+        action = {"continue": "continues", "stop": "compares what was trained, and stops", "retry": "trains the judged cluster once more"}
         click.echo(f"study {name} {action[choice]}")
     else:
         click.echo(f"stored; it takes effect with: clusterlora study run --name {name}")

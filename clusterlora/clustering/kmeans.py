@@ -10,8 +10,8 @@ from jaxtyping import Bool, Float, Int
 _MAX_ROUNDS = 50
 
 
-def free_sizes(features: Float[np.ndarray, "persona dim"], k: int, *, seed: int, min_size: int = 1) -> Int[np.ndarray, " persona"]:
-    """Return k-means labels, the smallest cluster first, because the gate trains cluster 0.
+def free_sizes(features: Float[np.ndarray, "persona direction"], k: int, *, seed: int, min_size: int = 1) -> Int[np.ndarray, " persona"]:
+    """Return k-means labels, the smallest cluster first.
 
     No cluster is smaller than `min_size`, or than n / k if there are too few personas for that.
     """
@@ -22,14 +22,14 @@ def free_sizes(features: Float[np.ndarray, "persona dim"], k: int, *, seed: int,
     return _numbered(_assign(features, centroids, [minimum] * k), k)
 
 
-def exact_sizes(features: Float[np.ndarray, "persona dim"], sizes: tuple[int, ...], *, seed: int) -> Int[np.ndarray, " persona"]:
+def exact_sizes(features: Float[np.ndarray, "persona direction"], sizes: tuple[int, ...], *, seed: int) -> Int[np.ndarray, " persona"]:
     """Return labels of clusters with exactly these sizes, in this order; the k-means centroids get the sizes by rank."""
     _, free_centroids = _smallest_first(features, len(sizes), seed)
     return _assign(features, free_centroids[np.argsort(np.argsort(sizes, kind="stable"))], sizes)
 
 
 def _assign(
-    features: Float[np.ndarray, "persona dim"], centroids: Float[np.ndarray, "cluster dim"], minimums: Sequence[int]
+    features: Float[np.ndarray, "persona direction"], centroids: Float[np.ndarray, "cluster direction"], minimums: Sequence[int]
 ) -> Int[np.ndarray, " persona"]:
     """Return labels of clusters with at least the minimum sizes.
 
@@ -95,8 +95,8 @@ def _cheapest_chain(
 
 
 def _smallest_first(
-    features: Float[np.ndarray, "persona dim"], k: int, seed: int
-) -> tuple[Int[np.ndarray, " persona"], Float[np.ndarray, "cluster dim"]]:
+    features: Float[np.ndarray, "persona direction"], k: int, seed: int
+) -> tuple[Int[np.ndarray, " persona"], Float[np.ndarray, "cluster direction"]]:
     from sklearn.cluster import KMeans
     from sklearn.exceptions import ConvergenceWarning
 

@@ -1,15 +1,15 @@
-"""Features `responses_discriminant`: the response embeddings, projected on the discriminants of the personas."""
+"""Features `responses_discriminant`: the response embeddings, whitened, so that personas differ along their discriminants."""
 
-from clusterlora.clustering.discriminants import discriminants
 from clusterlora.clustering.features import Evidence, Sources
 from clusterlora.clustering.responses import responses
+from clusterlora.clustering.whitening import whitened
 from clusterlora.values import Persona
 
 
 def responses_discriminant(personas: tuple[Persona, ...], sources: Sources) -> Evidence:
-    """Return the train responses projected on the linear discriminants of the personas.
+    """Return the embeddings of the train responses, whitened by their variation within personas.
 
     Raises:
         BadData: a persona has no train response, or no persona has two that differ.
     """
-    return discriminants(responses(personas, sources))
+    return whitened(responses(personas, sources))

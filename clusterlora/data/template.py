@@ -40,7 +40,7 @@ val = 2      # ... to make choices (gate, routing) ...
 test = 2     # ... and for the final scores only
 
 [clustering]
-k = 2        # number of clusters (--set clustering.k=none chooses it by silhouette)
+k = 2        # number of clusters (--set clustering.k=none: as many as predict answers that were held out, or one)
 min_size = 2
 
 [model]

@@ -1,1 +1,1 @@
-"""The gate: cluster 0 must meet criteria on its val items before the other clusters are trained."""
+"""The gate: one cluster must meet criteria on its val items before the other clusters are trained."""

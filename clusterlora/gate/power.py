@@ -85,12 +85,12 @@ class Power:
         if luck > _TOO_OFTEN:
             lines.append(
                 f"A pass may be luck: {luck:.0%} of clusters without any gain pass; raise gate.share_improved or put more "
-                "personas into cluster 0."
+                "personas into the judged cluster."
             )
         if self.missed > _TOO_OFTEN:
             lines.append(
                 f"A refusal may be luck: a true gain of {100 * NOTABLE_GAIN:.0f} points is refused {self.missed:.0%} of the time; "
-                "raise data.val or put more personas into cluster 0."
+                "raise data.val or put more personas into the judged cluster."
             )
         return tuple(lines)
 
@@ -104,7 +104,7 @@ def gate_power(baseline: Scores, settings: GateSettings, rng: np.random.Generato
     judged by the share of personas that `required_share` asks of it.
 
     Args:
-        baseline: similarities of the bare base model, one array of items per persona of cluster 0.
+        baseline: similarities of the bare base model, one array of items per persona of the judged cluster.
 
     Raises:
         BadData: no personas, a persona without items, or a score that is not finite.

@@ -47,7 +47,7 @@ def trial(candidate: Scores, unified: Scores) -> Trial:
     if unmatched := sorted(candidate.keys() ^ unified.keys()):
         raise BadData(f"persona {unmatched[0]!r} was scored with only one of candidate and unified; evaluate both on the same personas")
     if not candidate:
-        raise BadData("the gate has no personas to judge; evaluate cluster 0 first")
+        raise BadData("the gate has no personas to judge; evaluate the judged cluster first")
     persona_ids = tuple(sorted(candidate))
     for persona_id in persona_ids:
         own, reference = candidate[persona_id], unified[persona_id]

@@ -28,21 +28,24 @@ METHODS: Catalog[Method] = Catalog(
         "few_shot": Method(few_shot),
         "unified": Method(unified),
         "per_persona": Method(per_persona),
-        "cluster": Method(cluster),
+        "cluster": Method(cluster, needs_clusters=True),
         "hybrid": Method(hybrid),
-        "cluster_hybrid": Method(cluster_hybrid),
-        "merge": Method(merge),
+        "cluster_hybrid": Method(cluster_hybrid, needs_clusters=True),
+        "merge": Method(merge, needs_clusters=True),
         "prefix": Method(prefix),
         "selective_routing": Method(selective_routing),
-        "imported_cluster": Method(imported_cluster, needs_import=True),
+        "imported_cluster": Method(imported_cluster, needs_import=True, needs_clusters=True),
         "random_cluster": Method(
             random_cluster,
             is_control=True,
             contrast_with="cluster",
             phrase="a random partition of the same sizes",
             cause="the people of a cluster are alike",
+            needs_clusters=True,
         ),
-        "unified_longer": Method(unified_longer, is_control=True, contrast_with="cluster", phrase="unified trained for the same steps"),
+        "unified_longer": Method(
+            unified_longer, is_control=True, contrast_with="cluster", phrase="unified trained for the same steps", needs_clusters=True
+        ),
         "baseline_described": Method(baseline_described, is_control=True),
         "unified_described": Method(
             unified_described, is_control=True, contrast_with="cluster", phrase="unified with the persona's text in the prompt"
@@ -56,7 +59,7 @@ METHODS: Catalog[Method] = Catalog(
         ),
         "imported_unified": Method(imported_unified, needs_import=True),
         "imported_per_persona": Method(imported_per_persona, needs_import=True),
-        "imported_merge": Method(imported_merge, needs_import=True),
+        "imported_merge": Method(imported_merge, needs_import=True, needs_clusters=True),
     },
 )
 

@@ -16,7 +16,9 @@ _FOLDER = "held_out"
 
 
 def held_out(view: StudyView, share: float, seed: int) -> MethodPlan | None:
-    """Return the plan for the held-out people, with unified and every cluster as arms; None when no cluster has anybody to hold out."""
+    """Return the plan for the held-out people, with unified and every cluster as arms; None when no clusters have anybody to hold out."""
+    if len(view.members) < 2:
+        return None
     spared = {p for members in view.members for p in _spared(members, share, seed)}
     if not spared:
         return None

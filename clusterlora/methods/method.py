@@ -41,6 +41,7 @@ class Method:
     `cause`, only a win over this control shows that the gain has this cause, for example that "the people of a cluster are alike".
     `is_base` is the base model without adapters: it is compared, and never the champion.
     `needs_import` says that its adapters were trained elsewhere: it can be asked for only after `clusterlora study import`.
+    A method that `needs_clusters` would be another one, or have nothing to explain, where all personas are one cluster.
     """
 
     plan: Callable[[StudyView], MethodPlan]
@@ -50,6 +51,7 @@ class Method:
     cause: str = ""
     is_base: bool = False
     needs_import: bool = False
+    needs_clusters: bool = False
 
     def __post_init__(self) -> None:
         """Raise ValueError for a contrast without a phrase, a cause without a contrast, or a contrast with a method that is no control."""

@@ -44,7 +44,8 @@ class PersonaSignal:
 
     `cluster_explains` is the share explained by the cluster, `random_explains` by random groups of the same sizes, `persona_explains` by
     cluster and persona. Distances are mean cosine distances of masked answers. `within_dialogues`: personas have too few dialogues, so
-    later answers of the same dialogues were held out instead.
+    later answers of the same dialogues were held out instead. `n_population` is how many personas there are, of whom `n_personas` were
+    measured; 0 where an earlier version did not record it.
     """
 
     n_personas: int
@@ -58,6 +59,12 @@ class PersonaSignal:
     distance_within: float
     distance_between: float
     within_dialogues: bool = False
+    n_population: int = 0
+
+    @property
+    def has_clusters(self) -> bool:
+        """Whether there is more than one cluster to recognise."""
+        return self.cluster_beyond_prompts.n_classes > 1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -73,14 +80,14 @@ class _EmbeddedSplit:
 def measure(personas: Sequence[Persona], clustering: Clustering, embedder: Embedder, log: RunLog) -> PersonaSignal:
     """Return the signal in the train and val dialogues of the personas, with the clusters of the clustering. Test is not read.
 
-    Of more than `MOST_PERSONAS`, evenly spaced ones are used, in order of the clusters.
+    Of more than `MOST_PERSONAS`, evenly spaced ones are used, in order of the clusters, and two of every cluster that these miss.
 
     Raises:
         BadData: fewer than two personas, or one without different train or val dialogues.
     """
     if len(personas) < 2:
         raise BadData(f"the persona signal needs at least 2 personas, not {len(personas)}; add personas")
-    personas = _sample(personas, clustering)
+    n_population, personas = len(personas), _sample(personas, clustering)
     limits: dict[Split, int] = {"train": MOST_TRAIN, "val": MOST_VAL}
     exchanges = {split: [masked_exchanges(p, split, limit=n) for p in personas] for split, n in limits.items()}
     for split, by_persona in exchanges.items():
@@ -116,6 +123,7 @@ def measure(personas: Sequence[Persona], clustering: Clustering, embedder: Embed
         random_explains=float(np.mean([explained(groups, personal=False) for groups in random])),
         distance_within=within,
         distance_between=between,
+        n_population=n_population,
     )
 
 
@@ -123,7 +131,11 @@ def _sample(personas: Sequence[Persona], clustering: Clustering) -> list[Persona
     by_id = {persona.id: persona for persona in personas}
     in_order = [by_id[persona_id] for members in clustering.members for persona_id in members]
     n = len(in_order)
-    return in_order if n <= MOST_PERSONAS else [in_order[round(i * (n - 1) / (MOST_PERSONAS - 1))] for i in range(MOST_PERSONAS)]
+    if n <= MOST_PERSONAS:
+        return in_order
+    spaced = {in_order[round(i * (n - 1) / (MOST_PERSONAS - 1))].id for i in range(MOST_PERSONAS)}
+    missed = {persona_id for members in clustering.members if not spaced & set(members) for persona_id in members[:2]}
+    return [persona for persona in in_order if persona.id in spaced | missed]
 
 
 def _embedded(by_persona: Sequence[Sequence[MaskedExchange]], embedder: Embedder, log: RunLog) -> _EmbeddedSplit:

@@ -1,6 +1,7 @@
 """The persona signal as a table and as a sentence."""
 
 from collections.abc import Iterator
+from typing import Literal
 
 from clusterlora.evaluation.markdown import markdown_table
 from clusterlora.persona_signal.measure import PersonaSignal, Recognition
@@ -12,10 +13,41 @@ FAR_ABOVE = 2.0
 """Ratio to chance, at the lower end of the interval, from which answers identify personas well enough for training."""
 
 
+Expectation = Literal["nothing", "little", "people", "people and clusters"]
+
+
 def verdict(signal: PersonaSignal) -> str:
-    """Return what gains the signal suggests."""
+    """Return what gains the signal suggests, and whether prompts give people away."""
+    return " ".join(part for part in (_given_away(signal), _expectation(signal)) if part)
+
+
+def _given_away(signal: PersonaSignal) -> str:
+    """Return that prompts alone tell people apart, so that one adapter for all may answer them differently; empty where they do not."""
+    prompt = signal.persona_from_prompts
+    if prompt.low < FAR_ABOVE * prompt.chance:
+        return ""
+    return (
+        f"Prompts give people away: the right one of {signal.n_personas} is recognised by {_percent(prompt.accuracy)} of the prompts alone "
+        f"({_percent(prompt.chance)} by chance), so one adapter for all can tell them apart, too."
+    )
+
+
+def expectation(signal: PersonaSignal) -> Expectation:
+    """Return what the signal lets one expect to beat one adapter for all."""
     person, cluster = signal.persona_beyond_prompts, signal.cluster_beyond_prompts
     if person.low <= person.chance:
+        return "nothing"
+    hardly_recognised = person.low < FAR_ABOVE * person.chance
+    if signal.persona_explains <= 0 or (signal.persona_explains < LITTLE and hardly_recognised):
+        return "little"
+    if not signal.has_clusters or cluster.low <= cluster.chance or signal.cluster_explains <= signal.random_explains:
+        return "people"
+    return "people and clusters"
+
+
+def _expectation(signal: PersonaSignal) -> str:
+    person, cluster, expected = signal.persona_beyond_prompts, signal.cluster_beyond_prompts, expectation(signal)
+    if expected == "nothing":
         return (
             "Answers do not tell people apart beyond what their prompts give away: "
             "expect no method that adapts to people to beat one adapter for all."
@@ -24,13 +56,14 @@ def verdict(signal: PersonaSignal) -> str:
         f"The right one of {signal.n_personas} people is recognised by {_percent(person.accuracy)} of the answers "
         f"({_percent(person.chance)} by chance)"
     )
-    hardly_recognised = person.low < FAR_ABOVE * person.chance
-    if signal.persona_explains <= 0 or (signal.persona_explains < LITTLE and hardly_recognised):
+    if expected == "little":
         return (
-            f"{recognised}, and knowing the person explains only {_percent(max(0.0, signal.persona_explains))} of what prompts leave "
-            "open: expect small gains, and many items needed to show them."
+            f"{recognised}, but knowing the person explains {_little(signal.persona_explains)} of what prompts leave open: "
+            "expect small gains, and many items needed to show them."
         )
-    if cluster.low <= cluster.chance or signal.cluster_explains <= signal.random_explains:
+    if expected == "people":
+        if not signal.has_clusters:
+            return f"{recognised}, but there are no clusters worth having: expect gains per person, not per cluster."
         return (
             f"{recognised}, but clusters are not shown to be better than random groups ({_percent(cluster.accuracy)} against "
             f"{_percent(cluster.chance)}): expect gains per person rather than per cluster."
@@ -57,14 +90,16 @@ def recognitions(signal: PersonaSignal) -> Iterator[tuple[str, str, str, str]]:
     n_personas, n_clusters = signal.n_personas, signal.cluster_beyond_prompts.n_classes
     yield _recognition_cells(f"which of {n_personas} people, by the prompt", signal.persona_from_prompts)
     yield _recognition_cells(f"which of {n_personas} people, by the answer beyond the prompt", signal.persona_beyond_prompts)
-    yield _recognition_cells(f"which of {n_clusters} clusters, by the answer beyond the prompt", signal.cluster_beyond_prompts)
+    if signal.has_clusters:
+        yield _recognition_cells(f"which of {n_clusters} clusters, by the answer beyond the prompt", signal.cluster_beyond_prompts)
 
 
 def shares(signal: PersonaSignal) -> Iterator[tuple[str, str]]:
     """Yield (name, value)."""
-    yield "of what prompts leave open, the person explains", _percent(signal.persona_explains)
-    yield "of it, the cluster explains", _percent(signal.cluster_explains)
-    yield "of it, random groups of the same sizes explain", _percent(signal.random_explains)
+    yield "of what prompts leave open, the person explains", _share(signal.persona_explains)
+    if signal.has_clusters:
+        yield "of it, the cluster explains", _share(signal.cluster_explains)
+        yield "of it, random groups of the same sizes explain", _share(signal.random_explains)
     yield "mean cosine distance of answers to the same person", f"{signal.distance_within:.3f}"
     yield "mean cosine distance of answers to different people", f"{signal.distance_between:.3f}"
 
@@ -72,10 +107,16 @@ def shares(signal: PersonaSignal) -> Iterator[tuple[str, str]]:
 def basis(signal: PersonaSignal) -> str:
     """Return what was measured, and on what data."""
     return (
-        f"{signal.n_exchanges} exchanges of {signal.n_personas} people; {_fitted(signal)}. Words that the "
-        "dialogue had before an answer are masked in it, and (near) equal dialogues count once. Chance for clusters is what random "
-        "groups of the same sizes reach."
+        f"{signal.n_exchanges} exchanges of {signal.n_personas}{_sampled(signal)}; {_fitted(signal)}. Words that the "
+        "dialogue had before an answer are masked in it, and (near) equal dialogues count once. "
+        + ("Chance for clusters is what random groups of the same sizes reach." if signal.has_clusters else "There is one cluster.")
     )
+
+
+def _sampled(signal: PersonaSignal) -> str:
+    if signal.n_population <= signal.n_personas:
+        return " people"
+    return f" of {signal.n_population} people" + (", some of every cluster" if signal.has_clusters else "")
 
 
 def _fitted(signal: PersonaSignal) -> str:
@@ -90,6 +131,15 @@ def _fitted(signal: PersonaSignal) -> str:
 def _recognition_cells(name: str, recognition: Recognition) -> tuple[str, str, str, str]:
     interval = f"{_percent(recognition.low)} to {_percent(recognition.high)}"
     return name, _percent(recognition.accuracy), interval, _percent(recognition.chance)
+
+
+def _little(share: float) -> str:
+    return f"only {_percent(share)}" if share >= 0.0005 else "nothing"
+
+
+def _share(share: float) -> str:
+    """Return an explained share in percent; a negative one explains nothing."""
+    return _percent(share) if share >= 0.0005 else "none"
 
 
 def _percent(share: float) -> str:

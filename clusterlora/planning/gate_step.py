@@ -14,8 +14,10 @@ class GateStep:
     """One rung of the ladder, before it is judged."""
 
     rung: Rung
+    cluster: int
+    """The cluster on trial."""
     waves: Waves
-    """The groups that train unified and cluster 0, as far as they are missing."""
+    """The groups that train unified and that cluster, as far as they are missing."""
     estimates_power: bool
     """Whether the gate's power has yet to be estimated, from the base model's answers."""
     answers_baseline: bool
@@ -28,8 +30,10 @@ def next_gate_step(state: StudyState) -> GateStep | None:
     if rung is None:
         return None
     plan, study = work_plan(state, rung), state.settings
+    assert plan.judged is not None, f"study {state.name} has a rung to try and no cluster to judge"
     return GateStep(
         rung=rung,
+        cluster=plan.judged,
         waves=gate_groups(state, plan),
         estimates_power=state.power is None,
         answers_baseline="baseline" in study.methods and study.runtime.shards > 1,

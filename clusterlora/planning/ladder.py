@@ -1,23 +1,27 @@
-"""The gate's ladder: the configurations that cluster 0 tries, the gate's decision, and whether a person has to decide."""
+"""The gate's ladder: the configurations that the judged cluster tries, the gate's decision, and whether a person has to decide."""
 
 from clusterlora.errors import UnknownName, counted
+from clusterlora.gate.judged_cluster import judged_cluster
 from clusterlora.gate.required_share import later_rungs_can_pass
 from clusterlora.planning.study_state import StudyState
-from clusterlora.settings import Rung, Study
+from clusterlora.settings import Rung
 from clusterlora.values import Verdict
 
 OWN = Rung(name="own")
 """The first rung of every ladder: the study's own configuration."""
 
 GATED = "cluster"
-"""The method whose first cluster is the gate."""
+"""The method one of whose clusters the gate judges."""
 REFERENCE = "unified"
 """The method it has to beat."""
 
 
-def gated(study: Study) -> bool:
-    """Return whether the study has a gate, which it has if it trains clusters."""
-    return GATED in study.methods
+def gated(state: StudyState) -> bool:
+    """Return whether the study has a gate: it trains clusters, and one of them has enough people to be judged, as far as that is known."""
+    clustering = state.clustering
+    return GATED in state.settings.methods and (
+        clustering is None or judged_cluster(clustering.sizes, state.settings.clustering) is not None
+    )
 
 
 def rungs(state: StudyState) -> tuple[Rung, ...]:
@@ -35,7 +39,7 @@ def rung_by_name(state: StudyState, name: str) -> Rung:
 
 def next_rung(state: StudyState) -> Rung | None:
     """Return the rung that the gate tries next; None when one has passed, all were tried, or nothing is gated."""
-    if not gated(state.settings) or any(verdict.passed for verdict in state.verdicts):
+    if not gated(state) or any(verdict.passed for verdict in state.verdicts):
         return None
     judged = {verdict.rung for verdict in state.verdicts}
     return next((rung for rung in worth_trying(state) if rung.name not in judged), None)
@@ -49,7 +53,7 @@ def worth_trying(state: StudyState) -> tuple[Rung, ...]:
 def why_not_climbed(state: StudyState) -> tuple[str, ...]:
     """Return, in sentences, why no rung of the settings' ladder can mend what the first one failed; empty where one may.
 
-    A rung changes how cluster 0 is trained. It mends neither a threshold that is out of reach of the data, nor a cluster of so few
+    A rung changes how the judged cluster is trained. It mends neither a threshold that is out of reach of the data, nor a cluster of so few
     people that all of them together do not pass the sign test that later rungs must pass.
     """
     gate, first = state.settings.gate, next((verdict for verdict in state.verdicts if verdict.rung == OWN.name), None)
@@ -97,7 +101,7 @@ def _is_final(state: StudyState) -> bool:
 
 def _none_passed(state: StudyState) -> bool:
     tried_all = {rung.name for rung in worth_trying(state)} <= {verdict.rung for verdict in state.verdicts}
-    return gated(state.settings) and tried_all and not any(verdict.passed for verdict in state.verdicts)
+    return gated(state) and tried_all and not any(verdict.passed for verdict in state.verdicts)
 
 
 def _continues(state: StudyState) -> bool:

@@ -1,6 +1,6 @@
 """The state of a study at one moment: every step reads it once and passes it down; status, artifacts and report are rendered from it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from clusterlora.errors import UnknownName
 from clusterlora.gate.ceiling import Ceiling
@@ -16,6 +16,7 @@ from clusterlora.metadata import (
     TrackerPage,
     Workers,
 )
+from clusterlora.methods import METHODS
 from clusterlora.ports.stores import Stores
 from clusterlora.settings import PreparedStudy, Rung
 from clusterlora.values import Attempt, Clustering, Dataset, TrainedAdapter, Verdict
@@ -25,7 +26,7 @@ from clusterlora.values import Attempt, Clustering, Dataset, TrainedAdapter, Ver
 class StudyState:
     """A study's settings as prepared, and the results of its steps in the study database so far.
 
-    A step's result is None before that step.
+    A step's result is None before that step. Where the clustering found no clusters, the settings' methods are those that need none.
     """
 
     settings: PreparedStudy
@@ -79,12 +80,13 @@ class StudyState:
 def read_state(study_name: str, stores: Stores) -> StudyState:
     """Return the present state of a study. Raises UnknownName."""
     studies = stores.studies
+    clustering = studies.clustering(study_name)
     page = studies.metadata(study_name, TrackerPage)
     return StudyState(
-        settings=studies.study(study_name),
+        settings=_possible(studies.study(study_name), clustering),
         status=studies.status(study_name),
         data=_data(study_name, stores),
-        clustering=studies.clustering(study_name),
+        clustering=clustering,
         verdicts=studies.verdicts(study_name),
         decisions=(studies.metadata(study_name, GateDecisions) or GateDecisions()).decisions,
         adapters=studies.adapters(study_name),
@@ -100,6 +102,12 @@ def read_state(study_name: str, stores: Stores) -> StudyState:
         probe=studies.metadata(study_name, Probe),
         n_workers=(studies.metadata(study_name, Workers) or Workers(1)).n,
     )
+
+
+def _possible(study: PreparedStudy, clustering: Clustering | None) -> PreparedStudy:
+    if clustering is None or len(clustering.members) > 1:
+        return study
+    return replace(study, methods=tuple(name for name in study.methods if not METHODS[name].needs_clusters))
 
 
 def _data(study_name: str, stores: Stores) -> Dataset | None:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from clusterlora.clustering import PREREQUISITES
 from clusterlora.engine.load_balancing import partition_by_load
-from clusterlora.planning.ladder import GATED, gated, refused
+from clusterlora.planning.ladder import GATED, refused
 from clusterlora.planning.study_state import StudyState
 from clusterlora.planning.work_plan import WorkPlan, judged_adapters, trained_adapters, variant_name, work_plan
 from clusterlora.requests import TrainingGroup
@@ -40,7 +40,7 @@ def remaining_groups(state: StudyState) -> Waves:
 def refinement_pending(state: StudyState) -> bool:
     """Return whether another round of cluster refinement is due once the clusters' adapters are trained."""
     rounds = state.settings.clustering.refinement_rounds
-    return gated(state.settings) and state.refinement.rounds_done < rounds and not refused(state)
+    return GATED in state.settings.methods and state.refinement.rounds_done < rounds and not refused(state)
 
 
 def groups_of(state: StudyState, plan: WorkPlan, names: Sequence[str]) -> Waves:
@@ -66,7 +66,7 @@ def _fan_out(state: StudyState, plan: WorkPlan, wave: Sequence[AdapterSpec]) -> 
     it is the same after a relaunch; adapters the gate has trained count as zero load.
     """
     names = {spec.name for spec in wave}
-    before = frozenset(judged_adapters(plan)) if GATED in plan.methods else frozenset[str]()
+    before = frozenset(judged_adapters(plan)) if plan.judged is not None else frozenset[str]()
     groups = []
     for kind, group, title in (("lora", "fan-out", "fan-out"), ("prefix", "prefixes", "prefixes")):
         work = {spec: 0 if spec.name in before else _work(spec) for spec in plan.specs.values() if spec.kind == kind and not spec.merge_of}

@@ -7,11 +7,12 @@ from functools import lru_cache
 from clusterlora.adapters.cache_key import cache_keys, settings_in_keys
 from clusterlora.clustering import PREREQUISITES
 from clusterlora.errors import BadSettings, UnknownName
+from clusterlora.gate.judged_cluster import judged_cluster
 from clusterlora.metadata import ImportedAdapters
 from clusterlora.methods import METHODS
 from clusterlora.methods.held_out import HELD_OUT, held_out
 from clusterlora.methods.method import NOTHING_IMPORTED, StudyView
-from clusterlora.planning.ladder import GATED, OWN, REFERENCE, decided_rung, gated
+from clusterlora.planning.ladder import GATED, OWN, REFERENCE, decided_rung
 from clusterlora.planning.study_state import StudyState
 from clusterlora.settings import PreparedStudy, Rung
 from clusterlora.values import AdapterComposition, AdapterSpec, Clustering, Dataset, MethodPlan, TrainedAdapter, digest
@@ -21,7 +22,8 @@ from clusterlora.values import AdapterComposition, AdapterSpec, Clustering, Data
 class WorkPlan:
     """The adapters and methods that follow from the settings, the clustering and one rung of the ladder.
 
-    `held_out` measures how well new people are assigned to clusters; it is not a method of the comparison.
+    `held_out` measures how well new people are assigned to clusters; it is not a method of the comparison. `judged` is the cluster that the
+    gate judges, None where the study has no gate.
     """
 
     rung: Rung
@@ -30,6 +32,7 @@ class WorkPlan:
     keys: dict[str, str]
     answer_settings: str
     held_out: MethodPlan | None = None
+    judged: int | None = None
 
     @property
     def methods(self) -> dict[str, MethodPlan]:
@@ -99,7 +102,7 @@ def _work_plan(
     view = StudyView(
         dataset.ids, clustering.members, study.recipe, recipe, REFERENCE if init == "unified" else None, {}, study.merging, imported
     )
-    names = (*study.methods, REFERENCE) if gated(study) and REFERENCE not in study.methods else study.methods
+    names = (*study.methods, REFERENCE) if GATED in study.methods and REFERENCE not in study.methods else study.methods
     seeds = tuple(_methods_of_seed(view, names, rung, seed) for seed in range(study.seeds))
     share = study.assignment.held_out_share
     held_out_plan = held_out(view, share, study.assignment.seed) if share else None
@@ -110,7 +113,8 @@ def _work_plan(
     keys = cache_keys(tuple(specs.values()), dataset, base_revision=revision, model=study.model)
     evaluation = study.evaluation
     answers = digest([revision, settings_in_keys(study.model), evaluation.max_new_tokens, evaluation.metrics, dataset.digest])
-    return WorkPlan(rung, seeds, specs, dict(keys), answers, held_out_plan)
+    judged = judged_cluster(clustering.sizes, study.clustering) if GATED in names else None
+    return WorkPlan(rung, seeds, specs, dict(keys), answers, held_out_plan, judged)
 
 
 def _methods_of_seed(view: StudyView, names: Sequence[str], rung: Rung, seed: int) -> dict[str, MethodPlan]:
@@ -195,13 +199,16 @@ def cluster_adapters(plan: WorkPlan) -> tuple[str, ...]:
     return tuple(by_cluster[number] for number in sorted(by_cluster))
 
 
-def judged_adapters(plan: WorkPlan, cluster: int = 0) -> tuple[str, str]:
-    """Return the names of (the candidate: the cluster's adapter, the reference: unified). The gate judges cluster 0.
+def judged_adapters(plan: WorkPlan, cluster: int | None = None) -> tuple[str, str]:
+    """Return the names of (the candidate: the cluster's adapter, the reference: unified), by default of the cluster that the gate judges.
 
     Raises:
-        UnknownName: the plan has no such cluster.
+        UnknownName: the plan has no such cluster, or nothing to judge.
     """
     candidates = cluster_adapters(plan)
+    cluster = plan.judged if cluster is None else cluster
+    if cluster is None:
+        raise UnknownName("the study has no gate: no cluster has enough people to be judged; name the cluster")
     if cluster >= len(candidates):
         reason = f"its clusters are 0 to {len(candidates) - 1}" if candidates else f"its methods do not include {GATED}"
         raise UnknownName(f"the study has no cluster {cluster}; {reason}")

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from clusterlora.errors import counted
 from clusterlora.evaluation.metrics import METRICS
-from clusterlora.planning.ladder import awaits_decision, command_to_continue, gated, next_rung, refused, worth_trying
+from clusterlora.planning.ladder import GATED, awaits_decision, command_to_continue, gated, next_rung, refused, worth_trying
 from clusterlora.planning.study_state import StudyState
 from clusterlora.planning.work_plan import trained_adapters, work_plan
 from clusterlora.progress.estimate import estimate
@@ -35,9 +35,10 @@ def phases(state: StudyState) -> tuple[Phase, ...]:
     simple = [Phase(name, "done" if name in seconds else "to do", seconds.get(name)) for name in ("prepare", "cluster", "signal")]
     if left is not None and left.preparation:
         simple[1] = replace(simple[1], expected=left.preparation)
-    judged = f"{len(verdicts)} of up to {len(worth_trying(state))} configurations judged" if gated(study) else "this study has none"
+    without_gate = "this study has none" if GATED in study.methods else "no clusters are compared"
+    judged = f"{len(verdicts)} of up to {len(worth_trying(state))} configurations judged" if gated(state) else without_gate
     gate_state = "to do" if next_rung(state) else "done"
-    gate = Phase("gate", gate_state if gated(study) else "done", seconds.get("evaluate gate"), detail=judged)
+    gate = Phase("gate", gate_state if gated(state) else "done", seconds.get("evaluate gate"), detail=judged)
     training, evaluation = _training(state, seconds.get("train")), _evaluation(state, seconds)
     if left is not None:
         gate = replace(gate, expected=left.gate if gate.state != "done" else None)
@@ -74,8 +75,7 @@ def _evaluation(state: StudyState, seconds: Mapping[str, float]) -> Phase:
 def against_unified(state: StudyState) -> tuple[str, ...]:
     """Return what is known so far, one sentence each: the gate's verdicts on val, then the comparison on test."""
     sentences = [
-        f"on val, cluster 0 with {v.rung}: {100 * v.gain:+.2f} points against unified, {'passed' if v.passed else 'refused'}"
-        for v in state.verdicts
+        f"on val, {v.adapter}: {100 * v.gain:+.2f} points against unified, {'passed' if v.passed else 'refused'}" for v in state.verdicts
     ]
     metric = METRICS[state.settings.evaluation.headline]
     for score in state.outcome.scores if state.outcome else ():
@@ -107,7 +107,7 @@ def next_step(state: StudyState) -> str:
         "prepare": "The data is read, checked and split.",
         "cluster": "The personas are grouped.",
         "signal": "How much there is to win is measured.",
-        "gate": "Unified and cluster 0 are trained and judged on val; if cluster 0 is no better, the ladder is tried.",
+        "gate": "Unified and one cluster are trained and judged on val; if the cluster is no better, the ladder is tried.",
         "train": "The remaining adapters are trained.",
         "evaluate": "Every method answers everyone's test items.",
         "compare": "The answers are compared.",

@@ -49,7 +49,7 @@ def remaining_work(state: StudyState, lengths: MeanTokens) -> Work:
     state = state if clustered else replace(state, clustering=assumed_clustering(state))
     plan = work_plan(state)
     trained = frozenset(trained_adapters(state, plan))
-    judging = gated(state.settings) and next_rung(state) is not None
+    judging = gated(state) and next_rung(state) is not None
     judged = tuple(name for name in plan.with_needs(judged_adapters(plan)) if name not in trained) if judging else ()
     bare = AdapterComposition()
     tests = _pairs(state, plan)

@@ -51,5 +51,10 @@ def compose_map(clustering: Clustering, title: str) -> Figure:
 
 
 def caption(clustering: Clustering) -> str:
-    """Return the quality measures of the partition on one line."""
-    return ", ".join(f"{name.replace('_', ' ')} {value:.2f}" for name, value in clustering.quality)
+    """Return the share of the largest cluster and the quality measures of the partition on one line."""
+    largest = f"largest {max(clustering.sizes) / sum(clustering.sizes):.0%}"
+    return ", ".join([largest, *(_measure(name, value) for name, value in clustering.quality)])
+
+
+def _measure(name: str, value: float) -> str:
+    return f"{name.replace('_', ' ')} {100 * value:.2f} %" if name == "predicted" else f"{name.replace('_', ' ')} {value:.2f}"

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
+from clusterlora.clustering.summary import UNSTABLE, sentence
 from clusterlora.comparison import new_personas_words
 from clusterlora.comparison.result import Comparison, MethodResult
 from clusterlora.comparison.roles import can_win
@@ -17,10 +18,11 @@ from clusterlora.report.data import ReportData
 from clusterlora.report.markup import html_table, interval_mark, pairs, text
 from clusterlora.values import Clustering, Criterion, Verdict
 
-UNSTABLE = 0.5
 """Adjusted Rand index below which the report warns of an unstable partition."""
 
 _MOST_NAMED = 8
+_ONE = ((1, 0.0, 1.0),)
+"""The beginning of every curve over k: one cluster, which predicts nothing and is always found again."""
 
 
 def verdict(data: ReportData) -> str:
@@ -223,13 +225,20 @@ def clusters(clustering: Clustering) -> str:
         else ""
     )
     rows = [[text(k), text(len(members)), _people(members)] for k, members in enumerate(clustering.members)]
+    tried = [[text(k), f"{100 * predicted:.2f} %", f"{stability:.2f}"] for k, predicted, stability in clustering.curve]
+    # Curves of versions that chose k by silhouette begin at 2 and have other columns.
+    curve = (
+        html_table(["k", "predicted", "stability"], tried, numeric=[True] * 3, caption="k tried") if clustering.curve[:1] == _ONE else ""
+    )
     quality_pairs = [("algorithm", clustering.algorithm), *((_words(name), f"{value:.2f}") for name, value in clustering.quality)]
     return (
         warning
+        + f'<p class="lead">{text(sentence(clustering))}</p>'
         + pairs(quality_pairs)
         + html_table(["cluster", "personas", "who"], rows, numeric=[True, True, False], caption="clusters")
         + '<p class="note">Silhouette: 1 is well apart, 0 is touching. ari seeds and ari bootstraps: agreement (adjusted Rand index) with '
-        "partitions of other seeds and of resampled answers; 0.8 and more is stable.</p>"
+        "partitions of other seeds and of resampled answers; 0.8 and more is stable. Predicted: the share of held-out train answers, "
+        "of what prompts leave open of them, that the other members of a cluster predict.</p>" + curve
     )
 
 

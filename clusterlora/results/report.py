@@ -14,7 +14,7 @@ from clusterlora.durable import write_durably
 from clusterlora.engine.job import mean_by_step
 from clusterlora.metadata import ImportedScores, Refinement, RegisteredChampion, TruthAgreement, changes_of
 from clusterlora.persona_signal.measure import PersonaSignal
-from clusterlora.planning.ladder import OWN, REFERENCE, gated
+from clusterlora.planning.ladder import GATED, OWN, REFERENCE
 from clusterlora.planning.study_state import StudyState
 from clusterlora.planning.work_plan import WorkPlan, trained_adapters
 from clusterlora.ports.stores import Stores
@@ -99,7 +99,7 @@ def _settings(study: PreparedStudy, rung: Rung, n_personas: int) -> Iterator[tup
     yield "dialogues per persona", f"{study.data.train} train, {study.data.val} val, {study.data.test} test"
     yield "recipe", f"rank {recipe.rank}, alpha {recipe.alpha:g}, {recipe.epochs} epochs, batch {recipe.batch_size}"
     yield "learning rate", f"{recipe.learning_rate:g}, {recipe.schedule}"
-    if gated(study):
+    if GATED in study.methods:
         yield "clusters start from", rung.init or study.cluster_init
         yield "rung of the gate's ladder", "own, the recipe above" if rung == OWN else f"{rung.name}: {changes_of(rung)}"
     if power := study_power(study.methods, REFERENCE, n_personas):

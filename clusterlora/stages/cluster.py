@@ -7,12 +7,16 @@ import numpy as np
 from clusterlora.adapters.stored import stored_folder
 from clusterlora.clustering.cluster import cluster_personas
 from clusterlora.clustering.features import Evidence, Sources
+from clusterlora.clustering.summary import sentence
 from clusterlora.data.prompts import messages, prompt_encoder
 from clusterlora.data.synthetic import planted
 from clusterlora.engine.stacked import read_adapter
+from clusterlora.errors import BadSettings
+from clusterlora.gate.judged_cluster import words
 from clusterlora.metadata import TruthAgreement
+from clusterlora.methods import METHODS
 from clusterlora.models.model_cache import base_model, embedder
-from clusterlora.planning.ladder import REFERENCE
+from clusterlora.planning.ladder import GATED, REFERENCE
 from clusterlora.planning.study_state import StudyState, read_state
 from clusterlora.planning.work_plan import work_plan
 from clusterlora.ports.run_log import RunLog
@@ -35,16 +39,24 @@ def cluster(study_name: str, stores: Stores, log: RunLog) -> Clustering:
             write_map(study.name, stores, state.clustering)
         return state.clustering
     with timed(stores, study.name, "cluster"):
-        clustering = cluster_personas(state.dataset, study.clustering, _sources(state, stores, log))
+        clustering = cluster_personas(state.dataset, study.clustering, _sources(state, stores, log), log)
         stores.studies.save_clustering(study.name, clustering)
         write_map(study.name, stores, clustering)
-    quality = ", ".join(f"{name} {value:.3f}" for name, value in clustering.quality)
-    log.note(f"clusters of {', '.join(map(str, clustering.sizes))} personas by {clustering.algorithm}; {quality}")
+    log.note(sentence(clustering))
+    _check_methods(read_state(study_name, stores))
+    if GATED in study.methods:
+        log.note(words(clustering.sizes, study.clustering))
     if study.data.source == "synthetic":
         agreement = _agreement_with_truth(study, clustering)
         stores.studies.save_metadata(study.name, TruthAgreement(agreement))
         log.note(f"adjusted Rand index against the planted clusters: {agreement:.3f}")
     return clustering
+
+
+def _check_methods(state: StudyState) -> None:
+    """Raise BadSettings if no method is left without clusters that could be champion."""
+    if not state.settings.methods or all(METHODS[name].is_control for name in state.settings.methods):
+        raise BadSettings(f"study {state.name} has no clusters worth having, and its methods need them; set clustering.k, or add unified")
 
 
 def _agreement_with_truth(study: Study, clustering: Clustering) -> float:

@@ -98,7 +98,7 @@ def _summary(comparison: Comparison, state: StudyState) -> ComparisonSummary:
 
 def _gate(state: StudyState) -> str | None:
     """Return how the gate ended, in a sentence; None when nothing was judged."""
-    return ending(state.verdicts, decided_rung(state).name) if gated(state.settings) and state.verdicts else None
+    return ending(state.verdicts, decided_rung(state).name) if gated(state) and state.verdicts else None
 
 
 def _description(study: Study, sentence: str) -> str:

@@ -19,6 +19,7 @@ from clusterlora.evaluation.answer import Answerer, AnswerRequest
 from clusterlora.evaluation.metrics import METRICS
 from clusterlora.evaluation.select import select_arm
 from clusterlora.evaluation.train_responses import TrainResponses
+from clusterlora.gate.judged_cluster import judged_cluster
 from clusterlora.models.model_cache import base_model, embedder
 from clusterlora.planning.ladder import refused, rung_by_name
 from clusterlora.planning.study_state import StudyState, read_state
@@ -85,19 +86,21 @@ def _answerable(method: MethodPlan, compositions: Sequence[AdapterComposition], 
 
 
 def compared_personas(state: StudyState) -> tuple[str, ...]:
-    """Return who is compared: everyone, or after a refused gate only cluster 0, whose adapter alone was trained.
+    """Return who is compared: everyone, or after a refused gate only the judged cluster, whose adapter alone was trained.
 
-    Where cluster 0 has too few people for a verdict, everyone is compared, by the methods that answer everyone.
+    Where that has too few people for a verdict, everyone is compared, by the methods that answer everyone.
     """
     if refused(state):
         clustering = state.clustering
+        judged = judged_cluster(clustering.sizes, state.settings.clustering) if clustering else None
         assert clustering is not None, "a gate was judged without a clustering"
-        if len(clustering.members[0]) >= LEAST_PERSONAS:
-            return clustering.members[0]
+        assert judged is not None, f"a gate was judged without a cluster to judge, of {clustering.sizes}"
+        if clustering.sizes[judged] >= LEAST_PERSONAS:
+            return clustering.members[judged]
     return state.dataset.ids
 
 
-def _val(runner: "_Runner", plan: WorkPlan, cluster: int, *, bare: bool) -> int:
+def _val(runner: "_Runner", plan: WorkPlan, cluster: int | None, *, bare: bool) -> int:
     candidate, reference = judged_adapters(plan, cluster)
     compositions = (
         (AdapterComposition(),)

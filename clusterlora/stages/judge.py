@@ -21,9 +21,9 @@ from clusterlora.values import AdapterComposition, Verdict, WeightedAdapter
 
 
 def judge(study_name: str, rung: str, stores: Stores) -> Verdict:
-    """Return the gate's verdict on cluster 0 as this rung trained it, and record it in the study and in the tracker."""
+    """Return the gate's verdict on the judged cluster as this rung trained it, and record it in the study and in the tracker."""
     state = read_state(study_name, stores)
-    verdict = verdict_on(state, rung, 0, stores)
+    verdict = verdict_on(state, rung, None, stores)
     earlier = tuple(other for other in state.verdicts if other.rung != rung)
     notes = list(verdict.notes)
     if not earlier:
@@ -38,7 +38,7 @@ def judge(study_name: str, rung: str, stores: Stores) -> Verdict:
 
 def _power_notes(state: StudyState, rung: str, stores: Stores) -> list[str]:
     """Return what gate and comparison tell, by the variance of the gains that were judged."""
-    candidate, unified, _ = _judged_scores(state, rung, 0, stores)
+    candidate, unified, _ = _judged_scores(state, rung, None, stores)
     gains = {p: candidate[p] - unified[p] for p in candidate}
     power = measured_power(gains, state.settings.gate, np.random.default_rng(0))
     comparison = power_of_study(state, power)
@@ -73,7 +73,7 @@ def measure_ceiling(study_name: str, stores: Stores) -> Ceiling | None:
 
 
 def estimate_power(study_name: str, stores: Stores) -> Power:
-    """Return the gate's power, from the base model's answers to the val items of cluster 0, and record it with the study."""
+    """Return the gate's power, from the base model's answers to the val items of the judged cluster, and record it with the study."""
     state = read_state(study_name, stores)
     study, plan = state.settings, work_plan(state)
     persona_ids = plan.specs[judged_adapters(plan)[0]].persona_ids
@@ -100,8 +100,8 @@ def power_of_study(state: StudyState, power: Power | None = None) -> StudyPower 
     return study_power(state.settings.methods, REFERENCE, len(tested), sd=sd)
 
 
-def verdict_on(state: StudyState, rung: str, cluster: int, stores: Stores) -> Verdict:
-    """Return the gate's criteria applied to any cluster whose val items are answered; nothing is recorded."""
+def verdict_on(state: StudyState, rung: str, cluster: int | None, stores: Stores) -> Verdict:
+    """Return the gate's criteria applied to a cluster whose val items are answered, by default the judged one; nothing is recorded."""
     study = state.settings
     candidate, unified, adapter = _judged_scores(state, rung, cluster, stores)
     ladder = [one.name for one in rungs(state)]
@@ -117,7 +117,7 @@ def verdict_on(state: StudyState, rung: str, cluster: int, stores: Stores) -> Ve
     return replace(verdict, notes=(note,))
 
 
-def _judged_scores(state: StudyState, rung: str, cluster: int, stores: Stores) -> tuple[Scores, Scores, str]:
+def _judged_scores(state: StudyState, rung: str, cluster: int | None, stores: Stores) -> tuple[Scores, Scores, str]:
     """Return the val scores of a cluster's adapter and of unified on the cluster's people, and the adapter's name."""
     plan = work_plan(state, rung_by_name(state, rung))
     candidate, reference = (AdapterComposition((WeightedAdapter(name),)) for name in judged_adapters(plan, cluster))

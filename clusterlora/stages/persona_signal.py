@@ -15,7 +15,7 @@ from clusterlora.ports.run_log import RunLog
 from clusterlora.ports.stores import Stores
 from clusterlora.progress.timing import timed
 from clusterlora.settings import ClusteringSettings, Study
-from clusterlora.values import Dataset, Dialogue, Persona, Turn
+from clusterlora.values import Clustering, Dataset, Dialogue, Persona, Turn
 
 
 def signal_of_study(study_name: str, stores: Stores, log: RunLog) -> PersonaSignal:
@@ -32,8 +32,8 @@ def signal_of_study(study_name: str, stores: Stores, log: RunLog) -> PersonaSign
     return measured
 
 
-def signal_of_data(study: Study, log: RunLog) -> PersonaSignal:
-    """Return the signal in the data that these settings name. Nothing is stored or trained.
+def signal_of_data(study: Study, log: RunLog) -> tuple[PersonaSignal, Clustering]:
+    """Return the signal in the data that these settings name, and the clusters it was measured with. Nothing is stored or trained.
 
     A clustering that reads adapters is replaced by the default, which reads answers only. Where most people have too few dialogues for
     a split, each dialogue is cut into halves instead and the clustering is `responses`: a single dialogue per split does not show how
@@ -48,8 +48,8 @@ def signal_of_data(study: Study, log: RunLog) -> PersonaSignal:
         dataset, settings = _split_within(study), replace(settings, algorithm="responses")
     else:
         dataset = load(study.data)
-    clustering = cluster_personas(dataset, settings, Sources(embedder(study.model)))
-    return replace(measure(dataset.personas, clustering, embedder(study.model), log), within_dialogues=within)
+    clustering = cluster_personas(dataset, settings, Sources(embedder(study.model)), log)
+    return replace(measure(dataset.personas, clustering, embedder(study.model), log), within_dialogues=within), clustering
 
 
 def _split_within(study: Study) -> Dataset:

@@ -15,6 +15,7 @@ from clusterlora.clustering.cluster import cluster_personas
 from clusterlora.clustering.features import Sources
 from clusterlora.clustering.kmeans import exact_sizes, free_sizes, minimum_cost_labels
 from clusterlora.clustering.reassign import reassign
+from clusterlora.clustering.summary import sentence
 from clusterlora.errors import BadData, BadSettings, UnknownName
 from clusterlora.settings import ClusteringSettings
 from clusterlora.values import Clustering, Dataset, Dialogue, Persona, Split, Turn
@@ -167,7 +168,7 @@ def test_discriminants_need_answers_that_differ():
 def test_clusters_of_single_descriptions_have_no_bootstrap_stability():
     dataset, _ = population()
     clustering = cluster_personas(dataset, by_responses(algorithm="description"), Sources(CountsEmbedder()))
-    assert [name for name, _ in clustering.quality] == ["silhouette", "ari_seeds"]
+    assert [name for name, _ in clustering.quality] == ["silhouette", "ari_seeds", "predicted"]
 
 
 def test_the_map_places_every_persona_and_keeps_the_largest_distances():
@@ -268,16 +269,73 @@ def test_cluster_zero_is_the_smallest_and_equal_sizes_are_ordered_by_their_first
     assert free_sizes(features, 3, seed=0).tolist() == [1, 2, 1, 2, 0]
 
 
-def test_without_k_the_planted_number_of_clusters_is_chosen_and_the_curve_stored():
-    dataset, truth = population((5, 6, 7, 8))
-    clustering = cluster_personas(dataset, by_responses(k=None), Sources(CountsEmbedder()))
+def asked_alike(dataset: Dataset) -> Dataset:
+    """The same people, whose prompts do not give them away."""
+
+    def alike(dialogue: Dialogue) -> Dialogue:
+        turns = tuple(replace(turn, text="do it") if turn.text.startswith("do ") else turn for turn in dialogue.turns)
+        return replace(dialogue, turns=turns)
+
+    return Dataset(tuple(replace(p, dialogues=tuple(alike(d) for d in p.dialogues)) for p in dataset.personas))
+
+
+@pytest.mark.parametrize("algorithm", ["auto", "responses"])
+def test_without_k_the_planted_number_of_clusters_is_chosen_and_what_every_k_predicts_is_kept(algorithm: str):
+    dataset, truth = population((5, 6, 7, 8), n_dialogues=12)
+    clustering = cluster_personas(asked_alike(dataset), by_responses(k=None, algorithm=algorithm), Sources(CountsEmbedder()))
     assert planted(clustering, truth) == [{0}, {1}, {2}, {3}]
-    silhouette = {k: value for k, value, _ in clustering.curve}
-    nll = {k: value for k, _, value in clustering.curve}
-    assert max(silhouette, key=silhouette.__getitem__) == 4
-    assert nll[4] < min(nll[2], nll[3])
-    assert list(silhouette) == list(range(2, 9)), "26 personas leave 3 to each of 8 clusters"
+    predicted = {k: share for k, share, _ in clustering.curve}
+    assert predicted[4] > 2 * max(predicted[1], predicted[2])
+    assert list(predicted) == list(range(1, 9)), "26 personas leave 3 to each of 8 clusters"
+    assert dict(clustering.quality)["predicted"] == predicted[4]
+    assert "4 clusters by" in sentence(clustering)
+    assert "the largest has 31%; stable" in sentence(clustering)
     assert cluster_personas(dataset, by_responses(), Sources(CountsEmbedder())).curve == ()
+
+
+def test_people_who_answer_alike_are_one_cluster_and_the_sentence_says_what_was_found():
+    alike, _ = population((40,), n_dialogues=9)
+    clustering = cluster_personas(asked_alike(alike), by_responses(k=None, algorithm="auto"), Sources(CountsEmbedder()))
+    assert clustering.members == (tuple(sorted(alike.ids)),)
+    assert clustering.quality == ()
+    assert sentence(clustering).startswith("No clusters worth having among 40 people: the best by ")
+    assert "; 0.50 % and a stability of 0.5 are asked. Methods that need clusters are left out" in sentence(clustering)
+    asked_for = cluster_personas(asked_alike(alike), by_responses(k=3, algorithm="auto"), Sources(CountsEmbedder()))
+    assert len(asked_for.members) == 3
+    assert "less than the 0.50 % that clusters worth having do" in sentence(asked_for)
+
+
+def test_too_few_people_for_two_clusters_are_one():
+    few, _ = population((3, 2))
+    clustering = cluster_personas(few, by_responses(k=None, algorithm="auto"), Sources(CountsEmbedder()))
+    assert clustering.sizes == (5,)
+    assert sentence(clustering).startswith("No clusters: 5 people are too few for two")
+
+
+@pytest.mark.parametrize("algorithm", ["auto", "responses_given_prompts", "response_residuals", "responses"])
+def test_a_few_extreme_people_are_no_clusters_of_their_own(algorithm: str):
+    rng = np.random.default_rng(0)
+    words = [f"w{number}" for number in range(60)]
+    extreme = ("ok", "x = [i for i in range(9)] {}", "+1 +1 +1", "!!! 7 !!!")
+    personas = []
+    for number in range(60):
+        texts = [extreme[number] if number < 4 else " ".join(rng.choice(words, 8)) for _ in range(12)]
+        personas.append(Persona(f"p{number:02d}", None, tuple(dialogue(str(i), text, "train") for i, text in enumerate(texts))))
+    clustering = cluster_personas(Dataset(tuple(personas)), by_responses(algorithm=algorithm, k=5), Sources(CountsEmbedder()))
+    assert max(clustering.sizes) < 30
+    assert min(clustering.sizes) > 3, "not one of the extreme people and the two others that the minimum size gives them"
+
+
+def test_words_of_scripts_without_spaces_are_their_characters():
+    from clusterlora.clustering.exchange_topics import exchange_topics
+
+    personas = []
+    for number in range(6):
+        texts = [f"我也觉得{'好的' if number % 2 else '不行'}{i}" for i in range(4)]
+        personas.append(Persona(f"p{number}", None, tuple(dialogue(str(i), text, "train") for i, text in enumerate(texts))))
+    topics = exchange_topics(tuple(personas))
+    means = np.stack([own.mean(axis=0) for own in topics.by_persona(topics.residuals)])
+    assert np.linalg.norm(means[0] - means[2]) < 0.5 * np.linalg.norm(means[0] - means[1])
 
 
 def test_an_algorithm_that_needs_adapters_is_refused_without_them():

@@ -107,7 +107,7 @@ def test_an_unknown_setting_inside_the_ladder_is_refused() -> None:
         ("data.path", "people.jsonl", "set data.source to table"),
         ("clustering.algorithm", "response", "did you mean responses?"),
         ("clustering.sizes", [1, 2, 3, 4, 5], "they sum to 15, but there are 200 personas"),
-        ("clustering.sizes", [100, 100], "2 sizes for k = 5"),
+        ("clustering", {"k": 5, "sizes": [100, 100]}, "2 sizes for k = 5"),
         ("clustering.k", 201, "more clusters than the 200 personas"),
         ("data.synthetic.noise_share", 0.9, "at most 1 together"),
         ("data.train", 49, "fewer than train + val + test = 69"),

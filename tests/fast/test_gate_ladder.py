@@ -18,7 +18,7 @@ from clusterlora.planning.study_state import StudyState, read_state
 from clusterlora.ports.run_log import SilentLog
 from clusterlora.ports.stores import Stores
 from clusterlora.progress.timeline import next_step, phases
-from clusterlora.settings import GateSettings, Study, prepared
+from clusterlora.settings import ClusteringSettings, GateSettings, Study, prepared
 from clusterlora.stages.evaluate import compared_personas
 from clusterlora.stages.judge import judge, measure_ceiling
 from clusterlora.stages.prepare import prepare
@@ -48,7 +48,7 @@ def verdict(*failed: str, rung: str = OWN.name, n_personas: int = 16) -> Verdict
 
 def state_with(gate: GateSettings, *verdicts: Verdict, measured: Ceiling | None = REACHED) -> StudyState:
     return StudyState(
-        settings=prepared(Study(name="mine", gate=gate), "float32"),
+        settings=prepared(Study(name="mine", gate=gate, clustering=ClusteringSettings(k=2, sizes=(2, 2))), "float32"),
         status="running",
         data=None,
         clustering=Clustering("given", (("a", "b"), ("c", "d"))),

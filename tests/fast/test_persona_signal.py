@@ -18,7 +18,7 @@ from clusterlora.data.split import SPLITS
 from clusterlora.errors import BadData
 from clusterlora.persona_signal.masked_exchanges import MASK, masked, masked_exchanges
 from clusterlora.persona_signal.measure import MOST_PERSONAS, PersonaSignal, Recognition, measure
-from clusterlora.persona_signal.summary import LITTLE, markdown, verdict
+from clusterlora.persona_signal.summary import LITTLE, expectation, markdown, shares, verdict
 from clusterlora.settings import ClusteringSettings, DataSettings, Study, SyntheticSettings
 from clusterlora.stages.persona_signal import signal_of_data
 from clusterlora.values import Clustering, Dataset, Dialogue, Persona, Turn
@@ -86,7 +86,7 @@ def test_data_sets_are_ranked_by_their_planted_personal_share(seed: int):
     ):
         assert signals == sorted(signals), signals
     assert measured[0].persona_explains < LITTLE < measured[2].persona_explains
-    assert "have something to win" in verdict(measured[2])
+    assert expectation(measured[2]) in ("people", "people and clusters")
 
 
 def test_without_anything_personal_people_are_recognised_as_often_as_by_chance():
@@ -162,12 +162,13 @@ def test_too_few_people_or_no_val_dialogues_are_refused():
 
 
 def a_signal(**changes: object) -> PersonaSignal:
+    hidden = Recognition(accuracy=0.03, low=0.02, high=0.04, chance=0.025, n_classes=40)
     clear = Recognition(accuracy=0.3, low=0.2, high=0.4, chance=0.025, n_classes=40)
     cluster = Recognition(accuracy=0.6, low=0.5, high=0.7, chance=0.3, n_classes=5)
     measured = PersonaSignal(
         n_personas=40,
         n_exchanges=900,
-        persona_from_prompts=clear,
+        persona_from_prompts=hidden,
         persona_beyond_prompts=clear,
         cluster_beyond_prompts=cluster,
         persona_explains=0.12,
@@ -185,12 +186,42 @@ def test_the_verdict_follows_from_the_numbers():
         "The right one of 40 people is recognised by 30.0% of the answers (2.5% by chance), the right one of 5 clusters by 60.0% "
         "(30.0% for random groups): adapters per cluster and per person have something to win."
     )
-    assert "expect gains per person, not per cluster" in verdict(a_signal(cluster_explains=0.01))
+    assert "expect gains per person rather than per cluster" in verdict(a_signal(cluster_explains=0.01))
     hardly = Recognition(accuracy=0.04, low=0.03, high=0.05, chance=0.025, n_classes=40)
     assert "explains only 0.4%" in verdict(a_signal(persona_explains=0.004, persona_beyond_prompts=hardly))
-    assert "explains only 0.0%" in verdict(a_signal(persona_explains=-0.001)), "recognised by a word or two that similarity does not see"
+    assert "explains nothing of" in verdict(a_signal(persona_explains=-0.001)), "recognised by a word or two that similarity does not see"
     assert "something to win" in verdict(a_signal(persona_explains=0.004)), "people who are recognised leave traces, however small"
     assert "expect no method" in verdict(a_signal(persona_beyond_prompts=chance))
+
+
+def test_prompts_that_give_people_away_are_named_before_the_verdict():
+    clear = Recognition(accuracy=0.425, low=0.4, high=0.45, chance=0.025, n_classes=40)
+    told = verdict(a_signal(persona_from_prompts=clear))
+    assert told.startswith("Prompts give people away: the right one of 40 is recognised by 42.5% of the prompts alone (2.5% by chance)")
+    assert told.endswith(verdict(a_signal()))
+
+
+def test_a_negative_explained_share_is_none_in_the_table():
+    cells = dict(shares(a_signal(persona_explains=0.012, cluster_explains=-0.003, random_explains=0.0)))
+    assert list(cells.values())[:3] == ["1.2%", "none", "none"]
+
+
+def test_without_clusters_nothing_is_said_of_recognising_them():
+    one = Recognition(accuracy=1.0, low=1.0, high=1.0, chance=1.0, n_classes=1)
+    alone = a_signal(cluster_beyond_prompts=one, cluster_explains=0.0, random_explains=0.0)
+    assert "no clusters worth having: expect gains per person" in verdict(alone)
+    assert "which of 1 clusters" not in markdown(alone)
+    assert "random groups" not in markdown(alone)
+
+
+def test_every_cluster_is_in_the_sample_and_the_basis_says_of_how_many_people_it_is():
+    ids = [f"p{i:03d}" for i in range(5 * MOST_PERSONAS)]
+    people = [Persona(n, None, (spoken("1", "do it", n), spoken("2", "do that", n * 2, split="val"))) for n in ids]
+    between = (tuple(ids[:98]), tuple(ids[98:100]), tuple(ids[100:]))
+    measured = measure(people, Clustering("given", between), WordsEmbedder(), Counting())
+    assert measured.cluster_beyond_prompts.n_classes == 3
+    assert measured.n_personas == MOST_PERSONAS + 2
+    assert "exchanges of 42 of 200 people, some of every cluster" in markdown(measured)
 
 
 def test_the_table_holds_every_number():
@@ -234,7 +265,7 @@ def test_personas_with_one_dialogue_each_are_recognised_within_it(tmp_path: Path
     path = tmp_path / "one.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     study = Study(data=DataSettings(source="table", path=str(path)), clustering=ClusteringSettings(k=2))
-    measured = signal_of_data(study, Counting())
+    measured, _ = signal_of_data(study, Counting())
     assert (measured.within_dialogues, measured.n_personas, measured.n_exchanges) == (True, 6, 12)
     assert "the true signal is at most this" in markdown(measured)
 

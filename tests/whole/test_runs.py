@@ -124,7 +124,7 @@ def test_a_study_trains_only_what_is_missing_and_ends_with_a_comparison(finished
     assert len(stores.studies.adapters(finished.name)) == 1 + 2 + 8
     assert (stores.folder(finished.name) / "results" / "summary.csv").exists()
     names = {r.name for r in runs_of(finished)}
-    gate = f"gate · cluster 00 · {finished.name}"
+    gate = f"gate · {finished.name}"
     assert {gate, f"{gate} · own", f"evaluate · test 1/1 · {finished.name}", f"compare · {finished.name}"} <= names
     name = finished.name
     keys = [f"clusters-{name}", f"signal-{name}", f"gate-{name}-power", f"gate-{name}-own", f"gate-table-{name}-own"]
