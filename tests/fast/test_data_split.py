@@ -167,10 +167,10 @@ def test_a_persona_of_two_conversations_is_split_row_by_row_with_a_warning(caplo
     assert "1 of 2 personas have fewer than 3 conversations" in caplog.text
 
 
-def test_fewer_dialogues_than_asked_keep_the_shares_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+def test_fewer_dialogues_than_asked_keep_the_shares_and_enough_to_test_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         done = split(SourceData(Dataset((person(different(10)),))), DataSettings(train=30, val=10, test=10), Problems())
-    assert [len(done.dataset.personas[0].of_split(name)) for name in SPLITS] == [6, 2, 2]
+    assert [len(done.dataset.personas[0].of_split(name)) for name in SPLITS] == [5, 2, 3]
     assert "fewer than 30/10/10" in caplog.text
 
 
