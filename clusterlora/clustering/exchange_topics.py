@@ -104,6 +104,7 @@ def _residuals(
     residuals = responses.copy()
     for held_out in np.unique(fold):
         own = fold == held_out
-        if prompts.shape[1] and not own.all():
-            residuals[own] -= Ridge(_PENALTY).fit(prompts[~own], responses[~own]).predict(prompts[own])
+        if prompts.shape[1] and responses.shape[1] and not own.all():
+            predicted = Ridge(_PENALTY).fit(prompts[~own], responses[~own]).predict(prompts[own])
+            residuals[own] -= predicted.reshape(residuals[own].shape)  # of a single topic it is a vector
     return residuals
