@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from torch import nn
 from transformers import PreTrainedModel
 
-from clusterlora.engine.sequences import TokenSequence
+from clusterlora.chat.encoder import TokenSequence
 
 
 @dataclass(frozen=True, slots=True)

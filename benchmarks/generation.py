@@ -16,7 +16,7 @@ from benchmarks.subjects import Subject, questions, write_adapters
 from clusterlora.engine.base import BaseModel
 from clusterlora.engine.generation import Question
 from clusterlora.engine.inference_backends import InferenceBackend, inference_backend
-from clusterlora.engine.stacked import read_weights
+from clusterlora.engine.kinds import read_weights
 
 OURS = "ours"
 ONE_BY_ONE = "PEFT one by one"

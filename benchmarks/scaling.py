@@ -13,7 +13,7 @@ from benchmarks.training import flops_of
 from clusterlora.engine import training_loop
 from clusterlora.engine.inference_backends import inference_backend
 from clusterlora.engine.job import TrainingJob
-from clusterlora.engine.stacked import read_weights
+from clusterlora.engine.kinds import read_weights
 from clusterlora.ports.run_log import SilentLog
 
 

@@ -8,7 +8,8 @@ import torch
 from transformers import AutoTokenizer, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 from benchmarks.flops import Shape, shape_of
-from clusterlora.data.prompts import PromptEncoder, messages, prompt_encoder
+from clusterlora.chat.encoder import PromptEncoder
+from clusterlora.data.prompts import messages, prompt_encoder
 from clusterlora.data.synthetic import generate
 from clusterlora.engine.base import BaseModel
 from clusterlora.engine.generation import Question

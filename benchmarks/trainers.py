@@ -18,10 +18,10 @@ from torch import Tensor
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from benchmarks.measure import clock
+from clusterlora.chat.encoder import TokenSequence
 from clusterlora.engine.base import BaseModel
 from clusterlora.engine.job import TrainingJob, batches, pad_rows
 from clusterlora.engine.peft_folder import lora_config
-from clusterlora.engine.sequences import TokenSequence
 
 
 @dataclass(frozen=True, slots=True)

@@ -124,7 +124,9 @@ def as_mapping(study: Study) -> dict[str, Any]:
 
 def check(study: Study) -> None:
     """Refuse impossible combinations. Raises BadSettings, one line per problem."""
-    problems = list(chain(_name_problems(study), _people_problems(study), _gate_problems(study), _run_problems(study)))
+    problems = list(
+        chain(_name_problems(study), _people_problems(study), _kind_problems(study), _gate_problems(study), _run_problems(study))
+    )
     if problems:
         raise BadSettings("\n".join(problems))
 
@@ -267,6 +269,7 @@ def _name_problems(study: Study) -> Iterator[str]:
     # Imported late: the catalogs import numpy and more, which reading a preset does not need.
     from clusterlora.clustering import ALGORITHMS, AUTO
     from clusterlora.data import SOURCES
+    from clusterlora.engine.kinds import ADAPTER_KINDS
     from clusterlora.evaluation.metrics import METRICS
     from clusterlora.methods import METHODS, controls
 
@@ -280,6 +283,7 @@ def _name_problems(study: Study) -> Iterator[str]:
         ("evaluation.metrics", evaluation.metrics, METRICS),
         ("data.source", (study.data.source,), SOURCES),
         *((("clustering.algorithm", (study.clustering.algorithm,), ALGORITHMS),) if study.clustering.algorithm != AUTO else ()),
+        ("recipe.kind", (study.recipe.kind,), ADAPTER_KINDS),
     )
     for path, names, catalog in lists:
         if not names:
@@ -298,6 +302,24 @@ def _name_problems(study: Study) -> Iterator[str]:
             yield f"evaluation.{path} = {name!r}: not measured; add it to evaluation.metrics or use {' or '.join(evaluation.metrics)}"
     if evaluation.headline in METRICS and not METRICS[evaluation.headline].higher_is_better:
         yield f"evaluation.headline = {evaluation.headline!r}: lower is better there, but the gate asks for more; use a similarity"
+
+
+def _kind_problems(study: Study) -> Iterator[str]:
+    from clusterlora.clustering import PREREQUISITES
+    from clusterlora.engine.kinds import ADAPTER_KINDS
+    from clusterlora.methods import METHODS
+
+    kind = study.recipe.kind
+    if kind not in ADAPTER_KINDS or ADAPTER_KINDS[kind].is_additive:
+        return
+    summable = " or ".join(name for name, other in ADAPTER_KINDS.items() if other.is_additive)
+    for name in (name for name in study.methods if name in METHODS and METHODS[name].adds_adapters):
+        yield f"recipe.kind = {kind!r}: {name} adds adapters up, as is possible with {summable}; leave the method out, or use one of these"
+    if study.clustering.algorithm in PREREQUISITES:
+        yield (
+            f"recipe.kind = {kind!r}: clustering.algorithm = {study.clustering.algorithm!r} reads the factors of adapters, which only "
+            f"{summable} have; use another algorithm or one of these"
+        )
 
 
 def _people_problems(study: Study) -> Iterator[str]:

@@ -40,7 +40,11 @@ class OutOfMemory(ClusterLoraError, MemoryError):
 
 
 class TrainingDiverged(ClusterLoraError, ArithmeticError):
-    """The loss of an adapter is not finite."""
+    """The loss of adapters is not finite. `adapters` are their names; all others have been trained."""
+
+    def __init__(self, message: str, *, adapters: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.adapters = adapters
 
 
 class ServiceDown(ClusterLoraError, ConnectionError):

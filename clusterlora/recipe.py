@@ -3,12 +3,15 @@
 Bounds are `annotated_types`, as in `settings`; the string under a field is its help text.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from annotated_types import Ge, Gt, Le
 
-AdapterKind = Literal["lora", "prefix"]
+ENGINE_VERSION = 2
+"""Increment it when the same inputs give other weights."""
 
 _FORM = {"extra": "forbid", "use_attribute_docstrings": True}
 
@@ -19,8 +22,10 @@ class Recipe:
 
     __pydantic_config__ = _FORM
 
+    kind: str = "lora"
+    """Kind of adapter: lora, rslora (LoRA scaled by alpha / sqrt(r)), dora, ia3 or prefix. dora and ia3 are trained one after another."""
     rank: Annotated[int, Ge(1), Le(256)] = 8
-    """LoRA rank r. Prefixes and residuals have their own."""
+    """LoRA rank r; of a prefix, its virtual tokens. Methods with prefixes or residuals have their own. ia3 has no rank."""
     alpha: Annotated[float, Gt(0)] = 16.0
     """LoRA alpha; the update is scaled by alpha / r."""
     dropout: Annotated[float, Ge(0), Le(0.9)] = 0.05
@@ -46,3 +51,39 @@ class Recipe:
     """Gradient norm of the whole adapter is clipped to this."""
     seed: Annotated[int, Ge(0)] = 0
     """Seed of the order of dialogues and of dropout. The initial A of one rank is the same for all adapters of a study."""
+
+
+def problems(recipe: Recipe) -> Iterator[str]:
+    """Yield what is wrong with a recipe that was not read from settings: the field, its value and what it may be."""
+    for name, hint in get_type_hints(Recipe, include_extras=True).items():
+        value = getattr(recipe, name)
+        if (allowed := _allowed(hint, value)) is not None:
+            yield f"recipe.{name} = {value!r}: use {allowed}"
+
+
+def _allowed(hint: Any, value: Any) -> str | None:
+    """Return what a field of this type may be; None if the value is that."""
+    if get_origin(hint) in (Union, UnionType):
+        refused = [_allowed(option, value) for option in get_args(hint)]
+        return None if None in refused else " or ".join(filter(None, refused))
+    if get_origin(hint) is Literal:
+        return None if value in get_args(hint) else " or ".join(map(repr, get_args(hint)))
+    if get_origin(hint) is tuple:
+        fits = isinstance(value, tuple) and all(_allowed(get_args(hint)[0], part) is None for part in value)
+        return None if fits else "a tuple of names"
+    if get_origin(hint) is not Annotated:
+        return None if isinstance(value, hint) and type(value) is not bool else _PLAIN.get(hint, hint.__name__)
+    kind, *bounds = get_args(hint)
+    if type(value) is bool or not isinstance(value, (int, float) if kind is float else kind):
+        return _PLAIN[kind]
+    for bound in bounds:
+        if isinstance(bound, Ge) and not value >= bound.ge:
+            return f"at least {bound.ge}"
+        if isinstance(bound, Gt) and not value > bound.gt:
+            return f"more than {bound.gt}"
+        if isinstance(bound, Le) and not value <= bound.le:
+            return f"at most {bound.le}"
+    return None
+
+
+_PLAIN = {int: "a whole number", float: "a number", str: "text", type(None): "None"}

@@ -9,7 +9,7 @@ from functools import cache
 from typing import Any, Literal
 
 from clusterlora.errors import BadSettings
-from clusterlora.recipe import AdapterKind, Recipe
+from clusterlora.recipe import Recipe
 from clusterlora.settings import MergeSettings
 
 Role = Literal["system", "user", "assistant"]
@@ -164,7 +164,6 @@ class AdapterSpec:
     seed: int = 0
     rung: str | None = None
     folder: str = ""
-    kind: AdapterKind = "lora"
     init_from: str | None = None
     frozen_adapter: str | None = None
     merge_of: tuple[str, ...] = ()

@@ -5,11 +5,10 @@ from dataclasses import fields
 from functools import cache
 from typing import Any
 
+from clusterlora.recipe import ENGINE_VERSION, Recipe
 from clusterlora.settings import PreparedModel
 from clusterlora.values import AdapterSpec, Dataset, Split, digest
 
-ENGINE_VERSION = 2
-"""Increment it when the same inputs give other weights."""
 _OF_TEMPLATE = ("template_arguments", "template_date")
 
 
@@ -21,9 +20,9 @@ def settings_in_keys(model: PreparedModel) -> Mapping[str, Any]:
     return {name: value for name, value in _values(model) if name not in _OF_TEMPLATE or value}
 
 
-def _values(model: PreparedModel) -> Iterator[tuple[str, Any]]:
-    for field in fields(model):
-        yield field.name, getattr(model, field.name)
+def _values(settings: PreparedModel | Recipe) -> Iterator[tuple[str, Any]]:
+    for field in fields(settings):
+        yield field.name, getattr(settings, field.name)
 
 
 def cache_keys(specs: Sequence[AdapterSpec], dataset: Dataset, *, base_revision: str, model: PreparedModel) -> Mapping[str, str]:
@@ -59,8 +58,8 @@ def cache_keys(specs: Sequence[AdapterSpec], dataset: Dataset, *, base_revision:
                     "base": base_revision,
                     "prompt": (model.dtype, model.system_prompt, model.max_length, *template),
                     "data": [data_digest(p, split, persona_in_prompt=persona_in_prompt) for split in splits for p in spec.persona_ids],
-                    "recipe": spec.recipe,
-                    "kind": spec.kind,
+                    "recipe": {name: value for name, value in _values(spec.recipe) if name != "kind"},
+                    "kind": spec.recipe.kind,
                     "init": key_of(spec.init_from) if spec.init_from else None,
                     "underlay": key_of(spec.frozen_adapter) if spec.frozen_adapter else None,
                 }

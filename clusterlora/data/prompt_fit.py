@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from clusterlora.chat.encoder import EncodedTurn, PromptEncoder
 from clusterlora.chat.template import merged
-from clusterlora.data.prompts import EncodedTurn, PromptEncoder, messages
+from clusterlora.data.prompts import messages
 from clusterlora.settings import PreparedModel
 from clusterlora.values import Dialogue, Persona, Turn
 

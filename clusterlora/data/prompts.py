@@ -1,32 +1,14 @@
-"""The one prompt of every method: what is learnt, scored and served is the same rendering of the base's chat template.
+"""The one prompt of every method: a dialogue becomes system, user, assistant, user, assistant, ... `chat.encoder` renders it."""
 
-A dialogue becomes system, user, assistant, user, assistant, ... Every assistant turn is trained on (`encode_dialogues`) and asked for
-(`items`, `encode_turns`), after exactly the same tokens.
-"""
-
-from bisect import bisect_left
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from clusterlora.chat.template import ChatTemplate
-from clusterlora.chat.tokens import Ids, TextEncoder, pieces
-from clusterlora.engine.sequences import TokenSequence
-from clusterlora.errors import BadData
+from clusterlora.chat.encoder import PromptEncoder
 from clusterlora.settings import PreparedModel
 from clusterlora.values import Dialogue, Item, Persona, Split, Turn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-
-@dataclass(frozen=True, slots=True)
-class EncodedTurn:
-    """An assistant's turn: the ids that are asked, those that are to come, and how many of the oldest turns did not fit."""
-
-    prompt: tuple[int, ...]
-    response: tuple[int, ...]
-    n_dropped: int
 
 
 def with_system(
@@ -61,133 +43,6 @@ def items(settings: PreparedModel, persona: Persona, split: Split) -> tuple[Item
     )
 
 
-class PromptEncoder:
-    """Encodes turns as the tokenizer's chat template renders them, at most `max_length` tokens with the answer.
-
-    A prompt is the template's own rendering up to the answer, whether it is learnt from, scored or served. Where it gets too long, whole
-    turns are dropped, the oldest first; the system text and what the user said last stay. A quarter of `max_length` is kept free for the
-    answer, more where a longer one is known.
-    """
-
-    def __init__(
-        self, tokenizer: "PreTrainedTokenizerBase", *, max_length: int, arguments: Sequence[tuple[str, str]] = (), date: str | None = None
-    ) -> None:
-        """Read off what the template does. Raises ModelUnavailable as `ChatTemplate`."""
-        self.template = ChatTemplate(tokenizer, arguments, date)
-        self._text = TextEncoder(tokenizer)
-        self._max_length = max_length
-
-    def can_begin(self, turns: Sequence[Turn]) -> bool:
-        """Return whether the template takes a dialogue by who speaks first in it."""
-        first = next((turn.role for turn in turns if turn.role != "system"), None)
-        return first != "assistant" or (self.template.may_begin_with_assistant and self.template.has_system_role)
-
-    def encode_messages(self, turns: Sequence[Turn]) -> tuple[int, ...]:
-        """Return the ids to generate from: everything up to where the next assistant turn begins.
-
-        Raises:
-            BadData: it is too long without any history.
-        """
-        return self.encode_prompts([turns])[0]
-
-    def encode_prompts(self, conversations: Sequence[Sequence[Turn]]) -> list[tuple[int, ...]]:
-        """Return what `encode_messages` returns for each; tokenizers are several times faster on many at once."""
-        return [turn.prompt for turn in self.encode_turns([(turns, None) for turns in conversations])]
-
-    def encode_turns(self, asked: Sequence[tuple[Sequence[Turn], str | None]]) -> list[EncodedTurn]:
-        """Return the encoding of each assistant turn: what was said before, and its words, None where they are not known.
-
-        Raises:
-            BadData: one is too long without any history.
-        """
-        encoded: list[EncodedTurn] = []
-        for turn in self.try_turns(asked):
-            if isinstance(turn, str):
-                raise BadData(f"{turn}; raise it or shorten them")
-            encoded.append(turn)
-        return encoded
-
-    def try_turns(self, asked: Sequence[tuple[Sequence[Turn], str | None]]) -> list[EncodedTurn | str]:
-        """Return what `encode_turns` returns, and for a turn that is too long without any history what is too long."""
-        return [
-            self._fitted(turns, text, prompt, response)
-            for (turns, text), (prompt, response) in zip(asked, self._encode(asked), strict=True)
-        ]
-
-    def encode_dialogues(self, dialogues: Iterable[Sequence[Turn]]) -> list[TokenSequence]:
-        """Return the training sequences of all dialogues, in order, with every assistant turn once, after the prompt it is asked with.
-
-        A dialogue is usually one sequence, because each prompt begins with the previous one and its answer. A further sequence starts where
-        the template renders history differently (reasoning is left out, a system text moves) or old turns are dropped. Turns after the last
-        assistant turn are left out. Tokenizers are several times faster on many texts at once.
-
-        Raises:
-            BadData: a dialogue without assistant turn, or a turn that is too long without any history.
-        """
-        answers = [[(turns[:i], turns[i].text) for i in _answers(turns)] for turns in dialogues]
-        encoded = iter(self.encode_turns([answer for of_dialogue in answers for answer in of_dialogue]))
-        return [sequence for of_dialogue in answers for sequence in _sequences([next(encoded) for _ in of_dialogue])]
-
-    def _encode(self, asked: Sequence[tuple[Sequence[Turn], str | None]]) -> list[tuple[Ids, Ids]]:
-        """Return (prompt, response) of each turn, however long."""
-        control = self.template.control
-        prompts = [self.template.prompt(turns) for turns, _ in asked]
-        responses = [() if text is None else self.template.response(turns, text) for turns, text in asked]
-        prompt_ids = self._text.encode(pieces(prompt, control) for prompt in prompts)
-        # Tokenised together: some tokenizers write a word in the middle of a text otherwise than at its beginning.
-        whole_ids = self._text.encode(pieces((*p, *r), control) for p, r in zip(prompts, responses, strict=True))
-        return [
-            (ids, whole[len(ids) :] if whole[: len(ids)] == ids else self._text.encode([pieces(response, control)])[0])
-            for ids, whole, response in zip(prompt_ids, whole_ids, responses, strict=True)
-        ]
-
-    def _fitted(self, turns: Sequence[Turn], text: str | None, prompt: Ids, response: Ids) -> EncodedTurn | str:
-        """Return a turn without the oldest of those before it, as far as needed; what is too long, where that is not enough."""
-        limit = self._max_length - max(len(response), self._max_length // 4)
-        if len(prompt) <= limit:
-            return EncodedTurn(prompt, response, 0)
-        n_system = 1 if turns[0].role == "system" else 0
-        starts = _starts(turns[n_system:])
-
-        def beginning(start: int) -> tuple[Ids, Ids]:
-            return self._encode([((*turns[:n_system], *turns[n_system + start :]), text)])[0]
-
-        fits = bisect_left(starts, True, key=lambda start: len(beginning(start)[0]) <= limit)
-        start = starts[min(fits, len(starts) - 1)]
-        prompt, response = beginning(start)
-        # A prompt without its answer leaves room for one token of it.
-        if len(prompt) + max(len(response), 1) > self._max_length:
-            answer = f" and {len(response)} of the answer" if response else ""
-            return f"{len(prompt)} tokens of system text and question{answer} are more than model.max_length = {self._max_length}"
-        return EncodedTurn(prompt, response, start)
-
-
 def prompt_encoder(tokenizer: "PreTrainedTokenizerBase", settings: PreparedModel) -> PromptEncoder:
     """Return the encoder of a study's prompts. Raises ModelUnavailable as `ChatTemplate`."""
     return PromptEncoder(tokenizer, max_length=settings.max_length, arguments=settings.template_arguments, date=settings.template_date)
-
-
-def _answers(turns: Sequence[Turn]) -> list[int]:
-    indices = [i for i, turn in enumerate(turns) if turn.role == "assistant"]
-    if not indices:
-        raise BadData("a dialogue without an assistant turn cannot be trained on; remove it")
-    return indices
-
-
-def _starts(turns: Sequence[Turn]) -> list[int]:
-    """Return where the turns that are kept may begin: at the first one, or at a user turn up to the last of them."""
-    return [i for i, turn in enumerate(turns) if i == 0 or turn.role == "user"]
-
-
-def _sequences(turns: Sequence[EncodedTurn]) -> list[TokenSequence]:
-    sequences: list[TokenSequence] = []
-    for turn in turns:
-        so_far = sequences[-1] if sequences else TokenSequence((), ())
-        if turn.prompt[: len(so_far.ids)] == so_far.ids:
-            del sequences[-1:]
-        else:
-            so_far = TokenSequence((), ())
-        not_learnt = (False,) * (len(turn.prompt) - len(so_far.ids))
-        learnt = (True,) * len(turn.response)
-        sequences.append(TokenSequence(turn.prompt + turn.response, so_far.is_response + not_learnt + learnt))
-    return sequences

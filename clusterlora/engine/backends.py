@@ -15,7 +15,7 @@ from clusterlora.engine.batch import TrainingBatch
 from clusterlora.engine.decoder import decoder_of
 from clusterlora.engine.decoder_backend import DecoderBackend
 from clusterlora.engine.packing import Padding
-from clusterlora.engine.stacked import StackedModel, Weights, read_weights
+from clusterlora.engine.stacked import StackedModel, Weights, read_adapter
 from clusterlora.engine.stacked_lora import StackedLora, targeted_layers
 from clusterlora.engine.stacked_prefix import StackedPrefix
 from clusterlora.engine.transformers_backend import TransformersBackend
@@ -68,7 +68,7 @@ def lora_backend(
         BadSettings: the base has no plain Linear layers of these names, or does not support checkpointing.
     """
     layers = targeted_layers(base.model, recipe.target_modules)
-    frozen = [read_weights(folder) for folder in frozen_adapters]
+    frozen = [Weights(read_adapter(folder)) for folder in frozen_adapters]
     decoder = decoder_of(base.model)
     if decoder is not None and layers.keys() <= {name for linear in decoder.fused_linears for name in linear.names}:
         lora = StackedLora(base.model, decoder_backend.fused_specs(decoder, frozenset(layers)), n_slots=n_slots, rank=rank)

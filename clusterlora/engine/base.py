@@ -1,32 +1,97 @@
-"""The frozen base model that every adapter is added to."""
+"""The frozen base model that every adapter is added to: the caller's own, or one that is found by its name."""
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from clusterlora.chat.template import ChatTemplate
+from clusterlora.errors import BadSettings
+from clusterlora.models.base import BaseModel, load_base
+from clusterlora.models.checks import refuse_tokens_without_embedding
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+__all__ = ["BaseModel", "frozen_base"]
 
-@dataclass(frozen=True, slots=True)
-class BaseModel:
-    """A frozen base model in memory. `revision` identifies it: weights, configuration, tokenizer and chat template."""
 
-    name: str
-    revision: str
-    model: "PreTrainedModel"
-    tokenizer: "PreTrainedTokenizerBase"
+_PROVENANCE = ("_name_or_path", "transformers_version")
+"""What a configuration says of where a model comes from."""
+_SAMPLE = 256
+"""Values of every weight that enter a revision."""
 
-    @property
-    def pad_id(self) -> int:
-        """The padding id; padding is always masked, so it may equal an end id."""
-        return int(self.tokenizer.pad_token_id)  # pyright: ignore[reportArgumentType]
 
-    @property
-    def end_ids(self) -> frozenset[int]:
-        """The ids that end an answer: the template's end of turn, the tokenizer's end of text, and those of the generation settings."""
-        eos = self.model.generation_config.eos_token_id if self.model.generation_config else None
-        generation_ends = eos if isinstance(eos, list) else [eos]
-        end = self.tokenizer.convert_tokens_to_ids(ChatTemplate(self.tokenizer).end_token)
-        return frozenset(int(i) for i in (end, self.tokenizer.eos_token_id, *generation_ends) if i is not None)  # pyright: ignore[reportArgumentType]
+@contextmanager
+def frozen_base(base: "BaseModel | PreTrainedModel | str | Path", tokenizer: "PreTrainedTokenizerBase | None") -> Iterator[BaseModel]:
+    """Yield the base in eval mode, its parameters frozen; a model of the caller's is afterwards as it was before.
+
+    A name, folder or hub id is loaded on the first GPU, else on the CPU, in the faster dtype; see `models.base.load_base`.
+
+    Raises:
+        BadSettings: no tokenizer for a model of the caller's, or a model that the engine cannot run; names what to pass instead.
+        ModelUnavailable: no such base, or none with a chat template.
+    """
+    if isinstance(base, BaseModel):
+        yield base
+        return
+    if isinstance(base, str | Path):
+        import torch
+
+        yield load_base(str(base), dtype="auto", device="cuda" if torch.cuda.is_available() else "cpu")
+        return
+    _refuse_unusable(base, tokenizer)
+    assert tokenizer is not None, "a base without tokenizer was not refused"
+    requires_grad = {name: parameter.requires_grad for name, parameter in base.named_parameters()}
+    training = [module for module in base.modules() if module.training]
+    base.eval().requires_grad_(False)
+    try:
+        yield BaseModel(base.name_or_path or type(base).__name__, _revision(base), base, tokenizer)
+    finally:
+        base.eval()
+        for module in training:
+            module.training = True
+        for name, parameter in base.named_parameters():
+            parameter.requires_grad_(requires_grad[name])
+
+
+def _refuse_unusable(model: Any, tokenizer: "PreTrainedTokenizerBase | None") -> None:
+    import torch
+    from transformers import PreTrainedModel
+
+    kind = type(model).__name__
+    if not isinstance(model, PreTrainedModel):
+        raise BadSettings(f"base is a {kind}; pass a PreTrainedModel (of a PEFT model, get_base_model()), a name or a folder")
+    if model.get_output_embeddings() is None or not model.can_generate():
+        raise BadSettings(f"base is a {kind}, which predicts no next token; pass a model whose class ends in ForCausalLM")
+    if getattr(model, "_hf_peft_config_loaded", False) or any("lora_A" in name for name, _ in model.named_modules()):
+        raise BadSettings(f"base is a {kind} that has adapters; remove them with delete_adapter or unload, or load the model again")
+    if tokenizer is None:
+        raise BadSettings(f"base is a {kind} without its tokenizer; pass tokenizer=AutoTokenizer.from_pretrained({model.name_or_path!r})")
+    devices = sorted({str(parameter.device) for parameter in model.parameters()})
+    if len(devices) > 1 or torch.device(devices[0]).type not in ("cpu", "cuda"):
+        raise BadSettings(f"base is on {', '.join(devices)}; put all of it on one GPU or on the CPU, for example model.to('cpu')")
+    if model.dtype == torch.float16:
+        raise BadSettings("base is in float16, in which gradients of adapters vanish; load it with dtype=torch.bfloat16 or torch.float32")
+    embedding: Any = model.get_input_embeddings()
+    refuse_tokens_without_embedding(tokenizer, int(embedding.weight.shape[0]))
+
+
+def _revision(model: "PreTrainedModel") -> str:
+    """Return a hash of the configuration and of evenly spaced values of every weight, which any training changes."""
+    config = {name: value for name, value in model.config.to_dict().items() if name not in _PROVENANCE}
+    state = hashlib.sha256(json.dumps([type(model).__name__, str(model.dtype), config], sort_keys=True, default=str).encode())
+    for name, parameter in sorted(model.named_parameters()):
+        state.update(f"{name} {tuple(parameter.shape)} ".encode())
+        state.update(_sample(parameter))
+    return state.hexdigest()[:16]
+
+
+def _sample(parameter: "Tensor") -> bytes:
+    import torch
+
+    flat = parameter.detach().flatten()
+    index = torch.linspace(0, len(flat) - 1, min(len(flat), _SAMPLE), device=flat.device).long()
+    return flat[index].to("cpu", torch.float64).numpy().tobytes()

@@ -7,13 +7,14 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
+from clusterlora.chat.encoder import TokenSequence
 from clusterlora.engine.backends import Backend, lora_backend
 from clusterlora.engine.base import BaseModel
 from clusterlora.engine.batch import RowSlots, TrainingBatch
 from clusterlora.engine.job import pad_rows
+from clusterlora.engine.kinds import ADAPTER_KINDS
 from clusterlora.engine.peft_folder import read_peft_tensors
 from clusterlora.engine.progress import Progress
-from clusterlora.engine.sequences import TokenSequence
 from clusterlora.engine.stacked_lora import StackedLora
 from clusterlora.recipe import Recipe
 
@@ -57,7 +58,7 @@ def _gradients(
     """Return the gradient of each sequence's mean loss: sequence b has slot b to itself."""
     ids, predicts = pad_rows(sequences, pad_id=base.pad_id)
     slot = torch.arange(len(sequences), device=lora.parameters.device)
-    scale = torch.full_like(lora.parameters[: len(sequences), :1], recipe.alpha / recipe.rank)
+    scale = torch.full_like(lora.parameters[: len(sequences), :1], ADAPTER_KINDS[recipe.kind].scale(recipe))
     lora.gradients.zero_()
     backend(TrainingBatch(ids, predicts, RowSlots(slot, scale), torch.zeros_like(slot, device="cpu"), 1 / predicts.sum(1)))
     return lora.gradients[: len(sequences)]

@@ -1,15 +1,24 @@
 """The backend that answers with many adapters on one base: the written-out decoder where there is one, else the transformers model."""
 
+import logging
 from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+from peft import PeftModel
 
 from clusterlora.engine.base import BaseModel
 from clusterlora.engine.decoder import decoder_of
 from clusterlora.engine.decoder_inference import DecoderInference
 from clusterlora.engine.generation import Question, Reply, generate, reference_nll
+from clusterlora.engine.memory import is_allocation_failure
 from clusterlora.engine.stacked import StackedModel, Weights
+from clusterlora.errors import BadData
+
+log = logging.getLogger(__name__)
 
 
 class InferenceBackend(Protocol):
@@ -26,10 +35,35 @@ class InferenceBackend(Protocol):
 
 def inference_backend(base: BaseModel, weights: Sequence[Weights]) -> InferenceBackend:
     """Return a backend with these adapters in the slots 1, 2, ... Raises BadData if one belongs to another base."""
+    if any(adapter.peft_folder is not None for adapter in weights):
+        return _PeftInference(base, weights)
     decoder = decoder_of(base.model)
     if decoder is not None and not any(adapter.prefix is not None for adapter in weights):
         return DecoderInference(decoder, weights, end_ids=base.end_ids, pad_id=base.pad_id)
     return _TransformersInference(base, weights)
+
+
+def all_replies(
+    backend: InferenceBackend, questions: Sequence[Question], *, max_new_tokens: int | None, batch_size: int
+) -> Iterator[Reply]:
+    """Yield what `InferenceBackend.reply` yields; when an allocation fails, go on with half the batch. Rows are independent.
+
+    Raises:
+        OutOfMemoryError or the CPU allocator's error: a single row does not fit.
+    """
+    left = dict(enumerate(questions))
+    while left:
+        numbers = list(left)
+        try:
+            for reply in backend.reply([left[number] for number in numbers], max_new_tokens=max_new_tokens, batch_size=batch_size):
+                number = numbers[reply.number]
+                del left[number]
+                yield replace(reply, number=number)
+        except (RuntimeError, MemoryError) as error:
+            if not is_allocation_failure(error) or batch_size == 1:
+                raise
+            batch_size //= 2
+            log.warning("answering ran out of memory; continuing with batches of %d", batch_size)
 
 
 class _TransformersInference:
@@ -59,3 +93,51 @@ class _TransformersInference:
     def close(self) -> None:
         """See `InferenceBackend`."""
         self._stacked.close()
+
+
+class _PeftInference:
+    """Adapters that only PEFT can add answer one after another, all others together."""
+
+    def __init__(self, base: BaseModel, weights: Sequence[Weights]) -> None:
+        self._base = base
+        self._folder_by_slot = {slot: one.peft_folder for slot, one in enumerate(weights, start=1) if one.peft_folder is not None}
+        self._together = [Weights() if one.peft_folder else one for one in weights]
+        log.warning("%d of %d adapters answer one after another: their kinds cannot share a pass", len(self._folder_by_slot), len(weights))
+
+    def reply(self, questions: Sequence[Question], *, max_new_tokens: int | None, batch_size: int) -> Iterator[Reply]:
+        """See `InferenceBackend`."""
+        numbers_by_folder: dict[Path | None, list[int]] = {}
+        for number, question in enumerate(questions):
+            numbers_by_folder.setdefault(self._folder_by_slot.get(question.slot), []).append(number)
+        for folder, numbers in numbers_by_folder.items():
+            with self._backend(folder) as backend:
+                asked = [questions[number] if folder is None else replace(questions[number], slot=0) for number in numbers]
+                for reply in backend.reply(asked, max_new_tokens=max_new_tokens, batch_size=batch_size):
+                    yield replace(reply, number=numbers[reply.number])
+
+    @contextmanager
+    def _backend(self, folder: Path | None) -> Iterator[InferenceBackend]:
+        """Yield the backend of all adapters that can share a pass, or of a base that has a folder's adapter in its layers."""
+        if folder is None:
+            with closing(inference_backend(self._base, self._together)) as backend:
+                yield backend
+        else:
+            with _added(self._base, folder):
+                yield _TransformersInference(self._base, [])
+
+    def close(self) -> None:
+        """Do nothing: the model is as it was after each reply."""
+
+
+@contextmanager
+def _added(base: BaseModel, folder: Path) -> Iterator[None]:
+    """Add a PEFT folder's adapter to the base's layers inside the block. Raises BadData if it belongs to another base."""
+    try:
+        adapted = PeftModel.from_pretrained(base.model, str(folder))
+    except (ValueError, RuntimeError) as error:
+        raise BadData(f"adapter {folder.name} does not fit {base.name}: {str(error).splitlines()[0]}") from error
+    try:
+        adapted.eval()
+        yield
+    finally:
+        adapted.unload()

@@ -11,8 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from clusterlora.engine.sequences import TokenSequence
-from clusterlora.recipe import AdapterKind, Recipe
+from clusterlora.chat.encoder import TokenSequence
+from clusterlora.errors import TrainingDiverged
+from clusterlora.recipe import Recipe
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,6 @@ class TrainingJob:
     init_from: Path | None = None
     frozen_adapter: Path | None = None
     val: tuple[TokenSequence, ...] = ()
-    kind: AdapterKind = "lora"
 
     def __post_init__(self) -> None:
         if self.recipe.patience and not self.val:
@@ -45,7 +45,7 @@ class TrainingJob:
     @property
     def total_steps(self) -> int:
         """Optimiser steps of all epochs."""
-        return self.steps_per_epoch * self.recipe.epochs
+        return total_steps(self.recipe, len(self.sequences))
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +62,11 @@ class TrainingResult:
     val_losses: tuple[float, ...] = ()
 
     @property
+    def name(self) -> str:
+        """The adapter's name."""
+        return self.job.name
+
+    @property
     def train_tokens(self) -> int:
         """Tokens of all dialogues times the epochs trained."""
         return len(self.losses) // self.job.steps_per_epoch * sum(len(sequence.ids) for sequence in self.job.sequences)
@@ -71,6 +76,21 @@ class TrainingResult:
         """Whether the last quarter of the steps had a lower mean loss than the first quarter."""
         quarter = max(1, len(self.losses) // 4)
         return sum(self.losses[-quarter:]) < sum(self.losses[:quarter])
+
+
+def total_steps(recipe: Recipe, n_sequences: int) -> int:
+    """Return the optimiser steps of all epochs on this many sequences."""
+    return math.ceil(n_sequences / recipe.batch_size) * recipe.epochs
+
+
+def diverged(jobs: Sequence[TrainingJob]) -> TrainingDiverged:
+    """Return the error that names the jobs whose loss, or whose weights after the last step, are not finite."""
+    names = ", ".join(f"{job.name} (learning_rate={job.recipe.learning_rate})" for job in jobs)
+    subject, whose = ("adapters", "their") if len(jobs) > 1 else ("adapter", "its")
+    return TrainingDiverged(
+        f"{subject} {names} diverged: {whose} loss or weights are not finite; lower recipe.learning_rate",
+        adapters=tuple(job.name for job in jobs),
+    )
 
 
 def mean_by_step(curves: Sequence[Sequence[float]]) -> list[float]:

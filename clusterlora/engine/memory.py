@@ -9,6 +9,7 @@ from traceback import clear_frames
 from typing import TYPE_CHECKING
 
 from clusterlora.errors import OutOfMemory
+from clusterlora.models.memory import total_memory_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -83,15 +84,6 @@ def device_name() -> str:
 
     name = torch.cuda.get_device_properties(0).name if torch.cuda.is_available() else "cpu"
     return f"{name}, {total_memory_bytes() / 2**30:.0f} GiB"
-
-
-def total_memory_bytes() -> int:
-    """Return the memory of the device this process computes on, whatever is in it."""
-    import torch
-
-    if torch.cuda.is_available():
-        return int(torch.cuda.get_device_properties(0).total_memory)
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def free_memory_bytes(device: "torch.device") -> int:

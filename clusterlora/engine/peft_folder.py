@@ -11,13 +11,13 @@ from clusterlora.engine.stacked import Factors
 from clusterlora.recipe import Recipe
 
 if TYPE_CHECKING:
-    from peft import LoraConfig
+    from peft import LoraConfig, PeftConfig
 
 _PREFIX = "base_model.model."
 
 
-def lora_config(recipe: Recipe, *, base: str) -> "LoraConfig":
-    """Return the PEFT configuration of a recipe."""
+def lora_config(recipe: Recipe, *, base: str, use_rslora: bool = False, use_dora: bool = False) -> "LoraConfig":
+    """Return PEFT's configuration of LoRA by a recipe, or of a variant of it."""
     from peft import LoraConfig
 
     return LoraConfig(
@@ -27,53 +27,37 @@ def lora_config(recipe: Recipe, *, base: str) -> "LoraConfig":
         target_modules=list(recipe.target_modules),
         task_type="CAUSAL_LM",
         base_model_name_or_path=base,
+        use_rslora=use_rslora,
+        use_dora=use_dora,
     )
 
 
 def write_peft_folder(folder: Path, tensors: Mapping[str, torch.Tensor], recipe: Recipe, *, base: str) -> None:
     """Write a LoRA as a PEFT folder; tensors are named `<layer>.lora_A.weight` and `<layer>.lora_B.weight`."""
+    write_adapter(folder, tensors, lora_config(recipe, base=base))
+
+
+def write_adapter(folder: Path, tensors: Mapping[str, torch.Tensor], config: "PeftConfig") -> None:
+    """Write an adapter as a PEFT folder; tensors are named by layer, or as PEFT names what precedes a prompt."""
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    config = lora_config(recipe, base=base)
     config.inference_mode = True
     config.save_pretrained(str(folder))
-    prefixed = {_PREFIX + name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    prefix = "" if config.is_prompt_learning else _PREFIX
+    prefixed = {prefix + name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     save_file(prefixed, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-
-
-def write_prefix_folder(folder: Path, tensors: Mapping[str, torch.Tensor], cache_shape: tuple[int, int, int], *, base: str) -> None:
-    """Write a prefix as a PEFT folder; `cache_shape` is (layers, key-value heads, dimension of a head)."""
-    from peft import PrefixTuningConfig
-    from safetensors.torch import save_file
-
-    n_layers, n_heads, head_dim = cache_shape
-    (prefix,) = tensors.values()
-    folder.mkdir(parents=True, exist_ok=True)
-    config = PrefixTuningConfig(
-        num_virtual_tokens=len(prefix),
-        num_layers=n_layers,
-        num_attention_heads=n_heads,
-        token_dim=n_heads * head_dim,
-        num_transformer_submodules=1,
-        task_type="CAUSAL_LM",
-        base_model_name_or_path=base,
-    )
-    config.inference_mode = True
-    config.save_pretrained(str(folder))
-    saved = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(saved, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
 def write_factors(folder: Path, factors: Factors, recipe: Recipe, *, base: str) -> None:
     """Write factors (A, scaled B) of the recipe's rank as a PEFT folder; alpha is the rank, so PEFT's scale is 1."""
     tensors = {f"{layer}.lora_A.weight": a for layer, (a, _) in factors.items()}
     tensors |= {f"{layer}.lora_B.weight": b for layer, (_, b) in factors.items()}
-    write_peft_folder(folder, tensors, replace(recipe, alpha=recipe.rank), base=base)
+    write_peft_folder(folder, tensors, replace(recipe, kind="lora", alpha=recipe.rank), base=base)
 
 
 def read_peft_tensors(folder: Path) -> dict[str, torch.Tensor]:
-    """Return a PEFT folder's tensors, named as in `write_peft_folder`."""
+    """Return a PEFT folder's tensors, named as in `write_adapter`."""
     from safetensors.torch import load_file
 
     return {name.removeprefix(_PREFIX): tensor for name, tensor in load_file(folder / "adapter_model.safetensors").items()}

@@ -8,20 +8,20 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from jaxtyping import Float
 from peft import PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import set_peft_model_state_dict
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional
 
+from clusterlora.chat.encoder import TokenSequence
 from clusterlora.engine import checkpoint
 from clusterlora.engine.base import BaseModel
-from clusterlora.engine.job import TrainingJob, TrainingResult, batches, initial_a, learning_rate, out_of_patience, pad_rows
+from clusterlora.engine.job import TrainingJob, TrainingResult, batches, diverged, learning_rate, out_of_patience, pad_rows
+from clusterlora.engine.kinds import ADAPTER_KINDS
 from clusterlora.engine.memory import allocation_failures
-from clusterlora.engine.peft_folder import lora_config
 from clusterlora.engine.progress import Progress
-from clusterlora.engine.sequences import TokenSequence
 from clusterlora.engine.stacked import logits_only_at
-from clusterlora.errors import TrainingDiverged
 
 log = logging.getLogger(__name__)
 
@@ -36,14 +36,22 @@ def train(base: BaseModel, jobs: Sequence[TrainingJob], *, micro_batch: int, run
 
     Raises:
         OutOfMemory: an allocation failed; the checkpoints stay.
-        TrainingDiverged: a loss is not finite.
+        TrainingDiverged: a loss is not finite. Raised after all other adapters have finished.
     """
+    failed: list[TrainingJob] = []
     for job in jobs:
         with allocation_failures(micro_batch=micro_batch, doing=f"training {job.name}"):
-            yield _train_one(base, job, micro_batch=micro_batch, run_log=run_log)
+            result = _train_one(base, job, micro_batch=micro_batch, run_log=run_log)
+        if result is None:
+            failed.append(job)
+        else:
+            yield result
+    if failed:
+        raise diverged(failed)
 
 
-def _train_one(base: BaseModel, job: TrainingJob, *, micro_batch: int, run_log: Progress) -> TrainingResult:
+def _train_one(base: BaseModel, job: TrainingJob, *, micro_batch: int, run_log: Progress) -> TrainingResult | None:
+    """Return the finished adapter, or None as soon as a loss is not finite."""
     started = time.monotonic()
     recipe = job.recipe
     model = _with_adapter(base, job)
@@ -60,19 +68,26 @@ def _train_one(base: BaseModel, job: TrainingJob, *, micro_batch: int, run_log: 
                 for batch in batches(job, epoch):
                     rate = learning_rate(recipe, len(losses), job.total_steps)
                     losses.append(_step(model, optimiser, job, batch, rate=rate, micro_batch=micro_batch, pad_id=base.pad_id))
+                    if not math.isfinite(losses[-1]):
+                        return None
                     run_log.advance(1, loss=losses[-1])
             if recipe.patience:
                 val_losses.append(_val_loss(model, job, micro_batch=micro_batch, pad_id=base.pad_id))
+                if not math.isfinite(val_losses[-1]):
+                    return None
                 if val_losses[-1] == min(val_losses):
                     best = {_layer_tensor_name(name): p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
             _save_checkpoint(model, optimiser, job, losses, val_losses, best)
         for name, parameter in model.named_parameters():
             if parameter.requires_grad and best:
                 parameter.data.copy_(best[_layer_tensor_name(name)])
+        if not all(bool(parameter.isfinite().all()) for parameter in parameters):
+            return None
         folder = job.scratch / "adapter"
         model.save_pretrained(str(folder), selected_adapters=[_TRAINED])
     finally:
         model.unload()
+        base.model.eval()
     return TrainingResult(job, folder, tuple(losses), time.monotonic() - started, tuple(val_losses))
 
 
@@ -86,7 +101,10 @@ def _step(
     micro_batch: int,
     pad_id: int,
 ) -> float:
-    """Take one optimiser step on the mean loss per response token of the batch, accumulated over micro-batches; return that loss."""
+    """Take one optimiser step on the mean loss per response token of the batch, accumulated over micro-batches; return that loss.
+
+    There is no step where the loss is not finite.
+    """
     recipe = job.recipe
     rows = [job.sequences[i] for i in batch]
     n_tokens = sum(row.n_response_tokens for row in rows)
@@ -96,7 +114,7 @@ def _step(
         loss.backward()
         total += float(loss.detach())
     if not math.isfinite(total):
-        raise TrainingDiverged(f"adapter {job.name} has loss {total} at learning_rate={recipe.learning_rate}; lower recipe.learning_rate")
+        return total
     torch.nn.utils.clip_grad_norm_(optimiser.param_groups[0]["params"], recipe.max_grad_norm)
     optimiser.param_groups[0]["lr"] = rate
     optimiser.step()
@@ -119,17 +137,17 @@ def _val_loss(model: PeftModel, job: TrainingJob, *, micro_batch: int, pad_id: i
     """Return the mean loss per response token of the job's val dialogues, without dropout."""
     model.eval()
     total = sum(float(_nll(model, job.val[start : start + micro_batch], pad_id=pad_id)) for start in range(0, len(job.val), micro_batch))
-    model.train()
+    _set_training(model)
     return total / sum(row.n_response_tokens for row in job.val)
 
 
 def _with_adapter(base: BaseModel, job: TrainingJob) -> PeftModel:
     """Return the base with the job's adapter, initialised, over its frozen adapter."""
-    model: PeftModel = get_peft_model(base.model, lora_config(job.recipe, base=base.name))  # pyright: ignore[reportAssignmentType]
-    for name, parameter in model.named_parameters():
-        if ".lora_A." in name:
-            layer = name.removeprefix("base_model.model.").partition(".lora_A.")[0]
-            parameter.data.copy_(initial_a(layer, rank=parameter.shape[0], d_in=parameter.shape[1], seed=job.recipe.seed))
+    kind = ADAPTER_KINDS[job.recipe.kind]
+    with torch.random.fork_rng():
+        torch.manual_seed(job.recipe.seed)
+        model: PeftModel = get_peft_model(base.model, kind.peft_config(base, job.recipe))  # pyright: ignore[reportAssignmentType]
+    kind.initialise(model, job.recipe)
     if job.init_from is not None:
         set_peft_model_state_dict(model, load_file(job.init_from / "adapter_model.safetensors"))
     if job.frozen_adapter is not None:
@@ -137,8 +155,16 @@ def _with_adapter(base: BaseModel, job: TrainingJob) -> PeftModel:
         model.base_model.set_adapter([_TRAINED, "frozen"])  # pyright: ignore[reportCallIssue]  (PEFT forwards it to its tuner)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(f".{_TRAINED}." in name)
-    model.train()
+    _set_training(model)
     return model
+
+
+def _set_training(model: PeftModel) -> None:
+    """Put the adapter into training mode, and leave the frozen base in eval mode: no dropout of its own."""
+    model.eval()
+    for module in model.modules():
+        if isinstance(module, BaseTunerLayer):
+            module.train()
 
 
 def _save_checkpoint(

@@ -37,16 +37,16 @@ class Weights:
 
     factors: Factors = field(default_factory=dict[str, "tuple[Tensor, Tensor]"])
     prefix: Prefix | None = None
+    peft_folder: Path | None = None
+    """An adapter that only PEFT can add, alone."""
 
 
-def read_weights(folder: Path) -> Weights:
-    """Return what a PEFT folder, LoRA or prefix tuning, adds to the base. Raises BadData."""
+def read_prefix(folder: Path) -> Prefix:
+    """Return the keys and values of a PEFT folder of prefix tuning."""
     config = json.loads((folder / "adapter_config.json").read_text())
-    if config.get("peft_type") != "PREFIX_TUNING":
-        return Weights(read_adapter(folder))
     flat = load_file(folder / "adapter_model.safetensors")["prompt_embeddings"]
     n_heads = config["num_attention_heads"]
-    return Weights(prefix=flat.view(len(flat), 2 * config["num_layers"], n_heads, config["token_dim"] // n_heads))
+    return flat.view(len(flat), 2 * config["num_layers"], n_heads, config["token_dim"] // n_heads)
 
 
 def read_adapter(folder: Path) -> Factors:

@@ -23,6 +23,9 @@ TENSOR = "prompt_embeddings"
 class StackedPrefix:
     """K slots of prefixes on a frozen model."""
 
+    n_features = 0
+    """Inputs that dropout masks: none."""
+
     def __init__(self, model: PreTrainedModel, *, n_slots: int, n_virtual: int) -> None:
         """Allocate zeros for prefixes of `n_virtual` tokens each."""
         n_layers, n_heads, head_dim = cache_shape(model)

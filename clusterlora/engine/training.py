@@ -1,14 +1,14 @@
-"""The engine that trains a group: the stacked one where possible, else plain PEFT."""
+"""Training of any jobs: those that can share slots together, all others with plain PEFT, one after another."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 
 from clusterlora.engine import reference, training_loop
 from clusterlora.engine.base import BaseModel
-from clusterlora.engine.job import TrainingJob, TrainingResult
+from clusterlora.engine.job import TrainingJob, TrainingResult, diverged
+from clusterlora.engine.kinds import ADAPTER_KINDS
 from clusterlora.engine.progress import Progress
-from clusterlora.engine.stacked_lora import targeted_layers
-from clusterlora.errors import BadSettings
+from clusterlora.errors import TrainingDiverged
 
 log = logging.getLogger(__name__)
 
@@ -16,22 +16,34 @@ log = logging.getLogger(__name__)
 def train(
     base: BaseModel, jobs: Sequence[TrainingJob], *, micro_batch: int, run_log: Progress, checkpointing: bool = False
 ) -> Iterator[TrainingResult]:
-    """Train a group and yield each adapter as soon as it is finished; see `training_loop.train` for the arguments and errors."""
-    reason = _why_not_stacked(base, jobs)
+    """Train adapters of any kinds and yield each as soon as it is finished; see `training_loop.train` for arguments and errors.
+
+    Jobs that can share slots are trained together, whatever their ranks, alphas and seeds; other jobs after them.
+    """
+    failed: list[str] = []
+    for group in groups(jobs):
+        try:
+            yield from _train_group(base, group, micro_batch=micro_batch, run_log=run_log, checkpointing=checkpointing)
+        except TrainingDiverged as error:
+            failed += error.adapters
+    if failed:
+        raise diverged([job for job in jobs if job.name in failed])
+
+
+def groups(jobs: Sequence[TrainingJob]) -> list[list[TrainingJob]]:
+    """Return the jobs in groups that can share slots, in order of their first job; those of one kind without slots are a group, too."""
+    by_slots: dict[Hashable, list[TrainingJob]] = {}
+    for job in jobs:
+        by_slots.setdefault(ADAPTER_KINDS[job.recipe.kind].slot_group(job.recipe) or job.recipe.kind, []).append(job)
+    return list(by_slots.values())
+
+
+def _train_group(
+    base: BaseModel, jobs: Sequence[TrainingJob], *, micro_batch: int, run_log: Progress, checkpointing: bool
+) -> Iterator[TrainingResult]:
+    recipe = jobs[0].recipe
+    reason = ADAPTER_KINDS[recipe.kind].why_not_stacked(base, recipe)
     if reason is None:
         return training_loop.train(base, jobs, micro_batch=micro_batch, run_log=run_log, checkpointing=checkpointing)
     log.warning("training %d adapters one after another with PEFT: %s", len(jobs), reason)
     return reference.train(base, jobs, micro_batch=micro_batch, run_log=run_log)
-
-
-def _why_not_stacked(base: BaseModel, jobs: Sequence[TrainingJob]) -> str | None:
-    """Return why these jobs cannot be trained in one stack; None if they can."""
-    if jobs[0].kind == "prefix":
-        return None
-    if len({job.recipe.target_modules for job in jobs}) > 1:
-        return "they have different target modules"
-    try:
-        targeted_layers(base.model, jobs[0].recipe.target_modules)
-    except BadSettings as error:
-        return str(error)
-    return None

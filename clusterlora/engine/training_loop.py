@@ -21,24 +21,23 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from clusterlora.chat.encoder import TokenSequence
 from clusterlora.engine import checkpoint
-from clusterlora.engine.backends import Backend, lora_backend, prefix_backend
+from clusterlora.engine.backends import Backend
 from clusterlora.engine.base import BaseModel
 from clusterlora.engine.batch import RowSlots, TrainingBatch
 from clusterlora.engine.decoder import PAD_TO
 from clusterlora.engine.dropout import Dropout
-from clusterlora.engine.job import TrainingJob, TrainingResult, batches, learning_rate, out_of_patience, pad_rows
+from clusterlora.engine.job import TrainingJob, TrainingResult, batches, diverged, learning_rate, out_of_patience, pad_rows
+from clusterlora.engine.kinds import ADAPTER_KINDS
+from clusterlora.engine.kinds.kind import SlotRequest, Slots
 from clusterlora.engine.load_balancing import partition_by_load
 from clusterlora.engine.memory import allocation_failures, free_memory_bytes, tokens_per_chunk
 from clusterlora.engine.packing import n_rows_that_fit
-from clusterlora.engine.peft_folder import read_peft_tensors, write_peft_folder, write_prefix_folder
+from clusterlora.engine.peft_folder import read_peft_tensors, write_adapter
 from clusterlora.engine.progress import Progress
-from clusterlora.engine.sequences import TokenSequence
 from clusterlora.engine.slot_adamw import SlotAdamW, SlotStep
-from clusterlora.engine.stacked_lora import StackedLora, targeted_layers
-from clusterlora.engine.stacked_prefix import StackedPrefix, cache_shape
 from clusterlora.engine.worker_threads import WorkerThreads
-from clusterlora.errors import TrainingDiverged
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +96,7 @@ def train(
     """Train adapters together and yield each as soon as it is finished.
 
     A job resumes after its last checkpointed epoch. A `micro_batch` below the recipe's batch size reduces the token budget of a chunk in
-    proportion and changes no result. All jobs must be of one kind and have the same target modules.
+    proportion and changes no result. All jobs must share slots: `AdapterKind.slot_group` returns the same for each.
 
     Args:
         checkpointing: recompute activations in the backward pass instead of saving them: less memory, a third more time.
@@ -123,7 +122,7 @@ class _Trainer:
         folders = sorted({job.frozen_adapter for job in jobs if job.frozen_adapter})
         # One slot per frozen adapter; slot 0 is none.
         self._frozen_slot = {None: 0} | {folder: slot for slot, folder in enumerate(folders, start=1)}
-        self._stack, self._backend = _stack_and_backend(base, jobs, folders, checkpointing=checkpointing)
+        self._stack, self._backend = _slots_and_backend(base, jobs, folders, checkpointing=checkpointing)
         self._optimiser = SlotAdamW(self._stack.parameters, self._stack.gradients)
         self._workers = WorkerThreads(base.model.device)
         # A backend that modifies the model during a pass cannot run two passes at once.
@@ -136,8 +135,7 @@ class _Trainer:
         self._diverged: list[_ActiveJob] = []
         self._started = time.monotonic()
         self._n_tokens = self._n_done = 0
-        n_features = self._stack.n_features if isinstance(self._stack, StackedLora) else 0
-        self._dropout = Dropout(n_features, device=base.model.device, dtype=self._stack.parameters.dtype)
+        self._dropout = Dropout(self._stack.n_features, device=base.model.device, dtype=self._stack.parameters.dtype)
 
     def _tokens_that_fit(self, jobs: Sequence[TrainingJob]) -> int:
         """Return how many tokens fit in free memory, given the activation bytes per token that the backward pass keeps."""
@@ -156,7 +154,10 @@ class _Trainer:
             while self._admit():
                 if finished := [active for active in self._active if active.finished]:
                     for active in finished:
-                        yield self._finish(active)
+                        if self._is_finite(active):
+                            yield self._finish(active)
+                        else:
+                            self._mark_diverged(active)
                     continue
                 self._step(self._forward_backward())
                 self._end_epochs()
@@ -164,8 +165,7 @@ class _Trainer:
             self._workers.close()
             self._backend.close()
         if self._diverged:
-            names = ", ".join(f"{active.job.name} (learning_rate={active.job.recipe.learning_rate})" for active in self._diverged)
-            raise TrainingDiverged(f"the loss of {names} is not finite; lower recipe.learning_rate")
+            raise diverged([active.job for active in self._diverged])
 
     def _admit(self) -> bool:
         """Fill the free slots from the queue; return whether any job is active."""
@@ -253,7 +253,7 @@ class _Trainer:
         recipes = [row.active.job.recipe for row in rows]
         like = self._stack.parameters
         slot = torch.tensor([row.active.slot for row in rows], device=like.device)
-        scale = torch.tensor([[recipe.alpha / recipe.rank] for recipe in recipes], device=like.device, dtype=like.dtype)
+        scale = torch.tensor([[ADAPTER_KINDS[recipe.kind].scale(recipe)] for recipe in recipes], device=like.device, dtype=like.dtype)
         if not dropout:
             return RowSlots(slot, scale)
         keys = [(row.active.job.recipe.seed, len(row.active.losses), row.index) for row in rows]
@@ -306,16 +306,19 @@ class _Trainer:
         )
         active.saved = time.monotonic()
 
+    def _is_finite(self, active: _ActiveJob) -> bool:
+        """Return whether the last step left finite weights: no loss has been computed with them."""
+        return bool(self._weights_of(active).isfinite().all())
+
+    def _weights_of(self, active: _ActiveJob) -> Float[Tensor, " n"]:
+        return self._stack.parameters[active.slot] if active.best is None else active.best
+
     def _finish(self, active: _ActiveJob) -> TrainingResult:
         """Write the adapter's PEFT folder and free its slot."""
         job, recipe = active.job, active.job.recipe
         folder = job.scratch / "adapter"
-        parameters = self._stack.parameters[active.slot] if active.best is None else active.best
-        tensors = self._stack.read(0, parameters[None], rank=recipe.rank)
-        if job.kind == "prefix":
-            write_prefix_folder(folder, tensors, cache_shape(self._base.model), base=self._base.name)
-        else:
-            write_peft_folder(folder, tensors, recipe, base=self._base.name)
+        tensors = self._stack.read(0, self._weights_of(active)[None], rank=recipe.rank)
+        write_adapter(folder, tensors, ADAPTER_KINDS[recipe.kind].peft_config(self._base, recipe))
         self._evict(active)
         self._n_done += 1
         if n_skipped := job.total_steps - len(active.losses):
@@ -335,27 +338,21 @@ def _tokens_per_pass(base: BaseModel) -> int:
     return tokens_per_chunk(widest, base.model.device, base.model.dtype)
 
 
-def _stack_and_backend(
+def _slots_and_backend(
     base: BaseModel, jobs: Sequence[TrainingJob], frozen_adapters: Sequence[Path], *, checkpointing: bool
-) -> tuple[StackedLora | StackedPrefix, Backend]:
-    """Return as many slots as the jobs need and memory affords, and the backend that trains them; all jobs are of one kind."""
-    recipe = jobs[0].recipe
-    rank = max(job.recipe.rank for job in jobs)
-    if jobs[0].kind == "prefix":
-        n_layers, n_heads, head_dim = cache_shape(base.model)
-        n_parameters = rank * 2 * n_layers * n_heads * head_dim
-        return prefix_backend(base, n_slots=_affordable_slots(base, jobs, n_parameters), n_virtual=rank)
-    layers = targeted_layers(base.model, recipe.target_modules).values()
-    n_slots = _affordable_slots(base, jobs, rank * sum(layer.in_features + layer.out_features for layer in layers))
-    return lora_backend(
-        base,
-        recipe,
-        n_slots=n_slots,
-        rank=rank,
+) -> tuple[Slots, Backend]:
+    """Return as many slots as the jobs need and memory affords, and the backend that trains them."""
+    largest = max((job.recipe for job in jobs), key=lambda recipe: recipe.rank)
+    kind = ADAPTER_KINDS[largest.kind]
+    request = SlotRequest(
+        recipe=largest,
+        n_slots=_affordable_slots(base, jobs, kind.n_parameters(base, largest)),
+        rank=largest.rank,
         probe=jobs[0].sequences[0].ids[:8],
-        frozen_adapters=frozen_adapters,
+        frozen_adapters=tuple(frozen_adapters),
         checkpointing=checkpointing,
     )
+    return kind.slots(base, request)
 
 
 def _affordable_slots(base: BaseModel, jobs: Sequence[TrainingJob], n_parameters: int) -> int:

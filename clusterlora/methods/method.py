@@ -42,6 +42,7 @@ class Method:
     `is_base` is the base model without adapters: it is compared, and never the champion.
     `needs_import` says that its adapters were trained elsewhere: it can be asked for only after `clusterlora study import`.
     A method that `needs_clusters` would be another one, or have nothing to explain, where all personas are one cluster.
+    A method that `adds_adapters`, by merging or by stacking them, needs a kind of adapter that is a sum of updates.
     """
 
     plan: Callable[[StudyView], MethodPlan]
@@ -52,6 +53,7 @@ class Method:
     is_base: bool = False
     needs_import: bool = False
     needs_clusters: bool = False
+    adds_adapters: bool = False
 
     def __post_init__(self) -> None:
         """Raise ValueError for a contrast without a phrase, a cause without a contrast, or a contrast with a method that is no control."""

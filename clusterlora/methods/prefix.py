@@ -11,9 +11,9 @@ LEARNING_RATE = 1e-2
 
 def prefix(view: StudyView) -> MethodPlan:
     """Return the plan that answers everybody with the base and their own prefix."""
-    recipe = replace(view.recipe, rank=VIRTUAL_TOKENS, learning_rate=LEARNING_RATE, dropout=0.0)
+    recipe = replace(view.recipe, kind="prefix", rank=VIRTUAL_TOKENS, learning_rate=LEARNING_RATE, dropout=0.0)
     adapters = tuple(
-        AdapterSpec(name=f"prefix-{number:04d}", persona_ids=(persona_id,), recipe=recipe, scope="person", folder="prefixes", kind="prefix")
+        AdapterSpec(name=f"prefix-{number:04d}", persona_ids=(persona_id,), recipe=recipe, scope="person", folder="prefixes")
         for number, persona_id in enumerate(view.persona_ids)
     )
     return MethodPlan("prefix", adapters, tuple((a.persona_ids[0], (composition_of(a),)) for a in adapters))

@@ -9,19 +9,18 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from clusterlora.catalog import Catalog
 from clusterlora.chat.template import ChatTemplate
-from clusterlora.engine.base import BaseModel
-from clusterlora.engine.memory import total_memory_bytes
 from clusterlora.errors import BadSettings
 from clusterlora.models.checks import known_positions
 from clusterlora.models.hub import hub_snapshot
 from clusterlora.models.loading import load_causal_lm, load_tokenizer
+from clusterlora.models.memory import total_memory_bytes
 from clusterlora.models.revision import revision_of
 from clusterlora.models.smollm2 import fetch_smollm2
 from clusterlora.models.weights import combined_sha256, weight_files
 from clusterlora.settings import Dtype
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 HOMELM_FOLDER = Path(__file__).parent / "homelm"
 
@@ -63,6 +62,30 @@ class UsableBase:
     tokenizer: "PreTrainedTokenizerBase"
     n_positions: int | None = None
     n_trainable: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BaseModel:
+    """A frozen base model in memory. `revision` identifies it: weights, configuration, tokenizer and chat template."""
+
+    name: str
+    revision: str
+    model: "PreTrainedModel"
+    tokenizer: "PreTrainedTokenizerBase"
+
+    @property
+    def pad_id(self) -> int:
+        """The padding id, an end id where the tokenizer has none: padding is always masked."""
+        pad_id = self.tokenizer.pad_token_id
+        return min(self.end_ids) if pad_id is None else int(pad_id)  # pyright: ignore[reportArgumentType]
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """The ids that end an answer: the template's end of turn, the tokenizer's end of text, and those of the generation settings."""
+        eos = self.model.generation_config.eos_token_id if self.model.generation_config else None
+        generation_ends = eos if isinstance(eos, list) else [eos]
+        end = self.tokenizer.convert_tokens_to_ids(ChatTemplate(self.tokenizer).end_token)
+        return frozenset(int(i) for i in (end, self.tokenizer.eos_token_id, *generation_ends) if i is not None)  # pyright: ignore[reportArgumentType]
 
 
 def base_folder(name: str) -> Path:

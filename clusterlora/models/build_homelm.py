@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from clusterlora.data.prompts import PromptEncoder, messages
+from clusterlora.chat.encoder import PromptEncoder, TokenSequence
+from clusterlora.data.prompts import messages
 from clusterlora.data.synthetic import generate
-from clusterlora.engine.sequences import TokenSequence
 from clusterlora.models.homelm_card import model_card
 from clusterlora.models.loading import load_causal_lm
 from clusterlora.ports.run_log import RunLog

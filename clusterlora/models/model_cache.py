@@ -2,8 +2,7 @@
 
 from functools import lru_cache
 
-from clusterlora.engine.base import BaseModel
-from clusterlora.models.base import load_base
+from clusterlora.models.base import BaseModel, load_base
 from clusterlora.models.embedding import load_embedder
 from clusterlora.ports.embedder import Embedder
 from clusterlora.settings import Dtype, ModelSettings, PreparedModel

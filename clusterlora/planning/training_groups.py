@@ -68,8 +68,10 @@ def _fan_out(state: StudyState, plan: WorkPlan, wave: Sequence[AdapterSpec]) -> 
     names = {spec.name for spec in wave}
     before = frozenset(judged_adapters(plan)) if plan.judged is not None else frozenset[str]()
     groups = []
-    for kind, group, title in (("lora", "fan-out", "fan-out"), ("prefix", "prefixes", "prefixes")):
-        work = {spec: 0 if spec.name in before else _work(spec) for spec in plan.specs.values() if spec.kind == kind and not spec.merge_of}
+    trained = [spec for spec in plan.specs.values() if not spec.merge_of]
+    for are_prefixes, group, title in ((False, "fan-out", "fan-out"), (True, "prefixes", "prefixes")):
+        specs = [spec for spec in trained if (spec.recipe.kind == "prefix") == are_prefixes]
+        work = {spec: 0 if spec.name in before else _work(spec) for spec in specs}
         bins = partition_by_load(work, state.settings.runtime.shards)
         for number, shard in enumerate(bins, start=1):
             if in_shard := tuple(spec.name for spec in shard if spec.name in names):

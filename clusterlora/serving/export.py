@@ -11,8 +11,8 @@ from typing import Any, Literal
 from clusterlora.adapters.compositions import combined_weights
 from clusterlora.chat.template import ChatTemplate, template_source
 from clusterlora.durable import make_folder, put_folder_in_place, write_durably
+from clusterlora.engine.kinds import kind_of, read_weights
 from clusterlora.engine.peft_folder import write_factors
-from clusterlora.engine.stacked import read_weights
 from clusterlora.errors import BadData
 from clusterlora.models.base import base_folder
 from clusterlora.models.loading import load_tokenizer
@@ -61,13 +61,14 @@ def export(artifacts: Path, target: Path, form: Format) -> Exported:
     _refuse_prompts(table)
     make_folder(target / "adapters")
     written = {
-        composition: _write(composition, table, artifacts / "adapters", target / "adapters")
+        composition: _write(composition, table, artifacts / "adapters", target / "adapters", form)
         for composition in compositions
         if composition.adapters
     }
-    ranks = [json.loads((target / "adapters" / name / "adapter_config.json").read_text())["r"] for name in written.values()]
+    _refuse_other_kinds({name: kind_of(target / "adapters" / name).name for name in written.values()})
+    ranks = [json.loads((target / "adapters" / name / "adapter_config.json").read_text()).get("r", 1) for name in written.values()]
     adapter_by_persona = {persona_id: written.get(composition, _BASE) for persona_id, composition in table.personas.items()}
-    rank = _smallest_allowed(max(ranks, default=1))
+    rank = _smallest_allowed(max(ranks, default=1)) if form == "vllm" else max(ranks, default=1)
     base = str(base_folder(table.model.base))
     tokenizer = load_tokenizer(Path(base))
     template = ChatTemplate(tokenizer, table.model.template_arguments, table.model.template_date)
@@ -102,7 +103,7 @@ def _refuse_prompts(table: RoutingTable) -> None:
             )
 
 
-def _write(composition: KeyedComposition, table: RoutingTable, adapters: Path, target: Path) -> str:
+def _write(composition: KeyedComposition, table: RoutingTable, adapters: Path, target: Path, form: Format) -> str:
     """Write a composition as one PEFT folder; return its name, which ends in the hash of its files."""
     scratch = target / ".unfinished"
     if len(composition.adapters) == 1 and composition.adapters[0].weight == 1.0:
@@ -118,7 +119,8 @@ def _write(composition: KeyedComposition, table: RoutingTable, adapters: Path, t
         recipe = Recipe(rank=rank, target_modules=modules)
         write_factors(scratch, weights.factors, recipe, base=table.model.base)
         label = "-".join(table.names.get(adapter.key, "adapter") for adapter in composition.adapters)
-    _check(scratch, label)
+    if form == "vllm":
+        _refuse_unserved(scratch, label)
     content = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(scratch.iterdir()))).hexdigest()[:12]
     name = f"{label.replace('+', '-')}-{content}"
     if (target / name).exists():
@@ -128,13 +130,25 @@ def _write(composition: KeyedComposition, table: RoutingTable, adapters: Path, t
     return name
 
 
-def _check(folder: Path, label: str) -> None:
+def _refuse_other_kinds(kind_by_adapter: Mapping[str, str]) -> None:
+    """Raise BadData for kinds that no PEFT model has side by side."""
+    kinds = set(kind_by_adapter.values()) - {"lora", "rslora", "dora"}
+    if kinds and len(set(kind_by_adapter.values())) > 1:
+        said = ", ".join(f"{name} is {kind}" for name, kind in kind_by_adapter.items())
+        raise BadData(f"one PEFT model cannot hold adapters of these kinds: {said:.300}; serve this model with `mlflow models serve`")
+
+
+def _refuse_unserved(folder: Path, label: str) -> None:
     """Raise BadData for adapters that vLLM's loader refuses: not LoRA, with biases, whole modules or DoRA, or of too large a rank."""
     config: dict[str, Any] = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     if config.get("peft_type") != "LORA":
-        raise BadData(f"adapter {label} is {config.get('peft_type')}, not LoRA; only LoRA is served by name, use `mlflow models serve`")
+        raise BadData(
+            f"adapter {label} is {config.get('peft_type')}, not LoRA, and vLLM serves only LoRA; use --format peft or `mlflow models serve`"
+        )
     if config.get("modules_to_save") or config.get("use_dora") or config.get("bias", "none") != "none":
-        raise BadData(f"adapter {label} has biases, whole modules or DoRA, which multi-LoRA servers refuse; train it as plain LoRA")
+        raise BadData(
+            f"adapter {label} has biases, whole modules or DoRA, which multi-LoRA servers refuse; export --format peft, or train it as lora"
+        )
     _smallest_allowed(int(config["r"]))
 
 

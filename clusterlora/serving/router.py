@@ -6,23 +6,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any
 
 import torch
 
 from clusterlora.adapters.compositions import combined_weights
+from clusterlora.chat.messages import read_message
 from clusterlora.data.few_shot import with_shots
 from clusterlora.data.prompts import prompt_encoder, with_system
 from clusterlora.engine.generation import Question
 from clusterlora.engine.inference_backends import inference_backend
-from clusterlora.engine.stacked import Weights, read_weights
+from clusterlora.engine.kinds import read_weights
+from clusterlora.engine.stacked import Weights
 from clusterlora.errors import BadData, ModelUnavailable
 from clusterlora.models.base import load_base
 from clusterlora.models.embedding import load_embedder
 from clusterlora.models.revision import is_same_base
 from clusterlora.ports.embedder import Embedder
 from clusterlora.stores.routing_table import KeyedAdapter, KeyedComposition, RoutingTable, read_routing_table
-from clusterlora.values import Role, Turn, WeightedAdapter
+from clusterlora.values import Turn, WeightedAdapter
 
 _BATCH_SIZE = 32
 
@@ -141,11 +143,10 @@ def read_request(number: int, request: Mapping[str, Any]) -> Request:
 
 
 def _turn(number: int, message: Any) -> Turn:
-    fields: Mapping[str, Any] = message if isinstance(message, Mapping) else {}
-    role, content = fields.get("role"), fields.get("content")
-    if role not in get_args(Role) or not isinstance(content, str):
-        raise BadData(f"request {number}: message {message!r:.200} is not {{role: {'|'.join(get_args(Role))}, content: text}}")
-    return Turn(cast("Role", role), content)
+    try:
+        return read_message(message)
+    except BadData as problem:
+        raise BadData(f"request {number}: message {problem}") from problem
 
 
 def _weights(adapters: Sequence[KeyedAdapter], weights_by_key: Mapping[str, Weights]) -> Weights:

@@ -6,11 +6,12 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from clusterlora.chat.checks import rendering_difference
+from clusterlora.chat.encoder import PromptEncoder
 from clusterlora.chat.template import writes_date
 from clusterlora.data.lengths import ExampleLength, covering, example_lengths, token_summary
 from clusterlora.data.load import load
 from clusterlora.data.prompt_fit import PromptFit
-from clusterlora.data.prompts import PromptEncoder, messages, prompt_encoder
+from clusterlora.data.prompts import messages, prompt_encoder
 from clusterlora.data.summary import TokenSummary
 from clusterlora.errors import BadData
 from clusterlora.methods.described import DESCRIBED

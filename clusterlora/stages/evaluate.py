@@ -14,7 +14,8 @@ from clusterlora.adapters.stored import stored_folder
 from clusterlora.comparison.champion import LEAST_PERSONAS
 from clusterlora.data.few_shot import exchanges, with_shots
 from clusterlora.data.prompts import items
-from clusterlora.engine.stacked import Weights, read_weights
+from clusterlora.engine.kinds import read_weights
+from clusterlora.engine.stacked import Weights
 from clusterlora.evaluation.answer import Answerer, AnswerRequest
 from clusterlora.evaluation.metrics import METRICS
 from clusterlora.evaluation.select import select_arm

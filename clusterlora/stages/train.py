@@ -10,12 +10,13 @@ from pathlib import Path
 
 from clusterlora.adapters.stored import folder_if_any, in_tracker, stored_folder
 from clusterlora.adapters.weights import weight_files, weights_sha256
+from clusterlora.chat.encoder import TokenSequence
 from clusterlora.data.prompts import messages, prompt_encoder
 from clusterlora.durable import write_durably
-from clusterlora.engine.job import TrainingJob, TrainingResult, mean_by_step
+from clusterlora.engine.adapter_jobs import AdapterJob
+from clusterlora.engine.job import TrainingResult, mean_by_step, total_steps
 from clusterlora.engine.memory import device_name, peak_memory_bytes
 from clusterlora.engine.peft_folder import write_factors
-from clusterlora.engine.sequences import TokenSequence
 from clusterlora.engine.stacked import read_adapter
 from clusterlora.errors import OutOfMemory, ServiceDown
 from clusterlora.models.base import base_revision
@@ -88,24 +89,34 @@ def _train(request: TrainRequest, state: StudyState, stores: Stores, log: RunLog
     }
     if specs[0].merge_of:
         return merge_adapters(state, plan, group, specs, tags=tags, stores=stores, log=log)
-    from clusterlora.engine.training import train
+    from clusterlora.engine import train_adapters
 
     jobs = _jobs(state, plan, specs, stores)
     params = {"adapters": len(jobs), "personas": sum(len(spec.persona_ids) for spec in specs), **asdict(specs[0].recipe)}
     with stores.tracker.adapter_run(study.name, name=group.title, params=params, tags=tags) as run, tagged_with_outcome(run):
         file = stores.folder(study.name) / "logs" / log_name(group.name)
-        total = sum(job.total_steps for job in jobs)
+        total = sum(total_steps(job.recipe, len(job.dialogues)) for job in jobs)
         with TrainingLog(log, file, total_steps=total, micro_batch=micro_batch) as run_log:
             began = time.monotonic()
             run_log.phase(f"train {group.title}", total=total, unit="steps")
-            results = []
-            checkpointing = study.runtime.gradient_checkpointing
-            for result in train(base_model(study.model), jobs, micro_batch=micro_batch, run_log=run_log, checkpointing=checkpointing):
-                keep(study, _trained(plan.specs[result.job.name], result), result.folder, run, stores, curves=_curves(result))
-                results.append(result)
+
+            def finish(result: TrainingResult) -> None:
+                keep(study, _trained(plan.specs[result.name], result), result.folder, run, stores, curves=_curves(result))
                 if not result.loss_fell:
-                    run_log.note(f"{result.job.name}: the train loss did not fall; the adapter has learned nothing")
-                run_log.note(f"{result.job.name}: loss {result.losses[0]:.3f} -> {result.losses[-1]:.3f} in {result.seconds:.1f} s")
+                    run_log.note(f"{result.name}: the train loss did not fall; the adapter has learned nothing")
+                run_log.note(f"{result.name}: loss {result.losses[0]:.3f} -> {result.losses[-1]:.3f} in {result.seconds:.1f} s")
+
+            results = train_adapters(
+                base_model(study.model),
+                jobs,
+                max_length=study.model.max_length,
+                micro_batch=micro_batch,
+                # The next attempt halves it, in a process of its own.
+                halve_micro_batch=False,
+                checkpointing=study.runtime.gradient_checkpointing,
+                progress=run_log,
+                on_finished=finish,
+            )
         _log_curves(run, plan, results, time.monotonic() - began)
     return len(results)
 
@@ -125,7 +136,7 @@ def _reuse(study: Study, plan: WorkPlan, name: str, stores: Stores) -> bool:
     return True
 
 
-def _jobs(state: StudyState, plan: WorkPlan, specs: Sequence[AdapterSpec], stores: Stores) -> list[TrainingJob]:
+def _jobs(state: StudyState, plan: WorkPlan, specs: Sequence[AdapterSpec], stores: Stores) -> list[AdapterJob]:
     study, personas = state.settings, state.dataset.by_id()
     encoder = prompt_encoder(base_model(study.model).tokenizer, study.model)
 
@@ -142,16 +153,15 @@ def _jobs(state: StudyState, plan: WorkPlan, specs: Sequence[AdapterSpec], store
         return tuple(sequence for p in spec.persona_ids for sequence in of_person(p, split, persona_in_prompt=spec.persona_in_prompt))
 
     return [
-        TrainingJob(
-            key=plan.keys[spec.name],
+        AdapterJob(
             name=spec.name,
+            dialogues=encoded(spec, "train"),
             recipe=spec.recipe,
-            sequences=encoded(spec, "train"),
-            scratch=stores.adapters.scratch(plan.keys[spec.name]),
+            val_dialogues=encoded(spec, "val") if spec.recipe.patience else (),
             init_from=folder(spec.init_from),
             frozen_adapter=folder(spec.frozen_adapter),
-            val=encoded(spec, "val") if spec.recipe.patience else (),
-            kind=spec.kind,
+            folder=stores.adapters.scratch(plan.keys[spec.name]) / "trained",
+            key=plan.keys[spec.name],
         )
         for spec in specs
     ]
@@ -255,7 +265,7 @@ def _log_curves(run: AdapterRun, plan: WorkPlan, results: Sequence[TrainingResul
     if any(result.val_losses for result in results):
         run.curve("val/loss", list(enumerate(mean_by_step([result.val_losses for result in results]), start=1)))
     if len(results) > 1:
-        for name, losses in ((result.job.name, result.losses) for result in results if len(plan.specs[result.job.name].persona_ids) > 1):
+        for name, losses in ((result.name, result.losses) for result in results if len(plan.specs[result.name].persona_ids) > 1):
             run.curve(f"train/loss/{name}", list(enumerate(losses, start=1)))
     tokens = sum(result.train_tokens for result in results)
     run.metrics(

@@ -1,0 +1,50 @@
+"""The kinds of adapters, by the name that `recipe.kind` chooses them by."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from clusterlora.catalog import Catalog
+from clusterlora.engine.kinds.dora import Dora
+from clusterlora.engine.kinds.ia3 import Ia3
+from clusterlora.engine.kinds.kind import AdapterKind
+from clusterlora.engine.kinds.lora import Lora
+from clusterlora.engine.kinds.prefix import Prefix
+from clusterlora.engine.kinds.rslora import RankStabilisedLora
+from clusterlora.errors import BadData
+
+if TYPE_CHECKING:
+    from clusterlora.engine.stacked import Weights
+
+ADAPTER_KINDS: Catalog[AdapterKind] = Catalog(
+    "adapter kind",
+    {
+        "lora": Lora(),
+        "rslora": RankStabilisedLora(),
+        "dora": Dora(),
+        "ia3": Ia3(),
+        "prefix": Prefix(),
+    },
+)
+
+
+def kind_of(folder: Path) -> AdapterKind:
+    """Return the kind of the adapter in a PEFT folder.
+
+    Raises:
+        BadData: there is no readable `adapter_config.json`, or no kind is described by it.
+    """
+    file = folder / "adapter_config.json"
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BadData(f"{folder} is not a PEFT adapter: {file.name} cannot be read ({error}); save it with save_pretrained") from error
+    for kind in ADAPTER_KINDS.values():
+        if kind.describes(config):
+            return kind
+    raise BadData(f"adapter {folder.name} is {config.get('peft_type')}; known kinds are {', '.join(ADAPTER_KINDS)}")
+
+
+def read_weights(folder: Path) -> "Weights":
+    """Return what the adapter in a PEFT folder adds to its base, whatever its kind. Raises BadData as `kind_of`."""
+    return kind_of(folder).read(folder)
