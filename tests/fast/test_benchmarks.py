@@ -12,7 +12,7 @@ from benchmarks.generation import MIXED, ONE_BY_ONE, GenerationPlan, compare_gen
 from benchmarks.measure import Contender, Sample, Speedup, speedup, take_turns
 from benchmarks.subjects import Subject, load_subject
 from benchmarks.training import REFERENCE, TrainingPlan, compare_training
-from clusterlora.engine.sequences import TokenSequence
+from clusterlora.chat.encoder import TokenSequence
 from clusterlora.errors import BadSettings
 
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from clusterlora.chat.encoder import PromptEncoder
 from clusterlora.chat.template import ChatTemplate
-from clusterlora.data.prompts import PromptEncoder
 from clusterlora.errors import BadData, BadSettings, ModelUnavailable
 from clusterlora.models.base import HOMELM_FOLDER
 from clusterlora.values import Turn

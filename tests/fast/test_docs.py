@@ -20,6 +20,7 @@ from clusterlora.clustering import ALGORITHMS
 from clusterlora.clustering.features import Sources
 from clusterlora.data import SOURCES
 from clusterlora.data.problems import Problems
+from clusterlora.engine.kinds import ADAPTER_KINDS
 from clusterlora.evaluation.metric import Scorable
 from clusterlora.evaluation.metrics import METRICS
 from clusterlora.gate.criteria import CRITERIA
@@ -156,7 +157,15 @@ def test_the_reference_describes_every_part_of_the_core_but_the_command_line() -
 
 
 @pytest.mark.parametrize(
-    ("page", "catalog"), [("methods", METHODS), ("methods", ALGORITHMS), ("methods", METRICS), ("methods", CRITERIA), ("data", SOURCES)]
+    ("page", "catalog"),
+    [
+        ("methods", METHODS),
+        ("methods", ALGORITHMS),
+        ("methods", METRICS),
+        ("methods", CRITERIA),
+        ("data", SOURCES),
+        ("engine", ADAPTER_KINDS),
+    ],
 )
 def test_every_catalogued_name_is_documented(page: str, catalog: Catalog[Any]) -> None:
     text = (DOCS / f"{page}.md").read_text()
@@ -238,14 +247,6 @@ def test_the_speeds_in_readme_were_measured() -> None:
     slowest, fastest = ratios("PEFT one by one", "generation")
     assert f"{slowest} to {fastest} times the answers of PEFT one by one" in README
     assert re.search(r"^\| transformers Trainer \+ PEFT, .* \| H100 \| \d+ \| 35x ", (DOCS / "gpu.md").read_text(), re.MULTILINE)
-
-
-@pytest.mark.numeric
-def test_the_python_of_readme_trains_an_adapter_per_person(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    monkeypatch.chdir(tmp_path)
-    exec(compile(code, "README.md", "exec"), {})
-    assert len(list(tmp_path.glob("adapters/*/adapter/adapter_model.safetensors"))) == 6
 
 
 def test_the_changelog_has_the_version_that_is_installed_as_its_last_release() -> None:

@@ -13,15 +13,16 @@ from peft import PeftModel
 from torch.nn import functional
 
 from clusterlora.adapters.compositions import combined_weights
-from clusterlora.data.prompts import PromptEncoder
+from clusterlora.chat.encoder import PromptEncoder
 from clusterlora.engine import inference_backends
 from clusterlora.engine.base import BaseModel
 from clusterlora.engine.generation import Question, Reply
 from clusterlora.engine.inference_backends import InferenceBackend, inference_backend
 from clusterlora.engine.job import TrainingJob
+from clusterlora.engine.kinds import read_weights
 from clusterlora.engine.prefix_sharing import prefill_streams
 from clusterlora.engine.reference import train
-from clusterlora.engine.stacked import StackedModel, Weights, read_adapter, read_weights
+from clusterlora.engine.stacked import StackedModel, Weights, read_adapter
 from clusterlora.errors import BadData
 from clusterlora.evaluation import answer
 from clusterlora.evaluation.answer import Answerer, AnswerRequest

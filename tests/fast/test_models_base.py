@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from clusterlora.data.prompts import PromptEncoder
+from clusterlora.chat.encoder import PromptEncoder
 from clusterlora.engine.base import BaseModel
 from clusterlora.errors import BadData, BadSettings, ModelUnavailable
 from clusterlora.models import base as base_module

@@ -11,8 +11,9 @@ from safetensors.torch import load_file, save_file
 from clusterlora.adapters.compositions import combined_weights
 from clusterlora.adapters.weights import weights_sha256
 from clusterlora.cli import main
+from clusterlora.engine.kinds import read_weights
 from clusterlora.engine.peft_folder import write_peft_folder
-from clusterlora.engine.stacked import StackedModel, read_weights
+from clusterlora.engine.stacked import StackedModel
 from clusterlora.errors import BadData, BadSettings, UnknownName
 from clusterlora.metadata import ComparisonSummary, MethodScore, Provenance
 from clusterlora.models.base import base_revision, load_base

@@ -7,7 +7,6 @@ from math import isnan
 from pathlib import Path
 from statistics import fmean
 from types import SimpleNamespace
-from typing import Any
 
 import pandas as pd
 import pytest
@@ -44,9 +43,9 @@ from clusterlora.stages.register import register
 from clusterlora.stages.train import log_name, train_group
 from clusterlora.stores.json_codec import from_plain, plain
 from clusterlora.stores.routing_table import RoutingTable
-from clusterlora.values import AdapterComposition, Attempt, Persona
+from clusterlora.values import AdapterComposition, Attempt
 from tests.fixtures.memory import MemoryTracker
-from tests.fixtures.stages import LOG, crown, missing_groups, plan_of, rows_of, run, run_rest, state_of, train_named
+from tests.fixtures.stages import LOG, crown, missing_groups, plan_of, request_of, rows_of, run, run_rest, state_of, train_named
 from tests.fixtures.studies import memory_stores, poisoned
 
 
@@ -132,14 +131,6 @@ def test_every_registered_model_answers_as_it_was_evaluated(study: Study, stores
     stores.studies.forget_adapter(next(a.key for a in stores.studies.adapters(study.name) if a.name == "cluster-00"))
     with pytest.raises(BadData, match="has lost cluster-00; train again"):
         routing_table(state_of(study, stores), plan_of(study, stores), "cluster", stores)
-
-
-def request_of(persona: Persona, item_id: str) -> dict[str, Any]:
-    """Return what a client sends to have an evaluation item answered."""
-    dialogue_id, _, position = item_id.rpartition("#")
-    dialogue = next(d for d in persona.dialogues if d.id == dialogue_id)
-    messages = [{"role": turn.role, "content": turn.text} for turn in dialogue.turns[: int(position) - 1]]
-    return {"persona_id": persona.id, "messages": messages, "context": dict(dialogue.context)}
 
 
 def test_any_cluster_can_be_judged_and_only_cluster_0_decides(study: Study, finished_stores: Stores) -> None:

@@ -59,6 +59,7 @@ def test_settings_data_adapters_routes_and_attempts_survive(old: SqlStudyStore) 
     assert old.dataset("old").digest == "c83d728b7f4d2f16"
     (adapter,) = old.adapters("old")
     assert (adapter.name, adapter.spec.persona_ids, adapter.spec.recipe.rank) == ("cluster-00", ("p",), 4)
+    assert adapter.spec.recipe.kind == "lora"
     assert [route.persona_id for route in old.routes("old")] == ["p"]
     assert old.learning_curves("old") == {}
     assert old.attempts("old") == (Attempt("fan-out-1-of-2", 1, 2, "done", "", 80_000_000_000),)

@@ -8,8 +8,8 @@ from clusterlora.settings import MergeSettings, PreparedModel
 from clusterlora.values import AdapterSpec, Dataset, Dialogue, Persona, Turn
 
 
-def spec(name: str, persona_ids: tuple[str, ...], *, patience: int | None = None, **more: Any) -> AdapterSpec:
-    return AdapterSpec(name=name, persona_ids=persona_ids, recipe=Recipe(rank=4, patience=patience), **more)
+def spec(name: str, persona_ids: tuple[str, ...], *, patience: int | None = None, kind: str = "lora", **more: Any) -> AdapterSpec:
+    return AdapterSpec(name=name, persona_ids=persona_ids, recipe=Recipe(kind=kind, rank=4, patience=patience), **more)
 
 
 def persona(name: str) -> Persona:

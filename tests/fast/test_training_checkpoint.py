@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from clusterlora.chat.encoder import TokenSequence
 from clusterlora.engine import checkpoint
 from clusterlora.engine.checkpoint import Checkpoint
 from clusterlora.engine.job import TrainingJob
-from clusterlora.engine.sequences import TokenSequence
 from clusterlora.recipe import Recipe
 
 

@@ -14,13 +14,12 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from clusterlora.data.prompts import PromptEncoder
+from clusterlora.chat.encoder import PromptEncoder, TokenSequence
 from clusterlora.engine import backends, checkpoint, memory, reference, training_loop
 from clusterlora.engine.base import BaseModel
 from clusterlora.engine.decoder import decoder_of
 from clusterlora.engine.decoder_backend import DecoderBackend
 from clusterlora.engine.job import TrainingJob, TrainingResult, pad_rows
-from clusterlora.engine.sequences import TokenSequence
 from clusterlora.errors import BadSettings, TrainingDiverged
 from clusterlora.models.base import load_base
 from clusterlora.ports.run_log import SilentLog

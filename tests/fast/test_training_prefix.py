@@ -7,14 +7,14 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from clusterlora.data.prompts import PromptEncoder
+from clusterlora.chat.encoder import PromptEncoder, TokenSequence
 from clusterlora.engine import training_loop
 from clusterlora.engine.base import BaseModel
 from clusterlora.engine.batch import RowSlots
 from clusterlora.engine.generation import Question, generate, reference_nll
 from clusterlora.engine.job import TrainingJob, TrainingResult, pad_rows
-from clusterlora.engine.sequences import TokenSequence
-from clusterlora.engine.stacked import StackedModel, Weights, read_weights
+from clusterlora.engine.kinds import read_weights
+from clusterlora.engine.stacked import StackedModel, Weights
 from clusterlora.engine.stacked_prefix import StackedPrefix
 from clusterlora.models.base import load_base
 from clusterlora.ports.run_log import SilentLog
@@ -23,7 +23,7 @@ from clusterlora.values import Turn
 
 pytestmark = pytest.mark.numeric
 
-RECIPE = Recipe(rank=5, dropout=0.0, epochs=3, batch_size=2, learning_rate=2e-2)
+RECIPE = Recipe(kind="prefix", rank=5, dropout=0.0, epochs=3, batch_size=2, learning_rate=2e-2)
 
 in_float64 = pytest.mark.parametrize("base64", ["through transformers"], indirect=True)
 """Prefixes go through transformers either way."""
@@ -43,9 +43,7 @@ def sequences(base: BaseModel, n: int, *, first: int) -> tuple[TokenSequence, ..
 
 
 def trained(base: BaseModel, folder: Path, sizes: dict[str, int]) -> dict[str, TrainingResult]:
-    jobs = [
-        TrainingJob(name, name, RECIPE, sequences(base, n, first=n + len(name)), folder / name, kind="prefix") for name, n in sizes.items()
-    ]
+    jobs = [TrainingJob(name, name, RECIPE, sequences(base, n, first=n + len(name)), folder / name) for name, n in sizes.items()]
     return {r.job.name: r for r in training_loop.train(base, jobs, micro_batch=2, run_log=SilentLog())}
 
 

@@ -9,11 +9,10 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from clusterlora.data.prompts import PromptEncoder
+from clusterlora.chat.encoder import PromptEncoder, TokenSequence
 from clusterlora.engine.base import BaseModel
 from clusterlora.engine.job import TrainingJob, batches, initial_a, learning_rate
 from clusterlora.engine.reference import train
-from clusterlora.engine.sequences import TokenSequence
 from clusterlora.errors import OutOfMemory, TrainingDiverged
 from clusterlora.models.base import load_base
 from clusterlora.ports.run_log import SilentLog

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from clusterlora.data.prompts import PromptEncoder
+from clusterlora.chat.encoder import PromptEncoder
 from clusterlora.engine import training_loop
 from clusterlora.engine.base import BaseModel
 from clusterlora.engine.job import TrainingJob, TrainingResult

@@ -7,13 +7,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from clusterlora.data.prompts import PromptEncoder
+from clusterlora.chat.encoder import PromptEncoder
 from clusterlora.engine import backends, cuda_graphs, reference, training_loop
 from clusterlora.engine.base import BaseModel
 from clusterlora.engine.generation import Question
 from clusterlora.engine.inference_backends import inference_backend
 from clusterlora.engine.job import TrainingJob, TrainingResult
-from clusterlora.engine.stacked import read_weights
+from clusterlora.engine.kinds import read_weights
 from clusterlora.errors import OutOfMemory
 from clusterlora.models.base import load_base
 from clusterlora.ports.run_log import SilentLog

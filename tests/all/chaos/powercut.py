@@ -114,8 +114,8 @@ KEY = "0123456789abcdef"
 
 
 def training_job(scratch: Path) -> "TrainingJob":
+    from clusterlora.chat.encoder import TokenSequence
     from clusterlora.engine.job import TrainingJob
-    from clusterlora.engine.sequences import TokenSequence
     from clusterlora.recipe import Recipe
 
     return TrainingJob(KEY, "unified", Recipe(rank=1, epochs=2), (TokenSequence((1, 2), (False, True)),), scratch)
