@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clusterlora.engine.base import BaseModel
-from clusterlora.engine.sequences import TokenSequence
+from clusterlora.chat.encoder import TokenSequence
+from clusterlora.models.base import BaseModel
 from clusterlora.models.embedding import ENGLISH, embedding_folder
 
 if TYPE_CHECKING:

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 
 from clusterlora.data.prompts import messages, prompt_encoder
-from clusterlora.engine.memory import total_memory_bytes
 from clusterlora.errors import BadSettings
 from clusterlora.evaluation.metrics import METRICS
 from clusterlora.models.base import UsableBase, base_folder
 from clusterlora.models.fit import Findings, base_findings, embedding_findings, mean_nll
+from clusterlora.models.memory import total_memory_bytes
 from clusterlora.models.model_cache import base_model
 from clusterlora.models.weights import weight_files
 from clusterlora.ports.run_log import RunLog

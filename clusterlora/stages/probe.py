@@ -11,11 +11,12 @@ from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
 
+from clusterlora.chat.encoder import TokenSequence
 from clusterlora.data.prompts import items, messages, prompt_encoder
 from clusterlora.engine.job import TrainingJob, TrainingResult, batches
+from clusterlora.engine.kinds import read_weights
 from clusterlora.engine.memory import device_name
-from clusterlora.engine.sequences import TokenSequence
-from clusterlora.engine.stacked import Weights, read_weights
+from clusterlora.engine.stacked import Weights
 from clusterlora.errors import OutOfMemory
 from clusterlora.evaluation.answer import Answerer, AnswerRequest
 from clusterlora.evaluation.train_responses import TrainResponses
