@@ -6,8 +6,8 @@ from typing import Protocol
 import numpy as np
 
 from clusterlora.engine.base import BaseModel
-from clusterlora.engine.decoder import decoder_of
 from clusterlora.engine.decoder_inference import DecoderInference
+from clusterlora.engine.families import decoder_of
 from clusterlora.engine.generation import Question, Reply, generate, reference_nll
 from clusterlora.engine.stacked import StackedModel, Weights
 

@@ -16,8 +16,12 @@ if TYPE_CHECKING:
 _PREFIX = "base_model.model."
 
 
-def lora_config(recipe: Recipe, *, base: str) -> "LoraConfig":
-    """Return the PEFT configuration of a recipe."""
+def lora_config(recipe: Recipe, *, base: str, fan_in_fan_out: bool = False) -> "LoraConfig":
+    """Return the PEFT configuration of a recipe.
+
+    Args:
+        fan_in_fan_out: whether the base stores the weights of these layers transposed, as GPT-2 does.
+    """
     from peft import LoraConfig
 
     return LoraConfig(
@@ -25,17 +29,20 @@ def lora_config(recipe: Recipe, *, base: str) -> "LoraConfig":
         lora_alpha=recipe.alpha,  # pyright: ignore[reportArgumentType]  (any number works; PEFT says int)
         lora_dropout=recipe.dropout,
         target_modules=list(recipe.target_modules),
+        fan_in_fan_out=fan_in_fan_out,
         task_type="CAUSAL_LM",
         base_model_name_or_path=base,
     )
 
 
-def write_peft_folder(folder: Path, tensors: Mapping[str, torch.Tensor], recipe: Recipe, *, base: str) -> None:
+def write_peft_folder(
+    folder: Path, tensors: Mapping[str, torch.Tensor], recipe: Recipe, *, base: str, fan_in_fan_out: bool = False
+) -> None:
     """Write a LoRA as a PEFT folder; tensors are named `<layer>.lora_A.weight` and `<layer>.lora_B.weight`."""
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    config = lora_config(recipe, base=base)
+    config = lora_config(recipe, base=base, fan_in_fan_out=fan_in_fan_out)
     config.inference_mode = True
     config.save_pretrained(str(folder))
     prefixed = {_PREFIX + name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from jaxtyping import Float
-from peft import PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils import set_peft_model_state_dict
 from safetensors.torch import load_file
 from torch import Tensor
@@ -16,12 +16,14 @@ from torch.nn import functional
 from clusterlora.engine import checkpoint
 from clusterlora.engine.base import BaseModel
 from clusterlora.engine.job import TrainingJob, TrainingResult, batches, initial_a, learning_rate, out_of_patience, pad_rows
+from clusterlora.engine.linear_layers import is_transposed
 from clusterlora.engine.memory import allocation_failures
 from clusterlora.engine.peft_folder import lora_config
 from clusterlora.engine.progress import Progress
 from clusterlora.engine.sequences import TokenSequence
 from clusterlora.engine.stacked import logits_only_at
 from clusterlora.errors import TrainingDiverged
+from clusterlora.recipe import Recipe
 
 log = logging.getLogger(__name__)
 
@@ -119,13 +121,17 @@ def _val_loss(model: PeftModel, job: TrainingJob, *, micro_batch: int, pad_id: i
     """Return the mean loss per response token of the job's val dialogues, without dropout."""
     model.eval()
     total = sum(float(_nll(model, job.val[start : start + micro_batch], pad_id=pad_id)) for start in range(0, len(job.val), micro_batch))
-    model.train()
+    _train_adapter(model)
     return total / sum(row.n_response_tokens for row in job.val)
+
+
+def _config(base: BaseModel, recipe: Recipe) -> LoraConfig:
+    return lora_config(recipe, base=base.name, fan_in_fan_out=is_transposed(base.model, recipe.target_modules))
 
 
 def _with_adapter(base: BaseModel, job: TrainingJob) -> PeftModel:
     """Return the base with the job's adapter, initialised, over its frozen adapter."""
-    model: PeftModel = get_peft_model(base.model, lora_config(job.recipe, base=base.name))  # pyright: ignore[reportAssignmentType]
+    model: PeftModel = get_peft_model(base.model, _config(base, job.recipe))  # pyright: ignore[reportAssignmentType]
     for name, parameter in model.named_parameters():
         if ".lora_A." in name:
             layer = name.removeprefix("base_model.model.").partition(".lora_A.")[0]
@@ -137,8 +143,16 @@ def _with_adapter(base: BaseModel, job: TrainingJob) -> PeftModel:
         model.base_model.set_adapter([_TRAINED, "frozen"])  # pyright: ignore[reportCallIssue]  (PEFT forwards it to its tuner)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(f".{_TRAINED}." in name)
-    model.train()
+    _train_adapter(model)
     return model
+
+
+def _train_adapter(model: PeftModel) -> None:
+    """Put the adapter's dropout into training mode; the frozen base stays in evaluation mode, whatever dropout it was trained with."""
+    model.eval()
+    for name, module in model.named_modules():
+        if ".lora_dropout" in name:
+            module.train()
 
 
 def _save_checkpoint(

@@ -25,9 +25,10 @@ from clusterlora.engine import checkpoint
 from clusterlora.engine.backends import Backend, lora_backend, prefix_backend
 from clusterlora.engine.base import BaseModel
 from clusterlora.engine.batch import RowSlots, TrainingBatch
-from clusterlora.engine.decoder import PAD_TO
 from clusterlora.engine.dropout import Dropout
+from clusterlora.engine.families.decoder import PAD_TO
 from clusterlora.engine.job import TrainingJob, TrainingResult, batches, learning_rate, out_of_patience, pad_rows
+from clusterlora.engine.linear_layers import is_transposed, linear_layer
 from clusterlora.engine.load_balancing import partition_by_load
 from clusterlora.engine.memory import allocation_failures, free_memory_bytes, tokens_per_chunk
 from clusterlora.engine.packing import n_rows_that_fit
@@ -315,7 +316,8 @@ class _Trainer:
         if job.kind == "prefix":
             write_prefix_folder(folder, tensors, cache_shape(self._base.model), base=self._base.name)
         else:
-            write_peft_folder(folder, tensors, recipe, base=self._base.name)
+            transposed = is_transposed(self._base.model, recipe.target_modules)
+            write_peft_folder(folder, tensors, recipe, base=self._base.name, fan_in_fan_out=transposed)
         self._evict(active)
         self._n_done += 1
         if n_skipped := job.total_steps - len(active.losses):
@@ -330,8 +332,9 @@ class _Trainer:
 
 def _tokens_per_pass(base: BaseModel) -> int:
     """Return the tokens of one pass at the full micro-batch; the widest activation is a gate and an up projection, concatenated."""
-    layers = [module for name, module in base.model.named_modules() if isinstance(module, torch.nn.Linear) and ".layers." in name]
-    widest = 2 * max((layer.out_features for layer in layers), default=base.model.config.hidden_size)
+    head = base.model.get_output_embeddings()  # pyright: ignore[reportCallIssue]
+    layers = [layer for module in base.model.modules() if module is not head and (layer := linear_layer(module)) is not None]
+    widest = 2 * max((layer.d_out for layer in layers), default=base.model.config.hidden_size)
     return tokens_per_chunk(widest, base.model.device, base.model.dtype)
 
 
@@ -346,7 +349,7 @@ def _stack_and_backend(
         n_parameters = rank * 2 * n_layers * n_heads * head_dim
         return prefix_backend(base, n_slots=_affordable_slots(base, jobs, n_parameters), n_virtual=rank)
     layers = targeted_layers(base.model, recipe.target_modules).values()
-    n_slots = _affordable_slots(base, jobs, rank * sum(layer.in_features + layer.out_features for layer in layers))
+    n_slots = _affordable_slots(base, jobs, rank * sum(layer.d_in + layer.d_out for layer in layers))
     return lora_backend(
         base,
         recipe,
