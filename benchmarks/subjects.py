@@ -129,9 +129,9 @@ def write_adapters(base: BaseModel, n_adapters: int, folder: Path) -> list[Path]
         generator = torch.Generator().manual_seed(number)
         tensors = {}
         for name, layer in targeted_layers(base.model, recipe.target_modules).items():
-            tensors[f"{name}.lora_A.weight"] = initial_a(name, rank=recipe.rank, d_in=layer.in_features, seed=0)
+            tensors[f"{name}.lora_A.weight"] = initial_a(name, rank=recipe.rank, d_in=layer.d_in, seed=0)
             # About the change of B in 45 steps of the mission's recipe.
-            tensors[f"{name}.lora_B.weight"] = 0.005 * torch.randn(layer.out_features, recipe.rank, generator=generator)
+            tensors[f"{name}.lora_B.weight"] = 0.005 * torch.randn(layer.d_out, recipe.rank, generator=generator)
         folders.append(folder / f"adapter-{number}")
         write_peft_folder(folders[-1], tensors, recipe, base=base.name)
     return folders

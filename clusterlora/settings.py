@@ -238,7 +238,8 @@ class RuntimeSettings:
     micro_batch: Annotated[int, Ge(1)] | None = None
     """Dialogues per forward pass; empty means the whole batch. Halved automatically when memory runs out."""
     gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass instead of storing them: less memory, a third more time (Llama and Qwen2 bases)."""
+    """Recompute activations in the backward pass instead of storing them: less memory, a third more time (bases that
+    `engine/families` writes out)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,14 +3,19 @@
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
-from clusterlora.engine.decoder import Decoder, FusedLinear
+from clusterlora.engine.families.block import Block, BlockFactors
+from clusterlora.engine.families.decoder import Decoder
+from clusterlora.engine.fused_linear import FusedLinear, LayerFactors
 from clusterlora.engine.low_rank_update import LowRankUpdate
 from clusterlora.engine.packing import Segment
 from clusterlora.engine.stacked import Weights
 from clusterlora.errors import BadData
+
+BlockUpdates = dict[str, LowRankUpdate]
+"""The factors of the fused linears of a block that any adapter changes, by the names in `Block.linears`."""
 
 
 class AdapterSlots:
@@ -26,34 +31,40 @@ class AdapterSlots:
         for name in sorted({name for adapter in weights for name in adapter.factors} - layer_names):
             raise BadData(f"the base model has no layer {name}; the adapter belongs to another base")
         self._device = decoder.device
-        self._updates = [_stacked(linear, weights, decoder.dtype) for linear in decoder.fused_linears]
+        self._updates = [_stacked_block(block, weights, decoder.dtype) for block in decoder.blocks]
 
-    def of_rows(self, slots: Int[Tensor, " b"]) -> list[LowRankUpdate | None]:
-        """Return every fused linear's factors for rows of these slots; None where no adapter changes it.
+    def of_rows(self, slots: Int[Tensor, " b"]) -> list[BlockUpdates]:
+        """Return every block's factors for rows of these slots.
 
         If all rows have the same slot they share one copy of its factors.
         """
         if len(slots) and bool((slots == slots[0]).all()):
             if int(slots[0]) == 0:
-                return [None] * len(self._updates)
+                return [{} for _ in self._updates]
             slots = slots[:1]
         return self.of_each(slots)
 
-    def of_each(self, slots: Int[Tensor, " b"]) -> list[LowRankUpdate | None]:
+    def of_each(self, slots: Int[Tensor, " b"]) -> list[BlockUpdates]:
         """Return the same with a copy of the factors for each row; does not read the values of `slots`, so it can be captured."""
-        return [update and update.select(slots) for update in self._updates]
+        return [{name: update.select(slots) for name, update in block.items()} for block in self._updates]
 
-    def zeros(self, n_rows: int) -> list[LowRankUpdate | None]:
+    def zeros(self, n_rows: int) -> list[BlockUpdates]:
         """Return zero factors for `n_rows` rows, to be filled by `fill`."""
         base_slots = torch.zeros(n_rows, dtype=torch.long, device=self._device)
         return self.of_each(base_slots)
 
-    def fill(self, rows: Sequence[LowRankUpdate | None], start: int, slots: Sequence[int]) -> None:
+    def fill(self, rows: Sequence[BlockUpdates], start: int, slots: Sequence[int]) -> None:
         """Overwrite the factors of the rows from `start` on with those of these slots."""
         index = torch.tensor(slots, device=self._device)
-        for target, source in ((to, of) for to, of in zip(rows, self._updates, strict=True) if to and of):
-            for row_factors, slot_factors in zip(target.factors, source.select(index).factors, strict=True):
-                row_factors[start : start + len(slots)] = slot_factors
+        for block_rows, block in zip(rows, self._updates, strict=True):
+            for name, update in block.items():
+                for row_factors, slot_factors in zip(block_rows[name].factors, update.select(index).factors, strict=True):
+                    row_factors[start : start + len(slots)] = slot_factors
+
+
+def _stacked_block(block: Block, weights: Sequence[Weights], dtype: torch.dtype) -> BlockUpdates:
+    updates = {name: _stacked(linear, weights, dtype) for name, linear in block.linears.items()}
+    return {name: update for name, update in updates.items() if update is not None}
 
 
 def _stacked(linear: FusedLinear, weights: Sequence[Weights], dtype: torch.dtype) -> LowRankUpdate | None:
@@ -78,11 +89,10 @@ def _stacked(linear: FusedLinear, weights: Sequence[Weights], dtype: torch.dtype
     return LowRankUpdate(a, bs)
 
 
-def adapted(
-    linear: FusedLinear, x: Float[Tensor, "N d_in"], update: LowRankUpdate | None, segments: Sequence[Segment]
-) -> list[Float[Tensor, "N _D"]]:
-    """Return the outputs of each layer of a fused linear, with each row's update."""
-    ys = linear.forward(x)
-    if update is not None:
-        update.forward(x, ys, segments)
-    return ys
+def on_segments(block: Block, updates: BlockUpdates, segments: Sequence[Segment], selected: Sequence[Segment]) -> BlockFactors:
+    """Return a block's factors for tokens in these segments, and after attention in those of the `selected` tokens."""
+    factors: dict[str, list[LayerFactors]] = {name: [] for name in block.linears}
+    for name, update in updates.items():
+        layers = tuple(range(len(block.linears[name].names)))
+        factors[name].append(LayerFactors(update, layers, segments if name == "qkv" else selected))
+    return factors

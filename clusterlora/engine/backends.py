@@ -12,8 +12,8 @@ from clusterlora.engine import decoder_backend, transformers_backend
 from clusterlora.engine.adapter_slots import AdapterSlots
 from clusterlora.engine.base import BaseModel
 from clusterlora.engine.batch import TrainingBatch
-from clusterlora.engine.decoder import decoder_of
 from clusterlora.engine.decoder_backend import DecoderBackend
+from clusterlora.engine.families import FAMILIES, decoder_of
 from clusterlora.engine.packing import Padding
 from clusterlora.engine.stacked import StackedModel, Weights, read_adapter
 from clusterlora.engine.stacked_lora import StackedLora, targeted_layers
@@ -75,8 +75,8 @@ def lora_backend(
         return lora, DecoderBackend(decoder, lora, AdapterSlots(decoder, frozen) if frozen else None, checkpointing=checkpointing)
     if checkpointing:
         raise BadSettings(
-            f"runtime.gradient_checkpointing=true needs a Llama or Qwen2 base, and {base.name} is a {type(base.model).__name__}; "
-            "set it to false and lower runtime.micro_batch"
+            f"runtime.gradient_checkpointing=true needs a base that is one of {', '.join(FAMILIES)}, and {base.name} is a "
+            f"{type(base.model).__name__}; set it to false and lower runtime.micro_batch"
         )
     ids = torch.tensor([list(probe)], device=base.model.device)
     lora = StackedLora(base.model, transformers_backend.fused_specs(base.model, layers, ids), n_slots=n_slots, rank=rank)

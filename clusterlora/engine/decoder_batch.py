@@ -1,7 +1,7 @@
 """A training batch as the decoder backend takes it: packed, on the decoder's device, and on a GPU in shapes that recur.
 
 legend   b row, t token of a row, N tokens of all rows, M predicting tokens (a response token comes next), n scored ones of these (whose
-         logits are used), e width of a head
+         logits are used), R tables of rotary embeddings, w rotated part of a head
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from clusterlora.engine.batch import RowSlots, TrainingBatch
 from clusterlora.engine.cuda_graphs import bucket_size
-from clusterlora.engine.decoder import Decoder
+from clusterlora.engine.families.decoder import Decoder
 from clusterlora.engine.packing import PackedBatch, Padding, Segment, pack_batch
 
 
@@ -30,8 +30,9 @@ class DecoderBatch:
     """The inputs of one pass besides the weights and the slots."""
 
     ids: Int[Tensor, " N"]
-    cos: Float[Tensor, "N e"]
-    sin: Float[Tensor, "N e"]
+    position: Int[Tensor, " N"]
+    cos: Float[Tensor, "R N w"]
+    sin: Float[Tensor, "R N w"]
     segments: tuple[Segment, ...]
     predicting_index: Int[Tensor, " M"]
     """Indices of the predicting tokens among all tokens."""
@@ -70,7 +71,8 @@ def decoder_batch(batch: TrainingBatch, *, decoder: Decoder, padding: Padding, b
         index = index.to(decoder.device)
         rows = RowSlots(rows.slot[index], rows.input_scale[index])
     packed = pack_batch(ids, predicts, padding)
-    cos, sin = decoder.rope_cos_sin(packed.tokens.position.to(decoder.device), packed.tokens.longest)
+    position = packed.tokens.position.to(decoder.device)
+    cos, sin = decoder.cos_sin(position, packed.tokens.longest)
     index_in_predicting = torch.full_like(packed.ids, len(packed.predicting_index))
     index_in_predicting[packed.predicting_index[packed.predicting.real]] = packed.predicting.real
     targets = ids[:, 1:][predicts[:, :-1]]
@@ -78,6 +80,7 @@ def decoder_batch(batch: TrainingBatch, *, decoder: Decoder, padding: Padding, b
     device = decoder.device
     return DecoderBatch(
         ids=packed.ids.to(device),
+        position=position,
         cos=cos,
         sin=sin,
         segments=packed.tokens.segments,

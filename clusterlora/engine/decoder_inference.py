@@ -19,13 +19,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from clusterlora.engine.adapter_slots import AdapterSlots, adapted
+from clusterlora.engine.adapter_slots import AdapterSlots, on_segments
+from clusterlora.engine.attention import Heads
 from clusterlora.engine.cuda_graphs import CudaGraphCache, bucket_size
-from clusterlora.engine.decoder import PAD_TO, Block, Decoder
+from clusterlora.engine.families.decoder import PAD_TO, Decoder
 from clusterlora.engine.generation import Question, Reply
-from clusterlora.engine.low_rank_update import LowRankUpdate
-from clusterlora.engine.packing import Segment, n_rows_that_fit, pack_batch, single_segment
-from clusterlora.engine.prefix_attention import segment_attentions
+from clusterlora.engine.packing import n_rows_that_fit, pack_batch, single_segment
+from clusterlora.engine.prefix_attention import PrefillAttention, segment_attentions
 from clusterlora.engine.prefix_sharing import PrefillSequence, prefill_streams
 from clusterlora.engine.stacked import Weights
 
@@ -101,22 +101,17 @@ class DecoderInference:
             for part in (batch.tokens.position + prefix_lengths[batch.tokens.row], batch.predicting_index, batch.predicting.real)
         )
         factors = self._slots.of_rows(torch.tensor([row.slot for row in rows], device=decoder.device))
-        cos, sin = decoder.rope_cos_sin(position, max(len(row.ids) for row in rows) + decoder.padding.multiple)
+        cos, sin = decoder.cos_sin(position, max(len(row.ids) for row in rows) + decoder.padding.multiple)
         first_token_by_prefix = dict(zip(prefixes, first_tokens, strict=False))
         attentions = segment_attentions(batch.tokens.segments, rows, first_token_by_prefix, decoder.device)
-        x, segments = functional.embedding(batch.ids.to(decoder.device), decoder.embedding), batch.tokens.segments
-        cache: list[tuple[Tensor, Tensor]] = []
-        for layer, block in enumerate(decoder.blocks):
-            updates = factors[4 * layer : 4 * layer + 4]
-            heads = decoder.heads(adapted(block.qkv, decoder.norm(x, block.norm_in)[0], updates[0], segments), cos, sin)
-            cache.append(heads[1:])
-            attended = torch.empty_like(heads[0]).flatten(1)
-            for attention in attentions:
-                attention.segment.view(attended).copy_(attention.attend(decoder, *heads))
-            if layer == len(decoder.blocks) - 1:
-                attended, x, segments = attended[predicting_index], x[predicting_index], batch.predicting.segments
-            x = after_attention(decoder, block, x, attended, updates, segments)
-        hidden = decoder.norm(x, decoder.norm_out)[0][real]
+        x, cache = decoder.embed(batch.ids.to(decoder.device), position), list[tuple[Tensor, Tensor]]()
+        for block, updates in zip(decoder.blocks, factors, strict=True):
+            last = block is decoder.blocks[-1]
+            attention = PrefillAttention(attentions, predicting_index if last else None)
+            selected = batch.predicting.segments if last else batch.tokens.segments
+            x, _ = block.forward(x, on_segments(block, updates, batch.tokens.segments, selected), attention, cos, sin)
+            cache.append((attention.keys, attention.values))
+        hidden = decoder.norm_out.forward(x)[0][real]
         nll, likeliest = self._score(hidden, ids.roll(-1, 1)[predicts].to(decoder.device))
         keys, values = (torch.stack(part) for part in zip(*cache, strict=True))
         prefilled, start = [], len(prefixes)
@@ -136,7 +131,7 @@ class DecoderInference:
         nlls, likeliest = [], []
         size = self._decoder.logit_rows_per_chunk
         for states, chunk_targets in zip(hidden.split(size), targets.split(size), strict=True):
-            logits = functional.linear(states, self._decoder.head)
+            logits = self._decoder.logits(states)
             nlls.append(functional.cross_entropy(logits.float(), chunk_targets, reduction="none"))
             likeliest.append(logits.argmax(-1))
         return torch.cat(nlls).cpu(), torch.cat(likeliest).cpu()
@@ -169,8 +164,8 @@ class _StepInput:
 
     token: Int[Tensor, " b"]
     position: Int[Tensor, " b"]
-    cos: Float[Tensor, "b e"]
-    sin: Float[Tensor, "b e"]
+    cos: Float[Tensor, "R b w"]
+    sin: Float[Tensor, "R b w"]
     n_cached: int
 
 
@@ -182,7 +177,7 @@ class _DecodeBatch:
         self._decoder = decoder
         self._slots = slots
         self._has_common_slot = common_slot is not None
-        shape = (len(decoder.blocks), n_rows, decoder.n_kv_heads, n_tokens, decoder.head_dim)
+        shape = (len(decoder.blocks), n_rows, decoder.heads.n_kv, n_tokens, decoder.heads.dim)
         self._keys = torch.zeros(shape, dtype=decoder.dtype, device=decoder.device)
         self._values = torch.zeros_like(self._keys)
         if common_slot is None:
@@ -231,8 +226,8 @@ class _DecodeBatch:
         if row != last:
             self.rows[row] = self.rows[last]
             self._keys[:, row], self._values[:, row] = self._keys[:, last], self._values[:, last]
-            for update in self._factors if not self._has_common_slot else ():
-                for factor in update.factors if update else ():
+            for updates in self._factors if not self._has_common_slot else ():
+                for factor in (factor for update in updates.values() for factor in update.factors):
                     factor[row] = factor[last]
         self.rows.pop()
 
@@ -247,51 +242,52 @@ class _DecodeBatch:
             n, n_cached = min(bucket_size(n), self._n_rows), min(_round_up(n_cached, 4 * PAD_TO), cache_length)
             tokens, positions = ([*numbers, *[0] * (n - len(numbers))] for numbers in (tokens, positions))
         token, position = torch.tensor([tokens, positions]).to(decoder.device).unbind(0)
-        step_input = _StepInput(token, position, *decoder.rope_cos_sin(position, cache_length), n_cached)
+        step_input = _StepInput(token, position, *decoder.cos_sin(position, cache_length), n_cached)
         return self._graphs(self._run, step_input)[: len(self.rows)].tolist()
 
     @torch.inference_mode()
     def _run(self, step: _StepInput) -> Int[Tensor, " b"]:
         decoder, n, n_cached = self._decoder, len(step.token), step.n_cached
-        x = decoder.embedding[step.token]
-        later = torch.arange(n_cached, device=decoder.device) > step.position[:, None]
-        bias = torch.zeros(later.shape, device=decoder.device).masked_fill_(later, float("-inf"))[:, None, None]
-        factors = [update if self._has_common_slot or update is None else update.first(n) for update in self._factors]
-        segments = single_segment(n, 1)
-        rows = torch.arange(n, device=decoder.device)
-        for layer, block in enumerate(decoder.blocks):
-            updates = factors[4 * layer : 4 * layer + 4]
-            heads = decoder.heads(adapted(block.qkv, decoder.norm(x, block.norm_in)[0], updates[0], segments), step.cos, step.sin)
-            self._keys[layer, rows, :, step.position], self._values[layer, rows, :, step.position] = heads[1:]
-            attended = _attend_cached(heads[0], self._keys[layer, :n, :, :n_cached], self._values[layer, :n, :, :n_cached], bias)
-            x = after_attention(decoder, block, x, attended, updates, segments)
-        return functional.linear(decoder.norm(x, decoder.norm_out)[0], decoder.head).argmax(-1)
+        x = decoder.embed(step.token, step.position)
+        cached = torch.arange(n_cached, device=decoder.device)
+        age = step.position[:, None] - cached
+        rows, segments = torch.arange(n, device=decoder.device), single_segment(n, 1)
+        bias_by_window = {window: _bias(age, window) for window in {block.heads.window for block in decoder.blocks}}
+        for number, (block, updates) in enumerate(zip(decoder.blocks, self._factors, strict=True)):
+            if not self._has_common_slot:
+                updates = {name: update.first(n) for name, update in updates.items()}
+            keys, values = self._keys[number, :n, :, :n_cached], self._values[number, :n, :, :n_cached]
+            attention = _CachedAttention(keys, values, rows, step.position, bias_by_window[block.heads.window])
+            x, _ = block.forward(x, on_segments(block, updates, segments, segments), attention, step.cos, step.sin)
+        return decoder.logits(decoder.norm_out.forward(x)[0]).argmax(-1)
 
 
-def _attend_cached(
-    queries: Float[Tensor, "b H e"], keys: Float[Tensor, "b G t e"], values: Float[Tensor, "b G t e"], bias: Float[Tensor, "b 1 1 t"]
-) -> Float[Tensor, "b H*e"]:
-    """Return the attention output of one token per row over the cache; `bias` is -inf where it must not attend."""
-    grouped = queries.unflatten(1, (keys.shape[1], -1))
-    scores = torch.matmul(grouped, keys.transpose(2, 3)).to(torch.promote_types(queries.dtype, torch.float32))
-    shares = torch.softmax(scores.mul_(queries.shape[-1] ** -0.5).add_(bias), dim=-1).to(queries.dtype)
-    return torch.matmul(shares, values).flatten(1)
+@dataclass(frozen=True, slots=True)
+class _CachedAttention:
+    """The `Attention` of one block in a decoding step: over the cache, to which it adds the step's keys and values."""
+
+    keys: Float[Tensor, "b G t e"]
+    values: Float[Tensor, "b G t e"]
+    rows: Int[Tensor, " b"]
+    position: Int[Tensor, " b"]
+    bias: Float[Tensor, "b 1 1 t"]
+
+    def attend(
+        self, heads: Heads, q: Float[Tensor, "b H e"], k: Float[Tensor, "b G e"], v: Float[Tensor, "b G e"]
+    ) -> tuple[Float[Tensor, "b He"], None]:
+        """See `Attention`."""
+        self.keys[self.rows, :, self.position], self.values[self.rows, :, self.position] = k, v
+        return heads.attend_cached(q, self.keys, self.values, self.bias), None
+
+    def select(self, x: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
+        """See `Attention`."""
+        return x
 
 
-def after_attention(
-    decoder: Decoder,
-    block: Block,
-    x: Float[Tensor, "N d"],
-    attended: Tensor,
-    updates: Sequence[LowRankUpdate | None],
-    segments: Sequence[Segment],
-) -> Float[Tensor, "N d"]:
-    """Return a block's output from its input and its attention output; `updates` are the factors of its four fused linears."""
-    (y,) = adapted(block.out, attended, updates[1], segments)
-    x = x + y
-    gate, up = adapted(block.gate_up, decoder.norm(x, block.norm_mid)[0], updates[2], segments)
-    (y,) = adapted(block.down, functional.silu(gate) * up, updates[3], segments)
-    return x + y
+def _bias(age: Int[Tensor, "b t"], window: int | None) -> Float[Tensor, "b 1 1 t"]:
+    """Return -inf for cached tokens that are later than the row's or, with a window, at least that old; 0 for the others."""
+    hidden = age < 0 if window is None else (age < 0) | (age >= window)
+    return torch.zeros(age.shape, device=age.device).masked_fill_(hidden, float("-inf"))[:, None, None]
 
 
 def _padded_rows(

@@ -11,8 +11,8 @@ import numpy as np
 from peft import PeftModel
 
 from clusterlora.engine.base import BaseModel
-from clusterlora.engine.decoder import decoder_of
 from clusterlora.engine.decoder_inference import DecoderInference
+from clusterlora.engine.families import decoder_of
 from clusterlora.engine.generation import Question, Reply, generate, reference_nll
 from clusterlora.engine.memory import is_allocation_failure
 from clusterlora.engine.stacked import StackedModel, Weights

@@ -16,8 +16,14 @@ if TYPE_CHECKING:
 _PREFIX = "base_model.model."
 
 
-def lora_config(recipe: Recipe, *, base: str, use_rslora: bool = False, use_dora: bool = False) -> "LoraConfig":
-    """Return PEFT's configuration of LoRA by a recipe, or of a variant of it."""
+def lora_config(
+    recipe: Recipe, *, base: str, use_rslora: bool = False, use_dora: bool = False, fan_in_fan_out: bool = False
+) -> "LoraConfig":
+    """Return PEFT's configuration of LoRA by a recipe, or of a variant of it.
+
+    Args:
+        fan_in_fan_out: whether the base stores the weights of these layers transposed, as GPT-2 does.
+    """
     from peft import LoraConfig
 
     return LoraConfig(
@@ -25,6 +31,7 @@ def lora_config(recipe: Recipe, *, base: str, use_rslora: bool = False, use_dora
         lora_alpha=recipe.alpha,  # pyright: ignore[reportArgumentType]  (any number works; PEFT says int)
         lora_dropout=recipe.dropout,
         target_modules=list(recipe.target_modules),
+        fan_in_fan_out=fan_in_fan_out,
         task_type="CAUSAL_LM",
         base_model_name_or_path=base,
         use_rslora=use_rslora,

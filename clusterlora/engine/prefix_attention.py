@@ -12,17 +12,18 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from clusterlora.engine.decoder import Decoder
+from clusterlora.engine.attention import Heads
 from clusterlora.engine.packing import Segment
 from clusterlora.engine.prefix_sharing import PrefillSequence, PrefixKey
 
 
 @dataclass(frozen=True, slots=True)
 class _SharedPrefix:
-    """Where among all tokens each row's prefix is, and what each token attends to, in the prefix and in its own row."""
+    """Where among all tokens each row's prefix is; what each token attends to, in the prefix and in its own row, and how far back it is."""
 
     index: Int[Tensor, "n p"]
     mask: Bool[Tensor, "n 1 t p+t"]
+    distance: Int[Tensor, "n 1 t p+t"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,14 +34,17 @@ class SegmentAttention:
     prefix: _SharedPrefix | None
 
     def attend(
-        self, decoder: Decoder, queries: Float[Tensor, "N H e"], keys: Float[Tensor, "N G e"], values: Float[Tensor, "N G e"]
+        self, heads: Heads, queries: Float[Tensor, "N H e"], keys: Float[Tensor, "N G e"], values: Float[Tensor, "N G e"]
     ) -> Float[Tensor, "n t H*e"]:
         """Return the attention output of these rows' tokens."""
         q, k, v = (self.segment.view(part) for part in (queries, keys, values))
         if self.prefix is None:
-            return decoder.attend(q, k, v)
+            return heads.attend(q, k, v)
         k, v = (torch.cat([all_rows[self.prefix.index], own], dim=1) for all_rows, own in ((keys, k), (values, v)))
-        return decoder.attend(q, k, v, self.prefix.mask)
+        mask = self.prefix.mask
+        if heads.window is not None:
+            mask = mask & (self.prefix.distance < heads.window)
+        return heads.attend(q, k, v, mask)
 
 
 def segment_attentions(
@@ -80,5 +84,34 @@ def _shared_prefix(
     # A shorter prefix is padded with its last token, which the mask hides.
     index = first_token + torch.minimum(position, prefix_length - 1)
     prefix_mask = (position < prefix_length)[:, None, None].expand(-1, 1, length, -1)
-    causal_mask = torch.ones(length, length, dtype=torch.bool).tril().expand(len(sequences), 1, -1, -1)
-    return _SharedPrefix(index.to(device), torch.cat([prefix_mask, causal_mask], dim=-1).to(device))
+    own = torch.arange(length)
+    causal_mask = (own[:, None] >= own).expand(len(sequences), 1, -1, -1)
+    to_prefix = (prefix_length[:, :, None] + own[:, None] - position)[:, None]
+    to_own = (own[:, None] - own).expand(len(sequences), 1, -1, -1)
+    mask, distance = torch.cat([prefix_mask, causal_mask], dim=-1), torch.cat([to_prefix, to_own], dim=-1)
+    return _SharedPrefix(index.to(device), mask.to(device), distance.to(device))
+
+
+class PrefillAttention:
+    """The `Attention` of one block in a prefill pass; keeps the keys and values."""
+
+    def __init__(self, segments: Sequence[SegmentAttention], selected: Int[Tensor, " M"] | None) -> None:
+        """Prepare for a block; `selected` are the indices of the tokens whose output is needed, None all of them."""
+        self._segments = segments
+        self._selected = selected
+        self.keys: Tensor
+        self.values: Tensor
+
+    def attend(
+        self, heads: Heads, q: Float[Tensor, "N H e"], k: Float[Tensor, "N G e"], v: Float[Tensor, "N G e"]
+    ) -> tuple[Float[Tensor, "M He"], None]:
+        """See `Attention`."""
+        self.keys, self.values = k, v
+        attended = torch.empty_like(q).flatten(1)
+        for attention in self._segments:
+            attention.segment.view(attended).copy_(attention.attend(heads, q, k, v))
+        return self.select(attended), None
+
+    def select(self, x: Float[Tensor, "N d"]) -> Float[Tensor, "M d"]:
+        """See `Attention`."""
+        return x if self._selected is None else x[self._selected]

@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from clusterlora.engine.linear_layers import LinearLayer, linear_layer
 from clusterlora.errors import BadData
 
 Factors = Mapping[str, tuple[Float[Tensor, "_rank _d_in"], Float[Tensor, "_d_out _rank"]]]
@@ -99,19 +100,20 @@ class StackedModel:
             layer = self._linear(name)
             rank = max(factors[name][0].shape[0] for factors in slots if name in factors)
             dtype = next(factors[name][0].dtype for factors in slots if name in factors)
-            down = torch.zeros(len(slots) + 1, rank, layer.in_features, device=device, dtype=dtype)
-            up = torch.zeros(len(slots) + 1, layer.out_features, rank, device=device, dtype=dtype)
+            down = torch.zeros(len(slots) + 1, rank, layer.d_in, device=device, dtype=dtype)
+            up = torch.zeros(len(slots) + 1, layer.d_out, rank, device=device, dtype=dtype)
             for slot, factors in enumerate(slots, start=1):
                 if name in factors:
                     a, b = factors[name]
-                    if a.shape[1] != layer.in_features or b.shape[0] != layer.out_features:
+                    if a.shape[1] != layer.d_in or b.shape[0] != layer.d_out:
                         raise BadData(
-                            f"adapter layer {name} maps {a.shape[1]} to {b.shape[0]}; the base has {layer}; it belongs to another base"
+                            f"adapter layer {name} maps {a.shape[1]} to {b.shape[0]}; the base maps {layer.d_in} to {layer.d_out}; "
+                            "it belongs to another base"
                         )
                     down[slot, : a.shape[0]] = a
                     up[slot, :, : b.shape[1]] = b
             self._factors[name] = (down, up)
-            self._hooks.append(layer.register_forward_hook(self._add_update(name)))
+            self._hooks.append(layer.module.register_forward_hook(self._add_update(name)))
 
     @contextmanager
     def rows(self, slots: Int[Tensor, " row"]) -> Iterator[None]:
@@ -141,13 +143,14 @@ class StackedModel:
         self._factors.clear()
         self._prefix_by_slot.clear()
 
-    def _linear(self, name: str) -> nn.Linear:
+    def _linear(self, name: str) -> LinearLayer:
         try:
-            layer = self.model.get_submodule(name)
+            module = self.model.get_submodule(name)
         except AttributeError as missing:
             raise BadData(f"the base model has no layer {name}; the adapter belongs to another base") from missing
-        if not isinstance(layer, nn.Linear):
-            raise BadData(f"layer {name} is a {type(layer).__name__}, not a Linear; it cannot carry stacked LoRA")
+        layer = linear_layer(module)
+        if layer is None:
+            raise BadData(f"layer {name} is a {type(module).__name__}, not a Linear; it cannot carry stacked LoRA")
         return layer
 
     def _add_update(self, name: str) -> Callable[[nn.Module, tuple[Tensor], Tensor], Tensor]:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from clusterlora.engine.batch import RowSlots
 from clusterlora.engine.job import initial_a
+from clusterlora.engine.linear_layers import LinearLayer, linear_layer
 from clusterlora.engine.low_rank_update import LowRankUpdate
 from clusterlora.engine.packing import Segment
 from clusterlora.errors import BadSettings
@@ -190,26 +191,19 @@ class StackedLora:
         matrix[slot] = row[0]
 
 
-def input_gradient(dys: Sequence[Float[Tensor, "N _D"]], weights: Sequence[Float[Tensor, "_D d_in"]]) -> Float[Tensor, "N d_in"]:
-    """Return the gradient of the tensor that layers with these weights read: sum_i dy_i W_i."""
-    dx = torch.mm(dys[0], weights[0])
-    for dy, weight in zip(dys[1:], weights[1:], strict=True):
-        dx.addmm_(dy, weight)
-    return dx
-
-
-def targeted_layers(model: nn.Module, target_modules: Sequence[str]) -> dict[str, nn.Linear]:
+def targeted_layers(model: nn.Module, target_modules: Sequence[str]) -> dict[str, LinearLayer]:
     """Return the layers whose last name is one of `target_modules`, by full name, in the model's order.
 
     Raises:
-        BadSettings: none matches, or one is not a plain Linear.
+        BadSettings: none matches, or one is neither a plain Linear nor a Conv1D.
     """
-    layers: dict[str, nn.Linear] = {}
+    layers: dict[str, LinearLayer] = {}
     for name, module in model.named_modules():
         if name.rpartition(".")[2] in target_modules:
-            if type(module) is not nn.Linear:
+            layer = linear_layer(module)
+            if layer is None:
                 raise BadSettings(f"layer {name} is a {type(module).__name__}, not a Linear; take it out of recipe.target_modules")
-            layers[name] = module
+            layers[name] = layer
     if not layers:
         raise BadSettings(f"no layer of the base model is named {' or '.join(target_modules)}; set recipe.target_modules to names it has")
     return layers

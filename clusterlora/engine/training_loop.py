@@ -26,11 +26,12 @@ from clusterlora.engine import checkpoint
 from clusterlora.engine.backends import Backend
 from clusterlora.engine.base import BaseModel
 from clusterlora.engine.batch import RowSlots, TrainingBatch
-from clusterlora.engine.decoder import PAD_TO
 from clusterlora.engine.dropout import Dropout
+from clusterlora.engine.families.decoder import PAD_TO
 from clusterlora.engine.job import TrainingJob, TrainingResult, batches, diverged, learning_rate, out_of_patience, pad_rows
 from clusterlora.engine.kinds import ADAPTER_KINDS
 from clusterlora.engine.kinds.kind import SlotRequest, Slots
+from clusterlora.engine.linear_layers import linear_layer
 from clusterlora.engine.load_balancing import partition_by_load
 from clusterlora.engine.memory import allocation_failures, free_memory_bytes, tokens_per_chunk
 from clusterlora.engine.packing import n_rows_that_fit
@@ -333,8 +334,9 @@ class _Trainer:
 
 def _tokens_per_pass(base: BaseModel) -> int:
     """Return the tokens of one pass at the full micro-batch; the widest activation is a gate and an up projection, concatenated."""
-    layers = [module for name, module in base.model.named_modules() if isinstance(module, torch.nn.Linear) and ".layers." in name]
-    widest = 2 * max((layer.out_features for layer in layers), default=base.model.config.hidden_size)
+    head = base.model.get_output_embeddings()  # pyright: ignore[reportCallIssue]
+    layers = [layer for module in base.model.modules() if module is not head and (layer := linear_layer(module)) is not None]
+    widest = 2 * max((layer.d_out for layer in layers), default=base.model.config.hidden_size)
     return tokens_per_chunk(widest, base.model.device, base.model.dtype)
 
 

@@ -15,11 +15,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from clusterlora.engine.batch import RowSlots, TrainingBatch
-from clusterlora.engine.decoder import PAD_TO
+from clusterlora.engine.families.decoder import PAD_TO
+from clusterlora.engine.fused_linear import input_gradient
+from clusterlora.engine.linear_layers import LinearLayer, linear_layer
 from clusterlora.engine.low_rank_update import LowRankUpdate
 from clusterlora.engine.packing import Padding, single_segment
 from clusterlora.engine.stacked import StackedModel, logits_only_at
-from clusterlora.engine.stacked_lora import FusedLora, FusedSpec, StackedLora, input_gradient
+from clusterlora.engine.stacked_lora import FusedLora, FusedSpec, StackedLora
 from clusterlora.engine.stacked_prefix import StackedPrefix
 
 
@@ -133,9 +135,10 @@ class _FusedProduct(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Float[Tensor, "b t d_in"], _requires_grad: Tensor, lora: FusedLora, rows: RowSlots, layers: Sequence[nn.Linear]
+        ctx: Any, x: Float[Tensor, "b t d_in"], _requires_grad: Tensor, lora: FusedLora, rows: RowSlots, modules: Sequence[nn.Module]
     ) -> tuple[Float[Tensor, "b t _D"], ...]:
         segments, flat, update = single_segment(*x.shape[:2]), x.flatten(0, 1), lora.gather(rows, x.dtype)
+        layers = [layer for layer in map(linear_layer, modules) if layer is not None]
         ys = [functional.linear(flat, layer.weight, layer.bias) for layer in layers]
         (h,) = update.forward(flat, ys, segments)
         ctx.save_for_backward(flat, h, *update.factors)
@@ -154,19 +157,19 @@ class _FusedProduct(torch.autograd.Function):
         return dx if dx is None else dx.unflatten(0, shape), None, None, None, None
 
 
-def fused_specs(model: nn.Module, layers: Mapping[str, nn.Linear], probe: Int[Tensor, "1 t"]) -> list[FusedSpec]:
+def fused_specs(model: nn.Module, layers: Mapping[str, LinearLayer], probe: Int[Tensor, "1 t"]) -> list[FusedSpec]:
     """Return the specs of these layers in execution order; consecutive layers that read the same tensor share one.
 
     Args:
         probe: token ids to run once, to see which layers read the same tensor.
     """
     return [
-        FusedSpec(tuple(names), layers[names[0]].in_features, tuple(layers[name].out_features for name in names))
+        FusedSpec(tuple(names), layers[names[0]].d_in, tuple(layers[name].d_out for name in names))
         for names in _grouped_by_input(model, layers, probe)
     ]
 
 
-def _grouped_by_input(model: nn.Module, layers: Mapping[str, nn.Linear], probe: Tensor) -> list[list[str]]:
+def _grouped_by_input(model: nn.Module, layers: Mapping[str, LinearLayer], probe: Tensor) -> list[list[str]]:
     inputs: list[tuple[str, Tensor]] = []
 
     def record(name: str, _layer: nn.Module, arguments: tuple[Tensor, ...]) -> None:
@@ -174,7 +177,7 @@ def _grouped_by_input(model: nn.Module, layers: Mapping[str, nn.Linear], probe: 
         inputs.append((name, arguments[0]))
 
     run: Callable[..., Any] = model
-    hooks = [layer.register_forward_pre_hook(partial(record, name)) for name, layer in layers.items()]
+    hooks = [layer.module.register_forward_pre_hook(partial(record, name)) for name, layer in layers.items()]
     try:
         with torch.no_grad():
             run(input_ids=probe, use_cache=False)

@@ -13,7 +13,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 
 from clusterlora.adapters.weights import weights_sha256
-from clusterlora.engine.decoder import Decoder
+from clusterlora.engine.attention import Heads
 from clusterlora.errors import BadData, ModelUnavailable
 from clusterlora.models.base import base_revision, load_base
 from clusterlora.serving.router import Router
@@ -239,12 +239,12 @@ def test_a_router_is_read_back_from_its_files(table: RoutingTable, folders: dict
 
 def test_people_with_different_stacks_are_answered_in_one_batch(router: Router, monkeypatch: pytest.MonkeyPatch) -> None:
     rows: list[int] = []  # what a caller cannot see: how many rows go through every layer
-    attend = Decoder.attend
+    attend = Heads.attend
 
-    def counting(self: Decoder, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    def counting(self: Heads, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
         rows.append(len(queries))
         return attend(self, queries, keys, values)
 
-    monkeypatch.setattr(Decoder, "attend", counting)
+    monkeypatch.setattr(Heads, "attend", counting)
     router.answer([ask("ann", max_new_tokens=1), ask("cas", max_new_tokens=1), ask("a stranger", max_new_tokens=1)])
     assert rows == [3] * router._base.model.config.num_hidden_layers

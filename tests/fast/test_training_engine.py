@@ -17,8 +17,8 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from clusterlora.chat.encoder import PromptEncoder, TokenSequence
 from clusterlora.engine import backends, checkpoint, memory, reference, training_loop
 from clusterlora.engine.base import BaseModel
-from clusterlora.engine.decoder import decoder_of
 from clusterlora.engine.decoder_backend import DecoderBackend
+from clusterlora.engine.families import decoder_of
 from clusterlora.engine.job import TrainingJob, TrainingResult, pad_rows
 from clusterlora.errors import BadSettings, TrainingDiverged
 from clusterlora.models.base import load_base
@@ -267,7 +267,7 @@ def test_checkpoints_of_a_base_that_is_not_written_out_are_refused(
     base: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(backends, "decoder_of", lambda _model: None)
-    with pytest.raises(BadSettings, match=r"runtime.gradient_checkpointing=true needs a Llama or Qwen2 base"):
+    with pytest.raises(BadSettings, match=r"runtime.gradient_checkpointing=true needs a base that is one of LlamaForCausalLM,"):
         list(training_loop.train(base, [job(base, tmp_path, "a")], micro_batch=2, run_log=SilentLog(), checkpointing=True))
 
 

@@ -24,9 +24,10 @@ class Lora(AdapterKind):
 
     def peft_config(self, base: "BaseModel", recipe: Recipe) -> "LoraConfig":
         """See `AdapterKind`."""
+        from clusterlora.engine.linear_layers import is_transposed
         from clusterlora.engine.peft_folder import lora_config
 
-        return lora_config(recipe, base=base.name)
+        return lora_config(recipe, base=base.name, fan_in_fan_out=is_transposed(base.model, recipe.target_modules))
 
     def describes(self, config: Mapping[str, Any]) -> bool:
         """See `AdapterKind`."""
@@ -65,7 +66,7 @@ class Lora(AdapterKind):
         from clusterlora.engine.stacked_lora import targeted_layers
 
         layers = targeted_layers(base.model, recipe.target_modules).values()
-        return recipe.rank * sum(layer.in_features + layer.out_features for layer in layers)
+        return recipe.rank * sum(layer.d_in + layer.d_out for layer in layers)
 
     def slots(self, base: "BaseModel", request: SlotRequest) -> "tuple[Slots, Backend]":
         """See `AdapterKind`."""

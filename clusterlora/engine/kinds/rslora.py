@@ -19,9 +19,10 @@ class RankStabilisedLora(Lora):
 
     def peft_config(self, base: "BaseModel", recipe: Recipe) -> "LoraConfig":
         """See `AdapterKind`."""
+        from clusterlora.engine.linear_layers import is_transposed
         from clusterlora.engine.peft_folder import lora_config
 
-        return lora_config(recipe, base=base.name, use_rslora=True)
+        return lora_config(recipe, base=base.name, use_rslora=True, fan_in_fan_out=is_transposed(base.model, recipe.target_modules))
 
     def describes(self, config: Mapping[str, Any]) -> bool:
         """See `AdapterKind`."""
