@@ -1,69 +1,18 @@
-"""A study trains, evaluates, registers, serves and exports adapters of the kind that `recipe.kind` names."""
+"""What a study refuses of a kind of adapter when its settings are resolved, and how adapters of a kind are combined."""
 
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from peft import PeftModel
-from transformers import AutoModelForCausalLM
 
 from clusterlora.adapters.compositions import combined_weights
 from clusterlora.config import check
-from clusterlora.engine.kinds import ADAPTER_KINDS, kind_of
 from clusterlora.engine.stacked import Weights
 from clusterlora.errors import BadData, BadSettings
-from clusterlora.ports.stores import Stores
 from clusterlora.recipe import Recipe, problems
-from clusterlora.serving.export import export
-from clusterlora.serving.router import Router
 from clusterlora.settings import Study
-from clusterlora.stages.compare import compare
-from clusterlora.stages.register import register
-from clusterlora.stores.json_codec import from_plain, plain, to_json
-from clusterlora.stores.routing_table import RoutingTable
 from clusterlora.values import WeightedAdapter
-from tests.fixtures.memory import MemoryTracker
-from tests.fixtures.stages import LOG, crown, request_of, rows_of, run
-
-
-@pytest.mark.numeric
-@pytest.mark.parametrize("kind", [kind for kind in ADAPTER_KINDS if kind != "lora"])
-def test_a_study_runs_with_every_kind_and_its_registered_model_answers_as_it_was_evaluated(
-    seven: Study, stores: Stores, tmp_path: Path, kind: str
-) -> None:
-    study = replace(
-        seven,
-        methods=("baseline", "unified", "per_persona"),
-        recipe=replace(seven.recipe, kind=kind, epochs=2, learning_rate=3e-2),
-        data=replace(seven.data, synthetic=replace(seven.data.synthetic, cluster_sizes=(2, 2))),
-        clustering=replace(seven.clustering, sizes=(2, 2)),
-    )
-    check(study)
-    run(study, stores)
-    compare(study.name, stores, LOG)
-    crown(study.name, stores)
-    register(study.name, stores, LOG)
-    rows = [row for row in rows_of(study, stores) if row.method == "per_persona"]
-    assert isinstance(stores.tracker, MemoryTracker)
-    (version,) = stores.tracker.models["small-per-persona"]
-    assert {kind_of(folder).name for folder in version.folders.values()} == {kind}
-    people = stores.studies.dataset(study.name).by_id()
-    router = Router(from_plain(RoutingTable, plain(version.content)), version.folders)
-    answers = router.answer([request_of(people[row.persona_id], row.item_id) for row in rows])
-    assert [answer["text"] for answer in answers] == [row.text for row in rows]
-
-    for key, folder in version.folders.items():
-        shutil.copytree(folder, tmp_path / "artifacts" / "adapters" / key)
-    (tmp_path / "artifacts" / "routes.json").write_text(to_json(version.content))
-    exported = export(tmp_path / "artifacts", tmp_path / "exported", "peft")
-    assert {kind_of(tmp_path / "exported" / "adapters" / name).name for name in exported.adapters} == {kind}
-    base: Any = AutoModelForCausalLM.from_pretrained(str(study.model.base))
-    PeftModel.from_pretrained(base, str(tmp_path / "exported" / "adapters" / exported.adapters[0]))
-    if kind != "rslora":
-        with pytest.raises(BadData, match="use --format peft"):
-            export(tmp_path / "artifacts", tmp_path / "served", "vllm")
 
 
 def study_of(seven: Study, **changes: Any) -> Study:
