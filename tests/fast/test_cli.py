@@ -200,7 +200,16 @@ def test_an_estimate_prints_every_phase_and_keeps_nothing(
 ) -> None:
     monkeypatch.setenv("CLUSTERLORA_HOME", str(tmp_path / "studies"))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    small = ["--base-model", str(tiny_base_folder), "--set", "data.synthetic.cluster_sizes=[4,4]", "--set", "clustering.k=2"]
+    small = [
+        "--base-model",
+        str(tiny_base_folder),
+        "--set",
+        "data.synthetic.cluster_sizes=[4,4]",
+        "--set",
+        "clustering.sizes=[4,4]",
+        "--set",
+        "clustering.k=2",
+    ]
     assert main(["study", "estimate", "--preset", "quick", *small, "--workers", "2", "--json"]) == 0
     left = json.loads(capsys.readouterr().out)
     assert left["total"] == pytest.approx(sum(left[phase] for phase in ("preparation", "gate", "fan_out", "evaluation")))
