@@ -31,6 +31,7 @@ def compare_methods(
     floor_same_prompt: float | None = None,
     margin: float = 0.01,
     gate: str | None = None,
+    beside: Sequence[str] = (),
 ) -> Comparison:
     """Return the comparison of all methods, best first, on the personas that every method answered.
 
@@ -46,6 +47,7 @@ def compare_methods(
         routed: the method that routes each persona to one of the others, controls excluded; `routing` brackets it.
         floor: score of another persona's reference, where the normalised score is 0. `floor_same_prompt` and `gate` are copied.
         margin: the difference below which methods count as equivalent, in units of the headline.
+        beside: metrics whose differences to the reference are told beside the headline's; each is a family of tests of its own.
 
     Raises:
         BadData: methods differ in a persona's items, no persona is common, a score is missing or not finite, or all are controls.
@@ -54,15 +56,22 @@ def compare_methods(
     scores = _paired(rows, headline, tuple(higher_is_better))
     present_reference = reference if reference in scores.methods else None
     sign = 1.0 if higher_is_better[headline] else -1.0
-    scored = Scored.of(scores, headline, paired_bootstrap(scores.of(headline), scores.persona, draws=draws, rng=rng), sign, margin)
+    scored = _scored(scores, headline, higher_is_better[headline], draws=draws, rng=rng, margin=margin)
     ceiling = float(sign * scores.means_of((sign * scores.of(headline)).max(axis=1, keepdims=True)).mean())
     results = _method_results(scores, headline, scored, _against_reference(scored, present_reference), scale=(floor, ceiling))
+    others = {metric: _scored(scores, metric, higher_is_better[metric], draws=draws, rng=rng, margin=margin) for metric in beside}
+    differences_beside = {metric: _against_reference(other, present_reference) for metric, other in others.items()}
+    results = [
+        replace(result, beside={metric: of[result.method] for metric, of in differences_beside.items() if result.method in of})
+        for result in results
+    ]
     methods = tuple(sorted(results, key=lambda result: -sign * result.means[headline]))
     champion, no_champion = choose_champion(scored, methods, present_reference, n_items=len(scores.persona), floor=floor)
     same_answers = _same_answers(scores, headline, (present_reference, champion))
     comparison = Comparison(
         headline=headline,
         metrics=scores.metrics,
+        beside=tuple(beside),
         reference=present_reference,
         methods=methods,
         champion=champion,
@@ -87,6 +96,11 @@ def compare_methods(
         cut=cut_by_method(rows),
     )
     return replace(comparison, sentence=sentence(comparison))
+
+
+def _scored(scores: PairedScores, metric: str, higher_is_better: bool, *, draws: int, rng: np.random.Generator, margin: float) -> Scored:
+    drawn = paired_bootstrap(scores.of(metric), scores.persona, draws=draws, rng=rng)
+    return Scored.of(scores, metric, drawn, 1.0 if higher_is_better else -1.0, margin)
 
 
 def _cluster_sizes(scores: PairedScores) -> dict[int, int]:
@@ -179,6 +193,7 @@ def _method_results(
                 normalised=_normalised(float(own.mean()), *scale, sign, scored.margin),
                 by_persona=dict(zip(scores.persona_ids, own.tolist(), strict=True)),
                 by_cluster={cluster: float(own[scores.cluster_of_persona == cluster].mean()) for cluster in clusters},
+                beside={},
             )
         )
     return results

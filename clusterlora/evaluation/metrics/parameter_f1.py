@@ -25,4 +25,11 @@ def _parameters(parsed: Actions) -> frozenset[tuple[str, str, str]]:
     )
 
 
-PARAMETER_F1 = Metric(name="parameter_f1", label="parameter F1", higher_is_better=True, percent=True, score=parameter_f1)
+PARAMETER_F1 = Metric(
+    name="parameter_f1",
+    label="parameter F1",
+    higher_is_better=True,
+    percent=True,
+    score=parameter_f1,
+    carried=lambda text: bool(actions(text).settings),
+)
