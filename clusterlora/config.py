@@ -27,7 +27,9 @@ _MISSION: Mapping[str, Any] = {
     "gate": {"mean_similarity": 0.83, "worst_persona": 0.70, "share_improved": 0.60},
 }
 
-_MISSION_METHODS = ["baseline", "unified", "per_persona", "hybrid", "prefix", "selective_routing", "cluster", "merge"]
+# Without them nothing would tell a gain because of who people are from one by smaller groups, or by any adapter of one person.
+_CONTROLS = ["random_cluster", "swapped_persona"]
+_MISSION_METHODS = ["baseline", "unified", "per_persona", "hybrid", "prefix", "selective_routing", "cluster", "merge", *_CONTROLS]
 
 _MEASURED: Mapping[str, Any] = {"held_out_share": 0.2}
 

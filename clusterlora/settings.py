@@ -249,8 +249,16 @@ class Study:
 
     name: Annotated[str, Len(1, 48)] = "mission"
     """Name of the study: lower-case letters, digits, dot, dash and underscore."""
-    methods: tuple[str, ...] = ("baseline", "unified", "per_persona", "cluster", "selective_routing")
-    """Methods to compare."""
+    methods: tuple[str, ...] = (
+        "baseline",
+        "unified",
+        "per_persona",
+        "cluster",
+        "selective_routing",
+        "random_cluster",
+        "swapped_persona",
+    )
+    """Methods to compare, and the controls that tell why they gain."""
     data: DataSettings = DataSettings()
     """Data source and splits."""
     model: ModelSettings = ModelSettings()
