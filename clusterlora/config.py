@@ -295,11 +295,20 @@ def _name_problems(study: Study) -> Iterator[str]:
             yield f"{path}: {name!r} is listed twice; list it once"
     if study.methods and all(name in controls() for name in study.methods):
         yield f"methods = {list(study.methods)}: controls alone, none of which can be champion; add what they control"
-    for path, name in (("headline", evaluation.headline), ("selection_metric", evaluation.selection_metric)):
-        if name not in evaluation.metrics:
+    measured = {name: getattr(evaluation, name) for name in ("headline", "second_headline", "selection_metric")}
+    for path, name in measured.items():
+        if name is not None and name not in evaluation.metrics:
             yield f"evaluation.{path} = {name!r}: not measured; add it to evaluation.metrics or use {' or '.join(evaluation.metrics)}"
     if evaluation.headline in METRICS and not METRICS[evaluation.headline].higher_is_better:
         yield f"evaluation.headline = {evaluation.headline!r}: lower is better there, but the gate asks for more; use a similarity"
+
+    second = evaluation.second_headline
+    if second == evaluation.headline:
+        yield f"evaluation.second_headline = {second!r}: is the headline already; name another metric or leave it out"
+    if study.gate.second_headline and second is None:
+        yield "gate.second_headline = true: evaluation.second_headline names no metric; name one or leave it out"
+    elif study.gate.second_headline and second in METRICS and not (METRICS[second].percent and METRICS[second].higher_is_better):
+        yield f"gate.second_headline = true: the gate compares percentages of which more is better, not {second}; name another metric"
 
 
 def _people_problems(study: Study) -> Iterator[str]:

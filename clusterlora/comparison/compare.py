@@ -32,6 +32,7 @@ def compare_methods(
     margin: float = 0.01,
     gate: str | None = None,
     beside: Sequence[str] = (),
+    second_headline: str | None = None,
 ) -> Comparison:
     """Return the comparison of all methods, best first, on the personas that every method answered.
 
@@ -48,6 +49,7 @@ def compare_methods(
         floor: score of another persona's reference, where the normalised score is 0. `floor_same_prompt` and `gate` are copied.
         margin: the difference below which methods count as equivalent, in units of the headline.
         beside: metrics whose differences to the reference are told beside the headline's; each is a family of tests of its own.
+        second_headline: the one among them on which a champion must not be shown to be worse than the reference.
 
     Raises:
         BadData: methods differ in a persona's items, no persona is common, a score is missing or not finite, or all are controls.
@@ -66,12 +68,14 @@ def compare_methods(
         for result in results
     ]
     methods = tuple(sorted(results, key=lambda result: -sign * result.means[headline]))
-    champion, no_champion = choose_champion(scored, methods, present_reference, n_items=len(scores.persona), floor=floor)
+    n_items = len(scores.persona)
+    champion, no_champion = choose_champion(scored, methods, present_reference, n_items=n_items, floor=floor, second=second_headline)
     same_answers = _same_answers(scores, headline, (present_reference, champion))
     comparison = Comparison(
         headline=headline,
         metrics=scores.metrics,
         beside=tuple(beside),
+        second_headline=second_headline,
         reference=present_reference,
         methods=methods,
         champion=champion,
@@ -88,7 +92,7 @@ def compare_methods(
         n_items_by_persona=dict(zip(scores.persona_ids, scores.n_items.tolist(), strict=True)),
         n_personas=len(scores.persona_ids),
         n_personas_left_out=scores.n_personas_left_out,
-        n_items=len(scores.persona),
+        n_items=n_items,
         n_seeds=scores.by_seed.shape[-1],
         draws=draws,
         margin=margin,

@@ -53,11 +53,12 @@ class NoChampion:
     """Why no method is champion, and `method`, the one that came nearest.
 
     `too few`: fewer personas or items than a verdict needs. `floor`: the method is not shown to score above the floor. `base model`: it
-    is not shown to beat the base model; `difference` is method minus base model. `lowest`: nothing is shown to beat the reference, whose
-    mean is the worst of all. `no candidate`: only the base model and controls were compared.
+    is not shown to beat the base model; `difference` is method minus base model. `second headline`: it is shown to be worse than the
+    reference there; `difference` is on that metric. `lowest`: nothing is shown to beat the reference, whose mean is the worst of all. `no
+    candidate`: only the base model and controls were compared.
     """
 
-    reason: Literal["too few", "floor", "base model", "lowest", "no candidate"]
+    reason: Literal["too few", "floor", "base model", "second headline", "lowest", "no candidate"]
     method: str | None = None
     difference: PairedDifference | None = None
 
@@ -129,6 +130,7 @@ class Comparison:
     headline: str
     metrics: tuple[str, ...]
     beside: tuple[str, ...]
+    second_headline: str | None
     reference: str | None
     methods: tuple[MethodResult, ...]
     champion: str | None

@@ -62,6 +62,12 @@ def _no_champion(comparison: Comparison) -> Iterator[str]:
         assert missing.difference is not None
         shown = f"{format_difference(comparison, missing.difference)}: {explain(comparison, missing.difference)}"
         yield f"No champion: {value} is not shown to beat the base model without an adapter ({shown})."
+    elif missing.reason == "second headline":
+        assert missing.difference is not None
+        assert comparison.second_headline is not None
+        metric = METRICS[comparison.second_headline]
+        shown = format_difference(comparison, missing.difference, metric.name)
+        yield f"No champion: {value} is shown to be worse than {comparison.reference} on the second headline, {metric.label} ({shown})."
     elif missing.reason == "lowest":
         yield f"No champion: nothing is shown to beat {value}, and its mean is the worst of all."
     else:
@@ -137,10 +143,13 @@ def _beside(comparison: Comparison) -> Iterator[str]:
     if subject is not None and subject.beside:
         clauses = [
             f"{METRICS[metric].label} {_mean(subject, metric)} ({format_difference(comparison, difference, metric)}: "
-            f"{OUTCOMES[difference.outcome]})"
+            f"{OUTCOMES[difference.outcome]}{', on the second headline' if metric == comparison.second_headline else ''})"
             for metric, difference in subject.beside.items()
         ]
         yield f"Beside it, {subject.method} against {comparison.reference}: {'; '.join(clauses)}."
+    on_second = subject.beside.get(comparison.second_headline or "") if subject is not None else None
+    if subject is not None and subject.method != comparison.champion and on_second is not None and on_second.outcome == "worse":
+        yield f"That is why {subject.method} is not champion."
 
 
 def _mean(result: MethodResult, metric: str) -> str:

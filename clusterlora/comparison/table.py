@@ -279,6 +279,7 @@ def _document(comparison: Comparison) -> dict[str, Any]:
         "bootstrap_draws": comparison.draws,
         "margin": comparison.margin,
         "beside": comparison.beside,
+        "second_headline": comparison.second_headline,
         "gate": comparison.gate,
         "cluster_sizes": comparison.cluster_sizes,
         "methods": [

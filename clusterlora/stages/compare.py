@@ -1,5 +1,6 @@
 """Compare all methods on the test items and write the study's results folder."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +45,7 @@ def compare(study_name: str, stores: Stores, log: RunLog) -> Comparison:
         rows = evaluation_rows(state, plan, stores)
         if not rows:
             raise BadData(f"study {study_name} has no test answers; run its evaluate step first")
-        beside = tuple(name for name in domain_metrics([row.reference for row in rows]) if name != study.evaluation.headline)
+        beside = _beside_headline(study, rows)
         rows = with_domain_scores(rows, beside)
         reference_points = scale(state, stores, tuple(dict.fromkeys(row.persona_id for row in rows)))
         comparison = compare_methods(
@@ -59,6 +60,7 @@ def compare(study_name: str, stores: Stores, log: RunLog) -> Comparison:
             margin=study.evaluation.equivalence_margin / (100 if METRICS[study.evaluation.headline].percent else 1),
             gate=_gate(state),
             beside=beside,
+            second_headline=study.evaluation.second_headline,
         )
         folder = stores.folder(study_name) / "results"
         newcomers = new_personas(state, plan, stores)
@@ -77,6 +79,13 @@ def compare(study_name: str, stores: Stores, log: RunLog) -> Comparison:
     stores.studies.save_metadata(study_name, _summary(comparison, state))
     log.advance(1)
     return comparison
+
+
+def _beside_headline(study: Study, rows: Sequence[EvaluationRow]) -> tuple[str, ...]:
+    """Return the metrics to be told beside the headline: the second headline, and those of the data's domain."""
+    second = study.evaluation.second_headline
+    names = (*([second] if second else []), *domain_metrics([row.reference for row in rows]))
+    return tuple(name for name in dict.fromkeys(names) if name != study.evaluation.headline)
 
 
 def _summary(comparison: Comparison, state: StudyState) -> ComparisonSummary:

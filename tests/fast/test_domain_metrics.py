@@ -1,15 +1,24 @@
 """Metrics of a domain stand beside the headline where the references carry what they measure."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from clusterlora.comparison.compare import compare_methods
 from clusterlora.comparison.result import Comparison
 from clusterlora.comparison.table import markdown, summary_records
+from clusterlora.config import resolve
+from clusterlora.errors import BadSettings
 from clusterlora.evaluation.domain import LEAST_SHARE, domain_metrics, with_domain_scores
 from clusterlora.evaluation.metrics import METRICS
 from clusterlora.evaluation.metrics.number_f1 import numbers
+from clusterlora.gate.judge import judge
+from clusterlora.ports.stores import Stores
+from clusterlora.settings import GateSettings, Study
+from clusterlora.stages.compare import compare
 from clusterlora.values import EvaluationRow
+from tests.fixtures.stages import LOG, run
 
 HOME, RECIPE, PROSE = "The lights go to 20%, warm.", "Bake it for 45 minutes at 180 degrees.", "With pleasure, my dear."
 
@@ -59,7 +68,7 @@ def test_scores_that_a_row_has_are_kept() -> None:
     assert row.scores == {"parameter_f1": 0.25}
 
 
-def compared(beside: tuple[str, ...] = ("parameter_f1", "numeric_accuracy")) -> Comparison:
+def compared(beside: tuple[str, ...] = ("parameter_f1", "numeric_accuracy"), **changes: str) -> Comparison:
     """Return a comparison in which `cluster` sounds better than unified and sets every number wrongly."""
     rng = np.random.default_rng(0)
     rows = [
@@ -80,6 +89,7 @@ def compared(beside: tuple[str, ...] = ("parameter_f1", "numeric_accuracy")) -> 
         draws=200,
         rng=np.random.default_rng(0),
         beside=beside,
+        second_headline=changes.get("second_headline"),
     )
 
 
@@ -119,3 +129,61 @@ def test_metrics_beside_the_headline_change_none_of_its_numbers() -> None:
             other.mean_high,
         )
     assert "Beside it" not in without.sentence
+
+
+def test_a_champion_is_not_worse_on_the_second_headline() -> None:
+    comparison = compared(second_headline="numeric_accuracy")
+    assert comparison.champion == "unified"
+    assert "cluster is shown to beat unified" in comparison.sentence
+    assert "p = 0.002: shown to be worse, on the second headline). That is why cluster is not champion." in comparison.sentence
+    assert compared(second_headline="parameter_f1").champion == "cluster", "equivalent is not worse"
+
+
+def gains(mean: float, seed: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return {f"p{person}": mean + rng.normal(0, 0.02, size=6) for person in range(16)}
+
+
+@pytest.mark.parametrize(("on_second", "passed"), [(0.8, True), (0.6, False)])
+def test_a_gate_that_asks_for_both_headlines_passes_only_what_gains_on_both(on_second: float, passed: bool) -> None:
+    settings = GateSettings(worst_persona=None, second_headline=True)
+    sides = {"candidate": gains(0.8, 0), "unified": gains(0.7, 1)}
+    second = (gains(on_second, 2), gains(0.7, 3))
+    verdict = judge(**sides, settings=settings, rung="own", adapter="a", rng=np.random.default_rng(0), second=second)
+    assert verdict.passed == passed
+    (criterion,) = [one for one in verdict.criteria if one.name == "second_headline"]
+    assert criterion.passed == passed
+    assert criterion.value == pytest.approx(on_second - 0.7, abs=0.02)
+    unasked = replace(settings, second_headline=False)
+    assert judge(**sides, settings=unasked, rung="own", adapter="a", rng=np.random.default_rng(0), second=second).passed
+
+
+def test_the_gate_of_a_study_judges_the_second_headline_on_val(seven: Study, stores: Stores) -> None:
+    study = replace(
+        seven,
+        gate=replace(seven.gate, second_headline=True, ladder=()),
+        evaluation=replace(seven.evaluation, second_headline="rouge_l"),
+    )
+    run(study, stores)
+    (verdict,) = stores.studies.verdicts(study.name)
+    assert "second_headline" in {criterion.name for criterion in verdict.criteria}
+    comparison = compare(study.name, stores, LOG)
+    assert comparison.beside == ("rouge_l", "parameter_f1", "numeric_accuracy")
+    assert comparison.second_headline == "rouge_l"
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"evaluation.second_headline": "embedding_similarity"}, "is the headline already"),
+        ({"evaluation.second_headline": "chrf"}, "evaluation.second_headline = 'chrf': not measured; add it to evaluation.metrics"),
+        ({"gate.second_headline": True}, "evaluation.second_headline names no metric"),
+        (
+            {"gate.second_headline": True, "evaluation.second_headline": "nll"},
+            "of which more is better, not nll",
+        ),
+    ],
+)
+def test_a_second_headline_that_cannot_be_asked_for_is_refused(settings: dict[str, object], problem: str) -> None:
+    with pytest.raises(BadSettings, match=problem):
+        resolve(overrides=settings)
