@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -60,14 +61,8 @@ def compare_methods(
     sign = 1.0 if higher_is_better[headline] else -1.0
     scored = _scored(scores, headline, higher_is_better[headline], draws=draws, rng=rng, margin=margin)
     ceiling = float(sign * scores.means_of((sign * scores.of(headline)).max(axis=1, keepdims=True)).mean())
-    results = _method_results(scores, headline, scored, _against_reference(scored, present_reference), scale=(floor, ceiling))
     others = {metric: _scored(scores, metric, higher_is_better[metric], draws=draws, rng=rng, margin=margin) for metric in beside}
-    differences_beside = {metric: _against_reference(other, present_reference) for metric, other in others.items()}
-    results = [
-        replace(result, beside={metric: of[result.method] for metric, of in differences_beside.items() if result.method in of})
-        for result in results
-    ]
-    methods = tuple(sorted(results, key=lambda result: -sign * result.means[headline]))
+    methods = _ranked(scores, headline, scored, present_reference, scale=(floor, ceiling), beside=others)
     n_items = len(scores.persona)
     champion, no_champion = choose_champion(scored, methods, present_reference, n_items=n_items, floor=floor, second=second_headline)
     same_answers = _same_answers(scores, headline, (present_reference, champion))
@@ -87,13 +82,7 @@ def compare_methods(
         floor_same_prompt=floor_same_prompt,
         contrasts=_contrasts(scored, methods, champion or present_reference, present_reference, same_answers),
         routing=_routing(scores, headline, routed, sign),
-        cluster_sizes=_cluster_sizes(scores),
-        cluster_by_persona=dict(zip(scores.persona_ids, scores.cluster_of_persona.tolist(), strict=True)),
-        n_items_by_persona=dict(zip(scores.persona_ids, scores.n_items.tolist(), strict=True)),
-        n_personas=len(scores.persona_ids),
-        n_personas_left_out=scores.n_personas_left_out,
-        n_items=n_items,
-        n_seeds=scores.by_seed.shape[-1],
+        **_sample(scores),
         draws=draws,
         margin=margin,
         gate=gate,
@@ -107,9 +96,34 @@ def _scored(scores: PairedScores, metric: str, higher_is_better: bool, *, draws:
     return Scored.of(scores, metric, drawn, 1.0 if higher_is_better else -1.0, margin)
 
 
-def _cluster_sizes(scores: PairedScores) -> dict[int, int]:
+def _sample(scores: PairedScores) -> dict[str, Any]:
+    """Return who and how much was compared, as the fields of a comparison."""
     clusters, sizes = np.unique(scores.cluster_of_persona, return_counts=True)
-    return dict(zip(clusters.tolist(), sizes.tolist(), strict=True))
+    return {
+        "cluster_sizes": dict(zip(clusters.tolist(), sizes.tolist(), strict=True)),
+        "cluster_by_persona": dict(zip(scores.persona_ids, scores.cluster_of_persona.tolist(), strict=True)),
+        "n_items_by_persona": dict(zip(scores.persona_ids, scores.n_items.tolist(), strict=True)),
+        "n_personas": len(scores.persona_ids),
+        "n_personas_left_out": scores.n_personas_left_out,
+        "n_items": len(scores.persona),
+        "n_seeds": scores.by_seed.shape[-1],
+    }
+
+
+def _ranked(
+    scores: PairedScores,
+    headline: str,
+    scored: Scored,
+    reference: str | None,
+    *,
+    scale: tuple[float | None, float],
+    beside: Mapping[str, Scored],
+) -> tuple[MethodResult, ...]:
+    """Return the results of all methods, best first, with the differences to the reference on the metrics beside the headline."""
+    results = _method_results(scores, headline, scored, _against_reference(scored, reference), scale=scale)
+    differences = {metric: _against_reference(other, reference) for metric, other in beside.items()}
+    full = [replace(r, beside={metric: of[r.method] for metric, of in differences.items() if r.method in of}) for r in results]
+    return tuple(sorted(full, key=lambda result: -scored.sign * result.means[headline]))
 
 
 def _against_reference(scored: Scored, reference: str | None) -> dict[str, PairedDifference]:
