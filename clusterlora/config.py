@@ -307,8 +307,10 @@ def _name_problems(study: Study) -> Iterator[str]:
         yield f"evaluation.second_headline = {second!r}: is the headline already; name another metric or leave it out"
     if study.gate.second_headline and second is None:
         yield "gate.second_headline = true: evaluation.second_headline names no metric; name one or leave it out"
-    elif study.gate.second_headline and second in METRICS and not (METRICS[second].percent and METRICS[second].higher_is_better):
-        yield f"gate.second_headline = true: the gate compares percentages of which more is better, not {second}; name another metric"
+    elif study.gate.second_headline and second in METRICS:
+        metric = METRICS[str(second)]
+        if not (metric.percent and metric.higher_is_better):
+            yield f"gate.second_headline = true: the gate compares percentages of which more is better, not {second}; name another metric"
 
 
 def _people_problems(study: Study) -> Iterator[str]:
