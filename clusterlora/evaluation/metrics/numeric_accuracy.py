@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 from jaxtyping import Float
 
-from clusterlora.evaluation.actions import Actions, actions
+from clusterlora.evaluation.actions import Actions, actions, names_a_device
 from clusterlora.evaluation.metric import Metric, Scorable
 
 
@@ -34,5 +34,5 @@ NUMERIC_ACCURACY = Metric(
     higher_is_better=True,
     percent=True,
     score=numeric_accuracy,
-    carried=lambda text: bool(_numbers(actions(text))),
+    carried=lambda text: names_a_device(text) and bool(_numbers(actions(text))),
 )

@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Float
 
-from clusterlora.evaluation.actions import Actions, actions, overlap_f1
+from clusterlora.evaluation.actions import Actions, actions, names_a_device, overlap_f1
 from clusterlora.evaluation.metric import Metric, Scorable
 
 
@@ -31,5 +31,5 @@ PARAMETER_F1 = Metric(
     higher_is_better=True,
     percent=True,
     score=parameter_f1,
-    carried=lambda text: bool(actions(text).settings),
+    carried=lambda text: names_a_device(text) and bool(actions(text).settings),
 )
