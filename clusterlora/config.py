@@ -27,7 +27,9 @@ _MISSION: Mapping[str, Any] = {
     "gate": {"mean_similarity": 0.83, "worst_persona": 0.70, "share_improved": 0.60},
 }
 
-_MISSION_METHODS = ["baseline", "unified", "per_persona", "hybrid", "prefix", "selective_routing", "cluster", "merge"]
+# Without them nothing would tell a gain because of who people are from one by smaller groups, or by any adapter of one person.
+_CONTROLS = ["random_cluster", "swapped_persona"]
+_MISSION_METHODS = ["baseline", "unified", "per_persona", "hybrid", "prefix", "selective_routing", "cluster", "merge", *_CONTROLS]
 
 _MEASURED: Mapping[str, Any] = {"held_out_share": 0.2}
 
@@ -297,11 +299,22 @@ def _name_problems(study: Study) -> Iterator[str]:
             yield f"{path}: {name!r} is listed twice; list it once"
     if study.methods and all(name in controls() for name in study.methods):
         yield f"methods = {list(study.methods)}: controls alone, none of which can be champion; add what they control"
-    for path, name in (("headline", evaluation.headline), ("selection_metric", evaluation.selection_metric)):
-        if name not in evaluation.metrics:
+    measured = {name: getattr(evaluation, name) for name in ("headline", "second_headline", "selection_metric")}
+    for path, name in measured.items():
+        if name is not None and name not in evaluation.metrics:
             yield f"evaluation.{path} = {name!r}: not measured; add it to evaluation.metrics or use {' or '.join(evaluation.metrics)}"
     if evaluation.headline in METRICS and not METRICS[evaluation.headline].higher_is_better:
         yield f"evaluation.headline = {evaluation.headline!r}: lower is better there, but the gate asks for more; use a similarity"
+
+    second = evaluation.second_headline
+    if second == evaluation.headline:
+        yield f"evaluation.second_headline = {second!r}: is the headline already; name another metric or leave it out"
+    if study.gate.second_headline and second is None:
+        yield "gate.second_headline = true: evaluation.second_headline names no metric; name one or leave it out"
+    elif study.gate.second_headline and second in METRICS:
+        metric = METRICS[str(second)]
+        if not (metric.percent and metric.higher_is_better):
+            yield f"gate.second_headline = true: the gate compares percentages of which more is better, not {second}; name another metric"
 
 
 def _kind_problems(study: Study) -> Iterator[str]:

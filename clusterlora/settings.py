@@ -163,6 +163,8 @@ class GateSettings:
     """The worst persona's mean similarity must exceed this (the mission: 0.70). Empty: no criterion."""
     share_improved: Annotated[float, Ge(0), Le(1)] = 0.60
     """At least this share of the personas must score higher than with unified."""
+    second_headline: bool = False
+    """Cluster 0 must score above unified on evaluation.second_headline, too."""
     later_rungs_luck: Annotated[float, Gt(0), Le(1)] | None = 0.05
     """How often all later rungs of the ladder together may pass by luck: each must improve the share of the personas that a sign test
     at this level, divided by their number, requires; everybody, where none is enough. Empty: every rung must improve share_improved."""
@@ -216,6 +218,8 @@ class EvaluationSettings:
     """Metrics computed for every answer."""
     headline: str = "embedding_similarity"
     """Headline metric of the gate and the comparison."""
+    second_headline: str | None = None
+    """A second metric for the champion, which must not be shown to be worse than unified on it. Empty: none."""
     selection_metric: str = "nll"
     """The val metric that chooses among a method's arms (routing). nll needs no generation."""
     bootstrap_draws: Annotated[int, Ge(100)] = 10_000
@@ -250,8 +254,16 @@ class Study:
 
     name: Annotated[str, Len(1, 48)] = "mission"
     """Name of the study: lower-case letters, digits, dot, dash and underscore."""
-    methods: tuple[str, ...] = ("baseline", "unified", "per_persona", "cluster", "selective_routing")
-    """Methods to compare."""
+    methods: tuple[str, ...] = (
+        "baseline",
+        "unified",
+        "per_persona",
+        "cluster",
+        "selective_routing",
+        "random_cluster",
+        "swapped_persona",
+    )
+    """Methods to compare, and the controls that tell why they gain."""
     data: DataSettings = DataSettings()
     """Data source and splits."""
     model: ModelSettings = ModelSettings()

@@ -18,13 +18,19 @@ LEAST_ITEMS = 12
 
 
 def choose_champion(
-    scored: Scored, best_first: Sequence[MethodResult], reference: str | None, *, n_items: int, floor: float | None
+    scored: Scored,
+    best_first: Sequence[MethodResult],
+    reference: str | None,
+    *,
+    n_items: int,
+    floor: float | None,
+    second: str | None = None,
 ) -> tuple[str | None, NoChampion | None]:
     """Return (the champion: the best method with everything that a champion needs; else why there is none).
 
     The reason names the method that came nearest: the best one that is shown to beat the reference, or the reference itself. Tests
     against the base model are a family of their own (Holm's correction over the methods that can win), so they cost the tests against
-    the reference no power.
+    the reference no power. On the `second` headline a champion must not be shown to be worse than the reference.
     """
     if len(scored.means) < LEAST_PERSONAS or n_items < LEAST_ITEMS:
         return None, NoChampion(reason="too few")
@@ -42,6 +48,8 @@ def choose_champion(
             obstacles.append(NoChampion(reason="floor", method=method))
         elif difference is not None and difference.outcome != "better":
             obstacles.append(NoChampion(reason="base model", method=method, difference=difference))
+        elif (on_second := result.beside.get(second or "")) is not None and on_second.outcome == "worse":
+            obstacles.append(NoChampion(reason="second headline", method=method, difference=on_second))
         elif method == reference and _is_lowest(method, best_first, scored):
             obstacles.append(NoChampion(reason="lowest", method=method))
         else:

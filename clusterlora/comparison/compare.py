@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -31,6 +32,8 @@ def compare_methods(
     floor_same_prompt: float | None = None,
     margin: float = 0.01,
     gate: str | None = None,
+    beside: Sequence[str] = (),
+    second_headline: str | None = None,
 ) -> Comparison:
     """Return the comparison of all methods, best first, on the personas that every method answered.
 
@@ -46,6 +49,8 @@ def compare_methods(
         routed: the method that routes each persona to one of the others, controls excluded; `routing` brackets it.
         floor: score of another persona's reference, where the normalised score is 0. `floor_same_prompt` and `gate` are copied.
         margin: the difference below which methods count as equivalent, in units of the headline.
+        beside: metrics whose differences to the reference are told beside the headline's; each is a family of tests of its own.
+        second_headline: the one among them on which a champion must not be shown to be worse than the reference.
 
     Raises:
         BadData: methods differ in a persona's items, no persona is common, a score is missing or not finite, or all are controls.
@@ -54,15 +59,18 @@ def compare_methods(
     scores = _paired(rows, headline, tuple(higher_is_better))
     present_reference = reference if reference in scores.methods else None
     sign = 1.0 if higher_is_better[headline] else -1.0
-    scored = Scored.of(scores, headline, paired_bootstrap(scores.of(headline), scores.persona, draws=draws, rng=rng), sign, margin)
+    scored = _scored(scores, headline, higher_is_better[headline], draws=draws, rng=rng, margin=margin)
     ceiling = float(sign * scores.means_of((sign * scores.of(headline)).max(axis=1, keepdims=True)).mean())
-    results = _method_results(scores, headline, scored, _against_reference(scored, present_reference), scale=(floor, ceiling))
-    methods = tuple(sorted(results, key=lambda result: -sign * result.means[headline]))
-    champion, no_champion = choose_champion(scored, methods, present_reference, n_items=len(scores.persona), floor=floor)
+    others = {metric: _scored(scores, metric, higher_is_better[metric], draws=draws, rng=rng, margin=margin) for metric in beside}
+    methods = _ranked(scores, headline, scored, present_reference, scale=(floor, ceiling), beside=others)
+    n_items = len(scores.persona)
+    champion, no_champion = choose_champion(scored, methods, present_reference, n_items=n_items, floor=floor, second=second_headline)
     same_answers = _same_answers(scores, headline, (present_reference, champion))
     comparison = Comparison(
         headline=headline,
         metrics=scores.metrics,
+        beside=tuple(beside),
+        second_headline=second_headline,
         reference=present_reference,
         methods=methods,
         champion=champion,
@@ -74,13 +82,7 @@ def compare_methods(
         floor_same_prompt=floor_same_prompt,
         contrasts=_contrasts(scored, methods, champion or present_reference, present_reference, same_answers),
         routing=_routing(scores, headline, routed, sign),
-        cluster_sizes=_cluster_sizes(scores),
-        cluster_by_persona=dict(zip(scores.persona_ids, scores.cluster_of_persona.tolist(), strict=True)),
-        n_items_by_persona=dict(zip(scores.persona_ids, scores.n_items.tolist(), strict=True)),
-        n_personas=len(scores.persona_ids),
-        n_personas_left_out=scores.n_personas_left_out,
-        n_items=len(scores.persona),
-        n_seeds=scores.by_seed.shape[-1],
+        **_sample(scores),
         draws=draws,
         margin=margin,
         gate=gate,
@@ -89,9 +91,39 @@ def compare_methods(
     return replace(comparison, sentence=sentence(comparison))
 
 
-def _cluster_sizes(scores: PairedScores) -> dict[int, int]:
+def _scored(scores: PairedScores, metric: str, higher_is_better: bool, *, draws: int, rng: np.random.Generator, margin: float) -> Scored:
+    drawn = paired_bootstrap(scores.of(metric), scores.persona, draws=draws, rng=rng)
+    return Scored.of(scores, metric, drawn, 1.0 if higher_is_better else -1.0, margin)
+
+
+def _sample(scores: PairedScores) -> dict[str, Any]:
+    """Return who and how much was compared, as the fields of a comparison."""
     clusters, sizes = np.unique(scores.cluster_of_persona, return_counts=True)
-    return dict(zip(clusters.tolist(), sizes.tolist(), strict=True))
+    return {
+        "cluster_sizes": dict(zip(clusters.tolist(), sizes.tolist(), strict=True)),
+        "cluster_by_persona": dict(zip(scores.persona_ids, scores.cluster_of_persona.tolist(), strict=True)),
+        "n_items_by_persona": dict(zip(scores.persona_ids, scores.n_items.tolist(), strict=True)),
+        "n_personas": len(scores.persona_ids),
+        "n_personas_left_out": scores.n_personas_left_out,
+        "n_items": len(scores.persona),
+        "n_seeds": scores.by_seed.shape[-1],
+    }
+
+
+def _ranked(
+    scores: PairedScores,
+    headline: str,
+    scored: Scored,
+    reference: str | None,
+    *,
+    scale: tuple[float | None, float],
+    beside: Mapping[str, Scored],
+) -> tuple[MethodResult, ...]:
+    """Return the results of all methods, best first, with the differences to the reference on the metrics beside the headline."""
+    results = _method_results(scores, headline, scored, _against_reference(scored, reference), scale=scale)
+    differences = {metric: _against_reference(other, reference) for metric, other in beside.items()}
+    full = [replace(r, beside={metric: of[r.method] for metric, of in differences.items() if r.method in of}) for r in results]
+    return tuple(sorted(full, key=lambda result: -scored.sign * result.means[headline]))
 
 
 def _against_reference(scored: Scored, reference: str | None) -> dict[str, PairedDifference]:
@@ -179,6 +211,7 @@ def _method_results(
                 normalised=_normalised(float(own.mean()), *scale, sign, scored.margin),
                 by_persona=dict(zip(scores.persona_ids, own.tolist(), strict=True)),
                 by_cluster={cluster: float(own[scores.cluster_of_persona == cluster].mean()) for cluster in clusters},
+                beside={},
             )
         )
     return results

@@ -53,11 +53,12 @@ class NoChampion:
     """Why no method is champion, and `method`, the one that came nearest.
 
     `too few`: fewer personas or items than a verdict needs. `floor`: the method is not shown to score above the floor. `base model`: it
-    is not shown to beat the base model; `difference` is method minus base model. `lowest`: nothing is shown to beat the reference, whose
-    mean is the worst of all. `no candidate`: only the base model and controls were compared.
+    is not shown to beat the base model; `difference` is method minus base model. `second headline`: it is shown to be worse than the
+    reference there; `difference` is on that metric. `lowest`: nothing is shown to beat the reference, whose mean is the worst of all. `no
+    candidate`: only the base model and controls were compared.
     """
 
-    reason: Literal["too few", "floor", "base model", "lowest", "no candidate"]
+    reason: Literal["too few", "floor", "base model", "second headline", "lowest", "no candidate"]
     method: str | None = None
     difference: PairedDifference | None = None
 
@@ -81,7 +82,8 @@ class MethodResult:
 
     `vs_reference` is None for the reference itself and without a reference. `worst_shrunken` is the mean of the worst persona after
     shrinking means for their few items. `normalised` is 0 at the floor and 1 at the ceiling, negative below the floor; None without a
-    floor, and where the scale has no room: the ceiling is not above the floor by more than the margin of equivalence.
+    floor, and where the scale has no room: the ceiling is not above the floor by more than the margin of equivalence. `beside` has the
+    differences to the reference on the metrics that stand beside the headline, in units of each of these.
     """
 
     method: str
@@ -96,6 +98,7 @@ class MethodResult:
     normalised: float | None
     by_persona: Mapping[str, float]
     by_cluster: Mapping[int, float]
+    beside: Mapping[str, PairedDifference]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,7 +116,7 @@ class Contrast:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """All methods on identical items, the best first.
+    """All methods on identical items, the best first. The headline decides; the metrics `beside` it are compared in the same way and told.
 
     Bounds, not methods, in units of the headline: `oracle` is the mean of each persona's best method, picked on one half of its items and
     scored on the other; `ceiling` is the mean of each item's best method, picked on the same items; `floor` is the score of another
@@ -126,6 +129,8 @@ class Comparison:
 
     headline: str
     metrics: tuple[str, ...]
+    beside: tuple[str, ...]
+    second_headline: str | None
     reference: str | None
     methods: tuple[MethodResult, ...]
     champion: str | None

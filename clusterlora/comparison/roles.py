@@ -2,9 +2,6 @@
 
 from clusterlora.methods import METHODS
 
-BASELINE = next(name for name, method in METHODS.items() if method.is_base)
-"""The base model without an adapter."""
-
 
 def is_control(method: str) -> bool:
     """Return whether the method is a control, which explains the gain of another method and is never deployed."""

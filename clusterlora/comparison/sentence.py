@@ -32,8 +32,8 @@ def sentence(comparison: Comparison) -> str:
     gate = [comparison.gate] if comparison.gate else []
     if not comparison.has_verdict:
         return " ".join([_too_few(comparison), *gate, _basis(comparison), *_cut(comparison)])
-    parts = [*_no_champion(comparison), *_outcome(comparison), *_contrasted(comparison), *_others(comparison), *_below_floor(comparison)]
-    return " ".join([*parts, *gate, _basis(comparison), *_cut(comparison)])
+    parts = [*_no_champion(comparison), *_outcome(comparison), *_beside(comparison), *_contrasted(comparison), *_others(comparison)]
+    return " ".join([*parts, *_below_floor(comparison), *gate, _basis(comparison), *_cut(comparison)])
 
 
 def _too_few(comparison: Comparison) -> str:
@@ -62,6 +62,12 @@ def _no_champion(comparison: Comparison) -> Iterator[str]:
         assert missing.difference is not None
         shown = f"{format_difference(comparison, missing.difference)}: {explain(comparison, missing.difference)}"
         yield f"No champion: {value} is not shown to beat the base model without an adapter ({shown})."
+    elif missing.reason == "second headline":
+        assert missing.difference is not None
+        assert comparison.second_headline is not None
+        metric = METRICS[comparison.second_headline]
+        shown = format_difference(comparison, missing.difference, metric.name)
+        yield f"No champion: {value} is shown to be worse than {comparison.reference} on the second headline, {metric.label} ({shown})."
     elif missing.reason == "lowest":
         yield f"No champion: nothing is shown to beat {value}, and its mean is the worst of all."
     else:
@@ -130,6 +136,26 @@ def _claim(comparison: Comparison) -> str:
     return f"that this is because {cause} is not shown: {_contrast(comparison, contrast)}"
 
 
+def _beside(comparison: Comparison) -> Iterator[str]:
+    """Yield how the champion, or the best other method, does on the metrics beside the headline."""
+    others = [result for result in comparison.methods if result.vs_reference is not None and can_win(result.method)]
+    subject = next((result for result in others if result.method == comparison.champion), next(iter(others), None))
+    if subject is not None and subject.beside:
+        clauses = [
+            f"{METRICS[metric].label} {_mean(subject, metric)} ({format_difference(comparison, difference, metric)}: "
+            f"{OUTCOMES[difference.outcome]}{', on the second headline' if metric == comparison.second_headline else ''})"
+            for metric, difference in subject.beside.items()
+        ]
+        yield f"Beside it, {subject.method} against {comparison.reference}: {'; '.join(clauses)}."
+    on_second = subject.beside.get(comparison.second_headline or "") if subject is not None else None
+    if subject is not None and subject.method != comparison.champion and on_second is not None and on_second.outcome == "worse":
+        yield f"That is why {subject.method} is not champion."
+
+
+def _mean(result: MethodResult, metric: str) -> str:
+    return METRICS[metric].format(result.means[metric]) + ("%" if METRICS[metric].percent else "")
+
+
 def _contrasted(comparison: Comparison) -> Iterator[str]:
     """Yield a sentence per method with contrasts, except the one that the claim is about."""
     champion = comparison.champion
@@ -172,12 +198,13 @@ def _shown(comparison: Comparison, score: float) -> str:
     return metric.format(score) + ("%" if metric.percent else "")
 
 
-def format_difference(comparison: Comparison, difference: PairedDifference) -> str:
-    """Return mean, interval and corrected p-value."""
-    metric = METRICS[comparison.headline]
+def format_difference(comparison: Comparison, difference: PairedDifference, metric_name: str | None = None) -> str:
+    """Return mean, interval and corrected p-value, of the headline unless another metric is named."""
+    metric = METRICS[metric_name or comparison.headline]
     low, high = metric.format(difference.ci_low, signed=True), metric.format(difference.ci_high, signed=True)
     p = "p < 0.001" if difference.p_holm < 0.001 else f"p = {difference.p_holm:.3f}"
-    return f"{metric.format(difference.mean, signed=True)}{_points(comparison)} [{low}, {high}], {p}"
+    points = " points" if metric.percent else ""
+    return f"{metric.format(difference.mean, signed=True)}{points} [{low}, {high}], {p}"
 
 
 def shares(difference: PairedDifference) -> str:

@@ -214,7 +214,7 @@ def _versus(comparison: Comparison) -> str:
 
 
 def _other_metrics(comparison: Comparison) -> list[str]:
-    return [metric for metric in comparison.metrics if metric != comparison.headline]
+    return [metric for metric in comparison.metrics if metric != comparison.headline and metric not in comparison.beside]
 
 
 def _record(comparison: Comparison, result: MethodResult) -> dict[str, Any]:
@@ -244,7 +244,12 @@ def _record(comparison: Comparison, result: MethodResult) -> dict[str, Any]:
         "normalised": result.normalised,
         "mean_low": result.mean_low,
         "mean_high": result.mean_high,
-        **{metric: result.means[metric] for metric in _other_metrics(comparison)},
+        **{metric: result.means[metric] for metric in comparison.metrics if metric != comparison.headline},
+        **{
+            f"{metric}_{_versus(comparison) if field == 'mean' else field}": getattr(result.beside.get(metric), field, None)
+            for metric in comparison.beside
+            for field in ("mean", "ci_low", "ci_high", "p_holm", "outcome")
+        },
         "answers_cut": cut.share if (cut := comparison.cut.get(result.method)) else None,
         "references_cut": cut.share_of_references if cut else None,
         "n_personas": comparison.n_personas,
@@ -273,6 +278,8 @@ def _document(comparison: Comparison) -> dict[str, Any]:
         "n_seeds": comparison.n_seeds,
         "bootstrap_draws": comparison.draws,
         "margin": comparison.margin,
+        "beside": comparison.beside,
+        "second_headline": comparison.second_headline,
         "gate": comparison.gate,
         "cluster_sizes": comparison.cluster_sizes,
         "methods": [
@@ -288,6 +295,7 @@ def _columns(comparison: Comparison) -> tuple[str, ...]:
     return (
         "method",
         comparison.headline,
+        *comparison.beside,
         _versus(comparison),
         *_AGAINST,
         "worst_persona",
@@ -301,6 +309,7 @@ def _cells(comparison: Comparison, result: MethodResult) -> tuple[str, ...]:
     return (
         result.method + marks(comparison, result.method),
         metric.format(result.means[comparison.headline]) + (" (below floor)" if comparison.is_below_floor(result) else ""),
+        *(METRICS[name].format(result.means[name]) for name in comparison.beside),
         *against,
         metric.format(result.worst_persona),
         *(METRICS[name].format(result.means[name]) for name in _other_metrics(comparison)),

@@ -29,7 +29,8 @@ _CONFIGURATION = """\
 name = "{name}"
 
 # Methods to compare. `clusterlora study run --preset all --show-settings` prints every method and every setting.
-methods = ["baseline", "unified", "per_persona", "cluster"]
+# The last two are controls: they tell a gain because of who people are from one that any grouping, or any small adapter, has.
+methods = ["baseline", "unified", "per_persona", "cluster", "random_cluster", "swapped_persona"]
 
 [data]
 source = "table"

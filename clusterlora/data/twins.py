@@ -30,6 +30,18 @@ def nameless_text(dialogue: Dialogue, own: AbstractSet[str]) -> str:
     return " ".join("" if word in own else word for word in words)
 
 
+def twins_note(personas: Sequence[Persona]) -> str | None:
+    """Return in a sentence how many test dialogues have a near twin in somebody else's train split; None without any."""
+    twins = near_twins(personas)
+    if not twins:
+        return None
+    n_test = sum(len(persona.of_split("test")) for persona in personas)
+    return (
+        f"{len(twins)} of {n_test} test dialogues nearly repeat a train dialogue of somebody else: a leak for unified and clusters, which "
+        "learn from several people, and none for per_persona."
+    )
+
+
 def near_twins(personas: Sequence[Persona]) -> tuple[tuple[str, str], ...]:
     """Return (persona id, dialogue id) of the test dialogues that nearly repeat a train dialogue of somebody else.
 

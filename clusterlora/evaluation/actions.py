@@ -82,6 +82,7 @@ _TOKEN = re.compile(
     ),
     re.IGNORECASE,
 )
+_DEVICE = re.compile(rf"\b(?:{'|'.join(_DEVICES.values())})\b", re.IGNORECASE)
 _SENTENCE = re.compile(r"[^.!?;\n]*(?:[.!?;](?!\s)[^.!?;\n]*)*[.!?;\n]*")
 
 
@@ -104,6 +105,11 @@ def actions(text: str) -> Actions:
         if not sentence.rstrip(" \"'»”").endswith("?"):
             parser.parse([_Token.of(match) for match in _TOKEN.finditer(sentence)])
     return Actions(frozenset(parser.named) | {device for device, _ in parser.settings}, parser.settings)
+
+
+def names_a_device(text: str) -> bool:
+    """Return whether the text names a device. A text that sets degrees may do so without: it may also be a recipe."""
+    return _DEVICE.search(text) is not None
 
 
 def overlap_f1(answer: Set[Hashable], reference: Set[Hashable]) -> float:

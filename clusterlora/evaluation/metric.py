@@ -44,7 +44,8 @@ class Metric:
     """A score per item. Values of a `percent` metric lie in 0..1 and are formatted times 100; others with `decimals`.
 
     `embeds` marks metrics of embeddings: answers and references are embedded while other answers are generated. Where no metric
-    `reads_answers`, nothing is generated.
+    `reads_answers`, nothing is generated. `carried` says whether a text has what a metric of a domain measures, such as numbers; where
+    enough references have it, it is computed beside the headline.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Metric:
     decimals: int = 3
     embeds: bool = False
     reads_answers: bool = True
+    carried: Callable[[str], bool] | None = None
 
     def format(self, value: float, *, signed: bool = False) -> str:
         """Return the value as text: percent with two decimals, anything else with the metric's."""

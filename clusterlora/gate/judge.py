@@ -1,5 +1,7 @@
 """The gate's decision: every criterion applied to one trial."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from clusterlora.gate.criteria import CRITERIA
@@ -8,18 +10,28 @@ from clusterlora.settings import GateSettings
 from clusterlora.values import Verdict
 
 
-def judge(candidate: Scores, unified: Scores, settings: GateSettings, *, rung: str, adapter: str, rng: np.random.Generator) -> Verdict:
+def judge(
+    candidate: Scores,
+    unified: Scores,
+    settings: GateSettings,
+    *,
+    rung: str,
+    adapter: str,
+    rng: np.random.Generator,
+    second: tuple[Scores, Scores] | None = None,
+) -> Verdict:
     """Return the verdict on a candidate adapter against unified, on the same personas and items.
 
     Args:
         candidate: similarities of the adapter on trial, one array of items per persona.
         unified: the same personas and items, answered with unified.
         rung: which try of the ladder of hyper-parameters this is.
+        second: candidate and unified on the study's second headline, if it has one.
 
     Raises:
         BadData: the two sides do not cover the same personas and items, or hold a score that is not finite.
     """
-    both = trial(candidate, unified)
+    both = replace(trial(candidate, unified), second=trial(*second) if second else None)
     outcomes = (criterion(both, settings, rng) for criterion in CRITERIA.values())
     criteria = tuple(outcome for outcome in outcomes if outcome is not None)
     return Verdict(rung=rung, adapter=adapter, criteria=criteria, n_personas=len(both.persona_ids), n_items=len(both.candidate))

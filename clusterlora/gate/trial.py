@@ -17,12 +17,16 @@ DRAWS = 10_000
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Trial:
-    """Scores of both adapters; the items of all personas are concatenated, in the order of the persona ids."""
+    """Scores of both adapters on the headline; the items of all personas are concatenated, in the order of the persona ids.
+
+    `second` are those on the study's second headline; None without one.
+    """
 
     persona_ids: tuple[str, ...]
     persona: Int[np.ndarray, " item"]
     candidate: Float[np.ndarray, " item"]
     unified: Float[np.ndarray, " item"]
+    second: "Trial | None" = None
 
     @property
     def candidate_means(self) -> Float[np.ndarray, " persona"]:

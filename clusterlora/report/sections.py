@@ -125,11 +125,11 @@ def _words(name: object) -> str:
 def methods(comparison: Comparison) -> str:
     """Return the table of methods, best first; clicking a heading sorts it."""
     metric = METRICS[comparison.headline]
-    others = [name for name in comparison.metrics if name != comparison.headline]
+    others = [name for name in comparison.metrics if name != comparison.headline and name not in comparison.beside]
     reference = comparison.reference
     ends = [v for r in comparison.methods if r.vs_reference for v in (r.vs_reference.ci_low, r.vs_reference.ci_high)]
     scale = (min(0.0, *ends), max(0.0, *ends)) if ends else (0.0, 0.0)
-    header = ["method", metric.label, "95% interval"]
+    header = ["method", metric.label, *(METRICS[name].label for name in comparison.beside), "95% interval"]
     if reference:
         header += [f"against {reference}", "its 95% interval", "", "p (Holm)", "outcome", "win / tie / loss"]
     header += ["worst persona", "5th percentile", *(METRICS[name].label for name in others)]
@@ -139,6 +139,7 @@ def methods(comparison: Comparison) -> str:
         cells = [_sortable(result.method + marks(comparison, result.method), result.method, number=False)]
         mean, below = result.means[comparison.headline], comparison.is_below_floor(result)
         cells += [_sortable(metric.format(mean) + (" (below floor)" if below else ""), mean)]
+        cells += [_number(name, result.means[name]) for name in comparison.beside]
         interval = f"{metric.format(result.mean_low)} to {metric.format(result.mean_high)}" if comparison.has_verdict else "-"
         cells += [_sortable(interval, result.mean_low)]
         cells += _against(comparison, result, scale) if reference else []

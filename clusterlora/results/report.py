@@ -10,6 +10,7 @@ from statistics import fmean
 from clusterlora.comparison.new_personas import NewPersonas
 from clusterlora.comparison.power import study_power
 from clusterlora.comparison.result import Comparison
+from clusterlora.data.twins import twins_note
 from clusterlora.durable import write_durably
 from clusterlora.engine.job import mean_by_step
 from clusterlora.metadata import ImportedScores, Refinement, RegisteredChampion, TruthAgreement, changes_of
@@ -112,6 +113,8 @@ def _provenance(state: StudyState, stores: Stores) -> Iterator[tuple[str, str]]:
     studies, study_name = stores.studies, state.name
     if state.provenance:
         yield from ((name.replace("_", " "), str(value)) for name, value in asdict(state.provenance).items() if value is not None)
+    if note := twins_note(state.dataset.personas):
+        yield "leak between people", note
     if state.page:
         yield "MLflow run", state.page
     if agreement := studies.metadata(study_name, TruthAgreement):

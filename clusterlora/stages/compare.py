@@ -1,5 +1,6 @@
 """Compare all methods on the test items and write the study's results folder."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,10 @@ from clusterlora.comparison.new_personas_words import markdown as new_personas_m
 from clusterlora.comparison.result import Comparison
 from clusterlora.comparison.table import write_tables
 from clusterlora.data.prompts import items
+from clusterlora.data.twins import twins_note
 from clusterlora.durable import write_durably
 from clusterlora.errors import BadData
+from clusterlora.evaluation.domain import domain_metrics, with_domain_scores
 from clusterlora.evaluation.metrics import METRICS
 from clusterlora.gate.report import ending
 from clusterlora.metadata import ComparisonSummary, ImportedScores, MethodScore
@@ -42,11 +45,13 @@ def compare(study_name: str, stores: Stores, log: RunLog) -> Comparison:
         rows = evaluation_rows(state, plan, stores)
         if not rows:
             raise BadData(f"study {study_name} has no test answers; run its evaluate step first")
+        beside = _beside_headline(study, rows)
+        rows = with_domain_scores(rows, beside)
         reference_points = scale(state, stores, tuple(dict.fromkeys(row.persona_id for row in rows)))
         comparison = compare_methods(
             rows,
             headline=study.evaluation.headline,
-            higher_is_better={name: METRICS[name].higher_is_better for name in study.evaluation.metrics},
+            higher_is_better={name: METRICS[name].higher_is_better for name in dict.fromkeys((*study.evaluation.metrics, *beside))},
             draws=study.evaluation.bootstrap_draws,
             rng=np.random.default_rng(0),
             reference=REFERENCE,
@@ -54,10 +59,14 @@ def compare(study_name: str, stores: Stores, log: RunLog) -> Comparison:
             floor_same_prompt=reference_points.floor_same_prompt,
             margin=study.evaluation.equivalence_margin / (100 if METRICS[study.evaluation.headline].percent else 1),
             gate=_gate(state),
+            beside=beside,
+            second_headline=study.evaluation.second_headline,
         )
         folder = stores.folder(study_name) / "results"
         newcomers = new_personas(state, plan, stores)
-        write_tables(comparison, rows, folder, more=new_personas_markdown(newcomers) if newcomers else "")
+        note = twins_note(state.dataset.personas)
+        more = (f"\n{note}\n" if note else "") + (new_personas_markdown(newcomers) if newcomers else "")
+        write_tables(comparison, rows, folder, more=more)
         draw(comparison, figure_path(stores, study_name), title=study_name)
         if state.clustering:
             # The cluster step has written it, but perhaps on another machine.
@@ -70,6 +79,13 @@ def compare(study_name: str, stores: Stores, log: RunLog) -> Comparison:
     stores.studies.save_metadata(study_name, _summary(comparison, state))
     log.advance(1)
     return comparison
+
+
+def _beside_headline(study: Study, rows: Sequence[EvaluationRow]) -> tuple[str, ...]:
+    """Return the metrics to be told beside the headline: the second headline, and those of the data's domain."""
+    second = study.evaluation.second_headline
+    names = (*([second] if second else []), *domain_metrics([row.reference for row in rows]))
+    return tuple(name for name in dict.fromkeys(names) if name != study.evaluation.headline)
 
 
 def _summary(comparison: Comparison, state: StudyState) -> ComparisonSummary:

@@ -107,7 +107,16 @@ def verdict_on(state: StudyState, rung: str, cluster: int | None, stores: Stores
     ladder = [one.name for one in rungs(state)]
     share = required_share(study.gate, n_personas=len(candidate), rung=ladder.index(rung), n_rungs=len(ladder))
     settings = replace(study.gate, share_improved=share)
-    verdict = judge_trial(candidate, unified, settings, rung=rung, adapter=adapter, rng=np.random.default_rng(0))
+    second = study.evaluation.second_headline
+    verdict = judge_trial(
+        candidate,
+        unified,
+        settings,
+        rung=rung,
+        adapter=adapter,
+        rng=np.random.default_rng(0),
+        second=_judged_scores(state, rung, cluster, stores, second)[:2] if second else None,
+    )
     if share == study.gate.share_improved:
         return verdict
     note = (
@@ -117,13 +126,18 @@ def verdict_on(state: StudyState, rung: str, cluster: int | None, stores: Stores
     return replace(verdict, notes=(note,))
 
 
-def _judged_scores(state: StudyState, rung: str, cluster: int | None, stores: Stores) -> tuple[Scores, Scores, str]:
-    """Return the val scores of a cluster's adapter and of unified on the cluster's people, and the adapter's name."""
+def _judged_scores(
+    state: StudyState, rung: str, cluster: int | None, stores: Stores, metric: str | None = None
+) -> tuple[Scores, Scores, str]:
+    """Return the val scores of a cluster's adapter and of unified on the cluster's people, and the adapter's name.
+
+    They are of the headline unless another metric is named.
+    """
     plan = work_plan(state, rung_by_name(state, rung))
     candidate, reference = (AdapterComposition((WeightedAdapter(name),)) for name in judged_adapters(plan, cluster))
     persona_ids = plan.specs[candidate.adapter_names[0]].persona_ids
     pairs = [(p, composition) for p in persona_ids for composition in (candidate, reference)]
     keys = {composition: plan.composition_key(composition) for composition in (candidate, reference)}
-    scores = scores_of(state, stores, keys, pairs, "val", state.settings.evaluation.headline)
+    scores = scores_of(state, stores, keys, pairs, "val", metric or state.settings.evaluation.headline)
     of_candidate, of_unified = ({p: scores[p, one] for p in persona_ids} for one in (candidate, reference))
     return of_candidate, of_unified, candidate.adapter_names[0]

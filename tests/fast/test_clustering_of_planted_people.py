@@ -59,7 +59,7 @@ def without_context(dataset: Dataset) -> Dataset:
 
 
 def answers_shuffled(dataset: Dataset, rng: np.random.Generator) -> Dataset:
-    """The same dialogues, dealt to people at random."""
+    """The same dialogues, assigned to people at random."""
     dialogues = [d for p in dataset.personas for d in p.dialogues]
     dealt = iter(rng.permutation(len(dialogues)).tolist())
     return Dataset(tuple(replace(p, dialogues=tuple(dialogues[next(dealt)] for _ in p.dialogues)) for p in dataset.personas))

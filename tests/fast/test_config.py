@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from clusterlora.comparison.roles import deciding_control
 from clusterlora.config import PRESETS, as_mapping, from_mapping, parse_setting, resolve
 from clusterlora.errors import BadSettings, UnknownName
 from clusterlora.metadata import Decision
@@ -36,6 +37,14 @@ def test_later_layers_win(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_is_a_possible_study_of_its_name(name: str) -> None:
     assert resolve(name).name == name
+
+
+@pytest.mark.parametrize("name", [*PRESETS, None])
+def test_every_preset_trains_the_control_of_what_it_could_claim(name: str | None) -> None:
+    methods = resolve(name).methods
+    deciding = [control for method in methods if (control := deciding_control(method)) is not None]
+    assert deciding
+    assert set(deciding) <= set(methods)
 
 
 def test_the_mission_preset_has_the_settings_of_the_mission() -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from clusterlora.data.conversations import beginnings, overlapping_pairs
 from clusterlora.data.leaks import find_leaks
 from clusterlora.data.load import load
-from clusterlora.data.twins import near_twins
+from clusterlora.data.twins import near_twins, twins_note
 from clusterlora.data.validate import examine
 from clusterlora.errors import BadData
 from clusterlora.settings import DataSettings
@@ -183,7 +183,10 @@ def test_near_twins_in_somebody_elses_train_split_are_counted_and_named(tmp_path
     with caplog.at_level(logging.WARNING):
         dataset = load(planted)
     assert len(near_twins(dataset.personas)) == expected_twins(dataset) == examine(planted).near_twins == 12
-    assert "12 of 12 test dialogues nearly repeat a train dialogue of somebody else" in caplog.text
+    told = "12 of 12 test dialogues nearly repeat a train dialogue of somebody else"
+    assert told in caplog.text
+    assert str(twins_note(dataset.personas)).startswith(f"{told}: a leak for unified and clusters")
+    assert twins_note(dataset.personas[:1]) is None
 
 
 def expected_twins(dataset: Dataset) -> int:

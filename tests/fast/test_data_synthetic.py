@@ -28,7 +28,7 @@ def dialogues(**settings: object) -> list[Dialogue]:
     return [dialogue for persona in population(**settings).dataset.personas for dialogue in persona.dialogues]
 
 
-def test_the_same_seed_writes_the_same_bytes_and_another_seed_others(tmp_path: Path) -> None:
+def test_the_same_seed_writes_the_same_bytes_and_another_seed_other_bytes(tmp_path: Path) -> None:
     for folder, seed in (("one", 3), ("two", 3), ("other", 4)):
         write_population(population(seed=seed), tmp_path / folder)
     for name in FILES:

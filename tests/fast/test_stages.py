@@ -64,6 +64,7 @@ def test_a_study_runs_from_data_to_a_registered_champion_and_again_without_doing
     comparison = compare(study.name, stores, LOG)
     assert {result.method for result in comparison.methods} == set(study.methods)
     assert comparison.n_personas == 7
+    assert comparison.beside == ("parameter_f1", "numeric_accuracy"), "a home is set to numbers"
     assert comparison.floor is not None
     assert comparison.floor_same_prompt is not None
     assert comparison.floor < comparison.floor_same_prompt < 1, "who asks for much the same is told much the same"

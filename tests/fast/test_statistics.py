@@ -56,7 +56,7 @@ def test_personas_weigh_the_same_however_many_items_they_have():
     assert set(np.round(np.unique(draws), 6)) == {0.0, 0.5, 1.0}
 
 
-def test_a_constant_gain_has_an_interval_of_no_width_because_draws_are_paired():
+def test_a_constant_gain_has_an_interval_of_zero_width_because_draws_are_paired():
     scores, persona = ragged_scores(np.random.default_rng(2))
     shifted = np.column_stack([scores[:, 0], scores[:, 0] + 0.05])
     draws = paired_bootstrap(shifted, persona, draws=500, rng=np.random.default_rng(0))

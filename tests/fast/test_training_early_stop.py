@@ -20,7 +20,7 @@ pytestmark = pytest.mark.numeric
 Engine = Callable[[BaseModel, list[TrainingJob]], dict[str, TrainingResult]]
 EPOCHS = 6
 HASTY = replace(RECIPE, patience=1, epochs=EPOCHS, learning_rate=3e-2, schedule="constant")
-"""A rate at which a few dialogues are soon learned by heart, so that others become harder to foresee."""
+"""A rate at which a few dialogues are soon memorised, so that others become harder to predict."""
 
 
 def jobs(base: BaseModel, folder: Path) -> list[TrainingJob]:

@@ -9,6 +9,7 @@ from clusterlora.evaluation.metrics.embedding_similarity import EMBEDDING_SIMILA
 from clusterlora.evaluation.metrics.length_ratio import LENGTH_RATIO
 from clusterlora.evaluation.metrics.likelihood import LIKELIHOOD
 from clusterlora.evaluation.metrics.nll import NLL
+from clusterlora.evaluation.metrics.number_f1 import NUMBER_F1
 from clusterlora.evaluation.metrics.numeric_accuracy import NUMERIC_ACCURACY
 from clusterlora.evaluation.metrics.parameter_f1 import PARAMETER_F1
 from clusterlora.evaluation.metrics.persona_accuracy import PERSONA_ACCURACY
@@ -32,5 +33,6 @@ METRICS: Catalog[Metric] = Catalog(
         "numeric_accuracy": NUMERIC_ACCURACY,
         "prompt_tokens": PROMPT_TOKENS,
         "likelihood": LIKELIHOOD,
+        "number_f1": NUMBER_F1,
     },
 )

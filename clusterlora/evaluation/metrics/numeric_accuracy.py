@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 from jaxtyping import Float
 
-from clusterlora.evaluation.actions import Actions, actions
+from clusterlora.evaluation.actions import Actions, actions, names_a_device
 from clusterlora.evaluation.metric import Metric, Scorable
 
 
@@ -28,4 +28,11 @@ def _numbers(parsed: Actions) -> Mapping[tuple[str, str], float]:
     return {parameter: value for parameter, value in parsed.settings.items() if not isinstance(value, str)}
 
 
-NUMERIC_ACCURACY = Metric(name="numeric_accuracy", label="numeric accuracy", higher_is_better=True, percent=True, score=numeric_accuracy)
+NUMERIC_ACCURACY = Metric(
+    name="numeric_accuracy",
+    label="numeric accuracy",
+    higher_is_better=True,
+    percent=True,
+    score=numeric_accuracy,
+    carried=lambda text: names_a_device(text) and bool(_numbers(actions(text))),
+)

@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Float
 
-from clusterlora.evaluation.actions import Actions, actions, overlap_f1
+from clusterlora.evaluation.actions import Actions, actions, names_a_device, overlap_f1
 from clusterlora.evaluation.metric import Metric, Scorable
 
 
@@ -25,4 +25,11 @@ def _parameters(parsed: Actions) -> frozenset[tuple[str, str, str]]:
     )
 
 
-PARAMETER_F1 = Metric(name="parameter_f1", label="parameter F1", higher_is_better=True, percent=True, score=parameter_f1)
+PARAMETER_F1 = Metric(
+    name="parameter_f1",
+    label="parameter F1",
+    higher_is_better=True,
+    percent=True,
+    score=parameter_f1,
+    carried=lambda text: names_a_device(text) and bool(actions(text).settings),
+)

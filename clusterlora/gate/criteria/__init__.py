@@ -7,6 +7,7 @@ import numpy as np
 from clusterlora.catalog import Catalog
 from clusterlora.gate.criteria.above_unified import above_unified
 from clusterlora.gate.criteria.mean_similarity import mean_similarity
+from clusterlora.gate.criteria.second_headline import second_headline
 from clusterlora.gate.criteria.share_of_personas_improved import share_of_personas_improved
 from clusterlora.gate.criteria.worst_persona import worst_persona
 from clusterlora.gate.trial import Trial
@@ -22,5 +23,6 @@ CRITERIA: Catalog[Judgement] = Catalog(
         "above_unified": above_unified,
         "worst_persona": worst_persona,
         "share_of_personas_improved": share_of_personas_improved,
+        "second_headline": second_headline,
     },
 )

@@ -51,7 +51,7 @@ def blow_of(seed: int) -> str:
 
 
 def trial(seed: int, there: Place) -> Trial:
-    """Launch a study, strike at the moment drawn for the seed, launch it again until it ends, and look."""
+    """Launch a study, inject the fault at the moment drawn for the seed, launch it again until it ends, and check what came of it."""
     name, blow, rng, began = f"chaos-{seed}", BLOWS[blow_of(seed)], random.Random(seed), time.monotonic()
     struck = Struck(there, name, seed, [there.launch(name, seed, slow=blow.slow)], rng)
     moment = wait_for_moment(struck, slow_start=blow.place is StackPlace)

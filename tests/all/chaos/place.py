@@ -235,7 +235,7 @@ def _without_addresses() -> dict[str, str]:
 
 @contextmanager
 def place(kind: type[Place] = Place) -> Iterator[Place]:
-    """Yield running services with empty stores, and take them away again."""
+    """Yield running services with empty stores, and remove them afterwards."""
     folder = Path(tempfile.mkdtemp(prefix="clora-chaos-"))
     folder.chmod(0o777)
     names = ("postgres", "mlflow") if kind is Place else ("postgres",)

@@ -20,7 +20,7 @@ class Trial:
     """More exactly what, where the name of the blow does not say it."""
     moment: str
     struck: bool
-    """Whether the study was still running when the blow fell."""
+    """Whether the study was still running when the fault was injected."""
     launches: int
     finished_before: int
     trained_again: tuple[str, ...]

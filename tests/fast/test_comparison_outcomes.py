@@ -1,0 +1,231 @@
+"""Outcomes of a comparison in words: better, worse, equivalent or undecided, contrasts with controls, and what is claimed."""
+
+import io
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+from scipy import stats
+
+from clusterlora.comparison.compare import compare_methods
+from clusterlora.comparison.table import console, markdown
+from clusterlora.errors import BadData
+from clusterlora.evaluation.statistics import holm
+from clusterlora.methods import controls
+from clusterlora.values import EvaluationRow
+from tests.fixtures.comparison import FIVE, compared, difference, evaluation
+
+
+def test_a_contrast_has_one_of_three_outcomes_and_an_undecided_one_names_its_detectable_difference():
+    means = {"unified": 0.80, "cluster": 0.84, "per_persona": 0.75, "hybrid": 0.80, "few_shot": 0.81}
+    few = compared(evaluation(means, (7, 7), n_items=2, noise=0.03))
+    many = compared(evaluation(means | {"few_shot": 0.80}, (100, 100), n_items=8, noise=0.03))
+    for comparison in (few, many):
+        assert (difference(comparison, "cluster").outcome, difference(comparison, "per_persona").outcome) == ("better", "worse")
+        assert (
+            f"Shown to be worse than unified: per_persona ({100 * difference(comparison, 'per_persona').mean:+.2f})." in comparison.sentence
+        )
+    assert difference(few, "hybrid").outcome == "undecided"
+    assert difference(many, "hybrid").outcome == difference(many, "few_shot").outcome == "equivalent"
+    strict = compared(evaluation(means, (7, 7), n_items=2, noise=0.03), margin=0.5)
+    assert difference(strict, "hybrid").outcome == "equivalent", "within a margin of 50 points"
+    for comparison, outcome in ((few, "undecided (≥"), (many, "equivalent")):
+        assert outcome in next(line for line in markdown(comparison).splitlines() if line.startswith("| hybrid"))
+
+
+def test_a_method_that_is_worse_is_called_worse_where_no_method_wins():
+    comparison = compared(evaluation({"unified": 0.80, "cluster": 0.74, "per_persona": 0.70, "hybrid": 0.80}, (20, 20)))
+    assert comparison.champion == "unified"
+    assert "the best other, hybrid, differs by" in comparison.sentence
+    assert "Shown to be worse than unified: cluster (-" in comparison.sentence
+    alone = compared(evaluation({"unified": 0.80, "cluster": 0.74}, (20, 20))).sentence
+    assert "the best other, cluster, differs by -" in alone
+    assert ": shown to be worse." in alone
+
+
+def test_a_difference_as_large_as_the_margin_is_called_equivalent_at_most_one_time_in_twenty():
+    """The other method is worse by the margin; small samples rarely show that, and must not deny it either."""
+    rng = np.random.default_rng(3)
+    outcomes = []
+    for _ in range(300):
+        gains = rng.normal(-0.02, 0.05, 12).tolist()
+        rows = [
+            EvaluationRow(
+                method, f"p{p:02d}", p % 2, f"p{p:02d}/0", "", "", "", {"embedding_similarity": 0.7 + gain * (method == "cluster")}
+            )
+            for p, gain in enumerate(gains)
+            for method in ("unified", "cluster")
+        ]
+        comparison = compare_methods(
+            rows, headline="embedding_similarity", higher_is_better={"embedding_similarity": True}, draws=200, rng=rng, margin=0.02
+        )
+        outcomes.append(difference(comparison, "cluster").outcome)
+    assert outcomes.count("equivalent") <= stats.binom.ppf(0.999, 300, 0.05)
+
+
+def test_a_study_that_is_too_small_says_which_difference_it_shows_four_times_in_five():
+    comparison = compared(evaluation({"unified": 0.8, "cluster": 0.8, "hybrid": 0.8}, (20,), n_items=3))
+    shown = difference(comparison, "cluster").detectable
+    assert shown is not None
+    assert f"show a difference of {100 * shown:.2f} points or more four times in five" in comparison.sentence
+    hits = [
+        difference(
+            compared(evaluation({"unified": 0.7, "cluster": 0.7 + shown, "hybrid": 0.7}, (20,), n_items=3, seed=seed), draws=200), "cluster"
+        ).outcome
+        for seed in range(60)
+    ]
+    assert 0.6 <= np.mean([outcome == "better" for outcome in hits]) <= 0.97
+    six = compared(evaluation({"baseline": 0.3, "unified": 0.5, "cluster": 0.8, "hybrid": 0.5}, (6,)))
+    assert difference(six, "cluster").detectable is None
+    assert "not told apart, as no difference could be shown with 6 personas" in six.sentence
+
+
+def test_a_control_or_the_base_model_is_never_champion_however_good():
+    rows = evaluation({"baseline": 0.95, "unified": 0.7, "cluster": 0.75, "random_cluster": 0.9, "unified_longer": 0.9}, (20, 20))
+    comparison = compared(rows)
+    assert comparison.champion is None
+    assert "No champion: cluster (" in comparison.sentence
+    assert "baseline, which cannot be champion (+" in comparison.sentence
+    assert "random_cluster, which cannot be champion (+" in comparison.sentence
+    assert compared([r for r in rows if r.method != "baseline"]).champion == "cluster"
+    assert compared([r for r in rows if r.method != "unified"]).champion is None, "without a reference the base model wins nothing either"
+    assert compared([r for r in rows if r.method in ("cluster", "random_cluster")]).champion == "cluster"
+    with pytest.raises(BadData, match="controls alone were answered"):
+        compared([r for r in rows if r.method == "random_cluster"])
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.integers(0, 50))
+def test_base_model_and_controls_do_not_cost_the_methods_any_power(seed: int):
+    rows = evaluation(FIVE | dict.fromkeys(controls(), 0.79), (4, 5), seed=seed)
+    alone = compared([r for r in rows if r.method not in (*controls(), "baseline")], draws=100)
+    beside = compared(rows, draws=100)
+    for method in ("cluster", "per_persona", "selective_routing"):
+        assert difference(beside, method).p_holm == difference(alone, method).p_holm
+    others = [difference(beside, method) for method in (*controls(), "baseline")]
+    assert [d.p_holm for d in others] == pytest.approx(holm(np.array([d.p for d in others])).tolist())
+
+
+def test_the_champion_and_the_clusters_are_contrasted_with_controls_and_the_champion_with_the_runner_up():
+    means = FIVE | {"cluster": 0.83, "hybrid": 0.86, "random_cluster": 0.79, "unified_longer": 0.83}
+    comparison = compared(evaluation(means, n_items=6, noise=0.02))
+    assert comparison.champion == "hybrid"
+    assert [(c.method, c.other, c.is_control) for c in comparison.contrasts] == [
+        ("hybrid", "cluster", False),
+        ("hybrid", "random_cluster", True),
+        ("hybrid", "unified_longer", True),
+        ("cluster", "random_cluster", True),
+        ("cluster", "unified_longer", True),
+    ]
+    for contrast in comparison.contrasts:
+        means_of_both = [comparison.method(name).means["embedding_similarity"] for name in (contrast.method, contrast.other)]
+        assert contrast.difference.mean == pytest.approx(means_of_both[0] - means_of_both[1])
+    assert [c.difference.p_holm for c in comparison.contrasts] == holm(np.array([c.difference.p for c in comparison.contrasts])).tolist()
+    assert "hybrid beats the runner-up cluster (+" in comparison.sentence
+    assert "cluster beats a random partition of the same sizes (+" in comparison.sentence
+    longer = comparison.contrast("cluster", "unified_longer")
+    assert longer is not None
+    assert longer.difference.outcome in ("equivalent", "undecided")
+    assert (
+        "; is equivalent to unified trained for" in comparison.sentence
+        or "; is not told apart from unified trained for" in comparison.sentence
+    )
+    assert "| hybrid | cluster | runner-up |" in markdown(comparison)
+
+
+def test_personalisation_is_claimed_only_where_the_control_of_the_claim_is_beaten():
+    gain = {"unified": 0.78, "cluster": 0.84}
+    apart = compared(evaluation(gain | {"random_cluster": 0.78}, (10, 20)))
+    alike = compared(evaluation(gain | {"random_cluster": 0.84}, (10, 20)))
+    worse = compared(evaluation(gain | {"random_cluster": 0.90}, (10, 20)))
+    first = [comparison.sentence.split(". ")[0] for comparison in (apart, alike, worse)]
+    assert all(sentence.startswith("cluster beats unified: ") for sentence in first)
+    assert "; and because the people of a cluster are alike: cluster beats a random partition of the same sizes (+" in apart.sentence
+    assert "alike is not shown: cluster is not told apart from a random partition of the same sizes (" in alike.sentence
+    assert "alike is not shown: cluster is shown to be worse than a random partition of the same sizes (-" in worse.sentence
+    assert "; without the control random_cluster nothing tests whether" in compared(evaluation(gain, (10, 20))).sentence
+    other = compared(evaluation({"unified": 0.78, "hybrid": 0.84}, (10, 20)))
+    assert "; no control of this study tests whether that is because of who the people are." in other.sentence
+    own = compared(evaluation({"unified": 0.78, "per_persona": 0.84, "swapped_persona": 0.78}, (10, 20)))
+    assert "; and because everybody's adapter has learnt from them: per_persona beats somebody else's personal adapter (+" in own.sentence
+
+
+def test_tie_and_loss_rates_accompany_every_win_rate():
+    rows = [
+        r
+        for r in evaluation({"unified": 0.8, "cluster": 0.86}, (10, 20), noise=0.02)
+        if r.method == "unified" or r.persona_id < "persona_015"
+    ]
+    rows += [replace(r, method="cluster") for r in rows if r.persona_id >= "persona_015"]
+    comparison = compared(rows)
+    against = difference(comparison, "cluster")
+    assert (against.tie_rate, against.win_rate + against.tie_rate + against.loss_rate) == (0.5, pytest.approx(1.0))
+    shares = f"{100 * against.win_rate:.0f} / 50 / {100 * against.loss_rate:.0f}%"
+    assert shares in markdown(comparison)
+    assert f"equal for 50% and worse for {against.loss_rate:.0%} of the personas" in comparison.sentence
+    out = io.StringIO()
+    Console(file=out, width=160).print(console(comparison))
+    assert shares in out.getvalue()
+
+
+def test_dependent_personas_of_a_cluster_widen_the_interval_and_disagreeing_clusters_are_reported():
+    rows = evaluation({"unified": 0.80, "cluster": 0.80}, (10, 10, 10, 10), noise=0.005)
+    gains = {0: 0.06, 1: 0.05, 2: 0.04, 3: -0.03}
+    moved = [
+        replace(r, scores={**r.scores, "embedding_similarity": r.scores["embedding_similarity"] + gains[r.cluster]})
+        if r.method == "cluster"
+        else r
+        for r in rows
+    ]
+    comparison = compared(moved)
+    against = difference(comparison, "cluster")
+    assert against.robust_low is not None
+    assert against.robust_high is not None
+    assert against.ci_low > 0 > against.robust_low
+    assert against.robust_high - against.robust_low > 2 * (against.ci_high - against.ci_low)
+    assert against.clusters_disagree
+    assert against.by_cluster == pytest.approx(
+        {k: comparison.method("cluster").by_cluster[k] - comparison.method("unified").by_cluster[k] for k in gains}
+    )
+    assert "though not if the people of a cluster share their luck [-" in comparison.sentence
+    assert f"by cluster {', '.join(f'{100 * gain:+.2f}' for gain in against.by_cluster.values())}" in comparison.sentence
+    one_cluster = difference(compared(evaluation({"unified": 0.8, "cluster": 0.8}, (6,))), "cluster")
+    assert (one_cluster.robust_low, one_cluster.robust_high) == (None, None)
+
+
+def test_the_variance_of_training_seeds_is_in_the_interval():
+    rows = evaluation({"baseline": 0.5, "unified": 0.80, "cluster": 0.80}, (20, 20), noise=0.01)
+    shift = {0: 0.05, 1: 0.0, 2: 0.04}
+
+    def trained(seed: int) -> list[EvaluationRow]:
+        return [
+            replace(
+                r,
+                seed=seed,
+                scores={**r.scores, "embedding_similarity": r.scores["embedding_similarity"] + shift[seed] * (r.method == "cluster")},
+            )
+            for r in rows
+            if r.method != "baseline" or seed == 0
+        ]
+
+    one, three = compared(rows), compared([row for seed in shift for row in trained(seed)])
+    narrow, wide = difference(one, "cluster"), difference(three, "cluster")
+    assert wide.ci_high - wide.ci_low > 5 * (narrow.ci_high - narrow.ci_low)
+    assert wide.p < 0.001, "over people alone, the gain of these three trainings is sure"
+    assert wide.outcome == "undecided"
+    assert three.champion == "unified"
+    assert wide.detectable is not None
+    assert narrow.detectable is not None
+    assert wide.detectable > narrow.detectable
+    assert difference(three, "baseline").ci_high < -0.2, "what is not trained has no seeds of its own"
+    assert "3 trainings each." in three.sentence
+
+
+def test_the_sentence_says_how_the_gate_ended():
+    gate = "The cluster adapters are those of rung lower-lr, which passed the gate after own was refused."
+    comparison = compared(evaluation(FIVE), gate=gate)
+    assert gate in comparison.sentence
+    assert gate in markdown(comparison)

@@ -1,0 +1,189 @@
+"""Metrics of a domain stand beside the headline where the references carry what they measure."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from clusterlora.comparison.compare import compare_methods
+from clusterlora.comparison.result import Comparison
+from clusterlora.comparison.table import markdown, summary_records
+from clusterlora.config import resolve
+from clusterlora.errors import BadSettings
+from clusterlora.evaluation.domain import LEAST_SHARE, domain_metrics, with_domain_scores
+from clusterlora.evaluation.metrics import METRICS
+from clusterlora.evaluation.metrics.number_f1 import numbers
+from clusterlora.gate.judge import judge
+from clusterlora.ports.stores import Stores
+from clusterlora.settings import GateSettings, Study
+from clusterlora.stages.compare import compare
+from clusterlora.values import EvaluationRow
+from tests.fixtures.stages import LOG, run
+
+HOME, RECIPE, PROSE = "The lights go to 20%, warm.", "Bake it for 45 minutes at 180 degrees.", "With pleasure, my dear."
+
+
+@pytest.mark.parametrize(
+    ("references", "metrics"),
+    [
+        ([HOME] * 10, ("parameter_f1", "numeric_accuracy")),
+        ([RECIPE] * 10, ("number_f1",)),
+        ([PROSE] * 10, ()),
+        ([HOME, *[PROSE] * 9], ("parameter_f1", "numeric_accuracy")),
+        ([HOME, *[PROSE] * 10], ()),
+        (["The lights are warm, the security is armed."] * 10, ("parameter_f1",)),
+        ([], ()),
+    ],
+    ids=["a home", "recipes", "neither", "a tenth", "less than a tenth", "parameters without numbers", "nothing"],
+)
+def test_the_metrics_of_a_domain_are_those_that_a_tenth_of_the_references_carry(references: list[str], metrics: tuple[str, ...]) -> None:
+    assert domain_metrics(references) == metrics
+    assert pytest.approx(0.1) == LEAST_SHARE
+
+
+@pytest.mark.parametrize(
+    ("text", "reference", "score"),
+    [
+        ("45 minutes at 180", "Bake for 45 minutes at 180 degrees", 1.0),
+        ("45 minutes at 200", "45 minutes at 180", 0.5),
+        ("1000 g", "1,000 g", 1.0),
+        ("7", "7 and 7", pytest.approx(2 / 3)),
+        ("none", "none", 1.0),
+        ("3", "none", 0.0),
+        ("none", "3", 0.0),
+        ("1.5 l", "15 l", 0.0),
+    ],
+)
+def test_numbers_are_compared_as_a_multiset(text: str, reference: str, score: float) -> None:
+    (row,) = with_domain_scores([EvaluationRow("m", "p", 0, "i", "", reference, text, {})], ("number_f1",))
+    assert row.scores["number_f1"] == score
+
+
+def test_thousands_may_be_separated() -> None:
+    assert dict(numbers("1,234,567 of 1,23 and 2.5")) == {"1234567": 1, "1,23": 1, "2.5": 1}
+
+
+def test_scores_that_a_row_has_are_kept() -> None:
+    (row,) = with_domain_scores([EvaluationRow("m", "p", 0, "i", "", HOME, PROSE, {"parameter_f1": 0.25})], ("parameter_f1",))
+    assert row.scores == {"parameter_f1": 0.25}
+
+
+def compared(beside: tuple[str, ...] = ("parameter_f1", "numeric_accuracy"), **changes: str) -> Comparison:
+    """Return a comparison in which `cluster` sounds better than unified and sets every number wrongly."""
+    rng = np.random.default_rng(0)
+    rows = [
+        EvaluationRow(method, f"p{person}", person % 2, f"p{person}/{item}", "", HOME, text, {"rouge_l": mean + rng.normal(0, 0.01)})
+        for method, mean, text in (
+            ("baseline", 0.3, PROSE),
+            ("unified", 0.5, HOME),
+            ("cluster", 0.8, "The lights go to 90%, warm."),
+        )
+        for person in range(10)
+        for item in range(3)
+    ]
+    names = ("rouge_l", *beside)
+    return compare_methods(
+        with_domain_scores(rows, beside),
+        headline="rouge_l",
+        higher_is_better={name: METRICS[name].higher_is_better for name in names},
+        draws=200,
+        rng=np.random.default_rng(0),
+        beside=beside,
+        second_headline=changes.get("second_headline"),
+    )
+
+
+def test_an_answer_that_sounds_right_and_sets_the_wrong_number_is_told_beside_the_headline() -> None:
+    comparison = compared()
+    assert comparison.champion == "cluster", "the headline decides"
+    cluster = comparison.method("cluster")
+    assert {name: difference.outcome for name, difference in cluster.beside.items()} == {
+        "parameter_f1": "equivalent",
+        "numeric_accuracy": "worse",
+    }
+    assert (
+        "Beside it, cluster against unified: parameter F1 100.00% (+0.00 points [+0.00, +0.00], p = 1.000: equivalent); "
+        "numeric accuracy 0.00% (-100.00 points [-100.00, -100.00], p = 0.002: shown to be worse)."
+    ) in comparison.sentence
+
+
+def test_they_stand_next_to_the_headline_in_the_table_and_with_their_differences_in_the_file() -> None:
+    comparison = compared()
+    header = next(line for line in markdown(comparison).splitlines() if line.startswith("| method |"))
+    assert header.startswith("| method | rouge_l | parameter_f1 | numeric_accuracy | vs_unified |")
+    assert header.count("numeric_accuracy") == 1
+    records = {record["method"]: record for record in summary_records(comparison)}
+    assert len({tuple(record) for record in records.values()}) == 1, "every row of the file has the same columns"
+    assert records["cluster"]["numeric_accuracy_vs_unified"] == -1.0
+    assert records["cluster"]["numeric_accuracy_outcome"] == "worse"
+    assert records["unified"]["numeric_accuracy_vs_unified"] is None
+
+
+def test_metrics_beside_the_headline_change_none_of_its_numbers() -> None:
+    with_them, without = compared(), compared(())
+    for one, other in zip(with_them.methods, without.methods, strict=True):
+        assert (one.method, one.vs_reference, one.mean_low, one.mean_high) == (
+            other.method,
+            other.vs_reference,
+            other.mean_low,
+            other.mean_high,
+        )
+    assert "Beside it" not in without.sentence
+
+
+def test_a_champion_is_not_worse_on_the_second_headline() -> None:
+    comparison = compared(second_headline="numeric_accuracy")
+    assert comparison.champion == "unified"
+    assert "cluster is shown to beat unified" in comparison.sentence
+    assert "p = 0.002: shown to be worse, on the second headline). That is why cluster is not champion." in comparison.sentence
+    assert compared(second_headline="parameter_f1").champion == "cluster", "equivalent is not worse"
+
+
+def gains(mean: float, seed: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return {f"p{person}": mean + rng.normal(0, 0.02, size=6) for person in range(16)}
+
+
+@pytest.mark.parametrize(("on_second", "passed"), [(0.8, True), (0.6, False)])
+def test_a_gate_that_asks_for_both_headlines_passes_only_what_gains_on_both(on_second: float, passed: bool) -> None:
+    settings = GateSettings(worst_persona=None, second_headline=True)
+    sides = {"candidate": gains(0.8, 0), "unified": gains(0.7, 1)}
+    second = (gains(on_second, 2), gains(0.7, 3))
+    verdict = judge(**sides, settings=settings, rung="own", adapter="a", rng=np.random.default_rng(0), second=second)
+    assert verdict.passed == passed
+    (criterion,) = [one for one in verdict.criteria if one.name == "second_headline"]
+    assert criterion.passed == passed
+    assert criterion.value == pytest.approx(on_second - 0.7, abs=0.02)
+    unasked = replace(settings, second_headline=False)
+    assert judge(**sides, settings=unasked, rung="own", adapter="a", rng=np.random.default_rng(0), second=second).passed
+
+
+def test_the_gate_of_a_study_judges_the_second_headline_on_val(seven: Study, stores: Stores) -> None:
+    study = replace(
+        seven,
+        gate=replace(seven.gate, second_headline=True, ladder=()),
+        evaluation=replace(seven.evaluation, second_headline="rouge_l"),
+    )
+    run(study, stores)
+    (verdict,) = stores.studies.verdicts(study.name)
+    assert "second_headline" in {criterion.name for criterion in verdict.criteria}
+    comparison = compare(study.name, stores, LOG)
+    assert comparison.beside == ("rouge_l", "parameter_f1", "numeric_accuracy")
+    assert comparison.second_headline == "rouge_l"
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"evaluation.second_headline": "embedding_similarity"}, "is the headline already"),
+        ({"evaluation.second_headline": "chrf"}, "evaluation.second_headline = 'chrf': not measured; add it to evaluation.metrics"),
+        ({"gate.second_headline": True}, "evaluation.second_headline names no metric"),
+        (
+            {"gate.second_headline": True, "evaluation.second_headline": "nll"},
+            "of which more is better, not nll",
+        ),
+    ],
+)
+def test_a_second_headline_that_cannot_be_asked_for_is_refused(settings: dict[str, object], problem: str) -> None:
+    with pytest.raises(BadSettings, match=problem):
+        resolve(overrides=settings)
