@@ -84,7 +84,9 @@ def compare(study_name: str, stores: Stores, log: RunLog) -> Comparison:
 def _beside_headline(study: Study, rows: Sequence[EvaluationRow]) -> tuple[str, ...]:
     """Return the metrics to be told beside the headline: the second headline, and those of the data's domain."""
     second = study.evaluation.second_headline
-    names = (*([second] if second else []), *domain_metrics([row.reference for row in rows]))
+    # A study whose metrics read no answers has none: they would all be wrong.
+    has_answers = any(METRICS[name].reads_answers for name in study.evaluation.metrics)
+    names = (*([second] if second else []), *(domain_metrics([row.reference for row in rows]) if has_answers else ()))
     return tuple(name for name in dict.fromkeys(names) if name != study.evaluation.headline)
 
 
