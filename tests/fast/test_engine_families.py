@@ -14,7 +14,7 @@ import transformers
 from peft import PeftModel
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers.models.gemma2 import modeling_gemma2
+from torch.nn import functional
 
 from clusterlora.chat.encoder import TokenSequence
 from clusterlora.engine import backends, inference_backends, reference, training_loop
@@ -136,7 +136,7 @@ def base_of(
         model.config.name_or_path = str(folder)
         return replace(plain, model=model, name=str(folder))
 
-    monkeypatch.setattr(modeling_gemma2.nn.functional, "softmax", softmax)
+    monkeypatch.setattr(functional, "softmax", softmax)
     return base
 
 
