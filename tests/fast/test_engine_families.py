@@ -133,7 +133,7 @@ def base_of(
             monkeypatch.setattr(norm_class, "forward", norm)
         folder = tmp_path_factory.mktemp("base")
         model.config.save_pretrained(folder)
-        model.config.name_or_path = str(folder)
+        model.name_or_path = model.config.name_or_path = str(folder)
         return replace(plain, model=model, name=str(folder))
 
     monkeypatch.setattr(functional, "softmax", softmax)
