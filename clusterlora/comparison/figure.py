@@ -41,10 +41,12 @@ def compose(comparison: Comparison, title: str) -> Figure:
     n_methods = len(comparison.methods)
     widths_inches = (8.2, 4.6, 1.5 + 0.6 * min(len(comparison.cluster_sizes), _MOST_CLUSTERS_WITH_NUMBERS))
     width_inches = sum(widths_inches)
-    figure = Figure(figsize=(width_inches, 3.2 + 0.5 * n_methods), dpi=120, layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.08))
+    heading = [title, *textwrap.wrap(comparison.sentence, int(10.4 * width_inches))]
+    height_inches = 2.2 + 0.22 * len(heading) + 0.5 * n_methods
+    figure = Figure(figsize=(width_inches, height_inches), dpi=120, layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.08))
     FigureCanvasAgg(figure)
     # Names are data and may contain $, which must not start math mode.
-    figure.suptitle(f"{title}\n{textwrap.fill(comparison.sentence, int(10.4 * width_inches))}", fontsize=12.5, color=_INK, parse_math=False)
+    figure.suptitle("\n".join(heading), fontsize=12.5, color=_INK, parse_math=False)
     panels = figure.subplots(1, 3, width_ratios=widths_inches)
     _draw_means(panels[0], comparison)
     _draw_personas(panels[1], comparison)

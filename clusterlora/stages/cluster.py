@@ -8,13 +8,13 @@ from clusterlora.adapters.stored import stored_folder
 from clusterlora.clustering.cluster import cluster_personas
 from clusterlora.clustering.features import Evidence, Sources
 from clusterlora.clustering.summary import sentence
+from clusterlora.comparison.roles import is_control
 from clusterlora.data.prompts import messages, prompt_encoder
 from clusterlora.data.synthetic import planted
 from clusterlora.engine.stacked import read_adapter
 from clusterlora.errors import BadSettings
 from clusterlora.gate.judged_cluster import words
 from clusterlora.metadata import TruthAgreement
-from clusterlora.methods import METHODS
 from clusterlora.models.model_cache import base_model, embedder
 from clusterlora.planning.ladder import GATED, REFERENCE
 from clusterlora.planning.study_state import StudyState, read_state
@@ -55,7 +55,7 @@ def cluster(study_name: str, stores: Stores, log: RunLog) -> Clustering:
 
 def _check_methods(state: StudyState) -> None:
     """Raise BadSettings if no method is left without clusters that could be champion."""
-    if not state.settings.methods or all(METHODS[name].is_control for name in state.settings.methods):
+    if not state.settings.methods or all(is_control(name) for name in state.settings.methods):
         raise BadSettings(f"study {state.name} has no clusters worth having, and its methods need them; set clustering.k, or add unified")
 
 

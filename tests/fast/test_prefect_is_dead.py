@@ -11,7 +11,7 @@ import pytest
 
 from clusterlora.planning.study_state import read_state
 from clusterlora.ports.stores import Stores
-from clusterlora.settings import GateSettings, Study, prepared
+from clusterlora.settings import ClusteringSettings, GateSettings, Study, prepared
 from clusterlora.values import Attempt, Clustering, Criterion, Dataset, Dialogue, Persona, Turn, Verdict
 from clusterlora.wiring import from_environment
 from deployments import private_files, processes
@@ -37,10 +37,14 @@ class Machine:
 @pytest.fixture
 def machine(tmp_path: Path) -> Iterator[Machine]:
     stores = from_environment({"CLUSTERLORA_HOME": str(tmp_path / "studies")})
-    stores.studies.create_study(prepared(Study(name=STUDY, gate=GateSettings(ladder=(), on_failure="ask")), "float32"))
+    stores.studies.create_study(
+        prepared(
+            Study(name=STUDY, clustering=ClusteringSettings(k=2, sizes=(1, 1)), gate=GateSettings(ladder=(), on_failure="ask")), "float32"
+        )
+    )
     dialogue = Dialogue("d", (Turn("user", "hi"), Turn("assistant", "hello")), split="train")
-    stores.studies.save_dataset(STUDY, Dataset((Persona("p", None, (dialogue,)),)))
-    stores.studies.save_clustering(STUDY, Clustering("responses", (("p",),)))
+    stores.studies.save_dataset(STUDY, Dataset((Persona("p", None, (dialogue,)), Persona("q", None, (dialogue,)))))
+    stores.studies.save_clustering(STUDY, Clustering("responses", (("p",), ("q",))))
     refused = Criterion("above_unified", -0.1, 0.0, False, None, None, "")
     stores.studies.save_verdict(STUDY, Verdict("own", "cluster-00", (refused,), 1, 1))
     stores.studies.open_attempt(STUDY, Attempt("unified", 1, 2, "running"))

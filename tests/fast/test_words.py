@@ -41,7 +41,7 @@ def test_scripts_without_spaces_are_split_into_characters_and_others_into_words(
 
 @given(st.text(st.characters(max_codepoint=0x0DFF)))
 def test_scripts_with_spaces_are_split_between_what_is_no_letter_or_digit(text: str) -> None:
-    assert words(text) == re.findall(r"[^\W_]+", text.lower())
+    assert [word for word in words(text) if word.isalnum()] == re.findall(r"[^\W_]+", text.lower())
 
 
 def test_metrics_of_words_tell_chinese_answers_apart() -> None:
