@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from clusterlora.chat.template import ChatTemplate
+from clusterlora.chat.template import ChatTemplate, merged
 from clusterlora.chat.tokens import Ids, TextEncoder, pieces
 from clusterlora.errors import BadData
 from clusterlora.values import Turn
@@ -59,6 +59,12 @@ class PromptEncoder:
         """Return whether the template takes a dialogue by who speaks first in it."""
         first = next((turn.role for turn in turns if turn.role != "system"), None)
         return first != "assistant" or (self.template.may_begin_with_assistant and self.template.has_system_role)
+
+    def taken(self, turns: Sequence[Turn]) -> tuple[Turn, ...]:
+        """Return a dialogue as the template takes it, turns of one side in a row as one; nothing where it cannot begin so."""
+        if not self.can_begin(turns):
+            return ()
+        return merged(turns) if self.template.needs_alternation else tuple(turns)
 
     def encode_messages(self, turns: Sequence[Turn]) -> tuple[int, ...]:
         """Return the ids to generate from: everything up to where the next assistant turn begins.

@@ -98,19 +98,14 @@ def _with_base(study: "Study", log: "RunLog") -> "tuple[DataSummary, list[str]]"
     """Return the summary of a study's data as its base model takes them, and what speaks against its models on these data."""
     from dataclasses import replace
 
-    from clusterlora.data.load import load, read
     from clusterlora.data.validate import examine
-    from clusterlora.errors import BadData
     from clusterlora.models.base import usable_base
     from clusterlora.settings import chosen_base
-    from clusterlora.stages.base_checks import decided, fit_of, summary_of_tokens
+    from clusterlora.stages.base_checks import decided, fit_of, people_of, summary_of_tokens
     from clusterlora.stages.model_fit import findings
 
     base = usable_base(chosen_base(study))
-    try:
-        personas = load(study.data).personas
-    except BadData:  # the summary tells why it cannot be split
-        personas = read(study.data).dataset.personas
+    personas = people_of(study)
     settings = decided(study, "float32", base, personas)
     summary = examine(study.data, fit_of(settings, base.tokenizer))
     against = [sentence for of_model in findings(settings, base, personas, log) for sentence in (*of_model.refusals, *of_model.warnings)]

@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from math import ceil
 from typing import TYPE_CHECKING
 
-from clusterlora.chat.template import merged
 from clusterlora.data.prompts import messages, prompt_encoder
 from clusterlora.data.summary import Distribution, TokenSummary
 from clusterlora.settings import Lengths, PreparedModel
@@ -53,10 +52,9 @@ def example_lengths(personas: Iterable[Persona], tokenizer: "PreTrainedTokenizer
         (turns[:i], turn.text, dialogue.split in ("train", None))
         for persona in personas
         for dialogue in persona.dialogues
-        for spoken in [messages(model, persona, dialogue)]
-        for turns in [merged(spoken) if encoder.template.needs_alternation else spoken]
+        for turns in [encoder.taken(messages(model, persona, dialogue))]
         for i, turn in enumerate(turns)
-        if turn.role == "assistant" and encoder.can_begin(turns) and any(earlier.role == "user" for earlier in turns[:i])
+        if turn.role == "assistant" and any(earlier.role == "user" for earlier in turns[:i])
     ]
     whole = encoder.encode_turns([(turns, text) for turns, text, _ in asked])
     shortest = [_without_history(turns) for turns, _, _ in asked]

@@ -9,7 +9,7 @@ from clusterlora.chat.checks import rendering_difference
 from clusterlora.chat.encoder import PromptEncoder
 from clusterlora.chat.template import writes_date
 from clusterlora.data.lengths import ExampleLength, covering, example_lengths, token_summary
-from clusterlora.data.load import load
+from clusterlora.data.load import load, read
 from clusterlora.data.prompt_fit import PromptFit
 from clusterlora.data.prompts import messages, prompt_encoder
 from clusterlora.data.summary import TokenSummary
@@ -42,12 +42,24 @@ def decided(study: Study, dtype: Dtype, base: UsableBase, personas: Sequence[Per
     settings = prepared(study, dtype)
     open_lengths = study.model.max_length is None or study.evaluation.max_new_tokens is None
     if open_lengths and study.data.source != "synthetic":
-        people = load(study.data).personas if personas is None else personas
+        people = people_of(study) if personas is None else personas
         given = (study.model.max_length, study.evaluation.max_new_tokens)
         settings = prepared(study, dtype, _lengths(settings, base, people, given)[1])
     longest, longest_answer = settings.model.max_length, settings.evaluation.max_new_tokens
     refuse_too_long(base.name, base.n_positions, max_length=longest, max_new_tokens=longest_answer)
     return settings
+
+
+def people_of(study: Study) -> tuple[Persona, ...]:
+    """Return the study's people with their splits; without, where they cannot be split, which whoever splits them for use is told.
+
+    Raises:
+        BadData: every problem of the input itself.
+    """
+    try:
+        return load(study.data).personas
+    except BadData:
+        return read(study.data).dataset.personas
 
 
 def summary_of_tokens(study: PreparedStudy, base: UsableBase, personas: Sequence[Persona]) -> TokenSummary:

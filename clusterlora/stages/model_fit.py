@@ -1,6 +1,7 @@
 """Whether a study's models know the language of its people, checked before anything is trained."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from clusterlora.data.prompts import messages, prompt_encoder
 from clusterlora.errors import BadSettings
@@ -18,6 +19,7 @@ _SAMPLE = 32
 """People of whom the first train dialogue is looked at."""
 _EMBEDDINGS_OF = 500
 """Answers whose tokens are counted."""
+_UNLIMITED = 1 << 30
 
 
 def refuse_misfits(study: PreparedStudy, base: UsableBase, personas: Sequence[Persona], log: RunLog) -> None:
@@ -52,9 +54,10 @@ def findings(study: PreparedStudy, base: UsableBase, personas: Sequence[Persona]
     if (n_bytes := sum(file.stat().st_size for file in weight_files(base_folder(base.name)))) > total_memory_bytes() // 8:
         log.note(f"the base model's likelihood of the answers is not measured here: its weights take {n_bytes / 1e9:.1f} GB")
     else:
-        encoder = prompt_encoder(base.tokenizer, study.model)
-        sequences = encoder.encode_dialogues([messages(study.model, person, dialogue) for person, dialogue in sample])
-        nll = mean_nll(base_model(study.model), sequences)
+        # Whatever the study's longest sequence is: what is too long for it is told elsewhere.
+        encoder = prompt_encoder(base.tokenizer, replace(study.model, max_length=_UNLIMITED))
+        said = (encoder.taken(messages(study.model, person, dialogue)) for person, dialogue in sample)
+        nll = mean_nll(base_model(study.model), encoder.encode_dialogues([turns for turns in said if turns]))
     every = [turn.text for own in dialogues for dialogue in own for turn in dialogue.turns if turn.role == "assistant"]
     embedded = every[:: -(-len(every) // _EMBEDDINGS_OF)]
     is_headline = METRICS[study.evaluation.headline].embeds

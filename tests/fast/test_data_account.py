@@ -126,7 +126,7 @@ def test_validate_prints_the_account_and_the_lengths_in_tokens_with_the_settings
     data = tmp_path / "a.jsonl"
     write(data, {"ann": (1,) * 12, "bob": (1,) * 12})
     asked = ["data", "validate", "--data", str(data), "--dialogues", "10", "--base-model", "homelm"]
-    assert main([*asked, "--set", "evaluation.max_new_tokens=8", "--set", "model.max_length=64"]) == 0
+    assert main([*asked, "--set", "evaluation.max_new_tokens=8", "--set", "model.max_length=128"]) == 0
     out = capsys.readouterr().out
     for words in ("read                     24", "not used                 4: more than train", "answers cut              20 of 20 (100%)"):
         assert words in out

@@ -17,6 +17,7 @@ from clusterlora.stages.model_fit import findings
 from clusterlora.stages.prepare import as_prepared, prepare
 
 ENGLISH = "It is the best that we have, and I was there with you for all of it in number {}."
+NOUNS = ("bread", "tax", "guitar", "bicycle", "garden", "router", "visa", "boiler")
 GERMAN = "Die Rechnung wurde bereits bezahlt, aber der Händler behauptet das Gegenteil, Nummer {}."
 CHINESE = "那怎么办呢，先喝口水吧，明天再看第{}次。"
 
@@ -34,7 +35,7 @@ class Notes(SilentLog):
 
 
 def texts(text: str, n: int = 8) -> Sequence[str]:
-    return [text.format(i) for i in range(n)]
+    return [f"{text.format(i)} {' '.join([NOUNS[i % len(NOUNS)]] * 3)}" for i in range(n)]
 
 
 def study(folder: Path, text: str, base: Path | str = HOMELM_FOLDER) -> Study:
