@@ -220,6 +220,22 @@ def test_answers_of_many_adapters_in_one_batch_are_those_of_peft_token_for_token
             assert replies[number].ids == answer[:end]
 
 
+def test_the_family_that_docs_engine_adds_equals_plain_peft(
+    base_of: Callable[[str], BaseModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "engine.md").read_text(encoding="utf-8")
+    names: dict[str, Any] = {}
+    exec(page.rpartition("```python\n")[2].partition("```")[0], names)
+    config = {**WIDTH, "sliding_window": 6, "use_bias": True}
+    monkeypatch.setitem(TINY, "starcoder2", Tiny("Starcoder2", config, ("q_proj", "v_proj", "c_fc", "c_proj")))
+    monkeypatch.setitem(FAMILIES, "Starcoder2ForCausalLM", names["Starcoder2"])
+    ours, theirs = base_of("starcoder2"), base_of("starcoder2")
+    assert type(decoder_of(ours.model)) is names["Starcoder2"]
+    (result, _) = training_loop.train(ours, jobs("starcoder2", tmp_path / "ours"), micro_batch=2, run_log=SilentLog())
+    expected = reference.train(theirs, jobs("starcoder2", tmp_path / "theirs"), micro_batch=64, run_log=SilentLog())
+    assert difference(result, next(r for r in expected if r.job.key == result.job.key)) < 1e-9
+
+
 def test_a_base_of_no_family_runs_through_transformers_and_one_line_says_so(
     base_of: Callable[[str], BaseModel], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -6,7 +6,7 @@ from clusterlora.engine.attention import Heads
 from clusterlora.engine.families.block import ACTIVATIONS, Block
 from clusterlora.engine.families.decoder import Decoder
 from clusterlora.engine.fused_linear import FusedLinear, fused
-from clusterlora.engine.norms import RMSNorm
+from clusterlora.engine.norms import Norm, RMSNorm
 
 
 class Llama(Decoder):
@@ -19,16 +19,16 @@ class Llama(Decoder):
         layer, path = model.model.layers[number], f"model.layers.{number}"
         attention = layer.self_attn
         return Block(
-            norm_in=rms_norm(layer.input_layernorm),
+            norm_in=self.norm_of(layer.input_layernorm),
             qkv=self.qkv_of(attention, f"{path}.self_attn"),
             heads=heads_of(model.config, attention),
             out=fused(f"{path}.self_attn", attention, "o_proj"),
-            norm_mid=rms_norm(layer.post_attention_layernorm),
+            norm_mid=self.norm_of(layer.post_attention_layernorm),
             up=self.up_of(layer.mlp, f"{path}.mlp"),
-            down=fused(f"{path}.mlp", layer.mlp, "down_proj"),
+            down=self.down_of(layer.mlp, f"{path}.mlp"),
             activation=ACTIVATIONS[self.activation_of(model.config)],
-            norm_q=rms_norm(attention.q_norm) if hasattr(attention, "q_norm") else None,
-            norm_k=rms_norm(attention.k_norm) if hasattr(attention, "k_norm") else None,
+            norm_q=self.norm_of(attention.q_norm) if hasattr(attention, "q_norm") else None,
+            norm_k=self.norm_of(attention.k_norm) if hasattr(attention, "k_norm") else None,
         )
 
     def qkv_of(self, attention: Any, path: str) -> FusedLinear:
@@ -36,17 +36,20 @@ class Llama(Decoder):
         return fused(path, attention, "q_proj", "k_proj", "v_proj")
 
     def up_of(self, mlp: Any, path: str) -> FusedLinear:
-        """Return the projections to gate and up."""
+        """Return the projections into the multilayer perceptron: gate and up, or up alone."""
         return fused(path, mlp, "gate_proj", "up_proj")
 
-    def norm_out_of(self, model: Any) -> RMSNorm:
+    def down_of(self, mlp: Any, path: str) -> FusedLinear:
+        """Return the projection out of the multilayer perceptron."""
+        return fused(path, mlp, "down_proj")
+
+    def norm_of(self, module: Any) -> Norm:
+        """Return a normalisation."""
+        return RMSNorm(module.weight, module.variance_epsilon)
+
+    def norm_out_of(self, model: Any) -> Norm:
         """See `Decoder`."""
-        return rms_norm(model.model.norm)
-
-
-def rms_norm(module: Any) -> RMSNorm:
-    """Return the normalisation of a transformers module that calls its epsilon `variance_epsilon`."""
-    return RMSNorm(module.weight, module.variance_epsilon)
+        return self.norm_of(model.model.norm)
 
 
 def heads_of(config: Any, attention: Any) -> Heads:

@@ -27,7 +27,10 @@ class Ia3(AdapterKind):
         """See `AdapterKind`."""
         from peft import IA3Config
 
+        from clusterlora.engine.linear_layers import is_transposed
+
         return IA3Config(
+            fan_in_fan_out=is_transposed(base.model, recipe.target_modules),
             target_modules=list(recipe.target_modules),
             feedforward_modules=[name for name in recipe.target_modules if name in _SCALES_INPUT],
             task_type="CAUSAL_LM",
