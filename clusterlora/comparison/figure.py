@@ -42,7 +42,7 @@ def compose(comparison: Comparison, title: str) -> Figure:
     widths_inches = (8.2, 4.6, 1.5 + 0.6 * min(len(comparison.cluster_sizes), _MOST_CLUSTERS_WITH_NUMBERS))
     width_inches = sum(widths_inches)
     heading = [title, *textwrap.wrap(comparison.sentence, int(10.4 * width_inches))]
-    height_inches = 2.2 + 0.22 * len(heading) + 0.5 * n_methods
+    height_inches = 2.6 + 0.22 * len(heading) + 0.5 * n_methods
     figure = Figure(figsize=(width_inches, height_inches), dpi=120, layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.08))
     FigureCanvasAgg(figure)
     # Names are data and may contain $, which must not start math mode.
@@ -77,8 +77,10 @@ def _draw_means(axes: Axes, comparison: Comparison) -> None:
     metric = METRICS[comparison.headline]
     scale = 100 if metric.percent else 1
     start = scale * comparison.bar_start
-    right = max(scale * comparison.oracle, scale * comparison.ceiling, start, *(scale * result.mean_high for result in comparison.methods))
-    left = min(start, scale * comparison.ceiling, *(scale * result.mean_low for result in comparison.methods))
+    # The floor too: a label far outside the panel leaves no room for it.
+    lines = [start, scale * comparison.ceiling, *([] if comparison.floor is None else [scale * comparison.floor])]
+    right = max(scale * comparison.oracle, *lines, *(scale * result.mean_high for result in comparison.methods))
+    left = min(*lines, *(scale * result.mean_low for result in comparison.methods))
     for row, result in enumerate(comparison.methods):
         mean, low, high = scale * result.means[comparison.headline], scale * result.mean_low, scale * result.mean_high
         hatch = _BELOW_FLOOR if comparison.is_below_floor(result) else None
@@ -111,12 +113,13 @@ def _draw_means(axes: Axes, comparison: Comparison) -> None:
 def _legend(comparison: Comparison) -> str:
     """Return the legend of the outcome marks and the hatching that occur."""
     marks = {result.vs_reference.outcome for result in comparison.methods if result.vs_reference} if comparison.has_verdict else set()
-    legends = [f"{_MARKS[outcome]} {words}" for outcome, words in OUTCOMES.items() if outcome in marks]
+    legends = ["  ".join(f"{_MARKS[outcome]} {words}" for outcome, words in OUTCOMES.items() if outcome in marks)]
     if any(comparison.is_below_floor(result) for result in comparison.methods):
         legends.append("hatched: below the floor, worse than somebody else's answer")
     if comparison.floor is not None and not comparison.has_room:
         legends.append("no room between floor and ceiling")
-    return "  ".join(legends)
+    # A line each: the layout has no room for a label much wider than its panel.
+    return "\n".join(filter(None, legends))
 
 
 def _draw_scale(axes: Axes, comparison: Comparison, *, width: float) -> None:
