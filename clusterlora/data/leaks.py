@@ -1,6 +1,7 @@
 """Leaks between splits: train or val dialogues that a later split repeats."""
 
 from collections.abc import Iterable
+from collections.abc import Set as AbstractSet
 
 from clusterlora.data.conversations import related_groups
 from clusterlora.data.twins import nameless_text, own_words
@@ -9,14 +10,18 @@ from clusterlora.values import Dialogue, Persona, Split
 _PROTECTION: dict[Split, int] = {"train": 0, "val": 1, "test": 2}
 
 
-def find_leaks(personas: Iterable[Persona]) -> frozenset[tuple[str, str]]:
+def find_leaks(personas: Iterable[Persona], own: AbstractSet[str] | None = None) -> frozenset[tuple[str, str]]:
     """Return (persona id, dialogue id) of the dialogues in train or val that have a duplicate in val or test.
 
     Across personas these are texts that are equal but for names; within a persona, near duplicates and dialogues that share turns as parts
     of one conversation do.
+
+    Args:
+        own: what counts as a name, by default the `own_words` of these personas. After dialogues were dropped, more words are only one
+            persona's, and more texts would look equal: give those of all that was read.
     """
     personas = tuple(personas)
-    own = own_words(personas)
+    own = own_words(personas) if own is None else own
     most_protected: dict[str, int] = {}
     for persona in personas:
         for dialogue in persona.dialogues:

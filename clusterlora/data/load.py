@@ -3,6 +3,7 @@
 import logging
 from collections import Counter
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from pathlib import Path
 
@@ -109,7 +110,7 @@ def split(reading: SourceData, settings: DataSettings, problems: Problems) -> So
     reading = reading.keep(splittable, "of people who cannot be split")
     reading = reading.keep(kept, "of conversations that no split has room for", {BEYOND: sum(result.n_beyond for result in done)})
     if plan.shared or any(dialogue.split for persona in dataset.personas for dialogue in persona.dialogues):
-        kept = _without_leaks(kept, reading, problems)
+        kept = _without_leaks(kept, reading, plan.own_words, problems)
     if twins := near_twins(kept):
         log.warning(
             "%d of %d test dialogues nearly repeat a train dialogue of somebody else, a leak for unified and clusters (first: %s of %s)",
@@ -167,12 +168,12 @@ def _refuse(persona: Persona, refusal: Refusal, reading: SourceData, problems: P
     problems.add(place, f"persona {persona.id!r}", refusal.what, refusal.fix)
 
 
-def _without_leaks(personas: list[Persona], reading: SourceData, problems: Problems) -> list[Persona]:
+def _without_leaks(personas: list[Persona], reading: SourceData, own: AbstractSet[str], problems: Problems) -> list[Persona]:
     """Return the personas without the train and val dialogues that a later split repeats.
 
     Our own splits keep a persona's duplicates together; splits given by the input, and texts that several personas share, may leak.
     """
-    leaking = find_leaks(personas)
+    leaking = find_leaks(personas, own)
     if not leaking:
         return personas
     log.warning("%d dialogues left out of train or val: a split that is scored holds the same words", len(leaking))

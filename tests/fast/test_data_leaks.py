@@ -11,7 +11,10 @@ from hypothesis import strategies as st
 
 from clusterlora.data.conversations import beginnings, overlapping_pairs
 from clusterlora.data.leaks import find_leaks
-from clusterlora.data.load import load
+from clusterlora.data.load import load, split
+from clusterlora.data.problems import Problems
+from clusterlora.data.source import SourceData
+from clusterlora.data.split import SPLITS
 from clusterlora.data.twins import near_twins, twins_note
 from clusterlora.data.validate import examine
 from clusterlora.errors import BadData
@@ -276,3 +279,29 @@ def test_the_export_that_once_had_all_its_test_answers_in_train_has_none(tmp_pat
     assert answers_in_train(dataset) == []
     assert not find_leaks(dataset.personas)
     assert examine(planted).beginnings == 8 * 5 * 4
+
+
+def test_words_of_dropped_dialogues_still_tell_people_apart() -> None:
+    # Levels and numbers are shared by several people in all that was read, and by nobody in the four dialogues that each one keeps.
+    rooms = ("kitchen", "bedroom", "garage", "hall", "study", "attic")
+    people = Dataset(
+        tuple(
+            Persona(
+                f"p{number}",
+                None,
+                tuple(
+                    Dialogue(
+                        f"d{n}",
+                        (
+                            Turn("user", f"Lights in the {room}, please, as person {number} likes"),
+                            Turn("assistant", f"{room} {10 * number + n}, done, as always and for ever."),
+                        ),
+                    )
+                    for n, room in enumerate(rooms)
+                ),
+            )
+            for number in range(0, 8, 2)
+        )
+    )
+    done = split(SourceData(people), DataSettings(train=2, val=1, test=1), Problems())
+    assert [[len(persona.of_split(name)) for name in SPLITS] for persona in done.dataset.personas] == [[2, 1, 1]] * 4

@@ -11,7 +11,7 @@ from mlflow.entities import Run
 
 from browser.chromium import Tab
 from clusterlora.errors import BadSettings, ServiceDown, UnknownName
-from clusterlora.settings import Study
+from clusterlora.settings import Study, prepared
 from clusterlora.stores import system_metrics
 from clusterlora.stores.files import FileAdapterStore
 from clusterlora.stores.json_codec import plain
@@ -32,7 +32,7 @@ def parent(client: MlflowClient, study: str) -> Run:
 
 
 def routes_to(key: str, study: str, base: Path) -> dict[str, Any]:
-    model = plain(Study().model) | {"base": str(base)}
+    model = plain(prepared(Study(), "float32").model) | {"base": str(base)}
     common = {"study": study, "method": "cluster", "model": model, "base_revision": "r", "max_new_tokens": 8}
     return common | {"default": KeyedComposition((KeyedAdapter(key),)), "names": {key: "cluster-00"}}
 
