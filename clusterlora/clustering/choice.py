@@ -15,8 +15,8 @@ from clusterlora.values import Persona
 LARGEST_K = 12
 FOLDS = 3
 WORTH_HAVING = 0.005
-"""Share of the held-out answers, of what prompts leave open of them, that clusters must predict. It lies between what the clusters of real people
-predicted that were tried (at most 0.34 %) and those of invented ones (9 %); no study has calibrated it."""
+"""Share of the held-out answers, of what prompts leave open of them, that clusters must predict. It lies between what clusters
+predicted of the real people that were tried (at most 0.34 %) and of invented ones (9 %); no study has calibrated it."""
 FOUND_AGAIN = 0.5
 """Stability below which other dialogues of the same people would give other clusters: people differ by degrees, and any cut will do."""
 _STANDARD_ERRORS = 3.0
