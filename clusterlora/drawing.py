@@ -58,7 +58,8 @@ def fonts_for(characters: Iterable[str]) -> tuple[str, ...]:
     """Return the installed families, preferred ones first, that between them have as many of these characters as any font here has."""
     wanted = frozenset(characters)
     # Matplotlib's own further fonts are for formulas, and its last resort draws a box for every character.
-    installed = {font.name for font in fontManager.ttflist if not Path(font.fname).is_relative_to(get_data_path())}
+    own = Path(get_data_path()).resolve()
+    installed = {font.name for font in fontManager.ttflist if not Path(font.fname).resolve().is_relative_to(own)}
     families: list[str] = []
     for family in (*(name for name in _PREFERRED if name in installed), *sorted(installed.difference(_PREFERRED))):
         if not wanted:

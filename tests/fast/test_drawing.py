@@ -7,16 +7,19 @@ from typing import Any
 import pytest
 from fontTools.fontBuilder import FontBuilder
 from fontTools.pens.ttGlyphPen import TTGlyphPen
+from matplotlib import get_data_path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.font_manager import fontManager
+from matplotlib.font_manager import fontManager, get_font, ttfFontProperty
 
 from clusterlora.drawing import fonts_for, write_png
 
 
 @pytest.fixture
 def only_matplotlibs_fonts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fontManager, "ttflist", [font for font in fontManager.ttflist if "mpl-data" in font.fname])
+    # Read from the package: the list in the user's cache may be of another installation.
+    files = sorted(Path(get_data_path(), "fonts", "ttf").glob("DejaVuSans*.ttf"))
+    monkeypatch.setattr(fontManager, "ttflist", [ttfFontProperty(get_font(str(file))) for file in files])
 
 
 def install(folder: Path, family: str, characters: str) -> None:
