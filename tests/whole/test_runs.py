@@ -124,8 +124,8 @@ def test_a_study_trains_only_what_is_missing_and_ends_with_a_comparison(finished
     assert len(stores.studies.adapters(finished.name)) == 1 + 2 + 8
     assert (stores.folder(finished.name) / "results" / "summary.csv").exists()
     names = {r.name for r in runs_of(finished)}
-    gate = f"gate · {finished.name}"
-    assert {gate, f"gate · cluster 00 · {finished.name} · own", f"evaluate · test 1/1 · {finished.name}", f"compare · {finished.name}"} <= names
+    gate, judged = f"gate · {finished.name}", f"gate · cluster 00 · {finished.name} · own"
+    assert {gate, judged, f"evaluate · test 1/1 · {finished.name}", f"compare · {finished.name}"} <= names
     name = finished.name
     keys = [f"clusters-{name}", f"signal-{name}", f"gate-{name}-power", f"gate-{name}-own", f"gate-table-{name}-own"]
     assert state_of(runs_of(finished, name="evaluate · probe")[0]).is_completed()
