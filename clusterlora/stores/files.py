@@ -24,7 +24,8 @@ class FileAdapterStore:
         """
         self._root = root
         self._fetch = fetch
-        make_folder(self._root)
+        # A command may open the store before any server or worker, whose files are their owner's alone.
+        make_folder(self._root, mode=0o700)
 
     def path(self, key: str) -> Path | None:
         if folder := self.local(key):

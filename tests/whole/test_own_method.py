@@ -55,4 +55,5 @@ def test_a_method_added_as_documented_is_trained_compared_and_registered_by_a_st
     assert {line.split(",")[0] for line in summary.splitlines()[1:]} == {"unified", "pairs"}
     client = MlflowClient(site["MLFLOW_TRACKING_URI"])
     versions = client.search_model_versions(f"tags.study = '{study.name}'")
-    assert {version.name for version in versions} == {study.name, f"{study.name}-unified", f"{study.name}-pairs"}
+    # So few items make no champion, which would be a model under the study's own name.
+    assert {version.name for version in versions} == {f"{study.name}-unified", f"{study.name}-pairs"}
