@@ -11,7 +11,6 @@ import pytest
 from clusterlora.cli import main
 from clusterlora.data.legacy_import import persona_resolver, read_clusters, read_results, read_splits
 from clusterlora.data.load import load
-from clusterlora.engine.peft_folder import write_peft_folder
 from clusterlora.errors import BadData, BadSettings
 from clusterlora.planning.training_groups import remaining_groups
 from clusterlora.ports.run_log import SilentLog
@@ -24,6 +23,7 @@ from clusterlora.stages.evaluate import evaluate
 from clusterlora.stages.imported import OlderOutputs, import_outputs, settings_for_import
 from clusterlora.stages.train import train_group
 from clusterlora.wiring import from_environment
+from tests.fixtures.imported import write_adapter, write_people
 from tests.fixtures.stages import state_of
 
 PEOPLE = ("persona_000", "persona_001", "persona_002", "persona_003")
@@ -108,33 +108,14 @@ def test_a_number_that_ends_several_ids_is_ambiguous() -> None:
 @pytest.fixture
 def older(tmp_path: Path, tiny_base_folder: Path) -> tuple[Study, OlderOutputs]:
     """Four people; a cluster map, splits, scores, and a trained adapter of cluster 0 only: somebody stopped in the middle."""
-    import torch
-
-    rows = [
-        {
-            "persona_id": p,
-            "dialogue_id": d,
-            "messages": [{"role": "user", "text": f"do {d}"}, {"role": "assistant", "text": f"{p} did {d}"}],
-        }
-        for p in PEOPLE
-        for d in "abcdef"
-    ]
     data = tmp_path / "people.jsonl"
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_people(data, PEOPLE)
     splits = written(tmp_path, "edgesplits.json", {p: {"train": ["a", "b", "e"], "val": ["c"], "test": ["d"]} for p in PEOPLE})
     clusters = written(tmp_path, "cluster_map.json", {p: n % 2 for n, p in enumerate(PEOPLE)})
     results = tmp_path / "results"
     results.mkdir()
     written(results, "cluster_00.json", {"persona_000": {"similarity": 0.81}, "persona_002": {"similarity": 0.83}})
-    generator = torch.Generator().manual_seed(0)
-    tensors = {
-        f"model.layers.{n}.self_attn.q_proj.lora_{side}.weight": torch.randn(shape, generator=generator)
-        for n in range(2)
-        for side, shape in (("A", (2, 32)), ("B", (32, 2)))
-    }
-    write_peft_folder(
-        tmp_path / "lora_clusters" / "cluster_00", tensors, Recipe(rank=2, target_modules=("q_proj",)), base=str(tiny_base_folder)
-    )
+    write_adapter(tmp_path / "lora_clusters" / "cluster_00", tiny_base_folder)
     study = Study(
         name="middle",
         methods=("baseline", "unified"),

@@ -19,7 +19,7 @@ from clusterlora.stages.compare import compare
 from clusterlora.stages.evaluate import evaluate
 from clusterlora.stages.imported import OlderOutputs, import_outputs, settings_for_import
 from clusterlora.stages.merge import merge
-from tests.fixtures.imported import write_adapter
+from tests.fixtures.imported import write_adapter, write_people
 from tests.fixtures.stages import LOG
 
 PEOPLE = tuple(f"persona_{number:03d}" for number in range(4))
@@ -28,17 +28,8 @@ PEOPLE = tuple(f"persona_{number:03d}" for number in range(4))
 @pytest.fixture
 def older(tmp_path: Path, tiny_base_folder: Path) -> tuple[Study, OlderOutputs]:
     """Four people in two clusters, each with an adapter (of two ranks), one adapter for everybody, and one per cluster."""
-    rows = [
-        {
-            "persona_id": p,
-            "dialogue_id": d,
-            "messages": [{"role": "user", "text": f"do {d}"}, {"role": "assistant", "text": f"{p} did {d}"}],
-        }
-        for p in PEOPLE
-        for d in "abcdef"
-    ]
     data, splits, clusters = (tmp_path / name for name in ("people.jsonl", "splits.json", "clusters.json"))
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_people(data, PEOPLE)
     splits.write_text(json.dumps({p: {"train": ["a", "b", "e"], "val": ["c"], "test": ["d", "f"]} for p in PEOPLE}))
     clusters.write_text(json.dumps({p: n % 2 for n, p in enumerate(PEOPLE)}))
     for number, p in enumerate(PEOPLE):

@@ -14,42 +14,23 @@ from clusterlora.errors import OutOfMemory, ServiceDown
 from clusterlora.ports.run_log import SilentLog
 from clusterlora.ports.stores import Stores
 from clusterlora.ports.tracker import AdapterRun
-from clusterlora.recipe import Recipe
 from clusterlora.requests import TrainingGroup, TrainRequest
 from clusterlora.settings import (
-    ClusteringSettings,
-    DataSettings,
-    EvaluationSettings,
-    ModelSettings,
-    RuntimeSettings,
     Study,
-    SyntheticSettings,
 )
 from clusterlora.stages.cluster import cluster
 from clusterlora.stages.prepare import prepare
 from clusterlora.stages.train import keep, stored_folder, train_group
 from clusterlora.stores.files import FileAdapterStore
 from tests.fixtures.memory import MemoryRun, MemoryTracker
-from tests.fixtures.stages import missing_groups
+from tests.fixtures.stages import missing_groups, study_of_five
 
 UNIFIED = TrainingGroup("unified", "unified", ("unified",))
 
 
 @pytest.fixture
 def study(tiny_base_folder: Path, stores: Stores) -> Study:
-    study = Study(
-        name="tried",
-        methods=("unified", "per_persona"),
-        data=DataSettings(train=2, val=1, test=1, synthetic=SyntheticSettings(cluster_sizes=(2, 3), dialogues=4)),
-        model=ModelSettings(base=str(tiny_base_folder), system_prompt="Du bist ein Haus.", max_length=1024, dtype="float32"),
-        recipe=Recipe(rank=2, epochs=1, target_modules=("q_proj", "v_proj")),
-        clustering=ClusteringSettings(k=2, sizes=(2, 3), algorithm="responses"),
-        evaluation=EvaluationSettings(max_new_tokens=256),
-        runtime=RuntimeSettings(shards=1),
-    )
-    prepare(study, stores, SilentLog())
-    cluster(study.name, stores, SilentLog())
-    return study
+    return study_of_five(tiny_base_folder, stores)
 
 
 def train(study: Study, stores: Stores, group: TrainingGroup, number: int = 1) -> None:

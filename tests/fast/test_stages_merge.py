@@ -8,17 +8,10 @@ import pytest
 from clusterlora.errors import BadData, BadSettings
 from clusterlora.ports.run_log import SilentLog
 from clusterlora.ports.stores import Stores
-from clusterlora.recipe import Recipe
 from clusterlora.requests import EvaluationRequest, MergeRequest
 from clusterlora.settings import (
-    ClusteringSettings,
-    DataSettings,
-    EvaluationSettings,
     MergeSettings,
-    ModelSettings,
-    RuntimeSettings,
     Study,
-    SyntheticSettings,
 )
 from clusterlora.stages.cluster import cluster
 from clusterlora.stages.compare import compare
@@ -27,7 +20,7 @@ from clusterlora.stages.merge import merge
 from clusterlora.stages.prepare import prepare
 from clusterlora.stages.register import register
 from tests.fixtures.memory import MemoryTracker
-from tests.fixtures.stages import train_named
+from tests.fixtures.stages import study_of_five, train_named
 
 LOG = SilentLog()
 PERSONAL = tuple(f"persona-{number:04d}" for number in range(5))
@@ -36,20 +29,7 @@ TIES = MergeSettings(kind="ties", density=0.5)
 
 @pytest.fixture
 def study(tiny_base_folder: Path, stores: Stores) -> Study:
-    """Five people in two clusters, compared by unified and per_persona; nothing is trained yet."""
-    study = Study(
-        name="tried",
-        methods=("unified", "per_persona"),
-        data=DataSettings(train=2, val=1, test=1, synthetic=SyntheticSettings(cluster_sizes=(2, 3), dialogues=4)),
-        model=ModelSettings(base=str(tiny_base_folder), system_prompt="Du bist ein Haus.", max_length=1024, dtype="float32"),
-        recipe=Recipe(rank=2, epochs=1, target_modules=("q_proj", "v_proj")),
-        clustering=ClusteringSettings(k=2, sizes=(2, 3), algorithm="responses"),
-        evaluation=EvaluationSettings(max_new_tokens=4, bootstrap_draws=100),
-        runtime=RuntimeSettings(shards=1),
-    )
-    prepare(study, stores, LOG)
-    cluster(study.name, stores, LOG)
-    return study
+    return study_of_five(tiny_base_folder, stores)
 
 
 def request(study: Study, merging: MergeSettings = TIES) -> MergeRequest:
