@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -174,3 +175,12 @@ def test_scratch_survives_a_new_store_and_is_no_adapter(tmp_path: Path) -> None:
     assert store.path(KEY) is None
     store.drop_scratch(KEY)
     assert list(store.scratch(KEY).iterdir()) == []
+
+
+def test_a_new_store_is_closed_to_other_users_whoever_opens_it_first(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        FileAdapterStore(tmp_path / "adapters")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "adapters").stat().st_mode) == 0o700
