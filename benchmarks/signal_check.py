@@ -32,10 +32,10 @@ from clusterlora.ports.stores import Stores
 from clusterlora.recipe import Recipe
 from clusterlora.requests import EvaluationRequest
 from clusterlora.settings import ClusteringSettings, DataSettings, EvaluationSettings, ModelSettings, Study, SyntheticSettings
-from clusterlora.stages.cluster import cluster
+from clusterlora.stages.cluster import cluster_study
 from clusterlora.stages.compare import evaluation_rows
 from clusterlora.stages.evaluate import evaluate
-from clusterlora.stages.prepare import prepare
+from clusterlora.stages.prepare import prepare_study
 from clusterlora.stages.train import train_group
 from clusterlora.values import EvaluationRow
 from clusterlora.wiring import from_environment
@@ -124,8 +124,8 @@ def check(data: DataSettings) -> dict[str, Any]:
 
 def _run(study: Study, stores: Stores) -> Sequence[EvaluationRow]:
     """Return the rows of a study that is trained and answered in this process, without a gate."""
-    prepare(study, stores, LOG)
-    cluster(study.name, stores, LOG)
+    prepare_study(study, stores, LOG)
+    cluster_study(study.name, stores, LOG)
     state = read_state(study.name, stores)
     plan = work_plan(state)
     for group in chain.from_iterable(groups_of(state, plan, tuple(plan.specs))):

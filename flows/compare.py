@@ -2,7 +2,7 @@
 
 from prefect import flow, tags
 
-from tasks.comparison import compare as compare_study
+from tasks.comparison import publish_comparison
 from tasks.run_names import study_tag
 
 
@@ -14,4 +14,4 @@ def compare(study_name: str) -> str:
         study_name: A study whose test items have been answered.
     """
     with tags(study_tag(study_name)):
-        return compare_study(study_name)
+        return publish_comparison(study_name)

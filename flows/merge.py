@@ -3,7 +3,7 @@
 from prefect import flow, tags
 
 from clusterlora.requests import EvaluationRequest, MergeRequest
-from tasks.comparison import compare, register
+from tasks.comparison import publish_comparison, register
 from tasks.evaluation import evaluate_shard
 from tasks.merging import merge_clusters
 from tasks.run_names import study_tag
@@ -22,6 +22,6 @@ def merge(request: MergeRequest) -> str:
         merged = merge_clusters(request)
     with tags(study_tag(merged)):
         evaluate_shard(EvaluationRequest(study_name=merged))
-        sentence = compare(merged)
+        sentence = publish_comparison(merged)
         register(merged)
         return sentence

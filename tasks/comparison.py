@@ -8,12 +8,11 @@ from tasks.study_task import TaskContext, study_task
 
 
 @study_task("compare · {study_name}", progress="{study_name} compare")
-def compare(context: TaskContext, study_name: str) -> str:
+def publish_comparison(context: TaskContext, study_name: str) -> str:
     """Write the study's results folder and return the sentence that sums the comparison up."""
     from clusterlora.metadata import ImportedScores
     from clusterlora.results.imported_scores import imported_markdown
-    from clusterlora.stages.compare import compare as compare_study
-    from clusterlora.stages.compare import figure_path
+    from clusterlora.stages.compare import compare_study, figure_path
 
     stores = context.stores
     comparison = compare_study(study_name, stores, context.log)
@@ -32,7 +31,7 @@ def compare(context: TaskContext, study_name: str) -> str:
 def register(context: TaskContext, study_name: str) -> str:
     """Put the adapters and the champion into the model registry; return the champion's URI, or why none is registered."""
     from clusterlora.planning.study_state import read_state
-    from clusterlora.stages.register import register as register_models
+    from clusterlora.stages.register import register_models
 
     uri = register_models(study_name, context.stores, context.log)
     outcome = read_state(study_name, context.stores).outcome

@@ -12,7 +12,7 @@ from tasks.study_task import TaskContext, study_task
 def judge(context: TaskContext, study_name: str, rung: str) -> Verdict:
     """Return the verdict on the judged cluster as one rung trained it, from the answers in the study database."""
     from clusterlora.gate.report import markdown, records
-    from clusterlora.stages.judge import judge as judge_rung
+    from clusterlora.stages.judge import judge_rung
 
     verdict = judge_rung(study_name, rung, context.stores)
     create_markdown_artifact(

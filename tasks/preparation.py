@@ -18,7 +18,7 @@ def prepare(context: TaskContext, study: Study) -> None:
         BadSettings, BadData: all problems at once.
     """
     from clusterlora.config import check
-    from clusterlora.stages.prepare import prepare as prepare_study
+    from clusterlora.stages.prepare import prepare_study
 
     check(study)
     prepare_study(study, context.stores, context.log)
@@ -31,7 +31,7 @@ def cluster(context: TaskContext, study_name: str) -> None:
     from clusterlora.gate.judged_cluster import words
     from clusterlora.planning.ladder import GATED
     from clusterlora.results.report import map_path
-    from clusterlora.stages.cluster import cluster as cluster_study
+    from clusterlora.stages.cluster import cluster_study
 
     stores = context.stores
     clustering = cluster_study(study_name, stores, context.log)
@@ -45,9 +45,9 @@ def cluster(context: TaskContext, study_name: str) -> None:
 @study_task("refine clusters · {study_name}", progress="{study_name} refine")
 def refine(context: TaskContext, study_name: str) -> bool:
     """Run a round of cluster refinement if one is due; return whether it was."""
-    from clusterlora.stages.refine import refine as refine_study
+    from clusterlora.stages.refine import refine_clusters
 
-    return refine_study(study_name, context.stores, context.log)
+    return refine_clusters(study_name, context.stores, context.log)
 
 
 @study_task("signal in the data · {study_name}", progress="{study_name} signal")

@@ -107,10 +107,10 @@ def evaluate(cluster: int | None, as_json: bool, **options: Any) -> None:
         _require(state, cluster)
         evaluate_part(EvaluationRequest(study_name=study.name, part="gate", rung=rung, cluster=cluster), stores, log)
     from clusterlora.gate.report import markdown
-    from clusterlora.stages.judge import judge, verdict_on
+    from clusterlora.stages.judge import judge_rung, verdict_on
 
     is_judged = cluster == work_plan(state).judged
-    verdict = judge(study.name, rung, stores) if is_judged else verdict_on(state, rung, cluster, stores)
+    verdict = judge_rung(study.name, rung, stores) if is_judged else verdict_on(state, rung, cluster, stores)
     click.echo(json.dumps({"study": study.name, "passed": verdict.passed, **asdict(verdict)}) if as_json else markdown(verdict))
 
 
@@ -120,8 +120,7 @@ def evaluate(cluster: int | None, as_json: bool, **options: Any) -> None:
 def compare(as_json: bool, **options: Any) -> None:
     """Compare all evaluated methods: table, intervals, figure and verdict."""
     from clusterlora.comparison.table import console, summary_records
-    from clusterlora.stages.compare import compare as compare_study
-    from clusterlora.stages.compare import figure_path
+    from clusterlora.stages.compare import compare_study, figure_path
 
     name = options["name"] or study_from(options).name
     stores = open_local_stores(keep_services_up=True)
@@ -144,13 +143,13 @@ def _prepare_study(study: "Study", stores: "Stores", log: ConsoleLog) -> None:
     """Prepare and cluster the study, so that its adapters can be planned. Finished steps are skipped; its status does not change."""
     from clusterlora.planning.study_state import read_state
     from clusterlora.planning.training_groups import groups_before_clustering
-    from clusterlora.stages.cluster import cluster
-    from clusterlora.stages.prepare import prepare
+    from clusterlora.stages.cluster import cluster_study
+    from clusterlora.stages.prepare import prepare_study
 
-    prepare(study, stores, log, running=False)
+    prepare_study(study, stores, log, running=False)
     for group in chain.from_iterable(groups_before_clustering(read_state(study.name, stores))):
         _train_one(study, group, stores, log)
-    cluster(study.name, stores, log)
+    cluster_study(study.name, stores, log)
 
 
 def _selected_adapters(plan: "WorkPlan", study_name: str, cluster: int | None, adapter: str | None) -> tuple[str, ...]:

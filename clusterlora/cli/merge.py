@@ -31,10 +31,10 @@ def merge(name: str, kind: Any, density: float | None, as_json: bool) -> None:
     from clusterlora.comparison.table import console, summary_records
     from clusterlora.requests import EvaluationRequest, MergeRequest
     from clusterlora.settings import MergeSettings
-    from clusterlora.stages.compare import compare, figure_path
+    from clusterlora.stages.compare import compare_study, figure_path
     from clusterlora.stages.evaluate import evaluate
     from clusterlora.stages.merge import merge as merge_study
-    from clusterlora.stages.register import register
+    from clusterlora.stages.register import register_models
 
     stores = open_local_stores(keep_services_up=True)
     merging = stores.studies.study(name).merging
@@ -45,8 +45,8 @@ def merge(name: str, kind: Any, density: float | None, as_json: bool) -> None:
     with console_log() as log:
         merged = merge_study(MergeRequest(study_name=name, merging=merging), stores, log)
         evaluate(EvaluationRequest(study_name=merged), stores, log)
-        comparison = compare(merged, stores, log)
-        register(merged, stores, log)
+        comparison = compare_study(merged, stores, log)
+        register_models(merged, stores, log)
     if as_json:
         click.echo(json.dumps({"study": merged, "methods": summary_records(comparison)}))
         return

@@ -27,7 +27,7 @@ from clusterlora.settings import Study
 from clusterlora.values import Clustering, Persona
 
 
-def cluster(study_name: str, stores: Stores, log: RunLog) -> Clustering:
+def cluster_study(study_name: str, stores: Stores, log: RunLog) -> Clustering:
     """Return the study's clustering, from train dialogues only; an existing one is kept. Its map is written to `results/figures`.
 
     An algorithm that reads adapters expects those of `training_groups.groups_before_clustering` to be trained.

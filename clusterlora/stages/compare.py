@@ -32,7 +32,7 @@ from clusterlora.stages.scale import scale
 from clusterlora.values import EvaluationRow
 
 
-def compare(study_name: str, stores: Stores, log: RunLog) -> Comparison:
+def compare_study(study_name: str, stores: Stores, log: RunLog) -> Comparison:
     """Return the comparison; its tables, figure and report are in `results/` under the study's folder and in the tracker.
 
     Raises:

@@ -18,7 +18,7 @@ from clusterlora.ports.run_log import RunLog
 from clusterlora.ports.stores import Stores
 from clusterlora.results.report import write_map
 from clusterlora.settings import PreparedStudy, Study
-from clusterlora.stages.prepare import as_prepared, prepare
+from clusterlora.stages.prepare import as_prepared, prepare_study
 from clusterlora.stages.train import keep
 from clusterlora.values import AdapterSpec, Clustering, Dataset, TrainedAdapter
 
@@ -133,7 +133,7 @@ def import_outputs(study: Study, older: OlderOutputs, stores: Stores, log: RunLo
         _check_adapters(as_prepared(study, stores)[0], folders, log, any_base=older.any_base)
     results = {file.stem: read_results(file, ids) for file in _result_files(older.results)} if older.results is not None else {}
 
-    dataset = prepare(study, stores, log, running=False)
+    dataset = prepare_study(study, stores, log, running=False)
     _group(study, members, dataset, stores)
     if results:
         stores.studies.save_metadata(study.name, ImportedScores(results))

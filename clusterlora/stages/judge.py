@@ -20,7 +20,7 @@ from clusterlora.stages.evaluate import scores_of
 from clusterlora.values import AdapterComposition, Verdict, WeightedAdapter
 
 
-def judge(study_name: str, rung: str, stores: Stores) -> Verdict:
+def judge_rung(study_name: str, rung: str, stores: Stores) -> Verdict:
     """Return the gate's verdict on the judged cluster as this rung trained it, and record it in the study and in the tracker."""
     state = read_state(study_name, stores)
     verdict = verdict_on(state, rung, None, stores)

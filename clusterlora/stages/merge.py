@@ -13,7 +13,7 @@ from clusterlora.ports.stores import Stores
 from clusterlora.progress.timing import timed
 from clusterlora.requests import MergeRequest
 from clusterlora.settings import STUDY_NAME, MergeSettings, PreparedStudy
-from clusterlora.stages.prepare import prepare
+from clusterlora.stages.prepare import prepare_study
 from clusterlora.stages.train import link_trained, merge_adapters
 
 _N_NAMED = 5
@@ -88,7 +88,7 @@ def _settings(study: PreparedStudy, method: str, merging: MergeSettings) -> Prep
 
 def _derive(state: StudyState, study: PreparedStudy, stores: Stores, log: RunLog) -> None:
     """Create a study with the data, clusters and imported adapters of another one."""
-    prepare(study, stores, log, running=False)
+    prepare_study(study, stores, log, running=False)
     if stores.studies.clustering(study.name) is None and state.clustering is not None:
         stores.studies.save_clustering(study.name, state.clustering)
     if state.imported is not None:

@@ -23,7 +23,7 @@ from clusterlora.stores.resume import as_decided
 from clusterlora.values import Dataset
 
 
-def prepare(settings: Study, stores: Stores, log: RunLog, *, running: bool = True) -> Dataset:
+def prepare_study(settings: Study, stores: Stores, log: RunLog, *, running: bool = True) -> Dataset:
     """Return the study's split data set, recorded with its provenance; preparing it again changes nothing.
 
     Damaged adapters on this machine are downloaded again, or will be trained again.

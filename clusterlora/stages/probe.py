@@ -28,7 +28,7 @@ from clusterlora.ports.run_log import RunLog, SilentLog
 from clusterlora.ports.stores import Stores
 from clusterlora.progress.timing import timed
 from clusterlora.settings import Study
-from clusterlora.stages.prepare import prepare
+from clusterlora.stages.prepare import prepare_study
 from clusterlora.values import Item, Persona
 
 _PEOPLE = 32
@@ -71,7 +71,7 @@ def probed(study: Study, n_workers: int, stores: Stores, log: RunLog) -> StudySt
     n_threads = torch.get_num_threads()
     torch.set_num_threads(max(1, n_threads // n_workers))
     try:
-        prepare(study, stores, log, running=False)
+        prepare_study(study, stores, log, running=False)
         probe(study.name, stores, log)
     finally:
         torch.set_num_threads(n_threads)

@@ -17,7 +17,7 @@ from clusterlora.stages.evaluate import val_losses
 from clusterlora.values import AdapterComposition, WeightedAdapter
 
 
-def refine(study_name: str, stores: Stores, log: RunLog) -> bool:
+def refine_clusters(study_name: str, stores: Stores, log: RunLog) -> bool:
     """Return whether a round was due; if so, its clustering is saved, and the adapters of changed clusters need training again.
 
     A round in which nobody moves is the last one. The gate's verdict does not change.

@@ -17,7 +17,7 @@ from clusterlora.stages.train import expose
 from clusterlora.values import AdapterSpec, TrainedAdapter
 
 
-def register(study_name: str, stores: Stores, log: RunLog) -> str | None:
+def register_models(study_name: str, stores: Stores, log: RunLog) -> str | None:
     """Return the URI of the champion router; None where there is no registry, or the comparison has no champion.
 
     Each adapter of everybody or of a cluster that can answer alone becomes a model; a method's adapters of single persons or small groups

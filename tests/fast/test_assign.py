@@ -15,7 +15,7 @@ from clusterlora.errors import BadData, ClusterLoraError, UnknownName
 from clusterlora.evaluation.assign import choose
 from clusterlora.settings import SyntheticSettings
 from clusterlora.stages.assign import assign, data_at, data_from, markdown, record
-from clusterlora.stages.prepare import prepare
+from clusterlora.stages.prepare import prepare_study
 from clusterlora.values import Clustering
 from tests.fixtures.stages import LOG
 from tests.fixtures.studies import Planted
@@ -112,7 +112,7 @@ def test_a_persona_of_the_study_is_refused(planted: Planted) -> None:
 
 def test_a_study_without_clusters_has_nothing_to_assign_to(planted: Planted) -> None:
     study = replace(planted.stores.studies.study("planted"), name="flat", methods=("unified",))
-    prepare(study, planted.stores, LOG)
+    prepare_study(study, planted.stores, LOG)
     planted.stores.studies.save_clustering("flat", Clustering("given", (planted.stores.studies.dataset("flat").ids,)))
     with data_from([one_exchange()], None) as data, pytest.raises(UnknownName, match="add cluster"):
         assign("flat", data, planted.stores, LOG)

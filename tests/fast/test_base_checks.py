@@ -20,7 +20,7 @@ from clusterlora.ports.run_log import SilentLog
 from clusterlora.ports.stores import Stores
 from clusterlora.settings import DataSettings, EvaluationSettings, ModelSettings, Study
 from clusterlora.stages import base_checks
-from clusterlora.stages.prepare import prepare, provenance
+from clusterlora.stages.prepare import prepare_study, provenance
 from clusterlora.stores.resume import as_decided
 from clusterlora.values import Clustering, Turn
 
@@ -123,7 +123,7 @@ def test_a_base_that_cannot_be_right_is_refused_in_one_line_and_nothing_is_recor
     spoil, message = REFUSED[what]
     spoil(folder)
     with pytest.raises(ModelUnavailable, match=message) as refusal:
-        prepare(study(folder, write_rows(tmp_path / "a.jsonl", exchanges())), stores, SilentLog())
+        prepare_study(study(folder, write_rows(tmp_path / "a.jsonl", exchanges())), stores, SilentLog())
     assert "\n" not in str(refusal.value)
     assert list(stores.studies.studies()) == []
 
@@ -139,8 +139,8 @@ def test_prompt_and_answer_must_fit_into_the_positions_of_the_base(folder: Path,
     edit(folder / "config.json", max_position_embeddings=300)
     asked = replace(study(folder, data), evaluation=EvaluationSettings(max_new_tokens=64))
     with pytest.raises(BadSettings, match=r"exceed the 300 positions of base model .*lower model\.max_length to 236 at most"):
-        prepare(asked, stores, SilentLog())
-    prepare(replace(asked, model=replace(asked.model, max_length=236)), stores, SilentLog())
+        prepare_study(asked, stores, SilentLog())
+    prepare_study(replace(asked, model=replace(asked.model, max_length=236)), stores, SilentLog())
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ def test_arguments_and_date_of_the_template_are_part_of_an_adapters_cache_key(fo
     for name, model in (("a", {}), ("b", {"template_arguments": (("x", "1"),)}), ("c", {"template_date": "2026-01-01"})):
         one = replace(study(folder, data), name=name)
         one = replace(one, model=replace(one.model, **model))
-        dataset = prepare(one, stores, SilentLog())
+        dataset = prepare_study(one, stores, SilentLog())
         stores.studies.save_clustering(name, Clustering("given", (dataset.ids,)))
         keys.append(work_plan(read_state(name, stores)).keys["unified"])
     assert len(set(keys)) == 3
@@ -203,9 +203,9 @@ def test_the_date_of_a_template_is_the_one_on_which_the_study_was_prepared_first
     monkeypatch.setattr(base_checks, "datetime", Clock)
     (folder / "chat_template.jinja").write_text(DATED)
     asked = study(folder, write_rows(tmp_path / "a.jsonl", exchanges()))
-    prepare(asked, stores, SilentLog())
+    prepare_study(asked, stores, SilentLog())
     Clock.today_is = 28
-    prepare(asked, stores, SilentLog())
+    prepare_study(asked, stores, SilentLog())
     kept = stores.studies.study("small")
     assert kept.model.template_date == "2026-11-01"
     assert as_decided(asked, kept) == kept
@@ -216,7 +216,7 @@ def test_the_date_of_a_template_is_the_one_on_which_the_study_was_prepared_first
 
 
 def test_a_template_without_the_date_leaves_the_study_without_one(folder: Path, stores: Stores, tmp_path: Path) -> None:
-    prepare(study(folder, write_rows(tmp_path / "a.jsonl", exchanges())), stores, SilentLog())
+    prepare_study(study(folder, write_rows(tmp_path / "a.jsonl", exchanges())), stores, SilentLog())
     assert stores.studies.study("small").model.template_date is None
 
 
@@ -225,9 +225,9 @@ def test_a_dialogue_that_is_too_long_names_itself_or_is_left_out_and_counted(fol
     rows[2]["response"] = "on " * 300
     data = write_rows(tmp_path / "a.jsonl", rows)
     with pytest.raises(BadData, match=r"persona 'ann', dialogue 'd2/\w+': \d+ tokens of .*max_length = 256; .*data\.on_problem=skip"):
-        prepare(study(folder, data), stores, SilentLog())
+        prepare_study(study(folder, data), stores, SilentLog())
     log = Notes()
-    dataset = prepare(study(folder, data, on_problem="skip"), stores, log)
+    dataset = prepare_study(study(folder, data, on_problem="skip"), stores, log)
     assert not any("on on" in turn.text for persona in dataset.personas for dialogue in persona.dialogues for turn in dialogue.turns)
     assert "1 of 10 dialogues cannot be asked of the base model and are left out" in log.notes
     assert provenance("small", stores).n_dialogues_left_out == 1
@@ -244,25 +244,25 @@ def test_where_the_sides_must_alternate_their_turns_are_merged_and_dialogues_tha
         for name in ("ann", "bob")
         for i in range(3)
     ]
-    dataset = prepare(study(folder, write_rows(tmp_path / "a.jsonl", rows)), stores, SilentLog())
+    dataset = prepare_study(study(folder, write_rows(tmp_path / "a.jsonl", rows)), stores, SilentLog())
     turns = dataset.personas[0].dialogues[0].turns
     assert turns[:2] == (Turn("user", "light\n\nnow"), Turn("assistant", "Sure.\n\nIt is on."))
     rows[0]["messages"] = [{"role": "assistant", "content": "Hello!"}, *messages]
     with pytest.raises(BadData, match=r"dialogue 'd0': begins with the assistant, and the chat template .* wants the user to begin"):
-        prepare(replace(study(folder, write_rows(tmp_path / "b.jsonl", rows)), name="other"), stores, SilentLog())
+        prepare_study(replace(study(folder, write_rows(tmp_path / "b.jsonl", rows)), name="other"), stores, SilentLog())
 
 
 def test_a_template_without_a_system_role_is_told_once(folder: Path, stores: Stores, tmp_path: Path) -> None:
     (folder / "chat_template.jinja").write_text(NO_SYSTEM)
     log = Notes()
-    prepare(study(folder, write_rows(tmp_path / "a.jsonl", exchanges())), stores, log)
+    prepare_study(study(folder, write_rows(tmp_path / "a.jsonl", exchanges())), stores, log)
     assert log.notes.count("the chat template has no system role: the system text leads the first user turn") == 1
 
 
 def test_a_template_that_changes_words_is_refused_with_the_first_difference(folder: Path, stores: Stores, tmp_path: Path) -> None:
     (folder / "chat_template.jinja").write_text(HOMELM_TEMPLATE.replace("message.content", "message.content | replace('please', 'PLEASE')"))
     with pytest.raises(BadData, match=r"changes what is said in dialogue 'd0/\w+' of persona 'ann': after '.*light 0, ' it writes 'PLEASE"):
-        prepare(study(folder, write_rows(tmp_path / "a.jsonl", exchanges())), stores, SilentLog())
+        prepare_study(study(folder, write_rows(tmp_path / "a.jsonl", exchanges())), stores, SilentLog())
 
 
 def test_every_id_that_may_end_an_answer_does(folder: Path) -> None:

@@ -26,7 +26,7 @@ from clusterlora.settings import (
     prepared,
 )
 from clusterlora.stages.base_checks import decided
-from clusterlora.stages.prepare import prepare
+from clusterlora.stages.prepare import prepare_study
 from clusterlora.stores.resume import as_decided
 
 
@@ -57,7 +57,7 @@ def lengths(*answers: int, prompt: int = 10) -> list[ExampleLength]:
 def test_own_data_without_a_base_model_are_refused_with_what_the_embedded_one_knows(stores: Stores, tmp_path: Path) -> None:
     asked = study(write(tmp_path / "a.jsonl", five("It is on")), base=None)
     with pytest.raises(BadSettings) as refusal:
-        prepare(asked, stores, SilentLog())
+        prepare_study(asked, stores, SilentLog())
     (line,) = str(refusal.value).splitlines()
     for words in ("model.base", "homelm knows the invented smart-home dialogues", "--base-model homelm", "smollm2-135m"):
         assert words in line
@@ -81,10 +81,10 @@ def test_the_command_asks_for_a_base_model_in_a_terminal_and_refuses_without_one
 
 def test_a_study_that_exists_keeps_its_base_model_and_is_not_asked_for_it(stores: Stores, tmp_path: Path) -> None:
     asked = study(write(tmp_path / "a.jsonl", five("It is on")))
-    prepare(asked, stores, SilentLog())
+    prepare_study(asked, stores, SilentLog())
     again = replace(asked, model=replace(asked.model, base=None))
     assert choose_base.with_base(again, stores) == again
-    prepare(again, stores, SilentLog())
+    prepare_study(again, stores, SilentLog())
     kept = stores.studies.study("own")
     assert as_decided(again, kept) == kept
 
@@ -137,7 +137,7 @@ def test_a_prompt_leaves_a_quarter_for_the_answer_and_room_for_shots() -> None:
 
 def test_own_data_get_the_lengths_their_answers_need_and_keep_them(stores: Stores, tmp_path: Path) -> None:
     data = write(tmp_path / "a.jsonl", five("Turned on, " + "and on and off " * 30))
-    prepare(study(data), stores, SilentLog())
+    prepare_study(study(data), stores, SilentLog())
     kept = stores.studies.study("own")
     assert kept.evaluation.max_new_tokens > 64
     write(data, five("Turned on, " + "and on and off " * 31))
@@ -146,6 +146,6 @@ def test_own_data_get_the_lengths_their_answers_need_and_keep_them(stores: Store
 
 def test_given_lengths_stay(stores: Stores, tmp_path: Path) -> None:
     asked = replace(study(write(tmp_path / "a.jsonl", five("It is on")), max_length=200), evaluation=EvaluationSettings(max_new_tokens=7))
-    prepare(asked, stores, SilentLog())
+    prepare_study(asked, stores, SilentLog())
     kept = stores.studies.study("own")
     assert (kept.model.max_length, kept.evaluation.max_new_tokens) == (200, 7)

@@ -16,7 +16,7 @@ from clusterlora.evaluation.metrics.number_f1 import numbers
 from clusterlora.gate.judge import judge
 from clusterlora.ports.stores import Stores
 from clusterlora.settings import GateSettings, Study
-from clusterlora.stages.compare import compare
+from clusterlora.stages.compare import compare_study
 from clusterlora.values import EvaluationRow
 from tests.fixtures.stages import LOG, run
 
@@ -167,7 +167,7 @@ def test_the_gate_of_a_study_judges_the_second_headline_on_val(seven: Study, sto
     run(study, stores)
     (verdict,) = stores.studies.verdicts(study.name)
     assert "second_headline" in {criterion.name for criterion in verdict.criteria}
-    comparison = compare(study.name, stores, LOG)
+    comparison = compare_study(study.name, stores, LOG)
     assert comparison.beside == ("rouge_l", "parameter_f1", "numeric_accuracy")
     assert comparison.second_headline == "rouge_l"
 

@@ -15,7 +15,7 @@ from clusterlora.progress.work import Answering, Work, assumed_clustering, remai
 from clusterlora.settings import Study
 from clusterlora.settings import prepared as prepared_settings
 from clusterlora.stages import probe as probing
-from clusterlora.stages.prepare import prepare
+from clusterlora.stages.prepare import prepare_study
 from clusterlora.values import Criterion, TrainedAdapter, Verdict
 
 LENGTHS = MeanTokens(dialogue=100.0, prompt=60.0, response=10.0)
@@ -27,7 +27,7 @@ METHODS = ("baseline", "unified", "per_persona", "cluster", "selective_routing")
 @pytest.fixture
 def prepared(seven: Study, stores: Stores) -> StudyState:
     """Return seven people with 3 train, 2 val and 2 test dialogues in clusters of 3 and 4, before they are clustered."""
-    prepare(replace(seven, methods=METHODS), stores, SilentLog())
+    prepare_study(replace(seven, methods=METHODS), stores, SilentLog())
     return replace(read_state("small", stores), probe=PROBE, n_workers=2)
 
 
@@ -144,7 +144,7 @@ def test_every_phase_to_come_has_its_expectation(prepared: StudyState) -> None:
 
 
 def test_a_probe_measures_the_studys_own_dialogues_and_keeps_nothing_but_the_rates(seven: Study, stores: Stores) -> None:
-    prepare(replace(seven, methods=METHODS), stores, SilentLog())
+    prepare_study(replace(seven, methods=METHODS), stores, SilentLog())
     measured = probing.probe("small", stores, SilentLog())
     state = read_state("small", stores)
     assert measured is not None
@@ -163,7 +163,7 @@ def test_a_probe_that_runs_out_of_memory_stops_nothing(seven: Study, stores: Sto
     def out_of_memory(*_: object) -> Probe:
         raise OutOfMemory("training probe-0 ran out of memory at micro-batch 2", micro_batch=2)
 
-    prepare(seven, stores, SilentLog())
+    prepare_study(seven, stores, SilentLog())
     monkeypatch.setattr(probing, "_measure", out_of_memory)
     assert probing.probe("small", stores, SilentLog()) is None
     assert sentences(read_state("small", stores)) == ()

@@ -20,8 +20,8 @@ from clusterlora.ports.stores import Stores
 from clusterlora.progress.timeline import next_step, phases
 from clusterlora.settings import ClusteringSettings, GateSettings, Study, prepared
 from clusterlora.stages.evaluate import compared_personas
-from clusterlora.stages.judge import judge, measure_ceiling
-from clusterlora.stages.prepare import prepare
+from clusterlora.stages.judge import judge_rung, measure_ceiling
+from clusterlora.stages.prepare import prepare_study
 from clusterlora.values import Clustering, Criterion, Verdict
 from tests.fixtures.stages import run
 
@@ -145,7 +145,7 @@ def test_a_refusal_ends_with_the_command_that_goes_on_and_the_power_is_noted_onc
 
 def test_a_threshold_out_of_reach_is_measured_before_the_verdict_and_ends_the_ladder(seven: Study, stores: Stores):
     study = replace(seven, gate=GateSettings(worst_persona=1.0, later_rungs_luck=None, ladder=seven.gate.ladder, on_failure="stop"))
-    prepare(study, stores, SilentLog())
+    prepare_study(study, stores, SilentLog())
     stores.studies.save_clustering(study.name, Clustering("given", (seven_ids(stores)[:3], seven_ids(stores)[3:])))
     measured = measure_ceiling(study.name, stores)
     assert measured is not None
@@ -154,7 +154,7 @@ def test_a_threshold_out_of_reach_is_measured_before_the_verdict_and_ends_the_la
     (only,) = stores.studies.verdicts(study.name)
     assert any("The ladder is not climbed" in note and "gate.worst_persona = 1.00" in note for note in only.notes)
     assert [phase.state for phase in phases(read_state(study.name, stores)) if phase.name == "gate"] == ["done"]
-    assert judge(study.name, OWN.name, stores).notes == only.notes, "judged again, it says the same"
+    assert judge_rung(study.name, OWN.name, stores).notes == only.notes, "judged again, it says the same"
 
 
 def seven_ids(stores: Stores) -> tuple[str, ...]:

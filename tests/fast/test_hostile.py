@@ -139,11 +139,11 @@ def test_hostile_persona_ids_and_texts_stay_text(tmp_path: Path, tiny_base_folde
     import json
 
     from clusterlora.requests import EvaluationRequest, TrainRequest
-    from clusterlora.stages.cluster import cluster
-    from clusterlora.stages.compare import compare
+    from clusterlora.stages.cluster import cluster_study
+    from clusterlora.stages.compare import compare_study
     from clusterlora.stages.evaluate import evaluate
-    from clusterlora.stages.judge import judge
-    from clusterlora.stages.prepare import prepare
+    from clusterlora.stages.judge import judge_rung
+    from clusterlora.stages.prepare import prepare_study
     from clusterlora.stages.train import train_group
     from tasks.status import status_lines
 
@@ -169,14 +169,14 @@ def test_hostile_persona_ids_and_texts_stay_text(tmp_path: Path, tiny_base_folde
         runtime=RuntimeSettings(shards=1),
     )
     log = SilentLog()
-    prepare(study, stores, log)
-    cluster(study.name, stores, log)
+    prepare_study(study, stores, log)
+    cluster_study(study.name, stores, log)
     for group in missing_groups(study, stores, tuple(plan_of(study, stores).specs)):
         train_group(TrainRequest(study_name=study.name, group=group, micro_batch=2, attempt=1), stores, log)
     evaluate(EvaluationRequest(study_name=study.name, part="gate", rung="own"), stores, log)
-    judge(study.name, "own", stores)
+    judge_rung(study.name, "own", stores)
     evaluate(EvaluationRequest(study_name=study.name), stores, log)
-    compare(study.name, stores, log)
+    compare_study(study.name, stores, log)
 
     # Nothing was written anywhere else, and no file is named after a person.
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["home", "in"]

@@ -18,7 +18,7 @@ from clusterlora.ports.stores import Stores
 from clusterlora.recipe import Recipe
 from clusterlora.requests import EvaluationRequest, TrainRequest
 from clusterlora.settings import ClusteringSettings, DataSettings, EvaluationSettings, ModelSettings, Study
-from clusterlora.stages.compare import compare
+from clusterlora.stages.compare import compare_study
 from clusterlora.stages.evaluate import evaluate
 from clusterlora.stages.imported import OlderOutputs, import_outputs, settings_for_import
 from clusterlora.stages.train import train_group
@@ -145,7 +145,7 @@ def test_an_imported_study_continues_with_its_adapters_compared_and_its_scores_l
     evaluate(EvaluationRequest(study_name=study.name), stores, LOG)
     routes = {r.persona_id: r.composition.adapter_names for r in stores.studies.routes(study.name) if r.method == "imported_cluster"}
     assert routes == {"persona_000": ("imported-00",), "persona_002": ("imported-00",)} | dict.fromkeys(PEOPLE[1::2], ("cluster-01",))
-    comparison = compare(study.name, stores, LOG)
+    comparison = compare_study(study.name, stores, LOG)
     assert {result.method for result in comparison.methods} == {"baseline", "unified", "imported_cluster"}
     beside = (tmp_path / "studies" / "middle" / "results" / "imported.md").read_text()
     assert "| cluster_00 | similarity | 2 | 0.82 |" in beside

@@ -15,7 +15,7 @@ from clusterlora.ports.stores import Stores
 from clusterlora.recipe import Recipe
 from clusterlora.requests import EvaluationRequest, MergeRequest
 from clusterlora.settings import ClusteringSettings, DataSettings, EvaluationSettings, MergeSettings, ModelSettings, Study
-from clusterlora.stages.compare import compare
+from clusterlora.stages.compare import compare_study
 from clusterlora.stages.evaluate import evaluate
 from clusterlora.stages.imported import OlderOutputs, import_outputs, settings_for_import
 from clusterlora.stages.merge import merge
@@ -64,7 +64,7 @@ def test_adapters_of_every_granularity_become_methods_and_nothing_is_trained(old
     assert list(remaining_groups(read_state(study.name, stores))) == []
     assert all(adapter.steps == 0 for adapter in stores.studies.adapters(study.name))
     evaluate(EvaluationRequest(study_name=study.name), stores, LOG)
-    assert {result.method for result in compare(study.name, stores, LOG).methods} == set(study.methods)
+    assert {result.method for result in compare_study(study.name, stores, LOG).methods} == set(study.methods)
     assert routes(study.name, stores, "imported_unified") == dict.fromkeys(PEOPLE, ("imported-unified",))
     assert routes(study.name, stores, "imported_per_persona") == {p: (f"imported-persona-{n:04d}",) for n, p in enumerate(PEOPLE)}
     assert routes(study.name, stores, "imported_merge") == {p: (f"imported-merged-{n % 2:02d}",) for n, p in enumerate(PEOPLE)}

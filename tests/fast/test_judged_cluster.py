@@ -13,7 +13,7 @@ from clusterlora.planning.work_plan import work_plan
 from clusterlora.ports.stores import Stores
 from clusterlora.settings import ClusteringSettings, Study
 from clusterlora.stages.evaluate import compared_personas
-from clusterlora.stages.prepare import prepare
+from clusterlora.stages.prepare import prepare_study
 from clusterlora.values import Clustering, Criterion, Verdict
 from tests.fixtures.stages import LOG
 
@@ -56,7 +56,7 @@ def test_a_small_cluster_near_the_median_gives_way_and_the_sentence_says_why() -
 def with_sizes(study: Study, stores: Stores, sizes: tuple[int, ...], **changes: object) -> Study:
     """Prepare a study whose people are in clusters of these sizes."""
     study = replace(study, clustering=replace(study.clustering, k=None, sizes=None), **changes)
-    ids = iter(prepare(study, stores, LOG).ids)
+    ids = iter(prepare_study(study, stores, LOG).ids)
     stores.studies.save_clustering(study.name, Clustering("auto", tuple(tuple(next(ids) for _ in range(size)) for size in sizes)))
     return study
 

@@ -17,8 +17,8 @@ from clusterlora.metadata import MeanTokens, Probe, Rates, Workers
 from clusterlora.ports.run_log import SilentLog
 from clusterlora.ports.stores import Stores
 from clusterlora.settings import Study
-from clusterlora.stages.cluster import cluster
-from clusterlora.stages.prepare import prepare
+from clusterlora.stages.cluster import cluster_study
+from clusterlora.stages.prepare import prepare_study
 from clusterlora.values import Criterion, Verdict
 from deployments import expectation, launch, private_files, processes
 from deployments.local_services import LocalServices
@@ -156,7 +156,7 @@ def test_a_follower_says_how_long_once_the_study_is_probed_and_again_when_its_ga
     monkeypatch.setattr(expectation, "stores_without_tracker", lambda _: stores)
     said = expectation.Expectation("small", services)
     assert said.due_lines() == ()
-    prepare(seven, stores, SilentLog())
+    prepare_study(seven, stores, SilentLog())
     assert said.due_lines() == ()
     stores.studies.save_metadata("small", Probe(lengths=lengths, rates=rates, device="cpu, 8 GiB", seconds=5.0))
     stores.studies.save_metadata("small", Workers(2))
@@ -164,7 +164,7 @@ def test_a_follower_says_how_long_once_the_study_is_probed_and_again_when_its_ga
     assert "by a probe of 5 s" in first[0]
     assert said.due_lines() == ()
     better = Criterion("above_unified", 0.1, 0.0, True, 0.05, 0.15, "better")
-    cluster("small", stores, SilentLog())
+    cluster_study("small", stores, SilentLog())
     stores.studies.save_verdict("small", Verdict("own", "cluster-00", (better,), 3, 6))
     assert "by what has run so far" in said.due_lines()[0]
     assert said.due_lines() == ()

@@ -14,7 +14,7 @@ from clusterlora.ports.run_log import SilentLog
 from clusterlora.ports.stores import Stores
 from clusterlora.settings import DataSettings, EvaluationSettings, ModelSettings, Study, SyntheticSettings
 from clusterlora.stages.model_fit import findings
-from clusterlora.stages.prepare import as_prepared, prepare
+from clusterlora.stages.prepare import as_prepared, prepare_study
 
 ENGLISH = "It is the best that we have, and I was there with you for all of it in number {}."
 NOUNS = ("bread", "tax", "guitar", "bicycle", "garden", "router", "visa", "boiler")
@@ -60,26 +60,26 @@ def with_chrf(study: Study) -> Study:
 
 def test_a_base_that_is_worse_than_a_guess_is_told_with_its_numbers_once(stores: Stores, tmp_path: Path) -> None:
     log = Notes()
-    prepare(study(tmp_path, ENGLISH), stores, log)
+    prepare_study(study(tmp_path, ENGLISH), stores, log)
     (line,) = (line for line in log.warnings if "uniform guess" in line)
     for words in ("nats per token, worse than a uniform guess over its 1,024 tokens (6.93)", "choose another --base-model"):
         assert words in line
     again = Notes()
-    prepare(study(tmp_path, ENGLISH), stores, again)
+    prepare_study(study(tmp_path, ENGLISH), stores, again)
     assert not again.warnings, "what is decided is not measured again"
 
 
 def test_a_language_that_the_embedding_model_does_not_know_is_refused_for_the_headline_only(stores: Stores, tmp_path: Path) -> None:
     asked = study(tmp_path, CHINESE, "homelm")
     with pytest.raises(BadSettings) as refusal:
-        prepare(asked, stores, SilentLog())
+        prepare_study(asked, stores, SilentLog())
     (line,) = str(refusal.value).splitlines()
     for words in ("embedding model minilm does not know", "%", "multilingual", "evaluation.headline=chrf", "data.on_misfit=warn"):
         assert words in line
     assert list(stores.studies.studies()) == []
-    prepare(replace(warning(asked), name="insisting"), stores, SilentLog())
+    prepare_study(replace(warning(asked), name="insisting"), stores, SilentLog())
     log = Notes()
-    prepare(with_chrf(asked), stores, log)
+    prepare_study(with_chrf(asked), stores, log)
     assert any("embedding model minilm does not know" in line for line in log.warnings), "clusters are made of embeddings all the same"
     assert any("times as long" in line for line in log.warnings), "a byte per token in Chinese"
 
@@ -88,7 +88,7 @@ def test_nothing_is_said_about_english_people_and_synthetic_ones(stores: Stores,
     assert not embedding_findings("minilm", texts(ENGLISH), is_headline=True).warnings
     small = DataSettings(train=1, val=1, test=1, synthetic=SyntheticSettings(cluster_sizes=(1, 2), dialogues=3))
     log = Notes()
-    prepare(Study(name="small", data=small), stores, log)
+    prepare_study(Study(name="small", data=small), stores, log)
     assert not log.warnings
 
 
@@ -110,7 +110,7 @@ def test_a_base_is_held_against_a_uniform_guess(share: float, n_refused: int, n_
 
 def test_only_train_answers_are_read(stores: Stores, tmp_path: Path) -> None:
     settings, base = as_prepared(warning(study(tmp_path, ENGLISH)), stores)
-    dataset = prepare(warning(study(tmp_path, ENGLISH)), stores, SilentLog())
+    dataset = prepare_study(warning(study(tmp_path, ENGLISH)), stores, SilentLog())
     hidden = [replace(p, dialogues=tuple(d if d.split == "train" else replace(d, turns=()) for d in p.dialogues)) for p in dataset.personas]
     log = SilentLog()
     assert findings(settings, base, hidden, log) == findings(settings, base, dataset.personas, log)

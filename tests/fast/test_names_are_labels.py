@@ -24,10 +24,10 @@ from clusterlora.ports.stores import Stores
 from clusterlora.recipe import Recipe
 from clusterlora.serving.export import export
 from clusterlora.settings import Rung, Study
-from clusterlora.stages.cluster import cluster
-from clusterlora.stages.compare import compare
-from clusterlora.stages.prepare import prepare
-from clusterlora.stages.register import register
+from clusterlora.stages.cluster import cluster_study
+from clusterlora.stages.compare import compare_study
+from clusterlora.stages.prepare import prepare_study
+from clusterlora.stages.register import register_models
 from clusterlora.stores.json_codec import to_json
 from clusterlora.values import AdapterSpec, EvaluationRow, MethodPlan, digest
 from tests.fixtures.examples import examples_of_extending
@@ -47,8 +47,8 @@ def method_of(name: str, *specs: AdapterSpec) -> Method:
 
 
 def prepared(study: Study, stores: Stores) -> tuple[str, ...]:
-    prepare(study, stores, LOG)
-    cluster(study.name, stores, LOG)
+    prepare_study(study, stores, LOG)
+    cluster_study(study.name, stores, LOG)
     return stores.studies.dataset(study.name).ids
 
 
@@ -177,7 +177,7 @@ def test_the_method_of_the_documentation_is_one_file_in_every_step_of_a_study(
     groups = {one.tags.get("training_group") for one in tracker.runs.values() if one.tags.get("study") == study.name}
     assert groups <= {None, "unified", "cluster-00", "fan-out-1-of-2", "fan-out-2-of-2"}
 
-    comparison = compare(study.name, stores, LOG)
+    comparison = compare_study(study.name, stores, LOG)
     assert "pairs" in {result.method for result in comparison.methods}
     folder = stores.folder(study.name)
     assert "pairs" in (folder / "results" / "summary.csv").read_text()
@@ -185,7 +185,7 @@ def test_the_method_of_the_documentation_is_one_file_in_every_step_of_a_study(
     arms = dict(plan_of(study, stores).methods["selective_routing"].arms_by_persona)
     assert all(any(name.startswith("pair-") for arm in of_one for name in arm.adapter_names) for of_one in arms.values())
 
-    register(study.name, stores, LOG)
+    register_models(study.name, stores, LOG)
     models = {name for name in tracker.models if name.startswith("paired")}
     assert models == {"paired-unified", "paired-cluster-00", "paired-cluster-01", "paired-pairs"}
     assert (folder / "models" / "pairs" / "pair_000" / "adapter_model.safetensors").is_file()
@@ -242,12 +242,12 @@ def test_a_control_of_ones_own_is_in_the_verdict_and_never_the_champion(
     monkeypatch.setitem(METHODS, "pairs", entry)
     study = replace(seven, name="held-against", methods=("cluster", "selective_routing", "pairs"), gate=replace(seven.gate, ladder=()))
     run(study, finished_stores)
-    comparison = compare(study.name, finished_stores, LOG)
+    comparison = compare_study(study.name, finished_stores, LOG)
     assert comparison.champion != "pairs"
     contrasts = {contrast.method: contrast for contrast in comparison.contrasts if contrast.other == "pairs"}
     assert contrasts["cluster"].is_control
     assert "neighbours in pairs (" in comparison.sentence
-    register(study.name, finished_stores, LOG)
+    register_models(study.name, finished_stores, LOG)
     assert isinstance(finished_stores.tracker, MemoryTracker)
     assert "held-against-pairs" not in finished_stores.tracker.models
     plan = plan_of(study, finished_stores).methods["selective_routing"]
@@ -284,7 +284,7 @@ def test_a_control_that_an_earlier_comparison_crowned_is_not_registered(seven: S
     assert outcome is not None
     finished_stores.studies.save_metadata(seven.name, replace(outcome, champion="unified_longer"))
     with pytest.raises(BadData, match="no champion to register"):
-        register(seven.name, finished_stores, LOG)
+        register_models(seven.name, finished_stores, LOG)
 
 
 @pytest.mark.parametrize(

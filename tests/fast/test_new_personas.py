@@ -33,11 +33,11 @@ from clusterlora.settings import (
     Study,
     SyntheticSettings,
 )
-from clusterlora.stages.cluster import cluster
-from clusterlora.stages.compare import compare
+from clusterlora.stages.cluster import cluster_study
+from clusterlora.stages.compare import compare_study
 from clusterlora.stages.evaluate import evaluate
-from clusterlora.stages.prepare import prepare
-from clusterlora.stages.register import register
+from clusterlora.stages.prepare import prepare_study
+from clusterlora.stages.register import register_models
 from clusterlora.values import Criterion, Verdict
 from tests.fixtures.memory import MemoryTracker
 from tests.fixtures.stages import LOG, plan_of, run_rest, state_of, train_named
@@ -181,8 +181,8 @@ def study(tiny_base_folder: Path) -> Study:
 
 
 def run(study: Study, stores: Stores) -> None:
-    prepare(study, stores, LOG)
-    cluster(study.name, stores, LOG)
+    prepare_study(study, stores, LOG)
+    cluster_study(study.name, stores, LOG)
     run_rest(study, stores)
 
 
@@ -207,8 +207,8 @@ def test_a_study_measures_new_people_beside_its_methods_and_changes_none_of_them
     study: Study, evaluated_stores: Stores, tmp_path: Path
 ) -> None:
     stores = evaluated_stores
-    comparison = compare(study.name, stores, LOG)
-    register(study.name, stores, LOG)
+    comparison = compare_study(study.name, stores, LOG)
+    register_models(study.name, stores, LOG)
     trained = {adapter.name: adapter for adapter in stores.studies.adapters(study.name)}
     assert {"heldout-unified", "heldout-cluster-00", "heldout-cluster-01"} < trained.keys()
     plan = plan_of(study, stores).held_out
@@ -232,7 +232,7 @@ def test_a_study_measures_new_people_beside_its_methods_and_changes_none_of_them
     other = memory_stores(tmp_path / "other")
     without = replace(study, assignment=AssignmentSettings())
     run(without, other)
-    alone = compare(study.name, other, LOG)
+    alone = compare_study(study.name, other, LOG)
     assert [r.method for r in alone.methods] == [r.method for r in comparison.methods]
     assert alone.method("cluster").means["nll"] == pytest.approx(comparison.method("cluster").means["nll"])
     assert plan_of(without, other).keys.items() < plan_of(study, stores).keys.items()
@@ -262,21 +262,21 @@ def test_poisoned_test_answers_change_scores_and_no_choice(
 def test_after_a_refused_gate_nothing_is_measured_and_the_report_says_so(study: Study, evaluated_stores: Stores) -> None:
     stores = evaluated_stores
     strict = replace(study, name="strict", gate=replace(study.gate, ladder=(), mean_similarity=1.0, on_failure="stop"))
-    prepare(strict, stores, LOG)
-    cluster(strict.name, stores, LOG)
+    prepare_study(strict, stores, LOG)
+    cluster_study(strict.name, stores, LOG)
     train_named(strict, stores, ("unified", "cluster-00"))
     refusal = Criterion("above_unified", -0.1, 0.0, False, None, None, "worse")
     stores.studies.save_verdict(strict.name, Verdict("own", "cluster-00", (refusal,), 4, 8))
     run(strict, stores)
-    compare(strict.name, stores, LOG)
+    compare_study(strict.name, stores, LOG)
     assert curve_of(state_of(strict, stores), plan_of(strict, stores), stores) is None
     assert off(0.25) in (stores.folder(strict.name) / "results" / "report.html").read_text(encoding="utf-8")
     assert off(0.25) != off(None)
 
 
 def test_a_rung_gives_the_clusters_held_out_names_of_their_own_and_unified_stays(study: Study, stores: Stores) -> None:
-    prepare(study, stores, LOG)
-    cluster(study.name, stores, LOG)
+    prepare_study(study, stores, LOG)
+    cluster_study(study.name, stores, LOG)
     own, warm = (plan_of(study, stores, rung).held_out for rung in rungs(state_of(study, stores)))
     assert own is not None
     assert warm is not None

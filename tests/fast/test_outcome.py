@@ -16,7 +16,7 @@ from clusterlora.config import as_mapping
 from clusterlora.ports.run_log import SilentLog
 from clusterlora.recipe import Recipe
 from clusterlora.settings import ClusteringSettings, DataSettings, RuntimeSettings, Study, SyntheticSettings, prepared
-from clusterlora.stages.prepare import prepare
+from clusterlora.stages.prepare import prepare_study
 from clusterlora.stores.null_tracker import NullTracker
 from clusterlora.wiring import from_environment
 from tasks.outcome import cancel_children, record_failure
@@ -42,7 +42,7 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
     monkeypatch.setenv("CLUSTERLORA_HOME", str(tmp_path))
     monkeypatch.setenv("CLUSTERLORA_DATABASE_URL", f"sqlite:///{tmp_path / 'studies.db'}")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    prepare(SMALL, from_environment(), SilentLog())
+    prepare_study(SMALL, from_environment(), SilentLog())
     return SMALL
 
 

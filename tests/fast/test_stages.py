@@ -34,12 +34,12 @@ from clusterlora.settings import (
     Study,
     prepared,
 )
-from clusterlora.stages.cluster import cluster
-from clusterlora.stages.compare import compare
+from clusterlora.stages.cluster import cluster_study
+from clusterlora.stages.compare import compare_study
 from clusterlora.stages.evaluate import evaluate
 from clusterlora.stages.judge import verdict_on
-from clusterlora.stages.prepare import prepare
-from clusterlora.stages.register import register
+from clusterlora.stages.prepare import prepare_study
+from clusterlora.stages.register import register_models
 from clusterlora.stages.train import log_name, train_group
 from clusterlora.stores.json_codec import from_plain, plain
 from clusterlora.stores.routing_table import RoutingTable
@@ -61,7 +61,7 @@ def test_a_study_runs_from_data_to_a_registered_champion_and_again_without_doing
     assert isinstance(stores.tracker, MemoryTracker)
     assert len(stores.tracker.models["small"]) == stores.tracker.champions["small"] == 1
     attempts_before = stores.studies.attempts(study.name)
-    comparison = compare(study.name, stores, LOG)
+    comparison = compare_study(study.name, stores, LOG)
     assert {result.method for result in comparison.methods} == set(study.methods)
     assert comparison.n_personas == 7
     assert comparison.beside == ("parameter_f1", "numeric_accuracy"), "a home is set to numbers"
@@ -109,9 +109,9 @@ def test_every_registered_model_answers_as_it_was_evaluated(study: Study, stores
         evaluation=replace(study.evaluation, max_new_tokens=70),
     )
     run(study, stores)
-    compare(study.name, stores, LOG)
+    compare_study(study.name, stores, LOG)
     crown(study.name, stores)
-    register(study.name, stores, LOG)
+    register_models(study.name, stores, LOG)
 
     rows = [row for row in rows_of(study, stores) if row.seed == 0]
     outcome = stores.studies.metadata(study.name, ComparisonSummary)
@@ -151,8 +151,8 @@ def test_any_cluster_can_be_judged_and_only_cluster_0_decides(study: Study, fini
 
 def test_the_baseline_may_answer_first_what_test_would_ask_of_it_and_nothing_changes(study: Study, finished_stores: Stores) -> None:
     stores, usual, study = finished_stores, study, replace(study, name="ahead")
-    dataset = prepare(study, stores, LOG)
-    cluster(study.name, stores, LOG)
+    dataset = prepare_study(study, stores, LOG)
+    cluster_study(study.name, stores, LOG)
     n_ahead = evaluate(EvaluationRequest(study_name=study.name, part="baseline"), stores, LOG)
     bare = plan_of(study, stores).composition_key(AdapterComposition())
     ahead = set(stores.studies.answers(study.name, [bare]))
@@ -173,15 +173,15 @@ def test_the_baseline_may_answer_first_what_test_would_ask_of_it_and_nothing_cha
 
 def test_the_base_model_is_not_evaluated_unless_a_method_needs_it(study: Study, stores: Stores) -> None:
     without = replace(study, methods=("unified", "cluster"))
-    prepare(without, stores, LOG)
-    cluster(without.name, stores, LOG)
+    prepare_study(without, stores, LOG)
+    cluster_study(without.name, stores, LOG)
     assert evaluate(EvaluationRequest(study_name=without.name, part="baseline"), stores, LOG) == 0
 
 
 def test_adapters_are_merged_once_and_compared_like_any_other(study: Study, finished_stores: Stores) -> None:
     stores, study = finished_stores, replace(study, name="merging", methods=("unified", "merge"), merging=MergeSettings(kind="ties"))
-    prepare(study, stores, LOG)
-    cluster(study.name, stores, LOG)
+    prepare_study(study, stores, LOG)
+    cluster_study(study.name, stores, LOG)
     run_rest(study, stores)
     plan = plan_of(study, stores)
     adapters = {adapter.name: adapter for adapter in stores.studies.adapters(study.name)}
@@ -192,7 +192,7 @@ def test_adapters_are_merged_once_and_compared_like_any_other(study: Study, fini
     for layer, (a, b) in read_adapter(folder).items():
         assert a.shape[0] == b.shape[1] == study.recipe.rank, layer
     assert "% of its energy" in (stores.folder(study.name) / "logs" / "merge_training.log").read_text()
-    assert {result.method for result in compare(study.name, stores, LOG).methods} == {"unified", "merge"}
+    assert {result.method for result in compare_study(study.name, stores, LOG).methods} == {"unified", "merge"}
     assert remaining_groups(state_of(study, stores)) == ()
     other_kind = plan_of(replace(study, merging=MergeSettings(kind="dare")), stores)
     assert other_kind.keys["merged-00"] != plan.keys["merged-00"]
@@ -206,8 +206,8 @@ def gate_waves(study: Study, stores: Stores, rung: Rung) -> list[list[str]]:
 
 def test_a_cluster_of_one_person_is_trained_in_a_run_of_its_own(study: Study, stores: Stores) -> None:
     study = replace(study, clustering=ClusteringSettings(k=2, sizes=(1, 6)))
-    prepare(study, stores, LOG)
-    cluster(study.name, stores, LOG)
+    prepare_study(study, stores, LOG)
+    cluster_study(study.name, stores, LOG)
     assert gate_waves(study, stores, OWN) == [["unified", "cluster-00"]], "the longest first"
 
 
@@ -216,8 +216,8 @@ def test_a_cluster_of_one_person_is_registered_like_any_other(study: Study, fini
     clusters, gate = ClusteringSettings(k=2, sizes=(1, 6)), replace(study.gate, ladder=())
     study = replace(study, name="lonely", methods=methods, clustering=clusters, gate=gate)
     run(study, stores)
-    compare(study.name, stores, LOG)
-    register(study.name, stores, LOG)
+    compare_study(study.name, stores, LOG)
+    register_models(study.name, stores, LOG)
     assert isinstance(stores.tracker, MemoryTracker)
     models = {"lonely-unified", "lonely-cluster-00", "lonely-cluster-01", "lonely-per-persona"}
     assert {name for name in stores.tracker.models if name.startswith("lonely")} == models
@@ -231,7 +231,7 @@ def records(file: Path) -> list[dict[str, str]]:
 def test_the_summary_can_be_recomputed_from_the_raw_rows_for_every_metric(study: Study, finished_stores: Stores) -> None:
     stores, study = finished_stores, replace(study, name="measured", evaluation=replace(study.evaluation, metrics=tuple(METRICS)))
     run(study, stores)
-    compare(study.name, stores, LOG)
+    compare_study(study.name, stores, LOG)
     results = stores.folder(study.name) / "results"
     for metric in METRICS:
         scores: dict[str, dict[str, list[float]]] = {}
@@ -269,17 +269,17 @@ def test_a_refused_gate_stops_training_and_compares_the_trained_adapters(study: 
     assert refused(state_of(strict, stores))
     assert {v.rung for v in stores.studies.verdicts(strict.name)} == {"own", "warm-start"}
     assert {a.name for a in stores.studies.adapters(strict.name)} == {"unified", "cluster-00", "cluster-00+warm-start"}
-    comparison = compare(strict.name, stores, LOG)
+    comparison = compare_study(strict.name, stores, LOG)
     assert {result.method for result in comparison.methods} == {"baseline", "unified", "selective_routing"}
     assert comparison.n_personas == 7, "three would be too few for a verdict, so everybody is compared by the methods that answer everybody"
     # Nothing was trained with the second seed: routing may not stand in for it with the bare base model.
     assert {row.seed for row in rows_of(strict, stores)} == {0}
-    register(strict.name, stores, LOG)
+    register_models(strict.name, stores, LOG)
 
 
 def test_a_warm_started_rung_trains_unified_first_and_has_a_name_of_its_own(study: Study, stores: Stores) -> None:
-    prepare(study, stores, LOG)
-    cluster(study.name, stores, LOG)
+    prepare_study(study, stores, LOG)
+    cluster_study(study.name, stores, LOG)
     warm = rungs(state_of(study, stores))[1]
     assert gate_waves(study, stores, warm) == [["unified"], ["cluster-00+warm-start"]], "a warm start waits for what it starts from"
     train_named(study, stores, ["unified"])
@@ -290,8 +290,8 @@ def test_a_warm_started_rung_trains_unified_first_and_has_a_name_of_its_own(stud
 
 
 def test_a_cache_key_covers_what_decides_the_weights_and_nothing_else(study: Study, stores: Stores) -> None:
-    prepare(study, stores, LOG)
-    cluster(study.name, stores, LOG)
+    prepare_study(study, stores, LOG)
+    cluster_study(study.name, stores, LOG)
     keys = plan_of(study, stores).keys
 
     def with_recipe(**changes: float) -> dict[str, str]:
@@ -313,8 +313,8 @@ def test_a_micro_batch_that_ran_out_of_memory_is_not_tried_by_the_next_group(
         raise OutOfMemory("no room", micro_batch=micro_batch)
 
     monkeypatch.setattr("clusterlora.engine.training.train", too_much)
-    prepare(study, stores, LOG)
-    cluster(study.name, stores, LOG)
+    prepare_study(study, stores, LOG)
+    cluster_study(study.name, stores, LOG)
     first, second = missing_groups(study, stores, judged_adapters(plan_of(study, stores)))
     for group in (first, second):
         with pytest.raises(OutOfMemory):
@@ -329,7 +329,7 @@ def next_try(study: Study, stores: Stores) -> tuple[int, int]:
 
 
 def test_after_running_out_of_memory_the_next_attempt_has_half_the_micro_batch(study: Study, stores: Stores) -> None:
-    prepare(study, stores, LOG)
+    prepare_study(study, stores, LOG)
     assert next_try(study, stores) == (1, 2)
     stores.studies.open_attempt(study.name, Attempt("unified", 1, 2, "running"))
     assert next_try(study, stores) == (1, 2), "an attempt under way is joined, not doubled"

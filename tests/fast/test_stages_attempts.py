@@ -18,8 +18,8 @@ from clusterlora.requests import TrainingGroup, TrainRequest
 from clusterlora.settings import (
     Study,
 )
-from clusterlora.stages.cluster import cluster
-from clusterlora.stages.prepare import prepare
+from clusterlora.stages.cluster import cluster_study
+from clusterlora.stages.prepare import prepare_study
 from clusterlora.stages.train import keep, stored_folder, train_group
 from clusterlora.stores.files import FileAdapterStore
 from tests.fixtures.memory import MemoryRun, MemoryTracker
@@ -69,7 +69,7 @@ def test_the_next_run_retrains_adapters_that_a_power_cut_damaged(study: Study, s
     whole = file.read_bytes()
     file.write_bytes(whole[:length])
     assert missing_groups(study, stores, ("unified",)) == []
-    prepare(study, stores, SilentLog())
+    prepare_study(study, stores, SilentLog())
     (group,) = missing_groups(study, stores, ("unified",))
     train(study, stores, group, number=2)
     assert (stored_folder(stores, trained.key) / file.name).read_bytes() == whole
@@ -112,8 +112,8 @@ def test_retrained_lost_weights_become_the_recorded_ones(study: Study, stores: S
     del tracker.runs[str(lost.run_id)]
     again = replace(study, name="again")
     second, third = (machine(tmp_path / name, stores, tracker) for name in ("second", "third"))
-    prepare(again, second, SilentLog())
-    cluster(again.name, second, SilentLog())
+    prepare_study(again, second, SilentLog())
+    cluster_study(again.name, second, SilentLog())
     train(again, second, UNIFIED)
     (adapter,) = stores.studies.adapters(again.name)
     assert adapter.run_id != lost.run_id

@@ -13,12 +13,12 @@ from clusterlora.settings import (
     MergeSettings,
     Study,
 )
-from clusterlora.stages.cluster import cluster
-from clusterlora.stages.compare import compare
+from clusterlora.stages.cluster import cluster_study
+from clusterlora.stages.compare import compare_study
 from clusterlora.stages.evaluate import evaluate
 from clusterlora.stages.merge import merge
-from clusterlora.stages.prepare import prepare
-from clusterlora.stages.register import register
+from clusterlora.stages.prepare import prepare_study
+from clusterlora.stages.register import register_models
 from tests.fixtures.memory import MemoryTracker
 from tests.fixtures.stages import study_of_five, train_named
 
@@ -60,8 +60,8 @@ def test_another_merge_is_a_study_of_its_own_that_trains_nothing(study: Study, s
 
 def test_the_merge_of_a_studys_own_settings_belongs_to_it(study: Study, stores: Stores) -> None:
     own = replace(study, name="own", methods=("unified", "merge"), merging=TIES)
-    prepare(own, stores, LOG)
-    cluster(own.name, stores, LOG)
+    prepare_study(own, stores, LOG)
+    cluster_study(own.name, stores, LOG)
     train_named(own, stores, PERSONAL)
     assert merge(request(own), stores, LOG) == "own"
     assert {"merged-00", "merged-01"} <= {adapter.name for adapter in stores.studies.adapters("own")}
@@ -71,9 +71,9 @@ def test_a_merge_is_compared_with_the_studys_methods_and_registered(study: Study
     train_named(study, stores, ("unified", *PERSONAL))
     merged = merge(request(study), stores, LOG)
     evaluate(EvaluationRequest(study_name=merged), stores, LOG)
-    comparison = compare(merged, stores, LOG)
+    comparison = compare_study(merged, stores, LOG)
     assert {result.method for result in comparison.methods} == {"unified", "per_persona", "merge"}
-    register(merged, stores, LOG)
+    register_models(merged, stores, LOG)
     assert isinstance(stores.tracker, MemoryTracker)
     assert {"tried-ties-0.5-merged-00", "tried-ties-0.5-merged-01"} <= stores.tracker.models.keys()
     assert not any(name.startswith("tried-merged") for name in stores.tracker.models), "the study itself compared no merge"
@@ -81,8 +81,8 @@ def test_a_merge_is_compared_with_the_studys_methods_and_registered(study: Study
 
 def test_a_merge_whose_name_would_be_too_long_is_refused(study: Study, stores: Stores) -> None:
     long = replace(study, name="a" * 45)
-    prepare(long, stores, LOG)
-    cluster(long.name, stores, LOG)
+    prepare_study(long, stores, LOG)
+    cluster_study(long.name, stores, LOG)
     train_named(long, stores, PERSONAL)
     with pytest.raises(BadSettings, match="longer than 48 characters"):
         merge(request(long), stores, LOG)

@@ -14,11 +14,11 @@ from clusterlora.results.report import report_data
 from clusterlora.settings import (
     Study,
 )
-from clusterlora.stages.cluster import cluster
-from clusterlora.stages.compare import compare
-from clusterlora.stages.prepare import prepare
-from clusterlora.stages.refine import refine
-from clusterlora.stages.register import register
+from clusterlora.stages.cluster import cluster_study
+from clusterlora.stages.compare import compare_study
+from clusterlora.stages.prepare import prepare_study
+from clusterlora.stages.refine import refine_clusters
+from clusterlora.stages.register import register_models
 from clusterlora.values import Clustering
 from tests.fixtures.memory import MemoryTracker
 from tests.fixtures.stages import LOG, TRAINED_HERE, plan_of, rows_of, run, run_rest, state_of
@@ -39,7 +39,7 @@ def test_every_method_and_control_runs_with_two_training_seeds_and_is_compared_o
     recipe = replace(study.recipe, epochs=2, patience=1)
     study = replace(study, methods=TRAINED_HERE, seeds=2, gate=replace(study.gate, ladder=()), recipe=recipe)
     run(study, stores)
-    comparison = compare(study.name, stores, LOG)
+    comparison = compare_study(study.name, stores, LOG)
     assert {result.method for result in comparison.methods} == set(TRAINED_HERE)
 
     rows = rows_of(study, stores)
@@ -57,7 +57,7 @@ def test_every_method_and_control_runs_with_two_training_seeds_and_is_compared_o
     assert read["unified"] == read["baseline"] == read["cluster"] == read["prefix"]
     assert read["few_shot"] > read["unified"], "three exchanges more are read before every answer"
 
-    register(study.name, stores, LOG)
+    register_models(study.name, stores, LOG)
     assert isinstance(stores.tracker, MemoryTracker)
     assert not any(".s1" in name for name in stores.tracker.models), "further seeds are for the comparison only"
     controls = [name for name in stores.tracker.models if name.startswith(("small-random", "small-unified-"))]
@@ -74,10 +74,10 @@ def test_of_several_seeds_the_report_counts_and_quotes_the_first_and_the_rows_te
     study: Study, finished_stores: Stores
 ) -> None:
     stores, study = finished_stores, replace(study, name="seeded", methods=("unified", "per_persona"), seeds=3)
-    prepare(study, stores, LOG)
-    cluster(study.name, stores, LOG)
+    prepare_study(study, stores, LOG)
+    cluster_study(study.name, stores, LOG)
     run_rest(study, stores)
-    comparison = compare(study.name, stores, LOG)
+    comparison = compare_study(study.name, stores, LOG)
     rows = rows_of(study, stores)
     read = report_data(state_of(study, stores), plan_of(study, stores), stores, comparison, rows)
     assert [(curve.title, curve.complete) for curve in read.curves] == [("unified", True), ("per_persona, mean of 7 adapters", True)]
@@ -101,8 +101,8 @@ def test_of_several_seeds_the_report_counts_and_quotes_the_first_and_the_rows_te
 
 def test_controls_differ_from_what_they_control_in_one_thing(study: Study, stores: Stores) -> None:
     study = replace(study, methods=TRAINED_HERE)
-    prepare(study, stores, LOG)
-    cluster(study.name, stores, LOG)
+    prepare_study(study, stores, LOG)
+    cluster_study(study.name, stores, LOG)
     plan = plan_of(study, stores)
     sizes = sorted(len(a.persona_ids) for a in plan.methods["random_cluster"].adapters)
     assert sizes == sorted(len(a.persona_ids) for a in plan.methods["cluster"].adapters if a.name != "unified")
@@ -120,7 +120,7 @@ def test_refined_clusters_are_trained_again_before_what_depends_on_them(study: S
         clustering=replace(study.clustering, sizes=None, min_size=2, refinement_rounds=3),
         recipe=replace(study.recipe, epochs=3, learning_rate=2e-2),
     )
-    prepare(study, stores, LOG)
+    prepare_study(study, stores, LOG)
     people = study_people(study, stores)
     stores.studies.save_clustering(study.name, Clustering("given", (people[:3], people[3:])))
     run(study, stores)
@@ -137,13 +137,13 @@ def test_refined_clusters_are_trained_again_before_what_depends_on_them(study: S
     assert set(plan.keys.values()) <= keys, "what answers was trained on the refined clusters"
     n_merges = sum(adapter.name.startswith("merged") for adapter in stores.studies.adapters(study.name))
     assert n_merges == 2, "merges were made once, of the clusters that stayed"
-    assert not refine(study.name, stores, LOG)
+    assert not refine_clusters(study.name, stores, LOG)
 
 
 def test_learning_curves_come_from_the_database_and_are_called_incomplete_where_it_has_none(study: Study, finished_stores: Stores) -> None:
     """Hosts that share the database and no folder show the same curves."""
     stores = replace(finished_stores, home=finished_stores.home / "elsewhere")
-    comparison, rows = compare(study.name, stores, LOG), rows_of(study, stores)
+    comparison, rows = compare_study(study.name, stores, LOG), rows_of(study, stores)
     unified = next(adapter for adapter in stores.studies.adapters(study.name) if adapter.name == "unified")
     (recorded,) = stores.studies.learning_curves(study.name)[unified.key]
     assert len(recorded.losses) == unified.steps

@@ -23,8 +23,8 @@ from clusterlora.settings import (
     SyntheticSettings,
 )
 from clusterlora.stages import scale as scale_stage
-from clusterlora.stages.cluster import cluster
-from clusterlora.stages.prepare import prepare
+from clusterlora.stages.cluster import cluster_study
+from clusterlora.stages.prepare import prepare_study
 from clusterlora.stages.scale import scale
 from clusterlora.values import Dataset, TrainedAdapter, Verdict
 from tests.fixtures.stages import missing_groups, plan_of, state_of
@@ -44,8 +44,8 @@ def study(tiny_base_folder: Path, stores: Stores) -> Study:
         gate=GateSettings(ladder=()),
         runtime=RuntimeSettings(shards=2),
     )
-    prepare(study, stores, LOG)
-    cluster(study.name, stores, LOG)
+    prepare_study(study, stores, LOG)
+    cluster_study(study.name, stores, LOG)
     return study
 
 

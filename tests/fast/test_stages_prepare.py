@@ -13,7 +13,7 @@ from clusterlora.ports.run_log import SilentLog
 from clusterlora.ports.stores import Stores
 from clusterlora.settings import DataSettings, ModelSettings, Study, SyntheticSettings, prepared
 from clusterlora.stages import prepare as module
-from clusterlora.stages.prepare import git_revision, prepare
+from clusterlora.stages.prepare import git_revision, prepare_study
 from tests.fixtures.memory import MemoryRun, MemoryTracker
 
 
@@ -32,18 +32,18 @@ def test_the_dtype_is_decided_once_and_a_relaunch_elsewhere_keeps_it(
     stores: Stores, tiny_base_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "faster_dtype", lambda _base: "bfloat16")
-    prepare(study(tiny_base_folder), stores, SilentLog())
+    prepare_study(study(tiny_base_folder), stores, SilentLog())
     monkeypatch.setattr(module, "faster_dtype", lambda _base: "float32")
-    prepare(study(tiny_base_folder), stores, SilentLog())
+    prepare_study(study(tiny_base_folder), stores, SilentLog())
     assert stores.studies.study("small").model.dtype == "bfloat16"
     with pytest.raises(BadSettings, match="dtype"):
-        prepare(study(tiny_base_folder, "float32"), stores, SilentLog())
+        prepare_study(study(tiny_base_folder, "float32"), stores, SilentLog())
 
 
 def test_a_configured_dtype_is_kept(stores: Stores, tiny_base_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "faster_dtype", lambda _base: "bfloat16")
     other = replace(study(tiny_base_folder, "float32"), name="other")
-    prepare(other, stores, SilentLog())
+    prepare_study(other, stores, SilentLog())
     assert stores.studies.study("other") == prepared(other, "float32")
 
 
@@ -56,13 +56,13 @@ def test_refused_data_does_not_replace_the_provenance_of_the_stored_data(stores:
         file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
     write(2)
-    prepared_study = prepare(other, stores, SilentLog())
+    prepared_study = prepare_study(other, stores, SilentLog())
     before = stores.studies.metadata("small", Provenance)
     assert before is not None
     assert (before.data_digest, before.n_personas, before.n_dialogues) == (prepared_study.digest, 2, 6)
     write(3)
     with pytest.raises(BadData, match="holds other data"):
-        prepare(other, stores, SilentLog())
+        prepare_study(other, stores, SilentLog())
     assert stores.studies.metadata("small", Provenance) == before
 
 
@@ -73,17 +73,17 @@ def test_without_git_the_revision_is_unknown(tmp_path: Path, monkeypatch: pytest
 
 @pytest.mark.parametrize(("status", "tracked"), [("finished", "FINISHED"), ("failed", "FAILED"), ("running", "RUNNING")])
 def test_a_single_step_leaves_a_study_in_the_status_it_is_in(stores: Stores, tiny_base_folder: Path, status: str, tracked: str) -> None:
-    prepare(study(tiny_base_folder), stores, SilentLog())
+    prepare_study(study(tiny_base_folder), stores, SilentLog())
     assert (stores.studies.status("small"), parent(stores).status) == ("running", "RUNNING")
     if status != "running":
         stores.studies.set_status("small", status)
         stores.tracker.end_study("small", status=status)
-    prepare(study(tiny_base_folder), stores, SilentLog(), running=False)
+    prepare_study(study(tiny_base_folder), stores, SilentLog(), running=False)
     assert (stores.studies.status("small"), parent(stores).status) == (status, tracked)
 
 
 def test_a_study_that_a_single_step_made_is_not_running(stores: Stores, tiny_base_folder: Path) -> None:
-    prepare(study(tiny_base_folder), stores, SilentLog(), running=False)
+    prepare_study(study(tiny_base_folder), stores, SilentLog(), running=False)
     assert (stores.studies.status("small"), parent(stores).status) == ("created", "FINISHED")
-    prepare(study(tiny_base_folder), stores, SilentLog())
+    prepare_study(study(tiny_base_folder), stores, SilentLog())
     assert (stores.studies.status("small"), parent(stores).status) == ("running", "RUNNING")

@@ -14,7 +14,7 @@ from clusterlora.ports.run_log import SilentLog
 from clusterlora.ports.stores import Stores
 from clusterlora.settings import Study
 from clusterlora.stages.judge import power_of_study
-from clusterlora.stages.prepare import prepare
+from clusterlora.stages.prepare import prepare_study
 
 FOUR = ("baseline", "unified", "per_persona", "cluster", "hybrid", "prefix", "random_cluster")
 
@@ -50,7 +50,7 @@ def test_the_sentence_says_what_cannot_be_shown_and_the_fix() -> None:
 
 def test_preparing_a_study_says_it(seven: Study, stores: Stores) -> None:
     log = Notes()
-    prepare(replace(seven, methods=FOUR), stores, log)
+    prepare_study(replace(seven, methods=FOUR), stores, log)
     assert [note for note in log.notes if "can show no difference, however large" in note]
 
 
@@ -65,7 +65,7 @@ def test_validating_data_says_it(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_once_the_base_model_has_answered_it_is_said_in_points(seven: Study, stores: Stores) -> None:
-    prepare(seven, stores, SilentLog())
+    prepare_study(seven, stores, SilentLog())
     unknown = power_of_study(read_state(seven.name, stores))
     assert unknown is not None
     assert not unknown.is_estimated

@@ -11,7 +11,7 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 from clusterlora.ports.run_log import SilentLog
 from clusterlora.recipe import Recipe
 from clusterlora.settings import HOME_PROMPT, ClusteringSettings, DataSettings, EvaluationSettings, GateSettings, ModelSettings, Study
-from clusterlora.stages.prepare import prepare
+from clusterlora.stages.prepare import prepare_study
 from clusterlora.values import Clustering
 from tests.fixtures.runs import launch, state_of, stores_here, train_here
 from tests.fixtures.session import Service, shared_folder, shared_service
@@ -54,7 +54,7 @@ def study(site: dict[str, str], people_of_two_manners: Path) -> str:
             evaluation=EvaluationSettings(max_new_tokens=4),
         )
         stores = stores_here(site)
-        prepare(study, stores, SilentLog())
+        prepare_study(study, stores, SilentLog())
         stores.studies.save_clustering(study.name, Clustering("given", (("p0", "p2", "p4", "p6"), ("p1", "p3", "p5", "p7"))))
         train_here(study, stores, "unified", "cluster-00", "cluster-01")
         return Service({"study": study.name}, [])

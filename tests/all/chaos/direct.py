@@ -17,12 +17,12 @@ from clusterlora.planning.attempts import next_request
 from clusterlora.ports.run_log import SilentLog
 from clusterlora.requests import EvaluationRequest
 from clusterlora.settings import Study
-from clusterlora.stages.cluster import cluster
-from clusterlora.stages.compare import compare
+from clusterlora.stages.cluster import cluster_study
+from clusterlora.stages.compare import compare_study
 from clusterlora.stages.evaluate import evaluate
-from clusterlora.stages.judge import judge
-from clusterlora.stages.prepare import prepare
-from clusterlora.stages.register import register
+from clusterlora.stages.judge import judge_rung
+from clusterlora.stages.prepare import prepare_study
+from clusterlora.stages.register import register_models
 from clusterlora.stages.train import train_group
 from clusterlora.wiring import from_environment
 from tests.fixtures.stages import missing_groups, plan_of
@@ -32,16 +32,16 @@ SETTINGS = Path(__file__).with_name("study.toml")
 
 def run(study: Study) -> None:
     stores, log, name = from_environment(), SilentLog(), study.name
-    prepare(study, stores, log)
-    cluster(study.name, stores, log)
+    prepare_study(study, stores, log)
+    cluster_study(study.name, stores, log)
     for group in missing_groups(study, stores, tuple(plan_of(study, stores).specs)):
         train_group(next_request(study, group, stores), stores, log)
     evaluate(EvaluationRequest(study_name=name, part="gate", rung="own"), stores, log)
-    judge(name, "own", stores)
+    judge_rung(name, "own", stores)
     for shard in (1, 2):
         evaluate(EvaluationRequest(study_name=name, shard=shard, shards=2), stores, log)
-    compare(name, stores, log)
-    register(name, stores, log)
+    compare_study(name, stores, log)
+    register_models(name, stores, log)
 
 
 def start_server(environment: Mapping[str, str]) -> None:

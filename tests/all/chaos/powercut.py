@@ -165,11 +165,11 @@ def study(base: Path, _say: Say) -> None:
     from clusterlora.recipe import Recipe
     from clusterlora.requests import EvaluationRequest
     from clusterlora.settings import ClusteringSettings, DataSettings, EvaluationSettings, ModelSettings, Study, SyntheticSettings
-    from clusterlora.stages.cluster import cluster
-    from clusterlora.stages.compare import compare
+    from clusterlora.stages.cluster import cluster_study
+    from clusterlora.stages.compare import compare_study
     from clusterlora.stages.evaluate import evaluate
-    from clusterlora.stages.prepare import prepare
-    from clusterlora.stages.register import register
+    from clusterlora.stages.prepare import prepare_study
+    from clusterlora.stages.register import register_models
     from clusterlora.stages.train import train_group
     from clusterlora.wiring import from_environment
 
@@ -184,13 +184,13 @@ def study(base: Path, _say: Say) -> None:
         evaluation=EvaluationSettings(max_new_tokens=2, metrics=("nll",), headline="nll", selection_metric="nll", bootstrap_draws=100),
     )
     stores, log = from_environment(), SilentLog()
-    prepare(settings, stores, log)
-    cluster(settings.name, stores, log)
+    prepare_study(settings, stores, log)
+    cluster_study(settings.name, stores, log)
     for group in missing_groups(settings, stores, tuple(plan_of(settings, stores).specs)):
         train_group(next_request(settings, group, stores), stores, log)
     evaluate(EvaluationRequest(study_name=settings.name), stores, log)
-    compare(settings.name, stores, log)
-    register(settings.name, stores, log)
+    compare_study(settings.name, stores, log)
+    register_models(settings.name, stores, log)
 
 
 def sync_everything(_base: Path, _say: Say) -> None:

@@ -152,20 +152,20 @@ def on_one_machine(study: Study) -> dict[tuple[str, str, str, str], tuple[str, d
     """Return (text, scores) of every answer of the study run in this process, as `clusterlora train`, `evaluate` and `compare` do."""
     from clusterlora.ports.run_log import SilentLog
     from clusterlora.requests import EvaluationRequest, TrainRequest
-    from clusterlora.stages.cluster import cluster
-    from clusterlora.stages.compare import compare
+    from clusterlora.stages.cluster import cluster_study
+    from clusterlora.stages.compare import compare_study
     from clusterlora.stages.evaluate import evaluate
-    from clusterlora.stages.prepare import prepare
+    from clusterlora.stages.prepare import prepare_study
     from clusterlora.stages.train import train_group
 
     stores, log = from_environment(), SilentLog()
-    prepare(study, stores, log)
-    cluster(study.name, stores, log)
+    prepare_study(study, stores, log)
+    cluster_study(study.name, stores, log)
     evaluate(EvaluationRequest(study_name=study.name, part="power"), stores, log)
     for group in missing_groups(study, stores, tuple(plan_of(study, stores).specs)):
         train_group(TrainRequest(study_name=study.name, group=group, micro_batch=study.recipe.batch_size, attempt=1), stores, log)
     evaluate(EvaluationRequest(study_name=study.name, part="gate", rung="own"), stores, log)
     for shard in (1, 2):
         evaluate(EvaluationRequest(study_name=study.name, shard=shard, shards=2), stores, log)
-    compare(study.name, stores, log)
+    compare_study(study.name, stores, log)
     return {(a.composition_key, a.persona_id, a.item_id, a.split): (a.text, dict(a.scores)) for a in stores.studies.answers(study.name)}
