@@ -2,12 +2,14 @@
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
+from peft.utils.other import get_pattern_key
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -18,10 +20,7 @@ from clusterlora.engine.stacked import StackedModel, Weights, read_adapter
 from clusterlora.errors import BadData
 
 _UNSUPPORTED = {
-    "use_dora": "train it again without DoRA",
     "use_qalora": "train it again without QALoRA",
-    "rank_pattern": "train it again with one rank for all layers",
-    "alpha_pattern": "train it again with one alpha for all layers",
     "modules_to_save": "it replaces whole layers of the base; train it again without modules_to_save",
     "lora_bias": "train it again with lora_bias=False",
     "layer_replication": "it changes the base; train it again without layer_replication",
@@ -29,16 +28,17 @@ _UNSUPPORTED = {
     "target_parameters": "it changes parameters that are no layers; train it again with target_modules alone",
     "alora_invocation_tokens": "it is active for a part of the prompt only; train it again without them",
 }
-"""Settings of a PEFT LoRA that change its answers and that the stack does not compute, with what to do about each."""
-_CONVERTED = ("pissa", "olora", "corda", "eva", "loftq")
-"""Initialisations that may change the base's weights; PEFT converts such an adapter to a plain one when it saves it."""
+"""Settings of a PEFT LoRA that change its answers and are not computed here, with what to do about each."""
+_CONVERTED = ("pissa", "olora", "corda", "lora_ga", "loftq")
+"""Initialisations that change the base's weights; PEFT converts an adapter of all but the last to a plain one when it saves it."""
 _PROMPTS = ("The quick brown fox", "Please turn on the light in the kitchen.", "1 2 3 4")
+_MAGNITUDE = "lora_magnitude_vector"
 _SHARE = 0.02
 """By which share of what the adapter changes its logits may differ from PEFT's; a wrong reading differs by about all of it."""
 
 
 def check_imported(folder: Path, base: BaseModel, *, any_base: bool) -> None:
-    """Check that a PEFT folder is a plain LoRA of this base that answers as in PEFT.
+    """Check that a PEFT folder is a LoRA of this base that answers as in PEFT. Its layers may differ in rank and alpha; it may be a DoRA.
 
     Args:
         any_base: do not ask whether the folder names this base, only whether its layers fit.
@@ -51,18 +51,23 @@ def check_imported(folder: Path, base: BaseModel, *, any_base: bool) -> None:
     _check_tensors(folder, config)
     if not any_base:
         _check_base(folder, config, base)
+    _compare_with_peft(folder, config, base, None if config.get("use_dora") else _stacked_logits(folder, config, base))
+
+
+def _stacked_logits(folder: Path, config: Mapping[str, Any], base: BaseModel) -> list[Float[Tensor, "_T V"]]:
     stacked = StackedModel(base.model)
     try:
         stacked.load([Weights(read_adapter(folder))])
-        ours = _logits(base, stacked)
+        return _logits(base, stacked)
     except BadData as problem:
-        made_for = config.get("base_model_name_or_path")
-        raise BadData(
-            f"{folder}: does not fit base model {base.name!r} ({problem}); it was made for {made_for!r}; give that as --base-model"
-        ) from problem
+        raise _does_not_fit(folder, config, base, problem) from problem
     finally:
         stacked.close()
-    _compare_with_peft(folder, base, ours)
+
+
+def _does_not_fit(folder: Path, config: Mapping[str, Any], base: BaseModel, problem: object) -> BadData:
+    made_for = config.get("base_model_name_or_path")
+    return BadData(f"{folder}: does not fit base model {base.name!r} ({problem}); it was made for {made_for!r}; give that as --base-model")
 
 
 def _read_config(folder: Path) -> Mapping[str, Any]:
@@ -89,36 +94,62 @@ def _check_settings(folder: Path, config: Mapping[str, Any]) -> None:
             f"{folder}: starts from {start} and belongs to a changed base; save it as a plain LoRA with "
             "save_pretrained(folder, path_initial_model_for_weight_conversion=...)"
         )
-    rank, alpha = config.get("r"), config.get("lora_alpha")
-    if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
-        raise BadData(f"{folder}: has r={rank!r}; a rank is a whole number of at least 1")
-    if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not math.isfinite(alpha):
-        raise BadData(f"{folder}: has lora_alpha={alpha!r}; it must be a number")
+    for name, value in _by_layer(folder, config, "r", "rank_pattern"):
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise BadData(f"{folder}: has {name}={value!r}; a rank is a whole number of at least 1")
+    for name, value in _by_layer(folder, config, "lora_alpha", "alpha_pattern"):
+        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+            raise BadData(f"{folder}: has {name}={value!r}; it must be a number")
+
+
+def _by_layer(folder: Path, config: Mapping[str, Any], name: str, pattern: str) -> Iterator[tuple[str, Any]]:
+    """Yield a setting and what a pattern of layers has instead, each with its name."""
+    yield name, config.get(name)
+    instead = config.get(pattern) or {}
+    if not isinstance(instead, dict):
+        raise BadData(f"{folder}: has {pattern}={instead!r:.60}; it must be an object from layer to value")
+    for layer, value in instead.items():
+        try:
+            re.compile(layer)
+        except re.error as error:
+            raise BadData(f"{folder}: has {pattern} for {layer!r}, which is no regular expression ({error})") from error
+        yield f"{pattern}[{layer!r}]", value
 
 
 def _check_tensors(folder: Path, config: Mapping[str, Any]) -> None:
-    """Raise BadData unless every tensor is a finite LoRA factor of the rank in the settings."""
+    """Raise BadData unless every tensor is finite and a LoRA factor of its layer's rank, or a magnitude of DoRA's."""
     try:
         tensors = load_file(folder / "adapter_model.safetensors")
     except (SafetensorError, OSError) as error:
         raise BadData(f"{folder}: adapter_model.safetensors cannot be read ({error}); save it with save_pretrained") from error
     if not tensors:
         raise BadData(f"{folder}: adapter_model.safetensors holds no tensor; save it with save_pretrained")
+    sides = ("lora_A.weight", "lora_B.weight", *([_MAGNITUDE] if config.get("use_dora") else []))
     for name, tensor in tensors.items():
-        side = next((side for side in ("lora_A", "lora_B") if name.endswith(f".{side}.weight")), None)
+        side = next((side for side in sides if name.endswith(f".{side}")), None)
         if side is None:
             raise BadData(f"{folder}: tensor {name} is no factor of a linear layer (embeddings and whole layers cannot be imported)")
-        if tensor.ndim != 2 or not tensor.is_floating_point():
-            raise BadData(
-                f"{folder}: tensor {name} is {tensor.dtype} of shape {tuple(tensor.shape)}, not a matrix of floating-point numbers"
-            )
+        n_axes, what = (1, "a vector") if side == _MAGNITUDE else (2, "a matrix")
+        if tensor.ndim != n_axes or not tensor.is_floating_point():
+            raise BadData(f"{folder}: tensor {name} is {tensor.dtype} of shape {tuple(tensor.shape)}, not {what} of floating-point numbers")
         if not tensor.isfinite().all():
             raise BadData(f"{folder}: tensor {name} holds NaN or infinity; its training diverged")
-        rank = tensor.shape[0 if side == "lora_A" else 1]
-        if rank != config["r"]:
+        if side == _MAGNITUDE:
+            continue
+        rank = tensor.shape[0 if side == "lora_A.weight" else 1]
+        setting, configured = _configured_rank(config, name.removeprefix("base_model.model.").removesuffix(f".{side}"))
+        if rank != configured:
             raise BadData(
-                f"{folder}: tensor {name} has rank {rank}, but adapter_config.json says r={config['r']}; the two do not belong together"
+                f"{folder}: tensor {name} has rank {rank}, but adapter_config.json says {setting}={configured}; "
+                "the two do not belong together"
             )
+
+
+def _configured_rank(config: Mapping[str, Any], layer: str) -> tuple[str, int]:
+    """Return the setting that gives a layer its rank, and its value."""
+    by_pattern = config.get("rank_pattern") or {}
+    key = get_pattern_key(list(by_pattern), layer)
+    return (f"rank_pattern[{key!r}]", by_pattern[key]) if key in by_pattern else ("r", config["r"])
 
 
 def _check_base(folder: Path, config: Mapping[str, Any], base: BaseModel) -> None:
@@ -141,24 +172,49 @@ def _last_part(name: str) -> str:
     return name.rstrip("/").rpartition("/")[2].casefold()
 
 
-def _compare_with_peft(folder: Path, base: BaseModel, ours: list[Float[Tensor, "_T V"]]) -> None:
-    """Raise BadData if PEFT computes other logits with this adapter."""
-    from peft import PeftModel
+def _compare_with_peft(folder: Path, config: Mapping[str, Any], base: BaseModel, ours: list[Float[Tensor, "_T V"]] | None) -> None:
+    """Raise BadData if PEFT computes other logits with this adapter; without logits of ours, if it has other tensors."""
+    from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 
     plain = _logits(base)
-    peft_model = PeftModel.from_pretrained(base.model, str(folder))
     try:
+        peft_model = PeftModel(base.model, LoraConfig.from_pretrained(str(folder))).eval()  # pyright: ignore[reportArgumentType]
+    except ValueError as problem:
+        raise _does_not_fit(folder, config, base, problem) from problem
+    try:
+        tensors = load_file(folder / "adapter_model.safetensors")
+        if ours is None and (other := _other_tensors(tensors, get_peft_model_state_dict(peft_model))):
+            raise _does_not_fit(folder, config, base, other)
+        set_peft_model_state_dict(peft_model, tensors)
         theirs = _logits(base)
     finally:
         peft_model.unload()
+    if ours is None:
+        return
     change = max(float((a - b).abs().max()) for a, b in zip(theirs, plain, strict=True))
     noise = 64 * torch.finfo(base.model.dtype).eps * max(float(logits.abs().max()) for logits in plain)
     difference = max(float((a - b).abs().max()) for a, b in zip(ours, theirs, strict=True))
     if difference > _SHARE * change + noise:
         raise BadData(
             f"{folder}: its logits differ from PEFT's by {difference:.3g}, where the adapter changes them by {change:.3g}; "
-            "what it holds besides plain LoRA is not supported"
+            "what it holds besides factors is not supported"
         )
+
+
+def _other_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
+    """Say how an adapter's tensors differ from those of its settings on this base; empty when they do not."""
+    if missing := sorted(expected.keys() - tensors.keys()):
+        return f"it lacks tensor {missing[0]}"
+    if unexpected := sorted(tensors.keys() - expected.keys()):
+        return f"tensor {unexpected[0]} is of no layer that its settings target"
+    return next(
+        (
+            f"tensor {name} has shape {tuple(tensors[name].shape)} for {tuple(tensor.shape)}"
+            for name, tensor in expected.items()
+            if tensor.shape != tensors[name].shape
+        ),
+        "",
+    )
 
 
 @torch.inference_mode()

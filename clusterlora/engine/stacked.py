@@ -15,9 +15,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
+from peft.utils.other import get_pattern_key
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import DynamicCache
@@ -51,17 +53,18 @@ def read_prefix(folder: Path) -> Prefix:
 
 
 def read_adapter(folder: Path) -> Factors:
-    """Return the factors of a PEFT LoRA folder, alpha / r folded into B.
+    """Return the factors of a PEFT LoRA folder, each layer's alpha / r folded into its B. Layers may differ in rank and alpha.
 
     Raises:
-        BadData: not a plain LoRA, or a layer with only one of A and B.
+        BadData: not a sum of low-rank updates, or a layer with only one of A and B.
     """
     config = json.loads((folder / "adapter_config.json").read_text())
-    extras = [name for name in ("use_dora", "rank_pattern", "alpha_pattern", "modules_to_save", "lora_bias") if config.get(name)]
+    extras = [name for name in ("use_dora", "modules_to_save", "lora_bias") if config.get(name)]
     if config.get("peft_type") != "LORA" or extras:
-        raise BadData(f"adapter {folder.name} is {config.get('peft_type')} with {extras or 'no extras'}; only plain LoRA can be stacked")
-    rank = config["r"]
-    scale = config["lora_alpha"] / (rank**0.5 if config.get("use_rslora") else rank)
+        raise BadData(
+            f"adapter {folder.name} is {config.get('peft_type')} with {extras or 'no extras'}; "
+            "only LoRA without them can be stacked, weighted or merged"
+        )
     tensors = {name.removeprefix("base_model.model."): tensor for name, tensor in load_file(folder / "adapter_model.safetensors").items()}
     names = sorted(name.removesuffix(".lora_A.weight") for name in tensors if name.endswith(".lora_A.weight"))
     try:
@@ -69,7 +72,14 @@ def read_adapter(folder: Path) -> Factors:
     except KeyError as missing:
         raise BadData(f"adapter {folder.name} lacks tensor {missing}; train it again") from missing
     dtype = torch.promote_types(torch.float32, next(iter(tensors.values())).dtype)
-    return {name: (a.to(dtype), scale * b.to(dtype)) for name, (a, b) in pairs.items()}
+    return {name: (a.to(dtype), _scale(config, name, rank=len(a)) * b.to(dtype)) for name, (a, b) in pairs.items()}
+
+
+def _scale(config: Mapping[str, Any], layer: str, *, rank: int) -> float:
+    """Return alpha / r of a layer, or alpha / sqrt(r), by PEFT's settings; a pattern of layers may have an alpha of its own."""
+    by_pattern = config.get("alpha_pattern") or {}
+    alpha = by_pattern.get(get_pattern_key(list(by_pattern), layer), config["lora_alpha"])
+    return alpha / (rank**0.5 if config.get("use_rslora") else rank)
 
 
 class StackedModel:

@@ -9,6 +9,7 @@ from pathlib import Path
 from clusterlora.adapters.import_checks import check_imported
 from clusterlora.data.legacy_import import cluster_number, persona_resolver, read_clusters, read_folder_map, read_results
 from clusterlora.data.load import load
+from clusterlora.engine.kinds import kind_of
 from clusterlora.errors import BadData, BadSettings
 from clusterlora.metadata import ImportedAdapters, ImportedScores
 from clusterlora.models.model_cache import base_model
@@ -92,7 +93,7 @@ class _Folders:
 def settings_for_import(study: Study, older: OlderOutputs) -> Study:
     """Return the study with the settings that the older outputs need: their number of clusters, and their adapters as methods.
 
-    Personal adapters answer as `imported_per_persona` and, merged per cluster, as `imported_merge`.
+    Personal adapters answer as `imported_per_persona` and, where all of them are sums of updates, merged per cluster as `imported_merge`.
 
     Raises:
         BadSettings: adapters without the splits they were trained on, or clusters that refinement would change.
@@ -109,7 +110,7 @@ def settings_for_import(study: Study, older: OlderOutputs) -> Study:
         "imported_unified": older.unified,
         "imported_cluster": older.adapters,
         "imported_per_persona": older.personal,
-        "imported_merge": older.personal,
+        "imported_merge": older.personal if older.personal is not None and _unmergeable(older.personal) is None else None,
     }
     methods = dict.fromkeys([*study.methods, *(name for name, given in added.items() if given is not None)])
     return replace(study, methods=tuple(methods), clustering=replace(study.clustering, sizes=None))
@@ -128,7 +129,8 @@ def import_outputs(study: Study, older: OlderOutputs, stores: Stores, log: RunLo
         _personal_folders(older.personal, older.personal_map, ids) if older.personal is not None else {},
         _peft_folder(older.unified) if older.unified is not None else None,
     )
-    _check_merges(members, folders)
+    if not (unmergeable := _unmergeable(older.personal) if older.personal is not None else None):
+        _check_merges(members, folders)
     if folders.all():
         _check_adapters(as_prepared(study, stores)[0], folders, log, any_base=older.any_base)
     results = {file.stem: read_results(file, ids) for file in _result_files(older.results)} if older.results is not None else {}
@@ -140,12 +142,17 @@ def import_outputs(study: Study, older: OlderOutputs, stores: Stores, log: RunLo
     if folders.all():
         stores.studies.save_metadata(study.name, folders.hashes())
         _save_adapters(read_state(study.name, stores), folders, stores, log)
+    if unmergeable:
+        log.note(
+            f"the personal adapters are not merged: {unmergeable.name} is of a kind that is no sum of updates; imported_merge is left out"
+        )
     without = tuple(p for p in ids if p not in folders.by_persona) if folders.by_persona else ()
     if without:
         more = f" and {len(without) - _N_NAMED} more" if len(without) > _N_NAMED else ""
         log.note(
             f"{len(without)} of {len(ids)} personas have no personal adapter to import ({', '.join(without[:_N_NAMED])}{more}): "
-            "imported_per_persona answers them by adapters that the study trains, imported_merge by their cluster's other members"
+            "imported_per_persona answers them by adapters that the study trains"
+            + ("" if unmergeable else ", imported_merge by their cluster's other members")
         )
     return Imported(len(ids), len(members), len(folders.all()), len(results), without)
 
@@ -216,6 +223,12 @@ def _peft_folder(folder: Path) -> Path:
     if missing := [name for name in _FILES if not (folder / name).is_file()]:
         raise BadData(f"{folder}: has no {' and no '.join(missing)}; only PEFT folders with safetensors are imported, never pickles")
     return folder
+
+
+def _unmergeable(root: Path) -> Path | None:
+    """Return the first folder whose adapter is no sum of updates, as a DoRA is none; None if all can be merged or cannot be read."""
+    folders = (folder for folder in _candidates(root, "one folder per persona") if (folder / _FILES[0]).is_file())
+    return next((folder for folder in folders if not kind_of(folder).is_additive), None)
 
 
 def _check_merges(members: tuple[tuple[str, ...], ...], folders: _Folders) -> None:

@@ -23,6 +23,7 @@ from clusterlora.stages import base_checks
 from clusterlora.stages.prepare import prepare_study, provenance
 from clusterlora.stores.resume import as_decided
 from clusterlora.values import Clustering, Turn
+from tests.fixtures.stages import Notes
 
 HOMELM_TEMPLATE = (HOMELM_FOLDER / "chat_template.jinja").read_text(encoding="utf-8")
 DATED = "<|system|>Today is {{ strftime_now('%d %b %Y') }}.<|end|>" + HOMELM_TEMPLATE
@@ -31,14 +32,6 @@ ALTERNATING = (
     "{% for m in messages if m['role'] != 'system' %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
     "{{ raise_exception('roles must alternate') }}{% endif %}{% endfor %}" + HOMELM_TEMPLATE
 )
-
-
-class Notes(SilentLog):
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def note(self, message: str) -> None:
-        self.notes.append(message)
 
 
 @pytest.fixture

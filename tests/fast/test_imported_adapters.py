@@ -1,6 +1,7 @@
 """Adapters of every granularity come from elsewhere and become methods; the personal ones are merged per cluster without training."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,8 +20,8 @@ from clusterlora.stages.compare import compare_study
 from clusterlora.stages.evaluate import evaluate
 from clusterlora.stages.imported import OlderOutputs, import_outputs, settings_for_import
 from clusterlora.stages.merge import merge
-from tests.fixtures.imported import write_adapter, write_people
-from tests.fixtures.stages import LOG
+from tests.fixtures.imported import write_adapter, write_by_peft, write_people
+from tests.fixtures.stages import LOG, Notes
 
 PEOPLE = tuple(f"persona_{number:03d}" for number in range(4))
 
@@ -77,6 +78,20 @@ def test_imported_adapters_are_merged_in_another_way_as_a_study_of_their_own(old
     import_outputs(study, older[1], stores, LOG)
     assert merge(MergeRequest(study_name=study.name, merging=MergeSettings(kind="ties")), stores, LOG) == "theirs-ties-0.2"
     assert {"imported-merged-00", "imported-merged-01"} <= {adapter.name for adapter in stores.studies.adapters("theirs-ties-0.2")}
+
+
+def test_personal_adapters_that_are_no_sums_answer_as_themselves_and_are_not_merged(
+    older: tuple[Study, OlderOutputs], stores: Stores, tmp_path: Path, tiny_base_folder: Path
+) -> None:
+    shutil.rmtree(tmp_path / "personal" / PEOPLE[1])
+    write_by_peft(tmp_path / "personal" / PEOPLE[1], tiny_base_folder, use_dora=True, r=2, target_modules=["q_proj"])
+    study, log = settings_for_import(*older), Notes()
+    assert study.methods == ("baseline", "imported_unified", "imported_cluster", "imported_per_persona")
+    import_outputs(study, older[1], stores, log)
+    assert any(f"{PEOPLE[1]} is of a kind that is no sum of updates" in note for note in log.notes)
+    assert list(remaining_groups(read_state(study.name, stores))) == []
+    evaluate(EvaluationRequest(study_name=study.name), stores, LOG)
+    assert {result.method for result in compare_study(study.name, stores, LOG).methods} == set(study.methods)
 
 
 def test_who_has_no_personal_adapter_is_listed_and_answered_by_one_that_is_trained_here(

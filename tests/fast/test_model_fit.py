@@ -15,23 +15,12 @@ from clusterlora.ports.stores import Stores
 from clusterlora.settings import DataSettings, EvaluationSettings, ModelSettings, Study, SyntheticSettings
 from clusterlora.stages.model_fit import findings
 from clusterlora.stages.prepare import as_prepared, prepare_study
+from tests.fixtures.stages import Notes
 
 ENGLISH = "It is the best that we have, and I was there with you for all of it in number {}."
 NOUNS = ("bread", "tax", "guitar", "bicycle", "garden", "router", "visa", "boiler")
 GERMAN = "Die Rechnung wurde bereits bezahlt, aber der Händler behauptet das Gegenteil, Nummer {}."
 CHINESE = "那怎么办呢，先喝口水吧，明天再看第{}次。"
-
-
-class Notes(SilentLog):
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def note(self, message: str) -> None:
-        self.notes.append(message)
-
-    @property
-    def warnings(self) -> list[str]:
-        return [note for note in self.notes if note.startswith("warning: ")]
 
 
 def texts(text: str, n: int = 8) -> Sequence[str]:

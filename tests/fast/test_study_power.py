@@ -15,18 +15,9 @@ from clusterlora.ports.stores import Stores
 from clusterlora.settings import Study
 from clusterlora.stages.judge import power_of_study
 from clusterlora.stages.prepare import prepare_study
+from tests.fixtures.stages import Notes
 
 FOUR = ("baseline", "unified", "per_persona", "cluster", "hybrid", "prefix", "random_cluster")
-
-
-class Notes(SilentLog):
-    """A log that keeps its notes."""
-
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def note(self, message: str) -> None:
-        self.notes.append(message)
 
 
 @pytest.mark.parametrize(("n_methods", "least"), [(1, 6), (3, 7), (4, 8), (13, 10)])
