@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from clusterlora.comparison.result import Comparison, MethodResult, PairedDifference, ShownOutcome
-from clusterlora.comparison.sentence import OUTCOMES
+from clusterlora.comparison.sentence import OUTCOMES, heading
 from clusterlora.drawing import write_png
 from clusterlora.evaluation.metrics import METRICS
 
@@ -41,12 +41,12 @@ def compose(comparison: Comparison, title: str) -> Figure:
     n_methods = len(comparison.methods)
     widths_inches = (8.2, 4.6, 1.5 + 0.6 * min(len(comparison.cluster_sizes), _MOST_CLUSTERS_WITH_NUMBERS))
     width_inches = sum(widths_inches)
-    heading = [title, *textwrap.wrap(comparison.sentence, int(10.4 * width_inches))]
-    height_inches = 2.6 + 0.22 * len(heading) + 0.5 * n_methods
+    lines = [title, *textwrap.wrap(heading(comparison), int(10.4 * width_inches))]
+    height_inches = 2.6 + 0.22 * len(lines) + 0.5 * n_methods
     figure = Figure(figsize=(width_inches, height_inches), dpi=120, layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.08))
     FigureCanvasAgg(figure)
     # Names are data and may contain $, which must not start math mode.
-    figure.suptitle("\n".join(heading), fontsize=12.5, color=_INK, parse_math=False)
+    figure.suptitle("\n".join(lines), fontsize=12.5, color=_INK, parse_math=False)
     panels = figure.subplots(1, 3, width_ratios=widths_inches)
     _draw_means(panels[0], comparison)
     _draw_personas(panels[1], comparison)

@@ -43,6 +43,15 @@ class PairedDifference:
         return max(0.0, 1.0 - self.win_rate - self.tie_rate)
 
     @property
+    def win_tie_loss(self) -> tuple[int, int, int]:
+        """Shares of personas in whole percent that add up to 100: what is left after rounding down goes to the largest remainders."""
+        exact = [100 * share for share in (self.win_rate, self.tie_rate, self.loss_rate)]
+        whole = [int(share) for share in exact]
+        for number in sorted(range(3), key=lambda number: whole[number] - exact[number])[: 100 - sum(whole)]:
+            whole[number] += 1
+        return whole[0], whole[1], whole[2]
+
+    @property
     def clusters_disagree(self) -> bool:
         """Whether the method gains in some clusters and loses in others."""
         return min(self.by_cluster.values()) < 0 < max(self.by_cluster.values())

@@ -36,6 +36,13 @@ def sentence(comparison: Comparison) -> str:
     return " ".join([*parts, *_below_floor(comparison), *gate, _basis(comparison), *_cut(comparison)])
 
 
+def heading(comparison: Comparison) -> str:
+    """Return what a figure has room for: the champion with its gain, certainty and cause, or why there is none; the sample."""
+    if not comparison.has_verdict:
+        return sentence(comparison)
+    return " ".join([*_no_champion(comparison), *_outcome(comparison), _basis(comparison)])
+
+
 def _too_few(comparison: Comparison) -> str:
     size = f"{counted(comparison.n_items, 'test item')} of {counted(comparison.n_personas, 'persona')}"
     lacking = [
@@ -209,8 +216,8 @@ def format_difference(comparison: Comparison, difference: PairedDifference, metr
 
 def shares(difference: PairedDifference) -> str:
     """Return the shares of wins, ties and losses over personas as a phrase."""
-    win, tie, loss = difference.win_rate, difference.tie_rate, difference.loss_rate
-    return f"better for {win:.0%}, equal for {tie:.0%} and worse for {loss:.0%} of the personas"
+    win, tie, loss = difference.win_tie_loss
+    return f"better for {win}%, equal for {tie}% and worse for {loss}% of the personas"
 
 
 def explain(comparison: Comparison, difference: PairedDifference) -> str:

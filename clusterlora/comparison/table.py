@@ -336,8 +336,7 @@ def _against(comparison: Comparison, difference: PairedDifference) -> tuple[str,
         metric.format(difference.ci_high, signed=True),
         "<0.001" if difference.p_holm < 0.001 else f"{difference.p_holm:.3f}",
         outcome(comparison, difference),
-        f"{100 * difference.win_rate:.0f} / {100 * difference.tie_rate:.0f} / {100 * difference.loss_rate:.0f}% "
-        f"({100 * difference.win_low:.0f}–{100 * difference.win_high:.0f})",
+        f"{' / '.join(map(str, difference.win_tie_loss))}% ({100 * difference.win_low:.0f}–{100 * difference.win_high:.0f})",
     )
 
 

@@ -11,12 +11,31 @@ from rich.console import Console
 from scipy import stats
 
 from clusterlora.comparison.compare import compare_methods
+from clusterlora.comparison.result import PairedDifference
+from clusterlora.comparison.sentence import heading
 from clusterlora.comparison.table import console, markdown
 from clusterlora.errors import BadData
 from clusterlora.evaluation.statistics import holm
 from clusterlora.methods import controls
 from clusterlora.values import EvaluationRow
 from tests.fixtures.comparison import FIVE, compared, difference, evaluation
+
+DIFFERENCE = PairedDifference(
+    mean=0.0,
+    ci_low=0.0,
+    ci_high=0.0,
+    p=1.0,
+    p_holm=1.0,
+    win_rate=0.0,
+    win_low=0.0,
+    win_high=0.0,
+    tie_rate=1.0,
+    outcome="equivalent",
+    detectable=None,
+    robust_low=None,
+    robust_high=None,
+    by_cluster={0: 0.0},
+)
 
 
 def test_a_contrast_has_one_of_three_outcomes_and_an_undecided_one_names_its_detectable_difference():
@@ -169,6 +188,24 @@ def test_tie_and_loss_rates_accompany_every_win_rate():
     out = io.StringIO()
     Console(file=out, width=160).print(console(comparison))
     assert shares in out.getvalue()
+
+
+@given(st.lists(st.integers(0, 300), min_size=3, max_size=3).filter(any))
+def test_shares_in_whole_percent_add_up_and_are_less_than_one_from_the_exact_ones(counts: list[int]):
+    n = sum(counts)
+    shares = replace(DIFFERENCE, win_rate=counts[0] / n, tie_rate=counts[1] / n).win_tie_loss
+    assert sum(shares) == 100
+    assert all(abs(share - 100 * count / n) < 1 for share, count in zip(shares, counts, strict=True))
+
+
+def test_the_figure_is_headed_by_the_outcome_and_the_sample_alone():
+    comparison = compared(evaluation({"unified": 0.78, "cluster": 0.84, "random_cluster": 0.78, "per_persona": 0.7}, (10, 20)))
+    assert "per_persona" in comparison.sentence
+    assert heading(comparison).startswith("cluster beats unified: ")
+    assert "per_persona" not in heading(comparison)
+    assert heading(comparison).endswith("Measured on 90 items of 30 personas.")
+    alone = compared(evaluation({"unified": 0.8, "cluster": 0.86}, (2,)))
+    assert heading(alone) == alone.sentence, "where there is no verdict, all of it is needed"
 
 
 def test_dependent_personas_of_a_cluster_widen_the_interval_and_disagreeing_clusters_are_reported():
