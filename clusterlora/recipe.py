@@ -13,6 +13,9 @@ from annotated_types import Ge, Gt, Le
 ENGINE_VERSION = 2
 """Increment it when the same inputs give other weights."""
 
+MOST_RANK = 256
+"""Largest rank of an adapter."""
+
 _FORM = {"extra": "forbid", "use_attribute_docstrings": True}
 
 
@@ -24,7 +27,7 @@ class Recipe:
 
     kind: str = "lora"
     """Kind of adapter: lora, rslora (LoRA scaled by alpha / sqrt(r)), dora, ia3 or prefix. dora and ia3 are trained one after another."""
-    rank: Annotated[int, Ge(1), Le(256)] = 8
+    rank: Annotated[int, Ge(1), Le(MOST_RANK)] = 8
     """LoRA rank r; of a prefix, its virtual tokens. Methods with prefixes or residuals have their own. ia3 has no rank."""
     alpha: Annotated[float, Gt(0)] = 16.0
     """LoRA alpha; the update is scaled by alpha / r."""

@@ -11,7 +11,7 @@ _FORM = {"extra": "forbid", "use_attribute_docstrings": True}
 
 _AVERAGE = MergeSettings()
 
-EvaluationPart = Literal["probe", "power", "baseline", "gate", "test"]
+EvaluationPart = Literal["probe", "power", "baseline", "gate", "choices", "test"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ class EvaluationRequest:
     part: EvaluationPart = "test"
     """`probe` measures how long trainings and answers take; `power` answers a cluster's val items with the bare base model, `gate` with the
     adapters on trial; `test` lets every method choose on val, then answers test; `baseline` answers what `test` will ask of the bare base
-    model."""
+    model; `choices` answers the val items by which methods choose one retrieval for everybody."""
     shard: Annotated[int, Ge(1)] = 1
     """This run's share of the personas, counted from 1."""
     shards: Annotated[int, Ge(1)] = 1

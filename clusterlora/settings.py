@@ -165,6 +165,9 @@ class GateSettings:
     """At least this share of the personas must score higher than with unified."""
     second_headline: bool = False
     """Cluster 0 must score above unified on evaluation.second_headline, too."""
+    above_random_group: bool = False
+    """The judged cluster must gain more than a random group as large does on its own people. Needs the method random_cluster, whose group
+    of that size is then trained at the gate; asked only where five points of difference would be shown four times in five."""
     later_rungs_luck: Annotated[float, Gt(0), Le(1)] | None = 0.05
     """How often all later rungs of the ladder together may pass by luck: each must improve the share of the personas that a sign test
     at this level, divided by their number, requires; everybody, where none is enough. Empty: every rung must improve share_improved."""
@@ -188,6 +191,23 @@ class MergeSettings:
     """average: weighted by examples; ties: only the largest changes, by majority of sign; dare: a random share of the changes."""
     density: Annotated[float, Gt(0), Le(1)] | None = None
     """Share of each adapter's changes that ties and dare keep. Empty: 0.2 for ties, 0.5 for dare."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetrievalSettings:
+    """What the methods with retrieval may show in a prompt: one combination for the whole study, chosen on val."""
+
+    __pydantic_config__ = _FORM
+
+    counts: tuple[Annotated[int, Ge(0)], ...] = (0, 1, 3, 5)
+    """How many train exchanges a prompt may show. With 0, retrieval is left out where it does not help on val."""
+    rankings: tuple[Literal["bm25", "embedding"], ...] = ("bm25", "embedding")
+    """By what exchanges are ranked, from the question alone: BM25 over words, or the cosine of the study's sentence embeddings."""
+    sources: tuple[Literal["own", "cluster"], ...] = ("own", "cluster")
+    """Whose train exchanges are shown: the persona's own, or those of everybody in its cluster, its own among them."""
+    trained_shots: Annotated[int, Ge(1)] | None = None
+    """Exchanges of the persona's other train dialogues in every prompt that the adapters of these methods learn from, by the first of
+    `rankings`. They are then adapters of their own. Empty: they answer with the adapters of the methods without retrieval."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -278,6 +298,8 @@ class Study:
     """Training runs of every adapter, each with another seed; scores are averaged per persona. The first is judged and registered."""
     merging: MergeSettings = MergeSettings()
     """Settings of the method `merge`."""
+    retrieval: RetrievalSettings = RetrievalSettings()
+    """Settings of the methods `retrieval`, `unified_retrieval`, `cluster_retrieval` and `hybrid_retrieval`."""
     gate: GateSettings = GateSettings()
     """Criteria for the judged cluster: cluster 0 where sizes are given, else the one of at least 8 people nearest the median size."""
     assignment: AssignmentSettings = AssignmentSettings()

@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cache
 from typing import Any, Literal
 
@@ -16,6 +16,11 @@ Role = Literal["system", "user", "assistant"]
 Split = Literal["train", "val", "test"]
 Scope = Literal["everybody", "cluster", "group", "person"]
 """Whom an adapter is for: everybody, a cluster (or a group as large), a group that a method put together, or one person."""
+
+Ranking = Literal["embedding", "bm25"]
+"""How exchanges are ordered by a question: cosine of sentence embeddings, or BM25 over words."""
+ShotSource = Literal["own", "cluster"]
+"""Whose train exchanges a prompt may show: the persona's own, or those of everybody in its cluster."""
 
 _ADAPTER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}")
 
@@ -152,7 +157,8 @@ class AdapterSpec:
 
     `init_from` is the name of an adapter whose weights it starts from; `frozen_adapter` of one that is active and frozen under it. With
     `merge_of` it is not trained but merged from the adapters of these names, as `merging` says. `persona_in_prompt` puts the persona's
-    text into the prompts it learns from, whatever the study does. `imported` is the hash of weights that were trained elsewhere.
+    text into the prompts it learns from, whatever the study does; `shots` that many of the persona's other train exchanges, those first by
+    `ranking`. `imported` is the hash of weights that were trained elsewhere.
     """
 
     name: str
@@ -169,6 +175,8 @@ class AdapterSpec:
     merge_of: tuple[str, ...] = ()
     merging: MergeSettings | None = None
     persona_in_prompt: bool = False
+    shots: int = 0
+    ranking: Ranking = "embedding"
     imported: str | None = None
 
     def __post_init__(self) -> None:
@@ -216,18 +224,33 @@ class WeightedAdapter:
 class AdapterComposition:
     """What answers: the base model with these adapters added, in order, and what its prompt shows besides the dialogue.
 
-    `shots` is how many of the persona's own train exchanges it shows, those most like the question; `persona_in_prompt` whether it
+    `shots` is how many train exchanges of `shots_from` it shows, those first by `ranking` with the question; `persona_in_prompt` whether it
     shows the persona's text, whatever the study does. `AdapterComposition()` is the base model with the study's prompt.
     """
 
     adapters: tuple[WeightedAdapter, ...] = ()
     shots: int = 0
     persona_in_prompt: bool = False
+    ranking: Ranking = "embedding"
+    shots_from: ShotSource = "own"
 
     @property
     def adapter_names(self) -> tuple[str, ...]:
         """The names of its adapters, in order."""
         return tuple(adapter.name for adapter in self.adapters)
+
+
+@dataclass(frozen=True, slots=True)
+class Retrieval:
+    """Which train exchanges a prompt shows: the `count` first ones of `source` by `ranking`; none with a count of 0."""
+
+    count: int = 0
+    ranking: Ranking = "embedding"
+    source: ShotSource = "own"
+
+    def shown_by(self, composition: AdapterComposition) -> AdapterComposition:
+        """Return a composition with these exchanges in its prompt, and otherwise as it is."""
+        return replace(composition, shots=self.count, ranking=self.ranking, shots_from=self.source)
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,6 +260,8 @@ class MethodPlan:
     The first arm is the default. Another arm is chosen when its mean score on the persona's **val** items is better by more
     than `margin_se` standard errors of the paired difference, and more where there are several others (`evaluation/select.py`); with one
     arm there is nothing to choose. `arms_may_lack` says that the method is still itself when some of its arms were never trained.
+    Of several `retrievals`, one is chosen for the whole study, the one with the best mean over the personas on val, each answered with the
+    arm that was chosen without any.
     """
 
     method: str
@@ -244,6 +269,7 @@ class MethodPlan:
     arms_by_persona: tuple[tuple[str, tuple[AdapterComposition, ...]], ...]
     margin_se: float = 0.0
     arms_may_lack: bool = False
+    retrievals: tuple[Retrieval, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

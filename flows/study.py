@@ -17,7 +17,7 @@ from tasks.dispatch import dispatch_evaluation
 from tasks.expectation import lacks_probe, show_expectation
 from tasks.fan_out import evaluate_all, train_all
 from tasks.outcome import cancel_children, record_failure
-from tasks.planning import criteria_not_met, groups_after_gate, groups_before_clustering
+from tasks.planning import criteria_not_met, groups_after_gate, groups_before_clustering, parts_after_training
 from tasks.preparation import cluster, measure_persona_signal, measure_scale, prepare, refine
 from tasks.run_names import study_tag, tag_this_run
 from tasks.status import show_status
@@ -72,7 +72,7 @@ def study(config: Study = MISSION) -> State[None]:
                 break
         show_status(name, "trained")
 
-        evaluate_all(name, shards=config.runtime.shards)
+        evaluate_all(name, parts=parts_after_training(name), shards=config.runtime.shards)
         scale.result()
         conclusion = compare(name)
         champion = register(name)

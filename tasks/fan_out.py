@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 
 from prefect.futures import PrefectFuture, wait
 
-from clusterlora.requests import EvaluationRequest, TrainingGroup
+from clusterlora.requests import EvaluationPart, EvaluationRequest, TrainingGroup
 from tasks.dispatch import dispatch_evaluation, dispatch_training
 
 
@@ -21,10 +21,11 @@ def train_all(study_name: str, groups: Iterable[TrainingGroup], *, after: str | 
     _all_of(futures)
 
 
-def evaluate_all(study_name: str, *, shards: int) -> None:
-    """Answer every shard of the test items in a run of its own; raise the first failure after all have ended."""
-    requests = [EvaluationRequest(study_name=study_name, part="test", shard=shard, shards=shards) for shard in range(1, shards + 1)]
-    _all_of([dispatch_evaluation.submit(request) for request in requests])
+def evaluate_all(study_name: str, *, parts: Iterable[EvaluationPart] = ("test",), shards: int) -> None:
+    """Answer every shard of each part in a run of its own, one part after another; raise a part's first failure after all its runs."""
+    for part in parts:
+        requests = [EvaluationRequest(study_name=study_name, part=part, shard=shard, shards=shards) for shard in range(1, shards + 1)]
+        _all_of([dispatch_evaluation.submit(request) for request in requests])
 
 
 def _all_of(futures: Sequence[PrefectFuture[None]]) -> None:

@@ -3,6 +3,7 @@
 from clusterlora.planning.gate_step import GateStep
 from clusterlora.planning.study_state import read_state
 from clusterlora.planning.training_groups import Waves
+from clusterlora.requests import EvaluationPart
 from tasks.study_task import TaskContext, study_task
 
 
@@ -28,6 +29,15 @@ def groups_after_gate(context: TaskContext, study_name: str) -> Waves:
     from clusterlora.planning.training_groups import remaining_groups
 
     return remaining_groups(read_state(study_name, context.stores))
+
+
+@study_task("plan evaluation · {study_name}")
+def parts_after_training(context: TaskContext, study_name: str) -> tuple[EvaluationPart, ...]:
+    """Return what is evaluated once everything is trained, in order: choices for everybody come before what is answered by them."""
+    from clusterlora.methods import METHODS
+
+    methods = read_state(study_name, context.stores).settings.methods
+    return ("choices", "test") if any(METHODS[name].retrieves for name in methods) else ("test",)
 
 
 @study_task("refused? · {study_name}")

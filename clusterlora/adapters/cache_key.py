@@ -50,10 +50,13 @@ def cache_keys(specs: Sequence[AdapterSpec], dataset: Dataset, *, base_revision:
                 return keys[name]
             persona_in_prompt = model.persona_in_prompt or spec.persona_in_prompt
             splits: tuple[Split, ...] = ("train", "val") if spec.recipe.patience else ("train",)
+            ranked_by = (spec.ranking, model.embedding) if spec.ranking == "embedding" else (spec.ranking,)
+            shown = {"shots": (spec.shots, *ranked_by)} if spec.shots else {}
             merged = {"merging": spec.merging, "parts": sorted(key_of(part) for part in spec.merge_of)} if spec.merge_of else {}
             keys[name] = digest(
                 {
                     **merged,
+                    **shown,
                     "engine": ENGINE_VERSION,
                     "base": base_revision,
                     "prompt": (model.dtype, model.system_prompt, model.max_length, *template),

@@ -112,6 +112,17 @@ class PromptEncoder:
         encoded = iter(self.encode_turns([answer for of_dialogue in answers for answer in of_dialogue]))
         return [sequence for of_dialogue in answers for sequence in _sequences([next(encoded) for _ in of_dialogue])]
 
+    def encode_answers(self, asked: Sequence[tuple[Sequence[Turn], str]]) -> list[TokenSequence]:
+        """Return a training sequence per assistant turn, of which its words alone are learnt: what was said before is read.
+
+        Raises:
+            BadData: one is too long without any history.
+        """
+        return [
+            TokenSequence(turn.prompt + turn.response, (False,) * len(turn.prompt) + (True,) * len(turn.response))
+            for turn in self.encode_turns(asked)
+        ]
+
     def _encode(self, asked: Sequence[tuple[Sequence[Turn], str | None]]) -> list[tuple[Ids, Ids]]:
         """Return (prompt, response) of each turn, however long."""
         control = self.template.control

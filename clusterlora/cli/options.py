@@ -94,6 +94,7 @@ def study_from(options: Mapping[str, Any], **overrides: Any) -> Study:
     study = resolve(preset, options["file"], values)
     if options["controls"]:
         study = replace(study, methods=tuple(dict.fromkeys((*study.methods, *controls()))))
+        check(study)
     if path is not None and options["file"] is None and "name" not in values:
         study = replace(study, name=_name_from(path, preset))
         check(study)

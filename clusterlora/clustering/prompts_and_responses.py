@@ -3,7 +3,7 @@
 import numpy as np
 
 from clusterlora.clustering.features import Evidence, Sources
-from clusterlora.data.few_shot import exchanges
+from clusterlora.data.retrieval import exchanges
 from clusterlora.errors import BadData
 from clusterlora.values import Persona
 

@@ -15,6 +15,7 @@ from clusterlora.comparison.scores import PairedScores, paired_scores
 from clusterlora.comparison.sentence import sentence
 from clusterlora.errors import BadData, BadSettings
 from clusterlora.evaluation.cut import cut_by_method
+from clusterlora.evaluation.shown import ShownExchanges
 from clusterlora.evaluation.statistics import RESOLUTION, paired_bootstrap, shrunken_means
 from clusterlora.values import EvaluationRow
 
@@ -34,6 +35,7 @@ def compare_methods(
     gate: str | None = None,
     beside: Sequence[str] = (),
     second_headline: str | None = None,
+    shown: Mapping[str, ShownExchanges] | None = None,
 ) -> Comparison:
     """Return the comparison of all methods, best first, on the personas that every method answered.
 
@@ -47,7 +49,8 @@ def compare_methods(
         higher_is_better: the metrics to average with their directions; includes the headline.
         draws: draws of the bootstrap.
         routed: the method that routes each persona to one of the others, controls excluded; `routing` brackets it.
-        floor: score of another persona's reference, where the normalised score is 0. `floor_same_prompt` and `gate` are copied.
+        floor: score of another persona's reference, where the normalised score is 0. `floor_same_prompt`, `gate` and `shown`
+            (what prompts of methods with retrieval show) are copied.
         margin: the difference below which methods count as equivalent, in units of the headline.
         beside: metrics whose differences to the reference are told beside the headline's; each is a family of tests of its own.
         second_headline: the one among them on which a champion must not be shown to be worse than the reference.
@@ -63,8 +66,9 @@ def compare_methods(
     ceiling = float(sign * scores.means_of((sign * scores.of(headline)).max(axis=1, keepdims=True)).mean())
     others = {metric: _scored(scores, metric, higher_is_better[metric], draws=draws, rng=rng, margin=margin) for metric in beside}
     methods = _ranked(scores, headline, scored, present_reference, scale=(floor, ceiling), beside=others)
-    n_items = len(scores.persona)
-    champion, no_champion = choose_champion(scored, methods, present_reference, n_items=n_items, floor=floor, second=second_headline)
+    champion, no_champion = choose_champion(
+        scored, methods, present_reference, n_items=len(scores.persona), floor=floor, second=second_headline
+    )
     same_answers = _same_answers(scores, headline, (present_reference, champion))
     comparison = Comparison(
         headline=headline,
@@ -82,11 +86,10 @@ def compare_methods(
         floor_same_prompt=floor_same_prompt,
         contrasts=_contrasts(scored, methods, champion or present_reference, present_reference, same_answers),
         routing=_routing(scores, headline, routed, sign),
-        **_sample(scores),
+        **_sample(scores, rows, shown or {}),
         draws=draws,
         margin=margin,
         gate=gate,
-        cut=cut_by_method(rows),
     )
     return replace(comparison, sentence=sentence(comparison))
 
@@ -96,8 +99,8 @@ def _scored(scores: PairedScores, metric: str, higher_is_better: bool, *, draws:
     return Scored.of(scores, metric, drawn, 1.0 if higher_is_better else -1.0, margin)
 
 
-def _sample(scores: PairedScores) -> dict[str, Any]:
-    """Return who and how much was compared, as the fields of a comparison."""
+def _sample(scores: PairedScores, rows: Sequence[EvaluationRow], shown: Mapping[str, ShownExchanges]) -> dict[str, Any]:
+    """Return who and how much was compared, and what was cut or shown, as the fields of a comparison."""
     clusters, sizes = np.unique(scores.cluster_of_persona, return_counts=True)
     return {
         "cluster_sizes": dict(zip(clusters.tolist(), sizes.tolist(), strict=True)),
@@ -107,6 +110,8 @@ def _sample(scores: PairedScores) -> dict[str, Any]:
         "n_personas_left_out": scores.n_personas_left_out,
         "n_items": len(scores.persona),
         "n_seeds": scores.by_seed.shape[-1],
+        "cut": cut_by_method(rows),
+        "shown": shown,
     }
 
 

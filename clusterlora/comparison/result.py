@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from clusterlora.evaluation.cut import CutAnswers
+from clusterlora.evaluation.shown import ShownExchanges
 
 ShownOutcome = Literal["better", "worse", "equivalent", "undecided"]
 """Outcome of comparing two methods: shown to be better or worse; equivalent, the difference lying within the margin by two one-sided
@@ -164,6 +165,9 @@ class Comparison:
     sentence: str = ""
     cut: Mapping[str, CutAnswers] = field(default_factory=dict[str, CutAnswers])
     """By method, where it is known: the answers that were cut at `max_new_tokens`."""
+
+    shown: Mapping[str, ShownExchanges] = field(default_factory=dict[str, ShownExchanges])
+    """By method with retrieval: what was chosen for its prompts on val."""
 
     def method(self, name: str) -> MethodResult:
         """Return the result of a method by name."""

@@ -33,7 +33,7 @@ def sentence(comparison: Comparison) -> str:
     if not comparison.has_verdict:
         return " ".join([_too_few(comparison), *gate, _basis(comparison), *_cut(comparison)])
     parts = [*_no_champion(comparison), *_outcome(comparison), *_beside(comparison), *_contrasted(comparison), *_others(comparison)]
-    return " ".join([*parts, *_below_floor(comparison), *gate, _basis(comparison), *_cut(comparison)])
+    return " ".join([*parts, *_below_floor(comparison), *gate, *_shown_exchanges(comparison), _basis(comparison), *_cut(comparison)])
 
 
 def heading(comparison: Comparison) -> str:
@@ -118,6 +118,21 @@ def _best_other(comparison: Comparison, value: str, others: Sequence[MethodResul
     if winners:
         return f"{best.method} is shown to beat {comparison.reference} ({value}), {difference}."
     return f"{first}; the best other, {best.method}, differs by {difference}: {explain(comparison, best.vs_reference)}."
+
+
+def _shown_exchanges(comparison: Comparison) -> Iterator[str]:
+    """Yield what was chosen on val for the prompts of methods with retrieval, what that costs, and what of it did not fit."""
+    means = {result.method: result.means for result in comparison.methods}
+    clauses: list[str] = []
+    for method, shown in comparison.shown.items():
+        tokens = means[method].get("prompt_tokens")
+        beside = means[comparison.reference].get("prompt_tokens") if comparison.reference else None
+        than = f" where {comparison.reference} reads {beside:.0f}" if beside is not None else ""
+        cost = f", {tokens:.0f} prompt tokens{than}" if tokens is not None and shown.n_shown else ""
+        dropped = f", {shown.share_dropped:.0%} of them dropped at model.max_length" if shown.n_dropped else ""
+        clauses.append(f"{method} {shown.chosen}{cost}{dropped}")
+    if clauses:
+        yield f"Shown in the prompts, as chosen on val: {'; '.join(clauses)}."
 
 
 def _below_floor(comparison: Comparison) -> Iterator[str]:

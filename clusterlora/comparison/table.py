@@ -252,6 +252,8 @@ def _record(comparison: Comparison, result: MethodResult) -> dict[str, Any]:
         },
         "answers_cut": cut.share if (cut := comparison.cut.get(result.method)) else None,
         "references_cut": cut.share_of_references if cut else None,
+        "shown": shown.chosen if (shown := comparison.shown.get(result.method)) else None,
+        "shown_dropped": shown.share_dropped if shown else None,
         "n_personas": comparison.n_personas,
         "n_items": comparison.n_items,
         "champion": result.method == comparison.champion,

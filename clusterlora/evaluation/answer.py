@@ -15,6 +15,7 @@ from clusterlora.engine.stacked import Weights
 from clusterlora.evaluation.cut import cut_scores
 from clusterlora.evaluation.metric import Scorable
 from clusterlora.evaluation.metrics import METRICS
+from clusterlora.evaluation.shown import shots_scores
 from clusterlora.evaluation.train_responses import TrainResponses
 from clusterlora.ports.embedder import Embedder
 from clusterlora.ports.run_log import RunLog
@@ -40,6 +41,8 @@ class AnswerRequest:
 
     composition_key: str
     item: Item
+    n_shots: int = 0
+    """Exchanges that the prompt shows before the dialogue's own turns."""
 
 
 class Answerer:
@@ -106,6 +109,7 @@ class Answerer:
         scores = {name: METRICS[name].score(scorable) for name in metrics}
         limit = self._settings.max_new_tokens
         cut = [cut_scores(n, len(question.reference), limit) if generating else () for n, question in zip(n_tokens, questions, strict=True)]
+        shown = [shots_scores(request.n_shots, turn.n_dropped) for request, turn in zip(requests, turns, strict=True)]
         return [
             Answer(
                 request.composition_key,
@@ -113,7 +117,7 @@ class Answerer:
                 request.item.persona_id,
                 request.item.split,
                 texts[number],
-                (*((name, float(values[number])) for name, values in scores.items()), *cut[number]),
+                (*((name, float(values[number])) for name, values in scores.items()), *cut[number], *shown[number]),
             )
             for number, request in enumerate(requests)
         ]

@@ -31,6 +31,17 @@ def select_arm(val_scores: Sequence[Float[np.ndarray, " item"]], *, higher_is_be
     return best
 
 
+def select_for_all(val_scores: Sequence[Sequence[Float[np.ndarray, " _item"]]], *, higher_is_better: bool) -> int:
+    """Return the index of the option with the best mean over personas of their mean val scores; of equal ones the first.
+
+    Args:
+        val_scores: per option, one array of val items for each persona, in the same order.
+    """
+    sign = 1.0 if higher_is_better else -1.0
+    means = [float(np.mean([scores.mean() for scores in of_option if scores.size])) for of_option in val_scores]
+    return int(np.argmax(sign * np.round(means, 9)))
+
+
 def margin_for(n_arms: int, n_items: int, margin_se: float) -> float:
     """Return by how many standard errors one of `n_arms` arms has to be better than the default, on two items or more.
 

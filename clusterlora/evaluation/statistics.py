@@ -236,3 +236,23 @@ def holm(p_values: Float[np.ndarray, " test"]) -> Float[np.ndarray, " test"]:
     adjusted = np.empty_like(p_values, dtype=np.float64)
     adjusted[order] = np.minimum(stepped, 1.0)
     return adjusted
+
+
+def welch_interval(
+    first: Float[np.ndarray, " _first"], second: Float[np.ndarray, " _second"], *, power: float
+) -> tuple[float, float, float]:
+    """Return the 95 % interval of the difference of two independent means (Welch 1947), and what it detects with this power.
+
+    That is the smallest true difference whose interval lies above zero so often, by the variances of these samples. A sample of one bounds
+    nothing.
+    """
+    difference = float(first.mean() - second.mean())
+    if min(len(first), len(second)) < 2:
+        return -np.inf, np.inf, np.inf
+    parts = [float(values.var(ddof=1)) / len(values) for values in (first, second)]
+    error = float(np.sqrt(sum(parts)))
+    if error == 0:
+        return difference, difference, 0.0
+    freedom = sum(parts) ** 2 / sum(part**2 / (len(values) - 1) for part, values in zip(parts, (first, second), strict=True))
+    critical, quantile = float(stats.t.ppf(0.975, freedom)), float(stats.t.ppf(power, freedom))
+    return difference - critical * error, difference + critical * error, (critical + quantile) * error

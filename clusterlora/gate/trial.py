@@ -19,7 +19,7 @@ DRAWS = 10_000
 class Trial:
     """Scores of both adapters on the headline; the items of all personas are concatenated, in the order of the persona ids.
 
-    `second` are those on the study's second headline; None without one.
+    `second` are those on the study's second headline, `random_group` those of a random group and its own adapter; None without one.
     """
 
     persona_ids: tuple[str, ...]
@@ -27,6 +27,7 @@ class Trial:
     candidate: Float[np.ndarray, " item"]
     unified: Float[np.ndarray, " item"]
     second: "Trial | None" = None
+    random_group: "Trial | None" = None
 
     @property
     def candidate_means(self) -> Float[np.ndarray, " persona"]:

@@ -1,11 +1,13 @@
 """The methods compared, by name, one file each. A method is data: the adapters it needs and the compositions that answer each persona."""
 
+from collections.abc import Iterable
+
 from clusterlora.catalog import Catalog
 from clusterlora.methods.baseline import baseline
 from clusterlora.methods.cluster import cluster
 from clusterlora.methods.cluster_hybrid import cluster_hybrid
 from clusterlora.methods.described import baseline_described, unified_described
-from clusterlora.methods.few_shot import few_shot
+from clusterlora.methods.few_shot import SHOTS, few_shot
 from clusterlora.methods.hybrid import hybrid
 from clusterlora.methods.imported_cluster import imported_cluster
 from clusterlora.methods.imported_merge import imported_merge
@@ -16,16 +18,20 @@ from clusterlora.methods.method import Method
 from clusterlora.methods.per_persona import per_persona
 from clusterlora.methods.prefix import prefix
 from clusterlora.methods.random_cluster import random_cluster
+from clusterlora.methods.retrieval import cluster_retrieval, hybrid_retrieval, retrieval, unified_retrieval
 from clusterlora.methods.selective_routing import selective_routing
+from clusterlora.methods.swapped_cluster import swapped_cluster
 from clusterlora.methods.swapped_persona import swapped_persona
 from clusterlora.methods.unified import unified
 from clusterlora.methods.unified_longer import unified_longer
+from clusterlora.methods.unified_wide import unified_wide
+from clusterlora.settings import RetrievalSettings
 
 METHODS: Catalog[Method] = Catalog(
     "method",
     {
         "baseline": Method(baseline, is_base=True),
-        "few_shot": Method(few_shot),
+        "few_shot": Method(few_shot, shots=SHOTS),
         "unified": Method(unified),
         "per_persona": Method(per_persona),
         "cluster": Method(cluster, needs_clusters=True),
@@ -60,8 +66,27 @@ METHODS: Catalog[Method] = Catalog(
         "imported_unified": Method(imported_unified, needs_import=True),
         "imported_per_persona": Method(imported_per_persona, needs_import=True),
         "imported_merge": Method(imported_merge, needs_import=True, needs_clusters=True),
+        "retrieval": Method(retrieval, retrieves=True),
+        "unified_retrieval": Method(unified_retrieval, retrieves=True),
+        "cluster_retrieval": Method(cluster_retrieval, needs_clusters=True, retrieves=True),
+        "hybrid_retrieval": Method(hybrid_retrieval, adds_adapters=True, retrieves=True),
+        "unified_wide": Method(
+            unified_wide,
+            is_control=True,
+            contrast_with="cluster",
+            phrase="unified with the parameters of all clusters together",
+            needs_clusters=True,
+        ),
+        "swapped_cluster": Method(
+            swapped_cluster, is_control=True, contrast_with="cluster", phrase="somebody else's cluster adapter", needs_clusters=True
+        ),
     },
 )
+
+
+def most_shots(names: Iterable[str], retrieval: RetrievalSettings) -> int:
+    """Return how many train exchanges a prompt of any of these methods may show."""
+    return max((max(retrieval.counts, default=0) if METHODS[name].retrieves else METHODS[name].shots for name in names), default=0)
 
 
 def controls() -> tuple[str, ...]:

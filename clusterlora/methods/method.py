@@ -5,10 +5,11 @@ from dataclasses import dataclass
 
 from clusterlora.metadata import ImportedAdapters
 from clusterlora.recipe import Recipe
-from clusterlora.settings import MergeSettings
+from clusterlora.settings import MergeSettings, RetrievalSettings
 from clusterlora.values import AdapterComposition, AdapterSpec, MethodPlan, WeightedAdapter
 
 NOTHING_IMPORTED = ImportedAdapters()
+RETRIEVAL = RetrievalSettings()
 BASE = AdapterComposition()
 """The base model alone."""
 
@@ -19,7 +20,7 @@ class StudyView:
 
     `members[k]` are the personas of cluster k. `cluster_recipe` and `cluster_init` are those of the rung that passed the gate.
     `others` are the plans of the study's other methods, controls aside, for methods that choose among them. `imported` are the adapters
-    that were trained elsewhere and brought into the study.
+    that were trained elsewhere and brought into the study. `retrieval` says what prompts may show.
     """
 
     persona_ids: tuple[str, ...]
@@ -30,6 +31,7 @@ class StudyView:
     others: Mapping[str, MethodPlan]
     merging: MergeSettings
     imported: ImportedAdapters = NOTHING_IMPORTED
+    retrieval: RetrievalSettings = RETRIEVAL
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,8 @@ class Method:
     `is_base` is the base model without adapters: it is compared, and never the champion.
     `needs_import` says that its adapters were trained elsewhere: it can be asked for only after `clusterlora study import`.
     A method that `needs_clusters` would be another one, or have nothing to explain, where all personas are one cluster.
+    A method that `retrieves` shows train exchanges in its prompts, as many as the study's settings choose on val; `shots` is how many
+    a method shows whatever the settings.
     A method that `adds_adapters`, by merging or by stacking them, needs a kind of adapter that is a sum of updates.
     """
 
@@ -54,6 +58,8 @@ class Method:
     needs_import: bool = False
     needs_clusters: bool = False
     adds_adapters: bool = False
+    retrieves: bool = False
+    shots: int = 0
 
     def __post_init__(self) -> None:
         """Raise ValueError for a contrast without a phrase, a cause without a contrast, or a contrast with a method that is no control."""

@@ -6,10 +6,13 @@ from clusterlora.values import AdapterComposition, AdapterSpec, MethodPlan
 
 
 def selective_routing(view: StudyView) -> MethodPlan:
-    """Return the plan whose arms are those of all other methods, unified first."""
+    """Return the plan whose arms are those of all other methods, unified first.
+
+    What is retrieved is chosen for the whole study once everybody's arm is, so methods with retrieval are no arms.
+    """
     arms: dict[str, dict[AdapterComposition, None]] = {p: {composition_of(unified_adapter(view)): None} for p in view.persona_ids}
     adapters: dict[str, AdapterSpec] = {"unified": unified_adapter(view)}
-    for plan in view.others.values():
+    for plan in (plan for plan in view.others.values() if not plan.retrievals):
         adapters |= {a.name: a for a in plan.adapters}
         for persona_id, compositions in plan.arms_by_persona:
             arms[persona_id] |= dict.fromkeys(compositions)

@@ -14,6 +14,8 @@ GATED = "cluster"
 """The method one of whose clusters the gate judges."""
 REFERENCE = "unified"
 """The method it has to beat."""
+RANDOM_PARTITION = "random_cluster"
+"""The method one of whose groups, as large as the judged cluster, the gate may hold it against."""
 
 
 def gated(state: StudyState) -> bool:

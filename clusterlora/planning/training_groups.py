@@ -6,7 +6,7 @@ from clusterlora.clustering import PREREQUISITES
 from clusterlora.engine.load_balancing import partition_by_load
 from clusterlora.planning.ladder import GATED, refused
 from clusterlora.planning.study_state import StudyState
-from clusterlora.planning.work_plan import WorkPlan, judged_adapters, trained_adapters, variant_name, work_plan
+from clusterlora.planning.work_plan import WorkPlan, gate_adapters, trained_adapters, variant_name, work_plan
 from clusterlora.requests import TrainingGroup
 from clusterlora.values import AdapterSpec
 
@@ -24,7 +24,7 @@ def groups_before_clustering(state: StudyState) -> Waves:
 
 def gate_groups(state: StudyState, plan: WorkPlan) -> Waves:
     """Return the groups of missing adapters that the gate judges under the plan's rung."""
-    return groups_of(state, plan, judged_adapters(plan))
+    return groups_of(state, plan, gate_adapters(plan))
 
 
 def remaining_groups(state: StudyState) -> Waves:
@@ -66,7 +66,7 @@ def _fan_out(state: StudyState, plan: WorkPlan, wave: Sequence[AdapterSpec]) -> 
     it is the same after a relaunch; adapters the gate has trained count as zero load.
     """
     names = {spec.name for spec in wave}
-    before = frozenset(judged_adapters(plan)) if plan.judged is not None else frozenset[str]()
+    before = frozenset(gate_adapters(plan)) if plan.judged is not None else frozenset[str]()
     groups = []
     trained = [spec for spec in plan.specs.values() if not spec.merge_of]
     for are_prefixes, group, title in ((False, "fan-out", "fan-out"), (True, "prefixes", "prefixes")):

@@ -12,7 +12,7 @@ from clusterlora.metadata import ImportedAdapters
 from clusterlora.methods import METHODS
 from clusterlora.methods.held_out import HELD_OUT, held_out
 from clusterlora.methods.method import NOTHING_IMPORTED, StudyView
-from clusterlora.planning.ladder import GATED, OWN, REFERENCE, decided_rung
+from clusterlora.planning.ladder import GATED, OWN, RANDOM_PARTITION, REFERENCE, decided_rung
 from clusterlora.planning.study_state import StudyState
 from clusterlora.settings import PreparedStudy, Rung
 from clusterlora.values import AdapterComposition, AdapterSpec, Clustering, Dataset, MethodPlan, TrainedAdapter, digest
@@ -33,6 +33,10 @@ class WorkPlan:
     answer_settings: str
     held_out: MethodPlan | None = None
     judged: int | None = None
+    random_group: str | None = None
+    """The adapter of a random group as large as the judged cluster, which the gate holds it against; None where it does not."""
+    members: str = ""
+    """The digest of who is in which cluster."""
 
     @property
     def methods(self) -> dict[str, MethodPlan]:
@@ -61,7 +65,12 @@ class WorkPlan:
     def composition_key(self, composition: AdapterComposition) -> str:
         """Return the cache key of a composition's answers: its adapters' keys and weights, its prompt, and the answer settings."""
         adapters = [(self.keys[adapter.name], adapter.weight) for adapter in composition.adapters]
-        return digest([self.answer_settings, adapters, composition.shots, composition.persona_in_prompt])
+        prompt: list[object] = [composition.shots, composition.persona_in_prompt]
+        if composition.ranking != "embedding":
+            prompt.append(composition.ranking)
+        if composition.shots_from == "cluster":
+            prompt.append(self.members)
+        return digest([self.answer_settings, adapters, *prompt])
 
 
 def work_plan(state: StudyState, rung: Rung | None = None) -> WorkPlan:
@@ -100,7 +109,15 @@ def _work_plan(
     )
     init = rung.init or study.cluster_init
     view = StudyView(
-        dataset.ids, clustering.members, study.recipe, recipe, REFERENCE if init == "unified" else None, {}, study.merging, imported
+        dataset.ids,
+        clustering.members,
+        study.recipe,
+        recipe,
+        REFERENCE if init == "unified" else None,
+        {},
+        study.merging,
+        imported,
+        study.retrieval,
     )
     names = (*study.methods, REFERENCE) if GATED in study.methods and REFERENCE not in study.methods else study.methods
     seeds = tuple(_methods_of_seed(view, names, rung, seed) for seed in range(study.seeds))
@@ -114,7 +131,9 @@ def _work_plan(
     evaluation = study.evaluation
     answers = digest([revision, settings_in_keys(study.model), evaluation.max_new_tokens, evaluation.metrics, dataset.digest])
     judged = judged_cluster(clustering.sizes, study.clustering) if GATED in names else None
-    return WorkPlan(rung, seeds, specs, dict(keys), answers, held_out_plan, judged)
+    asks = study.gate.above_random_group and judged is not None and RANDOM_PARTITION in names
+    group = next(spec.name for spec in seeds[0][RANDOM_PARTITION].adapters if spec.cluster == judged) if asks else None
+    return WorkPlan(rung, seeds, specs, dict(keys), answers, held_out_plan, judged, group, digest(clustering.members))
 
 
 def _methods_of_seed(view: StudyView, names: Sequence[str], rung: Rung, seed: int) -> dict[str, MethodPlan]:
@@ -136,7 +155,7 @@ def _methods_of_seed(view: StudyView, names: Sequence[str], rung: Rung, seed: in
 
 def _on_rung(plan: MethodPlan, rung: Rung) -> MethodPlan:
     """Return the plan with the rung on the clusters' adapters, which it changes, so that a name means one set of weights in a study."""
-    if plan.method not in (GATED, HELD_OUT) or rung == OWN:
+    if plan.method not in (GATED, HELD_OUT, RANDOM_PARTITION) or rung == OWN:
         return plan
     return _with_variants(plan, [replace(spec, rung=rung.name) if spec.scope == "cluster" else spec for spec in plan.adapters])
 
@@ -197,6 +216,11 @@ def cluster_adapters(plan: WorkPlan) -> tuple[str, ...]:
     adapters = plan.methods[GATED].adapters if GATED in plan.methods else ()
     by_cluster = {spec.cluster: spec.name for spec in adapters if spec.cluster is not None}
     return tuple(by_cluster[number] for number in sorted(by_cluster))
+
+
+def gate_adapters(plan: WorkPlan) -> tuple[str, ...]:
+    """Return the names of the adapters that the gate needs: the candidate, unified, and the random group's where it asks for one."""
+    return (*judged_adapters(plan), *((plan.random_group,) if plan.random_group else ()))
 
 
 def judged_adapters(plan: WorkPlan, cluster: int | None = None) -> tuple[str, str]:

@@ -7,8 +7,8 @@ from clusterlora.clustering import EMBEDDING
 from clusterlora.metadata import MeanTokens
 from clusterlora.planning.ladder import gated, next_rung, refused
 from clusterlora.planning.study_state import StudyState
-from clusterlora.planning.work_plan import WorkPlan, judged_adapters, trained_adapters, work_plan
-from clusterlora.values import AdapterComposition, AdapterSpec, Clustering, Dataset, MethodPlan, Persona, Split
+from clusterlora.planning.work_plan import WorkPlan, gate_adapters, judged_adapters, trained_adapters, work_plan
+from clusterlora.values import AdapterComposition, AdapterSpec, Clustering, Dataset, MethodPlan, Persona, Retrieval, Split
 
 _ASSUMED_CLUSTERS = 5
 """Clusters of an even partition, where neither settings nor clustering say how many there are."""
@@ -50,7 +50,7 @@ def remaining_work(state: StudyState, lengths: MeanTokens) -> Work:
     plan = work_plan(state)
     trained = frozenset(trained_adapters(state, plan))
     judging = gated(state) and next_rung(state) is not None
-    judged = tuple(name for name in plan.with_needs(judged_adapters(plan)) if name not in trained) if judging else ()
+    judged = tuple(name for name in plan.with_needs(gate_adapters(plan)) if name not in trained) if judging else ()
     bare = AdapterComposition()
     tests = _pairs(state, plan)
     baseline_first = judging and any(composition == bare for _, composition in tests) and state.settings.runtime.shards > 1
@@ -59,14 +59,16 @@ def remaining_work(state: StudyState, lengths: MeanTokens) -> Work:
     candidates = plan.specs[judged_adapters(plan)[0]].persona_ids if judging else ()
     people = state.dataset.by_id()
     n_val = sum(n_items(people[p], "val") for p in candidates)
+    group = plan.specs[plan.random_group].persona_ids if judging and plan.random_group else ()
+    n_group = sum(n_items(people[p], "val") * (1 if p in candidates else 2) for p in group)
     power = n_val if judging and state.power is None else 0
     return Work(
         texts=0 if clustered or not embeds else sum(n_items(person, "train") for person in state.dataset.personas),
         gate=tuple(train_tokens(plan.specs[name], state.dataset, lengths) for name in judged),
-        gate_answers=Answering(n_answers=2 * n_val),
+        gate_answers=Answering(n_answers=2 * n_val + n_group),
         beside_gate=Answering(n_answers=power + sum(n_items(people[p], "test") for p, _ in beside)),
         fan_out=() if refused(state) else tuple(_waves(state, plan, trained.union(judged), lengths)),
-        evaluation=_evaluation(state, plan, [pair for pair in tests if pair not in done]),
+        evaluation=_evaluation(state, plan, [pair for pair in tests if pair not in done], lengths),
     )
 
 
@@ -113,10 +115,19 @@ def _compared(state: StudyState) -> frozenset[str]:
 def _pairs(state: StudyState, plan: WorkPlan) -> dict[tuple[str, AdapterComposition], None]:
     """Return every (person, composition) that answers test items, once however many methods ask for it."""
     compared = _compared(state)
-    return {(p, arms[0]): None for method in _plans(state, plan) for p, arms in method.arms_by_persona if p in compared}
+    return {
+        (p, _most_shown(method).shown_by(arms[0]) if method.retrievals else arms[0]): None
+        for method in _plans(state, plan)
+        for p, arms in method.arms_by_persona
+        if p in compared
+    }
 
 
-def _evaluation(state: StudyState, plan: WorkPlan, tests: Iterable[tuple[str, AdapterComposition]]) -> Answering:
+def _most_shown(method: MethodPlan) -> Retrieval:
+    return max(method.retrievals, key=lambda retrieval: retrieval.count)
+
+
+def _evaluation(state: StudyState, plan: WorkPlan, tests: Iterable[tuple[str, AdapterComposition]], lengths: MeanTokens) -> Answering:
     people, compared = state.dataset.by_id(), _compared(state)
     choices = {
         (p, composition)
@@ -125,14 +136,26 @@ def _evaluation(state: StudyState, plan: WorkPlan, tests: Iterable[tuple[str, Ad
         if len(arms) > 1 and p in compared
         for composition in arms
     }
+    retrieved = {
+        (p, retrieval.shown_by(arms[0]))
+        for method in _plans(state, plan)
+        for p, arms in method.arms_by_persona
+        if p in compared
+        for retrieval in method.retrievals
+    }
+    tests = list(tests)
+    # What a prompt shows is read as well: an exchange is at most a dialogue.
+    n_shots = sum(composition.shots * n_items(people[p], "test") for p, composition in tests)
+    n_shots += sum(composition.shots * n_items(people[p], "val") for p, composition in retrieved)
+    n_shown = round(n_shots * lengths.dialogue / max(lengths.prompt + lengths.response, 1.0))
     n_answers = sum(n_items(people[p], "test") for p, _ in tests)
-    n_choosing = sum(n_items(people[p], "val") for p, _ in choices)
+    n_choosing = sum(n_items(people[p], "val") for p, _ in choices | retrieved)
     held_out = [(p, len(arms)) for p, arms in plan.held_out.arms_by_persona] if plan.held_out and not refused(state) else []
     n_answers += sum(n_arms * n_items(people[p], "test") for p, n_arms in held_out)
     by_likelihood = state.settings.evaluation.selection_metric == "nll"
     return Answering(
         n_answers=n_answers + (0 if by_likelihood else n_choosing),
-        n_likelihoods=(n_choosing if by_likelihood else 0) + sum(n_arms * n_items(people[p], "train") for p, n_arms in held_out),
+        n_likelihoods=n_shown + (n_choosing if by_likelihood else 0) + sum(n_arms * n_items(people[p], "train") for p, n_arms in held_out),
     )
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from clusterlora.adapters.stored import stored_folder
 from clusterlora.adapters.weights import weights_sha256
-from clusterlora.data.few_shot import exchanges
+from clusterlora.data.retrieval import exchanges
 from clusterlora.errors import BadData
 from clusterlora.planning.ladder import REFERENCE
 from clusterlora.planning.study_state import StudyState
@@ -36,21 +36,29 @@ def routing_table(state: StudyState, plan: WorkPlan, method: str, stores: Stores
                 tuple(KeyedAdapter(plan.keys[adapter.name], adapter.weight) for adapter in route.composition.adapters),
                 route.composition.shots,
                 route.composition.persona_in_prompt,
+                route.composition.ranking,
+                route.composition.shots_from,
             )
             for route in routes
         },
         "descriptions": {},
         "exchanges": {},
+        "mates": {},
         "names": {trained[name].key: name for name in sorted(used)},
         "weights_sha256": {trained[name].key: _digest(trained[name], stores) for name in sorted(used)},
     }
     compositions = {route.persona_id: route.composition for route in routes}
+    clusters = {p: ids for ids in (state.clustering.members if state.clustering else ()) for p in ids}
+    shown: set[str] = set()
     for persona in state.dataset.personas:
         composition = compositions.get(persona.id, AdapterComposition())
         if study.model.persona_in_prompt or composition.persona_in_prompt:
             table["descriptions"][persona.id] = persona.description
+        if composition.shots and composition.shots_from == "cluster":
+            table["mates"][persona.id] = clusters[persona.id]
         if composition.shots:
-            table["exchanges"][persona.id] = exchanges(persona)
+            shown.update(table["mates"].get(persona.id, (persona.id,)))
+    table["exchanges"] = {persona.id: exchanges(persona) for persona in state.dataset.personas if persona.id in shown}
     return table
 
 

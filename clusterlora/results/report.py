@@ -85,13 +85,13 @@ def report_data(
         examples=tuple(_examples(rows, [result.method for result in comparison.methods], comparison.headline)),
         attempts=state.attempts,
         seconds_by_part=tuple(seconds_by_part(state.seconds).items()),
-        settings=tuple(_settings(study, plan.rung, comparison.n_personas)),
+        settings=tuple(_settings(study, plan.rung, comparison)),
         provenance=tuple(_provenance(state, stores)),
         imported=imported_rows(stores.studies.metadata(study.name, ImportedScores)),
     )
 
 
-def _settings(study: PreparedStudy, rung: Rung, n_personas: int) -> Iterator[tuple[str, str]]:
+def _settings(study: PreparedStudy, rung: Rung, comparison: Comparison) -> Iterator[tuple[str, str]]:
     recipe = study.recipe
     yield "base model", study.model.base
     yield "data", study.data.path or study.data.source
@@ -103,8 +103,11 @@ def _settings(study: PreparedStudy, rung: Rung, n_personas: int) -> Iterator[tup
     if GATED in study.methods:
         yield "clusters start from", rung.init or study.cluster_init
         yield "rung of the gate's ladder", "own, the recipe above" if rung == OWN else f"{rung.name}: {changes_of(rung)}"
-    if power := study_power(study.methods, REFERENCE, n_personas):
+    if power := study_power(study.methods, REFERENCE, comparison.n_personas):
         yield "power before training", power.sentence
+    for method, shown in comparison.shown.items():
+        dropped = f"; {shown.share_dropped:.1%} of {shown.n_shown} did not fit" if shown.n_dropped else ""
+        yield f"prompts of {method}", shown.chosen + dropped
     yield "decoding", f"greedy, at most {study.evaluation.max_new_tokens} tokens"
 
 

@@ -12,8 +12,8 @@ import torch
 
 from clusterlora.adapters.compositions import combined_weights
 from clusterlora.chat.messages import read_message
-from clusterlora.data.few_shot import with_shots
 from clusterlora.data.prompts import prompt_encoder, with_system
+from clusterlora.data.retrieval import ExchangeIndex, with_shots
 from clusterlora.engine.generation import Question
 from clusterlora.engine.inference_backends import inference_backend
 from clusterlora.engine.kinds import read_weights
@@ -24,7 +24,7 @@ from clusterlora.models.embedding import load_embedder
 from clusterlora.models.revision import is_same_base
 from clusterlora.ports.embedder import Embedder
 from clusterlora.stores.routing_table import KeyedAdapter, KeyedComposition, RoutingTable, read_routing_table
-from clusterlora.values import Turn, WeightedAdapter
+from clusterlora.values import Ranking, Turn, WeightedAdapter
 
 _BATCH_SIZE = 32
 
@@ -65,6 +65,7 @@ class Router:
         # Slot 0 is the base model: no adapters.
         self._slot_by_adapters: dict[tuple[KeyedAdapter, ...], int] = {(): 0} | {c: slot for slot, c in enumerate(compositions, start=1)}
         self._backend = inference_backend(self._base, [_weights(adapters, weights_by_key) for adapters in compositions])
+        self._indices: dict[tuple[tuple[str, ...], Ranking], ExchangeIndex] = {}
         self._one_at_a_time = threading.Lock()
 
     @classmethod
@@ -102,8 +103,15 @@ class Router:
         composition, persona_id = self._composition(request), request.persona_id
         model = replace(self._table.model, persona_in_prompt=self._table.model.persona_in_prompt or composition.persona_in_prompt)
         turns = with_system(model, self._table.descriptions.get(persona_id), request.context, request.turns)
-        exchanges = self._table.exchanges.get(persona_id, ())
-        return with_shots(turns, exchanges, composition.shots, self._embedder) if composition.shots and exchanges else turns
+        return with_shots(turns, self._index(persona_id, composition), composition.shots) if composition.shots else turns
+
+    def _index(self, persona_id: str, composition: KeyedComposition) -> ExchangeIndex:
+        pool = self._table.mates.get(persona_id, (persona_id,)) if composition.shots_from == "cluster" else (persona_id,)
+        if (pool, composition.ranking) not in self._indices:
+            examples = [exchange for p in pool for exchange in self._table.exchanges.get(p, ())]
+            embedder = self._embedder if composition.ranking == "embedding" else None
+            self._indices[pool, composition.ranking] = ExchangeIndex(examples, composition.ranking, embedder)
+        return self._indices[pool, composition.ranking]
 
     @cached_property
     def _embedder(self) -> Embedder:
@@ -119,7 +127,8 @@ class Router:
         ]
         name = " + ".join(names) or "base model"
         if shots := self._composition(request).shots:
-            name += f" with {shots} of the persona's exchanges"
+            whose = "persona's" if self._composition(request).shots_from == "own" else "cluster's"
+            name += f" with {shots} of the {whose} exchanges"
         unknown = self._table.personas and request.persona_id not in self._table.personas
         return f"{name} (default: persona {request.persona_id!r} is not in study {self._table.study!r})" if unknown else name
 

@@ -14,8 +14,8 @@ from clusterlora.data.prompt_fit import PromptFit
 from clusterlora.data.prompts import messages, prompt_encoder
 from clusterlora.data.summary import TokenSummary
 from clusterlora.errors import BadData
+from clusterlora.methods import most_shots
 from clusterlora.methods.described import DESCRIBED
-from clusterlora.methods.few_shot import SHOTS
 from clusterlora.models.base import UsableBase
 from clusterlora.models.checks import refuse_too_long
 from clusterlora.settings import Dtype, Lengths, ModelSettings, PreparedModel, PreparedStudy, Study, prepared
@@ -77,7 +77,7 @@ def _lengths(
         examples,
         n_positions=base.n_positions,
         n_in_memory=base.n_trainable,
-        n_shots=SHOTS if "few_shot" in study.methods else 0,
+        n_shots=most_shots(study.methods, study.retrieval),
         max_length=given[0],
         max_new_tokens=given[1],
     )

@@ -16,8 +16,10 @@ from clusterlora.durable import write_durably
 from clusterlora.errors import BadData
 from clusterlora.evaluation.domain import domain_metrics, with_domain_scores
 from clusterlora.evaluation.metrics import METRICS
+from clusterlora.evaluation.shown import ShownExchanges, shown_by_method
 from clusterlora.gate.report import ending
 from clusterlora.metadata import ComparisonSummary, ImportedScores, MethodScore
+from clusterlora.methods import METHODS
 from clusterlora.planning.ladder import REFERENCE, decided_rung, gated
 from clusterlora.planning.study_state import StudyState, read_state
 from clusterlora.planning.work_plan import WorkPlan, work_plan
@@ -29,7 +31,7 @@ from clusterlora.results.new_personas import new_personas
 from clusterlora.results.report import write_map, write_report
 from clusterlora.settings import Study
 from clusterlora.stages.scale import scale
-from clusterlora.values import EvaluationRow
+from clusterlora.values import AdapterComposition, EvaluationRow
 
 
 def compare_study(study_name: str, stores: Stores, log: RunLog) -> Comparison:
@@ -61,6 +63,7 @@ def compare_study(study_name: str, stores: Stores, log: RunLog) -> Comparison:
             gate=_gate(state),
             beside=beside,
             second_headline=study.evaluation.second_headline,
+            shown=_shown(state, rows, stores),
         )
         folder = stores.folder(study_name) / "results"
         newcomers = new_personas(state, plan, stores)
@@ -79,6 +82,16 @@ def compare_study(study_name: str, stores: Stores, log: RunLog) -> Comparison:
     stores.studies.save_metadata(study_name, _summary(comparison, state))
     log.advance(1)
     return comparison
+
+
+def _shown(state: StudyState, rows: Sequence[EvaluationRow], stores: Stores) -> dict[str, ShownExchanges]:
+    """Return what the prompts of methods with retrieval show, by method."""
+    chosen: dict[str, dict[AdapterComposition, None]] = {}
+    answered = {row.method for row in rows}
+    for route in sorted(stores.studies.routes(state.name), key=lambda route: route.seed):
+        if route.method in answered and METHODS[route.method].retrieves:
+            chosen.setdefault(route.method, {})[route.composition] = None
+    return shown_by_method(rows, {method: chosen[method] for method in METHODS if method in chosen})
 
 
 def _beside_headline(study: Study, rows: Sequence[EvaluationRow]) -> tuple[str, ...]:

@@ -12,13 +12,13 @@ import numpy as np
 from clusterlora.adapters.compositions import combined_weights
 from clusterlora.adapters.stored import stored_folder
 from clusterlora.comparison.champion import LEAST_PERSONAS
-from clusterlora.data.few_shot import exchanges, with_shots
 from clusterlora.data.prompts import items
+from clusterlora.data.retrieval import ExchangeIndex, exchanges, with_shots
 from clusterlora.engine.kinds import read_weights
 from clusterlora.engine.stacked import Weights
 from clusterlora.evaluation.answer import Answerer, AnswerRequest
 from clusterlora.evaluation.metrics import METRICS
-from clusterlora.evaluation.select import select_arm
+from clusterlora.evaluation.select import select_arm, select_for_all
 from clusterlora.evaluation.train_responses import TrainResponses
 from clusterlora.gate.judged_cluster import judged_cluster
 from clusterlora.models.model_cache import base_model, embedder
@@ -30,7 +30,7 @@ from clusterlora.ports.stores import Stores
 from clusterlora.progress.timing import Phase, timed
 from clusterlora.requests import EvaluationPart, EvaluationRequest
 from clusterlora.settings import Study
-from clusterlora.values import AdapterComposition, Item, MethodPlan, Persona, Route, Split, WeightedAdapter
+from clusterlora.values import AdapterComposition, Item, MethodPlan, Persona, Ranking, Route, Split, WeightedAdapter
 
 _COMPOSITIONS_AT_ONCE = 64
 """Compositions whose factors are in memory together."""
@@ -40,6 +40,7 @@ _PHASE: Mapping[EvaluationPart, Phase] = {
     "power": "evaluate power",
     "baseline": "evaluate baseline",
     "gate": "evaluate gate",
+    "choices": "evaluate choices",
     "test": "evaluate test",
 }
 
@@ -54,6 +55,8 @@ def evaluate(request: EvaluationRequest, stores: Stores, log: RunLog) -> int:
             return _val(runner, plan, request.cluster, bare=part == "power")
         if part == "baseline":
             return _baseline(runner, work_plan(state))
+        if part == "choices":
+            return _retrieval_choices(runner, work_plan(state), shard=request.shard, shards=request.shards)
         return _test(runner, work_plan(state), shard=request.shard, shards=request.shards)
 
 
@@ -109,6 +112,10 @@ def _val(runner: "_Runner", plan: WorkPlan, cluster: int | None, *, bare: bool) 
         else (AdapterComposition((WeightedAdapter(candidate),)), AdapterComposition((WeightedAdapter(reference),)))
     )
     pairs = [(p, composition) for p in plan.specs[candidate].persona_ids for composition in compositions]
+    if not bare and plan.random_group and cluster in (None, plan.judged):
+        group = AdapterComposition((WeightedAdapter(plan.random_group),))
+        pairs += [(p, composition) for p in plan.specs[plan.random_group].persona_ids for composition in (group, compositions[-1])]
+        pairs = list(dict.fromkeys(pairs))
     return runner.answer(plan, pairs, "val", runner.study.evaluation.metrics)
 
 
@@ -132,26 +139,78 @@ def _test(runner: "_Runner", plan: WorkPlan, *, shard: int, shards: int) -> int:
     state, study = runner.state, runner.study
     everyone = compared_personas(state)
     persona_ids = everyone[shard - 1 :: shards]
-    methods = {(name, seed): method for seed in range(study.seeds) for name, method in covered_methods(state, plan, everyone, seed).items()}
-    in_shard = set(persona_ids)
-    arms = {(*key, p): compositions for key, method in methods.items() for p, compositions in method.arms_by_persona if p in in_shard}
-    choices = list(
-        dict.fromkeys((p, composition) for (*_, p), compositions in arms.items() if len(compositions) > 1 for composition in compositions)
-    )
-    metric = study.evaluation.selection_metric
-    n_answers = runner.answer(plan, choices, "val", _choosing_metrics(study))
-    val_scores = runner.scores(plan, choices, "val", metric)
-    routes = []
-    for (name, seed, persona_id), compositions in arms.items():
-        chosen = 0
-        if len(compositions) > 1:
-            scores = [val_scores[persona_id, composition] for composition in compositions]
-            chosen = select_arm(scores, higher_is_better=METRICS[metric].higher_is_better, margin_se=methods[name, seed].margin_se)
-        routes.append(Route(name, persona_id, compositions[chosen], seed))
+    methods = _methods(state, plan, everyone)
+    n_answers, chosen = _choices(runner, plan, methods, persona_ids, everyone)
+    routes = [Route(name, p, composition, seed) for (name, seed, p), composition in chosen.items() if p in set(persona_ids)]
     pairs = list(dict.fromkeys((route.persona_id, route.composition) for route in routes))
     n_answers += runner.answer(plan, pairs, "test", study.evaluation.metrics)
     runner.stores.studies.save_routes(study.name, routes)
     return n_answers + _held_out(runner, plan, persona_ids)
+
+
+def _retrieval_choices(runner: "_Runner", plan: WorkPlan, *, shard: int, shards: int) -> int:
+    """Answer a shard's val items under all that a method may retrieve, so that whoever chooses for everybody finds them answered."""
+    everyone = compared_personas(runner.state)
+    persona_ids = everyone[shard - 1 :: shards]
+    methods = {key: method for key, method in _methods(runner.state, plan, everyone).items() if method.retrievals}
+    n_arms, chosen = _arms(runner, plan, methods, dict.fromkeys(methods, persona_ids))
+    return n_arms + runner.answer(plan, _retrieval_pairs(methods, chosen), "val", _choosing_metrics(runner.study))
+
+
+_Key = tuple[str, int]
+"""A method and a training seed."""
+
+
+def _methods(state: StudyState, plan: WorkPlan, everyone: Sequence[str]) -> dict[_Key, MethodPlan]:
+    seeds = range(state.settings.seeds)
+    return {(name, seed): method for seed in seeds for name, method in covered_methods(state, plan, everyone, seed).items()}
+
+
+def _choices(
+    runner: "_Runner", plan: WorkPlan, methods: Mapping[_Key, MethodPlan], persona_ids: Sequence[str], everyone: Sequence[str]
+) -> tuple[int, dict[tuple[str, int, str], AdapterComposition]]:
+    """Return the number of answers generated, and what every method answers these people with; where it retrieves, everybody."""
+    n_arms, chosen = _arms(runner, plan, methods, {key: everyone if method.retrievals else persona_ids for key, method in methods.items()})
+    pairs = _retrieval_pairs(methods, chosen)
+    metric = runner.study.evaluation.selection_metric
+    n_retrieved = runner.answer(plan, pairs, "val", _choosing_metrics(runner.study))
+    scores = runner.scores(plan, pairs, "val", metric)
+    for key, method in ((key, method) for key, method in methods.items() if method.retrievals):
+        options = [[scores[p, retrieval.shown_by(chosen[*key, p])] for p in everyone] for retrieval in method.retrievals]
+        retrieval = method.retrievals[select_for_all(options, higher_is_better=METRICS[metric].higher_is_better)]
+        chosen |= {(*key, p): retrieval.shown_by(chosen[*key, p]) for p in everyone}
+    return n_arms + n_retrieved, chosen
+
+
+def _retrieval_pairs(
+    methods: Mapping[_Key, MethodPlan], chosen: Mapping[tuple[str, int, str], AdapterComposition]
+) -> list[tuple[str, AdapterComposition]]:
+    pairs = ((p, one.shown_by(arm)) for (name, seed, p), arm in chosen.items() for one in methods[name, seed].retrievals)
+    return list(dict.fromkeys(pairs))
+
+
+def _arms(
+    runner: "_Runner", plan: WorkPlan, methods: Mapping[_Key, MethodPlan], people: Mapping[_Key, Sequence[str]]
+) -> tuple[int, dict[tuple[str, int, str], AdapterComposition]]:
+    """Return the number of answers generated, and the arm that each method chooses on val for each of its `people`."""
+    in_question = {key: set(ids) for key, ids in people.items()}
+    arms = {
+        (*key, p): compositions for key, method in methods.items() for p, compositions in method.arms_by_persona if p in in_question[key]
+    }
+    choices = list(
+        dict.fromkeys((p, composition) for (*_, p), compositions in arms.items() if len(compositions) > 1 for composition in compositions)
+    )
+    metric = runner.study.evaluation.selection_metric
+    n_answers = runner.answer(plan, choices, "val", _choosing_metrics(runner.study))
+    val_scores = runner.scores(plan, choices, "val", metric)
+    chosen: dict[tuple[str, int, str], AdapterComposition] = {}
+    for (name, seed, persona_id), compositions in arms.items():
+        arm = 0
+        if len(compositions) > 1:
+            scores = [val_scores[persona_id, composition] for composition in compositions]
+            arm = select_arm(scores, higher_is_better=METRICS[metric].higher_is_better, margin_se=methods[name, seed].margin_se)
+        chosen[name, seed, persona_id] = compositions[arm]
+    return n_answers, chosen
 
 
 def _held_out(runner: "_Runner", plan: WorkPlan, persona_ids: Sequence[str]) -> int:
@@ -173,6 +232,9 @@ class _Runner:
         self.stores = stores
         self._log = log
         self._personas = state.dataset.by_id()
+        members = state.clustering.members if state.clustering else (state.dataset.ids,)
+        self._mates = {p: ids for ids in members for p in ids}
+        self._indices: dict[tuple[tuple[str, ...], Ranking], ExchangeIndex] = {}
         self._answerer: Answerer | None = None
 
     def answer(self, plan: WorkPlan, pairs: Sequence[tuple[str, AdapterComposition]], split: Split, metrics: Sequence[str]) -> int:
@@ -182,8 +244,8 @@ class _Runner:
         requests: dict[AdapterComposition, list[AnswerRequest]] = {composition: [] for composition in keys}
         for p, composition in pairs:
             key = keys[composition]
-            persona_items = self._items(composition, self._personas[p], split)
-            requests[composition] += [AnswerRequest(key, item) for item in persona_items if (key, p, item.id) not in answered]
+            missing = [item for item in self._items(composition, self._personas[p], split) if (key, p, item.id) not in answered]
+            requests[composition] += [self._request(key, item, composition) for item in missing]
         unanswered = [composition for composition, its_requests in requests.items() if its_requests]
         total = sum(len(requests[composition]) for composition in unanswered)
         if total == 0:
@@ -222,15 +284,24 @@ class _Runner:
         }
 
     def _items(self, composition: AdapterComposition, persona: Persona, split: Split) -> tuple[Item, ...]:
-        """Return a persona's items with the prompts of this composition."""
+        """Return a persona's items with this composition's system turn."""
         model = self.study.model
-        if composition.persona_in_prompt:
-            model = replace(model, persona_in_prompt=True)
-        persona_items = items(model, persona, split)
+        return items(replace(model, persona_in_prompt=True) if composition.persona_in_prompt else model, persona, split)
+
+    def _request(self, key: str, item: Item, composition: AdapterComposition) -> AnswerRequest:
+        """Return an item as it is asked: with the exchanges that the composition's prompt shows."""
         if not composition.shots:
-            return persona_items
-        shots = exchanges(persona)
-        return tuple(replace(item, messages=with_shots(item.messages, shots, composition.shots, embedder(model))) for item in persona_items)
+            return AnswerRequest(key, item)
+        shown = with_shots(item.messages, self._index(item.persona_id, composition), composition.shots)
+        return AnswerRequest(key, replace(item, messages=shown), n_shots=(len(shown) - len(item.messages)) // 2)
+
+    def _index(self, persona_id: str, composition: AdapterComposition) -> ExchangeIndex:
+        pool = (persona_id,) if composition.shots_from == "own" else self._mates[persona_id]
+        key = (pool, composition.ranking)
+        if key not in self._indices:
+            examples = [exchange for p in pool for exchange in exchanges(self._personas[p])]
+            self._indices[key] = ExchangeIndex(examples, composition.ranking, embedder(self.study.model))
+        return self._indices[key]
 
 
 _read_folder = lru_cache(maxsize=256)(read_weights)

@@ -14,7 +14,7 @@ from clusterlora.gate.trial import Scores
 from clusterlora.models.model_cache import embedder
 from clusterlora.planning.ladder import REFERENCE, command_to_continue, refused, rung_by_name, rungs, why_not_climbed
 from clusterlora.planning.study_state import StudyState, read_state
-from clusterlora.planning.work_plan import judged_adapters, work_plan
+from clusterlora.planning.work_plan import WorkPlan, judged_adapters, work_plan
 from clusterlora.ports.stores import Stores
 from clusterlora.stages.evaluate import scores_of
 from clusterlora.values import AdapterComposition, Verdict, WeightedAdapter
@@ -116,6 +116,7 @@ def verdict_on(state: StudyState, rung: str, cluster: int | None, stores: Stores
         adapter=adapter,
         rng=np.random.default_rng(0),
         second=_judged_scores(state, rung, cluster, stores, second)[:2] if second else None,
+        random_group=_random_group_scores(state, rung, stores) if cluster is None else None,
     )
     if share == study.gate.share_improved:
         return verdict
@@ -123,7 +124,15 @@ def verdict_on(state: StudyState, rung: str, cluster: int | None, stores: Stores
         f"Rung {ladder.index(rung) + 1} of {len(ladder)}: {share:.0%} of the personas must improve instead of "
         f"{study.gate.share_improved:.0%}, so that trying on does not pass by luck."
     )
-    return replace(verdict, notes=(note,))
+    return replace(verdict, notes=(*verdict.notes, note))
+
+
+def _random_group_scores(state: StudyState, rung: str, stores: Stores) -> tuple[Scores, Scores] | None:
+    """Return the headline's val scores of the random group's adapter and of unified on the group's people; None where none is asked."""
+    plan = work_plan(state, rung_by_name(state, rung))
+    if plan.random_group is None:
+        return None
+    return _scores(state, plan, plan.random_group, stores, state.settings.evaluation.headline)
 
 
 def _judged_scores(
@@ -134,10 +143,16 @@ def _judged_scores(
     They are of the headline unless another metric is named.
     """
     plan = work_plan(state, rung_by_name(state, rung))
-    candidate, reference = (AdapterComposition((WeightedAdapter(name),)) for name in judged_adapters(plan, cluster))
-    persona_ids = plan.specs[candidate.adapter_names[0]].persona_ids
-    pairs = [(p, composition) for p in persona_ids for composition in (candidate, reference)]
-    keys = {composition: plan.composition_key(composition) for composition in (candidate, reference)}
-    scores = scores_of(state, stores, keys, pairs, "val", metric or state.settings.evaluation.headline)
-    of_candidate, of_unified = ({p: scores[p, one] for p in persona_ids} for one in (candidate, reference))
-    return of_candidate, of_unified, candidate.adapter_names[0]
+    candidate, _ = judged_adapters(plan, cluster)
+    return *_scores(state, plan, candidate, stores, metric or state.settings.evaluation.headline), candidate
+
+
+def _scores(state: StudyState, plan: WorkPlan, adapter: str, stores: Stores, metric: str) -> tuple[Scores, Scores]:
+    """Return the val scores of an adapter and of unified, on the people that the adapter learns from."""
+    own, reference = (AdapterComposition((WeightedAdapter(name),)) for name in (adapter, REFERENCE))
+    persona_ids = plan.specs[adapter].persona_ids
+    pairs = [(p, composition) for p in persona_ids for composition in (own, reference)]
+    keys = {composition: plan.composition_key(composition) for composition in (own, reference)}
+    scores = scores_of(state, stores, keys, pairs, "val", metric)
+    of_own, of_unified = ({p: scores[p, one] for p in persona_ids} for one in (own, reference))
+    return of_own, of_unified

@@ -87,7 +87,7 @@ def register_adapter(state: StudyState, adapter: TrainedAdapter, stores: Stores,
 
 def _answers_by_itself(spec: AdapterSpec) -> bool:
     """Return whether an adapter was evaluated alone: on no other adapter, and with the prompts of the study's other methods."""
-    return spec.frozen_adapter is None and not spec.persona_in_prompt
+    return spec.frozen_adapter is None and not spec.persona_in_prompt and not spec.shots
 
 
 def _is_personal(plan: WorkPlan, method: str) -> bool:

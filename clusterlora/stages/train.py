@@ -12,6 +12,7 @@ from clusterlora.adapters.stored import folder_if_any, in_tracker, stored_folder
 from clusterlora.adapters.weights import weight_files, weights_sha256
 from clusterlora.chat.encoder import TokenSequence
 from clusterlora.data.prompts import messages, prompt_encoder
+from clusterlora.data.retrieval import answers_with_shots
 from clusterlora.durable import write_durably
 from clusterlora.engine.adapter_jobs import AdapterJob
 from clusterlora.engine.job import TrainingResult, mean_by_step, total_steps
@@ -20,7 +21,7 @@ from clusterlora.engine.peft_folder import write_factors
 from clusterlora.engine.stacked import read_adapter
 from clusterlora.errors import OutOfMemory, ServiceDown
 from clusterlora.models.base import base_revision
-from clusterlora.models.model_cache import base_model
+from clusterlora.models.model_cache import base_model, embedder
 from clusterlora.planning.ladder import rung_by_name
 from clusterlora.planning.study_state import StudyState, read_state
 from clusterlora.planning.work_plan import WorkPlan, work_plan
@@ -32,7 +33,7 @@ from clusterlora.progress.timing import timed
 from clusterlora.progress.training_log import TrainingLog
 from clusterlora.requests import TrainingGroup, TrainRequest
 from clusterlora.settings import Study
-from clusterlora.values import AdapterSpec, Attempt, LearningCurve, Split, TrainedAdapter
+from clusterlora.values import AdapterSpec, Attempt, LearningCurve, Ranking, Split, TrainedAdapter
 
 
 def train_group(request: TrainRequest, stores: Stores, log: RunLog) -> int:
@@ -145,12 +146,15 @@ def _jobs(state: StudyState, plan: WorkPlan, specs: Sequence[AdapterSpec], store
 
     # Cached, because most people's dialogues train several adapters.
     @cache
-    def of_person(persona_id: str, split: Split, *, persona_in_prompt: bool) -> list[TokenSequence]:
+    def of_person(persona_id: str, split: Split, *, persona_in_prompt: bool, shots: int, ranking: Ranking) -> list[TokenSequence]:
         person, prompt = personas[persona_id], replace(study.model, persona_in_prompt=study.model.persona_in_prompt or persona_in_prompt)
+        if shots:
+            return encoder.encode_answers(answers_with_shots(prompt, person, split, ranking, embedder(study.model), shots))
         return encoder.encode_dialogues(messages(prompt, person, dialogue) for dialogue in person.of_split(split))
 
     def encoded(spec: AdapterSpec, split: Split) -> tuple[TokenSequence, ...]:
-        return tuple(sequence for p in spec.persona_ids for sequence in of_person(p, split, persona_in_prompt=spec.persona_in_prompt))
+        prompt = {"persona_in_prompt": spec.persona_in_prompt, "shots": spec.shots, "ranking": spec.ranking}
+        return tuple(sequence for p in spec.persona_ids for sequence in of_person(p, split, **prompt))
 
     return [
         AdapterJob(

@@ -9,7 +9,7 @@ from clusterlora.adapters.weights import refuse_other_weights
 from clusterlora.errors import BadData
 from clusterlora.settings import PreparedModel
 from clusterlora.stores.json_codec import from_json, from_plain
-from clusterlora.values import Exchange, digest
+from clusterlora.values import Exchange, Ranking, ShotSource, digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,8 @@ class KeyedComposition:
     adapters: tuple[KeyedAdapter, ...] = ()
     shots: int = 0
     persona_in_prompt: bool = False
+    ranking: Ranking = "embedding"
+    shots_from: ShotSource = "own"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +38,8 @@ class RoutingTable:
     `personas` maps a persona id to its composition, the empty one being the base model; `default` answers everybody else.
     `names` are the adapters' readable names by key, and `weights_sha256` their digests, which are checked whenever weights are loaded;
     versions registered without digests have none. `descriptions` are those of the personas whose prompt shows them, `exchanges` the
-    train dialogues of the personas whose prompt shows some.
+    train dialogues of the personas whose prompt, or that of somebody in their cluster, shows some; `mates` are the personas of the cluster
+    of those whose prompt may show all of theirs.
     """
 
     study: str
@@ -48,6 +51,7 @@ class RoutingTable:
     personas: Mapping[str, KeyedComposition] = field(default_factory=dict[str, KeyedComposition])
     descriptions: Mapping[str, str | None] = field(default_factory=dict[str, str | None])
     exchanges: Mapping[str, tuple[Exchange, ...]] = field(default_factory=dict[str, tuple[Exchange, ...]])
+    mates: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
     names: Mapping[str, str] = field(default_factory=dict[str, str])
     weights_sha256: Mapping[str, str] = field(default_factory=dict[str, str])
 

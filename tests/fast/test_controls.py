@@ -21,11 +21,15 @@ from tests.fixtures.studies import memory_stores
 DIFFERENCE = {
     "random_cluster": ("cluster", {"persona_ids"}),
     "swapped_persona": ("per_persona", {"composition.adapters"}),
+    "swapped_cluster": ("cluster", {"composition.adapters"}),
+    "unified_wide": ("unified", {"recipe.rank", "recipe.alpha"}),
     "unified_longer": ("unified", {"recipe.epochs"}),
     "baseline_described": ("baseline", {"composition.persona_in_prompt"}),
     "unified_described": ("unified", {"persona_in_prompt", "composition.persona_in_prompt"}),
 }
-"""What each control controls, and the only fields in which their plans may differ; text in the prompt is learned from and answered with."""
+"""What each control controls, and the only fields in which their plans may differ.
+
+Text in the prompt is learned from and answered with; alpha grows with the rank, so that updates are scaled as before."""
 
 LABELS = ("name", "variant_of", "rung", "folder")
 """What an adapter is called and where it lies."""
@@ -112,6 +116,14 @@ def test_a_control_differs_from_what_it_controls_in_exactly_one_thing(
             assert changed == allowed or (control == "random_cluster" and not changed), control
         groups, clusters = methods["random_cluster"].adapters, methods["cluster"].adapters
         assert [len(group.persona_ids) for group in groups] == [len(cluster.persona_ids) for cluster in clusters]
+        clustered = [adapter for adapter in clusters if adapter.cluster is not None]
+        wide, unified = methods["unified_wide"].adapters[0].recipe, methods["unified"].adapters[0].recipe
+        assert wide.rank == sum(unified.rank for _ in clustered)
+        assert wide.alpha / wide.rank == pytest.approx(unified.alpha / unified.rank)
+        own = {p: adapter.name for adapter in clustered for p in adapter.persona_ids}
+        swapped = {p: arms[0].adapter_names[0] for p, arms in methods["swapped_cluster"].arms_by_persona}
+        assert set(swapped.values()) == set(own.values()), "every adapter answers somebody"
+        assert not [p for p, name in swapped.items() if name == own[p]]
         assert {p for p, _ in methods["random_cluster"].arms_by_persona} == {p for p, _ in methods["cluster"].arms_by_persona}
     assert len({tuple(a.recipe.seed for a in methods["cluster"].adapters) for methods in plan.seeds}) == study.seeds
 

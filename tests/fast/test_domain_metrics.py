@@ -147,15 +147,15 @@ def gains(mean: float, seed: int) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize(("on_second", "passed"), [(0.8, True), (0.6, False)])
 def test_a_gate_that_asks_for_both_headlines_passes_only_what_gains_on_both(on_second: float, passed: bool) -> None:
     settings = GateSettings(worst_persona=None, second_headline=True)
-    sides = {"candidate": gains(0.8, 0), "unified": gains(0.7, 1)}
+    sides = gains(0.8, 0), gains(0.7, 1)
     second = (gains(on_second, 2), gains(0.7, 3))
-    verdict = judge(**sides, settings=settings, rung="own", adapter="a", rng=np.random.default_rng(0), second=second)
+    verdict = judge(*sides, settings, rung="own", adapter="a", rng=np.random.default_rng(0), second=second)
     assert verdict.passed == passed
     (criterion,) = [one for one in verdict.criteria if one.name == "second_headline"]
     assert criterion.passed == passed
     assert criterion.value == pytest.approx(on_second - 0.7, abs=0.02)
     unasked = replace(settings, second_headline=False)
-    assert judge(**sides, settings=unasked, rung="own", adapter="a", rng=np.random.default_rng(0), second=second).passed
+    assert judge(*sides, unasked, rung="own", adapter="a", rng=np.random.default_rng(0), second=second).passed
 
 
 def test_the_gate_of_a_study_judges_the_second_headline_on_val(seven: Study, stores: Stores) -> None:

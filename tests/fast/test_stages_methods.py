@@ -11,9 +11,7 @@ from clusterlora.clustering import PREREQUISITES
 from clusterlora.metadata import TruthAgreement
 from clusterlora.ports.stores import Stores
 from clusterlora.results.report import report_data
-from clusterlora.settings import (
-    Study,
-)
+from clusterlora.settings import RetrievalSettings, Study
 from clusterlora.stages.cluster import cluster_study
 from clusterlora.stages.compare import compare_study
 from clusterlora.stages.prepare import prepare_study
@@ -37,15 +35,16 @@ def records(file: Path) -> list[dict[str, str]]:
 @pytest.mark.whole
 def test_every_method_and_control_runs_with_two_training_seeds_and_is_compared_once(study: Study, stores: Stores) -> None:
     recipe = replace(study.recipe, epochs=2, patience=1)
-    study = replace(study, methods=TRAINED_HERE, seeds=2, gate=replace(study.gate, ladder=()), recipe=recipe)
+    shown = RetrievalSettings(counts=(0, 2), rankings=("bm25",))
+    study = replace(study, methods=TRAINED_HERE, seeds=2, gate=replace(study.gate, ladder=()), recipe=recipe, retrieval=shown)
     run(study, stores)
     comparison = compare_study(study.name, stores, LOG)
     assert {result.method for result in comparison.methods} == set(TRAINED_HERE)
 
     rows = rows_of(study, stores)
     seeds = {method: {row.seed for row in rows if row.method == method} for method in TRAINED_HERE}
-    assert {method for method, of in seeds.items() if of == {0}} == {"baseline", "few_shot", "baseline_described"}
-    assert all(of == {0, 1} for method, of in seeds.items() if method not in {"baseline", "few_shot", "baseline_described"})
+    assert {method for method, of in seeds.items() if of == {0}} == {"baseline", "few_shot", "baseline_described", "retrieval"}
+    assert all(of == {0, 1} for method, of in seeds.items() if method not in {"baseline", "few_shot", "baseline_described", "retrieval"})
     by_seed = {
         seed: fmean(fmean(r.scores["nll"] for r in rows if (r.method, r.persona_id, r.seed) == ("unified", p, seed)) for p in people)
         for people in [{row.persona_id for row in rows}]

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from clusterlora.data.words import words
 from clusterlora.evaluation.metric import Scorable
 from clusterlora.evaluation.metrics import METRICS
 from clusterlora.evaluation.train_responses import TrainResponses
-from clusterlora.evaluation.words import words
 from clusterlora.values import Dialogue, Persona, Turn
 
 

@@ -6,9 +6,9 @@ from functools import lru_cache
 import numpy as np
 from jaxtyping import Float
 
+from clusterlora.data.words import n_grams, words
 from clusterlora.evaluation.metric import Metric, Scorable
 from clusterlora.evaluation.train_responses import TrainResponses
-from clusterlora.evaluation.words import n_grams, words
 
 _N = 8
 

@@ -3,8 +3,8 @@
 import numpy as np
 from jaxtyping import Float
 
+from clusterlora.data.words import words
 from clusterlora.evaluation.metric import Metric, Scorable
-from clusterlora.evaluation.words import words
 
 
 def length_ratio(answers: Scorable) -> Float[np.ndarray, " item"]:

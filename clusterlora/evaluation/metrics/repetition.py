@@ -3,8 +3,8 @@
 import numpy as np
 from jaxtyping import Float
 
+from clusterlora.data.words import n_grams, words
 from clusterlora.evaluation.metric import Metric, Scorable
-from clusterlora.evaluation.words import n_grams, words
 
 _N = 4
 

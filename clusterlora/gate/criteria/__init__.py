@@ -5,6 +5,7 @@ from collections.abc import Callable
 import numpy as np
 
 from clusterlora.catalog import Catalog
+from clusterlora.gate.criteria.above_random_group import above_random_group
 from clusterlora.gate.criteria.above_unified import above_unified
 from clusterlora.gate.criteria.mean_similarity import mean_similarity
 from clusterlora.gate.criteria.second_headline import second_headline
@@ -24,5 +25,6 @@ CRITERIA: Catalog[Judgement] = Catalog(
         "worst_persona": worst_persona,
         "share_of_personas_improved": share_of_personas_improved,
         "second_headline": second_headline,
+        "above_random_group": above_random_group,
     },
 )

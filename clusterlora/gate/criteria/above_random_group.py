@@ -1,0 +1,33 @@
+"""Criterion: the cluster gains more than a random group as large does, so its people are alike and not merely few."""
+
+import numpy as np
+
+from clusterlora.evaluation.statistics import RESOLUTION
+from clusterlora.gate.random_group import against_random_group
+from clusterlora.gate.trial import Trial
+from clusterlora.settings import GateSettings
+from clusterlora.values import Criterion
+
+
+def above_random_group(trial: Trial, settings: GateSettings, _rng: np.random.Generator) -> Criterion | None:
+    """Return whether the mean gain is shown to exceed that of a random group, by the lower end of the interval.
+
+    It is None when the gate does not ask, and where so few people and items show no gain that would matter: then a note says so.
+    """
+    if not settings.above_random_group or trial.random_group is None:
+        return None
+    compared = against_random_group(trial.gains, trial.random_group.gains)
+    if not compared.has_power:
+        return None
+    passed = compared.low > RESOLUTION
+    return Criterion(
+        name="above_random_group",
+        value=compared.difference,
+        threshold=0.0,
+        passed=passed,
+        ci_low=compared.low,
+        ci_high=compared.high,
+        explanation=f"The cluster gains {100 * trial.gains.mean():+.2f} points over unified, a random group as large "
+        f"{100 * trial.random_group.gains.mean():+.2f} on its own people; the interval of the difference "
+        f"{'is above' if passed else 'is not above'} zero.",
+    )

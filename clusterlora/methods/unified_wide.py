@@ -1,0 +1,25 @@
+"""Control: unified with as many parameters as the adapters of all clusters together: what capacity alone buys."""
+
+from dataclasses import replace
+
+from clusterlora.errors import BadSettings
+from clusterlora.methods.method import StudyView, composition_of, unified_adapter
+from clusterlora.recipe import MOST_RANK
+from clusterlora.values import MethodPlan
+
+
+def unified_wide(view: StudyView) -> MethodPlan:
+    """Return the plan that answers everybody with a unified adapter of the rank of all clusters together, its update scaled as before.
+
+    Raises:
+        BadSettings: so large a rank is more than an adapter may have.
+    """
+    times = len(view.members)
+    if view.recipe.rank * times > MOST_RANK:
+        raise BadSettings(
+            f"method unified_wide: {times} clusters of rank {view.recipe.rank} have more than the rank of {MOST_RANK} that one adapter may "
+            "have; lower recipe.rank or clustering.k, or leave the method out"
+        )
+    recipe = replace(view.recipe, rank=view.recipe.rank * times, alpha=view.recipe.alpha * times)
+    adapter = replace(unified_adapter(view), name="unified-wide", recipe=recipe)
+    return MethodPlan("unified_wide", (adapter,), tuple((p, (composition_of(adapter),)) for p in view.persona_ids))

@@ -1,0 +1,193 @@
+"""What settings may not say together: a line per problem, each naming the field, its value and the fix."""
+
+import difflib
+import re
+from collections.abc import Iterator
+from itertools import chain
+from typing import Any
+
+from clusterlora.catalog import Catalog
+from clusterlora.errors import BadSettings
+from clusterlora.recipe import MOST_RANK
+from clusterlora.settings import Lengths, Study, check_study_name
+
+_RUNGS_OF_EVERY_STUDY = r"own|asked-\d+"
+"""Rungs that no ladder may list: the study's own configuration (`planning/ladder.py`) and those of decisions (`planning/decisions.py`)."""
+
+
+def problems(study: Study) -> Iterator[str]:
+    """Yield every impossible combination of a study's settings."""
+    yield from chain(
+        _name_problems(study),
+        _people_problems(study),
+        _kind_problems(study),
+        _gate_problems(study),
+        _retrieval_problems(study),
+        _run_problems(study),
+    )
+
+
+def _name_problems(study: Study) -> Iterator[str]:
+    # Imported late: the catalogs import numpy and more, which reading a preset does not need.
+    from clusterlora.clustering import ALGORITHMS, AUTO
+    from clusterlora.data import SOURCES
+    from clusterlora.engine.kinds import ADAPTER_KINDS
+    from clusterlora.evaluation.metrics import METRICS
+    from clusterlora.methods import METHODS, controls
+
+    try:
+        check_study_name(study.name)
+    except BadSettings as problem:
+        yield str(problem)
+    evaluation = study.evaluation
+    lists: tuple[tuple[str, tuple[str, ...], Catalog[Any]], ...] = (
+        ("methods", study.methods, METHODS),
+        ("evaluation.metrics", evaluation.metrics, METRICS),
+        ("data.source", (study.data.source,), SOURCES),
+        *((("clustering.algorithm", (study.clustering.algorithm,), ALGORITHMS),) if study.clustering.algorithm != AUTO else ()),
+        ("recipe.kind", (study.recipe.kind,), ADAPTER_KINDS),
+    )
+    for path, names, catalog in lists:
+        if not names:
+            yield f"{path} = []: nothing to do; name at least one of {', '.join(catalog)}"
+        for name in names:
+            if name not in catalog:
+                close = difflib.get_close_matches(name, catalog, n=1)
+                hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(catalog)}"
+                yield f"{path} = {name!r}: unknown {catalog.kind}; {hint}"
+        for name in {name for name in names if names.count(name) > 1}:
+            yield f"{path}: {name!r} is listed twice; list it once"
+    if study.methods and all(name in controls() for name in study.methods):
+        yield f"methods = {list(study.methods)}: controls alone, none of which can be champion; add what they control"
+    measured = {name: getattr(evaluation, name) for name in ("headline", "second_headline", "selection_metric")}
+    for path, name in measured.items():
+        if name is not None and name not in evaluation.metrics:
+            yield f"evaluation.{path} = {name!r}: not measured; add it to evaluation.metrics or use {' or '.join(evaluation.metrics)}"
+    if evaluation.headline in METRICS and not METRICS[evaluation.headline].higher_is_better:
+        yield f"evaluation.headline = {evaluation.headline!r}: lower is better there, but the gate asks for more; use a similarity"
+
+    second = evaluation.second_headline
+    if second == evaluation.headline:
+        yield f"evaluation.second_headline = {second!r}: is the headline already; name another metric or leave it out"
+    if study.gate.second_headline and second is None:
+        yield "gate.second_headline = true: evaluation.second_headline names no metric; name one or leave it out"
+    elif study.gate.second_headline and second in METRICS:
+        metric = METRICS[str(second)]
+        if not (metric.percent and metric.higher_is_better):
+            yield f"gate.second_headline = true: the gate compares percentages of which more is better, not {second}; name another metric"
+
+
+def _kind_problems(study: Study) -> Iterator[str]:
+    from clusterlora.clustering import PREREQUISITES
+    from clusterlora.engine.kinds import ADAPTER_KINDS
+    from clusterlora.methods import METHODS
+
+    kind = study.recipe.kind
+    yield from _width_problems(study)
+    if kind not in ADAPTER_KINDS or ADAPTER_KINDS[kind].is_additive:
+        return
+    summable = " or ".join(name for name, other in ADAPTER_KINDS.items() if other.is_additive)
+    for name in (name for name in study.methods if name in METHODS and METHODS[name].adds_adapters):
+        yield f"recipe.kind = {kind!r}: {name} adds adapters up, as is possible with {summable}; leave the method out, or use one of these"
+    if study.clustering.algorithm in PREREQUISITES:
+        yield (
+            f"recipe.kind = {kind!r}: clustering.algorithm = {study.clustering.algorithm!r} reads the factors of adapters, which only "
+            f"{summable} have; use another algorithm or one of these"
+        )
+
+
+def _width_problems(study: Study) -> Iterator[str]:
+    """Yield why `unified_wide` cannot have the clusters' parameters, where it cannot."""
+    if "unified_wide" not in study.methods:
+        return
+    sizes, recipe = study.clustering.sizes, study.recipe
+    n_clusters = study.clustering.k or len(sizes or ())
+    if recipe.kind == "ia3":
+        yield "recipe.kind = 'ia3': its adapters have no rank that unified_wide could widen; leave the method out, or use another kind"
+    elif recipe.rank * n_clusters > MOST_RANK:
+        yield (
+            f"recipe.rank = {recipe.rank}: unified_wide would have rank {recipe.rank * n_clusters} with {n_clusters} clusters, more than "
+            f"{MOST_RANK}; lower rank or clustering.k, or leave the method out"
+        )
+
+
+def _people_problems(study: Study) -> Iterator[str]:
+    from clusterlora.data import SOURCES
+
+    data, planted, clustering = study.data, study.data.synthetic, study.clustering
+    n_personas: int | None = None
+    if data.source == "synthetic":
+        n_personas = min(sum(planted.cluster_sizes), data.personas or sum(planted.cluster_sizes))
+        share = planted.cluster_share + planted.persona_share + planted.noise_share
+        if share > 1 + 1e-9:
+            yield f"data.synthetic: cluster_share + persona_share + noise_share = {share:g}; lower them to at most 1 together"
+        if data.path is not None:
+            yield f"data.path = {data.path!r}: synthetic people need no file; set data.source to table or edgewise, or leave path out"
+        n_needed = data.train + data.val + data.test
+        if planted.dialogues < n_needed:
+            yield (
+                f"data.synthetic.dialogues = {planted.dialogues}: fewer than train + val + test = {n_needed}; "
+                f"raise it to {n_needed} or lower the splits"
+            )
+    elif data.path is None and data.source in SOURCES:
+        yield f"data.path: missing; the {data.source} source needs a file or folder (--data PATH)"
+    if clustering.sizes is not None and clustering.k is not None and len(clustering.sizes) != clustering.k:
+        yield f"clustering.sizes = {list(clustering.sizes)}: {len(clustering.sizes)} sizes for k = {clustering.k}; make them agree"
+    persona_limit = data.personas or n_personas
+    if n_personas is not None and clustering.sizes is not None and sum(clustering.sizes) != n_personas:
+        yield (
+            f"clustering.sizes = {list(clustering.sizes)}: they sum to {sum(clustering.sizes)}, but there are {n_personas} personas; "
+            "change the sizes or leave them out"
+        )
+    if persona_limit is not None and clustering.k is not None and clustering.k > persona_limit:
+        yield f"clustering.k = {clustering.k}: more clusters than the {persona_limit} personas; lower it"
+
+
+def _gate_problems(study: Study) -> Iterator[str]:
+    if study.gate.above_random_group and "random_cluster" not in study.methods:
+        yield "gate.above_random_group = true: methods do not include random_cluster, whose group it asks; add it or leave this out"
+    names = [rung.name for rung in study.gate.ladder]
+    for index, rung in enumerate(study.gate.ladder):
+        if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", rung.name):
+            yield f"gate.ladder.{index}.name = {rung.name!r}: use lower-case letters, digits and dashes"
+        if re.fullmatch(_RUNGS_OF_EVERY_STUDY, rung.name):
+            yield f"gate.ladder.{index}.name = {rung.name!r}: own, asked-1, asked-2, ... are rungs of every study; choose another name"
+        if names.count(rung.name) > 1 and names.index(rung.name) == index:
+            yield f"gate.ladder: two rungs are called {rung.name!r}; give each its own name"
+        if rung.learning_rate is None and rung.epochs is None and rung.init is None:
+            yield f"gate.ladder.{index}: rung {rung.name!r} changes nothing; set learning_rate, epochs or init"
+
+
+def _retrieval_problems(study: Study) -> Iterator[str]:
+    retrieval = study.retrieval
+    choices: tuple[tuple[str, tuple[Any, ...]], ...] = (
+        ("counts", retrieval.counts),
+        ("rankings", retrieval.rankings),
+        ("sources", retrieval.sources),
+    )
+    for name, values in choices:
+        if not values:
+            yield f"retrieval.{name} = []: nothing to choose from; give at least one value"
+        for value in {value for value in values if values.count(value) > 1}:
+            yield f"retrieval.{name}: {value!r} is listed twice; list it once"
+    if retrieval.counts and not any(retrieval.counts):
+        yield f"retrieval.counts = {list(retrieval.counts)}: no exchange is ever shown; add a count, for example 3"
+
+
+def _run_problems(study: Study) -> Iterator[str]:
+    micro_batch = study.runtime.micro_batch
+    if micro_batch is not None and micro_batch > study.recipe.batch_size:
+        yield (
+            f"runtime.micro_batch = {micro_batch}: larger than recipe.batch_size = {study.recipe.batch_size}; "
+            "lower it, or leave it out to use the whole batch"
+        )
+    longest, longest_answer = study.model.max_length, study.evaluation.max_new_tokens
+    if study.data.source == "synthetic":
+        longest, longest_answer = longest or Lengths().max_length, longest_answer or Lengths().max_new_tokens
+    if longest is not None and longest_answer is not None and longest_answer >= longest:
+        yield (
+            f"evaluation.max_new_tokens = {longest_answer}: leaves no room for a prompt in model.max_length = {longest}; "
+            "lower the one or raise the other"
+        )
+    if not study.recipe.target_modules:
+        yield "recipe.target_modules = []: an adapter with nothing to change; name linear layers such as q_proj and v_proj"
