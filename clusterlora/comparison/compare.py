@@ -49,8 +49,7 @@ def compare_methods(
         higher_is_better: the metrics to average with their directions; includes the headline.
         draws: draws of the bootstrap.
         routed: the method that routes each persona to one of the others, controls excluded; `routing` brackets it.
-        floor: score of another persona's reference, where the normalised score is 0. `floor_same_prompt`, `gate` and `shown`
-            (what prompts of methods with retrieval show) are copied.
+        floor: score of another persona's reference, where the normalised score is 0. `floor_same_prompt`, `gate`, `shown` are copied.
         margin: the difference below which methods count as equivalent, in units of the headline.
         beside: metrics whose differences to the reference are told beside the headline's; each is a family of tests of its own.
         second_headline: the one among them on which a champion must not be shown to be worse than the reference.
@@ -72,7 +71,6 @@ def compare_methods(
     same_answers = _same_answers(scores, headline, (present_reference, champion))
     comparison = Comparison(
         headline=headline,
-        metrics=scores.metrics,
         beside=tuple(beside),
         second_headline=second_headline,
         reference=present_reference,
@@ -100,7 +98,7 @@ def _scored(scores: PairedScores, metric: str, higher_is_better: bool, *, draws:
 
 
 def _sample(scores: PairedScores, rows: Sequence[EvaluationRow], shown: Mapping[str, ShownExchanges]) -> dict[str, Any]:
-    """Return who and how much was compared, and what was cut or shown, as the fields of a comparison."""
+    """Return who and how much was compared, by which metrics, and what was cut or shown, as the fields of a comparison."""
     clusters, sizes = np.unique(scores.cluster_of_persona, return_counts=True)
     return {
         "cluster_sizes": dict(zip(clusters.tolist(), sizes.tolist(), strict=True)),
@@ -110,6 +108,7 @@ def _sample(scores: PairedScores, rows: Sequence[EvaluationRow], shown: Mapping[
         "n_personas_left_out": scores.n_personas_left_out,
         "n_items": len(scores.persona),
         "n_seeds": scores.by_seed.shape[-1],
+        "metrics": scores.metrics,
         "cut": cut_by_method(rows),
         "shown": shown,
     }
