@@ -1,6 +1,6 @@
 """Test tiers by cost, the session that all workers share, and an environment without a developer's or another test's settings.
 
-`fast` needs no server, no browser and no whole study; `whole` needs real Prefect and MLflow servers; `all` needs more than that: other
+`fast` needs no server, no browser and no whole study; `whole` needs real Prefect and MLflow servers, or seconds; `all` needs more: other
 hosts, a browser, PostgreSQL, broken services, minutes. A test's tier is its folder's, unless it or its parameter is marked with a
 dearer one. What only a GPU can show, in `tests/gpu`, belongs to none of them.
 """
