@@ -20,8 +20,9 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from benchmarks.measure import clock
 from clusterlora.chat.encoder import TokenSequence
 from clusterlora.engine.base import BaseModel
-from clusterlora.engine.job import TrainingJob, batches, pad_rows
+from clusterlora.engine.job import TrainingJob, batches
 from clusterlora.engine.peft_folder import lora_config
+from clusterlora.engine.ragged import RaggedRows
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,7 @@ def train_with_trainer(base: BaseModel, job: TrainingJob, *, autocast: bool) -> 
     """Train one adapter with transformers' Trainer and save it."""
 
     def collate(rows: Sequence[TokenSequence]) -> dict[str, Tensor]:
-        ids, predicts = pad_rows(rows, pad_id=base.pad_id)
+        ids, predicts = RaggedRows.of(rows).padded(pad_id=base.pad_id)
         labels = ids.clone()
         labels[:, 1:][~predicts[:, :-1]] = -100
         labels[:, 0] = -100

@@ -27,8 +27,7 @@ class AdapterSlots:
         Raises:
             BadData: an adapter names a layer that the base does not have, or has in another shape.
         """
-        layer_names = {name for linear in decoder.fused_linears for name in linear.names}
-        for name in sorted({name for adapter in weights for name in adapter.factors} - layer_names):
+        for name in sorted({name for adapter in weights for name in adapter.factors} - decoder.layer_names):
             raise BadData(f"the base model has no layer {name}; the adapter belongs to another base")
         self._device = decoder.device
         self._updates = [_stacked_block(block, weights, decoder.dtype) for block in decoder.blocks]

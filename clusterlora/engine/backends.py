@@ -1,6 +1,7 @@
 """The backend that trains stacked adapters: the written-out decoder where the architecture has one, else the transformers model itself."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -14,6 +15,7 @@ from clusterlora.engine.base import BaseModel
 from clusterlora.engine.batch import TrainingBatch
 from clusterlora.engine.decoder_backend import DecoderBackend
 from clusterlora.engine.families import FAMILIES, decoder_of
+from clusterlora.engine.families.decoder import Decoder
 from clusterlora.engine.packing import Padding
 from clusterlora.engine.stacked import StackedModel, Weights, read_adapter
 from clusterlora.engine.stacked_lora import StackedLora, targeted_layers
@@ -21,6 +23,8 @@ from clusterlora.engine.stacked_prefix import StackedPrefix
 from clusterlora.engine.transformers_backend import TransformersBackend
 from clusterlora.errors import BadSettings
 from clusterlora.recipe import Recipe
+
+log = logging.getLogger(__name__)
 
 
 @runtime_checkable
@@ -38,7 +42,7 @@ class Backend(Protocol):
         """
         ...
 
-    def bytes_per_token(self, ids: Int[Tensor, "1 t"]) -> float:
+    def bytes_per_token(self, ids: Int[Tensor, " t"]) -> float:
         """Return the activation bytes per token that the backward pass keeps, measured on one row."""
         ...
 
@@ -70,23 +74,36 @@ def lora_backend(
     layers = targeted_layers(base.model, recipe.target_modules)
     frozen = [Weights(read_adapter(folder)) for folder in frozen_adapters]
     decoder = decoder_of(base.model)
-    if decoder is not None and layers.keys() <= {name for linear in decoder.fused_linears for name in linear.names}:
+    if decoder is not None and not log_outside_blocks(decoder, layers, "training"):
         lora = StackedLora(base.model, decoder_backend.fused_specs(decoder, frozenset(layers)), n_slots=n_slots, rank=rank)
         return lora, DecoderBackend(decoder, lora, AdapterSlots(decoder, frozen) if frozen else None, checkpointing=checkpointing)
     if checkpointing:
         raise BadSettings(
-            f"runtime.gradient_checkpointing=true needs a base that is one of {', '.join(FAMILIES)}, and {base.name} is a "
-            f"{type(base.model).__name__}; set it to false and lower runtime.micro_batch"
+            "checkpointing (runtime.gradient_checkpointing in a study) needs adapters inside the blocks of one of "
+            f"{', '.join(FAMILIES)}, and {base.name} is a {type(base.model).__name__}; turn it off and lower the micro-batch"
         )
     ids = torch.tensor([list(probe)], device=base.model.device)
     lora = StackedLora(base.model, transformers_backend.fused_specs(base.model, layers, ids), n_slots=n_slots, rank=rank)
-    return lora, TransformersBackend(base.model, lora, _stacked_model(base, frozen))
+    return lora, TransformersBackend(base, lora, _stacked_model(base, frozen))
 
 
 def prefix_backend(base: BaseModel, *, n_slots: int, n_virtual: int) -> tuple[StackedPrefix, Backend]:
     """Return slots for `n_slots` prefixes of `n_virtual` tokens, and the backend that trains them."""
     stack = StackedPrefix(base.model, n_slots=n_slots, n_virtual=n_virtual)
-    return stack, TransformersBackend(base.model, stack, None)
+    return stack, TransformersBackend(base, stack, None)
+
+
+def log_outside_blocks(decoder: Decoder, layer_names: Iterable[str], doing: str) -> bool:
+    """Return whether a layer lies outside the blocks that a family writes out; one line in the log says which, and what follows."""
+    outside = sorted({name.rpartition(".")[2] for name in set(layer_names) - decoder.layer_names})
+    if outside:
+        log.warning(
+            "%s through transformers, several times slower: adapters on %s lie outside the blocks that %s writes out",
+            doing,
+            " and ".join(outside),
+            type(decoder).__name__,
+        )
+    return bool(outside)
 
 
 def _stacked_model(base: BaseModel, frozen: Sequence[Weights]) -> StackedModel | None:

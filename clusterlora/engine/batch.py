@@ -1,12 +1,14 @@
 """A batch of dialogues as both training backends take it.
 
-legend   b row of the batch (one dialogue of one adapter), t token
+legend   b row of the batch (one dialogue of one adapter)
 """
 
 from dataclasses import dataclass
 
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
+
+from clusterlora.engine.ragged import RaggedRows
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,12 +24,11 @@ class RowSlots:
 
 @dataclass(frozen=True, slots=True)
 class TrainingBatch:
-    """Right-padded rows on the CPU; `rows` is on the model's device."""
+    """Dialogues as the tokeniser made them, which each backend lays out itself, and the adapters of each."""
 
-    ids: Int[Tensor, "b t"]
-    predicts: Bool[Tensor, "b t"]
-    """Whether a token predicts, i.e. the next one is a response token."""
-    rows: RowSlots
+    rows: RaggedRows
+    slots: RowSlots
+    """On the model's device."""
     frozen_slots: Int[Tensor, " b"]
     """Slot of the frozen adapter under each row's trained one; 0 is none."""
     weights: Float[Tensor, " b"]

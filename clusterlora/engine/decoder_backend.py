@@ -24,6 +24,7 @@ from clusterlora.engine.families.block import Block, BlockFactors, SavedActivati
 from clusterlora.engine.families.decoder import Decoder
 from clusterlora.engine.fused_linear import LayerFactors
 from clusterlora.engine.packing import Padding
+from clusterlora.engine.ragged import RaggedRows
 from clusterlora.engine.single_slot import SingleSlotLora
 from clusterlora.engine.stacked_lora import FusedLora, FusedSpec, GatheredLora, StackedLora
 
@@ -64,7 +65,7 @@ class DecoderBackend:
     def __call__(self, batch: TrainingBatch, *, backward: bool = True) -> Float[Tensor, " b"]:
         """See `Backend`."""
         packed = decoder_batch(batch, decoder=self._decoder, padding=self.padding, backward=backward)
-        return self._graphs(self._run, packed)[: len(batch.ids)]
+        return self._graphs(self._run, packed)[: len(batch.rows)]
 
     @torch.no_grad()
     def _run(self, batch: DecoderBatch) -> Float[Tensor, " b"]:
@@ -97,13 +98,12 @@ class DecoderBackend:
         return loss
 
     @torch.no_grad()
-    def bytes_per_token(self, ids: Int[Tensor, "1 t"]) -> float:
+    def bytes_per_token(self, ids: Int[Tensor, " t"]) -> float:
         """See `Backend`."""
         slot = torch.zeros(1, dtype=torch.long, device=self._like.device)
-        rows = RowSlots(slot, torch.ones(1, 1, dtype=self._like.dtype, device=self._like.device))
-        predicts = torch.ones_like(ids, dtype=torch.bool)
-        predicts[:, -1] = False
-        training_batch = TrainingBatch(ids, predicts, rows, slot.cpu(), torch.ones(1))
+        slots = RowSlots(slot, torch.ones(1, 1, dtype=self._like.dtype, device=self._like.device))
+        rows = RaggedRows(ids, torch.arange(1, len(ids) + 1) < len(ids), torch.tensor([len(ids)]))
+        training_batch = TrainingBatch(rows, slots, slot.cpu(), torch.ones(1))
         batch = decoder_batch(training_batch, decoder=self._decoder, padding=Padding(1), backward=False)
         # In a batch with other slots each row has gathered factors, which are to be counted.
         batch = replace(batch, single_slot=None)
@@ -143,7 +143,7 @@ class DecoderBackend:
     def _trained_factors(self, lora: FusedLora, batch: DecoderBatch, *, predicting_only: bool) -> GatheredLora | SingleSlotLora:
         """Return a fused LoRA's factors for all tokens of a batch, or for the predicting ones."""
         if batch.single_slot is None:
-            return GatheredLora(lora, batch.rows, self._decoder.dtype)
+            return GatheredLora(lora, batch.row_slots, self._decoder.dtype)
         single = batch.single_slot
         input_scale = single.predicting_input_scale if predicting_only else single.input_scale
         return SingleSlotLora(lora, single.slot, input_scale, self._decoder.dtype)

@@ -1,6 +1,6 @@
 """A training batch as the decoder backend takes it: packed, on the decoder's device, and on a GPU in shapes that recur.
 
-legend   b row, t token of a row, N tokens of all rows, M predicting tokens (a response token comes next), n scored ones of these (whose
+legend   b row, N tokens of all rows, M predicting tokens (a response token comes next), n scored ones of these (whose
          logits are used), R tables of rotary embeddings, w rotated part of a head
 """
 
@@ -53,30 +53,29 @@ class DecoderBatch:
     backward: bool
 
     @property
-    def rows(self) -> RowSlots:
+    def row_slots(self) -> RowSlots:
         """The slots and input scales of the rows."""
         return RowSlots(self.slot, self.input_scale)
 
 
 def decoder_batch(batch: TrainingBatch, *, decoder: Decoder, padding: Padding, backward: bool) -> DecoderBatch:
     """Return a packed batch. With uniform padding it may have more rows than `batch`; the loss of the additional ones has weight 0."""
-    ids, predicts, rows, frozen_slots, weights = batch.ids, batch.predicts, batch.rows, batch.frozen_slots, batch.weights
+    rows, slots, frozen_slots, weights = batch.rows, batch.slots, batch.frozen_slots, batch.weights
     if padding.uniform:
-        n_rows = len(ids)
+        n_rows = len(rows)
         # Copies of the first row fill the batch up to a bucket size, so that shapes recur.
         index = torch.arange(bucket_size(n_rows))
         index[n_rows:] = 0
-        ids, predicts, frozen_slots, weights = ids[index], predicts[index], frozen_slots[index], weights[index]
+        rows, frozen_slots, weights = rows.select(index), frozen_slots[index], weights[index]
         weights[n_rows:] = 0
         index = index.to(decoder.device)
-        rows = RowSlots(rows.slot[index], rows.input_scale[index])
-    packed = pack_batch(ids, predicts, padding)
+        slots = RowSlots(slots.slot[index], slots.input_scale[index])
+    packed = pack_batch(rows, padding)
     position = packed.tokens.position.to(decoder.device)
     cos, sin = decoder.cos_sin(position, packed.tokens.longest)
     index_in_predicting = torch.full_like(packed.ids, len(packed.predicting_index))
     index_in_predicting[packed.predicting_index[packed.predicting.real]] = packed.predicting.real
-    targets = ids[:, 1:][predicts[:, :-1]]
-    scored, row, target, weight = _scored(packed, targets, weights, with_padding=padding.uniform)
+    scored, row, target, weight = _scored(packed, rows.targets, weights, with_padding=padding.uniform)
     device = decoder.device
     return DecoderBatch(
         ids=packed.ids.to(device),
@@ -91,21 +90,21 @@ def decoder_batch(batch: TrainingBatch, *, decoder: Decoder, padding: Padding, b
         row=row.to(device),
         target=target.to(device),
         weight=weight.to(device),
-        slot=rows.slot,
-        input_scale=rows.input_scale,
-        single_slot=None if padding.uniform else _single_slot(packed, rows),
+        slot=slots.slot,
+        input_scale=slots.input_scale,
+        single_slot=None if padding.uniform else _single_slot(packed, slots),
         frozen_slot=frozen_slots.to(device),
         backward=backward,
     )
 
 
-def _single_slot(packed: PackedBatch, rows: RowSlots) -> SingleSlot | None:
-    slot = int(rows.slot[0])
-    if not bool((rows.slot == slot).all()):
+def _single_slot(packed: PackedBatch, slots: RowSlots) -> SingleSlot | None:
+    slot, input_scale = int(slots.slot[0]), slots.input_scale
+    if not bool((slots.slot == slot).all()):
         return None
-    if rows.input_scale.shape[1] == 1:
-        return SingleSlot(slot, rows.input_scale[:1], rows.input_scale[:1])
-    return SingleSlot(slot, rows.input_scale[packed.tokens.row], rows.input_scale[packed.predicting.row])
+    if input_scale.shape[1] == 1:
+        return SingleSlot(slot, input_scale[:1], input_scale[:1])
+    return SingleSlot(slot, input_scale[packed.tokens.row], input_scale[packed.predicting.row])
 
 
 def _scored(

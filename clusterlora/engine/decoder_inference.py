@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
@@ -23,22 +23,22 @@ from clusterlora.engine.adapter_slots import AdapterSlots, on_segments
 from clusterlora.engine.attention import Heads
 from clusterlora.engine.cuda_graphs import CudaGraphCache, bucket_size
 from clusterlora.engine.families.decoder import PAD_TO, Decoder
-from clusterlora.engine.generation import Question, Reply
+from clusterlora.engine.generation import Question, Reply, predicting_tokens
 from clusterlora.engine.packing import n_rows_that_fit, pack_batch, single_segment
 from clusterlora.engine.prefix_attention import PrefillAttention, segment_attentions
 from clusterlora.engine.prefix_sharing import PrefillSequence, prefill_streams
+from clusterlora.engine.ragged import RaggedRows
 from clusterlora.engine.stacked import Weights
 
 
 class DecoderInference:
     """The `InferenceBackend` of a decoder with adapters in slots; slot 0 is the base model."""
 
-    def __init__(self, decoder: Decoder, weights: Sequence[Weights], *, end_ids: frozenset[int], pad_id: int) -> None:
+    def __init__(self, decoder: Decoder, weights: Sequence[Weights], *, end_ids: frozenset[int]) -> None:
         """Load adapters without prefixes into the slots 1, 2, ... Raises BadData if one belongs to another base."""
         self._decoder = decoder
         self._slots = AdapterSlots(decoder, weights)
         self._end_ids = end_ids
-        self._pad_id = pad_id
 
     @torch.inference_mode()
     def reply(self, questions: Sequence[Question], *, max_new_tokens: int | None, batch_size: int) -> Iterator[Reply]:
@@ -92,8 +92,8 @@ class DecoderInference:
         prefixes = dict.fromkeys(sequence.prefix for sequence in sequences if sequence.prefix_length)
         longest_first = sorted(sequences, key=lambda sequence: -sequence.n_own_tokens)
         rows = [*(PrefillSequence(ids, slot, ()) for slot, ids in prefixes), *longest_first]
-        ids, predicts = _padded_rows(questions, rows, pad_id=self._pad_id)
-        batch = pack_batch(ids, predicts, decoder.padding)
+        ragged = _ragged(questions, rows)
+        batch = pack_batch(ragged, decoder.padding)
         first_tokens: list[int] = (batch.tokens.position == 0).nonzero()[:, 0].tolist()
         prefix_lengths = torch.tensor([row.prefix_length for row in rows])
         position, predicting_index, real = (
@@ -112,14 +112,14 @@ class DecoderInference:
             x, _ = block.forward(x, on_segments(block, updates, batch.tokens.segments, selected), attention, cos, sin)
             cache.append((attention.keys, attention.values))
         hidden = decoder.norm_out.forward(x)[0][real]
-        nll, likeliest = self._score(hidden, ids.roll(-1, 1)[predicts].to(decoder.device))
+        nll, likeliest = self._score(hidden, ragged.targets.to(decoder.device))
         keys, values = (torch.stack(part) for part in zip(*cache, strict=True))
         prefilled, start = [], len(prefixes)
         for row, first_token in zip(rows[len(prefixes) :], first_tokens[len(prefixes) :], strict=True):
             prefix = (_token_range(first_token_by_prefix[row.prefix], row.prefix_length),) if row.prefix_length else ()
             for number in row.turns:
                 question = questions[number]
-                n = _n_scored(question)
+                n = len(predicting_tokens(question))
                 mean = float(nll[start : start + n].mean()) if question.reference else float("nan")
                 ranges = (*prefix, _token_range(first_token, len(question.prompt) - row.prefix_length))
                 prefilled.append(_Prefilled(number, question, mean, int(likeliest[start]), keys, values, ranges))
@@ -290,29 +290,17 @@ def _bias(age: Int[Tensor, "b t"], window: int | None) -> Float[Tensor, "b 1 1 t
     return torch.zeros(age.shape, device=age.device).masked_fill_(hidden, float("-inf"))[:, None, None]
 
 
-def _padded_rows(
-    questions: Sequence[Question], rows: Sequence[PrefillSequence], *, pad_id: int
-) -> tuple[Int[Tensor, "row t"], Bool[Tensor, "row t"]]:
-    """Return the ids of the rows' own tokens, right-padded, and the mask of scored tokens."""
-    ids = torch.full((len(rows), max(row.n_own_tokens for row in rows)), pad_id)
-    predicts = torch.zeros(ids.shape, dtype=torch.bool)
-    for n, row in enumerate(rows):
-        ids[n, : row.n_own_tokens] = torch.tensor(row.ids[row.prefix_length :])
-        # The last token of a prefix is scored and ignored: `pack_batch` requires a predicting token in every row.
-        predicts[n, row.n_own_tokens - 1] = not row.turns
-        for question in (questions[number] for number in row.turns):
-            first = len(question.prompt) - 1 - row.prefix_length
-            predicts[n, first : first + _n_scored(question)] = True
-    return ids, predicts
+def _ragged(questions: Sequence[Question], rows: Sequence[PrefillSequence]) -> RaggedRows:
+    """Return the rows' own tokens. The last one of a shared prefix predicts, too, and is ignored: `pack_batch` wants one in every row."""
+    ranges = [
+        [predicting_tokens(questions[number], start=row.prefix_length) for number in row.turns] or [range(len(row.ids) - 1, len(row.ids))]
+        for row in rows
+    ]
+    return RaggedRows.with_predictions_in([row.ids[row.prefix_length :] for row in rows], ranges)
 
 
 def _token_range(start: int, n: int) -> slice:
     return slice(start, start + n)
-
-
-def _n_scored(question: Question) -> int:
-    """Return the number of scored tokens: one per token of the reference, or without reference one, for the answer's first token."""
-    return max(1, len(question.reference))
 
 
 def _round_up(n: int, multiple: int = PAD_TO) -> int:

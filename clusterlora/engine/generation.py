@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import DynamicCache, PreTrainedModel
 
+from clusterlora.engine.ragged import RaggedRows
 from clusterlora.engine.stacked import StackedModel, logits_only_at
 
 # legend: B row, T token, V vocabulary
@@ -62,7 +63,7 @@ def _greedy(
 ) -> list[tuple[int, ...]]:
     """Return the greedy continuation of each left-padded prompt; finished rows are removed from the batch."""
     model: PreTrainedModel = stacked.model  # pyright: ignore[reportAssignmentType]
-    ids_BT, mask_BT = _pad([q.prompt for q in questions], pad_id=pad_id, left=True, device=model.device)
+    ids_BT, mask_BT = _left_padded([q.prompt for q in questions], pad_id=pad_id, device=model.device)
     slots_B = torch.tensor([q.slot for q in questions], device=model.device)
     cache = stacked.cache(slots_B)
     n_virtual = cache.get_seq_length()
@@ -115,16 +116,14 @@ def reference_nll(stacked: StackedModel, questions: Sequence[Question], *, pad_i
     ):
         last_turns = [questions[turns[-1]] for turns in batch]
         # Right padding under causal attention needs no mask: no real token attends to padding.
-        ids_BT, _ = _pad([q.prompt + q.reference for q in last_turns], pad_id=pad_id, left=False, device=model.device)
-        predicts_BT = torch.zeros_like(ids_BT, dtype=torch.bool)
-        for row, turns in enumerate(batch):
-            for question in (questions[i] for i in turns):
-                predicts_BT[row, len(question.prompt) - 1 : _length(question) - 1] = True
-        targets = ids_BT[:, 1:][predicts_BT[:, :-1]]
+        rows = RaggedRows.with_predictions_in(
+            [q.prompt + q.reference for q in last_turns], [[predicting_tokens(questions[i]) for i in turns] for turns in batch]
+        )
+        ids_BT, predicts_BT = (part.to(model.device) for part in rows.padded(pad_id=pad_id))
         slots_B = torch.tensor([q.slot for q in last_turns], device=model.device)
-        with stacked.rows(slots_B), logits_only_at(model, predicts_BT):
+        with stacked.rows(slots_B), logits_only_at(model, predicts_BT, head_is_stacked=stacked.has_head):
             logits = model(input_ids=ids_BT, past_key_values=_prefix_cache(stacked, slots_B), use_cache=False).logits
-        losses = functional.cross_entropy(logits.float(), targets, reduction="none")
+        losses = functional.cross_entropy(logits.float(), rows.targets.to(model.device), reduction="none")
         numbers = [i for turns in batch for i in turns]
         nll[numbers] = [float(part.mean()) for part in losses.split([len(questions[i].reference) for i in numbers])]
     return nll
@@ -158,13 +157,18 @@ def _continues(question: Question, previous: Question) -> bool:
     return question.slot == previous.slot and question.prompt[: _length(previous)] == previous.prompt + previous.reference
 
 
-def _pad(rows: Sequence[Sequence[int]], *, pad_id: int, left: bool, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return ids and attention mask, [row, longest]."""
+def predicting_tokens(question: Question, *, start: int = 0) -> range:
+    """Return the positions, counted from the token `start`, whose predictions are read: one per token of the reference.
+
+    Without reference that is one, for the answer's first token.
+    """
+    first = len(question.prompt) - 1 - start
+    return range(first, first + max(1, len(question.reference)))
+
+
+def _left_padded(rows: Sequence[Sequence[int]], *, pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return ids and attention mask, [row, longest]: the next tokens of all rows go into one column."""
     longest = max(len(row) for row in rows)
-    ids = torch.full((len(rows), longest), pad_id, dtype=torch.long)
-    mask = torch.zeros((len(rows), longest), dtype=torch.long)
-    for number, row in enumerate(rows):
-        columns = slice(longest - len(row), longest) if left else slice(0, len(row))
-        ids[number, columns] = torch.tensor(row)
-        mask[number, columns] = 1
+    ids = torch.tensor([[pad_id] * (longest - len(row)) + list(row) for row in rows])
+    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
     return ids.to(device), mask.to(device)

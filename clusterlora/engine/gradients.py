@@ -11,10 +11,10 @@ from clusterlora.chat.encoder import TokenSequence
 from clusterlora.engine.backends import Backend, lora_backend
 from clusterlora.engine.base import BaseModel
 from clusterlora.engine.batch import RowSlots, TrainingBatch
-from clusterlora.engine.job import pad_rows
 from clusterlora.engine.kinds import ADAPTER_KINDS
 from clusterlora.engine.peft_folder import read_peft_tensors
 from clusterlora.engine.progress import Progress
+from clusterlora.engine.ragged import RaggedRows
 from clusterlora.engine.stacked_lora import StackedLora
 from clusterlora.recipe import Recipe
 
@@ -44,7 +44,7 @@ def dialogue_gradients(
         sign = torch.from_numpy(rng.choice([-1.0, 1.0], size=len(columns_of_b))).float()
         for start in range(0, len(order), _DIALOGUES_PER_PASS):
             chunk = order[start : start + _DIALOGUES_PER_PASS]
-            gradients = _gradients(base, lora, backend, [sequences[i] for i in chunk], recipe)[:, columns_of_b].float().cpu()
+            gradients = _gradients(lora, backend, [sequences[i] for i in chunk], recipe)[:, columns_of_b].float().cpu()
             sketches[chunk] = torch.zeros(len(chunk), DIMENSIONS).index_add_(1, bucket, gradients * sign)
             run_log.advance(len(chunk))
     finally:
@@ -52,13 +52,11 @@ def dialogue_gradients(
     return sketches.double().numpy()
 
 
-def _gradients(
-    base: BaseModel, lora: StackedLora, backend: Backend, sequences: Sequence[TokenSequence], recipe: Recipe
-) -> Float[torch.Tensor, "row n"]:
+def _gradients(lora: StackedLora, backend: Backend, sequences: Sequence[TokenSequence], recipe: Recipe) -> Float[torch.Tensor, "row n"]:
     """Return the gradient of each sequence's mean loss: sequence b has slot b to itself."""
-    ids, predicts = pad_rows(sequences, pad_id=base.pad_id)
+    weights = torch.tensor([1 / sequence.n_response_tokens for sequence in sequences])
     slot = torch.arange(len(sequences), device=lora.parameters.device)
     scale = torch.full_like(lora.parameters[: len(sequences), :1], ADAPTER_KINDS[recipe.kind].scale(recipe))
     lora.gradients.zero_()
-    backend(TrainingBatch(ids, predicts, RowSlots(slot, scale), torch.zeros_like(slot, device="cpu"), 1 / predicts.sum(1)))
+    backend(TrainingBatch(RaggedRows.of(sequences), RowSlots(slot, scale), torch.zeros_like(slot, device="cpu"), weights))
     return lora.gradients[: len(sequences)]

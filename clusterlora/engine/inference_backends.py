@@ -10,11 +10,12 @@ from typing import Protocol
 import numpy as np
 from peft import PeftModel
 
+from clusterlora.engine.backends import log_outside_blocks
 from clusterlora.engine.base import BaseModel
 from clusterlora.engine.decoder_inference import DecoderInference
 from clusterlora.engine.families import decoder_of
 from clusterlora.engine.generation import Question, Reply, generate, reference_nll
-from clusterlora.engine.memory import is_allocation_failure
+from clusterlora.engine.memory import BatchSize
 from clusterlora.engine.stacked import StackedModel, Weights
 from clusterlora.errors import BadData
 
@@ -38,32 +39,29 @@ def inference_backend(base: BaseModel, weights: Sequence[Weights]) -> InferenceB
     if any(adapter.peft_folder is not None for adapter in weights):
         return _PeftInference(base, weights)
     decoder = decoder_of(base.model)
-    if decoder is not None and not any(adapter.prefix is not None for adapter in weights):
-        return DecoderInference(decoder, weights, end_ids=base.end_ids, pad_id=base.pad_id)
+    names = {name for adapter in weights for name in adapter.factors} & {name for name, _ in base.model.named_modules()}
+    with_prefix = any(adapter.prefix is not None for adapter in weights)
+    if decoder is not None and not with_prefix and not log_outside_blocks(decoder, names, "answering"):
+        return DecoderInference(decoder, weights, end_ids=base.end_ids)
     return _TransformersInference(base, weights)
 
 
 def all_replies(
-    backend: InferenceBackend, questions: Sequence[Question], *, max_new_tokens: int | None, batch_size: int
+    backend: InferenceBackend, questions: Sequence[Question], *, max_new_tokens: int | None, batch_size: BatchSize
 ) -> Iterator[Reply]:
     """Yield what `InferenceBackend.reply` yields; when an allocation fails, go on with half the batch. Rows are independent.
 
     Raises:
-        OutOfMemoryError or the CPU allocator's error: a single row does not fit.
+        OutOfMemory: a single row does not fit.
     """
     left = dict(enumerate(questions))
     while left:
         numbers = list(left)
-        try:
-            for reply in backend.reply([left[number] for number in numbers], max_new_tokens=max_new_tokens, batch_size=batch_size):
+        with batch_size.attempt("answering"):
+            for reply in backend.reply([left[number] for number in numbers], max_new_tokens=max_new_tokens, batch_size=batch_size.value):
                 number = numbers[reply.number]
                 del left[number]
                 yield replace(reply, number=number)
-        except (RuntimeError, MemoryError) as error:
-            if not is_allocation_failure(error) or batch_size == 1:
-                raise
-            batch_size //= 2
-            log.warning("answering ran out of memory; continuing with batches of %d", batch_size)
 
 
 class _TransformersInference:

@@ -88,7 +88,8 @@ def diverged(jobs: Sequence[TrainingJob]) -> TrainingDiverged:
     names = ", ".join(f"{job.name} (learning_rate={job.recipe.learning_rate})" for job in jobs)
     subject, whose = ("adapters", "their") if len(jobs) > 1 else ("adapter", "its")
     return TrainingDiverged(
-        f"{subject} {names} diverged: {whose} loss or weights are not finite; lower recipe.learning_rate",
+        f"{subject} {names} diverged: {whose} loss or weights are not finite; lower recipe.learning_rate, or mend the base if its own loss "
+        "is not finite",
         adapters=tuple(job.name for job in jobs),
     )
 
@@ -132,17 +133,3 @@ def initial_a(name: str, *, rank: int, d_in: int, seed: int) -> Float[Tensor, "r
     seed_of_layer = int.from_bytes(hashlib.sha256(f"{name}/{rank}/{d_in}/{seed}".encode()).digest()[:7])
     generator = torch.Generator().manual_seed(seed_of_layer)
     return (2 * torch.rand(rank, d_in, generator=generator) - 1) / math.sqrt(d_in)
-
-
-def pad_rows(rows: Sequence[TokenSequence], *, pad_id: int, multiple: int = 1) -> tuple[Tensor, Tensor]:
-    """Return right-padded ids, and the mask of tokens whose *next* token is a response token.
-
-    Rows are padded to a multiple of `multiple`: matrix-product kernels are chosen per shape, so few shapes are better.
-    """
-    longest = multiple * math.ceil(max(len(row.ids) for row in rows) / multiple)
-    ids = torch.full((len(rows), longest), pad_id, dtype=torch.long)
-    predicts = torch.zeros((len(rows), longest), dtype=torch.bool)
-    for number, row in enumerate(rows):
-        ids[number, : len(row.ids)] = torch.tensor(row.ids)
-        predicts[number, : len(row.ids) - 1] = torch.tensor(row.is_response[1:])
-    return ids, predicts

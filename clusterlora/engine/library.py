@@ -1,14 +1,10 @@
 """The engine's public functions: train many adapters on one base model, and answer with them in one batch."""
 
-import gc
 import json
-import logging
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import torch
 
 from clusterlora.chat.encoder import PromptEncoder
 from clusterlora.chat.messages import read_messages
@@ -18,15 +14,14 @@ from clusterlora.engine.adapter_jobs import AdapterJob, training_jobs
 from clusterlora.engine.base import BaseModel, frozen_base
 from clusterlora.engine.generation import Question
 from clusterlora.engine.inference_backends import all_replies, inference_backend
-from clusterlora.engine.job import TrainingJob, TrainingResult, diverged
+from clusterlora.engine.job import TrainingJob, TrainingResult
 from clusterlora.engine.kinds import read_weights
+from clusterlora.engine.memory import BatchSize
 from clusterlora.engine.progress import CallbackProgress, Progress, ProgressLine, TrainingProgress
-from clusterlora.errors import BadData, BadSettings, OutOfMemory, TrainingDiverged
+from clusterlora.errors import BadData, BadSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-log = logging.getLogger(__name__)
 
 _RECORD = "result.json"
 
@@ -83,37 +78,16 @@ def train_adapters(
                 on_finished(result)
 
         for result in results.values():
-            reporter.advance(result.job.total_steps, loss=result.losses[-1])
+            reporter.advance(result.job.total_steps)
             finish(result)
         missing = [job for job, _ in targets.values() if job.name not in results]
         size = micro_batch or max(job.recipe.batch_size for job, _ in targets.values())
-        for trained in _train(frozen, missing, micro_batch=size, halve=halve_micro_batch, progress=reporter, checkpointing=checkpointing):
+        for trained in training.train(
+            frozen, missing, micro_batch=size, run_log=reporter, halve_micro_batch=halve_micro_batch, checkpointing=checkpointing
+        ):
             result = results[trained.name] = _written(trained, targets[trained.name][1])
             finish(result)
     return [results[job.name] for job in jobs]
-
-
-def _train(
-    base: BaseModel, jobs: Sequence[TrainingJob], *, micro_batch: int, halve: bool, progress: Progress, checkpointing: bool
-) -> Iterator[TrainingResult]:
-    """Yield each adapter as soon as it is finished; where memory runs out, go on from the checkpoints with half the micro-batch."""
-    left = {job.name: job for job in jobs}
-    failed: list[TrainingJob] = []
-    while left:
-        try:
-            for result in training.train(base, list(left.values()), micro_batch=micro_batch, run_log=progress, checkpointing=checkpointing):
-                del left[result.name]
-                yield result
-        except TrainingDiverged as error:
-            failed += [left.pop(name) for name in error.adapters]
-        except OutOfMemory as error:
-            if not halve or micro_batch == 1:
-                raise
-            micro_batch //= 2
-            log.warning("%s", error)
-            _free_memory()
-    if failed:
-        raise diverged(failed)
 
 
 def generate(
@@ -143,6 +117,7 @@ def generate(
         BadSettings: there are not as many adapters as conversations, or the base is impossible.
         BadData: a conversation or an adapter cannot be used; names its number.
         ModelUnavailable: as for `train_adapters`.
+        OutOfMemory: a single conversation does not fit.
     """
     if adapters is not None and len(adapters) != len(conversations):
         raise BadSettings(f"{len(adapters)} adapters for {len(conversations)} conversations; give each one of its own, or None")
@@ -158,9 +133,9 @@ def generate(
             for number, (conversation, folder) in enumerate(zip(conversations, folders, strict=True))
         ]
         backend = inference_backend(frozen, [read_weights(folder) for folder in slot_by_folder])
-        answers = [""] * len(questions)
+        answers, size = [""] * len(questions), BatchSize(batch_size, name="batch size")
         try:
-            for reply in all_replies(backend, questions, max_new_tokens=max_new_tokens, batch_size=batch_size):
+            for reply in all_replies(backend, questions, max_new_tokens=max_new_tokens, batch_size=size):
                 answers[reply.number] = str(frozen.tokenizer.decode(list(reply.ids), skip_special_tokens=True)).strip()
         finally:
             backend.close()
@@ -223,9 +198,3 @@ def _written(result: TrainingResult, target: Path) -> TrainingResult:
         if left.name != _RECORD:
             left.unlink() if left.is_file() else shutil.rmtree(left)
     return TrainingResult(job, target, result.losses, result.seconds, result.val_losses)
-
-
-def _free_memory() -> None:
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

@@ -1,5 +1,7 @@
 """Free and peak memory, and failed allocations, on a GPU and on a CPU."""
 
+import gc
+import logging
 import os
 import re
 from collections.abc import Iterator
@@ -13,6 +15,8 @@ from clusterlora.models.memory import total_memory_bytes
 
 if TYPE_CHECKING:
     import torch
+
+log = logging.getLogger(__name__)
 
 _MESSAGES = (
     "DefaultCPUAllocator: can't allocate memory",
@@ -40,8 +44,44 @@ def is_allocation_failure(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(message in str(error) for message in _MESSAGES)
 
 
+class BatchSize:
+    """How many dialogues are computed at once: halved whenever memory runs out. What is computed does not depend on it."""
+
+    def __init__(self, value: int, *, name: str = "micro-batch", halve: bool = True) -> None:
+        """Begin with `value`; without `halve` it stays, and the caller is told."""
+        self.value = value
+        self._name = name
+        self._halve = halve
+
+    @contextmanager
+    def attempt(self, doing: str) -> Iterator[None]:
+        """Halve the number if an allocation fails inside the block, and go on after the block.
+
+        Raises:
+            OutOfMemory: an allocation failed and the number is 1, or is not to be halved.
+        """
+        try:
+            with allocation_failures(micro_batch=self.value, doing=doing, name=self._name):
+                yield
+        except OutOfMemory as error:
+            if not self._halve or self.value == 1:
+                raise
+            log.warning("%s", error)
+            self.value //= 2
+            free_cached_memory()
+
+
+def free_cached_memory() -> None:
+    """Give back the memory of reference cycles, and what PyTorch keeps of a GPU for later."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
 @contextmanager
-def allocation_failures(*, micro_batch: int, doing: str) -> Iterator[None]:
+def allocation_failures(*, micro_batch: int, doing: str, name: str = "micro-batch") -> Iterator[None]:
     """Raise OutOfMemory for a failed allocation inside the block; other exceptions pass unchanged."""
     try:
         yield
@@ -49,15 +89,15 @@ def allocation_failures(*, micro_batch: int, doing: str) -> Iterator[None]:
         if not is_allocation_failure(error) or isinstance(error, OutOfMemory):
             raise
         fix = (
-            f"the next attempt uses micro-batch {micro_batch // 2}"
+            f"the next attempt uses {name} {micro_batch // 2}"
             if micro_batch > 1
-            else "shorten model.max_length, lower recipe.rank, use model.dtype=bfloat16 or a smaller base model"
+            else "lower max_length or recipe.rank, or use bfloat16 or a smaller base model"
         )
         first_line = str(error).partition("\n")[0]
         # The traceback's frames hold the tensors that filled the memory; the caller needs it to recover.
         clear_frames(error.__traceback__)
         raise OutOfMemory(
-            f"{doing} ran out of memory at micro-batch {micro_batch}, peak {format_bytes(peak_memory_bytes())} ({first_line}); {fix}",
+            f"{doing} ran out of memory at {name} {micro_batch}, peak {format_bytes(peak_memory_bytes())} ({first_line}); {fix}",
             micro_batch=micro_batch,
         ) from error
 

@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from itertools import accumulate, groupby
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 from torch import Tensor
+
+from clusterlora.engine.ragged import RaggedRows
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,18 +84,20 @@ class PackedBatch:
     """Indices of the predicting tokens among all tokens."""
 
 
-def pack_batch(ids: Int[Tensor, "b t"], predicts: Bool[Tensor, "b t"], padding: Padding) -> PackedBatch:
-    """Return right-padded rows packed, each cut after its last predicting token; every row must have one."""
-    numbers = torch.arange(1, ids.shape[1] + 1, device=ids.device)
-    tokens = pack((predicts * numbers).amax(1), padding)
-    column = tokens.position.clamp(max=ids.shape[1] - 1)
-    all_predicting = tokens.real[predicts[tokens.row, column][tokens.real]]
-    counts = predicts.sum(1)
+def pack_batch(rows: RaggedRows, padding: Padding) -> PackedBatch:
+    """Return rows packed, each cut after its last predicting token; every row must have one."""
+    starts, row_of_prediction = rows.starts, rows.row[rows.predicts]
+    counts = torch.bincount(row_of_prediction, minlength=len(rows))
+    last_predictions = rows.predicts.nonzero()[counts.cumsum(0) - 1, 0]
+    tokens = pack(last_predictions - starts + 1, padding)
+    # Padding repeats the row's last token.
+    index = starts[tokens.row] + torch.minimum(tokens.position, rows.lengths[tokens.row] - 1)
+    all_predicting = tokens.real[rows.predicts[index[tokens.real]]]
     predicting = pack(counts, padding)
     # Padding repeats the row's first predicting token; its prediction is not used, so its gradient is zero.
     position = torch.where(predicting.position < counts[predicting.row], predicting.position, 0)
     predicting_index = all_predicting[(counts.cumsum(0) - counts)[predicting.row] + position]
-    return PackedBatch(ids[tokens.row, column], tokens, predicting, predicting_index)
+    return PackedBatch(rows.ids[index], tokens, predicting, predicting_index)
 
 
 def n_rows_that_fit(lengths: Sequence[int], n_tokens: int, padding: Padding) -> int:

@@ -1,6 +1,7 @@
 """Adapters on disk as PEFT folders."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,9 +40,11 @@ def lora_config(
     )
 
 
-def write_peft_folder(folder: Path, tensors: Mapping[str, torch.Tensor], recipe: Recipe, *, base: str) -> None:
+def write_peft_folder(
+    folder: Path, tensors: Mapping[str, torch.Tensor], recipe: Recipe, *, base: str, fan_in_fan_out: bool = False
+) -> None:
     """Write a LoRA as a PEFT folder; tensors are named `<layer>.lora_A.weight` and `<layer>.lora_B.weight`."""
-    write_adapter(folder, tensors, lora_config(recipe, base=base))
+    write_adapter(folder, tensors, lora_config(recipe, base=base, fan_in_fan_out=fan_in_fan_out))
 
 
 def write_adapter(folder: Path, tensors: Mapping[str, torch.Tensor], config: "PeftConfig") -> None:
@@ -56,11 +59,17 @@ def write_adapter(folder: Path, tensors: Mapping[str, torch.Tensor], config: "Pe
     save_file(prefixed, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
-def write_factors(folder: Path, factors: Factors, recipe: Recipe, *, base: str) -> None:
-    """Write factors (A, scaled B) of the recipe's rank as a PEFT folder; alpha is the rank, so PEFT's scale is 1."""
+def write_factors(folder: Path, factors: Factors, recipe: Recipe, *, base: str, parts: Iterable[Path]) -> None:
+    """Write factors (A, scaled B) of the recipe's rank as a PEFT folder; alpha is the rank, so PEFT's scale is 1.
+
+    Args:
+        parts: the PEFT folders that they were made of; whether the base stores weights transposed is as these say.
+    """
     tensors = {f"{layer}.lora_A.weight": a for layer, (a, _) in factors.items()}
     tensors |= {f"{layer}.lora_B.weight": b for layer, (_, b) in factors.items()}
-    write_peft_folder(folder, tensors, replace(recipe, kind="lora", alpha=recipe.rank), base=base)
+    configs = [json.loads((part / "adapter_config.json").read_text(encoding="utf-8")) for part in parts]
+    transposed = any(config.get("fan_in_fan_out") for config in configs)
+    write_peft_folder(folder, tensors, replace(recipe, kind="lora", alpha=recipe.rank), base=base, fan_in_fan_out=transposed)
 
 
 def read_peft_tensors(folder: Path) -> dict[str, torch.Tensor]:

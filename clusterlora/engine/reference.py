@@ -3,6 +3,7 @@
 import logging
 import math
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
@@ -17,10 +18,11 @@ from torch.nn import functional
 from clusterlora.chat.encoder import TokenSequence
 from clusterlora.engine import checkpoint
 from clusterlora.engine.base import BaseModel
-from clusterlora.engine.job import TrainingJob, TrainingResult, batches, diverged, learning_rate, out_of_patience, pad_rows
+from clusterlora.engine.job import TrainingJob, TrainingResult, batches, diverged, learning_rate, out_of_patience
 from clusterlora.engine.kinds import ADAPTER_KINDS
-from clusterlora.engine.memory import allocation_failures
-from clusterlora.engine.progress import Progress
+from clusterlora.engine.memory import BatchSize
+from clusterlora.engine.progress import Progress, StepReport
+from clusterlora.engine.ragged import RaggedRows
 from clusterlora.engine.stacked import logits_only_at
 
 log = logging.getLogger(__name__)
@@ -29,28 +31,37 @@ _TRAINED = "default"
 """PEFT's name of the adapter that is saved without a subfolder."""
 
 
-def train(base: BaseModel, jobs: Sequence[TrainingJob], *, micro_batch: int, run_log: Progress) -> Iterator[TrainingResult]:
+def train(
+    base: BaseModel, jobs: Sequence[TrainingJob], *, micro_batch: int, run_log: Progress, halve_micro_batch: bool = False
+) -> Iterator[TrainingResult]:
     """Train adapters one by one and yield each as soon as it is finished.
 
     A job resumes after its last finished epoch.
 
+    Args:
+        halve_micro_batch: when an allocation fails, go on from the checkpoint with half the micro-batch.
+
     Raises:
-        OutOfMemory: an allocation failed; the checkpoints stay.
+        OutOfMemory: an allocation failed, and the micro-batch is 1 or is not to be halved; the checkpoints stay.
         TrainingDiverged: a loss is not finite. Raised after all other adapters have finished.
     """
-    failed: list[TrainingJob] = []
-    for job in jobs:
-        with allocation_failures(micro_batch=micro_batch, doing=f"training {job.name}"):
-            result = _train_one(base, job, micro_batch=micro_batch, run_log=run_log)
-        if result is None:
-            failed.append(job)
-        else:
-            yield result
+    queue, failed = deque(jobs), list[TrainingJob]()
+    report = StepReport(run_log)
+    size = BatchSize(micro_batch, halve=halve_micro_batch)
+    while queue:
+        with size.attempt(f"training {queue[0].name}"):
+            result = _train_one(base, queue[0], micro_batch=size.value, report=report)
+            job = queue.popleft()
+            if result is None:
+                failed.append(job)
+            else:
+                report.finished(result)
+                yield result
     if failed:
         raise diverged(failed)
 
 
-def _train_one(base: BaseModel, job: TrainingJob, *, micro_batch: int, run_log: Progress) -> TrainingResult | None:
+def _train_one(base: BaseModel, job: TrainingJob, *, micro_batch: int, report: StepReport) -> TrainingResult | None:
     """Return the finished adapter, or None as soon as a loss is not finite."""
     started = time.monotonic()
     recipe = job.recipe
@@ -59,6 +70,7 @@ def _train_one(base: BaseModel, job: TrainingJob, *, micro_batch: int, run_log: 
         parameters = [p for p in model.parameters() if p.requires_grad]
         optimiser = torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
         losses, val_losses, best = _restore(model, optimiser, job)
+        report.began(job, len(losses))
         for epoch in range(len(losses) // job.steps_per_epoch, recipe.epochs):
             if out_of_patience(recipe, val_losses):
                 break
@@ -70,7 +82,7 @@ def _train_one(base: BaseModel, job: TrainingJob, *, micro_batch: int, run_log: 
                     losses.append(_step(model, optimiser, job, batch, rate=rate, micro_batch=micro_batch, pad_id=base.pad_id))
                     if not math.isfinite(losses[-1]):
                         return None
-                    run_log.advance(1, loss=losses[-1])
+                    report.stepped(job, [job.sequences[i] for i in batch], losses[-1])
             if recipe.patience:
                 val_losses.append(_val_loss(model, job, micro_batch=micro_batch, pad_id=base.pad_id))
                 if not math.isfinite(val_losses[-1]):
@@ -84,7 +96,8 @@ def _train_one(base: BaseModel, job: TrainingJob, *, micro_batch: int, run_log: 
         if not all(bool(parameter.isfinite().all()) for parameter in parameters):
             return None
         folder = job.scratch / "adapter"
-        model.save_pretrained(str(folder), selected_adapters=[_TRAINED])
+        # The base's embeddings are frozen: an adapter on them needs no copy.
+        model.save_pretrained(str(folder), selected_adapters=[_TRAINED], save_embedding_layers=False)
     finally:
         model.unload()
         base.model.eval()
@@ -124,12 +137,13 @@ def _step(
 
 def _nll(model: PeftModel, rows: Sequence[TokenSequence], *, pad_id: int) -> Float[Tensor, ""]:
     """Return the summed negative log-likelihood of the rows' response tokens."""
-    ids, predicts = (part.to(model.device) for part in pad_rows(rows, pad_id=pad_id))
+    ragged = RaggedRows.of(rows)
+    ids, predicts = (part.to(model.device) for part in ragged.padded(pad_id=pad_id))
     # Right padding under causal attention needs no mask: no real token attends to padding.
     with logits_only_at(model, predicts):
         logits = model(input_ids=ids, use_cache=False).logits
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return functional.cross_entropy(logits, ids[:, 1:][predicts[:, :-1]], reduction="sum")
+    return functional.cross_entropy(logits, ragged.targets.to(model.device), reduction="sum")
 
 
 @torch.no_grad()

@@ -66,6 +66,10 @@ def read_adapter(folder: Path) -> Factors:
             "only LoRA without them can be stacked, weighted or merged"
         )
     tensors = {name.removeprefix("base_model.model."): tensor for name, tensor in load_file(folder / "adapter_model.safetensors").items()}
+    if embeddings := sorted(name for name in tensors if ".lora_embedding_" in name):
+        raise BadData(
+            f"adapter {folder.name} adapts an embedding ({embeddings[0]}); only LoRA on linear layers can be stacked, weighted or merged"
+        )
     names = sorted(name.removesuffix(".lora_A.weight") for name in tensors if name.endswith(".lora_A.weight"))
     try:
         pairs = {n: (tensors[f"{n}.lora_A.weight"], tensors[f"{n}.lora_B.weight"]) for n in names}
@@ -134,6 +138,12 @@ class StackedModel:
         finally:
             self._row_slots = before
 
+    @property
+    def has_head(self) -> bool:
+        """Whether any slot changes the output layer."""
+        head = self.model.get_output_embeddings()  # pyright: ignore[reportCallIssue]
+        return any(self.model.get_submodule(name) is head for name in self._factors)
+
     def prefix_length(self, slot: int) -> int:
         """Return the number of virtual tokens of a slot's prefix."""
         return len(self._prefix_by_slot[slot]) if slot in self._prefix_by_slot else 0
@@ -181,13 +191,19 @@ def fill_cache(cache: DynamicCache, prefixes: Float[Tensor, "row token layer_kv 
 
 
 @contextmanager
-def logits_only_at(model: nn.Module, positions: Tensor) -> Iterator[None]:
+def logits_only_at(model: nn.Module, positions: Tensor, *, head_is_stacked: bool = False) -> Iterator[None]:
     """Make the model's logits [n_selected, vocabulary] inside the block: those where the [batch, token] mask `positions` is true.
 
     The vocabulary projection is the largest product of a small model, and only the logits of predicting tokens are used.
+
+    Args:
+        head_is_stacked: the projection has adapters that differ from row to row; they are computed for all tokens of a row.
     """
     head = model.get_output_embeddings()  # pyright: ignore[reportCallIssue]
-    hook = head.register_forward_pre_hook(lambda _module, inputs: (inputs[0][positions],))
+    if head_is_stacked:
+        hook = head.register_forward_hook(lambda _module, _inputs, logits: logits[positions])
+    else:
+        hook = head.register_forward_pre_hook(lambda _module, inputs: (inputs[0][positions],))
     try:
         yield
     finally:

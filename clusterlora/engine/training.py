@@ -14,7 +14,13 @@ log = logging.getLogger(__name__)
 
 
 def train(
-    base: BaseModel, jobs: Sequence[TrainingJob], *, micro_batch: int, run_log: Progress, checkpointing: bool = False
+    base: BaseModel,
+    jobs: Sequence[TrainingJob],
+    *,
+    micro_batch: int,
+    run_log: Progress,
+    halve_micro_batch: bool = False,
+    checkpointing: bool = False,
 ) -> Iterator[TrainingResult]:
     """Train adapters of any kinds and yield each as soon as it is finished; see `training_loop.train` for arguments and errors.
 
@@ -22,8 +28,17 @@ def train(
     """
     failed: list[str] = []
     for group in groups(jobs):
+        recipe = group[0].recipe
+        reason = ADAPTER_KINDS[recipe.kind].why_not_stacked(base, recipe)
+        options = {"micro_batch": micro_batch, "run_log": run_log, "halve_micro_batch": halve_micro_batch}
         try:
-            yield from _train_group(base, group, micro_batch=micro_batch, run_log=run_log, checkpointing=checkpointing)
+            if reason is None:
+                yield from training_loop.train(base, group, **options, checkpointing=checkpointing)
+            else:
+                log.warning("training %d adapters one after another with PEFT: %s", len(group), reason)
+                if checkpointing:
+                    log.warning("checkpointing is left out for these: activations are kept")
+                yield from reference.train(base, group, **options)
         except TrainingDiverged as error:
             failed += error.adapters
     if failed:
@@ -36,14 +51,3 @@ def groups(jobs: Sequence[TrainingJob]) -> list[list[TrainingJob]]:
     for job in jobs:
         by_slots.setdefault(ADAPTER_KINDS[job.recipe.kind].slot_group(job.recipe) or job.recipe.kind, []).append(job)
     return list(by_slots.values())
-
-
-def _train_group(
-    base: BaseModel, jobs: Sequence[TrainingJob], *, micro_batch: int, run_log: Progress, checkpointing: bool
-) -> Iterator[TrainingResult]:
-    recipe = jobs[0].recipe
-    reason = ADAPTER_KINDS[recipe.kind].why_not_stacked(base, recipe)
-    if reason is None:
-        return training_loop.train(base, jobs, micro_batch=micro_batch, run_log=run_log, checkpointing=checkpointing)
-    log.warning("training %d adapters one after another with PEFT: %s", len(jobs), reason)
-    return reference.train(base, jobs, micro_batch=micro_batch, run_log=run_log)

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from clusterlora.engine.base import BaseModel
 from clusterlora.engine.batch import RowSlots, TrainingBatch
 from clusterlora.engine.families.decoder import PAD_TO
 from clusterlora.engine.fused_linear import input_gradient
@@ -28,34 +29,37 @@ from clusterlora.engine.stacked_prefix import StackedPrefix
 class TransformersBackend:
     """The `Backend` of stacked LoRA, or of stacked prefixes, on a transformers model."""
 
-    def __init__(self, model: Any, stack: StackedLora | StackedPrefix, frozen_adapters: StackedModel | None) -> None:
+    def __init__(self, base: BaseModel, stack: StackedLora | StackedPrefix, frozen_adapters: StackedModel | None) -> None:
         """Prepare for batches; `frozen_adapters` are active under the trained ones."""
         self.padding = Padding(PAD_TO, uniform=True)
         self.reentrant = False
-        self._model = model
+        self._model: Any = base.model
+        self._pad_id = base.pad_id
         self._stack = stack
         self._frozen_adapters = frozen_adapters
-        self._intercepted = _InterceptedLayers(model, stack) if isinstance(stack, StackedLora) else None
+        self._intercepted = _InterceptedLayers(base.model, stack) if isinstance(stack, StackedLora) else None
+        self._head_is_stacked = (frozen_adapters is not None and frozen_adapters.has_head) or (
+            self._intercepted is not None and self._intercepted.includes(self._model.get_output_embeddings())
+        )
 
     def __call__(self, batch: TrainingBatch, *, backward: bool = True) -> Float[Tensor, " b"]:
         """See `Backend`."""
-        ids, predicts, frozen_slots, weights = (
-            part.to(self._model.device) for part in (batch.ids, batch.predicts, batch.frozen_slots, batch.weights)
-        )
+        parts = (*batch.rows.padded(pad_id=self._pad_id, multiple=PAD_TO), batch.rows.targets, batch.frozen_slots, batch.weights)
+        ids, predicts, targets, frozen_slots, weights = (part.to(self._model.device) for part in parts)
         with ExitStack() as contexts:
-            self._enter(contexts, batch.rows, frozen_slots)
+            self._enter(contexts, batch.slots, frozen_slots)
             contexts.enter_context(torch.set_grad_enabled(backward))
-            contexts.enter_context(logits_only_at(self._model, predicts))
+            contexts.enter_context(logits_only_at(self._model, predicts, head_is_stacked=self._head_is_stacked))
             # Right padding under causal attention needs no mask: no real token attends to padding.
             logits = self._model(input_ids=ids, use_cache=False).logits
-        nll = functional.cross_entropy(logits.to(self._stack.parameters.dtype), ids[:, 1:][predicts[:, :-1]], reduction="none")
+        nll = functional.cross_entropy(logits.to(self._stack.parameters.dtype), targets, reduction="none")
         row = predicts.nonzero()[:, 0]
         weighted = nll * weights.to(nll.dtype)[row]
         if backward:
             weighted.sum().backward()
         return torch.zeros(len(ids), dtype=torch.float64, device=ids.device).index_add_(0, row, weighted.detach().double())
 
-    def bytes_per_token(self, ids: Int[Tensor, "1 t"]) -> float:
+    def bytes_per_token(self, ids: Int[Tensor, " t"]) -> float:
         """See `Backend`."""
         bytes_by_storage: dict[int, int] = {}
 
@@ -63,7 +67,7 @@ class TransformersBackend:
             bytes_by_storage[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
             return tensor
 
-        ids = ids.to(self._model.device)
+        ids = ids[None].to(self._model.device)
         parameters = {parameter.untyped_storage().data_ptr() for parameter in self._model.parameters()}
         slot = torch.zeros_like(ids[:, 0])
         with ExitStack() as contexts:
@@ -95,6 +99,10 @@ class _InterceptedLayers:
         self._rows: RowSlots | None = None
         for fused, layers in zip(lora.loras, self._layers, strict=True):
             self._intercept(fused, layers)
+
+    def includes(self, layer: nn.Module) -> bool:
+        """Return whether a layer is one of these."""
+        return any(layer is other for layers in self._layers for other in layers)
 
     @contextmanager
     def rows(self, rows: RowSlots) -> Iterator[None]:

@@ -9,8 +9,8 @@ import numpy as np
 from clusterlora.data.prompts import prompt_encoder
 from clusterlora.engine.base import BaseModel
 from clusterlora.engine.generation import Question
-from clusterlora.engine.inference_backends import InferenceBackend, inference_backend
-from clusterlora.engine.memory import is_allocation_failure
+from clusterlora.engine.inference_backends import InferenceBackend, all_replies, inference_backend
+from clusterlora.engine.memory import BatchSize, is_allocation_failure
 from clusterlora.engine.stacked import Weights
 from clusterlora.evaluation.cut import cut_scores
 from clusterlora.evaluation.metric import Scorable
@@ -62,17 +62,18 @@ class Answerer:
         self._settings = settings
         self._train = train
         self._encoder = prompt_encoder(base.tokenizer, model)
-        self._batch_size = settings.batch_size * (GPU_BATCH_FACTOR if base.model.device.type == "cuda" else 1)
+        n_rows = settings.batch_size * (GPU_BATCH_FACTOR if base.model.device.type == "cuda" else 1)
+        self._batch_size = BatchSize(n_rows, name="evaluation.batch_size")
 
     def answer(
         self, requests: Sequence[AnswerRequest], weights_by_composition: Mapping[str, Weights], *, metrics: Sequence[str], run_log: RunLog
     ) -> list[Answer]:
         """Return an answer per request, in order. Text is generated only if a metric uses it; its scores then say whether it was cut.
 
-        If an allocation fails, the batch size is halved and answering starts again; rows are independent, so scores stay the same.
+        If an allocation fails, answering goes on with half the batch size; rows are independent, so scores stay the same.
 
         Raises:
-            OutOfMemoryError or the CPU allocator's error: a single row does not fit.
+            OutOfMemory: a single row does not fit.
         """
         keys = sorted({request.composition_key for request in requests})
         slot_by_key = {key: slot for slot, key in enumerate(keys, start=1)}
@@ -86,15 +87,7 @@ class Answerer:
         references_to_embed = references if any(METRICS[name].embeds for name in metrics) else None
         generating = generates(metrics)
         try:
-            while True:
-                try:
-                    texts, nll, n_tokens = self._run(backend, questions, references_to_embed, generating=generating, run_log=run_log)
-                    break
-                except (RuntimeError, MemoryError) as error:
-                    if not is_allocation_failure(error) or self._batch_size == 1:
-                        raise
-                    self._batch_size //= 2
-                    log.warning("answering ran out of memory; continuing with batches of %d", self._batch_size)
+            texts, nll, n_tokens = self._run(backend, questions, references_to_embed, generating=generating, run_log=run_log)
         finally:
             backend.close()
         scorable = Scorable(
@@ -138,13 +131,22 @@ class Answerer:
         texts, nll, n_tokens = [""] * len(questions), np.zeros(len(questions)), [0] * len(questions)
         pending: list[str] = []
         max_new_tokens = self._settings.max_new_tokens if generating else None
-        for reply in backend.reply(questions, max_new_tokens=max_new_tokens, batch_size=self._batch_size):
+        for reply in all_replies(backend, questions, max_new_tokens=max_new_tokens, batch_size=self._batch_size):
             texts[reply.number] = str(self._base.tokenizer.decode(list(reply.ids), skip_special_tokens=True)).strip()
             nll[reply.number], n_tokens[reply.number] = reply.nll, len(reply.ids)
             if references_to_embed is not None:
                 pending += texts[reply.number], references_to_embed[reply.number]
                 if len(pending) >= 2 * ANSWERS_PER_EMBEDDING_BATCH:
-                    self._embedder.encode(pending)
+                    self._embed(pending)
                     pending.clear()
             run_log.advance(1)
         return texts, nll, n_tokens
+
+    def _embed(self, texts: Sequence[str]) -> None:
+        """Fill the embedder's cache, unless the answering leaves no memory for it: metrics ask for the same embeddings after it."""
+        try:
+            self._embedder.encode(texts)
+        except (RuntimeError, MemoryError) as error:
+            if not is_allocation_failure(error):
+                raise
+            log.warning("no memory to embed answers while others are generated; they are embedded afterwards")

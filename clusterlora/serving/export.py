@@ -117,7 +117,8 @@ def _write(composition: KeyedComposition, table: RoutingTable, adapters: Path, t
         rank = max(a.shape[0] for a, _ in weights.factors.values())
         modules = tuple(sorted({name.rpartition(".")[2] for name in weights.factors}))
         recipe = Recipe(rank=rank, target_modules=modules)
-        write_factors(scratch, weights.factors, recipe, base=table.model.base)
+        parts = [adapters / adapter.key for adapter in composition.adapters]
+        write_factors(scratch, weights.factors, recipe, base=table.model.base, parts=parts)
         label = "-".join(table.names.get(adapter.key, "adapter") for adapter in composition.adapters)
     if form == "vllm":
         _refuse_unserved(scratch, label)

@@ -195,11 +195,12 @@ def merge_adapters(
         run_log.phase(group.title, total=len(specs), unit="adapters")
         for spec in specs:
             began = time.monotonic()
-            parts = {plan.keys[part]: read_adapter(stored_folder(stores, plan.keys[part])) for part in spec.merge_of}
+            folder_by_key = {plan.keys[part]: stored_folder(stores, plan.keys[part]) for part in spec.merge_of}
+            parts = {key: read_adapter(part) for key, part in folder_by_key.items()}
             n_dialogues = {plan.keys[p]: sum(len(personas[i].of_split("train")) for i in plan.specs[p].persona_ids) for p in spec.merge_of}
             factors, energy = merge_factors(parts, n_dialogues, merging, rank=spec.recipe.rank, seed=spec.recipe.seed)
             folder = stores.adapters.scratch(plan.keys[spec.name]) / "adapter"
-            write_factors(folder, factors, spec.recipe, base=study.model.base)
+            write_factors(folder, factors, spec.recipe, base=study.model.base, parts=folder_by_key.values())
             # Nothing was trained: no steps, no tokens, no loss.
             adapter = TrainedAdapter(plan.keys[spec.name], spec.name, spec, 0, 0, time.monotonic() - began, math.nan, math.nan, 0)
             keep(study, adapter, folder, run, stores)

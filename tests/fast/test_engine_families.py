@@ -3,168 +3,35 @@
 import gc
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from weakref import ref
 
 import pytest
 import torch
-import transformers
 from peft import PeftModel
 from safetensors.torch import load_file
-from torch import Tensor
 from torch.nn import functional
 
-from clusterlora.chat.encoder import TokenSequence
 from clusterlora.engine import backends, inference_backends, reference, training_loop
 from clusterlora.engine.base import BaseModel
 from clusterlora.engine.families import FAMILIES, decoder_of
 from clusterlora.engine.generation import Question
-from clusterlora.engine.job import TrainingJob, TrainingResult
 from clusterlora.engine.kinds import read_weights
-from clusterlora.engine.peft_folder import read_peft_tensors
-from clusterlora.models.base import load_base
+from clusterlora.engine.training import train as train_any
 from clusterlora.ports.run_log import SilentLog
-from clusterlora.recipe import Recipe
+from tests.fixtures.families import TINY, WIDTH, Tiny, difference, jobs, model_of, sequences
 
 pytestmark = pytest.mark.numeric
 
-RECIPE = Recipe(rank=3, alpha=6, dropout=0.0, epochs=2, batch_size=2, learning_rate=5e-3)
-ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-WIDTH: dict[str, Any] = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-}
-ALTERNATING = ["sliding_attention", "full_attention", "sliding_attention"]
-
-
-@dataclass(frozen=True)
-class Tiny:
-    """A tiny random model of one transformers class, and the layers its adapters are on."""
-
-    architecture: str
-    config: dict[str, Any]
-    targets: tuple[str, ...] = ALL
-
-
-TINY = {
-    "llama": Tiny("Llama", WIDTH),
-    "llama with biases": Tiny("Llama", {**WIDTH, "attention_bias": True, "mlp_bias": True}),
-    "qwen2": Tiny("Qwen2", WIDTH, ("q_proj", "v_proj", "up_proj")),
-    "qwen2 with windows": Tiny("Qwen2", {**WIDTH, "use_sliding_window": True, "sliding_window": 5, "layer_types": ALTERNATING}),
-    "qwen3": Tiny("Qwen3", WIDTH),
-    "mistral": Tiny("Mistral", {**WIDTH, "sliding_window": 6}),
-    "mistral without window": Tiny("Mistral", {**WIDTH, "sliding_window": None}),
-    "phi3": Tiny("Phi3", {**WIDTH, "head_dim": 8, "sliding_window": 7}, ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")),
-    "phi3 rotated in part": Tiny(
-        "Phi3",
-        {
-            **WIDTH,
-            "head_dim": 8,
-            "partial_rotary_factor": 0.5,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5},
-        },
-        ("qkv_proj", "down_proj"),
-    ),
-    "gemma2": Tiny(
-        "Gemma2",
-        {
-            **WIDTH,
-            "layer_types": ALTERNATING,
-            "sliding_window": 5,
-            "query_pre_attn_scalar": 24,
-            "attn_logit_softcapping": 2.0,
-            "final_logit_softcapping": 3.0,
-        },
-    ),
-    "gemma3": Tiny("Gemma3", {**WIDTH, "layer_types": ALTERNATING, "sliding_window": 5, "query_pre_attn_scalar": 24}),
-    "gpt2": Tiny(
-        "GPT2",
-        {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 128, "scale_attn_by_inverse_layer_idx": True},
-        ("c_attn", "c_proj", "c_fc"),
-    ),
-    "gpt_neox": Tiny(
-        "GPTNeoX",
-        {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4},
-        ("query_key_value", "dense_4h_to_h"),
-    ),
-}
 WRITTEN_OUT = [name for name in TINY if name != "gpt_neox"]
 PASSES = [*((name, True) for name in WRITTEN_OUT), *((name, False) for name in ("phi3", "gemma2", "gemma3", "gpt2", "gpt_neox", "mistral"))]
-
-
-def model_of(tiny: Tiny, vocabulary: int) -> Any:
-    """Return a model with random weights in float64 throughout."""
-    plural = "TextConfig" if tiny.architecture == "Gemma3" else "Config"
-    ids = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": 0}
-    config = getattr(transformers, tiny.architecture + plural)(vocab_size=vocabulary, **ids, **tiny.config)
-    suffix = "LMHeadModel" if tiny.architecture == "GPT2" else "ForCausalLM"
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = getattr(transformers, tiny.architecture + suffix)(config)
-        for parameter in model.parameters():
-            torch.nn.init.normal_(parameter.data, std=0.3)
-    return model.double().eval().requires_grad_(False)
-
-
-@pytest.fixture
-def base_of(
-    tiny_base_folder: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
-) -> Callable[[str], BaseModel]:
-    """Return a function from a name in TINY to a base in float64; transformers' norms and softmax would compute in float32."""
-    plain = load_base(str(tiny_base_folder))
-
-    def norm(self: Any, x: Tensor) -> Tensor:
-        weight = self.weight + 1 if type(self).__name__.startswith("Gemma") else self.weight
-        eps = self.eps if hasattr(self, "eps") else self.variance_epsilon
-        return weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps)
-
-    def softmax(x: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
-        return torch.softmax(x, dim)
-
-    def base(name: str) -> BaseModel:
-        model = model_of(TINY[name], plain.model.config.vocab_size)
-        for norm_class in {type(module) for module in model.modules() if type(module).__name__.endswith("RMSNorm")}:
-            monkeypatch.setattr(norm_class, "forward", norm)
-        folder = tmp_path_factory.mktemp("base")
-        model.config.save_pretrained(folder)
-        model.name_or_path = model.config.name_or_path = str(folder)
-        return replace(plain, model=model, name=str(folder))
-
-    monkeypatch.setattr(functional, "softmax", softmax)
-    return base
 
 
 def through_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (backends, inference_backends):
         monkeypatch.setattr(module, "decoder_of", lambda _model: None)
-
-
-def sequences(seed: int) -> tuple[TokenSequence, ...]:
-    """Return dialogues of 9 to 30 tokens, longer than every window."""
-    generator = torch.Generator().manual_seed(seed)
-    rows = []
-    for length in (30, 9, 17, 22, 12):
-        ids = torch.randint(3, 250, (length,), generator=generator).tolist()
-        rows.append(TokenSequence(tuple(ids), tuple(position % 7 > 3 or position == length - 1 for position in range(length))))
-    return tuple(rows)
-
-
-def jobs(name: str, folder: Path) -> list[TrainingJob]:
-    recipe = replace(RECIPE, target_modules=TINY[name].targets)
-    return [TrainingJob(str(n), str(n), replace(recipe, rank=2 + n, seed=n), sequences(n), folder / str(n)) for n in range(2)]
-
-
-def difference(one: TrainingResult, other: TrainingResult) -> float:
-    """Return the largest difference of any tensor, relative to its largest entry."""
-    ours, theirs = (read_peft_tensors(result.folder) for result in (one, other))
-    assert ours.keys() == theirs.keys()
-    return max(float((ours[n].double() - theirs[n].double()).abs().max() / theirs[n].abs().max()) for n in theirs)
 
 
 @pytest.mark.parametrize(("name", "written_out"), PASSES)
@@ -214,7 +81,7 @@ def test_answers_of_many_adapters_in_one_batch_are_those_of_peft_token_for_token
             with torch.no_grad():
                 logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0]
             targets = torch.tensor(ids[-3:])
-            assert replies[number].nll == pytest.approx(float(torch.nn.functional.cross_entropy(logits[-4:-1], targets)), rel=1e-5)
+            assert replies[number].nll == pytest.approx(float(functional.cross_entropy(logits[-4:-1], targets)), rel=1e-5)
             answer = greedy(model, questions[number].prompt, 12)
             end = next((i for i, token in enumerate(answer) if token in ours.end_ids), len(answer))
             assert replies[number].ids == answer[:end]
@@ -271,9 +138,49 @@ def test_a_configuration_that_its_family_does_not_compute_is_not_written_out(
     assert FAMILIES[type(model).__name__].unsupported(model) == reason
 
 
-def test_the_weights_of_a_trained_conv1d_adapter_load_in_peft(base_of: Callable[[str], BaseModel], tmp_path: Path) -> None:
-    (result, _) = training_loop.train(base_of("gpt2"), jobs("gpt2", tmp_path), micro_batch=2, run_log=SilentLog())
-    tensors = load_file(result.folder / "adapter_model.safetensors")
-    loaded = PeftModel.from_pretrained(base_of("gpt2").model, str(result.folder)).state_dict()
-    name = "base_model.model.transformer.h.0.attn.c_attn.lora_B"
-    assert torch.equal(loaded[f"{name}.default.weight"].double(), tensors[f"{name}.weight"].double())
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")  # PEFT's, where only the output layer has an adapter
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt_neox"])
+def test_adapters_on_the_output_layer_too_equal_plain_peft_and_one_line_says_which_path_they_take(
+    name: str, base_of: Callable[[str], BaseModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    head = "embed_out" if name == "gpt_neox" else "lm_head"
+    monkeypatch.setitem(TINY, name, replace(TINY[name], targets=(TINY[name].targets[0], head)))
+    ours, theirs = base_of(name), base_of(name)
+    with caplog.at_level(logging.WARNING):
+        results = {r.job.key: r for r in training_loop.train(ours, jobs(name, tmp_path / "ours"), micro_batch=2, run_log=SilentLog())}
+    expected = {r.job.key: r for r in reference.train(theirs, jobs(name, tmp_path / "theirs"), micro_batch=64, run_log=SilentLog())}
+    assert max(difference(results[key], expected[key]) for key in expected) < 1e-9
+    said = f"training through transformers, several times slower: adapters on {head} lie outside the blocks that"
+    assert (said in caplog.text) == (name in WRITTEN_OUT)
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        backend = inference_backends.inference_backend(base_of(name), [read_weights(results[key].folder) for key in ("0", "1")])
+    assert (f"answering through transformers, several times slower: adapters on {head} lie outside" in caplog.text) == (name in WRITTEN_OUT)
+    assert_answers_of_peft(backend, base_of, name, [results[key].folder for key in ("0", "1")])
+
+
+def assert_answers_of_peft(
+    backend: inference_backends.InferenceBackend, base_of: Callable[[str], BaseModel], name: str, folders: list[Path]
+) -> None:
+    questions = [Question(sequences(n)[0].ids, slot, sequences(9)[0].ids[:3]) for slot in range(len(folders) + 1) for n in range(3)]
+    replies = {reply.number: reply for reply in backend.reply(questions, max_new_tokens=8, batch_size=8)}
+    backend.close()
+    models = [base_of(name).model, *(PeftModel.from_pretrained(base_of(name).model, str(folder)).eval() for folder in folders)]
+    for number, question in enumerate(questions):
+        assert replies[number].ids == greedy(models[question.slot], question.prompt, 8)
+        with torch.no_grad():
+            logits = models[question.slot](input_ids=torch.tensor([question.prompt + question.reference])).logits[0, -4:-1]
+        assert replies[number].nll == pytest.approx(float(functional.cross_entropy(logits, torch.tensor(question.reference))), rel=1e-5)
+
+
+def test_adapters_on_embeddings_are_trained_and_asked_one_by_one_through_peft(
+    base_of: Callable[[str], BaseModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(TINY, "llama", replace(TINY["llama"], targets=("q_proj", "embed_tokens")))
+    with caplog.at_level(logging.WARNING):
+        results = list(train_any(base_of("llama"), jobs("llama", tmp_path), micro_batch=2, run_log=SilentLog()))
+    assert "training 2 adapters one after another with PEFT: layer model.embed_tokens is a Embedding, not a Linear" in caplog.text
+    folders = [result.folder for result in results]
+    assert any("lora_embedding_A" in name for name in load_file(folders[0] / "adapter_model.safetensors"))
+    backend = inference_backends.inference_backend(base_of("llama"), [read_weights(folder) for folder in folders])
+    assert_answers_of_peft(backend, base_of, "llama", folders)

@@ -19,8 +19,9 @@ from clusterlora.chat.encoder import PromptEncoder, TokenSequence
 from clusterlora.engine.base import BaseModel
 from clusterlora.engine.generation import Question
 from clusterlora.engine.inference_backends import inference_backend
-from clusterlora.engine.job import TrainingJob, TrainingResult, batches, initial_a, learning_rate, pad_rows
+from clusterlora.engine.job import TrainingJob, TrainingResult, batches, initial_a, learning_rate
 from clusterlora.engine.kinds import ADAPTER_KINDS, kind_of, read_weights
+from clusterlora.engine.ragged import RaggedRows
 from clusterlora.engine.training import train
 from clusterlora.errors import BadData
 from clusterlora.models.base import load_base
@@ -64,7 +65,7 @@ def job(base64: BaseModel, tmp_path: Path) -> Callable[[str], TrainingJob]:
 
 
 def nll(model: Any, rows: list[TokenSequence], *, pad_id: int) -> torch.Tensor:
-    ids, predicts = pad_rows(rows, pad_id=pad_id)
+    ids, predicts = RaggedRows.of(rows).padded(pad_id=pad_id)
     logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
     return functional.cross_entropy(logits[:, :-1][predicts[:, :-1]], ids[:, 1:][predicts[:, :-1]])
 

@@ -5,10 +5,11 @@ import logging
 import resource
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from weakref import ref
 
 import pytest
 import torch
@@ -28,11 +29,15 @@ from clusterlora.engine import (
     TrainingDiverged,
     TrainingProgress,
     TrainingResult,
+    active_job,
     generate,
     library,
+    passes,
+    reference,
     train_adapters,
-    training_loop,
+    training_slots,
 )
+from clusterlora.engine.slot_adamw import SlotAdamW
 
 pytestmark = pytest.mark.numeric
 
@@ -54,8 +59,8 @@ def dialogues(answer: str, n: int = 4) -> list[list[dict[str, str]]]:
     return [[{"role": "user", "content": "light " * (i % 3 + 1)}, {"role": "assistant", "content": answer}] for i in range(n)]
 
 
-def jobs(*names: str, recipe: Recipe = RECIPE) -> list[AdapterJob]:
-    return [AdapterJob(name, dialogues(name * 3, n=3 + len(name)), recipe) for name in names]
+def jobs(*names: str, recipe: Recipe = RECIPE, val: bool = False) -> list[AdapterJob]:
+    return [AdapterJob(name, dialogues(name * 3, n=3 + len(name)), recipe, dialogues(name) if val else ()) for name in names]
 
 
 def quiet(_progress: TrainingProgress) -> None:
@@ -172,7 +177,7 @@ def test_a_folder_that_was_not_written_here_is_left_alone(train: Train, tmp_path
 def test_an_interrupted_call_resumes_where_it_was_checkpointed_and_ends_with_the_same_adapters(
     train: Train, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    monkeypatch.setattr(training_loop, "_CHECKPOINT_SECONDS", -1.0)
+    monkeypatch.setattr(active_job, "CHECKPOINT_SECONDS", -1.0)
     asked = jobs("a", "bb", recipe=replace(RECIPE, kind=kind, epochs=4))
     whole = train(asked, folder="whole")
 
@@ -183,7 +188,15 @@ def test_an_interrupted_call_resumes_where_it_was_checkpointed_and_ends_with_the
     with pytest.raises(KeyboardInterrupt):
         train(asked, progress=interrupt)
     steps: list[int] = []
-    resumed = train(asked, progress=lambda progress: steps.append(progress.step))
+    reports: list[TrainingProgress] = []
+
+    def follow(progress: TrainingProgress) -> None:
+        steps.append(progress.step)
+        reports.append(progress)
+
+    resumed = train(asked, progress=follow)
+    assert reports[-1].step == reports[-1].n_steps, "steps of the interrupted call are counted"
+    assert steps == sorted(steps)
     assert all(same(one, other) for one, other in zip(resumed, whole, strict=True))
     assert len(steps) < sum(len(result.losses) for result in whole), "from the beginning it would have been all of them"
     assert not list(resumed[0].folder.parent.rglob("checkpoint*")), "what only an interrupted call needs is gone"
@@ -225,20 +238,26 @@ def test_an_adapter_whose_last_step_left_infinite_weights_has_diverged_although_
         train(jobs("a", recipe=recipe))
 
 
-def failing_allocations(monkeypatch: pytest.MonkeyPatch, *, when: Callable[[int], bool]) -> list[int]:
-    """Let allocations fail inside the pass of the micro-batches that `when` names; return those that were tried."""
+def failing_allocations(monkeypatch: pytest.MonkeyPatch, *, when: Callable[[int], bool], n_passes: int = 3) -> list[int]:
+    """Let an allocation fail in the third pass of every micro-batch that `when` names; return the micro-batches that were tried."""
     tried: list[int] = []
-    original = training_loop.train
+    left: list[int] = []
+    begin, run = passes.Passes.__init__, passes.Passes.forward_backward
 
-    def limited(*arguments: Any, micro_batch: int, **options: Any) -> Iterator[TrainingResult]:
+    def begun(self: passes.Passes, *arguments: Any, micro_batch: int) -> None:
         tried.append(micro_batch)
-        with training_loop.allocation_failures(micro_batch=micro_batch, doing="training"):
-            for number, result in enumerate(original(*arguments, micro_batch=micro_batch, **options)):
-                yield result
-                if number == 0 and when(micro_batch):
-                    torch.empty(1 << 60, dtype=torch.uint8)
+        left[:] = [n_passes] if when(micro_batch) else []
+        begin(self, *arguments, micro_batch=micro_batch)
 
-    monkeypatch.setattr(training_loop, "train", limited)
+    def limited(self: passes.Passes, *arguments: Any) -> Any:
+        losses = run(self, *arguments)
+        left[:] = [n - 1 for n in left]
+        if left == [0]:
+            torch.empty(1 << 60, dtype=torch.uint8)
+        return losses
+
+    monkeypatch.setattr(passes.Passes, "__init__", begun)
+    monkeypatch.setattr(passes.Passes, "forward_backward", limited)
     return tried
 
 
@@ -248,12 +267,67 @@ def test_when_memory_runs_out_it_goes_on_with_half_the_micro_batch_and_the_same_
     asked = jobs("a", "bb", "ccc", recipe=replace(RECIPE, batch_size=4))
     expected = train(asked, folder="plenty")
     tried = failing_allocations(monkeypatch, when=lambda micro_batch: micro_batch > 1)
+    reports: list[TrainingProgress] = []
     with caplog.at_level(logging.WARNING):
-        results = train(asked)
+        results = train(asked, progress=reports.append)
     assert tried == [4, 2, 1]
+    assert reports[-1].step == reports[-1].n_steps
+    assert max(report.step for report in reports) == reports[-1].step, "repeated steps are not counted twice"
     assert all(same(one, other) for one, other in zip(results, expected, strict=True))
     assert "ran out of memory at micro-batch 4" in caplog.text
     assert "the next attempt uses micro-batch 2" in caplog.text
+
+
+def test_the_memory_of_a_failed_attempt_is_free_before_the_next_one_begins(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    slots: list[ref[torch.Tensor]] = []
+    alive: list[bool] = []
+    begin = training_slots.TrainingSlots.__init__
+
+    def begun(self: training_slots.TrainingSlots, *arguments: Any, **options: Any) -> None:
+        alive.extend(earlier() is not None for earlier in slots)
+        begin(self, *arguments, **options)
+        slots.append(ref(self.stack.parameters))
+
+    monkeypatch.setattr(training_slots.TrainingSlots, "__init__", begun)
+    failing_allocations(monkeypatch, when=lambda micro_batch: micro_batch > 1)
+    train(jobs("a", "bb", recipe=replace(RECIPE, patience=2), val=True))
+    assert alive == [False]
+
+
+def test_an_allocation_that_fails_outside_of_a_pass_halves_the_micro_batch_too(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = train(jobs("a", "bb"), folder="plenty")
+    step, n_calls = SlotAdamW.step, iter(range(100))
+
+    def fails_once(self: SlotAdamW, steps: Any) -> None:
+        step(self, steps)
+        if next(n_calls) == 2:
+            raise MemoryError("std::bad_alloc")
+
+    monkeypatch.setattr(SlotAdamW, "step", fails_once)
+    results = train(jobs("a", "bb"))
+    assert all(same(one, other) for one, other in zip(results, expected, strict=True)), "a step that was taken twice would show"
+
+
+@pytest.mark.parametrize("kind", ["ia3", "dora"])
+def test_kinds_that_are_trained_one_by_one_halve_the_micro_batch_and_give_the_same_result(
+    train: Train, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    asked = jobs("a", "bb", recipe=replace(RECIPE, kind=kind, batch_size=4))
+    expected = train(asked, folder="plenty")
+    original = reference._nll
+
+    def limited(model: Any, rows: Any, **options: Any) -> torch.Tensor:
+        if len(rows) > 2:
+            raise MemoryError("DefaultCPUAllocator: can't allocate memory")
+        return original(model, rows, **options)
+
+    monkeypatch.setattr(reference, "_nll", limited)
+    reports: list[TrainingProgress] = []
+    with caplog.at_level(logging.WARNING):
+        results = train(asked, progress=reports.append)
+    assert all(same(one, other) for one, other in zip(results, expected, strict=True))
+    assert caplog.text.count("the next attempt uses micro-batch 2") == 1, "once for all adapters of the call"
+    assert (reports[-1].step, reports[-1].seconds_left) == (reports[-1].n_steps, 0)
 
 
 def test_a_single_dialogue_that_does_not_fit_is_said(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -282,7 +356,8 @@ def test_an_allocation_that_really_fails_while_answering_halves_the_batch(deep_b
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
     assert answers == expected * 64
-    assert "continuing with batches of 32" in caplog.text
+    assert "answering ran out of memory at batch size 64, peak" in caplog.text
+    assert "the next attempt uses batch size 32" in caplog.text
 
 
 def wrong_jobs() -> dict[str, tuple[list[AdapterJob], type[Exception], str]]:

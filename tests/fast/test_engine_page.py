@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from clusterlora import engine
 from clusterlora.engine import ADAPTER_KINDS, AdapterJob, AdapterKind, Recipe, TrainingProgress, generate, train_adapters
 
 pytestmark = pytest.mark.numeric
@@ -101,3 +103,12 @@ def test_a_variant_of_lora_shares_its_slots_and_is_what_peft_reads(
         for result in (unscaled, lora)
     ]
     assert torch.allclose(logits[0], logits[1], atol=1e-3)
+
+
+def test_the_reference_names_everything_public() -> None:
+    page = (REPOSITORY / "docs" / "reference" / "engine.md").read_text(encoding="utf-8")
+    links = dict(re.findall(r"^\| \[`(\w+)`\]\[([\w.]+)\]", page, re.MULTILINE))
+    assert links.keys() == set(engine.__all__)
+    for name, path in links.items():
+        module, _, last = path.rpartition(".")
+        assert getattr(engine, name) is getattr(import_module(path if last == "kinds" else module), name), path

@@ -23,7 +23,7 @@ from clusterlora.engine.kinds import read_weights
 from clusterlora.engine.prefix_sharing import prefill_streams
 from clusterlora.engine.reference import train
 from clusterlora.engine.stacked import StackedModel, Weights, read_adapter
-from clusterlora.errors import BadData
+from clusterlora.errors import BadData, OutOfMemory
 from clusterlora.evaluation import answer
 from clusterlora.evaluation.answer import Answerer, AnswerRequest
 from clusterlora.evaluation.select import select_arm
@@ -291,6 +291,54 @@ def test_answers_are_embedded_in_batches_while_others_are_generated(base: BaseMo
     happened.clear()
     answerer.answer(tasks, {"s": Weights()}, metrics=("embedding_similarity",), run_log=Log())
     assert happened == [*2 * ["answered", "embedded 4", "answered"], "embedded 8"]
+
+
+def test_answering_that_runs_out_of_memory_goes_on_with_half_the_batch_and_remembers_it(
+    base: BaseModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Embeds:
+        name = revision = "ones"
+
+        def encode(self, texts: Sequence[str]) -> np.ndarray:
+            if len(texts) < 8:
+                raise MemoryError("std::bad_alloc")
+            return np.ones((len(texts), 1))
+
+    class Log(SilentLog):
+        n = 0
+
+        def advance(self, units: int = 1, **values: float) -> None:  # noqa: ARG002
+            self.n += units
+
+    tried: list[int] = []
+    original = inference_backends.DecoderInference.reply
+
+    def limited(self: Any, questions: Sequence[Question], *, max_new_tokens: int | None, batch_size: int) -> Iterator[Reply]:
+        tried.append(batch_size)
+        for reply in original(self, questions, max_new_tokens=max_new_tokens, batch_size=batch_size):
+            yield reply
+            if batch_size > 2:
+                torch.empty(1 << 60, dtype=torch.uint8)
+
+    item, log = Item("i", "p", "test", (Turn("user", "ask"),), "yes"), Log()
+    tasks = [AnswerRequest("s", replace(item, id=str(number), reference=f"yes {number}")) for number in range(4)]
+    settings = PreparedEvaluation(max_new_tokens=4, batch_size=8)
+    expected = Answerer(base, Embeds(), settings, PreparedModel(max_length=64)).answer(
+        tasks, {"s": Weights()}, metrics=("embedding_similarity",), run_log=SilentLog()
+    )
+    monkeypatch.setattr(inference_backends.DecoderInference, "reply", limited)
+    monkeypatch.setattr(answer, "ANSWERS_PER_EMBEDDING_BATCH", 2)
+    answerer = Answerer(base, Embeds(), settings, PreparedModel(max_length=64))
+    for _ in range(2):
+        answers = answerer.answer(tasks, {"s": Weights()}, metrics=("embedding_similarity",), run_log=log)
+        assert [one.text for one in answers] == [one.text for one in expected]
+    assert tried == [8, 4, 2, 2]
+    assert log.n == 2 * len(tasks), "what is answered is not answered again"
+    assert "ran out of memory at evaluation.batch_size 8" in caplog.text
+    assert "no memory to embed answers while others are generated; they are embedded afterwards" in caplog.text
+    monkeypatch.setattr(inference_backends.DecoderInference, "reply", lambda *_, **__: iter([torch.empty(1 << 60, dtype=torch.uint8)]))
+    with pytest.raises(OutOfMemory, match=r"answering ran out of memory at evaluation.batch_size 1, .*; lower max_length"):
+        answerer.answer(tasks, {"s": Weights()}, metrics=("nll",), run_log=log)
 
 
 def test_an_arm_is_chosen_only_when_it_gains_more_than_the_margin() -> None:

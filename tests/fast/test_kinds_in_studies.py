@@ -1,18 +1,36 @@
-"""What a study refuses of a kind of adapter when its settings are resolved, and how adapters of a kind are combined."""
+"""A study with adapters of every kind, what it refuses of a kind when its settings are resolved, and how adapters are combined."""
 
+import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from peft import PeftModel
 
 from clusterlora.adapters.compositions import combined_weights
+from clusterlora.comparison import figure
 from clusterlora.config import check
+from clusterlora.data.prompts import items, prompt_encoder
+from clusterlora.engine.kinds import ADAPTER_KINDS, kind_of
 from clusterlora.engine.stacked import Weights
 from clusterlora.errors import BadData, BadSettings
+from clusterlora.models.base import load_base
+from clusterlora.ports.stores import Stores
 from clusterlora.recipe import Recipe, problems
+from clusterlora.report import cluster_map, data_picture
+from clusterlora.requests import EvaluationRequest
+from clusterlora.serving.export import export
 from clusterlora.settings import Study
+from clusterlora.stages.compare import compare_study
+from clusterlora.stages.evaluate import evaluate
+from clusterlora.stages.register import register_models
+from clusterlora.stores.json_codec import to_json
 from clusterlora.values import WeightedAdapter
+from tests.fixtures.memory import MemoryTracker
+from tests.fixtures.stages import LOG, crown, rows_of, study_of_five, train_named
 
 
 def study_of(seven: Study, **changes: Any) -> Study:
@@ -39,6 +57,57 @@ def test_an_adapter_that_only_peft_can_add_is_used_alone_and_as_it_is(tmp_path: 
         combined_weights([WeightedAdapter("a"), WeightedAdapter("b")], lambda _name: alone)
     with pytest.raises(BadData, match=r"0\.5 a: only adapters"):
         combined_weights([WeightedAdapter("a", 0.5)], lambda _name: alone)
+
+
+@pytest.mark.parametrize("kind", ADAPTER_KINDS)
+def test_a_study_of_every_kind_trains_compares_and_exports_adapters_with_which_peft_answers_the_same(
+    kind: str, tiny_base_folder: Path, stores: Stores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Pictures would take as long as everything else.
+    for module in (cluster_map, data_picture, figure):
+        monkeypatch.setattr(module, "write_png", no_picture)
+    study = study_of_five(tiny_base_folder, stores, kind=kind, learning_rate=3e-2)
+    train_named(study, stores, ("unified", *(f"persona-{number:04d}" for number in range(5))))
+    evaluate(EvaluationRequest(study_name=study.name), stores, LOG)
+    comparison = compare_study(study.name, stores, LOG)
+    assert {result.method for result in comparison.methods} == {"unified", "per_persona"}
+    crown(study.name, stores, champion="per_persona")
+    register_models(study.name, stores, LOG)
+    assert isinstance(stores.tracker, MemoryTracker)
+    (version,) = stores.tracker.models[study.name]
+    artifacts = tmp_path / "artifacts"
+    artifacts.mkdir()
+    (artifacts / "routes.json").write_text(to_json(version.content))
+    for key, folder in version.folders.items():
+        shutil.copytree(folder, artifacts / "adapters" / key)
+    exported = export(artifacts, tmp_path / "exported", "peft")
+
+    base = load_base(str(tiny_base_folder))
+    people, model_settings = stores.studies.dataset(study.name).by_id(), stores.studies.study(study.name).model
+    encoder = prompt_encoder(base.tokenizer, model_settings)
+    rows = [row for row in rows_of(study, stores) if row.method == "per_persona"]
+    assert len({row.persona_id for row in rows}) == 5
+    for row in rows[::2]:
+        folder = exported.folder / "adapters" / exported.adapter_by_persona[row.persona_id]
+        assert kind_of(folder).name == kind
+        model: Any = PeftModel.from_pretrained(load_base(str(tiny_base_folder)).model, str(folder)).eval()
+        (item,) = (item for item in items(model_settings, people[row.persona_id], "test") if item.id == row.item_id)
+        prompt = encoder.encode_messages(item.messages)
+        assert str(base.tokenizer.decode(greedy(model, prompt, base.end_ids), skip_special_tokens=True)).strip() == row.text
+
+
+def no_picture(_compose: Any, file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.touch()
+
+
+def greedy(model: Any, prompt: Sequence[int], end_ids: frozenset[int]) -> list[int]:
+    """Return the answer of at most four tokens."""
+    ids = list(prompt)
+    while len(ids) < len(prompt) + 4 and ids[len(prompt) :][-1:] != sorted(end_ids)[:1]:
+        with torch.no_grad():
+            ids.append(int(model(input_ids=torch.tensor([ids]), attention_mask=torch.ones(1, len(ids))).logits[0, -1].argmax()))
+    return ids[len(prompt) :]
 
 
 def test_every_recipe_of_a_study_is_one_that_the_library_takes(seven: Study) -> None:

@@ -5,8 +5,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from clusterlora.chat.encoder import TokenSequence
 from clusterlora.engine.low_rank_update import LowRankUpdate
 from clusterlora.engine.packing import Padding, n_rows_that_fit, pack, pack_batch
+from clusterlora.engine.ragged import RaggedRows
 
 pytestmark = pytest.mark.numeric
 
@@ -27,14 +29,37 @@ def test_packed_rows_hold_every_token_once_in_segments_that_cover_the_rows(lengt
 
 @given(lengths=st.lists(st.integers(1, 12), min_size=1, max_size=6), padding=PADDINGS, data=st.data())
 def test_a_packed_batch_has_every_token_up_to_the_last_predicting_one(lengths: list[int], padding: Padding, data: st.DataObject) -> None:
-    predicts = torch.zeros(len(lengths), 12, dtype=torch.bool)
-    for row, length in enumerate(lengths):
-        predicts[row, sorted(data.draw(st.sets(st.integers(0, length - 1), min_size=1)))] = True
-    ids = torch.arange(predicts.numel()).view(predicts.shape)
-    batch = pack_batch(ids, predicts, padding)
-    assert batch.ids[batch.predicting_index[batch.predicting.real]].tolist() == ids[predicts].tolist()
-    last = [int(row.nonzero()[-1]) for row in predicts]
-    assert batch.ids[batch.tokens.real].tolist() == [int(ids[row, position]) for row, end in enumerate(last) for position in range(end + 1)]
+    ids = [[100 * row + position for position in range(length)] for row, length in enumerate(lengths)]
+    predicting = [sorted(data.draw(st.sets(st.integers(0, length - 1), min_size=1))) for length in lengths]
+    rows = RaggedRows.with_predictions_in(ids, [[range(i, i + 1) for i in positions] for positions in predicting])
+    batch = pack_batch(rows, padding)
+    read = batch.ids[batch.predicting_index[batch.predicting.real]].tolist()
+    assert read == [row[i] for row, positions in zip(ids, predicting, strict=True) for i in positions]
+    assert batch.ids[batch.tokens.real].tolist() == [
+        token for row, positions in zip(ids, predicting, strict=True) for token in row[: positions[-1] + 1]
+    ]
+
+
+@given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=6), multiple=st.sampled_from([1, 4]), data=st.data())
+def test_ragged_rows_become_a_rectangle_and_are_selected_without_losing_a_token(
+    lengths: list[int], multiple: int, data: st.DataObject
+) -> None:
+    flags = [data.draw(st.lists(st.booleans(), min_size=length, max_size=length)) for length in lengths]
+    sequences = [TokenSequence(tuple(range(10 * row, 10 * row + len(row_flags))), tuple(row_flags)) for row, row_flags in enumerate(flags)]
+    rows = RaggedRows.of(sequences)
+    ids, predicts = rows.padded(pad_id=-1, multiple=multiple)
+    assert ids.shape == predicts.shape == (len(rows), multiple * -(-max(lengths) // multiple))
+    assert [[i for i in row if i >= 0] for row in ids.tolist()] == [list(sequence.ids) for sequence in sequences]
+    assert not predicts[ids < 0].any()
+    assert predicts.sum().item() == sum(sequence.n_response_tokens for sequence in sequences)
+    expected = [i for s in sequences for i, is_response in zip(s.ids[1:], s.is_response[1:], strict=True) if is_response]
+    assert rows.targets.tolist() == expected
+    assert ids[:, 1:][predicts[:, :-1]].tolist() == expected
+    chosen = data.draw(st.lists(st.integers(0, len(rows) - 1), min_size=1, max_size=8))
+    some, same = rows.select(torch.tensor(chosen)), RaggedRows.of([sequences[row] for row in chosen])
+    assert [getattr(some, name).tolist() for name in ("ids", "predicts", "lengths")] == [
+        getattr(same, name).tolist() for name in ("ids", "predicts", "lengths")
+    ]
 
 
 def test_rows_fit_into_a_token_budget_with_their_padding() -> None:

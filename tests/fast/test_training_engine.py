@@ -15,11 +15,12 @@ from safetensors.torch import load_file
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from clusterlora.chat.encoder import PromptEncoder, TokenSequence
-from clusterlora.engine import backends, checkpoint, memory, reference, training_loop
+from clusterlora.engine import active_job, backends, checkpoint, memory, passes, reference, training_loop, training_slots
 from clusterlora.engine.base import BaseModel
 from clusterlora.engine.decoder_backend import DecoderBackend
 from clusterlora.engine.families import decoder_of
-from clusterlora.engine.job import TrainingJob, TrainingResult, pad_rows
+from clusterlora.engine.job import TrainingJob, TrainingResult
+from clusterlora.engine.ragged import RaggedRows
 from clusterlora.errors import BadSettings, TrainingDiverged
 from clusterlora.models.base import load_base
 from clusterlora.ports.run_log import SilentLog
@@ -146,7 +147,7 @@ def test_tensors_read_from_a_slot_are_copies(base64: BaseModel, rank: int) -> No
 
 
 def test_freed_slots_are_refilled_until_the_queue_is_empty(base64: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(training_loop.MAX_SLOTS, "cpu", 2)
+    monkeypatch.setitem(training_slots.MAX_SLOTS, "cpu", 2)
     ours = together(base64, unequal_jobs(base64, tmp_path / "ours"))
     theirs = alone(base64, unequal_jobs(base64, tmp_path / "theirs"))
     assert ours.keys() == theirs.keys()
@@ -165,17 +166,18 @@ def test_the_size_of_the_chunks_changes_nothing(base64: BaseModel, tmp_path: Pat
 
 def test_a_chunk_is_no_larger_than_the_free_memory_allows(base64: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     widths: list[int] = []
-    monkeypatch.setattr(training_loop, "pad_rows", lambda rows, **more: widths.append(len(rows)) or pad_rows(rows, **more))
+    original = RaggedRows.of
+    monkeypatch.setattr(RaggedRows, "of", lambda sequences: widths.append(len(sequences)) or original(sequences))
     together(base64, unequal_jobs(base64, tmp_path / "plenty"))
     most = max(widths)
     widths.clear()
-    monkeypatch.setattr(training_loop, "free_memory_bytes", lambda _device: 1 << 16)
+    monkeypatch.setattr(passes, "free_memory_bytes", lambda _device: 1 << 16)
     together(base64, unequal_jobs(base64, tmp_path / "little"))
     assert max(widths) == 1 < most
 
 
 def test_activation_bytes_per_token_are_those_of_the_layers_and_fewer_with_checkpointing(base: BaseModel) -> None:
-    ids = torch.tensor([list(range(3, 43))])
+    ids = torch.arange(3, 43)
     n_bytes = {
         checkpointing: backends.lora_backend(base, RECIPE, n_slots=1, rank=4, probe=(3, 4), checkpointing=checkpointing)[1].bytes_per_token(
             ids
@@ -217,7 +219,7 @@ def test_a_diverging_adapter_leaves_its_neighbours_untouched_and_is_named(base64
 def test_a_killed_group_resumes_every_adapter_after_its_last_checkpoint(
     base64: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training_loop, "_CHECKPOINT_SECONDS", -1.0)
+    monkeypatch.setattr(active_job, "CHECKPOINT_SECONDS", -1.0)
     expected = together(base64, unequal_jobs(base64, tmp_path / "whole"))
 
     class DiesAfter(SilentLog):
@@ -267,7 +269,7 @@ def test_checkpoints_of_a_base_that_is_not_written_out_are_refused(
     base: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(backends, "decoder_of", lambda _model: None)
-    with pytest.raises(BadSettings, match=r"runtime.gradient_checkpointing=true needs a base that is one of LlamaForCausalLM,"):
+    with pytest.raises(BadSettings, match=r"runtime.gradient_checkpointing.* needs adapters inside the blocks of one of LlamaForCausalLM,"):
         list(training_loop.train(base, [job(base, tmp_path, "a")], micro_batch=2, run_log=SilentLog(), checkpointing=True))
 
 

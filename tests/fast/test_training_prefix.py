@@ -12,8 +12,9 @@ from clusterlora.engine import training_loop
 from clusterlora.engine.base import BaseModel
 from clusterlora.engine.batch import RowSlots
 from clusterlora.engine.generation import Question, generate, reference_nll
-from clusterlora.engine.job import TrainingJob, TrainingResult, pad_rows
+from clusterlora.engine.job import TrainingJob, TrainingResult
 from clusterlora.engine.kinds import read_weights
+from clusterlora.engine.ragged import RaggedRows
 from clusterlora.engine.stacked import StackedModel, Weights
 from clusterlora.engine.stacked_prefix import StackedPrefix
 from clusterlora.models.base import load_base
@@ -100,7 +101,7 @@ def test_rows_with_and_without_prefix_answer_in_one_call_as_each_would_alone(bas
 @in_float64
 def test_the_gradient_of_a_prefix_equals_finite_differences(base64: BaseModel) -> None:
     rows = sequences(base64, 2, first=3)
-    ids, predicts = pad_rows(rows, pad_id=base64.pad_id)
+    ids, predicts = RaggedRows.of(rows).padded(pad_id=base64.pad_id)
     stack = StackedPrefix(base64.model, n_slots=2, n_virtual=3)
     torch.manual_seed(0)
     stack.parameters.normal_(std=0.3)

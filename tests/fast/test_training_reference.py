@@ -90,8 +90,9 @@ class DiesAfter:
     def phase(self, name: str, *, total: int, unit: str) -> None: ...
     def metric(self, name: str, value: float, *, step: int) -> None: ...
     def note(self, message: str) -> None: ...
-    def advance(self, units: int = 1, **_facts: float) -> None:
-        self.left -= units
+    def advance(self, units: int = 1, **values: float) -> None:
+        # Steps without a loss were taken before the crash.
+        self.left -= units if "loss" in values else 0
         if self.left < 0:
             raise KeyboardInterrupt
 

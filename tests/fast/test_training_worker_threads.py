@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from clusterlora.chat.encoder import PromptEncoder
-from clusterlora.engine import training_loop
+from clusterlora.engine import passes, training_loop
 from clusterlora.engine.base import BaseModel
 from clusterlora.engine.job import TrainingJob, TrainingResult
 from clusterlora.engine.load_balancing import partition_by_load
@@ -64,13 +64,13 @@ def test_worker_threads_do_not_change_the_result(tiny_base_folder: Path, tmp_pat
     base = load_base(str(tiny_base_folder))
     base = replace(base, model=base.model.double())
     seen: set[str] = set()
-    share = training_loop._Trainer._run_shard
+    share = passes.Passes._run_shard
 
-    def watched(self: training_loop._Trainer, *arguments: object, **named: object) -> torch.Tensor:
+    def watched(self: passes.Passes, *arguments: object, **named: object) -> torch.Tensor:
         seen.add(threading.current_thread().name)
         return share(self, *arguments, **named)  # pyright: ignore[reportArgumentType]
 
-    monkeypatch.setattr(training_loop._Trainer, "_run_shard", watched)
+    monkeypatch.setattr(passes.Passes, "_run_shard", watched)
     shared = trained(base, tmp_path / "shared", "abcde")
     assert len(seen) > 1, "nobody shared"
     torch.set_num_threads(1)

@@ -115,6 +115,11 @@ class Decoder:
         return (linear for block in self.blocks for linear in block.linears.values())
 
     @property
+    def layer_names(self) -> frozenset[str]:
+        """The full names of the layers that may have adapters: the linear layers of the blocks."""
+        return frozenset(name for linear in self.fused_linears for name in linear.names)
+
+    @property
     def heads(self) -> Heads:
         """The heads of the first block; those of all blocks have the same numbers and width."""
         return self.blocks[0].heads

@@ -3,7 +3,7 @@
 Rank, alpha and dropout do not apply. Source: Liu et al. 2022 (arXiv 2205.05638).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from clusterlora.engine.kinds.kind import AdapterKind
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from clusterlora.engine.base import BaseModel
 
-_SCALES_INPUT = ("down_proj", "fc2", "fc_out", "c_proj", "dense_4h_to_h", "w2")
+_SCALES_INPUT = ("down_proj", "fc2", "fc_out", "mlp.c_proj", "c_proj", "dense_4h_to_h", "w2")
 """Names of projections out of the MLP: their inputs are scaled, as in the paper; of all others the outputs."""
 
 
@@ -29,10 +29,11 @@ class Ia3(AdapterKind):
 
         from clusterlora.engine.linear_layers import is_transposed
 
+        targets = _unambiguous(base, recipe.target_modules)
         return IA3Config(
             fan_in_fan_out=is_transposed(base.model, recipe.target_modules),
-            target_modules=list(recipe.target_modules),
-            feedforward_modules=[name for name in recipe.target_modules if name in _SCALES_INPUT],
+            target_modules=targets,
+            feedforward_modules=[name for name in targets if name in _SCALES_INPUT],
             task_type="CAUSAL_LM",
             base_model_name_or_path=base.name,
         )
@@ -40,3 +41,13 @@ class Ia3(AdapterKind):
     def describes(self, config: Mapping[str, Any]) -> bool:
         """See `AdapterKind`."""
         return config.get("peft_type") == "IA3"
+
+
+def _unambiguous(base: "BaseModel", names: Sequence[str]) -> list[str]:
+    """Return the names of layers, with that of the module around them where it is not the same everywhere.
+
+    GPT-2 calls two projections c_proj: that of attention, attn.c_proj, is not the one out of the MLP, mlp.c_proj.
+    """
+    paths = [path.split(".") for path, _ in base.model.named_modules()]
+    around = {name: sorted({path[-2] for path in paths if len(path) > 1 and path[-1] == name}) for name in names}
+    return [full for name in names for full in ([name] if len(around[name]) < 2 else [f"{parent}.{name}" for parent in around[name]])]

@@ -41,7 +41,8 @@ class Lora(AdapterKind):
         """See `AdapterKind`."""
         from clusterlora.engine.stacked import Weights, read_adapter
 
-        return Weights(read_adapter(folder))
+        # PEFT also adapts embeddings, which have no slots.
+        return super().read(folder) if _adapts_embedding(folder) else Weights(read_adapter(folder))
 
     def slot_group(self, recipe: Recipe) -> Hashable | None:
         """See `AdapterKind`."""
@@ -81,6 +82,13 @@ class Lora(AdapterKind):
             frozen_adapters=request.frozen_adapters,
             checkpointing=request.checkpointing,
         )
+
+
+def _adapts_embedding(folder: Path) -> bool:
+    from safetensors import safe_open
+
+    with safe_open(folder / "adapter_model.safetensors", framework="pt") as tensors:
+        return any("lora_embedding_" in name for name in tensors.keys())  # noqa: SIM118  (safe_open is not iterable)
 
 
 def variant_of_lora(config: Mapping[str, Any]) -> dict[str, bool] | None:

@@ -3,6 +3,7 @@
 Alpha, dropout and target modules do not apply. Source: Li & Liang 2021 (arXiv 2101.00190), without its reparametrisation, like PEFT.
 """
 
+import logging
 from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from clusterlora.engine.backends import Backend
     from clusterlora.engine.base import BaseModel
     from clusterlora.engine.stacked import Weights
+
+log = logging.getLogger(__name__)
 
 
 class Prefix(AdapterKind):
@@ -73,4 +76,6 @@ class Prefix(AdapterKind):
         """See `AdapterKind`."""
         from clusterlora.engine.backends import prefix_backend
 
+        if request.checkpointing:
+            log.warning("checkpointing is left out for prefixes: activations are kept")
         return prefix_backend(base, n_slots=request.n_slots, n_virtual=request.rank)

@@ -159,7 +159,7 @@ def write_everything(_base: Path, say: Say) -> None:
 
 def study(base: Path, _say: Say) -> None:
     """Run a study of two people from its data to its tables, in this process; a checkpoint ends every epoch."""
-    from clusterlora.engine import training_loop
+    from clusterlora.engine import active_job
     from clusterlora.planning.attempts import next_request
     from clusterlora.ports.run_log import SilentLog
     from clusterlora.recipe import Recipe
@@ -173,7 +173,7 @@ def study(base: Path, _say: Say) -> None:
     from clusterlora.stages.train import train_group
     from clusterlora.wiring import from_environment
 
-    training_loop._CHECKPOINT_SECONDS = -1.0
+    active_job.CHECKPOINT_SECONDS = -1.0
     settings = Study(
         name="cut",
         methods=("unified", "per_persona"),

@@ -1,0 +1,144 @@
+"""The slots of a training: how the state of a job gets into one, from a checkpoint or from the start, and out again.
+
+legend   K number of slots, n parameters of an adapter
+"""
+
+import logging
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from clusterlora.engine import checkpoint
+from clusterlora.engine.active_job import ActiveJob
+from clusterlora.engine.backends import Backend
+from clusterlora.engine.base import BaseModel
+from clusterlora.engine.job import TrainingJob, TrainingResult
+from clusterlora.engine.kinds import ADAPTER_KINDS
+from clusterlora.engine.kinds.kind import SlotRequest, Slots
+from clusterlora.engine.memory import free_memory_bytes
+from clusterlora.engine.peft_folder import read_peft_tensors, write_adapter
+from clusterlora.engine.slot_adamw import SlotAdamW
+
+log = logging.getLogger(__name__)
+
+MAX_SLOTS = {"cpu": 32, "cuda": 256}
+"""Adapters trained at once; more would not make the products more efficient."""
+_SLOT_SHARE = 0.25
+"""Share of the free memory that slots may take."""
+
+
+class TrainingSlots:
+    """Parameters, gradients and moments of the active jobs, and the backend that computes the gradients."""
+
+    def __init__(self, base: BaseModel, jobs: Sequence[TrainingJob], *, checkpointing: bool) -> None:
+        """Allocate as many slots as the jobs need and memory affords; jobs share slots, `AdapterKind.slot_group` is the same for each.
+
+        Raises:
+            BadSettings: the base has no plain Linear layers of these names, or does not support checkpointing.
+        """
+        self._base = base
+        folders = sorted({job.frozen_adapter for job in jobs if job.frozen_adapter})
+        self.frozen_slot: dict[Path | None, int] = {None: 0} | {folder: slot for slot, folder in enumerate(folders, start=1)}
+        """The slot of each frozen adapter; slot 0 is none."""
+        self.stack, self.backend = _slots_and_backend(base, jobs, folders, checkpointing=checkpointing)
+        self.optimiser = SlotAdamW(self.stack.parameters, self.stack.gradients)
+        self._free = list(range(len(self)))
+
+    def __len__(self) -> int:
+        return len(self.stack.parameters)
+
+    @property
+    def has_free(self) -> bool:
+        """Whether a job can be admitted."""
+        return bool(self._free)
+
+    def admit(self, job: TrainingJob) -> ActiveJob:
+        """Give a job a slot: as its checkpoint left it, else with the weights of `init_from`, else with the initial ones."""
+        active = ActiveJob(job, self._free.pop())
+        stack, recipe, optimiser = self.stack, job.recipe, self.optimiser
+        saved = checkpoint.read(job)
+        optimiser.reset(active.slot, n_steps=len(saved.losses) if saved else 0)
+        if saved is None:
+            initial = read_peft_tensors(job.init_from) if job.init_from else stack.initial(rank=recipe.rank, seed=recipe.seed)
+            stack.write(active.slot, stack.parameters, initial)
+            return active
+        stack.write(active.slot, stack.parameters, saved.weights)
+        stack.write(active.slot, optimiser.first, saved.first_moments)
+        stack.write(active.slot, optimiser.second, saved.second_moments)
+        active.losses, active.val_losses = list(saved.losses), list(saved.val_losses)
+        if saved.best:
+            active.best = torch.zeros_like(stack.parameters[active.slot])
+            stack.write(0, active.best[None], saved.best)
+        log.info("%s resumes after step %d of %d", job.name, len(saved.losses), job.total_steps)
+        return active
+
+    def step(self, losses: Mapping[ActiveJob, float]) -> None:
+        """Clip, schedule and step every slot by itself, but for those of losses that are not finite; record all losses."""
+        self.optimiser.step({active.slot: active.next_step() for active, loss in losses.items() if math.isfinite(loss)})
+        for active, loss in losses.items():
+            active.losses.append(loss)
+
+    def record_val_loss(self, active: ActiveJob, loss: float) -> None:
+        """Record the val loss of an epoch, and keep the weights of the epoch with the lowest."""
+        if loss < min(active.val_losses, default=math.inf):
+            active.best = self.stack.parameters[active.slot].clone()
+        active.val_losses.append(loss)
+
+    def write_checkpoint(self, active: ActiveJob) -> None:
+        """Write weights, moments and losses; a later `admit` goes on from there."""
+        stack, rank, optimiser = self.stack, active.job.recipe.rank, self.optimiser
+        weights, *moments = (stack.read(active.slot, matrix, rank=rank) for matrix in (stack.parameters, optimiser.first, optimiser.second))
+        best = {} if active.best is None else stack.read(0, active.best[None], rank=rank)
+        state = checkpoint.Checkpoint(weights, moments[0], moments[1], tuple(active.losses), tuple(active.val_losses), best)
+        checkpoint.write(active.job, state)
+        active.saved = time.monotonic()
+
+    def finish(self, active: ActiveJob) -> TrainingResult | None:
+        """Free a job's slot; write its PEFT folder and return it, or None where its losses or weights are not finite."""
+        job, recipe, weights = active.job, active.job.recipe, self._weights_of(active)
+        result = None
+        # No loss has been computed with the weights of the last step.
+        if not active.has_diverged and bool(weights.isfinite().all()):
+            folder = job.scratch / "adapter"
+            tensors = self.stack.read(0, weights[None], rank=recipe.rank)
+            write_adapter(folder, tensors, ADAPTER_KINDS[recipe.kind].peft_config(self._base, recipe))
+            seconds = time.monotonic() - active.started
+            result = TrainingResult(job, folder, tuple(active.losses), seconds, tuple(active.val_losses))
+        self.stack.parameters[active.slot].zero_()
+        self._free.append(active.slot)
+        return result
+
+    def close(self) -> None:
+        """Restore the model and let go of the slots, which a retry needs the memory of."""
+        self.backend.close()
+        del self.backend, self.stack, self.optimiser
+
+    def _weights_of(self, active: ActiveJob) -> Float[Tensor, " n"]:
+        return self.stack.parameters[active.slot] if active.best is None else active.best
+
+
+def _slots_and_backend(
+    base: BaseModel, jobs: Sequence[TrainingJob], frozen_adapters: Sequence[Path], *, checkpointing: bool
+) -> tuple[Slots, Backend]:
+    largest = max((job.recipe for job in jobs), key=lambda recipe: recipe.rank)
+    kind = ADAPTER_KINDS[largest.kind]
+    request = SlotRequest(
+        recipe=largest,
+        n_slots=_affordable_slots(base, jobs, kind.n_parameters(base, largest)),
+        rank=largest.rank,
+        probe=jobs[0].sequences[0].ids[:8],
+        frozen_adapters=tuple(frozen_adapters),
+        checkpointing=checkpointing,
+    )
+    return kind.slots(base, request)
+
+
+def _affordable_slots(base: BaseModel, jobs: Sequence[TrainingJob], n_parameters: int) -> int:
+    """Return the number of slots; each holds parameters, gradients, clipped gradients and two moments in float32."""
+    slot_bytes = 4 * 5 * n_parameters
+    return max(1, min(len(jobs), MAX_SLOTS[base.model.device.type], int(_SLOT_SHARE * free_memory_bytes(base.model.device) / slot_bytes)))
