@@ -59,7 +59,7 @@ def test_an_adapter_that_only_peft_can_add_is_used_alone_and_as_it_is(tmp_path: 
         combined_weights([WeightedAdapter("a", 0.5)], lambda _name: alone)
 
 
-@pytest.mark.parametrize("kind", ADAPTER_KINDS)
+@pytest.mark.parametrize("kind", ["ia3", *(pytest.param(kind, marks=pytest.mark.whole) for kind in ADAPTER_KINDS if kind != "ia3")])
 def test_a_study_of_every_kind_trains_compares_and_exports_adapters_with_which_peft_answers_the_same(
     kind: str, tiny_base_folder: Path, stores: Stores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
