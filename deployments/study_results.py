@@ -10,6 +10,7 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.markdown import Markdown
 
+from clusterlora.evaluation.markdown import as_plain_text
 from clusterlora.gate.report import markdown
 from clusterlora.planning.study_state import read_state
 from clusterlora.ports.stores import Stores
@@ -69,7 +70,7 @@ def _print_failure(ended: StudySnapshot, services: LocalServices) -> None:
 def _print_markdown(console: Console, text: str) -> None:
     """Render Markdown in a terminal; print its source elsewhere. Tables are as wide as their longest words need: rich would cut numbers."""
     if not console.is_terminal:
-        click.echo(text)
+        click.echo(as_plain_text(text))
         return
     width = console.width
     for is_table, lines in groupby(text.splitlines(), key=lambda line: line.startswith("|")):

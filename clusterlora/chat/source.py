@@ -34,6 +34,16 @@ def frozen_source(source: str, arguments: Sequence[tuple[str, str]], date: str |
     return "".join(lines) + (source if date is None else _dated(source, date))
 
 
+def with_system_prompt(source: str, system_prompt: str, *, has_system_role: bool) -> str:
+    """Return the template with this text for conversations without a system turn; without that role it leads the first user turn."""
+    system = f"{{'role': 'system', 'content': {system_prompt!a}}}"
+    given = f"{{% if messages[0]['role'] != 'system' %}}{{% set messages = [{system}] + messages %}}{{% endif %}}"
+    if has_system_role:
+        return given + source
+    led = "{'role': 'user', 'content': messages[0]['content'] ~ '\\n\\n' ~ messages[1]['content']}"
+    return f"{given}{{% set messages = [{led}] + messages[2:] %}}{source}"
+
+
 def _dated(source: str, date: str) -> str:
     try:
         day = datetime.combine(Date.fromisoformat(date), time())

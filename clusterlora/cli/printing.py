@@ -1,6 +1,9 @@
 """Tables on stdout that never cut a number: where the terminal is narrower, or there is none, lines are as long as they have to be."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
+
+import click
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -17,3 +20,12 @@ def print_whole(renderable: "RenderableType") -> None:
     if needed > console.width:
         console.width = needed
     console.print(renderable)
+
+
+def echo_columns(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print rows as columns under their headings; nothing when there are no rows."""
+    if not rows:
+        return
+    widths = [max(len(row[i]) for row in (heading, *rows)) for i in range(len(heading))]
+    for row in (heading, *rows):
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

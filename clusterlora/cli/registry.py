@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from clusterlora.cli.orchestration import use_local_services
+from clusterlora.cli.printing import echo_columns
 from clusterlora.errors import counted
 
 if TYPE_CHECKING:
@@ -38,10 +39,17 @@ def list_models(study: str | None, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps([_record(version) for version in versions]))
         return
-    for version in versions:
-        aliases = " ".join(f"@{alias}" for alias in version.aliases)
-        comparison = version.tags.get("comparison", "not compared")
-        click.echo(f"{version.name:<36} {version.version:>3}  {version.tags.get('method', '-'):<18} {comparison:<13} {aliases}")
+    rows = [
+        (
+            version.name,
+            version.version,
+            version.tags.get("method", "-"),
+            version.tags.get("comparison", "not compared"),
+            " ".join(f"@{alias}" for alias in version.aliases),
+        )
+        for version in versions
+    ]
+    echo_columns(("MODEL", "VERSION", "METHOD", "COMPARISON", "ALIASES"), rows)
     if not versions:
         click.echo("no registered models yet; a study registers its models when it ends: clusterlora study run --preset quick")
 
@@ -55,7 +63,9 @@ def show(model: str, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(_record(version) | {"card": version.card}))
         return
-    click.echo(version.card or f"# {version.name}\n")
+    from clusterlora.evaluation.markdown import as_plain_text
+
+    click.echo(as_plain_text(version.card) or f"# {version.name}\n")
     click.echo(f"version {version.version}, aliases: {', '.join(version.aliases) or 'none'}, created {version.created}")
     for tag, value in sorted(version.tags.items()):
         click.echo(f"  {tag:<20} {value}")

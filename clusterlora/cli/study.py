@@ -14,6 +14,7 @@ from clusterlora.cli.choose_base import with_base
 from clusterlora.cli.local_stores import open_local_stores
 from clusterlora.cli.options import study_from, study_options
 from clusterlora.cli.orchestration import deployments, services_home
+from clusterlora.cli.printing import echo_columns
 from clusterlora.cli.progress import console_log, echo_stderr
 
 if TYPE_CHECKING:
@@ -179,8 +180,7 @@ def list_studies(as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(rows))
         return
-    for row in rows:
-        click.echo(f"{row['name']:<30} {row['status']:<12} {row['created']}")
+    echo_columns(("STUDY", "STATUS", "CREATED"), [tuple(row.values()) for row in rows])
     if not rows:
         click.echo("no studies yet; start with: clusterlora study run --preset quick")
 

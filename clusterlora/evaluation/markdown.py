@@ -1,5 +1,6 @@
 """Markdown tables whose cells may contain any text: persona ids are data."""
 
+import html
 import re
 from collections.abc import Sequence
 
@@ -11,6 +12,11 @@ def cell(text: str) -> str:
     """Return text escaped for one cell: no row break, HTML, link or code."""
     one_line = " ".join(text.split()).replace("&", "&amp;")
     return _TAG.sub("&lt;", one_line.translate(_ESCAPES))
+
+
+def as_plain_text(markdown: str) -> str:
+    """Return Markdown to be read as it stands: its escaped characters as themselves."""
+    return html.unescape(markdown).replace("\\|", "|")
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[bool]) -> str:

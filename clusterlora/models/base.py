@@ -135,6 +135,17 @@ def load_base(name: str, *, dtype: Dtype | Literal["auto"] = "float32", device: 
     return BaseModel(name, revision, model.to(device).eval().requires_grad_(False), tokenizer)  # pyright: ignore[reportArgumentType]
 
 
+def base_to_describe(name: str) -> BaseModel:
+    """Return a base model to ask for its tokenizer and ids, not for answers: its weights are not read, except from GGUF.
+
+    Raises:
+        ModelUnavailable: as `load_base`.
+    """
+    folder, revision = _find(name)
+    model, tokenizer = load_causal_lm(folder, dtype="float32", device="cpu" if weight_files(folder)[0].suffix == ".gguf" else "meta")
+    return BaseModel(name, revision, model, tokenizer)
+
+
 def usable_base(name: str) -> UsableBase:
     """Return a base model whose files fit together; of its weights only names and shapes are read.
 

@@ -7,8 +7,9 @@ from clusterlora.errors import counted
 from clusterlora.evaluation.markdown import cell
 from clusterlora.evaluation.metrics import METRICS
 from clusterlora.metadata import ComparisonSummary, Provenance
-from clusterlora.models.base import BASE_MODELS, base_licence
+from clusterlora.models.base import base_licence
 from clusterlora.ports.model_registry import About
+from clusterlora.serving.elsewhere import BASE_FOLDER, PEFT_LINES, answer_settings
 from clusterlora.settings import PreparedStudy
 
 
@@ -50,12 +51,7 @@ def about(
         *_weights(weights_sha256),
         f"- **Recipe**: rank {recipe.rank}, alpha {recipe.alpha:g}, {recipe.epochs} epochs, batch {recipe.batch_size}",
         f"- **Score**: {_score(study, summary, method)}",
-        "",
-        "Served with its routing and prompts: "
-        f"`mlflow models serve -m models:/{model}/{{version}} --env-manager local`. Adapters alone, after "
-        f"`clusterlora registry export {model}/{{version}} --format peft --out exported`:",
-        "",
-        *_loading(study, weights_sha256),
+        *_answering(study, provenance, model),
     ]
     return About("\n".join(lines) + "\n", tags)
 
@@ -108,20 +104,24 @@ def _score(study: PreparedStudy, summary: ComparisonSummary | None, method: str)
     return f"{text}, 95% intervals, {counted(score.n_items, 'item')} of {counted(score.n_personas, 'persona')}"
 
 
-def _loading(study: PreparedStudy, adapters: Mapping[str, str]) -> list[str]:
-    """Return how PEFT and vLLM load an adapter, three lines each."""
-    if not adapters:
-        return ["It has no adapter: the base model answers."]
-    base = f'"$(clusterlora models path {study.model.base})"' if study.model.base in BASE_MODELS else f'"{study.model.base}"'
-    folder = "exported/adapters/NAME"
+def _answering(study: PreparedStudy, provenance: Provenance, model: str) -> list[str]:
+    """Return how answers are generated, and how PEFT and vLLM give the same ones without this package."""
+    settings = answer_settings(study.model, max_new_tokens=study.evaluation.max_new_tokens, revision=provenance.base_revision)
+    arguments = ", ".join(f"`{name}` = `{value}`" for name, value in settings.template_arguments.items())
+    where = "copied into base/" if settings.base_model == BASE_FOLDER else f"commit `{settings.base_commit}`"
     return [
-        "```python",
-        f"# PEFT; BASE = {base}",
-        "from peft import PeftModel; from transformers import AutoModelForCausalLM",
-        f'model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(BASE), "{folder}")',
+        f"- **Answers**: greedy, {settings.dtype}, at most {settings.max_new_tokens} tokens, ended by the token ids "
+        f"{', '.join(map(str, settings.stop_token_ids))}; prompts of at most {settings.max_length} tokens with their answer",
+        f"- **Prompt**: system text `{cell(settings.system_prompt)}`, with a line `Now: ....` for what both sides can see; arguments of "
+        f"the chat template: {arguments or 'none'}, its date: {settings.template_date or 'today'}",
         "",
-        "# vLLM",
-        "from vllm import LLM; from vllm.lora.request import LoRARequest",
-        f'LLM(BASE, enable_lora=True, max_lora_rank=RANK).chat(messages, lora_request=LoRARequest("NAME", 1, "{folder}"))',
+        f"Served with its routing: `mlflow models serve -m models:/{model}/{{version}} --env-manager local`. Without this package, in the "
+        f"folder that `clusterlora registry export {model}/{{version}} --format peft --out exported` writes (base: "
+        f"`{settings.base_model}`, {where}), `python load.py PERSONA TEXT` is:",
+        "",
+        "```python",
+        *PEFT_LINES.splitlines(),
         "```",
+        "",
+        "With `--format vllm`, `sh serve.sh` in that folder serves base and adapters with the same settings.",
     ]

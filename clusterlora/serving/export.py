@@ -4,19 +4,17 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from clusterlora.adapters.compositions import combined_weights
-from clusterlora.chat.template import ChatTemplate, template_source
 from clusterlora.durable import make_folder, put_folder_in_place, write_durably
 from clusterlora.engine.kinds import kind_of, read_weights
 from clusterlora.engine.peft_folder import write_factors
 from clusterlora.errors import BadData
-from clusterlora.models.base import base_folder
-from clusterlora.models.loading import load_tokenizer
 from clusterlora.recipe import Recipe
+from clusterlora.serving.elsewhere import BASE_FOLDER, PEFT_LINES, AnswerSettings, answer_settings, write_settings
 from clusterlora.stores.routing_table import KeyedComposition, RoutingTable, read_routing_table
 from clusterlora.values import WeightedAdapter
 
@@ -43,15 +41,17 @@ class Exported:
 
 
 def export(artifacts: Path, target: Path, form: Format) -> Exported:
-    """Write adapters/<name>-<hash>/ (PEFT folders), routes.json (persona -> adapter) and serve.sh or load.py; return what was written.
+    """Write a folder that answers as the study does without this package, and may be carried anywhere; return what was written.
 
-    Where the study sets arguments or a date for its chat template, they are written into chat_template.jinja.
+    It holds adapters/<name>-<hash>/ (PEFT folders), routes.json (persona -> adapter, and how answers are generated), chat_template.jinja
+    with the study's system prompt, arguments and date, generation_config.json, serve.sh or load.py, and base/ unless the hub has it.
 
     A composition of several adapters becomes one adapter with exactly their sum as its update; its rank is the sum of theirs.
 
     Raises:
         BadData: the target is not empty, an adapter differs from what was recorded, or a composition is more than adapter weights (a
             prefix, a prompt with exchanges).
+        ModelUnavailable: the base model is not on this machine, or is another one here.
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise BadData(f"{target} exists and is not empty; give another --out")
@@ -59,37 +59,42 @@ def export(artifacts: Path, target: Path, form: Format) -> Exported:
     table.refuse_other_weights({key: artifacts / "adapters" / key for key in table.keys})
     compositions = dict.fromkeys((table.default, *table.personas.values()))
     _refuse_prompts(table)
+    settings = answer_settings(table.model, max_new_tokens=table.max_new_tokens, revision=table.base_revision)
     make_folder(target / "adapters")
     written = {
-        composition: _write(composition, table, artifacts / "adapters", target / "adapters", form)
+        composition: _write(composition, table, settings, artifacts / "adapters", target / "adapters", form)
         for composition in compositions
         if composition.adapters
     }
     _refuse_other_kinds({name: kind_of(target / "adapters" / name).name for name in written.values()})
-    ranks = [json.loads((target / "adapters" / name / "adapter_config.json").read_text()).get("r", 1) for name in written.values()]
+    names = tuple(sorted(set(written.values())))
+    ranks = [_adapter_config(target / "adapters" / name).get("r", 1) for name in names]
     adapter_by_persona = {persona_id: written.get(composition, _BASE) for persona_id, composition in table.personas.items()}
     rank = _smallest_allowed(max(ranks, default=1)) if form == "vllm" else max(ranks, default=1)
-    base = str(base_folder(table.model.base))
-    tokenizer = load_tokenizer(Path(base))
-    template = ChatTemplate(tokenizer, table.model.template_arguments, table.model.template_date)
-    if of_its_own := template.source != template_source(tokenizer):
-        write_durably(target / "chat_template.jinja", template.source.encode())
-    names = tuple(sorted(set(written.values())))
-    command = _command(form, base, list(names), rank, of_its_own=of_its_own)
-    exported = Exported(target, base, names, adapter_by_persona, written.get(table.default, _BASE), rank, command)
+    write_settings(target, table.model, settings)
+    command = _vllm_command(settings, names, rank) if form == "vllm" else PEFT_LINES
+    exported = Exported(target, settings.base_model, names, adapter_by_persona, written.get(table.default, _BASE), rank, command)
     routes = {
         "study": table.study,
-        "base_model": base,
+        **asdict(settings),
         "base_revision": table.base_revision,
         "default": exported.default,
         "personas": adapter_by_persona,
-        # Servers stop at the token in the base's own settings; the end of a turn in its chat template may be another one.
-        "stop_token_ids": [tokenizer.convert_tokens_to_ids(template.end_token)],
     }
     write_durably(target / "routes.json", (json.dumps(routes, indent=2, ensure_ascii=False) + "\n").encode())
-    file = target / ("serve.sh" if form == "vllm" else "load.py")
-    write_durably(file, (command + "\n").encode())
+    write_durably(target / ("serve.sh" if form == "vllm" else "load.py"), command.encode())
     return exported
+
+
+def _adapter_config(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+
+
+def _name_base(folder: Path, settings: AnswerSettings) -> None:
+    """Let an adapter name its base as it is found from the export's folder."""
+    commit = None if settings.base_model == BASE_FOLDER else settings.base_commit
+    config = _adapter_config(folder) | {"base_model_name_or_path": settings.base_model, "revision": commit}
+    write_durably(folder / "adapter_config.json", json.dumps(config, indent=2, sort_keys=True).encode())
 
 
 def _refuse_prompts(table: RoutingTable) -> None:
@@ -103,7 +108,7 @@ def _refuse_prompts(table: RoutingTable) -> None:
             )
 
 
-def _write(composition: KeyedComposition, table: RoutingTable, adapters: Path, target: Path, form: Format) -> str:
+def _write(composition: KeyedComposition, table: RoutingTable, settings: AnswerSettings, adapters: Path, target: Path, form: Format) -> str:
     """Write a composition as one PEFT folder; return its name, which ends in the hash of its files."""
     scratch = target / ".unfinished"
     if len(composition.adapters) == 1 and composition.adapters[0].weight == 1.0:
@@ -122,6 +127,7 @@ def _write(composition: KeyedComposition, table: RoutingTable, adapters: Path, t
         label = "-".join(table.names.get(adapter.key, "adapter") for adapter in composition.adapters)
     if form == "vllm":
         _refuse_unserved(scratch, label)
+    _name_base(scratch, settings)
     content = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(scratch.iterdir()))).hexdigest()[:12]
     name = f"{label.replace('+', '-')}-{content}"
     if (target / name).exists():
@@ -141,7 +147,7 @@ def _refuse_other_kinds(kind_by_adapter: Mapping[str, str]) -> None:
 
 def _refuse_unserved(folder: Path, label: str) -> None:
     """Raise BadData for adapters that vLLM's loader refuses: not LoRA, with biases, whole modules or DoRA, or of too large a rank."""
-    config: dict[str, Any] = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    config = _adapter_config(folder)
     if config.get("peft_type") != "LORA":
         raise BadData(
             f"adapter {label} is {config.get('peft_type')}, not LoRA, and vLLM serves only LoRA; use --format peft or `mlflow models serve`"
@@ -159,24 +165,15 @@ def _smallest_allowed(rank: int) -> int:
     return next(allowed for allowed in VLLM_RANKS if allowed >= rank)
 
 
-def _command(form: Format, base: str, names: list[str], rank: int, *, of_its_own: bool) -> str:
-    if form == "vllm":
-        template = " --chat-template chat_template.jinja" if of_its_own else ""
-        modules = " \\\n    ".join(f"{name}=adapters/{name}" for name in names)
-        return (
-            "#!/bin/sh\n# Run in this folder. A request names its adapter as `model`: routes.json says which is whose.\n"
-            f"exec vllm serve {_quoted(base)}{template} --enable-lora --max-lora-rank {rank} --max-loras {min(8, max(1, len(names)))} \\\n"
-            f"    --lora-modules {modules}"
-        )
-    first = names[0] if names else ""
-    more = "".join(f'\nmodel.load_adapter("adapters/{name}", adapter_name="{name}")' for name in names[1:])
-    return (
-        "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
-        f"base = AutoModelForCausalLM.from_pretrained({base!r})\n"
-        f'model = PeftModel.from_pretrained(base, "adapters/{first}", adapter_name="{first}"){more}\n'
-        f'model.set_adapter("{first}")  # routes.json says which is whose'
+def _vllm_command(settings: AnswerSettings, names: tuple[str, ...], rank: int) -> str:
+    commit = "" if settings.base_model == BASE_FOLDER else f" --revision {settings.base_commit} --tokenizer-revision {settings.base_commit}"
+    modules = "".join(f" \\\n    {name}=adapters/{name}" for name in names)
+    adapters = (
+        f" \\\n    --enable-lora --max-lora-rank {rank} --max-loras {min(8, len(names))} \\\n    --lora-modules{modules}" if names else ""
     )
-
-
-def _quoted(text: str) -> str:
-    return "'" + text.replace("'", "'\\''") + "'"
+    return (
+        "#!/bin/sh\n# Run in this folder. A request names its adapter as `model`: routes.json says which is whose.\n"
+        f"exec vllm serve {settings.base_model}{commit} --served-model-name {_BASE} --dtype {settings.dtype} \\\n"
+        "    --chat-template chat_template.jinja --generation-config . --override-generation-config '{\"temperature\": 0}'"
+        f"{adapters}\n"
+    )

@@ -8,7 +8,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from clusterlora.cli.printing import print_whole
+from clusterlora.cli.printing import echo_columns, print_whole
+from clusterlora.evaluation.markdown import markdown_table
 from deployments.study_results import _print_markdown  # pyright: ignore[reportPrivateUsage]
 
 NUMBERS = tuple(f"+{n}5.8312345" for n in range(1, 9))
@@ -47,3 +48,15 @@ def test_a_narrow_terminal_wraps_headings_but_cuts_no_number(monkeypatch: pytest
     table.add_row(*NUMBERS)
     print_whole(table)
     assert any(all(number in line for number in NUMBERS) for line in terminal.getvalue().splitlines())
+
+
+def test_lists_have_headings_above_their_columns_and_say_nothing_when_empty(capsys: pytest.CaptureFixture[str]) -> None:
+    echo_columns(("STUDY", "STATUS"), [("a-long-name", "running"), ("b", "finished")])
+    assert capsys.readouterr().out == "STUDY        STATUS\na-long-name  running\nb            finished\n"
+    echo_columns(("STUDY", "STATUS"), [])
+    assert capsys.readouterr().out == ""
+
+
+def test_piped_markdown_has_no_entities_and_no_escapes(capsys: pytest.CaptureFixture[str]) -> None:
+    _print_markdown(Console(file=io.StringIO()), markdown_table(["who"], [["a<b> & [c]|`d`"]], right=[False]))
+    assert "| a<b> & [c]|`d` |" in capsys.readouterr().out

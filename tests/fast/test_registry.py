@@ -1,7 +1,10 @@
 """Registered models: listing, promotion to champion, and export for servers that read PEFT folders."""
 
 import json
+import os
+import shutil
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from clusterlora.adapters.compositions import combined_weights
 from clusterlora.adapters.weights import weights_sha256
+from clusterlora.chat.source import with_system_prompt
 from clusterlora.cli import main
 from clusterlora.engine.kinds import read_weights
 from clusterlora.engine.peft_folder import write_peft_folder
@@ -21,6 +25,7 @@ from clusterlora.ports.model_registry import About
 from clusterlora.recipe import Recipe
 from clusterlora.registry.model_card import about
 from clusterlora.serving.export import export
+from clusterlora.serving.router import Router
 from clusterlora.settings import PreparedModel, PreparedStudy
 from clusterlora.stores.json_codec import plain, to_json
 from clusterlora.stores.routing_table import KeyedAdapter, KeyedComposition, RoutingTable
@@ -28,16 +33,22 @@ from clusterlora.values import Dataset, Dialogue, Persona, Turn, WeightedAdapter
 from tests.fixtures.servers import mlflow_artifacts
 
 STUDY = "handed-over"
+COMPOSITIONS = (
+    KeyedComposition((KeyedAdapter("aaaa"),)),
+    KeyedComposition((KeyedAdapter("bbbb"),)),
+    KeyedComposition((KeyedAdapter("aaaa"), KeyedAdapter("bbbb", 0.5))),
+    KeyedComposition(),
+)
 
 
-def adapter(folder: Path, base: Path, *, seed: int, rank: int = 2) -> Path:
+def adapter(folder: Path, base: Path, *, seed: int, rank: int = 2, width: int = 32) -> Path:
     import torch
 
     generator = torch.Generator().manual_seed(seed)
     tensors = {
         f"model.layers.{n}.self_attn.q_proj.lora_{side}.weight": torch.randn(shape, generator=generator)
         for n in range(2)
-        for side, shape in (("A", (rank, 32)), ("B", (32, rank)))
+        for side, shape in (("A", (rank, width)), ("B", (width, rank)))
     }
     write_peft_folder(folder, tensors, Recipe(rank=rank, target_modules=("q_proj",)), base=str(base))
     return folder
@@ -67,17 +78,122 @@ def artifacts(table: RoutingTable, tiny_base_folder: Path, tmp_path: Path) -> Pa
     return tmp_path / "artifacts"
 
 
-def test_an_export_brings_the_chat_template_with_the_studys_arguments_and_the_end_of_a_turn(
+def test_an_export_brings_the_chat_template_with_system_prompt_arguments_and_all_that_generation_needs(
     artifacts: Path, table: RoutingTable, tmp_path: Path
 ) -> None:
-    export(artifacts, tmp_path / "plain", "vllm")
-    assert not (tmp_path / "plain" / "chat_template.jinja").exists()
-    assert json.loads((tmp_path / "plain" / "routes.json").read_text())["stop_token_ids"] == [2]
-    given = replace(table, model=replace(table.model, template_arguments=(("level", '"high"'),)))
+    given = replace(table, model=replace(table.model, template_arguments=(("level", '"high"'),), system_prompt='Say "é" to \U0001f600.'))
     (artifacts / "routes.json").write_text(to_json(given))
     export(artifacts, tmp_path / "out", "vllm")
-    assert (tmp_path / "out" / "chat_template.jinja").read_text().startswith('{% set level = "high" %}')
-    assert "--chat-template chat_template.jinja" in (tmp_path / "out" / "serve.sh").read_text()
+    template = (tmp_path / "out" / "chat_template.jinja").read_text()
+    assert '{% set level = "high" %}' in template
+    tokenizer = load_base(table.model.base).tokenizer
+    asked = [{"role": "user", "content": "hi"}]
+    with_system = [{"role": "system", "content": 'Say "é" to \U0001f600.'}, *asked]
+    given_by_us = tokenizer.apply_chat_template(asked, chat_template=template, tokenize=False)
+    assert given_by_us == tokenizer.apply_chat_template(with_system, tokenize=False)
+    routes = json.loads((tmp_path / "out" / "routes.json").read_text())
+    expected = {
+        "base_model": "base",
+        "dtype": "float32",
+        "system_prompt": 'Say "é" to \U0001f600.',
+        "template_arguments": {"level": '"high"'},
+        "max_new_tokens": 4,
+        "stop_token_ids": [2],
+    }
+    assert routes.items() >= expected.items()
+    serve = (tmp_path / "out" / "serve.sh").read_text()
+    for option in ("serve base ", "--served-model-name base", "--dtype float32", "--chat-template chat_template", "--generation-config ."):
+        assert option in serve
+    assert not [file for file in text_files(tmp_path / "out") if str(tmp_path) in file or str(Path(table.model.base)) in file]
+
+
+def text_files(folder: Path) -> list[str]:
+    return [file.read_text() for file in sorted(folder.rglob("*")) if file.is_file() and file.suffix not in (".safetensors", ".model")]
+
+
+def test_a_template_without_a_system_role_is_given_the_system_text_in_the_first_user_turn(tiny_base_folder: Path) -> None:
+    tokenizer = load_base(str(tiny_base_folder)).tokenizer
+    source = (
+        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no') }}{% endif %}[{{ m.role }}] {{ m.content }}{% endfor %}"
+    )
+    template = with_system_prompt(source, "Be kind.", has_system_role=False)
+    ask = {"role": "user", "content": "hi"}
+    for turns in ([ask], [{"role": "system", "content": "Be kind."}, ask]):
+        assert tokenizer.apply_chat_template(turns, chat_template=template, tokenize=False) == "[user] Be kind.\n\nhi"
+
+
+ELSEWHERE = """
+import contextlib, io, json, sys
+sys.modules["clusterlora"] = None  # an import of it fails
+code, answers = sys.argv[1], []
+for persona, text in json.loads(sys.argv[2]):
+    sys.argv[1:] = [persona, text]
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        exec(code, {})
+    answers.append(said.getvalue())
+print(json.dumps(answers))
+"""
+
+
+@pytest.fixture(params=["embedded", pytest.param("hub", marks=pytest.mark.whole), pytest.param("folder", marks=pytest.mark.whole)])
+def base_name(request: pytest.FixtureRequest, tiny_base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Return a base model by each kind of name; that of the hub is in the hub's cache on this machine."""
+    if request.param == "embedded":
+        return "homelm"
+    if request.param == "folder":
+        return str(tiny_base_folder)
+    commit, cache = "a" * 40, tmp_path / "hub" / "models--somebody--tiny"
+    shutil.copytree(tiny_base_folder, cache / "snapshots" / commit)
+    generation = json.loads((tiny_base_folder / "generation_config.json").read_text())
+    (cache / "snapshots" / commit / "generation_config.json").write_text(json.dumps(generation | {"repetition_penalty": 1.5}))
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text(commit)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub._snapshot_download.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    return "somebody/tiny"
+
+
+def test_an_export_carried_elsewhere_gives_the_served_answers_by_the_lines_of_its_card(base_name: str, tmp_path: Path) -> None:
+    table = RoutingTable(
+        study=STUDY,
+        method="hybrid",
+        model=PreparedModel(base=base_name),
+        base_revision=base_revision(base_name),
+        max_new_tokens=12,
+        default=KeyedComposition((KeyedAdapter("aaaa"),)),
+        personas={f"p{n}": COMPOSITIONS[n % 4] for n in range(9)},
+        names={"aaaa": "unified", "bbbb": "residual-0000"},
+    )
+    folders = {key: tmp_path / "artifacts" / "adapters" / key for key in ("aaaa", "bbbb")}
+    width = load_base(base_name).model.config.hidden_size
+    for seed, folder in enumerate(folders.values()):
+        adapter(folder, Path(base_name), seed=seed, width=width)
+    (tmp_path / "artifacts" / "routes.json").write_text(to_json(table))
+    texts = ["Make it cosy", "good night", "I am home", "play jazz", "too cold", "what is on?", "film time", "dinner", "wake me at 7", "hi"]
+    asked = [(f"p{n}", text) for n, text in enumerate(texts)]  # p9 is unknown
+    served = Router(table, folders).answer(
+        [{"persona_id": persona_id, "messages": [{"role": "user", "content": text}]} for persona_id, text in asked]
+    )
+    export(tmp_path / "artifacts", tmp_path / "here", "peft")
+    carried = tmp_path / "another machine" / "exported"
+    carried.parent.mkdir()
+    (tmp_path / "here").rename(carried)
+    provenance = Provenance(
+        clusterlora_version="1", git_revision=None, data_digest="a", base_revision=table.base_revision, n_personas=9, n_dialogues=9
+    )
+    study = PreparedStudy(model=table.model, evaluation=replace(PreparedStudy().evaluation, max_new_tokens=12))
+    card = about(study, provenance, None, model=STUDY, method="hybrid", n_personas=9, weights_sha256={"aaaa": "f", "bbbb": "e"}).card
+    lines = card.partition("```python\n")[2].partition("```")[0]
+    assert lines == (carried / "load.py").read_text()
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path / "hub"), "PYTHONPATH": ""}
+    command = [sys.executable, "-c", ELSEWHERE, lines, json.dumps(asked)]
+    ran = subprocess.run(command, env=environment, cwd=carried, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    assert [answer.strip() for answer in json.loads(ran.stdout.splitlines()[-1])] == [answer["text"] for answer in served]
+    assert len({answer["text"] for answer in served}) > 5, "answers that are all the same show nothing"
 
 
 def test_exported_folders_answer_in_peft_as_the_router_does(artifacts: Path, tiny_base_folder: Path, tmp_path: Path) -> None:
@@ -154,7 +270,7 @@ def test_models_that_need_more_than_an_adapter_are_not_exported(artifacts: Path,
 
 def test_a_model_card_lists_the_adapters_of_a_model_and_its_scores() -> None:
     provenance = Provenance(
-        clusterlora_version="1", git_revision=None, data_digest="abc", base_revision="def", n_personas=12, n_dialogues=120
+        clusterlora_version="1", git_revision=None, data_digest="abc", base_revision=base_revision("homelm"), n_personas=12, n_dialogues=120
     )
     score = MethodScore(
         method="cluster",
