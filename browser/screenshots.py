@@ -15,7 +15,7 @@ from uuid import UUID
 from browser.chromium import Tab, browser, find_browser, with_text
 from browser.prefect_pages import PrefectPages
 from clusterlora.config import resolve
-from clusterlora.stores.mlflow_view import VIEW
+from clusterlora.stores.mlflow_view import PAGE_QUERY
 from deployments import local_services
 from deployments.launch import run_study
 from deployments.prefect_client import connect
@@ -83,7 +83,7 @@ def take_screenshots(tab: Tab, client: "SyncPrefectClient", addresses: Addresses
     save_screenshot(tab, out / "mlflow-model.png")
     tab.open(f"{addresses.mlflow}/#/experiments", until=with_text("a", results.name))
     experiment = tab.value(f"{with_text('a', results.name)}.href")
-    page = f"{experiment.partition('?')[0]}/runs?viewStateShareKey={VIEW}&compareRunsMode=CHART&workflowType=machine_learning"
+    page = f"{experiment.partition('?')[0]}/runs?{PAGE_QUERY}"
     tab.open(page, until="document.querySelector('.js-plotly-plot')")
     save_screenshot(tab, out / "mlflow-charts.png")
 

@@ -25,6 +25,7 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 
 from deployments import passwords
 from deployments.passwords import USER
+from deployments.prefect_sqlite import queue_writers
 from deployments.service_specs import AUTH_VARIABLE, LOOPBACK, Addresses
 
 ENTER = "/enter"
@@ -39,6 +40,7 @@ def prefect() -> "AuthMiddleware":
     """Return Prefect's server behind the middleware."""
     from prefect.server.api.server import create_app
 
+    queue_writers()
     return _protected("prefect", create_app(final=True))
 
 

@@ -12,7 +12,7 @@ from uuid import UUID
 import httpx
 
 from clusterlora.config import as_mapping
-from clusterlora.errors import ServiceDown
+from clusterlora.errors import ServiceDown, UnknownName
 from clusterlora.metadata import Decision
 from clusterlora.planning.ladder import awaits_decision
 from clusterlora.planning.study_state import read_state
@@ -22,7 +22,8 @@ from deployments import local_services
 from deployments.expectation import Expectation
 from deployments.local_services import LocalServices
 from deployments.prefect_client import StudySnapshot, connect, latest_open_run, parent_name, snapshot
-from deployments.study_results import print_results
+from deployments.prefect_status import Note, local_studies
+from deployments.study_results import print_results, stores_without_tracker
 from deployments.supervise import crash_dead_runs
 from deployments.terminal_view import LiveView, PlainView
 from deployments.waiting_runs import PoolProblem, pool_problems, why_waiting
@@ -65,6 +66,8 @@ def run_study(
     try:
         if sys.stderr.isatty():
             log(_login_line(services))
+        for note in _notes(study.name, services):
+            log(f"study {study.name}: {note.what}")
         run_id = launch(study, services)
         launched = True
         log(f"study {study.name}: {services.addresses.prefect}/runs/flow-run/{run_id}")
@@ -92,6 +95,15 @@ def run_study(
         raise
     local_services.release(home, log=log)
     return ended
+
+
+def _notes(study_name: str, services: LocalServices) -> tuple[Note, ...]:
+    """Return what Prefect says of a study that was begun before."""
+    try:
+        recorded = stores_without_tracker(services).studies.status(study_name)
+    except UnknownName:
+        return ()
+    return local_studies({study_name: recorded}, services)[study_name].notes
 
 
 def launch(study: Study, services: LocalServices) -> UUID:
@@ -171,6 +183,8 @@ def _follow_at(
     client: "SyncPrefectClient", run_id: UUID, study_name: str, services: LocalServices, view: LiveView | PlainView
 ) -> StudySnapshot | LocalServices:
     """Return the last snapshot of a study, or the services as soon as their addresses have changed."""
+    from prefect.exceptions import ObjectNotFound
+
     supervised_at, told_to_decide, unreachable = time.monotonic(), False, False
     reasons: tuple[str, ...] = ()
     expectation = Expectation(study_name, services)
@@ -185,6 +199,11 @@ def _follow_at(
                         view.print_line(reason)
                 supervised_at = time.monotonic()
             study = snapshot(client, run_id, study_name)
+        except ObjectNotFound as error:
+            raise ServiceDown(
+                f"the run of study {study_name} was deleted in Prefect; what it finished is kept. "
+                f"Continue with: clusterlora study run --name {study_name}"
+            ) from error
         except httpx.HTTPError as error:
             _raise_unless_transient(error)
             if not unreachable:

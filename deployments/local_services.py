@@ -294,7 +294,7 @@ def _apply(home: Path, addresses: Addresses, applied: str | None, log: Callable[
     log_file = _log_file(home, "apply")
     env = {**os.environ, **service_specs.client_environment(home, addresses)}
     with private_files.open_append(log_file) as output:
-        command = [sys.executable, "-m", "deployments.apply", "--without-automations"]
+        command = [sys.executable, "-m", "deployments.apply", "--local"]
         completed = subprocess.run(command, env=env, cwd=CHECKOUT, stdout=output, stderr=subprocess.STDOUT, check=False)
     if completed.returncode != 0:
         raise ServiceDown(f"the deployments could not be created; {log_file} ends with:\n{processes.last_lines(log_file)}")
@@ -303,9 +303,12 @@ def _apply(home: Path, addresses: Addresses, applied: str | None, log: Callable[
 
 def _definitions_digest() -> str:
     """Return a hash of every file that determines the deployments and their parameter forms."""
+    core = CHECKOUT / "clusterlora"
     files = [
         CHECKOUT / "prefect.yaml",
-        CHECKOUT / "clusterlora" / "settings.py",
+        *(core / name for name in ("settings.py", "recipe.py", "config.py", "form.py")),
+        # The names to choose from: the catalogs of methods, metrics, sources, ...
+        *sorted(core.rglob("__init__.py")),
         *sorted((CHECKOUT / "flows").glob("*.py")),
         *sorted((CHECKOUT / "deployments").glob("*.py")),
         *sorted((CHECKOUT / "deployments" / "pools").glob("*.json")),

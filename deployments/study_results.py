@@ -43,9 +43,10 @@ def print_results(study_name: str, ended: StudySnapshot, services: LocalServices
         click.echo(f"  {phase:<17} {format_duration(seconds):>8}")
     click.echo(f"\nresults  {stores.folder(study_name)}")
     click.echo(f"Prefect  {services.addresses.prefect}/runs/flow-run/{ended.parent.id}")
-    click.echo(f"MLflow   {services.addresses.mlflow}")
+    state = read_state(study_name, stores)
+    click.echo(f"MLflow   {state.page or services.addresses.mlflow}")
     if ended.completed:
-        click.echo(f"next     {next_step(read_state(study_name, stores))}")
+        click.echo(f"next     {next_step(state)}")
 
 
 def _print_outcome(study_name: str, stores: Stores) -> None:

@@ -3,11 +3,12 @@
 from prefect import flow, tags
 from prefect.client.schemas.objects import State
 from prefect.flow_runs import suspend_flow_run
+from prefect.runtime import flow_run
 from prefect.states import Completed
 
+from clusterlora.form import MISSION, FormStudy, Preset, filled_in
 from clusterlora.planning.ladder import command_to_continue
 from clusterlora.requests import EvaluationRequest
-from clusterlora.settings import Study
 from flows.compare import compare
 from flows.gate import gate
 from tasks.artifacts import link_runs
@@ -22,24 +23,29 @@ from tasks.preparation import cluster, measure_persona_signal, measure_scale, pr
 from tasks.run_names import study_tag, tag_this_run
 from tasks.status import show_status
 
-MISSION = Study()
+
+def _run_name() -> str:
+    given = flow_run.parameters
+    return f"study · {filled_in(given['preset'], given['config']).name}"
 
 
 @flow(
     name="study",
-    flow_run_name="study · {config.name}",
+    flow_run_name=_run_name,
     on_failure=[record_failure],
     on_crashed=[record_failure],
     on_cancellation=[record_failure, cancel_children],
 )
-def study(config: Study = MISSION) -> State[None]:
+def study(preset: Preset | None = None, config: FormStudy = MISSION) -> State[None]:
     """Find out which granularity of adapter answers people best, and register the winner.
 
     Launched again under the same name it continues where it stopped; adapters that had finished are not trained again.
 
     Args:
+        preset: Fills every field below that is left as it is; what is changed below is kept. Empty: the fields as they stand.
         config: The study.
     """
+    config = filled_in(preset, config)
     name = config.name
     tag_this_run(name)
     with tags(study_tag(name)):

@@ -35,7 +35,10 @@ def link_runs(context: TaskContext, study_name: str) -> None:
         get_run_logger().info("nothing is tracked: MLFLOW_TRACKING_URI is not set")
         return
     create_link_artifact(
-        page, link_text=f"{study_name} in MLflow", key=artifact_key("mlflow", study_name), description="The study's run in MLflow"
+        page,
+        link_text=f"{study_name} in MLflow",
+        key=artifact_key("mlflow", study_name),
+        description="The study's runs and charts in MLflow",
     )
     parent = flow_run.root_flow_run_id or flow_run.id
     stores.tracker.link(study_name, "prefect_run", f"{PREFECT_UI_URL.value()}/runs/flow-run/{parent}")

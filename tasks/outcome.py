@@ -10,6 +10,7 @@ from prefect.states import Cancelling
 
 from clusterlora.config import from_mapping
 from clusterlora.errors import BadSettings, UnknownName
+from clusterlora.form import MISSION, filled_in
 from clusterlora.settings import Study
 from clusterlora.stores.resume import as_decided, refuse_other_settings
 from clusterlora.wiring import from_environment
@@ -54,4 +55,5 @@ def cancel_children(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) 
 
 def _study_of(flow_run: FlowRun) -> Study:
     """Return the study in a run's parameters, with defaults for what they leave out. Raises BadSettings."""
-    return from_mapping(flow_run.parameters.get("config", {}))
+    given = flow_run.parameters
+    return filled_in(given.get("preset"), from_mapping(given["config"]) if "config" in given else MISSION)

@@ -12,16 +12,22 @@ from tasks.study_task import TaskContext, study_task
 
 @study_task("prepare · {study.name}", progress="{study.name} prepare")
 def prepare(context: TaskContext, study: Study) -> None:
-    """Check settings and data, then record the study with its data and open its parent run in MLflow.
+    """Check settings and data, then record the study with its data, open its parent run in MLflow, and show what is learnt.
 
     Raises:
         BadSettings, BadData: all problems at once.
     """
     from clusterlora.config import check
+    from clusterlora.data.preview import markdown, previews
+    from clusterlora.models.base import base_folder
+    from clusterlora.models.loading import load_tokenizer
     from clusterlora.stages.prepare import prepare_study
 
     check(study)
-    prepare_study(study, context.stores, context.log)
+    dataset = prepare_study(study, context.stores, context.log)
+    recorded = context.stores.studies.study(study.name)
+    shown = previews(recorded, dataset.personas, load_tokenizer(base_folder(recorded.model.base)))
+    create_markdown_artifact(markdown(shown), key=artifact_key("preview", study.name), description="dialogues as the base model reads them")
 
 
 @study_task("cluster · {study_name}", progress="{study_name} cluster")

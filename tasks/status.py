@@ -49,7 +49,7 @@ def status_lines(state: StudyState, folder: Path, doing: str) -> Iterator[str]:
     yield f"- **Trained**: {counted(len(state.adapters), 'adapter')}"
     yield f"- **Results**: `{folder}`"
     if state.page:
-        yield f"- **MLflow**: [the study's run]({state.page})"
+        yield f"- **MLflow**: [the study's charts]({state.page})"
     yield ""
     yield from _timeline(state)
     yield "## Against unified so far"

@@ -1,6 +1,7 @@
-"""`clusterlora data`: validate dialogues, measure their persona signal, or generate synthetic ones."""
+"""`clusterlora data`: validate and preview dialogues, measure their persona signal, or generate synthetic ones."""
 
 import json
+import sys
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 @click.group(epilog="\b\nExample:\n  clusterlora data validate --data people.jsonl\n")
 def data() -> None:
-    """Validate dialogues, measure their persona signal, or generate synthetic ones."""
+    """Validate and preview dialogues, measure their persona signal, or generate synthetic ones."""
 
 
 @data.command(epilog="\b\nExample:\n  clusterlora data template mine && clusterlora study run --config mine/study.toml\n")
@@ -71,6 +72,34 @@ def validate(picture: Path | None, as_json: bool, **options: Any) -> None:
             click.echo(f"picture                  {picture}")
     if refusal is not None:
         raise BadData(f"the data can be read, but not trained on:\n{refusal}")
+
+
+@data.command(epilog="\b\nExample:\n  clusterlora data preview --data people.jsonl --base-model Qwen/Qwen2.5-0.5B-Instruct\n")
+@study_options
+@click.option("--json", "as_json", is_flag=True, help="Print the previews as JSON.")
+def preview(as_json: bool, **options: Any) -> None:
+    """Show three dialogues as the base model reads them: system text, prompts, answers, what is learnt, and what is cut.
+
+    In a terminal learnt text is green, and all else is dim; elsewhere learnt text stands between marks.
+    """
+    from clusterlora.cli.local_stores import open_local_stores
+    from clusterlora.data.preview import LEARNT, previews
+    from clusterlora.stages.base_checks import fitted_dataset
+    from clusterlora.stages.prepare import as_prepared
+
+    settings, base = as_prepared(study_from(options), open_local_stores())
+    dataset, _ = fitted_dataset(settings, base.tokenizer)
+    shown = previews(settings, dataset.personas, base.tokenizer)
+    if as_json:
+        click.echo(json.dumps([asdict(one) for one in shown]))
+        return
+    colours = sys.stdout.isatty()
+    how = "learnt text is green" if colours else f"learnt text stands between {LEARNT[0]} and {LEARNT[1]}"
+    click.echo(f"as base model {settings.model.base} reads them; {how}")
+    for one in shown:
+        click.echo(f"\n{one.heading}")
+        parts = [click.style(text, fg="green") if learnt else click.style(text, dim=True) for text, learnt in one.parts]
+        click.echo("".join(parts) if colours else one.marked)
 
 
 @data.command(epilog="\b\nExample:\n  clusterlora data signal --data people.jsonl --set clustering.k=8\n")

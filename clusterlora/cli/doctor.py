@@ -14,7 +14,8 @@ from typing import Any
 
 import click
 
-from clusterlora.cli.orchestration import deployments, services_home
+from clusterlora.cli.local_stores import open_local_stores
+from clusterlora.cli.orchestration import deployments, in_prefect, services_home
 from clusterlora.errors import ServiceDown
 
 _DISK_BYTES = 5_000_000_000
@@ -120,6 +121,9 @@ def _pools(services: Any) -> Iterator[Check]:
         yield Check("pools", False, str(problem))
         return
     yield from (Check(f"pool {problem.pool}", False, problem.what, problem.fix) for problem in problems)
+    recorded = {name: status for name, status, _ in open_local_stores().studies.studies() if status in ("running", "cancelled")}
+    for name, seen in in_prefect(recorded).items():
+        yield from (Check(f"study {name}", True, note.what, note.fix) for note in seen.notes)
 
 
 def _gpu() -> Check:

@@ -5,8 +5,10 @@ It is imported when called, so the core does not depend on Prefect.
 
 import importlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import click
 
@@ -52,6 +54,20 @@ def use_local_services(*, keep_up: bool = False) -> None:
             environment = {name: value for name, value in environment.items() if not name.startswith(prefix)}
     for name, value in environment.items():
         os.environ.setdefault(name, value)
+
+
+def in_prefect(recorded: Mapping[str, str]) -> dict[str, Any]:
+    """Return what the local Prefect server says of studies, as `deployments.prefect_status.StudyInPrefect`; nothing while it is away.
+
+    Args:
+        recorded: the status in the database by study.
+    """
+    try:
+        services = deployments("local_services").status(services_home())
+        return deployments("prefect_status").local_studies(recorded, services) if services is not None and recorded else {}
+    except ServiceDown as problem:
+        echo_stderr(str(problem))
+        return {}
 
 
 def services_home() -> Path:

@@ -13,7 +13,7 @@ import click
 from clusterlora.cli.choose_base import with_base
 from clusterlora.cli.local_stores import open_local_stores
 from clusterlora.cli.options import study_from, study_options
-from clusterlora.cli.orchestration import deployments, services_home
+from clusterlora.cli.orchestration import deployments, in_prefect, services_home
 from clusterlora.cli.printing import echo_columns
 from clusterlora.cli.progress import console_log, echo_stderr
 
@@ -176,11 +176,16 @@ def import_older(
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
 def list_studies(as_json: bool) -> None:
     """List the studies, newest first."""
-    rows = [dict(zip(("name", "status", "created"), row, strict=True)) for row in open_local_stores().studies.studies()]
+    stored = open_local_stores().studies.studies()
+    seen = in_prefect({name: status for name, status, _ in stored})
+    rows = [{"name": name, "status": seen[name].status if name in seen else status, "created": created} for name, status, created in stored]
     if as_json:
         click.echo(json.dumps(rows))
         return
     echo_columns(("STUDY", "STATUS", "CREATED"), [tuple(row.values()) for row in rows])
+    for name, found in seen.items():
+        for note in found.notes:
+            click.echo(f"{name}: {note}")
     if not rows:
         click.echo("no studies yet; start with: clusterlora study run --preset quick")
 
@@ -208,9 +213,14 @@ def status(name: str | None, watch: bool, as_json: bool) -> None:
     try:
         state = {**_status(name, stores), "waits": waits}
     except UnknownName:
-        if not waits:
+        seen = in_prefect({name: ""}).get(name)
+        if not waits and (seen is None or not seen.status):
             raise
         state = {"study": name, "status": "launched, not begun", "waits": waits}
+    else:
+        seen = in_prefect({name: state["status"]}).get(name)
+        state |= {"status": seen.status} if seen else {}
+    state["in_prefect"] = [str(note) for note in seen.notes] if seen else []
     if as_json:
         click.echo(json.dumps(state))
         return

@@ -11,6 +11,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from clusterlora.cli.orchestration import in_prefect
 from clusterlora.cli.printing import print_whole
 
 if TYPE_CHECKING:
@@ -39,9 +40,11 @@ def current_view(name: str, stores: "Stores") -> Group:
     from clusterlora.planning.study_state import read_state
     from clusterlora.progress.estimate import sentences
     from clusterlora.progress.timeline import against_unified, next_step, phases
+    from clusterlora.stages.samples import latest_samples
 
     state = read_state(name, stores)
-    table = Table(title=f"{name}: {state.status}", title_justify="left")
+    seen = in_prefect({name: state.status}).get(name)
+    table = Table(title=f"{name}: {seen.status if seen else state.status}", title_justify="left")
     for column in ("phase", "state", "took", "expected", ""):
         table.add_column(column, justify="right" if column in ("took", "expected") else "left")
     for phase in phases(state):
@@ -49,6 +52,8 @@ def current_view(name: str, stores: "Stores") -> Group:
     open_attempts = [attempt for attempt in state.attempts if attempt.state == "running"]
     lines = [f"training {a.group}, attempt {a.number}, micro-batch {a.micro_batch}" for a in open_attempts]
     lines += [*sentences(state), *against_unified(state)]
+    lines += [str(note) for note in seen.notes] if seen else []
+    lines += latest_samples(stores.folder(name))
     lines += [f"next: {next_step(state)}", machine_usage()]
     return Group(table, *(Text(line) for line in lines))
 

@@ -46,17 +46,18 @@ function draw(anchor) {
     paper_bgcolor: "rgba(0,0,0,0)",
     plot_bgcolor: "rgba(0,0,0,0)",
     font: { family: variable("font"), size: 13.5, color: variable("ink") },
-    margin: { l: 70, r: 24, t: 16, b: 56 },
+    // The tools stand in the margin on the right, where neither legend nor data are.
+    margin: { l: 70, r: 48, t: 16, b: 56 },
     height: figure.height,
     hovermode: "closest",
     hoverlabel: { align: "left" },
-    modebar: { bgcolor: "rgba(0,0,0,0)", color: variable("muted"), activecolor: variable("ink") },
+    modebar: { orientation: "v", bgcolor: "rgba(0,0,0,0)", color: variable("muted"), activecolor: variable("ink") },
     legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0 },
     xaxis: axis,
     yaxis: axis,
   };
   const data = figure.data.map((trace, place) => ({ ...themed(trace), visible: view.visible ? view.visible[place] : true }));
-  const config = { responsive: true, displaylogo: false, displayModeBar: "hover", modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] };
+  const config = { responsive: true, displaylogo: false, displayModeBar: innerWidth < 640 ? false : "hover", modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] };
   return Plotly.react(`figure-${anchor}`, data, themed(merged(base, figure.layout, view.layout)), config);
 }
 
@@ -68,6 +69,17 @@ button.addEventListener("click", () => {
 });
 dark.addEventListener("change", () => {
   setTheme(dark.matches ? "dark" : "light");
+  drawAll();
+});
+/* Paper is white. */
+let beforePrint = null;
+window.addEventListener("beforeprint", () => {
+  beforePrint = root.dataset.theme;
+  setTheme("light");
+  drawAll();
+});
+window.addEventListener("afterprint", () => {
+  setTheme(beforePrint);
   drawAll();
 });
 for (const select of document.querySelectorAll("select[data-figure]")) {

@@ -1,10 +1,10 @@
 """The report as one HTML file that needs no network: styles, script, plotly.js and data are inside it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import lru_cache
 from importlib.resources import files
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from clusterlora.evaluation.metrics import METRICS
 from clusterlora.report import figures, sections
@@ -49,7 +49,7 @@ def page(data: ReportData) -> str:
         '<button type="button" id="theme">Dark</button></header>'
         f'<nav aria-label="Panels"><ul>{links}</ul></nav><main>{"".join(_section(panel) for panel in panels)}</main>'
         "<noscript><p class='warning'>Figures, sorting and the search need JavaScript; the numbers are in the tables.</p></noscript>"
-        f"{data_block('figures', figure_by_anchor)}{data_block('answers', examples)}"
+        f"{data_block('figures', _rounded(figure_by_anchor))}{data_block('answers', examples)}"
         f"{''.join(f'<script>{script}</script>' for script in scripts)}</body></html>\n"
     )
 
@@ -98,6 +98,17 @@ def _panels(data: ReportData) -> Iterator[_Panel]:
         yield _Panel("about", "About this study", about)
 
 
+def _rounded(value: Any) -> Any:
+    """Return nested values with numbers to six digits: more is not seen in a figure, and they are most of a page's data."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, Mapping):
+        return {name: _rounded(inner) for name, inner in value.items()}  # pyright: ignore[reportUnknownVariableType,reportUnknownArgumentType]
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_rounded(inner) for inner in value]  # pyright: ignore[reportUnknownVariableType,reportUnknownArgumentType]
+    return value
+
+
 def _direction(data: ReportData) -> str:
     return "better" if METRICS[data.comparison.headline].higher_is_better else "worse"
 
@@ -110,7 +121,7 @@ def _section(panel: _Panel) -> str:
         choice = f'<p class="controls"><label>Show <select data-figure="{panel.anchor}">{options}</select></label></p>' if views else ""
         kind = "figure square" if panel.figure["square"] else "figure"
         figure = (
-            f'{choice}<div class="{kind}" id="figure-{panel.anchor}" role="img" aria-label="{text(panel.figure_alt)}" '
+            f'{choice}<div class="{kind}" id="figure-{panel.anchor}" role="figure" aria-label="{text(panel.figure_alt)}" '
             f'style="height:{panel.figure["height"]}px"></div>'
         )
     return f'<section id="{panel.anchor}"><h2>{text(panel.title)}</h2>{figure}{panel.body}</section>'

@@ -28,7 +28,7 @@ from clusterlora.settings import PreparedStudy, Rung
 from clusterlora.values import Clustering, EvaluationRow, TrainedAdapter
 
 _EXAMPLES_PER_PERSONA = 3
-_MOST_EXAMPLES = 900
+_MOST_EXAMPLES = 400
 _MOST_CHARACTERS = 1500
 """What of the answers is on the page: it must open at once, and rows.csv has them all."""
 
@@ -169,10 +169,12 @@ def _examples(rows: Sequence[EvaluationRow], methods: Sequence[str], headline: s
     for row in (row for row in rows if row.seed == 0):
         by_item.setdefault((row.persona_id, row.item_id), {})[row.method] = row
     complete = [answers for answers in by_item.values() if answers.keys() >= set(methods)]
+    # The page of 200 people stays below 6 MB.
+    per_persona = min(_EXAMPLES_PER_PERSONA, max(1, _MOST_EXAMPLES // max(1, len({_persona_of(answers) for answers in complete}))))
     first_of_each = (
         answers
         for _, of_persona in groupby(sorted(complete, key=_persona_of), key=_persona_of)
-        for answers in islice(of_persona, _EXAMPLES_PER_PERSONA)
+        for answers in islice(of_persona, per_persona)
     )
     for answers in islice(first_of_each, _MOST_EXAMPLES):
         row = answers[methods[0]]

@@ -33,6 +33,8 @@ from clusterlora.progress.timing import timed
 from clusterlora.progress.training_log import TrainingLog
 from clusterlora.requests import TrainingGroup, TrainRequest
 from clusterlora.settings import Study
+from clusterlora.stages.samples import FOLDER as SAMPLES
+from clusterlora.stages.samples import sample_answers, write_samples
 from clusterlora.values import AdapterSpec, Attempt, LearningCurve, Ranking, Split, TrainedAdapter
 
 
@@ -118,8 +120,23 @@ def _train(request: TrainRequest, state: StudyState, stores: Stores, log: RunLog
                 progress=run_log,
                 on_finished=finish,
             )
+            _show_samples(state, plan, group, [result.name for result in results], run, stores, run_log)
         _log_curves(run, plan, results, time.monotonic() - began)
     return len(results)
+
+
+def _show_samples(
+    state: StudyState, plan: WorkPlan, group: TrainingGroup, names: Sequence[str], run: AdapterRun, stores: Stores, log: RunLog
+) -> None:
+    """Let people read what some of a group's adapters answer, in the log, in the tracker and in the study's folder."""
+    study = state.settings
+    samples = sample_answers(state, plan, [plan.specs[name] for name in names], base_model(study.model), stores, log)
+    for sample in samples:
+        log.note(str(sample))
+    if samples:
+        folder = stores.folder(study.name) / SAMPLES / group.name
+        write_samples(folder, samples)
+        run.artifacts(folder, SAMPLES)
 
 
 def link_trained(state: StudyState, plan: WorkPlan, stores: Stores) -> None:

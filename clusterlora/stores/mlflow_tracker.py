@@ -16,7 +16,7 @@ from mlflow.entities import Dataset as MlflowDataset
 from mlflow.entities import DatasetInput, InputTag, Param, Run, RunTag
 from mlflow.exceptions import MlflowException, RestException
 
-from clusterlora.errors import UnknownName
+from clusterlora.errors import UnknownName, counted
 from clusterlora.gate.report import markdown
 from clusterlora.ports.model_registry import About, ModelVersion
 from clusterlora.ports.tracker import AdapterRun, OpenRun
@@ -24,7 +24,7 @@ from clusterlora.stores.json_codec import from_plain, plain, to_json
 from clusterlora.stores.mlflow_registry import add_version, model_versions
 from clusterlora.stores.mlflow_run import METRICS_PER_REQUEST, MlflowRun, batches, metrics_of, mlflow_name, now, send
 from clusterlora.stores.mlflow_server import MlflowServer
-from clusterlora.stores.mlflow_view import VIEW_TAG, view
+from clusterlora.stores.mlflow_view import KIND_OF_TRAINING, KIND_TAG, PAGE_QUERY, VIEW_TAG, view
 from clusterlora.stores.outbox import Outbox, Payload, send_left_over
 from clusterlora.stores.routing_table import RoutingTable
 from clusterlora.stores.system_metrics import sampled
@@ -112,8 +112,7 @@ class MlflowTracker:
         self._server.call("the results", log_it)
 
     def page(self, study: str) -> str | None:
-        info = self._parent(study).info
-        return f"{self._server.address}/#/experiments/{info.experiment_id}/runs/{info.run_id}"
+        return f"{self._server.address}/#/experiments/{self._parent(study).info.experiment_id}/runs?{PAGE_QUERY}"
 
     def link(self, study: str, name: str, address: str) -> None:
         self._server.call(f"the link to {name}", lambda: self._client.set_tag(self._parent(study).info.run_id, name, address))
@@ -228,8 +227,7 @@ class MlflowTracker:
                 self._client.delete_run(created.info.run_id)
             else:
                 self._client.log_inputs(created.info.run_id, datasets=[_dataset_input(study, dataset)])
-                layout = view(f"tags.`{_KIND}` = 'training'", created_at=now())
-                self._client.set_experiment_tag(experiment_id, VIEW_TAG, layout)
+                self._describe_experiment(experiment_id, study, tags, dataset)
                 if not running:
                     self._client.set_terminated(created.info.run_id)
         run_id = parent.info.run_id
@@ -239,6 +237,22 @@ class MlflowTracker:
             self._client.update_run(run_id, status="RUNNING")
         self._parents[study] = self._client.get_run(run_id)
         return run_id
+
+    def _describe_experiment(self, experiment_id: str, study: str, tags: Mapping[str, str], dataset: Dataset) -> None:
+        description = (
+            f"Study **{study}** of clusterlora: {counted(len(dataset.personas), 'persona')}, data `{dataset.digest}`. One run per "
+            "training, under the study's own run; the results are described here once the methods are compared."
+        )
+        experiment_tags = {
+            VIEW_TAG: view(f"tags.`{_KIND}` = 'training'", created_at=now()),
+            KIND_TAG: KIND_OF_TRAINING,
+            _NOTE: description,
+            "study": study,
+            "data_digest": dataset.digest,
+            **{name: tags[name] for name in _INHERITED_TAGS if name in tags},
+        }
+        for name, value in experiment_tags.items():
+            self._client.set_experiment_tag(experiment_id, name, value)
 
     def _log_missing_params(self, run_id: str, params: Sequence[Param]) -> None:
         """Log what the run lacks. MLflow's parameters never change: a resumed study keeps the first value of a runtime setting."""

@@ -10,6 +10,13 @@ from typing import Any
 VIEW = "training"
 VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
 
+KIND_TAG = "mlflow.experimentKind"
+KIND_OF_TRAINING = "custom_model_development"
+"""The kind that opens on training runs. MLflow's UI reads it where it has no switch between kinds of work; with the switch, what a browser
+has chosen counts (`mlflow.workflowType_v1` in its local storage, which the login page sets), and `workflowType` in an address before it."""
+PAGE_QUERY = f"viewStateShareKey={VIEW}&compareRunsMode=CHART&workflowType=machine_learning"
+"""What an experiment's address ends in to show the charts of this view."""
+
 _NAME = "Training runs"
 # The sections have the names that MLflow gives to metrics of these kinds.
 _LINES: Mapping[str, tuple[str, ...]] = {

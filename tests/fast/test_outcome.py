@@ -13,6 +13,7 @@ from prefect.client.schemas.objects import FlowRun, State
 from prefect.states import Cancelled, Crashed, Failed, Running, Scheduled
 
 from clusterlora.config import as_mapping
+from clusterlora.form import MISSION
 from clusterlora.ports.run_log import SilentLog
 from clusterlora.recipe import Recipe
 from clusterlora.settings import ClusteringSettings, DataSettings, RuntimeSettings, Study, SyntheticSettings, prepared
@@ -70,7 +71,7 @@ def test_a_study_whose_dtype_was_decided_is_still_the_one_that_was_asked_for(stu
 
 def test_a_run_without_parameters_is_of_the_study_by_default(study: Study, statuses: list[str]):
     studies = from_environment().studies
-    studies.create_study(prepared(Study(), "float32"))
+    studies.create_study(prepared(MISSION, "float32"))
     studies.set_status("mission", "running")
     record_failure(parent, FlowRun(flow_id=uuid4(), parameters={}), Failed())
     assert statuses == ["mission failed"]

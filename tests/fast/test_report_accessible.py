@@ -64,7 +64,7 @@ def test_every_figure_has_an_accessible_name_and_every_link_a_target(elements: l
     for tag, attributes in elements:
         if tag == "img":
             assert attributes.get("alt"), attributes
-        if attributes.get("role") == "img" or tag == "nav":
+        if attributes.get("role") == "figure" or tag == "nav":
             assert attributes.get("aria-label"), attributes
     ids = {attributes["id"] for _, attributes in elements if "id" in attributes}
     links = [str(attributes.get("href")) for tag, attributes in elements if tag == "a"]

@@ -150,7 +150,12 @@ def test_the_experiment_offers_a_layout_of_charts_that_mlflows_page_draws(
             run.metrics({"train/seconds": 2.0})
     experiment = client.get_experiment_by_name(study)
     assert experiment is not None
-    page = f"{mlflow_server}/#/experiments/{experiment.experiment_id}/runs?viewStateShareKey=training&compareRunsMode=CHART"
+    tags = experiment.tags
+    assert (tags["mlflow.experimentKind"], tags["study"]) == ("custom_model_development", study)
+    assert f"Study **{study}**" in tags["mlflow.note.content"]
+    page = tracker.page(study)
+    assert page is not None
+    assert page.startswith(f"{mlflow_server}/#/experiments/{experiment.experiment_id}/runs?")
     tab.open(page, until="document.body")
     for words in ("Training runs", "Group: cluster", "Group: unified", "cluster's (train/loss)", "train/seconds"):
         tab.wait_for_text(words)

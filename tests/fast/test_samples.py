@@ -1,0 +1,59 @@
+"""Freshly trained adapters answer a val prompt for people to read; no adapter depends on it."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from clusterlora.adapters.stored import stored_folder
+from clusterlora.adapters.weights import weights_sha256
+from clusterlora.ports.run_log import SilentLog
+from clusterlora.ports.stores import Stores
+from clusterlora.requests import TrainRequest
+from clusterlora.settings import Study
+from clusterlora.stages.samples import FOLDER, latest_samples
+from clusterlora.stages.train import train_group
+from tests.fixtures.stages import missing_groups, plan_of, state_of, study_of_five
+from tests.fixtures.studies import memory_stores
+
+
+class Notes(SilentLog):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def note(self, message: str) -> None:
+        self.lines.append(message)
+
+
+def trained(study: Study, stores: Stores) -> list[str]:
+    log = Notes()
+    (group,) = missing_groups(study, stores, ["unified"])
+    train_group(TrainRequest(study_name=study.name, group=group, attempt=1, micro_batch=4), stores, log)
+    return log.lines
+
+
+def test_a_training_shows_an_answer_to_a_val_prompt_in_its_log_its_run_and_the_studys_folder(
+    tiny_base_folder: Path, tmp_path: Path
+) -> None:
+    stores = memory_stores(tmp_path)
+    study = study_of_five(tiny_base_folder, stores)
+    lines = trained(study, stores)
+    (sample,) = [line for line in lines if line.startswith("unified on val: ")]
+    first = state_of(study, stores).dataset.by_id()[plan_of(study, stores).specs["unified"].persona_ids[0]].of_split("val")[0]
+    assert repr(first.turns[0].text) in sample
+    assert repr(first.turns[1].text) in sample
+    assert latest_samples(stores.folder(study.name)) == (sample,)
+    assert (stores.folder(study.name) / FOLDER / "unified" / "samples.md").is_file()
+
+
+@pytest.mark.whole
+def test_adapters_are_the_same_without_samples(tiny_base_folder: Path, tmp_path: Path) -> None:
+    digests: list[str] = []
+    for samples in (None, 1):
+        stores = memory_stores(tmp_path / str(samples))
+        study = study_of_five(tiny_base_folder, stores)
+        study = replace(study, runtime=replace(study.runtime, samples=samples))
+        stores.studies.create_study(state_of(study, stores).settings)
+        assert any(" on val: " in line for line in trained(study, stores)) is (samples is not None)
+        digests.append(weights_sha256(stored_folder(stores, plan_of(study, stores).keys["unified"])))
+    assert digests[0] == digests[1]
