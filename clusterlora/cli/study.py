@@ -218,7 +218,7 @@ def status(name: str | None, watch: bool, as_json: bool) -> None:
             raise
         state = {"study": name, "status": "launched, not begun", "waits": waits}
     else:
-        seen = in_prefect({name: state["status"]}).get(name)
+        seen = in_prefect({name: str(state["status"])}).get(name)
         state |= {"status": seen.status} if seen else {}
     state["in_prefect"] = [str(note) for note in seen.notes] if seen else []
     if as_json:

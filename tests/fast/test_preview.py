@@ -25,7 +25,7 @@ def test_what_is_shown_is_what_is_trained_on() -> None:
     ann = person("ann", "Lamp on.", "Lamp off.")
     (shown,) = previews(STUDY, [ann], tokenizer)
     (sequence,) = prompt_encoder(tokenizer, STUDY.model).encode_dialogues([messages(STUDY.model, ann, ann.dialogues[0])])
-    assert "".join(text for text, _ in shown.parts) == tokenizer.decode(sequence.ids)
+    assert "".join(text for text, _ in shown.parts) == tokenizer.decode(list(sequence.ids))
     learnt = [text for text, is_learnt in shown.parts if is_learnt]
     assert [text.startswith(answer) for text, answer in zip(learnt, ("Lamp on.", "Lamp off."), strict=True)] == [True, True]
     assert (shown.n_tokens, shown.n_learnt) == (len(sequence.ids), sequence.n_response_tokens)
