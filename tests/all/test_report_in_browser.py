@@ -169,6 +169,19 @@ def test_chart_tools_cover_no_text_and_headings_are_reached_below_the_menu(opene
     assert opened.value(below)
 
 
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_axe_finds_nothing_serious(opened: Tab, width: int, theme: str) -> None:
+    axe = Path(str(pytest.importorskip("axe_core_python").__file__)).with_name("axe.min.js").read_text(encoding="utf-8")
+    opened.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
+    opened.value(f"document.documentElement.dataset.theme === '{theme}' || document.getElementById('theme').click()")
+    opened.value(f"{axe}; 1")
+    opened.value("axe.run(document).then(result => { window.found = result.violations }); 1")
+    opened.wait_until("window.found !== undefined")
+    serious = "window.found.filter(one => ['serious', 'critical'].includes(one.impact))"
+    assert opened.value(f"{serious}.map(one => [one.id, one.nodes[0].html.slice(0, 200)])") == []
+
+
 def test_on_paper_there_is_no_menu_the_page_is_light_and_tables_do_not_scroll(opened: Tab) -> None:
     opened.value("document.getElementById('theme').textContent === 'Light' || document.getElementById('theme').click()")
     opened.call("Emulation.setEmulatedMedia", media="print")
