@@ -1,9 +1,10 @@
 """Collect what a study left in the stores for its report, and write it."""
 
+import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from itertools import groupby, islice
+from itertools import groupby, islice, product
 from pathlib import Path
 from statistics import fmean
 
@@ -27,10 +28,11 @@ from clusterlora.results.imported_scores import imported_rows
 from clusterlora.settings import PreparedStudy, Rung
 from clusterlora.values import Clustering, EvaluationRow, TrainedAdapter
 
-_EXAMPLES_PER_PERSONA = 3
-_MOST_EXAMPLES = 400
-_MOST_CHARACTERS = 1500
-"""What of the answers is on the page: it must open at once, and rows.csv has them all."""
+_EXAMPLES_PER_PERSONA = (3, 2, 1)
+_MOST_EXAMPLES = 900
+_MOST_CHARACTERS = (1500, 700, 300, 150)
+_MOST_EXAMPLE_BYTES = 650_000
+"""What of the answers is on the page: the first of these numbers with which it stays below 6 MB for 200 people. rows.csv has them all."""
 
 _MOST_POINTS = 200
 """Points of a learning curve on the page."""
@@ -82,7 +84,7 @@ def report_data(
         signal=stores.studies.metadata(study.name, PersonaSignal),
         curves=tuple(_curves(state, stores, plan)),
         costs=tuple(_costs(state, stores, plan, comparison)),
-        examples=tuple(_examples(rows, [result.method for result in comparison.methods], comparison.headline)),
+        examples=_examples(rows, [result.method for result in comparison.methods], comparison.headline),
         attempts=state.attempts,
         seconds_by_part=tuple(seconds_by_part(state.seconds).items()),
         settings=tuple(_settings(study, plan.rung, comparison)),
@@ -163,38 +165,45 @@ def _with_needs(plan: WorkPlan, names: Iterable[str]) -> set[str]:
     return with_needs
 
 
-def _examples(rows: Sequence[EvaluationRow], methods: Sequence[str], headline: str) -> Iterator[Example]:
-    """Yield the first items of every persona that all these methods answered, with what the study's own seed says."""
+def _examples(rows: Sequence[EvaluationRow], methods: Sequence[str], headline: str) -> tuple[Example, ...]:
+    """Return the first items of every persona that all these methods answered, with what the study's own seed says.
+
+    As many of each persona, and as much of each text, as the page has room for.
+    """
     by_item: dict[tuple[str, str], dict[str, EvaluationRow]] = {}
     for row in (row for row in rows if row.seed == 0):
         by_item.setdefault((row.persona_id, row.item_id), {})[row.method] = row
-    complete = [answers for answers in by_item.values() if answers.keys() >= set(methods)]
-    # The page of 200 people stays below 6 MB.
-    per_persona = min(_EXAMPLES_PER_PERSONA, max(1, _MOST_EXAMPLES // max(1, len({_persona_of(answers) for answers in complete}))))
-    first_of_each = (
-        answers
-        for _, of_persona in groupby(sorted(complete, key=_persona_of), key=_persona_of)
-        for answers in islice(of_persona, per_persona)
+    complete = sorted((answers for answers in by_item.values() if answers.keys() >= set(methods)), key=_persona_of)
+    examples: tuple[Example, ...] = ()
+    for longest, per_persona in product(_MOST_CHARACTERS, _EXAMPLES_PER_PERSONA):
+        first_of_each = (answers for _, of_persona in groupby(complete, key=_persona_of) for answers in islice(of_persona, per_persona))
+        examples = tuple(_example(answers, methods, headline, longest) for answers in islice(first_of_each, _MOST_EXAMPLES))
+        if len(json.dumps([asdict(example) for example in examples])) <= _MOST_EXAMPLE_BYTES:
+            break
+    return examples
+
+
+def _example(answers: Mapping[str, EvaluationRow], methods: Sequence[str], headline: str, longest: int) -> Example:
+    row = answers[methods[0]]
+    return Example(
+        persona_id=row.persona_id,
+        cluster=row.cluster,
+        item_id=row.item_id,
+        prompt=_cut(row.prompt, longest),
+        reference=_cut(row.reference, longest),
+        answers=tuple(
+            ExampleAnswer(method=m, text=_cut(answers[m].text, longest), score=round(answers[m].scores[headline], 6)) for m in methods
+        ),
     )
-    for answers in islice(first_of_each, _MOST_EXAMPLES):
-        row = answers[methods[0]]
-        yield Example(
-            persona_id=row.persona_id,
-            cluster=row.cluster,
-            item_id=row.item_id,
-            prompt=_cut(row.prompt),
-            reference=_cut(row.reference),
-            answers=tuple(ExampleAnswer(method=m, text=_cut(answers[m].text), score=answers[m].scores[headline]) for m in methods),
-        )
 
 
 def _persona_of(answers: Mapping[str, EvaluationRow]) -> str:
     return next(iter(answers.values())).persona_id
 
 
-def _cut(words: str) -> str:
-    left = len(words) - _MOST_CHARACTERS
-    return words if left <= 0 else f"{words[:_MOST_CHARACTERS]}… ({left} more characters)"
+def _cut(words: str, longest: int) -> str:
+    left = len(words) - longest
+    return words if left <= 0 else f"{words[:longest]}… ({left} more characters)"
 
 
 def _curves(state: StudyState, stores: Stores, plan: WorkPlan) -> Iterator[Curve]:

@@ -19,6 +19,8 @@ from clusterlora.report.markup import data_block, html_table, text
 from clusterlora.report.page import page
 from clusterlora.report.palette import mark
 from clusterlora.report.sections import clusters, signal
+from clusterlora.results.report import _examples  # pyright: ignore[reportPrivateUsage]
+from clusterlora.values import EvaluationRow
 
 ALL_PANELS = [
     "verdict", "signal", "methods", "means", "spread", "against", "clusters", "gate", "new-persona", "curves", "costs", "answers-panel",
@@ -171,3 +173,18 @@ def test_the_map_shows_every_persona_sizes_and_quality(report_data: ReportData, 
     assert all(word in words for word in ("a $tudy$", "2 (4)", "silhouette 0.12", "ari seeds 0.31"))
     draw_map(clustering, tmp_path / "figures" / "clusters.png", "a $tudy$")
     assert re.match(rb"\x89PNG", (tmp_path / "figures" / "clusters.png").read_bytes())
+
+
+def test_the_page_of_200_people_has_answers_of_each_and_at_most_6_mb(report_data: ReportData) -> None:
+    methods = [f"method_{number}" for number in range(10)]
+    words = "Lights at 20, as you like them in the evening, and the music a little lower than yesterday. " * 2
+    rows = [
+        EvaluationRow(method, f"persona_{person:03d}", person % 5, f"item {item}", words, words, words, {"embedding_similarity": 0.5})
+        for person in range(200)
+        for item in range(4)
+        for method in methods
+    ]
+    shown = _examples(rows, methods, "embedding_similarity")
+    assert len({example.persona_id for example in shown}) == 200
+    # 6 MB less what the figures of 200 people need beyond those of the twelve here.
+    assert len(page(replace(report_data, examples=shown)).encode()) < 5.7e6
