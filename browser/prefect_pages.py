@@ -86,9 +86,11 @@ class PrefectPages:
         self.tab.write(f"{_field(path)}.querySelector('input, textarea')", value)
 
     def add(self, path: Sequence[str], value: str) -> None:
-        """Add an item to a field that is a list of strings."""
-        self.tab.click(f"{_field(path)}.querySelector('.p-draggable-list__create-button')")
-        self.tab.write(f"[...{_field(path)}.querySelectorAll('textarea')].find(item => !item.value)", value)
+        """Choose one more option of a field that is a list of names."""
+        self._unfold(path)
+        self.tab.click(with_text(".p-select-option", value))
+        self.tab.press("Escape")
+        self.tab.wait_until("!document.querySelector('.p-select-option')")
 
     def _unfold(self, path: Sequence[str]) -> None:
         self.tab.wait_until(_field(path))

@@ -12,7 +12,9 @@ from prefect.client.schemas.objects import State
 from browser.chromium import Tab
 from browser.prefect_pages import PrefectPages
 from clusterlora.config import as_mapping
+from clusterlora.evaluation.metrics import METRICS
 from clusterlora.metadata import ComparisonSummary
+from clusterlora.methods import METHODS
 from clusterlora.planning.study_state import read_state
 from clusterlora.settings import Study
 from tests.fixtures.runs import runs_of, state_of, stores_here, wait_for
@@ -42,6 +44,8 @@ def test_the_form_offers_choices_and_refuses_what_is_out_of_range(pages: Prefect
         pages.form(deployment.id)
         assert pages.choices(["config", "Gate", "On Failure"]) == ["stop", "ask", "continue"]
         assert pages.choices(["config", "Recipe", "Schedule"]) == ["linear", "cosine", "constant"]
+        assert pages.choices(["config", "Evaluation", "Headline"]) == list(METRICS)
+        assert pages.choices(["config", "Methods"]) == list(METHODS)
         pages.fill(["config", "Recipe", "Rank"], "999")
         assert pages.submit(expect="999 is greater than the maximum of 256")
         assert not runs_of(Study(), name="study · ")
