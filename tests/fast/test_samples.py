@@ -7,29 +7,20 @@ import pytest
 
 from clusterlora.adapters.stored import stored_folder
 from clusterlora.adapters.weights import weights_sha256
-from clusterlora.ports.run_log import SilentLog
 from clusterlora.ports.stores import Stores
 from clusterlora.requests import TrainRequest
 from clusterlora.settings import Study
 from clusterlora.stages.samples import FOLDER, latest_samples
 from clusterlora.stages.train import train_group
-from tests.fixtures.stages import missing_groups, plan_of, state_of, study_of_five
+from tests.fixtures.stages import Notes, missing_groups, plan_of, state_of, study_of_five
 from tests.fixtures.studies import memory_stores
-
-
-class Notes(SilentLog):
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def note(self, message: str) -> None:
-        self.lines.append(message)
 
 
 def trained(study: Study, stores: Stores) -> list[str]:
     log = Notes()
     (group,) = missing_groups(study, stores, ["unified"])
     train_group(TrainRequest(study_name=study.name, group=group, attempt=1, micro_batch=4), stores, log)
-    return log.lines
+    return log.notes
 
 
 def test_a_training_shows_an_answer_to_a_val_prompt_in_its_log_its_run_and_the_studys_folder(
