@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 from prefect.server.database.configurations import AioSqliteConfiguration
+from sqlalchemy.exc import OperationalError
 
 from deployments.prefect_sqlite import queue_writers
 
@@ -45,7 +46,7 @@ async def count_twice(file: Path) -> int:
 
 
 def test_a_transaction_that_reads_and_then_writes_is_refused_as_prefect_begins_it(tmp_path: Path) -> None:
-    with pytest.raises(sa.exc.OperationalError, match="database is locked"):
+    with pytest.raises(OperationalError, match="database is locked"):
         asyncio.run(count_twice(tmp_path / "prefect.db"))
 
 
