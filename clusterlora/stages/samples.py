@@ -43,10 +43,13 @@ class Sample:
 def sample_answers(
     state: StudyState, plan: WorkPlan, specs: Sequence[AdapterSpec], base: BaseModel, stores: Stores, log: RunLog
 ) -> tuple[Sample, ...]:
-    """Return the answers of a training's first adapters, as many as `runtime.samples`, to one val prompt each; none without memory."""
+    """Return the answers of a training's first adapters, as many as `runtime.samples`, to one val prompt each; none without memory.
+
+    Adapters that learn with exchanges in the prompt are left out.
+    """
     study, personas = state.settings, state.dataset.by_id()
     asked: list[tuple[AdapterSpec, Item]] = []
-    for spec in specs[: study.runtime.samples or 0]:
+    for spec in [spec for spec in specs if not spec.shots][: study.runtime.samples or 0]:
         model = replace(study.model, persona_in_prompt=study.model.persona_in_prompt or spec.persona_in_prompt)
         of_its_people = (item for persona_id in spec.persona_ids for item in items(model, personas[persona_id], "val"))
         if (item := next(of_its_people, None)) is not None:
