@@ -68,7 +68,10 @@ class BatchSize:
                 raise
             log.warning("%s", error)
             self.value //= 2
-            free_cached_memory()
+        else:
+            return
+        # Not in the handler, in which the error still holds its traceback.
+        free_cached_memory()
 
 
 def free_cached_memory() -> None:
