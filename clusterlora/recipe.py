@@ -15,6 +15,8 @@ ENGINE_VERSION = 2
 
 MOST_RANK = 256
 """Largest rank of an adapter."""
+ALL_LINEAR = "all-linear"
+"""The target that stands for every linear layer of the blocks, as in PEFT."""
 
 _FORM = {"extra": "forbid", "use_attribute_docstrings": True}
 
@@ -34,7 +36,8 @@ class Recipe:
     dropout: Annotated[float, Ge(0), Le(0.9)] = 0.05
     """Dropout on the adapter's input."""
     target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-    """Linear layers that get an update, by the end of their name."""
+    """Linear layers that get an update, by the end of their name. A base whose layers have other names gets one on all linear layers of its
+    blocks instead of these, and so does every base with all-linear. The names of a mixture's experts reach these through PEFT alone."""
     epochs: Annotated[int, Ge(1)] = 3
     """Passes over the adapter's train dialogues."""
     patience: Annotated[int, Ge(1)] | None = None

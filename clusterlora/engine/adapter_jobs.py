@@ -2,9 +2,10 @@
 
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,11 @@ from clusterlora.engine.base import BaseModel
 from clusterlora.engine.job import TrainingJob
 from clusterlora.engine.kinds import ADAPTER_KINDS, kind_of
 from clusterlora.errors import BadData, BadSettings
+from clusterlora.models.targets import block_weights, reach, resolved
 from clusterlora.models.weights import file_sha256
-from clusterlora.recipe import ENGINE_VERSION, Recipe, problems
+from clusterlora.recipe import ALL_LINEAR, ENGINE_VERSION, Recipe, problems
+
+log = logging.getLogger(__name__)
 
 Message = Mapping[str, Any]
 """{"role": "system" | "user" | "assistant", "content": text}"""
@@ -61,18 +65,33 @@ def training_jobs(base: BaseModel, jobs: Sequence[AdapterJob], *, folder: Path |
         raise BadSettings("jobs = []: nothing to train; pass at least one AdapterJob")
     _refuse_too_long(base, max_length)
     names = [job.name for job in jobs]
-    module_names = {name.rpartition(".")[2] for name, _ in base.model.named_modules()}
     for job in jobs:
-        wrong = [*_problems(job), *_unknown_modules(job.recipe, module_names)]
+        wrong = list(_problems(job))
         if names.count(job.name) > 1:
             wrong.append("two jobs have this name; give each its own")
         if job.folder is None and folder is None:
             wrong.append("no folder to write it to; pass folder=")
         if wrong:
             raise BadSettings(f"adapter {job.name!r}: {wrong[0]}")
+    jobs = _with_target_modules(base, jobs)
     tokenised = all(isinstance(dialogue, TokenSequence) for job in jobs for dialogue in (*job.dialogues, *job.val_dialogues))
     encoder = None if tokenised else PromptEncoder(base.tokenizer, max_length=max_length)
     return [_training_job(base, job, encoder, Path(job.folder or Path(folder or ".") / job.name)) for job in jobs]
+
+
+def _with_target_modules(base: BaseModel, jobs: Sequence[AdapterJob]) -> list[AdapterJob]:
+    """Return the jobs with target modules that the base has; the log says, once each, what they leave without an adapter."""
+    weights, recipes = block_weights(base.model), dict[Recipe, Recipe]()
+    for job in jobs:
+        if job.recipe in recipes:
+            continue
+        try:
+            recipe = recipes[job.recipe] = resolved(job.recipe, weights)
+        except BadSettings as problem:
+            raise BadSettings(f"adapter {job.name!r}: {problem}") from problem
+        if words := reach(recipe, weights):
+            log.warning("%s", words)
+    return [replace(job, recipe=recipes[job.recipe]) for job in jobs]
 
 
 def _training_job(base: BaseModel, job: AdapterJob, encoder: PromptEncoder | None, target: Path) -> tuple[TrainingJob, Path]:
@@ -98,6 +117,8 @@ def _problems(job: AdapterJob) -> Iterator[str]:
     if recipe.kind not in ADAPTER_KINDS:
         yield f"recipe.kind = {recipe.kind!r}: use one of {', '.join(ADAPTER_KINDS)}"
         return
+    if not recipe.target_modules and recipe.kind != "prefix":
+        yield f"recipe.target_modules = (): an adapter with nothing to change; name linear layers such as q_proj, or {ALL_LINEAR}"
     if not job.dialogues:
         yield "it has no dialogues to learn from; leave it out"
     if recipe.patience and not job.val_dialogues:
@@ -116,16 +137,6 @@ def _problems(job: AdapterJob) -> Iterator[str]:
 def _rank(folder: Path) -> int:
     config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     return int(config.get("r") or config.get("num_virtual_tokens") or 0)
-
-
-def _unknown_modules(recipe: Recipe, module_names: set[str]) -> Iterator[str]:
-    if recipe.kind == "prefix":
-        return
-    if not recipe.target_modules:
-        yield "recipe.target_modules = (): an adapter with nothing to change; name linear layers such as q_proj and v_proj"
-    if not set(recipe.target_modules) & module_names:
-        known = sorted(name for name in module_names if name.endswith(("proj", "_fc", "c_attn", "dense")))
-        yield f"recipe.target_modules = {recipe.target_modules}: the base has no such layer; it has {', '.join(known) or 'others'}"
 
 
 def _refuse_too_long(base: BaseModel, max_length: int) -> None:

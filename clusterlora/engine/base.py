@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from clusterlora.errors import BadSettings
 from clusterlora.models.base import BaseModel, load_base
-from clusterlora.models.checks import refuse_tokens_without_embedding
+from clusterlora.models.checks import refuse_recurrent, refuse_tokens_without_embedding
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,7 +32,7 @@ def frozen_base(base: "BaseModel | PreTrainedModel | str | Path", tokenizer: "Pr
 
     Raises:
         BadSettings: no tokenizer for a model of the caller's, or a model that the engine cannot run; names what to pass instead.
-        ModelUnavailable: no such base, or none with a chat template.
+        ModelUnavailable: no such base, or none with a chat template, or a recurrent one.
     """
     if isinstance(base, BaseModel):
         yield base
@@ -43,6 +43,7 @@ def frozen_base(base: "BaseModel | PreTrainedModel | str | Path", tokenizer: "Pr
         yield load_base(str(base), dtype="auto", device="cuda" if torch.cuda.is_available() else "cpu")
         return
     _refuse_unusable(base, tokenizer)
+    refuse_recurrent(base, base.name_or_path or "of the call")
     assert tokenizer is not None, "a base without tokenizer was not refused"
     requires_grad = {name: parameter.requires_grad for name, parameter in base.named_parameters()}
     training = [module for module in base.modules() if module.training]

@@ -27,9 +27,13 @@ class LinearLayer:
         return self.weight.shape[0]
 
 
+_PLAIN = ("Linear", "FalconLinear")
+"""Classes that compute x W^T + bias and nothing else; other subclasses of Linear quantise."""
+
+
 def linear_layer(module: nn.Module) -> LinearLayer | None:
     """Return a module as a linear layer; None if it is neither a plain Linear nor a Conv1D."""
-    if type(module) is nn.Linear:
+    if isinstance(module, nn.Linear) and type(module).__name__ in _PLAIN:
         return LinearLayer(module, module.weight, module.bias)
     if type(module) is Conv1D:
         return LinearLayer(module, module.weight.T, module.bias)

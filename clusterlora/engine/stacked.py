@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from clusterlora.engine.linear_layers import LinearLayer, linear_layer
-from clusterlora.errors import BadData
+from clusterlora.errors import BadData, BadSettings
 
 Factors = Mapping[str, tuple[Float[Tensor, "_rank _d_in"], Float[Tensor, "_d_out _rank"]]]
 """(A, scaled B) by the name of the linear layer; the update of its weight is B @ A."""
@@ -95,6 +95,7 @@ class StackedModel:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self._row_slots: Int[Tensor, " row"] | None = None
+        self._n_tokens = 0
         self._factors: dict[str, tuple[Tensor, Tensor]] = {}
         self._prefix_by_slot: dict[int, Tensor] = {}
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
@@ -110,6 +111,7 @@ class StackedModel:
         like = next(self.model.parameters())
         device = like.device
         self._prefix_by_slot = {slot: one.prefix.to(like) for slot, one in enumerate(weights, start=1) if one.prefix is not None}
+        self._hooks.append(self.model.get_input_embeddings().register_forward_pre_hook(self._count_tokens))  # pyright: ignore[reportCallIssue]
         for name in sorted({name for factors in slots for name in factors}):
             layer = self._linear(name)
             rank = max(factors[name][0].shape[0] for factors in slots if name in factors)
@@ -173,14 +175,28 @@ class StackedModel:
             raise BadData(f"layer {name} is a {type(module).__name__}, not a Linear; it cannot carry stacked LoRA")
         return layer
 
+    def _count_tokens(self, _embedding: nn.Module, inputs: tuple[Int[Tensor, "row token"]]) -> None:
+        self._n_tokens = inputs[0].shape[1]
+
     def _add_update(self, name: str) -> Callable[[nn.Module, tuple[Tensor], Tensor], Tensor]:
         def hook(_layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
             assert self._row_slots is not None, "a stacked model was run outside `rows`"
+            refuse_routed(name, inputs[0], n_rows=len(self._row_slots), n_tokens=self._n_tokens)
             down, up = (factor.index_select(0, self._row_slots) for factor in self._factors[name])
-            hidden = torch.bmm(inputs[0].to(down.dtype), down.transpose(1, 2))
-            return output + torch.bmm(hidden, up.transpose(1, 2)).to(output.dtype)
+            by_row = inputs[0].reshape(len(self._row_slots), -1, inputs[0].shape[-1])
+            hidden = torch.bmm(by_row.to(down.dtype), down.transpose(1, 2))
+            return output + torch.bmm(hidden, up.transpose(1, 2)).to(output.dtype).view(output.shape)
 
         return hook
+
+
+def refuse_routed(name: str, x: Float[Tensor, "*tokens d_in"], *, n_rows: int, n_tokens: int) -> None:
+    """Check that a layer reads rows, or all tokens of all rows in one matrix, but not those that a router chose. Raises BadSettings."""
+    if x.ndim == 2 and len(x) != n_rows * n_tokens:
+        raise BadSettings(
+            f"layer {name} reads {len(x)} of {n_rows * n_tokens} tokens, as an expert does, and cannot have an adapter; "
+            "take it out of recipe.target_modules"
+        )
 
 
 def fill_cache(cache: DynamicCache, prefixes: Float[Tensor, "row token layer_kv head dim"]) -> None:

@@ -21,7 +21,7 @@ from clusterlora.engine.fused_linear import input_gradient
 from clusterlora.engine.linear_layers import LinearLayer, linear_layer
 from clusterlora.engine.low_rank_update import LowRankUpdate
 from clusterlora.engine.packing import Padding, single_segment
-from clusterlora.engine.stacked import StackedModel, logits_only_at
+from clusterlora.engine.stacked import StackedModel, logits_only_at, refuse_routed
 from clusterlora.engine.stacked_lora import FusedLora, FusedSpec, StackedLora
 from clusterlora.engine.stacked_prefix import StackedPrefix
 
@@ -47,7 +47,7 @@ class TransformersBackend:
         parts = (*batch.rows.padded(pad_id=self._pad_id, multiple=PAD_TO), batch.rows.targets, batch.frozen_slots, batch.weights)
         ids, predicts, targets, frozen_slots, weights = (part.to(self._model.device) for part in parts)
         with ExitStack() as contexts:
-            self._enter(contexts, batch.slots, frozen_slots)
+            self._enter(contexts, batch.slots, frozen_slots, n_tokens=ids.shape[1])
             contexts.enter_context(torch.set_grad_enabled(backward))
             contexts.enter_context(logits_only_at(self._model, predicts, head_is_stacked=self._head_is_stacked))
             # Right padding under causal attention needs no mask: no real token attends to padding.
@@ -71,13 +71,15 @@ class TransformersBackend:
         parameters = {parameter.untyped_storage().data_ptr() for parameter in self._model.parameters()}
         slot = torch.zeros_like(ids[:, 0])
         with ExitStack() as contexts:
-            self._enter(contexts, RowSlots(slot, torch.ones_like(slot[:, None], dtype=self._stack.parameters.dtype)), slot)
+            self._enter(
+                contexts, RowSlots(slot, torch.ones_like(slot[:, None], dtype=self._stack.parameters.dtype)), slot, n_tokens=ids.shape[1]
+            )
             contexts.enter_context(torch.autograd.graph.saved_tensors_hooks(record, lambda tensor: tensor))
             self._model(input_ids=ids, use_cache=False)
         return sum(n_bytes for storage, n_bytes in bytes_by_storage.items() if storage not in parameters) / ids.shape[1]
 
-    def _enter(self, contexts: ExitStack, rows: RowSlots, frozen_slots: Int[Tensor, " b"]) -> None:
-        contexts.enter_context(self._intercepted.rows(rows) if self._intercepted else self._stack.rows(rows))  # pyright: ignore[reportAttributeAccessIssue]
+    def _enter(self, contexts: ExitStack, rows: RowSlots, frozen_slots: Int[Tensor, " b"], *, n_tokens: int) -> None:
+        contexts.enter_context(self._intercepted.rows(rows, n_tokens) if self._intercepted else self._stack.rows(rows))  # pyright: ignore[reportAttributeAccessIssue]
         if self._frozen_adapters:
             contexts.enter_context(self._frozen_adapters.rows(frozen_slots))
 
@@ -97,6 +99,7 @@ class _InterceptedLayers:
         # Autograd would skip the first layer, whose input is a frozen embedding, without an input that requires a gradient.
         self._requires_grad = torch.zeros((), requires_grad=True)
         self._rows: RowSlots | None = None
+        self._n_tokens = 0
         for fused, layers in zip(lora.loras, self._layers, strict=True):
             self._intercept(fused, layers)
 
@@ -105,9 +108,9 @@ class _InterceptedLayers:
         return any(layer is other for layers in self._layers for other in layers)
 
     @contextmanager
-    def rows(self, rows: RowSlots) -> Iterator[None]:
-        """Use slot `rows.slot[b]` for row b of every batch inside the block."""
-        self._rows = rows
+    def rows(self, rows: RowSlots, n_tokens: int) -> Iterator[None]:
+        """Use slot `rows.slot[b]` for row b of every batch inside the block, whose rows are `n_tokens` long."""
+        self._rows, self._n_tokens = rows, n_tokens
         try:
             yield
         finally:
@@ -119,6 +122,7 @@ class _InterceptedLayers:
 
         def first_forward(input: Tensor) -> Tensor:  # noqa: A002  (Linear.forward names it so)
             assert self._rows is not None, "a model with stacked LoRA was run outside `rows`"
+            refuse_routed(lora.spec.names[0], input, n_rows=len(self._rows.slot), n_tokens=self._n_tokens)
             first, *others = _FusedProduct.apply(input, self._requires_grad, lora, self._rows, layers)  # pyright: ignore[reportGeneralTypeIssues]
             outputs.update({name: (input, output) for name, output in zip(lora.spec.names[1:], others, strict=True)})
             return first
@@ -143,26 +147,27 @@ class _FusedProduct(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Float[Tensor, "b t d_in"], _requires_grad: Tensor, lora: FusedLora, rows: RowSlots, modules: Sequence[nn.Module]
-    ) -> tuple[Float[Tensor, "b t _D"], ...]:
-        segments, flat, update = single_segment(*x.shape[:2]), x.flatten(0, 1), lora.gather(rows, x.dtype)
+        ctx: Any, x: Float[Tensor, "*tokens d_in"], _requires_grad: Tensor, lora: FusedLora, rows: RowSlots, modules: Sequence[nn.Module]
+    ) -> tuple[Float[Tensor, "*tokens _D"], ...]:
+        flat, n_rows = x.reshape(-1, x.shape[-1]), len(rows.slot)
+        segments, update = single_segment(n_rows, len(flat) // n_rows), lora.gather(rows, x.dtype)
         layers = [layer for layer in map(linear_layer, modules) if layer is not None]
-        ys = [functional.linear(flat, layer.weight, layer.bias) for layer in layers]
-        (h,) = update.forward(flat, ys, segments)
+        ys = [functional.linear(x, layer.weight, layer.bias) for layer in layers]
+        (h,) = update.forward(flat, [y.view(len(flat), -1) for y in ys], segments)
         ctx.save_for_backward(flat, h, *update.factors)
         ctx.lora, ctx.rows, ctx.segments, ctx.weights = lora, rows, segments, [layer.weight for layer in layers]
-        return tuple(y.unflatten(0, x.shape[:2]) for y in ys)
+        return tuple(ys)
 
     @staticmethod
     def backward(ctx: Any, *dys: Tensor) -> tuple[Tensor | None, None, None, None, None]:
         x, h, a, *bs = ctx.saved_tensors
-        update, shape = LowRankUpdate(a, tuple(bs)), dys[0].shape[:2]
-        flat_dys = [dy.flatten(0, 1) for dy in dys]
+        update, shape = LowRankUpdate(a, tuple(bs)), dys[0].shape[:-1]
+        flat_dys = [dy.reshape(-1, dy.shape[-1]) for dy in dys]
         dx = input_gradient(flat_dys, ctx.weights) if ctx.needs_input_grad[0] else None
         gradient = update.empty_like()
         update.backward(x, [h], flat_dys, dx, ctx.segments, gradient)
         ctx.lora.add_gradient(ctx.rows, gradient)
-        return dx if dx is None else dx.unflatten(0, shape), None, None, None, None
+        return dx if dx is None else dx.view(*shape, -1), None, None, None, None
 
 
 def fused_specs(model: nn.Module, layers: Mapping[str, LinearLayer], probe: Int[Tensor, "1 t"]) -> list[FusedSpec]:

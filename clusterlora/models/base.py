@@ -12,10 +12,11 @@ from clusterlora.chat.template import ChatTemplate
 from clusterlora.errors import BadSettings
 from clusterlora.models.checks import known_positions
 from clusterlora.models.hub import hub_snapshot
-from clusterlora.models.loading import load_causal_lm, load_tokenizer
+from clusterlora.models.loading import empty_causal_lm, load_causal_lm, load_tokenizer
 from clusterlora.models.memory import total_memory_bytes
 from clusterlora.models.revision import revision_of
 from clusterlora.models.smollm2 import fetch_smollm2
+from clusterlora.models.targets import BlockWeights, block_weights
 from clusterlora.models.weights import combined_sha256, weight_files
 from clusterlora.settings import Dtype
 
@@ -55,11 +56,12 @@ class UsableBase:
     """A base model whose files fit together, without its weights.
 
     `n_positions` are the positions it knows and `n_trainable` the tokens of the longest sequence that a quarter of this machine's memory
-    can train it on; both are None where its files do not tell, as those of a GGUF file.
+    can train it on; both are None where its files do not tell, as those of a GGUF file. `weights` are what adapters can be on.
     """
 
     name: str
     tokenizer: "PreTrainedTokenizerBase"
+    weights: BlockWeights
     n_positions: int | None = None
     n_trainable: int | None = None
 
@@ -154,10 +156,10 @@ def usable_base(name: str) -> UsableBase:
     """
     folder = base_folder(name)
     if weight_files(folder)[0].suffix == ".gguf":
-        # Its names and shapes are known only once all of it is dequantised.
-        return UsableBase(name, load_tokenizer(folder))
+        # Which weights it holds is known only once all of it is dequantised.
+        return UsableBase(name, load_tokenizer(folder), block_weights(empty_causal_lm(folder)))
     model, tokenizer = load_causal_lm(folder, dtype="float32", device="meta")
-    return UsableBase(name, tokenizer, known_positions(model.config), _trainable_tokens(model.config))
+    return UsableBase(name, tokenizer, block_weights(model), known_positions(model.config), _trainable_tokens(model.config))
 
 
 def _trainable_tokens(config: Any) -> int | None:

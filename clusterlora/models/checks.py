@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from clusterlora.errors import BadSettings, ModelUnavailable
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _NAMED = 3
 """Weights named in a message; the rest are counted."""
@@ -40,6 +40,19 @@ def refuse_other_models(folder: Path) -> None:
         raise ModelUnavailable(
             f"base model {folder} is a {architectures[0]} (config.json), which predicts no next token; use one whose architecture ends in "
             "ForCausalLM"
+        )
+
+
+def refuse_recurrent(model: "PreTrainedModel", name: object) -> None:
+    """Check that a model keeps keys and values of all tokens and no state that sums them up: answers share the work on common beginnings.
+
+    Raises:
+        ModelUnavailable: it is recurrent, or some of its layers are.
+    """
+    if getattr(model, "_is_stateful", False) or "linear_attention" in (getattr(model.config, "layer_types", None) or ()):
+        raise ModelUnavailable(
+            f"base model {name} is a {type(model).__name__}, which keeps a recurrent state instead of keys and values; its answers cannot "
+            "be computed here, so nothing is trained on it: use a base whose layers are attention"
         )
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clusterlora.errors import ModelUnavailable
-from clusterlora.models.checks import refuse_other_models, refuse_other_weights, refuse_tokens_without_embedding
+from clusterlora.models.checks import refuse_other_models, refuse_other_weights, refuse_recurrent, refuse_tokens_without_embedding
 from clusterlora.models.weights import weight_files
 from clusterlora.settings import Dtype
 
@@ -39,12 +39,26 @@ def load_causal_lm(folder: Path, *, dtype: Dtype, device: str = "cpu") -> "tuple
             folder, dtype=getattr(torch, dtype), use_safetensors=True, output_loading_info=True, **_LOCAL, **place
         )
     model, info = loaded
+    refuse_recurrent(model, folder)
     refuse_other_weights(folder, info)
     tokenizer = load_tokenizer(folder)
     refuse_tokens_without_embedding(tokenizer, int(model.get_input_embeddings().weight.shape[0]))
     if "gguf_file" in place:
         _forget_quantization(model)
     return model, tokenizer
+
+
+def empty_causal_lm(folder: Path) -> "PreTrainedModel":
+    """Return the model of a folder as its configuration describes it, on the meta device. Raises ModelUnavailable as `load_causal_lm`."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    weights = weight_files(folder)
+    gguf = {"gguf_file": weights[0].name} if weights[0].suffix == ".gguf" else {}
+    with _one_line(folder), _quiet(), torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, **_LOCAL, **gguf))
+    refuse_recurrent(model, folder)
+    return model
 
 
 def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":

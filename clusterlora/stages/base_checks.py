@@ -18,6 +18,7 @@ from clusterlora.methods import most_shots
 from clusterlora.methods.described import DESCRIBED
 from clusterlora.models.base import UsableBase
 from clusterlora.models.checks import refuse_too_long
+from clusterlora.models.targets import resolved
 from clusterlora.settings import Dtype, Lengths, ModelSettings, PreparedModel, PreparedStudy, Study, prepared
 from clusterlora.values import Dataset, Persona
 
@@ -29,16 +30,16 @@ _SAMPLE = 32
 
 
 def decided(study: Study, dtype: Dtype, base: UsableBase, personas: Sequence[Persona] | None = None) -> PreparedStudy:
-    """Return a study with its base model, dtype, prompt, date and lengths decided; what it gives stays.
+    """Return a study with its base model, dtype, prompt, date, lengths and target modules decided; what it gives stays.
 
     Args:
         personas: the study's people, of whose dialogues the lengths are read off. Read from their source where they are left out.
 
     Raises:
-        BadSettings: prompt and answer do not fit into the base's positions.
+        BadSettings: prompt and answer do not fit into the base's positions, or it has none of the target modules.
         BadData: every problem of the data at once, where the lengths are read off it.
     """
-    study = replace(study, model=with_template_date(study.model, base.tokenizer))
+    study = replace(study, model=with_template_date(study.model, base.tokenizer), recipe=resolved(study.recipe, base.weights))
     settings = prepared(study, dtype)
     open_lengths = study.model.max_length is None or study.evaluation.max_new_tokens is None
     if open_lengths and study.data.source != "synthetic":

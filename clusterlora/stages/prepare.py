@@ -12,6 +12,7 @@ from clusterlora.durable import make_folder
 from clusterlora.errors import UnknownName
 from clusterlora.metadata import Provenance, TrackerPage
 from clusterlora.models.base import UsableBase, base_revision, faster_dtype, usable_base
+from clusterlora.models.targets import reach
 from clusterlora.planning.ladder import REFERENCE
 from clusterlora.ports.run_log import RunLog
 from clusterlora.ports.stores import Stores
@@ -40,6 +41,8 @@ def prepare_study(settings: Study, stores: Stores, log: RunLog, *, running: bool
     study, base = as_prepared(settings, stores)
     dataset, fit = fitted_dataset(study, base.tokenizer)
     _note(fit, study, log)
+    if words := reach(study.recipe, base.weights):
+        log.note(words)
     if stored_study(study.name, stores) is None:
         refuse_misfits(study, base, dataset.personas, log)
     made_from = Provenance(

@@ -373,7 +373,11 @@ def wrong_jobs() -> dict[str, tuple[list[AdapterJob], type[Exception], str]]:
             BadSettings,
             r"recipe\.kind = 'qlora': use one of lora, rslora, dora, ia3",
         ),
-        "modules": (jobs("a", recipe=Recipe(target_modules=("query",))), BadSettings, "the base has no such layer; it has .*q_proj"),
+        "modules": (
+            jobs("a", recipe=Recipe(target_modules=("query",))),
+            BadSettings,
+            "has no such layer; it has q_proj, k_proj",
+        ),
         "patience": (jobs("a", recipe=Recipe(patience=1)), BadSettings, r"recipe\.patience = 1 needs val_dialogues"),
         "message": ([AdapterJob("a", [[{"role": "bot", "content": "x"}]])], BadData, r"adapter 'a', dialogue 0: message 0: .*'bot'"),
         "text message": ([AdapterJob("a", ["hello"])], BadData, "adapter 'a', dialogue 0: message 0: 'h' is not"),  # pyright: ignore[reportArgumentType]

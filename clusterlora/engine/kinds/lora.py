@@ -41,8 +41,8 @@ class Lora(AdapterKind):
         """See `AdapterKind`."""
         from clusterlora.engine.stacked import Weights, read_adapter
 
-        # PEFT also adapts embeddings, which have no slots.
-        return super().read(folder) if _adapts_embedding(folder) else Weights(read_adapter(folder))
+        # PEFT also adapts embeddings and experts, which have no slots.
+        return super().read(folder) if _has_no_slots(folder) else Weights(read_adapter(folder))
 
     def slot_group(self, recipe: Recipe) -> Hashable | None:
         """See `AdapterKind`."""
@@ -55,7 +55,10 @@ class Lora(AdapterKind):
     def why_not_stacked(self, base: "BaseModel", recipe: Recipe) -> str | None:
         """See `AdapterKind`."""
         from clusterlora.engine.stacked_lora import targeted_layers
+        from clusterlora.models.targets import block_weights, names_experts
 
+        if names_experts(recipe.target_modules, block_weights(base.model)):
+            return "PEFT alone adapts the weights of experts"
         try:
             targeted_layers(base.model, recipe.target_modules)
         except BadSettings as error:
@@ -84,11 +87,12 @@ class Lora(AdapterKind):
         )
 
 
-def _adapts_embedding(folder: Path) -> bool:
+def _has_no_slots(folder: Path) -> bool:
     from safetensors import safe_open
 
     with safe_open(folder / "adapter_model.safetensors", framework="pt") as tensors:
-        return any("lora_embedding_" in name for name in tensors.keys())  # noqa: SIM118  (safe_open is not iterable)
+        names = list(tensors.keys())
+    return any("lora_embedding_" in name or ".experts." in name for name in names)
 
 
 def variant_of_lora(config: Mapping[str, Any]) -> dict[str, bool] | None:
