@@ -189,7 +189,7 @@ def test_a_family_trains_and_answers_as_plain_peft_on_the_layers_that_the_page_n
     assert row_of(base.model) in PAGE.read_text(encoding="utf-8").splitlines()
 
 
-@pytest.mark.filterwarnings("ignore:The following rank_pattern keys did not match any targeted module:RuntimeWarning")
+@pytest.mark.filterwarnings("ignore:The following (rank|alpha)_pattern keys did not match any targeted module:RuntimeWarning")
 @pytest.mark.parametrize(
     ("name", "targets"),
     [("Mixtral", ("q_proj", "w1", "w2", "w3")), ("Qwen3Moe", ("q_proj", "gate_proj", "up_proj", "down_proj"))],
