@@ -178,13 +178,15 @@ class MethodScore:
 class ComparisonSummary:
     """What the comparison of the methods found: its champion, if there is one, the sentence that says so, and every method's score.
 
-    `gate_refused`: the gate judged, and no rung passed.
+    `gate_refused`: the gate judged, and no rung passed. `claims_personalisation`: the sentence says that people gain because of who they
+    are, as the champion beats both the reference and the control that tells.
     """
 
     champion: str | None
     sentence: str
     scores: tuple[MethodScore, ...] = ()
     gate_refused: bool = False
+    claims_personalisation: bool = False
 
     @property
     def beats_reference(self) -> bool:

@@ -3,13 +3,15 @@
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge
+from annotated_types import Ge, Le
 
-from clusterlora.settings import MergeSettings
+from clusterlora.method_settings import MergeSettings
+from clusterlora.settings import Study
 
 _FORM = {"extra": "forbid", "use_attribute_docstrings": True}
 
 _AVERAGE = MergeSettings()
+_DEFAULT = Study()
 
 EvaluationPart = Literal["probe", "power", "baseline", "gate", "choices", "test"]
 
@@ -91,6 +93,23 @@ class MergeRequest:
     """A study whose personal adapters are trained."""
     merging: MergeSettings = _AVERAGE
     """How they are merged."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PermutationRequest:
+    """A study to be repeated with everybody's dialogues exchanged at random."""
+
+    __pydantic_config__ = _FORM
+
+    study: Study = _DEFAULT
+    """The study; its own data and settings, but for whose dialogues are whose."""
+    times: Annotated[int, Ge(1), Le(200)] = 20
+    """How often, each time with another seed; NAME-null-01, NAME-null-02, ... are studies of their own."""
+
+    @property
+    def run_name(self) -> str:
+        """`mission · 20 times`."""
+        return f"{self.study.name} · {self.times} times"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Gt, Le, Len
 
 from clusterlora.errors import BadSettings
+from clusterlora.method_settings import AssignmentSettings, MergeSettings, RetrievalSettings
 from clusterlora.recipe import Recipe
 
 Dtype = Literal["float32", "bfloat16"]
@@ -72,6 +73,9 @@ class DataSettings:
     """Dialogues of a persona that are used: as many as asked in train, val and test, or all, in these proportions."""
     split_seed: Annotated[int, Ge(0)] = 0
     """Seed of the hash by which dialogues are split."""
+    permute_seed: Annotated[int, Ge(0)] | None = None
+    """Exchange everybody's dialogues at random, with this seed, before they are split: a study in which nothing is personal
+    (`clusterlora study permute`). Empty: everybody keeps their own."""
     on_problem: Literal["refuse", "skip"] = "refuse"
     """A dialogue that the base model cannot be asked, because question and answer are longer than model.max_length or it begins with the
     assistant where the chat template forbids it: refuse names all of them, skip leaves them out and counts them."""
@@ -179,49 +183,6 @@ class GateSettings:
     """Alternatives tried in order when the first configuration fails."""
     on_failure: Literal["stop", "ask", "continue"] = "stop"
     """When every rung fails: stop, ask a person and wait for the decision, or continue anyway."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MergeSettings:
-    """How the method `merge` combines the adapters of a cluster's members."""
-
-    __pydantic_config__ = _FORM
-
-    kind: Literal["average", "ties", "dare"] = "average"
-    """average: weighted by examples; ties: only the largest changes, by majority of sign; dare: a random share of the changes."""
-    density: Annotated[float, Gt(0), Le(1)] | None = None
-    """Share of each adapter's changes that ties and dare keep. Empty: 0.2 for ties, 0.5 for dare."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RetrievalSettings:
-    """What the methods with retrieval may show in a prompt: one combination for the whole study, chosen on val."""
-
-    __pydantic_config__ = _FORM
-
-    counts: tuple[Annotated[int, Ge(0)], ...] = (0, 1, 3, 5)
-    """How many train exchanges a prompt may show. With 0, retrieval is left out where it does not help on val."""
-    rankings: tuple[Literal["bm25", "embedding"], ...] = ("bm25", "embedding")
-    """By what exchanges are ranked, from the question alone: BM25 over words, or the cosine of the study's sentence embeddings."""
-    sources: tuple[Literal["own", "cluster"], ...] = ("own", "cluster")
-    """Whose train exchanges are shown: the persona's own, or those of everybody in its cluster, its own among them."""
-    trained_shots: Annotated[int, Ge(1)] | None = None
-    """Exchanges of the persona's other train dialogues in every prompt that the adapters of these methods learn from, by the first of
-    `rankings`. They are then adapters of their own. Empty: they answer with the adapters of the methods without retrieval."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AssignmentSettings:
-    """Whether a study measures how well new personas are assigned to clusters, as by `clusterlora assign`."""
-
-    __pydantic_config__ = _FORM
-
-    held_out_share: Annotated[float, Gt(0), Le(0.5)] | None = None
-    """Share of every cluster that a second unified and second cluster adapters do not learn from: they then choose for these people from
-    1, 3, 5 and 10 examples. Costs unified and all clusters once more, less this share, and one answer per adapter to each held-out
-    person's test items. Empty: not measured."""
-    seed: Annotated[int, Ge(0)] = 0
-    """Seed of the held-out personas and of the examples that are drawn."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,8 +9,8 @@ from functools import cache
 from typing import Any, Literal
 
 from clusterlora.errors import BadSettings
+from clusterlora.method_settings import MergeSettings
 from clusterlora.recipe import Recipe
-from clusterlora.settings import MergeSettings
 
 Role = Literal["system", "user", "assistant"]
 Split = Literal["train", "val", "test"]

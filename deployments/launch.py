@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -104,6 +104,32 @@ def _notes(study_name: str, services: LocalServices) -> tuple[Note, ...]:
     except UnknownName:
         return ()
     return local_studies({study_name: recorded}, services)[study_name].notes
+
+
+def run_studies(
+    studies: Sequence[Study], *, home: Path, workers: int | None, user: str, log: Callable[[str], None]
+) -> tuple[StudySnapshot, ...]:
+    """Run studies one after another on services that stay up for all of them; return the final state of each, up to one that failed.
+
+    Args:
+        home, workers, log: as `run_study`.
+        user: what the services are used for.
+
+    Raises:
+        ServiceDown: as `run_study`.
+    """
+    local_services.up(home, workers=workers, user=user, log=log)
+    ended: list[StudySnapshot] = []
+    try:
+        for number, study in enumerate(studies, start=1):
+            log(f"study {study.name}, {number} of {len(studies)}")
+            services = local_services.status(home) or local_services.up(home, workers=workers, user=user, log=log)
+            ended.append(follow(launch(study, services), study.name, services))
+            if not ended[-1].completed:
+                break
+    finally:
+        local_services.release(home, log=log)
+    return tuple(ended)
 
 
 def launch(study: Study, services: LocalServices) -> UUID:

@@ -20,6 +20,7 @@ FLOWS = (
     "flows.compare.compare",
     "flows.assign.assign",
     "flows.merge.merge",
+    "flows.permute.permute",
 )
 
 ENVIRONMENT = {

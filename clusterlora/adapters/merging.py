@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from clusterlora.engine.stacked import Factors
-from clusterlora.settings import MergeSettings
+from clusterlora.method_settings import MergeSettings
 
 _DENSITY: Mapping[str, float] = {"average": 1.0, "ties": 0.2, "dare": 0.5}
 

@@ -29,8 +29,8 @@ def merge(name: str, kind: Any, density: float | None, as_json: bool) -> None:
     trained; the merged adapters are evaluated on the test items, compared and registered.
     """
     from clusterlora.comparison.table import console, summary_records
+    from clusterlora.method_settings import MergeSettings
     from clusterlora.requests import EvaluationRequest, MergeRequest
-    from clusterlora.settings import MergeSettings
     from clusterlora.stages.compare import compare_study, figure_path
     from clusterlora.stages.evaluate import evaluate
     from clusterlora.stages.merge import merge as merge_study

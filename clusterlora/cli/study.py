@@ -37,6 +37,12 @@ Examples:
   clusterlora study estimate --data people.jsonl --base-model smollm2-135m --set recipe.epochs=1
 """
 
+_PERMUTE_EXAMPLE = """\b
+Examples:
+  clusterlora study permute --preset quick --times 20
+  clusterlora study permute --data people.jsonl --base-model smollm2-135m --times 5
+"""
+
 _IMPORT_EXAMPLE = """\b
 Example:
   clusterlora study import --name mine --data edgewise/ --splits data/splits/edgesplits.json --clusters cluster_map.json \\
@@ -78,6 +84,37 @@ def run(workers: int | None, no_wait: bool, show_settings: bool, as_json: bool, 
         click.echo(json.dumps(_status(study.name, open_local_stores())))
     if not ended.completed:
         raise click.exceptions.Exit(1)
+
+
+@study.command(epilog=_PERMUTE_EXAMPLE)
+@study_options
+@click.option("--times", type=click.IntRange(1, 200), default=20, show_default=True, help="Studies with permuted labels.")
+@click.option("--workers", type=click.IntRange(min=1), help="Worker processes for training.  [default: as last asked for]")
+@click.option("--json", "as_json", is_flag=True, help="Print the rate and one record per study as JSON.")
+def permute(times: int, workers: int | None, as_json: bool, **options: Any) -> None:
+    """Run a study as often with everybody's dialogues exchanged at random, and print how often it claims personalisation.
+
+    Nothing is personal then, so every claim is false. The studies are called NAME-null-01, NAME-null-02, ...; after an interruption run the
+    same command again, which goes on with the first that has not ended.
+    """
+    from clusterlora.planning.null_studies import null_studies
+    from clusterlora.results.null_rate import rate_of, write_null_rate
+
+    original = _with_usable_inputs(study_from(options))
+    nulls = null_studies(original, times)
+    user = f"permutations of {original.name}"
+    ended = deployments("launch").run_studies(nulls, home=services_home(), workers=workers, user=user, log=echo_stderr)
+    if not ended[-1].completed:
+        echo_stderr(f"study {nulls[len(ended) - 1].name} did not end; run the same command again to go on with it")
+        raise click.exceptions.Exit(1)
+    stores = open_local_stores()
+    rate = rate_of([null.name for null in nulls], stores)
+    path = write_null_rate(original.name, rate, stores)
+    if as_json:
+        click.echo(json.dumps({"sentence": rate.sentence, "claims": rate.n_claims, "times": times, "studies": rate.records}))
+        return
+    click.echo(rate.sentence)
+    click.echo(f"table    {path}")
 
 
 @study.command(epilog=_ESTIMATE_EXAMPLE)

@@ -158,6 +158,14 @@ def _claim(comparison: Comparison) -> str:
     return f"that this is because {cause} is not shown: {_contrast(comparison, contrast)}"
 
 
+def claims_personalisation(comparison: Comparison) -> bool:
+    """Return whether the verdict says that people gain because of who they are."""
+    champion = comparison.champion
+    control = deciding_control(champion) if champion is not None and champion != comparison.reference else None
+    contrast = comparison.contrast(champion, control) if champion is not None and control is not None else None
+    return comparison.has_verdict and contrast is not None and contrast.difference.outcome == "better"
+
+
 def _beside(comparison: Comparison) -> Iterator[str]:
     """Yield how the champion, or the best other method, does on the metrics beside the headline."""
     others = [result for result in comparison.methods if result.vs_reference is not None and can_win(result.method)]

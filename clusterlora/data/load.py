@@ -11,6 +11,7 @@ from clusterlora.data import SOURCES
 from clusterlora.data.conversations import beginnings
 from clusterlora.data.leaks import find_leaks
 from clusterlora.data.legacy_import import read_splits
+from clusterlora.data.permutation import permuted
 from clusterlora.data.problems import Problems, SourceLocation
 from clusterlora.data.prompt_fit import PromptFit
 from clusterlora.data.source import SourceData
@@ -40,6 +41,8 @@ def load(settings: DataSettings, fit: PromptFit | None = None) -> Dataset:
     reading = limited(_read(settings, problems), settings, problems)
     if fit is not None:
         reading = fitted(reading, fit, settings, problems)
+    if settings.permute_seed is not None:
+        reading = permuted(reading, settings.permute_seed)
     dataset = split(reading, settings, problems).dataset
     problems.raise_any()
     return dataset

@@ -18,6 +18,9 @@ Asked = list[tuple[tuple[Turn, ...], str]]
 _DECIMALS = 5
 """Of a rank's score: two exchanges that differ by less than rounding are a tie, on every machine."""
 
+_KEPT = 16
+"""Of an order, the positions that are remembered for the next count; a cluster may have thousands of exchanges for every question."""
+
 
 def exchanges(persona: Persona) -> tuple[Exchange, ...]:
     """Return every user turn of the persona's train dialogues with the assistant turn that follows it."""
@@ -43,7 +46,8 @@ class ExchangeIndex:
         self.examples = tuple(examples)
         self._ranking = ranking
         self._embedder = embedder
-        self._order_by_question: dict[str, tuple[int, ...]] = {}
+        self._embedded: Float[np.ndarray, "example dim"] | None = None
+        self._nearest_by_question: dict[str, np.ndarray] = {}
         self._score = _bm25([e.question for e in examples]) if ranking == "bm25" else self._similarity
 
     def nearest(self, question: str, count: int, *, without: Collection[int] = ()) -> tuple[Exchange, ...]:
@@ -54,16 +58,20 @@ class ExchangeIndex:
         Args:
             without: positions of examples that must not be shown.
         """
-        if question not in self._order_by_question:
+        needed = min(len(self.examples), count + len(without))
+        last = self._nearest_by_question.get(question)
+        if last is None or len(last) < needed:
             order = np.argsort(np.round(self._score(question), _DECIMALS), kind="stable")
-            self._order_by_question[question] = tuple(order.tolist())
-        shown = [position for position in self._order_by_question[question] if position not in without]
+            # A copy: a view would keep the whole order.
+            last = self._nearest_by_question[question] = order[-max(needed, _KEPT) :].astype(np.int32)
+        shown = [position for position in last.tolist() if position not in without]
         return tuple(self.examples[position] for position in shown[max(0, len(shown) - count) :])
 
     def _similarity(self, question: str) -> Float[np.ndarray, " example"]:
         assert self._embedder is not None
-        candidates = self._embedder.encode([question, *(e.question for e in self.examples)])
-        return (candidates[1:] @ candidates[0]).astype(np.float64)
+        if self._embedded is None:
+            self._embedded = self._embedder.encode([example.question for example in self.examples])
+        return (self._embedded @ self._embedder.encode([question])[0]).astype(np.float64)
 
 
 def _bm25(texts: Sequence[str]) -> Callable[[str], Float[np.ndarray, " text"]]:

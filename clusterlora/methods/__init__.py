@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 from clusterlora.catalog import Catalog
+from clusterlora.method_settings import RetrievalSettings
 from clusterlora.methods.baseline import baseline
 from clusterlora.methods.cluster import cluster
 from clusterlora.methods.cluster_hybrid import cluster_hybrid
@@ -25,7 +26,6 @@ from clusterlora.methods.swapped_persona import swapped_persona
 from clusterlora.methods.unified import unified
 from clusterlora.methods.unified_longer import unified_longer
 from clusterlora.methods.unified_wide import unified_wide
-from clusterlora.settings import RetrievalSettings
 
 METHODS: Catalog[Method] = Catalog(
     "method",

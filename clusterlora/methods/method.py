@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from clusterlora.metadata import ImportedAdapters
+from clusterlora.method_settings import MergeSettings, RetrievalSettings
 from clusterlora.recipe import Recipe
-from clusterlora.settings import MergeSettings, RetrievalSettings
 from clusterlora.values import AdapterComposition, AdapterSpec, MethodPlan, WeightedAdapter
 
 NOTHING_IMPORTED = ImportedAdapters()

@@ -97,6 +97,8 @@ def _settings(study: PreparedStudy, rung: Rung, comparison: Comparison) -> Itera
     recipe = study.recipe
     yield "base model", study.model.base
     yield "data", study.data.path or study.data.source
+    if study.data.permute_seed is not None:
+        yield "people", f"their dialogues were exchanged at random, seed {study.data.permute_seed}: nothing is personal"
     yield "system prompt", study.model.system_prompt
     yield "persona in the prompt", "yes" if study.model.persona_in_prompt else "no"
     yield "dialogues per persona", f"{study.data.train} train, {study.data.val} val, {study.data.test} test"

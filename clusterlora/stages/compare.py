@@ -9,6 +9,7 @@ from clusterlora.comparison.compare import compare_methods
 from clusterlora.comparison.figure import draw
 from clusterlora.comparison.new_personas_words import markdown as new_personas_markdown
 from clusterlora.comparison.result import Comparison
+from clusterlora.comparison.sentence import claims_personalisation
 from clusterlora.comparison.table import write_tables
 from clusterlora.data.prompts import items
 from clusterlora.data.twins import twins_note
@@ -124,6 +125,7 @@ def _summary(comparison: Comparison, state: StudyState) -> ComparisonSummary:
         comparison.sentence,
         tuple(scores),
         gate_refused=bool(state.verdicts) and not any(verdict.passed for verdict in state.verdicts),
+        claims_personalisation=claims_personalisation(comparison),
     )
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from clusterlora.adapters.merging import density_of
 from clusterlora.errors import BadData, BadSettings
+from clusterlora.method_settings import MergeSettings
 from clusterlora.planning.study_state import StudyState, read_state
 from clusterlora.planning.training_groups import groups_of
 from clusterlora.planning.work_plan import WorkPlan, trained_adapters, work_plan
@@ -12,7 +13,7 @@ from clusterlora.ports.run_log import RunLog
 from clusterlora.ports.stores import Stores
 from clusterlora.progress.timing import timed
 from clusterlora.requests import MergeRequest
-from clusterlora.settings import STUDY_NAME, MergeSettings, PreparedStudy
+from clusterlora.settings import STUDY_NAME, PreparedStudy
 from clusterlora.stages.prepare import prepare_study
 from clusterlora.stages.train import link_trained, merge_adapters
 

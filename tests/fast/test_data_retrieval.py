@@ -117,3 +117,19 @@ def test_what_adapters_learn_from_never_shows_the_dialogue_itself_nor_one_of_val
         assert not [turn for turn in shown if turn.text in (answer, "val") or turn.text.endswith(f" {own}")]
     ((prompt, _),) = answers_with_shots(PreparedModel(), persona, "val", ranking, LetterEmbedder(), 9)
     assert {turn.text for turn in prompt if turn.role == "assistant"} == {f"{kind} {n}" for kind in ("train", "more") for n in range(3)}
+
+
+@pytest.mark.parametrize("ranking", ["bm25", "embedding"])
+def test_a_longer_list_ends_with_the_shorter_one_whichever_was_asked_first(ranking: Ranking) -> None:
+    examples = [Exchange(f"{'light ' * (n % 7)}{'on ' * (n % 5)}a", str(n)) for n in range(60)]
+
+    def index() -> ExchangeIndex:
+        return ExchangeIndex(examples, ranking, LetterEmbedder())
+
+    whole = index().nearest("light on", 99)
+    assert len(whole) == 60
+    asked = index()
+    for count in (1, 40, 3, 60):
+        assert asked.nearest("light on", count) == whole[-count:]
+    hidden = {int(example.answer) for example in whole[-20:]}
+    assert index().nearest("light on", 5, without=hidden) == whole[-25:-20]

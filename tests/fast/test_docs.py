@@ -25,10 +25,11 @@ from clusterlora.evaluation.metric import Scorable
 from clusterlora.evaluation.metrics import METRICS
 from clusterlora.gate.criteria import CRITERIA
 from clusterlora.gate.trial import trial
+from clusterlora.method_settings import MergeSettings
 from clusterlora.methods import METHODS
 from clusterlora.methods.method import StudyView
 from clusterlora.recipe import Recipe
-from clusterlora.settings import DataSettings, GateSettings, MergeSettings
+from clusterlora.settings import DataSettings, GateSettings
 from clusterlora.values import Dialogue, Persona, Turn
 from tests.fixtures.examples import examples_of_extending
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from clusterlora.errors import BadData, BadSettings
+from clusterlora.method_settings import MergeSettings
 from clusterlora.methods import METHODS
 from clusterlora.methods.method import StudyView
 from clusterlora.planning.study_state import read_state
@@ -15,7 +16,7 @@ from clusterlora.planning.training_groups import remaining_groups
 from clusterlora.ports.stores import Stores
 from clusterlora.recipe import Recipe
 from clusterlora.requests import EvaluationRequest, MergeRequest
-from clusterlora.settings import ClusteringSettings, DataSettings, EvaluationSettings, MergeSettings, ModelSettings, Study
+from clusterlora.settings import ClusteringSettings, DataSettings, EvaluationSettings, ModelSettings, Study
 from clusterlora.stages.compare import compare_study
 from clusterlora.stages.evaluate import evaluate
 from clusterlora.stages.imported import OlderOutputs, import_outputs, settings_for_import

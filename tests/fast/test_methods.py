@@ -4,10 +4,10 @@ import pytest
 
 from clusterlora.errors import UnknownName
 from clusterlora.metadata import ImportedAdapters
+from clusterlora.method_settings import MergeSettings
 from clusterlora.methods import METHODS
 from clusterlora.methods.method import BASE, StudyView, composition_of, unified_adapter
 from clusterlora.recipe import Recipe
-from clusterlora.settings import MergeSettings
 from clusterlora.values import AdapterComposition, WeightedAdapter
 
 PEOPLE = ("ana", "../../x", "cleo", "dan", "eve")

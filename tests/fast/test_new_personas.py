@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from clusterlora.comparison.new_personas import EXAMPLES, NewPersonas, Scores, new_personas
 from clusterlora.comparison.new_personas_words import markdown, off, sentence
 from clusterlora.config import resolve
+from clusterlora.method_settings import AssignmentSettings, MergeSettings
 from clusterlora.methods.held_out import held_out
 from clusterlora.methods.method import StudyView
 from clusterlora.planning.ladder import rungs
@@ -22,12 +23,10 @@ from clusterlora.report import figures
 from clusterlora.requests import EvaluationRequest
 from clusterlora.results.new_personas import new_personas as curve_of
 from clusterlora.settings import (
-    AssignmentSettings,
     ClusteringSettings,
     DataSettings,
     EvaluationSettings,
     GateSettings,
-    MergeSettings,
     ModelSettings,
     Rung,
     Study,

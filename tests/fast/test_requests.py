@@ -9,11 +9,13 @@ from prefect.exceptions import ParameterTypeError
 from prefect.flows import Flow
 from prefect.utilities.callables import parameter_schema
 
-from clusterlora.requests import AssignmentRequest, EvaluationRequest, MergeRequest, TrainingGroup, TrainRequest
-from clusterlora.settings import MergeSettings
+from clusterlora.method_settings import MergeSettings
+from clusterlora.requests import AssignmentRequest, EvaluationRequest, MergeRequest, PermutationRequest, TrainingGroup, TrainRequest
+from clusterlora.settings import Study
 from flows.assign import assign
 from flows.evaluate import evaluate
 from flows.merge import merge
+from flows.permute import permute
 from flows.train import train
 
 GROUP = TrainingGroup("cluster-00", "cluster 00", ("cluster-00", "unified"), rung="lower-lr")
@@ -21,6 +23,7 @@ ASKED = [
     (train, TrainRequest(study_name="mission", group=GROUP, micro_batch=2, attempt=3)),
     (evaluate, EvaluationRequest(study_name="mission", part="gate", rung="lower-lr")),
     (merge, MergeRequest(study_name="mission", merging=MergeSettings(kind="ties", density=0.5))),
+    (permute, PermutationRequest(study=Study(name="mission", methods=("unified", "cluster")), times=3)),
     (assign, AssignmentRequest(study_name="mission", rows=({"persona_id": "ana", "prompt": "Hi", "response": "Hello"},))),
 ]
 by_name = pytest.mark.parametrize(("flow", "request_value"), ASKED, ids=[flow.name for flow, _ in ASKED])

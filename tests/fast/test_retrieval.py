@@ -17,7 +17,8 @@ from clusterlora.errors import BadSettings
 from clusterlora.evaluation.answer import Answerer, AnswerRequest
 from clusterlora.evaluation.select import select_for_all
 from clusterlora.evaluation.shown import ShownExchanges, chosen_words, shots_scores, shown_by_method
-from clusterlora.metadata import Provenance
+from clusterlora.metadata import MeanTokens, Provenance
+from clusterlora.method_settings import RetrievalSettings
 from clusterlora.methods import METHODS, most_shots
 from clusterlora.planning.training_groups import remaining_groups
 from clusterlora.planning.work_plan import WorkPlan
@@ -25,17 +26,17 @@ from clusterlora.ports.stores import Stores
 from clusterlora.progress.work import remaining_work
 from clusterlora.registry.routing import routing_table
 from clusterlora.requests import EvaluationRequest
-from clusterlora.settings import RetrievalSettings, Study, prepared
+from clusterlora.settings import Study, prepared
 from clusterlora.stages import evaluate as evaluating
 from clusterlora.stages.cluster import cluster_study
 from clusterlora.stages.compare import compare_study
 from clusterlora.stages.evaluate import evaluate
 from clusterlora.stages.prepare import prepare_study
 from clusterlora.values import AdapterComposition, Clustering, Dataset, EvaluationRow, Exchange, Retrieval, Turn
-from tests.fast.test_estimate import LENGTHS
 from tests.fixtures.stages import LOG, plan_of, run, run_gate, run_rest, state_of, train_groups
 
 RETRIEVING = ("retrieval", "unified_retrieval", "cluster_retrieval", "hybrid_retrieval")
+LENGTHS = MeanTokens(dialogue=100.0, prompt=60.0, response=10.0)
 SMALL = RetrievalSettings(counts=(0, 2), rankings=("bm25",))
 
 
@@ -119,6 +120,7 @@ def best_by_hand(study: Study, stores: Stores, plan: WorkPlan, method: str, opti
     return options[int(np.argmin(means))]
 
 
+@pytest.mark.whole
 def test_one_retrieval_is_chosen_for_everybody_by_val_alone_whoever_answers_the_val_items(
     seven: Study, finished_stores: Stores, requests: list[AnswerRequest]
 ) -> None:
@@ -182,6 +184,7 @@ def test_adapters_that_learn_with_exchanges_are_their_own_and_the_others_keep_th
     assert bm25.keys["unified-shown-2"] != embedding.keys["unified-shown-2"]
 
 
+@pytest.mark.whole
 def test_a_study_whose_adapters_learn_with_exchanges_runs(seven: Study, stores: Stores) -> None:
     study = replace(
         seven, name="learnt", methods=("unified", "unified_retrieval"), retrieval=replace(SMALL, trained_shots=1, sources=("own",))

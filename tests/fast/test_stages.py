@@ -17,6 +17,7 @@ from clusterlora.engine.stacked import read_adapter
 from clusterlora.errors import BadData, OutOfMemory, UnknownName
 from clusterlora.evaluation.metrics import METRICS
 from clusterlora.metadata import ComparisonSummary
+from clusterlora.method_settings import MergeSettings
 from clusterlora.planning.attempts import next_request
 from clusterlora.planning.ladder import OWN, decided_rung, refused, rungs
 from clusterlora.planning.training_groups import gate_groups, remaining_groups
@@ -26,14 +27,7 @@ from clusterlora.progress import timing
 from clusterlora.registry.routing import routing_table
 from clusterlora.requests import EvaluationRequest, TrainingGroup, TrainRequest
 from clusterlora.serving.router import Router
-from clusterlora.settings import (
-    ClusteringSettings,
-    MergeSettings,
-    Rung,
-    RuntimeSettings,
-    Study,
-    prepared,
-)
+from clusterlora.settings import ClusteringSettings, Rung, RuntimeSettings, Study, prepared
 from clusterlora.stages.cluster import cluster_study
 from clusterlora.stages.compare import compare_study
 from clusterlora.stages.evaluate import evaluate

@@ -6,13 +6,11 @@ from pathlib import Path
 import pytest
 
 from clusterlora.errors import BadData, BadSettings
+from clusterlora.method_settings import MergeSettings
 from clusterlora.ports.run_log import SilentLog
 from clusterlora.ports.stores import Stores
 from clusterlora.requests import EvaluationRequest, MergeRequest
-from clusterlora.settings import (
-    MergeSettings,
-    Study,
-)
+from clusterlora.settings import Study
 from clusterlora.stages.cluster import cluster_study
 from clusterlora.stages.compare import compare_study
 from clusterlora.stages.evaluate import evaluate

@@ -9,9 +9,10 @@ import pytest
 
 from clusterlora.clustering import PREREQUISITES
 from clusterlora.metadata import TruthAgreement
+from clusterlora.method_settings import RetrievalSettings
 from clusterlora.ports.stores import Stores
 from clusterlora.results.report import report_data
-from clusterlora.settings import RetrievalSettings, Study
+from clusterlora.settings import Study
 from clusterlora.stages.cluster import cluster_study
 from clusterlora.stages.compare import compare_study
 from clusterlora.stages.prepare import prepare_study

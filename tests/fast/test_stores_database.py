@@ -15,8 +15,9 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import event
 
 from clusterlora.errors import BadSettings, ServiceDown
+from clusterlora.method_settings import MergeSettings
 from clusterlora.recipe import Recipe
-from clusterlora.settings import MergeSettings, Study, prepared
+from clusterlora.settings import Study, prepared
 from clusterlora.stores.database import Database
 from clusterlora.stores.json_codec import plain, to_json
 from clusterlora.stores.schema import REVISION, metadata

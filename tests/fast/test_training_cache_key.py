@@ -3,8 +3,9 @@
 from typing import Any
 
 from clusterlora.adapters.cache_key import cache_keys
+from clusterlora.method_settings import MergeSettings
 from clusterlora.recipe import Recipe
-from clusterlora.settings import MergeSettings, PreparedModel
+from clusterlora.settings import PreparedModel
 from clusterlora.values import AdapterSpec, Dataset, Dialogue, Persona, Turn
 
 

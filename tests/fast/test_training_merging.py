@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from clusterlora.adapters.merging import merge_factors
 from clusterlora.engine.stacked import Factors
-from clusterlora.settings import MergeSettings
+from clusterlora.method_settings import MergeSettings
 
 pytestmark = pytest.mark.numeric
 

@@ -1,0 +1,80 @@
+"""What studies claim in which nothing is personal: the rate at which the whole procedure, from clusters to verdict, is wrong."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from clusterlora.errors import counted
+from clusterlora.evaluation.markdown import markdown_table
+from clusterlora.evaluation.statistics import wilson_interval
+from clusterlora.metadata import ComparisonSummary
+
+LEVEL = 0.05
+"""The rate that the tests allow: with one champion per study, one claim in twenty."""
+
+
+@dataclass(frozen=True, slots=True)
+class NullRate:
+    """Of studies with permuted labels: how many claim that people gain because of who they are, and what else they say.
+
+    `names` and `summaries` are in order. A study that beats the reference without that claim is not wrong: groups that train on less
+    differ from one adapter for all whoever is in them.
+    """
+
+    names: tuple[str, ...]
+    summaries: tuple[ComparisonSummary, ...]
+
+    @property
+    def n_claims(self) -> int:
+        """Studies that claim personalisation."""
+        return sum(summary.claims_personalisation for summary in self.summaries)
+
+    @property
+    def sentence(self) -> str:
+        """The rate with its 95 % interval, and whether it is more than the tests allow."""
+        n = len(self.summaries)
+        beating = sum(summary.beats_reference for summary in self.summaries)
+        passed = sum(not summary.gate_refused for summary in self.summaries)
+        low, high = wilson_interval(self.n_claims, n)
+        verdict = "more than" if low > LEVEL else "not shown to be more than"
+        return (
+            f"Of {counted(n, 'study').replace('studys', 'studies')} with permuted labels, in which nothing is personal, {self.n_claims} "
+            f"{'claims' if self.n_claims == 1 else 'claim'} personalisation ({self.n_claims / n:.0%}, 95 % interval {low:.0%} to "
+            f"{high:.0%}): {verdict} the {LEVEL:.0%} that the tests allow. {beating} crown a method over unified, and in {passed} no gate "
+            "refused."
+        )
+
+    @property
+    def records(self) -> list[dict[str, str | bool | None]]:
+        """One record per study."""
+        return [
+            {
+                "study": name,
+                "claims_personalisation": summary.claims_personalisation,
+                "beats_unified": summary.beats_reference,
+                "gate_refused": summary.gate_refused,
+                "champion": summary.champion,
+                "sentence": summary.sentence,
+            }
+            for name, summary in zip(self.names, self.summaries, strict=True)
+        ]
+
+    def markdown(self) -> str:
+        """Return the sentence and a table of the studies."""
+        yes = {True: "yes", False: "no"}
+        rows = [
+            (
+                str(r["study"]),
+                yes[bool(r["claims_personalisation"])],
+                yes[bool(r["beats_unified"])],
+                yes[bool(r["gate_refused"])],
+                str(r["champion"] or "-"),
+            )
+            for r in self.records
+        ]
+        header = ("study", "claims personalisation", "beats unified", "gate refused", "champion")
+        return f"**{self.sentence}**\n\n{markdown_table(header, rows, right=(False,) * len(header))}"
+
+
+def null_rate(studies: Sequence[tuple[str, ComparisonSummary]]) -> NullRate:
+    """Return the rate of these studies, each given by name and outcome; there is at least one."""
+    return NullRate(tuple(name for name, _ in studies), tuple(summary for _, summary in studies))

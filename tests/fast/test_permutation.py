@@ -1,0 +1,179 @@
+"""An empirical null: dialogues are exchanged whole and at random, and what such studies claim is counted."""
+
+import importlib
+import json
+from collections import Counter
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clusterlora.comparison.null_rate import null_rate
+from clusterlora.comparison.sentence import claims_personalisation
+from clusterlora.data.load import load
+from clusterlora.data.permutation import permuted
+from clusterlora.data.source import SourceData
+from clusterlora.errors import BadData, BadSettings
+from clusterlora.metadata import ComparisonSummary
+from clusterlora.planning.null_studies import null_studies
+from clusterlora.ports.stores import Stores
+from clusterlora.requests import PermutationRequest
+from clusterlora.results.null_rate import rate_of, write_null_rate
+from clusterlora.settings import GateSettings, Study
+from clusterlora.stages.compare import compare_study
+from clusterlora.values import Dataset, Dialogue, Persona, Split, Turn
+from tests.fixtures.comparison import compared, evaluation
+from tests.fixtures.stages import LOG, run
+
+study_cli: Any = importlib.import_module("clusterlora.cli.study")
+"""The module; the package gives its name to the command inside."""
+
+
+def person(name: str, texts: list[str], *, splits: list[Split | None] | None = None) -> Persona:
+    """Return a person whose dialogues say these texts; ids are the same for everybody."""
+    dialogues = (
+        Dialogue(f"d{i}", (Turn("user", f"say {text}"), Turn("assistant", f"answer {text} of {name}")), split=splits[i] if splits else None)
+        for i, text in enumerate(texts)
+    )
+    return Persona(name, f"the text of {name}", tuple(dialogues))
+
+
+def words_of(data: SourceData) -> Counter[str]:
+    return Counter(d.turns[1].text for p in data.dataset.personas for d in p.dialogues)
+
+
+@given(st.lists(st.integers(1, 6), min_size=2, max_size=5), st.integers(0, 99))
+def test_nothing_is_lost_and_everybody_has_as_many_dialogues_as_before(sizes: list[int], seed: int) -> None:
+    people = tuple(person(f"p{n}", [f"{n}{i}quite {n * 7 + i} different" for i in range(size)]) for n, size in enumerate(sizes))
+    before = SourceData(Dataset(people))
+    after = permuted(before, seed)
+    assert words_of(after) == words_of(before)
+    assert [len(p.dialogues) for p in after.dataset.personas] == sizes
+    assert [(p.id, p.description) for p in after.dataset.personas] == [(p.id, p.description) for p in people]
+    assert all(len({d.id for d in p.dialogues}) == len(p.dialogues) for p in after.dataset.personas)
+    assert after == permuted(before, seed)
+
+
+def test_labels_say_nothing_any_more_and_another_seed_deals_otherwise() -> None:
+    people = tuple(person(f"p{n}", [f"number {n * 100 + i} {'xyzw'[i % 4] * (i + 1)}" for i in range(30)]) for n in range(10))
+    data = SourceData(Dataset(people))
+    one, other = permuted(data, 1), permuted(data, 2)
+    kept = [d for p in one.dataset.personas for d in p.dialogues if d.turns[1].text.endswith(f"of {p.id}")]
+    assert 10 <= len(kept) <= 55, "a tenth of 300 by chance"
+    assert one.dataset != other.dataset
+
+
+def test_conversations_duplicates_and_splits_stay_whole() -> None:
+    ana = person("ana", ["turn it up", "turn it up", "one thing", "another matter"])
+    ben = person("ben", ["the first half", "a second part", "this thing again", "something else entirely"])
+    conversations = {("ben", "d0"): "chat", ("ben", "d1"): "chat"}
+    for seed in range(20):
+        after = permuted(SourceData(Dataset((ana, ben)), conversation_by_dialogue=conversations), seed)
+        owner = {d.turns[1].text.split(" of ")[0] + d.id: p.id for p in after.dataset.personas for d in p.dialogues}
+        assert owner["answer turn it upana/d0"] == owner["answer turn it upana/d1"], "they would be on both sides of a split"
+        assert owner["answer the first halfben/d0"] == owner["answer a second partben/d1"]
+        together = {after.conversation_by_dialogue[owner["answer the first halfben/d0"], f"ben/{name}"] for name in ("d0", "d1")}
+        assert together == {"ben/chat"}
+
+    splits: list[Split | None] = ["train", "train", "val", "test"]
+    given_splits = tuple(person(f"p{n}", [f"{n}{i} and {n * i}" for i in range(4)], splits=splits) for n in range(6))
+    after = permuted(SourceData(Dataset(given_splits)), 3)
+    assert all(sorted(map(str, (d.split for d in p.dialogues))) == ["test", "train", "train", "val"] for p in after.dataset.personas)
+
+
+def test_a_study_loads_its_people_with_their_dialogues_exchanged_before_they_are_split(seven: Study) -> None:
+    usual, null = load(seven.data), load(replace(seven.data, permute_seed=1))
+    assert null.ids == usual.ids
+    answers = [{turn.text for p in data.personas for d in p.dialogues for turn in d.turns} for data in (usual, null)]
+    assert len(answers[0] & answers[1]) > 0.5 * len(answers[0])
+    moved = [d for p in null.personas for d in p.dialogues if not d.id.startswith(f"{p.id}/")]
+    assert len(moved) > 0.5 * null.n_dialogues
+    assert all(len(p.of_split("train")) == seven.data.train for p in null.personas)
+
+
+def test_the_studies_of_a_null_differ_in_name_and_seed_and_ask_nobody() -> None:
+    study = Study(name="mine", gate=GateSettings(on_failure="ask"))
+    first, second = null_studies(study, 2)
+    assert [(s.name, s.data.permute_seed) for s in (first, second)] == [("mine-null-01", 1), ("mine-null-02", 2)]
+    assert replace(first, name="mine", data=study.data) == replace(study, gate=replace(study.gate, on_failure="stop"))
+    with pytest.raises(BadSettings, match="study name"):
+        null_studies(Study(name="m" * 45), 1)
+
+
+def test_a_claim_is_what_the_sentence_claims() -> None:
+    because = compared(evaluation({"unified": 0.80, "cluster": 0.84, "random_cluster": 0.80}, (8, 8), n_items=8, noise=0.01))
+    smaller = compared(evaluation({"unified": 0.80, "cluster": 0.84, "random_cluster": 0.84}, (8, 8), n_items=8, noise=0.01))
+    nothing = compared(evaluation({"unified": 0.84, "cluster": 0.80, "random_cluster": 0.70}, (8, 8), n_items=8, noise=0.01))
+    assert (because.champion, smaller.champion, nothing.champion) == ("cluster", "cluster", "unified")
+    assert claims_personalisation(because)
+    assert "and because the people of a cluster are alike" in because.sentence
+    assert not claims_personalisation(smaller)
+    assert "that this is because the people of a cluster are alike is not shown" in smaller.sentence
+    assert not claims_personalisation(nothing)
+
+
+def outcome(*, claims: bool = False, champion: str | None = "unified", refused: bool = True) -> ComparisonSummary:
+    return ComparisonSummary(champion, "Something.", (), gate_refused=refused, claims_personalisation=claims)
+
+
+def test_the_rate_has_an_interval_and_is_called_too_high_only_when_that_says_so() -> None:
+    rate = null_rate([*((f"n{i}", outcome()) for i in range(19)), ("n19", outcome(claims=True, refused=False))])
+    assert rate.sentence == (
+        "Of 20 studies with permuted labels, in which nothing is personal, 1 claims personalisation (5%, 95 % interval 1% to 24%): not "
+        "shown to be more than the 5% that the tests allow. 0 crown a method over unified, and in 1 no gate refused."
+    )
+    assert ": more than the 5%" in null_rate([(f"n{i}", outcome(claims=i < 6)) for i in range(20)]).sentence
+    assert null_rate([("a", outcome())]).sentence.startswith("Of 1 study with")
+    assert rate.markdown().count("\n| n") == 20
+
+
+@pytest.mark.whole
+def test_nulls_of_a_study_run_end_to_end_and_their_rate_is_written_beside_it(seven: Study, stores: Stores) -> None:
+    study = replace(seven, methods=("unified", "cluster", "random_cluster"))
+    nulls = null_studies(study, 2)
+    with pytest.raises(BadData, match="small-null-01 was not compared"):
+        rate_of([null.name for null in nulls], stores)
+    for null in nulls:
+        run(null, stores)
+        compare_study(null.name, stores, LOG)
+    rate = rate_of([null.name for null in nulls], stores)
+    assert [summary.sentence != "" for summary in rate.summaries] == [True, True]
+    assert rate.summaries[0] != rate.summaries[1]
+    path = write_null_rate(study.name, rate, stores)
+    assert path == stores.folder(study.name) / "results" / "null.md"
+    assert rate.sentence in path.read_text()
+
+
+def test_the_command_runs_every_null_prints_the_rate_and_says_which_one_did_not_end(
+    monkeypatch: pytest.MonkeyPatch, stores: Stores
+) -> None:
+    launched: list[str] = []
+    completes = True
+
+    def run_studies(studies: tuple[Study, ...], **_: object) -> tuple[SimpleNamespace, ...]:
+        launched.extend(study.name for study in studies)
+        return tuple(SimpleNamespace(completed=completes) for _ in studies)
+
+    monkeypatch.setattr(study_cli, "deployments", lambda _module: SimpleNamespace(run_studies=run_studies))
+    monkeypatch.setattr(study_cli, "services_home", lambda: None)
+    monkeypatch.setattr(study_cli, "open_local_stores", lambda: stores)
+    monkeypatch.setattr(study_cli, "_with_usable_inputs", lambda study: study)
+    monkeypatch.setattr("clusterlora.results.null_rate.rate_of", lambda names, _: null_rate([(name, outcome()) for name in names]))
+    asked = ["permute", "--preset", "quick", "--times", "3", "--json"]
+    ended = CliRunner().invoke(study_cli.study, asked)
+    assert ended.exit_code == 0, ended.output
+    assert launched == ["quick-null-01", "quick-null-02", "quick-null-03"]
+    printed = json.loads(ended.stdout)
+    assert (printed["claims"], printed["times"], len(printed["studies"])) == (0, 3, 3)
+    completes = False
+    ended = CliRunner().invoke(study_cli.study, asked)
+    assert ended.exit_code == 1
+    assert "quick-null-03 did not end; run the same command again" in ended.output
+
+
+def test_a_request_says_what_is_run_how_often() -> None:
+    assert PermutationRequest(study=Study(name="mine"), times=5).run_name == "mine · 5 times"
