@@ -58,6 +58,8 @@ class ExchangeIndex:
         Args:
             without: positions of examples that must not be shown.
         """
+        if not self.examples:
+            return ()
         needed = min(len(self.examples), count + len(without))
         last = self._nearest_by_question.get(question)
         if last is None or len(last) < needed:
