@@ -26,6 +26,21 @@ class Provenance:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DataWarnings:
+    """What was said, before anything was trained, against the study's models and settings on its data."""
+
+    of_models: tuple[str, ...] = ()
+    """Sentences about how base and embedding model fit the data, measured when the study was prepared first."""
+    of_dialogues: tuple[str, ...] = ()
+    """Sentences about dialogues that are left out, shortened or asked otherwise than they stand in the data."""
+
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        """All of them."""
+        return self.of_models + self.of_dialogues
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MeanTokens:
     """Mean tokens of a study's dialogues and items, by its base model's tokenizer, on a sample of its people."""
 

@@ -206,8 +206,8 @@ class EvaluationSettings:
     bootstrap_draws: Annotated[int, Ge(100)] = 10_000
     """Draws of the paired bootstrap."""
     equivalence_margin: Annotated[float, Gt(0)] = 1.0
-    """Methods whose difference is shown to be smaller than this are called equivalent; in the headline's units as printed, so points of a
-    percentage."""
+    """Methods whose difference is shown to be smaller than this are called equivalent: points of a percentage, hundredths of any other
+    headline's unit, for nll of a nat, which is about a percent of a token's likelihood."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

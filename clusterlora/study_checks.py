@@ -63,8 +63,15 @@ def _name_problems(study: Study) -> Iterator[str]:
     for path, name in measured.items():
         if name is not None and name not in evaluation.metrics:
             yield f"evaluation.{path} = {name!r}: not measured; add it to evaluation.metrics or use {' or '.join(evaluation.metrics)}"
-    if evaluation.headline in METRICS and not METRICS[evaluation.headline].higher_is_better:
-        yield f"evaluation.headline = {evaluation.headline!r}: lower is better there, but the gate asks for more; use a similarity"
+    if evaluation.headline in METRICS and not METRICS[evaluation.headline].can_decide:
+        yield f"evaluation.headline = {evaluation.headline!r}: does not say which answers are better; use a similarity, likelihood or nll"
+    elif evaluation.headline in METRICS and not METRICS[evaluation.headline].percent:
+        for name in ("mean_similarity", "worst_persona"):
+            if (threshold := getattr(study.gate, name)) is not None:
+                yield (
+                    f"gate.{name} = {threshold}: asks for a percentage, and evaluation.headline = {evaluation.headline!r} is none; "
+                    f"--set gate.{name}=none, or use another headline"
+                )
 
     second = evaluation.second_headline
     if second == evaluation.headline:

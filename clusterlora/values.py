@@ -311,7 +311,7 @@ class EvaluationRow:
 
 @dataclass(frozen=True, slots=True)
 class Criterion:
-    """One line of a gate's verdict."""
+    """A line of a gate's verdict. Numbers are shares where `percent`, else in the metric's unit; gains are positive where it is better."""
 
     name: str
     value: float
@@ -320,6 +320,11 @@ class Criterion:
     ci_low: float | None
     ci_high: float | None
     explanation: str
+    percent: bool = True
+
+    def format(self, number: float) -> str:
+        """Return one of the numbers as text."""
+        return f"{100 * number:.2f}" if self.percent else f"{number:.3f}"
 
 
 @dataclass(frozen=True, slots=True)

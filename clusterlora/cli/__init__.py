@@ -38,12 +38,28 @@ Examples:
 """
 
 
+class _Once(logging.Filter):
+    """Lets every message through once: a command may read the same data several times, and warn of it each time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        is_new = message not in self._said
+        self._said.add(message)
+        return is_new
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120}, epilog=EXAMPLES)
 @click.version_option(__version__, prog_name="clusterlora")
 @click.option("--debug", is_flag=True, help="Show tracebacks and debug logs.")
 def cli(debug: bool) -> None:
     """Train adapters for everyone, per cluster and per person, and find out which granularity answers people best."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(_Once())
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", handlers=[handler])
     logging.getLogger("clusterlora").setLevel(logging.DEBUG if debug else logging.INFO)
     if not sys.stderr.isatty():
         # Progress bars of model loading would fill a log file.

@@ -7,6 +7,8 @@ import numpy as np
 
 from clusterlora.comparison.roles import can_win
 from clusterlora.errors import counted
+from clusterlora.evaluation.metrics import METRICS
+from clusterlora.evaluation.metrics.embedding_similarity import EMBEDDING_SIMILARITY
 from clusterlora.evaluation.statistics import POWER, SIGNIFICANCE, detectable_mean, smallest_p
 
 
@@ -14,7 +16,7 @@ from clusterlora.evaluation.statistics import POWER, SIGNIFICANCE, detectable_me
 class StudyPower:
     """What a comparison of `n_methods` that could win can show on `n_personas`.
 
-    `detectable` is the smallest true difference it shows with probability `POWER`: on the 0..1 scale of similarity where
+    `detectable` is the smallest true difference it shows with probability `POWER`: in units of `metric` where
     `is_estimated`, else in standard deviations of people's differences. None: no difference can be shown, however large.
     """
 
@@ -22,6 +24,7 @@ class StudyPower:
     n_methods: int
     detectable: float | None
     is_estimated: bool
+    metric: str = EMBEDDING_SIMILARITY.name
 
     @property
     def sentence(self) -> str:
@@ -34,18 +37,22 @@ class StudyPower:
                 f"after Holm's correction; use at least {enough_personas(self.n_methods)} personas."
             )
         if self.is_estimated:
-            return f"{size} the comparison shows a true difference of {100 * self.detectable:.1f} points {POWER:.0%} of the time."
+            metric = METRICS[self.metric]
+            amount = f"{100 * self.detectable:.1f} points" if metric.percent else f"{self.detectable:.3g} {metric.unit}".rstrip()
+            return f"{size} the comparison shows a true difference of {amount} {POWER:.0%} of the time."
         return (
             f"{size} the comparison shows a true difference of {self.detectable:.2f} standard deviations of people's differences "
             f"{POWER:.0%} of the time."
         )
 
 
-def study_power(methods: Sequence[str], reference: str, n_personas: int, *, sd: float | None = None) -> StudyPower | None:
+def study_power(
+    methods: Sequence[str], reference: str, n_personas: int, *, sd: float | None = None, metric: str = EMBEDDING_SIMILARITY.name
+) -> StudyPower | None:
     """Return the power of comparing these methods with the reference; None when the study does not do that.
 
     Args:
-        sd: the expected deviation of people's differences, on the 0..1 scale of similarity; None where nothing is known of it.
+        sd: the expected deviation of people's differences, in units of `metric`; None where nothing is known of it.
     """
     n_methods = sum(can_win(method) and method != reference for method in methods)
     if reference not in methods or not n_methods or n_personas < 1:
@@ -53,7 +60,7 @@ def study_power(methods: Sequence[str], reference: str, n_personas: int, *, sd: 
     deviation = 1.0 if sd is None else sd
     error = deviation / float(np.sqrt(n_personas))
     detectable = detectable_mean(error, n_personas - 1, n_units=n_personas, n_tests=n_methods) if n_personas > 1 else None
-    return StudyPower(n_personas=n_personas, n_methods=n_methods, detectable=detectable, is_estimated=sd is not None)
+    return StudyPower(n_personas=n_personas, n_methods=n_methods, detectable=detectable, is_estimated=sd is not None, metric=metric)
 
 
 def enough_personas(n_methods: int) -> int:

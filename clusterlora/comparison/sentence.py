@@ -233,8 +233,7 @@ def format_difference(comparison: Comparison, difference: PairedDifference, metr
     metric = METRICS[metric_name or comparison.headline]
     low, high = metric.format(difference.ci_low, signed=True), metric.format(difference.ci_high, signed=True)
     p = "p < 0.001" if difference.p_holm < 0.001 else f"p = {difference.p_holm:.3f}"
-    points = " points" if metric.percent else ""
-    return f"{metric.format(difference.mean, signed=True)}{points} [{low}, {high}], {p}"
+    return f"{metric.difference(difference.mean)} [{low}, {high}], {p}"
 
 
 def shares(difference: PairedDifference) -> str:
@@ -247,14 +246,14 @@ def explain(comparison: Comparison, difference: PairedDifference) -> str:
     """Return an outcome as a phrase: its direction, the margin of equivalence, or the difference the study could have detected."""
     metric = METRICS[comparison.headline]
     if difference.outcome == "equivalent":
-        return f"equivalent within {metric.format(comparison.margin)}{_points(comparison)}"
+        return f"equivalent within {metric.difference(comparison.margin, signed=False)}"
     if difference.outcome != "undecided":
         return OUTCOMES[difference.outcome]
     if difference.detectable is None:
         return f"not told apart, as no difference could be shown with {counted(comparison.n_personas, 'persona')}"
     return (
         f"not told apart, as so few people and items show a difference of "
-        f"{metric.format(difference.detectable)}{_points(comparison)} or more four times in five"
+        f"{metric.difference(difference.detectable, signed=False)} or more four times in five"
     )
 
 
@@ -269,10 +268,6 @@ def _robust(comparison: Comparison, difference: PairedDifference) -> str:
         gains = ", ".join(metric.format(gain, signed=True) for gain in difference.by_cluster.values())
         words += f", by cluster {gains}"
     return words
-
-
-def _points(comparison: Comparison) -> str:
-    return " points" if METRICS[comparison.headline].percent else ""
 
 
 def _cut(comparison: Comparison) -> Iterator[str]:

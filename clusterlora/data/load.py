@@ -193,14 +193,14 @@ def _warn(done: Sequence[SplitPersona], dataset: Dataset, plan: SplitPlan) -> tu
     n_by_id = {persona.id: len(persona.dialogues) for persona in dataset.personas}
     split = [result for result in done if not result.refusal]
     asked = "/".join(map(str, plan.counts.values()))
-    short = [r.persona.id for r in split if r.has_shares and not plan.use_all and n_by_id[r.persona.id] < sum(plan.counts.values())]
+    short = [r.persona for r in split if r.has_shares and not plan.use_all and n_by_id[r.persona.id] < sum(plan.counts.values())]
+
+    def gets(persona: Persona) -> str:
+        return f"{printable(persona.id)} gets {'/'.join(str(len(persona.of_split(name))) for name in SPLITS)} of {n_by_id[persona.id]}"
+
     if short:
-        what = "%d of %d personas get fewer than %s dialogues, in about the same shares (first: %s)"
-        log.warning(what, len(short), len(split), asked, short[0])
-    uneven = tuple(
-        f"{printable(persona.id)} gets {'/'.join(str(len(persona.of_split(name))) for name in SPLITS)} of {n_by_id[persona.id]}"
-        for persona in (result.persona for result in split if not result.has_shares)
-    )
+        log.warning("%d of %d personas have fewer dialogues than %s (first: %s)", len(short), len(split), asked, gets(short[0]))
+    uneven = tuple(gets(result.persona) for result in split if not result.has_shares)
     if uneven:
         log.warning("%d of %d personas get other shares than %s (first: %s)", len(uneven), len(split), asked, uneven[0])
     cut = [result.persona.id for result in done if result.by_row]

@@ -45,7 +45,8 @@ class Metric:
 
     `embeds` marks metrics of embeddings: answers and references are embedded while other answers are generated. Where no metric
     `reads_answers`, nothing is generated. `carried` says whether a text has what a metric of a domain measures, such as numbers; where
-    enough references have it, it is computed beside the headline.
+    enough references have it, it is computed beside the headline. `unit` is that of a value which is no percentage. One that cannot
+    decide describes answers without saying which are better, so it is no headline.
     """
 
     name: str
@@ -56,9 +57,19 @@ class Metric:
     decimals: int = 3
     embeds: bool = False
     reads_answers: bool = True
+    unit: str = ""
+    can_decide: bool = True
     carried: Callable[[str], bool] | None = None
 
     def format(self, value: float, *, signed: bool = False) -> str:
         """Return the value as text: percent with two decimals, anything else with the metric's."""
         sign = "+" if signed else ""
         return f"{100 * value:{sign}.2f}" if self.percent else f"{value:{sign}.{self.decimals}f}"
+
+    def difference(self, value: float, *, signed: bool = True) -> str:
+        """Return a difference with its unit: points of a percentage, else the metric's own."""
+        return f"{self.format(value, signed=signed)} {'points' if self.percent else self.unit}".rstrip()
+
+    def gain(self, value: float) -> float:
+        """Return a difference as a gain, positive where the score became better."""
+        return value if self.higher_is_better else -value

@@ -8,6 +8,11 @@ from jaxtyping import Int
 from clusterlora.errors import BadData
 from clusterlora.ports.embedder import Embedder
 
+FLOOR_REFERENCES = 3
+"""References per persona that the floor is measured on; every pair of people counts, so a few are enough."""
+SAME_PROMPT_ITEMS = 10
+"""Items per persona that the same-prompt floor is measured on and that similar prompts are searched among."""
+
 
 def floor(references_by_persona: Mapping[str, Sequence[str]], embedder: Embedder) -> float:
     """Return the mean similarity between references of different personas, in -1..1.

@@ -4,6 +4,8 @@ from dataclasses import replace
 
 import numpy as np
 
+from clusterlora.evaluation.metric import Metric
+from clusterlora.evaluation.metrics.embedding_similarity import EMBEDDING_SIMILARITY
 from clusterlora.gate.criteria import CRITERIA
 from clusterlora.gate.random_group import against_random_group
 from clusterlora.gate.trial import Scores, trial
@@ -19,29 +21,31 @@ def judge(
     rung: str,
     adapter: str,
     rng: np.random.Generator,
-    second: tuple[Scores, Scores] | None = None,
+    metric: Metric = EMBEDDING_SIMILARITY,
+    second: tuple[Scores, Scores, Metric] | None = None,
     random_group: tuple[Scores, Scores] | None = None,
 ) -> Verdict:
     """Return the verdict on a candidate adapter against unified, on the same personas and items.
 
     Args:
-        candidate: similarities of the adapter on trial, one array of items per persona.
+        candidate: scores of the adapter on trial, one array of items per persona.
         unified: the same personas and items, answered with unified.
         rung: which try of the ladder of hyper-parameters this is.
-        second: candidate and unified on the study's second headline, if it has one.
+        metric: what the scores are of.
+        second: candidate and unified on the study's second headline, and that metric, if it has one.
         random_group: a random group's adapter and unified, on that group's people, if the gate asks for it.
 
     Raises:
         BadData: the two sides do not cover the same personas and items, or hold a score that is not finite.
     """
     both = replace(
-        trial(candidate, unified),
+        trial(candidate, unified, metric),
         second=trial(*second) if second else None,
-        random_group=trial(*random_group) if random_group else None,
+        random_group=trial(*random_group, metric) if random_group else None,
     )
     outcomes = (criterion(both, settings, rng) for criterion in CRITERIA.values())
     criteria = tuple(outcome for outcome in outcomes if outcome is not None)
-    notes = (against_random_group(both.gains, both.random_group.gains).sentence,) if both.random_group else ()
+    notes = (against_random_group(both.gains, both.random_group.gains, metric).sentence,) if both.random_group else ()
     return Verdict(
         rung=rung, adapter=adapter, criteria=criteria, n_personas=len(both.persona_ids), n_items=len(both.candidate), notes=notes
     )

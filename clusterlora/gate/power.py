@@ -1,12 +1,15 @@
 """The gate's power, estimated before training and measured at a verdict: the gain that passes, and how often none does, by luck."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Bool, Float
 
 from clusterlora.errors import BadData, counted
+from clusterlora.evaluation.metric import Metric
+from clusterlora.evaluation.metrics import METRICS
+from clusterlora.evaluation.metrics.embedding_similarity import EMBEDDING_SIMILARITY
 from clusterlora.evaluation.statistics import RESOLUTION
 from clusterlora.gate.required_share import required_share
 from clusterlora.gate.trial import Scores
@@ -16,15 +19,20 @@ CORRELATION = 0.7
 """Assumed correlation of two adapters' scores on the same item; nothing is trained yet to measure it on."""
 WANTED_POWER = 0.8
 NOTABLE_GAIN = 0.05
-"""Five points of similarity: the refusals of a gate that often misses this gain mean little."""
+"""Five points of similarity, or 0.05 nats: the refusals of a gate that often misses this gain mean little."""
 _TOO_OFTEN = 0.2
 _DRAWS = 4000
 """Simulated gates: the standard error of a probability of 0.8 is then 0.6 percentage points."""
 
 
+def amount(metric: Metric, gain: float) -> str:
+    """Return a gain with its unit, to three digits."""
+    return f"{100 * gain:.3g} points" if metric.percent else f"{gain:.3g} {metric.unit}".rstrip()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Power:
-    """The power of a gate; gains and deviations on the 0..1 scale of similarity.
+    """The power of a gate; gains and deviations in units of `metric`.
 
     Before training it is estimated from scores of the base model, after a verdict it is measured on the gains that were judged.
     `item_sd` is the deviation of items inside a persona, `persona_sd` that of personas' true means, and a gain has `gain_variance`
@@ -47,10 +55,14 @@ class Power:
     ladder_false_pass: float | None = None
     worth: float | None = None
     gain_variance: float = 2 * (1 - CORRELATION)
+    metric: str = EMBEDDING_SIMILARITY.name
 
     def gain_sd(self, n_items: float) -> float:
         """Return the deviation of people's gains that scores of so many items per persona have, by the same assumptions."""
         return float(np.sqrt(self.gain_variance * (self.persona_sd**2 + self.item_sd**2 / n_items)))
+
+    def _amount(self, gain: float) -> str:
+        return amount(METRICS[self.metric], gain)
 
     @property
     def is_known(self) -> bool:
@@ -63,12 +75,12 @@ class Power:
         size = f"{counted(self.n_personas, 'persona')} and {counted(self.n_items, 'val item')}"
         if not self.is_known:
             return f"With {size} nothing can be said of what this gate passes by luck: that takes two personas or more whose scores differ."
-        passes = "no gain passes" if self.detectable_gain is None else f"a true gain of {100 * self.detectable_gain:.1f} points passes"
+        passes = "no gain passes" if self.detectable_gain is None else f"a true gain of {self._amount(self.detectable_gain)} passes"
         ladder = worth = ""
         if self.n_rungs > 1 and self.ladder_false_pass is not None:
             ladder = f"; one of its {self.n_rungs} rungs is passed so {self.ladder_false_pass:.0%} of the time"
         if self.worth is not None:
-            gain = f"{100 * NOTABLE_GAIN:.0f} points"
+            gain = self._amount(NOTABLE_GAIN)
             worth = f" Where a gain of {gain} and no gain were equally likely before, a pass makes the gain {self.worth:.0%} likely."
         return (
             f"With {size} {passes} this gate {WANTED_POWER:.0%} of the time, and no gain at all passes it {self.false_pass:.0%} of the "
@@ -89,13 +101,13 @@ class Power:
             )
         if self.missed > _TOO_OFTEN:
             lines.append(
-                f"A refusal may be luck: a true gain of {100 * NOTABLE_GAIN:.0f} points is refused {self.missed:.0%} of the time; "
+                f"A refusal may be luck: a true gain of {self._amount(NOTABLE_GAIN)} is refused {self.missed:.0%} of the time; "
                 "raise data.val or put more personas into the judged cluster."
             )
         return tuple(lines)
 
 
-def gate_power(baseline: Scores, settings: GateSettings, rng: np.random.Generator) -> Power:
+def gate_power(baseline: Scores, settings: GateSettings, rng: np.random.Generator, metric: str = EMBEDDING_SIMILARITY.name) -> Power:
     """Return the power of the gate's comparison with unified on these personas and items.
 
     Gains of personas are simulated as normal around the true gain: with correlation r between the two sides their variance is
@@ -104,23 +116,23 @@ def gate_power(baseline: Scores, settings: GateSettings, rng: np.random.Generato
     judged by the share of personas that `required_share` asks of it.
 
     Args:
-        baseline: similarities of the bare base model, one array of items per persona of the judged cluster.
+        baseline: scores of the bare base model, one array of items per persona of the judged cluster.
 
     Raises:
         BadData: no personas, a persona without items, or a score that is not finite.
     """
     if not baseline or not all(len(scores) and np.isfinite(scores).all() for scores in baseline.values()):
         raise BadData("the gate's power needs finite baseline scores of at least one item per persona; evaluate the baseline on val first")
-    return _simulated(list(baseline.values()), settings, rng, gain_variance=2 * (1 - CORRELATION))
+    return replace(_simulated(list(baseline.values()), settings, rng, gain_variance=2 * (1 - CORRELATION)), metric=metric)
 
 
-def measured_power(gains: Scores, settings: GateSettings, rng: np.random.Generator) -> Power:
+def measured_power(gains: Scores, settings: GateSettings, rng: np.random.Generator, metric: str = EMBEDDING_SIMILARITY.name) -> Power:
     """Return the power of a gate whose candidate has been judged: gains vary between people as they were seen to vary.
 
     Args:
-        gains: candidate minus unified, one array of items per persona.
+        gains: how much better the candidate scores than unified, one array of items per persona.
     """
-    return _simulated(list(gains.values()), settings, rng, gain_variance=1.0)
+    return replace(_simulated(list(gains.values()), settings, rng, gain_variance=1.0), metric=metric)
 
 
 def _simulated(scores: list[np.ndarray], settings: GateSettings, rng: np.random.Generator, *, gain_variance: float) -> Power:
@@ -177,7 +189,7 @@ def _deviations(scores: list[np.ndarray]) -> tuple[float, float]:
 
 
 def _smallest(passes: Callable[[float], float], wanted: float) -> float | None:
-    """Return the smallest gain in 0..1 that passes with the wanted probability, to a hundredth of a point; None when even 1 does not.
+    """Return the smallest gain of at most 1 that passes with the wanted probability, to a hundredth of a point; None when even 1 does not.
 
     The noise is the same for all gains, so the probability rises with the gain.
     """

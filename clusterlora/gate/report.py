@@ -8,14 +8,14 @@ from clusterlora.values import Criterion, Verdict
 
 
 def markdown(verdict: Verdict) -> str:
-    """Return the verdict with every number, interval and reason; similarities and shares in percent."""
+    """Return the verdict with every number, interval and reason; shares in percent."""
     failed = [c.name for c in verdict.criteria if not c.passed]
     outcome = "passed" if verdict.passed else f"refused ({', '.join(failed)})"
     return (
         f"## Gate {outcome}\n\n"
         f"Adapter **{cell(verdict.adapter)}**, rung **{cell(verdict.rung)}**, judged on {sample(verdict)} "
         "against unified on the same items. "
-        "Numbers are percent; a difference is in points.\n\n"
+        f"{_units(verdict)}\n\n"
         + markdown_table(
             ("criterion", "value", "95% interval", "asked", "verdict", "why"),
             [_row(criterion) for criterion in verdict.criteria],
@@ -47,7 +47,7 @@ def ending(verdicts: Sequence[Verdict], rung: str) -> str:
 
 
 def records(verdict: Verdict) -> list[dict[str, str]]:
-    """Return the verdict as one record per criterion, numbers in percent, and the outcome as the last."""
+    """Return the verdict as one record per criterion, and the outcome as the last."""
     names = ("criterion", "value", "interval", "asked", "verdict", "why")
     outcome = (
         "gate",
@@ -60,16 +60,23 @@ def records(verdict: Verdict) -> list[dict[str, str]]:
     return [dict(zip(names, row, strict=True)) for row in (*(_row(criterion) for criterion in verdict.criteria), outcome)]
 
 
+def _units(verdict: Verdict) -> str:
+    if all(criterion.percent for criterion in verdict.criteria):
+        return "Numbers are percent; a difference is in points."
+    gains = " and ".join(criterion.name for criterion in verdict.criteria if not criterion.percent)
+    return f"Numbers are percent; {gains} is in units of the metric, positive where the adapter is better."
+
+
 def _row(criterion: Criterion) -> tuple[str, ...]:
     interval = "-"
     if criterion.ci_low is not None and criterion.ci_high is not None:
-        interval = f"{100 * criterion.ci_low:.2f} to {100 * criterion.ci_high:.2f}"
+        interval = f"{criterion.format(criterion.ci_low)} to {criterion.format(criterion.ci_high)}"
     at_least = ">=" if criterion.name == "share_of_personas_improved" else ">"
     return (
         criterion.name,
-        f"{100 * criterion.value:.2f}",
+        criterion.format(criterion.value),
         interval,
-        f"{at_least} {100 * criterion.threshold:.2f}",
+        f"{at_least} {criterion.format(criterion.threshold)}",
         "pass" if criterion.passed else "fail",
         criterion.explanation,
     )

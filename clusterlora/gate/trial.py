@@ -7,9 +7,11 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from clusterlora.errors import BadData
+from clusterlora.evaluation.metric import Metric
+from clusterlora.evaluation.metrics.embedding_similarity import EMBEDDING_SIMILARITY
 
 Scores = Mapping[str, Float[np.ndarray, " _item"]]
-"""Similarity in 0..1 of every item, by persona."""
+"""Score of every item, by persona."""
 
 DRAWS = 10_000
 """Bootstrap draws of an interval; its bounds are then stable to about a hundredth of its width."""
@@ -21,6 +23,8 @@ class Trial:
 
     `second` are those on the study's second headline, `random_group` those of a random group and its own adapter; None without one.
     """
+
+    metric: Metric
 
     persona_ids: tuple[str, ...]
     persona: Int[np.ndarray, " item"]
@@ -36,14 +40,19 @@ class Trial:
 
     @property
     def gains(self) -> Float[np.ndarray, " persona"]:
-        """Candidate minus unified, one mean per persona."""
-        return self._persona_means(self.candidate - self.unified)
+        """How much better the candidate scores than unified, one mean per persona."""
+        return self._persona_means(self.item_gains)
+
+    @property
+    def item_gains(self) -> Float[np.ndarray, " item"]:
+        """How much better the candidate scores each item than unified."""
+        return self.candidate - self.unified if self.metric.higher_is_better else self.unified - self.candidate
 
     def _persona_means(self, scores: Float[np.ndarray, " item"]) -> Float[np.ndarray, " persona"]:
         return np.bincount(self.persona, weights=scores) / np.bincount(self.persona)
 
 
-def trial(candidate: Scores, unified: Scores) -> Trial:
+def trial(candidate: Scores, unified: Scores, metric: Metric = EMBEDDING_SIMILARITY) -> Trial:
     """Return the scores of both sides, aligned by item.
 
     Raises:
@@ -64,6 +73,7 @@ def trial(candidate: Scores, unified: Scores) -> Trial:
         if not (np.isfinite(own).all() and np.isfinite(reference).all()):
             raise BadData(f"persona {persona_id!r} has a score that is not finite; evaluate it again")
     return Trial(
+        metric,
         persona_ids,
         np.repeat(np.arange(len(persona_ids)), [len(candidate[persona_id]) for persona_id in persona_ids]),
         np.concatenate([candidate[persona_id] for persona_id in persona_ids]).astype(np.float64),

@@ -110,7 +110,10 @@ def embedding_findings(name: str, answers: Sequence[str], *, is_headline: bool) 
 
     folder = embedding_folder(name)
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    fix = f"use a multilingual one such as --set model.embedding={MULTILINGUAL}, or the headline chrf: {CHRF_SETTINGS}"
+    fix = (
+        f"use a multilingual one such as --set model.embedding={MULTILINGUAL}, or a headline without embeddings: chrf ({CHRF_SETTINGS}), "
+        f"or nll, for which nothing is generated ({NLL_SETTINGS})"
+    )
     ids = [tokenizer(answer, add_special_tokens=False, truncation=False, verbose=False).input_ids for answer in answers]
     n_tokens = sum(map(len, ids))
     unknown = sum(row.count(tokenizer.unk_token_id) for row in ids) / n_tokens if n_tokens and tokenizer.unk_token_id is not None else 0.0
@@ -137,6 +140,7 @@ def embedding_findings(name: str, answers: Sequence[str], *, is_headline: bool) 
     return Findings(tuple(refusals), tuple(warnings))
 
 
+NLL_SETTINGS = "--set evaluation.headline=nll --set 'evaluation.metrics=[\"nll\"]'"
 CHRF_SETTINGS = '--set evaluation.headline=chrf --set \'evaluation.metrics=["chrf","nll","rouge_l","prompt_tokens"]\''
 
 

@@ -49,7 +49,8 @@ def _expectation(signal: PersonaSignal) -> str:
     person, cluster, expected = signal.persona_beyond_prompts, signal.cluster_beyond_prompts, expectation(signal)
     if expected == "nothing":
         return (
-            "Answers do not tell people apart beyond what their prompts give away: "
+            f"Answers are not shown to tell people apart beyond what their prompts give away ({_percent(person.accuracy)} recognised, "
+            f"{_percent(person.low)} to {_percent(person.high)}, where chance is {_percent(person.chance)}): "
             "expect no method that adapts to people to beat one adapter for all."
         )
     recognised = (

@@ -74,10 +74,11 @@ def _evaluation(state: StudyState, seconds: Mapping[str, float]) -> Phase:
 
 def against_unified(state: StudyState) -> tuple[str, ...]:
     """Return what is known so far, one sentence each: the gate's verdicts on val, then the comparison on test."""
-    sentences = [
-        f"on val, {v.adapter}: {100 * v.gain:+.2f} points against unified, {'passed' if v.passed else 'refused'}" for v in state.verdicts
-    ]
     metric = METRICS[state.settings.evaluation.headline]
+    sentences = [
+        f"on val, {v.adapter}: {metric.difference(metric.gain(v.gain))} against unified, {'passed' if v.passed else 'refused'}"
+        for v in state.verdicts
+    ]
     for score in state.outcome.scores if state.outcome else ():
         if score.difference is not None and score.ci_low is not None and score.ci_high is not None:
             mean, low, high = (metric.format(value, signed=True) for value in (score.difference, score.ci_low, score.ci_high))

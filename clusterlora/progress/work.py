@@ -4,7 +4,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from clusterlora.clustering import EMBEDDING
+from clusterlora.evaluation import reference_points as scale
+from clusterlora.evaluation.metrics.embedding_similarity import EMBEDDING_SIMILARITY
 from clusterlora.metadata import MeanTokens
+from clusterlora.persona_signal import measure as signal
 from clusterlora.planning.ladder import gated, next_rung, refused
 from clusterlora.planning.study_state import StudyState
 from clusterlora.planning.work_plan import WorkPlan, gate_adapters, judged_adapters, trained_adapters, work_plan
@@ -28,6 +31,10 @@ class Work:
 
     texts: int
     """Texts to embed before people are clustered; 0 once they are."""
+    clustered: int = 0
+    """Train answers by which people are yet to be clustered."""
+    texts_beside: int = 0
+    """Texts to embed for the signal and for the scale of the scores, while adapters are trained."""
     gate: tuple[float, ...]
     """Train tokens of the adapters that the gate's next rung lacks, one entry per run."""
     gate_answers: Answering
@@ -64,12 +71,29 @@ def remaining_work(state: StudyState, lengths: MeanTokens) -> Work:
     power = n_val if judging and state.power is None else 0
     return Work(
         texts=0 if clustered or not embeds else sum(n_items(person, "train") for person in state.dataset.personas),
+        clustered=0 if clustered else sum(n_items(person, "train") for person in state.dataset.personas),
+        texts_beside=_texts_beside(state),
         gate=tuple(train_tokens(plan.specs[name], state.dataset, lengths) for name in judged),
         gate_answers=Answering(n_answers=2 * n_val + n_group),
         beside_gate=Answering(n_answers=power + sum(n_items(people[p], "test") for p, _ in beside)),
         fan_out=() if refused(state) else tuple(_waves(state, plan, trained.union(judged), lengths)),
         evaluation=_evaluation(state, plan, [pair for pair in tests if pair not in done], lengths),
     )
+
+
+def _texts_beside(state: StudyState) -> int:
+    """Return how many texts the signal and the scale of the scores read, as far as they are not measured."""
+    people, measured = state.dataset.personas, {phase for phase, _, _ in state.seconds}
+    n_texts = 0
+    if "signal" not in measured:
+        sampled = people[: signal.MOST_PERSONAS]
+        limits: tuple[tuple[Split, int], ...] = (("train", signal.MOST_TRAIN), ("val", signal.MOST_VAL))
+        n_texts += sum(2 * answers for person in sampled for split, most in limits for answers in _answers(person, split)[:most])
+    if "scale" not in measured and state.settings.evaluation.headline == EMBEDDING_SIMILARITY.name:
+        n_texts += sum(
+            min(n, scale.FLOOR_REFERENCES) + 3 * min(n, scale.SAME_PROMPT_ITEMS) for n in (n_items(person, "test") for person in people)
+        )
+    return n_texts
 
 
 def assumed_clustering(state: StudyState) -> Clustering:
@@ -85,7 +109,12 @@ def assumed_clustering(state: StudyState) -> Clustering:
 
 def n_items(person: Persona, split: Split) -> int:
     """Return how many answers of a split's dialogues there are, each of which is an item."""
-    return sum(turn.role == "assistant" for dialogue in person.of_split(split) for turn in dialogue.turns)
+    return sum(_answers(person, split))
+
+
+def _answers(person: Persona, split: Split) -> list[int]:
+    """Return the number of answers of every dialogue of a split."""
+    return [sum(turn.role == "assistant" for turn in dialogue.turns) for dialogue in person.of_split(split)]
 
 
 def train_tokens(spec: AdapterSpec, dataset: Dataset, lengths: MeanTokens) -> float:

@@ -59,7 +59,8 @@ class ReportData:
     """Everything the report shows of a compared study. Parts that a study lacks are empty or None; their panels say so or are left out.
 
     When `newcomers` is None, `held_out_share` says whether the study was to measure them. `settings` and `provenance` are display pairs
-    (name, value); `imported` lists scores of other scripts as (file, metric, personas, mean).
+    (name, value); `imported` lists scores of other scripts as (file, metric, personas, mean); `warnings` are
+    sentences about how the models fit the data.
     """
 
     study: str
@@ -77,3 +78,4 @@ class ReportData:
     settings: tuple[tuple[str, str], ...] = ()
     provenance: tuple[tuple[str, str], ...] = ()
     imported: tuple[tuple[str, str, str, str], ...] = ()
+    warnings: tuple[str, ...] = ()

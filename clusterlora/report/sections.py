@@ -56,6 +56,11 @@ def verdict(data: ReportData) -> str:
     return f'<p class="sentence">{text(comparison.sentence)}</p><div class="tiles">{tiles}</div>'
 
 
+def warnings(sentences: Sequence[str]) -> str:
+    """Return what speaks against the study's models on its data, where anything does."""
+    return "".join(f'<p class="warning" role="note">{text(sentence[:1].upper() + sentence[1:])}.</p>' for sentence in sentences)
+
+
 def _champion(comparison: Comparison) -> tuple[str, str, str]:
     """Return the champion with its mean, or that there is none."""
     if comparison.champion is None:
@@ -272,9 +277,9 @@ def _criterion(criterion: Criterion) -> Iterable[str]:
     low, high = criterion.ci_low, criterion.ci_high
     kind = "good" if criterion.passed else "bad"
     yield text(_words(criterion.name))
-    yield f"{100 * criterion.value:.2f}"
-    yield "-" if low is None or high is None else f"{100 * low:.2f} to {100 * high:.2f}"
-    yield f"{100 * criterion.threshold:.2f}"
+    yield criterion.format(criterion.value)
+    yield "-" if low is None or high is None else f"{criterion.format(low)} to {criterion.format(high)}"
+    yield criterion.format(criterion.threshold)
     yield interval_mark(criterion.value, low, high, threshold=criterion.threshold, scale=(min(ends), max(ends)), kind=kind)
     yield f'<span class="badge {kind}">{"pass" if criterion.passed else "fail"}</span>'
     yield text(criterion.explanation)

@@ -14,7 +14,7 @@ from clusterlora.comparison.result import Comparison
 from clusterlora.data.twins import twins_note
 from clusterlora.durable import write_durably
 from clusterlora.engine.job import mean_by_step
-from clusterlora.metadata import ImportedScores, Refinement, RegisteredChampion, TruthAgreement, changes_of
+from clusterlora.metadata import DataWarnings, ImportedScores, Refinement, RegisteredChampion, TruthAgreement, changes_of
 from clusterlora.persona_signal.measure import PersonaSignal
 from clusterlora.planning.ladder import GATED, OWN, REFERENCE
 from clusterlora.planning.study_state import StudyState
@@ -89,6 +89,7 @@ def report_data(
         seconds_by_part=tuple(seconds_by_part(state.seconds).items()),
         settings=tuple(_settings(study, plan.rung, comparison)),
         provenance=tuple(_provenance(state, stores)),
+        warnings=(stores.studies.metadata(study.name, DataWarnings) or DataWarnings()).sentences,
         imported=imported_rows(stores.studies.metadata(study.name, ImportedScores)),
     )
 

@@ -45,10 +45,20 @@ def decided(study: Study, dtype: Dtype, base: UsableBase, personas: Sequence[Per
     if open_lengths and study.data.source != "synthetic":
         people = people_of(study) if personas is None else personas
         given = (study.model.max_length, study.evaluation.max_new_tokens)
-        settings = prepared(study, dtype, _lengths(settings, base, people, given)[1])
+        settings = prepared(study, dtype, _lengths(settings, base, (*people, *_unused(study, people)), given)[1])
     longest, longest_answer = settings.model.max_length, settings.evaluation.max_new_tokens
     refuse_too_long(base.name, base.n_positions, max_length=longest, max_new_tokens=longest_answer)
     return settings
+
+
+def _unused(study: Study, people: Sequence[Persona]) -> tuple[Persona, ...]:
+    """Return these people with the dialogues that no split of theirs uses, as test dialogues: all must be possible to ask."""
+    used = {person.id: {dialogue.id for dialogue in person.dialogues} for person in people}
+    return tuple(
+        replace(person, dialogues=tuple(replace(d, split="test") for d in person.dialogues if d.id not in used[person.id]))
+        for person in read(study.data).dataset.personas
+        if person.id in used
+    )
 
 
 def people_of(study: Study) -> tuple[Persona, ...]:

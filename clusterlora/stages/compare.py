@@ -19,7 +19,7 @@ from clusterlora.evaluation.domain import domain_metrics, with_domain_scores
 from clusterlora.evaluation.metrics import METRICS
 from clusterlora.evaluation.shown import ShownExchanges, shown_by_method
 from clusterlora.gate.report import ending
-from clusterlora.metadata import ComparisonSummary, ImportedScores, MethodScore
+from clusterlora.metadata import ComparisonSummary, DataWarnings, ImportedScores, MethodScore
 from clusterlora.methods import METHODS
 from clusterlora.planning.ladder import REFERENCE, decided_rung, gated
 from clusterlora.planning.study_state import StudyState, read_state
@@ -60,7 +60,7 @@ def compare_study(study_name: str, stores: Stores, log: RunLog) -> Comparison:
             reference=REFERENCE,
             floor=reference_points.floor,
             floor_same_prompt=reference_points.floor_same_prompt,
-            margin=study.evaluation.equivalence_margin / (100 if METRICS[study.evaluation.headline].percent else 1),
+            margin=study.evaluation.equivalence_margin / 100,
             gate=_gate(state),
             beside=beside,
             second_headline=study.evaluation.second_headline,
@@ -69,7 +69,9 @@ def compare_study(study_name: str, stores: Stores, log: RunLog) -> Comparison:
         folder = stores.folder(study_name) / "results"
         newcomers = new_personas(state, plan, stores)
         note = twins_note(state.dataset.personas)
-        more = (f"\n{note}\n" if note else "") + (new_personas_markdown(newcomers) if newcomers else "")
+        warnings = (stores.studies.metadata(study_name, DataWarnings) or DataWarnings()).sentences
+        notes = (*([note] if note else []), *(f"Warning: {one}." for one in warnings))
+        more = "".join(f"\n{one}\n" for one in notes) + (new_personas_markdown(newcomers) if newcomers else "")
         write_tables(comparison, rows, folder, more=more)
         draw(comparison, figure_path(stores, study_name), title=study_name)
         if state.clustering:

@@ -60,13 +60,13 @@ def evaluate(request: EvaluationRequest, stores: Stores, log: RunLog) -> int:
         return _test(runner, work_plan(state), shard=request.shard, shards=request.shards)
 
 
-def val_losses(
-    state: StudyState, stores: Stores, plan: WorkPlan, pairs: Sequence[tuple[str, AdapterComposition]], log: RunLog
+def reference_losses(
+    state: StudyState, stores: Stores, plan: WorkPlan, pairs: Sequence[tuple[str, AdapterComposition]], split: Split, log: RunLog
 ) -> dict[tuple[str, AdapterComposition], np.ndarray]:
-    """Return the negative log-likelihood of each val reference by (persona, composition), items in the persona's order."""
+    """Return the negative log-likelihood of each reference of a split by (persona, composition), items in the persona's order."""
     runner = _Runner(state, stores, log)
-    runner.answer(plan, pairs, "val", ("nll",))
-    return runner.scores(plan, pairs, "val", "nll")
+    runner.answer(plan, pairs, split, ("nll",))
+    return runner.scores(plan, pairs, split, "nll")
 
 
 def covered_methods(state: StudyState, plan: WorkPlan, persona_ids: Sequence[str], seed: int = 0) -> dict[str, MethodPlan]:

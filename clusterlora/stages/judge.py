@@ -6,6 +6,7 @@ import numpy as np
 
 from clusterlora.comparison.power import StudyPower, study_power
 from clusterlora.data.prompts import items
+from clusterlora.evaluation.metrics import METRICS
 from clusterlora.gate.ceiling import Ceiling, ceiling
 from clusterlora.gate.judge import judge as judge_trial
 from clusterlora.gate.power import Power, gate_power, measured_power
@@ -39,8 +40,9 @@ def judge_rung(study_name: str, rung: str, stores: Stores) -> Verdict:
 def _power_notes(state: StudyState, rung: str, stores: Stores) -> list[str]:
     """Return what gate and comparison tell, by the variance of the gains that were judged."""
     candidate, unified, _ = _judged_scores(state, rung, None, stores)
-    gains = {p: candidate[p] - unified[p] for p in candidate}
-    power = measured_power(gains, state.settings.gate, np.random.default_rng(0))
+    metric = METRICS[state.settings.evaluation.headline]
+    gains = {p: candidate[p] - unified[p] if metric.higher_is_better else unified[p] - candidate[p] for p in candidate}
+    power = measured_power(gains, state.settings.gate, np.random.default_rng(0), metric.name)
     comparison = power_of_study(state, power)
     return [power.sentence, *power.warnings, *([comparison.sentence] if comparison else [])]
 
@@ -81,7 +83,7 @@ def estimate_power(study_name: str, stores: Stores) -> Power:
     scores = scores_of(
         state, stores, {bare: plan.composition_key(bare)}, [(p, bare) for p in persona_ids], "val", study.evaluation.headline
     )
-    power = gate_power({p: scores[p, bare] for p in persona_ids}, study.gate, np.random.default_rng(0))
+    power = gate_power({p: scores[p, bare] for p in persona_ids}, study.gate, np.random.default_rng(0), study.evaluation.headline)
     stores.studies.save_metadata(study_name, power)
     return power
 
@@ -97,7 +99,7 @@ def power_of_study(state: StudyState, power: Power | None = None) -> StudyPower 
     tested = [n for n in n_items if n]
     # The variance of people's means is proportional to the mean of 1 / n over people.
     sd = power.gain_sd(1 / float(np.mean([1 / n for n in tested]))) if power and power.is_known and tested else None
-    return study_power(state.settings.methods, REFERENCE, len(tested), sd=sd)
+    return study_power(state.settings.methods, REFERENCE, len(tested), sd=sd, metric=state.settings.evaluation.headline)
 
 
 def verdict_on(state: StudyState, rung: str, cluster: int | None, stores: Stores) -> Verdict:
@@ -115,7 +117,8 @@ def verdict_on(state: StudyState, rung: str, cluster: int | None, stores: Stores
         rung=rung,
         adapter=adapter,
         rng=np.random.default_rng(0),
-        second=_judged_scores(state, rung, cluster, stores, second)[:2] if second else None,
+        metric=METRICS[study.evaluation.headline],
+        second=(*_judged_scores(state, rung, cluster, stores, second)[:2], METRICS[second]) if second else None,
         random_group=_random_group_scores(state, rung, stores) if cluster is None else None,
     )
     if share == study.gate.share_improved:

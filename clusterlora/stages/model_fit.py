@@ -22,8 +22,8 @@ _EMBEDDINGS_OF = 500
 _UNLIMITED = 1 << 30
 
 
-def refuse_misfits(study: PreparedStudy, base: UsableBase, personas: Sequence[Persona], log: RunLog) -> None:
-    """Log what speaks against the study's models on its data, and refuse an embedding model that cannot measure the headline.
+def refuse_misfits(study: PreparedStudy, base: UsableBase, personas: Sequence[Persona], log: RunLog) -> tuple[str, ...]:
+    """Log and return what speaks against the study's models on its data; refuse an embedding model that cannot measure the headline.
 
     A base model is chosen by name for own data, which is taken for insisting on it.
 
@@ -33,8 +33,23 @@ def refuse_misfits(study: PreparedStudy, base: UsableBase, personas: Sequence[Pe
     of_base, of_embedding = findings(study, base, personas, log)
     if of_embedding.refusals and study.data.on_misfit == "refuse":
         raise BadSettings("; ".join((*of_embedding.refusals, "to go on all the same: --set data.on_misfit=warn")))
-    for sentence in (*of_base.refusals, *of_base.warnings, *of_embedding.refusals, *of_embedding.warnings):
+    sentences = (*of_base.refusals, *of_base.warnings, *of_embedding.refusals, *of_embedding.warnings)
+    for sentence in sentences:
         log.note(f"warning: {sentence}")
+    return sentences
+
+
+def embedding_warnings(embedding: str, personas: Sequence[Persona]) -> tuple[str, ...]:
+    """Return what speaks against reading these people's train answers by the embedding model, whatever the headline is."""
+    of_embedding = embedding_findings(embedding, _sampled_answers(personas), is_headline=False)
+    return (*of_embedding.refusals, *of_embedding.warnings)
+
+
+def _sampled_answers(personas: Sequence[Persona]) -> list[str]:
+    """Return train answers of all people, evenly spaced."""
+    dialogues = [dialogue for persona in personas for dialogue in persona.dialogues if dialogue.split in ("train", None)]
+    every = [turn.text for dialogue in dialogues for turn in dialogue.turns if turn.role == "assistant"]
+    return every[:: -(-len(every) // _EMBEDDINGS_OF) or 1]
 
 
 def findings(study: PreparedStudy, base: UsableBase, personas: Sequence[Persona], log: RunLog) -> tuple[Findings, Findings]:
@@ -58,10 +73,8 @@ def findings(study: PreparedStudy, base: UsableBase, personas: Sequence[Persona]
         encoder = prompt_encoder(base.tokenizer, replace(study.model, max_length=_UNLIMITED))
         said = (encoder.taken(messages(study.model, person, dialogue)) for person, dialogue in sample)
         nll = mean_nll(base_model(study.model), encoder.encode_dialogues([turns for turns in said if turns]))
-    every = [turn.text for own in dialogues for dialogue in own for turn in dialogue.turns if turn.role == "assistant"]
-    embedded = every[:: -(-len(every) // _EMBEDDINGS_OF)]
     is_headline = METRICS[study.evaluation.headline].embeds
     return (
         base_findings(base.name, base.tokenizer, answers, nll=nll),
-        embedding_findings(study.model.embedding, embedded, is_headline=is_headline),
+        embedding_findings(study.model.embedding, _sampled_answers(personas), is_headline=is_headline),
     )

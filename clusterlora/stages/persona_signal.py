@@ -15,6 +15,7 @@ from clusterlora.ports.run_log import RunLog
 from clusterlora.ports.stores import Stores
 from clusterlora.progress.timing import timed
 from clusterlora.settings import ClusteringSettings, Study
+from clusterlora.stages.model_fit import embedding_warnings
 from clusterlora.values import Clustering, Dataset, Dialogue, Persona, Turn
 
 
@@ -48,6 +49,8 @@ def signal_of_data(study: Study, log: RunLog) -> tuple[PersonaSignal, Clustering
         dataset, settings = _split_within(study), replace(settings, algorithm="responses")
     else:
         dataset = load(study.data)
+    for sentence in embedding_warnings(study.model.embedding, dataset.personas):
+        log.note(f"warning: {sentence}")
     clustering = cluster_personas(dataset, settings, Sources(embedder(study.model)), log)
     return replace(measure(dataset.personas, clustering, embedder(study.model), log), within_dialogues=within), clustering
 

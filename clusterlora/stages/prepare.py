@@ -1,6 +1,7 @@
 """Read, check and split the data, then record the study. Nothing is recorded when any of it is unusable."""
 
 import subprocess
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from clusterlora.comparison.power import study_power
 from clusterlora.data.prompt_fit import PromptFit
 from clusterlora.durable import make_folder
 from clusterlora.errors import UnknownName
-from clusterlora.metadata import Provenance, TrackerPage
+from clusterlora.metadata import DataWarnings, Provenance, TrackerPage
 from clusterlora.models.base import UsableBase, base_revision, faster_dtype, usable_base
 from clusterlora.models.targets import reach
 from clusterlora.planning.ladder import REFERENCE
@@ -40,11 +41,13 @@ def prepare_study(settings: Study, stores: Stores, log: RunLog, *, running: bool
     log.phase("prepare", total=1, unit="data set")
     study, base = as_prepared(settings, stores)
     dataset, fit = fitted_dataset(study, base.tokenizer)
-    _note(fit, study, log)
+    of_dialogues = tuple(_fit_sentences(fit, study))
+    for sentence in of_dialogues:
+        log.note(sentence)
     if words := reach(study.recipe, base.weights):
         log.note(words)
-    if stored_study(study.name, stores) is None:
-        refuse_misfits(study, base, dataset.personas, log)
+    recorded = None if stored_study(study.name, stores) is None else stores.studies.metadata(study.name, DataWarnings) or DataWarnings()
+    of_models = recorded.of_models if recorded is not None else refuse_misfits(study, base, dataset.personas, log)
     made_from = Provenance(
         clusterlora_version=__version__,
         git_revision=git_revision(),
@@ -60,6 +63,7 @@ def prepare_study(settings: Study, stores: Stores, log: RunLog, *, running: bool
         stores.studies.save_dataset(study.name, dataset)
         # Recorded after the data: save_dataset refuses data other than the study's.
         stores.studies.save_metadata(study.name, made_from)
+        stores.studies.save_metadata(study.name, DataWarnings(of_models=of_models, of_dialogues=of_dialogues))
         tags = {"study": study.name} | {name: str(value) for name, value in asdict(made_from).items() if value is not None}
         stores.tracker.start_study(study.name, params=asdict(study), tags=tags, dataset=dataset, running=running)
         stores.studies.save_metadata(study.name, TrackerPage(stores.tracker.page(study.name)))
@@ -73,14 +77,14 @@ def prepare_study(settings: Study, stores: Stores, log: RunLog, *, running: bool
     return dataset
 
 
-def _note(fit: PromptFit, study: PreparedStudy, log: RunLog) -> None:
-    """Log how many dialogues the base model's chat template and maximum length leave out or shorten, if any."""
+def _fit_sentences(fit: PromptFit, study: PreparedStudy) -> Iterator[str]:
+    """Yield how many dialogues the base model's chat template and maximum length leave out or shorten, if any."""
     if fit.n_unfit:
-        log.note(f"{fit.n_unfit} of {fit.n_dialogues} dialogues cannot be asked of the base model and are left out")
+        yield f"{fit.n_unfit} of {fit.n_dialogues} dialogues cannot be asked of the base model and are left out"
     if fit.n_losing_turns:
-        log.note(f"{fit.n_losing_turns} of {fit.n_dialogues} dialogues are longer than {study.model.max_length} tokens and lose old turns")
+        yield f"{fit.n_losing_turns} of {fit.n_dialogues} dialogues are longer than {study.model.max_length} tokens and lose old turns"
     if fit.folds_system_text:
-        log.note("the chat template has no system role: the system text leads the first user turn")
+        yield "the chat template has no system role: the system text leads the first user turn"
 
 
 def provenance(study_name: str, stores: Stores) -> Provenance:

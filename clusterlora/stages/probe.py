@@ -27,6 +27,7 @@ from clusterlora.planning.study_state import StudyState, read_state
 from clusterlora.ports.run_log import RunLog, SilentLog
 from clusterlora.ports.stores import Stores
 from clusterlora.progress.timing import timed
+from clusterlora.progress.work import remaining_work
 from clusterlora.settings import Study
 from clusterlora.stages.prepare import prepare_study
 from clusterlora.values import Item, Persona
@@ -41,6 +42,9 @@ _NEW_TOKENS = 16
 """Tokens written per answer at most: their number is enough for a rate, and longer answers would take a minute."""
 _FIRST_STEPS, _MOST_STEPS = 4, 200
 _ENOUGH_SECONDS = 1.5
+_WORTH_ALL_OF_IT = 300.0
+"""Seconds of a study's trainings from which the probe takes its time; that of a shorter study is as much shorter, down to a fifth."""
+_LEAST_EFFORT = 0.2
 
 
 def probe(study_name: str, stores: Stores, log: RunLog) -> Probe | None:
@@ -92,19 +96,22 @@ def _measure(state: StudyState, folder: Path, log: RunLog) -> Probe:
     # In turn, so that a few steps see many people.
     in_turn = [one for position in range(max(map(len, by_person))) for one in (its[position : position + 1] for its in by_person) if one]
     sequences = list(chain.from_iterable(in_turn))
-    alone, _ = _seconds_per_token(base, state, [sequences], folder / "alone")
+    n_dialogues = sum(len(person.of_split("train")) for person in people)
+    dialogue = sum(len(sequence.ids) for sequence in sequences) / n_dialogues
+    first, _ = _seconds_per_token(base, state, [sequences], folder / "first", enough=0.0)
+    effort = min(1.0, max(_LEAST_EFFORT, first * _tokens(state, dialogue) / _WORTH_ALL_OF_IT))
+    alone, _ = _seconds_per_token(base, state, [sequences], folder / "alone", enough=effort * _ENOUGH_SECONDS)
     log.advance(1)
-    n_together = _n_together(base, alone, sequences, study.recipe.batch_size)
-    together, results = _seconds_per_token(
-        base, state, [sequences[number::n_together] for number in range(n_together)], folder / "together"
-    )
+    n_together = _n_together(base, alone, sequences, study.recipe.batch_size, seconds=effort * _TOGETHER_SECONDS)
+    by_job = [sequences[number::n_together] for number in range(n_together)]
+    together, results = _seconds_per_token(base, state, by_job, folder / "together", enough=effort * _ENOUGH_SECONDS)
     log.advance(1)
     sample = [item for person in people for item in items(study.model, person, "val")]
-    read, write, embed, lengths = _answering(base, state, sample, [read_weights(one.folder) for one in results[:_LEAST_TOGETHER]])
+    weights = [read_weights(one.folder) for one in results[:_LEAST_TOGETHER]]
+    read, write, embed, lengths = _answering(base, state, sample, weights, n_items=max(1, round(effort * _ITEMS)))
     log.advance(1)
-    n_dialogues = sum(len(person.of_split("train")) for person in people)
     return Probe(
-        lengths=replace(lengths, dialogue=sum(len(sequence.ids) for sequence in sequences) / n_dialogues),
+        lengths=replace(lengths, dialogue=dialogue),
         rates=Rates(
             train_alone=alone, train_together=min(together, alone), n_together=n_together, read=read, write=write, embed=embed, load=load
         ),
@@ -113,10 +120,16 @@ def _measure(state: StudyState, folder: Path, log: RunLog) -> Probe:
     )
 
 
-def _n_together(base: BaseModel, alone: float, sequences: Sequence[TokenSequence], batch_size: int) -> int:
-    """Return of how many adapters two steps take a few seconds, given the seconds per token of one alone."""
+def _tokens(state: StudyState, dialogue: float) -> float:
+    """Return the tokens of all adapters' training, given the mean tokens of a dialogue."""
+    work = remaining_work(state, MeanTokens(dialogue=dialogue, prompt=0.0, response=0.0))
+    return sum(work.gate) + sum(map(sum, work.fan_out))
+
+
+def _n_together(base: BaseModel, alone: float, sequences: Sequence[TokenSequence], batch_size: int, *, seconds: float) -> int:
+    """Return of how many adapters two steps take these seconds, given the seconds per token of one alone."""
     step_seconds = alone * batch_size * sum(len(sequence.ids) for sequence in sequences) / len(sequences)
-    affordable = max(_LEAST_TOGETHER, int(_TOGETHER_SECONDS / (2 * step_seconds)))
+    affordable = max(_LEAST_TOGETHER, int(seconds / (2 * step_seconds)))
     return max(1, min(affordable, _MOST_TOGETHER[base.model.device.type], len(sequences) // (2 * batch_size)))
 
 
@@ -135,18 +148,18 @@ class _Stopwatch(SilentLog):
 
 
 def _seconds_per_token(
-    base: BaseModel, state: StudyState, sequences_by_job: Sequence[Sequence[TokenSequence]], scratch: Path
+    base: BaseModel, state: StudyState, sequences_by_job: Sequence[Sequence[TokenSequence]], scratch: Path, *, enough: float
 ) -> tuple[float, list[TrainingResult]]:
     """Return the seconds per token of training one adapter on each list of sequences, in common passes, and the adapters.
 
-    The first step of each is not counted. Where all of it was too short to be measured, more steps are taken.
+    The first step of each is not counted. Where all others took less than `enough` seconds, more steps are taken.
     """
     n_steps = _FIRST_STEPS if len(sequences_by_job) == 1 else 2
     while True:
         seconds, n_tokens, results = _train(base, state, sequences_by_job, scratch / str(n_steps), n_steps=n_steps)
-        if seconds >= _ENOUGH_SECONDS or n_steps >= _MOST_STEPS:
+        if seconds >= enough or n_steps >= _MOST_STEPS:
             return seconds / n_tokens, results
-        n_steps = min(_MOST_STEPS, math.ceil(n_steps * min(16.0, 1.5 * _ENOUGH_SECONDS / max(seconds, 1e-3))) + 1)
+        n_steps = min(_MOST_STEPS, math.ceil(n_steps * min(16.0, 1.5 * enough / max(seconds, 1e-3))) + 1)
 
 
 def _train(
@@ -172,12 +185,12 @@ def _train(
 
 
 def _answering(
-    base: BaseModel, state: StudyState, sample: Sequence[Item], weights: Sequence[Weights]
+    base: BaseModel, state: StudyState, sample: Sequence[Item], weights: Sequence[Weights], *, n_items: int
 ) -> tuple[float, float, float, MeanTokens]:
     """Return seconds per token read, per token written and per text embedded, and the lengths of prompts and responses."""
     study = state.settings
     evaluation = replace(study.evaluation, max_new_tokens=min(_NEW_TOKENS, study.evaluation.max_new_tokens))
-    chosen = list(sample[:: -(-len(sample) // _ITEMS)])
+    chosen = list(sample[:: -(-len(sample) // n_items)])
     encoder = prompt_encoder(base.tokenizer, study.model)
     turns = encoder.encode_turns([(item.messages, item.reference) for item in sample])
     asked = encoder.encode_turns([(item.messages, item.reference) for item in chosen])

@@ -7,7 +7,7 @@ import numpy as np
 from clusterlora.data.prompts import items
 from clusterlora.evaluation.metric import Scorable
 from clusterlora.evaluation.metrics import METRICS
-from clusterlora.evaluation.reference_points import floor, most_similar_of_others
+from clusterlora.evaluation.reference_points import FLOOR_REFERENCES, SAME_PROMPT_ITEMS, floor, most_similar_of_others
 from clusterlora.metadata import ReferencePoints
 from clusterlora.models.model_cache import embedder
 from clusterlora.planning.study_state import StudyState
@@ -15,11 +15,6 @@ from clusterlora.ports.stores import Stores
 from clusterlora.progress.timing import timed
 from clusterlora.settings import Study
 from clusterlora.values import Item, digest
-
-_FLOOR_REFERENCES = 3
-"""References per persona that the floor is measured on; every pair of people counts, so a few are enough."""
-_SAME_PROMPT_ITEMS = 10
-"""Items per persona that the same-prompt floor is measured on and that similar prompts are searched among."""
 
 
 def scale(state: StudyState, stores: Stores, persona_ids: Sequence[str]) -> ReferencePoints:
@@ -42,7 +37,7 @@ def scale(state: StudyState, stores: Stores, persona_ids: Sequence[str]) -> Refe
 
 
 def _floor(study: Study, test_items: dict[str, tuple[Item, ...]]) -> float:
-    return floor({p: [item.reference for item in its[:_FLOOR_REFERENCES]] for p, its in test_items.items()}, embedder(study.model))
+    return floor({p: [item.reference for item in its[:FLOOR_REFERENCES]] for p, its in test_items.items()}, embedder(study.model))
 
 
 def _floor_same_prompt(study: Study, test_items: dict[str, tuple[Item, ...]]) -> float:
@@ -50,7 +45,7 @@ def _floor_same_prompt(study: Study, test_items: dict[str, tuple[Item, ...]]) ->
 
     A prompt is the dialogue so far without the system turn, latest turn first: an embedding model that truncates texts keeps the latest.
     """
-    first_items = {p: its[:_SAME_PROMPT_ITEMS] for p, its in test_items.items()}
+    first_items = {p: its[:SAME_PROMPT_ITEMS] for p, its in test_items.items()}
     prompts = {p: ["\n".join(turn.text for turn in reversed(item.messages[1:])) for item in its] for p, its in first_items.items()}
     nearest = most_similar_of_others(prompts, embedder(study.model))
     references = [item.reference for its in first_items.values() for item in its]

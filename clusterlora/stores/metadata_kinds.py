@@ -9,6 +9,7 @@ from clusterlora.persona_signal.measure import PersonaSignal
 
 NAME_BY_KIND: Mapping[type, str] = {
     metadata.Provenance: "provenance",
+    metadata.DataWarnings: "data_warnings",
     metadata.TrackerPage: "tracker_page",
     metadata.Probe: "probe",
     metadata.Workers: "workers",

@@ -299,10 +299,10 @@ def test_people_who_answer_alike_are_one_cluster_and_the_sentence_says_what_was_
     assert clustering.members == (tuple(sorted(alike.ids)),)
     assert clustering.quality == ()
     assert sentence(clustering).startswith("No clusters worth having among 40 people: the best by ")
-    assert "; 0.50 % and a stability of 0.5 are asked. Methods that need clusters are left out" in sentence(clustering)
+    assert "; 1.00 % and a stability of 0.5 are asked. Methods that need clusters are left out" in sentence(clustering)
     asked_for = cluster_personas(asked_alike(alike), by_responses(k=3, algorithm="auto"), Sources(CountsEmbedder()))
     assert len(asked_for.members) == 3
-    assert "less than the 0.50 % that clusters worth having do" in sentence(asked_for)
+    assert "less than the 1.00 % that clusters worth having do" in sentence(asked_for)
 
 
 def test_too_few_people_for_two_clusters_are_one():

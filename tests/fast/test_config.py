@@ -95,6 +95,13 @@ def test_an_unknown_setting_inside_the_ladder_is_refused() -> None:
     assert line == "gate.ladder.0.epoch: no such setting; did you mean gate.ladder.0.epochs?"
 
 
+def test_nll_decides_where_no_threshold_asks_for_a_percentage():
+    overrides = {"evaluation.headline": "nll", "evaluation.metrics": ["nll"]}
+    assert resolve(preset="taste", overrides=overrides | {"data.source": "table", "data.path": "x.jsonl"}).evaluation.headline == "nll"
+    with pytest.raises(BadSettings, match=r"gate.worst_persona = 0.7: asks for a percentage, and evaluation.headline = 'nll' is none"):
+        resolve(overrides=overrides | {"gate.worst_persona": 0.7})
+
+
 @pytest.mark.parametrize(
     ("field", "value", "words"),
     [
@@ -110,7 +117,7 @@ def test_an_unknown_setting_inside_the_ladder_is_refused() -> None:
         ("methods", [], "name at least one of"),
         ("evaluation.metrics", ["bleu", "embedding_similarity", "nll"], "unknown metric"),
         ("evaluation.headline", "rouge_x", "not measured"),
-        ("evaluation.headline", "nll", "lower is better there"),
+        ("evaluation.headline", "prompt_tokens", "does not say which answers are better"),
         ("data.source", "csv", "unknown"),
         ("data.source", "table", "needs a file or folder"),
         ("data.path", "people.jsonl", "set data.source to table"),

@@ -10,6 +10,7 @@ import pytest
 
 from clusterlora.cli import choose_base, main
 from clusterlora.data.lengths import ExampleLength, covering
+from clusterlora.data.load import load
 from clusterlora.errors import BadSettings
 from clusterlora.models.base import HOMELM_FOLDER, usable_base
 from clusterlora.ports.run_log import SilentLog
@@ -149,3 +150,23 @@ def test_given_lengths_stay(stores: Stores, tmp_path: Path) -> None:
     prepare_study(asked, stores, SilentLog())
     kept = stores.studies.study("own")
     assert (kept.model.max_length, kept.evaluation.max_new_tokens) == (200, 7)
+
+
+def test_a_long_dialogue_that_no_split_uses_can_be_asked_too(stores: Stores, tmp_path: Path) -> None:
+    def written(long: frozenset[str]) -> Path:
+        rows = [
+            {"persona_id": name, "dialogue_id": f"{name}-{i}", "prompt": f"{name}: light {i}", "response": f"It is on {i}"}
+            for name in ("ann", "bob")
+            for i in range(9)
+        ]
+        long_rows = [row | {"prompt": f"{row['prompt']} {'please ' * 90}"} if row["dialogue_id"] in long else row for row in rows]
+        file = tmp_path / "people.jsonl"
+        file.write_text("".join(json.dumps(row) + "\n" for row in long_rows), encoding="utf-8")
+        return file
+
+    used = {dialogue.id for person in load(study(written(frozenset())).data).personas for dialogue in person.dialogues}
+    unused = frozenset(f"{name}-{i}" for name in ("ann", "bob") for i in range(9)) - used
+    asked = study(written(frozenset(sorted(unused)[:1])))
+    assert {dialogue.id for person in load(asked.data).personas for dialogue in person.dialogues} == used
+    prepare_study(asked, stores, SilentLog())
+    assert stores.studies.study("own").model.max_length > 100

@@ -148,7 +148,7 @@ def gains(mean: float, seed: int) -> dict[str, np.ndarray]:
 def test_a_gate_that_asks_for_both_headlines_passes_only_what_gains_on_both(on_second: float, passed: bool) -> None:
     settings = GateSettings(worst_persona=None, second_headline=True)
     sides = gains(0.8, 0), gains(0.7, 1)
-    second = (gains(on_second, 2), gains(0.7, 3))
+    second = (gains(on_second, 2), gains(0.7, 3), METRICS["rouge_l"])
     verdict = judge(*sides, settings, rung="own", adapter="a", rng=np.random.default_rng(0), second=second)
     assert verdict.passed == passed
     (criterion,) = [one for one in verdict.criteria if one.name == "second_headline"]

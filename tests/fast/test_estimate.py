@@ -1,6 +1,7 @@
 """How long a study will take: work counted from its plan, rates from a probe, corrected by what has run."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -9,10 +10,10 @@ from clusterlora.planning.study_state import StudyState, read_state
 from clusterlora.planning.work_plan import work_plan
 from clusterlora.ports.run_log import SilentLog
 from clusterlora.ports.stores import Stores
-from clusterlora.progress.estimate import RUN_SECONDS, cheaper, estimate, expected, sentences
+from clusterlora.progress.estimate import ENDING_SECONDS, RUN_SECONDS, cheaper, clustering_seconds, estimate, expected, sentences
 from clusterlora.progress.timeline import phases
 from clusterlora.progress.work import Answering, Work, assumed_clustering, remaining_work
-from clusterlora.settings import Study
+from clusterlora.settings import ClusteringSettings, Study
 from clusterlora.settings import prepared as prepared_settings
 from clusterlora.stages import probe as probing
 from clusterlora.stages.prepare import prepare_study
@@ -86,17 +87,18 @@ def test_a_finished_gate_leaves_the_fan_out_and_the_evaluation(prepared: StudySt
 
 def test_the_seconds_of_every_phase_follow_from_work_rates_and_workers(prepared: StudyState) -> None:
     work = remaining_work(prepared, LENGTHS)
-    work = replace(work, texts=40)
+    assert work.clustered == n_answers(prepared, "train", *prepared.dataset.ids)
+    work = replace(work, texts=40, clustered=21)
     left = expected(work, PROBE, 2, prepared.settings)
     begin = RUN_SECONDS + RATES.load
-    assert left.preparation == pytest.approx(work.texts * RATES.embed)
+    assert left.preparation == pytest.approx(work.texts * RATES.embed + clustering_seconds(21, prepared.settings.clustering))
     runs = [begin + 2100 * 0.02, begin + 900 * 0.02, begin + answer_seconds(work.beside_gate.n_answers)]
     assert left.gate == pytest.approx(max(max(runs), sum(runs) - max(runs)) + begin + answer_seconds(work.gate_answers.n_answers))
     # Of 0.02 s per token alone and 0.0125 in a pass of four, 0.01 are the pass's and 0.01 each adapter's. One run has the large adapter and
     # two people's, the other five people's, of whom four are trained at a time.
     assert left.fan_out == pytest.approx(begin + max(0.01 * 1200 + 0.01 * 1800, 0.01 * 375 + 0.01 * 1500))
     evaluation = answer_seconds(work.evaluation.n_answers) + work.evaluation.n_likelihoods * 70 * RATES.read
-    assert left.evaluation == pytest.approx(begin + evaluation / 2)
+    assert left.evaluation == pytest.approx(begin + evaluation / 2 + ENDING_SECONDS)
     alone = expected(work, PROBE, 1, prepared.settings)
     assert alone.fan_out == pytest.approx(2 * begin + 0.01 * (1200 + 1800) + 0.01 * (375 + 1500))
     assert alone.total > left.total
@@ -111,7 +113,7 @@ def test_what_the_gate_took_corrects_what_is_left(prepared: StudyState, training
     foreseen = expected(remaining_work(after, LENGTHS), PROBE, 2, after.settings)
     assert left.gate == 0
     assert left.fan_out - begin == pytest.approx(training * (foreseen.fan_out - begin))
-    assert left.evaluation - begin == pytest.approx(answering * (foreseen.evaluation - begin))
+    assert left.evaluation - begin - ENDING_SECONDS == pytest.approx(answering * (foreseen.evaluation - begin - ENDING_SECONDS))
 
 
 def test_a_person_is_told_each_phase_further_rungs_and_what_is_cheaper_before_anything_is_trained(prepared: StudyState) -> None:
@@ -136,7 +138,7 @@ def test_every_phase_to_come_has_its_expectation(prepared: StudyState) -> None:
     left = estimate(prepared)
     assert left is not None
     shown = {phase.name: phase.expected for phase in phases(prepared)}
-    assert (shown["cluster"], shown["gate"]) == (None, left.gate)
+    assert (shown["cluster"], shown["gate"]) == (left.preparation, left.gate)
     after = {phase.name: phase for phase in phases(judged(prepared, training=1, answering=1))}
     assert (after["gate"].state, after["gate"].expected) == ("done", None)
     assert after["train"].expected is not None
@@ -155,6 +157,48 @@ def test_a_probe_measures_the_studys_own_dialogues_and_keeps_nothing_but_the_rat
     assert (state.adapters, state.attempts, state.verdicts) == ((), (), ())
     assert [phase for phase, _, _ in state.seconds] == ["prepare", "probe"]
     assert estimate(state) is not None
+
+
+def test_the_signal_and_the_scale_take_their_share_of_the_cores_until_they_are_measured(prepared: StudyState) -> None:
+    ids, work = prepared.dataset.ids, remaining_work(prepared, LENGTHS)
+    of_signal = 2 * (n_answers(prepared, "train", *ids) + n_answers(prepared, "val", *ids))
+    per_person = [n_answers(prepared, "test", p) for p in ids]
+    of_scale = sum(min(n, 3) + 3 * min(n, 10) for n in per_person)
+    assert work.texts_beside == of_signal + of_scale
+    left = expected(work, PROBE, 2, prepared.settings)
+    assert left.beside == pytest.approx(work.texts_beside * RATES.embed / 2)
+    assert left.total == pytest.approx(left.preparation + left.gate + left.fan_out + left.evaluation + left.beside)
+    assert expected(work, replace(PROBE, device="NVIDIA H200, 139 GiB"), 2, prepared.settings).beside == 0
+    measured = replace(prepared, seconds=(("signal", "", 3.0), ("scale", "", 3.0)))
+    assert remaining_work(measured, LENGTHS).texts_beside == 0
+    by_likelihood = replace(prepared.settings, evaluation=replace(prepared.settings.evaluation, headline="nll"))
+    assert remaining_work(replace(prepared, settings=by_likelihood), LENGTHS).texts_beside == of_signal
+
+
+def test_clustering_takes_the_longer_the_more_it_is_left_to_choose() -> None:
+    one, algorithm_open = ClusteringSettings(algorithm="responses_given_prompts", k=5), ClusteringSettings(k=5)
+    both_open = ClusteringSettings()
+    seconds = [clustering_seconds(4000, settings) for settings in (one, algorithm_open, both_open)]
+    assert seconds == sorted(set(seconds))
+    assert clustering_seconds(0, both_open) == 0
+
+
+def test_the_probe_of_a_short_study_is_short(seven: Study, stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[float] = []
+    measure = probing._seconds_per_token
+
+    def recorded(*of: Any, enough: float) -> Any:
+        asked.append(enough)
+        return measure(*of, enough=min(enough, 0.1))
+
+    monkeypatch.setattr(probing, "_seconds_per_token", recorded)
+    for name, epochs in (("short", 1), ("long", 100_000)):
+        prepare_study(replace(seven, name=name, recipe=replace(seven.recipe, epochs=epochs)), stores, SilentLog())
+        probing.probe(name, stores, SilentLog())
+    short, long = asked[:3], asked[3:]
+    assert short[0] == long[0] == 0, "the first steps tell how long the study is"
+    assert short[1:] == [pytest.approx(0.2 * 1.5)] * 2
+    assert long[1:] == [1.5, 1.5]
 
 
 def test_a_probe_that_runs_out_of_memory_stops_nothing(seven: Study, stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:

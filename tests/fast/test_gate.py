@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clusterlora.errors import BadData
+from clusterlora.evaluation.metrics import METRICS
 from clusterlora.gate.criteria import CRITERIA
 from clusterlora.gate.criteria.above_unified import above_unified
 from clusterlora.gate.criteria.share_of_personas_improved import share_of_personas_improved
@@ -60,6 +61,26 @@ def test_one_persona_left_behind_refuses_the_candidate_and_is_named():
     assert [name for name, ok in passed(judged).items() if not ok] == ["worst_persona"]
     assert "persona_007" in judged.criteria[2].explanation
     assert judged.criteria[2].value == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(("nats", "passes"), [(2.0, True), (2.4, False)])
+def test_where_lower_is_better_the_gate_passes_what_is_lower_and_tells_it_in_nats(nats: float, passes: bool):
+    relative = GateSettings(mean_similarity=None, worst_persona=None)
+    judged = judge(
+        scores(nats), scores(2.2, seed=1), relative, rung="own", adapter="cluster-00", rng=np.random.default_rng(0), metric=METRICS["nll"]
+    )
+    assert judged.passed == passes
+    above, share = judged.criteria
+    assert above.value == pytest.approx(2.2 - nats, abs=0.01), "a gain is positive where the adapter is better"
+    assert above.explanation.startswith(f"{-above.value:+.3f} nats against unified"), "as the metric counts it"
+    assert "less is better" in above.explanation
+    assert "points" not in markdown(judged)
+    assert f"| above_unified | {above.value:.3f} |" in markdown(judged)
+    assert share.value == float(passes)
+    power = gate_power(scores(2.2, spread=0.1), relative, np.random.default_rng(0), "nll")
+    assert "a true gain of 0.0" in power.sentence
+    assert "nats passes" in power.sentence
+    assert "points" not in power.sentence
 
 
 def test_a_gain_that_few_personas_share_is_refused():

@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 
 from clusterlora.errors import BadSettings
+from clusterlora.metadata import DataWarnings
 from clusterlora.models.base import HOMELM_FOLDER, usable_base
 from clusterlora.models.fit import base_findings, embedding_findings
 from clusterlora.ports.run_log import SilentLog
 from clusterlora.ports.stores import Stores
-from clusterlora.settings import DataSettings, EvaluationSettings, ModelSettings, Study, SyntheticSettings
+from clusterlora.settings import ClusteringSettings, DataSettings, EvaluationSettings, ModelSettings, Study, SyntheticSettings
 from clusterlora.stages.model_fit import findings
+from clusterlora.stages.persona_signal import signal_of_data
 from clusterlora.stages.prepare import as_prepared, prepare_study
 from tests.fixtures.stages import Notes
 
@@ -58,6 +60,18 @@ def test_a_base_that_is_worse_than_a_guess_is_told_with_its_numbers_once(stores:
     assert not again.warnings, "what is decided is not measured again"
 
 
+def test_what_was_said_against_the_models_is_kept_for_the_report(stores: Stores, tmp_path: Path) -> None:
+    own, first = with_chrf(study(tmp_path, CHINESE)), Notes()
+    prepare_study(own, stores, first)
+    kept = stores.studies.metadata(own.name, DataWarnings)
+    assert kept is not None
+    assert [f"warning: {sentence}" for sentence in kept.of_models] == first.warnings != []
+    again = Notes()
+    prepare_study(own, stores, again)
+    assert again.warnings == [], "measured once"
+    assert stores.studies.metadata(own.name, DataWarnings) == kept
+
+
 def test_a_language_that_the_embedding_model_does_not_know_is_refused_for_the_headline_only(stores: Stores, tmp_path: Path) -> None:
     asked = study(tmp_path, CHINESE, "homelm")
     with pytest.raises(BadSettings) as refusal:
@@ -95,6 +109,13 @@ def test_a_base_is_held_against_a_uniform_guess(share: float, n_refused: int, n_
     home = ["I've set the lights to warm, and the speaker to 40 percent."] * 4
     said = base_findings("homelm", base.tokenizer, home, nll=share * 6.9315)
     assert (len(said.refusals), len(said.warnings)) == (n_refused, n_warned)
+
+
+@pytest.mark.parametrize(("text", "n_warnings"), [(CHINESE, 1), (ENGLISH, 0)])
+def test_a_signal_read_by_an_embedding_model_of_another_language_is_warned_of(text: str, n_warnings: int, tmp_path: Path) -> None:
+    log = Notes()
+    signal_of_data(replace(study(tmp_path, text), clustering=ClusteringSettings(algorithm="responses", k=2, min_size=1)), log)
+    assert len([one for one in log.warnings if "embedding model minilm does not know" in one]) == n_warnings
 
 
 def test_only_train_answers_are_read(stores: Stores, tmp_path: Path) -> None:

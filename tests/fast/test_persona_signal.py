@@ -191,7 +191,9 @@ def test_the_verdict_follows_from_the_numbers():
     assert "explains only 0.4%" in verdict(a_signal(persona_explains=0.004, persona_beyond_prompts=hardly))
     assert "explains nothing of" in verdict(a_signal(persona_explains=-0.001)), "recognised by a word or two that similarity does not see"
     assert "something to win" in verdict(a_signal(persona_explains=0.004)), "people who are recognised leave traces, however small"
-    assert "expect no method" in verdict(a_signal(persona_beyond_prompts=chance))
+    nothing = verdict(a_signal(persona_beyond_prompts=chance))
+    assert "are not shown to tell people apart" in nothing
+    assert f"where chance is {chance.chance:.1%}): expect no method" in nothing
 
 
 def test_prompts_that_give_people_away_are_named_before_the_verdict():

@@ -123,6 +123,15 @@ def test_the_signal_is_shown_with_its_verdict_and_chance(report_data: ReportData
     assert all(word in shown for word in ("have something to win", "which of 12 people", "31.0%", "8.3%", "0.512"))
 
 
+def test_what_speaks_against_the_models_stands_beside_the_verdict_as_text(report_data: ReportData) -> None:
+    sentences = ("base model tiny gives <b>9.9</b> nats per token", "3 of 80 dialogues cannot be asked of the base model and are left out")
+    warned = page(replace(report_data, warnings=sentences))
+    verdict_panel = warned[warned.index('<section id="verdict">') : warned.index('<section id="signal">')]
+    assert verdict_panel.count('class="warning"') == 2
+    assert "Base model tiny gives &lt;b&gt;9.9&lt;/b&gt; nats per token." in verdict_panel
+    assert 'class="warning"' not in page(report_data)[: warned.index('<section id="signal">')].split("<main>")[1]
+
+
 def test_new_personas_are_shown_with_their_sentence(read: Reader) -> None:
     words = " ".join(read.words)
     assert "beats unified by 10 examples (+4.12 points [+2.12, +6.12], 50% leave unified)" in words

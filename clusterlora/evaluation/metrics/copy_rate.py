@@ -45,4 +45,4 @@ def _text_by_persona(train: TrainResponses) -> Mapping[str, str]:
     }
 
 
-COPY_RATE = Metric(name="copy_rate", label="copied from train", higher_is_better=False, percent=True, score=copy_rate)
+COPY_RATE = Metric(name="copy_rate", label="copied from train", higher_is_better=False, percent=True, score=copy_rate, can_decide=False)

@@ -21,4 +21,4 @@ def nll(answers: Scorable) -> Float[np.ndarray, " item"]:
     return np.asarray(answers.nll, dtype=np.float64)
 
 
-NLL = Metric(name="nll", label="NLL per token", higher_is_better=False, score=nll, reads_answers=False)
+NLL = Metric(name="nll", label="NLL per token", higher_is_better=False, score=nll, reads_answers=False, unit="nats")

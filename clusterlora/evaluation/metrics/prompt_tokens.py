@@ -24,5 +24,12 @@ def prompt_tokens(answers: Scorable) -> Float[np.ndarray, " item"]:
 
 
 PROMPT_TOKENS = Metric(
-    name="prompt_tokens", label="prompt tokens", higher_is_better=False, score=prompt_tokens, decimals=1, reads_answers=False
+    name="prompt_tokens",
+    label="prompt tokens",
+    higher_is_better=False,
+    score=prompt_tokens,
+    decimals=1,
+    reads_answers=False,
+    unit="tokens",
+    can_decide=False,
 )

@@ -18,4 +18,4 @@ def repetition(answers: Scorable) -> Float[np.ndarray, " item"]:
     return np.array([1 - len(set(grams)) / len(grams) if grams else 0.0 for grams in grams_by_answer], dtype=np.float64)
 
 
-REPETITION = Metric(name="repetition", label="repetition", higher_is_better=False, percent=True, score=repetition)
+REPETITION = Metric(name="repetition", label="repetition", higher_is_better=False, percent=True, score=repetition, can_decide=False)

@@ -16,7 +16,7 @@ def above_random_group(trial: Trial, settings: GateSettings, _rng: np.random.Gen
     """
     if not settings.above_random_group or trial.random_group is None:
         return None
-    compared = against_random_group(trial.gains, trial.random_group.gains)
+    compared = against_random_group(trial.gains, trial.random_group.gains, trial.metric)
     if not compared.has_power:
         return None
     passed = compared.low > RESOLUTION
@@ -27,7 +27,8 @@ def above_random_group(trial: Trial, settings: GateSettings, _rng: np.random.Gen
         passed=passed,
         ci_low=compared.low,
         ci_high=compared.high,
-        explanation=f"The cluster gains {100 * trial.gains.mean():+.2f} points over unified, a random group as large "
-        f"{100 * trial.random_group.gains.mean():+.2f} on its own people; the interval of the difference "
+        percent=trial.metric.percent,
+        explanation=f"The cluster gains {trial.metric.difference(float(trial.gains.mean()))} over unified, a random group as large "
+        f"{trial.metric.format(float(trial.random_group.gains.mean()), signed=True)} on its own people; the interval of the difference "
         f"{'is above' if passed else 'is not above'} zero.",
     )

@@ -1,4 +1,4 @@
-"""Criterion: the candidate scores higher than the unified adapter on the same items."""
+"""Criterion: the candidate scores better than the unified adapter on the same items."""
 
 import numpy as np
 
@@ -11,9 +11,10 @@ from clusterlora.values import Criterion
 def above_unified(trial: Trial, _settings: GateSettings, rng: np.random.Generator) -> Criterion:
     """Return whether the mean paired difference exceeds rounding, so an adapter that changes nothing fails."""
     value = float(trial.gains.mean())
-    gain = (trial.candidate - trial.unified)[:, None]
+    gain = trial.item_gains[:, None]
     passed = value > RESOLUTION
     low = high = None
+    less = "" if trial.metric.higher_is_better else ", where less is better"
     certainty = "one persona has no interval, so this may be chance"
     if len(trial.persona_ids) > 1:
         low, high = bootstrap_interval(paired_bootstrap(gain, trial.persona, draws=DRAWS, rng=rng)[:, 0], trial.gains)
@@ -25,5 +26,6 @@ def above_unified(trial: Trial, _settings: GateSettings, rng: np.random.Generato
         passed=passed,
         ci_low=low,
         ci_high=high,
-        explanation=f"{100 * value:+.2f} points against unified on the same items; {certainty}.",
+        percent=trial.metric.percent,
+        explanation=f"{trial.metric.difference(trial.metric.gain(value))} against unified on the same items{less}; {certainty}.",
     )

@@ -16,7 +16,7 @@ def second_headline(trial: Trial, settings: GateSettings, rng: np.random.Generat
     value = float(second.gains.mean())
     low = high = None
     if len(second.persona_ids) > 1:
-        gain = (second.candidate - second.unified)[:, None]
+        gain = second.item_gains[:, None]
         low, high = bootstrap_interval(paired_bootstrap(gain, second.persona, draws=DRAWS, rng=rng)[:, 0], second.gains)
     return Criterion(
         name="second_headline",
@@ -25,5 +25,6 @@ def second_headline(trial: Trial, settings: GateSettings, rng: np.random.Generat
         passed=value > RESOLUTION,
         ci_low=low,
         ci_high=high,
-        explanation=f"{100 * value:+.2f} points against unified on the second headline, on the same items.",
+        percent=second.metric.percent,
+        explanation=f"{second.metric.difference(second.metric.gain(value))} against unified on the second headline, on the same items.",
     )
