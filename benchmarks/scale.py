@@ -35,7 +35,7 @@ _WORDS = """Training dominates. Rows take hours, weights take storage, and memor
   per adapter; a worker fetches only those that its shard starts from or answers with.
 
 **Prefect** stores runs, not personas: a study has one per training group and shard, each with one progress artifact. It must be on
-PostgreSQL: with SQLite, runs that report at once get a 503 and wait. It cannot store a run per persona: starting a process, with 3 to 9
+PostgreSQL: with SQLite, runs that report at once wait for each other. It cannot store a run per persona: starting a process, with 3 to 9
 s of imports, would cost more than the training it is for.
 
 **MLflow** stores a run per training group, with the mean curve and those of shared adapters, not one per persona; points are sent a

@@ -212,7 +212,7 @@ def test_an_estimate_prints_every_phase_and_keeps_nothing(
     ]
     assert main(["study", "estimate", "--preset", "quick", *small, "--workers", "2", "--json"]) == 0
     left = json.loads(capsys.readouterr().out)
-    assert left["total"] == pytest.approx(sum(left[phase] for phase in ("preparation", "gate", "fan_out", "evaluation")))
+    assert left["total"] == pytest.approx(sum(left[phase] for phase in ("preparation", "gate", "fan_out", "evaluation", "beside")))
     assert min(left["gate"], left["fan_out"], left["evaluation"]) > 0
     assert main(["study", "list", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == []

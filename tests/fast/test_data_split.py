@@ -171,7 +171,7 @@ def test_fewer_dialogues_than_asked_keep_the_shares_and_enough_to_test_with_a_wa
     with caplog.at_level(logging.WARNING):
         done = split(SourceData(Dataset((person(different(10)),))), DataSettings(train=30, val=10, test=10), Problems())
     assert [len(done.dataset.personas[0].of_split(name)) for name in SPLITS] == [5, 2, 3]
-    assert "fewer than 30/10/10" in caplog.text
+    assert "have fewer dialogues than 30/10/10 (first: ann gets 5/2/3 of 10)" in caplog.text
 
 
 def test_text_that_two_personas_share_is_in_the_same_split_for_both() -> None:

@@ -105,9 +105,10 @@ def test_a_pissa_that_peft_has_converted_answers_as_the_model_that_was_trained(
 ) -> None:
     settings = LoraConfig(r=2, init_lora_weights="pissa", target_modules=["q_proj"], base_model_name_or_path=str(tiny_base_folder))
     trained = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_base_folder, dtype=torch.float32), settings)
-    trained.peft_config["default"].init_lora_weights = True  # as PEFT's guide has it: the start is read again as what it is
+    config: Any = trained.peft_config["default"]
+    config.init_lora_weights = True  # as PEFT's guide has it: the start is read again as what it is
     trained.save_pretrained(str(tmp_path / "start"))
-    trained.peft_config["default"].init_lora_weights = "pissa"
+    config.init_lora_weights = "pissa"
     for name, parameter in trained.named_parameters():
         if "lora_" in name:
             parameter.data += 0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
