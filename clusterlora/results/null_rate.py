@@ -11,8 +11,9 @@ from clusterlora.ports.stores import Stores
 
 
 def rate_of(study_names: Sequence[str], stores: Stores) -> NullRate:
-    """Return what these studies claim. Raises BadData for one that was not compared."""
-    outcomes = {name: stores.studies.metadata(name, ComparisonSummary) for name in study_names}
+    """Return what these studies claim. Raises BadData for one that was not compared, or never begun."""
+    begun = {name for name, *_ in stores.studies.studies()}
+    outcomes = {name: stores.studies.metadata(name, ComparisonSummary) if name in begun else None for name in study_names}
     lacking = [name for name, outcome in outcomes.items() if outcome is None]
     if lacking:
         raise BadData(f"{lacking[0]} was not compared, so its claims are not known; run the same command again, which goes on with it")

@@ -15,6 +15,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 from prefect.client.schemas.objects import FlowRun
 from prefect.deployments import run_deployment
+from prefect.exceptions import PrefectHTTPStatusError
 from prefect.flow_runs import resume_flow_run
 
 from clusterlora.config import as_mapping
@@ -175,9 +176,13 @@ def test_a_worker_merges_the_clusters_in_another_way(site: dict[str, str], peopl
 
 
 def test_a_study_with_impossible_settings_is_refused_before_anything_runs(site: dict[str, str]):
-    run = launch("study/study", config={"name": "wrong", "methods": ["unyfied"]})
+    with pytest.raises(PrefectHTTPStatusError, match="'unyfied' is not one of "):
+        launch("study/study", config={"name": "wrong", "methods": ["unyfied"]})
+    run = launch(
+        "study/study", config={"name": "wrong", "data": {"source": "table", "path": "/nowhere.jsonl"}, "model": {"base": "homelm"}}
+    )
     assert state_of(run).is_failed()
-    assert "unyfied" in str(state_of(run).message)
+    assert "/nowhere.jsonl" in str(state_of(run).message)
     assert "wrong" not in {name for name, _, _ in stores_here(site).studies.studies()}
 
 
