@@ -33,7 +33,7 @@ def records(file: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(opened))
 
 
-@pytest.mark.whole
+@pytest.mark.all
 def test_every_method_and_control_runs_with_two_training_seeds_and_is_compared_once(study: Study, stores: Stores) -> None:
     recipe = replace(study.recipe, epochs=2, patience=1)
     shown = RetrievalSettings(counts=(0, 2), rankings=("bm25",))
