@@ -69,8 +69,7 @@ class PrefectPages:
         """Return the options of a select field."""
         self._unfold(path)
         options = self.tab.value("[...document.querySelectorAll('.p-select-option')].map(option => option.innerText.trim())")
-        self.tab.press("Escape")
-        self.tab.wait_until("!document.querySelector('.p-select-option')")
+        self._fold(path)
         return options
 
     def choose(self, path: Sequence[str], value: str) -> None:
@@ -89,8 +88,7 @@ class PrefectPages:
         """Choose one more option of a field that is a list of names."""
         self._unfold(path)
         self.tab.click(with_text(".p-select-option", value))
-        self.tab.press("Escape")
-        self.tab.wait_until("!document.querySelector('.p-select-option')")
+        self._fold(path)
 
     def _unfold(self, path: Sequence[str]) -> None:
         self.tab.wait_until(_field(path))
@@ -98,6 +96,12 @@ class PrefectPages:
         self.tab.value(f"{_field(path)}.querySelector('.p-select-button__control').focus()")
         self.tab.press("ArrowDown")
         self.tab.wait_until("document.querySelector('.p-select-option')")
+
+    def _fold(self, path: Sequence[str]) -> None:
+        # A click on an option takes the focus, and with it the key, from the field.
+        self.tab.value(f"{_field(path)}.querySelector('.p-select-button__control').focus()")
+        self.tab.press("Escape")
+        self.tab.wait_until("!document.querySelector('.p-select-option')")
 
 
 def _field(path: Sequence[str]) -> str:
