@@ -66,9 +66,10 @@ def read_adapter(folder: Path) -> Factors:
             "only LoRA without them can be stacked, weighted or merged"
         )
     tensors = {name.removeprefix("base_model.model."): tensor for name, tensor in load_file(folder / "adapter_model.safetensors").items()}
-    if embeddings := sorted(name for name in tensors if ".lora_embedding_" in name):
+    if others := sorted(name for name in tensors if ".lora_embedding_" in name or ".experts." in name):
         raise BadData(
-            f"adapter {folder.name} adapts an embedding ({embeddings[0]}); only LoRA on linear layers can be stacked, weighted or merged"
+            f"adapter {folder.name} adapts an embedding or experts ({others[0]}); "
+            "only LoRA on linear layers can be stacked, weighted or merged"
         )
     names = sorted(name.removesuffix(".lora_A.weight") for name in tensors if name.endswith(".lora_A.weight"))
     try:

@@ -87,7 +87,7 @@ def resolved(recipe: Recipe, weights: BlockWeights) -> Recipe:
     `all-linear`, and the default where the model's layers have other names, become the linear layers of its blocks.
 
     Raises:
-        BadSettings: the model has none of the targets.
+        BadSettings: the model has none of the targets, or PEFT cannot adapt the experts that they name.
     """
     targets = recipe.target_modules
     is_default = targets == Recipe().target_modules and not set(targets) <= set(weights.all_linear)
@@ -102,6 +102,11 @@ def resolved(recipe: Recipe, weights: BlockWeights) -> Recipe:
         raise BadSettings(
             f"recipe.target_modules = {', '.join(targets)}: the experts of this base hold {' and '.join(weights.experts[:2])} as one; "
             "name both or neither"
+        )
+    if names_experts(targets, weights) and recipe.dropout:
+        raise BadSettings(
+            f"recipe.target_modules = {', '.join(targets)} names experts, and recipe.dropout = {recipe.dropout}: "
+            "PEFT adapts experts without dropout alone; set recipe.dropout=0, or leave them out"
         )
     return recipe
 

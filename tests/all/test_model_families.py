@@ -19,7 +19,8 @@ from clusterlora.engine.inference_backends import inference_backend
 from clusterlora.engine.job import TrainingJob, TrainingResult
 from clusterlora.engine.kinds import ADAPTER_KINDS, read_weights
 from clusterlora.engine.peft_folder import read_peft_tensors
-from clusterlora.errors import ModelUnavailable
+from clusterlora.engine.stacked import read_adapter
+from clusterlora.errors import BadData, ModelUnavailable
 from clusterlora.models.base import load_base
 from clusterlora.models.checks import refuse_recurrent
 from clusterlora.models.targets import block_weights, resolved
@@ -202,6 +203,8 @@ def test_the_experts_of_a_mixture_are_adapted_by_peft_one_adapter_after_another(
     assert ADAPTER_KINDS["lora"].why_not_stacked(base, recipe) == "PEFT alone adapts the weights of experts"
     results = list(training.train(base, jobs(recipe, tmp_path), micro_batch=2, run_log=SilentLog()))
     assert any(".experts." in tensor for tensor in read_peft_tensors(results[0].folder))
+    with pytest.raises(BadData, match="adapts an embedding or experts"):
+        read_adapter(results[0].folder)
     assert_answers_are_those_of_peft(lambda: base_of(name), results)
 
 

@@ -24,7 +24,6 @@ from clusterlora.stages.prepare import prepare_study
 from tests.fixtures.imported import write_people
 from tests.fixtures.stages import Notes
 
-LLAMA = Recipe().target_modules
 PHI3 = ("o_proj", "qkv_proj", "gate_up_proj", "down_proj")
 WIDTH: dict[str, Any] = {
     "hidden_size": 32,
@@ -89,8 +88,11 @@ def test_experts_have_no_adapter_unless_they_are_named_and_that_is_told():
     assert "of the weights in its blocks, and not experts.gate_up_proj, experts.down_proj" in reach(recipe, weights)
     with pytest.raises(BadSettings, match="the experts of this base hold gate_proj and up_proj as one; name both or neither"):
         resolved(Recipe(target_modules=("q_proj", "up_proj")), weights)
-    whole = Recipe(target_modules=LLAMA)
-    assert weights.reached(whole.target_modules, "experts.gate_up_proj")
+    named = Recipe(target_modules=("q_proj", "gate_proj", "up_proj", "down_proj"), dropout=0.0)
+    assert resolved(named, weights) == named
+    assert weights.reached(named.target_modules, "experts.gate_up_proj")
+    with pytest.raises(BadSettings, match=r"names experts, and recipe\.dropout = 0\.1: .*set recipe\.dropout=0"):
+        resolved(replace(named, dropout=0.1), weights)
 
 
 def test_a_study_decides_on_names_says_what_they_leave_out_and_goes_on_with_them(tmp_path: Path, stores: Stores, phi3_folder: Path):
