@@ -4,7 +4,6 @@ from dataclasses import replace
 from typing import Any, cast
 
 from clusterlora.errors import BadData, BadSettings
-from clusterlora.recipe import ALL_LINEAR, Recipe
 from clusterlora.settings import Lengths, PreparedStudy, Study, prepared
 from clusterlora.stores.json_codec import plain
 from clusterlora.values import Dataset
@@ -20,9 +19,7 @@ def as_decided(study: Study, recorded: PreparedStudy) -> PreparedStudy:
     )
     dtype = recorded.model.dtype if model.dtype == "auto" else model.dtype
     lengths = Lengths(recorded.model.max_length, recorded.evaluation.max_new_tokens)
-    open_targets = study.recipe.target_modules in (Recipe().target_modules, (ALL_LINEAR,))
-    recipe = replace(study.recipe, target_modules=recorded.recipe.target_modules) if open_targets else study.recipe
-    return prepared(replace(study, model=model, recipe=recipe), dtype, lengths)
+    return prepared(replace(study, model=model), dtype, lengths)
 
 
 def refuse_other_settings(recorded: PreparedStudy, study: PreparedStudy) -> None:
