@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,11 +22,11 @@ from deployments import local_services
 from deployments.expectation import Expectation
 from deployments.local_services import LocalServices
 from deployments.prefect_client import StudySnapshot, connect, latest_open_run, parent_name, snapshot
-from deployments.prefect_status import Note, local_studies
+from deployments.prefect_status import local_studies
 from deployments.study_results import print_results, stores_without_tracker
 from deployments.supervise import crash_dead_runs
 from deployments.terminal_view import LiveView, PlainView
-from deployments.waiting_runs import PoolProblem, pool_problems, why_waiting
+from deployments.waiting_runs import Note, PoolProblem, pool_problems, why_waiting
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
@@ -147,16 +147,9 @@ def launch(study: Study, services: LocalServices) -> UUID:
         return run.id
 
 
-def waiting_reasons(study_name: str, services: LocalServices) -> tuple[str, ...]:
-    """Return why runs of the study wait, one sentence per cause, with what helps. Raises ServiceDown."""
-    with no_client_retries(), connect(services) as client:
-        return why_waiting(client, study_name)
-
-
 def problems_of_local_pools(services: LocalServices) -> tuple[PoolProblem, ...]:
     """Return what keeps the pools that have workers on this machine from starting runs. Raises ServiceDown."""
-    with no_client_retries(), connect(services) as client:
-        return pool_problems(client, ("cpu", "gpu"))
+    return pool_problems(("cpu", "gpu"), services.environment())
 
 
 def resume_after_decision(study_name: str, services: LocalServices) -> bool:
@@ -212,17 +205,20 @@ def _follow_at(
     from prefect.exceptions import ObjectNotFound
 
     supervised_at, told_to_decide, unreachable = time.monotonic(), False, False
-    reasons: tuple[str, ...] = ()
+    reasons: tuple[Note, ...] = ()
     expectation = Expectation(study_name, services)
     while (current := restart_dead_processes(services, study_name, view.print_line)).addresses == services.addresses:
         try:
             if time.monotonic() - supervised_at > SUPERVISE_SECONDS:
                 for name in crash_dead_runs(client):
                     view.print_line(f"{name}: its process died")
-                before, reasons = reasons, why_waiting(client, study_name)
+                before = reasons
+                # A server that does not answer is told below.
+                with suppress(ServiceDown):
+                    reasons = why_waiting(study_name, services.environment())
                 for reason in reasons:
                     if reason not in before:
-                        view.print_line(reason)
+                        view.print_line(str(reason))
                 supervised_at = time.monotonic()
             study = snapshot(client, run_id, study_name)
         except ObjectNotFound as error:

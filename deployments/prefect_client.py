@@ -13,13 +13,11 @@ import httpx
 from clusterlora.errors import ServiceDown
 from clusterlora.verify import LiveWork
 from deployments.local_services import LocalServices
+from deployments.waiting_runs import MOST_RUNS
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
     from prefect.client.schemas.objects import FlowRun
-
-MOST_RUNS = 200
-"""Prefect's limit on the number of objects that one request returns."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """What Prefect says of studies: cancelled, deleted, retried or suspended on its pages, whatever the database has recorded."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,27 +8,12 @@ from clusterlora.errors import counted
 from clusterlora.planning.ladder import awaits_decision
 from clusterlora.planning.study_state import read_state
 from clusterlora.settings import Study
-from deployments import prefect_rest
 from deployments.local_services import LocalServices
 from deployments.prefect_client import parent_name
 from deployments.study_results import stores_without_tracker
+from deployments.waiting_runs import OPEN_STATES, WITH_LOGIN, Note, latest_runs, study_runs, why_waiting
 
-MOST_RUNS = 200
-"""Prefect's limit on the number of objects that one request returns."""
-_OPEN = ("SCHEDULED", "PENDING", "RUNNING", "PAUSED", "CANCELLING")
 _MOST_NAMED = 5
-_WITH_LOGIN = 'eval "$(clusterlora up --exports)" && '
-
-
-@dataclass(frozen=True, slots=True)
-class Note:
-    """Something about a study that only Prefect knows, and the command that helps."""
-
-    what: str
-    fix: str
-
-    def __str__(self) -> str:
-        return f"{self.what}; {self.fix}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +48,7 @@ def studies_in_prefect(
     Raises:
         ServiceDown: the server does not answer.
     """
-    parents = {_study_of(run): run for run in _runs({"flows": {"name": {"any_": ["study"]}}}, environment)[::-1]}
+    parents = {_study_of(run): run for run in latest_runs({"flows": {"name": {"any_": ["study"]}}}, environment)[::-1]}
     return {name: _seen(name, status, parents.get(name), environment, decided_by) for name, status in recorded.items()}
 
 
@@ -87,9 +72,10 @@ def _seen(
         case "PAUSED":
             return _suspended(name, decided_by(name))
         case "SCHEDULED":
-            return StudyInPrefect("scheduled" if recorded in ("", "running") else f"scheduled again, after it was {recorded}")
+            status = "scheduled" if recorded in ("", "running") else f"scheduled again, after it was {recorded}"
+            return StudyInPrefect(status, why_waiting(name, environment, parent=parent))
         case "PENDING" | "RUNNING":
-            return StudyInPrefect("running")
+            return StudyInPrefect("running", why_waiting(name, environment, parent=parent))
         case _:
             return StudyInPrefect(recorded)
     return StudyInPrefect(status, (*notes, *_left_over(name, environment)))
@@ -105,20 +91,14 @@ def _suspended(name: str, decided_by: str | None) -> StudyInPrefect:
 
 def _left_over(name: str, environment: Mapping[str, str]) -> tuple[Note, ...]:
     """Return a note on the runs that go on although the study's own run does not."""
-    ours = {"tags": {"all_": [f"study:{name}"]}, "state": {"type": {"any_": [kind for kind in _OPEN if kind != "CANCELLING"]}}}
-    left = [run for run in _runs({"flow_runs": ours}, environment) if run["name"] != parent_name(name)]
+    states = [kind for kind in OPEN_STATES if kind != "CANCELLING"]
+    left = [run for run in study_runs(name, environment, states=states) if run["name"] != parent_name(name)]
     if not left:
         return ()
     named = ", ".join(str(run["name"]) for run in left[:_MOST_NAMED]) + (", ..." if len(left) > _MOST_NAMED else "")
     ids = " ".join(str(run["id"]) for run in left)
-    fix = f"cancel with: {_WITH_LOGIN}for run in {ids}; do prefect flow-run cancel $run; done"
+    fix = f"cancel with: {WITH_LOGIN}for run in {ids}; do prefect flow-run cancel $run; done"
     return (Note(f"{counted(len(left), 'run')} of it not yet ended ({named})", fix),)
-
-
-def _runs(query: Mapping[str, Any], environment: Mapping[str, str]) -> Sequence[Mapping[str, Any]]:
-    """Return the latest runs that a query finds, latest first."""
-    body = {**query, "sort": "EXPECTED_START_TIME_DESC", "limit": MOST_RUNS}
-    return prefect_rest.request("flow_runs/filter", body, environment=environment, tries=1)
 
 
 def _study_of(run: Mapping[str, Any]) -> str:

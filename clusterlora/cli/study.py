@@ -246,14 +246,13 @@ def status(name: str | None, watch: bool, as_json: bool) -> None:
 
         watch_study(name, stores)
         return
-    waits = _waiting_reasons(name)
     try:
-        state = {**_status(name, stores), "waits": waits}
+        state = _status(name, stores)
     except UnknownName:
         seen = in_prefect({name: ""}).get(name)
-        if not waits and (seen is None or not seen.status):
+        if seen is None or not seen.status:
             raise
-        state = {"study": name, "status": "launched, not begun", "waits": waits}
+        state: dict[str, object] = {"study": name, "status": "launched, not begun"}
     else:
         seen = in_prefect({name: str(state["status"])}).get(name)
         state |= {"status": seen.status} if seen else {}
@@ -310,17 +309,6 @@ def decide(name: str, choice: Any, learning_rate: float | None, epochs: int | No
         click.echo(f"study {name} {action[choice]}")
     else:
         click.echo(f"stored; it takes effect with: clusterlora study run --name {name}")
-
-
-def _waiting_reasons(name: str) -> list[str]:
-    """Return why runs of the study wait, with what helps; nothing when no local servers run."""
-    from clusterlora.errors import ServiceDown
-
-    try:
-        services = deployments("local_services").status(services_home())
-        return list(deployments("launch").waiting_reasons(name, services)) if services is not None else []
-    except ServiceDown as problem:
-        return [str(problem)]
 
 
 def _with_usable_inputs(study: "Study") -> "Study":

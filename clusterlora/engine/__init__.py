@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from clusterlora.chat.encoder import TokenSequence
     from clusterlora.engine.adapter_jobs import AdapterJob
     from clusterlora.engine.base import BaseModel
-    from clusterlora.engine.job import TrainingResult
+    from clusterlora.engine.job import TrainingResult, UnfinishedAdapter
     from clusterlora.engine.kinds import ADAPTER_KINDS
     from clusterlora.engine.kinds.kind import AdapterKind
     from clusterlora.engine.library import generate, train_adapters
@@ -34,6 +34,7 @@ __all__ = [
     "TrainingDiverged",
     "TrainingProgress",
     "TrainingResult",
+    "UnfinishedAdapter",
     "generate",
     "train_adapters",
 ]
@@ -48,6 +49,7 @@ _MODULES = {
     "TokenSequence": "clusterlora.chat.encoder",
     "TrainingProgress": "clusterlora.engine.progress",
     "TrainingResult": "clusterlora.engine.job",
+    "UnfinishedAdapter": "clusterlora.engine.job",
     "generate": "clusterlora.engine.library",
     "train_adapters": "clusterlora.engine.library",
 }

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -44,6 +45,10 @@ class Backend(Protocol):
 
     def bytes_per_token(self, ids: Int[Tensor, " t"]) -> float:
         """Return the activation bytes per token that the backward pass keeps, measured on one row."""
+        ...
+
+    def model_restored(self) -> AbstractContextManager[None]:
+        """Return a context in which the model is as it was before, and no batch may run."""
         ...
 
     def close(self) -> None:

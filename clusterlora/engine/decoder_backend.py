@@ -9,6 +9,7 @@ attention on predicting tokens only, computes no gradient below the first adapte
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 
 import torch
@@ -118,6 +119,10 @@ class DecoderBackend:
             if not self._checkpointing or number == 0:
                 n_bytes += activations.n_bytes + sum(of_layers.factors.n_bytes for of_linear in factors.values() for of_layers in of_linear)
         return n_bytes / len(batch.ids)
+
+    def model_restored(self) -> nullcontext[None]:
+        """Return a context that does nothing: the model is never modified."""
+        return nullcontext()
 
     def close(self) -> None:
         """Do nothing: the model is never modified."""

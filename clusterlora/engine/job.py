@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,6 +49,20 @@ class TrainingJob:
 
 
 @dataclass(frozen=True, slots=True)
+class UnfinishedAdapter:
+    """An adapter after one of its epochs, but not the last: what a caller is shown while training goes on."""
+
+    job: TrainingJob
+    epoch: int
+    """Finished epochs, from 1."""
+    write: Callable[[], Path]
+    """Writes the weights as they are as a PEFT folder, which the next epoch overwrites, and returns it."""
+
+
+OnEpoch = Callable[[UnfinishedAdapter], None]
+
+
+@dataclass(frozen=True, slots=True)
 class TrainingResult:
     """A finished adapter: its PEFT folder, and the loss (mean nats per response token) of every optimiser step.
 
@@ -67,9 +81,14 @@ class TrainingResult:
         return self.job.name
 
     @property
+    def epochs(self) -> int:
+        """Epochs trained; fewer than the recipe's where patience ended it."""
+        return len(self.losses) // self.job.steps_per_epoch
+
+    @property
     def train_tokens(self) -> int:
         """Tokens of all dialogues times the epochs trained."""
-        return len(self.losses) // self.job.steps_per_epoch * sum(len(sequence.ids) for sequence in self.job.sequences)
+        return self.epochs * sum(len(sequence.ids) for sequence in self.job.sequences)
 
     @property
     def loss_fell(self) -> bool:

@@ -14,7 +14,7 @@ from clusterlora.engine.adapter_jobs import AdapterJob, training_jobs
 from clusterlora.engine.base import BaseModel, frozen_base
 from clusterlora.engine.generation import Question
 from clusterlora.engine.inference_backends import all_replies, inference_backend
-from clusterlora.engine.job import TrainingJob, TrainingResult
+from clusterlora.engine.job import OnEpoch, TrainingJob, TrainingResult
 from clusterlora.engine.kinds import read_weights
 from clusterlora.engine.memory import BatchSize
 from clusterlora.engine.progress import CallbackProgress, Progress, ProgressLine, TrainingProgress
@@ -38,6 +38,7 @@ def train_adapters(
     checkpointing: bool = False,
     progress: Progress | Callable[[TrainingProgress], None] | None = None,
     on_finished: Callable[[TrainingResult], None] | None = None,
+    on_epoch: OnEpoch | None = None,
 ) -> list[TrainingResult]:
     """Train adapters on one frozen base and return them in the order of the jobs, each written as a PEFT folder.
 
@@ -56,6 +57,8 @@ def train_adapters(
         checkpointing: recompute activations in the backward pass: less memory, a third more time.
         progress: called with every step's `TrainingProgress`; by default a line on stderr with the time that is left.
         on_finished: called with each adapter as soon as it is written.
+        on_epoch: called with an `UnfinishedAdapter` after every epoch but the last, for instance to let it answer (`generate`) before it
+            goes on. Not for kinds that are trained one after another.
 
     Raises:
         BadSettings: a job, a recipe or the base is impossible; raised before anything is computed, and names the job.
@@ -83,7 +86,13 @@ def train_adapters(
         missing = [job for job, _ in targets.values() if job.name not in results]
         size = micro_batch or max(job.recipe.batch_size for job, _ in targets.values())
         for trained in training.train(
-            frozen, missing, micro_batch=size, run_log=reporter, halve_micro_batch=halve_micro_batch, checkpointing=checkpointing
+            frozen,
+            missing,
+            micro_batch=size,
+            run_log=reporter,
+            halve_micro_batch=halve_micro_batch,
+            checkpointing=checkpointing,
+            on_epoch=on_epoch,
         ):
             result = results[trained.name] = _written(trained, targets[trained.name][1])
             finish(result)

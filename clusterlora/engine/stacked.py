@@ -97,6 +97,7 @@ class StackedModel:
         self.model = model
         self._row_slots: Int[Tensor, " row"] | None = None
         self._n_tokens = 0
+        self._removed = False
         self._factors: dict[str, tuple[Tensor, Tensor]] = {}
         self._prefix_by_slot: dict[int, Tensor] = {}
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
@@ -141,6 +142,15 @@ class StackedModel:
         finally:
             self._row_slots = before
 
+    @contextmanager
+    def removed(self) -> Iterator[None]:
+        """Let the model be the base alone inside the block."""
+        self._removed = True
+        try:
+            yield
+        finally:
+            self._removed = False
+
     @property
     def has_head(self) -> bool:
         """Whether any slot changes the output layer."""
@@ -181,6 +191,8 @@ class StackedModel:
 
     def _add_update(self, name: str) -> Callable[[nn.Module, tuple[Tensor], Tensor], Tensor]:
         def hook(_layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+            if self._removed:
+                return output
             assert self._row_slots is not None, "a stacked model was run outside `rows`"
             refuse_routed(name, inputs[0], n_rows=len(self._row_slots), n_tokens=self._n_tokens)
             down, up = (factor.index_select(0, self._row_slots) for factor in self._factors[name])

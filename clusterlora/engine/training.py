@@ -5,7 +5,7 @@ from collections.abc import Hashable, Iterator, Sequence
 
 from clusterlora.engine import reference, training_loop
 from clusterlora.engine.base import BaseModel
-from clusterlora.engine.job import TrainingJob, TrainingResult, diverged
+from clusterlora.engine.job import OnEpoch, TrainingJob, TrainingResult, diverged
 from clusterlora.engine.kinds import ADAPTER_KINDS
 from clusterlora.engine.progress import Progress
 from clusterlora.errors import TrainingDiverged
@@ -21,10 +21,12 @@ def train(
     run_log: Progress,
     halve_micro_batch: bool = False,
     checkpointing: bool = False,
+    on_epoch: OnEpoch | None = None,
 ) -> Iterator[TrainingResult]:
     """Train adapters of any kinds and yield each as soon as it is finished; see `training_loop.train` for arguments and errors.
 
-    Jobs that can share slots are trained together, whatever their ranks, alphas and seeds; other jobs after them.
+    Jobs that can share slots are trained together, whatever their ranks, alphas and seeds; other jobs after them, whose
+    epochs are not shown.
     """
     failed: list[str] = []
     for group in groups(jobs):
@@ -33,7 +35,7 @@ def train(
         options = {"micro_batch": micro_batch, "run_log": run_log, "halve_micro_batch": halve_micro_batch}
         try:
             if reason is None:
-                yield from training_loop.train(base, group, **options, checkpointing=checkpointing)
+                yield from training_loop.train(base, group, **options, checkpointing=checkpointing, on_epoch=on_epoch)
             else:
                 log.warning("training %d adapters one after another with PEFT: %s", len(group), reason)
                 if checkpointing:

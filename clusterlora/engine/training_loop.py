@@ -11,7 +11,7 @@ from contextlib import closing
 
 from clusterlora.engine.active_job import ActiveJob
 from clusterlora.engine.base import BaseModel
-from clusterlora.engine.job import TrainingJob, TrainingResult, diverged
+from clusterlora.engine.job import OnEpoch, TrainingJob, TrainingResult, diverged
 from clusterlora.engine.memory import BatchSize
 from clusterlora.engine.passes import Passes
 from clusterlora.engine.progress import Progress, StepReport
@@ -26,6 +26,7 @@ def train(
     run_log: Progress,
     halve_micro_batch: bool = False,
     checkpointing: bool = False,
+    on_epoch: OnEpoch | None = None,
 ) -> Iterator[TrainingResult]:
     """Train adapters together and yield each as soon as it is finished.
 
@@ -35,6 +36,7 @@ def train(
     Args:
         halve_micro_batch: when an allocation fails, go on from the checkpoints with half the micro-batch.
         checkpointing: recompute activations in the backward pass instead of saving them: less memory, a third more time.
+        on_epoch: called after every epoch of an adapter but its last; the model is then as it was, so it may answer.
 
     Raises:
         OutOfMemory: an allocation failed, and the micro-batch is 1 or is not to be halved; the checkpoints stay.
@@ -75,7 +77,8 @@ def train(
                 for adapter in ended:
                     if adapter.is_checkpoint_due and not adapter.has_diverged:
                         slots.write_checkpoint(adapter)
-
+                    if on_epoch is not None and not adapter.is_finished:
+                        slots.show(adapter, on_epoch)
                 for adapter in [adapter for adapter in active if adapter.is_finished]:
                     active.remove(adapter)
                     unfinished.remove(adapter.job)

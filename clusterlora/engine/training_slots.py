@@ -17,7 +17,7 @@ from clusterlora.engine import checkpoint
 from clusterlora.engine.active_job import ActiveJob
 from clusterlora.engine.backends import Backend
 from clusterlora.engine.base import BaseModel
-from clusterlora.engine.job import TrainingJob, TrainingResult
+from clusterlora.engine.job import OnEpoch, TrainingJob, TrainingResult, UnfinishedAdapter
 from clusterlora.engine.kinds import ADAPTER_KINDS
 from clusterlora.engine.kinds.kind import SlotRequest, Slots
 from clusterlora.engine.memory import free_memory_bytes
@@ -98,15 +98,20 @@ class TrainingSlots:
         checkpoint.write(active.job, state)
         active.saved = time.monotonic()
 
+    def show(self, active: ActiveJob, on_epoch: OnEpoch) -> None:
+        """Call a function with an adapter that goes on after this epoch, while the model is as it was before training."""
+        job = active.job
+        with self.backend.model_restored():
+            unfinished = UnfinishedAdapter(job, len(active.losses) // job.steps_per_epoch, lambda: self._write(active, "after_epoch"))
+            on_epoch(unfinished)
+
     def finish(self, active: ActiveJob) -> TrainingResult | None:
         """Free a job's slot; write its PEFT folder and return it, or None where its losses or weights are not finite."""
-        job, recipe, weights = active.job, active.job.recipe, self._weights_of(active)
+        job, weights = active.job, self._weights_of(active)
         result = None
         # No loss has been computed with the weights of the last step.
         if not active.has_diverged and bool(weights.isfinite().all()):
-            folder = job.scratch / "adapter"
-            tensors = self.stack.read(0, weights[None], rank=recipe.rank)
-            write_adapter(folder, tensors, ADAPTER_KINDS[recipe.kind].peft_config(self._base, recipe))
+            folder = self._write(active, "adapter")
             seconds = time.monotonic() - active.started
             result = TrainingResult(job, folder, tuple(active.losses), seconds, tuple(active.val_losses))
         self.stack.parameters[active.slot].zero_()
@@ -117,6 +122,13 @@ class TrainingSlots:
         """Restore the model and let go of the slots, which a retry needs the memory of."""
         self.backend.close()
         del self.backend, self.stack, self.optimiser
+
+    def _write(self, active: ActiveJob, folder_name: str) -> Path:
+        """Write a job's weights, those of its best epoch if it has patience, and return their PEFT folder."""
+        recipe, folder = active.job.recipe, active.job.scratch / folder_name
+        tensors = self.stack.read(0, self._weights_of(active)[None], rank=recipe.rank)
+        write_adapter(folder, tensors, ADAPTER_KINDS[recipe.kind].peft_config(self._base, recipe))
+        return folder
 
     def _weights_of(self, active: ActiveJob) -> Float[Tensor, " n"]:
         return self.stack.parameters[active.slot] if active.best is None else active.best

@@ -83,6 +83,15 @@ class TransformersBackend:
         if self._frozen_adapters:
             contexts.enter_context(self._frozen_adapters.rows(frozen_slots))
 
+    @contextmanager
+    def model_restored(self) -> Iterator[None]:
+        """See `Backend`."""
+        with ExitStack() as contexts:
+            for part in (self._intercepted, self._frozen_adapters):
+                if part is not None:
+                    contexts.enter_context(part.removed())
+            yield
+
     def close(self) -> None:
         """See `Backend`."""
         if self._intercepted:
@@ -135,6 +144,16 @@ class _InterceptedLayers:
         layers[0].forward = first_forward
         for name, layer in zip(lora.spec.names[1:], layers[1:], strict=True):
             layer.forward = partial(other_forward, name)
+
+    @contextmanager
+    def removed(self) -> Iterator[None]:
+        """Restore the layers' forward methods inside the block."""
+        forwards = [(layer, layer.__dict__.pop("forward")) for layers in self._layers for layer in layers]
+        try:
+            yield
+        finally:
+            for layer, forward in forwards:
+                layer.forward = forward
 
     def close(self) -> None:
         """Restore the layers' forward methods."""

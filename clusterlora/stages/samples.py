@@ -1,6 +1,7 @@
-"""What freshly trained adapters answer: a few val prompts per training, for people to read. No score, and no result, depends on them."""
+"""What adapters answer while they are trained: a few val prompts per training, for people to read. No result depends on them."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from clusterlora.durable import write_durably
 from clusterlora.engine.base import BaseModel
 from clusterlora.engine.generation import Question
 from clusterlora.engine.inference_backends import inference_backend
+from clusterlora.engine.job import UnfinishedAdapter
 from clusterlora.engine.kinds import read_weights
 from clusterlora.engine.memory import is_allocation_failure
 from clusterlora.engine.stacked import Weights
@@ -20,10 +22,13 @@ from clusterlora.planning.study_state import StudyState
 from clusterlora.planning.work_plan import WorkPlan
 from clusterlora.ports.run_log import RunLog
 from clusterlora.ports.stores import Stores
+from clusterlora.ports.tracker import AdapterRun
 from clusterlora.values import AdapterSpec, Item, WeightedAdapter
 
 FOLDER = "samples"
 """Folder of a study with a file per training, for `watch`; in MLflow a folder of the training's run."""
+SECONDS_BETWEEN = 20.0
+"""An adapter is asked after an epoch if it was not asked for so long: where epochs are short, answering would cost more than they do."""
 _MOST_CHARACTERS = 300
 
 
@@ -32,60 +37,104 @@ class Sample:
     """An adapter's answer to a val prompt of one of its people, beside the person's own."""
 
     adapter: str
+    epoch: int
+    """Epochs that the adapter had been trained for."""
     prompt: str
     answer: str
     reference: str
 
     def __str__(self) -> str:
-        return f"{self.adapter} on val: {_short(self.prompt)!r} -> {_short(self.answer)!r} (own answer: {_short(self.reference)!r})"
+        after = f"{self.adapter} after epoch {self.epoch}"
+        return f"{after} on val: {_short(self.prompt)!r} -> {_short(self.answer)!r} (own answer: {_short(self.reference)!r})"
 
 
-def sample_answers(
-    state: StudyState, plan: WorkPlan, specs: Sequence[AdapterSpec], base: BaseModel, stores: Stores, log: RunLog
-) -> tuple[Sample, ...]:
-    """Return the answers of a training's first adapters, as many as `runtime.samples`, to one val prompt each; none without memory.
+class TrainingSamples:
+    """Answers of a training's first adapters, as many as `runtime.samples`, to one val prompt each: after epochs, and at the end.
 
-    Adapters that learn with exchanges in the prompt are left out.
+    They go to the log, to the tracker's run and to the study's folder. Adapters that learn with exchanges in the prompt are left out.
     """
+
+    def __init__(
+        self, state: StudyState, plan: WorkPlan, specs: Sequence[AdapterSpec], base: BaseModel, stores: Stores, run: AdapterRun, log: RunLog
+    ) -> None:
+        """Choose adapters and prompts; `run` and `log` are those of the training."""
+        self._study, self._plan, self._base, self._stores, self._run, self._log = state.settings, plan, base, stores, run, log
+        self._asked = _prompts(state, [spec for spec in specs if not spec.shots][: self._study.runtime.samples or 0])
+        self._encoder = prompt_encoder(base.tokenizer, self._study.model)
+        self._last = dict.fromkeys(self._asked, time.monotonic())
+
+    def after_epoch(self, adapter: UnfinishedAdapter) -> None:
+        """Ask an adapter that goes on, unless it was asked a short time ago."""
+        name = adapter.job.name
+        if name in self._asked and time.monotonic() - self._last[name] > SECONDS_BETWEEN:
+            self._ask({name: adapter.write()}, {name: adapter.epoch}, in_folder=f"{name}-epoch-{adapter.epoch}")
+            self._last[name] = time.monotonic()
+
+    def at_end(self, epoch_by_name: Mapping[str, int], *, group: str) -> None:
+        """Ask the adapters that are finished and stored, `epoch_by_name`."""
+        names = [name for name in self._asked if name in epoch_by_name]
+        self._ask({name: stored_folder(self._stores, self._plan.keys[name]) for name in names}, epoch_by_name, in_folder=group)
+
+    def _ask(self, folder_by_name: Mapping[str, Path], epoch_by_name: Mapping[str, int], *, in_folder: str) -> None:
+        answers = self._answers(folder_by_name) if folder_by_name else {}
+        samples = [
+            Sample(name, epoch_by_name[name], item.messages[-1].text, answers[name], item.reference)
+            for name, (_, item) in self._asked.items()
+            if name in answers
+        ]
+        for sample in samples:
+            self._log.note(str(sample))
+        if samples:
+            folder = self._stores.folder(self._study.name) / FOLDER / in_folder
+            write_samples(folder, samples)
+            self._run.artifacts(folder, f"{FOLDER}/{in_folder}")
+
+    def _answers(self, folder_by_name: Mapping[str, Path]) -> dict[str, str]:
+        """Return each adapter's answer, by name; none where they do not fit the memory."""
+
+        def weights(spec: AdapterSpec) -> Weights:
+            folders = {spec.name: folder_by_name[spec.name]}
+            if spec.frozen_adapter:
+                folders[spec.frozen_adapter] = stored_folder(self._stores, self._plan.keys[spec.frozen_adapter])
+            return combined_weights([WeightedAdapter(name) for name in folders], lambda name: read_weights(folders[name]))
+
+        asked = [self._asked[name] for name in folder_by_name]
+        questions = [Question(self._encoder.encode_messages(item.messages), slot, ()) for slot, (_, item) in enumerate(asked, start=1)]
+        n_tokens, texts = self._study.evaluation.max_new_tokens, [""] * len(asked)
+        try:
+            with closing(inference_backend(self._base, [weights(spec) for spec, _ in asked])) as backend:
+                for reply in backend.reply(questions, max_new_tokens=n_tokens, batch_size=len(questions)):
+                    texts[reply.number] = str(self._base.tokenizer.decode(list(reply.ids), skip_special_tokens=True)).strip()
+        except (RuntimeError, MemoryError) as error:
+            if not is_allocation_failure(error):
+                raise
+            self._log.note("no sample answers: they do not fit the memory")
+            return {}
+        return dict(zip(folder_by_name, texts, strict=True))
+
+
+def _prompts(state: StudyState, specs: Sequence[AdapterSpec]) -> dict[str, tuple[AdapterSpec, Item]]:
+    """Return adapters by name with the first val item of their people; those without one are left out."""
     study, personas = state.settings, state.dataset.by_id()
-    asked: list[tuple[AdapterSpec, Item]] = []
-    for spec in [spec for spec in specs if not spec.shots][: study.runtime.samples or 0]:
+    asked: dict[str, tuple[AdapterSpec, Item]] = {}
+    for spec in specs:
         model = replace(study.model, persona_in_prompt=study.model.persona_in_prompt or spec.persona_in_prompt)
         of_its_people = (item for persona_id in spec.persona_ids for item in items(model, personas[persona_id], "val"))
         if (item := next(of_its_people, None)) is not None:
-            asked.append((spec, item))
-    if not asked:
-        return ()
-
-    def weights(spec: AdapterSpec) -> Weights:
-        parts = [WeightedAdapter(name) for name in (spec.frozen_adapter, spec.name) if name]
-        return combined_weights(parts, lambda name: read_weights(stored_folder(stores, plan.keys[name])))
-
-    encoder = prompt_encoder(base.tokenizer, study.model)
-    questions = [Question(encoder.encode_messages(item.messages), slot, ()) for slot, (_, item) in enumerate(asked, start=1)]
-    texts = [""] * len(asked)
-    try:
-        with closing(inference_backend(base, [weights(spec) for spec, _ in asked])) as backend:
-            for reply in backend.reply(questions, max_new_tokens=study.evaluation.max_new_tokens, batch_size=len(questions)):
-                texts[reply.number] = str(base.tokenizer.decode(list(reply.ids), skip_special_tokens=True)).strip()
-    except (RuntimeError, MemoryError) as error:
-        if not is_allocation_failure(error):
-            raise
-        log.note("no sample answers: they do not fit the memory")
-        return ()
-    return tuple(Sample(spec.name, item.messages[-1].text, text, item.reference) for (spec, item), text in zip(asked, texts, strict=True))
+            asked[spec.name] = (spec, item)
+    return asked
 
 
 def write_samples(folder: Path, samples: Sequence[Sample]) -> None:
     """Write samples into a folder: as a table, samples.md, and a line each, samples.txt."""
-    rows = [(sample.adapter, sample.prompt, sample.answer, sample.reference) for sample in samples]
-    table = markdown_table(("adapter", "val prompt", "its answer", "own answer"), rows, right=(False,) * 4)
+    rows = [(sample.adapter, str(sample.epoch), sample.prompt, sample.answer, sample.reference) for sample in samples]
+    table = markdown_table(("adapter", "epoch", "val prompt", "its answer", "own answer"), rows, right=(False, True, False, False, False))
     write_durably(folder / "samples.md", table.encode())
     write_durably(folder / "samples.txt", "".join(f"{sample}\n" for sample in samples).encode())
 
 
 def latest_samples(study_folder: Path) -> tuple[str, ...]:
-    """Return the lines of the training that ended last; none before there are any."""
+    """Return the lines of the answers that were given last; none before there are any."""
     files = sorted((study_folder / FOLDER).glob("*/samples.txt"), key=lambda file: file.stat().st_mtime)
     return tuple(files[-1].read_text(encoding="utf-8").splitlines()) if files else ()
 

@@ -33,8 +33,7 @@ from clusterlora.progress.timing import timed
 from clusterlora.progress.training_log import TrainingLog
 from clusterlora.requests import TrainingGroup, TrainRequest
 from clusterlora.settings import Study
-from clusterlora.stages.samples import FOLDER as SAMPLES
-from clusterlora.stages.samples import sample_answers, write_samples
+from clusterlora.stages.samples import TrainingSamples
 from clusterlora.values import AdapterSpec, Attempt, LearningCurve, Ranking, Split, TrainedAdapter
 
 
@@ -102,6 +101,8 @@ def _train(request: TrainRequest, state: StudyState, stores: Stores, log: RunLog
         with TrainingLog(log, file, total_steps=total, micro_batch=micro_batch) as run_log:
             began = time.monotonic()
             run_log.phase(f"train {group.title}", total=total, unit="steps")
+            base = base_model(study.model)
+            samples = TrainingSamples(state, plan, specs, base, stores, run, run_log)
 
             def finish(result: TrainingResult) -> None:
                 keep(study, _trained(plan.specs[result.name], result), result.folder, run, stores, curves=_curves(result))
@@ -110,7 +111,7 @@ def _train(request: TrainRequest, state: StudyState, stores: Stores, log: RunLog
                 run_log.note(f"{result.name}: loss {result.losses[0]:.3f} -> {result.losses[-1]:.3f} in {result.seconds:.1f} s")
 
             results = train_adapters(
-                base_model(study.model),
+                base,
                 jobs,
                 max_length=study.model.max_length,
                 micro_batch=micro_batch,
@@ -119,24 +120,11 @@ def _train(request: TrainRequest, state: StudyState, stores: Stores, log: RunLog
                 checkpointing=study.runtime.gradient_checkpointing,
                 progress=run_log,
                 on_finished=finish,
+                on_epoch=samples.after_epoch,
             )
-            _show_samples(state, plan, group, [result.name for result in results], run, stores, run_log)
+            samples.at_end({result.name: result.epochs for result in results}, group=group.name)
         _log_curves(run, plan, results, time.monotonic() - began)
     return len(results)
-
-
-def _show_samples(
-    state: StudyState, plan: WorkPlan, group: TrainingGroup, names: Sequence[str], run: AdapterRun, stores: Stores, log: RunLog
-) -> None:
-    """Let people read what some of a group's adapters answer, in the log, in the tracker and in the study's folder."""
-    study = state.settings
-    samples = sample_answers(state, plan, [plan.specs[name] for name in names], base_model(study.model), stores, log)
-    for sample in samples:
-        log.note(str(sample))
-    if samples:
-        folder = stores.folder(study.name) / SAMPLES / group.name
-        write_samples(folder, samples)
-        run.artifacts(folder, SAMPLES)
 
 
 def link_trained(state: StudyState, plan: WorkPlan, stores: Stores) -> None:

@@ -1,5 +1,6 @@
 """The engine as a library: one call trains many adapters on a model of the caller's, another answers with them."""
 
+import copy
 import json
 import logging
 import resource
@@ -29,7 +30,9 @@ from clusterlora.engine import (
     TrainingDiverged,
     TrainingProgress,
     TrainingResult,
+    UnfinishedAdapter,
     active_job,
+    backends,
     generate,
     library,
     passes,
@@ -411,6 +414,36 @@ def test_a_base_that_the_engine_cannot_run_is_refused_with_what_to_pass_instead(
     for base, its_tokenizer, kind, says in unusable:
         with pytest.raises(kind, match=says):
             train_adapters(base, jobs("a"), tokenizer=its_tokenizer, folder=tmp_path, progress=quiet)
+
+
+@pytest.mark.parametrize("family", ["written out", "through transformers"])
+def test_after_an_epoch_adapters_can_answer_and_are_what_they_would_have_been_without(
+    train: Train, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if family == "through transformers":
+        monkeypatch.setattr(backends, "decoder_of", lambda _model: None)
+    under = train(jobs("under"), folder="under")[0]
+    asked = [*jobs("a", "bb", recipe=replace(RECIPE, epochs=3)), replace(jobs("on_top")[0], frozen_adapter=under.folder)]
+    asked += jobs("alone", recipe=replace(RECIPE, kind="dora"))
+    ids = torch.arange(5)[None]
+    plain = model(input_ids=ids).logits
+    seen: list[tuple[str, int]] = []
+
+    def ask(adapter: UnfinishedAdapter) -> None:
+        assert torch.equal(model(input_ids=ids).logits, plain)
+        folder = adapter.write()
+        (answer,) = generate(model, [QUESTION], adapters=[folder], tokenizer=tokenizer, max_new_tokens=4)
+        theirs = PeftModel.from_pretrained(copy.deepcopy(model), str(folder))
+        prompt: Any = tokenizer.apply_chat_template(QUESTION, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+        expected = theirs.generate(**prompt, max_new_tokens=4, do_sample=False)[0, prompt["input_ids"].shape[1] :]
+        assert answer == str(tokenizer.decode(expected, skip_special_tokens=True)).strip()
+        seen.append((adapter.job.name, adapter.epoch))
+
+    shown = train(asked, folder="shown", on_epoch=ask)
+    stacked = [job for job in asked if engine.ADAPTER_KINDS[job.recipe.kind].slot_group(job.recipe) is not None]
+    assert sorted(seen) == sorted((job.name, epoch) for job in stacked for epoch in range(1, job.recipe.epochs))
+    for one, other in zip(shown, train(asked, folder="not_shown"), strict=True):
+        assert all(torch.equal(tensor, weights(other)[name]) for name, tensor in weights(one).items())
 
 
 def test_starting_from_an_adapter_and_on_top_of_one(train: Train) -> None:
