@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 PYTHON ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test-fast test test-all test-numeric lint types imports check docs bench results screenshots load chaos fuzz audit lock clean
+.PHONY: help install demo test-fast test test-all test-numeric quantised test-quantised lint types imports check docs bench results screenshots load chaos fuzz audit lock clean
 
 help:  ## what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,7 +53,7 @@ types: $(INSTALLED)  ## types
 imports: $(INSTALLED)  ## import contracts between the layers
 	$(BIN)/lint-imports
 
-check: lint types imports docs test-numeric test-all  ## everything that CI asks for
+check: lint types imports docs test-numeric test-all test-quantised  ## everything that CI asks for
 
 # No request leaves the machine, neither here nor from a page. To look at it: .venv/bin/mkdocs serve
 docs: $(VENV)/.docs-installed  ## the documentation as a site in site/, with a reference of the modules
@@ -62,6 +62,15 @@ docs: $(VENV)/.docs-installed  ## the documentation as a site in site/, with a r
 $(VENV)/.docs-installed: $(INSTALLED) docs/requirements.lock
 	VIRTUAL_ENV=$(CURDIR)/$(VENV) $$(command -v uv || echo $(BIN)/uv) pip install --quiet --require-hashes -r docs/requirements.lock
 	@touch $@
+
+quantised: $(VENV)/.quantised-installed  ## what bases in 4 and 8 bits need beside that, 124 MB
+
+$(VENV)/.quantised-installed: $(INSTALLED) quantised.lock
+	VIRTUAL_ENV=$(CURDIR)/$(VENV) $$(command -v uv || echo $(BIN)/uv) pip install --quiet --require-hashes -r quantised.lock
+	@touch $@
+
+test-quantised: quantised  ## the tests of bases in 4 and 8 bits, a minute
+	$(BIN)/pytest tests/fast/test_quantised.py
 
 bench: $(VENV)/.bench-installed  ## comparison with other trainers, about half an hour on an idle machine
 	$(BIN)/python -m benchmarks.run --out docs $(BENCH)
@@ -101,6 +110,7 @@ audit: $(INSTALLED)  ## known vulnerabilities among the pinned packages
 COMPILE = $$(command -v uv || echo $(BIN)/uv) pip compile --universal --generate-hashes --python-version 3.11 --no-header --no-emit-index-url
 lock: $(INSTALLED)  ## resolve the dependencies of pyproject.toml, docs/ and docker/
 	$(COMPILE) $(UPGRADE) pyproject.toml --group dev -o requirements.lock
+	$(COMPILE) $(UPGRADE) --group quantised -c requirements.lock -o quantised.lock
 	$(COMPILE) $(UPGRADE) --group docs -c requirements.lock -o docs/requirements.lock
 	$(COMPILE) $(UPGRADE) docker/requirements.in -c requirements.lock -o docker/requirements.lock
 

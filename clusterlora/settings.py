@@ -14,6 +14,7 @@ from clusterlora.method_settings import AssignmentSettings, MergeSettings, Retri
 from clusterlora.recipe import Recipe
 
 Dtype = Literal["float32", "bfloat16"]
+Quantisation = Literal["none", "nf4", "int8"]
 
 HOME_PROMPT = "You are a smart home assistant."
 """System prompt of the synthetic people, whose dialogues are about homes."""
@@ -100,6 +101,9 @@ class ModelSettings:
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """One dtype for every method of the study: bfloat16 changes some greedy answers. auto decides once, on the machine that prepares the
     study: bfloat16 where it computes in it and the base is wide enough to gain from it."""
+    quantisation: Quantisation = "none"
+    """Hold the frozen base's linear layers in nf4 (4 bits, as QLoRA) or int8 with bitsandbytes: less memory, slower passes, other numbers.
+    Adapters stay in float32, and products are computed in model.dtype."""
     system_prompt: str | None = None
     """System prompt of every dialogue that does not begin with a system turn of its own. Empty: "You are a smart home assistant." for
     synthetic people, "You are a helpful assistant." for your own data."""

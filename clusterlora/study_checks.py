@@ -91,6 +91,11 @@ def _kind_problems(study: Study) -> Iterator[str]:
 
     kind = study.recipe.kind
     yield from _width_problems(study)
+    if kind == "ia3" and study.model.quantisation != "none":
+        yield (
+            f"recipe.kind = 'ia3' and model.quantisation = {study.model.quantisation!r}: PEFT cannot take such adapters off a quantised "
+            "base again; use another kind, or none"
+        )
     if kind not in ADAPTER_KINDS or ADAPTER_KINDS[kind].is_additive:
         return
     summable = " or ".join(name for name, other in ADAPTER_KINDS.items() if other.is_additive)

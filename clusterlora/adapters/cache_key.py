@@ -9,15 +9,13 @@ from clusterlora.recipe import ENGINE_VERSION, Recipe
 from clusterlora.settings import PreparedModel
 from clusterlora.values import AdapterSpec, Dataset, Split, digest
 
-_OF_TEMPLATE = ("template_arguments", "template_date")
+_ADDED: Mapping[str, Any] = {"template_arguments": (), "template_date": None, "quantisation": "none"}
+"""Settings of the base that came later, with the value that changes nothing: a key that was recorded without them stays what it was."""
 
 
 def settings_in_keys(model: PreparedModel) -> Mapping[str, Any]:
-    """Return the settings of the base as they enter a key: those of its chat template only where they are given.
-
-    A key that was recorded without them stays what it was.
-    """
-    return {name: value for name, value in _values(model) if name not in _OF_TEMPLATE or value}
+    """Return the settings of the base as they enter a key: those of `_ADDED` only where they change something."""
+    return {name: value for name, value in _values(model) if name not in _ADDED or value != _ADDED[name]}
 
 
 def _values(settings: PreparedModel | Recipe) -> Iterator[tuple[str, Any]]:
@@ -33,7 +31,7 @@ def cache_keys(specs: Sequence[AdapterSpec], dataset: Dataset, *, base_revision:
     spec_by_name = {spec.name: spec for spec in specs}
     personas = dataset.by_id()
     keys: dict[str, str] = {}
-    template = [(name, value) for name, value in settings_in_keys(model).items() if name in _OF_TEMPLATE]
+    added = [(name, value) for name, value in settings_in_keys(model).items() if name in _ADDED]
 
     @cache
     def data_digest(persona_id: str, split: Split, *, persona_in_prompt: bool) -> str:
@@ -59,7 +57,7 @@ def cache_keys(specs: Sequence[AdapterSpec], dataset: Dataset, *, base_revision:
                     **shown,
                     "engine": ENGINE_VERSION,
                     "base": base_revision,
-                    "prompt": (model.dtype, model.system_prompt, model.max_length, *template),
+                    "prompt": (model.dtype, model.system_prompt, model.max_length, *added),
                     "data": [data_digest(p, split, persona_in_prompt=persona_in_prompt) for split in splits for p in spec.persona_ids],
                     "recipe": {name: value for name, value in _values(spec.recipe) if name != "kind"},
                     "kind": spec.recipe.kind,

@@ -15,6 +15,7 @@ from clusterlora.engine.base import BaseModel
 from clusterlora.engine.job import TrainingJob
 from clusterlora.engine.kinds import ADAPTER_KINDS, kind_of
 from clusterlora.errors import BadData, BadSettings
+from clusterlora.models.quantised import has_quantised
 from clusterlora.models.targets import block_weights, reach, resolved
 from clusterlora.models.weights import file_sha256
 from clusterlora.recipe import ALL_LINEAR, ENGINE_VERSION, Recipe, problems
@@ -85,6 +86,10 @@ def _with_target_modules(base: BaseModel, jobs: Sequence[AdapterJob]) -> list[Ad
     for job in jobs:
         if job.recipe in recipes:
             continue
+        if job.recipe.kind == "ia3" and has_quantised(base.model):
+            raise BadSettings(
+                f"adapter {job.name!r}: recipe.kind = 'ia3': PEFT cannot take it off a quantised base again; use another kind"
+            )
         try:
             recipe = recipes[job.recipe] = resolved(job.recipe, weights)
         except BadSettings as problem:

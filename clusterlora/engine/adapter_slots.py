@@ -30,7 +30,7 @@ class AdapterSlots:
         for name in sorted({name for adapter in weights for name in adapter.factors} - decoder.layer_names):
             raise BadData(f"the base model has no layer {name}; the adapter belongs to another base")
         self._device = decoder.device
-        self._updates = [_stacked_block(block, weights, decoder.dtype) for block in decoder.blocks]
+        self._updates = [_stacked_block(block, weights, decoder.embedding.new_empty(0)) for block in decoder.blocks]
 
     def of_rows(self, slots: Int[Tensor, " b"]) -> list[BlockUpdates]:
         """Return every block's factors for rows of these slots.
@@ -61,17 +61,17 @@ class AdapterSlots:
                     row_factors[start : start + len(slots)] = slot_factors
 
 
-def _stacked_block(block: Block, weights: Sequence[Weights], dtype: torch.dtype) -> BlockUpdates:
-    updates = {name: _stacked(linear, weights, dtype) for name, linear in block.linears.items()}
+def _stacked_block(block: Block, weights: Sequence[Weights], like: Tensor) -> BlockUpdates:
+    updates = {name: _stacked(linear, weights, like) for name, linear in block.linears.items()}
     return {name: update for name, update in updates.items() if update is not None}
 
 
-def _stacked(linear: FusedLinear, weights: Sequence[Weights], dtype: torch.dtype) -> LowRankUpdate | None:
+def _stacked(linear: FusedLinear, weights: Sequence[Weights], like: Tensor) -> LowRankUpdate | None:
     """Return the factors of every slot, ranks padded with zeros to the largest of any slot; None if no adapter changes the layers."""
     ranks = [max((adapter.factors[name][0].shape[0] for adapter in weights if name in adapter.factors), default=0) for name in linear.names]
     if not sum(ranks):
         return None
-    d_in, like, n_slots = linear.weight.shape[1], linear.weight.new_empty(0, dtype=dtype), len(weights) + 1
+    d_in, n_slots = linear.d_in, len(weights) + 1
     a = like.new_zeros(n_slots, sum(ranks), d_in)
     bs = tuple(like.new_zeros(n_slots, rank, d_out) for rank, d_out in zip(ranks, linear.d_outs, strict=True))
     for name, d_out, a_of_layer, b in zip(linear.names, linear.d_outs, a.split(ranks, dim=1), bs, strict=True):

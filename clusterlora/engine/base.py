@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from clusterlora.errors import BadSettings
 from clusterlora.models.base import BaseModel, load_base
 from clusterlora.models.checks import refuse_recurrent, refuse_tokens_without_embedding
+from clusterlora.models.quantised import compute_as_before, compute_dequantised, is_laid_out_anew
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,9 +49,11 @@ def frozen_base(base: "BaseModel | PreTrainedModel | str | Path", tokenizer: "Pr
     requires_grad = {name: parameter.requires_grad for name, parameter in base.named_parameters()}
     training = [module for module in base.modules() if module.training]
     base.eval().requires_grad_(False)
+    compute_dequantised(base)
     try:
         yield BaseModel(base.name_or_path or type(base).__name__, _revision(base), base, tokenizer)
     finally:
+        compute_as_before(base)
         base.eval()
         for module in training:
             module.training = True
@@ -69,6 +72,11 @@ def _refuse_unusable(model: Any, tokenizer: "PreTrainedTokenizerBase | None") ->
         raise BadSettings(f"base is a {kind}, which predicts no next token; pass a model whose class ends in ForCausalLM")
     if getattr(model, "_hf_peft_config_loaded", False) or any("lora_A" in name for name, _ in model.named_modules()):
         raise BadSettings(f"base is a {kind} that has adapters; remove them with delete_adapter or unload, or load the model again")
+    if is_laid_out_anew(model):
+        raise BadSettings(
+            f"base is a {kind} in 4 bits that has answered on this CPU, for which bitsandbytes rounded its scales; load it again, and let "
+            "it answer through clusterlora.engine.generate"
+        )
     if tokenizer is None:
         raise BadSettings(f"base is a {kind} without its tokenizer; pass tokenizer=AutoTokenizer.from_pretrained({model.name_or_path!r})")
     devices = sorted({str(parameter.device) for parameter in model.parameters()})

@@ -29,8 +29,8 @@ class CudaGraphCache(Generic[Arguments]):
     rather than stored, so that an object caching graphs of its own method is no reference cycle and its memory is freed with it.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self._enabled = device.type == "cuda"
+    def __init__(self, device: torch.device, *, enabled: bool = True) -> None:
+        self._enabled = enabled and device.type == "cuda"
         self._n_calls: Counter[object] = Counter()
         self._graphs: dict[object, CudaGraph[Arguments]] = {}
         self._pool: Any = None

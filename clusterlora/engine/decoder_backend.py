@@ -37,7 +37,7 @@ def fused_specs(decoder: Decoder, layer_names: frozenset[str]) -> list[FusedSpec
         targeted = [n for n, name in enumerate(linear.names) if name in layer_names]
         if targeted:
             names = tuple(linear.names[n] for n in targeted)
-            specs.append(FusedSpec(names, linear.weight.shape[1], tuple(linear.d_outs[n] for n in targeted)))
+            specs.append(FusedSpec(names, linear.d_in, tuple(linear.d_outs[n] for n in targeted)))
     return specs
 
 
@@ -61,7 +61,7 @@ class DecoderBackend:
         self._first_block = next(number for number, loras in enumerate(self._loras) if loras)
         self.padding = decoder.padding
         self.reentrant = True
-        self._graphs = CudaGraphCache[DecoderBatch](decoder.device)
+        self._graphs = CudaGraphCache[DecoderBatch](decoder.device, enabled=not decoder.is_quantised)
 
     def __call__(self, batch: TrainingBatch, *, backward: bool = True) -> Float[Tensor, " b"]:
         """See `Backend`."""

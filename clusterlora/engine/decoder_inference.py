@@ -185,7 +185,7 @@ class _DecodeBatch:
         else:
             self._factors = slots.of_rows(torch.full((1,), common_slot, device=decoder.device))
         self._n_rows = n_rows
-        self._graphs = CudaGraphCache[_StepInput](decoder.device)
+        self._graphs = CudaGraphCache[_StepInput](decoder.device, enabled=not decoder.is_quantised)
         self.rows: list[_DecodeRow] = []
 
     @property

@@ -3,7 +3,7 @@
 legend   N tokens of all rows, d_in width of x, D outputs of a layer
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from clusterlora.engine.linear_layers import linear_layer
+from clusterlora.engine.linear_layers import LinearLayer, linear_layer
 from clusterlora.engine.packing import Segment
 
 
@@ -49,26 +49,28 @@ class LayerFactors:
 class FusedLinear:
     """Linear layers that read the same tensor. `weight` stacks their weights to D outputs in all; the layers hold views of it.
 
-    The outputs are one part per layer, or with `parts` those of the only layer, cut: a `qkv_proj` computes queries, keys and values.
+    It is None for layers that bitsandbytes quantised: each is dequantised for every product. The outputs are one part per layer, or with
+    `parts` those of the only layer, cut: a `qkv_proj` computes queries, keys and values.
     """
 
     names: tuple[str, ...]
+    d_in: int
     d_outs: tuple[int, ...]
-    weight: Float[Tensor, "D d_in"]
+    weight: Float[Tensor, "D d_in"] | None
     bias: Float[Tensor, " D"] | None
     parts: tuple[int, ...] | None = None
+    quantised: tuple[LinearLayer, ...] = ()
 
-    @property
-    def weights(self) -> tuple[Float[Tensor, "_D d_in"], ...]:
-        """The weight of each layer."""
-        return self.weight.split(self.d_outs)
+    def weights(self, dtype: torch.dtype) -> Iterator[Float[Tensor, "_D d_in"]]:
+        """Yield the weight of each layer."""
+        yield from (layer.weight(dtype) for layer in self.quantised) if self.weight is None else self.weight.split(self.d_outs)
 
     def products(self, x: Float[Tensor, "N d_in"]) -> list[Float[Tensor, "N _D"]]:
         """Return each layer's outputs: views of one product on a GPU, separate products on a CPU, which is slow on strided views."""
-        if self.weight.is_cuda:
+        if self.weight is not None and self.weight.is_cuda:
             return list(functional.linear(x, self.weight, self.bias).split(self.d_outs, -1))
         biases = [None] * len(self.d_outs) if self.bias is None else self.bias.split(self.d_outs)
-        return [functional.linear(x, weight, bias) for weight, bias in zip(self.weights, biases, strict=True)]
+        return [functional.linear(x, weight, bias) for weight, bias in zip(self.weights(x.dtype), biases, strict=True)]
 
     def forward(
         self, x: Float[Tensor, "N d_in"], factors: Sequence[LayerFactors] = ()
@@ -87,7 +89,7 @@ class FusedLinear:
     ) -> Float[Tensor, "N d_in"]:
         """Add to the gradients of the trained factors; return the gradient of x."""
         dys = self._of_layers(dparts)
-        dx = input_gradient(dys, self.weights)
+        dx = input_gradient(dys, self.weights(x.dtype))
         _factors_backward(dys, x, saved, factors, dx)
         return dx
 
@@ -112,11 +114,12 @@ def _factors_backward(
         adapted.factors.backward(x, activations, [dys[n] for n in adapted.layers], dx, adapted.segments)
 
 
-def input_gradient(dys: Sequence[Float[Tensor, "N _D"]], weights: Sequence[Float[Tensor, "_D d_in"]]) -> Float[Tensor, "N d_in"]:
+def input_gradient(dys: Sequence[Float[Tensor, "N _D"]], weights: Iterable[Float[Tensor, "_D d_in"]]) -> Float[Tensor, "N d_in"]:
     """Return the gradient of the tensor that layers with these weights read: sum_i dy_i W_i."""
-    dx = torch.mm(dys[0], weights[0])
-    for dy, weight in zip(dys[1:], weights[1:], strict=True):
-        dx.addmm_(dy, weight)
+    dx: Tensor | None = None
+    for dy, weight in zip(dys, weights, strict=True):
+        dx = torch.mm(dy, weight) if dx is None else dx.addmm_(dy, weight)
+    assert dx is not None, "no layers"
     return dx
 
 
@@ -124,15 +127,18 @@ def input_gradient(dys: Sequence[Float[Tensor, "N _D"]], weights: Sequence[Float
 def fused(path: str, owner: nn.Module, *names: str, parts: tuple[int, ...] | None = None) -> FusedLinear:
     """Return the layers `names` of the module `owner`, which is at `path` in its model, as one; each must be a `linear_layer`.
 
-    The weights of several layers are stacked, and the layers become views of the stack.
+    The weights of several layers are stacked, and the layers become views of the stack, unless some are quantised.
     """
-    layers = [layer for layer in (linear_layer(owner.get_submodule(name)) for name in names) if layer is not None]
-    full_names, d_outs = tuple(f"{path}.{name}" for name in names), tuple(layer.d_out for layer in layers)
+    layers = tuple(layer for layer in (linear_layer(owner.get_submodule(name)) for name in names) if layer is not None)
+    full_names, d_in, d_outs = tuple(f"{path}.{name}" for name in names), layers[0].d_in, tuple(layer.d_out for layer in layers)
     if len(layers) == 1:
-        return FusedLinear(full_names, d_outs, layers[0].weight, layers[0].bias, parts)
-    weight = torch.cat([layer.weight for layer in layers])
-    for layer, part in zip(layers, weight.split(d_outs), strict=True):
-        layer.module.weight = nn.Parameter(part, requires_grad=False)
-    biases = [weight.new_zeros(layer.d_out) if layer.bias is None else layer.bias for layer in layers]
-    has_bias = any(layer.bias is not None for layer in layers)
-    return FusedLinear(full_names, d_outs, weight, torch.cat(biases) if has_bias else None)
+        return FusedLinear(full_names, d_in, d_outs, layers[0].stored, layers[0].bias, parts, layers if layers[0].stored is None else ())
+    stored = [layer.stored for layer in layers if layer.stored is not None]
+    weight = torch.cat(stored) if len(stored) == len(layers) else None
+    if weight is not None:
+        for layer, part in zip(layers, weight.split(d_outs), strict=True):
+            layer.module.weight = nn.Parameter(part, requires_grad=False)
+    given = [layer.bias for layer in layers if layer.bias is not None]
+    biases = [given[0].new_zeros(layer.d_out) if layer.bias is None else layer.bias for layer in layers] if given else []
+    bias = torch.cat(biases) if biases else None
+    return FusedLinear(full_names, d_in, d_outs, weight, bias, quantised=layers if weight is None else ())

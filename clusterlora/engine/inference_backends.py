@@ -15,9 +15,11 @@ from clusterlora.engine.base import BaseModel
 from clusterlora.engine.decoder_inference import DecoderInference
 from clusterlora.engine.families import decoder_of
 from clusterlora.engine.generation import Question, Reply, generate, reference_nll
+from clusterlora.engine.kinds import kind_of
 from clusterlora.engine.memory import BatchSize
 from clusterlora.engine.stacked import StackedModel, Weights
 from clusterlora.errors import BadData
+from clusterlora.models.quantised import has_quantised
 
 log = logging.getLogger(__name__)
 
@@ -130,6 +132,8 @@ class _PeftInference:
 @contextmanager
 def _added(base: BaseModel, folder: Path) -> Iterator[None]:
     """Add a PEFT folder's adapter to the base's layers inside the block. Raises BadData if it belongs to another base."""
+    if kind_of(folder).name == "ia3" and has_quantised(base.model):
+        raise BadData(f"adapter {folder.name} is IA3, which PEFT cannot take off a quantised base again; use a base that is not quantised")
     try:
         adapted = PeftModel.from_pretrained(base.model, str(folder))
     except (ValueError, RuntimeError) as error:

@@ -1,30 +1,30 @@
-"""The linear layers of a base model, however transformers stores their weights."""
+"""The linear layers of a base model, however transformers or bitsandbytes store their weights."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from clusterlora.models.quantised import dequantised, is_quantised
+
 
 @dataclass(frozen=True, slots=True)
 class LinearLayer:
-    """A module that computes y = x W^T + bias; `weight` is W, for a GPT-2 style Conv1D the transpose of what it stores."""
+    """A module that computes y = x W^T + bias with a W [d_out, d_in]."""
 
     module: nn.Module
-    weight: Float[Tensor, "d_out d_in"]
+    d_out: int
+    d_in: int
     bias: Float[Tensor, " d_out"] | None
+    stored: Float[Tensor, "d_out d_in"] | None
+    """W, for a GPT-2 style Conv1D a view of what it stores; None where bitsandbytes holds it in fewer bits."""
 
-    @property
-    def d_in(self) -> int:
-        """Number of inputs."""
-        return self.weight.shape[1]
-
-    @property
-    def d_out(self) -> int:
-        """Number of outputs."""
-        return self.weight.shape[0]
+    def weight(self, dtype: torch.dtype) -> Float[Tensor, "d_out d_in"]:
+        """Return W: what is stored, or else what that stands for, in `dtype`."""
+        return dequantised(self.module, dtype) if self.stored is None else self.stored
 
 
 _PLAIN = ("Linear", "FalconLinear")
@@ -32,12 +32,18 @@ _PLAIN = ("Linear", "FalconLinear")
 
 
 def linear_layer(module: nn.Module) -> LinearLayer | None:
-    """Return a module as a linear layer; None if it is neither a plain Linear nor a Conv1D."""
+    """Return a module as a linear layer; None if it is neither a plain Linear, nor a Conv1D, nor one that bitsandbytes quantised."""
+    if isinstance(module, nn.Linear) and is_quantised(module):
+        return LinearLayer(module, module.out_features, module.in_features, module.bias, None)
     if isinstance(module, nn.Linear) and type(module).__name__ in _PLAIN:
-        return LinearLayer(module, module.weight, module.bias)
+        return _stored(module, module.weight)
     if type(module) is Conv1D:
-        return LinearLayer(module, module.weight.T, module.bias)
+        return _stored(module, module.weight.T)
     return None
+
+
+def _stored(module: nn.Linear | Conv1D, weight: Float[Tensor, "d_out d_in"]) -> LinearLayer:
+    return LinearLayer(module, weight.shape[0], weight.shape[1], module.bias, weight)
 
 
 def is_transposed(model: nn.Module, names: Sequence[str]) -> bool:

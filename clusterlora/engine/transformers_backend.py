@@ -171,10 +171,10 @@ class _FusedProduct(torch.autograd.Function):
         flat, n_rows = x.reshape(-1, x.shape[-1]), len(rows.slot)
         segments, update = single_segment(n_rows, len(flat) // n_rows), lora.gather(rows, x.dtype)
         layers = [layer for layer in map(linear_layer, modules) if layer is not None]
-        ys = [functional.linear(x, layer.weight, layer.bias) for layer in layers]
+        ys = [functional.linear(x, layer.weight(x.dtype), layer.bias) for layer in layers]
         (h,) = update.forward(flat, [y.view(len(flat), -1) for y in ys], segments)
         ctx.save_for_backward(flat, h, *update.factors)
-        ctx.lora, ctx.rows, ctx.segments, ctx.weights = lora, rows, segments, [layer.weight for layer in layers]
+        ctx.lora, ctx.rows, ctx.segments, ctx.layers = lora, rows, segments, layers
         return tuple(ys)
 
     @staticmethod
@@ -182,7 +182,7 @@ class _FusedProduct(torch.autograd.Function):
         x, h, a, *bs = ctx.saved_tensors
         update, shape = LowRankUpdate(a, tuple(bs)), dys[0].shape[:-1]
         flat_dys = [dy.reshape(-1, dy.shape[-1]) for dy in dys]
-        dx = input_gradient(flat_dys, ctx.weights) if ctx.needs_input_grad[0] else None
+        dx = input_gradient(flat_dys, (layer.weight(x.dtype) for layer in ctx.layers)) if ctx.needs_input_grad[0] else None
         gradient = update.empty_like()
         update.backward(x, [h], flat_dys, dx, ctx.segments, gradient)
         ctx.lora.add_gradient(ctx.rows, gradient)

@@ -9,16 +9,17 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from clusterlora.catalog import Catalog
 from clusterlora.chat.template import ChatTemplate
-from clusterlora.errors import BadSettings
+from clusterlora.errors import BadSettings, ModelUnavailable
 from clusterlora.models.checks import known_positions
 from clusterlora.models.hub import hub_snapshot
 from clusterlora.models.loading import empty_causal_lm, load_causal_lm, load_tokenizer
 from clusterlora.models.memory import total_memory_bytes
+from clusterlora.models.quantised import compute_dequantised, quantisable, refuse_unquantisable
 from clusterlora.models.revision import revision_of
 from clusterlora.models.smollm2 import fetch_smollm2
 from clusterlora.models.targets import BlockWeights, block_weights
 from clusterlora.models.weights import combined_sha256, weight_files
-from clusterlora.settings import Dtype
+from clusterlora.settings import Dtype, Quantisation
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -56,7 +57,8 @@ class UsableBase:
     """A base model whose files fit together, without its weights.
 
     `n_positions` are the positions it knows and `n_trainable` the tokens of the longest sequence that a quarter of this machine's memory
-    can train it on; both are None where its files do not tell, as those of a GGUF file. `weights` are what adapters can be on.
+    can train it on; both are None where its files do not tell, as those of a GGUF file. `weights` are what adapters can be on, and
+    `quantisable_share` of those that bitsandbytes can hold in fewer bits.
     """
 
     name: str
@@ -64,6 +66,7 @@ class UsableBase:
     weights: BlockWeights
     n_positions: int | None = None
     n_trainable: int | None = None
+    quantisable_share: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,16 +106,22 @@ def base_licence(name: str) -> str:
     return licence or _LICENCES.get(name) or "not stated in its folder; see the page of the base model"
 
 
-def base_revision(name: str) -> str:
+def base_revision(name: str, quantisation: Quantisation = "none") -> str:
     """Return the revision of a base model (of its weights, configuration, tokenizer and chat template), without loading it.
 
     Raises:
         ModelUnavailable: as `load_base`.
     """
-    return _find(name)[1]
+    return _quantised_revision(_find(name)[1], quantisation)
 
 
-def load_base(name: str, *, dtype: Dtype | Literal["auto"] = "float32", device: str = "cpu") -> BaseModel:
+def _quantised_revision(revision: str, quantisation: Quantisation) -> str:
+    return revision if quantisation == "none" else f"{revision}-{quantisation}"
+
+
+def load_base(
+    name: str, *, dtype: Dtype | Literal["auto"] = "float32", device: str = "cpu", quantisation: Quantisation = "none"
+) -> BaseModel:
     """Return a base model in eval mode, its parameters frozen, and its tokenizer with a pad token.
 
     The pad token may be the end-of-sequence token: callers mask padding by attention mask, never by id, and choose the padding side.
@@ -120,21 +129,30 @@ def load_base(name: str, *, dtype: Dtype | Literal["auto"] = "float32", device: 
     Args:
         name: a key of BASE_MODELS, a local folder, or a hub id.
         dtype: "auto" is the result of `faster_dtype`.
+        quantisation: "nf4" or "int8" holds the linear layers in fewer bits; `models.quantised` says what they compute.
 
     Raises:
-        ModelUnavailable: it cannot be found, fetched or loaded, holds only pickled weights, or has no chat template.
-        BadSettings: unknown dtype.
+        ModelUnavailable: it cannot be found, fetched, loaded or quantised, holds only pickled weights, or has no chat template.
+        BadSettings: unknown dtype or quantisation.
     """
     if dtype == "auto":
         dtype = faster_dtype(name)
     if dtype not in get_args(Dtype):
         raise BadSettings(f"dtype {dtype!r} is not supported; use {' or '.join(get_args(Dtype))}")
+    if quantisation not in get_args(Quantisation):
+        raise BadSettings(f"quantisation {quantisation!r} is not supported; use {' or '.join(get_args(Quantisation))}")
     folder, revision = _find(name)
-    model, tokenizer = load_causal_lm(folder, dtype=dtype)
+    refuse_unquantisable(folder, quantisation)
+    if quantisation == "none":
+        model, tokenizer = load_causal_lm(folder, dtype=dtype)
+        model.to(device)  # pyright: ignore[reportArgumentType]
+    else:
+        model, tokenizer = load_causal_lm(folder, dtype=dtype, device=device, quantisation=quantisation)
+        compute_dequantised(model)
     end = ChatTemplate(tokenizer).end_token
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or end
-    return BaseModel(name, revision, model.to(device).eval().requires_grad_(False), tokenizer)  # pyright: ignore[reportArgumentType]
+    return BaseModel(name, _quantised_revision(revision, quantisation), model.eval().requires_grad_(False), tokenizer)
 
 
 def base_to_describe(name: str) -> BaseModel:
@@ -148,18 +166,26 @@ def base_to_describe(name: str) -> BaseModel:
     return BaseModel(name, revision, model, tokenizer)
 
 
-def usable_base(name: str) -> UsableBase:
+def usable_base(name: str, quantisation: Quantisation = "none") -> UsableBase:
     """Return a base model whose files fit together; of its weights only names and shapes are read.
 
     Raises:
         ModelUnavailable: as `load_base`.
     """
     folder = base_folder(name)
+    refuse_unquantisable(folder, quantisation)
     if weight_files(folder)[0].suffix == ".gguf":
         # Which weights it holds is known only once all of it is dequantised.
         return UsableBase(name, load_tokenizer(folder), block_weights(empty_causal_lm(folder)))
     model, tokenizer = load_causal_lm(folder, dtype="float32", device="meta")
-    return UsableBase(name, tokenizer, block_weights(model), known_positions(model.config), _trainable_tokens(model.config))
+    weights = block_weights(model)
+    n_quantisable = sum(module.weight.numel() for module in quantisable(model))  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
+    share = n_quantisable / sum(weights.n_weights.values())
+    if quantisation != "none" and not share:
+        raise ModelUnavailable(
+            f"model.quantisation = {quantisation}: base model {name} has no linear layers that bitsandbytes quantises; use none"
+        )
+    return UsableBase(name, tokenizer, weights, known_positions(model.config), _trainable_tokens(model.config), share)
 
 
 def _trainable_tokens(config: Any) -> int | None:

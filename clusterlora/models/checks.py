@@ -26,6 +26,12 @@ def refuse_other_models(folder: Path) -> None:
             "move the adapter's files elsewhere, or merge it (merge_and_unload) and save the whole as a new folder"
         )
     config = _config(folder)
+    if stored := config.get("quantization_config"):
+        method = stored.get("quant_method", "an unnamed method") if isinstance(stored, dict) else stored
+        raise ModelUnavailable(
+            f"base model {folder} is stored quantised ({method}, config.json); use its weights as they were before, and quantise them with "
+            "model.quantisation=nf4 or int8"
+        )
     if modality := next((name for name in ("vision_config", "audio_config") if config.get(name)), None):
         raise ModelUnavailable(
             f"base model {folder} reads more than text ({modality} in config.json); use the text-only model of its family, or save its "

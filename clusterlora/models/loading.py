@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from clusterlora.errors import ModelUnavailable
 from clusterlora.models.checks import refuse_other_models, refuse_other_weights, refuse_recurrent, refuse_tokens_without_embedding
+from clusterlora.models.quantised import bitsandbytes_arguments
 from clusterlora.models.weights import weight_files
-from clusterlora.settings import Dtype
+from clusterlora.settings import Dtype, Quantisation
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -16,22 +17,27 @@ if TYPE_CHECKING:
 _LOCAL: Mapping[str, Any] = {"trust_remote_code": False, "local_files_only": True}
 
 
-def load_causal_lm(folder: Path, *, dtype: Dtype, device: str = "cpu") -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+def load_causal_lm(
+    folder: Path, *, dtype: Dtype, device: str = "cpu", quantisation: Quantisation = "none"
+) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """Return the model in `dtype`, and its tokenizer.
 
     Args:
         device: where the weights are loaded to; `meta` reads their names and shapes only.
+        quantisation: how bitsandbytes holds the linear layers.
 
     Raises:
         ModelUnavailable: no weights that may be loaded, others than the configuration asks for, another kind of model, or the folder asks
             for something this machine cannot do.
     """
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     weights = weight_files(folder)
     refuse_other_models(folder)
     place: dict[str, Any] = {} if device == "cpu" else {"device_map": device}
+    if quantisation != "none":
+        place = {"device_map": {"": device}, "quantization_config": BitsAndBytesConfig(**bitsandbytes_arguments(quantisation, dtype))}
     if weights[0].suffix == ".gguf":
         place = {"gguf_file": weights[0].name}
     with _one_line(folder), _quiet():

@@ -5,12 +5,12 @@ from functools import lru_cache
 from clusterlora.models.base import BaseModel, load_base
 from clusterlora.models.embedding import load_embedder
 from clusterlora.ports.embedder import Embedder
-from clusterlora.settings import Dtype, ModelSettings, PreparedModel
+from clusterlora.settings import Dtype, ModelSettings, PreparedModel, Quantisation
 
 
 def base_model(settings: PreparedModel) -> BaseModel:
     """Return the study's base model on this process's device: the first visible GPU, else the CPU."""
-    return _base(settings.base, settings.dtype, _device())
+    return _base(settings.base, settings.dtype, settings.quantisation, _device())
 
 
 def embedder(settings: ModelSettings) -> Embedder:
@@ -25,8 +25,8 @@ def _device() -> str:
 
 
 @lru_cache(maxsize=1)
-def _base(name: str, dtype: Dtype, device: str) -> BaseModel:
-    return load_base(name, dtype=dtype, device=device)
+def _base(name: str, dtype: Dtype, quantisation: Quantisation, device: str) -> BaseModel:
+    return load_base(name, dtype=dtype, device=device, quantisation=quantisation)
 
 
 @lru_cache(maxsize=1)

@@ -219,7 +219,7 @@ def cheaper(state: StudyState) -> tuple[tuple[str, float], ...]:
         without = replace(state, settings=replace(study, evaluation=likelihoods))
         options.append(("nothing generated, likelihoods alone (evaluation.headline=likelihood)", without))
     seconds = [(what, expected(remaining_work(one, probe.lengths), probe, state.n_workers, one.settings).total) for what, one in options]
-    if probe.device.startswith("cpu") and study.model.base in GPU_RATES:
+    if probe.device.startswith("cpu") and study.model.base in GPU_RATES and study.model.quantisation == "none":
         gpu, rates = _gpu_rates(study, probe)
         on_gpu = expected(remaining_work(state, probe.lengths), replace(probe, rates=rates), 1, study)
         seconds.append((f"{gpu}, at the rates of docs/gpu.md", on_gpu.total))

@@ -46,7 +46,8 @@ def about(
         "",
         f"Answers as method **{method}** of study **{study.name}**: {cell(says)}",
         "",
-        f"- **Base**: `{study.model.base}`, revision `{provenance.base_revision[:16]}`, licence {base_licence(study.model.base)}",
+        f"- **Base**: `{study.model.base}`, revision `{provenance.base_revision[:16]}`, licence {base_licence(study.model.base)}"
+        + ("" if study.model.quantisation == "none" else f", its linear layers in {study.model.quantisation} (bitsandbytes)"),
         f"- **Data**: `{digest}`, {counted(n_personas, 'persona')} to learn from, {study.data.source} source",
         *_weights(weights_sha256),
         f"- **Recipe**: rank {recipe.rank}, alpha {recipe.alpha:g}, {recipe.epochs} epochs, batch {recipe.batch_size}",

@@ -15,6 +15,7 @@ from clusterlora.errors import ModelUnavailable
 from clusterlora.models.base import BASE_MODELS, base_folder, base_revision, base_to_describe
 from clusterlora.models.hub import SAFE_FILES
 from clusterlora.models.loading import load_causal_lm
+from clusterlora.models.quantised import bitsandbytes_arguments
 from clusterlora.models.revision import is_same_base
 from clusterlora.models.weights import weight_files
 from clusterlora.settings import PreparedModel
@@ -27,12 +28,13 @@ _COPIED = (*SAFE_FILES, "README.md", "LICENSE*", "additional_chat_templates/*.ji
 PEFT_LINES = """\
 import json, pathlib, sys
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GenerationConfig
 
 persona_id, text = sys.argv[1:]
 routes = json.loads(pathlib.Path("routes.json").read_text())
 adapter, where = routes["personas"].get(persona_id, routes["default"]), {"revision": routes["base_commit"]}
-base = AutoModelForCausalLM.from_pretrained(routes["base_model"], dtype=routes["dtype"], **where)
+held = {"quantization_config": BitsAndBytesConfig(**routes["bitsandbytes"])} if routes["bitsandbytes"] else {}
+base = AutoModelForCausalLM.from_pretrained(routes["base_model"], dtype=routes["dtype"], **where, **held)
 base.generation_config = GenerationConfig.from_pretrained(".")
 model = base if adapter == "base" else PeftModel.from_pretrained(base, f"adapters/{adapter}").eval()
 tokenizer = AutoTokenizer.from_pretrained(routes["base_model"], **where)
@@ -48,11 +50,16 @@ print(tokenizer.decode(answer, skip_special_tokens=True).strip())
 
 @dataclass(frozen=True, slots=True)
 class AnswerSettings:
-    """How answers are generated. `base_model` is a hub id, with its commit, or BASE_FOLDER; `stop_token_ids` end an answer."""
+    """How answers are generated.
+
+    `base_model` is a hub id, with its commit, or BASE_FOLDER; `bitsandbytes` are the arguments of a quantised one's BitsAndBytesConfig,
+    and `stop_token_ids` end an answer.
+    """
 
     base_model: str
     base_commit: str
     dtype: str
+    bitsandbytes: Mapping[str, Any]
     system_prompt: str
     template_arguments: Mapping[str, str]
     template_date: str | None
@@ -82,6 +89,7 @@ def answer_settings(model: PreparedModel, *, max_new_tokens: int, revision: str)
         base_model=model.base if on_hub else BASE_FOLDER,
         base_commit=base_folder(model.base).name if on_hub else "main",
         dtype=model.dtype,
+        bitsandbytes=bitsandbytes_arguments(model.quantisation, model.dtype),
         system_prompt=model.system_prompt,
         template_arguments=dict(model.template_arguments),
         template_date=model.template_date,

@@ -59,6 +59,11 @@ def export(artifacts: Path, target: Path, form: Format) -> Exported:
     table.refuse_other_weights({key: artifacts / "adapters" / key for key in table.keys})
     compositions = dict.fromkeys((table.default, *table.personas.values()))
     _refuse_prompts(table)
+    if form == "vllm" and table.model.quantisation == "int8":
+        raise BadData(
+            f"study {table.study!r} holds its base in int8, and vLLM quantises one with bitsandbytes to nf4 alone; use --format peft or "
+            "`mlflow models serve`"
+        )
     settings = answer_settings(table.model, max_new_tokens=table.max_new_tokens, revision=table.base_revision)
     make_folder(target / "adapters")
     written = {
@@ -167,13 +172,15 @@ def _smallest_allowed(rank: int) -> int:
 
 def _vllm_command(settings: AnswerSettings, names: tuple[str, ...], rank: int) -> str:
     commit = "" if settings.base_model == BASE_FOLDER else f" --revision {settings.base_commit} --tokenizer-revision {settings.base_commit}"
+    # vLLM quantises as the study did: to NF4, scales quantised again.
+    quantised = " --quantization bitsandbytes" if settings.bitsandbytes else ""
     modules = "".join(f" \\\n    {name}=adapters/{name}" for name in names)
     adapters = (
         f" \\\n    --enable-lora --max-lora-rank {rank} --max-loras {min(8, len(names))} \\\n    --lora-modules{modules}" if names else ""
     )
     return (
         "#!/bin/sh\n# Run in this folder. A request names its adapter as `model`: routes.json says which is whose.\n"
-        f"exec vllm serve {settings.base_model}{commit} --served-model-name {_BASE} --dtype {settings.dtype} \\\n"
+        f"exec vllm serve {settings.base_model}{commit} --served-model-name {_BASE} --dtype {settings.dtype}{quantised} \\\n"
         "    --chat-template chat_template.jinja --generation-config . --override-generation-config '{\"temperature\": 0}'"
         f"{adapters}\n"
     )

@@ -53,7 +53,7 @@ class Router:
             raise BadData(f"the routes of study {table.study!r} name adapters that are not among the model's files: {', '.join(missing)}")
         table.refuse_other_weights({key: adapter_folders[key] for key in table.keys})
         self._table = table
-        self._base = load_base(table.model.base, dtype=table.model.dtype, device=device)
+        self._base = load_base(table.model.base, dtype=table.model.dtype, device=device, quantisation=table.model.quantisation)
         if not is_same_base(table.base_revision, self._base.revision):
             raise ModelUnavailable(
                 f"base model {table.model.base!r} here has revision {self._base.revision}, the adapters of study {table.study!r} were "

@@ -24,6 +24,9 @@ from clusterlora.stages.model_fit import refuse_misfits
 from clusterlora.stores.resume import as_decided
 from clusterlora.values import Dataset
 
+_NEGLIGIBLE = 0.01
+"""Share of the blocks' weights that may stay as they are without a word."""
+
 
 def prepare_study(settings: Study, stores: Stores, log: RunLog, *, running: bool = True) -> Dataset:
     """Return the study's split data set, recorded with its provenance; preparing it again changes nothing.
@@ -46,6 +49,11 @@ def prepare_study(settings: Study, stores: Stores, log: RunLog, *, running: bool
         log.note(sentence)
     if words := reach(study.recipe, base.weights):
         log.note(words)
+    if study.model.quantisation != "none" and base.quantisable_share < 1 - _NEGLIGIBLE:
+        log.note(
+            f"model.quantisation = {study.model.quantisation} reaches {base.quantisable_share:.0%} of the weights in the base's blocks; "
+            f"the others stay in {study.model.dtype}"
+        )
     recorded = None if stored_study(study.name, stores) is None else stores.studies.metadata(study.name, DataWarnings) or DataWarnings()
     of_models = recorded.of_models if recorded is not None else refuse_misfits(study, base, dataset.personas, log)
     made_from = Provenance(
@@ -108,7 +116,7 @@ def as_prepared(study: Study, stores: Stores) -> tuple[PreparedStudy, UsableBase
     """
     if (recorded := stored_study(study.name, stores)) is not None:
         study = as_decided(study, recorded)
-    base = usable_base(chosen_base(study))
+    base = usable_base(chosen_base(study), study.model.quantisation)
     return decided(study, faster_dtype(base.name) if study.model.dtype == "auto" else study.model.dtype, base), base
 
 

@@ -48,7 +48,7 @@ def train_group(request: TrainRequest, stores: Stores, log: RunLog) -> int:
     """
     state = read_state(request.study_name, stores)
     study, group = state.settings, request.group
-    base, device, max_length = base_revision(study.model.base), device_name(), study.model.max_length
+    base, device, max_length = base_revision(study.model.base, study.model.quantisation), device_name(), study.model.max_length
     limit = stores.studies.memory_limit(base, device, max_length)
     if limit is not None and limit < request.micro_batch:
         log.note(f"micro-batch {limit} instead of {request.micro_batch}: more did not fit {device} before")

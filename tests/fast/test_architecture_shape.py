@@ -51,7 +51,7 @@ def test_a_file_has_a_docstring_and_at_most_400_lines_and_its_functions_at_most_
 
 
 @pytest.mark.parametrize(
-    "name", ["requirements.lock", "docs/requirements.lock", "docker/requirements.lock", "benchmarks/requirements.lock"]
+    "name", ["requirements.lock", "quantised.lock", "docs/requirements.lock", "docker/requirements.lock", "benchmarks/requirements.lock"]
 )
 def test_the_locks_pin_every_package_by_hash_and_name_no_index(name: str) -> None:
     lock = (REPOSITORY / name).read_text(encoding="utf-8")
@@ -61,9 +61,9 @@ def test_the_locks_pin_every_package_by_hash_and_name_no_index(name: str) -> Non
     assert "://" not in lock
 
 
-@pytest.mark.parametrize("name", ["docs/requirements.lock", "benchmarks/requirements.lock"])
+@pytest.mark.parametrize("name", ["quantised.lock", "docs/requirements.lock", "benchmarks/requirements.lock"])
 def test_what_is_installed_on_top_changes_no_version(name: str) -> None:
-    """`make docs` and `make bench` install into the environment of `make install`."""
+    """`make quantised`, `make docs` and `make bench` install into the environment of `make install`."""
 
     def versions(lock: str) -> dict[str, str]:
         return dict(re.findall(r"^([a-z0-9._-]+)(?:\[[a-z,]+\])?==(\S+)", (REPOSITORY / lock).read_text(encoding="utf-8"), re.MULTILINE))

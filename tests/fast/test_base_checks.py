@@ -295,3 +295,29 @@ def test_a_base_that_cannot_be_right_is_refused_before_a_server_starts(
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("error: the checkpoint in ")
     assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_a_base_that_cannot_be_quantised_is_refused_in_one_line_before_anything_is_recorded(
+    folder: Path, tmp_path: Path, stores: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = write_rows(tmp_path / "people.jsonl", exchanges())
+    small = study(folder, data)
+    quantised = replace(small, model=replace(small.model, quantisation="nf4"))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "bitsandbytes" else name)
+    with pytest.raises(
+        ModelUnavailable, match=r"quantisation = nf4 needs bitsandbytes, which is not installed: pip install 'bits.*make quant"
+    ):
+        prepare_study(quantised, stores, SilentLog())
+    assert not stores.studies.studies()
+    with pytest.raises(ModelUnavailable, match="needs bitsandbytes"):
+        load_base(str(folder), quantisation="int8")
+    with pytest.raises(BadSettings, match="quantisation 'int4' is not supported; use none or nf4 or int8"):
+        load_base(str(folder), quantisation="int4")  # pyright: ignore[reportArgumentType]
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    edit(folder / "config.json", quantization_config={"quant_method": "awq"})
+    with pytest.raises(ModelUnavailable, match=r"is stored quantised \(awq, config.json\); use its weights as they were"):
+        prepare_study(small, stores, SilentLog())
+    (folder / "model.safetensors").rename(tmp_path / "model.safetensors")
+    (folder / "model.gguf").touch()
+    with pytest.raises(ModelUnavailable, match=r"nf4: the base model in .* is a GGUF file, whose weights are rounded already"):
+        prepare_study(quantised, stores, SilentLog())

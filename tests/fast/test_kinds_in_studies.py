@@ -46,6 +46,8 @@ def test_what_a_kind_cannot_do_is_refused_when_the_settings_are_resolved(seven: 
         check(study_of(seven, clustering=replace(seven.clustering, algorithm="gradient")))
     with pytest.raises(BadSettings, match=r"recipe.kind = 'lorra': unknown adapter kind; did you mean lora"):
         check(replace(seven, recipe=replace(seven.recipe, kind="lorra")))
+    with pytest.raises(BadSettings, match=r"recipe.kind = 'ia3' and model.quantisation = 'nf4': PEFT cannot take such"):
+        check(replace(seven, recipe=replace(seven.recipe, kind="ia3"), model=replace(seven.model, quantisation="nf4")))
     check(study_of(seven))
     check(replace(seven, methods=("unified", "hybrid", "merge"), recipe=replace(seven.recipe, kind="rslora")))
 

@@ -237,6 +237,24 @@ def test_exported_folders_hold_what_vllm_reads_and_are_named_by_their_content(ar
     assert len(set(again.adapters) & set(exported.adapters)) == 1, "other weights have the same name, or the same weights another"
 
 
+def test_an_export_says_how_a_base_was_quantised_and_vllm_gets_what_it_can_do(artifacts: Path, table: RoutingTable, tmp_path: Path) -> None:
+    for quantisation, arguments in (("nf4", "bnb_4bit_use_double_quant"), ("int8", "load_in_8bit")):
+        held = replace(table, model=replace(table.model, quantisation=quantisation))
+        (artifacts / "routes.json").write_text(to_json(held))
+        export(artifacts, tmp_path / quantisation, "peft")
+        assert json.loads((tmp_path / quantisation / "routes.json").read_text())["bitsandbytes"][arguments] is True
+    with pytest.raises(BadData, match="holds its base in int8, and vLLM quantises one with bitsandbytes to nf4 alone; use --format peft"):
+        export(artifacts, tmp_path / "vllm", "vllm")
+    (artifacts / "routes.json").write_text(to_json(replace(held, model=replace(held.model, quantisation="nf4"))))
+    export(artifacts, tmp_path / "vllm", "vllm")
+    assert "--dtype float32 --quantization bitsandbytes \\\n" in (tmp_path / "vllm" / "serve.sh").read_text()
+    provenance = Provenance(
+        clusterlora_version="1", git_revision=None, data_digest="a", base_revision=held.base_revision, n_personas=3, n_dialogues=3
+    )
+    card = about(PreparedStudy(model=held.model), provenance, None, model=STUDY, method="hybrid", n_personas=3, weights_sha256={}).card
+    assert "its linear layers in int8 (bitsandbytes)" in card
+
+
 def test_weights_with_another_digest_than_recorded_are_not_exported(artifacts: Path, table: RoutingTable, tmp_path: Path) -> None:
     digests = {key: weights_sha256(artifacts / "adapters" / key) for key in ("aaaa", "bbbb")}
     (artifacts / "routes.json").write_text(to_json(replace(table, weights_sha256=digests)))

@@ -30,6 +30,15 @@ SPECS = (
 )
 
 
+def test_a_quantised_base_changes_the_key_of_everything_that_is_trained_on_it() -> None:
+    people = Dataset((persona("ann"), persona("bob")))
+    keys = [
+        cache_keys(SPECS, people, base_revision="base", model=PreparedModel(quantisation=quantisation))
+        for quantisation in ("none", "nf4", "int8")
+    ]
+    assert all(len({of_base[spec.name] for of_base in keys}) == (1 if spec.imported else 3) for spec in SPECS)
+
+
 def test_the_cache_keys_of_every_kind_of_adapter_are_those_of_studies_that_are_stored() -> None:
     people = Dataset((persona("ann"), persona("bob")))
     assert cache_keys(SPECS, people, base_revision="base", model=PreparedModel(dtype="auto")) == {  # pyright: ignore[reportArgumentType]

@@ -23,6 +23,7 @@ from clusterlora.engine.memory import tokens_per_chunk
 from clusterlora.engine.norms import Norm
 from clusterlora.engine.packing import Padding
 from clusterlora.engine.rope import CosSin, RopeTable, RopeTables
+from clusterlora.models.quantised import is_quantised
 
 PAD_TO = 16
 """Rows are padded to a multiple of this: kernels are chosen and cached per shape, so few shapes are better."""
@@ -62,6 +63,8 @@ class Decoder:
             return f"its activation is {name}"
         if model.get_output_embeddings().bias is not None:
             return "its output layer has a bias"
+        if is_quantised(model.get_output_embeddings()):
+            return "its output layer is quantised"
         leaves = [
             module for layer in cls.layers_of(model) for module in layer.modules() if isinstance(getattr(module, "weight", None), Tensor)
         ]
@@ -132,7 +135,7 @@ class Decoder:
     @property
     def tokens_per_pass(self) -> int:
         """Tokens of a forward pass for which the widest activation stays within `memory.CHUNK_BYTES`."""
-        return tokens_per_chunk(max(linear.weight.shape[0] for linear in self.fused_linears), self.device, self.dtype)
+        return tokens_per_chunk(max(sum(linear.d_outs) for linear in self.fused_linears), self.device, self.dtype)
 
     @property
     def logit_rows_per_chunk(self) -> int:
@@ -148,6 +151,11 @@ class Decoder:
     def device(self) -> torch.device:
         """The device of the weights."""
         return self.embedding.device
+
+    @property
+    def is_quantised(self) -> bool:
+        """Whether any weights are dequantised for every product; no CUDA graph captures what bitsandbytes computes."""
+        return any(linear.quantised for linear in self.fused_linears)
 
     @property
     def is_stale(self) -> bool:
