@@ -1,7 +1,8 @@
-"""What a command that follows a study says of how long it will take: once it was probed, and again when its gate was judged."""
+"""What a command that follows a study says once it is known: its clusters, and how long it will take, again when its gate was judged."""
 
 from functools import cached_property
 
+from clusterlora.clustering.summary import sentence
 from clusterlora.metadata import Workers
 from clusterlora.planning.study_state import read_state
 from clusterlora.ports.stores import Stores
@@ -11,12 +12,12 @@ from deployments.study_results import stores_without_tracker
 
 
 class Expectation:
-    """The sentences about a study's duration, each time they have become better."""
+    """The sentences about a study's clusters, and about its duration, each time they have become better."""
 
     def __init__(self, study_name: str, services: LocalServices) -> None:
         self._study_name = study_name
         self._services = services
-        self._n_judged: int | None = None
+        self._told: set[str | int] = set()
 
     @cached_property
     def _stores(self) -> Stores:
@@ -25,10 +26,14 @@ class Expectation:
     def due_lines(self) -> tuple[str, ...]:
         """Return what is known now and was not at the last call; nothing most of the time."""
         studies, name = self._stores.studies, self._study_name
-        if not any(name == study for study, *_ in studies.studies()) or studies.metadata(name, Workers) is None:
+        if not any(name == study for study, *_ in studies.studies()):
             return ()
+        lines: list[str] = []
+        if "clusters" not in self._told and (clustering := studies.clustering(name)) is not None:
+            self._told.add("clusters")
+            lines.append(sentence(clustering))
         n_judged = len(studies.verdicts(name))
-        if n_judged == self._n_judged:
-            return ()
-        self._n_judged = n_judged
-        return sentences(read_state(name, self._stores))
+        if n_judged not in self._told and studies.metadata(name, Workers) is not None:
+            self._told.add(n_judged)
+            lines += sentences(read_state(name, self._stores))
+        return tuple(lines)

@@ -334,6 +334,7 @@ def _with_usable_inputs(study: "Study") -> "Study":
 
 
 def _status(name: str, stores: "Stores") -> dict[str, Any]:
+    from clusterlora.clustering.summary import sentence
     from clusterlora.planning.study_state import read_state
     from clusterlora.progress.estimate import sentences
     from clusterlora.progress.timeline import against_unified, next_step, phases
@@ -344,6 +345,7 @@ def _status(name: str, stores: "Stores") -> dict[str, Any]:
         "study": name,
         "status": state.status,
         "personas": state.provenance.n_personas if state.provenance else None,
+        "clusters": sentence(state.clustering) if state.clustering else None,
         "adapters": len(state.adapters),
         "in_training": [f"{attempt.group} (attempt {attempt.number}, micro-batch {attempt.micro_batch})" for attempt in open_attempts],
         "gate": [f"{verdict.rung}: {'passed' if verdict.passed else 'refused'}" for verdict in state.verdicts],

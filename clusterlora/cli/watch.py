@@ -37,6 +37,7 @@ def watch(name: str, stores: "Stores") -> None:
 
 def current_view(name: str, stores: "Stores") -> Group:
     """Return the current view."""
+    from clusterlora.clustering.summary import sentence
     from clusterlora.planning.study_state import read_state
     from clusterlora.progress.estimate import sentences
     from clusterlora.progress.timeline import against_unified, next_step, phases
@@ -51,6 +52,7 @@ def current_view(name: str, stores: "Stores") -> Group:
         table.add_row(phase.name, phase.state, _format_duration(phase.spent), _format_duration(phase.expected), phase.detail)
     open_attempts = [attempt for attempt in state.attempts if attempt.state == "running"]
     lines = [f"training {a.group}, attempt {a.number}, micro-batch {a.micro_batch}" for a in open_attempts]
+    lines += [sentence(state.clustering)] if state.clustering else []
     lines += [*sentences(state), *against_unified(state)]
     lines += [str(note) for note in seen.notes] if seen else []
     lines += latest_samples(stores.folder(name))

@@ -85,15 +85,8 @@ def train_adapters(
             finish(result)
         missing = [job for job, _ in targets.values() if job.name not in results]
         size = micro_batch or max(job.recipe.batch_size for job, _ in targets.values())
-        for trained in training.train(
-            frozen,
-            missing,
-            micro_batch=size,
-            run_log=reporter,
-            halve_micro_batch=halve_micro_batch,
-            checkpointing=checkpointing,
-            on_epoch=on_epoch,
-        ):
+        options = {"micro_batch": size, "halve_micro_batch": halve_micro_batch, "checkpointing": checkpointing}
+        for trained in training.train(frozen, missing, run_log=reporter, on_epoch=on_epoch, **options):
             result = results[trained.name] = _written(trained, targets[trained.name][1])
             finish(result)
     return [results[job.name] for job in jobs]

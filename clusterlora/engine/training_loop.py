@@ -45,8 +45,7 @@ def train(
     """
     # Longest first: the thousands of steps of the unified adapter share their passes with everything else.
     unfinished = sorted(jobs, key=lambda job: -job.total_steps)
-    failed: list[TrainingJob] = []
-    report = StepReport(run_log)
+    failed, report = list[TrainingJob](), StepReport(run_log)
     size = BatchSize(micro_batch, halve=halve_micro_batch)
     subject = jobs[0].name if len(jobs) == 1 else f"{len(jobs)} adapters"
     while unfinished:

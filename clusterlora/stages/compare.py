@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from clusterlora.clustering.summary import sentence as clusters_sentence
 from clusterlora.comparison.compare import compare_methods
 from clusterlora.comparison.figure import draw
 from clusterlora.comparison.new_personas_words import markdown as new_personas_markdown
@@ -70,7 +71,8 @@ def compare_study(study_name: str, stores: Stores, log: RunLog) -> Comparison:
         newcomers = new_personas(state, plan, stores)
         note = twins_note(state.dataset.personas)
         warnings = (stores.studies.metadata(study_name, DataWarnings) or DataWarnings()).sentences
-        notes = (*([note] if note else []), *(f"Warning: {one}." for one in warnings))
+        no_clusters = [clusters_sentence(state.clustering)] if state.clustering and len(state.clustering.members) < 2 else []
+        notes = (*no_clusters, *([note] if note else []), *(f"Warning: {one}." for one in warnings))
         more = "".join(f"\n{one}\n" for one in notes) + (new_personas_markdown(newcomers) if newcomers else "")
         write_tables(comparison, rows, folder, more=more)
         draw(comparison, figure_path(stores, study_name), title=study_name)

@@ -148,7 +148,7 @@ def test_following_a_study_continues_at_a_new_address_if_the_port_was_taken(
     assert addresses == [f"{now.addresses.prefect}/api/"]
 
 
-def test_a_follower_says_how_long_once_the_study_is_probed_and_again_when_its_gate_is_judged(
+def test_a_follower_says_how_long_once_the_study_is_probed_what_its_clusters_are_and_again_how_long_when_its_gate_is_judged(
     services: LocalServices, seven: Study, stores: Stores, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lengths = MeanTokens(dialogue=100.0, prompt=60.0, response=10.0)
@@ -165,6 +165,8 @@ def test_a_follower_says_how_long_once_the_study_is_probed_and_again_when_its_ga
     assert said.due_lines() == ()
     better = Criterion("above_unified", 0.1, 0.0, True, 0.05, 0.15, "better")
     cluster_study("small", stores, SilentLog())
+    (clusters,) = said.due_lines()
+    assert clusters.startswith("2 clusters by ")
     stores.studies.save_verdict("small", Verdict("own", "cluster-00", (better,), 3, 6))
     assert "by what has run so far" in said.due_lines()[0]
     assert said.due_lines() == ()
