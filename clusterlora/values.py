@@ -377,7 +377,10 @@ class LearningCurve:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One try at a training group, or at a shard of an evaluation. `state` is running, done, out_of_memory, crashed, lost or failed."""
+    """One try at a training group, or at a shard of an evaluation.
+
+    `state` is running, done, out_of_memory, crashed, lost, cancelled or failed.
+    """
 
     group: str
     number: int

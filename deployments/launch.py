@@ -26,13 +26,15 @@ from deployments.prefect_status import local_studies
 from deployments.study_results import print_results, stores_without_tracker
 from deployments.supervise import crash_dead_runs
 from deployments.terminal_view import LiveView, PlainView
-from deployments.waiting_runs import Note, PoolProblem, pool_problems, why_waiting
+from deployments.waiting_runs import Note, PoolProblem, pool_problems, study_runs, why_waiting
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
 
 WATCH_SECONDS = 4.0
 SUPERVISE_SECONDS = 10.0
+CANCEL_SECONDS = 60.0
+"""How long a command waits for the workers to end what belongs to a cancelled study."""
 MOST_RELAUNCHES = 2
 """How often a study is launched again after its own process died."""
 
@@ -80,6 +82,8 @@ def run_study(
             services = local_services.status(home) or services
             ended = follow(launch(study, services), study.name, services)
         services = local_services.status(home) or services
+        if ended.parent.state == "Cancelled":
+            _await_cancelled(study.name, services)
         if results and not ended.waiting:
             print_results(study.name, ended, services)
         if stay and not local_services.stays_up(home):
@@ -95,6 +99,14 @@ def run_study(
         raise
     local_services.release(home, log=log)
     return ended
+
+
+def _await_cancelled(study_name: str, services: LocalServices) -> None:
+    """Wait until the workers have ended the runs of a cancelled study, for which the servers would stay up."""
+    deadline = time.monotonic() + CANCEL_SECONDS
+    with suppress(ServiceDown):
+        while study_runs(study_name, services.environment(), states=("CANCELLING",)) and time.monotonic() < deadline:
+            time.sleep(WATCH_SECONDS)
 
 
 def _notes(study_name: str, services: LocalServices) -> tuple[Note, ...]:

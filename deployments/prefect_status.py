@@ -23,6 +23,11 @@ class StudyInPrefect:
     status: str
     notes: tuple[Note, ...] = ()
 
+    @property
+    def stopped(self) -> bool:
+        """Whether nothing of the study goes on, although the database says that it runs."""
+        return self.status in ("being cancelled", "cancelled", "failed") and bool(self.notes)
+
 
 def local_studies(recorded: Mapping[str, str], services: LocalServices) -> dict[str, StudyInPrefect]:
     """Return what the local Prefect server says of these studies; arguments and errors as `studies_in_prefect`."""

@@ -72,9 +72,25 @@ def wait_for_run_of(group: str, study_name: str, stores: Stores) -> None:
     """
     for _ in range(120):
         attempts = stores.studies.attempts(study_name, group)
-        if attempts and (attempts[-1].state != "running" or _exists(_key(study_name, attempts[-1], stores))):
+        if attempts and (attempts[-1].state != "running" or _state(_key(study_name, attempts[-1], stores))):
             return
         time.sleep(0.5)
+
+
+def close_cancelled_attempt(study_name: str, group: str, stores: Stores) -> None:
+    """Close the open attempt of a group whose run was cancelled with its study, so that the study, taken up again, makes another attempt.
+
+    A run that is still being cancelled is waited for.
+    """
+    attempts = stores.studies.attempts(study_name, group)
+    if not attempts or attempts[-1].state != "running":
+        return
+    key = _key(study_name, attempts[-1], stores)
+    while (state := _state(key)) is not None and state.is_cancelling():
+        time.sleep(POLL_SECONDS)
+    if state is not None and state.is_cancelled():
+        detail = state.message or "its run was cancelled"
+        stores.studies.close_attempt(study_name, group, attempts[-1].number, state="cancelled", detail=detail)
 
 
 def _key(study_name: str, attempt: Attempt, stores: Stores) -> str:
@@ -83,10 +99,12 @@ def _key(study_name: str, attempt: Attempt, stores: Stores) -> str:
     return f"{study_name}/{created}/{attempt.group}/attempt-{attempt.number}"
 
 
-def _exists(key: str) -> bool:
+def _state(key: str) -> State[Any] | None:
+    """Return the state of the run with this idempotency key; None if there is no such run."""
     with get_client(sync_client=True) as client:
         with_key = FlowRunFilter(idempotency_key=FlowRunFilterIdempotencyKey(any_=[key]))
-        return bool(client.read_flow_runs(flow_run_filter=with_key, limit=1))
+        runs = client.read_flow_runs(flow_run_filter=with_key, limit=1)
+    return runs[0].state if runs else None
 
 
 def run_attempt(

@@ -5,7 +5,15 @@ from clusterlora.planning.ladder import GATED, REFERENCE, rung_by_name
 from clusterlora.planning.study_state import read_state
 from clusterlora.requests import EvaluationRequest, TrainingGroup
 from clusterlora.values import Attempt
-from tasks.child_runs import MOST_CRASHES, MOST_HALVINGS, another_attempt, count_crash, run_attempt, wait_for_run_of
+from tasks.child_runs import (
+    MOST_CRASHES,
+    MOST_HALVINGS,
+    another_attempt,
+    close_cancelled_attempt,
+    count_crash,
+    run_attempt,
+    wait_for_run_of,
+)
 from tasks.study_task import TaskContext, study_task
 
 
@@ -27,6 +35,7 @@ def dispatch_training(context: TaskContext, study_name: str, group: TrainingGrou
     study = stores.studies.study(study_name)
     if after is not None:
         wait_for_run_of(after, study_name, stores)
+    close_cancelled_attempt(study_name, group.name, stores)
     request = next_request(study, group, stores)
     attempt = Attempt(group=group.name, number=request.attempt, micro_batch=request.micro_batch, state="running")
     run_attempt(request, study, attempt, stores, methods=group.methods)
@@ -52,6 +61,7 @@ def dispatch_evaluation(context: TaskContext, request: EvaluationRequest, *, aft
     study = stores.studies.study(request.study_name)
     if after is not None:
         wait_for_run_of(after, study.name, stores)
+    close_cancelled_attempt(study.name, name, stores)
     earlier = stores.studies.attempts(study.name, name)
     if earlier and earlier[-1].state == "running":
         attempt = earlier[-1]

@@ -256,6 +256,8 @@ def status(name: str | None, watch: bool, as_json: bool) -> None:
     else:
         seen = in_prefect({name: str(state["status"])}).get(name)
         state |= {"status": seen.status} if seen else {}
+        if seen and seen.stopped:
+            state |= {"in_training": [], "expected": [], "next": seen.notes[0].fix}
     state["in_prefect"] = [str(note) for note in seen.notes] if seen else []
     if as_json:
         click.echo(json.dumps(state))

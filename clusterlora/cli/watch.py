@@ -51,12 +51,15 @@ def current_view(name: str, stores: "Stores") -> Group:
     for phase in phases(state):
         table.add_row(phase.name, phase.state, _format_duration(phase.spent), _format_duration(phase.expected), phase.detail)
     open_attempts = [attempt for attempt in state.attempts if attempt.state == "running"]
-    lines = [f"training {a.group}, attempt {a.number}, micro-batch {a.micro_batch}" for a in open_attempts]
-    lines += [sentence(state.clustering)] if state.clustering else []
-    lines += [*sentences(state), *against_unified(state)]
+    stopped = seen is not None and seen.stopped
+    lines = [sentence(state.clustering)] if state.clustering else []
+    if not stopped:
+        lines += [f"running {a.group}, attempt {a.number}, micro-batch {a.micro_batch}" for a in open_attempts]
+        lines += sentences(state)
+    lines += against_unified(state)
     lines += [str(note) for note in seen.notes] if seen else []
     lines += latest_samples(stores.folder(name))
-    lines += [f"next: {next_step(state)}", machine_usage()]
+    lines += [machine_usage()] if stopped else [f"next: {next_step(state)}", machine_usage()]
     return Group(table, *(Text(line) for line in lines))
 
 

@@ -139,10 +139,13 @@ def _gate(state: StudyState) -> str | None:
 
 
 def _description(study: Study, sentence: str) -> str:
-    """Return the experiment's description for the tracker: the conclusion, the methods compared, and where the results are."""
+    """Return the experiment's description: the conclusion, the methods compared, and where the results are.
+
+    Plain text: MLflow's list of experiments shows Markdown as it is written.
+    """
     return (
-        f"**{sentence}**\n\n{len(study.methods)} methods on `{study.model.base}`: {', '.join(study.methods)}. "
-        "The table, the figure and the report are among the artifacts of the parent run, under `results/`."
+        f"{sentence}\n\n{len(study.methods)} methods on {study.model.base}: {', '.join(study.methods)}. "
+        "The table, the figure and the report are among the artifacts of the parent run, under results/."
     )
 
 

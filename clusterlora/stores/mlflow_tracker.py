@@ -240,7 +240,7 @@ class MlflowTracker:
 
     def _describe_experiment(self, experiment_id: str, study: str, tags: Mapping[str, str], dataset: Dataset) -> None:
         description = (
-            f"Study **{study}** of clusterlora: {counted(len(dataset.personas), 'persona')}, data `{dataset.digest}`. One run per "
+            f"Study {study} of clusterlora: {counted(len(dataset.personas), 'persona')}, data {dataset.digest}. One run per "
             "training, under the study's own run; the results are described here once the methods are compared."
         )
         experiment_tags = {

@@ -11,7 +11,7 @@ from uuid import uuid4
 import httpx
 import pytest
 from prefect.client.schemas.objects import FlowRun, State, TaskRun
-from prefect.states import Cancelled, Completed, Crashed, Failed
+from prefect.states import Cancelled, Completed, Crashed, Failed, Running
 from prefect.tasks import Task
 from sqlalchemy.exc import DBAPIError
 
@@ -55,7 +55,7 @@ def test_a_run_waits_for_the_one_before_it_up_to_a_limit(stores: Stores, monkeyp
             there.add(child_runs._key("mission", attempt(), stores))
 
     monkeypatch.setattr(child_runs.time, "sleep", wait)
-    monkeypatch.setattr(child_runs, "_exists", there.__contains__)
+    monkeypatch.setattr(child_runs, "_state", lambda key: Running() if key in there else None)
     child_runs.wait_for_run_of("cluster-00", "mission", stores)
     assert len(waited) == 5, "it was recorded before it was there"
     child_runs.wait_for_run_of("cluster-00", "mission", stores)
@@ -65,7 +65,7 @@ def test_a_run_waits_for_the_one_before_it_up_to_a_limit(stores: Stores, monkeyp
 
 
 def test_a_run_does_not_wait_for_one_that_has_ended(stores: Stores, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(child_runs, "_exists", lambda _: False)
+    monkeypatch.setattr(child_runs, "_state", lambda _: None)
     stores.studies.open_attempt("mission", attempt())
     stores.studies.close_attempt("mission", "cluster-00", 1, state="done")
     child_runs.wait_for_run_of("cluster-00", "mission", stores)

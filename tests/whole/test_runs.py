@@ -5,7 +5,10 @@ import signal
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
+from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 from uuid import UUID
 
@@ -17,15 +20,19 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.deployments import run_deployment
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.flow_runs import resume_flow_run
+from prefect.states import Cancelled, Cancelling, Scheduled
 
 from clusterlora.config import as_mapping
 from clusterlora.metadata import ComparisonSummary
+from clusterlora.planning.attempts import next_request
 from clusterlora.planning.gate_step import next_gate_step
 from clusterlora.planning.study_state import read_state
 from clusterlora.recipe import Recipe
 from clusterlora.requests import TrainingGroup
 from clusterlora.settings import GateSettings, RuntimeSettings, Study
+from clusterlora.values import Attempt
 from clusterlora.wiring import from_environment
+from tasks import child_runs
 from tests.fixtures.prefect import own_worker
 from tests.fixtures.runs import (
     attempts,
@@ -108,6 +115,37 @@ def test_a_killed_child_run_crashes_and_is_retried(site: dict[str, str], people:
 
     assert [(number, state) for number, _, state in attempts(study, "cluster-00")] == [(1, "crashed"), (2, "done")]
     assert [run.state_name for run in runs_of(study, name="train · cluster 00")] == ["Crashed", "Completed"]
+
+
+def test_a_study_that_was_cancelled_and_is_taken_up_again_makes_another_attempt(
+    site: dict[str, str], people: Path, tiny_base_folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from tasks.fan_out import train_all
+
+    study = small_study("again", people, tiny_base_folder)
+    stores = from_environment(site)
+    prepare_here(study, stores)
+    open_attempt = Attempt("cluster-00", 1, 2, "running")
+    stores.studies.open_attempt(study.name, open_attempt)
+    with get_client(sync_client=True) as client:
+        deployment = client.read_deployment_by_name("train/train")
+        key = child_runs._key(study.name, open_attempt, stores)
+        in_an_hour = Scheduled(scheduled_time=datetime.now(UTC) + timedelta(hours=1))
+        request = {"request": asdict(next_request(study, group(study, "cluster-00", site), stores))}
+        run = client.create_flow_run_from_deployment(deployment.id, parameters=request, idempotency_key=key, state=in_an_hour)
+        client.set_flow_run_state(run.id, Cancelling(), force=True)
+
+        def end_it(_seconds: float) -> None:
+            client.set_flow_run_state(run.id, Cancelled(message="by ann"), force=True)
+
+        monkeypatch.setattr(child_runs, "time", SimpleNamespace(sleep=end_it))
+
+        @flow
+        def parent() -> None:
+            train_all(study.name, [group(study, "cluster-00", site)])
+
+        parent()
+    assert [(number, state) for number, _, state in attempts(study, "cluster-00")] == [(1, "cancelled"), (2, "done")]
 
 
 def test_a_study_trains_only_what_is_missing_and_ends_with_a_comparison(finished: Study, site: dict[str, str]):

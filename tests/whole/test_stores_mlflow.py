@@ -152,7 +152,7 @@ def test_the_experiment_offers_a_layout_of_charts_that_mlflows_page_draws(
     assert experiment is not None
     tags = experiment.tags
     assert (tags["mlflow.experimentKind"], tags["study"]) == ("custom_model_development", study)
-    assert f"Study **{study}**" in tags["mlflow.note.content"]
+    assert f"Study {study} of clusterlora" in tags["mlflow.note.content"]
     page = tracker.page(study)
     assert page is not None
     assert page.startswith(f"{mlflow_server}/#/experiments/{experiment.experiment_id}/runs?")
