@@ -88,6 +88,22 @@ PRESETS: Catalog[Mapping[str, Any]] = Catalog(
     },
 )
 
+_LABELS: Mapping[str, Any] = {
+    "evaluation": {"metrics": ["accuracy", "macro_f1", "nll", "prompt_tokens"], "headline": "accuracy"},
+    # These thresholds are similarities.
+    "gate": {"mean_similarity": None, "worst_persona": None},
+}
+
+TASKS: Mapping[str, Mapping[str, Any]] = {
+    "text": {},
+    "label": _LABELS,
+    "rating": {
+        **_LABELS,
+        "evaluation": {"metrics": ["mae", "rmse", "accuracy", "macro_f1", "nll", "prompt_tokens"], "headline": "mae"},
+    },
+}
+"""What a task decides, over the preset and under everything that is given."""
+
 PATHS = ("data.path", "data.splits", "model.base", "model.embedding")
 """Settings that may be the path of a file or folder."""
 
@@ -95,6 +111,7 @@ PATHS = ("data.path", "data.splits", "model.base", "model.embedding")
 def resolve(preset: str | None = None, file: Path | None = None, overrides: Mapping[str, Any] | None = None) -> Study:
     """Return the study of a preset, a TOML file and dotted overrides (`{"data.train": 20}`).
 
+    A task of labels or ratings decides metrics, headline and what a method's choice goes by, over the preset's.
     A preset's exact cluster sizes fit the preset's own personas: they are dropped when a later layer changes the personas or the number of
     clusters without giving sizes.
 
@@ -104,11 +121,23 @@ def resolve(preset: str | None = None, file: Path | None = None, overrides: Mapp
     """
     defaults = PRESETS[preset] if preset else {}
     changes = _merged(_beside(file.absolute().parent, _read(file)) if file else {}, _nested(overrides or {}))
-    merged = _merged(defaults, changes)
+    merged = _for_task(_merged(defaults, changes), changes)
     clustering = _table(merged, "clustering")
     if clustering and "clustering" in defaults and _changes_personas(changes) and "sizes" not in _table(changes, "clustering"):
         merged["clustering"] = {key: value for key, value in clustering.items() if key != "sizes"}
     return from_mapping(merged)
+
+
+def _for_task(settings: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings with what their task decides and no file or flag does; without a headline, the first metric that was named."""
+    decided = TASKS.get(str(_at(settings, "data.task")), {})
+    if not decided:
+        return settings
+    merged = _merged(_merged(settings, decided), changes)
+    evaluation = dict(_table(merged, "evaluation"))
+    if "selection_metric" not in _table(changes, "evaluation"):
+        evaluation["selection_metric"] = evaluation["headline"]
+    return {**merged, "evaluation": evaluation}
 
 
 def from_mapping(settings: Mapping[str, Any]) -> Study:

@@ -69,6 +69,8 @@ class Rates:
     """Per text that the embedding model reads."""
     load: float
     """To load the base model, which every run does."""
+    labels: float = 1.0
+    """Where an answer is one of a few labels: the seconds in which all of them are scored, over those in which one is read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

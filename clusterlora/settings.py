@@ -15,6 +15,7 @@ from clusterlora.recipe import Recipe
 
 Dtype = Literal["float32", "bfloat16"]
 Quantisation = Literal["none", "nf4", "int8"]
+Task = Literal["text", "label", "rating"]
 
 HOME_PROMPT = "You are a smart home assistant."
 """System prompt of the synthetic people, whose dialogues are about homes."""
@@ -55,7 +56,12 @@ class DataSettings:
     __pydantic_config__ = _FORM
 
     source: str = "synthetic"
-    """Data source: synthetic, edgewise or table."""
+    """Data source: synthetic, edgewise, table or lamp."""
+    task: Task = "text"
+    """What people are answered with: text, which is generated; or, from the sources table and lamp, a label (one of a few) or a rating (a
+    number, one of a few), which is chosen by its likelihood."""
+    labels: tuple[str, ...] = ()
+    """The labels or ratings to choose from. Empty: all of the train split."""
     path: str | None = None
     """File (table), folder or hub dataset id (edgewise). Not used by synthetic."""
     columns: tuple[tuple[str, str], ...] = ()
@@ -200,13 +206,15 @@ class EvaluationSettings:
     batch_size: Annotated[int, Ge(1)] = 64
     """Items per batch, four times as many on a GPU; halved when memory runs out."""
     metrics: tuple[str, ...] = ("embedding_similarity", "nll", "rouge_l", "prompt_tokens")
-    """Metrics computed for every answer."""
+    """Metrics computed for every answer. Left out with data.task=label: accuracy, macro_f1, nll and prompt_tokens; with data.task=rating
+    mae and rmse before these."""
     headline: str = "embedding_similarity"
-    """Headline metric of the gate and the comparison."""
+    """Headline metric of the gate and the comparison. Left out with data.task=label: accuracy; with data.task=rating: mae."""
     second_headline: str | None = None
     """A second metric for the champion, which must not be shown to be worse than unified on it. Empty: none."""
     selection_metric: str = "nll"
-    """The val metric that chooses among a method's arms (routing). nll needs no generation."""
+    """The val metric that chooses among a method's arms (routing). nll needs no generation. Left out with labels and ratings: the
+    headline."""
     bootstrap_draws: Annotated[int, Ge(100)] = 10_000
     """Draws of the paired bootstrap."""
     equivalence_margin: Annotated[float, Gt(0)] = 1.0

@@ -20,6 +20,7 @@ def problems(study: Study) -> Iterator[str]:
     yield from chain(
         _name_problems(study),
         _people_problems(study),
+        _task_problems(study),
         _kind_problems(study),
         _gate_problems(study),
         _retrieval_problems(study),
@@ -64,7 +65,9 @@ def _name_problems(study: Study) -> Iterator[str]:
         if name is not None and name not in evaluation.metrics:
             yield f"evaluation.{path} = {name!r}: not measured; add it to evaluation.metrics or use {' or '.join(evaluation.metrics)}"
     if evaluation.headline in METRICS and not METRICS[evaluation.headline].can_decide:
-        yield f"evaluation.headline = {evaluation.headline!r}: does not say which answers are better; use a similarity, likelihood or nll"
+        use = "accuracy or mae" if METRICS[evaluation.headline].pooled else "a similarity, likelihood or nll"
+        why = "is no mean over items" if METRICS[evaluation.headline].pooled else "does not say which answers are better"
+        yield f"evaluation.headline = {evaluation.headline!r}: {why}; use {use}"
     elif evaluation.headline in METRICS and not METRICS[evaluation.headline].percent:
         for name in ("mean_similarity", "worst_persona"):
             if (threshold := getattr(study.gate, name)) is not None:
@@ -82,6 +85,34 @@ def _name_problems(study: Study) -> Iterator[str]:
         metric = METRICS[str(second)]
         if not (metric.percent and metric.higher_is_better):
             yield f"gate.second_headline = true: the gate compares percentages of which more is better, not {second}; name another metric"
+
+
+def _task_problems(study: Study) -> Iterator[str]:
+    """Yield what makes no sense for what the study's people are answered with."""
+    from clusterlora.data.labels import MOST_LABELS, is_number
+    from clusterlora.evaluation.metrics import METRICS
+
+    data, task = study.data, study.data.task
+    if task != "text" and data.source in ("synthetic", "edgewise"):
+        yield f"data.task = {task!r}: the people of the source {data.source} are answered in text; use table or lamp, or leave it out"
+    for name in (name for name in study.evaluation.metrics if name in METRICS):
+        metric = METRICS[name]
+        if metric.tasks and task not in metric.tasks:
+            yield f"evaluation.metrics: {name} scores answers of data.task = {' or '.join(metric.tasks)}, not {task}; leave it out"
+        elif task != "text" and metric.reads_answers:
+            yield f"evaluation.metrics: {name} reads generated text, and with data.task = {task!r} nothing is generated; leave it out"
+    for field in ("headline", "second_headline", "selection_metric"):
+        name = getattr(study.evaluation, field)
+        if name in METRICS and METRICS[name].pooled is not None and field != "headline":
+            yield f"evaluation.{field} = {name!r}: is no mean over items that could be compared person by person; use accuracy or mae"
+    if data.labels and task == "text":
+        yield f"data.labels = {list(data.labels)}: answers are text; set data.task to label or rating, or leave it out"
+    for label in dict.fromkeys(label for label in data.labels if data.labels.count(label) > 1):
+        yield f"data.labels: {label!r} is listed twice; list it once"
+    if data.labels and not 2 <= len(set(data.labels)) <= MOST_LABELS:
+        yield f"data.labels has {len(set(data.labels))} entries; list 2 to {MOST_LABELS}"
+    for label in (label for label in data.labels if task == "rating" and not is_number(label)):
+        yield f"data.labels: {label!r} is no number, as a rating is; correct it or set data.task=label"
 
 
 def _kind_problems(study: Study) -> Iterator[str]:

@@ -34,7 +34,7 @@ _STUDY_OPTIONS = (
     ),
     click.option("--name", help="Name of the study; results go to studies/NAME/."),
     click.option("--data", "path", help="Your dialogues: a file, a folder, or a hub data set id."),
-    click.option("--source", help="How to read --data: table (a file) or edgewise (a folder or hub id).  [default: by the type of --data]"),
+    click.option("--source", help="How to read --data: table (a file), edgewise (a folder or hub id) or lamp.  [default: by its type]"),
     click.option(
         "--base-model",
         help="smollm2-135m, a hub id, a local folder, or homelm, which knows smart-home talk only.  [default: homelm for synthetic people]",

@@ -9,6 +9,7 @@ from jaxtyping import Float
 
 from clusterlora.comparison.champion import choose_champion
 from clusterlora.comparison.differences import Scored
+from clusterlora.comparison.pooled import pooled_values
 from clusterlora.comparison.result import Comparison, Contrast, MethodResult, PairedDifference, RoutingBrackets
 from clusterlora.comparison.roles import can_win, contrasts, is_control
 from clusterlora.comparison.scores import PairedScores, paired_scores
@@ -64,7 +65,7 @@ def compare_methods(
     scored = _scored(scores, headline, higher_is_better[headline], draws=draws, rng=rng, margin=margin)
     ceiling = float(sign * scores.means_of((sign * scores.of(headline)).max(axis=1, keepdims=True)).mean())
     others = {metric: _scored(scores, metric, higher_is_better[metric], draws=draws, rng=rng, margin=margin) for metric in beside}
-    methods = _ranked(scores, headline, scored, present_reference, scale=(floor, ceiling), beside=others)
+    methods = _ranked(scores, rows, headline, scored, present_reference, scale=(floor, ceiling), beside=others)
     champion, no_champion = choose_champion(
         scored, methods, present_reference, n_items=len(scores.persona), floor=floor, second=second_headline
     )
@@ -116,6 +117,7 @@ def _sample(scores: PairedScores, rows: Sequence[EvaluationRow], shown: Mapping[
 
 def _ranked(
     scores: PairedScores,
+    rows: Sequence[EvaluationRow],
     headline: str,
     scored: Scored,
     reference: str | None,
@@ -124,9 +126,17 @@ def _ranked(
     beside: Mapping[str, Scored],
 ) -> tuple[MethodResult, ...]:
     """Return the results of all methods, best first, with the differences to the reference on the metrics beside the headline."""
+    pooled = pooled_values(rows, set(scores.persona_ids), scores.metrics)
     results = _method_results(scores, headline, scored, _against_reference(scored, reference), scale=scale)
     differences = {metric: _against_reference(other, reference) for metric, other in beside.items()}
-    full = [replace(r, beside={metric: of[r.method] for metric, of in differences.items() if r.method in of}) for r in results]
+    full = [
+        replace(
+            result,
+            means={**result.means, **pooled.get(result.method, {})},
+            beside={metric: of[result.method] for metric, of in differences.items() if result.method in of},
+        )
+        for result in results
+    ]
     return tuple(sorted(full, key=lambda result: -scored.sign * result.means[headline]))
 
 

@@ -2,6 +2,7 @@
 
 from clusterlora.catalog import Catalog
 from clusterlora.data.edgewise import read_edgewise
+from clusterlora.data.lamp import read_lamp
 from clusterlora.data.source import Source
 from clusterlora.data.synthetic import read_synthetic
 from clusterlora.data.table import read_table
@@ -12,5 +13,6 @@ SOURCES: Catalog[Source] = Catalog(
         "synthetic": read_synthetic,
         "edgewise": read_edgewise,
         "table": read_table,
+        "lamp": read_lamp,
     },
 )

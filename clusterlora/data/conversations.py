@@ -50,10 +50,10 @@ def overlapping_pairs(dialogues: Sequence[Dialogue]) -> Iterator[tuple[int, int]
                 yield position, other
 
 
-def related_groups(dialogues: Sequence[Dialogue]) -> tuple[tuple[int, ...], ...]:
+def related_groups(dialogues: Sequence[Dialogue], *, labelled: bool = False) -> tuple[tuple[int, ...], ...]:
     """Return groups of positions that belong on one side of a split: (near) duplicates, and dialogues that share turns."""
     sets = UnionFind(len(dialogues))
-    for group in duplicate_groups(dialogues):
+    for group in duplicate_groups(dialogues, labelled=labelled):
         for position in group:
             sets.union(group[0], position)
     for left, right in overlapping_pairs(dialogues):

@@ -25,9 +25,12 @@ def normalize(text: str) -> str:
     return " ".join(_WORD.findall(plain)) or plain.strip()
 
 
-def duplicate_groups(dialogues: Sequence[Dialogue]) -> tuple[tuple[int, ...], ...]:
-    """Return groups of positions: the transitive closure of being equal or nearly equal."""
-    texts = [normalised_text(dialogue) for dialogue in dialogues]
+def duplicate_groups(dialogues: Sequence[Dialogue], *, labelled: bool = False) -> tuple[tuple[int, ...], ...]:
+    """Return groups of positions: the transitive closure of being equal or nearly equal.
+
+    Where answers are labels, what is labelled is compared: what the user said without the words that all of the dialogues share.
+    """
+    texts = _labelled_texts(dialogues) if labelled else [normalised_text(dialogue) for dialogue in dialogues]
     first_with_text: dict[str, int] = {}
     groups = UnionFind(len(texts))
     for position, text in enumerate(texts):
@@ -36,6 +39,13 @@ def duplicate_groups(dialogues: Sequence[Dialogue]) -> tuple[tuple[int, ...], ..
     for left, right in _near_pairs([frozenset(texts[position].split()) for position in distinct]):
         groups.union(distinct[left], distinct[right])
     return groups.groups()
+
+
+def _labelled_texts(dialogues: Sequence[Dialogue]) -> list[str]:
+    """Return the words that the user said in each dialogue, without an instruction that is the same in all of them."""
+    asked = [normalize(" ".join(turn.text for turn in dialogue.turns if turn.role == "user")).split() for dialogue in dialogues]
+    common = set[str]().union(*asked[:1]).intersection(*asked[1:])
+    return [" ".join(word for word in words if word not in common) for words in asked]
 
 
 class UnionFind:

@@ -10,11 +10,11 @@ from clusterlora.values import Dialogue, Persona, Split
 _PROTECTION: dict[Split, int] = {"train": 0, "val": 1, "test": 2}
 
 
-def find_leaks(personas: Iterable[Persona], own: AbstractSet[str] | None = None) -> frozenset[tuple[str, str]]:
+def find_leaks(personas: Iterable[Persona], own: AbstractSet[str] | None = None, *, labelled: bool = False) -> frozenset[tuple[str, str]]:
     """Return (persona id, dialogue id) of the dialogues in train or val that have a duplicate in val or test.
 
     Across personas these are texts that are equal but for names; within a persona, near duplicates and dialogues that share turns as parts
-    of one conversation do.
+    of one conversation do. Where answers are labels, nothing is a leak across personas: many label the same things.
 
     Args:
         own: what counts as a name, by default the `own_words` of these personas. After dialogues were dropped, more words are only one
@@ -23,16 +23,16 @@ def find_leaks(personas: Iterable[Persona], own: AbstractSet[str] | None = None)
     personas = tuple(personas)
     own = own_words(personas) if own is None else own
     most_protected: dict[str, int] = {}
-    for persona in personas:
+    for persona in () if labelled else personas:
         for dialogue in persona.dialogues:
             text = nameless_text(dialogue, own)
             most_protected[text] = max(most_protected.get(text, 0), _protection(dialogue))
     leaking: set[tuple[str, str]] = set()
     for persona in personas:
-        for group in related_groups(persona.dialogues):
+        for group in related_groups(persona.dialogues, labelled=labelled):
             members = [persona.dialogues[position] for position in group]
             highest = max(_protection(member) for member in members)
-            leaking |= {(persona.id, d.id) for d in members if _protection(d) < max(highest, most_protected[nameless_text(d, own)])}
+            leaking |= {(persona.id, d.id) for d in members if _protection(d) < max(highest, most_protected.get(nameless_text(d, own), 0))}
     return frozenset(leaking)
 
 

@@ -3,12 +3,12 @@
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from pathlib import Path
 
 from clusterlora.data import SOURCES
 from clusterlora.data.conversations import beginnings
+from clusterlora.data.labels import check_labels, plain_labels
 from clusterlora.data.leaks import find_leaks
 from clusterlora.data.legacy_import import read_splits
 from clusterlora.data.permutation import permuted
@@ -42,8 +42,9 @@ def load(settings: DataSettings, fit: PromptFit | None = None) -> Dataset:
     if fit is not None:
         reading = fitted(reading, fit, settings, problems)
     if settings.permute_seed is not None:
-        reading = permuted(reading, settings.permute_seed)
+        reading = permuted(reading, settings.permute_seed, labelled=settings.task != "text")
     dataset = split(reading, settings, problems).dataset
+    check_labels(settings, dataset.personas, problems)
     problems.raise_any()
     return dataset
 
@@ -65,6 +66,8 @@ def _read(settings: DataSettings, problems: Problems) -> SourceData:
     reading = SOURCES[settings.source](settings, problems)
     if problems.count:
         return reading
+    if settings.task != "text":
+        reading = replace(reading, dataset=Dataset(plain_labels(reading.dataset.personas, settings.task)))
     if settings.splits is None:
         return _whole_conversations(reading)
     personas = reading.dataset.personas
@@ -102,7 +105,10 @@ def split(reading: SourceData, settings: DataSettings, problems: Problems) -> So
     """Return the data with splits; personas that cannot be split become problems and are left out."""
     dataset = reading.dataset
     counts: dict[Split, int] = {"train": settings.train, "val": settings.val, "test": settings.test}
-    plan = SplitPlan(counts, settings.split_seed, *_shared_texts(dataset), use_all=settings.dialogues == "all")
+    labelled = settings.task != "text"
+    # Many people label the same things: what somebody else said of one is no leak.
+    shared = (frozenset[str](), frozenset[str]()) if labelled else _shared_texts(dataset)
+    plan = SplitPlan(counts, settings.split_seed, *shared, use_all=settings.dialogues == "all", labelled=labelled)
     done = [split_persona(persona, plan, _conversations(reading, persona)) for persona in dataset.personas]
     for result in done:
         if result.refusal:
@@ -113,8 +119,8 @@ def split(reading: SourceData, settings: DataSettings, problems: Problems) -> So
     reading = reading.keep(splittable, "of people who cannot be split")
     reading = reading.keep(kept, "of conversations that no split has room for", {BEYOND: sum(result.n_beyond for result in done)})
     if plan.shared or any(dialogue.split for persona in dataset.personas for dialogue in persona.dialogues):
-        kept = _without_leaks(kept, reading, plan.own_words, problems)
-    if twins := near_twins(kept):
+        kept = _without_leaks(kept, reading, plan, problems)
+    if twins := () if labelled else near_twins(kept):
         log.warning(
             "%d of %d test dialogues nearly repeat a train dialogue of somebody else, a leak for unified and clusters (first: %s of %s)",
             len(twins),
@@ -171,12 +177,12 @@ def _refuse(persona: Persona, refusal: Refusal, reading: SourceData, problems: P
     problems.add(place, f"persona {persona.id!r}", refusal.what, refusal.fix)
 
 
-def _without_leaks(personas: list[Persona], reading: SourceData, own: AbstractSet[str], problems: Problems) -> list[Persona]:
+def _without_leaks(personas: list[Persona], reading: SourceData, plan: SplitPlan, problems: Problems) -> list[Persona]:
     """Return the personas without the train and val dialogues that a later split repeats.
 
     Our own splits keep a persona's duplicates together; splits given by the input, and texts that several personas share, may leak.
     """
-    leaking = find_leaks(personas, own)
+    leaking = find_leaks(personas, plan.own_words, labelled=plan.labelled)
     if not leaking:
         return personas
     log.warning("%d dialogues left out of train or val: a split that is scored holds the same words", len(leaking))

@@ -12,16 +12,16 @@ _Unit = tuple[str, tuple[Dialogue, ...]]
 """The person that dialogues are of, and those that belong on one side of a split."""
 
 
-def permuted(reading: SourceData, seed: int) -> SourceData:
+def permuted(reading: SourceData, seed: int, *, labelled: bool = False) -> SourceData:
     """Return the data with everybody's dialogues exchanged at random, so that labels say nothing; names and descriptions stay.
 
     What belongs on one side of a split stays together and changes places with as many dialogues of somebody else, of the same split if the
-    input gives splits. Everybody has as many dialogues as before.
+    input gives splits. Everybody has as many dialogues as before. `labelled` says that answers are labels.
     """
     units: dict[tuple[int, Split | None], list[_Unit]] = defaultdict(list)
     slots: dict[tuple[int, Split | None], list[str]] = defaultdict(list)
     for persona in reading.dataset.personas:
-        for unit in _units(reading, persona.id, persona.dialogues):
+        for unit in _units(reading, persona.id, persona.dialogues, labelled=labelled):
             kind = (len(unit), unit[0].split)
             units[kind].append((persona.id, unit))
             slots[kind].append(persona.id)
@@ -43,9 +43,10 @@ def permuted(reading: SourceData, seed: int) -> SourceData:
     return replace(reading, dataset=Dataset(personas), conversation_by_dialogue=conversations)
 
 
-def _units(reading: SourceData, persona_id: str, dialogues: tuple[Dialogue, ...]) -> list[tuple[Dialogue, ...]]:
+def _units(reading: SourceData, persona_id: str, dialogues: tuple[Dialogue, ...], *, labelled: bool) -> list[tuple[Dialogue, ...]]:
     """Return a person's dialogues in groups of the same split that are one conversation, repeat each other, or share turns."""
-    group_by_position = {position: number for number, group in enumerate(related_groups(dialogues)) for position in group}
+    groups = related_groups(dialogues, labelled=labelled)
+    group_by_position = {position: number for number, group in enumerate(groups) for position in group}
     units: dict[object, list[Dialogue]] = {}
     for position, dialogue in enumerate(dialogues):
         conversation = reading.conversation_by_dialogue.get((persona_id, dialogue.id))

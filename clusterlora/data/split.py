@@ -32,7 +32,7 @@ class SplitPlan:
     """Dialogues per split and persona, the seed, and the texts that several personas share but for their `own_words`.
 
     Shared texts are assigned first and in the same order for every persona, so that no persona's test text is in another's train split.
-    With `use_all` the counts are proportions of all of a persona's dialogues.
+    With `use_all` the counts are proportions of all of a persona's dialogues. `labelled` says that answers are labels.
     """
 
     counts: Mapping[Split, int]
@@ -40,6 +40,7 @@ class SplitPlan:
     shared: AbstractSet[str] = frozenset()
     own_words: AbstractSet[str] = frozenset()
     use_all: bool = False
+    labelled: bool = False
 
     def counts_of(self, n: int) -> dict[Split, int]:
         """Return the dialogues per split of a persona with n of them."""
@@ -80,9 +81,9 @@ def split_persona(persona: Persona, plan: SplitPlan, conversations: Mapping[str,
         return _with_input_splits(persona, plan)
     if len(dialogues) < len(SPLITS):
         return SplitPersona(persona, Refusal(f"has {len(dialogues)} dialogue{'s' * (len(dialogues) != 1)}"))
-    related = related_groups(dialogues)
+    related = related_groups(dialogues, labelled=plan.labelled)
     if len(related) < len(SPLITS):
-        different = duplicate_groups(dialogues)
+        different = duplicate_groups(dialogues, labelled=plan.labelled)
         what = f"{len(different)} after (near) duplicates"
         if len(different) > len(related):
             what = f"{len(related)} conversation{'s' * (len(related) != 1)}, since they share turns"

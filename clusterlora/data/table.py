@@ -40,6 +40,8 @@ def read_table(settings: DataSettings, problems: Problems) -> SourceData:
         if n_rows == 1 and every_row_has_all_columns(path) and not _has_columns(row, location, column_by_name, problems):
             return SourceData(Dataset(()))
         fields = {name: row[column] for name, column in column_by_name.items() if row.get(column) is not None}
+        if settings.task != "text" and isinstance(number := fields.get("response"), int | float) and not isinstance(number, bool):
+            fields["response"] = f"{number:.12g}"  # a label may stand in the file as a number
         _add_row(fields, location, column_by_name, people, problems)
     if not n_rows and not problems.count:
         problems.add(SourceLocation(path.name), "file", "has no rows", "give a file with dialogues")

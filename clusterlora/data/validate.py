@@ -4,6 +4,7 @@ from collections import Counter
 from dataclasses import replace
 
 from clusterlora.data.duplicates import duplicate_groups
+from clusterlora.data.labels import check_labels
 from clusterlora.data.leaks import find_leaks
 from clusterlora.data.load import fitted, limited, read, split
 from clusterlora.data.problems import Problems
@@ -29,25 +30,34 @@ def examine(settings: DataSettings, fit: PromptFit | None = None) -> DataSummary
     reading = read(settings)
     problems = Problems()
     chosen = limited(reading, settings, problems)
+    labelled = settings.task != "text"
     done = split(fitted(chosen, fit, settings, problems) if fit else chosen, settings, problems)
+    check_labels(settings, done.dataset.personas, problems)
     counts = {"lose_turns": fit.n_losing_turns, "do_not_fit": fit.n_unfit} if fit else {}
     counts["beginnings"] = reading.n_beginnings
     try:
         problems.raise_any()
     except BadData as refusal:
         unused = tuple(reading.unused.items())
-        return replace(summarise(reading.dataset, refusal=str(refusal)), read=reading.n_read, unused=unused, **counts)
+        return replace(summarise(reading.dataset, labelled=labelled, refusal=str(refusal)), read=reading.n_read, unused=unused, **counts)
     # Splitting leaves leaking dialogues out; what the input's own splits leak must be told all the same.
-    leaks = len(find_leaks(reading.dataset.personas))
+    leaks = len(find_leaks(reading.dataset.personas, labelled=labelled))
     unused = tuple(done.unused.items())
-    return replace(summarise(done.dataset), read=done.n_read, unused=unused, other_shares=done.uneven, leaks=leaks, **counts)
+    return replace(
+        summarise(done.dataset, labelled=labelled), read=done.n_read, unused=unused, other_shares=done.uneven, leaks=leaks, **counts
+    )
 
 
-def summarise(dataset: Dataset, *, refusal: str | None = None) -> DataSummary:
-    """Return the counts of a data set, split or not."""
+def summarise(dataset: Dataset, *, labelled: bool = False, refusal: str | None = None) -> DataSummary:
+    """Return the counts of a data set, split or not; `labelled` says that its answers are labels."""
     dialogues = [dialogue for persona in dataset.personas for dialogue in persona.dialogues]
     splits = [dialogue.split for dialogue in dialogues]
-    repeated = Counter({persona.id: sum(len(group) - 1 for group in duplicate_groups(persona.dialogues)) for persona in dataset.personas})
+    repeated = Counter(
+        {
+            persona.id: sum(len(group) - 1 for group in duplicate_groups(persona.dialogues, labelled=labelled))
+            for persona in dataset.personas
+        }
+    )
     responses = [len(turn.text) for dialogue in dialogues for turn in dialogue.turns if turn.role == "assistant"]
     return DataSummary(
         read=dataset.n_dialogues,
@@ -62,8 +72,8 @@ def summarise(dataset: Dataset, *, refusal: str | None = None) -> DataSummary:
         dialogue_characters=Distribution.of(sum(len(turn.text) for turn in dialogue.turns) for dialogue in dialogues),
         response_characters=Distribution.of(responses),
         duplicates=repeated.total(),
-        leaks=len(find_leaks(dataset.personas)),
-        near_twins=len(near_twins(dataset.personas)),
+        leaks=len(find_leaks(dataset.personas, labelled=labelled)),
+        near_twins=0 if labelled else len(near_twins(dataset.personas)),
         repetitive=tuple((persona_id, n) for persona_id, n in repeated.most_common(_MOST_NAMED) if n),
         refusal=refusal,
     )

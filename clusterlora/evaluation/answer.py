@@ -5,15 +5,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Float
+from scipy.special import softmax
 
+from clusterlora.chat.encoder import EncodedTurn
 from clusterlora.data.prompts import prompt_encoder
 from clusterlora.engine.base import BaseModel
 from clusterlora.engine.generation import Question
 from clusterlora.engine.inference_backends import InferenceBackend, all_replies, inference_backend
 from clusterlora.engine.memory import BatchSize, is_allocation_failure
 from clusterlora.engine.stacked import Weights
+from clusterlora.errors import BadData
 from clusterlora.evaluation.cut import cut_scores
-from clusterlora.evaluation.metric import Scorable
+from clusterlora.evaluation.metric import LabelProbabilities, Scorable
 from clusterlora.evaluation.metrics import METRICS
 from clusterlora.evaluation.shown import shots_scores
 from clusterlora.evaluation.train_responses import TrainResponses
@@ -35,6 +39,11 @@ def generates(metrics: Sequence[str]) -> bool:
     return any(METRICS[name].reads_answers for name in metrics)
 
 
+def scores_labels(metrics: Sequence[str]) -> bool:
+    """Return whether these metrics need the likelihood of every label."""
+    return any(METRICS[name].tasks for name in metrics)
+
+
 @dataclass(frozen=True, slots=True)
 class AnswerRequest:
     """An item to be answered by a composition of adapters."""
@@ -45,8 +54,22 @@ class AnswerRequest:
     """Exchanges that the prompt shows before the dialogue's own turns."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Replies:
+    """What a backend answered to each request: words, likelihood of the reference, the prompt, and scores that say whether it was cut."""
+
+    texts: Sequence[str]
+    nll: Float[np.ndarray, " request"]
+    turns: Sequence[EncodedTurn]
+    cut: Sequence[tuple[tuple[str, float], ...]]
+    probabilities: LabelProbabilities | None = None
+
+
 class Answerer:
-    """Answers items with any number of compositions at once. Metrics that compare with train responses need `train`."""
+    """Answers items with any number of compositions at once.
+
+    Metrics that compare with train responses need `train`, those of labels need `labels`.
+    """
 
     def __init__(
         self,
@@ -56,11 +79,13 @@ class Answerer:
         model: PreparedModel,
         *,
         train: TrainResponses | None = None,
+        labels: Sequence[str] = (),
     ) -> None:
         self._base = base
         self._embedder = embedder
         self._settings = settings
         self._train = train
+        self._labels = tuple(labels)
         self._encoder = prompt_encoder(base.tokenizer, model)
         n_rows = settings.batch_size * (GPU_BATCH_FACTOR if base.model.device.type == "cuda" else 1)
         self._batch_size = BatchSize(n_rows, name="evaluation.batch_size")
@@ -77,43 +102,88 @@ class Answerer:
         """
         keys = sorted({request.composition_key for request in requests})
         slot_by_key = {key: slot for slot, key in enumerate(keys, start=1)}
+        slots = [slot_by_key[request.composition_key] for request in requests]
         backend = inference_backend(self._base, [weights_by_composition[key] for key in keys])
-        turns = self._encoder.encode_turns([(request.item.messages, request.item.reference) for request in requests])
-        questions = [
-            Question(turn.prompt, slot_by_key[request.composition_key], turn.response)
-            for request, turn in zip(requests, turns, strict=True)
-        ]
-        references = [request.item.reference for request in requests]
-        references_to_embed = references if any(METRICS[name].embeds for name in metrics) else None
-        generating = generates(metrics)
         try:
-            texts, nll, n_tokens = self._run(backend, questions, references_to_embed, generating=generating, run_log=run_log)
+            answered = self._scored_labels if scores_labels(metrics) else self._generated
+            replies = answered(backend, requests, slots, metrics, run_log)
         finally:
             backend.close()
         scorable = Scorable(
-            texts=texts,
-            references=references,
+            texts=replies.texts,
+            references=[request.item.reference for request in requests],
             embedder=self._embedder,
-            nll=nll,
+            nll=replies.nll,
             persona_ids=[request.item.persona_id for request in requests],
             train=self._train,
-            prompt_tokens=[len(question.prompt) for question in questions],
+            prompt_tokens=[len(turn.prompt) for turn in replies.turns],
+            probabilities=replies.probabilities,
         )
         scores = {name: METRICS[name].score(scorable) for name in metrics}
-        limit = self._settings.max_new_tokens
-        cut = [cut_scores(n, len(question.reference), limit) if generating else () for n, question in zip(n_tokens, questions, strict=True)]
-        shown = [shots_scores(request.n_shots, turn.n_dropped) for request, turn in zip(requests, turns, strict=True)]
+        shown = [shots_scores(request.n_shots, turn.n_dropped) for request, turn in zip(requests, replies.turns, strict=True)]
         return [
             Answer(
                 request.composition_key,
                 request.item.id,
                 request.item.persona_id,
                 request.item.split,
-                texts[number],
-                (*((name, float(values[number])) for name, values in scores.items()), *cut[number], *shown[number]),
+                replies.texts[number],
+                (*((name, float(values[number])) for name, values in scores.items()), *replies.cut[number], *shown[number]),
             )
             for number, request in enumerate(requests)
         ]
+
+    def _generated(
+        self,
+        backend: InferenceBackend,
+        requests: Sequence[AnswerRequest],
+        slots: Sequence[int],
+        metrics: Sequence[str],
+        run_log: RunLog,
+    ) -> "_Replies":
+        """Return every request's generated text, where a metric reads it, and its reference's likelihood."""
+        references = [request.item.reference for request in requests]
+        turns = self._encoder.encode_turns([(request.item.messages, request.item.reference) for request in requests])
+        questions = [Question(turn.prompt, slot, turn.response) for slot, turn in zip(slots, turns, strict=True)]
+        references_to_embed = references if any(METRICS[name].embeds for name in metrics) else None
+        generating, limit = generates(metrics), self._settings.max_new_tokens
+        texts, nll, n_tokens = self._run(backend, questions, references_to_embed, generating=generating, run_log=run_log)
+        cut = [cut_scores(n, len(question.reference), limit) if generating else () for n, question in zip(n_tokens, questions, strict=True)]
+        return _Replies(texts, nll, turns, cut)
+
+    def _scored_labels(
+        self,
+        backend: InferenceBackend,
+        requests: Sequence[AnswerRequest],
+        slots: Sequence[int],
+        _metrics: Sequence[str],
+        run_log: RunLog,
+    ) -> "_Replies":
+        """Return every request's likeliest label and the likelihoods of all; nothing is generated.
+
+        A label's likelihood is that of its tokens and of the end of the turn, so one that another begins with is not favoured. The
+        questions of a request differ in their last tokens alone: where the backend shares prefixes, it computes their prompt once.
+
+        Raises:
+            BadData: there are no labels, or a reference is none of them.
+        """
+        labels, n_labels = self._labels, len(self._labels)
+        columns = {label: column for column, label in enumerate(labels)}
+        if unknown := next((r.item for r in requests if r.item.reference not in columns), None):
+            raise BadData(f"item {unknown.id!r} is answered with {unknown.reference!r}, none of the {n_labels} labels; check data.labels")
+        turns = self._encoder.encode_turns([(request.item.messages, label) for request in requests for label in labels])
+        questions = [Question(turn.prompt, slots[number // n_labels], turn.response) for number, turn in enumerate(turns)]
+        log_likelihood = np.zeros(len(questions))
+        missing = [n_labels] * len(requests)
+        for reply in all_replies(backend, questions, max_new_tokens=None, batch_size=self._batch_size):
+            log_likelihood[reply.number] = -reply.nll * len(questions[reply.number].reference)
+            missing[reply.number // n_labels] -= 1
+            if not missing[reply.number // n_labels]:
+                run_log.advance(1)
+        probabilities = LabelProbabilities(labels, softmax(log_likelihood.reshape(len(requests), n_labels), axis=1))
+        of_reference = [number * n_labels + columns[request.item.reference] for number, request in enumerate(requests)]
+        nll = np.array([-log_likelihood[index] / len(questions[index].reference) for index in of_reference])
+        return _Replies(probabilities.likeliest, nll, turns[::n_labels], [()] * len(requests), probabilities)
 
     def _run(
         self,

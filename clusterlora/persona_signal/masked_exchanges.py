@@ -20,14 +20,18 @@ class MaskedExchange:
     dialogue: int
 
 
-def masked_exchanges(persona: Persona, split: Split, *, limit: int) -> tuple[MaskedExchange, ...]:
-    """Return the exchanges of the first `limit` dialogues of a persona in a split, without (near) duplicates."""
+def masked_exchanges(persona: Persona, split: Split, *, limit: int, labelled: bool = False) -> tuple[MaskedExchange, ...]:
+    """Return the exchanges of the first `limit` dialogues of a persona in a split, without (near) duplicates.
+
+    Answers that are labels are not masked: the prompt may name every label.
+    """
     dialogues = persona.of_split(split)
-    distinct = [dialogues[group[0]] for group in duplicate_groups(dialogues)][:limit]
-    return tuple(exchange for number, dialogue in enumerate(distinct) for exchange in _of_dialogue(dialogue, number))
+    distinct = [dialogues[group[0]] for group in duplicate_groups(dialogues, labelled=labelled)][:limit]
+    exchanges = (exchange for number, dialogue in enumerate(distinct) for exchange in _of_dialogue(dialogue, number, labelled=labelled))
+    return tuple(exchanges)
 
 
-def _of_dialogue(dialogue: Dialogue, number: int) -> Iterator[MaskedExchange]:
+def _of_dialogue(dialogue: Dialogue, number: int, *, labelled: bool) -> Iterator[MaskedExchange]:
     situation = ", ".join(value.replace("_", " ") for _, value in dialogue.context)
     for index, turn in enumerate(dialogue.turns):
         if turn.role != "assistant":
@@ -36,7 +40,7 @@ def _of_dialogue(dialogue: Dialogue, number: int) -> Iterator[MaskedExchange]:
         previous_text = " ".join(t.text for t in before)
         yield MaskedExchange(
             prompt=f"{_last_user_text(before)}\n{situation}",
-            answer=masked(turn.text, given=f"{situation} {previous_text}"),
+            answer=turn.text if labelled else masked(turn.text, given=f"{situation} {previous_text}"),
             dialogue=number,
         )
 

@@ -77,10 +77,13 @@ class _EmbeddedSplit:
     answers: Float[np.ndarray, "exchange dim"]
 
 
-def measure(personas: Sequence[Persona], clustering: Clustering, embedder: Embedder, log: RunLog) -> PersonaSignal:
+def measure(
+    personas: Sequence[Persona], clustering: Clustering, embedder: Embedder, log: RunLog, *, labelled: bool = False
+) -> PersonaSignal:
     """Return the signal in the train and val dialogues of the personas, with the clusters of the clustering. Test is not read.
 
     Of more than `MOST_PERSONAS`, evenly spaced ones are used, in order of the clusters, and two of every cluster that these miss.
+    `labelled` says that answers are labels.
 
     Raises:
         BadData: fewer than two personas, or one without different train or val dialogues.
@@ -89,7 +92,7 @@ def measure(personas: Sequence[Persona], clustering: Clustering, embedder: Embed
         raise BadData(f"the persona signal needs at least 2 personas, not {len(personas)}; add personas")
     n_population, personas = len(personas), _sample(personas, clustering)
     limits: dict[Split, int] = {"train": MOST_TRAIN, "val": MOST_VAL}
-    exchanges = {split: [masked_exchanges(p, split, limit=n) for p in personas] for split, n in limits.items()}
+    exchanges = {split: [masked_exchanges(p, split, limit=n, labelled=labelled) for p in personas] for split, n in limits.items()}
     for split, by_persona in exchanges.items():
         if without := [p.id for p, own in zip(personas, by_persona, strict=True) if not own]:
             raise BadData(f"persona {without[0]!r} has no {split} dialogues; raise data.{split} or leave the persona out")

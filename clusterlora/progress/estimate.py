@@ -137,7 +137,7 @@ def answering_seconds(answering: Answering, probe: Probe, study: PreparedStudy) 
     lengths, rates, evaluation = probe.lengths, probe.rates, study.evaluation
     reading = (lengths.prompt + lengths.response) * rates.read
     writing = min(lengths.response + 1, evaluation.max_new_tokens) * rates.write + rates.embed if generates(evaluation.metrics) else 0.0
-    return answering.n_answers * (reading + writing) + answering.n_likelihoods * reading
+    return answering.n_answers * (reading * rates.labels + writing) + answering.n_likelihoods * reading
 
 
 def corrected(state: StudyState, probe: Probe) -> Probe:
@@ -249,6 +249,7 @@ def _gpu_rates(study: PreparedStudy, probe: Probe) -> tuple[str, Rates]:
         write=per_token,
         embed=0.0,
         load=probe.rates.load,
+        labels=probe.rates.labels,
     )
 
 

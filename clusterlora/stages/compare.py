@@ -69,7 +69,7 @@ def compare_study(study_name: str, stores: Stores, log: RunLog) -> Comparison:
         )
         folder = stores.folder(study_name) / "results"
         newcomers = new_personas(state, plan, stores)
-        note = twins_note(state.dataset.personas)
+        note = twins_note(state.dataset.personas) if study.data.task == "text" else None
         warnings = (stores.studies.metadata(study_name, DataWarnings) or DataWarnings()).sentences
         no_clusters = [clusters_sentence(state.clustering)] if state.clustering and len(state.clustering.members) < 2 else []
         notes = (*no_clusters, *([note] if note else []), *(f"Warning: {one}." for one in warnings))

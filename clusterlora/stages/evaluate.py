@@ -12,6 +12,7 @@ import numpy as np
 from clusterlora.adapters.compositions import combined_weights
 from clusterlora.adapters.stored import stored_folder
 from clusterlora.comparison.champion import LEAST_PERSONAS
+from clusterlora.data.labels import label_set
 from clusterlora.data.prompts import items
 from clusterlora.data.retrieval import ExchangeIndex, exchanges, with_shots
 from clusterlora.engine.kinds import read_weights
@@ -130,9 +131,9 @@ def _baseline(runner: "_Runner", plan: WorkPlan) -> int:
 
 
 def _choosing_metrics(study: Study) -> tuple[str, ...]:
-    """Return the metrics of the val answers by which a method chooses among its arms."""
+    """Return the metrics of the val answers by which a method chooses among its arms; nothing is generated where that one needs no text."""
     metric = study.evaluation.selection_metric
-    return (metric,) if metric == "nll" else study.evaluation.metrics
+    return study.evaluation.metrics if METRICS[metric].reads_answers else (metric,)
 
 
 def _test(runner: "_Runner", plan: WorkPlan, *, shard: int, shards: int) -> int:
@@ -253,7 +254,8 @@ class _Runner:
         if self._answerer is None:
             model = self.study.model
             train = TrainResponses(self._personas.values())
-            self._answerer = Answerer(base_model(model), embedder(model), self.study.evaluation, model, train=train)
+            labels = label_set(self.study.data, self.state.dataset.personas)
+            self._answerer = Answerer(base_model(model), embedder(model), self.study.evaluation, model, train=train, labels=labels)
         self._log.phase(f"answer {split} items", total=total, unit="answers")
         for start in range(0, len(unanswered), _COMPOSITIONS_AT_ONCE):
             chunk = unanswered[start : start + _COMPOSITIONS_AT_ONCE]

@@ -28,7 +28,8 @@ def signal_of_study(study_name: str, stores: Stores, log: RunLog) -> PersonaSign
     clustering = stores.studies.clustering(study_name)
     assert clustering is not None, f"the signal of study {study_name} was measured before its clustering"
     with timed(stores, study_name, "signal"):
-        measured = measure(stores.studies.dataset(study_name).personas, clustering, embedder(study.model), log)
+        personas, labelled = stores.studies.dataset(study_name).personas, study.data.task != "text"
+        measured = measure(personas, clustering, embedder(study.model), log, labelled=labelled)
         stores.studies.save_metadata(study_name, measured)
     return measured
 
@@ -49,10 +50,12 @@ def signal_of_data(study: Study, log: RunLog) -> tuple[PersonaSignal, Clustering
         dataset, settings = _split_within(study), replace(settings, algorithm="responses")
     else:
         dataset = load(study.data)
-    for sentence in embedding_warnings(study.model.embedding, dataset.personas):
+    labelled = study.data.task != "text"
+    for sentence in () if labelled else embedding_warnings(study.model.embedding, dataset.personas):
         log.note(f"warning: {sentence}")
     clustering = cluster_personas(dataset, settings, Sources(embedder(study.model)), log)
-    return replace(measure(dataset.personas, clustering, embedder(study.model), log), within_dialogues=within), clustering
+    measured = measure(dataset.personas, clustering, embedder(study.model), log, labelled=labelled)
+    return replace(measured, within_dialogues=within), clustering
 
 
 def _split_within(study: Study) -> Dataset:

@@ -12,6 +12,7 @@ from itertools import chain, islice
 from pathlib import Path
 
 from clusterlora.chat.encoder import TokenSequence
+from clusterlora.data.labels import label_set
 from clusterlora.data.prompts import items, messages, prompt_encoder
 from clusterlora.engine.job import TrainingJob, TrainingResult, batches
 from clusterlora.engine.kinds import read_weights
@@ -108,13 +109,11 @@ def _measure(state: StudyState, folder: Path, log: RunLog) -> Probe:
     log.advance(1)
     sample = [item for person in people for item in items(study.model, person, "val")]
     weights = [read_weights(one.folder) for one in results[:_LEAST_TOGETHER]]
-    read, write, embed, lengths = _answering(base, state, sample, weights, n_items=max(1, round(effort * _ITEMS)))
+    answering, lengths = _answering(base, state, sample, weights, n_items=max(1, round(effort * _ITEMS)))
     log.advance(1)
     return Probe(
         lengths=replace(lengths, dialogue=dialogue),
-        rates=Rates(
-            train_alone=alone, train_together=min(together, alone), n_together=n_together, read=read, write=write, embed=embed, load=load
-        ),
+        rates=Rates(train_alone=alone, train_together=min(together, alone), n_together=n_together, load=load, **answering),
         device=device_name(),
         seconds=time.monotonic() - began,
     )
@@ -186,8 +185,8 @@ def _train(
 
 def _answering(
     base: BaseModel, state: StudyState, sample: Sequence[Item], weights: Sequence[Weights], *, n_items: int
-) -> tuple[float, float, float, MeanTokens]:
-    """Return seconds per token read, per token written and per text embedded, and the lengths of prompts and responses."""
+) -> tuple[dict[str, float], MeanTokens]:
+    """Return the `Rates` of reading, writing, embedding and scoring labels, and the lengths of prompts and responses."""
     study = state.settings
     evaluation = replace(study.evaluation, max_new_tokens=min(_NEW_TOKENS, study.evaluation.max_new_tokens))
     chosen = list(sample[:: -(-len(sample) // n_items)])
@@ -200,7 +199,8 @@ def _answering(
     embedder(study.model).encode([item.reference for item in chosen])
     embedded = time.monotonic()
     keys = [f"probe-{number}" for number in range(len(weights))]
-    answerer = Answerer(base, embedder(study.model), evaluation, study.model, train=TrainResponses(state.dataset.personas))
+    train, labels = TrainResponses(state.dataset.personas), label_set(study.data, state.dataset.personas)
+    answerer = Answerer(base, embedder(study.model), evaluation, study.model, train=train, labels=labels)
     requests = [AnswerRequest(keys[number % len(keys)], item) for number, item in enumerate(chosen)]
     by_key = dict(zip(keys, weights, strict=True))
     answerer.answer(requests[: len(keys)], by_key, metrics=("nll",), run_log=SilentLog())  # warm-up
@@ -214,4 +214,7 @@ def _answering(
     generating = (written - read) - (read - warm) - len(chosen) * embed
     n = len(turns)
     lengths = MeanTokens(dialogue=0.0, prompt=sum(len(t.prompt) for t in turns) / n, response=sum(len(t.response) for t in turns) / n)
-    return (read - warm) / n_read, max(generating, 0.0) / n_written, embed, lengths
+    rates = {"read": (read - warm) / n_read, "write": 0.0, "embed": embed}
+    if labels:
+        return {**rates, "labels": (written - read) / (read - warm)}, lengths
+    return {**rates, "write": max(generating, 0.0) / n_written}, lengths

@@ -28,8 +28,10 @@ needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason=f"real data is not
 
 
 def settings(path: Path, **more: Any) -> DataSettings:
-    source = "edgewise" if path.is_dir() else "table"
-    return DataSettings(**({"source": source, "path": str(path), "train": 1, "val": 1, "test": 1} | more))
+    source = "lamp" if "lamp" in path.name else "edgewise" if path.is_dir() else "table"
+    task = {"lamp": "text" if path.name.startswith("long") else "label" if path.name == "lamp_one_question" else "rating"}
+    given = {"source": source, "path": str(path), "train": 1, "val": 1, "test": 1, "task": task.get(source, "text")}
+    return DataSettings(**(given | more))
 
 
 def rows(*names: str, n: int = 4) -> list[dict[str, Any]]:
@@ -96,6 +98,15 @@ REFUSED = {
     "edgewise_session_twice": "sessions.jsonl:2: sessions[3].session_id: '1' appears twice;",
     "edgewise_no_meta": "sessions.jsonl:2: sessions[3].meta: is missing;",
     "edgewise_many_problems": "9 problems in the data:\ncharacters.jsonl:1: character: is empty;",
+    "lamp_gold_missing": "dev_questions.json: [1].output: is missing;",
+    "lamp_entry_without_score": "dev_questions.json: [0].profile[0]: lacks one of text, score;",
+    "lamp_no_profile": "dev_questions.json: [0].profile: is empty or no list;",
+    "lamp_not_json": "dev_questions.json: json: ",
+    "lamp_unknown_task": "dev_outputs.json: task: is 'LaMP_9', with golds of type list;",
+    "lamp_only_test_questions": "no questions with outputs; LaMP publishes outputs of its train and dev questions alone",
+    "lamp_other_words": "dev_questions.json: [0].input: does not hold 'review: ';",
+    "lamp_one_question": "person '1': has 1 question, and the profile answers none of its kind;",
+    "longlamp_nobody": "test.json: [0]: has none of name, reviewerId, author;",
 }
 ACCEPTED = {"path_like_id.jsonl"}
 

@@ -84,7 +84,14 @@ def test_the_likelihood_is_the_geometric_mean_of_the_probabilities_of_the_tokens
 
 def test_every_metric_is_listed_under_its_own_name_with_its_direction():
     assert all(name == metric.name for name, metric in METRICS.items())
-    assert {name for name, metric in METRICS.items() if not metric.higher_is_better} == {"nll", "repetition", "copy_rate", "prompt_tokens"}
+    assert {name for name, metric in METRICS.items() if not metric.higher_is_better} == {
+        "nll",
+        "repetition",
+        "copy_rate",
+        "prompt_tokens",
+        "mae",
+        "rmse",
+    }
     with pytest.raises(UnknownName, match="unknown metric 'bleu'; known: ") as refusal:
         METRICS["bleu"]
     assert set(str(refusal.value).partition("known: ")[2].split(", ")) == {*METRICS}

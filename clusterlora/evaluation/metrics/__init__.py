@@ -2,12 +2,15 @@
 
 from clusterlora.catalog import Catalog
 from clusterlora.evaluation.metric import Metric
+from clusterlora.evaluation.metrics.accuracy import ACCURACY
 from clusterlora.evaluation.metrics.chrf import CHRF
 from clusterlora.evaluation.metrics.copy_rate import COPY_RATE
 from clusterlora.evaluation.metrics.device_f1 import DEVICE_F1
 from clusterlora.evaluation.metrics.embedding_similarity import EMBEDDING_SIMILARITY
 from clusterlora.evaluation.metrics.length_ratio import LENGTH_RATIO
 from clusterlora.evaluation.metrics.likelihood import LIKELIHOOD
+from clusterlora.evaluation.metrics.macro_f1 import MACRO_F1
+from clusterlora.evaluation.metrics.mae import MAE
 from clusterlora.evaluation.metrics.nll import NLL
 from clusterlora.evaluation.metrics.number_f1 import NUMBER_F1
 from clusterlora.evaluation.metrics.numeric_accuracy import NUMERIC_ACCURACY
@@ -15,6 +18,7 @@ from clusterlora.evaluation.metrics.parameter_f1 import PARAMETER_F1
 from clusterlora.evaluation.metrics.persona_accuracy import PERSONA_ACCURACY
 from clusterlora.evaluation.metrics.prompt_tokens import PROMPT_TOKENS
 from clusterlora.evaluation.metrics.repetition import REPETITION
+from clusterlora.evaluation.metrics.rmse import RMSE
 from clusterlora.evaluation.metrics.rouge_l import ROUGE_L
 
 METRICS: Catalog[Metric] = Catalog(
@@ -34,5 +38,9 @@ METRICS: Catalog[Metric] = Catalog(
         "prompt_tokens": PROMPT_TOKENS,
         "likelihood": LIKELIHOOD,
         "number_f1": NUMBER_F1,
+        "accuracy": ACCURACY,
+        "macro_f1": MACRO_F1,
+        "mae": MAE,
+        "rmse": RMSE,
     },
 )
