@@ -12,7 +12,6 @@ also to another user's server.
 
 import base64
 import hmac
-import ipaddress
 import json
 import os
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
@@ -23,10 +22,11 @@ from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 
+from clusterlora.serving.origin_check import refusal_reason
 from deployments import passwords
 from deployments.passwords import USER
 from deployments.prefect_sqlite import queue_writers
-from deployments.service_specs import AUTH_VARIABLE, LOOPBACK, Addresses
+from deployments.service_specs import AUTH_VARIABLE, Addresses
 
 ENTER = "/enter"
 _WITHOUT_PASSWORD = ("/health", "/version")
@@ -98,41 +98,6 @@ class AuthMiddleware:
         return JSONResponse(
             {"server": self._server, "user": USER, "password": self._password, "port": port, "path": path}, headers=no_cache
         )
-
-
-def refusal_reason(headers: Mapping[str, str], method: str, host: str) -> str | None:
-    """Return why a request is refused regardless of its password; None if it is not.
-
-    Args:
-        host: address on which the server listens.
-    """
-    requested = headers.get("host", "")
-    if not _is_own_name(_name(requested), host):
-        return f"this server is not called {requested!r}; open it by its address"
-    # Host and Origin are compared with each other, not with the server's port: through an SSH tunnel it has another one.
-    origin = headers.get("origin")
-    if origin is not None and origin.partition("://")[2] != requested:
-        return f"pages of {origin} may not use this server"
-    # Requests without Origin (images, scripts, frames) have Sec-Fetch headers; from another site only a link is allowed.
-    is_link = headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest") == "document" and method == "GET"
-    if headers.get("sec-fetch-site", "none") in ("cross-site", "same-site") and not is_link:
-        return "pages of other origins may not use this server"
-    return None
-
-
-def _name(host: str) -> str:
-    return host.partition("]")[0].removeprefix("[") if host.startswith("[") else host.partition(":")[0]
-
-
-def _is_own_name(name: str, host: str) -> bool:
-    if name in (LOOPBACK, "localhost", host):
-        return True
-    try:
-        address = ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    # An IP address cannot be rebound, as a name can. A server that listens on all interfaces is reached by any of their addresses.
-    return not address.is_loopback and ipaddress.ip_address(host).is_unspecified
 
 
 async def _refuse(response: Response, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:

@@ -48,11 +48,17 @@ class PromptEncoder:
     """
 
     def __init__(
-        self, tokenizer: "PreTrainedTokenizerBase", *, max_length: int, arguments: Sequence[tuple[str, str]] = (), date: str | None = None
+        self,
+        tokenizer: "PreTrainedTokenizerBase",
+        *,
+        max_length: int,
+        arguments: Sequence[tuple[str, str]] = (),
+        date: str | None = None,
+        remember: bool = True,
     ) -> None:
-        """Read off what the template does. Raises ModelUnavailable as `ChatTemplate`."""
+        """Read off what the template does; `remember` as in `TextEncoder`. Raises ModelUnavailable as `ChatTemplate`."""
         self.template = ChatTemplate(tokenizer, arguments, date)
-        self._text = TextEncoder(tokenizer)
+        self._text = TextEncoder(tokenizer, remember=remember)
         self._max_length = max_length
 
     def can_begin(self, turns: Sequence[Turn]) -> bool:

@@ -41,16 +41,22 @@ def pieces(spans: Iterable[Span], control: ControlTokens) -> Text:
 
 
 class TextEncoder:
-    """Tokenises texts and remembers what it has tokenised: prompts come again for every adapter that answers them."""
+    """Tokenises texts and remembers what it has tokenised: prompts come again for every adapter that answers them.
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
+    Where they do not, as those of requests, `remember` is False: nothing that was said stays in memory.
+    """
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", *, remember: bool = True) -> None:
         self._tokenizer = tokenizer
+        self._remember = remember
         self._ids_by_text: dict[str, Ids] = {}
         self._newline = self._tokenised(["\n"])[0]
 
     def encode(self, texts: Iterable[Text]) -> list[Ids]:
         """Return the ids of each text; tokenizers are several times faster on many at once."""
         every = list(texts)
+        if not self._remember:
+            self._ids_by_text.clear()
         fresh = dict.fromkeys(text[0].text for text in every if _is_one_piece(text) and text[0].text not in self._ids_by_text)
         if fresh:
             self._ids_by_text.update(zip(fresh, self._tokenised(list(fresh)), strict=True))

@@ -20,6 +20,7 @@ from clusterlora.cli.local_steps import compare, evaluate, train
 from clusterlora.cli.merge import merge
 from clusterlora.cli.models import models
 from clusterlora.cli.registry import registry
+from clusterlora.cli.serve import serve
 from clusterlora.cli.services import down, up
 from clusterlora.cli.study import study
 from clusterlora.cli.verify import verify
@@ -67,7 +68,7 @@ def cli(debug: bool) -> None:
 
 
 study.add_command(verify)
-for command in (study, train, evaluate, compare, merge, assign, chat, up, down, doctor, models, registry, data):
+for command in (study, train, evaluate, compare, merge, assign, chat, serve, up, down, doctor, models, registry, data):
     cli.add_command(command)
 
 

@@ -1,4 +1,4 @@
-"""The stores of a command that works in this process."""
+"""The stores and the model registry of a command that works in this process."""
 
 from typing import TYPE_CHECKING
 
@@ -6,6 +6,7 @@ from clusterlora.cli.orchestration import use_local_services
 
 if TYPE_CHECKING:
     from clusterlora.ports.stores import Stores
+    from clusterlora.stores.mlflow_models import Registry
 
 
 def open_local_stores(*, keep_services_up: bool = False) -> "Stores":
@@ -18,3 +19,11 @@ def open_local_stores(*, keep_services_up: bool = False) -> "Stores":
     from clusterlora.wiring import from_environment
 
     return from_environment()
+
+
+def open_registry() -> "Registry":
+    """Return the model registry of the local services if they run, which stay up until the command ends; else of MLFLOW_TRACKING_URI."""
+    use_local_services(keep_up=True)
+    from clusterlora.wiring import registry_from_environment
+
+    return registry_from_environment()

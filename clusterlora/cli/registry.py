@@ -8,21 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from clusterlora.cli.orchestration import use_local_services
+from clusterlora.cli.local_stores import open_registry
 from clusterlora.cli.printing import echo_columns
 from clusterlora.errors import counted
 
 if TYPE_CHECKING:
-    from clusterlora.stores.mlflow_models import Registry, Version
+    from clusterlora.stores.mlflow_models import Version
 
-_WHICH = "MODEL is NAME (its champion, else its latest version), NAME@ALIAS or NAME/VERSION."
-
-
-def _registry() -> "Registry":
-    use_local_services(keep_up=True)
-    from clusterlora.wiring import registry_from_environment
-
-    return registry_from_environment()
+_WHICH = "MODEL is NAME (its champion, else its latest version), NAME@ALIAS, NAME@VERSION or NAME/VERSION."
 
 
 @click.group(epilog="\b\nExample:\n  clusterlora registry list\n")
@@ -35,7 +28,7 @@ def registry() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
 def list_models(study: str | None, as_json: bool) -> None:
     """List the latest version of every model, and every version that has an alias."""
-    versions = _registry().versions(study)
+    versions = open_registry().versions(study)
     if as_json:
         click.echo(json.dumps([_record(version) for version in versions]))
         return
@@ -59,7 +52,7 @@ def list_models(study: str | None, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def show(model: str, as_json: bool) -> None:
     """Print a model's card, version, aliases and tags."""
-    version = _registry().version(model)
+    version = open_registry().version(model)
     if as_json:
         click.echo(json.dumps(_record(version) | {"card": version.card}))
         return
@@ -80,7 +73,7 @@ def show(model: str, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def promote(model: str, reason: str | None, as_json: bool) -> None:
     """Make a version the champion."""
-    model_registry = _registry()
+    model_registry = open_registry()
     version = model_registry.version(model)
     model_registry.promote(version, forced_because=reason)
     click.echo(
@@ -102,7 +95,7 @@ def export(model: str, form: Any, out: Path, as_json: bool) -> None:
     """Write a model as PEFT folders, with the command that serves them."""
     from clusterlora.serving.export import export as export_model
 
-    model_registry = _registry()
+    model_registry = open_registry()
     with tempfile.TemporaryDirectory() as temporary:
         exported = export_model(model_registry.download(model_registry.version(model), Path(temporary)), out, form)
     if as_json:

@@ -43,6 +43,12 @@ def items(settings: PreparedModel, persona: Persona, split: Split) -> tuple[Item
     )
 
 
-def prompt_encoder(tokenizer: "PreTrainedTokenizerBase", settings: PreparedModel) -> PromptEncoder:
-    """Return the encoder of a study's prompts. Raises ModelUnavailable as `ChatTemplate`."""
-    return PromptEncoder(tokenizer, max_length=settings.max_length, arguments=settings.template_arguments, date=settings.template_date)
+def prompt_encoder(tokenizer: "PreTrainedTokenizerBase", settings: PreparedModel, *, remember: bool = True) -> PromptEncoder:
+    """Return the encoder of a study's prompts, which remembers them unless told not to. Raises ModelUnavailable as `ChatTemplate`."""
+    return PromptEncoder(
+        tokenizer,
+        max_length=settings.max_length,
+        arguments=settings.template_arguments,
+        date=settings.template_date,
+        remember=remember,
+    )

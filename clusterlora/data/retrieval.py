@@ -18,6 +18,9 @@ Asked = list[tuple[tuple[Turn, ...], str]]
 _DECIMALS = 5
 """Of a rank's score: two exchanges that differ by less than rounding are a tie, on every machine."""
 
+_QUESTIONS_KEPT = 10_000
+"""Questions whose order is remembered: more than a study asks of one index, and a bound for a server."""
+
 _KEPT = 16
 """Of an order, the positions that are remembered for the next count; a cluster may have thousands of exchanges for every question."""
 
@@ -64,6 +67,8 @@ class ExchangeIndex:
         last = self._nearest_by_question.get(question)
         if last is None or len(last) < needed:
             order = np.argsort(np.round(self._score(question), _DECIMALS), kind="stable")
+            if len(self._nearest_by_question) >= _QUESTIONS_KEPT:
+                self._nearest_by_question.clear()
             # A copy: a view would keep the whole order.
             last = self._nearest_by_question[question] = order[-max(needed, _KEPT) :].astype(np.int32)
         shown = [position for position in last.tolist() if position not in without]

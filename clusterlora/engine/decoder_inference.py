@@ -1,18 +1,15 @@
 """Answers and reference likelihoods through a written-out decoder, each row of a batch with its own adapters.
 
-legend   l layer, b row, t token, n scored token (whose logits are used), N tokens of all rows, d width, H query heads, G key-value heads,
-         g query heads of each of these, e width of a head, V vocabulary
+legend   l layer, n scored token (whose logits are used), N tokens of all rows, d width, G key-value heads, e width of a head
 
 One prefill pass over a dialogue gives the likelihoods of all its references. It also computes the keys and values of every turn's prompt,
 because a later prompt begins with the earlier turns and their references. Prefixes common to several dialogues are computed once
-(`engine.prefix_sharing`). Decoding a question starts from a copy of its keys and values, with the first token already known. A
-finished row is replaced by the next prefilled question, so the decode batch stays full.
-Source: Yu et al. 2022, Orca (continuous batching).
+(`engine.prefix_sharing`). Decoding a question starts from a copy of its keys and values, with the first token already known
+(`engine.decode_batch`).
 """
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float, Int
@@ -20,14 +17,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from clusterlora.engine.adapter_slots import AdapterSlots, on_segments
-from clusterlora.engine.attention import Heads
-from clusterlora.engine.cuda_graphs import CudaGraphCache, bucket_size
-from clusterlora.engine.families.decoder import PAD_TO, Decoder
+from clusterlora.engine.decode_batch import DecodeBatch, DecodeRow, Prefilled, round_up
+from clusterlora.engine.families.decoder import Decoder
 from clusterlora.engine.generation import Question, Reply, predicting_tokens
-from clusterlora.engine.packing import n_rows_that_fit, pack_batch, single_segment
+from clusterlora.engine.packing import n_rows_that_fit, pack_batch
 from clusterlora.engine.prefix_attention import PrefillAttention, segment_attentions
 from clusterlora.engine.prefix_sharing import PrefillSequence, prefill_streams
 from clusterlora.engine.ragged import RaggedRows
+from clusterlora.engine.sampling import sampler_of
 from clusterlora.engine.stacked import Weights
 
 
@@ -56,6 +53,22 @@ class DecoderInference:
     def close(self) -> None:
         """Do nothing: the model is never modified."""
 
+    def decode_batch(self, *, n_rows: int, n_tokens: int) -> DecodeBatch:
+        """Return an empty decode batch; prompt and answer of a row have at most `n_tokens` tokens."""
+        return DecodeBatch(self._decoder, self._slots, n_rows=n_rows, n_tokens=round_up(n_tokens))
+
+    @torch.inference_mode()
+    def prefill(self, questions: Sequence[Question]) -> list[Prefilled]:
+        """Return the questions, in any order, ready to decode."""
+        streams = prefill_streams(questions, len(questions), share=not self._decoder.padding.uniform)
+        passes = [sequences for stream in streams for sequences in self._prefill_batches(stream, len(questions))]
+        return [prefilled for sequences in passes for prefilled in self._prefill(questions, sequences)]
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """The ids that end an answer."""
+        return self._end_ids
+
     def _prefill_batches(self, stream: Sequence[PrefillSequence], batch_size: int) -> Iterator[Sequence[PrefillSequence]]:
         """Yield the sequences of each prefill pass, within the decoder's token budget."""
         start = 0
@@ -66,13 +79,13 @@ class DecoderInference:
             start += size
 
     def _decode(
-        self, questions: Sequence[Question], prefilled_batches: Iterator[list["_Prefilled"]], *, max_new_tokens: int, batch_size: int
+        self, questions: Sequence[Question], prefilled_batches: Iterator[list["Prefilled"]], *, max_new_tokens: int, batch_size: int
     ) -> Iterator[Reply]:
         longest = max(len(q.prompt) + max(max_new_tokens, len(q.reference)) for q in questions)
         common_slot = questions[0].slot if len({q.slot for q in questions}) == 1 else None
         n_rows = min(batch_size, len(questions))
-        decode_batch = _DecodeBatch(self._decoder, self._slots, n_rows=n_rows, n_tokens=_round_up(longest), common_slot=common_slot)
-        waiting: deque[_Prefilled] = deque()
+        decode_batch = DecodeBatch(self._decoder, self._slots, n_rows=n_rows, n_tokens=round_up(longest), common_slot=common_slot)
+        waiting: deque[Prefilled] = deque()
         while True:
             while decode_batch.n_free_rows > len(waiting) and (batch := next(prefilled_batches, None)) is not None:
                 for prefilled in batch:
@@ -80,13 +93,14 @@ class DecoderInference:
                         yield Reply(prefilled.number, (), prefilled.nll)
                     else:
                         waiting.append(prefilled)
-            decode_batch.admit([waiting.popleft() for _ in range(min(decode_batch.n_free_rows, len(waiting)))])
+            admitted = [waiting.popleft() for _ in range(min(decode_batch.n_free_rows, len(waiting)))]
+            decode_batch.admit([DecodeRow(p, p.number, max_new_tokens, [p.first_token]) for p in admitted])
             if not decode_batch.rows:
                 return
-            for row in decode_batch.step(self._end_ids, max_new_tokens):
-                yield Reply(row.prefilled.number, tuple(row.answer), row.prefilled.nll)
+            for row in decode_batch.step(self._end_ids):
+                yield Reply(row.number, tuple(row.answer), row.prefilled.nll)
 
-    def _prefill(self, questions: Sequence[Question], sequences: Sequence[PrefillSequence]) -> list["_Prefilled"]:
+    def _prefill(self, questions: Sequence[Question], sequences: Sequence[PrefillSequence]) -> list["Prefilled"]:
         """Run one prefill pass, each dialogue and each shared prefix a row; return the questions of all turns, ready to decode."""
         decoder = self._decoder
         prefixes = dict.fromkeys(sequence.prefix for sequence in sequences if sequence.prefix_length)
@@ -122,7 +136,9 @@ class DecoderInference:
                 n = len(predicting_tokens(question))
                 mean = float(nll[start : start + n].mean()) if question.reference else float("nan")
                 ranges = (*prefix, _token_range(first_token, len(question.prompt) - row.prefix_length))
-                prefilled.append(_Prefilled(number, question, mean, int(likeliest[start]), keys, values, ranges))
+                sampler = sampler_of(question.sampling)
+                token = sampler.draw(decoder.logits(hidden[start : start + 1])[0]) if sampler else int(likeliest[start])
+                prefilled.append(Prefilled(number, question, mean, token, keys, values, ranges, sampler))
                 start += n
         return prefilled
 
@@ -137,159 +153,6 @@ class DecoderInference:
         return torch.cat(nlls).cpu(), torch.cat(likeliest).cpu()
 
 
-@dataclass(frozen=True, slots=True)
-class _Prefilled:
-    """A prefilled question: its prompt's keys and values are these ranges of the tokens of `keys` and `values` [l N G e]."""
-
-    number: int
-    question: Question
-    nll: float
-    first_token: int
-    keys: Float[Tensor, "l N G e"]
-    values: Float[Tensor, "l N G e"]
-    ranges: tuple[slice, ...]
-
-
-@dataclass(slots=True)
-class _DecodeRow:
-    """A question being answered, and the tokens of its answer so far."""
-
-    prefilled: _Prefilled
-    answer: list[int] = field(default_factory=list[int])
-
-
-@dataclass(frozen=True, slots=True)
-class _StepInput:
-    """The last token of every row, its position, and the number of cached tokens to attend to at most."""
-
-    token: Int[Tensor, " b"]
-    position: Int[Tensor, " b"]
-    cos: Float[Tensor, "R b w"]
-    sin: Float[Tensor, "R b w"]
-    n_cached: int
-
-
-class _DecodeBatch:
-    """The rows being decoded, contiguous: a finished row is replaced by a new question, or else by the last row."""
-
-    def __init__(self, decoder: Decoder, slots: AdapterSlots, *, n_rows: int, n_tokens: int, common_slot: int | None) -> None:
-        """Allocate a key-value cache of `n_rows` rows of `n_tokens` tokens; `common_slot` is the slot of all rows if they have one."""
-        self._decoder = decoder
-        self._slots = slots
-        self._has_common_slot = common_slot is not None
-        shape = (len(decoder.blocks), n_rows, decoder.heads.n_kv, n_tokens, decoder.heads.dim)
-        self._keys = torch.zeros(shape, dtype=decoder.dtype, device=decoder.device)
-        self._values = torch.zeros_like(self._keys)
-        if common_slot is None:
-            self._factors = slots.zeros(n_rows)
-        else:
-            self._factors = slots.of_rows(torch.full((1,), common_slot, device=decoder.device))
-        self._n_rows = n_rows
-        self._graphs = CudaGraphCache[_StepInput](decoder.device, enabled=not decoder.is_quantised)
-        self.rows: list[_DecodeRow] = []
-
-    @property
-    def n_free_rows(self) -> int:
-        """Questions that can be admitted."""
-        return self._n_rows - len(self.rows)
-
-    def admit(self, prefilled: Sequence[_Prefilled]) -> None:
-        """Copy the keys and values of these questions into the next free rows."""
-        start = len(self.rows)
-        for row, question in enumerate(prefilled, start=start):
-            for cache, computed in ((self._keys, question.keys), (self._values, question.values)):
-                end = 0
-                for tokens in question.ranges:
-                    begin, end = end, end + tokens.stop - tokens.start
-                    cache[:, row, :, begin:end] = computed[:, tokens].transpose(1, 2)
-            self.rows.append(_DecodeRow(question, [question.first_token]))
-        if prefilled and not self._has_common_slot:
-            self._slots.fill(self._factors, start, [question.question.slot for question in prefilled])
-
-    def step(self, end_ids: frozenset[int], max_new_tokens: int) -> list[_DecodeRow]:
-        """Decode one token of every row; evict and return the finished rows."""
-        finished = [row for row, state in enumerate(self.rows) if len(state.answer) == max_new_tokens]
-        if not finished:
-            for row, token in enumerate(self._next_tokens()):
-                if token in end_ids:
-                    finished.append(row)
-                else:
-                    self.rows[row].answer.append(token)
-        evicted = [self.rows[row] for row in finished]
-        for row in reversed(finished):
-            self._evict(row)
-        return evicted
-
-    def _evict(self, row: int) -> None:
-        """Replace a row by the last one."""
-        last = len(self.rows) - 1
-        if row != last:
-            self.rows[row] = self.rows[last]
-            self._keys[:, row], self._values[:, row] = self._keys[:, last], self._values[:, last]
-            for updates in self._factors if not self._has_common_slot else ():
-                for factor in (factor for update in updates.values() for factor in update.factors):
-                    factor[row] = factor[last]
-        self.rows.pop()
-
-    def _next_tokens(self) -> list[int]:
-        """Return the likeliest next token of every row."""
-        decoder, n, cache_length = self._decoder, len(self.rows), self._keys.shape[3]
-        positions = [len(row.prefilled.question.prompt) + len(row.answer) - 1 for row in self.rows]
-        tokens = [row.answer[-1] for row in self.rows]
-        n_cached = max(positions) + 1
-        if decoder.padding.uniform:
-            # Rounded up, with rows whose tokens are discarded, so that shapes recur.
-            n, n_cached = min(bucket_size(n), self._n_rows), min(_round_up(n_cached, 4 * PAD_TO), cache_length)
-            tokens, positions = ([*numbers, *[0] * (n - len(numbers))] for numbers in (tokens, positions))
-        token, position = torch.tensor([tokens, positions]).to(decoder.device).unbind(0)
-        step_input = _StepInput(token, position, *decoder.cos_sin(position, cache_length), n_cached)
-        return self._graphs(self._run, step_input)[: len(self.rows)].tolist()
-
-    @torch.inference_mode()
-    def _run(self, step: _StepInput) -> Int[Tensor, " b"]:
-        decoder, n, n_cached = self._decoder, len(step.token), step.n_cached
-        x = decoder.embed(step.token, step.position)
-        cached = torch.arange(n_cached, device=decoder.device)
-        age = step.position[:, None] - cached
-        rows, segments = torch.arange(n, device=decoder.device), single_segment(n, 1)
-        bias_by_window = {window: _bias(age, window) for window in {block.heads.window for block in decoder.blocks}}
-        for number, (block, updates) in enumerate(zip(decoder.blocks, self._factors, strict=True)):
-            if not self._has_common_slot:
-                updates = {name: update.first(n) for name, update in updates.items()}
-            keys, values = self._keys[number, :n, :, :n_cached], self._values[number, :n, :, :n_cached]
-            attention = _CachedAttention(keys, values, rows, step.position, bias_by_window[block.heads.window])
-            x, _ = block.forward(x, on_segments(block, updates, segments, segments), attention, step.cos, step.sin)
-        return decoder.logits(decoder.norm_out.forward(x)[0]).argmax(-1)
-
-
-@dataclass(frozen=True, slots=True)
-class _CachedAttention:
-    """The `Attention` of one block in a decoding step: over the cache, to which it adds the step's keys and values."""
-
-    keys: Float[Tensor, "b G t e"]
-    values: Float[Tensor, "b G t e"]
-    rows: Int[Tensor, " b"]
-    position: Int[Tensor, " b"]
-    bias: Float[Tensor, "b 1 1 t"]
-
-    def attend(
-        self, heads: Heads, q: Float[Tensor, "b H e"], k: Float[Tensor, "b G e"], v: Float[Tensor, "b G e"]
-    ) -> tuple[Float[Tensor, "b He"], None]:
-        """See `Attention`."""
-        self.keys[self.rows, :, self.position], self.values[self.rows, :, self.position] = k, v
-        return heads.attend_cached(q, self.keys, self.values, self.bias), None
-
-    def select(self, x: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
-        """See `Attention`."""
-        return x
-
-
-def _bias(age: Int[Tensor, "b t"], window: int | None) -> Float[Tensor, "b 1 1 t"]:
-    """Return -inf for cached tokens that are later than the row's or, with a window, at least that old; 0 for the others."""
-    hidden = age < 0 if window is None else (age < 0) | (age >= window)
-    return torch.zeros(age.shape, device=age.device).masked_fill_(hidden, float("-inf"))[:, None, None]
-
-
 def _ragged(questions: Sequence[Question], rows: Sequence[PrefillSequence]) -> RaggedRows:
     """Return the rows' own tokens. The last one of a shared prefix predicts, too, and is ignored: `pack_batch` wants one in every row."""
     ranges = [
@@ -301,7 +164,3 @@ def _ragged(questions: Sequence[Question], rows: Sequence[PrefillSequence]) -> R
 
 def _token_range(start: int, n: int) -> slice:
     return slice(start, start + n)
-
-
-def _round_up(n: int, multiple: int = PAD_TO) -> int:
-    return -(-n // multiple) * multiple

@@ -1,4 +1,4 @@
-"""Greedy answers and reference likelihoods through an unmodified transformers model, each row with its own composition of adapters."""
+"""Answers and reference likelihoods through an unmodified transformers model, each row with its own composition of adapters."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ from torch.nn import functional
 from transformers import DynamicCache, PreTrainedModel
 
 from clusterlora.engine.ragged import RaggedRows
+from clusterlora.engine.sampling import Sampling, sampler_of
 from clusterlora.engine.stacked import StackedModel, logits_only_at
 
 # legend: B row, T token, V vocabulary
@@ -18,11 +19,12 @@ from clusterlora.engine.stacked import StackedModel, logits_only_at
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """The ids of a prompt, the slot that answers it, and the ids of the reference."""
+    """The ids of a prompt, the slot that answers it, the ids of the reference, and how tokens are drawn; None: the likeliest."""
 
     prompt: tuple[int, ...]
     slot: int
     reference: tuple[int, ...]
+    sampling: Sampling | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +40,7 @@ class Reply:
 def generate(
     stacked: StackedModel, questions: Sequence[Question], *, end_ids: frozenset[int], pad_id: int, max_new_tokens: int, batch_size: int
 ) -> Iterator[tuple[int, tuple[int, ...]]]:
-    """Yield (number of the question, ids of its greedy answer without the end token), in any order.
+    """Yield (number of the question, ids of its answer without the end token), in any order.
 
     The longest prompts come first: batches are even, and a lack of memory shows early.
     """
@@ -46,7 +48,7 @@ def generate(
     for group in _by_prefix_length(stacked, order, [q.slot for q in questions]):
         for start in range(0, len(group), batch_size):
             batch = group[start : start + batch_size]
-            answers = _greedy(stacked, [questions[i] for i in batch], end_ids=end_ids, pad_id=pad_id, max_new_tokens=max_new_tokens)
+            answers = _continued(stacked, [questions[i] for i in batch], end_ids=end_ids, pad_id=pad_id, max_new_tokens=max_new_tokens)
             yield from zip(batch, answers, strict=True)
 
 
@@ -58,10 +60,10 @@ def _by_prefix_length(stacked: StackedModel, numbers: Sequence[int], slots: Sequ
     return list(groups.values())
 
 
-def _greedy(
+def _continued(
     stacked: StackedModel, questions: Sequence[Question], *, end_ids: frozenset[int], pad_id: int, max_new_tokens: int
 ) -> list[tuple[int, ...]]:
-    """Return the greedy continuation of each left-padded prompt; finished rows are removed from the batch."""
+    """Return the continuation of each left-padded prompt; finished rows are removed from the batch."""
     model: PreTrainedModel = stacked.model  # pyright: ignore[reportAssignmentType]
     ids_BT, mask_BT = _left_padded([q.prompt for q in questions], pad_id=pad_id, device=model.device)
     slots_B = torch.tensor([q.slot for q in questions], device=model.device)
@@ -70,6 +72,7 @@ def _greedy(
     position_B = mask_BT.sum(1) + n_virtual
     rows = list(range(len(questions)))
     answers: list[list[int]] = [[] for _ in questions]
+    samplers = [sampler_of(question.sampling) for question in questions]
     step_ids, step_positions = ids_BT, (mask_BT.cumsum(1) - 1).clamp(min=0) + n_virtual
     mask_BT = torch.cat([mask_BT.new_ones(len(rows), n_virtual), mask_BT], dim=1)
     for _ in range(max_new_tokens):
@@ -83,6 +86,9 @@ def _greedy(
                 logits_to_keep=1,
             ).logits
         next_B = logits_BTV[:, -1].argmax(-1)
+        for row, number in enumerate(rows):
+            if sampler := samplers[number]:
+                next_B[row] = sampler.draw(logits_BTV[row, -1])
         unfinished = []
         for row, token in enumerate(next_B.tolist()):
             if token not in end_ids:

@@ -23,7 +23,7 @@ Format = Literal["vllm", "peft"]
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The values vLLM accepts for --max-lora-rank. Source: MaxLoRARanks in vllm/config/lora.py."""
 
-_BASE = "base"
+BASE_ROUTE = "base"
 """The route of personas that the base model answers alone."""
 
 
@@ -74,11 +74,11 @@ def export(artifacts: Path, target: Path, form: Format) -> Exported:
     _refuse_other_kinds({name: kind_of(target / "adapters" / name).name for name in written.values()})
     names = tuple(sorted(set(written.values())))
     ranks = [_adapter_config(target / "adapters" / name).get("r", 1) for name in names]
-    adapter_by_persona = {persona_id: written.get(composition, _BASE) for persona_id, composition in table.personas.items()}
+    adapter_by_persona = {persona_id: written.get(composition, BASE_ROUTE) for persona_id, composition in table.personas.items()}
     rank = _smallest_allowed(max(ranks, default=1)) if form == "vllm" else max(ranks, default=1)
     write_settings(target, table.model, settings)
     command = _vllm_command(settings, names, rank) if form == "vllm" else PEFT_LINES
-    exported = Exported(target, settings.base_model, names, adapter_by_persona, written.get(table.default, _BASE), rank, command)
+    exported = Exported(target, settings.base_model, names, adapter_by_persona, written.get(table.default, BASE_ROUTE), rank, command)
     routes = {
         "study": table.study,
         **asdict(settings),
@@ -133,13 +133,17 @@ def _write(composition: KeyedComposition, table: RoutingTable, settings: AnswerS
     if form == "vllm":
         _refuse_unserved(scratch, label)
     _name_base(scratch, settings)
-    content = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(scratch.iterdir()))).hexdigest()[:12]
-    name = f"{label.replace('+', '-')}-{content}"
+    name = f"{label.replace('+', '-')}-{adapter_digest(scratch)}"
     if (target / name).exists():
         shutil.rmtree(scratch)
     else:
         put_folder_in_place(scratch, target / name)
     return name
+
+
+def adapter_digest(folder: Path) -> str:
+    """Return the hash of an exported adapter's files, in which its name ends."""
+    return hashlib.sha256(b"".join(file.read_bytes() for file in sorted(folder.iterdir()))).hexdigest()[:12]
 
 
 def _refuse_other_kinds(kind_by_adapter: Mapping[str, str]) -> None:
@@ -180,7 +184,7 @@ def _vllm_command(settings: AnswerSettings, names: tuple[str, ...], rank: int) -
     )
     return (
         "#!/bin/sh\n# Run in this folder. A request names its adapter as `model`: routes.json says which is whose.\n"
-        f"exec vllm serve {settings.base_model}{commit} --served-model-name {_BASE} --dtype {settings.dtype}{quantised} \\\n"
+        f"exec vllm serve {settings.base_model}{commit} --served-model-name {BASE_ROUTE} --dtype {settings.dtype}{quantised} \\\n"
         "    --chat-template chat_template.jinja --generation-config . --override-generation-config '{\"temperature\": 0}'"
         f"{adapters}\n"
     )

@@ -14,8 +14,9 @@ from clusterlora.adapters.compositions import combined_weights
 from clusterlora.chat.messages import read_message
 from clusterlora.data.prompts import prompt_encoder, with_system
 from clusterlora.data.retrieval import ExchangeIndex, with_shots
+from clusterlora.engine.base import BaseModel
 from clusterlora.engine.generation import Question
-from clusterlora.engine.inference_backends import inference_backend
+from clusterlora.engine.inference_backends import InferenceBackend, inference_backend
 from clusterlora.engine.kinds import read_weights
 from clusterlora.engine.stacked import Weights
 from clusterlora.errors import BadData, ModelUnavailable
@@ -27,6 +28,18 @@ from clusterlora.stores.routing_table import KeyedAdapter, KeyedComposition, Rou
 from clusterlora.values import Ranking, Turn, WeightedAdapter
 
 _BATCH_SIZE = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A request as a question to the router's backend, who answers it, and whether its persona is in the study.
+
+    A model of a single adapter answers everybody alike: it knows everybody.
+    """
+
+    question: Question
+    answered_by: str
+    is_known: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +55,10 @@ class Request:
 class Router:
     """A base model with every composition of a routing table in memory; it answers exactly as the study's evaluation did."""
 
-    def __init__(self, table: RoutingTable, adapter_folders: Mapping[str, Path], *, device: str = "cpu") -> None:
-        """Load the base model and all adapters.
+    def __init__(
+        self, table: RoutingTable, adapter_folders: Mapping[str, Path], *, device: str = "cpu", base: BaseModel | None = None
+    ) -> None:
+        """Load the base model, unless it is given, and all adapters.
 
         Raises:
             ModelUnavailable: the base model is not available here, or has other weights than the adapters were trained on.
@@ -53,13 +68,13 @@ class Router:
             raise BadData(f"the routes of study {table.study!r} name adapters that are not among the model's files: {', '.join(missing)}")
         table.refuse_other_weights({key: adapter_folders[key] for key in table.keys})
         self._table = table
-        self._base = load_base(table.model.base, dtype=table.model.dtype, device=device, quantisation=table.model.quantisation)
+        self._base = base or load_base(table.model.base, dtype=table.model.dtype, device=device, quantisation=table.model.quantisation)
         if not is_same_base(table.base_revision, self._base.revision):
             raise ModelUnavailable(
                 f"base model {table.model.base!r} here has revision {self._base.revision}, the adapters of study {table.study!r} were "
                 f"trained on {table.base_revision}; install that one"
             )
-        self._encoder = prompt_encoder(self._base.tokenizer, table.model)
+        self._encoder = prompt_encoder(self._base.tokenizer, table.model, remember=False)
         weights_by_key = {key: read_weights(adapter_folders[key]) for key in sorted(table.keys)}
         compositions = sorted({c.adapters for c in (table.default, *table.personas.values()) if c.adapters}, key=str)
         # Slot 0 is the base model: no adapters.
@@ -71,9 +86,8 @@ class Router:
     @classmethod
     def load(cls, routes: Path, adapters: Path) -> "Router":
         """Return the router of a registered model, from its routes.json and its folder of PEFT folders; on a GPU if there is one."""
-        table = read_routing_table(routes.read_text())
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        return cls(table, {folder.name: folder for folder in adapters.iterdir()}, device=device)
+        table = read_routing_table(routes.read_text(encoding="utf-8"))
+        return cls(table, {folder.name: folder for folder in adapters.iterdir()}, device=usual_device())
 
     def answer(self, requests: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
         """Return `{persona_id, text, answered_by}` per request, in order.
@@ -90,14 +104,44 @@ class Router:
         parsed = [read_request(number, request) for number, request in enumerate(requests)]
         longest = self._table.max_new_tokens
         limits = [longest if r.max_new_tokens is None else min(longest, r.max_new_tokens) for r in parsed]
-        slots = [self._slot_by_adapters[self._composition(r).adapters] for r in parsed]
-        questions = [Question(self._encoder.encode_messages(self._messages(r)), slot, ()) for r, slot in zip(parsed, slots, strict=True)]
+        prepared = [self.prepare(request) for request in parsed]
+        questions = [one.question for one in prepared]
         texts = [""] * len(parsed)
         with self._one_at_a_time:
             for reply in self._backend.reply(questions, max_new_tokens=max(limits, default=0), batch_size=_BATCH_SIZE):
                 ids = list(reply.ids[: limits[reply.number]])
                 texts[reply.number] = str(self._base.tokenizer.decode(ids, skip_special_tokens=True)).strip()
-        return [{"persona_id": r.persona_id, "text": t, "answered_by": self._answered_by(r)} for r, t in zip(parsed, texts, strict=True)]
+        return [
+            {"persona_id": request.persona_id, "text": text, "answered_by": self._explained(request, one)}
+            for request, text, one in zip(parsed, texts, prepared, strict=True)
+        ]
+
+    def prepare(self, request: Request) -> Prepared:
+        """Return a request as a question, rendered as the study's prompts are. It may be called by one thread at a time.
+
+        Raises:
+            BadData: it is too long without any history.
+            ModelUnavailable: the base's chat template refuses its turns.
+        """
+        slot = self._slot_by_adapters[self._composition(request).adapters]
+        question = Question(self._encoder.encode_messages(self._messages(request)), slot, ())
+        is_known = not self._table.personas or request.persona_id in self._table.personas
+        return Prepared(question, self._answered_by(request), is_known)
+
+    @property
+    def table(self) -> RoutingTable:
+        """Who is answered with what."""
+        return self._table
+
+    @property
+    def base(self) -> BaseModel:
+        """The base model."""
+        return self._base
+
+    @property
+    def backend(self) -> InferenceBackend:
+        """What answers the questions of `prepare`."""
+        return self._backend
 
     def _messages(self, request: Request) -> tuple[Turn, ...]:
         composition, persona_id = self._composition(request), request.persona_id
@@ -129,8 +173,17 @@ class Router:
         if shots := self._composition(request).shots:
             whose = "persona's" if self._composition(request).shots_from == "own" else "cluster's"
             name += f" with {shots} of the {whose} exchanges"
-        unknown = self._table.personas and request.persona_id not in self._table.personas
-        return f"{name} (default: persona {request.persona_id!r} is not in study {self._table.study!r})" if unknown else name
+        return name
+
+    def _explained(self, request: Request, prepared: Prepared) -> str:
+        if prepared.is_known:
+            return prepared.answered_by
+        return f"{prepared.answered_by} (default: persona {request.persona_id!r} is not in study {self._table.study!r})"
+
+
+def usual_device() -> str:
+    """Return the first visible GPU, else the CPU."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def read_request(number: int, request: Mapping[str, Any]) -> Request:

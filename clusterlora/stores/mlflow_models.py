@@ -55,13 +55,17 @@ class Registry:
         return tuple(self._server.call("the list of models", read))
 
     def version(self, reference: str) -> Version:
-        """Return the version `NAME`, `NAME@alias` or `NAME/version`; a name alone is its champion, else its latest. Raises UnknownName."""
+        """Return the version `NAME`, `NAME@alias`, `NAME@version` or `NAME/version`; a name alone is its champion, else its latest.
+
+        Raises:
+            UnknownName: there is no such model, or no such version of it.
+        """
         name, _, alias = reference.removeprefix("models:/").partition("@")
         name, _, number = name.partition("/")
         versions = self._server.call(f"model {name}", lambda: self._versions_of(name))
         if not versions:
             raise UnknownName(f"there is no registered model {name!r}; see: clusterlora registry list")
-        matching = [v for v in versions if (not number or v.version == number) and (not alias or alias in v.aliases)]
+        matching = [v for v in versions if (not number or v.version == number) and (not alias or alias in (*v.aliases, v.version))]
         if not matching:
             existing = ", ".join(f"{v.version} ({', '.join(v.aliases)})" if v.aliases else v.version for v in versions)
             raise UnknownName(f"model {name} has no version {number or '@' + alias}; it has {existing}")

@@ -1,0 +1,186 @@
+"""The model that a server answers with: loaded from a registry or a folder, and replaced when its alias moves; no request is dropped."""
+
+import logging
+import tempfile
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from clusterlora.engine.continuous_batch import continuous_batch
+from clusterlora.engine.decoder_inference import DecoderInference
+from clusterlora.errors import ClusterLoraError
+from clusterlora.serving.exported import router_of_export
+from clusterlora.serving.router import Prepared, Request, Router, usual_device
+from clusterlora.serving.scheduler import Closed, Scheduler
+from clusterlora.stores.mlflow_models import Registry
+from clusterlora.stores.routing_table import read_routing_table
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A version of a model in memory."""
+
+    name: str
+    version: str
+    router: Router
+
+
+class Source(Protocol):
+    """Where a model comes from."""
+
+    def version(self) -> str:
+        """Return the version that is to answer."""
+        ...
+
+    def load(self, version: str, folder: Path, previous: Router | None) -> Loaded:
+        """Return a version in memory, whose files may be kept in a folder of its own; `previous` may lend its base model."""
+        ...
+
+
+class RegistrySource:
+    """A registered model by a reference, whose alias may move."""
+
+    def __init__(self, registry: Registry, reference: str) -> None:
+        self._registry = registry
+        self._reference = reference
+
+    def version(self) -> str:
+        """See `Source`."""
+        return self._registry.version(self._reference).version
+
+    def load(self, version: str, folder: Path, previous: Router | None) -> Loaded:
+        """See `Source`."""
+        name = self._registry.version(self._reference).name
+        chosen = self._registry.version(f"{name}/{version}")
+        artifacts = self._registry.download(chosen, folder)
+        table = read_routing_table((artifacts / "routes.json").read_text(encoding="utf-8"))
+        folders = {adapter.name: adapter for adapter in (artifacts / "adapters").iterdir()}
+        base = previous.base if previous is not None and _can_lend(previous, table.model, table.base_revision) else None
+        return Loaded(chosen.name, version, Router(table, folders, device=usual_device(), base=base))
+
+
+def _can_lend(previous: Router, model: object, revision: str) -> bool:
+    """Return whether another router may use the same base model; only the written-out decoder leaves it as it is."""
+    same = previous.table.model == model and previous.table.base_revision == revision
+    return same and isinstance(previous.backend, DecoderInference)
+
+
+class FolderSource:
+    """A folder that `registry export` has written; it has one version."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def version(self) -> str:
+        """See `Source`."""
+        return "1"
+
+    def load(self, version: str, folder: Path, previous: Router | None) -> Loaded:  # noqa: ARG002
+        """See `Source`."""
+        router = router_of_export(self._folder)
+        return Loaded(router.table.study, version, router)
+
+
+class Served:
+    """A loaded model that answers: its scheduler, and one thread that encodes prompts for it."""
+
+    def __init__(self, loaded: Loaded, files: tempfile.TemporaryDirectory[str], *, n_slots: int, max_waiting: int) -> None:
+        model = loaded.router.table.model
+        self.name, self.version, self.router = loaded.name, loaded.version, loaded.router
+        self.n_tokens = model.max_length + loaded.router.table.max_new_tokens
+        """Tokens of the longest prompt and its answer together."""
+        self._encoding = ThreadPoolExecutor(1, thread_name_prefix="encoding")
+        batch = continuous_batch(loaded.router.backend, n_rows=n_slots, n_tokens=self.n_tokens)
+        self.scheduler = Scheduler(batch, max_waiting=max_waiting)
+        self._files = files
+
+    def prepare(self, request: Request) -> "Future[Prepared]":
+        """Let the encoding thread call `Router.prepare`. Raises Closed."""
+        try:
+            return self._encoding.submit(self.router.prepare, request)
+        except RuntimeError as problem:
+            raise Closed from problem
+
+    def close(self) -> None:
+        """Answer what was taken, then free the memory and remove the files."""
+        self.scheduler.close()
+        self._encoding.shutdown()
+        self.router.backend.close()
+        self._files.cleanup()
+
+
+class LiveModel:
+    """The served model, looked up anew every `watch_seconds`. `current` may change between two requests, never within one."""
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        n_slots: int,
+        max_waiting: int,
+        watch_seconds: float | None = None,
+        tell: Callable[[str, Served | None], None] = lambda _outcome, _served: None,
+    ) -> None:
+        """Load the model. Raises what the source raises.
+
+        Args:
+            tell: called with `loaded` and the model after each load, with `failed` and None after one that failed.
+        """
+        self._source, self._n_slots, self._max_waiting = source, n_slots, max_waiting
+        self._tell = tell
+        self._failed: tuple[str, str] | None = None
+        self._stopping = threading.Event()
+        self.current = self._load(source.version(), None)
+        self._watch = threading.Thread(target=self._watch_alias, args=(watch_seconds,), name="watching", daemon=True)
+        if watch_seconds is not None:
+            self._watch.start()
+
+    def close(self) -> None:
+        """Stop watching, answer what was taken, and free the model."""
+        self._stopping.set()
+        if self._watch.is_alive():
+            self._watch.join()
+        self.current.close()
+
+    def refresh(self) -> bool:
+        """Load the version that is to answer, if another one does; return whether it was another one and could be loaded.
+
+        While that takes, and for all requests that were taken before, the former one answers.
+        """
+        version = "?"
+        try:
+            version = self._source.version()
+            if version == self.current.version:
+                return False
+            fresh = self._load(version, self.current.router)
+        except (ClusterLoraError, OSError) as problem:
+            if self._failed != (version, str(problem)):
+                self._failed = version, str(problem)
+                log.warning("%s version %s goes on answering: %s", self.current.name, self.current.version, problem)
+                self._tell("failed", None)
+            return False
+        former, self.current = self.current, fresh
+        self._failed = None
+        log.info("%s: version %s answers, in place of %s", fresh.name, fresh.version, former.version)
+        former.close()
+        return True
+
+    def _load(self, version: str, previous: Router | None) -> Served:
+        files = tempfile.TemporaryDirectory(prefix="clusterlora-serve-")
+        try:
+            loaded = self._source.load(version, Path(files.name), previous)
+            served = Served(loaded, files, n_slots=self._n_slots, max_waiting=self._max_waiting)
+        except BaseException:
+            files.cleanup()
+            raise
+        self._tell("loaded", served)
+        return served
+
+    def _watch_alias(self, seconds: float) -> None:
+        while not self._stopping.wait(seconds):
+            self.refresh()

@@ -1,0 +1,193 @@
+"""What a server refuses before it answers, and how it turns tokens into text that is sent once."""
+
+import json
+import stat
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clusterlora.engine.sampling import Sampler, Sampling
+from clusterlora.errors import BadSettings
+from clusterlora.ports.stores import Stores
+from clusterlora.serving.answer_text import AnswerText
+from clusterlora.serving.chat_request import read_chat_request
+from clusterlora.serving.guard import TokenBucket
+from clusterlora.serving.keys import load_or_create_keys
+from clusterlora.serving.refusal import Refusal
+from clusterlora.serving.server import ServerSettings, listen
+from clusterlora.settings import Study
+from tests.fixtures.serving import KEY, StudySource, never_end, running
+
+BODY: dict[str, Any] = {"model": "small", "messages": [{"role": "user", "content": "make it cosy"}]}
+
+
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [
+        ({"model": None}, "model"),
+        ({"model": 3}, "model"),
+        ({"messages": []}, "messages"),
+        ({"messages": "hello"}, "messages"),
+        ({"messages": [{"role": "assistant", "content": "yes"}]}, "messages"),
+        ({"messages": [3]}, "messages[0]"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
+        ({"messages": [{"role": ["user"], "content": "x"}]}, "messages[0].role"),
+        ({"messages": [{"role": "user", "content": None}]}, "messages[0].content"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, "messages[0].content"),
+        ({"messages": [{"role": "user", "content": "x", "name": "ann"}]}, "messages[0]"),
+        ({"n": 2}, "n"),
+        ({"n": True}, "n"),
+        ({"n": "1"}, "n"),
+        ({"temperature": 3}, "temperature"),
+        ({"temperature": True}, "temperature"),
+        ({"temperature": "hot"}, "temperature"),
+        ({"temperature": 1, "top_p": -0.1}, "top_p"),
+        ({"top_p": 0.5}, "top_p"),
+        ({"seed": 1.5}, "seed"),
+        ({"seed": 1 << 64}, "seed"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": 2.0}, "max_tokens"),
+        ({"max_tokens": 1, "max_completion_tokens": 2}, "max_tokens"),
+        ({"stop": ["a", "b", "c", "d", "e"]}, "stop"),
+        ({"stop": ""}, "stop"),
+        ({"stop": [1]}, "stop"),
+        ({"stream": "yes"}, "stream"),
+        ({"stream_options": {"include_usage": True}}, "stream_options"),
+        ({"logprobs": True}, "logprobs"),
+        ({"frequency_penalty": 0.5}, "frequency_penalty"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"tools": [{"type": "function"}]}, "tools"),
+        ({"context": {"time": 3}}, "context"),
+        ({"user": 7}, "user"),
+        ({"best_of": 2}, "best_of"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_by_name(change: dict[str, Any], param: str) -> None:
+    with pytest.raises(Refusal) as refusal:
+        read_chat_request(json.dumps(BODY | change).encode())
+    assert (refusal.value.status, refusal.value.param) == (400, param)
+    assert refusal.value.body()["error"]["type"] == "invalid_request_error"
+
+
+def test_values_that_ask_for_nothing_are_accepted() -> None:
+    nothing = {"n": 1, "frequency_penalty": 0.0, "presence_penalty": 0, "logprobs": False, "tools": [], "temperature": 0, "top_p": 0.9}
+    asked = read_chat_request(json.dumps(BODY | nothing | {"seed": None, "response_format": {"type": "text"}}).encode())
+    assert asked.sampling is None
+    parts = [{"type": "text", "text": "make it "}, {"type": "text", "text": "cosy"}]
+    in_parts = read_chat_request(
+        json.dumps(BODY | {"messages": [{"role": "developer", "content": "Hi"}, {"role": "user", "content": parts}]}).encode()
+    )
+    assert [(turn.role, turn.text) for turn in in_parts.turns] == [("system", "Hi"), ("user", "make it cosy")]
+
+
+class Bytes:
+    """A tokenizer whose tokens are bytes."""
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
+        assert skip_special_tokens
+        return bytes(ids).decode("utf-8", errors="replace")
+
+
+@given(st.text(alphabet="ab \nЖ🙂", max_size=30), st.lists(st.text(alphabet="ab Ж", min_size=1, max_size=3), max_size=3))
+def test_what_is_sent_piece_by_piece_is_the_whole_answer(text: str, stop: list[str]) -> None:
+    answer, pieces = AnswerText(Bytes(), stop), []  # pyright: ignore[reportArgumentType]
+    for token in text.encode():
+        pieces.append(answer.add([token]))
+        assert answer.text.startswith("".join(pieces)), "what was sent cannot be taken back"
+    pieces.append(answer.rest())
+    cuts = [text.index(one) for one in stop if one in text]
+    assert "".join(pieces) == answer.text == text[: min(cuts, default=len(text))].strip()
+    assert answer.is_stopped == bool(cuts)
+    at_once = AnswerText(Bytes(), stop)  # pyright: ignore[reportArgumentType]
+    assert at_once.add(text.encode()) + at_once.rest() == answer.text
+    assert at_once.n_tokens == answer.n_tokens
+
+
+def test_tokens_are_drawn_from_the_nucleus_as_often_as_their_probability_says() -> None:
+    logits = torch.log(torch.tensor([0.5, 0.3, 0.15, 0.05]))
+    sampler = Sampler(Sampling(1.0, 0.7, seed=3))
+    drawn = Counter(sampler.draw(logits) for _ in range(4000))
+    assert drawn.keys() == {0, 1}
+    assert drawn[0] / 4000 == pytest.approx(0.5 / 0.8, abs=0.03)
+    assert {Sampler(Sampling(1e-300, 1.0, seed)).draw(logits) for seed in range(9)} == {0}
+    hot = Counter(Sampler(Sampling(2.0, 1.0, seed)).draw(logits) for seed in range(500))
+    assert hot.keys() == {0, 1, 2, 3}
+
+
+def test_a_key_is_made_once_and_only_its_owner_can_read_it(tmp_path: Path) -> None:
+    file = tmp_path / "keys" / "api-keys"
+    first = load_or_create_keys(file)
+    key = file.read_text().strip()
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    for keys in (first, load_or_create_keys(file)):
+        assert keys.number(f"Bearer {key}") == 0
+        assert [keys.number(one) for one in ("", "Bearer", f"Basic {key}", f"Bearer {key}x", "Bearer ключ")] == [None] * 5
+    file.write_text(f"# ours\n{key}\nsk-of-somebody-else-1\n")
+    assert load_or_create_keys(file).number("bearer sk-of-somebody-else-1") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "mode", "complaint"),
+    [("\n", 0o600, "no API key"), ("short\n", 0o600, "shorter than 16"), ("sk-long-enough-for-all\n", 0o622, "may write")],
+)
+def test_keys_that_others_may_choose_or_guess_are_refused(tmp_path: Path, text: str, mode: int, complaint: str) -> None:
+    file = tmp_path / "keys"
+    file.write_text(text)
+    file.chmod(mode)
+    with pytest.raises(BadSettings, match=complaint):
+        load_or_create_keys(file)
+
+
+def test_a_server_without_key_listens_on_loopback_only() -> None:
+    with pytest.raises(BadSettings, match="--no-key"):
+        listen(ServerSettings(host="0.0.0.0", port=0), has_keys=False)
+    with pytest.raises(BadSettings, match="not an IP address"):
+        listen(ServerSettings(host="example.org"), has_keys=True)
+    with listen(ServerSettings(port=0), has_keys=False) as listener:
+        listener.listen()
+        with pytest.raises(BadSettings, match="in use"):
+            listen(ServerSettings(port=listener.getsockname()[1]), has_keys=True)
+
+
+def test_a_bucket_refills_with_time() -> None:
+    now = [0.0]
+    bucket = TokenBucket(2, lambda: now[0])
+    assert [bucket.seconds_to_wait() for _ in range(3)] == [0, 0, 30]
+    now[0] = 31.0
+    assert bucket.seconds_to_wait() == 0
+    assert 0 < bucket.seconds_to_wait() <= 30
+
+
+def test_requests_of_others_pages_and_names_and_too_many_are_refused(seven: Study, finished_stores: Stores) -> None:
+    with running(StudySource(seven, finished_stores), requests_per_minute=3, names=("assistant.home",)) as (_, client):
+        assert client.get("/health", headers={"Host": "evil.example"}).status_code == 403
+        assert client.get("/v1/models", headers={"Host": "assistant.home"}).status_code == 200
+        assert client.get("/v1/models", headers={"Origin": "https://evil.example"}).status_code == 403
+        assert client.get("/v1/models", headers={"Authorization": f"Bearer {KEY}x"}).json()["error"]["code"] == "invalid_api_key"
+        assert [client.get("/v1/models").status_code for _ in range(3)] == [200, 200, 429]
+        refused = client.get("/v1/models")
+        assert int(refused.headers["retry-after"]) > 0
+        assert refused.json()["error"]["code"] == "rate_limit_exceeded"
+        assert client.get("/ready").status_code == 200
+
+
+def test_no_more_than_so_many_requests_wait(seven: Study, finished_stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
+    never_end(monkeypatch)
+    long = BODY | {"max_tokens": 900, "stream": True}
+    with running(StudySource(seven, finished_stores), n_slots=1, max_waiting=1) as (server, client):
+        with (
+            client.stream("POST", "/v1/chat/completions", json=long) as first,
+            client.stream("POST", "/v1/chat/completions", json=long) as second,
+        ):
+            # A discarded iterator would close its response.
+            iterators = [first.iter_bytes(), second.iter_bytes()]
+            assert all(next(iterator) for iterator in iterators)
+            refused = httpx.post(f"http://127.0.0.1:{server.port}/v1/chat/completions", json=BODY, headers=client.headers)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (429, "server_busy")
