@@ -1,4 +1,4 @@
-"""Serving: the router of a registered model against plain PEFT on requests of different personas; latency of one, throughput of a batch."""
+"""Serving requests of different personas: the router against plain PEFT in one process, or with --http servers at work for many clients."""
 
 import argparse
 import json
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 
+from benchmarks import serving_http
 from benchmarks.subjects import load_subject, write_adapters
 from clusterlora.models.base import base_revision, load_base
 from clusterlora.serving.router import Router
@@ -19,6 +20,8 @@ from clusterlora.settings import PreparedModel
 from clusterlora.stores.routing_table import KeyedAdapter, KeyedComposition, RoutingTable
 
 QUESTION = "Good evening, I am home and would like it warm and quiet in here."
+MORE = ("", "Lights, please.", "What is the temperature outside, and will it rain tonight?", "Play something slow in the kitchen.")
+"""What some people add, so that prompts differ in length."""
 
 
 def measure(model: str, *, adapters: int, requests: int, max_new_tokens: int, repetitions: int) -> dict[str, Any]:
@@ -87,19 +90,29 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=16)
     parser.add_argument("--max-new-tokens", type=int, default=32)
     parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--http", action="store_true", help="Ask servers: clusterlora serve, mlflow models serve, and plain PEFT.")
+    parser.add_argument("--clients", type=int, default=8, help="Requests that are under way at once, with --http.")
     parser.add_argument("--out", type=Path, help="Folder for serving.json.")
     options = parser.parse_args()
-    result = measure(
-        options.model,
-        adapters=options.adapters,
-        requests=options.requests,
-        max_new_tokens=options.max_new_tokens,
-        repetitions=options.repetitions,
-    )
+    sizes = {name: getattr(options, name) for name in ("adapters", "requests", "max_new_tokens", "repetitions")}
+    if options.http:
+        system = {"role": "system", "content": PreparedModel().system_prompt}
+        result = serving_http.measure(
+            lambda keys: _table(options.model, keys, options.max_new_tokens),
+            lambda folders: _mounted(options.model, folders),
+            model=options.model,
+            clients=options.clients,
+            questions=[[system, {"role": "user", "content": f"{QUESTION} {more}".strip()}] for more in MORE],
+            **sizes,
+        )
+    else:
+        result = measure(options.model, **sizes)
     text = json.dumps(result, indent=2)
     if options.out:
-        (options.out / "serving.json").write_text(text + "\n")
+        (options.out / f"serving{'-http' if options.http else ''}.json").write_text(text + "\n")
     print(text)
+    if options.http:
+        print(serving_http.as_table(result))
 
 
 if __name__ == "__main__":

@@ -26,9 +26,9 @@ def router_of_export(folder: Path) -> Router:
         table = _table(folder, routes)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
         raise BadData(f"{file} is not of a folder that `clusterlora registry export` has written ({problem}); export it again") from problem
-    folders = {name: folder / "adapters" / name for name in table.keys}
-    for name, adapter in folders.items():
-        if not adapter.is_dir() or not name.endswith(f"-{adapter_digest(adapter)}"):
+    folders = {route: folder / "adapters" / route for route in table.keys}
+    for route, adapter in folders.items():
+        if not adapter.is_dir() or not route.endswith(f"-{adapter_digest(adapter)}"):
             raise BadData(f"{adapter} is missing or is not what was exported; export the model again")
     return Router(table, folders, device=usual_device())
 

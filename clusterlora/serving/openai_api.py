@@ -265,12 +265,12 @@ def _persona(asked: ChatRequest, request: HttpRequest, served: Served) -> str | 
     return next(iter(given.values()), None)
 
 
-def _persona_of_model(name: str, served: Served) -> str | None:
-    """Return the persona that a model's name ends in. Raises Refusal: there is no such model."""
-    model, _, persona_id = name.partition("/")
+def _persona_of_model(requested: str, served: Served) -> str | None:
+    """Return the persona that a requested model ends in. Raises Refusal: there is no such model."""
+    model, _, persona_id = requested.partition("/")
     if model != served.name:
         fix = f"use {served.name!r}, or {served.name + '/PERSONA'!r}"
-        raise Refusal(404, f"there is no model {name[:100]!a} here; {fix}", param="model", code="model_not_found")
+        raise Refusal(404, f"there is no model {requested[:100]!a} here; {fix}", param="model", code="model_not_found")
     return persona_id or None
 
 

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
+from clusterlora.cli import cli
+
 CHECKOUT = Path(__file__).resolve().parents[2]
 DOCKER = CHECKOUT / "docker"
 COMPOSE: dict[str, Any] = yaml.safe_load((DOCKER / "compose.yaml").read_text(encoding="utf-8"))
@@ -18,7 +20,7 @@ SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 
 def test_ports_are_published_on_loopback_by_default():
     published = [port for service in SERVICES.values() for port in service.get("ports", [])]
-    assert len(published) == 2
+    assert len(published) == 3
     assert all(port.startswith("${CLUSTERLORA_BIND:-127.0.0.1}:") for port in published)
 
 
@@ -50,6 +52,28 @@ def test_every_service_waits_for_its_dependencies_and_has_a_health_check():
         for needed, how in service.get("depends_on", {}).items():
             assert needed in SERVICES
             assert how["condition"] in ("service_healthy", "service_completed_successfully")
+
+
+def test_the_served_champion_asks_for_a_key_and_finishes_what_runs():
+    kubernetes, _ = yaml.safe_load_all((DOCKER / "kubernetes-serve.yaml").read_text(encoding="utf-8"))
+    pod = kubernetes["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    for command in (SERVICES["serve"]["command"], container["args"]):
+        words = [word for part in command for word in part.split("=")]
+        model, options = words[2], words[3:]
+        with cli.make_context(
+            "clusterlora", ["serve", "demo" if model.startswith("$") else model, *options], resilient_parsing=True
+        ) as context:
+            name, command_of_serve, arguments = cli.resolve_command(context, ["serve", model, *options])
+            given = command_of_serve.make_context(name, arguments).params
+        assert given["host"] == "0.0.0.0"
+        assert given["key_file"] is not None
+        assert not given["no_key"]
+        assert given["stop_after"] < min(
+            pod["terminationGracePeriodSeconds"], int(SERVICES["serve"]["stop_grace_period"].removesuffix("s"))
+        )
+    assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
+    assert container["image"] == SERVICES["serve"]["image"]
 
 
 def test_workers_serve_pools_that_exist():

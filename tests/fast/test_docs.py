@@ -257,6 +257,9 @@ def test_the_changelog_has_the_version_that_is_installed_as_its_last_release() -
     assert releases[0][0] == clusterlora.__version__ == tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["version"]
 
 
-@pytest.mark.parametrize("file", ["deployments/pools/gpu-docker.json", "deployments/pools/gpu-kubernetes.json", "docker/compose.yaml"])
+@pytest.mark.parametrize(
+    "file",
+    ["deployments/pools/gpu-docker.json", "deployments/pools/gpu-kubernetes.json", "docker/compose.yaml", "docker/kubernetes-serve.yaml"],
+)
 def test_images_are_tagged_with_the_version_that_is_installed(file: str) -> None:
     assert set(re.findall(r"clusterlora-(?:worker|server):([\w.]+)", (REPOSITORY / file).read_text())) == {clusterlora.__version__}

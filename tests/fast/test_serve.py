@@ -90,7 +90,12 @@ def test_who_asks_is_the_user_the_header_or_the_models_name(client: httpx.Client
 
 
 def test_unknown_people_are_answered_by_unified_and_told_so(client: httpx.Client) -> None:
-    for headers, persona in (({}, "none"), ({"X-Persona-Id": "nobody"}, "unknown"), ({"X-Persona-Id": "Ж\u200b%".encode()}, "unknown")):
+    cases: list[tuple[dict[bytes, bytes], str]] = [
+        ({}, "none"),
+        ({b"X-Persona-Id": b"nobody"}, "unknown"),
+        ({b"X-Persona-Id": "Ж\u200b%".encode()}, "unknown"),
+    ]
+    for headers, persona in cases:
         response = client.post(PATH, json={"model": "small", "messages": QUESTION}, headers=headers)
         assert text_of(response)
         assert (response.headers["x-persona"], response.headers["x-answered-by"]) == (persona, "unified")
@@ -249,12 +254,13 @@ def test_openais_own_client_talks_to_it(served: tuple[ModelServer, httpx.Client]
         assert api.chat.completions.create(**body, extra_body=context).choices[0].message.content == one.answer
         chunks = list(api.chat.completions.create(**body, stream=True, stream_options={"include_usage": True}, extra_body=context))
         assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == one.answer
+        assert chunks[-1].usage is not None
         assert chunks[-1].usage.total_tokens > 0
         assert next(model.id for model in api.models.list()) == "small"
         with pytest.raises(openai.BadRequestError, match="n = 3 is not supported"):
             api.chat.completions.create(**body, n=3)
         with pytest.raises(openai.NotFoundError, match="there is no model"):
-            api.chat.completions.create(**body | {"model": "gpt-4"})
+            api.chat.completions.create(model="gpt-4", messages=body["messages"])
     with (
         openai.OpenAI(base_url=f"http://127.0.0.1:{served[0].port}/v1", api_key="wrong", max_retries=0) as api,
         pytest.raises(openai.AuthenticationError),
