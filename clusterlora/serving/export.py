@@ -83,6 +83,7 @@ def export(artifacts: Path, target: Path, form: Format) -> Exported:
         "study": table.study,
         **asdict(settings),
         "base_revision": table.base_revision,
+        "quantisation": table.model.quantisation,
         "default": exported.default,
         "personas": adapter_by_persona,
     }
