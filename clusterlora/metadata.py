@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from clusterlora.recipe import Recipe
 from clusterlora.settings import Rung
 
 
@@ -89,6 +90,38 @@ class Workers:
     """How many workers were there for trainings when the study was last started."""
 
     n: int
+
+
+@dataclass(frozen=True, slots=True)
+class TrialRecipe:
+    """A recipe to try, and what cluster adapters then start from."""
+
+    recipe: Recipe
+    init: Literal["base", "unified"]
+
+
+@dataclass(frozen=True, slots=True)
+class TuningRound:
+    """What a round of a method's tuning showed on `n_personas` people.
+
+    `losses` are pairs (number of the recipe, mean val loss over these people in nats per response token); None where training diverged.
+    """
+
+    method: str
+    n_personas: int
+    losses: tuple[tuple[int, float | None], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """The recipes that a study tries, its own first, and the steps so far: in each, one round of every method whose turn it was."""
+
+    recipes: tuple[TrialRecipe, ...]
+    steps: tuple[tuple[TuningRound, ...], ...] = ()
+
+    def rounds(self, method: str) -> tuple[TuningRound, ...]:
+        """Return the rounds of a method, in order."""
+        return tuple(one for step in self.steps for one in step if one.method == method)
 
 
 @dataclass(frozen=True, slots=True)

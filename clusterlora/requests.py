@@ -13,7 +13,7 @@ _FORM = {"extra": "forbid", "use_attribute_docstrings": True}
 _AVERAGE = MergeSettings()
 _DEFAULT = Study()
 
-EvaluationPart = Literal["probe", "power", "baseline", "gate", "choices", "test"]
+EvaluationPart = Literal["probe", "power", "baseline", "gate", "tuning", "choices", "test"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +30,8 @@ class TrainingGroup:
     """Names of the study's adapters to train."""
     rung: str = "own"
     """The rung of the gate's ladder whose plan has them."""
+    step: int | None = None
+    """The step of the tuning whose trials they are; empty for the study's own adapters."""
     methods: tuple[str, ...] = ()
     """The methods that train them; the run is tagged with them."""
 
@@ -66,13 +68,16 @@ class EvaluationRequest:
     part: EvaluationPart = "test"
     """`probe` measures how long trainings and answers take; `power` answers a cluster's val items with the bare base model, `gate` with the
     adapters on trial; `test` lets every method choose on val, then answers test; `baseline` answers what `test` will ask of the bare base
-    model; `choices` answers the val items by which methods choose one retrieval for everybody."""
+    model; `choices` answers the val items by which methods choose one retrieval for everybody; `tuning` those by
+    which they choose a recipe."""
     shard: Annotated[int, Ge(1)] = 1
     """This run's share of the personas, counted from 1."""
     shards: Annotated[int, Ge(1)] = 1
     """How many runs share the personas."""
     rung: str | None = None
     """Which rung of the ladder, for the gate."""
+    step: Annotated[int, Ge(1)] | None = None
+    """Which step of the tuning, for `tuning`."""
     cluster: Annotated[int, Ge(0)] | None = None
     """Whose val items, for power and gate. Empty: the cluster that the gate judges."""
 
@@ -80,6 +85,7 @@ class EvaluationRequest:
     def run_name(self) -> str:
         """`evaluate · test 1/2 · mission`, or `evaluate · gate 1/1 · mission · lower-lr` for a rung of the ladder."""
         name = f"evaluate · {self.part} {self.shard}/{self.shards} · {self.study_name}"
+        name = f"{name} · step {self.step}" if self.step else name
         return f"{name} · {self.rung}" if self.rung else name
 
 

@@ -268,6 +268,10 @@ class Study:
     """Hyper-parameters of every adapter."""
     cluster_init: Literal["base", "unified"] = "base"
     """Initial weights of cluster adapters; unified is a warm start."""
+    tune: Annotated[int, Ge(2), Le(64)] | None = None
+    """Recipes tried for every method that has adapters of its own: this study's and N - 1 others around it. Each method is then trained by
+    the one with the lowest val loss, and its controls by the same. The gate's ladder, which tunes clusters alone, is not climbed. Costs
+    about as many trainings as there are rounds: one for 4 recipes, two for 16, three for 64. Empty: nothing is tuned."""
     clustering: ClusteringSettings = ClusteringSettings()
     """How personas are grouped."""
     seeds: Annotated[int, Ge(1)] = 1

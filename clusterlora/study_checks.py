@@ -11,8 +11,9 @@ from clusterlora.errors import BadSettings
 from clusterlora.recipe import MOST_RANK
 from clusterlora.settings import Lengths, Study, check_study_name
 
-_RUNGS_OF_EVERY_STUDY = r"own|asked-\d+"
-"""Rungs that no ladder may list: the study's own configuration (`planning/ladder.py`) and those of decisions (`planning/decisions.py`)."""
+_RUNGS_OF_EVERY_STUDY = r"own|asked-\d+|trial-.*"
+"""Rungs that no ladder may list: the study's own configuration (`planning/ladder.py`), those of decisions (`planning/decisions.py`), and
+those of trials (`planning/trials.py`)."""
 
 
 def problems(study: Study) -> Iterator[str]:
@@ -24,6 +25,7 @@ def problems(study: Study) -> Iterator[str]:
         _kind_problems(study),
         _gate_problems(study),
         _retrieval_problems(study),
+        _tuning_problems(study),
         _run_problems(study),
     )
 
@@ -194,7 +196,7 @@ def _gate_problems(study: Study) -> Iterator[str]:
         if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", rung.name):
             yield f"gate.ladder.{index}.name = {rung.name!r}: use lower-case letters, digits and dashes"
         if re.fullmatch(_RUNGS_OF_EVERY_STUDY, rung.name):
-            yield f"gate.ladder.{index}.name = {rung.name!r}: own, asked-1, asked-2, ... are rungs of every study; choose another name"
+            yield f"gate.ladder.{index}.name = {rung.name!r}: own, asked-N and trial-N are every study's; choose another name"
         if names.count(rung.name) > 1 and names.index(rung.name) == index:
             yield f"gate.ladder: two rungs are called {rung.name!r}; give each its own name"
         if rung.learning_rate is None and rung.epochs is None and rung.init is None:
@@ -215,6 +217,13 @@ def _retrieval_problems(study: Study) -> Iterator[str]:
             yield f"retrieval.{name}: {value!r} is listed twice; list it once"
     if retrieval.counts and not any(retrieval.counts):
         yield f"retrieval.counts = {list(retrieval.counts)}: no exchange is ever shown; add a count, for example 3"
+
+
+def _tuning_problems(study: Study) -> Iterator[str]:
+    from clusterlora.methods import METHODS
+
+    if study.tune and not any(METHODS[name].recipes for name in study.methods if name in METHODS):
+        yield f"tune = {study.tune}: no method of this study trains adapters; leave it out, or add one such as unified"
 
 
 def _run_problems(study: Study) -> Iterator[str]:

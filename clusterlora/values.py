@@ -152,13 +152,14 @@ class AdapterSpec:
 
     Names are labels: what an adapter is, its fields say. A `cluster` number goes with that scope. `seed` counts the trainings of a study,
     from 0, and `rung` is that of the gate's ladder which it is trained for, None for the study's own; an adapter that one of the two sets
-    apart is called otherwise, and a `variant_of` what its method calls it. `folder` is where a person finds the weights, under `models/`
-    of the study's folder; empty for `models/` itself.
+    apart is called otherwise, and a `variant_of` what its method calls it. `folder` is where a person finds the
+    weights, under `models/` of the study's folder; empty for `models/` itself.
 
     `init_from` is the name of an adapter whose weights it starts from; `frozen_adapter` of one that is active and frozen under it. With
     `merge_of` it is not trained but merged from the adapters of these names, as `merging` says. `persona_in_prompt` puts the persona's
     text into the prompts it learns from, whatever the study does; `shots` that many of the persona's other train exchanges, those first by
-    `ranking`. `imported` is the hash of weights that were trained elsewhere.
+    `ranking`. `imported` is the hash of weights that were trained elsewhere. `trial` is the number of the
+    recipe that it tries; its rung then tells trials apart.
     """
 
     name: str
@@ -169,6 +170,7 @@ class AdapterSpec:
     variant_of: str | None = None
     seed: int = 0
     rung: str | None = None
+    trial: int | None = None
     folder: str = ""
     init_from: str | None = None
     frozen_adapter: str | None = None
@@ -200,6 +202,11 @@ class AdapterSpec:
     def label(self) -> str:
         """Its name in the method that plans it, the same for every training seed and rung."""
         return self.variant_of or self.name
+
+    @property
+    def is_trial(self) -> bool:
+        """Whether it is trained to choose a recipe."""
+        return self.trial is not None
 
     @property
     def is_one_of_many(self) -> bool:

@@ -11,6 +11,7 @@ from clusterlora.planning.ladder import command_to_continue
 from clusterlora.requests import EvaluationRequest
 from flows.compare import compare
 from flows.gate import gate
+from flows.tune import tune
 from tasks.artifacts import link_runs
 from tasks.comparison import register
 from tasks.decision import PATIENCE_SECONDS, GateDecision, question_for_a_person, record_decision
@@ -61,6 +62,8 @@ def study(preset: Preset | None = None, config: FormStudy = MISSION) -> State[No
         # Both read only the data and run while the first adapters are trained; the gate does not wait for them.
         signal = measure_persona_signal.submit(name)
         scale = measure_scale.submit(name, return_state=False, wait_for=[signal])
+        if config.tune:
+            tune(name, config.runtime.shards)
         show_status(name, "at the gate")
 
         gate(name)
@@ -71,6 +74,8 @@ def study(preset: Preset | None = None, config: FormStudy = MISSION) -> State[No
             form = GateDecision.with_initial_data(description=text)
             record_decision(name, suspend_flow_run(wait_for_input=form, key=key, timeout=PATIENCE_SECONDS))
             gate(name)
+        if config.tune:
+            tune(name, config.runtime.shards)
         while True:
             for groups in groups_after_gate(name):
                 train_all(name, groups)

@@ -1,7 +1,7 @@
 """Tasks that start a deployed run on the gpu pool and wait for it. One try of the task is one attempt of the work."""
 
 from clusterlora.planning.attempts import next_request
-from clusterlora.planning.ladder import GATED, REFERENCE, rung_by_name
+from clusterlora.planning.ladder import GATED, REFERENCE
 from clusterlora.planning.study_state import read_state
 from clusterlora.requests import EvaluationRequest, TrainingGroup
 from clusterlora.values import Attempt
@@ -29,7 +29,7 @@ def dispatch_training(context: TaskContext, study_name: str, group: TrainingGrou
         CrashedChildError: the run died in every attempt.
         FailedChildError: the run failed for another reason, or was cancelled.
     """
-    from clusterlora.planning.work_plan import trained_adapters, work_plan
+    from clusterlora.planning.trials import finished, plan_of
 
     stores = context.stores
     study = stores.studies.study(study_name)
@@ -41,7 +41,7 @@ def dispatch_training(context: TaskContext, study_name: str, group: TrainingGrou
     run_attempt(request, study, attempt, stores, methods=group.methods)
 
     state = read_state(study_name, stores)
-    missing = set(group.adapters) - trained_adapters(state, work_plan(state, rung_by_name(state, group.rung))).keys()
+    missing = set(group.adapters) - finished(state, plan_of(state, group.rung, group.step))
     if missing:
         count_crash(study_name, attempt, "lost", f"the run completed but left no {', '.join(sorted(missing))}", stores)
 

@@ -21,10 +21,12 @@ def train_all(study_name: str, groups: Iterable[TrainingGroup], *, after: str | 
     _all_of(futures)
 
 
-def evaluate_all(study_name: str, *, parts: Iterable[EvaluationPart] = ("test",), shards: int) -> None:
+def evaluate_all(study_name: str, *, parts: Iterable[EvaluationPart] = ("test",), shards: int, step: int | None = None) -> None:
     """Answer every shard of each part in a run of its own, one part after another; raise a part's first failure after all its runs."""
     for part in parts:
-        requests = [EvaluationRequest(study_name=study_name, part=part, shard=shard, shards=shards) for shard in range(1, shards + 1)]
+        requests = [
+            EvaluationRequest(study_name=study_name, part=part, shard=shard, shards=shards, step=step) for shard in range(1, shards + 1)
+        ]
         _all_of([dispatch_evaluation.submit(request) for request in requests])
 
 

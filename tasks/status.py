@@ -29,6 +29,7 @@ def status_lines(state: StudyState, folder: Path, doing: str) -> Iterator[str]:
     from clusterlora.errors import counted
     from clusterlora.planning.ladder import gated
     from clusterlora.progress.timeline import against_unified, next_step
+    from clusterlora.results.tuning import tuning_markdown
 
     study, provenance, clustering = state.settings, state.provenance, state.clustering
     recipe = study.recipe
@@ -52,6 +53,9 @@ def status_lines(state: StudyState, folder: Path, doing: str) -> Iterator[str]:
         yield f"- **MLflow**: [the study's charts]({state.page})"
     yield ""
     yield from _timeline(state)
+    if trials := tuning_markdown(state):
+        yield "## Recipes"
+        yield trials
     yield "## Against unified so far"
     yield ""
     yield from (f"- {line}" for line in against_unified(state) or ("nothing is judged yet",))

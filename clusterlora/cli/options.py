@@ -41,6 +41,7 @@ _STUDY_OPTIONS = (
     ),
     click.option("--personas", type=click.IntRange(min=2), help="Use only the first N personas."),
     click.option("--seeds", type=click.IntRange(min=1), help="Train everything N times, each time with another seed."),
+    click.option("--tune", type=click.IntRange(2, 64), help="Recipes to try for every method alike; the lowest val loss decides."),
     click.option("--controls", is_flag=True, help="Add the controls, such as a random partition and longer training."),
     click.option(
         "--dialogues", type=Dialogues(), help="Dialogues per persona, at least 3, or all: three fifths train, the rest val and test."
@@ -78,7 +79,7 @@ def study_from(options: Mapping[str, Any], **overrides: Any) -> Study:
         values["data.source"] = source
     if options["dialogues"] is not None:
         values |= _split(options["dialogues"])
-    simple = {"data.personas": options["personas"], "name": options["name"], "seeds": options["seeds"]}
+    simple = {"data.personas": options["personas"], "name": options["name"], "seeds": options["seeds"], "tune": options["tune"]}
     simple["model.base"] = base
     values |= {key: value for key, value in simple.items() if value is not None}
     values |= {key.replace("__", "."): value for key, value in overrides.items() if value is not None}

@@ -262,9 +262,13 @@ def status(name: str | None, watch: bool, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(state))
         return
+    trials = state.pop("trials", [])
     for field, value in state.items():
         text = ", ".join(map(str, value)) if isinstance(value, list) else value  # pyright: ignore[reportUnknownArgumentType]
         click.echo(f"{field.replace('_', ' '):<14} {text or '-'}")
+    if trials:
+        click.echo()
+        echo_columns(tuple(name.upper() for name in trials[0]), [tuple(trial.values()) for trial in trials])
 
 
 @study.command(epilog="\b\nExample:\n  clusterlora study decide people --retry --learning-rate 1e-4 --epochs 6\n")
@@ -340,6 +344,8 @@ def _status(name: str, stores: "Stores") -> dict[str, Any]:
     from clusterlora.planning.study_state import read_state
     from clusterlora.progress.estimate import sentences
     from clusterlora.progress.timeline import against_unified, next_step, phases
+    from clusterlora.report.data import TRIAL_COLUMNS
+    from clusterlora.results.tuning import trial_rows, tuning_sentence
 
     state = read_state(name, stores)
     open_attempts = [attempt for attempt in state.attempts if attempt.state == "running"]
@@ -351,6 +357,8 @@ def _status(name: str, stores: "Stores") -> dict[str, Any]:
         "adapters": len(state.adapters),
         "in_training": [f"{attempt.group} (attempt {attempt.number}, micro-batch {attempt.micro_batch})" for attempt in open_attempts],
         "gate": [f"{verdict.rung}: {'passed' if verdict.passed else 'refused'}" for verdict in state.verdicts],
+        "tuning": tuning_sentence(state) if state.tuning else None,
+        "trials": [dict(zip(TRIAL_COLUMNS, row, strict=True)) for row in trial_rows(state)],
         "phases": [f"{p.name} {p.state}" for p in phases(state)],
         "expected": list(sentences(state)),
         "against_unified": list(against_unified(state)),

@@ -34,6 +34,7 @@ def compare_methods(
     floor_same_prompt: float | None = None,
     margin: float = 0.01,
     gate: str | None = None,
+    tuning: str | None = None,
     beside: Sequence[str] = (),
     second_headline: str | None = None,
     shown: Mapping[str, ShownExchanges] | None = None,
@@ -50,7 +51,8 @@ def compare_methods(
         higher_is_better: the metrics to average with their directions; includes the headline.
         draws: draws of the bootstrap.
         routed: the method that routes each persona to one of the others, controls excluded; `routing` brackets it.
-        floor: score of another persona's reference, where the normalised score is 0. `floor_same_prompt`, `gate`, `shown` are copied.
+        floor: score of another persona's reference, where the normalised score is 0. `floor_same_prompt`, `gate`,
+            `tuning` and `shown` are copied.
         margin: the difference below which methods count as equivalent, in units of the headline.
         beside: metrics whose differences to the reference are told beside the headline's; each is a family of tests of its own.
         second_headline: the one among them on which a champion must not be shown to be worse than the reference.
@@ -70,6 +72,7 @@ def compare_methods(
         scored, methods, present_reference, n_items=len(scores.persona), floor=floor, second=second_headline
     )
     same_answers = _same_answers(scores, headline, (present_reference, champion))
+    settings: dict[str, Any] = {"draws": draws, "margin": margin, "gate": gate, "tuning": tuning}
     comparison = Comparison(
         headline=headline,
         beside=tuple(beside),
@@ -86,9 +89,7 @@ def compare_methods(
         contrasts=_contrasts(scored, methods, champion or present_reference, present_reference, same_answers),
         routing=_routing(scores, headline, routed, sign),
         **_sample(scores, rows, shown or {}),
-        draws=draws,
-        margin=margin,
-        gate=gate,
+        **settings,
     )
     return replace(comparison, sentence=sentence(comparison))
 

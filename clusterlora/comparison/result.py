@@ -169,6 +169,9 @@ class Comparison:
     shown: Mapping[str, ShownExchanges] = field(default_factory=dict[str, ShownExchanges])
     """By method with retrieval: what was chosen for its prompts on val."""
 
+    tuning: str | None = None
+    """A sentence on what the methods were tuned by; None where none was."""
+
     def method(self, name: str) -> MethodResult:
         """Return the result of a method by name."""
         return next(result for result in self.methods if result.method == name)

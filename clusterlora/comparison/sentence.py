@@ -25,11 +25,12 @@ _VERBS: dict[ShownOutcome, str] = {
 
 
 def sentence(comparison: Comparison) -> str:
-    """Return the verdict: the champion with its gain, certainty and cause, or why there is none; the losers; the gate; the sample.
+    """Return the verdict: the champion with its gain, certainty and cause, or why there is none; the losers; gate and
+    tuning; the sample.
 
     With fewer personas or items than a verdict needs, it says what is missing and judges no method.
     """
-    gate = [comparison.gate] if comparison.gate else []
+    gate = [one for one in (comparison.gate, comparison.tuning) if one]
     if not comparison.has_verdict:
         return " ".join([_too_few(comparison), *gate, _basis(comparison), *_cut(comparison)])
     parts = [*_no_champion(comparison), *_outcome(comparison), *_beside(comparison), *_contrasted(comparison), *_others(comparison)]

@@ -283,6 +283,7 @@ def _document(comparison: Comparison) -> dict[str, Any]:
         "beside": comparison.beside,
         "second_headline": comparison.second_headline,
         "gate": comparison.gate,
+        "tuning": comparison.tuning,
         "cluster_sizes": comparison.cluster_sizes,
         "methods": [
             _record(comparison, result)

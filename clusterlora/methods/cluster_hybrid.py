@@ -11,7 +11,7 @@ def cluster_hybrid(view: StudyView) -> MethodPlan:
         AdapterSpec(
             name=f"cluster-residual-{number:02d}",
             persona_ids=ids,
-            recipe=view.recipe,
+            recipe=view.recipe_of("cluster_hybrid"),
             scope="cluster",
             cluster=number,
             folder="lora_clusters",

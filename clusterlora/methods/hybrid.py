@@ -13,7 +13,10 @@ BETAS = (0.25, 0.5, 0.75, 1.0)
 def hybrid(view: StudyView) -> MethodPlan:
     """Return the plan with one arm per weight of the residual, unified first."""
     unified = unified_adapter(view)
-    recipe = replace(view.recipe, rank=RESIDUAL_RANK, alpha=view.recipe.alpha * RESIDUAL_RANK / view.recipe.rank)
+    recipe = view.recipe_of("hybrid")
+    # A recipe that was chosen for it may have another rank than the study's; the residual's then differs from its own as much.
+    rank = max(1, round(RESIDUAL_RANK * recipe.rank / view.recipe.rank))
+    recipe = replace(recipe, rank=rank, alpha=recipe.alpha * rank / recipe.rank)
     residuals = [
         AdapterSpec(
             name=f"residual-{number:04d}",

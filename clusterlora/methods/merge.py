@@ -23,7 +23,7 @@ def merge_of_members(view: StudyView, method: str, personal: Mapping[str, Adapte
         AdapterSpec(
             name=f"{name}-{number:02d}",
             persona_ids=ids,
-            recipe=view.recipe,
+            recipe=next(iter(personal.values())).recipe,
             scope="cluster",
             cluster=number,
             folder=f"{name}_clusters".replace("-", "_"),

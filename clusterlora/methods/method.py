@@ -1,7 +1,7 @@
 """The input of a method, its type, and the parts that methods share."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from clusterlora.metadata import ImportedAdapters
 from clusterlora.method_settings import MergeSettings, RetrievalSettings
@@ -20,7 +20,8 @@ class StudyView:
 
     `members[k]` are the personas of cluster k. `cluster_recipe` and `cluster_init` are those of the rung that passed the gate.
     `others` are the plans of the study's other methods, controls aside, for methods that choose among them. `imported` are the adapters
-    that were trained elsewhere and brought into the study. `retrieval` says what prompts may show.
+    that were trained elsewhere and brought into the study. `retrieval` says what prompts may show. `tuned` are the recipes that
+    `study run --tune` has chosen, by method; `cluster_recipe` is that of `cluster`.
     """
 
     persona_ids: tuple[str, ...]
@@ -32,6 +33,11 @@ class StudyView:
     merging: MergeSettings
     imported: ImportedAdapters = NOTHING_IMPORTED
     retrieval: RetrievalSettings = RETRIEVAL
+    tuned: Mapping[str, Recipe] = field(default_factory=dict[str, Recipe])
+
+    def recipe_of(self, method: str) -> Recipe:
+        """Return the recipe of a method's adapters: the one that was chosen for it, else the study's."""
+        return replace(self.tuned.get(method, self.recipe), seed=self.recipe.seed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +53,8 @@ class Method:
     A method that `retrieves` shows train exchanges in its prompts, as many as the study's settings choose on val; `shots` is how many
     a method shows whatever the settings.
     A method that `adds_adapters`, by merging or by stacking them, needs a kind of adapter that is a sum of updates.
+    `recipes` are the methods by whose recipes its adapters are trained: its own name among them where it has one of its own, which
+    `study run --tune` then chooses with the same budget as everybody's; the names of others whose adapters, or like ones, it uses.
     """
 
     plan: Callable[[StudyView], MethodPlan]
@@ -60,6 +68,7 @@ class Method:
     adds_adapters: bool = False
     retrieves: bool = False
     shots: int = 0
+    recipes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Raise ValueError for a contrast without a phrase, a cause without a contrast, or a contrast with a method that is no control."""
@@ -78,4 +87,4 @@ def composition_of(adapter: AdapterSpec) -> AdapterComposition:
 
 def unified_adapter(view: StudyView) -> AdapterSpec:
     """Return the adapter that learns from everyone."""
-    return AdapterSpec(name="unified", persona_ids=view.persona_ids, recipe=view.recipe, scope="everybody")
+    return AdapterSpec(name="unified", persona_ids=view.persona_ids, recipe=view.recipe_of("unified"), scope="everybody")

@@ -11,7 +11,15 @@ LEARNING_RATE = 1e-2
 
 def prefix(view: StudyView) -> MethodPlan:
     """Return the plan that answers everybody with the base and their own prefix."""
-    recipe = replace(view.recipe, kind="prefix", rank=VIRTUAL_TOKENS, learning_rate=LEARNING_RATE, dropout=0.0)
+    # A recipe that was chosen for it differs from the study's; rank and learning rate of a prefix differ from its own as much.
+    own, recipe = view.recipe, view.recipe_of("prefix")
+    recipe = replace(
+        recipe,
+        kind="prefix",
+        rank=max(1, round(VIRTUAL_TOKENS * recipe.rank / own.rank)),
+        learning_rate=LEARNING_RATE * (recipe.learning_rate / own.learning_rate),
+        dropout=0.0,
+    )
     adapters = tuple(
         AdapterSpec(name=f"prefix-{number:04d}", persona_ids=(persona_id,), recipe=recipe, scope="person", folder="prefixes")
         for number, persona_id in enumerate(view.persona_ids)

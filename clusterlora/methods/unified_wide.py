@@ -14,12 +14,12 @@ def unified_wide(view: StudyView) -> MethodPlan:
     Raises:
         BadSettings: so large a rank is more than an adapter may have.
     """
-    times = len(view.members)
-    if view.recipe.rank * times > MOST_RANK:
+    recipe, times = view.recipe_of("unified"), len(view.members)
+    if recipe.rank * times > MOST_RANK:
         raise BadSettings(
-            f"method unified_wide: {times} clusters of rank {view.recipe.rank} have more than the rank of {MOST_RANK} that one adapter may "
+            f"method unified_wide: {times} clusters of rank {recipe.rank} have more than the rank of {MOST_RANK} that one adapter may "
             "have; lower recipe.rank or clustering.k, or leave the method out"
         )
-    recipe = replace(view.recipe, rank=view.recipe.rank * times, alpha=view.recipe.alpha * times)
+    recipe = replace(recipe, rank=recipe.rank * times, alpha=recipe.alpha * times)
     adapter = replace(unified_adapter(view), name="unified-wide", recipe=recipe)
     return MethodPlan("unified_wide", (adapter,), tuple((p, (composition_of(adapter),)) for p in view.persona_ids))

@@ -14,6 +14,7 @@ from clusterlora.metadata import (
     Provenance,
     Refinement,
     TrackerPage,
+    Tuning,
     Workers,
 )
 from clusterlora.methods import METHODS
@@ -26,7 +27,8 @@ from clusterlora.values import Attempt, Clustering, Dataset, TrainedAdapter, Ver
 class StudyState:
     """A study's settings as prepared, and the results of its steps in the study database so far.
 
-    A step's result is None before that step. Where the clustering found no clusters, the settings' methods are those that need none.
+    A step's result is None before that step. Where the clustering found no clusters, the settings' methods are those that need none. Where
+    every method is tuned, the gate has no ladder, which would tune clusters alone.
     """
 
     settings: PreparedStudy
@@ -51,6 +53,8 @@ class StudyState:
     probe: Probe | None = None
     n_workers: int = 1
     """Workers that were there for trainings when the study was last started."""
+    tuning: Tuning | None = None
+    """The recipes that are tried and how they did; None where nothing is tuned."""
 
     @property
     def name(self) -> str:
@@ -101,10 +105,13 @@ def read_state(study_name: str, stores: Stores) -> StudyState:
         page=page.address if page else None,
         probe=studies.metadata(study_name, Probe),
         n_workers=(studies.metadata(study_name, Workers) or Workers(1)).n,
+        tuning=studies.metadata(study_name, Tuning),
     )
 
 
 def _possible(study: PreparedStudy, clustering: Clustering | None) -> PreparedStudy:
+    if study.tune:
+        study = replace(study, gate=replace(study.gate, ladder=()))
     if clustering is None or len(clustering.members) > 1:
         return study
     return replace(study, methods=tuple(name for name in study.methods if not METHODS[name].needs_clusters))

@@ -1,11 +1,12 @@
 """Group adapters into training runs: which ones are trained together, under which name, and in which order."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from clusterlora.clustering import PREREQUISITES
 from clusterlora.engine.load_balancing import partition_by_load
 from clusterlora.planning.ladder import GATED, refused
 from clusterlora.planning.study_state import StudyState
+from clusterlora.planning.trials import TrialStep, finished
 from clusterlora.planning.work_plan import WorkPlan, gate_adapters, trained_adapters, variant_name, work_plan
 from clusterlora.requests import TrainingGroup
 from clusterlora.values import AdapterSpec
@@ -37,6 +38,13 @@ def remaining_groups(state: StudyState) -> Waves:
     return tuple(_fan_out(state, plan, wave) for wave in _missing(state, plan, names))
 
 
+def trial_groups(state: StudyState, step: TrialStep) -> Waves:
+    """Return the groups of a tuning step's missing adapters: all recipes share the runs, and within one their passes."""
+    plan = step.plan
+    waves = _missing(state, plan, tuple(plan.specs), ready=finished(state, plan))
+    return tuple(_fan_out(state, plan, wave) for wave in waves)
+
+
 def refinement_pending(state: StudyState) -> bool:
     """Return whether another round of cluster refinement is due once the clusters' adapters are trained."""
     rounds = state.settings.clustering.refinement_rounds
@@ -63,7 +71,7 @@ def _fan_out(state: StudyState, plan: WorkPlan, wave: Sequence[AdapterSpec]) -> 
     """Return groups that partition the work by load into as many runs as the study has shards.
 
     Small adapters are not worth a run of their own, and share forward passes with large ones. The partition depends on the plan only, so
-    it is the same after a relaunch; adapters the gate has trained count as zero load.
+    it is the same after a relaunch; adapters the gate has trained count as zero load. The runs of a step of the tuning are called after it.
     """
     names = {spec.name for spec in wave}
     before = frozenset(gate_adapters(plan)) if plan.judged is not None else frozenset[str]()
@@ -71,19 +79,26 @@ def _fan_out(state: StudyState, plan: WorkPlan, wave: Sequence[AdapterSpec]) -> 
     trained = [spec for spec in plan.specs.values() if not spec.merge_of]
     for are_prefixes, group, title in ((False, "fan-out", "fan-out"), (True, "prefixes", "prefixes")):
         specs = [spec for spec in trained if (spec.recipe.kind == "prefix") == are_prefixes]
+        name, words = (f"tuning-{plan.step}-{group}", f"tuning {plan.step}, {title}") if plan.step else (group, title)
         work = {spec: 0 if spec.name in before else _work(spec) for spec in specs}
         bins = partition_by_load(work, state.settings.runtime.shards)
         for number, shard in enumerate(bins, start=1):
             if in_shard := tuple(spec.name for spec in shard if spec.name in names):
-                groups.append(_group(plan, f"{group}-{number}-of-{len(bins)}", f"{title} {number}/{len(bins)}", in_shard))
+                groups.append(_group(plan, f"{name}-{number}-of-{len(bins)}", f"{words} {number}/{len(bins)}", in_shard))
     if merged := tuple(spec.name for spec in wave if spec.merge_of):
         groups.append(_group(plan, "merge", "merge clusters", merged))
     return tuple(groups)
 
 
-def _missing(state: StudyState, plan: WorkPlan, names: Sequence[str]) -> Iterator[list[AdapterSpec]]:
-    """Yield the missing ones of these adapters and their dependencies, in waves that depend only on trained adapters and earlier waves."""
-    ready = set(trained_adapters(state, plan))
+def _missing(
+    state: StudyState, plan: WorkPlan, names: Sequence[str], *, ready: Collection[str] | None = None
+) -> Iterator[list[AdapterSpec]]:
+    """Yield those of these adapters and their dependencies that are not `ready`, in waves that depend only on ready ones and earlier waves.
+
+    Args:
+        ready: by default those that are trained.
+    """
+    ready = set(trained_adapters(state, plan) if ready is None else ready)
     missing = [name for name in plan.with_needs(names) if name not in ready]
     while missing:
         wave = [name for name in missing if ready.issuperset(plan.specs[name].needs)]
@@ -117,4 +132,4 @@ def _groups_of_large(plan: WorkPlan, specs: Sequence[AdapterSpec]) -> list[Train
 def _group(plan: WorkPlan, name: str, title: str, adapters: tuple[str, ...]) -> TrainingGroup:
     trained_by = plan.trained_by()
     methods = tuple(sorted({trained_by[adapter] for adapter in adapters}))
-    return TrainingGroup(name, title, adapters, rung=plan.rung.name, methods=methods)
+    return TrainingGroup(name, title, adapters, rung=plan.rung.name, step=plan.step, methods=methods)

@@ -1,19 +1,21 @@
 """The adapters a study needs, with their names and cache keys: from its methods to adapter specs."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Literal
 
 from clusterlora.adapters.cache_key import cache_keys, settings_in_keys
 from clusterlora.clustering import PREREQUISITES
 from clusterlora.errors import BadSettings, UnknownName
 from clusterlora.gate.judged_cluster import judged_cluster
-from clusterlora.metadata import ImportedAdapters
+from clusterlora.metadata import ImportedAdapters, TrialRecipe
 from clusterlora.methods import METHODS
 from clusterlora.methods.held_out import HELD_OUT, held_out
 from clusterlora.methods.method import NOTHING_IMPORTED, StudyView
 from clusterlora.planning.ladder import GATED, OWN, RANDOM_PARTITION, REFERENCE, decided_rung
 from clusterlora.planning.study_state import StudyState
+from clusterlora.planning.tuning import chosen
 from clusterlora.settings import PreparedStudy, Rung
 from clusterlora.values import AdapterComposition, AdapterSpec, Clustering, Dataset, MethodPlan, TrainedAdapter, digest
 
@@ -37,6 +39,10 @@ class WorkPlan:
     """The adapter of a random group as large as the judged cluster, which the gate holds it against; None where it does not."""
     members: str = ""
     """The digest of who is in which cluster."""
+    cluster_init: Literal["base", "unified"] = "base"
+    """What the clusters' adapters start from."""
+    step: int | None = None
+    """The step of the tuning whose trials these are; None for the study's own work."""
 
     @property
     def methods(self) -> dict[str, MethodPlan]:
@@ -95,30 +101,51 @@ def work_plan(state: StudyState, rung: Rung | None = None) -> WorkPlan:
             f"study {state.name} compares {needing[0]}, but nothing was imported; run: clusterlora study import --name {state.name} ..."
         )
     imported = state.imported or NOTHING_IMPORTED
-    return _work_plan(study, state.dataset, clustering, rung or decided_rung(state), base_revision(study.model.base), imported)
+    recipes = tuple(chosen(state.tuning).items())
+    return _work_plan(study, state.dataset, clustering, rung or decided_rung(state), base_revision(study.model.base), imported, recipes)
 
 
-@lru_cache(maxsize=8)
-def _work_plan(
-    study: PreparedStudy, dataset: Dataset, clustering: Clustering, rung: Rung, revision: str, imported: ImportedAdapters
-) -> WorkPlan:
-    recipe = replace(
-        study.recipe,
-        learning_rate=rung.learning_rate or study.recipe.learning_rate,
-        epochs=rung.epochs or study.recipe.epochs,
-    )
-    init = rung.init or study.cluster_init
-    view = StudyView(
-        dataset.ids,
+def study_view(
+    study: PreparedStudy,
+    clustering: Clustering,
+    rung: Rung,
+    imported: ImportedAdapters,
+    recipes: Mapping[str, TrialRecipe],
+    persona_ids: tuple[str, ...],
+) -> StudyView:
+    """Return what methods may depend on; `recipes` are those that were chosen for methods, which else have the study's own."""
+    of_clusters = recipes.get(GATED, TrialRecipe(study.recipe, study.cluster_init))
+    own, init = of_clusters.recipe, rung.init or of_clusters.init
+    own = replace(own, learning_rate=rung.learning_rate or own.learning_rate, epochs=rung.epochs or own.epochs)
+    if init == "unified":
+        # What goes on from an adapter has its form.
+        start = recipes[REFERENCE].recipe if REFERENCE in recipes else study.recipe
+        own = replace(own, rank=start.rank, alpha=start.alpha, target_modules=start.target_modules)
+    return StudyView(
+        persona_ids,
         clustering.members,
         study.recipe,
-        recipe,
+        own,
         REFERENCE if init == "unified" else None,
         {},
         study.merging,
         imported,
         study.retrieval,
+        {method: one.recipe for method, one in recipes.items()},
     )
+
+
+@lru_cache(maxsize=8)
+def _work_plan(
+    study: PreparedStudy,
+    dataset: Dataset,
+    clustering: Clustering,
+    rung: Rung,
+    revision: str,
+    imported: ImportedAdapters,
+    recipes: tuple[tuple[str, TrialRecipe], ...],
+) -> WorkPlan:
+    view = study_view(study, clustering, rung, imported, dict(recipes), dataset.ids)
     names = (*study.methods, REFERENCE) if GATED in study.methods and REFERENCE not in study.methods else study.methods
     seeds = tuple(_methods_of_seed(view, names, rung, seed) for seed in range(study.seeds))
     share = study.assignment.held_out_share
@@ -128,12 +155,18 @@ def _work_plan(
     plans = [*(plan for methods in seeds for plan in methods.values()), *((held_out_plan,) if held_out_plan else ())]
     specs = _specs_by_name(plans)
     keys = cache_keys(tuple(specs.values()), dataset, base_revision=revision, model=study.model)
-    evaluation = study.evaluation
-    answers = digest([revision, settings_in_keys(study.model), evaluation.max_new_tokens, evaluation.metrics, dataset.digest])
+    answers = answer_settings(study, dataset, revision)
     judged = judged_cluster(clustering.sizes, study.clustering) if GATED in names else None
     asks = study.gate.above_random_group and judged is not None and RANDOM_PARTITION in names
     group = next(spec.name for spec in seeds[0][RANDOM_PARTITION].adapters if spec.cluster == judged) if asks else None
-    return WorkPlan(rung, seeds, specs, dict(keys), answers, held_out_plan, judged, group, digest(clustering.members))
+    init = "unified" if view.cluster_init else "base"
+    return WorkPlan(rung, seeds, specs, dict(keys), answers, held_out_plan, judged, group, digest(clustering.members), init)
+
+
+def answer_settings(study: PreparedStudy, dataset: Dataset, revision: str) -> str:
+    """Return the digest of everything but adapters and prompt that an answer depends on."""
+    evaluation = study.evaluation
+    return digest([revision, settings_in_keys(study.model), evaluation.max_new_tokens, evaluation.metrics, dataset.digest])
 
 
 def _methods_of_seed(view: StudyView, names: Sequence[str], rung: Rung, seed: int) -> dict[str, MethodPlan]:
@@ -150,14 +183,14 @@ def _methods_of_seed(view: StudyView, names: Sequence[str], rung: Rung, seed: in
         name: _on_rung(METHODS[name].plan(replace(view, others={other: plan for other, plan in choosable.items() if other != name})), rung)
         for name in names
     }
-    return {name: _with_variants(plan, [replace(spec, seed=seed) for spec in plan.adapters]) for name, plan in methods.items()}
+    return {name: with_variants(plan, [replace(spec, seed=seed) for spec in plan.adapters]) for name, plan in methods.items()}
 
 
 def _on_rung(plan: MethodPlan, rung: Rung) -> MethodPlan:
     """Return the plan with the rung on the clusters' adapters, which it changes, so that a name means one set of weights in a study."""
     if plan.method not in (GATED, HELD_OUT, RANDOM_PARTITION) or rung == OWN:
         return plan
-    return _with_variants(plan, [replace(spec, rung=rung.name) if spec.scope == "cluster" else spec for spec in plan.adapters])
+    return with_variants(plan, [replace(spec, rung=rung.name) if spec.scope == "cluster" else spec for spec in plan.adapters])
 
 
 def variant_name(label: str, rung: str | None, seed: int) -> str:
@@ -165,7 +198,7 @@ def variant_name(label: str, rung: str | None, seed: int) -> str:
     return label + (f"+{rung}" if rung else "") + (f".s{seed}" if seed else "")
 
 
-def _with_variants(plan: MethodPlan, variants: Sequence[AdapterSpec]) -> MethodPlan:
+def with_variants(plan: MethodPlan, variants: Sequence[AdapterSpec]) -> MethodPlan:
     """Return the plan with its adapters replaced by these variants, in order, under names with rung and seed."""
     new = {
         spec.name: variant_name(variant.label, variant.rung, variant.seed) for spec, variant in zip(plan.adapters, variants, strict=True)

@@ -20,6 +20,18 @@ class OpenRun:
     attempt: int | None
 
 
+@dataclass(frozen=True, slots=True)
+class TrialRun:
+    """A recipe that a method tries: `loss` is its val loss in this round, on so many people; None where training diverged."""
+
+    name: str
+    params: Mapping[str, Any]
+    method: str
+    round: int
+    n_personas: int
+    loss: float | None
+
+
 class AdapterRun(Protocol):
     """An open child run."""
 
@@ -49,6 +61,10 @@ class StudyTracker(Protocol):
         ...
 
     def log_verdict(self, study: str, verdict: Verdict) -> None: ...
+
+    def log_trials(self, study: str, trials: Sequence[TrialRun]) -> None:
+        """Log a round of trials, each in a child run of its own, which all its rounds share; logging it again changes nothing."""
+        ...
 
     def log_results(self, study: str, *, folder: Path, metrics: Mapping[str, float], description: str = "") -> None:
         """Log everything under `folder` (tables, figures) and the summary metrics to the parent run, and describe the experiment."""

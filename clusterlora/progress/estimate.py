@@ -48,6 +48,7 @@ class Estimate:
 
     preparation: float
     gate: float
+    tuning: float
     fan_out: float
     evaluation: float
     beside: float = 0.0
@@ -58,7 +59,7 @@ class Estimate:
     @property
     def total(self) -> float:
         """All that is left, if the gate passes at the next configuration it tries."""
-        return self.preparation + self.gate + self.fan_out + self.evaluation + self.beside
+        return self.preparation + self.tuning + self.gate + self.fan_out + self.evaluation + self.beside
 
 
 def estimate(state: StudyState) -> Estimate | None:
@@ -93,12 +94,19 @@ def expected(work: Work, probe: Probe, n_workers: int, study: PreparedStudy, *, 
         for wave in work.fan_out
         if wave
     )
+    tuning = sum(
+        _makespan([begin + together_seconds(tokens, rates) for tokens in _shards(tokens_of_step, study.runtime.shards)], n_workers)
+        + begin
+        + answering_seconds(answering, probe, study) / n_parallel
+        for tokens_of_step, answering in work.tuning
+    )
     evaluation = begin + answering_seconds(work.evaluation, probe, study) / n_parallel + ENDING_SECONDS
     return Estimate(
         preparation=work.texts * rates.embed + clustering_seconds(work.clustered, study.clustering),
         # A GPU's trainings leave the cores to them; on a CPU they take turns.
         beside=work.texts_beside * rates.embed / n_workers if probe.device.startswith("cpu") else 0.0,
         gate=gate,
+        tuning=tuning,
         fan_out=fan_out,
         evaluation=evaluation,
         further_rung=candidate if gate else 0.0,
@@ -260,6 +268,7 @@ def sentences(state: StudyState) -> tuple[str, ...]:
         return ()
     parts = {
         "preparation": left.preparation,
+        "tuning": left.tuning,
         "gate": left.gate,
         "fan-out": left.fan_out,
         "evaluation": left.evaluation,

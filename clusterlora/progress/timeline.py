@@ -7,6 +7,7 @@ from clusterlora.errors import counted
 from clusterlora.evaluation.metrics import METRICS
 from clusterlora.planning.ladder import GATED, awaits_decision, command_to_continue, gated, next_rung, refused, worth_trying
 from clusterlora.planning.study_state import StudyState
+from clusterlora.planning.tuning import chosen, planned_methods, tuned_methods
 from clusterlora.planning.work_plan import trained_adapters, work_plan
 from clusterlora.progress.estimate import estimate
 from clusterlora.progress.timing import seconds_by_phase
@@ -39,19 +40,33 @@ def phases(state: StudyState) -> tuple[Phase, ...]:
     judged = f"{len(verdicts)} of up to {len(worth_trying(state))} configurations judged" if gated(state) else without_gate
     gate_state = "to do" if next_rung(state) else "done"
     gate = Phase("gate", gate_state if gated(state) else "done", seconds.get("evaluate gate"), detail=judged)
+    tuning = _tuning(state, seconds.get("evaluate tuning"))
     training, evaluation = _training(state, seconds.get("train")), _evaluation(state, seconds)
     if left is not None:
+        tuning = tuple(replace(one, expected=left.tuning if one.state != "done" else None) for one in tuning)
         gate = replace(gate, expected=left.gate if gate.state != "done" else None)
         training = replace(training, expected=left.fan_out if training.state != "done" else None)
         evaluation = replace(evaluation, expected=left.evaluation if evaluation.state != "done" else None)
     return (
         *simple,
+        *tuning,
         gate,
         training,
         evaluation,
         Phase("compare", "done" if state.outcome else "to do", seconds.get("compare")),
         Phase("register", "done" if state.status == _FINISHED else "to do", seconds.get("register")),
     )
+
+
+def _tuning(state: StudyState, spent: float | None) -> tuple[Phase, ...]:
+    """Return the phase in which recipes are tried; none where the study tunes nothing. Its trainings count as trainings."""
+    if state.tuning is None:
+        return ()
+    methods, done = tuned_methods(planned_methods(state)), chosen(state.tuning)
+    detail = f"{len([m for m in methods if m in done])} of {len(methods)} methods have one of {len(state.tuning.recipes)} recipes"
+    if refused(state) or set(methods) <= set(done):
+        return (Phase("tune", "done", spent, detail=detail),)
+    return (Phase("tune", "under way" if state.tuning.steps else "to do", spent, detail=detail),)
 
 
 def _training(state: StudyState, spent: float | None) -> Phase:
@@ -108,6 +123,7 @@ def next_step(state: StudyState) -> str:
         "prepare": "The data is read, checked and split.",
         "cluster": "The personas are grouped.",
         "signal": "How much there is to win is measured.",
+        "tune": "Every method tries the same recipes, in rounds of fewer and fewer on more people.",
         "gate": "Unified and one cluster are trained and judged on val; if the cluster is no better, the ladder is tried.",
         "train": "The remaining adapters are trained.",
         "evaluate": "Every method answers everyone's test items.",

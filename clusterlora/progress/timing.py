@@ -19,6 +19,7 @@ Phase = Literal[
     "evaluate power",
     "evaluate gate",
     "evaluate baseline",
+    "evaluate tuning",
     "evaluate choices",
     "evaluate test",
     "compare",

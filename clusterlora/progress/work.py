@@ -1,15 +1,17 @@
 """How much work a study has before it, counted in tokens, answers and texts: from its plan, before and after its people are clustered."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from clusterlora.clustering import EMBEDDING
 from clusterlora.evaluation import reference_points as scale
 from clusterlora.evaluation.metrics.embedding_similarity import EMBEDDING_SIMILARITY
-from clusterlora.metadata import MeanTokens
+from clusterlora.metadata import MeanTokens, TuningRound
 from clusterlora.persona_signal import measure as signal
 from clusterlora.planning.ladder import gated, next_rung, refused
 from clusterlora.planning.study_state import StudyState
+from clusterlora.planning.trials import finished, trial_step
+from clusterlora.planning.tuning import in_turn, with_step
 from clusterlora.planning.work_plan import WorkPlan, gate_adapters, judged_adapters, trained_adapters, work_plan
 from clusterlora.values import AdapterComposition, AdapterSpec, Clustering, Dataset, MethodPlan, Persona, Retrieval, Split
 
@@ -43,6 +45,8 @@ class Work:
     """Of the base model, on val for the power and on test, which a second worker computes meanwhile."""
     fan_out: tuple[tuple[float, ...], ...]
     """Train tokens of all other adapters, per wave of those that start from one another."""
+    tuning: tuple[tuple[tuple[float, ...], Answering], ...] = ()
+    """Of every step of the tuning, the train tokens of its trials' adapters and what they are asked on val."""
     evaluation: Answering
     """Of every method on test, and the likelihoods by which some choose on val."""
 
@@ -73,12 +77,29 @@ def remaining_work(state: StudyState, lengths: MeanTokens) -> Work:
         texts=0 if clustered or not embeds else sum(n_items(person, "train") for person in state.dataset.personas),
         clustered=0 if clustered else sum(n_items(person, "train") for person in state.dataset.personas),
         texts_beside=_texts_beside(state),
+        tuning=tuple(_tuning(state, lengths)),
         gate=tuple(train_tokens(plan.specs[name], state.dataset, lengths) for name in judged),
         gate_answers=Answering(n_answers=2 * n_val + n_group),
         beside_gate=Answering(n_answers=power + sum(n_items(people[p], "test") for p, _ in beside)),
         fan_out=() if refused(state) else tuple(_waves(state, plan, trained.union(judged), lengths)),
         evaluation=_evaluation(state, plan, [pair for pair in tests if pair not in done], lengths),
     )
+
+
+def _tuning(state: StudyState, lengths: MeanTokens) -> Iterator[tuple[tuple[float, ...], Answering]]:
+    """Yield the work of every tuning step that is left, as if the recipes that were drawn first went on."""
+    people = state.dataset.by_id()
+    while step := trial_step(state, in_turn(state, whole=True)):
+        ready = finished(state, step.plan)
+        specs = {spec.name: spec for trial in step.trials for spec in trial.own if spec.name not in ready}
+        pairs = {(p, arm) for trial in step.trials for p, arms in trial.plan.arms_by_persona for arm in arms}
+        n_likelihoods = sum(n_items(people[p], "val") for p, _ in pairs)
+        yield tuple(train_tokens(spec, state.dataset, lengths) for spec in specs.values()), Answering(n_likelihoods=n_likelihoods)
+        assert state.tuning is not None, f"study {state.name} has a step of a tuning and tunes nothing"
+        tried: dict[str, list[tuple[int, float | None]]] = {}
+        for trial in step.trials:
+            tried.setdefault(trial.method, []).append((trial.number, float(trial.number)))
+        state = replace(state, tuning=with_step(state.tuning, (TuningRound(m, 0, tuple(losses)) for m, losses in tried.items())))
 
 
 def _texts_beside(state: StudyState) -> int:

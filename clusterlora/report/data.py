@@ -54,13 +54,31 @@ class Example:
     answers: tuple[ExampleAnswer, ...]
 
 
+TRIAL_COLUMNS = (
+    "method",
+    "recipe",
+    "learning rate",
+    "epochs",
+    "rank",
+    "alpha",
+    "dropout",
+    "layers",
+    "start",
+    "rounds",
+    "people",
+    "val loss",
+    "outcome",
+)
+"""The header of the table of recipes that were tried."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportData:
     """Everything the report shows of a compared study. Parts that a study lacks are empty or None; their panels say so or are left out.
 
     When `newcomers` is None, `held_out_share` says whether the study was to measure them. `settings` and `provenance` are display pairs
-    (name, value); `imported` lists scores of other scripts as (file, metric, personas, mean); `warnings` are
-    sentences about how the models fit the data.
+    (name, value); `imported` lists scores of other scripts as (file, metric, personas, mean); `trials` the recipes that were tried, as
+    TRIAL_COLUMNS say; `warnings` are sentences about how the models fit the data.
     """
 
     study: str
@@ -78,4 +96,5 @@ class ReportData:
     settings: tuple[tuple[str, str], ...] = ()
     provenance: tuple[tuple[str, str], ...] = ()
     imported: tuple[tuple[str, str, str, str], ...] = ()
+    trials: tuple[tuple[str, ...], ...] = ()
     warnings: tuple[str, ...] = ()

@@ -76,6 +76,8 @@ def _panels(data: ReportData) -> Iterator[_Panel]:
         )
     if data.verdicts:
         yield _Panel("gate", "Gate", sections.gate(data.verdicts))
+    if data.trials:
+        yield _Panel("recipes", "Recipes", sections.trials(data))
     drawing = figures.new_personas(data.newcomers) if data.newcomers else None
     yield _Panel(
         "new-persona",

@@ -14,7 +14,7 @@ from clusterlora.gate.report import sample
 from clusterlora.persona_signal.measure import PersonaSignal
 from clusterlora.persona_signal.summary import basis, recognitions, shares
 from clusterlora.persona_signal.summary import verdict as verdict_on_signal
-from clusterlora.report.data import ReportData
+from clusterlora.report.data import TRIAL_COLUMNS, ReportData
 from clusterlora.report.markup import html_table, interval_mark, pairs, text
 from clusterlora.values import Clustering, Criterion, Verdict
 
@@ -330,6 +330,14 @@ def examples(data: ReportData) -> str:
         '<output id="found" aria-live="polite"></output></form>'
         '<div id="examples"></div><button type="button" id="more" hidden>Show more</button>'
     )
+
+
+def trials(data: ReportData) -> str:
+    """Return the table of the recipes that every method tried."""
+    lead = "Every method tried the same recipes. Val losses of one round compare: they are of the same people."
+    numeric = [False, *(True for _ in TRIAL_COLUMNS[1:7]), False, False, True, True, True, False]
+    rows = [[text(cell) for cell in row] for row in data.trials]
+    return f'<p class="lead">{lead}</p>' + html_table(TRIAL_COLUMNS, rows, numeric=numeric, caption="recipes that were tried")
 
 
 def about(data: ReportData) -> str:

@@ -25,7 +25,8 @@ from clusterlora.report.cluster_map import draw_map
 from clusterlora.report.data import Cost, Curve, Example, ExampleAnswer, ReportData
 from clusterlora.report.page import page
 from clusterlora.results.imported_scores import imported_rows
-from clusterlora.settings import PreparedStudy, Rung
+from clusterlora.results.tuning import trial_rows
+from clusterlora.settings import PreparedStudy
 from clusterlora.values import Clustering, EvaluationRow, TrainedAdapter
 
 _EXAMPLES_PER_PERSONA = (3, 2, 1)
@@ -87,15 +88,16 @@ def report_data(
         examples=_examples(rows, [result.method for result in comparison.methods], comparison.headline),
         attempts=state.attempts,
         seconds_by_part=tuple(seconds_by_part(state.seconds).items()),
-        settings=tuple(_settings(study, plan.rung, comparison)),
+        settings=tuple(_settings(study, plan, comparison)),
         provenance=tuple(_provenance(state, stores)),
         warnings=(stores.studies.metadata(study.name, DataWarnings) or DataWarnings()).sentences,
+        trials=tuple(trial_rows(state)),
         imported=imported_rows(stores.studies.metadata(study.name, ImportedScores)),
     )
 
 
-def _settings(study: PreparedStudy, rung: Rung, comparison: Comparison) -> Iterator[tuple[str, str]]:
-    recipe = study.recipe
+def _settings(study: PreparedStudy, plan: WorkPlan, comparison: Comparison) -> Iterator[tuple[str, str]]:
+    recipe, rung = study.recipe, plan.rung
     yield "base model", study.model.base
     yield "data", study.data.path or study.data.source
     if study.data.permute_seed is not None:
@@ -106,7 +108,7 @@ def _settings(study: PreparedStudy, rung: Rung, comparison: Comparison) -> Itera
     yield "recipe", f"rank {recipe.rank}, alpha {recipe.alpha:g}, {recipe.epochs} epochs, batch {recipe.batch_size}"
     yield "learning rate", f"{recipe.learning_rate:g}, {recipe.schedule}"
     if GATED in study.methods:
-        yield "clusters start from", rung.init or study.cluster_init
+        yield "clusters start from", plan.cluster_init
         yield "rung of the gate's ladder", "own, the recipe above" if rung == OWN else f"{rung.name}: {changes_of(rung)}"
     if power := study_power(study.methods, REFERENCE, comparison.n_personas):
         yield "power before training", power.sentence
@@ -233,10 +235,10 @@ def _together(adapters: Mapping[str, TrainedAdapter], trained_by: Mapping[str, s
 
 
 def _of_first_seed(state: StudyState, plan: WorkPlan) -> dict[str, TrainedAdapter]:
-    """Return the study's adapters by name without those of other seeds; those of rungs that the gate refused are among them."""
+    """Return the study's adapters by name without those of other seeds and of trials; those of rungs that the gate refused are there."""
     of_seed = {adapter.name for method in plan.methods.values() for adapter in method.adapters}
-    planned = trained_adapters(state, plan)
-    refused = {adapter.name: adapter for adapter in state.adapters if adapter.key not in plan.keys.values()}
+    planned, keys = trained_adapters(state, plan), frozenset(plan.keys.values())
+    refused = {adapter.name: adapter for adapter in state.adapters if not (adapter.spec.is_trial or adapter.key in keys)}
     return {name: adapter for name, adapter in planned.items() if name in of_seed} | refused
 
 

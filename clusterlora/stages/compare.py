@@ -31,6 +31,7 @@ from clusterlora.progress.timing import timed
 from clusterlora.results.imported_scores import imported_markdown
 from clusterlora.results.new_personas import new_personas
 from clusterlora.results.report import write_map, write_report
+from clusterlora.results.tuning import tuning_markdown, tuning_sentence
 from clusterlora.settings import Study
 from clusterlora.stages.scale import scale
 from clusterlora.values import AdapterComposition, EvaluationRow
@@ -63,6 +64,7 @@ def compare_study(study_name: str, stores: Stores, log: RunLog) -> Comparison:
             floor_same_prompt=reference_points.floor_same_prompt,
             margin=study.evaluation.equivalence_margin / 100,
             gate=_gate(state),
+            tuning=tuning_sentence(state),
             beside=beside,
             second_headline=study.evaluation.second_headline,
             shown=_shown(state, rows, stores),
@@ -73,7 +75,7 @@ def compare_study(study_name: str, stores: Stores, log: RunLog) -> Comparison:
         warnings = (stores.studies.metadata(study_name, DataWarnings) or DataWarnings()).sentences
         no_clusters = [clusters_sentence(state.clustering)] if state.clustering and len(state.clustering.members) < 2 else []
         notes = (*no_clusters, *([note] if note else []), *(f"Warning: {one}." for one in warnings))
-        more = "".join(f"\n{one}\n" for one in notes) + (new_personas_markdown(newcomers) if newcomers else "")
+        more = "".join(f"\n{one}\n" for one in notes) + tuning_markdown(state) + (new_personas_markdown(newcomers) if newcomers else "")
         write_tables(comparison, rows, folder, more=more)
         draw(comparison, figure_path(stores, study_name), title=study_name)
         if state.clustering:

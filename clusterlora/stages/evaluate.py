@@ -23,8 +23,9 @@ from clusterlora.evaluation.select import select_arm, select_for_all
 from clusterlora.evaluation.train_responses import TrainResponses
 from clusterlora.gate.judged_cluster import judged_cluster
 from clusterlora.models.model_cache import base_model, embedder
-from clusterlora.planning.ladder import refused, rung_by_name
+from clusterlora.planning.ladder import OWN, refused, rung_by_name
 from clusterlora.planning.study_state import StudyState, read_state
+from clusterlora.planning.trials import plan_of
 from clusterlora.planning.work_plan import WorkPlan, judged_adapters, trained_adapters, work_plan
 from clusterlora.ports.run_log import RunLog
 from clusterlora.ports.stores import Stores
@@ -41,6 +42,7 @@ _PHASE: Mapping[EvaluationPart, Phase] = {
     "power": "evaluate power",
     "baseline": "evaluate baseline",
     "gate": "evaluate gate",
+    "tuning": "evaluate tuning",
     "choices": "evaluate choices",
     "test": "evaluate test",
 }
@@ -50,10 +52,14 @@ def evaluate(request: EvaluationRequest, stores: Stores, log: RunLog) -> int:
     """Return the number of answers generated; items the study already has answers to are skipped."""
     state, part, rung = read_state(request.study_name, stores), request.part, request.rung
     runner = _Runner(state, stores, log)
-    with timed(stores, state.name, _PHASE[part], rung or f"{request.shard}/{request.shards}"):
+    with timed(
+        stores, state.name, _PHASE[part], rung or (f"step {request.step}, " if request.step else "") + f"{request.shard}/{request.shards}"
+    ):
         if part in ("power", "gate"):
             plan = work_plan(state, rung_by_name(state, rung) if rung else None)
             return _val(runner, plan, request.cluster, bare=part == "power")
+        if part == "tuning":
+            return _tuning(runner, plan_of(state, OWN.name, request.step), shard=request.shard, shards=request.shards)
         if part == "baseline":
             return _baseline(runner, work_plan(state))
         if part == "choices":
@@ -118,6 +124,15 @@ def _val(runner: "_Runner", plan: WorkPlan, cluster: int | None, *, bare: bool) 
         pairs += [(p, composition) for p in plan.specs[plan.random_group].persona_ids for composition in (group, compositions[-1])]
         pairs = list(dict.fromkeys(pairs))
     return runner.answer(plan, pairs, "val", runner.study.evaluation.metrics)
+
+
+def _tuning(runner: "_Runner", plan: WorkPlan, *, shard: int, shards: int) -> int:
+    """Ask all trials of a step for the likelihood of their people's val references."""
+    trained = trained_adapters(runner.state, plan).keys()
+    arms = [(p, arm) for method in plan.methods.values() for p, compositions in method.arms_by_persona for arm in compositions]
+    people = set(tuple(dict.fromkeys(p for p, _ in arms))[shard - 1 :: shards])
+    pairs = [(p, arm) for p, arm in arms if p in people and trained >= set(arm.adapter_names)]
+    return runner.answer(plan, list(dict.fromkeys(pairs)), "val", ("nll",))
 
 
 def _baseline(runner: "_Runner", plan: WorkPlan) -> int:

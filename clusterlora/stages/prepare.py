@@ -11,10 +11,11 @@ from clusterlora.comparison.power import study_power
 from clusterlora.data.prompt_fit import PromptFit
 from clusterlora.durable import make_folder
 from clusterlora.errors import UnknownName
-from clusterlora.metadata import DataWarnings, Provenance, TrackerPage
+from clusterlora.metadata import DataWarnings, Provenance, TrackerPage, Tuning
 from clusterlora.models.base import UsableBase, base_revision, faster_dtype, usable_base
-from clusterlora.models.targets import reach
+from clusterlora.models.targets import reach, resolved
 from clusterlora.planning.ladder import REFERENCE
+from clusterlora.planning.recipes import draw_recipes
 from clusterlora.ports.run_log import RunLog
 from clusterlora.ports.stores import Stores
 from clusterlora.progress.timing import timed
@@ -72,6 +73,10 @@ def prepare_study(settings: Study, stores: Stores, log: RunLog, *, running: bool
         # Recorded after the data: save_dataset refuses data other than the study's.
         stores.studies.save_metadata(study.name, made_from)
         stores.studies.save_metadata(study.name, DataWarnings(of_models=of_models, of_dialogues=of_dialogues))
+        if study.tune and stores.studies.metadata(study.name, Tuning) is None:
+            # Drawn once: what a study has tried does not change with the version of a library.
+            targets = resolved(study.recipe, base.weights).target_modules
+            stores.studies.save_metadata(study.name, Tuning(draw_recipes(study, targets)))
         tags = {"study": study.name} | {name: str(value) for name, value in asdict(made_from).items() if value is not None}
         stores.tracker.start_study(study.name, params=asdict(study), tags=tags, dataset=dataset, running=running)
         stores.studies.save_metadata(study.name, TrackerPage(stores.tracker.page(study.name)))

@@ -51,7 +51,8 @@ class Sample:
 class TrainingSamples:
     """Answers of a training's first adapters, as many as `runtime.samples`, to one val prompt each: after epochs, and at the end.
 
-    They go to the log, to the tracker's run and to the study's folder. Adapters that learn with exchanges in the prompt are left out.
+    They go to the log, to the tracker's run and to the study's folder. Adapters that learn with exchanges in the prompt, and trials of recipes,
+    are left out.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class TrainingSamples:
     ) -> None:
         """Choose adapters and prompts; `run` and `log` are those of the training."""
         self._study, self._plan, self._base, self._stores, self._run, self._log = state.settings, plan, base, stores, run, log
-        self._asked = _prompts(state, [spec for spec in specs if not spec.shots][: self._study.runtime.samples or 0])
+        self._asked = _prompts(state, [spec for spec in specs if not (spec.shots or spec.is_trial)][: self._study.runtime.samples or 0])
         self._encoder = prompt_encoder(base.tokenizer, self._study.model)
         self._last = dict.fromkeys(self._asked, time.monotonic())
 

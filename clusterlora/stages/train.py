@@ -19,12 +19,12 @@ from clusterlora.engine.job import TrainingResult, mean_by_step, total_steps
 from clusterlora.engine.memory import device_name, peak_memory_bytes
 from clusterlora.engine.peft_folder import write_factors
 from clusterlora.engine.stacked import read_adapter
-from clusterlora.errors import OutOfMemory, ServiceDown
+from clusterlora.errors import OutOfMemory, ServiceDown, TrainingDiverged
 from clusterlora.models.base import base_revision
 from clusterlora.models.model_cache import base_model, embedder
-from clusterlora.planning.ladder import rung_by_name
 from clusterlora.planning.study_state import StudyState, read_state
-from clusterlora.planning.work_plan import WorkPlan, work_plan
+from clusterlora.planning.trials import DIVERGED, check_tuned, plan_of
+from clusterlora.planning.work_plan import WorkPlan
 from clusterlora.ports.run_log import RunLog
 from clusterlora.ports.stores import Stores
 from clusterlora.ports.tracker import AdapterRun
@@ -44,9 +44,11 @@ def train_group(request: TrainRequest, stores: Stores, log: RunLog) -> int:
 
     Raises:
         OutOfMemory: an allocation failed; finished adapters are kept, and the next attempt resumes after the last whole epoch.
-        TrainingDiverged: a loss is not finite.
+        TrainingDiverged: a loss is not finite, and not of a trial, whose recipe has then lost.
+        BadSettings: the study tunes, and recipes of these adapters are not chosen yet.
     """
     state = read_state(request.study_name, stores)
+    check_tuned(state, request.group)
     study, group = state.settings, request.group
     base, device, max_length = base_revision(study.model.base, study.model.quantisation), device_name(), study.model.max_length
     limit = stores.studies.memory_limit(base, device, max_length)
@@ -55,9 +57,11 @@ def train_group(request: TrainRequest, stores: Stores, log: RunLog) -> int:
         request = replace(request, micro_batch=limit)
     micro_batch, attempt = request.micro_batch, request.attempt
     stores.studies.open_attempt(study.name, Attempt(group.name, attempt, micro_batch, "running"))
+    detail = ""
     try:
         with timed(stores, study.name, "train", group.name):
-            n_trained = _train(request, state, stores, log)
+            n_trained, lost = _train(request, state, stores, log)
+        detail = DIVERGED + ", ".join(lost) if lost else ""
     except ServiceDown:
         # The attempt stays open: a retry resumes it after the last whole epoch.
         raise
@@ -70,16 +74,17 @@ def train_group(request: TrainRequest, stores: Stores, log: RunLog) -> int:
             study.name, group.name, attempt, state=ending, detail=str(error), peak_memory_bytes=peak_memory_bytes()
         )
         raise
-    stores.studies.close_attempt(study.name, group.name, attempt, state="done", peak_memory_bytes=peak_memory_bytes())
+    stores.studies.close_attempt(study.name, group.name, attempt, state="done", detail=detail, peak_memory_bytes=peak_memory_bytes())
     return n_trained
 
 
-def _train(request: TrainRequest, state: StudyState, stores: Stores, log: RunLog) -> int:
+def _train(request: TrainRequest, state: StudyState, stores: Stores, log: RunLog) -> tuple[int, tuple[str, ...]]:
+    """Return how many adapters were trained, and the trials whose training diverged."""
     study, group, micro_batch = state.settings, request.group, request.micro_batch
-    plan = work_plan(state, rung_by_name(state, group.rung))
+    plan = plan_of(state, group.rung, group.step)
     specs = [plan.specs[name] for name in group.adapters if not _reuse(study, plan, name, stores)]
     if not specs:
-        return 0
+        return 0, ()
     trained_by = plan.trained_by()
     method = ", ".join(sorted({trained_by[spec.name] for spec in specs}))
     tags = {
@@ -90,11 +95,11 @@ def _train(request: TrainRequest, state: StudyState, stores: Stores, log: RunLog
         "micro_batch": str(micro_batch),
     }
     if specs[0].merge_of:
-        return merge_adapters(state, plan, group, specs, tags=tags, stores=stores, log=log)
+        return merge_adapters(state, plan, group, specs, tags=tags, stores=stores, log=log), ()
     from clusterlora.engine import train_adapters
 
     jobs = _jobs(state, plan, specs, stores)
-    params = {"adapters": len(jobs), "personas": sum(len(spec.persona_ids) for spec in specs), **asdict(specs[0].recipe)}
+    params = {"adapters": len(jobs), "personas": sum(len(spec.persona_ids) for spec in specs), **_common(specs)}
     with stores.tracker.adapter_run(study.name, name=group.title, params=params, tags=tags) as run, tagged_with_outcome(run):
         file = stores.folder(study.name) / "logs" / log_name(group.name)
         total = sum(total_steps(job.recipe, len(job.dialogues)) for job in jobs)
@@ -104,27 +109,45 @@ def _train(request: TrainRequest, state: StudyState, stores: Stores, log: RunLog
             base = base_model(study.model)
             samples = TrainingSamples(state, plan, specs, base, stores, run, run_log)
 
+            results: list[TrainingResult] = []
+
             def finish(result: TrainingResult) -> None:
+                results.append(result)
                 keep(study, _trained(plan.specs[result.name], result), result.folder, run, stores, curves=_curves(result))
                 if not result.loss_fell:
                     run_log.note(f"{result.name}: the train loss did not fall; the adapter has learned nothing")
                 run_log.note(f"{result.name}: loss {result.losses[0]:.3f} -> {result.losses[-1]:.3f} in {result.seconds:.1f} s")
 
-            results = train_adapters(
-                base,
-                jobs,
-                max_length=study.model.max_length,
-                micro_batch=micro_batch,
-                # The next attempt halves it, in a process of its own.
-                halve_micro_batch=False,
-                checkpointing=study.runtime.gradient_checkpointing,
-                progress=run_log,
-                on_finished=finish,
-                on_epoch=samples.after_epoch,
-            )
+            lost: tuple[str, ...] = ()
+            try:
+                train_adapters(
+                    base,
+                    jobs,
+                    max_length=study.model.max_length,
+                    micro_batch=micro_batch,
+                    # The next attempt halves it, in a process of its own.
+                    halve_micro_batch=False,
+                    checkpointing=study.runtime.gradient_checkpointing,
+                    progress=run_log,
+                    on_finished=finish,
+                    on_epoch=samples.after_epoch,
+                )
+            except TrainingDiverged as error:
+                if not all(plan.specs[name].is_trial for name in error.adapters):
+                    raise
+                lost = error.adapters
+                run_log.note(f"{error}; as trials they have lost")
+            results.sort(key=lambda result: group.adapters.index(result.name))
             samples.at_end({result.name: result.epochs for result in results}, group=group.name)
-        _log_curves(run, plan, results, time.monotonic() - began)
-    return len(results)
+        if results:
+            _log_curves(run, plan, results, time.monotonic() - began)
+    return len(results), lost
+
+
+def _common(specs: Sequence[AdapterSpec]) -> dict[str, object]:
+    """Return the hyper-parameters in which all these adapters agree."""
+    first, *others = (asdict(spec.recipe) for spec in specs)
+    return {name: value for name, value in first.items() if all(other[name] == value for other in others)}
 
 
 def link_trained(state: StudyState, plan: WorkPlan, stores: Stores) -> None:

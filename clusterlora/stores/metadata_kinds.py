@@ -16,6 +16,7 @@ NAME_BY_KIND: Mapping[type, str] = {
     metadata.TruthAgreement: "truth_agreement",
     metadata.ReferencePoints: "reference_points",
     metadata.GateDecisions: "gate_decisions",
+    metadata.Tuning: "tuning",
     metadata.Refinement: "refinement",
     metadata.ImportedAdapters: "imported_adapters",
     metadata.ImportedScores: "imported_scores",

@@ -19,11 +19,12 @@ from mlflow.exceptions import MlflowException, RestException
 from clusterlora.errors import UnknownName, counted
 from clusterlora.gate.report import markdown
 from clusterlora.ports.model_registry import About, ModelVersion
-from clusterlora.ports.tracker import AdapterRun, OpenRun
+from clusterlora.ports.tracker import AdapterRun, OpenRun, TrialRun
 from clusterlora.stores.json_codec import from_plain, plain, to_json
 from clusterlora.stores.mlflow_registry import add_version, model_versions
 from clusterlora.stores.mlflow_run import METRICS_PER_REQUEST, MlflowRun, batches, metrics_of, mlflow_name, now, send
 from clusterlora.stores.mlflow_server import MlflowServer
+from clusterlora.stores.mlflow_trials import log_trials
 from clusterlora.stores.mlflow_view import KIND_OF_TRAINING, KIND_TAG, PAGE_QUERY, VIEW_TAG, view
 from clusterlora.stores.outbox import Outbox, Payload, send_left_over
 from clusterlora.stores.routing_table import RoutingTable
@@ -97,6 +98,9 @@ class MlflowTracker:
             self._client.log_text(run_id, to_json(verdict), mlflow_name(f"gate/{verdict.rung}.json"))
 
         self._server.call("the gate's verdict", log_it)
+
+    def log_trials(self, study: str, trials: Sequence[TrialRun]) -> None:
+        self._server.call("the trials", lambda: log_trials(self._client, self._parent(study), trials, study))
 
     def log_results(self, study: str, *, folder: Path, metrics: Mapping[str, float], description: str = "") -> None:
         def log_it() -> None:

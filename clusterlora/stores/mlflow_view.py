@@ -10,6 +10,8 @@ from typing import Any
 VIEW = "training"
 VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
 
+TRIALS_TAG = "mlflow.sharedViewState.trials"
+
 KIND_TAG = "mlflow.experimentKind"
 KIND_OF_TRAINING = "custom_model_development"
 """The kind that opens on training runs. MLflow's UI reads it where it has no switch between kinds of work; with the switch, what a browser
@@ -29,6 +31,7 @@ _LINES: Mapping[str, tuple[str, ...]] = {
     ),
 }
 _BARS: Mapping[str, tuple[str, ...]] = {"train": ("train/seconds", "train/tokens", "train/tokens_per_second")}
+_TRIED = ("learning_rate", "epochs", "rank", "alpha", "dropout", "target_modules", "init")
 _TAGS = ("method", "micro_batch", "outcome", "peak_memory")
 
 
@@ -51,6 +54,32 @@ def view(runs: str, *, created_at: int) -> str:
         "hideEmptyCharts": True,
     }
     return json.dumps({"name": _NAME, "createdAt": created_at, "state": json.dumps(state)})
+
+
+def trials_view(runs: str, *, created_at: int) -> str:
+    """Return the tag's value for the recipes that a study tries: one line per trial through its parameters to its val loss."""
+    chart = {
+        "uuid": "recipes",
+        "type": "PARALLEL",
+        "metricSectionId": "recipes",
+        "selectedParams": list(_TRIED),
+        "selectedMetrics": ["val/loss"],
+        "runsCountToCompare": 100,
+        "showAllRuns": True,
+        "deleted": False,
+        "isGenerated": False,
+    }
+    state = {
+        "searchFilter": runs,
+        "orderByKey": "metrics.`val/loss`",
+        "orderByAsc": True,
+        "selectedColumns": ["tags.`method`", *(f"params.`{name}`" for name in _TRIED), "metrics.`val/loss`", "metrics.`tuning/rounds`"],
+        "compareRunSections": [{"uuid": "recipes", "name": "recipes", "display": True, "isReordered": True}],
+        "isAccordionReordered": True,
+        "compareRunCharts": [chart],
+        "hideEmptyCharts": True,
+    }
+    return json.dumps({"name": "Trials of recipes", "createdAt": created_at, "state": json.dumps(state)})
 
 
 def _charts(kind: str, metrics_by_section: Mapping[str, tuple[str, ...]]) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from clusterlora.errors import BadSettings
 from clusterlora.ports.model_registry import About, ModelVersion
-from clusterlora.ports.tracker import AdapterRun, OpenRun
+from clusterlora.ports.tracker import AdapterRun, OpenRun, TrialRun
 from clusterlora.values import Dataset, TrainedAdapter, Verdict
 
 
@@ -55,6 +55,8 @@ class NullTracker:
         yield NullRun()
 
     def log_verdict(self, study: str, verdict: Verdict) -> None: ...
+
+    def log_trials(self, study: str, trials: Sequence[TrialRun]) -> None: ...
 
     def log_results(self, study: str, *, folder: Path, metrics: Mapping[str, float], description: str = "") -> None: ...
 

@@ -1,0 +1,117 @@
+"""Equal tuning: every method that has a recipe of its own tries the same recipes, by successive halving on val loss.
+
+Every round costs a method about one training by the study's own recipe: the more recipes are left, the fewer people they are tried on. The
+best quarter goes on, until one is left. The people of a round are among those of the next, so a person's adapter is trained once.
+Source of successive halving: Jamieson & Talwalkar 2016 (arXiv 1502.07943).
+"""
+
+import hashlib
+import math
+from collections.abc import Iterable, Mapping
+
+from clusterlora.errors import TrainingDiverged
+from clusterlora.metadata import TrialRecipe, Tuning, TuningRound
+from clusterlora.methods import METHODS
+from clusterlora.planning.ladder import GATED, REFERENCE, gated, next_rung, refused
+from clusterlora.planning.study_state import StudyState
+
+KEPT = 4
+"""Of so many recipes one goes on to the next round."""
+
+
+def tuned_methods(names: Iterable[str]) -> tuple[str, ...]:
+    """Return the methods with a recipe of their own behind these methods, each after those whose adapters it builds on."""
+    order: dict[str, None] = {}
+
+    def add(name: str) -> None:
+        recipes = METHODS[name].recipes
+        for other in recipes:
+            if other != name:
+                add(other)
+        if name in recipes:
+            order[name] = None
+
+    for name in names:
+        add(name)
+    return tuple(order)
+
+
+def left(tuning: Tuning, method: str) -> tuple[int, ...]:
+    """Return the numbers of a method's recipes that are left, the best first; all of them before its first round.
+
+    Raises:
+        TrainingDiverged: none is, as all diverged.
+    """
+    rounds = tuning.rounds(method)
+    if not rounds:
+        return tuple(range(len(tuning.recipes)))
+    last = rounds[-1].losses
+    ranked = sorted((loss, number) for number, loss in last if loss is not None)
+    if not ranked:
+        raise TrainingDiverged(f"all {len(last)} recipes that were tried for {method} diverged; lower recipe.learning_rate")
+    return tuple(number for _, number in ranked[: math.ceil(len(last) / KEPT)])
+
+
+def chosen(tuning: Tuning | None) -> Mapping[str, TrialRecipe]:
+    """Return the recipe of every method that has been tuned to the end."""
+    if tuning is None:
+        return {}
+    methods = dict.fromkeys(one.method for step in tuning.steps for one in step)
+    return {method: tuning.recipes[left(tuning, method)[0]] for method in methods if len(left(tuning, method)) == 1}
+
+
+def in_turn(state: StudyState, *, whole: bool = False) -> tuple[str, ...]:
+    """Return the methods whose next round is due; none when all are tuned, or the study tunes nothing.
+
+    Before the gate, those alone that it judges are tuned; after it, all others, unless it refused. A method waits for those that it
+    builds on.
+
+    Args:
+        whole: whatever the gate has yet to say.
+    """
+    if state.tuning is None or state.clustering is None or refused(state):
+        return ()
+    before_gate = gated(state) and next_rung(state) is not None and not whole
+    methods = tuned_methods((GATED,) if before_gate else planned_methods(state))
+    done = chosen(state.tuning)
+    return tuple(m for m in methods if m not in done and all(other in done for other in METHODS[m].recipes if other != m))
+
+
+def planned_methods(state: StudyState) -> tuple[str, ...]:
+    """Return the study's methods, and unified where the gate compares with it."""
+    names = state.settings.methods
+    return (*names, REFERENCE) if GATED in names and REFERENCE not in names else names
+
+
+def round_people(state: StudyState, method: str) -> tuple[str, ...]:
+    """Return the people of a method's next round: as many as make it cost one training, and at least one.
+
+    They are the first of an order in which every beginning has people of all clusters in proportion, which depends on nothing but ids.
+    """
+    tuning = state.tuning
+    assert tuning is not None, f"study {state.name} tunes nothing"
+    epochs = sum(tuning.recipes[number].recipe.epochs for number in left(tuning, method))
+    order = _order(state)
+    return order[: math.ceil(len(order) * min(1.0, state.settings.recipe.epochs / epochs))]
+
+
+def _order(state: StudyState) -> tuple[str, ...]:
+    clusters = state.clustering.members if state.clustering else (state.dataset.ids,)
+    people = state.dataset.by_id()
+    places: list[tuple[float, str, str]] = []
+    for members in clusters:
+        # Who has no val dialogue says nothing of a val loss.
+        ids = [p for p in members if people[p].of_split("val")]
+        hashes = sorted((hashlib.sha256(p.encode()).hexdigest(), p) for p in ids)
+        places += [((number + 0.5) / len(ids), digest, p) for number, (digest, p) in enumerate(hashes)]
+    return tuple(p for *_, p in sorted(places))
+
+
+def with_step(tuning: Tuning, rounds: Iterable[TuningRound]) -> Tuning:
+    """Return the tuning with one more step."""
+    return Tuning(tuning.recipes, (*tuning.steps, tuple(rounds)))
+
+
+def rounds_of(n: int) -> tuple[int, ...]:
+    """Return how many recipes each round tries, of n."""
+    return (n, *rounds_of(math.ceil(n / KEPT))) if n > 1 else ()

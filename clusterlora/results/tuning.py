@@ -1,0 +1,90 @@
+"""What each method was tuned by, in sentences and as a table."""
+
+from clusterlora.errors import counted
+from clusterlora.evaluation.markdown import markdown_table
+from clusterlora.planning.ladder import GATED, OWN, decided_rung, refused
+from clusterlora.planning.study_state import StudyState
+from clusterlora.planning.trials import recipe_tried
+from clusterlora.planning.tuning import chosen, left, planned_methods, tuned_methods
+from clusterlora.report.data import TRIAL_COLUMNS
+
+
+def words_of(state: StudyState, method: str, number: int) -> str:
+    """Return what a method made of a recipe in words: learning rate, epochs, rank and alpha, and what else differs from its first one."""
+    assert state.tuning is not None, f"study {state.name} tunes nothing"
+    one, other = (recipe_tried(state, method, which) for which in (number, 0))
+    init = f", from {state.tuning.recipes[number].init}" if method == GATED else ""
+    parts = [f"lr {one.learning_rate:g}", counted(one.epochs, "epoch"), f"rank {one.rank}", f"alpha {one.alpha:g}"]
+    parts += [f"dropout {one.dropout:g}"] if one.dropout != other.dropout else []
+    parts += [f"on {', '.join(one.target_modules)}"] if one.target_modules != other.target_modules else []
+    return ", ".join(parts) + init + (" (the study's own)" if number == 0 else "")
+
+
+def tuning_sentence(state: StudyState) -> str | None:
+    """Return what every method was tuned by; None where none was, neither alike nor by the gate's ladder."""
+    tuning, rung = state.tuning, decided_rung(state)
+    if tuning is None:
+        if len(state.verdicts) < 2:
+            return None
+        return (
+            f"Tuning was not equal: {GATED} alone tried {len(state.verdicts)} configurations on val, every other method one; "
+            "`--tune N` tries as many for each."
+        )
+    done = chosen(tuning)
+    n_people = max((one.n_personas for step in tuning.steps for one in step), default=0)
+    clauses = [f"{method} {words_of(state, method, left(tuning, method)[0])}" for method in done]
+    waiting = [m for m in tuned_methods(planned_methods(state)) if m not in done]
+    return " ".join(
+        [
+            f"Each method was tuned by the same {len(tuning.recipes)} recipes on val loss, of at most {n_people} people, and its controls "
+            f"are trained by the one chosen for it: {'; '.join(clauses) or 'none chosen yet'}.",
+            *([f"Not tuned{', as the gate refused' if refused(state) else ''}: {', '.join(waiting)}."] if waiting else []),
+            *([f"By a person's decision {GATED} alone was then trained by {rung.name}."] if rung != OWN else []),
+        ]
+    )
+
+
+def trial_rows(state: StudyState, *, last_round: bool = False) -> list[tuple[str, ...]]:
+    """Return a row of TRIAL_COLUMNS for every recipe of every method, those that got furthest first; or only for these."""
+    tuning = state.tuning
+    if tuning is None:
+        return []
+    done, rows = chosen(tuning), list[tuple[str, ...]]()
+    for method in tuned_methods(planned_methods(state)):
+        last: dict[int, tuple[int, int, float | None]] = {}
+        for number, one in enumerate(tuning.rounds(method), start=1):
+            last |= {recipe: (number, one.n_personas, loss) for recipe, loss in one.losses}
+        ranked = sorted(last.items(), key=lambda item: (-item[1][0], item[1][2] is None, item[1][2] or 0.0, item[0]))
+        for number, (rounds, people, loss) in ranked:
+            if last_round and rounds < ranked[0][1][0]:
+                continue
+            recipe, is_chosen = recipe_tried(state, method, number), method in done and number == left(tuning, method)[0]
+            has_own_layers = recipe.target_modules == state.settings.recipe.target_modules
+            layers = "the study's" if has_own_layers else ", ".join(recipe.target_modules)
+            rows.append(
+                (
+                    method,
+                    str(number),
+                    f"{recipe.learning_rate:g}",
+                    str(recipe.epochs),
+                    str(recipe.rank),
+                    f"{recipe.alpha:g}",
+                    f"{recipe.dropout:g}",
+                    layers,
+                    tuning.recipes[number].init if method == GATED else "-",
+                    str(rounds),
+                    str(people),
+                    "diverged" if loss is None else f"{loss:.4f}",
+                    "chosen" if is_chosen else "",
+                )
+            )
+    return rows
+
+
+def tuning_markdown(state: StudyState) -> str:
+    """Return the recipes of every method's last round as a Markdown table under a sentence; nothing where nothing is tuned."""
+    rows = trial_rows(state, last_round=True)
+    if not rows:
+        return ""
+    note = "The recipes of every method's last round, on the same people; the report has all that were tried:"
+    return f"\n{note}\n\n" + markdown_table(TRIAL_COLUMNS, rows, right=(False, *(True for _ in TRIAL_COLUMNS[1:-1]), False))
