@@ -252,7 +252,7 @@ def status(name: str | None, watch: bool, as_json: bool) -> None:
         seen = in_prefect({name: ""}).get(name)
         if seen is None or not seen.status:
             raise
-        state: dict[str, object] = {"study": name, "status": "launched, not begun"}
+        state: dict[str, Any] = {"study": name, "status": "launched, not begun"}
     else:
         seen = in_prefect({name: str(state["status"])}).get(name)
         state |= {"status": seen.status} if seen else {}
@@ -262,7 +262,7 @@ def status(name: str | None, watch: bool, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(state))
         return
-    trials = state.pop("trials", [])
+    trials: list[dict[str, str]] = state.pop("trials", [])
     for field, value in state.items():
         text = ", ".join(map(str, value)) if isinstance(value, list) else value  # pyright: ignore[reportUnknownArgumentType]
         click.echo(f"{field.replace('_', ' '):<14} {text or '-'}")

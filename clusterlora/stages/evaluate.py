@@ -52,9 +52,8 @@ def evaluate(request: EvaluationRequest, stores: Stores, log: RunLog) -> int:
     """Return the number of answers generated; items the study already has answers to are skipped."""
     state, part, rung = read_state(request.study_name, stores), request.part, request.rung
     runner = _Runner(state, stores, log)
-    with timed(
-        stores, state.name, _PHASE[part], rung or (f"step {request.step}, " if request.step else "") + f"{request.shard}/{request.shards}"
-    ):
+    shard = f"{request.shard}/{request.shards}"
+    with timed(stores, state.name, _PHASE[part], rung or (f"step {request.step}, {shard}" if request.step else shard)):
         if part in ("power", "gate"):
             plan = work_plan(state, rung_by_name(state, rung) if rung else None)
             return _val(runner, plan, request.cluster, bare=part == "power")

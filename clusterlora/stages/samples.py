@@ -51,8 +51,8 @@ class Sample:
 class TrainingSamples:
     """Answers of a training's first adapters, as many as `runtime.samples`, to one val prompt each: after epochs, and at the end.
 
-    They go to the log, to the tracker's run and to the study's folder. Adapters that learn with exchanges in the prompt, and trials of recipes,
-    are left out.
+    They go to the log, to the tracker's run and to the study's folder. Adapters that learn with exchanges in the prompt are left out, and
+    trials of recipes.
     """
 
     def __init__(

@@ -160,9 +160,8 @@ def test_a_step_that_was_killed_trains_what_is_missing_and_a_recorded_one_change
     ((first, *others),) = trial_groups(state, step)
     train_groups(study, stores, [first])
     state = state_of(study, stores)
-    again = trial_step(state)
-    assert again == step
-    left_over = list(chain.from_iterable(trial_groups(state, again)))
+    assert trial_step(state) == step
+    left_over = list(chain.from_iterable(trial_groups(state, step)))
     assert {name for group in left_over for name in group.adapters} == {name for group in others for name in group.adapters}
     train_groups(study, stores, left_over)
     evaluate(EvaluationRequest(study_name=study.name, part="tuning", step=step.number), stores, LOG)
