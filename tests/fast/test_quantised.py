@@ -38,9 +38,7 @@ WIDE: dict[str, Any] = {"hidden_size": 64, "num_hidden_layers": 2, "num_attentio
 NEW = {
     "qwen2, quantised": Tiny("Qwen2", {**WIDE, "intermediate_size": 128, "num_key_value_heads": 2}, ALL),
     "gpt2, quantised": Tiny("GPT2", {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 256}, ("c_attn", "c_proj", "c_fc")),
-    "gpt_neox, quantised": Tiny(
-        "GPTNeoX", {**WIDE, "intermediate_size": 128}, ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h")
-    ),
+    "gpt_neox, quantised": Tiny("GPTNeoX", {**WIDE, "intermediate_size": 128}, ("query_key_value", "dense_4h_to_h")),
 }
 CASES = [(name, quantisation) for name in NEW for quantisation in ("nf4", "int8")]
 
