@@ -14,6 +14,7 @@ from typing import Any
 
 import click
 
+from clusterlora.cli.base_memory import base_memory, study_to_measure
 from clusterlora.cli.local_stores import open_local_stores
 from clusterlora.cli.orchestration import deployments, in_prefect, services_home
 from clusterlora.errors import ServiceDown
@@ -33,11 +34,20 @@ class Check:
     fix: str = ""
 
 
-@click.command(epilog="\b\nExample:\n  clusterlora doctor && clusterlora study run --preset quick\n")
+@click.command(
+    epilog="\b\nExamples:\n  clusterlora doctor && clusterlora study run --preset quick\n"
+    "  clusterlora doctor --base-model Qwen/Qwen2.5-7B-Instruct --set recipe.rank=16\n"
+)
+@click.option("--base-model", help="Also say whether training on this base fits into memory; its weights are not loaded.")
+@click.option("--config", "file", type=click.Path(path_type=Path, dir_okay=False), help="TOML file with the study's settings.")
+@click.option("--set", "settings", multiple=True, metavar="FIELD=VALUE", help="Set any setting by its dotted name; repeatable.")
 @click.option("--json", "as_json", is_flag=True, help="Print the checks as a JSON list.")
-def doctor(as_json: bool) -> None:
+def doctor(base_model: str | None, file: Path | None, settings: tuple[str, ...], as_json: bool) -> None:
     """Check machine, packages, disk, ports, GPU, servers and models, and print fixes. Exit 1 if a study would fail."""
-    checks = list(_checks())
+    if base_model is None and (file or settings):
+        raise click.UsageError("--config and --set say how a base is trained; name it with --base-model")
+    memory = [] if base_model is None else [Check("base model", *base_memory(study_to_measure(base_model, file, settings)))]
+    checks = [*_checks(), *memory]
     if as_json:
         click.echo(json.dumps([asdict(check) for check in checks]))
     else:

@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 
 MAX_SLOTS = {"cpu": 32, "cuda": 256}
 """Adapters trained at once; more would not make the products more efficient."""
+SLOT_BYTES_PER_PARAMETER = 4 * 5
+"""Parameters, gradients, clipped gradients and two moments in float32."""
 _SLOT_SHARE = 0.25
 """Share of the free memory that slots may take."""
 
@@ -141,7 +143,11 @@ def _slots_and_backend(
     kind = ADAPTER_KINDS[largest.kind]
     request = SlotRequest(
         recipe=largest,
-        n_slots=_affordable_slots(base, jobs, kind.n_parameters(base, largest)),
+        n_slots=affordable_slots(
+            min(len(jobs), MAX_SLOTS[base.model.device.type]),
+            SLOT_BYTES_PER_PARAMETER * kind.n_parameters(base, largest),
+            free_memory_bytes(base.model.device),
+        ),
         rank=largest.rank,
         probe=jobs[0].sequences[0].ids[:8],
         frozen_adapters=tuple(frozen_adapters),
@@ -150,7 +156,6 @@ def _slots_and_backend(
     return kind.slots(base, request)
 
 
-def _affordable_slots(base: BaseModel, jobs: Sequence[TrainingJob], n_parameters: int) -> int:
-    """Return the number of slots; each holds parameters, gradients, clipped gradients and two moments in float32."""
-    slot_bytes = 4 * 5 * n_parameters
-    return max(1, min(len(jobs), MAX_SLOTS[base.model.device.type], int(_SLOT_SHARE * free_memory_bytes(base.model.device) / slot_bytes)))
+def affordable_slots(n_most: int, slot_bytes: int, free: int) -> int:
+    """Return the number of slots, at least one and `n_most` at the most, that take their share of the free memory."""
+    return max(1, min(n_most, int(_SLOT_SHARE * free / slot_bytes)))

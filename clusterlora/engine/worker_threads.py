@@ -17,13 +17,18 @@ _MAX_WORKERS = 4
 """Between kernels Python runs one thread at a time, so more workers wait for each other."""
 
 
+def n_worker_threads(device: torch.device) -> int:
+    """Return how many parts of a pass run side by side: one unless on a CPU, where it follows PyTorch's threads."""
+    return min(_MAX_WORKERS, torch.get_num_threads()) if device.type == "cpu" else 1
+
+
 class WorkerThreads:
     """A pool that shares PyTorch's threads: n parts at once get 1/n of them each."""
 
     def __init__(self, device: torch.device) -> None:
         """One worker unless on a CPU; CUDA queues kernels itself."""
         self._n_threads = torch.get_num_threads()
-        self.n_workers = min(_MAX_WORKERS, self._n_threads) if device.type == "cpu" else 1
+        self.n_workers = n_worker_threads(device)
         self._pool = ThreadPoolExecutor(self.n_workers, thread_name_prefix="pass") if self.n_workers > 1 else None
 
     def map(self, function: Callable[[Part], Result], parts: Sequence[Part]) -> list[Result]:

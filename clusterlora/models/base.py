@@ -11,6 +11,7 @@ from clusterlora.catalog import Catalog
 from clusterlora.chat.template import ChatTemplate
 from clusterlora.errors import BadSettings, ModelUnavailable
 from clusterlora.models.checks import known_positions
+from clusterlora.models.footprint import activation_bytes_per_token
 from clusterlora.models.hub import hub_snapshot
 from clusterlora.models.loading import empty_causal_lm, load_causal_lm, load_tokenizer
 from clusterlora.models.memory import total_memory_bytes
@@ -166,6 +167,18 @@ def base_to_describe(name: str) -> BaseModel:
     return BaseModel(name, revision, model, tokenizer)
 
 
+def base_to_measure(name: str) -> BaseModel:
+    """Return a base model on the meta device, whatever its files: of its weights there are names and shapes.
+
+    Raises:
+        ModelUnavailable: as `load_base`.
+    """
+    folder, revision = _find(name)
+    if weight_files(folder)[0].suffix == ".gguf":
+        return BaseModel(name, revision, empty_causal_lm(folder), load_tokenizer(folder))
+    return BaseModel(name, revision, *load_causal_lm(folder, dtype="float32", device="meta"))
+
+
 def usable_base(name: str, quantisation: Quantisation = "none") -> UsableBase:
     """Return a base model whose files fit together; of its weights only names and shapes are read.
 
@@ -189,17 +202,11 @@ def usable_base(name: str, quantisation: Quantisation = "none") -> UsableBase:
 
 
 def _trainable_tokens(config: Any) -> int | None:
-    """Return how many tokens a quarter of this machine's memory can train.
-
-    Counts, in float32, what the backward pass keeps: about ten activations of the width and four of the feed-forward layer per block, and
-    three rows of logits.
-    """
-    text = config.get_text_config()
-    n_blocks, width, inner = (getattr(text, name, None) for name in ("num_hidden_layers", "hidden_size", "intermediate_size"))
-    if not (n_blocks and width and inner):
+    """Return how many tokens a quarter of this machine's memory can train in float32, with three rows of logits each."""
+    activations = activation_bytes_per_token(config, 4)
+    if activations is None:
         return None
-    bytes_per_token = 4 * (n_blocks * (10 * width + 4 * inner) + 3 * text.vocab_size)
-    return max(_MIN_TRAINABLE, total_memory_bytes() // 4 // bytes_per_token)
+    return max(_MIN_TRAINABLE, total_memory_bytes() // 4 // (activations + 4 * 3 * config.get_text_config().vocab_size))
 
 
 def faster_dtype(name: str) -> Dtype:

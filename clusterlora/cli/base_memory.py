@@ -1,0 +1,76 @@
+"""What `clusterlora doctor --base-model` says: whether training on a base fits into this machine's memory."""
+
+from pathlib import Path
+
+from clusterlora.settings import PreparedModel, Quantisation, Study
+
+_MEASURED = 1.4
+"""How many times the estimate training has taken at the most (docs/models.md)."""
+_FORMATS: tuple[tuple[Quantisation, str], ...] = (("none", "fits"), ("int8", "fits in 8 bit"), ("nf4", "fits in 4 bit"))
+
+
+def study_to_measure(base: str, file: Path | None, settings: tuple[str, ...]) -> Study:
+    """Return the study of these settings on a base. Raises BadSettings."""
+    from clusterlora.config import parse_setting, resolve
+
+    return resolve(None, file, {"model.base": base} | dict(parse_setting(text) for text in settings))
+
+
+def base_memory(study: Study) -> tuple[bool, str, str]:
+    """Return whether training with a study's settings fits, the verdict with its numbers, and what to change where it does not.
+
+    Raises:
+        BadSettings: the base has none of the target modules.
+        ModelUnavailable: no such base.
+    """
+    import torch
+
+    from clusterlora.engine.memory import free_memory_bytes
+    from clusterlora.engine.memory_estimate import MemoryEstimate, estimate_memory
+    from clusterlora.engine.worker_threads import n_worker_threads
+    from clusterlora.models.base import base_to_measure, faster_dtype
+    from clusterlora.models.targets import block_weights, resolved
+    from clusterlora.settings import chosen_base
+
+    name = chosen_base(study)
+    base, dtype = base_to_measure(name), faster_dtype(name) if study.model.dtype == "auto" else study.model.dtype
+    recipe = resolved(study.recipe, block_weights(base.model))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    free, max_length = free_memory_bytes(device), study.model.max_length or PreparedModel().max_length
+
+    def estimate(quantisation: Quantisation) -> MemoryEstimate:
+        return estimate_memory(
+            base,
+            recipe,
+            itemsize=4 if dtype == "float32" else 2,
+            quantisation=quantisation,
+            micro_batch=study.runtime.micro_batch or recipe.batch_size,
+            max_length=max_length,
+            device_type=device.type,
+            n_workers=n_worker_threads(device),
+            free=free,
+        )
+
+    by_format = {quantisation: estimate(quantisation) for quantisation, _ in _FORMATS}
+    chosen = by_format[study.model.quantisation]
+    fitting = [said for quantisation, said in _FORMATS if _MEASURED * by_format[quantisation].total <= free]
+    is_fitting = _MEASURED * chosen.total <= free
+    verdict = dict(_FORMATS)[study.model.quantisation] if is_fitting else fitting[0] if fitting else "does not fit"
+    numbers = (
+        f"{name} in {dtype}: {verdict} into the {_gb(free)} free on {device.type}; with model.quantisation={study.model.quantisation} at "
+        f"least {_gb(chosen.total)}, measured up to {_MEASURED} times that (base {_gb(chosen.base)}, an adapter of rank {recipe.rank} "
+        f"{_gb(chosen.adapter)}, a pass of {chosen.n_tokens:,} tokens {_gb(chosen.one_pass)}), {chosen.n_adapters} adapters at once; "
+        + ", ".join(f"{quantisation} {_gb(one.total)}" for quantisation, one in by_format.items())
+    )
+    if is_fitting:
+        return True, numbers, ""
+    smaller = next((quantisation for quantisation, said in _FORMATS if fitting and said == fitting[0]), None)
+    return (
+        False,
+        numbers,
+        f"--set model.quantisation={smaller}" if smaller else f"lower model.max_length={max_length}, or use a smaller base",
+    )
+
+
+def _gb(n_bytes: float) -> str:
+    return f"{n_bytes / 1e9:.2f} GB"
