@@ -1,8 +1,9 @@
-"""Statistics of paired scores: bootstrap, cluster-robust and Wilson intervals, shrunken means, signed-rank tests, power.
+"""Statistics of paired scores: bootstrap, cluster-robust, simultaneous and Wilson intervals, signed-rank tests, power, effect sizes.
 
 The persona is the unit everywhere: items of one persona are not independent of each other.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -256,3 +257,44 @@ def welch_interval(
     freedom = sum(parts) ** 2 / sum(part**2 / (len(values) - 1) for part, values in zip(parts, (first, second), strict=True))
     critical, quantile = float(stats.t.ppf(0.975, freedom)), float(stats.t.ppf(power, freedom))
     return difference - critical * error, difference + critical * error, (critical + quantile) * error
+
+
+def effect_size(gains: Float[np.ndarray, " persona"]) -> float | None:
+    """Return the mean gain in standard deviations of people's gains, corrected for few of them; None where they do not vary.
+
+    Cohen's d of paired differences, with Hedges' correction 1 - 3 / (4 (n - 1) - 1).
+    Source: Cohen 1988, ch. 2; Hedges 1981.
+    """
+    n = len(gains)
+    if n < 2 or (spread := float(gains.std(ddof=1))) <= RESOLUTION:
+        return None
+    return (1 - 3 / (4 * (n - 1) - 1)) * float(gains.mean()) / spread
+
+
+def simultaneous_intervals(
+    draws: Float[np.ndarray, "draw test"],
+    deltas: Float[np.ndarray, "persona test"],
+    by_seed: Mapping[int, Float[np.ndarray, "persona seed"]] | None = None,
+) -> list[Interval]:
+    """Return intervals that hold all together in 95 of 100 studies: mean ± c · standard error.
+
+    c is the 95 % quantile, over bootstrap draws, of the largest distance of any test's draw from its mean in the deviations of its draws;
+    so it accounts for how much the tests depend on each other. It is widened as Student's t is for few people.
+    Source: Westfall & Young 1993, single-step maximum.
+
+    Args:
+        deltas: people's mean differences, for each test.
+        by_seed: the same under each of several training seeds, by the number of the test.
+    """
+    spreads = draws.std(axis=0)
+    varies = spreads > RESOLUTION**2
+    if not varies.any():
+        return [Interval(float(mean), float(mean)) for mean in deltas.mean(axis=0)]
+    centred = np.abs(draws[:, varies] - draws[:, varies].mean(axis=0)) / spreads[varies]
+    critical = float(np.quantile(centred.max(axis=1), 0.95))
+    intervals: list[Interval] = []
+    for number, delta in enumerate(deltas.T):
+        error, freedom = standard_error(delta, (by_seed or {}).get(number))
+        half = critical * stats.t.ppf(0.975, freedom) / stats.norm.ppf(0.975) * error
+        intervals.append(Interval(float(delta.mean() - half), float(delta.mean() + half)))
+    return intervals

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from clusterlora.comparison.appendix import NO_APPENDIX, Appendix
 from clusterlora.comparison.new_personas import NewPersonas
 from clusterlora.comparison.result import Comparison
 from clusterlora.persona_signal.measure import PersonaSignal
@@ -98,3 +99,4 @@ class ReportData:
     imported: tuple[tuple[str, str, str, str], ...] = ()
     trials: tuple[tuple[str, ...], ...] = ()
     warnings: tuple[str, ...] = ()
+    appendix: Appendix = NO_APPENDIX

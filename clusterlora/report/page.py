@@ -94,6 +94,8 @@ def _panels(data: ReportData) -> Iterator[_Panel]:
         yield _Panel("costs", "Cost", sections.costs(data), figures.costs(comparison, data.costs), "Quality against cost, method by method")
     if data.examples:
         yield _Panel("answers-panel", "Answers", sections.examples(data))
+    if below := sections.appendix(data):
+        yield _Panel("appendix", "Appendix", below)
     if data.imported:
         yield _Panel("imported", "Imported scores", sections.imported(data))
     if about := sections.about(data):

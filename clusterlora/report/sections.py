@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from clusterlora.clustering.summary import UNSTABLE, sentence
-from clusterlora.comparison import new_personas_words
+from clusterlora.comparison import appendix_words, new_personas_words
 from clusterlora.comparison.result import Comparison, MethodResult
 from clusterlora.comparison.roles import can_win
 from clusterlora.comparison.sentence import explain
@@ -338,6 +338,15 @@ def trials(data: ReportData) -> str:
     numeric = [False, *(True for _ in TRIAL_COLUMNS[1:7]), False, False, True, True, True, False]
     rows = [[text(cell) for cell in row] for row in data.trials]
     return f'<p class="lead">{lead}</p>' + html_table(TRIAL_COLUMNS, rows, numeric=numeric, caption="recipes that were tried")
+
+
+def appendix(data: ReportData) -> str:
+    """Return effect sizes, the other metrics and the mixed model; an empty string without them."""
+    return "".join(
+        f'<h3>{text(title)}</h3><p class="note">{text(sentence)}</p>'
+        + html_table(header, [[text(cell) for cell in row] for row in rows], numeric=numeric, caption=title)
+        for title, sentence, (header, rows), numeric in appendix_words.tables(data.appendix, data.comparison)
+    )
 
 
 def about(data: ReportData) -> str:

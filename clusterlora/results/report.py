@@ -8,6 +8,7 @@ from itertools import groupby, islice, product
 from pathlib import Path
 from statistics import fmean
 
+from clusterlora.comparison.appendix import NO_APPENDIX, Appendix
 from clusterlora.comparison.new_personas import NewPersonas
 from clusterlora.comparison.power import study_power
 from clusterlora.comparison.result import Comparison
@@ -46,10 +47,11 @@ def write_report(
     comparison: Comparison,
     rows: Sequence[EvaluationRow],
     newcomers: NewPersonas | None = None,
+    below: Appendix = NO_APPENDIX,
 ) -> Path:
     """Write results/report.html, atomically, and return where it is."""
     path = stores.folder(state.name) / "results" / "report.html"
-    write_durably(path, page(report_data(state, plan, stores, comparison, rows, newcomers)).encode())
+    write_durably(path, page(report_data(state, plan, stores, comparison, rows, newcomers, below)).encode())
     return path
 
 
@@ -72,6 +74,7 @@ def report_data(
     comparison: Comparison,
     rows: Sequence[EvaluationRow],
     newcomers: NewPersonas | None = None,
+    below: Appendix = NO_APPENDIX,
 ) -> ReportData:
     """Return everything the report shows of a compared study."""
     study = state.settings
@@ -81,6 +84,7 @@ def report_data(
         clustering=state.clustering,
         verdicts=state.verdicts,
         newcomers=newcomers,
+        appendix=below,
         held_out_share=study.assignment.held_out_share,
         signal=stores.studies.metadata(study.name, PersonaSignal),
         curves=tuple(_curves(state, stores, plan)),

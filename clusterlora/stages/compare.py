@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from clusterlora.clustering.summary import sentence as clusters_sentence
+from clusterlora.comparison.appendix import appendix
+from clusterlora.comparison.appendix_words import markdown as appendix_markdown
 from clusterlora.comparison.compare import compare_methods
 from clusterlora.comparison.figure import draw
 from clusterlora.comparison.new_personas_words import markdown as new_personas_markdown
@@ -75,13 +77,15 @@ def compare_study(study_name: str, stores: Stores, log: RunLog) -> Comparison:
         warnings = (stores.studies.metadata(study_name, DataWarnings) or DataWarnings()).sentences
         no_clusters = [clusters_sentence(state.clustering)] if state.clustering and len(state.clustering.members) < 2 else []
         notes = (*no_clusters, *([note] if note else []), *(f"Warning: {one}." for one in warnings))
+        below = appendix(rows, comparison, np.random.default_rng(0))
         more = "".join(f"\n{one}\n" for one in notes) + tuning_markdown(state) + (new_personas_markdown(newcomers) if newcomers else "")
+        more += appendix_markdown(below, comparison)
         write_tables(comparison, rows, folder, more=more)
         draw(comparison, figure_path(stores, study_name), title=study_name)
         if state.clustering:
             # The cluster step has written it, but perhaps on another machine.
             write_map(study_name, stores, state.clustering)
-        write_report(state, plan, stores, comparison, rows, newcomers)
+        write_report(state, plan, stores, comparison, rows, newcomers, below)
         if imported := imported_markdown(stores.studies.metadata(study_name, ImportedScores)):
             write_durably(folder / "imported.md", imported.lstrip().encode())
         means = {f"{result.method}/{name}": value for result in comparison.methods for name, value in result.means.items()}
