@@ -267,6 +267,7 @@ class MethodPlan:
     The first arm is the default. Another arm is chosen when its mean score on the persona's **val** items is better by more
     than `margin_se` standard errors of the paired difference, and more where there are several others (`evaluation/select.py`); with one
     arm there is nothing to choose. `arms_may_lack` says that the method is still itself when some of its arms were never trained.
+    `arms_of` are methods with retrieval whose composition, once it is chosen, is one more arm.
     Of several `retrievals`, one is chosen for the whole study, the one with the best mean over the personas on val, each answered with the
     arm that was chosen without any.
     """
@@ -277,6 +278,7 @@ class MethodPlan:
     margin_se: float = 0.0
     arms_may_lack: bool = False
     retrievals: tuple[Retrieval, ...] = ()
+    arms_of: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

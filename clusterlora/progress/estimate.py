@@ -222,6 +222,8 @@ def cheaper(state: StudyState) -> tuple[tuple[str, float], ...]:
         (f"half the train dialogues (data.train={n_train})", replace(state, settings=fewer, data=_at_most(state.dataset, n_train))),
         ("one epoch (recipe.epochs=1)", replace(state, settings=replace(study, recipe=replace(study.recipe, epochs=1)))),
     ]
+    if state.tuning is not None:
+        options.append(("nothing tuned (without --tune)", replace(state, tuning=None)))
     if generates(study.evaluation.metrics):
         likelihoods = replace(study.evaluation, metrics=("likelihood", "nll"), headline="likelihood")
         without = replace(state, settings=replace(study, evaluation=likelihoods))

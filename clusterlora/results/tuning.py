@@ -6,6 +6,7 @@ from clusterlora.planning.ladder import GATED, OWN, decided_rung, refused
 from clusterlora.planning.study_state import StudyState
 from clusterlora.planning.trials import recipe_tried
 from clusterlora.planning.tuning import chosen, left, planned_methods, tuned_methods
+from clusterlora.planning.work_plan import trained_adapters, work_plan
 from clusterlora.report.data import TRIAL_COLUMNS
 
 
@@ -41,6 +42,21 @@ def tuning_sentence(state: StudyState) -> str | None:
             *([f"Not tuned{', as the gate refused' if refused(state) else ''}: {', '.join(waiting)}."] if waiting else []),
             *([f"By a person's decision {GATED} alone was then trained by {rung.name}."] if rung != OWN else []),
         ]
+    )
+
+
+def cost_sentence(state: StudyState) -> str:
+    """Return what the trials were trained on beside the adapters of the same methods; empty where these are not all trained."""
+    plan = work_plan(state)
+    trained, tuned = trained_adapters(state, plan), tuned_methods(planned_methods(state))
+    kept = {spec.name for method in tuned if method in plan.methods for spec in plan.methods[method].adapters}
+    if state.tuning is None or not trained.keys() >= kept:
+        return ""
+    trials = sum(adapter.train_tokens for adapter in state.adapters if adapter.spec.is_trial)
+    once = sum(trained[name].train_tokens for name in kept)
+    return (
+        f"Trials were trained on {trials:,} tokens, {trials / once:.1f} times the {once:,} of the adapters that these methods then have; "
+        "a person's adapter that was a trial counts as both."
     )
 
 
@@ -87,4 +103,5 @@ def tuning_markdown(state: StudyState) -> str:
     if not rows:
         return ""
     note = "The recipes of every method's last round, on the same people; the report has all that were tried:"
-    return f"\n{note}\n\n" + markdown_table(TRIAL_COLUMNS, rows, right=(False, *(True for _ in TRIAL_COLUMNS[1:-1]), False))
+    table = markdown_table(TRIAL_COLUMNS, rows, right=(False, *(True for _ in TRIAL_COLUMNS[1:-1]), False))
+    return "\n" + " ".join(filter(None, (cost_sentence(state), note))) + f"\n\n{table}"

@@ -3,7 +3,7 @@
 The base model's own answers need no adapter and may be generated first, while adapters are trained.
 """
 
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from functools import lru_cache
 
@@ -185,16 +185,36 @@ def _choices(
     runner: "_Runner", plan: WorkPlan, methods: Mapping[_Key, MethodPlan], persona_ids: Sequence[str], everyone: Sequence[str]
 ) -> tuple[int, dict[tuple[str, int, str], AdapterComposition]]:
     """Return the number of answers generated, and what every method answers these people with; where it retrieves, everybody."""
-    n_arms, chosen = _arms(runner, plan, methods, {key: everyone if method.retrievals else persona_ids for key, method in methods.items()})
+    retrieving = {key: method for key, method in methods.items() if method.retrievals}
+    n_arms, chosen = _arms(runner, plan, retrieving, dict.fromkeys(retrieving, everyone))
     pairs = _retrieval_pairs(methods, chosen)
     metric = runner.study.evaluation.selection_metric
     n_retrieved = runner.answer(plan, pairs, "val", _choosing_metrics(runner.study))
     scores = runner.scores(plan, pairs, "val", metric)
-    for key, method in ((key, method) for key, method in methods.items() if method.retrievals):
+    for key, method in retrieving.items():
         options = [[scores[p, retrieval.shown_by(chosen[*key, p])] for p in everyone] for retrieval in method.retrievals]
         retrieval = method.retrievals[select_for_all(options, higher_is_better=METRICS[metric].higher_is_better)]
         chosen |= {(*key, p): retrieval.shown_by(chosen[*key, p]) for p in everyone}
-    return n_arms + n_retrieved, chosen
+    # What others retrieve is an arm of some, so these choose last.
+    others = {key: _with_arms_of(method, key[1], chosen) for key, method in methods.items() if not method.retrievals}
+    n_others, arms = _arms(runner, plan, others, dict.fromkeys(others, persona_ids))
+    return n_arms + n_retrieved + n_others, chosen | arms
+
+
+def _with_arms_of(method: MethodPlan, seed: int, chosen: Mapping[tuple[str, int, str], AdapterComposition]) -> MethodPlan:
+    """Return the plan with the compositions that methods with retrieval answer with as further arms.
+
+    A method without adapters is the same for every training seed, and chooses with the first.
+    """
+
+    def further(p: str) -> Iterator[AdapterComposition]:
+        for other in method.arms_of:
+            found = chosen.get((other, seed, p)) or chosen.get((other, 0, p))
+            if found is not None:
+                yield found
+
+    arms = ((p, tuple(dict.fromkeys((*compositions, *further(p))))) for p, compositions in method.arms_by_persona)
+    return replace(method, arms_by_persona=tuple(arms)) if method.arms_of else method
 
 
 def _retrieval_pairs(

@@ -184,6 +184,18 @@ def test_adapters_that_learn_with_exchanges_are_their_own_and_the_others_keep_th
     assert bm25.keys["unified-shown-2"] != embedding.keys["unified-shown-2"]
 
 
+def test_routing_may_choose_what_a_method_with_retrieval_answers_with(
+    seven: Study, stores: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = begun(seven, stores, "retrieval", "selective_routing", counts=(2,))
+    monkeypatch.setattr(evaluating, "select_arm", lambda scores, **_: len(scores) - 1)
+    run_rest(study, stores)
+    routes = {(route.method, route.persona_id): route.composition for route in stores.studies.routes(study.name)}
+    for persona_id in state_of(study, stores).dataset.ids:
+        assert routes["selective_routing", persona_id] == routes["retrieval", persona_id]
+        assert routes["selective_routing", persona_id].shots == 2
+
+
 @pytest.mark.whole
 def test_a_study_whose_adapters_learn_with_exchanges_runs(seven: Study, stores: Stores) -> None:
     study = replace(
