@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from clusterlora.catalog import Catalog
 from clusterlora.chat.template import ChatTemplate
 from clusterlora.errors import BadSettings, ModelUnavailable
-from clusterlora.models.checks import known_positions
+from clusterlora.models.checks import known_positions, refuse_tokens_without_embedding
 from clusterlora.models.footprint import activation_bytes_per_token
 from clusterlora.models.hub import hub_snapshot
 from clusterlora.models.loading import empty_causal_lm, load_causal_lm, load_tokenizer
@@ -58,7 +58,7 @@ class UsableBase:
     """A base model whose files fit together, without its weights.
 
     `n_positions` are the positions it knows and `n_trainable` the tokens of the longest sequence that a quarter of this machine's memory
-    can train it on; both are None where its files do not tell, as those of a GGUF file. `weights` are what adapters can be on, and
+    can train it on; both are None where its files do not tell. `weights` are what adapters can be on, and
     `quantisable_share` of those that bitsandbytes can hold in fewer bits.
     """
 
@@ -188,9 +188,10 @@ def usable_base(name: str, quantisation: Quantisation = "none") -> UsableBase:
     folder = base_folder(name)
     refuse_unquantisable(folder, quantisation)
     if weight_files(folder)[0].suffix == ".gguf":
-        # Which weights it holds is known only once all of it is dequantised.
-        return UsableBase(name, load_tokenizer(folder), block_weights(empty_causal_lm(folder)))
-    model, tokenizer = load_causal_lm(folder, dtype="float32", device="meta")
+        model, tokenizer = empty_causal_lm(folder), load_tokenizer(folder)
+        refuse_tokens_without_embedding(tokenizer, int(model.get_input_embeddings().weight.shape[0]))
+    else:
+        model, tokenizer = load_causal_lm(folder, dtype="float32", device="meta")
     weights = block_weights(model)
     n_quantisable = sum(module.weight.numel() for module in quantisable(model))  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
     share = n_quantisable / sum(weights.n_weights.values())

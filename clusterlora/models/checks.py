@@ -10,6 +10,7 @@ from clusterlora.errors import BadSettings, ModelUnavailable
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+_TOGETHER = "bring config.json and the weights of one model together"
 _NAMED = 3
 """Weights named in a message; the rest are counted."""
 
@@ -62,7 +63,7 @@ def refuse_recurrent(model: "PreTrainedModel", name: object) -> None:
         )
 
 
-def refuse_other_weights(folder: Path, loading_info: Mapping[str, Any]) -> None:
+def refuse_other_weights(folder: Path, loading_info: Mapping[str, Any], *, remedy: str = _TOGETHER) -> None:
     """Check that a checkpoint had exactly the weights that its configuration asks for. Raises ModelUnavailable with their names."""
     for kind, what, fix in (
         ("missing_keys", "lacks", "they would be random numbers"),
@@ -72,10 +73,7 @@ def refuse_other_weights(folder: Path, loading_info: Mapping[str, Any]) -> None:
         names = sorted(str(name[0]) if isinstance(name, tuple) else str(name) for name in loading_info.get(kind) or ())
         if names:
             more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-            raise ModelUnavailable(
-                f"the checkpoint in {folder} {what} {', '.join(names[:_NAMED])}{more}, and {fix}; "
-                "bring config.json and the weights of one model together"
-            )
+            raise ModelUnavailable(f"the checkpoint in {folder} {what} {', '.join(names[:_NAMED])}{more}, and {fix}; {remedy}")
 
 
 def refuse_tokens_without_embedding(tokenizer: "PreTrainedTokenizerBase", n_embeddings: int) -> None:

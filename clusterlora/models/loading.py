@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from clusterlora.errors import ModelUnavailable
 from clusterlora.models.checks import refuse_other_models, refuse_other_weights, refuse_recurrent, refuse_tokens_without_embedding
+from clusterlora.models.gguf_file import refuse_other_tensors, tensor_shapes
 from clusterlora.models.quantised import bitsandbytes_arguments
 from clusterlora.models.weights import weight_files
 from clusterlora.settings import Dtype, Quantisation
@@ -38,8 +39,7 @@ def load_causal_lm(
     place: dict[str, Any] = {} if device == "cpu" else {"device_map": device}
     if quantisation != "none":
         place = {"device_map": {"": device}, "quantization_config": BitsAndBytesConfig(**bitsandbytes_arguments(quantisation, dtype))}
-    if weights[0].suffix == ".gguf":
-        place = {"gguf_file": weights[0].name}
+    place |= _gguf(weights[0])
     with _one_line(folder), _quiet():
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder, dtype=getattr(torch, dtype), use_safetensors=True, output_loading_info=True, **_LOCAL, **place
@@ -50,20 +50,28 @@ def load_causal_lm(
     tokenizer = load_tokenizer(folder)
     refuse_tokens_without_embedding(tokenizer, int(model.get_input_embeddings().weight.shape[0]))
     if "gguf_file" in place:
+        refuse_other_tensors(weights[0], model)
         _forget_quantization(model)
     return model, tokenizer
 
 
 def empty_causal_lm(folder: Path) -> "PreTrainedModel":
-    """Return the model of a folder as its configuration describes it, on the meta device. Raises ModelUnavailable as `load_causal_lm`."""
+    """Return the model of a folder as its configuration describes it, on the meta device; a GGUF file has exactly its tensors.
+
+    Raises:
+        ModelUnavailable: as `load_causal_lm`.
+    """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     weights = weight_files(folder)
-    gguf = {"gguf_file": weights[0].name} if weights[0].suffix == ".gguf" else {}
+    gguf = _gguf(weights[0])
     with _one_line(folder), _quiet(), torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, **_LOCAL, **gguf))
     refuse_recurrent(model, folder)
+    if gguf:
+        model.tie_weights()
+        refuse_other_tensors(weights[0], model)
     return model
 
 
@@ -72,9 +80,17 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     from transformers import AutoTokenizer
 
     weights = weight_files(folder)
-    gguf = {"gguf_file": weights[0].name} if weights[0].suffix == ".gguf" else {}
+    gguf = _gguf(weights[0])
     with _one_line(folder), _quiet():
         return AutoTokenizer.from_pretrained(folder, **_LOCAL, **gguf)
+
+
+def _gguf(weights: Path) -> dict[str, Any]:
+    """Return the argument that names a GGUF file, which is whole; none for safetensors. Raises ModelUnavailable."""
+    if weights.suffix != ".gguf":
+        return {}
+    tensor_shapes(weights)
+    return {"gguf_file": weights.name}
 
 
 @contextmanager
