@@ -189,7 +189,8 @@ def usable_base(name: str, quantisation: Quantisation = "none") -> UsableBase:
     refuse_unquantisable(folder, quantisation)
     if weight_files(folder)[0].suffix == ".gguf":
         model, tokenizer = empty_causal_lm(folder), load_tokenizer(folder)
-        refuse_tokens_without_embedding(tokenizer, int(model.get_input_embeddings().weight.shape[0]))
+        embedding: Any = model.get_input_embeddings()
+        refuse_tokens_without_embedding(tokenizer, int(embedding.weight.shape[0]))
     else:
         model, tokenizer = load_causal_lm(folder, dtype="float32", device="meta")
     weights = block_weights(model)

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 _EXPERTS = (("gate_proj", "up_proj", "down_proj"), ("w1", "w3", "w2"))
 """Names by which PEFT reaches the weights of experts that are parameters of one module: gate and up, which are fused, and down."""
+_NAMES = frozenset({name for names in _EXPERTS for name in names} | {"gate_up_proj", "experts.gate_up_proj", "experts.down_proj"})
+"""Names by which anybody may mean the weights of experts."""
 _NEGLIGIBLE = 0.01
 """Share of the blocks' weights that may have no adapter without a word: routers, convolutions, low-rank projections of a few columns."""
 
@@ -33,6 +35,11 @@ class BlockWeights:
     def all_linear(self) -> tuple[str, ...]:
         """The targets that `all-linear` stands for."""
         return tuple(name for name in self.linear if name not in self.experts)
+
+    @property
+    def has_unreached_experts(self) -> bool:
+        """Whether there are weights of experts that PEFT does not adapt."""
+        return not self.experts and "experts.gate_up_proj" in self.n_weights
 
     def reached(self, targets: Sequence[str], name: str) -> bool:
         """Return whether these targets put an adapter on the weights of this name."""
@@ -93,6 +100,11 @@ def resolved(recipe: Recipe, weights: BlockWeights) -> Recipe:
     is_default = targets == Recipe().target_modules and not set(targets) <= set(weights.all_linear)
     if targets == (ALL_LINEAR,) or is_default:
         return replace(recipe, target_modules=weights.all_linear)
+    if weights.has_unreached_experts and (named := [name for name in targets if name in _NAMES and name not in weights.linear]):
+        raise BadSettings(
+            f"recipe.target_modules = {', '.join(targets)}: {' and '.join(named)} would be weights of experts, which PEFT does not reach "
+            f"in this family; leave them out, or use {ALL_LINEAR}: adapters are on {', '.join(weights.all_linear)}"
+        )
     if recipe.kind != "prefix" and targets and not any(_has(weights, name) for name in targets):
         raise BadSettings(
             f"recipe.target_modules = {', '.join(targets)}: the base model has no such layer; it has {', '.join(weights.all_linear)}; "

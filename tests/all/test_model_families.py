@@ -141,7 +141,7 @@ def row_of(model: Any) -> str:
     targets = resolved(RECIPE, weights).target_modules
     total = sum(weights.n_weights.values())
     left = [name for name, n in weights.n_weights.items() if not weights.reached(targets, name) and n > 0.05 * total]
-    experts = f"{', '.join(weights.experts)}: through PEFT" if weights.experts else ""
+    experts = f"{', '.join(weights.experts)}: through PEFT" if weights.experts else "refused" if weights.has_unreached_experts else ""
     path = "written out" if decoder_of(model) is not None else "through transformers"
     return f"| {type(model).__name__} | {path} | {', '.join(targets)} | {', '.join(left)} | {experts} |"
 

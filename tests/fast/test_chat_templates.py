@@ -173,6 +173,22 @@ def test_no_answer_is_trained_on_after_an_open_reasoning_block() -> None:
         PromptEncoder(tokenizer_of(R1), max_length=512)
 
 
+def test_reasoning_that_another_argument_switches_off_is_off_for_what_is_learnt_and_asked() -> None:
+    offers = R1.template.replace(
+        "{{ '<|Assistant|><think>\n' }}", "{{ '<|Assistant|>' + ('<think>\n' if thinking | default(true) else '</think>') }}"
+    )
+    shape = replace(R1, template=offers.replace("'<|Assistant|>' + m.content", "'<|Assistant|></think>' + m.content"))
+    tokenizer: Any = tokenizer_of(shape)
+    with pytest.raises(ModelUnavailable, match="opens <think> before every answer"):
+        PromptEncoder(tokenizer, max_length=512)
+    encoder = PromptEncoder(tokenizer, max_length=512, arguments=(("thinking", "false"),))
+    turns = [Turn("user", "Lights?"), Turn("assistant", "On.")]
+    (learnt,) = encoder.encode_dialogues([turns])
+    assert tokenizer.decode(list(encoder.encode_messages(turns[:1]))).endswith("<|User|>Lights?<|Assistant|></think>")
+    answer = [token for token, is_learnt in zip(learnt.ids, learnt.is_response, strict=True) if is_learnt]
+    assert tokenizer.decode(answer) == "On.<|end_of_sentence|>"
+
+
 def test_template_arguments_are_visible_in_macros() -> None:
     template = (
         "{% macro say(m) %}{{ '<|im_start|>' + m.role + level + m.content + '<|im_end|>' }}{% endmacro %}"

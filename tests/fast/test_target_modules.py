@@ -81,6 +81,15 @@ def test_targets_that_no_layer_has_are_refused_with_those_it_has():
     assert resolved(Recipe(kind="prefix", target_modules=("query",)), weights_of("Phi3")).target_modules == ("query",)
 
 
+@pytest.mark.parametrize("named", [("q_proj", "down_proj"), ("experts.gate_up_proj",), ("gate_proj", "up_proj", "down_proj")])
+@pytest.mark.parametrize("family", ["GraniteMoe", "GptOss"])
+def test_experts_that_peft_does_not_reach_are_refused_with_the_layers_that_it_does(family: str, named: tuple[str, ...]) -> None:
+    weights = weights_of(family, num_local_experts=4, num_experts_per_tok=2)
+    assert resolved(Recipe(), weights).target_modules == ("q_proj", "k_proj", "v_proj", "o_proj")
+    with pytest.raises(BadSettings, match=f"{named[-1]} would be weights of experts, .*: adapters are on q_proj"):
+        resolved(Recipe(target_modules=named), weights)
+
+
 def test_experts_have_no_adapter_unless_they_are_named_and_that_is_told():
     weights = weights_of("Qwen3Moe", num_experts=4, num_experts_per_tok=2, moe_intermediate_size=64)
     recipe = resolved(Recipe(), weights)
