@@ -5,6 +5,8 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le
 
+from clusterlora.recipe import MOST_SEED
+
 _FORM = {"extra": "forbid", "use_attribute_docstrings": True}
 
 
@@ -26,13 +28,13 @@ class RetrievalSettings:
 
     __pydantic_config__ = _FORM
 
-    counts: tuple[Annotated[int, Ge(0)], ...] = (0, 1, 3, 5)
+    counts: tuple[Annotated[int, Ge(0), Le(100)], ...] = (0, 1, 3, 5)
     """How many train exchanges a prompt may show. With 0, retrieval is left out where it does not help on val."""
     rankings: tuple[Literal["bm25", "embedding"], ...] = ("bm25", "embedding")
     """By what exchanges are ranked, from the question alone: BM25 over words, or the cosine of the study's sentence embeddings."""
     sources: tuple[Literal["own", "cluster"], ...] = ("own", "cluster")
     """Whose train exchanges are shown: the persona's own, or those of everybody in its cluster, its own among them."""
-    trained_shots: Annotated[int, Ge(1)] | None = None
+    trained_shots: Annotated[int, Ge(1), Le(100)] | None = None
     """Exchanges of the persona's other train dialogues in every prompt that the adapters of these methods learn from, by the first of
     `rankings`. They are then adapters of their own. Empty: they answer with the adapters of the methods without retrieval."""
 
@@ -47,5 +49,5 @@ class AssignmentSettings:
     """Share of every cluster that a second unified and second cluster adapters do not learn from: they then choose for these people from
     1, 3, 5 and 10 examples. Costs unified and all clusters once more, less this share, and one answer per adapter to each held-out
     person's test items. Empty: not measured."""
-    seed: Annotated[int, Ge(0)] = 0
+    seed: Annotated[int, Ge(0), Le(MOST_SEED)] = 0
     """Seed of the held-out personas and of the examples that are drawn."""

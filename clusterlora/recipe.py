@@ -15,6 +15,14 @@ ENGINE_VERSION = 2
 
 MOST_RANK = 256
 """Largest rank of an adapter."""
+MOST_EPOCHS = 10_000
+"""Most epochs of a training: more are a slip, and the steps of an adapter are planned before it begins."""
+MOST_ROWS = 65_536
+"""Most dialogues of a batch."""
+MOST_LEARNING_RATE = 10.0
+"""Highest peak learning rate; AdamW moves a weight by about as much in a step."""
+MOST_SEED = 2**32 - 1
+"""Largest seed that every generator takes: scikit-learn's are of 32 bits."""
 ALL_LINEAR = "all-linear"
 """The target that stands for every linear layer of the blocks, as in PEFT."""
 
@@ -31,31 +39,31 @@ class Recipe:
     """Kind of adapter: lora, rslora (LoRA scaled by alpha / sqrt(r)), dora, ia3 or prefix. dora and ia3 are trained one after another."""
     rank: Annotated[int, Ge(1), Le(MOST_RANK)] = 8
     """LoRA rank r; of a prefix, its virtual tokens. Methods with prefixes or residuals have their own. ia3 has no rank."""
-    alpha: Annotated[float, Gt(0)] = 16.0
+    alpha: Annotated[float, Gt(0), Le(10_000)] = 16.0
     """LoRA alpha; the update is scaled by alpha / r."""
     dropout: Annotated[float, Ge(0), Le(0.9)] = 0.05
     """Dropout on the adapter's input."""
     target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
     """Linear layers that get an update, by the end of their name. A base whose layers have other names gets one on all linear layers of its
     blocks instead of these, and so does every base with all-linear. The names of a mixture's experts reach these through PEFT alone."""
-    epochs: Annotated[int, Ge(1)] = 3
+    epochs: Annotated[int, Ge(1), Le(MOST_EPOCHS)] = 3
     """Passes over the adapter's train dialogues."""
-    patience: Annotated[int, Ge(1)] | None = None
+    patience: Annotated[int, Ge(1), Le(MOST_EPOCHS)] | None = None
     """Stop an adapter when the loss on its personas' val dialogues has not decreased for N epochs, and use its best epoch.
     Empty: train all epochs and use the last one."""
-    batch_size: Annotated[int, Ge(1)] = 2
+    batch_size: Annotated[int, Ge(1), Le(MOST_ROWS)] = 2
     """Dialogues per optimiser step."""
-    learning_rate: Annotated[float, Gt(0)] = 5e-4
+    learning_rate: Annotated[float, Gt(0), Le(MOST_LEARNING_RATE)] = 5e-4
     """Peak learning rate of AdamW."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     """How the learning rate decays after warm-up."""
     warmup_ratio: Annotated[float, Ge(0), Le(0.5)] = 0.03
     """Share of the steps spent warming up."""
-    weight_decay: Annotated[float, Ge(0)] = 0.0
+    weight_decay: Annotated[float, Ge(0), Le(100)] = 0.0
     """AdamW's decoupled weight decay."""
-    max_grad_norm: Annotated[float, Gt(0)] = 1.0
+    max_grad_norm: Annotated[float, Gt(0), Le(1e9)] = 1.0
     """Gradient norm of the whole adapter is clipped to this."""
-    seed: Annotated[int, Ge(0)] = 0
+    seed: Annotated[int, Ge(0), Le(MOST_SEED)] = 0
     """Seed of the order of dialogues and of dropout. The initial A of one rank is the same for all adapters of a study."""
 
 

@@ -11,7 +11,7 @@ from annotated_types import Ge, Gt, Le, Len
 
 from clusterlora.errors import BadSettings
 from clusterlora.method_settings import AssignmentSettings, MergeSettings, RetrievalSettings
-from clusterlora.recipe import Recipe
+from clusterlora.recipe import MOST_EPOCHS, MOST_LEARNING_RATE, MOST_ROWS, MOST_SEED, Recipe
 
 Dtype = Literal["float32", "bfloat16"]
 Quantisation = Literal["none", "nf4", "int8"]
@@ -26,6 +26,9 @@ NEUTRAL_PROMPT = "You are a helpful assistant."
 EMBEDDED_BASE = "homelm"
 """The base model inside this package, which knows nothing but the synthetic people's talk about homes."""
 
+MOST_PEOPLE, MOST_DIALOGUES, MOST_TOKENS = 1_000_000, 1_000_000, 1_048_576
+"""More people, dialogues of a person or tokens of a sequence are a slip of the hand."""
+
 _FORM = {"extra": "forbid", "use_attribute_docstrings": True}
 
 
@@ -35,9 +38,9 @@ class SyntheticSettings:
 
     __pydantic_config__ = _FORM
 
-    cluster_sizes: tuple[Annotated[int, Ge(1)], ...] = (16, 52, 25, 35, 72)
+    cluster_sizes: tuple[Annotated[int, Ge(1), Le(MOST_PEOPLE)], ...] = (16, 52, 25, 35, 72)
     """Personas in each planted cluster."""
-    dialogues: Annotated[int, Ge(3)] = 50
+    dialogues: Annotated[int, Ge(3), Le(MOST_DIALOGUES)] = 50
     """Dialogues per persona."""
     cluster_share: Annotated[float, Ge(0), Le(1)] = 0.5
     """Share of the personal choices in an answer that the persona's cluster determines."""
@@ -45,7 +48,7 @@ class SyntheticSettings:
     """Share of the personal choices that the persona determines."""
     noise_share: Annotated[float, Ge(0), Le(1)] = 0.1
     """Share of the personal choices drawn at random in each dialogue. The remaining choices follow a rule common to all."""
-    seed: Annotated[int, Ge(0)] = 0
+    seed: Annotated[int, Ge(0), Le(MOST_SEED)] = 0
     """Seed of the generator."""
 
 
@@ -68,19 +71,19 @@ class DataSettings:
     """Pairs (our column, your column) for a table whose columns have other names."""
     splits: str | None = None
     """JSON file with the train, val and test dialogues, for example edgesplits.json; empty: split by a stable hash."""
-    personas: Annotated[int, Ge(2)] | None = None
+    personas: Annotated[int, Ge(2), Le(MOST_PEOPLE)] | None = None
     """Use only the first N personas; empty: all."""
-    train: Annotated[int, Ge(1)] = 30
+    train: Annotated[int, Ge(1), Le(MOST_DIALOGUES)] = 30
     """Dialogues per persona to train on."""
-    val: Annotated[int, Ge(1)] = 10
+    val: Annotated[int, Ge(1), Le(MOST_DIALOGUES)] = 10
     """Dialogues per persona for choices: gate, routing, hyper-parameters."""
-    test: Annotated[int, Ge(1)] = 10
+    test: Annotated[int, Ge(1), Le(MOST_DIALOGUES)] = 10
     """Dialogues per persona for the final scores only."""
     dialogues: Literal["asked", "all"] = "asked"
     """Dialogues of a persona that are used: as many as asked in train, val and test, or all, in these proportions."""
-    split_seed: Annotated[int, Ge(0)] = 0
+    split_seed: Annotated[int, Ge(0), Le(MOST_SEED)] = 0
     """Seed of the hash by which dialogues are split."""
-    permute_seed: Annotated[int, Ge(0)] | None = None
+    permute_seed: Annotated[int, Ge(0), Le(MOST_SEED)] | None = None
     """Exchange everybody's dialogues at random, with this seed, before they are split: a study in which nothing is personal
     (`clusterlora study permute`). Empty: everybody keeps their own."""
     on_problem: Literal["refuse", "skip"] = "refuse"
@@ -115,7 +118,7 @@ class ModelSettings:
     synthetic people, "You are a helpful assistant." for your own data."""
     persona_in_prompt: bool = False
     """Put the persona's description into the system prompt, for every method alike."""
-    max_length: Annotated[int, Ge(32)] | None = None
+    max_length: Annotated[int, Ge(32), Le(MOST_TOKENS)] | None = None
     """Longest sequence in tokens, answer included. Longer dialogues lose their oldest turns; a quarter is kept for the answer. Empty: 512
     for synthetic people; for your own data what holds 95 % of the train examples whole and the last exchange of every dialogue, if the base
     has the positions and a quarter of the memory where the study is prepared can train it."""
@@ -136,16 +139,16 @@ class ClusteringSettings:
     """Features of a persona: auto (whichever of the next two predicts held-out train answers best), responses_given_prompts (the manner of
     answering, prompt by prompt), response_residuals (whatever the prompt), responses, responses_discriminant, prompts+responses,
     description, gradient or adapter."""
-    k: Annotated[int, Ge(2)] | None = None
+    k: Annotated[int, Ge(2), Le(MOST_PEOPLE)] | None = None
     """Number of clusters. Empty: the number from 2 to 12 that predicts held-out train answers best and is found again in other
     dialogues; everybody is one cluster, and methods that need clusters are left out, where none predicts enough to be worth having."""
-    sizes: tuple[Annotated[int, Ge(1)], ...] | None = None
+    sizes: tuple[Annotated[int, Ge(1), Le(MOST_PEOPLE)], ...] | None = None
     """Exact cluster sizes in order, which must sum to the number of personas. Empty: free sizes."""
-    min_size: Annotated[int, Ge(1)] = 3
+    min_size: Annotated[int, Ge(1), Le(MOST_PEOPLE)] = 3
     """Minimum personas per cluster, if there are enough personas; ignored when `sizes` is set."""
-    refinement_rounds: Annotated[int, Ge(0)] = 0
+    refinement_rounds: Annotated[int, Ge(0), Le(100)] = 0
     """Rounds after training in which personas move to the cluster that predicts their val answers best. Each round trains again."""
-    seed: Annotated[int, Ge(0)] = 0
+    seed: Annotated[int, Ge(0), Le(MOST_SEED)] = 0
     """Seed of k-means."""
 
 
@@ -157,9 +160,9 @@ class Rung:
 
     name: Annotated[str, Len(1, 40)]
     """Name of the rung, for example lower-lr."""
-    learning_rate: Annotated[float, Gt(0)] | None = None
+    learning_rate: Annotated[float, Gt(0), Le(MOST_LEARNING_RATE)] | None = None
     """Another peak learning rate."""
-    epochs: Annotated[int, Ge(1)] | None = None
+    epochs: Annotated[int, Ge(1), Le(MOST_EPOCHS)] | None = None
     """Another number of epochs."""
     init: Literal["base", "unified"] | None = None
     """Another start: unified is a warm start from the unified adapter."""
@@ -201,9 +204,9 @@ class EvaluationSettings:
 
     __pydantic_config__ = _FORM
 
-    max_new_tokens: Annotated[int, Ge(4)] | None = None
+    max_new_tokens: Annotated[int, Ge(4), Le(MOST_TOKENS)] | None = None
     """Maximum tokens of an answer. Empty: 64 for synthetic people; for your own data what holds 95 % of the train answers."""
-    batch_size: Annotated[int, Ge(1)] = 64
+    batch_size: Annotated[int, Ge(1), Le(MOST_ROWS)] = 64
     """Items per batch, four times as many on a GPU; halved when memory runs out."""
     metrics: tuple[str, ...] = ("embedding_similarity", "nll", "rouge_l", "prompt_tokens")
     """Metrics computed for every answer. Left out with data.task=label: accuracy, macro_f1, nll and prompt_tokens; with data.task=rating
@@ -215,9 +218,9 @@ class EvaluationSettings:
     selection_metric: str = "nll"
     """The val metric that chooses among a method's arms (routing). nll needs no generation. Left out with labels and ratings: the
     headline."""
-    bootstrap_draws: Annotated[int, Ge(100)] = 10_000
+    bootstrap_draws: Annotated[int, Ge(100), Le(1_000_000)] = 10_000
     """Draws of the paired bootstrap."""
-    equivalence_margin: Annotated[float, Gt(0)] = 1.0
+    equivalence_margin: Annotated[float, Gt(0), Le(1000)] = 1.0
     """Methods whose difference is shown to be smaller than this are called equivalent: points of a percentage, hundredths of any other
     headline's unit, for nll of a nat, which is about a percent of a token's likelihood."""
 
@@ -230,14 +233,14 @@ class RuntimeSettings:
 
     gpu_pool: str = "gpu"
     """Work pool of training and evaluation runs."""
-    shards: Annotated[int, Ge(1)] = 2
+    shards: Annotated[int, Ge(1), Le(1024)] = 2
     """Number of runs into which per-persona training and evaluation are divided."""
-    micro_batch: Annotated[int, Ge(1)] | None = None
+    micro_batch: Annotated[int, Ge(1), Le(MOST_ROWS)] | None = None
     """Dialogues per forward pass; empty means the whole batch. Halved automatically when memory runs out."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass instead of storing them: less memory, a third more time (bases that
     `engine/families` writes out)."""
-    samples: Annotated[int, Ge(1)] | None = 2
+    samples: Annotated[int, Ge(1), Le(64)] | None = 2
     """Adapters of each training that answer a val prompt for people to read, after epochs (at most every 20 seconds) and at the end, in its
     log, in MLflow and in `study status --watch`."""
 
@@ -274,7 +277,7 @@ class Study:
     about as many trainings as there are rounds: one for 4 recipes, two for 16, three for 64. Empty: nothing is tuned."""
     clustering: ClusteringSettings = ClusteringSettings()
     """How personas are grouped."""
-    seeds: Annotated[int, Ge(1)] = 1
+    seeds: Annotated[int, Ge(1), Le(100)] = 1
     """Training runs of every adapter, each with another seed; scores are averaged per persona. The first is judged and registered."""
     merging: MergeSettings = MergeSettings()
     """Settings of the method `merge`."""
@@ -297,14 +300,14 @@ class PreparedModel(ModelSettings):
     base: str = EMBEDDED_BASE
     dtype: Dtype = "float32"
     system_prompt: str = HOME_PROMPT
-    max_length: Annotated[int, Ge(32)] = 512
+    max_length: Annotated[int, Ge(32), Le(MOST_TOKENS)] = 512
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreparedEvaluation(EvaluationSettings):
     """The evaluation settings of a prepared study: the longest answer is decided."""
 
-    max_new_tokens: Annotated[int, Ge(4)] = 64
+    max_new_tokens: Annotated[int, Ge(4), Le(MOST_TOKENS)] = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

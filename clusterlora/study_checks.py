@@ -15,6 +15,14 @@ _RUNGS_OF_EVERY_STUDY = r"own|asked-\d+|trial-.*"
 """Rungs that no ladder may list: the study's own configuration (`planning/ladder.py`), those of decisions (`planning/decisions.py`), and
 those of trials (`planning/trials.py`)."""
 
+_MODEL_OF_A_STUDY = re.compile(
+    r"(.+)-((?:imported-)?(?:unified|per-persona)|unified-(?:longer|wide|described)|hybrid|cluster-hybrid|prefix(?:-per-user)?|"
+    r"(?:cluster|merged|imported|imported-merged)-\d+)"
+)
+"""Names that a study's models are registered under beside its champion, which has the study's own: as `stages/register.py` makes them."""
+_DATABASE = "clusterlora.db"
+"""File of the database beside the folders of the studies; SQLite keeps others with longer names there."""
+
 
 def problems(study: Study) -> Iterator[str]:
     """Yield every impossible combination of a study's settings."""
@@ -42,6 +50,13 @@ def _name_problems(study: Study) -> Iterator[str]:
         check_study_name(study.name)
     except BadSettings as problem:
         yield str(problem)
+    if of_model := _MODEL_OF_A_STUDY.fullmatch(study.name):
+        yield (
+            f"name = {study.name!r}: models of study {of_model[1]!r} are registered as {of_model[1]}-{of_model[2]} and the like, and this "
+            "study's champion would share their names; choose another name"
+        )
+    if study.name.startswith(_DATABASE):
+        yield f"name = {study.name!r}: names that begin with {_DATABASE} belong to the files of the database; choose another name"
     evaluation = study.evaluation
     lists: tuple[tuple[str, tuple[str, ...], Catalog[Any]], ...] = (
         ("methods", study.methods, METHODS),

@@ -43,7 +43,7 @@ def cluster_personas(dataset: Dataset, settings: ClusteringSettings, sources: So
         BadData: a persona lacks the data that the algorithm reads, or the personas have fewer distinct features than k.
     """
     personas = tuple(sorted(dataset.personas, key=lambda persona: persona.id))
-    _check(settings, len(personas))
+    refuse_impossible_sizes(settings, len(personas))
     names = WITHOUT_EMBEDDINGS if settings.algorithm == AUTO else (settings.algorithm,)
     evidence = {name: ALGORITHMS[name](personas, sources) for name in names}
     measured = _measured(personas, settings, evidence, run_log or SilentLog())
@@ -89,7 +89,8 @@ def _curve(measured: tuple[Candidate, ...], algorithm: str) -> tuple[tuple[int, 
     return ((1, 0.0, 1.0), *((one.k, one.predicted, one.stability) for one in measured if one.algorithm == algorithm))
 
 
-def _check(settings: ClusteringSettings, n_personas: int) -> None:
+def refuse_impossible_sizes(settings: ClusteringSettings, n_personas: int) -> None:
+    """Check that so many people can be clustered so. Raises BadSettings."""
     sizes, k = settings.sizes, settings.k
     if sizes is None and k is not None and k > n_personas:
         raise BadSettings(f"clustering.k={k} exceeds the {n_personas} personas; lower k or add personas")

@@ -102,7 +102,7 @@ def base_folder(name: str) -> Path:
 def base_licence(name: str) -> str:
     """Return the licence in a base model's card, else a hint where to look for it."""
     card = base_folder(name) / "README.md"
-    lines = card.read_text(encoding="utf-8").splitlines() if card.is_file() else []
+    lines = card.read_text(encoding="utf-8", errors="replace").splitlines() if card.is_file() else []
     licence = next((line.partition(":")[2].strip() for line in lines if line.startswith("license:")), None)
     return licence or _LICENCES.get(name) or "not stated in its folder; see the page of the base model"
 

@@ -50,6 +50,29 @@ def refuse_other_models(folder: Path) -> None:
         )
 
 
+def read_settings(file: Path) -> dict[str, Any]:
+    """Return what a model folder's JSON file says. Raises ModelUnavailable if it is not a JSON object."""
+    try:
+        settings: object = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelUnavailable(f"{file} is not JSON ({error}); get it again from where the model comes from") from error
+    if not isinstance(settings, dict):
+        raise ModelUnavailable(f"{file} holds a JSON {type(settings).__name__}, not an object; get it again from where the model comes from")
+    return settings
+
+
+def refuse_bad_end_ids(model: "PreTrainedModel", folder: Path) -> None:
+    """Check that what ends an answer, by a model's generation settings, are ids of its tokens. Raises ModelUnavailable."""
+    ends: Any = model.generation_config.eos_token_id if model.generation_config else None
+    n_tokens = int(model.get_input_embeddings().weight.shape[0])
+    for end in ends if isinstance(ends, list) else [ends]:
+        if end is not None and not (type(end) is int and 0 <= end < n_tokens):
+            raise ModelUnavailable(
+                f"generation_config.json of {folder} ends answers at eos_token_id = {end!r}, which is no id of its {n_tokens} tokens; "
+                "get it again from where the model comes from"
+            )
+
+
 def refuse_recurrent(model: "PreTrainedModel", name: object) -> None:
     """Check that a model keeps keys and values of all tokens and no state that sums them up: answers share the work on common beginnings.
 
@@ -106,10 +129,7 @@ def _config(folder: Path) -> Mapping[str, Any]:
     file = folder / "config.json"
     if not file.is_file():
         return {}
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelUnavailable(f"{file} is not JSON ({error}); get it again from where the model comes from") from error
+    return read_settings(file)
 
 
 def _flat(names: Any) -> Iterator[str]:

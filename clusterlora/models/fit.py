@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clusterlora.chat.encoder import TokenSequence
+from clusterlora.errors import ModelUnavailable
 from clusterlora.models.base import BaseModel
 from clusterlora.models.embedding import ENGLISH, embedding_folder
 
@@ -51,10 +52,18 @@ def base_findings(name: str, tokenizer: "PreTrainedTokenizerBase", answers: Sequ
     Args:
         answers: a sample of train answers.
         nll: mean negative log-likelihood of their tokens under the base, in nats; None where it was not measured.
+
+    Raises:
+        ModelUnavailable: that likelihood is no number.
     """
     refusals: list[str] = []
     warnings: list[str] = []
     guess = math.log(len(tokenizer))
+    if nll is not None and not math.isfinite(nll):
+        raise ModelUnavailable(
+            f"base model {name} gives a sample of answers a likelihood of {nll}: its weights are damaged, or too large for the study's dtype; "
+            "get them again, or set model.dtype=float32"
+        )
     if nll is not None and nll > _HARDLY_BETTER * guess:
         worse = nll > _WORSE * guess
         (refusals if worse else warnings).append(

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clusterlora.errors import ModelUnavailable
-from clusterlora.models.checks import refuse_other_models, refuse_other_weights, refuse_recurrent, refuse_tokens_without_embedding
+from clusterlora.models.checks import refuse_bad_end_ids, refuse_other_models, refuse_other_weights, refuse_recurrent, refuse_tokens_without_embedding
 from clusterlora.models.gguf_file import refuse_other_tensors, tensor_shapes
 from clusterlora.models.quantised import bitsandbytes_arguments
 from clusterlora.models.weights import weight_files
@@ -47,6 +47,7 @@ def load_causal_lm(
     model, info = loaded
     refuse_recurrent(model, folder)
     refuse_other_weights(folder, info)
+    refuse_bad_end_ids(model, folder)
     tokenizer = load_tokenizer(folder)
     refuse_tokens_without_embedding(tokenizer, int(model.get_input_embeddings().weight.shape[0]))
     if "gguf_file" in place:
@@ -97,13 +98,12 @@ def _gguf(weights: Path) -> dict[str, Any]:
 def _one_line(folder: Path) -> Iterator[None]:
     """Raise what a library says about a folder as ModelUnavailable, in one line."""
     import torch
-    from safetensors import SafetensorError
 
     try:
         yield
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, MemoryError):
         raise
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # noqa: BLE001  (libraries raise whatever happens to them on files that they did not expect)
         raise ModelUnavailable(f"the model in {folder} cannot be loaded: {first_line(error)}") from error
 
 

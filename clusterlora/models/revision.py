@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from clusterlora.errors import ModelUnavailable
+from clusterlora.models.checks import read_settings
 from clusterlora.models.weights import file_sha256
 from clusterlora.values import digest
 
@@ -60,9 +60,5 @@ def _content(file: Path) -> str:
     """Return what a file says, as a hash; of settings, without those that change nothing."""
     if file.name not in _SETTINGS:
         return file_sha256(file)
-    try:
-        settings = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelUnavailable(f"{file} is not JSON ({error}); get it again from where the model comes from") from error
-    kept = {name: value for name, value in settings.items() if name not in _PROVENANCE}
+    kept = {name: value for name, value in read_settings(file).items() if name not in _PROVENANCE}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()

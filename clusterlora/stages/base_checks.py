@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from clusterlora.chat.checks import rendering_difference
 from clusterlora.chat.encoder import PromptEncoder
 from clusterlora.chat.template import writes_date
+from clusterlora.clustering.cluster import refuse_impossible_sizes
 from clusterlora.data.lengths import ExampleLength, covering, example_lengths, token_summary
 from clusterlora.data.load import load, read
 from clusterlora.data.prompt_fit import PromptFit
@@ -117,9 +118,11 @@ def fitted_dataset(study: PreparedStudy, tokenizer: "PreTrainedTokenizerBase") -
 
     Raises:
         BadData: every problem of the data at once, or a dialogue that the chat template renders otherwise than it was said.
+        BadSettings: so many people cannot be clustered as asked.
     """
     fit = fit_of(study, tokenizer)
     dataset = load(study.data, fit)
+    refuse_impossible_sizes(study.clustering, len(dataset.personas))
     _refuse_other_rendering(tokenizer, prompt_encoder(tokenizer, study.model), study.model, dataset.personas)
     return dataset, fit
 

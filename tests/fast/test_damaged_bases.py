@@ -1,0 +1,104 @@
+"""A base model whose files are damaged, missing or not what they seem is refused in one line that names the folder or the file."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from clusterlora.errors import ModelUnavailable
+from clusterlora.models.base import HOMELM_FOLDER, base_licence, base_revision, usable_base
+from clusterlora.ports.stores import Stores
+from clusterlora.settings import ModelSettings, Study
+from clusterlora.stages.prepare import prepare_study
+from tests.fixtures.stages import LOG
+
+WEIGHTS = "model.safetensors"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(HOMELM_FOLDER, tmp_path / "base"))
+
+
+def setting(file: str, **changes: object) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        settings = json.loads((folder / file).read_text(encoding="utf-8"))
+        (folder / file).write_text(json.dumps({**settings, **changes}), encoding="utf-8")
+
+    return change
+
+
+def content(file: str, data: bytes) -> Callable[[Path], None]:
+    return lambda folder: (folder / file).write_bytes(data) and None
+
+
+def weights_as_a_folder(folder: Path) -> None:
+    (folder / WEIGHTS).unlink()
+    (folder / WEIGHTS).mkdir()
+
+
+def weights_as_a_link_to_nothing(folder: Path) -> None:
+    (folder / WEIGHTS).unlink()
+    (folder / WEIGHTS).symlink_to(folder / "nowhere")
+
+
+def half_of_the_weights(folder: Path) -> None:
+    whole = (folder / WEIGHTS).read_bytes()
+    (folder / WEIGHTS).write_bytes(whole[: len(whole) // 2])
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (weights_as_a_folder, "is a folder; point to a complete"),
+        (weights_as_a_link_to_nothing, "is a link to nothing; point to a complete"),
+        (half_of_the_weights, "cannot be loaded: "),
+        (content(WEIGHTS, b""), "cannot be loaded: "),
+        (setting("config.json", hidden_size="x"), "cannot be loaded: "),
+        (setting("config.json", hidden_size=-3), "cannot be loaded: "),
+        (setting("config.json", num_attention_heads=0), "cannot be loaded: "),
+        (setting("config.json", num_hidden_layers=[1]), "cannot be loaded: "),
+        (content("config.json", b"[]"), "config.json holds a JSON list, not an object"),
+        (content("config.json", b"\xff{}"), "config.json is not JSON"),
+        (content("generation_config.json", b"3"), "generation_config.json holds a JSON int, not an object"),
+        (setting("generation_config.json", eos_token_id="x"), "eos_token_id = 'x', which is no id of its 1024 tokens"),
+        (setting("generation_config.json", eos_token_id=[0, 99_999]), "eos_token_id = 99999, which is no id of its 1024 tokens"),
+        (setting("tokenizer_config.json", eos_token={"x": 1}), "cannot be loaded: "),
+        (content("tokenizer.json", b"{}"), "cannot be loaded: "),
+        (content("chat_template.jinja", b"\xff\xfe\x80"), "cannot be loaded: "),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_damaged_folder_is_refused_in_one_line(folder: Path, damage: Callable[[Path], None], says: str) -> None:
+    damage(folder)
+    with pytest.raises(ModelUnavailable, match=says) as refusal:
+        base_revision(str(folder))
+        usable_base(str(folder))
+    assert str(folder) in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_template_that_never_ends_is_refused_before_anything_is_recorded(folder: Path, seven: Study, stores: Stores) -> None:
+    (folder / "chat_template.jinja").write_text("{% for i in range(10**9) %}x{% endfor %}")
+    with pytest.raises(ModelUnavailable, match=r"chat template of .*base.* Range too big"):
+        prepare_study(replace(seven, model=ModelSettings(base=str(folder))), stores, LOG)
+    assert stores.studies.studies() == ()
+
+
+def test_weights_that_are_no_numbers_are_refused_before_anything_is_recorded(folder: Path, seven: Study, stores: Stores) -> None:
+    weights = load_file(folder / WEIGHTS)
+    weights["model.norm.weight"] = torch.full_like(weights["model.norm.weight"], torch.nan)
+    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+    with pytest.raises(ModelUnavailable, match="likelihood of nan: its weights are damaged"):
+        prepare_study(replace(seven, model=ModelSettings(base=str(folder))), stores, LOG)
+    assert stores.studies.studies() == ()
+
+
+def test_a_model_card_in_another_encoding_is_read_as_far_as_it_can_be(folder: Path) -> None:
+    (folder / "README.md").write_bytes(b"---\nlicense: mit\n---\n\xff\xfe")
+    assert base_licence(str(folder)) == "mit"
