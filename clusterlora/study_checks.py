@@ -15,10 +15,7 @@ _RUNGS_OF_EVERY_STUDY = r"own|asked-\d+|trial-.*"
 """Rungs that no ladder may list: the study's own configuration (`planning/ladder.py`), those of decisions (`planning/decisions.py`), and
 those of trials (`planning/trials.py`)."""
 
-_MODEL_OF_A_STUDY = re.compile(
-    r"(.+)-((?:imported-)?(?:unified|per-persona)|unified-(?:longer|wide|described)|hybrid|cluster-hybrid|prefix(?:-per-user)?|"
-    r"(?:cluster|merged|imported|imported-merged)-\d+)"
-)
+_MODEL_OF_A_STUDY = re.compile(r"(.+)-((?:imported-)?(?:unified|per-persona)|prefix|(?:cluster|merged|imported|imported-merged)-\d+)")
 """Names that a study's models are registered under beside its champion, which has the study's own: as `stages/register.py` makes them."""
 _DATABASE = "clusterlora.db"
 """File of the database beside the folders of the studies; SQLite keeps others with longer names there."""

@@ -160,11 +160,18 @@ def release(home: Path, *, keep: bool = False, log: Callable[[str], None]) -> tu
 
 
 def down(home: Path) -> tuple[str, ...]:
-    """Stop the services, even if others use them; return the names of the stopped processes."""
+    """Stop the services, even if others use them; return the names of the stopped processes.
+
+    Where the file that names them is damaged, the processes are found by their environment.
+    """
     if not home.is_dir():
         return ()
     with services_state.locked(home):
-        return _stop(home, services_state.load(home))
+        try:
+            state = services_state.load(home)
+        except ServiceDown:
+            state = services_state.recovered(home)
+        return _stop(home, state)
 
 
 def other_users(home: Path) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,6 +76,18 @@ def command_line(pid: int) -> str:
         except OSError:
             return ""
     return subprocess.run(["ps", "-o", "args=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout.strip()
+
+
+def leaders_with(variable: str, value: str) -> list[Process]:
+    """Return the processes that lead a session and have this value in their environment; none where the system has no /proc."""
+    wanted = f"{variable}={value}".encode()
+    found: list[Process] = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        pid, fields = int(folder.name), _stat(int(folder.name))
+        with suppress(OSError):  # it has ended, or is another user's
+            if len(fields) > 3 and int(fields[3]) == pid and wanted in (folder / "environ").read_bytes().split(b"\0"):
+                found.append(identify(pid))
+    return found
 
 
 def last_lines(log_file: Path, *, n_lines: int = 15) -> str:

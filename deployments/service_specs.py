@@ -72,12 +72,17 @@ def results_home() -> Path:
     return Path(os.environ.get("CLUSTERLORA_HOME") or CHECKOUT / "studies").resolve()
 
 
+def prefect_home(home: Path) -> Path:
+    """Return the folder of Prefect's own files, which is in the environment of every process of the services."""
+    return home / "prefect"
+
+
 def client_environment(home: Path, addresses: Addresses) -> dict[str, str]:
     """Return the environment variables of clients of the services; CLUSTERLORA_DATABASE_URL keeps the user's value."""
     results = results_home()
     return {
         "PREFECT_API_URL": f"{addresses.prefect}/api",
-        "PREFECT_HOME": str(home / "prefect"),
+        "PREFECT_HOME": str(prefect_home(home)),
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
         # On SQLite the server returns 503 while another run writes; with many runs the default of five retries is too few. The pause
         # doubles after each: with more than seven, a client would still sleep minutes after the server has recovered.

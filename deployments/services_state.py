@@ -9,9 +9,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from clusterlora.errors import ServiceDown
 from deployments import private_files, processes
 from deployments.processes import Process
-from deployments.service_specs import Addresses
+from deployments.service_specs import Addresses, prefect_home
 
 _FILE, _LOCK = "stack.json", "stack.lock"
 
@@ -56,13 +57,28 @@ class ServicesState:
 
 
 def load(home: Path) -> ServicesState:
-    """Return the state as last saved; an empty one if nothing was ever started."""
+    """Return the state as last saved; an empty one if nothing was ever started.
+
+    Raises:
+        ServiceDown: what was saved is damaged.
+    """
     file = home / _FILE
     if not file.is_file():
         return ServicesState()
-    entries: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    by_name = {part: {name: Process(**process) for name, process in entries.get(part, {}).items()} for part in ("processes", "users")}
-    return ServicesState(**{**entries, "ports": Addresses(**entries["ports"]), **by_name})
+    try:
+        entries: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        by_name = {part: {name: Process(**process) for name, process in entries.get(part, {}).items()} for part in ("processes", "users")}
+        return ServicesState(**{**entries, "ports": Addresses(**entries["ports"]), **by_name})
+    except (ValueError, TypeError, AttributeError, LookupError) as error:
+        raise ServiceDown(
+            f"{file}, which says what servers run, is damaged ({error}); stop those that run, and begin anew, with: clusterlora down"
+        ) from error
+
+
+def recovered(home: Path) -> ServicesState:
+    """Return a state with the processes that run for these services, whatever is saved: all have its folder in their environment."""
+    found = processes.leaders_with("PREFECT_HOME", str(prefect_home(home)))
+    return ServicesState(processes={f"process {process.pid}": process for process in found})
 
 
 @contextmanager

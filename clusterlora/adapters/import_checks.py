@@ -88,6 +88,9 @@ def _check_settings(folder: Path, config: Mapping[str, Any]) -> None:
             raise BadData(f"{folder}: has {name}={config[name]!r:.60}; {fix}")
     if config.get("bias", "none") != "none":
         raise BadData(f"{folder}: has bias={config['bias']!r}; it changes biases of the base; train it again with bias='none'")
+    targets = config.get("target_modules")
+    if not (targets is None or isinstance(targets, str) or (isinstance(targets, list) and all(isinstance(name, str) for name in targets))):
+        raise BadData(f"{folder}: has target_modules={targets!r:.60}; it must be a list of names, or a regular expression")
     start = config.get("init_lora_weights")
     if isinstance(start, str) and start.lower().startswith(_CONVERTED):
         raise BadData(

@@ -191,7 +191,7 @@ def render(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[dict[str, st
         raise ModelUnavailable(
             f"the chat template of {named(tokenizer)} has an error in line {error.lineno} ({error.message}); mend chat_template.jinja"
         ) from error
-    except Exception as error:  # noqa: BLE001  (a template is a program, and raises whatever happens in it)
+    except Exception as error:
         roles = ", ".join(message["role"] for message in messages) or "nothing"
         why = next(iter(str(error).splitlines()), type(error).__name__)
         raise ModelUnavailable(f"the chat template of {named(tokenizer)} refuses turns of {roles}: {why}") from error

@@ -3,6 +3,7 @@
 Only click is imported here and in the command modules; a command imports everything else when it runs.
 """
 
+import errno
 import logging
 import os
 import sys
@@ -100,6 +101,10 @@ def _print_error(error: Exception, *, debug: bool) -> None:
     if isinstance(error, ClusterLoraError):
         for line in str(error).splitlines():
             click.echo(f"error: {line}", err=True)
+        return
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        where = f" at {error.filename}" if error.filename else ""
+        click.echo(f"error: the disk is full{where}; free some space and run the same command again: what finished is kept", err=True)
         return
     first_line = next(iter(str(error).splitlines()), "")
     click.echo(f"error: unexpected {type(error).__name__}: {first_line}; for the traceback run: clusterlora --debug ...", err=True)

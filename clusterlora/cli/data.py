@@ -143,6 +143,7 @@ def _with_base(study: "Study", log: "RunLog") -> "tuple[DataSummary, list[str]]"
 
 def _print_summary(summary: "DataSummary") -> None:
     """Print counts as numbers, and distributions as a sparkline with their percentiles."""
+    from clusterlora.data.similar_ids import described
     from clusterlora.data.summary import Distribution
     from clusterlora.report.data_picture import sparkline
 
@@ -154,6 +155,8 @@ def _print_summary(summary: "DataSummary") -> None:
             value = f"{value.minimum} {sparkline(value)} {value.maximum}   median {value.median}, 5 % {value.p5}, 95 % {value.p95}"
         elif field.name == "repetitive":
             value = ", ".join(f"{persona_id} ({n})" for persona_id, n in summary.repetitive) or "nobody"
+        elif field.name == "similar_ids":
+            value = described(summary.similar_ids) or "nobody"
         elif field.name == "other_shares":
             value = f"{len(value)} personas (first: {value[0]})" if value else "nobody"
         click.echo(f"{field.name.replace('_', ' '):<24} {value}")

@@ -68,6 +68,7 @@ def _checks() -> Iterator[Check]:
     )
     yield _memory()
     yield from (_disk(what, folder) for what, folder in _folders())
+    yield _database()
     yield from _servers()
     yield _gpu()
     yield from _models()
@@ -102,11 +103,30 @@ def _disk(what: str, folder: Path) -> Check:
     )
 
 
+def _failed(what: str, problem: ServiceDown) -> Check:
+    """Return a failed check; the last part of an error's message is what helps."""
+    found, _, fix = str(problem).rpartition("; ")
+    return Check(what, False, found, fix)
+
+
+def _database() -> Check:
+    try:
+        n_studies = len(open_local_stores().studies.studies())
+    except ServiceDown as problem:
+        return _failed("database", problem)
+    return Check("database", True, f"{n_studies} {'study' if n_studies == 1 else 'studies'}")
+
+
 def _servers() -> Iterator[Check]:
     try:
-        running = deployments("local_services").status(services_home())
+        local_services = deployments("local_services")
     except ServiceDown as problem:
         yield Check("servers", True, f"none: {problem}")
+        return
+    try:
+        running = local_services.status(services_home())
+    except ServiceDown as problem:
+        yield _failed("servers", problem)
         return
     if running is not None:
         dead = deployments("local_services").dead_processes(services_home())

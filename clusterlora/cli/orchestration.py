@@ -40,13 +40,18 @@ def use_local_services(*, keep_up: bool = False) -> None:
     except ServiceDown:
         return  # an installed wheel has no local services
     home = local_services.default_home()
-    if keep_up:
-        context = click.get_current_context()
-        running = local_services.acquire(home, context.command_path)
-        if running:
-            context.call_on_close(lambda: local_services.release(home, log=echo_stderr))
-    else:
-        running = local_services.status(home)
+    running = None
+    try:
+        if keep_up:
+            context = click.get_current_context()
+            running = local_services.acquire(home, context.command_path)
+            if running:
+                context.call_on_close(lambda: local_services.release(home, log=echo_stderr))
+        else:
+            running = local_services.status(home)
+    except ServiceDown as problem:
+        # Results and database can be read without servers.
+        echo_stderr(str(problem))
     environment = running.environment() if running else {"CLUSTERLORA_HOME": str(deployments("service_specs").results_home())}
     for address, prefix in (("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_"), ("PREFECT_API_URL", "PREFECT_API_")):
         # The local passwords are not sent to another server.

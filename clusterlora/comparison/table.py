@@ -3,10 +3,8 @@
 CSV and JSON hold raw values (similarities and shares in 0..1); Markdown and console show percent.
 """
 
-import csv
-import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from rich.text import Text
 
 from clusterlora.comparison.breakdown import cluster_records, persona_records
 from clusterlora.comparison.result import Comparison, MethodResult, PairedDifference
+from clusterlora.csv_text import csv_text
 from clusterlora.durable import write_durably
 from clusterlora.evaluation.markdown import markdown_table
 from clusterlora.evaluation.metrics import METRICS
@@ -28,14 +27,14 @@ def write_tables(comparison: Comparison, rows: Sequence[EvaluationRow], folder: 
 
     `more` is Markdown to append to summary.md.
     """
-    write_durably(folder / "summary.csv", _csv(summary_records(comparison)).encode())
+    write_durably(folder / "summary.csv", csv_text(summary_records(comparison)).encode())
     write_durably(
         folder / "summary.json", (json.dumps(_document(comparison), indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
     )
     write_durably(folder / "summary.md", (markdown(comparison) + more).encode())
-    write_durably(folder / "per_persona.csv", _csv(persona_records(comparison)).encode())
-    write_durably(folder / "per_cluster.csv", _csv(cluster_records(comparison)).encode())
-    write_durably(folder / "rows.csv", _csv(_row_records(rows, comparison.metrics)).encode())
+    write_durably(folder / "per_persona.csv", csv_text(persona_records(comparison)).encode())
+    write_durably(folder / "per_cluster.csv", csv_text(cluster_records(comparison)).encode())
+    write_durably(folder / "rows.csv", csv_text(_row_records(rows, comparison.metrics)).encode())
 
 
 def summary_records(comparison: Comparison) -> list[dict[str, Any]]:
@@ -368,12 +367,3 @@ def _row_records(rows: Iterable[EvaluationRow], metrics: Sequence[str]) -> list[
         }
         for row in rows
     ]
-
-
-def _csv(records: Sequence[Mapping[str, Any]]) -> str:
-    """Return records as CSV with a header; None is an empty field."""
-    out = io.StringIO()
-    writer = csv.DictWriter(out, fieldnames=list(records[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(records)
-    return out.getvalue()

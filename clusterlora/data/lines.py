@@ -1,6 +1,7 @@
 """Lines of text and JSON from untrusted files, in bounded memory; unreadable lines become problems with their location."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -64,13 +65,24 @@ def json_records(path: Path, problems: Problems) -> Iterator[tuple[SourceLocatio
 
 
 def _object(line: str, location: SourceLocation, problems: Problems) -> dict[str, Any] | None:
+    repeated: list[str] = []
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            repeated.extend(key for key, n in Counter(key for key, _ in pairs).items() if n > 1)
+        return found
+
     try:
-        record = json.loads(line.rstrip())
+        record = json.loads(line.rstrip(), object_pairs_hook=unique)
     except json.JSONDecodeError as error:
         problems.add(location, "json", f"{error.msg} at character {error.colno}", "write one JSON object per line")
         return None
     except (ValueError, RecursionError) as error:  # a number with thousands of digits, brackets nested thousands deep
         problems.add(location, "json", str(error), "write one plain JSON object per line")
+        return None
+    if repeated:
+        problems.add(location, repeated[0], "stands twice in an object", "keep one of the two")
         return None
     if not isinstance(record, dict):
         problems.add(location, "json", f"a JSON {type(record).__name__}, not an object", 'write {"field": value, ...} on each line')

@@ -14,16 +14,18 @@ from clusterlora.data.legacy_import import read_splits
 from clusterlora.data.permutation import permuted
 from clusterlora.data.problems import Problems, SourceLocation
 from clusterlora.data.prompt_fit import PromptFit
+from clusterlora.data.similar_ids import described, similar_ids
 from clusterlora.data.source import SourceData
 from clusterlora.data.split import BEYOND, SPLITS, Refusal, SplitPersona, SplitPlan, split_persona
 from clusterlora.data.twins import nameless_text, near_twins, own_words
-from clusterlora.errors import printable
+from clusterlora.errors import counted, printable
 from clusterlora.settings import DataSettings
 from clusterlora.values import Dataset, Persona, Split
 
 log = logging.getLogger(__name__)
 
 _MIN_PERSONAS = 2
+_MOST_NAMED = 3
 
 
 def load(settings: DataSettings, fit: PromptFit | None = None) -> Dataset:
@@ -39,6 +41,13 @@ def load(settings: DataSettings, fit: PromptFit | None = None) -> Dataset:
     """
     problems = Problems()
     reading = limited(_read(settings, problems), settings, problems)
+    if alike := similar_ids(persona.id for persona in reading.dataset.personas):
+        shown = described(alike[:_MOST_NAMED])
+        log.warning(
+            "%s of people have ids that look alike (%s); if they are one person each, write the ids alike",
+            counted(len(alike), "group"),
+            shown,
+        )
     if fit is not None:
         reading = fitted(reading, fit, settings, problems)
     if settings.permute_seed is not None:

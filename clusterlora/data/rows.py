@@ -1,7 +1,8 @@
 """Rows of a JSONL, CSV or Parquet file as dicts, with their locations."""
 
 import csv
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,11 @@ Rows = Iterator[tuple[SourceLocation, dict[str, Any]]]
 _BATCH_ROWS = 1024
 
 
-def rows(path: Path, problems: Problems) -> Rows:
+def rows(path: Path, problems: Problems, *, columns: Collection[str] | None = None) -> Rows:
     """Yield every readable row; the others become problems.
+
+    Args:
+        columns: those to read, as far as the file has them; all, when left out. What stands in others cannot be wrong.
 
     Raises:
         BadData: the file does not exist, or has another format.
@@ -27,7 +31,30 @@ def rows(path: Path, problems: Problems) -> Rows:
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
         raise BadData(f"{path}: unknown file format {path.suffix!r}; the table source reads {', '.join(_READERS)}")
-    return reader(path, problems)
+    return reader(path, problems, columns)
+
+
+def header(path: Path) -> tuple[str, ...]:
+    """Return the names of the columns of a file that can be read, for a message: CSV's or Parquet's."""
+    if path.suffix.lower() == ".parquet":
+        import pyarrow.parquet as pq
+
+        return tuple(pq.read_schema(path).names)
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        return tuple(name.strip() for name in next(csv.reader(file)))
+
+
+def known_rows(path: Path) -> int | None:
+    """Return how many rows a file says it has; None where it does not, or cannot be read."""
+    if path.suffix.lower() != ".parquet":
+        return None
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return int(pq.read_metadata(path).num_rows)
+    except (pa.ArrowException, OSError):
+        return None
 
 
 def every_row_has_all_columns(path: Path) -> bool:
@@ -35,13 +62,13 @@ def every_row_has_all_columns(path: Path) -> bool:
     return path.suffix.lower() != ".jsonl"
 
 
-def _jsonl_rows(path: Path, problems: Problems) -> Rows:
+def _jsonl_rows(path: Path, problems: Problems, columns: Collection[str] | None) -> Rows:  # noqa: ARG001  (a line is read whole)
     for location, record in json_records(path, problems):
         if record is not None:
             yield location, record
 
 
-def _csv_rows(path: Path, problems: Problems) -> Rows:
+def _csv_rows(path: Path, problems: Problems, columns: Collection[str] | None) -> Rows:
     row_locations: list[SourceLocation] = []
 
     def lines() -> Iterator[str]:
@@ -50,7 +77,8 @@ def _csv_rows(path: Path, problems: Problems) -> Rows:
                 row_locations.append(location)
                 yield line
 
-    header: list[str] | None = None
+    names: list[str] | None = None
+    wanted: list[tuple[int, str]] = []
     reader = csv.reader(lines(), strict=True)
     while True:
         row_locations.clear()
@@ -66,29 +94,31 @@ def _csv_rows(path: Path, problems: Problems) -> Rows:
         if not cells:
             continue
         location = row_locations[0]
-        if header is None:
-            header = [name.strip() for name in cells]
-            for name in {name for name in header if header.count(name) > 1}:
+        if names is None:
+            names = [name.strip() for name in cells]
+            wanted = [(index, name) for index, name in enumerate(names) if columns is None or name in columns]
+            for name in (name for name, n_columns in Counter(name for _, name in wanted).items() if n_columns > 1):
                 problems.add(location, name, "is the name of two columns", "rename one")
-        elif len(cells) != len(header):
-            problems.add(location, "csv", f"{len(cells)} fields, the header has {len(header)}", "give every row one field per column")
+        elif len(cells) != len(names):
+            problems.add(location, "csv", f"{len(cells)} fields, the header has {len(names)}", "give every row one field per column")
         else:
             # CSV does not distinguish an empty text from a missing one.
-            yield location, {name: cell or None for name, cell in zip(header, cells, strict=True)}
+            yield location, {name: cells[index] or None for index, name in wanted}
 
 
-def _parquet_rows(path: Path, problems: Problems) -> Rows:
+def _parquet_rows(path: Path, problems: Problems, columns: Collection[str] | None) -> Rows:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     number = 0
     try:
         with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=_BATCH_ROWS):
+            wanted = None if columns is None else [name for name in file.schema_arrow.names if name in columns]
+            for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=wanted):
                 for row in batch.to_pylist():
                     number += 1
                     yield SourceLocation(path.name, number), row
-    except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
+    except (pa.ArrowException, ValueError, OverflowError, OSError) as error:
         problems.add(
             SourceLocation(path.name, number + 1), "parquet", str(error).splitlines()[0], "write the file again as Parquet with UTF-8 text"
         )
@@ -97,7 +127,7 @@ def _parquet_rows(path: Path, problems: Problems) -> Rows:
         problems.add(SourceLocation(path.name), "file", "is empty", "give a file with dialogues")
 
 
-_READERS: Mapping[str, Callable[[Path, Problems], Rows]] = {
+_READERS: Mapping[str, Callable[[Path, Problems, Collection[str] | None], Rows]] = {
     ".jsonl": _jsonl_rows,
     ".csv": _csv_rows,
     ".parquet": _parquet_rows,

@@ -78,7 +78,8 @@ class DataSummary:
     `duplicates` counts the dialogues of a persona beyond the first of each group of (near) duplicates, `leaks` the train and val dialogues
     that a later split repeats, in the splits of the input or, after splitting, in the remaining data. `beginnings` counts the dialogues
     left out because a longer one begins with all of their turns, `near_twins` the test dialogues that nearly repeat a train dialogue of
-    somebody else: a leak for the methods that learn from several people. `repetitive` names the personas with the most duplicates.
+    somebody else: a leak for the methods that learn from several people. `repetitive` names the personas with the most duplicates,
+    `similar_ids` the groups of personas whose ids look alike; an id that stands as a number and as a text is one persona's, `1` and `"1"`.
     `refusal` is the reason why the data cannot be trained on, if there is one. For a given base model, `lose_turns` counts the dialogues
     whose oldest turns do not fit, `do_not_fit` those that it cannot be asked.
     """
@@ -100,6 +101,7 @@ class DataSummary:
     beginnings: int = 0
     near_twins: int = 0
     repetitive: tuple[tuple[str, int], ...] = ()
+    similar_ids: tuple[tuple[str, ...], ...] = ()
     refusal: str | None = None
     lose_turns: int | None = None
     do_not_fit: int | None = None

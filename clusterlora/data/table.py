@@ -1,6 +1,7 @@
 """Source `table`: one row per dialogue, as `persona_id, prompt, response` or `persona_id, messages`."""
 
 import json
+import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,11 +11,15 @@ from typing import Any
 
 from clusterlora.data.problems import Problems, SourceLocation
 from clusterlora.data.records import SPLIT_NAMES, identifier, turns, words
-from clusterlora.data.rows import every_row_has_all_columns, rows
+from clusterlora.data.rows import every_row_has_all_columns, header, known_rows, rows
 from clusterlora.data.source import SourceData
-from clusterlora.errors import BadData, BadSettings
+from clusterlora.errors import BadData, BadSettings, printable
 from clusterlora.settings import DataSettings
 from clusterlora.values import Dataset, Dialogue, Persona, Split, Turn, digest
+
+_ROW_BYTES = 1000
+"""What a row takes beside its texts: its dialogue, its turns and their names."""
+_MOST_NAMED = 20
 
 COLUMNS = ("persona_id", "prompt", "response", "messages", "persona_description", "dialogue_id", "split")
 
@@ -35,9 +40,11 @@ def read_table(settings: DataSettings, problems: Problems) -> SourceData:
     path = Path(settings.path)
     people: dict[str, _Draft] = {}
     n_rows = 0
-    for location, row in rows(path, problems):
+    memory = _Memory(path)
+    for location, row in rows(path, problems, columns=frozenset(column_by_name.values())):
         n_rows += 1
-        if n_rows == 1 and every_row_has_all_columns(path) and not _has_columns(row, location, column_by_name, problems):
+        memory.add(row)
+        if n_rows == 1 and every_row_has_all_columns(path) and not _has_columns(row, path, column_by_name, problems):
             return SourceData(Dataset(()))
         fields = {name: row[column] for name, column in column_by_name.items() if row.get(column) is not None}
         if settings.task != "text" and isinstance(number := fields.get("response"), int | float) and not isinstance(number, bool):
@@ -48,6 +55,30 @@ def read_table(settings: DataSettings, problems: Problems) -> SourceData:
     return _source_data(people)
 
 
+class _Memory:
+    """What the rows of a file take as dialogues: a small file may unfold to more than the machine has."""
+
+    def __init__(self, path: Path) -> None:
+        """Begin to count. Raises BadData where the file says that it has too many rows."""
+        self._path, self._n_rows, self._n_bytes = path, 0, 0
+        self._limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
+        n_rows = known_rows(path) or 0
+        self._check(n_rows, n_rows * _ROW_BYTES)
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Count a row. Raises BadData when all of them so far take more than a quarter of the memory."""
+        self._n_rows += 1
+        self._n_bytes += _ROW_BYTES + sum(len(value) for value in row.values() if isinstance(value, str))
+        self._check(self._n_rows, self._n_bytes)
+
+    def _check(self, n_rows: int, n_bytes: int) -> None:
+        if n_bytes > self._limit:
+            raise BadData(
+                f"{self._path}: {n_rows:,} rows take {n_bytes / 1e9:.1f} GB as dialogues, and a quarter of this machine's memory is "
+                f"{self._limit / 1e9:.1f} GB; use fewer people or dialogues, or a larger machine"
+            )
+
+
 @dataclass(slots=True)
 class _Draft:
     """A persona whose rows are being read."""
@@ -55,6 +86,7 @@ class _Draft:
     location: SourceLocation
     description: str | None = None
     rows: list["_Row"] = field(default_factory=list["_Row"])
+    id_types: set[type] = field(default_factory=set[type])
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +106,15 @@ def _column_names(settings: DataSettings) -> dict[str, str]:
     return {name: name for name in COLUMNS} | dict(settings.columns)
 
 
-def _has_columns(row: Mapping[str, Any], location: SourceLocation, column_by_name: Mapping[str, str], problems: Problems) -> bool:
+def _has_columns(row: Mapping[str, Any], path: Path, column_by_name: Mapping[str, str], problems: Problems) -> bool:
     content = ("messages",) if column_by_name["messages"] in row else ("prompt", "response")
     missing = [name for name in ("persona_id", *content) if column_by_name[name] not in row]
     for name in missing:
-        fix = f"add it, or map one of yours to {name} with data.columns (the file has: {', '.join(row)})"
-        problems.add(SourceLocation(location.file), column_by_name[name], "is not a column of the file", fix)
+        names = header(path)
+        more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+        has = printable(", ".join(names[:_MOST_NAMED])) + more
+        fix = f"add it, or map one of yours to {name} with data.columns (the file has: {has})"
+        problems.add(SourceLocation(path.name), column_by_name[name], "is not a column of the file", fix)
     return not missing
 
 
@@ -94,6 +129,7 @@ def _add_row(
     if persona_id is None:
         return
     draft = people.setdefault(persona_id, _Draft(location))
+    draft.id_types.add(type(row["persona_id"]))
     _set_description(draft, row.get("persona_description"), location, column_by_name["persona_description"], problems)
     if turns_of_row is None or (raw_id is not None and dialogue_id is None):
         return
@@ -166,4 +202,6 @@ def _source_data(people: Mapping[str, _Draft]) -> SourceData:
             if row.dialogue_id is not None:
                 conversations[name, unique] = row.dialogue_id
         personas.append(Persona(name, draft.description, tuple(dialogues.values())))
-    return SourceData(Dataset(tuple(personas)), {name: draft.location for name, draft in people.items()}, conversations)
+    twofold = tuple(name for name, draft in people.items() if len(draft.id_types) > 1)
+    locations = {name: draft.location for name, draft in people.items()}
+    return SourceData(Dataset(tuple(personas)), locations, conversations, number_and_text=twofold)

@@ -9,6 +9,7 @@ from clusterlora.data.leaks import find_leaks
 from clusterlora.data.load import fitted, limited, read, split
 from clusterlora.data.problems import Problems
 from clusterlora.data.prompt_fit import PromptFit
+from clusterlora.data.similar_ids import similar_ids
 from clusterlora.data.summary import DataSummary, Distribution
 from clusterlora.data.twins import near_twins
 from clusterlora.errors import BadData
@@ -35,16 +36,29 @@ def examine(settings: DataSettings, fit: PromptFit | None = None) -> DataSummary
     check_labels(settings, done.dataset.personas, problems)
     counts = {"lose_turns": fit.n_losing_turns, "do_not_fit": fit.n_unfit} if fit else {}
     counts["beginnings"] = reading.n_beginnings
+    ids = (*similar_ids(persona.id for persona in reading.dataset.personas), *((name, f'"{name}"') for name in reading.number_and_text))
     try:
         problems.raise_any()
     except BadData as refusal:
         unused = tuple(reading.unused.items())
-        return replace(summarise(reading.dataset, labelled=labelled, refusal=str(refusal)), read=reading.n_read, unused=unused, **counts)
+        return replace(
+            summarise(reading.dataset, labelled=labelled, refusal=str(refusal)),
+            read=reading.n_read,
+            unused=unused,
+            similar_ids=ids,
+            **counts,
+        )
     # Splitting leaves leaking dialogues out; what the input's own splits leak must be told all the same.
     leaks = len(find_leaks(reading.dataset.personas, labelled=labelled))
     unused = tuple(done.unused.items())
     return replace(
-        summarise(done.dataset, labelled=labelled), read=done.n_read, unused=unused, other_shares=done.uneven, leaks=leaks, **counts
+        summarise(done.dataset, labelled=labelled),
+        read=done.n_read,
+        unused=unused,
+        other_shares=done.uneven,
+        leaks=leaks,
+        similar_ids=ids,
+        **counts,
     )
 
 

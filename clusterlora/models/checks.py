@@ -57,7 +57,9 @@ def read_settings(file: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ModelUnavailable(f"{file} is not JSON ({error}); get it again from where the model comes from") from error
     if not isinstance(settings, dict):
-        raise ModelUnavailable(f"{file} holds a JSON {type(settings).__name__}, not an object; get it again from where the model comes from")
+        raise ModelUnavailable(
+            f"{file} holds a JSON {type(settings).__name__}, not an object; get it again from where the model comes from"
+        )
     return settings
 
 

@@ -61,8 +61,8 @@ def base_findings(name: str, tokenizer: "PreTrainedTokenizerBase", answers: Sequ
     guess = math.log(len(tokenizer))
     if nll is not None and not math.isfinite(nll):
         raise ModelUnavailable(
-            f"base model {name} gives a sample of answers a likelihood of {nll}: its weights are damaged, or too large for the study's dtype; "
-            "get them again, or set model.dtype=float32"
+            f"base model {name} gives a sample of answers a likelihood of {nll}: its weights are damaged, or too large for the study's "
+            "dtype; get them again, or set model.dtype=float32"
         )
     if nll is not None and nll > _HARDLY_BETTER * guess:
         worse = nll > _WORSE * guess

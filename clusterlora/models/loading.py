@@ -6,7 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clusterlora.errors import ModelUnavailable
-from clusterlora.models.checks import refuse_bad_end_ids, refuse_other_models, refuse_other_weights, refuse_recurrent, refuse_tokens_without_embedding
+from clusterlora.models.checks import (
+    refuse_bad_end_ids,
+    refuse_other_models,
+    refuse_other_weights,
+    refuse_recurrent,
+    refuse_tokens_without_embedding,
+)
 from clusterlora.models.gguf_file import refuse_other_tensors, tensor_shapes
 from clusterlora.models.quantised import bitsandbytes_arguments
 from clusterlora.models.weights import weight_files
@@ -103,7 +109,7 @@ def _one_line(folder: Path) -> Iterator[None]:
         yield
     except (torch.OutOfMemoryError, MemoryError):
         raise
-    except Exception as error:  # noqa: BLE001  (libraries raise whatever happens to them on files that they did not expect)
+    except Exception as error:
         raise ModelUnavailable(f"the model in {folder} cannot be loaded: {first_line(error)}") from error
 
 

@@ -25,7 +25,9 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
     Raises:
         ModelUnavailable: there are none, only pickled ones, or several GGUF files.
     """
-    unreadable = next((file for suffix in ("safetensors", "gguf") for file in sorted(folder.glob(f"*.{suffix}")) if not file.is_file()), None)
+    unreadable = next(
+        (file for suffix in ("safetensors", "gguf") for file in sorted(folder.glob(f"*.{suffix}")) if not file.is_file()), None
+    )
     if unreadable is not None:
         what = "a link to nothing" if unreadable.is_symlink() and not unreadable.exists() else "a folder"
         raise ModelUnavailable(f"weight file {unreadable} is {what}; point to a complete save_pretrained() folder")

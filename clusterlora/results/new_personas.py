@@ -1,15 +1,14 @@
 """The leave-personas-out curve of a study, from the answers it holds."""
 
-import csv
-import io
 from collections.abc import Iterator, Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
 
 from clusterlora.comparison.new_personas import NewPersonas, Scores
 from clusterlora.comparison.new_personas import new_personas as curve
+from clusterlora.csv_text import csv_text
 from clusterlora.data.prompts import items
 from clusterlora.durable import write_durably
 from clusterlora.evaluation.metrics import METRICS
@@ -95,8 +94,4 @@ def _tables(scores: Sequence[tuple[str, float | None]], n_arms: int) -> Scores:
 
 
 def _write(rows: Sequence[_Row], path: Path) -> None:
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([field.name for field in fields(_Row)])
-    writer.writerows(astuple(row) for row in rows)
-    write_durably(path, out.getvalue().encode())
+    write_durably(path, csv_text([asdict(row) for row in rows], [field.name for field in fields(_Row)]).encode())

@@ -18,6 +18,14 @@ from clusterlora.stores.schema import REVISION
 _BUSY_SECONDS = 60
 _CONNECT_SECONDS = 10
 _EXAMPLES = "sqlite:///path/to/file.db or postgresql://user@host/name"
+_SQLITE = {
+    "file is not a database": ("is damaged", "bring back a backup, or move the file away and begin anew: trained adapters are found again"),
+    "malformed": ("is damaged", "bring back a backup, or move the file away and begin anew: trained adapters are found again"),
+    "disk is full": ("cannot be written, as the disk is full", "free some space and run the same command again"),
+    "readonly": ("cannot be written", "give yourself the right to write it, or set CLUSTERLORA_HOME to another folder"),
+    "unable to open": ("cannot be opened", "it must be a file that you can write, in a folder that you can write"),
+}
+"""What SQLite says of a file, in our words, and what helps."""
 _MIGRATION_LOCK = 0x636C6F7261
 """PostgreSQL advisory lock taken while migrating ("clora" in ASCII)."""
 
@@ -84,7 +92,8 @@ class Database:
             if in_statement or type(error) not in (OperationalError, InterfaceError, DatabaseError):
                 raise
             cause = str(error.orig).strip().partition("\n")[0]
-            raise ServiceDown(f"study database {self.redacted_url} does not answer: {cause}; start it or correct its URL") from error
+            what, fix = next((told for said, told in _SQLITE.items() if said in cause), ("does not answer", "start it or correct its URL"))
+            raise ServiceDown(f"study database {self.redacted_url} {what}: {cause}; {fix}") from error
 
     @property
     def _lock_file(self) -> Path:

@@ -1,6 +1,8 @@
 """The command line: what it imports, how it refuses, and how options become settings."""
 
+import errno
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -89,6 +91,16 @@ def test_an_unforeseen_error_is_one_line_and_a_traceback_only_with_debug(
     assert brief.startswith("error: unexpected KeyError")
     assert main(["--debug", "compare"]) == 1
     assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_told_as_one(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(**_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/results/answers")
+
+    monkeypatch.setattr(cli.commands["compare"], "callback", full)
+    assert main(["compare"]) == 1
+    told = capsys.readouterr().err
+    assert told == "error: the disk is full at /results/answers; free some space and run the same command again: what finished is kept\n"
 
 
 def test_the_default_study_is_the_demo() -> None:

@@ -1,8 +1,12 @@
 """Settings: which layer wins, what is refused, and the messages."""
 
+from collections.abc import Iterator
+from dataclasses import is_dataclass
 from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
+from annotated_types import Ge, Gt, Le
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -129,6 +133,9 @@ def test_nll_decides_where_no_threshold_asks_for_a_percentage():
         ("data.train", 49, "fewer than train + val + test = 69"),
         ("name", "../../x", "lower-case letters"),
         ("name", "", "use at least 1 character"),
+        ("name", "colx-unified", "models of study 'colx' are registered as colx-unified and the like"),
+        ("name", "colx-cluster-07", "models of study 'colx' are registered as colx-cluster-07"),
+        ("name", "clusterlora.db-wal", "belong to the files of the database"),
         ("runtime.micro_batch", 64, "larger than recipe.batch_size"),
         ("evaluation.max_new_tokens", 512, "no room for a prompt"),
         ("recipe.target_modules", [], "nothing to change"),
@@ -241,3 +248,25 @@ def test_relative_paths_of_a_file_start_at_the_file_wherever_a_process_runs(tmp_
     assert resolve(file=Path("study.toml")) == study
     file.write_text('[model]\nbase = "homelm"\n')
     assert resolve(file=file).model.base == "homelm", "a known model is no folder that happens to be called like it"
+
+
+def numbers(hint: Any, path: str) -> Iterator[tuple[str, tuple[object, ...]]]:
+    """Yield every number of a type's fields by its dotted name, with what bounds it."""
+    if isinstance(hint, type) and is_dataclass(hint):
+        for name, inner in get_type_hints(hint, include_extras=True).items():
+            yield from numbers(inner, f"{path}.{name}")
+    elif get_origin(hint) is Annotated and get_args(hint)[0] in (int, float):
+        yield path, get_args(hint)[1:]
+    elif hint in (int, float):
+        yield path, ()
+    elif get_origin(hint) is not Literal:
+        for inner in get_args(hint):
+            yield from numbers(inner, path)
+
+
+def test_every_number_has_a_bound_on_either_side() -> None:
+    of = list(numbers(Study, "study"))
+    assert len(of) > 40
+    for name, bounds in of:
+        assert any(isinstance(bound, Ge | Gt) for bound in bounds), name
+        assert any(isinstance(bound, Le) for bound in bounds), name

@@ -76,9 +76,13 @@ def half_of_the_weights(folder: Path) -> None:
 )
 def test_a_damaged_folder_is_refused_in_one_line(folder: Path, damage: Callable[[Path], None], says: str) -> None:
     damage(folder)
-    with pytest.raises(ModelUnavailable, match=says) as refusal:
+
+    def look() -> None:
         base_revision(str(folder))
         usable_base(str(folder))
+
+    with pytest.raises(ModelUnavailable, match=says) as refusal:
+        look()
     assert str(folder) in str(refusal.value)
     assert "\n" not in str(refusal.value)
 

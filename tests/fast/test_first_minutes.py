@@ -133,6 +133,33 @@ def test_the_doctor_lists_checks_and_a_fix_for_each_failed_one(home: Path, capsy
     assert all(finding["fix"] for finding in check_by_name.values() if not finding["good"])
 
 
+def test_a_damaged_state_of_the_servers_stops_no_command_that_needs_none(
+    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stack = home / "stack"
+    stack.mkdir(mode=0o700)
+    (stack / "stack.json").write_text('{"ports": {"prefect_po')
+    monkeypatch.setenv("CLUSTERLORA_STACK_HOME", str(stack))
+    assert main(["study", "list"]) == 0
+    listed = capsys.readouterr()
+    assert "people" in listed.out
+    assert "is damaged" in listed.err
+    assert main(["doctor"]) == 1
+    assert "with: clusterlora down" in capsys.readouterr().out
+
+
+def test_the_doctor_names_a_damaged_database(home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    (home / "other").mkdir()
+    (home / "other" / "clusterlora.db").write_text("a note" * 1000)
+    monkeypatch.setenv("CLUSTERLORA_HOME", str(home / "other"))
+    monkeypatch.delenv("CLUSTERLORA_DATABASE_URL", raising=False)
+    main(["doctor", "--json"])
+    (check,) = [finding for finding in json.loads(capsys.readouterr().out) if finding["what"] == "database"]
+    assert not check["good"]
+    assert "is damaged" in check["found"]
+    assert "bring back a backup" in check["fix"]
+
+
 def test_train_and_evaluate_print_their_results_as_json(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trained = json_output(capsys, "train", "--name", "people", "--adapter", "unified", "--json")
     assert trained == {"study": "people", "adapters": ["unified"], "trained": 0, "folder": str(home / "studies" / "people")}

@@ -157,6 +157,8 @@ def test_a_dora_with_tensors_that_peft_would_not_load_is_refused(
         ({"peft_type": "IA3"}, "is 'IA3', not LORA"),
         ({"r": 0}, "has r=0; a rank is a whole number of at least 1"),
         ({"r": "x"}, "has r='x'"),
+        ({"target_modules": 3}, "has target_modules=3; it must be a list of names"),
+        ({"target_modules": ["q_proj", 3]}, "it must be a list of names"),
         ({"r": 3}, "has rank 2, but adapter_config.json says r=3"),
         ({"lora_alpha": float("inf")}, "has lora_alpha=inf"),
         ({"lora_alpha": None}, "has lora_alpha=None"),

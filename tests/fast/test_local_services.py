@@ -184,6 +184,26 @@ def test_a_host_that_is_not_an_ip_address_is_refused(tmp_path: Path) -> None:
         local_services.up(tmp_path, host="everybody", log=lambda _: None)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not show the environment of a process")
+@pytest.mark.parametrize("content", [b"", b'{"ports": {"prefect_port": 42', b"[]", b'{"ports": 3}', b"\xff"])
+def test_where_the_saved_state_is_damaged_down_finds_what_runs_and_begins_anew(tmp_path: Path, content: bytes) -> None:
+    home = tmp_path / "stack"
+    home.mkdir()
+    of_these = {**os.environ, "PREFECT_HOME": str(service_specs.prefect_home(home))}
+    ours = processes.start(SLEEP, env=of_these, folder=tmp_path, log_file=tmp_path / "logs" / "x.log")
+    other = start(tmp_path, *SLEEP)
+    (home / "stack.json").write_bytes(content)
+    with pytest.raises(ServiceDown, match=r"stack\.json, which says what servers run, is damaged \(.*\); .* with: clusterlora down"):
+        local_services.status(home)
+    try:
+        assert local_services.down(home) == (f"process {ours.pid}",)
+        assert not processes.alive(ours)
+        assert processes.alive(other)
+        assert local_services.status(home) is None
+    finally:
+        processes.stop([ours, other], patience_seconds=0)
+
+
 def test_status_and_down_report_nothing_where_nothing_was_started(tmp_path: Path) -> None:
     assert local_services.status(tmp_path) is None
     assert local_services.down(tmp_path / "absent") == ()

@@ -2,10 +2,11 @@
 
 import pytest
 
-from clusterlora.errors import UnknownName
+from clusterlora.config import resolve
+from clusterlora.errors import BadSettings, UnknownName
 from clusterlora.metadata import ImportedAdapters
 from clusterlora.method_settings import MergeSettings
-from clusterlora.methods import METHODS
+from clusterlora.methods import METHODS, controls
 from clusterlora.methods.method import BASE, StudyView, composition_of, unified_adapter
 from clusterlora.recipe import Recipe
 from clusterlora.values import AdapterComposition, WeightedAdapter
@@ -73,3 +74,14 @@ def test_an_unknown_method_is_refused_with_the_known_ones() -> None:
     with pytest.raises(UnknownName, match=r"unknown method 'clusters'; known: ") as refusal:
         METHODS["clusters"]
     assert set(str(refusal.value).partition("known: ")[2].split(", ")) == {*METHODS}
+
+
+def test_what_a_study_registers_cannot_be_the_name_of_another_study() -> None:
+    plans = [METHODS[name].plan(view(per_persona=1)) for name in METHODS if name not in controls()]
+    shared = [adapter for plan in plans for adapter in plan.adapters if not adapter.is_one_of_many]
+    labels = {adapter.label for adapter in shared if adapter.frozen_adapter is None}
+    labels |= {plan.method.replace("_", "-") for plan in plans if plan.adapters and all(a.is_one_of_many for a in plan.adapters)}
+    assert {"unified", "cluster-00", "merged-01", "per-persona"} <= labels
+    for label in sorted(labels):
+        with pytest.raises(BadSettings, match=f"are registered as colx-{label} and the like"):
+            resolve(overrides={"name": f"colx-{label}"})

@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import sqlite3
 from collections import Counter
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
@@ -14,10 +15,11 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import event
 
+from clusterlora.data.load import load
 from clusterlora.errors import BadSettings, ServiceDown
 from clusterlora.method_settings import MergeSettings
 from clusterlora.recipe import Recipe
-from clusterlora.settings import Study, prepared
+from clusterlora.settings import DataSettings, Study, SyntheticSettings, prepared
 from clusterlora.stores.database import Database
 from clusterlora.stores.json_codec import plain, to_json
 from clusterlora.stores.schema import REVISION, metadata
@@ -158,8 +160,26 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 
 def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
     (tmp_path / "study.db").write_text("this is not a database, it is a note of some length" * 50)
-    with pytest.raises(ServiceDown, match=r"study\.db"):
+    with pytest.raises(ServiceDown, match=r"study\.db is damaged: file is not a database; bring back a backup"):
         SqlStudyStore(f"sqlite:///{tmp_path / 'study.db'}")
+
+
+def test_a_full_disk_is_told_as_one_and_nothing_is_lost(tmp_path: Path) -> None:
+    store = SqlStudyStore(f"sqlite:///{tmp_path / 'study.db'}")
+    store.create_study(prepared(Study(name="first"), "float32"))
+    with sqlite3.connect(tmp_path / "study.db") as connection:
+        n_pages = connection.execute("pragma page_count").fetchone()[0]
+
+    @event.listens_for(store._database.engine, "connect")
+    def no_more_room(connection: sqlite3.Connection, _record: object) -> None:
+        connection.execute(f"pragma max_page_count = {n_pages}")
+
+    store._database.engine.dispose()
+    with pytest.raises(
+        ServiceDown, match=r"study\.db cannot be written, as the disk is full: .*; free some space and run the same command"
+    ):
+        store.save_dataset("first", load(DataSettings(synthetic=SyntheticSettings(cluster_sizes=(40,)))))
+    assert [name for name, *_ in SqlStudyStore(f"sqlite:///{tmp_path / 'study.db'}").studies()] == ["first"]
 
 
 def test_a_study_of_revision_0005_reads_as_it_was_written(url: str, monkeypatch: pytest.MonkeyPatch) -> None:

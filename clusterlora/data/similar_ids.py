@@ -1,0 +1,32 @@
+"""People whose ids look alike: perhaps one person, written in several ways."""
+
+import re
+import unicodedata
+from collections.abc import Iterable
+
+from clusterlora.errors import printable
+
+
+def similar_ids(persona_ids: Iterable[str]) -> tuple[tuple[str, ...], ...]:
+    """Return the groups of ids that differ only by Unicode's normalisation, case, blanks or characters without width."""
+    groups: dict[str, list[str]] = {}
+    for persona_id in persona_ids:
+        groups.setdefault(_plain(persona_id), []).append(persona_id)
+    return tuple(tuple(group) for group in groups.values() if len(group) > 1)
+
+
+def _plain(persona_id: str) -> str:
+    text = unicodedata.normalize("NFKC", persona_id).casefold()
+    visible = "".join(character for character in text if unicodedata.category(character) != "Cf")
+    return re.sub(r"\s+", "", unicodedata.normalize("NFKC", visible))
+
+
+def described(groups: Iterable[Iterable[str]]) -> str:
+    """Return groups of ids for a message; what cannot be seen is escaped."""
+    return "; ".join(" and ".join(_visible(persona_id) for persona_id in group) for group in groups)
+
+
+def _visible(persona_id: str) -> str:
+    """Return an id in quotes; characters that another id could hold unseen are escaped."""
+    plain = persona_id.isascii() or unicodedata.normalize("NFC", persona_id) == persona_id
+    return repr(printable(persona_id)) if plain else ascii(persona_id)

@@ -1,0 +1,118 @@
+"""Tables that unfold, columns that nobody reads, ids that look alike, keys that stand twice, cells that a spreadsheet would run."""
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from clusterlora.csv_text import csv_text
+from clusterlora.data.load import load
+from clusterlora.data.similar_ids import described, similar_ids
+from clusterlora.data.validate import examine
+from clusterlora.errors import BadData
+from clusterlora.settings import DataSettings
+
+ROWS: list[dict[str, Any]] = [
+    {"persona_id": name, "prompt": f"question {n}?", "response": f"answer {n} of {name}"} for name in ("ann", "bob") for n in range(5)
+]
+
+
+def settings(path: Path, **others: Any) -> DataSettings:
+    return DataSettings(source="table", path=str(path), train=3, val=1, test=1, **others)
+
+
+def jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def table(**columns: pa.Array) -> pa.Table:
+    read = pa.table({name: [row[name] for row in ROWS] for name in ROWS[0]})
+    for name, values in columns.items():
+        read = read.append_column(name, values)
+    return read
+
+
+def test_a_column_that_nobody_reads_cannot_be_wrong(tmp_path: Path) -> None:
+    beyond_every_calendar = pa.array([2**62] * len(ROWS), pa.timestamp("us"))
+    pq.write_table(table(seen=beyond_every_calendar), tmp_path / "people.parquet")
+    assert load(settings(tmp_path / "people.parquet")) == load(settings(jsonl(tmp_path / "people.jsonl", ROWS)))
+
+
+def test_a_value_that_python_cannot_hold_is_told_by_its_row(tmp_path: Path) -> None:
+    pq.write_table(table(dialogue_id=pa.array([2**62] * len(ROWS), pa.timestamp("us"))), tmp_path / "people.parquet")
+    with pytest.raises(BadData, match=r"people.parquet:1: parquet: .*out of range; write the file again"):
+        load(settings(tmp_path / "people.parquet"))
+
+
+@pytest.mark.parametrize("rows", [40_000_000, 10])
+def test_a_small_file_that_unfolds_to_more_than_the_machine_has_is_refused_by_its_size(
+    tmp_path: Path, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the number of rows before they are read, else by what was read so far."""
+    text = "x" * (1 if rows > 10 else 90_000)
+    if rows == 10:
+        monkeypatch.setattr("clusterlora.data.table.os.sysconf", lambda _name: 1000)
+    cells = pa.DictionaryArray.from_arrays(pa.array([0] * rows if rows == 10 else memoryview(bytes(rows)), pa.int8()), pa.array([text]))
+    pq.write_table(pa.table({"persona_id": cells, "prompt": cells, "response": cells}), tmp_path / "bomb.parquet")
+    with pytest.raises(BadData, match=r"bomb.parquet: [\d,]+ rows take [\d.]+ GB as dialogues, and a quarter of this machine's memory is"):
+        load(settings(tmp_path / "bomb.parquet"))
+
+
+def test_a_table_of_very_many_columns_is_read_like_any_other(tmp_path: Path) -> None:
+    others = [f"c{n}" for n in range(200_000)]
+    lines = [",".join([*ROWS[0], *others]), *(",".join([*row.values(), *[""] * len(others)]) for row in ROWS)]
+    (tmp_path / "wide.csv").write_text("\n".join(lines), encoding="utf-8")
+    assert load(settings(tmp_path / "wide.csv")) == load(settings(jsonl(tmp_path / "people.jsonl", ROWS)))
+    (tmp_path / "other.csv").write_text("\n".join(line.replace("response", "reply", 1) for line in lines), encoding="utf-8")
+    with pytest.raises(BadData, match=r"response: is not a column .*\(the file has: persona_id, prompt, reply, c0, .* and 199983 more\)"):
+        load(settings(tmp_path / "other.csv"))
+
+
+def test_an_escape_in_a_header_never_reaches_the_terminal(tmp_path: Path) -> None:
+    (tmp_path / "people.csv").write_text("persona_id,prompt,resp\x1b[31monse\nann,hello,hi\n", encoding="utf-8")
+    with pytest.raises(BadData) as refusal:
+        load(settings(tmp_path / "people.csv"))
+    assert "\x1b" not in str(refusal.value)
+    assert "resp\\x1b[31monse" in str(refusal.value)
+
+
+def test_a_key_that_stands_twice_is_refused_wherever_it_is(tmp_path: Path) -> None:
+    lines = ['{"persona_id": "ann", "prompt": "one", "prompt": "two", "response": "three"}']
+    lines += ['{"persona_id": "ann", "messages": [{"role": "user", "text": "a", "text": "b"}, {"role": "assistant", "text": "c"}]}']
+    (tmp_path / "people.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    with pytest.raises(BadData) as refusal:
+        load(settings(tmp_path / "people.jsonl"))
+    assert "people.jsonl:1: prompt: stands twice in an object; keep one of the two" in str(refusal.value)
+    assert "people.jsonl:2: text: stands twice in an object; keep one of the two" in str(refusal.value)
+
+
+def test_ids_that_look_alike_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    ids = ["zo\u00eb", "zoe\u0308", "Ana", " ana", "a\u200bna", "bob", "b ob", "carl"]
+    groups = (("zo\u00eb", "zoe\u0308"), ("Ana", " ana", "a\u200bna"), ("bob", "b ob"))
+    assert similar_ids(ids) == groups
+    assert described(groups) == r"'zoë' and 'zoe\u0308'; 'Ana' and ' ana' and 'a\\u200bna'; 'bob' and 'b ob'"
+    rows = [{**row, "persona_id": name} for name in ids for row in ROWS[:5]]
+    path = jsonl(tmp_path / "people.jsonl", rows)
+    assert examine(settings(path)).similar_ids == groups
+    load(settings(path))
+    assert "3 groups of people have ids that look alike ('zoë' and 'zoe\\u0308'; " in caplog.text
+
+
+def test_an_id_that_stands_as_a_number_and_as_a_text_is_one_person_and_told(tmp_path: Path) -> None:
+    rows = [{**row, "persona_id": 1 if n % 2 else "1"} for n, row in enumerate(ROWS[:5])] + ROWS[5:]
+    summary = examine(settings(jsonl(tmp_path / "people.jsonl", rows)))
+    assert summary.personas == 2
+    assert summary.similar_ids == (("1", '"1"'),)
+
+
+def test_no_cell_is_run_by_a_spreadsheet_and_numbers_stay_numbers() -> None:
+    cells = ["=1+1", "+x", "-x", "@sum", "\tx", "\rx", "x=1", "", None, -3.5, 7]
+    written = csv_text([{"a": cell, "b": n} for n, cell in enumerate(cells)])
+    read = [row[0] for row in csv.reader(io.StringIO(written, newline=""))][1:]
+    assert read == ["'=1+1", "'+x", "'-x", "'@sum", "'\tx", "'\rx", "x=1", "", "", "-3.5", "7"]
