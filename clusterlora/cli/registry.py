@@ -84,15 +84,17 @@ def promote(model: str, reason: str | None, as_json: bool) -> None:
 
 
 @registry.command(
-    help=f"Write a model as PEFT folders, and the command that serves them. {_WHICH}",
+    help=f"Write a model as PEFT folders or GGUF files, and the command that serves them. {_WHICH}",
     epilog="\b\nExample:\n  clusterlora registry export demo@champion --format vllm --out exported && cat exported/serve.sh\n",
 )
 @click.argument("model")
-@click.option("--format", "form", type=click.Choice(["vllm", "peft"]), default="vllm", show_default=True, help="Server that is to load it.")
+@click.option(
+    "--format", "form", type=click.Choice(["vllm", "peft", "gguf"]), default="vllm", show_default=True, help="Server that is to load it."
+)
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder to write to, empty or absent.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was written as JSON.")
 def export(model: str, form: Any, out: Path, as_json: bool) -> None:
-    """Write a model as PEFT folders, with the command that serves them."""
+    """Write a model as PEFT folders or GGUF files, with the command that serves them."""
     from clusterlora.serving.export import export as export_model
 
     model_registry = open_registry()

@@ -13,12 +13,15 @@ from clusterlora.durable import make_folder, put_folder_in_place, write_durably
 from clusterlora.engine.kinds import kind_of, read_weights
 from clusterlora.engine.peft_folder import write_factors
 from clusterlora.errors import BadData
+from clusterlora.models.base import base_to_describe
 from clusterlora.recipe import Recipe
 from clusterlora.serving.elsewhere import BASE_FOLDER, PEFT_LINES, AnswerSettings, answer_settings, write_settings
+from clusterlora.serving.gguf_adapter import write_gguf
+from clusterlora.serving.modelfile import llama_command, modelfile
 from clusterlora.stores.routing_table import KeyedComposition, RoutingTable, read_routing_table
 from clusterlora.values import WeightedAdapter
 
-Format = Literal["vllm", "peft"]
+Format = Literal["vllm", "peft", "gguf"]
 
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The values vLLM accepts for --max-lora-rank. Source: MaxLoRARanks in vllm/config/lora.py."""
@@ -44,7 +47,8 @@ def export(artifacts: Path, target: Path, form: Format) -> Exported:
     """Write a folder that answers as the study does without this package, and may be carried anywhere; return what was written.
 
     It holds adapters/<name>-<hash>/ (PEFT folders), routes.json (persona -> adapter, and how answers are generated), chat_template.jinja
-    with the study's system prompt, arguments and date, generation_config.json, serve.sh or load.py, and base/ unless the hub has it.
+    with the study's system prompt, arguments and date, generation_config.json, serve.sh or load.py, and base/ unless the hub has it. GGUF
+    adapters are files, adapters/<name>-<hash>.gguf, with a Modelfile for each.
 
     A composition of several adapters becomes one adapter with exactly their sum as its update; its rank is the sum of theirs.
 
@@ -77,7 +81,11 @@ def export(artifacts: Path, target: Path, form: Format) -> Exported:
     adapter_by_persona = {persona_id: written.get(composition, BASE_ROUTE) for persona_id, composition in table.personas.items()}
     rank = _smallest_allowed(max(ranks, default=1)) if form == "vllm" else max(ranks, default=1)
     write_settings(target, table.model, settings)
-    command = _vllm_command(settings, names, rank) if form == "vllm" else PEFT_LINES
+    if form == "gguf":
+        _as_gguf(target, names, table)
+    command = {"vllm": lambda: _vllm_command(settings, names, rank), "peft": lambda: PEFT_LINES, "gguf": lambda: llama_command(names)}[
+        form
+    ]()
     exported = Exported(target, settings.base_model, names, adapter_by_persona, written.get(table.default, BASE_ROUTE), rank, command)
     routes = {
         "study": table.study,
@@ -88,8 +96,20 @@ def export(artifacts: Path, target: Path, form: Format) -> Exported:
         "personas": adapter_by_persona,
     }
     write_durably(target / "routes.json", (json.dumps(routes, indent=2, ensure_ascii=False) + "\n").encode())
-    write_durably(target / ("serve.sh" if form == "vllm" else "load.py"), command.encode())
+    write_durably(target / ("load.py" if form == "peft" else "serve.sh"), command.encode())
     return exported
+
+
+def _as_gguf(target: Path, names: tuple[str, ...], table: RoutingTable) -> None:
+    """Replace the PEFT folders of an export by GGUF files, with a Modelfile for each. Raises BadData as `write_gguf`."""
+    base = base_to_describe(table.model.base)
+    for name in names:
+        folder = target / "adapters" / name
+        write_gguf(target / "adapters" / f"{name}.gguf", read_weights(folder).factors, base.model.config)
+        shutil.rmtree(folder)
+    for name in (BASE_ROUTE, *names):
+        text = modelfile(base, table, None if name == BASE_ROUTE else f"adapters/{name}.gguf")
+        write_durably(target / f"{name}.Modelfile", text.encode())
 
 
 def _adapter_config(folder: Path) -> dict[str, Any]:
@@ -131,8 +151,8 @@ def _write(composition: KeyedComposition, table: RoutingTable, settings: AnswerS
         parts = [adapters / adapter.key for adapter in composition.adapters]
         write_factors(scratch, weights.factors, recipe, base=table.model.base, parts=parts)
         label = "-".join(table.names.get(adapter.key, "adapter") for adapter in composition.adapters)
-    if form == "vllm":
-        _refuse_unserved(scratch, label)
+    if form != "peft":
+        _refuse_unserved(scratch, label, form)
     _name_base(scratch, settings)
     name = f"{label.replace('+', '-')}-{adapter_digest(scratch)}"
     if (target / name).exists():
@@ -155,18 +175,19 @@ def _refuse_other_kinds(kind_by_adapter: Mapping[str, str]) -> None:
         raise BadData(f"one PEFT model cannot hold adapters of these kinds: {said:.300}; serve this model with `mlflow models serve`")
 
 
-def _refuse_unserved(folder: Path, label: str) -> None:
-    """Raise BadData for adapters that vLLM's loader refuses: not LoRA, with biases, whole modules or DoRA, or of too large a rank."""
+def _refuse_unserved(folder: Path, label: str, form: Format) -> None:
+    """Raise BadData for adapters that a server refuses: not LoRA, with biases, whole modules or DoRA, or for vLLM of too large a rank."""
     config = _adapter_config(folder)
     if config.get("peft_type") != "LORA":
         raise BadData(
-            f"adapter {label} is {config.get('peft_type')}, not LoRA, and vLLM serves only LoRA; use --format peft or `mlflow models serve`"
+            f"adapter {label} is {config.get('peft_type')}, and --format {form} needs LoRA; use --format peft or `mlflow models serve`"
         )
     if config.get("modules_to_save") or config.get("use_dora") or config.get("bias", "none") != "none":
         raise BadData(
             f"adapter {label} has biases, whole modules or DoRA, which multi-LoRA servers refuse; export --format peft, or train it as lora"
         )
-    _smallest_allowed(int(config["r"]))
+    if form == "vllm":
+        _smallest_allowed(int(config["r"]))
 
 
 def _smallest_allowed(rank: int) -> int:

@@ -1,0 +1,99 @@
+"""Adapters as GGUF files: what llama.cpp computes from them is what PEFT computes, and llama.cpp itself gives the same answers."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from gguf import GGUFReader
+
+from clusterlora.engine.kinds import read_weights
+from clusterlora.engine.peft_folder import write_peft_folder
+from clusterlora.engine.stacked_lora import targeted_layers
+from clusterlora.errors import BadData
+from clusterlora.models.base import base_revision, load_base
+from clusterlora.recipe import Recipe
+from clusterlora.serving.export import export
+from clusterlora.settings import PreparedModel
+from clusterlora.stores.json_codec import to_json
+from clusterlora.stores.routing_table import KeyedAdapter, KeyedComposition, RoutingTable
+
+NAMES = {"q_proj": "attn_q", "k_proj": "attn_k", "v_proj": "attn_v", "down_proj": "ffn_down"}
+"""Layers by their names in transformers and in llama.cpp."""
+
+
+@pytest.fixture
+def artifacts(tiny_base_folder: Path, tmp_path: Path) -> Path:
+    base = load_base(str(tiny_base_folder))
+    for seed, key in enumerate(("aaaa", "bbbb")):
+        generator = torch.Generator().manual_seed(seed)
+        tensors = {}
+        for name, layer in targeted_layers(base.model, tuple(NAMES)).items():
+            tensors[f"{name}.lora_A.weight"] = torch.randn(2 + seed, layer.d_in, generator=generator)
+            tensors[f"{name}.lora_B.weight"] = torch.randn(layer.d_out, 2 + seed, generator=generator)
+        recipe = Recipe(rank=2 + seed, alpha=5, target_modules=tuple(NAMES))
+        write_peft_folder(tmp_path / "artifacts" / "adapters" / key, tensors, recipe, base=str(tiny_base_folder))
+    table = RoutingTable(
+        study="s",
+        method="hybrid",
+        model=PreparedModel(base=str(tiny_base_folder), system_prompt="Be brief."),
+        base_revision=base_revision(str(tiny_base_folder)),
+        max_new_tokens=12,
+        default=KeyedComposition((KeyedAdapter("aaaa"),)),
+        personas={"ann": KeyedComposition((KeyedAdapter("aaaa"), KeyedAdapter("bbbb", 0.5))), "bob": KeyedComposition()},
+        names={"aaaa": "unified", "bbbb": "residual"},
+    )
+    (tmp_path / "artifacts" / "routes.json").write_text(to_json(table))
+    return tmp_path / "artifacts"
+
+
+def test_an_adapter_in_gguf_adds_what_its_peft_folder_adds(artifacts: Path, tiny_base_folder: Path, tmp_path: Path) -> None:
+    peft, gguf = export(artifacts, tmp_path / "peft", "peft"), export(artifacts, tmp_path / "gguf", "gguf")
+    config = load_base(str(tiny_base_folder)).model.config
+    assert peft.adapter_by_persona == gguf.adapter_by_persona
+    assert sorted(file.name for file in (tmp_path / "gguf" / "adapters").iterdir()) == [f"{name}.gguf" for name in peft.adapters]
+    for name in peft.adapters:
+        reader = GGUFReader(tmp_path / "gguf" / "adapters" / f"{name}.gguf")
+        fields = {key: field.contents() for key, field in reader.fields.items()}
+        assert [fields[key] for key in ("general.architecture", "general.type", "adapter.type")] == ["llama", "adapter", "lora"]
+        tensors = {tensor.name: np.asarray(tensor.data) for tensor in reader.tensors}
+        factors = read_weights(tmp_path / "peft" / "adapters" / name).factors
+        assert len(tensors) == 2 * len(factors)
+        for layer, (a, b) in factors.items():
+            number, module = layer.split(".")[2], layer.rpartition(".")[2]
+            place = f"blk.{number}.{NAMES[module]}.weight"
+            down, up = tensors[f"{place}.lora_a"], tensors[f"{place}.lora_b"]
+            update = fields["adapter.lora.alpha"] / up.shape[1] * up @ down
+            expected = (b @ a).numpy()
+            if module in ("q_proj", "k_proj"):
+                n_heads = config.num_attention_heads if module == "q_proj" else config.num_key_value_heads
+                head = expected.reshape(n_heads, len(expected) // n_heads, -1)
+                half = head.shape[1] // 2
+                # Rows that are rotated together stand side by side in llama.cpp.
+                order = [row for pair in zip(range(half), range(half, 2 * half), strict=True) for row in pair]
+                expected = head[:, order].reshape(expected.shape)
+            np.testing.assert_allclose(update, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_modelfile_renders_as_the_study_does(artifacts: Path, tmp_path: Path) -> None:
+    exported = export(artifacts, tmp_path / "out", "gguf")
+    text = (tmp_path / "out" / f"{exported.default}.Modelfile").read_text()
+    assert f"FROM ./base.gguf\nADAPTER ./adapters/{exported.default}.gguf\n" in text
+    asked = "<|im_start|>system\n{{ .System }}<|im_end|>\n<|im_start|>user\n{{ .Prompt }}<|im_end|>\n"
+    assert f'TEMPLATE """{asked}<|im_start|>assistant\n{{{{ .Response }}}}<|im_end|>' in text
+    assert 'SYSTEM """Be brief."""' in text
+    assert 'PARAMETER stop "<|im_end|>"' in text
+    assert "ADAPTER" not in (tmp_path / "out" / "base.Modelfile").read_text()
+    serve = (tmp_path / "out" / "serve.sh").read_text()
+    assert [f"--lora adapters/{name}.gguf" in serve for name in exported.adapters] == [True] * 2
+
+
+def test_bases_that_were_not_tried_are_refused(
+    artifacts: Path, tiny_base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = json.loads((tiny_base_folder / "config.json").read_text())
+    assert config["architectures"] == ["LlamaForCausalLM"]
+    monkeypatch.setattr("clusterlora.serving.gguf_adapter.ARCHITECTURES", {"Qwen2ForCausalLM": "qwen2"})
+    with pytest.raises(BadData, match="--format gguf is for Qwen2ForCausalLM; this base is LlamaForCausalLM"):
+        export(artifacts, tmp_path / "out", "gguf")
