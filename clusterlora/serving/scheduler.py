@@ -32,7 +32,8 @@ class Scheduler:
         self._waiting: deque[Admission] = deque()
         self._deliver: dict[int, Deliver] = {}
         self._cancelled: list[int] = []
-        self._closing = False
+        self.is_closing = False
+        """Whether it takes no more questions."""
         self._next_number = 0
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="answering", daemon=True)
@@ -46,7 +47,7 @@ class Scheduler:
     @property
     def n_running(self) -> int:
         """Requests that are being answered."""
-        return max(0, len(self._deliver) - len(self._waiting))
+        return self._batch.n_running
 
     def submit(self, question: Question, *, limit: int, deliver: Deliver) -> int:
         """Let a question wait for a slot; return the number by which it can be cancelled.
@@ -56,7 +57,7 @@ class Scheduler:
             Closed: the scheduler is closed.
         """
         with self._changed:
-            if self._closing:
+            if self.is_closing:
                 raise Closed
             if len(self._waiting) >= self._max_waiting:
                 raise Busy
@@ -77,18 +78,18 @@ class Scheduler:
     def close(self) -> None:
         """Take no more questions, and return once all that were taken are answered."""
         with self._changed:
-            self._closing = True
+            self.is_closing = True
             self._changed.notify()
         self._thread.join()
 
     def _run(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._deliver or self._cancelled or self._closing)
+                self._changed.wait_for(lambda: self._deliver or self._cancelled or self.is_closing)
                 cancelled, self._cancelled = self._cancelled, []
                 for number in cancelled:
                     self._batch.cancel(number)
-                if self._closing and not self._deliver:
+                if self.is_closing and not self._deliver:
                     return
                 joining = [self._waiting.popleft() for _ in range(min(self._batch.n_free, len(self._waiting)))]
             if joining:

@@ -12,8 +12,10 @@ import openai
 import pytest
 
 from clusterlora.engine import backends, inference_backends
+from clusterlora.engine.decode_batch import DecodeBatch, DecodeRow
 from clusterlora.errors import ModelUnavailable
 from clusterlora.ports.stores import Stores
+from clusterlora.serving.router import Prepared, Request, Router
 from clusterlora.serving.server import ModelServer
 from clusterlora.settings import Study
 from tests.fixtures.serving import KEY, Asked, StudySource, asked_in_evaluation, never_end, running, text_of
@@ -181,6 +183,15 @@ def test_a_poisoned_request_gets_its_own_refusal_and_disturbs_no_other(client: h
 def test_a_client_that_goes_frees_its_slot(source: StudySource, monkeypatch: pytest.MonkeyPatch) -> None:
     never_end(monkeypatch)
     long = {"model": "small", "messages": QUESTION, "max_tokens": 900}
+    steps: list[int] = []
+    step = DecodeBatch.step
+
+    def counted_step(self: DecodeBatch, end_ids: frozenset[int]) -> list[DecodeRow]:
+        steps.append(len(self.rows))
+        time.sleep(0.001)
+        return step(self, end_ids)
+
+    monkeypatch.setattr(DecodeBatch, "step", counted_step)
     with running(source, n_slots=1) as (server, client):
         with client.stream("POST", PATH, json=long | {"stream": True}) as response:
             next(response.iter_bytes())
@@ -188,6 +199,7 @@ def test_a_client_that_goes_frees_its_slot(source: StudySource, monkeypatch: pyt
             client.post(PATH, json=long, timeout=0.05)
         assert text_of(client.post(PATH, json={"model": "small", "messages": QUESTION}))
         assert server.live.current.scheduler.n_running == 0
+        assert len(steps) < 900, "a row went on after its client had gone"
         counted = client.get("/metrics").text
     assert 'clusterlora_answers_total{end="cancelled",persona="none"} 2.0' in counted
 
@@ -220,6 +232,27 @@ def test_a_moved_alias_is_loaded_and_no_request_is_dropped(source: StudySource, 
         assert client.get("/ready").json() == {"status": "ready", "model": "small", "version": METHODS[0]}
     assert all(right for _, right in seen)
     assert len({version for version, _ in seen}) > 1
+
+
+def test_a_request_that_is_being_read_while_the_model_is_replaced_is_answered_by_the_next(
+    source: StudySource, asked: list[Asked], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare = Router.prepare
+    expected = asked_in_evaluation(source.study, source.stores, "cluster")
+    with running(source) as (server, client):
+        former = server.live.current
+
+        def replaced_meanwhile(self: Router, request: Request) -> Prepared:
+            if self is former.router:
+                source.chosen = "cluster"
+                threading.Thread(target=server.live.refresh).start()
+                while not former.scheduler.is_closing:
+                    time.sleep(0.01)
+            return prepare(self, request)
+
+        monkeypatch.setattr(Router, "prepare", replaced_meanwhile)
+        response = client.post(PATH, json=asked[0].body)
+    assert (text_of(response), response.json()["system_fingerprint"]) == (expected[0].answer, "small-cluster")
 
 
 def test_a_version_that_cannot_be_loaded_leaves_the_former_one_answering(source: StudySource, asked: list[Asked]) -> None:
