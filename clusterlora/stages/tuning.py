@@ -74,11 +74,11 @@ def _run(state: StudyState, trial: Trial, loss: float | None, rounds: list[Tunin
     tuning = state.tuning
     assert tuning is not None, f"study {state.name} tunes nothing"
     recipe = asdict(recipe_tried(state, trial.method, trial.number))
-    init = {"init": tuning.recipes[trial.number].init} if trial.method == GATED else {}
+    init = tuning.recipes[trial.number].init if trial.method == GATED else "base"
     people = next(one.n_personas for one in rounds if one.method == trial.method)
     return TrialRun(
         name=f"trial {trial.number:02d} · {trial.method}",
-        params={"method": trial.method, "trial": trial.number, **recipe, **init},
+        params={"method": trial.method, "trial": trial.number, **recipe, "init": init},
         method=trial.method,
         round=len(tuning.rounds(trial.method)) + 1,
         n_personas=people,

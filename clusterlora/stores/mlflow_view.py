@@ -74,10 +74,11 @@ def trials_view(runs: str, *, created_at: int) -> str:
         "orderByKey": "metrics.`val/loss`",
         "orderByAsc": True,
         "selectedColumns": ["tags.`method`", *(f"params.`{name}`" for name in _TRIED), "metrics.`val/loss`", "metrics.`tuning/rounds`"],
-        "compareRunSections": [{"uuid": "recipes", "name": "recipes", "display": True, "isReordered": True}],
+        "compareRunSections": [{"uuid": "recipes", "name": "recipes", "display": True, "isReordered": True, "columns": 1}],
         "isAccordionReordered": True,
         "compareRunCharts": [chart],
-        "hideEmptyCharts": True,
+        # MLflow takes a chart of parameters for empty.
+        "hideEmptyCharts": False,
     }
     return json.dumps({"name": "Trials of recipes", "createdAt": created_at, "state": json.dumps(state)})
 

@@ -11,6 +11,7 @@ from mlflow.entities import Run
 
 from browser.chromium import Tab
 from clusterlora.errors import BadSettings, ServiceDown, UnknownName
+from clusterlora.ports.tracker import TrialRun
 from clusterlora.settings import Study, prepared
 from clusterlora.stores import system_metrics
 from clusterlora.stores.files import FileAdapterStore
@@ -161,6 +162,47 @@ def test_the_experiment_offers_a_layout_of_charts_that_mlflows_page_draws(
         tab.wait_for_text(words)
     tab.click("[...document.querySelectorAll('button')].find(b => b.getAttribute('data-component-id').endsWith('saved_views.trigger'))")
     tab.wait_for_text("SAVED VIEWS")
+
+
+def trial(number: int, round_number: int, loss: float | None) -> TrialRun:
+    params = {
+        "learning_rate": 1e-4 * (number + 1),
+        "epochs": 2,
+        "rank": 8,
+        "alpha": 16.0,
+        "dropout": 0.0,
+        "target_modules": ("q_proj", "v_proj"),
+    }
+    params |= {"init": "base"}
+    return TrialRun(f"trial {number:02d} · unified", params, "unified", round_number, 4 * round_number, loss)
+
+
+def test_every_trial_is_one_run_however_often_its_rounds_are_logged(tracker: MlflowTracker, client: MlflowClient, study: str) -> None:
+    first = [trial(0, 1, 1.5), trial(1, 1, 1.25), trial(2, 1, None)]
+    tracker.log_trials(study, first)
+    tracker.log_trials(study, first)
+    tracker.log_trials(study, [trial(1, 2, 1.0)])
+    found = {run.info.run_name: run for run in runs(client, study, "trial")}
+    assert {name: run.info.status for name, run in found.items()} == {
+        "trial 00 · unified": "FINISHED",
+        "trial 01 · unified": "FINISHED",
+        "trial 02 · unified": "FAILED",
+    }
+    best = found["trial 01 · unified"]
+    assert best.data.params["learning_rate"] == "0.0002"
+    assert best.data.tags["mlflow.parentRunId"] == parent(client, study).info.run_id
+    assert [(point.step, point.value) for point in client.get_metric_history(best.info.run_id, "val/loss")][-1] == (2, 1.0)
+
+
+@pytest.mark.all
+def test_the_experiment_offers_a_view_in_which_mlflows_page_draws_the_trials(tracker: MlflowTracker, study: str, tab: Tab) -> None:
+    tracker.log_trials(study, [trial(number, 1, 1 / (1 + number)) for number in range(4)])
+    page = tracker.page(study)
+    assert page is not None
+    tab.open(page.replace("viewStateShareKey=training", "viewStateShareKey=trials"), until="document.body")
+    for words in ("Trials of recipes", "trial 03 · unified", "val/loss"):
+        tab.wait_for_text(words)
+    tab.wait_until("document.querySelector('.parcoords') !== null")
 
 
 def test_a_training_that_raises_leaves_a_failed_run(tracker: MlflowTracker, client: MlflowClient, study: str) -> None:
