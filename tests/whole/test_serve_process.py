@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,12 @@ import pytest
 from clusterlora.ports.stores import Stores
 from clusterlora.registry.routing import adapter_folders
 from clusterlora.serving.export import export
+from clusterlora.serving.live_model import RegistrySource
 from clusterlora.settings import Study
-from clusterlora.stores.json_codec import to_json
-from tests.fixtures.serving import asked_in_evaluation, table_of, text_of
+from clusterlora.stores.json_codec import plain, to_json
+from clusterlora.stores.mlflow_models import Registry
+from clusterlora.stores.mlflow_tracker import MlflowTracker
+from tests.fixtures.serving import Asked, asked_in_evaluation, running, table_of, text_of
 
 PROGRAM = "import sys; from clusterlora.cli import main; sys.exit(main())"
 
@@ -78,3 +82,32 @@ def test_an_exported_folder_is_served_and_a_stopped_server_finishes_what_runs(
     with process(exported, home, "--slots", "2") as (_, again, client):
         assert again["key_file"] == said["key_file"]
         assert text_of(client.post("/chat/completions", json=dict(asked[0].body))) == asked[0].answer
+
+
+@pytest.mark.filterwarnings("ignore:.*AnyType:UserWarning")
+def test_a_registered_champion_is_served_and_followed_when_its_alias_moves(
+    seven: Study, finished_stores: Stores, mlflow_server: str
+) -> None:
+    name = "served-from-the-registry"
+    tracker = MlflowTracker(mlflow_server)
+    dataset = finished_stores.studies.dataset(seven.name)
+    assert dataset is not None
+    tracker.start_study(name, params={}, tags={}, dataset=dataset)
+    registry = Registry(mlflow_server)
+    for version, method in (("1", "per_persona"), ("2", "cluster")):
+        table = replace(table_of(seven, finished_stores, method), study=name)
+        tracker.register_router(name, routes=plain(table), adapter_folders=adapter_folders(table, finished_stores), champion=version == "1")
+    expected = [asked_in_evaluation(seven, finished_stores, method) for method in ("per_persona", "cluster")]
+    with running(RegistrySource(registry, f"{name}@champion")) as (server, client):
+
+        def answers(asked: list[Asked]) -> list[str]:
+            return [text_of(client.post("/v1/chat/completions", json={**one.body, "model": name})) for one in asked[:5]]
+
+        assert answers(expected[0]) == [one.answer for one in expected[0][:5]]
+        assert not server.live.refresh()
+        base = server.live.current.router.base
+        registry.promote(registry.version(f"{name}@2"), forced_because="a test")
+        assert server.live.refresh()
+        assert answers(expected[1]) == [one.answer for one in expected[1][:5]]
+        assert server.live.current.router.base is base, "both versions share the base's weights"
+        assert client.get("/ready").json()["version"] == "2"
