@@ -104,7 +104,7 @@ TASKS: Mapping[str, Mapping[str, Any]] = {
 }
 """What a task decides, over the preset and under everything that is given."""
 
-PATHS = ("data.path", "data.splits", "model.base", "model.embedding")
+PATHS = ("data.path", "data.splits", "model.base", "model.embedding", "judge.preferences")
 """Settings that may be the path of a file or folder."""
 
 

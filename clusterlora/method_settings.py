@@ -40,6 +40,21 @@ class RetrievalSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class JudgeSettings:
+    """The language model that compares answers with unified's, for the metric `judge`. It is sent prompts, references and answers."""
+
+    __pydantic_config__ = _FORM
+
+    address: str | None = None
+    """Where it is: any server that speaks OpenAI's chat completions, for example http://127.0.0.1:8000/v1. Its key, where it asks for one,
+    is OPENAI_API_KEY in the environment of whatever compares."""
+    model: str | None = None
+    """Its name there."""
+    preferences: str | None = None
+    """JSONL file of people's preferences (prompt, reference, first, second, preferred), with which its own are compared. Empty: none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AssignmentSettings:
     """Whether a study measures how well new personas are assigned to clusters, as by `clusterlora assign`."""
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Gt, Le, Len
 
 from clusterlora.errors import BadSettings
-from clusterlora.method_settings import AssignmentSettings, MergeSettings, RetrievalSettings
+from clusterlora.method_settings import AssignmentSettings, JudgeSettings, MergeSettings, RetrievalSettings
 from clusterlora.recipe import MOST_EPOCHS, MOST_LEARNING_RATE, MOST_ROWS, MOST_SEED, Recipe
 
 Dtype = Literal["float32", "bfloat16"]
@@ -289,6 +289,8 @@ class Study:
     """Measurement of how well new personas are assigned."""
     evaluation: EvaluationSettings = EvaluationSettings()
     """How answers are generated and scored."""
+    judge: JudgeSettings = JudgeSettings()
+    """Who compares answers for the metric `judge`."""
     runtime: RuntimeSettings = RuntimeSettings()
     """Where and how the work runs."""
 

@@ -27,6 +27,7 @@ def problems(study: Study) -> Iterator[str]:
         _name_problems(study),
         _people_problems(study),
         _task_problems(study),
+        _judge_problems(study),
         _kind_problems(study),
         _gate_problems(study),
         _retrieval_problems(study),
@@ -127,6 +128,23 @@ def _task_problems(study: Study) -> Iterator[str]:
         yield f"data.labels has {len(set(data.labels))} entries; list 2 to {MOST_LABELS}"
     for label in (label for label in data.labels if task == "rating" and not is_number(label)):
         yield f"data.labels: {label!r} is no number, as a rating is; correct it or set data.task=label"
+
+
+def _judge_problems(study: Study) -> Iterator[str]:
+    judge, asked = study.judge, "judge" in study.evaluation.metrics
+    missing = [name for name in ("address", "model") if getattr(judge, name) is None]
+    if asked and missing:
+        yield (
+            f"evaluation.metrics: judge asks a language model, and judge.{missing[0]} is missing; "
+            "--set judge.address=http://127.0.0.1:8000/v1 --set judge.model=NAME, or leave it out"
+        )
+    if judge.address is not None and not judge.address.startswith(("http://", "https://")):
+        yield f"judge.address = {judge.address!r}: is no address; begin it with http:// or https://"
+    if asked and "unified" not in study.methods:
+        yield "evaluation.metrics: judge compares with unified, which is not among the methods; add it or leave judge out"
+    for field in ("second_headline", "selection_metric"):
+        if getattr(study.evaluation, field) == "judge":
+            yield f"evaluation.{field} = 'judge': is known on test alone, when methods are compared; name another metric"
 
 
 def _kind_problems(study: Study) -> Iterator[str]:

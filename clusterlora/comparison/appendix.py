@@ -34,11 +34,15 @@ class MetricDifference:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Appendix:
-    """What is told below a comparison: the headline's effect sizes, the other metrics, and mixed models of champion and `cluster`."""
+    """What is told below a comparison: the headline's effect sizes, the other metrics, and mixed models of champion and `cluster`.
+
+    `judge` is a sentence on what the judge is worth, where one was asked.
+    """
 
     headline: tuple[MetricDifference, ...] = ()
     others: tuple[MetricDifference, ...] = ()
     mixed: tuple[MixedModel, ...] = ()
+    judge: str | None = None
 
 
 NO_APPENDIX = Appendix()

@@ -119,7 +119,7 @@ class Answerer:
             prompt_tokens=[len(turn.prompt) for turn in replies.turns],
             probabilities=replies.probabilities,
         )
-        scores = {name: METRICS[name].score(scorable) for name in metrics}
+        scores = {name: METRICS[name].score(scorable) for name in metrics if not METRICS[name].pairwise}
         shown = [shots_scores(request.n_shots, turn.n_dropped) for request, turn in zip(requests, replies.turns, strict=True)]
         return [
             Answer(

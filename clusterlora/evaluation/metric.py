@@ -80,7 +80,8 @@ class Metric:
     decide describes answers without saying which are better, so it is no headline.
 
     A metric of labels names the `tasks` whose answers it scores, by the labels' likelihoods. A `pooled` one is no mean of its item scores:
-    its value comes from answers, references, item scores and weights of all items together, so it is told without interval or test.
+    its value comes from answers, references, item scores and weights of all items together, so it is told without interval or test. A
+    `pairwise` one compares answers of two methods, so it is scored when these are compared and not with an answer.
     """
 
     name: str
@@ -96,6 +97,7 @@ class Metric:
     carried: Callable[[str], bool] | None = None
     tasks: tuple[Task, ...] = ()
     pooled: Pooled | None = None
+    pairwise: bool = False
 
     def format(self, value: float, *, signed: bool = False) -> str:
         """Return the value as text: percent with two decimals, anything else with the metric's."""

@@ -341,8 +341,9 @@ def trials(data: ReportData) -> str:
 
 
 def appendix(data: ReportData) -> str:
-    """Return effect sizes, the other metrics and the mixed model; an empty string without them."""
-    return "".join(
+    """Return what the judge is worth, effect sizes, the other metrics and the mixed model; an empty string without them."""
+    judge = f'<p class="sentence">{text(data.appendix.judge)}</p>' if data.appendix.judge else ""
+    return judge + "".join(
         f'<h3>{text(title)}</h3><p class="note">{text(sentence)}</p>'
         + html_table(header, [[text(cell) for cell in row] for row in rows], numeric=numeric, caption=title)
         for title, sentence, (header, rows), numeric in appendix_words.tables(data.appendix, data.comparison)

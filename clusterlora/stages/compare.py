@@ -1,6 +1,7 @@
 """Compare all methods on the test items and write the study's results folder."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,7 @@ from clusterlora.results.new_personas import new_personas
 from clusterlora.results.report import write_map, write_report
 from clusterlora.results.tuning import tuning_markdown, tuning_sentence
 from clusterlora.settings import Study
+from clusterlora.stages.pairwise import judged
 from clusterlora.stages.scale import scale
 from clusterlora.values import AdapterComposition, EvaluationRow
 
@@ -53,7 +55,8 @@ def compare_study(study_name: str, stores: Stores, log: RunLog) -> Comparison:
         if not rows:
             raise BadData(f"study {study_name} has no test answers; run its evaluate step first")
         beside = _beside_headline(study, rows)
-        rows = with_domain_scores(rows, beside)
+        rows, of_judge = judged(study, rows, stores, log)
+        rows = with_domain_scores(rows, [name for name in beside if not METRICS[name].pairwise])
         reference_points = scale(state, stores, tuple(dict.fromkeys(row.persona_id for row in rows)))
         comparison = compare_methods(
             rows,
@@ -76,8 +79,8 @@ def compare_study(study_name: str, stores: Stores, log: RunLog) -> Comparison:
         note = twins_note(state.dataset.personas) if study.data.task == "text" else None
         warnings = (stores.studies.metadata(study_name, DataWarnings) or DataWarnings()).sentences
         no_clusters = [clusters_sentence(state.clustering)] if state.clustering and len(state.clustering.members) < 2 else []
-        notes = (*no_clusters, *([note] if note else []), *(f"Warning: {one}." for one in warnings))
-        below = appendix(rows, comparison, np.random.default_rng(0))
+        notes = (*([of_judge] if of_judge else []), *no_clusters, *([note] if note else []), *(f"Warning: {one}." for one in warnings))
+        below = replace(appendix(rows, comparison, np.random.default_rng(0)), judge=of_judge)
         more = "".join(f"\n{one}\n" for one in notes) + tuning_markdown(state) + (new_personas_markdown(newcomers) if newcomers else "")
         more += appendix_markdown(below, comparison)
         write_tables(comparison, rows, folder, more=more)
@@ -110,7 +113,8 @@ def _beside_headline(study: Study, rows: Sequence[EvaluationRow]) -> tuple[str, 
     second = study.evaluation.second_headline
     # A study whose metrics read no answers has none: they would all be wrong.
     has_answers = any(METRICS[name].reads_answers for name in study.evaluation.metrics)
-    names = (*([second] if second else []), *(domain_metrics([row.reference for row in rows]) if has_answers else ()))
+    pairwise = (name for name in study.evaluation.metrics if METRICS[name].pairwise)
+    names = (*([second] if second else []), *pairwise, *(domain_metrics([row.reference for row in rows]) if has_answers else ()))
     return tuple(name for name in dict.fromkeys(names) if name != study.evaluation.headline)
 
 

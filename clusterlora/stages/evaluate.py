@@ -313,10 +313,9 @@ class _Runner:
     def _answered(self, keys: Iterable[str], split: Split, metrics: Sequence[str]) -> set[tuple[str, str, str]]:
         """Return (composition key, persona id, item id) of the study's answers that have all these metrics."""
         answers = self.stores.studies.answers(self.study.name, sorted(set(keys)))
+        needed = {name for name in metrics if not METRICS[name].pairwise}
         return {
-            (a.composition_key, a.persona_id, a.item_id)
-            for a in answers
-            if a.split == split and set(metrics) <= {name for name, _ in a.scores}
+            (a.composition_key, a.persona_id, a.item_id) for a in answers if a.split == split and needed <= {name for name, _ in a.scores}
         }
 
     def _items(self, composition: AdapterComposition, persona: Persona, split: Split) -> tuple[Item, ...]:

@@ -22,6 +22,7 @@ from clusterlora.progress.timing import timed
 from clusterlora.settings import PreparedStudy, Study, chosen_base
 from clusterlora.stages.base_checks import decided, fitted_dataset
 from clusterlora.stages.model_fit import refuse_misfits
+from clusterlora.stages.pairwise import leaves_the_machine
 from clusterlora.stores.resume import as_decided
 from clusterlora.values import Dataset
 
@@ -47,6 +48,8 @@ def prepare_study(settings: Study, stores: Stores, log: RunLog, *, running: bool
     dataset, fit = fitted_dataset(study, base.tokenizer)
     of_dialogues = tuple(_fit_sentences(fit, study))
     for sentence in of_dialogues:
+        log.note(sentence)
+    if sentence := leaves_the_machine(study):
         log.note(sentence)
     if words := reach(study.recipe, base.weights):
         log.note(words)

@@ -7,6 +7,7 @@ from clusterlora.evaluation.metrics.chrf import CHRF
 from clusterlora.evaluation.metrics.copy_rate import COPY_RATE
 from clusterlora.evaluation.metrics.device_f1 import DEVICE_F1
 from clusterlora.evaluation.metrics.embedding_similarity import EMBEDDING_SIMILARITY
+from clusterlora.evaluation.metrics.judge import JUDGE
 from clusterlora.evaluation.metrics.length_ratio import LENGTH_RATIO
 from clusterlora.evaluation.metrics.likelihood import LIKELIHOOD
 from clusterlora.evaluation.metrics.macro_f1 import MACRO_F1
@@ -42,5 +43,6 @@ METRICS: Catalog[Metric] = Catalog(
         "macro_f1": MACRO_F1,
         "mae": MAE,
         "rmse": RMSE,
+        "judge": JUDGE,
     },
 )

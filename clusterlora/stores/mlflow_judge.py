@@ -1,0 +1,73 @@
+"""A judge through MLflow's judge interface, at any address that speaks OpenAI's chat completions, local ones included."""
+
+import os
+import socket
+from typing import Any, Literal, cast
+from urllib.parse import urlsplit
+from urllib.request import getproxies
+
+from mlflow.exceptions import MlflowException
+
+from clusterlora.errors import ServiceDown
+from clusterlora.ports.judge import AnswerPair, Preference
+
+_INSTRUCTIONS = (
+    "A person asked an assistant what stands in {{ inputs }}. In {{ outputs }} are two answers, first and second. {{ expectations }} "
+    "holds what this person was really answered. Say which of the two serves this person better, by that answer: what it does, what it "
+    "says, and its manner. Length and order are no reasons. Reply tie where they serve the person alike, and abstain where you cannot tell."
+)
+_PATH = "/chat/completions"
+_WORDS = ("first", "second", "tie", "abstain")
+
+
+class MlflowJudge:
+    """The judge of an address. Its key, where it asks for one, is OPENAI_API_KEY in the environment."""
+
+    def __init__(self, address: str, model: str) -> None:
+        from mlflow.genai.judges import make_judge  # imported late: it takes seconds
+
+        # MLflow refuses to ask without a key; a local server wants none.
+        os.environ.setdefault("OPENAI_API_KEY", "none")
+        self._address, self._model = address, model
+        self._judge: Any = make_judge(
+            name="preference",
+            instructions=_INSTRUCTIONS,
+            model=f"openai:/{model}",
+            feedback_value_type=Literal["first", "second", "tie", "abstain"],
+            base_url=address.rstrip("/").removesuffix(_PATH) + _PATH,
+            inference_params={"temperature": 0.0},
+        )
+
+    @property
+    def identity(self) -> str:
+        """See `Judge`."""
+        return f"{self._model} at {self._address}"
+
+    def prefer(self, pair: AnswerPair) -> Preference:
+        """See `Judge`."""
+        self._refuse_nobody()
+        try:
+            said = self._judge(
+                inputs={"asked": pair.prompt}, outputs={"first": pair.first, "second": pair.second}, expectations={"answer": pair.reference}
+            )
+        except (MlflowException, OSError, ValueError) as error:
+            raise self._down(error) from error
+        if said.error is not None or said.value not in _WORDS:
+            raise self._down(said.error.error_message if said.error else f"it said {said.value!r}")
+        return cast("Preference", said.value)
+
+    def _refuse_nobody(self) -> None:
+        """Refuse an address at which nobody listens: MLflow would try again for minutes. Behind a proxy that cannot be told here."""
+        if getproxies():
+            return
+        there = urlsplit(self._address)
+        try:
+            socket.create_connection((there.hostname or "", there.port or (443 if there.scheme == "https" else 80)), timeout=10).close()
+        except OSError as error:
+            raise self._down(error) from error
+
+    def _down(self, why: object) -> ServiceDown:
+        words = str(why).strip().splitlines() or ["it said nothing"]
+        return ServiceDown(
+            f"the judge {self.identity} gives no usable answer ({words[0][:200]}); start it and compare again: what it has answered is kept"
+        )

@@ -1,0 +1,216 @@
+"""The metric `judge`: pairs in both orders, put to a real local server through MLflow's judge interface, and asked once."""
+
+import json
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clusterlora.config import resolve
+from clusterlora.errors import BadData, BadSettings, ServiceDown
+from clusterlora.evaluation.pairwise import CachedJudge, human_preferences, with_judge_scores
+from clusterlora.method_settings import JudgeSettings
+from clusterlora.ports.judge import AnswerPair, Preference
+from clusterlora.ports.stores import Stores
+from clusterlora.settings import Study
+from clusterlora.stages.compare import compare_study
+from clusterlora.stages.prepare import prepare_study
+from clusterlora.stores.mlflow_judge import MlflowJudge
+from clusterlora.values import EvaluationRow
+from tests.fixtures.stages import LOG, Notes, run
+
+
+class Longest:
+    """Prefers the longer answer, or with `position` always the first; counts what it is asked."""
+
+    identity = "longest"
+
+    def __init__(self, *, position: bool = False) -> None:
+        self.position, self.asked = position, list[AnswerPair]()
+
+    def prefer(self, pair: AnswerPair) -> Preference:
+        self.asked.append(pair)
+        if self.position:
+            return "first"
+        if "?" in pair.first + pair.second:
+            return "abstain"
+        difference = len(pair.first) - len(pair.second)
+        return "tie" if not difference else "first" if difference > 0 else "second"
+
+
+def row(method: str, item: str, text: str, seed: int = 0) -> EvaluationRow:
+    return EvaluationRow(method, "ann", 0, item, f"ask {item}", "reference", text, {"nll": 1.0}, seed)
+
+
+ROWS = [row("unified", str(i), "four") for i in range(5)] + [
+    row("cluster", str(i), text) for i, text in enumerate(("longer", "one", "five", "four", "why?"))
+]
+
+
+def test_an_answer_scores_one_where_it_is_preferred_and_half_where_nothing_is(tmp_path: Path):
+    judge = Longest()
+    rows, quality = with_judge_scores(ROWS, "unified", CachedJudge(judge, tmp_path / "judge.jsonl"), [])
+    assert [row.scores["judge"] for row in rows] == [0.5] * 5 + [1.0, 0.0, 0.5, 0.5, 0.5]
+    assert all(row.scores["nll"] == 1.0 for row in rows)
+    assert len(judge.asked) == 2 * 4, "equal answers are a tie that nobody is asked about"
+    assert (quality.n_pairs, quality.n_consistent, quality.n_ties, quality.n_abstained) == (4, 4, 2, 2)
+    assert "names no file" in quality.sentence("longest")
+
+
+def test_a_preference_for_a_position_is_a_tie_and_no_consistency(tmp_path: Path):
+    rows, quality = with_judge_scores(ROWS, "unified", CachedJudge(Longest(position=True), tmp_path / "judge.jsonl"), [])
+    assert {row.scores["judge"] for row in rows} == {0.5}
+    assert quality.n_consistent == 0
+    assert " 0% (0–" in quality.sentence("longest")
+
+
+def test_nothing_is_asked_twice_of_the_same_judge(tmp_path: Path):
+    file, again, other = tmp_path / "judge.jsonl", Longest(), Longest()
+    with_judge_scores(ROWS, "unified", CachedJudge(Longest(), file), [])
+    file.write_text(file.read_text() + '["cut')
+    rows, _ = with_judge_scores(ROWS, "unified", CachedJudge(again, file), [])
+    assert not again.asked
+    assert [row.scores["judge"] for row in rows[5:]] == [1.0, 0.0, 0.5, 0.5, 0.5]
+    other.identity = "another"  # type: ignore[misc]
+    with_judge_scores(ROWS, "unified", CachedJudge(other, file), [])
+    assert len(other.asked) == 8
+
+
+def test_every_training_seed_is_compared_with_unified_of_that_seed(tmp_path: Path):
+    rows = [
+        row("unified", "1", "four"),
+        row("unified", "1", "seventy", 1),
+        row("cluster", "1", "fives", 0),
+        row("cluster", "1", "fives", 1),
+    ]
+    scored, _ = with_judge_scores(rows, "unified", CachedJudge(Longest(), tmp_path / "j"), [])
+    assert [row.scores["judge"] for row in scored] == [0.5, 0.5, 1.0, 0.0]
+    with pytest.raises(BadData, match="unified did not answer item '2' of 'ann'"):
+        with_judge_scores([*rows, row("cluster", "2", "x")], "unified", CachedJudge(Longest(), tmp_path / "j"), [])
+
+
+def test_agreement_with_people_is_of_both_orders(tmp_path: Path):
+    file = tmp_path / "people.jsonl"
+    said = [("longer", "four", "first"), ("longer", "four", "second"), ("five", "four", "tie"), ("one", "four", "second")]
+    lines = [{"prompt": "p", "reference": "r", "first": a, "second": b, "preferred": p} for a, b, p in said]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    _, quality = with_judge_scores(ROWS, "unified", CachedJudge(Longest(), tmp_path / "j"), human_preferences(file))
+    assert (quality.agreement, quality.n_human) == (3, 4)
+    assert "It agrees with 75% (30–95) of 4 preferences of people." in quality.sentence("longest")
+    file.write_text(file.read_text() + '{"prompt": "p", "preferred": "best"}\n')
+    with pytest.raises(BadData, match=r"people\.jsonl:5: preference: has not all of prompt, reference, first, second, preferred"):
+        human_preferences(file)
+    with pytest.raises(BadData, match="no such file"):
+        human_preferences(tmp_path / "none")
+
+
+def test_a_judge_without_an_address_is_refused_in_one_line_and_never_decides():
+    metrics = ["embedding_similarity", "nll", "judge"]
+    with pytest.raises(BadSettings) as caught:
+        resolve(None, overrides={"evaluation.metrics": metrics})
+    assert "judge.address is missing; --set judge.address=" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    there = {"evaluation.metrics": metrics, "judge.address": "http://127.0.0.1:1/v1", "judge.model": "m"}
+    assert resolve(None, overrides=there).judge.model == "m"
+    for more, words in (
+        ({"evaluation.headline": "judge"}, "evaluation.headline = 'judge': does not say"),
+        ({"evaluation.selection_metric": "judge"}, "is known on test alone"),
+        ({"evaluation.second_headline": "judge"}, "is known on test alone"),
+        ({"methods": ["baseline", "per_persona"]}, "judge compares with unified"),
+        ({"judge.address": "localhost"}, "begin it with http"),
+    ):
+        with pytest.raises(BadSettings, match=words):
+            resolve(None, overrides={**there, **more})
+
+
+class Server(BaseHTTPRequestHandler):
+    """Chat completions that prefer the longer of two answers."""
+
+    asked: list[dict[str, Any]]
+    broken = False
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.asked.append({"path": self.path, "key": self.headers["Authorization"], **body})
+        user = body["messages"][-1]["content"]
+        answers = json.JSONDecoder().raw_decode(user[user.index("outputs: ") + len("outputs: ") :])[0]
+        result = "first" if len(answers["first"]) > len(answers["second"]) else "second"
+        content = "no idea" if self.broken else json.dumps({"result": result, "rationale": "it is longer"})
+        reply = {"id": "1", "object": "chat.completion", "created": 0, "model": body["model"]}
+        reply["choices"] = [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": content}}]
+        reply["usage"] = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
+        out = json.dumps(reply).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(out)))
+        self.end_headers()
+        self.wfile.write(out)
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002, ARG002
+        """Say nothing."""
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, type[Server]]]:
+    """Yield the address of a real server and its handler, which remembers what was asked."""
+    monkeypatch.setenv("OPENAI_API_KEY", "a-key")
+    handler = type("Handler", (Server,), {"asked": []})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as listening:
+        thread = threading.Thread(target=listening.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{listening.server_port}/v1", handler
+        listening.shutdown()
+        thread.join()
+
+
+def test_a_local_server_is_asked_through_mlflow_and_a_useless_answer_is_told(server: tuple[str, type[Server]]):
+    address, handler = server
+    judge = MlflowJudge(address, "local-model")
+    pair = AnswerPair("Make it cosy", "Warm light, Ana.", "Warm light.", "Done")
+    assert (judge.prefer(pair), judge.prefer(pair.swapped)) == ("first", "second")
+    asked = handler.asked[0]
+    assert (asked["path"], asked["model"], asked["temperature"], asked["key"]) == (
+        "/v1/chat/completions",
+        "local-model",
+        0.0,
+        "Bearer a-key",
+    )
+    assert all(words in json.dumps(asked["messages"]) for words in ("Make it cosy", "Warm light, Ana.", "Done"))
+    handler.broken = True
+    with pytest.raises(ServiceDown, match=r"the judge local-model at http.* gives no usable answer"):
+        judge.prefer(pair)
+    with pytest.raises(ServiceDown, match="start it and compare again"):
+        MlflowJudge("http://127.0.0.1:1/v1", "local-model").prefer(pair)
+
+
+def test_a_study_tells_its_judge_beside_the_headline_and_asks_once(seven: Study, finished_stores: Stores, server: tuple[str, type[Server]]):
+    address, handler = server
+    metrics = (*seven.evaluation.metrics, "judge")
+    study = replace(
+        seven,
+        name="judged",
+        methods=("unified", "cluster"),
+        evaluation=replace(seven.evaluation, metrics=metrics),
+        judge=JudgeSettings(address=address, model="local"),
+    )
+    log = Notes()
+    prepare_study(study, finished_stores, log)
+    assert [note for note in log.notes if address in note] == [
+        f"the judge reads every test prompt, reference and answer: texts of people are sent to {address}"
+    ]
+    run(study, finished_stores)
+    comparison = compare_study(study.name, finished_stores, LOG)
+    assert comparison.headline == "embedding_similarity"
+    assert "judge" in comparison.beside
+    assert comparison.method("unified").means["judge"] == 0.5
+    assert comparison.method("cluster").beside["judge"].mean == pytest.approx(comparison.method("cluster").means["judge"] - 0.5)
+    n_asked = len(handler.asked)
+    assert n_asked > 0
+    for file in ("summary.md", "report.html"):
+        assert "The judge local at" in (finished_stores.folder(study.name) / "results" / file).read_text(encoding="utf-8")
+    compare_study(study.name, finished_stores, LOG)
+    assert len(handler.asked) == n_asked, "a second comparison asks nothing"
