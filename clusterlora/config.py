@@ -106,6 +106,10 @@ TASKS: Mapping[str, Mapping[str, Any]] = {
 
 PATHS = ("data.path", "data.splits", "model.base", "model.embedding", "judge.preferences")
 """Settings that may be the path of a file or folder."""
+_NONE_IS_A_VALUE = ("model.quantisation",)
+"""Settings one of whose values is called none; of all others it stands for no value."""
+_FILES = (".jsonl", ".json", ".csv", ".parquet", ".txt")
+"""Endings by which a path is that of a file, whether it is there or not."""
 
 
 def resolve(preset: str | None = None, file: Path | None = None, overrides: Mapping[str, Any] | None = None) -> Study:
@@ -174,7 +178,8 @@ def parse_setting(text: str) -> tuple[str, Any]:
     try:
         return key.strip(), tomllib.loads(f"value = {value}")["value"]
     except (ValueError, RecursionError):
-        return key.strip(), None if value.strip() == "none" else value.strip()
+        turns_off = value.strip() == "none" and key.strip() not in _NONE_IS_A_VALUE
+        return key.strip(), None if turns_off else value.strip()
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -200,12 +205,15 @@ def _beside(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
 def absolute_path(path: str, folder: Path) -> str:
     """Return the absolute path of what lies at `path`, seen from this folder.
 
-    The name of a model that needs no hub is unchanged, and so is what is not there, such as a hub id.
+    The name of a model that needs no hub is unchanged, and so is what is not there and may be a hub id. What is named like a file is one:
+    nothing of that name elsewhere is taken for it.
     """
     from clusterlora.models.base import BASE_MODELS
     from clusterlora.models.embedding import EMBEDDING_MODELS
 
-    if not path or path in BASE_MODELS or path in EMBEDDING_MODELS or not (folder / path).exists():
+    if not path or path in BASE_MODELS or path in EMBEDDING_MODELS:
+        return path
+    if not (folder / path).exists() and Path(path).suffix.lower() not in _FILES:
         return path
     return str((folder / path).resolve())
 

@@ -28,11 +28,15 @@ def base_memory(study: Study) -> tuple[bool, str, str]:
     from clusterlora.engine.memory import free_memory_bytes
     from clusterlora.engine.memory_estimate import MemoryEstimate, estimate_memory
     from clusterlora.engine.worker_threads import n_worker_threads
-    from clusterlora.models.base import base_to_measure, faster_dtype
+    from clusterlora.models.base import base_folder, base_to_measure, faster_dtype
+    from clusterlora.models.quantised import refuse_unquantisable
     from clusterlora.models.targets import block_weights, resolved
+    from clusterlora.models.weights import weight_files
     from clusterlora.settings import chosen_base
 
     name = chosen_base(study)
+    refuse_unquantisable(base_folder(name), study.model.quantisation)
+    formats = _FORMATS[:1] if weight_files(base_folder(name))[0].suffix == ".gguf" else _FORMATS
     base, dtype = base_to_measure(name), faster_dtype(name) if study.model.dtype == "auto" else study.model.dtype
     recipe = resolved(study.recipe, block_weights(base.model))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -51,9 +55,9 @@ def base_memory(study: Study) -> tuple[bool, str, str]:
             free=free,
         )
 
-    by_format = {quantisation: estimate(quantisation) for quantisation, _ in _FORMATS}
+    by_format = {quantisation: estimate(quantisation) for quantisation, _ in formats}
     chosen = by_format[study.model.quantisation]
-    fitting = [said for quantisation, said in _FORMATS if _MEASURED * by_format[quantisation].total <= free]
+    fitting = [said for quantisation, said in formats if _MEASURED * by_format[quantisation].total <= free]
     is_fitting = _MEASURED * chosen.total <= free
     verdict = dict(_FORMATS)[study.model.quantisation] if is_fitting else fitting[0] if fitting else "does not fit"
     numbers = (

@@ -194,6 +194,7 @@ def test_an_unknown_preset_is_refused_with_the_known_ones() -> None:
         ('methods=["unified","cluster"]', ("methods", ["unified", "cluster"])),
         ("model.base=Qwen/Qwen2.5-0.5B-Instruct", ("model.base", "Qwen/Qwen2.5-0.5B-Instruct")),
         ("gate.mean_similarity=none", ("gate.mean_similarity", None)),
+        ("model.quantisation=none", ("model.quantisation", "none")),
         ("model.system_prompt=a=b", ("model.system_prompt", "a=b")),
     ],
 )
@@ -244,6 +245,8 @@ def test_relative_paths_of_a_file_start_at_the_file_wherever_a_process_runs(tmp_
     study = resolve(file=file)
     assert (study.data.path, study.data.splits) == (str(folder / "people.jsonl"), str(folder / "splits.json"))
     assert (study.model.base, study.model.embedding) == (str(folder / "bases" / "small"), "somebody/hub-id")
+    (folder / "people.jsonl").rename(elsewhere / "people.jsonl")
+    assert resolve(file=file).data.path == str(folder / "people.jsonl"), "a file of that name where the process runs is another one"
     monkeypatch.chdir(folder)
     assert resolve(file=Path("study.toml")) == study
     file.write_text('[model]\nbase = "homelm"\n')
