@@ -13,6 +13,8 @@ from annotated_types import Ge, Gt, Le
 ENGINE_VERSION = 2
 """Increment it when the same inputs give other weights."""
 
+MOST_ALPHA = 10_000.0
+"""Largest alpha of an adapter."""
 MOST_RANK = 256
 """Largest rank of an adapter."""
 MOST_EPOCHS = 10_000
@@ -39,7 +41,7 @@ class Recipe:
     """Kind of adapter: lora, rslora (LoRA scaled by alpha / sqrt(r)), dora, ia3 or prefix. dora and ia3 are trained one after another."""
     rank: Annotated[int, Ge(1), Le(MOST_RANK)] = 8
     """LoRA rank r; of a prefix, its virtual tokens. Methods with prefixes or residuals have their own. ia3 has no rank."""
-    alpha: Annotated[float, Gt(0), Le(10_000)] = 16.0
+    alpha: Annotated[float, Gt(0), Le(MOST_ALPHA)] = 16.0
     """LoRA alpha; the update is scaled by alpha / r."""
     dropout: Annotated[float, Ge(0), Le(0.9)] = 0.05
     """Dropout on the adapter's input."""

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from clusterlora.clustering.choice import LARGEST_K
 from clusterlora.metadata import TrialRecipe
-from clusterlora.recipe import MOST_RANK, Recipe
+from clusterlora.recipe import MOST_ALPHA, MOST_EPOCHS, MOST_LEARNING_RATE, MOST_RANK, Recipe
 from clusterlora.settings import Study
 
 T = TypeVar("T")
@@ -55,10 +55,10 @@ def _recipe(own: Recipe, point: Sequence[float], targets: Sequence[tuple[str, ..
     low, high = DROPOUTS
     recipe = replace(
         own,
-        learning_rate=_rounded(own.learning_rate * _between(LEARNING_RATES, rate)),
-        epochs=max(1, round(own.epochs * _between(EPOCHS, epochs))),
+        learning_rate=min(_rounded(own.learning_rate * _between(LEARNING_RATES, rate)), MOST_LEARNING_RATE),
+        epochs=min(max(1, round(own.epochs * _between(EPOCHS, epochs))), MOST_EPOCHS),
         rank=chosen_rank,
-        alpha=_rounded(own.alpha / own.rank * _between(SCALES, scale) * chosen_rank),
+        alpha=min(_rounded(own.alpha / own.rank * _between(SCALES, scale) * chosen_rank), MOST_ALPHA),
         dropout=round(min(own.dropout * (low + dropout * (high - low)), max(own.dropout, _MOST_DROPOUT)), 3),
         target_modules=_of(targets, target),
     )

@@ -171,6 +171,11 @@ def test_recipes_are_the_studys_own_and_others_around_it_whenever_they_are_drawn
         assert {one.init for one in drawn} == {"base", "unified"}
 
 
+def test_recipes_stay_within_the_bounds_of_settings() -> None:
+    own = Recipe(learning_rate=9.0, epochs=9000, rank=200, alpha=9000, dropout=0.9)
+    assert not [words for one in draw_recipes(Study(recipe=own, tune=32), TARGETS) for words in problems(one.recipe)]
+
+
 def test_ranks_leave_room_for_an_adapter_as_wide_as_all_clusters() -> None:
     study = Study(
         recipe=Recipe(rank=16, alpha=32), tune=32, methods=("unified", "cluster", "unified_wide"), clustering=ClusteringSettings(k=8)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from clusterlora.engine import active_job
 from clusterlora.errors import BadSettings
 from clusterlora.metadata import Tuning
 from clusterlora.planning.study_state import StudyState, read_state
@@ -18,7 +19,7 @@ from clusterlora.planning.work_plan import trained_adapters, work_plan
 from clusterlora.ports.stores import Stores
 from clusterlora.progress.timeline import phases
 from clusterlora.progress.work import remaining_work
-from clusterlora.recipe import Recipe
+from clusterlora.recipe import MOST_LEARNING_RATE, Recipe
 from clusterlora.requests import EvaluationRequest
 from clusterlora.results.tuning import trial_rows, tuning_sentence
 from clusterlora.settings import Study
@@ -177,7 +178,13 @@ def test_a_trial_that_diverges_loses_and_is_not_tried_again(tuned: Study, stores
     begin(study, stores)
     tuning = stores.studies.metadata(study.name, Tuning)
     assert tuning is not None
-    wild = replace(tuning.recipes[2], recipe=replace(tuning.recipes[2].recipe, learning_rate=1e38, max_grad_norm=1e38))
+    wild = replace(tuning.recipes[2], recipe=replace(tuning.recipes[2].recipe, learning_rate=MOST_LEARNING_RATE))
+    scheduled = active_job.learning_rate
+    monkeypatch.setattr(
+        active_job,
+        "learning_rate",
+        lambda recipe, *steps: 1e38 if recipe.learning_rate == MOST_LEARNING_RATE else scheduled(recipe, *steps),
+    )
     stores.studies.save_metadata(study.name, replace(tuning, recipes=(*tuning.recipes[:2], wild, *tuning.recipes[3:])))
     state = state_of(study, stores)
     step = trial_step(state)
