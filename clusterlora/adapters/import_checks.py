@@ -12,12 +12,13 @@ from jaxtyping import Float, Int
 from peft.utils.other import get_pattern_key
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from clusterlora.adapters.weights import weight_files
 from clusterlora.engine.base import BaseModel
 from clusterlora.engine.stacked import StackedModel, Weights, read_adapter
-from clusterlora.errors import BadData
+from clusterlora.errors import BadData, ClusterLoraError
+from clusterlora.models.loading import first_line
 
 _UNSUPPORTED = {
     "use_qalora": "train it again without QALoRA",
@@ -51,7 +52,13 @@ def check_imported(folder: Path, base: BaseModel, *, any_base: bool) -> None:
     _check_tensors(folder, config)
     if not any_base:
         _check_base(folder, config, base)
-    _compare_with_peft(folder, config, base, None if config.get("use_dora") else _stacked_logits(folder, config, base))
+    try:
+        ours = None if config.get("use_dora") else _stacked_logits(folder, config, base)
+        _compare_with_peft(folder, config, base, ours)
+    except (ClusterLoraError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise BadData(f"{folder}: PEFT cannot use its settings ({first_line(error)}); save it with save_pretrained") from error
 
 
 def _stacked_logits(folder: Path, config: Mapping[str, Any], base: BaseModel) -> list[Float[Tensor, "_T V"]]:
@@ -155,9 +162,22 @@ def _configured_rank(config: Mapping[str, Any], layer: str) -> tuple[str, int]:
     return (f"rank_pattern[{key!r}]", by_pattern[key]) if key in by_pattern else ("r", config["r"])
 
 
+def _remove_adapters(model: nn.Module) -> None:
+    """Restore the layers of a model whose adapter PEFT has added in part."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for name, layer in list(model.named_modules()):
+        if isinstance(layer, BaseTunerLayer):
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, layer.get_base_layer())
+
+
 def _check_base(folder: Path, config: Mapping[str, Any], base: BaseModel) -> None:
     """Raise BadData if the folder names another base. Only the last part of a path or hub id counts: folders move."""
     named = config.get("base_model_name_or_path")
+    for name in ("base_model_name_or_path", "revision"):
+        if not isinstance(config.get(name), str | None):
+            raise BadData(f"{folder}: has {name}={config[name]!r:.60}; it must be a text, or null")
     if named and _last_part(named) != _last_part(base.name):
         raise BadData(
             f"{folder}: was made for base model {named!r}, and the study's is {base.name!r}; give --base-model {named}, "
@@ -183,7 +203,11 @@ def _compare_with_peft(folder: Path, config: Mapping[str, Any], base: BaseModel,
     try:
         peft_model = PeftModel(base.model, LoraConfig.from_pretrained(str(folder))).eval()  # pyright: ignore[reportArgumentType]
     except ValueError as problem:
+        _remove_adapters(base.model)
         raise _does_not_fit(folder, config, base, problem) from problem
+    except Exception:
+        _remove_adapters(base.model)
+        raise
     try:
         tensors = load_file(folder / "adapter_model.safetensors")
         if ours is None and (other := _other_tensors(tensors, get_peft_model_state_dict(peft_model))):

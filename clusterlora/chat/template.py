@@ -139,7 +139,13 @@ class ChatTemplate:
         """Return the end of a turn after which nothing comes, of one that a user's turn follows, or the tokenizer's end of a text."""
         if end := self._cut_tail(self._render((_USER, _ASSISTANT), generation=False)[4:]):
             return end.lstrip()
-        before, _, _, _, between, *_ = map(str, self._render((_USER, _ASSISTANT, _USER), generation=False))
+        parts = self._render((_USER, _ASSISTANT, _USER), generation=False)
+        if not {0, 1, 2} <= set(parts):
+            raise ModelUnavailable(
+                f"the chat template of {named(self._tokenizer)} leaves out turns: of a question, an answer and another question it writes "
+                f"{len({0, 1, 2} & set(parts))}; mend chat_template.jinja"
+            )
+        before, _, _, _, between, *_ = map(str, parts)
         # What stands before every user turn is the header of a user turn, not the end of the turn before.
         n_header = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(reversed(before), reversed(between), strict=False)))
         if end := self._cut_tail([between[: len(between) - n_header]]):

@@ -25,7 +25,7 @@ from clusterlora.cli.serve import serve
 from clusterlora.cli.services import down, up
 from clusterlora.cli.study import study
 from clusterlora.cli.verify import verify
-from clusterlora.errors import ClusterLoraError
+from clusterlora.errors import ClusterLoraError, printable
 
 EXAMPLES = """\b
 Examples:
@@ -100,7 +100,7 @@ def _print_error(error: Exception, *, debug: bool) -> None:
         click.echo("".join(traceback.format_exception(error)), err=True)
     if isinstance(error, ClusterLoraError):
         for line in str(error).splitlines():
-            click.echo(f"error: {line}", err=True)
+            click.echo(f"error: {printable(line)}", err=True)
         return
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         where = f" at {error.filename}" if error.filename else ""

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clusterlora.errors import BadSettings, ModelUnavailable
+from clusterlora.errors import BadSettings, ModelUnavailable, printable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -45,8 +45,8 @@ def refuse_other_models(folder: Path) -> None:
     architectures = config.get("architectures") or []
     if architectures and not set(architectures) & set(_flat(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())):
         raise ModelUnavailable(
-            f"base model {folder} is a {architectures[0]} (config.json), which predicts no next token; use one whose architecture ends in "
-            "ForCausalLM"
+            f"base model {folder} is a {printable(str(architectures[0]))} (config.json), which predicts no next token; use one whose "
+            "architecture ends in ForCausalLM"
         )
 
 

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clusterlora.errors import ModelUnavailable
+from clusterlora.errors import ModelUnavailable, printable
 from clusterlora.models.checks import (
     refuse_bad_end_ids,
     refuse_other_models,
@@ -41,24 +41,24 @@ def load_causal_lm(
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     weights = weight_files(folder)
-    refuse_other_models(folder)
     place: dict[str, Any] = {} if device == "cpu" else {"device_map": device}
     if quantisation != "none":
         place = {"device_map": {"": device}, "quantization_config": BitsAndBytesConfig(**bitsandbytes_arguments(quantisation, dtype))}
     place |= _gguf(weights[0])
     with _one_line(folder), _quiet():
+        refuse_other_models(folder)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder, dtype=getattr(torch, dtype), use_safetensors=True, output_loading_info=True, **_LOCAL, **place
         )
-    model, info = loaded
-    refuse_recurrent(model, folder)
-    refuse_other_weights(folder, info)
-    refuse_bad_end_ids(model, folder)
-    tokenizer = load_tokenizer(folder)
-    refuse_tokens_without_embedding(tokenizer, int(model.get_input_embeddings().weight.shape[0]))
-    if "gguf_file" in place:
-        refuse_other_tensors(weights[0], model)
-        _forget_quantization(model)
+        model, info = loaded
+        refuse_recurrent(model, folder)
+        refuse_other_weights(folder, info)
+        refuse_bad_end_ids(model, folder)
+        tokenizer = load_tokenizer(folder)
+        refuse_tokens_without_embedding(tokenizer, int(model.get_input_embeddings().weight.shape[0]))
+        if "gguf_file" in place:
+            refuse_other_tensors(weights[0], model)
+            _forget_quantization(model)
     return model, tokenizer
 
 
@@ -75,10 +75,10 @@ def empty_causal_lm(folder: Path) -> "PreTrainedModel":
     gguf = _gguf(weights[0])
     with _one_line(folder), _quiet(), torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, **_LOCAL, **gguf))
-    refuse_recurrent(model, folder)
-    if gguf:
-        model.tie_weights()
-        refuse_other_tensors(weights[0], model)
+        refuse_recurrent(model, folder)
+        if gguf:
+            model.tie_weights()
+            refuse_other_tensors(weights[0], model)
     return model
 
 
@@ -89,7 +89,10 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     weights = weight_files(folder)
     gguf = _gguf(weights[0])
     with _one_line(folder), _quiet():
-        return AutoTokenizer.from_pretrained(folder, **_LOCAL, **gguf)
+        tokenizer = AutoTokenizer.from_pretrained(folder, **_LOCAL, **gguf)
+        # Settings that it does not understand show when it is used.
+        tokenizer("a b")
+    return tokenizer
 
 
 def _gguf(weights: Path) -> dict[str, Any]:
@@ -102,12 +105,12 @@ def _gguf(weights: Path) -> dict[str, Any]:
 
 @contextmanager
 def _one_line(folder: Path) -> Iterator[None]:
-    """Raise what a library says about a folder as ModelUnavailable, in one line."""
+    """Raise what is wrong with a folder as ModelUnavailable, in one line: libraries raise whatever happens to them on odd files."""
     import torch
 
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError):
+    except (ModelUnavailable, torch.OutOfMemoryError, MemoryError):
         raise
     except Exception as error:
         raise ModelUnavailable(f"the model in {folder} cannot be loaded: {first_line(error)}") from error
@@ -125,7 +128,7 @@ def _forget_quantization(model: Any) -> None:
 
 def first_line(error: Exception) -> str:
     """Return the first line of a library's error message."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return printable(next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__))
 
 
 @contextmanager

@@ -45,10 +45,15 @@ def tree(names: st.SearchStrategy[str]) -> st.SearchStrategy[Any]:
 
 
 def outcome(use: Callable[[], object]) -> object:
+    """Return what is made of the input, or None when it is refused as data and settings are."""
+    return outcome_of(use, refusals=(BadData, BadSettings, UnknownName))
+
+
+def outcome_of(use: Callable[[], object], *, refusals: type[Exception] | tuple[type[Exception], ...]) -> object:
     """Return what is made of the input, or None when it is refused as it should be; any other exception is the failure looked for."""
     try:
         return use()
-    except (BadData, BadSettings, UnknownName) as refusal:
+    except refusals as refusal:
         message = str(refusal)
         assert message.strip()
         message.encode()  # it can be printed
