@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
-from scipy.special import softmax
 
 from clusterlora.chat.encoder import EncodedTurn
 from clusterlora.data.prompts import prompt_encoder
@@ -17,6 +16,7 @@ from clusterlora.engine.memory import BatchSize, is_allocation_failure
 from clusterlora.engine.stacked import Weights
 from clusterlora.errors import BadData
 from clusterlora.evaluation.cut import cut_scores
+from clusterlora.evaluation.label_scores import score_labels
 from clusterlora.evaluation.metric import LabelProbabilities, Scorable
 from clusterlora.evaluation.metrics import METRICS
 from clusterlora.evaluation.shown import shots_scores
@@ -161,29 +161,19 @@ class Answerer:
     ) -> "_Replies":
         """Return every request's likeliest label and the likelihoods of all; nothing is generated.
 
-        A label's likelihood is that of its tokens and of the end of the turn, so one that another begins with is not favoured. The
-        questions of a request differ in their last tokens alone: where the backend shares prefixes, it computes their prompt once.
-
         Raises:
             BadData: there are no labels, or a reference is none of them.
         """
-        labels, n_labels = self._labels, len(self._labels)
-        columns = {label: column for column, label in enumerate(labels)}
-        if unknown := next((r.item for r in requests if r.item.reference not in columns), None):
+        if unknown := next((r.item for r in requests if r.item.reference not in self._labels), None):
+            n_labels = len(self._labels)
             raise BadData(f"item {unknown.id!r} is answered with {unknown.reference!r}, none of the {n_labels} labels; check data.labels")
-        turns = self._encoder.encode_turns([(request.item.messages, label) for request in requests for label in labels])
-        questions = [Question(turn.prompt, slots[number // n_labels], turn.response) for number, turn in enumerate(turns)]
-        log_likelihood = np.zeros(len(questions))
-        missing = [n_labels] * len(requests)
-        for reply in all_replies(backend, questions, max_new_tokens=None, batch_size=self._batch_size):
-            log_likelihood[reply.number] = -reply.nll * len(questions[reply.number].reference)
-            missing[reply.number // n_labels] -= 1
-            if not missing[reply.number // n_labels]:
-                run_log.advance(1)
-        probabilities = LabelProbabilities(labels, softmax(log_likelihood.reshape(len(requests), n_labels), axis=1))
-        of_reference = [number * n_labels + columns[request.item.reference] for number, request in enumerate(requests)]
-        nll = np.array([-log_likelihood[index] / len(questions[index].reference) for index in of_reference])
-        return _Replies(probabilities.likeliest, nll, turns[::n_labels], [()] * len(requests), probabilities)
+        prompts = [request.item.messages for request in requests]
+        scores = score_labels(
+            backend, self._encoder, prompts, slots, self._labels, batch_size=self._batch_size, on_scored=lambda: run_log.advance(1)
+        )
+        probabilities = scores.probabilities
+        nll = np.array([scores.mean_nll(number, request.item.reference) for number, request in enumerate(requests)])
+        return _Replies(probabilities.likeliest, nll, scores.turns[:: len(self._labels)], [()] * len(requests), probabilities)
 
     def _run(
         self,

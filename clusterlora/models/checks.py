@@ -66,7 +66,7 @@ def read_settings(file: Path) -> dict[str, Any]:
 def refuse_bad_end_ids(model: "PreTrainedModel", folder: Path) -> None:
     """Check that what ends an answer, by a model's generation settings, are ids of its tokens. Raises ModelUnavailable."""
     ends: Any = model.generation_config.eos_token_id if model.generation_config else None
-    n_tokens = int(model.get_input_embeddings().weight.shape[0])
+    n_tokens = int(model.get_input_embeddings().weight.shape[0])  # pyright: ignore[reportIndexIssue]
     for end in ends if isinstance(ends, list) else [ends]:
         if end is not None and not (type(end) is int and 0 <= end < n_tokens):
             raise ModelUnavailable(

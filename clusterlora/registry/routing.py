@@ -6,6 +6,7 @@ from typing import Any
 
 from clusterlora.adapters.stored import stored_folder
 from clusterlora.adapters.weights import weights_sha256
+from clusterlora.data.labels import label_set
 from clusterlora.data.retrieval import exchanges
 from clusterlora.errors import BadData
 from clusterlora.planning.ladder import REFERENCE
@@ -87,6 +88,7 @@ def _of_study(state: StudyState) -> dict[str, Any]:
         "model": asdict(study.model),
         "base_revision": state.prepared_with.base_revision,
         "max_new_tokens": study.evaluation.max_new_tokens,
+        "labels": label_set(study.data, state.dataset.personas),
     }
 
 

@@ -90,6 +90,7 @@ def export(artifacts: Path, target: Path, form: Format) -> Exported:
     routes = {
         "study": table.study,
         **asdict(settings),
+        "labels": table.labels,
         "base_revision": table.base_revision,
         "quantisation": table.model.quantisation,
         "default": exported.default,

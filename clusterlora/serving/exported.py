@@ -56,6 +56,7 @@ def _table(folder: Path, routes: dict[str, Any]) -> RoutingTable:
         # The copied base has another config.json, hence another revision, than the one it was copied from.
         base_revision=base_revision(base) if own_base else routes["base_revision"],
         max_new_tokens=int(routes["max_new_tokens"]),
+        labels=tuple(map(str, routes["labels"])),
         default=composition(routes["default"]),
         personas={persona_id: composition(route) for persona_id, route in routes["personas"].items()},
         names={name: name for name in {routes["default"], *routes["personas"].values()} - {BASE_ROUTE}},

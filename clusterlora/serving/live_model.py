@@ -11,7 +11,7 @@ from typing import Protocol
 
 from clusterlora.engine.continuous_batch import continuous_batch
 from clusterlora.engine.decoder_inference import DecoderInference
-from clusterlora.errors import ClusterLoraError
+from clusterlora.errors import BadData, ClusterLoraError
 from clusterlora.serving.exported import router_of_export
 from clusterlora.serving.router import Prepared, Request, Router, usual_device
 from clusterlora.serving.scheduler import Closed, Scheduler
@@ -90,6 +90,12 @@ class Served:
     """A loaded model that answers: its scheduler, and one thread that encodes prompts for it."""
 
     def __init__(self, loaded: Loaded, files: tempfile.TemporaryDirectory[str], *, n_slots: int, max_waiting: int) -> None:
+        """Prepare a model for requests. Raises BadData if it chooses labels, which is no conversation."""
+        if labels := loaded.router.table.labels:
+            raise BadData(
+                f"model {loaded.name}, version {loaded.version}, chooses one of {len(labels)} labels by their likelihood, which a chat "
+                "server does not; ask it with `mlflow models serve`, or by Router.answer"
+            )
         model = loaded.router.table.model
         self.name, self.version, self.router = loaded.name, loaded.version, loaded.router
         self.n_tokens = model.max_length + loaded.router.table.max_new_tokens

@@ -18,8 +18,10 @@ from clusterlora.engine.base import BaseModel
 from clusterlora.engine.generation import Question
 from clusterlora.engine.inference_backends import InferenceBackend, inference_backend
 from clusterlora.engine.kinds import read_weights
+from clusterlora.engine.memory import BatchSize
 from clusterlora.engine.stacked import Weights
 from clusterlora.errors import BadData, ModelUnavailable
+from clusterlora.evaluation.label_scores import score_labels
 from clusterlora.models.base import load_base
 from clusterlora.models.embedding import load_embedder
 from clusterlora.models.revision import is_same_base
@@ -105,16 +107,30 @@ class Router:
         longest = self._table.max_new_tokens
         limits = [longest if r.max_new_tokens is None else min(longest, r.max_new_tokens) for r in parsed]
         prepared = [self.prepare(request) for request in parsed]
-        questions = [one.question for one in prepared]
-        texts = [""] * len(parsed)
-        with self._one_at_a_time:
-            for reply in self._backend.reply(questions, max_new_tokens=max(limits, default=0), batch_size=_BATCH_SIZE):
-                ids = list(reply.ids[: limits[reply.number]])
-                texts[reply.number] = str(self._base.tokenizer.decode(ids, skip_special_tokens=True)).strip()
+        texts = self._labels(parsed) if self._table.labels else self._generated(prepared, limits)
         return [
             {"persona_id": request.persona_id, "text": text, "answered_by": self._explained(request, one)}
             for request, text, one in zip(parsed, texts, prepared, strict=True)
         ]
+
+    def _generated(self, prepared: Sequence[Prepared], limits: Sequence[int]) -> list[str]:
+        texts = [""] * len(prepared)
+        questions = [one.question for one in prepared]
+        with self._one_at_a_time:
+            for reply in self._backend.reply(questions, max_new_tokens=max(limits, default=0), batch_size=_BATCH_SIZE):
+                ids = list(reply.ids[: limits[reply.number]])
+                texts[reply.number] = str(self._base.tokenizer.decode(ids, skip_special_tokens=True)).strip()
+        return texts
+
+    def _labels(self, requests: Sequence[Request]) -> list[str]:
+        """Return the likeliest label for each request."""
+        if not requests:
+            return []
+        prompts = [self._messages(request) for request in requests]
+        slots = [self._slot_by_adapters[self._composition(request).adapters] for request in requests]
+        size = BatchSize(_BATCH_SIZE, name="batch size")
+        with self._one_at_a_time:
+            return score_labels(self._backend, self._encoder, prompts, slots, self._table.labels, batch_size=size).probabilities.likeliest
 
     def prepare(self, request: Request) -> Prepared:
         """Return a request as a question, rendered as the study's prompts are. It may be called by one thread at a time.

@@ -35,6 +35,7 @@ class KeyedComposition:
 class RoutingTable:
     """How a registered model answers.
 
+    Where there are `labels`, an answer is the likeliest of these; else it is generated, up to `max_new_tokens`.
     `personas` maps a persona id to its composition, the empty one being the base model; `default` answers everybody else.
     `names` are the adapters' readable names by key, and `weights_sha256` their digests, which are checked whenever weights are loaded;
     versions registered without digests have none. `descriptions` are those of the personas whose prompt shows them, `exchanges` the
@@ -47,6 +48,7 @@ class RoutingTable:
     model: PreparedModel
     base_revision: str
     max_new_tokens: int
+    labels: tuple[str, ...] = ()
     default: KeyedComposition
     personas: Mapping[str, KeyedComposition] = field(default_factory=dict[str, KeyedComposition])
     descriptions: Mapping[str, str | None] = field(default_factory=dict[str, str | None])

@@ -65,6 +65,7 @@ def test_the_served_champion_asks_for_a_key_and_finishes_what_runs():
             "clusterlora", ["serve", "demo" if model.startswith("$") else model, *options], resilient_parsing=True
         ) as context:
             name, command_of_serve, arguments = cli.resolve_command(context, ["serve", model, *options])
+            assert command_of_serve is not None
             given = command_of_serve.make_context(name, arguments).params
         assert given["host"] == "0.0.0.0"
         assert given["key_file"] is not None

@@ -34,7 +34,10 @@ def setting(file: str, **changes: object) -> Callable[[Path], None]:
 
 
 def content(file: str, data: bytes) -> Callable[[Path], None]:
-    return lambda folder: (folder / file).write_bytes(data) and None
+    def change(folder: Path) -> None:
+        (folder / file).write_bytes(data)
+
+    return change
 
 
 def weights_as_a_folder(folder: Path) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from random import Random
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -27,11 +28,17 @@ from clusterlora.models.base import load_base
 from clusterlora.ports.run_log import SilentLog
 from clusterlora.ports.stores import Stores
 from clusterlora.progress.estimate import sentences
+from clusterlora.serving.live_model import Loaded, Served
+from clusterlora.serving.router import Router
 from clusterlora.settings import DataSettings, PreparedEvaluation, PreparedModel, Study
 from clusterlora.stages.compare import compare_study
 from clusterlora.stages.probe import probed
+from clusterlora.stages.register import register_models
+from clusterlora.stores.json_codec import from_plain, plain
+from clusterlora.stores.routing_table import RoutingTable
 from clusterlora.values import EvaluationRow, Item, Turn
-from tests.fixtures.stages import LOG, run, state_of
+from tests.fixtures.memory import MemoryTracker
+from tests.fixtures.stages import LOG, crown, request_of, rows_of, run, state_of
 from tests.fixtures.studies import seven_people
 
 THINGS = ("tea", "rain", "chess", "jazz", "snow", "soup", "maths", "poker", "sailing", "opera", "cheese", "running", "beer", "novels")
@@ -310,6 +317,18 @@ def test_planted_personal_ratings_are_found_and_told_with_less_being_better(rate
     assert "rating units" in comparison.sentence
     assert "lower is better" in page
     assert not comparison.cut
+    crown(study.name, stores, "per_persona")
+    register_models(study.name, stores, LOG)
+    assert isinstance(stores.tracker, MemoryTracker)
+    (version,) = stores.tracker.models[study.name]
+    router = Router(from_plain(RoutingTable, plain(version.content)), version.folders)
+    rows = [one for one in rows_of(study, stores) if one.method == "per_persona"]
+    people = stores.studies.dataset(study.name).by_id()
+    answers = router.answer([request_of(people[one.persona_id], one.item_id) for one in rows])
+    assert [answer["text"] for answer in answers] == [one.text for one in rows], "what is served is chosen as it was evaluated"
+    files = TemporaryDirectory()
+    with files, pytest.raises(BadData, match="chooses one of 2 labels by their likelihood, which a chat server does not"):
+        Served(Loaded(study.name, "1", router), files, n_slots=1, max_waiting=1)
 
 
 def test_ratings_that_are_anybodys_crown_nobody(rated: Study, stores: Stores, tmp_path: Path):
