@@ -241,8 +241,8 @@ class RuntimeSettings:
     """Recompute activations in the backward pass instead of storing them: less memory, a third more time (bases that
     `engine/families` writes out)."""
     samples: Annotated[int, Ge(1), Le(64)] | None = 2
-    """Adapters of each training that answer a val prompt for people to read, after epochs (at most every 20 seconds) and at the end, in its
-    log, in MLflow and in `study status --watch`."""
+    """Adapters of each training that answer a val prompt for people to read after epochs (at most every 20 seconds), in its log, in MLflow
+    and in `study status --watch`; at the end all do, in MLflow. Empty: none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -30,6 +30,8 @@ FOLDER = "samples"
 SECONDS_BETWEEN = 20.0
 """An adapter is asked after an epoch if it was not asked for so long: where epochs are short, answering would cost more than they do."""
 _MOST_CHARACTERS = 300
+_MOST_AT_ONCE = 64
+"""Adapters in memory at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +51,10 @@ class Sample:
 
 
 class TrainingSamples:
-    """Answers of a training's first adapters, as many as `runtime.samples`, to one val prompt each: after epochs, and at the end.
+    """Answers of a training's adapters to one val prompt each: of the first, as many as `runtime.samples`, after epochs, of all at the end.
 
-    They go to the log, to the tracker's run and to the study's folder. Adapters that learn with exchanges in the prompt are left out, and
-    trials of recipes.
+    They go to the tracker's run and to the study's folder, those of the first to the log as well. Adapters that learn with exchanges in the
+    prompt are left out, and trials of recipes.
     """
 
     def __init__(
@@ -60,34 +62,39 @@ class TrainingSamples:
     ) -> None:
         """Choose adapters and prompts; `run` and `log` are those of the training."""
         self._study, self._plan, self._base, self._stores, self._run, self._log = state.settings, plan, base, stores, run, log
-        self._asked = _prompts(state, [spec for spec in specs if not (spec.shots or spec.is_trial)][: self._study.runtime.samples or 0])
+        n_watched = self._study.runtime.samples
+        self._asked = {} if n_watched is None else _prompts(state, [spec for spec in specs if not (spec.shots or spec.is_trial)])
         self._encoder = prompt_encoder(base.tokenizer, self._study.model)
-        self._last = dict.fromkeys(self._asked, time.monotonic())
+        self._last = dict.fromkeys(list(self._asked)[:n_watched], time.monotonic())
 
     def after_epoch(self, adapter: UnfinishedAdapter) -> None:
         """Ask an adapter that goes on, unless it was asked a short time ago."""
         name = adapter.job.name
-        if name in self._asked and time.monotonic() - self._last[name] > SECONDS_BETWEEN:
+        if name in self._last and time.monotonic() - self._last[name] > SECONDS_BETWEEN:
             self._ask({name: adapter.write()}, {name: adapter.epoch}, in_folder=f"{name}-epoch-{adapter.epoch}")
             self._last[name] = time.monotonic()
 
     def at_end(self, epoch_by_name: Mapping[str, int], *, group: str) -> None:
         """Ask the adapters that are finished and stored, `epoch_by_name`."""
-        names = [name for name in self._asked if name in epoch_by_name]
-        self._ask({name: stored_folder(self._stores, self._plan.keys[name]) for name in names}, epoch_by_name, in_folder=group)
+        folders = {name: stored_folder(self._stores, self._plan.keys[name]) for name in self._asked if name in epoch_by_name}
+        self._ask(folders, epoch_by_name, in_folder=group)
 
     def _ask(self, folder_by_name: Mapping[str, Path], epoch_by_name: Mapping[str, int], *, in_folder: str) -> None:
-        answers = self._answers(folder_by_name) if folder_by_name else {}
+        answers: dict[str, str] = {}
+        names = list(folder_by_name)
+        for start in range(0, len(names), _MOST_AT_ONCE):
+            answers |= self._answers({name: folder_by_name[name] for name in names[start : start + _MOST_AT_ONCE]})
         samples = [
             Sample(name, epoch_by_name[name], item.messages[-1].text, answers[name], item.reference)
             for name, (_, item) in self._asked.items()
             if name in answers
         ]
-        for sample in samples:
+        watched = [sample for sample in samples if sample.adapter in self._last]
+        for sample in watched:
             self._log.note(str(sample))
         if samples:
             folder = self._stores.folder(self._study.name) / FOLDER / in_folder
-            write_samples(folder, samples)
+            write_samples(folder, samples, watched)
             self._run.artifacts(folder, f"{FOLDER}/{in_folder}")
 
     def _answers(self, folder_by_name: Mapping[str, Path]) -> dict[str, str]:
@@ -126,12 +133,12 @@ def _prompts(state: StudyState, specs: Sequence[AdapterSpec]) -> dict[str, tuple
     return asked
 
 
-def write_samples(folder: Path, samples: Sequence[Sample]) -> None:
-    """Write samples into a folder: as a table, samples.md, and a line each, samples.txt."""
+def write_samples(folder: Path, samples: Sequence[Sample], watched: Sequence[Sample]) -> None:
+    """Write samples into a folder: as a table, samples.md, and those that are watched a line each, samples.txt."""
     rows = [(sample.adapter, str(sample.epoch), sample.prompt, sample.answer, sample.reference) for sample in samples]
     table = markdown_table(("adapter", "epoch", "val prompt", "its answer", "own answer"), rows, right=(False, True, False, False, False))
     write_durably(folder / "samples.md", table.encode())
-    write_durably(folder / "samples.txt", "".join(f"{sample}\n" for sample in samples).encode())
+    write_durably(folder / "samples.txt", "".join(f"{sample}\n" for sample in watched).encode())
 
 
 def latest_samples(study_folder: Path) -> tuple[str, ...]:
