@@ -40,7 +40,7 @@ def header(path: Path) -> tuple[str, ...]:
         import pyarrow.parquet as pq
 
         return tuple(pq.read_schema(path).names)
-    with path.open(encoding="utf-8-sig", newline="") as file:
+    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
         return tuple(name.strip() for name in next(csv.reader(file)))
 
 
