@@ -12,7 +12,7 @@ from clusterlora.errors import BadData
 
 Rows = Iterator[tuple[SourceLocation, dict[str, Any]]]
 
-_BATCH_ROWS = 1024
+_BATCH_ROWS = 128
 
 
 def rows(path: Path, problems: Problems, *, columns: Collection[str] | None = None) -> Rows:

@@ -68,15 +68,23 @@ class _Memory:
     def add(self, row: Mapping[str, Any]) -> None:
         """Count a row. Raises BadData when all of them so far take more than a quarter of the memory."""
         self._n_rows += 1
-        self._n_bytes += _ROW_BYTES + sum(len(value) for value in row.values() if isinstance(value, str))
+        self._n_bytes += _ROW_BYTES + sum(map(_characters, row.values()))
         self._check(self._n_rows, self._n_bytes)
 
     def _check(self, n_rows: int, n_bytes: int) -> None:
         if n_bytes > self._limit:
             raise BadData(
                 f"{self._path}: {n_rows:,} rows take {n_bytes / 1e9:.1f} GB as dialogues, and a quarter of this machine's memory is "
-                f"{self._limit / 1e9:.1f} GB; use fewer people or dialogues, or a larger machine"
+                f"{self._limit / 1e9:.1f} GB; cut the file, or use a larger machine"
             )
+
+
+def _characters(value: Any) -> int:
+    """Return the characters of all texts in a value."""
+    if isinstance(value, str):
+        return len(value)
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return sum(map(_characters, inner))
 
 
 @dataclass(slots=True)

@@ -50,6 +50,14 @@ def test_a_value_that_python_cannot_hold_is_told_by_its_row(tmp_path: Path) -> N
         load(settings(tmp_path / "people.parquet"))
 
 
+def test_texts_within_messages_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("clusterlora.data.table.os.sysconf", lambda _name: 1000)
+    turn = [{"role": "user", "text": "x" * 200_000}, {"role": "assistant", "text": "y"}]
+    pq.write_table(pa.table({"persona_id": ["ann", "bob"], "messages": [turn, turn]}), tmp_path / "lists.parquet")
+    with pytest.raises(BadData, match=r"lists.parquet: 2 rows take 0.0 GB as dialogues"):
+        load(settings(tmp_path / "lists.parquet"))
+
+
 @pytest.mark.parametrize("rows", [40_000_000, 10])
 def test_a_small_file_that_unfolds_to_more_than_the_machine_has_is_refused_by_its_size(
     tmp_path: Path, rows: int, monkeypatch: pytest.MonkeyPatch
