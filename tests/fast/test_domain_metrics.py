@@ -158,6 +158,7 @@ def test_a_gate_that_asks_for_both_headlines_passes_only_what_gains_on_both(on_s
     assert judge(*sides, unasked, rung="own", adapter="a", rng=np.random.default_rng(0), second=second).passed
 
 
+@pytest.mark.whole
 def test_the_gate_of_a_study_judges_the_second_headline_on_val(seven: Study, stores: Stores) -> None:
     study = replace(
         seven,

@@ -251,6 +251,7 @@ def test_four_equal_rungs_pass_by_luck_twice_as_often_as_one_and_stricter_later_
     assert f"a pass makes the gain {strict.worth:.0%} likely" in strict.sentence
 
 
+@pytest.mark.whole
 def test_the_luck_of_the_ladder_is_that_of_the_gate_itself(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sys.modules[above_unified.__module__], "DRAWS", 10)
     rng = np.random.default_rng(8)

@@ -136,7 +136,7 @@ print(json.dumps(answers))
 """
 
 
-@pytest.fixture(params=["embedded", pytest.param("hub", marks=pytest.mark.whole), pytest.param("folder", marks=pytest.mark.whole)])
+@pytest.fixture(params=["embedded", "hub", "folder"])
 def base_name(request: pytest.FixtureRequest, tiny_base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """Return a base model by each kind of name; that of the hub is in the hub's cache on this machine."""
     if request.param == "embedded":
@@ -156,6 +156,7 @@ def base_name(request: pytest.FixtureRequest, tiny_base_folder: Path, tmp_path: 
     return "somebody/tiny"
 
 
+@pytest.mark.whole
 def test_an_export_carried_elsewhere_gives_the_served_answers_by_the_lines_of_its_card(base_name: str, tmp_path: Path) -> None:
     table = RoutingTable(
         study=STUDY,

@@ -113,6 +113,7 @@ def test_controls_differ_from_what_they_control_in_one_thing(study: Study, store
     assert not {name for composition in arms for name in composition.adapter_names if name.startswith(("random", "unified-"))}
 
 
+@pytest.mark.whole
 def test_refined_clusters_are_trained_again_before_what_depends_on_them(study: Study, stores: Stores) -> None:
     study = replace(
         study,

@@ -44,6 +44,7 @@ def count(comparisons: list[Comparison]) -> tuple[int, int]:
     return differs, sum(c.champion not in ("unified", None) for c in comparisons)
 
 
+@pytest.mark.whole
 def test_without_a_true_difference_one_study_in_twenty_shows_one_and_fewer_show_a_win():
     rng = np.random.default_rng(20)
     differs, wins = count([simulated({}, rng) for _ in range(REPEATS)])
