@@ -5,7 +5,7 @@ changes no answer: every row of the decode batch has its own adapters, keys, val
 Source: Yu et al. 2022, Orca (continuous batching).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -15,6 +15,7 @@ from clusterlora.engine.decode_batch import DecodeBatch, DecodeRow
 from clusterlora.engine.decoder_inference import DecoderInference
 from clusterlora.engine.generation import Question
 from clusterlora.engine.inference_backends import InferenceBackend
+from clusterlora.engine.memory import free_cached_memory, is_allocation_failure
 
 End = Literal["stop", "length"]
 """Why an answer ended: by its end token, or at its limit."""
@@ -38,6 +39,14 @@ class Tokens:
     end: End | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """An answer that cannot be given, and why."""
+
+    number: int
+    error: Exception
+
+
 class ContinuousBatch(Protocol):
     """A batch that questions join and leave."""
 
@@ -55,8 +64,8 @@ class ContinuousBatch(Protocol):
         """Let questions join, at most `n_free`; return what is known of their answers. If it raises, none of them has joined."""
         ...
 
-    def step(self) -> list[Tokens]:
-        """Return the next tokens of the running answers."""
+    def step(self) -> Sequence[Tokens | Failed]:
+        """Return the next tokens of the running answers, and which have failed by themselves. If it raises, all have."""
         ...
 
     def cancel(self, number: int) -> None:
@@ -157,19 +166,30 @@ class _WholeBatches:
         self._joined |= {admission.number: admission for admission in admissions}
         return []
 
-    def step(self) -> list[Tokens]:
+    def step(self) -> list[Tokens | Failed]:
         """See `ContinuousBatch`."""
         joined, self._joined = list(self._joined.values()), {}
-        if not joined:
-            return []
+        return self._answered(joined) if joined else []
+
+    def _answered(self, joined: Sequence[Admission]) -> list[Tokens | Failed]:
+        """Answer questions to their end. If that fails they are asked one by one, so that only those fail that cannot be answered."""
+        try:
+            return list(self._replies(joined))
+        except Exception as error:
+            if len(joined) == 1:
+                return [Failed(joined[0].number, error)]
+            is_memory = is_allocation_failure(error)
+        if is_memory:
+            free_cached_memory()
+        return [answer for admission in joined for answer in self._answered([admission])]
+
+    def _replies(self, joined: Sequence[Admission]) -> Iterator[Tokens]:
         longest = max(admission.limit for admission in joined)
         replies = self._backend.reply([admission.question for admission in joined], max_new_tokens=longest, batch_size=len(joined))
-        tokens: list[Tokens] = []
         for reply in replies:
             admission = joined[reply.number]
             end: End = "length" if len(reply.ids) >= admission.limit else "stop"
-            tokens.append(Tokens(admission.number, reply.ids[: admission.limit], end))
-        return tokens
+            yield Tokens(admission.number, reply.ids[: admission.limit], end)
 
     def cancel(self, number: int) -> None:
         """See `ContinuousBatch`."""

@@ -37,7 +37,10 @@ class Sampler:
         probabilities = (centred / self._sampling.temperature).softmax(-1)
         sorted_probabilities, tokens = probabilities.sort(descending=True, stable=True)
         before = sorted_probabilities.cumsum(-1) - sorted_probabilities
-        nucleus = sorted_probabilities * (before < self._sampling.top_p)
+        is_drawn = before < self._sampling.top_p
+        # The likeliest token is always drawn from, at top_p 0 alone.
+        is_drawn[0] = True
+        nucleus = sorted_probabilities * is_drawn
         return int(tokens[torch.multinomial(nucleus, 1, generator=self._generator)])
 
 

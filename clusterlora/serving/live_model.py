@@ -3,6 +3,7 @@
 import logging
 import tempfile
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,7 +12,8 @@ from typing import Protocol
 
 from clusterlora.engine.continuous_batch import continuous_batch
 from clusterlora.engine.decoder_inference import DecoderInference
-from clusterlora.errors import BadData, ClusterLoraError
+from clusterlora.engine.memory import free_cached_memory
+from clusterlora.errors import BadData
 from clusterlora.serving.exported import router_of_export
 from clusterlora.serving.router import Prepared, Request, Router, usual_device
 from clusterlora.serving.scheduler import Closed, Scheduler
@@ -19,6 +21,9 @@ from clusterlora.stores.mlflow_models import Registry
 from clusterlora.stores.routing_table import read_routing_table
 
 log = logging.getLogger(__name__)
+
+_RETRY_SECONDS, _MAX_RETRY_SECONDS = 10.0, 600.0
+"""Until a version that could not be loaded is tried again: at first, doubled after every try, and at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +125,16 @@ class Served:
         self._files.cleanup()
 
 
+@dataclass(frozen=True, slots=True)
+class _FailedLoad:
+    """A version that could not be loaded, why, how often it was tried, and when it may be tried again."""
+
+    version: str
+    why: str
+    n_tries: int
+    retry_at: float
+
+
 class LiveModel:
     """The served model, looked up anew every `watch_seconds`. `current` may change between two requests, never within one."""
 
@@ -131,6 +146,7 @@ class LiveModel:
         max_waiting: int,
         watch_seconds: float | None = None,
         tell: Callable[[str, Served | None], None] = lambda _outcome, _served: None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Load the model. Raises what the source raises.
 
@@ -138,8 +154,8 @@ class LiveModel:
             tell: called with `loaded` and the model after each load, with `failed` and None after one that failed.
         """
         self._source, self._n_slots, self._max_waiting = source, n_slots, max_waiting
-        self._tell = tell
-        self._failed: tuple[str, str] | None = None
+        self._tell, self._clock = tell, clock
+        self._failed: _FailedLoad | None = None
         self._stopping = threading.Event()
         self.current = self._load(source.version(), None)
         self._watch = threading.Thread(target=self._watch_alias, args=(watch_seconds,), name="watching", daemon=True)
@@ -156,25 +172,44 @@ class LiveModel:
     def refresh(self) -> bool:
         """Load the version that is to answer, if another one does; return whether it was another one and could be loaded.
 
-        While that takes, and for all requests that were taken before, the former one answers.
+        While that takes, and for all requests that were taken before, the former one answers. A version that could not be loaded is tried
+        again after a while.
         """
         version = "?"
         try:
             version = self._source.version()
-            if version == self.current.version:
+            if version == self.current.version or self._is_too_soon(version):
                 return False
             fresh = self._load(version, self.current.router)
-        except (ClusterLoraError, OSError) as problem:
-            if self._failed != (version, str(problem)):
-                self._failed = version, str(problem)
-                log.warning("%s version %s goes on answering: %s", self.current.name, self.current.version, problem)
-                self._tell("failed", None)
+        except Exception as problem:
+            # Whatever it was, the next version must be looked for.
+            self._note_failure(version, f"{type(problem).__name__}: {problem}")
+            fresh = None
+        if fresh is None:
+            # Not in the handler, in which the exception still holds what was loaded.
+            free_cached_memory()
             return False
         former, self.current = self.current, fresh
         self._failed = None
         log.info("%s: version %s answers, in place of %s", fresh.name, fresh.version, former.version)
-        former.close()
+        try:
+            former.close()
+        except Exception:
+            log.exception("%s version %s could not be removed from memory", former.name, former.version)
         return True
+
+    def _is_too_soon(self, version: str) -> bool:
+        return self._failed is not None and self._failed.version == version and self._clock() < self._failed.retry_at
+
+    def _note_failure(self, version: str, why: str) -> None:
+        """Count a try, and log it unless the one before failed alike."""
+        before = self._failed if self._failed is not None and self._failed.version == version else None
+        if before is None or before.why != why:
+            log.warning("%s version %s goes on answering; version %s: %s", self.current.name, self.current.version, version, why)
+        n_tries = before.n_tries + 1 if before is not None else 1
+        wait = min(_RETRY_SECONDS * 2.0 ** min(n_tries - 1, 16), _MAX_RETRY_SECONDS)
+        self._failed = _FailedLoad(version, why, n_tries, self._clock() + wait)
+        self._tell("failed", None)
 
     def _load(self, version: str, previous: Router | None) -> Served:
         files = tempfile.TemporaryDirectory(prefix="clusterlora-serve-")

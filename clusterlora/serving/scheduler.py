@@ -5,7 +5,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from clusterlora.engine.continuous_batch import Admission, ContinuousBatch, Tokens
+from clusterlora.engine.continuous_batch import Admission, ContinuousBatch, Failed, Tokens
 from clusterlora.engine.generation import Question
 from clusterlora.engine.memory import free_cached_memory, is_allocation_failure
 
@@ -129,9 +129,14 @@ class Scheduler:
         else:
             self._hand_over_all(tokens)
 
-    def _hand_over_all(self, tokens: Sequence[Tokens]) -> None:
-        for some in tokens:
-            self._hand_over(some.number, some, ended=some.end is not None)
+    def _hand_over_all(self, answers: Sequence[Tokens | Failed]) -> None:
+        for some in answers:
+            if isinstance(some, Failed):
+                log.error("a request could not be answered", exc_info=some.error)
+                self._hand_over(some.number, some.error, ended=True)
+                _recover(some.error)
+            else:
+                self._hand_over(some.number, some, ended=some.end is not None)
 
     def _hand_over(self, number: int, content: Tokens | Exception, *, ended: bool) -> None:
         with self._changed:

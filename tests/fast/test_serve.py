@@ -3,18 +3,22 @@
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
 import openai
 import pytest
+import torch
 
 from clusterlora.engine import backends, inference_backends
+from clusterlora.engine.continuous_batch import Admission, Failed, Tokens, continuous_batch
 from clusterlora.engine.decode_batch import DecodeBatch, DecodeRow
+from clusterlora.engine.generation import Question, Reply
 from clusterlora.errors import ModelUnavailable
 from clusterlora.ports.stores import Stores
+from clusterlora.serving.live_model import LiveModel
 from clusterlora.serving.router import Prepared, Request, Router
 from clusterlora.serving.server import ModelServer
 from clusterlora.settings import Study
@@ -46,6 +50,13 @@ def served(source: StudySource) -> Iterator[tuple[ModelServer, httpx.Client]]:
 @pytest.fixture
 def client(served: tuple[ModelServer, httpx.Client]) -> httpx.Client:
     return served[1]
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    until = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < until, "it has not happened"
+        time.sleep(0.01)
 
 
 def events(response: httpx.Response) -> list[dict[str, Any]]:
@@ -261,6 +272,47 @@ def test_a_version_that_cannot_be_loaded_leaves_the_former_one_answering(source:
         assert not server.live.refresh()
         assert text_of(client.post(PATH, json=asked[0].body)) == asked[0].answer
         assert 'model_loads_total{outcome="failed"} 1.0' in client.get("/metrics").text
+
+
+def test_a_version_that_failed_is_tried_again_after_a_while_whatever_failed(source: StudySource) -> None:
+    now, told = [0.0], list[str]()
+    live = LiveModel(
+        source, n_slots=1, max_waiting=1, watch_seconds=0.01, tell=lambda outcome, _served: told.append(outcome), clock=lambda: now[0]
+    )
+    try:
+        source.chosen, source.error = "cluster", torch.OutOfMemoryError("CUDA out of memory")
+        wait_for(lambda: told == ["loaded", "failed"])
+        time.sleep(0.1)
+        assert told == ["loaded", "failed"], "a version that failed is not loaded at every look"
+        now[0] = 11.0
+        wait_for(lambda: told == ["loaded", "failed", "failed"])
+        source.error, now[0] = None, 22.0
+        time.sleep(0.1)
+        assert live.current.version == METHODS[0], "the second wait is longer"
+        now[0] = 32.0
+        wait_for(lambda: live.current.version == "cluster")
+    finally:
+        live.close()
+
+
+def test_an_answer_that_fails_takes_no_other_with_it() -> None:
+    class Backend:
+        def reply(self, questions: Sequence[Question], *, max_new_tokens: int | None, batch_size: int) -> Iterator[Reply]:
+            assert (max_new_tokens, batch_size) == (5, len(questions))
+            for number, question in enumerate(questions):
+                if question.slot == 1:
+                    raise ValueError("poison")
+                yield Reply(number, question.prompt, 0.0)
+
+        def close(self) -> None:
+            pass
+
+    batch = continuous_batch(Backend(), n_rows=3, n_tokens=9)
+    batch.admit([Admission(number, Question((number,), slot, ()), 5) for number, slot in enumerate((0, 1, 0))])
+    first, poisoned, last = batch.step()
+    assert (first, last) == (Tokens(0, (0,), "stop"), Tokens(2, (2,), "stop"))
+    assert isinstance(poisoned, Failed)
+    assert (poisoned.number, str(poisoned.error)) == (1, "poison")
 
 
 def test_metrics_log_and_health_tell_what_happens_but_no_word_of_it(source: StudySource, caplog: pytest.LogCaptureFixture) -> None:

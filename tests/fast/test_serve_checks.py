@@ -117,6 +117,7 @@ def test_tokens_are_drawn_from_the_nucleus_as_often_as_their_probability_says() 
     assert drawn.keys() == {0, 1}
     assert drawn[0] / 4000 == pytest.approx(0.5 / 0.8, abs=0.03)
     assert {Sampler(Sampling(1e-300, 1.0, seed)).draw(logits) for seed in range(9)} == {0}
+    assert {Sampler(Sampling(1.0, 0.0, seed)).draw(logits) for seed in range(9)} == {0}
     hot = Counter(Sampler(Sampling(2.0, 1.0, seed)).draw(logits) for seed in range(500))
     assert hot.keys() == {0, 1, 2, 3}
 
