@@ -17,13 +17,17 @@ from clusterlora.values import EvaluationRow, digest
 _AT_ONCE = 8
 """Questions that a judge has at a time."""
 
-_SWAPPED: Mapping[Preference, Preference] = {"first": "second", "second": "first", "tie": "tie", "abstain": "abstain"}
-_WORTH: Mapping[Preference, float] = {"first": 1.0, "second": 0.0, "tie": 0.5, "abstain": 0.5}
+_SWAPPED: Mapping[Preference, Preference] = {"first": "second", "second": "first"}
+_WORTH: Mapping[Preference, float] = {"first": 1.0, "second": 0.0}
+_ABSTAINS: frozenset[Preference] = frozenset({"abstain", "unusable"})
 _HUMAN = ("prompt", "reference", "first", "second", "preferred")
 
 
 class CachedJudge:
-    """Asks a judge what was never asked before; its preferences are kept in a file by the content of the question."""
+    """Asks a judge what was never asked before; its preferences are kept in a file by the content of the question.
+
+    An unusable reply is not kept: a comparison that is made again asks anew.
+    """
 
     def __init__(self, judge: Judge, file: Path) -> None:
         self._judge, self._file, self._lock = judge, file, Lock()
@@ -32,16 +36,20 @@ class CachedJudge:
         if file.is_file():
             for line in file.read_text(encoding="utf-8").splitlines():
                 try:
-                    key, preference = json.loads(line)
+                    kept = json.loads(line)
                 except ValueError:
                     continue  # a line that was cut when the process died: it is asked again
-                self._known[key] = preference
+                match kept:
+                    case [str() as key, ("first" | "second" | "tie" | "abstain") as preference]:
+                        self._known[key] = preference
+                    case _:
+                        continue  # damaged: it is asked again
 
     def prefer_all(self, pairs: Sequence[AnswerPair]) -> list[Preference]:
         """Return the preference of every pair, in order. Equal answers are a tie that nobody is asked about.
 
         Raises:
-            ServiceDown: the judge gives no usable answer; what it has answered is kept.
+            ServiceDown: nobody replies; what the judge has answered is kept.
         """
         distinct = list(dict.fromkeys(pair for pair in pairs if pair.first != pair.second))
         with ThreadPoolExecutor(_AT_ONCE) as pool:
@@ -53,40 +61,51 @@ class CachedJudge:
         if key in self._known:
             return self._known[key]
         preference = self._judge.prefer(pair)
-        with self._lock, self._file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps([key, preference]) + "\n")
-            self._known[key] = preference
+        with self._lock:
             self.n_asked += 1
+            if preference != "unusable":
+                with self._file.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps([key, preference]) + "\n")
+                self._known[key] = preference
         return preference
 
 
 @dataclass(frozen=True, slots=True)
 class JudgeQuality:
-    """What a judge's preferences are worth: of `n_pairs`, asked in both orders, how many it judged alike, and its ties and abstentions.
+    """What a judge's preferences are worth: of `n_pairs`, asked in both orders, how many it judged alike.
 
-    `agreement` is how many of `n_human` preferences of people are its own, over both orders; None without any.
+    In `n_undecided` pairs it abstained in at least one order; in the rest its orders disagree. `n_ties` and `n_unusable` count single
+    replies. `agreement` is how many of `n_human` preferences of people are its own in both orders, None without any; `n_human_undecided`
+    of them it judged otherwise in the other order, or abstained.
     """
 
     n_pairs: int
     n_consistent: int
+    n_undecided: int
     n_ties: int
-    n_abstained: int
+    n_unusable: int
     n_human: int = 0
+    n_human_undecided: int = 0
     agreement: int | None = None
 
     def sentence(self, identity: str) -> str:
         """Return it in words."""
         if not self.n_pairs:
             return f"The judge {identity} was asked nothing: every answer is unified's."
-        n_asked = 2 * self.n_pairs
+        n_flipped = self.n_pairs - self.n_consistent - self.n_undecided
         words = (
-            f"The judge {identity} compared {counted(self.n_pairs, 'pair')} of different answers in both orders, and "
-            f"{_share(self.n_consistent, self.n_pairs)} alike; {self.n_ties / n_asked:.0%} of what it said are ties, "
-            f"{self.n_abstained / n_asked:.0%} abstentions. "
+            f"The judge {identity} compared {counted(self.n_pairs, 'pair')} of different answers in both orders: "
+            f"{_share(self.n_consistent, self.n_pairs)} alike, {n_flipped / self.n_pairs:.0%} otherwise in the other order, "
+            f"{self.n_undecided / self.n_pairs:.0%} with an abstention. {self.n_ties / (2 * self.n_pairs):.0%} of what it said are ties. "
         )
+        if self.n_unusable:
+            words += f"{self.n_unusable} of its {2 * self.n_pairs} replies say no preference and count as abstentions. "
         if self.agreement is None:
             return words + "How far people agree with it is not known: judge.preferences names no file."
-        return words + f"It agrees with {_share(self.agreement, self.n_human)} of {counted(self.n_human, 'preference')} of people."
+        return words + (
+            f"It agrees with {_share(self.agreement, self.n_human)} of {counted(self.n_human, 'preference')} of people; "
+            f"{self.n_human_undecided / self.n_human:.0%} it judges otherwise in the other order, or abstains."
+        )
 
 
 def _share(n: int, of: int) -> str:
@@ -116,22 +135,24 @@ def with_judge_scores(
         pairs.append(AnswerPair(row.prompt, row.reference, row.text, other.text))
     preferences = _both_orders(pairs, judge)
     scored = [
-        replace(row, scores={**row.scores, "judge": (_WORTH[one] + _WORTH[_SWAPPED[two]]) / 2})
+        replace(row, scores={**row.scores, "judge": (_worth(one) + _worth(_swapped(two))) / 2})
         for row, (one, two) in zip(rows, preferences, strict=True)
     ]
     asked = {pair: both for pair, both in zip(pairs, preferences, strict=True) if pair.first != pair.second}
     words = [word for both in asked.values() for word in both]
     quality = JudgeQuality(
         n_pairs=len(asked),
-        n_consistent=sum(one == _SWAPPED[two] for one, two in asked.values()),
+        n_consistent=sum(_verdict(one, two) is not None for one, two in asked.values()),
+        n_undecided=sum(not _ABSTAINS.isdisjoint(both) for both in asked.values()),
         n_ties=words.count("tie"),
-        n_abstained=words.count("abstain"),
+        n_unusable=words.count("unusable"),
     )
     if not human:
         return scored, quality
     its = _both_orders([pair for pair, _ in human], judge)
-    agreement = sum(_verdict(one, two) == preferred for (_, preferred), (one, two) in zip(human, its, strict=True))
-    return scored, replace(quality, n_human=len(human), agreement=agreement)
+    verdicts = [_verdict(one, two) for one, two in its]
+    agreement = sum(verdict == preferred for (_, preferred), verdict in zip(human, verdicts, strict=True))
+    return scored, replace(quality, n_human=len(human), n_human_undecided=verdicts.count(None), agreement=agreement)
 
 
 def human_preferences(file: Path) -> list[tuple[AnswerPair, Preference]]:
@@ -151,6 +172,8 @@ def human_preferences(file: Path) -> list[tuple[AnswerPair, Preference]]:
         preferred = record.get("preferred")
         if not all(isinstance(one, str) for one in texts) or preferred not in ("first", "second", "tie"):
             problems.add(place, "preference", f"has not all of {', '.join(_HUMAN)}", "write texts, and first, second or tie as preferred")
+        elif record["first"] == record["second"]:
+            problems.add(place, "preference", "first and second are the same answer", "leave the line out: nobody would be asked")
         else:
             preferences.append((AnswerPair(*map(str, texts)), preferred))
     problems.raise_any()
@@ -162,7 +185,14 @@ def _both_orders(pairs: Sequence[AnswerPair], judge: CachedJudge) -> list[tuple[
     return list(zip(words[: len(pairs)], words[len(pairs) :], strict=True))
 
 
-def _verdict(one: Preference, two: Preference) -> Preference:
-    """Return what is preferred over both orders: a tie where they disagree."""
-    worth = (_WORTH[one] + _WORTH[_SWAPPED[two]]) / 2
-    return "first" if worth > 0.5 else "second" if worth < 0.5 else "tie"
+def _verdict(one: Preference, two: Preference) -> Preference | None:
+    """Return what is preferred in both orders; None where they disagree or the judge abstains."""
+    return one if one == _swapped(two) and one not in _ABSTAINS else None
+
+
+def _swapped(preference: Preference) -> Preference:
+    return _SWAPPED.get(preference, preference)
+
+
+def _worth(preference: Preference) -> float:
+    return _WORTH.get(preference, 0.5)

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-Preference = Literal["first", "second", "tie", "abstain"]
+Preference = Literal["first", "second", "tie", "abstain", "unusable"]
+"""An unusable one is a reply that says none of the others; it counts as an abstention."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,5 +31,5 @@ class Judge(Protocol):
         ...
 
     def prefer(self, pair: AnswerPair) -> Preference:
-        """Return which answer is better. Raises ServiceDown where it gives no usable answer."""
+        """Return which answer is better. Raises ServiceDown where nobody replies."""
         ...

@@ -54,14 +54,16 @@ def compare_study(study_name: str, stores: Stores, log: RunLog) -> Comparison:
         rows = evaluation_rows(state, plan, stores)
         if not rows:
             raise BadData(f"study {study_name} has no test answers; run its evaluate step first")
-        beside = _beside_headline(study, rows)
         rows, of_judge = judged(study, rows, stores, log)
+        # A judge that failed has scored nothing.
+        metrics = [name for name in study.evaluation.metrics if not METRICS[name].pairwise or name in rows[0].scores]
+        beside = _beside_headline(study, rows, metrics)
         rows = with_domain_scores(rows, [name for name in beside if not METRICS[name].pairwise])
         reference_points = scale(state, stores, tuple(dict.fromkeys(row.persona_id for row in rows)))
         comparison = compare_methods(
             rows,
             headline=study.evaluation.headline,
-            higher_is_better={name: METRICS[name].higher_is_better for name in dict.fromkeys((*study.evaluation.metrics, *beside))},
+            higher_is_better={name: METRICS[name].higher_is_better for name in dict.fromkeys((*metrics, *beside))},
             draws=study.evaluation.bootstrap_draws,
             rng=np.random.default_rng(0),
             reference=REFERENCE,
@@ -108,12 +110,12 @@ def _shown(state: StudyState, rows: Sequence[EvaluationRow], stores: Stores) -> 
     return shown_by_method(rows, {method: chosen[method] for method in METHODS if method in chosen})
 
 
-def _beside_headline(study: Study, rows: Sequence[EvaluationRow]) -> tuple[str, ...]:
+def _beside_headline(study: Study, rows: Sequence[EvaluationRow], metrics: Sequence[str]) -> tuple[str, ...]:
     """Return the metrics to be told beside the headline: the second headline, and those of the data's domain."""
     second = study.evaluation.second_headline
     # A study whose metrics read no answers has none: they would all be wrong.
-    has_answers = any(METRICS[name].reads_answers for name in study.evaluation.metrics)
-    pairwise = (name for name in study.evaluation.metrics if METRICS[name].pairwise)
+    has_answers = any(METRICS[name].reads_answers for name in metrics)
+    pairwise = (name for name in metrics if METRICS[name].pairwise)
     names = (*([second] if second else []), *pairwise, *(domain_metrics([row.reference for row in rows]) if has_answers else ()))
     return tuple(name for name in dict.fromkeys(names) if name != study.evaluation.headline)
 

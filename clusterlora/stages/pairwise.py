@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from clusterlora.durable import make_folder
+from clusterlora.errors import BadData, ServiceDown
 from clusterlora.evaluation.pairwise import CachedJudge, human_preferences, with_judge_scores
 from clusterlora.planning.ladder import REFERENCE
-from clusterlora.ports.judge import Judge
+from clusterlora.ports.judge import AnswerPair, Judge, Preference
 from clusterlora.ports.run_log import RunLog
 from clusterlora.ports.stores import Stores
 from clusterlora.settings import Study
@@ -22,21 +23,34 @@ def leaves_the_machine(study: Study) -> str | None:
     return f"the judge reads every test prompt, reference and answer: texts of people are sent to {study.judge.address}"
 
 
+def preferences_of_people(study: Study) -> list[tuple[AnswerPair, Preference]]:
+    """Return the preferences of people that the study names for its judge.
+
+    Raises:
+        BadData: their file cannot be used.
+    """
+    if JUDGE not in study.evaluation.metrics or study.judge.preferences is None:
+        return []
+    return human_preferences(Path(study.judge.preferences))
+
+
 def judged(study: Study, rows: Sequence[EvaluationRow], stores: Stores, log: RunLog) -> tuple[list[EvaluationRow], str | None]:
     """Return the rows with their score `judge`, and a sentence on what the judge is worth; the rows as they are where none is asked.
 
-    Raises:
-        BadData: the file of people's preferences cannot be used.
-        ServiceDown: the judge gives no usable answer.
+    So are they where the judge fails, and the sentence says why: it decides nothing, so nothing else waits for it.
     """
     if JUDGE not in study.evaluation.metrics:
         return list(rows), None
     judge = judge_of(study)
-    human = human_preferences(Path(study.judge.preferences)) if study.judge.preferences else []
     folder = stores.folder(study.name)
     make_folder(folder)
     cached = CachedJudge(judge, folder / "judge.jsonl")
-    scored, quality = with_judge_scores(rows, REFERENCE, cached, human)
+    try:
+        scored, quality = with_judge_scores(rows, REFERENCE, cached, preferences_of_people(study))
+    except (BadData, ServiceDown) as problem:
+        sentence = f"Warning: these results are without the metric judge: {problem}."
+        log.note(sentence)
+        return list(rows), sentence
     sentence = quality.sentence(judge.identity)
     log.note(f"{sentence} {cached.n_asked} questions were asked now, the others before")
     return scored, sentence

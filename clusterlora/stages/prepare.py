@@ -22,7 +22,7 @@ from clusterlora.progress.timing import timed
 from clusterlora.settings import PreparedStudy, Study, chosen_base
 from clusterlora.stages.base_checks import decided, fitted_dataset
 from clusterlora.stages.model_fit import refuse_misfits
-from clusterlora.stages.pairwise import leaves_the_machine
+from clusterlora.stages.pairwise import leaves_the_machine, preferences_of_people
 from clusterlora.stores.resume import as_decided
 from clusterlora.values import Dataset
 
@@ -39,11 +39,12 @@ def prepare_study(settings: Study, stores: Stores, log: RunLog, *, running: bool
         running: whether to set the study's status to running; a single step leaves the status as it is.
 
     Raises:
-        BadData: every problem of the data at once, or the study already holds other data.
+        BadData: every problem of the data at once, or of its judge's preferences, or the study already holds other data.
         BadSettings: the study exists with other settings, or a model does not know the language of its data.
         ModelUnavailable: the base model is not available here.
     """
     log.phase("prepare", total=1, unit="data set")
+    preferences_of_people(settings)
     study, base = as_prepared(settings, stores)
     dataset, fit = fitted_dataset(study, base.tokenizer)
     of_dialogues = tuple(_fit_sentences(fit, study))

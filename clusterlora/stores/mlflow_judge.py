@@ -1,7 +1,9 @@
 """A judge through MLflow's judge interface, at any address that speaks OpenAI's chat completions, local ones included."""
 
 import os
+import re
 import socket
+from json import JSONDecodeError
 from typing import Any, Literal, cast
 from urllib.parse import urlsplit
 from urllib.request import getproxies
@@ -50,11 +52,15 @@ class MlflowJudge:
             said = self._judge(
                 inputs={"asked": pair.prompt}, outputs={"first": pair.first, "second": pair.second}, expectations={"answer": pair.reference}
             )
+        except (LookupError, TypeError, AttributeError):
+            return "unusable"  # an empty reply, or JSON without a result: MLflow reads both unchecked
         except (MlflowException, OSError, ValueError) as error:
+            if isinstance(error.__cause__, JSONDecodeError):
+                return _preference(error.__cause__.doc)
+            if getattr(error.__cause__, "is_context_window_error", False):
+                return "unusable"  # this pair is too long for the model; others may not be
             raise self._down(error) from error
-        if said.error is not None or said.value not in _WORDS:
-            raise self._down(said.error.error_message if said.error else f"it said {said.value!r}")
-        return cast("Preference", said.value)
+        return _preference(said.value)
 
     def _refuse_nobody(self) -> None:
         """Refuse an address at which nobody listens: MLflow would try again for minutes. Behind a proxy that cannot be told here."""
@@ -69,5 +75,11 @@ class MlflowJudge:
     def _down(self, why: object) -> ServiceDown:
         words = str(why).strip().splitlines() or ["it said nothing"]
         return ServiceDown(
-            f"the judge {self.identity} gives no usable answer ({words[0][:200]}); start it and compare again: what it has answered is kept"
+            f"the judge {self.identity} does not answer ({words[0][:200]}); mend that and compare again: what it has answered is kept"
         )
+
+
+def _preference(said: object) -> Preference:
+    """Return the preference that a reply says in one word, whatever its case and punctuation."""
+    word = re.sub(r"[\W_]+", " ", str(said)).strip().casefold()
+    return cast("Preference", word) if word in _WORDS else "unusable"

@@ -18,6 +18,7 @@ from clusterlora.ports.judge import AnswerPair, Preference
 from clusterlora.ports.stores import Stores
 from clusterlora.settings import Study
 from clusterlora.stages.compare import compare_study
+from clusterlora.stages.pairwise import judged
 from clusterlora.stages.prepare import prepare_study
 from clusterlora.stores.mlflow_judge import MlflowJudge
 from clusterlora.values import EvaluationRow
@@ -57,7 +58,7 @@ def test_an_answer_scores_one_where_it_is_preferred_and_half_where_nothing_is(tm
     assert [row.scores["judge"] for row in rows] == [0.5] * 5 + [1.0, 0.0, 0.5, 0.5, 0.5]
     assert all(row.scores["nll"] == 1.0 for row in rows)
     assert len(judge.asked) == 2 * 4, "equal answers are a tie that nobody is asked about"
-    assert (quality.n_pairs, quality.n_consistent, quality.n_ties, quality.n_abstained) == (4, 4, 2, 2)
+    assert (quality.n_pairs, quality.n_consistent, quality.n_undecided, quality.n_ties) == (4, 3, 1, 2)
     assert "names no file" in quality.sentence("longest")
 
 
@@ -65,13 +66,41 @@ def test_a_preference_for_a_position_is_a_tie_and_no_consistency(tmp_path: Path)
     rows, quality = with_judge_scores(ROWS, "unified", CachedJudge(Longest(position=True), tmp_path / "judge.jsonl"), [])
     assert {row.scores["judge"] for row in rows} == {0.5}
     assert quality.n_consistent == 0
-    assert " 0% (0–" in quality.sentence("longest")
+    assert " 0% (0–49) alike, 100% otherwise in the other order, 0% with an abstention" in quality.sentence("longest")
+
+
+class Always:
+    """Says one thing, whatever it is asked."""
+
+    identity = "always"
+
+    def __init__(self, says: Preference) -> None:
+        self.says: Preference = says
+
+    def prefer(self, pair: AnswerPair) -> Preference:  # noqa: ARG002
+        return self.says
+
+
+@pytest.mark.parametrize(
+    ("says", "alike", "undecided", "agrees"), [("first", 0, 0, 0), ("abstain", 0, 4, 0), ("unusable", 0, 4, 0), ("tie", 4, 0, 2)]
+)
+def test_neither_abstentions_nor_a_preferred_position_are_consistent_or_agree_with_people(
+    says: Preference, alike: int, undecided: int, agrees: int, tmp_path: Path
+):
+    human: list[tuple[AnswerPair, Preference]] = [(AnswerPair(prompt, "r", "x", "y"), "tie") for prompt in "pq"]
+    judge = CachedJudge(Always(says), tmp_path / "judge.jsonl")
+    rows, quality = with_judge_scores(ROWS, "unified", judge, human)
+    assert {row.scores["judge"] for row in rows} == {0.5}
+    assert (quality.n_pairs, quality.n_consistent, quality.n_undecided, quality.agreement) == (4, alike, undecided, agrees)
+    assert quality.n_human_undecided == 2 - agrees
+    assert ("8 of its 8 replies say no preference" in quality.sentence("always")) == (says == "unusable")
+    assert (tmp_path / "judge.jsonl").exists() == (says != "unusable"), "an unusable reply is asked for again"
 
 
 def test_nothing_is_asked_twice_of_the_same_judge(tmp_path: Path):
     file, again, other = tmp_path / "judge.jsonl", Longest(), Longest()
     with_judge_scores(ROWS, "unified", CachedJudge(Longest(), file), [])
-    file.write_text(file.read_text() + '["cut')
+    file.write_text(file.read_text() + '5\n["a", "unusable"]\n["cut')
     rows, _ = with_judge_scores(ROWS, "unified", CachedJudge(again, file), [])
     assert not again.asked
     assert [row.scores["judge"] for row in rows[5:]] == [1.0, 0.0, 0.5, 0.5, 0.5]
@@ -100,9 +129,12 @@ def test_agreement_with_people_is_of_both_orders(tmp_path: Path):
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     _, quality = with_judge_scores(ROWS, "unified", CachedJudge(Longest(), tmp_path / "j"), human_preferences(file))
     assert (quality.agreement, quality.n_human) == (3, 4)
-    assert "It agrees with 75% (30–95) of 4 preferences of people." in quality.sentence("longest")
+    assert "It agrees with 75% (30–95) of 4 preferences of people; 0% it judges otherwise" in quality.sentence("longest")
     file.write_text(file.read_text() + '{"prompt": "p", "preferred": "best"}\n')
     with pytest.raises(BadData, match=r"people\.jsonl:5: preference: has not all of prompt, reference, first, second, preferred"):
+        human_preferences(file)
+    file.write_text(json.dumps({**lines[0], "second": "longer"}) + "\n")
+    with pytest.raises(BadData, match="first and second are the same answer"):
         human_preferences(file)
     with pytest.raises(BadData, match="no such file"):
         human_preferences(tmp_path / "none")
@@ -131,7 +163,8 @@ class Server(BaseHTTPRequestHandler):
     """Chat completions that prefer the longer of two answers."""
 
     asked: list[dict[str, Any]]
-    broken = False
+    says: str | None = None
+    status = 200
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -139,12 +172,12 @@ class Server(BaseHTTPRequestHandler):
         user = body["messages"][-1]["content"]
         answers = json.JSONDecoder().raw_decode(user[user.index("outputs: ") + len("outputs: ") :])[0]
         result = "first" if len(answers["first"]) > len(answers["second"]) else "second"
-        content = "no idea" if self.broken else json.dumps({"result": result, "rationale": "it is longer"})
+        content = self.says if self.says is not None else json.dumps({"result": result, "rationale": "it is longer"})
         reply = {"id": "1", "object": "chat.completion", "created": 0, "model": body["model"]}
         reply["choices"] = [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": content}}]
         reply["usage"] = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
         out = json.dumps(reply).encode()
-        self.send_response(200)
+        self.send_response(self.status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(out)))
         self.end_headers()
@@ -160,14 +193,14 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, type[Server]]
     monkeypatch.setenv("OPENAI_API_KEY", "a-key")
     handler = type("Handler", (Server,), {"asked": []})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as listening:
-        thread = threading.Thread(target=listening.serve_forever, daemon=True)
+        thread = threading.Thread(target=listening.serve_forever, args=(0.01,), daemon=True)
         thread.start()
         yield f"http://127.0.0.1:{listening.server_port}/v1", handler
         listening.shutdown()
         thread.join()
 
 
-def test_a_local_server_is_asked_through_mlflow_and_a_useless_answer_is_told(server: tuple[str, type[Server]]):
+def test_a_local_server_is_asked_through_mlflow(server: tuple[str, type[Server]]):
     address, handler = server
     judge = MlflowJudge(address, "local-model")
     pair = AnswerPair("Make it cosy", "Warm light, Ana.", "Warm light.", "Done")
@@ -180,29 +213,81 @@ def test_a_local_server_is_asked_through_mlflow_and_a_useless_answer_is_told(ser
         "Bearer a-key",
     )
     assert all(words in json.dumps(asked["messages"]) for words in ("Make it cosy", "Warm light, Ana.", "Done"))
-    handler.broken = True
-    with pytest.raises(ServiceDown, match=r"the judge local-model at http.* gives no usable answer"):
+    handler.status = 401
+    with pytest.raises(ServiceDown, match=r"the judge local-model at http.* does not answer"):
         judge.prefer(pair)
-    with pytest.raises(ServiceDown, match="start it and compare again"):
+    with pytest.raises(ServiceDown, match="mend that and compare again"):
         MlflowJudge("http://127.0.0.1:1/v1", "local-model").prefer(pair)
 
 
-def test_a_study_tells_its_judge_beside_the_headline_and_asks_once(seven: Study, finished_stores: Stores, server: tuple[str, type[Server]]):
+@pytest.mark.parametrize(
+    ("reply", "preference"),
+    [
+        ('{"result": "First", "rationale": "r"}', "first"),
+        ('{"result": " **SECOND.** ", "rationale": "r"}', "second"),
+        ('{"result": "both", "rationale": "r"}', "unusable"),
+        ('{"result": "", "rationale": "r"}', "unusable"),
+        ('{"result": ["first"], "rationale": "r"}', "first"),
+        ('{"rationale": "r"}', "unusable"),
+        ('["first"]', "unusable"),
+        ("Tie!", "tie"),
+        ("no idea", "unusable"),
+        ("", "unusable"),
+    ],
+)
+def test_a_word_is_read_whatever_its_case_and_punctuation_and_another_one_is_no_failure(
+    reply: str, preference: str, server: tuple[str, type[Server]]
+):
     address, handler = server
-    metrics = (*seven.evaluation.metrics, "judge")
-    study = replace(
-        seven,
+    handler.says = reply
+    assert MlflowJudge(address, "local-model").prefer(AnswerPair("p", "r", "a", "b")) == preference
+
+
+def test_people_s_preferences_are_read_before_anything_else_of_a_study(seven: Study, stores: Stores, tmp_path: Path):
+    with pytest.raises(BadData, match=r"judge\.preferences = .*: no such file"):
+        prepare_study(judged_study(seven, "http://127.0.0.1:1/v1", preferences=str(tmp_path / "none")), stores, LOG)
+    assert not list(stores.studies.studies())
+
+
+def test_a_judge_that_nobody_answers_for_leaves_the_rows_as_they_are_and_says_so(seven: Study, stores: Stores):
+    log = Notes()
+    rows, sentence = judged(judged_study(seven, "http://127.0.0.1:1/v1"), ROWS, stores, log)
+    assert rows == ROWS
+    assert sentence is not None
+    assert sentence.startswith(
+        "Warning: these results are without the metric judge: the judge local at http://127.0.0.1:1/v1 does not answer"
+    )
+    assert log.notes == [sentence]
+
+
+def judged_study(study: Study, address: str, preferences: str | None = None) -> Study:
+    """Return the study with two methods and a judge."""
+    return replace(
+        study,
         name="judged",
         methods=("unified", "cluster"),
-        evaluation=replace(seven.evaluation, metrics=metrics),
-        judge=JudgeSettings(address=address, model="local"),
+        evaluation=replace(study.evaluation, metrics=(*study.evaluation.metrics, "judge")),
+        judge=JudgeSettings(address=address, model="local", preferences=preferences),
     )
+
+
+@pytest.mark.whole
+def test_a_study_tells_its_judge_beside_the_headline_and_asks_once(seven: Study, finished_stores: Stores, server: tuple[str, type[Server]]):
+    address, handler = server
+    study = judged_study(seven, address)
     log = Notes()
     prepare_study(study, finished_stores, log)
     assert [note for note in log.notes if address in note] == [
         f"the judge reads every test prompt, reference and answer: texts of people are sent to {address}"
     ]
     run(study, finished_stores)
+    handler.status = 401
+    comparison = compare_study(study.name, finished_stores, LOG)
+    assert "judge" not in comparison.metrics
+    for file in ("summary.md", "report.html"):
+        assert "are without the metric judge: the judge local at" in (finished_stores.folder(study.name) / "results" / file).read_text()
+    handler.status = 200
+    handler.asked.clear()
     comparison = compare_study(study.name, finished_stores, LOG)
     assert comparison.headline == "embedding_similarity"
     assert "judge" in comparison.beside
