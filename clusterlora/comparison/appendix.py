@@ -10,11 +10,8 @@ from clusterlora.comparison.result import Comparison
 from clusterlora.comparison.scores import PairedScores, paired_scores
 from clusterlora.evaluation.metrics import METRICS
 from clusterlora.evaluation.mixed_model import MixedModel, mixed_model
-from clusterlora.evaluation.statistics import Interval, effect_size, paired_bootstrap, simultaneous_intervals
+from clusterlora.evaluation.statistics import Interval, effect_size, simultaneous_intervals
 from clusterlora.values import EvaluationRow
-
-_MOST_DRAWS = 2000
-"""Draws for the simultaneous intervals, of all metrics and methods at once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,8 +78,8 @@ def _others(
     reference = str(comparison.reference)
     column = {method: number for number, method in enumerate(scores.methods)}
     pairs = [(name, method) for name in names for method in methods]
-    items = np.column_stack([scores.of(name)[:, column[m]] - scores.of(name)[:, column[reference]] for name, m in pairs])
-    draws = paired_bootstrap(items, scores.persona, draws=min(comparison.draws, _MOST_DRAWS), rng=rng)
+    means = {name: scores.persona_means(name) for name in names}
+    deltas = np.column_stack([means[name][:, column[m]] - means[name][:, column[reference]] for name, m in pairs])
     by_seed: dict[int, Float[np.ndarray, "persona seed"]] = {}
     for number, (name, method) in enumerate(pairs):
         of_seeds = scores.persona_means_by_seed(name)
@@ -90,7 +87,7 @@ def _others(
         common = differences[:, np.isfinite(differences).all(axis=0)]
         if common.shape[1] > 1:
             by_seed[number] = common
-    intervals = simultaneous_intervals(draws, scores.means_of(items), by_seed)
+    intervals = simultaneous_intervals(deltas, rng=rng, by_seed=by_seed)
     for (name, method), interval in zip(pairs, intervals, strict=True):
         yield _difference(scores, name, method, reference, interval)
 

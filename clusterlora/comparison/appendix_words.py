@@ -11,12 +11,14 @@ EFFECTS = (
     "positive is better, whatever the metric."
 )
 OTHERS = (
-    "All other metrics against the reference. The intervals hold all together in 95 of 100 studies (single-step maximum of bootstrap "
-    "draws, Westfall & Young 1993). They decide nothing: the verdict is the headline's."
+    "All other metrics against the reference. The intervals are made to hold all together in 95 of 100 studies (single-step maximum of "
+    "|t| over simulated studies of as many people, whose differences are normal; Westfall & Young 1993); where two or three "
+    "training seeds differ much, they hold less often. They decide nothing: the verdict is the headline's."
 )
 MIXED = (
     "A check: the mean difference when clusters, people and training seeds are random effects (REML, Satterthwaite's degrees of "
-    "freedom). It decides nothing; where it and the verdict disagree, few clusters or seeds carry the result."
+    "freedom). It decides nothing. Its p is not corrected for the number of methods, and of a t-test; the verdict's is of a rank test and "
+    "corrected, so that the two can differ for this alone."
 )
 NUMERIC = {"effects": (False, True, True), "others": (False, False, True, True, True), "mixed": (False, True, True, True, False)}
 
