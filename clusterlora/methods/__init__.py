@@ -40,7 +40,7 @@ METHODS: Catalog[Method] = Catalog(
         "merge": Method(merge, needs_clusters=True, adds_adapters=True, recipes=("per_persona",)),
         "prefix": Method(prefix, recipes=("prefix",)),
         "selective_routing": Method(selective_routing, recipes=("unified",)),
-        "imported_cluster": Method(imported_cluster, needs_import=True, needs_clusters=True),
+        "imported_cluster": Method(imported_cluster, needs_import=True, needs_clusters=True, recipes=("unified", "cluster")),
         "random_cluster": Method(
             random_cluster,
             is_control=True,
@@ -75,7 +75,7 @@ METHODS: Catalog[Method] = Catalog(
             recipes=("per_persona",),
         ),
         "imported_unified": Method(imported_unified, needs_import=True),
-        "imported_per_persona": Method(imported_per_persona, needs_import=True),
+        "imported_per_persona": Method(imported_per_persona, needs_import=True, recipes=("per_persona",)),
         "imported_merge": Method(imported_merge, needs_import=True, needs_clusters=True),
         "retrieval": Method(retrieval, retrieves=True),
         "unified_retrieval": Method(unified_retrieval, retrieves=True, recipes=("unified",)),

@@ -103,10 +103,10 @@ def _missing(
     while missing:
         wave = [name for name in missing if ready.issuperset(plan.specs[name].needs)]
         assert wave, f"adapters that need each other: {', '.join(missing)}"
-        yield [plan.specs[name] for name in wave]
-        # Two names may stand for one set of weights.
-        keys = {plan.keys[name] for name in wave}
-        ready |= {name for name in missing if plan.keys[name] in keys}
+        # Two names may stand for one set of weights; the first is trained.
+        first = {plan.keys[name]: name for name in reversed(wave)}
+        yield [plan.specs[name] for name in wave if first[plan.keys[name]] == name]
+        ready |= {name for name in missing if plan.keys[name] in first}
         missing = [name for name in missing if name not in ready]
 
 

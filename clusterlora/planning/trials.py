@@ -11,7 +11,7 @@ from clusterlora.methods import METHODS
 from clusterlora.methods.method import NOTHING_IMPORTED
 from clusterlora.planning.ladder import OWN, REFERENCE, rung_by_name
 from clusterlora.planning.study_state import StudyState
-from clusterlora.planning.tuning import chosen, in_turn, left, round_people, tuned_methods
+from clusterlora.planning.tuning import check_left, chosen, in_turn, left, round_people, tuned_methods
 from clusterlora.planning.work_plan import WorkPlan, answer_settings, study_view, trained_adapters, with_variants, work_plan
 from clusterlora.recipe import Recipe
 from clusterlora.requests import TrainingGroup
@@ -59,6 +59,7 @@ def trial_step(state: StudyState, methods: Iterable[str] | None = None) -> Trial
     from clusterlora.models.base import base_revision
 
     _refuse_untuned(state)
+    check_left(state, methods)
     tries = tuple((m, left(state.tuning, m), round_people(state, m)) for m in methods)
     return _step(
         state.settings,
@@ -136,6 +137,15 @@ def plan_of(state: StudyState, rung: str, step: int | None) -> WorkPlan:
     return due.plan
 
 
+def trial_keys(state: StudyState) -> frozenset[str]:
+    """Return the keys of the adapters that were trained for the trials of the steps that are done, by whatever study.
+
+    Not every one is called a trial: what another study has trained keeps its name.
+    """
+    plans = [plan_of(state, OWN.name, number) for number in range(1, 1 + len(state.tuning.steps if state.tuning else ()))]
+    return frozenset(plan.keys[name] for plan in plans for name, spec in plan.specs.items() if spec.is_trial)
+
+
 def diverged(attempts: Iterable[Attempt]) -> frozenset[str]:
     """Return the names of the trials' adapters whose training diverged."""
     details = (attempt.detail for attempt in attempts if attempt.detail.startswith(DIVERGED))
@@ -144,7 +154,9 @@ def diverged(attempts: Iterable[Attempt]) -> frozenset[str]:
 
 def finished(state: StudyState, plan: WorkPlan) -> frozenset[str]:
     """Return the adapters of a plan that need no training: those that are trained, and trials that diverged."""
-    return frozenset(trained_adapters(state, plan)) | {name for name in diverged(state.attempts) if name in plan.specs}
+    # Two names may stand for one set of weights.
+    lost = {plan.keys[name] for name in diverged(state.attempts) if name in plan.keys}
+    return frozenset(trained_adapters(state, plan)) | {name for name, key in plan.keys.items() if key in lost}
 
 
 def check_tuned(state: StudyState, group: TrainingGroup) -> None:

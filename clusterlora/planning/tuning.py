@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from clusterlora.errors import TrainingDiverged
 from clusterlora.metadata import TrialRecipe, Tuning, TuningRound
 from clusterlora.methods import METHODS
+from clusterlora.methods.method import StudyView
 from clusterlora.planning.ladder import GATED, REFERENCE, gated, next_rung, refused
 from clusterlora.planning.study_state import StudyState
 
@@ -37,19 +38,27 @@ def tuned_methods(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def left(tuning: Tuning, method: str) -> tuple[int, ...]:
-    """Return the numbers of a method's recipes that are left, the best first; all of them before its first round.
-
-    Raises:
-        TrainingDiverged: none is, as all diverged.
-    """
+    """Return the numbers of a method's recipes that are left, the best first: before its first round all, none where all diverged."""
     rounds = tuning.rounds(method)
     if not rounds:
         return tuple(range(len(tuning.recipes)))
     last = rounds[-1].losses
     ranked = sorted((loss, number) for number, loss in last if loss is not None)
-    if not ranked:
-        raise TrainingDiverged(f"all {len(last)} recipes that were tried for {method} diverged; lower recipe.learning_rate")
     return tuple(number for _, number in ranked[: math.ceil(len(last) / KEPT)])
+
+
+def check_left(state: StudyState, methods: Iterable[str]) -> None:
+    """Check that methods have recipes left.
+
+    Raises:
+        TrainingDiverged: all of one diverged.
+    """
+    for method in methods:
+        if state.tuning is not None and not left(state.tuning, method):
+            raise TrainingDiverged(
+                f"all {len(state.tuning.recipes)} recipes that were tried for {method} diverged; run the study under another name (--name) "
+                f"with a lower recipe.learning_rate, or without the method"
+            )
 
 
 def chosen(tuning: Tuning | None) -> Mapping[str, TrialRecipe]:
@@ -78,9 +87,18 @@ def in_turn(state: StudyState, *, whole: bool = False) -> tuple[str, ...]:
 
 
 def planned_methods(state: StudyState) -> tuple[str, ...]:
-    """Return the study's methods, and unified where the gate compares with it."""
-    names = state.settings.methods
+    """Return the study's methods that train anything, and unified where the gate compares with it."""
+    names = tuple(name for name in state.settings.methods if not _is_imported(state, name))
     return (*names, REFERENCE) if GATED in names and REFERENCE not in names else names
+
+
+def _is_imported(state: StudyState, method: str) -> bool:
+    """Return whether all adapters that a method answers with were imported."""
+    if not METHODS[method].needs_import or state.imported is None or state.clustering is None:
+        return False
+    ids, own = state.dataset.ids, state.settings.recipe
+    view = StudyView(ids, state.clustering.members, own, own, None, {}, state.settings.merging, state.imported)
+    return all(spec.imported or spec.merge_of for spec in METHODS[method].plan(view).adapters)
 
 
 def round_people(state: StudyState, method: str) -> tuple[str, ...]:

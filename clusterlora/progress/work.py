@@ -11,7 +11,7 @@ from clusterlora.persona_signal import measure as signal
 from clusterlora.planning.ladder import gated, next_rung, refused
 from clusterlora.planning.study_state import StudyState
 from clusterlora.planning.trials import finished, trial_step
-from clusterlora.planning.tuning import in_turn, with_step
+from clusterlora.planning.tuning import in_turn, left, with_step
 from clusterlora.planning.work_plan import WorkPlan, gate_adapters, judged_adapters, trained_adapters, work_plan
 from clusterlora.values import AdapterComposition, AdapterSpec, Clustering, Dataset, MethodPlan, Persona, Retrieval, Split
 
@@ -89,17 +89,19 @@ def remaining_work(state: StudyState, lengths: MeanTokens) -> Work:
 def _tuning(state: StudyState, lengths: MeanTokens) -> Iterator[tuple[tuple[float, ...], Answering]]:
     """Yield the work of every tuning step that is left, as if the recipes that were drawn first went on."""
     people = state.dataset.by_id()
-    while step := trial_step(state, in_turn(state, whole=True)):
+    tuning = state.tuning
+    # What has no recipe left is not tried again, and the run says so.
+    while tuning and (step := trial_step(state, [m for m in in_turn(state, whole=True) if left(tuning, m)])):
         ready = finished(state, step.plan)
         specs = {spec.name: spec for trial in step.trials for spec in trial.own if spec.name not in ready}
         pairs = {(p, arm) for trial in step.trials for p, arms in trial.plan.arms_by_persona for arm in arms}
         n_likelihoods = sum(n_items(people[p], "val") for p, _ in pairs)
         yield tuple(train_tokens(spec, state.dataset, lengths) for spec in specs.values()), Answering(n_likelihoods=n_likelihoods)
-        assert state.tuning is not None, f"study {state.name} has a step of a tuning and tunes nothing"
         tried: dict[str, list[tuple[int, float | None]]] = {}
         for trial in step.trials:
             tried.setdefault(trial.method, []).append((trial.number, float(trial.number)))
-        state = replace(state, tuning=with_step(state.tuning, (TuningRound(m, 0, tuple(losses)) for m, losses in tried.items())))
+        tuning = with_step(tuning, (TuningRound(m, 0, tuple(losses)) for m, losses in tried.items()))
+        state = replace(state, tuning=tuning)
 
 
 def _texts_beside(state: StudyState) -> int:

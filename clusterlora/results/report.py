@@ -19,6 +19,7 @@ from clusterlora.metadata import DataWarnings, ImportedScores, Refinement, Regis
 from clusterlora.persona_signal.measure import PersonaSignal
 from clusterlora.planning.ladder import GATED, OWN, REFERENCE
 from clusterlora.planning.study_state import StudyState
+from clusterlora.planning.trials import trial_keys
 from clusterlora.planning.work_plan import WorkPlan, trained_adapters
 from clusterlora.ports.stores import Stores
 from clusterlora.progress.timing import seconds_by_part
@@ -241,9 +242,9 @@ def _together(adapters: Mapping[str, TrainedAdapter], trained_by: Mapping[str, s
 def _of_first_seed(state: StudyState, plan: WorkPlan) -> dict[str, TrainedAdapter]:
     """Return the study's adapters by name without those of other seeds and of trials; those of rungs that the gate refused are there."""
     of_seed = {adapter.name for method in plan.methods.values() for adapter in method.adapters}
-    planned, keys = trained_adapters(state, plan), frozenset(plan.keys.values())
+    planned, keys = trained_adapters(state, plan), {*plan.keys.values(), *trial_keys(state)}
     refused = {adapter.name: adapter for adapter in state.adapters if not (adapter.spec.is_trial or adapter.key in keys)}
-    return {name: adapter for name, adapter in planned.items() if name in of_seed} | refused
+    return refused | {name: adapter for name, adapter in planned.items() if name in of_seed}
 
 
 def _thinned(losses: Sequence[float]) -> tuple[tuple[int, float], ...]:

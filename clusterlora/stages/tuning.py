@@ -10,7 +10,7 @@ from clusterlora.metadata import Tuning, TuningRound
 from clusterlora.planning.ladder import GATED
 from clusterlora.planning.study_state import StudyState, read_state
 from clusterlora.planning.trials import Trial, TrialStep, recipe_tried, trial_step
-from clusterlora.planning.tuning import left, with_step
+from clusterlora.planning.tuning import check_left, left, with_step
 from clusterlora.planning.work_plan import trained_adapters, work_plan
 from clusterlora.ports.run_log import RunLog
 from clusterlora.ports.stores import Stores
@@ -37,6 +37,7 @@ def choose_recipes(study_name: str, number: int, stores: Stores, log: RunLog) ->
     stores.tracker.log_trials(study_name, [_run(state, trial, losses[trial], rounds) for trial in step.trials])
     stores.studies.save_metadata(study_name, after)
     state = read_state(study_name, stores)
+    check_left(state, [one.method for one in rounds])
     for one in rounds:
         numbers = left(after, one.method)
         kept = words_of(state, one.method, numbers[0]) if len(numbers) == 1 else f"{len(numbers)} go on"

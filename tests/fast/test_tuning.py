@@ -10,20 +10,24 @@ from hypothesis import strategies as st
 
 from clusterlora.config import PRESETS, resolve
 from clusterlora.errors import BadSettings, TrainingDiverged
-from clusterlora.metadata import ImportedAdapters, MeanTokens, TrialRecipe, Tuning, TuningRound
+from clusterlora.metadata import Decision, ImportedAdapters, MeanTokens, TrialRecipe, Tuning, TuningRound
 from clusterlora.method_settings import MergeSettings
 from clusterlora.methods import METHODS, controls
 from clusterlora.methods.method import StudyView
 from clusterlora.planning.ladder import GATED, REFERENCE, rungs
 from clusterlora.planning.recipes import draw_recipes
 from clusterlora.planning.study_state import StudyState, read_state
-from clusterlora.planning.trials import TrialStep, trial_step
+from clusterlora.planning.training_groups import trial_groups
+from clusterlora.planning.trials import TrialStep, finished, trial_step
 from clusterlora.planning.tuning import chosen, in_turn, left, rounds_of, with_step
-from clusterlora.planning.work_plan import work_plan
-from clusterlora.progress.work import train_tokens
+from clusterlora.planning.work_plan import WorkPlan, work_plan
+from clusterlora.progress.timeline import phases
+from clusterlora.progress.work import remaining_work, train_tokens
 from clusterlora.recipe import Recipe, problems
-from clusterlora.settings import ClusteringSettings, Study, prepared
-from clusterlora.values import AdapterSpec, Clustering, Criterion, Dataset, Dialogue, Persona, Split, Turn, Verdict
+from clusterlora.results.report import _of_first_seed  # pyright: ignore[reportPrivateUsage]
+from clusterlora.results.tuning import cost_sentence, trial_rows, tuning_markdown, tuning_sentence
+from clusterlora.settings import ClusteringSettings, Rung, Study, prepared
+from clusterlora.values import AdapterSpec, Attempt, Clustering, Criterion, Dataset, Dialogue, Persona, Split, TrainedAdapter, Turn, Verdict
 from tests.fast.test_controls import DIFFERENCE, differences
 from tests.fixtures.studies import memory_stores
 
@@ -46,6 +50,22 @@ def planned(study: Study, sizes: tuple[int, ...], base: Path, home: Path) -> Stu
     stores.studies.save_clustering(study.name, Clustering("responses", members))
     stores.studies.save_metadata(study.name, Tuning(draw_recipes(study, TARGETS)))
     return read_state(study.name, stores)
+
+
+def tuned_to_the_end(state: StudyState) -> StudyState:
+    """Return the state of a study whose recipes that were drawn last were chosen, and whose adapters are all trained on ten tokens."""
+    plans: list[WorkPlan] = []
+    while step := trial_step(state, in_turn(state, whole=True)):
+        assert state.tuning is not None
+        plans.append(step.plan)
+        state = replace(state, tuning=with_step(state.tuning, rounds(step)))
+    plans.append(work_plan(state))
+    by_key = {
+        plan.keys[name]: TrainedAdapter(plan.keys[name], name, spec, 1, 0 if spec.merge_of else 10, 1.0, 1.0, 0.5, 9)
+        for plan in plans
+        for name, spec in plan.specs.items()
+    }
+    return replace(state, adapters=tuple(by_key.values()))
 
 
 def steps_of(state: StudyState) -> list[TrialStep]:
@@ -115,19 +135,17 @@ def test_tuning_costs_a_method_one_training_per_round(
 def test_a_method_says_by_whose_recipes_its_adapters_are_trained(method: str) -> None:
     people = ("ana", "ben", "cleo", "dan")
     clusters = (people[:2], people[2:])
+    # Of the others nothing is imported: these are trained here.
+    imported = ImportedAdapters(((0, "a0"),), "a2", (("ana", "of-ana"), ("cleo", "of-cleo")))
 
     def adapters(changed: str | None) -> tuple[AdapterSpec, ...]:
         recipes = {changed: replace(Recipe(), epochs=9)} if changed else {}
         own = recipes.get(GATED, Recipe())
-        view = StudyView(people, clusters, Recipe(), own, REFERENCE, {}, MergeSettings(), imported(people), tuned=recipes)
+        view = StudyView(people, clusters, Recipe(), own, REFERENCE, {}, MergeSettings(), imported, tuned=recipes)
         return METHODS[method].plan(view).adapters
 
     tuned = [name for name, one in METHODS.items() if name in one.recipes]
     assert {name for name in tuned if adapters(name) != adapters(None)} == set(METHODS[method].recipes)
-
-
-def imported(people: tuple[str, ...]) -> ImportedAdapters:
-    return ImportedAdapters(((0, "a0"), (1, "a1")), "a2", tuple((p, f"of-{p}") for p in people))
 
 
 def test_a_control_is_trained_by_the_recipe_of_what_it_controls(tiny_base_folder: Path, tmp_path: Path) -> None:
@@ -193,8 +211,8 @@ def test_the_best_quarter_goes_on_and_a_recipe_that_diverged_never() -> None:
     tuning = with_step(tuning, [TuningRound("unified", 8, ((6, 1.0), (7, None)))])
     assert chosen(tuning) == {"unified": tuning.recipes[6]}
     lost = Tuning(tuning.recipes, ((TuningRound("unified", 2, tuple((n, None) for n in range(8))),),))
-    with pytest.raises(TrainingDiverged, match=r"all 8 recipes that were tried for unified diverged; lower recipe.learning_rate"):
-        left(lost, "unified")
+    assert left(lost, "unified") == ()
+    assert not chosen(lost)
 
 
 def test_a_study_that_tunes_climbs_no_ladder(tiny_base_folder: Path, tmp_path: Path) -> None:
@@ -227,3 +245,121 @@ def test_a_method_that_names_no_recipe_is_refused_before_anything_is_tried(
 def test_tuning_nothing_is_refused() -> None:
     with pytest.raises(BadSettings, match="tune = 4: no method of this study trains adapters"):
         resolve("quick", overrides={"tune": 4, "methods": ["baseline", "few_shot"]})
+
+
+@pytest.mark.parametrize("methods", [("merge",), ("baseline", "unified_retrieval"), ("baseline", "swapped_persona"), ("unified", "merge")])
+def test_the_cost_counts_all_adapters_that_are_trained_by_what_was_chosen(
+    methods: tuple[str, ...], tiny_base_folder: Path, tmp_path: Path
+) -> None:
+    study = Study(methods=methods, tune=4, seeds=2, clustering=ClusteringSettings(k=2))
+    state = tuned_to_the_end(planned(study, (3, 4), tiny_base_folder, tmp_path))
+    plan = work_plan(state)
+    once = 10 * len({plan.keys[name] for name, spec in plan.specs.items() if not spec.merge_of})
+    assert f"times the {once:,} of all adapters" in cost_sentence(state)
+    assert cost_sentence(state) in tuning_markdown(state)
+
+
+def test_a_trial_that_another_study_trained_under_another_name_is_a_trial(tiny_base_folder: Path, tmp_path: Path) -> None:
+    study = Study(methods=("unified", "per_persona"), tune=4, clustering=ClusteringSettings(k=2))
+    state = tuned_to_the_end(planned(study, (3, 4), tiny_base_folder, tmp_path))
+    plan = work_plan(state)
+    # As if an untuned study had trained its own recipe before, which was not chosen here.
+    others = tuple(
+        replace(one, name=one.spec.label, spec=replace(one.spec, name=one.spec.label, variant_of=None, rung=None, trial=None))
+        if one.spec.trial == 0
+        else one
+        for one in state.adapters
+    )
+    assert others != state.adapters
+    linked = replace(state, adapters=others)
+    assert cost_sentence(linked) == cost_sentence(state)
+    assert {name: one.key for name, one in _of_first_seed(linked, plan).items()} == {name: plan.keys[name] for name in plan.specs}
+    refused = replace(others[0], key="0" * 16, name="persona-0001")
+    shown = _of_first_seed(replace(linked, adapters=(*others, refused)), plan)
+    assert shown["persona-0001"].key == plan.keys["persona-0001"]
+
+
+def test_a_study_one_of_whose_methods_lost_every_recipe_can_be_read_and_says_the_way_out(tiny_base_folder: Path, tmp_path: Path) -> None:
+    state = planned(Study(methods=("unified", "per_persona", "hybrid"), tune=4), (3, 4), tiny_base_folder, tmp_path)
+    assert state.tuning is not None
+    lost = TuningRound("unified", 2, tuple((n, None) for n in range(4)))
+    best = TuningRound("per_persona", 2, tuple((n, float(n)) for n in range(4)))
+    state = replace(state, tuning=with_step(state.tuning, [lost, best]))
+    assert [phase.state for phase in phases(state) if phase.name == "tune"] == ["under way"]
+    assert [row[-2:] for row in trial_rows(state) if row[0] == "unified"] == [("diverged", "")] * 4
+    assert remaining_work(state, PER_TOKEN).tuning == ()
+    sentence = tuning_sentence(state) or ""
+    assert "These methods were tuned by the same 4 recipes" in sentence
+    assert "Not tuned: hybrid. All recipes diverged: unified." in sentence
+    with pytest.raises(TrainingDiverged, match=r"all 4 recipes .* for unified diverged; run the study under another name .* or without"):
+        trial_step(state)
+
+
+def test_partly_imported_adapters_are_tuned_and_whole_ones_are_not(tiny_base_folder: Path, tmp_path: Path) -> None:
+    study = Study(methods=("imported_cluster", "imported_per_persona"), tune=4, clustering=ClusteringSettings(k=2))
+    state = planned(study, (3, 4), tiny_base_folder, tmp_path)
+    people = state.dataset.ids
+    partly = replace(state, imported=ImportedAdapters(((0, "a0"),), None, ((people[0], "a1"),)))
+    step = trial_step(partly)
+    assert step is not None
+    assert {trial.method for trial in step.trials} == {"unified", "per_persona"}
+    whole = replace(state, imported=ImportedAdapters(((0, "a0"), (1, "a1")), None, tuple((p, "a2") for p in people)))
+    assert trial_step(whole) is None
+
+
+def test_trials_with_the_same_weights_are_trained_once_and_diverge_together(tiny_base_folder: Path, tmp_path: Path) -> None:
+    state = planned(Study(methods=("unified",), tune=4), (3, 4), tiny_base_folder, tmp_path)
+    assert state.tuning is not None
+    first, *others = state.tuning.recipes
+    state = replace(state, tuning=Tuning((first, first, *others[1:])))
+    step = trial_step(state)
+    assert step is not None
+    names = [name for wave in trial_groups(state, step) for group in wave for name in group.adapters]
+    same, keys = {name for name in step.plan.specs if name.endswith(("-00", "-01"))}, {step.plan.keys[name] for name in names}
+    assert len(names) == len(keys) == 3
+    attempt = Attempt("tuning-1", 1, 8, "done", detail=f"diverged: {min(same)}")
+    assert finished(replace(state, attempts=(attempt,)), step.plan) == same
+
+
+def test_the_sentence_says_on_whom_each_was_tuned_and_what_was_not(tiny_base_folder: Path, tmp_path: Path) -> None:
+    methods = ("unified", "cluster", "unified_longer", "prefix")
+    state = planned(Study(methods=methods, tune=4, clustering=ClusteringSettings(k=2)), (8, 9), tiny_base_folder, tmp_path)
+    before = tuning_sentence(state) or ""
+    assert before.startswith("These methods were tuned by the same 4 recipes on val loss: none has its recipe yet.")
+    assert "A round" not in before
+    after = tuned_to_the_end(state)
+    assert after.tuning is not None
+    n_people = [one.n_personas for step in after.tuning.steps for one in step]
+    sentence = tuning_sentence(after) or ""
+    assert sentence.startswith("Each method was tuned")
+    assert f"A round was tried on {n_people[0]} of 17 people; adapters of several people were trained on these alone" in sentence
+    assert "unified_longer: unified's recipe at another length, width or prompt, for which it was not tuned." in sentence
+    assert "Not tuned" not in sentence
+    assert "all recipes" not in sentence.lower()
+    prefix = next(clause for clause in sentence.split("; ") if clause.startswith("prefix lr"))
+    assert ", length " in prefix
+    assert not {"alpha", "dropout", "rank"}.intersection(prefix.split(". ")[0].replace(",", "").split())
+    assert {row[5:8] for row in trial_rows(after) if row[0] == "prefix"} == {("-", "-", "-")}
+
+
+def test_what_a_person_had_retried_is_said_whether_it_was_taken_or_not(tiny_base_folder: Path, tmp_path: Path) -> None:
+    study = Study(methods=("unified", "cluster", "random_cluster"), tune=4, clustering=ClusteringSettings(k=2))
+    state = tuned_to_the_end(planned(study, (8, 9), tiny_base_folder, tmp_path))
+    asked = Rung("asked-1", learning_rate=1e-5)
+    state = replace(state, decisions=(Decision("retry", asked), Decision("continue")))
+    assert "asked-1" not in (tuning_sentence(state) or "")
+
+    def sentence(better: str) -> str:
+        gains = {name: 0.1 if name == better else -0.1 for name in ("own", "asked-1")}
+        criteria = {name: (Criterion("above_unified", gain, 0.2, False, None, None, ""),) for name, gain in gains.items()}
+        verdicts = [Verdict(name, "cluster-00", of, n_personas=8, n_items=8) for name, of in criteria.items()]
+        return tuning_sentence(replace(state, verdicts=tuple(verdicts))) or ""
+
+    tried = "By a person's decision cluster alone then tried more on the items that judge it, asked-1; it and its controls are trained by "
+    assert tried + "the recipe above." in sentence("own")
+    assert tried + "asked-1." in sentence("asked-1")
+
+
+def test_a_study_of_whose_people_one_is_tried_says_one_person(tiny_base_folder: Path, tmp_path: Path) -> None:
+    state = planned(Study(methods=("unified",), tune=2), (1,), tiny_base_folder, tmp_path)
+    assert "A round was tried on 1 of 1 person." in (tuning_sentence(tuned_to_the_end(state)) or "")
