@@ -345,7 +345,7 @@ def test_the_sentence_says_on_whom_each_was_tuned_and_what_was_not(tiny_base_fol
 def test_what_a_person_had_retried_is_said_whether_it_was_taken_or_not(tiny_base_folder: Path, tmp_path: Path) -> None:
     study = Study(methods=("unified", "cluster", "random_cluster"), tune=4, clustering=ClusteringSettings(k=2))
     state = tuned_to_the_end(planned(study, (8, 9), tiny_base_folder, tmp_path))
-    asked = Rung("asked-1", learning_rate=1e-5)
+    asked = Rung(name="asked-1", learning_rate=1e-5)
     state = replace(state, decisions=(Decision("retry", asked), Decision("continue")))
     assert "asked-1" not in (tuning_sentence(state) or "")
 
