@@ -104,6 +104,10 @@ class PromptEncoder:
             for (turns, text), (prompt, response) in zip(asked, self._encode(asked), strict=True)
         ]
 
+    def n_response_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Return how many tokens each text takes as an answer, the end of its turn included."""
+        return [len(response) for _, response in self._encode([((Turn("user", "?"),), text) for text in texts])]
+
     def encode_dialogues(self, dialogues: Iterable[Sequence[Turn]]) -> list[TokenSequence]:
         """Return the training sequences of all dialogues, in order, with every assistant turn once, after the prompt it is asked with.
 

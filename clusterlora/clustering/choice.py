@@ -21,7 +21,7 @@ Of invented people who differ without clusters, some k up to 12 predicted 0.1 to
 the choices were their cluster's, 1.5 to 4.4 %. Of the real people that were tried, at most 0.34 %."""
 FOUND_AGAIN = 0.5
 """Stability below which other dialogues of the same people would give other clusters: people differ by degrees, and any cut will do."""
-_STANDARD_ERRORS = 3.0
+STANDARD_ERRORS = 3.0
 
 Partition = Callable[[Float[np.ndarray, "persona direction"], int], Int[np.ndarray, " persona"]]
 """(features, k) -> labels."""
@@ -45,7 +45,7 @@ class Candidate:
     @property
     def worth_having(self) -> bool:
         """Whether it predicts enough, more than chance does, and is found again."""
-        return self.predicted >= max(WORTH_HAVING, _STANDARD_ERRORS * self.standard_error) and self.stability >= FOUND_AGAIN
+        return self.predicted >= max(WORTH_HAVING, STANDARD_ERRORS * self.standard_error) and self.stability >= FOUND_AGAIN
 
     @property
     def score(self) -> float:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from clusterlora.chat.encoder import PromptEncoder
 from clusterlora.data.problems import Problems, SourceLocation
 from clusterlora.errors import counted, printable
 from clusterlora.settings import DataSettings, Task
@@ -30,10 +31,23 @@ def label_set(settings: DataSettings, personas: Sequence[Persona]) -> tuple[str,
     return tuple(sorted(labels, key=lambda label: (float(label) if is_number(label) else 0.0, label)))
 
 
+def longest_label(settings: DataSettings, personas: Sequence[Persona], encoder: PromptEncoder) -> tuple[str, int]:
+    """Return the longest label that a question of these people may be scored with, and its tokens; ("", 0) where answers are text.
+
+    Before the split it is not known what train will hold: where no labels are given, all answers count.
+    """
+    if settings.task == "text":
+        return "", 0
+    every = (turn.text for person in personas for dialogue in person.dialogues for turn in dialogue.turns if turn.role == "assistant")
+    labels = sorted({_plain(label, settings.task) for label in settings.labels} or set(every))
+    lengths = encoder.n_response_tokens(labels)
+    return max(zip(labels, lengths, strict=True), key=lambda label: label[1], default=("", 0))
+
+
 def is_number(text: str) -> bool:
-    """Return whether a text is a finite number."""
+    """Return whether a text is a finite number, as people write it: `1_0` is none."""
     try:
-        return math.isfinite(float(text))
+        return "_" not in text and math.isfinite(float(text))
     except ValueError:
         return False
 
@@ -53,7 +67,10 @@ def plain_labels(personas: Sequence[Persona], task: Task) -> tuple[Persona, ...]
 
 def _plain(text: str, task: Task) -> str:
     """Return a label without space around it; a rating in its shortest form, so that 4 and 4.0 are one."""
-    return f"{float(text):.12g}" if task == "rating" and is_number(text) else text.strip()
+    if task != "rating" or not is_number(text):
+        return text.strip()
+    number = float(text) + 0.0  # -0 is 0
+    return repr(number).removesuffix(".0")
 
 
 def check_labels(settings: DataSettings, personas: Sequence[Persona], problems: Problems) -> None:

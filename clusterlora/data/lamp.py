@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from clusterlora.data.problems import Problems, SourceLocation
-from clusterlora.data.records import identifier, words
+from clusterlora.data.records import identifier, numbered, words, words_or_number
 from clusterlora.data.rows import rows
 from clusterlora.data.source import SourceData
 from clusterlora.errors import BadData, BadSettings
@@ -85,7 +85,7 @@ class _Draft:
 
     place: SourceLocation
     profile: dict[str, Dialogue] = field(default_factory=dict[str, Dialogue])
-    questions: list[Dialogue] = field(default_factory=list[Dialogue])
+    questions: dict[str, Dialogue] = field(default_factory=dict[str, Dialogue])
     is_asked: bool = True
 
 
@@ -138,12 +138,19 @@ def _questions(file: Path, prefix: str, problems: Problems) -> Iterator[_Questio
         form, outputs = _golds(beside, problems)
         if form is None:
             return
+    used: set[str] = set()
     for number, (place, record) in enumerate(_records(file, problems)):
         question = _question(record, form, outputs, (place, f"[{number}]"), problems)
-        if question is not None:
-            # Two files may number their people alike; names that are given are the same person's everywhere.
-            is_named = form is None or "user_id" in record
-            yield question if is_named else replace(question, person=prefix + question.person)
+        if question is None:
+            continue
+        if form is not None and question.id in used:
+            what = f"is {question.id!r}, as that of an earlier question: which of them its output answers is not known"
+            problems.add(place, f"{question.where}.id", what, "give every question of a file its own id")
+            continue
+        used.add(question.id)
+        # Two files may number their questions and people alike; names that are given are the same person's everywhere.
+        is_named = form is None or "user_id" in record
+        yield replace(question, id=prefix + question.id, person=question.person if is_named else prefix + question.person)
 
 
 def _golds(file: Path, problems: Problems) -> tuple[_Form | None, Mapping[str, Any]]:
@@ -160,7 +167,13 @@ def _golds(file: Path, problems: Problems) -> tuple[_Form | None, Mapping[str, A
     usable = [gold for gold in golds if isinstance(gold, dict) and {"id", "output"} <= gold.keys()]
     if len(usable) < len(golds):
         problems.add(place, "golds", f"{len(golds) - len(usable)} of {len(golds)} lack id or output", 'write {"id": ..., "output": ...}')
-    return _LAMP[f"LaMP_{number[1]}"], {str(gold["id"]): gold["output"] for gold in usable}
+    outputs: dict[str, Any] = {}
+    for gold in usable:
+        name, output = str(gold["id"]), gold["output"]
+        if outputs.setdefault(name, output) != output:
+            what = f"{name!r} has two outputs, {outputs[name]!r} and {output!r}"
+            problems.add(place, "golds", what, "give every question one output")
+    return _LAMP[f"LaMP_{number[1]}"], outputs
 
 
 def _json(file: Path, problems: Problems) -> Any:
@@ -210,7 +223,7 @@ def _question(
     if not isinstance(profile, list) or not profile:
         problems.add(place, f"{path}.profile", "is empty or no list", "give everybody entries to learn from, or leave the question out")
     gold = record.get("output", outputs.get(str(identity)))
-    output = words(str(gold) if isinstance(gold, int) else gold, place, f"{path}.output", problems)
+    output = words_or_number(gold, place, f"{path}.output", problems)
     if person is None or identity is None or text is None or output is None or not isinstance(profile, list):
         return None
     if form is _MOVIES and any(isinstance(entry, dict) and "category" in entry for entry in profile):
@@ -223,7 +236,8 @@ def _question(
 
 def _add(question: _Question, people: dict[str, _Draft], problems: Problems) -> None:
     draft = people.setdefault(question.person, _Draft(question.place, is_asked=question.form.is_asked))
-    draft.questions.append(Dialogue(f"question/{question.id}", (Turn("user", question.text), Turn("assistant", question.output))))
+    name = numbered(f"question/{question.id}", draft.questions)  # LongLaMP may ask the same twice
+    draft.questions[name] = Dialogue(name, (Turn("user", question.text), Turn("assistant", question.output)))
     form, instruction = question.form, ""
     if form.marker is not None:
         instruction = question.text[: question.text.index(form.marker) + len(form.marker)]
@@ -234,7 +248,7 @@ def _add(question: _Question, people: dict[str, _Draft], problems: Problems) -> 
             problems.add(question.place, where, f"lacks one of {', '.join(needed)}", "fill it in or remove the entry")
             continue
         prompt = words(instruction + form.prompt.format_map({name: entry[name] for name in needed}), question.place, where, problems)
-        answer = words(str(entry[form.answer]), question.place, f"{where}.{form.answer}", problems)
+        answer = words_or_number(entry[form.answer], question.place, f"{where}.{form.answer}", problems)
         if prompt is not None and answer is not None:
             turns = (Turn("user", prompt), Turn("assistant", answer))
             name = f"profile/{digest(turns, length=12)}"  # several questions of a person repeat most of the profile
@@ -253,7 +267,7 @@ def _split(name: str, draft: _Draft, settings: DataSettings, problems: Problems)
     def put(dialogues: Sequence[Dialogue], split: Split) -> list[Dialogue]:
         return [replace(dialogue, split=split) for dialogue in dialogues]
 
-    questions, profile = in_order(draft.questions), in_order(tuple(draft.profile.values()))
+    questions, profile = in_order(tuple(draft.questions.values())), in_order(tuple(draft.profile.values()))
     if len(questions) > 1:
         n_val = min(len(questions) - 1, max(1, len(questions) * settings.val // (settings.val + settings.test)))
         return (*put(profile, "train"), *put(questions[:n_val], "val"), *put(questions[n_val:], "test"))

@@ -1,13 +1,14 @@
 """How long a study's examples are in its base model's tokens, and the limits that hold most of them whole."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import ceil
 from typing import TYPE_CHECKING
 
+from clusterlora.data.labels import longest_label
 from clusterlora.data.prompts import messages, prompt_encoder
 from clusterlora.data.summary import Distribution, TokenSummary
-from clusterlora.settings import Lengths, PreparedModel
+from clusterlora.settings import DataSettings, Lengths, PreparedModel
 from clusterlora.values import Persona, Turn
 
 if TYPE_CHECKING:
@@ -23,31 +24,38 @@ _LENGTH_STEP, _ANSWER_STEP = 32, 8
 
 @dataclass(frozen=True, slots=True)
 class ExampleLength:
-    """Tokens of one assistant turn: of its prompt with all history and without any, and of its answer, end of turn included."""
+    """Tokens of one assistant turn: of its prompt with all history and without any, and of its answer, end of turn included.
+
+    `label` are those of the longest label that it is scored with; 0 where answers are text.
+    """
 
     prompt: int
     without_history: int
     answer: int
     is_train: bool
+    label: int = 0
 
     @property
     def needed(self) -> int:
         """The smallest `max_length` under which no turn is dropped: a quarter of it is kept for the answer."""
-        return max(self.prompt + self.answer, ceil(4 * self.prompt / 3))
+        return max(self.prompt + max(self.answer, self.label), ceil(4 * self.prompt / 3))
 
     @property
     def least(self) -> int:
         """The smallest `max_length` under which it can be asked at all, without its history."""
-        return self.without_history + self.answer
+        return self.without_history + max(self.answer, self.label)
 
 
-def example_lengths(personas: Iterable[Persona], tokenizer: "PreTrainedTokenizerBase", model: PreparedModel) -> list[ExampleLength]:
+def example_lengths(
+    personas: Sequence[Persona], tokenizer: "PreTrainedTokenizerBase", model: PreparedModel, data: DataSettings
+) -> list[ExampleLength]:
     """Return the lengths of every assistant turn, as the study's prompts are rendered; dialogues without splits count as train.
 
     Raises:
         ModelUnavailable: as `ChatTemplate`.
     """
     encoder = prompt_encoder(tokenizer, replace(model, max_length=_UNLIMITED))
+    _, label = longest_label(data, personas, encoder)
     asked = [
         (turns[:i], turn.text, dialogue.split in ("train", None))
         for persona in personas
@@ -61,7 +69,7 @@ def example_lengths(personas: Iterable[Persona], tokenizer: "PreTrainedTokenizer
     changed = [number for number, (turns, _, _) in enumerate(asked) if len(shortest[number]) < len(turns)]
     prompts = dict(zip(changed, encoder.encode_prompts([shortest[number] for number in changed]), strict=True)) if changed else {}
     return [
-        ExampleLength(len(turn.prompt), len(prompts.get(number, turn.prompt)), len(turn.response), is_train)
+        ExampleLength(len(turn.prompt), len(prompts.get(number, turn.prompt)), len(turn.response), is_train, label)
         for number, (turn, (_, _, is_train)) in enumerate(zip(whole, asked, strict=True))
     ]
 

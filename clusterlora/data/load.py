@@ -73,6 +73,7 @@ def read(settings: DataSettings) -> SourceData:
 def _read(settings: DataSettings, problems: Problems) -> SourceData:
     """Return what the source holds, whole conversations where rows repeat the history; with a file of splits, only what that file lists."""
     reading = SOURCES[settings.source](settings, problems)
+    _refuse_repeated_names(reading, problems)
     if problems.count:
         return reading
     if settings.task != "text":
@@ -90,6 +91,20 @@ def _read(settings: DataSettings, problems: Problems) -> SourceData:
     if (n_listed := sum(len(persona.dialogues) for persona in listed)) < n_dialogues:
         log.warning("%s lists %d of %d dialogues, of %d personas; others are left out", settings.splits, n_listed, n_dialogues, len(listed))
     return reading.keep(listed, "not in the file of splits")
+
+
+def _refuse_repeated_names(reading: SourceData, problems: Problems) -> None:
+    """Add a problem for every person, and every dialogue of a person, that a source gives the name of another: answers are kept by them."""
+    for name, n in Counter(persona.id for persona in reading.dataset.personas).items():
+        if n > 1:
+            place = reading.location_by_persona.get(name, SourceLocation("source"))
+            problems.add(place, f"persona {name!r}", f"stands {n} times", "give everybody an id of their own")
+    for persona in reading.dataset.personas:
+        for name, n in Counter(dialogue.id for dialogue in persona.dialogues).items():
+            if n > 1:
+                place = reading.location_by_persona.get(persona.id, SourceLocation("source"))
+                what = f"stands {n} times"
+                problems.add(place, f"persona {persona.id!r}, dialogue {name!r}", what, "give each of a person's dialogues its own id")
 
 
 def _whole_conversations(reading: SourceData) -> SourceData:

@@ -5,9 +5,13 @@ from dataclasses import dataclass, replace
 
 from clusterlora.chat.encoder import EncodedTurn, PromptEncoder
 from clusterlora.chat.template import merged
+from clusterlora.data.labels import longest_label
 from clusterlora.data.prompts import messages
-from clusterlora.settings import PreparedModel
+from clusterlora.settings import DataSettings, PreparedModel
 from clusterlora.values import Dialogue, Persona, Turn
+
+_Asked = tuple[Sequence[Turn], str]
+"""What was said before an answer, and the answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,9 +26,10 @@ class FittedDialogue:
 class PromptFit:
     """Fits dialogues to a base model, and counts."""
 
-    def __init__(self, encoder: PromptEncoder, settings: PreparedModel) -> None:
+    def __init__(self, encoder: PromptEncoder, settings: PreparedModel, data: DataSettings) -> None:
         self._encoder = encoder
         self._settings = settings
+        self._data = data
         self.n_dialogues = self.n_losing_turns = self.n_unfit = 0
 
     @property
@@ -36,11 +41,13 @@ class PromptFit:
         """Return every persona's dialogues, in order.
 
         Where the template wants the sides to alternate, turns of one side in a row are one turn: so they are asked, learnt and counted.
+        Where answers are labels, every question must leave room for the longest.
         """
         dialogues = [[self._alternating(dialogue) for dialogue in persona.dialogues] for persona in personas]
         turns = [messages(self._settings, p, d) for p, of_persona in zip(personas, dialogues, strict=True) for d in of_persona]
         problems = [self._wrong_beginning(dialogue_turns) for dialogue_turns in turns]
         answers = [[] if problem else _answers(dialogue_turns) for dialogue_turns, problem in zip(turns, problems, strict=True)]
+        answers = self._with_longest(answers, personas)
         encoded = iter(self._encoder.try_turns([answer for of_dialogue in answers for answer in of_dialogue]))
         outcomes = iter(zip(problems, [[next(encoded) for _ in of_dialogue] for of_dialogue in answers], strict=True))
         fitted = [[_fitted(dialogue, *next(outcomes)) for dialogue in of_persona] for of_persona in dialogues]
@@ -53,13 +60,22 @@ class PromptFit:
     def _alternating(self, dialogue: Dialogue) -> Dialogue:
         return replace(dialogue, turns=merged(dialogue.turns)) if self._encoder.template.needs_alternation else dialogue
 
+    def _with_longest(self, answers: list[list[_Asked]], personas: Sequence[Persona]) -> list[list[_Asked]]:
+        """Return every question with the longest answer that it is learnt or scored with."""
+        label, n_tokens = longest_label(self._data, personas, self._encoder)
+        if not n_tokens:
+            return answers
+        own = sorted({text for of_dialogue in answers for _, text in of_dialogue})
+        length = dict(zip(own, self._encoder.n_response_tokens(own), strict=True))
+        return [[(turns, text if length[text] > n_tokens else label) for turns, text in of_dialogue] for of_dialogue in answers]
+
     def _wrong_beginning(self, turns: Sequence[Turn]) -> str:
         if not self._encoder.can_begin(turns):
             return "begins with the assistant, and the chat template of the base model wants the user to begin"
         return ""
 
 
-def _answers(turns: Sequence[Turn]) -> list[tuple[Sequence[Turn], str]]:
+def _answers(turns: Sequence[Turn]) -> list[_Asked]:
     return [(turns[:i], turn.text) for i, turn in enumerate(turns) if turn.role == "assistant"]
 
 

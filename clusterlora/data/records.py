@@ -1,7 +1,9 @@
 """Ids, texts and turns out of raw records: each function returns the checked value, or None after adding a problem."""
 
+import math
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
+from itertools import count
 from typing import Any
 
 from clusterlora.data.problems import Problems, SourceLocation
@@ -49,6 +51,19 @@ def words(value: object, place: SourceLocation, field: str, problems: Problems) 
     else:
         return value
     return None
+
+
+def words_or_number(value: object, place: SourceLocation, field: str, problems: Problems) -> str | None:
+    """Return a short answer, such as a label, that a file may hold as a text or as a number; a number with all of its digits."""
+    if isinstance(value, bool) or value is None or (isinstance(value, float) and not math.isfinite(value)):
+        problems.add(place, field, _found(value), "write a text or a finite number")
+        return None
+    return words(str(value) if isinstance(value, int | float) else value, place, field, problems)
+
+
+def numbered(name: str, used: Container[str]) -> str:
+    """Return the name, with a number if it is used already."""
+    return name if name not in used else next(one for n in count(2) if (one := f"{name}.{n}") not in used)
 
 
 def turns(value: object, place: SourceLocation, field: str, problems: Problems) -> tuple[Turn, ...] | None:

@@ -5,12 +5,11 @@ import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
 from clusterlora.data.problems import Problems, SourceLocation
-from clusterlora.data.records import SPLIT_NAMES, identifier, turns, words
+from clusterlora.data.records import SPLIT_NAMES, identifier, numbered, turns, words, words_or_number
 from clusterlora.data.rows import every_row_has_all_columns, header, known_rows, rows
 from clusterlora.data.source import SourceData
 from clusterlora.errors import BadData, BadSettings, printable
@@ -47,9 +46,7 @@ def read_table(settings: DataSettings, problems: Problems) -> SourceData:
         if n_rows == 1 and every_row_has_all_columns(path) and not _has_columns(row, path, column_by_name, problems):
             return SourceData(Dataset(()))
         fields = {name: row[column] for name, column in column_by_name.items() if row.get(column) is not None}
-        if settings.task != "text" and isinstance(number := fields.get("response"), int | float) and not isinstance(number, bool):
-            fields["response"] = f"{number:.12g}"  # a label may stand in the file as a number
-        _add_row(fields, location, column_by_name, people, problems)
+        _add_row(fields, location, column_by_name, people, problems, labelled=settings.task != "text")
     if not n_rows and not problems.count:
         problems.add(SourceLocation(path.name), "file", "has no rows", "give a file with dialogues")
     return _source_data(people)
@@ -127,10 +124,16 @@ def _has_columns(row: Mapping[str, Any], path: Path, column_by_name: Mapping[str
 
 
 def _add_row(
-    row: Mapping[str, Any], location: SourceLocation, column_by_name: Mapping[str, str], people: dict[str, _Draft], problems: Problems
+    row: Mapping[str, Any],
+    location: SourceLocation,
+    column_by_name: Mapping[str, str],
+    people: dict[str, _Draft],
+    problems: Problems,
+    *,
+    labelled: bool,
 ) -> None:
     persona_id = identifier(row.get("persona_id"), location, column_by_name["persona_id"], problems)
-    turns_of_row = _dialogue_turns(row, location, column_by_name, problems)
+    turns_of_row = _dialogue_turns(row, location, column_by_name, problems, labelled=labelled)
     split = _split(row.get("split"), location, column_by_name["split"], problems)
     raw_id = row.get("dialogue_id")
     dialogue_id = None if raw_id is None else identifier(raw_id, location, column_by_name["dialogue_id"], problems)
@@ -145,7 +148,7 @@ def _add_row(
 
 
 def _dialogue_turns(
-    row: Mapping[str, Any], location: SourceLocation, column_by_name: Mapping[str, str], problems: Problems
+    row: Mapping[str, Any], location: SourceLocation, column_by_name: Mapping[str, str], problems: Problems, *, labelled: bool
 ) -> tuple[Turn, ...] | None:
     if "messages" in row:
         messages = row["messages"]
@@ -161,7 +164,8 @@ def _dialogue_turns(
         problems.add(location, column_by_name["messages"], f"is missing: the row has {what}", "add a column or map yours with data.columns")
         return None
     prompt = words(row.get("prompt"), location, column_by_name["prompt"], problems)
-    response = words(row.get("response"), location, column_by_name["response"], problems)
+    read = words_or_number if labelled else words
+    response = read(row.get("response"), location, column_by_name["response"], problems)
     return None if prompt is None or response is None else (Turn("user", prompt), Turn("assistant", response))
 
 
@@ -190,12 +194,6 @@ def _name(dialogue_id: str | None, turns: tuple[Turn, ...]) -> str:
     return name if dialogue_id is None else f"{dialogue_id}/{name}"
 
 
-def _numbered(name: str, used: Mapping[str, Dialogue]) -> str:
-    """Return the name, with a number if it is used already."""
-    names = chain([name], (f"{name}.{copies}" for copies in count(2)))
-    return next(one for one in names if one not in used)
-
-
 def _source_data(people: Mapping[str, _Draft]) -> SourceData:
     personas: list[Persona] = []
     conversations: dict[tuple[str, str], str] = {}
@@ -205,7 +203,7 @@ def _source_data(people: Mapping[str, _Draft]) -> SourceData:
         for row in draft.rows:
             is_whole = row.has_messages and n_rows[row.dialogue_id] == 1
             name_of_row = row.dialogue_id if is_whole and row.dialogue_id else _name(row.dialogue_id, row.turns)
-            unique = _numbered(name_of_row, dialogues)
+            unique = numbered(name_of_row, dialogues)
             dialogues[unique] = Dialogue(unique, row.turns, split=row.split)
             if row.dialogue_id is not None:
                 conversations[name, unique] = row.dialogue_id

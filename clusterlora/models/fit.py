@@ -46,12 +46,15 @@ class Findings:
     warnings: tuple[str, ...] = ()
 
 
-def base_findings(name: str, tokenizer: "PreTrainedTokenizerBase", answers: Sequence[str], *, nll: float | None) -> Findings:
+def base_findings(
+    name: str, tokenizer: "PreTrainedTokenizerBase", answers: Sequence[str], *, nll: float | None, prompts: Sequence[str] = ()
+) -> Findings:
     """Return what speaks against a base model.
 
     Args:
         answers: a sample of train answers.
         nll: mean negative log-likelihood of their tokens under the base, in nats; None where it was not measured.
+        prompts: where answers are labels, whose tokens are few, those that are counted instead.
 
     Raises:
         ModelUnavailable: that likelihood is no number.
@@ -72,12 +75,13 @@ def base_findings(name: str, tokenizer: "PreTrainedTokenizerBase", answers: Sequ
             "choose another --base-model"
         )
     ids = [tokenizer(answer, add_special_tokens=False).input_ids for answer in answers]
-    n_characters = sum(map(len, answers))
-    per_character = sum(map(len, ids)) / n_characters
-    fitting = sum(len(answer.encode()) for answer in answers) / BYTES_PER_TOKEN / n_characters
+    what, long = ("prompts", prompts) if prompts else ("answers", answers)
+    n_characters = sum(map(len, long))
+    per_character = sum(len(tokenizer(text, add_special_tokens=False).input_ids) for text in long) / n_characters
+    fitting = sum(len(text.encode()) for text in long) / BYTES_PER_TOKEN / n_characters
     if per_character > _TOO_MANY * fitting:
         warnings.append(
-            f"base model {name} needs {per_character:.2f} tokens per character of the answers, where a tokenizer made for them needs about "
+            f"base model {name} needs {per_character:.2f} tokens per character of the {what}, where a tokenizer made for them needs about "
             f"{fitting:.2f}: everything is {per_character / fitting:.1f} times as long and as slow, and an answer that is cut may end "
             "within a character; a base model of their language is better"
         )

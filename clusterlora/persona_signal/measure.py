@@ -45,7 +45,7 @@ class PersonaSignal:
     `cluster_explains` is the share explained by the cluster, `random_explains` by random groups of the same sizes, `persona_explains` by
     cluster and persona. Distances are mean cosine distances of masked answers. `within_dialogues`: personas have too few dialogues, so
     later answers of the same dialogues were held out instead. `n_population` is how many personas there are, of whom `n_personas` were
-    measured; 0 where an earlier version did not record it.
+    measured; 0 where an earlier version did not record it. `labelled`: answers are labels, and not masked.
     """
 
     n_personas: int
@@ -60,6 +60,7 @@ class PersonaSignal:
     distance_between: float
     within_dialogues: bool = False
     n_population: int = 0
+    labelled: bool = False
 
     @property
     def has_clusters(self) -> bool:
@@ -127,6 +128,7 @@ def measure(
         distance_within=within,
         distance_between=between,
         n_population=n_population,
+        labelled=labelled,
     )
 
 

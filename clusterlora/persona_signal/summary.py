@@ -107,10 +107,14 @@ def shares(signal: PersonaSignal) -> Iterator[tuple[str, str]]:
 
 def basis(signal: PersonaSignal) -> str:
     """Return what was measured, and on what data."""
-    return (
-        f"{signal.n_exchanges} exchanges of {signal.n_personas}{_sampled(signal)}; {_fitted(signal)}. Words that the "
-        "dialogue had before an answer are masked in it, and (near) equal dialogues count once. "
-        + ("Chance for clusters is what random groups of the same sizes reach." if signal.has_clusters else "There is one cluster.")
+    once = "(near) equal dialogues count once"
+    handled = (
+        f"Labels are read as they are, and {once}"
+        if signal.labelled
+        else (f"Words that the dialogue had before an answer are masked in it, and {once}")
+    )
+    return f"{signal.n_exchanges} exchanges of {signal.n_personas}{_sampled(signal)}; {_fitted(signal)}. {handled}. " + (
+        "Chance for clusters is what random groups of the same sizes reach." if signal.has_clusters else "There is one cluster."
     )
 
 

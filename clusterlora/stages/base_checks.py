@@ -84,7 +84,7 @@ def _lengths(
     study: PreparedStudy, base: UsableBase, personas: Sequence[Persona], given: tuple[int | None, int | None]
 ) -> tuple[list[ExampleLength], Lengths]:
     """Return the lengths of a study's examples, and the longest sequence and answer that they need; what is given stays."""
-    examples = example_lengths(personas, base.tokenizer, shown_most(study))
+    examples = example_lengths(personas, base.tokenizer, shown_most(study), study.data)
     needed = covering(
         examples,
         n_positions=base.n_positions,
@@ -110,7 +110,7 @@ def shown_most(study: PreparedStudy) -> PreparedModel:
 
 def fit_of(study: PreparedStudy, tokenizer: "PreTrainedTokenizerBase") -> PromptFit:
     """Return what fits dialogues to the study's prompts."""
-    return PromptFit(prompt_encoder(tokenizer, study.model), shown_most(study))
+    return PromptFit(prompt_encoder(tokenizer, study.model), shown_most(study), study.data)
 
 
 def fitted_dataset(study: PreparedStudy, tokenizer: "PreTrainedTokenizerBase") -> tuple[Dataset, PromptFit]:

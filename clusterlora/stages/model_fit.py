@@ -73,8 +73,10 @@ def findings(study: PreparedStudy, base: UsableBase, personas: Sequence[Persona]
         encoder = prompt_encoder(base.tokenizer, replace(study.model, max_length=_UNLIMITED))
         said = (encoder.taken(messages(study.model, person, dialogue)) for person, dialogue in sample)
         nll = mean_nll(base_model(study.model), encoder.encode_dialogues([turns for turns in said if turns]))
-    of_base = base_findings(base.name, base.tokenizer, answers, nll=nll)
-    if study.data.task != "text":
+    labelled = study.data.task != "text"
+    prompts = [turn.text for _, dialogue in sample for turn in dialogue.turns if turn.role == "user"] if labelled else []
+    of_base = base_findings(base.name, base.tokenizer, answers, nll=nll, prompts=prompts)
+    if labelled:
         return of_base, Findings()  # no metric of labels embeds them
     is_headline = METRICS[study.evaluation.headline].embeds
     return of_base, embedding_findings(study.model.embedding, _sampled_answers(personas), is_headline=is_headline)

@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 
+from clusterlora.data import SOURCES
 from clusterlora.data.load import load
-from clusterlora.errors import BadSettings
+from clusterlora.data.load import read as read_source
+from clusterlora.data.source import SourceData
+from clusterlora.errors import BadData, BadSettings
 from clusterlora.settings import DataSettings
-from clusterlora.values import Dialogue, Persona
+from clusterlora.values import Dataset, Dialogue, Persona, Turn
 
 RATE = "What is the score of the following review on a scale of 1 to 5? Just answer with 1, 2, 3, 4, or 5. review: "
 TAG = "Which tag does this movie relate to among the following tags? Just answer with the tag name. tags: [comedy, classic] description: "
@@ -176,3 +179,49 @@ def test_another_task_than_the_benchmarks_is_refused_in_one_line(tmp_path: Path)
     folder = publish(tmp_path, "LaMP_3", [{"id": "1", "input": RATE + "It broke.", "profile": profile}], {"1": "2"})
     with pytest.raises(BadSettings, match=r"data.task = 'text': dev_questions.json asks for a rating; set data.task=rating"):
         read(folder, "text")
+
+
+def rated(*questions: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return questions of LaMP_3 by one person."""
+    profile = entries([{"text": "Fine {}.", "score": 2.0}, {"text": "Bad {}.", "score": "1"}], "x")
+    return [{"user_id": "x", "input": RATE + "It broke.", "profile": profile, **question} for question in questions]
+
+
+def test_questions_of_two_files_with_one_id_are_two_and_a_float_is_a_rating(tmp_path: Path):
+    for split in ("train", "dev"):
+        asked = [{"id": str(n), "input": RATE + f"It broke {split} {n}."} for n in range(2)]
+        (tmp_path / f"{split}_questions.json").write_text(json.dumps(rated(*asked)), encoding="utf-8")
+        golds = [{"id": 0, "output": 2.0}, {"id": "1", "output": 1}]
+        (tmp_path / f"{split}_outputs.json").write_text(json.dumps({"task": "LaMP_3", "golds": golds}), encoding="utf-8")
+    with pytest.raises(BadData, match="1 in the data, 2 needed"):
+        read(tmp_path, "rating")
+    (person,) = read_source(DataSettings(source="lamp", path=str(tmp_path), task="rating")).dataset.personas
+    asked_of = {dialogue.id: said(dialogue)[1] for dialogue in person.dialogues if dialogue.id.startswith("question/")}
+    assert asked_of == {"question/dev/0": "2", "question/dev/1": "1", "question/train/0": "2", "question/train/1": "1"}
+
+
+def test_an_id_or_an_output_that_stands_twice_is_refused(tmp_path: Path):
+    publish(tmp_path, "LaMP_3", rated({"id": "1"}, {"id": "1", "input": RATE + "It shone."}), {"1": "2"})
+    with pytest.raises(BadData, match=r"\[1\].id: is '1', as that of an earlier question"):
+        read(tmp_path, "rating")
+    publish(tmp_path, "LaMP_3", rated({"id": "1"}), {"1": "2"})
+    golds = [{"id": "1", "output": "2"}, {"id": 1, "output": "5"}]
+    (tmp_path / "dev_outputs.json").write_text(json.dumps({"task": "LaMP_3", "golds": golds}), encoding="utf-8")
+    with pytest.raises(BadData, match="'1' has two outputs, '2' and '5'"):
+        read(tmp_path, "rating")
+
+
+def test_what_longlamp_asks_of_an_author_twice_is_two_questions(tmp_path: Path):
+    profile = entries([{"summary": "my {}", "content": "So, {}."}], "ann")
+    record = {"author": "ann", "input": "Write of rain.", "output": "Rain!", "profile": profile}
+    (tmp_path / "test.json").write_text(json.dumps([record, record | {"output": "Snow?"}]), encoding="utf-8")
+    (person,) = read_source(DataSettings(source="lamp", path=str(tmp_path))).dataset.personas
+    assert sorted(said(d)[1] for d in person.dialogues if d.id.startswith("question/")) == ["Rain!", "Snow?"]
+    assert len({dialogue.id for dialogue in person.dialogues}) == len(person.dialogues)
+
+
+def test_a_source_that_names_two_dialogues_of_a_person_alike_is_refused(monkeypatch: pytest.MonkeyPatch):
+    twice = Persona("ann", None, (Dialogue("1", (Turn("user", "a"), Turn("assistant", "b"))),) * 2)
+    monkeypatch.setitem(SOURCES, "lamp", lambda _settings, _problems: SourceData(Dataset((twice,))))
+    with pytest.raises(BadData, match="persona 'ann', dialogue '1': stands 2 times"):
+        read_source(DataSettings(source="lamp"))

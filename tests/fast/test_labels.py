@@ -17,7 +17,10 @@ from clusterlora.adapters.compositions import combined_weights
 from clusterlora.comparison.compare import compare_methods
 from clusterlora.comparison.result import Comparison
 from clusterlora.config import resolve
-from clusterlora.data.load import load
+from clusterlora.data.lengths import example_lengths
+from clusterlora.data.load import load, read
+from clusterlora.data.prompt_fit import PromptFit
+from clusterlora.data.prompts import prompt_encoder
 from clusterlora.data.validate import examine
 from clusterlora.engine.decoder_inference import DecoderInference
 from clusterlora.errors import BadData, BadSettings
@@ -161,6 +164,51 @@ def test_a_rating_may_be_a_number_of_the_file_and_is_one_however_it_is_written(t
         for turn in d.turns[1:]
     }
     assert found == {"3", "4", "5"}
+
+
+def found(path: Path, rows: Sequence[object], **more: Any) -> set[str]:
+    """Return the answers that are read from rows with these responses."""
+    read_in = read(settings(ratings(path, lambda _, i: rows[i % len(rows)]), **more))
+    return {turn.text for p in read_in.dataset.personas for d in p.dialogues for turn in d.turns[1:]}
+
+
+def test_labels_that_are_numbers_keep_all_of_their_digits(tmp_path: Path):
+    numbers = (4006381333931, 4006381333932, 4006381333948, 4.0, 4)
+    written = {"4006381333931", "4006381333932", "4006381333948"}
+    assert found(tmp_path / "r.jsonl", numbers, task="label") == {*written, "4.0", "4"}
+    assert found(tmp_path / "r.jsonl", numbers) == {*written, "4"}
+    assert found(tmp_path / "r.jsonl", (0, -0.0, "-0", 0.5, "0.50")) == {"0", "0.5"}
+
+
+@pytest.mark.parametrize("task", ["label", "rating"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, True, None])
+def test_what_is_no_label_is_refused_with_what_is_one(value: object, task: str, tmp_path: Path):
+    with pytest.raises(BadData, match=r"r.jsonl:1: response: is .*; write a text or a finite number"):
+        found(tmp_path / "r.jsonl", (value, 4), task=task)
+
+
+def test_a_rating_with_an_underscore_is_no_number(tmp_path: Path):
+    with pytest.raises(BadData, match="'1_0' is no number"):
+        load(settings(ratings(tmp_path / "r.jsonl", lambda _, i: ("1_0", 4)[i % 2])))
+
+
+def test_a_question_leaves_room_for_the_longest_label(tiny_base_folder: Path, tmp_path: Path):
+    base = load_base(str(tiny_base_folder))
+    long = "long " * 30
+    file = ratings(tmp_path / "r.jsonl", lambda _, i: long if not i else "x")
+    data = settings(file, task="label")
+    personas = read(data).dataset.personas
+    model = PreparedModel(max_length=80)
+    encoder = prompt_encoder(base.tokenizer, model)
+    (of_first, *_) = PromptFit(encoder, model, data).fit(personas)
+    assert all(one.problem for one in of_first), "each may be scored with the long label"
+    given = replace(data, labels=("x", "y"))
+    (of_first, *_) = PromptFit(encoder, model, given).fit(personas)
+    assert [bool(one.problem) for one in of_first] == [True] + [False] * 7, "it is learnt by one of them alone"
+    (longest,) = encoder.n_response_tokens([long])
+    examples = example_lengths(personas, base.tokenizer, model, data)
+    assert {one.least - one.without_history for one in examples} == {longest}
+    assert min(one.least - one.without_history for one in example_lengths(personas, base.tokenizer, model, given)) < 9
 
 
 def test_people_who_rate_the_same_things_leak_nothing_and_repeat_nothing(tmp_path: Path):

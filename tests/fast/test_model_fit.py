@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from clusterlora.data.load import load
 from clusterlora.errors import BadSettings
 from clusterlora.metadata import DataWarnings
 from clusterlora.models.base import HOMELM_FOLDER, usable_base
@@ -116,6 +117,17 @@ def test_a_signal_read_by_an_embedding_model_of_another_language_is_warned_of(te
     log = Notes()
     signal_of_data(replace(study(tmp_path, text), clustering=ClusteringSettings(algorithm="responses", k=2, min_size=1)), log)
     assert len([one for one in log.warnings if "embedding model minilm does not know" in one]) == n_warnings
+
+
+def test_the_few_tokens_of_labels_say_nothing_of_the_language(stores: Stores, tmp_path: Path) -> None:
+    own = warning(study(tmp_path, ENGLISH))
+    rows = [json.loads(line) for line in (tmp_path / "people.jsonl").read_text(encoding="utf-8").splitlines()]
+    rated = [row | {"response": str(1 + i % 2)} for i, row in enumerate(rows)]
+    (tmp_path / "people.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rated), encoding="utf-8")
+    own = replace(own, data=replace(own.data, task="rating"))
+    settings, base = as_prepared(own, stores)
+    of_base, _ = findings(settings, base, load(own.data).personas, SilentLog())
+    assert not any("times as long" in one for one in of_base.warnings)
 
 
 def test_only_train_answers_are_read(stores: Stores, tmp_path: Path) -> None:

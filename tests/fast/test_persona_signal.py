@@ -226,6 +226,13 @@ def test_every_cluster_is_in_the_sample_and_the_basis_says_of_how_many_people_it
     assert "exchanges of 42 of 200 people, some of every cluster" in markdown(measured)
 
 
+def test_labels_are_not_said_to_be_masked():
+    people = [Persona(n, None, (spoken("1", "do it", n), spoken("2", "do that", n * 2, split="val"))) for n in "abcd"]
+    between, log = Clustering("given", (("a", "b"), ("c", "d"))), Counting()
+    assert "are masked" in markdown(measure(people, between, WordsEmbedder(), log))
+    assert "masked" not in markdown(measure(people, between, WordsEmbedder(), log, labelled=True))
+
+
 def test_the_table_holds_every_number():
     shown = markdown(a_signal())
     assert all(part in shown for part in ("| 30.0% | 20.0% to 40.0% | 2.5% |", "| 60.0% | 50.0% to 70.0% | 30.0% |", "0.500", "12.0%"))
