@@ -194,11 +194,12 @@ def test_a_rating_with_an_underscore_is_no_number(tmp_path: Path):
 
 def test_a_question_leaves_room_for_the_longest_label(tiny_base_folder: Path, tmp_path: Path):
     base = load_base(str(tiny_base_folder))
-    long = "long " * 30
+    long = ("long " * 30).strip()
     file = ratings(tmp_path / "r.jsonl", lambda _, i: long if not i else "x")
     data = settings(file, task="label")
     personas = read(data).dataset.personas
-    model = PreparedModel(max_length=80)
+    prompts = example_lengths(personas, base.tokenizer, PreparedModel(), data)
+    model = PreparedModel(max_length=max(one.prompt for one in prompts) + 20)
     encoder = prompt_encoder(base.tokenizer, model)
     (of_first, *_) = PromptFit(encoder, model, data).fit(personas)
     assert all(one.problem for one in of_first), "each may be scored with the long label"
@@ -208,7 +209,6 @@ def test_a_question_leaves_room_for_the_longest_label(tiny_base_folder: Path, tm
     (longest,) = encoder.n_response_tokens([long])
     examples = example_lengths(personas, base.tokenizer, model, data)
     assert {one.least - one.without_history for one in examples} == {longest}
-    assert min(one.least - one.without_history for one in example_lengths(personas, base.tokenizer, model, given)) < 9
 
 
 def test_people_who_rate_the_same_things_leak_nothing_and_repeat_nothing(tmp_path: Path):
