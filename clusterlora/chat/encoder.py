@@ -6,6 +6,7 @@ Every assistant turn is trained on (`encode_dialogues`) and asked for (`encode_t
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from clusterlora.chat.template import ChatTemplate, merged
@@ -60,6 +61,7 @@ class PromptEncoder:
         self.template = ChatTemplate(tokenizer, arguments, date)
         self._text = TextEncoder(tokenizer, remember=remember)
         self._max_length = max_length
+        self._tokenizer = tokenizer
 
     def can_begin(self, turns: Sequence[Turn]) -> bool:
         """Return whether the template takes a dialogue by who speaks first in it."""
@@ -75,10 +77,35 @@ class PromptEncoder:
     def encode_messages(self, turns: Sequence[Turn]) -> tuple[int, ...]:
         """Return the ids to generate from: everything up to where the next assistant turn begins.
 
+        What is too long by its characters is left out, or refused, before it is tokenised.
+
         Raises:
             BadData: it is too long without any history.
         """
-        return self.encode_prompts([turns])[0]
+        return self.encode_prompts([self._without_surplus(turns)])[0]
+
+    @cached_property
+    def _max_characters(self) -> int:
+        """As many tokens as are allowed, each of them the longest that there is."""
+        return self._max_length * max(map(len, self._tokenizer.get_vocab()), default=1)
+
+    def _without_surplus(self, turns: Sequence[Turn]) -> tuple[Turn, ...]:
+        """Return the turns without the oldest that cannot fit. Raises BadData: system text and question cannot."""
+        n_system = 1 if turns and turns[0].role == "system" else 0
+        system, others = tuple(turns[:n_system]), tuple(turns[n_system:])
+        n_left = [len(turn.text) for turn in others]
+        for i in reversed(range(len(others) - 1)):
+            n_left[i] += n_left[i + 1]
+        n_allowed = self._max_characters - sum(len(turn.text) for turn in system)
+        starts = _starts(others) or [0]
+        start = next((start for start in starts if sum(n_left[start : start + 1]) <= n_allowed), None)
+        if start is None:
+            n_least = sum(n_left[starts[-1] :][:1])
+            raise BadData(
+                f"{self._max_characters - n_allowed + n_least} characters of system text and question are more than the "
+                f"{self._max_characters} that model.max_length = {self._max_length} tokens can have; raise it or shorten them"
+            )
+        return system + others[start:]
 
     def encode_prompts(self, conversations: Sequence[Sequence[Turn]]) -> list[tuple[int, ...]]:
         """Return what `encode_messages` returns for each; tokenizers are several times faster on many at once."""

@@ -5,6 +5,7 @@ back: what the template adds around them is then known exactly, and no words can
 """
 
 import re
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -31,6 +32,8 @@ _REASONING = {
 
 _Shape = tuple[tuple[Role, str, str], ...]
 """A conversation without its words: role, leading and trailing white space of every turn. Renderings depend on nothing else."""
+_MAX_SHAPES, _MAX_TURNS, _MAX_MARGINS = 256, 64, 1000
+"""Renderings that are kept, the latest used; of conversations of at most so many turns and characters of white space around them."""
 _SYSTEM: tuple[Role, str, str] = ("system", "", "")
 _USER: tuple[Role, str, str] = ("user", "", "")
 _ASSISTANT: tuple[Role, str, str] = ("assistant", "", "")
@@ -63,7 +66,7 @@ class ChatTemplate:
         """
         self._tokenizer = tokenizer
         self.source = frozen_source(template_source(tokenizer), arguments, date)
-        self._parts_by_shape: dict[tuple[_Shape, bool], list[str | int]] = {}
+        self._parts_by_shape: OrderedDict[tuple[_Shape, bool], list[str | int]] = OrderedDict()
         written = "".join(str(part) for part in self._render((_USER, _ASSISTANT, _USER), generation=True))
         self.control = ControlTokens(_control_tokens(tokenizer, self.source + written))
         self.has_system_role = self._takes((_SYSTEM, _USER))
@@ -124,12 +127,17 @@ class ChatTemplate:
     def _render(self, shape: _Shape, *, generation: bool) -> list[str | int]:
         """Return the template's text in parts: what it writes, and by its number each turn whose words stand there."""
         key = (shape, generation)
-        if key not in self._parts_by_shape:
-            messages = [{"role": role, "content": f"{lead}\ue000{i}\ue000{trail}"} for i, (role, lead, trail) in enumerate(shape)]
-            text = render(self._tokenizer, messages, self.source, generation=generation)
-            parts = _PLACEHOLDER.split(text)
-            self._parts_by_shape[key] = [int(part) if i % 2 else part for i, part in enumerate(parts)]
-        return self._parts_by_shape[key]
+        if key in self._parts_by_shape:
+            self._parts_by_shape.move_to_end(key)
+            return self._parts_by_shape[key]
+        messages = [{"role": role, "content": f"{lead}\ue000{i}\ue000{trail}"} for i, (role, lead, trail) in enumerate(shape)]
+        text = render(self._tokenizer, messages, self.source, generation=generation)
+        parts = [int(part) if i % 2 else part for i, part in enumerate(_PLACEHOLDER.split(text))]
+        if len(shape) <= _MAX_TURNS and sum(len(lead) + len(trail) for _, lead, trail in shape) <= _MAX_MARGINS:
+            self._parts_by_shape[key] = parts
+            if len(self._parts_by_shape) > _MAX_SHAPES:
+                self._parts_by_shape.popitem(last=False)
+        return parts
 
     def _cut_tail(self, tail: Sequence[str | int]) -> str:
         """Return what follows an assistant's words up to the token that ends the turn; empty where no such token follows."""

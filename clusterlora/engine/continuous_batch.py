@@ -175,7 +175,7 @@ class _WholeBatches:
         """Answer questions to their end. If that fails they are asked one by one, so that only those fail that cannot be answered."""
         try:
             return list(self._replies(joined))
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  (it is handed on to whom it concerns)
             if len(joined) == 1:
                 return [Failed(joined[0].number, error)]
             is_memory = is_allocation_failure(error)

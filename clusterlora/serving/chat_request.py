@@ -68,7 +68,12 @@ def read_chat_request(body: bytes) -> ChatRequest:
     known = {"model", "messages", "user", "context", "stream", "stream_options", "stop", "max_tokens", "max_completion_tokens"}
     known |= {"temperature", "top_p", "seed", *_WITHOUT_EFFECT}
     if unknown := next((name for name in asked if name not in known), None):
-        raise Refusal(400, f"parameter {_shown(unknown)} is not supported; leave it out", param=unknown[:100], code="unsupported_parameter")
+        raise Refusal(
+            400,
+            f"parameter {_shown(unknown)} is not supported; leave it out",
+            param=ascii(unknown[:100])[1:-1],
+            code="unsupported_parameter",
+        )
     stream = _of_type(asked, "stream", bool) or False
     return ChatRequest(
         model=_model(asked),
@@ -118,7 +123,14 @@ def _turn(message: Any, place: str) -> Turn:
     role = message.get("role")
     if not isinstance(role, str) or role not in _ROLES:
         raise Refusal(400, f"{place}.role is {_shown(role)}; use {', '.join(_ROLES)}", param=f"{place}.role")
-    if unknown := next((name for name, value in message.items() if name not in ("role", "content") and value is not None), None):
+    if unknown := next(
+        (
+            name
+            for name, value in message.items()
+            if name not in ("role", "content") and not (value is None or (name == "tool_calls" and value == []))
+        ),
+        None,
+    ):
         raise Refusal(400, f"{place}.{_shown(unknown)} is not supported; leave it out", param=place, code="unsupported_parameter")
     content = message.get("content")
     parts = content if isinstance(content, list) and content else [{"type": "text", "text": content}]

@@ -10,6 +10,7 @@ from clusterlora.serving.elsewhere import BASE_FOLDER
 from clusterlora.serving.export import BASE_ROUTE, adapter_digest
 from clusterlora.serving.router import Router, usual_device
 from clusterlora.settings import PreparedModel
+from clusterlora.stores.json_codec import from_plain, plain
 from clusterlora.stores.routing_table import KeyedAdapter, KeyedComposition, RoutingTable
 
 
@@ -17,14 +18,17 @@ def router_of_export(folder: Path) -> Router:
     """Return the router of an exported folder; it answers as the registered model did.
 
     Raises:
-        BadData: it is no such folder, or an adapter is missing or has another content than its name says.
+        BadData: it is no such folder, or an adapter is missing or has another content than its name says, or is in GGUF.
         ModelUnavailable: its base model is not on this machine, or is another one here.
     """
+    if any((folder / "adapters").glob("*.gguf")):
+        raise BadData(f"{folder} is an export for llama.cpp, with adapters in GGUF; export the model with --format peft to serve it here")
     file = folder / "routes.json"
     try:
         routes: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        table = _table(folder, routes)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
+        # Written down and read again, every field is checked.
+        table = from_plain(RoutingTable, plain(_table(folder, routes)))
+    except (BadData, OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
         raise BadData(f"{file} is not of a folder that `clusterlora registry export` has written ({problem}); export it again") from problem
     folders = {route: folder / "adapters" / route for route in table.keys}
     for route, adapter in folders.items():
@@ -34,6 +38,9 @@ def router_of_export(folder: Path) -> Router:
 
 
 def _table(folder: Path, routes: dict[str, Any]) -> RoutingTable:
+    for name in ("max_length", "max_new_tokens"):
+        if int(routes[name]) < 1:
+            raise ValueError(f"{name} is {routes[name]}")
     own_base = routes["base_model"] == BASE_FOLDER
     base = str((folder / BASE_FOLDER).resolve()) if own_base else routes["base_model"]
     model = PreparedModel(

@@ -33,12 +33,12 @@ def load_or_create_keys(file: Path) -> ApiKeys:
     """Return the keys in a file, one per line; a new file gets one random key and is readable by its owner only.
 
     Raises:
-        BadSettings: other users may write to the file, or it holds no key, or a short one.
+        BadSettings: other users may write to the file, or it holds no key, a short one, or one beyond ASCII.
     """
     if not file.exists():
         write_durably(file, f"sk-{secrets.token_hex(24)}\n".encode(), mode=0o600)
     try:
-        status, text = file.stat(), file.read_text(encoding="utf-8")
+        status, text = file.stat(), file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as problem:
         raise BadSettings(f"the API keys in {file} cannot be read ({problem}); give another --key-file") from problem
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
@@ -46,6 +46,8 @@ def load_or_create_keys(file: Path) -> ApiKeys:
     keys = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
     if short := [number for number, key in enumerate(keys, start=1) if len(key) < _LENGTH or " " in key]:
         raise BadSettings(f"{file}: key {short[0]} is shorter than {_LENGTH} characters or has a space; write one key per line")
+    if other := [number for number, key in enumerate(keys, start=1) if not key.isascii()]:
+        raise BadSettings(f"{file}: key {other[0]} has characters beyond ASCII, which clients cannot send; write another one")
     if not keys:
         raise BadSettings(f"{file} holds no API key; write one per line, or remove the file and one is made")
     return ApiKeys(keys)

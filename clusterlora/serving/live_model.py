@@ -12,11 +12,11 @@ from typing import Protocol
 
 from clusterlora.engine.continuous_batch import continuous_batch
 from clusterlora.engine.decoder_inference import DecoderInference
-from clusterlora.engine.memory import free_cached_memory
-from clusterlora.errors import BadData
+from clusterlora.engine.memory import free_cached_memory, is_allocation_failure
+from clusterlora.errors import BadData, BadSettings
 from clusterlora.serving.exported import router_of_export
 from clusterlora.serving.router import Prepared, Request, Router, usual_device
-from clusterlora.serving.scheduler import Closed, Scheduler
+from clusterlora.serving.scheduler import Busy, Closed, Scheduler
 from clusterlora.stores.mlflow_models import Registry
 from clusterlora.stores.routing_table import read_routing_table
 
@@ -95,7 +95,7 @@ class Served:
     """A loaded model that answers: its scheduler, and one thread that encodes prompts for it."""
 
     def __init__(self, loaded: Loaded, files: tempfile.TemporaryDirectory[str], *, n_slots: int, max_waiting: int) -> None:
-        """Prepare a model for requests. Raises BadData if it chooses labels, which is no conversation."""
+        """Prepare a model. Raises BadData if it chooses labels, which is no conversation; BadSettings if the slots do not fit."""
         if labels := loaded.router.table.labels:
             raise BadData(
                 f"model {loaded.name}, version {loaded.version}, chooses one of {len(labels)} labels by their likelihood, which a chat "
@@ -106,16 +106,41 @@ class Served:
         self.n_tokens = model.max_length + loaded.router.table.max_new_tokens
         """Tokens of the longest prompt and its answer together."""
         self._encoding = ThreadPoolExecutor(1, thread_name_prefix="encoding")
-        batch = continuous_batch(loaded.router.backend, n_rows=n_slots, n_tokens=self.n_tokens)
+        self._n_slots, self._max_waiting, self._n_encoding, self._counting = n_slots, max_waiting, 0, threading.Lock()
+        try:
+            batch = continuous_batch(loaded.router.backend, n_rows=n_slots, n_tokens=self.n_tokens)
+        except (RuntimeError, MemoryError) as problem:
+            if not is_allocation_failure(problem):
+                raise
+            raise BadSettings(
+                f"memory for {n_slots} slots of {self.n_tokens} tokens cannot be allocated ({str(problem).partition(chr(10))[0]:.200}); "
+                "give fewer --slots"
+            ) from problem
         self.scheduler = Scheduler(batch, max_waiting=max_waiting)
         self._files = files
 
     def prepare(self, request: Request) -> "Future[Prepared]":
-        """Let the encoding thread call `Router.prepare`. Raises Closed."""
-        try:
-            return self._encoding.submit(self.router.prepare, request)
-        except RuntimeError as problem:
-            raise Closed from problem
+        """Let the encoding thread call `Router.prepare`.
+
+        Raises:
+            Busy: more requests are encoded, or wait for a slot, than there are free slots and places in the queue.
+            Closed: the model has been closed.
+        """
+        with self._counting:
+            n_places = self._max_waiting + self._n_slots - self.scheduler.n_running
+            if self._n_encoding + self.scheduler.n_waiting >= n_places:
+                raise Busy
+            try:
+                prepared = self._encoding.submit(self.router.prepare, request)
+            except RuntimeError as problem:
+                raise Closed from problem
+            self._n_encoding += 1
+        prepared.add_done_callback(self._encoded)
+        return prepared
+
+    def _encoded(self, _prepared: "Future[Prepared]") -> None:
+        with self._counting:
+            self._n_encoding -= 1
 
     def close(self) -> None:
         """Answer what was taken, then free the memory and remove the files."""
@@ -181,8 +206,7 @@ class LiveModel:
             if version == self.current.version or self._is_too_soon(version):
                 return False
             fresh = self._load(version, self.current.router)
-        except Exception as problem:
-            # Whatever it was, the next version must be looked for.
+        except Exception as problem:  # noqa: BLE001  (whatever it was, the next version must be looked for)
             self._note_failure(version, f"{type(problem).__name__}: {problem}")
             fresh = None
         if fresh is None:

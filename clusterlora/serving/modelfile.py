@@ -39,6 +39,10 @@ def modelfile(base: BaseModel, table: RoutingTable, adapter: str | None) -> str:
     # Each part is rendered with a word in its place, and what the template writes around it is kept.
     asked = (Turn("system", "system"), Turn("user", "question"))
     prompt = _text(template.prompt(asked), {"system": _SYSTEM, "question": _PROMPT})
+    # Ollama writes the token that begins every text itself, where the tokenizer does.
+    begins = base.tokenizer.bos_token
+    if begins and base.tokenizer("x")["input_ids"][:1] == [base.tokenizer.bos_token_id]:
+        prompt = prompt.removeprefix(str(begins))
     answer = _text(template.response(asked, "answer"), {"answer": "{{ .Response }}"})
     if '"""' in f"{prompt}{answer}{table.model.system_prompt}":
         raise BadData(
@@ -53,7 +57,7 @@ def modelfile(base: BaseModel, table: RoutingTable, adapter: str | None) -> str:
         "PARAMETER temperature 0",
         f"PARAMETER num_predict {table.max_new_tokens}",
         f"PARAMETER num_ctx {table.model.max_length + table.max_new_tokens}",
-        *(f"PARAMETER stop {json.dumps(token)}" for token in stop),
+        *(f"PARAMETER stop {json.dumps(token, ensure_ascii=False)}" for token in stop),
     ]
     return "\n".join(lines) + "\n"
 

@@ -94,7 +94,10 @@ class ChatApi:
 
     async def _model(self, request: HttpRequest) -> Response:
         name = request.path_params["name"]
-        _persona_of_model(name, self._live.current)
+        served = self._live.current
+        persona_id, personas = _persona_of_model(name, served), served.router.table.personas
+        if persona_id is not None and personas and persona_id not in personas:
+            raise Refusal(404, f"there is no model {name!a:.100} here; GET /v1/models lists those that there are", code="model_not_found")
         return JSONResponse(_model_object(name))
 
     async def _ready(self, _request: HttpRequest) -> Response:
@@ -106,6 +109,15 @@ class ChatApi:
         return PlainTextResponse(self._metrics.exposition(), media_type=CONTENT_TYPE)
 
     async def _chat(self, request: HttpRequest) -> Response:
+        try:
+            return await self._answered(request)
+        except asyncio.CancelledError as problem:
+            # The time in which running requests may finish is over.
+            if not self.is_stopping:
+                raise
+            raise Refusal(503, "the server is stopping", retry_after_seconds=1) from problem
+
+    async def _answered(self, request: HttpRequest) -> Response:
         asked = read_chat_request(await self._body(request))
         answer = await self._begin(asked, request)
         if asked.stream:

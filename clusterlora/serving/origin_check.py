@@ -4,6 +4,7 @@ import ipaddress
 from collections.abc import Collection, Mapping
 
 LOOPBACK = "127.0.0.1"
+_LOOPBACKS = frozenset(map(ipaddress.ip_address, (LOOPBACK, "::1")))
 
 
 def refusal_reason(headers: Mapping[str, str], method: str, host: str, *, names: Collection[str] = ()) -> str | None:
@@ -13,12 +14,13 @@ def refusal_reason(headers: Mapping[str, str], method: str, host: str, *, names:
         host: address on which the server listens.
         names: further names by which it may be called.
     """
-    requested = headers.get("host", "")
+    # Host names ignore case.
+    requested = headers.get("host", "").lower()
     if not _is_own_name(_name(requested), host, names):
         return f"this server is not called {requested!r}; open it by its address"
     # Host and Origin are compared with each other, not with the server's port: through an SSH tunnel it has another one.
     origin = headers.get("origin")
-    if origin is not None and origin.partition("://")[2] != requested:
+    if origin is not None and origin.partition("://")[2].lower() != requested:
         return f"pages of {origin} may not use this server"
     # Requests without Origin (images, scripts, frames) have Sec-Fetch headers; from another site only a link is allowed.
     is_link = headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest") == "document" and method == "GET"
@@ -32,11 +34,17 @@ def _name(host: str) -> str:
 
 
 def _is_own_name(name: str, host: str, names: Collection[str]) -> bool:
-    if name in (LOOPBACK, "localhost", host) or name in names:
+    if name in {"localhost", host.lower(), *(other.lower() for other in names)}:
         return True
-    try:
-        address = ipaddress.ip_address(name)
-    except ValueError:
+    address, own = _address(name), _address(host)
+    if address is None:
         return False
     # An IP address cannot be rebound, as a name can. A server that listens on all interfaces is reached by any of their addresses.
-    return not address.is_loopback and ipaddress.ip_address(host).is_unspecified
+    return address in _LOOPBACKS or address == own or (own is not None and own.is_unspecified and not address.is_loopback)
+
+
+def _address(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        return ipaddress.ip_address(name)
+    except ValueError:
+        return None

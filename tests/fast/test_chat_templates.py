@@ -1,6 +1,7 @@
 """Training, prompts and serving use the chat template's own rendering, for templates in the shapes of common vendors."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -311,3 +312,34 @@ def test_a_tokenizer_without_eos_can_be_used_where_the_template_ends_its_turns_a
     assert ChatTemplate(tokenizer_of(replace(PHI3, template=PHI3.template.replace("{{ eos_token }}", ""), eos=None))).end_token == "<|end|>"
     with pytest.raises(ModelUnavailable, match=r"no eos_token; set eos_token in tokenizer_config\.json"):
         ChatTemplate(tokenizer_of(replace(IN_WORDS, eos=None)))
+
+
+def test_only_so_many_short_renderings_are_kept() -> None:
+    template = ChatTemplate(_CHATML)
+    before = template.prompt((Turn("user", "x"),))
+    for n in range(300):
+        template.prompt((Turn("user", " " * n + "x"),))
+        template.prompt((Turn("user", "x" + " " * (2000 + n)),))
+    kept = template._parts_by_shape
+    assert len(kept) == 256
+    assert max(len(lead) + len(trail) for shape, _ in kept for _, lead, trail in shape) == 299
+    assert template.prompt((Turn("user", "x"),)) == before
+
+
+def test_what_is_far_too_long_is_never_tokenised(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = PromptEncoder(_CHATML, max_length=64, remember=False)
+    few = (Turn("system", "Be brief."), Turn("user", "hello"))
+    long = Turn("assistant", "ab " * 100_000)
+    seen: list[int] = []
+    encode = encoder.encode_prompts
+
+    def counted(conversations: Sequence[Sequence[Turn]]) -> list[tuple[int, ...]]:
+        seen.append(sum(len(turn.text) for turns in conversations for turn in turns))
+        return encode(conversations)
+
+    monkeypatch.setattr(encoder, "encode_prompts", counted)
+    assert encoder.encode_messages((few[0], Turn("user", "before"), long, few[1])) == encode([few])[0]
+    assert seen == [sum(len(turn.text) for turn in few)]
+    with pytest.raises(BadData, match="characters of system text and question"):
+        encoder.encode_messages((few[0], Turn("user", "ab " * 100_000)))
+    assert len(seen) == 1

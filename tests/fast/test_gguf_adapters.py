@@ -2,11 +2,13 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from gguf import GGUFReader
+from tokenizers.processors import TemplateProcessing
 
 from clusterlora.engine.kinds import read_weights
 from clusterlora.engine.peft_folder import write_peft_folder
@@ -15,9 +17,11 @@ from clusterlora.errors import BadData
 from clusterlora.models.base import base_revision, load_base
 from clusterlora.recipe import Recipe
 from clusterlora.serving.export import export
+from clusterlora.serving.exported import router_of_export
+from clusterlora.serving.modelfile import modelfile
 from clusterlora.settings import PreparedModel
 from clusterlora.stores.json_codec import to_json
-from clusterlora.stores.routing_table import KeyedAdapter, KeyedComposition, RoutingTable
+from clusterlora.stores.routing_table import KeyedAdapter, KeyedComposition, RoutingTable, read_routing_table
 
 NAMES = {"q_proj": "attn_q", "k_proj": "attn_k", "v_proj": "attn_v", "down_proj": "ffn_down"}
 """Layers by their names in transformers and in llama.cpp."""
@@ -85,8 +89,52 @@ def test_a_modelfile_renders_as_the_study_does(artifacts: Path, tmp_path: Path) 
     assert 'SYSTEM """Be brief."""' in text
     assert 'PARAMETER stop "<|im_end|>"' in text
     assert "ADAPTER" not in (tmp_path / "out" / "base.Modelfile").read_text()
+    with pytest.raises(BadData, match="--format peft"):
+        router_of_export(tmp_path / "out")
     serve = (tmp_path / "out" / "serve.sh").read_text()
     assert [f"--lora adapters/{name}.gguf" in serve for name in exported.adapters] == [True] * 2
+
+
+@pytest.mark.parametrize("adds_bos", [True, False])
+def test_a_modelfile_leaves_to_ollama_what_the_tokenizer_adds(artifacts: Path, tiny_base_folder: Path, *, adds_bos: bool) -> None:
+    base, table = load_base(str(tiny_base_folder)), read_routing_table((artifacts / "routes.json").read_text())
+    base.tokenizer.add_special_tokens({"bos_token": "<｜begin｜>"})
+    base.tokenizer.chat_template = "{{ bos_token }}" + base.tokenizer.get_chat_template()
+    if adds_bos:
+        added = [("<｜begin｜>", base.tokenizer.bos_token_id)]
+        base.tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<｜begin｜> $A", special_tokens=added)
+    text = modelfile(base, table, None)
+    assert ('TEMPLATE """<｜begin｜><|im_start|>' in text) != adds_bos
+    assert ('TEMPLATE """<|im_start|>' in text) == adds_bos
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"default": None},
+        {"personas": {"ann": 3}},
+        {"base_model": 3},
+        {"max_length": 0},
+        {"max_new_tokens": 0},
+        {"system_prompt": None},
+    ],
+)
+def test_routes_that_no_export_has_are_refused(change: dict[str, Any], tmp_path: Path) -> None:
+    routes = {
+        "study": "s",
+        "base_model": "homelm",
+        "dtype": "float32",
+        "quantisation": "none",
+        "system_prompt": "",
+        "template_arguments": {},
+    }
+    routes |= {"template_date": None, "max_length": 64, "max_new_tokens": 8, "base_revision": "r", "labels": [], "personas": {}}
+    (tmp_path / "routes.json").write_text(json.dumps(routes | {"default": "u-1"}))
+    with pytest.raises(BadData, match="u-1 is missing"):
+        router_of_export(tmp_path)
+    (tmp_path / "routes.json").write_text(json.dumps(routes | {"default": "u-1"} | change))
+    with pytest.raises(BadData, match="is not of a folder"):
+        router_of_export(tmp_path)
 
 
 def test_bases_that_were_not_tried_are_refused(

@@ -129,6 +129,7 @@ def test_an_answer_has_the_fields_of_openais(client: httpx.Client) -> None:
     assert chunks[-2]["choices"][0]["finish_reason"] in ("stop", "length")
     models = client.get("/v1/models").json()["data"]
     assert (models[0]["id"], len(models)) == ("small", 8)
+    assert client.get("/v1/models/small/nobody").status_code == 404
     assert client.get(f"/v1/models/{models[3]['id']}").json()["id"] == models[3]["id"]
 
 

@@ -2,8 +2,10 @@
 
 import json
 import stat
+import time
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from clusterlora.engine.decode_batch import DecodeBatch, DecodeRow
 from clusterlora.engine.sampling import Sampler, Sampling
 from clusterlora.errors import BadSettings
 from clusterlora.ports.stores import Stores
@@ -20,6 +23,8 @@ from clusterlora.serving.answer_text import AnswerText
 from clusterlora.serving.chat_request import read_chat_request
 from clusterlora.serving.guard import TokenBucket
 from clusterlora.serving.keys import load_or_create_keys
+from clusterlora.serving.live_model import LiveModel
+from clusterlora.serving.origin_check import refusal_reason
 from clusterlora.serving.refusal import Refusal
 from clusterlora.serving.server import ServerSettings, listen
 from clusterlora.settings import Study
@@ -67,12 +72,14 @@ BODY: dict[str, Any] = {"model": "small", "messages": [{"role": "user", "content
         ({"context": {"time": 3}}, "context"),
         ({"user": 7}, "user"),
         ({"best_of": 2}, "best_of"),
+        ({"\ud800": 1}, "\\ud800"),
     ],
 )
 def test_what_cannot_be_done_is_refused_by_name(change: dict[str, Any], param: str) -> None:
     with pytest.raises(Refusal) as refusal:
         read_chat_request(json.dumps(BODY | change).encode())
     assert (refusal.value.status, refusal.value.param) == (400, param)
+    assert json.dumps(refusal.value.body(), ensure_ascii=False).encode(), "it can be sent"
     assert refusal.value.body()["error"]["type"] == "invalid_request_error"
 
 
@@ -80,6 +87,8 @@ def test_values_that_ask_for_nothing_are_accepted() -> None:
     nothing = {"n": 1, "frequency_penalty": 0.0, "presence_penalty": 0, "logprobs": False, "tools": [], "temperature": 0, "top_p": 0.9}
     asked = read_chat_request(json.dumps(BODY | nothing | {"seed": None, "response_format": {"type": "text"}}).encode())
     assert asked.sampling is None
+    called = {"messages": [{"role": "assistant", "content": "Hi", "tool_calls": []}, *BODY["messages"]]}
+    assert [turn.text for turn in read_chat_request(json.dumps(BODY | called).encode()).turns] == ["Hi", "make it cosy"]
     parts = [{"type": "text", "text": "make it "}, {"type": "text", "text": "cosy"}]
     in_parts = read_chat_request(
         json.dumps(BODY | {"messages": [{"role": "developer", "content": "Hi"}, {"role": "user", "content": parts}]}).encode()
@@ -130,13 +139,18 @@ def test_a_key_is_made_once_and_only_its_owner_can_read_it(tmp_path: Path) -> No
     for keys in (first, load_or_create_keys(file)):
         assert keys.number(f"Bearer {key}") == 0
         assert [keys.number(one) for one in ("", "Bearer", f"Basic {key}", f"Bearer {key}x", "Bearer ключ")] == [None] * 5
-    file.write_text(f"# ours\n{key}\nsk-of-somebody-else-1\n")
+    file.write_text(f"\ufeff# ours\n{key}\nsk-of-somebody-else-1\n")
     assert load_or_create_keys(file).number("bearer sk-of-somebody-else-1") == 1
 
 
 @pytest.mark.parametrize(
     ("text", "mode", "complaint"),
-    [("\n", 0o600, "no API key"), ("short\n", 0o600, "shorter than 16"), ("sk-long-enough-for-all\n", 0o622, "may write")],
+    [
+        ("\n", 0o600, "no API key"),
+        ("short\n", 0o600, "shorter than 16"),
+        ("sk-long-enough-for-all\n", 0o622, "may write"),
+        ("clé-long-enough-for-all\n", 0o600, "ASCII"),
+    ],
 )
 def test_keys_that_others_may_choose_or_guess_are_refused(tmp_path: Path, text: str, mode: int, complaint: str) -> None:
     file = tmp_path / "keys"
@@ -155,6 +169,23 @@ def test_a_server_without_key_listens_on_loopback_only() -> None:
         listener.listen()
         with pytest.raises(BadSettings, match="in use"):
             listen(ServerSettings(port=listener.getsockname()[1]), has_keys=True)
+
+
+@pytest.mark.parametrize(
+    ("host", "requested", "is_own"),
+    [
+        ("127.0.0.1", "LOCALHOST:8000", True),
+        ("127.0.0.1", "ASSISTANT.home", True),
+        ("::", "[::1]:8000", True),
+        ("::1", "[0:0:0:0:0:0:0:1]:8000", True),
+        ("::", "[fd00::7]:8000", True),
+        ("localhost", "10.0.0.1:8000", False),
+        ("localhost", "evil.example", False),
+        ("10.0.0.1", "10.0.0.2", False),
+    ],
+)
+def test_host_names_ignore_case_and_addresses_their_spelling(host: str, requested: str, is_own: bool) -> None:
+    assert (refusal_reason({"host": requested}, "GET", host, names=("Assistant.Home",)) is None) == is_own
 
 
 def test_a_bucket_refills_with_time() -> None:
@@ -192,3 +223,26 @@ def test_no_more_than_so_many_requests_wait(seven: Study, finished_stores: Store
             assert all(next(iterator) for iterator in iterators)
             refused = httpx.post(f"http://127.0.0.1:{server.port}/v1/chat/completions", json=BODY, headers=client.headers)
         assert (refused.status_code, refused.json()["error"]["code"]) == (429, "server_busy")
+
+
+def test_an_answer_that_does_not_finish_in_time_is_refused(seven: Study, finished_stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
+    never_end(monkeypatch)
+    step = DecodeBatch.step
+
+    def slow_step(self: DecodeBatch, end_ids: frozenset[int]) -> list[DecodeRow]:
+        time.sleep(0.005)
+        return step(self, end_ids)
+
+    monkeypatch.setattr(DecodeBatch, "step", slow_step)
+    with ThreadPoolExecutor(1) as people, running(StudySource(seven, finished_stores), n_slots=1, stop_seconds=1) as (server, client):
+        url, body = f"http://127.0.0.1:{server.port}/v1/chat/completions", BODY | {"max_tokens": 900}
+        late = people.submit(httpx.post, url, json=body, headers=client.headers, timeout=60)
+        while not server.live.current.scheduler.n_running:
+            time.sleep(0.01)
+        server.stop()
+        assert (late.result().status_code, late.result().json()["error"]["message"]) == (503, "the server is stopping")
+
+
+def test_slots_that_do_not_fit_into_memory_are_refused(seven: Study, finished_stores: Stores) -> None:
+    with pytest.raises(BadSettings, match="memory for 100000000 slots"):
+        LiveModel(StudySource(seven, finished_stores), n_slots=100_000_000, max_waiting=1)
