@@ -98,11 +98,12 @@ def test_a_modelfile_renders_as_the_study_does(artifacts: Path, tmp_path: Path) 
 @pytest.mark.parametrize("adds_bos", [True, False])
 def test_a_modelfile_leaves_to_ollama_what_the_tokenizer_adds(artifacts: Path, tiny_base_folder: Path, *, adds_bos: bool) -> None:
     base, table = load_base(str(tiny_base_folder)), read_routing_table((artifacts / "routes.json").read_text())
+    tokenizer: Any = base.tokenizer
     base.tokenizer.add_special_tokens({"bos_token": "<｜begin｜>"})
     base.tokenizer.chat_template = "{{ bos_token }}" + base.tokenizer.get_chat_template()
     if adds_bos:
         added = [("<｜begin｜>", base.tokenizer.bos_token_id)]
-        base.tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<｜begin｜> $A", special_tokens=added)
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<｜begin｜> $A", special_tokens=added)
     text = modelfile(base, table, None)
     assert ('TEMPLATE """<｜begin｜><|im_start|>' in text) != adds_bos
     assert ('TEMPLATE """<|im_start|>' in text) == adds_bos
