@@ -4,7 +4,7 @@ import ipaddress
 from collections.abc import Collection, Mapping
 
 LOOPBACK = "127.0.0.1"
-_LOOPBACKS = frozenset(map(ipaddress.ip_address, (LOOPBACK, "::1")))
+_IPV4_LOOPBACK, _IPV6_LOOPBACK = ipaddress.ip_address(LOOPBACK), ipaddress.ip_address("::1")
 
 
 def refusal_reason(headers: Mapping[str, str], method: str, host: str, *, names: Collection[str] = ()) -> str | None:
@@ -39,8 +39,11 @@ def _is_own_name(name: str, host: str, names: Collection[str]) -> bool:
     address, own = _address(name), _address(host)
     if address is None:
         return False
+    if address in (_IPV4_LOOPBACK, own):
+        return True
     # An IP address cannot be rebound, as a name can. A server that listens on all interfaces is reached by any of their addresses.
-    return address in _LOOPBACKS or address == own or (own is not None and own.is_unspecified and not address.is_loopback)
+    is_own_loopback = own is not None and own.version == address.version == 6 and address == _IPV6_LOOPBACK
+    return own is not None and own.is_unspecified and (not address.is_loopback or is_own_loopback)
 
 
 def _address(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:

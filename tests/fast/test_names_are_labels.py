@@ -121,7 +121,9 @@ def test_adapters_whose_names_begin_alike_are_no_seeds_of_one_another(
     people = prepared(study, stores)
     names = ("tone.sad-00", "tone.shy-00", "tone.s1")
     specs = [
-        AdapterSpec(name=name, persona_ids=people, recipe=Recipe(), scope="cluster", cluster=number) for number, name in enumerate(names)
+        # Of one key they would be one adapter, trained once.
+        AdapterSpec(name=name, persona_ids=people, recipe=Recipe(seed=number), scope="cluster", cluster=number)
+        for number, name in enumerate(names)
     ]
     monkeypatch.setitem(METHODS, "tones", method_of("tones", *specs))
     groups = missing_groups(study, stores, names)
