@@ -49,20 +49,12 @@ class Machine:
         self.root.mkdir()
         self._restore(before, before.stat().st_ino, self.root, _paths(before), names=names)
         shutil.rmtree(before)
-        self.forget()
 
     def reset(self, studies: Path | None = None) -> None:
         """Start over with a copy of these studies, or with none."""
         shutil.rmtree(self.root / "studies", ignore_errors=True)
         if studies is not None:
             shutil.copytree(studies, self.root / "studies")
-        self.forget()
-
-    def forget(self) -> None:
-        """Take everything for synced that is there, by syncing it: what a machine finds when it starts."""
-        for file in self.disk.iterdir():
-            file.unlink()
-        self.run("sync")
 
     def _restore(self, old: Path, inode: int, new: Path, path_of: dict[int, Path], *, names: bool) -> None:
         synced = self.disk / f"{inode}.folder"
@@ -102,9 +94,7 @@ def machine(folder: Path, base: Path) -> Iterator[Machine]:
     }
     command = [sys.executable, "-m", "tests.all.chaos.powercut", str(base)]
     with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as program:
-        there = Machine(root, disk, program)
-        there.forget()
-        yield there
+        yield Machine(root, disk, program)
         assert program.stdin is not None
         program.stdin.close()
 
@@ -193,15 +183,23 @@ def study(base: Path, _say: Say) -> None:
     register_models(settings.name, stores, log)
 
 
-def sync_everything(_base: Path, _say: Say) -> None:
+WORK: Mapping[str, Callable[[Path, Say], None]] = {"create": create, "study": study, "files": write_everything}
+
+
+def _start_machine() -> int:
+    """Take everything for synced that is there, by syncing it; return the number of syncs.
+
+    The process that does the work must do this: it keeps open what it synced, and a name never stands for a later file with the same inode.
+    """
+    for file in Path(os.environ["POWERCUT_DISK"]).iterdir():
+        file.unlink()
     root = Path(os.environ["POWERCUT_ROOT"])
-    for path in (root, *root.rglob("*")):
+    paths = (root, *root.rglob("*"))
+    for path in paths:
         opened = os.open(path, os.O_RDONLY)
         os.fsync(opened)
         os.close(opened)
-
-
-WORK: Mapping[str, Callable[[Path, Say], None]] = {"create": create, "study": study, "files": write_everything, "sync": sync_everything}
+    return len(paths)
 
 
 def _try(base: Path, work: str, power_goes_at: int) -> str:
@@ -209,7 +207,8 @@ def _try(base: Path, work: str, power_goes_at: int) -> str:
     ready, output = os.pipe()
     child = os.fork()
     if child == 0:
-        os.environ["POWERCUT_AT"] = str(power_goes_at)
+        n_synced = _start_machine()
+        os.environ["POWERCUT_AT"] = str(n_synced + power_goes_at if power_goes_at else NEVER)
 
         def say(what: str) -> None:
             os.write(output, f"{what}; ".encode())

@@ -49,6 +49,8 @@ def missing(claims: tuple[str, ...], stores: Stores) -> list[str]:
 
 def test_written_data_survives_a_power_cut_at_every_sync(empty: Machine, tmp_path: Path, *, names: bool) -> None:
     assert empty.run("create") == ("done",)
+    empty.lose(names=names)
+    stores_on(empty).studies.study("cut")
     created = shutil.copytree(empty.root / "studies", tmp_path / "created")
     at = 0
     while (claims := empty.run("files", at := at + 1))[-1] == "power":
