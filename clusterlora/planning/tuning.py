@@ -104,24 +104,27 @@ def _is_imported(state: StudyState, method: str) -> bool:
 def round_people(state: StudyState, method: str) -> tuple[str, ...]:
     """Return the people of a method's next round: as many as make it cost one training, and at least one.
 
-    They are the first of an order in which every beginning has people of all clusters in proportion, which depends on nothing but ids.
+    One person of every cluster is among them where a third more people suffice. They are the first of an order that depends on nothing but
+    ids: one of every cluster, the largest first, then people of all clusters in proportion.
     """
     tuning = state.tuning
     assert tuning is not None, f"study {state.name} tunes nothing"
     epochs = sum(tuning.recipes[number].recipe.epochs for number in left(tuning, method))
     order = _order(state)
-    return order[: math.ceil(len(order) * min(1.0, state.settings.recipe.epochs / epochs))]
+    n = math.ceil(len(order) * min(1.0, state.settings.recipe.epochs / epochs))
+    n_clusters = len(state.clustering.members) if state.clustering else 1
+    return order[: max(n, min(n_clusters, n + n // 3))]
 
 
 def _order(state: StudyState) -> tuple[str, ...]:
     clusters = state.clustering.members if state.clustering else (state.dataset.ids,)
     people = state.dataset.by_id()
-    places: list[tuple[float, str, str]] = []
+    places: list[tuple[bool, float, str, str]] = []
     for members in clusters:
         # Who has no val dialogue says nothing of a val loss.
         ids = [p for p in members if people[p].of_split("val")]
         hashes = sorted((hashlib.sha256(p.encode()).hexdigest(), p) for p in ids)
-        places += [((number + 0.5) / len(ids), digest, p) for number, (digest, p) in enumerate(hashes)]
+        places += [(number > 0, (number + 0.5) / len(ids), digest, p) for number, (digest, p) in enumerate(hashes)]
     return tuple(p for *_, p in sorted(places))
 
 

@@ -34,14 +34,16 @@ from clusterlora.progress.estimate import sentences
 from clusterlora.serving.live_model import Loaded, Served
 from clusterlora.serving.router import Router
 from clusterlora.settings import DataSettings, PreparedEvaluation, PreparedModel, Study
+from clusterlora.stages.cluster import cluster_study
 from clusterlora.stages.compare import compare_study
+from clusterlora.stages.prepare import prepare_study
 from clusterlora.stages.probe import probed
 from clusterlora.stages.register import register_models
 from clusterlora.stores.json_codec import from_plain, plain
 from clusterlora.stores.routing_table import RoutingTable
 from clusterlora.values import EvaluationRow, Item, Turn
 from tests.fixtures.memory import MemoryTracker
-from tests.fixtures.stages import LOG, crown, request_of, rows_of, run, state_of
+from tests.fixtures.stages import LOG, crown, request_of, rows_of, run, run_rest, run_tuning, state_of
 from tests.fixtures.studies import seven_people
 
 THINGS = ("tea", "rain", "chess", "jazz", "snow", "soup", "maths", "poker", "sailing", "opera", "cheese", "running", "beer", "novels")
@@ -377,6 +379,25 @@ def test_planted_personal_ratings_are_found_and_told_with_less_being_better(rate
     files = TemporaryDirectory()
     with files, pytest.raises(BadData, match="chooses one of 2 labels by their likelihood, which a chat server does not"):
         Served(Loaded(study.name, "1", router), files, n_slots=1, max_waiting=1)
+
+
+@pytest.mark.whole
+def test_ratings_are_tuned_on_the_loss_of_their_labels(rated: Study, stores: Stores, tmp_path: Path):
+    data = settings(planted(tmp_path / "planted.jsonl", personal=True), train=6, val=4, test=4)
+    study = replace(rated, name="tuned", methods=("unified", "per_persona"), tune=2, data=data)
+    prepare_study(study, stores, LOG)
+    cluster_study(study.name, stores, LOG)
+    run_tuning(study, stores)
+    run_rest(study, stores)
+    comparison = compare_study(study.name, stores, LOG)
+    tuning = state_of(study, stores).tuning
+    assert tuning is not None
+    for method in study.methods:
+        (only,) = tuning.rounds(method)
+        assert all(loss is not None and math.isfinite(loss) for _, loss in only.losses)
+    assert comparison.champion == "per_persona"
+    summary = (stores.folder(study.name) / "results" / "summary.md").read_text(encoding="utf-8")
+    assert "tuned by the same 2 recipes on val loss" in summary
 
 
 def test_ratings_that_are_anybodys_crown_nobody(rated: Study, stores: Stores, tmp_path: Path):

@@ -19,7 +19,7 @@ from clusterlora.planning.recipes import draw_recipes
 from clusterlora.planning.study_state import StudyState, read_state
 from clusterlora.planning.training_groups import trial_groups
 from clusterlora.planning.trials import TrialStep, finished, trial_step
-from clusterlora.planning.tuning import chosen, in_turn, left, rounds_of, with_step
+from clusterlora.planning.tuning import chosen, in_turn, left, round_people, rounds_of, with_step
 from clusterlora.planning.work_plan import WorkPlan, work_plan
 from clusterlora.progress.timeline import phases
 from clusterlora.progress.work import remaining_work, train_tokens
@@ -363,3 +363,14 @@ def test_what_a_person_had_retried_is_said_whether_it_was_taken_or_not(tiny_base
 def test_a_study_of_whose_people_one_is_tried_says_one_person(tiny_base_folder: Path, tmp_path: Path) -> None:
     state = planned(Study(methods=("unified",), tune=2), (1,), tiny_base_folder, tmp_path)
     assert "A round was tried on 1 of 1 person." in (tuning_sentence(tuned_to_the_end(state)) or "")
+
+
+@pytest.mark.parametrize(("sizes", "n_recipes"), [((25, 25, 25, 25), 32), ((16, 52, 25, 35, 72), 32), ((2, 2, 60), 8)])
+def test_every_cluster_has_somebody_in_the_first_round(
+    sizes: tuple[int, ...], n_recipes: int, tiny_base_folder: Path, tmp_path: Path
+) -> None:
+    state = planned(Study(methods=("unified", "cluster"), tune=n_recipes), sizes, tiny_base_folder, tmp_path)
+    people = round_people(state, "cluster")
+    assert state.clustering is not None
+    assert all(set(members) & set(people) for members in state.clustering.members)
+    assert len(people) < sum(sizes) / 3
