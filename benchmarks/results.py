@@ -1,6 +1,6 @@
 """Writes docs/results.md from finished studies; every sentence and number is computed from their results.
 
-python -m benchmarks.results results shakespeare --out docs
+python -m benchmarks.results results shakespeare --null nulls --out docs
 """
 
 import argparse
@@ -50,28 +50,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--signal", action="append", default=[], metavar="FILE", help="a table of dialogues whose signal to measure; repeatable"
     )
+    parser.add_argument(
+        "--null", action="append", default=[], metavar="STUDY", help="a study whose people were permuted by study permute; repeatable"
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder for results.md and a figure per study")
     options = parser.parse_args(arguments)
     try:
-        print(write(options.studies, options.signal, open_local_stores(), options.out))
+        print(write(options.studies, options.signal, options.null, open_local_stores(), options.out))
     except ClusterLoraError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-def write(names: Sequence[str], files: Sequence[str], stores: Stores, out: Path) -> Path:
+def write(names: Sequence[str], files: Sequence[str], nulls: Sequence[str], stores: Stores, out: Path) -> Path:
     """Write results.md and the figures into `out` and return the path of the page; nothing is written unless every study has results.
 
     Args:
         names: finished studies, a section each.
         files: tables of dialogues without a study, whose persona signal is measured here.
+        nulls: studies of which `study permute` counted the false claims.
 
     Raises:
-        BadData: a study has not been compared.
+        BadData: a study has not been compared, or not been permuted.
         UnknownName: there is no such study.
     """
     sections = [section(stores.studies.study(name), read_summary(name, stores), stores) for name in names]
+    sections += [permuted(name, stores) for name in nulls]
     sections += [unstudied(file) for file in files]
     for name in names:
         out.mkdir(parents=True, exist_ok=True)
@@ -105,6 +110,16 @@ def section(study: Study, summary: Document, stores: Stores) -> str:
     parts += ["### The comparison\n", summary_markdown, f"![means with intervals, every persona, every cluster]({study.name}.png)\n"]
     parts += ["### What the mission asked\n", criteria(summary), "\n".join(f"- {sentence}" for sentence in findings(summary)) + "\n"]
     return "\n".join(parts)
+
+
+def permuted(name: str, stores: Stores) -> str:
+    """Return the section on studies in which nothing is personal."""
+    path = stores.folder(name) / "results" / "null.md"
+    if not path.is_file():
+        raise BadData(f"study {name} has no {path.name} in {path.parent}; run: clusterlora study permute --name {name}")
+    first = stores.studies.study(f"{name}-null-01")
+    rate = path.read_text(encoding="utf-8")
+    return "\n".join((f"## {name}: nothing is personal\n", "\n".join(setting(first, stores)) + "\n", rate))
 
 
 def unstudied(file: str) -> str:

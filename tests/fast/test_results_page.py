@@ -9,10 +9,12 @@ import pytest
 from benchmarks import results
 from clusterlora.comparison.compare import compare_methods
 from clusterlora.comparison.figure import draw
+from clusterlora.comparison.null_rate import null_rate
 from clusterlora.comparison.table import write_tables
 from clusterlora.errors import BadData, UnknownName
-from clusterlora.metadata import TruthAgreement
+from clusterlora.metadata import ComparisonSummary, TruthAgreement
 from clusterlora.ports.stores import Stores
+from clusterlora.results.null_rate import write_null_rate
 from clusterlora.settings import DataSettings, Study, SyntheticSettings, prepared
 from clusterlora.stages.compare import figure_path
 from clusterlora.values import Clustering, Dataset, EvaluationRow, Persona
@@ -51,9 +53,14 @@ def finished(name: str, means: Mapping[str, float], stores: Stores) -> None:
 def test_the_page_holds_every_study_and_judges_it_by_the_missions_criteria(stores: Stores, tmp_path: Path) -> None:
     finished("one", {"unified": 0.80, "cluster": 0.845, "few_shot": 0.79, "random_cluster": 0.80}, stores)
     finished("two", {"unified": 0.60, "cluster": 0.60, "hybrid": 0.55}, stores)
-    page = results.write(["one", "two"], [], stores, tmp_path / "docs").read_text(encoding="utf-8")
+    finished("nulls-null-01", {"unified": 0.60, "cluster": 0.60}, stores)
+    rate = null_rate([(f"nulls-null-{number:02d}", ComparisonSummary("unified", "Something.")) for number in range(1, 41)])
+    stores.folder("nulls").joinpath("results").mkdir(parents=True)
+    write_null_rate("nulls", rate, stores)
+    page = results.write(["one", "two"], [], ["nulls"], stores, tmp_path / "docs").read_text(encoding="utf-8")
     assert {path.name for path in (tmp_path / "docs").iterdir()} == {"results.md", "one.png", "two.png"}
-    one, two = page.split("\n## two\n")
+    one, rest = page.split("\n## two\n")
+    two, null = rest.split("\n## nulls: nothing is personal\n")
     assert "**cluster beats unified: embedding similarity 84." in one
     assert "adjusted Rand index with the planted clusters 0.94" in one
     asked = one.split("### What the mission asked")[1]
@@ -64,6 +71,8 @@ def test_the_page_holds_every_study_and_judges_it_by_the_missions_criteria(store
     assert "cluster against random_cluster: +4." in one
     assert "Shown to do worse than unified: hybrid (-5." in two
     assert "Equivalent to unified within 1.00: cluster (" in two
+    assert "- 20 people, invented" in null
+    assert "Of 40 studies with permuted labels, in which nothing is personal, 0 claim personalisation" in null
     assert two.count("**not met**") >= 4, "neither better than unified, nor above 83 %, 70 % or 86 %"
 
 
@@ -71,7 +80,9 @@ def test_a_study_without_results_is_refused_before_anything_is_written(stores: S
     finished("one", {"unified": 0.80, "cluster": 0.85}, stores)
     stores.studies.create_study(prepared(Study(name="unfinished"), "float32"))
     with pytest.raises(BadData, match=r"study unfinished has no summary\.json in .*; run it to its end"):
-        results.write(["one", "unfinished"], [], stores, tmp_path / "docs")
+        results.write(["one", "unfinished"], [], [], stores, tmp_path / "docs")
+    with pytest.raises(BadData, match=r"study nulls has no null\.md in .*; run: clusterlora study permute --name nulls"):
+        results.write(["one"], [], ["nulls"], stores, tmp_path / "docs")
     with pytest.raises(UnknownName):
-        results.write(["nowhere"], [], stores, tmp_path / "docs")
+        results.write(["nowhere"], [], [], stores, tmp_path / "docs")
     assert not (tmp_path / "docs").exists()
