@@ -2,6 +2,7 @@
 
 ClusterLoraError
 |- BadData          (ValueError)    the input data cannot be used
+|  '- NothingNew                     what is offered holds nothing that is not there already
 |- BadSettings      (ValueError)    a setting or a combination of settings is impossible
 |- UnknownName      (LookupError)   a method, metric, study, persona ... that does not exist
 |- ModelUnavailable (RuntimeError)  base or embedding model cannot be loaded here
@@ -17,6 +18,10 @@ class ClusterLoraError(Exception):
 
 class BadData(ClusterLoraError, ValueError):
     """The input data cannot be used."""
+
+
+class NothingNew(BadData):
+    """New dialogues hold nothing that is not there already."""
 
 
 class BadSettings(ClusterLoraError, ValueError):

@@ -10,6 +10,7 @@ from typing import Literal
 
 from clusterlora.recipe import Recipe
 from clusterlora.settings import Rung
+from clusterlora.values import AdapterComposition, AdapterSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -254,3 +255,80 @@ class RegisteredChampion:
     """The model version that answers as the champion does, by its URI in the registry."""
 
     uri: str
+
+
+@dataclass(frozen=True, slots=True)
+class ChampionAdapter:
+    """An adapter of the study that a refresh goes on from: what its method called it, its cache key, and what it was."""
+
+    label: str
+    key: str
+    spec: AdapterSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RefreshStart:
+    """What a refresh goes on from, recorded when it is prepared.
+
+    `routes` are the champion's compositions by person, of the labels of `adapters`; `default` answers everybody else. `members` are its
+    clusters and `rung` the one that its gate decided for.
+    """
+
+    study: str
+    method: str
+    adapters: tuple[ChampionAdapter, ...]
+    routes: tuple[tuple[str, AdapterComposition], ...]
+    default: AdapterComposition
+    algorithm: str
+    members: tuple[tuple[str, ...], ...]
+    rung: Rung
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class News:
+    """What a refresh knows that the champion has not seen, as (person, dialogue ids), and what was left out of the new data and why."""
+
+    dialogues: tuple[tuple[str, tuple[str, ...]], ...]
+    newcomers: tuple[str, ...] = ()
+    """People whom the champion does not know."""
+    old_test: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    """Test dialogues of before that are answered again, as many as there are new ones, so that forgetting shows."""
+    n_read: int = 0
+    n_repeated: int = 0
+    """Dialogues of the file that were there already, or stood in it twice."""
+    n_left_out: int = 0
+    """Dialogues that a split would have shared with another."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Regrouping:
+    """How a refresh found the clusters of before: who is nearest to another cluster than their own, as (person, own, nearest)."""
+
+    moved: tuple[tuple[str, int, int], ...]
+    n_personas: int
+    anew: bool
+    """Whether everybody was clustered anew, and the gate asked again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shift:
+    """The challenger's score minus the champion's on the headline metric, as an interval over people."""
+
+    champion: float
+    challenger: float
+    difference: float
+    ci_low: float
+    ci_high: float
+    n_items: int
+    n_personas: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RefreshOutcome:
+    """Whether the champion moves, to which method and why; scores on the new items, and on old ones."""
+
+    moved: bool
+    challenger: str
+    reason: str
+    on_new: Shift | None
+    on_old: Shift | None

@@ -66,3 +66,28 @@ class AssignmentSettings:
     person's test items. Empty: not measured."""
     seed: Annotated[int, Ge(0), Le(MOST_SEED)] = 0
     """Seed of the held-out personas and of the examples that are drawn."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RefreshSettings:
+    """What a study goes on from; `clusterlora study refresh` fills it in."""
+
+    __pydantic_config__ = _FORM
+
+    root: str | None = None
+    """The study that was run first, whose registered champion is refreshed. Empty: this study goes on from none."""
+    number: Annotated[int, Ge(1), Le(1_000_000)] | None = None
+    """Which refresh of the root this is, counted from 1."""
+    of: str | None = None
+    """The study whose data the new dialogues join: the last refresh, else the root."""
+    champion: str | None = None
+    """The study whose champion is challenged, and whose adapters are trained on."""
+    champion_method: str | None = None
+    """The method by which that champion answers."""
+    replay: Annotated[float, Ge(0), Le(0.99)] = 0.5
+    """Share of old dialogues among those that an adapter with news is trained on; the new ones are the rest."""
+    own_adapter_from: Annotated[int, Ge(1), Le(1_000_000)] = 10
+    """Train dialogues from which on a personal adapter answers its person by itself. With fewer it is mixed with their cluster's adapter,
+    or unified, by the weight that val supports."""
+    misfits: Annotated[float, Gt(0), Le(1)] = 0.25
+    """Share of the people nearest to another cluster than their own above which everybody is clustered anew and the gate asked again."""

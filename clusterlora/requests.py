@@ -119,6 +119,18 @@ class PermutationRequest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RefreshRequest:
+    """A study's champion, and the dialogues that came since."""
+
+    __pydantic_config__ = _FORM
+
+    study_name: str
+    """A finished study, the first of its family: not one of its refreshes."""
+    path: str
+    """The new dialogues, or all: a .jsonl, .csv or .parquet file, as the worker of pool cpu sees it. What is known already counts once."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AssignmentRequest:
     """People who are new to a study, with a few dialogues each: given as rows or as a path, one of the two."""
 

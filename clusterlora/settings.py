@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Gt, Le, Len
 
 from clusterlora.errors import BadSettings
-from clusterlora.method_settings import AssignmentSettings, JudgeSettings, MergeSettings, RetrievalSettings
+from clusterlora.method_settings import AssignmentSettings, JudgeSettings, MergeSettings, RefreshSettings, RetrievalSettings
 from clusterlora.recipe import MOST_EPOCHS, MOST_LEARNING_RATE, MOST_ROWS, MOST_SEED, Recipe
 
 Dtype = Literal["float32", "bfloat16"]
@@ -291,6 +291,8 @@ class Study:
     """How answers are generated and scored."""
     judge: JudgeSettings = JudgeSettings()
     """Who compares answers for the metric `judge`."""
+    refresh: RefreshSettings = RefreshSettings()
+    """What this study goes on from, where it is a refresh of another."""
     runtime: RuntimeSettings = RuntimeSettings()
     """Where and how the work runs."""
 

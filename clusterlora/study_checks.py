@@ -33,7 +33,24 @@ def problems(study: Study) -> Iterator[str]:
         _retrieval_problems(study),
         _tuning_problems(study),
         _run_problems(study),
+        _refresh_problems(study),
     )
+
+
+def _refresh_problems(study: Study) -> Iterator[str]:
+    """Yield what is missing of a refresh, and the champion of before where there is none."""
+    from clusterlora.methods import METHODS
+
+    refresh = study.refresh
+    given = {name: getattr(refresh, name) for name in ("root", "number", "of", "champion", "champion_method")}
+    missing = [name for name, value in given.items() if value is None]
+    if missing and len(missing) < len(given):
+        yield f"refresh.{missing[0]}: missing beside the others; `clusterlora study refresh NAME --data FILE` fills all of them in"
+    if missing:
+        for name in (name for name in study.methods if name in METHODS and METHODS[name].needs_refresh):
+            yield f"methods: {name} is in a refresh alone; leave it out, or run: clusterlora study refresh NAME --data FILE"
+    if not missing and study.seeds > 1:
+        yield f"seeds = {study.seeds}: a refresh goes on from one training of every adapter; set it to 1"
 
 
 def _name_problems(study: Study) -> Iterator[str]:

@@ -152,14 +152,13 @@ class AdapterSpec:
 
     Names are labels: what an adapter is, its fields say. A `cluster` number goes with that scope. `seed` counts the trainings of a study,
     from 0, and `rung` is that of the gate's ladder which it is trained for, None for the study's own; an adapter that one of the two sets
-    apart is called otherwise, and a `variant_of` what its method calls it. `folder` is where a person finds the
-    weights, under `models/` of the study's folder; empty for `models/` itself.
-
-    `init_from` is the name of an adapter whose weights it starts from; `frozen_adapter` of one that is active and frozen under it. With
+    apart is called otherwise, and a `variant_of` what its method calls it. Its weights are in `folder` under the study's `models/`.
+    `init_from` names an adapter whose weights it starts from; `frozen_adapter` one that is active and frozen under it. With
     `merge_of` it is not trained but merged from the adapters of these names, as `merging` says. `persona_in_prompt` puts the persona's
     text into the prompts it learns from, whatever the study does; `shots` that many of the persona's other train exchanges, those first by
-    `ranking`. `imported` is the hash of weights that were trained elsewhere. `trial` is the number of the
-    recipe that it tries; its rung then tells trials apart.
+    `ranking`. `imported` is the hash of weights that were trained elsewhere, `kept` the key of weights that another study trained. `trial`
+    is the number of the recipe that it tries; its rung then tells trials apart. `learns_from` are (person, dialogue ids): of whom it learns
+    these train dialogues alone, where it does not learn all.
     """
 
     name: str
@@ -180,6 +179,8 @@ class AdapterSpec:
     shots: int = 0
     ranking: Ranking = "embedding"
     imported: str | None = None
+    kept: str | None = None
+    learns_from: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
     def __post_init__(self) -> None:
         """Check the name, and that scope, cluster and personas agree.

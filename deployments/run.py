@@ -21,6 +21,7 @@ FLOWS = (
     "flows.assign.assign",
     "flows.merge.merge",
     "flows.permute.permute",
+    "flows.refresh.refresh",
 )
 
 ENVIRONMENT = {

@@ -5,9 +5,10 @@ from dataclasses import fields
 from functools import cache
 from typing import Any
 
+from clusterlora.adapters.learned import learned
 from clusterlora.recipe import ENGINE_VERSION, Recipe
 from clusterlora.settings import PreparedModel
-from clusterlora.values import AdapterSpec, Dataset, Split, digest
+from clusterlora.values import AdapterSpec, Dataset, Dialogue, Persona, Split, digest
 
 _ADDED: Mapping[str, Any] = {"template_arguments": (), "template_date": None, "quantisation": "none"}
 """Settings of the base that came later, with the value that changes nothing: a key that was recorded without them stays what it was."""
@@ -35,14 +36,14 @@ def cache_keys(specs: Sequence[AdapterSpec], dataset: Dataset, *, base_revision:
 
     @cache
     def data_digest(persona_id: str, split: Split, *, persona_in_prompt: bool) -> str:
-        p = personas[persona_id]
-        return digest(
-            [(d.context, [(t.role, t.text) for t in d.turns], p.description if persona_in_prompt else None) for d in p.of_split(split)]
-        )
+        return _digest(personas[persona_id], personas[persona_id].of_split(split), persona_in_prompt=persona_in_prompt)
 
     def key_of(name: str) -> str:
         if name not in keys:
             spec = spec_by_name[name]
+            if spec.kept:
+                keys[name] = spec.kept
+                return keys[name]
             if spec.imported:
                 keys[name] = digest({"imported": spec.imported, "base": base_revision})
                 return keys[name]
@@ -51,6 +52,9 @@ def cache_keys(specs: Sequence[AdapterSpec], dataset: Dataset, *, base_revision:
             ranked_by = (spec.ranking, model.embedding) if spec.ranking == "embedding" else (spec.ranking,)
             shown = {"shots": (spec.shots, *ranked_by)} if spec.shots else {}
             merged = {"merging": spec.merging, "parts": sorted(key_of(part) for part in spec.merge_of)} if spec.merge_of else {}
+            data = [data_digest(p, split, persona_in_prompt=persona_in_prompt) for split in splits for p in spec.persona_ids]
+            if spec.learns_from:
+                data[: len(spec.persona_ids)] = [_digest(p, own, persona_in_prompt=persona_in_prompt) for p, own in learned(spec, personas)]
             keys[name] = digest(
                 {
                     **merged,
@@ -58,7 +62,7 @@ def cache_keys(specs: Sequence[AdapterSpec], dataset: Dataset, *, base_revision:
                     "engine": ENGINE_VERSION,
                     "base": base_revision,
                     "prompt": (model.dtype, model.system_prompt, model.max_length, *added),
-                    "data": [data_digest(p, split, persona_in_prompt=persona_in_prompt) for split in splits for p in spec.persona_ids],
+                    "data": data,
                     "recipe": {name: value for name, value in _values(spec.recipe) if name != "kind"},
                     "kind": spec.recipe.kind,
                     "init": key_of(spec.init_from) if spec.init_from else None,
@@ -68,3 +72,8 @@ def cache_keys(specs: Sequence[AdapterSpec], dataset: Dataset, *, base_revision:
         return keys[name]
 
     return {name: key_of(name) for name in spec_by_name}
+
+
+def _digest(persona: Persona, dialogues: Sequence[Dialogue], *, persona_in_prompt: bool) -> str:
+    description = persona.description if persona_in_prompt else None
+    return digest([(d.context, [(t.role, t.text) for t in d.turns], description) for d in dialogues])

@@ -20,6 +20,7 @@ from clusterlora.cli.doctor import doctor
 from clusterlora.cli.local_steps import compare, evaluate, train
 from clusterlora.cli.merge import merge
 from clusterlora.cli.models import models
+from clusterlora.cli.refresh import refresh
 from clusterlora.cli.registry import registry
 from clusterlora.cli.serve import serve
 from clusterlora.cli.services import down, up
@@ -69,6 +70,7 @@ def cli(debug: bool) -> None:
 
 
 study.add_command(verify)
+study.add_command(refresh)
 for command in (study, train, evaluate, compare, merge, assign, chat, serve, up, down, doctor, models, registry, data):
     cli.add_command(command)
 

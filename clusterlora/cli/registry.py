@@ -1,4 +1,4 @@
-"""`clusterlora registry`: list, show, promote and export registered models."""
+"""`clusterlora registry`: list, show, promote, roll back and export registered models."""
 
 import json
 import tempfile
@@ -80,6 +80,40 @@ def promote(model: str, reason: str | None, as_json: bool) -> None:
         json.dumps({"name": version.name, "version": version.version, "alias": "champion"})
         if as_json
         else f"{version.name} version {version.version} is the champion"
+    )
+
+
+@registry.command(epilog="\b\nExample:\n  clusterlora registry history demo\n")
+@click.argument("name")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
+def history(name: str, as_json: bool) -> None:
+    """Print every champion that a model has had, with its study, and why it became it."""
+    model_registry = open_registry()
+    moves = model_registry.history(name)
+    studies = model_registry.studies(name)
+    rows = [(move.at or "-", move.version, studies.get(move.version, "removed"), "back" if move.back else "", move.why) for move in moves]
+    if as_json:
+        click.echo(json.dumps([asdict(move) | {"study": studies.get(move.version)} for move in moves]))
+        return
+    echo_columns(("AT", "VERSION", "STUDY", "", "WHY"), rows)
+    if not rows:
+        click.echo(f"model {name} has had no champion")
+
+
+@registry.command(epilog='\b\nExample:\n  clusterlora registry rollback demo --because "answers got worse on Monday"\n')
+@click.argument("name")
+@click.option("--because", "reason", required=True, help="Why; it is kept in the model's history.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def rollback(name: str, reason: str, as_json: bool) -> None:
+    """Give the champion alias back to the version that had it before. Done twice, it goes back by two.
+
+    A running `clusterlora serve` loads that version; the next refresh goes on from it.
+    """
+    version = open_registry().rollback(name, reason)
+    click.echo(
+        json.dumps({"name": version.name, "version": version.version, "alias": "champion", "study": version.tags.get("study")})
+        if as_json
+        else f"{version.name} version {version.version}, of study {version.tags.get('study')}, is the champion again"
     )
 
 

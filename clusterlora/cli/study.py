@@ -324,6 +324,9 @@ def _with_usable_inputs(study: "Study") -> "Study":
 
     stores = open_local_stores()
     study = with_base(study, stores)
+    if study.refresh.root is not None:
+        # Its data are recorded, joined to those of before.
+        return study
     if study.data.path is None and chosen_base(study) in BASE_MODELS:
         base_revision(chosen_base(study))
         return study

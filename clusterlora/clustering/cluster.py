@@ -62,7 +62,7 @@ def cluster_personas(dataset: Dataset, settings: ClusteringSettings, sources: So
         algorithm=algorithm,
         members=tuple(tuple(p.id for p, label in zip(personas, labels, strict=True) if label == k) for k in range(labels.max() + 1)),
         quality=(*quality, *((("predicted", found.predicted),) if found and k > 1 else ())),
-        map_2d=tuple((p.id, float(x), float(y)) for p, (x, y) in zip(personas, _plane(features), strict=True)),
+        map_2d=tuple((p.id, float(x), float(y)) for p, (x, y) in zip(personas, plane(features), strict=True)),
         curve=_curve(measured, algorithm) if settings.k is None and settings.sizes is None else (),
     )
 
@@ -129,7 +129,7 @@ def _quality(
     return tuple(quality)
 
 
-def _plane(features: Float[np.ndarray, "persona direction"]) -> Float[np.ndarray, "persona 2"]:
+def plane(features: Float[np.ndarray, "persona direction"]) -> Float[np.ndarray, "persona 2"]:
     """Return the first two principal components; signs are fixed so that the largest loading of each is positive."""
     left, singular_values, right = np.linalg.svd(features, full_matrices=False)
     signs = np.sign(right[np.arange(len(right)), np.argmax(np.abs(right), axis=1)])

@@ -11,7 +11,8 @@ def select_arm(val_scores: Sequence[Float[np.ndarray, " item"]], *, higher_is_be
     """Return the index of the arm to answer with; 0 is the default arm.
 
     Another arm is chosen if its mean is better than the default's by more than `margin_for` standard errors of the paired difference; of
-    several, the one with the best mean. A single val item has no standard error, so with a margin the default is chosen.
+    several, the one with the best mean. A single val item has no standard error, so with a margin the default is chosen; so it is without
+    an item.
 
     Args:
         val_scores: one array per arm, the same val items in the same order.
@@ -19,7 +20,7 @@ def select_arm(val_scores: Sequence[Float[np.ndarray, " item"]], *, higher_is_be
     """
     sign = 1.0 if higher_is_better else -1.0
     best, best_gain = 0, 0.0
-    if margin_se and (len(val_scores) < 2 or len(val_scores[0]) < 2):
+    if len(val_scores) < 2 or len(val_scores[0]) < (2 if margin_se else 1):
         return 0
     margin = margin_for(len(val_scores) - 1, len(val_scores[0]), margin_se) if margin_se else 0.0
     for arm in range(1, len(val_scores)):

@@ -14,6 +14,7 @@ from clusterlora.methods.imported_cluster import imported_cluster
 from clusterlora.methods.imported_merge import imported_merge
 from clusterlora.methods.imported_per_persona import imported_per_persona
 from clusterlora.methods.imported_unified import imported_unified
+from clusterlora.methods.last_champion import last_champion
 from clusterlora.methods.merge import merge
 from clusterlora.methods.method import Method
 from clusterlora.methods.per_persona import per_persona
@@ -74,6 +75,7 @@ METHODS: Catalog[Method] = Catalog(
             cause="everybody's adapter has learnt from them",
             recipes=("per_persona",),
         ),
+        "last_champion": Method(last_champion, needs_refresh=True),
         "imported_unified": Method(imported_unified, needs_import=True),
         "imported_per_persona": Method(imported_per_persona, needs_import=True, recipes=("per_persona",)),
         "imported_merge": Method(imported_merge, needs_import=True, needs_clusters=True),

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
-from clusterlora.metadata import ImportedAdapters
+from clusterlora.metadata import ImportedAdapters, RefreshStart
 from clusterlora.method_settings import MergeSettings, RetrievalSettings
 from clusterlora.recipe import Recipe
 from clusterlora.values import AdapterComposition, AdapterSpec, MethodPlan, WeightedAdapter
@@ -21,7 +21,7 @@ class StudyView:
     `members[k]` are the personas of cluster k. `cluster_recipe` and `cluster_init` are those of the rung that passed the gate.
     `others` are the plans of the study's other methods, controls aside, for methods that choose among them. `imported` are the adapters
     that were trained elsewhere and brought into the study. `retrieval` says what prompts may show. `tuned` are the recipes that
-    `study run --tune` has chosen, by method; `cluster_recipe` is that of `cluster`.
+    `study run --tune` has chosen, by method; `cluster_recipe` is that of `cluster`. `start` is what a refresh goes on from.
     """
 
     persona_ids: tuple[str, ...]
@@ -34,6 +34,7 @@ class StudyView:
     imported: ImportedAdapters = NOTHING_IMPORTED
     retrieval: RetrievalSettings = RETRIEVAL
     tuned: Mapping[str, Recipe] = field(default_factory=dict[str, Recipe])
+    start: RefreshStart | None = None
 
     def recipe_of(self, method: str) -> Recipe:
         """Return the recipe of a method's adapters: the one that was chosen for it, else the study's."""
@@ -49,6 +50,7 @@ class Method:
     `cause`, only a win over this control shows that the gain has this cause, for example that "the people of a cluster are alike".
     `is_base` is the base model without adapters: it is compared, and never the champion.
     `needs_import` says that its adapters were trained elsewhere: it can be asked for only after `clusterlora study import`.
+    `needs_refresh` says that it is there in a refresh alone, which `clusterlora study refresh` makes.
     A method that `needs_clusters` would be another one, or have nothing to explain, where all personas are one cluster.
     A method that `retrieves` shows train exchanges in its prompts, as many as the study's settings choose on val; `shots` is how many
     a method shows whatever the settings.
@@ -64,6 +66,7 @@ class Method:
     cause: str = ""
     is_base: bool = False
     needs_import: bool = False
+    needs_refresh: bool = False
     needs_clusters: bool = False
     adds_adapters: bool = False
     retrieves: bool = False

@@ -19,8 +19,13 @@ RANDOM_PARTITION = "random_cluster"
 
 
 def gated(state: StudyState) -> bool:
-    """Return whether the study has a gate: it trains clusters, and one of them has enough people to be judged, as far as that is known."""
+    """Return whether the study has a gate: it trains clusters, and one of them has enough people to be judged, as far as that is known.
+
+    A refresh has one only where its people were clustered anew: the clusters of before have passed theirs.
+    """
     clustering = state.clustering
+    if state.start is not None and not (state.regrouping and state.regrouping.anew):
+        return False
     return GATED in state.settings.methods and (
         clustering is None or judged_cluster(clustering.sizes, state.settings.clustering) is not None
     )
@@ -81,6 +86,8 @@ def decided_rung(state: StudyState) -> Rung:
     verdicts = {verdict.rung: verdict for verdict in state.verdicts}
     tried = [rung for rung in rungs(state) if rung.name in verdicts]
     passed = [rung for rung in tried if verdicts[rung.name].passed]
+    if state.start is not None and not gated(state):
+        return state.start.rung
     if passed or not tried:
         return passed[0] if passed else OWN
     return max(tried, key=lambda rung: verdicts[rung.name].gain)

@@ -10,9 +10,13 @@ from clusterlora.metadata import (
     Decision,
     GateDecisions,
     ImportedAdapters,
+    News,
     Probe,
     Provenance,
     Refinement,
+    RefreshOutcome,
+    RefreshStart,
+    Regrouping,
     TrackerPage,
     Tuning,
     Workers,
@@ -55,6 +59,12 @@ class StudyState:
     """Workers that were there for trainings when the study was last started."""
     tuning: Tuning | None = None
     """The recipes that are tried and how they did; None where nothing is tuned."""
+    start: RefreshStart | None = None
+    """What this study goes on from; None where it is no refresh."""
+    news: News | None = None
+    """What the champion that a refresh challenges has not seen."""
+    regrouping: Regrouping | None = None
+    moved: RefreshOutcome | None = None
 
     @property
     def name(self) -> str:
@@ -85,11 +95,11 @@ def read_state(study_name: str, stores: Stores) -> StudyState:
     """Return the present state of a study. Raises UnknownName."""
     studies = stores.studies
     clustering = studies.clustering(study_name)
-    page = studies.metadata(study_name, TrackerPage)
+    page, news = studies.metadata(study_name, TrackerPage), studies.metadata(study_name, News)
     return StudyState(
         settings=_possible(studies.study(study_name), clustering),
         status=studies.status(study_name),
-        data=_data(study_name, stores),
+        data=_data(study_name, news, stores),
         clustering=clustering,
         verdicts=studies.verdicts(study_name),
         decisions=(studies.metadata(study_name, GateDecisions) or GateDecisions()).decisions,
@@ -106,6 +116,10 @@ def read_state(study_name: str, stores: Stores) -> StudyState:
         probe=studies.metadata(study_name, Probe),
         n_workers=(studies.metadata(study_name, Workers) or Workers(1)).n,
         tuning=studies.metadata(study_name, Tuning),
+        start=studies.metadata(study_name, RefreshStart),
+        news=news,
+        regrouping=studies.metadata(study_name, Regrouping),
+        moved=studies.metadata(study_name, RefreshOutcome),
     )
 
 
@@ -117,8 +131,15 @@ def _possible(study: PreparedStudy, clustering: Clustering | None) -> PreparedSt
     return replace(study, methods=tuple(name for name in study.methods if not METHODS[name].needs_clusters))
 
 
-def _data(study_name: str, stores: Stores) -> Dataset | None:
+def _data(study_name: str, news: News | None, stores: Stores) -> Dataset | None:
+    """Return a study's data; a refresh has of its test dialogues the new ones, and some of the old ones to compare with."""
     try:
-        return stores.studies.dataset(study_name)
+        dataset = stores.studies.dataset(study_name)
     except UnknownName:
         return None
+    if news is None:
+        return dataset
+    tested = {(p, one) for p, ids in (*news.dialogues, *news.old_test) for one in ids}
+    return Dataset(
+        tuple(replace(p, dialogues=tuple(d for d in p.dialogues if d.split != "test" or (p.id, d.id) in tested)) for p in dataset.personas)
+    )

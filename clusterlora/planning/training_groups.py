@@ -111,7 +111,7 @@ def _missing(
 
 
 def _work(spec: AdapterSpec) -> int:
-    return len(spec.persona_ids) * spec.recipe.epochs
+    return 0 if spec.kept else len(spec.persona_ids) * spec.recipe.epochs
 
 
 def _groups_of_large(plan: WorkPlan, specs: Sequence[AdapterSpec]) -> list[TrainingGroup]:

@@ -13,6 +13,7 @@ from clusterlora.metadata import ImportedAdapters, TrialRecipe
 from clusterlora.methods import METHODS
 from clusterlora.methods.held_out import HELD_OUT, held_out
 from clusterlora.methods.method import NOTHING_IMPORTED, StudyView
+from clusterlora.planning.continued import Continuation
 from clusterlora.planning.ladder import GATED, OWN, RANDOM_PARTITION, REFERENCE, decided_rung
 from clusterlora.planning.study_state import StudyState
 from clusterlora.planning.tuning import chosen
@@ -102,7 +103,9 @@ def work_plan(state: StudyState, rung: Rung | None = None) -> WorkPlan:
         )
     imported = state.imported or NOTHING_IMPORTED
     recipes = tuple(chosen(state.tuning).items())
-    return _work_plan(study, state.dataset, clustering, rung or decided_rung(state), base_revision(study.model.base), imported, recipes)
+    goes_on = Continuation(state.start, state.news, study.refresh) if state.start and state.news else None
+    revision = base_revision(study.model.base)
+    return _work_plan(study, state.dataset, clustering, rung or decided_rung(state), revision, imported, recipes, goes_on)
 
 
 def study_view(
@@ -144,10 +147,15 @@ def _work_plan(
     revision: str,
     imported: ImportedAdapters,
     recipes: tuple[tuple[str, TrialRecipe], ...],
+    goes_on: Continuation | None = None,
 ) -> WorkPlan:
     view = study_view(study, clustering, rung, imported, dict(recipes), dataset.ids)
+    if goes_on is not None:
+        view = replace(view, start=goes_on.start)
     names = (*study.methods, REFERENCE) if GATED in study.methods and REFERENCE not in study.methods else study.methods
     seeds = tuple(_methods_of_seed(view, names, rung, seed) for seed in range(study.seeds))
+    if goes_on is not None:
+        seeds = tuple(goes_on.plans(methods, dataset) for methods in seeds)
     share = study.assignment.held_out_share
     held_out_plan = held_out(view, share, study.assignment.seed) if share else None
     if held_out_plan is not None:
@@ -177,7 +185,7 @@ def _methods_of_seed(view: StudyView, names: Sequence[str], rung: Rung, seed: in
         cluster_recipe=replace(view.cluster_recipe, seed=view.cluster_recipe.seed + seed),
     )
     alone = {name: _on_rung(METHODS[name].plan(view), rung) for name in names}
-    choosable = {name: plan for name, plan in alone.items() if not METHODS[name].is_control}
+    choosable = {name: plan for name, plan in alone.items() if not (METHODS[name].is_control or METHODS[name].needs_refresh)}
     # A method that chooses among the others sees all their plans, whatever the order of the methods.
     methods = {
         name: _on_rung(METHODS[name].plan(replace(view, others={other: plan for other, plan in choosable.items() if other != name})), rung)

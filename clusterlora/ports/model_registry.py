@@ -51,12 +51,19 @@ class ModelRegistry(Protocol):
         champion: bool,
         model: str | None = None,
         about: "About | None" = None,
+        root: str | None = None,
     ) -> str | None:
         """Add a version of `<study>` (or of `<study>-<model>`) that answers everybody, unless one with this content exists.
+
+        Where the study is a refresh, `root` is the study whose model its champion is a version of.
 
         `routes` is a `stores.routing_table.RoutingTable` as plain JSON values: one adapter for everybody, or one composition per persona.
         Returns the version's URI; None where there is no registry. With `champion`, the alias champion moves to the version.
         """
+        ...
+
+    def champion(self, name: str) -> tuple[str, str] | None:
+        """Return the study and the method of the version that is a model's champion; None where there is no such alias, or no registry."""
         ...
 
     def versions(self, study: str) -> tuple["ModelVersion", ...]:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
+from clusterlora.adapters.learned import learned
 from clusterlora.clustering import EMBEDDING
 from clusterlora.evaluation import reference_points as scale
 from clusterlora.evaluation.metrics.embedding_similarity import EMBEDDING_SIMILARITY
@@ -120,8 +121,15 @@ def _texts_beside(state: StudyState) -> int:
 
 
 def assumed_clustering(state: StudyState) -> Clustering:
-    """Return a partition of the asked sizes, or an even one, in the order of the people: for counting, nothing else."""
+    """Return a partition of the asked sizes, or an even one, in the order of the people: for counting, nothing else.
+
+    A refresh has the clusters of before, with everybody new in the first.
+    """
     settings, ids = state.settings.clustering, state.dataset.ids
+    if state.start is not None and state.start.members:
+        first, *others = state.start.members
+        known = {p for members in state.start.members for p in members}
+        return Clustering(state.start.algorithm, ((*first, *(p for p in ids if p not in known)), *others))
     k = min(settings.k or _ASSUMED_CLUSTERS, len(ids))
     sizes = settings.sizes if settings.sizes and sum(settings.sizes) == len(ids) else None
     if sizes is None:
@@ -141,11 +149,10 @@ def _answers(person: Persona, split: Split) -> list[int]:
 
 
 def train_tokens(spec: AdapterSpec, dataset: Dataset, lengths: MeanTokens) -> float:
-    """Return the tokens that an adapter is trained on, over all epochs; 0 for one that is merged."""
-    if spec.merge_of:
+    """Return the tokens that an adapter is trained on, over all epochs; 0 for one that is merged, or kept as it is."""
+    if spec.merge_of or spec.kept:
         return 0.0
-    people = dataset.by_id()
-    return lengths.dialogue * spec.recipe.epochs * sum(len(people[p].of_split("train")) for p in spec.persona_ids)
+    return lengths.dialogue * spec.recipe.epochs * sum(len(dialogues) for _, dialogues in learned(spec, dataset.by_id()))
 
 
 def _answered_baseline(state: StudyState) -> bool:

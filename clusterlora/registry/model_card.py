@@ -39,6 +39,8 @@ def about(
         "data_digest": digest,
         "training_personas": str(n_personas),
     }
+    if study.refresh.champion:
+        tags["goes_on_from"] = study.refresh.champion
     if weights_sha256:
         tags["weights_sha256"] = combined_sha256(weights_sha256)
     lines = [
@@ -48,6 +50,7 @@ def about(
         "",
         f"- **Base**: `{study.model.base}`, revision `{provenance.base_revision[:16]}`, licence {base_licence(study.model.base)}"
         + ("" if study.model.quantisation == "none" else f", its linear layers in {study.model.quantisation} (bitsandbytes)"),
+        *_lineage(study),
         f"- **Data**: `{digest}`, {counted(n_personas, 'persona')} to learn from, {study.data.source} source",
         *_weights(weights_sha256),
         f"- **Recipe**: rank {recipe.rank}, alpha {recipe.alpha:g}, {recipe.epochs} epochs, batch {recipe.batch_size}",
@@ -55,6 +58,13 @@ def about(
         *_answering(study, provenance, model),
     ]
     return About("\n".join(lines) + "\n", tags)
+
+
+def _lineage(study: PreparedStudy) -> list[str]:
+    refresh = study.refresh
+    if refresh.champion is None:
+        return []
+    return [f"- **Lineage**: a refresh of study {refresh.root}; goes on from {refresh.champion_method} of study {refresh.champion}"]
 
 
 def _result(summary: ComparisonSummary | None, method: str) -> str:

@@ -100,3 +100,5 @@ class ReportData:
     trials: tuple[tuple[str, ...], ...] = ()
     warnings: tuple[str, ...] = ()
     appendix: Appendix = NO_APPENDIX
+    refresh: tuple[tuple[str, str], ...] = ()
+    """What a refresh found, as pairs (what, found)."""

@@ -58,6 +58,8 @@ def _panels(data: ReportData) -> Iterator[_Panel]:
     comparison, clustering = data.comparison, data.clustering
     clusters = clustering.cluster_by_persona() if clustering else {}
     yield _Panel("verdict", "Verdict", sections.verdict(data) + sections.warnings(data.warnings))
+    if data.refresh:
+        yield _Panel("refresh", "What is new", sections.refresh(data))
     if data.signal is not None:
         yield _Panel("signal", "Signal in the data", sections.signal(data.signal))
     yield _Panel("methods", "Methods", sections.methods(comparison))

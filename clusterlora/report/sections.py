@@ -109,6 +109,12 @@ def new_personas(data: ReportData) -> str:
     )
 
 
+def refresh(data: ReportData) -> str:
+    """Return what a refresh found: whether the champion moves, forgetting, drift."""
+    rows = [[text(cell) for cell in row] for row in data.refresh]
+    return html_table(["what", "found"], rows, numeric=[False, False], caption="what the refresh found")
+
+
 def imported(data: ReportData) -> str:
     """Return the imported scores of other scripts, kept apart from the study's own measurements."""
     return (

@@ -49,10 +49,11 @@ def write_report(
     rows: Sequence[EvaluationRow],
     newcomers: NewPersonas | None = None,
     below: Appendix = NO_APPENDIX,
+    refresh: tuple[tuple[str, str], ...] = (),
 ) -> Path:
     """Write results/report.html, atomically, and return where it is."""
     path = stores.folder(state.name) / "results" / "report.html"
-    write_durably(path, page(report_data(state, plan, stores, comparison, rows, newcomers, below)).encode())
+    write_durably(path, page(report_data(state, plan, stores, comparison, rows, newcomers, below, refresh)).encode())
     return path
 
 
@@ -76,6 +77,7 @@ def report_data(
     rows: Sequence[EvaluationRow],
     newcomers: NewPersonas | None = None,
     below: Appendix = NO_APPENDIX,
+    refresh: tuple[tuple[str, str], ...] = (),
 ) -> ReportData:
     """Return everything the report shows of a compared study."""
     study = state.settings
@@ -86,6 +88,7 @@ def report_data(
         verdicts=state.verdicts,
         newcomers=newcomers,
         appendix=below,
+        refresh=refresh,
         held_out_share=study.assignment.held_out_share,
         signal=stores.studies.metadata(study.name, PersonaSignal),
         curves=tuple(_curves(state, stores, plan)),

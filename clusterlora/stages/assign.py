@@ -30,7 +30,7 @@ from clusterlora.settings import DataSettings, PreparedStudy
 from clusterlora.stages.base_checks import fit_of
 from clusterlora.stages.evaluate import weights_of
 from clusterlora.stages.train import expose
-from clusterlora.values import AdapterComposition, Persona, WeightedAdapter
+from clusterlora.values import AdapterComposition, AdapterSpec, Persona, WeightedAdapter
 
 HEADER = ("persona", "examples", "nearest cluster", "NLL gain", "standard errors", "answered by")
 NOTE = (
@@ -88,10 +88,15 @@ def assign(study_name: str, data: DataSettings, stores: Stores, log: RunLog) -> 
             nll=tuple(zip(names, losses[persona_id].mean(axis=0).tolist(), strict=True)),
             adapter=adapter_of[persona_id],
             folder=folders[adapter_of[persona_id]],
-            model=f"{study_name}-{plan.specs[adapter_of[persona_id]].label}" if finished else None,
+            model=_model(study_name, plan.specs[adapter_of[persona_id]]) if finished else None,
         )
         for persona_id, choice in choices.items()
     )
+
+
+def _model(study_name: str, spec: AdapterSpec) -> str | None:
+    """Return the name of an adapter in the model registry; None for one that another study registered."""
+    return None if spec.kept else f"{study_name}-{spec.label}"
 
 
 @contextmanager

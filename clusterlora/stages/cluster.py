@@ -7,14 +7,15 @@ import numpy as np
 from clusterlora.adapters.stored import stored_folder
 from clusterlora.clustering.cluster import cluster_personas
 from clusterlora.clustering.features import Evidence, Sources
+from clusterlora.clustering.regroup import regroup
 from clusterlora.clustering.summary import sentence
 from clusterlora.comparison.roles import is_control
 from clusterlora.data.prompts import messages, prompt_encoder
 from clusterlora.data.synthetic import planted
 from clusterlora.engine.stacked import read_adapter
-from clusterlora.errors import BadSettings
+from clusterlora.errors import BadData, BadSettings
 from clusterlora.gate.judged_cluster import words
-from clusterlora.metadata import TruthAgreement
+from clusterlora.metadata import RefreshStart, Regrouping, TruthAgreement
 from clusterlora.models.model_cache import base_model, embedder
 from clusterlora.planning.ladder import GATED, REFERENCE
 from clusterlora.planning.study_state import StudyState, read_state
@@ -24,6 +25,7 @@ from clusterlora.ports.stores import Stores
 from clusterlora.progress.timing import timed
 from clusterlora.results.report import map_path, write_map
 from clusterlora.settings import Study
+from clusterlora.stages.train import link_trained
 from clusterlora.values import Clustering, Persona
 
 
@@ -39,17 +41,42 @@ def cluster_study(study_name: str, stores: Stores, log: RunLog) -> Clustering:
             write_map(study.name, stores, state.clustering)
         return state.clustering
     with timed(stores, study.name, "cluster"):
-        clustering = cluster_personas(state.dataset, study.clustering, _sources(state, stores, log), log)
+        if state.start is None:
+            clustering = cluster_personas(state.dataset, study.clustering, _sources(state, stores, log), log)
+        else:
+            clustering = _regrouped(state, state.start, stores, log)
         stores.studies.save_clustering(study.name, clustering)
         write_map(study.name, stores, clustering)
     log.note(sentence(clustering))
-    _check_methods(read_state(study_name, stores))
+    state = read_state(study_name, stores)
+    _check_methods(state)
+    if state.start is not None:
+        # What is kept is linked here, so that no training run is started for it.
+        link_trained(state, work_plan(state), stores)
     if GATED in study.methods:
         log.note(words(clustering.sizes, study.clustering))
     if study.data.source == "synthetic" and study.data.permute_seed is None:
         agreement = _agreement_with_truth(study, clustering)
         stores.studies.save_metadata(study.name, TruthAgreement(agreement))
         log.note(f"adjusted Rand index against the planted clusters: {agreement:.3f}")
+    return clustering
+
+
+def _regrouped(state: StudyState, start: RefreshStart, stores: Stores, log: RunLog) -> Clustering:
+    """Return the clusters of before with everybody new in them; where too many have drifted to another cluster, all are clustered anew."""
+    sources, study = _sources(state, stores, log), state.settings
+    there = set(state.dataset.ids)
+    members = tuple(tuple(p for p in ids if p in there) for ids in start.members)
+    if not all(members):
+        raise BadData(f"nobody is left of a cluster of study {start.study}; run a study of the people that there are under another name")
+    clustering, moved = regroup(state.dataset, start.algorithm, members, sources)
+    n_known = sum(map(len, members))
+    anew = len(moved) > study.refresh.misfits * n_known
+    if anew:
+        clustering = cluster_personas(state.dataset, study.clustering, sources, log)
+    stores.studies.save_metadata(study.name, Regrouping(moved=moved, n_personas=n_known, anew=anew))
+    ending = ": everybody is clustered anew, and the gate asked again" if anew else ""
+    log.note(f"{len(moved)} of {n_known} personas are nearest to another cluster than their own{ending}")
     return clustering
 
 

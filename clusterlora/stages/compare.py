@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from clusterlora.comparison.appendix import appendix
 from clusterlora.comparison.appendix_words import markdown as appendix_markdown
 from clusterlora.comparison.compare import compare_methods
 from clusterlora.comparison.figure import draw
+from clusterlora.comparison.move import decide
 from clusterlora.comparison.new_personas_words import markdown as new_personas_markdown
 from clusterlora.comparison.result import Comparison
 from clusterlora.comparison.sentence import claims_personalisation
@@ -33,6 +35,7 @@ from clusterlora.ports.stores import Stores
 from clusterlora.progress.timing import timed
 from clusterlora.results.imported_scores import imported_markdown
 from clusterlora.results.new_personas import new_personas
+from clusterlora.results.refresh import LAST_CHAMPION, refresh_markdown, refresh_rows, split_by_news
 from clusterlora.results.report import write_map, write_report
 from clusterlora.results.tuning import tuning_markdown, tuning_sentence
 from clusterlora.settings import Study
@@ -59,14 +62,14 @@ def compare_study(study_name: str, stores: Stores, log: RunLog) -> Comparison:
         metrics = [name for name in study.evaluation.metrics if not METRICS[name].pairwise or name in rows[0].scores]
         beside = _beside_headline(study, rows, metrics)
         rows = with_domain_scores(rows, [name for name in beside if not METRICS[name].pairwise])
+        rows, old_rows = split_by_news(state, rows) if state.start else (rows, [])
         reference_points = scale(state, stores, tuple(dict.fromkeys(row.persona_id for row in rows)))
-        comparison = compare_methods(
-            rows,
+        compared = partial(
+            compare_methods,
             headline=study.evaluation.headline,
             higher_is_better={name: METRICS[name].higher_is_better for name in dict.fromkeys((*metrics, *beside))},
             draws=study.evaluation.bootstrap_draws,
-            rng=np.random.default_rng(0),
-            reference=REFERENCE,
+            reference=LAST_CHAMPION if state.start else REFERENCE,
             floor=reference_points.floor,
             floor_same_prompt=reference_points.floor_same_prompt,
             margin=study.evaluation.equivalence_margin / 100,
@@ -74,8 +77,13 @@ def compare_study(study_name: str, stores: Stores, log: RunLog) -> Comparison:
             tuning=tuning_sentence(state),
             beside=beside,
             second_headline=study.evaluation.second_headline,
-            shown=_shown(state, rows, stores),
         )
+        comparison = compared(rows, rng=np.random.default_rng(0), shown=_shown(state, rows, stores))
+        found: tuple[tuple[str, str], ...] = ()
+        if state.start is not None:
+            on_old = compared(old_rows, rng=np.random.default_rng(0)) if old_rows else None
+            state = replace(state, moved=decide(comparison, on_old, state.start.method))
+            found = refresh_rows(state, plan, rows, old_rows, stores)
         folder = stores.folder(study_name) / "results"
         newcomers = new_personas(state, plan, stores)
         note = twins_note(state.dataset.personas) if study.data.task == "text" else None
@@ -83,18 +91,25 @@ def compare_study(study_name: str, stores: Stores, log: RunLog) -> Comparison:
         no_clusters = [clusters_sentence(state.clustering)] if state.clustering and len(state.clustering.members) < 2 else []
         notes = (*([of_judge] if of_judge else []), *no_clusters, *([note] if note else []), *(f"Warning: {one}." for one in warnings))
         below = replace(appendix(rows, comparison, np.random.default_rng(0)), judge=of_judge)
-        more = "".join(f"\n{one}\n" for one in notes) + tuning_markdown(state) + (new_personas_markdown(newcomers) if newcomers else "")
+        more = (
+            (refresh_markdown(found) if found else "")
+            + "".join(f"\n{one}\n" for one in notes)
+            + tuning_markdown(state)
+            + (new_personas_markdown(newcomers) if newcomers else "")
+        )
         more += appendix_markdown(below, comparison)
         write_tables(comparison, rows, folder, more=more)
         draw(comparison, figure_path(stores, study_name), title=study_name)
         if state.clustering:
             # The cluster step has written it, but perhaps on another machine.
             write_map(study_name, stores, state.clustering)
-        write_report(state, plan, stores, comparison, rows, newcomers, below)
+        write_report(state, plan, stores, comparison, rows, newcomers, below, found)
         if imported := imported_markdown(stores.studies.metadata(study_name, ImportedScores)):
             write_durably(folder / "imported.md", imported.lstrip().encode())
         means = {f"{result.method}/{name}": value for result in comparison.methods for name, value in result.means.items()}
         stores.tracker.log_results(study_name, folder=folder, metrics=means, description=_description(study, comparison.sentence))
+    if state.moved is not None:
+        stores.studies.save_metadata(study_name, state.moved)
     stores.studies.save_metadata(study_name, _summary(comparison, state))
     log.advance(1)
     return comparison
@@ -136,9 +151,13 @@ def _summary(comparison: Comparison, state: StudyState) -> ComparisonSummary:
         )
         for result in comparison.methods
     ]
+    champion, said = comparison.champion, comparison.sentence
+    if state.moved is not None:
+        champion = state.moved.challenger if state.moved.moved else None
+        said = f"The champion {'moves' if state.moved.moved else 'stays'}: {state.moved.reason}. {said}"
     return ComparisonSummary(
-        comparison.champion,
-        comparison.sentence,
+        champion,
+        said,
         tuple(scores),
         gate_refused=bool(state.verdicts) and not any(verdict.passed for verdict in state.verdicts),
         claims_personalisation=claims_personalisation(comparison),

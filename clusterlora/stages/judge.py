@@ -1,5 +1,6 @@
 """A cluster's verdict under one rung, from val answers only: the ladder chooses by it, so it must not depend on test items."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -66,7 +67,7 @@ def measure_ceiling(study_name: str, stores: Stores) -> Ceiling | None:
         return None
     if study.evaluation.headline != "embedding_similarity":
         return None
-    gated_ids = plan.specs[judged_adapters(plan)[0]].persona_ids
+    gated_ids = _with_val(state, plan.specs[judged_adapters(plan)[0]].persona_ids)
     references = {p: [item.reference for item in items(study.model, personas[p], "val")] for p in gated_ids}
     train = [turn.text for p in state.dataset.personas for d in p.of_split("train") for turn in d.turns if turn.role == "assistant"]
     measured = ceiling(references, train, embedder(study.model))
@@ -78,7 +79,7 @@ def estimate_power(study_name: str, stores: Stores) -> Power:
     """Return the gate's power, from the base model's answers to the val items of the judged cluster, and record it with the study."""
     state = read_state(study_name, stores)
     study, plan = state.settings, work_plan(state)
-    persona_ids = plan.specs[judged_adapters(plan)[0]].persona_ids
+    persona_ids = _with_val(state, plan.specs[judged_adapters(plan)[0]].persona_ids)
     bare = AdapterComposition()
     scores = scores_of(
         state, stores, {bare: plan.composition_key(bare)}, [(p, bare) for p in persona_ids], "val", study.evaluation.headline
@@ -150,10 +151,16 @@ def _judged_scores(
     return *_scores(state, plan, candidate, stores, metric or state.settings.evaluation.headline), candidate
 
 
+def _with_val(state: StudyState, persona_ids: Sequence[str]) -> tuple[str, ...]:
+    """Return those of these people who have val items: in a refresh, somebody new may have said too little."""
+    personas = state.dataset.by_id()
+    return tuple(p for p in persona_ids if personas[p].of_split("val"))
+
+
 def _scores(state: StudyState, plan: WorkPlan, adapter: str, stores: Stores, metric: str) -> tuple[Scores, Scores]:
     """Return the val scores of an adapter and of unified, on the people that the adapter learns from."""
     own, reference = (AdapterComposition((WeightedAdapter(name),)) for name in (adapter, REFERENCE))
-    persona_ids = plan.specs[adapter].persona_ids
+    persona_ids = _with_val(state, plan.specs[adapter].persona_ids)
     pairs = [(p, composition) for p in persona_ids for composition in (own, reference)]
     keys = {composition: plan.composition_key(composition) for composition in (own, reference)}
     scores = scores_of(state, stores, keys, pairs, "val", metric)

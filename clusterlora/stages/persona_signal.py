@@ -28,7 +28,11 @@ def signal_of_study(study_name: str, stores: Stores, log: RunLog) -> PersonaSign
     clustering = stores.studies.clustering(study_name)
     assert clustering is not None, f"the signal of study {study_name} was measured before its clustering"
     with timed(stores, study_name, "signal"):
-        personas, labelled = stores.studies.dataset(study_name).personas, study.data.task != "text"
+        # In a refresh, somebody new may have said too little to have a val dialogue.
+        personas = tuple(person for person in stores.studies.dataset(study_name).personas if person.of_split("val"))
+        there, labelled = {person.id for person in personas}, study.data.task != "text"
+        members = (tuple(p for p in ids if p in there) for ids in clustering.members)
+        clustering = replace(clustering, members=tuple(ids for ids in members if ids))
         measured = measure(personas, clustering, embedder(study.model), log, labelled=labelled)
         stores.studies.save_metadata(study_name, measured)
     return measured

@@ -23,6 +23,7 @@ from clusterlora.settings import PreparedStudy, Study, chosen_base
 from clusterlora.stages.base_checks import decided, fitted_dataset
 from clusterlora.stages.model_fit import refuse_misfits
 from clusterlora.stages.pairwise import leaves_the_machine, preferences_of_people
+from clusterlora.stages.refresh import refreshed, save_refresh
 from clusterlora.stores.resume import as_decided
 from clusterlora.values import Dataset
 
@@ -46,8 +47,9 @@ def prepare_study(settings: Study, stores: Stores, log: RunLog, *, running: bool
     log.phase("prepare", total=1, unit="data set")
     preferences_of_people(settings)
     study, base = as_prepared(settings, stores)
-    dataset, fit = fitted_dataset(study, base.tokenizer)
-    of_dialogues = tuple(_fit_sentences(fit, study))
+    refresh = refreshed(study, base.tokenizer, stores) if study.refresh.of else None
+    dataset, fit = (refresh.dataset, refresh.fit) if refresh else fitted_dataset(study, base.tokenizer)
+    of_dialogues = (*(refresh.sentences if refresh else ()), *_fit_sentences(fit, study))
     for sentence in of_dialogues:
         log.note(sentence)
     if sentence := leaves_the_machine(study):
@@ -75,6 +77,8 @@ def prepare_study(settings: Study, stores: Stores, log: RunLog, *, running: bool
     with timed(stores, study.name, "prepare"):
         stores.studies.save_dataset(study.name, dataset)
         # Recorded after the data: save_dataset refuses data other than the study's.
+        if refresh is not None:
+            save_refresh(study, refresh, stores)
         stores.studies.save_metadata(study.name, made_from)
         stores.studies.save_metadata(study.name, DataWarnings(of_models=of_models, of_dialogues=of_dialogues))
         if study.tune and stores.studies.metadata(study.name, Tuning) is None:

@@ -6,6 +6,7 @@ from clusterlora.adapters.stored import stored_folder
 from clusterlora.comparison.roles import is_control
 from clusterlora.errors import BadData
 from clusterlora.metadata import RegisteredChampion
+from clusterlora.methods import METHODS
 from clusterlora.planning.study_state import StudyState, read_state
 from clusterlora.planning.work_plan import WorkPlan, trained_adapters, work_plan
 from clusterlora.ports.run_log import RunLog
@@ -27,15 +28,17 @@ def register_models(study_name: str, stores: Stores, log: RunLog) -> str | None:
     state = read_state(study_name, stores)
     study, plan = state.settings, work_plan(state)
     # Only the study's own training seed is registered; the others serve the comparison.
-    first = {adapter.name for name, method in plan.methods.items() if not is_control(name) for adapter in method.adapters}
+    first = {adapter.name for name, method in plan.methods.items() if not _stands_beside(name) for adapter in method.adapters}
     trained = {name: adapter for name, adapter in trained_adapters(state, plan).items() if name in first}
     folders = {name: stored_folder(stores, adapter.key) for name, adapter in trained.items()}
-    shared = [name for name in trained if not plan.specs[name].is_one_of_many and _answers_by_itself(plan.specs[name])]
+    # What is kept from another study is registered by that one.
+    own = [name for name in trained if not plan.specs[name].kept]
+    shared = [name for name in own if not plan.specs[name].is_one_of_many and _answers_by_itself(plan.specs[name])]
     trained_by = plan.trained_by()
     personal = [
         name
         for name in study.methods
-        if not is_control(name) and _is_personal(plan, name) and plan.methods[name].adapters[0].name in trained
+        if not _stands_beside(name) and _is_personal(plan, name) and plan.methods[name].adapters[0].name in trained
     ]
     log.phase("register", total=len(shared) + len(personal) + 1, unit="models")
     with timed(stores, study_name, "register"):
@@ -53,13 +56,19 @@ def register_models(study_name: str, stores: Stores, log: RunLog) -> str | None:
         if champion is None:
             earlier = stores.studies.metadata(study_name, RegisteredChampion)
             kept = f"; {earlier.uri}, which an earlier comparison chose, keeps its alias" if earlier else ""
-            log.note(f"no champion is registered, as the comparison has none; its adapters are registered by themselves{kept}")
+            stays = f"the champion of {state.start.study} stays: {state.moved.reason}" if state.start and state.moved else ""
+            log.note(stays or f"no champion is registered, as the comparison has none; its adapters are registered by themselves{kept}")
         log.advance(1)
     if uri is not None:
         stores.studies.save_metadata(study_name, RegisteredChampion(uri))
     stores.studies.set_status(study_name, "finished")
     stores.tracker.end_study(study_name, status="finished", seconds=seconds_by_part(stores.studies.seconds(study_name)))
     return uri
+
+
+def _stands_beside(method: str) -> bool:
+    """Return whether a method is compared only for what it says of others: a control, or the champion of before."""
+    return is_control(method) or METHODS[method].needs_refresh
 
 
 def _champion(state: StudyState) -> str | None:
@@ -121,5 +130,5 @@ def _register_router(
         weights_sha256=table["weights_sha256"],
     )
     return stores.tracker.register_router(
-        study.name, routes=table, adapter_folders=weights, champion=model is None, model=model, about=about_model
+        study.name, routes=table, adapter_folders=weights, champion=model is None, model=model, about=about_model, root=study.refresh.root
     )

@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 
+from clusterlora.adapters.learned import learned
 from clusterlora.adapters.stored import folder_if_any, in_tracker, stored_folder
 from clusterlora.adapters.weights import weight_files, weights_sha256
 from clusterlora.chat.encoder import TokenSequence
@@ -19,7 +20,7 @@ from clusterlora.engine.job import TrainingResult, mean_by_step, total_steps
 from clusterlora.engine.memory import device_name, peak_memory_bytes
 from clusterlora.engine.peft_folder import write_factors
 from clusterlora.engine.stacked import read_adapter
-from clusterlora.errors import OutOfMemory, ServiceDown, TrainingDiverged
+from clusterlora.errors import BadData, OutOfMemory, ServiceDown, TrainingDiverged
 from clusterlora.models.base import base_revision
 from clusterlora.models.model_cache import base_model, embedder
 from clusterlora.planning.study_state import StudyState, read_state
@@ -98,6 +99,11 @@ def _train(request: TrainRequest, state: StudyState, stores: Stores, log: RunLog
         return merge_adapters(state, plan, group, specs, tags=tags, stores=stores, log=log), ()
     from clusterlora.engine import train_adapters
 
+    if gone := [spec.name for spec in specs if spec.kept]:
+        raise BadData(
+            f"study {study.name} goes on from adapters whose weights are lost: {', '.join(gone)}; bring them back with "
+            f"`clusterlora study run --name {study.refresh.champion}`"
+        )
     jobs = _jobs(state, plan, specs, stores)
     params = {"adapters": len(jobs), "personas": sum(len(spec.persona_ids) for spec in specs), **_common(specs)}
     with stores.tracker.adapter_run(study.name, name=group.title, params=params, tags=tags) as run, tagged_with_outcome(run):
@@ -181,6 +187,10 @@ def _jobs(state: StudyState, plan: WorkPlan, specs: Sequence[AdapterSpec], store
         return encoder.encode_dialogues(messages(prompt, person, dialogue) for dialogue in person.of_split(split))
 
     def encoded(spec: AdapterSpec, split: Split) -> tuple[TokenSequence, ...]:
+        if spec.learns_from and split == "train":
+            shown = replace(study.model, persona_in_prompt=study.model.persona_in_prompt or spec.persona_in_prompt)
+            named = ((person, dialogue) for person, dialogues in learned(spec, personas) for dialogue in dialogues)
+            return tuple(encoder.encode_dialogues(messages(shown, person, dialogue) for person, dialogue in named))
         prompt = {"persona_in_prompt": spec.persona_in_prompt, "shots": spec.shots, "ranking": spec.ranking}
         return tuple(sequence for p in spec.persona_ids for sequence in of_person(p, split, **prompt))
 

@@ -10,10 +10,9 @@ from mlflow.exceptions import MlflowException
 
 from clusterlora.errors import BadData, BadSettings, UnknownName
 from clusterlora.ports.model_registry import PROMOTABLE
+from clusterlora.stores.champion_history import CHAMPION, Move, before, history, move_champion
 from clusterlora.stores.mlflow_server import MlflowServer
 from clusterlora.stores.routing_table import other_artifacts
-
-CHAMPION = "champion"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,13 +85,36 @@ class Registry:
             )
 
         def move() -> None:
-            self._client.set_registered_model_alias(chosen.name, CHAMPION, chosen.version)
+            move_champion(self._client, chosen.name, chosen.version, forced_because or "promoted by hand")
             moment = datetime.now(UTC).isoformat(timespec="seconds")
             self._client.set_model_version_tag(chosen.name, chosen.version, "promoted", moment)
             if forced_because:
                 self._client.set_model_version_tag(chosen.name, chosen.version, "promoted_by_force", forced_because)
 
         self._server.call(f"alias {CHAMPION}", move)
+
+    def history(self, name: str) -> tuple[Move, ...]:
+        """Return every move of a model's champion alias, oldest first. Raises UnknownName where there is no such model."""
+        self.version(name)
+        return self._server.call(f"the champions of {name}", lambda: history(self._client, name))
+
+    def studies(self, name: str) -> dict[str, str]:
+        """Return the study of every version of a model, by the version's number."""
+        versions = self._server.call(f"the versions of {name}", lambda: self._versions_of(name))
+        return {version.version: version.tags.get("study", "") for version in versions}
+
+    def rollback(self, name: str, why: str) -> Version:
+        """Move the champion alias back to the version that had it before, and return that.
+
+        Raises:
+            UnknownName: there is no such model, or its champion is the first.
+        """
+        target = before(self.history(name))
+        if target is None:
+            raise UnknownName(f"model {name} has had no champion before its present one; choose a version: clusterlora registry promote")
+        chosen = self.version(f"{name}/{target}")
+        self._server.call(f"alias {CHAMPION}", lambda: move_champion(self._client, name, target, why, back=True))
+        return chosen
 
     def download(self, chosen: Version, folder: Path) -> Path:
         """Download a version's files into a folder; return the folder of its artifacts: routes.json and adapters/<key>/.

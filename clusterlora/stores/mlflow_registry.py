@@ -22,13 +22,23 @@ _SERVING_PACKAGES = ("mlflow", "torch", "transformers", "safetensors")
 _EXAMPLE = [{"persona_id": "persona_000", "messages": [{"role": "user", "content": "Good evening, I am home."}]}]
 
 
-def add_version(client: MlflowClient, run_id: str, name: str, table: RoutingTable, folders: Mapping[str, Path], about: About) -> str:
+def add_version(
+    client: MlflowClient,
+    run_id: str,
+    name: str,
+    table: RoutingTable,
+    folders: Mapping[str, Path],
+    about: About,
+    *,
+    root: str | None = None,
+) -> str:
     """Return the version of model `name` with this content, made of artifacts of the run unless there is one already.
 
     The content key is a digest of the table, which holds the weights' digests, so a name is never used twice for different weights.
+    The model is of the study of the table, or of its `root`.
     """
     content = content_of(to_json(table), folders)
-    _make_model(client, name, {"study": table.study, "method": table.method, "base_model": table.model.base})
+    _make_model(client, name, {"study": root or table.study, "method": table.method, "base_model": table.model.base})
     for registered in client.search_model_versions(f"name = '{name}'"):
         if registered.tags.get("content") == content:
             # The same weights may have been compared again.
@@ -70,7 +80,7 @@ def _mark_candidate(client: MlflowClient, name: str, version: str, about: About)
 def model_versions(client: MlflowClient, study: str) -> tuple[ModelVersion, ...]:
     """Return the versions that a study registered, and whether their artifacts are complete."""
     versions: list[ModelVersion] = []
-    for registered in client.search_model_versions(f"name LIKE '{study}%'", max_results=10_000):
+    for registered in client.search_model_versions(f"tags.study = '{study}'", max_results=10_000):
         content, run_id = registered.tags.get("content"), registered.run_id
         if registered.tags.get("study") != study or content is None or run_id is None:
             continue

@@ -20,6 +20,7 @@ from clusterlora.errors import UnknownName, counted
 from clusterlora.gate.report import markdown
 from clusterlora.ports.model_registry import About, ModelVersion
 from clusterlora.ports.tracker import AdapterRun, OpenRun, TrialRun
+from clusterlora.stores.champion_history import move_champion, study_of_champion
 from clusterlora.stores.json_codec import from_plain, plain, to_json
 from clusterlora.stores.mlflow_registry import add_version, model_versions
 from clusterlora.stores.mlflow_run import METRICS_PER_REQUEST, MlflowRun, batches, metrics_of, mlflow_name, now, send
@@ -130,13 +131,18 @@ class MlflowTracker:
         champion: bool,
         model: str | None = None,
         about: About | None = None,
+        root: str | None = None,
     ) -> str:
-        name = f"{study}-{model}" if model else study
+        name = f"{study}-{model}" if model else root or study
         table = from_plain(RoutingTable, json.loads(to_json(routes)))
-        version = self._register(study, name, table, adapter_folders, about)
+        version = self._register(study, name, table, adapter_folders, about, root=root)
         if champion:
-            self._server.call("alias champion", lambda: self._client.set_registered_model_alias(name, "champion", version))
+            why = f"the comparison of study {study}"
+            self._server.call("alias champion", lambda: move_champion(self._client, name, version, why))
         return f"models:/{name}/{version}"
+
+    def champion(self, name: str) -> tuple[str, str] | None:
+        return self._server.call(f"the champion of {name}", lambda: study_of_champion(self._client, name))
 
     def end_study(self, study: str, *, status: str, seconds: Mapping[str, float] | None = None) -> None:
         """End the parent run, with the seconds of its phases as metrics, and any child run whose process was killed.
@@ -306,9 +312,12 @@ class MlflowTracker:
             self._parents[study] = parent
         return self._parents[study]
 
-    def _register(self, study: str, name: str, table: RoutingTable, folders: Mapping[str, Path], about: About | None) -> str:
+    def _register(
+        self, study: str, name: str, table: RoutingTable, folders: Mapping[str, Path], about: About | None, *, root: str | None
+    ) -> str:
         def log_it() -> str:
-            return add_version(self._client, self._parent(study).info.run_id, name, table, folders, about or About("", {}))
+            run_id = self._parent(study).info.run_id
+            return add_version(self._client, run_id, name, table, folders, about or About("", {}), root=root)
 
         return self._server.call(f"model {name}", log_it)
 

@@ -74,7 +74,11 @@ class NullTracker:
         champion: bool,  # noqa: ARG002
         model: str | None = None,  # noqa: ARG002
         about: About | None = None,  # noqa: ARG002
+        root: str | None = None,  # noqa: ARG002
     ) -> str | None:
+        return None
+
+    def champion(self, name: str) -> tuple[str, str] | None:  # noqa: ARG002
         return None
 
     def end_study(self, study: str, *, status: str, seconds: Mapping[str, float] | None = None) -> None: ...

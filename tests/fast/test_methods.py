@@ -4,16 +4,30 @@ import pytest
 
 from clusterlora.config import resolve
 from clusterlora.errors import BadSettings, UnknownName
-from clusterlora.metadata import ImportedAdapters
+from clusterlora.metadata import ChampionAdapter, ImportedAdapters, RefreshStart
 from clusterlora.method_settings import MergeSettings
 from clusterlora.methods import METHODS, controls
 from clusterlora.methods.method import BASE, StudyView, composition_of, unified_adapter
+from clusterlora.planning.ladder import OWN
 from clusterlora.recipe import Recipe
-from clusterlora.values import AdapterComposition, WeightedAdapter
+from clusterlora.values import AdapterComposition, AdapterSpec, WeightedAdapter
 
 PEOPLE = ("ana", "../../x", "cleo", "dan", "eve")
 IMPORTED = ImportedAdapters(((0, "a0"),), "a1", ((PEOPLE[1], "a2"), (PEOPLE[4], "a3")))
 """The first cluster's adapter, everybody's, and those of two people, one in each cluster."""
+
+UNIFIED = AdapterSpec(name="unified", persona_ids=PEOPLE, recipe=Recipe(), scope="everybody")
+START = RefreshStart(
+    study="mine",
+    method="unified",
+    adapters=(ChampionAdapter("unified", "a4", UNIFIED),),
+    routes=tuple((p, composition_of(UNIFIED)) for p in PEOPLE[:4]),
+    default=composition_of(UNIFIED),
+    algorithm="responses",
+    members=(PEOPLE[:2], PEOPLE[2:]),
+    rung=OWN,
+)
+"""What a refresh goes on from, which does not know the last of the people."""
 
 
 def view(**others: object) -> StudyView:
@@ -21,7 +35,7 @@ def view(**others: object) -> StudyView:
         name: METHODS[name].plan(StudyView(PEOPLE, (PEOPLE[:2], PEOPLE[2:]), Recipe(), Recipe(), None, {}, MergeSettings()))
         for name in others
     }
-    return StudyView(PEOPLE, (PEOPLE[:2], PEOPLE[2:]), Recipe(), Recipe(epochs=7), None, plans, MergeSettings(), IMPORTED)
+    return StudyView(PEOPLE, (PEOPLE[:2], PEOPLE[2:]), Recipe(), Recipe(epochs=7), None, plans, MergeSettings(), IMPORTED, start=START)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -77,7 +91,7 @@ def test_an_unknown_method_is_refused_with_the_known_ones() -> None:
 
 
 def test_what_a_study_registers_cannot_be_the_name_of_another_study() -> None:
-    plans = [METHODS[name].plan(view(per_persona=1)) for name in METHODS if name not in controls()]
+    plans = [METHODS[name].plan(view(per_persona=1)) for name in METHODS if name not in controls() and not METHODS[name].needs_refresh]
     shared = [adapter for plan in plans for adapter in plan.adapters if not adapter.is_one_of_many]
     labels = {adapter.label for adapter in shared if adapter.frozen_adapter is None}
     labels |= {plan.method.replace("_", "-") for plan in plans if plan.adapters and all(a.is_one_of_many for a in plan.adapters)}

@@ -365,6 +365,52 @@ def test_only_the_best_compared_method_becomes_champion_unless_forced_with_a_rea
 
 @pytest.mark.whole
 @pytest.mark.filterwarnings("ignore:.*AnyType:UserWarning")
+def test_the_champions_of_a_family_are_versions_of_one_model_and_a_rollback_goes_back_to_the_one_before(
+    mlflow_server: str,
+    table: RoutingTable,
+    artifacts: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from clusterlora.stores.mlflow_tracker import MlflowTracker
+
+    tracker = MlflowTracker(mlflow_server)
+    dialogue = Dialogue("d", (Turn("user", "hi"), Turn("assistant", "hello")), split="train")
+    folders = {key: artifacts / "adapters" / key for key in ("aaaa", "bbbb")}
+    assert tracker.champion("kin") is None
+    for study in ("kin", "kin.r1", "kin.r2"):
+        tracker.start_study(study, params={}, tags={}, dataset=Dataset((Persona("ann", None, (dialogue,)),)))
+        root = None if study == "kin" else "kin"
+        routes = plain(replace(table, study=study))
+        for _ in range(2):
+            tracker.register_router(study, routes=routes, adapter_folders=folders, champion=True, root=root)
+        assert tracker.champion("kin") == (study, table.method)
+        assert [version.name for version in tracker.versions(study)] == ["kin"], "every study knows its own version"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server)
+    monkeypatch.setenv("CLUSTERLORA_STACK_HOME", str(tmp_path / "no-stack"))
+    assert main(["registry", "rollback", "kin", "--because", "a bad week"]) == 0
+    assert "kin version 2, of study kin.r1, is the champion again" in capsys.readouterr().out
+    assert main(["registry", "rollback", "kin", "--because", "a bad month"]) == 0
+    assert tracker.champion("kin") == ("kin", table.method)
+    assert main(["registry", "history", "kin", "--json"]) == 0
+    moves = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert [(move["version"], move["study"], move["back"]) for move in moves] == [
+        ("1", "kin", False),
+        ("2", "kin.r1", False),
+        ("3", "kin.r2", False),
+        ("2", "kin.r1", True),
+        ("1", "kin", True),
+    ]
+    assert moves[-1]["why"] == "a bad month"
+    assert main(["registry", "rollback", "kin", "--because", "more"]) == 1
+    assert "has had no champion before its present one" in capsys.readouterr().err
+    assert main(["registry", "list", "--study", "kin", "--json"]) == 0
+    assert {version["name"] for version in json.loads(capsys.readouterr().out)} == {"kin"}
+
+
+@pytest.mark.whole
+@pytest.mark.filterwarnings("ignore:.*AnyType:UserWarning")
 @pytest.mark.parametrize("damage", ["weights", "routes"])
 def test_files_that_were_changed_in_the_tracker_are_not_exported(
     damage: str,

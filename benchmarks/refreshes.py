@@ -1,0 +1,231 @@
+"""Ten refreshes in a row on people who drift, in this process: what each costs and gains. `python -m benchmarks.refreshes --out docs`.
+
+Twelve invented people talk in one manner, then ever more in another: in refresh t of ten, t tenths of what is said follow other rules.
+Six to twelve of them have news each time. After each refresh the champion that the registry would serve and the first study's, frozen,
+are asked for the likelihood of the new test answers, which neither has seen.
+"""
+
+import json
+import logging
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from statistics import fmean
+from tempfile import TemporaryDirectory
+
+import numpy as np
+
+from clusterlora.adapters.compositions import combined_weights
+from clusterlora.data.prompts import items
+from clusterlora.data.synthetic import generate
+from clusterlora.evaluation.answer import Answerer, AnswerRequest
+from clusterlora.metadata import RefreshStart
+from clusterlora.models.model_cache import base_model, embedder
+from clusterlora.planning.attempts import next_request
+from clusterlora.planning.gate_step import next_gate_step
+from clusterlora.planning.study_state import read_state
+from clusterlora.planning.training_groups import Waves, remaining_groups
+from clusterlora.ports.run_log import SilentLog
+from clusterlora.ports.stores import Stores
+from clusterlora.progress.timing import seconds_by_phase
+from clusterlora.recipe import Recipe
+from clusterlora.requests import EvaluationRequest
+from clusterlora.settings import (
+    HOME_PROMPT,
+    ClusteringSettings,
+    DataSettings,
+    EvaluationSettings,
+    GateSettings,
+    ModelSettings,
+    RuntimeSettings,
+    Study,
+    SyntheticSettings,
+)
+from clusterlora.stages.cluster import cluster_study
+from clusterlora.stages.compare import compare_study
+from clusterlora.stages.evaluate import evaluate, weights_of
+from clusterlora.stages.judge import judge_rung
+from clusterlora.stages.prepare import prepare_study
+from clusterlora.stages.refresh import champion_of, next_refresh, start_from
+from clusterlora.stages.register import register_models
+from clusterlora.stages.train import train_group
+from clusterlora.values import Dialogue, Persona
+from clusterlora.wiring import from_environment
+
+log = logging.getLogger(__name__)
+
+LOG = SilentLog()
+ROOT = "drift"
+FIRST, EACH = 20, 8
+"""Dialogues of a person in the first study, and in a refresh in which the person has news."""
+POPULATION = SyntheticSettings(cluster_sizes=(6, 6), dialogues=FIRST + 10 * EACH, cluster_share=0.6, persona_share=0.2)
+N_WITH_NEWS = (6, 12, 8, 10, 6, 12, 8, 10, 6, 12)
+STUDY = Study(
+    name=ROOT,
+    methods=("unified", "cluster"),
+    data=DataSettings(source="table", train=12, val=4, test=4),
+    model=ModelSettings(base="homelm", system_prompt=HOME_PROMPT, max_length=512, dtype="float32"),
+    recipe=Recipe(rank=8, epochs=3, learning_rate=1e-3),
+    clustering=ClusteringSettings(k=2),
+    gate=GateSettings(ladder=(), on_failure="continue"),
+    evaluation=EvaluationSettings(metrics=("likelihood", "nll"), headline="likelihood", max_new_tokens=8, bootstrap_draws=1000),
+    runtime=RuntimeSettings(shards=1, samples=None),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One refresh: its news, its cost, and the losses of both champions on its new test items, with the interval of their difference."""
+
+    refresh: int
+    people_with_news: int
+    new_dialogues: int
+    adapters_trained: int
+    train_tokens: int
+    seconds: float
+    moved: bool
+    drifted: int
+    clustered_anew: bool
+    frozen: float
+    champion: float
+    difference: float
+    standard_error: float
+
+
+def main(out: Path) -> None:
+    """Run the first study and ten refreshes, and write refresh.json."""
+    worlds = [generate(replace(POPULATION, seed=seed)).dataset.by_id() for seed in (0, 1)]
+    with TemporaryDirectory() as folder:
+        stores = from_environment({"CLUSTERLORA_HOME": folder})
+        path = Path(folder) / "said.jsonl"
+        said = {p: worlds[0][p].dialogues[:FIRST] for p in worlds[0]}
+        _write(path, said)
+        _finish(replace(STUDY, data=replace(STUDY.data, path=str(path))), stores)
+        frozen = _champion(stores)
+        first = read_state(ROOT, stores)
+        log.info("first study: %s; %d train tokens, %.0f s", frozen.method, _tokens(ROOT, set(), stores), _seconds(ROOT, stores))
+        rows: list[Row] = []
+        for number, n_people in enumerate(N_WITH_NEWS, start=1):
+            before = {adapter.key for name, *_ in stores.studies.studies() for adapter in stores.studies.adapters(name)}
+            start = FIRST + (number - 1) * EACH
+            people = sorted(worlds[0])[number % 2 :: 2] + sorted(worlds[0])[(number + 1) % 2 :: 2]
+            new = {p: _mixed(worlds, p, start, number) for p in people[:n_people]}
+            _write(path, new)
+            study = next_refresh(ROOT, str(path), stores)
+            _finish(study, stores)
+            rows.append(_row(number, study.name, before, frozen, stores))
+            log.info("%s", rows[-1])
+            (out / "refresh.json").write_text(
+                json.dumps(
+                    {
+                        "first": {"train_tokens": _tokens(ROOT, set(), stores), "seconds": _seconds(ROOT, stores), "method": frozen.method},
+                        "personas": len(first.dataset.personas),
+                        "refreshes": [asdict(row) for row in rows],
+                    },
+                    indent=1,
+                )
+                + "\n"
+            )
+
+
+def _mixed(worlds: list[Mapping[str, Persona]], person: str, start: int, number: int) -> tuple[Dialogue, ...]:
+    """Return what somebody says in a refresh: so many tenths of it by the other rules."""
+    return tuple(worlds[10 * i < number * EACH][person].dialogues[start + i] for i in range(EACH))
+
+
+def _write(path: Path, said: Mapping[str, tuple[Dialogue, ...]]) -> None:
+    rows = [
+        {"persona_id": p, "messages": [{"role": t.role, "text": t.text} for t in one.turns], "context": dict(one.context)}
+        for p, dialogues in said.items()
+        for one in dialogues
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def _finish(study: Study, stores: Stores) -> None:
+    """Run the stages of a study in the order of the flow."""
+
+    def train(waves: Waves) -> None:
+        for group in (group for wave in waves for group in wave):
+            train_group(next_request(study, group, stores), stores, LOG)
+
+    prepare_study(study, stores, LOG)
+    cluster_study(study.name, stores, LOG)
+    while step := next_gate_step(read_state(study.name, stores)):
+        train(step.waves)
+        evaluate(EvaluationRequest(study_name=study.name, part="gate", rung=step.rung.name), stores, LOG)
+        judge_rung(study.name, step.rung.name, stores)
+    train(remaining_groups(read_state(study.name, stores)))
+    evaluate(EvaluationRequest(study_name=study.name), stores, LOG)
+    compare_study(study.name, stores, LOG)
+    register_models(study.name, stores, LOG)
+
+
+def _champion(stores: Stores) -> RefreshStart:
+    name, method = champion_of(ROOT, stores)
+    return start_from(read_state(name, stores), method, stores)
+
+
+def _row(number: int, name: str, before: set[str], frozen: RefreshStart, stores: Stores) -> Row:
+    state = read_state(name, stores)
+    assert state.news is not None
+    assert state.moved is not None
+    assert state.regrouping is not None
+    new = {(p, one) for p, ids in state.news.dialogues for one in ids}
+    asked = [
+        replace(person, dialogues=tests)
+        for person in state.dataset.personas
+        if (tests := tuple(d for d in person.of_split("test") if (person.id, d.id) in new))
+    ]
+    losses = {which: _losses(start, asked, name, stores) for which, start in (("frozen", frozen), ("champion", _champion(stores)))}
+    differences = np.array([losses["champion"][p] - losses["frozen"][p] for p in losses["frozen"]])
+    trained = [adapter for adapter in state.adapters if adapter.key not in before]
+    return Row(
+        refresh=number,
+        people_with_news=len(state.news.dialogues),
+        new_dialogues=sum(len(ids) for _, ids in state.news.dialogues),
+        adapters_trained=len(trained),
+        train_tokens=_tokens(name, before, stores),
+        seconds=round(_seconds(name, stores), 1),
+        moved=state.moved.moved,
+        drifted=len(state.regrouping.moved),
+        clustered_anew=state.regrouping.anew,
+        frozen=round(fmean(losses["frozen"].values()), 4),
+        champion=round(fmean(losses["champion"].values()), 4),
+        difference=round(float(differences.mean()), 4),
+        standard_error=round(float(differences.std(ddof=1) / np.sqrt(len(differences))), 4),
+    )
+
+
+def _tokens(name: str, before: set[str], stores: Stores) -> int:
+    return sum(adapter.train_tokens for adapter in stores.studies.adapters(name) if adapter.key not in before)
+
+
+def _seconds(name: str, stores: Stores) -> float:
+    return sum(seconds_by_phase(stores.studies.seconds(name)).values())
+
+
+def _losses(champion: RefreshStart, people: list[Persona], name: str, stores: Stores) -> dict[str, float]:
+    """Return by person the champion's mean loss on test items, in nats per response token."""
+    study = stores.studies.study(name)
+    keys = {adapter.label: adapter.key for adapter in champion.adapters}
+    answers_with = dict(champion.routes)
+    compositions = {answers_with.get(person.id, champion.default) for person in people}
+    weights = {str(one): combined_weights(one.adapters, lambda label: weights_of(stores, keys[label])) for one in compositions}
+    requests = [
+        AnswerRequest(str(answers_with.get(person.id, champion.default)), item)
+        for person in people
+        for item in items(study.model, person, "test")
+    ]
+    answerer = Answerer(base_model(study.model), embedder(study.model), study.evaluation, study.model)
+    by_person: dict[str, list[float]] = {}
+    for answer in answerer.answer(requests, weights, metrics=("nll",), run_log=LOG):
+        by_person.setdefault(answer.persona_id, []).append(dict(answer.scores)["nll"])
+    return {p: fmean(values) for p, values in by_person.items()}
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    log.setLevel(logging.INFO)
+    main(Path(sys.argv[sys.argv.index("--out") + 1] if "--out" in sys.argv else "docs"))

@@ -1,0 +1,215 @@
+"""A refresh: the next study of a family, which goes on from the registered champion with the dialogues that came since."""
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from clusterlora.comparison.roles import is_base, is_control
+from clusterlora.data.labels import check_labels
+from clusterlora.data.load import fitted, read
+from clusterlora.data.problems import Problems
+from clusterlora.data.prompt_fit import PromptFit
+from clusterlora.data.refresh import Joined, drawn, joined, new_dialogues
+from clusterlora.errors import BadData, BadSettings, NothingNew
+from clusterlora.metadata import ChampionAdapter, DataWarnings, News, RefreshStart, Tuning
+from clusterlora.methods import METHODS
+from clusterlora.models.base import usable_base
+from clusterlora.planning.family import family
+from clusterlora.planning.ladder import REFERENCE, decided_rung
+from clusterlora.planning.study_state import StudyState, read_state
+from clusterlora.planning.work_plan import trained_adapters, work_plan
+from clusterlora.ports.stores import Stores
+from clusterlora.results.refresh import LAST_CHAMPION
+from clusterlora.settings import PreparedStudy, check_study_name
+from clusterlora.stages.base_checks import fit_of
+from clusterlora.values import AdapterComposition, Dataset, WeightedAdapter
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+ROUTED = "selective_routing"
+"""The method that chooses among the others, which it needs beside it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refreshed:
+    """The data of a refresh, and what it goes on from."""
+
+    dataset: Dataset
+    fit: PromptFit
+    start: RefreshStart
+    news: News
+    sentences: tuple[str, ...]
+    tuning: Tuning | None
+
+
+def champion_of(root: str, stores: Stores) -> tuple[str, str]:
+    """Return the study of a family whose champion is registered, and the method by which that answers.
+
+    The registry's alias says; without a registry the last study whose champion moved.
+
+    Raises:
+        BadData: there is no champion.
+    """
+    if (registered := stores.tracker.champion(root)) is not None:
+        return registered
+    for name in reversed(family(root, stores)):
+        state = read_state(name, stores)
+        if name == root and state.status == "finished" and state.outcome and state.outcome.champion:
+            return name, state.outcome.champion
+        if state.moved is not None and state.moved.moved:
+            return name, state.moved.challenger
+    raise BadData(f"study {root} has no champion to refresh; let it finish first: clusterlora study run --name {root}")
+
+
+def next_refresh(root: str, path: str, stores: Stores, *, source: str = "table", replay: float | None = None) -> PreparedStudy:
+    """Return the study that is the next refresh with these dialogues; its settings are those of the champion's study.
+
+    Raises:
+        BadData: nothing to refresh.
+        BadSettings: an earlier refresh has not ended, or the study is a refresh itself.
+        UnknownName: there is no such study.
+    """
+    if (of := stores.studies.study(root).refresh.root) is not None:
+        raise BadSettings(f"study {root} is a refresh of {of}; refresh that one: clusterlora study refresh {of} --data {path}")
+    names = family(root, stores)
+    last = names[-1]
+    if last != root and stores.studies.status(last) != "finished":
+        raise BadSettings(f"refresh {last} has not ended; go on with it first: clusterlora study run --name {last}")
+    study_name, method = champion_of(root, stores)
+    champion = stores.studies.study(study_name)
+    arms = [name for name in champion.methods if not (is_control(name) or is_base(name) or METHODS[name].needs_refresh)]
+    refresh = replace(champion.refresh, root=root, number=len(names), of=last, champion=study_name, champion_method=method)
+    if replay is not None:
+        refresh = replace(refresh, replay=replay)
+    return replace(
+        champion,
+        name=check_study_name(f"{root}.r{len(names)}"),
+        methods=tuple(dict.fromkeys((LAST_CHAMPION, REFERENCE, method, *(arms if method == ROUTED else ())))),
+        data=replace(champion.data, source=source, path=path, splits=None, personas=None, permute_seed=None),
+        seeds=1,
+        assignment=replace(champion.assignment, held_out_share=None),
+        clustering=replace(champion.clustering, refinement_rounds=0, sizes=None, k=champion.clustering.k or _k(champion.clustering.sizes)),
+        gate=replace(champion.gate, above_random_group=False),
+        refresh=refresh,
+    )
+
+
+def due(root: str, path: str, stores: Stores) -> PreparedStudy | None:
+    """Return the refresh of a family that has not ended, else the next one; None where the file has nothing new.
+
+    Raises:
+        BadData, BadSettings, UnknownName: as `next_refresh` and `refreshed`.
+    """
+    last = family(root, stores)[-1]
+    if last != root and stores.studies.status(last) != "finished":
+        return stores.studies.study(last)
+    study = next_refresh(root, path, stores)
+    try:
+        refreshed(study, usable_base(study.model.base, study.model.quantisation).tokenizer, stores)
+    except NothingNew:
+        return None
+    return study
+
+
+def _k(sizes: tuple[int, ...] | None) -> int | None:
+    return len(sizes) if sizes else None
+
+
+def refreshed(study: PreparedStudy, tokenizer: "PreTrainedTokenizerBase", stores: Stores) -> Refreshed:
+    """Return what a refresh works on: the data of before with the new dialogues, and the champion that it challenges.
+
+    Once it is prepared, that is what was recorded, whatever has become of the file and the champion since.
+
+    Raises:
+        BadData: every problem of the new data at once, or there is nothing new in them.
+    """
+    refresh = study.refresh
+    assert refresh.of is not None, f"study {study.name} is no refresh"
+    assert refresh.champion is not None, f"refresh {study.name} challenges nobody"
+    problems, fit = Problems(), fit_of(study, tokenizer)
+    if (recorded := _recorded(study, fit, stores)) is not None:
+        return recorded
+    new = fitted(read(study.data), fit, study.data, problems).dataset.personas
+    problems.raise_any()
+    data = joined(stores.studies.dataset(refresh.of), new, study.data, revision=f"r{refresh.number}")
+    check_labels(study.data, data.dataset.personas, problems)
+    problems.raise_any()
+    if data.n_new == 0:
+        raise NothingNew(f"{study.data.path}: {'; '.join(data.sentences)}; refresh when people have said more")
+    start = start_from(read_state(refresh.champion, stores), str(refresh.champion_method), stores)
+    news = _news(data, stores.studies.dataset(refresh.champion), start)
+    new_ids = {(p, one) for p, ids in news.dialogues for one in ids}
+    if not any(d.split == "test" and (p.id, d.id) in new_ids for p in data.dataset.personas for d in p.dialogues):
+        raise BadData(f"{study.data.path}: nobody has the 3 new dialogues of which one is a test item; refresh when people have said more")
+    return Refreshed(data.dataset, fit, start, news, data.sentences, stores.studies.metadata(refresh.champion, Tuning))
+
+
+def _recorded(study: PreparedStudy, fit: PromptFit, stores: Stores) -> Refreshed | None:
+    """Return what a refresh that was prepared works on; None before."""
+    if study.name not in (name for name, *_ in stores.studies.studies()):
+        return None
+    start, news = stores.studies.metadata(study.name, RefreshStart), stores.studies.metadata(study.name, News)
+    if start is None or news is None:
+        return None
+    said = (stores.studies.metadata(study.name, DataWarnings) or DataWarnings()).of_dialogues
+    return Refreshed(stores.studies.dataset(study.name), fit, start, news, said, tuning=None)
+
+
+def save_refresh(study: PreparedStudy, refresh: Refreshed, stores: Stores) -> None:
+    """Record what a refresh goes on from, and the recipes that its champion was tuned by."""
+    stores.studies.save_metadata(study.name, refresh.start)
+    stores.studies.save_metadata(study.name, refresh.news)
+    if refresh.tuning is not None:
+        stores.studies.save_metadata(study.name, refresh.tuning)
+
+
+def start_from(state: StudyState, method: str, stores: Stores) -> RefreshStart:
+    """Return what a refresh goes on from: the adapters of a finished study, and what its method answers everybody with."""
+    plan = work_plan(state)
+    trained = trained_adapters(state, plan)
+    label = {
+        spec.name: spec.label
+        for name, of_method in plan.methods.items()
+        if not (is_control(name) or METHODS[name].needs_refresh)
+        for spec in of_method.adapters
+        if spec.name in trained
+    }
+
+    def relabelled(composition: AdapterComposition) -> AdapterComposition:
+        return replace(composition, adapters=tuple(replace(one, name=label[one.name]) for one in composition.adapters))
+
+    routes = [route for route in stores.studies.routes(state.name) if route.method == method and route.seed == 0]
+    if lost := {name for route in routes for name in route.composition.adapter_names} - label.keys():
+        raise BadData(f"study {state.name} has lost {', '.join(sorted(lost))}; run it again: clusterlora study run --name {state.name}")
+    return RefreshStart(
+        study=state.name,
+        method=method,
+        adapters=tuple(ChampionAdapter(label[name], trained[name].key, plan.specs[name]) for name in label),
+        routes=tuple((route.persona_id, relabelled(route.composition)) for route in routes),
+        default=AdapterComposition((WeightedAdapter(REFERENCE),) if REFERENCE in label.values() else ()),
+        algorithm=state.clustering.algorithm if state.clustering else "",
+        members=state.clustering.members if state.clustering else (),
+        rung=decided_rung(state),
+    )
+
+
+def _news(data: Joined, seen: Dataset, start: RefreshStart) -> News:
+    news = new_dialogues(data.dataset, seen)
+    people = data.dataset.by_id()
+    n_tested = sum(d.split == "test" and d.id in ids for p, ids in news.items() for d in people[p].dialogues)
+    before = [
+        (p.id, d)
+        for p in seen.personas
+        if p.id in people
+        for d in people[p.id].dialogues
+        if d.split == "test" and d.id not in news.get(p.id, ())
+    ]
+    return News(
+        dialogues=tuple(news.items()),
+        newcomers=tuple(p for p in data.dataset.ids if p not in seen.by_id()),
+        old_test=tuple(drawn(before, n_tested, salt=f"old test {start.study}").items()),
+        n_read=data.n_read,
+        n_repeated=data.n_repeated,
+        n_left_out=data.n_left_out,
+    )

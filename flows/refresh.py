@@ -1,0 +1,31 @@
+"""A finished study's champion, refreshed with the dialogues that came since: the next study of its family."""
+
+from prefect import flow, tags
+from prefect.client.schemas.objects import State
+from prefect.states import Completed
+
+from clusterlora.requests import RefreshRequest
+from flows.study import study
+from tasks.refresh import due_refresh
+from tasks.run_names import study_tag
+
+
+@flow(name="refresh", flow_run_name="refresh · {request.study_name}")
+def refresh(request: RefreshRequest) -> State[None]:
+    """Run the refreshes that are due, one after another: one that was interrupted, then one of what is new in the file.
+
+    Launched again it continues where it stopped.
+
+    Args:
+        request: The study and the file.
+    """
+    n_ended = 0
+    while True:
+        with tags(study_tag(request.study_name)):
+            due = due_refresh(request)
+        if due is None:
+            return Completed(message=f"{n_ended} refreshes; nothing else in {request.path} is new")
+        state = study(config=due, return_state=True)
+        if not state.is_completed():
+            return state
+        n_ended += 1
