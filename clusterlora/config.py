@@ -106,7 +106,7 @@ TASKS: Mapping[str, Mapping[str, Any]] = {
 
 PATHS = ("data.path", "data.splits", "model.base", "model.embedding", "judge.preferences")
 """Settings that may be the path of a file or folder."""
-_NONE_IS_A_VALUE = ("model.quantisation",)
+_NONE_IS_A_VALUE = ("model.quantisation", "model.device_map")
 """Settings one of whose values is called none; of all others it stands for no value."""
 _FILES = (".jsonl", ".json", ".csv", ".parquet", ".txt")
 """Endings by which a path is that of a file, whether it is there or not."""

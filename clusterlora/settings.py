@@ -15,6 +15,7 @@ from clusterlora.recipe import MOST_EPOCHS, MOST_LEARNING_RATE, MOST_ROWS, MOST_
 
 Dtype = Literal["float32", "bfloat16"]
 Quantisation = Literal["none", "nf4", "int8"]
+DeviceMap = Literal["none", "auto"]
 Task = Literal["text", "label", "rating"]
 
 HOME_PROMPT = "You are a smart home assistant."
@@ -113,6 +114,9 @@ class ModelSettings:
     quantisation: Quantisation = "none"
     """Hold the frozen base's linear layers in nf4 (4 bits, as QLoRA) or int8 with bitsandbytes: less memory, slower passes, other numbers.
     Adapters stay in float32, and products are computed in model.dtype."""
+    device_map: DeviceMap = "none"
+    """Where the frozen base is held: none is all of it on a worker's first GPU, or on the CPU; auto spreads its layers over all GPUs that a
+    worker sees, for a base that is larger than one of them. Results are the same but for rounding."""
     system_prompt: str | None = None
     """System prompt of every dialogue that does not begin with a system turn of its own. Empty: "You are a smart home assistant." for
     synthetic people, "You are a helpful assistant." for your own data."""

@@ -8,7 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -145,15 +145,18 @@ def fork_server(home: Path, addresses: Addresses) -> ServiceSpec | None:
 
 
 def workers(home: Path, addresses: Addresses, *, n_gpu_workers: int | None) -> tuple[ServiceSpec, ...]:
-    """Return one worker of the cpu pool and one of the gpu pool per device; without a GPU, `n_gpu_workers` of the gpu pool."""
+    """Return one worker of the cpu pool and one of the gpu pool per device; without a GPU, `n_gpu_workers` of the gpu pool.
+
+    Fewer workers than devices see several each, which `model.device_map=auto` spreads a base over.
+    """
     # Each poll costs the server 50 ms of CPU time.
     env = {**_run_environment(home, addresses), "PREFECT_WORKER_QUERY_SECONDS": "3"}
     specs = [_worker("cpu", "cpu", limit=4, env=env)]
     devices = cuda_devices()
     if devices:
         specs += [
-            _worker("gpu", f"gpu-{index}", limit=1, env={**env, "CUDA_VISIBLE_DEVICES": device})
-            for index, device in enumerate(devices[:n_gpu_workers])
+            _worker("gpu", f"gpu-{index}", limit=1, env={**env, "CUDA_VISIBLE_DEVICES": ",".join(share)})
+            for index, share in enumerate(_shares(devices, n_gpu_workers or len(devices)))
         ]
         return tuple(specs)
     n_workers = n_gpu_workers or default_workers()
@@ -161,6 +164,13 @@ def workers(home: Path, addresses: Addresses, *, n_gpu_workers: int | None) -> t
     threads = str(max(1, usable_cores() // n_workers))
     specs += [_worker("gpu", f"gpu-{index}", limit=1, env={**env, "OMP_NUM_THREADS": threads}) for index in range(n_workers)]
     return tuple(specs)
+
+
+def _shares(devices: Sequence[str], n_workers: int) -> list[Sequence[str]]:
+    """Return the devices of each worker: neighbours, as many for each as for any other, or one; a process sees one slice of a GPU alone."""
+    sliced = any(device.startswith("MIG-") for device in devices)
+    n_each = 1 if sliced else max(1, len(devices) // n_workers)
+    return [devices[start : start + n_each] for start in range(0, n_each * min(n_workers, len(devices)), n_each)]
 
 
 def default_workers() -> int:

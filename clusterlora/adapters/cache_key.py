@@ -12,11 +12,13 @@ from clusterlora.values import AdapterSpec, Dataset, Dialogue, Persona, Split, d
 
 _ADDED: Mapping[str, Any] = {"template_arguments": (), "template_date": None, "quantisation": "none"}
 """Settings of the base that came later, with the value that changes nothing: a key that was recorded without them stays what it was."""
+_WHERE = ("device_map",)
+"""Settings of the base that say where it is computed, not what."""
 
 
 def settings_in_keys(model: PreparedModel) -> Mapping[str, Any]:
     """Return the settings of the base as they enter a key: those of `_ADDED` only where they change something."""
-    return {name: value for name, value in _values(model) if name not in _ADDED or value != _ADDED[name]}
+    return {name: value for name, value in _values(model) if name not in _WHERE and (name not in _ADDED or value != _ADDED[name])}
 
 
 def _values(settings: PreparedModel | Recipe) -> Iterator[tuple[str, Any]]:

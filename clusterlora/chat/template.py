@@ -4,9 +4,10 @@ No template is parsed or known by name. Every turn's words are replaced by a pla
 back: what the template adds around them is then known exactly, and no words can be taken for the template's.
 """
 
+import copy
 import re
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import TYPE_CHECKING
@@ -72,6 +73,8 @@ class ChatTemplate:
         self.has_system_role = self._takes((_SYSTEM, _USER))
         self.needs_alternation = not self._takes((_USER, _USER)) or not self._takes((_USER, _ASSISTANT, _ASSISTANT, _USER))
         self.may_begin_with_assistant = self._takes((_ASSISTANT, _USER))
+        self.next_header = ""
+        """The token that begins the next turn, where an answer ends with nothing but that; empty where it has an end of its own."""
         self._default_end = self._end()
         self.end_token: str = self.control.last(self._default_end)
         """The token that ends an assistant's turn."""
@@ -155,15 +158,31 @@ class ChatTemplate:
             )
         before, _, _, _, between, *_ = map(str, parts)
         # What stands before every user turn is the header of a user turn, not the end of the turn before.
-        n_header = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(reversed(before), reversed(between), strict=False)))
-        if end := self._cut_tail([between[: len(between) - n_header]]):
+        n_header = _n_common(before[::-1], between[::-1])
+        if end := self._cut_tail([between[: len(between) - n_header]]) or self._end_before_either_side(before, between):
             return end.lstrip()
         if self._tokenizer.eos_token:
+            following = between.lstrip()
+            header = self.control.through_first(following)
+            self.next_header = header if header and self.control.last(header) == header else ""
             return str(self._tokenizer.eos_token)
         raise ModelUnavailable(
             f"the chat template of {named(self._tokenizer)} ends no turn with a token, and the tokenizer has no eos_token; "
             "set eos_token in tokenizer_config.json"
         )
+
+    def _end_before_either_side(self, before: str, between: str) -> str:
+        """Return what follows an answer whichever side speaks next, up to its first token; empty where that token begins a turn.
+
+        What stands before every user turn holds the end of a turn as well where the template writes a system turn of its own.
+        """
+        try:
+            prompted = _after_last_placeholder(self._render((_USER, _ASSISTANT), generation=True))
+        except ModelUnavailable:
+            return ""  # an answer is never asked for after another one
+        end = self.control.through_first(between[: _n_common(between, prompted)])
+        begins_turn = self.control.through_first(before.removeprefix(self._tokenizer.bos_token or ""))
+        return "" if end and begins_turn.endswith(self.control.last(end)) else end
 
     def _refuse_open_reasoning(self) -> None:
         text = _after_last_placeholder(self._render((_USER,), generation=True))
@@ -182,6 +201,25 @@ def writes_date(tokenizer: "PreTrainedTokenizerBase", arguments: Sequence[tuple[
     question = (Turn("user", "x"),)
     one, other = (ChatTemplate(tokenizer, arguments, day).prompt(question) for day in ("2001-01-01", "2012-12-31"))
     return one != other
+
+
+def ended_as_generated(tokenizer: "PreTrainedTokenizerBase", end_ids: Collection[int]) -> "PreTrainedTokenizerBase":
+    """Return a tokenizer; with another `eos_token` where its template ends an answer with the header of the next turn alone.
+
+    Models of such templates (GLM) write that header when an answer is complete, and their generation settings end answers by it.
+
+    Args:
+        end_ids: the ids that end an answer by the generation settings.
+    """
+    try:
+        header = ChatTemplate(tokenizer).next_header
+    except ModelUnavailable:
+        return tokenizer  # told where it is used, with the template's arguments
+    if not header or tokenizer.convert_tokens_to_ids(header) not in end_ids:
+        return tokenizer
+    ended = copy.deepcopy(tokenizer)
+    ended.eos_token = header
+    return ended
 
 
 def merged(turns: Sequence[Turn]) -> tuple[Turn, ...]:
@@ -255,6 +293,11 @@ def _filled(parts: Sequence[str | int], turns: Sequence[Turn]) -> tuple[Span, ..
 
 def _joined(spans: Iterable[Span]) -> tuple[Span, ...]:
     return tuple(span for span in spans if span.text)
+
+
+def _n_common(one: str, other: str) -> int:
+    """Return how many characters two texts begin with alike."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
 def _after_last_placeholder(parts: Sequence[str | int]) -> str:

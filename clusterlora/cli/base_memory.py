@@ -25,10 +25,11 @@ def base_memory(study: Study) -> tuple[bool, str, str]:
     """
     import torch
 
-    from clusterlora.engine.memory import free_memory_bytes
+    from clusterlora.engine.memory import free_memory_by_device
     from clusterlora.engine.memory_estimate import MemoryEstimate, estimate_memory
     from clusterlora.engine.worker_threads import n_worker_threads
     from clusterlora.models.base import base_folder, base_to_measure, faster_dtype
+    from clusterlora.models.checks import refuse_unspreadable
     from clusterlora.models.quantised import refuse_unquantisable
     from clusterlora.models.targets import block_weights, resolved
     from clusterlora.models.weights import weight_files
@@ -36,11 +37,14 @@ def base_memory(study: Study) -> tuple[bool, str, str]:
 
     name = chosen_base(study)
     refuse_unquantisable(base_folder(name), study.model.quantisation)
+    refuse_unspreadable(base_folder(name), study.model.device_map)
     formats = _FORMATS[:1] if weight_files(base_folder(name))[0].suffix == ".gguf" else _FORMATS
     base, dtype = base_to_measure(name), faster_dtype(name) if study.model.dtype == "auto" else study.model.dtype
     recipe = resolved(study.recipe, block_weights(base.model))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    free, max_length = free_memory_bytes(device), study.model.max_length or PreparedModel().max_length
+    each, max_length = free_memory_by_device(), study.model.max_length or PreparedModel().max_length
+    is_spread = study.model.device_map == "auto" and len(each) > 1
+    free, where = (sum(each), f"{len(each)} GPUs together") if is_spread else (each[0], device.type)
 
     def estimate(quantisation: Quantisation) -> MemoryEstimate:
         return estimate_memory(
@@ -61,7 +65,7 @@ def base_memory(study: Study) -> tuple[bool, str, str]:
     is_fitting = _MEASURED * chosen.total <= free
     verdict = dict(_FORMATS)[study.model.quantisation] if is_fitting else fitting[0] if fitting else "does not fit"
     numbers = (
-        f"{name} in {dtype}: {verdict} into the {_gb(free)} free on {device.type}; with model.quantisation={study.model.quantisation} at "
+        f"{name} in {dtype}: {verdict} into the {_gb(free)} free on {where}; with model.quantisation={study.model.quantisation} at "
         f"least {_gb(chosen.total)}, measured up to {_MEASURED} times that (base {_gb(chosen.base)}, an adapter of rank {recipe.rank} "
         f"{_gb(chosen.adapter)}, a pass of {chosen.n_tokens:,} tokens {_gb(chosen.one_pass)}), {chosen.n_adapters} adapters at once; "
         + ", ".join(f"{quantisation} {_gb(one.total)}" for quantisation, one in by_format.items())
@@ -69,11 +73,10 @@ def base_memory(study: Study) -> tuple[bool, str, str]:
     if is_fitting:
         return True, numbers, ""
     smaller = next((quantisation for quantisation, said in _FORMATS if fitting and said == fitting[0]), None)
-    return (
-        False,
-        numbers,
-        f"--set model.quantisation={smaller}" if smaller else f"lower model.max_length={max_length}, or use a smaller base",
-    )
+    fixes = [f"--set model.quantisation={smaller}"] if smaller else []
+    if not is_spread and len(formats) > 1 and _MEASURED * chosen.total <= sum(each):
+        fixes.append(f"--set model.device_map=auto for the {len(each)} GPUs together")
+    return False, numbers, " or ".join(fixes) or f"lower model.max_length={max_length}, or use a smaller base"
 
 
 def _gb(n_bytes: float) -> str:

@@ -16,7 +16,9 @@ _EXPORTED = (
 
 @click.command(epilog="\b\nExample:\n  clusterlora up --workers 1      one training at a time\n")
 @click.option(
-    "--workers", type=click.IntRange(min=1), help="Worker processes for training.  [default: as last asked for; at first one per GPU, or 2]"
+    "--workers",
+    type=click.IntRange(min=1),
+    help="Worker processes for training; fewer than GPUs see several each.  [default: as last asked for; at first one per GPU, or 2]",
 )
 @click.option("--host", help="Address to listen on, for access from other machines.  [default: the current one, at first 127.0.0.1]")
 @click.option("--exports", is_flag=True, help='Print addresses and passwords as shell exports: eval "$(clusterlora up --exports)"')

@@ -18,6 +18,7 @@ from clusterlora.engine.decoder_backend import DecoderBackend
 from clusterlora.engine.families import FAMILIES, decoder_of
 from clusterlora.engine.families.decoder import Decoder
 from clusterlora.engine.packing import Padding
+from clusterlora.engine.placement import refuse_spread_prefix
 from clusterlora.engine.stacked import StackedModel, Weights, read_adapter
 from clusterlora.engine.stacked_lora import StackedLora, targeted_layers
 from clusterlora.engine.stacked_prefix import StackedPrefix
@@ -94,6 +95,7 @@ def lora_backend(
 
 def prefix_backend(base: BaseModel, *, n_slots: int, n_virtual: int) -> tuple[StackedPrefix, Backend]:
     """Return slots for `n_slots` prefixes of `n_virtual` tokens, and the backend that trains them."""
+    refuse_spread_prefix(base.model)
     stack = StackedPrefix(base.model, n_slots=n_slots, n_virtual=n_virtual)
     return stack, TransformersBackend(base, stack, None)
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from clusterlora.chat.template import ended_as_generated
 from clusterlora.errors import BadSettings
 from clusterlora.models.base import BaseModel, load_base
 from clusterlora.models.checks import refuse_recurrent, refuse_tokens_without_embedding
@@ -51,7 +52,9 @@ def frozen_base(base: "BaseModel | PreTrainedModel | str | Path", tokenizer: "Pr
     base.eval().requires_grad_(False)
     compute_dequantised(base)
     try:
-        yield BaseModel(base.name_or_path or type(base).__name__, _revision(base), base, tokenizer)
+        ends: Any = base.generation_config.eos_token_id if base.generation_config else None
+        ended = ended_as_generated(tokenizer, ends) if isinstance(ends, list) and tokenizer.chat_template else tokenizer
+        yield BaseModel(base.name_or_path or type(base).__name__, _revision(base), base, ended)
     finally:
         compute_as_before(base)
         base.eval()
@@ -64,6 +67,8 @@ def frozen_base(base: "BaseModel | PreTrainedModel | str | Path", tokenizer: "Pr
 def _refuse_unusable(model: Any, tokenizer: "PreTrainedTokenizerBase | None") -> None:
     import torch
     from transformers import PreTrainedModel
+
+    from clusterlora.engine.placement import refuse_unusable_devices
 
     kind = type(model).__name__
     if not isinstance(model, PreTrainedModel):
@@ -79,9 +84,7 @@ def _refuse_unusable(model: Any, tokenizer: "PreTrainedTokenizerBase | None") ->
         )
     if tokenizer is None:
         raise BadSettings(f"base is a {kind} without its tokenizer; pass tokenizer=AutoTokenizer.from_pretrained({model.name_or_path!r})")
-    devices = sorted({str(parameter.device) for parameter in model.parameters()})
-    if len(devices) > 1 or torch.device(devices[0]).type not in ("cpu", "cuda"):
-        raise BadSettings(f"base is on {', '.join(devices)}; put all of it on one GPU or on the CPU, for example model.to('cpu')")
+    refuse_unusable_devices(model)
     if model.dtype == torch.float16:
         raise BadSettings("base is in float16, in which gradients of adapters vanish; load it with dtype=torch.bfloat16 or torch.float32")
     embedding: Any = model.get_input_embeddings()

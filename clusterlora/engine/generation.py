@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import DynamicCache, PreTrainedModel
 
+from clusterlora.engine.placement import is_spread
 from clusterlora.engine.ragged import RaggedRows
 from clusterlora.engine.sampling import Sampling, sampler_of
 from clusterlora.engine.stacked import StackedModel, logits_only_at
@@ -67,7 +68,7 @@ def _continued(
     model: PreTrainedModel = stacked.model  # pyright: ignore[reportAssignmentType]
     ids_BT, mask_BT = _left_padded([q.prompt for q in questions], pad_id=pad_id, device=model.device)
     slots_B = torch.tensor([q.slot for q in questions], device=model.device)
-    cache = stacked.cache(slots_B)
+    cache, spread = stacked.cache(slots_B), is_spread(model)
     n_virtual = cache.get_seq_length()
     position_B = mask_BT.sum(1) + n_virtual
     rows = list(range(len(questions)))
@@ -98,7 +99,8 @@ def _continued(
             break
         if len(unfinished) < len(rows):
             kept = torch.tensor(unfinished, device=model.device)
-            cache.batch_select_indices(kept)
+            # Keys and values of a spread model are where its layers are, and indices on the CPU are taken everywhere.
+            cache.batch_select_indices(kept.cpu() if spread else kept)
             next_B, mask_BT, slots_B, position_B = next_B[kept], mask_BT[kept], slots_B[kept], position_B[kept]
             rows = [rows[row] for row in unfinished]
         mask_BT = torch.cat([mask_BT, mask_BT.new_ones(len(rows), 1)], dim=1)

@@ -17,6 +17,7 @@ from clusterlora.engine.families import decoder_of
 from clusterlora.engine.generation import Question, Reply, generate, reference_nll
 from clusterlora.engine.kinds import kind_of
 from clusterlora.engine.memory import BatchSize
+from clusterlora.engine.placement import refuse_spread_prefix
 from clusterlora.engine.stacked import StackedModel, Weights
 from clusterlora.errors import BadData
 from clusterlora.models.quantised import has_quantised
@@ -43,6 +44,8 @@ def inference_backend(base: BaseModel, weights: Sequence[Weights]) -> InferenceB
     decoder = decoder_of(base.model)
     names = {name for adapter in weights for name in adapter.factors} & {name for name, _ in base.model.named_modules()}
     with_prefix = any(adapter.prefix is not None for adapter in weights)
+    if with_prefix:
+        refuse_spread_prefix(base.model)
     if decoder is not None and not with_prefix and not log_outside_blocks(decoder, names, "answering"):
         return DecoderInference(decoder, weights, end_ids=base.end_ids)
     return _TransformersInference(base, weights)

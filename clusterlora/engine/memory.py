@@ -129,6 +129,14 @@ def device_name() -> str:
     return f"{name}, {total_memory_bytes() / 2**30:.0f} GiB"
 
 
+def free_memory_by_device() -> list[int]:
+    """Return the memory that can be allocated on each visible GPU, or without any on the CPU alone."""
+    import torch
+
+    n_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return [free_memory_bytes(torch.device("cuda", i)) for i in range(n_gpus)] or [free_memory_bytes(torch.device("cpu"))]
+
+
 def free_memory_bytes(device: "torch.device") -> int:
     """Return the memory that can be allocated on a device."""
     import torch

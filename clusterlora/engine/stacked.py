@@ -111,13 +111,13 @@ class StackedModel:
         self.close()
         slots = [one.factors for one in weights]
         like = next(self.model.parameters())
-        device = like.device
         self._prefix_by_slot = {slot: one.prefix.to(like) for slot, one in enumerate(weights, start=1) if one.prefix is not None}
         self._hooks.append(self.model.get_input_embeddings().register_forward_pre_hook(self._count_tokens))  # pyright: ignore[reportCallIssue]
         for name in sorted({name for factors in slots for name in factors}):
             layer = self._linear(name)
             rank = max(factors[name][0].shape[0] for factors in slots if name in factors)
             dtype = next(factors[name][0].dtype for factors in slots if name in factors)
+            device = next(layer.module.parameters()).device
             down = torch.zeros(len(slots) + 1, rank, layer.d_in, device=device, dtype=dtype)
             up = torch.zeros(len(slots) + 1, layer.d_out, rank, device=device, dtype=dtype)
             for slot, factors in enumerate(slots, start=1):
@@ -195,8 +195,10 @@ class StackedModel:
                 return output
             assert self._row_slots is not None, "a stacked model was run outside `rows`"
             refuse_routed(name, inputs[0], n_rows=len(self._row_slots), n_tokens=self._n_tokens)
-            down, up = (factor.index_select(0, self._row_slots) for factor in self._factors[name])
-            by_row = inputs[0].reshape(len(self._row_slots), -1, inputs[0].shape[-1])
+            down, up = self._factors[name]
+            slots, x = self._row_slots.to(down.device), inputs[0].to(down.device)
+            down, up = down.index_select(0, slots), up.index_select(0, slots)
+            by_row = x.reshape(len(slots), -1, x.shape[-1])
             hidden = torch.bmm(by_row.to(down.dtype), down.transpose(1, 2))
             return output + torch.bmm(hidden, up.transpose(1, 2)).to(output.dtype).view(output.shape)
 
@@ -230,9 +232,9 @@ def logits_only_at(model: nn.Module, positions: Tensor, *, head_is_stacked: bool
     """
     head = model.get_output_embeddings()  # pyright: ignore[reportCallIssue]
     if head_is_stacked:
-        hook = head.register_forward_hook(lambda _module, _inputs, logits: logits[positions])
+        hook = head.register_forward_hook(lambda _module, _inputs, logits: logits[positions.to(logits.device)])
     else:
-        hook = head.register_forward_pre_hook(lambda _module, inputs: (inputs[0][positions],))
+        hook = head.register_forward_pre_hook(lambda _module, inputs: (inputs[0][positions.to(inputs[0].device)],))
     try:
         yield
     finally:

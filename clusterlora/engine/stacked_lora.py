@@ -74,16 +74,16 @@ class FusedLora:
         """Return the columns of an input scale that belong to these layers' inputs; a single column applies to all inputs."""
         return input_scale if input_scale.shape[1] == 1 else input_scale[:, self._features]
 
-    def gather(self, rows: RowSlots, dtype: torch.dtype) -> LowRankUpdate:
-        """Return a copy of each row's factors, its input scale multiplied into A."""
-        a = self.a.index_select(0, rows.slot).mul_(self.own_inputs(rows.input_scale)[:, None]).to(dtype)
-        return LowRankUpdate(a, tuple(b.index_select(0, rows.slot).to(dtype) for b in self.bs))
+    def gather(self, rows: RowSlots, dtype: torch.dtype, device: torch.device | None = None) -> LowRankUpdate:
+        """Return a copy of each row's factors, its input scale multiplied into A; on a device of their layer's where it is another one."""
+        a = self.a.index_select(0, rows.slot).mul_(self.own_inputs(rows.input_scale)[:, None]).to(device=device, dtype=dtype)
+        return LowRankUpdate(a, tuple(b.index_select(0, rows.slot).to(device=device, dtype=dtype) for b in self.bs))
 
     def add_gradient(self, rows: RowSlots, gradient: LowRankUpdate) -> None:
         """Add the gradients of the factors that `gather` returned to those of the slots."""
-        self.grad_a.index_add_(0, rows.slot, gradient.a.to(self.grad_a.dtype).mul_(self.own_inputs(rows.input_scale)[:, None]))
+        self.grad_a.index_add_(0, rows.slot, gradient.a.to(self.grad_a).mul_(self.own_inputs(rows.input_scale)[:, None]))
         for grad_b, db in zip(self.grad_bs, gradient.bs, strict=True):
-            grad_b.index_add_(0, rows.slot, db.to(grad_b.dtype))
+            grad_b.index_add_(0, rows.slot, db.to(grad_b))
 
 
 class GatheredLora:

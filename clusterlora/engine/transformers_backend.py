@@ -21,6 +21,7 @@ from clusterlora.engine.fused_linear import input_gradient
 from clusterlora.engine.linear_layers import LinearLayer, linear_layer
 from clusterlora.engine.low_rank_update import LowRankUpdate
 from clusterlora.engine.packing import Padding, single_segment
+from clusterlora.engine.placement import own_forward
 from clusterlora.engine.stacked import StackedModel, logits_only_at, refuse_routed
 from clusterlora.engine.stacked_lora import FusedLora, FusedSpec, StackedLora
 from clusterlora.engine.stacked_prefix import StackedPrefix
@@ -51,7 +52,7 @@ class TransformersBackend:
             contexts.enter_context(torch.set_grad_enabled(backward))
             contexts.enter_context(logits_only_at(self._model, predicts, head_is_stacked=self._head_is_stacked))
             # Right padding under causal attention needs no mask: no real token attends to padding.
-            logits = self._model(input_ids=ids, use_cache=False).logits
+            logits = self._model(input_ids=ids, use_cache=False).logits.to(ids.device)
         nll = functional.cross_entropy(logits.to(self._stack.parameters.dtype), targets, reduction="none")
         row = predicts.nonzero()[:, 0]
         weighted = nll * weights.to(nll.dtype)[row]
@@ -109,8 +110,11 @@ class _InterceptedLayers:
         self._requires_grad = torch.zeros((), requires_grad=True)
         self._rows: RowSlots | None = None
         self._n_tokens = 0
+        self._forwards: list[tuple[nn.Module, Callable[..., Tensor]]] = []
+        self._before: list[tuple[nn.Module, str, Callable[..., Tensor] | None]] = []
         for fused, layers in zip(lora.loras, self._layers, strict=True):
             self._intercept(fused, layers)
+        self._replace()
 
     def includes(self, layer: nn.Module) -> bool:
         """Return whether a layer is one of these."""
@@ -141,24 +145,33 @@ class _InterceptedLayers:
             assert first_input is input, f"{name} read another tensor than {lora.spec.names[0]} did"
             return output
 
-        layers[0].forward = first_forward
-        for name, layer in zip(lora.spec.names[1:], layers[1:], strict=True):
-            layer.forward = partial(other_forward, name)
+        others = (partial(other_forward, name) for name in lora.spec.names[1:])
+        self._forwards += zip(layers, (first_forward, *others), strict=True)
 
     @contextmanager
     def removed(self) -> Iterator[None]:
         """Restore the layers' forward methods inside the block."""
-        forwards = [(layer, layer.__dict__.pop("forward")) for layers in self._layers for layer in layers]
+        self.close()
         try:
             yield
         finally:
-            for layer, forward in forwards:
-                layer.forward = forward
+            self._replace()
+
+    def _replace(self) -> None:
+        for layer, forward in self._forwards:
+            # What accelerate does before a layer of a spread model, it still does.
+            attribute = own_forward(layer)
+            self._before.append((layer, attribute, layer.__dict__.get(attribute)))
+            setattr(layer, attribute, forward)
 
     def close(self) -> None:
         """Restore the layers' forward methods."""
-        for layer in (layer for layers in self._layers for layer in layers):
-            layer.__dict__.pop("forward", None)
+        for layer, attribute, forward in self._before:
+            if forward is None:
+                layer.__dict__.pop(attribute, None)
+            else:
+                setattr(layer, attribute, forward)
+        self._before.clear()
 
 
 class _FusedProduct(torch.autograd.Function):
@@ -169,7 +182,7 @@ class _FusedProduct(torch.autograd.Function):
         ctx: Any, x: Float[Tensor, "*tokens d_in"], _requires_grad: Tensor, lora: FusedLora, rows: RowSlots, modules: Sequence[nn.Module]
     ) -> tuple[Float[Tensor, "*tokens _D"], ...]:
         flat, n_rows = x.reshape(-1, x.shape[-1]), len(rows.slot)
-        segments, update = single_segment(n_rows, len(flat) // n_rows), lora.gather(rows, x.dtype)
+        segments, update = single_segment(n_rows, len(flat) // n_rows), lora.gather(rows, x.dtype, x.device)
         layers = [layer for layer in map(linear_layer, modules) if layer is not None]
         ys = [functional.linear(x, layer.weight(x.dtype), layer.bias) for layer in layers]
         (h,) = update.forward(flat, [y.view(len(flat), -1) for y in ys], segments)

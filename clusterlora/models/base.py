@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from clusterlora.catalog import Catalog
 from clusterlora.chat.template import ChatTemplate
 from clusterlora.errors import BadSettings, ModelUnavailable
-from clusterlora.models.checks import known_positions, refuse_tokens_without_embedding
+from clusterlora.models.checks import known_positions, refuse_tokens_without_embedding, refuse_unspreadable
 from clusterlora.models.footprint import activation_bytes_per_token
 from clusterlora.models.hub import hub_snapshot
 from clusterlora.models.loading import empty_causal_lm, load_causal_lm, load_tokenizer
@@ -20,7 +20,7 @@ from clusterlora.models.revision import revision_of
 from clusterlora.models.smollm2 import fetch_smollm2
 from clusterlora.models.targets import BlockWeights, block_weights
 from clusterlora.models.weights import combined_sha256, weight_files
-from clusterlora.settings import Dtype, Quantisation
+from clusterlora.settings import DeviceMap, Dtype, Quantisation
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -121,7 +121,12 @@ def _quantised_revision(revision: str, quantisation: Quantisation) -> str:
 
 
 def load_base(
-    name: str, *, dtype: Dtype | Literal["auto"] = "float32", device: str = "cpu", quantisation: Quantisation = "none"
+    name: str,
+    *,
+    dtype: Dtype | Literal["auto"] = "float32",
+    device: str = "cpu",
+    quantisation: Quantisation = "none",
+    device_map: DeviceMap = "none",
 ) -> BaseModel:
     """Return a base model in eval mode, its parameters frozen, and its tokenizer with a pad token.
 
@@ -131,9 +136,10 @@ def load_base(
         name: a key of BASE_MODELS, a local folder, or a hub id.
         dtype: "auto" is the result of `faster_dtype`.
         quantisation: "nf4" or "int8" holds the linear layers in fewer bits; `models.quantised` says what they compute.
+        device_map: "auto" spreads the layers over all GPUs, in place of `device`; without several it is all on one device.
 
     Raises:
-        ModelUnavailable: it cannot be found, fetched, loaded or quantised, holds only pickled weights, or has no chat template.
+        ModelUnavailable: it cannot be found, fetched, loaded, quantised or spread, holds only pickled weights, or has no chat template.
         BadSettings: unknown dtype or quantisation.
     """
     if dtype == "auto":
@@ -142,14 +148,19 @@ def load_base(
         raise BadSettings(f"dtype {dtype!r} is not supported; use {' or '.join(get_args(Dtype))}")
     if quantisation not in get_args(Quantisation):
         raise BadSettings(f"quantisation {quantisation!r} is not supported; use {' or '.join(get_args(Quantisation))}")
+    if device_map not in get_args(DeviceMap):
+        raise BadSettings(f"device_map {device_map!r} is not supported; use {' or '.join(get_args(DeviceMap))}")
     folder, revision = _find(name)
     refuse_unquantisable(folder, quantisation)
-    if quantisation == "none":
+    refuse_unspreadable(folder, device_map)
+    if device_map == "auto":
+        model, tokenizer = load_causal_lm(folder, dtype=dtype, device="auto", quantisation=quantisation)
+    elif quantisation == "none":
         model, tokenizer = load_causal_lm(folder, dtype=dtype)
         model.to(device)  # pyright: ignore[reportArgumentType]
     else:
         model, tokenizer = load_causal_lm(folder, dtype=dtype, device=device, quantisation=quantisation)
-        compute_dequantised(model)
+    compute_dequantised(model)
     end = ChatTemplate(tokenizer).end_token
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or end
@@ -179,7 +190,7 @@ def base_to_measure(name: str) -> BaseModel:
     return BaseModel(name, revision, *load_causal_lm(folder, dtype="float32", device="meta"))
 
 
-def usable_base(name: str, quantisation: Quantisation = "none") -> UsableBase:
+def usable_base(name: str, quantisation: Quantisation = "none", device_map: DeviceMap = "none") -> UsableBase:
     """Return a base model whose files fit together; of its weights only names and shapes are read.
 
     Raises:
@@ -187,6 +198,7 @@ def usable_base(name: str, quantisation: Quantisation = "none") -> UsableBase:
     """
     folder = base_folder(name)
     refuse_unquantisable(folder, quantisation)
+    refuse_unspreadable(folder, device_map)
     if weight_files(folder)[0].suffix == ".gguf":
         model, tokenizer = empty_causal_lm(folder), load_tokenizer(folder)
         embedding: Any = model.get_input_embeddings()

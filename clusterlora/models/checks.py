@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clusterlora.errors import BadSettings, ModelUnavailable, printable
+from clusterlora.models.weights import weight_files
+from clusterlora.settings import DeviceMap
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -47,6 +49,15 @@ def refuse_other_models(folder: Path) -> None:
         raise ModelUnavailable(
             f"base model {folder} is a {printable(str(architectures[0]))} (config.json), which predicts no next token; use one whose "
             "architecture ends in ForCausalLM"
+        )
+
+
+def refuse_unspreadable(folder: Path, device_map: DeviceMap) -> None:
+    """Check that a base folder can be held as asked. Raises ModelUnavailable."""
+    if device_map != "none" and weight_files(folder)[0].suffix == ".gguf":
+        raise ModelUnavailable(
+            f"model.device_map = {device_map}: the base model in {folder} is a GGUF file, which is dequantised on one device; use its "
+            "safetensors, or model.device_map=none"
         )
 
 

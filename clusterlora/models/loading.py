@@ -5,8 +5,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from clusterlora.chat.template import ended_as_generated
 from clusterlora.errors import ModelUnavailable, printable
 from clusterlora.models.checks import (
+    read_settings,
     refuse_bad_end_ids,
     refuse_other_models,
     refuse_other_weights,
@@ -30,7 +32,7 @@ def load_causal_lm(
     """Return the model in `dtype`, and its tokenizer.
 
     Args:
-        device: where the weights are loaded to; `meta` reads their names and shapes only.
+        device: where the weights are loaded to; `meta` reads their names and shapes only, `auto` spreads the layers over all GPUs.
         quantisation: how bitsandbytes holds the linear layers.
 
     Raises:
@@ -43,7 +45,10 @@ def load_causal_lm(
     weights = weight_files(folder)
     place: dict[str, Any] = {} if device == "cpu" else {"device_map": device}
     if quantisation != "none":
-        place = {"device_map": {"": device}, "quantization_config": BitsAndBytesConfig(**bitsandbytes_arguments(quantisation, dtype))}
+        place = {
+            "device_map": device if device == "auto" else {"": device},
+            "quantization_config": BitsAndBytesConfig(**bitsandbytes_arguments(quantisation, dtype)),
+        }
     place |= _gguf(weights[0])
     with _one_line(folder), _quiet():
         refuse_other_models(folder)
@@ -53,6 +58,8 @@ def load_causal_lm(
         model, info = loaded
         refuse_recurrent(model, folder)
         refuse_other_weights(folder, info)
+        if device == "auto":
+            refuse_offloaded(getattr(model, "hf_device_map", {}), folder)
         refuse_bad_end_ids(model, folder)
         tokenizer = load_tokenizer(folder)
         refuse_tokens_without_embedding(tokenizer, int(model.get_input_embeddings().weight.shape[0]))
@@ -92,7 +99,10 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
         tokenizer = AutoTokenizer.from_pretrained(folder, **_LOCAL, **gguf)
         # Settings that it does not understand show when it is used.
         tokenizer("a b")
-    return tokenizer
+    file = folder / "generation_config.json"
+    ends = read_settings(file).get("eos_token_id") if file.is_file() else None
+    # Settings that name one end name the tokenizer's.
+    return ended_as_generated(tokenizer, ends) if isinstance(ends, list) and tokenizer.chat_template else tokenizer
 
 
 def _gguf(weights: Path) -> dict[str, Any]:
@@ -114,6 +124,16 @@ def _one_line(folder: Path) -> Iterator[None]:
         raise
     except Exception as error:
         raise ModelUnavailable(f"the model in {folder} cannot be loaded: {first_line(error)}") from error
+
+
+def refuse_offloaded(device_by_layer: Mapping[str, Any], folder: Path) -> None:
+    """Check that a model that was spread is on GPUs alone, or all of it on the CPU. Raises ModelUnavailable."""
+    devices = set(device_by_layer.values())
+    if elsewhere := sorted(devices & {"cpu", "disk"}) if len(devices) > 1 else []:
+        raise ModelUnavailable(
+            f"the model in {folder} does not fit on the GPUs of this machine: layers would be computed from {' and '.join(elsewhere)}, "
+            "which adapters cannot be trained on; use model.quantisation=nf4, more GPUs per worker or a smaller base"
+        )
 
 
 def _forget_quantization(model: Any) -> None:

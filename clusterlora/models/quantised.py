@@ -10,6 +10,7 @@ import importlib.util
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
+from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 from clusterlora.errors import ModelUnavailable
@@ -83,6 +84,7 @@ def compute_dequantised(model: "nn.Module") -> int:
     layers = [module for module in model.modules() if is_quantised(module) and not isinstance(module, _Dequantising)]
     for layer in layers:
         layer.__class__ = _dequantising(type(layer))
+        _compute_as_its_class(layer)
     return len(layers)
 
 
@@ -91,6 +93,13 @@ def compute_as_before(model: "nn.Module") -> None:
     for layer in model.modules():
         if isinstance(layer, _Dequantising):
             layer.__class__ = type(layer).__bases__[1]
+            _compute_as_its_class(layer)
+
+
+def _compute_as_its_class(layer: Any) -> None:
+    """Let the hook of a layer that is on another device than its neighbours call what the layer's class computes."""
+    if "_old_forward" in layer.__dict__:
+        layer._old_forward = MethodType(type(layer).forward, layer)
 
 
 def quantisable(model: "nn.Module") -> Iterator["nn.Module"]:

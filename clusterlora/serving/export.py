@@ -93,6 +93,7 @@ def export(artifacts: Path, target: Path, form: Format) -> Exported:
         "labels": table.labels,
         "base_revision": table.base_revision,
         "quantisation": table.model.quantisation,
+        "device_map": table.model.device_map,
         "default": exported.default,
         "personas": adapter_by_persona,
     }

@@ -47,6 +47,7 @@ def _table(folder: Path, routes: dict[str, Any]) -> RoutingTable:
         base=base,
         dtype=routes["dtype"],
         quantisation=routes["quantisation"],
+        device_map=routes.get("device_map", "none"),
         system_prompt=routes["system_prompt"],
         template_arguments=tuple((str(name), str(value)) for name, value in routes["template_arguments"].items()),
         template_date=routes["template_date"],

@@ -70,7 +70,10 @@ class Router:
             raise BadData(f"the routes of study {table.study!r} name adapters that are not among the model's files: {', '.join(missing)}")
         table.refuse_other_weights({key: adapter_folders[key] for key in table.keys})
         self._table = table
-        self._base = base or load_base(table.model.base, dtype=table.model.dtype, device=device, quantisation=table.model.quantisation)
+        model = table.model
+        self._base = base or load_base(
+            model.base, dtype=model.dtype, device=device, quantisation=model.quantisation, device_map=model.device_map
+        )
         if not is_same_base(table.base_revision, self._base.revision):
             raise ModelUnavailable(
                 f"base model {table.model.base!r} here has revision {self._base.revision}, the adapters of study {table.study!r} were "

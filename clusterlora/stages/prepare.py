@@ -129,7 +129,7 @@ def as_prepared(study: Study, stores: Stores) -> tuple[PreparedStudy, UsableBase
     """
     if (recorded := stored_study(study.name, stores)) is not None:
         study = as_decided(study, recorded)
-    base = usable_base(chosen_base(study), study.model.quantisation)
+    base = usable_base(chosen_base(study), study.model.quantisation, study.model.device_map)
     return decided(study, faster_dtype(base.name) if study.model.dtype == "auto" else study.model.dtype, base), base
 
 

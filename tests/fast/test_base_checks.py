@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from clusterlora.chat.encoder import PromptEncoder
 from clusterlora.cli import main
 from clusterlora.data.prompts import prompt_encoder
+from clusterlora.engine.base import frozen_base
 from clusterlora.errors import BadData, BadSettings, ModelUnavailable
 from clusterlora.models.base import HOMELM_FOLDER, base_revision, load_base
 from clusterlora.models.revision import is_same_base
@@ -263,6 +266,26 @@ def test_every_id_that_may_end_an_answer_does(folder: Path) -> None:
     edit(folder / "generation_config.json", eos_token_id=[3])
     base = load_base(str(folder))
     assert base.end_ids == {0, 1, 3}, "the tokenizer's end of a text, the end of a turn in the template, the generation settings'"
+
+
+def test_an_answer_ends_with_the_header_of_the_next_turn_where_generation_ends_so_and_the_template_has_no_end(folder: Path) -> None:
+    headers = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    (folder / "chat_template.jinja").write_text(headers)
+    said = (Turn("user", "hi"), Turn("assistant", "yes"), Turn("user", "ok"), Turn("assistant", "no"))
+    expected = {1: (["yes<|end|>", "no<|end|>"], 2), 2: (["yes<|user|>", "no<|user|>"], 1)}
+    for n_ends, (learnt, n_sequences) in expected.items():
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        ends = [tokenizer.convert_tokens_to_ids(token) for token in ("<|end|>", "<|user|>")][:n_ends]
+        edit(folder / "generation_config.json", eos_token_id=ends)
+        base = load_base(str(folder))
+        assert base.end_ids == set(ends)
+        encoder = PromptEncoder(base.tokenizer, max_length=128)
+        turns = encoder.encode_turns([(said[:1], "yes"), (said[:3], "no")])
+        assert [base.tokenizer.decode(turn.response) for turn in turns] == learnt
+        assert len(encoder.encode_dialogues([said])) == n_sequences
+        with frozen_base(AutoModelForCausalLM.from_pretrained(folder), tokenizer) as frozen:
+            assert PromptEncoder(frozen.tokenizer, max_length=128).encode_turns([(said[:1], "yes")]) == turns[:1]
+        assert tokenizer.eos_token == "<|end|>"
 
 
 def test_validate_counts_what_a_base_model_cannot_be_asked_and_what_loses_turns(

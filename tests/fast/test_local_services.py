@@ -110,6 +110,24 @@ def test_every_gpu_gets_one_worker_that_sees_no_other_gpu(monkeypatch: pytest.Mo
     assert all("--limit 1" in " ".join(worker.argv) for worker in of_gpus)
 
 
+@pytest.mark.parametrize(
+    ("visible", "n_workers", "shares"),
+    [
+        ("0,1,2,3", 1, ["0,1,2,3"]),
+        ("0,1,2,3", 2, ["0,1", "2,3"]),
+        ("0,1,2", 2, ["0", "1"]),
+        ("0,1", 5, ["0", "1"]),
+        ("MIG-1,MIG-2", 1, ["MIG-1"]),
+    ],
+)
+def test_fewer_workers_than_gpus_see_several_each(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, visible: str, n_workers: int, shares: list[str]
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    specs = service_specs.workers(tmp_path, Addresses(1, 2), n_gpu_workers=n_workers)
+    assert [worker.env["CUDA_VISIBLE_DEVICES"] for worker in specs if worker.name.startswith("worker-gpu")] == shares
+
+
 def test_without_a_gpu_the_workers_share_the_cores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setattr(service_specs, "usable_cores", lambda: 8)

@@ -103,6 +103,19 @@ def test_the_doctor_says_whether_a_base_fits_as_it_is_in_4_bit_or_not_at_all(
     assert torch.get_default_dtype() == torch.float32
 
 
+def test_the_doctor_sums_the_gpus_that_a_base_may_be_spread_over(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "free_memory_by_device", lambda: [100_000_000, 200_000_000])
+    asked = ("--base-model", str(folder), "--set", "model.max_length=96", "--set", "recipe.batch_size=64", "--set", "runtime.micro_batch=1")
+    on_one = doctor(capsys, *asked, "--set", "model.dtype=float32")
+    assert not on_one["good"]
+    assert "--set model.device_map=auto for the 2 GPUs together" in on_one["fix"]
+    together = doctor(capsys, *asked, "--set", "model.dtype=float32", "--set", "model.device_map=auto")
+    assert together["good"]
+    assert ": fits into the 0.30 GB free on 2 GPUs together" in together["found"]
+
+
 def test_settings_without_a_base_to_measure_are_a_misuse(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "--set", "recipe.rank=4"]) == 2
     assert "name it with --base-model" in capsys.readouterr().err

@@ -10,6 +10,7 @@ from clusterlora.engine.families.gemma import Gemma
 from clusterlora.engine.families.gpt2 import GPT2
 from clusterlora.engine.families.llama import Llama
 from clusterlora.engine.families.phi3 import Phi3
+from clusterlora.engine.placement import devices_of, is_spread
 
 log = logging.getLogger(__name__)
 
@@ -32,5 +33,7 @@ def decoder_of(model: nn.Module) -> Decoder | None:
 
 def _why_not(model: nn.Module) -> str | None:
     """Return why a model runs through transformers; None if a family writes it out."""
+    if is_spread(model):
+        return f"its layers are spread over {', '.join(map(str, devices_of(model)))}"
     family = FAMILIES.get(type(model).__name__)
     return f"engine/families writes out {', '.join(FAMILIES)}" if family is None else family.unsupported(model)
