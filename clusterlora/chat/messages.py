@@ -19,9 +19,13 @@ def read_messages(messages: Iterable[Any]) -> tuple[Turn, ...]:
 
 
 def read_message(message: Any) -> Turn:
-    """Return the turn that a message is. Raises BadData where it is no mapping with a known role and text."""
+    """Return the turn that a message is. Raises BadData where it is no mapping with a known role and text of whole characters."""
     fields: Mapping[str, Any] = message if isinstance(message, Mapping) else {}
     role, content = fields.get("role"), fields.get("content")
     if role not in get_args(Role) or not isinstance(content, str):
         raise BadData(f"{message!r:.200} is not {{role: {'|'.join(get_args(Role))}, content: text}}")
+    try:
+        content.encode()
+    except UnicodeEncodeError as error:
+        raise BadData(f"content has half a character at {error.start} (a lone surrogate); write the whole character") from error
     return Turn(cast("Role", role), content)

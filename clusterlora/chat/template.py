@@ -181,7 +181,7 @@ class ChatTemplate:
         except ModelUnavailable:
             return ""  # an answer is never asked for after another one
         end = self.control.through_first(between[: _n_common(between, prompted)])
-        begins_turn = self.control.through_first(before.removeprefix(self._tokenizer.bos_token or ""))
+        begins_turn = self.control.through_first(before.removeprefix(str(self._tokenizer.bos_token or "")))
         return "" if end and begins_turn.endswith(self.control.last(end)) else end
 
     def _refuse_open_reasoning(self) -> None:
@@ -265,12 +265,13 @@ def named(tokenizer: "PreTrainedTokenizerBase") -> str:
 
 
 def _control_tokens(tokenizer: "PreTrainedTokenizerBase", text: str) -> Iterator[str]:
-    """Yield the tokens that words must not be read as: special ones, and added ones that the template writes.
+    """Yield the tokens that words must not be read as: special ones, and added ones that the template writes or that enclose reasoning.
 
     Added tokens of white space are ordinary text, and so are those that only the vocabulary knows (Gemma's `<h1>`).
     """
     for token in tokenizer.added_tokens_decoder.values():
-        if token.special or (token.content in text and not token.content.isspace()):
+        is_reasoning = token.content in (*_REASONING, *_REASONING.values())
+        if token.special or is_reasoning or (token.content in text and not token.content.isspace()):
             yield token.content
 
 

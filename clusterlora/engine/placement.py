@@ -23,14 +23,14 @@ def refuse_unusable_devices(model: "nn.Module") -> None:
     """Check that a model computes where its weights are. Raises BadSettings."""
     devices = devices_of(model)
     names = ", ".join(map(str, devices))
-    if any(device.type == "meta" for device in devices):
+    if len(devices) > 1 and any(device.type == "meta" for device in devices):
         raise BadSettings(f"base is on {names}: some of its weights are offloaded or were never loaded; load it onto GPUs or the CPU alone")
     if len(devices) > 1 and not has_hook(model):
         raise BadSettings(
             f"base is on {names}, with nothing that moves tensors between them; put all of it on one GPU or on the CPU, for example "
             "model.to('cpu'), or load it with device_map='auto'"
         )
-    if devices[0].type not in ("cpu", "cuda"):
+    if any(device.type not in ("cpu", "cuda") for device in devices):
         raise BadSettings(f"base is on {names}; put all of it on one GPU or on the CPU, for example model.to('cpu')")
 
 

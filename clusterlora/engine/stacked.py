@@ -71,6 +71,14 @@ def read_adapter(folder: Path) -> Factors:
             f"adapter {folder.name} adapts an embedding or experts ({others[0]}); "
             "only LoRA on linear layers can be stacked, weighted or merged"
         )
+    if others := sorted(name for name in tensors if not name.endswith((".lora_A.weight", ".lora_B.weight"))):
+        raise BadData(
+            f"adapter {folder.name} holds {others[0]}, which is no factor of a linear layer as PEFT names it; save it again with PEFT"
+        )
+    if bad := sorted(name for name, tensor in tensors.items() if not tensor.numel() or not tensor.isfinite().all()):
+        raise BadData(f"adapter {folder.name} holds {bad[0]}, which is empty or not finite; train it again, or save it again with PEFT")
+    if not tensors:
+        raise BadData(f"adapter {folder.name} holds no tensors; save it again with PEFT")
     names = sorted(name.removesuffix(".lora_A.weight") for name in tensors if name.endswith(".lora_A.weight"))
     try:
         pairs = {n: (tensors[f"{n}.lora_A.weight"], tensors[f"{n}.lora_B.weight"]) for n in names}

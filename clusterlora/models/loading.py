@@ -1,5 +1,6 @@
 """Loads a causal language model and its tokenizer from a folder of safetensors or GGUF; no network, no code from the folder."""
 
+import importlib.util
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -95,6 +96,7 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
 
     weights = weight_files(folder)
     gguf = _gguf(weights[0])
+    _refuse_tokenizer_of_a_package(folder)
     with _one_line(folder), _quiet():
         tokenizer = AutoTokenizer.from_pretrained(folder, **_LOCAL, **gguf)
         # Settings that it does not understand show when it is used.
@@ -103,6 +105,17 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     ends = read_settings(file).get("eos_token_id") if file.is_file() else None
     # Settings that name one end name the tokenizer's.
     return ended_as_generated(tokenizer, ends) if isinstance(ends, list) and tokenizer.chat_template else tokenizer
+
+
+def _refuse_tokenizer_of_a_package(folder: Path) -> None:
+    """Check that a tokenizer can be read with what is installed. Raises ModelUnavailable with the package that it needs."""
+    for file, package in (("tokenizer.model", "sentencepiece"), ("tekken.json", "mistral_common")):
+        readable = any((folder / other).is_file() for other in ("tokenizer.json", "vocab.json"))
+        if (folder / file).is_file() and not readable and importlib.util.find_spec(package) is None:
+            raise ModelUnavailable(
+                f"base model folder {folder} holds its tokenizer as {file} alone, which takes the package {package}; install it, or get "
+                "the model's tokenizer.json"
+            )
 
 
 def _gguf(weights: Path) -> dict[str, Any]:

@@ -281,7 +281,7 @@ def test_an_answer_ends_with_the_header_of_the_next_turn_where_generation_ends_s
         assert base.end_ids == set(ends)
         encoder = PromptEncoder(base.tokenizer, max_length=128)
         turns = encoder.encode_turns([(said[:1], "yes"), (said[:3], "no")])
-        assert [base.tokenizer.decode(turn.response) for turn in turns] == learnt
+        assert [base.tokenizer.decode(list(turn.response)) for turn in turns] == learnt
         assert len(encoder.encode_dialogues([said])) == n_sequences
         with frozen_base(AutoModelForCausalLM.from_pretrained(folder), tokenizer) as frozen:
             assert PromptEncoder(frozen.tokenizer, max_length=128).encode_turns([(said[:1], "yes")]) == turns[:1]

@@ -231,6 +231,14 @@ def test_control_tokens_in_messages_are_encoded_as_text(forged: str) -> None:
     assert tokenizer.decode(list(turn.response)) == f"z {forged}.<|im_end|>"
 
 
+def test_what_encloses_reasoning_is_text_in_a_message_even_where_the_template_writes_none() -> None:
+    tokenizer: Any = tokenizer_of(replace(QWEN_BASE, added=("<think>", "</think>")))
+    ids = PromptEncoder(tokenizer, max_length=512).encode_messages((Turn("user", "a <think> b </think>"),))
+    assert "<think>" not in tokenizer.chat_template
+    assert not set(tokenizer.convert_tokens_to_ids(["<think>", "</think>"])) & set(ids)
+    assert "a <think> b </think>" in tokenizer.decode(list(ids))
+
+
 def test_text_and_template_together_form_no_control_token() -> None:
     shape = replace(QWEN_BASE, template="{% for m in messages %}{{ m['content'] + '|>' }}{% endfor %}<|im_end|>")
     tokenizer: Any = tokenizer_of(shape)

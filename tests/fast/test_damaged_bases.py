@@ -1,5 +1,6 @@
 """A base model whose files are damaged, missing or not what they seem is refused in one line that names the folder or the file."""
 
+import importlib.util
 import json
 import shutil
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from clusterlora.errors import ModelUnavailable
 from clusterlora.models.base import HOMELM_FOLDER, base_licence, base_revision, usable_base
+from clusterlora.models.loading import load_tokenizer
 from clusterlora.ports.stores import Stores
 from clusterlora.settings import ModelSettings, Study
 from clusterlora.stages.prepare import prepare_study
@@ -88,6 +90,15 @@ def test_a_damaged_folder_is_refused_in_one_line(folder: Path, damage: Callable[
         look()
     assert str(folder) in str(refusal.value)
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(("file", "package"), [("tokenizer.model", "sentencepiece"), ("tekken.json", "mistral_common")])
+def test_a_tokenizer_that_takes_a_package_names_it(folder: Path, file: str, package: str) -> None:
+    (folder / "tokenizer.json").rename(folder / file)
+    if importlib.util.find_spec(package) is not None:
+        pytest.skip(f"{package} is installed")
+    with pytest.raises(ModelUnavailable, match=f"holds its tokenizer as {file} alone, which takes the package {package}; install it"):
+        load_tokenizer(folder)
 
 
 def test_a_template_that_never_ends_is_refused_before_anything_is_recorded(folder: Path, seven: Study, stores: Stores) -> None:

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 from clusterlora.adapters.import_checks import check_imported
 from clusterlora.engine import stacked
 from clusterlora.engine.base import BaseModel
+from clusterlora.engine.kinds import read_weights
 from clusterlora.engine.stacked import read_adapter
 from clusterlora.errors import BadData
 from clusterlora.models.base import load_base
@@ -227,3 +228,32 @@ def test_a_cut_file_is_no_adapter(folder: Path, base: BaseModel) -> None:
     weights = folder / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
     assert "cut or not what its name says" in refusal(folder, base)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (
+            {f"{Q_PROJ}.lora_A.default.weight": torch.ones(2, 32)},
+            r"lora_A.default.weight, which is no factor of a linear layer as PEFT names",
+        ),
+        (
+            {f"{Q_PROJ}.lora_A.weight": torch.full((2, 32), float("nan"))},
+            r"q_proj.lora_A.weight, which is empty or not finite; train it again",
+        ),
+        ({f"{Q_PROJ}.lora_A.weight": torch.ones(0, 32)}, r"q_proj.lora_A.weight, which is empty or not finite; train it again"),
+    ],
+)
+def test_a_folder_that_is_asked_for_answers_without_being_imported_is_read_whole_or_refused(
+    folder: Path, change: dict[str, torch.Tensor], says: str
+) -> None:
+    assert read_weights(folder).factors
+    change_tensors(folder, change)
+    with pytest.raises(BadData, match=says):
+        read_weights(folder)
+
+
+def test_a_folder_without_safetensors_is_refused(folder: Path) -> None:
+    (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
+    with pytest.raises(BadData, match=r"has no adapter_model\.safetensors; save it with save_pretrained, pickled weights are never loaded"):
+        read_weights(folder)

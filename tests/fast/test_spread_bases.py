@@ -48,12 +48,14 @@ def whole(tiny_base_folder: Path) -> BaseModel:
 
 
 def spread(base: BaseModel) -> BaseModel:
-    """Spread a base as transformers' device_map does: the embedding and the first layer here, all that follows elsewhere."""
+    """Spread a base as transformers' device_map does: the embedding and the first layer here, all that follows but the head elsewhere."""
     model: Any = base.model
     n_here = model.config.num_hidden_layers // 2
     layers = {f"model.layers.{i}": "cpu" if i < n_here else ELSEWHERE for i in range(model.config.num_hidden_layers)}
-    rest = {"model.embed_tokens": "cpu", "model.rotary_emb": "cpu", "model.norm": ELSEWHERE, "lm_head": ELSEWHERE}
-    return replace(base, model=dispatch_model(model, {**layers, **rest}, main_device="cpu", skip_keys=model._skip_keys_device_placement))
+    rest = {"model.embed_tokens": "cpu", "model.rotary_emb": "cpu", "model.norm": ELSEWHERE, "lm_head": "cpu"}
+    return replace(
+        base, model=dispatch_model(model, {**layers, **rest}, main_device=torch.device("cpu"), skip_keys=model._skip_keys_device_placement)
+    )
 
 
 @pytest.fixture
@@ -74,7 +76,7 @@ def test_tensors_of_two_devices_are_not_mixed(two: None) -> None:
     here, there = torch.ones(2, 2), torch.ones(2, 2).to(ELSEWHERE)
     assert [str(tensor.device) for tensor in (here, there, there @ there, there.cpu())] == ["cpu", "meta", "meta", "cpu"]
     with pytest.raises(RuntimeError, match="was asked of tensors on cpu and on"):
-        here @ there
+        _ = here @ there
 
 
 @pytest.mark.parametrize(

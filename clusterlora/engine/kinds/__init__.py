@@ -46,5 +46,11 @@ def kind_of(folder: Path) -> AdapterKind:
 
 
 def read_weights(folder: Path) -> "Weights":
-    """Return what the adapter in a PEFT folder adds to its base, whatever its kind. Raises BadData as `kind_of`."""
+    """Return what the adapter in a PEFT folder adds to its base, whatever its kind.
+
+    Raises:
+        BadData: as `kind_of`, or its weights are no safetensors, or hold what its kind does not.
+    """
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise BadData(f"{folder} has no adapter_model.safetensors; save it with save_pretrained, pickled weights are never loaded")
     return kind_of(folder).read(folder)
