@@ -53,9 +53,9 @@ def spread(base: BaseModel) -> BaseModel:
     n_here = model.config.num_hidden_layers // 2
     layers = {f"model.layers.{i}": "cpu" if i < n_here else ELSEWHERE for i in range(model.config.num_hidden_layers)}
     rest = {"model.embed_tokens": "cpu", "model.rotary_emb": "cpu", "model.norm": ELSEWHERE, "lm_head": "cpu"}
-    return replace(
-        base, model=dispatch_model(model, {**layers, **rest}, main_device=torch.device("cpu"), skip_keys=model._skip_keys_device_placement)
-    )
+    here: Any = "cpu"  # a device would be taken for another one than the CPU
+    dispatched = dispatch_model(model, {**layers, **rest}, main_device=here, skip_keys=model._skip_keys_device_placement)
+    return replace(base, model=dispatched)
 
 
 @pytest.fixture
