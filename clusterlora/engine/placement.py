@@ -1,12 +1,14 @@
 """Where a base is held: on one device, or its layers spread over several, between which accelerate's hooks move what they compute."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from clusterlora.errors import BadSettings
+from clusterlora.recipe import Recipe
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
+    from transformers import PreTrainedModel
 
 
 def devices_of(model: "nn.Module") -> "tuple[torch.device, ...]":
@@ -43,6 +45,20 @@ def refuse_spread_prefix(model: "nn.Module") -> None:
         )
 
 
+def refuse_spread_head(model: "PreTrainedModel", recipe: Recipe) -> None:
+    """Check that PEFT can adapt what a recipe names: of a spread model, not the output layer, which may read from another device.
+
+    Raises:
+        BadSettings: the output layer is among the target modules.
+    """
+    head = next((name for name, module in model.named_modules() if module is model.get_output_embeddings()), "").rpartition(".")[2]
+    if is_spread(model) and head in recipe.target_modules:
+        raise BadSettings(
+            f"adapters of kind {recipe.kind} on {head} need a base on one device, and this one is on "
+            f"{', '.join(map(str, devices_of(model)))}; use kind lora, or leave {head} out of recipe.target_modules"
+        )
+
+
 def has_hook(module: "nn.Module") -> bool:
     """Return whether accelerate moves what a module reads."""
     return "_old_forward" in module.__dict__
@@ -51,8 +67,3 @@ def has_hook(module: "nn.Module") -> bool:
 def own_forward(module: "nn.Module") -> str:
     """Return the attribute of a module that computes what is its own: a hook's part, which moves what it reads, comes before that."""
     return "_old_forward" if has_hook(module) else "forward"
-
-
-def on_device_of(tensor: Any, module: "nn.Module") -> Any:
-    """Return a tensor on the device of a module's weights."""
-    return tensor.to(next(module.parameters()).device)

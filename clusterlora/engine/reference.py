@@ -21,6 +21,7 @@ from clusterlora.engine.base import BaseModel
 from clusterlora.engine.job import TrainingJob, TrainingResult, batches, diverged, learning_rate, out_of_patience
 from clusterlora.engine.kinds import ADAPTER_KINDS
 from clusterlora.engine.memory import BatchSize
+from clusterlora.engine.placement import refuse_spread_head
 from clusterlora.engine.progress import Progress, StepReport
 from clusterlora.engine.ragged import RaggedRows
 from clusterlora.engine.stacked import logits_only_at
@@ -158,6 +159,7 @@ def _val_loss(model: PeftModel, job: TrainingJob, *, micro_batch: int, pad_id: i
 def _with_adapter(base: BaseModel, job: TrainingJob) -> PeftModel:
     """Return the base with the job's adapter, initialised, over its frozen adapter."""
     kind = ADAPTER_KINDS[job.recipe.kind]
+    refuse_spread_head(base.model, job.recipe)
     with torch.random.fork_rng():
         torch.manual_seed(job.recipe.seed)
         model: PeftModel = get_peft_model(base.model, kind.peft_config(base, job.recipe))  # pyright: ignore[reportAssignmentType]

@@ -1,5 +1,6 @@
 """A base whose layers are on two devices, the second one pretended: the same adapters and answers, and what is no such base is refused."""
 
+import copy
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -44,7 +45,12 @@ def two() -> Iterator[None]:
 
 @pytest.fixture
 def whole(tiny_base_folder: Path) -> BaseModel:
-    return load_base(str(tiny_base_folder))
+    """Return a base whose head has weights of its own."""
+    base = load_base(str(tiny_base_folder))
+    model: Any = base.model
+    model.config.tie_word_embeddings = False
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone(), requires_grad=False)
+    return base
 
 
 def spread(base: BaseModel) -> BaseModel:
@@ -59,11 +65,8 @@ def spread(base: BaseModel) -> BaseModel:
 
 
 @pytest.fixture
-def halves(tiny_base_folder: Path, two: None) -> BaseModel:
-    base = load_base(str(tiny_base_folder))
-    base.model.config.tie_word_embeddings = False
-    base.model.lm_head.weight = torch.nn.Parameter(base.model.lm_head.weight.detach().clone(), requires_grad=False)  # pyright: ignore
-    return spread(base)
+def halves(whole: BaseModel, two: None) -> BaseModel:
+    return spread(replace(whole, model=copy.deepcopy(whole.model)))
 
 
 def jobs(folder: Path, **changes: Any) -> list[TrainingJob]:
@@ -81,7 +84,7 @@ def test_tensors_of_two_devices_are_not_mixed(two: None) -> None:
 
 @pytest.mark.parametrize(
     ("changes", "of_peft"),
-    [({}, "whole"), ({"target_modules": WITH_HEAD}, "halves"), ({"kind": "dora"}, "whole")],
+    [({}, "halves"), ({"target_modules": WITH_HEAD}, "whole"), ({"kind": "dora"}, "whole")],
     ids=["lora", "with the head", "dora"],
 )
 def test_adapters_of_a_spread_base_are_those_of_peft_on_it_and_on_a_whole_one(
@@ -99,7 +102,7 @@ def test_adapters_of_a_spread_base_are_those_of_peft_on_it_and_on_a_whole_one(
 
 
 def test_a_spread_base_answers_with_many_adapters_at_once_as_a_whole_one_does(whole: BaseModel, halves: BaseModel, tmp_path: Path) -> None:
-    trained = list(reference.train(halves, jobs(tmp_path, target_modules=WITH_HEAD), micro_batch=64, run_log=SilentLog()))
+    trained = list(reference.train(whole, jobs(tmp_path, target_modules=WITH_HEAD), micro_batch=64, run_log=SilentLog()))
     weights = [read_weights(result.folder) for result in trained]
     start = sequences(9)[0].ids
     questions = [Question(start[: 6 + 3 * n], slot, start[:4]) for slot in (0, 1, 2) for n in range(3)]
@@ -116,6 +119,11 @@ def test_a_prefix_needs_a_base_on_one_device(halves: BaseModel, tmp_path: Path) 
         BadSettings, match=r"kind prefix need a base on one device, and this one is on cpu, meta; use another kind, or model\.dev"
     ):
         list(training.train(halves, jobs(tmp_path, kind="prefix"), micro_batch=2, run_log=SilentLog()))
+
+
+def test_peft_alone_cannot_adapt_the_head_of_a_spread_base(halves: BaseModel, tmp_path: Path) -> None:
+    with pytest.raises(BadSettings, match=r"kind dora on lm_head need a base on one device, .* leave lm_head out of recipe.target_modules"):
+        list(training.train(halves, jobs(tmp_path, kind="dora", target_modules=WITH_HEAD), micro_batch=2, run_log=SilentLog()))
 
 
 def test_without_several_gpus_a_base_that_may_be_spread_is_on_one_device(tiny_base_folder: Path) -> None:
