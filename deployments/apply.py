@@ -1,6 +1,6 @@
 """Applies work pools, deployments and automations to the server at PREFECT_API_URL: `python -m deployments.apply`. Idempotent.
 
-CLUSTERLORA_NOTIFY_BY names a notification block (`slack-webhook/team`) through which people hear of refused gates and crashed runs.
+CLUSTERLORA_NOTIFY_BY names a notification block (`slack-webhook/team`) through which people hear of what `clusterlora notify` tells.
 `--local` is for the server of one machine. On its SQLite automations do not work, and the launcher finds dead runs (supervise.py). Pools of
 containers are left out, as no worker is started for them.
 """

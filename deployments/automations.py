@@ -1,20 +1,18 @@
-"""Automations of the Prefect server: mark runs whose process died as Crashed, relaunch crashed studies, notify people.
+"""Automations of the Prefect server: mark runs whose process died as Crashed, relaunch crashed studies; notifications.py notifies people.
 
 The study that waits for a crashed training or evaluation retries it.
 """
 
 from datetime import timedelta
-from uuid import UUID
 
 from prefect.automations import AutomationCore
-from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import StateType
-from prefect.events.actions import ActionTypes, ChangeFlowRunState, RunDeployment, SendNotification
+from prefect.events.actions import ActionTypes, ChangeFlowRunState, RunDeployment
 from prefect.events.schemas.automations import EventTrigger, Posture
 from prefect.events.schemas.events import ResourceSpecification
-from prefect.exceptions import ObjectNotFound
 
-from clusterlora.errors import UnknownName
+from deployments.notifications import block_id, notifications
 from deployments.run import HEARTBEAT_SECONDS
 
 SILENCE = timedelta(seconds=4 * HEARTBEAT_SECONDS)
@@ -70,14 +68,6 @@ def relaunch_crashed_studies() -> AutomationCore:
     )
 
 
-def notify(block_id: UUID) -> tuple[AutomationCore, ...]:
-    """Return the automations that notify people, through a notification block, of a refused gate and of a crashed run."""
-    return (
-        _notification(block_id, "a gate refused", on="prefect.flow-run.GateRefused"),
-        _notification(block_id, "a run crashed", on="prefect.flow-run.Crashed"),
-    )
-
-
 def apply_automations(notify_by: str | None = None) -> tuple[str, ...]:
     """Create or update the project's automations on the server at PREFECT_API_URL; return their names. Idempotent.
 
@@ -90,7 +80,7 @@ def apply_automations(notify_by: str | None = None) -> tuple[str, ...]:
     automations = (crash_silent_runs(), crash_unstarted_runs(), relaunch_crashed_studies())
     with get_client(sync_client=True) as client:
         if notify_by is not None:
-            automations += notify(_block(client, notify_by))
+            automations += notifications(block_id(client, notify_by))
         for automation in automations:
             existing = client.read_automations_by_name(automation.name)
             # A replaced automation loses the runs it watches, so one that is up to date stays.
@@ -100,33 +90,6 @@ def apply_automations(notify_by: str | None = None) -> tuple[str, ...]:
                 client.delete_automation(rule.id)
             client.create_automation(automation)
     return tuple(automation.name for automation in automations)
-
-
-def _block(client: SyncPrefectClient, name: str) -> UUID:
-    block_type, _, block_name = name.partition("/")
-    try:
-        return client.read_block_document_by_name(block_name, block_type).id
-    except ObjectNotFound:
-        raise UnknownName(
-            f"the Prefect server has no notification block {name!r}; create one in its UI under Blocks and name it as <block type>/<name>"
-        ) from None
-
-
-def _notification(block_id: UUID, what: str, *, on: str) -> AutomationCore:
-    body = "{{ flow_run.name }} ended {{ flow_run.state.name }}: {{ flow_run.state.message }}\n{{ flow_run|ui_url }}"
-    return AutomationCore(
-        name=f"clusterlora: tell when {what}",
-        description=f"Notifies people when {what}.",
-        enabled=True,
-        trigger=EventTrigger(
-            expect={on},
-            match=ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]}),
-            for_each={"prefect.resource.id"},
-            posture=Posture.Reactive,
-            threshold=1,
-        ),
-        actions=[SendNotification(block_document_id=block_id, subject=f"clusterlora: {what}", body=body)],
-    )
 
 
 def _crash_without_events(name: str, *, after: set[str], within: timedelta, message: str) -> AutomationCore:

@@ -18,6 +18,7 @@ from tasks.decision import PATIENCE_SECONDS, GateDecision, question_for_a_person
 from tasks.dispatch import dispatch_evaluation
 from tasks.expectation import lacks_probe, show_expectation
 from tasks.fan_out import evaluate_all, train_all
+from tasks.lineage import show_lineage
 from tasks.outcome import cancel_children, record_failure
 from tasks.planning import criteria_not_met, groups_after_gate, groups_before_clustering, parts_after_training
 from tasks.preparation import cluster, measure_persona_signal, measure_scale, prepare, refine
@@ -87,6 +88,7 @@ def study(preset: Preset | None = None, config: FormStudy = MISSION) -> State[No
         scale.result()
         conclusion = compare(name)
         champion = register(name)
+        show_lineage(name)
         show_status(name, "finished")
         not_met = criteria_not_met(name)
     if not_met:

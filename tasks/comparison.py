@@ -3,6 +3,7 @@
 from prefect.artifacts import create_markdown_artifact
 
 from tasks.artifacts import embedded_image
+from tasks.events import CHAMPION_MOVED, tell
 from tasks.run_log import artifact_key
 from tasks.study_task import TaskContext, study_task
 
@@ -30,11 +31,15 @@ def publish_comparison(context: TaskContext, study_name: str) -> str:
 @study_task("register · {study_name}", progress="{study_name} register")
 def register(context: TaskContext, study_name: str) -> str:
     """Put the adapters and the champion into the model registry; return the champion's URI, or why none is registered."""
+    from clusterlora.metadata import RegisteredChampion
     from clusterlora.planning.study_state import read_state
     from clusterlora.stages.register import register_models
 
+    before = context.stores.studies.metadata(study_name, RegisteredChampion)
     uri = register_models(study_name, context.stores, context.log)
     outcome = read_state(study_name, context.stores).outcome
+    if uri is not None and (before is None or before.uri != uri):
+        tell(CHAMPION_MOVED, study_name, f"{uri} answers{f', instead of {before.uri}' if before else ''}")
     if outcome is not None and outcome.champion is None:
         return "none"
     return uri or "not registered, since nothing is tracked"

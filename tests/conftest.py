@@ -19,6 +19,7 @@ pytest_plugins = [
     "tests.fixtures.servers",
     "tests.fixtures.prefect",
     "tests.fixtures.models",
+    "tests.fixtures.registered",
     "tests.fixtures.report",
     "tests.fixtures.studies",
 ]

@@ -14,17 +14,22 @@ import click
 
 from clusterlora import __version__
 from clusterlora.cli.assign import assign
+from clusterlora.cli.backup import backup, restore
 from clusterlora.cli.chat import chat
+from clusterlora.cli.cost import cost
 from clusterlora.cli.data import data
 from clusterlora.cli.doctor import doctor
 from clusterlora.cli.local_steps import compare, evaluate, train
 from clusterlora.cli.merge import merge
 from clusterlora.cli.models import models
+from clusterlora.cli.notify import notify
+from clusterlora.cli.prune import prune
 from clusterlora.cli.refresh import refresh
 from clusterlora.cli.registry import registry
 from clusterlora.cli.serve import serve
 from clusterlora.cli.services import down, up
 from clusterlora.cli.study import study
+from clusterlora.cli.study_diff import diff
 from clusterlora.cli.verify import verify
 from clusterlora.errors import ClusterLoraError, printable
 
@@ -69,9 +74,10 @@ def cli(debug: bool) -> None:
         os.environ.setdefault("TQDM_DISABLE", "1")
 
 
-study.add_command(verify)
-study.add_command(refresh)
-for command in (study, train, evaluate, compare, merge, assign, chat, serve, up, down, doctor, models, registry, data):
+for command in (cost, diff, prune, refresh, verify):
+    study.add_command(command)
+_COMMANDS = (study, train, evaluate, compare, merge, assign, chat, serve, up, down, doctor, models, registry, data, backup, restore, notify)
+for command in _COMMANDS:
     cli.add_command(command)
 
 

@@ -75,6 +75,16 @@ def in_prefect(recorded: Mapping[str, str]) -> dict[str, Any]:
         return {}
 
 
+def tell_champion_moved(study: str, message: str) -> None:
+    """Tell a Prefect server that a champion moved, so that people hear of it; nothing without one, and a line where it fails."""
+    try:
+        services = deployments("local_services").status(services_home())
+        if services is not None or os.environ.get("PREFECT_API_URL"):
+            deployments("notifications").tell_champion_moved(services, study, message)
+    except ServiceDown as problem:
+        echo_stderr(f"nobody is told that the champion moved: {problem}")
+
+
 def services_home() -> Path:
     """Return the folder of the local services' state."""
     return deployments("local_services").default_home()

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from clusterlora.cli.local_stores import open_registry
+from clusterlora.cli.orchestration import tell_champion_moved
 from clusterlora.cli.printing import echo_columns
 from clusterlora.errors import counted
 
 if TYPE_CHECKING:
     from clusterlora.stores.mlflow_models import Version
 
+_FORMATS = ["vllm", "peft", "gguf", "merged"]
 _WHICH = "MODEL is NAME (its champion, else its latest version), NAME@ALIAS, NAME@VERSION or NAME/VERSION."
 
 
@@ -76,6 +78,8 @@ def promote(model: str, reason: str | None, as_json: bool) -> None:
     model_registry = open_registry()
     version = model_registry.version(model)
     model_registry.promote(version, forced_because=reason)
+    if (study := version.tags.get("study")) is not None:
+        tell_champion_moved(study, f"{version.name} version {version.version} answers{f', forced: {reason}' if reason else ''}")
     click.echo(
         json.dumps({"name": version.name, "version": version.version, "alias": "champion"})
         if as_json
@@ -118,30 +122,66 @@ def rollback(name: str, reason: str, as_json: bool) -> None:
 
 
 @registry.command(
-    help=f"Write a model as PEFT folders or GGUF files, and the command that serves them. {_WHICH}",
+    help=f"Write a model as PEFT folders, GGUF files or full weights, and the command that serves them. {_WHICH}",
     epilog="\b\nExample:\n  clusterlora registry export demo@champion --format vllm --out exported && cat exported/serve.sh\n",
 )
 @click.argument("model")
 @click.option(
-    "--format", "form", type=click.Choice(["vllm", "peft", "gguf"]), default="vllm", show_default=True, help="Server that is to load it."
+    "--format",
+    "form",
+    type=click.Choice(_FORMATS),
+    default="vllm",
+    show_default=True,
+    help="What is to load it; merged: adapters added to the base, a full model each.",
 )
+@click.option("--persona", "persona_id", metavar="ID", help="Only what answers this person.")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder to write to, empty or absent.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was written as JSON.")
-def export(model: str, form: Any, out: Path, as_json: bool) -> None:
-    """Write a model as PEFT folders or GGUF files, with the command that serves them."""
+def export(model: str, form: Any, persona_id: str | None, out: Path, as_json: bool) -> None:
+    """Write a model as PEFT folders, GGUF files or full weights, with the command that serves them."""
     from clusterlora.serving.export import export as export_model
 
     model_registry = open_registry()
     with tempfile.TemporaryDirectory() as temporary:
-        exported = export_model(model_registry.download(model_registry.version(model), Path(temporary)), out, form)
+        files = model_registry.download(model_registry.version(model), Path(temporary))
+        exported = export_model(files, out, form, persona_id=persona_id)
     if as_json:
         click.echo(json.dumps(asdict(exported) | {"folder": str(exported.folder)}))
         return
     click.echo(
-        f"{counted(len(exported.adapters), 'adapter')} in {out / 'adapters'}, the route of each persona in "
-        f"{out / 'routes.json'}; serve them with:\n"
+        f"{counted(len(exported.adapters), 'model' if form == 'merged' else 'adapter')} in "
+        f"{out / ('merged' if form == 'merged' else 'adapters')}, the route of each persona in {out / 'routes.json'}; serve them with:\n"
     )
     click.echo(exported.command)
+
+
+@registry.command(
+    help=f"Upload a model to the Hugging Face Hub, with its card; to a private repository unless told otherwise. {_WHICH}",
+    epilog="\b\nExample:\n  HF_TOKEN=... clusterlora registry push-to-hub demo@champion ana/demo --format peft\n",
+)
+@click.argument("model")
+@click.argument("repository", metavar="OWNER/NAME")
+@click.option("--format", "form", type=click.Choice(_FORMATS), default="peft", show_default=True, help="As in `registry export`.")
+@click.option("--persona", "persona_id", metavar="ID", help="Only what answers this person.")
+@click.option("--public", is_flag=True, help="Everybody may see a new repository, and in it who has which adapter.  [default: private]")
+@click.option("--json", "as_json", is_flag=True, help="Print where it is as JSON.")
+def push_to_hub(model: str, repository: str, form: Any, persona_id: str | None, public: bool, as_json: bool) -> None:
+    """Export a model into a temporary folder and upload it with its card."""
+    from clusterlora.serving.export import export as export_model
+    from clusterlora.serving.hub_upload import check_access, push, write_card
+
+    check_access(repository)
+    model_registry = open_registry()
+    version = model_registry.version(model)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "export"
+        exported = export_model(model_registry.download(version, Path(temporary)), folder, form, persona_id=persona_id)
+        write_card(folder, card=version.card, base_model=exported.base_model, licence=exported.licence, form=form)
+        uploaded = push(folder, repository, public=public, message=f"{version.name} version {version.version}, {form}")
+    if as_json:
+        click.echo(json.dumps(asdict(uploaded)))
+        return
+    click.echo(f"{version.name} version {version.version} is at {uploaded.page} ({'private' if uploaded.private else 'public'})")
 
 
 def _record(version: "Version") -> dict[str, Any]:

@@ -142,8 +142,22 @@ def trial_keys(state: StudyState) -> frozenset[str]:
 
     Not every one is called a trial: what another study has trained keeps its name.
     """
-    plans = [plan_of(state, OWN.name, number) for number in range(1, 1 + len(state.tuning.steps if state.tuning else ()))]
-    return frozenset(plan.keys[name] for plan in plans for name, spec in plan.specs.items() if spec.is_trial)
+    return frozenset(plan.keys[name] for plan in _plans_of_steps(state) for name, spec in plan.specs.items() if spec.is_trial)
+
+
+def trials_were_pruned(state: StudyState) -> bool:
+    """Return whether adapters of trials that are done are gone, so that nobody can say what all of them together took."""
+    lost, recorded = diverged(state.attempts), {adapter.key for adapter in state.adapters}
+    return any(
+        spec.is_trial and name not in lost and plan.keys[name] not in recorded
+        for plan in _plans_of_steps(state)
+        for name, spec in plan.specs.items()
+    )
+
+
+def _plans_of_steps(state: StudyState) -> list[WorkPlan]:
+    """Return the plans of the steps that are done."""
+    return [plan_of(state, OWN.name, number) for number in range(1, 1 + len(state.tuning.steps if state.tuning else ()))]
 
 
 def diverged(attempts: Iterable[Attempt]) -> frozenset[str]:

@@ -37,6 +37,14 @@ class AdapterStore(Protocol):
         """Move an adapter out of the store into its quarantine folder, and return the folder; nothing is deleted."""
         ...
 
+    def drop(self, key: str) -> None:
+        """Delete an adapter from this machine; nothing happens when it is not there."""
+        ...
+
+    def quarantined(self) -> tuple[Path, ...]:
+        """Return the folders of quarantined adapters."""
+        ...
+
     def half_written(self) -> tuple[Path, ...]:
         """Return the folders of copies and downloads that were interrupted or are still in progress."""
         ...

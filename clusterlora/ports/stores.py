@@ -6,6 +6,7 @@ from pathlib import Path
 from clusterlora.ports.adapter_store import AdapterStore
 from clusterlora.ports.study_store import StudyStore
 from clusterlora.ports.tracker import Tracker
+from clusterlora.values import AdapterSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,3 +21,7 @@ class Stores:
     def folder(self, study: str) -> Path:
         """Return the folder where people find a study's results, logs and adapters."""
         return self.home / study
+
+    def exposed(self, study: str, spec: AdapterSpec) -> Path:
+        """Return the folder where people find an adapter: models/lora_clusters/cluster_00, models/personas/persona_0007, models/unified."""
+        return self.folder(study) / "models" / spec.folder / spec.name.replace("-", "_")

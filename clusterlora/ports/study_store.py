@@ -32,6 +32,18 @@ class Duplicates:
         return f"{self.n} {nouns[self.rows]} are there more than once, for example {', '.join(self.example)} ({self.times} times)"
 
 
+@dataclass(frozen=True, slots=True)
+class DeviceUse:
+    """What a device did in a phase of a study, work that failed included. Of its seconds, it told the energy of the metered ones."""
+
+    phase: str
+    device: str
+    seconds: float = 0.0
+    metered_seconds: float = 0.0
+    joules: float = 0.0
+    train_tokens: int = 0
+
+
 class StudyStore(Protocol):
     """The study database. Every write is idempotent: writing the same thing twice leaves one row."""
 
@@ -69,6 +81,14 @@ class StudyStore(Protocol):
 
     def seconds(self, study: str) -> tuple[tuple[str, str, float], ...]:
         """Return (phase, part, seconds) of everything timed, by phase and part."""
+        ...
+
+    def add_device_use(self, study: str, use: DeviceUse) -> None:
+        """Add to what a device did in a phase of the study."""
+        ...
+
+    def device_use(self, study: str) -> tuple[DeviceUse, ...]:
+        """Return what devices did, by phase and device."""
         ...
 
     def save_dataset(self, study: str, dataset: Dataset) -> None:

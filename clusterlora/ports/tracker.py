@@ -78,8 +78,10 @@ class StudyTracker(Protocol):
         """Set the address of another system's page as a tag of the parent run."""
         ...
 
-    def end_study(self, study: str, *, status: str, seconds: Mapping[str, float] | None = None) -> None:
-        """End the study's parent run, with the seconds of each phase as metrics."""
+    def end_study(
+        self, study: str, *, status: str, seconds: Mapping[str, float] | None = None, costs: Mapping[str, float] | None = None
+    ) -> None:
+        """End the study's parent run, with the seconds of each phase, and what it all cost, as metrics."""
         ...
 
     def open_runs(self, study: str) -> tuple["OpenRun", ...]:
@@ -107,6 +109,10 @@ class AdapterTracker(Protocol):
 
     def download(self, uri: str, folder: Path) -> bool:
         """Fill an existing folder with what was uploaded; false when there is nothing under this URI."""
+        ...
+
+    def discard(self, uri: str) -> None:
+        """Delete what was uploaded under this URI; nothing happens when it is not there."""
         ...
 
     def upload(self, study: str, *, adapter: TrainedAdapter, folder: Path) -> tuple[str, str]:

@@ -22,6 +22,8 @@ class Cost:
     n_bytes: int
     train_tokens: int
     train_seconds: float
+    money: float | None = None
+    """Of these tokens, at what a token that this study trained cost; None where that is unknown."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +56,9 @@ class Example:
     reference: str
     answers: tuple[ExampleAnswer, ...]
 
+
+SPENT_COLUMNS = ("phase", "device", "hours", "kWh", "cost")
+"""The header of the table of what devices did."""
 
 TRIAL_COLUMNS = (
     "method",
@@ -102,3 +107,8 @@ class ReportData:
     appendix: Appendix = NO_APPENDIX
     refresh: tuple[tuple[str, str], ...] = ()
     """What a refresh found, as pairs (what, found)."""
+    spent: tuple[tuple[str, ...], ...] = ()
+    """What devices did, as SPENT_COLUMNS say."""
+    spent_says: tuple[str, ...] = ()
+    """The totals in sentences."""
+    currency: str = "EUR"

@@ -246,10 +246,13 @@ def curves(all_curves: Sequence[Curve]) -> Figure:
     return _figure(data, layout, height=420)
 
 
-def costs(comparison: Comparison, all_costs: Sequence[Cost]) -> Figure:
+def costs(comparison: Comparison, all_costs: Sequence[Cost], currency: str) -> Figure:
     """Return quality over cost, a view per kind of cost. The cost axis is logarithmic; zero cost is drawn left of the first decade."""
     scale = _scale(comparison)
+    money = [cost.money for cost in all_costs if cost.money is not None]
     kinds: tuple[tuple[str, list[float]], ...] = (
+        # Money first: where there are prices, it is what the other three stand for.
+        *([(f"{currency} of training", money)] if len(money) == len(all_costs) else []),
         ("adapter bytes", [cost.n_bytes for cost in all_costs]),
         ("train tokens", [cost.train_tokens for cost in all_costs]),
         ("adapter-seconds of training", [cost.train_seconds for cost in all_costs]),
@@ -281,7 +284,7 @@ def costs(comparison: Comparison, all_costs: Sequence[Cost]) -> Figure:
                     "width": 3,
                 },
                 "customdata": [
-                    f"{label(result.method)}<br>{amount:,.0f} {kind}<br>{value:.2f}"
+                    f"{label(result.method)}<br>{f'{amount:,.0f}' if amount >= 100 else f'{amount:.4g}'} {kind}<br>{value:.2f}"
                     for result, amount, value in zip(results, amounts, values, strict=True)
                 ],
                 "hovertemplate": "%{customdata}<extra></extra>",

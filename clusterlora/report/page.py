@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from clusterlora.evaluation.metrics import METRICS
 from clusterlora.report import figures, sections
+from clusterlora.report.costs import costs
 from clusterlora.report.data import ReportData
 from clusterlora.report.figures import Figure
 from clusterlora.report.markup import data_block, script_hash, text
@@ -93,7 +94,8 @@ def _panels(data: ReportData) -> Iterator[_Panel]:
         note = f'<p class="note">{missing}</p>' if any(not curve.complete for curve in data.curves) else ""
         yield _Panel("curves", "Learning curves", note, figures.curves(data.curves), "Training losses over the share of the steps")
     if data.costs:
-        yield _Panel("costs", "Cost", sections.costs(data), figures.costs(comparison, data.costs), "Quality against cost, method by method")
+        drawing = figures.costs(comparison, data.costs, data.currency)
+        yield _Panel("costs", "Cost", costs(data), drawing, "Quality against cost, method by method")
     if data.examples:
         yield _Panel("answers-panel", "Answers", sections.examples(data))
     if below := sections.appendix(data):

@@ -291,33 +291,6 @@ def _criterion(criterion: Criterion) -> Iterable[str]:
     yield text(criterion.explanation)
 
 
-def costs(data: ReportData) -> str:
-    """Return the cost of every method, the seconds by stage, and the attempts that failed."""
-    rows = [[text(c.method), f"{c.n_adapters}", _bytes(c.n_bytes), f"{c.train_tokens:,}", f"{c.train_seconds:,.0f}"] for c in data.costs]
-    header = ["method", "adapters that answer", "their size", "train tokens", "adapter-seconds"]
-    parts = [html_table(header, rows, numeric=[False, True, True, True, True], caption="costs")]
-    parts.append(
-        '<p class="note">Size is what must be kept to answer everybody. Tokens and seconds are those of every adapter that the method '
-        "chose among, started from or was merged of; an adapter that methods share counts for each. Adapters trained side by side count "
-        "their seconds in full, each of them; the seconds of the runs are below. Of several training seeds, the first is counted.</p>"
-    )
-    if data.seconds_by_part:
-        phases = [[text(name), f"{seconds:,.1f}"] for name, seconds in data.seconds_by_part]
-        timings = html_table(["stage", "seconds"], phases, numeric=[False, True], caption="seconds by stage")
-        parts.append(f"<details><summary>Where the time went</summary>{timings}</details>")
-    failed = [a for a in data.attempts if a.state not in ("running", "done")]
-    if failed:
-        cells = [[text(a.group), text(a.number), text(a.micro_batch), text(_words(a.state)), text(a.detail)] for a in failed]
-        header = ["run", "attempt", "micro-batch", "ended", "why"]
-        parts.append("<h3>Attempts that did not end well</h3>")
-        parts.append(html_table(header, cells, numeric=[False, True, True, False, False], caption="attempts that did not end well"))
-    return "".join(parts)
-
-
-def _bytes(n_bytes: int) -> str:
-    return f"{n_bytes / 1e6:,.2f} MB" if n_bytes else "none"
-
-
 def examples(data: ReportData) -> str:
     """Return the search form for answers; the script fills the list from the page's data."""
     n_all, n_shown = data.comparison.n_items, len(data.examples)

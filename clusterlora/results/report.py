@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import groupby, islice, product
 from pathlib import Path
@@ -22,10 +22,12 @@ from clusterlora.planning.study_state import StudyState
 from clusterlora.planning.trials import trial_keys
 from clusterlora.planning.work_plan import WorkPlan, trained_adapters
 from clusterlora.ports.stores import Stores
+from clusterlora.progress.cost import study_cost
 from clusterlora.progress.timing import seconds_by_part
 from clusterlora.report.cluster_map import draw_map
-from clusterlora.report.data import Cost, Curve, Example, ExampleAnswer, ReportData
+from clusterlora.report.data import Curve, Example, ExampleAnswer, ReportData
 from clusterlora.report.page import page
+from clusterlora.results.costs import method_costs, spent_rows
 from clusterlora.results.imported_scores import imported_rows
 from clusterlora.results.tuning import trial_rows
 from clusterlora.settings import PreparedStudy
@@ -81,6 +83,7 @@ def report_data(
 ) -> ReportData:
     """Return everything the report shows of a compared study."""
     study = state.settings
+    cost = study_cost(stores.studies.device_use(study.name), study.runtime)
     return ReportData(
         study=study.name,
         comparison=comparison,
@@ -92,12 +95,15 @@ def report_data(
         held_out_share=study.assignment.held_out_share,
         signal=stores.studies.metadata(study.name, PersonaSignal),
         curves=tuple(_curves(state, stores, plan)),
-        costs=tuple(_costs(state, stores, plan, comparison)),
+        costs=method_costs(state, stores, plan, comparison, cost),
         examples=_examples(rows, [result.method for result in comparison.methods], comparison.headline),
         attempts=state.attempts,
         seconds_by_part=tuple(seconds_by_part(state.seconds).items()),
         settings=tuple(_settings(study, plan, comparison)),
         provenance=tuple(_provenance(state, stores)),
+        spent=spent_rows(cost),
+        spent_says=cost.sentences,
+        currency=cost.currency,
         warnings=(stores.studies.metadata(study.name, DataWarnings) or DataWarnings()).sentences,
         trials=tuple(trial_rows(state)),
         imported=imported_rows(stores.studies.metadata(study.name, ImportedScores)),
@@ -141,41 +147,6 @@ def _provenance(state: StudyState, stores: Stores) -> Iterator[tuple[str, str]]:
         yield "refinement rounds", str(refinement.rounds_done)
     if registered := studies.metadata(study_name, RegisteredChampion):
         yield "champion in the registry", registered.uri
-
-
-def _costs(state: StudyState, stores: Stores, plan: WorkPlan, comparison: Comparison) -> Iterator[Cost]:
-    """Yield what every compared method needs with the study's own seed.
-
-    To answer, that is the adapters of its routes; to be trained, all it chose among and their needs.
-    """
-    trained = trained_adapters(state, plan)
-    routes = [route for route in stores.studies.routes(state.name) if route.seed == 0]
-    for result in comparison.methods:
-        answering = {name for route in routes if route.method == result.method for name in route.composition.adapter_names} & trained.keys()
-        arms = plan.methods[result.method].arms_by_persona
-        behind = (
-            _with_needs(plan, {name for _, compositions in arms for composition in compositions for name in composition.adapter_names})
-            & trained.keys()
-        )
-        yield Cost(
-            method=result.method,
-            n_adapters=len(answering),
-            n_bytes=sum(trained[name].n_bytes for name in answering),
-            train_tokens=sum(trained[name].train_tokens for name in behind),
-            train_seconds=sum(trained[name].seconds for name in behind),
-        )
-
-
-def _with_needs(plan: WorkPlan, names: Iterable[str]) -> set[str]:
-    """Return these adapters, what they start from and what they are merged of, however far down."""
-    with_needs: set[str] = set()
-    waiting = list(names)
-    while waiting:
-        name = waiting.pop()
-        if name not in with_needs:
-            with_needs.add(name)
-            waiting += plan.specs[name].needs
-    return with_needs
 
 
 def _examples(rows: Sequence[EvaluationRow], methods: Sequence[str], headline: str) -> tuple[Example, ...]:

@@ -5,7 +5,7 @@ from clusterlora.evaluation.markdown import markdown_table
 from clusterlora.methods import METHODS
 from clusterlora.planning.ladder import GATED, OWN, REFERENCE, decided_rung, refused
 from clusterlora.planning.study_state import StudyState
-from clusterlora.planning.trials import recipe_tried, trial_keys
+from clusterlora.planning.trials import recipe_tried, trial_keys, trials_were_pruned
 from clusterlora.planning.tuning import chosen, left, planned_methods, tuned_methods
 from clusterlora.planning.work_plan import trained_adapters, work_plan
 from clusterlora.report.data import TRIAL_COLUMNS
@@ -79,13 +79,13 @@ def _people_sentence(state: StudyState) -> str:
 
 
 def cost_sentence(state: StudyState) -> str:
-    """Return what the trials take beside all adapters that are trained by what they chose; empty where these are not all trained."""
+    """Return what the trials take beside all adapters that are trained by what they chose; empty where not all are there to tell."""
     plan = work_plan(state)
     trained, tuned = trained_adapters(state, plan), set(tuned_methods(planned_methods(state)))
     methods = [one for seed in plan.seeds for name, one in seed.items() if tuned.intersection(METHODS[name].recipes)]
     # Two names may stand for one set of weights.
     kept = {plan.keys[spec.name]: spec.name for one in methods for spec in one.adapters}
-    if state.tuning is None or not trained.keys() >= set(kept.values()):
+    if state.tuning is None or not trained.keys() >= set(kept.values()) or trials_were_pruned(state):
         return ""
     of_trials = trial_keys(state)
     trials = sum(adapter.train_tokens for adapter in state.adapters if adapter.key in of_trials)

@@ -4,7 +4,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,16 +12,17 @@ from clusterlora.adapters.compositions import combined_weights
 from clusterlora.durable import make_folder, put_folder_in_place, write_durably
 from clusterlora.engine.kinds import kind_of, read_weights
 from clusterlora.engine.peft_folder import write_factors
-from clusterlora.errors import BadData
-from clusterlora.models.base import base_to_describe
+from clusterlora.errors import BadData, UnknownName
+from clusterlora.models.base import base_licence, base_to_describe
 from clusterlora.recipe import Recipe
 from clusterlora.serving.elsewhere import BASE_FOLDER, PEFT_LINES, AnswerSettings, answer_settings, write_settings
 from clusterlora.serving.gguf_adapter import write_gguf
+from clusterlora.serving.merged import MERGED_LINES, merge_adapters
 from clusterlora.serving.modelfile import llama_command, modelfile
 from clusterlora.stores.routing_table import KeyedComposition, RoutingTable, read_routing_table
 from clusterlora.values import WeightedAdapter
 
-Format = Literal["vllm", "peft", "gguf"]
+Format = Literal["vllm", "peft", "gguf", "merged"]
 
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The values vLLM accepts for --max-lora-rank. Source: MaxLoRARanks in vllm/config/lora.py."""
@@ -41,25 +42,31 @@ class Exported:
     default: str
     max_rank: int
     command: str
+    licence: str
+    """That of the base model."""
 
 
-def export(artifacts: Path, target: Path, form: Format) -> Exported:
+def export(artifacts: Path, target: Path, form: Format, *, persona_id: str | None = None) -> Exported:
     """Write a folder that answers as the study does without this package, and may be carried anywhere; return what was written.
 
     It holds adapters/<name>-<hash>/ (PEFT folders), routes.json (persona -> adapter, and how answers are generated), chat_template.jinja
     with the study's system prompt, arguments and date, generation_config.json, serve.sh or load.py, and base/ unless the hub has it. GGUF
-    adapters are files, adapters/<name>-<hash>.gguf, with a Modelfile for each.
+    adapters are files, adapters/<name>-<hash>.gguf, with a Modelfile for each; merged ones are full models, merged/<name>-<hash>/.
 
     A composition of several adapters becomes one adapter with exactly their sum as its update; its rank is the sum of theirs.
 
+    Args:
+        persona_id: write only what answers this person, and everybody else with it.
+
     Raises:
+        UnknownName: there is no such person.
         BadData: the target is not empty, an adapter differs from what was recorded, or a composition is more than adapter weights (a
             prefix, a prompt with exchanges).
         ModelUnavailable: the base model is not on this machine, or is another one here.
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise BadData(f"{target} exists and is not empty; give another --out")
-    table = read_routing_table((artifacts / "routes.json").read_text(encoding="utf-8"))
+    table = _of_persona(read_routing_table((artifacts / "routes.json").read_text(encoding="utf-8")), persona_id)
     table.refuse_other_weights({key: artifacts / "adapters" / key for key in table.keys})
     compositions = dict.fromkeys((table.default, *table.personas.values()))
     _refuse_prompts(table)
@@ -83,10 +90,19 @@ def export(artifacts: Path, target: Path, form: Format) -> Exported:
     write_settings(target, table.model, settings)
     if form == "gguf":
         _as_gguf(target, names, table)
-    command = {"vllm": lambda: _vllm_command(settings, names, rank), "peft": lambda: PEFT_LINES, "gguf": lambda: llama_command(names)}[
-        form
-    ]()
-    exported = Exported(target, settings.base_model, names, adapter_by_persona, written.get(table.default, BASE_ROUTE), rank, command)
+    if form == "merged":
+        _as_merged(target, names, table, needs_base=not all(one in written for one in compositions))
+    command = _command(form, settings, names, rank)
+    exported = Exported(
+        target,
+        settings.base_model,
+        names,
+        adapter_by_persona,
+        written.get(table.default, BASE_ROUTE),
+        rank,
+        command,
+        base_licence(table.model.base),
+    )
     routes = {
         "study": table.study,
         **asdict(settings),
@@ -98,8 +114,47 @@ def export(artifacts: Path, target: Path, form: Format) -> Exported:
         "personas": adapter_by_persona,
     }
     write_durably(target / "routes.json", (json.dumps(routes, indent=2, ensure_ascii=False) + "\n").encode())
-    write_durably(target / ("load.py" if form == "peft" else "serve.sh"), command.encode())
+    write_durably(target / ("load.py" if form in ("peft", "merged") else "serve.sh"), command.encode())
     return exported
+
+
+def _command(form: Format, settings: AnswerSettings, names: tuple[str, ...], rank: int) -> str:
+    """Return the program that serves an export."""
+    match form:
+        case "vllm":
+            return _vllm_command(settings, names, rank)
+        case "gguf":
+            return llama_command(names)
+        case "peft":
+            return PEFT_LINES
+        case "merged":
+            return MERGED_LINES
+
+
+def _of_persona(table: RoutingTable, persona_id: str | None) -> RoutingTable:
+    """Return the table in which one person's composition answers everybody; with None as it is. Raises UnknownName."""
+    if persona_id is None:
+        return table
+    composition = table.personas.get(persona_id)
+    if composition is None:
+        raise UnknownName(
+            f"study {table.study!r} has nobody called {persona_id!r}; see the personas of its routes.json, or leave --persona out"
+        )
+    used = {adapter.key for adapter in composition.adapters}
+    return replace(
+        table,
+        default=composition,
+        personas={persona_id: composition},
+        names={key: name for key, name in table.names.items() if key in used},
+        weights_sha256={key: sha256 for key, sha256 in table.weights_sha256.items() if key in used},
+    )
+
+
+def _as_merged(target: Path, names: tuple[str, ...], table: RoutingTable, *, needs_base: bool) -> None:
+    """Replace the PEFT folders of an export by full models; the base stays where it answers somebody. Raises as `merge_adapters`."""
+    merge_adapters(target, names, table.model)
+    if not needs_base:
+        shutil.rmtree(target / BASE_FOLDER, ignore_errors=True)
 
 
 def _as_gguf(target: Path, names: tuple[str, ...], table: RoutingTable) -> None:
@@ -153,7 +208,7 @@ def _write(composition: KeyedComposition, table: RoutingTable, settings: AnswerS
         parts = [adapters / adapter.key for adapter in composition.adapters]
         write_factors(scratch, weights.factors, recipe, base=table.model.base, parts=parts)
         label = "-".join(table.names.get(adapter.key, "adapter") for adapter in composition.adapters)
-    if form != "peft":
+    if form in ("vllm", "gguf"):
         _refuse_unserved(scratch, label, form)
     _name_base(scratch, settings)
     name = f"{label.replace('+', '-')}-{adapter_digest(scratch)}"

@@ -23,6 +23,8 @@ def router_of_export(folder: Path) -> Router:
     """
     if any((folder / "adapters").glob("*.gguf")):
         raise BadData(f"{folder} is an export for llama.cpp, with adapters in GGUF; export the model with --format peft to serve it here")
+    if (folder / "merged").is_dir():
+        raise BadData(f"{folder} is an export of full weights, without adapters; export the model with --format peft to serve it here")
     file = folder / "routes.json"
     try:
         routes: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))

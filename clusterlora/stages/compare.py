@@ -17,7 +17,6 @@ from clusterlora.comparison.new_personas_words import markdown as new_personas_m
 from clusterlora.comparison.result import Comparison
 from clusterlora.comparison.sentence import claims_personalisation
 from clusterlora.comparison.table import write_tables
-from clusterlora.data.prompts import items
 from clusterlora.data.twins import twins_note
 from clusterlora.durable import write_durably
 from clusterlora.errors import BadData
@@ -29,10 +28,13 @@ from clusterlora.metadata import ComparisonSummary, DataWarnings, ImportedScores
 from clusterlora.methods import METHODS
 from clusterlora.planning.ladder import REFERENCE, decided_rung, gated
 from clusterlora.planning.study_state import StudyState, read_state
-from clusterlora.planning.work_plan import WorkPlan, work_plan
+from clusterlora.planning.work_plan import work_plan
 from clusterlora.ports.run_log import RunLog
 from clusterlora.ports.stores import Stores
+from clusterlora.progress.cost import study_cost
 from clusterlora.progress.timing import timed
+from clusterlora.results.costs import costs_markdown, method_costs
+from clusterlora.results.evaluation_rows import evaluation_rows
 from clusterlora.results.imported_scores import imported_markdown
 from clusterlora.results.new_personas import new_personas
 from clusterlora.results.refresh import LAST_CHAMPION, refresh_markdown, refresh_rows, split_by_news
@@ -97,6 +99,8 @@ def compare_study(study_name: str, stores: Stores, log: RunLog) -> Comparison:
             + tuning_markdown(state)
             + (new_personas_markdown(newcomers) if newcomers else "")
         )
+        cost = study_cost(stores.studies.device_use(study_name), study.runtime)
+        more += costs_markdown(comparison, method_costs(state, stores, plan, comparison, cost), cost)
         more += appendix_markdown(below, comparison)
         write_tables(comparison, rows, folder, more=more)
         draw(comparison, figure_path(stores, study_name), title=study_name)
@@ -178,40 +182,6 @@ def _description(study: Study, sentence: str) -> str:
         f"{sentence}\n\n{len(study.methods)} methods on {study.model.base}: {', '.join(study.methods)}. "
         "The table, the figure and the report are among the artifacts of the parent run, under results/."
     )
-
-
-def evaluation_rows(state: StudyState, plan: WorkPlan, stores: Stores) -> list[EvaluationRow]:
-    """Return one row per (method, persona, test item) with its answer and scores: the input of the comparison."""
-    study, personas = state.settings, state.dataset.by_id()
-    cluster_by_persona = state.clustering.cluster_by_persona() if state.clustering else {}
-    routes = [route for route in stores.studies.routes(study.name) if route.method in study.methods]
-    keys = {
-        route.composition: plan.composition_key(route.composition)
-        for route in routes
-        if plan.keys.keys() >= set(route.composition.adapter_names)
-    }
-    answers = {
-        (a.composition_key, a.persona_id, a.item_id): a
-        for a in stores.studies.answers(study.name, sorted(set(keys.values())))
-        if a.split == "test"
-    }
-    return [
-        EvaluationRow(
-            method=route.method,
-            persona_id=route.persona_id,
-            cluster=cluster_by_persona[route.persona_id],
-            item_id=item.id,
-            prompt="\n".join(f"{turn.role}: {turn.text}" for turn in item.messages),
-            reference=item.reference,
-            text=answer.text,
-            scores=dict(answer.scores),
-            seed=route.seed,
-        )
-        for route in routes
-        if route.composition in keys
-        for item in items(study.model, personas[route.persona_id], "test")
-        if (answer := answers.get((keys[route.composition], route.persona_id, item.id))) is not None
-    ]
 
 
 def figure_path(stores: Stores, study_name: str) -> Path:

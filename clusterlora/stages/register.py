@@ -11,6 +11,7 @@ from clusterlora.planning.study_state import StudyState, read_state
 from clusterlora.planning.work_plan import WorkPlan, trained_adapters, work_plan
 from clusterlora.ports.run_log import RunLog
 from clusterlora.ports.stores import Stores
+from clusterlora.progress.cost import cost_metrics, study_cost
 from clusterlora.progress.timing import seconds_by_part, timed
 from clusterlora.registry.model_card import about
 from clusterlora.registry.routing import adapter_table, routing_table
@@ -62,7 +63,8 @@ def register_models(study_name: str, stores: Stores, log: RunLog) -> str | None:
     if uri is not None:
         stores.studies.save_metadata(study_name, RegisteredChampion(uri))
     stores.studies.set_status(study_name, "finished")
-    stores.tracker.end_study(study_name, status="finished", seconds=seconds_by_part(stores.studies.seconds(study_name)))
+    costs = cost_metrics(study_cost(stores.studies.device_use(study_name), study.runtime))
+    stores.tracker.end_study(study_name, status="finished", seconds=seconds_by_part(stores.studies.seconds(study_name)), costs=costs)
     return uri
 
 

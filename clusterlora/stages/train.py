@@ -29,8 +29,10 @@ from clusterlora.planning.work_plan import WorkPlan
 from clusterlora.ports.run_log import RunLog
 from clusterlora.ports.stores import Stores
 from clusterlora.ports.tracker import AdapterRun
+from clusterlora.progress.cost import cost_metrics, study_cost
+from clusterlora.progress.energy import joules
 from clusterlora.progress.outcome import tagged_with_outcome
-from clusterlora.progress.timing import timed
+from clusterlora.progress.timing import Work, device_use, timed
 from clusterlora.progress.training_log import TrainingLog
 from clusterlora.requests import TrainingGroup, TrainRequest
 from clusterlora.settings import Study
@@ -60,8 +62,8 @@ def train_group(request: TrainRequest, stores: Stores, log: RunLog) -> int:
     stores.studies.open_attempt(study.name, Attempt(group.name, attempt, micro_batch, "running"))
     detail = ""
     try:
-        with timed(stores, study.name, "train", group.name):
-            n_trained, lost = _train(request, state, stores, log)
+        with timed(stores, study.name, "train", group.name) as work:
+            n_trained, lost = _train(request, state, stores, log, work)
         detail = DIVERGED + ", ".join(lost) if lost else ""
     except ServiceDown:
         # The attempt stays open: a retry resumes it after the last whole epoch.
@@ -79,7 +81,7 @@ def train_group(request: TrainRequest, stores: Stores, log: RunLog) -> int:
     return n_trained
 
 
-def _train(request: TrainRequest, state: StudyState, stores: Stores, log: RunLog) -> tuple[int, tuple[str, ...]]:
+def _train(request: TrainRequest, state: StudyState, stores: Stores, log: RunLog, work: Work) -> tuple[int, tuple[str, ...]]:
     """Return how many adapters were trained, and the trials whose training diverged."""
     study, group, micro_batch = state.settings, request.group, request.micro_batch
     plan = plan_of(state, group.rung, group.step)
@@ -110,7 +112,7 @@ def _train(request: TrainRequest, state: StudyState, stores: Stores, log: RunLog
         file = stores.folder(study.name) / "logs" / log_name(group.name)
         total = sum(total_steps(job.recipe, len(job.dialogues)) for job in jobs)
         with TrainingLog(log, file, total_steps=total, micro_batch=micro_batch) as run_log:
-            began = time.monotonic()
+            began, energy = time.monotonic(), joules()
             run_log.phase(f"train {group.title}", total=total, unit="steps")
             base = base_model(study.model)
             samples = TrainingSamples(state, plan, specs, base, stores, run, run_log)
@@ -119,6 +121,7 @@ def _train(request: TrainRequest, state: StudyState, stores: Stores, log: RunLog
 
             def finish(result: TrainingResult) -> None:
                 results.append(result)
+                work.train_tokens += result.train_tokens
                 keep(study, _trained(plan.specs[result.name], result), result.folder, run, stores, curves=_curves(result))
                 if not result.loss_fell:
                     run_log.note(f"{result.name}: the train loss did not fall; the adapter has learned nothing")
@@ -146,7 +149,10 @@ def _train(request: TrainRequest, state: StudyState, stores: Stores, log: RunLog
             results.sort(key=lambda result: group.adapters.index(result.name))
             samples.at_end({result.name: result.epochs for result in results}, group=group.name)
         if results:
-            _log_curves(run, plan, results, time.monotonic() - began)
+            seconds = time.monotonic() - began
+            _log_curves(run, plan, results, seconds)
+            used = device_use("train", seconds, energy, work.train_tokens)
+            run.metrics(cost_metrics(study_cost([used], study.runtime)))
     return len(results), lost
 
 
@@ -290,8 +296,8 @@ def _lost(key: str, stores: Stores) -> TrainedAdapter | None:
 
 
 def expose(stores: Stores, study_name: str, spec: AdapterSpec, stored: Path) -> Path:
-    """Copy an adapter into the study's folder: models/lora_clusters/cluster_00, models/personas/persona_0007, models/unified."""
-    target = stores.folder(study_name) / "models" / spec.folder / spec.name.replace("-", "_")
+    """Copy an adapter to where people find it, `Stores.exposed`."""
+    target = stores.exposed(study_name, spec)
     for file in weight_files(stored):
         write_durably(target / file.name, file.read_bytes())
     return target

@@ -40,7 +40,7 @@ class Database:
             BadSettings: the URL is not one of SQLite or PostgreSQL, or the database is from a later version of clusterlora.
             ServiceDown: the database does not answer.
         """
-        self._url = _parse(url)
+        self._url = parse_url(url)
         self.engine = _engine(self._url)
         if self._url.get_backend_name() == "sqlite":
             self._make_lock_file()
@@ -53,7 +53,7 @@ class Database:
     @property
     def redacted_url(self) -> str:
         """The URL without its password, safe to print."""
-        return _redacted(self._url)
+        return redacted(self._url)
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
@@ -152,7 +152,8 @@ def _upgrade(engine: Engine) -> None:
         command.upgrade(config, REVISION)
 
 
-def _parse(url: str) -> URL:
+def parse_url(url: str) -> URL:
+    """Return a URL of SQLite or PostgreSQL with its driver. Raises BadSettings for any other."""
     try:
         parsed = make_url(url)
     except ArgumentError as error:
@@ -160,13 +161,14 @@ def _parse(url: str) -> URL:
     if parsed.drivername in {"postgresql", "postgres"}:
         parsed = parsed.set(drivername="postgresql+psycopg")
     if parsed.drivername not in {"sqlite", "sqlite+pysqlite", "postgresql+psycopg"}:
-        raise BadSettings(f"study database {_redacted(parsed)} is neither SQLite nor PostgreSQL; write {_EXAMPLES}")
+        raise BadSettings(f"study database {redacted(parsed)} is neither SQLite nor PostgreSQL; write {_EXAMPLES}")
     if parsed.get_backend_name() == "sqlite" and parsed.database in {None, "", ":memory:"}:
-        raise BadSettings(f"study database {_redacted(parsed)} names no file; write {_EXAMPLES}")
+        raise BadSettings(f"study database {redacted(parsed)} names no file; write {_EXAMPLES}")
     return parsed
 
 
-def _redacted(url: URL) -> str:
+def redacted(url: URL) -> str:
+    """Return a URL without its password, safe to print."""
     return url.difference_update_query(["password", "passfile", "sslpassword"]).render_as_string(hide_password=True)
 
 

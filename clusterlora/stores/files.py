@@ -77,6 +77,21 @@ class FileAdapterStore:
         sync(self._root)
         return quarantined
 
+    def drop(self, key: str) -> None:
+        folder = self._folder(key)
+        if not folder.is_dir():
+            return
+        # One rename takes the whole adapter away; a folder that is deleted file by file is a damaged adapter meanwhile.
+        outgoing = self._incoming()
+        try:
+            folder.rename(outgoing / key)
+            sync(self._root)
+        finally:
+            shutil.rmtree(outgoing, ignore_errors=True)
+
+    def quarantined(self) -> tuple[Path, ...]:
+        return tuple(self._root / ".quarantine" / name for name in _names(self._root / ".quarantine"))
+
     def half_written(self) -> tuple[Path, ...]:
         return tuple(self._root / ".incoming" / name for name in _names(self._root / ".incoming"))
 

@@ -14,6 +14,8 @@ from clusterlora.stores.champion_history import CHAMPION, Move, before, history,
 from clusterlora.stores.mlflow_server import MlflowServer
 from clusterlora.stores.routing_table import other_artifacts
 
+_WEBHOOK = "clusterlora"
+
 
 @dataclass(frozen=True, slots=True)
 class Version:
@@ -134,6 +136,22 @@ class Registry:
                 f"`clusterlora study verify --repair`, then run study {chosen.tags.get('study')} again, which registers it anew"
             )
         return artifacts
+
+    def call_when_alias_moves(self, url: str | None) -> None:
+        """Let the server post to an address when an alias of a registered model moves; with None no more.
+
+        Raises:
+            ServiceDown: the server is away, or takes no such address (its own default are https addresses of public hosts).
+        """
+
+        def change() -> None:
+            for webhook in self._client.list_webhooks(max_results=100):
+                if webhook.name == _WEBHOOK:
+                    self._client.delete_webhook(webhook.webhook_id)
+            if url is not None:
+                self._client.create_webhook(_WEBHOOK, url, ["model_version_alias.created"], description="clusterlora notify")
+
+        self._server.call("the webhook of the registry", change)
 
     def _source(self, chosen: Version) -> str:
         return str(self._client.get_model_version(chosen.name, chosen.version).source)

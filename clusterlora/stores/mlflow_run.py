@@ -9,6 +9,7 @@ from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, RunTag
+from mlflow.exceptions import RestException
 
 from clusterlora.errors import ServiceDown
 from clusterlora.stores.outbox import Outbox, Payload
@@ -18,6 +19,21 @@ METRICS_PER_REQUEST = 1000
 
 _NOT_IN_NAMES = re.compile(r"[^\w./ :-]")
 """What MLflow refuses in names, such as the + between an adapter and a rung."""
+
+
+def delete_artifacts(client: MlflowClient, run_id: str, path: str) -> None:
+    """Delete a folder of a run's artifacts; nothing happens when it, or the run, is not there."""
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    try:
+        if not client.list_artifacts(run_id, path):
+            return
+        uri = client.get_run(run_id).info.artifact_uri
+    except RestException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return
+        raise
+    get_artifact_repository(str(uri), tracking_uri=client.tracking_uri).delete_artifacts(path)
 
 
 class MlflowRun:

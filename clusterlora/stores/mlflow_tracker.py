@@ -23,7 +23,7 @@ from clusterlora.ports.tracker import AdapterRun, OpenRun, TrialRun
 from clusterlora.stores.champion_history import move_champion, study_of_champion
 from clusterlora.stores.json_codec import from_plain, plain, to_json
 from clusterlora.stores.mlflow_registry import add_version, model_versions
-from clusterlora.stores.mlflow_run import METRICS_PER_REQUEST, MlflowRun, batches, metrics_of, mlflow_name, now, send
+from clusterlora.stores.mlflow_run import METRICS_PER_REQUEST, MlflowRun, batches, delete_artifacts, metrics_of, mlflow_name, now, send
 from clusterlora.stores.mlflow_server import MlflowServer
 from clusterlora.stores.mlflow_trials import log_trials
 from clusterlora.stores.mlflow_view import KIND_OF_TRAINING, KIND_TAG, PAGE_QUERY, VIEW_TAG, view
@@ -144,8 +144,10 @@ class MlflowTracker:
     def champion(self, name: str) -> tuple[str, str] | None:
         return self._server.call(f"the champion of {name}", lambda: study_of_champion(self._client, name))
 
-    def end_study(self, study: str, *, status: str, seconds: Mapping[str, float] | None = None) -> None:
-        """End the parent run, with the seconds of its phases as metrics, and any child run whose process was killed.
+    def end_study(
+        self, study: str, *, status: str, seconds: Mapping[str, float] | None = None, costs: Mapping[str, float] | None = None
+    ) -> None:
+        """End the parent run, with seconds and costs as metrics, and any child run whose process was killed.
 
         Statuses other than failed and killed mean finished.
         """
@@ -154,7 +156,8 @@ class MlflowTracker:
         def log_it() -> None:
             parent = self._parent(study)
             self._end_abandoned(parent)
-            for batch in batches(metrics_of({f"seconds/{phase}": value for phase, value in (seconds or {}).items()}), METRICS_PER_REQUEST):
+            values = {f"seconds/{phase}": value for phase, value in (seconds or {}).items()} | {**(costs or {})}
+            for batch in batches(metrics_of(values), METRICS_PER_REQUEST):
                 self._client.log_batch(parent.info.run_id, metrics=batch)
             self._client.set_terminated(parent.info.run_id, run_status)
 
@@ -212,6 +215,11 @@ class MlflowTracker:
             return False
         run_id, _, path = uri.removeprefix("runs:/").partition("/")
         return self._server.call(f"the download of {uri}", lambda: self._download(run_id, path, folder))
+
+    def discard(self, uri: str) -> None:
+        """Delete what `AdapterRun.artifacts` uploaded under this URI. Raises ServiceDown: the server is away."""
+        run_id, _, path = uri.removeprefix("runs:/").partition("/")
+        self._server.call(f"the removal of {uri}", lambda: delete_artifacts(self._client, run_id, path))
 
     def _send_left_over(self) -> None:
         def send_one(what: str, payload: Payload) -> None:

@@ -81,7 +81,9 @@ class NullTracker:
     def champion(self, name: str) -> tuple[str, str] | None:  # noqa: ARG002
         return None
 
-    def end_study(self, study: str, *, status: str, seconds: Mapping[str, float] | None = None) -> None: ...
+    def end_study(
+        self, study: str, *, status: str, seconds: Mapping[str, float] | None = None, costs: Mapping[str, float] | None = None
+    ) -> None: ...
 
     @property
     def keeps_adapters(self) -> bool:
@@ -89,6 +91,8 @@ class NullTracker:
 
     def download(self, uri: str, folder: Path) -> bool:  # noqa: ARG002
         return False
+
+    def discard(self, uri: str) -> None: ...
 
     def upload(self, study: str, *, adapter: TrainedAdapter, folder: Path) -> tuple[str, str]:  # noqa: ARG002
         raise BadSettings(f"adapter {adapter.name} cannot be uploaded: nothing is tracked; set MLFLOW_TRACKING_URI")

@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import BigInteger, Column, Float, ForeignKey, Index, Integer, MetaData, Table, Text, TypeDecorator
 
-REVISION = "0011"
+REVISION = "0012"
 """The migration this code needs the database to be at."""
 
 # Named, so that a later migration can drop or alter a constraint on every backend.
@@ -57,6 +57,19 @@ phase_seconds = Table(
     # A training group, a shard, a rung; empty where a phase has no parts.
     Column("part", Text, primary_key=True),
     Column("seconds", Float, nullable=False),
+)
+
+device_use = Table(
+    "device_use",
+    metadata,
+    _study_column(),
+    Column("phase", Text, primary_key=True),
+    Column("device", Text, primary_key=True),
+    Column("seconds", Float, nullable=False),
+    # Of these seconds the device told its energy, the joules.
+    Column("metered_seconds", Float, nullable=False),
+    Column("joules", Float, nullable=False),
+    Column("train_tokens", BigInteger, nullable=False),
 )
 
 personas = Table(

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from clusterlora.errors import UnknownName
-from clusterlora.ports.study_store import Duplicates
+from clusterlora.ports.study_store import DeviceUse, Duplicates
 from clusterlora.settings import PreparedStudy, check_study_name
 from clusterlora.stores import duplicates, rows, schema
 from clusterlora.stores.database import Database
@@ -91,6 +91,22 @@ class SqlStudyStore:
     def seconds(self, study: str) -> tuple[tuple[str, str, float], ...]:
         # Not sorted by the database: the collations of PostgreSQL differ between servers.
         return tuple(sorted((row.phase, row.part, row.seconds) for row in self._read(study, schema.phase_seconds)))
+
+    def add_device_use(self, study: str, use: DeviceUse) -> None:
+        table = schema.device_use
+        amounts = {"seconds": use.seconds, "metered_seconds": use.metered_seconds, "joules": use.joules, "train_tokens": use.train_tokens}
+        same = (table.c.study == study, table.c.phase == use.phase, table.c.device == use.device)
+        nothing = {"study": study, "phase": use.phase, "device": use.device, **dict.fromkeys(amounts, 0)}
+        with self._writing(study) as connection:
+            self._database.upsert(connection, table, [nothing], replace=False)
+            connection.execute(sa.update(table).where(*same).values({name: table.c[name] + value for name, value in amounts.items()}))
+
+    def device_use(self, study: str) -> tuple[DeviceUse, ...]:
+        uses = [
+            DeviceUse(row.phase, row.device, row.seconds, row.metered_seconds, row.joules, row.train_tokens)
+            for row in self._read(study, schema.device_use)
+        ]
+        return tuple(sorted(uses, key=lambda use: (use.phase, use.device)))
 
     def save_dataset(self, study: str, dataset: Dataset) -> None:
         with self._writing(study) as connection:

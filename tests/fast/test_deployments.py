@@ -294,7 +294,7 @@ def test_automations_are_created_once_and_corrected_when_changed():
 @pytest.mark.whole
 @pytest.mark.usefixtures("rules_alone")
 @pytest.mark.filterwarnings("ignore:'imghdr' is deprecated:DeprecationWarning")
-def test_notifications_of_refused_gates_and_crashes_use_an_existing_block():
+def test_notifications_use_an_existing_block():
     from prefect.blocks.notifications import SlackWebhook
     from pydantic import SecretStr
 
@@ -310,7 +310,8 @@ def test_notifications_of_refused_gates_and_crashes_use_an_existing_block():
         rules = {rule.name: rule for rule in client.read_automations()}
         assert set(names) <= rules.keys()
         expected = {next(iter(rule.trigger.expect)) for name, rule in rules.items() if "tell when" in name}  # pyright: ignore[reportAttributeAccessIssue]
-        assert expected == {"prefect.flow-run.GateRefused", "prefect.flow-run.Crashed"}
+        states = {f"prefect.flow-run.{state}" for state in ("Completed", "GateRefused", "Failed", "Crashed")}
+        assert expected == {*states, "clusterlora.champion.moved", "clusterlora.drift"}
         for name in names[3:]:
             client.delete_automation(rules[name].id)
 

@@ -6,50 +6,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from gguf import GGUFReader
 from tokenizers.processors import TemplateProcessing
 
 from clusterlora.engine.kinds import read_weights
-from clusterlora.engine.peft_folder import write_peft_folder
-from clusterlora.engine.stacked_lora import targeted_layers
 from clusterlora.errors import BadData
-from clusterlora.models.base import base_revision, load_base
-from clusterlora.recipe import Recipe
+from clusterlora.models.base import load_base
 from clusterlora.serving.export import export
 from clusterlora.serving.exported import router_of_export
 from clusterlora.serving.modelfile import modelfile
-from clusterlora.settings import PreparedModel
-from clusterlora.stores.json_codec import to_json
-from clusterlora.stores.routing_table import KeyedAdapter, KeyedComposition, RoutingTable, read_routing_table
-
-NAMES = {"q_proj": "attn_q", "k_proj": "attn_k", "v_proj": "attn_v", "down_proj": "ffn_down"}
-"""Layers by their names in transformers and in llama.cpp."""
-
-
-@pytest.fixture
-def artifacts(tiny_base_folder: Path, tmp_path: Path) -> Path:
-    base = load_base(str(tiny_base_folder))
-    for seed, key in enumerate(("aaaa", "bbbb")):
-        generator = torch.Generator().manual_seed(seed)
-        tensors = {}
-        for name, layer in targeted_layers(base.model, tuple(NAMES)).items():
-            tensors[f"{name}.lora_A.weight"] = torch.randn(2 + seed, layer.d_in, generator=generator)
-            tensors[f"{name}.lora_B.weight"] = torch.randn(layer.d_out, 2 + seed, generator=generator)
-        recipe = Recipe(rank=2 + seed, alpha=5, target_modules=tuple(NAMES))
-        write_peft_folder(tmp_path / "artifacts" / "adapters" / key, tensors, recipe, base=str(tiny_base_folder))
-    table = RoutingTable(
-        study="s",
-        method="hybrid",
-        model=PreparedModel(base=str(tiny_base_folder), system_prompt="Be brief."),
-        base_revision=base_revision(str(tiny_base_folder)),
-        max_new_tokens=12,
-        default=KeyedComposition((KeyedAdapter("aaaa"),)),
-        personas={"ann": KeyedComposition((KeyedAdapter("aaaa"), KeyedAdapter("bbbb", 0.5))), "bob": KeyedComposition()},
-        names={"aaaa": "unified", "bbbb": "residual"},
-    )
-    (tmp_path / "artifacts" / "routes.json").write_text(to_json(table))
-    return tmp_path / "artifacts"
+from clusterlora.stores.routing_table import read_routing_table
+from tests.fixtures.registered import NAMES
 
 
 def test_an_adapter_in_gguf_adds_what_its_peft_folder_adds(artifacts: Path, tiny_base_folder: Path, tmp_path: Path) -> None:

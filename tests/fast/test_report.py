@@ -161,7 +161,7 @@ def test_the_scatter_has_a_view_for_every_method_but_the_reference_with_every_pe
 
 
 def test_a_method_without_cost_is_drawn_left_of_all_others(report_data: ReportData) -> None:
-    figure = figures.costs(report_data.comparison, report_data.costs)
+    figure = figures.costs(report_data.comparison, report_data.costs, "EUR")
     free, *paid = figure["data"][0]["x"]
     assert report_data.costs[0].n_bytes == 0
     assert all(free <= position - 1 for position in paid)

@@ -1,0 +1,150 @@
+"""Retention: what may go of adapters, checkpoints and leftovers, and how much it frees.
+
+An adapter is kept while a registered version holds it, while the plan of any study has it, and while a study that uses it has not ended.
+"""
+
+import shutil
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from clusterlora.errors import BadSettings, ModelUnavailable, ServiceDown
+from clusterlora.metadata import RegisteredChampion, TrackerPage
+from clusterlora.planning.study_state import StudyState, read_state
+from clusterlora.planning.work_plan import work_plan
+from clusterlora.ports.stores import Stores
+from clusterlora.values import AdapterSpec, TrainedAdapter
+
+ENDED = "finished"
+"""The status of a study whose plan will not change: what it has beyond it were tries."""
+
+
+class What(StrEnum):
+    """What can go."""
+
+    TRIAL = "trial"
+    """An adapter that was trained to choose a recipe."""
+    RUNG = "rung"
+    """An adapter of a rung of the gate's ladder that was not decided for."""
+    UNPLANNED = "unplanned"
+    """An adapter that a finished study planned before its clusters were refined."""
+    STUDY = "study"
+    """An adapter of a study whose weights are given up."""
+    CHECKPOINTS = "checkpoints"
+    """Checkpoints of an adapter that is finished, or that no study needs."""
+    HALF_WRITTEN = "half-written"
+    QUARANTINED = "quarantined"
+
+
+@dataclass(frozen=True, slots=True)
+class Prunable:
+    """Something that may go: what it is, its name, the studies that have it, its bytes on this machine and in the tracker."""
+
+    what: What
+    name: str
+    studies: tuple[str, ...]
+    bytes_here: int
+    bytes_in_tracker: int
+    remove: Callable[[], None]
+
+
+def prunable(stores: Stores, *, give_up: Collection[str] = ()) -> tuple[Prunable, ...]:
+    """Return everything that may go.
+
+    Args:
+        give_up: studies of whose adapters only those are kept that registered versions or other studies need; run again, they train anew.
+
+    Raises:
+        UnknownName: no such study.
+        BadSettings: a study to give up is still under way.
+        ServiceDown: versions were registered, and the registry that knows which adapters they need is not there.
+    """
+    names = [name for name, _, _ in stores.studies.studies()]
+    for name in give_up:
+        stores.studies.study(name)
+    states = [read_state(name, stores) for name in names]
+    _refuse_unknown_versions(states, stores)
+    for state in states:
+        if state.name in give_up and (state.status == "running" or _is_training(state)):
+            raise BadSettings(
+                f"study {state.name} is running; let it end, or call it failed: clusterlora study verify {state.name} --repair"
+            )
+    needed = frozenset[str]().union(*(_needed(state, stores, gives_up=state.name in give_up) for state in states))
+    return (*_adapters(states, stores, needed, give_up), *_leftovers(states, stores, needed))
+
+
+def _refuse_unknown_versions(states: Collection[StudyState], stores: Stores) -> None:
+    for state in states:
+        registered = stores.studies.metadata(state.name, RegisteredChampion)
+        page = stores.studies.metadata(state.name, TrackerPage)
+        if not stores.tracker.keeps_adapters and (registered or (page and page.address)):
+            raise ServiceDown(
+                f"study {state.name} has models in a registry, and without MLflow nobody can say which adapters they need; start it "
+                "(`clusterlora up`), or set MLFLOW_TRACKING_URI"
+            )
+
+
+def _is_training(state: StudyState) -> bool:
+    return any(attempt.state == "running" for attempt in state.attempts)
+
+
+def _needed(state: StudyState, stores: Stores, *, gives_up: bool) -> frozenset[str]:
+    """Return the keys that a study needs: those of its registered versions, and unless it is given up those it uses or plans."""
+    registered = frozenset(key for version in stores.tracker.versions(state.name) for key in version.adapter_keys)
+    if gives_up:
+        return registered
+    linked = frozenset(adapter.key for adapter in state.adapters)
+    if state.data is None or state.clustering is None:
+        return registered | linked
+    try:
+        planned = frozenset(work_plan(state).keys.values())
+    except (BadSettings, ModelUnavailable):
+        # A plan that cannot be made here rules nothing out.
+        return registered | linked
+    return registered | planned if state.status == ENDED else registered | planned | linked
+
+
+def _adapters(states: Collection[StudyState], stores: Stores, needed: frozenset[str], give_up: Collection[str]) -> Iterator[Prunable]:
+    adapters = {adapter.key: adapter for state in states for adapter in state.adapters}
+    for key, adapter in sorted(adapters.items(), key=lambda pair: (pair[1].name, pair[0])):
+        if key in needed:
+            continue
+        having = [state.name for state in states if any(one.key == key for one in state.adapters)]
+        local = stores.adapters.local(key)
+        copies = [folder for name in having if (folder := stores.exposed(name, adapter.spec)).is_dir()]
+        bytes_here = sum(_size(folder) for folder in (*([local] if local else ()), *copies))
+        what = What.STUDY if set(having) & set(give_up) else _kind(adapter.spec)
+
+        def remove(adapter: TrainedAdapter = adapter, copies: Collection[Path] = tuple(copies)) -> None:
+            # The row first: what is interrupted after it is a leftover, which nobody needs and `study verify` finds.
+            stores.studies.forget_adapter(adapter.key)
+            if adapter.uri is not None:
+                stores.tracker.discard(adapter.uri)
+            stores.adapters.drop(adapter.key)
+            for folder in copies:
+                shutil.rmtree(folder, ignore_errors=True)
+
+        in_tracker = adapter.n_bytes if adapter.uri is not None and stores.tracker.keeps_adapters else 0
+        yield Prunable(what, f"{adapter.name} ({key})", tuple(having), bytes_here, in_tracker, remove)
+
+
+def _kind(spec: AdapterSpec) -> What:
+    return What.TRIAL if spec.is_trial else What.RUNG if spec.rung is not None else What.UNPLANNED
+
+
+def _leftovers(states: Collection[StudyState], stores: Stores, needed: frozenset[str]) -> Iterator[Prunable]:
+    """Yield files that no process needs; none while anything trains, for they may be its own."""
+    if any(_is_training(state) for state in states):
+        return
+    store = stores.adapters
+    for key in store.scratch_keys():
+        if key not in needed or stores.studies.adapter(key) is not None:
+            yield Prunable(What.CHECKPOINTS, key, (), _size(store.scratch(key)), 0, lambda k=key: store.drop_scratch(k))
+    for what, folders in ((What.HALF_WRITTEN, store.half_written()), (What.QUARANTINED, store.quarantined())):
+        for folder in folders:
+            yield Prunable(what, folder.name, (), _size(folder), 0, lambda f=folder: shutil.rmtree(f, ignore_errors=True))
+
+
+def _size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

@@ -1,0 +1,158 @@
+"""What may go, how much it frees, and what never goes."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from clusterlora.errors import BadSettings, ServiceDown, UnknownName
+from clusterlora.metadata import RegisteredChampion
+from clusterlora.ports.model_registry import ModelVersion
+from clusterlora.ports.stores import Stores
+from clusterlora.prune import What, prunable
+from clusterlora.results.tuning import cost_sentence
+from clusterlora.settings import Rung, Study
+from clusterlora.stages.cluster import cluster_study
+from clusterlora.stages.prepare import prepare_study
+from clusterlora.values import Attempt
+from tests.fixtures.memory import MemoryTracker
+from tests.fixtures.stages import LOG, missing_groups, plan_of, run, state_of, study_of_five, train_groups, train_named
+from tests.fixtures.studies import memory_stores
+
+
+class WithVersions(MemoryTracker):
+    """A tracker whose registry holds one version with these adapters, of the study `tried`."""
+
+    def __init__(self, *keys: str) -> None:
+        super().__init__()
+        self.keys = keys
+
+    @property
+    def keeps_adapters(self) -> bool:
+        return True
+
+    def versions(self, study: str) -> tuple[ModelVersion, ...]:
+        return (ModelVersion("tried", "1", self.keys, whole=True, content="", uri=""),) if study == "tried" and self.keys else ()
+
+
+def with_versions(stores: Stores, *keys: str) -> Stores:
+    tracker = WithVersions(*keys)
+    assert isinstance(stores.tracker, MemoryTracker)
+    tracker.runs = stores.tracker.runs
+    return replace(stores, tracker=tracker)
+
+
+@pytest.fixture
+def five(tiny_base_folder: Path, tmp_path: Path) -> tuple[Study, Stores]:
+    """Return a finished study of five people with all of its adapters, and one that a rung tried."""
+    stores = memory_stores(tmp_path)
+    study = study_of_five(tiny_base_folder, stores)
+    names = [spec.name for spec in plan_of(study, stores).specs.values()]
+    train_named(study, stores, names)
+    unified = next(adapter for adapter in stores.studies.adapters("tried") if adapter.name == "unified")
+    spec = replace(unified.spec, name="cluster-00+slow", scope="cluster", cluster=0, rung="slow")
+    stores.adapters.save("surplus", stores.adapters.local(unified.key) or tmp_path)
+    stores.studies.save_adapter("tried", replace(unified, key="surplus", name=spec.name, spec=spec))
+    stores.studies.set_status("tried", "finished")
+    return study, stores
+
+
+def keys_of(stores: Stores) -> dict[str, str]:
+    return {adapter.name: adapter.key for adapter in stores.studies.adapters("tried")}
+
+
+def test_what_a_rung_tried_may_go_and_what_the_study_uses_stays(five: tuple[Study, Stores]) -> None:
+    study, stores = five
+    before = keys_of(stores)
+    (one,) = prunable(stores)
+    assert (one.what, one.name, one.studies) == (What.RUNG, "cluster-00+slow (surplus)", ("tried",))
+    folder = stores.adapters.local("surplus")
+    assert folder is not None
+    assert one.bytes_here == sum(file.stat().st_size for file in folder.iterdir())
+    assert keys_of(stores) == before
+    one.remove()
+    assert stores.adapters.local("surplus") is None
+    assert keys_of(stores) == {name: key for name, key in before.items() if key != "surplus"}
+    assert prunable(stores) == ()
+    assert missing_groups(study, stores, ["unified"]) == []
+
+
+def test_nothing_goes_of_a_study_that_is_not_finished(five: tuple[Study, Stores]) -> None:
+    _, stores = five
+    stores.studies.set_status("tried", "failed")
+    assert prunable(stores) == ()
+
+
+def test_an_adapter_of_a_registered_version_stays_even_of_a_study_that_is_given_up(five: tuple[Study, Stores]) -> None:
+    study, stores = five
+    kept = keys_of(stores)["unified"]
+    stores = with_versions(stores, kept, "surplus")
+    found = prunable(stores, give_up=["tried"])
+    assert {one.what for one in found} == {What.STUDY}
+    assert len(found) == len(keys_of(stores)) - 2
+    for one in found:
+        one.remove()
+    assert set(keys_of(stores).values()) == {kept, "surplus"}
+    assert stores.adapters.local(kept) is not None
+    # Run again, the study trains what went, and nothing else.
+    again = missing_groups(study, stores, list(plan_of(study, stores).specs))
+    assert {name for group in again for name in group.adapters} == set(plan_of(study, stores).specs) - {"unified"}
+    train_groups(study, stores, again)
+    assert set(plan_of(study, stores).keys.values()) <= set(keys_of(stores).values())
+
+
+def test_what_another_study_uses_stays(five: tuple[Study, Stores]) -> None:
+    study, stores = five
+    other = replace(study, name="other", methods=("unified",))
+    prepare_study(other, stores, LOG)
+    cluster_study("other", stores, LOG)
+    train_named(other, stores, ("unified",))
+    assert keys_of(stores)["unified"] not in " ".join(one.name for one in prunable(stores, give_up=["tried"]))
+
+
+def test_a_running_study_is_not_given_up_and_leftovers_wait_for_it(five: tuple[Study, Stores]) -> None:
+    _, stores = five
+    stores.adapters.scratch(keys_of(stores)["unified"])
+    assert What.CHECKPOINTS in {one.what for one in prunable(stores)}
+    stores.studies.open_attempt("tried", Attempt("unified", 9, micro_batch=1, state="running"))
+    assert What.CHECKPOINTS not in {one.what for one in prunable(stores)}
+    with pytest.raises(BadSettings, match="study tried is running"):
+        prunable(stores, give_up=["tried"])
+    with pytest.raises(UnknownName, match="nonsense"):
+        prunable(stores, give_up=["nonsense"])
+
+
+def test_without_the_registry_nobody_can_say_what_versions_need(five: tuple[Study, Stores]) -> None:
+    _, stores = five
+    stores.studies.save_metadata("tried", RegisteredChampion("models:/tried/1"))
+    with pytest.raises(ServiceDown, match="clusterlora up"):
+        prunable(stores)
+    assert prunable(with_versions(stores, "surplus")) == ()
+
+
+def test_half_written_and_quarantined_adapters_go_with_their_bytes(five: tuple[Study, Stores]) -> None:
+    _, stores = five
+    stores.adapters.quarantine("surplus")
+    found = {one.what: one for one in prunable(stores)}
+    assert found[What.QUARANTINED].bytes_here > 0
+    found[What.QUARANTINED].remove()
+    assert stores.adapters.quarantined() == ()
+
+
+def test_a_tuned_study_runs_on_after_its_trials_went(seven: Study, stores: Stores) -> None:
+    study = replace(
+        seven, methods=("unified", "per_persona"), tune=2, gate=replace(seven.gate, ladder=(Rung(name="warm-start", init="unified"),))
+    )
+    run(study, stores)
+    stores.studies.set_status("small", "finished")
+    found = prunable(stores)
+    assert {one.what for one in found} == {What.TRIAL}
+    for one in found:
+        one.remove()
+    left = {adapter.key for adapter in stores.studies.adapters("small")}
+    answers = stores.studies.answers("small")
+    run(study, stores)
+    assert {adapter.key for adapter in stores.studies.adapters("small")} == left
+    assert set(stores.studies.answers("small")) == set(answers)
+    # What the trials took is no longer known, so it is not said.
+    assert cost_sentence(state_of(study, stores)) == ""
