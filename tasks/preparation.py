@@ -6,6 +6,7 @@ from prefect.artifacts import create_markdown_artifact
 
 from clusterlora.settings import Study
 from tasks.artifacts import embedded_image
+from tasks.events import DRIFT, tell
 from tasks.run_log import artifact_key
 from tasks.study_task import TaskContext, study_task
 
@@ -35,7 +36,9 @@ def cluster(context: TaskContext, study_name: str) -> None:
     """Cluster the personas of a study, unless that was done before."""
     from clusterlora.clustering.summary import sentence
     from clusterlora.gate.judged_cluster import words
+    from clusterlora.metadata import Regrouping
     from clusterlora.planning.ladder import GATED
+    from clusterlora.results.refresh import drift_sentence
     from clusterlora.results.report import map_path
     from clusterlora.stages.cluster import cluster_study
 
@@ -44,6 +47,9 @@ def cluster(context: TaskContext, study_name: str) -> None:
     study, lines = stores.studies.study(study_name), [sentence(clustering)]
     if GATED in study.methods:
         lines.append(words(clustering.sizes, study.clustering))
+    regrouping = stores.studies.metadata(study_name, Regrouping)
+    if regrouping is not None and regrouping.anew:
+        tell(DRIFT, study_name, drift_sentence(regrouping))
     image = embedded_image(map_path(stores, study_name), "the personas on a plane, coloured by cluster")
     create_markdown_artifact("\n\n".join([*lines, image]) + "\n", key=artifact_key("clusters", study_name), description=lines[0])
 

@@ -114,6 +114,7 @@ def rollback(name: str, reason: str, as_json: bool) -> None:
     A running `clusterlora serve` loads that version; the next refresh goes on from it.
     """
     version = open_registry().rollback(name, reason)
+    tell_champion_moved(version.tags.get("study", name), f"{version.name} version {version.version} answers again: {reason}")
     click.echo(
         json.dumps({"name": version.name, "version": version.version, "alias": "champion", "study": version.tags.get("study")})
         if as_json

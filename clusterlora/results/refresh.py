@@ -6,7 +6,7 @@ from statistics import fmean
 from clusterlora.errors import counted
 from clusterlora.evaluation.markdown import markdown_table
 from clusterlora.evaluation.metrics import METRICS
-from clusterlora.metadata import Shift
+from clusterlora.metadata import Regrouping, Shift
 from clusterlora.persona_signal.measure import PersonaSignal
 from clusterlora.persona_signal.summary import verdict
 from clusterlora.planning.family import champions, lineage
@@ -65,7 +65,7 @@ def _pairs(
             yield what, _shift(metric, outcome.challenger, shift)
     yield "trained", _trained(state, plan)
     if state.regrouping is not None:
-        yield "drift of people", _drift(state)
+        yield "drift of people", drift_sentence(state.regrouping)
     losses = [_loss(rows) for rows in (new, old)]
     if losses[0] is not None:
         before = "" if losses[1] is None else f", {losses[1]:.3f} on the old ones"
@@ -105,9 +105,8 @@ def _trained(state: StudyState, plan: WorkPlan) -> str:
     )
 
 
-def _drift(state: StudyState) -> str:
-    found = state.regrouping
-    assert found is not None, f"refresh {state.name} is not grouped yet"
+def drift_sentence(found: Regrouping) -> str:
+    """Return how many people a refresh found nearer to another cluster, and what became of the clusters."""
     anew = "everybody was clustered anew, and the gate asked again" if found.anew else "the clusters are kept"
     return f"{len(found.moved)} of {counted(found.n_personas, 'persona')} nearest to another cluster than their own; {anew}"
 
