@@ -249,6 +249,12 @@ def render(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[dict[str, st
         raise ModelUnavailable(f"the chat template of {named(tokenizer)} refuses turns of {roles}: {why}") from error
 
 
+def unread_arguments(tokenizer: "PreTrainedTokenizerBase", arguments: Sequence[tuple[str, str]]) -> list[str]:
+    """Return the names among a template's arguments that it never mentions. Raises ModelUnavailable where there is no template."""
+    source = template_source(tokenizer)
+    return [name for name, _ in arguments if not re.search(rf"\b{re.escape(name)}\b", source)]
+
+
 def template_source(tokenizer: "PreTrainedTokenizerBase") -> str:
     """Return the source of the tokenizer's chat template. Raises ModelUnavailable where it has none."""
     if not tokenizer.chat_template:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from clusterlora import __version__
 from clusterlora.adapters.stored import replace_damaged
+from clusterlora.chat.template import unread_arguments
 from clusterlora.comparison.power import study_power
 from clusterlora.data.prompt_fit import PromptFit
 from clusterlora.durable import make_folder
@@ -54,6 +55,8 @@ def prepare_study(settings: Study, stores: Stores, log: RunLog, *, running: bool
         log.note(sentence)
     if sentence := leaves_the_machine(study):
         log.note(sentence)
+    if unread := unread_arguments(base.tokenizer, study.model.template_arguments):
+        log.note(f"warning: model.template_arguments: the chat template of {base.name} never mentions {', '.join(unread)}")
     if words := reach(study.recipe, base.weights):
         log.note(words)
     if study.model.quantisation != "none" and base.quantisable_share < 1 - _NEGLIGIBLE:

@@ -248,11 +248,16 @@ def test_where_the_sides_must_alternate_their_turns_are_merged_and_dialogues_tha
         prepare_study(replace(study(folder, write_rows(tmp_path / "b.jsonl", rows)), name="other"), stores, SilentLog())
 
 
-def test_a_template_without_a_system_role_is_told_once(folder: Path, stores: Stores, tmp_path: Path) -> None:
+def test_a_template_without_a_system_role_and_arguments_that_it_does_not_read_are_told_once(
+    folder: Path, stores: Stores, tmp_path: Path
+) -> None:
     (folder / "chat_template.jinja").write_text(NO_SYSTEM)
     log = Notes()
-    prepare_study(study(folder, write_rows(tmp_path / "a.jsonl", exchanges())), stores, log)
+    made = study(folder, write_rows(tmp_path / "a.jsonl", exchanges()))
+    misspelt = (("add_generation_prompt", "true"), ("enable_thinkng", "false"))
+    prepare_study(replace(made, model=replace(made.model, template_arguments=misspelt)), stores, log)
     assert log.notes.count("the chat template has no system role: the system text leads the first user turn") == 1
+    assert log.notes.count(f"warning: model.template_arguments: the chat template of {folder} never mentions enable_thinkng") == 1
 
 
 def test_a_template_that_changes_words_is_refused_with_the_first_difference(folder: Path, stores: Stores, tmp_path: Path) -> None:
