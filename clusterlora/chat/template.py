@@ -252,7 +252,7 @@ def render(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[dict[str, st
 def unread_arguments(tokenizer: "PreTrainedTokenizerBase", arguments: Sequence[tuple[str, str]]) -> list[str]:
     """Return the names among a template's arguments that it never mentions. Raises ModelUnavailable where there is no template."""
     source = template_source(tokenizer)
-    return [name for name, _ in arguments if not re.search(rf"\b{re.escape(name)}\b", source)]
+    return [argument for argument, _ in arguments if not re.search(rf"\b{re.escape(argument)}\b", source)]
 
 
 def template_source(tokenizer: "PreTrainedTokenizerBase") -> str:
