@@ -34,7 +34,7 @@ def write_tables(comparison: Comparison, rows: Sequence[EvaluationRow], folder: 
     write_durably(folder / "summary.md", (markdown(comparison) + more).encode())
     write_durably(folder / "per_persona.csv", csv_text(persona_records(comparison)).encode())
     write_durably(folder / "per_cluster.csv", csv_text(cluster_records(comparison)).encode())
-    write_durably(folder / "rows.csv", csv_text(_row_records(rows, comparison.metrics)).encode())
+    write_durably(folder / "rows.csv", csv_text(row_records(rows, comparison.metrics)).encode())
 
 
 def summary_records(comparison: Comparison) -> list[dict[str, Any]]:
@@ -352,7 +352,8 @@ def outcome(comparison: Comparison, difference: PairedDifference) -> str:
     return "undecided (none)" if difference.detectable is None else f"undecided (≥{metric.format(difference.detectable)})"
 
 
-def _row_records(rows: Iterable[EvaluationRow], metrics: Sequence[str]) -> list[dict[str, Any]]:
+def row_records(rows: Iterable[EvaluationRow], metrics: Sequence[str]) -> list[dict[str, Any]]:
+    """Return one flat record per method, training seed, persona and test item."""
     return [
         {
             "method": row.method,

@@ -1,7 +1,7 @@
 """Compare all methods on the test items and write the study's results folder."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -56,36 +56,8 @@ def compare_study(study_name: str, stores: Stores, log: RunLog) -> Comparison:
     study, plan = state.settings, work_plan(state)
     log.phase("compare", total=1, unit="comparison")
     with timed(stores, study_name, "compare"):
-        rows = evaluation_rows(state, plan, stores)
-        if not rows:
-            raise BadData(f"study {study_name} has no test answers; run its evaluate step first")
-        rows, of_judge = judged(study, rows, stores, log)
-        # A judge that failed has scored nothing.
-        metrics = [name for name in study.evaluation.metrics if not METRICS[name].pairwise or name in rows[0].scores]
-        beside = _beside_headline(study, rows, metrics)
-        rows = with_domain_scores(rows, [name for name in beside if not METRICS[name].pairwise])
-        rows, old_rows = split_by_news(state, rows) if state.start else (rows, [])
-        reference_points = scale(state, stores, tuple(dict.fromkeys(row.persona_id for row in rows)))
-        compared = partial(
-            compare_methods,
-            headline=study.evaluation.headline,
-            higher_is_better={name: METRICS[name].higher_is_better for name in dict.fromkeys((*metrics, *beside))},
-            draws=study.evaluation.bootstrap_draws,
-            reference=LAST_CHAMPION if state.start else REFERENCE,
-            floor=reference_points.floor,
-            floor_same_prompt=reference_points.floor_same_prompt,
-            margin=study.evaluation.equivalence_margin / 100,
-            gate=_gate(state),
-            tuning=tuning_sentence(state),
-            beside=beside,
-            second_headline=study.evaluation.second_headline,
-        )
-        comparison = compared(rows, rng=np.random.default_rng(0), shown=_shown(state, rows, stores))
-        found: tuple[tuple[str, str], ...] = ()
-        if state.start is not None:
-            on_old = compared(old_rows, rng=np.random.default_rng(0)) if old_rows else None
-            state = replace(state, moved=decide(comparison, on_old, state.start.method))
-            found = refresh_rows(state, plan, rows, old_rows, stores)
+        done = compared(state, plan, stores, log)
+        state, comparison, rows, of_judge, found = done.state, done.comparison, done.rows, done.judge, done.found
         folder = stores.folder(study_name) / "results"
         newcomers = new_personas(state, plan, stores)
         note = twins_note(state.dataset.personas) if study.data.task == "text" else None
@@ -117,6 +89,57 @@ def compare_study(study_name: str, stores: Stores, log: RunLog) -> Comparison:
     stores.studies.save_metadata(study_name, _summary(comparison, state))
     log.advance(1)
     return comparison
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """A comparison with the scored rows it is made of, what the judge is worth, and what a refresh found; `state` has whether it moved."""
+
+    comparison: Comparison
+    rows: list[EvaluationRow]
+    judge: str | None
+    found: tuple[tuple[str, str], ...]
+    state: StudyState
+
+
+def compared(state: StudyState, plan: WorkPlan, stores: Stores, log: RunLog) -> Compared:
+    """Return the comparison of what a study has answered; no results are written.
+
+    Raises:
+        BadData: nothing has been evaluated yet.
+    """
+    study = state.settings
+    rows = evaluation_rows(state, plan, stores)
+    if not rows:
+        raise BadData(f"study {state.name} has no test answers; run its evaluate step first")
+    rows, of_judge = judged(study, rows, stores, log)
+    # A judge that failed has scored nothing.
+    metrics = [name for name in study.evaluation.metrics if not METRICS[name].pairwise or name in rows[0].scores]
+    beside = _beside_headline(study, rows, metrics)
+    rows = with_domain_scores(rows, [name for name in beside if not METRICS[name].pairwise])
+    rows, old_rows = split_by_news(state, rows) if state.start else (rows, [])
+    reference_points = scale(state, stores, tuple(dict.fromkeys(row.persona_id for row in rows)))
+    compare = partial(
+        compare_methods,
+        headline=study.evaluation.headline,
+        higher_is_better={name: METRICS[name].higher_is_better for name in dict.fromkeys((*metrics, *beside))},
+        draws=study.evaluation.bootstrap_draws,
+        reference=LAST_CHAMPION if state.start else REFERENCE,
+        floor=reference_points.floor,
+        floor_same_prompt=reference_points.floor_same_prompt,
+        margin=study.evaluation.equivalence_margin / 100,
+        gate=_gate(state),
+        tuning=tuning_sentence(state),
+        beside=beside,
+        second_headline=study.evaluation.second_headline,
+    )
+    comparison = compare(rows, rng=np.random.default_rng(0), shown=_shown(state, rows, stores))
+    found: tuple[tuple[str, str], ...] = ()
+    if state.start is not None:
+        on_old = compare(old_rows, rng=np.random.default_rng(0)) if old_rows else None
+        state = replace(state, moved=decide(comparison, on_old, state.start.method))
+        found = refresh_rows(state, plan, rows, old_rows, stores)
+    return Compared(comparison, rows, of_judge, found, state)
 
 
 def _shown(state: StudyState, rows: Sequence[EvaluationRow], stores: Stores) -> dict[str, ShownExchanges]:
