@@ -28,7 +28,7 @@ from clusterlora.metadata import ComparisonSummary, DataWarnings, ImportedScores
 from clusterlora.methods import METHODS
 from clusterlora.planning.ladder import REFERENCE, decided_rung, gated
 from clusterlora.planning.study_state import StudyState, read_state
-from clusterlora.planning.work_plan import work_plan
+from clusterlora.planning.work_plan import WorkPlan, work_plan
 from clusterlora.ports.run_log import RunLog
 from clusterlora.ports.stores import Stores
 from clusterlora.progress.cost import study_cost
