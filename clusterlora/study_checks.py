@@ -176,6 +176,11 @@ def _kind_problems(study: Study) -> Iterator[str]:
             f"recipe.kind = 'ia3' and model.quantisation = {study.model.quantisation!r}: PEFT cannot take such adapters off a quantised "
             "base again; use another kind, or none"
         )
+    if study.model.device_map != "none" and (kind == "prefix" or "prefix" in study.methods):
+        yield (
+            f"model.device_map = {study.model.device_map!r}: keys and values of a prefix are on one device, in every layer; use another "
+            "recipe.kind and leave out the method prefix, or use none"
+        )
     if kind not in ADAPTER_KINDS or ADAPTER_KINDS[kind].is_additive:
         return
     summable = " or ".join(name for name, other in ADAPTER_KINDS.items() if other.is_additive)

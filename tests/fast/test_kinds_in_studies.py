@@ -48,6 +48,9 @@ def test_what_a_kind_cannot_do_is_refused_when_the_settings_are_resolved(seven: 
         check(replace(seven, recipe=replace(seven.recipe, kind="lorra")))
     with pytest.raises(BadSettings, match=r"recipe.kind = 'ia3' and model.quantisation = 'nf4': PEFT cannot take such"):
         check(replace(seven, recipe=replace(seven.recipe, kind="ia3"), model=replace(seven.model, quantisation="nf4")))
+    for recipe, methods in ((replace(seven.recipe, kind="prefix"), ("unified",)), (seven.recipe, ("unified", "prefix"))):
+        with pytest.raises(BadSettings, match=r"model.device_map = 'auto': keys and values of a prefix are on one device"):
+            check(replace(seven, recipe=recipe, methods=methods, model=replace(seven.model, device_map="auto")))
     check(study_of(seven))
     check(replace(seven, methods=("unified", "hybrid", "merge"), recipe=replace(seven.recipe, kind="rslora")))
 

@@ -51,6 +51,7 @@ def read_weights(folder: Path) -> "Weights":
     Raises:
         BadData: as `kind_of`, or its weights are no safetensors, or hold what its kind does not.
     """
+    kind = kind_of(folder)
     if not (folder / "adapter_model.safetensors").is_file():
         raise BadData(f"{folder} has no adapter_model.safetensors; save it with save_pretrained, pickled weights are never loaded")
-    return kind_of(folder).read(folder)
+    return kind.read(folder)
