@@ -75,11 +75,13 @@ def back_up(place: Place, file: Path, *, with_passwords: bool = False) -> Manife
     """Write an installation to a file, while it may be in use; return what was written.
 
     Raises:
-        BadSettings: the file exists.
+        BadSettings: the file exists, or is to be inside what is backed up.
         BadData: there is nothing to back up, or adapters were removed meanwhile, so that the copy would not be whole.
     """
     if file.exists():
         raise BadSettings(f"{file} exists; give a new name, or remove it")
+    if inside := next((folder for folder in (place.results, place.services) if file.resolve().is_relative_to(folder)), None):
+        raise BadSettings(f"{file} is in {inside}, which it is a backup of; write it elsewhere")
     partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
     files: dict[str, tuple[str, int]] = {}
     make_folder(file.parent)

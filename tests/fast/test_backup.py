@@ -92,6 +92,8 @@ def test_a_backup_is_not_put_over_anything(installed: Place, tmp_path: Path) -> 
     (there.results / "mine.txt").touch()
     with pytest.raises(BadSettings, match="is not empty"):
         restore(there, tmp_path / "all.tar")
+    with pytest.raises(BadSettings, match="write it elsewhere"):
+        back_up(installed, installed.results / "all.tar")
     with pytest.raises(BadSettings, match="exists; give a new name"):
         back_up(installed, tmp_path / "all.tar")
 
