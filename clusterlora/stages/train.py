@@ -28,6 +28,7 @@ from clusterlora.planning.trials import DIVERGED, check_tuned, plan_of
 from clusterlora.planning.work_plan import WorkPlan
 from clusterlora.ports.run_log import RunLog
 from clusterlora.ports.stores import Stores
+from clusterlora.ports.study_store import DeviceUse
 from clusterlora.ports.tracker import AdapterRun
 from clusterlora.progress.cost import cost_metrics, study_cost
 from clusterlora.progress.energy import joules
@@ -90,13 +91,8 @@ def _train(request: TrainRequest, state: StudyState, stores: Stores, log: RunLog
         return 0, ()
     trained_by = plan.trained_by()
     method = ", ".join(sorted({trained_by[spec.name] for spec in specs}))
-    tags = {
-        "study": study.name,
-        "method": method,
-        "training_group": group.name,
-        "attempt": str(request.attempt),
-        "micro_batch": str(micro_batch),
-    }
+    tags = {"study": study.name, "method": method, "training_group": group.name}
+    tags |= {"attempt": str(request.attempt), "micro_batch": str(micro_batch)}
     if specs[0].merge_of:
         return merge_adapters(state, plan, group, specs, tags=tags, stores=stores, log=log), ()
     from clusterlora.engine import train_adapters
@@ -149,10 +145,7 @@ def _train(request: TrainRequest, state: StudyState, stores: Stores, log: RunLog
             results.sort(key=lambda result: group.adapters.index(result.name))
             samples.at_end({result.name: result.epochs for result in results}, group=group.name)
         if results:
-            seconds = time.monotonic() - began
-            _log_curves(run, plan, results, seconds)
-            used = device_use("train", seconds, energy, work.train_tokens)
-            run.metrics(cost_metrics(study_cost([used], study.runtime)))
+            _log_curves(run, plan, results, device_use("train", time.monotonic() - began, energy, work.train_tokens), study)
     return len(results), lost
 
 
@@ -308,15 +301,14 @@ def log_name(group: str) -> str:
     return re.sub(r"-0*(?=\d)", "_", group).replace("-", "_") + "_training.log"
 
 
-def _log_curves(run: AdapterRun, plan: WorkPlan, results: Sequence[TrainingResult], seconds: float) -> None:
-    """Log the loss per step (on val: per epoch), averaged over the adapters still training; for shared adapters also each one's own."""
+def _log_curves(run: AdapterRun, plan: WorkPlan, results: Sequence[TrainingResult], used: DeviceUse, study: Study) -> None:
+    """Log speed and cost, and the loss per step (on val: per epoch), averaged over the adapters still training; for shared adapters also each one's own."""
     run.curve("train/loss", list(enumerate(mean_by_step([result.losses for result in results]), start=1)))
     if any(result.val_losses for result in results):
         run.curve("val/loss", list(enumerate(mean_by_step([result.val_losses for result in results]), start=1)))
     if len(results) > 1:
         for name, losses in ((result.name, result.losses) for result in results if len(plan.specs[result.name].persona_ids) > 1):
             run.curve(f"train/loss/{name}", list(enumerate(losses, start=1)))
-    tokens = sum(result.train_tokens for result in results)
-    run.metrics(
-        {"train/adapters": len(results), "train/tokens": tokens, "train/seconds": seconds, "train/tokens_per_second": tokens / seconds}
-    )
+    tokens, seconds = sum(result.train_tokens for result in results), used.seconds
+    speed = {"train/adapters": len(results), "train/tokens": tokens, "train/seconds": seconds, "train/tokens_per_second": tokens / seconds}
+    run.metrics(speed | cost_metrics(study_cost([used], study.runtime)))
