@@ -34,12 +34,12 @@ class Continuation:
         return {name: self._continued(plan, people) for name, plan in with_priors.items()}
 
     def _continued(self, plan: MethodPlan, people: Mapping[str, Persona]) -> MethodPlan:
-        before = {one.label: one for one in self.start.adapters}
+        before = {_whose(one.spec): one for one in self.start.adapters}
         named = {spec.name: spec for spec in plan.adapters}
         specs: dict[str, AdapterSpec] = {}
         instead: dict[str, dict[str, str]] = {}
         for spec in plan.adapters:
-            old = before.get(spec.label)
+            old = before.get(_whose(spec))
             if spec.kept or old is None or not _goes_on(old.spec, spec):
                 specs[spec.name] = spec
                 continue
@@ -51,9 +51,9 @@ class Continuation:
                 continue
             specs[spec.name] = replace(spec, kept=old.key, init_from=None, frozen_adapter=None)
             frozen = named.get(spec.frozen_adapter or "")
-            if frozen is not None and frozen.label in before:
+            if frozen is not None and _whose(frozen) in before:
                 # It was trained on the other adapter as that was, and answers with that one.
-                under = kept_adapter(before[frozen.label])
+                under = kept_adapter(before[_whose(frozen)])
                 specs[under.name] = under
                 instead[spec.name] = {frozen.name: under.name}
 
@@ -107,6 +107,11 @@ def _mixed(shared: AdapterComposition, own: AdapterSpec) -> tuple[AdapterComposi
         for weight in WEIGHTS
     )
     return shared, *(AdapterComposition(adapters) for adapters in mixtures)
+
+
+def _whose(spec: AdapterSpec) -> tuple[str, ...]:
+    """Return what an adapter is found by among those of before: its label, or of one person's, whose numbers may change, the person."""
+    return (spec.folder, *spec.persona_ids) if spec.scope == "person" else (spec.label,)
 
 
 def _goes_on(old: AdapterSpec, new: AdapterSpec) -> bool:

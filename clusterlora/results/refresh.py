@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from statistics import fmean
 
-from clusterlora.errors import counted
+from clusterlora.errors import counted, printable
 from clusterlora.evaluation.markdown import markdown_table
 from clusterlora.evaluation.metrics import METRICS
 from clusterlora.metadata import Regrouping, Shift
@@ -17,6 +17,7 @@ from clusterlora.values import EvaluationRow
 
 LAST_CHAMPION = "last_champion"
 """The method that answers as the champion which a refresh challenges; its reference."""
+_MOST_NAMED = 5
 HEADER = ("what", "found")
 
 
@@ -58,6 +59,8 @@ def _pairs(
         yield "new people", str(len(news.newcomers))
     if news.n_repeated:
         yield "repeated", f"{news.n_repeated} of {news.n_read} dialogues read stood there already, or twice"
+    if news.n_left_out:
+        yield "left out", f"{counted(news.n_left_out, 'dialogue')} whose words two splits would have held"
     yield "champion", f"{'moves to ' + outcome.challenger if outcome.moved else 'stays'}: {outcome.reason}"
     metric = METRICS[state.settings.evaluation.headline].name
     for what, shift in (("on new items", outcome.on_new), ("on old items (forgetting)", outcome.on_old)):
@@ -65,7 +68,7 @@ def _pairs(
             yield what, _shift(metric, outcome.challenger, shift)
     yield "trained", _trained(state, plan)
     if state.regrouping is not None:
-        yield "drift of people", drift_sentence(state.regrouping)
+        yield "drift of people", drift_sentence(state.regrouping) + _who(state.regrouping)
     losses = [_loss(rows) for rows in (new, old)]
     if losses[0] is not None:
         before = "" if losses[1] is None else f", {losses[1]:.3f} on the old ones"
@@ -106,9 +109,17 @@ def _trained(state: StudyState, plan: WorkPlan) -> str:
 
 
 def drift_sentence(found: Regrouping) -> str:
-    """Return how many people a refresh found nearer to another cluster, and what became of the clusters."""
+    """Return how many people a refresh found nearer to another cluster, and what became of the clusters.
+
+    Nobody is named: notifications carry it elsewhere.
+    """
     anew = "everybody was clustered anew, and the gate asked again" if found.anew else "the clusters are kept"
     return f"{len(found.moved)} of {counted(found.n_personas, 'persona')} nearest to another cluster than their own; {anew}"
+
+
+def _who(found: Regrouping) -> str:
+    named = "; ".join(f"{printable(p)} in {own}, nearest {nearest}" for p, own, nearest in found.moved[:_MOST_NAMED])
+    return f" ({named}{'; ...' if len(found.moved) > _MOST_NAMED else ''})" if named else ""
 
 
 def _loss(rows: Sequence[EvaluationRow]) -> float | None:

@@ -50,7 +50,9 @@ def prepare_study(settings: Study, stores: Stores, log: RunLog, *, running: bool
     study, base = as_prepared(settings, stores)
     refresh = refreshed(study, base.tokenizer, stores) if study.refresh.of else None
     dataset, fit = (refresh.dataset, refresh.fit) if refresh else fitted_dataset(study, base.tokenizer)
-    of_dialogues = (*(refresh.sentences if refresh else ()), *_fit_sentences(fit, study))
+    for sentence in refresh.sentences if refresh else ():
+        log.note(sentence)
+    of_dialogues = tuple(_fit_sentences(fit, study))
     for sentence in of_dialogues:
         log.note(sentence)
     if sentence := leaves_the_machine(study):

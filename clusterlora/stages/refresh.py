@@ -10,7 +10,7 @@ from clusterlora.data.problems import Problems
 from clusterlora.data.prompt_fit import PromptFit
 from clusterlora.data.refresh import Joined, drawn, joined, new_dialogues
 from clusterlora.errors import BadData, BadSettings, NothingNew
-from clusterlora.metadata import ChampionAdapter, DataWarnings, News, RefreshStart, Tuning
+from clusterlora.metadata import ChampionAdapter, News, Provenance, RefreshStart, Tuning
 from clusterlora.methods import METHODS
 from clusterlora.models.base import usable_base
 from clusterlora.planning.family import family
@@ -77,8 +77,13 @@ def next_refresh(root: str, path: str, stores: Stores, *, source: str = "table",
     if last != root and stores.studies.status(last) != "finished":
         raise BadSettings(f"refresh {last} has not ended; go on with it first: clusterlora study run --name {last}")
     study_name, method = champion_of(root, stores)
+    if METHODS[method].needs_import:
+        raise BadSettings(
+            f"{method} of study {study_name} answers with adapters that were trained elsewhere; refresh them where they come from"
+        )
     champion = stores.studies.study(study_name)
-    arms = [name for name in champion.methods if not (is_control(name) or is_base(name) or METHODS[name].needs_refresh)]
+    beside = (name for name in champion.methods if not (is_control(name) or is_base(name)))
+    arms = [name for name in beside if not (METHODS[name].needs_refresh or METHODS[name].needs_import)]
     refresh = replace(champion.refresh, root=root, number=len(names), of=last, champion=study_name, champion_method=method)
     if replay is not None:
         refresh = replace(refresh, replay=replay)
@@ -152,8 +157,10 @@ def _recorded(study: PreparedStudy, fit: PromptFit, stores: Stores) -> Refreshed
     start, news = stores.studies.metadata(study.name, RefreshStart), stores.studies.metadata(study.name, News)
     if start is None or news is None:
         return None
-    said = (stores.studies.metadata(study.name, DataWarnings) or DataWarnings()).of_dialogues
-    return Refreshed(stores.studies.dataset(study.name), fit, start, news, said, tuning=None)
+    if (counted_then := stores.studies.metadata(study.name, Provenance)) is not None:
+        fit.n_dialogues, fit.n_unfit = counted_then.n_dialogues, counted_then.n_dialogues_left_out
+        fit.n_losing_turns = counted_then.n_dialogues_losing_turns
+    return Refreshed(stores.studies.dataset(study.name), fit, start, news, (), tuning=None)
 
 
 def save_refresh(study: PreparedStudy, refresh: Refreshed, stores: Stores) -> None:
