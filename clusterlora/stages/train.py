@@ -302,7 +302,7 @@ def log_name(group: str) -> str:
 
 
 def _log_curves(run: AdapterRun, plan: WorkPlan, results: Sequence[TrainingResult], used: DeviceUse, study: Study) -> None:
-    """Log speed and cost, and the loss per step (on val: per epoch), averaged over the adapters still training; for shared adapters also each one's own."""
+    """Log speed, cost and the loss per step (on val: per epoch), averaged over adapters still training; of shared ones also their own."""
     run.curve("train/loss", list(enumerate(mean_by_step([result.losses for result in results]), start=1)))
     if any(result.val_losses for result in results):
         run.curve("val/loss", list(enumerate(mean_by_step([result.val_losses for result in results]), start=1)))
