@@ -132,7 +132,7 @@ def test_mlflow_tells_when_an_alias_moves_and_says_which_addresses_it_takes(rece
     arguments = ["--workers", "1", "--backend-store-uri", f"sqlite:///{tmp_path / 'mlflow.db'}"]
     common = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
     # Its own switches for a receiver on this machine; by default it posts to https addresses of public hosts only.
-    allowing = {"_MLFLOW_WEBHOOK_ALLOWED_SCHEMES": "http,https", "_MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS": "true"}
+    allowing = {"MLFLOW_WEBHOOK_ALLOWED_SCHEMES": "http,https", "MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS": "true"}
     server, address = start_server("mlflow", arguments, health="/health", folder=tmp_path, environment=common | allowing)
     try:
         registry, client = Registry(address), MlflowClient(address, registry_uri=address)
