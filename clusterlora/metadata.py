@@ -25,6 +25,8 @@ class Provenance:
     n_dialogues: int
     n_dialogues_left_out: int = 0
     n_dialogues_losing_turns: int = 0
+    n_base_tokens: int | None = None
+    """Tokens of the base model's vocabulary, which a uniform guess chooses from; None for a study of an earlier version."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,7 +143,10 @@ class TruthAgreement:
 
 @dataclass(frozen=True, slots=True)
 class ReferencePoints:
-    """What another persona's reference scores on the headline metric: any of them (`floor`), and the one for the most similar prompt.
+    """What is scored on the headline metric without any personalisation.
+
+    `floor`: another persona's reference or, where nothing is generated, a uniform guess over the base's tokens. `floor_same_prompt`: another
+    persona's reference for the most similar prompt.
 
     None where there is no such score. `measured_on` is the digest of the data, personas and model settings they belong to.
     """

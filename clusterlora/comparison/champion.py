@@ -1,7 +1,7 @@
 """Which method is champion, or why there is none.
 
 A champion is shown to beat the reference, or is the reference; it is shown to beat the base model, where that was compared; and its
-interval lies above the floor, what somebody else's answer scores, where there is one.
+interval lies beyond the floor, what somebody else's reference scores or a uniform guess, where there is one.
 """
 
 from collections.abc import Mapping, Sequence

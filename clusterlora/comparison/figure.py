@@ -26,7 +26,7 @@ _OTHER_COLOUR = "#8FA1AE"
 _INK = "#222222"
 _MOST_CLUSTERS_WITH_NUMBERS = 10
 _MARKS: dict[ShownOutcome, str] = {"better": "▲", "worse": "▼", "equivalent": "≈", "undecided": "?"}
-_BELOW_FLOOR = "///"
+_WORSE_THAN_FLOOR = "///"
 _TITLE_PAD = 38
 """Points between panel and title, room for two lines of labels."""
 
@@ -73,7 +73,7 @@ def _label_methods(axes: Axes, comparison: Comparison) -> None:
 
 
 def _draw_means(axes: Axes, comparison: Comparison) -> None:
-    """Draw means with intervals. Bars start at `bar_start`; those of methods below the floor are hatched."""
+    """Draw means with intervals. Bars start at `bar_start`; those of methods worse than the floor are hatched."""
     metric = METRICS[comparison.headline]
     scale = 100 if metric.percent else 1
     start = scale * comparison.bar_start
@@ -83,7 +83,7 @@ def _draw_means(axes: Axes, comparison: Comparison) -> None:
     left = min(*lines, *(scale * result.mean_low for result in comparison.methods))
     for row, result in enumerate(comparison.methods):
         mean, low, high = scale * result.means[comparison.headline], scale * result.mean_low, scale * result.mean_high
-        hatch = _BELOW_FLOOR if comparison.is_below_floor(result) else None
+        hatch = _WORSE_THAN_FLOOR if comparison.is_worse_than_floor(result) else None
         axes.barh(row, mean - start, left=start, height=0.62, color=_colour(comparison, result), hatch=hatch, edgecolor="w", lw=0)
         axes.plot([low, high], [row, row], color=_INK, linewidth=1.8, solid_capstyle="butt")
         axes.annotate(metric.format(result.means[comparison.headline]), (right, row), (12, 0), textcoords="offset points", va="center")
@@ -114,8 +114,8 @@ def _legend(comparison: Comparison) -> str:
     """Return the legend of the outcome marks and the hatching that occur."""
     marks = {result.vs_reference.outcome for result in comparison.methods if result.vs_reference} if comparison.has_verdict else set()
     legends = ["  ".join(f"{_MARKS[outcome]} {words}" for outcome, words in OUTCOMES.items() if outcome in marks)]
-    if any(comparison.is_below_floor(result) for result in comparison.methods):
-        legends.append("hatched: below the floor, worse than somebody else's answer")
+    if any(comparison.is_worse_than_floor(result) for result in comparison.methods):
+        legends.append(f"hatched: worse than the floor, {METRICS[comparison.headline].floor_is}")
     if comparison.floor is not None and not comparison.has_room:
         legends.append("no room between floor and ceiling")
     # A line each: the layout has no room for a label much wider than its panel.

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from clusterlora.evaluation.cut import CutAnswers
+from clusterlora.evaluation.metrics import METRICS
 from clusterlora.evaluation.shown import ShownExchanges
 
 ShownOutcome = Literal["better", "worse", "equivalent", "undecided"]
@@ -62,7 +63,7 @@ class PairedDifference:
 class NoChampion:
     """Why no method is champion, and `method`, the one that came nearest.
 
-    `too few`: fewer personas or items than a verdict needs. `floor`: the method is not shown to score above the floor. `base model`: it
+    `too few`: fewer personas or items than a verdict needs. `floor`: the method is not shown to be better than the floor. `base model`: it
     is not shown to beat the base model; `difference` is method minus base model. `second headline`: it is shown to be worse than the
     reference there; `difference` is on that metric. `lowest`: nothing is shown to beat the reference, whose mean is the worst of all. `no
     candidate`: only the base model and controls were compared.
@@ -91,8 +92,8 @@ class MethodResult:
     """The results of one method. `means` has every metric, averaged over personas; all else is in units of the headline metric.
 
     `vs_reference` is None for the reference itself and without a reference. `worst_shrunken` is the mean of the worst persona after
-    shrinking means for their few items. `normalised` is 0 at the floor and 1 at the ceiling, negative below the floor; None without a
-    floor, and where the scale has no room: the ceiling is not above the floor by more than the margin of equivalence. `beside` has the
+    shrinking means for their few items. `normalised` is 0 at the floor and 1 at the ceiling, negative where it is worse than the floor; None without a
+    floor, and where the scale has no room: the ceiling is not better than the floor by more than the margin of equivalence. `beside` has the
     differences to the reference on the metrics that stand beside the headline, in units of each of these.
     """
 
@@ -130,7 +131,7 @@ class Comparison:
 
     Bounds, not methods, in units of the headline: `oracle` is the mean of each persona's best method, picked on one half of its items and
     scored on the other; `ceiling` is the mean of each item's best method, picked on the same items; `floor` is the score of another
-    persona's reference, `floor_same_prompt` that of another persona's reference for the most similar prompt. `routing` is None without a
+    persona's reference or, of a likelihood, that of a uniform guess, `floor_same_prompt` that of another persona's reference for the most similar prompt. `routing` is None without a
     routing method or without methods to choose from. `contrasts` compare the champion and `cluster` with the controls that took part,
     and the champion with the runner-up. Differences below `margin` count as equivalent. `gate` is a sentence on the outcome of the gate;
     None without one. `champion` is None where `no_champion` says why. `same_answers` are the methods that score on every item as another
@@ -191,19 +192,19 @@ class Comparison:
         """Whether floor and ceiling are further apart than the margin, so that positions between them mean something."""
         return any(result.normalised is not None for result in self.methods)
 
-    def is_below_floor(self, result: MethodResult) -> bool:
-        """Return whether a method scores less on average than somebody else's reference does."""
-        return self.floor is not None and result.means[self.headline] < self.floor
+    def is_worse_than_floor(self, result: MethodResult) -> bool:
+        """Return whether a method scores worse on average than what sets the floor does."""
+        return self.floor is not None and METRICS[self.headline].is_better(self.floor, than=result.means[self.headline])
 
     @property
     def bar_start(self) -> float:
         """The score at which a drawing's bars start, so that a longer bar is a better method.
 
-        That is the floor, the score without any personalisation; 0 without a floor, and where a method scores below it: its bar would
-        grow leftwards, the longer the worse.
+        That is the floor, the score without any personalisation; 0 without a floor, where a method is worse: its bar would grow
+        leftwards, the longer the worse; and where lower is better, so that no longer bar is.
         """
-        below = any(self.is_below_floor(result) for result in self.methods)
-        return 0.0 if self.floor is None or below else self.floor
+        worse = any(self.is_worse_than_floor(result) for result in self.methods)
+        return 0.0 if self.floor is None or worse or not METRICS[self.headline].higher_is_better else self.floor
 
     def contrast(self, method: str, other: str) -> Contrast | None:
         """Return the contrast of two methods; None when it was not tested."""

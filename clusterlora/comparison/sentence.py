@@ -34,7 +34,7 @@ def sentence(comparison: Comparison) -> str:
     if not comparison.has_verdict:
         return " ".join([_too_few(comparison), *gate, _basis(comparison), *_cut(comparison)])
     parts = [*_no_champion(comparison), *_outcome(comparison), *_beside(comparison), *_contrasted(comparison), *_others(comparison)]
-    return " ".join([*parts, *_below_floor(comparison), *gate, *_shown_exchanges(comparison), _basis(comparison), *_cut(comparison)])
+    return " ".join([*parts, *_worse_than_floor(comparison), *gate, *_shown_exchanges(comparison), _basis(comparison), *_cut(comparison)])
 
 
 def heading(comparison: Comparison) -> str:
@@ -64,8 +64,7 @@ def _no_champion(comparison: Comparison) -> Iterator[str]:
     value = "" if missing.method is None else f"{missing.method} ({_value(comparison, comparison.method(missing.method))})"
     if missing.reason == "floor":
         assert comparison.floor is not None
-        floor = f"the floor of {_shown(comparison, comparison.floor)} that somebody else's answers score"
-        yield f"No champion: {value} is not shown to be above {floor}."
+        yield f"No champion: {value} is not shown to be better than {_floor(comparison, comparison.floor)}."
     elif missing.reason == "base model":
         assert missing.difference is not None
         shown = f"{format_difference(comparison, missing.difference)}: {explain(comparison, missing.difference)}"
@@ -136,12 +135,16 @@ def _shown_exchanges(comparison: Comparison) -> Iterator[str]:
         yield f"Shown in the prompts, as chosen on val: {'; '.join(clauses)}."
 
 
-def _below_floor(comparison: Comparison) -> Iterator[str]:
-    """Yield the methods that answer worse than a stranger's answers would, where there are any."""
-    below = [result for result in comparison.methods if comparison.is_below_floor(result)]
-    if below and comparison.floor is not None:
-        methods = "; ".join(f"{result.method} ({_value(comparison, result)})" for result in below)
-        yield f"Below the floor of {_shown(comparison, comparison.floor)}, what somebody else's answers score: {methods}."
+def _worse_than_floor(comparison: Comparison) -> Iterator[str]:
+    """Yield the methods that are worse than what sets the floor, where there are any."""
+    worse = [result for result in comparison.methods if comparison.is_worse_than_floor(result)]
+    if worse and comparison.floor is not None:
+        methods = "; ".join(f"{result.method} ({_value(comparison, result)})" for result in worse)
+        yield f"Worse than {_floor(comparison, comparison.floor)}: {methods}."
+
+
+def _floor(comparison: Comparison, floor: float) -> str:
+    return f"the floor of {_shown(comparison, floor)}, what {METRICS[comparison.headline].floor_is} scores"
 
 
 def _claim(comparison: Comparison) -> str:

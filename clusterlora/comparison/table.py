@@ -82,9 +82,9 @@ def markdown(comparison: Comparison) -> str:
 
 
 def normalised(comparison: Comparison, result: MethodResult) -> str:
-    """Return where a method lies between floor and ceiling, in words where that is no position: below the floor, or without room."""
-    if comparison.is_below_floor(result):
-        return "below floor"
+    """Return where a method lies between floor and ceiling, in words where that is no position: worse than the floor, or without room."""
+    if comparison.is_worse_than_floor(result):
+        return "worse than floor"
     if result.normalised is None:
         return "-" if comparison.floor is None else "no room"
     return f"{result.normalised:.3f}"
@@ -95,7 +95,7 @@ def _no_room(comparison: Comparison) -> str:
     if comparison.floor is None or comparison.has_room:
         return ""
     margin = METRICS[comparison.headline].format(comparison.margin)
-    return f"The scale has no room: the ceiling is not above the floor by more than {margin}. "
+    return f"The scale has no room: the ceiling is not better than the floor by more than {margin}. "
 
 
 def legend(comparison: Comparison) -> str:
@@ -176,7 +176,7 @@ def _interval(comparison: Comparison, low: float, high: float) -> str:
 def reference_points(comparison: Comparison) -> list[tuple[str, str, float]]:
     """Return (name, meaning, value) of the reference points on the headline's scale that the comparison has."""
     points: list[tuple[str, str, float | None]] = [
-        ("floor", "somebody else's reference", comparison.floor),
+        ("floor", METRICS[comparison.headline].floor_is, comparison.floor),
         ("same-prompt floor", "another persona's reference for the most similar prompt", comparison.floor_same_prompt),
         ("oracle", "each persona's best method, picked on half of these items and scored on the other half", comparison.oracle),
         ("ceiling", "each item's best method, picked on these items", comparison.ceiling),
@@ -310,7 +310,7 @@ def _cells(comparison: Comparison, result: MethodResult) -> tuple[str, ...]:
     against = _against(comparison, result.vs_reference) if result.vs_reference else ("-",) * (1 + len(_AGAINST))
     return (
         result.method + marks(comparison, result.method),
-        metric.format(result.means[comparison.headline]) + (" (below floor)" if comparison.is_below_floor(result) else ""),
+        metric.format(result.means[comparison.headline]) + (" (worse than floor)" if comparison.is_worse_than_floor(result) else ""),
         *(METRICS[name].format(result.means[name]) for name in comparison.beside),
         *against,
         metric.format(result.worst_persona),

@@ -82,6 +82,8 @@ class Metric:
     A metric of labels names the `tasks` whose answers it scores, by the labels' likelihoods. A `pooled` one is no mean of its item scores:
     its value comes from answers, references, item scores and weights of all items together, so it is told without interval or test. A
     `pairwise` one compares answers of two methods, so it is scored when these are compared and not with an answer.
+
+    `guess` is what a uniform guess over so many tokens scores: the floor of a metric of likelihoods.
     """
 
     name: str
@@ -98,6 +100,16 @@ class Metric:
     tasks: tuple[Task, ...] = ()
     pooled: Pooled | None = None
     pairwise: bool = False
+    guess: Callable[[int], float] | None = None
+
+    @property
+    def floor_is(self) -> str:
+        """What scores the floor."""
+        return "a uniform guess over the base model's tokens" if self.guess else "somebody else's reference"
+
+    def is_better(self, value: float, than: float) -> bool:
+        """Return whether a value is better than another."""
+        return self.gain(value - than) > 0
 
     def format(self, value: float, *, signed: bool = False) -> str:
         """Return the value as text: percent with two decimals, anything else with the metric's."""

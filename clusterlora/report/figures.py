@@ -21,7 +21,7 @@ _SMOOTH_OVER = 5
 
 
 def means(comparison: Comparison) -> Figure:
-    """Return bars of every method's mean with its interval. Bars start at `bar_start`; those of methods below the floor are hatched."""
+    """Return bars of every method's mean with its interval. Bars start at `bar_start`; those of methods worse than the floor are hatched."""
     scale = _scale(comparison)
     start = scale * comparison.bar_start
     best_last = comparison.methods[::-1]
@@ -34,7 +34,7 @@ def means(comparison: Comparison) -> Figure:
         "base": start,
         "marker": {
             "color": [_colour(comparison, result) for result in best_last],
-            "pattern": {"shape": ["/" if comparison.is_below_floor(result) else "" for result in best_last]},
+            "pattern": {"shape": ["/" if comparison.is_worse_than_floor(result) else "" for result in best_last]},
         },
         "customdata": [_hover(comparison, result) for result in best_last],
         "hovertemplate": "%{customdata}<extra></extra>",
@@ -353,8 +353,8 @@ def _colour(comparison: Comparison, result: MethodResult) -> str:
 def _hover(comparison: Comparison, result: MethodResult) -> str:
     metric = METRICS[comparison.headline]
     mean, low, high = (metric.format(value) for value in (result.means[comparison.headline], result.mean_low, result.mean_high))
-    below = "<br>below the floor" if comparison.is_below_floor(result) else ""
-    return f"{label(result.method)}<br>{mean} [{low}, {high}]{below}"
+    worse = "<br>worse than the floor" if comparison.is_worse_than_floor(result) else ""
+    return f"{label(result.method)}<br>{mean} [{low}, {high}]{worse}"
 
 
 def _persona_hover(persona_id: str, clusters: Mapping[str, int]) -> str:

@@ -42,7 +42,7 @@ def verdict(data: ReportData) -> str:
         ),
     ]
     if comparison.floor is not None:
-        numbers.append(("floor", metric.format(comparison.floor) + unit, "what somebody else's reference scores"))
+        numbers.append(("floor", metric.format(comparison.floor) + unit, f"what {metric.floor_is} scores"))
     if data.verdicts:
         passed = next((verdict for verdict in data.verdicts if verdict.passed), None)
         numbers.append(
@@ -148,8 +148,8 @@ def methods(comparison: Comparison) -> str:
     for result in comparison.methods:
         kind = "champion" if result.method == comparison.champion else "reference" if result.method == reference else ""
         cells = [_sortable(result.method + marks(comparison, result.method), result.method, number=False)]
-        mean, below = result.means[comparison.headline], comparison.is_below_floor(result)
-        cells += [_sortable(metric.format(mean) + (" (below floor)" if below else ""), mean)]
+        mean, below = result.means[comparison.headline], comparison.is_worse_than_floor(result)
+        cells += [_sortable(metric.format(mean) + (" (worse than floor)" if below else ""), mean)]
         cells += [_number(name, result.means[name]) for name in comparison.beside]
         interval = f"{metric.format(result.mean_low)} to {metric.format(result.mean_high)}" if comparison.has_verdict else "-"
         cells += [_sortable(interval, result.mean_low)]

@@ -77,6 +77,7 @@ def prepare_study(settings: Study, stores: Stores, log: RunLog, *, running: bool
         n_dialogues=dataset.n_dialogues,
         n_dialogues_left_out=fit.n_unfit,
         n_dialogues_losing_turns=fit.n_losing_turns,
+        n_base_tokens=len(base.tokenizer),
     )
     stores.studies.create_study(study)
     with timed(stores, study.name, "prepare"):

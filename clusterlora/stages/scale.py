@@ -1,4 +1,4 @@
-"""Reference points for reading similarity scores: what other people's references score. They depend only on the data."""
+"""Reference points for reading scores: what other people's references score, or a uniform guess. No method changes them."""
 
 from collections.abc import Sequence
 
@@ -20,9 +20,13 @@ from clusterlora.values import Item, digest
 def scale(state: StudyState, stores: Stores, persona_ids: Sequence[str]) -> ReferencePoints:
     """Return the reference points of the headline on these personas' test items; those measured on the same items before are reused.
 
-    There are none when the headline is no similarity to the reference, or fewer than two personas have test items.
+    There are none when the headline is neither a similarity to the reference nor a likelihood, or when similarities have fewer than two
+    personas with test items.
     """
     study, dataset, compared = state.settings, state.dataset, frozenset(persona_ids)
+    if guess := METRICS[study.evaluation.headline].guess:
+        n_tokens = state.provenance.n_base_tokens if state.provenance else None
+        return ReferencePoints(guess(n_tokens) if n_tokens else None)
     test_items = {p.id: items(study.model, p, "test") for p in dataset.personas if p.id in compared and p.of_split("test")}
     if study.evaluation.headline != "embedding_similarity" or len(test_items) < 2:
         return ReferencePoints()

@@ -47,8 +47,8 @@ def test_a_method_that_beats_unified_but_not_a_strangers_answer_is_no_champion()
     assert comparison.no_champion is not None
     assert (comparison.no_champion.reason, comparison.no_champion.method) == ("floor", "cluster")
     assert comparison.sentence.startswith("No champion: cluster (1"), comparison.sentence
-    assert "is not shown to be above the floor of 58.00% that somebody else's answers score." in comparison.sentence
-    assert "Below the floor of 58.00%, what somebody else's answers score: cluster (1" in comparison.sentence
+    assert "is not shown to be better than the floor of 58.00%, what somebody else's reference scores." in comparison.sentence
+    assert "Worse than the floor of 58.00%, what somebody else's reference scores: cluster (1" in comparison.sentence
     assert "★ is the champion" not in markdown(comparison)
     assert compared({"baseline": 0.05, "unified": 0.10, "cluster": 0.14}, floor=0.02).champion == "cluster"
 
@@ -130,12 +130,12 @@ def test_too_few_people_or_items_get_no_verdict_but_what_is_missing(n_personas: 
 
 def test_a_method_below_the_floor_looks_like_one_in_table_picture_and_report():
     comparison = compared({"baseline": 0.05, "unified": 0.12, "cluster": 0.60}, floor=0.40)
-    assert "| unified | below floor |" in markdown(comparison), "the table of the scale, not -0.7"
-    assert "(below floor)" in next(line for line in markdown(comparison).splitlines() if line.startswith("| unified"))
+    assert "| unified | worse than floor |" in markdown(comparison), "the table of the scale, not -0.7"
+    assert "(worse than floor)" in next(line for line in markdown(comparison).splitlines() if line.startswith("| unified"))
     out = io.StringIO()
     Console(file=out, width=300).print(console(comparison))
-    assert out.getvalue().count("(below floor)") == 2
-    assert sections.methods(comparison).count("(below floor)") == 2
+    assert out.getvalue().count("(worse than floor)") == 2
+    assert sections.methods(comparison).count("(worse than floor)") == 2
     bars = figures.means(comparison)["data"][0]
     assert bars["base"] == 0, "a bar from the floor would grow the longer the worse"
     assert bars["x"] == sorted(bars["x"])
@@ -153,6 +153,6 @@ def test_a_scale_without_room_says_so_and_gives_no_positions():
     assert comparison.ceiling - 0.578 < comparison.margin
     assert [result.normalised for result in comparison.methods] == [None, None]
     page = markdown(comparison)
-    assert "The scale has no room: the ceiling is not above the floor by more than 1.00." in page
+    assert "The scale has no room: the ceiling is not better than the floor by more than 1.00." in page
     assert "| unified | no room |" in page or "| unified ★ | no room |" in page
     assert "no room between floor and ceiling" in compose(comparison, "s").axes[0].get_xlabel()

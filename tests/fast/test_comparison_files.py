@@ -138,8 +138,9 @@ def test_the_console_shows_every_method_and_the_verdict():
         ({"baseline": 0.56, "cluster": 0.78}, (4, 5), "embedding_similarity", None),
         ({"baseline": 0.56}, (2,), "embedding_similarity", 0.6),
         (FIVE, (4, 5), "nll", None),
+        (FIVE, (4, 5), "nll", 6.9),
     ],
-    ids=["five", "eleven", "twelve-clusters", "refused-gate", "no-unified", "below-floor", "nll"],
+    ids=["five", "eleven", "twelve-clusters", "refused-gate", "no-unified", "below-floor", "nll", "nll-with-floor"],
 )
 def test_no_two_labels_of_the_figure_overlap(means: Mapping[str, float], sizes: Sequence[int], headline: str, floor: float | None):
     comparison = compared(evaluation(means, sizes), headline=headline, floor=floor)

@@ -1,15 +1,25 @@
 """A study whose headline is the loss of the references: less is better, in nats, and nothing is generated."""
 
 import json
+import math
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
+import pytest
+
 from clusterlora.comparison.result import Comparison
+from clusterlora.comparison.table import markdown
+from clusterlora.metadata import ReferencePoints
+from clusterlora.models.base import usable_base
 from clusterlora.ports.stores import Stores
 from clusterlora.progress.timeline import against_unified
 from clusterlora.settings import DataSettings, EvaluationSettings, ModelSettings, Study
 from clusterlora.stages.compare import compare_study
+from clusterlora.stages.prepare import prepare_study
+from clusterlora.stages.scale import scale
+from tests.fixtures.comparison import compared, evaluation
 from tests.fixtures.stages import LOG, run, state_of
 
 _PEOPLE, _ANSWERS = "甲乙丙丁戊己庚", ("先喝口水吧，{}。", "那怎么办呢，{}啊。", "明天再看，{}呢。")
@@ -23,6 +33,33 @@ def chinese(folder: Path) -> Path:
     ]
     file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     return file
+
+
+def test_a_method_with_more_loss_than_a_uniform_guess_is_no_champion():
+    rows = evaluation({"baseline": 0.56, "unified": 0.79, "cluster": 0.88})
+    worse = compared(rows, headline="nll", floor=math.log(3))
+    assert worse.champion is None
+    assert worse.no_champion is not None
+    assert worse.no_champion.reason == "floor"
+    assert "better than the floor of 1.099, what a uniform guess over the base model's tokens scores." in worse.sentence
+    assert [worse.is_worse_than_floor(result) for result in worse.methods] == [True, True, True]
+    better = compared(rows, headline="nll", floor=math.log(49_152))
+    assert better.champion == "cluster"
+    assert not any(better.is_worse_than_floor(result) for result in better.methods)
+    assert better.bar_start == 0, "a bar from the floor would be the shorter the worse"
+    positions = [result.normalised for result in better.methods]
+    assert positions == sorted(positions, reverse=True)  # pyright: ignore[reportArgumentType]
+    assert "| floor | a uniform guess over the base model's tokens | 10.803 |" in markdown(better)
+
+
+@pytest.mark.parametrize(("headline", "floor"), [("nll", math.log), ("likelihood", lambda n_tokens: 1 / n_tokens)])
+def test_the_floor_of_a_likelihood_is_a_uniform_guess_over_the_tokens_of_the_base(
+    headline: str, floor: Callable[[int], float], seven: Study, stores: Stores
+) -> None:
+    study = replace(seven, evaluation=EvaluationSettings(metrics=(headline,), headline=headline))
+    prepare_study(study, stores, LOG)
+    n_tokens = len(usable_base(study.model.base or "").tokenizer)
+    assert scale(state_of(study, stores), stores, state_of(study, stores).dataset.ids) == ReferencePoints(floor(n_tokens))
 
 
 def test_less_loss_is_better_from_the_gate_to_the_report(seven: Study, stores: Stores, tmp_path: Path) -> None:
@@ -45,6 +82,7 @@ def test_less_loss_is_better_from_the_gate_to_the_report(seven: Study, stores: S
     assert (difference.mean > 0) == (difference.loss_rate > difference.win_rate), "who has more loss has lost"
     summary = (stores.folder(study.name) / "results" / "summary.md").read_text(encoding="utf-8")
     page = (stores.folder(study.name) / "results" / "report.html").read_text(encoding="utf-8")
+    assert comparison.floor == pytest.approx(math.log(len(usable_base(study.model.base).tokenizer)))
     told = "\n".join((comparison.sentence, summary, *verdict.notes, *against_unified(state_of(study, stores))))
     assert " points" not in told
     assert " nats" in told

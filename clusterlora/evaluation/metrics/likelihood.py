@@ -17,5 +17,11 @@ def likelihood(answers: Scorable) -> Float[np.ndarray, " item"]:
 
 
 LIKELIHOOD = Metric(
-    name="likelihood", label="likelihood per token", higher_is_better=True, score=likelihood, percent=True, reads_answers=False
+    name="likelihood",
+    label="likelihood per token",
+    higher_is_better=True,
+    score=likelihood,
+    percent=True,
+    reads_answers=False,
+    guess=lambda n_tokens: 1 / n_tokens,
 )

@@ -1,5 +1,7 @@
 """Negative log-likelihood of the reference under the answering model."""
 
+import math
+
 import numpy as np
 from jaxtyping import Float
 
@@ -21,4 +23,4 @@ def nll(answers: Scorable) -> Float[np.ndarray, " item"]:
     return np.asarray(answers.nll, dtype=np.float64)
 
 
-NLL = Metric(name="nll", label="NLL per token", higher_is_better=False, score=nll, reads_answers=False, unit="nats")
+NLL = Metric(name="nll", label="NLL per token", higher_is_better=False, score=nll, reads_answers=False, unit="nats", guess=math.log)
