@@ -4,6 +4,7 @@
 """
 
 import difflib
+import json
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, fields, is_dataclass
@@ -74,7 +75,7 @@ PRESETS: Catalog[Mapping[str, Any]] = Catalog(
             "recipe": {"epochs": 1},
             "clustering": {"k": 3},
             "gate": {"mean_similarity": None, "worst_persona": None, "ladder": [], "on_failure": "continue"},
-            "evaluation": {"metrics": ["likelihood", "nll", "prompt_tokens"], "headline": "likelihood"},
+            "evaluation": {"metrics": ["nll", "likelihood", "prompt_tokens"], "headline": "nll"},
         },
         "overnight": {
             "name": "overnight",
@@ -267,6 +268,7 @@ def _explained(error: Any) -> str:
         "greater_than_equal": f"use at least {bound.get('ge')}",
         "greater_than": f"use more than {bound.get('gt')}",
         "less_than_equal": f"use at most {bound.get('le')}",
+        "string_type": f"write it as a text, in quotes: {json.dumps(str(value))}",
         "string_too_short": f"use at least {bound.get('min_length')} character",
         "string_too_long": f"use at most {bound.get('max_length')} characters",
         "literal_error": f"use {bound.get('expected')}",

@@ -86,6 +86,8 @@ class Probe:
     device: str
     seconds: float
     """What the probe itself took."""
+    begin: float | None = None
+    """Seconds that the probe's run took to begin, and its end to be noticed; None where it was no run of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,8 +147,8 @@ class TruthAgreement:
 class ReferencePoints:
     """What is scored on the headline metric without any personalisation.
 
-    `floor`: another persona's reference or, where nothing is generated, a uniform guess over the base's tokens. `floor_same_prompt`: another
-    persona's reference for the most similar prompt.
+    `floor`: another persona's reference or, of a likelihood, a uniform guess over the base's tokens. `floor_same_prompt`: another persona's
+    reference for the most similar prompt.
 
     None where there is no such score. `measured_on` is the digest of the data, personas and model settings they belong to.
     """

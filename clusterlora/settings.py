@@ -226,7 +226,7 @@ class EvaluationSettings:
     """Draws of the paired bootstrap."""
     equivalence_margin: Annotated[float, Gt(0), Le(1000)] = 1.0
     """Methods whose difference is shown to be smaller than this are called equivalent: points of a percentage, hundredths of any other
-    headline's unit, for nll of a nat, which is about a percent of a token's likelihood."""
+    headline's unit, for nll of a nat, which is about a percent of a token's likelihood; for likelihood percent of what unified scores."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,5 +1,7 @@
 """Tasks that start a deployed run on the gpu pool and wait for it. One try of the task is one attempt of the work."""
 
+import time
+
 from clusterlora.planning.attempts import next_request
 from clusterlora.planning.ladder import GATED, REFERENCE
 from clusterlora.planning.study_state import read_state
@@ -67,7 +69,12 @@ def dispatch_evaluation(context: TaskContext, request: EvaluationRequest, *, aft
         attempt = earlier[-1]
     else:
         attempt = Attempt(group=name, number=len(earlier) + 1, micro_batch=study.evaluation.batch_size, state="running")
+    from clusterlora.stages.probe import record_begin
+
     trying = {"power": {"baseline"}, "baseline": {"baseline"}, "gate": {REFERENCE, GATED}, "probe": set[str]()}
     methods = trying.get(request.part, {*study.methods})
+    began = time.monotonic()
     run_attempt(request, study, attempt, stores, methods=methods)
+    if request.part == "probe":
+        record_begin(study.name, time.monotonic() - began, stores)
     stores.studies.close_attempt(study.name, name, attempt.number, state="done")

@@ -17,6 +17,21 @@ if TYPE_CHECKING:
     from clusterlora.settings import Study
 
 
+_TOLD_APART = ("refusal", "tokens", "unused", "labels", "similar_labels", "number_and_text")
+"""Fields of a summary that are not a line of their own each, or have words of their own."""
+_NAMES = {
+    "described": "with a description",
+    "duplicates": "repeated by a person",
+    "beginnings": "parts of longer ones",
+    "near_twins": "nearly another person's",
+    "repetitive": "who repeats most",
+    "other_shares": "other shares than asked",
+    "lose_turns": "lose their oldest turns",
+    "do_not_fit": "cannot be asked",
+}
+_MOST_NAMED, _MOST_LABELS = 5, 20
+
+
 @click.group(epilog="\b\nExample:\n  clusterlora data validate --data people.jsonl\n")
 def data() -> None:
     """Validate and preview dialogues, measure their persona signal, or generate synthetic ones."""
@@ -149,22 +164,41 @@ def _print_summary(summary: "DataSummary") -> None:
 
     for field in fields(summary):
         value = getattr(summary, field.name)
-        if field.name in ("refusal", "tokens", "unused") or value is None:
+        if field.name in _TOLD_APART or value is None:
             continue
         if isinstance(value, Distribution):
             value = f"{value.minimum} {sparkline(value)} {value.maximum}   median {value.median}, 5 % {value.p5}, 95 % {value.p95}"
         elif field.name == "repetitive":
             value = ", ".join(f"{persona_id} ({n})" for persona_id, n in summary.repetitive) or "nobody"
         elif field.name == "similar_ids":
-            value = described(summary.similar_ids) or "nobody"
+            alike = described(summary.similar_ids)
+            value = f"{alike}: people of their own; if they are one person, write the ids alike" if alike else "nobody"
         elif field.name == "other_shares":
             value = f"{len(value)} personas (first: {value[0]})" if value else "nobody"
-        click.echo(f"{field.name.replace('_', ' '):<24} {value}")
+        name = _NAMES.get(field.name, field.name.replace("_", " "))
+        click.echo(f"{name:<24} {value}")
         if field.name == "test":
             for reason, n_dialogues in summary.unused:
                 click.echo(f"{'not used':<24} {n_dialogues}: {reason}")
+    if summary.number_and_text:
+        ids = f"{described([summary.number_and_text[:_MOST_NAMED]])}: stand as a number and as a text, and are read as one person each"
+        click.echo(f"{'number and text':<24} {ids}")
+    if summary.labels:
+        _print_labels(summary)
     if summary.tokens is not None:
         _print_tokens(summary.tokens, summary.examples)
+
+
+def _print_labels(summary: "DataSummary") -> None:
+    """Print every label with its number of answers, the most frequent first, and those that look alike."""
+    from clusterlora.data.similar_ids import described, visible
+
+    shown = ", ".join(f"{visible(label)} {n}" for label, n in summary.labels[:_MOST_LABELS])
+    more = f" and {len(summary.labels) - _MOST_LABELS} more" if len(summary.labels) > _MOST_LABELS else ""
+    click.echo(f"{'labels':<24} {len(summary.labels)}: {shown}{more}")
+    if summary.similar_labels:
+        alike = f"{described(summary.similar_labels)}: labels of their own; if they mean the same, write them alike"
+        click.echo(f"{'similar labels':<24} {alike}")
 
 
 def _print_tokens(tokens: "TokenSummary", n_examples: int) -> None:

@@ -66,7 +66,7 @@ def study_from(options: Mapping[str, Any], **overrides: Any) -> Study:
         BadSettings: one line per problem.
         UnknownName: no such preset.
     """
-    from clusterlora.config import PATHS, absolute_path, check, parse_setting, resolve
+    from clusterlora.config import PATHS, absolute_path, check, resolve
     from clusterlora.methods import controls
 
     values: dict[str, Any] = {}
@@ -83,7 +83,7 @@ def study_from(options: Mapping[str, Any], **overrides: Any) -> Study:
     simple["model.base"] = base
     values |= {key: value for key, value in simple.items() if value is not None}
     values |= {key.replace("__", "."): value for key, value in overrides.items() if value is not None}
-    values |= dict(parse_setting(text) for text in options["settings"])
+    values |= _set_values(options, values)
     # Workers have another working directory.
     values |= {name: absolute_path(value, Path.cwd()) for name, value in values.items() if name in PATHS and isinstance(value, str)}
 
@@ -100,6 +100,22 @@ def study_from(options: Mapping[str, Any], **overrides: Any) -> Study:
         study = replace(study, name=_name_from(path, preset))
         check(study)
     return study
+
+
+def _set_values(options: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what --set gives. Raises BadSettings where an option gives the same setting another value."""
+    from clusterlora.config import parse_setting
+    from clusterlora.errors import BadSettings
+
+    given = dict(parse_setting(text) for text in options["settings"])
+    # A number of dialogues is shares that may be refined, and a source that nobody named is a guess.
+    by_option = {key: value for key, value in values.items() if options["dialogues"] is None or not key.startswith("data.")}
+    if options["source"] is None:
+        by_option.pop("data.source", None)
+    for key in by_option.keys() & given.keys():
+        if by_option[key] != given[key]:
+            raise BadSettings(f"{key} is given twice: {by_option[key]!r} by an option and {given[key]!r} by --set; leave one of them out")
+    return given
 
 
 def _stored_study(options: Mapping[str, Any], values: Mapping[str, Any]) -> Study | None:

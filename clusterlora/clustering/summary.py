@@ -33,9 +33,10 @@ def _no_clusters(clustering: Clustering) -> str:
     if not tried:
         return f"No clusters: {n} people are too few for two of clustering.min_size. Methods that need clusters are left out."
     k, predicted, stability = max(tried, key=lambda point: (point[2] >= FOUND_AGAIN, point[1]))
-    missed = [f"{_percent(WORTH_HAVING)} is asked"] if predicted < WORTH_HAVING else []
-    missed += [f"a stability of {FOUND_AGAIN} is asked"] if stability < FOUND_AGAIN else []
-    reason = " and ".join(missed) or f"that is not {STANDARD_ERRORS:g} standard errors of its mean over people, so it may be chance"
+    missed = [_percent(WORTH_HAVING)] if predicted < WORTH_HAVING else []
+    missed += [f"a stability of {FOUND_AGAIN}"] if stability < FOUND_AGAIN else []
+    asked = f"{' and '.join(missed)} {'are' if len(missed) > 1 else 'is'} asked"
+    reason = asked if missed else f"that is not {STANDARD_ERRORS:g} standard errors of its mean over people, so it may be chance"
     return (
         f"No clusters worth having among {n} people: the best by {clustering.algorithm}, with k = {k} and stability {stability:.2f}, "
         f"predict {_percent(predicted)} of what prompts leave open of held-out answers; {reason}. "

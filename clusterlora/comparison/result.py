@@ -92,9 +92,9 @@ class MethodResult:
     """The results of one method. `means` has every metric, averaged over personas; all else is in units of the headline metric.
 
     `vs_reference` is None for the reference itself and without a reference. `worst_shrunken` is the mean of the worst persona after
-    shrinking means for their few items. `normalised` is 0 at the floor and 1 at the ceiling, negative where it is worse than the floor; None without a
-    floor, and where the scale has no room: the ceiling is not better than the floor by more than the margin of equivalence. `beside` has the
-    differences to the reference on the metrics that stand beside the headline, in units of each of these.
+    shrinking means for their few items. `normalised` is 0 at the floor and 1 at the ceiling, negative where it is worse than the floor;
+    None without a floor, and where the scale has no room: the ceiling is not better than the floor by more than the margin of equivalence.
+    `beside` has the differences to the reference on the metrics that stand beside the headline, in units of each of these.
     """
 
     method: str
@@ -131,11 +131,11 @@ class Comparison:
 
     Bounds, not methods, in units of the headline: `oracle` is the mean of each persona's best method, picked on one half of its items and
     scored on the other; `ceiling` is the mean of each item's best method, picked on the same items; `floor` is the score of another
-    persona's reference or, of a likelihood, that of a uniform guess, `floor_same_prompt` that of another persona's reference for the most similar prompt. `routing` is None without a
-    routing method or without methods to choose from. `contrasts` compare the champion and `cluster` with the controls that took part,
-    and the champion with the runner-up. Differences below `margin` count as equivalent. `gate` is a sentence on the outcome of the gate;
-    None without one. `champion` is None where `no_champion` says why. `same_answers` are the methods that score on every item as another
-    does, with that other: the reference or the champion under another name.
+    persona's reference or, of a likelihood, that of a uniform guess, `floor_same_prompt` that of another persona's reference for the most
+    similar prompt. `routing` is None without a routing method or without methods to choose from. `contrasts` compare the champion and
+    `cluster` with the controls that took part, and the champion with the runner-up. Differences below `margin` count as equivalent.
+    `gate` is a sentence on the outcome of the gate; None without one. `champion` is None where `no_champion` says why. `same_answers` are
+    the methods that score on every item as another does, with that other: the reference or the champion under another name.
     """
 
     headline: str

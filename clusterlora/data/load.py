@@ -48,6 +48,9 @@ def load(settings: DataSettings, fit: PromptFit | None = None) -> Dataset:
             counted(len(alike), "group"),
             shown,
         )
+    if reading.number_and_text:
+        shown = described([reading.number_and_text[:_MOST_NAMED]])
+        log.warning("ids that stand as a number and as a text are read as one person each: %s", shown)
     if fit is not None:
         reading = fitted(reading, fit, settings, problems)
     if settings.permute_seed is not None:

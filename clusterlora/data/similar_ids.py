@@ -1,10 +1,8 @@
-"""People whose ids look alike: perhaps one person, written in several ways."""
+"""Ids of people, or labels, that look alike: perhaps one, written in several ways."""
 
 import re
 import unicodedata
 from collections.abc import Iterable
-
-from clusterlora.errors import printable
 
 
 def similar_ids(persona_ids: Iterable[str]) -> tuple[tuple[str, ...], ...]:
@@ -23,10 +21,11 @@ def _plain(persona_id: str) -> str:
 
 def described(groups: Iterable[Iterable[str]]) -> str:
     """Return groups of ids for a message; what cannot be seen is escaped."""
-    return "; ".join(" and ".join(_visible(persona_id) for persona_id in group) for group in groups)
+    return "; ".join(" and ".join(visible(persona_id) for persona_id in group) for group in groups)
 
 
-def _visible(persona_id: str) -> str:
-    """Return an id in quotes; characters that another id could hold unseen are escaped."""
-    plain = persona_id.isascii() or unicodedata.normalize("NFC", persona_id) == persona_id
-    return repr(printable(persona_id)) if plain else ascii(persona_id)
+def visible(text: str) -> str:
+    """Return an id or a label in quotes; characters that another could hold unseen are escaped, once."""
+    plain = text.isascii() or unicodedata.normalize("NFC", text) == text
+    # repr escapes what is not printable.
+    return repr(text) if plain else ascii(text)

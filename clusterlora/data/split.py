@@ -149,7 +149,11 @@ def _with_input_splits(persona: Persona, plan: SplitPlan) -> SplitPersona:
     empty = [split for split in SPLITS if not persona.of_split(split)]
     if empty:
         return SplitPersona(
-            persona, Refusal(f"has no {' and no '.join(empty)} dialogue", "put at least 1 into each split, or leave the column out")
+            persona,
+            Refusal(
+                f"has no {' and no '.join(empty)} dialogue",
+                "give this person at least 1 for each split; a table may also leave its column split out",
+            ),
         )
     assigned: dict[int, Split] = {}
     for split in SPLITS:

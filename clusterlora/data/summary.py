@@ -79,9 +79,11 @@ class DataSummary:
     that a later split repeats, in the splits of the input or, after splitting, in the remaining data. `beginnings` counts the dialogues
     left out because a longer one begins with all of their turns, `near_twins` the test dialogues that nearly repeat a train dialogue of
     somebody else: a leak for the methods that learn from several people. `repetitive` names the personas with the most duplicates,
-    `similar_ids` the groups of personas whose ids look alike; an id that stands as a number and as a text is one persona's, `1` and `"1"`.
+    `similar_ids` the groups of personas whose ids look alike, `number_and_text` ids that stand as a number and as a text for one person.
     `refusal` is the reason why the data cannot be trained on, if there is one. For a given base model, `lose_turns` counts the dialogues
     whose oldest turns do not fit, `do_not_fit` those that it cannot be asked.
+
+    Where answers are labels, `labels` has each with its number of answers, and `similar_labels` the groups that look alike.
     """
 
     read: int
@@ -102,8 +104,11 @@ class DataSummary:
     near_twins: int = 0
     repetitive: tuple[tuple[str, int], ...] = ()
     similar_ids: tuple[tuple[str, ...], ...] = ()
+    number_and_text: tuple[str, ...] = ()
     refusal: str | None = None
     lose_turns: int | None = None
     do_not_fit: int | None = None
     other_shares: tuple[str, ...] = ()
     tokens: TokenSummary | None = None
+    labels: tuple[tuple[str, int], ...] = ()
+    similar_labels: tuple[tuple[str, ...], ...] = ()

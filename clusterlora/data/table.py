@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,6 +22,8 @@ _ROW_BYTES = 1000
 _MOST_NAMED = 20
 
 COLUMNS = ("persona_id", "prompt", "response", "messages", "persona_description", "dialogue_id", "split")
+
+_OTHER_SEPARATOR = re.compile(r"[;\t]")
 
 
 def read_table(settings: DataSettings, problems: Problems) -> SourceData:
@@ -114,6 +117,10 @@ def _column_names(settings: DataSettings) -> dict[str, str]:
 def _has_columns(row: Mapping[str, Any], path: Path, column_by_name: Mapping[str, str], problems: Problems) -> bool:
     content = ("messages",) if column_by_name["messages"] in row else ("prompt", "response")
     missing = [name for name in ("persona_id", *content) if column_by_name[name] not in row]
+    if missing and path.suffix.lower() == ".csv" and len(names := header(path)) == 1 and (other := _OTHER_SEPARATOR.search(names[0])):
+        between = "tabs" if other[0] == "\t" else "semicolons"
+        problems.add(SourceLocation(path.name), "csv", f"its columns are separated by {between}", "save the table with commas between them")
+        return False
     for name in missing:
         names = header(path)
         more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 from clusterlora.data.duplicates import duplicate_groups
 from clusterlora.data.labels import check_labels
@@ -36,7 +37,10 @@ def examine(settings: DataSettings, fit: PromptFit | None = None) -> DataSummary
     check_labels(settings, done.dataset.personas, problems)
     counts = {"lose_turns": fit.n_losing_turns, "do_not_fit": fit.n_unfit} if fit else {}
     counts["beginnings"] = reading.n_beginnings
-    ids = (*similar_ids(persona.id for persona in reading.dataset.personas), *((name, f'"{name}"') for name in reading.number_and_text))
+    alike: dict[str, Any] = {
+        "similar_ids": similar_ids(persona.id for persona in reading.dataset.personas),
+        "number_and_text": reading.number_and_text,
+    }
     try:
         problems.raise_any()
     except BadData as refusal:
@@ -45,7 +49,7 @@ def examine(settings: DataSettings, fit: PromptFit | None = None) -> DataSummary
             summarise(reading.dataset, labelled=labelled, refusal=str(refusal)),
             read=reading.n_read,
             unused=unused,
-            similar_ids=ids,
+            **alike,
             **counts,
         )
     # Splitting leaves leaking dialogues out; what the input's own splits leak must be told all the same.
@@ -57,7 +61,7 @@ def examine(settings: DataSettings, fit: PromptFit | None = None) -> DataSummary
         unused=unused,
         other_shares=done.uneven,
         leaks=leaks,
-        similar_ids=ids,
+        **alike,
         **counts,
     )
 
@@ -72,22 +76,25 @@ def summarise(dataset: Dataset, *, labelled: bool = False, refusal: str | None =
             for persona in dataset.personas
         }
     )
-    responses = [len(turn.text) for dialogue in dialogues for turn in dialogue.turns if turn.role == "assistant"]
+    answers = [turn.text for dialogue in dialogues for turn in dialogue.turns if turn.role == "assistant"]
+    labels = Counter(answers) if labelled else Counter[str]()
     return DataSummary(
         read=dataset.n_dialogues,
         personas=len(dataset.personas),
         described=sum(persona.description is not None for persona in dataset.personas),
         dialogues=len(dialogues),
-        examples=len(responses),
+        examples=len(answers),
         train=splits.count("train"),
         val=splits.count("val"),
         test=splits.count("test"),
         dialogues_per_persona=Distribution.of(len(persona.dialogues) for persona in dataset.personas),
         dialogue_characters=Distribution.of(sum(len(turn.text) for turn in dialogue.turns) for dialogue in dialogues),
-        response_characters=Distribution.of(responses),
+        response_characters=Distribution.of(map(len, answers)),
         duplicates=repeated.total(),
         leaks=len(find_leaks(dataset.personas, labelled=labelled)),
         near_twins=0 if labelled else len(near_twins(dataset.personas)),
         repetitive=tuple((persona_id, n) for persona_id, n in repeated.most_common(_MOST_NAMED) if n),
         refusal=refusal,
+        labels=tuple(labels.most_common()),
+        similar_labels=similar_ids(labels),
     )

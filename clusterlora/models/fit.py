@@ -109,12 +109,13 @@ def mean_nll(base: BaseModel, sequences: Sequence[TokenSequence]) -> float:
     return total / n_tokens
 
 
-def embedding_findings(name: str, answers: Sequence[str], *, is_headline: bool) -> Findings:
+def embedding_findings(name: str, answers: Sequence[str], *, is_headline: bool, can_do_without: bool = True) -> Findings:
     """Return what speaks against an embedding model. Only its tokenizer is read.
 
     Args:
         answers: a sample of train answers.
         is_headline: whether the headline metric compares embeddings: then unknown tokens are a reason to refuse.
+        can_do_without: whether another headline is a way out.
 
     Raises:
         ModelUnavailable: as `load_embedder`.
@@ -123,10 +124,9 @@ def embedding_findings(name: str, answers: Sequence[str], *, is_headline: bool) 
 
     folder = embedding_folder(name)
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    fix = (
-        f"use a multilingual one such as --set model.embedding={MULTILINGUAL}, or a headline without embeddings: chrf ({CHRF_SETTINGS}), "
-        f"or nll, for which nothing is generated ({NLL_SETTINGS})"
-    )
+    fix = f"use a multilingual one such as --set model.embedding={MULTILINGUAL}"
+    if can_do_without:
+        fix += f", or a headline without embeddings: chrf ({CHRF_SETTINGS}), or nll, for which nothing is generated ({NLL_SETTINGS})"
     ids = [tokenizer(answer, add_special_tokens=False, truncation=False, verbose=False).input_ids for answer in answers]
     n_tokens = sum(map(len, ids))
     unknown = sum(row.count(tokenizer.unk_token_id) for row in ids) / n_tokens if n_tokens and tokenizer.unk_token_id is not None else 0.0

@@ -45,7 +45,8 @@ class PersonaSignal:
     `cluster_explains` is the share explained by the cluster, `random_explains` by random groups of the same sizes, `persona_explains` by
     cluster and persona. Distances are mean cosine distances of masked answers. `within_dialogues`: personas have too few dialogues, so
     later answers of the same dialogues were held out instead. `n_population` is how many personas there are, of whom `n_personas` were
-    measured; 0 where an earlier version did not record it. `labelled`: answers are labels, and not masked.
+    measured; 0 where an earlier version did not record it. `labelled`: answers are labels, and not masked. The `_low` are
+    lower ends of 95 % intervals over people; None where an earlier version did not record them.
     """
 
     n_personas: int
@@ -61,6 +62,8 @@ class PersonaSignal:
     within_dialogues: bool = False
     n_population: int = 0
     labelled: bool = False
+    persona_explains_low: float | None = None
+    cluster_explains_low: float | None = None
 
     @property
     def has_clusters(self) -> bool:
@@ -109,11 +112,12 @@ def measure(
         fit, held_out = (train.prompts, val.prompts) if kind == "prompts" else (residual_train, residual_val)
         return _hits(fit, group[train.persona], held_out, group[val.persona])
 
-    def explained(group: Int[np.ndarray, " persona"], *, personal: bool) -> float:
+    def explained(group: Int[np.ndarray, " persona"], *, personal: bool) -> tuple[float, float]:
         expected = _expected(residual_train, train.persona, group, personal=personal)[val.persona]
-        return float(1 - np.sum((residual_val - expected) ** 2) / np.sum(residual_val**2))
+        return _share_explained(residual_val, expected, val.persona)
 
     within, between = _distances(np.concatenate([train.answers, val.answers]), np.concatenate([train.persona, val.persona]))
+    of_persona, of_cluster = explained(cluster, personal=True), explained(cluster, personal=False)
     each_persona, chance = np.arange(len(personas)), 1 / len(personas)
     chance_of_clusters = float(np.mean([_mean(hits("residuals", groups), val.persona) for groups in random]))
     return PersonaSignal(
@@ -122,13 +126,15 @@ def measure(
         persona_from_prompts=_recognition(hits("prompts", each_persona), val.persona, chance, len(personas)),
         persona_beyond_prompts=_recognition(hits("residuals", each_persona), val.persona, chance, len(personas)),
         cluster_beyond_prompts=_recognition(hits("residuals", cluster), val.persona, chance_of_clusters, len(clusters)),
-        persona_explains=explained(cluster, personal=True),
-        cluster_explains=explained(cluster, personal=False),
-        random_explains=float(np.mean([explained(groups, personal=False) for groups in random])),
+        persona_explains=of_persona[0],
+        cluster_explains=of_cluster[0],
+        random_explains=float(np.mean([explained(groups, personal=False)[0] for groups in random])),
         distance_within=within,
         distance_between=between,
         n_population=n_population,
         labelled=labelled,
+        persona_explains_low=of_persona[1],
+        cluster_explains_low=of_cluster[1],
     )
 
 
@@ -196,6 +202,18 @@ def _recognition(hits: Float[np.ndarray, " exchange"], persona: Int[np.ndarray, 
     return Recognition(
         accuracy=float(means.mean()), low=max(0.0, interval.low), high=min(1.0, interval.high), chance=chance, n_classes=n_classes
     )
+
+
+def _share_explained(
+    residuals: Float[np.ndarray, "exchange dim"], expected: Float[np.ndarray, "exchange dim"], persona: Int[np.ndarray, " exchange"]
+) -> tuple[float, float]:
+    """Return the share of the squares that is explained, and the lower end of its 95 % interval: people are drawn again, with theirs."""
+    squares, left = (
+        np.bincount(persona, weights=np.sum(one**2, axis=1), minlength=persona.max() + 1) for one in (residuals, residuals - expected)
+    )
+    drawn = np.random.default_rng(0).integers(len(squares), size=(_DRAWS, len(squares)))
+    shares = 1 - left[drawn].sum(axis=1) / np.maximum(squares[drawn].sum(axis=1), np.finfo(float).tiny)
+    return float(1 - left.sum() / squares.sum()), float(np.quantile(shares, 0.025))
 
 
 def _expected(

@@ -33,7 +33,12 @@ def _given_away(signal: PersonaSignal) -> str:
 
 
 def expectation(signal: PersonaSignal) -> Expectation:
-    """Return what the signal lets one expect to beat one adapter for all."""
+    """Return what the signal lets one expect to beat one adapter for all.
+
+    A few labels cannot name one of many people, so for labels it is what the person explains that counts.
+    """
+    if signal.labelled:
+        return _expectation_of_labels(signal)
     person, cluster = signal.persona_beyond_prompts, signal.cluster_beyond_prompts
     if person.low <= person.chance:
         return "nothing"
@@ -45,7 +50,35 @@ def expectation(signal: PersonaSignal) -> Expectation:
     return "people and clusters"
 
 
+def _expectation_of_labels(signal: PersonaSignal) -> Expectation:
+    if (signal.persona_explains_low or 0.0) <= 0:
+        return "nothing"
+    if signal.persona_explains < LITTLE:
+        return "little"
+    clusters_explain = (signal.cluster_explains_low or 0.0) > max(0.0, signal.random_explains)
+    return "people and clusters" if signal.has_clusters and clusters_explain else "people"
+
+
+def _words_of_labels(signal: PersonaSignal) -> str:
+    """Return what labels let one expect, by the shares that person and cluster explain."""
+    expected, low = expectation(signal), _share(signal.persona_explains_low or 0.0)
+    explains = f"Of what prompts leave open of the labels, the person explains {_share(signal.persona_explains)} (95% interval from {low})"
+    if expected == "nothing":
+        return f"{explains}, which is not shown to be anything: expect no method that adapts to people to beat one adapter for all."
+    if expected == "little":
+        return f"{explains}: expect small gains, and many items needed to show them."
+    if expected == "people":
+        why = "clusters explain no more than random groups" if signal.has_clusters else "there are no clusters worth having"
+        return f"{explains}, but {why}: expect gains per person rather than per cluster."
+    return (
+        f"{explains}, the cluster {_share(signal.cluster_explains)} and random groups {_share(signal.random_explains)}: "
+        "adapters per cluster and per person have something to win."
+    )
+
+
 def _expectation(signal: PersonaSignal) -> str:
+    if signal.labelled:
+        return _words_of_labels(signal)
     person, cluster, expected = signal.persona_beyond_prompts, signal.cluster_beyond_prompts, expectation(signal)
     if expected == "nothing":
         return (
@@ -114,7 +147,7 @@ def basis(signal: PersonaSignal) -> str:
         else (f"Words that the dialogue had before an answer are masked in it, and {once}")
     )
     return f"{signal.n_exchanges} exchanges of {signal.n_personas}{_sampled(signal)}; {_fitted(signal)}. {handled}. " + (
-        "Chance for clusters is what random groups of the same sizes reach." if signal.has_clusters else "There is one cluster."
+        "Chance for clusters is what random groups of the same sizes reach." if signal.has_clusters else "There are no clusters."
     )
 
 

@@ -21,7 +21,7 @@ _SMOOTH_OVER = 5
 
 
 def means(comparison: Comparison) -> Figure:
-    """Return bars of every method's mean with its interval. Bars start at `bar_start`; those of methods worse than the floor are hatched."""
+    """Return bars of every method's mean with its interval. Bars start at `bar_start`; methods worse than the floor are hatched."""
     scale = _scale(comparison)
     start = scale * comparison.bar_start
     best_last = comparison.methods[::-1]

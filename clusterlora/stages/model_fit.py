@@ -41,7 +41,7 @@ def refuse_misfits(study: PreparedStudy, base: UsableBase, personas: Sequence[Pe
 
 def embedding_warnings(embedding: str, personas: Sequence[Persona]) -> tuple[str, ...]:
     """Return what speaks against reading these people's train answers by the embedding model, whatever the headline is."""
-    of_embedding = embedding_findings(embedding, _sampled_answers(personas), is_headline=False)
+    of_embedding = embedding_findings(embedding, _sampled_answers(personas), is_headline=False, can_do_without=False)
     return (*of_embedding.refusals, *of_embedding.warnings)
 
 

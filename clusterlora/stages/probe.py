@@ -65,6 +65,13 @@ def probe(study_name: str, stores: Stores, log: RunLog) -> Probe | None:
     return measured
 
 
+def record_begin(study_name: str, took: float, stores: Stores) -> None:
+    """Record how long the probe's run took beyond what the probe did: what any run takes to begin and end here."""
+    measured = stores.studies.metadata(study_name, Probe)
+    if measured is not None:
+        stores.studies.save_metadata(study_name, replace(measured, begin=max(0.0, took - measured.seconds)))
+
+
 def probed(study: Study, n_workers: int, stores: Stores, log: RunLog) -> StudyState:
     """Return the state of a study after it was prepared and probed in this process, on a worker's share of this machine's cores.
 

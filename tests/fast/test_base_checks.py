@@ -304,10 +304,10 @@ def test_validate_counts_what_a_base_model_cannot_be_asked_and_what_loses_turns(
     asked = ["data", "validate", "--data", str(data), "--set", "model.max_length=256", "--set", "data.on_problem=skip", "--dialogues", "3"]
     assert main([*asked, "--base-model", str(folder)]) == 0
     shown = capsys.readouterr().out
-    assert "lose turns               1\n" in shown
-    assert "do not fit               1\n" in shown
+    assert "lose their oldest turns  1\n" in shown
+    assert "cannot be asked          1\n" in shown
     assert main(asked) == 0
-    assert "lose turns" not in capsys.readouterr().out
+    assert "lose their" not in capsys.readouterr().out
     assert main([*asked, "--base-model", str(folder), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["lose_turns"], found["do_not_fit"]) == (1, 1)

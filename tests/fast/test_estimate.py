@@ -10,7 +10,16 @@ from clusterlora.planning.study_state import StudyState, read_state
 from clusterlora.planning.work_plan import work_plan
 from clusterlora.ports.run_log import SilentLog
 from clusterlora.ports.stores import Stores
-from clusterlora.progress.estimate import ENDING_SECONDS, RUN_SECONDS, cheaper, clustering_seconds, estimate, expected, sentences
+from clusterlora.progress.estimate import (
+    ADAPTER_SECONDS,
+    ENDING_SECONDS,
+    RUN_SECONDS,
+    cheaper,
+    clustering_seconds,
+    estimate,
+    expected,
+    sentences,
+)
 from clusterlora.progress.timeline import phases
 from clusterlora.progress.work import Answering, Work, assumed_clustering, remaining_work
 from clusterlora.settings import ClusteringSettings, Study
@@ -49,8 +58,8 @@ def judged(state: StudyState, *, training: float, answering: float) -> StudyStat
         TrainedAdapter(work_plan(state).keys[name], name, specs[name], 1, 1, 1.0, 1.0, 0.5, 1) for name in ("unified", "cluster-00")
     )
     seconds = [
-        ("train", "unified", training * (RATES.load + 100 * 3 * 7 * RATES.train_alone)),
-        ("train", "cluster-00", training * (RATES.load + 100 * 3 * 3 * RATES.train_alone)),
+        ("train", "unified", RATES.load + ADAPTER_SECONDS + training * 100 * 3 * 7 * RATES.train_alone),
+        ("train", "cluster-00", RATES.load + ADAPTER_SECONDS + training * 100 * 3 * 3 * RATES.train_alone),
         ("evaluate gate", "own", answering * (RATES.load + answer_seconds(work.gate_answers.n_answers))),
         ("evaluate baseline", "1/1", answering * (RATES.load + answer_seconds(n_answers(state, "test", *ids)))),
     ]
@@ -92,16 +101,31 @@ def test_the_seconds_of_every_phase_follow_from_work_rates_and_workers(prepared:
     left = expected(work, PROBE, 2, prepared.settings)
     begin = RUN_SECONDS + RATES.load
     assert left.preparation == pytest.approx(work.texts * RATES.embed + clustering_seconds(21, prepared.settings.clustering))
-    runs = [begin + 2100 * 0.02, begin + 900 * 0.02, begin + answer_seconds(work.beside_gate.n_answers)]
+    trained = begin + ADAPTER_SECONDS
+    runs = [trained + 2100 * 0.02, trained + 900 * 0.02, begin + answer_seconds(work.beside_gate.n_answers)]
     assert left.gate == pytest.approx(max(max(runs), sum(runs) - max(runs)) + begin + answer_seconds(work.gate_answers.n_answers))
     # Of 0.02 s per token alone and 0.0125 in a pass of four, 0.01 are the pass's and 0.01 each adapter's. One run has the large adapter and
     # two people's, the other five people's, of whom four are trained at a time.
-    assert left.fan_out == pytest.approx(begin + max(0.01 * 1200 + 0.01 * 1800, 0.01 * 375 + 0.01 * 1500))
+    assert left.fan_out == pytest.approx(
+        begin + max(3 * ADAPTER_SECONDS + 0.01 * 1200 + 0.01 * 1800, 5 * ADAPTER_SECONDS + 0.01 * 375 + 0.01 * 1500)
+    )
     evaluation = answer_seconds(work.evaluation.n_answers) + work.evaluation.n_likelihoods * 70 * RATES.read
     assert left.evaluation == pytest.approx(begin + evaluation / 2 + ENDING_SECONDS)
     alone = expected(work, PROBE, 1, prepared.settings)
-    assert alone.fan_out == pytest.approx(2 * begin + 0.01 * (1200 + 1800) + 0.01 * (375 + 1500))
+    assert alone.fan_out == pytest.approx(2 * begin + 8 * ADAPTER_SECONDS + 0.01 * (1200 + 1800) + 0.01 * (375 + 1500))
     assert alone.total > left.total
+
+
+def test_a_run_takes_as_long_to_begin_as_that_of_the_probe_did(stores: Stores, prepared: StudyState) -> None:
+    stores.studies.save_metadata("small", PROBE)
+    probing.record_begin("small", PROBE.seconds + 15.0, stores)
+    slow = read_state("small", stores).probe
+    assert slow is not None
+    assert slow.begin == 15.0
+    work = remaining_work(prepared, LENGTHS)
+    usual, late = (expected(work, probe, 2, prepared.settings) for probe in (PROBE, slow))
+    assert late.fan_out - usual.fan_out == pytest.approx(15.0 - RUN_SECONDS)
+    assert late.evaluation - usual.evaluation == pytest.approx(15.0 - RUN_SECONDS)
 
 
 @pytest.mark.parametrize(("training", "answering"), [(1.0, 1.0), (3.0, 0.5), (0.4, 2.5)])
@@ -112,7 +136,9 @@ def test_what_the_gate_took_corrects_what_is_left(prepared: StudyState, training
     begin = RUN_SECONDS + RATES.load
     foreseen = expected(remaining_work(after, LENGTHS), PROBE, 2, after.settings)
     assert left.gate == 0
-    assert left.fan_out - begin == pytest.approx(training * (foreseen.fan_out - begin))
+    # The longer run has the large cluster and two people.
+    trained = begin + 3 * ADAPTER_SECONDS
+    assert left.fan_out - trained == pytest.approx(training * (foreseen.fan_out - trained))
     assert left.evaluation - begin - ENDING_SECONDS == pytest.approx(answering * (foreseen.evaluation - begin - ENDING_SECONDS))
 
 

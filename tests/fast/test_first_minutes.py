@@ -68,7 +68,7 @@ def test_data_are_shown_as_bars_and_as_a_picture(home: Path, capsys: pytest.Capt
     assert picture.read_bytes().startswith(b"\x89PNG")
     shown = capsys.readouterr().out
     assert "█" in shown
-    assert "repetitive               nobody" in shown
+    assert "who repeats most         nobody" in shown
 
 
 def test_a_bar_is_proportional_to_its_share_and_nonempty_bins_are_visible() -> None:

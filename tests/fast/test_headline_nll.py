@@ -16,7 +16,7 @@ from clusterlora.models.base import usable_base
 from clusterlora.ports.stores import Stores
 from clusterlora.progress.timeline import against_unified
 from clusterlora.settings import DataSettings, EvaluationSettings, ModelSettings, Study
-from clusterlora.stages.compare import compare_study
+from clusterlora.stages.compare import compare_study, margin_of
 from clusterlora.stages.prepare import prepare_study
 from clusterlora.stages.scale import scale
 from tests.fixtures.comparison import compared, evaluation
@@ -50,6 +50,18 @@ def test_a_method_with_more_loss_than_a_uniform_guess_is_no_champion():
     positions = [result.normalised for result in better.methods]
     assert positions == sorted(positions, reverse=True)  # pyright: ignore[reportArgumentType]
     assert "| floor | a uniform guess over the base model's tokens | 10.803 |" in markdown(better)
+
+
+def test_the_margin_of_a_likelihood_is_a_share_of_what_the_reference_scores(seven: Study) -> None:
+    rows = [replace(row, scores={"likelihood": 0.02, "nll": 4.0}) for row in evaluation({"unified": 0.8, "cluster": 0.7})]
+    rows = [replace(row, scores={"likelihood": 0.5, "nll": 4.0}) if row.method == "cluster" else row for row in rows]
+
+    def margin(headline: str) -> float:
+        settings = EvaluationSettings(metrics=("likelihood", "nll"), headline=headline, equivalence_margin=1.0)
+        return margin_of(replace(seven, evaluation=settings), rows)
+
+    assert margin("likelihood") == pytest.approx(0.01 * 0.02), "a point would be half of it"
+    assert margin("nll") == 0.01
 
 
 @pytest.mark.parametrize(("headline", "floor"), [("nll", math.log), ("likelihood", lambda n_tokens: 1 / n_tokens)])

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from clusterlora.adapters.compositions import combined_weights
+from clusterlora.cli import main
 from clusterlora.comparison.compare import compare_methods
 from clusterlora.comparison.result import Comparison
 from clusterlora.config import resolve
@@ -28,6 +29,7 @@ from clusterlora.evaluation.answer import Answerer, AnswerRequest
 from clusterlora.evaluation.metric import LabelProbabilities, Scorable
 from clusterlora.evaluation.metrics import METRICS
 from clusterlora.models.base import load_base
+from clusterlora.persona_signal.summary import expectation
 from clusterlora.ports.run_log import SilentLog
 from clusterlora.ports.stores import Stores
 from clusterlora.progress.estimate import sentences
@@ -36,6 +38,7 @@ from clusterlora.serving.router import Router
 from clusterlora.settings import DataSettings, PreparedEvaluation, PreparedModel, Study
 from clusterlora.stages.cluster import cluster_study
 from clusterlora.stages.compare import compare_study
+from clusterlora.stages.persona_signal import signal_of_data
 from clusterlora.stages.prepare import prepare_study
 from clusterlora.stages.probe import probed
 from clusterlora.stages.register import register_models
@@ -280,6 +283,11 @@ def test_a_task_decides_metrics_headline_and_choice_over_the_preset_and_under_wh
     assert resolve(None, overrides={**own, "data.task": "label"}).evaluation.headline == "accuracy"
 
 
+def test_labels_that_are_numbers_in_the_settings_are_told_how_to_be_written():
+    with pytest.raises(BadSettings, match=r'data\.labels\.0 = 1: write it as a text, in quotes: "1"'):
+        resolve(overrides={"data.task": "rating", "data.labels": [1, 2]})
+
+
 def test_what_makes_no_sense_for_labels_is_refused():
     assert "rouge_l reads generated text" in problems_of(**{"data.task": "label", "evaluation.metrics": ["accuracy", "rouge_l"]})
     assert "mae scores answers of data.task = rating, not label" in problems_of(
@@ -407,6 +415,25 @@ def test_ratings_that_are_anybodys_crown_nobody(rated: Study, stores: Stores, tm
         difference = comparison.method(method).vs_reference
         assert difference is not None
         assert difference.outcome != "better"
+
+
+@pytest.mark.parametrize(("personal", "expected"), [(True, "people and clusters"), (False, "nothing")])
+def test_the_signal_of_planted_ratings_is_what_a_study_finds(personal: bool, expected: str, rated: Study, tmp_path: Path):
+    file = planted(tmp_path / "planted.jsonl", personal=personal)
+    signal, clustering = signal_of_data(replace(rated, data=settings(file, train=6, val=4, test=4)), LOG)
+    assert sorted(clustering.sizes) == [4, 4]
+    assert expectation(signal) == expected
+
+
+def test_labels_are_counted_and_those_that_look_alike_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    labels = ("positive", "Positive", "negative", "zo\u00eb", "zoe\u0308", "positive", "negative", "positive")
+    file = ratings(tmp_path / "r.jsonl", lambda _, i: labels[i])
+    arguments = ["data", "validate", "--data", str(file), "--set", "data.task=label", "--dialogues", "all"]
+    main([*arguments, "--set", f"data.labels={json.dumps(sorted(set(labels)))}"])
+    shown = capsys.readouterr().out
+    assert "labels                   5: 'positive' 12, 'negative' 8, " in shown
+    assert "similar labels           'positive' and 'Positive'; 'zo" in shown
+    assert r"'zoe\u0308': labels of their own" in shown, "what looks the same is escaped"
 
 
 def test_a_study_of_ratings_is_estimated_with_all_of_its_labels(rated: Study, stores: Stores, tmp_path: Path):

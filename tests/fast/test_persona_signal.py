@@ -233,6 +233,21 @@ def test_labels_are_not_said_to_be_masked():
     assert "masked" not in markdown(measure(people, between, WordsEmbedder(), log, labelled=True))
 
 
+def test_for_labels_it_is_what_the_person_explains_that_counts():
+    hidden = Recognition(accuracy=0.03, low=0.02, high=0.04, chance=0.025, n_classes=40)
+    labels = a_signal(
+        labelled=True, persona_beyond_prompts=hidden, persona_explains=1.0, persona_explains_low=0.99, cluster_explains_low=0.06
+    )
+    assert expectation(labels) == "people and clusters", "a few labels name nobody of forty"
+    assert "the person explains 100.0% (95% interval from 99.0%), the cluster 8.0% and random groups 1.0%: adapters per" in verdict(labels)
+    assert expectation(replace(labels, cluster_explains_low=0.005)) == "people"
+    assert "expect gains per person rather than per cluster" in verdict(replace(labels, cluster_explains_low=0.005))
+    assert expectation(replace(labels, persona_explains=LITTLE / 2, persona_explains_low=LITTLE / 4)) == "little"
+    nothing = replace(labels, persona_explains=0.1, persona_explains_low=-0.01)
+    assert expectation(nothing) == "nothing"
+    assert "explains 10.0% (95% interval from none), which is not shown to be anything: expect no method" in verdict(nothing)
+
+
 def test_the_table_holds_every_number():
     shown = markdown(a_signal())
     assert all(part in shown for part in ("| 30.0% | 20.0% to 40.0% | 2.5% |", "| 60.0% | 50.0% to 70.0% | 30.0% |", "0.500", "12.0%"))

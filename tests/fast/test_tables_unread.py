@@ -100,11 +100,19 @@ def test_a_key_that_stands_twice_is_refused_wherever_it_is(tmp_path: Path) -> No
     assert "people.jsonl:2: text: stands twice in an object; keep one of the two" in str(refusal.value)
 
 
+@pytest.mark.parametrize(("separator", "name"), [(";", "semicolons"), ("\t", "tabs")])
+def test_a_table_saved_with_other_separators_is_told_in_one_line(separator: str, name: str, tmp_path: Path) -> None:
+    path = tmp_path / "people.csv"
+    path.write_text(separator.join(("persona_id", "prompt", "response")) + "\n" + separator.join("abc") + "\n", encoding="utf-8")
+    with pytest.raises(BadData, match=f"people.csv: csv: its columns are separated by {name}; save the table with commas"):
+        load(settings(path))
+
+
 def test_ids_that_look_alike_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     ids = ["zo\u00eb", "zoe\u0308", "Ana", " ana", "a\u200bna", "bob", "b ob", "carl"]
     groups = (("zo\u00eb", "zoe\u0308"), ("Ana", " ana", "a\u200bna"), ("bob", "b ob"))
     assert similar_ids(ids) == groups
-    assert described(groups) == r"'zoë' and 'zoe\u0308'; 'Ana' and ' ana' and 'a\\u200bna'; 'bob' and 'b ob'"
+    assert described(groups) == r"'zoë' and 'zoe\u0308'; 'Ana' and ' ana' and 'a\u200bna'; 'bob' and 'b ob'"
     rows = [{**row, "persona_id": name} for name in ids for row in ROWS[:5]]
     path = jsonl(tmp_path / "people.jsonl", rows)
     assert examine(settings(path)).similar_ids == groups
@@ -112,11 +120,16 @@ def test_ids_that_look_alike_are_told(tmp_path: Path, caplog: pytest.LogCaptureF
     assert "3 groups of people have ids that look alike ('zoë' and 'zoe\\u0308'; " in caplog.text
 
 
-def test_an_id_that_stands_as_a_number_and_as_a_text_is_one_person_and_told(tmp_path: Path) -> None:
+def test_an_id_that_stands_as_a_number_and_as_a_text_is_one_person_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     rows = [{**row, "persona_id": 1 if n % 2 else "1"} for n, row in enumerate(ROWS[:5])] + ROWS[5:]
-    summary = examine(settings(jsonl(tmp_path / "people.jsonl", rows)))
+    path = jsonl(tmp_path / "people.jsonl", rows)
+    summary = examine(settings(path))
     assert summary.personas == 2
-    assert summary.similar_ids == (("1", '"1"'),)
+    assert summary.similar_ids == ()
+    assert summary.number_and_text == ("1",)
+    with caplog.at_level("WARNING"):
+        load(settings(path))
+    assert "ids that stand as a number and as a text are read as one person each: '1'" in caplog.text
 
 
 def test_no_cell_is_run_by_a_spreadsheet_and_numbers_stay_numbers() -> None:
