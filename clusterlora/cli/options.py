@@ -103,18 +103,16 @@ def study_from(options: Mapping[str, Any], **overrides: Any) -> Study:
 
 
 def _set_values(options: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what --set gives. Raises BadSettings where an option gives the same setting another value."""
+    """Return what --set gives; where that is another value than an option's, say which of the two counts."""
     from clusterlora.config import parse_setting
-    from clusterlora.errors import BadSettings
 
     given = dict(parse_setting(text) for text in options["settings"])
     # A number of dialogues is shares that may be refined, and a source that nobody named is a guess.
     by_option = {key: value for key, value in values.items() if options["dialogues"] is None or not key.startswith("data.")}
     if options["source"] is None:
         by_option.pop("data.source", None)
-    for key in by_option.keys() & given.keys():
-        if by_option[key] != given[key]:
-            raise BadSettings(f"{key} is given twice: {by_option[key]!r} by an option and {given[key]!r} by --set; leave one of them out")
+    for key in [key for key in by_option if key in given and by_option[key] != given[key]]:
+        click.echo(f"{key} = {given[key]!r}, as --set says: it counts more than the option, {by_option[key]!r}", err=True)
     return given
 
 

@@ -51,8 +51,7 @@ def compare_methods(
         higher_is_better: the metrics to average with their directions; includes the headline.
         draws: draws of the bootstrap.
         routed: the method that routes each persona to one of the others, controls excluded; `routing` brackets it.
-        floor: score of another persona's reference or of a uniform guess, where the normalised score is 0. `floor_same_prompt`,
-            `gate` and `shown` are copied.
+        floor: where the normalised score is 0 (see `Comparison`). `floor_same_prompt`, `gate` and `shown` are copied.
         margin: the difference below which methods count as equivalent, in units of the headline.
         beside: metrics whose differences to the reference are told beside the headline's; each is a family of tests of its own.
         second_headline: the one among them on which a champion must not be shown to be worse than the reference.

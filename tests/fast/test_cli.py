@@ -14,7 +14,6 @@ import pytest
 from clusterlora.cli import cli, main
 from clusterlora.cli.options import study_from
 from clusterlora.config import resolve
-from clusterlora.errors import BadSettings
 from clusterlora.models.base import HOMELM_FOLDER
 from clusterlora.settings import Study
 
@@ -208,20 +207,12 @@ def test_a_study_of_own_data_with_a_preset_is_named_after_both(tmp_path: Path) -
     assert study_of("--data", str(file), "--preset", "taste", "--name", "mine").name == "mine"
 
 
-@pytest.mark.parametrize(
-    ("option", "value", "other"),
-    [("--base-model", "homelm", "model.base=smollm2-135m"), ("--name", "mine", "name=yours"), ("--personas", "3", "data.personas=4")],
-)
-def test_a_setting_that_an_option_and_set_give_differently_is_refused(option: str, value: str, other: str) -> None:
-    field = other.partition("=")[0]
-    with pytest.raises(BadSettings, match=f"{field} is given twice: .* by an option and .* by --set; leave one of them out"):
-        study_of(option, value, "--set", other)
-    same = f"{field}={value}"
-    assert study_of(option, value, "--set", same) == study_of(option, value)
-
-
-def test_a_number_of_dialogues_may_be_refined() -> None:
-    assert study_of("--dialogues", "10", "--set", "data.train=3").data.train == 3
+def test_where_an_option_and_set_differ_it_is_said_which_counts(capsys: pytest.CaptureFixture[str]) -> None:
+    assert study_of("--base-model", "homelm", "--set", "model.base=smollm2-135m").model.base == "smollm2-135m"
+    assert capsys.readouterr().err == "model.base = 'smollm2-135m', as --set says: it counts more than the option, 'homelm'\n"
+    study_of("--name", "mine", "--set", "name=mine")
+    study_of("--dialogues", "10", "--set", "data.train=3")
+    assert capsys.readouterr().err == "", "the same twice is nothing to tell, nor are shares that are refined"
 
 
 def test_an_estimate_prints_every_phase_and_keeps_nothing(

@@ -299,7 +299,7 @@ def test_people_who_answer_alike_are_one_cluster_and_the_sentence_says_what_was_
     assert clustering.members == (tuple(sorted(alike.ids)),)
     assert clustering.quality == ()
     assert sentence(clustering).startswith("No clusters worth having among 40 people: the best by ")
-    assert "; 1.00 % is asked" in sentence(clustering)
+    assert "; 1.00 % and a stability of 0.5 are asked" in sentence(clustering)
     met = sentence(replace(clustering, curve=((1, 0.0, 1.0), (2, 0.0636, 1.0))))
     assert "with k = 2 and stability 1.00, predict 6.36 % of what prompts leave open of held-out answers; that is not 3 standard" in met
     assert "; a stability of 0.5 is asked. Methods that need clusters" in sentence(replace(clustering, curve=((2, 0.02, 0.4),)))

@@ -94,7 +94,7 @@ def test_less_loss_is_better_from_the_gate_to_the_report(seven: Study, stores: S
     assert (difference.mean > 0) == (difference.loss_rate > difference.win_rate), "who has more loss has lost"
     summary = (stores.folder(study.name) / "results" / "summary.md").read_text(encoding="utf-8")
     page = (stores.folder(study.name) / "results" / "report.html").read_text(encoding="utf-8")
-    assert comparison.floor == pytest.approx(math.log(len(usable_base(study.model.base).tokenizer)))
+    assert comparison.floor == pytest.approx(math.log(len(usable_base(study.model.base or "").tokenizer)))
     told = "\n".join((comparison.sentence, summary, *verdict.notes, *against_unified(state_of(study, stores))))
     assert " points" not in told
     assert " nats" in told

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 
-from benchmarks import planted_grid
 from benchmarks.planted import CLUSTER_SIZES, DIALOGUES, PLANTED
 from benchmarks.signal_check import holds, page
 from clusterlora.data.load import read
@@ -67,17 +66,3 @@ def test_every_planted_set_has_its_people_and_dialogues(name: str, tmp_path: Pat
     texts = {person.id: " ".join(turn.text for d in person.dialogues for turn in d.turns) for person in people}
     assert ("Yours, " in next(iter(texts.values()))) == (name == "prompts are signed")
     assert sum("WHATEVER" in text for text in texts.values()) == (name == "three are extreme, the others alike")
-
-
-def test_a_row_of_the_grid_has_the_least_and_the_most_of_its_populations() -> None:
-    people, shares = planted_grid.PEOPLE[0], planted_grid.SHARES[-1]
-    one = {"k": 3, "predicted": 0.021, "stability": 0.9, "chosen": 3, "by_answer": 0.3, "chance": 0.042, "explained": 0.01}
-    populations = [
-        one | {"expected": "people and clusters"},
-        one | {"predicted": 0.004, "stability": 0.3, "chosen": 1, "explained": -0.002, "expected": "people"},
-    ]
-    measured = {planted_grid.name_of(people, shares, seed): population for seed, population in enumerate(populations)}
-    assert (
-        "| 24 x 30 | 50% | 25% | 0.40% to 2.10% | 0.30 to 0.90 | 1 of 2 | 30% | 4.2% | 0.00% to 1.00% | people and clusters, people |"
-        in planted_grid.page(measured)
-    )
