@@ -114,6 +114,7 @@ lock: $(INSTALLED)  ## resolve the dependencies of pyproject.toml, docs/ and doc
 	$(COMPILE) $(UPGRADE) --group quantised -c requirements.lock -o quantised.lock
 	$(COMPILE) $(UPGRADE) --group docs -c requirements.lock -o docs/requirements.lock
 	$(COMPILE) $(UPGRADE) docker/requirements.in -c requirements.lock -o docker/requirements.lock
+	$(COMPILE) $(UPGRADE) docker/build.in -c requirements.lock -o docker/build.lock
 
 clean:  ## caches and the environment; studies and servers' data stay
 	rm -rf $(VENV) site .pytest_cache .ruff_cache .hypothesis .import_linter_cache dist

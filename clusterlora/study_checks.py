@@ -2,9 +2,10 @@
 
 import difflib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from itertools import chain
-from typing import Any
+from typing import Any, cast
 
 from clusterlora.catalog import Catalog
 from clusterlora.errors import BadSettings
@@ -24,6 +25,7 @@ _DATABASE = "clusterlora.db"
 def problems(study: Study) -> Iterator[str]:
     """Yield every impossible combination of a study's settings."""
     yield from chain(
+        _text_problems("", asdict(study)),
         _name_problems(study),
         _people_problems(study),
         _task_problems(study),
@@ -51,6 +53,18 @@ def _refresh_problems(study: Study) -> Iterator[str]:
             yield f"methods: {name} is in a refresh alone; leave it out, or run: clusterlora study refresh NAME --data FILE"
     if not missing and study.seeds > 1:
         yield f"seeds = {study.seeds}: a refresh goes on from one training of every adapter; set it to 1"
+
+
+def _text_problems(path: str, value: object) -> Iterator[str]:
+    """Yield every text that cannot be stored: a terminal or a file gave bytes that are no UTF-8."""
+    if isinstance(value, Mapping):
+        for name, part in cast("Mapping[str, object]", value).items():
+            yield from _text_problems(f"{path}.{name}" if path else name, part)
+    elif isinstance(value, tuple):
+        for part in cast("tuple[object, ...]", value):
+            yield from _text_problems(path, part)
+    elif isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
+        yield f"{path} = {value!r}: holds what is no UTF-8 text; write it in UTF-8"
 
 
 def _name_problems(study: Study) -> Iterator[str]:

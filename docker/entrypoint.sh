@@ -31,15 +31,31 @@ if [ -n "${DATABASE_PASSWORD_FILE:-}" ]; then
     done
 fi
 
-# Refuse to start a server that listens on all addresses without a password.
-case " $* " in
-    *" prefect server start "*0.0.0.0*) password_set=${PREFECT_SERVER_API_AUTH_STRING:-} ;;
-    *" mlflow server "*0.0.0.0*) case "$*" in *app-name*basic-auth*) password_set=yes ;; *) password_set= ;; esac ;;
-    *) password_set=yes ;;
-esac
-if [ -z "$password_set" ]; then
-    echo "error: this server would listen on 0.0.0.0 without a password; set PREFECT_SERVER_API_AUTH_STRING_FILE, or --app-name=basic-auth" >&2
+# No server starts without a password, whatever address it is to listen on and however it is started: the address may stand in the command,
+# in an environment variable or in a file.
+refuse() {
+    echo "error: $1 would listen without a password; $2" >&2
     exit 1
-fi
+}
+case "$*" in
+    *prefect*server*)
+        case ${PREFECT_SERVER_API_AUTH_STRING:-} in
+            ?*:????????*) ;;
+            *) refuse "Prefect's server" "set PREFECT_SERVER_API_AUTH_STRING_FILE to a file with USER:PASSWORD, at least 8 characters of password" ;;
+        esac
+        ;;
+esac
+case "$*" in
+    *mlflow*server* | *mlflow*[[:space:]]ui* | *mlflow*[[:space:]]serve* | *mlflow*gateway*)
+        case "$*" in
+            *--app-name=basic-auth* | *"--app-name basic-auth"*) ;;
+            *) refuse "MLflow's server" "add --app-name=basic-auth" ;;
+        esac
+        admin_password=${MLFLOW_AUTH_ADMIN_PASSWORD:-}
+        if [ "${#admin_password}" -lt 8 ]; then
+            refuse "MLflow's server" "set MLFLOW_AUTH_ADMIN_PASSWORD_FILE to a file with at least 8 characters"
+        fi
+        ;;
+esac
 
 exec "$@"

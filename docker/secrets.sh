@@ -6,7 +6,8 @@ mkdir -p "$folder"
 chmod 700 "$folder"
 umask 077
 random() { od -An -N24 -tx1 /dev/urandom | tr -d ' \n'; }
-for name in database_password mlflow_password mlflow_secret_key serve_key; do
+for name in database_password clusterlora_database_password prefect_database_password mlflow_database_password \
+    mlflow_password mlflow_secret_key serve_key; do
     [ -s "$folder/$name" ] || random >"$folder/$name"
 done
 [ -s "$folder/prefect_auth" ] || printf 'clusterlora:%s' "$(random)" >"$folder/prefect_auth"

@@ -1,17 +1,17 @@
 # syntax=docker/dockerfile:1
 # Image of the Prefect server and the MLflow server: no torch, no models, about a tenth of the worker's size. Build: docker compose build prefect
 
-FROM python:3.11.13-slim-bookworm AS build
-ARG UV_VERSION=0.13.9
+FROM python:3.11.16-slim-bookworm@sha256:0bee7276f83efd4a1ee05bbbf4281d95ed28e079220a9457f25a93e3f1e3c31b AS build
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 UV_LINK_MODE=copy UV_COMPILE_BYTECODE=1
-RUN pip install "uv==${UV_VERSION}"
+COPY docker/build.lock /build/
+RUN pip install --require-hashes -r /build/build.lock
 WORKDIR /build
 COPY docker/requirements.lock ./
 RUN --mount=type=cache,target=/root/.cache/uv \
     uv venv /opt/venv \
     && VIRTUAL_ENV=/opt/venv uv pip install --require-hashes -r requirements.lock
 
-FROM python:3.11.13-slim-bookworm
+FROM python:3.11.16-slim-bookworm@sha256:0bee7276f83efd4a1ee05bbbf4281d95ed28e079220a9457f25a93e3f1e3c31b
 RUN groupadd --gid 10001 clusterlora \
     && useradd --uid 10001 --gid 10001 --home-dir /var/lib/clusterlora --create-home --shell /usr/sbin/nologin clusterlora
 COPY --from=build /opt/venv /opt/venv
@@ -21,8 +21,10 @@ ENV PATH=/opt/venv/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     HOME=/var/lib/clusterlora \
     PREFECT_HOME=/var/lib/clusterlora/prefect \
+    PREFECT_UI_STATIC_DIRECTORY=/var/lib/clusterlora/prefect-ui \
     PREFECT_SERVER_ANALYTICS_ENABLED=false \
     PREFECT_SERVER_API_KEEPALIVE_TIMEOUT=60 \
+    MLFLOW_AUTH_CONFIG_PATH=/etc/clusterlora/mlflow-auth.ini \
     MLFLOW_DISABLE_TELEMETRY=true \
     MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false
 USER 10001:10001

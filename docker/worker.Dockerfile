@@ -2,10 +2,10 @@
 # Image of a worker: runs flows of a Prefect pool as subprocesses, or runs a single flow in a Docker or Kubernetes pool.
 # The torch wheel includes CUDA; the host needs only a driver and the NVIDIA container toolkit. Build: docker compose build worker-gpu
 
-FROM python:3.11.13-slim-bookworm AS build
-ARG UV_VERSION=0.13.9
+FROM python:3.11.16-slim-bookworm@sha256:0bee7276f83efd4a1ee05bbbf4281d95ed28e079220a9457f25a93e3f1e3c31b AS build
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 UV_LINK_MODE=copy UV_COMPILE_BYTECODE=1
-RUN pip install "uv==${UV_VERSION}"
+COPY docker/build.lock /build/
+RUN pip install --require-hashes -r /build/build.lock
 WORKDIR /app
 COPY requirements.lock ./
 RUN --mount=type=cache,target=/root/.cache/uv \
@@ -15,9 +15,9 @@ COPY pyproject.toml README.md LICENSE ./
 COPY clusterlora ./clusterlora
 # Editable, so that flows, tasks and deployments lie beside the core, as in a checkout.
 RUN --mount=type=cache,target=/root/.cache/uv \
-    VIRTUAL_ENV=/opt/venv uv pip install --no-deps -e .
+    VIRTUAL_ENV=/opt/venv uv pip install --no-deps --build-constraints /build/build.lock -e .
 
-FROM python:3.11.13-slim-bookworm
+FROM python:3.11.16-slim-bookworm@sha256:0bee7276f83efd4a1ee05bbbf4281d95ed28e079220a9457f25a93e3f1e3c31b
 RUN groupadd --gid 10001 clusterlora \
     && useradd --uid 10001 --gid 10001 --home-dir /var/lib/clusterlora --create-home --shell /usr/sbin/nologin clusterlora
 COPY --from=build /opt/venv /opt/venv

@@ -5,6 +5,7 @@ back: what the template adds around them is then known exactly, and no words can
 """
 
 import copy
+import hashlib
 import re
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -20,7 +21,6 @@ from clusterlora.values import Role, Turn
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_PLACEHOLDER = re.compile("\ue000(\\d+)\ue000")
 _REASONING = {
     "<think>": "</think>",
     "<thinking>": "</thinking>",
@@ -67,6 +67,9 @@ class ChatTemplate:
         """
         self._tokenizer = tokenizer
         self.source = frozen_source(template_source(tokenizer), arguments, date)
+        # A template cannot write this number itself: it is made from its own source.
+        self._mark = str(int(hashlib.sha256(self.source.encode("utf-8", "surrogatepass")).hexdigest(), 16) % 10**12)
+        self._placeholder = re.compile(f"\ue000{self._mark}:(\\d+)\ue000")
         self._parts_by_shape: OrderedDict[tuple[_Shape, bool], list[str | int]] = OrderedDict()
         written = "".join(str(part) for part in self._render((_USER, _ASSISTANT, _USER), generation=True))
         self.control = ControlTokens(_control_tokens(tokenizer, self.source + written))
@@ -133,9 +136,9 @@ class ChatTemplate:
         if key in self._parts_by_shape:
             self._parts_by_shape.move_to_end(key)
             return self._parts_by_shape[key]
-        messages = [{"role": role, "content": f"{lead}\ue000{i}\ue000{trail}"} for i, (role, lead, trail) in enumerate(shape)]
+        messages = [{"role": role, "content": f"{lead}\ue000{self._mark}:{i}\ue000{trail}"} for i, (role, lead, trail) in enumerate(shape)]
         text = render(self._tokenizer, messages, self.source, generation=generation)
-        parts = [int(part) if i % 2 else part for i, part in enumerate(_PLACEHOLDER.split(text))]
+        parts = [int(part) if i % 2 else part for i, part in enumerate(self._placeholder.split(text))]
         if len(shape) <= _MAX_TURNS and sum(len(lead) + len(trail) for _, lead, trail in shape) <= _MAX_MARGINS:
             self._parts_by_shape[key] = parts
             if len(self._parts_by_shape) > _MAX_SHAPES:

@@ -23,6 +23,10 @@ _SQLITE = {
     "malformed": ("is damaged", "bring back a backup, or move the file away and begin anew: trained adapters are found again"),
     "disk is full": ("cannot be written, as the disk is full", "free some space and run the same command again"),
     "readonly": ("cannot be written", "give yourself the right to write it, or set CLUSTERLORA_HOME to another folder"),
+    "no such table": (
+        "has lost its tables: its file was removed or replaced while it was in use",
+        "bring it back, or run the same command again, which begins anew: trained adapters are found again",
+    ),
     "unable to open": ("cannot be opened", "it must be a file that you can write, in a folder that you can write"),
 }
 """What SQLite says of a file, in our words, and what helps."""
@@ -88,7 +92,7 @@ class Database:
             yield
         except DBAPIError as error:
             # The other types are errors in a statement, not in the service; SQLite reports some of those as operational errors, too.
-            in_statement = str(error.orig).startswith(("no such ", "near "))
+            in_statement = str(error.orig).startswith(("no such column", "near "))
             if in_statement or type(error) not in (OperationalError, InterfaceError, DatabaseError):
                 raise
             cause = str(error.orig).strip().partition("\n")[0]

@@ -15,7 +15,7 @@ import pytest
 
 from clusterlora.errors import BadSettings
 from clusterlora.values import Dataset, Dialogue, Persona, Turn
-from tests.fast.test_containers import CHECKOUT, DOCKER, SERVICES
+from tests.fast.test_containers import CHECKOUT, DOCKER, SERVICES, filled_in
 from tests.fixtures.endpoints import MLFLOW_ENDPOINTS, PREFECT_ENDPOINTS, status_of
 from tests.fixtures.servers import postgres_address, start_on_free_port
 from tests.fixtures.session import Service, session_folder, shared_service, start_process
@@ -35,15 +35,15 @@ class Site:
         home = str(self.folder / service)
         basics = {"PATH": path, "HOME": home, "PREFECT_HOME": f"{home}/prefect", "CLUSTERLORA_HOME": f"{home}/studies"}
         shared = {name: os.environ[name] for name in ("PYTHONPATH",) if name in os.environ}
-        quiet = dict(re.findall(r"(\w+)=(false|true)\b", (DOCKER / "server.Dockerfile").read_text()))
-        return shared | basics | quiet | own
+        of_image = re.findall(r"(\w+)=(false|true|/etc/\S+)", (DOCKER / "server.Dockerfile").read_text())
+        return shared | basics | {name: self.without_containers(value) for name, value in of_image} | own
 
     def without_containers(self, text: str) -> str:
         """Return a value of compose.yaml as it is without containers."""
         text = text.replace("/run/secrets", str(self.folder / "secrets")).replace("/var/lib/clusterlora", str(self.folder / "data"))
         text = text.replace("/etc/clusterlora", str(self.folder))
-        text = text.replace("clusterlora:@PASSWORD@@postgres/", f"tester:@PASSWORD@@{self.database}/")
-        text = text.replace("0.0.0.0", "127.0.0.1").replace("${CLUSTERLORA_BIND:-127.0.0.1}", "127.0.0.1")
+        text = text.replace("@PASSWORD@@postgres/", f"@PASSWORD@@{self.database}/")
+        text = filled_in(text.replace("0.0.0.0", "127.0.0.1"))
         for name, port in (("prefect", "4200"), ("mlflow", "5000")):
             text = text.replace(f"{name}:{port}", f"127.0.0.1:{port}")
             if name in self.ports:
@@ -81,18 +81,15 @@ def is_healthy(url: str) -> bool:
 
 def _start(folder: Path) -> Service:
     """Start both servers as compose.yaml does."""
-    import psycopg
-
     postgres = postgres_address()
     (folder / "data").mkdir()
     subprocess.run([str(DOCKER / "secrets.sh"), str(folder / "secrets")], check=True, stdout=subprocess.DEVNULL)
     ini = (DOCKER / "mlflow-auth.ini").read_text().replace("/var/lib/clusterlora", str(folder / "data"))
     (folder / "mlflow-auth.ini").write_text(ini)
-    with psycopg.connect(f"{postgres}/postgres", autocommit=True) as connection:
-        connection.execute("create database clusterlora")
-        for statement in (DOCKER / "postgres-init.sql").read_text().split(";"):
-            if statement.strip():
-                connection.execute(statement.encode())
+    address = urlsplit(postgres)
+    settings = {"PGHOST": str(address.hostname), "PGPORT": str(address.port), "POSTGRES_USER": str(address.username)}
+    environment = {**os.environ, **settings, "SECRETS": str(folder / "secrets")}
+    subprocess.run([str(DOCKER / "postgres-roles.sh")], env=environment, check=True)
     site = Site(folder, {}, postgres.rpartition("@")[2])
     with ThreadPoolExecutor() as both:
         pids = list(both.map(site.start_server, ("prefect", "mlflow"), ("/api/health", "/health")))
@@ -105,6 +102,29 @@ def composed(postgres_server: str) -> Site:
     pytest.importorskip("flask_wtf", reason="MLflow's passwords need flask-wtf; make install")
     ports = {name: int(port) for name, port in shared_service("composed", _start).items()}
     return Site(session_folder() / "composed", ports, postgres_server.rpartition("@")[2])
+
+
+@pytest.mark.parametrize("role", ["clusterlora", "prefect", "mlflow"])
+def test_a_services_database_role_reaches_its_own_database_alone(composed: Site, role: str) -> None:
+    import psycopg
+
+    def connect(database: str) -> "psycopg.Connection":
+        return psycopg.connect(f"postgresql://{role}@{composed.database}/{database}", autocommit=True)
+
+    with connect(role) as own:
+        own.execute("create table if not exists mine (x int)")
+        own.execute("drop table mine")
+        for forbidden in (
+            "create role another",
+            "create database another",
+            "copy (select 1) to program 'true'",
+            "select pg_read_file('/etc/passwd')",
+        ):
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                own.execute(forbidden)
+    for other in {"clusterlora", "prefect", "mlflow", "postgres"} - {role}:
+        with pytest.raises(psycopg.OperationalError, match="permission denied for database"):
+            connect(other)
 
 
 def test_prefect_accepts_only_the_password(composed: Site) -> None:

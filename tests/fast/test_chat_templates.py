@@ -272,6 +272,12 @@ def test_no_text_is_mistaken_for_a_placeholder(text: str) -> None:
 _CHATML: Any = tokenizer_of(replace(QWEN_BASE, template=CHATML))
 
 
+def test_a_template_that_writes_what_looks_like_a_placeholder_repeats_nobodys_words() -> None:
+    tokenizer: Any = tokenizer_of(replace(QWEN_BASE, template="\ue0000\ue000{{ '\\ue0001\\ue000' }}\ue0007\ue000" + CHATML))
+    ids = PromptEncoder(tokenizer, max_length=512).encode_messages((Turn("user", "my words"),))
+    assert tokenizer.decode(list(ids)).count("my words") == 1
+
+
 def long_dialogue(n_exchanges: int) -> tuple[Turn, ...]:
     turns = (turn for i in range(n_exchanges) for turn in (Turn("user", f"light {i}, please"), Turn("assistant", f"light {i} is on.")))
     return (Turn("system", "You are a home."), *turns)

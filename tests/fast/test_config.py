@@ -109,6 +109,8 @@ def test_nll_decides_where_no_threshold_asks_for_a_percentage():
 @pytest.mark.parametrize(
     ("field", "value", "words"),
     [
+        ("model.system_prompt", "be kind\udcff", "holds what is no UTF-8 text; write it in UTF-8"),
+        ("model.template_arguments", [["mode", "\ud800"]], "holds what is no UTF-8 text; write it in UTF-8"),
         ("recipe.rank", 0, "use at least 1"),
         ("recipe.rank", "eight", "use a whole number"),
         ("recipe.learning_rate", 0, "use more than 0"),

@@ -16,6 +16,7 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 DOCKER = CHECKOUT / "docker"
 COMPOSE: dict[str, Any] = yaml.safe_load((DOCKER / "compose.yaml").read_text(encoding="utf-8"))
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+PINNED = re.compile(r"[a-z]+:\d+\.\d+(\.\d+)?-[a-z-]+@sha256:[0-9a-f]{64}")
 
 
 def test_ports_are_published_on_loopback_by_default():
@@ -34,8 +35,71 @@ def test_every_secret_is_a_file_and_no_password_is_written_down():
             assert not re.search(r"://[^:@/]+:(?!@PASSWORD@)[^@/]+@", value), f"{name}: {variable} holds a password"
 
 
-def test_prefects_api_answers_pages_of_its_own_origin_alone():
-    assert SERVICES["prefect"]["environment"]["PREFECT_SERVER_CORS_ALLOWED_ORIGINS"] == "http://${CLUSTERLORA_BIND:-127.0.0.1}:4200"
+def filled_in(value: str, **settings: str) -> str:
+    """Return a value of compose.yaml with these settings, and the defaults of all others."""
+    return re.sub(r"\$\{(\w+):-([^}]*)\}", lambda match: settings.get(match[1], match[2]), value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "page", "host"),
+    [
+        ({}, "http://127.0.0.1:5000", "127.0.0.1:5000"),
+        ({"CLUSTERLORA_BIND": "10.0.0.1"}, "http://10.0.0.1:5000", "10.0.0.1:5000"),
+        (
+            {"CLUSTERLORA_MLFLOW_URL": "https://m.example.org", "CLUSTERLORA_ALLOWED_HOSTS": "m.example.org"},
+            "https://m.example.org",
+            "m.example.org",
+        ),
+    ],
+)
+def test_mlflow_answers_its_own_pages_wherever_they_are_and_no_others(settings: dict[str, str], page: str, host: str):
+    options = dict(filled_in(word, **settings).split("=", 1) for word in SERVICES["mlflow"]["command"] if "=" in word)
+    hosts, origins = options["--allowed-hosts"].split(","), options["--cors-allowed-origins"].split(",")
+    assert {host, "mlflow:5000"} <= set(hosts)
+    assert page in origins
+    assert not [one for one in (*hosts, *origins) if "*" in one]
+
+
+@pytest.mark.parametrize(
+    ("settings", "page", "api"),
+    [
+        ({}, "http://127.0.0.1:4200", "/api"),
+        ({"CLUSTERLORA_BIND": "10.0.0.1"}, "http://10.0.0.1:4200", "/api"),
+        ({"CLUSTERLORA_PREFECT_URL": "https://p.example.org"}, "https://p.example.org", "https://p.example.org/api"),
+    ],
+)
+def test_prefects_pages_find_their_api_wherever_they_are_and_no_others_do(settings: dict[str, str], page: str, api: str):
+    environment = {name: filled_in(value, **settings) for name, value in SERVICES["prefect"]["environment"].items()}
+    assert environment["PREFECT_UI_API_URL"] == api
+    origins = environment["PREFECT_SERVER_CORS_ALLOWED_ORIGINS"].split(",")
+    assert page in origins
+    assert not [origin for origin in origins if "*" in origin or "evil" in origin]
+
+
+def test_no_service_has_capabilities_new_privileges_or_unlimited_resources():
+    for name, service in SERVICES.items():
+        assert service["cap_drop"] == ["ALL"], name
+        assert "cap_add" not in service, name
+        assert "privileged" not in service, name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        assert service["pids_limit"] > 0, name
+        assert re.fullmatch(r"\d+g", filled_in(service["mem_limit"])), name
+        assert {"max-size", "max-file"} <= service["logging"]["options"].keys(), name
+
+
+def test_each_service_has_a_database_role_of_its_own_and_none_the_superusers_password():
+    users: dict[str, set[str]] = {}
+    for name, service in SERVICES.items():
+        environment = service["environment"]
+        secret = environment.get("DATABASE_PASSWORD_FILE", "").removeprefix("/run/secrets/")
+        for value in environment.values():
+            if match := re.match(r"postgresql\S*://(\w+):@PASSWORD@@postgres/(\w+)$", value):
+                assert match[1] == match[2]
+                assert secret == f"{match[1]}_database_password"
+                users.setdefault(match[1], set()).add(name)
+        assert name == "postgres" or "database_password" not in service["secrets"], name
+    assert users.keys() == {"clusterlora", "prefect", "mlflow"}
+    assert (users["prefect"], users["mlflow"]) == ({"prefect"}, {"mlflow"})
 
 
 def test_both_servers_ask_for_a_password():
@@ -89,9 +153,25 @@ def test_an_image_is_built_in_stages_from_a_pinned_base_and_is_not_root(image: s
     lines = (DOCKER / f"{image}.Dockerfile").read_text().splitlines()
     bases = [line.split()[1] for line in lines if line.startswith("FROM ")]
     assert len(bases) == 2
-    assert all(re.fullmatch(r"[a-z]+:\d+\.\d+\.\d+-[a-z-]+", base) for base in bases)
+    assert all(PINNED.fullmatch(base) for base in bases)
     assert "USER 10001:10001" in lines
-    assert any("--require-hashes" in line for line in lines)
+    text = "\n".join(lines).replace("\\\n", " ")
+    installs = re.findall(r"pip install [^&\n]*", text)
+    assert installs
+    assert all("--require-hashes" in command or "--build-constraints /build/build.lock" in command for command in installs)
+
+
+def test_every_image_from_elsewhere_is_pinned_by_digest():
+    ours = {service["image"] for service in SERVICES.values() if "build" in service}
+    assert all(PINNED.fullmatch(service["image"]) for service in SERVICES.values() if service["image"] not in ours)
+
+
+def test_what_builds_the_images_has_the_hashes_of_its_lock():
+    lock = (DOCKER / "build.lock").read_text()
+    assert re.search(r"^uv==" + re.search(r"UV_VERSION := (\S+)", (CHECKOUT / "Makefile").read_text())[1], lock, re.MULTILINE)  # pyright: ignore[reportOptionalSubscript]
+    assert len(re.findall(r"^[a-z-]+==\S+ \\\n    --hash=sha256:", lock, re.MULTILINE)) == len(
+        re.findall(r"^[a-z-]+==", lock, re.MULTILINE)
+    )
 
 
 def test_what_the_images_copy_is_there_and_not_ignored():
@@ -144,11 +224,65 @@ def test_a_missing_secret_is_named(tmp_path: Path):
     assert done.stderr == f"error: secret file {tmp_path}/nowhere cannot be read; create it: docker/secrets.sh\n"
 
 
+def entrypoint(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the images' entrypoint with programs that do nothing in place of the real ones."""
+    env = {"PATH": f"{environment.pop('programs', '')}:/usr/bin:/bin", **environment}
+    return subprocess.run([str(DOCKER / "entrypoint.sh"), *command], env=env, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def programs(tmp_path: Path) -> str:
+    for name in ("prefect", "mlflow"):
+        (tmp_path / name).write_text("#!/bin/sh\necho started\n")
+        (tmp_path / name).chmod(0o755)
+    return str(tmp_path)
+
+
+WITHOUT_PASSWORD = [
+    "prefect server start --host 0.0.0.0",
+    "prefect server start --host ::",
+    "prefect server start --host=10.0.0.1",
+    "prefect server start",
+    "prefect --profile other server start",
+    "python -m prefect server start",
+    "uvicorn --factory prefect.server.api.server:create_app --host ::",
+    "mlflow server --host=0.0.0.0",
+    "mlflow server --host :: --port 5000",
+    "mlflow ui -h 0.0.0.0",
+    "mlflow ui",
+    "mlflow --env-file x server",
+    "mlflow models serve -m x --host 0.0.0.0",
+    "python -m mlflow ui",
+    "python -m mlflow.server.fastapi_app",
+    "gunicorn -b 0.0.0.0 mlflow.server:app",
+    "mlflow server --app-name=basic-auth --host ::",
+    "mlflow server --app-name basic-auth",
+]
+
+
+@pytest.mark.parametrize("shell", [False, True])
+@pytest.mark.parametrize("command", WITHOUT_PASSWORD)
+def test_an_image_starts_no_server_without_a_password_however_it_is_asked(command: str, programs: str, *, shell: bool):
+    words = ["sh", "-c", command] if shell else command.split()
+    addresses = {"MLFLOW_HOST": "0.0.0.0", "PREFECT_SERVER_API_HOST": "0.0.0.0"}
+    for password in (
+        {},
+        {"PREFECT_SERVER_API_AUTH_STRING": "", "MLFLOW_AUTH_ADMIN_PASSWORD": ""},
+        {"PREFECT_SERVER_API_AUTH_STRING": "a:b"},
+    ):
+        done = entrypoint(*words, programs=programs, **addresses, **password)
+        assert done.returncode == 1, done.stdout
+        assert re.match(r"error: (Prefect|MLflow)'s server would listen without a password; ", done.stderr)
+
+
 @pytest.mark.parametrize(
-    "command", ["prefect server start --host 0.0.0.0", "mlflow server --host=0.0.0.0", "mlflow server --host 0.0.0.0 --port 5000"]
+    "command", ["prefect server start --host ::", "mlflow server --app-name=basic-auth --host ::", "prefect worker start"]
 )
-def test_an_image_refuses_to_open_a_server_to_others_without_a_password(command: str):
-    env = {"PATH": "/usr/bin:/bin"}
-    done = subprocess.run([str(DOCKER / "entrypoint.sh"), *command.split()], env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert done.stderr.startswith("error: this server would listen on 0.0.0.0 without a password")
+def test_with_a_password_a_server_is_started(command: str, programs: str, tmp_path: Path):
+    (tmp_path / "prefect_auth").write_text("clusterlora:long-enough")
+    (tmp_path / "mlflow_password").write_text("long-enough")
+    files = {
+        "PREFECT_SERVER_API_AUTH_STRING_FILE": str(tmp_path / "prefect_auth"),
+        "MLFLOW_AUTH_ADMIN_PASSWORD_FILE": str(tmp_path / "mlflow_password"),
+    }
+    assert entrypoint(*command.split(), programs=programs, **({} if "worker" in command else files)).stdout == "started\n"

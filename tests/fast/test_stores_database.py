@@ -164,6 +164,25 @@ def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
         SqlStudyStore(f"sqlite:///{tmp_path / 'study.db'}")
 
 
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_file_that_is_removed_or_replaced_under_a_study_is_named_and_the_next_command_begins_anew(
+    tmp_path: Path, *, replaced: bool
+) -> None:
+    url, study = f"sqlite:///{tmp_path / 'study.db'}", prepared(Study(name="mine"), "float32")
+    store = SqlStudyStore(url)
+    store.create_study(study)
+    for file in tmp_path.glob("study.db*"):
+        file.unlink()
+    if replaced:
+        sqlite3.connect(tmp_path / "study.db").close()
+    for use in (lambda: store.studies(), lambda: store.save_answers("mine", answers(1, 1))):
+        with pytest.raises(ServiceDown, match=r"study database .* has lost its tables: .* run the same command again"):
+            use()
+    anew = SqlStudyStore(url)
+    assert anew.studies() == ()
+    anew.create_study(study)
+
+
 def test_a_full_disk_is_told_as_one_and_nothing_is_lost(tmp_path: Path) -> None:
     store = SqlStudyStore(f"sqlite:///{tmp_path / 'study.db'}")
     store.create_study(prepared(Study(name="first"), "float32"))

@@ -7,7 +7,7 @@ import subprocess
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tests.all.chaos.place import Place, Process, StackPlace
 
@@ -21,7 +21,11 @@ class Struck:
     seed: int
     processes: list[Process]
     rng: random.Random
+    companions: list[Process] = field(default_factory=list)
+    """The same study elsewhere: whether it ends well there is not asked."""
 
+
+_PATIENCE_SECONDS = 600
 
 Strike = Callable[[Struck], str]
 """Does it, and returns in a few words what exactly was done (empty when the name says it all)."""
@@ -33,6 +37,10 @@ class Blow:
     place: type[Place] = Place
     slow: bool = False
     """The study reaches its database by the proxy."""
+    sabotage: tuple[str, tuple[str, ...]] | None = None
+    """A variable of the first launch, see sabotage.py, and the values of which one is drawn; the blow is then struck at once."""
+    loses_record: bool = False
+    """What was finished is no longer known, so that it may be trained again."""
 
 
 def kill_trainer(struck: Struck) -> str:
@@ -102,49 +110,45 @@ def kill_run_of(*flows: str) -> Strike:
 
 
 def kill_worker(struck: Struck) -> str:
-    name, pid = struck.rng.choice(sorted(_stack(struck).pids("worker-").items()))
+    name, pid = struck.rng.choice(sorted(stack_of(struck).pids("worker-").items()))
     os.kill(pid, signal.SIGKILL)
     return name
 
 
 def kill_worker_and_run(struck: Struck) -> str:
     run = _wait_for(struck, ("flows.train.train", "flows.evaluate.evaluate"))
-    for pid in (*_stack(struck).pids("worker-gpu").values(), *([run] if run else [])):
+    for pid in (*stack_of(struck).pids("worker-gpu").values(), *([run] if run else [])):
         os.kill(pid, signal.SIGKILL)
     return "both gpu workers" + ("" if run else ", there was no run")
 
 
 def kill_prefect(struck: Struck) -> str:
-    (pid,) = _stack(struck).pids("prefect-server").values()
+    (pid,) = stack_of(struck).pids("prefect-server").values()
     os.killpg(pid, signal.SIGKILL)
     return ""
 
 
-def _stack(struck: Struck) -> StackPlace:
+def press_ctrl_c(struck: Struck) -> str:
+    """Interrupt the command as a terminal does: its whole group of processes at once."""
+    with suppress(ProcessLookupError):
+        os.killpg(struck.processes[0].pid, signal.SIGINT)
+    return ""
+
+
+def fail_by_itself(struck: Struck) -> str:
+    """Wait for the end of a launch that was sabotaged."""
+    code = struck.processes[0].wait(_PATIENCE_SECONDS)
+    return f"ended with {code}"
+
+
+def stack_of(struck: Struck) -> StackPlace:
     assert isinstance(struck.there, StackPlace)
     return struck.there
 
 
 def _wait_for(struck: Struck, flows: Sequence[str]) -> int | None:
     while struck.processes[0].poll() is None:
-        if pids := [pid for flow in flows for pid in _stack(struck).pids(flow).values()]:
+        if pids := [pid for flow in flows for pid in stack_of(struck).pids(flow).values()]:
             return struck.rng.choice(sorted(pids))
         time.sleep(0.2)
     return None
-
-
-BLOWS: dict[str, Blow] = {
-    "SIGKILL of the trainer": Blow(kill_trainer),
-    "SIGKILL of MLflow": Blow(kill_service("mlflow")),
-    "SIGKILL of PostgreSQL": Blow(kill_service("postgres")),
-    "SIGKILL of a training run's process": Blow(kill_run_of("flows.train.train"), StackPlace),
-    "MLflow silent for a minute": Blow(silence_mlflow),
-    "no file can grow": Blow(fill_disk),
-    "SIGKILL of the study's flow process": Blow(kill_run_of("flows.study.study"), StackPlace),
-    "slow database": Blow(slow_down_database, slow=True),
-    "two studies launched twice": Blow(launch_twice),
-    "SIGKILL of a worker": Blow(kill_worker, StackPlace),
-    "the clock jumps": Blow(jump_clock),
-    "SIGKILL of the Prefect server": Blow(kill_prefect, StackPlace),
-    "SIGKILL of the workers and a run": Blow(kill_worker_and_run, StackPlace),
-}

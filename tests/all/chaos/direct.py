@@ -6,6 +6,7 @@ killed at any moment and started again.
 
 import multiprocessing
 import os
+import sys
 from collections.abc import Mapping
 from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
@@ -25,6 +26,7 @@ from clusterlora.stages.prepare import prepare_study
 from clusterlora.stages.register import register_models
 from clusterlora.stages.train import train_group
 from clusterlora.wiring import from_environment
+from tests.all.chaos.sabotage import prepare
 from tests.fixtures.stages import missing_groups, plan_of
 
 SETTINGS = Path(__file__).with_name("study.toml")
@@ -67,8 +69,18 @@ def _run(name: str, seed: int, environment: dict[str, str], log: Path) -> None:
         os.dup2(output.fileno(), 2)
     os.environ.clear()
     os.environ.update(environment)
+    prepare()
+    main(name, seed)
+
+
+def main(name: str, seed: int) -> None:
+    """Run a study in this process; whoever has no fork server calls `python -m tests.all.chaos.direct NAME SEED`."""
     try:
         # Another seed per trial: the adapters of one must not be found by the next.
         run(resolve(None, SETTINGS, {"name": name, "recipe.seed": seed}))
     except (ClusterLoraError, OSError) as problem:
         raise SystemExit(f"error: {problem}") from problem
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]))

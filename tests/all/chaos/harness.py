@@ -5,6 +5,7 @@ written or there twice, and `clusterlora study verify` must find nothing that it
 """
 
 import argparse
+import itertools
 import json
 import random
 import signal
@@ -17,11 +18,19 @@ from pathlib import Path
 
 from clusterlora.ports.stores import Stores
 from tests.all.chaos import look
-from tests.all.chaos.blows import BLOWS, Blow, Struck
-from tests.all.chaos.place import Place, StackPlace, place
-from tests.all.chaos.record import Trial, add
+from tests.all.chaos.blows import Blow, Struck
+from tests.all.chaos.catalogue import BLOWS, CYCLE, blow_of
+from tests.all.chaos.place import ClockStackPlace, ColdStackPlace, Place, SmallDiskPlace, SqlitePlace, StackPlace, place
+from tests.all.chaos.record import Trial, add, read
 
-PLACES: dict[str, type[Place]] = {"process": Place, "stack": StackPlace}
+PLACES: dict[str, type[Place]] = {
+    "process": Place,
+    "sqlite": SqlitePlace,
+    "disk": SmallDiskPlace,
+    "stack": StackPlace,
+    "cold": ColdStackPlace,
+    "clock": ClockStackPlace,
+}
 MOST_LAUNCHES = 5
 PATIENCE_SECONDS = 900
 """After so long a launch counts as hanging."""
@@ -45,20 +54,18 @@ def snapshot(stores: Stores, study: str) -> Snapshot:
     return Snapshot(finished, look.trainings(stores, study))
 
 
-def blow_of(seed: int) -> str:
-    """Return the blow of a seed: they come in turn."""
-    return list(BLOWS)[(seed - 1) % len(BLOWS)]
-
-
 def trial(seed: int, there: Place) -> Trial:
     """Launch a study, inject the fault at the moment drawn for the seed, launch it again until it ends, and check what came of it."""
     name, blow, rng, began = f"chaos-{seed}", BLOWS[blow_of(seed)], random.Random(seed), time.monotonic()
-    struck = Struck(there, name, seed, [there.launch(name, seed, slow=blow.slow)], rng)
-    moment = wait_for_moment(struck, slow_start=blow.place is StackPlace)
+    more = {blow.sabotage[0]: rng.choice(blow.sabotage[1])} if blow.sabotage else {}
+    struck = Struck(there, name, seed, [there.launch(name, seed, slow=blow.slow, more=more)], rng)
+    moment = ", ".join(more.values()) or wait_for_moment(struck, slow_start=isinstance(there, StackPlace))
     alive = struck.processes[0].poll() is None
     before, did = snapshot(there.stores(), name), blow.strike(struck)
     halves = look.half_written(there.stores())
     codes = [process.wait(PATIENCE_SECONDS) for process in struck.processes]
+    for companion in struck.companions:
+        companion.wait(PATIENCE_SECONDS)
     snapshots, launches = [before], 1
     while codes[0] != 0 and launches < MOST_LAUNCHES:
         snapshots.append(snapshot(there.stores(), name))
@@ -75,6 +82,7 @@ def trial(seed: int, there: Place) -> Trial:
         mended += [f["what"] for f in there.findings(study, repair=True) if f["repaired"]]
         left += [f["what"] for f in there.findings(study, repair=False)]
     total = look.trainings(stores, name)
+    again = set[str]() if blow.loses_record else set[str]().union(*(s.trained_again(total) for s in snapshots))
     return Trial(
         seed=seed,
         blow=blow_of(seed),
@@ -83,7 +91,7 @@ def trial(seed: int, there: Place) -> Trial:
         struck=alive,
         launches=launches,
         finished_before=len(before.finished),
-        trained_again=tuple(sorted(set().union(*(s.trained_again(total) for s in snapshots)))),
+        trained_again=tuple(sorted(again)),
         half_written=tuple(sorted({*halves, *look.half_written(stores)})),
         duplicates=tuple(duplicates),
         mended=tuple(mended),
@@ -120,28 +128,36 @@ def wait_for_moment(struck: Struck, *, slow_start: bool) -> str:
     return f"{n_adapters} adapters + {seconds:.1f} s" if n_adapters else f"{seconds:.1f} s"
 
 
-def run_trials(seeds: Iterable[int]) -> Iterator[Trial]:
-    """Yield trials as they end, those of one kind of place together."""
+def run_trials(seeds: Iterable[int], deadline: float) -> Iterator[Trial]:
+    """Yield trials as they end, those of one kind of place together; none begins after the deadline."""
     for kind in PLACES.values():
         these = [seed for seed in seeds if BLOWS[blow_of(seed)].place is kind]
-        if these:
+        if these and time.monotonic() < deadline:
             with place(kind) as there:
-                yield from (trial(seed, there) for seed in these)
+                for seed in itertools.takewhile(lambda _: time.monotonic() < deadline, these):
+                    yield trial(seed, there)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--first-seed", type=int, default=1)
-    parser.add_argument("--trials", type=int, default=52, help="so many seeds from the first on")
+    parser.add_argument("--trials", type=int, default=4 * len(CYCLE), help="so many seeds from the first on")
+    parser.add_argument("--minutes", type=float, help="begin no trial after so many minutes")
+    parser.add_argument("--again", action="store_true", help="make trials that are recorded once more; otherwise they are left out")
     parser.add_argument("--place", choices=PLACES, help="of these, only the ones on a study of this kind")
     parser.add_argument("--record", type=Path, help="JSON file to add the trials to; the page is written beside it")
     options = parser.parse_args()
     # The services end with it, however it ends.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     kinds = [PLACES[options.place]] if options.place else list(PLACES.values())
-    seeds = [seed for seed in range(options.first_seed, options.first_seed + options.trials) if BLOWS[blow_of(seed)].place in kinds]
+    recorded = (
+        {made.seed for made in read(options.record)} if options.record and options.record.exists() and not options.again else set[int]()
+    )
+    every = range(options.first_seed, options.first_seed + options.trials)
+    seeds = [seed for seed in every if BLOWS[blow_of(seed)].place in kinds and seed not in recorded]
+    deadline = time.monotonic() + 60 * (options.minutes or 1e6)
     all_good = True
-    for made in run_trials(seeds):
+    for made in run_trials(seeds, deadline):
         all_good &= made.good
         sys.stdout.write(json.dumps(asdict(made), ensure_ascii=False) + "\n")
         sys.stdout.flush()

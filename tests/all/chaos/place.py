@@ -10,12 +10,12 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from clusterlora.ports.stores import Stores
 from clusterlora.verify import LiveWork, verify
@@ -53,6 +53,8 @@ class Process:
 class Place:
     """PostgreSQL and MLflow; a study is one process (direct.py)."""
 
+    services: ClassVar[tuple[str, ...]] = ("postgres", "mlflow")
+
     folder: Path
     ports: dict[str, int]
     proxy: SlowProxy
@@ -63,7 +65,7 @@ class Place:
         return _without_addresses() | {
             "PYTHONPATH": str(CHECKOUT),
             "CLUSTERLORA_HOME": str(self.folder / "studies"),
-            "CLUSTERLORA_DATABASE_URL": self.database(self.ports["postgres"]),
+            "CLUSTERLORA_DATABASE_URL": self.database(self.ports.get("postgres", 0)),
             "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{self.mlflow_port}",
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
             "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -84,8 +86,9 @@ class Place:
         (self.folder / "clock").write_bytes(bytes(8))
         if shutil.which("gcc"):
             subprocess.run(["gcc", "-shared", "-fPIC", "-O2", "-o", str(self.folder / "clock.so"), str(CLOCK), "-ldl"], check=True)
-        data = ["-D", str(self.folder / "postgres"), "-A", "trust", "-U", "tester", "-E", "UTF8", "--no-sync"]
-        subprocess.run([*POSTGRES_USER, str(INITDB[-1]), *data], cwd="/", check=True, stdout=subprocess.DEVNULL)
+        if "postgres" in self.ports:
+            data = ["-D", str(self.folder / "postgres"), "-A", "trust", "-U", "tester", "-E", "UTF8", "--no-sync"]
+            subprocess.run([*POSTGRES_USER, str(INITDB[-1]), *data], cwd="/", check=True, stdout=subprocess.DEVNULL)
         with ThreadPoolExecutor() as threads:
             list(threads.map(self.start, self.ports))
 
@@ -116,11 +119,12 @@ class Place:
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
-    def launch(self, study: str, seed: int, *, slow: bool = False) -> Process:
-        """Start a study, or start it again; its database is reached by the slow road if asked for."""
+    def launch(self, study: str, seed: int, *, slow: bool = False, more: Mapping[str, str] | None = None) -> Process:
+        """Start a study, or start it again; its database is reached by the slow road if asked for. `more` are further variables."""
         addresses = {"CLUSTERLORA_DATABASE_URL": self.database(self.proxy.port)} if slow else {}
         direct.start_server(self.environment)
-        process = direct.start(study, seed, {**self.environment, **addresses}, self.folder / f"{study}.log")
+        environment = {**self.environment, **addresses, **(more or {})}
+        process = direct.start(study, seed, environment, self.folder / f"{study}.log")
         assert process.pid is not None
         return Process(process.pid, lambda: process.exitcode)
 
@@ -142,6 +146,7 @@ class Place:
         return [{"what": f.what, "repaired": f.repaired} for f in findings]
 
     def _moved_clock(self) -> dict[str, str]:
+        """Return the variables that give a process the clock of this place."""
         library = self.folder / "clock.so"
         return {"LD_PRELOAD": str(library), "CHAOS_CLOCK": str(self.folder / "clock")} if library.exists() else {}
 
@@ -165,13 +170,52 @@ class Place:
         return True
 
 
-class StackPlace(Place):
-    """PostgreSQL, and the local stack as `clusterlora up` starts it: Prefect, MLflow, workers. A study is `clusterlora study run`."""
+@dataclass
+class SqlitePlace(Place):
+    """The study database is the file that a study has by default; MLflow as everywhere."""
+
+    services: ClassVar[tuple[str, ...]] = ("mlflow",)
 
     @property
     def environment(self) -> dict[str, str]:
-        kept = {name: value for name, value in super().environment.items() if name not in ("LD_PRELOAD", "CHAOS_CLOCK")}
-        return kept | {"CLUSTERLORA_STACK_HOME": str(self.folder / "stack")}
+        return {name: value for name, value in super().environment.items() if name != "CLUSTERLORA_DATABASE_URL"}
+
+    @property
+    def mlflow_port(self) -> int:
+        return self.ports["mlflow"]
+
+    def database(self, port: int) -> str:
+        del port
+        return f"sqlite:///{self.folder}/studies/clusterlora.db"
+
+
+@dataclass
+class SmallDiskPlace(Place):
+    """The studies are on a disk of their own of 128 MB."""
+
+    def open(self) -> None:
+        studies = self.folder / "studies"
+        studies.mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=128m", "tmpfs", str(studies)], check=True)
+        super().open()
+
+    def close(self) -> None:
+        super().close()
+        subprocess.run(["umount", "--lazy", str(self.folder / "studies")], check=False)
+
+
+@dataclass
+class StackPlace(Place):
+    """PostgreSQL, and the local stack as `clusterlora up` starts it: Prefect, MLflow, workers. A study is `clusterlora study run`."""
+
+    services: ClassVar[tuple[str, ...]] = ("postgres",)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return super().environment | {"CLUSTERLORA_STACK_HOME": str(self.folder / "stack")}
+
+    def _moved_clock(self) -> dict[str, str]:
+        return {}
 
     @property
     def mlflow_port(self) -> int:
@@ -187,22 +231,25 @@ class StackPlace(Place):
         ports = {"prefect_port": free_port(), "mlflow_port": free_port()}
         (self.folder / "stack" / "stack.json").write_text(json.dumps({"ports": ports}), encoding="utf-8")
         super().open()
-        self._cli("up", "--workers", "2")
+        self.cli("up", "--workers", "2")
 
     def close(self) -> None:
-        self._cli("down")
+        self.cli("down")
         super().close()
 
-    def launch(self, study: str, seed: int, *, slow: bool = False) -> Process:
+    def launch(self, study: str, seed: int, *, slow: bool = False, more: Mapping[str, str] | None = None) -> Process:
         assert not slow, "the workers have their database's address from `clusterlora up`"
         options = ["--config", str(direct.SETTINGS), "--name", study, "--set", f"recipe.seed={seed}", "--workers", "2", "--no-wait"]
         with (self.folder / f"{study}.log").open("ab") as output:
             argv = [*_PROGRAM, "study", "run", *options]
-            process = subprocess.Popen(argv, cwd=CHECKOUT, env=self.environment, stdout=output, stderr=output, start_new_session=True)
+            environment = {**self.environment, **(more or {})}
+            process = subprocess.Popen(
+                argv, cwd=CHECKOUT, env=environment, stdout=output, stderr=output, start_new_session=True, preexec_fn=_with_ctrl_c
+            )
         return Process(process.pid, process.poll)
 
     def findings(self, study: str, *, repair: bool) -> list[dict[str, Any]]:
-        return json.loads(self._cli("study", "verify", study, "--json", *(["--repair"] if repair else [])))
+        return json.loads(self.cli("study", "verify", study, "--json", *(["--repair"] if repair else [])))
 
     def pids(self, kind: str) -> dict[str, int]:
         """Return the processes of the stack whose name begins so (`worker-`, `prefect-server`), or that execute runs of a flow."""
@@ -218,14 +265,37 @@ class StackPlace(Place):
         except OSError:
             return False  # it has just ended
 
-    def _cli(self, *arguments: str) -> str:
+    def cli(self, *arguments: str) -> str:
         done = subprocess.run([*_PROGRAM, *arguments], cwd=CHECKOUT, env=self.environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0 or arguments[:2] == ("study", "verify"), f"{arguments}: {done.stdout[-1000:]}{done.stderr[-2000:]}"
         return done.stdout
 
 
-_PROGRAM = [sys.executable, "-c", "from clusterlora.cli import main; raise SystemExit(main())"]
+@dataclass
+class ClockStackPlace(StackPlace):
+    """The same stack with a clock that can be moved: Prefect's, MLflow's, the workers', the runs' and PostgreSQL's."""
+
+    def _moved_clock(self) -> dict[str, str]:
+        return Place._moved_clock(self)
+
+
+@dataclass
+class ColdStackPlace(StackPlace):
+    """The same stack, which each study finds down and starts itself."""
+
+    def launch(self, study: str, seed: int, *, slow: bool = False, more: Mapping[str, str] | None = None) -> Process:
+        if more:
+            self.cli("down")
+        return super().launch(study, seed, slow=slow, more=more)
+
+
+_PROGRAM = [sys.executable, "-c", "from tests.all.chaos.sabotage import main; raise SystemExit(main())"]
 _ADDRESSES = ("CLUSTERLORA_", "PREFECT_", "MLFLOW_")
+
+
+def _with_ctrl_c() -> None:
+    # A shell starts what runs in the background with Ctrl-C ignored, and its children inherit that.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _without_addresses() -> dict[str, str]:
@@ -238,9 +308,8 @@ def place(kind: type[Place] = Place) -> Iterator[Place]:
     """Yield running services with empty stores, and remove them afterwards."""
     folder = Path(tempfile.mkdtemp(prefix="clora-chaos-"))
     folder.chmod(0o777)
-    names = ("postgres", "mlflow") if kind is Place else ("postgres",)
-    ports = {name: free_port() for name in names}
-    there = kind(folder, ports, SlowProxy(ports["postgres"]))
+    ports = {name: free_port() for name in kind.services}
+    there = kind(folder, ports, SlowProxy(ports.get("postgres", 0)))
     try:
         there.open()
         yield there

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.all.chaos.blows import BLOWS
+from tests.all.chaos.catalogue import BLOWS
 
 
 @dataclass(frozen=True)
@@ -113,10 +113,13 @@ _COLUMNS = (
 _HEAD = (
     "# Reliability",
     "",
-    "Measured by `make chaos`; every figure is in `reliability.json`. `make chaos CHAOS='--first-seed 100 --trials 13'` adds trials.",
+    "Measured by `make chaos`; every figure is in `reliability.json`. It makes the trials of seeds 1 to 108 that are not",
+    "recorded; stop it at any time. `make chaos CHAOS='--minutes 60'` begins no trial after an hour, `CHAOS='--first-seed",
+    "109 --trials 27'` adds others, and `CHAOS=--again` makes recorded ones anew.",
     "",
-    "A trial runs a study of six people (baseline, unified, two clusters, six personal adapters), injects a fault once a drawn",
-    "number of adapters is finished and a drawn time has passed, and launches the study again until it ends. It is good when",
+    "A trial runs a study of six people (baseline, unified, two clusters, six personal adapters), injects a fault once a",
+    "drawn number of adapters is finished and a drawn time has passed, and launches the study again until it ends. It is",
+    "good when",
     "",
     "- the study ended well, on the first launch or a later one;",
     "- no adapter that was finished when the fault struck, or at a later launch, was trained again (read from the training logs);",
@@ -124,17 +127,27 @@ _HEAD = (
     "- no row was there twice;",
     "- after `clusterlora study verify --repair`, database, adapter store and MLflow agree about everything.",
     "",
-    "Faults of a training run, a flow, a worker or Prefect strike the stack that `clusterlora study run` starts: a Prefect server,",
-    "an MLflow server, one cpu and two gpu workers, with the studies on PostgreSQL. The others strike a study that runs in one",
-    "process (forked from one that has imported everything, so that a launch is cheap) with a real PostgreSQL and a real MLflow",
-    "server. Killed services are started again at the same address; in the stack, the command itself does it. A seed fixes the",
-    "fault, its moment and everything drawn for it, but not what the machine does in the meantime.",
+    "Faults of a training run, a flow, a worker or Prefect strike the stack that `clusterlora study run` starts: a Prefect",
+    "server, an MLflow server, one cpu and two gpu workers, with the studies on PostgreSQL. The others strike a study that",
+    "runs in one process (forked from one that has imported everything, so that a launch is cheap) with a real PostgreSQL",
+    "and a real MLflow server. Killed services are started again at the same address; in the stack, the command itself does",
+    "it. A seed fixes the fault, its moment and everything drawn for it, but not what the machine does in the meantime.",
     "",
     "`no file can grow` limits the size of the process's files (RLIMIT_FSIZE), so that writes fail as on a full disk.",
-    "`MLflow silent` stops the server's processes for a minute: connections are accepted, and nothing answers. `slow database` is a",
-    "proxy that delays every packet. `the clock jumps` preloads a library (tests/all/chaos/clock.c) into the study, MLflow and PostgreSQL",
-    "that moves their wall clock twice, by up to 30 days, forwards or back; Prefect's clock is not moved.",
-    "`two studies launched twice` starts the study again while it runs, and also, twice, another study on the same people and",
-    "settings, which needs the same adapters.",
+    "`MLflow silent` stops the server's processes for a minute: connections are accepted, and nothing answers. `slow",
+    "database` is a proxy that delays every packet. `the clock jumps` preloads a library (tests/all/chaos/clock.c) into the",
+    "study, MLflow and PostgreSQL that moves their wall clock twice, by up to 30 days, forwards or back. `Prefect's clock",
+    "jumps` does that to everything in the stack: the Prefect server, MLflow, the workers, the runs and PostgreSQL. `two",
+    "hosts an hour apart` joins the study from a process with a disk of its own and a clock an hour ahead or behind, on the",
+    "same servers. `two studies launched twice` starts the study again while it runs, and also, twice, another study on the",
+    "same people and settings, which needs the same adapters.",
+    "",
+    "`the disk is full` writes a disk of 128 MB (a tmpfs) full to its last byte and leaves it so until the study has ended.",
+    "`the database is deleted` removes SQLite's files under the study; adapters may then be trained again, as the record of",
+    "them is what was deleted. `locked for two minutes` holds SQLite's write lock; `read-only` lets PostgreSQL refuse",
+    "changes for up to 40 s, in open connections too. `SIGKILL as an alias moves` kills the study right before or right",
+    "after MLflow moves a champion's or candidate's alias. `Ctrl-C` interrupts `clusterlora study run` at a random moment,",
+    "as a terminal does. `ports taken` listens on both ports of a cold stack between the moment at which they were found",
+    "free and the start of the servers. `a worker of another version` joins the gpu pool beside those of the stack.",
     "",
 )

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+from tests.all.chaos.catalogue import BLOWS, CTRL_C, CYCLE, blow_of
 from tests.all.chaos.record import Trial, add, read
 
 GOOD = Trial(3, "SIGKILL of PostgreSQL", "", "2 adapters + 1.0 s", True, 2, 2, (), (), (), ("half-written copy x",), (), True, 12.0)
@@ -19,3 +20,10 @@ def test_trials_add_up_and_the_page_hides_no_failure(tmp_path: Path) -> None:
     assert "**3 trials (seeds 1-3): 2 good, 1 not.**" in page
     assert "- seed 1, no file can grow (2 adapters + 1.0 s): trained again unified; did not complete: error: a \\| b" in page
     assert "| SIGKILL of PostgreSQL | 2 | 2 | 2 | 2 |" in page
+
+
+def test_four_cycles_are_over_a_hundred_trials_of_every_fault_with_twenty_times_ctrl_c() -> None:
+    faults = [blow_of(seed) for seed in range(1, 4 * len(CYCLE) + 1)]
+    assert len(faults) > 100
+    assert {*faults} == {*BLOWS}
+    assert faults.count(CTRL_C) == 20

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.all.chaos.blows import BLOWS
-from tests.all.chaos.harness import blow_of, trial
+from tests.all.chaos.catalogue import CYCLE, blow_of
+from tests.all.chaos.harness import trial
 from tests.all.chaos.place import Place, place
 from tests.fixtures.servers import INITDB
 
@@ -23,6 +23,6 @@ def there() -> Iterator[Place]:
 @pytest.mark.parametrize("blow", ["SIGKILL of the trainer", "SIGKILL of PostgreSQL", "no file can grow"])
 def test_a_study_completes_after_a_fault_and_nothing_is_lost_or_done_twice(blow: str, there: Place) -> None:
     # The first seed beyond those of the page that strikes this blow.
-    seed = next(seed for seed in range(1001, 1001 + len(BLOWS)) if blow_of(seed) == blow)
+    seed = next(seed for seed in range(1001, 1001 + len(CYCLE)) if blow_of(seed) == blow)
     made = trial(seed, there)
     assert made.good, made

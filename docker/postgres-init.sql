@@ -1,2 +1,0 @@
-create database prefect;
-create database mlflow;
