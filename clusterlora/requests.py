@@ -1,17 +1,24 @@
 """Requests to deployments: one frozen value per kind of run, the same in the form, in the run's parameters and where it is executed."""
 
+import socket
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Le
 
+from clusterlora import __version__
+from clusterlora.errors import BadSettings
 from clusterlora.method_settings import MergeSettings
+from clusterlora.recipe import ENGINE_VERSION
 from clusterlora.settings import Study
 
 _FORM = {"extra": "forbid", "use_attribute_docstrings": True}
 
 _AVERAGE = MergeSettings()
 _DEFAULT = Study()
+
+VERSION = f"{__version__}, engine {ENGINE_VERSION}"
+"""What trains and answers here. Workers of two versions would give one study adapters and answers that cannot be compared."""
 
 EvaluationPart = Literal["probe", "power", "baseline", "gate", "tuning", "choices", "test"]
 
@@ -50,6 +57,8 @@ class TrainRequest:
     """Dialogues per forward pass. The optimiser's batch stays the recipe's."""
     attempt: Annotated[int, Ge(1)] = 1
     """Number of this attempt."""
+    version: str = VERSION
+    """The version of clusterlora that asks."""
 
     @property
     def run_name(self) -> str:
@@ -80,6 +89,8 @@ class EvaluationRequest:
     """Which step of the tuning, for `tuning`."""
     cluster: Annotated[int, Ge(0)] | None = None
     """Whose val items, for power and gate. Empty: the cluster that the gate judges."""
+    version: str = VERSION
+    """The version of clusterlora that asks."""
 
     @property
     def run_name(self) -> str:
@@ -144,3 +155,12 @@ class AssignmentRequest:
     "text": "..."}]}. They travel with the run, so workers need not share a disk."""
     path: str | None = None
     """Instead of rows, a .jsonl, .csv or .parquet file, or an edgewise folder, as the worker of pool gpu sees it."""
+
+
+def refuse_other_version(request: TrainRequest | EvaluationRequest) -> None:
+    """Check that a request comes from this version. Raises BadSettings where another one asks."""
+    if request.version != VERSION:
+        raise BadSettings(
+            f"the worker on {socket.gethostname()} has clusterlora {VERSION}, and study {request.study_name} is run by {request.version}; "
+            "update the older checkout and restart its worker, or stop it, then run the study again"
+        )

@@ -1,6 +1,6 @@
 """Answer and score one shard of a study's items in this process."""
 
-from clusterlora.requests import EvaluationRequest
+from clusterlora.requests import EvaluationRequest, refuse_other_version
 from tasks.study_task import TaskContext, study_task
 
 
@@ -10,7 +10,12 @@ from tasks.study_task import TaskContext, study_task
     on_gpu=True,
 )
 def evaluate_shard(context: TaskContext, request: EvaluationRequest) -> int:
-    """Return the number of answers generated; items the study already has answers to are skipped."""
+    """Return the number of answers generated; items the study already has answers to are skipped.
+
+    Raises:
+        BadSettings: another version of clusterlora asks.
+    """
+    refuse_other_version(request)
     if request.part == "probe":
         from clusterlora.stages.probe import probe
 

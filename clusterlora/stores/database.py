@@ -19,13 +19,13 @@ _BUSY_SECONDS = 60
 _CONNECT_SECONDS = 10
 _EXAMPLES = "sqlite:///path/to/file.db or postgresql://user@host/name"
 _SQLITE = {
-    "file is not a database": ("is damaged", "bring back a backup, or move the file away and begin anew: trained adapters are found again"),
-    "malformed": ("is damaged", "bring back a backup, or move the file away and begin anew: trained adapters are found again"),
+    "file is not a database": ("is damaged", "bring back a backup, or move the file away and begin anew; adapters are then trained again"),
+    "malformed": ("is damaged", "bring back a backup, or move the file away and begin anew; adapters are then trained again"),
     "disk is full": ("cannot be written, as the disk is full", "free some space and run the same command again"),
     "readonly": ("cannot be written", "give yourself the right to write it, or set CLUSTERLORA_HOME to another folder"),
     "no such table": (
         "has lost its tables: its file was removed or replaced while it was in use",
-        "bring it back, or run the same command again, which begins anew: trained adapters are found again",
+        "bring it back, or run the same command again, which begins anew and trains again",
     ),
     "unable to open": ("cannot be opened", "it must be a file that you can write, in a folder that you can write"),
 }

@@ -1,7 +1,7 @@
 """A deployment's request arrives where it is executed as the same value, and nothing else is accepted."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
@@ -9,6 +9,7 @@ from prefect.exceptions import ParameterTypeError
 from prefect.flows import Flow
 from prefect.utilities.callables import parameter_schema
 
+from clusterlora.errors import BadSettings
 from clusterlora.method_settings import MergeSettings
 from clusterlora.requests import AssignmentRequest, EvaluationRequest, MergeRequest, PermutationRequest, TrainingGroup, TrainRequest
 from clusterlora.settings import Study
@@ -17,6 +18,8 @@ from flows.evaluate import evaluate
 from flows.merge import merge
 from flows.permute import permute
 from flows.train import train
+from tasks.evaluation import evaluate_shard
+from tasks.training import train_group
 
 GROUP = TrainingGroup("cluster-00", "cluster 00", ("cluster-00", "unified"), rung="lower-lr")
 ASKED = [
@@ -52,3 +55,9 @@ def test_every_field_of_a_request_is_described_on_the_form(flow: Flow[..., Any],
 def test_an_attempt_counts_from_one() -> None:
     with pytest.raises(ParameterTypeError):
         train.validate_parameters({"request": {**asdict(ASKED[0][1]), "attempt": 0}})
+
+
+@pytest.mark.parametrize(("task", "asked"), [(train_group, ASKED[0][1]), (evaluate_shard, ASKED[1][1])])
+def test_a_worker_of_another_version_does_nothing_and_says_which_it_is(task: Any, asked: Any) -> None:
+    with pytest.raises(BadSettings, match=r"has clusterlora .*, and study mission is run by 0\.0\.9, engine 1; update the older checkout"):
+        task.fn(replace(asked, version="0.0.9, engine 1"))

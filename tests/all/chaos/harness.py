@@ -5,13 +5,13 @@ written or there twice, and `clusterlora study verify` must find nothing that it
 """
 
 import argparse
-import itertools
 import json
 import random
 import signal
 import sys
 import time
-from collections import Counter
+import traceback
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -131,11 +131,17 @@ def wait_for_moment(struck: Struck, *, slow_start: bool) -> str:
 def run_trials(seeds: Iterable[int], deadline: float) -> Iterator[Trial]:
     """Yield trials as they end, those of one kind of place together; none begins after the deadline."""
     for kind in PLACES.values():
-        these = [seed for seed in seeds if BLOWS[blow_of(seed)].place is kind]
-        if these and time.monotonic() < deadline:
-            with place(kind) as there:
-                for seed in itertools.takewhile(lambda _: time.monotonic() < deadline, these):
-                    yield trial(seed, there)
+        these = deque(seed for seed in seeds if BLOWS[blow_of(seed)].place is kind)
+        n_before = -1
+        # Where a trial breaks down, the others get services of their own; where these do not start, the others of this kind are left out.
+        while these and time.monotonic() < deadline and len(these) != n_before:
+            n_before = len(these)
+            try:
+                with place(kind) as there:
+                    while these and time.monotonic() < deadline:
+                        yield trial(these.popleft(), there)
+            except Exception:  # noqa: BLE001  (a fault of one trial must not cost the night)
+                traceback.print_exc()
 
 
 def main() -> int:
