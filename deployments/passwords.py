@@ -8,6 +8,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from clusterlora.errors import BadSettings
 from deployments import private_files
 
 USER = "clusterlora"
@@ -15,6 +16,7 @@ SERVERS = ("prefect", "mlflow")
 TOKEN_SECONDS = 3600.0
 """Lifetime of an unused login token."""
 _FILE = "passwords.json"
+_MIN_LENGTH = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,13 +36,26 @@ class Passwords:
 
 
 def load_or_create(home: Path) -> Passwords:
-    """Return the passwords of the services at `home`, created if there are none yet."""
+    """Return the passwords of the services at `home`, created if there are none yet.
+
+    Raises:
+        BadSettings: the file that holds them is damaged, or one of them is too short to keep anybody out.
+    """
     file = home / _FILE
     if not file.is_file():
         private_files.make_folder(home)
         private_files.write_private(file, json.dumps(asdict(Passwords(*(secrets.token_hex(24) for _ in SERVERS)))))
-    by_server = json.loads(file.read_text(encoding="utf-8"))
-    return Passwords(*(by_server[server] for server in SERVERS))
+    try:
+        by_server = json.loads(file.read_text(encoding="utf-8"))
+        found = [str(by_server[server]) for server in SERVERS]
+    except (OSError, ValueError, TypeError, LookupError, RecursionError):
+        found = []
+    if not found or min(map(len, found)) < _MIN_LENGTH:
+        raise BadSettings(
+            f"{file}, which holds the servers' passwords, is damaged; stop the servers with `clusterlora down`, remove the file, and get "
+            "new passwords with `clusterlora up`"
+        )
+    return Passwords(*found)
 
 
 def create_login_token(home: Path) -> str:

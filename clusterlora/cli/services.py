@@ -2,11 +2,13 @@
 
 import json
 import shlex
+from contextlib import suppress
 
 import click
 
 from clusterlora.cli.orchestration import deployments, services_home
 from clusterlora.cli.progress import echo_stderr
+from clusterlora.errors import ServiceDown
 
 _EXPORTED = (
     *("PREFECT_API_URL", "PREFECT_API_AUTH_STRING", "CLUSTERLORA_DATABASE_URL"),
@@ -50,8 +52,10 @@ def up(workers: int | None, host: str | None, exports: bool, as_json: bool) -> N
 def down(as_json: bool) -> None:
     """Stop the local workers and servers, even if others use them. Nothing that finished is lost."""
     local_services, home = deployments("local_services"), services_home()
-    for user in local_services.other_users(home):
-        echo_stderr(f"{user}: run it again to continue")
+    # Where the file that names them is damaged, nobody can be named, and the processes are found all the same.
+    with suppress(ServiceDown):
+        for user in local_services.other_users(home):
+            echo_stderr(f"{user}: run it again to continue")
     stopped = local_services.down(home)
     if as_json:
         click.echo(json.dumps(stopped))

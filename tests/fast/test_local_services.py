@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from prefect.client.orchestration import SyncPrefectClient
 
+from clusterlora.cli import cli
 from clusterlora.errors import BadSettings, ServiceDown
 from deployments import fork_server, local_services, passwords, processes, run, service_specs
 from deployments.processes import Process
@@ -197,14 +199,25 @@ def test_servers_and_clients_have_the_same_passwords(tmp_path: Path) -> None:
     assert not any(secret in " ".join((*prefect.argv, *mlflow.argv)) for secret in (made.prefect, made.mlflow))
 
 
+@pytest.mark.parametrize(
+    "content", [b"", b"[]", b'{"prefect": 1}', b'{"prefect": "x", ', b'{"prefect": "", "mlflow": ""}', b"\xff", b"[" * 200_000]
+)
+def test_a_damaged_file_of_passwords_is_named_and_never_an_empty_password(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "passwords.json").write_bytes(content)
+    with pytest.raises(BadSettings, match=r"passwords\.json, which holds the servers' passwords, is damaged; .* remove the file"):
+        service_specs.servers(tmp_path, Addresses(1, 2))
+
+
 def test_a_host_that_is_not_an_ip_address_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadSettings, match="is not an IP address"):
         local_services.up(tmp_path, host="everybody", log=lambda _: None)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not show the environment of a process")
-@pytest.mark.parametrize("content", [b"", b'{"ports": {"prefect_port": 42', b"[]", b'{"ports": 3}', b"\xff"])
-def test_where_the_saved_state_is_damaged_down_finds_what_runs_and_begins_anew(tmp_path: Path, content: bytes) -> None:
+@pytest.mark.parametrize("content", [b"", b'{"ports": {"prefect_port": 42', b"[]", b'{"ports": 3}', b"\xff", b"[" * 200_000])
+def test_where_the_saved_state_is_damaged_down_finds_what_runs_and_begins_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
+) -> None:
     home = tmp_path / "stack"
     home.mkdir()
     of_these = {**os.environ, "PREFECT_HOME": str(service_specs.prefect_home(home))}
@@ -214,7 +227,10 @@ def test_where_the_saved_state_is_damaged_down_finds_what_runs_and_begins_anew(t
     with pytest.raises(ServiceDown, match=r"stack\.json, which says what servers run, is damaged \(.*\); .* with: clusterlora down"):
         local_services.status(home)
     try:
-        assert local_services.down(home) == (f"process {ours.pid}",)
+        monkeypatch.setenv("CLUSTERLORA_STACK_HOME", str(home))
+        # What a person types, as the message says.
+        typed = CliRunner().invoke(cli, ["down", "--json"])
+        assert (typed.exit_code, json.loads(typed.output)) == (0, [f"process {ours.pid}"])
         assert not processes.alive(ours)
         assert processes.alive(other)
         assert local_services.status(home) is None
