@@ -63,7 +63,7 @@ def _text_problems(path: str, value: object) -> Iterator[str]:
     elif isinstance(value, tuple):
         for part in cast("tuple[object, ...]", value):
             yield from _text_problems(path, part)
-    elif isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
+    elif isinstance(value, str) and any("\ud800" <= char <= "\udfff" for char in value):
         yield f"{path} = {value!r}: holds what is no UTF-8 text; write it in UTF-8"
 
 
