@@ -97,7 +97,7 @@ load: $(INSTALLED)  ## eight writers against PostgreSQL, SQLite and MLflow: docs
 	$(BIN)/python -m benchmarks.load --out docs $(LOAD)
 
 # Trials are added to docs/reliability.json: a long run can be split, CHAOS="--first-seed 14 --trials 13".
-chaos: $(INSTALLED)  ## break studies at random moments, over an hour on two idle cores
+chaos: $(INSTALLED)  ## break studies at random moments for hours; what is recorded is not made again
 	$(BIN)/python -m tests.all.chaos.harness --record docs/reliability.json $(CHAOS)
 
 fuzz: $(INSTALLED)  ## loaders against 24,000 odd inputs, configuration against 12,000
