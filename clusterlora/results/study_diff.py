@@ -15,7 +15,7 @@ from clusterlora.planning.study_state import StudyState, read_state
 from clusterlora.planning.work_plan import work_plan
 from clusterlora.ports.stores import Stores
 from clusterlora.results.evaluation_rows import evaluation_rows
-from clusterlora.values import Dialogue, Persona, Split
+from clusterlora.values import Dialogue, EvaluationRow, Persona, Split
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +88,8 @@ def study_diff(first: str, second: str, stores: Stores) -> StudyDiff:
     names_a = {adapter.key: adapter.name for adapter in a.adapters}
     keys_b = {adapter.key for adapter in b.adapters}
     scores = compare_across(
-        *(evaluation_rows(one, work_plan(one), stores) if one.clustering else () for one in (a, b)),
+        _rows(a, stores),
+        _rows(b, stores),
         shared,
         methods=[name for name in a.settings.methods if name in b.settings.methods],
         champions=(a.outcome.champion if a.outcome else None, b.outcome.champion if b.outcome else None),
@@ -108,6 +109,11 @@ def study_diff(first: str, second: str, stores: Stores) -> StudyDiff:
         scores=scores,
         notes=tuple(_notes(a, b, scores)),
     )
+
+
+def _rows(state: StudyState, stores: Stores) -> list[EvaluationRow]:
+    """Return the scored test answers of a study; none before it is clustered."""
+    return evaluation_rows(state, work_plan(state), stores) if state.clustering else []
 
 
 def _test_items(state: StudyState) -> dict[ItemKey, Dialogue]:
