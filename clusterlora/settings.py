@@ -247,9 +247,9 @@ class RuntimeSettings:
     samples: Annotated[int, Ge(1), Le(64)] | None = 2
     """Adapters of each training that answer a val prompt for people to read after epochs (at most every 20 seconds), in its log, in MLflow
     and in `study status --watch`; at the end all do, in MLflow. Empty: none."""
-    gpu_hour_price: Annotated[float, Ge(0)] | None = None
+    gpu_hour_price: Annotated[float, Ge(0), Le(1e6)] | None = None
     """Price of an hour of a GPU, for what the study costs; empty: unknown, and no money is told."""
-    cpu_hour_price: Annotated[float, Ge(0)] | None = None
+    cpu_hour_price: Annotated[float, Ge(0), Le(1e6)] | None = None
     """Price of an hour of a process that has no GPU; empty: unknown."""
     currency: Annotated[str, Len(1, 8)] = "EUR"
     """What prices are in."""

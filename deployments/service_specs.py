@@ -147,7 +147,7 @@ def fork_server(home: Path, addresses: Addresses) -> ServiceSpec | None:
 def workers(home: Path, addresses: Addresses, *, n_gpu_workers: int | None) -> tuple[ServiceSpec, ...]:
     """Return one worker of the cpu pool and one of the gpu pool per device; without a GPU, `n_gpu_workers` of the gpu pool.
 
-    Fewer workers than devices see several each, which `model.device_map=auto` spreads a base over.
+    At most half as many workers as devices see several each, which `model.device_map=auto` spreads a base over.
     """
     # Each poll costs the server 50 ms of CPU time.
     env = {**_run_environment(home, addresses), "PREFECT_WORKER_QUERY_SECONDS": "3"}

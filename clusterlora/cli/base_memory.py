@@ -44,7 +44,9 @@ def base_memory(study: Study) -> tuple[bool, str, str]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     each, max_length = free_memory_by_device(), study.model.max_length or PreparedModel().max_length
     is_spread = study.model.device_map == "auto" and len(each) > 1
-    free, where = (sum(each), f"{len(each)} GPUs together") if is_spread else (each[0], device.type)
+    together = f"{len(each)} GPUs together"
+    one_worker = f"one worker that sees the {len(each)} GPUs (clusterlora down; clusterlora up --workers 1)"
+    free, where = (sum(each), f"{together}, in {one_worker}") if is_spread else (each[0], device.type)
 
     def estimate(quantisation: Quantisation) -> MemoryEstimate:
         return estimate_memory(
@@ -61,8 +63,14 @@ def base_memory(study: Study) -> tuple[bool, str, str]:
 
     by_format = {quantisation: estimate(quantisation) for quantisation, _ in formats}
     chosen = by_format[study.model.quantisation]
-    fitting = [said for quantisation, said in formats if _MEASURED * by_format[quantisation].total <= free]
-    is_fitting = _MEASURED * chosen.total <= free
+
+    def fits(one: MemoryEstimate, *, spread: bool) -> bool:
+        # Of a base that is spread, every card has a share; a pass and the adapters that are trained are whole on one.
+        on_each = not spread or _MEASURED * (one.base / len(each) + one.adapter + one.one_pass) <= min(each)
+        return on_each and _MEASURED * one.total <= (sum(each) if spread else each[0])
+
+    fitting = [said for quantisation, said in formats if fits(by_format[quantisation], spread=is_spread)]
+    is_fitting = fits(chosen, spread=is_spread)
     verdict = dict(_FORMATS)[study.model.quantisation] if is_fitting else fitting[0] if fitting else "does not fit"
     numbers = (
         f"{name} in {dtype}: {verdict} into the {_gb(free)} free on {where}; with model.quantisation={study.model.quantisation} at "
@@ -74,8 +82,8 @@ def base_memory(study: Study) -> tuple[bool, str, str]:
         return True, numbers, ""
     smaller = next((quantisation for quantisation, said in _FORMATS if fitting and said == fitting[0]), None)
     fixes = [f"--set model.quantisation={smaller}"] if smaller else []
-    if not is_spread and len(formats) > 1 and _MEASURED * chosen.total <= sum(each):
-        fixes.append(f"--set model.device_map=auto for the {len(each)} GPUs together")
+    if len(each) > 1 and not is_spread and len(formats) > 1 and fits(chosen, spread=True):
+        fixes.append(f"--set model.device_map=auto for the {together} and {one_worker}")
     return False, numbers, " or ".join(fixes) or f"lower model.max_length={max_length}, or use a smaller base"
 
 

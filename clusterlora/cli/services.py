@@ -20,7 +20,8 @@ _EXPORTED = (
 @click.option(
     "--workers",
     type=click.IntRange(min=1),
-    help="Worker processes for training; fewer than GPUs see several each.  [default: as last asked for; at first one per GPU, or 2]",
+    help="Worker processes for training; with at most half as many as GPUs each sees several.  [default: as last asked for; at first one "
+    "per GPU, or 2]",
 )
 @click.option("--host", help="Address to listen on, for access from other machines.  [default: the current one, at first 127.0.0.1]")
 @click.option("--exports", is_flag=True, help='Print addresses and passwords as shell exports: eval "$(clusterlora up --exports)"')

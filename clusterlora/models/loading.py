@@ -140,9 +140,12 @@ def _one_line(folder: Path) -> Iterator[None]:
 
 
 def refuse_offloaded(device_by_layer: Mapping[str, Any], folder: Path) -> None:
-    """Check that a model that was spread is on GPUs alone, or all of it on the CPU. Raises ModelUnavailable."""
+    """Check that a model that was spread is on GPUs alone, or where there is none, all of it on the CPU. Raises ModelUnavailable."""
+    import torch
+
     devices = set(device_by_layer.values())
-    if elsewhere := sorted(devices & {"cpu", "disk"}) if len(devices) > 1 else []:
+    unwanted = {"cpu", "disk"} if len(devices) > 1 or torch.cuda.is_available() else {"disk"}
+    if elsewhere := sorted(devices & unwanted):
         raise ModelUnavailable(
             f"the model in {folder} does not fit on the GPUs of this machine: layers would be computed from {' and '.join(elsewhere)}, "
             "which adapters cannot be trained on; use model.quantisation=nf4, more GPUs per worker or a smaller base"

@@ -29,8 +29,15 @@ def joules(library: Any = None) -> float | None:
 
 
 def device(*, computes: bool) -> str:
-    """Return the name of what a phase occupies: this process's GPU where it computes on one, else the CPU."""
-    return _gpu().name if computes and _uuid() else "cpu"
+    """Return the name of what a phase occupies: this process's GPU where it computes on one, else the CPU.
+
+    Where a base is spread over several, time and energy are those of the first alone, and the name says so.
+    """
+    if not (computes and _uuid()):
+        return "cpu"
+    cuda = sys.modules["torch"].cuda
+    n_used = sum(cuda.memory_reserved(index) > 0 for index in range(cuda.device_count()))
+    return f"{_gpu().name} (first of {n_used})" if n_used > 1 else _gpu().name
 
 
 def _uuid() -> str | None:

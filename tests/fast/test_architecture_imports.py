@@ -14,6 +14,7 @@ ENTRY_POINTS = (
     "clusterlora.stores.migrations",
     "deployments.apply",
     "deployments.auth_middleware",
+    "deployments.backup",
     "deployments.launch",
     "flows.",
 )

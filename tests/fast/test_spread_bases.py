@@ -135,11 +135,16 @@ def test_without_several_gpus_a_base_that_may_be_spread_is_on_one_device(tiny_ba
         load_base(str(tiny_base_folder), device_map="balanced")  # pyright: ignore[reportArgumentType]
 
 
-def test_layers_that_would_be_computed_from_the_cpu_or_the_disk_are_refused() -> None:
+def test_layers_that_would_be_computed_from_the_cpu_or_the_disk_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     loading.refuse_offloaded({"model.layers.0": 0, "model.layers.1": 1}, Path("large"))
     loading.refuse_offloaded({"": "cpu"}, Path("large"))
     with pytest.raises(ModelUnavailable, match=r"the model in large does not fit on the GPUs of this machine: .* from cpu and disk, which"):
         loading.refuse_offloaded({"a": 0, "b": "cpu", "c": "disk"}, Path("large"))
+    with pytest.raises(ModelUnavailable, match="from disk, which"):
+        loading.refuse_offloaded({"": "disk"}, Path("large"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(ModelUnavailable, match="from cpu, which"):
+        loading.refuse_offloaded({"": "cpu"}, Path("large"))
 
 
 def test_a_gguf_file_is_not_spread(tmp_path: Path) -> None:

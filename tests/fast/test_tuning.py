@@ -131,7 +131,7 @@ def test_tuning_costs_a_method_one_training_per_round(
         assert all(spent + 1 <= 5 for spent in cost.values())
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "last_champion"])
 def test_a_method_says_by_whose_recipes_its_adapters_are_trained(method: str) -> None:
     people = ("ana", "ben", "cleo", "dan")
     clusters = (people[:2], people[2:])

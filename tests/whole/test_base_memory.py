@@ -106,14 +106,18 @@ def test_the_doctor_says_whether_a_base_fits_as_it_is_in_4_bit_or_not_at_all(
 def test_the_doctor_sums_the_gpus_that_a_base_may_be_spread_over(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(memory, "free_memory_by_device", lambda: [100_000_000, 200_000_000])
+    monkeypatch.setattr(memory, "free_memory_by_device", lambda: [145_000_000, 155_000_000])
     asked = ("--base-model", str(folder), "--set", "model.max_length=96", "--set", "recipe.batch_size=64", "--set", "runtime.micro_batch=1")
     on_one = doctor(capsys, *asked, "--set", "model.dtype=float32")
     assert not on_one["good"]
-    assert "--set model.device_map=auto for the 2 GPUs together" in on_one["fix"]
+    way = "2 GPUs together and one worker that sees the 2 GPUs (clusterlora down; clusterlora up --workers 1)"
+    assert f"--set model.device_map=auto for the {way}" in on_one["fix"]
     together = doctor(capsys, *asked, "--set", "model.dtype=float32", "--set", "model.device_map=auto")
     assert together["good"]
     assert ": fits into the 0.30 GB free on 2 GPUs together" in together["found"]
+    # Each of many small cards has room for its share of the base, none for a pass.
+    monkeypatch.setattr(memory, "free_memory_by_device", lambda: [20_000_000] * 40)
+    assert not doctor(capsys, *asked, "--set", "model.dtype=float32", "--set", "model.device_map=auto")["good"]
 
 
 def test_settings_without_a_base_to_measure_are_a_misuse(capsys: pytest.CaptureFixture[str]) -> None:
