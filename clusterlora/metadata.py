@@ -259,9 +259,10 @@ class ComparisonSummary:
 
 @dataclass(frozen=True, slots=True)
 class RegisteredChampion:
-    """The model version that answers as the champion does, by its URI in the registry."""
+    """The model version that answers as the champion does, by its URI in the registry, and its method."""
 
     uri: str
+    method: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,4 +42,7 @@ def register(context: TaskContext, study_name: str) -> str:
         tell(CHAMPION_MOVED, study_name, f"{uri} answers{f', instead of {before.uri}' if before else ''}")
     if outcome is not None and outcome.champion is None:
         return "none"
+    root = read_state(study_name, context.stores).settings.refresh.root or study_name
+    if uri is None and (other := context.stores.tracker.champion(root)) is not None:
+        return f"registered without the alias, which stays with {other[1]} of study {other[0]}"
     return uri or "not registered, since nothing is tracked"

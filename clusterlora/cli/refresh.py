@@ -31,7 +31,8 @@ def refresh(name: str, path: str, replay: float | None, workers: int | None, no_
     """Refresh the champion of a study with dialogues that came since: of people who are in it, and of new ones.
 
     The refresh is a study of its own, NAME.r1, NAME.r2, ...: adapters whose people have news go on from their last weights, all others are
-    kept. It is compared with the champion on new test items; the alias moves if it is shown to be better, or not worse within the margin.
+    kept. It is compared with the champion on new test items and on old ones. The alias moves if it is worse on neither and is shown to
+    be better, or not worse within the margin that a family of refreshes has.
     After an interruption: clusterlora study run --name NAME.rN.
     """
     from pathlib import Path

@@ -91,7 +91,7 @@ def promote(model: str, reason: str | None, as_json: bool) -> None:
 @click.argument("name")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
 def history(name: str, as_json: bool) -> None:
-    """Print every champion that a model has had, with its study, and why it became it."""
+    """Print the champions that a model has had, with their studies, and why each became it; the last ones, where there were many."""
     model_registry = open_registry()
     moves = model_registry.history(name)
     studies = model_registry.studies(name)

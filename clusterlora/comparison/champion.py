@@ -23,14 +23,12 @@ def choose_champion(
     reference: str | None,
     *,
     n_items: int,
-    floor: float | None,
-    second: str | None = None,
+    obstacles: Mapping[str, NoChampion],
 ) -> tuple[str | None, NoChampion | None]:
     """Return (the champion: the best method with everything that a champion needs; else why there is none).
 
-    The reason names the method that came nearest: the best one that is shown to beat the reference, or the reference itself. Tests
-    against the base model are a family of their own (Holm's correction over the methods that can win), so they cost the tests against
-    the reference no power. On the `second` headline a champion must not be shown to be worse than the reference.
+    The reason names the method that came nearest: the best one that is shown to beat the reference, or the reference itself.
+    `obstacles` are those of `find_obstacles`.
     """
     if len(scored.means) < LEAST_PERSONAS or n_items < LEAST_ITEMS:
         return None, NoChampion(reason="too few")
@@ -40,21 +38,36 @@ def choose_champion(
         can_be = [*winners, *(result for result in can_be if result.method == reference)]
     if not can_be:
         return None, NoChampion(reason="no candidate")
-    against_base = _against_base(scored)
-    obstacles: list[NoChampion] = []
-    for result in can_be:
-        method, difference = result.method, against_base.get(result.method)
-        if floor is not None and min(scored.sign * end for end in (result.mean_low, result.mean_high)) <= scored.sign * floor:
-            obstacles.append(NoChampion(reason="floor", method=method))
-        elif difference is not None and difference.outcome != "better":
-            obstacles.append(NoChampion(reason="base model", method=method, difference=difference))
-        elif (on_second := result.beside.get(second or "")) is not None and on_second.outcome == "worse":
-            obstacles.append(NoChampion(reason="second headline", method=method, difference=on_second))
+    missing: list[NoChampion] = []
+    for method in (result.method for result in can_be):
+        if method in obstacles:
+            missing.append(obstacles[method])
         elif method == reference and _is_lowest(method, best_first, scored):
-            obstacles.append(NoChampion(reason="lowest", method=method))
+            missing.append(NoChampion(reason="lowest", method=method))
         else:
             return method, None
-    return None, obstacles[0]
+    return None, missing[0]
+
+
+def find_obstacles(
+    scored: Scored, results: Sequence[MethodResult], *, floor: float | None, second: str | None = None
+) -> Mapping[str, NoChampion]:
+    """Return what methods that can win lack to be champion, whatever they are compared with: floor, base model or second headline.
+
+    Tests against the base model are a family of their own (Holm's correction over the methods that can win), so they cost the tests
+    against the reference no power. On the `second` headline a champion must not be shown to be worse than the reference.
+    """
+    against_base = _against_base(scored)
+    obstacles: dict[str, NoChampion] = {}
+    for result in (result for result in results if can_win(result.method)):
+        method, difference = result.method, against_base.get(result.method)
+        if floor is not None and min(scored.sign * end for end in (result.mean_low, result.mean_high)) <= scored.sign * floor:
+            obstacles[method] = NoChampion(reason="floor", method=method)
+        elif difference is not None and difference.outcome != "better":
+            obstacles[method] = NoChampion(reason="base model", method=method, difference=difference)
+        elif (on_second := result.beside.get(second or "")) is not None and on_second.outcome == "worse":
+            obstacles[method] = NoChampion(reason="second headline", method=method, difference=on_second)
+    return obstacles
 
 
 def _is_lowest(method: str, best_first: Sequence[MethodResult], scored: Scored) -> bool:

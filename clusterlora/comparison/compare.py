@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from clusterlora.comparison.champion import choose_champion
+from clusterlora.comparison.champion import choose_champion, find_obstacles
 from clusterlora.comparison.differences import Scored
 from clusterlora.comparison.pooled import pooled_values
 from clusterlora.comparison.result import Comparison, Contrast, MethodResult, PairedDifference, RoutingBrackets
@@ -67,9 +67,8 @@ def compare_methods(
     ceiling = float(sign * scores.means_of((sign * scores.of(headline)).max(axis=1, keepdims=True)).mean())
     others = {metric: _scored(scores, metric, higher_is_better[metric], draws=draws, rng=rng, margin=margin) for metric in beside}
     methods = _ranked(scores, rows, headline, scored, present_reference, scale=(floor, ceiling), beside=others)
-    champion, no_champion = choose_champion(
-        scored, methods, present_reference, n_items=len(scores.persona), floor=floor, second=second_headline
-    )
+    obstacles = find_obstacles(scored, methods, floor=floor, second=second_headline)
+    champion, no_champion = choose_champion(scored, methods, present_reference, n_items=len(scores.persona), obstacles=obstacles)
     same_answers = _same_answers(scores, headline, (present_reference, champion))
     settings: dict[str, Any] = {"draws": draws, "margin": margin, "gate": gate, "tuning": tuning}
     comparison = Comparison(
@@ -80,6 +79,7 @@ def compare_methods(
         methods=methods,
         champion=champion,
         no_champion=no_champion,
+        obstacles=obstacles,
         same_answers=same_answers,
         oracle=_cross_fitted_best(scores, scores.of(headline), sign),
         ceiling=ceiling,

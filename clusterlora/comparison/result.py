@@ -170,6 +170,9 @@ class Comparison:
     shown: Mapping[str, ShownExchanges] = field(default_factory=dict[str, ShownExchanges])
     """By method with retrieval: what was chosen for its prompts on val."""
 
+    obstacles: Mapping[str, NoChampion] = field(default_factory=dict[str, NoChampion])
+    """By method: the first thing that every champion must have and this method lacks."""
+
     tuning: str | None = None
     """A sentence on what the methods were tuned by; None where none was."""
 

@@ -1,6 +1,6 @@
 """What a refresh found, for summary.md and the report: the decision, forgetting, drift, and the champions before it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from statistics import fmean
 
 from clusterlora.errors import counted, printable
@@ -9,7 +9,7 @@ from clusterlora.evaluation.metrics import METRICS
 from clusterlora.metadata import Regrouping, Shift
 from clusterlora.persona_signal.measure import PersonaSignal
 from clusterlora.persona_signal.summary import verdict
-from clusterlora.planning.family import champions, lineage
+from clusterlora.planning.family import champions, decided_before, lineage
 from clusterlora.planning.study_state import StudyState
 from clusterlora.planning.work_plan import WorkPlan
 from clusterlora.ports.stores import Stores
@@ -21,20 +21,29 @@ _MOST_NAMED = 5
 HEADER = ("what", "found")
 
 
-def split_by_news(state: StudyState, rows: Sequence[EvaluationRow]) -> tuple[list[EvaluationRow], list[EvaluationRow]]:
-    """Return the rows of items that neither champion nor challenger has seen in any split, and of those that were test items before."""
+def split_by_news(
+    state: StudyState, rows: Sequence[EvaluationRow], decided: Set[tuple[str, str]]
+) -> tuple[list[EvaluationRow], list[EvaluationRow]]:
+    """Return the rows of items that neither champion nor challenger has seen in any split, and of those that were test items before.
+
+    The items of new dialogues that have `decided` an earlier refresh are in neither part: they would be tried until one passes.
+    """
     assert state.news is not None, f"study {state.name} is no refresh"
     new = {(p, one) for p, ids in state.news.dialogues for one in ids}
-    of_new = {
-        (person.id, f"{dialogue.id}#{position}")
-        for person in state.dataset.personas
-        for dialogue in person.of_split("test")
-        if (person.id, dialogue.id) in new
-        for position in range(len(dialogue.turns) + 1)
-    }
+    of_new, of_decided = (
+        {
+            (person.id, f"{dialogue.id}#{position}")
+            for person in state.dataset.personas
+            for dialogue in person.of_split("test")
+            if (person.id, dialogue.id) in dialogues
+            for position in range(len(dialogue.turns) + 1)
+        }
+        for dialogues in (new - decided, new & decided)
+    )
     parts: tuple[list[EvaluationRow], list[EvaluationRow]] = ([], [])
     for row in rows:
-        parts[(row.persona_id, row.item_id) not in of_new].append(row)
+        if (item := (row.persona_id, row.item_id)) not in of_decided:
+            parts[item not in of_new].append(row)
     return parts
 
 
@@ -61,6 +70,9 @@ def _pairs(
         yield "repeated", f"{news.n_repeated} of {news.n_read} dialogues read stood there already, or twice"
     if news.n_left_out:
         yield "left out", f"{counted(news.n_left_out, 'dialogue')} whose words two splits would have held"
+    tested = {(p.id, d.id) for p in state.dataset.personas for d in p.of_split("test")}
+    if n_decided := len(tested & {(p, one) for p, ids in news.dialogues for one in ids} & decided_before(state.settings, stores)):
+        yield "decided before", f"{counted(n_decided, 'new test dialogue')} on which an earlier refresh had its verdict do not count again"
     yield "champion", f"{'moves to ' + outcome.challenger if outcome.moved else 'stays'}: {outcome.reason}"
     metric = METRICS[state.settings.evaluation.headline].name
     for what, shift in (("on new items", outcome.on_new), ("on old items (forgetting)", outcome.on_old)):

@@ -26,6 +26,7 @@ from clusterlora.evaluation.shown import ShownExchanges, shown_by_method
 from clusterlora.gate.report import ending
 from clusterlora.metadata import ComparisonSummary, DataWarnings, ImportedScores, MethodScore
 from clusterlora.methods import METHODS
+from clusterlora.planning.family import decided_before, moves_before
 from clusterlora.planning.ladder import REFERENCE, decided_rung, gated
 from clusterlora.planning.study_state import StudyState, read_state
 from clusterlora.planning.work_plan import WorkPlan, work_plan
@@ -117,7 +118,7 @@ def compared(state: StudyState, plan: WorkPlan, stores: Stores, log: RunLog) -> 
     metrics = [name for name in study.evaluation.metrics if not METRICS[name].pairwise or name in rows[0].scores]
     beside = _beside_headline(study, rows, metrics)
     rows = with_domain_scores(rows, [name for name in beside if not METRICS[name].pairwise])
-    rows, old_rows = split_by_news(state, rows) if state.start else (rows, [])
+    rows, old_rows = split_by_news(state, rows, decided_before(study, stores)) if state.start else (rows, [])
     reference_points = scale(state, stores, tuple(dict.fromkeys(row.persona_id for row in rows)))
     compare = partial(
         compare_methods,
@@ -137,7 +138,9 @@ def compared(state: StudyState, plan: WorkPlan, stores: Stores, log: RunLog) -> 
     found: tuple[tuple[str, str], ...] = ()
     if state.start is not None:
         on_old = compare(old_rows, rng=np.random.default_rng(0)) if old_rows else None
-        state = replace(state, moved=decide(comparison, on_old, state.start.method))
+        # Everybody may have been clustered anew into one cluster, which cluster methods do not outlive.
+        method = state.start.method if state.start.method in study.methods else REFERENCE
+        state = replace(state, moved=decide(comparison, on_old, method, moves_before(state.name, stores)))
         found = refresh_rows(state, plan, rows, old_rows, stores)
     return Compared(comparison, rows, of_judge, found, state)
 

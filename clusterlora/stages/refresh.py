@@ -13,7 +13,7 @@ from clusterlora.errors import BadData, BadSettings, NothingNew
 from clusterlora.metadata import ChampionAdapter, News, Provenance, RefreshStart, Tuning
 from clusterlora.methods import METHODS
 from clusterlora.models.base import usable_base
-from clusterlora.planning.family import family
+from clusterlora.planning.family import decided_before, family
 from clusterlora.planning.ladder import REFERENCE, decided_rung
 from clusterlora.planning.study_state import StudyState, read_state
 from clusterlora.planning.work_plan import trained_adapters, work_plan
@@ -144,7 +144,8 @@ def refreshed(study: PreparedStudy, tokenizer: "PreTrainedTokenizerBase", stores
         raise NothingNew(f"{study.data.path}: {'; '.join(data.sentences)}; refresh when people have said more")
     start = start_from(read_state(refresh.champion, stores), str(refresh.champion_method), stores)
     news = _news(data, stores.studies.dataset(refresh.champion), start)
-    new_ids = {(p, one) for p, ids in news.dialogues for one in ids}
+    # What has decided an earlier refresh does not decide again.
+    new_ids = {(p, one) for p, ids in news.dialogues for one in ids} - decided_before(study, stores)
     if not any(d.split == "test" and (p.id, d.id) in new_ids for p in data.dataset.personas for d in p.dialogues):
         raise BadData(f"{study.data.path}: nobody has the 3 new dialogues of which one is a test item; refresh when people have said more")
     return Refreshed(data.dataset, fit, start, news, data.sentences, stores.studies.metadata(refresh.champion, Tuning))

@@ -1,5 +1,6 @@
 """Register the study's adapters and its champion in the model registry."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from clusterlora.adapters.stored import stored_folder
@@ -7,6 +8,7 @@ from clusterlora.comparison.roles import is_control
 from clusterlora.errors import BadData
 from clusterlora.metadata import RegisteredChampion
 from clusterlora.methods import METHODS
+from clusterlora.planning.family import family
 from clusterlora.planning.study_state import StudyState, read_state
 from clusterlora.planning.work_plan import WorkPlan, trained_adapters, work_plan
 from clusterlora.ports.run_log import RunLog
@@ -20,11 +22,12 @@ from clusterlora.values import AdapterSpec, TrainedAdapter
 
 
 def register_models(study_name: str, stores: Stores, log: RunLog) -> str | None:
-    """Return the URI of the champion router; None where there is no registry, or the comparison has no champion.
+    """Return the URI of the champion router; None where there is no registry, the comparison has no champion, or the alias is elsewhere.
 
     Each adapter of everybody or of a cluster that can answer alone becomes a model; a method's adapters of single persons or small groups
     become one model together; the router answers every persona as the champion of the comparison does. Adapters used by controls only are
-    not registered. Registering again adds nothing.
+    not registered. Registering again adds nothing. The alias moves only from where this study left or found it: what another refresh or a
+    person has made champion since stays.
     """
     state = read_state(study_name, stores)
     study, plan = state.settings, work_plan(state)
@@ -52,20 +55,61 @@ def register_models(study_name: str, stores: Stores, log: RunLog) -> str | None:
         for method in personal:
             _register_router(state, plan, method, trained, folders, stores, model=method.replace("_", "-"))
             log.advance(1)
-        champion = _champion(state)
-        uri = _register_router(state, plan, champion, trained, folders, stores, model=None) if champion is not None else None
-        if champion is None:
-            earlier = stores.studies.metadata(study_name, RegisteredChampion)
+        champion, earlier = _champion(state), stores.studies.metadata(study_name, RegisteredChampion)
+        uri = elsewhere = None
+        if champion is not None:
+            uri = _register_router(state, plan, champion, trained, folders, stores, model=None, alias=False)
+            # Uploading may have taken long: the alias is asked for last.
+            if (elsewhere := _alias_elsewhere(state, champion, earlier, stores)) is None:
+                _register_router(state, plan, champion, trained, folders, stores, model=None, alias=True)
+        else:
             kept = f"; {earlier.uri}, which an earlier comparison chose, keeps its alias" if earlier else ""
             stays = f"the champion of {state.start.study} stays: {state.moved.reason}" if state.start and state.moved else ""
             log.note(stays or f"no champion is registered, as the comparison has none; its adapters are registered by themselves{kept}")
         log.advance(1)
-    if uri is not None:
-        stores.studies.save_metadata(study_name, RegisteredChampion(uri))
+        if elsewhere is not None:
+            log.note(_stays(state, elsewhere))
+    if elsewhere is not None:
+        _leave_alias(state, elsewhere, earlier, uri, stores)
+        uri = None
+    elif uri is not None and champion is not None:
+        stores.studies.save_metadata(study_name, RegisteredChampion(uri, champion))
     stores.studies.set_status(study_name, "finished")
     costs = cost_metrics(study_cost(stores.studies.device_use(study_name), study.runtime))
     stores.tracker.end_study(study_name, status="finished", seconds=seconds_by_part(stores.studies.seconds(study_name)), costs=costs)
     return uri
+
+
+def _alias_elsewhere(state: StudyState, champion: str, earlier: RegisteredChampion | None, stores: Stores) -> tuple[str, str] | None:
+    """Return whose champion (study, method) keeps the alias; None where it is this study's to move.
+
+    A study that had the alias moves it within its own versions. One that never had it takes it from the champion that it challenged or,
+    where it is no refresh, from anything that no later refresh and no person has put there.
+    """
+    study, refresh = state.settings, state.settings.refresh
+    registered = stores.tracker.champion(refresh.root or study.name)
+    if registered is None or registered == (study.name, champion):
+        return None
+    if earlier is not None:
+        own = registered[0] == study.name and earlier.method in ("", registered[1])
+        return None if own else registered
+    if refresh.root is not None:
+        return None if registered == (refresh.champion, refresh.champion_method) else registered
+    return registered if registered[0] in family(study.name, stores) else None
+
+
+def _stays(state: StudyState, elsewhere: tuple[str, str]) -> str:
+    return f"the alias champion stays with {elsewhere[1]} of study {elsewhere[0]}, where it was put since study {state.name} began"
+
+
+def _leave_alias(
+    state: StudyState, elsewhere: tuple[str, str], earlier: RegisteredChampion | None, uri: str | None, stores: Stores
+) -> None:
+    """Record that a study's champion did not get the alias, or where its version is if it once had it."""
+    if earlier is not None and uri is not None:
+        stores.studies.save_metadata(state.name, replace(earlier, uri=uri))
+    elif state.moved is not None:
+        stores.studies.save_metadata(state.name, replace(state.moved, moved=False, reason=_stays(state, elsewhere)))
 
 
 def _stands_beside(method: str) -> bool:
@@ -116,8 +160,12 @@ def _register_router(
     stores: Stores,
     *,
     model: str | None,
+    alias: bool = False,
 ) -> str | None:
-    """Register what answers as a method does: as the champion when `model` is None, else under the method's own name."""
+    """Register what answers as a method does: as the champion's model when `model` is None, else under the method's own name.
+
+    With `alias` it becomes champion.
+    """
     study, table = state.settings, routing_table(state, plan, method, stores)
     used = sorted(table["names"].values())
     weights = {trained[name].key: folders[name] for name in used}
@@ -132,5 +180,5 @@ def _register_router(
         weights_sha256=table["weights_sha256"],
     )
     return stores.tracker.register_router(
-        study.name, routes=table, adapter_folders=weights, champion=model is None, model=model, about=about_model, root=study.refresh.root
+        study.name, routes=table, adapter_folders=weights, champion=alias, model=model, about=about_model, root=study.refresh.root
     )

@@ -10,8 +10,10 @@ from mlflow.exceptions import MlflowException
 CHAMPION = "champion"
 HISTORY = "champions"
 """The model's tag."""
-_MOST = 50
-"""Moves that are kept: MLflow limits the length of a tag."""
+_MOST_CHARACTERS = 5000
+"""Length of a tag in MLflow's database; as many of the last moves are kept as fit."""
+_MOST_OF_WHY = 200
+"""Characters of a reason that are kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +37,24 @@ def history(client: MlflowClient, name: str) -> tuple[Move, ...]:
 
 
 def move_champion(client: MlflowClient, name: str, version: str, why: str, *, back: bool = False) -> None:
-    """Move the alias to a version and record it; nothing where the version has the alias already."""
+    """Move the alias to a version and record it; nothing where the version has the alias already.
+
+    The record comes first: a server that refuses it leaves the alias where it was.
+    """
     moves = history(client, name)
-    if moves and moves[-1].version == version:
-        return
-    moves = (*moves, Move(version, datetime.now(UTC).isoformat(timespec="seconds"), why, back))[-_MOST:]
-    client.set_registered_model_alias(name, CHAMPION, version)
-    client.set_registered_model_tag(name, HISTORY, json.dumps([asdict(move) for move in moves]))
+    if not moves or moves[-1].version != version:
+        short = why if len(why) <= _MOST_OF_WHY else f"{why[: _MOST_OF_WHY - 3]}..."
+        moves = (*moves, Move(version, datetime.now(UTC).isoformat(timespec="seconds"), short, back))
+        client.set_registered_model_tag(name, HISTORY, _as_tag(moves))
+    if str(client.get_registered_model(name).aliases.get(CHAMPION)) != version:
+        client.set_registered_model_alias(name, CHAMPION, version)
+
+
+def _as_tag(moves: tuple[Move, ...]) -> str:
+    """Return the last moves as JSON, as many as fit into a tag."""
+    while len(text := json.dumps([asdict(move) for move in moves], ensure_ascii=False)) > _MOST_CHARACTERS:
+        moves = moves[1:]
+    return text
 
 
 def before(moves: tuple[Move, ...]) -> str | None:

@@ -225,7 +225,7 @@ def test_new_dialogues_join_their_people_and_what_stood_there_counts_once() -> N
         (0.90, 0.01, True, "is shown to be better"),
         (0.799, 0.005, True, "is not worse by 1.00 points"),
         (0.799, 0.3, False, "is not shown"),
-        (0.70, 0.01, False, "is not shown"),
+        (0.795, 0.001, False, "is shown to be worse on new items"),
     ],
 )
 def test_the_champion_moves_to_what_is_better_or_no_worse_within_the_margin(
