@@ -87,7 +87,7 @@ class Probe:
     seconds: float
     """What the probe itself took."""
     begin: float | None = None
-    """Seconds that the probe's run took to begin, and its end to be noticed; None where it was no run of its own."""
+    """Seconds that the probe's run took to begin on a free worker, and its end to be noticed; None where it was no run of its own."""
 
 
 @dataclass(frozen=True, slots=True)

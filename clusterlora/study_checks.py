@@ -309,3 +309,14 @@ def _run_problems(study: Study) -> Iterator[str]:
         )
     if not study.recipe.target_modules:
         yield "recipe.target_modules = []: an adapter with nothing to change; name linear layers such as q_proj and v_proj"
+
+
+def nll_settings(study: Study) -> str:
+    """Return the --set options with which a study measures the loss alone: nothing is generated, and no gate asks for a percentage."""
+    evaluation, gate = study.evaluation, study.gate
+    given = ["evaluation.headline=nll", "'evaluation.metrics=[\"nll\"]'"]
+    given += ["evaluation.second_headline=none"] if evaluation.second_headline is not None else []
+    given += ["evaluation.selection_metric=nll"] if evaluation.selection_metric != "nll" else []
+    given += [f"gate.{name}=none" for name in ("mean_similarity", "worst_persona") if getattr(gate, name) is not None]
+    given += ["gate.second_headline=false"] if gate.second_headline else []
+    return " ".join(f"--set {one}" for one in given)

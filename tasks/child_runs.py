@@ -109,8 +109,8 @@ def _state(key: str) -> State[Any] | None:
 
 def run_attempt(
     request: TrainRequest | EvaluationRequest, study: Study, attempt: Attempt, stores: Stores, *, methods: Collection[str]
-) -> None:
-    """Start the attempt's run, or find it, and wait for it; unless it completed, record how it ended and raise."""
+) -> FlowRun:
+    """Return the attempt's run, started or found, once it completed; if it ended otherwise, record how and raise."""
     # Recorded before the run exists: a run that dies before its first line still counts, with its micro-batch.
     stores.studies.open_attempt(study.name, attempt)
     flow, pool = "train" if isinstance(request, TrainRequest) else "evaluate", study.runtime.gpu_pool
@@ -132,6 +132,20 @@ def run_attempt(
             f"no deployment {deployment} for pool {pool!r}; run `prefect deploy --all` or set runtime.gpu_pool=gpu"
         ) from error
     raise_unless_completed(run, study.name, attempt, stores)
+    return run
+
+
+def seconds_on_worker(run: FlowRun) -> float | None:
+    """Return the seconds from when a worker took the run until it ended, by Prefect's clock: without its wait in the queue.
+
+    None where Prefect has not recorded both.
+    """
+    with get_client(sync_client=True) as client:
+        states = client.read_flow_run_states(run.id)
+    taken = [state.timestamp.timestamp() for state in states if state.is_pending()]
+    if not taken or run.end_time is None:
+        return None
+    return run.end_time.timestamp() - max(taken)
 
 
 def raise_unless_completed(run: FlowRun, study_name: str, attempt: Attempt, stores: Stores) -> None:

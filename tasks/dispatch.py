@@ -1,7 +1,5 @@
 """Tasks that start a deployed run on the gpu pool and wait for it. One try of the task is one attempt of the work."""
 
-import time
-
 from clusterlora.planning.attempts import next_request
 from clusterlora.planning.ladder import GATED, REFERENCE
 from clusterlora.planning.study_state import read_state
@@ -10,10 +8,12 @@ from clusterlora.values import Attempt
 from tasks.child_runs import (
     MOST_CRASHES,
     MOST_HALVINGS,
+    POLL_SECONDS,
     another_attempt,
     close_cancelled_attempt,
     count_crash,
     run_attempt,
+    seconds_on_worker,
     wait_for_run_of,
 )
 from tasks.study_task import TaskContext, study_task
@@ -73,8 +73,8 @@ def dispatch_evaluation(context: TaskContext, request: EvaluationRequest, *, aft
 
     trying = {"power": {"baseline"}, "baseline": {"baseline"}, "gate": {REFERENCE, GATED}, "probe": set[str]()}
     methods = trying.get(request.part, {*study.methods})
-    began = time.monotonic()
-    run_attempt(request, study, attempt, stores, methods=methods)
-    if request.part == "probe":
-        record_begin(study.name, time.monotonic() - began, stores)
+    run = run_attempt(request, study, attempt, stores, methods=methods)
+    if request.part == "probe" and (took := seconds_on_worker(run)) is not None:
+        # On average about a poll passes until a free worker finds a run, and until its end is noticed.
+        record_begin(study.name, took + POLL_SECONDS, stores)
     stores.studies.close_attempt(study.name, name, attempt.number, state="done")

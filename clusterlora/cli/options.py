@@ -108,9 +108,10 @@ def _set_values(options: Mapping[str, Any], values: Mapping[str, Any]) -> dict[s
 
     given = dict(parse_setting(text) for text in options["settings"])
     # A number of dialogues is shares that may be refined, and a source that nobody named is a guess.
-    by_option = {key: value for key, value in values.items() if options["dialogues"] is None or not key.startswith("data.")}
+    refined = set() if options["dialogues"] is None else set(_split(options["dialogues"]))
     if options["source"] is None:
-        by_option.pop("data.source", None)
+        refined.add("data.source")
+    by_option = {key: value for key, value in values.items() if key not in refined}
     for key in [key for key in by_option if key in given and by_option[key] != given[key]]:
         click.echo(f"{key} = {given[key]!r}, as --set says: it counts more than the option, {by_option[key]!r}", err=True)
     return given

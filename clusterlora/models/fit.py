@@ -109,13 +109,13 @@ def mean_nll(base: BaseModel, sequences: Sequence[TokenSequence]) -> float:
     return total / n_tokens
 
 
-def embedding_findings(name: str, answers: Sequence[str], *, is_headline: bool, can_do_without: bool = True) -> Findings:
+def embedding_findings(name: str, answers: Sequence[str], *, is_headline: bool, nll_settings: str | None = None) -> Findings:
     """Return what speaks against an embedding model. Only its tokenizer is read.
 
     Args:
         answers: a sample of train answers.
         is_headline: whether the headline metric compares embeddings: then unknown tokens are a reason to refuse.
-        can_do_without: whether another headline is a way out.
+        nll_settings: what makes nll the study's headline, where another headline is a way out.
 
     Raises:
         ModelUnavailable: as `load_embedder`.
@@ -125,8 +125,8 @@ def embedding_findings(name: str, answers: Sequence[str], *, is_headline: bool, 
     folder = embedding_folder(name)
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     fix = f"use a multilingual one such as --set model.embedding={MULTILINGUAL}"
-    if can_do_without:
-        fix += f", or a headline without embeddings: chrf ({CHRF_SETTINGS}), or nll, for which nothing is generated ({NLL_SETTINGS})"
+    if nll_settings:
+        fix += f", or a headline without embeddings: chrf ({CHRF_SETTINGS}), or nll, for which nothing is generated ({nll_settings})"
     ids = [tokenizer(answer, add_special_tokens=False, truncation=False, verbose=False).input_ids for answer in answers]
     n_tokens = sum(map(len, ids))
     unknown = sum(row.count(tokenizer.unk_token_id) for row in ids) / n_tokens if n_tokens and tokenizer.unk_token_id is not None else 0.0
@@ -153,7 +153,6 @@ def embedding_findings(name: str, answers: Sequence[str], *, is_headline: bool, 
     return Findings(tuple(refusals), tuple(warnings))
 
 
-NLL_SETTINGS = "--set evaluation.headline=nll --set 'evaluation.metrics=[\"nll\"]'"
 CHRF_SETTINGS = '--set evaluation.headline=chrf --set \'evaluation.metrics=["chrf","nll","rouge_l","prompt_tokens"]\''
 
 

@@ -70,6 +70,11 @@ class PersonaSignal:
         """Whether there is more than one cluster to recognise."""
         return self.cluster_beyond_prompts.n_classes > 1
 
+    @property
+    def has_intervals(self) -> bool:
+        """Whether the intervals that a signal of labels is judged by are known."""
+        return not self.labelled or None not in (self.persona_explains_low, self.cluster_explains_low)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _EmbeddedSplit:

@@ -61,6 +61,11 @@ def _expectation_of_labels(signal: PersonaSignal) -> Expectation:
 
 def _words_of_labels(signal: PersonaSignal) -> str:
     """Return what labels let one expect, by the shares that person and cluster explain."""
+    if not signal.has_intervals:
+        return (
+            f"Of what prompts leave open of the labels, the person explains {_share(signal.persona_explains)}; no interval of it was "
+            "recorded, so this says nothing of what to expect: clusterlora data signal measures it again."
+        )
     expected, low = expectation(signal), _share(signal.persona_explains_low or 0.0)
     explains = f"Of what prompts leave open of the labels, the person explains {_share(signal.persona_explains)} (95% interval from {low})"
     if expected == "nothing":

@@ -18,6 +18,7 @@ from clusterlora.planning.work_plan import work_plan
 from clusterlora.progress.timing import duration
 from clusterlora.progress.work import Answering, Work, n_items, remaining_work, train_tokens
 from clusterlora.settings import ClusteringSettings, PreparedStudy
+from clusterlora.study_checks import nll_settings
 from clusterlora.values import Dataset, Persona
 
 RUN_SECONDS = 8.0
@@ -100,7 +101,7 @@ def expected(work: Work, probe: Probe, n_workers: int, study: PreparedStudy, *, 
         if wave
     )
     tuning = sum(
-        _makespan([begin + together_seconds(tokens, rates) for tokens in _shards(tokens_of_step, study.runtime.shards)], n_workers)
+        _makespan([begin + trained_seconds(tokens, rates) for tokens in _shards(tokens_of_step, study.runtime.shards)], n_workers)
         + begin
         + answering_seconds(answering, probe, study) / n_parallel
         for tokens_of_step, answering in work.tuning
@@ -237,9 +238,9 @@ def cheaper(state: StudyState) -> tuple[tuple[str, float], ...]:
     if state.tuning is not None:
         options.append(("nothing tuned (without --tune)", replace(state, tuning=None)))
     if generates(study.evaluation.metrics):
-        losses = replace(study.evaluation, metrics=("nll",), headline="nll")
+        losses = replace(study.evaluation, metrics=("nll",), headline="nll", selection_metric="nll", second_headline=None)
         without = replace(state, settings=replace(study, evaluation=losses))
-        options.append(("nothing generated, the loss alone (evaluation.headline=nll)", without))
+        options.append((f"nothing generated, the loss alone ({nll_settings(study)})", without))
     seconds = [(what, expected(remaining_work(one, probe.lengths), probe, state.n_workers, one.settings).total) for what, one in options]
     if probe.device.startswith("cpu") and study.model.base in GPU_RATES and study.model.quantisation == "none":
         gpu, rates = _gpu_rates(study, probe)

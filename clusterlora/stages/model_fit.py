@@ -13,6 +13,7 @@ from clusterlora.models.model_cache import base_model
 from clusterlora.models.weights import weight_files
 from clusterlora.ports.run_log import RunLog
 from clusterlora.settings import EMBEDDED_BASE, PreparedStudy
+from clusterlora.study_checks import nll_settings
 from clusterlora.values import Persona
 
 _SAMPLE = 32
@@ -41,7 +42,7 @@ def refuse_misfits(study: PreparedStudy, base: UsableBase, personas: Sequence[Pe
 
 def embedding_warnings(embedding: str, personas: Sequence[Persona]) -> tuple[str, ...]:
     """Return what speaks against reading these people's train answers by the embedding model, whatever the headline is."""
-    of_embedding = embedding_findings(embedding, _sampled_answers(personas), is_headline=False, can_do_without=False)
+    of_embedding = embedding_findings(embedding, _sampled_answers(personas), is_headline=False)
     return (*of_embedding.refusals, *of_embedding.warnings)
 
 
@@ -79,4 +80,5 @@ def findings(study: PreparedStudy, base: UsableBase, personas: Sequence[Persona]
     if labelled:
         return of_base, Findings()  # no metric of labels embeds them
     is_headline = METRICS[study.evaluation.headline].embeds
-    return of_base, embedding_findings(study.model.embedding, _sampled_answers(personas), is_headline=is_headline)
+    sampled = _sampled_answers(personas)
+    return of_base, embedding_findings(study.model.embedding, sampled, is_headline=is_headline, nll_settings=nll_settings(study))

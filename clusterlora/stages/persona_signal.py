@@ -20,9 +20,12 @@ from clusterlora.values import Clustering, Dataset, Dialogue, Persona, Turn
 
 
 def signal_of_study(study_name: str, stores: Stores, log: RunLog) -> PersonaSignal:
-    """Return the signal in the data of a study whose personas are clustered; it is measured once and recorded."""
+    """Return the signal in the data of a study whose personas are clustered; it is measured once and recorded.
+
+    One of labels that was recorded without intervals is measured again: they decide what it lets one expect.
+    """
     measured = stores.studies.metadata(study_name, PersonaSignal)
-    if measured is not None:
+    if measured is not None and measured.has_intervals:
         return measured
     study = stores.studies.study(study_name)
     clustering = stores.studies.clustering(study_name)

@@ -66,7 +66,10 @@ def probe(study_name: str, stores: Stores, log: RunLog) -> Probe | None:
 
 
 def record_begin(study_name: str, took: float, stores: Stores) -> None:
-    """Record how long the probe's run took beyond what the probe did: what any run takes to begin and end here."""
+    """Record how long the probe's run took on its worker beyond what the probe did: what any run takes to begin and end here.
+
+    What it waited for a worker must not be in it: the next runs find the worker free.
+    """
     measured = stores.studies.metadata(study_name, Probe)
     if measured is not None:
         stores.studies.save_metadata(study_name, replace(measured, begin=max(0.0, took - measured.seconds)))

@@ -20,10 +20,12 @@ from clusterlora.values import Item, digest
 def scale(state: StudyState, stores: Stores, persona_ids: Sequence[str]) -> ReferencePoints:
     """Return the reference points of the headline on these personas' test items; those measured on the same items before are reused.
 
-    There are none when the headline is neither a similarity to the reference nor a likelihood, or when similarities have fewer than two
-    personas with test items.
+    There are none when the headline is neither a similarity to the reference nor a likelihood, when similarities have fewer than two
+    personas with test items, and for labels: nobody guesses those among all tokens.
     """
     study, dataset, compared = state.settings, state.dataset, frozenset(persona_ids)
+    if study.data.task != "text":
+        return ReferencePoints()
     if guess := METRICS[study.evaluation.headline].guess:
         n_tokens = state.provenance.n_base_tokens if state.provenance else None
         return ReferencePoints(guess(n_tokens) if n_tokens else None)

@@ -213,6 +213,9 @@ def test_where_an_option_and_set_differ_it_is_said_which_counts(capsys: pytest.C
     study_of("--name", "mine", "--set", "name=mine")
     study_of("--dialogues", "10", "--set", "data.train=3")
     assert capsys.readouterr().err == "", "the same twice is nothing to tell, nor are shares that are refined"
+    for dialogues in ([], ["--dialogues", "10"]):
+        study_of("--personas", "5", *dialogues, "--set", "data.personas=7", "--set", "clustering.sizes=none")
+        assert capsys.readouterr().err == "data.personas = 7, as --set says: it counts more than the option, 5\n"
 
 
 def test_an_estimate_prints_every_phase_and_keeps_nothing(

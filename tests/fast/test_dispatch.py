@@ -3,15 +3,19 @@
 import importlib
 import itertools
 import sqlite3
+import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import FunctionType
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import httpx
 import pytest
+from prefect import flow
+from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun, State, TaskRun
-from prefect.states import Cancelled, Completed, Crashed, Failed, Running
+from prefect.states import Cancelled, Completed, Crashed, Failed, Pending, Running, Scheduled
 from prefect.tasks import Task
 from sqlalchemy.exc import DBAPIError
 
@@ -75,8 +79,60 @@ def attempt(number: int = 1, micro_batch: int = 2) -> Attempt:
     return Attempt(group="cluster-00", number=number, micro_batch=micro_batch, state="running")
 
 
+@flow
+def nothing() -> None: ...
+
+
 def run(state: State[None]) -> FlowRun:
     return FlowRun(flow_id=uuid4(), name="train · cluster 00", state=state)
+
+
+class PrefectOf:
+    """Prefect's client, of a run with these states."""
+
+    def __init__(self, *states: State[None]) -> None:
+        self.states = states
+
+    def __call__(self, *, sync_client: bool) -> "PrefectOf":
+        assert sync_client
+        return self
+
+    def __enter__(self) -> "PrefectOf":
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def read_flow_run_states(self, _: UUID) -> list[State[None]]:
+        return list(self.states)
+
+
+def test_the_time_of_a_run_begins_when_a_worker_took_it(monkeypatch: pytest.MonkeyPatch):
+    asked = datetime(2026, 3, 1, tzinfo=UTC)
+
+    def after(state: State[None], minutes: int, seconds: int) -> State[None]:
+        return state.model_copy(update={"timestamp": asked + timedelta(minutes=minutes, seconds=seconds)})
+
+    waited = run(Completed()).model_copy(update={"end_time": asked + timedelta(minutes=30, seconds=28)})
+    states = [after(Scheduled(), 0, 0), after(Pending(), 30, 0), after(Running(), 30, 5), after(Completed(), 30, 28)]
+    monkeypatch.setattr(child_runs, "get_client", PrefectOf(*states))
+    assert child_runs.seconds_on_worker(waited) == 28.0, "half an hour in the queue is not what a run takes to begin"
+    monkeypatch.setattr(child_runs, "get_client", PrefectOf(states[0], states[2], states[3]))
+    assert child_runs.seconds_on_worker(waited) is None, "no worker is known to have taken it"
+
+
+@pytest.mark.whole
+def test_prefect_tells_when_a_worker_took_a_run(prefect_server: str):
+    with get_client(sync_client=True) as client:
+        waiting = client.create_flow_run(nothing, state=Scheduled())
+        time.sleep(2.0)
+        for state in (Pending(), Running(), Completed()):
+            client.set_flow_run_state(waiting.id, state)
+        ended = client.read_flow_run(waiting.id)
+    took = child_runs.seconds_on_worker(ended)
+    assert took is not None
+    assert ended.created is not None
+    assert ended.end_time is not None
+    assert 0 <= took < 1.9 < ended.end_time.timestamp() - ended.created.timestamp()
 
 
 def retried(error: Exception) -> bool:

@@ -1,10 +1,13 @@
 """How long a study will take: work counted from its plan, rates from a probe, corrected by what has run."""
 
+import shlex
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from clusterlora.config import PRESETS, parse_setting, resolve
+from clusterlora.evaluation.answer import generates
 from clusterlora.metadata import MeanTokens, Probe, Rates
 from clusterlora.planning.study_state import StudyState, read_state
 from clusterlora.planning.work_plan import work_plan
@@ -19,6 +22,7 @@ from clusterlora.progress.estimate import (
     estimate,
     expected,
     sentences,
+    together_seconds,
 )
 from clusterlora.progress.timeline import phases
 from clusterlora.progress.work import Answering, Work, assumed_clustering, remaining_work
@@ -26,6 +30,7 @@ from clusterlora.settings import ClusteringSettings, Study
 from clusterlora.settings import prepared as prepared_settings
 from clusterlora.stages import probe as probing
 from clusterlora.stages.prepare import prepare_study
+from clusterlora.study_checks import nll_settings
 from clusterlora.values import Criterion, TrainedAdapter, Verdict
 
 LENGTHS = MeanTokens(dialogue=100.0, prompt=60.0, response=10.0)
@@ -116,6 +121,15 @@ def test_the_seconds_of_every_phase_follow_from_work_rates_and_workers(prepared:
     assert alone.total > left.total
 
 
+def test_the_trials_of_a_tuning_are_kept_as_every_adapter_is(prepared: StudyState) -> None:
+    work = replace(remaining_work(prepared, LENGTHS), tuning=(((900.0, 900.0, 900.0), Answering()),))
+    left = expected(work, PROBE, 1, prepared.settings)
+    begin, shards = RUN_SECONDS + RATES.load, prepared.settings.runtime.shards
+    assert shards == 2, "one run has two of the trials"
+    trained = together_seconds((900.0, 900.0), RATES) + together_seconds((900.0,), RATES)
+    assert left.tuning == pytest.approx(2 * begin + trained + 3 * ADAPTER_SECONDS + begin)
+
+
 def test_a_run_takes_as_long_to_begin_as_that_of_the_probe_did(stores: Stores, prepared: StudyState) -> None:
     stores.studies.save_metadata("small", PROBE)
     probing.record_begin("small", PROBE.seconds + 15.0, stores)
@@ -151,6 +165,8 @@ def test_a_person_is_told_each_phase_further_rungs_and_what_is_cheaper_before_an
     assert rungs.startswith("if the gate refuses it tries up to 1 more configuration, ")
     assert options.startswith("cheaper: half the train dialogues (data.train=1) ")
     assert "one epoch (recipe.epochs=1)" in options
+    verbose = replace(long, probe=replace(PROBE, rates=replace(RATES, write=10.0)))
+    assert f"nothing generated, the loss alone ({nll_settings(long.settings)})" in [what for what, _ in cheaper(verbose)]
     whole = estimate(long)
     assert whole is not None
     assert all(seconds < whole.total for _, seconds in cheaper(long))
@@ -158,6 +174,30 @@ def test_a_person_is_told_each_phase_further_rungs_and_what_is_cheaper_before_an
     after = sentences(judged(prepared, training=1, answering=1))
     assert len(after) == 1
     assert "by what has run so far: fan-out" in after[0]
+
+
+SECOND = {
+    "evaluation.metrics": ["embedding_similarity", "rouge_l", "nll"],
+    "evaluation.headline": "embedding_similarity",
+    "evaluation.second_headline": "rouge_l",
+    "evaluation.selection_metric": "rouge_l",
+}
+
+
+@pytest.mark.parametrize("preset", [None, *PRESETS])
+@pytest.mark.parametrize("more", [{}, SECOND])
+def test_what_is_told_to_be_cheaper_is_accepted_as_typed_and_generates_nothing(preset: str | None, more: dict[str, Any]) -> None:
+    of_preset = {"data.path": "/people.jsonl", "data.source": "table", "model.base": "homelm", **more}
+    typed = shlex.split(nll_settings(resolve(preset, None, of_preset)))
+    assert typed[::2] == ["--set"] * (len(typed) // 2)
+    study = resolve(preset, None, of_preset | dict(map(parse_setting, typed[1::2])))
+    assert study.evaluation.headline == "nll"
+    assert not generates(study.evaluation.metrics)
+
+
+def test_a_gate_that_asks_for_a_second_headline_is_told_to_ask_for_none() -> None:
+    asks = {"evaluation.second_headline": "rouge_l", "gate.second_headline": True}
+    assert "--set gate.second_headline=false" in nll_settings(resolve("mission", None, asks))
 
 
 def test_every_phase_to_come_has_its_expectation(prepared: StudyState) -> None:

@@ -28,8 +28,10 @@ from clusterlora.errors import BadData, BadSettings
 from clusterlora.evaluation.answer import Answerer, AnswerRequest
 from clusterlora.evaluation.metric import LabelProbabilities, Scorable
 from clusterlora.evaluation.metrics import METRICS
+from clusterlora.metadata import ReferencePoints
 from clusterlora.models.base import load_base
-from clusterlora.persona_signal.summary import expectation
+from clusterlora.persona_signal.measure import PersonaSignal
+from clusterlora.persona_signal.summary import expectation, verdict
 from clusterlora.ports.run_log import SilentLog
 from clusterlora.ports.stores import Stores
 from clusterlora.progress.estimate import sentences
@@ -38,10 +40,11 @@ from clusterlora.serving.router import Router
 from clusterlora.settings import DataSettings, PreparedEvaluation, PreparedModel, Study
 from clusterlora.stages.cluster import cluster_study
 from clusterlora.stages.compare import compare_study
-from clusterlora.stages.persona_signal import signal_of_data
+from clusterlora.stages.persona_signal import signal_of_data, signal_of_study
 from clusterlora.stages.prepare import prepare_study
 from clusterlora.stages.probe import probed
 from clusterlora.stages.register import register_models
+from clusterlora.stages.scale import scale
 from clusterlora.stores.json_codec import from_plain, plain
 from clusterlora.stores.routing_table import RoutingTable
 from clusterlora.values import EvaluationRow, Item, Turn
@@ -423,6 +426,30 @@ def test_the_signal_of_planted_ratings_is_what_a_study_finds(personal: bool, exp
     signal, clustering = signal_of_data(replace(rated, data=settings(file, train=6, val=4, test=4)), LOG)
     assert sorted(clustering.sizes) == [4, 4]
     assert expectation(signal) == expected
+
+
+def test_a_signal_of_labels_that_was_recorded_without_intervals_is_measured_again(rated: Study, stores: Stores, tmp_path: Path):
+    file = planted(tmp_path / "planted.jsonl", personal=True)
+    study = replace(rated, data=settings(file, train=6, val=4, test=4))
+    prepare_study(study, stores, LOG)
+    cluster_study(study.name, stores, LOG)
+    measured = signal_of_study(study.name, stores, LOG)
+    earlier = replace(measured, persona_explains_low=None, cluster_explains_low=None)
+    assert "this says nothing of what to expect" in verdict(earlier)
+    stores.studies.save_metadata(study.name, earlier)
+    assert signal_of_study(study.name, stores, LOG) == measured == stores.studies.metadata(study.name, PersonaSignal)
+    stores.studies.save_metadata(study.name, replace(measured, persona_explains=0.5))
+    assert signal_of_study(study.name, stores, LOG).persona_explains == 0.5, "what has intervals is not measured again"
+
+
+@pytest.mark.parametrize("headline", ["nll", "likelihood"])
+def test_a_likelihood_of_labels_has_no_floor_of_a_guess_over_all_tokens(headline: str, rated: Study, stores: Stores, tmp_path: Path):
+    file = planted(tmp_path / "planted.jsonl", personal=True)
+    evaluation = replace(rated.evaluation, headline=headline, metrics=(headline, "accuracy"))
+    study = replace(rated, data=settings(file, train=6, val=4, test=4), evaluation=evaluation)
+    prepare_study(study, stores, LOG)
+    state = state_of(study, stores)
+    assert scale(state, stores, state.dataset.ids) == ReferencePoints()
 
 
 def test_labels_are_counted_and_those_that_look_alike_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
