@@ -164,20 +164,27 @@ def export(model: str, form: Any, persona_id: str | None, out: Path, as_json: bo
 @click.argument("repository", metavar="OWNER/NAME")
 @click.option("--format", "form", type=click.Choice(_FORMATS), default="peft", show_default=True, help="As in `registry export`.")
 @click.option("--persona", "persona_id", metavar="ID", help="Only what answers this person.")
-@click.option("--public", is_flag=True, help="Everybody may see a new repository, and in it who has which adapter.  [default: private]")
+@click.option(
+    "--public",
+    is_flag=True,
+    help="Everybody may see the repository, and in it who has which adapter; else a public one is refused, and a new one is private.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print where it is as JSON.")
 def push_to_hub(model: str, repository: str, form: Any, persona_id: str | None, public: bool, as_json: bool) -> None:
     """Export a model into a temporary folder and upload it with its card."""
     from clusterlora.serving.export import export as export_model
     from clusterlora.serving.hub_upload import check_access, push, write_card
+    from clusterlora.stores.routing_table import read_routing_table
 
-    check_access(repository)
+    check_access(repository, public=public)
     model_registry = open_registry()
     version = model_registry.version(model)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "export"
-        exported = export_model(model_registry.download(version, Path(temporary)), folder, form, persona_id=persona_id)
-        write_card(folder, card=version.card, base_model=exported.base_model, licence=exported.licence, form=form)
+        files = model_registry.download(version, Path(temporary))
+        base = read_routing_table((files / "routes.json").read_text(encoding="utf-8")).model.base
+        exported = export_model(files, folder, form, persona_id=persona_id)
+        write_card(folder, card=version.card, base=base, base_model=exported.base_model, licence=exported.licence, form=form)
         uploaded = push(folder, repository, public=public, message=f"{version.name} version {version.version}, {form}")
     if as_json:
         click.echo(json.dumps(asdict(uploaded)))

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import shutil
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -36,9 +37,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *arguments: object) -> None: ...  # noqa: A002
 
-    def _reply(self, body: object, status: int = 200) -> None:
+    def _reply(self, body: object, status: int = 200, error: str = "") -> None:
         content = json.dumps(body).encode()
         self.send_response(status)
+        if error:
+            self.send_header("X-Error-Code", error)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
@@ -52,11 +55,17 @@ class _Handler(BaseHTTPRequestHandler):
         self._reply({})
 
     def do_GET(self) -> None:
-        repository = self.path.removeprefix("/api/models/").partition("/revision")[0]
+        repository, _, tree = self.path.removeprefix("/api/models/").partition("/revision")[0].partition("/tree/")
         private = self.server.private.get(repository)
-        if private is None or self.headers.get("Authorization") != f"Bearer {TOKEN}":
-            # As the hub does: who may not see a repository is not told that it is there.
-            self._reply({"error": "Repository not found"}, 401)
+        if self.headers.get("Authorization") != f"Bearer {TOKEN}":
+            self._reply({"error": "Invalid credentials in Authorization header"}, 401)
+            return
+        if private is None:
+            self._reply({"error": "Repository not found"}, 404, error="RepoNotFound")
+            return
+        if tree:
+            files = self.server.repositories[repository].items()
+            self._reply([{"type": "file", "path": path, "size": len(content), "oid": "0" * 40} for path, content in files])
             return
         self._reply({"id": repository, "private": private, "sha": "c" * 40, "siblings": [], "tags": [], "downloads": 0, "likes": 0})
 
@@ -95,6 +104,8 @@ class _Handler(BaseHTTPRequestHandler):
             files[value["path"]] = base64.b64decode(value["content"])
         elif line["key"] == "lfsFile":
             files[value["path"]] = self.server.objects[value["oid"]]
+        elif line["key"] == "deletedFile":
+            del files[value["path"]]
 
 
 @pytest.fixture
@@ -118,7 +129,9 @@ def exported(tmp_path: Path) -> Path:
     (folder / "adapters" / "unified-1234").mkdir(parents=True)
     (folder / "adapters" / "unified-1234" / "adapter_model.safetensors").write_bytes(b"weights" * 1000)
     (folder / "routes.json").write_text("{}")
-    write_card(folder, card="# demo\n\nAnswers everybody.", base_model="Qwen/Qwen2.5-0.5B-Instruct", licence="Apache-2.0", form="peft")
+    write_card(
+        folder, card="# demo\n\nAnswers everybody.", base="x", base_model="Qwen/Qwen2.5-0.5B-Instruct", licence="Apache-2.0", form="peft"
+    )
     return folder
 
 
@@ -135,6 +148,38 @@ def test_a_folder_is_put_into_a_private_repository_with_its_card(hub: Hub, expor
     assert card.endswith("# demo\n\nAnswers everybody.")
     assert (uploaded.page, uploaded.commit, uploaded.private) == (f"{hub.address}/ana/demo", "c" * 40, True)
     assert not push(exported, "ana/open", public=True, message="demo version 1").private
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_repository_that_everybody_sees_is_refused_before_anything_is_uploaded(hub: Hub, exported: Path) -> None:
+    hub.repositories["ana/demo"], hub.private["ana/demo"] = {}, False
+    for refused in (lambda: check_access("ana/demo"), lambda: push(exported, "ana/demo", message="demo")):
+        with pytest.raises(BadSettings, match=r"everybody can see ana/demo, .* or add --public"):
+            refused()
+    assert (hub.repositories["ana/demo"], hub.objects) == ({}, {})
+    check_access("ana/demo", public=True)
+    assert not push(exported, "ana/demo", public=True, message="demo").private
+    check_access("ana/to-come")
+    assert "ana/to-come" not in hub.repositories
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_what_an_earlier_push_left_goes_and_what_is_nobodys_export_stays(hub: Hub, exported: Path) -> None:
+    push(exported, "ana/demo", message="everybody")
+    hub.repositories["ana/demo"] |= dict.fromkeys(
+        (".gitattributes", "LICENSE", "pictures/one.png", "base/config.json", "ann.Modelfile"), b"x"
+    )
+    shutil.move(exported / "adapters" / "unified-1234", exported / "adapters" / "ann-5678")
+    push(exported, "ana/demo", message="one person")
+    assert set(hub.repositories["ana/demo"]) == {
+        ".gitattributes", "LICENSE", "pictures/one.png", "README.md", "routes.json", "adapters/ann-5678/adapter_model.safetensors"
+    }  # fmt: skip
+
+
+def test_the_path_of_a_local_base_is_not_published(tmp_path: Path) -> None:
+    card = "- **Base**: `/home/ana/secret/small`, revision `12`"
+    write_card(tmp_path, card=card, base="/home/ana/secret/small", base_model="base", licence="mit", form="peft")
+    assert (tmp_path / "README.md").read_text().endswith("- **Base**: `small`, revision `12`")
 
 
 def test_a_token_that_may_not_write_is_refused_in_one_line(hub: Hub, exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,9 +201,10 @@ def test_without_token_network_or_a_name_nothing_is_begun(exported: Path, monkey
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    with pytest.raises(ServiceDown, match=r"does not answer .*connect to the network") as refusal:
-        push(exported, "ana/demo", message="demo")
-    assert "\n" not in str(refusal.value)
+    for begun in (lambda: check_access("ana/demo"), lambda: push(exported, "ana/demo", message="demo")):
+        with pytest.raises(ServiceDown, match=r"does not answer .*connect to the network") as refusal:
+            begun()
+        assert "\n" not in str(refusal.value)
 
 
 def test_being_offline_on_purpose_is_said(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
