@@ -11,7 +11,7 @@ from pathlib import Path
 
 from clusterlora.errors import BadSettings, ModelUnavailable, ServiceDown
 from clusterlora.metadata import RegisteredChampion, TrackerPage
-from clusterlora.planning.study_state import StudyState, read_state
+from clusterlora.planning.study_state import StudyState, is_busy, read_state
 from clusterlora.planning.work_plan import work_plan
 from clusterlora.ports.stores import Stores
 from clusterlora.values import AdapterSpec, TrainedAdapter
@@ -32,21 +32,24 @@ class What(StrEnum):
     STUDY = "study"
     """An adapter of a study whose weights are given up."""
     CHECKPOINTS = "checkpoints"
-    """Checkpoints of an adapter that is finished, or that no study needs."""
+    """Checkpoints of an adapter that is finished, or of any once every study is finished or given up."""
     HALF_WRITTEN = "half-written"
     QUARANTINED = "quarantined"
 
 
 @dataclass(frozen=True, slots=True)
 class Prunable:
-    """Something that may go: what it is, its name, the studies that have it, its bytes on this machine and in the tracker."""
+    """Something that may go: what it is, its name, the studies that have it, its bytes on this machine and in the tracker.
+
+    `remove` asks again, and returns False where a study needs it that was not there, or did not, when the list was made.
+    """
 
     what: What
     name: str
     studies: tuple[str, ...]
     bytes_here: int
     bytes_in_tracker: int
-    remove: Callable[[], None]
+    remove: Callable[[], bool]
 
 
 def prunable(stores: Stores, *, give_up: Collection[str] = ()) -> tuple[Prunable, ...]:
@@ -71,7 +74,7 @@ def prunable(stores: Stores, *, give_up: Collection[str] = ()) -> tuple[Prunable
                 f"study {state.name} is running; let it end, or call it failed: clusterlora study verify {state.name} --repair"
             )
     needed = frozenset[str]().union(*(_needed(state, stores, gives_up=state.name in give_up) for state in states))
-    return (*_adapters(states, stores, needed, give_up), *_leftovers(states, stores, needed))
+    return (*_adapters(states, stores, needed, give_up), *_leftovers(states, stores, give_up))
 
 
 def _refuse_unknown_versions(states: Collection[StudyState], stores: Stores) -> None:
@@ -105,25 +108,44 @@ def _needed(state: StudyState, stores: Stores, *, gives_up: bool) -> frozenset[s
     return registered | planned if state.status == ENDED else registered | planned | linked
 
 
+def _needed_since(listed: Collection[StudyState], stores: Stores, give_up: Collection[str]) -> frozenset[str]:
+    """Return the keys that studies need which are under way, or were not there when the list was made."""
+    status_then = {state.name: state.status for state in listed}
+    keys: frozenset[str] = frozenset()
+    for name, status, _ in stores.studies.studies():
+        settled = status == status_then.get(name) and (status == ENDED or name in give_up)
+        if not settled or any(attempt.state == "running" for attempt in stores.studies.attempts(name)):
+            keys |= _needed(read_state(name, stores), stores, gives_up=False)
+    return keys
+
+
 def _adapters(states: Collection[StudyState], stores: Stores, needed: frozenset[str], give_up: Collection[str]) -> Iterator[Prunable]:
     adapters = {adapter.key: adapter for state in states for adapter in state.adapters}
+    # An adapter planned before refinement and the one that replaced it have one name, and so one folder.
+    kept = {stores.exposed(state.name, adapter.spec) for state in states for adapter in state.adapters if adapter.key in needed}
     for key, adapter in sorted(adapters.items(), key=lambda pair: (pair[1].name, pair[0])):
         if key in needed:
             continue
         having = [state.name for state in states if any(one.key == key for one in state.adapters)]
         local = stores.adapters.local(key)
-        copies = [folder for name in having if (folder := stores.exposed(name, adapter.spec)).is_dir()]
+        copies = [folder for name in having if (folder := stores.exposed(name, adapter.spec)).is_dir() and folder not in kept]
         bytes_here = sum(_size(folder) for folder in (*([local] if local else ()), *copies))
+        # What shares a folder counts it once.
+        kept.update(copies)
         what = What.STUDY if set(having) & set(give_up) else _kind(adapter.spec)
 
-        def remove(adapter: TrainedAdapter = adapter, copies: Collection[Path] = tuple(copies)) -> None:
+        def remove(adapter: TrainedAdapter = adapter, having: Collection[str] = having, copies: Collection[Path] = copies) -> bool:
+            if adapter.key in _needed_since(states, stores, give_up):
+                return False
             # The row first: what is interrupted after it is a leftover, which nobody needs and `study verify` finds.
-            stores.studies.forget_adapter(adapter.key)
+            if not stores.studies.forget_adapter(adapter.key, only_of=having):
+                return False
             if adapter.uri is not None:
                 stores.tracker.discard(adapter.uri)
             stores.adapters.drop(adapter.key)
             for folder in copies:
                 shutil.rmtree(folder, ignore_errors=True)
+            return True
 
         in_tracker = adapter.n_bytes if adapter.uri is not None and stores.tracker.keeps_adapters else 0
         yield Prunable(what, f"{adapter.name} ({key})", tuple(having), bytes_here, in_tracker, remove)
@@ -133,17 +155,30 @@ def _kind(spec: AdapterSpec) -> What:
     return What.TRIAL if spec.is_trial else What.RUNG if spec.rung is not None else What.UNPLANNED
 
 
-def _leftovers(states: Collection[StudyState], stores: Stores, needed: frozenset[str]) -> Iterator[Prunable]:
-    """Yield files that no process needs; none while anything trains, for they may be its own."""
-    if any(_is_training(state) for state in states):
+def _leftovers(states: Collection[StudyState], stores: Stores, give_up: Collection[str]) -> Iterator[Prunable]:
+    """Yield files that no process needs; none while a study runs or anything trains, for they may be its own."""
+    if is_busy(stores):
         return
     store = stores.adapters
+    # Which trainings an unfinished study will go on with, its plan of today does not say: recipes are tried, and people clustered.
+    ended = all(state.status == ENDED or state.name in give_up for state in states)
+
+    def unless_busy(remove: Callable[[], object]) -> Callable[[], bool]:
+        def removed() -> bool:
+            if is_busy(stores):
+                return False
+            remove()
+            return True
+
+        return removed
+
     for key in store.scratch_keys():
-        if key not in needed or stores.studies.adapter(key) is not None:
-            yield Prunable(What.CHECKPOINTS, key, (), _size(store.scratch(key)), 0, lambda k=key: store.drop_scratch(k))
+        if ended or stores.studies.adapter(key) is not None:
+            yield Prunable(What.CHECKPOINTS, key, (), _size(store.scratch(key)), 0, unless_busy(lambda k=key: store.drop_scratch(k)))
     for what, folders in ((What.HALF_WRITTEN, store.half_written()), (What.QUARANTINED, store.quarantined())):
         for folder in folders:
-            yield Prunable(what, folder.name, (), _size(folder), 0, lambda f=folder: shutil.rmtree(f, ignore_errors=True))
+            remove = unless_busy(lambda f=folder: shutil.rmtree(f, ignore_errors=True))
+            yield Prunable(what, folder.name, (), _size(folder), 0, remove)
 
 
 def _size(folder: Path) -> int:

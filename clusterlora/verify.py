@@ -10,6 +10,7 @@ from pathlib import Path
 
 from clusterlora.adapters.stored import in_tracker, is_kept, is_right
 from clusterlora.metadata import RegisteredChampion
+from clusterlora.planning.study_state import is_busy
 from clusterlora.ports.model_registry import ModelVersion
 from clusterlora.ports.stores import Stores
 from clusterlora.stores.routing_table import other_artifacts
@@ -244,10 +245,10 @@ def _other_artifacts(version: ModelVersion, stores: Stores) -> str:
 
 
 def _leftovers(stores: Stores) -> Iterator[_Problem]:
-    """Files that an interrupted process left; none are judged while an attempt of any study is open, for they may be its own."""
-    names = [name for name, _, _ in stores.studies.studies()]
-    if any(attempt.state == "running" for name in names for attempt in stores.studies.attempts(name)):
+    """Files that an interrupted process left; none are judged while a study runs or an attempt is open, for they may be its own."""
+    if is_busy(stores):
         return
+    names = [name for name, _, _ in stores.studies.studies()]
     store = stores.adapters
     for folder in store.half_written():
         yield _Problem(Kind.HALF_WRITTEN, f"half-written copy {folder}", "remove it", lambda f=folder: shutil.rmtree(f, ignore_errors=True))

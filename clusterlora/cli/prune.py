@@ -32,21 +32,25 @@ Examples:
 def prune(studies: tuple[str, ...], yes: bool, as_json: bool) -> None:
     """List what no champion, registered version or study needs, and with --yes delete it here and in MLflow.
 
-    That is: adapters that tried recipes or rungs of the gate's ladder, once the study is finished; checkpoints of finished trainings;
-    half-written and quarantined adapters. Data, answers, scores and results stay.
+    That is: adapters that tried recipes or rungs of the gate's ladder, once the study is finished; and while no study runs, checkpoints of
+    finished trainings, quarantined adapters, and copies that nobody has written to for an hour. Data, answers, scores and results stay.
     """
     from clusterlora.prune import prunable
 
     found = prunable(open_local_stores(keep_services_up=True), give_up=studies)
-    for one in found if yes else ():
-        one.remove()
+    n_listed = len(found)
+    if yes:
+        found = tuple(one for one in found if one.remove())
     here, there = (sum(sizes) for sizes in ([one.bytes_here for one in found], [one.bytes_in_tracker for one in found]))
     if as_json:
         click.echo(json.dumps({"deleted": yes, "bytes_here": here, "bytes_in_tracker": there, "what": [_record(one) for one in found]}))
         return
     echo_columns(("WHAT", "NAME", "STUDIES", "MB HERE", "MB IN MLFLOW"), [_row(one) for one in found])
-    if not found:
+    if n_stayed := n_listed - len(found):
+        click.echo(f"{n_stayed} of {n_listed} stayed: a study that was started meanwhile needs them, or is running")
+    if not n_listed:
         click.echo("nothing may go: all that is here is needed by a study, its champion or a registered version")
+    if not found:
         return
     kinds = ", ".join(f"{n} {kind}" for kind, n in Counter(one.what for one in found).items())
     click.echo(f"{kinds}: {here / 1e6:.1f} MB here, {there / 1e6:.1f} MB in MLflow {'were freed' if yes else 'would be freed; add --yes'}")

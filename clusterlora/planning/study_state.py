@@ -143,3 +143,11 @@ def _data(study_name: str, news: News | None, stores: Stores) -> Dataset | None:
     return Dataset(
         tuple(replace(p, dialogues=tuple(d for d in p.dialogues if d.split != "test" or (p.id, d.id) in tested)) for p in dataset.personas)
     )
+
+
+def is_busy(stores: Stores) -> bool:
+    """Return whether any study is recorded as running, or has an open attempt."""
+    return any(
+        status == "running" or any(attempt.state == "running" for attempt in stores.studies.attempts(name))
+        for name, status, _ in stores.studies.studies()
+    )

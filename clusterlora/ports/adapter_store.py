@@ -46,5 +46,5 @@ class AdapterStore(Protocol):
         ...
 
     def half_written(self) -> tuple[Path, ...]:
-        """Return the folders of copies and downloads that were interrupted or are still in progress."""
+        """Return the folders of copies and downloads that were interrupted: nobody has written to them for an hour."""
         ...

@@ -1,6 +1,6 @@
 """The study database: what every step reads and writes."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeVar
 
@@ -116,8 +116,11 @@ class StudyStore(Protocol):
         """Record another place in the tracker where other machines find an adapter's weights."""
         ...
 
-    def forget_adapter(self, key: str) -> None:
-        """Remove an adapter whose weights are lost from every study, so that it is trained again."""
+    def forget_adapter(self, key: str, *, only_of: Collection[str] | None = None) -> bool:
+        """Remove an adapter whose weights are lost or given up from every study, so that it is trained again.
+
+        Where a study has it that `only_of` does not name, nothing is removed, and False is returned.
+        """
         ...
 
     def adapters(self, study: str) -> tuple[TrainedAdapter, ...]: ...

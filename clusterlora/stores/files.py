@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from clusterlora.adapters.weights import weight_files
 from clusterlora.durable import make_folder, put_folder_in_place, sync
 from clusterlora.errors import BadData
 
+_ABANDONED_SECONDS = 3600.0
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
@@ -93,7 +95,8 @@ class FileAdapterStore:
         return tuple(self._root / ".quarantine" / name for name in _names(self._root / ".quarantine"))
 
     def half_written(self) -> tuple[Path, ...]:
-        return tuple(self._root / ".incoming" / name for name in _names(self._root / ".incoming"))
+        folders = (self._root / ".incoming" / name for name in _names(self._root / ".incoming"))
+        return tuple(folder for folder in folders if _is_abandoned(folder))
 
     def _folder(self, key: str) -> Path:
         if not _KEY.fullmatch(key):
@@ -117,6 +120,15 @@ class FileAdapterStore:
             if not folder.is_dir():
                 raise
         return folder
+
+
+def _is_abandoned(folder: Path) -> bool:
+    """Return whether nobody has written into a folder for so long that nobody will: a worker or a server may still be fetching into it."""
+    try:
+        last_written = max(path.stat().st_mtime for path in (folder, *folder.rglob("*")))
+    except FileNotFoundError:
+        return False  # whoever wrote there has moved it into place
+    return time.time() - last_written > _ABANDONED_SECONDS
 
 
 def _names(folder: Path) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """The study database on SQLite or PostgreSQL."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from itertools import islice
@@ -161,10 +161,17 @@ class SqlStudyStore:
         with self._database.writing() as connection:
             connection.execute(sa.update(schema.adapters).where(schema.adapters.c.key == key).values(run_id=run_id, uri=uri))
 
-    def forget_adapter(self, key: str) -> None:
+    def forget_adapter(self, key: str, *, only_of: Collection[str] | None = None) -> bool:
+        links = schema.study_adapters.c
         with self._database.writing() as connection:
+            # Whoever links the adapter waits for this row.
+            connection.execute(sa.select(schema.adapters.c.key).where(schema.adapters.c.key == key).with_for_update())
+            having = connection.execute(sa.select(links.study).where(links.key == key)).scalars()
+            if only_of is not None and not set(having) <= set(only_of):
+                return False
             for table in (schema.study_adapters, schema.learning_curves, schema.adapters):
                 connection.execute(sa.delete(table).where(table.c.key == key))
+            return True
 
     def adapters(self, study: str) -> tuple[TrainedAdapter, ...]:
         linked = sa.select(schema.adapters).join(schema.study_adapters).where(schema.study_adapters.c.study == study)

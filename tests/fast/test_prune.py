@@ -1,5 +1,6 @@
 """What may go, how much it frees, and what never goes."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from clusterlora.results.tuning import cost_sentence
 from clusterlora.settings import Rung, Study
 from clusterlora.stages.cluster import cluster_study
 from clusterlora.stages.prepare import prepare_study
+from clusterlora.stages.train import expose
 from clusterlora.values import Attempt
 from tests.fixtures.memory import MemoryTracker
 from tests.fixtures.stages import LOG, missing_groups, plan_of, run, state_of, study_of_five, train_groups, train_named
@@ -90,8 +92,7 @@ def test_an_adapter_of_a_registered_version_stays_even_of_a_study_that_is_given_
     found = prunable(stores, give_up=["tried"])
     assert {one.what for one in found} == {What.STUDY}
     assert len(found) == len(keys_of(stores)) - 2
-    for one in found:
-        one.remove()
+    assert all(one.remove() for one in found)
     assert set(keys_of(stores).values()) == {kept, "surplus"}
     assert stores.adapters.local(kept) is not None
     # Run again, the study trains what went, and nothing else.
@@ -133,10 +134,87 @@ def test_without_the_registry_nobody_can_say_what_versions_need(five: tuple[Stud
 def test_half_written_and_quarantined_adapters_go_with_their_bytes(five: tuple[Study, Stores]) -> None:
     _, stores = five
     stores.adapters.quarantine("surplus")
+    old = stores.home.parent / "adapters" / ".incoming" / "old"
+    old.mkdir(parents=True)
+    (old / "adapter_model.safetensors").write_bytes(b"wei")
     found = {one.what: one for one in prunable(stores)}
-    assert found[What.QUARANTINED].bytes_here > 0
-    found[What.QUARANTINED].remove()
-    assert stores.adapters.quarantined() == ()
+    # A worker or a server may be fetching it.
+    assert What.HALF_WRITTEN not in found
+    for path in (*old.iterdir(), old):
+        os.utime(path, (0, 0))
+    found = {one.what: one for one in prunable(stores)}
+    for what in (What.QUARANTINED, What.HALF_WRITTEN):
+        assert found[what].bytes_here > 0
+        assert found[what].remove()
+    assert (stores.adapters.quarantined(), stores.adapters.half_written()) == ((), ())
+
+
+def test_leftovers_stay_while_a_study_runs_that_trains_nothing(five: tuple[Study, Stores]) -> None:
+    _, stores = five
+    stores.adapters.quarantine("surplus")
+    (one,) = (one for one in prunable(stores) if one.what == What.QUARANTINED)
+    stores.studies.set_status("tried", "running")
+    assert not one.remove()
+    assert What.QUARANTINED not in {one.what for one in prunable(stores)}
+    assert len(stores.adapters.quarantined()) == 1
+
+
+def test_what_a_study_needs_that_began_after_the_list_was_made_stays(five: tuple[Study, Stores]) -> None:
+    study, stores = five
+    before = keys_of(stores)
+    found = prunable(stores, give_up=["tried"])
+    other = replace(study, name="other", methods=("unified",))
+    prepare_study(other, stores, LOG)
+    cluster_study("other", stores, LOG)
+    # It has linked nothing yet; its plan has the adapter.
+    gone = {one.name for one in found if one.remove()}
+    assert gone == {f"{name} ({key})" for name, key in before.items() if name != "unified"}
+    train_named(other, stores, ("unified",))
+    assert [adapter.key for adapter in stores.studies.adapters("other")] == [before["unified"]]
+    assert stores.adapters.local(before["unified"]) is not None
+
+
+def test_an_adapter_that_a_settled_study_has_linked_meanwhile_stays(five: tuple[Study, Stores]) -> None:
+    study, stores = five
+    other = replace(study, name="other", methods=("unified",))
+    prepare_study(other, stores, LOG)
+    cluster_study("other", stores, LOG)
+    stores.studies.set_status("other", "finished")
+    (one,) = prunable(stores)
+    surplus = stores.studies.adapter("surplus")
+    assert surplus is not None
+    stores.studies.save_adapter("other", surplus)
+    assert not one.remove()
+    assert stores.adapters.local("surplus") is not None
+
+
+def test_a_planned_adapters_folder_stays_when_the_one_before_refinement_goes(five: tuple[Study, Stores]) -> None:
+    _, stores = five
+    planned = next(one for one in stores.studies.adapters("tried") if one.name == "unified")
+    weights = stores.adapters.local(planned.key)
+    assert weights is not None
+    folder = expose(stores, "tried", planned.spec, weights)
+    earlier = replace(planned, key="earlier", spec=replace(planned.spec, persona_ids=planned.spec.persona_ids[:1]))
+    stores.adapters.save("earlier", weights)
+    stores.studies.save_adapter("tried", earlier)
+    one = next(one for one in prunable(stores) if "earlier" in one.name)
+    assert one.what == What.UNPLANNED
+    assert one.bytes_here == sum(file.stat().st_size for file in weights.iterdir())
+    assert one.remove()
+    assert (folder / "adapter_model.safetensors").is_file()
+
+
+def test_checkpoints_of_an_unfinished_training_stay_until_its_study_ends(five: tuple[Study, Stores]) -> None:
+    _, stores = five
+    # Its key is in no plan of today, as that of a trial.
+    stores.adapters.scratch("trial")
+    stores.studies.set_status("tried", "failed")
+    assert prunable(stores) == ()
+    assert "trial" in {one.name for one in prunable(stores, give_up=["tried"])}
+    stores.studies.set_status("tried", "finished")
+    (one,) = (one for one in prunable(stores) if one.what == What.CHECKPOINTS)
+    assert one.remove()
+    assert stores.adapters.scratch_keys() == ()
 
 
 def test_a_tuned_study_runs_on_after_its_trials_went(seven: Study, stores: Stores) -> None:
@@ -147,8 +225,7 @@ def test_a_tuned_study_runs_on_after_its_trials_went(seven: Study, stores: Store
     stores.studies.set_status("small", "finished")
     found = prunable(stores)
     assert {one.what for one in found} == {What.TRIAL}
-    for one in found:
-        one.remove()
+    assert all(one.remove() for one in found)
     left = {adapter.key for adapter in stores.studies.adapters("small")}
     answers = stores.studies.answers("small")
     run(study, stores)

@@ -244,6 +244,16 @@ def test_a_forgotten_adapter_takes_its_learning_curves_with_it(store: StudyStore
     assert store.learning_curves("contract") == {"0123abcd": (LearningCurve("train", (2.0, 1.0)),)}
 
 
+def test_an_adapter_is_not_forgotten_where_a_study_has_it_that_is_not_named(store: StudyStore) -> None:
+    store.create_study(prepared(Study(name="second"), "float32"))
+    for study in ("contract", "second"):
+        store.save_adapter(study, trained())
+    assert not store.forget_adapter("0123abcd", only_of=["contract"])
+    assert [len(store.adapters(study)) for study in ("contract", "second")] == [1, 1]
+    assert store.forget_adapter("0123abcd", only_of=["contract", "second"])
+    assert (store.adapter("0123abcd"), store.adapters("second")) == (None, ())
+
+
 def test_adapters_come_by_name(store: StudyStore) -> None:
     for key, name in [("1", "unified"), ("2", "cluster-01"), ("3", "cluster-00")]:
         store.save_adapter("contract", trained(key, name))

@@ -118,6 +118,9 @@ def stranger(stores: Stores, server: str, name: str) -> None:
 def half_written(stores: Stores, server: str, name: str) -> None:
     (stores.home / ".adapters" / ".incoming" / "abc").mkdir(parents=True)
     (stores.home / ".adapters" / ".incoming" / "abc" / "adapter_model.safetensors").write_bytes(b"wei")
+    for path in (stores.home / ".adapters" / ".incoming" / "abc").rglob("*"):
+        os.utime(path, (0, 0))
+    os.utime(stores.home / ".adapters" / ".incoming" / "abc", (0, 0))
 
 
 def half_a_table(stores: Stores, server: str, name: str) -> None:
