@@ -1,19 +1,16 @@
-"""Backup of a whole installation in one file, and its restoration on an empty one.
+"""Backup of a whole installation in one file.
 
 The file is a tar archive: copies of the databases, each as it was at one moment, then adapters, results and MLflow's artifacts, and last
 `manifest.json` with the SHA-256 of everything before it. Databases are copied first: whatever they speak of was written before them, so it
-is among the files that are copied after.
+is among the files that are copied after. Links are followed, so what is on another disk is in it, too. `restore.py` reads it.
 """
 
 import hashlib
 import io
 import json
 import os
-import shutil
-import stat
 import tarfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
@@ -21,22 +18,26 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from clusterlora import __version__
-from clusterlora.durable import make_folder, put_in_place, sync
-from clusterlora.errors import BadData, BadSettings, printable
-from clusterlora.stores.database_copy import adapter_keys, copy_sqlite, dump_database, refuse_used_database, restore_database
-from deployments import private_files, services_state
+from clusterlora.durable import make_folder, put_in_place
+from clusterlora.errors import BadData, BadSettings
+from clusterlora.stores.database_copy import adapter_runs, copy_sqlite, dump_database, files_of_sqlite
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 STUDY_DATABASE, MLFLOW_DATABASE, PREFECT_DATABASE = "database/studies", "database/mlflow.db", "database/prefect.db"
-_RESULTS, _ARTIFACTS, _SECRETS = "studies", "mlflow-artifacts", "secrets"
-_PASSWORDS, _API_KEYS = "passwords.json", ".serving/api-keys"
-_DATABASE_FILES = ("clusterlora.db", "clusterlora.db-wal", "clusterlora.db-shm", "clusterlora.db.lock", "clusterlora.db-journal")
+RESULTS, ARTIFACTS, SECRETS = "studies", "mlflow-artifacts", "secrets"
+PASSWORDS, API_KEYS = "passwords.json", ".serving/api-keys"
+RESTORING = ".restoring-"
+"""How names of folders begin into which a backup is unpacked."""
 _MAY_VANISH = (".adapters/.scratch", ".outbox")
 """Folders of the results whose files their writers remove at any time."""
-_PREFECT_SECRETS = ("block_document_reference", "block_document", "configuration")
-"""Tables of Prefect with secrets: blocks, and the key that encrypts them."""
-_MLFLOW_SECRETS = ("webhook_events", "webhooks")
+PREFECT_SECRETS = ("block_document_reference", "block_document", "configuration", "csrf_token")
+"""Tables of Prefect with secrets: blocks, the key that encrypts them, and tokens of its pages."""
+MLFLOW_SECRETS = ("webhook_events", "webhooks", "secrets", "mcp_access_endpoints", "job_locks", "jobs")
+"""Tables of MLflow with secrets: addresses with tokens, API keys of its gateway (encrypted, by default with a known passphrase), of jobs.
+
+The gateway's endpoints and models stay, without a key.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +59,8 @@ class Manifest:
     database: str
     with_passwords: bool
     files: Mapping[str, tuple[str, int]]
+    without_weights: tuple[str, ...]
+    """Keys of recorded adapters whose weights are neither in the results nor in MLflow's artifacts."""
 
     @property
     def size_bytes(self) -> int:
@@ -68,7 +71,7 @@ class Manifest:
     def n_adapters(self) -> int:
         """Adapters whose weights are in it."""
         parts = (PurePosixPath(name).parts for name in self.files)
-        return len({part[2] for part in parts if part[:2] == (_RESULTS, ".adapters") and not part[2].startswith(".")})
+        return len({part[2] for part in parts if part[:2] == (RESULTS, ".adapters") and not part[2].startswith(".")})
 
 
 def back_up(place: Place, file: Path, *, with_passwords: bool = False) -> Manifest:
@@ -76,11 +79,13 @@ def back_up(place: Place, file: Path, *, with_passwords: bool = False) -> Manife
 
     Raises:
         BadSettings: the file exists, or is to be inside what is backed up.
-        BadData: there is nothing to back up, or adapters were removed meanwhile, so that the copy would not be whole.
+        BadData: there is nothing to back up, something cannot be read, a link leads nowhere or back, or adapters were removed meanwhile.
+            The copy would not be whole.
     """
+    refuse_nested(place)
     if file.exists():
         raise BadSettings(f"{file} exists; give a new name, or remove it")
-    if inside := next((folder for folder in (place.results, place.services) if file.resolve().is_relative_to(folder)), None):
+    if inside := next((folder for folder in (place.results, place.services) if file.resolve().is_relative_to(folder.resolve())), None):
         raise BadSettings(f"{file} is in {inside}, which it is a backup of; write it elsewhere")
     partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
     files: dict[str, tuple[str, int]] = {}
@@ -89,19 +94,27 @@ def back_up(place: Place, file: Path, *, with_passwords: bool = False) -> Manife
         # It holds private conversations.
         opened = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with open(opened, "wb") as raw, tarfile.open(fileobj=raw, mode="w") as archive, TemporaryDirectory(dir=file.parent) as scratch:  # noqa: PTH123
-            keys = adapter_keys(place.database)
+            runs = adapter_runs(place.database)
             kind = _add_databases(archive, place, Path(scratch), files, with_passwords=with_passwords)
-            _add_folder(archive, place.results, _RESULTS, files)
-            _add_folder(archive, place.services / "mlflow" / "artifacts", _ARTIFACTS, files)
+            own = files_of_sqlite(place.database)
+            closed = tuple(one.resolve() for one in (place.services, place.results / ".serving", file))
+            _add_folder(archive, place.results, RESULTS, files, own=own, closed=closed)
+            _add_folder(archive, place.services / "mlflow" / "artifacts", ARTIFACTS, files, own=own, closed=closed)
             if with_passwords:
-                for secret in (place.services / _PASSWORDS, place.results / _API_KEYS):
+                for secret in (place.services / PASSWORDS, place.results / API_KEYS):
                     if secret.is_file():
-                        _add(archive, secret, f"{_SECRETS}/{secret.name}", files)
-            if gone := keys - adapter_keys(place.database):
+                        _add(archive, secret, f"{SECRETS}/{secret.name}", files)
+            if gone := runs.keys() - adapter_runs(place.database).keys():
                 raise BadData(f"{len(gone)} adapters were removed while they were copied, for example {min(gone)}; back up again")
             made = datetime.now(UTC).isoformat(timespec="seconds")
             manifest = Manifest(
-                format=FORMAT, clusterlora=__version__, created=made, database=kind, with_passwords=with_passwords, files=files
+                format=FORMAT,
+                clusterlora=__version__,
+                created=made,
+                database=kind,
+                with_passwords=with_passwords,
+                files=files,
+                without_weights=_without_weights(runs, files),
             )
             text = json.dumps(asdict(manifest)).encode()
             archive.addfile(_member(MANIFEST, len(text)), io.BytesIO(text))
@@ -118,8 +131,8 @@ def _add_databases(
     kind = dump_database(place.database, scratch / "studies")
     _add(archive, scratch / "studies", STUDY_DATABASE, files)
     for name, source, secrets in (
-        (MLFLOW_DATABASE, place.services / "mlflow" / "mlflow.db", _MLFLOW_SECRETS),
-        (PREFECT_DATABASE, place.services / "prefect" / "prefect.db", _PREFECT_SECRETS),
+        (MLFLOW_DATABASE, place.services / "mlflow" / "mlflow.db", MLFLOW_SECRETS),
+        (PREFECT_DATABASE, place.services / "prefect" / "prefect.db", PREFECT_SECRETS),
     ):
         if source.is_file():
             copy_sqlite(source, scratch / source.name, empty_tables=() if with_passwords else secrets)
@@ -127,8 +140,33 @@ def _add_databases(
     return kind
 
 
-def _add_folder(archive: tarfile.TarFile, folder: Path, name: str, files: dict[str, tuple[str, int]]) -> None:
-    for file in sorted(_files(folder)):
+def refuse_nested(place: Place) -> None:
+    """Raise BadSettings where the services, whose passwords are no results, are in the folder of the results."""
+    if place.services.resolve().is_relative_to(place.results.resolve()):
+        raise BadSettings(f"{place.services} is in {place.results}; move it out, and set CLUSTERLORA_STACK_HOME to where it is then")
+
+
+def _without_weights(runs: Mapping[str, str | None], files: Mapping[str, Any]) -> tuple[str, ...]:
+    parts = [PurePosixPath(name).parts for name in files]
+    here = {part[2] for part in parts if part[:2] == (RESULTS, ".adapters")}
+    # MLflow keeps the artifacts of a run in EXPERIMENT/RUN.
+    tracked = {part[2] for part in parts if part[0] == ARTIFACTS and len(part) > 3}
+    return tuple(sorted(key for key, run in runs.items() if key not in here and run not in tracked))
+
+
+def _add_folder(
+    archive: tarfile.TarFile,
+    folder: Path,
+    name: str,
+    files: dict[str, tuple[str, int]],
+    *,
+    own: frozenset[Path],
+    closed: tuple[Path, ...],
+) -> None:
+    """Add a folder's files but those in `own`; `closed` are folders that no link may lead to or around."""
+    if folder.is_symlink() and not folder.exists():
+        raise BadData(f"{folder} is a link to {folder.readlink()}, which is not there; bring it back, or remove the link")
+    for file in sorted(_files(folder, own, closed)):
         relative = file.relative_to(folder)
         try:
             _add(archive, file, f"{name}/{relative.as_posix()}", files)
@@ -137,21 +175,51 @@ def _add_folder(archive: tarfile.TarFile, folder: Path, name: str, files: dict[s
                 raise BadData(f"{file} was removed while it was copied; back up again") from None
 
 
-def _files(folder: Path) -> Iterator[Path]:
+def _files(folder: Path, own: frozenset[Path], closed: tuple[Path, ...]) -> Iterator[Path]:
     """Yield the files to copy: neither databases and API keys, which are not copied as files, nor what is half written."""
-    for parent, folders, names in os.walk(folder):
+    for parent, folders, names in os.walk(folder, onerror=_refuse_unreadable, followlinks=True):
         here = Path(parent)
-        folders[:] = [name for name in folders if (here / name).relative_to(folder).as_posix() not in (".serving", ".adapters/.incoming")]
-        for name in names:
-            file = here / name
-            is_database = here == folder and name in _DATABASE_FILES
-            if not is_database and not name.endswith(".partial") and (file.is_file() or not file.exists()) and not file.is_symlink():
+        real = here.resolve()
+        folders[:] = [name for name in folders if not _is_left_out((here / name).relative_to(folder).as_posix())]
+        names = [name for name in names if real / name not in own and not name.endswith(".partial")]
+        for entry in (here / name for name in (*folders, *names)):
+            if entry.is_symlink():
+                _refuse_link(entry, folder, closed)
+        for file in (here / name for name in names):
+            if file.is_file() or not file.exists():
                 yield file
+
+
+def _is_left_out(folder: str) -> bool:
+    return folder in (".serving", ".adapters/.incoming") or folder.startswith(RESTORING)
+
+
+def _refuse_unreadable(problem: OSError) -> None:
+    if not isinstance(problem, FileNotFoundError):
+        raise BadData(
+            f"{problem.filename} cannot be read ({problem.strerror}); let its owner back up, or correct its permissions"
+        ) from problem
+
+
+def _refuse_link(link: Path, folder: Path, closed: tuple[Path, ...]) -> None:
+    try:
+        target = link.resolve(strict=True)
+    except (OSError, RuntimeError) as problem:
+        raise BadData(f"{link} is a link to {link.readlink()}, which is not there; bring it back, or remove the link") from problem
+    above = (parent.resolve() for parent in link.parents if parent.is_relative_to(folder))
+    if any(parent.is_relative_to(target) for parent in above):
+        raise BadData(f"{link} is a link to {target}, in which it is itself; remove it")
+    if crossed := next((one for one in closed if one.is_relative_to(target) or target.is_relative_to(one)), None):
+        raise BadData(f"{link} is a link to {target}, and {crossed} is not copied as a file; put a copy in the link's place, or remove it")
 
 
 def _add(archive: tarfile.TarFile, file: Path, name: str, files: dict[str, tuple[str, int]]) -> None:
     """Add as many bytes of a file as it has when it is opened: a log that grows meanwhile is cut there."""
-    with file.open("rb") as opened:
+    try:
+        opened = file.open("rb")
+    except PermissionError as problem:
+        raise BadData(f"{file} cannot be read ({problem.strerror}); let its owner back up, or correct its permissions") from problem
+    with opened:
         size = os.fstat(opened.fileno()).st_size
         hashed = _Hashed(opened)
         try:
@@ -178,84 +246,3 @@ class _Hashed:
         block: bytes = self._opened.read(size)
         self.sha256.update(block)
         return block
-
-
-def restore(place: Place, file: Path) -> Manifest:
-    """Put a backup where nothing is yet, after every digest was checked; return what it says of itself.
-
-    Raises:
-        BadSettings: there are studies, services or a study database there already.
-        BadData: the file is no whole backup, or an entry differs from its digest.
-    """
-    _refuse_used(place)
-    with _unpacked(file, place) as (folder, manifest):
-        for name, target in (
-            (MLFLOW_DATABASE, place.services / "mlflow" / "mlflow.db"),
-            (PREFECT_DATABASE, place.services / "prefect" / "prefect.db"),
-            (f"{_SECRETS}/{_PASSWORDS}", place.services / _PASSWORDS),
-            (f"{_SECRETS}/api-keys", place.results / _API_KEYS),
-        ):
-            if (folder / name).is_file():
-                target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-                shutil.move(folder / name, target)
-        if (folder / _ARTIFACTS).is_dir():
-            (place.services / "mlflow").mkdir(mode=0o700, exist_ok=True)
-            shutil.move(folder / _ARTIFACTS, place.services / "mlflow" / "artifacts")
-        if (folder / _RESULTS).is_dir():
-            for entry in (folder / _RESULTS).iterdir():
-                shutil.move(entry, place.results / entry.name)
-        # Last: without it, nothing of this is a study yet.
-        restore_database(place.database, manifest.database, folder / STUDY_DATABASE)
-        for changed in (place.results, place.services):
-            sync(changed)
-    return manifest
-
-
-def _refuse_used(place: Place) -> None:
-    refuse_used_database(place.database)
-    if services_state.load(place.services).running():
-        raise BadSettings(f"the servers of {place.services} run; stop them first: clusterlora down")
-    for folder, variable in ((place.results, "CLUSTERLORA_HOME"), (place.services / "mlflow", "CLUSTERLORA_STACK_HOME")):
-        if folder.is_dir() and any(entry.name not in _DATABASE_FILES for entry in folder.iterdir()):
-            raise BadSettings(f"{folder} is not empty; restore into an empty installation, set {variable} to another folder")
-    if (place.services / "prefect" / "prefect.db").exists():
-        raise BadSettings(f"{place.services} holds a Prefect database; set CLUSTERLORA_STACK_HOME to another folder")
-
-
-@contextmanager
-def _unpacked(file: Path, place: Place) -> Iterator[tuple[Path, Manifest]]:
-    """Yield a folder with the checked contents, on the file system of the results, and the manifest."""
-    if not file.is_file():
-        raise BadData(f"there is no backup {file}; write one with: clusterlora backup FILE")
-    for folder in (place.results, place.services):
-        private_files.make_folder(folder)
-    free = shutil.disk_usage(place.results).free
-    if file.stat().st_size > free:
-        raise BadData(f"{file} has {file.stat().st_size / 1e9:.1f} GB, and {place.results} has {free / 1e9:.1f} GB left; free some space")
-    with TemporaryDirectory(dir=place.services, prefix=".restoring-") as temporary:
-        folder = Path(temporary)
-        try:
-            with tarfile.open(file) as archive:
-                archive.extractall(folder, filter="data")
-            entries: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        except (tarfile.TarError, OSError, EOFError, ValueError) as problem:
-            raise BadData(f"{file} is no whole backup ({problem}); use another one") from problem
-        if entries.get("format") != FORMAT:
-            raise BadData(
-                f"{file} is a backup of format {entries.get('format')}, this clusterlora reads {FORMAT}; use the one that wrote it"
-            )
-        manifest = Manifest(**{**entries, "files": {name: tuple(said) for name, said in entries["files"].items()}})
-        _refuse_other_content(file, folder, manifest)
-        yield folder, manifest
-
-
-def _refuse_other_content(file: Path, folder: Path, manifest: Manifest) -> None:
-    found = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if stat.S_ISREG(path.lstat().st_mode)}
-    found.pop(MANIFEST)
-    if differing := found.keys() ^ manifest.files.keys():
-        raise BadData(f"{file} has other entries than its manifest, for example {printable(min(differing))}; use another backup")
-    for name, path in found.items():
-        path.chmod(0o600)
-        with path.open("rb") as opened:
-            if hashlib.file_digest(opened, "sha256").hexdigest() != manifest.files[name][0]:
-                raise BadData(f"{file}: {printable(name)} is not what was backed up; use another backup")

@@ -20,13 +20,15 @@ Examples:
 
 @click.command(epilog=_BACKUP_EXAMPLES)
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
-@click.option("--with-passwords", is_flag=True, help="Also copy the servers' passwords, API keys, Prefect's blocks and MLflow's webhooks.")
+@click.option(
+    "--with-passwords", is_flag=True, help="Also copy the servers' passwords, API keys, Prefect's blocks, MLflow's webhooks and keys."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print what was written as JSON.")
 def backup(file: Path, with_passwords: bool, as_json: bool) -> None:
     """Write studies, adapters, MLflow and Prefect to FILE, a tar archive; studies and servers may run meanwhile.
 
-    Every database is copied as it is at one moment, through SQLite's backup API or pg_dump. Base models are not in it, and neither are
-    servers elsewhere. Whoever can read FILE can read everybody's dialogues.
+    Every database is copied as it is at one moment, through SQLite's backup API or pg_dump; links are followed. Base models
+    are not in it, and neither are servers elsewhere. Whoever can read FILE can read everybody's dialogues.
     """
     _tell_of_servers_elsewhere()
     _report(deployments("backup").back_up(_place(), file, with_passwords=with_passwords), file, "written", as_json=as_json)
@@ -38,10 +40,10 @@ def backup(file: Path, with_passwords: bool, as_json: bool) -> None:
 def restore(file: Path, as_json: bool) -> None:
     """Put a backup into an empty installation, after every digest in it was checked.
 
-    It goes to CLUSTERLORA_HOME, CLUSTERLORA_STACK_HOME and CLUSTERLORA_DATABASE_URL, which must hold nothing yet. Studies then go on
-    where they were: their adapters are found by key.
+    It goes to CLUSTERLORA_HOME, CLUSTERLORA_STACK_HOME and CLUSTERLORA_DATABASE_URL, which must hold nothing yet, and hold nothing
+    after an error. Studies then go on where they were: their adapters are found by key.
     """
-    _report(deployments("backup").restore(_place(), file), file, "restored", as_json=as_json)
+    _report(deployments("restore").restore(_place(), file), file, "restored", as_json=as_json)
     if not as_json:
         click.echo("check it with: clusterlora study verify")
 
@@ -65,10 +67,16 @@ def _report(manifest: Any, file: Path, what: str, *, as_json: bool) -> None:
         "created": manifest.created,
         "files": len(manifest.files),
         "adapters": manifest.n_adapters,
+        "adapters_without_weights": manifest.without_weights,
         "bytes": manifest.size_bytes,
         "database": manifest.database,
         "with_passwords": manifest.with_passwords,
     }
+    if without := manifest.without_weights:
+        echo_stderr(
+            f"{counted(len(without), 'adapter')} without weights in it, for example {without[0]}: "
+            "neither the results nor the local MLflow have them; see clusterlora study verify"
+        )
     if as_json:
         click.echo(json.dumps(record))
         return

@@ -27,7 +27,7 @@ def notify(url: str | None, block: str | None, off: bool, as_json: bool) -> None
     """Send a message when a study finished or failed, a gate refused, a run crashed, a champion moved, or dialogues drift.
 
     Prefect's automations send it, so it works while the server runs. With a URL, MLflow's registry posts to it as well when an alias moves,
-    whoever moved it; MLflow takes https addresses of public hosts only.
+    whoever moved it; MLflow takes https addresses of public hosts only. A later call replaces both receivers.
     """
     if sum((url is not None, block is not None, off)) != 1:
         raise click.UsageError("give one of URL, --block and --off")
@@ -42,7 +42,7 @@ def notify(url: str | None, block: str | None, off: bool, as_json: bool) -> None
         names = notifications.notify_url(services, url)
     else:
         names = notifications.notify_nobody(services) if off else notifications.notify_block(services, block)
-    by_mlflow = _mlflow(url) if block is None else None
+    by_mlflow = _mlflow(url)
     if as_json:
         click.echo(json.dumps({"automations": names, "mlflow_webhook": by_mlflow is None and url is not None}))
         return
@@ -53,11 +53,13 @@ def notify(url: str | None, block: str | None, off: bool, as_json: bool) -> None
 
 
 def _mlflow(url: str | None) -> str | None:
-    """Set MLflow's webhook, or remove it; return why there is none, after saying so."""
+    """Let MLflow's webhook call this address only, or nobody; return why that failed, after saying so."""
     try:
         open_registry().call_when_alias_moves(url)
     except (BadSettings, ServiceDown) as problem:
         if url is not None:
             echo_stderr(f"MLflow does not call it itself: {problem}")
+        elif isinstance(problem, ServiceDown):
+            echo_stderr(f"MLflow still calls whom it called, if anybody: {problem}")
         return str(problem)
     return None

@@ -13,7 +13,8 @@ from clusterlora.stores.files import FileAdapterStore
 from clusterlora.values import AdapterSpec, Clustering, TrainedAdapter
 from clusterlora.verify import LiveWork, verify
 from clusterlora.wiring import from_environment
-from deployments.backup import Place, back_up, restore
+from deployments.backup import Place, back_up
+from deployments.restore import restore
 from tests.fixtures.servers import start_server
 from tests.fixtures.tracked import DATA, peft_folder
 

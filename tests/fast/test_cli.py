@@ -1,12 +1,14 @@
 """The command line: what it imports, how it refuses, and how options become settings."""
 
 import errno
+import importlib
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import click
 import pytest
@@ -14,6 +16,7 @@ import pytest
 from clusterlora.cli import cli, main
 from clusterlora.cli.options import study_from
 from clusterlora.config import resolve
+from clusterlora.errors import ServiceDown
 from clusterlora.models.base import HOMELM_FOLDER
 from clusterlora.settings import Study
 
@@ -101,6 +104,30 @@ def test_a_full_disk_is_told_as_one(capsys: pytest.CaptureFixture[str], monkeypa
     assert main(["compare"]) == 1
     told = capsys.readouterr().err
     assert told == "error: the disk is full at /results/answers; free some space and run the same command again: what finished is kept\n"
+
+
+@pytest.mark.parametrize("words", [["https://hooks.example.com/team"], ["--block", "slack-webhook/team"], ["--off"]])
+def test_whoever_is_notified_replaces_the_receiver_in_mlflow_too(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = importlib.import_module("clusterlora.cli.notify")
+    called: list[str | None] = []
+    stubs = SimpleNamespace(
+        status=lambda _: "running", notify_url=lambda *_: ("a",), notify_block=lambda *_: ("a",), notify_nobody=lambda _: ("a",)
+    )
+    monkeypatch.setattr(module, "use_local_services", lambda **_: None)
+    monkeypatch.setattr(module, "services_home", lambda: None)
+    monkeypatch.setattr(module, "deployments", lambda _: stubs)
+    monkeypatch.setattr(module, "open_registry", lambda: SimpleNamespace(call_when_alias_moves=called.append))
+    assert main(["notify", *words]) == 0
+    assert called == [words[0] if words[0].startswith("https") else None]
+
+    def away(_: str | None) -> None:
+        raise ServiceDown("MLflow does not answer")
+
+    monkeypatch.setattr(module, "open_registry", lambda: SimpleNamespace(call_when_alias_moves=away))
+    assert main(["notify", *words]) == 0
+    assert "MLflow does not answer" in capsys.readouterr().err
 
 
 def test_the_default_study_is_the_demo() -> None:
