@@ -315,7 +315,7 @@ class Regrouping:
     moved: tuple[tuple[str, int, int], ...]
     n_personas: int
     anew: bool
-    """Whether everybody was clustered anew, and the gate asked again."""
+    """Whether everybody was clustered anew: cluster adapters are then trained from the start, and the gate is asked where it can judge."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,9 @@
 """The plan of a study that goes on from another: which adapters go on, which are kept as they are, and who has a prior.
 
 An adapter goes on where somebody whom it learns from has news: it starts from its weights of before and learns the news, with a share of
-old dialogues replayed. Without news it is kept under its key. What was not there before, or for other people, is trained from the start.
+old dialogues replayed. Without news it is kept under its key, and answers on the adapter that it was trained on, however many refreshes
+ago that was. What was not there before, or for other people, is trained from the start; so are the clusters' adapters where everybody was
+clustered anew.
 """
 
 from collections.abc import Iterable, Mapping
@@ -11,7 +13,7 @@ from clusterlora.data.refresh import drawn
 from clusterlora.engine.kinds import ADAPTER_KINDS
 from clusterlora.metadata import News, RefreshStart
 from clusterlora.method_settings import RefreshSettings
-from clusterlora.methods.last_champion import kept_adapter
+from clusterlora.methods.last_champion import is_kept_from_before, kept_adapter
 from clusterlora.methods.method import composition_of
 from clusterlora.values import AdapterComposition, AdapterSpec, Dataset, Dialogue, MethodPlan, Persona, WeightedAdapter
 
@@ -21,11 +23,12 @@ WEIGHTS = (0.25, 0.5, 0.75, 1.0)
 
 @dataclass(frozen=True, slots=True)
 class Continuation:
-    """What a refresh goes on from, what is new since, and how it goes on."""
+    """What a refresh goes on from, what is new since, how it goes on, and whether its people were clustered anew."""
 
     start: RefreshStart
     news: News
     settings: RefreshSettings
+    anew: bool = False
 
     def plans(self, methods: Mapping[str, MethodPlan], dataset: Dataset) -> dict[str, MethodPlan]:
         """Return the plans of a study's methods as they go on."""
@@ -34,13 +37,13 @@ class Continuation:
         return {name: self._continued(plan, people) for name, plan in with_priors.items()}
 
     def _continued(self, plan: MethodPlan, people: Mapping[str, Persona]) -> MethodPlan:
-        before = {_whose(one.spec): one for one in self.start.adapters}
-        named = {spec.name: spec for spec in plan.adapters}
+        before = {_whose(one.spec): one for one in self.start.adapters if not is_kept_from_before(one.spec)}
+        named = {one.spec.name: one for one in self.start.adapters}
         specs: dict[str, AdapterSpec] = {}
         instead: dict[str, dict[str, str]] = {}
         for spec in plan.adapters:
             old = before.get(_whose(spec))
-            if spec.kept or old is None or not _goes_on(old.spec, spec):
+            if spec.kept or old is None or (self.anew and spec.scope == "cluster") or not _goes_on(old.spec, spec):
                 specs[spec.name] = spec
                 continue
             learns_from = self._learns_from(spec, people)
@@ -50,12 +53,12 @@ class Continuation:
                 specs[spec.name] = replace(spec, init_from=last.name, learns_from=learns_from)
                 continue
             specs[spec.name] = replace(spec, kept=old.key, init_from=None, frozen_adapter=None)
-            frozen = named.get(spec.frozen_adapter or "")
-            if frozen is not None and _whose(frozen) in before:
+            if spec.frozen_adapter is not None and old.spec.frozen_adapter is not None:
                 # It was trained on the other adapter as that was, and answers with that one.
-                under = kept_adapter(before[_whose(frozen)])
+                under = kept_adapter(named[old.spec.frozen_adapter])
                 specs[under.name] = under
-                instead[spec.name] = {frozen.name: under.name}
+                specs[spec.name] = replace(specs[spec.name], frozen_adapter=under.name)
+                instead[spec.name] = {spec.frozen_adapter: under.name}
 
         def answered(arm: AdapterComposition) -> AdapterComposition:
             other = {old: new for name in arm.adapter_names for old, new in instead.get(name, {}).items()}
@@ -116,7 +119,7 @@ def _whose(spec: AdapterSpec) -> tuple[str, ...]:
 
 def _goes_on(old: AdapterSpec, new: AdapterSpec) -> bool:
     """Return whether an adapter can start from this older one: for these people or some of them, of the same form and prompt."""
-    if new.merge_of or new.imported or new.shots or new.seed:
+    if new.merge_of or new.imported or new.shots or new.seed or (old.frozen_adapter is None) != (new.frozen_adapter is None):
         return False
     same = ("scope", "cluster", "shots", "persona_in_prompt")
     forms = [(r.kind, r.rank, r.alpha, r.target_modules) for r in (old.recipe, new.recipe)]

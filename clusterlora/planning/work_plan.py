@@ -103,7 +103,8 @@ def work_plan(state: StudyState, rung: Rung | None = None) -> WorkPlan:
         )
     imported = state.imported or NOTHING_IMPORTED
     recipes = tuple(chosen(state.tuning).items())
-    goes_on = Continuation(state.start, state.news, study.refresh) if state.start and state.news else None
+    anew = state.regrouping is not None and state.regrouping.anew
+    goes_on = Continuation(state.start, state.news, study.refresh, anew) if state.start and state.news else None
     revision = base_revision(study.model.base)
     return _work_plan(study, state.dataset, clustering, rung or decided_rung(state), revision, imported, recipes, goes_on)
 

@@ -125,7 +125,7 @@ def drift_sentence(found: Regrouping) -> str:
 
     Nobody is named: notifications carry it elsewhere.
     """
-    anew = "everybody was clustered anew, and the gate asked again" if found.anew else "the clusters are kept"
+    anew = "everybody was clustered anew" if found.anew else "the clusters are kept"
     return f"{len(found.moved)} of {counted(found.n_personas, 'persona')} nearest to another cluster than their own; {anew}"
 
 

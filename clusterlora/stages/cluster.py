@@ -75,7 +75,7 @@ def _regrouped(state: StudyState, start: RefreshStart, stores: Stores, log: RunL
     if anew:
         clustering = cluster_personas(state.dataset, study.clustering, sources, log)
     stores.studies.save_metadata(study.name, Regrouping(moved=moved, n_personas=n_known, anew=anew))
-    ending = ": everybody is clustered anew, and the gate asked again" if anew else ""
+    ending = ": everybody is clustered anew" if anew else ""
     log.note(f"{len(moved)} of {n_known} personas are nearest to another cluster than their own{ending}")
     return clustering
 
