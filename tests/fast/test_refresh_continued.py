@@ -74,6 +74,7 @@ def test_an_adapter_on_another_answers_on_the_one_that_it_was_trained_on_over_ma
         unified.append(plan.keys["unified"])
         assert not any(name.startswith("last-last-") for name in plan.specs), "names would grow with every refresh"
     assert len(set(unified)) == 5
+    plan = work_plan(read_state("small.r4", stores))
     lower = {p: {plan.keys[name] for arm in arms for name in arm.adapter_names[:-1]} for p, arms in plan.methods["hybrid"].arms_by_persona}
     assert (lower["persona_000"], lower["persona_001"], lower["persona_006"]) == ({unified[3]}, {unified[4]}, {unified[0]})
 
