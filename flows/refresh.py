@@ -11,7 +11,7 @@ from tasks.run_names import study_tag
 
 
 @flow(name="refresh", flow_run_name="refresh · {request.study_name}")
-def refresh(request: RefreshRequest) -> State[None]:
+def refresh(request: RefreshRequest) -> State[None] | State[State[None]]:
     """Run the refreshes that are due, one after another: one that was interrupted, then one of what is new in the file.
 
     Launched again it continues where it stopped.

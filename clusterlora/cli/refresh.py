@@ -18,7 +18,12 @@ Examples:
 
 @click.command(epilog=_EXAMPLES)
 @click.argument("name")
-@click.option("--data", "path", required=True, help="The new dialogues, or all: a .jsonl, .csv or .parquet file, read as the study's own.")
+@click.option(
+    "--data",
+    "path",
+    required=True,
+    help="The new dialogues, or all: a .jsonl, .csv or .parquet file (a folder for edgewise and lamp), read as the study's own.",
+)
 @click.option(
     "--replay",
     type=click.FloatRange(min=0, max=0.99),

@@ -102,6 +102,15 @@ def split_persona(persona: Persona, plan: SplitPlan, conversations: Mapping[str,
     return SplitPersona(split, by_row=by_row, has_shares=has_shares, n_beyond=n_beyond)
 
 
+def partly_split(persona: Persona) -> Refusal | None:
+    """Return why a persona cannot be split some of whose dialogues the input has split, and others not."""
+    n_missing = sum(dialogue.split is None for dialogue in persona.dialogues)
+    if n_missing in (0, len(persona.dialogues)):
+        return None
+    what = f"has {n_missing} of {len(persona.dialogues)} dialogues without a split"
+    return Refusal(what, "fill the split column for all rows or for none of a persona")
+
+
 def apportion(n: int, requested: Mapping[Split, int]) -> dict[Split, int]:
     """Return the number of dialogues per split: as requested, or if n >= 3 is less, in the same proportions with at least 1 each.
 
@@ -142,10 +151,8 @@ def _spare(counts: Mapping[Split, int], n: int) -> Split | None:
 
 
 def _with_input_splits(persona: Persona, plan: SplitPlan) -> SplitPersona:
-    n_missing = sum(dialogue.split is None for dialogue in persona.dialogues)
-    if n_missing:
-        what = f"has {n_missing} of {len(persona.dialogues)} dialogues without a split"
-        return SplitPersona(persona, Refusal(what, "fill the split column for all rows or for none of a persona"))
+    if (refusal := partly_split(persona)) is not None:
+        return SplitPersona(persona, refusal)
     empty = [split for split in SPLITS if not persona.of_split(split)]
     if empty:
         return SplitPersona(

@@ -69,7 +69,8 @@ def _pairs(
     if news.n_repeated:
         yield "repeated", f"{news.n_repeated} of {news.n_read} dialogues read stood there already, or twice"
     if news.n_left_out:
-        yield "left out", f"{counted(news.n_left_out, 'dialogue')} whose words two splits would have held"
+        why = "whose words two splits would have held, or of new people with none to learn"
+        yield "left out", f"{counted(news.n_left_out, 'dialogue')} {why}"
     tested = {(p.id, d.id) for p in state.dataset.personas for d in p.of_split("test")}
     if n_decided := len(tested & {(p, one) for p, ids in news.dialogues for one in ids} & decided_before(state.settings, stores)):
         yield "decided before", f"{counted(n_decided, 'new test dialogue')} on which an earlier refresh had its verdict do not count again"

@@ -1,14 +1,17 @@
 """A refresh: the next study of a family, which goes on from the registered champion with the dialogues that came since."""
 
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from clusterlora.comparison.roles import is_base, is_control
 from clusterlora.data.labels import check_labels
 from clusterlora.data.load import fitted, read
-from clusterlora.data.problems import Problems
+from clusterlora.data.problems import Problems, SourceLocation
 from clusterlora.data.prompt_fit import PromptFit
 from clusterlora.data.refresh import Joined, drawn, joined, new_dialogues
+from clusterlora.data.split import partly_split
 from clusterlora.errors import BadData, BadSettings, NothingNew
 from clusterlora.metadata import ChampionAdapter, News, Provenance, RefreshStart, Tuning
 from clusterlora.methods import METHODS
@@ -26,6 +29,8 @@ from clusterlora.values import AdapterComposition, Dataset, WeightedAdapter
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+
+log = logging.getLogger(__name__)
 
 ROUTED = "selective_routing"
 """The method that chooses among the others, which it needs beside it."""
@@ -59,11 +64,18 @@ def champion_of(root: str, stores: Stores) -> tuple[str, str]:
             return name, state.outcome.champion
         if state.moved is not None and state.moved.moved:
             return name, state.moved.challenger
+    if stores.studies.status(root) == "finished":
+        raise BadData(
+            f"study {root} has no champion to refresh: its comparison found none; make one of its models the champion: "
+            f"clusterlora registry promote {root}/VERSION --force REASON"
+        )
     raise BadData(f"study {root} has no champion to refresh; let it finish first: clusterlora study run --name {root}")
 
 
-def next_refresh(root: str, path: str, stores: Stores, *, source: str = "table", replay: float | None = None) -> PreparedStudy:
+def next_refresh(root: str, path: str, stores: Stores, *, replay: float | None = None) -> PreparedStudy:
     """Return the study that is the next refresh with these dialogues; its settings are those of the champion's study.
+
+    A refresh that failed before anything was trained is replaced: it has cost nothing, and its data may be why it failed.
 
     Raises:
         BadData: nothing to refresh.
@@ -74,8 +86,13 @@ def next_refresh(root: str, path: str, stores: Stores, *, source: str = "table",
         raise BadSettings(f"study {root} is a refresh of {of}; refresh that one: clusterlora study refresh {of} --data {path}")
     names = family(root, stores)
     last = names[-1]
-    if last != root and stores.studies.status(last) != "finished":
-        raise BadSettings(f"refresh {last} has not ended; go on with it first: clusterlora study run --name {last}")
+    if _is_open(root, last, stores):
+        if stores.studies.status(last) != "failed" or stores.studies.attempts(last):
+            raise BadSettings(f"refresh {last} has not ended; go on with it first: clusterlora study run --name {last}")
+        log.warning(
+            "refresh %s failed before anything was trained and is replaced; dialogues that only its file has must be sent again", last
+        )
+    number = _next_number(root, names, stores)
     study_name, method = champion_of(root, stores)
     if METHODS[method].needs_import:
         raise BadSettings(
@@ -84,14 +101,16 @@ def next_refresh(root: str, path: str, stores: Stores, *, source: str = "table",
     champion = stores.studies.study(study_name)
     beside = (name for name in champion.methods if not (is_control(name) or is_base(name)))
     arms = [name for name in beside if not (METHODS[name].needs_refresh or METHODS[name].needs_import)]
-    refresh = replace(champion.refresh, root=root, number=len(names), of=last, champion=study_name, champion_method=method)
+    refresh = replace(
+        champion.refresh, root=root, number=number, of=_last_ended(root, names, stores), champion=study_name, champion_method=method
+    )
     if replay is not None:
         refresh = replace(refresh, replay=replay)
     return replace(
         champion,
-        name=check_study_name(f"{root}.r{len(names)}"),
+        name=check_study_name(_name(root, number)),
         methods=tuple(dict.fromkeys((LAST_CHAMPION, REFERENCE, method, *(arms if method == ROUTED else ())))),
-        data=replace(champion.data, source=source, path=path, splits=None, personas=None, permute_seed=None),
+        data=replace(champion.data, source=_source(champion.data.source), path=path, splits=None, personas=None, permute_seed=None),
         seeds=1,
         assignment=replace(champion.assignment, held_out_share=None),
         clustering=replace(champion.clustering, refinement_rounds=0, sizes=None, k=champion.clustering.k or _k(champion.clustering.sizes)),
@@ -107,7 +126,7 @@ def due(root: str, path: str, stores: Stores) -> PreparedStudy | None:
         BadData, BadSettings, UnknownName: as `next_refresh` and `refreshed`.
     """
     last = family(root, stores)[-1]
-    if last != root and stores.studies.status(last) != "finished":
+    if _is_open(root, last, stores):
         return stores.studies.study(last)
     study = next_refresh(root, path, stores)
     try:
@@ -115,6 +134,33 @@ def due(root: str, path: str, stores: Stores) -> PreparedStudy | None:
     except NothingNew:
         return None
     return study
+
+
+def _is_open(root: str, name: str, stores: Stores) -> bool:
+    """Return whether a study of a family is a refresh that has not ended."""
+    return name != root and stores.studies.status(name) != "finished"
+
+
+def _last_ended(root: str, names: Sequence[str], stores: Stores) -> str:
+    return next(name for name in reversed(names) if not _is_open(root, name, stores))
+
+
+def _next_number(root: str, names: Sequence[str], stores: Stores) -> int:
+    """Return the number after the last refresh's, beyond those in the names of other studies."""
+    number = 1 + max(stores.studies.study(name).refresh.number or 0 for name in names)
+    taken = {name for name, *_ in stores.studies.studies()}
+    while _name(root, number) in taken:
+        number += 1
+    return number
+
+
+def _name(root: str, number: int) -> str:
+    return f"{root}.r{number}"
+
+
+def _source(of_study: str) -> str:
+    """Return the source of new dialogues: the study's own, but invented people's are in a file like anybody's."""
+    return "table" if of_study == "synthetic" else of_study
 
 
 def _k(sizes: tuple[int, ...] | None) -> int | None:
@@ -135,7 +181,11 @@ def refreshed(study: PreparedStudy, tokenizer: "PreTrainedTokenizerBase", stores
     problems, fit = Problems(), fit_of(study, tokenizer)
     if (recorded := _recorded(study, fit, stores)) is not None:
         return recorded
-    new = fitted(read(study.data), fit, study.data, problems).dataset.personas
+    new = fitted(read(study.data), fit, study.data, problems)
+    for persona in new.dataset.personas:
+        if (refusal := partly_split(persona)) is not None:
+            place = new.location_by_persona.get(persona.id, SourceLocation(study.data.source))
+            problems.add(place, f"persona {persona.id!r}", refusal.what, refusal.fix)
     problems.raise_any()
     data = joined(stores.studies.dataset(refresh.of), new, study.data, revision=f"r{refresh.number}")
     check_labels(study.data, data.dataset.personas, problems)
@@ -147,7 +197,10 @@ def refreshed(study: PreparedStudy, tokenizer: "PreTrainedTokenizerBase", stores
     # What has decided an earlier refresh does not decide again.
     new_ids = {(p, one) for p, ids in news.dialogues for one in ids} - decided_before(study, stores)
     if not any(d.split == "test" and (p.id, d.id) in new_ids for p in data.dataset.personas for d in p.dialogues):
-        raise BadData(f"{study.data.path}: nobody has the 3 new dialogues of which one is a test item; refresh when people have said more")
+        raise NothingNew(
+            f"{study.data.path}: {'; '.join(data.sentences)}; none of them is a test item, which takes 3 new dialogues of a person, so "
+            "nothing would show whether they help; send them again together with later ones"
+        )
     return Refreshed(data.dataset, fit, start, news, data.sentences, stores.studies.metadata(refresh.champion, Tuning))
 
 
@@ -219,5 +272,5 @@ def _news(data: Joined, seen: Dataset, start: RefreshStart) -> News:
         old_test=tuple(drawn(before, n_tested, salt=f"old test {start.study}").items()),
         n_read=data.n_read,
         n_repeated=data.n_repeated,
-        n_left_out=data.n_left_out,
+        n_left_out=data.n_left_out + data.n_unlearnt,
     )

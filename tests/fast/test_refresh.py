@@ -17,6 +17,7 @@ from clusterlora.clustering.regroup import regroup
 from clusterlora.comparison.move import decide
 from clusterlora.config import check
 from clusterlora.data.refresh import joined
+from clusterlora.data.source import SourceData
 from clusterlora.data.synthetic import generate
 from clusterlora.errors import BadSettings, NothingNew
 from clusterlora.metadata import ChampionAdapter, RefreshOutcome
@@ -206,7 +207,8 @@ def test_new_dialogues_join_their_people_and_what_stood_there_counts_once() -> N
     again = dialogue("9", "finish", "c")
     nearly = dialogue("10", "Finish!", "C")
     cara = Persona("cara", "new here", (dialogue("1", "who are you", "cara's house"),))
-    result = joined(Dataset((old, other)), (replace(old, dialogues=(*fresh, again, nearly, fresh[0])), cara), DataSettings(), revision="r1")
+    read = SourceData(Dataset((replace(old, dialogues=(*fresh, again, nearly, fresh[0])), cara)))
+    result = joined(Dataset((old, other)), read, DataSettings(), revision="r1")
     ana, ben, new = result.dataset.personas
     assert (result.n_read, result.n_repeated, result.n_left_out, result.newcomers) == (11, 2, 0, ("cara",))
     assert ben == other
