@@ -28,7 +28,7 @@ class MethodAcross:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AcrossStudies:
-    """What two studies show on shared items. `unanswered` are methods of both that one of them has not answered."""
+    """What two studies show on shared items. `unanswered` are methods of both that lack answers which others of their study have."""
 
     n_personas: int
     n_items: int
@@ -61,7 +61,7 @@ def compare_across(
         shared_items: the items that are the same question with the same reference in both studies.
         methods: those of both studies, in the order of the result.
     """
-    answered = [{row.method for row in rows} for rows in (first, second)]
+    answered = [_whole(rows, shared_items) for rows in (first, second)]
     pairs = [(name, name) for name in methods if all(name in names for names in answered)]
     unanswered = tuple(name for name in methods if (name, name) not in pairs)
     a, b = champions
@@ -93,3 +93,13 @@ def compare_across(
 
 def _of_method(rows: Sequence[EvaluationRow], method: str) -> list[EvaluationRow]:
     return [row for row in rows if row.method == method]
+
+
+def _whole(rows: Sequence[EvaluationRow], shared_items: frozenset[ItemKey]) -> frozenset[str]:
+    """Return the methods that have answered every shared item that any method of the study has, under each of their training seeds."""
+    by_method: dict[str, set[tuple[ItemKey, int]]] = {}
+    for row in rows:
+        if (key := (row.persona_id, row.item_id)) in shared_items:
+            by_method.setdefault(row.method, set()).add((key, row.seed))
+    n_items = len({key for answers in by_method.values() for key, _ in answers})
+    return frozenset(method for method, answers in by_method.items() if len(answers) == n_items * len({seed for _, seed in answers}))

@@ -50,6 +50,8 @@ class StudyCost:
     @property
     def sentences(self) -> tuple[str, ...]:
         """The totals, and what they leave out."""
+        if not self.uses:
+            return ("Nothing that a device did for this study is recorded.",)
         money = f": {self.total:.2f} {self.currency}" if self.total is not None else f"; what they cost is unknown, as {self._unpriced()}"
         unmetered = sum(use.seconds - use.metered_seconds for use in self.uses)
         energy = (
@@ -64,7 +66,7 @@ class StudyCost:
         kinds = {
             "runtime.cpu_hour_price" if use.device == CPU else "runtime.gpu_hour_price" for use in self.uses if self.money(use) is None
         }
-        return f"{' and '.join(sorted(kinds)) or 'nothing was timed'} {'is' if len(kinds) < 2 else 'are'} not set"
+        return f"{' and '.join(sorted(kinds))} {'is' if len(kinds) < 2 else 'are'} not set"
 
     def _sum(self, uses: Sequence[DeviceUse]) -> float | None:
         amounts = [self.money(use) for use in uses]

@@ -195,7 +195,7 @@ def _differences(first: Mapping[str, Any], second: Mapping[str, Any], where: str
 def _notes(a: StudyState, b: StudyState, scores: AcrossStudies) -> Iterator[str]:
     """Yield what keeps scores from being read as they stand."""
     if scores.unanswered:
-        yield f"Not compared, as one of the studies has no answers of theirs: {', '.join(scores.unanswered)}."
+        yield f"Not compared, as one of the studies lacks answers of theirs that other methods have: {', '.join(scores.unanswered)}."
     if not scores.methods:
         yield "No scores are compared: no test item is answered in both studies by a method of both."
     one, other = a.settings.evaluation, b.settings.evaluation

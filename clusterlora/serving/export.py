@@ -17,7 +17,7 @@ from clusterlora.models.base import base_licence, base_to_describe
 from clusterlora.recipe import Recipe
 from clusterlora.serving.elsewhere import BASE_FOLDER, PEFT_LINES, AnswerSettings, answer_settings, write_settings
 from clusterlora.serving.gguf_adapter import write_gguf
-from clusterlora.serving.merged import MERGED_LINES, merge_adapters
+from clusterlora.serving.merged import MERGED_LINES, merge_adapters, refuse_unmergeable
 from clusterlora.serving.modelfile import llama_command, modelfile
 from clusterlora.stores.routing_table import KeyedComposition, RoutingTable, read_routing_table
 from clusterlora.values import WeightedAdapter
@@ -68,13 +68,26 @@ def export(artifacts: Path, target: Path, form: Format, *, persona_id: str | Non
         raise BadData(f"{target} exists and is not empty; give another --out")
     table = _of_persona(read_routing_table((artifacts / "routes.json").read_text(encoding="utf-8")), persona_id)
     table.refuse_other_weights({key: artifacts / "adapters" / key for key in table.keys})
-    compositions = dict.fromkeys((table.default, *table.personas.values()))
     _refuse_prompts(table)
     if form == "vllm" and table.model.quantisation == "int8":
         raise BadData(
             f"study {table.study!r} holds its base in int8, and vLLM quantises one with bitsandbytes to nf4 alone; use --format peft or "
             "`mlflow models serve`"
         )
+    if form == "merged":
+        refuse_unmergeable(table.model)
+    make_folder(target)
+    try:
+        return _export(table, artifacts, target, form)
+    except BaseException:
+        # The folder was empty: what lies there is this export's, and would refuse the next one.
+        for entry in target.iterdir():
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        raise
+
+
+def _export(table: RoutingTable, artifacts: Path, target: Path, form: Format) -> Exported:
+    compositions = dict.fromkeys((table.default, *table.personas.values()))
     settings = answer_settings(table.model, max_new_tokens=table.max_new_tokens, revision=table.base_revision)
     make_folder(target / "adapters")
     written = {

@@ -45,6 +45,10 @@ def test_what_has_no_price_and_what_tells_no_energy_is_said_and_not_guessed() ->
     assert cost_metrics(cost) == {"cost/device_hours": 2.5, "cost/seconds/train": 7200.0, "cost/seconds/compare": 1800.0}
 
 
+def test_a_study_that_did_nothing_says_so_and_names_no_setting() -> None:
+    assert study_cost((), RuntimeSettings()).sentences == ("Nothing that a device did for this study is recorded.",)
+
+
 def test_every_store_adds_up_what_devices_did(tmp_path: Any, seven: Study) -> None:
     from clusterlora.settings import prepared
 

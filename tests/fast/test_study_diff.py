@@ -62,6 +62,18 @@ def test_without_shared_items_nothing_is_compared() -> None:
     assert (found.n_items, found.methods) == (0, ())
 
 
+def test_a_method_that_is_half_evaluated_is_left_out_and_shrinks_nothing() -> None:
+    shared = frozenset((p, f"d{i}#2") for p in PEOPLE for i in (0, 1))
+    unified, cluster = rows("unified", PEOPLE), rows("cluster", PEOPLE)
+    found = across([*unified, *cluster], [*unified, *cluster[:1]], shared)
+    assert (found.n_personas, found.n_items, found.unanswered) == (12, 24, ("cluster",))
+    assert [one.method for one in found.methods] == ["unified"]
+    other_seed = [replace(row, seed=1) for row in unified]
+    found = across([*unified, *cluster], [*unified, *other_seed[:3], *cluster], shared)
+    assert (found.n_items, found.unanswered, [one.method for one in found.methods]) == (24, ("unified",), ["cluster"])
+    assert across(unified, [*unified, *other_seed], shared).unanswered == ("cluster",)
+
+
 @pytest.fixture
 def five(tiny_base_folder: Path, tmp_path: Path) -> tuple[Study, Stores]:
     """Return a study of five people with their adapters, and its stores."""
