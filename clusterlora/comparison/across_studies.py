@@ -48,7 +48,7 @@ def compare_across(
     champions: tuple[str | None, str | None],
     higher_is_better: Mapping[str, bool],
     draws: int,
-    margin: float,
+    margins: Mapping[str, float],
     rng: np.random.Generator,
 ) -> AcrossStudies:
     """Return the differences of each method, and of the two champions, on the items that all of these methods answered in both studies.
@@ -60,6 +60,7 @@ def compare_across(
     Args:
         shared_items: the items that are the same question with the same reference in both studies.
         methods: those of both studies, in the order of the result.
+        margins: of every metric, the difference below which methods count as equivalent.
     """
     answered = [_whole(rows, shared_items) for rows in (first, second)]
     pairs = [(name, name) for name in methods if all(name in names for names in answered)]
@@ -82,7 +83,7 @@ def compare_across(
     found: list[MethodAcross] = []
     for metric, is_higher in higher_is_better.items():
         drawn = paired_bootstrap(scores.of(metric), scores.persona, draws=draws, rng=rng)
-        scored = Scored.of(scores, metric, drawn, 1.0 if is_higher else -1.0, margin)
+        scored = Scored.of(scores, metric, drawn, 1.0 if is_higher else -1.0, margins[metric])
         mean = dict(zip(scores.methods, scored.means.mean(axis=0).tolist(), strict=True))
         labels = [(f"{_SECOND} {other}", f"{_FIRST} {method}") for method, other in pairs]
         for (method, other), (second_label, first_label), difference in zip(pairs, labels, scored.family(labels), strict=True):

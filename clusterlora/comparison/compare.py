@@ -32,7 +32,7 @@ def compare_methods(
     routed: str = "selective_routing",
     floor: float | None = None,
     floor_same_prompt: float | None = None,
-    margin: float = 0.01,
+    margin: float | Mapping[str, float] = 0.01,
     gate: str | None = None,
     tuning: str | None = None,
     beside: Sequence[str] = (),
@@ -49,10 +49,9 @@ def compare_methods(
     Args:
         headline: the metric that decides.
         higher_is_better: the metrics to average with their directions; includes the headline.
-        draws: draws of the bootstrap.
         routed: the method that routes each persona to one of the others, controls excluded; `routing` brackets it.
         floor: where the normalised score is 0 (see `Comparison`). `floor_same_prompt`, `gate` and `shown` are copied.
-        margin: the difference below which methods count as equivalent, in units of the headline.
+        margin: the difference below which methods count as equivalent, in units of the metric: one, or by metric.
         beside: metrics whose differences to the reference are told beside the headline's; each is a family of tests of its own.
         second_headline: the one among them on which a champion must not be shown to be worse than the reference.
 
@@ -63,14 +62,15 @@ def compare_methods(
     scores = _paired(rows, headline, tuple(higher_is_better))
     present_reference = reference if reference in scores.methods else None
     sign = 1.0 if higher_is_better[headline] else -1.0
-    scored = _scored(scores, headline, higher_is_better[headline], draws=draws, rng=rng, margin=margin)
+    margins = {name: margin[name] if isinstance(margin, Mapping) else margin for name in (headline, *beside)}
+    scored, *of_others = (_scored(scores, m, higher_is_better[m], draws=draws, rng=rng, margin=one) for m, one in margins.items())
     ceiling = float(sign * scores.means_of((sign * scores.of(headline)).max(axis=1, keepdims=True)).mean())
-    others = {metric: _scored(scores, metric, higher_is_better[metric], draws=draws, rng=rng, margin=margin) for metric in beside}
+    others = dict(zip(beside, of_others, strict=True))
     methods = _ranked(scores, rows, headline, scored, present_reference, scale=(floor, ceiling), beside=others)
     obstacles = find_obstacles(scored, methods, floor=floor, second=second_headline)
     champion, no_champion = choose_champion(scored, methods, present_reference, n_items=len(scores.persona), obstacles=obstacles)
     same_answers = _same_answers(scores, headline, (present_reference, champion))
-    settings: dict[str, Any] = {"draws": draws, "margin": margin, "gate": gate, "tuning": tuning}
+    settings: dict[str, Any] = {"draws": draws, "margin": scored.margin, "gate": gate, "tuning": tuning}
     comparison = Comparison(
         headline=headline,
         beside=tuple(beside),

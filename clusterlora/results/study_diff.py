@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from clusterlora.comparison.across_studies import AcrossStudies, compare_across
+from clusterlora.comparison.margin import margin_of
 from clusterlora.comparison.scores import ItemKey
 from clusterlora.data.prompts import items
 from clusterlora.errors import BadSettings, counted
@@ -87,15 +88,19 @@ def study_diff(first: str, second: str, stores: Stores) -> StudyDiff:
     metrics = _metrics(a, b)
     names_a = {adapter.key: adapter.name for adapter in a.adapters}
     keys_b = {adapter.key for adapter in b.adapters}
+    rows = {state.name: _rows(state, stores) for state in (a, b)}
     scores = compare_across(
-        _rows(a, stores),
-        _rows(b, stores),
+        rows[first],
+        rows[second],
         shared,
         methods=[name for name in a.settings.methods if name in b.settings.methods],
         champions=(a.outcome.champion if a.outcome else None, b.outcome.champion if b.outcome else None),
         higher_is_better={name: METRICS[name].higher_is_better for name in metrics},
         draws=max(a.settings.evaluation.bootstrap_draws, b.settings.evaluation.bootstrap_draws),
-        margin=min(a.settings.evaluation.equivalence_margin, b.settings.evaluation.equivalence_margin) / 100,
+        margins={
+            metric: min(margin_of(metric, state.settings.evaluation.equivalence_margin, rows[state.name]) for state in (a, b))
+            for metric in metrics
+        },
         rng=np.random.default_rng(0),
     )
     return StudyDiff(

@@ -12,6 +12,7 @@ from clusterlora.comparison.appendix import appendix
 from clusterlora.comparison.appendix_words import markdown as appendix_markdown
 from clusterlora.comparison.compare import compare_methods
 from clusterlora.comparison.figure import draw
+from clusterlora.comparison.margin import margin_of
 from clusterlora.comparison.move import decide
 from clusterlora.comparison.new_personas_words import markdown as new_personas_markdown
 from clusterlora.comparison.result import Comparison
@@ -128,7 +129,7 @@ def compared(state: StudyState, plan: WorkPlan, stores: Stores, log: RunLog) -> 
         reference=LAST_CHAMPION if state.start else REFERENCE,
         floor=reference_points.floor,
         floor_same_prompt=reference_points.floor_same_prompt,
-        margin=margin_of(study, rows),
+        margin={name: margin_of(name, study.evaluation.equivalence_margin, rows) for name in (study.evaluation.headline, *beside)},
         gate=_gate(state),
         tuning=tuning_sentence(state),
         beside=beside,
@@ -143,18 +144,6 @@ def compared(state: StudyState, plan: WorkPlan, stores: Stores, log: RunLog) -> 
         state = replace(state, moved=decide(comparison, on_old, method, moves_before(state.name, stores)))
         found = refresh_rows(state, plan, rows, old_rows, stores)
     return Compared(comparison, rows, of_judge, found, state)
-
-
-def margin_of(study: Study, rows: Sequence[EvaluationRow]) -> float:
-    """Return the margin of equivalence in units of the headline.
-
-    A likelihood per token may be 2 % or 60 %, by base and language: of it, the margin is that share of what the reference scores.
-    """
-    margin, headline = study.evaluation.equivalence_margin / 100, METRICS[study.evaluation.headline]
-    if not (headline.guess and headline.percent):
-        return margin
-    scores = [row.scores[headline.name] for row in rows if row.method == REFERENCE] or [row.scores[headline.name] for row in rows]
-    return margin * float(np.mean(scores))
 
 
 def _shown(state: StudyState, rows: Sequence[EvaluationRow], stores: Stores) -> dict[str, ShownExchanges]:

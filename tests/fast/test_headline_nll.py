@@ -7,8 +7,11 @@ from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from clusterlora.comparison.compare import compare_methods
+from clusterlora.comparison.margin import margin_of
 from clusterlora.comparison.result import Comparison
 from clusterlora.comparison.table import markdown
 from clusterlora.metadata import ReferencePoints
@@ -16,7 +19,7 @@ from clusterlora.models.base import usable_base
 from clusterlora.ports.stores import Stores
 from clusterlora.progress.timeline import against_unified
 from clusterlora.settings import DataSettings, EvaluationSettings, ModelSettings, Study
-from clusterlora.stages.compare import compare_study, margin_of
+from clusterlora.stages.compare import compare_study
 from clusterlora.stages.prepare import prepare_study
 from clusterlora.stages.scale import scale
 from tests.fixtures.comparison import compared, evaluation
@@ -52,16 +55,40 @@ def test_a_method_with_more_loss_than_a_uniform_guess_is_no_champion():
     assert "| floor | a uniform guess over the base model's tokens | 10.803 |" in markdown(better)
 
 
-def test_the_margin_of_a_likelihood_is_a_share_of_what_the_reference_scores(seven: Study) -> None:
+def test_the_margin_of_a_likelihood_is_a_share_of_what_the_reference_scores() -> None:
     rows = [replace(row, scores={"likelihood": 0.02, "nll": 4.0}) for row in evaluation({"unified": 0.8, "cluster": 0.7})]
     rows = [replace(row, scores={"likelihood": 0.5, "nll": 4.0}) if row.method == "cluster" else row for row in rows]
 
-    def margin(headline: str) -> float:
-        settings = EvaluationSettings(metrics=("likelihood", "nll"), headline=headline, equivalence_margin=1.0)
-        return margin_of(replace(seven, evaluation=settings), rows)
+    assert margin_of("likelihood", 1.0, rows) == pytest.approx(0.01 * 0.02), "a point would be half of it"
+    assert margin_of("nll", 1.0, rows) == 0.01
 
-    assert margin("likelihood") == pytest.approx(0.01 * 0.02), "a point would be half of it"
-    assert margin("nll") == 0.01
+
+@pytest.mark.parametrize("headline", ["likelihood", "nll"])
+def test_every_metric_has_its_own_margin_in_a_comparison(headline: str) -> None:
+    rng = np.random.default_rng(1)
+    nll = 4.0 + 0.004 * rng.standard_normal(len(evaluation({"unified": 0.8, "cluster": 0.7})))
+    rows = [
+        replace(row, scores={"likelihood": math.exp(-n), "nll": float(n)})
+        for row, n in zip(evaluation({"unified": 0.8, "cluster": 0.7}), nll, strict=True)
+    ]
+    names = ("likelihood", "nll")
+    margins = {name: margin_of(name, 1.0, rows) for name in names}
+    (beside,) = (name for name in names if name != headline)
+    comparison = compare_methods(
+        rows,
+        headline=headline,
+        higher_is_better={"likelihood": True, "nll": False},
+        draws=200,
+        rng=np.random.default_rng(0),
+        margin=margins,
+        beside=(beside,),
+        second_headline=beside,
+    )
+    cluster = comparison.method("cluster")
+    assert cluster.vs_reference is not None
+    assert {cluster.vs_reference.outcome, cluster.beside[beside].outcome} == {"equivalent"}
+    assert comparison.margin == margins[headline]
+    assert margins["likelihood"] < margins["nll"] / 50, "the nll's margin would let any likelihood pass, the likelihood's no nll"
 
 
 @pytest.mark.parametrize(("headline", "floor"), [("nll", math.log), ("likelihood", lambda n_tokens: 1 / n_tokens)])

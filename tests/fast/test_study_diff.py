@@ -39,7 +39,7 @@ def across(first: list[EvaluationRow], second: list[EvaluationRow], items: froze
         champions=("unified", "unified"),
         higher_is_better={"nll": False},
         draws=200,
-        margin=0.01,
+        margins={"nll": 0.01},
         rng=np.random.default_rng(0),
     )
 
