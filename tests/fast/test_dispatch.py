@@ -216,10 +216,10 @@ def test_every_task_is_retried_with_exponential_backoff_and_jitter(name: str, ta
     assert type(task.retry_condition_fn) is FunctionType
 
 
-def test_a_missing_table_is_an_error_and_not_an_outage(tmp_path: Path):
+def test_a_missing_column_is_an_error_and_not_an_outage(tmp_path: Path):
     store = SqlStudyStore(f"sqlite:///{tmp_path / 'studies.db'}")
     with sqlite3.connect(tmp_path / "studies.db") as connection:
-        connection.execute("drop table verdicts")
+        connection.execute("alter table verdicts rename column notes to other")
     store.create_study(prepared(Study(name="mission"), "float32"))
     with pytest.raises(DBAPIError) as caught:
         store.verdicts("mission")
