@@ -108,7 +108,7 @@ def _set_values(options: Mapping[str, Any], values: Mapping[str, Any]) -> dict[s
 
     given = dict(parse_setting(text) for text in options["settings"])
     # A number of dialogues is shares that may be refined, and a source that nobody named is a guess.
-    refined = set() if options["dialogues"] is None else set(_split(options["dialogues"]))
+    refined: set[str] = set() if options["dialogues"] is None else set(_split(options["dialogues"]))
     if options["source"] is None:
         refined.add("data.source")
     by_option = {key: value for key, value in values.items() if key not in refined}
