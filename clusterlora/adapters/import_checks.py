@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from clusterlora.adapters.weights import weight_files
 from clusterlora.engine.base import BaseModel
 from clusterlora.engine.stacked import StackedModel, Weights, read_adapter
-from clusterlora.errors import BadData, ClusterLoraError
+from clusterlora.errors import BadData, ClusterLoraError, printable
 from clusterlora.models.loading import first_line
 
 _UNSUPPORTED = {
@@ -74,12 +74,15 @@ def _stacked_logits(folder: Path, config: Mapping[str, Any], base: BaseModel) ->
 
 def _does_not_fit(folder: Path, config: Mapping[str, Any], base: BaseModel, problem: object) -> BadData:
     made_for = config.get("base_model_name_or_path")
-    return BadData(f"{folder}: does not fit base model {base.name!r} ({problem}); it was made for {made_for!r}; give that as --base-model")
+    return BadData(
+        f"{folder}: does not fit base model {base.name!r} ({printable(str(problem))}); it was made for {made_for!r}; "
+        "give that as --base-model"
+    )
 
 
 def _read_config(folder: Path) -> Mapping[str, Any]:
     weight_files(folder)
-    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    config = json.loads((folder / "adapter_config.json").read_bytes())
     if not isinstance(config, dict):
         raise BadData(f"{folder}: adapter_config.json holds a {type(config).__name__}, not PEFT's settings; save it with save_pretrained")
     return config
@@ -122,7 +125,7 @@ def _by_layer(folder: Path, config: Mapping[str, Any], name: str, pattern: str) 
         try:
             re.compile(layer)
         except re.error as error:
-            raise BadData(f"{folder}: has {pattern} for {layer!r}, which is no regular expression ({error})") from error
+            raise BadData(f"{folder}: has {pattern} for {layer!r}, which is no regular expression ({printable(str(error))})") from error
         yield f"{pattern}[{layer!r}]", value
 
 
@@ -131,26 +134,32 @@ def _check_tensors(folder: Path, config: Mapping[str, Any]) -> None:
     try:
         tensors = load_file(folder / "adapter_model.safetensors")
     except (SafetensorError, OSError) as error:
-        raise BadData(f"{folder}: adapter_model.safetensors cannot be read ({error}); save it with save_pretrained") from error
+        raise BadData(
+            f"{folder}: adapter_model.safetensors cannot be read ({printable(str(error))}); save it with save_pretrained"
+        ) from error
     if not tensors:
         raise BadData(f"{folder}: adapter_model.safetensors holds no tensor; save it with save_pretrained")
     sides = ("lora_A.weight", "lora_B.weight", *([_MAGNITUDE] if config.get("use_dora") else []))
     for name, tensor in tensors.items():
         side = next((side for side in sides if name.endswith(f".{side}")), None)
         if side is None:
-            raise BadData(f"{folder}: tensor {name} is no factor of a linear layer (embeddings and whole layers cannot be imported)")
+            raise BadData(
+                f"{folder}: tensor {printable(name)} is no factor of a linear layer (embeddings and whole layers cannot be imported)"
+            )
         n_axes, what = (1, "a vector") if side == _MAGNITUDE else (2, "a matrix")
         if tensor.ndim != n_axes or not tensor.is_floating_point():
-            raise BadData(f"{folder}: tensor {name} is {tensor.dtype} of shape {tuple(tensor.shape)}, not {what} of floating-point numbers")
+            raise BadData(
+                f"{folder}: tensor {printable(name)} is {tensor.dtype} of shape {tuple(tensor.shape)}, not {what} of floating-point numbers"
+            )
         if not tensor.isfinite().all():
-            raise BadData(f"{folder}: tensor {name} holds NaN or infinity; its training diverged")
+            raise BadData(f"{folder}: tensor {printable(name)} holds NaN or infinity; its training diverged")
         if side == _MAGNITUDE:
             continue
         rank = tensor.shape[0 if side == "lora_A.weight" else 1]
         setting, configured = _configured_rank(config, name.removeprefix("base_model.model.").removesuffix(f".{side}"))
         if rank != configured:
             raise BadData(
-                f"{folder}: tensor {name} has rank {rank}, but adapter_config.json says {setting}={configured}; "
+                f"{folder}: tensor {printable(name)} has rank {rank}, but adapter_config.json says {setting}={configured}; "
                 "the two do not belong together"
             )
 
@@ -180,13 +189,13 @@ def _check_base(folder: Path, config: Mapping[str, Any], base: BaseModel) -> Non
             raise BadData(f"{folder}: has {name}={config[name]!r:.60}; it must be a text, or null")
     if named and _last_part(named) != _last_part(base.name):
         raise BadData(
-            f"{folder}: was made for base model {named!r}, and the study's is {base.name!r}; give --base-model {named}, "
+            f"{folder}: was made for base model {named!r}, and the study's is {base.name!r}; give --base-model {printable(named)}, "
             "or --same-base if the two hold the same weights"
         )
     revision = config.get("revision")
     if revision and revision != "main" and base.revision and not base.revision.startswith(revision):
         raise BadData(
-            f"{folder}: was made for revision {revision} of {named!r}, and the base here is {base.revision}; "
+            f"{folder}: was made for revision {printable(revision)} of {named!r}, and the base here is {base.revision}; "
             "give --same-base if the two hold the same weights"
         )
 

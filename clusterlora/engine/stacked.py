@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from clusterlora.engine.linear_layers import LinearLayer, linear_layer
-from clusterlora.errors import BadData, BadSettings
+from clusterlora.errors import BadData, BadSettings, printable
 
 Factors = Mapping[str, tuple[Float[Tensor, "_rank _d_in"], Float[Tensor, "_d_out _rank"]]]
 """(A, scaled B) by the name of the linear layer; the update of its weight is B @ A."""
@@ -46,7 +46,7 @@ class Weights:
 
 def read_prefix(folder: Path) -> Prefix:
     """Return the keys and values of a PEFT folder of prefix tuning."""
-    config = json.loads((folder / "adapter_config.json").read_text())
+    config = json.loads((folder / "adapter_config.json").read_bytes())
     flat = load_file(folder / "adapter_model.safetensors")["prompt_embeddings"]
     n_heads = config["num_attention_heads"]
     return flat.view(len(flat), 2 * config["num_layers"], n_heads, config["token_dim"] // n_heads)
@@ -58,7 +58,7 @@ def read_adapter(folder: Path) -> Factors:
     Raises:
         BadData: not a sum of low-rank updates, or a layer with only one of A and B.
     """
-    config = json.loads((folder / "adapter_config.json").read_text())
+    config = json.loads((folder / "adapter_config.json").read_bytes())
     extras = [name for name in ("use_dora", "modules_to_save", "lora_bias") if config.get(name)]
     if config.get("peft_type") != "LORA" or extras:
         raise BadData(
@@ -68,15 +68,18 @@ def read_adapter(folder: Path) -> Factors:
     tensors = {name.removeprefix("base_model.model."): tensor for name, tensor in load_file(folder / "adapter_model.safetensors").items()}
     if others := sorted(name for name in tensors if ".lora_embedding_" in name or ".experts." in name):
         raise BadData(
-            f"adapter {folder.name} adapts an embedding or experts ({others[0]}); "
+            f"adapter {folder.name} adapts an embedding or experts ({printable(others[0])}); "
             "only LoRA on linear layers can be stacked, weighted or merged"
         )
     if others := sorted(name for name in tensors if not name.endswith((".lora_A.weight", ".lora_B.weight"))):
         raise BadData(
-            f"adapter {folder.name} holds {others[0]}, which is no factor of a linear layer as PEFT names it; save it again with PEFT"
+            f"adapter {folder.name} holds {printable(others[0])}, which is no factor of a linear layer as PEFT names it; "
+            "save it again with PEFT"
         )
     if bad := sorted(name for name, tensor in tensors.items() if not tensor.numel() or not tensor.isfinite().all()):
-        raise BadData(f"adapter {folder.name} holds {bad[0]}, which is empty or not finite; train it again, or save it again with PEFT")
+        raise BadData(
+            f"adapter {folder.name} holds {printable(bad[0])}, which is empty or not finite; train it again, or save it again with PEFT"
+        )
     if not tensors:
         raise BadData(f"adapter {folder.name} holds no tensors; save it again with PEFT")
     names = sorted(name.removesuffix(".lora_A.weight") for name in tensors if name.endswith(".lora_A.weight"))

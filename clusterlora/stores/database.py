@@ -19,8 +19,8 @@ _BUSY_SECONDS = 60
 _CONNECT_SECONDS = 10
 _EXAMPLES = "sqlite:///path/to/file.db or postgresql://user@host/name"
 _SQLITE = {
-    "file is not a database": ("is damaged", "bring back a backup, or move the file away and begin anew; adapters are then trained again"),
-    "malformed": ("is damaged", "bring back a backup, or move the file away and begin anew; adapters are then trained again"),
+    "file is not a database": ("is damaged", "bring back a backup, or move the file away and begin anew, which trains adapters again"),
+    "malformed": ("is damaged", "bring back a backup, or move the file away and begin anew, which trains adapters again"),
     "disk is full": ("cannot be written, as the disk is full", "free some space and run the same command again"),
     "readonly": ("cannot be written", "give yourself the right to write it, or set CLUSTERLORA_HOME to another folder"),
     "no such table": (

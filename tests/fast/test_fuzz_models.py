@@ -137,3 +137,15 @@ def test_any_state_of_the_servers_is_read_or_called_damaged(tmp_path: Path, fuzz
         outcome_of(lambda: services_state.load(tmp_path).running(), refusals=ClusterLoraError)
 
     case()
+
+
+@pytest.mark.parametrize("odd", ["\\ud800", "\\u001b[2J"])
+@pytest.mark.parametrize("name", ["base_model_name_or_path", "revision", "target_modules", "task_type", "rank_pattern", "new"])
+def test_a_refused_adapter_is_named_in_words_that_can_be_printed(name: str, odd: str, tiny_base_folder: Path, tmp_path: Path) -> None:
+    base = load_base(str(tiny_base_folder))
+    folder = write_adapter(tmp_path / "theirs", tiny_base_folder)
+    config = json.loads((folder / "adapter_config.json").read_bytes())
+    for value in (odd, [odd], {odd: 4}, {f"(?{odd}": 4}):
+        text = json.dumps({**config, name: value}).replace("\\\\u", "\\u")
+        (folder / "adapter_config.json").write_text(text)
+        outcome_of(lambda: check_imported(folder, base, any_base=False), refusals=ClusterLoraError)
