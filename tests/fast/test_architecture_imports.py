@@ -15,6 +15,7 @@ ENTRY_POINTS = (
     "deployments.apply",
     "deployments.auth_middleware",
     "deployments.backup",
+    "deployments.restore",
     "deployments.launch",
     "flows.",
 )

@@ -42,11 +42,11 @@ def test_a_quantised_base_changes_the_key_of_everything_that_is_trained_on_it() 
 def test_the_cache_keys_of_every_kind_of_adapter_are_those_of_studies_that_are_stored() -> None:
     people = Dataset((persona("ann"), persona("bob")))
     assert cache_keys(SPECS, people, base_revision="base", model=PreparedModel(dtype="auto")) == {  # pyright: ignore[reportArgumentType]
-        "unified": "ac2d7383a50bcce7",
-        "warm": "52f95d7a0f9a0275",
-        "residual": "bd7530ab1b811d93",
-        "merged": "bc7c204f661f9f52",
-        "told": "788f14c42aa3a217",
-        "prefix": "5e68fda1cc353714",
+        "unified": "4646af26dfc2a76e",
+        "warm": "6bb0c5adffae26dd",
+        "residual": "ccd23a8331393249",
+        "merged": "bd2a6b01d9852a93",
+        "told": "e332f9985ca6980a",
+        "prefix": "8d3ed0c6a361df65",
         "theirs": "cab34706caea460a",
     }
