@@ -26,13 +26,13 @@ demo: $(INSTALLED)  ## the whole study on this machine: servers, training, compa
 # Two processes on two cores, four at the most: each imports PyTorch. One file by hand: .venv/bin/pytest tests/fast/test_gate.py
 PYTEST := $(BIN)/pytest --numprocesses=logical --maxprocesses=4 --dist=worksteal --durations=30
 
-test-fast: $(INSTALLED)  ## tests without a server, a browser or a whole study, six minutes
+test-fast: $(INSTALLED)  ## tests without a server, a browser or a whole study, eight minutes
 	$(PYTEST) -m fast
 
-test: $(INSTALLED)  ## what shows that the installation works: those, and whole studies on real Prefect and MLflow, 15 minutes
+test: $(INSTALLED)  ## what shows that the installation works: those, and whole studies on real Prefect and MLflow, 20 minutes
 	$(PYTEST) -m "fast or whole"
 
-test-all: test  ## every test: those, then browsers, other hosts, PostgreSQL, broken services, half an hour
+test-all: test  ## every test: those, then browsers, other hosts, PostgreSQL, broken services, 40 minutes
 	$(PYTEST) -m all
 
 # Other kernels add in another order, and so do two threads: what passes here because of a last digit fails on somebody's machine. These
