@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from clusterlora.adapters.stored import is_right
 from clusterlora.engine import checkpoint
@@ -47,6 +49,15 @@ def missing(claims: tuple[str, ...], stores: Stores) -> list[str]:
     return [what for what in claims[:-1] if what not in there]
 
 
+def weights(stores: Stores) -> dict[str, dict[str, torch.Tensor]]:
+    by_name: dict[str, dict[str, torch.Tensor]] = {}
+    for adapter in stores.studies.adapters("cut"):
+        folder = stores.adapters.local(adapter.key)
+        assert folder is not None, adapter.name
+        by_name[adapter.name] = load_file(folder / "adapter_model.safetensors")
+    return by_name
+
+
 def test_written_data_survives_a_power_cut_at_every_sync(empty: Machine, tmp_path: Path, *, names: bool) -> None:
     assert empty.run("create") == ("done",)
     empty.lose(names=names)
@@ -65,7 +76,7 @@ def test_written_data_survives_a_power_cut_at_every_sync(empty: Machine, tmp_pat
 
 def test_a_study_resumes_after_every_power_cut_and_ends_with_the_same_weights(empty: Machine, *, names: bool) -> None:
     assert empty.run("study")[-1] == "done"
-    uncut = {adapter.name: adapter.weights_sha256 for adapter in stores_on(empty).studies.adapters("cut")}
+    uncut = weights(stores_on(empty))
     empty.reset()
     # Each life of the machine is longer than the one before.
     for at in (7, 19, 40, 80):
@@ -74,7 +85,8 @@ def test_a_study_resumes_after_every_power_cut_and_ends_with_the_same_weights(em
         assert half_written(stores_on(empty)) == (), f"sync {at}"
     assert empty.run("study") == ("done",)
     stores = stores_on(empty)
-    assert {adapter.name: adapter.weights_sha256 for adapter in stores.studies.adapters("cut")} == uncut
+    # Whose neighbour of a pass was saved before the cut is trained alone: in another order of additions.
+    torch.testing.assert_close(weights(stores), uncut, rtol=1e-4, atol=1e-6)
     findings = verify(["cut"], stores, live=lambda _: LiveWork(), repair=True)
     assert [finding.what for finding in findings if not finding.repaired] == []
     assert half_written(stores) == ()
