@@ -23,8 +23,11 @@ $(INSTALLED): requirements.lock pyproject.toml
 demo: $(INSTALLED)  ## the whole study on this machine: servers, training, comparison
 	$(BIN)/clusterlora study run --preset demo
 
-# Two processes on two cores, four at the most: each imports PyTorch. One file by hand: .venv/bin/pytest tests/fast/test_gate.py
-PYTEST := $(BIN)/pytest --numprocesses=logical --maxprocesses=4 --dist=worksteal --durations=30
+# A process per core, four at the most: each imports PyTorch. One file by hand: .venv/bin/pytest tests/fast/test_gate.py
+PYTEST = $(BIN)/pytest --numprocesses=$(PROCESSES) --maxprocesses=4 --dist=worksteal --durations=30
+PROCESSES := logical
+# Tests of servers wait most of their time: one more than cores.
+test test-all: PROCESSES := $(shell echo $$(($$(getconf _NPROCESSORS_ONLN) + 1)))
 
 test-fast: $(INSTALLED)  ## tests without a server, a browser or a whole study, eight minutes
 	$(PYTEST) -m fast
