@@ -1,28 +1,33 @@
 """Ten refreshes in a row on people who drift, in this process: what each costs and gains. `python -m benchmarks.refreshes --out docs`.
 
-Twelve invented people talk in one manner, then ever more in another: in refresh t of ten, t tenths of what is said follow other rules.
-Six to twelve of them have news each time. After each refresh the champion that the registry would serve and the first study's, frozen,
-are asked for the likelihood of the new test answers, which neither has seen.
+Twelve invented people talk in one manner, then ever more in another: in refresh t of ten, t fifths of what is said follow other rules, from
+the fifth on all, and four of the people are then in the other cluster. Six to twelve of them have news each time. After each refresh the
+champion that the registry would serve and the first study's, frozen, are asked for the likelihood of the new test answers, which neither
+has seen.
+
+The studies are kept in `--home`: interrupted, the same command goes on with the refresh that had not ended.
 """
 
+import argparse
 import json
 import logging
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
-from tempfile import TemporaryDirectory
+from tempfile import gettempdir
 
 import numpy as np
 
 from clusterlora.adapters.compositions import combined_weights
 from clusterlora.data.prompts import items
 from clusterlora.data.synthetic import generate
+from clusterlora.durable import write_durably
 from clusterlora.evaluation.answer import Answerer, AnswerRequest
 from clusterlora.metadata import RefreshStart
 from clusterlora.models.model_cache import base_model, embedder
 from clusterlora.planning.attempts import next_request
+from clusterlora.planning.family import family
 from clusterlora.planning.gate_step import next_gate_step
 from clusterlora.planning.study_state import read_state
 from clusterlora.planning.training_groups import Waves, remaining_groups
@@ -50,24 +55,26 @@ from clusterlora.stages.prepare import prepare_study
 from clusterlora.stages.refresh import champion_of, next_refresh, start_from
 from clusterlora.stages.register import register_models
 from clusterlora.stages.train import train_group
-from clusterlora.values import Dialogue, Persona
+from clusterlora.values import Dialogue, Persona, TrainedAdapter
 from clusterlora.wiring import from_environment
 
 log = logging.getLogger(__name__)
 
 LOG = SilentLog()
 ROOT = "drift"
-FIRST, EACH = 20, 8
+FIRST, EACH = 32, 8
 """Dialogues of a person in the first study, and in a refresh in which the person has news."""
-POPULATION = SyntheticSettings(cluster_sizes=(6, 6), dialogues=FIRST + 10 * EACH, cluster_share=0.6, persona_share=0.2)
+POPULATION = SyntheticSettings(cluster_sizes=(8, 4), dialogues=FIRST + 10 * EACH, cluster_share=0.85, persona_share=0.0)
+WORLDS = (0, 4)
+"""Seeds of the manner of before and of the other one."""
 N_WITH_NEWS = (6, 12, 8, 10, 6, 12, 8, 10, 6, 12)
 STUDY = Study(
     name=ROOT,
     methods=("unified", "cluster"),
-    data=DataSettings(source="table", train=12, val=4, test=4),
+    data=DataSettings(source="table", train=20, val=4, test=8),
     model=ModelSettings(base="homelm", system_prompt=HOME_PROMPT, max_length=512, dtype="float32"),
-    recipe=Recipe(rank=8, epochs=3, learning_rate=1e-3),
-    clustering=ClusteringSettings(k=2),
+    recipe=Recipe(rank=8, epochs=4, learning_rate=1e-3),
+    clustering=ClusteringSettings(k=2, algorithm="responses"),
     gate=GateSettings(ladder=(), on_failure="continue"),
     evaluation=EvaluationSettings(metrics=("likelihood", "nll"), headline="likelihood", max_new_tokens=8, bootstrap_draws=1000),
     runtime=RuntimeSettings(shards=1, samples=None),
@@ -87,51 +94,57 @@ class Row:
     moved: bool
     drifted: int
     clustered_anew: bool
+    gate: str | None
+    method: str
     frozen: float
     champion: float
     difference: float
     standard_error: float
 
 
-def main(out: Path) -> None:
-    """Run the first study and ten refreshes, and write refresh.json."""
-    worlds = [generate(replace(POPULATION, seed=seed)).dataset.by_id() for seed in (0, 1)]
-    with TemporaryDirectory() as folder:
-        stores = from_environment({"CLUSTERLORA_HOME": folder})
-        path = Path(folder) / "said.jsonl"
-        said = {p: worlds[0][p].dialogues[:FIRST] for p in worlds[0]}
-        _write(path, said)
+def main(out: Path, home: Path) -> None:
+    """Run the first study and ten refreshes, as far as they have not ended, and write refresh.json after each."""
+    worlds = [generate(replace(POPULATION, seed=seed)).dataset.by_id() for seed in WORLDS]
+    stores = from_environment({"CLUSTERLORA_HOME": str(home)})
+    path = home / "said.jsonl"
+    if not _has_ended(ROOT, stores):
+        _write(path, {p: worlds[0][p].dialogues[:FIRST] for p in worlds[0]})
         _finish(replace(STUDY, data=replace(STUDY.data, path=str(path))), stores)
-        frozen = _champion(stores)
-        first = read_state(ROOT, stores)
-        log.info("first study: %s; %d train tokens, %.0f s", frozen.method, _tokens(ROOT, set(), stores), _seconds(ROOT, stores))
-        rows: list[Row] = []
-        for number, n_people in enumerate(N_WITH_NEWS, start=1):
-            before = {adapter.key for name, *_ in stores.studies.studies() for adapter in stores.studies.adapters(name)}
+    first = read_state(ROOT, stores)
+    assert first.outcome is not None
+    assert first.outcome.champion is not None, "the first study has no champion to refresh"
+    frozen = start_from(first, first.outcome.champion, stores)
+    log.info("first study: %s; %d train tokens, %.0f s", frozen.method, _tokens(ROOT, stores), _seconds(ROOT, stores))
+    kept = home / "rows.json"
+    rows = [Row(**row) for row in json.loads(kept.read_text(encoding="utf-8"))] if kept.exists() else []
+    for number, n_people in list(enumerate(N_WITH_NEWS, start=1))[len(rows) :]:
+        last = family(ROOT, stores)[-1]
+        study = stores.studies.study(last)
+        if study.refresh.number != number:
             start = FIRST + (number - 1) * EACH
             people = sorted(worlds[0])[number % 2 :: 2] + sorted(worlds[0])[(number + 1) % 2 :: 2]
-            new = {p: _mixed(worlds, p, start, number) for p in people[:n_people]}
-            _write(path, new)
+            _write(path, {p: _mixed(worlds, p, start, number) for p in people[:n_people]})
             study = next_refresh(ROOT, str(path), stores)
+        if not _has_ended(study.name, stores):
             _finish(study, stores)
-            rows.append(_row(number, study.name, before, frozen, stores))
-            log.info("%s", rows[-1])
-            (out / "refresh.json").write_text(
-                json.dumps(
-                    {
-                        "first": {"train_tokens": _tokens(ROOT, set(), stores), "seconds": _seconds(ROOT, stores), "method": frozen.method},
-                        "personas": len(first.dataset.personas),
-                        "refreshes": [asdict(row) for row in rows],
-                    },
-                    indent=1,
-                )
-                + "\n"
-            )
+        rows.append(_row(number, study.name, frozen, stores))
+        log.info("%s", rows[-1])
+        write_durably(kept, json.dumps([asdict(row) for row in rows]).encode())
+        document = {
+            "first": {"train_tokens": _tokens(ROOT, stores), "seconds": _seconds(ROOT, stores), "method": frozen.method},
+            "personas": len(first.dataset.personas),
+            "refreshes": [asdict(row) for row in rows],
+        }
+        write_durably(out / "refresh.json", (json.dumps(document, indent=1) + "\n").encode())
+
+
+def _has_ended(name: str, stores: Stores) -> bool:
+    return any(one == name and status == "finished" for one, status, _ in stores.studies.studies())
 
 
 def _mixed(worlds: list[Mapping[str, Persona]], person: str, start: int, number: int) -> tuple[Dialogue, ...]:
-    """Return what somebody says in a refresh: so many tenths of it by the other rules."""
-    return tuple(worlds[10 * i < number * EACH][person].dialogues[start + i] for i in range(EACH))
+    """Return what somebody says in a refresh: so many fifths of it by the other rules."""
+    return tuple(worlds[5 * i < number * EACH][person].dialogues[start + i] for i in range(EACH))
 
 
 def _write(path: Path, said: Mapping[str, tuple[Dialogue, ...]]) -> None:
@@ -167,7 +180,7 @@ def _champion(stores: Stores) -> RefreshStart:
     return start_from(read_state(name, stores), method, stores)
 
 
-def _row(number: int, name: str, before: set[str], frozen: RefreshStart, stores: Stores) -> Row:
+def _row(number: int, name: str, frozen: RefreshStart, stores: Stores) -> Row:
     state = read_state(name, stores)
     assert state.news is not None
     assert state.moved is not None
@@ -180,17 +193,18 @@ def _row(number: int, name: str, before: set[str], frozen: RefreshStart, stores:
     ]
     losses = {which: _losses(start, asked, name, stores) for which, start in (("frozen", frozen), ("champion", _champion(stores)))}
     differences = np.array([losses["champion"][p] - losses["frozen"][p] for p in losses["frozen"]])
-    trained = [adapter for adapter in state.adapters if adapter.key not in before]
     return Row(
         refresh=number,
         people_with_news=len(state.news.dialogues),
         new_dialogues=sum(len(ids) for _, ids in state.news.dialogues),
-        adapters_trained=len(trained),
-        train_tokens=_tokens(name, before, stores),
+        adapters_trained=len(_trained(name, stores)),
+        train_tokens=_tokens(name, stores),
         seconds=round(_seconds(name, stores), 1),
         moved=state.moved.moved,
         drifted=len(state.regrouping.moved),
         clustered_anew=state.regrouping.anew,
+        gate=None if not state.verdicts else "passed" if any(verdict.passed for verdict in state.verdicts) else "refused",
+        method=_champion(stores).method,
         frozen=round(fmean(losses["frozen"].values()), 4),
         champion=round(fmean(losses["champion"].values()), 4),
         difference=round(float(differences.mean()), 4),
@@ -198,8 +212,15 @@ def _row(number: int, name: str, before: set[str], frozen: RefreshStart, stores:
     )
 
 
-def _tokens(name: str, before: set[str], stores: Stores) -> int:
-    return sum(adapter.train_tokens for adapter in stores.studies.adapters(name) if adapter.key not in before)
+def _trained(name: str, stores: Stores) -> list[TrainedAdapter]:
+    """Return the adapters that no earlier study of the family has."""
+    names = family(ROOT, stores)
+    before = {adapter.key for one in names[: names.index(name)] for adapter in stores.studies.adapters(one)}
+    return [adapter for adapter in stores.studies.adapters(name) if adapter.key not in before]
+
+
+def _tokens(name: str, stores: Stores) -> int:
+    return sum(adapter.train_tokens for adapter in _trained(name, stores))
 
 
 def _seconds(name: str, stores: Stores) -> float:
@@ -228,4 +249,10 @@ def _losses(champion: RefreshStart, people: list[Persona], name: str, stores: St
 if __name__ == "__main__":
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     log.setLevel(logging.INFO)
-    main(Path(sys.argv[sys.argv.index("--out") + 1] if "--out" in sys.argv else "docs"))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("docs"), help="folder for refresh.json (default: docs)")
+    parser.add_argument(
+        "--home", type=Path, default=Path(gettempdir()) / "clusterlora-refreshes", help="folder of the studies; remove it to begin anew"
+    )
+    arguments = parser.parse_args()
+    main(arguments.out, arguments.home)

@@ -308,6 +308,14 @@ class News:
     """Dialogues that a split would have shared with another."""
 
 
+@dataclass(frozen=True, slots=True)
+class WatchedFile:
+    """The file or folder that was looked at for a study's next refresh, and the SHA-256 of what was acted on."""
+
+    path: str
+    digest: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Regrouping:
     """How a refresh found the clusters of before: who is nearest to another cluster than their own, as (person, own, nearest)."""
@@ -333,10 +341,14 @@ class Shift:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RefreshOutcome:
-    """Whether the champion moves, to which method and why; scores on the new items, and on old ones."""
+    """Whether the champion moves, to which method and why; scores on the new items, and on old ones.
+
+    `elsewhere` says where the alias stayed, if somebody had moved it while the study ran.
+    """
 
     moved: bool
     challenger: str
     reason: str
     on_new: Shift | None
     on_old: Shift | None
+    elsewhere: str | None = None

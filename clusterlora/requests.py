@@ -142,6 +142,20 @@ class RefreshRequest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PrivacyRequest:
+    """A study whose shared adapters and champion are measured for what they have memorised."""
+
+    __pydantic_config__ = _FORM
+
+    study_name: str
+    """A compared study. For the exposure of canaries, run a copy NAME-canaries with data.canaries set first."""
+    prompts: Annotated[int, Ge(1)] = 300
+    """Test prompts, and train prompts, that each adapter answers at most."""
+    words: Annotated[int, Ge(2)] = 8
+    """Words in a row of a train answer that count as a repetition."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AssignmentRequest:
     """People who are new to a study, with a few dialogues each: given as rows or as a path, one of the two."""
 

@@ -87,6 +87,8 @@ class DataSettings:
     permute_seed: Annotated[int, Ge(0), Le(MOST_SEED)] | None = None
     """Exchange everybody's dialogues at random, with this seed, before they are split: a study in which nothing is personal
     (`clusterlora study permute`). Empty: everybody keeps their own."""
+    canaries: Annotated[int, Ge(1), Le(1000)] | None = None
+    """Plant so many random codes of invented people in train dialogues (`clusterlora study privacy`). Empty: none."""
     on_problem: Literal["refuse", "skip"] = "refuse"
     """A dialogue that the base model cannot be asked, because question and answer are longer than model.max_length or it begins with the
     assistant where the chat template forbids it: refuse names all of them, skip leaves them out and counts them."""

@@ -151,6 +151,8 @@ def _task_problems(study: Study) -> Iterator[str]:
         name = getattr(study.evaluation, field)
         if name in METRICS and METRICS[name].pooled is not None and field != "headline":
             yield f"evaluation.{field} = {name!r}: is no mean over items that could be compared person by person; use accuracy or mae"
+    if data.canaries is not None and task != "text":
+        yield f"data.canaries = {data.canaries}: canaries are texts, and with data.task = {task!r} answers are not; leave it out"
     if data.labels and task == "text":
         yield f"data.labels = {list(data.labels)}: answers are text; set data.task to label or rating, or leave it out"
     for label in dict.fromkeys(label for label in data.labels if data.labels.count(label) > 1):

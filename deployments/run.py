@@ -22,6 +22,8 @@ FLOWS = (
     "flows.merge.merge",
     "flows.permute.permute",
     "flows.refresh.refresh",
+    "flows.privacy.privacy",
+    "flows.watch.watch",
 )
 
 ENVIRONMENT = {

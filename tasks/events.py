@@ -1,12 +1,14 @@
-"""Events of a study that no run's state tells: a champion that moved, dialogues that drift. Automations notify people of them."""
+"""Events of a study that no run's state tells: its champion moved, its dialogues drift, a watched file changed. Automations act on them."""
 
 from prefect.events import emit_event
 
 CHAMPION_MOVED = "clusterlora.champion.moved"
 DRIFT = "clusterlora.drift"
+DATA_CHANGED = "clusterlora.data.changed"
+"""A watched file has news for a study's next refresh; the automation of the deployment `refresh` runs that."""
 
 
-def tell(event: str, study_name: str, message: str) -> None:
-    """Send an event about a study to the Prefect server."""
+def tell(event: str, study_name: str, message: str, **payload: str) -> None:
+    """Send an event about a study to the Prefect server; `payload` is for automations."""
     resource = {"prefect.resource.id": f"clusterlora.study.{study_name}", "prefect.resource.name": study_name}
-    emit_event(event=event, resource=resource, payload={"message": message})
+    emit_event(event=event, resource=resource, payload={"message": message, **payload})

@@ -27,7 +27,8 @@ def notify(url: str | None, block: str | None, off: bool, as_json: bool) -> None
     """Send a message when a study finished or failed, a gate refused, a run crashed, a champion moved, or dialogues drift.
 
     Prefect's automations send it, so it works while the server runs. With a URL, MLflow's registry posts to it as well when an alias moves,
-    whoever moved it; MLflow takes https addresses of public hosts only. A later call replaces both receivers.
+    whoever moved it; MLflow takes https addresses of public hosts only, unless its server is told otherwise (docs/operations.md). A later
+    call replaces both receivers.
     """
     if sum((url is not None, block is not None, off)) != 1:
         raise click.UsageError("give one of URL, --block and --off")

@@ -1,6 +1,7 @@
 """Whether a refresh's champion moves: to what is shown to be better, or is not worse within the margin and knows more."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from clusterlora.comparison.result import Comparison, PairedDifference
 from clusterlora.comparison.sentence import format_difference
@@ -26,6 +27,12 @@ def decide(new: Comparison, old: Comparison | None, method: str, earlier: Sequen
     on_new, on_old = _shift(new, challenger), _shift(old, challenger) if old else None
     moved, why = _decision(new, old, challenger, left=new.margin + may_have_cost(earlier, _sign(new)))
     return RefreshOutcome(moved=moved, challenger=challenger, reason=why, on_new=on_new, on_old=on_old)
+
+
+def left_elsewhere(outcome: RefreshOutcome, where: str) -> RefreshOutcome:
+    """Return the outcome of a refresh whose challenger does not get the alias, whatever its comparison says: somebody has moved it."""
+    by_itself = f"its comparison would have moved it, as {outcome.reason}" if outcome.moved else outcome.reason
+    return replace(outcome, moved=False, reason=f"{where}; {by_itself}", elsewhere=where)
 
 
 def may_have_cost(moves: Sequence[RefreshOutcome], sign: float) -> float:

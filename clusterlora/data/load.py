@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from clusterlora.data import SOURCES
+from clusterlora.data.canaries import with_canaries
 from clusterlora.data.conversations import beginnings
 from clusterlora.data.labels import check_labels, plain_labels
 from clusterlora.data.leaks import find_leaks
@@ -56,6 +57,8 @@ def load(settings: DataSettings, fit: PromptFit | None = None) -> Dataset:
     if settings.permute_seed is not None:
         reading = permuted(reading, settings.permute_seed, labelled=settings.task != "text")
     dataset = split(reading, settings, problems).dataset
+    if settings.canaries is not None and dataset.personas:
+        dataset = with_canaries(dataset, settings.canaries)
     check_labels(settings, dataset.personas, problems)
     problems.raise_any()
     return dataset

@@ -28,6 +28,7 @@ Phase = Literal[
     "evaluate test",
     "compare",
     "register",
+    "privacy",
 ]
 
 
@@ -35,7 +36,7 @@ Seconds = Iterable[tuple[str, str, float]]
 """(phase, part, seconds) of everything timed, as `StudyStore.seconds` returns it."""
 
 
-_COMPUTE = ("probe", "train", "merge", "refine", "evaluate")
+_COMPUTE = ("probe", "train", "merge", "refine", "evaluate", "privacy")
 """How the names of the phases begin that occupy a worker's device; all others run on a CPU."""
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from clusterlora.comparison.appendix import NO_APPENDIX, Appendix
 from clusterlora.comparison.new_personas import NewPersonas
 from clusterlora.comparison.result import Comparison
+from clusterlora.evaluation.memorisation import Memorisation
 from clusterlora.persona_signal.measure import PersonaSignal
 from clusterlora.values import Attempt, Clustering, Verdict
 
@@ -92,6 +93,8 @@ class ReportData:
     clustering: Clustering | None = None
     verdicts: tuple[Verdict, ...] = ()
     signal: PersonaSignal | None = None
+    memory: Memorisation | None = None
+    """What shared adapters have memorised; None where it was not measured."""
     newcomers: NewPersonas | None = None
     held_out_share: float | None = None
     curves: tuple[Curve, ...] = ()

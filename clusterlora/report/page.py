@@ -89,6 +89,8 @@ def _panels(data: ReportData) -> Iterator[_Panel]:
         drawing,
         "Gain over unified of people whom no adapter saw, by how many of their examples chose who answers them",
     )
+    if data.memory is not None:
+        yield _Panel("privacy", "Privacy", sections.privacy(data.memory))
     if data.curves:
         missing = "Dotted: trained by a version that recorded no learning curves, only the first and the last loss."
         note = f'<p class="note">{missing}</p>' if any(not curve.complete for curve in data.curves) else ""

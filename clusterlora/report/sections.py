@@ -9,6 +9,8 @@ from clusterlora.comparison.roles import can_win
 from clusterlora.comparison.sentence import explain
 from clusterlora.comparison.table import CLUSTERS_NOTE, CONTRAST_NUMERIC, cluster_rows, contrast_rows, legend, marks, outcome
 from clusterlora.errors import counted
+from clusterlora.evaluation import memorisation_words
+from clusterlora.evaluation.memorisation import Memorisation
 from clusterlora.evaluation.metrics import METRICS
 from clusterlora.gate.report import sample
 from clusterlora.persona_signal.measure import PersonaSignal
@@ -94,6 +96,16 @@ def signal(measured: PersonaSignal) -> str:
         + pairs(shares(measured))
         + f'<p class="lead">{text(basis(measured))}</p>'
     )
+
+
+def privacy(memory: Memorisation) -> str:
+    """Return what shared adapters have memorised of the dialogues that they were trained on."""
+    parts = (
+        f'<p class="lead">{text(note)}</p>'
+        + html_table(list(header), [[text(cell) for cell in row] for row in rows], numeric=list(numeric), caption=title)
+        for title, note, header, rows, numeric in memorisation_words.tables(memory)
+    )
+    return f'<p class="sentence">{text(memorisation_words.sentence(memory))}</p>' + "".join(parts)
 
 
 def new_personas(data: ReportData) -> str:

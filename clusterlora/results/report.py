@@ -15,6 +15,7 @@ from clusterlora.comparison.result import Comparison
 from clusterlora.data.twins import twins_note
 from clusterlora.durable import write_durably
 from clusterlora.engine.job import mean_by_step
+from clusterlora.evaluation.memorisation import Memorisation
 from clusterlora.metadata import DataWarnings, ImportedScores, Refinement, RegisteredChampion, TruthAgreement, changes_of
 from clusterlora.persona_signal.measure import PersonaSignal
 from clusterlora.planning.ladder import GATED, OWN, REFERENCE
@@ -94,6 +95,7 @@ def report_data(
         refresh=refresh,
         held_out_share=study.assignment.held_out_share,
         signal=stores.studies.metadata(study.name, PersonaSignal),
+        memory=stores.studies.metadata(study.name, Memorisation),
         curves=tuple(_curves(state, stores, plan)),
         costs=method_costs(state, stores, plan, comparison, cost),
         examples=_examples(rows, [result.method for result in comparison.methods], comparison.headline),
@@ -116,6 +118,8 @@ def _settings(study: PreparedStudy, plan: WorkPlan, comparison: Comparison) -> I
     yield "data", study.data.path or study.data.source
     if study.data.permute_seed is not None:
         yield "people", f"their dialogues were exchanged at random, seed {study.data.permute_seed}: nothing is personal"
+    if study.data.canaries is not None:
+        yield "canaries", f"{study.data.canaries} codes of invented people in train dialogues: not for serving"
     yield "system prompt", study.model.system_prompt
     yield "persona in the prompt", "yes" if study.model.persona_in_prompt else "no"
     yield "dialogues per persona", f"{study.data.train} train, {study.data.val} val, {study.data.test} test"

@@ -1,7 +1,8 @@
 """Compare all methods on the test items and write the study's results folder."""
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from clusterlora.comparison.appendix_words import markdown as appendix_markdown
 from clusterlora.comparison.compare import compare_methods
 from clusterlora.comparison.figure import draw
 from clusterlora.comparison.margin import margin_of
-from clusterlora.comparison.move import decide
+from clusterlora.comparison.move import decide, left_elsewhere
 from clusterlora.comparison.new_personas_words import markdown as new_personas_markdown
 from clusterlora.comparison.result import Comparison
 from clusterlora.comparison.sentence import claims_personalisation
@@ -22,6 +23,8 @@ from clusterlora.data.twins import twins_note
 from clusterlora.durable import write_durably
 from clusterlora.errors import BadData
 from clusterlora.evaluation.domain import domain_metrics, with_domain_scores
+from clusterlora.evaluation.memorisation import Memorisation
+from clusterlora.evaluation.memorisation_words import markdown as memorisation_markdown
 from clusterlora.evaluation.metrics import METRICS
 from clusterlora.evaluation.shown import ShownExchanges, shown_by_method
 from clusterlora.gate.report import ending
@@ -75,8 +78,12 @@ def compare_study(study_name: str, stores: Stores, log: RunLog) -> Comparison:
         )
         cost = study_cost(stores.studies.device_use(study_name), study.runtime)
         more += costs_markdown(comparison, method_costs(state, stores, plan, comparison, cost), cost)
+        memory = stores.studies.metadata(study_name, Memorisation)
+        more += memorisation_markdown(memory) if memory else ""
         more += appendix_markdown(below, comparison)
         write_tables(comparison, rows, folder, more=more)
+        if memory is not None:
+            write_durably(folder / "privacy.json", (json.dumps(asdict(memory), indent=2) + "\n").encode())
         draw(comparison, figure_path(stores, study_name), title=study_name)
         if state.clustering:
             # The cluster step has written it, but perhaps on another machine.
@@ -141,7 +148,10 @@ def compared(state: StudyState, plan: WorkPlan, stores: Stores, log: RunLog) -> 
         on_old = compare(old_rows, rng=np.random.default_rng(0)) if old_rows else None
         # Everybody may have been clustered anew into one cluster, which cluster methods do not outlive.
         method = state.start.method if state.start.method in study.methods else REFERENCE
-        state = replace(state, moved=decide(comparison, on_old, method, moves_before(state.name, stores)))
+        moved = decide(comparison, on_old, method, moves_before(state.name, stores))
+        if state.moved is not None and state.moved.elsewhere is not None:
+            moved = left_elsewhere(moved, state.moved.elsewhere)
+        state = replace(state, moved=moved)
         found = refresh_rows(state, plan, rows, old_rows, stores)
     return Compared(comparison, rows, of_judge, found, state)
 

@@ -110,7 +110,9 @@ def next_refresh(root: str, path: str, stores: Stores, *, replay: float | None =
         champion,
         name=check_study_name(_name(root, number)),
         methods=tuple(dict.fromkeys((LAST_CHAMPION, REFERENCE, method, *(arms if method == ROUTED else ())))),
-        data=replace(champion.data, source=_source(champion.data.source), path=path, splits=None, personas=None, permute_seed=None),
+        data=replace(
+            champion.data, source=_source(champion.data.source), path=path, splits=None, personas=None, permute_seed=None, canaries=None
+        ),
         seeds=1,
         assignment=replace(champion.assignment, held_out_share=None),
         clustering=replace(champion.clustering, refinement_rounds=0, sizes=None, k=champion.clustering.k or _k(champion.clustering.sizes)),

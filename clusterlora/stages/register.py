@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from clusterlora.adapters.stored import stored_folder
+from clusterlora.comparison.move import left_elsewhere
 from clusterlora.comparison.roles import is_control
 from clusterlora.errors import BadData
 from clusterlora.metadata import RegisteredChampion
@@ -17,6 +18,7 @@ from clusterlora.progress.cost import cost_metrics, study_cost
 from clusterlora.progress.timing import seconds_by_part, timed
 from clusterlora.registry.model_card import about
 from clusterlora.registry.routing import adapter_table, routing_table
+from clusterlora.stages.compare import compare_study
 from clusterlora.stages.train import expose
 from clusterlora.values import AdapterSpec, TrainedAdapter
 
@@ -70,7 +72,7 @@ def register_models(study_name: str, stores: Stores, log: RunLog) -> str | None:
         if elsewhere is not None:
             log.note(_stays(state, elsewhere))
     if elsewhere is not None:
-        _leave_alias(state, elsewhere, earlier, uri, stores)
+        _leave_alias(state, elsewhere, earlier, uri, stores, log)
         uri = None
     elif uri is not None and champion is not None:
         stores.studies.save_metadata(study_name, RegisteredChampion(uri, champion))
@@ -103,13 +105,15 @@ def _stays(state: StudyState, elsewhere: tuple[str, str]) -> str:
 
 
 def _leave_alias(
-    state: StudyState, elsewhere: tuple[str, str], earlier: RegisteredChampion | None, uri: str | None, stores: Stores
+    state: StudyState, elsewhere: tuple[str, str], earlier: RegisteredChampion | None, uri: str | None, stores: Stores, log: RunLog
 ) -> None:
-    """Record that a study's champion did not get the alias, or where its version is if it once had it."""
+    """Record that a study's champion did not get the alias, and say so on its pages; or where its version is if it once had it."""
     if earlier is not None and uri is not None:
         stores.studies.save_metadata(state.name, replace(earlier, uri=uri))
     elif state.moved is not None:
-        stores.studies.save_metadata(state.name, replace(state.moved, moved=False, reason=_stays(state, elsewhere)))
+        stores.studies.save_metadata(state.name, left_elsewhere(state.moved, _stays(state, elsewhere)))
+        # Its pages say that the alias moves.
+        compare_study(state.name, stores, log)
 
 
 def _stands_beside(method: str) -> bool:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from clusterlora import metadata
+from clusterlora.evaluation.memorisation import Memorisation
 from clusterlora.gate.ceiling import Ceiling
 from clusterlora.gate.power import Power
 from clusterlora.persona_signal.measure import PersonaSignal
@@ -24,9 +25,11 @@ NAME_BY_KIND: Mapping[type, str] = {
     metadata.RegisteredChampion: "registered_champion",
     metadata.RefreshStart: "refresh_start",
     metadata.News: "news",
+    metadata.WatchedFile: "watched_file",
     metadata.Regrouping: "regrouping",
     metadata.RefreshOutcome: "refresh_outcome",
     PersonaSignal: "signal",
+    Memorisation: "memorisation",
     Power: "gate_power",
     Ceiling: "gate_ceiling",
 }

@@ -1,6 +1,8 @@
 """A receiver here hears of what happens to studies through Prefect's automations; MLflow says which addresses its registry posts to."""
 
 import json
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +17,7 @@ from clusterlora.errors import ServiceDown, UnknownName
 from clusterlora.results.lineage import LineageNode
 from clusterlora.stores.mlflow_models import Registry
 from tests.fixtures.prefect import talking_to
-from tests.fixtures.servers import start_server
+from tests.fixtures.servers import start_mlflow, start_server
 
 pytestmark = [pytest.mark.filterwarnings("ignore:.*AnyType:UserWarning"), pytest.mark.filterwarnings("ignore:'imghdr' is deprecated")]
 
@@ -125,6 +127,37 @@ def test_prefect_tells_of_ends_refusals_crashes_champions_and_drift(receiver: Re
     finally:
         server.terminate()
         server.wait()
+
+
+def test_mlflows_webhook_tells_of_a_champion_that_moves_whoever_moves_it(receiver: Receiver, tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    from clusterlora.stores.champion_history import move_champion
+
+    # Settings of the server: without them it posts to https addresses of public hosts only.
+    allowed = {"MLFLOW_WEBHOOK_ALLOWED_SCHEMES": "https,http", "MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS": "true"}
+    service = start_mlflow(tmp_path, allowed)
+    try:
+        registry = Registry(service.facts["address"])
+        registry.call_when_alias_moves("http://127.0.0.1:1/nobody")
+        registry.call_when_alias_moves(receiver.address)
+        client = MlflowClient(service.facts["address"])
+        client.create_registered_model("demo")
+        for _ in range(2):
+            client.create_model_version("demo", source=(tmp_path / "model").as_uri())
+        move_champion(client, "demo", "1", "the comparison of study demo")
+        wait_until(lambda: len(receiver.heard) == 1, lambda: receiver.heard)
+        client.set_registered_model_alias("demo", "champion", "2")
+        wait_until(lambda: len(receiver.heard) == 2, lambda: receiver.heard)
+        assert {(one["entity"], one["action"]) for one in receiver.heard} == {("model_version_alias", "created")}
+        assert [one["data"] for one in receiver.heard] == [
+            {"name": "demo", "alias": "champion", "version": number} for number in ("1", "2")
+        ]
+        registry.call_when_alias_moves(None)
+        assert client.list_webhooks() == []
+    finally:
+        for group in service.groups:
+            os.killpg(group, signal.SIGKILL)
 
 
 def test_mlflow_refuses_an_address_that_is_not_public_and_says_so(mlflow_server: str) -> None:

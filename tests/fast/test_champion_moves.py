@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from clusterlora.comparison.move import decide, may_have_cost
+from clusterlora.comparison.move import decide, left_elsewhere, may_have_cost
 from clusterlora.comparison.result import Comparison, NoChampion
-from clusterlora.metadata import RefreshOutcome, Regrouping, Shift
+from clusterlora.metadata import ComparisonSummary, RefreshOutcome, Regrouping, Shift
 from clusterlora.planning.family import decided_before, moves_before
 from clusterlora.planning.study_state import read_state
 from clusterlora.ports.stores import Stores
@@ -29,6 +29,8 @@ from tests.fixtures.stages import LOG, crown, rows_of
 
 __all__ = ["refreshed"]
 """The fixture."""
+
+NOTHING = ComparisonSummary(champion=None, sentence="")
 
 
 def outcome(
@@ -52,6 +54,13 @@ def test_what_is_shown_to_be_worse_on_old_items_never_moves_the_champion() -> No
 def shift(low: float, high: float) -> RefreshOutcome:
     on_new = Shift(champion=0.8, challenger=0.8, difference=(low + high) / 2, ci_low=low, ci_high=high, n_items=90, n_personas=9)
     return RefreshOutcome(moved=True, challenger="cluster", reason="", on_new=on_new, on_old=None)
+
+
+def test_a_champion_left_elsewhere_says_what_its_comparison_would_have_done() -> None:
+    better = outcome(0.9)
+    left = left_elsewhere(better, "the alias champion stays with unified of study small")
+    assert (better.moved, left.moved, left.on_new) == (True, False, better.on_new)
+    assert left.reason.startswith("the alias champion stays with unified of study small; its comparison would have moved it, as cluster is")
 
 
 def test_the_margin_is_spent_once_and_gains_are_not_saved_up() -> None:
@@ -87,7 +96,7 @@ def crowned(study: PreparedStudy, stores: Stores, method: str = "cluster") -> No
     state = read_state(study.name, stores)
     assert state.moved is not None
     assert state.outcome is not None
-    stores.studies.save_metadata(study.name, replace(state.moved, moved=True, challenger=method))
+    stores.studies.save_metadata(study.name, replace(state.moved, moved=True, challenger=method, elsewhere=None))
     stores.studies.save_metadata(study.name, replace(state.outcome, champion=method))
 
 
@@ -123,10 +132,16 @@ def test_a_champion_that_was_put_there_during_a_refresh_stays(
     assert stores.tracker.champion("small") == ("small", "unified")
     after = read_state(study.name, stores).moved
     assert after is not None
-    assert (after.moved, after.reason) == (
-        False,
-        "the alias champion stays with unified of study small, where it was put since study small.r1 began",
-    )
+    stays = "the alias champion stays with unified of study small, where it was put since study small.r1 began"
+    assert (after.moved, after.elsewhere) == (False, stays)
+    folder = stores.folder(study.name) / "results"
+    pages = [folder / "summary.md", folder / "report.html"]
+    for said in (*(page.read_text(encoding="utf-8") for page in pages), (read_state(study.name, stores).outcome or NOTHING).sentence):
+        assert stays in said
+        assert "moves to" not in said
+        assert "champion moves" not in said
+    compare_study(study.name, stores, LOG)
+    assert read_state(study.name, stores).moved == after, "compared again, it stays where it was put"
     promote(1, stores)
     crowned(study, stores)
     assert register_models(study.name, stores, LOG) == "models:/small/3"

@@ -52,4 +52,16 @@ def test_names_are_choices_presets_come_first_and_values_are_what_the_launcher_s
 
 
 def test_deployments_to_containers_are_not_offered_on_one_machine() -> None:
-    assert set(local_deployments()) == {"study", "gate", "compare", "assign", "merge", "permute", "refresh", "train", "evaluate"}
+    assert set(local_deployments()) == {
+        "study",
+        "gate",
+        "compare",
+        "assign",
+        "merge",
+        "permute",
+        "refresh",
+        "privacy",
+        "watch",
+        "train",
+        "evaluate",
+    }

@@ -11,12 +11,21 @@ from prefect.utilities.callables import parameter_schema
 
 from clusterlora.errors import BadSettings
 from clusterlora.method_settings import MergeSettings
-from clusterlora.requests import AssignmentRequest, EvaluationRequest, MergeRequest, PermutationRequest, TrainingGroup, TrainRequest
+from clusterlora.requests import (
+    AssignmentRequest,
+    EvaluationRequest,
+    MergeRequest,
+    PermutationRequest,
+    PrivacyRequest,
+    TrainingGroup,
+    TrainRequest,
+)
 from clusterlora.settings import Study
 from flows.assign import assign
 from flows.evaluate import evaluate
 from flows.merge import merge
 from flows.permute import permute
+from flows.privacy import privacy
 from flows.train import train
 from tasks.evaluation import evaluate_shard
 from tasks.training import train_group
@@ -27,6 +36,7 @@ ASKED = [
     (evaluate, EvaluationRequest(study_name="mission", part="gate", rung="lower-lr")),
     (merge, MergeRequest(study_name="mission", merging=MergeSettings(kind="ties", density=0.5))),
     (permute, PermutationRequest(study=Study(name="mission", methods=("unified", "cluster")), times=3)),
+    (privacy, PrivacyRequest(study_name="mission", prompts=100, words=6)),
     (assign, AssignmentRequest(study_name="mission", rows=({"persona_id": "ana", "prompt": "Hi", "response": "Hello"},))),
 ]
 by_name = pytest.mark.parametrize(("flow", "request_value"), ASKED, ids=[flow.name for flow, _ in ASKED])
