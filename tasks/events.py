@@ -9,6 +9,6 @@ DATA_CHANGED = "clusterlora.data.changed"
 
 
 def tell(event: str, study_name: str, message: str, **payload: str) -> None:
-    """Send an event about a study to the Prefect server; `payload` is for automations."""
+    """Send an event about a study to the Prefect server; automations read the payload."""
     resource = {"prefect.resource.id": f"clusterlora.study.{study_name}", "prefect.resource.name": study_name}
-    emit_event(event=event, resource=resource, payload={"message": message, **payload})
+    emit_event(event=event, resource=resource, payload={"message": message, "study_name": study_name, **payload})

@@ -37,7 +37,7 @@ def tell_of_news(context: TaskContext, request: RefreshRequest) -> str:
         return f"{request.path}: not looked at while {run} is under way"
     found = look(root, request.path, stores)
     if found.digest is not None:
-        tell(DATA_CHANGED, root, found.sentence, study_name=root, path=request.path)
+        tell(DATA_CHANGED, root, found.sentence, path=request.path)
         acted_on(root, request.path, found.digest, stores)
     return found.sentence
 
@@ -57,7 +57,7 @@ def _of_flow(name: str) -> FlowFilter:
 def _unfinished(tag: str | None = None) -> FlowRunFilter:
     return FlowRunFilter(
         state=FlowRunFilterState(type=FlowRunFilterStateType(any_=_UNFINISHED)),
-        expected_start_time=FlowRunFilterExpectedStartTime(before_=datetime.now(UTC)),
+        expected_start_time=FlowRunFilterExpectedStartTime.model_validate({"before_": datetime.now(UTC)}),
         tags=FlowRunFilterTags(all_=[tag]) if tag else None,
     )
 

@@ -144,7 +144,7 @@ def test_mlflows_webhook_tells_of_a_champion_that_moves_whoever_moves_it(receive
         client = MlflowClient(service.facts["address"])
         client.create_registered_model("demo")
         for _ in range(2):
-            client.create_model_version("demo", source=(tmp_path / "model").as_uri())
+            client.create_model_version("demo", source="s3://bucket/model")
         move_champion(client, "demo", "1", "the comparison of study demo")
         wait_until(lambda: len(receiver.heard) == 1, lambda: receiver.heard)
         client.set_registered_model_alias("demo", "champion", "2")

@@ -69,4 +69,4 @@ def test_nothing_is_looked_at_while_a_refresh_is_under_way(
     assert not told
     assert watch(request, return_state=True).message == f"{path}: changed; the next refresh is small.r1"
     assert watch(request, return_state=True).message == f"{path}: unchanged"
-    assert told == [(DATA_CHANGED, "small", {"study_name": "small", "path": path})]
+    assert told == [(DATA_CHANGED, "small", {"path": path})]
