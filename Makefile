@@ -7,6 +7,10 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PYTHON ?=
 
+# Python keeps what it compiles, even where the environment says that it should not: a process that imports PyTorch compiles some 4,500
+# files, and tests start hundreds of processes.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help install demo test-fast test test-all test-numeric quantised test-quantised lint types imports check docs bench results screenshots load chaos fuzz audit lock clean
 

@@ -31,3 +31,5 @@ echo "installing into $VENV (about 7 GB with torch, once)"
 export VIRTUAL_ENV="$PWD/$VENV"
 "$uv" pip install --quiet --require-hashes -r requirements.lock
 "$uv" pip install --quiet --no-deps -e .
+# Compiles what a study imports. Else each of the first processes, some of them started together, would do it.
+env -u PYTHONDONTWRITEBYTECODE "$VENV/bin/python" -c "import mlflow, sentence_transformers, clusterlora.engine.training, clusterlora.stages.compare"

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
 
+# They import what is dear only when a fixture asks: the process that hands out the tests runs none of them.
 pytest_plugins = [
     "tests.fixtures.shapes",  # first: whatever is imported after it is checked by it
     "tests.fixtures.order",
@@ -21,7 +22,6 @@ pytest_plugins = [
     "tests.fixtures.prefect",
     "tests.fixtures.models",
     "tests.fixtures.registered",
-    "tests.fixtures.report",
     "tests.fixtures.studies",
 ]
 
@@ -32,7 +32,8 @@ TIERS = ("fast", "whole", "all")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # How long an example takes says how busy the machine is, not whether the code is right.
-hypothesis_settings.register_profile("any-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# Examples are others in every run, so few a run are many a week.
+hypothesis_settings.register_profile("any-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=25)
 hypothesis_settings.register_profile("long", hypothesis_settings.get_profile("any-machine"), max_examples=4_000)
 hypothesis_settings.load_profile("any-machine")
 
@@ -67,6 +68,18 @@ def _no_addresses_of_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """Remove addresses of a developer's stores and servers from the environment."""
     for name in ("CLUSTERLORA_DATABASE_URL", "CLUSTERLORA_HOME", "CLUSTERLORA_STACK_HOME", "MLFLOW_TRACKING_URI", "PREFECT_API_URL"):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting_for_disks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let this process not wait until a disk has what was written; what a power cut leaves is tested in processes of their own."""
+    monkeypatch.setattr(os, "fsync", lambda _file: None)
+
+
+@pytest.fixture(autouse=True)
+def _few_partitions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measure how stable clusters are by a sixth of the partitions: most studies of the tests are there for something else."""
+    monkeypatch.setattr("clusterlora.clustering.cluster._RERUNS", 3)
 
 
 @pytest.fixture(autouse=True)

@@ -491,6 +491,7 @@ def test_a_tokenizer_without_a_padding_token_is_not_changed(model: PreTrainedMod
     assert tokenizer.pad_token is None
 
 
+@pytest.mark.whole  # a process of its own imports PyTorch
 def test_nothing_of_a_study_is_imported(tiny_base_folder: Path, tmp_path: Path) -> None:
     script = f"""
 import sys

@@ -52,6 +52,7 @@ def test_the_example_of_the_page_trains_two_kinds(tiny_base_folder: Path, tmp_pa
     assert len(names["answers"]) == 2
 
 
+@pytest.mark.whole
 def test_the_notebook_runs_and_its_people_are_answered_by_their_own_adapters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     notebook = json.loads((REPOSITORY / "docs" / "engine.ipynb").read_text(encoding="utf-8"))
     cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]

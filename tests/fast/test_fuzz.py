@@ -1,6 +1,6 @@
 """Any content of a file or a setting is used, or refused in printable lines.
 
-Of each, the fast tier tries as many cases as hypothesis does by itself, the tier `all` several times as many, `make fuzz` 4,000.
+Of each, the fast tier tries as many cases as the profile in tests/conftest.py says, the tier `all` 500, `make fuzz` 4,000.
 """
 
 import io

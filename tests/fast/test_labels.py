@@ -411,6 +411,7 @@ def test_ratings_are_tuned_on_the_loss_of_their_labels(rated: Study, stores: Sto
     assert "tuned by the same 2 recipes on val loss" in summary
 
 
+@pytest.mark.whole
 def test_ratings_that_are_anybodys_crown_nobody(rated: Study, stores: Stores, tmp_path: Path):
     _, comparison = compared(rated, planted(tmp_path / "null.jsonl", personal=False), stores)
     assert comparison.champion in (None, "unified")

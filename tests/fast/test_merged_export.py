@@ -1,8 +1,8 @@
 """Full weights: a merged model computes what base and adapter compute together, and needs neither PEFT nor this package."""
 
 import json
+import runpy
 import shutil
-import subprocess
 import sys
 import warnings
 from dataclasses import replace
@@ -87,13 +87,21 @@ def test_a_tied_base_stays_tied_where_no_end_is_adapted(artifacts: Path, tmp_pat
     assert "lm_head.weight" not in load_file(folder / "model.safetensors")
 
 
-def test_its_folder_answers_as_the_router_does_without_this_package(artifacts: Path, tmp_path: Path) -> None:
+def test_its_folder_answers_as_the_router_does_without_this_package(
+    artifacts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     full = export(artifacts, tmp_path / "full", "merged")
     table = read_routing_table((artifacts / "routes.json").read_text())
     router = Router(table, {key: artifacts / "adapters" / key for key in table.keys})
     (answer,) = router.answer([{"persona_id": "ann", "messages": [{"role": "user", "content": "hi"}]}])
-    done = subprocess.run([sys.executable, "load.py", "ann", "hi"], cwd=tmp_path / "full", capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == answer["text"].strip()
+    monkeypatch.chdir(tmp_path / "full")
+    monkeypatch.setattr(sys, "argv", ["load.py", "ann", "hi"])
+    monkeypatch.setitem(sys.modules, "clusterlora", None)  # whoever imports it fails
+    monkeypatch.setitem(sys.modules, "peft", None)
+    capsys.readouterr()
+    with warnings.catch_warnings(action="ignore"):  # of libraries, which a process of its own would print
+        runpy.run_path("load.py", run_name="__main__")
+    assert capsys.readouterr().out.strip() == answer["text"].strip()
     assert "clusterlora" not in full.command
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "full" / "merged" / full.adapters[0])
     assert "Be brief." in tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False)

@@ -89,6 +89,7 @@ def test_data_sets_are_ranked_by_their_planted_personal_share(seed: int):
     assert expectation(measured[2]) in ("people", "people and clusters")
 
 
+@pytest.mark.whole
 def test_without_anything_personal_people_are_recognised_as_often_as_by_chance():
     hits = [planted(0.0, 0.0, seed).persona_beyond_prompts for seed in (101, 102, 103)]
     assert sum(hit.low <= hit.chance <= hit.high for hit in hits) >= 2

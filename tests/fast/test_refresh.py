@@ -37,7 +37,7 @@ from clusterlora.values import Dataset, Dialogue, Persona, Turn
 from tests.fixtures.comparison import compared, evaluation
 from tests.fixtures.memory import MemoryTracker
 from tests.fixtures.stages import LOG, run
-from tests.fixtures.studies import copy_of_stores
+from tests.fixtures.studies import compared_stores, copy_of_stores
 
 # The package has the command under the module's name.
 refresh_cli = importlib.import_module("clusterlora.cli.refresh")
@@ -78,13 +78,11 @@ def refreshed(seven: Study, tmp_path: Path) -> tuple[PreparedStudy, Stores]:
     def fill(stores: Stores) -> None:
         from tests.fixtures.stages import crown
 
-        run(seven, stores)
-        compare_study(seven.name, stores, LOG)
         crown(seven.name, stores, champion="cluster")
         register_models(seven.name, stores, LOG)
         end(next_refresh(seven.name, more(seven, stores.home.parent / "more.jsonl"), stores), stores)
 
-    stores = copy_of_stores("refreshed-study", fill, tmp_path)
+    stores = copy_of_stores("refreshed-study", fill, tmp_path, begin=compared_stores)
     study = stores.studies.study("small.r1")
     return study, stores
 

@@ -76,7 +76,7 @@ def test_the_interval_covers_the_true_difference_95_times_in_100(
     n_personas: int, n_items: tuple[int, int], persona_sd: float, item_sd: float
 ):
     rng = np.random.default_rng(n_personas)
-    truth, covered, repeats = 0.02, 0, 2_000
+    truth, covered, repeats = 0.02, 0, 1_000
     for _ in range(repeats):
         persona = np.repeat(np.arange(n_personas), rng.integers(*n_items, size=n_personas))
         gains = truth + rng.normal(0, persona_sd, size=n_personas)[persona] + rng.normal(0, item_sd, size=len(persona))
@@ -86,8 +86,7 @@ def test_the_interval_covers_the_true_difference_95_times_in_100(
     assert 0.93 <= covered / repeats <= 0.97
 
 
-@pytest.mark.parametrize("n_seeds", [2, 3, 5])
-@pytest.mark.parametrize("seed_sd", [0.0, 0.01])
+@pytest.mark.parametrize(("n_seeds", "seed_sd"), [(2, 0.0), (2, 0.01), (5, 0.01)])
 def test_with_the_variance_of_training_seeds_the_interval_covers_what_another_training_would_give(n_seeds: int, seed_sd: float):
     rng = np.random.default_rng(n_seeds)
     covered = without = 0
@@ -141,7 +140,7 @@ def test_a_detectable_mean_is_shown_four_times_in_five(n_units: int, n_tests: in
     rng = np.random.default_rng(n_units)
     mean = detectable_mean(0.05 / np.sqrt(n_units), n_units - 1, n_units=n_units, n_tests=n_tests)
     assert mean is not None
-    hits = [n_tests * signed_rank_p(rng.normal(mean, 0.05, n_units)) < 0.05 for _ in range(1000)]
+    hits = [n_tests * signed_rank_p(rng.normal(mean, 0.05, n_units)) < 0.05 for _ in range(500)]
     assert np.mean(hits) == pytest.approx(POWER, abs=0.06)
 
 

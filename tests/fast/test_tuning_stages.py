@@ -35,9 +35,16 @@ from tests.fixtures.studies import copy_of_stores, poisoned, seven_people
 
 
 def tuned_study(base: Path) -> Study:
-    """Return a study of seven people whose methods try five recipes each."""
-    methods = ("unified", "per_persona", "cluster", "hybrid", "swapped_persona")
-    return replace(seven_people(base), name="tuned", methods=methods, tune=5)
+    """Return a study of four people whose methods try five recipes each."""
+    study = seven_people(base)
+    return replace(
+        study,
+        name="tuned",
+        methods=("unified", "per_persona", "cluster", "hybrid", "swapped_persona"),
+        data=replace(study.data, synthetic=replace(study.data.synthetic, cluster_sizes=(2, 2))),
+        clustering=replace(study.clustering, sizes=(2, 2)),
+        tune=5,
+    )
 
 
 @pytest.fixture
@@ -93,7 +100,7 @@ def test_nothing_is_trained_twice_and_a_persons_trial_becomes_its_adapter(tuned:
     reused = [name for name, adapter in mine.items() if adapter.spec.is_trial]
     assert any(name.startswith("persona-") for name in reused)
     folder = tuned_stores.folder(tuned.name) / "models" / "personas"
-    assert len(list(folder.iterdir())) == 7
+    assert len(list(folder.iterdir())) == 4
 
 
 def tracker(stores: Stores) -> MemoryTracker:

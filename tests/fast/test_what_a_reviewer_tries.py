@@ -56,7 +56,7 @@ def test_without_a_true_difference_one_study_in_twenty_shows_one_and_fewer_show_
 
 def test_a_planted_gain_of_the_clusters_is_detected_with_an_interval_that_covers_it():
     rng = np.random.default_rng(21)
-    comparisons = [simulated({"cluster": 0.045, "baseline": -0.045}, rng) for _ in range(40)]
+    comparisons = [simulated({"cluster": 0.045, "baseline": -0.045}, rng) for _ in range(20)]
     assert np.mean([c.champion == "cluster" for c in comparisons]) >= 0.9
     covers = [d.ci_low <= 0.045 <= d.ci_high for c in comparisons if (d := c.method("cluster").vs_reference)]
     assert np.mean(covers) >= stats.binom.ppf(0.005, len(comparisons), 0.95) / len(comparisons)
@@ -65,4 +65,4 @@ def test_a_planted_gain_of_the_clusters_is_detected_with_an_interval_that_covers
 @pytest.mark.parametrize("method", ["per_persona", "cluster"])
 def test_a_loss_is_never_called_a_win(method: str):
     rng = np.random.default_rng(22)
-    assert all(simulated({method: -0.045}, rng).champion != method for _ in range(20))
+    assert all(simulated({method: -0.045}, rng).champion != method for _ in range(10))
