@@ -11,17 +11,20 @@ The studies are kept in `--home`: interrupted, the same command goes on with the
 import argparse
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from tempfile import gettempdir
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from clusterlora.adapters.compositions import combined_weights
 from clusterlora.data.prompts import items
 from clusterlora.data.synthetic import generate
+from clusterlora.drawing import write_png
 from clusterlora.durable import write_durably
 from clusterlora.evaluation.answer import Answerer, AnswerRequest
 from clusterlora.metadata import RefreshStart
@@ -92,6 +95,7 @@ class Row:
     train_tokens: int
     seconds: float
     moved: bool
+    reason: str
     drifted: int
     clustered_anew: bool
     gate: str | None
@@ -103,7 +107,7 @@ class Row:
 
 
 def main(out: Path, home: Path) -> None:
-    """Run the first study and ten refreshes, as far as they have not ended, and write refresh.json after each."""
+    """Run the first study and ten refreshes, as far as they have not ended, and write refresh.json and refresh.png after each."""
     worlds = [generate(replace(POPULATION, seed=seed)).dataset.by_id() for seed in WORLDS]
     stores = from_environment({"CLUSTERLORA_HOME": str(home)})
     path = home / "said.jsonl"
@@ -136,6 +140,7 @@ def main(out: Path, home: Path) -> None:
             "refreshes": [asdict(row) for row in rows],
         }
         write_durably(out / "refresh.json", (json.dumps(document, indent=1) + "\n").encode())
+        write_png(partial(_figure, rows), out / "refresh.png")
 
 
 def _has_ended(name: str, stores: Stores) -> bool:
@@ -201,6 +206,7 @@ def _row(number: int, name: str, frozen: RefreshStart, stores: Stores) -> Row:
         train_tokens=_tokens(name, stores),
         seconds=round(_seconds(name, stores), 1),
         moved=state.moved.moved,
+        reason=state.moved.reason,
         drifted=len(state.regrouping.moved),
         clustered_anew=state.regrouping.anew,
         gate=None if not state.verdicts else "passed" if any(verdict.passed for verdict in state.verdicts) else "refused",
@@ -227,6 +233,27 @@ def _seconds(name: str, stores: Stores) -> float:
     return sum(seconds_by_phase(stores.studies.seconds(name)).values())
 
 
+def _figure(rows: Sequence[Row]) -> Figure:
+    """Return two panels: what each refresh trained for its news, and its champion against the frozen one."""
+    figure = Figure(figsize=(9, 3.2), dpi=120, layout="constrained")
+    cost, gain = figure.subplots(1, 2)
+    for anew, marker, label in ((False, "o", "clusters kept"), (True, "s", "clustered anew")):
+        some = [row for row in rows if row.clustered_anew == anew]
+        if some:
+            cost.scatter([row.new_dialogues for row in some], [row.train_tokens / 1000 for row in some], marker=marker, label=label)
+    cost.set(xlabel="new dialogues", ylabel="thousand train tokens", title="Cost of a refresh", xlim=(0, None))
+    cost.set_ylim(0, 1.1 * max(row.train_tokens for row in rows) / 1000)
+    cost.legend(loc="lower right")
+    numbers, differences = [row.refresh for row in rows], [row.difference for row in rows]
+    gain.axhline(0, color="grey", linewidth=0.8)
+    gain.errorbar(numbers, differences, yerr=[row.standard_error for row in rows], fmt="o", capsize=3, label="alias stays")
+    moved = [row for row in rows if row.moved]
+    gain.plot([row.refresh for row in moved], [row.difference for row in moved], "o", color="tab:orange", zorder=3, label="alias moves")
+    gain.set(xlabel="refresh", ylabel="nats per token", title="Loss: champion minus frozen champion", xticks=numbers)
+    gain.legend(loc="lower left")
+    return figure
+
+
 def _losses(champion: RefreshStart, people: list[Persona], name: str, stores: Stores) -> dict[str, float]:
     """Return by person the champion's mean loss on test items, in nats per response token."""
     study = stores.studies.study(name)
@@ -250,7 +277,7 @@ if __name__ == "__main__":
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     log.setLevel(logging.INFO)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("docs"), help="folder for refresh.json (default: docs)")
+    parser.add_argument("--out", type=Path, default=Path("docs"), help="folder for refresh.json and refresh.png (default: docs)")
     parser.add_argument(
         "--home", type=Path, default=Path(gettempdir()) / "clusterlora-refreshes", help="folder of the studies; remove it to begin anew"
     )
