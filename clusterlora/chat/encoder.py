@@ -7,6 +7,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from clusterlora.chat.template import ChatTemplate, merged
@@ -57,8 +58,13 @@ class PromptEncoder:
         date: str | None = None,
         remember: bool = True,
     ) -> None:
-        """Read off what the template does; `remember` as in `TextEncoder`. Raises ModelUnavailable as `ChatTemplate`."""
+        """Read off what the template does; `remember` as in `TextEncoder`.
+
+        Raises:
+            ModelUnavailable: as `ChatTemplate`, or the template leaves reasoning open before an answer.
+        """
         self.template = ChatTemplate(tokenizer, arguments, date)
+        self.template.refuse_open_reasoning()
         self._text = TextEncoder(tokenizer, remember=remember)
         self._max_length = max_length
         self._tokenizer = tokenizer
@@ -130,6 +136,21 @@ class PromptEncoder:
             self._fitted(turns, text, prompt, response)
             for (turns, text), (prompt, response) in zip(asked, self._encode(asked), strict=True)
         ]
+
+    @cached_property
+    def lead(self) -> Ids:
+        """What an assistant writes before the words of every answer, such as the name of a channel; empty where that is white space."""
+        question = (Turn("user", "?"),)
+        first, *_ = self.template.response(question, "x")
+        if first.is_data or not first.text.strip():
+            return ()
+        responses = [response for _, response in self._encode([(question, text) for text in ("x", "7")])]
+        return tuple(one for one, _ in takewhile(lambda pair: pair[0] == pair[1], zip(*responses, strict=False)))
+
+    def words(self, ids: Sequence[int]) -> str:
+        """Return the words of an answer: without what leads every answer, control tokens, and white space around them."""
+        n_lead = len(self.lead) if tuple(ids[: len(self.lead)]) == self.lead else 0
+        return str(self._tokenizer.decode(list(ids[n_lead:]), skip_special_tokens=True)).strip()
 
     def n_response_tokens(self, texts: Sequence[str]) -> list[int]:
         """Return how many tokens each text takes as an answer, the end of its turn included."""

@@ -63,7 +63,7 @@ class ChatTemplate:
             date: what the template takes for today, as YYYY-MM-DD; None is the day of the rendering.
 
         Raises:
-            ModelUnavailable: there is no template, it cannot be rendered, has no end of turn, or leaves reasoning open before an answer.
+            ModelUnavailable: there is no template, it cannot be rendered, or has no end of turn.
         """
         self._tokenizer = tokenizer
         self.source = frozen_source(template_source(tokenizer), arguments, date)
@@ -76,12 +76,15 @@ class ChatTemplate:
         self.has_system_role = self._takes((_SYSTEM, _USER))
         self.needs_alternation = not self._takes((_USER, _USER)) or not self._takes((_USER, _ASSISTANT, _ASSISTANT, _USER))
         self.may_begin_with_assistant = self._takes((_ASSISTANT, _USER))
+        self._further_end = ""
+        """What follows the first token of a turn's end that has several, up to its last one."""
         self.next_header = ""
         """The token that begins the next turn, where an answer ends with nothing but that; empty where it has an end of its own."""
         self._default_end = self._end()
         self.end_token: str = self.control.last(self._default_end)
         """The token that ends an assistant's turn."""
-        self._refuse_open_reasoning()
+        self.end_tokens: frozenset[str] = frozenset({self.end_token, self.control.last(self.control.through_first(self._default_end))})
+        """The tokens after which an assistant says no more: the last one of the end of a turn, and its first one."""
 
     def accepted(self, turns: Sequence[Turn]) -> tuple[Turn, ...]:
         """Return the turns as the template takes them: the same where it takes every role in every order."""
@@ -147,13 +150,18 @@ class ChatTemplate:
 
     def _cut_tail(self, tail: Sequence[str | int]) -> str:
         """Return what follows an assistant's words up to the token that ends the turn; empty where no such token follows."""
-        return self.control.through_first(str(tail[0])) if tail else ""
+        text = str(tail[0]) if tail else ""
+        first = self.control.through_first(text)
+        return first + self._further_end if text.startswith(self._further_end, len(first)) else first
 
     def _end(self) -> str:
         """Return the end of a turn after which nothing comes, of one that a user's turn follows, or the tokenizer's end of a text."""
-        if end := self._cut_tail(self._render((_USER, _ASSISTANT), generation=False)[4:]):
-            return end.lstrip()
+        tail = self._render((_USER, _ASSISTANT), generation=False)[4:]
         parts = self._render((_USER, _ASSISTANT, _USER), generation=False)
+        if self._cut_tail(tail):
+            between = str(parts[4]) if parts[1::2] == [0, 1, 2] else ""
+            self._further_end = self._further(str(tail[0])[: _n_common(str(tail[0]), between)], str(parts[0]))
+            return self._cut_tail(tail).lstrip()
         if not {0, 1, 2} <= set(parts):
             raise ModelUnavailable(
                 f"the chat template of {named(self._tokenizer)} leaves out turns: of a question, an answer and another question it writes "
@@ -162,8 +170,10 @@ class ChatTemplate:
         before, _, _, _, between, *_ = map(str, parts)
         # What stands before every user turn is the header of a user turn, not the end of the turn before.
         n_header = _n_common(before[::-1], between[::-1])
-        if end := self._cut_tail([between[: len(between) - n_header]]) or self._end_before_either_side(before, between):
-            return end.lstrip()
+        for end in (between[: len(between) - n_header], self._end_before_either_side(before, between)):
+            if self._cut_tail([end]):
+                self._further_end = self._further(end, before)
+                return self._cut_tail([end]).lstrip()
         if self._tokenizer.eos_token:
             following = between.lstrip()
             header = self.control.through_first(following)
@@ -174,8 +184,26 @@ class ChatTemplate:
             "set eos_token in tokenizer_config.json"
         )
 
+    def _further(self, end: str, before: str) -> str:
+        """Return what an end holds after its first token: further tokens up to the one that begins the next turn, with white space between.
+
+        Args:
+            end: what stands after an answer whether it is the last turn or a user's turn follows: what is written after the last one alone,
+                such as the end of the text, ends no turn.
+            before: what stands before the first user turn.
+        """
+        begins_turn = self.control.through_first(before.removeprefix(str(self._tokenizer.bos_token or "")))
+        further = passed = ""
+        for text, is_control in self.control.split(end[len(self.control.through_first(end)) :]):
+            passed += text
+            if is_control and not begins_turn.endswith(text):
+                further = passed
+            elif is_control or not text.isspace():
+                break
+        return further
+
     def _end_before_either_side(self, before: str, between: str) -> str:
-        """Return what follows an answer whichever side speaks next, up to its first token; empty where that token begins a turn.
+        """Return what follows an answer whichever side speaks next; empty where its first token begins a turn.
 
         What stands before every user turn holds the end of a turn as well where the template writes a system turn of its own.
         """
@@ -183,11 +211,13 @@ class ChatTemplate:
             prompted = _after_last_placeholder(self._render((_USER, _ASSISTANT), generation=True))
         except ModelUnavailable:
             return ""  # an answer is never asked for after another one
-        end = self.control.through_first(between[: _n_common(between, prompted)])
+        common = between[: _n_common(between, prompted)]
+        end = self.control.through_first(common)
         begins_turn = self.control.through_first(before.removeprefix(str(self._tokenizer.bos_token or "")))
-        return "" if end and begins_turn.endswith(self.control.last(end)) else end
+        return "" if end and begins_turn.endswith(self.control.last(end)) else common
 
-    def _refuse_open_reasoning(self) -> None:
+    def refuse_open_reasoning(self) -> None:
+        """Check that no block of reasoning is open where an answer's words begin. Raises ModelUnavailable."""
         text = _after_last_placeholder(self._render((_USER,), generation=True))
         for opens, closes in _REASONING.items():
             if text.rfind(opens) > text.rfind(closes):

@@ -138,7 +138,7 @@ def generate(
         answers, size = [""] * len(questions), BatchSize(batch_size, name="batch size")
         try:
             for reply in all_replies(backend, questions, max_new_tokens=max_new_tokens, batch_size=size):
-                answers[reply.number] = str(frozen.tokenizer.decode(list(reply.ids), skip_special_tokens=True)).strip()
+                answers[reply.number] = encoder.words(reply.ids)
         finally:
             backend.close()
     return answers

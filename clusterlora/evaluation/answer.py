@@ -192,7 +192,7 @@ class Answerer:
         pending: list[str] = []
         max_new_tokens = self._settings.max_new_tokens if generating else None
         for reply in all_replies(backend, questions, max_new_tokens=max_new_tokens, batch_size=self._batch_size):
-            texts[reply.number] = str(self._base.tokenizer.decode(list(reply.ids), skip_special_tokens=True)).strip()
+            texts[reply.number] = self._encoder.words(reply.ids)
             nll[reply.number], n_tokens[reply.number] = reply.nll, len(reply.ids)
             if references_to_embed is not None:
                 pending += texts[reply.number], references_to_embed[reply.number]

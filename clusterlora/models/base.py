@@ -90,8 +90,8 @@ class BaseModel:
         """The ids that end an answer: the template's end of turn, the tokenizer's end of text, and those of the generation settings."""
         eos = self.model.generation_config.eos_token_id if self.model.generation_config else None
         generation_ends = eos if isinstance(eos, list) else [eos]
-        end = self.tokenizer.convert_tokens_to_ids(ChatTemplate(self.tokenizer).end_token)
-        return frozenset(int(i) for i in (end, self.tokenizer.eos_token_id, *generation_ends) if i is not None)  # pyright: ignore[reportArgumentType]
+        ends: Any = self.tokenizer.convert_tokens_to_ids(sorted(ChatTemplate(self.tokenizer).end_tokens))
+        return frozenset(int(i) for i in (*ends, self.tokenizer.eos_token_id, *generation_ends) if i is not None)  # pyright: ignore[reportArgumentType]
 
 
 def base_folder(name: str) -> Path:

@@ -11,13 +11,15 @@ _INCOMPLETE = "\ufffd"
 
 
 class AnswerText:
-    """The text of one answer: its tokens decoded, up to the first stop sequence, without white space around it.
+    """The text of one answer: its tokens decoded, up to the first stop sequence, without its lead and white space around it.
 
     Text is sent once no later token can change it: not white space at its end, not half a character, not what may begin a stop sequence.
     """
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase", stop: Sequence[str] = ()) -> None:
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", stop: Sequence[str] = (), lead: Sequence[int] = ()) -> None:
+        """Begin an answer; `lead` as in `PromptEncoder`."""
         self._tokenizer = tokenizer
+        self._lead = list(lead)
         self._stop = tuple(stop)
         self._ids: list[int] = []
         self._decoded = ""
@@ -44,12 +46,17 @@ class AnswerText:
         # Where nothing stops an answer, several tokens are decoded at once.
         for part in [[token] for token in ids] if self._stop else [ids]:
             self._ids += part
-            self._decoded = str(self._tokenizer.decode(self._ids, skip_special_tokens=True))
+            self._decoded = str(self._tokenizer.decode(self._words(), skip_special_tokens=True))
             cuts = [at for stop in self._stop if (at := self._decoded.find(stop)) >= 0]
             if cuts:
                 self._decoded, self.is_stopped = self._decoded[: min(cuts)], True
                 break
         return "" if self._at_once else self._unsent(self._settled())
+
+    def _words(self) -> list[int]:
+        n_lead = len(self._lead)
+        # What may become the lead is no words yet.
+        return self._ids[n_lead:] if self._ids[:n_lead] == self._lead[: len(self._ids)] else self._ids
 
     def rest(self) -> str:
         """Return the text that has not been sent; to be called once no token will follow."""

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from clusterlora.chat.source import with_system_prompt
 from clusterlora.chat.template import ChatTemplate
+from clusterlora.data.prompts import prompt_encoder
 from clusterlora.durable import make_folder, write_durably
 from clusterlora.errors import ModelUnavailable
 from clusterlora.models.base import BASE_MODELS, base_folder, base_revision, base_to_describe
@@ -19,6 +20,9 @@ from clusterlora.models.quantised import bitsandbytes_arguments
 from clusterlora.models.revision import is_same_base
 from clusterlora.models.weights import weight_files
 from clusterlora.settings import PreparedModel
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 BASE_FOLDER = "base"
 """Folder of an export that holds the base model, where that is not on the hub."""
@@ -42,7 +46,8 @@ template, turns = pathlib.Path("chat_template.jinja").read_text(), [{"role": "us
 prompt = tokenizer.apply_chat_template(
     turns, chat_template=template, add_generation_prompt=True, return_tensors="pt", return_dict=True
 )
-answer = model.generate(**prompt)[0, prompt["input_ids"].shape[1] :]
+answer, lead = model.generate(**prompt)[0, prompt["input_ids"].shape[1] :], routes["answer_lead"]
+answer = answer[len(lead) :] if answer[: len(lead)].tolist() == lead else answer
 print(tokenizer.decode(answer, skip_special_tokens=True).strip())
 """
 """Answers one request in the folder of an export: `python load.py PERSONA TEXT`."""
@@ -53,7 +58,7 @@ class AnswerSettings:
     """How answers are generated.
 
     `base_model` is a hub id, with its commit, or BASE_FOLDER; `bitsandbytes` are the arguments of a quantised one's BitsAndBytesConfig,
-    and `stop_token_ids` end an answer.
+    `stop_token_ids` end an answer, and `answer_lead` are the ids that come before the words of every answer.
     """
 
     base_model: str
@@ -66,6 +71,7 @@ class AnswerSettings:
     max_length: int
     max_new_tokens: int
     stop_token_ids: tuple[int, ...]
+    answer_lead: tuple[int, ...]
     pad_token_id: int
 
 
@@ -84,7 +90,7 @@ def answer_settings(model: PreparedModel, *, max_new_tokens: int, revision: str)
             f"base model {model.base!r} here has revision {here}, the adapters were trained on {revision}; install that one"
         )
     on_hub = model.base not in BASE_MODELS and not Path(model.base).is_dir()
-    stop_ids, pad_id = _ids(model.base, here)
+    stop_ids, pad_id, tokenizer = _described(model.base, here)
     return AnswerSettings(
         base_model=model.base if on_hub else BASE_FOLDER,
         base_commit=base_folder(model.base).name if on_hub else "main",
@@ -96,14 +102,15 @@ def answer_settings(model: PreparedModel, *, max_new_tokens: int, revision: str)
         max_length=model.max_length,
         max_new_tokens=max_new_tokens,
         stop_token_ids=stop_ids,
+        answer_lead=prompt_encoder(tokenizer, model).lead,
         pad_token_id=pad_id,
     )
 
 
 @lru_cache(maxsize=8)
-def _ids(name: str, revision: str) -> tuple[tuple[int, ...], int]:  # noqa: ARG001  (part of the cache's key)
+def _described(name: str, revision: str) -> "tuple[tuple[int, ...], int, PreTrainedTokenizerBase]":  # noqa: ARG001  (part of the cache's key)
     base = base_to_describe(name)
-    return tuple(sorted(base.end_ids)), base.pad_id
+    return tuple(sorted(base.end_ids)), base.pad_id, base.tokenizer
 
 
 def write_settings(target: Path, model: PreparedModel, settings: AnswerSettings) -> None:

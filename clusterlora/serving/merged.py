@@ -25,7 +25,8 @@ prompt = tokenizer.apply_chat_template(
     turns, chat_template=template, add_generation_prompt=True, return_tensors="pt", return_dict=True
 )
 ends = {"max_new_tokens": routes["max_new_tokens"], "eos_token_id": routes["stop_token_ids"], "pad_token_id": routes["pad_token_id"]}
-answer = model.generate(**prompt, do_sample=False, **ends)[0, prompt["input_ids"].shape[1] :]
+answer, lead = model.generate(**prompt, do_sample=False, **ends)[0, prompt["input_ids"].shape[1] :], routes["answer_lead"]
+answer = answer[len(lead) :] if answer[: len(lead)].tolist() == lead else answer
 print(tokenizer.decode(answer, skip_special_tokens=True).strip())
 """
 """Answers one request in the folder of an export: `python load.py PERSONA TEXT`."""

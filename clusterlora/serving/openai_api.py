@@ -183,7 +183,7 @@ class ChatApi:
                 if served is self._live.current:
                     raise Refusal(503, "the server is stopping", retry_after_seconds=1) from problem
                 continue
-            text = AnswerText(served.router.base.tokenizer, asked.stop)
+            text = AnswerText(served.router.base.tokenizer, asked.stop, served.router.lead)
             name, created = f"chatcmpl-{uuid.uuid4().hex}", int(time.time())
             persona = "none" if not persona_id else "known" if prepared.is_known else "unknown"
             return _Answer(name, created, asked, served, prepared, text, tokens, started, number, persona)

@@ -121,8 +121,7 @@ class Router:
         questions = [one.question for one in prepared]
         with self._one_at_a_time:
             for reply in self._backend.reply(questions, max_new_tokens=max(limits, default=0), batch_size=_BATCH_SIZE):
-                ids = list(reply.ids[: limits[reply.number]])
-                texts[reply.number] = str(self._base.tokenizer.decode(ids, skip_special_tokens=True)).strip()
+                texts[reply.number] = self._encoder.words(reply.ids[: limits[reply.number]])
         return texts
 
     def _labels(self, requests: Sequence[Request]) -> list[str]:
@@ -156,6 +155,11 @@ class Router:
     def base(self) -> BaseModel:
         """The base model."""
         return self._base
+
+    @property
+    def lead(self) -> tuple[int, ...]:
+        """What is no part of an answer's words, as `PromptEncoder.lead`."""
+        return self._encoder.lead
 
     @property
     def backend(self) -> InferenceBackend:
