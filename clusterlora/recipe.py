@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 from annotated_types import Ge, Gt, Le
 
-ENGINE_VERSION = 3
+ENGINE_VERSION = 4
 """Increment it when the same inputs give other weights."""
 
 MOST_ALPHA = 10_000.0

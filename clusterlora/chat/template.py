@@ -31,6 +31,9 @@ _REASONING = {
 }
 """What opens a block of reasoning, and what closes it."""
 
+_UNDEFINED = re.compile(r"'(\w+_token)' is undefined")
+"""What Jinja says of a token that the tokenizer has no name for."""
+
 _Shape = tuple[tuple[Role, str, str], ...]
 """A conversation without its words: role, leading and trailing white space of every turn. Renderings depend on nothing else."""
 _MAX_SHAPES, _MAX_TURNS, _MAX_MARGINS = 256, 64, 1000
@@ -170,10 +173,11 @@ class ChatTemplate:
         before, _, _, _, between, *_ = map(str, parts)
         # What stands before every user turn is the header of a user turn, not the end of the turn before.
         n_header = _n_common(before[::-1], between[::-1])
-        for end in (between[: len(between) - n_header], self._end_before_either_side(before, between)):
-            if self._cut_tail([end]):
-                self._further_end = self._further(end, before)
-                return self._cut_tail([end]).lstrip()
+        ends = [end for end in (between[: len(between) - n_header], self._end_before_either_side(before, between)) if self._cut_tail([end])]
+        if ends:
+            end = max(ends, key=lambda end: len(self._further(end, before)))
+            self._further_end = self._further(end, before)
+            return self._cut_tail([end]).lstrip()
         if self._tokenizer.eos_token:
             following = between.lstrip()
             header = self.control.through_first(following)
@@ -268,7 +272,7 @@ def merged(turns: Sequence[Turn]) -> tuple[Turn, ...]:
 
 def render(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[dict[str, str]], source: str, *, generation: bool) -> str:
     """Return what a template makes of messages. Raises ModelUnavailable with the template's own words where it refuses them."""
-    from jinja2 import TemplateSyntaxError
+    from jinja2 import TemplateSyntaxError, UndefinedError
 
     try:
         return str(tokenizer.apply_chat_template(list(messages), chat_template=source, tokenize=False, add_generation_prompt=generation))
@@ -277,6 +281,12 @@ def render(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[dict[str, st
             f"the chat template of {named(tokenizer)} has an error in line {error.lineno} ({error.message}); mend chat_template.jinja"
         ) from error
     except Exception as error:
+        lacking = _UNDEFINED.fullmatch(str(error)) if isinstance(error, UndefinedError) else None
+        if lacking:
+            raise ModelUnavailable(
+                f"the chat template of {named(tokenizer)} writes {lacking[1]}, which the tokenizer does not have; set {lacking[1]} in "
+                "tokenizer_config.json"
+            ) from error
         roles = ", ".join(message["role"] for message in messages) or "nothing"
         why = next(iter(str(error).splitlines()), type(error).__name__)
         raise ModelUnavailable(f"the chat template of {named(tokenizer)} refuses turns of {roles}: {why}") from error

@@ -98,7 +98,8 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     gguf = _gguf(weights[0])
     _refuse_tokenizer_of_a_package(folder)
     with _one_line(folder), _quiet():
-        tokenizer = AutoTokenizer.from_pretrained(folder, **_LOCAL, **gguf)
+        # With mistral_common installed, its own tokenizer would be taken, which knows no chat template: other ids than without the package.
+        tokenizer = AutoTokenizer.from_pretrained(folder, mistral_format=False, **_LOCAL, **gguf)
         # Settings that it does not understand show when it is used.
         tokenizer("a b")
     file = folder / "generation_config.json"

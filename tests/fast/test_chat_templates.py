@@ -14,6 +14,7 @@ from clusterlora.chat.encoder import PromptEncoder
 from clusterlora.chat.template import ChatTemplate
 from clusterlora.errors import BadData, BadSettings, ModelUnavailable
 from clusterlora.models.base import HOMELM_FOLDER
+from clusterlora.serving.answer_text import AnswerText
 from clusterlora.values import Turn
 from tests.fixtures.chat_templates import (
     CHATML,
@@ -26,6 +27,7 @@ from tests.fixtures.chat_templates import (
     QWEN_BASE,
     R1,
     SHAPES,
+    TWO_ENDS,
     Shape,
     tokenizer_of,
 )
@@ -117,6 +119,40 @@ def test_every_answer_is_trained_on_once_with_its_end_token_which_the_history_ha
     if shape is not IN_WORDS:
         assert history.count(f"Sure: the light is on.{shape.end}") == 1
         assert f"{shape.end}{shape.end}" not in history
+
+
+TWO_ENDS_BETWEEN = TWO_ENDS.template.replace("<|/say|>' }}", "' }}").replace(
+    "<|/turn|>{% endfor %}<|turn|><|assistant|>",
+    "{% if not loop.last or add_generation_prompt %}{{ '<|/say|>' if m['role'] == 'assistant' }}\n<|/turn|>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|turn|><|assistant|>{% endif %}",
+)
+
+
+@pytest.mark.parametrize(("template", "end"), [(TWO_ENDS.template, "<|/say|><|/turn|>"), (TWO_ENDS_BETWEEN, "<|/say|>\n<|/turn|>")])
+def test_an_end_of_several_tokens_is_learnt_whole_and_its_first_and_last_token_end_an_answer(template: str, end: str) -> None:
+    tokenizer: Any = tokenizer_of(replace(TWO_ENDS, template=template))
+    encoder = PromptEncoder(tokenizer, max_length=512)
+    assert encoder.template.end_tokens == {"<|/say|>", "<|/turn|>"}
+    assert learnt(tokenizer, encoder, DIALOGUE) == [f"<|say|>answer:Sure: the light is on.{end}", f"<|say|>answer:22 degrees{end}"]
+    for turns in (DIALOGUE[:2], DIALOGUE[:4], DIALOGUE[:6]):
+        assert list(encoder.encode_messages(turns)) == rendered(tokenizer, turns)
+    (sequence,) = encoder.encode_dialogues([DIALOGUE])
+    whole = rendered(tokenizer, DIALOGUE[:5])
+    assert list(sequence.ids) == whole[: len(sequence.ids)]
+
+
+def test_what_leads_every_answer_is_learnt_and_no_part_of_its_words() -> None:
+    tokenizer: Any = tokenizer_of(TWO_ENDS)
+    encoder = PromptEncoder(tokenizer, max_length=512)
+    (turn,) = encoder.encode_turns([(DIALOGUE[:2], "answer: 22 degrees")])
+    answer = turn.response[: -len("..")]
+    assert tokenizer.decode(list(answer)) == "<|say|>answer:answer: 22 degrees"
+    assert encoder.words(answer) == "answer: 22 degrees"
+    assert encoder.words(answer[len(encoder.lead) :]) == "answer: 22 degrees", "an answer may come without it"
+    sent = AnswerText(tokenizer, lead=encoder.lead)
+    pieces = [sent.add([token]) for token in answer]
+    assert "".join(pieces) + sent.rest() == sent.text == "answer: 22 degrees"
+    assert PromptEncoder(tokenizer_of(MISTRAL), max_length=512).lead == PromptEncoder(tokenizer_of(GEMMA), max_length=512).lead == ()
 
 
 def test_a_template_that_keeps_its_history_gives_one_sequence_and_any_other_one_per_answer() -> None:
@@ -326,6 +362,10 @@ def test_a_tokenizer_without_eos_can_be_used_where_the_template_ends_its_turns_a
     assert ChatTemplate(tokenizer_of(replace(PHI3, template=PHI3.template.replace("{{ eos_token }}", ""), eos=None))).end_token == "<|end|>"
     with pytest.raises(ModelUnavailable, match=r"no eos_token; set eos_token in tokenizer_config\.json"):
         ChatTemplate(tokenizer_of(replace(IN_WORDS, eos=None)))
+    with pytest.raises(
+        ModelUnavailable, match=r"writes eos_token, which the tokenizer does not have; set eos_token in tokenizer_config\.json"
+    ):
+        ChatTemplate(tokenizer_of(replace(MISTRAL, eos=None)))
 
 
 def test_only_so_many_short_renderings_are_kept() -> None:
