@@ -362,9 +362,7 @@ def test_a_tokenizer_without_eos_can_be_used_where_the_template_ends_its_turns_a
     assert ChatTemplate(tokenizer_of(replace(PHI3, template=PHI3.template.replace("{{ eos_token }}", ""), eos=None))).end_token == "<|end|>"
     with pytest.raises(ModelUnavailable, match=r"no eos_token; set eos_token in tokenizer_config\.json"):
         ChatTemplate(tokenizer_of(replace(IN_WORDS, eos=None)))
-    with pytest.raises(
-        ModelUnavailable, match=r"writes eos_token, which the tokenizer does not have; set eos_token in tokenizer_config\.json"
-    ):
+    with pytest.raises(ModelUnavailable, match="writes eos_token, which the tokenizer does not have; set eos_token in tok"):
         ChatTemplate(tokenizer_of(replace(MISTRAL, eos=None)))
 
 
