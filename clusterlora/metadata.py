@@ -352,3 +352,10 @@ class RefreshOutcome:
     on_new: Shift | None
     on_old: Shift | None
     elsewhere: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Forgotten:
+    """Who left the study: the keyed digests of their ids (`pseudonyms.pseudonym`). They are left out whenever the data are read."""
+
+    pseudonyms: tuple[str, ...] = ()

@@ -156,6 +156,18 @@ class PrivacyRequest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ForgetRequest:
+    """A person who leaves, by a digest: what is asked of a run stays in Prefect, and so the id must not be there."""
+
+    __pydantic_config__ = _FORM
+
+    digest: str
+    """The keyed digest of the person's id, which `clusterlora persona forget ID --dry-run` prints first."""
+    studies: tuple[str, ...] = ()
+    """Only these studies, each with its refreshes; empty: all."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AssignmentRequest:
     """People who are new to a study, with a few dialogues each: given as rows or as a path, one of the two."""
 

@@ -52,4 +52,10 @@ def registry_from_environment(environment: Mapping[str, str] = os.environ) -> "R
     return registry_at(environment.get("MLFLOW_TRACKING_URI"))
 
 
-__all__ = ["Stores", "from_environment", "registry_from_environment"]
+def services_from_environment(environment: Mapping[str, str] = os.environ) -> Path | None:
+    """Return the folder of the servers of this machine, CLUSTERLORA_STACK_HOME; None where nobody says."""
+    folder = environment.get("CLUSTERLORA_STACK_HOME")
+    return Path(folder) if folder else None
+
+
+__all__ = ["Stores", "from_environment", "registry_from_environment", "services_from_environment"]

@@ -24,6 +24,7 @@ FLOWS = (
     "flows.refresh.refresh",
     "flows.privacy.privacy",
     "flows.watch.watch",
+    "flows.forget.forget",
 )
 
 ENVIRONMENT = {

@@ -94,6 +94,7 @@ def client_environment(home: Path, addresses: Addresses) -> dict[str, str]:
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "DO_NOT_TRACK": "1",
         "CLUSTERLORA_HOME": str(results),
+        "CLUSTERLORA_STACK_HOME": str(home),
         "CLUSTERLORA_DATABASE_URL": os.environ.get("CLUSTERLORA_DATABASE_URL") or f"sqlite:///{results / 'clusterlora.db'}",
         # The work pools run `python`: it must be this one, even if the virtual environment is not activated.
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),

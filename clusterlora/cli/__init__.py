@@ -23,6 +23,7 @@ from clusterlora.cli.local_steps import compare, evaluate, train
 from clusterlora.cli.merge import merge
 from clusterlora.cli.models import models
 from clusterlora.cli.notify import notify
+from clusterlora.cli.persona import persona
 from clusterlora.cli.privacy import privacy
 from clusterlora.cli.prune import prune
 from clusterlora.cli.refresh import refresh
@@ -77,7 +78,10 @@ def cli(debug: bool) -> None:
 
 for command in (cost, diff, privacy, prune, refresh, verify):
     study.add_command(command)
-_COMMANDS = (study, train, evaluate, compare, merge, assign, chat, serve, up, down, doctor, models, registry, data, backup, restore, notify)
+_COMMANDS = (
+    *(study, train, evaluate, compare, merge, assign, persona, chat, serve, up, down, doctor, models, registry, data),
+    *(backup, restore, notify),
+)
 for command in _COMMANDS:
     cli.add_command(command)
 

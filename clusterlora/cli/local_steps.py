@@ -11,13 +11,12 @@ from clusterlora.cli.choose_base import with_base
 from clusterlora.cli.local_stores import open_local_stores
 from clusterlora.cli.options import study_from, study_options
 from clusterlora.cli.progress import ConsoleLog, console_log
-from clusterlora.errors import OutOfMemory, UnknownName, counted
+from clusterlora.errors import UnknownName, counted
 
 if TYPE_CHECKING:
     from clusterlora.planning.study_state import StudyState
     from clusterlora.planning.work_plan import WorkPlan
     from clusterlora.ports.stores import Stores
-    from clusterlora.requests import TrainingGroup
     from clusterlora.settings import Study
 
 _TRAIN_EXAMPLES = """\b
@@ -60,6 +59,7 @@ def train(
     from clusterlora.planning.study_state import read_state
     from clusterlora.planning.training_groups import groups_of
     from clusterlora.planning.work_plan import work_plan
+    from clusterlora.stages.remaining import train_groups
 
     stores = open_local_stores(keep_services_up=True)
     study = with_base(study, stores)
@@ -68,7 +68,7 @@ def train(
         state = read_state(study.name, stores)
         plan = work_plan(state)
         names = _selected_adapters(plan, study.name, cluster, adapter)
-        n_trained = sum(_train_one(study, group, stores, log) for group in chain.from_iterable(groups_of(state, plan, names)))
+        n_trained = train_groups(study, chain.from_iterable(groups_of(state, plan, names)), stores, log)
     folder = stores.folder(study.name)
     if as_json:
         click.echo(json.dumps({"study": study.name, "adapters": names, "trained": n_trained, "folder": str(folder)}))
@@ -145,10 +145,10 @@ def _prepare_study(study: "Study", stores: "Stores", log: ConsoleLog) -> None:
     from clusterlora.planning.training_groups import groups_before_clustering
     from clusterlora.stages.cluster import cluster_study
     from clusterlora.stages.prepare import prepare_study
+    from clusterlora.stages.remaining import train_groups
 
     prepare_study(study, stores, log, running=False)
-    for group in chain.from_iterable(groups_before_clustering(read_state(study.name, stores))):
-        _train_one(study, group, stores, log)
+    train_groups(study, chain.from_iterable(groups_before_clustering(read_state(study.name, stores))), stores, log)
     cluster_study(study.name, stores, log)
 
 
@@ -164,23 +164,6 @@ def _selected_adapters(plan: "WorkPlan", study_name: str, cluster: int | None, a
         more = f", and {n_more} of single persons or small groups" if n_more else ""
         raise UnknownName(f"study {study_name} has no adapter {name!r}; known: {', '.join(shown)}{more}")
     return (name,)
-
-
-def _train_one(study: "Study", group: "TrainingGroup", stores: "Stores", log: ConsoleLog) -> int:
-    """Train one group of adapters, halving the micro-batch as often as memory demands."""
-    from clusterlora.planning.attempts import next_request
-    from clusterlora.stages.train import train_group
-
-    while True:
-        request = next_request(study, group, stores)
-        try:
-            return train_group(request, stores, log)
-        except OutOfMemory:
-            if request.micro_batch == 1:
-                raise
-            log.note(
-                f"out of memory at micro-batch {request.micro_batch}; going on with {request.micro_batch // 2}, which changes no result"
-            )
 
 
 def _require(state: "StudyState", cluster: int) -> None:

@@ -48,3 +48,11 @@ class AdapterStore(Protocol):
     def half_written(self) -> tuple[Path, ...]:
         """Return the folders of copies and downloads that were interrupted: nobody has written to them for an hour."""
         ...
+
+    def delete(self, key: str) -> None:
+        """Delete an adapter on this machine: its folder, its checkpoints and its quarantined copies."""
+        ...
+
+    def delete_leftovers(self) -> None:
+        """Delete what no finished adapter needs: all checkpoints, quarantined and half-written folders."""
+        ...

@@ -97,6 +97,17 @@ class StudyStore(Protocol):
 
     def dataset(self, study: str) -> Dataset: ...
 
+    def forget_data(self, study: str, dataset: Dataset, clustering: Clustering | None, keep: Sequence[type]) -> None:
+        """Replace the study's people and clusters by these, and delete all that was derived from those before.
+
+        That is answers, scores, routes, verdicts, attempts, and metadata of other kinds than `keep`; adapters are left to `forget_adapter`.
+        """
+        ...
+
+    def scrub(self) -> None:
+        """Rewrite the database's files, so that nothing of deleted rows is left in them."""
+        ...
+
     def save_clustering(self, study: str, clustering: Clustering) -> None: ...
 
     def clustering(self, study: str) -> Clustering | None: ...
@@ -121,6 +132,10 @@ class StudyStore(Protocol):
 
         Where a study has it that `only_of` does not name, nothing is removed, and False is returned.
         """
+        ...
+
+    def unlink_adapter(self, study: str, key: str) -> None:
+        """Take an adapter that other studies have from this one."""
         ...
 
     def adapters(self, study: str) -> tuple[TrainedAdapter, ...]: ...

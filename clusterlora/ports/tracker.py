@@ -92,6 +92,26 @@ class StudyTracker(Protocol):
         """End a run whose process no longer exists."""
         ...
 
+    @property
+    def address(self) -> str | None:
+        """The server's address, with which `mlflow gc` finds artifacts; None where nothing is tracked."""
+        ...
+
+    def run_ids(self, study: str) -> frozenset[str]:
+        """Return the runs of a study."""
+        ...
+
+    def has_run(self, run_id: str) -> bool:
+        """Return whether there is such a run, and it is not deleted."""
+        ...
+
+    def forget_study(self, study: str) -> tuple[str, ...]:
+        """Remove a study's runs, their artifacts, and the versions that it registered; return experiments that are only marked as deleted.
+
+        A champion among them hands its alias back to the last one before it that is left. The study can be started again.
+        """
+        ...
+
 
 class AdapterTracker(Protocol):
     """The runs and artifacts of adapters in the experiment tracker."""

@@ -22,6 +22,7 @@ from clusterlora.ports.stores import Stores
 from clusterlora.progress.timing import timed
 from clusterlora.settings import PreparedStudy, Study, chosen_base
 from clusterlora.stages.base_checks import decided, fitted_dataset
+from clusterlora.stages.forgotten import without_forgotten
 from clusterlora.stages.model_fit import refuse_misfits
 from clusterlora.stages.pairwise import leaves_the_machine, preferences_of_people
 from clusterlora.stages.refresh import refreshed, save_refresh
@@ -50,6 +51,7 @@ def prepare_study(settings: Study, stores: Stores, log: RunLog, *, running: bool
     study, base = as_prepared(settings, stores)
     refresh = refreshed(study, base.tokenizer, stores) if study.refresh.of else None
     dataset, fit = (refresh.dataset, refresh.fit) if refresh else fitted_dataset(study, base.tokenizer)
+    dataset = without_forgotten(dataset, study, stores)
     for sentence in refresh.sentences if refresh else ():
         log.note(sentence)
     of_dialogues = tuple(_fit_sentences(fit, study))
@@ -91,9 +93,7 @@ def prepare_study(settings: Study, stores: Stores, log: RunLog, *, running: bool
             # Drawn once: what a study has tried does not change with the version of a library.
             targets = resolved(study.recipe, base.weights).target_modules
             stores.studies.save_metadata(study.name, Tuning(draw_recipes(study, targets)))
-        tags = {"study": study.name} | {name: str(value) for name, value in asdict(made_from).items() if value is not None}
-        stores.tracker.start_study(study.name, params=asdict(study), tags=tags, dataset=dataset, running=running)
-        stores.studies.save_metadata(study.name, TrackerPage(stores.tracker.page(study.name)))
+        start_tracking(study, made_from, dataset, stores, running=running)
         if running:
             stores.studies.set_status(study.name, "running")
         replace_damaged(study.name, stores, log)
@@ -102,6 +102,13 @@ def prepare_study(settings: Study, stores: Stores, log: RunLog, *, running: bool
     if power := study_power(study.methods, REFERENCE, len(dataset.personas)):
         log.note(power.sentence)
     return dataset
+
+
+def start_tracking(study: PreparedStudy, made_from: Provenance, dataset: Dataset, stores: Stores, *, running: bool) -> None:
+    """Start a study in the tracker, and record where its page is."""
+    tags = {"study": study.name} | {name: str(value) for name, value in asdict(made_from).items() if value is not None}
+    stores.tracker.start_study(study.name, params=asdict(study), tags=tags, dataset=dataset, running=running)
+    stores.studies.save_metadata(study.name, TrackerPage(stores.tracker.page(study.name)))
 
 
 def _fit_sentences(fit: PromptFit, study: PreparedStudy) -> Iterator[str]:

@@ -73,6 +73,21 @@ class Database:
         with self._service_errors(), writer.begin() as connection:
             yield connection
 
+    def scrub(self) -> None:
+        """Rewrite the database's files without deleted rows: they stay in free pages and in SQLite's write-ahead log until then.
+
+        Raises:
+            ServiceDown: somebody else is using the database.
+        """
+        with self._service_errors(), self.engine.execution_options(sqlite_begin="", isolation_level="AUTOCOMMIT").connect() as connection:
+            if connection.dialect.name == "postgresql":
+                connection.exec_driver_sql("VACUUM FULL")
+                return
+            connection.exec_driver_sql("VACUUM")
+            # Shrinks the log to nothing, once no reader needs it; a first column of 1 says that one does.
+            if connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)").scalar():
+                raise ServiceDown(f"study database {self.redacted_url} is being read; run the same command again when nobody reads it")
+
     def upsert(self, connection: Connection, table: sa.Table, rows: list[dict[str, Any]], *, replace: bool, where: Any = None) -> None:
         """Insert rows; where the primary key exists, replace the row (if `where` holds for it) or leave it."""
         if not rows:

@@ -94,6 +94,16 @@ class FileAdapterStore:
     def quarantined(self) -> tuple[Path, ...]:
         return tuple(self._root / ".quarantine" / name for name in _names(self._root / ".quarantine"))
 
+    def delete(self, key: str) -> None:
+        self.drop_scratch(key)
+        for quarantined in (self._root / ".quarantine").glob(f"{self._folder(key).name}-*"):
+            shutil.rmtree(quarantined)
+        self.drop(key)
+
+    def delete_leftovers(self) -> None:
+        for name in (".scratch", ".quarantine", ".incoming"):
+            shutil.rmtree(self._root / name, ignore_errors=True)
+
     def half_written(self) -> tuple[Path, ...]:
         folders = (self._root / ".incoming" / name for name in _names(self._root / ".incoming"))
         return tuple(folder for folder in folders if _is_abandoned(folder))

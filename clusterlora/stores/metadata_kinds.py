@@ -28,6 +28,7 @@ NAME_BY_KIND: Mapping[type, str] = {
     metadata.WatchedFile: "watched_file",
     metadata.Regrouping: "regrouping",
     metadata.RefreshOutcome: "refresh_outcome",
+    metadata.Forgotten: "forgotten",
     PersonaSignal: "signal",
     Memorisation: "memorisation",
     Power: "gate_power",

@@ -1,5 +1,6 @@
 """An open training run at MLflow: everything logged to it goes through an outbox, as messages that survive its process."""
 
+import json
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,13 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric, RunTag
+from mlflow.entities import Dataset as MlflowDataset
+from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import RestException
 
 from clusterlora.errors import ServiceDown
+from clusterlora.stores.json_codec import plain
 from clusterlora.stores.outbox import Outbox, Payload
+from clusterlora.values import Dataset
 
 METRICS_PER_REQUEST = 1000
+"""MLflow's own limit."""
+
+_PARAM_CHARACTERS = 6000
 """MLflow's own limit."""
 
 _NOT_IN_NAMES = re.compile(r"[^\w./ :-]")
@@ -100,6 +107,25 @@ def metrics_of(values: Mapping[str, float]) -> list[Metric]:
     """Return values as MLflow metrics with the present time."""
     timestamp = now()
     return [Metric(mlflow_name(name), value, timestamp, 0) for name, value in values.items()]
+
+
+def params_of(values: Mapping[str, Any], prefix: str = "") -> list[Param]:
+    """Return nested settings as dotted parameters."""
+    params: list[Param] = []
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            params += params_of(value, f"{prefix}{name}.")  # pyright: ignore[reportUnknownArgumentType]
+        else:
+            params.append(Param(f"{prefix}{name}", str(plain(value))[:_PARAM_CHARACTERS]))
+    return params
+
+
+def dataset_input(study: str, dataset: Dataset) -> DatasetInput:
+    """Return what a run says of its data: the digest, and how many there are."""
+    n_by_split = {s: sum(len(p.of_split(s)) for p in dataset.personas) for s in ("train", "val", "test")}
+    profile = json.dumps({"personas": len(dataset.personas), "dialogues": n_by_split})
+    entity = MlflowDataset(study, dataset.digest, "study database", json.dumps({"study": study}), profile=profile)
+    return DatasetInput(entity, [InputTag("mlflow.data.context", "training")])
 
 
 def mlflow_name(name: str) -> str:

@@ -34,6 +34,7 @@ class MlflowServer:
         if not re.match(r"https?://", uri):
             raise BadSettings(f"MLflow tracking URI {uri!r} is not a server's address; start `mlflow server` and write http://host:port")
         self.client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+        self.uri = uri
         self.patience_seconds = patience_seconds
         self.address = _CREDENTIALS.sub("//", uri).rstrip("/")
         self.display_name = f"MLflow at {_CREDENTIALS.sub('//***@', uri)}"

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
-from mlflow.entities import Dataset as MlflowDataset
-from mlflow.entities import DatasetInput, InputTag, Param, Run, RunTag
+from mlflow.entities import Param, Run, RunTag
 from mlflow.exceptions import MlflowException, RestException
 
 from clusterlora.errors import UnknownName, counted
@@ -21,9 +20,21 @@ from clusterlora.gate.report import markdown
 from clusterlora.ports.model_registry import About, ModelVersion
 from clusterlora.ports.tracker import AdapterRun, OpenRun, TrialRun
 from clusterlora.stores.champion_history import move_champion, study_of_champion
-from clusterlora.stores.json_codec import from_plain, plain, to_json
+from clusterlora.stores.json_codec import from_plain, to_json
+from clusterlora.stores.mlflow_forgetting import forget_study, has_run, run_ids
 from clusterlora.stores.mlflow_registry import add_version, model_versions
-from clusterlora.stores.mlflow_run import METRICS_PER_REQUEST, MlflowRun, batches, delete_artifacts, metrics_of, mlflow_name, now, send
+from clusterlora.stores.mlflow_run import (
+    METRICS_PER_REQUEST,
+    MlflowRun,
+    batches,
+    dataset_input,
+    delete_artifacts,
+    metrics_of,
+    mlflow_name,
+    now,
+    params_of,
+    send,
+)
 from clusterlora.stores.mlflow_server import MlflowServer
 from clusterlora.stores.mlflow_trials import log_trials
 from clusterlora.stores.mlflow_view import KIND_OF_TRAINING, KIND_TAG, PAGE_QUERY, VIEW_TAG, view
@@ -35,8 +46,7 @@ from clusterlora.values import Dataset, TrainedAdapter, Verdict
 log = logging.getLogger(__name__)
 
 _PARAMS_PER_REQUEST = 100
-_PARAM_CHARACTERS = 6000
-"""Limits of MLflow's interface."""
+"""Limit of MLflow's interface."""
 
 _WAIT_FOR_PARENT_SECONDS = 10.0
 """How long to wait for the parent run of an experiment that another process created: that process may have been killed in between."""
@@ -171,7 +181,7 @@ class MlflowTracker:
         path = f"adapters/{adapter.name}"
 
         def log_it() -> str:
-            run_id = adapter.run_id if _exists(self._client, adapter.run_id) else None
+            run_id = adapter.run_id if has_run(self._client, adapter.run_id) else None
             run_id = run_id or self._parent(study).info.run_id
             self._client.log_artifacts(run_id, str(folder), path)
             return run_id
@@ -195,6 +205,21 @@ class MlflowTracker:
             )
 
         return self._server.call("the list of open runs", read)
+
+    @property
+    def address(self) -> str | None:
+        return self._server.uri
+
+    def run_ids(self, study: str) -> frozenset[str]:
+        return self._server.call("the list of runs", lambda: run_ids(self._client, study))
+
+    def has_run(self, run_id: str) -> bool:
+        return self._server.call("a run", lambda: has_run(self._client, run_id))
+
+    def forget_study(self, study: str) -> tuple[str, ...]:
+        self._send_left_over()
+        self._parents.pop(study, None)
+        return self._server.call(f"the removal of study {study}", lambda: forget_study(self._client, study))
 
     def kill_run(self, run_id: str) -> None:
         self._server.call("the end of a run", lambda: self._client.set_terminated(run_id, "KILLED"))
@@ -244,12 +269,12 @@ class MlflowTracker:
             if parent.info.run_id != created.info.run_id:
                 self._client.delete_run(created.info.run_id)
             else:
-                self._client.log_inputs(created.info.run_id, datasets=[_dataset_input(study, dataset)])
+                self._client.log_inputs(created.info.run_id, datasets=[dataset_input(study, dataset)])
                 self._describe_experiment(experiment_id, study, tags, dataset)
                 if not running:
                     self._client.set_terminated(created.info.run_id)
         run_id = parent.info.run_id
-        self._log_missing_params(run_id, _params(params))
+        self._log_missing_params(run_id, params_of(params))
         self._client.log_batch(run_id, tags=[RunTag(k, v) for k, v in {**tags, "data_digest": dataset.digest, "study": study}.items()])
         if running:
             self._client.update_run(run_id, status="RUNNING")
@@ -294,7 +319,7 @@ class MlflowTracker:
         inherited = {tag: parent.data.tags[tag] for tag in _INHERITED_TAGS if tag in parent.data.tags}
         own = {**inherited, **tags, "study": study, _KIND: "training", "mlflow.parentRunId": parent.info.run_id}
         run = self._client.create_run(parent.info.experiment_id, tags=own, run_name=name)
-        for batch in batches(_params(params), _PARAMS_PER_REQUEST):
+        for batch in batches(params_of(params), _PARAMS_PER_REQUEST):
             self._client.log_batch(run.info.run_id, params=batch)
         return run
 
@@ -356,15 +381,6 @@ def _experiment(client: MlflowClient, study: str) -> tuple[str, bool]:
         return experiment.experiment_id, False
 
 
-def _exists(client: MlflowClient, run_id: str | None) -> bool:
-    try:
-        return run_id is not None and client.get_run(run_id).info.lifecycle_stage == "active"
-    except RestException as error:
-        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            return False
-        raise
-
-
 def _find_parent(client: MlflowClient, experiment_id: str, *, wait_seconds: float = 0) -> Run | None:
     """Return the run of the study itself, or None when there is none after waiting for it."""
     oldest = ["attributes.start_time ASC", "attributes.run_id ASC"]
@@ -374,21 +390,3 @@ def _find_parent(client: MlflowClient, experiment_id: str, *, wait_seconds: floa
         if runs or time.monotonic() >= deadline:
             return runs[0] if runs else None
         time.sleep(0.1)
-
-
-def _dataset_input(study: str, dataset: Dataset) -> DatasetInput:
-    n_by_split = {s: sum(len(p.of_split(s)) for p in dataset.personas) for s in ("train", "val", "test")}
-    profile = json.dumps({"personas": len(dataset.personas), "dialogues": n_by_split})
-    entity = MlflowDataset(study, dataset.digest, "study database", json.dumps({"study": study}), profile=profile)
-    return DatasetInput(entity, [InputTag("mlflow.data.context", "training")])
-
-
-def _params(values: Mapping[str, Any], prefix: str = "") -> list[Param]:
-    """Return nested settings as dotted parameters."""
-    params: list[Param] = []
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            params += _params(value, f"{prefix}{name}.")  # pyright: ignore[reportUnknownArgumentType]
-        else:
-            params.append(Param(f"{prefix}{name}", str(plain(value))[:_PARAM_CHARACTERS]))
-    return params

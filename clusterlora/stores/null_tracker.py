@@ -100,6 +100,19 @@ class NullTracker:
     def open_runs(self, study: str) -> tuple[OpenRun, ...]:  # noqa: ARG002
         return ()
 
+    @property
+    def address(self) -> str | None:
+        return None
+
+    def run_ids(self, study: str) -> frozenset[str]:  # noqa: ARG002
+        return frozenset()
+
+    def has_run(self, run_id: str) -> bool:  # noqa: ARG002
+        return False
+
+    def forget_study(self, study: str) -> tuple[str, ...]:  # noqa: ARG002
+        return ()
+
     def kill_run(self, run_id: str) -> None: ...
 
     def versions(self, study: str) -> tuple[ModelVersion, ...]:  # noqa: ARG002

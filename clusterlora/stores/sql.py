@@ -13,7 +13,7 @@ from sqlalchemy.engine import Connection
 from clusterlora.errors import UnknownName
 from clusterlora.ports.study_store import DeviceUse, Duplicates
 from clusterlora.settings import PreparedStudy, check_study_name
-from clusterlora.stores import duplicates, rows, schema
+from clusterlora.stores import duplicates, forgetting, rows, schema
 from clusterlora.stores.database import Database
 from clusterlora.stores.json_codec import from_json, to_json
 from clusterlora.stores.metadata_kinds import NAME_BY_KIND
@@ -128,6 +128,21 @@ class SqlStudyStore:
         _cached_dataset[digest] = dataset
         return dataset
 
+    def forget_data(self, study: str, dataset: Dataset, clustering: Clustering | None, keep: Sequence[type]) -> None:
+        kept = [NAME_BY_KIND[kind] for kind in keep]
+        with self._writing(study) as connection:
+            forgetting.delete_derived(connection, study, kept)
+            connection.execute(_of_study(sa.update(schema.studies), study).values(data_digest=dataset.digest))
+            self._database.upsert(connection, schema.personas, rows.of_personas(study, dataset), replace=True)
+            self._database.upsert(connection, schema.dialogues, rows.of_dialogues(study, dataset), replace=True)
+            if clustering is not None:
+                self._database.upsert(connection, schema.clusterings, [rows.of_clustering(study, clustering)], replace=True)
+                self._database.upsert(connection, schema.cluster_members, rows.of_members(study, clustering), replace=True)
+        _cached_dataset.clear()
+
+    def scrub(self) -> None:
+        self._database.scrub()
+
     def save_clustering(self, study: str, clustering: Clustering) -> None:
         with self._writing(study) as connection:
             connection.execute(_of_study(sa.delete(schema.cluster_members), study))
@@ -172,6 +187,11 @@ class SqlStudyStore:
             for table in (schema.study_adapters, schema.learning_curves, schema.adapters):
                 connection.execute(sa.delete(table).where(table.c.key == key))
             return True
+
+    def unlink_adapter(self, study: str, key: str) -> None:
+        links = schema.study_adapters
+        with self._writing(study) as connection:
+            connection.execute(sa.delete(links).where(links.c.study == study, links.c.key == key))
 
     def adapters(self, study: str) -> tuple[TrainedAdapter, ...]:
         linked = sa.select(schema.adapters).join(schema.study_adapters).where(schema.study_adapters.c.study == study)

@@ -51,7 +51,7 @@ def test_every_deployment_names_a_flow_that_exists_and_runs_that_very_flow(deplo
 
 def test_flows_that_wait_for_gpu_runs_are_in_another_pool():
     pools = {d["name"]: d["work_pool"]["name"] for d in listed() if d["work_pool"]["name"] in ("cpu", "gpu")}
-    assert {name for name, pool in pools.items() if pool == "gpu"} == {"train", "evaluate", "assign", "merge", "privacy"}
+    assert {name for name, pool in pools.items() if pool == "gpu"} == {"train", "evaluate", "assign", "merge", "privacy", "forget"}
     assert {"study", "gate", "compare"} <= {name for name, pool in pools.items() if pool == "cpu"}
 
 

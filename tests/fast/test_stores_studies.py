@@ -9,6 +9,7 @@ import pytest
 
 from clusterlora.errors import BadData, BadSettings, UnknownName
 from clusterlora.metadata import (
+    DataWarnings,
     ReferencePoints,
     Refinement,
 )
@@ -252,6 +253,23 @@ def test_an_adapter_is_not_forgotten_where_a_study_has_it_that_is_not_named(stor
     assert [len(store.adapters(study)) for study in ("contract", "second")] == [1, 1]
     assert store.forget_adapter("0123abcd", only_of=["contract", "second"])
     assert (store.adapter("0123abcd"), store.adapters("second")) == (None, ())
+
+
+def test_a_study_forgets_its_data_and_what_was_derived_from_them_and_keeps_what_is_named(store: StudyStore) -> None:
+    store.save_dataset("contract", people())
+    store.save_clustering("contract", Clustering("given", (("ana",),)))
+    store.save_metadata("contract", DataWarnings(of_dialogues=("said",)))
+    store.save_adapter("contract", trained())
+    store.unlink_adapter("contract", "0123abcd")
+    other = people("other")
+    store.forget_data("contract", other, Clustering("given", (("bob",),)), [Refinement])
+    store.scrub()
+    assert store.dataset("contract") == other
+    assert store.clustering("contract") == Clustering("given", (("bob",),))
+    assert store.metadata("contract", DataWarnings) is None
+    assert store.metadata("contract", Refinement) == Refinement(1)
+    assert store.adapters("contract") == ()
+    assert store.adapter("0123abcd") is not None, "other studies may have it"
 
 
 def test_adapters_come_by_name(store: StudyStore) -> None:

@@ -1,0 +1,65 @@
+"""`clusterlora persona`: people who leave."""
+
+import json
+from dataclasses import asdict
+
+import click
+
+from clusterlora.cli.local_stores import open_local_stores
+from clusterlora.cli.orchestration import services_home
+from clusterlora.cli.progress import console_log
+
+_FORGET_EXAMPLES = """\b
+Examples:
+  clusterlora persona forget ana --dry-run        what would be removed and trained again, and how long it takes
+  clusterlora persona forget ana                  after an interruption: the same command again
+  clusterlora persona forget ana --study demo     from one study and its refreshes alone
+  clusterlora persona forget --digest 5f0c...     the person by the digest that --dry-run prints, where an id must not be typed
+"""
+
+
+@click.group(epilog="\b\nExample:\n  clusterlora persona forget ana --dry-run\n")
+def persona() -> None:
+    """People who leave."""
+
+
+@persona.command(epilog=_FORGET_EXAMPLES)
+@click.argument("persona_id", metavar="[ID]", required=False)
+@click.option("--digest", help="The person by the keyed digest of the id instead of the id.")
+@click.option("--study", "studies", multiple=True, help="Only from this study and its refreshes; may be given several times.")
+@click.option("--dry-run", is_flag=True, help="Print what would be removed, and change nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print the certificate as JSON; with --dry-run what is planned.")
+def forget(persona_id: str | None, digest: str | None, studies: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
+    """Remove a person from every study, and train again without them what learned from them.
+
+    Dialogues, answers, scores, the adapters that learned from them, and all results are deleted from the study database, the results,
+    MLflow and the Prefect server of this machine. Adapters shared with others are trained again, from the last refresh that never saw the
+    person, else from the base model; everybody is answered anew, the methods are compared anew, and the champion's alias moves or stays
+    as after any comparison. All of it happens in this process. The certificate names the person by a digest that only this installation
+    can check. Nothing is changed while a study runs.
+    """
+    from clusterlora.pseudonyms import pseudonym
+    from clusterlora.stages.forget import forget as forget_persona
+    from clusterlora.stages.forget import read_certificate, what_to_forget
+    from clusterlora.stages.forget_words import plan_lines
+
+    if (persona_id is None) == (digest is None):
+        raise click.UsageError("name the person: clusterlora persona forget ID, or --digest DIGEST")
+    stores = open_local_stores(keep_services_up=True)
+    person = digest or pseudonym(stores.home, str(persona_id), make_key=True)
+    if dry_run:
+        plan = what_to_forget(person, stores, only=studies)
+        click.echo(json.dumps(asdict(plan)) if as_json else "\n".join((f"digest {person}", *plan_lines(plan))))
+        return
+    with console_log() as log:
+        file = forget_persona(person, stores, log, only=studies, services=services_home())
+    certificate = read_certificate(file)
+    if as_json:
+        click.echo(json.dumps(asdict(certificate)))
+        return
+    for one in certificate.studies:
+        again = f"{len(one.retrained)} trained again; champion {one.champion or 'none'} before, {one.champion_after or 'none'} now"
+        click.echo(f"study {one.study}: {one.n_dialogues} dialogues and {len(one.removed)} adapters removed, {again}")
+    for sentence in certificate.left:
+        click.echo(f"out of reach: {sentence}")
+    click.echo(f"certificate {file.with_suffix('.md')}")
