@@ -27,6 +27,8 @@ pytest_plugins = [
 
 TESTS = Path(__file__).parent
 TIERS = ("fast", "whole", "all")
+SERVERS = {"chromium", "mlflow_server", "postgres_server", "prefect_server"}
+"""Fixtures that start one."""
 
 # Threads of one product wait for each other by spinning: beside other workers, two on two cores take several times as long as one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -56,6 +58,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(folder)
         elif folder in TIERS and TIERS.index(tier) < TIERS.index(folder):
             raise pytest.UsageError(f"{item.nodeid} is marked {tier}, a cheaper tier than its folder's; move it to tests/{tier}")
+        if item.get_closest_marker("fast") and SERVERS & set(getattr(item, "fixturenames", ())):
+            raise pytest.UsageError(f"{item.nodeid} starts a server; mark it whole")
 
 
 def _folder(file: Path) -> str:

@@ -150,6 +150,7 @@ def test_a_champion_that_was_put_there_during_a_refresh_stays(
     assert moves_before(third.name, stores) == (read_state(study.name, stores).moved,)
 
 
+@pytest.mark.whole
 def test_items_that_decided_an_earlier_refresh_do_not_decide_again(
     refreshed: tuple[PreparedStudy, Stores], seven: Study, tmp_path: Path
 ) -> None:

@@ -70,9 +70,9 @@ def test_answers_of_many_adapters_in_one_batch_are_those_of_peft_token_for_token
     folders = [result.folder for result in sorted(trained, key=lambda result: result.job.key)]
     # Shared beginnings, so that prefixes are computed once; longer than every window.
     start = sequences(9)[0].ids * 3
-    questions = [Question(start[: 70 + 5 * n] + sequences(n)[1].ids, slot, start[:3]) for slot in (1, 2, 0) for n in range(3)]
+    questions = [Question(start[: 70 + 5 * n] + sequences(n)[1].ids, slot, start[:3]) for slot in (1, 2, 0) for n in range(2)]
     backend = inference_backends.inference_backend(ours, [read_weights(folder) for folder in folders])
-    replies = {reply.number: reply for reply in backend.reply(questions, max_new_tokens=12, batch_size=8)}
+    replies = {reply.number: reply for reply in backend.reply(questions, max_new_tokens=8, batch_size=8)}
     backend.close()
     for slot in (0, 1, 2):
         model = PeftModel.from_pretrained(base_of(name).model, str(folders[slot - 1])).eval() if slot else theirs.model
@@ -82,7 +82,7 @@ def test_answers_of_many_adapters_in_one_batch_are_those_of_peft_token_for_token
                 logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0]
             targets = torch.tensor(ids[-3:])
             assert replies[number].nll == pytest.approx(float(functional.cross_entropy(logits[-4:-1], targets)), rel=1e-5)
-            answer = greedy(model, questions[number].prompt, 12)
+            answer = greedy(model, questions[number].prompt, 8)
             end = next((i for i, token in enumerate(answer) if token in ours.end_ids), len(answer))
             assert replies[number].ids == answer[:end]
 

@@ -220,9 +220,9 @@ def test_the_detectable_gain_of_a_gate_passes_it_four_times_in_five(n_items: int
     power = gate_power(sixteen, GAINS_ONLY, rng)
     assert power.detectable_gain is not None
     spread = {"item_sd": power.item_sd, "persona_sd": power.persona_sd, "n_items": n_items}
-    passed = np.mean([imagined_gate(rng, gain=power.detectable_gain, **spread) for _ in range(600)])
+    passed = np.mean([imagined_gate(rng, gain=power.detectable_gain, **spread) for _ in range(300)])
     assert passed == pytest.approx(WANTED_POWER, abs=0.075)
-    by_luck = np.mean([imagined_gate(rng, gain=0.0, **spread) for _ in range(600)])
+    by_luck = np.mean([imagined_gate(rng, gain=0.0, **spread) for _ in range(300)])
     assert by_luck == pytest.approx(power.false_pass, abs=0.075)
 
 
@@ -274,7 +274,7 @@ def test_the_luck_of_the_ladder_is_that_of_the_gate_itself(monkeypatch: pytest.M
                 return True
         return False
 
-    assert np.mean([ladder_passes() for _ in range(600)]) == pytest.approx(power.ladder_false_pass, abs=0.075)
+    assert np.mean([ladder_passes() for _ in range(300)]) == pytest.approx(power.ladder_false_pass, abs=0.075)
 
 
 def test_the_first_rung_is_judged_as_the_mission_says_and_later_ones_by_a_sign_test_at_their_share_of_the_luck():

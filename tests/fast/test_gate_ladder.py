@@ -128,6 +128,7 @@ def test_without_a_spread_the_power_note_says_what_is_missing(gains: dict[str, n
     assert power.warnings == ()
 
 
+@pytest.mark.whole
 def test_a_refusal_ends_with_the_command_that_goes_on_and_the_power_is_noted_once(seven: Study, stores: Stores):
     study = replace(seven, gate=GateSettings(mean_similarity=1.0, later_rungs_luck=None, ladder=seven.gate.ladder))
     run(study, stores)
@@ -143,6 +144,7 @@ def test_a_refusal_ends_with_the_command_that_goes_on_and_the_power_is_noted_onc
     assert not refused(read_state(study.name, stores)), "decided after a gate that stops, too"
 
 
+@pytest.mark.whole
 def test_a_threshold_out_of_reach_is_measured_before_the_verdict_and_ends_the_ladder(seven: Study, stores: Stores):
     study = replace(seven, gate=GateSettings(worst_persona=1.0, later_rungs_luck=None, ladder=seven.gate.ladder, on_failure="stop"))
     prepare_study(study, stores, SilentLog())

@@ -101,6 +101,7 @@ def test_the_floor_of_a_likelihood_is_a_uniform_guess_over_the_tokens_of_the_bas
     assert scale(state_of(study, stores), stores, state_of(study, stores).dataset.ids) == ReferencePoints(floor(n_tokens))
 
 
+@pytest.mark.whole
 def test_less_loss_is_better_from_the_gate_to_the_report(seven: Study, stores: Stores, tmp_path: Path) -> None:
     study = replace(
         seven,

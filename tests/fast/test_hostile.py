@@ -135,6 +135,7 @@ def test_a_study_name_that_is_more_than_a_name_is_refused(name: str, tmp_path: P
 
 
 @pytest.mark.filterwarnings("ignore:.*Glyph:UserWarning")
+@pytest.mark.whole
 def test_hostile_persona_ids_and_texts_stay_text(tmp_path: Path, tiny_base_folder: Path) -> None:
     import json
 

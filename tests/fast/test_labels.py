@@ -355,6 +355,7 @@ def compared(study: Study, file: Path, stores: Stores) -> tuple[Study, Compariso
     return study, compare_study(study.name, stores, LOG)
 
 
+@pytest.mark.whole
 def test_planted_personal_ratings_are_found_and_told_with_less_being_better(rated: Study, stores: Stores, tmp_path: Path):
     study, comparison = compared(rated, planted(tmp_path / "planted.jsonl", personal=True), stores)
     for method in ("cluster", "per_persona"):

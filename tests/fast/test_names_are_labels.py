@@ -164,6 +164,7 @@ def test_a_spec_whose_fields_disagree_is_refused(fields: dict[str, object], prob
         replace(AdapterSpec(name="a", persona_ids=("p", "q"), recipe=Recipe()), **fields)
 
 
+@pytest.mark.whole
 def test_the_method_of_the_documentation_is_one_file_in_every_step_of_a_study(
     seven: Study, finished_stores: Stores, pairs: Callable[[StudyView], MethodPlan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -203,6 +204,7 @@ def test_the_method_of_the_documentation_is_one_file_in_every_step_of_a_study(
     assert exported.adapter_by_persona[first].startswith("pair-000-")
 
 
+@pytest.mark.whole
 def test_the_method_of_the_documentation_is_trained_from_the_command_line_in_two_runs(
     pairs: Callable[[StudyView], MethodPlan], tiny_base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -237,6 +239,7 @@ shards = 2
     assert sorted(file.name for file in logs.glob("*_training.log")) == ["fan_out_1_of_2_training.log", "fan_out_2_of_2_training.log"]
 
 
+@pytest.mark.whole
 def test_a_control_of_ones_own_is_in_the_verdict_and_never_the_champion(
     seven: Study, finished_stores: Stores, pairs: Callable[[StudyView], MethodPlan], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -250,6 +250,7 @@ def test_a_study_measures_new_people_beside_its_methods_and_changes_none_of_them
     assert "assignment.held_out_share=0.2" in (other.folder(study.name) / "results" / "report.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.whole
 def test_poisoned_test_answers_change_scores_and_no_choice(
     study: Study, evaluated_stores: Stores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

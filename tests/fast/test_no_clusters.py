@@ -14,6 +14,7 @@ from tests.fixtures.studies import memory_stores
 WHY = "No clusters: 5 people are too few for two of clustering.min_size. Methods that need clusters are left out."
 
 
+@pytest.mark.whole
 def test_what_is_left_out_for_want_of_clusters_is_said_beside_the_results(tiny_base_folder: Path, tmp_path: Path) -> None:
     stores = memory_stores(tmp_path)
     of_two = study_of_five(tiny_base_folder, memory_stores(tmp_path / "of_two"))

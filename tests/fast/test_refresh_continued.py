@@ -105,6 +105,7 @@ def grouped_wrongly(seven: Study, tmp_path: Path) -> tuple[PreparedStudy, Stores
     return next_refresh("small", write(tmp_path / "more.jsonl", news), stores), stores
 
 
+@pytest.mark.whole
 def test_clustered_anew_every_cluster_is_trained_from_the_start_on_its_own_people(grouped_wrongly: tuple[PreparedStudy, Stores]) -> None:
     study, stores = grouped_wrongly
     end(study, stores)

@@ -89,6 +89,7 @@ def begun(study: Study, stores: Stores, *methods: str, **retrieval: object) -> S
     return study
 
 
+@pytest.mark.whole
 def test_a_prompt_shows_train_exchanges_of_its_source_and_never_one_of_val_or_test(
     seven: Study, stores: Stores, requests: list[AnswerRequest]
 ) -> None:
@@ -184,6 +185,7 @@ def test_adapters_that_learn_with_exchanges_are_their_own_and_the_others_keep_th
     assert bm25.keys["unified-shown-2"] != embedding.keys["unified-shown-2"]
 
 
+@pytest.mark.whole
 def test_routing_may_choose_what_a_method_with_retrieval_answers_with(
     seven: Study, stores: Stores, monkeypatch: pytest.MonkeyPatch
 ) -> None:

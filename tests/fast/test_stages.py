@@ -91,6 +91,7 @@ def test_the_seconds_of_a_repeated_phase_are_added(study: Study, stores: Stores,
     assert timing.seconds_by_phase(stores.studies.seconds(study.name)) == {"evaluate test": 62.0}
 
 
+@pytest.mark.whole
 def test_every_registered_model_answers_as_it_was_evaluated(study: Study, stores: Stores) -> None:
     """More than 64 tokens, the default, and a prompt of its own that shows who asks."""
     study = replace(
@@ -205,6 +206,7 @@ def test_a_cluster_of_one_person_is_trained_in_a_run_of_its_own(study: Study, st
     assert gate_waves(study, stores, OWN) == [["unified", "cluster-00"]], "the longest first"
 
 
+@pytest.mark.whole
 def test_a_cluster_of_one_person_is_registered_like_any_other(study: Study, finished_stores: Stores) -> None:
     stores, methods = finished_stores, ("unified", "per_persona", "cluster")
     clusters, gate = ClusteringSettings(k=2, sizes=(1, 6)), replace(study.gate, ladder=())
@@ -222,6 +224,7 @@ def records(file: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(opened))
 
 
+@pytest.mark.whole
 def test_the_summary_can_be_recomputed_from_the_raw_rows_for_every_metric(study: Study, finished_stores: Stores) -> None:
     metrics = tuple(name for name, metric in METRICS.items() if not (metric.tasks or metric.pairwise))  # those have tests of their own
     stores, study = finished_stores, replace(study, name="measured", evaluation=replace(study.evaluation, metrics=metrics))
@@ -239,6 +242,7 @@ def test_the_summary_can_be_recomputed_from_the_raw_rows_for_every_metric(study:
             assert float(record[metric]) == pytest.approx(fmean(means), rel=1e-6, abs=1e-12), metric
 
 
+@pytest.mark.whole
 def test_nothing_but_the_final_scores_sees_test_answers(
     study: Study, finished_stores: Stores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -255,6 +259,7 @@ def test_nothing_but_the_final_scores_sees_test_answers(
     assert scores[0] != scores[1], "the poison did not reach the final scores, so this test would prove nothing"
 
 
+@pytest.mark.whole
 def test_a_refused_gate_stops_training_and_compares_the_trained_adapters(study: Study, finished_stores: Stores) -> None:
     stores, everything = finished_stores, (*study.methods, "hybrid")
     # Three people cannot meet the sign test of a further rung; without it, luck may do.

@@ -54,6 +54,7 @@ def test_a_change_with_news_is_told_once_and_what_is_half_written_not_at_all(fin
         look("lost", str(file), finished_stores)
 
 
+@pytest.mark.whole
 def test_nothing_is_looked_at_while_a_refresh_is_under_way(
     finished_stores: Stores, seven: Study, tmp_path: Path, prefect_server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
