@@ -81,7 +81,7 @@ def refuse_bad_end_ids(model: "PreTrainedModel", folder: Path) -> None:
     """
     ends: Any = model.generation_config.eos_token_id if model.generation_config else None
     for end in ends if isinstance(ends, list) else [ends]:
-        if end is not None and type(end) is not int:
+        if end is not None and (type(end) is not int or end < 0):
             raise ModelUnavailable(
                 f"generation_config.json of {folder} ends answers at eos_token_id = {printable(repr(end))}, which is no id of a token; "
                 "get it again from where the model comes from"
@@ -125,8 +125,15 @@ def refuse_tokens_without_embedding(tokenizer: "PreTrainedTokenizerBase", n_embe
 
 
 def known_positions(config: Any) -> int | None:
-    """Return the positions that a base model knows; None where its configuration names no limit."""
+    """Return the positions that a base model knows; None where its configuration names no limit.
+
+    Of rotary positions with a short and a long set of factors (LongRoPE, Ding et al. 2024, arXiv 2402.13753) they are those of the short
+    one: beyond, the longest sequence of a batch decides how all others are rotated.
+    """
     text = config.get_text_config()
+    rope: Any = getattr(text, "rope_parameters", None) or {}
+    if rope.get("rope_type") == "longrope":
+        return rope.get("original_max_position_embeddings") or text.original_max_position_embeddings
     return getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None)
 
 

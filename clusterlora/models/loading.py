@@ -53,8 +53,10 @@ def load_causal_lm(
     place |= _gguf(weights[0])
     with _one_line(folder), _quiet():
         refuse_other_models(folder)
+        # Misshapen weights are told by name with the missing ones.
+        told = {"output_loading_info": True, "ignore_mismatched_sizes": True}
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=getattr(torch, dtype), use_safetensors=True, output_loading_info=True, **_LOCAL, **place
+            folder, dtype=getattr(torch, dtype), use_safetensors=True, **told, **_LOCAL, **place
         )
         model, info = loaded
         refuse_recurrent(model, folder)
@@ -164,8 +166,9 @@ def _forget_quantization(model: Any) -> None:
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of a library's error message."""
-    return printable(next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__))
+    """Return the first line of a library's error message, and the second where the first one announces it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return printable(" ".join(lines[:2]) if lines[0].endswith(":") else lines[0])
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, Phi3Config
 
 from clusterlora.chat.encoder import PromptEncoder
 from clusterlora.cli import main
@@ -16,6 +16,7 @@ from clusterlora.data.prompts import prompt_encoder
 from clusterlora.engine.base import frozen_base
 from clusterlora.errors import BadData, BadSettings, ModelUnavailable
 from clusterlora.models.base import HOMELM_FOLDER, base_revision, load_base
+from clusterlora.models.checks import known_positions
 from clusterlora.models.revision import is_same_base
 from clusterlora.planning.study_state import read_state
 from clusterlora.planning.work_plan import work_plan
@@ -87,6 +88,10 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda folder: edit(folder / "config.json", num_hidden_layers=1),
         r"also holds model\.layers\.1\.\S+, .* would be left out",
     ),
+    "weights are of another shape": (
+        lambda folder: edit(folder / "config.json", vocab_size=2048),
+        r"has of another shape model\.embed_tokens\.weight, and they would be random numbers",
+    ),
     "an adapter lies beside the weights": (
         lambda folder: (folder / "adapter_config.json").write_text("{}"),
         r"also holds an adapter \(adapter_config\.json\).*merge_and_unload",
@@ -128,6 +133,13 @@ def test_a_checkpoint_that_is_not_whole_is_not_loaded_by_anybody(folder: Path) -
     without_layer_1(folder)
     with pytest.raises(ModelUnavailable, match="lacks"):
         load_base(str(folder))
+
+
+def test_positions_beyond_the_short_factors_of_a_rotation_are_none_for_their_rotation_depends_on_the_batch() -> None:
+    rope = {"rope_type": "longrope", "short_factor": [1.0] * 48, "long_factor": [2.0] * 48, "rope_theta": 1e4}
+    scaled = Phi3Config(max_position_embeddings=131072, original_max_position_embeddings=4096, rope_parameters=rope)
+    assert known_positions(scaled) == 4096
+    assert known_positions(Phi3Config(max_position_embeddings=8192)) == 8192
 
 
 def test_prompt_and_answer_must_fit_into_the_positions_of_the_base(folder: Path, stores: Stores, tmp_path: Path) -> None:

@@ -73,6 +73,8 @@ def half_of_the_weights(folder: Path) -> None:
         (content("generation_config.json", b"3"), "generation_config.json holds a JSON int, not an object"),
         (setting("generation_config.json", eos_token_id="x"), "eos_token_id = 'x', which is no id of a token"),
         (setting("generation_config.json", eos_token_id=[0, 1.5]), "eos_token_id = 1.5, which is no id of a token"),
+        (setting("generation_config.json", eos_token_id=-1), "eos_token_id = -1, which is no id of a token"),
+        (setting("config.json", head_dim=7), "cannot be loaded: .*: .*[Hh]ead"),
         (setting("tokenizer_config.json", eos_token={"x": 1}), "cannot be loaded: "),
         (content("tokenizer.json", b"{}"), "cannot be loaded: "),
         (content("chat_template.jinja", b"\xff\xfe\x80"), "cannot be loaded: "),

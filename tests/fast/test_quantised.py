@@ -9,16 +9,19 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from accelerate import dispatch_model
 from peft import PeftModel
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-from clusterlora.engine import AdapterJob, generate, inference_backends, reference, train_adapters, training_loop
+from clusterlora.engine import AdapterJob, generate, inference_backends, linear_layers, reference, train_adapters, training_loop
 from clusterlora.engine.base import BaseModel
 from clusterlora.engine.families import decoder_of
 from clusterlora.engine.generation import Question, Reply
 from clusterlora.engine.kinds import read_weights
+from clusterlora.engine.placement import is_spread
 from clusterlora.engine.training import train as train_any
+from clusterlora.models import quantised
 from clusterlora.models.base import load_base
 from clusterlora.models.quantised import bitsandbytes_arguments
 from clusterlora.ports.run_log import SilentLog
@@ -27,6 +30,7 @@ from clusterlora.requests import EvaluationRequest
 from clusterlora.settings import Quantisation
 from clusterlora.stages.evaluate import evaluate
 from tests.fixtures.families import ALL, RECIPE, TINY, Tiny, difference, jobs, sequences
+from tests.fixtures.pretended_device import ELSEWHERE, pretended_device
 from tests.fixtures.stages import LOG, rows_of, study_of_five, train_named
 
 pytestmark = [
@@ -145,6 +149,50 @@ def test_answers_and_likelihoods_are_those_of_peft_with_bitsandbytes_within_what
                     assert int(exact(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()) == token
                 ids.append(token)
     assert max(from_dense) > 2e-3, "nothing was quantised"
+
+
+def spread(base: BaseModel, monkeypatch: pytest.MonkeyPatch) -> BaseModel:
+    """Spread a quantised base over the CPU and a pretended device; bitsandbytes' weights stay, and what they dequantise to is moved."""
+    model: Any = base.model
+    held = {module: module._parameters["weight"] for module in model.modules() if quantised.is_quantised(module)}
+    for module in held:
+        module._parameters["weight"] = torch.nn.Parameter(torch.zeros(1), requires_grad=False)
+    n_layers = model.config.num_hidden_layers
+    where = {f"model.layers.{i}": "cpu" if i < n_layers // 2 else ELSEWHERE for i in range(n_layers)}
+    rest = {"model.embed_tokens": "cpu", "model.rotary_emb": "cpu", "model.norm": ELSEWHERE, "lm_head": "cpu"}
+    here: Any = "cpu"
+    dispatched: Any = dispatch_model(model, {**where, **rest}, main_device=here, skip_keys=model._skip_keys_device_placement)
+    device_of = {module: where[f"model.layers.{name.split('.')[2]}"] for name, module in dispatched.named_modules() if module in held}
+    for module, weight in held.items():
+        # The first parameter of a layer says where it is.
+        beacon = torch.nn.Parameter(torch.zeros(1).to(device_of[module]), requires_grad=False)
+        module._parameters = {"beacon": beacon, **module._parameters, "weight": weight}
+    dense = quantised.dequantised
+    for where_used in (quantised, linear_layers):
+        monkeypatch.setattr(where_used, "dequantised", lambda module, dtype: dense(module, dtype).to(device_of[module]))
+    return replace(base, model=dispatched)
+
+
+@pytest.mark.parametrize("quantisation", ["nf4", "int8"])
+def test_a_quantised_base_on_two_devices_trains_and_answers_as_on_one(
+    quantisation: Quantisation, folder_of: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "qwen2, quantised"
+    folder = folder_of(name)
+    one = load_base(str(folder), quantisation=quantisation)
+    expected = {r.job.key: r for r in training_loop.train(one, jobs(name, tmp_path / "one"), micro_batch=64, run_log=SilentLog())}
+    folders, questions = [expected[key].folder for key in sorted(expected)], asked()
+    answers = replies(one, folders, questions)
+    loaded = load_base(str(folder), quantisation=quantisation)
+    with pretended_device():
+        two = spread(loaded, monkeypatch)
+        assert is_spread(two.model)
+        for result in training_loop.train(two, jobs(name, tmp_path / "two"), micro_batch=2, run_log=SilentLog()):
+            assert difference(result, expected[result.job.key]) < 1e-3
+            assert result.losses == pytest.approx(expected[result.job.key].losses, abs=1e-4)
+        given = replies(two, folders, questions)
+    assert [reply.ids for reply in given] == [reply.ids for reply in answers]
+    assert [reply.nll for reply in given] == pytest.approx([reply.nll for reply in answers], abs=1e-4)
 
 
 @pytest.mark.parametrize("quantisation", ["nf4", "int8"])
