@@ -105,6 +105,7 @@ def killed(*_: object) -> None:
     raise KilledError
 
 
+@pytest.mark.whole
 def test_a_person_is_gone_from_every_byte_and_weight_though_the_command_was_killed_twice(
     home: Path, stores: Stores, tiny_base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -163,6 +163,7 @@ def seven_ids(stores: Stores) -> tuple[str, ...]:
     return stores.studies.dataset("small").ids
 
 
+@pytest.mark.whole
 def test_after_a_refused_gate_of_very_few_people_everybody_is_compared(seven: Study, stores: Stores):
     study = replace(seven, methods=("baseline", "unified", "cluster"), gate=GateSettings(mean_similarity=1.0, ladder=(), on_failure="stop"))
     run(study, stores)

@@ -216,7 +216,7 @@ def test_a_local_server_is_asked_through_mlflow(server: tuple[str, type[Server]]
     handler.status = 401
     with pytest.raises(ServiceDown, match=r"the judge local-model at http.* does not answer"):
         judge.prefer(pair)
-    with pytest.raises(ServiceDown, match="mend that and compare again"):
+    with pytest.raises(ServiceDown, match=r"does not answer \(.*refused\); mend that and compare again"):
         MlflowJudge("http://127.0.0.1:1/v1", "local-model").prefer(pair)
 
 

@@ -84,6 +84,7 @@ def test_what_is_not_there_is_refused_with_what_is(finished_stores: Stores, tiny
         opened.router("clusters")
 
 
+@pytest.mark.whole
 def test_the_notebook_runs(tiny_base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     notebook = json.loads((REPOSITORY / "docs" / "study.ipynb").read_text(encoding="utf-8"))
     cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]

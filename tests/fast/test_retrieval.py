@@ -245,6 +245,7 @@ def test_of_options_the_one_with_the_best_mean_over_people_is_chosen_and_of_equa
     assert select_for_all([[few], [few]], higher_is_better=True) == 0
 
 
+@pytest.mark.whole
 def test_a_registered_table_holds_the_exchanges_that_its_prompts_may_show_once(seven: Study, stores: Stores) -> None:
     study = begun(seven, stores, "retrieval", counts=(2,), sources=("cluster",))
     run_rest(study, stores)

@@ -35,6 +35,9 @@ def test_the_sentence_says_what_cannot_be_shown_and_the_fix() -> None:
     assert "use at least 8 personas" in seven.sentence
     assert eight.detectable is not None
     assert f"shows a true difference of {eight.detectable:.2f} standard deviations" in eight.sentence
+    sixteen = study_power(FOUR, "unified", 16, sd=0.05)
+    assert sixteen is not None
+    assert sixteen.detectable == detectable_mean(0.05 / 4, 15, n_units=16, n_tests=4)
     assert study_power(("baseline", "cluster"), "unified", 50) is None
     assert study_power(("baseline", "unified"), "unified", 50) is None
 
