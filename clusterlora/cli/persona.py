@@ -2,12 +2,14 @@
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 
 import click
 
 from clusterlora.cli.local_stores import open_local_stores
 from clusterlora.cli.orchestration import services_home
 from clusterlora.cli.progress import console_log
+from clusterlora.errors import ServiceDown
 
 _FORGET_EXAMPLES = """\b
 Examples:
@@ -52,7 +54,7 @@ def forget(persona_id: str | None, digest: str | None, studies: tuple[str, ...],
         click.echo(json.dumps(asdict(plan)) if as_json else "\n".join((f"digest {person}", *plan_lines(plan))))
         return
     with console_log() as log:
-        file = forget_persona(person, stores, log, only=studies, services=services_home())
+        file = forget_persona(person, stores, log, only=studies, services=_services())
     certificate = read_certificate(file)
     if as_json:
         click.echo(json.dumps(asdict(certificate)))
@@ -63,3 +65,11 @@ def forget(persona_id: str | None, digest: str | None, studies: tuple[str, ...],
     for sentence in certificate.left:
         click.echo(f"out of reach: {sentence}")
     click.echo(f"certificate {file.with_suffix('.md')}")
+
+
+def _services() -> Path | None:
+    """Return the folder of the servers of this machine; None where only the wheel is installed, which starts none."""
+    try:
+        return services_home()
+    except ServiceDown:
+        return None

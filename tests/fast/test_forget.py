@@ -32,6 +32,7 @@ from tests.fixtures.studies import copy_of_home, seven_people
 
 # The function has the module's name.
 stage = importlib.import_module("clusterlora.stages.forget")
+persona_cli = importlib.import_module("clusterlora.cli.persona")
 
 PEOPLE = [f"person-of-{name}" for name in ("rome", "oslo", "lima", "cairo", "quito")]
 LEAVES = PEOPLE[1]
@@ -193,3 +194,11 @@ def test_a_dry_run_says_what_would_go_and_how_long_it_takes_and_removes_nothing(
     assert LEAVES in stores.studies.dataset("leaving").ids
     assert main(["persona", "forget", "nobody"]) == 1
     assert main(["persona", "forget"]) == 2
+
+
+def test_an_installed_wheel_has_no_servers_to_clear(monkeypatch: pytest.MonkeyPatch) -> None:
+    def raises() -> Path:
+        raise ServiceDown("only the wheel is installed")
+
+    monkeypatch.setattr(persona_cli, "services_home", raises)
+    assert persona_cli._services() is None
