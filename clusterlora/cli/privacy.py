@@ -32,7 +32,7 @@ def privacy(name: str, canaries: int | None, prompts: int, words: int, workers: 
 
     Membership inference asks of train and held-out dialogues of the same people whether the adapter was trained on them. Verbatim copies
     are words in a row of train answers in what test and train prompts are answered with. Canaries would change what is compared, so they
-    are planted in a copy of the study, which takes as long as the study. What is interrupted goes on with the same command.
+    are planted in a copy of the study, which takes as long as the study. A copy that is interrupted goes on with the same command.
     """
     from clusterlora.evaluation.memorisation_words import sentence, tables
     from clusterlora.stages.privacy import canary_copy, measure_privacy

@@ -32,7 +32,7 @@ from clusterlora.ports.stores import Stores
 from clusterlora.progress.timing import timed
 from clusterlora.settings import PreparedStudy, check_study_name
 from clusterlora.stages.compare import compare_study
-from clusterlora.stages.evaluate import reference_losses, weights_of
+from clusterlora.stages.evaluate import weights_of
 from clusterlora.values import AdapterComposition, Item, Persona, Split, WeightedAdapter
 
 N_OTHERS = 255
@@ -70,7 +70,7 @@ def canary_copy(study_name: str, n: int, stores: Stores) -> PreparedStudy:
 def measure_privacy(study_name: str, stores: Stores, log: RunLog, *, n_prompts: int = 300, n_words: int = 8) -> Memorisation:
     """Return what unified, every cluster's adapter and the champion have memorised, and record it; the study's pages are written anew.
 
-    Likelihoods are kept with the study's answers, so that what is interrupted goes on. Exposure is that of the canaries of the study, else
+    Answers and likelihoods are not kept: the comparison reads what the study has kept. Exposure is that of the canaries of the study, else
     of its finished copy with canaries.
 
     Args:
@@ -141,7 +141,7 @@ def _group(state: StudyState, people: Sequence[str], learnt_from: frozenset[str]
         test=tuple(one for one in said["test"] if one.persona_id in members),
         train=tuple(one for one in said["train"] if one.persona_id in members),
         learnt=_text([p for p in dataset.personas if p.id in learnt_from], ("train",)),
-        held_out=_text([p for p in dataset.personas if p.id in members], ("val", "test")),
+        held_out=_text([p for p in dataset.personas if p.id in members], ("test",)),
         others=_text(others, ("train",)) if others else None,
     )
 
@@ -151,7 +151,7 @@ def _text(people: Sequence[Persona], splits: Sequence[Split]) -> Text:
         (_key(person.id, dialogue.id), turn.text)
         for person in people
         for split in splits
-        for dialogue in person.of_split(split)
+        for dialogue in _without_canaries(person).of_split(split)
         for turn in dialogue.turns
         if turn.role == "assistant"
     )
@@ -162,24 +162,34 @@ def _key(persona_id: str, dialogue_id: str) -> str:
 
 
 def _membership(subject: _Subject, state: StudyState, plan: WorkPlan, stores: Stores, log: RunLog) -> Membership | None:
-    """Return how well the base model's loss minus the adapter's tells train dialogues from val and test dialogues."""
-    answers_with = subject.answers_with
-    base = {p: replace(one, adapters=()) for p, one in answers_with.items()}
-    pairs = [*answers_with.items(), *base.items()]
+    """Return how well the base model's loss minus the adapter's tells train dialogues from test dialogues.
+
+    Val is no part of it: early stopping, mixtures and routes were chosen by what it says.
+    """
     personas = state.dataset.by_id()
-    rows: list[tuple[int, float, int]] = []
-    for split in ("train", "val", "test"):
-        losses = reference_losses(state, stores, plan, pairs, split, log)
-        for number, (p, composition) in enumerate(answers_with.items()):
-            gains = losses[p, base[p]] - losses[p, composition]
-            of_dialogue: dict[str, list[float]] = {}
-            for item, gain in zip(items(state.settings.model, personas[p], split), gains.tolist(), strict=True):
-                of_dialogue.setdefault(item.id.rpartition("#")[0], []).append(gain)
-            rows += [(number, float(np.mean(values)), int(split == "train")) for values in of_dialogue.values()]
-    if not rows:
+    of_split: tuple[Split, ...] = ("train", "test")
+    asked = [
+        (composition, item)
+        for p, composition in subject.answers_with.items()
+        for split in of_split
+        for item in items(state.settings.model, _without_canaries(personas[p]), split)
+    ]
+    base = [(replace(composition, adapters=()), item) for composition, item in asked]
+    losses = np.array([loss for _, loss in _asked([*asked, *base], state, plan, stores, log, ())])
+    gains = losses[len(asked) :] - losses[: len(asked)]
+    numbers = {p: number for number, p in enumerate(subject.answers_with)}
+    of_dialogue: dict[tuple[int, str, int], list[float]] = {}
+    for (_, item), gain in zip(asked, gains.tolist(), strict=True):
+        dialogue = (numbers[item.persona_id], item.id.rpartition("#")[0], int(item.split == "train"))
+        of_dialogue.setdefault(dialogue, []).append(gain)
+    if not of_dialogue:
         return None
-    people, scores, trained_on = (np.array(column) for column in zip(*rows, strict=True))
-    return membership(people, scores, trained_on)
+    people, _, trained_on = (np.array(column) for column in zip(*of_dialogue, strict=True))
+    return membership(people, np.array([np.mean(values) for values in of_dialogue.values()]), trained_on)
+
+
+def _without_canaries(person: Persona) -> Persona:
+    return replace(person, dialogues=tuple(one for one in person.dialogues if not is_canary(one)))
 
 
 def _answers(
@@ -191,7 +201,7 @@ def _answers(
     most = max(1, n_prompts // max(1, len(people)))
     asked: list[tuple[AdapterComposition, Item]] = []
     for p in people:
-        its = items(state.settings.model, personas[p], split)
+        its = items(state.settings.model, _without_canaries(personas[p]), split)
         asked += [(subject.answers_with[p], item) for item in rng.sample(its, min(len(its), most))]
     texts = _asked(asked, state, plan, stores, log, ("rouge_l",))
     return tuple(

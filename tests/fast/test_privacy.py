@@ -31,13 +31,16 @@ from clusterlora.settings import (
 from clusterlora.stages.compare import compare_study
 from clusterlora.stages.privacy import canary_copy, measure_privacy
 from clusterlora.stages.refresh import next_refresh
+from clusterlora.stores.sql import SqlStudyStore
 from tests.fixtures.stages import LOG, run
 
 cli: Any = importlib.import_module("clusterlora.cli.privacy")
 """The module; the package gives its name to the command inside."""
 
 
-def tried(base: Path, stores: Stores, *, canaries: int | None = None, **recipe: Any) -> Study:
+def tried(
+    base: Path, stores: Stores, *, canaries: int | None = None, metrics: tuple[str, ...] = ("likelihood", "nll"), **recipe: Any
+) -> Study:
     """Return a study of five people whose one adapter is trained as the recipe says; it has been compared."""
     study = Study(
         name="tried",
@@ -48,7 +51,7 @@ def tried(base: Path, stores: Stores, *, canaries: int | None = None, **recipe: 
         model=ModelSettings(base=str(base), system_prompt="Home.", max_length=1024, dtype="float32"),
         recipe=replace(Recipe(rank=16, batch_size=4), **recipe),
         clustering=ClusteringSettings(k=2, sizes=(2, 3), algorithm="responses"),
-        evaluation=EvaluationSettings(max_new_tokens=8, bootstrap_draws=100, metrics=("likelihood", "nll"), headline="likelihood"),
+        evaluation=EvaluationSettings(max_new_tokens=8, bootstrap_draws=100, metrics=metrics, headline=metrics[0]),
         runtime=RuntimeSettings(shards=1, samples=None),
     )
     run(study, stores)
@@ -62,7 +65,7 @@ def test_a_memorising_adapter_is_caught_and_told_in_summary_and_report(tiny_base
     (unified,) = memory.adapters
     assert unified.membership is not None
     assert unified.membership.auc_low > 0.8
-    assert (unified.membership.n_trained_on, unified.membership.n_held_out) == (19, 15), "15 train dialogues and 4 canaries"
+    assert (unified.membership.n_trained_on, unified.membership.n_held_out) == (15, 10), "neither canaries nor val"
     assert unified.membership.true_positive_rate > 0.5
     assert unified.exposure is not None
     assert unified.exposure.mean > 4
@@ -85,6 +88,17 @@ def test_an_adapter_that_was_not_trained_is_at_chance(tiny_base_folder: Path, st
     summary = (stores.folder(study.name) / "results" / "summary.md").read_text(encoding="utf-8")
     assert "Nothing is shown to be memorised" in summary
     assert "Exposure is not measured, as no canaries were planted" in summary
+
+
+@pytest.mark.parametrize("kind", ["memory", "sql"])
+def test_what_a_study_has_kept_stays(kind: str, tiny_base_folder: Path, stores: Stores, tmp_path: Path) -> None:
+    if kind == "sql":
+        stores = replace(stores, studies=SqlStudyStore(f"sqlite:///{tmp_path / 'studies.db'}"))
+    study = tried(tiny_base_folder, stores, epochs=1, metrics=("embedding_similarity", "rouge_l"))
+    before = stores.studies.answers(study.name)
+    assert all(one.text for one in before)
+    measure_privacy(study.name, stores, LOG, n_prompts=4)
+    assert stores.studies.answers(study.name) == before
 
 
 def test_membership_is_chance_for_noise_and_certain_for_a_memoriser() -> None:
