@@ -61,6 +61,7 @@ def test_deployments_to_containers_are_not_offered_on_one_machine() -> None:
         "permute",
         "refresh",
         "privacy",
+        "forget",
         "watch",
         "train",
         "evaluate",

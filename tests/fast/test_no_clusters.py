@@ -3,6 +3,8 @@
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from clusterlora.planning.study_state import read_state
 from clusterlora.settings import ClusteringSettings
 from clusterlora.stages.cluster import cluster_study
