@@ -310,10 +310,24 @@ class News:
 
 @dataclass(frozen=True, slots=True)
 class WatchedFile:
-    """The file or folder that was looked at for a study's next refresh, and the SHA-256 of what was acted on."""
+    """A file or folder that was looked at for a study's next refresh, by the SHA-256 of its content then.
+
+    `done`: nothing in it is left to learn and test. Until then `n_asked` says how often a refresh was asked for, and `asked_at` when last,
+    in seconds since 1970.
+    """
 
     path: str
     digest: str
+    done: bool = False
+    n_asked: int = 0
+    asked_at: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class WatchedFiles:
+    """What is known of the files that are watched for a study, one per path."""
+
+    files: tuple[WatchedFile, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

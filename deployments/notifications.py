@@ -15,7 +15,7 @@ from prefect.exceptions import ObjectNotFound
 from clusterlora.errors import UnknownName
 from deployments.local_services import LocalServices
 from deployments.prefect_client import connect
-from tasks.events import CHAMPION_MOVED, DRIFT, tell
+from tasks.events import CHAMPION_MOVED, DATA_LEFT, DRIFT, tell
 
 BLOCK = "clusterlora"
 """Name of the webhook block that `notify_url` makes."""
@@ -33,6 +33,7 @@ def notifications(block_id: UUID) -> tuple[AutomationCore, ...]:
         _of_runs(block_id, "a run crashed", on="prefect.flow-run.Crashed"),
         _of_studies(block_id, "a champion moved", on=CHAMPION_MOVED),
         _of_studies(block_id, "dialogues drift", on=DRIFT),
+        _of_studies(block_id, "a changed file is left", on=DATA_LEFT),
     )
 
 

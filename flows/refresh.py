@@ -2,11 +2,12 @@
 
 from prefect import flow, tags
 from prefect.client.schemas.objects import State
+from prefect.runtime import flow_run
 from prefect.states import Completed
 
 from clusterlora.requests import RefreshRequest
 from flows.study import study
-from tasks.refresh import due_refresh
+from tasks.refresh import due_refresh, refresh_before
 from tasks.run_names import study_tag
 
 
@@ -14,11 +15,15 @@ from tasks.run_names import study_tag
 def refresh(request: RefreshRequest) -> State[None] | State[State[None]]:
     """Run the refreshes that are due, one after another: one that was interrupted, then one of what is new in the file.
 
-    Launched again it continues where it stopped.
+    Launched again it continues where it stopped. While another run refreshes the study, this one does nothing.
 
     Args:
         request: The study and the file.
     """
+    with tags(study_tag(request.study_name)):
+        other = refresh_before(request, flow_run.id)
+    if other is not None:
+        return Completed(message=f"nothing is done while {other} is under way; if its process has died, cancel it in Prefect")
     n_ended = 0
     while True:
         with tags(study_tag(request.study_name)):

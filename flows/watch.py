@@ -11,7 +11,7 @@ from tasks.watch import tell_of_news
 
 @flow(name="watch", flow_run_name="watch · {request.study_name}")
 def watch(request: RefreshRequest) -> State[None]:
-    """Send the event `clusterlora.data.changed` once per change of the file that has news for the study's next refresh.
+    """Send the event `clusterlora.data.changed` while the file has news that no refresh of the study has taken, three times at most.
 
     Args:
         request: The study and the file.

@@ -1,4 +1,4 @@
-"""Events of a study that no run's state tells: its champion moved, its dialogues drift, a watched file changed. Automations act on them."""
+"""Events of a study that no run's state tells: its champion moved, dialogues drift, a watched file has news. Automations act on them."""
 
 from prefect.events import emit_event
 
@@ -6,6 +6,8 @@ CHAMPION_MOVED = "clusterlora.champion.moved"
 DRIFT = "clusterlora.drift"
 DATA_CHANGED = "clusterlora.data.changed"
 """A watched file has news for a study's next refresh; the automation of the deployment `refresh` runs that."""
+DATA_LEFT = "clusterlora.data.left"
+"""A watched file still has news after a refresh was asked for several times; a person has to look."""
 
 
 def tell(event: str, study_name: str, message: str, **payload: str) -> None:

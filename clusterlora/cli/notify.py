@@ -24,7 +24,8 @@ Examples:
 @click.option("--off", is_flag=True, help="Tell nobody any more.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was set up as JSON.")
 def notify(url: str | None, block: str | None, off: bool, as_json: bool) -> None:
-    """Send a message when a study finished or failed, a gate refused, a run crashed, a champion moved, or dialogues drift.
+    """Send a message when a study finished or failed, a gate refused, a run crashed, a champion moved, dialogues drift,
+    or a watched file is left.
 
     Prefect's automations send it, so it works while the server runs. With a URL, MLflow's registry posts to it as well when an alias moves,
     whoever moved it; MLflow takes https addresses of public hosts only, unless its server is told otherwise (docs/operations.md). A later

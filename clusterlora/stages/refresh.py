@@ -128,15 +128,32 @@ def due(root: str, path: str, stores: Stores) -> PreparedStudy | None:
     Raises:
         BadData, BadSettings, UnknownName: as `next_refresh` and `refreshed`.
     """
+    study, tokenizer = in_line(root, path, stores)
+    return study if tokenizer is None or has_news(study, tokenizer, stores) else None
+
+
+def in_line(root: str, path: str, stores: Stores) -> "tuple[PreparedStudy, PreTrainedTokenizerBase | None]":
+    """Return the refresh of a family that has not ended, else the one that comes next with the tokenizer that reads its file.
+
+    The file is not read.
+
+    Raises:
+        BadData, BadSettings, UnknownName: as `next_refresh`.
+    """
     last = family(root, stores)[-1]
     if _is_open(root, last, stores):
-        return stores.studies.study(last)
+        return stores.studies.study(last), None
     study = next_refresh(root, path, stores)
+    return study, usable_base(study.model.base, study.model.quantisation).tokenizer
+
+
+def has_news(study: PreparedStudy, tokenizer: "PreTrainedTokenizerBase", stores: Stores) -> bool:
+    """Return whether a refresh would have something to learn and test. Raises BadData as `refreshed`."""
     try:
-        refreshed(study, usable_base(study.model.base, study.model.quantisation).tokenizer, stores)
+        refreshed(study, tokenizer, stores)
     except NothingNew:
-        return None
-    return study
+        return False
+    return True
 
 
 def _is_open(root: str, name: str, stores: Stores) -> bool:

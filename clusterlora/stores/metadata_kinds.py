@@ -25,7 +25,7 @@ NAME_BY_KIND: Mapping[type, str] = {
     metadata.RegisteredChampion: "registered_champion",
     metadata.RefreshStart: "refresh_start",
     metadata.News: "news",
-    metadata.WatchedFile: "watched_file",
+    metadata.WatchedFiles: "watched_files",
     metadata.Regrouping: "regrouping",
     metadata.RefreshOutcome: "refresh_outcome",
     metadata.Forgotten: "forgotten",

@@ -66,7 +66,7 @@ def test_prefect_tells_of_ends_refusals_crashes_champions_and_drift(receiver: Re
     from prefect.states import Completed, Crashed, Failed, Running
 
     from deployments import notifications
-    from tasks.events import DRIFT, tell
+    from tasks.events import DATA_LEFT, DRIFT, tell
     from tasks.lineage import emit
 
     @flow(name="study")
@@ -79,7 +79,7 @@ def test_prefect_tells_of_ends_refusals_crashes_champions_and_drift(receiver: Re
         with talking_to(f"{address}/api"), get_client(sync_client=True) as client:
             names = notifications.notify_url(None, receiver.address)
             assert notifications.notify_url(None, receiver.address) == names
-            assert len(names) == len(client.read_automations()) == 6
+            assert len(names) == len(client.read_automations()) == 7
             flow_id = client.create_flow(study)
             deployments = {name: client.create_deployment(flow_id, name=name) for name in ("study", "train")}
 
@@ -95,17 +95,19 @@ def test_prefect_tells_of_ends_refusals_crashes_champions_and_drift(receiver: Re
             end(Completed(message="a training is no news"), deployment="train")
             notifications.tell_champion_moved(None, "demo", "models:/demo/2 answers, instead of models:/demo/1")
             tell(DRIFT, "demo", "3 of 12 people moved to another cluster")
+            tell(DATA_LEFT, "demo", "more.jsonl: refresh demo.r1 was asked for 3 times", path="more.jsonl")
 
             def heard() -> dict[str, str]:
                 return {one["subject"].removeprefix("clusterlora: "): one["text"] for one in receiver.heard}
 
-            wait_until(lambda: len(heard()) == 6, heard)
+            wait_until(lambda: len(heard()) == 7, heard)
             assert "per-person wins" in heard()["a study finished"]
             assert "above_unified" in heard()["a gate refused"]
             assert "no such file" in heard()["a study failed"]
             assert "killed" in heard()["a run crashed"]
             assert heard()["a champion moved"] == "demo: models:/demo/2 answers, instead of models:/demo/1"
             assert heard()["dialogues drift"] == "demo: 3 of 12 people moved to another cluster"
+            assert heard()["a changed file is left"] == "demo: more.jsonl: refresh demo.r1 was asked for 3 times"
             assert not any("no news" in text for text in heard().values())
             # Lineage is events of assets: a server of one's own keeps them, though it has no page for them.
             data = LineageNode(kind="data set", key="clusterlora://dataset/1", name="people.jsonl", made_of=(), facts={"people": "3"})

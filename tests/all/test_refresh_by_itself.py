@@ -61,7 +61,7 @@ def test_a_changed_file_starts_one_refresh(finished_stores: Stores, seven: Study
             client.set_flow_run_state(started.id, Completed(), force=True)
             looked(whole)
             time.sleep(5)
-            assert [run.id for run in runs()] == [started.id], "unchanged"
+            assert [run.id for run in runs()] == [started.id], "asked for a moment ago"
     finally:
         server.terminate()
         server.wait()

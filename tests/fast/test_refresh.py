@@ -362,6 +362,7 @@ def test_the_deployed_flow_ends_an_interrupted_refresh_then_runs_the_next(monkey
         ran.append(config.name)
         return SimpleNamespace(is_completed=lambda: True)
 
+    monkeypatch.setattr(refresh_flow, "refresh_before", lambda _request, _run_id: None)
     monkeypatch.setattr(refresh_flow, "due_refresh", lambda _request: left.pop(0))
     monkeypatch.setattr(refresh_flow, "study", study)
     state = refresh_flow.refresh.fn(RefreshRequest(study_name="small", path="more.jsonl"))
