@@ -29,9 +29,9 @@ def register_models(study_name: str, stores: Stores, log: RunLog) -> str | None:
     Each adapter of everybody or of a cluster that can answer alone becomes a model; a method's adapters of single persons or small groups
     become one model together; the router answers every persona as the champion of the comparison does. Adapters used by controls only are
     not registered. Registering again adds nothing. The alias moves only from where this study left or found it: what another refresh or a
-    person has made champion since stays.
+    person has made champion since stays. Once the alias is back where a refresh that never had it began, it moves as the comparison says.
     """
-    state = read_state(study_name, stores)
+    state = _free_again(read_state(study_name, stores), stores, log)
     study, plan = state.settings, work_plan(state)
     # Only the study's own training seed is registered; the others serve the comparison.
     first = {adapter.name for name, method in plan.methods.items() if not _stands_beside(name) for adapter in method.adapters}
@@ -114,6 +114,18 @@ def _leave_alias(
         stores.studies.save_metadata(state.name, left_elsewhere(state.moved, _stays(state, elsewhere)))
         # Its pages say that the alias moves.
         compare_study(state.name, stores, log)
+
+
+def _free_again(state: StudyState, stores: Stores, log: RunLog) -> StudyState:
+    """Return the state of a study, compared again if it left its alias elsewhere and that is back with the champion that it challenged."""
+    refresh = state.settings.refresh
+    if state.moved is None or state.moved.elsewhere is None or refresh.root is None:
+        return state
+    if stores.tracker.champion(refresh.root) != (refresh.champion, refresh.champion_method):
+        return state
+    stores.studies.save_metadata(state.name, replace(state.moved, elsewhere=None))
+    compare_study(state.name, stores, log)
+    return read_state(state.name, stores)
 
 
 def _stands_beside(method: str) -> bool:

@@ -122,7 +122,7 @@ def test_launched_again_a_study_does_not_take_the_alias_back(refreshed: tuple[Pr
 
 
 def test_a_champion_that_was_put_there_during_a_refresh_stays(
-    refreshed: tuple[PreparedStudy, Stores], seven: Study, tmp_path: Path
+    refreshed: tuple[PreparedStudy, Stores], seven: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study, stores = refreshed
     crown("small", stores, champion="unified")
@@ -143,8 +143,11 @@ def test_a_champion_that_was_put_there_during_a_refresh_stays(
     compare_study(study.name, stores, LOG)
     assert read_state(study.name, stores).moved == after, "compared again, it stays where it was put"
     promote(1, stores)
-    crowned(study, stores)
-    assert register_models(study.name, stores, LOG) == "models:/small/3"
+    better = replace(after, moved=True, challenger="cluster", reason="better", elsewhere=None)
+    monkeypatch.setattr("clusterlora.stages.compare.decide", lambda *_args: better)
+    assert register_models(study.name, stores, LOG) == "models:/small/3", "the alias is back with the champion that was challenged"
+    assert read_state(study.name, stores).moved == better
+    assert stays not in pages[0].read_text(encoding="utf-8")
     third = next_refresh("small", write(tmp_path / "again.jsonl", {"persona_006": later(seven, seed=9)["persona_006"]}), stores)
     prepare_study(third, stores, LOG)
     assert moves_before(third.name, stores) == (read_state(study.name, stores).moved,)
