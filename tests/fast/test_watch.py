@@ -4,10 +4,12 @@ import os
 import time
 from dataclasses import replace
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 from prefect import flow
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import FlowRun
 from prefect.states import Cancelled, Failed, Running, Scheduled
 
 from clusterlora.errors import UnknownName
@@ -20,6 +22,7 @@ from clusterlora.stages.watch import MOST_ASKED, PATIENCE_SECONDS, SETTLED_SECON
 from flows.refresh import refresh
 from flows.watch import watch
 from tasks.events import DATA_CHANGED, DATA_LEFT
+from tasks.refreshes import refresh_under_way
 from tasks.run_names import study_tag
 from tests.fast.test_refresh import later, more, write
 from tests.fixtures.stages import LOG
@@ -127,6 +130,20 @@ def test_what_the_study_lacks_is_not_blamed_on_the_file(seven: Study, tmp_path: 
     found = later_look(file, stores)
     assert found.tell is None
     assert found.sentence.startswith(f"{file}: not looked at: study small has no champion to refresh")
+
+
+def test_a_run_within_a_crashed_refresh_and_another_study_of_such_a_name_are_no_refreshes_under_way(
+    finished_stores: Stores, seven: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_hand = FlowRun(flow_id=uuid4(), name="by hand", tags=[study_tag("small.r1")])
+    within = by_hand.model_copy(update={"id": uuid4(), "name": "within", "parent_task_run_id": uuid4()})
+    runs = [within]
+    monkeypatch.setattr("tasks.refreshes._unfinished", lambda: runs)
+    assert refresh_under_way("small", finished_stores) is None
+    runs.append(by_hand)
+    assert refresh_under_way("small", finished_stores) == "by hand"
+    prepare_study(replace(seven, name="small.r1"), finished_stores, LOG)
+    assert refresh_under_way("small", finished_stores) is None
 
 
 @pytest.mark.whole
