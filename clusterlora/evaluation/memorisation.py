@@ -1,13 +1,15 @@
 """What an adapter has memorised of the dialogues that it was trained on: membership inference, verbatim copies, exposure of canaries.
 
-Everything is held against what the adapter has never learnt, so that knowing a manner of talking does not count as knowing a text.
+Everything is held against what the adapter has never learnt of the same people, so that knowing a manner of talking does not count as
+knowing a text.
 Sources: Yeom, Giacomelli, Fredrikson & Jha 2018 (membership by loss); Carlini, Chien, Nasr, Song, Terzis & Tramèr 2022 (calibrated by a
 reference model; true positives at a low false-positive rate); Carlini et al. 2019 (exposure).
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from difflib import SequenceMatcher
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -17,60 +19,70 @@ from scipy import stats
 from clusterlora.data.words import words
 from clusterlora.errors import BadData
 from clusterlora.evaluation.exposure import chance_of_rank, exposure, exposure_at_chance
-from clusterlora.evaluation.statistics import Interval, wilson_interval
 
-DRAWS = 1000
+PERMUTATIONS = 999
 LOW_FALSE_POSITIVES = 0.01
 """The false-positive rate at which true positives are counted; with n < 100 held-out dialogues, 1 / n."""
 LEVEL = 0.025
-"""Of the test of the canaries: how often canaries that were never seen count as remembered, as of what has a 95 % interval."""
+"""How often what was never seen counts as recognised, as repeated, or as remembered: each of the three."""
+_OF_TWO = LEVEL / 2
+"""The level of each of two tests, either of which is enough: AUC and true positives; answers to test and to train prompts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Membership:
-    """How well the loss tells dialogues that an adapter was trained on from held-out ones of the same people."""
+    """How well the loss tells dialogues that an adapter was trained on from held-out ones of the same person.
+
+    What comes by chance is at most that much in all but 1.25 % of studies with as many dialogues of as many people.
+    """
 
     n_people: int
     n_trained_on: int
     n_held_out: int
     auc: float
-    auc_low: float
-    auc_high: float
+    auc_by_chance: float
     false_positive_rate: float
     true_positive_rate: float
-    true_positive_low: float
-    true_positive_high: float
+    true_positives_by_chance: float
 
     @property
     def is_found(self) -> bool:
         """Whether dialogues are recognised more often than chance would."""
-        return self.auc_low > 0.5
+        return self.auc > self.auc_by_chance or self.true_positive_rate > self.true_positives_by_chance
+
+    @property
+    def is_measurable(self) -> bool:
+        """Whether an adapter that remembers everything could have been told."""
+        return self.auc_by_chance < 1 or self.true_positives_by_chance < 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Copies:
     """How often answers repeat what the adapter was trained on, as shares of the answers, and the longest repetition in words.
 
-    `prompts` test: answers to test prompts that repeat a train answer; `never_learnt` is what they repeat of as many words of the same
-    people's held-out answers, `learnt` of as many words of train answers, and `others` of as many of other people's, None where there are
-    none. `prompts` train: answers to train prompts that repeat the very answer trained on; `never_learnt` is the same of test prompts.
-    The interval is that of `learnt` minus `never_learnt`.
+    `prompts` test: `learnt` are answers to test prompts that repeat a train answer, `never_learnt` those that repeat an answer of a test
+    dialogue that was not asked. `prompts` train: answers to train prompts that repeat the very answer trained on, and the same of test
+    prompts; only those with an answer that is long enough are counted. `by_chance` is up to where the difference of both comes by chance,
+    `least` how many repetitions, all of what was learnt, would have been shown; None where no number would.
     """
 
     prompts: Literal["train", "test"]
     n_answers: int
-    rate: float
     longest: int
     learnt: float
     never_learnt: float
-    others: float | None
-    low: float
-    high: float
+    by_chance: float
+    least: int | None
 
     @property
     def is_found(self) -> bool:
         """Whether more is repeated of what was learnt than of what was not."""
-        return self.low > 0
+        return self.learnt - self.never_learnt > self.by_chance
+
+    @property
+    def is_measurable(self) -> bool:
+        """Whether an adapter that repeats everything could have been told."""
+        return self.least is not None and self.least <= self.n_answers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,7 +144,9 @@ def membership(
 ) -> Membership | None:
     """Return how well scores tell what was trained on; None where nobody has both kinds of dialogues.
 
-    Intervals: two-level bootstrap over people and their dialogues; Wilson's for the true positives.
+    Only dialogues of one person are compared: AUC counts pairs of these, and for true positives a person's median is taken from their
+    scores. So it does not matter who has how many, and talks how. What comes by chance is what the same scores say, no two of them alike,
+    when what was trained on is permuted within each person.
 
     Args:
         people: whose each dialogue is, as any integers.
@@ -140,86 +154,67 @@ def membership(
         trained_on: 1 where the adapter was trained on it, else 0.
     """
     both = [p for p in np.unique(people) if len(np.unique(trained_on[people == p])) == 2]
-    kept = np.isin(people, both)
-    people, scores, trained_on = people[kept], scores[kept], trained_on[kept]
-    if not len(scores):
+    kept = np.flatnonzero(np.isin(people, both))
+    if not len(kept):
         return None
-    held_out = np.sort(scores[trained_on == 0])
-    n_held_out, n_trained_on = len(held_out), int(trained_on.sum())
+    kept = kept[np.argsort(people[kept], kind="stable")]
+    people, scores, trained_on = people[kept], scores[kept], trained_on[kept]
+    rows = np.split(np.arange(len(people)), np.flatnonzero(np.diff(people)) + 1)
+    ranks = np.concatenate([stats.rankdata(scores[of_one]) for of_one in rows])
+    centred = np.concatenate([scores[of_one] - np.median(scores[of_one]) for of_one in rows])
+    n_by_person = np.array([trained_on[of_one].sum() for of_one in rows])
+    lowest = float((n_by_person * (n_by_person + 1) / 2).sum())
+    n_pairs = int((n_by_person * (np.array([len(of_one) for of_one in rows]) - n_by_person)).sum())
+    n_held_out = int((1 - trained_on).sum())
     rate = max(LOW_FALSE_POSITIVES, 1 / n_held_out)
-    threshold = held_out[n_held_out - int(rate * n_held_out + 1e-9)]
-    n_found = int((scores[trained_on == 1] > threshold).sum())
-    low, high = _interval(people, lambda rows: _auc(scores[rows], trained_on[rows]))
-    found = wilson_interval(n_found, n_trained_on)
+
+    def auc(ranks: np.ndarray, trained_on: np.ndarray) -> float:
+        return float((ranks[trained_on == 1].sum() - lowest) / n_pairs)
+
+    def true_positives(centred: np.ndarray, trained_on: np.ndarray) -> float:
+        threshold = np.sort(centred[trained_on == 0])[n_held_out - int(rate * n_held_out + 1e-9)]
+        return float((centred[trained_on == 1] > threshold).mean())
+
+    in_order, places = np.concatenate([np.arange(1, len(of_one) + 1) for of_one in rows]), np.argsort(np.argsort(centred, kind="stable"))
     return Membership(
         n_people=len(both),
-        n_trained_on=n_trained_on,
+        n_trained_on=len(people) - n_held_out,
         n_held_out=n_held_out,
-        auc=_auc(scores, trained_on),
-        auc_low=low,
-        auc_high=high,
+        auc=auc(ranks, trained_on),
+        auc_by_chance=_by_chance(people, trained_on, lambda permuted: auc(in_order, permuted)),
         false_positive_rate=rate,
-        true_positive_rate=n_found / n_trained_on,
-        true_positive_low=found.low,
-        true_positive_high=found.high,
+        true_positive_rate=true_positives(centred, trained_on),
+        true_positives_by_chance=_by_chance(people, trained_on, lambda permuted: true_positives(places, permuted)),
     )
 
 
-def _auc(scores: Float[np.ndarray, " row"], trained_on: Int[np.ndarray, " row"]) -> float:
-    """Return the probability that a dialogue trained on scores higher than a held-out one, ties counted half (Mann & Whitney 1947)."""
-    n, n_out = int(trained_on.sum()), int((1 - trained_on).sum())
-    if n == 0 or n_out == 0:
-        return 0.5
-    return float((stats.rankdata(scores)[trained_on == 1].sum() - n * (n + 1) / 2) / (n * n_out))
+def _by_chance(people: Int[np.ndarray, " row"], trained_on: Int[np.ndarray, " row"], statistic: Callable[[np.ndarray], float]) -> float:
+    """Return up to where a statistic of what was trained on comes by chance: only what is above has p < 1.25 %.
 
-
-def _interval(people: Int[np.ndarray, " row"], statistic: Callable[[np.ndarray], float]) -> Interval:
-    """Return the central 95 % of a statistic of rows, over draws of people and, for each, of as many of their rows."""
+    What was trained on is permuted within each person, which is exact where it was drawn at random (Lehmann & Romano 2005, chapter 15).
+    """
     rng = np.random.default_rng(0)
-    rows = [np.flatnonzero(people == p) for p in np.unique(people)]
+    numbers = np.unique(people, return_inverse=True)[1]
+    order = np.argsort(numbers, kind="stable")
     drawn: list[float] = []
-    for _ in range(DRAWS):
-        chosen = rng.integers(len(rows), size=len(rows))
-        drawn.append(statistic(np.concatenate([rng.choice(rows[i], size=len(rows[i])) for i in chosen])))
-    low, high = np.percentile(drawn, [2.5, 97.5])
-    return Interval(float(low), float(high))
+    for _ in range(PERMUTATIONS):
+        permuted = np.empty_like(trained_on)
+        permuted[order] = trained_on[np.argsort(numbers + rng.random(len(numbers)))]
+        drawn.append(statistic(permuted))
+    return sorted(drawn)[-int(_OF_TWO * (PERMUTATIONS + 1))]
 
 
-class Text:
-    """Texts in which verbatim spans are looked for, word by word, without case and punctuation."""
+def _least(people: Int[np.ndarray, " row"], trained_on: Int[np.ndarray, " row"]) -> int | None:
+    """Return how many repetitions, each of another row and all of what was learnt, do not come by chance; None where any number does.
 
-    def __init__(self, texts: Iterable[tuple[str, str]]) -> None:
-        """Take texts, each under a key by which it can be left out, such as its dialogue."""
-        self.texts = tuple((key, _words(text)) for key, text in texts)
-        self.n_words = sum(len(one) for _, one in self.texts)
-
-    @cached_property
-    def _places(self) -> Mapping[str, list[tuple[int, int]]]:
-        places: dict[str, list[tuple[int, int]]] = {}
-        for number, (_, one) in enumerate(self.texts):
-            for position, word in enumerate(one):
-                places.setdefault(word, []).append((number, position))
-        return places
-
-    def longest(self, text: str, *, without: str | None = None) -> int:
-        """Return the words of the longest span that the text shares with one of these, those under the key `without` left out."""
-        best, ending = 0, dict[tuple[int, int], int]()
-        for word in _words(text):
-            # Of every place where a shared span may end: how long it is.
-            ending = {(n, i): ending.get((n, i - 1), 0) + 1 for n, i in self._places.get(word, ()) if self.texts[n][0] != without}
-            best = max(best, *ending.values()) if ending else best
-        return best
-
-    def some(self, n_words: int, rng: np.random.Generator) -> "Text":
-        """Return texts drawn at random until they have so many words."""
-        drawn: list[tuple[str, str]] = []
-        for number in rng.permutation(len(self.texts)).tolist():
-            if n_words <= 0:
-                break
-            key, one = self.texts[number]
-            drawn.append((key, " ".join(one[:n_words])))
-            n_words -= len(one)
-        return Text(drawn)
+    A row that is repeated for another reason was learnt with the probability of its person's rows; of several rows the geometric mean.
+    """
+    if not trained_on.any():
+        return None
+    numbers = np.unique(people, return_inverse=True)[1]
+    shares = np.bincount(numbers, weights=trained_on) / np.bincount(numbers)
+    logarithm = float(np.log(shares[numbers[trained_on == 1]]).mean())
+    return int(np.log(_OF_TWO) / logarithm) + 1 if logarithm < 0 else None
 
 
 @lru_cache(maxsize=100_000)
@@ -227,103 +222,117 @@ def _words(text: str) -> tuple[str, ...]:
     return tuple(words(text))
 
 
+def _spans(text: str, n_words: int) -> set[tuple[str, ...]]:
+    its = _words(text)
+    return {its[start : start + n_words] for start in range(len(its) - n_words + 1)}
+
+
+def longest_span(text: str, other: str) -> int:
+    """Return the words of the longest span that two texts share, without case and punctuation."""
+    return SequenceMatcher(None, _words(text), _words(other), autojunk=False).find_longest_match().size
+
+
 @dataclass(frozen=True, slots=True)
 class Said:
-    """An answer that was generated, whose it is, the key of the dialogue that was asked, and that one's own answer."""
+    """An answer that was generated, whose it is, the key of the dialogue asked, that one's own answer, and whether it was learnt."""
 
     persona_id: str
     key: str
     text: str
     own: str
+    was_learnt: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """An answer of the data that can be repeated, whose it is, the key of its dialogue, and whether it was learnt."""
+
+    persona_id: str
+    key: str
+    text: str
+    was_learnt: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Answers of people whom the same adapters answer, with what these have learnt and what they have not.
+    """Answers to test prompts of people whom the same adapters answer, and what they can repeat: no text of a dialogue that was asked."""
 
-    `test` answers test prompts, `train` train prompts. `held_out` are answers of the same people; `others` other people's, None where
-    the adapters have learnt from everybody.
+    said: tuple[Said, ...]
+    texts: tuple[Text, ...]
+
+
+def copies_of_learnt(groups: Iterable[Group], *, n_words: int) -> Copies:
+    """Return how often answers to test prompts repeat at least `n_words` words of what was learnt.
+
+    The groups are read one after another, as each may have everybody's texts.
     """
-
-    test: tuple[Said, ...]
-    train: tuple[Said, ...]
-    learnt: Text
-    held_out: Text
-    others: Text | None
-
-
-def copies(groups: Sequence[Group], *, n_words: int) -> tuple[Copies, ...]:
-    """Return how often answers to test and to train prompts repeat at least `n_words` words; nothing of prompts that were not asked."""
-    rng = np.random.default_rng(0)
-    of_test = _copies_of_learnt([group for group in groups if group.test], n_words, rng)
-    of_train = _copies_of_own([group for group in groups if group.train], n_words, rng)
-    return tuple(one for one in (of_test, of_train) if one is not None)
-
-
-def _copies_of_learnt(groups: Sequence[Group], n_words: int, rng: np.random.Generator) -> Copies | None:
-    said = [one for group in groups for one in group.test]
-    if not said:
-        return None
-    longest: list[int] = []
-    found: list[list[bool]] = [[], [], []]
+    dialogues: dict[tuple[str, str], int] = {}
+    learnt: list[int] = []
+    pairs: set[tuple[int, int]] = set()
+    n_answers, longest, can_repeat = 0, 0, False
     for group in groups:
-        texts = (group.learnt, group.held_out, group.others)
-        amount = min(text.n_words for text in texts if text is not None)
-        longest += [group.learnt.longest(one.text, without=one.key) for one in group.test]
-        for shares, text in zip(found, texts, strict=True):
-            if text is not None:
-                part = text.some(amount, rng)
-                shares += [part.longest(one.text, without=one.key) >= n_words for one in group.test]
-    learnt, never_learnt, others = (np.array(shares, dtype=np.float64) for shares in found)
-    difference = learnt - never_learnt
-    low, high = _interval(_numbers(said), lambda rows: float(difference[rows].mean()))
+        by_span: dict[tuple[str, ...], list[Text]] = {}
+        for text in group.texts:
+            if (at := (text.persona_id, text.key)) not in dialogues:
+                dialogues[at] = len(dialogues)
+                learnt.append(int(text.was_learnt))
+            for span in _spans(text.text, n_words):
+                by_span.setdefault(span, []).append(text)
+                can_repeat = can_repeat or text.was_learnt
+        for number, one in enumerate(group.said, start=n_answers):
+            for text in dict.fromkeys(text for span in _spans(one.text, n_words) for text in by_span.get(span, ())):
+                pairs.add((number, dialogues[text.persona_id, text.key]))
+                longest = max(longest, longest_span(one.text, text.text)) if text.was_learnt else longest
+        n_answers += len(group.said)
+    if not n_answers or not can_repeat:
+        return _unmeasured("test")
+    people, trained_on = np.array(_numbers(p for p, _ in dialogues)), np.array(learnt)
+    answer, dialogue = np.array(sorted(pairs), dtype=np.int64).reshape(-1, 2).T
+
+    def share(trained_on: np.ndarray, kind: int) -> float:
+        return len(np.unique(answer[trained_on[dialogue] == kind])) / n_answers
+
     return Copies(
         prompts="test",
-        n_answers=len(said),
-        rate=float((np.array(longest) >= n_words).mean()),
-        longest=max(longest),
-        learnt=float(learnt.mean()),
-        never_learnt=float(never_learnt.mean()),
-        others=float(others.mean()) if len(others) else None,
-        low=low,
-        high=high,
+        n_answers=n_answers,
+        longest=longest,
+        learnt=share(trained_on, 1),
+        never_learnt=share(trained_on, 0),
+        by_chance=_by_chance(people, trained_on, lambda permuted: share(permuted, 1) - share(permuted, 0)),
+        least=_least(people, trained_on),
     )
 
 
-def _copies_of_own(groups: Sequence[Group], n_words: int, rng: np.random.Generator) -> Copies | None:
-    """Return how often the answer that was trained on is repeated; `never_learnt` are test answers of the same people."""
-    train, test = ([one for group in groups for one in getattr(group, which)] for which in ("train", "test"))
-    if not train or not test:
-        return None
-    spans = np.array([Text([("", one.own)]).longest(one.text) for one in (*train, *test)])
-    is_train, found = np.arange(len(spans)) < len(train), spans >= n_words
-    others = [
-        group.others.some(len(_words(one.own)), rng).longest(one.text) >= n_words
-        for group in groups
-        if group.others is not None
-        for one in group.train
-    ]
+def copies_of_own(said: Sequence[Said], *, n_words: int) -> Copies:
+    """Return how often the answer that was trained on is repeated, held against test answers of the same people, one of each dialogue."""
+    said = [one for one in said if len(_words(one.own)) >= n_words]
+    people, trained_on = np.array(_numbers(one.persona_id for one in said), dtype=np.int64), np.array([int(one.was_learnt) for one in said])
+    if len(set(trained_on.tolist())) < 2:
+        return _unmeasured("train")
+    spans = np.array([longest_span(one.text, one.own) for one in said])
+    repeated = spans >= n_words
 
-    def difference(rows: np.ndarray) -> float:
-        of_train, of_test = found[rows][is_train[rows]], found[rows][~is_train[rows]]
-        return float(of_train.mean() - of_test.mean()) if len(of_train) and len(of_test) else 0.0
+    def difference(trained_on: np.ndarray) -> float:
+        return float(repeated[trained_on == 1].mean() - repeated[trained_on == 0].mean())
 
-    low, high = _interval(_numbers((*train, *test)), difference)
     return Copies(
         prompts="train",
-        n_answers=len(train),
-        rate=float(found[is_train].mean()),
-        longest=int(spans[is_train].max()),
-        learnt=float(found[is_train].mean()),
-        never_learnt=float(found[~is_train].mean()),
-        others=float(np.mean(others)) if others else None,
-        low=low,
-        high=high,
+        n_answers=int(trained_on.sum()),
+        longest=int(spans[trained_on == 1].max()),
+        learnt=float(repeated[trained_on == 1].mean()),
+        never_learnt=float(repeated[trained_on == 0].mean()),
+        by_chance=_by_chance(people, trained_on, difference),
+        least=_least(people, trained_on),
     )
 
 
-def _numbers(said: Sequence[Said]) -> Int[np.ndarray, " answer"]:
-    return np.unique([one.persona_id for one in said], return_inverse=True)[1]
+def _unmeasured(prompts: Literal["train", "test"]) -> Copies:
+    return Copies(prompts=prompts, n_answers=0, longest=0, learnt=0.0, never_learnt=0.0, by_chance=0.0, least=None)
+
+
+def _numbers(persona_ids: Iterable[str]) -> list[int]:
+    numbers: dict[str, int] = {}
+    return [numbers.setdefault(p, len(numbers)) for p in persona_ids]
 
 
 def exposures(canaries: Sequence[tuple[float, Float[np.ndarray, " candidate"]]]) -> Exposure:

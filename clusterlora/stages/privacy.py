@@ -1,7 +1,7 @@
 """Measure what a study's shared adapters and its champion have memorised, before anybody asks to be forgotten."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
 from random import Random
 
 import numpy as np
@@ -19,7 +19,8 @@ from clusterlora.evaluation.memorisation import (
     Memorisation,
     Said,
     Text,
-    copies,
+    copies_of_learnt,
+    copies_of_own,
     exposures,
     membership,
 )
@@ -30,6 +31,7 @@ from clusterlora.planning.work_plan import WorkPlan, cluster_adapters, trained_a
 from clusterlora.ports.run_log import RunLog
 from clusterlora.ports.stores import Stores
 from clusterlora.progress.timing import timed
+from clusterlora.results.refresh import LAST_CHAMPION
 from clusterlora.settings import PreparedStudy, check_study_name
 from clusterlora.stages.compare import compare_study
 from clusterlora.stages.evaluate import weights_of
@@ -48,6 +50,8 @@ class _Subject:
 
     name: str
     answers_with: Mapping[str, AdapterComposition]
+    unlearnt: Mapping[str, Sequence[str]] = field(default_factory=dict[str, Sequence[str]])
+    """By person the dialogues that are train dialogues of the study, but came after the adapters."""
 
 
 def canary_copy(study_name: str, n: int, stores: Stores) -> PreparedStudy:
@@ -110,10 +114,14 @@ def _subjects(state: StudyState, plan: WorkPlan, stores: Stores) -> Iterator[_Su
             people = [p for p in plan.specs[name].persona_ids if p in everybody]
             alone = AdapterComposition((WeightedAdapter(name),))
             yield _Subject(plan.specs[name].label + (", the champion" if name == champion else ""), dict.fromkeys(people, alone))
-    routes = {r.persona_id: r.composition for r in stores.studies.routes(state.name) if r.method == champion and r.seed == 0}
-    if routes and champion != REFERENCE:
+    # A refresh whose champion stays goes on answering with that.
+    served = champion or (LAST_CHAMPION if state.start else None)
+    routes = {r.persona_id: r.composition for r in stores.studies.routes(state.name) if r.method == served and r.seed == 0}
+    if routes and served != REFERENCE:
         # Where a prompt shows train exchanges, nothing needs to be remembered of them; what is measured is the adapters under it.
-        yield _Subject(f"the champion, {champion}", {p: replace(one, shots=0) for p, one in routes.items() if one.adapters})
+        answers_with = {p: replace(one, shots=0) for p, one in routes.items() if one.adapters}
+        unlearnt = dict(state.news.dialogues) if state.news and served == LAST_CHAMPION else {}
+        yield _Subject(f"the champion, {served}", answers_with, unlearnt)
 
 
 def _measured(
@@ -122,39 +130,28 @@ def _measured(
     told = _membership(subject, state, plan, stores, log)
     if state.settings.data.task != "text" or not subject.answers_with:
         return AdapterMemory(name=subject.name, membership=told)
-    said = {split: _answers(subject, state, plan, stores, log, split, n_prompts) for split in ("test", "train")}
-    groups: dict[frozenset[str], list[str]] = {}
-    for p, composition in subject.answers_with.items():
-        groups.setdefault(_learnt_from(composition, plan), []).append(p)
-    of_groups = [_group(state, people, learnt_from, said) for learnt_from, people in groups.items()]
-    return AdapterMemory(name=subject.name, membership=told, copies=copies(of_groups, n_words=n_words))
+    said = _answers(subject, state, plan, stores, log, n_prompts)
+    groups: dict[frozenset[str], list[Said]] = {}
+    for one in said:
+        if not one.was_learnt:
+            groups.setdefault(_learnt_from(subject.answers_with[one.persona_id], plan), []).append(one)
+    asked = {one.key for one in said if not one.was_learnt}
+    of_groups = (Group(tuple(its), tuple(_texts(subject, state, people, asked))) for people, its in groups.items())
+    counts = (copies_of_learnt(of_groups, n_words=n_words), copies_of_own(said, n_words=n_words))
+    return AdapterMemory(name=subject.name, membership=told, copies=counts)
 
 
 def _learnt_from(composition: AdapterComposition, plan: WorkPlan) -> frozenset[str]:
     return frozenset(p for name in plan.with_needs(composition.adapter_names) for p in plan.specs[name].persona_ids)
 
 
-def _group(state: StudyState, people: Sequence[str], learnt_from: frozenset[str], said: Mapping[str, Sequence[Said]]) -> Group:
-    members, dataset = set(people), state.dataset
-    others = [p for p in dataset.personas if p.id not in learnt_from]
-    return Group(
-        test=tuple(one for one in said["test"] if one.persona_id in members),
-        train=tuple(one for one in said["train"] if one.persona_id in members),
-        learnt=_text([p for p in dataset.personas if p.id in learnt_from], ("train",)),
-        held_out=_text([p for p in dataset.personas if p.id in members], ("test",)),
-        others=_text(others, ("train",)) if others else None,
-    )
-
-
-def _text(people: Sequence[Persona], splits: Sequence[Split]) -> Text:
-    return Text(
-        (_key(person.id, dialogue.id), turn.text)
-        for person in people
-        for split in splits
-        for dialogue in _without_canaries(person).of_split(split)
-        for turn in dialogue.turns
-        if turn.role == "assistant"
-    )
+def _texts(subject: _Subject, state: StudyState, people: frozenset[str], asked: Set[str]) -> Iterator[Text]:
+    """Yield the answers of these people's train dialogues, and of their test dialogues that were not asked."""
+    for person in state.dataset.personas:
+        for dialogue in _told(subject, person).dialogues if person.id in people else ():
+            key = _key(person.id, dialogue.id)
+            if dialogue.split != "val" and key not in asked:
+                yield from (Text(person.id, key, one.text, dialogue.split == "train") for one in dialogue.turns if one.role == "assistant")
 
 
 def _key(persona_id: str, dialogue_id: str) -> str:
@@ -172,7 +169,7 @@ def _membership(subject: _Subject, state: StudyState, plan: WorkPlan, stores: St
         (composition, item)
         for p, composition in subject.answers_with.items()
         for split in of_split
-        for item in items(state.settings.model, _without_canaries(personas[p]), split)
+        for item in _items(subject, state, personas[p], split)
     ]
     base = [(replace(composition, adapters=()), item) for composition, item in asked]
     losses = np.array([loss for _, loss in _asked([*asked, *base], state, plan, stores, log, ())])
@@ -188,24 +185,39 @@ def _membership(subject: _Subject, state: StudyState, plan: WorkPlan, stores: St
     return membership(people, np.array([np.mean(values) for values in of_dialogue.values()]), trained_on)
 
 
-def _without_canaries(person: Persona) -> Persona:
-    return replace(person, dialogues=tuple(one for one in person.dialogues if not is_canary(one)))
+def _items(subject: _Subject, state: StudyState, person: Persona, split: Split) -> tuple[Item, ...]:
+    model = state.settings.model
+    shown = model.persona_in_prompt or subject.answers_with[person.id].persona_in_prompt
+    return items(replace(model, persona_in_prompt=shown), _told(subject, person), split)
 
 
-def _answers(
-    subject: _Subject, state: StudyState, plan: WorkPlan, stores: Stores, log: RunLog, split: Split, n_prompts: int
-) -> tuple[Said, ...]:
-    """Return the answers to prompts drawn at random, as many of each person as there is room for."""
-    personas, rng = state.dataset.by_id(), Random(f"{subject.name} {split}")
+def _told(subject: _Subject, person: Persona) -> Persona:
+    """Return the person without canaries, which are measured by themselves, and without train dialogues that were not learnt."""
+    unlearnt = subject.unlearnt.get(person.id, ())
+    kept = tuple(one for one in person.dialogues if not is_canary(one) and not (one.split == "train" and one.id in unlearnt))
+    return replace(person, dialogues=kept)
+
+
+def _answers(subject: _Subject, state: StudyState, plan: WorkPlan, stores: Stores, log: RunLog, n_prompts: int) -> tuple[Said, ...]:
+    """Return the answers to one prompt of train and of test dialogues drawn at random, as many of each person as there is room for.
+
+    At most half of a person's test dialogues are asked (of one, one or none): the others are what answers may repeat without having learnt.
+    """
+    personas, rng = state.dataset.by_id(), Random(subject.name)
     people = rng.sample(sorted(subject.answers_with), min(len(subject.answers_with), n_prompts))
     most = max(1, n_prompts // max(1, len(people)))
+    of_split: tuple[Split, ...] = ("train", "test")
     asked: list[tuple[AdapterComposition, Item]] = []
     for p in people:
-        its = items(state.settings.model, _without_canaries(personas[p]), split)
-        asked += [(subject.answers_with[p], item) for item in rng.sample(its, min(len(its), most))]
+        for split in of_split:
+            of_dialogue: dict[str, list[Item]] = {}
+            for item in _items(subject, state, personas[p], split):
+                of_dialogue.setdefault(item.id.rpartition("#")[0], []).append(item)
+            n = len(of_dialogue) if split == "train" else (len(of_dialogue) + (len(of_dialogue) == 1 and rng.random() < 0.5)) // 2
+            asked += [(subject.answers_with[p], rng.choice(of_dialogue[one])) for one in rng.sample(sorted(of_dialogue), min(n, most))]
     texts = _asked(asked, state, plan, stores, log, ("rouge_l",))
     return tuple(
-        Said(item.persona_id, _key(item.persona_id, item.id.rpartition("#")[0]), text, item.reference)
+        Said(item.persona_id, _key(item.persona_id, item.id.rpartition("#")[0]), text, item.reference, item.split == "train")
         for (_, item), (text, _) in zip(asked, texts, strict=True)
     )
 
@@ -219,6 +231,8 @@ def _asked(
     metrics: tuple[str, ...],
 ) -> list[tuple[str, float]]:
     """Return (text, loss of the reference) of each item; nothing is kept."""
+    if not asked:
+        return []
     study = state.settings
     answerer = Answerer(base_model(study.model), embedder(study.model), study.evaluation, study.model)
     log.phase("measure privacy", total=len(asked), unit="answers")

@@ -15,8 +15,25 @@ from clusterlora.config import check
 from clusterlora.data.canaries import is_canary, like
 from clusterlora.data.load import load
 from clusterlora.errors import BadData, BadSettings
-from clusterlora.evaluation.memorisation import AdapterMemory, Group, Memorisation, Said, Text, copies, exposures, membership
+from clusterlora.evaluation import memorisation
+from clusterlora.evaluation.memorisation import (
+    AdapterMemory,
+    Copies,
+    Group,
+    Membership,
+    Memorisation,
+    Said,
+    Text,
+    copies_of_learnt,
+    copies_of_own,
+    exposures,
+    longest_span,
+    membership,
+)
 from clusterlora.evaluation.memorisation_words import sentence
+from clusterlora.metadata import News, RefreshStart
+from clusterlora.planning.study_state import read_state
+from clusterlora.planning.work_plan import work_plan
 from clusterlora.ports.stores import Stores
 from clusterlora.recipe import Recipe
 from clusterlora.settings import (
@@ -24,14 +41,17 @@ from clusterlora.settings import (
     DataSettings,
     EvaluationSettings,
     ModelSettings,
+    Rung,
     RuntimeSettings,
     Study,
     SyntheticSettings,
 )
+from clusterlora.stages import privacy as stage
 from clusterlora.stages.compare import compare_study
 from clusterlora.stages.privacy import canary_copy, measure_privacy
 from clusterlora.stages.refresh import next_refresh
 from clusterlora.stores.sql import SqlStudyStore
+from clusterlora.values import AdapterComposition, Route, WeightedAdapter
 from tests.fixtures.stages import LOG, run
 
 cli: Any = importlib.import_module("clusterlora.cli.privacy")
@@ -64,7 +84,7 @@ def test_a_memorising_adapter_is_caught_and_told_in_summary_and_report(tiny_base
     memory = measure_privacy(study.name, stores, LOG, n_prompts=10, n_words=3)
     (unified,) = memory.adapters
     assert unified.membership is not None
-    assert unified.membership.auc_low > 0.8
+    assert unified.membership.auc > 0.8
     assert (unified.membership.n_trained_on, unified.membership.n_held_out) == (15, 10), "neither canaries nor val"
     assert unified.membership.true_positive_rate > 0.5
     assert unified.exposure is not None
@@ -82,7 +102,7 @@ def test_an_adapter_that_was_not_trained_is_at_chance(tiny_base_folder: Path, st
     study = tried(tiny_base_folder, stores, epochs=1, learning_rate=1e-30)
     (unified,) = measure_privacy(study.name, stores, LOG, n_prompts=10, n_words=3).adapters
     assert unified.membership is not None
-    assert (unified.membership.auc, unified.membership.auc_low, unified.membership.true_positive_rate) == (0.5, 0.5, 0.0)
+    assert (unified.membership.auc, unified.membership.true_positive_rate) == (0.5, 0.0)
     assert not unified.found
     assert unified.exposure is None
     summary = (stores.folder(study.name) / "results" / "summary.md").read_text(encoding="utf-8")
@@ -108,52 +128,103 @@ def test_membership_is_chance_for_noise_and_certain_for_a_memoriser() -> None:
     sure = membership(people, trained_on + rng.uniform(0, 0.5, 400), trained_on)
     assert noise is not None
     assert sure is not None
-    assert noise.auc_low < 0.5 < noise.auc_high
+    assert 0.5 < noise.auc_by_chance < 0.6
     assert not noise.is_found
+    assert sure.is_found
     assert (sure.auc, sure.true_positive_rate, sure.false_positive_rate) == (1.0, 1.0, 0.01)
-    assert noise.true_positive_low < 0.01 < noise.true_positive_high, "as many true positives as false ones"
     assert membership(np.arange(4), np.ones(4), np.array([1, 1, 0, 0])) is None, "nobody has both"
-    shifted = membership(people, 0.1 * rng.normal(size=400) + people, trained_on)
-    assert shifted is not None
-    assert not shifted.is_found, "who talks in what manner says nothing"
+    same = membership(people, np.zeros(400), trained_on)
+    assert same is not None
+    assert (same.auc, same.is_found) == (0.5, False)
+    assert same.auc_by_chance == noise.auc_by_chance, "what chance does depends on numbers alone"
+    few = membership(np.zeros(3, dtype=int), np.array([2.0, 1.0, 0.0]), np.array([1, 1, 0]))
+    assert few is not None
+    assert (few.auc, few.is_found, few.is_measurable) == (1.0, False, False)
+
+
+def unequal(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return people with unequal shares of train dialogues, scores that say nothing but who talks, and what was trained on."""
+    n_train, n_out = rng.integers(2, 20, size=30), rng.integers(2, 5, size=30)
+    people = np.repeat(np.arange(30), n_train + n_out)
+    trained_on = np.concatenate([np.repeat([1, 0], of) for of in zip(n_train, n_out, strict=True)])
+    return people, rng.normal(size=len(people)) + 0.15 * n_train[people], trained_on
+
+
+def test_nothing_is_recognised_where_people_differ_in_level_and_numbers_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memorisation, "PERMUTATIONS", 239)
+    rng = np.random.default_rng(0)
+    told = [one for _ in range(80) if (one := membership(*unequal(rng))) is not None]
+    assert len(told) == 80
+    assert np.mean([one.auc for one in told]) == pytest.approx(0.5, abs=0.02)
+    assert sum(one.is_found for one in told) <= 6, "two are expected"
+    assert sum(one.true_positive_rate > one.true_positives_by_chance for one in told) <= 4, "one is expected"
+
+
+def test_few_dialogues_that_are_recited_are_found_by_true_positives() -> None:
+    rng = np.random.default_rng(0)
+    people, trained_on = np.repeat(np.arange(60), 15), np.tile(np.repeat([1, 0], [10, 5]), 60)
+    scores = rng.normal(size=900)
+    scores[rng.choice(np.flatnonzero(trained_on), 30, replace=False)] += 10
+    told = membership(people, scores, trained_on)
+    assert told is not None
+    assert told.true_positive_rate >= 0.05 > told.true_positives_by_chance
+    assert told.is_found
+    assert AdapterMemory(name="a", membership=told).found == ("dialogues are recognised by their loss",)
 
 
 LETTERS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta"]
 
 
-def said(p: str, dialogue: int, text: str, own: str = "none") -> Said:
-    return Said(p, f"{p}\n{dialogue}", text, own)
+def said(p: str, dialogue: int, text: str, own: str = "none", *, was_learnt: bool = False) -> Said:
+    return Said(p, f"{p}\n{dialogue}", text, own, was_learnt)
 
 
 def test_verbatim_spans_are_found_word_by_word() -> None:
-    text = Text([("a", "Dim the lamp, please, to 40 %."), ("b", "the LAMP please")])
-    assert text.longest("I dim the lamp please now") == 4
-    assert text.longest("I dim the lamp please now", without="a") == 3
-    assert text.longest("nothing shared") == 0
-    assert text.longest("the the lamp") == 2
-    assert text.some(3, np.random.default_rng(0)).n_words == 3
+    assert longest_span("Dim the lamp, please, to 40 %.", "I dim the LAMP please now") == 4
+    assert longest_span("Dim the lamp", "nothing shared") == 0
+    assert longest_span("the lamp the", "the the lamp") == 2
+
+
+def people_of(n: int, rng: np.random.Generator) -> dict[str, list[str]]:
+    """Return what each says in 6 dialogues, no two of them alike."""
+    return {f"p{i}": [" ".join(str(word) for word in rng.integers(10**6, size=12)) for _ in range(6)] for i in range(n)}
 
 
 def test_copies_are_what_is_repeated_of_learnt_text_beyond_text_that_was_not_learnt() -> None:
-    people = [f"p{n}" for n in range(12)]
-    own = {p: [f"{p} says {i} {' '.join(np.random.default_rng(i).permutation(LETTERS))}" for i in range(4)] for p in people}
-    learnt = Text((f"{p}\n{i}", own[p][i]) for p in people for i in (0, 1))
-    held_out = Text((f"{p}\n{i}", own[p][i]) for p in people for i in (2, 3))
+    people = people_of(24, np.random.default_rng(0))
+    texts = tuple(Text(p, f"{p}\n{i}", own[i], i < 3) for p, own in people.items() for i in range(5))
 
-    def group(repeat: bool) -> Group:
-        test = tuple(said(p, 2, own[p][0] if repeat else "who knows", own[p][2]) for p in people)
-        train = tuple(said(p, 0, own[p][0] if repeat else "who knows", own[p][0]) for p in people)
-        return Group(test, train, learnt, held_out, others=None)
+    def found(recited: int, n_words: int = 10) -> Copies:
+        answers = tuple(said(p, 5, own[1] if int(p[1:]) < recited else "who knows", own[5]) for p, own in people.items())
+        return copies_of_learnt([Group(answers[:9], texts), Group(answers[9:], texts)], n_words=n_words)
 
-    of_test, of_train = copies([group(True)], n_words=10)
-    assert (of_test.rate, of_test.never_learnt, of_test.longest, of_test.is_found) == (1.0, 0.0, 11, True)
-    assert (of_train.rate, of_train.never_learnt, of_train.is_found) == (1.0, 0.0, True)
-    assert not any(one.is_found or one.rate for one in copies([group(False)], n_words=3))
-    # Whoever talks as everybody does repeats what was never learnt as often.
-    manner = " ".join(LETTERS)
-    both = Text([("x", manner)])
-    alike = copies([Group((said("a", 0, manner, manner),) * 9, (said("a", 1, manner, manner),) * 9, both, both, both)], n_words=5)
-    assert [(one.rate, one.others, one.is_found) for one in alike] == [(1.0, 1.0, False)] * 2
+    least = found(0).least
+    assert least == 9, "each is a train dialogue's with 3 in 5"
+    assert [found(n).is_found for n in (0, least - 3, least + 3)] == [False, False, True]
+    assert (found(24).learnt, found(24).never_learnt, found(24).longest) == (1.0, 0.0, 12)
+    assert not found(24, n_words=13).n_answers, "there is nothing so long to repeat"
+
+    def own(recited: int) -> Copies:
+        train = [said(p, 0, its[0] if int(p[1:]) < recited else "who knows", its[0], was_learnt=True) for p, its in people.items()]
+        return copies_of_own([*train, *(said(p, 5, "who knows", its[5]) for p, its in people.items())], n_words=10)
+
+    assert (own(0).least, own(0).is_measurable, own(0).learnt) == (7, True, 0.0)
+    assert [own(n).is_found for n in (0, 4, 7)] == [False, False, True]
+
+
+def test_stock_sentences_are_no_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memorisation, "PERMUTATIONS", 239)
+    rng = np.random.default_rng(3)
+    stock = list(people_of(1, rng)["p0"])
+
+    def study() -> bool:
+        groups = []
+        for p in map(str, range(20)):
+            texts = tuple(Text(p, f"{p}\n{i}", stock[rng.integers(6)], i < 8) for i in range(10))
+            groups.append(Group(tuple(said(p, 10 + i, stock[rng.integers(6)]) for i in range(2)), texts))
+        return copies_of_learnt(groups, n_words=8).is_found
+
+    assert sum(study() for _ in range(60)) <= 4, "one is expected"
 
 
 def test_canaries_that_were_never_seen_are_at_chance() -> None:
@@ -199,8 +270,41 @@ def test_every_shared_adapter_and_the_champion_is_measured(finished_stores: Stor
     names = [one["name"] for one in memory["adapters"]]
     assert names[:3] == ["unified, the champion" if "unified, the champion" in names else "unified", "cluster-00", "cluster-01"]
     assert [one["membership"]["n_people"] for one in memory["adapters"][:3]] == [7, 3, 4]
-    assert memory["adapters"][1]["copies"][0]["others"] is not None, "other people's text"
-    assert memory["adapters"][0]["copies"][0]["others"] is None, "everybody's was learnt"
+    assert [one["copies"][1]["n_answers"] for one in memory["adapters"]][1] > 0
+
+
+def test_a_refresh_whose_champion_stays_is_measured_as_it_serves(finished_stores: Stores) -> None:
+    state = read_state("small", finished_stores)
+    assert state.outcome is not None
+    plan = work_plan(state)
+    unified = AdapterComposition((WeightedAdapter("unified"),))
+    finished_stores.studies.save_routes("small", [Route("last_champion", p, unified, 0) for p in state.dataset.ids])
+    person = state.dataset.personas[0]
+    new = person.of_split("train")[0].id
+    start = RefreshStart(
+        study="small", method="unified", adapters=(), routes=(), default=unified, algorithm="responses", members=(), rung=Rung(name="base")
+    )
+    stays = replace(state, outcome=replace(state.outcome, champion=None), start=start, news=News(dialogues=((person.id, (new,)),)))
+    subjects = list(stage._subjects(stays, plan, finished_stores))
+    assert subjects[-1].name == "the champion, last_champion"
+    asked = stage._items(subjects[-1], stays, person, "train")
+    assert {one.id.rpartition("#")[0] for one in asked} == {one.id for one in person.of_split("train")} - {new}
+
+
+def test_texts_are_read_of_the_people_who_are_asked_alone(finished_stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[frozenset[str]] = []
+
+    def texts(subject: Any, state: Any, people: frozenset[str], asked: Any) -> Any:
+        read.append(people)
+        return ()
+
+    monkeypatch.setattr(stage, "_texts", texts)
+    state = read_state("small", finished_stores)
+    plan = work_plan(state)
+    each = stage._Subject("each", {p: one[0] for p, one in plan.methods["per_persona"].arms_by_persona})
+    stage._measured(each, state, plan, finished_stores, LOG, n_prompts=2, n_words=8)
+    assert len(each.answers_with) == 7
+    assert [len(people) for people in read] == [1, 1]
 
 
 def test_the_command_runs_the_copy_first_and_stops_where_that_does_not_end(
@@ -224,3 +328,35 @@ def test_the_sentence_names_who_remembers_what() -> None:
     seen = exposures([(0.0, np.ones(255))] * 3)
     memory = Memorisation(adapters=(AdapterMemory(name="unified", membership=None, exposure=seen),), n_words=8, canaries_in="demo-canaries")
     assert sentence(memory) == "Memorised more than chance: unified: canaries are remembered. Canaries are those of study demo-canaries."
+
+
+def test_the_sentence_says_what_could_not_be_measured_and_what_would_have_been_shown() -> None:
+    nothing = sentence(Memorisation(adapters=(), n_words=8))
+    assert "could not be measured" in nothing
+    assert "no unified" in nothing
+    short = Copies(prompts="train", n_answers=0, longest=0, learnt=0.0, never_learnt=0.0, by_chance=0.0, least=None)
+    few = replace(short, prompts="test", n_answers=20, learnt=0.2, by_chance=0.2, least=81)
+    alone = sentence(Memorisation(adapters=(AdapterMemory(name="unified", membership=None, copies=(few, short)),), n_words=8))
+    assert "Nothing is shown" not in alone
+    for part in (
+        "membership, as nobody",
+        "20 answers are too few: it takes 81",
+        "have answers of 8 words (--words): unified",
+    ):
+        assert part in alone
+    told = Membership(
+        n_people=9,
+        n_trained_on=90,
+        n_held_out=45,
+        auc=0.51,
+        auc_by_chance=0.58,
+        false_positive_rate=1 / 45,
+        true_positive_rate=0.02,
+        true_positives_by_chance=0.125,
+    )
+    one = AdapterMemory(name="unified", membership=told, copies=(replace(few, least=7),))
+    said_of = sentence(Memorisation(adapters=(one,), n_words=8))
+    assert said_of.startswith(
+        "Nothing is shown to be memorised more than chance would have it. Shown would have been, at best: AUC above 0.580"
+    )
+    assert "true positives above 12.5%, 7 of 20 answers to test prompts that repeat" in said_of
