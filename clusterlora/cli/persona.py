@@ -40,7 +40,7 @@ def forget(persona_id: str | None, digest: str | None, studies: tuple[str, ...],
     as after any comparison. All of it happens in this process. The certificate names the person by a digest that only this installation
     can check. Nothing is changed while a study runs.
     """
-    from clusterlora.pseudonyms import pseudonym
+    from clusterlora.pseudonyms import as_pseudonym, pseudonym
     from clusterlora.stages.forget import forget as forget_persona
     from clusterlora.stages.forget import read_certificate, what_to_forget
     from clusterlora.stages.forget_words import plan_lines
@@ -48,7 +48,7 @@ def forget(persona_id: str | None, digest: str | None, studies: tuple[str, ...],
     if (persona_id is None) == (digest is None):
         raise click.UsageError("name the person: clusterlora persona forget ID, or --digest DIGEST")
     stores = open_local_stores(keep_services_up=True)
-    person = digest or pseudonym(stores.home, str(persona_id), make_key=True)
+    person = as_pseudonym(digest) if digest is not None else pseudonym(stores.home, str(persona_id), make_key=True)
     if dry_run:
         plan = what_to_forget(person, stores, only=studies)
         click.echo(json.dumps(asdict(plan)) if as_json else "\n".join((f"digest {person}", *plan_lines(plan))))

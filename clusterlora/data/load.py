@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,11 +29,12 @@ _MIN_PERSONAS = 2
 _MOST_NAMED = 3
 
 
-def load(settings: DataSettings, fit: PromptFit | None = None) -> Dataset:
+def load(settings: DataSettings, fit: PromptFit | None = None, left: Callable[[str], bool] | None = None) -> Dataset:
     """Return the personas of a study, each with its train, val and test dialogues.
 
     Args:
         fit: what the dialogues are fitted to; without it they stay as they are in the source.
+        left: whether a person was forgotten: their dialogues are not exchanged with others'.
 
     Raises:
         BadData: every problem, one per line, with file, line, field and fix.
@@ -55,13 +56,24 @@ def load(settings: DataSettings, fit: PromptFit | None = None) -> Dataset:
     if fit is not None:
         reading = fitted(reading, fit, settings, problems)
     if settings.permute_seed is not None:
-        reading = permuted(reading, settings.permute_seed, labelled=settings.task != "text")
+        # Afterwards a person's dialogues are anybody's.
+        reading = permuted(
+            replace(reading, dataset=without_people(reading.dataset, left)), settings.permute_seed, labelled=settings.task != "text"
+        )
     dataset = split(reading, settings, problems).dataset
     if settings.canaries is not None and dataset.personas:
         dataset = with_canaries(dataset, settings.canaries)
     check_labels(settings, dataset.personas, problems)
     problems.raise_any()
     return dataset
+
+
+def without_people(dataset: Dataset, left: Callable[[str], bool] | None) -> Dataset:
+    """Return the data without those who were forgotten, and say how many they are."""
+    staying = tuple(persona for persona in dataset.personas if left is None or not left(persona.id))
+    if n_left := len(dataset.personas) - len(staying):
+        log.warning("%s, forgotten here by `clusterlora persona forget`, left out: the data still have them", counted(n_left, "persona"))
+    return Dataset(staying)
 
 
 def read(settings: DataSettings) -> SourceData:

@@ -97,11 +97,18 @@ class StudyStore(Protocol):
 
     def dataset(self, study: str) -> Dataset: ...
 
-    def forget_data(self, study: str, dataset: Dataset, clustering: Clustering | None, keep: Sequence[type]) -> None:
+    def forget_data(
+        self, study: str, dataset: Dataset, clustering: Clustering | None, keep: Sequence[type], metadata: Sequence[object] = ()
+    ) -> None:
         """Replace the study's people and clusters by these, and delete all that was derived from those before.
 
         That is answers, scores, routes, verdicts, attempts, and metadata of other kinds than `keep`; adapters are left to `forget_adapter`.
+        `metadata` are recorded in the same transaction.
         """
+        ...
+
+    def forget_study(self, study: str) -> None:
+        """Delete a study with everything that was recorded of it; adapters are left to `forget_adapter`."""
         ...
 
     def scrub(self) -> None:

@@ -105,10 +105,10 @@ class StudyTracker(Protocol):
         """Return whether there is such a run, and it is not deleted."""
         ...
 
-    def forget_study(self, study: str) -> tuple[str, ...]:
-        """Remove a study's runs, their artifacts, and the versions that it registered; return experiments that are only marked as deleted.
+    def forget_studies(self, studies: Sequence[str]) -> tuple[str, ...]:
+        """Remove studies' runs, their artifacts, and the versions that they registered; return experiments that are only marked as deleted.
 
-        A champion among them hands its alias back to the last one before it that is left. The study can be started again.
+        A champion among these hands its alias back to the last one before it that is left. The studies can be started again.
         """
         ...
 

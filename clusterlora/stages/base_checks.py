@@ -1,6 +1,6 @@
 """What is checked of a base model, its chat template and the data together before a study begins."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -10,7 +10,7 @@ from clusterlora.chat.encoder import PromptEncoder
 from clusterlora.chat.template import writes_date
 from clusterlora.clustering.cluster import refuse_impossible_sizes
 from clusterlora.data.lengths import ExampleLength, covering, example_lengths, token_summary
-from clusterlora.data.load import load, read
+from clusterlora.data.load import load, read, without_people
 from clusterlora.data.prompt_fit import PromptFit
 from clusterlora.data.prompts import messages, prompt_encoder
 from clusterlora.data.summary import TokenSummary
@@ -26,6 +26,7 @@ from clusterlora.values import Dataset, Persona
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_MIN_PERSONAS = 2
 _SAMPLE = 32
 """Personas whose first dialogue is rendered both ways."""
 
@@ -113,17 +114,26 @@ def fit_of(study: PreparedStudy, tokenizer: "PreTrainedTokenizerBase") -> Prompt
     return PromptFit(prompt_encoder(tokenizer, study.model), shown_most(study), study.data)
 
 
-def fitted_dataset(study: PreparedStudy, tokenizer: "PreTrainedTokenizerBase") -> tuple[Dataset, PromptFit]:
+def fitted_dataset(
+    study: PreparedStudy, tokenizer: "PreTrainedTokenizerBase", left: Callable[[str], bool] | None = None
+) -> tuple[Dataset, PromptFit]:
     """Return the study's data as its base model can be asked them, and what was counted on the way.
+
+    Args:
+        left: whether a person was forgotten, and is left out.
 
     Raises:
         BadData: every problem of the data at once, or a dialogue that the chat template renders otherwise than it was said.
         BadSettings: so many people cannot be clustered as asked.
     """
     fit = fit_of(study, tokenizer)
-    dataset = load(study.data, fit)
+    dataset = load(study.data, fit, left)
     refuse_impossible_sizes(study.clustering, len(dataset.personas))
     _refuse_other_rendering(tokenizer, prompt_encoder(tokenizer, study.model), study.model, dataset.personas)
+    # Last of all, so that everybody else's splits stay as they were with those who were forgotten.
+    dataset = without_people(dataset, left)
+    if (n := len(dataset.personas)) < _MIN_PERSONAS:
+        raise BadData(f"without the people who were forgotten, {n} personas are left, fewer than {_MIN_PERSONAS}; add others to the data")
     return dataset, fit
 
 

@@ -1,6 +1,6 @@
 """Remove a person from one study, from the adapter store and from the tracker; doing it again changes nothing."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from shutil import rmtree
 
@@ -18,6 +18,7 @@ from clusterlora.metadata import (
     Regrouping,
     TrackerPage,
     Tuning,
+    WatchedFiles,
     Workers,
 )
 from clusterlora.planning.study_state import read_state
@@ -29,19 +30,21 @@ from clusterlora.values import Clustering
 
 _KEPT = (
     *(Forgotten, GateDecisions, ImportedAdapters, ImportedScores, News, Probe, Provenance, Refinement, RefreshStart, Regrouping),
-    *(TrackerPage, Tuning, Workers),
+    *(TrackerPage, Tuning, WatchedFiles, Workers),
 )
 """Metadata that say nothing of single people, or from which the person is taken out."""
 
 
 def erase_from_study(removal: Removal, person: str, stores: Stores, removing: Sequence[str]) -> None:
-    """Delete everything of a study in which the person may be: rows, adapters, and the folder of its results.
+    """Delete everything of a study in which the person may be: rows, adapters, and the folder of its results; or the study.
 
     Args:
         removing: the studies from which the person is removed; what others still use stays theirs.
     """
     study = removal.study
-    persona_id = id_of(person, study, stores)
+    if study not in (name for name, *_ in stores.studies.studies()):
+        return
+    persona_id = None if removal.whole else id_of(person, study, stores)
     if persona_id is not None:
         left = stores.studies.metadata(study, Forgotten) or Forgotten()
         # First of all: from now on the person is no longer read from the file of the data.
@@ -52,36 +55,42 @@ def erase_from_study(removal: Removal, person: str, stores: Stores, removing: Se
         else:
             stores.studies.unlink_adapter(study, one.key)
     rmtree(stores.folder(study), ignore_errors=True)
+    if removal.whole:
+        stores.studies.forget_study(study)
     if persona_id is None:
         return
     dataset = without(stores.studies.dataset(study), persona_id)
-    _without_in_metadata(study, persona_id, stores)
+    metadata = list(_metadata_without(study, persona_id, stores))
     made_from = stores.studies.metadata(study, Provenance)
     if made_from is not None:
         counts = {"n_personas": len(dataset.personas), "n_dialogues": dataset.n_dialogues, "data_digest": dataset.digest}
-        stores.studies.save_metadata(study, replace(made_from, **counts))
-    # The last step: as long as the person is in the data, all of this is done again.
-    stores.studies.forget_data(study, dataset, _clusters_without(stores.studies.clustering(study), persona_id), _KEPT)
+        metadata.append(replace(made_from, **counts))
+    # The last step, and at once: as long as the person is in the data, all of this is done again.
+    clustering = _clusters_without(stores.studies.clustering(study), persona_id)
+    stores.studies.forget_data(study, dataset, clustering, _KEPT, metadata)
 
 
-def _without_in_metadata(study: str, persona_id: str, stores: Stores) -> None:
-    studies = stores.studies
+def _metadata_without(study: str, persona_id: str, stores: Stores) -> Iterator[object]:
+    studies, number = stores.studies, _numbers_without(stores.studies.clustering(study), persona_id)
     if (imported := studies.metadata(study, ImportedAdapters)) is not None:
+        clusters = tuple((number[k], weights) for k, weights in imported.weights_by_cluster if k in number)
         people = tuple(one for one in imported.weights_by_persona if one[0] != persona_id)
-        studies.save_metadata(study, replace(imported, weights_by_persona=people))
+        yield replace(imported, weights_by_cluster=clusters, weights_by_persona=people)
     if (scores := studies.metadata(study, ImportedScores)) is not None:
         of_others = {
             file: {metric: {p: value for p, value in by_persona.items() if p != persona_id} for metric, by_persona in metrics.items()}
             for file, metrics in scores.scores_by_file.items()
         }
-        studies.save_metadata(study, ImportedScores(of_others))
+        yield ImportedScores(of_others)
     if (news := studies.metadata(study, News)) is not None:
         dialogues, old = (tuple(one for one in pairs if one[0] != persona_id) for pairs in (news.dialogues, news.old_test))
         newcomers = tuple(one for one in news.newcomers if one != persona_id)
-        studies.save_metadata(study, replace(news, dialogues=dialogues, newcomers=newcomers, old_test=old))
+        yield replace(news, dialogues=dialogues, newcomers=newcomers, old_test=old)
     if (regrouping := studies.metadata(study, Regrouping)) is not None:
-        moved = tuple(one for one in regrouping.moved if one[0] != persona_id)
-        studies.save_metadata(study, replace(regrouping, moved=moved, n_personas=regrouping.n_personas - 1))
+        moved = tuple(
+            (p, number[own], number[nearest]) for p, own, nearest in regrouping.moved if p != persona_id and {own, nearest} <= number.keys()
+        )
+        yield replace(regrouping, moved=moved, n_personas=regrouping.n_personas - 1)
     if (start := studies.metadata(study, RefreshStart)) is not None:
         members = tuple(tuple(p for p in ids if p != persona_id) for ids in start.members)
         adapters = tuple(
@@ -90,7 +99,7 @@ def _without_in_metadata(study: str, persona_id: str, stores: Stores) -> None:
             if one.spec.persona_ids != (persona_id,)
         )
         routes = tuple(route for route in start.routes if route[0] != persona_id)
-        studies.save_metadata(study, replace(start, members=members, adapters=adapters, routes=routes))
+        yield replace(start, members=members, adapters=adapters, routes=routes)
 
 
 def go_on_from(study: str, stores: Stores) -> None:
@@ -106,6 +115,12 @@ def _clusters_without(clustering: Clustering | None, persona_id: str) -> Cluster
     members = tuple(tuple(p for p in ids if p != persona_id) for ids in clustering.members)
     map_2d = tuple(point for point in clustering.map_2d if point[0] != persona_id)
     return replace(clustering, members=tuple(ids for ids in members if ids), map_2d=map_2d)
+
+
+def _numbers_without(clustering: Clustering | None, persona_id: str) -> dict[int, int]:
+    """Return the number that each cluster has without the person, by the one that it has; a cluster of nobody else has none."""
+    stay = [k for k, ids in enumerate(clustering.members if clustering else ()) if set(ids) != {persona_id}]
+    return {k: position for position, k in enumerate(stay)}
 
 
 def bring_home(studies: Sequence[str], gone: Sequence[str], stores: Stores) -> None:

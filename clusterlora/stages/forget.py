@@ -5,38 +5,46 @@ them keep their keys and are not trained again. In a family of refreshes, a shar
 never saw the person; where there is none, from the base model.
 """
 
-from collections.abc import Collection, Sequence
+import fcntl
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from shutil import rmtree
 
 from clusterlora.adapters.stored import stored_folder
-from clusterlora.durable import write_durably
-from clusterlora.errors import UnknownName
+from clusterlora.durable import make_folder, write_durably
+from clusterlora.errors import BadData, BadSettings, UnknownName
 from clusterlora.metadata import ComparisonSummary
 from clusterlora.planning.study_state import read_state
 from clusterlora.ports.run_log import RunLog
 from clusterlora.ports.stores import Stores
 from clusterlora.stages.erase import bring_home, erase_from_study, go_on_from, track_again
-from clusterlora.stages.forget_plan import Certificate, Removal, plan_removal, record
+from clusterlora.stages.forget_plan import (
+    Certificate,
+    Removal,
+    id_of,
+    plan_removal,
+    record,
+    refuse_while_busy,
+    studies_with,
+    with_others,
+)
 from clusterlora.stages.forget_words import markdown
+from clusterlora.stages.forgotten import CERTIFICATES, DIGITS, UNFINISHED
 from clusterlora.stages.remaining import run_remaining
 from clusterlora.stores.json_codec import from_json, to_json
 from clusterlora.stores.server_databases import empty_logs, purge_mlflow, purge_prefect
 
-CERTIFICATES = ".forgotten"
-"""In the folder of the results: two files per certificate, named by the first digits of the keyed digest of the id and the moment."""
-UNFINISHED = ".forgetting"
-"""The same while it is under way: what a command that was killed had set out to remove."""
-_DIGITS = 32
+LOCK = ".forgetting.lock"
 
 
 def what_to_forget(person: str, stores: Stores, *, only: Collection[str] = ()) -> Certificate:
     """Return what `forget` would remove, or was removing when it was interrupted; nothing is changed. Errors as `plan_removal`."""
     unfinished = _unfinished(person, stores)
     if unfinished.is_file():
-        return from_json(Certificate, unfinished.read_text(encoding="utf-8"))
+        return read_certificate(unfinished)
     try:
         return plan_removal(person, stores, only)
     except UnknownName as problem:
@@ -48,7 +56,8 @@ def what_to_forget(person: str, stores: Stores, *, only: Collection[str] = ()) -
 def forget(person: str, stores: Stores, log: RunLog, *, only: Collection[str] = (), services: Path | None = None) -> Path:
     """Remove a person from every study, train again what learned from them, compare anew; return the certificate's file, `.json`.
 
-    The same page beside it is Markdown. A command that was killed goes on where it was.
+    The same page beside it is Markdown. A command that was killed goes on where it was; what has the person beyond that, or beyond the
+    studies that it was asked for, is removed after it, with a certificate of its own.
 
     Args:
         person: pseudonym of the id (`pseudonyms.pseudonym`).
@@ -57,34 +66,78 @@ def forget(person: str, stores: Stores, log: RunLog, *, only: Collection[str] = 
 
     Raises:
         BadData, BadSettings, ServiceDown, UnknownName: as `plan_removal`; nothing has been changed then.
+        BadSettings: another person's removal is under way or was interrupted.
         ServiceDown: a server or database is away or in use.
     """
-    plan = what_to_forget(person, stores, only=only)
-    unfinished = _unfinished(person, stores)
-    write_durably(unfinished, to_json(plan).encode(), mode=0o600)
+    with _alone(stores):
+        _refuse_others(person, stores)
+        plan = what_to_forget(person, stores, only=only)
+        while True:
+            file = _carry_out(plan, stores, log, services)
+            try:
+                plan = plan_removal(person, stores, only)
+            except UnknownName:
+                return file
+            log.note(f"certificate {file.with_suffix('.md')}; other studies have the person, too")
+
+
+@contextmanager
+def _alone(stores: Stores) -> Generator[None]:
+    make_folder(stores.home)
+    with (stores.home / LOCK).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BadSettings("`clusterlora persona forget` is running here; run this one when that has ended") from None
+        yield
+
+
+def _refuse_others(person: str, stores: Stores) -> None:
+    for file in sorted((stores.home / UNFINISHED).glob("*.json")):
+        if file != _unfinished(person, stores):
+            other = read_certificate(file)
+            scope = "".join(f" --study {name}" for name in other.scope)
+            raise BadSettings(f"the removal of another person is not finished: clusterlora persona forget --digest {other.person}{scope}")
+
+
+def _carry_out(plan: Certificate, stores: Stores, log: RunLog, services: Path | None) -> Path:
+    unfinished = _unfinished(plan.person, stores)
     if not plan.erased:
+        refuse_while_busy(stores)
+        write_durably(unfinished, to_json(plan).encode(), mode=0o600)
         plan = replace(plan, left=_erase(plan, stores, log, services), erased=_now())
         write_durably(unfinished, to_json(plan).encode(), mode=0o600)
-    done: list[Removal] = []
-    names = {removal.study for removal in plan.studies}
-    for removal in plan.studies:
+    names = [removal.study for removal in plan.studies]
+    for removal in (one for one in plan.studies if not one.whole):
         if stores.studies.study(removal.study).refresh.champion in names:
             go_on_from(removal.study, stores)
         if removal.ended:
             stores.studies.set_status(removal.study, "running")
             run_remaining(removal.study, stores, log)
-        done.append(_with_outcome(removal, stores))
-    certificate = replace(plan, studies=tuple(done), at=_now())
-    file = stores.home / CERTIFICATES / f"{person[:_DIGITS]}-{certificate.at[:19].replace(':', '')}.json"
+    _refuse_who_came_back(plan, stores)
+    others = studies_with([adapter for removal in plan.studies for adapter in removal.removed], names, stores)
+    done = tuple(_with_outcome(removal, others, stores) for removal in plan.studies)
+    certificate = replace(plan, studies=done, left=(*plan.left, *_elsewhere(plan.person, names, done, stores)), at=_now())
+    # Rounds of the same second are different removals.
+    n_before = len(certificates(plan.person, stores))
+    file = stores.home / CERTIFICATES / f"{plan.person[:DIGITS]}-{certificate.at[:19].replace(':', '')}-{n_before + 1}.json"
     write_durably(file.with_suffix(".md"), markdown(certificate).encode(), mode=0o600)
     write_durably(file, to_json(certificate).encode(), mode=0o600)
     unfinished.unlink()
     return file
 
 
+def _refuse_who_came_back(plan: Certificate, stores: Stores) -> None:
+    for removal in plan.studies:
+        if id_of(plan.person, removal.study, stores) is not None:
+            # What is there is planned anew.
+            _unfinished(plan.person, stores).unlink()
+            raise BadData(f"study {removal.study} has the person again: something else wrote to it meanwhile; run the same command again")
+
+
 def certificates(person: str, stores: Stores) -> tuple[Path, ...]:
     """Return the certificates of a person, oldest first."""
-    return tuple(sorted((stores.home / CERTIFICATES).glob(f"{person[:_DIGITS]}-*.json")))
+    return tuple(sorted((stores.home / CERTIFICATES).glob(f"{person[:DIGITS]}-*.json")))
 
 
 def read_certificate(file: Path) -> Certificate:
@@ -95,6 +148,7 @@ def read_certificate(file: Path) -> Certificate:
 def _erase(plan: Certificate, stores: Stores, log: RunLog, services: Path | None) -> tuple[str, ...]:
     """Remove everything; return sentences about what is out of reach."""
     names = [removal.study for removal in plan.studies]
+    staying = [removal.study for removal in plan.studies if not removal.whole]
     bring_home(names, [one.key for removal in plan.studies for one in removal.removed], stores)
     for removal in plan.studies:
         log.note(f"{removal.study}: {removal.n_dialogues} dialogues, {len(removal.removed)} adapters and all answers are removed")
@@ -103,7 +157,7 @@ def _erase(plan: Certificate, stores: Stores, log: RunLog, services: Path | None
     stores.adapters.delete_leftovers()
     for folder in stores.home.glob(".restoring-*"):
         rmtree(folder)
-    experiments = [one for name in names for one in stores.tracker.forget_study(name)]
+    experiments = list(stores.tracker.forget_studies(names))
     address = stores.tracker.address
     if services is not None and address is not None:
         experiments = list(purge_mlflow(services, experiments, address))
@@ -111,12 +165,15 @@ def _erase(plan: Certificate, stores: Stores, log: RunLog, services: Path | None
     if services is not None:
         empty_logs(services)
     stores.studies.scrub()
-    track_again(names, stores)
-    return _left(names, experiments, stores, knows_prefect=knows_prefect)
+    track_again(staying, stores)
+    return _left(plan, experiments, stores, knows_prefect=knows_prefect)
 
 
-def _with_outcome(removal: Removal, stores: Stores) -> Removal:
+def _with_outcome(removal: Removal, others: Mapping[str, tuple[str, ...]], stores: Stores) -> Removal:
     """Return the removal with what was trained in the place of what was removed, its weights checked, and the champion."""
+    removed = tuple(with_others(adapter, others) for adapter in removal.removed)
+    if removal.whole:
+        return replace(removal, removed=removed)
     state = read_state(removal.study, stores)
     retrained = [adapter for adapter in state.adapters if adapter.key not in removal.kept]
     for adapter in retrained:
@@ -124,15 +181,30 @@ def _with_outcome(removal: Removal, stores: Stores) -> Removal:
     outcome = stores.studies.metadata(removal.study, ComparisonSummary)
     return replace(
         removal,
+        removed=removed,
+        kept=tuple(adapter.key for adapter in state.adapters if adapter.key in removal.kept),
         data_digest_after=stores.studies.dataset(removal.study).digest,
         retrained=tuple(map(record, retrained)),
         champion_after=outcome.champion if outcome else None,
     )
 
 
-def _left(names: Sequence[str], experiments: Sequence[str], stores: Stores, *, knows_prefect: bool) -> tuple[str, ...]:
+def _elsewhere(person: str, names: Sequence[str], done: Sequence[Removal], stores: Stores) -> Iterator[str]:
+    """Yield which other studies have the person, or adapters that learned from them, a sentence each."""
+    for study in (name for name, *_ in stores.studies.studies() if name not in names):
+        here = id_of(person, study, stores) is not None
+        having = sorted({one.name for removal in done for one in removal.removed if study in one.still_in})
+        if here or having:
+            what = ["the person"] if here else []
+            what += [f"the weights of {', '.join(having)}, which learned from them"] if having else []
+            how = "run the command for it, too" if here else "they were imported: remove them there, and where they came from"
+            yield f"study {study} still has {' and '.join(what)}: {how}"
+
+
+def _left(plan: Certificate, experiments: Sequence[str], stores: Stores, *, knows_prefect: bool) -> tuple[str, ...]:
     """Return what is out of this program's reach, a sentence each with what to do."""
-    paths = dict.fromkeys(path for name in names if (path := stores.studies.study(name).data.path))
+    names = [removal.study for removal in plan.studies]
+    paths = dict.fromkeys(removal.data_path for removal in plan.studies if removal.data_path)
     sentences = [f"the file {path} that was read may still have the person: take them out of it" for path in paths]
     if experiments:
         sentences.append(
@@ -150,7 +222,7 @@ def _left(names: Sequence[str], experiments: Sequence[str], stores: Stores, *, k
 
 
 def _unfinished(person: str, stores: Stores) -> Path:
-    return stores.home / UNFINISHED / f"{person[:_DIGITS]}.json"
+    return stores.home / UNFINISHED / f"{person[:DIGITS]}.json"
 
 
 def _now() -> str:

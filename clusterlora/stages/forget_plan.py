@@ -1,6 +1,6 @@
 """What is to be forgotten of a person: in which studies they are, which adapters learned from them, and how long the rest takes."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from clusterlora.errors import BadData, BadSettings, ServiceDown, UnknownName
@@ -25,6 +25,8 @@ class AdapterRecord:
     key: str
     weights_sha256: str | None
     n_personas: int
+    still_in: tuple[str, ...] = ()
+    """Studies that were not asked for and have the same weights, so that these are not deleted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +49,9 @@ class Removal:
     data_digest_after: str = ""
     retrained: tuple[AdapterRecord, ...] = ()
     champion_after: str | None = None
+    whole: bool = False
+    """Whether the study is removed itself: its dialogues were exchanged (`data.permute_seed`), so that the person's are anybody's."""
+    data_path: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,11 +59,12 @@ class Certificate:
     """What was removed and trained again when a person left; the keyed digest of the id alone names the person.
 
     `left` is what this program cannot remove, with what to do. `erased` is the moment (ISO 8601, UTC) at which everything was removed, `at`
-    that at which everything was trained and compared anew.
+    that at which everything was trained and compared anew. `scope` are the studies that were asked for; empty: all.
     """
 
     person: str
     studies: tuple[Removal, ...]
+    scope: tuple[str, ...] = ()
     left: tuple[str, ...] = ()
     erased: str = ""
     at: str = ""
@@ -81,21 +87,49 @@ def plan_removal(person: str, stores: Stores, only: Collection[str] = ()) -> Cer
     if not names:
         of = f"of {', '.join(sorted(only))} " if only else ""
         raise UnknownName(f"no study {of}has this person; `clusterlora study list` names the studies")
-    if is_busy(stores):
-        raise BadSettings(
-            "a study is running, and may be writing about the person; forget them when it has ended. If nothing runs any more, "
-            "`clusterlora study verify --repair` says so in the database"
-        )
+    refuse_while_busy(stores)
     removals: list[Removal] = []
     gone: set[str] = set()
     for name in names:
         state = read_state(name, stores)
         persona_id = str(id_of(person, name, stores))
-        _refuse(state, persona_id, stores)
-        removed = learned_from(state, persona_id, gone)
+        whole = stores.studies.study(state.settings.refresh.root or name).data.permute_seed is not None
+        _refuse_without_tracker(state, stores)
+        if not whole:
+            _refuse(state, persona_id)
+        removed = state.adapters if whole else learned_from(state, persona_id, gone)
         gone |= {adapter.key for adapter in removed}
-        removals.append(_removal(state, persona_id, removed, stores))
-    return Certificate(person=person, studies=tuple(removals))
+        removal = _removal(state, persona_id, removed, stores)
+        removals.append(replace(removal, whole=True, ended=False, seconds=0.0) if whole else removal)
+    others = studies_with([adapter for removal in removals for adapter in removal.removed], names, stores)
+    marked = tuple(replace(one, removed=tuple(with_others(adapter, others) for adapter in one.removed)) for one in removals)
+    return Certificate(person=person, studies=marked, scope=tuple(sorted(only)))
+
+
+def refuse_while_busy(stores: Stores) -> None:
+    """Raise BadSettings where a study runs."""
+    if is_busy(stores):
+        raise BadSettings(
+            "a study is running, and may be writing about the person; forget them when it has ended. If nothing runs any more, "
+            "`clusterlora study verify --repair` says so in the database"
+        )
+
+
+def studies_with(adapters: Collection[AdapterRecord], besides: Collection[str], stores: Stores) -> dict[str, tuple[str, ...]]:
+    """Return, by key of these adapters, the other studies that have one under the same key or of the same weights."""
+    found: dict[str, tuple[str, ...]] = {}
+    for study in (name for name, *_ in stores.studies.studies() if name not in besides):
+        having = stores.studies.adapters(study)
+        keys, weights = {one.key for one in having}, {one.weights_sha256 for one in having} - {None}
+        for one in adapters:
+            if one.key in keys or one.weights_sha256 in weights:
+                found[one.key] = tuple(dict.fromkeys((*found.get(one.key, ()), study)))
+    return found
+
+
+def with_others(adapter: AdapterRecord, others: Mapping[str, tuple[str, ...]]) -> AdapterRecord:
+    """Return the record with the studies that `studies_with` found."""
+    return replace(adapter, still_in=others.get(adapter.key, ()))
 
 
 def id_of(person: str, study: str, stores: Stores) -> str | None:
@@ -117,13 +151,16 @@ def _families(only: Collection[str], stores: Stores) -> tuple[str, ...]:
     return tuple(member for name in names if name in wanted for member in family(name, stores))
 
 
-def _refuse(state: StudyState, persona_id: str, stores: Stores) -> None:
+def _refuse_without_tracker(state: StudyState, stores: Stores) -> None:
     page = stores.studies.metadata(state.name, TrackerPage)
     if page is not None and page.address and not stores.tracker.keeps_adapters:
         raise ServiceDown(
             f"study {state.name} is tracked by MLflow ({page.address.partition('/#')[0]}), which is not there; start it "
             "(`clusterlora up`), or set MLFLOW_TRACKING_URI"
         )
+
+
+def _refuse(state: StudyState, persona_id: str) -> None:
     if len(state.dataset.personas) <= 2:
         raise BadData(f"study {state.name} has {len(state.dataset.personas)} people; without this one there is nothing to compare")
     imported = [a.name for a in state.adapters if a.spec.imported and len(a.spec.persona_ids) > 1 and persona_id in a.spec.persona_ids]
@@ -184,6 +221,7 @@ def _removal(state: StudyState, persona_id: str, removed: Sequence[TrainedAdapte
         kept=tuple(adapter.key for adapter in state.adapters if adapter not in removed),
         champion=state.outcome.champion if state.outcome else None,
         ended=state.outcome is not None,
+        data_path=stores.studies.study(state.name).data.path,
         seconds=train + sum(seconds for phase, seconds in spent.items() if phase not in _ONCE) if state.outcome else 0.0,
     )
 

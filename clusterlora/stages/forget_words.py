@@ -10,16 +10,21 @@ from clusterlora.stages.forget_plan import AdapterRecord, Certificate, Removal
 def plan_lines(plan: Certificate) -> Iterator[str]:
     """Yield what would be removed and trained again, and how long that takes."""
     for one in plan.studies:
+        keep = sorted({study for adapter in one.removed for study in adapter.still_in})
         shared = sum(adapter.n_personas > 1 for adapter in one.removed)
         adapters = f"{counted(len(one.removed), 'adapter')}, {shared} of them shared with others"
         yield f"study {one.study}: {counted(one.n_dialogues, 'dialogue')}, {counted(one.n_answers, 'answer')}, {adapters}"
         yield f"  {again(one)}"
+        if keep:
+            yield f"  {', '.join(keep)} keep the same weights of some of these adapters"
     if seconds := sum(one.seconds for one in plan.studies):
         yield f"about {duration(seconds)} of work by what it took before, in one process"
 
 
 def again(one: Removal) -> str:
     """Return what is done anew in a study."""
+    if one.whole:
+        return "its dialogues were exchanged among people, so the whole study is removed"
     if not one.ended:
         return "it has compared nothing yet, and goes on when it is run"
     return (
@@ -37,6 +42,10 @@ def markdown(certificate: Certificate) -> str:
         f"Removed by {certificate.erased}, trained and compared anew by {certificate.at}.",
     ]
     for one in certificate.studies:
+        if one.whole:
+            lines += ["", f"## Study {one.study}", "", f"{again(one).capitalize()}, with {counted(len(one.removed), 'adapter')}."]
+            lines += _removed(one)
+            continue
         lines += [
             "",
             f"## Study {one.study}",
@@ -46,13 +55,19 @@ def markdown(certificate: Certificate) -> str:
             "",
             f"Data digest: `{one.data_digest}` before, `{one.data_digest_after}` after. Champion: {one.champion or 'none'} before, "
             f"{one.champion_after or 'none'} after. Adapters that never learned from the person, and were kept: {len(one.kept)}.",
-            *_table("Removed", one.removed),
+            *_removed(one),
             *_table("Trained without the person", one.retrained),
         ]
         if not one.ended:
             lines += ["", "The study had compared nothing yet; it goes on without the person when it is run."]
     lines += ["", "## Out of reach", "", *(f"- {sentence}" for sentence in certificate.left), ""]
     return "\n".join(lines)
+
+
+def _removed(one: Removal) -> list[str]:
+    unlinked = [adapter for adapter in one.removed if adapter.still_in]
+    lines = _table("Removed", [adapter for adapter in one.removed if not adapter.still_in])
+    return lines + (_table("Taken from this study; other studies have the same weights", unlinked) if unlinked else [])
 
 
 def _table(title: str, adapters: Sequence[AdapterRecord]) -> list[str]:

@@ -10,7 +10,7 @@ from clusterlora.adapters.import_checks import check_imported
 from clusterlora.data.legacy_import import cluster_number, persona_resolver, read_clusters, read_folder_map, read_results
 from clusterlora.data.load import load
 from clusterlora.engine.kinds import kind_of
-from clusterlora.errors import BadData, BadSettings
+from clusterlora.errors import BadData, BadSettings, counted
 from clusterlora.metadata import ImportedAdapters, ImportedScores
 from clusterlora.models.model_cache import base_model
 from clusterlora.planning.study_state import StudyState, read_state
@@ -19,6 +19,7 @@ from clusterlora.ports.run_log import RunLog
 from clusterlora.ports.stores import Stores
 from clusterlora.results.report import write_map
 from clusterlora.settings import PreparedStudy, Study
+from clusterlora.stages.forgotten import who_left
 from clusterlora.stages.prepare import as_prepared, prepare_study
 from clusterlora.stages.train import keep
 from clusterlora.values import AdapterSpec, Clustering, Dataset, TrainedAdapter
@@ -123,6 +124,12 @@ def import_outputs(study: Study, older: OlderOutputs, stores: Stores, log: RunLo
         BadData: a malformed file, an adapter that is not a plain LoRA on the study's base, or a study with other clusters.
     """
     ids = load(study.data).ids
+    left = who_left(study, stores)
+    if n_left := sum(map(left, ids)):
+        raise BadData(
+            f"{counted(n_left, 'persona')} of the data left (`clusterlora persona forget`), and what was made elsewhere may have learned "
+            "from them; take them out of the data, and import what was made without them"
+        )
     members = read_clusters(older.clusters, ids)
     folders = _Folders(
         _cluster_folders(older.adapters, len(members)) if older.adapters is not None else {},

@@ -22,7 +22,7 @@ from clusterlora.ports.stores import Stores
 from clusterlora.progress.timing import timed
 from clusterlora.settings import PreparedStudy, Study, chosen_base
 from clusterlora.stages.base_checks import decided, fitted_dataset
-from clusterlora.stages.forgotten import without_forgotten
+from clusterlora.stages.forgotten import who_left
 from clusterlora.stages.model_fit import refuse_misfits
 from clusterlora.stages.pairwise import leaves_the_machine, preferences_of_people
 from clusterlora.stages.refresh import refreshed, save_refresh
@@ -50,8 +50,7 @@ def prepare_study(settings: Study, stores: Stores, log: RunLog, *, running: bool
     preferences_of_people(settings)
     study, base = as_prepared(settings, stores)
     refresh = refreshed(study, base.tokenizer, stores) if study.refresh.of else None
-    dataset, fit = (refresh.dataset, refresh.fit) if refresh else fitted_dataset(study, base.tokenizer)
-    dataset = without_forgotten(dataset, study, stores)
+    dataset, fit = (refresh.dataset, refresh.fit) if refresh else fitted_dataset(study, base.tokenizer, who_left(study, stores))
     for sentence in refresh.sentences if refresh else ():
         log.note(sentence)
     of_dialogues = tuple(_fit_sentences(fit, study))

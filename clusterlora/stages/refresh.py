@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from clusterlora.comparison.roles import is_base, is_control
 from clusterlora.data.labels import check_labels
-from clusterlora.data.load import fitted, read
+from clusterlora.data.load import fitted, read, without_people
 from clusterlora.data.problems import Problems, SourceLocation
 from clusterlora.data.prompt_fit import PromptFit
 from clusterlora.data.refresh import Joined, drawn, joined, new_dialogues
@@ -24,7 +24,7 @@ from clusterlora.ports.stores import Stores
 from clusterlora.results.refresh import LAST_CHAMPION
 from clusterlora.settings import PreparedStudy, check_study_name
 from clusterlora.stages.base_checks import fit_of
-from clusterlora.stages.forgotten import without_forgotten
+from clusterlora.stages.forgotten import who_left
 from clusterlora.values import AdapterComposition, Dataset, WeightedAdapter
 
 if TYPE_CHECKING:
@@ -207,7 +207,7 @@ def refreshed(study: PreparedStudy, tokenizer: "PreTrainedTokenizerBase", stores
             place = new.location_by_persona.get(persona.id, SourceLocation(study.data.source))
             problems.add(place, f"persona {persona.id!r}", refusal.what, refusal.fix)
     problems.raise_any()
-    new = replace(new, dataset=without_forgotten(new.dataset, study, stores))
+    new = replace(new, dataset=without_people(new.dataset, who_left(study, stores)))
     data = joined(stores.studies.dataset(refresh.of), new, study.data, revision=f"r{refresh.number}")
     check_labels(study.data, data.dataset.personas, problems)
     problems.raise_any()

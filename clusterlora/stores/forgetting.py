@@ -1,4 +1,4 @@
-"""Delete the rows of a study that were derived from its data."""
+"""Delete the rows of a study: those that were derived from its data, or all."""
 
 from collections.abc import Sequence
 
@@ -21,3 +21,11 @@ def delete_derived(connection: Connection, study: str, kept: Sequence[str]) -> N
         connection.execute(sa.delete(table).where(table.c.study == study))
     table = schema.study_metadata
     connection.execute(sa.delete(table).where(table.c.study == study, table.c.kind.not_in(kept)))
+
+
+def delete_study(connection: Connection, study: str) -> None:
+    """Delete a study with all that was recorded of it."""
+    delete_derived(connection, study, ())
+    for table in (schema.study_adapters, schema.phase_seconds, schema.device_use):
+        connection.execute(sa.delete(table).where(table.c.study == study))
+    connection.execute(sa.delete(schema.studies).where(schema.studies.c.name == study))

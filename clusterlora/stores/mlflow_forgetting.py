@@ -5,7 +5,7 @@ versions, and registered models of which nothing is left. `server_databases.purg
 """
 
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from mlflow import MlflowClient
 from mlflow.entities import Experiment, Run, ViewType
@@ -19,12 +19,17 @@ _FORGOTTEN = "clusterlora.forgotten"
 _WHY_BACK = "the version before had learned from somebody who was forgotten"
 
 
-def forget_study(client: MlflowClient, study: str) -> tuple[str, ...]:
-    """Remove what can be removed of a study; return the names of its experiments, which are marked as deleted and renamed.
+def forget_studies(client: MlflowClient, studies: Sequence[str]) -> tuple[str, ...]:
+    """Remove what can be removed of studies; return the names of their experiments, which are marked as deleted and renamed.
 
-    The study's own name is free again. Doing it again goes on where it was interrupted.
+    The studies' own names are free again. Doing it again goes on where it was interrupted.
     """
-    _drop_versions(client, study)
+    # Of all first: an alias must not go back to a version that is about to be deleted.
+    _drop_versions(client, studies)
+    return tuple(experiment for study in studies for experiment in _forget_experiment(client, study))
+
+
+def _forget_experiment(client: MlflowClient, study: str) -> tuple[str, ...]:
     experiment = client.get_experiment_by_name(study)
     if experiment is not None:
         if experiment.lifecycle_stage != "active":
@@ -83,9 +88,10 @@ def _delete_artifacts(client: MlflowClient, run: Run) -> None:
         repository.delete_artifacts(entry.path)
 
 
-def _drop_versions(client: MlflowClient, study: str) -> None:
-    """Delete the versions that a study registered; a champion among them hands the alias back to the last one that is left."""
-    own = [one for one in client.search_model_versions(f"tags.study = '{study}'", max_results=10_000) if one.tags.get("study") == study]
+def _drop_versions(client: MlflowClient, studies: Sequence[str]) -> None:
+    """Delete the versions that studies registered; a champion among them hands the alias back to the last one that is left."""
+    found = [one for study in studies for one in client.search_model_versions(f"tags.study = '{study}'", max_results=10_000)]
+    own = [one for one in found if one.tags.get("study") in studies]
     for name in sorted({one.name for one in own}):
         numbers = {str(one.version) for one in own if one.name == name}
         others = [one for one in client.search_model_versions(f"name = '{name}'", max_results=10_000) if str(one.version) not in numbers]

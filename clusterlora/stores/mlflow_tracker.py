@@ -21,7 +21,7 @@ from clusterlora.ports.model_registry import About, ModelVersion
 from clusterlora.ports.tracker import AdapterRun, OpenRun, TrialRun
 from clusterlora.stores.champion_history import move_champion, study_of_champion
 from clusterlora.stores.json_codec import from_plain, to_json
-from clusterlora.stores.mlflow_forgetting import forget_study, has_run, run_ids
+from clusterlora.stores.mlflow_forgetting import forget_studies, has_run, run_ids
 from clusterlora.stores.mlflow_registry import add_version, model_versions
 from clusterlora.stores.mlflow_run import (
     METRICS_PER_REQUEST,
@@ -216,10 +216,11 @@ class MlflowTracker:
     def has_run(self, run_id: str) -> bool:
         return self._server.call("a run", lambda: has_run(self._client, run_id))
 
-    def forget_study(self, study: str) -> tuple[str, ...]:
+    def forget_studies(self, studies: Sequence[str]) -> tuple[str, ...]:
         self._send_left_over()
-        self._parents.pop(study, None)
-        return self._server.call(f"the removal of study {study}", lambda: forget_study(self._client, study))
+        for study in studies:
+            self._parents.pop(study, None)
+        return self._server.call(f"the removal of {', '.join(studies)}", lambda: forget_studies(self._client, studies))
 
     def kill_run(self, run_id: str) -> None:
         self._server.call("the end of a run", lambda: self._client.set_terminated(run_id, "KILLED"))

@@ -110,7 +110,7 @@ class NullTracker:
     def has_run(self, run_id: str) -> bool:  # noqa: ARG002
         return False
 
-    def forget_study(self, study: str) -> tuple[str, ...]:  # noqa: ARG002
+    def forget_studies(self, studies: Sequence[str]) -> tuple[str, ...]:  # noqa: ARG002
         return ()
 
     def kill_run(self, run_id: str) -> None: ...

@@ -22,7 +22,7 @@ _RUNS = """
 CREATE TEMP TABLE gone_flow AS
 WITH RECURSIVE gone(id) AS (
     SELECT id FROM flow_run WHERE EXISTS (SELECT 1 FROM json_each(flow_run.tags) AS tag JOIN temp.tags ON tag.value = temp.tags.tag)
-        OR EXISTS (SELECT 1 FROM temp.tags WHERE flow_run.name LIKE '%· ' || temp.tags.study)
+        OR EXISTS (SELECT 1 FROM temp.tags WHERE substr(flow_run.name, -length(temp.tags.study) - 2) = '· ' || temp.tags.study)
     UNION
     SELECT flow_run.id FROM flow_run JOIN task_run ON flow_run.parent_task_run_id = task_run.id JOIN gone ON task_run.flow_run_id = gone.id
 )
@@ -42,9 +42,9 @@ _PURGE = (
     f"DELETE FROM log WHERE {_OF_RUNS}",
     "DELETE FROM event_resources WHERE event_id IN (SELECT id FROM gone_event)",
     "DELETE FROM events WHERE id IN (SELECT id FROM gone_event)",
-    "DELETE FROM automation_event_follower WHERE EXISTS (SELECT 1 FROM temp.tags WHERE instr(follower, tag))",
-    "DELETE FROM automation_bucket WHERE EXISTS (SELECT 1 FROM temp.tags WHERE instr(last_event, tag))",
-    "DELETE FROM composite_trigger_child_firing WHERE EXISTS (SELECT 1 FROM temp.tags WHERE instr(child_firing, tag))",
+    "DELETE FROM automation_event_follower WHERE EXISTS (SELECT 1 FROM temp.tags WHERE instr(follower, in_json))",
+    "DELETE FROM automation_bucket WHERE EXISTS (SELECT 1 FROM temp.tags WHERE instr(last_event, in_json))",
+    "DELETE FROM composite_trigger_child_firing WHERE EXISTS (SELECT 1 FROM temp.tags WHERE instr(child_firing, in_json))",
     "DELETE FROM task_run_state WHERE task_run_id IN (SELECT id FROM gone_task)",
     "DELETE FROM task_run WHERE id IN (SELECT id FROM gone_task)",
     "DELETE FROM flow_run_input WHERE flow_run_id IN (SELECT id FROM gone_flow)",
@@ -103,8 +103,8 @@ def purge_prefect(services: Path, studies: Sequence[str]) -> bool:
         return False
     with _opened(database) as connection:
         connection.execute("PRAGMA foreign_keys=ON")
-        connection.execute("CREATE TEMP TABLE tags (study TEXT, tag TEXT)")
-        connection.executemany("INSERT INTO temp.tags VALUES (?, ?)", [(name, f"study:{name}") for name in studies])
+        connection.execute("CREATE TEMP TABLE tags (study TEXT, tag TEXT, in_json TEXT)")
+        connection.executemany("INSERT INTO temp.tags VALUES (?, ?, ?)", [(name, f"study:{name}", f'study:{name}"') for name in studies])
         connection.execute("BEGIN IMMEDIATE")
         for statement in (*_RUNS.split(";")[:-1], *_PURGE):
             connection.execute(statement)

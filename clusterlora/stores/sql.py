@@ -128,7 +128,9 @@ class SqlStudyStore:
         _cached_dataset[digest] = dataset
         return dataset
 
-    def forget_data(self, study: str, dataset: Dataset, clustering: Clustering | None, keep: Sequence[type]) -> None:
+    def forget_data(
+        self, study: str, dataset: Dataset, clustering: Clustering | None, keep: Sequence[type], metadata: Sequence[object] = ()
+    ) -> None:
         kept = [NAME_BY_KIND[kind] for kind in keep]
         with self._writing(study) as connection:
             forgetting.delete_derived(connection, study, kept)
@@ -138,6 +140,13 @@ class SqlStudyStore:
             if clustering is not None:
                 self._database.upsert(connection, schema.clusterings, [rows.of_clustering(study, clustering)], replace=True)
                 self._database.upsert(connection, schema.cluster_members, rows.of_members(study, clustering), replace=True)
+            recorded = [{"study": study, "kind": NAME_BY_KIND[type(value)], "value": to_json(value)} for value in metadata]
+            self._database.upsert(connection, schema.study_metadata, recorded, replace=True)
+        _cached_dataset.clear()
+
+    def forget_study(self, study: str) -> None:
+        with self._writing(study) as connection:
+            forgetting.delete_study(connection, study)
         _cached_dataset.clear()
 
     def scrub(self) -> None:

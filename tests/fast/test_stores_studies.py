@@ -12,6 +12,7 @@ from clusterlora.metadata import (
     DataWarnings,
     ReferencePoints,
     Refinement,
+    Workers,
 )
 from clusterlora.ports.study_store import StudyStore
 from clusterlora.recipe import Recipe
@@ -262,14 +263,20 @@ def test_a_study_forgets_its_data_and_what_was_derived_from_them_and_keeps_what_
     store.save_adapter("contract", trained())
     store.unlink_adapter("contract", "0123abcd")
     other = people("other")
-    store.forget_data("contract", other, Clustering("given", (("bob",),)), [Refinement])
+    store.forget_data("contract", other, Clustering("given", (("bob",),)), [Refinement], [Workers(3)])
     store.scrub()
     assert store.dataset("contract") == other
     assert store.clustering("contract") == Clustering("given", (("bob",),))
     assert store.metadata("contract", DataWarnings) is None
     assert store.metadata("contract", Refinement) == Refinement(1)
+    assert store.metadata("contract", Workers) == Workers(3)
     assert store.adapters("contract") == ()
     assert store.adapter("0123abcd") is not None, "other studies may have it"
+    others = [name for name, *_ in store.studies() if name != "contract"]
+    store.forget_study("contract")
+    assert [name for name, *_ in store.studies()] == others
+    with pytest.raises(UnknownName):
+        store.dataset("contract")
 
 
 def test_adapters_come_by_name(store: StudyStore) -> None:
