@@ -214,6 +214,8 @@ def absolute_path(path: str, folder: Path) -> str:
 
     if not path or path in BASE_MODELS or path in EMBEDDING_MODELS:
         return path
+    if path.startswith("~/"):
+        path = str(Path(path).expanduser())
     if not (folder / path).exists() and Path(path).suffix.lower() not in _FILES:
         return path
     return str((folder / path).resolve())

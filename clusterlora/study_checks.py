@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from clusterlora.catalog import Catalog
 from clusterlora.errors import BadSettings
+from clusterlora.method_settings import MergeSettings
 from clusterlora.recipe import MOST_RANK
 from clusterlora.settings import Lengths, Study, check_study_name
 
@@ -34,6 +35,7 @@ def problems(study: Study) -> Iterator[str]:
         _gate_problems(study),
         _retrieval_problems(study),
         _tuning_problems(study),
+        merging_problems(study.merging),
         _run_problems(study),
         _refresh_problems(study),
     )
@@ -292,6 +294,12 @@ def _tuning_problems(study: Study) -> Iterator[str]:
 
     if study.tune and not any(METHODS[name].recipes for name in study.methods if name in METHODS):
         yield f"tune = {study.tune}: no method of this study trains adapters; leave it out, or add one such as unified"
+
+
+def merging_problems(merging: MergeSettings) -> Iterator[str]:
+    """Yield what a merge has no use for."""
+    if merging.kind == "average" and merging.density is not None:
+        yield f"merging.density = {merging.density:g}: an average keeps every change; leave it out, or set merging.kind to ties or dare"
 
 
 def _run_problems(study: Study) -> Iterator[str]:

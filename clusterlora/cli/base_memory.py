@@ -21,10 +21,11 @@ def base_memory(study: Study) -> tuple[bool, str, str]:
 
     Raises:
         BadSettings: the base has none of the target modules.
-        ModelUnavailable: no such base.
+        ModelUnavailable: no such base, or none that can be asked.
     """
     import torch
 
+    from clusterlora.chat.encoder import PromptEncoder
     from clusterlora.engine.memory import free_memory_by_device
     from clusterlora.engine.memory_estimate import MemoryEstimate, estimate_memory
     from clusterlora.engine.worker_threads import n_worker_threads
@@ -40,6 +41,8 @@ def base_memory(study: Study) -> tuple[bool, str, str]:
     refuse_unspreadable(base_folder(name), study.model.device_map)
     formats = _FORMATS[:1] if weight_files(base_folder(name))[0].suffix == ".gguf" else _FORMATS
     base, dtype = base_to_measure(name), faster_dtype(name) if study.model.dtype == "auto" else study.model.dtype
+    # What fits is of no use with a template or a tokenizer that cannot be asked.
+    PromptEncoder(base.tokenizer, max_length=PreparedModel().max_length, arguments=study.model.template_arguments)
     recipe = resolved(study.recipe, block_weights(base.model))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     each, max_length = free_memory_by_device(), study.model.max_length or PreparedModel().max_length

@@ -47,8 +47,12 @@ def refuse_other_models(folder: Path) -> None:
     architectures = config.get("architectures") or []
     if architectures and not set(architectures) & set(_flat(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())):
         raise ModelUnavailable(
-            f"base model {folder} is a {printable(str(architectures[0]))} (config.json), which predicts no next token; use one whose "
-            "architecture ends in ForCausalLM"
+            f"base model {folder} is a {printable(str(architectures[0]))} (config.json), "
+            + (
+                "which is code of its own beside the weights, and never run here; use a model that transformers has the code of"
+                if config.get("auto_map")
+                else "which predicts no next token; use one whose architecture ends in ForCausalLM"
+            )
         )
 
 
@@ -116,12 +120,20 @@ def refuse_other_weights(folder: Path, loading_info: Mapping[str, Any], *, remed
 
 def refuse_tokens_without_embedding(tokenizer: "PreTrainedTokenizerBase", n_embeddings: int) -> None:
     """Check that every token of a tokenizer has a row in the model's embedding. Raises ModelUnavailable."""
-    n_tokens = max(tokenizer.get_vocab().values()) + 1
-    if n_tokens > n_embeddings:
+    number_by_token = tokenizer.get_vocab()
+    n_tokens = max(number_by_token.values()) + 1
+    if n_tokens <= n_embeddings:
+        return
+    added = {token for token, number in number_by_token.items() if number >= n_embeddings}
+    what = f"the tokenizer of {tokenizer.name_or_path} has {n_tokens} tokens, the model's embedding {n_embeddings}"
+    named = {key: str(token) for key, token in tokenizer.special_tokens_map.items() if str(token) in added}
+    if len(added) == len(set(named.values())):
+        # A token that only the settings speak of: a row for it would be random numbers.
+        which = ", ".join(f"{key} = {printable(token)}" for key, token in named.items())
         raise ModelUnavailable(
-            f"the tokenizer of {tokenizer.name_or_path} has {n_tokens} tokens, the model's embedding {n_embeddings}: tokens were added; "
-            "call model.resize_token_embeddings(len(tokenizer)) and save the model again"
+            f"{what}: tokenizer_config.json has {which}, which the model does not know; name one of its own tokens there"
         )
+    raise ModelUnavailable(f"{what}: tokens were added; call model.resize_token_embeddings(len(tokenizer)) and save the model again")
 
 
 def known_positions(config: Any) -> int | None:

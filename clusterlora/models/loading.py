@@ -139,7 +139,18 @@ def _one_line(folder: Path) -> Iterator[None]:
     except (ModelUnavailable, torch.OutOfMemoryError, MemoryError):
         raise
     except Exception as error:
-        raise ModelUnavailable(f"the model in {folder} cannot be loaded: {first_line(error)}") from error
+        if pointer := next((file for file in sorted(folder.iterdir()) if _is_pointer(file)), None):
+            raise ModelUnavailable(
+                f"{pointer} is a pointer of Git LFS in the place of the file; get the file itself: git lfs pull"
+            ) from error
+        # A KeyError says nothing but the key.
+        what = f"no {first_line(error)}" if isinstance(error, KeyError) else first_line(error)
+        raise ModelUnavailable(f"the model in {folder} cannot be loaded: {what}") from error
+
+
+def _is_pointer(file: Path) -> bool:
+    """Return whether a file is what Git LFS leaves in a checkout without it."""
+    return file.is_file() and file.stat().st_size < 1024 and file.read_bytes().startswith(b"version https://git-lfs")
 
 
 def refuse_offloaded(device_by_layer: Mapping[str, Any], folder: Path) -> None:

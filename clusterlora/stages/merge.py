@@ -16,6 +16,7 @@ from clusterlora.requests import MergeRequest
 from clusterlora.settings import STUDY_NAME, PreparedStudy
 from clusterlora.stages.prepare import prepare_study
 from clusterlora.stages.train import link_trained, merge_adapters
+from clusterlora.study_checks import merging_problems
 
 _N_NAMED = 5
 
@@ -28,8 +29,10 @@ def merge(request: MergeRequest, stores: Stores, log: RunLog) -> str:
 
     Raises:
         BadData: personal adapters are missing.
-        BadSettings: the personas are not clustered yet, or the name would be too long.
+        BadSettings: the personas are not clustered yet, the name would be too long, or the merge has no use for a density.
     """
+    if problem := next(merging_problems(request.merging), None):
+        raise BadSettings(problem)
     state = read_state(request.study_name, stores)
     method = "imported_merge" if state.imported and state.imported.weights_by_persona else "merge"
     _check_parts(state, method, request.merging, stores)

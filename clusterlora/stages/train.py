@@ -235,15 +235,17 @@ def merge_adapters(
             folder_by_key = {plan.keys[part]: stored_folder(stores, plan.keys[part]) for part in spec.merge_of}
             parts = {key: read_adapter(part) for key, part in folder_by_key.items()}
             n_dialogues = {plan.keys[p]: sum(len(personas[i].of_split("train")) for i in plan.specs[p].persona_ids) for p in spec.merge_of}
-            factors, energy = merge_factors(parts, n_dialogues, merging, rank=spec.recipe.rank, seed=spec.recipe.seed)
+            # Adapters from elsewhere may have a larger rank than the study's: a merge of one is that one.
+            rank = max(spec.recipe.rank, *(down.shape[0] for part in parts.values() for down, _ in part.values()))
+            factors, energy = merge_factors(parts, n_dialogues, merging, rank=rank, seed=spec.recipe.seed)
             folder = stores.adapters.scratch(plan.keys[spec.name]) / "adapter"
-            write_factors(folder, factors, spec.recipe, base=study.model.base, parts=folder_by_key.values())
+            write_factors(folder, factors, replace(spec.recipe, rank=rank), base=study.model.base, parts=folder_by_key.values())
             # Nothing was trained: no steps, no tokens, no loss.
             adapter = TrainedAdapter(plan.keys[spec.name], spec.name, spec, 0, 0, time.monotonic() - began, math.nan, math.nan, 0)
             keep(study, adapter, folder, run, stores)
             run.metrics({f"merge/energy_kept/{spec.name}": energy})
             run_log.advance(1, energy_kept=energy)
-            run_log.note(f"{spec.name}: {merging.kind} of {len(parts)} adapters; rank {spec.recipe.rank} keeps {energy:.1%} of its energy")
+            run_log.note(f"{spec.name}: {merging.kind} of {len(parts)} adapters; rank {rank} keeps {energy:.1%} of its energy")
     return len(specs)
 
 

@@ -251,6 +251,9 @@ def test_relative_paths_of_a_file_start_at_the_file_wherever_a_process_runs(tmp_
     assert resolve(file=file).data.path == str(folder / "people.jsonl"), "a file of that name where the process runs is another one"
     monkeypatch.chdir(folder)
     assert resolve(file=Path("study.toml")) == study
+    monkeypatch.setenv("HOME", str(elsewhere))
+    file.write_text('[data]\nsource = "table"\npath = "~/people.jsonl"\n')
+    assert resolve(file=file).data.path == str(elsewhere / "people.jsonl"), "~ is the home folder"
     file.write_text('[model]\nbase = "homelm"\n')
     assert resolve(file=file).model.base == "homelm", "a known model is no folder that happens to be called like it"
 

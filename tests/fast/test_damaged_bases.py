@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from clusterlora.cli import main
 from clusterlora.errors import ModelUnavailable
 from clusterlora.models.base import HOMELM_FOLDER, base_licence, base_revision, usable_base
 from clusterlora.models.loading import load_tokenizer
@@ -42,6 +43,9 @@ def content(file: str, data: bytes) -> Callable[[Path], None]:
     return change
 
 
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+
+
 def weights_as_a_folder(folder: Path) -> None:
     (folder / WEIGHTS).unlink()
     (folder / WEIGHTS).mkdir()
@@ -62,6 +66,15 @@ def half_of_the_weights(folder: Path) -> None:
     [
         (weights_as_a_folder, "is a folder; point to a complete"),
         (weights_as_a_link_to_nothing, "is a link to nothing; point to a complete"),
+        (
+            content("tokenizer.json", LFS),
+            "tokenizer.json is a pointer of Git LFS in the place of the file; get the file itself: git lfs pull",
+        ),
+        (
+            setting("config.json", architectures=["OwnForCausalLM"], auto_map={"AutoModel": "own.Own"}),
+            "is code of its own beside the weights",
+        ),
+        (setting("tokenizer_config.json", eos_token="<|nowhere|>"), r"has eos_token = <\|nowhere\|>, which the model does not know; name"),
         (half_of_the_weights, "cannot be loaded: "),
         (content(WEIGHTS, b""), "cannot be loaded: "),
         (setting("config.json", hidden_size="x"), "cannot be loaded: "),
@@ -122,3 +135,11 @@ def test_weights_that_are_no_numbers_are_refused_before_anything_is_recorded(fol
 def test_a_model_card_in_another_encoding_is_read_as_far_as_it_can_be(folder: Path) -> None:
     (folder / "README.md").write_bytes(b"---\nlicense: mit\n---\n\xff\xfe")
     assert base_licence(str(folder)) == "mit"
+
+
+def test_the_doctor_refuses_a_base_that_cannot_be_asked(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--base-model", str(folder)]) in (0, 1)
+    assert "base model" in capsys.readouterr().out
+    (folder / "chat_template.jinja").write_text("{% for message in messages %}{{ message.content }}")
+    assert main(["doctor", "--base-model", str(folder)]) == 1
+    assert "the chat template of" in capsys.readouterr().err

@@ -6,7 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
+from clusterlora.adapters.stored import stored_folder
+from clusterlora.config import from_mapping
+from clusterlora.engine.stacked import read_adapter
 from clusterlora.errors import BadData, BadSettings
 from clusterlora.method_settings import MergeSettings
 from clusterlora.methods import METHODS
@@ -79,6 +83,30 @@ def test_imported_adapters_are_merged_in_another_way_as_a_study_of_their_own(old
     import_outputs(study, older[1], stores, LOG)
     assert merge(MergeRequest(study_name=study.name, merging=MergeSettings(kind="ties")), stores, LOG) == "theirs-ties-0.2"
     assert {"imported-merged-00", "imported-merged-01"} <= {adapter.name for adapter in stores.studies.adapters("theirs-ties-0.2")}
+
+
+def test_the_merge_of_one_adapter_is_that_adapter_also_if_its_rank_is_larger_than_the_studys(
+    older: tuple[Study, OlderOutputs], stores: Stores, tmp_path: Path, tiny_base_folder: Path
+) -> None:
+    for p in (PEOPLE[1], PEOPLE[3]):
+        shutil.rmtree(tmp_path / "personal" / p)
+    alone = write_adapter(tmp_path / "personal" / PEOPLE[1], tiny_base_folder, seed=5, rank=4 * older[0].recipe.rank)
+    study = settings_for_import(*older)
+    import_outputs(study, older[1], stores, LOG)
+    merge(MergeRequest(study_name=study.name), stores, LOG)
+    key = next(adapter.key for adapter in stores.studies.adapters(study.name) if adapter.name == "imported-merged-01")
+    merged, imported = read_adapter(stored_folder(stores, key)), read_adapter(alone)
+    for layer, (down, up) in imported.items():
+        torch.testing.assert_close(merged[layer][1] @ merged[layer][0], up @ down, rtol=1e-4, atol=1e-4)
+
+
+def test_an_average_refuses_a_density_which_it_has_no_use_for(older: tuple[Study, OlderOutputs], stores: Stores) -> None:
+    study = settings_for_import(*older)
+    import_outputs(study, older[1], stores, LOG)
+    with pytest.raises(BadSettings, match=r"merging.density = 0.5: an average keeps every change; leave it out"):
+        merge(MergeRequest(study_name=study.name, merging=MergeSettings(density=0.5)), stores, LOG)
+    with pytest.raises(BadSettings, match=r"merging.density = 0.5: an average"):
+        from_mapping({"merging": {"density": 0.5}})
 
 
 def test_personal_adapters_that_are_no_sums_answer_as_themselves_and_are_not_merged(
