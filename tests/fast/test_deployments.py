@@ -312,7 +312,7 @@ def test_notifications_use_an_existing_block():
         assert set(names) <= rules.keys()
         expected = {next(iter(rule.trigger.expect)) for name, rule in rules.items() if "tell when" in name}  # pyright: ignore[reportAttributeAccessIssue]
         states = {f"prefect.flow-run.{state}" for state in ("Completed", "GateRefused", "Failed", "Crashed")}
-        assert expected == {*states, "clusterlora.champion.moved", "clusterlora.drift"}
+        assert expected == {*states, "clusterlora.champion.moved", "clusterlora.data.left", "clusterlora.drift"}
         for name in names[3:]:
             client.delete_automation(rules[name].id)
 

@@ -256,7 +256,7 @@ def test_poisoned_test_answers_change_scores_and_no_choice(
 ) -> None:
     stores, other = evaluated_stores, memory_stores(tmp_path / "other")
     clean = stores.studies.dataset(study.name)
-    monkeypatch.setattr("clusterlora.stages.base_checks.load", lambda _settings, _fit: poisoned(clean))
+    monkeypatch.setattr("clusterlora.stages.base_checks.load", lambda _settings, _fit, _left: poisoned(clean))
     run(study, other)
     ours, theirs = (
         curve_of(state_of(study, stores), plan_of(study, stores), stores),

@@ -248,7 +248,7 @@ def test_nothing_but_the_final_scores_sees_test_answers(
 ) -> None:
     stores, other = finished_stores, memory_stores(tmp_path / "other")
     clean = stores.studies.dataset(study.name)
-    monkeypatch.setattr("clusterlora.stages.base_checks.load", lambda _settings, _fit: poisoned(clean))
+    monkeypatch.setattr("clusterlora.stages.base_checks.load", lambda _settings, _fit, _left: poisoned(clean))
     run(study, other)
     assert other.studies.routes(study.name) == stores.studies.routes(study.name)
     assert other.studies.verdicts(study.name) == stores.studies.verdicts(study.name)
