@@ -1,8 +1,12 @@
 """What `clusterlora doctor --base-model` says: whether training on a base fits into this machine's memory."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from clusterlora.settings import PreparedModel, Quantisation, Study
+
+if TYPE_CHECKING:
+    from clusterlora.models.base import BaseModel
 
 _MEASURED = 1.4
 """How many times the estimate training has taken at the most (docs/models.md)."""
@@ -25,7 +29,6 @@ def base_memory(study: Study) -> tuple[bool, str, str]:
     """
     import torch
 
-    from clusterlora.chat.encoder import PromptEncoder
     from clusterlora.engine.memory import free_memory_by_device
     from clusterlora.engine.memory_estimate import MemoryEstimate, estimate_memory
     from clusterlora.engine.worker_threads import n_worker_threads
@@ -40,9 +43,7 @@ def base_memory(study: Study) -> tuple[bool, str, str]:
     refuse_unquantisable(base_folder(name), study.model.quantisation)
     refuse_unspreadable(base_folder(name), study.model.device_map)
     formats = _FORMATS[:1] if weight_files(base_folder(name))[0].suffix == ".gguf" else _FORMATS
-    base, dtype = base_to_measure(name), faster_dtype(name) if study.model.dtype == "auto" else study.model.dtype
-    # What fits is of no use with a template or a tokenizer that cannot be asked.
-    PromptEncoder(base.tokenizer, max_length=PreparedModel().max_length, arguments=study.model.template_arguments)
+    base, dtype = _askable(base_to_measure(name), study), faster_dtype(name) if study.model.dtype == "auto" else study.model.dtype
     recipe = resolved(study.recipe, block_weights(base.model))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     each, max_length = free_memory_by_device(), study.model.max_length or PreparedModel().max_length
@@ -92,3 +93,11 @@ def base_memory(study: Study) -> tuple[bool, str, str]:
 
 def _gb(n_bytes: float) -> str:
     return f"{n_bytes / 1e9:.2f} GB"
+
+
+def _askable(base: "BaseModel", study: Study) -> "BaseModel":
+    """Return the base, whose template and tokenizer can be used. Raises ModelUnavailable: what fits would be of no use."""
+    from clusterlora.chat.encoder import PromptEncoder
+
+    PromptEncoder(base.tokenizer, max_length=PreparedModel().max_length, arguments=study.model.template_arguments)
+    return base
