@@ -29,6 +29,8 @@ EMBEDDED_BASE = "homelm"
 
 MOST_PEOPLE, MOST_DIALOGUES, MOST_TOKENS = 1_000_000, 1_000_000, 1_048_576
 """More people, dialogues of a person or tokens of a sequence are a slip of the hand."""
+LEAST_LENGTH, LEAST_ANSWER = 32, 4
+"""Tokens of a sequence and of an answer below which nothing can be asked or said."""
 
 _FORM = {"extra": "forbid", "use_attribute_docstrings": True}
 
@@ -124,7 +126,7 @@ class ModelSettings:
     synthetic people, "You are a helpful assistant." for your own data."""
     persona_in_prompt: bool = False
     """Put the persona's description into the system prompt, for every method alike."""
-    max_length: Annotated[int, Ge(32), Le(MOST_TOKENS)] | None = None
+    max_length: Annotated[int, Ge(LEAST_LENGTH), Le(MOST_TOKENS)] | None = None
     """Longest sequence in tokens, answer included. Longer dialogues lose their oldest turns; a quarter is kept for the answer. Empty: 512
     for synthetic people; for your own data what holds 95 % of the train examples whole and the last exchange of every dialogue, if the base
     has the positions and a quarter of the memory where the study is prepared can train it."""
@@ -210,7 +212,7 @@ class EvaluationSettings:
 
     __pydantic_config__ = _FORM
 
-    max_new_tokens: Annotated[int, Ge(4), Le(MOST_TOKENS)] | None = None
+    max_new_tokens: Annotated[int, Ge(LEAST_ANSWER), Le(MOST_TOKENS)] | None = None
     """Maximum tokens of an answer. Empty: 64 for synthetic people; for your own data what holds 95 % of the train answers."""
     batch_size: Annotated[int, Ge(1), Le(MOST_ROWS)] = 64
     """Items per batch, four times as many on a GPU; halved when memory runs out."""
@@ -316,14 +318,14 @@ class PreparedModel(ModelSettings):
     base: str = EMBEDDED_BASE
     dtype: Dtype = "float32"
     system_prompt: str = HOME_PROMPT
-    max_length: Annotated[int, Ge(32), Le(MOST_TOKENS)] = 512
+    max_length: Annotated[int, Ge(LEAST_LENGTH), Le(MOST_TOKENS)] = 512
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreparedEvaluation(EvaluationSettings):
     """The evaluation settings of a prepared study: the longest answer is decided."""
 
-    max_new_tokens: Annotated[int, Ge(4), Le(MOST_TOKENS)] = 64
+    max_new_tokens: Annotated[int, Ge(LEAST_ANSWER), Le(MOST_TOKENS)] = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -143,15 +143,22 @@ def _with_base(study: "Study", log: "RunLog") -> "tuple[DataSummary, list[str]]"
     from dataclasses import replace
 
     from clusterlora.data.validate import examine
+    from clusterlora.errors import BadData
     from clusterlora.models.base import usable_base
     from clusterlora.settings import chosen_base
-    from clusterlora.stages.base_checks import decided, fit_of, people_of, summary_of_tokens
+    from clusterlora.stages.base_checks import decided, fit_of, fitted_dataset, people_of, summary_of_tokens
     from clusterlora.stages.model_fit import findings
 
     base = usable_base(chosen_base(study))
     personas = people_of(study)
     settings = decided(study, "float32", base, personas)
     summary = examine(study.data, fit_of(settings, base.tokenizer))
+    if summary.refusal is None:
+        try:
+            # As the study will have them: without those that are skipped.
+            personas = fitted_dataset(settings, base.tokenizer)[0].personas
+        except BadData as refusal:
+            summary = replace(summary, refusal=str(refusal))
     against = [sentence for of_model in findings(settings, base, personas, log) for sentence in (*of_model.refusals, *of_model.warnings)]
     return replace(summary, tokens=summary_of_tokens(settings, base, personas)), against
 
@@ -212,7 +219,7 @@ def _print_tokens(tokens: "TokenSummary", n_examples: int) -> None:
         ("examples too long", tokens.over_length, tokens.max_length, "model.max_length", tokens.needed_max_length),
         ("answers cut", tokens.answers_cut, tokens.max_new_tokens, "evaluation.max_new_tokens", tokens.needed_max_new_tokens),
     ):
-        fix = f"; 95 % of train need --set {setting}={needed}" if needed > limit else ""
+        fix = f"; what 95 % of train and every last exchange need: --set {setting}={needed}" if needed > limit else ""
         click.echo(f"{name:<24} {n_over} of {n_examples} ({n_over / max(n_examples, 1):.0%}) with {setting} = {limit}{fix}")
 
 

@@ -84,6 +84,7 @@ class _Draft:
     """A person whose questions are being read."""
 
     place: SourceLocation
+    place_by_dialogue: dict[str, SourceLocation] = field(default_factory=dict[str, SourceLocation])
     profile: dict[str, Dialogue] = field(default_factory=dict[str, Dialogue])
     questions: dict[str, Dialogue] = field(default_factory=dict[str, Dialogue])
     is_asked: bool = True
@@ -111,7 +112,9 @@ def read_lamp(settings: DataSettings, problems: Problems) -> SourceData:
     if not people and not problems.count:
         raise BadData(f"{settings.path}: no questions with outputs; LaMP publishes outputs of its train and dev questions alone, use these")
     personas = [Persona(name, None, _split(name, draft, settings, problems)) for name, draft in people.items()]
-    return SourceData(Dataset(tuple(personas)), {name: draft.place for name, draft in people.items()})
+    first = {name: draft.place for name, draft in people.items()}
+    places = {(name, one): place for name, draft in people.items() for one, place in draft.place_by_dialogue.items()}
+    return SourceData(Dataset(tuple(personas)), first, places)
 
 
 def _files(path: Path) -> list[Path]:
@@ -238,6 +241,7 @@ def _add(question: _Question, people: dict[str, _Draft], problems: Problems) -> 
     draft = people.setdefault(question.person, _Draft(question.place, is_asked=question.form.is_asked))
     name = numbered(f"question/{question.id}", draft.questions)  # LongLaMP may ask the same twice
     draft.questions[name] = Dialogue(name, (Turn("user", question.text), Turn("assistant", question.output)))
+    draft.place_by_dialogue[name] = question.place
     form, instruction = question.form, ""
     if form.marker is not None:
         instruction = question.text[: question.text.index(form.marker) + len(form.marker)]
@@ -253,6 +257,7 @@ def _add(question: _Question, people: dict[str, _Draft], problems: Problems) -> 
             turns = (Turn("user", prompt), Turn("assistant", answer))
             name = f"profile/{digest(turns, length=12)}"  # several questions of a person repeat most of the profile
             draft.profile[name] = Dialogue(name, turns)
+            draft.place_by_dialogue.setdefault(name, question.place)
 
 
 def _split(name: str, draft: _Draft, settings: DataSettings, problems: Problems) -> tuple[Dialogue, ...]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from clusterlora.data.labels import longest_label
 from clusterlora.data.prompts import messages, prompt_encoder
 from clusterlora.data.summary import Distribution, TokenSummary
-from clusterlora.settings import DataSettings, Lengths, PreparedModel
+from clusterlora.settings import LEAST_ANSWER, LEAST_LENGTH, DataSettings, Lengths, PreparedModel
 from clusterlora.values import Persona, Turn
 
 if TYPE_CHECKING:
@@ -95,14 +95,16 @@ def covering(
     positions = n_positions or _UNLIMITED
     train = [length for length in lengths if length.is_train] or list(lengths)
     if max_new_tokens is None:
-        longest_answer = positions // 2 if max_length is None else min(max_length // 2, positions - max_length)
+        longest_answer = (
+            min(positions // 2, positions - LEAST_LENGTH) if max_length is None else min(max_length // 2, positions - max_length)
+        )
         wanted = _rounded(_quantile([length.answer for length in train]), _ANSWER_STEP)
-        max_new_tokens = max(4, min(max(wanted, 2 * _ANSWER_STEP), longest_answer))
+        max_new_tokens = max(LEAST_ANSWER, min(max(wanted, 2 * _ANSWER_STEP), longest_answer))
     if max_length is None:
         shots = n_shots * _quantile([length.least for length in train])
         wanted = max(_quantile([length.needed for length in train]) + ceil(4 * shots / 3), *(length.least for length in lengths))
         wanted = _rounded(max(wanted, max_new_tokens + 1), _LENGTH_STEP)
-        max_length = min(wanted, positions - max_new_tokens, n_in_memory or _UNKNOWN_MEMORY)
+        max_length = max(LEAST_LENGTH, min(wanted, positions - max_new_tokens, n_in_memory or _UNKNOWN_MEMORY))
     return Lengths(max_length, max_new_tokens)
 
 

@@ -115,13 +115,11 @@ def _refuse_repeated_names(reading: SourceData, problems: Problems) -> None:
     """Add a problem for every person, and every dialogue of a person, that a source gives the name of another: answers are kept by them."""
     for name, n in Counter(persona.id for persona in reading.dataset.personas).items():
         if n > 1:
-            place = reading.location_by_persona.get(name, SourceLocation("source"))
-            problems.add(place, f"persona {name!r}", f"stands {n} times", "give everybody an id of their own")
+            problems.add(reading.location(name), f"persona {name!r}", f"stands {n} times", "give everybody an id of their own")
     for persona in reading.dataset.personas:
         for name, n in Counter(dialogue.id for dialogue in persona.dialogues).items():
             if n > 1:
-                place = reading.location_by_persona.get(persona.id, SourceLocation("source"))
-                what = f"stands {n} times"
+                place, what = reading.location(persona.id, name), f"stands {n} times"
                 problems.add(place, f"persona {persona.id!r}, dialogue {name!r}", what, "give each of a person's dialogues its own id")
 
 
@@ -192,10 +190,10 @@ def fitted(reading: SourceData, fit: PromptFit, settings: DataSettings, problems
         personas.append(replace(persona, dialogues=tuple(one.dialogue for one in dialogues if not (skip and one.problem))))
         for one in dialogues:
             if one.problem and skip:
-                left_out.append(f"dialogue {printable(one.dialogue.id)} of {printable(persona.id)}: {one.problem}")
+                place = reading.location(persona.id, one.dialogue.id)
+                left_out.append(f"dialogue {printable(one.dialogue.id)} of {printable(persona.id)}, {place}: {one.problem}")
             elif one.problem:
-                place = reading.location_by_persona.get(persona.id, SourceLocation(settings.source))
-                field = f"persona {persona.id!r}, dialogue {one.dialogue.id!r}"
+                place, field = reading.location(persona.id, one.dialogue.id), f"persona {persona.id!r}, dialogue {one.dialogue.id!r}"
                 problems.add(place, field, one.problem, "change it, or leave such dialogues out with data.on_problem=skip")
     if left_out:
         log.warning("%d of %d dialogues left out (first: %s)", len(left_out), fit.n_dialogues, left_out[0])
@@ -215,8 +213,7 @@ def _conversations(reading: SourceData, persona: Persona) -> dict[str, str]:
 
 
 def _refuse(persona: Persona, refusal: Refusal, reading: SourceData, problems: Problems) -> None:
-    place = reading.location_by_persona.get(persona.id, SourceLocation("synthetic"))
-    problems.add(place, f"persona {persona.id!r}", refusal.what, refusal.fix)
+    problems.add(reading.location(persona.id), f"persona {persona.id!r}", refusal.what, refusal.fix)
 
 
 def _without_leaks(personas: list[Persona], reading: SourceData, plan: SplitPlan, problems: Problems) -> list[Persona]:

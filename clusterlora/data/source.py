@@ -12,14 +12,17 @@ from clusterlora.values import Dataset, Persona
 class SourceData:
     """Dialogues without splits, in the order of the input.
 
-    `conversation_by_dialogue` maps (persona id, dialogue id) to the conversation that the dialogue is a part of, if the input names one:
-    dialogues of one conversation refer to each other and should be in the same split. `n_beginnings` counts the dialogues left out because
-    a longer one begins with all of their turns. `number_and_text` are the ids that stand in the input as numbers and as texts. `unused`
-    counts the dialogues that were read and are not in `dataset`, by the reason why; `uneven` says who gets other shares than asked for.
+    `location_by_persona` is where the input first speaks of somebody. Maps of dialogues are by (persona id, dialogue id):
+    `location_by_dialogue` has those that stand elsewhere, and `conversation_by_dialogue` the conversation that a dialogue is a part of, if
+    the input names one; dialogues of one conversation refer to each other and should be in the same split. `n_beginnings` counts the
+    dialogues left out because a longer one begins with all of their turns. `number_and_text` are the ids that stand in the input as numbers
+    and as texts. `unused` counts the dialogues that were read and are not in `dataset`, by the reason why; `uneven` says who gets other
+    shares than asked for.
     """
 
     dataset: Dataset
     location_by_persona: Mapping[str, SourceLocation] = field(default_factory=dict[str, SourceLocation])
+    location_by_dialogue: Mapping[tuple[str, str], SourceLocation] = field(default_factory=dict[tuple[str, str], SourceLocation])
     conversation_by_dialogue: Mapping[tuple[str, str], str] = field(default_factory=dict[tuple[str, str], str])
     n_beginnings: int = 0
     number_and_text: tuple[str, ...] = ()
@@ -30,6 +33,11 @@ class SourceData:
     def n_read(self) -> int:
         """Dialogues that were read, used or not."""
         return self.dataset.n_dialogues + sum(self.unused.values())
+
+    def location(self, persona_id: str, dialogue_id: str = "") -> SourceLocation:
+        """Return where the input holds a dialogue, or where it first speaks of a persona."""
+        of_persona = self.location_by_persona.get(persona_id, SourceLocation("source"))
+        return self.location_by_dialogue.get((persona_id, dialogue_id), of_persona)
 
     def keep(self, personas: Iterable[Persona], reason: str, others: Mapping[str, int] | None = None) -> "SourceData":
         """Return the data with these personas, who lack some dialogues for a reason; `others` are reasons of some of them."""

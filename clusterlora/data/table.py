@@ -101,6 +101,7 @@ class _Draft:
 class _Row:
     """The dialogue of a row, and whether it has `messages`."""
 
+    location: SourceLocation
     dialogue_id: str | None
     turns: tuple[Turn, ...]
     split: Split | None
@@ -151,7 +152,7 @@ def _add_row(
     _set_description(draft, row.get("persona_description"), location, column_by_name["persona_description"], problems)
     if turns_of_row is None or (raw_id is not None and dialogue_id is None):
         return
-    draft.rows.append(_Row(dialogue_id, turns_of_row, split, "messages" in row))
+    draft.rows.append(_Row(location, dialogue_id, turns_of_row, split, "messages" in row))
 
 
 def _dialogue_turns(
@@ -204,6 +205,7 @@ def _name(dialogue_id: str | None, turns: tuple[Turn, ...]) -> str:
 def _source_data(people: Mapping[str, _Draft]) -> SourceData:
     personas: list[Persona] = []
     conversations: dict[tuple[str, str], str] = {}
+    locations: dict[tuple[str, str], SourceLocation] = {}
     for name, draft in people.items():
         n_rows = Counter(row.dialogue_id for row in draft.rows)
         dialogues: dict[str, Dialogue] = {}
@@ -212,9 +214,10 @@ def _source_data(people: Mapping[str, _Draft]) -> SourceData:
             name_of_row = row.dialogue_id if is_whole and row.dialogue_id else _name(row.dialogue_id, row.turns)
             unique = numbered(name_of_row, dialogues)
             dialogues[unique] = Dialogue(unique, row.turns, split=row.split)
+            locations[name, unique] = row.location
             if row.dialogue_id is not None:
                 conversations[name, unique] = row.dialogue_id
         personas.append(Persona(name, draft.description, tuple(dialogues.values())))
     twofold = tuple(name for name, draft in people.items() if len(draft.id_types) > 1)
-    locations = {name: draft.location for name, draft in people.items()}
-    return SourceData(Dataset(tuple(personas)), locations, conversations, number_and_text=twofold)
+    first = {name: draft.location for name, draft in people.items()}
+    return SourceData(Dataset(tuple(personas)), first, locations, conversations, number_and_text=twofold)

@@ -74,10 +74,11 @@ Pooled = Callable[[Sequence[str], Sequence[str], Float[np.ndarray, " item"], Flo
 class Metric:
     """A score per item. Values of a `percent` metric lie in 0..1 and are formatted times 100; others with `decimals`.
 
-    `embeds` marks metrics of embeddings: answers and references are embedded while other answers are generated. Where no metric
-    `reads_answers`, nothing is generated. `carried` says whether a text has what a metric of a domain measures, such as numbers; where
-    enough references have it, it is computed beside the headline. `unit` is that of a value which is no percentage. One that cannot
-    decide describes answers without saying which are better, so it is no headline.
+    `embeds` marks metrics of embeddings: answers and references are embedded while other answers are generated. One that `embeds_train`
+    embeds everybody's train answers, once in every process that scores. Where no metric `reads_answers`, nothing is generated. `carried`
+    says whether a text has what a metric of a domain measures, such as numbers; where enough references have it, it is computed beside the
+    headline. `unit` is that of a value which is no percentage. One that cannot decide describes answers without saying which are better, so
+    it is no headline.
 
     A metric of labels names the `tasks` whose answers it scores, by the labels' likelihoods. A `pooled` one is no mean of its item scores:
     its value comes from answers, references, item scores and weights of all items together, so it is told without interval or test. A
@@ -93,6 +94,7 @@ class Metric:
     percent: bool = False
     decimals: int = 3
     embeds: bool = False
+    embeds_train: bool = False
     reads_answers: bool = True
     unit: str = ""
     can_decide: bool = True

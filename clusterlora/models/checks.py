@@ -1,15 +1,16 @@
 """What a base model must be before anything is trained on it, told without reading its weights into memory."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clusterlora.errors import BadSettings, ModelUnavailable, printable
 from clusterlora.models.weights import weight_files
-from clusterlora.settings import DeviceMap
+from clusterlora.settings import LEAST_ANSWER, LEAST_LENGTH, DeviceMap
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _TOGETHER = "bring config.json and the weights of one model together"
@@ -105,6 +106,25 @@ def refuse_recurrent(model: "PreTrainedModel", name: object) -> None:
         )
 
 
+def refuse_other_head(model: "PreTrainedModel", folder: Path) -> None:
+    """Check that a model whose configuration ties its output layer to its input embedding has no other output layer stored.
+
+    transformers would compute with the stored one, and a program that goes by the configuration with the embedding.
+
+    Raises:
+        ModelUnavailable: it has.
+    """
+    embedding: Any = model.get_input_embeddings()
+    head: Any = model.get_output_embeddings()
+    if not model.config.get_text_config().tie_word_embeddings or head is None or head.weight is embedding.weight:
+        return
+    if not head.weight.is_meta or not _stored_alike(model, (embedding.weight, head.weight), weight_files(folder)):
+        raise ModelUnavailable(
+            f"config.json of {folder} ties the output layer to the input embedding (tie_word_embeddings), and the weights hold another "
+            "output layer; write tie_word_embeddings = false there to use it, or remove lm_head.weight to use the embedding"
+        )
+
+
 def refuse_other_weights(folder: Path, loading_info: Mapping[str, Any], *, remedy: str = _TOGETHER) -> None:
     """Check that a checkpoint had exactly the weights that its configuration asks for. Raises ModelUnavailable with their names."""
     for kind, what, fix in (
@@ -151,11 +171,20 @@ def known_positions(config: Any) -> int | None:
 
 def refuse_too_long(name: str, n_positions: int | None, *, max_length: int, max_new_tokens: int) -> None:
     """Check that prompt and answer fit into the positions that a base model knows. Raises BadSettings."""
-    if n_positions is not None and max_length + max_new_tokens > n_positions:
+    if n_positions is None or max_length + max_new_tokens <= n_positions:
+        return
+    if n_positions < LEAST_LENGTH + LEAST_ANSWER:
         raise BadSettings(
-            f"model.max_length = {max_length} and evaluation.max_new_tokens = {max_new_tokens} exceed the {n_positions} positions of "
-            f"base model {name}; lower model.max_length to {n_positions - max_new_tokens} at most"
+            f"base model {name} knows {n_positions} positions, fewer than the {LEAST_LENGTH} of the shortest model.max_length and the "
+            f"{LEAST_ANSWER} of the shortest answer; use another base model"
         )
+    # The answer gives way where nothing else would leave a prompt.
+    answer = min(max_new_tokens, n_positions - LEAST_LENGTH)
+    shorter = "" if answer == max_new_tokens else f" and evaluation.max_new_tokens to {answer}"
+    raise BadSettings(
+        f"model.max_length = {max_length} and evaluation.max_new_tokens = {max_new_tokens} exceed the {n_positions} positions of "
+        f"base model {name}; lower model.max_length to {n_positions - answer}{shorter} at most"
+    )
 
 
 def _config(folder: Path) -> Mapping[str, Any]:
@@ -164,6 +193,19 @@ def _config(folder: Path) -> Mapping[str, Any]:
     if not file.is_file():
         return {}
     return read_settings(file)
+
+
+def _stored_alike(model: "PreTrainedModel", weights: Sequence["Tensor"], files: Sequence[Path]) -> bool:
+    """Return whether two weights of a model without values have the same values in its files, or are not both there by their names."""
+    import torch
+    from safetensors import safe_open
+
+    names = {name for name, weight in model.named_parameters(remove_duplicate=False) if any(weight is one for one in weights)}
+    stored: list[Tensor] = []
+    for file in files:
+        with safe_open(file, framework="pt") as opened:
+            stored += [opened.get_tensor(name) for name in sorted(names & set(opened.keys()))]
+    return len(stored) < len(weights) or torch.equal(*stored)
 
 
 def _flat(names: Any) -> Iterator[str]:

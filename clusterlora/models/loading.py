@@ -11,6 +11,7 @@ from clusterlora.errors import ModelUnavailable, printable
 from clusterlora.models.checks import (
     read_settings,
     refuse_bad_end_ids,
+    refuse_other_head,
     refuse_other_models,
     refuse_other_weights,
     refuse_recurrent,
@@ -61,6 +62,7 @@ def load_causal_lm(
         model, info = loaded
         refuse_recurrent(model, folder)
         refuse_other_weights(folder, info)
+        refuse_other_head(model, folder)
         if device == "auto":
             refuse_offloaded(getattr(model, "hf_device_map", {}), folder)
         refuse_bad_end_ids(model, folder)
@@ -143,9 +145,27 @@ def _one_line(folder: Path) -> Iterator[None]:
             raise ModelUnavailable(
                 f"{pointer} is a pointer of Git LFS in the place of the file; get the file itself: git lfs pull"
             ) from error
-        # A KeyError says nothing but the key.
-        what = f"no {first_line(error)}" if isinstance(error, KeyError) else first_line(error)
+        what = _missing(error, folder) if isinstance(error, KeyError) else first_line(error)
         raise ModelUnavailable(f"the model in {folder} cannot be loaded: {what}") from error
+
+
+def _missing(error: KeyError, folder: Path) -> str:
+    """Return what a library did not find, and the setting that asked for it: the error says nothing but the key."""
+    file = folder / "config.json"
+    asked = _path_of(error.args[0], read_settings(file)) if error.args and file.is_file() else None
+    return f"{asked} = {first_line(error)} (config.json) is not known" if asked else f"no {first_line(error)}"
+
+
+def _path_of(value: object, settings: Mapping[str, Any]) -> str | None:
+    """Return the dotted name of a setting that has a value; None where none has."""
+    for name, one in settings.items():
+        if isinstance(one, dict):
+            inner = _path_of(value, one)
+            if inner is not None:
+                return f"{name}.{inner}"
+        elif type(one) is type(value) and one == value:
+            return name
+    return None
 
 
 def _is_pointer(file: Path) -> bool:

@@ -1,16 +1,19 @@
 """Weight files on disk: those of a model folder, their hashes, and the cache of prepared models."""
 
 import hashlib
+import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import lru_cache
 from pathlib import Path
 
 from clusterlora.durable import make_folder, put_folder_in_place
 from clusterlora.errors import ModelUnavailable
 
+_WHOLE = "model.safetensors"
+"""The weights of a model that is not cut into several files."""
 PICKLE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".pkl", ".ckpt"})
 
 
@@ -35,6 +38,7 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
     if safetensors:
         if not (folder / "config.json").is_file():
             raise ModelUnavailable(f"model folder {folder} has no config.json; point to a complete save_pretrained() folder")
+        _refuse_stale_index(folder, {file.name for file in safetensors})
         return safetensors
     gguf = tuple(sorted(folder.glob("*.gguf")))
     if len(gguf) > 1:
@@ -48,6 +52,28 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
             "save it again with save_pretrained(safe_serialization=True)"
         )
     raise ModelUnavailable(f"model folder {folder} holds no *.safetensors and no *.gguf; point to a complete save_pretrained() folder")
+
+
+def _refuse_stale_index(folder: Path, present: Collection[str]) -> None:
+    """Check that a folder has one set of weights: programs differ in whether they go by the index or by model.safetensors.
+
+    Files beside those of the index are left alone: Mistral's folders hold the same weights in their own format.
+
+    Raises:
+        ModelUnavailable: the index names a file that is not there, or there is a model.safetensors that it does not name.
+    """
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return
+    try:
+        named = frozenset[str](json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelUnavailable(f"{index} is no index of weights ({error!r}); get it again from where the model comes from") from error
+    if missing := sorted(map(str, named - set(present))):
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise ModelUnavailable(f"{index} names {missing[0]}{more}, which the folder lacks; get it, or remove an index that is out of date")
+    if _WHOLE in present and _WHOLE not in named:
+        raise ModelUnavailable(f"{folder} holds {_WHOLE} and an index of other files ({index.name}); keep one of them")
 
 
 def file_sha256(path: Path) -> str:

@@ -16,7 +16,7 @@ from clusterlora.planning.ladder import worth_trying
 from clusterlora.planning.study_state import StudyState
 from clusterlora.planning.work_plan import work_plan
 from clusterlora.progress.timing import duration
-from clusterlora.progress.work import Answering, Work, n_items, remaining_work, train_tokens
+from clusterlora.progress.work import Answering, Work, n_items, remaining_work, texts_per_run, train_tokens
 from clusterlora.settings import ClusteringSettings, PreparedStudy
 from clusterlora.study_checks import nll_settings
 from clusterlora.values import Dataset, Persona
@@ -85,15 +85,20 @@ def expected(work: Work, probe: Probe, n_workers: int, study: PreparedStudy, *, 
     """
     rates, begin = probe.rates, (RUN_SECONDS if probe.begin is None else probe.begin) + probe.rates.load
     n_parallel = max(1, min(n_workers, study.runtime.shards))
+    scoring = begin + work.texts_per_run * rates.embed
     gate = 0.0
     if work.gate or work.gate_answers.n_answers:
         runs = [begin + ADAPTER_SECONDS + tokens * rates.train_alone for tokens in work.gate]
         beside = answering_seconds(work.beside_gate, probe, study)
         # What the base model answers is no reason to wait where workers are idle; on one worker it is all done in turn.
         training = _makespan([*runs, beside + begin] if beside else runs, n_workers)
-        gate = training + begin + answering_seconds(work.gate_answers, probe, study)
+        gate = training + scoring + answering_seconds(work.gate_answers, probe, study)
     candidate = (
-        min(work.gate, default=0.0) * rates.train_alone + ADAPTER_SECONDS + 2 * begin + answering_seconds(work.gate_answers, probe, study)
+        min(work.gate, default=0.0) * rates.train_alone
+        + ADAPTER_SECONDS
+        + begin
+        + scoring
+        + answering_seconds(work.gate_answers, probe, study)
     )
     fan_out = sum(
         _makespan([begin + trained_seconds(tokens, rates) for tokens in _shards(wave, study.runtime.shards)], n_workers)
@@ -106,7 +111,9 @@ def expected(work: Work, probe: Probe, n_workers: int, study: PreparedStudy, *, 
         + answering_seconds(answering, probe, study) / n_parallel
         for tokens_of_step, answering in work.tuning
     )
-    evaluation = begin + answering_seconds(work.evaluation, probe, study) / n_parallel + ENDING_SECONDS
+    evaluation = (
+        scoring + work.texts_searched * rates.embed + answering_seconds(work.evaluation, probe, study) / n_parallel + ENDING_SECONDS
+    )
     return Estimate(
         preparation=work.texts * rates.embed + clustering_seconds(work.clustered, study.clustering),
         # A GPU's trainings leave the cores to them; on a CPU they take turns.
@@ -197,12 +204,13 @@ def _answering_ratio(state: StudyState, probe: Probe) -> float:
     for phase, _, one in state.seconds:
         if phase in seconds:
             seconds[phase] += one
-    foreseen = probe.rates.load * len(state.verdicts) + answering_seconds(
+    once = probe.rates.load + texts_per_run(state) * probe.rates.embed
+    foreseen = once * len(state.verdicts) + answering_seconds(
         Answering(n_answers=sum(2 * verdict.n_items for verdict in state.verdicts)), probe, state.settings
     )
     if seconds["evaluate baseline"]:
         n_test = sum(n_items(person, "test") for person in state.dataset.personas)
-        foreseen += probe.rates.load + answering_seconds(Answering(n_answers=n_test), probe, state.settings)
+        foreseen += once + answering_seconds(Answering(n_answers=n_test), probe, state.settings)
     return _bounded(sum(seconds.values()), foreseen)
 
 

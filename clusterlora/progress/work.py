@@ -6,8 +6,10 @@ from dataclasses import dataclass, replace
 from clusterlora.adapters.learned import learned
 from clusterlora.clustering import EMBEDDING
 from clusterlora.evaluation import reference_points as scale
+from clusterlora.evaluation.metrics import METRICS
 from clusterlora.evaluation.metrics.embedding_similarity import EMBEDDING_SIMILARITY
 from clusterlora.metadata import MeanTokens, TuningRound
+from clusterlora.methods import METHODS
 from clusterlora.persona_signal import measure as signal
 from clusterlora.planning.ladder import gated, next_rung, refused
 from clusterlora.planning.study_state import StudyState
@@ -36,6 +38,10 @@ class Work:
     """Texts to embed before people are clustered; 0 once they are."""
     clustered: int = 0
     """Train answers by which people are yet to be clustered."""
+    texts_per_run: int = 0
+    """Train answers that every run which scores embeds before the first, for a metric that compares with them."""
+    texts_searched: int = 0
+    """Train questions that every run of the evaluation embeds, for retrieval that ranks by them."""
     texts_beside: int = 0
     """Texts to embed for the signal and for the scale of the scores, while adapters are trained."""
     gate: tuple[float, ...]
@@ -75,8 +81,10 @@ def remaining_work(state: StudyState, lengths: MeanTokens) -> Work:
     n_group = sum(n_items(people[p], "val") * (1 if p in candidates else 2) for p in group)
     power = n_val if judging and state.power is None else 0
     return Work(
-        texts=0 if clustered or not embeds else sum(n_items(person, "train") for person in state.dataset.personas),
-        clustered=0 if clustered else sum(n_items(person, "train") for person in state.dataset.personas),
+        texts=0 if clustered or not embeds else _n_train(state),
+        clustered=0 if clustered else _n_train(state),
+        texts_per_run=texts_per_run(state),
+        texts_searched=_n_train(state) if _searches_embeddings(state) else 0,
         texts_beside=_texts_beside(state),
         tuning=tuple(_tuning(state, lengths)),
         gate=tuple(train_tokens(plan.specs[name], state.dataset, lengths) for name in judged),
@@ -103,6 +111,19 @@ def _tuning(state: StudyState, lengths: MeanTokens) -> Iterator[tuple[tuple[floa
             tried.setdefault(trial.method, []).append((trial.number, float(trial.number)))
         tuning = with_step(tuning, (TuningRound(m, 0, tuple(losses)) for m, losses in tried.items()))
         state = replace(state, tuning=tuning)
+
+
+def texts_per_run(state: StudyState) -> int:
+    """Return how many texts a run embeds before it scores its first answer."""
+    return _n_train(state) if any(METRICS[name].embeds_train for name in state.settings.evaluation.metrics) else 0
+
+
+def _searches_embeddings(state: StudyState) -> bool:
+    return "embedding" in state.settings.retrieval.rankings and any(METHODS[name].retrieves for name in state.settings.methods)
+
+
+def _n_train(state: StudyState) -> int:
+    return sum(n_items(person, "train") for person in state.dataset.personas)
 
 
 def _texts_beside(state: StudyState) -> int:

@@ -20,6 +20,7 @@ from clusterlora.engine.memory import device_name
 from clusterlora.engine.stacked import Weights
 from clusterlora.errors import OutOfMemory
 from clusterlora.evaluation.answer import Answerer, AnswerRequest
+from clusterlora.evaluation.metrics import METRICS
 from clusterlora.evaluation.train_responses import TrainResponses
 from clusterlora.metadata import MeanTokens, Probe, Rates, Workers
 from clusterlora.models.base import BaseModel
@@ -217,7 +218,9 @@ def _answering(
     warm = time.monotonic()
     answerer.answer(requests, by_key, metrics=("nll",), run_log=SilentLog())
     read = time.monotonic()
-    answers = answerer.answer(requests, by_key, metrics=evaluation.metrics, run_log=SilentLog())
+    # What a run does once, embedding everybody's train answers, is no part of a rate.
+    metrics = tuple(name for name in evaluation.metrics if not METRICS[name].embeds_train)
+    answers = answerer.answer(requests, by_key, metrics=metrics, run_log=SilentLog())
     written = time.monotonic()
     n_written = sum(len(base.tokenizer(answer.text, add_special_tokens=False)["input_ids"]) + 1 for answer in answers)
     embed = (embedded - began) / len(chosen)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from clusterlora.comparison.roles import is_base, is_control
 from clusterlora.data.labels import check_labels
 from clusterlora.data.load import fitted, read, without_people
-from clusterlora.data.problems import Problems, SourceLocation
+from clusterlora.data.problems import Problems
 from clusterlora.data.prompt_fit import PromptFit
 from clusterlora.data.refresh import Joined, drawn, joined, new_dialogues
 from clusterlora.data.split import partly_split
@@ -204,8 +204,7 @@ def refreshed(study: PreparedStudy, tokenizer: "PreTrainedTokenizerBase", stores
     new = fitted(read(study.data), fit, study.data, problems)
     for persona in new.dataset.personas:
         if (refusal := partly_split(persona)) is not None:
-            place = new.location_by_persona.get(persona.id, SourceLocation(study.data.source))
-            problems.add(place, f"persona {persona.id!r}", refusal.what, refusal.fix)
+            problems.add(new.location(persona.id), f"persona {persona.id!r}", refusal.what, refusal.fix)
     problems.raise_any()
     new = replace(new, dataset=without_people(new.dataset, who_left(study, stores)))
     data = joined(stores.studies.dataset(refresh.of), new, study.data, revision=f"r{refresh.number}")

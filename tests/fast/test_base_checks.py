@@ -12,17 +12,18 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Phi3Config
 
 from clusterlora.chat.encoder import PromptEncoder
 from clusterlora.cli import main
+from clusterlora.data.lengths import ExampleLength, covering
 from clusterlora.data.prompts import prompt_encoder
 from clusterlora.engine.base import frozen_base
 from clusterlora.errors import BadData, BadSettings, ModelUnavailable
 from clusterlora.models.base import HOMELM_FOLDER, base_revision, load_base
-from clusterlora.models.checks import known_positions
+from clusterlora.models.checks import known_positions, refuse_too_long
 from clusterlora.models.revision import is_same_base
 from clusterlora.planning.study_state import read_state
 from clusterlora.planning.work_plan import work_plan
 from clusterlora.ports.run_log import SilentLog
 from clusterlora.ports.stores import Stores
-from clusterlora.settings import DataSettings, EvaluationSettings, ModelSettings, Study
+from clusterlora.settings import DataSettings, EvaluationSettings, Lengths, ModelSettings, Study
 from clusterlora.stages import base_checks
 from clusterlora.stages.prepare import prepare_study, provenance
 from clusterlora.stores.resume import as_decided
@@ -151,6 +152,20 @@ def test_prompt_and_answer_must_fit_into_the_positions_of_the_base(folder: Path,
     prepare_study(replace(asked, model=replace(asked.model, max_length=236)), stores, SilentLog())
 
 
+def test_no_limit_is_advised_that_the_settings_refuse() -> None:
+    advice = r"lower model\.max_length to 32 and evaluation\.max_new_tokens to 18 at most"
+    with pytest.raises(BadSettings, match=advice):
+        refuse_too_long("small", 50, max_length=256, max_new_tokens=64)
+    refuse_too_long("small", 50, max_length=32, max_new_tokens=18)
+    with pytest.raises(BadSettings, match=r"knows 20 positions, fewer than the 32 .*use another base model"):
+        refuse_too_long("small", 20, max_length=32, max_new_tokens=4)
+
+
+def test_lengths_read_off_the_data_leave_a_prompt_where_the_base_knows_few_positions() -> None:
+    examples = [ExampleLength(prompt=10, without_history=10, answer=30, is_train=True)]
+    assert covering(examples, n_positions=50, n_in_memory=None) == Lengths(32, 18)
+
+
 @pytest.mark.parametrize(
     ("file", "change"),
     [
@@ -232,7 +247,9 @@ def test_a_dialogue_that_is_too_long_names_itself_or_is_left_out_and_counted(fol
     rows = exchanges(5)
     rows[2]["response"] = "on " * 300
     data = write_rows(tmp_path / "a.jsonl", rows)
-    with pytest.raises(BadData, match=r"persona 'ann', dialogue 'd2/\w+': \d+ tokens of .*max_length = 256; .*data\.on_problem=skip"):
+    with pytest.raises(
+        BadData, match=r"a\.jsonl:3: persona 'ann', dialogue 'd2/\w+': \d+ tokens of .*max_length = 256; .*data\.on_problem=skip"
+    ):
         prepare_study(study(folder, data), stores, SilentLog())
     log = Notes()
     dataset = prepare_study(study(folder, data, on_problem="skip"), stores, log)
@@ -276,6 +293,15 @@ def test_a_template_that_changes_words_is_refused_with_the_first_difference(fold
     (folder / "chat_template.jinja").write_text(HOMELM_TEMPLATE.replace("message.content", "message.content | replace('please', 'PLEASE')"))
     with pytest.raises(BadData, match=r"changes what is said in dialogue 'd0/\w+' of persona 'ann': after '.*light 0, ' it writes 'PLEASE"):
         prepare_study(study(folder, write_rows(tmp_path / "a.jsonl", exchanges())), stores, SilentLog())
+
+
+def test_validate_refuses_a_template_that_changes_words(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "chat_template.jinja").write_text(HOMELM_TEMPLATE.replace("message.content", "message.content | replace('please', 'PLEASE')"))
+    data = write_rows(tmp_path / "a.jsonl", exchanges())
+    assert main(["data", "validate", "--data", str(data), "--base-model", str(folder), "--dialogues", "3"]) == 1
+    shown = capsys.readouterr()
+    assert "changes what is said in dialogue" in shown.err
+    assert "examples too long" in shown.out, "what can be counted is counted all the same"
 
 
 def test_every_id_that_may_end_an_answer_does(folder: Path) -> None:
@@ -323,6 +349,7 @@ def test_validate_counts_what_a_base_model_cannot_be_asked_and_what_loses_turns(
     assert main([*asked, "--base-model", str(folder), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["lose_turns"], found["do_not_fit"]) == (1, 1)
+    assert found["tokens"]["answer_tokens"]["maximum"] < 300, "what is skipped has no length"
 
 
 def test_a_base_that_cannot_be_right_is_refused_before_a_server_starts(

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from clusterlora.cli import main
 from clusterlora.errors import ModelUnavailable
-from clusterlora.models.base import HOMELM_FOLDER, base_licence, base_revision, usable_base
+from clusterlora.models.base import HOMELM_FOLDER, base_licence, base_revision, load_base, usable_base
 from clusterlora.models.loading import load_tokenizer
 from clusterlora.ports.stores import Stores
 from clusterlora.settings import ModelSettings, Study
@@ -61,6 +61,21 @@ def half_of_the_weights(folder: Path) -> None:
     (folder / WEIGHTS).write_bytes(whole[: len(whole) // 2])
 
 
+def index_of(*names: str) -> Callable[[Path], None]:
+    weight_map = {f"w{number}": name for number, name in enumerate(names)}
+    return content(f"{WEIGHTS}.index.json", json.dumps({"metadata": {}, "weight_map": weight_map}).encode())
+
+
+def another_set_of_weights(folder: Path) -> None:
+    shutil.copyfile(folder / WEIGHTS, folder / "model-00001-of-00001.safetensors")
+    index_of("model-00001-of-00001.safetensors")(folder)
+
+
+def another_output_layer(folder: Path) -> None:
+    weights = load_file(folder / WEIGHTS)
+    save_file({**weights, "lm_head.weight": weights["model.embed_tokens.weight"] + 1}, folder / WEIGHTS, metadata={"format": "pt"})
+
+
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
@@ -76,6 +91,18 @@ def half_of_the_weights(folder: Path) -> None:
         ),
         (setting("tokenizer_config.json", eos_token="<|nowhere|>"), r"has eos_token = <\|nowhere\|>, which the model does not know; name"),
         (half_of_the_weights, "cannot be loaded: "),
+        (another_output_layer, r"ties the output layer to the input embedding \(tie_word_embeddings\), and the weights hold another"),
+        (
+            index_of("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"),
+            r"names model-00001-\S+ and 1 more, which the folder",
+        ),
+        (another_set_of_weights, r"holds model\.safetensors and an index of other files .*; keep one of them"),
+        (content(f"{WEIGHTS}.index.json", b"[1]"), "is no index of weights"),
+        (content(f"{WEIGHTS}.index.json", b'{"weight_map": {"w": [1]}}'), "is no index of weights"),
+        (
+            setting("config.json", rope_parameters={"rope_type": "hyper", "rope_theta": 1e4}),
+            r"rope_parameters\.rope_type = 'hyper' \(config\.json\) is not known",
+        ),
         (content(WEIGHTS, b""), "cannot be loaded: "),
         (setting("config.json", hidden_size="x"), "cannot be loaded: "),
         (setting("config.json", hidden_size=-3), "cannot be loaded: "),
@@ -105,6 +132,20 @@ def test_a_damaged_folder_is_refused_in_one_line(folder: Path, damage: Callable[
         look()
     assert str(folder) in str(refusal.value)
     assert "\n" not in str(refusal.value)
+
+
+def test_a_stored_output_layer_that_is_the_embedding_is_tied_like_one_that_is_not_stored(folder: Path) -> None:
+    weights = load_file(folder / WEIGHTS)
+    save_file({**weights, "lm_head.weight": weights["model.embed_tokens.weight"].clone()}, folder / WEIGHTS, metadata={"format": "pt"})
+    usable_base(str(folder))
+    model = load_base(str(folder)).model
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight  # pyright: ignore[reportOptionalMemberAccess]
+
+
+def test_the_same_weights_in_another_format_beside_those_of_the_index_are_no_other_weights(folder: Path) -> None:
+    shutil.copyfile(folder / WEIGHTS, folder / "consolidated.safetensors")
+    index_of(WEIGHTS)(folder)
+    usable_base(str(folder))
 
 
 @pytest.mark.parametrize(("file", "package"), [("tokenizer.model", "sentencepiece"), ("tekken.json", "mistral_common")])

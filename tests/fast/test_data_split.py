@@ -161,7 +161,9 @@ def test_a_persona_of_two_conversations_is_split_row_by_row_with_a_warning(caplo
     people = [person(different(10, name), name) for name in ("ann", "bob")]
     talks = {("ann", f"d{i}"): "scene 1" if i < 5 else "scene 2" for i in range(10)}
     with caplog.at_level(logging.WARNING):
-        done = split(SourceData(Dataset(tuple(people)), {}, talks), DataSettings(train=6, val=2, test=2), problems := Problems())
+        done = split(
+            SourceData(Dataset(tuple(people)), conversation_by_dialogue=talks), DataSettings(train=6, val=2, test=2), problems := Problems()
+        )
     problems.raise_any()
     assert [len(done.dataset.personas[0].of_split(name)) for name in SPLITS] == [6, 2, 2]
     assert "1 of 2 personas have fewer than 3 conversations" in caplog.text

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from clusterlora.config import PRESETS, parse_setting, resolve
-from clusterlora.evaluation.answer import generates
+from clusterlora.evaluation.answer import Answerer, generates
 from clusterlora.metadata import MeanTokens, Probe, Rates
 from clusterlora.planning.study_state import StudyState, read_state
 from clusterlora.planning.work_plan import work_plan
@@ -17,6 +17,7 @@ from clusterlora.progress.estimate import (
     ADAPTER_SECONDS,
     ENDING_SECONDS,
     RUN_SECONDS,
+    Estimate,
     cheaper,
     clustering_seconds,
     estimate,
@@ -223,6 +224,39 @@ def test_a_probe_measures_the_studys_own_dialogues_and_keeps_nothing_but_the_rat
     assert (state.adapters, state.attempts, state.verdicts) == ((), (), ())
     assert [phase for phase, _, _ in state.seconds] == ["prepare", "probe"]
     assert estimate(state) is not None
+
+
+def test_train_texts_that_a_run_embeds_once_are_no_part_of_what_an_answer_takes(prepared: StudyState) -> None:
+    def left(metrics: tuple[str, ...], methods: tuple[str, ...]) -> Estimate:
+        study = replace(prepared.settings, methods=methods, evaluation=replace(prepared.settings.evaluation, metrics=metrics))
+        state = replace(prepared, settings=study)
+        return expected(remaining_work(state, LENGTHS), PROBE, 2, study)
+
+    methods, scored = prepared.settings.methods, prepared.settings.evaluation.metrics
+    once = n_answers(prepared, "train", *prepared.dataset.ids) * RATES.embed
+    plain, compared = left(scored, methods), left((*scored, "persona_accuracy"), methods)
+    assert compared.gate == pytest.approx(plain.gate + once)
+    assert compared.evaluation == pytest.approx(plain.evaluation + once)
+    work = replace(remaining_work(prepared, LENGTHS), texts_searched=7)
+    assert expected(work, PROBE, 2, prepared.settings).evaluation == pytest.approx(plain.evaluation + 7 * RATES.embed)
+    searching = replace(prepared, settings=replace(prepared.settings, methods=(*methods, "retrieval")))
+    assert remaining_work(searching, LENGTHS).texts_searched == n_answers(prepared, "train", *prepared.dataset.ids)
+    assert remaining_work(prepared, LENGTHS).texts_searched == 0
+
+
+def test_a_probe_embeds_nobodys_train_answers(seven: Study, stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
+    compared = replace(seven.evaluation, metrics=("embedding_similarity", "nll", "persona_accuracy"))
+    prepare_study(replace(seven, methods=METHODS, evaluation=compared), stores, SilentLog())
+    asked: list[tuple[str, ...]] = []
+    answer = Answerer.answer
+
+    def noting(self: Answerer, *arguments: Any, metrics: tuple[str, ...], **others: Any) -> Any:
+        asked.append(metrics)
+        return answer(self, *arguments, metrics=metrics, **others)
+
+    monkeypatch.setattr(Answerer, "answer", noting)
+    assert probing.probe("small", stores, SilentLog()) is not None
+    assert asked[-1] == ("embedding_similarity", "nll")
 
 
 def test_the_signal_and_the_scale_take_their_share_of_the_cores_until_they_are_measured(prepared: StudyState) -> None:

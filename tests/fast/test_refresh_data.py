@@ -46,7 +46,9 @@ BEN = known("ben", "heat up", "wake early", "feed cat")
 
 
 def join(before: Sequence[Persona], *new: Persona, conversations: Mapping[tuple[str, str], str] | None = None) -> Joined:
-    return joined(Dataset(tuple(before)), SourceData(Dataset(new), {}, conversations or {}), DataSettings(), revision="r1")
+    return joined(
+        Dataset(tuple(before)), SourceData(Dataset(new), conversation_by_dialogue=conversations or {}), DataSettings(), revision="r1"
+    )
 
 
 def splits_of(result: Joined, persona_id: str, n_old: int = 3) -> list[Split | None]:

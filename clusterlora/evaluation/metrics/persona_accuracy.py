@@ -45,4 +45,6 @@ def _fit(train: TrainResponses, embedder: Embedder) -> _PersonaClassifier:
     return _PersonaClassifier(discriminant(classes), {persona_id: number for number, persona_id in enumerate(by_persona)})
 
 
-PERSONA_ACCURACY = Metric(name="persona_accuracy", label="persona accuracy", higher_is_better=True, percent=True, score=persona_accuracy)
+PERSONA_ACCURACY = Metric(
+    name="persona_accuracy", label="persona accuracy", higher_is_better=True, percent=True, embeds_train=True, score=persona_accuracy
+)
