@@ -215,11 +215,19 @@ def _print_tokens(tokens: "TokenSummary", n_examples: int) -> None:
     for name, lengths in (("prompt tokens", tokens.prompt_tokens), ("answer tokens", tokens.answer_tokens)):
         shown = f"{lengths.minimum} {sparkline(lengths)} {lengths.maximum}   median {lengths.median}, 5 % {lengths.p5}, 95 % {lengths.p95}"
         click.echo(f"{name:<24} {shown}")
-    for name, n_over, limit, setting, needed in (
-        ("examples too long", tokens.over_length, tokens.max_length, "model.max_length", tokens.needed_max_length),
-        ("answers cut", tokens.answers_cut, tokens.max_new_tokens, "evaluation.max_new_tokens", tokens.needed_max_new_tokens),
+    whole = "95 % of train and everybody's last question"
+    for name, n_over, limit, who, setting, needed in (
+        ("examples too long", tokens.over_length, tokens.max_length, whole, "model.max_length", tokens.needed_max_length),
+        (
+            "answers cut",
+            tokens.answers_cut,
+            tokens.max_new_tokens,
+            "95 % of train",
+            "evaluation.max_new_tokens",
+            tokens.needed_max_new_tokens,
+        ),
     ):
-        fix = f"; what 95 % of train and every last exchange need: --set {setting}={needed}" if needed > limit else ""
+        fix = f"; {who} need --set {setting}={needed}" if needed > limit else ""
         click.echo(f"{name:<24} {n_over} of {n_examples} ({n_over / max(n_examples, 1):.0%}) with {setting} = {limit}{fix}")
 
 
