@@ -5,6 +5,7 @@ python -m benchmarks.results results shakespeare --null nulls --out docs
 
 import argparse
 import json
+import re
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +20,7 @@ from clusterlora.errors import BadData, ClusterLoraError
 from clusterlora.evaluation.markdown import cell, markdown_table
 from clusterlora.evaluation.metrics import METRICS
 from clusterlora.gate.report import markdown as verdict_markdown
-from clusterlora.metadata import TruthAgreement
+from clusterlora.metadata import Provenance, TruthAgreement
 from clusterlora.persona_signal.measure import PersonaSignal
 from clusterlora.persona_signal.summary import markdown as signal_markdown
 from clusterlora.planning.study_state import read_state
@@ -39,8 +40,9 @@ MISSION_HOPE = 0.86
 
 PREFACE = """# Results
 
-Written by `make results` from the studies below; nothing here is written by hand. Each section is one study: its settings, what its data
-promised before training, whether the gate passed, the comparison on test items, and which of the mission's criteria were met.
+Written by `make results` from the studies below. Each section is one study: its settings, what its data promised before training, whether
+the gate passed, the comparison on test items, and which of the mission's criteria were met. A section is made anew when its study is run
+again, and says by which version.
 """
 
 
@@ -66,6 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def write(names: Sequence[str], files: Sequence[str], nulls: Sequence[str], stores: Stores, out: Path) -> Path:
     """Write results.md and the figures into `out` and return the path of the page; nothing is written unless every study has results.
 
+    Sections that the page has of other studies stay as they are: a long study need not be run again for a short one.
+
     Args:
         names: finished studies, a section each.
         files: tables of dialogues without a study, whose persona signal is measured here.
@@ -75,15 +79,23 @@ def write(names: Sequence[str], files: Sequence[str], nulls: Sequence[str], stor
         BadData: a study has not been compared, or not been permuted.
         UnknownName: there is no such study.
     """
-    sections = [section(stores.studies.study(name), read_summary(name, stores), stores) for name in names]
-    sections += [permuted(name, stores) for name in nulls]
-    sections += [unstudied(file) for file in files]
+    page = out / "results.md"
+    made = [section(stores.studies.study(name), read_summary(name, stores), stores) for name in names]
+    made += [permuted(name, stores) for name in nulls]
+    made += [unstudied(file) for file in files]
+    before = sections_of(page.read_text(encoding="utf-8")) if page.is_file() else {}
+    sections = before | {text.partition("\n")[0]: text for text in made}
     for name in names:
         out.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(figure_path(stores, name), out / f"{name}.png")
-    page = out / "results.md"
-    write_durably(page, (PREFACE + "\n" + "\n".join(sections)).encode())
+    write_durably(page, (PREFACE + "\n" + "\n".join(text.rstrip("\n") + "\n" for text in sections.values())).encode())
     return page
+
+
+def sections_of(page: str) -> dict[str, str]:
+    """Return the sections of a page by their headings."""
+    parts = re.split(r"^(?=## )", page, flags=re.MULTILINE)[1:]
+    return {part.partition("\n")[0]: part for part in parts}
 
 
 def read_summary(name: str, stores: Stores) -> Document:
@@ -99,10 +111,13 @@ def section(study: Study, summary: Document, stores: Stores) -> str:
     summary_markdown = (stores.folder(study.name) / "results" / "summary.md").read_text(encoding="utf-8")
     signal = stores.studies.metadata(study.name, PersonaSignal)
     seconds = sum(seconds_by_phase(read_state(study.name, stores).seconds).values())
+    provenance = stores.studies.metadata(study.name, Provenance)
+    revision = f" at {provenance.git_revision[:12]}" if provenance and provenance.git_revision else ""
+    version = f" of clusterlora {provenance.clusterlora_version}{revision}" if provenance else ""
     parts = [
         f"## {study.name}\n",
         "\n".join(setting(study, stores)) + "\n",
-        f"Its stages took {seconds / 60:.0f} minutes, summed over workers.\n",
+        f"Its stages{version} took {seconds / 60:.0f} minutes, summed over workers.\n",
     ]
     if signal is not None:
         parts += ["### What the data promised\n", signal_markdown(signal)]
