@@ -64,6 +64,9 @@ def mixed_model(method: str, differences: Float[np.ndarray, "p s"], cluster: Int
         return MixedModel(method=method, variances={}, failed=f"the likelihood found no maximum ({found.message})")
     present = [number for number, share in enumerate(found.x) if share > _NONE * found.x.sum()]
     shares, of_shares = found.x[present], [names[number] for number in present]
+    if "rest" not in of_shares:
+        # The likelihood grows without end towards no rest at all.
+        return MixedModel(method=method, variances={}, failed=f"differences vary by {' and '.join(of_shares)} alone")
     mean, variance = _mean(shares, data, of_shares)
     freedom = _freedom(shares, data, of_shares, variance)
     if freedom is None:

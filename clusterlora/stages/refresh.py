@@ -67,8 +67,8 @@ def champion_of(root: str, stores: Stores) -> tuple[str, str]:
             return name, state.moved.challenger
     if stores.studies.status(root) == "finished":
         raise BadData(
-            f"study {root} has no champion to refresh: its comparison found none; make one of its models the champion: "
-            f"clusterlora registry promote {root}/VERSION --force REASON"
+            f"study {root} has no champion to refresh: its comparison found none; run its dialogues and the new ones together as a study "
+            "of another name: more of them may show one"
         )
     raise BadData(f"study {root} has no champion to refresh; let it finish first: clusterlora study run --name {root}")
 

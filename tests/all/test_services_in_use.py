@@ -6,13 +6,11 @@ One story on one stack, because starting servers and studies is what costs time;
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -20,11 +18,12 @@ from typing import Any
 import pytest
 
 from browser.chromium import Tab, with_text
-from deployments import local_services, prefect_rest, processes
+from deployments import local_services, processes
 from deployments.local_services import LocalServices
 from tests.fast.test_deployments import EVIL
 from tests.fixtures.endpoints import MLFLOW_ENDPOINTS, PREFECT_ENDPOINTS, status_of
-from tests.fixtures.session import FOLDER, Service, shared_service
+from tests.fixtures.session import Service, shared_service
+from tests.fixtures.shells import Home, wait_for
 
 pytestmark = [pytest.mark.timeout(1500)]
 
@@ -37,99 +36,6 @@ gate = {ladder = [], on_failure = "continue"}
 evaluation = {max_new_tokens = 4, bootstrap_draws = 100}
 runtime.shards = 1
 """
-PROGRAM = str(Path(sys.executable).with_name("clusterlora"))
-PATIENCE_SECONDS = 600
-
-
-def wait_for(what: Callable[[], Any], why: Callable[[], str]) -> Any:
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not (value := what()):
-        assert time.monotonic() < deadline, why()
-        time.sleep(0.1)
-    return value
-
-
-@dataclass
-class Shell:
-    """A running command and its output so far."""
-
-    process: "subprocess.Popen[bytes]"
-    log: Path
-
-    def output(self) -> str:
-        return self.log.read_text(encoding="utf-8")
-
-    def wait_for_output(self, words: str) -> None:
-        def it_does() -> bool:
-            assert self.process.poll() is None or words in self.output(), self.output()[-3000:]
-            return words in self.output()
-
-        wait_for(it_does, lambda: f"{words!r} was not printed:\n{self.output()[-3000:]}")
-
-    def ends(self, code: int = 0) -> None:
-        assert self.process.wait(PATIENCE_SECONDS) == code, self.output()[-3000:]
-
-    def interrupt(self) -> None:
-        self.process.send_signal(signal.SIGINT)
-
-
-@dataclass
-class Home:
-    """Where the stack and the studies are."""
-
-    folder: Path
-    shells: list[Shell] = field(default_factory=list)
-    printed: list[str] = field(default_factory=list)
-
-    @property
-    def stack(self) -> Path:
-        return self.folder / "stack"
-
-    def environment(self) -> dict[str, str]:
-        # Tests of flows, in the same process before, named their own servers.
-        others = ("PREFECT_", "MLFLOW_", "CLUSTERLORA_")
-        kept = {name: value for name, value in os.environ.items() if name == FOLDER or not name.startswith(others)}
-        return kept | {"CLUSTERLORA_HOME": str(self.folder / "studies"), "CLUSTERLORA_STACK_HOME": str(self.stack)}
-
-    def does(self, *words: str) -> Any:
-        done = subprocess.run([PROGRAM, *words, "--json"], env=self.environment(), capture_output=True, text=True, check=False)
-        self.printed += [done.stdout, done.stderr]
-        assert done.returncode == 0, done.stderr[-3000:]
-        return json.loads(done.stdout)
-
-    def study(self, name: str) -> Shell:
-        """Run a study in a shell of its own, until it is launched."""
-        log = self.folder / f"{name}-{len(self.shells)}.log"
-        argv = [PROGRAM, "study", "run", "--config", str(self.folder / "study.toml"), "--name", name, "--workers", "1"]
-        with log.open("wb") as output:
-            process = subprocess.Popen(
-                argv, env=self.environment(), stdout=output, stderr=output, start_new_session=True, preexec_fn=_hear_ctrl_c
-            )
-        self.shells.append(Shell(process, log))
-        self.shells[-1].wait_for_output(f"study {name}: http")
-        return self.shells[-1]
-
-    def running(self) -> LocalServices:
-        services = local_services.status(self.stack)
-        assert services is not None, "\n".join(shell.output()[-1500:] for shell in self.shells)
-        return services
-
-    def request(self, path: str, body: Any = None) -> Any:
-        return prefect_rest.request(path, body, environment={"PREFECT_API_URL": f"{self.running().addresses.prefect}/api", **self.logins()})
-
-    def logins(self) -> dict[str, str]:
-        return {"PREFECT_API_AUTH_STRING": f"clusterlora:{self.passwords()['prefect']}"}
-
-    def passwords(self) -> dict[str, str]:
-        return json.loads((self.stack / "passwords.json").read_text())
-
-    def deployment(self, name: str) -> str:
-        return self.request(f"deployments/name/{name}/{name}")["id"]
-
-
-def _hear_ctrl_c() -> None:
-    # Who runs the tests in the background ignores it, and so would everything below.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @dataclass

@@ -193,6 +193,21 @@ def test_there_is_no_appendix_without_a_reference_or_a_verdict():
     assert tables(Appendix(), compared(few)) == []
 
 
+@pytest.mark.parametrize(
+    ("differences", "alone"),
+    [
+        pytest.param(np.repeat([0.3, -0.1], 4)[:, None], "cluster", id="everybody in a cluster gains the same"),
+        pytest.param(np.repeat(np.arange(8.0)[:, None] % 3, 2, axis=1), "person", id="every seed gives the same"),
+        pytest.param(np.repeat([[0.0, 1.0]], 8, axis=0), "seed", id="every person gains the same"),
+    ],
+)
+def test_without_any_rest_there_is_no_model_and_the_words_say_what_varies(differences: np.ndarray, alone: str) -> None:
+    model = mixed_model("cluster", differences, np.repeat([0, 1], 4))
+    assert model.failed is not None
+    assert model.failed.startswith("differences vary by")
+    assert alone in model.failed
+
+
 def test_the_appendix_is_in_the_summary_and_in_the_report(finished_stores: Stores):
     compare_study("small", finished_stores, LOG)
     folder = finished_stores.folder("small") / "results"
