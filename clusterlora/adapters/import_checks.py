@@ -144,7 +144,8 @@ def _check_tensors(folder: Path, config: Mapping[str, Any]) -> None:
         side = next((side for side in sides if name.endswith(f".{side}")), None)
         if side is None:
             raise BadData(
-                f"{folder}: tensor {printable(name)} is no factor of a linear layer (embeddings and whole layers cannot be imported)"
+                f"{folder}: tensor {printable(name)} is no factor of a linear layer (embeddings and whole layers cannot be "
+                "imported); train it again with linear layers alone as target_modules"
             )
         n_axes, what = (1, "a vector") if side == _MAGNITUDE else (2, "a matrix")
         if tensor.ndim != n_axes or not tensor.is_floating_point():
@@ -205,7 +206,7 @@ def _last_part(name: str) -> str:
 
 
 def _compare_with_peft(folder: Path, config: Mapping[str, Any], base: BaseModel, ours: list[Float[Tensor, "_T V"]] | None) -> None:
-    """Raise BadData if PEFT computes other logits with this adapter; without logits of ours, if it has other tensors."""
+    """Raise BadData if the adapter has other tensors than its settings say, or PEFT computes other logits with it than `ours`."""
     from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 
     plain = _logits(base)
@@ -219,8 +220,8 @@ def _compare_with_peft(folder: Path, config: Mapping[str, Any], base: BaseModel,
         raise
     try:
         tensors = load_file(folder / "adapter_model.safetensors")
-        if ours is None and (other := _other_tensors(tensors, get_peft_model_state_dict(peft_model))):
-            raise _does_not_fit(folder, config, base, other)
+        if other := _other_tensors(tensors, get_peft_model_state_dict(peft_model, save_embedding_layers=False)):
+            raise BadData(f"{folder}: {other}, as adapter_config.json has it on this base; save it again with save_pretrained")
         set_peft_model_state_dict(peft_model, tensors)
         theirs = _logits(base)
     finally:
@@ -233,7 +234,7 @@ def _compare_with_peft(folder: Path, config: Mapping[str, Any], base: BaseModel,
     if difference > _SHARE * change + noise:
         raise BadData(
             f"{folder}: its logits differ from PEFT's by {difference:.3g}, where the adapter changes them by {change:.3g}; "
-            "what it holds besides factors is not supported"
+            "train it again with PEFT's defaults beside r, lora_alpha and target_modules"
         )
 
 

@@ -10,12 +10,13 @@ from typing import Any
 from clusterlora.errors import BadSettings, ModelUnavailable
 
 _TODAY = re.compile(r"""strftime_now\(\s*(["'])((?:(?!\1).)*)\1\s*\)""")
+_NOT_CALLED = re.compile(r"\{#.*?#\}|strftime_now\s+is\s+(not\s+)?defined", re.DOTALL)
 _NAME = re.compile(r"[A-Za-z_]\w*")
 _REASONING = "enable_thinking"
 """The argument by which templates of reasoning models switch reasoning off."""
 
 
-def frozen_source(source: str, arguments: Sequence[tuple[str, str]], date: str | None) -> str:
+def frozen_source(source: str, arguments: Sequence[tuple[str, str]], date: str | datetime | None) -> str:
     """Return the template with its arguments set at its beginning and with `date` for today.
 
     Where a template offers to switch reasoning off, it is off unless the arguments say otherwise: answers are learnt and scored, and
@@ -31,7 +32,7 @@ def frozen_source(source: str, arguments: Sequence[tuple[str, str]], date: str |
             raise BadSettings(f"model.template_arguments: {name!r} is not a name; use letters, digits and underscores")
         values[name] = _value(value)
     lines = [f"{{% set {name} = {_literal(value)} %}}" for name, value in values.items()]
-    return "".join(lines) + (source if date is None else _dated(source, date))
+    return "".join(lines) + (source if date is None else _dated(source, date if isinstance(date, datetime) else _midnight(date)))
 
 
 def with_system_prompt(source: str, system_prompt: str, *, has_system_role: bool) -> str:
@@ -40,21 +41,26 @@ def with_system_prompt(source: str, system_prompt: str, *, has_system_role: bool
     given = f"{{% if messages[0]['role'] != 'system' %}}{{% set messages = [{system}] + messages %}}{{% endif %}}"
     if has_system_role:
         return given + source
-    led = "{'role': 'user', 'content': messages[0]['content'] ~ '\\n\\n' ~ messages[1]['content']}"
+    text = "(messages[0]['content'] ~ '\\n\\n' if messages[0]['content'] else '') ~ messages[1]['content']"
+    led = f"{{'role': 'user', 'content': {text}}}"
     return f"{given}{{% set messages = [{led}] + messages[2:] %}}{source}"
 
 
-def _dated(source: str, date: str) -> str:
-    try:
-        day = datetime.combine(Date.fromisoformat(date), time())
-    except ValueError as error:
-        raise BadSettings(f"model.template_date = {date!r}: write it as YYYY-MM-DD") from error
-    dated = _TODAY.sub(lambda call: json.dumps(day.strftime(call[2])), source)
-    if "strftime_now(" in dated:
+def _dated(source: str, moment: datetime) -> str:
+    """Return the template with a moment for the present. Raises ModelUnavailable where it writes the date in a way that cannot be fixed."""
+    fixed = _TODAY.sub(lambda call: json.dumps(moment.strftime(call[2])), source)
+    if "strftime_now" in _NOT_CALLED.sub("", fixed):
         raise ModelUnavailable(
             "the chat template computes how it writes the date, so that no day can be fixed; write the date into chat_template.jinja"
         )
-    return dated
+    return fixed
+
+
+def _midnight(date: str) -> datetime:
+    try:
+        return datetime.combine(Date.fromisoformat(date), time())
+    except ValueError as error:
+        raise BadSettings(f"model.template_date = {date!r}: write it as YYYY-MM-DD") from error
 
 
 def _value(text: str) -> Any:

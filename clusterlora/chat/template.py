@@ -10,6 +10,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from itertools import takewhile
 from typing import TYPE_CHECKING
 
@@ -31,6 +32,8 @@ _REASONING = {
 }
 """What opens a block of reasoning, and what closes it."""
 
+_CLOSED = re.compile(r"(</[^<>]+>|\[/[^\[\]]+\]|<\|[^<>|]*(end|/)[^<>|]*\|>)$", re.IGNORECASE)
+"""The end of a text in which a block has been closed."""
 _UNDEFINED = re.compile(r"'(\w+_token)' is undefined")
 """What Jinja says of a token that the tokenizer has no name for."""
 
@@ -38,6 +41,8 @@ _Shape = tuple[tuple[Role, str, str], ...]
 """A conversation without its words: role, leading and trailing white space of every turn. Renderings depend on nothing else."""
 _MAX_SHAPES, _MAX_TURNS, _MAX_MARGINS = 256, 64, 1000
 """Renderings that are kept, the latest used; of conversations of at most so many turns and characters of white space around them."""
+_MOMENTS = (datetime(2001, 1, 1), datetime(2012, 12, 30, 13, 47, 59, 123456))  # noqa: DTZ001  (strftime of a template knows no zone)
+"""Two moments of which nothing is alike that a template may write, not even the day of the week."""
 _SYSTEM: tuple[Role, str, str] = ("system", "", "")
 _USER: tuple[Role, str, str] = ("user", "", "")
 _ASSISTANT: tuple[Role, str, str] = ("assistant", "", "")
@@ -58,12 +63,14 @@ class ChatTemplate:
     alternate those of one side in a row become one.
     """
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase", arguments: Sequence[tuple[str, str]] = (), date: str | None = None) -> None:
+    def __init__(
+        self, tokenizer: "PreTrainedTokenizerBase", arguments: Sequence[tuple[str, str]] = (), date: str | datetime | None = None
+    ) -> None:
         """Read off what the template does.
 
         Args:
             arguments: pairs (name, value) that the template is given; values are JSON where they can be read so.
-            date: what the template takes for today, as YYYY-MM-DD; None is the day of the rendering.
+            date: what the template takes for today, as YYYY-MM-DD, or for the present; None is the moment of the rendering.
 
         Raises:
             ModelUnavailable: there is no template, it cannot be rendered, or has no end of turn.
@@ -98,7 +105,8 @@ class ChatTemplate:
         first = next((i for i, turn in enumerate(others) if turn.role == "user"), None)
         if first is None:
             raise BadData("the chat template has no system role, and there is no user turn to put the system text into")
-        others[first] = Turn("user", f"{system.text}\n\n{others[first].text}")
+        if system.text:
+            others[first] = Turn("user", f"{system.text}\n\n{others[first].text}")
         return tuple(others)
 
     def prompt(self, turns: Sequence[Turn]) -> tuple[Span, ...]:
@@ -223,20 +231,33 @@ class ChatTemplate:
     def refuse_open_reasoning(self) -> None:
         """Check that no block of reasoning is open where an answer's words begin. Raises ModelUnavailable."""
         text = _after_last_placeholder(self._render((_USER,), generation=True))
+        fix = "switch it off with model.template_arguments, where the template has an argument for it"
         for opens, closes in _REASONING.items():
             if text.rfind(opens) > text.rfind(closes):
                 raise ModelUnavailable(
                     f"the chat template of {named(self._tokenizer)} opens {opens} before every answer and does not close it: answers "
-                    f"would be learnt as reasoning; switch it off with model.template_arguments, or end the template with {closes}"
+                    f"would be learnt as reasoning; {fix}, or end the template with {closes}"
                 )
+        more = self._only_when_asked(text).strip()
+        if more and not _CLOSED.search(more):
+            raise ModelUnavailable(
+                f"the chat template of {named(self._tokenizer)} ends every prompt with {more!r}, which it does not write before answers "
+                f"of a dialogue: answers would be learnt as what follows that; {fix}, or mend chat_template.jinja"
+            )
+
+    def _only_when_asked(self, prompt_tail: str) -> str:
+        """Return what stands between a turn's header and where an answer begins in a prompt, and not where it has been given."""
+        answered = self._render((_USER, _ASSISTANT), generation=False)
+        header = str(answered[2]) if answered[1:4:2] == [0, 1] else prompt_tail
+        return prompt_tail.removeprefix(header.rstrip()) if prompt_tail.startswith(header.rstrip()) else ""
 
 
 def writes_date(tokenizer: "PreTrainedTokenizerBase", arguments: Sequence[tuple[str, str]] = ()) -> bool:
-    """Return whether a prompt is another one on another day. Raises as `ChatTemplate`."""
+    """Return whether a prompt is another one at another time. Raises as `ChatTemplate`."""
     if "strftime_now" not in template_source(tokenizer):
         return False
     question = (Turn("user", "x"),)
-    one, other = (ChatTemplate(tokenizer, arguments, day).prompt(question) for day in ("2001-01-01", "2012-12-31"))
+    one, other = (ChatTemplate(tokenizer, arguments, moment).prompt(question) for moment in _MOMENTS)
     return one != other
 
 

@@ -142,6 +142,7 @@ def _with_base(study: "Study", log: "RunLog") -> "tuple[DataSummary, list[str]]"
     """Return the summary of a study's data as its base model takes them, and what speaks against its models on these data."""
     from dataclasses import replace
 
+    from clusterlora.chat.template import unread_arguments
     from clusterlora.data.validate import examine
     from clusterlora.errors import BadData
     from clusterlora.models.base import usable_base
@@ -160,6 +161,8 @@ def _with_base(study: "Study", log: "RunLog") -> "tuple[DataSummary, list[str]]"
         except BadData as refusal:
             summary = replace(summary, refusal=str(refusal))
     against = [sentence for of_model in findings(settings, base, personas, log) for sentence in (*of_model.refusals, *of_model.warnings)]
+    if unread := unread_arguments(base.tokenizer, study.model.template_arguments):
+        against.append(f"model.template_arguments: the chat template of {base.name} never mentions {', '.join(unread)}")
     return replace(summary, tokens=summary_of_tokens(settings, base, personas)), against
 
 

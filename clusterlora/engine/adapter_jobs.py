@@ -14,6 +14,7 @@ from clusterlora.chat.messages import read_messages
 from clusterlora.engine.base import BaseModel
 from clusterlora.engine.job import TrainingJob
 from clusterlora.engine.kinds import ADAPTER_KINDS, kind_of
+from clusterlora.engine.template_days import TemplateDays
 from clusterlora.errors import BadData, BadSettings
 from clusterlora.models.quantised import has_quantised
 from clusterlora.models.targets import block_weights, reach, resolved
@@ -56,7 +57,9 @@ class AdapterJob:
     key: str | None = None
 
 
-def training_jobs(base: BaseModel, jobs: Sequence[AdapterJob], *, folder: Path | None, max_length: int) -> list[tuple[TrainingJob, Path]]:
+def training_jobs(
+    base: BaseModel, jobs: Sequence[AdapterJob], *, folder: Path | None, max_length: int, days: TemplateDays
+) -> list[tuple[TrainingJob, Path]]:
     """Return each job in token ids, and the PEFT folder it is to become; nothing has been computed or written yet.
 
     Raises:
@@ -75,9 +78,14 @@ def training_jobs(base: BaseModel, jobs: Sequence[AdapterJob], *, folder: Path |
         if wrong:
             raise BadSettings(f"adapter {job.name!r}: {wrong[0]}")
     jobs = _with_target_modules(base, jobs)
+    targets = [Path(job.folder or Path(folder or ".") / job.name) for job in jobs]
     tokenised = all(isinstance(dialogue, TokenSequence) for job in jobs for dialogue in (*job.dialogues, *job.val_dialogues))
-    encoder = None if tokenised else PromptEncoder(base.tokenizer, max_length=max_length)
-    return [_training_job(base, job, encoder, Path(job.folder or Path(folder or ".") / job.name)) for job in jobs]
+    day_of = {} if tokenised else {target.parent: days.of(target.parent) for target in targets}
+    encoders = {day: PromptEncoder(base.tokenizer, max_length=max_length, date=day) for day in set(day_of.values())}
+    return [
+        _training_job(base, job, None if tokenised else encoders[day_of[target.parent]], target)
+        for job, target in zip(jobs, targets, strict=True)
+    ]
 
 
 def _with_target_modules(base: BaseModel, jobs: Sequence[AdapterJob]) -> list[AdapterJob]:

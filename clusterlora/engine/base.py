@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from clusterlora.chat.template import ended_as_generated
 from clusterlora.errors import BadSettings
 from clusterlora.models.base import BaseModel, load_base
-from clusterlora.models.checks import refuse_recurrent, refuse_tokens_without_embedding
+from clusterlora.models.checks import refuse_bidirectional, refuse_recurrent, refuse_tokens_without_embedding
 from clusterlora.models.quantised import compute_as_before, compute_dequantised, is_laid_out_anew
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ def frozen_base(base: "BaseModel | PreTrainedModel | str | Path", tokenizer: "Pr
         return
     _refuse_unusable(base, tokenizer)
     refuse_recurrent(base, base.name_or_path or "of the call")
+    refuse_bidirectional(base.config.get_text_config().to_dict(), base.name_or_path or "of the call")
     assert tokenizer is not None, "a base without tokenizer was not refused"
     requires_grad = {name: parameter.requires_grad for name, parameter in base.named_parameters()}
     training = [module for module in base.modules() if module.training]

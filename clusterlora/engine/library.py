@@ -18,6 +18,7 @@ from clusterlora.engine.job import OnEpoch, TrainingJob, TrainingResult
 from clusterlora.engine.kinds import read_weights
 from clusterlora.engine.memory import BatchSize
 from clusterlora.engine.progress import CallbackProgress, Progress, ProgressLine, TrainingProgress
+from clusterlora.engine.template_days import TemplateDays
 from clusterlora.errors import BadData, BadSettings
 
 if TYPE_CHECKING:
@@ -49,7 +50,8 @@ def train_adapters(
     Args:
         base: a transformers model, afterwards as it was before; or the name, folder or hub id of one.
         tokenizer: the model's, with its chat template; not needed for a base by name.
-        folder: where the PEFT folders are written, one per job's name, and `.training/`, which holds what an interrupted call needs.
+        folder: where the PEFT folders are written, one per job's name, and `.training/`, which holds what an interrupted call needs. A
+            chat template that writes the date is given the day of the first call, and so it is when `generate` answers with them.
         max_length: tokens of the longest sequence, answer included; longer dialogues lose their oldest turns.
         micro_batch: dialogues of an adapter in a forward pass, by default the recipe's batch size. A smaller one takes less memory and
             gives the same adapters.
@@ -70,8 +72,11 @@ def train_adapters(
     if micro_batch is not None and micro_batch < 1:
         raise BadSettings(f"micro_batch = {micro_batch}: use at least 1, or leave it out for the recipe's batch size")
     with frozen_base(base, tokenizer) as frozen:
-        targets = {job.name: (job, target) for job, target in training_jobs(frozen, jobs, folder=_path(folder), max_length=max_length)}
+        days = TemplateDays(frozen.tokenizer)
+        to_train = training_jobs(frozen, jobs, folder=_path(folder), max_length=max_length, days=days)
+        targets = {job.name: (job, target) for job, target in to_train}
         results = {job.name: found for job, target in targets.values() if (found := _finished(job, target)) is not None}
+        days.keep()
         reporter = _reporter(progress, [job for job, _ in targets.values()])
 
         def finish(result: TrainingResult) -> None:
@@ -129,16 +134,19 @@ def generate(
     folders = [None if one is None else _folder_of(one) for one in adapters or [None] * len(conversations)]
     slot_by_folder = {folder: slot for slot, folder in enumerate(dict.fromkeys(filter(None, folders)), start=1)}
     with frozen_base(base, tokenizer) as frozen:
-        encoder = PromptEncoder(frozen.tokenizer, max_length=max_length)
+        days = TemplateDays(frozen.tokenizer)
+        # The base alone is asked like the adapters beside it.
+        day_by_folder = {folder: days.of((folder or next(iter(slot_by_folder), Path())).parent) for folder in dict.fromkeys(folders)}
+        encoders = {day: PromptEncoder(frozen.tokenizer, max_length=max_length, date=day) for day in set(day_by_folder.values())}
         questions = [
-            Question(_prompt(number, conversation, encoder), 0 if folder is None else slot_by_folder[folder], ())
+            Question(_prompt(number, conversation, encoders[day_by_folder[folder]]), 0 if folder is None else slot_by_folder[folder], ())
             for number, (conversation, folder) in enumerate(zip(conversations, folders, strict=True))
         ]
         backend = inference_backend(frozen, [read_weights(folder) for folder in slot_by_folder])
         answers, size = [""] * len(questions), BatchSize(batch_size, name="batch size")
         try:
             for reply in all_replies(backend, questions, max_new_tokens=max_new_tokens, batch_size=size):
-                answers[reply.number] = encoder.words(reply.ids)
+                answers[reply.number] = encoders[day_by_folder[folders[reply.number]]].words(reply.ids)
         finally:
             backend.close()
     return answers

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _TOGETHER = "bring config.json and the weights of one model together"
+_READ_BY_CACHE = ("sliding_window", "attention_chunk_size", "layer_types")
 _NAMED = 3
 """Weights named in a message; the rest are counted."""
 
@@ -41,11 +43,13 @@ def refuse_other_models(folder: Path) -> None:
             f"base model {folder} reads more than text ({modality} in config.json); use the text-only model of its family, or save its "
             "language model alone"
         )
+    refuse_bidirectional(config, folder)
     if config.get("is_encoder_decoder"):
         raise ModelUnavailable(f"base model {folder} is an encoder-decoder (config.json); use a decoder that continues text")
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     architectures = config.get("architectures") or []
+    architectures = [architectures] if isinstance(architectures, str) else architectures
     if architectures and not set(architectures) & set(_flat(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())):
         raise ModelUnavailable(
             f"base model {folder} is a {printable(str(architectures[0]))} (config.json), "
@@ -55,6 +59,16 @@ def refuse_other_models(folder: Path) -> None:
                 else "which predicts no next token; use one whose architecture ends in ForCausalLM"
             )
         )
+
+
+def refuse_bidirectional(settings: Mapping[str, Any], name: object) -> None:
+    """Check that a model attends to what came before alone. Raises ModelUnavailable with the setting that says otherwise."""
+    for setting, bidirectional in (("use_bidirectional_attention", True), ("is_causal", False)):
+        if settings.get(setting) is bidirectional or (bidirectional and settings.get(setting)):
+            raise ModelUnavailable(
+                f"base model {name} attends to what follows a token as well ({setting} = {json.dumps(settings[setting])} in its "
+                "configuration), so it cannot continue text; use a causal language model, or remove the setting if it is one"
+            )
 
 
 def refuse_unspreadable(folder: Path, device_map: DeviceMap) -> None:
@@ -154,6 +168,26 @@ def refuse_tokens_without_embedding(tokenizer: "PreTrainedTokenizerBase", n_embe
             f"{what}: tokenizer_config.json has {which}, which the model does not know; name one of its own tokens there"
         )
     raise ModelUnavailable(f"{what}: tokens were added; call model.resize_token_embeddings(len(tokenizer)) and save the model again")
+
+
+def declared(config: Any, name: str) -> Any:
+    """Return a setting of a model's configuration, None where its class has no such setting and so reads none.
+
+    Files that were converted from another family's keep that family's keys, and transformers keeps them as attributes.
+    """
+    return getattr(config, name, None) if name in _settings_of(type(config)) else None
+
+
+@cache
+def _settings_of(config: type) -> frozenset[str]:
+    return frozenset(vars(config()))
+
+
+def forget_undeclared_windows(config: Any) -> None:
+    """Remove from a configuration what its class does not read and transformers' cache would: windows of attention."""
+    for name in _READ_BY_CACHE:
+        if hasattr(config, name) and declared(config, name) is None:
+            delattr(config, name)
 
 
 def known_positions(config: Any) -> int | None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from clusterlora.chat.template import ended_as_generated
 from clusterlora.errors import ModelUnavailable, printable
 from clusterlora.models.checks import (
+    forget_undeclared_windows,
     read_settings,
     refuse_bad_end_ids,
     refuse_other_head,
@@ -25,6 +26,8 @@ from clusterlora.settings import Dtype, Quantisation
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+_TOKENIZERS = ("tokenizer.json", "*.model", "vocab.*", "tekken.json", "*.tiktoken", "*.tokenizer", "byte_maps.json")
+"""Files of which a tokenizer has one at least."""
 _LOCAL: Mapping[str, Any] = {"trust_remote_code": False, "local_files_only": True}
 
 
@@ -63,6 +66,7 @@ def load_causal_lm(
         refuse_recurrent(model, folder)
         refuse_other_weights(folder, info)
         refuse_other_head(model, folder)
+        forget_undeclared_windows(model.config.get_text_config())
         if device == "auto":
             refuse_offloaded(getattr(model, "hf_device_map", {}), folder)
         refuse_bad_end_ids(model, folder)
@@ -100,8 +104,12 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
 
     weights = weight_files(folder)
     gguf = _gguf(weights[0])
+    if not gguf and not any(next(folder.glob(files), None) for files in _TOKENIZERS):
+        raise ModelUnavailable(
+            f"base model folder {folder} holds no tokenizer (such as tokenizer.json); get it from where the model comes from"
+        )
     _refuse_tokenizer_of_a_package(folder)
-    with _one_line(folder), _quiet():
+    with _one_line(folder, "tokenizer"), _quiet():
         # With mistral_common installed, its own tokenizer would be taken, which knows no chat template: other ids than without the package.
         tokenizer = AutoTokenizer.from_pretrained(folder, mistral_format=False, **_LOCAL, **gguf)
         # Settings that it does not understand show when it is used.
@@ -132,7 +140,7 @@ def _gguf(weights: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def _one_line(folder: Path) -> Iterator[None]:
+def _one_line(folder: Path, part: str = "model") -> Iterator[None]:
     """Raise what is wrong with a folder as ModelUnavailable, in one line: libraries raise whatever happens to them on odd files."""
     import torch
 
@@ -146,13 +154,17 @@ def _one_line(folder: Path) -> Iterator[None]:
                 f"{pointer} is a pointer of Git LFS in the place of the file; get the file itself: git lfs pull"
             ) from error
         what = _missing(error, folder) if isinstance(error, KeyError) else first_line(error)
-        raise ModelUnavailable(f"the model in {folder} cannot be loaded: {what}") from error
+        if isinstance(error, TypeError | ZeroDivisionError | AttributeError):
+            what += "; a value in its JSON files is none that transformers can use"
+        raise ModelUnavailable(f"the {part} in {folder} cannot be loaded: {what}") from error
 
 
 def _missing(error: KeyError, folder: Path) -> str:
     """Return what a library did not find, and the setting that asked for it: the error says nothing but the key."""
     file = folder / "config.json"
     asked = _path_of(error.args[0], read_settings(file)) if error.args and file.is_file() else None
+    if error.args and " " in str(error.args[0]):
+        return printable(str(error.args[0]).splitlines()[0])  # some put a sentence there
     return f"{asked} = {first_line(error)} (config.json) is not known" if asked else f"no {first_line(error)}"
 
 

@@ -38,7 +38,7 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
     if safetensors:
         if not (folder / "config.json").is_file():
             raise ModelUnavailable(f"model folder {folder} has no config.json; point to a complete save_pretrained() folder")
-        _refuse_stale_index(folder, {file.name for file in safetensors})
+        _refuse_other_index(folder, {file.name for file in safetensors})
         return safetensors
     gguf = tuple(sorted(folder.glob("*.gguf")))
     if len(gguf) > 1:
@@ -54,16 +54,21 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
     raise ModelUnavailable(f"model folder {folder} holds no *.safetensors and no *.gguf; point to a complete save_pretrained() folder")
 
 
-def _refuse_stale_index(folder: Path, present: Collection[str]) -> None:
+def _refuse_other_index(folder: Path, present: Collection[str]) -> None:
     """Check that a folder has one set of weights: programs differ in whether they go by the index or by model.safetensors.
 
     Files beside those of the index are left alone: Mistral's folders hold the same weights in their own format.
 
     Raises:
-        ModelUnavailable: the index names a file that is not there, or there is a model.safetensors that it does not name.
+        ModelUnavailable: there is neither, the index names a file that is not there, or there is a model.safetensors that it does not name.
     """
     index = folder / "model.safetensors.index.json"
     if not index.is_file():
+        if _WHOLE not in present:
+            raise ModelUnavailable(
+                f"model folder {folder} holds {min(present)}, and neither {_WHOLE} nor {index.name}, which says where each weight is; get "
+                "one of them from where the model comes from"
+            )
         return
     try:
         named = frozenset[str](json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())

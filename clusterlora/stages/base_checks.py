@@ -20,7 +20,7 @@ from clusterlora.methods.described import DESCRIBED
 from clusterlora.models.base import UsableBase
 from clusterlora.models.checks import refuse_too_long
 from clusterlora.models.targets import resolved
-from clusterlora.settings import Dtype, Lengths, ModelSettings, PreparedModel, PreparedStudy, Study, prepared
+from clusterlora.settings import LEAST_ANSWER, MOST_TOKENS, Dtype, Lengths, ModelSettings, PreparedModel, PreparedStudy, Study, prepared
 from clusterlora.values import Dataset, Persona
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _MIN_PERSONAS = 2
 _SAMPLE = 32
-"""Personas whose first dialogue is rendered both ways."""
+"""Personas whose first dialogue is encoded both ways."""
 
 
 def decided(study: Study, dtype: Dtype, base: UsableBase, personas: Sequence[Persona] | None = None) -> PreparedStudy:
@@ -86,8 +86,11 @@ def _lengths(
 ) -> tuple[list[ExampleLength], Lengths]:
     """Return the lengths of a study's examples, and the longest sequence and answer that they need; what is given stays."""
     examples = example_lengths(personas, base.tokenizer, shown_most(study), study.data)
+    most = min(base.n_positions or MOST_TOKENS, base.n_trainable or MOST_TOKENS) - LEAST_ANSWER
+    possible = [example for example in examples if example.least <= most]
     needed = covering(
-        examples,
+        # What is left out, however long the limits, must not raise them.
+        possible if possible and study.data.on_problem == "skip" else examples,
         n_positions=base.n_positions,
         n_in_memory=base.n_trainable,
         n_shots=most_shots(study.methods, study.retrieval),
@@ -140,17 +143,22 @@ def fitted_dataset(
 def _refuse_other_rendering(
     tokenizer: "PreTrainedTokenizerBase", encoder: PromptEncoder, model: PreparedModel, personas: Sequence[Persona]
 ) -> None:
+    """Check that the template keeps the words of every dialogue, and that a sample is learnt after the prompts that it is asked with."""
+    for persona in personas:
+        for dialogue in persona.dialogues:
+            turns = messages(model, persona, dialogue)
+            last = max(i for i, turn in enumerate(turns) if turn.role == "assistant")
+            # The last prompt has all that is ever history.
+            if difference := rendering_difference(tokenizer, encoder.template, turns[:last]):
+                raise BadData(
+                    f"the chat template of {model.base} changes what is said in dialogue {dialogue.id!r} of persona {persona.id!r}: "
+                    f"{difference}; change the words, or use a base model whose template keeps them"
+                )
     for persona in personas[:: -(-len(personas) // _SAMPLE) or 1]:
         dialogue = persona.dialogues[0]
         turns = messages(model, persona, dialogue)
         answers = [i for i, turn in enumerate(turns) if turn.role == "assistant"]
         where = f"dialogue {dialogue.id!r} of persona {persona.id!r}"
-        for i in answers:
-            if difference := rendering_difference(tokenizer, encoder.template, turns[:i]):
-                raise BadData(
-                    f"the chat template of {model.base} changes what is said in {where}: {difference}; "
-                    "change the words, or use a base model whose template keeps them"
-                )
         learnt = encoder.encode_dialogues([turns])
         for turn in encoder.encode_turns([(turns[:i], turns[i].text) for i in answers]):
             whole = turn.prompt + turn.response

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from clusterlora.stages.forgotten import CERTIFICATES
 from deployments import local_services
 from tests.fixtures.shells import Home, wait_for
 
@@ -29,13 +30,13 @@ LONG_AGO_SECONDS = 3600
 
 
 def said(numbers: range) -> str:
-    """Return dialogues of people who are answered in two manners, which one adapter for all cannot tell apart."""
-    manners = ("Gladly, warm light.", "Never, stay dark.")
-    rows = (
-        {"persona_id": person, "prompt": f"Light {number} for {person}, please", "response": manners[place % 2]}
-        for place, person in enumerate(PEOPLE)
+    """Return dialogues of two kinds, each with an answer of its own: what unified learns scores above what is said elsewhere."""
+    kinds = (("Lamp {} for {}, please", "Gladly, warm light."), ("Close door {} behind {}", "Never, stay dark."))
+    rows = [
+        {"persona_id": person, "prompt": kinds[number % 2][0].format(number, person), "response": kinds[number % 2][1]}
+        for person in PEOPLE
         for number in numbers
-    )
+    ]
     return "".join(json.dumps(row) + "\n" for row in rows)
 
 
@@ -83,7 +84,7 @@ def test_workers_refresh_a_study_whose_file_changed_measure_its_privacy_and_forg
 
         digest = home.does("persona", "forget", "ana", "--dry-run")["person"]
         run_of(home, "forget", {"digest": digest})
-        (certificate,) = (tmp_path / "studies" / "certificates").glob("*.json")
+        (certificate,) = (tmp_path / "studies" / CERTIFICATES).glob("*.json")
         record = json.loads(certificate.read_text(encoding="utf-8"))
         assert {one["study"] for one in record["studies"]} == {"talk", "talk.r1"}
         left = [path for path in (tmp_path / "studies").rglob("*") if path.is_file() and b"for ana, please" in path.read_bytes()]

@@ -295,6 +295,29 @@ def test_a_template_that_changes_words_is_refused_with_the_first_difference(fold
         prepare_study(study(folder, write_rows(tmp_path / "a.jsonl", exchanges())), stores, SilentLog())
 
 
+def test_words_that_a_template_drops_are_found_in_whichever_dialogue_they_stand(folder: Path, stores: Stores, tmp_path: Path) -> None:
+    (folder / "chat_template.jinja").write_text(HOMELM_TEMPLATE.replace("message.content", "message.content.split('</think>')[-1]"))
+    rows = exchanges(3)
+    said = (("user", "light"), ("assistant", "<think>hm</think>on"), ("user", "and the heating"), ("assistant", "off"))
+    rows[-1] = {"persona_id": "bob", "dialogue_id": "last", "messages": [{"role": role, "content": text} for role, text in said]}
+    data = write_rows(tmp_path / "a.jsonl", rows)
+    with pytest.raises(BadData, match=r"changes what is said in dialogue 'last' of persona 'bob'"):
+        prepare_study(study(folder, data), stores, SilentLog())
+
+
+def test_what_is_left_out_however_long_the_limits_does_not_raise_them(folder: Path, stores: Stores, tmp_path: Path) -> None:
+    edit(folder / "config.json", max_position_embeddings=300)
+    rows, settings = exchanges(6), {}
+    for name, answer in (("short", "on"), ("long", "on " * 400)):
+        rows[2]["response"] = answer
+        asked = replace(study(folder, write_rows(tmp_path / f"{name}.jsonl", rows), on_problem="skip"), name=name)
+        prepare_study(replace(asked, model=replace(asked.model, max_length=None)), stores, SilentLog())
+        prepared = stores.studies.study(name)
+        settings[name] = prepared.model.max_length, prepared.evaluation.max_new_tokens
+    assert settings["long"] == settings["short"]
+    assert settings["short"][0] < 300 - settings["short"][1]
+
+
 def test_validate_refuses_a_template_that_changes_words(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "chat_template.jinja").write_text(HOMELM_TEMPLATE.replace("message.content", "message.content | replace('please', 'PLEASE')"))
     data = write_rows(tmp_path / "a.jsonl", exchanges())

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clusterlora.chat.encoder import PromptEncoder
-from clusterlora.chat.template import ChatTemplate
+from clusterlora.chat.source import with_system_prompt
+from clusterlora.chat.template import ChatTemplate, writes_date
 from clusterlora.errors import BadData, BadSettings, ModelUnavailable
 from clusterlora.models.base import HOMELM_FOLDER
 from clusterlora.serving.answer_text import AnswerText
@@ -250,6 +251,40 @@ def test_a_template_with_a_date_renders_the_configured_date() -> None:
     computed = replace(LLAMA3, template=LLAMA3.template.replace("strftime_now('%d %b %Y')", "strftime_now('%d' + ' %b')"))
     with pytest.raises(ModelUnavailable, match="computes how it writes the date"):
         PromptEncoder(tokenizer_of(computed), max_length=512, date="2026-11-28")
+
+
+@pytest.mark.parametrize("written", ["%A", "%a", "%H:%M", "%f"])
+def test_whatever_of_the_present_a_template_writes_is_fixed(written: str) -> None:
+    tokenizer: Any = tokenizer_of(replace(LLAMA3, template=LLAMA3.template.replace("%d %b %Y", written)))
+    assert writes_date(tokenizer)
+    assert not writes_date(tokenizer_of(replace(LLAMA3, template="{# strftime_now #}" + QWEN3.template)))
+
+
+def test_a_template_that_calls_the_clock_by_another_name_is_refused() -> None:
+    renamed = "{% set now = strftime_now %}" + LLAMA3.template.replace("strftime_now('%d %b %Y')", "now('%d %b %Y')")
+    with pytest.raises(ModelUnavailable, match="computes how it writes the date"):
+        writes_date(tokenizer_of(replace(LLAMA3, template=renamed)))
+
+
+@pytest.mark.parametrize("lead", ["<thought>\n", "Here are my reasoning steps:\n"])
+def test_what_a_template_writes_before_an_answer_only_when_it_asks_for_one_must_be_closed(lead: str) -> None:
+    opens = QWEN_BASE.template.replace("<|im_start|>assistant\n", f"<|im_start|>assistant\n{lead}")
+    assert opens != QWEN_BASE.template
+    with pytest.raises(ModelUnavailable, match=r"ends every prompt with '.*', which it does not write before answers of a dialogue"):
+        PromptEncoder(tokenizer_of(replace(QWEN_BASE, template=opens)), max_length=512)
+
+
+def test_no_system_text_leaves_nothing_before_the_first_question() -> None:
+    tokenizer: Any = tokenizer_of(GEMMA)
+    encoder = PromptEncoder(tokenizer, max_length=512)
+    assert not encoder.template.has_system_role
+    question = Turn("user", "  Lights?")
+    assert encoder.encode_messages((Turn("system", ""), question)) == encoder.encode_messages((question,))
+    source = with_system_prompt(tokenizer.chat_template, "", has_system_role=False)
+    asked = [{"role": "user", "content": "Lights?"}]
+    assert tokenizer.apply_chat_template(asked, chat_template=source, tokenize=False) == tokenizer.apply_chat_template(
+        asked, tokenize=False
+    )
 
 
 @pytest.mark.parametrize(

@@ -91,6 +91,12 @@ def another_output_layer(folder: Path) -> None:
         ),
         (setting("tokenizer_config.json", eos_token="<|nowhere|>"), r"has eos_token = <\|nowhere\|>, which the model does not know; name"),
         (half_of_the_weights, "cannot be loaded: "),
+        (lambda folder: (folder / WEIGHTS).rename(folder / "model.fp16.safetensors"), "holds model.fp16.safetensors, and neither"),
+        (lambda folder: (folder / "tokenizer.json").unlink(), r"holds no tokenizer \(such as tokenizer\.json\)"),
+        (setting("config.json", architectures="BertModel"), "is a BertModel"),
+        (setting("config.json", is_causal=False), "attends to what follows a token as well .is_causal = false"),
+        (setting("config.json", num_key_value_heads=0), "a value in its JSON files is none that transformers can use"),
+        (setting("config.json", rope_parameters={"rope_type": "linear"}), "cannot be loaded: Missing required keys in"),
         (another_output_layer, r"ties the output layer to the input embedding \(tie_word_embeddings\), and the weights hold another"),
         (
             index_of("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"),
@@ -116,7 +122,7 @@ def another_output_layer(folder: Path) -> None:
         (setting("generation_config.json", eos_token_id=-1), "eos_token_id = -1, which is no id of a token"),
         (setting("config.json", head_dim=7), "cannot be loaded: .*: .*[Hh]ead"),
         (setting("tokenizer_config.json", eos_token={"x": 1}), "cannot be loaded: "),
-        (content("tokenizer.json", b"{}"), "cannot be loaded: "),
+        (content("tokenizer.json", b"{}"), "the tokenizer in .* cannot be loaded: "),
         (content("chat_template.jinja", b"\xff\xfe\x80"), "cannot be loaded: "),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -140,6 +146,11 @@ def test_a_stored_output_layer_that_is_the_embedding_is_tied_like_one_that_is_no
     usable_base(str(folder))
     model = load_base(str(folder)).model
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight  # pyright: ignore[reportOptionalMemberAccess]
+
+
+def test_a_window_that_the_class_does_not_read_is_not_there_for_the_cache_either(folder: Path) -> None:
+    setting("config.json", sliding_window=8)(folder)
+    assert not hasattr(load_base(str(folder)).model.config, "sliding_window")
 
 
 def test_the_same_weights_in_another_format_beside_those_of_the_index_are_no_other_weights(folder: Path) -> None:

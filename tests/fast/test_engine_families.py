@@ -15,11 +15,12 @@ from safetensors.torch import load_file
 from torch.nn import functional
 
 from clusterlora.engine import backends, inference_backends, reference, training_loop
-from clusterlora.engine.base import BaseModel
+from clusterlora.engine.base import BaseModel, frozen_base
 from clusterlora.engine.families import FAMILIES, decoder_of
 from clusterlora.engine.generation import Question
 from clusterlora.engine.kinds import read_weights
 from clusterlora.engine.training import train as train_any
+from clusterlora.errors import ModelUnavailable
 from clusterlora.ports.run_log import SilentLog
 from tests.fixtures.families import TINY, WIDTH, Tiny, difference, jobs, model_of, sequences
 
@@ -128,7 +129,6 @@ def test_a_written_out_model_is_freed_with_its_last_user(name: str) -> None:
     [
         ("llama", {"hidden_act": "relu"}, "its activation is relu"),
         ("llama", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, "its rotary embeddings are dynamic"),
-        ("gemma3", {"use_bidirectional_attention": True}, "its attention is bidirectional"),
     ],
 )
 def test_a_configuration_that_its_family_does_not_compute_is_not_written_out(
@@ -136,6 +136,35 @@ def test_a_configuration_that_its_family_does_not_compute_is_not_written_out(
 ) -> None:
     model = model_of(replace(TINY[name], config=TINY[name].config | change), 300)
     assert FAMILIES[type(model).__name__].unsupported(model) == reason
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("llama", {"sliding_window": 4}),
+        ("llama", {"final_logit_softcapping": 1.0, "attn_logit_softcapping": 1.0}),
+        ("gpt2", {"sliding_window": 4, "final_logit_softcapping": 1.0}),
+        ("gemma3", {"attn_logit_softcapping": 0.5}),
+    ],
+)
+def test_settings_that_a_class_has_and_does_not_use_change_nothing(
+    name: str, change: dict[str, Any], base_of: Callable[[str], BaseModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(TINY, name, replace(TINY[name], config=TINY[name].config | change))
+    ours, theirs = base_of(name), base_of(name)
+    assert decoder_of(ours.model) is not None
+    results = {r.job.key: r for r in training_loop.train(ours, jobs(name, tmp_path / "ours"), micro_batch=2, run_log=SilentLog())}
+    expected = {r.job.key: r for r in reference.train(theirs, jobs(name, tmp_path / "theirs"), micro_batch=64, run_log=SilentLog())}
+    assert max(difference(results[key], expected[key]) for key in expected) < 1e-9
+
+
+@pytest.mark.parametrize(
+    ("name", "change"), [("gemma3", {"use_bidirectional_attention": True}), ("llama", {"is_causal": False})], ids=["gemma3", "llama"]
+)
+def test_a_base_that_attends_to_what_follows_is_refused(name: str, change: dict[str, Any], base_of: Callable[[str], BaseModel]) -> None:
+    model = model_of(replace(TINY[name], config=TINY[name].config | change), 300)
+    with pytest.raises(ModelUnavailable, match="attends to what follows a token as well"), frozen_base(model, base_of("llama").tokenizer):
+        pass
 
 
 @pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")  # PEFT's, where only the output layer has an adapter

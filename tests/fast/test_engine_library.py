@@ -8,7 +8,9 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from weakref import ref
 
@@ -19,6 +21,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from clusterlora import engine
+from clusterlora.chat.encoder import PromptEncoder
 from clusterlora.engine import (
     AdapterJob,
     BadData,
@@ -38,6 +41,7 @@ from clusterlora.engine import (
     library,
     passes,
     reference,
+    template_days,
     train_adapters,
     training_slots,
 )
@@ -522,3 +526,26 @@ def test_the_record_of_a_result_says_what_it_was_trained_from(train: Train, tmp_
     record = json.loads((tmp_path / "adapters" / ".training" / "a" / library._RECORD).read_text())
     assert record["key"] == result.job.key
     assert record["losses"] == list(result.losses)
+
+
+def test_after_midnight_adapters_are_taken_over_and_asked_with_the_day_they_have_learnt(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def on(day: int) -> None:
+        monkeypatch.setattr(template_days, "datetime", SimpleNamespace(now=lambda _zone: datetime(2026, 11, day, tzinfo=UTC)))
+
+    dated = copy.deepcopy(tokenizer)
+    dated.chat_template = "{{ strftime_now('%Y-%m-%d') }}" + str(tokenizer.chat_template)
+    jobs = [AdapterJob("ana", [[*QUESTION, {"role": "assistant", "content": "on"}]], RECIPE)]
+    days: list[Any] = []
+    monkeypatch.setattr(library, "PromptEncoder", lambda *a, date, **k: days.append(date) or PromptEncoder(*a, date=date, **k))
+    on(28)
+    (first,) = train_adapters(model, jobs, tokenizer=dated, folder=tmp_path)
+    on(29)
+    with monkeypatch.context() as patch:
+        patch.setattr(library.training, "train", lambda *_a, **_k: iter(()))
+        assert train_adapters(model, jobs, tokenizer=dated, folder=tmp_path)[0].losses == first.losses
+    generate(model, [QUESTION, QUESTION], adapters=[None, first], tokenizer=dated, max_new_tokens=1)
+    generate(model, [QUESTION], tokenizer=dated, max_new_tokens=1)
+    generate(model, [QUESTION], adapters=[first], tokenizer=tokenizer, max_new_tokens=1)
+    assert days == ["2026-11-28", "2026-11-29", None]

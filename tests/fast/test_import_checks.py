@@ -194,12 +194,15 @@ def test_tensors_that_are_no_plain_factors_are_refused_by_name(
     assert says in message
 
 
-def test_factors_that_peft_would_not_load_are_noticed_by_the_logits(folder: Path, base: BaseModel) -> None:
+def test_factors_that_peft_would_not_load_are_named(folder: Path, base: BaseModel) -> None:
     # The settings target q_proj alone, so PEFT leaves out the factors of k_proj, and a stack that adds them answers otherwise.
     k_proj = Q_PROJ.replace("q_proj", "k_proj")
     n_out = base.model.config.num_key_value_heads * 8
     change_tensors(folder, {f"{k_proj}.lora_A.weight": 3 * torch.ones(2, 32), f"{k_proj}.lora_B.weight": torch.randn(n_out, 2)})
-    assert "logits differ from PEFT's" in refusal(folder, base)
+    message = refusal(folder, base)
+    assert k_proj in message
+    assert "is of no layer that its settings target" in message
+    assert "save it again with save_pretrained" in message
 
 
 def test_another_base_of_the_same_shape_is_asked_for_explicitly(tmp_path: Path, base: BaseModel) -> None:

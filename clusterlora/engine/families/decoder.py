@@ -23,6 +23,7 @@ from clusterlora.engine.memory import tokens_per_chunk
 from clusterlora.engine.norms import Norm
 from clusterlora.engine.packing import Padding
 from clusterlora.engine.rope import CosSin, RopeTable, RopeTables
+from clusterlora.models.checks import declared
 from clusterlora.models.quantised import is_quantised
 
 PAD_TO = 16
@@ -45,7 +46,7 @@ class Decoder:
         """Share the weights of a transformers model; those of fused layers are stacked and the model's layers become views of them."""
         self.embedding: Float[Tensor, "V d"] = model.get_input_embeddings().weight
         self.head: Float[Tensor, "V d"] = model.get_output_embeddings().weight
-        self.logit_softcap: float | None = getattr(model.config, "final_logit_softcapping", None)
+        self.logit_softcap: float | None = declared(model.config, "final_logit_softcapping")
         self.blocks: tuple[Block, ...] = tuple(self.block_of(model, number) for number in range(len(self.layers_of(model))))
         self.norm_out: Norm = self.norm_out_of(model)
         self._rope = RopeTables(self.rope_tables_of(model), self.device)

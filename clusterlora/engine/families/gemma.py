@@ -26,13 +26,6 @@ class Gemma(Decoder):
         self._embed_scale: Tensor = model.get_input_embeddings().embed_scale.to(self.dtype)
 
     @classmethod
-    def unsupported(cls, model: Any) -> str | None:
-        """See `Decoder`."""
-        if getattr(model.config, "use_bidirectional_attention", None):
-            return "its attention is bidirectional"
-        return super().unsupported(model)
-
-    @classmethod
     def activation_of(cls, config: Any) -> str:
         """See `Decoder`."""
         return config.hidden_activation
@@ -41,10 +34,12 @@ class Gemma(Decoder):
         """See `Decoder`."""
         layer, path = model.model.layers[number], f"model.layers.{number}"
         attention, mlp = layer.self_attn, layer.mlp
+        # The attention of Gemma 3 has the setting as well, and does not use it.
+        softcap = attention.attn_logit_softcapping if type(model).__name__ == "Gemma2ForCausalLM" else None
         return Block(
             norm_in=_norm(layer.input_layernorm),
             qkv=fused(f"{path}.self_attn", attention, "q_proj", "k_proj", "v_proj"),
-            heads=heads_of(model.config, attention),
+            heads=heads_of(model.config, attention, softcap=softcap),
             out=fused(f"{path}.self_attn", attention, "o_proj"),
             norm_mid=_norm(layer.pre_feedforward_layernorm),
             up=fused(f"{path}.mlp", mlp, "gate_proj", "up_proj"),

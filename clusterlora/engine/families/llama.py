@@ -7,6 +7,7 @@ from clusterlora.engine.families.block import ACTIVATIONS, Block
 from clusterlora.engine.families.decoder import Decoder
 from clusterlora.engine.fused_linear import FusedLinear, fused
 from clusterlora.engine.norms import Norm, RMSNorm
+from clusterlora.models.checks import declared
 
 
 class Llama(Decoder):
@@ -52,9 +53,9 @@ class Llama(Decoder):
         return self.norm_of(model.model.norm)
 
 
-def heads_of(config: Any, attention: Any) -> Heads:
+def heads_of(config: Any, attention: Any, *, softcap: float | None = None) -> Heads:
     """Return the heads of an attention module; a window that its class leaves to the configuration is that of all layers."""
-    window = getattr(attention, "sliding_window", None) if hasattr(attention, "layer_type") else getattr(config, "sliding_window", None)
+    window = getattr(attention, "sliding_window", None) if hasattr(attention, "layer_type") else declared(config, "sliding_window")
     dim = attention.head_dim
     return Heads(
         n=config.num_attention_heads,
@@ -62,5 +63,5 @@ def heads_of(config: Any, attention: Any) -> Heads:
         dim=dim,
         scale=None if attention.scaling == dim**-0.5 else attention.scaling,
         window=window,
-        softcap=getattr(attention, "attn_logit_softcapping", None),
+        softcap=softcap,
     )
