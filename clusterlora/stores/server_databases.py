@@ -54,7 +54,9 @@ _PURGE = (
 
 
 def purge_mlflow(services: Path, experiments: Sequence[str], uri: str) -> tuple[str, ...]:
-    """Remove deleted experiments by `mlflow gc`, and rows of deleted versions; return the names of experiments that are not here.
+    """Remove deleted experiments by `mlflow gc`, and what deleted versions still say; return the names of experiments that are not here.
+
+    A deleted version's row stays, without words: its number must not be another's.
 
     Args:
         services: folder of the services of this machine.
@@ -86,7 +88,7 @@ def purge_mlflow(services: Path, experiments: Sequence[str], uri: str) -> tuple[
     with _opened(database) as connection:
         connection.execute("BEGIN IMMEDIATE")
         connection.execute(f"DELETE FROM model_version_tags WHERE name || '/' || version IN ({_DELETED_VERSIONS})")
-        connection.execute("DELETE FROM model_versions WHERE current_stage = 'Deleted_Internal'")
+        connection.execute("UPDATE model_versions SET storage_location = NULL WHERE current_stage = 'Deleted_Internal'")
         connection.execute("COMMIT")
         _rewrite(connection, database)
     return tuple(name for name in experiments if name not in here)

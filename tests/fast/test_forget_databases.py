@@ -31,11 +31,16 @@ def test_deleted_rows_are_in_no_byte_of_the_files(rewrite: Callable[[Path], None
         user.execute("PRAGMA journal_mode=WAL")
         user.execute("PRAGMA secure_delete=OFF")
         if rewrite is purge:
-            user.execute("CREATE TABLE model_versions (name TEXT, version INTEGER, current_stage TEXT)")
+            user.execute("CREATE TABLE model_versions (name TEXT, version INTEGER, current_stage TEXT, storage_location TEXT)")
             user.execute("CREATE TABLE model_version_tags (name TEXT, version INTEGER)")
+            user.executemany("INSERT INTO model_versions VALUES ('m', ?, ?, ?)", [(1, "None", "a"), (2, "Deleted_Internal", SECRET)])
+            user.executemany("INSERT INTO model_version_tags VALUES ('m', ?)", [(1,), (2,)])
         user.execute("CREATE TABLE said (words TEXT)")
         user.execute("INSERT INTO said VALUES (?)", (SECRET,))
         user.execute("DELETE FROM said")
         assert any(SECRET[:15].encode() in file.read_bytes() for file in database.parent.iterdir()), "it is there before"
         rewrite(database)
         assert not any(SECRET[:15].encode() in file.read_bytes() for file in database.parent.iterdir())
+        if rewrite is purge:
+            assert user.execute("SELECT version, storage_location FROM model_versions").fetchall() == [(1, "a"), (2, None)]
+            assert user.execute("SELECT version FROM model_version_tags").fetchall() == [(1,)]
