@@ -32,8 +32,9 @@ _REASONING = {
 }
 """What opens a block of reasoning, and what closes it."""
 
-_CLOSED = re.compile(r"(</[^<>]+>|\[/[^\[\]]+\]|<\|[^<>|]*(end|/)[^<>|]*\|>)$", re.IGNORECASE)
-"""The end of a text in which a block has been closed."""
+_TAG = re.compile(r"<[^<>\s]+>|\[[^\[\]\s]+\]")
+_CLOSING_TAG = re.compile(r"[<\[]/|end|^<[^|].*\|>$", re.IGNORECASE)
+"""How a tag looks that closes something: `</think>`, `[/THINK]`, `<|END_THINKING|>`, and Gemma 4's `<channel|>`."""
 _UNDEFINED = re.compile(r"'(\w+_token)' is undefined")
 """What Jinja says of a token that the tokenizer has no name for."""
 
@@ -239,7 +240,7 @@ class ChatTemplate:
                     f"would be learnt as reasoning; {fix}, or end the template with {closes}"
                 )
         more = self._only_when_asked(text).strip()
-        if more and not _CLOSED.search(more):
+        if more and not _is_closed(more):
             raise ModelUnavailable(
                 f"the chat template of {named(self._tokenizer)} ends every prompt with {more!r}, which it does not write before answers "
                 f"of a dialogue: answers would be learnt as what follows that; {fix}, or mend chat_template.jinja"
@@ -250,6 +251,12 @@ class ChatTemplate:
         answered = self._render((_USER, _ASSISTANT), generation=False)
         header = str(answered[2]) if answered[1:4:2] == [0, 1] else prompt_tail
         return prompt_tail.removeprefix(header.rstrip()) if prompt_tail.startswith(header.rstrip()) else ""
+
+
+def _is_closed(text: str) -> bool:
+    """Return whether a text ends with a tag that closes something, or that others lead to, as the header of a channel does."""
+    tags = _TAG.findall(text)
+    return bool(tags) and text.endswith(tags[-1]) and (len(set(tags)) > 1 or bool(_CLOSING_TAG.search(tags[-1])))
 
 
 def writes_date(tokenizer: "PreTrainedTokenizerBase", arguments: Sequence[tuple[str, str]] = ()) -> bool:

@@ -274,6 +274,24 @@ def test_what_a_template_writes_before_an_answer_only_when_it_asks_for_one_must_
         PromptEncoder(tokenizer_of(replace(QWEN_BASE, template=opens)), max_length=512)
 
 
+@pytest.mark.parametrize(
+    "lead",
+    [
+        "<think>\n\n</think>\n\n",
+        "</think>",
+        "[/THINK]",
+        "<|END_THINKING|>",
+        "<|channel>thought\n<channel|>",
+        "<channel|>",
+        "<|channel|>final<|message|>",
+    ],
+)
+def test_what_is_closed_before_an_answer_is_kept(lead: str) -> None:
+    shape = replace(QWEN_BASE, template=QWEN_BASE.template.replace("<|im_start|>assistant\n", f"<|im_start|>assistant\n{lead}"))
+    tokenizer: Any = tokenizer_of(shape)
+    assert tokenizer.decode(list(PromptEncoder(tokenizer, max_length=512).encode_messages(DIALOGUE))).endswith(f"assistant\n{lead}")
+
+
 def test_no_system_text_leaves_nothing_before_the_first_question() -> None:
     tokenizer: Any = tokenizer_of(GEMMA)
     encoder = PromptEncoder(tokenizer, max_length=512)
