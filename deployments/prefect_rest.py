@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import ssl
 import time
 import urllib.error
 import urllib.request
@@ -28,9 +29,11 @@ def request(path: str, body: Mapping[str, Any] | None = None, *, environment: Ma
     elif key := environment.get("PREFECT_API_KEY"):
         headers["Authorization"] = f"Bearer {key}"
     data = None if body is None else json.dumps(body).encode()
+    trusted = _trusted(environment) if address.startswith("https:") else None
     for number in range(tries):
         try:
-            with urllib.request.urlopen(urllib.request.Request(address, data=data, headers=headers), timeout=30) as reply:
+            asked = urllib.request.Request(address, data=data, headers=headers)
+            with urllib.request.urlopen(asked, timeout=30, context=trusted) as reply:
                 return json.load(reply)
         except OSError as error:
             permanent = isinstance(error, urllib.error.HTTPError) and error.code < 500 and error.code != 429
@@ -38,3 +41,11 @@ def request(path: str, body: Mapping[str, Any] | None = None, *, environment: Ma
                 raise ServiceDown(f"the Prefect server does not answer {address}: {error}") from error
         time.sleep(min(2**number, 32))
     raise AssertionError(tries)
+
+
+def _trusted(environment: Mapping[str, str]) -> ssl.SSLContext:
+    """Return which certificates are trusted, by the settings that Prefect's own client follows."""
+    trusted = ssl.create_default_context(cafile=environment.get("PREFECT_API_SSL_CERT_FILE") or None)
+    if environment.get("PREFECT_API_TLS_INSECURE_SKIP_VERIFY", "").lower() in ("1", "true", "yes", "on"):
+        trusted.check_hostname, trusted.verify_mode = False, ssl.CERT_NONE
+    return trusted

@@ -1,6 +1,7 @@
 """The connection to an MLflow server: whether it answers, waiting until it does, and the error when it does not."""
 
 import re
+import ssl
 import time
 import urllib.error
 import urllib.request
@@ -47,8 +48,9 @@ class MlflowServer:
         except urllib.error.HTTPError as answer:
             answer.close()
             return answer.code >= 500
-        except OSError:
-            return True
+        except OSError as error:
+            # With a certificate that only MLflow's own settings trust (MLFLOW_TRACKING_SERVER_CERT_PATH) it is there all the same.
+            return not isinstance(getattr(error, "reason", None), ssl.SSLCertVerificationError)
         return False
 
     def call(self, what: str, send: Callable[[], T]) -> T:

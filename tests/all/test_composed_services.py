@@ -1,11 +1,16 @@
 """What compose.yaml starts, without a Docker engine: start commands and health checks as plain processes, and the passwords they want."""
 
+import base64
+import json
 import os
 import re
 import signal
 import socket
+import ssl
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +18,14 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from clusterlora.errors import BadSettings
+from clusterlora.errors import BadSettings, ServiceDown
 from clusterlora.values import Dataset, Dialogue, Persona, Turn
+from deployments import prefect_rest
 from tests.fast.test_containers import CHECKOUT, DOCKER, SERVICES, filled_in
 from tests.fixtures.endpoints import MLFLOW_ENDPOINTS, PREFECT_ENDPOINTS, status_of
 from tests.fixtures.servers import postgres_address, start_on_free_port
 from tests.fixtures.session import Service, session_folder, shared_service, start_process
+from tests.fixtures.tls_front import write_certificate
 
 
 @dataclass
@@ -28,6 +35,11 @@ class Site:
     folder: Path
     ports: dict[str, int]
     database: str
+    fronts: dict[str, int]
+    """Where TLS is put in front of them."""
+
+    def address_behind_tls(self, name: str) -> str:
+        return f"https://localhost:{self.fronts[name]}"
 
     def environment(self, service: str) -> dict[str, str]:
         own = {name: self.without_containers(value) for name, value in SERVICES[service].get("environment", {}).items()}
@@ -43,7 +55,12 @@ class Site:
         text = text.replace("/run/secrets", str(self.folder / "secrets")).replace("/var/lib/clusterlora", str(self.folder / "data"))
         text = text.replace("/etc/clusterlora", str(self.folder))
         text = text.replace("@PASSWORD@@postgres/", f"@PASSWORD@@{self.database}/")
-        text = filled_in(text.replace("0.0.0.0", "127.0.0.1"))
+        operators = {
+            "CLUSTERLORA_PREFECT_URL": self.address_behind_tls("prefect"),
+            "CLUSTERLORA_MLFLOW_URL": self.address_behind_tls("mlflow"),
+            "CLUSTERLORA_ALLOWED_HOSTS": f"localhost:{self.fronts['mlflow']}",
+        }
+        text = filled_in(text.replace("0.0.0.0", "127.0.0.1"), **operators)
         for name, port in (("prefect", "4200"), ("mlflow", "5000")):
             text = text.replace(f"{name}:{port}", f"127.0.0.1:{port}")
             if name in self.ports:
@@ -64,9 +81,29 @@ class Site:
 
         def start(port: int) -> "subprocess.Popen[bytes]":
             self.ports[name] = port
+            (self.folder / f"{name}.port").write_text(str(port))
             return self.start(name)
 
         return start_on_free_port(start, self.log(name), is_healthy=lambda port: is_healthy(f"http://127.0.0.1:{port}{health}"))[0].pid
+
+    def start_front(self, name: str) -> int:
+        """Start what ends TLS in front of a server that is yet to start; return its pid."""
+
+        def start(port: int) -> "subprocess.Popen[bytes]":
+            self.fronts[name] = port
+            target = str(self.folder / f"{name}.port")
+            command = [sys.executable, "-m", "tests.fixtures.tls_front", str(self.folder / "tls.pem"), str(port), target]
+            return start_process(command, log=self.log(f"{name}-front"), cwd=CHECKOUT, environment={})
+
+        return start_on_free_port(start, self.log(f"{name}-front"), is_healthy=listens)[0].pid
+
+
+def listens(port: int) -> bool:
+    try:
+        socket.create_connection(("localhost", port), timeout=10).close()
+    except OSError:
+        return False
+    return True
 
 
 def is_healthy(url: str) -> bool:
@@ -90,10 +127,13 @@ def _start(folder: Path) -> Service:
     settings = {"PGHOST": str(address.hostname), "PGPORT": str(address.port), "POSTGRES_USER": str(address.username)}
     environment = {**os.environ, **settings, "SECRETS": str(folder / "secrets")}
     subprocess.run([str(DOCKER / "postgres-roles.sh")], env=environment, check=True)
-    site = Site(folder, {}, postgres.rpartition("@")[2])
+    site = Site(folder, {}, postgres.rpartition("@")[2], {})
+    write_certificate(folder)
     with ThreadPoolExecutor() as both:
-        pids = list(both.map(site.start_server, ("prefect", "mlflow"), ("/api/health", "/health")))
-    return Service({name: str(port) for name, port in site.ports.items()}, pids)
+        pids = list(both.map(site.start_front, ("prefect", "mlflow")))
+        pids += both.map(site.start_server, ("prefect", "mlflow"), ("/api/health", "/health"))
+    fronts = {f"{name}-front": str(port) for name, port in site.fronts.items()}
+    return Service({name: str(port) for name, port in site.ports.items()} | fronts, pids)
 
 
 @pytest.fixture
@@ -101,7 +141,8 @@ def composed(postgres_server: str) -> Site:
     """Return both servers, once healthy, and the settings that the other services need to reach them."""
     pytest.importorskip("flask_wtf", reason="MLflow's passwords need flask-wtf; make install")
     ports = {name: int(port) for name, port in shared_service("composed", _start).items()}
-    return Site(session_folder() / "composed", ports, postgres_server.rpartition("@")[2])
+    fronts = {name: ports.pop(f"{name}-front") for name in ("prefect", "mlflow")}
+    return Site(session_folder() / "composed", ports, postgres_server.rpartition("@")[2], fronts)
 
 
 @pytest.mark.parametrize("role", ["clusterlora", "prefect", "mlflow"])
@@ -161,6 +202,45 @@ def test_a_wrong_mlflow_password_is_one_line_with_the_fix_and_never_tried_again(
     assert not is_transient(refused.value)
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", (composed.folder / "secrets" / "mlflow_password").read_text())
     assert tracker.start_study("locked", params={}, tags={}, dataset=data)
+
+
+@pytest.mark.filterwarnings("ignore:.*AnyType:UserWarning")
+def test_behind_tls_both_servers_serve_pages_commands_and_studies(composed: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    from clusterlora.stores.mlflow_tracker import MlflowTracker
+
+    certificate = str(composed.folder / "tls.pem")
+    trusted = ssl.create_default_context(cafile=certificate)
+    prefect, mlflow = composed.address_behind_tls("prefect"), composed.address_behind_tls("mlflow")
+    with urllib.request.urlopen(f"{prefect}/ui-settings", context=trusted) as answer:
+        assert json.load(answer)["api_url"] == f"{prefect}/api", "the pages ask the address that the browser knows"
+    deploy = composed.start("deploy", PREFECT_API_URL=f"{prefect}/api", PREFECT_API_SSL_CERT_FILE=certificate)
+    assert deploy.wait(timeout=300) == 0, composed.log("deploy").read_text()[-3000:]
+    login = (composed.folder / "secrets" / "prefect_auth").read_text()
+    known = {"PREFECT_API_URL": f"{prefect}/api", "PREFECT_API_AUTH_STRING": login, "PREFECT_API_SSL_CERT_FILE": certificate}
+    assert prefect_rest.request("deployments/name/study/study", environment=known)["name"] == "study"
+    with pytest.raises(ServiceDown, match="CERTIFICATE_VERIFY_FAILED"):
+        prefect_rest.request("health", environment={**known, "PREFECT_API_SSL_CERT_FILE": ""}, tries=1)
+
+    password = (composed.folder / "secrets" / "mlflow_password").read_text()
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "clusterlora")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", password)
+    monkeypatch.setenv("MLFLOW_TRACKING_SERVER_CERT_PATH", certificate)
+    data = Dataset((Persona("p", None, (Dialogue("d", (Turn("user", "hi"), Turn("assistant", "hello")), split="train"),)),))
+    assert MlflowTracker(mlflow, patience_seconds=5).start_study("behind-tls", params={}, tags={}, dataset=data)
+    login = base64.b64encode(f"clusterlora:{password}".encode()).decode()
+    for host, origin, expected in (
+        (f"localhost:{composed.fronts['mlflow']}", mlflow, 200),
+        ("evil.example", mlflow, 403),
+        (f"localhost:{composed.fronts['mlflow']}", "https://evil.example", 403),
+    ):
+        headers = {"Host": host, "Origin": origin, "Authorization": f"Basic {login}", "Content-Type": "application/json"}
+        request = urllib.request.Request(f"{mlflow}/api/2.0/mlflow/experiments/search", b'{"max_results": 1}', headers)
+        try:
+            with urllib.request.urlopen(request, context=trusted) as answer:
+                status = answer.status
+        except urllib.error.HTTPError as refused:
+            status = refused.code
+        assert status == expected, (host, origin)
 
 
 def test_everything_is_deployed_and_a_worker_becomes_healthy(composed: Site) -> None:
