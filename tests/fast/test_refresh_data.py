@@ -229,7 +229,7 @@ def test_a_refresh_has_a_free_name_its_studys_source_and_says_what_it_cannot_cha
         champion_of("lamp", finished)
     finished.studies.set_status("lamp", "finished")
     finished.studies.save_dataset("lamp", finished.studies.dataset("small"))
-    with pytest.raises(BadData, match="found none; make one of its models the champion: clusterlora registry promote lamp/VERSION"):
+    with pytest.raises(BadData, match="found none; run its dialogues and the new ones together as a study of another name"):
         champion_of("lamp", finished)
     monkeypatch.setattr(MemoryTracker, "champion", lambda _tracker, root: (root, "cluster"))
     assert next_refresh("lamp", "LaMP_4", finished).data == replace(of_lamp.data, path="LaMP_4")

@@ -129,7 +129,7 @@ def test_what_the_study_lacks_is_not_blamed_on_the_file(seven: Study, tmp_path: 
     file = settled(Path(more(seven, tmp_path / "more.jsonl")))
     found = later_look(file, stores)
     assert found.tell is None
-    assert found.sentence.startswith(f"{file}: not looked at: study small has no champion to refresh: its comparison found none; run")
+    assert found.sentence.startswith(f"{file}: not looked at: study small has no champion to refresh")
 
 
 def test_a_run_within_a_crashed_refresh_and_another_study_of_such_a_name_are_no_refreshes_under_way(
