@@ -9,6 +9,7 @@ import httpx
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.logging import get_run_logger
 
+from clusterlora.progress.pace import Pace
 from clusterlora.progress.timing import duration
 
 ARTIFACT_EVERY_SECONDS = 3.0
@@ -32,11 +33,13 @@ class PrefectRunLog:
         self._values: dict[str, float] = {}
         self._artifact: UUID | None = None
         self._phase, self._total, self._unit, self._done = "", 0, "", 0
+        self._pace = Pace()
         self._began = self._drawn = self._logged = 0.0
 
     def phase(self, name: str, *, total: int, unit: str) -> None:
         """Begin a stretch of work with its own progress artifact."""
         self._phase, self._total, self._unit, self._done = name, total, unit, 0
+        self._pace = Pace()
         self._began = self._drawn = self._logged = time.monotonic()
         self._values, self._artifact = {}, None
         self._logger.info("%s: %d %s", name, total, unit)
@@ -47,6 +50,7 @@ class PrefectRunLog:
         self._done += units
         self._values.update(values)
         moment = time.monotonic()
+        self._pace.seconds_left(self._done, self._total, moment)
         complete = self._done >= self._total
         if complete or moment - self._drawn >= ARTIFACT_EVERY_SECONDS:
             self._drawn = moment
@@ -65,14 +69,14 @@ class PrefectRunLog:
 
     def text(self) -> str:
         """Return the phase, its progress, the latest values and the estimated time left."""
-        spent = time.monotonic() - self._began
-        left = max(self._total - self._done, 0)
+        now = time.monotonic()
+        left = self._pace.seconds_left(self._done, self._total, now)
         parts = [f"{self._phase}: {self._done}/{self._total} {self._unit}"]
         parts += [f"{name.replace('_', ' ')} {value:.4g}" for name, value in self._values.items()]
-        if left and self._done:
-            parts.append(f"about {duration(spent / self._done * left)} left")
-        elif not left:
-            parts.append(f"took {duration(spent)}")
+        if left is not None:
+            parts.append(f"about {duration(left)} left")
+        elif self._done >= self._total:
+            parts.append(f"took {duration(now - self._began)}")
         return " · ".join(parts)
 
     def _draw(self) -> None:

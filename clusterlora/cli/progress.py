@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from clusterlora.progress.pace import Pace
+
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
@@ -27,12 +29,13 @@ class ConsoleLog:
         self._task: TaskID | None = None
         self._phase, self._unit, self._total, self._done = "", "", 0, 0
         self._values: dict[str, float] = {}
+        self._pace = Pace()
         self._started_at = self._printed_at = time.monotonic()
 
     def phase(self, name: str, *, total: int, unit: str) -> None:
         """Start a progress bar of `total` units."""
         self._phase, self._unit, self._total, self._done = name, unit, total, 0
-        self._values = {}
+        self._values, self._pace = {}, Pace()
         self._started_at = self._printed_at = time.monotonic()
         if self._progress is not None:
             if self._task is not None:
@@ -50,9 +53,10 @@ class ConsoleLog:
             self._progress.update(self._task, advance=units, values=numbers)
             return
         now = time.monotonic()
+        left = self._pace.seconds_left(self._done, self._total, now)
         if self._done >= self._total or now - self._printed_at >= LINE_EVERY_SECONDS:
             self._printed_at = now
-            self.note(f"{self._phase}: {self._done}/{self._total} {self._unit}  {numbers}  {self._remaining()}")
+            self.note(f"{self._phase}: {self._done}/{self._total} {self._unit}  {numbers}  {self._remaining(left, now)}")
 
     def metric(self, name: str, value: float, *, step: int) -> None:
         """Ignore the value: curves go to the tracker."""
@@ -64,11 +68,10 @@ class ConsoleLog:
         else:
             echo_stderr(message)
 
-    def _remaining(self) -> str:
-        if not self._done or self._done >= self._total:
-            return f"in {time.monotonic() - self._started_at:.0f} s"
-        seconds = (time.monotonic() - self._started_at) / self._done * (self._total - self._done)
-        return f"about {seconds:.0f} s left"
+    def _remaining(self, left: float | None, now: float) -> str:
+        if self._done >= self._total:
+            return f"in {now - self._started_at:.0f} s"
+        return "" if left is None else f"about {left:.0f} s left"
 
 
 @contextmanager

@@ -54,6 +54,19 @@ def test_a_phase_that_does_more_than_it_planned_is_complete(drawn: list[tuple[fl
     assert words.startswith("train unified: 3/2 steps · took ")
 
 
+def test_what_is_done_once_before_the_first_units_is_no_part_of_the_pace(drawn: list[tuple[float, str]], monkeypatch: pytest.MonkeyPatch):
+    moment = 1e6
+    monkeypatch.setattr(run_log, "time", SimpleNamespace(monotonic=lambda: moment))
+    log = PrefectRunLog("mission", "evaluate")
+    log.phase("answer", total=101, unit="answers")
+    moment += 90
+    log.advance()
+    assert log.text() == "answer: 1/101 answers", "one answer after 90 seconds of preparation tells no pace"
+    moment += 10
+    log.advance(20)
+    assert log.text() == "answer: 21/101 answers · about 40 s left"
+
+
 def test_a_phase_with_nothing_to_do_is_complete_when_it_begins(drawn: list[tuple[float, str]]):
     PrefectRunLog("mission", "train").phase("train unified", total=0, unit="steps")
     ((percent, words),) = drawn
@@ -92,14 +105,15 @@ def test_a_phase_is_one_progress_artifact_with_facts_and_an_estimate(prefect_ser
         log = PrefectRunLog("mission", "train")
         log.phase("train unified", total=4, unit="steps")
         time.sleep(0.05)
+        log.advance(1, loss=3.0)
         log.advance(1, loss=2.5)
         seen.extend(artifacts())
-        log.advance(3, loss=1.25)
+        log.advance(2, loss=1.25)
 
     training()
     ((early, early_words),) = seen
-    assert early == 25.0
-    assert early_words.startswith("train unified: 1/4 steps · loss 2.5 · about ")
+    assert early == 50.0
+    assert early_words.startswith("train unified: 2/4 steps · loss 2.5 · about ")
     ((late, late_words),) = artifacts()
     assert late == 100.0
     assert "4/4 steps · loss 1.25 · took" in late_words
