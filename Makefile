@@ -36,10 +36,10 @@ test test-all: PROCESSES := $(shell echo $$(($$(getconf _NPROCESSORS_ONLN) + 1))
 test-fast: $(INSTALLED)  ## tests without a server, a browser or a whole study, eight minutes
 	$(PYTEST) -m fast
 
-test: $(INSTALLED)  ## what shows that the installation works: those, and whole studies on real Prefect and MLflow, 20 minutes
+test: $(INSTALLED)  ## what shows that the installation works: those, and whole studies on real Prefect and MLflow, 12 minutes
 	$(PYTEST) -m "fast or whole"
 
-test-all: test  ## every test: those, then browsers, other hosts, PostgreSQL, broken services, 40 minutes
+test-all: test  ## every test: those, then browsers, other hosts, PostgreSQL, broken services, 30 minutes
 	$(PYTEST) -m all
 
 # Other kernels add in another order, and so do two threads: what passes here because of a last digit fails on somebody's machine. These
@@ -90,12 +90,12 @@ $(VENV)/.bench-installed: $(INSTALLED) benchmarks/requirements.lock
 
 # Resumable: what has finished is not trained again. Speakers of Shakespeare and data sets to look at are named where they lie:
 # make results SHAKESPEARE=plays.jsonl SIGNAL="dialogues.jsonl more.jsonl"
-results: $(INSTALLED)  ## docs/results.md from studies of all methods and 40 nulls, two hours on two idle cores
-	$(BIN)/clusterlora study run --preset demo --config docs/results.toml --controls --no-wait
+results: $(INSTALLED)  ## docs/results.md from studies of all methods and 40 nulls, three hours on two idle cores
+	$(BIN)/clusterlora study run --preset mission --config docs/results.toml --controls --no-wait
 	$(BIN)/clusterlora study permute --preset quick --config docs/nulls.toml --times 40
 	$(if $(SHAKESPEARE),$(BIN)/clusterlora models fetch smollm2-135m)
 	$(if $(SHAKESPEARE),$(BIN)/clusterlora study run --config docs/shakespeare.toml --data $(SHAKESPEARE) --controls --no-wait)
-	$(BIN)/python -m benchmarks.results results $(if $(SHAKESPEARE),shakespeare) --null nulls $(addprefix --signal ,$(SIGNAL)) --out docs
+	$(BIN)/python -m benchmarks.results mission $(if $(SHAKESPEARE),shakespeare) --null nulls $(addprefix --signal ,$(SIGNAL)) --out docs
 
 screenshots: $(INSTALLED)  ## the pictures in docs/screenshots, of a real study in a headless browser, some minutes
 	$(BIN)/python -m browser.screenshots

@@ -1,6 +1,6 @@
 """Writes docs/results.md from finished studies; every sentence and number is computed from their results.
 
-python -m benchmarks.results results shakespeare --null nulls --out docs
+python -m benchmarks.results mission shakespeare --null nulls --out docs
 """
 
 import argparse
@@ -109,6 +109,7 @@ def read_summary(name: str, stores: Stores) -> Document:
 def section(study: Study, summary: Document, stores: Stores) -> str:
     """Return the Markdown section of a study."""
     summary_markdown = (stores.folder(study.name) / "results" / "summary.md").read_text(encoding="utf-8")
+    summary_markdown = re.sub(r"^#+ ", "#### ", summary_markdown, flags=re.MULTILINE)  # parts of this section
     signal = stores.studies.metadata(study.name, PersonaSignal)
     seconds = sum(seconds_by_phase(read_state(study.name, stores).seconds).values())
     provenance = stores.studies.metadata(study.name, Provenance)
