@@ -33,7 +33,7 @@ PROCESSES := logical
 # Tests of servers wait most of their time: one more than cores.
 test test-all: PROCESSES := $(shell echo $$(($$(getconf _NPROCESSORS_ONLN) + 1)))
 
-test-fast: $(INSTALLED)  ## tests without a server, a browser or a whole study, eight minutes
+test-fast: $(INSTALLED)  ## tests without a server, a browser or a whole study, six minutes
 	$(PYTEST) -m fast
 
 test: $(INSTALLED)  ## what shows that the installation works: those, and whole studies on real Prefect and MLflow, 12 minutes
