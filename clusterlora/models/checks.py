@@ -186,7 +186,7 @@ def _settings_of(config: type) -> frozenset[str]:
 def forget_undeclared_windows(config: Any) -> None:
     """Remove from a configuration what its class does not read and transformers' cache would: windows of attention."""
     for name in _READ_BY_CACHE:
-        if hasattr(config, name) and declared(config, name) is None:
+        if name in vars(config) and name not in _settings_of(type(config)):
             delattr(config, name)
 
 

@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import MistralConfig, Qwen2Config
 
 from clusterlora.cli import main
 from clusterlora.errors import ModelUnavailable
 from clusterlora.models.base import HOMELM_FOLDER, base_licence, base_revision, load_base, usable_base
+from clusterlora.models.checks import forget_undeclared_windows
 from clusterlora.models.loading import load_tokenizer
 from clusterlora.ports.stores import Stores
 from clusterlora.settings import ModelSettings, Study
@@ -151,6 +153,9 @@ def test_a_stored_output_layer_that_is_the_embedding_is_tied_like_one_that_is_no
 def test_a_window_that_the_class_does_not_read_is_not_there_for_the_cache_either(folder: Path) -> None:
     setting("config.json", sliding_window=8)(folder)
     assert not hasattr(load_base(str(folder)).model.config, "sliding_window")
+    for config in (MistralConfig(sliding_window=None), Qwen2Config(use_sliding_window=False)):
+        forget_undeclared_windows(config)
+        assert config.sliding_window is None, "a class that reads it keeps what it says, none included"
 
 
 def test_the_same_weights_in_another_format_beside_those_of_the_index_are_no_other_weights(folder: Path) -> None:
