@@ -11,7 +11,7 @@ from clusterlora.durable import make_folder, write_durably
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_FILE = "template_date"
+_FILE = ".template_date"  # no job has such a name
 
 
 class TemplateDays:
