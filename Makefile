@@ -12,7 +12,7 @@ PYTHON ?=
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test-fast test test-all test-numeric quantised test-quantised lint types imports check docs bench results screenshots load chaos fuzz audit lock clean
+.PHONY: help install demo test-fast test test-all test-numeric test-rounding quantised test-quantised lint types imports check docs bench results screenshots load chaos fuzz audit lock clean
 
 help:  ## what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +48,9 @@ test-all: test  ## every test: those, then browsers, other hosts, PostgreSQL, br
 test-numeric: $(INSTALLED)  ## tests that floating-point kernels could decide, with those of an older processor
 	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 OPENBLAS_CORETYPE=Haswell OMP_NUM_THREADS=2 OMP_WAIT_POLICY=passive \
 	  $(BIN)/pytest -m "numeric and fast"
+
+test-rounding: $(INSTALLED)  ## the fast tests with the rounding of a processor that nobody has, 12 minutes
+	$(PYTEST) -m fast --rounding
 
 lint: $(INSTALLED)  ## style and spelling
 	$(BIN)/ruff check

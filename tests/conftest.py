@@ -17,6 +17,7 @@ from hypothesis import settings as hypothesis_settings
 pytest_plugins = [
     "tests.fixtures.shapes",  # first: whatever is imported after it is checked by it
     "tests.fixtures.order",
+    "tests.fixtures.rounding",
     "tests.fixtures.session",
     "tests.fixtures.servers",
     "tests.fixtures.prefect",

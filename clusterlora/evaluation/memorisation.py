@@ -25,6 +25,8 @@ LOW_FALSE_POSITIVES = 0.01
 """The false-positive rate at which true positives are counted; with n < 100 held-out dialogues, 1 / n."""
 LEVEL = 0.025
 """How often what was never seen counts as recognised, as repeated, or as remembered: each of the three."""
+LOSS_DECIMALS = 4
+"""Losses are compared to a ten-thousandth of a nat: below it a float32 kernel decides, not what was learnt."""
 _OF_TWO = LEVEL / 2
 """The level of each of two tests, either of which is enough: AUC and true positives; answers to test and to train prompts."""
 
@@ -150,7 +152,8 @@ def membership(
 
     Args:
         people: whose each dialogue is, as any integers.
-        scores: the base model's loss minus the adapter's; the larger, the more the adapter has learnt of it.
+        scores: the base model's loss minus the adapter's, in nats; the larger, the more the adapter has learnt of it. Those that differ by
+            less than what kernels may round a loss to are equal.
         trained_on: 1 where the adapter was trained on it, else 0.
     """
     both = [p for p in np.unique(people) if len(np.unique(trained_on[people == p])) == 2]
@@ -158,7 +161,7 @@ def membership(
     if not len(kept):
         return None
     kept = kept[np.argsort(people[kept], kind="stable")]
-    people, scores, trained_on = people[kept], scores[kept], trained_on[kept]
+    people, scores, trained_on = people[kept], np.round(scores[kept], LOSS_DECIMALS), trained_on[kept]
     rows = np.split(np.arange(len(people)), np.flatnonzero(np.diff(people)) + 1)
     ranks = np.concatenate([stats.rankdata(scores[of_one]) for of_one in rows])
     centred = np.concatenate([scores[of_one] - np.median(scores[of_one]) for of_one in rows])

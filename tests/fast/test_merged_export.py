@@ -49,7 +49,7 @@ def test_a_merged_model_has_the_logits_of_base_and_adapter(artifacts: Path, tiny
         expected = together(TOKENS).logits
         change = float((expected - bare).abs().max())
         assert change > 0.1
-        assert float((merged(TOKENS).logits - expected).abs().max()) < 1e-4 * max(1.0, change)
+        assert float((merged(TOKENS).logits - expected).abs().max()) < 1e-3 * max(1.0, change)
 
 
 @torch.no_grad()
@@ -77,7 +77,7 @@ def test_an_adapter_of_one_end_of_a_tied_base_changes_that_end_alone(
     merged: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "full" / "merged" / full.adapters[0], dtype="float32")
     assert not merged.config.tie_word_embeddings
     assert float((expected - bare).abs().max()) > 0.1
-    assert float((merged(TOKENS).logits - expected).abs().max()) < 1e-4 * float((expected - bare).abs().max())
+    assert float((merged(TOKENS).logits - expected).abs().max()) < 1e-3 * float((expected - bare).abs().max())
 
 
 def test_a_tied_base_stays_tied_where_no_end_is_adapted(artifacts: Path, tmp_path: Path) -> None:
