@@ -1,6 +1,6 @@
 """The verdict sentence of a comparison, generated from its numbers."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from clusterlora.comparison.champion import LEAST_ITEMS, LEAST_PERSONAS
 from clusterlora.comparison.result import Comparison, Contrast, MethodResult, PairedDifference, ShownOutcome
@@ -97,27 +97,40 @@ def _outcome(comparison: Comparison) -> Iterator[str]:
             f"{name} beats {comparison.reference}: {value}, {format_difference(comparison, lead.vs_reference)}, "
             f"{shares(lead.vs_reference)}{_robust(comparison, lead.vs_reference)}; {_claim(comparison)}."
         )
-        if not any(is_base(result.method) for result in comparison.methods):
-            yield "Whether it beats the base model is not known, as that was not compared."
     else:
-        yield _best_other(comparison, value, others)
+        yield _best_other(comparison, value)
+    if comparison.champion is not None and not any(is_base(result.method) for result in comparison.methods):
+        yield f"Whether {comparison.champion} beats the base model is not known, as that was not compared."
     same = [f"{method} scores as {other} does" for method, other in comparison.same_answers.items()]
     if same:
         yield f"On every item {'; '.join(same)}."
 
 
-def _best_other(comparison: Comparison, value: str, others: Sequence[MethodResult]) -> str:
+def _best_other(comparison: Comparison, value: str) -> str:
     """Return how the best method beside the reference differs from it, where none is champion over the reference."""
-    winners = [r for r in others if can_win(r.method) and r.vs_reference is not None and r.vs_reference.outcome == "better"]
-    distinct = [r for r in others if r.method not in comparison.same_answers]
-    best = next(iter([*winners, *(r for r in distinct if can_win(r.method)), *distinct]), None)
+    best = beside_reference(comparison)
     first = f"No method is shown to beat {comparison.reference} ({value})"
     if best is None or best.vs_reference is None:
         return f"{first}: every other one scores as it does."
     difference = format_difference(comparison, best.vs_reference)
-    if winners:
+    if _is_winner(best):
         return f"{best.method} is shown to beat {comparison.reference} ({value}), {difference}."
     return f"{first}; the best other, {best.method}, differs by {difference}: {explain(comparison, best.vs_reference)}."
+
+
+def beside_reference(comparison: Comparison) -> MethodResult | None:
+    """Return the one method that the verdict tells of beside the reference: the champion, else one that is shown to beat the reference,
+    else the best; None where every other method is the reference under another name."""
+    others = [result for result in comparison.methods if result.vs_reference is not None]
+    champion = [result for result in others if result.method == comparison.champion]
+    distinct = [result for result in others if result.method not in comparison.same_answers]
+    winners = [result for result in others if _is_winner(result)]
+    return next(iter([*champion, *winners, *(result for result in distinct if can_win(result.method)), *distinct]), None)
+
+
+def _is_winner(result: MethodResult) -> bool:
+    """Return whether a method that can be champion is shown to beat the reference."""
+    return can_win(result.method) and result.vs_reference is not None and result.vs_reference.outcome == "better"
 
 
 def _shown_exchanges(comparison: Comparison) -> Iterator[str]:
@@ -172,17 +185,18 @@ def claims_personalisation(comparison: Comparison) -> bool:
 
 def _beside(comparison: Comparison) -> Iterator[str]:
     """Yield how the champion, or the best other method, does on the metrics beside the headline."""
-    others = [result for result in comparison.methods if result.vs_reference is not None and can_win(result.method)]
-    subject = next((result for result in others if result.method == comparison.champion), next(iter(others), None))
-    if subject is not None and subject.beside:
+    subject = beside_reference(comparison)
+    if subject is None or not can_win(subject.method):
+        return
+    if subject.beside:
         clauses = [
             f"{METRICS[metric].label} {_mean(subject, metric)} ({format_difference(comparison, difference, metric)}: "
             f"{OUTCOMES[difference.outcome]}{', on the second headline' if metric == comparison.second_headline else ''})"
             for metric, difference in subject.beside.items()
         ]
         yield f"Beside it, {subject.method} against {comparison.reference}: {'; '.join(clauses)}."
-    on_second = subject.beside.get(comparison.second_headline or "") if subject is not None else None
-    if subject is not None and subject.method != comparison.champion and on_second is not None and on_second.outcome == "worse":
+    obstacle = comparison.obstacles.get(subject.method)
+    if _is_winner(subject) and obstacle is not None and obstacle.reason == "second headline":
         yield f"That is why {subject.method} is not champion."
 
 

@@ -14,6 +14,7 @@ from clusterlora.evaluation.statistics import RESOLUTION
 from clusterlora.gate.required_share import required_share
 from clusterlora.gate.trial import Scores
 from clusterlora.settings import GateSettings
+from clusterlora.values import Verdict
 
 CORRELATION = 0.7
 """Assumed correlation of two adapters' scores on the same item; nothing is trained yet to measure it on."""
@@ -90,21 +91,36 @@ class Power:
     @property
     def warnings(self) -> tuple[str, ...]:
         """Limits that a reader of the verdict must know, each with the fix; empty for a reliable gate."""
-        lines: list[str] = []
+        luck = self.false_pass if self.ladder_false_pass is None else self.ladder_false_pass
+        return (*self._pass_may_be_luck(luck), *self._refusal_may_be_luck()) if self.is_known else ()
+
+    def warnings_after(self, verdict: Verdict) -> tuple[str, ...]:
+        """Limits of a verdict of the first rung, unless the interval of its own gain says otherwise.
+
+        A pass whose interval excludes zero is not luck, nor is a refusal whose interval excludes a gain of `NOTABLE_GAIN`.
+        """
+        gain = next(criterion for criterion in verdict.criteria if criterion.name == "above_unified")
         if not self.is_known:
             return ()
-        luck = self.false_pass if self.ladder_false_pass is None else self.ladder_false_pass
-        if luck > _TOO_OFTEN:
-            lines.append(
-                f"A pass may be luck: {luck:.0%} of clusters without any gain pass; raise gate.share_improved or put more "
-                "personas into the judged cluster."
-            )
-        if self.missed > _TOO_OFTEN:
-            lines.append(
-                f"A refusal may be luck: a true gain of {self._amount(NOTABLE_GAIN)} is refused {self.missed:.0%} of the time; "
-                "raise data.val or put more personas into the judged cluster."
-            )
-        return tuple(lines)
+        if verdict.passed:
+            return () if gain.ci_low is not None and gain.ci_low > 0 else self._pass_may_be_luck(self.false_pass)
+        return () if gain.ci_high is not None and gain.ci_high < NOTABLE_GAIN else self._refusal_may_be_luck()
+
+    def _pass_may_be_luck(self, luck: float) -> tuple[str, ...]:
+        if luck <= _TOO_OFTEN:
+            return ()
+        return (
+            f"A pass may be luck: {luck:.0%} of clusters without any gain pass; raise gate.share_improved or put more personas into the "
+            "judged cluster.",
+        )
+
+    def _refusal_may_be_luck(self) -> tuple[str, ...]:
+        if self.missed <= _TOO_OFTEN:
+            return ()
+        return (
+            f"A refusal may be luck: a true gain of {self._amount(NOTABLE_GAIN)} is refused {self.missed:.0%} of the time; raise data.val "
+            "or put more personas into the judged cluster.",
+        )
 
 
 def gate_power(baseline: Scores, settings: GateSettings, rng: np.random.Generator, metric: str = EMBEDDING_SIMILARITY.name) -> Power:
@@ -129,10 +145,12 @@ def gate_power(baseline: Scores, settings: GateSettings, rng: np.random.Generato
 def measured_power(gains: Scores, settings: GateSettings, rng: np.random.Generator, metric: str = EMBEDDING_SIMILARITY.name) -> Power:
     """Return the power of a gate whose candidate has been judged: gains vary between people as they were seen to vary.
 
+    What a pass is worth is left out: the interval of the gain that was judged says more.
+
     Args:
         gains: how much better the candidate scores than unified, one array of items per persona.
     """
-    return replace(_simulated(list(gains.values()), settings, rng, gain_variance=1.0), metric=metric)
+    return replace(_simulated(list(gains.values()), settings, rng, gain_variance=1.0), metric=metric, worth=None)
 
 
 def _simulated(scores: list[np.ndarray], settings: GateSettings, rng: np.random.Generator, *, gain_variance: float) -> Power:

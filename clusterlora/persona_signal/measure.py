@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 
 from clusterlora.errors import BadData
 from clusterlora.evaluation.discriminant import discriminant
-from clusterlora.evaluation.statistics import bootstrap_interval, paired_bootstrap
+from clusterlora.evaluation.statistics import Interval, bootstrap_interval, paired_bootstrap
 from clusterlora.persona_signal.masked_exchanges import MaskedExchange, masked_exchanges
 from clusterlora.ports.embedder import Embedder
 from clusterlora.ports.run_log import RunLog
@@ -45,8 +45,8 @@ class PersonaSignal:
     `cluster_explains` is the share explained by the cluster, `random_explains` by random groups of the same sizes, `persona_explains` by
     cluster and persona. Distances are mean cosine distances of masked answers. `within_dialogues`: personas have too few dialogues, so
     later answers of the same dialogues were held out instead. `n_population` is how many personas there are, of whom `n_personas` were
-    measured; 0 where an earlier version did not record it. `labelled`: answers are labels, and not masked. The `_low` are
-    lower ends of 95 % intervals over people; None where an earlier version did not record them.
+    measured; 0 where an earlier version did not record it. `labelled`: answers are labels, and not masked. `_low` and
+    `_high` are ends of 95 % intervals over people; None where an earlier version did not record them.
     """
 
     n_personas: int
@@ -63,6 +63,7 @@ class PersonaSignal:
     n_population: int = 0
     labelled: bool = False
     persona_explains_low: float | None = None
+    persona_explains_high: float | None = None
     cluster_explains_low: float | None = None
 
     @property
@@ -73,7 +74,7 @@ class PersonaSignal:
     @property
     def has_intervals(self) -> bool:
         """Whether the intervals that a signal of labels is judged by are known."""
-        return not self.labelled or None not in (self.persona_explains_low, self.cluster_explains_low)
+        return not self.labelled or None not in (self.persona_explains_low, self.persona_explains_high, self.cluster_explains_low)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -117,7 +118,7 @@ def measure(
         fit, held_out = (train.prompts, val.prompts) if kind == "prompts" else (residual_train, residual_val)
         return _hits(fit, group[train.persona], held_out, group[val.persona])
 
-    def explained(group: Int[np.ndarray, " persona"], *, personal: bool) -> tuple[float, float]:
+    def explained(group: Int[np.ndarray, " persona"], *, personal: bool) -> tuple[float, Interval]:
         expected = _expected(residual_train, train.persona, group, personal=personal)[val.persona]
         return _share_explained(residual_val, expected, val.persona)
 
@@ -138,8 +139,9 @@ def measure(
         distance_between=between,
         n_population=n_population,
         labelled=labelled,
-        persona_explains_low=of_persona[1],
-        cluster_explains_low=of_cluster[1],
+        persona_explains_low=of_persona[1].low,
+        persona_explains_high=of_persona[1].high,
+        cluster_explains_low=of_cluster[1].low,
     )
 
 
@@ -211,14 +213,14 @@ def _recognition(hits: Float[np.ndarray, " exchange"], persona: Int[np.ndarray, 
 
 def _share_explained(
     residuals: Float[np.ndarray, "exchange dim"], expected: Float[np.ndarray, "exchange dim"], persona: Int[np.ndarray, " exchange"]
-) -> tuple[float, float]:
-    """Return the share of the squares that is explained, and the lower end of its 95 % interval: people are drawn again, with theirs."""
+) -> tuple[float, Interval]:
+    """Return the share of the squares that is explained, and its 95 % interval: people are drawn again, with theirs."""
     squares, left = (
         np.bincount(persona, weights=np.sum(one**2, axis=1), minlength=persona.max() + 1) for one in (residuals, residuals - expected)
     )
     drawn = np.random.default_rng(0).integers(len(squares), size=(_DRAWS, len(squares)))
     shares = 1 - left[drawn].sum(axis=1) / np.maximum(squares[drawn].sum(axis=1), np.finfo(float).tiny)
-    return float(1 - left.sum() / squares.sum()), float(np.quantile(shares, 0.025))
+    return float(1 - left.sum() / squares.sum()), Interval(*np.quantile(shares, (0.025, 0.975)).tolist())
 
 
 def _expected(

@@ -13,7 +13,10 @@ FAR_ABOVE = 2.0
 """Ratio to chance, at the lower end of the interval, from which answers identify personas well enough for training."""
 
 
-Expectation = Literal["nothing", "little", "people", "people and clusters"]
+_NOTHING = "expect no method that adapts to people to beat one adapter for all"
+_UNDECIDED = "what to expect stays open, and only a comparison of the methods tells"
+
+Expectation = Literal["undecided", "nothing", "little", "people", "people and clusters"]
 
 
 def verdict(signal: PersonaSignal) -> str:
@@ -35,13 +38,14 @@ def _given_away(signal: PersonaSignal) -> str:
 def expectation(signal: PersonaSignal) -> Expectation:
     """Return what the signal lets one expect to beat one adapter for all.
 
-    A few labels cannot name one of many people, so for labels it is what the person explains that counts.
+    An interval that holds chance shows nothing; that there is nothing it shows only if it excludes what would be enough for training, and
+    is undecided if not. A few labels cannot name one of many people, so for labels it is what the person explains that counts.
     """
     if signal.labelled:
         return _expectation_of_labels(signal)
     person, cluster = signal.persona_beyond_prompts, signal.cluster_beyond_prompts
     if person.low <= person.chance:
-        return "nothing"
+        return "undecided" if person.high >= FAR_ABOVE * person.chance else "nothing"
     hardly_recognised = person.low < FAR_ABOVE * person.chance
     if signal.persona_explains <= 0 or (signal.persona_explains < LITTLE and hardly_recognised):
         return "little"
@@ -52,7 +56,7 @@ def expectation(signal: PersonaSignal) -> Expectation:
 
 def _expectation_of_labels(signal: PersonaSignal) -> Expectation:
     if (signal.persona_explains_low or 0.0) <= 0:
-        return "nothing"
+        return "undecided" if (signal.persona_explains_high or 0.0) >= LITTLE else "nothing"
     if signal.persona_explains < LITTLE:
         return "little"
     clusters_explain = (signal.cluster_explains_low or 0.0) > max(0.0, signal.random_explains)
@@ -66,10 +70,13 @@ def _words_of_labels(signal: PersonaSignal) -> str:
             f"Of what prompts leave open of the labels, the person explains {_share(signal.persona_explains)}; no interval of it was "
             "recorded, so this says nothing of what to expect: clusterlora data signal measures it again."
         )
-    expected, low = expectation(signal), _share(signal.persona_explains_low or 0.0)
-    explains = f"Of what prompts leave open of the labels, the person explains {_share(signal.persona_explains)} (95% interval from {low})"
+    expected, low, high = expectation(signal), _share(signal.persona_explains_low or 0.0), _share(signal.persona_explains_high or 0.0)
+    explains = f"Of what prompts leave open of the labels, the person explains {_share(signal.persona_explains)}"
+    explains += f" (95% interval {low} to {high})"
+    if expected == "undecided":
+        return f"{explains}: {_UNDECIDED}."
     if expected == "nothing":
-        return f"{explains}, which is not shown to be anything: expect no method that adapts to people to beat one adapter for all."
+        return f"{explains}, which is not shown to be anything: {_NOTHING}."
     if expected == "little":
         return f"{explains}: expect small gains, and many items needed to show them."
     if expected == "people":
@@ -85,11 +92,11 @@ def _expectation(signal: PersonaSignal) -> str:
     if signal.labelled:
         return _words_of_labels(signal)
     person, cluster, expected = signal.persona_beyond_prompts, signal.cluster_beyond_prompts, expectation(signal)
-    if expected == "nothing":
+    if expected in ("undecided", "nothing"):
         return (
             f"Answers are not shown to tell people apart beyond what their prompts give away ({_percent(person.accuracy)} recognised, "
             f"{_percent(person.low)} to {_percent(person.high)}, where chance is {_percent(person.chance)}): "
-            "expect no method that adapts to people to beat one adapter for all."
+            f"{_UNDECIDED if expected == 'undecided' else _NOTHING}."
         )
     recognised = (
         f"The right one of {signal.n_personas} people is recognised by {_percent(person.accuracy)} of the answers "

@@ -5,8 +5,7 @@ from collections.abc import Iterable, Sequence
 from clusterlora.clustering.summary import UNSTABLE, sentence
 from clusterlora.comparison import appendix_words, new_personas_words
 from clusterlora.comparison.result import Comparison, MethodResult
-from clusterlora.comparison.roles import can_win
-from clusterlora.comparison.sentence import explain
+from clusterlora.comparison.sentence import beside_reference, explain
 from clusterlora.comparison.table import CLUSTERS_NOTE, CONTRAST_NUMERIC, cluster_rows, contrast_rows, legend, marks, outcome
 from clusterlora.errors import counted
 from clusterlora.evaluation import memorisation_words
@@ -73,10 +72,9 @@ def _champion(comparison: Comparison) -> tuple[str, str, str]:
 
 
 def _lead(comparison: Comparison) -> tuple[str, str, str]:
-    """Return the difference behind the verdict: the champion's, or the best other method's when the reference is the champion."""
+    """Return the difference behind the verdict: that of the method it tells of beside the reference."""
     metric = METRICS[comparison.headline]
-    tested = [r for r in comparison.methods if r.vs_reference is not None and can_win(r.method) and r.method not in comparison.same_answers]
-    lead = next((result for result in tested if result.method == comparison.champion), tested[0] if tested else None)
+    lead = beside_reference(comparison)
     if lead is None or lead.vs_reference is None:
         return ("difference", "-", "nothing to test against")
     difference = lead.vs_reference

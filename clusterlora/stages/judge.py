@@ -30,7 +30,7 @@ def judge_rung(study_name: str, rung: str, stores: Stores) -> Verdict:
     notes = list(verdict.notes)
     if not earlier:
         # Once for the ladder: further rungs are judged on the same people and items.
-        notes += _power_notes(state, rung, stores)
+        notes += _power_notes(state, verdict, stores)
     notes += _ending(replace(state, verdicts=(*earlier, verdict)))
     verdict = replace(verdict, notes=tuple(notes))
     stores.studies.save_verdict(study_name, verdict)
@@ -38,14 +38,14 @@ def judge_rung(study_name: str, rung: str, stores: Stores) -> Verdict:
     return verdict
 
 
-def _power_notes(state: StudyState, rung: str, stores: Stores) -> list[str]:
+def _power_notes(state: StudyState, verdict: Verdict, stores: Stores) -> list[str]:
     """Return what gate and comparison tell, by the variance of the gains that were judged."""
-    candidate, unified, _ = _judged_scores(state, rung, None, stores)
+    candidate, unified, _ = _judged_scores(state, verdict.rung, None, stores)
     metric = METRICS[state.settings.evaluation.headline]
     gains = {p: candidate[p] - unified[p] if metric.higher_is_better else unified[p] - candidate[p] for p in candidate}
     power = measured_power(gains, state.settings.gate, np.random.default_rng(0), metric.name)
     comparison = power_of_study(state, power)
-    return [power.sentence, *power.warnings, *([comparison.sentence] if comparison else [])]
+    return [power.sentence, *power.warnings_after(verdict), *([comparison.sentence] if comparison else [])]
 
 
 def _ending(after: StudyState) -> list[str]:

@@ -73,8 +73,15 @@ def test_nothing_is_champion_that_is_not_shown_to_beat_the_base_model(others: Ma
 
 
 def test_where_the_base_model_was_not_compared_the_verdict_says_so():
-    assert "Whether it beats the base model is not known" in compared({"unified": 0.7, "cluster": 0.8}).sentence
-    assert "Whether it beats" not in compared({"baseline": 0.5, "unified": 0.7, "cluster": 0.8}).sentence
+    for means, champion in (
+        ({"unified": 0.7, "cluster": 0.8}, "cluster"),
+        ({"unified": 0.7, "cluster": 0.6}, "unified"),
+        ({"unified": 0.7}, "unified"),
+    ):
+        comparison = compared(means)
+        assert comparison.champion == champion
+        assert f"Whether {champion} beats the base model is not known, as that was not compared." in comparison.sentence
+        assert "beats the base model is not known" not in compared({"baseline": 0.5, **means}).sentence
 
 
 def test_unified_is_no_champion_where_its_mean_is_the_lowest_of_all():

@@ -68,16 +68,22 @@ def test_scores_that_a_row_has_are_kept() -> None:
     assert row.scores == {"parameter_f1": 0.25}
 
 
-def compared(beside: tuple[str, ...] = ("parameter_f1", "numeric_accuracy"), **changes: str) -> Comparison:
-    """Return a comparison in which `cluster` sounds better than unified and sets every number wrongly."""
-    rng = np.random.default_rng(0)
+def compared(
+    beside: tuple[str, ...] = ("parameter_f1", "numeric_accuracy"),
+    *,
+    second_headline: str | None = None,
+    cluster: float = 0.8,
+    others: tuple[tuple[str, float, str], ...] = (),
+) -> Comparison:
+    """Return a comparison in which `cluster` sets every number wrongly, and sounds better than unified unless its mean says otherwise.
+
+    Methods of one mean score alike on every item.
+    """
+    methods = (("baseline", 0.2, PROSE), ("unified", 0.5, HOME), ("cluster", cluster, "The lights go to 90%, warm."), *others)
+    noise = {mean: np.random.default_rng(number).normal(0, 0.01, (10, 3)) for number, mean in enumerate({m: None for _, m, _ in methods})}
     rows = [
-        EvaluationRow(method, f"p{person}", person % 2, f"p{person}/{item}", "", HOME, text, {"rouge_l": mean + rng.normal(0, 0.01)})
-        for method, mean, text in (
-            ("baseline", 0.3, PROSE),
-            ("unified", 0.5, HOME),
-            ("cluster", 0.8, "The lights go to 90%, warm."),
-        )
+        EvaluationRow(method, f"p{person}", person % 2, f"p{person}/{item}", "", HOME, text, {"rouge_l": mean + noise[mean][person, item]})
+        for method, mean, text in methods
         for person in range(10)
         for item in range(3)
     ]
@@ -89,7 +95,7 @@ def compared(beside: tuple[str, ...] = ("parameter_f1", "numeric_accuracy"), **c
         draws=200,
         rng=np.random.default_rng(0),
         beside=beside,
-        second_headline=changes.get("second_headline"),
+        second_headline=second_headline,
     )
 
 
@@ -137,6 +143,23 @@ def test_a_champion_is_not_worse_on_the_second_headline() -> None:
     assert "cluster is shown to beat unified" in comparison.sentence
     assert "p = 0.002: shown to be worse, on the second headline). That is why cluster is not champion." in comparison.sentence
     assert compared(second_headline="parameter_f1").champion == "cluster", "equivalent is not worse"
+
+
+def test_what_is_told_beside_the_headline_is_of_the_method_that_the_verdict_names() -> None:
+    alias = ("hybrid", 0.5, HOME)
+    comparison = compared(cluster=0.3, others=(alias,))
+    assert comparison.same_answers == {"hybrid": "unified"}
+    assert [result.method for result in comparison.methods][:2] in (["unified", "hybrid"], ["hybrid", "unified"])
+    assert "the best other, cluster, differs by -" in comparison.sentence
+    assert "Beside it, cluster against unified" in comparison.sentence
+    assert "hybrid against" not in comparison.sentence, "that is unified under another name"
+
+
+def test_a_method_that_beats_nobody_is_not_said_to_fail_on_the_second_headline_alone() -> None:
+    comparison = compared(second_headline="numeric_accuracy", cluster=0.3)
+    assert comparison.champion == "unified"
+    assert "shown to be worse, on the second headline)" in comparison.sentence
+    assert "That is why" not in comparison.sentence
 
 
 def gains(mean: float, seed: int) -> dict[str, np.ndarray]:

@@ -9,7 +9,7 @@ import pytest
 from clusterlora.comparison.champion import LEAST_PERSONAS
 from clusterlora.errors import BadData
 from clusterlora.gate.ceiling import Ceiling, ceiling
-from clusterlora.gate.power import measured_power
+from clusterlora.gate.power import Power, gate_power, measured_power
 from clusterlora.gate.report import markdown
 from clusterlora.metadata import ComparisonSummary, Decision
 from clusterlora.planning.decisions import decide
@@ -116,6 +116,36 @@ def test_a_gate_of_people_who_differ_as_they_were_seen_to_differ_does_not_contra
     assert power.gain_sd(2) == pytest.approx(0.04, rel=0.1)
     wide = {p: 10 * values for p, values in gains.items()}
     assert (measured_power(wide, GateSettings(), np.random.default_rng(0)).detectable_gain or 1) > 5 * (power.detectable_gain or 0)
+
+
+@pytest.mark.parametrize(
+    ("passed", "low", "high", "words"),
+    [
+        (True, 0.02, 0.06, None),
+        (True, -0.02, 0.15, "A pass may be luck: 30% of clusters"),
+        (True, None, None, "A pass may be luck"),
+        (False, -0.06, 0.04, None),
+        (False, -0.06, 0.06, "A refusal may be luck: a true gain of 5 points is refused 60% of the time"),
+        (False, None, None, "A refusal may be luck"),
+    ],
+)
+def test_a_verdict_is_called_luck_only_where_its_interval_allows_it(
+    passed: bool, low: float | None, high: float | None, words: str | None
+) -> None:
+    gain = Criterion(name="above_unified", value=0.0, threshold=0.0, passed=passed, ci_low=low, ci_high=high, explanation="")
+    judged = Verdict(rung="own", adapter="cluster-00", criteria=(gain,), n_personas=5, n_items=10)
+    power = Power(n_personas=5, n_items=10, item_sd=0.1, persona_sd=0.1, detectable_gain=0.1, false_pass=0.3, missed=0.6)
+    assert len(power.warnings) == 2, "before a verdict, both may come"
+    told = power.warnings_after(judged)
+    assert len(told) == (words is not None)
+    assert words is None or told[0].startswith(words)
+
+
+def test_after_a_verdict_its_interval_says_what_a_pass_is_worth() -> None:
+    rng = np.random.default_rng(0)
+    gains = {f"p{person}": rng.normal(0.05, 0.05, 4) for person in range(12)}
+    assert gate_power(gains, GateSettings(), rng).worth is not None
+    assert "a pass makes" not in measured_power(gains, GateSettings(), rng).sentence
 
 
 @pytest.mark.parametrize("gains", [{"a": np.array([0.1])}, {"a": np.array([0.1, 0.1]), "b": np.array([0.1, 0.1])}])

@@ -422,12 +422,12 @@ def test_ratings_that_are_anybodys_crown_nobody(rated: Study, stores: Stores, tm
         assert difference.outcome != "better"
 
 
-@pytest.mark.parametrize(("personal", "expected"), [(True, "people and clusters"), (False, "nothing")])
-def test_the_signal_of_planted_ratings_is_what_a_study_finds(personal: bool, expected: str, rated: Study, tmp_path: Path):
+@pytest.mark.parametrize(("personal", "expected"), [(True, ("people and clusters",)), (False, ("nothing", "undecided"))])
+def test_the_signal_of_planted_ratings_is_what_a_study_finds(personal: bool, expected: tuple[str, ...], rated: Study, tmp_path: Path):
     file = planted(tmp_path / "planted.jsonl", personal=personal)
     signal, clustering = signal_of_data(replace(rated, data=settings(file, train=6, val=4, test=4)), LOG)
     assert sorted(clustering.sizes) == [4, 4]
-    assert expectation(signal) == expected
+    assert expectation(signal) in expected
 
 
 def test_a_signal_of_labels_that_was_recorded_without_intervals_is_measured_again(rated: Study, stores: Stores, tmp_path: Path):

@@ -182,7 +182,7 @@ def a_signal(**changes: object) -> PersonaSignal:
 
 
 def test_the_verdict_follows_from_the_numbers():
-    chance = Recognition(accuracy=0.03, low=0.01, high=0.05, chance=0.025, n_classes=40)
+    chance = Recognition(accuracy=0.03, low=0.01, high=0.045, chance=0.025, n_classes=40)
     assert verdict(a_signal()) == (
         "The right one of 40 people is recognised by 30.0% of the answers (2.5% by chance), the right one of 5 clusters by 60.0% "
         "(30.0% for random groups): adapters per cluster and per person have something to win."
@@ -195,6 +195,17 @@ def test_the_verdict_follows_from_the_numbers():
     nothing = verdict(a_signal(persona_beyond_prompts=chance))
     assert "are not shown to tell people apart" in nothing
     assert f"where chance is {chance.chance:.1%}): expect no method" in nothing
+
+
+def test_an_interval_that_holds_chance_and_what_would_be_enough_to_train_decides_nothing():
+    wide = Recognition(accuracy=0.25, low=0.043, high=0.52, chance=0.083, n_classes=12)
+    undecided = a_signal(persona_beyond_prompts=wide)
+    assert expectation(undecided) == "undecided"
+    assert verdict(undecided).endswith(
+        "(25.0% recognised, 4.3% to 52.0%, where chance is 8.3%): what to expect stays open, and only a comparison of the methods tells."
+    )
+    assert "expect no method" not in verdict(undecided)
+    assert expectation(a_signal(persona_beyond_prompts=replace(wide, high=1.99 * wide.chance))) == "nothing"
 
 
 def test_prompts_that_give_people_away_are_named_before_the_verdict():
@@ -239,14 +250,20 @@ def test_for_labels_it_is_what_the_person_explains_that_counts():
     labels = a_signal(
         labelled=True, persona_beyond_prompts=hidden, persona_explains=1.0, persona_explains_low=0.99, cluster_explains_low=0.06
     )
+    labels = replace(labels, persona_explains_high=1.0)
     assert expectation(labels) == "people and clusters", "a few labels name nobody of forty"
-    assert "the person explains 100.0% (95% interval from 99.0%), the cluster 8.0% and random groups 1.0%: adapters per" in verdict(labels)
+    assert "the person explains 100.0% (95% interval 99.0% to 100.0%), the cluster 8.0% and random groups 1.0%: adapters per" in verdict(
+        labels
+    )
     assert expectation(replace(labels, cluster_explains_low=0.005)) == "people"
     assert "expect gains per person rather than per cluster" in verdict(replace(labels, cluster_explains_low=0.005))
     assert expectation(replace(labels, persona_explains=LITTLE / 2, persona_explains_low=LITTLE / 4)) == "little"
-    nothing = replace(labels, persona_explains=0.1, persona_explains_low=-0.01)
+    undecided = replace(labels, persona_explains=0.1, persona_explains_low=-0.01, persona_explains_high=0.2)
+    assert expectation(undecided) == "undecided"
+    assert "explains 10.0% (95% interval none to 20.0%): what to expect stays open" in verdict(undecided)
+    nothing = replace(labels, persona_explains=0.001, persona_explains_low=-0.01, persona_explains_high=LITTLE / 2)
     assert expectation(nothing) == "nothing"
-    assert "explains 10.0% (95% interval from none), which is not shown to be anything: expect no method" in verdict(nothing)
+    assert "explains 0.1% (95% interval none to 0.2%), which is not shown to be anything: expect no method" in verdict(nothing)
 
 
 def test_the_table_holds_every_number():

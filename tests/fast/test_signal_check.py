@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 
 from benchmarks.planted import CLUSTER_SIZES, DIALOGUES, PLANTED
-from benchmarks.signal_check import holds, page
+from benchmarks.signal_check import outcome, page
 from clusterlora.data.load import read
 
 WON, LOST, EVEN = [0.05, 0.02, 0.08], [-0.05, -0.08, -0.02], [0.01, -0.01, 0.03]
+WON_MUCH, WIDE = [0.15, 0.1, 0.2], [0.05, -0.01, 0.11]
 
 
 def gains(over_unified: list[float], over_others: list[float] | None = None) -> dict[str, list[float]]:
@@ -28,21 +29,39 @@ def checked(expected: str, *, per_person: dict[str, list[float]], per_cluster: d
     }
 
 
-def test_a_verdict_agrees_when_those_win_who_were_expected_to_and_nobody_else() -> None:
-    won, lost, even = gains(WON), gains(LOST), gains(EVEN)
-    assert holds(checked("people", per_person=won, per_cluster=even))
-    assert holds(checked("people", per_person=even, per_cluster=won))
-    assert not holds(checked("people", per_person=even, per_cluster=lost))
-    assert holds(checked("people and clusters", per_person=even, per_cluster=won))
-    assert not holds(checked("people and clusters", per_person=even, per_cluster=even))
-    assert holds(checked("nothing", per_person=even, per_cluster=lost))
-    assert not holds(checked("little", per_person=won, per_cluster=even))
+HELD, REFUTED, OPEN = "agrees", "does not agree", "not decided"
+
+
+@pytest.mark.parametrize(
+    ("expected", "per_person", "per_cluster", "found"),
+    [
+        ("people", gains(WON), gains(EVEN), HELD),
+        ("people", gains(EVEN), gains(WON), HELD),
+        ("people", gains(EVEN), gains(LOST), REFUTED),
+        ("people", gains(WIDE), gains(LOST), OPEN),
+        ("people", gains(WIDE, EVEN), gains(LOST), REFUTED),
+        ("people and clusters", gains(EVEN), gains(WON), HELD),
+        ("people and clusters", gains(EVEN), gains(EVEN), REFUTED),
+        ("nothing", gains(EVEN), gains(LOST), HELD),
+        ("nothing", gains(WIDE), gains(LOST), HELD),
+        ("nothing", gains(WON), gains(EVEN), REFUTED),
+        ("little", gains(WON), gains(EVEN), HELD),
+        ("little", gains(WON_MUCH), gains(EVEN), REFUTED),
+        ("little", gains(EVEN), gains(EVEN), HELD),
+        ("undecided", gains(WON), gains(WON), OPEN),
+        ("undecided", gains(EVEN), gains(LOST), OPEN),
+    ],
+)
+def test_a_verdict_agrees_or_does_not_or_one_of_the_two_leaves_it_open(
+    expected: str, per_person: dict[str, list[float]], per_cluster: dict[str, list[float]], found: str
+) -> None:
+    assert outcome(checked(expected, per_person=per_person, per_cluster=per_cluster)) == found
 
 
 def test_a_gain_that_anybody_elses_adapter_has_too_is_no_win() -> None:
     longer_trained = gains(WON, EVEN)
-    assert holds(checked("nothing", per_person=longer_trained, per_cluster=longer_trained))
-    assert not holds(checked("people", per_person=longer_trained, per_cluster=longer_trained))
+    assert outcome(checked("nothing", per_person=longer_trained, per_cluster=longer_trained)) == HELD
+    assert outcome(checked("people", per_person=longer_trained, per_cluster=longer_trained)) == REFUTED
 
 
 def test_the_page_counts_the_verdicts_that_agree_and_shows_every_number() -> None:
@@ -50,9 +69,10 @@ def test_the_page_counts_the_verdicts_that_agree_and_shows_every_number() -> Non
         {
             "court": checked("nothing", per_person=gains(EVEN), per_cluster=gains(LOST)),
             "homes": checked("people", per_person=gains(LOST), per_cluster=gains(LOST)),
+            "plays": checked("undecided", per_person=gains(WON), per_cluster=gains(LOST)),
         }
     )
-    assert "The verdict agrees on 1 of 2 sets." in shown
+    assert "The verdict agrees on 1 of 3 sets, does not on 1, and on 1 it is not decided." in shown
     row = "| court | homelm | nothing | 30.0% | 5.0% | 2.10% | 0.00% | none | -0.050 (-0.080 to -0.020) / "
     assert row in shown
     assert "does not agree |" in shown
