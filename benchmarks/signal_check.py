@@ -43,7 +43,7 @@ from clusterlora.stages.cluster import cluster_study
 from clusterlora.stages.evaluate import reference_losses
 from clusterlora.stages.prepare import prepare_study
 from clusterlora.stages.train import train_group
-from clusterlora.values import AdapterComposition
+from clusterlora.values import AdapterComposition, Dataset
 from clusterlora.wiring import from_environment
 
 LOG = SilentLog()
@@ -74,9 +74,9 @@ _WORDS = """# What the signal promises, and what studies find
 
 Written by `{command}`. The planted sets are those of `benchmarks/planted.py`; the others are files of their names, and none of
 them is part of the project. **Expected** is the verdict of `clusterlora data signal` before anything is trained. **By answer** is
-how often it recognises the person by the answer beyond the prompt, and by chance; **explained** how much of what prompts leave
-open knowing the person explains, and **predicted** how much of held-out train answers clusters of {cluster_size} people do: from
-{worth_having:.1%} on the default settings call clusters worth having, if they are also found again.
+how often it recognises the person by the answer beyond the prompt, with its 95 % interval, and by chance; **explained** how much of
+what prompts leave open knowing the person explains, and **predicted** how much of held-out train answers clusters of {cluster_size}
+people do: from {worth_having:.1%} on the default settings call clusters worth having, if they are also found again.
 
 What a study then found: an adapter for everybody, and over it a residual per cluster and per person. **Per cluster** and **per
 person** are gains in nats per token of the test answers, with 95 % intervals over people: over the adapter for everybody / over
@@ -139,24 +139,29 @@ def check(data: DataSettings, base: str) -> dict[str, Any]:
         cluster_study(study.name, stores, LOG)
         state = read_state(study.name, stores)
         assert state.clustering is not None, "the study has been clustered"
-        signal = measure(state.dataset.personas, state.clustering, embedder(study.model), LOG)
-        chosen = cluster_personas(state.dataset, ClusteringSettings(), Sources(embedder(study.model)))
         gains = _gains(_trained(study.name, stores), stores)
-    expected = expectation(signal)
-    person, of_cluster = signal.persona_beyond_prompts, signal.cluster_beyond_prompts
     return {
         "base": base,
         "people": len(state.dataset.personas),
-        "expected": "people" if expected == "people and clusters" and len(chosen.members) == 1 else expected,
-        "by_prompt": signal.persona_from_prompts.accuracy,
-        "by_answer": [person.accuracy, person.low, person.chance],
-        "by_cluster": [of_cluster.accuracy, of_cluster.low, of_cluster.chance],
-        "explained": [signal.persona_explains, signal.cluster_explains, signal.random_explains],
+        **promised(state.dataset, study.model),
         "predicted": dict(state.clustering.quality)["predicted"],
         "sizes": list(state.clustering.sizes),
-        "clusters_chosen": len(chosen.members),
         "gains": gains,
         "seconds": time.monotonic() - began,
+    }
+
+
+def promised(dataset: Dataset, model: ModelSettings) -> dict[str, Any]:
+    """Return what `clusterlora data signal` says of these people: with the clusters that its default settings choose."""
+    chosen = cluster_personas(dataset, ClusteringSettings(), Sources(embedder(model)))
+    signal = measure(dataset.personas, chosen, embedder(model), LOG)
+    person = signal.persona_beyond_prompts
+    return {
+        "expected": expectation(signal),
+        "by_prompt": signal.persona_from_prompts.accuracy,
+        "by_answer": [person.accuracy, person.low, person.high, person.chance],
+        "explained": signal.persona_explains,
+        "clusters_chosen": len(chosen.members),
     }
 
 
@@ -251,9 +256,9 @@ def page(checked: Mapping[str, Mapping[str, Any]], command: str = "python -m ben
             name,
             one["base"],
             one["expected"],
-            f"{one['by_answer'][0]:.1%}",
-            f"{one['by_answer'][2]:.1%}",
-            f"{max(0.0, one['explained'][0]):.2%}",
+            f"{one['by_answer'][0]:.1%} ({one['by_answer'][1]:.1%} to {one['by_answer'][2]:.1%})",
+            f"{one['by_answer'][3]:.1%}",
+            f"{max(0.0, one['explained']):.2%}",
             f"{max(0.0, one['predicted']):.2%}",
             f"{one['clusters_chosen']}" if one["clusters_chosen"] > 1 else "none",
             *(_shown(one, method) for method in METHODS),

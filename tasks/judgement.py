@@ -33,23 +33,18 @@ def estimate_power(context: TaskContext, study_name: str) -> None:
     """Estimate what gate and comparison detect, and how often luck passes the gate, as soon as the base model has answered."""
     from clusterlora.planning.study_state import read_state
     from clusterlora.stages.judge import estimate_power as estimate_gate_power
-    from clusterlora.stages.judge import measure_ceiling, power_of_study
+    from clusterlora.stages.judge import power_of_study
 
-    ceiling = measure_ceiling(study_name, context.stores)
     power = estimate_gate_power(study_name, context.stores)
-    state = read_state(study_name, context.stores)
-    comparison = power_of_study(state)
-    out_of_reach = ceiling.out_of_reach(state.settings.gate).values() if ceiling else ()
+    comparison = power_of_study(read_state(study_name, context.stores))
     logger = get_run_logger()
-    for sentence in out_of_reach:
-        logger.warning("%s", sentence)
     logger.info("%s", power.sentence)
     for warning in power.warnings:
         logger.warning("%s", warning)
     lines = [
         f"## The power of the gate of {study_name}",
         power.sentence,
-        *(f"**{warning}**" for warning in (*out_of_reach, *power.warnings)),
+        *(f"**{warning}**" for warning in power.warnings),
     ]
     if comparison is not None:
         logger.info("%s", comparison.sentence)

@@ -33,7 +33,7 @@ def prepare(context: TaskContext, study: Study) -> None:
 
 @study_task("cluster · {study_name}", progress="{study_name} cluster")
 def cluster(context: TaskContext, study_name: str) -> None:
-    """Cluster the personas of a study, unless that was done before."""
+    """Cluster the personas of a study, unless that was done before, and tell which thresholds of its gate are out of reach of the data."""
     from clusterlora.clustering.summary import sentence
     from clusterlora.gate.judged_cluster import words
     from clusterlora.metadata import Regrouping
@@ -41,12 +41,17 @@ def cluster(context: TaskContext, study_name: str) -> None:
     from clusterlora.results.refresh import drift_sentence
     from clusterlora.results.report import map_path
     from clusterlora.stages.cluster import cluster_study
+    from clusterlora.stages.judge import measure_ceiling
 
     stores = context.stores
     clustering = cluster_study(study_name, stores, context.log)
     study, lines = stores.studies.study(study_name), [sentence(clustering)]
     if GATED in study.methods:
         lines.append(words(clustering.sizes, study.clustering))
+    if ceiling := measure_ceiling(study_name, stores):
+        for sentence_of_threshold in ceiling.out_of_reach(study.gate).values():
+            context.log.note(f"warning: {sentence_of_threshold}")
+            lines.append(f"**{sentence_of_threshold}**")
     regrouping = stores.studies.metadata(study_name, Regrouping)
     if regrouping is not None and regrouping.anew:
         tell(DRIFT, study_name, drift_sentence(regrouping))

@@ -80,7 +80,7 @@ def _measured(
             name = ", ".join(evidence)
             raise BadData(f"{len(personas)} personas look like only {most} by {name}, fewer than k={settings.k}; lower clustering.k")
     else:
-        ks = tuple(range(2, min(LARGEST_K, len(personas) // settings.min_size, min(n_distinct.values()) - 1) + 1))
+        ks = tuple(range(2, min(LARGEST_K, len(personas) // settings.min_size, min(n_distinct.values())) + 1))
     run_log.phase("cluster", total=len(evidence) * len(ks), unit="partitions")
     return candidates(personas, evidence, ks, lambda features, k: _partition(settings, k)(features, settings.seed), run_log)
 

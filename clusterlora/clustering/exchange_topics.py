@@ -78,7 +78,10 @@ def _exchanges(persona: Persona) -> Iterator[tuple[str, str, int]]:
 
 
 def _topic_coordinates(texts: Sequence[str], n_topics: int, *, longest: int) -> Float[np.ndarray, "text topic"]:
-    """Return the centred coordinates of each text on the leading topics, of n-grams with up to `longest` words."""
+    """Return the centred coordinates of each text on the leading topics, of n-grams with up to `longest` words.
+
+    Texts that share no word have a single topic, and all of them 0 of it.
+    """
     from sklearn.decomposition import TruncatedSVD
     from sklearn.feature_extraction.text import TfidfVectorizer
 
@@ -86,10 +89,10 @@ def _topic_coordinates(texts: Sequence[str], n_topics: int, *, longest: int) -> 
     try:
         words = weights.fit_transform(texts)
     except ValueError:  # no word occurs in two texts
-        return np.zeros((len(texts), 0))
+        return np.zeros((len(texts), 1))
     n_topics = min(n_topics, *(side - 1 for side in words.shape))
     if n_topics < 1:
-        return np.zeros((len(texts), 0))
+        return np.zeros((len(texts), 1))
     with np.errstate(divide="ignore", invalid="ignore"):  # texts that are all equal have no variance for the shares that it computes
         topics = TruncatedSVD(n_topics, algorithm="arpack", random_state=0).fit_transform(words)
     return topics - topics.mean(axis=0)
@@ -104,7 +107,8 @@ def _residuals(
     residuals = responses.copy()
     for held_out in np.unique(fold):
         own = fold == held_out
-        if prompts.shape[1] and responses.shape[1] and not own.all():
+        if not own.all():
             predicted = Ridge(_PENALTY).fit(prompts[~own], responses[~own]).predict(prompts[own])
             residuals[own] -= predicted.reshape(residuals[own].shape)  # of a single topic it is a vector
-    return residuals
+    # Coordinates are lengths of at most 1: what is smaller than this is rounding, and would be all that there is where answers are alike.
+    return np.where(np.abs(residuals) < _MIN_DEVIATION, 0.0, residuals)

@@ -13,7 +13,8 @@ _PENALTIES = tuple(10.0**power for power in (1, 1.5, 2, 2.5, 3, 3.5, 4, 5, 6))
 
 @dataclass(frozen=True, slots=True)
 class Moments:
-    """Second moments of prompt factors and residuals, per persona: of the exchanges that are fitted, and of those held out."""
+    """Second moments of prompt factors, the first of which is 1, and residuals, per persona: of the exchanges that are fitted, and of
+    those held out."""
 
     fit_factors: Float[np.ndarray, "persona factor factor"]
     fit_products: Float[np.ndarray, "persona factor topic"]
@@ -44,10 +45,12 @@ def predicted(
 ) -> Float[np.ndarray, " persona"]:
     """Return which share of the squared residuals of a persona's held-out answers is predicted by the other members of its cluster.
 
-    A ridge regression of residuals on prompt factors, fitted on the other members' exchanges, stands for the cluster's adapter. The
-    persona's own exchanges take no part in it, or every small group would seem to predict its members. The penalty is the one that predicts
-    most; a large one predicts nothing, which is what one cluster for all does: its answers are in the residuals already. Shares of personas
-    count alike, however much they said or how extreme they are; negative ones mean that a cluster misleads.
+    A ridge regression of residuals on prompt factors, fitted on the other members' exchanges, stands for the cluster's adapter; or on the
+    constant among them alone, which is a manner that does not depend on the prompt: on prompts unlike those that were fitted, the other
+    factors mislead. The persona's own exchanges take no part in it, or every small group would seem to predict its members. Factors and
+    penalty are those that predict most; a large penalty predicts nothing, which is what one cluster for all does: its answers are in the
+    residuals already. Shares of personas count alike, however much they said or how extreme they are; negative ones mean that a cluster
+    misleads.
 
     Args:
         folds: for each fold, the moments, and the partition of the evidence that was not held out.
@@ -66,8 +69,14 @@ def predicted(
             weights = rotated / (np.maximum(variances, 0) + penalty)[:, :, None]
             explained = 2 * np.sum(weights * held_products, axis=(1, 2))
             by_penalty.append(explained - np.sum(weights * np.matmul(held_factors, weights), axis=(1, 2)))
+        sums, n_others = (products - fold.fit_products)[:, 0], others[:, 0, 0, None]
+        for penalty in _PENALTIES:
+            manner = sums / (n_others + penalty)
+            explained = 2 * np.sum(manner * fold.held_out_products[:, 0], axis=1)
+            by_penalty.append(explained - fold.held_out_factors[:, 0, 0] * np.sum(manner**2, axis=1))
         reductions.append(np.stack(by_penalty, axis=1))
         squares.append(fold.held_out_squares)
     total = np.sum(squares, axis=0)
-    shares = np.divide(np.sum(reductions, axis=0), total[:, None], out=np.zeros((len(total), len(_PENALTIES))), where=total[:, None] > 0)
+    explained = np.sum(reductions, axis=0)
+    shares = np.divide(explained, total[:, None], out=np.zeros_like(explained), where=total[:, None] > 0)
     return shares[:, shares.mean(axis=0).argmax()]

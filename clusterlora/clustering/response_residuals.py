@@ -12,7 +12,7 @@ def response_residuals(personas: tuple[Persona, ...], sources: Sources) -> Evide
     This is a persona's manner alone: fewer dimensions than `responses_given_prompts`, and found with fewer exchanges.
 
     Raises:
-        BadData: a persona has no train response, or no persona has two that differ.
+        BadData: a persona has no train response.
     """
     topics = exchange_topics(personas)
     return whitened(topics.by_persona(topics.residuals))

@@ -10,6 +10,6 @@ def responses_discriminant(personas: tuple[Persona, ...], sources: Sources) -> E
     """Return the embeddings of the train responses, whitened by their variation within personas.
 
     Raises:
-        BadData: a persona has no train response, or no persona has two that differ.
+        BadData: a persona has no train response.
     """
     return whitened(responses(personas, sources))

@@ -20,7 +20,7 @@ def responses_given_prompts(personas: tuple[Persona, ...], sources: Sources) -> 
     Source: outer products of two factors, Tenenbaum & Freeman 2000.
 
     Raises:
-        BadData: a persona has no train response, or no persona has two that differ.
+        BadData: a persona has no train response.
     """
     topics = exchange_topics(personas)
     crossed = (topics.factors[:, :, None] * topics.residuals[:, None, :]).reshape(len(topics.persona), -1)

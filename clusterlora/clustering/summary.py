@@ -31,7 +31,10 @@ def _no_clusters(clustering: Clustering) -> str:
     tried = [point for point in clustering.curve if point[0] > 1]
     n = sum(clustering.sizes)
     if not tried:
-        return f"No clusters: {n} people are too few for two of clustering.min_size. Methods that need clusters are left out."
+        return (
+            f"No clusters: {n} people are too few for two of clustering.min_size, or their answers give nothing to divide them by. "
+            "Methods that need clusters are left out."
+        )
     k, predicted, stability = max(tried, key=lambda point: (point[2] >= FOUND_AGAIN, point[1]))
     missed = [_percent(WORTH_HAVING)] if predicted < WORTH_HAVING else []
     missed += [f"a stability of {FOUND_AGAIN}"] if stability < FOUND_AGAIN else []

@@ -3,7 +3,6 @@
 import numpy as np
 
 from clusterlora.clustering.features import Evidence
-from clusterlora.errors import BadData
 
 _SMALLEST_VARIANCE = 1e-4
 
@@ -13,17 +12,14 @@ def whitened(evidence: Evidence) -> Evidence:
 
     The variation between pieces of the same persona is mostly due to the prompts. In these coordinates, the directions in which persona
     means differ most are those that distinguish personas: the linear discriminants. The covariance within personas is shrunk, because there
-    are more dimensions than pieces.
+    are more dimensions than pieces. Where no persona has two pieces that differ, there is nothing to whiten by.
     Source: Rao 1948; shrinkage, Ledoit & Wolf 2004.
-
-    Raises:
-        BadData: no persona has two pieces that differ.
     """
     from sklearn.covariance import ledoit_wolf
 
     deviations = np.concatenate([pieces - pieces.mean(axis=0) for pieces in evidence])
     if np.allclose(deviations, 0):
-        raise BadData("discriminants need at least one persona with two different train responses; cluster by responses")
+        return evidence
     covariance, _ = ledoit_wolf(deviations, assume_centered=True)
     variances, axes = np.linalg.eigh(covariance)
     whitener = axes / np.sqrt(np.maximum(variances, _SMALLEST_VARIANCE * variances.max()))

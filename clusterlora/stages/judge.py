@@ -14,7 +14,7 @@ from clusterlora.gate.power import Power, gate_power, measured_power
 from clusterlora.gate.required_share import required_share
 from clusterlora.gate.trial import Scores
 from clusterlora.models.model_cache import embedder
-from clusterlora.planning.ladder import REFERENCE, command_to_continue, refused, rung_by_name, rungs, why_not_climbed
+from clusterlora.planning.ladder import REFERENCE, command_to_continue, gated, refused, rung_by_name, rungs, why_not_climbed
 from clusterlora.planning.study_state import StudyState, read_state
 from clusterlora.planning.work_plan import WorkPlan, judged_adapters, work_plan
 from clusterlora.ports.stores import Stores
@@ -60,13 +60,19 @@ def _ending(after: StudyState) -> list[str]:
 
 
 def measure_ceiling(study_name: str, stores: Stores) -> Ceiling | None:
-    """Return what the gate's absolute thresholds can ask of these data, and record it; None where none is set, or of another metric."""
+    """Return what the gate's absolute thresholds can ask of these data, and record it, once the personas are clustered.
+
+    None where there is no gate, where none is set, or where they are of another metric.
+    """
     state = read_state(study_name, stores)
-    study, personas, plan = state.settings, state.dataset.by_id(), work_plan(state)
-    if study.gate.mean_similarity is None and study.gate.worst_persona is None:
+    study = state.settings
+    if state.ceiling is not None:
+        return state.ceiling
+    if not gated(state) or (study.gate.mean_similarity is None and study.gate.worst_persona is None):
         return None
     if study.evaluation.headline != "embedding_similarity":
         return None
+    personas, plan = state.dataset.by_id(), work_plan(state)
     gated_ids = _with_val(state, plan.specs[judged_adapters(plan)[0]].persona_ids)
     references = {p: [item.reference for item in items(study.model, personas[p], "val")] for p in gated_ids}
     train = [turn.text for p in state.dataset.personas for d in p.of_split("train") for turn in d.turns if turn.role == "assistant"]

@@ -156,13 +156,62 @@ def test_discriminants_find_people_whom_the_topics_of_their_answers_hide():
     assert planted(clustering, truth) == [{0}, {1}, {2}]
 
 
-def test_discriminants_need_answers_that_differ():
-    dataset, _ = population()
-    repetitive = Dataset(
-        tuple(replace(p, dialogues=(Dialogue("d", (Turn("assistant", f"{p.id} done"),), split="train"),)) for p in dataset.personas)
+def canned(kinds: int, n_people: int, *, n_dialogues: int = 9, by_prompt: bool = True) -> tuple[Dataset, dict[str, int]]:
+    """Return people of some kinds, each of whom answers as their kind does: with the number of the prompt, or word for word."""
+    manners = ("Yes sir {}, at once.", "Nope {}, not today mate.", "Darling {}, gladly I do.")[:kinds]
+    personas, truth = [], {}
+    for person in range(n_people):
+        truth[name := f"p{person:02d}"] = person % kinds
+        turns = (
+            (Turn("user", f"question {number} please"), Turn("assistant", manners[person % kinds].format(number if by_prompt else "")))
+            for number in range(n_dialogues)
+        )
+        own = tuple(Dialogue(f"{name}/{number}", pair, split="train") for number, pair in enumerate(turns))
+        personas.append(Persona(name, None, own))
+    return Dataset(tuple(personas)), truth
+
+
+AUTO_ALONE = ClusteringSettings()
+
+
+@pytest.mark.parametrize("by_prompt", [True, False])
+@pytest.mark.parametrize("kinds", [2, 3])
+def test_people_whose_kind_says_it_all_are_clusters_of_these_kinds(kinds: int, by_prompt: bool):
+    dataset, truth = canned(kinds, 10 * kinds, by_prompt=by_prompt)
+    clustering = cluster_personas(dataset, AUTO_ALONE, Sources(CountsEmbedder()))
+    assert sorted(planted(clustering, truth), key=min) == [{kind} for kind in range(kinds)]
+    assert dict(clustering.quality)["predicted"] > 0.2, "on prompts that nobody was fitted on"
+
+
+def test_a_manner_that_does_not_depend_on_the_prompt_is_predicted_on_prompts_of_other_words():
+    rng = np.random.default_rng(0)
+    words = [f"w{number}" for number in range(20)]
+    personas, truth = [], {}
+    for person in range(24):
+        truth[name := f"p{person:02d}"] = person % 2
+        answers = [f"{('sir indeed', 'mate cheers')[person % 2]} {' '.join(rng.choice(words, 8))}" for _ in range(9)]
+        pairs = [(Turn("user", f"question {number} please"), Turn("assistant", answer)) for number, answer in enumerate(answers)]
+        own = tuple(Dialogue(f"{name}/{number}", pair, split="train") for number, pair in enumerate(pairs))
+        personas.append(Persona(name, None, own))
+    clustering = cluster_personas(Dataset(tuple(personas)), AUTO_ALONE, Sources(CountsEmbedder()))
+    assert sorted(planted(clustering, truth), key=min) == [{0}, {1}]
+
+
+def test_where_answers_give_nothing_to_divide_people_by_there_are_no_clusters():
+    said_the_same, _ = canned(1, 20, by_prompt=False)
+    without_a_word_in_common = Dataset(
+        tuple(Persona(f"p{i:02d}", None, (Dialogue(f"{i}", (Turn("assistant", f"w{i}"),), split="train"),)) for i in range(20))
     )
-    with pytest.raises(BadData, match="two different train responses"):
-        cluster_personas(repetitive, by_responses(algorithm="responses_discriminant"), Sources(CountsEmbedder()))
+    for dataset in (said_the_same, without_a_word_in_common):
+        clustering = cluster_personas(dataset, AUTO_ALONE, Sources(CountsEmbedder()))
+        assert clustering.sizes == (20,)
+        assert "their answers give nothing to divide them by" in sentence(clustering)
+
+
+def test_where_nobody_has_two_answers_that_differ_there_is_nothing_to_whiten_by():
+    dataset, truth = canned(2, 12, by_prompt=False)
+    clustering = cluster_personas(dataset, by_responses(algorithm="responses_discriminant", k=2), Sources(CountsEmbedder()))
+    assert sorted(planted(clustering, truth), key=min) == [{0}, {1}]
 
 
 def test_clusters_of_single_descriptions_have_no_bootstrap_stability():

@@ -182,6 +182,7 @@ def test_a_threshold_out_of_reach_is_measured_before_the_verdict_and_ends_the_la
     measured = measure_ceiling(study.name, stores)
     assert measured is not None
     assert 0 < measured.worst <= measured.mean <= 1
+    assert read_state(study.name, stores).ceiling == measured, "before anything is trained"
     run(study, stores)
     (only,) = stores.studies.verdicts(study.name)
     assert any("The ladder is not climbed" in note and "gate.worst_persona = 1.00" in note for note in only.notes)

@@ -11,8 +11,9 @@ from clusterlora.planning.study_state import read_state
 from clusterlora.planning.training_groups import remaining_groups
 from clusterlora.planning.work_plan import work_plan
 from clusterlora.ports.stores import Stores
-from clusterlora.settings import ClusteringSettings, Study
+from clusterlora.settings import ClusteringSettings, GateSettings, Study
 from clusterlora.stages.evaluate import compared_personas
+from clusterlora.stages.judge import measure_ceiling
 from clusterlora.stages.prepare import prepare_study
 from clusterlora.values import Clustering, Criterion, Verdict
 from tests.fixtures.stages import LOG
@@ -62,9 +63,10 @@ def with_sizes(study: Study, stores: Stores, sizes: tuple[int, ...], **changes: 
 
 
 def test_a_study_whose_clusters_are_too_small_for_a_gate_trains_them_all_without_one(seven: Study, stores: Stores) -> None:
-    study = with_sizes(seven, stores, (3, 4))
+    study = with_sizes(seven, stores, (3, 4), gate=GateSettings(worst_persona=1.0))
     state = read_state(study.name, stores)
     assert not gated(state)
+    assert measure_ceiling(study.name, stores) is None, "no gate asks for the threshold"
     assert next_gate_step(state) is None
     assert not refused(state)
     trained = {name for wave in remaining_groups(state) for group in wave for name in group.adapters}

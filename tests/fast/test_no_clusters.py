@@ -13,7 +13,10 @@ from clusterlora.stages.prepare import prepare_study
 from tests.fixtures.stages import LOG, run_gate, run_rest, study_of_five
 from tests.fixtures.studies import memory_stores
 
-WHY = "No clusters: 5 people are too few for two of clustering.min_size. Methods that need clusters are left out."
+WHY = (
+    "No clusters: 5 people are too few for two of clustering.min_size, or their answers give nothing to divide them by. "
+    "Methods that need clusters are left out."
+)
 
 
 @pytest.mark.whole

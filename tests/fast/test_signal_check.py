@@ -21,8 +21,8 @@ def checked(expected: str, *, per_person: dict[str, list[float]], per_cluster: d
     return {
         "base": "homelm",
         "expected": expected,
-        "by_answer": [0.3, 0.2, 0.05],
-        "explained": [0.021, 0.01, 0.0],
+        "by_answer": [0.3, 0.2, 0.41, 0.05],
+        "explained": 0.021,
         "predicted": -0.001,
         "clusters_chosen": 1,
         "gains": {"cluster_hybrid": per_cluster, "hybrid": per_person},
@@ -73,7 +73,7 @@ def test_the_page_counts_the_verdicts_that_agree_and_shows_every_number() -> Non
         }
     )
     assert "The verdict agrees on 1 of 3 sets, does not on 1, and on 1 it is not decided." in shown
-    row = "| court | homelm | nothing | 30.0% | 5.0% | 2.10% | 0.00% | none | -0.050 (-0.080 to -0.020) / "
+    row = "| court | homelm | nothing | 30.0% (20.0% to 41.0%) | 5.0% | 2.10% | 0.00% | none | -0.050 (-0.080 to -0.020) / "
     assert row in shown
     assert "does not agree |" in shown
 
