@@ -89,6 +89,9 @@ PRESETS: Catalog[Mapping[str, Any]] = Catalog(
     },
 )
 
+_INVENTED = ("demo", "quick")
+"""Presets of invented people alone, whose clusters are planted; the mission asks five clusters of any people."""
+
 _LABELS: Mapping[str, Any] = {
     "evaluation": {"metrics": ["accuracy", "macro_f1", "nll", "prompt_tokens"], "headline": "accuracy"},
     # These thresholds are similarities.
@@ -118,7 +121,7 @@ def resolve(preset: str | None = None, file: Path | None = None, overrides: Mapp
 
     A task of labels or ratings decides metrics, headline and what a method's choice goes by, over the preset's.
     A preset's exact cluster sizes fit the preset's own personas: they are dropped when a later layer changes the personas or the number of
-    clusters without giving sizes.
+    clusters without giving sizes. So is the number of clusters that was planted among invented people, where others take their place.
 
     Raises:
         BadSettings: one line per problem, each naming the field, its value and the fix.
@@ -129,7 +132,8 @@ def resolve(preset: str | None = None, file: Path | None = None, overrides: Mapp
     merged = _for_task(_merged(defaults, changes), changes)
     clustering = _table(merged, "clustering")
     if clustering and "clustering" in defaults and _changes_personas(changes) and "sizes" not in _table(changes, "clustering"):
-        merged["clustering"] = {key: value for key, value in clustering.items() if key != "sizes"}
+        planted = preset in _INVENTED and {"source", "path"} & set(_table(changes, "data")) and "k" not in _table(changes, "clustering")
+        merged["clustering"] = {key: value for key, value in clustering.items() if key != "sizes" and not (planted and key == "k")}
     return from_mapping(merged)
 
 

@@ -90,6 +90,16 @@ def test_a_presets_cluster_sizes_are_dropped_with_its_personas(overrides: dict[s
     assert resolve("mission", overrides={**overrides, "clustering.k": k}).clustering.sizes is None
 
 
+def test_the_number_of_clusters_that_was_planted_is_not_asked_of_other_people() -> None:
+    own = {"data.source": "table", "data.path": "people.jsonl"}
+    for preset in ("quick", "demo"):
+        assert resolve(preset).clustering.k == 5
+        assert (resolve(preset, overrides=own).clustering.k, resolve(preset, overrides=own).clustering.sizes) == (None, None)
+        assert resolve(preset, overrides={**own, "clustering.k": 4}).clustering.k == 4
+        assert resolve(preset, overrides={"data.personas": 20}).clustering.k == 5, "invented, too"
+    assert resolve("mission", overrides=own).clustering.k == 5, "the mission asks for them"
+
+
 def test_a_misspelt_setting_is_refused_with_the_closest_known_one() -> None:
     assert refusals(recipe__learning_rat=1e-3) == ["recipe.learning_rat: no such setting; did you mean recipe.learning_rate?"]
 

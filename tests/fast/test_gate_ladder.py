@@ -23,6 +23,7 @@ from clusterlora.stages.evaluate import compared_personas
 from clusterlora.stages.judge import judge_rung, measure_ceiling
 from clusterlora.stages.prepare import prepare_study
 from clusterlora.values import Clustering, Criterion, Verdict
+from tasks.preparation import cluster
 from tests.fixtures.stages import run
 
 REACHED = Ceiling(mean=0.62, worst=0.31, worst_persona_id="p3", n_answers=900)
@@ -188,6 +189,31 @@ def test_a_threshold_out_of_reach_is_measured_before_the_verdict_and_ends_the_la
     assert any("The ladder is not climbed" in note and "gate.worst_persona = 1.00" in note for note in only.notes)
     assert [phase.state for phase in phases(read_state(study.name, stores)) if phase.name == "gate"] == ["done"]
     assert judge_rung(study.name, OWN.name, stores).notes == only.notes, "judged again, it says the same"
+
+
+class Notes(SilentLog):
+    """A run log that keeps what is said."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def note(self, message: str) -> None:
+        self.said.append(message)
+
+
+@pytest.mark.whole
+def test_a_threshold_out_of_reach_is_told_with_the_clusters_before_anything_is_trained(
+    seven: Study, stores: Stores, monkeypatch: pytest.MonkeyPatch
+):
+    study, log, artifacts = replace(seven, gate=replace(seven.gate, worst_persona=1.0)), Notes(), []
+    prepare_study(study, stores, SilentLog())
+    monkeypatch.setattr("tasks.study_task.from_environment", lambda: stores)
+    monkeypatch.setattr("tasks.study_task.PrefectRunLog", lambda _: log)
+    monkeypatch.setattr("tasks.preparation.create_markdown_artifact", lambda text, **_: artifacts.append(text))
+    cluster.fn(study.name)
+    assert not stores.studies.adapters(study.name)
+    for told in (*artifacts, "\n".join(log.said)):
+        assert "gate.worst_persona = 1.00 is out of reach of these data" in told
 
 
 def seven_ids(stores: Stores) -> tuple[str, ...]:
