@@ -1,9 +1,9 @@
-"""Ten refreshes in a row on people who drift, in this process: what each costs and gains. `python -m benchmarks.refreshes --out docs`.
+"""Ten refreshes in a row on people who change their habits, in this process: what each costs and gains.
 
-Twelve invented people talk in one manner, then ever more in another: in refresh t of ten, t fifths of what is said follow other rules, from
-the fifth on all, and four of the people are then in the other cluster. Six to twelve of them have news each time. After each refresh the
-champion that the registry would serve and the first study's, frozen, are asked for the likelihood of the new test answers, which neither
-has seen.
+`python -m benchmarks.refreshes --out docs`. Fourteen invented people are in two clusters, ten and four. In refreshes 2, 3 and 4 one or two
+of the ten each begin to talk as the other cluster does, and go on so: half of the larger cluster has then moved to the smaller one. Seven
+to fourteen of all have news each time. After each refresh the champion that the registry would serve and the first study's, frozen, are
+asked for the likelihood of the new test answers, which neither has seen.
 
 The studies are kept in `--home`: interrupted, the same command goes on with the refresh that had not ended.
 """
@@ -65,23 +65,42 @@ log = logging.getLogger(__name__)
 
 LOG = SilentLog()
 ROOT = "drift"
-FIRST, EACH = 32, 8
+FIRST, EACH = 20, 6
 """Dialogues of a person in the first study, and in a refresh in which the person has news."""
-POPULATION = SyntheticSettings(cluster_sizes=(8, 4), dialogues=FIRST + 10 * EACH, cluster_share=0.85, persona_share=0.0)
-WORLDS = (0, 4)
-"""Seeds of the manner of before and of the other one."""
-N_WITH_NEWS = (6, 12, 8, 10, 6, 12, 8, 10, 6, 12)
+POPULATION = SyntheticSettings(cluster_sizes=(10, 4), dialogues=FIRST + 10 * EACH, cluster_share=0.85, persona_share=0.0)
+SIZES_IN_THE_END = (5, 9)
+CHANGES = (2, 2, 3, 3, 4)
+"""The refreshes from which on each of those who change talks as the other cluster."""
+N_WITH_NEWS = (7, 14, 9, 11, 7, 14, 9, 11, 7, 14)
 STUDY = Study(
     name=ROOT,
     methods=("unified", "cluster"),
-    data=DataSettings(source="table", train=20, val=4, test=8),
+    data=DataSettings(source="table", train=12, val=3, test=5),
     model=ModelSettings(base="homelm", system_prompt=HOME_PROMPT, max_length=512, dtype="float32"),
-    recipe=Recipe(rank=8, epochs=4, learning_rate=1e-3),
-    clustering=ClusteringSettings(k=2, algorithm="responses"),
+    recipe=Recipe(rank=8, epochs=3, learning_rate=1e-3),
+    clustering=ClusteringSettings(k=2, algorithm="response_residuals"),
     gate=GateSettings(ladder=(), on_failure="continue"),
     evaluation=EvaluationSettings(metrics=("likelihood", "nll"), headline="likelihood", max_new_tokens=8, bootstrap_draws=1000),
     runtime=RuntimeSettings(shards=1, samples=None),
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Habits:
+    """What somebody says by the habits of before and by the later ones, the planted cluster of each, and the refresh of the change."""
+
+    before: tuple[Dialogue, ...]
+    after: tuple[Dialogue, ...]
+    clusters: tuple[int, int]
+    change: int | None
+
+    def have_changed(self, number: int) -> bool:
+        """Return whether the later habits hold in a refresh."""
+        return self.change is not None and number >= self.change
+
+    def said(self, number: int) -> tuple[Dialogue, ...]:
+        """Return all dialogues by the habits that hold in a refresh."""
+        return self.after if self.have_changed(number) else self.before
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,9 +115,14 @@ class Row:
     seconds: float
     moved: bool
     reason: str
+    changed: int
+    """People who have really changed by now."""
     drifted: int
+    """People told as nearest to another cluster than the champion's study has them in."""
     clustered_anew: bool
     gate: str | None
+    agreement: float
+    """Adjusted Rand index of the refresh's clusters with who talks how by now."""
     method: str
     frozen: float
     champion: float
@@ -108,11 +132,11 @@ class Row:
 
 def main(out: Path, home: Path) -> None:
     """Run the first study and ten refreshes, as far as they have not ended, and write refresh.json and refresh.png after each."""
-    worlds = [generate(replace(POPULATION, seed=seed)).dataset.by_id() for seed in WORLDS]
+    people = _people()
     stores = from_environment({"CLUSTERLORA_HOME": str(home)})
     path = home / "said.jsonl"
     if not _has_ended(ROOT, stores):
-        _write(path, {p: worlds[0][p].dialogues[:FIRST] for p in worlds[0]})
+        _write(path, {p: one.before[:FIRST] for p, one in people.items()})
         _finish(replace(STUDY, data=replace(STUDY.data, path=str(path))), stores)
     first = read_state(ROOT, stores)
     assert first.outcome is not None
@@ -126,17 +150,17 @@ def main(out: Path, home: Path) -> None:
         study = stores.studies.study(last)
         if study.refresh.number != number:
             start = FIRST + (number - 1) * EACH
-            people = sorted(worlds[0])[number % 2 :: 2] + sorted(worlds[0])[(number + 1) % 2 :: 2]
-            _write(path, {p: _mixed(worlds, p, start, number) for p in people[:n_people]})
+            in_turn = sorted(people)[number % 2 :: 2] + sorted(people)[(number + 1) % 2 :: 2]
+            _write(path, {p: people[p].said(number)[start : start + EACH] for p in in_turn[:n_people]})
             study = next_refresh(ROOT, str(path), stores)
         if not _has_ended(study.name, stores):
             _finish(study, stores)
-        rows.append(_row(number, study.name, frozen, stores))
+        rows.append(_row(number, study.name, frozen, people, stores))
         log.info("%s", rows[-1])
         write_durably(kept, json.dumps([asdict(row) for row in rows]).encode())
         document = {
             "first": {"train_tokens": _tokens(ROOT, stores), "seconds": _seconds(ROOT, stores), "method": frozen.method},
-            "personas": len(first.dataset.personas),
+            "personas": len(people),
             "refreshes": [asdict(row) for row in rows],
         }
         write_durably(out / "refresh.json", (json.dumps(document, indent=1) + "\n").encode())
@@ -147,9 +171,13 @@ def _has_ended(name: str, stores: Stores) -> bool:
     return any(one == name and status == "finished" for one, status, _ in stores.studies.studies())
 
 
-def _mixed(worlds: list[Mapping[str, Persona]], person: str, start: int, number: int) -> tuple[Dialogue, ...]:
-    """Return what somebody says in a refresh: so many fifths of it by the other rules."""
-    return tuple(worlds[5 * i < number * EACH][person].dialogues[start + i] for i in range(EACH))
+def _people() -> dict[str, Habits]:
+    """Return how everybody talks; who changes is whose cluster differs between two populations that are otherwise the same."""
+    populations = [generate(replace(POPULATION, cluster_sizes=sizes)) for sizes in (POPULATION.cluster_sizes, SIZES_IN_THE_END)]
+    before, after = ({persona.id: persona.dialogues for persona in one.dataset.personas} for one in populations)
+    clusters, last = (one.truth.cluster_by_persona for one in populations)
+    changes = dict(zip((p for p in sorted(before) if clusters[p] != last[p]), CHANGES, strict=True))
+    return {p: Habits(before[p], after[p], (clusters[p], last[p]), changes.get(p)) for p in before}
 
 
 def _write(path: Path, said: Mapping[str, tuple[Dialogue, ...]]) -> None:
@@ -185,11 +213,16 @@ def _champion(stores: Stores) -> RefreshStart:
     return start_from(read_state(name, stores), method, stores)
 
 
-def _row(number: int, name: str, frozen: RefreshStart, stores: Stores) -> Row:
+def _row(number: int, name: str, frozen: RefreshStart, people: Mapping[str, Habits], stores: Stores) -> Row:
+    from sklearn.metrics import adjusted_rand_score
+
     state = read_state(name, stores)
     assert state.news is not None
     assert state.moved is not None
     assert state.regrouping is not None
+    assert state.clustering is not None
+    clusters = state.clustering.cluster_by_persona()
+    truth = [people[p].clusters[people[p].have_changed(number)] for p in clusters]
     new = {(p, one) for p, ids in state.news.dialogues for one in ids}
     asked = [
         replace(person, dialogues=tests)
@@ -207,9 +240,11 @@ def _row(number: int, name: str, frozen: RefreshStart, stores: Stores) -> Row:
         seconds=round(_seconds(name, stores), 1),
         moved=state.moved.moved,
         reason=state.moved.reason,
+        changed=sum(one.have_changed(number) for one in people.values()),
         drifted=len(state.regrouping.moved),
         clustered_anew=state.regrouping.anew,
         gate=None if not state.verdicts else "passed" if any(verdict.passed for verdict in state.verdicts) else "refused",
+        agreement=round(float(adjusted_rand_score(truth, list(clusters.values()))), 3),
         method=_champion(stores).method,
         frozen=round(fmean(losses["frozen"].values()), 4),
         champion=round(fmean(losses["champion"].values()), 4),

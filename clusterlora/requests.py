@@ -165,6 +165,8 @@ class ForgetRequest:
     """The keyed digest of the person's id, which `clusterlora persona forget ID --dry-run` prints first."""
     studies: tuple[str, ...] = ()
     """Only these studies, each with its refreshes; empty: all."""
+    remove_backups: bool = False
+    """Whether the backups made here that have the person are deleted, too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

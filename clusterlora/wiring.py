@@ -7,23 +7,32 @@ from typing import TYPE_CHECKING
 
 from clusterlora.durable import make_folder
 from clusterlora.ports.stores import Stores
+from clusterlora.stores.departures import refuse_unforgotten
 
 if TYPE_CHECKING:
     from clusterlora.stores.mlflow_models import Registry
 
 
-def from_environment(environment: Mapping[str, str] = os.environ) -> Stores:
+def from_environment(environment: Mapping[str, str] = os.environ, *, before_forgetting: bool = False) -> Stores:
     """Return the stores at the addresses in the environment.
 
     CLUSTERLORA_HOME (results; ./studies), CLUSTERLORA_DATABASE_URL (a SQLite file there), MLFLOW_TRACKING_URI (none: nothing is tracked).
     Adapters are kept in a folder here; one that was trained elsewhere is brought from where MLflow keeps it, and checked.
+
+    Args:
+        before_forgetting: also where a restored backup still has people who left since.
+
+    Raises:
+        BadSettings: it has.
     """
     from clusterlora.adapters.weights import refuse_other_weights
     from clusterlora.stores.files import FileAdapterStore
     from clusterlora.stores.sql import SqlStudyStore
 
-    home = Path(environment.get("CLUSTERLORA_HOME", "studies")).resolve()
+    home = _home(environment)
     make_folder(home, mode=0o700)
+    if not before_forgetting:
+        refuse_unforgotten(home)
     studies = SqlStudyStore(environment.get("CLUSTERLORA_DATABASE_URL", f"sqlite:///{home / 'clusterlora.db'}"))
     uri = environment.get("MLFLOW_TRACKING_URI")
     if not uri:
@@ -46,10 +55,19 @@ def from_environment(environment: Mapping[str, str] = os.environ) -> Stores:
 
 
 def registry_from_environment(environment: Mapping[str, str] = os.environ) -> "Registry":
-    """Return the model registry at MLFLOW_TRACKING_URI. Raises BadSettings if the variable is not set."""
+    """Return the model registry at MLFLOW_TRACKING_URI.
+
+    Raises:
+        BadSettings: the variable is not set, or a restored backup still has people who left since.
+    """
     from clusterlora.stores.mlflow_models import registry_at
 
+    refuse_unforgotten(_home(environment))
     return registry_at(environment.get("MLFLOW_TRACKING_URI"))
+
+
+def _home(environment: Mapping[str, str]) -> Path:
+    return Path(environment.get("CLUSTERLORA_HOME", "studies")).resolve()
 
 
 def services_from_environment(environment: Mapping[str, str] = os.environ) -> Path | None:

@@ -20,10 +20,11 @@ from typing import Any
 from clusterlora import __version__
 from clusterlora.durable import make_folder, put_in_place
 from clusterlora.errors import BadData, BadSettings
-from clusterlora.stores.database_copy import adapter_runs, copy_sqlite, dump_database, files_of_sqlite
+from clusterlora.pseudonyms import pseudonym
+from clusterlora.stores.database_copy import adapter_runs, copy_sqlite, dump_database, files_of_sqlite, people_by_study
+from clusterlora.stores.departures import MANIFEST, KnownBackup, note_backup, refuse_unforgotten
 
 FORMAT = 1
-MANIFEST = "manifest.json"
 STUDY_DATABASE, MLFLOW_DATABASE, PREFECT_DATABASE = "database/studies", "database/mlflow.db", "database/prefect.db"
 RESULTS, ARTIFACTS, SECRETS = "studies", "mlflow-artifacts", "secrets"
 PASSWORDS, API_KEYS = "passwords.json", ".serving/api-keys"
@@ -77,12 +78,15 @@ class Manifest:
 def back_up(place: Place, file: Path, *, with_passwords: bool = False) -> Manifest:
     """Write an installation to a file, while it may be in use; return what was written.
 
+    The installation remembers the backup and who is in it, by digests under its key, which is in the backup.
+
     Raises:
-        BadSettings: the file exists, or is to be inside what is backed up.
+        BadSettings: the file exists, or is to be inside what is backed up; or people have to be forgotten again first.
         BadData: there is nothing to back up, something cannot be read, a link leads nowhere or back, or adapters were removed meanwhile.
             The copy would not be whole.
     """
     refuse_nested(place)
+    refuse_unforgotten(place.results)
     if file.exists():
         raise BadSettings(f"{file} exists; give a new name, or remove it")
     if inside := next((folder for folder in (place.results, place.services) if file.resolve().is_relative_to(folder.resolve())), None):
@@ -94,8 +98,11 @@ def back_up(place: Place, file: Path, *, with_passwords: bool = False) -> Manife
         # It holds private conversations.
         opened = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with open(opened, "wb") as raw, tarfile.open(fileobj=raw, mode="w") as archive, TemporaryDirectory(dir=file.parent) as scratch:  # noqa: PTH123
-            runs = adapter_runs(place.database)
+            made = datetime.now(UTC).isoformat(timespec="seconds")
+            runs, people = adapter_runs(place.database), people_of(place)
             kind = _add_databases(archive, place, Path(scratch), files, with_passwords=with_passwords)
+            # Who came or left while it was copied counts as being in it.
+            people = tuple(dict.fromkeys((*people, *people_of(place))))
             own = files_of_sqlite(place.database)
             closed = tuple(one.resolve() for one in (place.services, place.results / ".serving", file))
             _add_folder(archive, place.results, RESULTS, files, own=own, closed=closed)
@@ -106,7 +113,6 @@ def back_up(place: Place, file: Path, *, with_passwords: bool = False) -> Manife
                         _add(archive, secret, f"{SECRETS}/{secret.name}", files)
             if gone := runs.keys() - adapter_runs(place.database).keys():
                 raise BadData(f"{len(gone)} adapters were removed while they were copied, for example {min(gone)}; back up again")
-            made = datetime.now(UTC).isoformat(timespec="seconds")
             manifest = Manifest(
                 format=FORMAT,
                 clusterlora=__version__,
@@ -119,9 +125,19 @@ def back_up(place: Place, file: Path, *, with_passwords: bool = False) -> Manife
             text = json.dumps(asdict(manifest)).encode()
             archive.addfile(_member(MANIFEST, len(text)), io.BytesIO(text))
         put_in_place(partial, file)
+        sha256 = hashlib.sha256(text).hexdigest()
+        note_backup(place.results, KnownBackup(file=str(file.resolve()), manifest_sha256=sha256, made=made, people=people))
     finally:
         partial.unlink(missing_ok=True)
     return manifest
+
+
+def people_of(place: Place) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """Return the keyed digests of the people of every study."""
+    ids_by_study = people_by_study(place.database)
+    # The key is in every backup, so that a restored one can tell whom its installation has forgotten.
+    pseudonym(place.results, "", make_key=True)
+    return tuple((study, tuple(pseudonym(place.results, one) for one in ids)) for study, ids in sorted(ids_by_study.items()))
 
 
 def _add_databases(

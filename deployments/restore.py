@@ -9,14 +9,15 @@ import json
 import os
 import shutil
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from clusterlora.durable import sync
+from clusterlora.durable import sync, write_durably
 from clusterlora.errors import BadData, BadSettings, printable
+from clusterlora.stages.forgotten import UNFINISHED
 from clusterlora.stores.database_copy import (
     files_of_sqlite,
     refuse_other_kind,
@@ -25,12 +26,26 @@ from clusterlora.stores.database_copy import (
     refuse_used_sqlite,
     restore_database,
 )
+from clusterlora.stores.departures import (
+    DEPARTED,
+    DEPARTED_OUTSIDE,
+    MANIFEST,
+    TO_FORGET,
+    Departures,
+    KnownBackup,
+    departures,
+    known_backups,
+    left_since,
+    manifest_sha256,
+    note_backup,
+    note_departure,
+)
+from clusterlora.stores.json_codec import from_json, to_json
 from deployments import private_files, services_state
 from deployments.backup import (
     API_KEYS,
     ARTIFACTS,
     FORMAT,
-    MANIFEST,
     MLFLOW_DATABASE,
     PASSWORDS,
     PREFECT_DATABASE,
@@ -40,6 +55,7 @@ from deployments.backup import (
     STUDY_DATABASE,
     Manifest,
     Place,
+    people_of,
     refuse_nested,
 )
 
@@ -75,8 +91,38 @@ def restore(place: Place, file: Path) -> Manifest:
                 root = folders.get(PurePosixPath(member.name).parts[0], Path(services))
                 _unpack(archive, member, root / member.name, file, manifest)
             refuse_unreadable_dump(place.database, Path(services) / STUDY_DATABASE)
+            _note_departures(place, Path(results) / RESULTS, file, manifest)
             _put_in_place(place, Path(results), Path(services))
+    for one in departures(place.results / DEPARTED):
+        note_departure(place.services / DEPARTED_OUTSIDE, one)
+    people = people_of(place)
+    if (sha256 := manifest_sha256(file)) is not None:
+        note_backup(place.results, KnownBackup(file=str(file.resolve()), manifest_sha256=sha256, made=manifest.created, people=people))
+    _settle(place, {one for _, digests in people for one in digests})
     return manifest
+
+
+def _note_departures(place: Place, unpacked: Path, file: Path, manifest: Manifest) -> None:
+    """Remember who left since the backup was made, and that they are to be forgotten before it is used."""
+    try:
+        departures(unpacked / DEPARTED), known_backups(unpacked)
+    except _NOT_WHOLE as problem:
+        raise BadData(f"{file}: who left is not told in it as a backup does ({problem}); use another backup") from problem
+    since = left_since(place.services / DEPARTED_OUTSIDE, unpacked, manifest.created)
+    for one in since:
+        note_departure(unpacked / DEPARTED, one)
+    # What was under way then is finished first.
+    if since or any((unpacked / UNFINISHED).glob("*.json")):
+        write_durably(unpacked / TO_FORGET, to_json(Departures(since)).encode(), mode=0o600)
+
+
+def _settle(place: Place, people: Collection[str]) -> None:
+    """Let a backup be used at once that has nobody of those who left, by digests of its people, and no removal under way."""
+    pending = place.results / TO_FORGET
+    if pending.is_file() and not any((place.results / UNFINISHED).glob("*.json")):
+        left = from_json(Departures, pending.read_text(encoding="utf-8")).people
+        if not any(one.person in people for one in left):
+            pending.unlink()
 
 
 def _refuse_used(place: Place) -> None:

@@ -18,7 +18,14 @@ def forget_person(context: TaskContext, request: ForgetRequest) -> str:
     from clusterlora.pseudonyms import as_pseudonym
     from clusterlora.stages.forget import forget
 
-    file = forget(as_pseudonym(request.digest), context.stores, context.log, only=request.studies, services=services_from_environment())
+    file = forget(
+        as_pseudonym(request.digest),
+        context.stores,
+        context.log,
+        only=request.studies,
+        services=services_from_environment(),
+        remove_backups=request.remove_backups,
+    )
     page = file.with_suffix(".md").read_text(encoding="utf-8")
     create_markdown_artifact(page, key=artifact_key("forgotten", request.digest[:12]), description="Certificate of removal")
     return str(file)

@@ -8,8 +8,9 @@ from typing import Any
 import click
 
 from clusterlora.cli.orchestration import deployments, services_home
+from clusterlora.cli.persona import forget_restored
 from clusterlora.cli.progress import echo_stderr
-from clusterlora.errors import counted
+from clusterlora.errors import ClusterLoraError, counted
 
 _BACKUP_EXAMPLES = """\b
 Examples:
@@ -41,9 +42,19 @@ def restore(file: Path, as_json: bool) -> None:
     """Put a backup into an empty installation, after every digest in it was checked.
 
     It goes to CLUSTERLORA_HOME, CLUSTERLORA_STACK_HOME and CLUSTERLORA_DATABASE_URL, which must hold nothing yet, and hold nothing
-    after an error. Studies then go on where they were: their adapters are found by key.
+    after an error. Studies then go on where they were: their adapters are found by key. Who was forgotten here after the backup was made
+    is forgotten again; until then no command uses what was restored.
     """
-    _report(deployments("restore").restore(_place(), file), file, "restored", as_json=as_json)
+    from clusterlora.stores.departures import TO_FORGET
+
+    place = _place()
+    _report(deployments("restore").restore(place, file), file, "restored", as_json=as_json)
+    if (place.results / TO_FORGET).is_file():
+        echo_stderr("people who left after it was made are in it, and are forgotten again before anything else can use it")
+        try:
+            forget_restored()
+        except ClusterLoraError as problem:
+            raise type(problem)(f"{problem}; then: clusterlora persona forget --restored") from problem
     if not as_json:
         click.echo("check it with: clusterlora study verify")
 

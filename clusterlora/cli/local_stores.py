@@ -9,16 +9,17 @@ if TYPE_CHECKING:
     from clusterlora.stores.mlflow_models import Registry
 
 
-def open_local_stores(*, keep_services_up: bool = False) -> "Stores":
+def open_local_stores(*, keep_services_up: bool = False, before_forgetting: bool = False) -> "Stores":
     """Return the stores of the local services if they run, so that the command is tracked in their MLflow; else of the environment.
 
     Args:
         keep_services_up: register the command as a user of the services until it ends.
+        before_forgetting: also where a restored backup still has people who left since.
     """
     use_local_services(keep_up=keep_services_up)
     from clusterlora.wiring import from_environment
 
-    return from_environment()
+    return from_environment(before_forgetting=before_forgetting)
 
 
 def open_registry() -> "Registry":

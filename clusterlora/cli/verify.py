@@ -31,7 +31,7 @@ def verify(name: str | None, repair: bool, as_json: bool) -> None:
     """Check that the study database, the adapter store and MLflow agree."""
     from clusterlora.verify import verify as verify_studies
 
-    stores = open_local_stores(keep_services_up=True)
+    stores = open_local_stores(keep_services_up=True, before_forgetting=True)
     names = [name] if name else [study for study, _, _ in stores.studies.studies()]
     findings: list[Finding] = []
     for finding in verify_studies(names, stores, live=_live_work(), repair=repair):

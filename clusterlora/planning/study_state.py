@@ -1,5 +1,6 @@
 """The state of a study at one moment: every step reads it once and passes it down; status, artifacts and report are rendered from it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from clusterlora.errors import UnknownName
@@ -24,7 +25,7 @@ from clusterlora.metadata import (
 from clusterlora.methods import METHODS
 from clusterlora.ports.stores import Stores
 from clusterlora.settings import PreparedStudy, Rung
-from clusterlora.values import Attempt, Clustering, Dataset, TrainedAdapter, Verdict
+from clusterlora.values import Attempt, Clustering, Dataset, Dialogue, TrainedAdapter, Verdict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +100,7 @@ def read_state(study_name: str, stores: Stores) -> StudyState:
     return StudyState(
         settings=_possible(studies.study(study_name), clustering),
         status=studies.status(study_name),
-        data=_data(study_name, news, stores),
+        data=_data(study_name, news, outdated(study_name, stores), stores),
         clustering=clustering,
         verdicts=studies.verdicts(study_name),
         decisions=(studies.metadata(study_name, GateDecisions) or GateDecisions()).decisions,
@@ -131,8 +132,19 @@ def _possible(study: PreparedStudy, clustering: Clustering | None) -> PreparedSt
     return replace(study, methods=tuple(name for name in study.methods if not METHODS[name].needs_clusters))
 
 
-def _data(study_name: str, news: News | None, stores: Stores) -> Dataset | None:
-    """Return a study's data; a refresh has of its test dialogues the new ones, and some of the old ones to compare with."""
+def outdated(study_name: str, stores: Stores) -> dict[str, frozenset[str]]:
+    """Return the ids of dialogues of before people changed, by person, as far as this refresh or those before it found."""
+    found = stores.studies.metadata(study_name, Regrouping)
+    if found is None and (of := stores.studies.study(study_name).refresh.of) is not None:
+        return outdated(of, stores)
+    return {p: frozenset(ids) for p, ids in found.outdated} if found else {}
+
+
+def _data(study_name: str, news: News | None, left: Mapping[str, frozenset[str]], stores: Stores) -> Dataset | None:
+    """Return a study's data without what is left out.
+
+    A refresh has of its test dialogues the new ones, and some of the old ones to compare with.
+    """
     try:
         dataset = stores.studies.dataset(study_name)
     except UnknownName:
@@ -140,9 +152,11 @@ def _data(study_name: str, news: News | None, stores: Stores) -> Dataset | None:
     if news is None:
         return dataset
     tested = {(p, one) for p, ids in (*news.dialogues, *news.old_test) for one in ids}
-    return Dataset(
-        tuple(replace(p, dialogues=tuple(d for d in p.dialogues if d.split != "test" or (p.id, d.id) in tested)) for p in dataset.personas)
-    )
+
+    def is_used(persona_id: str, one: Dialogue) -> bool:
+        return (one.split != "test" or (persona_id, one.id) in tested) and one.id not in left.get(persona_id, ())
+
+    return Dataset(tuple(replace(p, dialogues=tuple(d for d in p.dialogues if is_used(p.id, d))) for p in dataset.personas))
 
 
 def is_busy(stores: Stores) -> bool:

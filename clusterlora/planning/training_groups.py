@@ -70,24 +70,38 @@ def _groups(state: StudyState, plan: WorkPlan, wave: Sequence[AdapterSpec]) -> t
 def _fan_out(state: StudyState, plan: WorkPlan, wave: Sequence[AdapterSpec]) -> tuple[TrainingGroup, ...]:
     """Return groups that partition the work by load into as many runs as the study has shards.
 
-    Small adapters are not worth a run of their own, and share forward passes with large ones. The partition depends on the plan only, so
-    it is the same after a relaunch; adapters the gate has trained count as zero load. The runs of a step of the tuning are called after it.
+    Small adapters are not worth a run of their own, and share forward passes with large ones. Partition and names depend on the plan only,
+    so they are the same after a relaunch; adapters the gate has trained count as zero load. The runs of a step of the tuning are called
+    after it, and those of later waves after theirs, as attempts are counted by name.
     """
     names = {spec.name for spec in wave}
     before = frozenset(gate_adapters(plan)) if plan.judged is not None else frozenset[str]()
     groups = []
     trained = [spec for spec in plan.specs.values() if not spec.merge_of]
+    wave_of = _waves(plan, before)
     for are_prefixes, group, title in ((False, "fan-out", "fan-out"), (True, "prefixes", "prefixes")):
         specs = [spec for spec in trained if (spec.recipe.kind == "prefix") == are_prefixes]
         name, words = (f"tuning-{plan.step}-{group}", f"tuning {plan.step}, {title}") if plan.step else (group, title)
         work = {spec: 0 if spec.name in before else _work(spec) for spec in specs}
         bins = partition_by_load(work, state.settings.runtime.shards)
         for number, shard in enumerate(bins, start=1):
-            if in_shard := tuple(spec.name for spec in shard if spec.name in names):
-                groups.append(_group(plan, f"{name}-{number}-of-{len(bins)}", f"{words} {number}/{len(bins)}", in_shard))
+            in_shard = [spec.name for spec in shard if spec.name in names]
+            for k in sorted({wave_of[one] for one in in_shard}):
+                later, told = (f"-wave-{k}", f", wave {k}") if k > 1 else ("", "")
+                adapters = tuple(one for one in in_shard if wave_of[one] == k)
+                groups.append(_group(plan, f"{name}-{number}-of-{len(bins)}{later}", f"{words} {number}/{len(bins)}{told}", adapters))
     if merged := tuple(spec.name for spec in wave if spec.merge_of):
         groups.append(_group(plan, "merge", "merge clusters", merged))
     return tuple(groups)
+
+
+def _waves(plan: WorkPlan, before: Collection[str]) -> dict[str, int]:
+    """Return by adapter the wave of the fan-out in which it is trained, from 1, where the gate has trained those of `before`."""
+    wave_of: dict[str, int] = {}
+    for name in plan.with_needs(plan.specs):
+        needed = [one for one in plan.specs[name].needs if one not in before and not plan.specs[one].kept]
+        wave_of[name] = 1 + max((wave_of[one] for one in needed), default=0)
+    return wave_of
 
 
 def _missing(

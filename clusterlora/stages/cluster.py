@@ -1,6 +1,7 @@
 """Cluster the personas of a prepared study, once."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from clusterlora.gate.judged_cluster import words
 from clusterlora.metadata import RefreshStart, Regrouping, TruthAgreement
 from clusterlora.models.model_cache import base_model, embedder
 from clusterlora.planning.ladder import GATED, REFERENCE
-from clusterlora.planning.study_state import StudyState, read_state
+from clusterlora.planning.study_state import StudyState, outdated, read_state
 from clusterlora.planning.work_plan import work_plan
 from clusterlora.ports.run_log import RunLog
 from clusterlora.ports.stores import Stores
@@ -26,7 +27,7 @@ from clusterlora.progress.timing import timed
 from clusterlora.results.report import map_path, write_map
 from clusterlora.settings import Study
 from clusterlora.stages.train import link_trained
-from clusterlora.values import Clustering, Persona
+from clusterlora.values import Clustering, Dataset, Persona
 
 
 def cluster_study(study_name: str, stores: Stores, log: RunLog) -> Clustering:
@@ -69,15 +70,33 @@ def _regrouped(state: StudyState, start: RefreshStart, stores: Stores, log: RunL
     members = tuple(tuple(p for p in ids if p in there) for ids in start.members)
     if not all(members):
         raise BadData(f"nobody is left of a cluster of study {start.study}; run a study of the people that there are under another name")
-    clustering, moved = regroup(state.dataset, start.algorithm, members, sources)
-    n_known = sum(map(len, members))
+    news = dict(state.news.dialogues) if state.news else {}
+    rng = np.random.default_rng(study.clustering.seed)
+    found = regroup(state.dataset, start.algorithm, members, sources, news=news, rng=rng)
+    clustering, moved, n_known = found.clustering, found.moved, sum(map(len, members))
+    left = outdated(state.name, stores)
     anew = len(moved) > study.refresh.misfits * n_known
     if anew:
-        clustering = cluster_personas(state.dataset, study.clustering, sources, log)
-    stores.studies.save_metadata(study.name, Regrouping(moved=moved, n_personas=n_known, anew=anew))
+        people = stores.studies.dataset(state.name).by_id()
+        left |= {p: _before(people[p], last) - set(news.get(p, ())) for p, last in found.changed.items()}
+        clustering = cluster_personas(_without(state.dataset, left), study.clustering, sources, log)
+    stores.studies.save_metadata(
+        study.name,
+        Regrouping(moved=moved, n_personas=n_known, anew=anew, outdated=tuple((p, tuple(sorted(ids))) for p, ids in left.items())),
+    )
     ending = ": everybody is clustered anew" if anew else ""
     log.note(f"{len(moved)} of {n_known} personas are nearest to another cluster than their own{ending}")
     return clustering
+
+
+def _before(persona: Persona, last: Collection[str]) -> frozenset[str]:
+    """Return the ids of a person's dialogues before the first of these."""
+    ids = [d.id for d in persona.dialogues]
+    return frozenset(ids[: min(map(ids.index, last))])
+
+
+def _without(dataset: Dataset, left: Mapping[str, frozenset[str]]) -> Dataset:
+    return Dataset(tuple(replace(p, dialogues=tuple(d for d in p.dialogues if d.id not in left.get(p.id, ()))) for p in dataset.personas))
 
 
 def _check_methods(state: StudyState) -> None:

@@ -90,7 +90,8 @@ def _metadata_without(study: str, persona_id: str, stores: Stores) -> Iterator[o
         moved = tuple(
             (p, number[own], number[nearest]) for p, own, nearest in regrouping.moved if p != persona_id and {own, nearest} <= number.keys()
         )
-        yield replace(regrouping, moved=moved, n_personas=regrouping.n_personas - 1)
+        outdated = tuple(one for one in regrouping.outdated if one[0] != persona_id)
+        yield replace(regrouping, moved=moved, n_personas=regrouping.n_personas - 1, outdated=outdated)
     if (start := studies.metadata(study, RefreshStart)) is not None:
         members = tuple(tuple(p for p in ids if p != persona_id) for ids in start.members)
         adapters = tuple(

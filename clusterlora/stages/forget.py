@@ -15,8 +15,9 @@ from shutil import rmtree
 
 from clusterlora.adapters.stored import stored_folder
 from clusterlora.durable import make_folder, write_durably
-from clusterlora.errors import BadData, BadSettings, UnknownName
+from clusterlora.errors import BadData, BadSettings, UnknownName, counted
 from clusterlora.metadata import ComparisonSummary
+from clusterlora.planning.family import family
 from clusterlora.planning.study_state import read_state
 from clusterlora.ports.run_log import RunLog
 from clusterlora.ports.stores import Stores
@@ -34,6 +35,16 @@ from clusterlora.stages.forget_plan import (
 from clusterlora.stages.forget_words import markdown
 from clusterlora.stages.forgotten import CERTIFICATES, DIGITS, UNFINISHED
 from clusterlora.stages.remaining import run_remaining
+from clusterlora.stores.departures import (
+    DEPARTED,
+    DEPARTED_OUTSIDE,
+    Departure,
+    KnownBackup,
+    drop_backup,
+    installation,
+    known_backups,
+    note_departure,
+)
 from clusterlora.stores.json_codec import from_json, to_json
 from clusterlora.stores.server_databases import empty_logs, purge_mlflow, purge_prefect
 
@@ -53,7 +64,15 @@ def what_to_forget(person: str, stores: Stores, *, only: Collection[str] = ()) -
         raise
 
 
-def forget(person: str, stores: Stores, log: RunLog, *, only: Collection[str] = (), services: Path | None = None) -> Path:
+def forget(
+    person: str,
+    stores: Stores,
+    log: RunLog,
+    *,
+    only: Collection[str] = (),
+    services: Path | None = None,
+    remove_backups: bool = False,
+) -> Path:
     """Remove a person from every study, train again what learned from them, compare anew; return the certificate's file, `.json`.
 
     The same page beside it is Markdown. A command that was killed goes on where it was; what has the person beyond that, or beyond the
@@ -63,6 +82,7 @@ def forget(person: str, stores: Stores, log: RunLog, *, only: Collection[str] = 
         person: pseudonym of the id (`pseudonyms.pseudonym`).
         only: studies to which it is limited, each with its family of refreshes.
         services: folder of the servers of this machine, whose databases are cleared of what their interfaces keep.
+        remove_backups: whether the backups known here that have the person are deleted, too; also where nothing else has them any more.
 
     Raises:
         BadData, BadSettings, ServiceDown, UnknownName: as `plan_removal`; nothing has been changed then.
@@ -71,9 +91,16 @@ def forget(person: str, stores: Stores, log: RunLog, *, only: Collection[str] = 
     """
     with _alone(stores):
         _refuse_others(person, stores)
-        plan = what_to_forget(person, stores, only=only)
+        try:
+            plan = what_to_forget(person, stores, only=only)
+        except UnknownName:
+            if not (remove_backups and certificates(person, stores) and backups_with(person, only, stores)):
+                raise
+            asked = Certificate(person=person, studies=(), scope=tuple(sorted(only)), erased=_now(), at=_now())
+            gone, left = _purge_backups(asked, stores, remove=True)
+            return _write(replace(asked, backups=gone, left=left), stores)
         while True:
-            file = _carry_out(plan, stores, log, services)
+            file = _carry_out(plan, stores, log, services, remove_backups=remove_backups)
             try:
                 plan = plan_removal(person, stores, only)
             except UnknownName:
@@ -100,11 +127,22 @@ def _refuse_others(person: str, stores: Stores) -> None:
             raise BadSettings(f"the removal of another person is not finished: clusterlora persona forget --digest {other.person}{scope}")
 
 
-def _carry_out(plan: Certificate, stores: Stores, log: RunLog, services: Path | None) -> Path:
+def backups_with(person: str, only: Collection[str], stores: Stores) -> tuple[KnownBackup, ...]:
+    """Return the backups known here that have a person, the oldest first; with `only`, in the families of these studies."""
+    names = {name for name, *_ in stores.studies.studies()}
+    studies = {*only}.union(*(family(stores.studies.study(name).refresh.root or name, stores) for name in names & set(only)))
+    return tuple(one for one in known_backups(stores.home) if one.has(person, studies))
+
+
+def _carry_out(plan: Certificate, stores: Stores, log: RunLog, services: Path | None, *, remove_backups: bool) -> Path:
     unfinished = _unfinished(plan.person, stores)
     if not plan.erased:
         refuse_while_busy(stores)
         write_durably(unfinished, to_json(plan).encode(), mode=0o600)
+        departure = Departure(person=plan.person, scope=plan.scope, at=_now(), installation=str(installation(stores.home)))
+        # Before anything is gone: a backup that is restored after a crash must not bring the person back.
+        for folder in (stores.home / DEPARTED, *([services / DEPARTED_OUTSIDE] if services is not None else [])):
+            note_departure(folder, departure)
         plan = replace(plan, left=_erase(plan, stores, log, services), erased=_now())
         write_durably(unfinished, to_json(plan).encode(), mode=0o600)
     names = [removal.study for removal in plan.studies]
@@ -115,16 +153,45 @@ def _carry_out(plan: Certificate, stores: Stores, log: RunLog, services: Path | 
             stores.studies.set_status(removal.study, "running")
             run_remaining(removal.study, stores, log)
     _refuse_who_came_back(plan, stores)
+    gone, still = _purge_backups(plan, stores, remove=remove_backups)
     others = studies_with([adapter for removal in plan.studies for adapter in removal.removed], names, stores)
     done = tuple(_with_outcome(removal, others, stores) for removal in plan.studies)
-    certificate = replace(plan, studies=done, left=(*plan.left, *_elsewhere(plan.person, names, done, stores)), at=_now())
-    # Rounds of the same second are different removals.
-    n_before = len(certificates(plan.person, stores))
-    file = stores.home / CERTIFICATES / f"{plan.person[:DIGITS]}-{certificate.at[:19].replace(':', '')}-{n_before + 1}.json"
-    write_durably(file.with_suffix(".md"), markdown(certificate).encode(), mode=0o600)
-    write_durably(file, to_json(certificate).encode(), mode=0o600)
+    left = (*plan.left, *still, *_elsewhere(plan.person, names, done, stores))
+    certificate = replace(plan, studies=done, left=left, backups=gone, at=_now())
+    file = _write(certificate, stores)
     unfinished.unlink()
     return file
+
+
+def _write(certificate: Certificate, stores: Stores) -> Path:
+    # Rounds of the same second are different removals.
+    n_before = len(certificates(certificate.person, stores))
+    file = stores.home / CERTIFICATES / f"{certificate.person[:DIGITS]}-{certificate.at[:19].replace(':', '')}-{n_before + 1}.json"
+    write_durably(file.with_suffix(".md"), markdown(certificate).encode(), mode=0o600)
+    write_durably(file, to_json(certificate).encode(), mode=0o600)
+    return file
+
+
+def _purge_backups(plan: Certificate, stores: Stores, *, remove: bool) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the files of the backups with the person that were removed, and sentences about the others."""
+    found = backups_with(plan.person, plan.scope, stores)
+    there, away = [one for one in found if one.is_there], [one for one in found if not one.is_there]
+    left = [
+        f"the backup {one.file} of {one.made} has the person: the same command with --remove-backups removes it; make another first"
+        for one in there
+        if not remove
+    ]
+    if away:
+        last = away[-1]
+        left.append(
+            f"{counted(len(away), 'backup')} with the person, the last of {last.made} written to {last.file}, not there any more: delete "
+            "copies of them"
+        )
+    if not remove:
+        return (), tuple(left)
+    for one in there:
+        drop_backup(stores.home, one)
+    return tuple(one.file for one in there), tuple(left)
 
 
 def _refuse_who_came_back(plan: Certificate, stores: Stores) -> None:
@@ -215,7 +282,7 @@ def _left(plan: Certificate, experiments: Sequence[str], stores: Stores, *, know
     archives = sorted(str(file.relative_to(stores.home)) for file in stores.home.rglob("*.tar"))
     sentences += [f"{file} among the results may be a backup that has the person: delete it" for file in archives]
     sentences += [
-        "backups from before this, folders that `registry export` wrote, and copies elsewhere are not known here: delete those",
+        "copies of backups, folders that `registry export` wrote, and copies elsewhere are not known here: delete those",
         "a `clusterlora serve` that runs answers with what it has loaded until the alias is at another version: restart it",
     ]
     return tuple(sentences)

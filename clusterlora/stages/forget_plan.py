@@ -58,14 +58,16 @@ class Removal:
 class Certificate:
     """What was removed and trained again when a person left; the keyed digest of the id alone names the person.
 
-    `left` is what this program cannot remove, with what to do. `erased` is the moment (ISO 8601, UTC) at which everything was removed, `at`
-    that at which everything was trained and compared anew. `scope` are the studies that were asked for; empty: all.
+    `left` is what this program cannot remove, with what to do; `backups` are the files of backups that were removed. `erased` is the moment
+    (ISO 8601, UTC) at which everything was removed, `at` that at which everything was trained and compared anew. `scope` are the studies
+    that were asked for; empty: all.
     """
 
     person: str
     studies: tuple[Removal, ...]
     scope: tuple[str, ...] = ()
     left: tuple[str, ...] = ()
+    backups: tuple[str, ...] = ()
     erased: str = ""
     at: str = ""
 

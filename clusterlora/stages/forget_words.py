@@ -5,10 +5,11 @@ from collections.abc import Iterator, Sequence
 from clusterlora.errors import counted
 from clusterlora.progress.timing import duration
 from clusterlora.stages.forget_plan import AdapterRecord, Certificate, Removal
+from clusterlora.stores.departures import KnownBackup
 
 
-def plan_lines(plan: Certificate) -> Iterator[str]:
-    """Yield what would be removed and trained again, and how long that takes."""
+def plan_lines(plan: Certificate, backups: Sequence[KnownBackup] = ()) -> Iterator[str]:
+    """Yield what would be removed and trained again, how long that takes, and which backups have the person."""
     for one in plan.studies:
         keep = sorted({study for adapter in one.removed for study in adapter.still_in})
         shared = sum(adapter.n_personas > 1 for adapter in one.removed)
@@ -19,6 +20,8 @@ def plan_lines(plan: Certificate) -> Iterator[str]:
             yield f"  {', '.join(keep)} keep the same weights of some of these adapters"
     if seconds := sum(one.seconds for one in plan.studies):
         yield f"about {duration(seconds)} of work by what it took before, in one process"
+    for one in backups:
+        yield f"backup {one.file} of {one.made} has them: --remove-backups removes it"
 
 
 def again(one: Removal) -> str:
@@ -60,6 +63,8 @@ def markdown(certificate: Certificate) -> str:
         ]
         if not one.ended:
             lines += ["", "The study had compared nothing yet; it goes on without the person when it is run."]
+    if certificate.backups:
+        lines += ["", "## Backups", "", *(f"- {file} was removed" for file in certificate.backups)]
     lines += ["", "## Out of reach", "", *(f"- {sentence}" for sentence in certificate.left), ""]
     return "\n".join(lines)
 

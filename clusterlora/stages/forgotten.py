@@ -7,6 +7,7 @@ from clusterlora.metadata import Forgotten
 from clusterlora.ports.stores import Stores
 from clusterlora.pseudonyms import pseudonym
 from clusterlora.settings import Study
+from clusterlora.stores.departures import DEPARTED
 
 CERTIFICATES = ".forgotten"
 """In the folder of the results: two files per certificate, named by the first digits of the keyed digest of the id and the moment."""
@@ -24,7 +25,7 @@ def who_left(study: Study, stores: Stores) -> Callable[[str], bool]:
     names = [name for name, *_ in stores.studies.studies()]
     left = {one[:DIGITS] for name in names for one in (stores.studies.metadata(name, Forgotten) or Forgotten()).pseudonyms}
     # A study of exchanged dialogues is removed with its metadata.
-    left |= {one.stem[:DIGITS] for folder in (CERTIFICATES, UNFINISHED) for one in (stores.home / folder).glob("*.json")}
+    left |= {one.stem[:DIGITS] for folder in (CERTIFICATES, UNFINISHED, DEPARTED) for one in (stores.home / folder).glob("*.json")}
     if not left:
         return lambda _: False
     has = {one for name in (study.name, study.refresh.of) if name in names for one in _ids(str(name), stores)}

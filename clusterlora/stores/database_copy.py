@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import URL
@@ -140,14 +141,26 @@ def adapter_runs(url: str) -> dict[str, str | None]:
 
     The database is not migrated. Raises as `dump_database`.
     """
+    table = schema.adapters.c
+    return {key: None if uri is None else run_id for key, run_id, uri in _rows(url, sa.select(table.key, table.run_id, table.uri))}
+
+
+def people_by_study(url: str) -> dict[str, tuple[str, ...]]:
+    """Return the ids of the people of every study. The database is not migrated. Raises as `dump_database`."""
+    table = schema.personas.c
+    found: dict[str, list[str]] = {}
+    for study, persona_id in _rows(url, sa.select(table.study, table.id)):
+        found.setdefault(study, []).append(persona_id)
+    return {study: tuple(ids) for study, ids in found.items()}
+
+
+def _rows(url: str, query: "sa.Select[Any]") -> "Sequence[sa.Row[Any]]":
     parsed = parse_url(url)
     if parsed.get_backend_name() == "sqlite" and not Path(str(parsed.database)).is_file():
         raise BadData(f"there is no study database {redacted(parsed)} to back up; nothing was ever run here")
     try:
         with sa.create_engine(parsed, poolclass=sa.NullPool).connect() as connection:
-            table = schema.adapters.c
-            rows = connection.execute(sa.select(table.key, table.run_id, table.uri)).all()
-            return {key: None if uri is None else run_id for key, run_id, uri in rows}
+            return connection.execute(query).all()
     except DBAPIError as problem:
         cause = str(problem.orig).strip().partition("\n")[0]
         raise ServiceDown(f"study database {redacted(parsed)} cannot be read: {cause}; start it, or correct its URL") from problem

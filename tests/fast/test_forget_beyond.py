@@ -164,7 +164,9 @@ def test_the_numbers_of_imported_adapters_move_with_the_clusters_also_after_an_i
 ) -> None:
     stores.studies.save_metadata(study.name, ImportedAdapters(weights_by_cluster=((0, "hers"), (1, "second"), (2, "third"))))
     moved = ((LEAVES, 0, 1), (PEOPLE[0], 1, 0), (PEOPLE[3], 2, 1))
-    stores.studies.save_metadata(study.name, Regrouping(moved=moved, n_personas=5, anew=False))
+    stores.studies.save_metadata(
+        study.name, Regrouping(moved=moved, n_personas=5, anew=False, outdated=((LEAVES, ("1",)), (PEOPLE[3], ("2",))))
+    )
     stores.studies.save_metadata(study.name, WatchedFiles((WatchedFile("people.jsonl", "0" * 64),)))
     with monkeypatch.context() as patch:
         patch.setattr(type(stores.studies), "forget_data", killed)
@@ -172,7 +174,9 @@ def test_the_numbers_of_imported_adapters_move_with_the_clusters_also_after_an_i
             leave(stores)
     leave(stores)
     assert stores.studies.metadata(study.name, ImportedAdapters) == ImportedAdapters(weights_by_cluster=((0, "second"), (1, "third")))
-    assert stores.studies.metadata(study.name, Regrouping) == Regrouping(moved=((PEOPLE[3], 1, 0),), n_personas=4, anew=False)
+    assert stores.studies.metadata(study.name, Regrouping) == Regrouping(
+        moved=((PEOPLE[3], 1, 0),), n_personas=4, anew=False, outdated=((PEOPLE[3], ("2",)),)
+    )
     assert stores.studies.metadata(study.name, WatchedFiles) is not None, "the file is not refreshed from again"
 
 

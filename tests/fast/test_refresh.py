@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 import flows.refresh as refresh_flow
 from clusterlora.clustering.features import Sources
-from clusterlora.clustering.regroup import regroup
+from clusterlora.clustering.regroup import Regrouped, regroup
 from clusterlora.comparison.move import decide
 from clusterlora.config import check
 from clusterlora.data.refresh import joined
@@ -330,9 +330,33 @@ def test_new_people_join_the_nearest_cluster_and_who_has_drifted_is_named() -> N
 
     quiet, loud = "of course, softly and gladly", "NO! NEVER! GO AWAY"
     people = [speaks(name, quiet) for name in "abc"] + [speaks(name, loud) for name in "def"] + [speaks("new", loud), speaks("late", quiet)]
-    clustering, moved = regroup(Dataset(tuple(people)), "responses", (("a", "b", "c", "f"), ("d", "e")), Sources(Words()))
-    assert moved == (("f", 0, 1),), "f says what the other cluster says, and stays until everybody is clustered anew"
-    assert clustering.members == (("a", "b", "c", "f", "late"), ("d", "e", "new"))
+    members = (("a", "b", "c", "f"), ("d", "e"))
+    found = regroup(Dataset(tuple(people)), "responses", members, Sources(Words()), news={}, rng=np.random.default_rng(0))
+    assert found.moved == (("f", 0, 1),), "f says what the other cluster says, and stays until everybody is clustered anew"
+    assert found.clustering.members == (("a", "b", "c", "f", "late"), ("d", "e", "new"))
+
+
+def test_who_talks_otherwise_by_now_has_drifted_though_most_that_they_said_is_as_before() -> None:
+    quiet, loud = "of course, softly and gladly", "NO! NEVER! GO AWAY"
+
+    def speaks(name: str, *words: str) -> Persona:
+        return Persona(name, None, tuple(dialogue(str(i), f"question {i}", f"{one} {i}", "train") for i, one in enumerate(words)))
+
+    old = {**dict.fromkeys("abcd", quiet), **dict.fromkeys("efgh", loud)}
+    changed = {"a": loud, "b": loud}
+    people = [speaks(name, *[words] * 30, *[changed.get(name, words)] * 10) for name, words in old.items()]
+    members = (tuple("abcd"), tuple("efgh"))
+
+    def found(news: dict[str, tuple[str, ...]]) -> Regrouped:
+        return regroup(Dataset(tuple(people)), "responses", members, Sources(Words()), news=news, rng=np.random.default_rng(0))
+
+    last = tuple(map(str, range(30, 40)))
+    for news in (dict.fromkeys(old, last), {"a": last[5:]}, {}):
+        drifted = found(news)
+        assert drifted.moved == (("a", 0, 1), ("b", 0, 1)), "whether it is new to the champion or not"
+        assert drifted.changed == {"a": frozenset(last), "b": frozenset(last)}
+        assert drifted.clustering.members == members
+    assert found(dict.fromkeys(old, tuple(map(str, range(40))))).changed == {}, "where all is new, nothing is known of before"
 
 
 def test_the_command_says_what_is_new_and_launches_the_next_refresh(

@@ -148,3 +148,27 @@ def test_clustered_anew_nobody_is_answered_by_an_adapter_that_has_never_learnt_f
         spec = plan.specs[name]
         assert mover in spec.persona_ids
         assert (spec.kept, spec.init_from, spec.learns_from) == (None, None, ())
+
+
+def test_what_people_said_before_they_changed_is_neither_learnt_nor_asked_from_then_on(
+    grouped_wrongly: tuple[PreparedStudy, Stores], tmp_path: Path
+) -> None:
+    study, stores = grouped_wrongly
+    prepare_study(study, stores, LOG)
+    whole = stores.studies.dataset(study.name).by_id()["persona_000"]
+    news = set(dict(read_state(study.name, stores).news.dialogues)["persona_000"])  # pyright: ignore[reportOptionalMemberAccess]
+    old = tuple(sorted(d.id for d in whole.dialogues if d.id not in news))
+    clustering = stores.studies.clustering("small")
+    assert clustering is not None
+    stores.studies.save_clustering(study.name, clustering)
+    moved = (("persona_000", 0, 1),)
+    stores.studies.save_metadata(study.name, Regrouping(moved=moved, n_personas=16, anew=True, outdated=(("persona_000", old),)))
+    state = read_state(study.name, stores)
+    assert {d.id for d in state.dataset.by_id()["persona_000"].dialogues} == news
+    (mine,) = (spec for spec in work_plan(state).specs.values() if spec.label == "unified" and spec.init_from)
+    assert {one for p, ids in mine.learns_from for one in ids if p == "persona_000"} <= news, "nothing old of theirs is replayed"
+    call_finished(study, stores, "unified")
+    after = next_refresh("small", write(tmp_path / "later.jsonl", {"persona_001": later(study, seed=9)["persona_001"]}), stores)
+    prepare_study(after, stores, LOG)
+    assert {d.id for d in read_state(after.name, stores).dataset.by_id()["persona_000"].of_split("train")} <= news
+    assert len(stores.studies.dataset(after.name).by_id()["persona_000"].dialogues) == len(whole.dialogues), "nothing is deleted"

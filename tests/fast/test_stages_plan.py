@@ -74,6 +74,29 @@ def test_an_adapter_of_the_gate_that_got_lost_is_in_one_of_the_training_groups(s
     assert sorted(trained) == sorted(plan_of(study, stores).specs)
 
 
+def test_a_later_wave_is_called_after_it_also_where_only_part_of_the_first_is_left(study: Study, stores: Stores) -> None:
+    # Without clusters there is no gate, so the fan-out trains `unified`, on which the residuals of `hybrid` are trained.
+    study = replace(study, name="waves", methods=("unified", "per_persona", "hybrid"))
+    prepare_study(study, stores, LOG)
+    cluster_study(study.name, stores, LOG)
+    plan = plan_of(study, stores)
+    first, second = remaining_groups(state_of(study, stores))
+    assert [group.name for group in first] == ["fan-out-1-of-2", "fan-out-2-of-2"]
+    assert [group.name for group in second] == ["fan-out-1-of-2-wave-2", "fan-out-2-of-2-wave-2"]
+    assert [group.title for group in second] == ["fan-out 1/2, wave 2", "fan-out 2/2, wave 2"]
+    residuals = {group.name: group.adapters for group in second}
+    assert {plan.specs[name].frozen_adapter for names in residuals.values() for name in names} == {"unified"}
+
+    def left() -> dict[str, tuple[str, ...]]:
+        return {group.name: group.adapters for wave in remaining_groups(state_of(study, stores)) for group in wave}
+
+    *done, last = [name for group in first for name in group.adapters if name != "unified"]
+    for name in ("unified", *done):
+        stores.studies.save_adapter(study.name, TrainedAdapter(plan.keys[name], name, plan.specs[name], 3, 90, 1.0, 0.5, 0.4, 1))
+    (of_last,) = (group.name for group in first if last in group.adapters)
+    assert left() == {of_last: (last,), **residuals}, "what can be trained at once now is called as it was"
+
+
 def test_the_scale_is_measured_once_and_again_for_other_people(study: Study, stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
     measured: list[int] = []
     floor = scale_stage.floor

@@ -1,0 +1,125 @@
+"""Backups that were made of an installation, who is in them, and who left: what a restored backup brings back is removed again.
+
+Files in the folder of the results: `.backups/` names every backup of the installation and who is in it, `.departed/` everybody who left.
+The latter is kept in the servers' folder, too, which no restore overwrites. Both travel in later backups, and name people by keyed digests.
+"""
+
+import hashlib
+import tarfile
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+from clusterlora.durable import write_durably
+from clusterlora.errors import BadSettings
+from clusterlora.pseudonyms import KEY_FILE
+from clusterlora.stores.json_codec import from_json, to_json
+
+BACKUPS = ".backups"
+DEPARTED = ".departed"
+DEPARTED_OUTSIDE = "departed"
+"""The same in the folder of the servers."""
+TO_FORGET = ".forget-again.json"
+"""In the folder of the results from when a backup is put there until everybody who left since it was made is forgotten again."""
+MANIFEST = "manifest.json"
+"""The last entry of a backup."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KnownBackup:
+    """A backup: its file when it was made, the SHA-256 of its manifest, the moment, and keyed digests of the people of each study."""
+
+    file: str
+    manifest_sha256: str
+    made: str
+    people: tuple[tuple[str, tuple[str, ...]], ...]
+
+    def has(self, person: str, studies: Collection[str]) -> bool:
+        """Return whether a person is in one of these studies in it; without studies, in any."""
+        return any(person in people for study, people in self.people if not studies or study in studies)
+
+    @property
+    def is_there(self) -> bool:
+        """Whether the file still is this backup."""
+        return manifest_sha256(Path(self.file)) == self.manifest_sha256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Departure:
+    """Somebody who left: the keyed digest of the id, the studies that were asked for (none: all), the moment, and whose key it is."""
+
+    person: str
+    scope: tuple[str, ...]
+    at: str
+    installation: str
+
+
+@dataclass(frozen=True, slots=True)
+class Departures:
+    """What is to be forgotten again before anything else is done."""
+
+    people: tuple[Departure, ...]
+
+
+def manifest_sha256(file: Path) -> str | None:
+    """Return the SHA-256 of a backup's manifest, which has those of all its entries; None where the file is no backup."""
+    try:
+        with tarfile.open(file, mode="r:") as archive:
+            last = archive.getmembers()[-1]
+            opened = archive.extractfile(last) if last.name == MANIFEST else None
+            return hashlib.sha256(opened.read()).hexdigest() if opened else None
+    except (OSError, tarfile.TarError, IndexError, EOFError):
+        return None
+
+
+def note_backup(home: Path, backup: KnownBackup) -> None:
+    """Remember a backup."""
+    write_durably(home / BACKUPS / f"{backup.manifest_sha256[:16]}.json", to_json(backup).encode(), mode=0o600)
+
+
+def known_backups(home: Path) -> tuple[KnownBackup, ...]:
+    """Return every backup that is known here, oldest first."""
+    found = [from_json(KnownBackup, file.read_text(encoding="utf-8")) for file in (home / BACKUPS).glob("*.json")]
+    return tuple(sorted(found, key=lambda one: (one.made, one.file)))
+
+
+def drop_backup(home: Path, backup: KnownBackup) -> None:
+    """Delete a backup's file and what is remembered of it."""
+    Path(backup.file).unlink(missing_ok=True)
+    (home / BACKUPS / f"{backup.manifest_sha256[:16]}.json").unlink(missing_ok=True)
+
+
+def installation(home: Path) -> str | None:
+    """Return what tells an installation from others: the SHA-256 of its key. None where it has no key yet."""
+    key = home / KEY_FILE
+    return hashlib.sha256(key.read_bytes()).hexdigest() if key.is_file() else None
+
+
+def note_departure(folder: Path, departure: Departure) -> None:
+    """Remember in a folder that somebody left."""
+    name = f"{departure.person[:32]}-{hashlib.sha256(to_json(departure).encode()).hexdigest()[:16]}.json"
+    write_durably(folder / name, to_json(departure).encode(), mode=0o600)
+
+
+def departures(folder: Path) -> tuple[Departure, ...]:
+    """Return who left, as remembered in a folder, the earliest first."""
+    found = [from_json(Departure, file.read_text(encoding="utf-8")) for file in folder.glob("*.json")]
+    return tuple(sorted(found, key=lambda one: (one.at, one.person, one.scope)))
+
+
+def left_since(folder: Path, home: Path, made: str) -> tuple[Departure, ...]:
+    """Return who left an installation after a backup of it was made, as remembered in a folder.
+
+    People of other installations, whose ids may be the same, have other keys.
+    """
+    own = installation(home)
+    return tuple(one for one in departures(folder) if one.installation == own and one.at >= made)
+
+
+def refuse_unforgotten(home: Path) -> None:
+    """Raise BadSettings where a restored backup still has people who left after it was made."""
+    if (home / TO_FORGET).is_file():
+        raise BadSettings(
+            f"{home} was restored from a backup that has people who left since; forget them again first: clusterlora persona forget "
+            "--restored"
+        )

@@ -1,0 +1,206 @@
+"""Backups and people who leave: which have the person is known, they are removed when asked, and a restored one forgets again.
+
+The studies have compared nothing yet, so nothing is trained.
+"""
+
+import json
+import shutil
+import tarfile
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from clusterlora.cli import main
+from clusterlora.errors import BadData, BadSettings
+from clusterlora.ports.stores import Stores
+from clusterlora.pseudonyms import KEY_FILE, pseudonym
+from clusterlora.settings import Study
+from clusterlora.stages.forget import backups_with, certificates
+from clusterlora.stages.forgotten import UNFINISHED
+from clusterlora.stages.prepare import prepare_study
+from clusterlora.stores.departures import DEPARTED, TO_FORGET, known_backups
+from clusterlora.wiring import from_environment, registry_from_environment
+from deployments.backup import Place, back_up
+from deployments.restore import restore
+from tests.fast.test_forget import LEAVES, PEOPLE, KilledError, canaries_of, killed, leave, small_study, stage, write_people
+from tests.fixtures.canaries import traces
+from tests.fixtures.stages import LOG
+
+WORDS = (LEAVES, *canaries_of(LEAVES))
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+    """Return where an installation is, to which the environment points."""
+    monkeypatch.setenv("CLUSTERLORA_STACK_HOME", str(tmp_path / "services"))
+    monkeypatch.setenv("CLUSTERLORA_HOME", str(tmp_path / "home"))
+    (tmp_path / "services").mkdir()
+    return place_at(tmp_path)
+
+
+def place_at(folder: Path) -> Place:
+    return Place(results=folder / "home", services=folder / "services", database=f"sqlite:///{folder / 'home' / 'clusterlora.db'}")
+
+
+@pytest.fixture
+def study(place: Place, tiny_base_folder: Path, tmp_path: Path) -> Study:
+    """Return a study of five people that is prepared."""
+    write_people(tmp_path / "people.jsonl", PEOPLE)
+    study = small_study(tiny_base_folder, tmp_path / "people.jsonl")
+    prepare_study(study, from_environment(), LOG, running=False)
+    return study
+
+
+@pytest.fixture
+def stores(study: Study) -> Stores:
+    assert study.name
+    return from_environment()
+
+
+def lose(place: Place) -> None:
+    """Remove the results, as a broken disk does; the servers' folder is on another one."""
+    shutil.rmtree(place.results)
+
+
+def test_a_backup_that_has_the_person_is_named_and_on_demand_removed(
+    stores: Stores, place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("monday", "tuesday"):
+        back_up(place, tmp_path / f"{name}.tar")
+    (tmp_path / "tuesday.tar").rename(tmp_path / "elsewhere.tar")
+    assert traces(tmp_path, *WORDS)
+    assert main(["persona", "forget", LEAVES, "--dry-run"]) == 0
+    assert f"backup {tmp_path / 'monday.tar'} of " in capsys.readouterr().out
+    person = pseudonym(place.results, LEAVES)
+    certificate = leave(stores, services=place.services)
+    assert certificate.backups == ()
+    (named,) = (one for one in certificate.left if "monday.tar" in one)
+    assert "has the person: the same command with --remove-backups removes it" in named
+    (away,) = (one for one in certificate.left if "tuesday.tar" in one)
+    assert "not there any more" in away
+    back_up(place, tmp_path / "friday.tar")
+
+    # Nothing else has the person by now.
+    assert main(["persona", "forget", "--digest", person, "--remove-backups"]) == 0
+    assert f"backup {tmp_path / 'monday.tar'} removed" in capsys.readouterr().out
+    assert [Path(one.file).name for one in known_backups(place.results)] == ["tuesday.tar", "friday.tar"]
+    assert (tmp_path / "friday.tar").is_file(), "it was made without the person"
+    (tmp_path / "people.jsonl").unlink()
+    assert traces(tmp_path, *WORDS) == ["elsewhere.tar"]
+    assert "## Backups" in certificates(person, stores)[-1].with_suffix(".md").read_text()
+
+
+def test_a_file_in_the_place_of_a_backup_and_backups_of_other_people_and_studies_stay(
+    stores: Stores, study: Study, place: Place, tmp_path: Path
+) -> None:
+    back_up(place, tmp_path / "monday.tar")
+    (tmp_path / "monday.tar").unlink()
+    (tmp_path / "monday.tar").write_text("something else")
+    person = pseudonym(place.results, LEAVES)
+    assert len(backups_with(person, (), stores)) == len(backups_with(person, (study.name,), stores)) == 1
+    assert backups_with(person, ("other",), stores) == ()
+    assert backups_with(pseudonym(place.results, "nobody"), (), stores) == ()
+    assert leave(stores, services=place.services, remove_backups=True).backups == ()
+    assert (tmp_path / "monday.tar").read_text() == "something else"
+
+
+def test_a_restored_backup_is_used_by_nothing_until_who_left_since_is_forgotten_again(
+    stores: Stores, study: Study, place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    back_up(place, tmp_path / "monday.tar")
+    leave(stores, services=place.services)
+    back_up(place, tmp_path / "friday.tar")
+    lose(place)
+    restore(place, tmp_path / "monday.tar")
+    assert traces(place.results, *WORDS), "the backup has the person"
+    for used in (from_environment, registry_from_environment, lambda: back_up(place, tmp_path / "sunday.tar")):
+        with pytest.raises(BadSettings, match="forget them again first: clusterlora persona forget --restored"):
+            used()
+    assert main(["study", "list"]) == 1
+    capsys.readouterr()
+    assert main(["persona", "forget", "--restored"]) == 0
+    assert "1 removal repeated of people who left after the backup was made" in capsys.readouterr().out
+    assert traces(place.results, *WORDS) == []
+    assert LEAVES not in prepare_study(study, from_environment(), LOG, running=False).ids, "the file of the data still has them"
+    assert main(["persona", "forget", "--restored"]) == 1
+
+    lose(place)
+    restore(place, tmp_path / "friday.tar")
+    assert from_environment().studies.dataset(study.name).ids == tuple(one for one in PEOPLE if one != LEAVES)
+
+
+def test_the_command_restores_and_forgets_again_at_once(
+    stores: Stores, place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["backup", str(tmp_path / "monday.tar")]) == 0
+    leave(stores, services=place.services)
+    lose(place)
+    assert main(["restore", str(tmp_path / "monday.tar")]) == 0
+    assert "1 removal repeated" in capsys.readouterr().out
+    assert traces(place.results, *WORDS) == []
+
+
+def test_what_left_is_told_by_a_later_backup_on_another_machine(stores: Stores, place: Place, tmp_path: Path) -> None:
+    back_up(place, tmp_path / "monday.tar")
+    leave(stores, services=place.services)
+    back_up(place, tmp_path / "friday.tar")
+    there = place_at(tmp_path / "there")
+    restore(there, tmp_path / "friday.tar")
+    assert not (there.results / TO_FORGET).exists()
+    lose(there)
+    restore(there, tmp_path / "monday.tar")
+    assert (there.results / TO_FORGET).is_file()
+
+
+def test_the_same_id_in_another_installation_or_in_a_study_that_was_not_asked_for_is_nobody_who_left(
+    stores: Stores, study: Study, place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = place_at(tmp_path / "other")
+    monkeypatch.setenv("CLUSTERLORA_HOME", str(other.results))
+    prepare_study(study, from_environment(), LOG, running=False)
+    back_up(other, tmp_path / "others.tar")
+    monkeypatch.setenv("CLUSTERLORA_HOME", str(place.results))
+    prepare_study(replace(study, name="second"), stores, LOG, running=False)
+    back_up(place, tmp_path / "monday.tar")
+    leave(stores, services=place.services, only=(study.name,))
+
+    lose(place)
+    restore(place, tmp_path / "others.tar")
+    assert LEAVES in from_environment().studies.dataset(study.name).ids
+    lose(place)
+    restore(place, tmp_path / "monday.tar")
+    assert main(["persona", "forget", "--restored"]) == 0
+    assert LEAVES not in from_environment().studies.dataset(study.name).ids
+    assert LEAVES in from_environment().studies.dataset("second").ids
+
+
+def test_a_removal_that_was_under_way_in_a_backup_is_finished_before_it_is_used(
+    stores: Stores, place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "_erase", killed)
+        with pytest.raises(KilledError):
+            leave(stores, services=place.services)
+    assert list((place.results / UNFINISHED).iterdir())
+    back_up(place, tmp_path / "monday.tar")
+    there = place_at(tmp_path / "there")
+    restore(there, tmp_path / "monday.tar")
+    monkeypatch.setenv("CLUSTERLORA_HOME", str(there.results))
+    monkeypatch.setenv("CLUSTERLORA_STACK_HOME", str(there.services))
+    with pytest.raises(BadSettings, match="forget them again first"):
+        from_environment()
+    assert main(["persona", "forget", "--restored"]) == 0
+    assert traces(there.results, *WORDS) == []
+
+
+def test_a_backup_with_an_odd_record_of_who_left_is_refused(stores: Stores, place: Place, tmp_path: Path) -> None:
+    (place.results / DEPARTED).mkdir()
+    (place.results / DEPARTED / "odd.json").write_text(json.dumps({"person": 3}))
+    back_up(place, tmp_path / "odd.tar")
+    there = place_at(tmp_path / "there")
+    with pytest.raises(BadData, match=r"odd\.tar: who left is not told"):
+        restore(there, tmp_path / "odd.tar")
+    assert not (there.results / "clusterlora.db").exists()
+    with tarfile.open(tmp_path / "odd.tar") as archive:
+        assert f"studies/{KEY_FILE}" in archive.getnames(), "a backup has the key by which its people are told"
