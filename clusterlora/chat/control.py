@@ -23,6 +23,10 @@ class ControlTokens:
         """Return the last control token of a text. Raises IndexError where it holds none."""
         return self._pattern.findall(text)[-1]
 
+    def uncut(self, text: str, at: int) -> int:
+        """Return a position in a text, moved to the end of the control token that it stands in."""
+        return next((match.end() for match in self._pattern.finditer(text) if match.start() < at < match.end()), at)
+
     def split(self, text: str) -> Iterator[tuple[str, bool]]:
         """Yield the parts of a text in order, and whether each is a control token."""
         at = 0

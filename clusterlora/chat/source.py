@@ -48,7 +48,7 @@ def with_system_prompt(source: str, system_prompt: str, *, has_system_role: bool
 
 def _dated(source: str, moment: datetime) -> str:
     """Return the template with a moment for the present. Raises ModelUnavailable where it writes the date in a way that cannot be fixed."""
-    fixed = _TODAY.sub(lambda call: json.dumps(moment.strftime(call[2])), source)
+    fixed = _TODAY.sub(lambda call: _literal(moment.strftime(_unescaped(call[2]))), source)
     if "strftime_now" in _NOT_CALLED.sub("", fixed):
         raise ModelUnavailable(
             "the chat template computes how it writes the date, so that no day can be fixed; write the date into chat_template.jinja"
@@ -71,4 +71,16 @@ def _value(text: str) -> Any:
 
 
 def _literal(value: Any) -> str:
-    return "none" if value is None else json.dumps(value)
+    """Return how Jinja writes a value; characters beyond ASCII as they are, because it knows no pairs of surrogates."""
+    if value is None:
+        return "none"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{_literal(key)}: {_literal(one)}' for key, one in value.items())}}}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_literal, value))}]"
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _unescaped(literal: str) -> str:
+    """Return what Jinja reads between the quotes of a literal."""
+    return literal.encode("ascii", "backslashreplace").decode("unicode-escape")

@@ -15,6 +15,7 @@ from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from clusterlora.chat.control import ControlTokens
+from clusterlora.chat.lead import REASONING, lead_of, opened_before_answers
 from clusterlora.chat.source import frozen_source
 from clusterlora.errors import BadData, ModelUnavailable
 from clusterlora.values import Role, Turn
@@ -22,19 +23,6 @@ from clusterlora.values import Role, Turn
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_REASONING = {
-    "<think>": "</think>",
-    "<thinking>": "</thinking>",
-    "<reasoning>": "</reasoning>",
-    "<seed:think>": "</seed:think>",
-    "[THINK]": "[/THINK]",
-    "<|START_THINKING|>": "<|END_THINKING|>",
-}
-"""What opens a block of reasoning, and what closes it."""
-
-_TAG = re.compile(r"<[^<>\s]+>|\[[^\[\]\s]+\]")
-_CLOSING_TAG = re.compile(r"[<\[]/|end|^<[^|].*\|>$", re.IGNORECASE)
-"""How a tag looks that closes something: `</think>`, `[/THINK]`, `<|END_THINKING|>`, and Gemma 4's `<channel|>`."""
 _UNDEFINED = re.compile(r"'(\w+_token)' is undefined")
 """What Jinja says of a token that the tokenizer has no name for."""
 
@@ -132,9 +120,7 @@ class ChatTemplate:
                 f"the chat template of {named(self._tokenizer)} leaves out the answer; use a base whose template keeps it"
             )
         at = dialogue.index(number)
-        prompt_tail, dialogue_tail = _after_last_placeholder(prompt), _after_last_placeholder(dialogue[:at])
-        # A generation prompt may hold more than the turn's header, such as an empty block of reasoning: the words follow directly.
-        lead = dialogue_tail.removeprefix(prompt_tail) if dialogue_tail.startswith(prompt_tail) else ""
+        lead = lead_of(_after_last_placeholder(prompt), _after_last_placeholder(dialogue[:at]))
         end = self._cut_tail(dialogue[at + 1 :]) or self._default_end
         return _joined((Span(lead, is_data=False), Span(text.strip(), is_data=True), Span(end, is_data=False)))
 
@@ -181,8 +167,8 @@ class ChatTemplate:
             )
         before, _, _, _, between, *_ = map(str, parts)
         # What stands before every user turn is the header of a user turn, not the end of the turn before.
-        n_header = _n_common(before[::-1], between[::-1])
-        ends = [end for end in (between[: len(between) - n_header], self._end_before_either_side(before, between)) if self._cut_tail([end])]
+        n_end = self.control.uncut(between, len(between) - _n_common(before[::-1], between[::-1]))
+        ends = [end for end in (between[:n_end], self._end_before_either_side(before, between)) if self._cut_tail([end])]
         if ends:
             end = max(ends, key=lambda end: len(self._further(end, before)))
             self._further_end = self._further(end, before)
@@ -233,38 +219,23 @@ class ChatTemplate:
         """Check that no block of reasoning is open where an answer's words begin. Raises ModelUnavailable."""
         text = _after_last_placeholder(self._render((_USER,), generation=True))
         fix = "switch it off with model.template_arguments, where the template has an argument for it"
-        for opens, closes in _REASONING.items():
+        for opens, closes in REASONING.items():
             if text.rfind(opens) > text.rfind(closes):
                 raise ModelUnavailable(
                     f"the chat template of {named(self._tokenizer)} opens {opens} before every answer and does not close it: answers "
                     f"would be learnt as reasoning; {fix}, or end the template with {closes}"
                 )
-        more = self._only_when_asked(text).strip()
-        if more and not _is_closed(more):
+        answered = self._render((_USER, _ASSISTANT), generation=False)
+        if answered[1:4:2] == [0, 1] and (more := opened_before_answers(text, str(answered[2]))):
             raise ModelUnavailable(
-                f"the chat template of {named(self._tokenizer)} ends every prompt with {more!r}, which it does not write before answers "
+                f"the chat template of {named(self._tokenizer)} ends every prompt with {more!r}, which it does not write, or closes, before answers "
                 f"of a dialogue: answers would be learnt as what follows that; {fix}, or mend chat_template.jinja"
             )
 
-    def _only_when_asked(self, prompt_tail: str) -> str:
-        """Return what stands between a turn's header and where an answer begins in a prompt, and not where it has been given."""
-        answered = self._render((_USER, _ASSISTANT), generation=False)
-        header = str(answered[2]) if answered[1:4:2] == [0, 1] else prompt_tail
-        return prompt_tail.removeprefix(header.rstrip()) if prompt_tail.startswith(header.rstrip()) else ""
-
-
-def _is_closed(text: str) -> bool:
-    """Return whether a text ends with a tag that closes something, or that others lead to, as the header of a channel does."""
-    tags = _TAG.findall(text)
-    return bool(tags) and text.endswith(tags[-1]) and (len(set(tags)) > 1 or bool(_CLOSING_TAG.search(tags[-1])))
-
 
 def writes_date(tokenizer: "PreTrainedTokenizerBase", arguments: Sequence[tuple[str, str]] = ()) -> bool:
-    """Return whether a prompt is another one at another time. Raises as `ChatTemplate`."""
-    if "strftime_now" not in template_source(tokenizer):
-        return False
-    question = (Turn("user", "x"),)
-    one, other = (ChatTemplate(tokenizer, arguments, moment).prompt(question) for moment in _MOMENTS)
+    """Return whether a template asks for the time, whichever conversations it does so for. Raises as `frozen_source`."""
+    one, other = (frozen_source(template_source(tokenizer), arguments, moment) for moment in _MOMENTS)
     return one != other
 
 
@@ -347,7 +318,7 @@ def _control_tokens(tokenizer: "PreTrainedTokenizerBase", text: str) -> Iterator
     Added tokens of white space are ordinary text, and so are those that only the vocabulary knows (Gemma's `<h1>`).
     """
     for token in tokenizer.added_tokens_decoder.values():
-        is_reasoning = token.content in (*_REASONING, *_REASONING.values())
+        is_reasoning = token.content in (*REASONING, *REASONING.values())
         if token.special or is_reasoning or (token.content in text and not token.content.isspace()):
             yield token.content
 

@@ -260,6 +260,27 @@ def test_whatever_of_the_present_a_template_writes_is_fixed(written: str) -> Non
     assert not writes_date(tokenizer_of(replace(LLAMA3, template="{# strftime_now #}" + QWEN3.template)))
 
 
+@pytest.mark.parametrize("asked", ["messages[0]['role'] == 'system'", "messages | length > 2", "tools"])
+def test_a_template_that_writes_the_date_for_some_conversations_alone_writes_it(asked: str) -> None:
+    template = f"{{% if {asked} %}}{{{{ strftime_now('%d %b %Y') }}}}{{% endif %}}{QWEN_BASE.template}"
+    assert writes_date(tokenizer_of(replace(QWEN_BASE, template=template)))
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"), [(r"%d\n%b", "28\nNov"), (r"\u00e9 %Y", "é 2026"), ("📅 %d", "📅 28"), ('"%d"', '"28"'), (r"\\%d", r"\28")]
+)
+def test_what_stands_around_a_date_is_written_as_the_template_has_it(written: str, expected: str) -> None:
+    template = f"{{{{ strftime_now('{written}') }}}}{QWEN_BASE.template}"
+    prompt = ChatTemplate(tokenizer_of(replace(QWEN_BASE, template=template)), date="2026-11-28").prompt((Turn("user", "Hi"),))
+    assert prompt[0].text == f"{expected}<|im_start|>user\n"
+
+
+@pytest.mark.parametrize(("value", "expected"), [("📅 é", "📅 é"), ('{"a": [null, true, "b\\n"]}', "{'a': [None, True, 'b\\n']}"), ("null", "None")])
+def test_an_argument_of_a_template_is_what_was_given(value: str, expected: str) -> None:
+    tokenizer: Any = tokenizer_of(replace(QWEN_BASE, template="{{ given }}" + QWEN_BASE.template))
+    assert ChatTemplate(tokenizer, (("given", value),)).prompt((Turn("user", "Hi"),))[0].text == f"{expected}<|im_start|>user\n"
+
+
 def test_a_template_that_calls_the_clock_by_another_name_is_refused() -> None:
     renamed = "{% set now = strftime_now %}" + LLAMA3.template.replace("strftime_now('%d %b %Y')", "now('%d %b %Y')")
     with pytest.raises(ModelUnavailable, match="computes how it writes the date"):
@@ -270,8 +291,52 @@ def test_a_template_that_calls_the_clock_by_another_name_is_refused() -> None:
 def test_what_a_template_writes_before_an_answer_only_when_it_asks_for_one_must_be_closed(lead: str) -> None:
     opens = QWEN_BASE.template.replace("<|im_start|>assistant\n", f"<|im_start|>assistant\n{lead}")
     assert opens != QWEN_BASE.template
-    with pytest.raises(ModelUnavailable, match=r"ends every prompt with '.*', which it does not write before answers of a dialogue"):
+    with pytest.raises(ModelUnavailable, match=r"ends every prompt with '.*', which it does not write, or closes, before answers of a dialogue"):
         PromptEncoder(tokenizer_of(replace(QWEN_BASE, template=opens)), max_length=512)
+
+
+@pytest.mark.parametrize(("opened", "closed"), [("<thought>\n", "<thought></thought>\n"), ("<thought>\n", ""), ("Hm:\n", "Well: ")])
+def test_reasoning_that_is_open_in_a_prompt_is_refused_whatever_given_answers_hold(opened: str, closed: str) -> None:
+    given = QWEN_BASE.template.replace("m['role'] + '\n' +", f"m['role'] + '\n' + ({closed!r} if m['role'] == 'assistant' else '') +")
+    template = given.replace("<|im_start|>assistant\n", f"<|im_start|>assistant\n{opened}")
+    with pytest.raises(ModelUnavailable, match=f"ends every prompt with '{opened.strip()}', which it does not write, or closes, before"):
+        PromptEncoder(tokenizer_of(replace(QWEN_BASE, template=template)), max_length=512)
+
+
+@pytest.mark.parametrize("header", ["<|im_start|>assistant", "\n <|im_start|>assistant\n\n", "<|im_start|>assistant\t"])
+def test_white_space_in_the_header_of_an_answer_may_differ_between_a_prompt_and_a_given_answer(header: str) -> None:
+    template = QWEN_BASE.template.replace("<|im_start|>assistant\n", header).replace("<|im_end|>\n", "<|im_end|>\n\n ")
+    tokenizer: Any = tokenizer_of(replace(QWEN_BASE, template=template))
+    encoder = PromptEncoder(tokenizer, max_length=512)
+    (turn,) = encoder.encode_turns([((Turn("user", "Hi"),), "Yes")])
+    assert tokenizer.decode(list(turn.prompt)).endswith(header)
+    assert tokenizer.decode(list(turn.response)).lstrip() == "Yes<|im_end|>"
+
+
+def test_a_response_keeps_its_own_tag_after_reasoning_that_a_prompt_alone_closes() -> None:
+    template = (
+        "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}{% if m['role'] == 'assistant' %}<|response|>{% endif %}"
+        "{{ m['content'] }}{% if m['role'] == 'assistant' %}<|/response|>{% endif %}<|im_end|>{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n<|START_THINKING|><|END_THINKING|>' }}{% endif %}"
+    )
+    special = (*QWEN_BASE.special, "<|START_THINKING|>", "<|END_THINKING|>", "<|response|>", "<|/response|>")
+    tokenizer: Any = tokenizer_of(replace(QWEN_BASE, template=template, special=special))
+    encoder = PromptEncoder(tokenizer, max_length=512)
+    (turn,) = encoder.encode_turns([((Turn("user", "Hi"),), "Yes")])
+    assert tokenizer.decode(list(turn.prompt)).endswith("assistant\n<|START_THINKING|><|END_THINKING|>")
+    assert tokenizer.decode(list(turn.response)) == "<|response|>Yes<|/response|><|im_end|>"
+    assert encoder.words(turn.response) == "Yes"
+
+
+def test_an_end_that_is_spelt_like_the_end_of_another_turn_is_whole() -> None:
+    template = (
+        "<|set_start|>Be short.<|set_end|>{% for m in messages %}{% if m['role'] == 'assistant' %}{{ '<|out_start|>' + m['content'] }}"
+        "{% if not loop.last %}<|out_end|>{% endif %}{% else %}{{ '<|in_start|>' + m['content'] }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<|out_start|>{% endif %}"
+    )
+    special = ("</s>", *(f"<|{name}_{side}|>" for name in ("set", "in", "out") for side in ("start", "end")))
+    template_of = ChatTemplate(tokenizer_of(replace(QWEN_BASE, template=template, special=special, eos="</s>")))
+    assert template_of.end_token == "<|out_end|>"
 
 
 @pytest.mark.parametrize(
