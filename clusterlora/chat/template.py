@@ -228,8 +228,8 @@ class ChatTemplate:
         answered = self._render((_USER, _ASSISTANT), generation=False)
         if answered[1:4:2] == [0, 1] and (more := opened_before_answers(text, str(answered[2]))):
             raise ModelUnavailable(
-                f"the chat template of {named(self._tokenizer)} ends every prompt with {more!r}, which it does not write, or closes, before answers "
-                f"of a dialogue: answers would be learnt as what follows that; {fix}, or mend chat_template.jinja"
+                f"the chat template of {named(self._tokenizer)} ends every prompt with {more!r}, which it does not write or closes before "
+                f"answers of a dialogue: answers would be learnt as what follows that; {fix}, or mend chat_template.jinja"
             )
 
 

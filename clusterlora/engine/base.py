@@ -46,7 +46,7 @@ def frozen_base(base: "BaseModel | PreTrainedModel | str | Path", tokenizer: "Pr
         return
     _refuse_unusable(base, tokenizer)
     refuse_recurrent(base, base.name_or_path or "of the call")
-    refuse_bidirectional(base.config.get_text_config().to_dict(), base.name_or_path or "of the call")
+    refuse_bidirectional(base, base.name_or_path or "of the call")
     assert tokenizer is not None, "a base without tokenizer was not refused"
     requires_grad = {name: parameter.requires_grad for name, parameter in base.named_parameters()}
     training = [module for module in base.modules() if module.training]

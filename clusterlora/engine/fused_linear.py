@@ -12,8 +12,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from clusterlora.engine.linear_layers import LinearLayer, linear_layer
 from clusterlora.engine.packing import Segment
+from clusterlora.models.linear_layers import LinearLayer, linear_layer
 
 
 @runtime_checkable

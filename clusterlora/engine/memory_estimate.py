@@ -10,12 +10,12 @@ from typing import Any
 from clusterlora.engine.families import FAMILIES
 from clusterlora.engine.families.decoder import LOGITS_PER_CHUNK
 from clusterlora.engine.kinds import ADAPTER_KINDS
-from clusterlora.engine.linear_layers import linear_layer
 from clusterlora.engine.memory import CHUNK_BYTES
 from clusterlora.engine.training_slots import MAX_SLOTS, SLOT_BYTES_PER_PARAMETER, affordable_slots
 from clusterlora.errors import BadSettings
 from clusterlora.models.base import BaseModel
 from clusterlora.models.footprint import activation_bytes_per_token, weight_bytes
+from clusterlora.models.linear_layers import linear_layer
 from clusterlora.recipe import Recipe
 
 _LOGITS_KEPT = 3

@@ -23,13 +23,13 @@ from clusterlora.engine.batch import RowSlots, TrainingBatch
 from clusterlora.engine.dropout import Dropout
 from clusterlora.engine.job import TrainingJob
 from clusterlora.engine.kinds import ADAPTER_KINDS
-from clusterlora.engine.linear_layers import linear_layer
 from clusterlora.engine.load_balancing import partition_by_load
 from clusterlora.engine.memory import free_memory_bytes, tokens_per_chunk
 from clusterlora.engine.packing import n_rows_that_fit
 from clusterlora.engine.ragged import RaggedRows
 from clusterlora.engine.training_slots import MAX_SLOTS, TrainingSlots
 from clusterlora.engine.worker_threads import WorkerThreads
+from clusterlora.models.linear_layers import linear_layer
 
 log = logging.getLogger(__name__)
 

@@ -24,8 +24,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from clusterlora.engine.linear_layers import LinearLayer, linear_layer
 from clusterlora.errors import BadData, BadSettings, printable
+from clusterlora.models.linear_layers import LinearLayer, linear_layer
 
 Factors = Mapping[str, tuple[Float[Tensor, "_rank _d_in"], Float[Tensor, "_d_out _rank"]]]
 """(A, scaled B) by the name of the linear layer; the update of its weight is B @ A."""

@@ -22,10 +22,10 @@ from torch import Tensor, nn
 
 from clusterlora.engine.batch import RowSlots
 from clusterlora.engine.job import initial_a
-from clusterlora.engine.linear_layers import LinearLayer, linear_layer
 from clusterlora.engine.low_rank_update import LowRankUpdate
 from clusterlora.engine.packing import Segment
 from clusterlora.errors import BadSettings
+from clusterlora.models.linear_layers import LinearLayer, linear_layer
 
 
 @dataclass(frozen=True, slots=True)

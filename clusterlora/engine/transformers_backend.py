@@ -18,13 +18,13 @@ from clusterlora.engine.base import BaseModel
 from clusterlora.engine.batch import RowSlots, TrainingBatch
 from clusterlora.engine.families.decoder import PAD_TO
 from clusterlora.engine.fused_linear import input_gradient
-from clusterlora.engine.linear_layers import LinearLayer, linear_layer
 from clusterlora.engine.low_rank_update import LowRankUpdate
 from clusterlora.engine.packing import Padding, single_segment
 from clusterlora.engine.placement import own_forward
 from clusterlora.engine.stacked import StackedModel, logits_only_at, refuse_routed
 from clusterlora.engine.stacked_lora import FusedLora, FusedSpec, StackedLora
 from clusterlora.engine.stacked_prefix import StackedPrefix
+from clusterlora.models.linear_layers import LinearLayer, linear_layer
 
 
 class TransformersBackend:

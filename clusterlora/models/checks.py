@@ -16,6 +16,16 @@ if TYPE_CHECKING:
 
 _TOGETHER = "bring config.json and the weights of one model together"
 _READ_BY_CACHE = ("sliding_window", "attention_chunk_size", "layer_types")
+_BIDIRECTIONAL: Mapping[str, tuple[Any, ...]] = {
+    "use_bidirectional_attention": (True, "all"),
+    "is_causal": (False,),
+    "causal": (False,),
+    "attn_type": ("bi",),
+    "is_decoder": (False,),
+}
+"""Settings by which models attend to what follows: Gemma's, those of any class, XLM's, XLNet's, and those of BERT and its kin."""
+_ATTENTION = frozenset({"full_attention", "sliding_attention", "attention"})
+"""Kinds of layers that keep the keys and values of what came before, and nothing else."""
 _NAMED = 3
 """Weights named in a message; the rest are counted."""
 
@@ -43,7 +53,6 @@ def refuse_other_models(folder: Path) -> None:
             f"base model {folder} reads more than text ({modality} in config.json); use the text-only model of its family, or save its "
             "language model alone"
         )
-    refuse_bidirectional(config, folder)
     if config.get("is_encoder_decoder"):
         raise ModelUnavailable(f"base model {folder} is an encoder-decoder (config.json); use a decoder that continues text")
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -61,13 +70,19 @@ def refuse_other_models(folder: Path) -> None:
         )
 
 
-def refuse_bidirectional(settings: Mapping[str, Any], name: object) -> None:
+def refuse_bidirectional(model: "PreTrainedModel", name: object) -> None:
     """Check that a model attends to what came before alone. Raises ModelUnavailable with the setting that says otherwise."""
-    for setting, bidirectional in (("use_bidirectional_attention", True), ("is_causal", False)):
-        if settings.get(setting) is bidirectional or (bidirectional and settings.get(setting)):
+    config = model.config.get_text_config()
+    stated = {setting: declared(config, setting) for setting in _BIDIRECTIONAL}
+    # transformers' masks read it whether or not the class has it; of others' settings only Gemma 4's "vision" leaves text causal.
+    stated["is_causal"] = getattr(config, "is_causal", True)
+    # Some causal classes have this setting as well and do not read it; the modules of those that do keep it.
+    stated["is_decoder"] = all(getattr(module, "is_decoder", True) for module in model.modules())
+    for setting, value in stated.items():
+        if value is not None and value in _BIDIRECTIONAL[setting]:
             raise ModelUnavailable(
-                f"base model {name} attends to what follows a token as well ({setting} = {json.dumps(settings[setting])} in its "
-                "configuration), so it cannot continue text; use a causal language model, or remove the setting if it is one"
+                f"base model {name} attends to what follows a token as well ({setting} = {json.dumps(value)} in its configuration), so it "
+                "cannot continue text; use a causal language model, or correct the setting if it is one"
             )
 
 
@@ -113,7 +128,10 @@ def refuse_recurrent(model: "PreTrainedModel", name: object) -> None:
     Raises:
         ModelUnavailable: it is recurrent, or some of its layers are.
     """
-    if getattr(model, "_is_stateful", False) or "linear_attention" in (getattr(model.config, "layer_types", None) or ()):
+    # Classes of mixed layers may have attention alone, as the dense Granite 4 do.
+    layers = set(declared(model.config, "layer_types") or ())
+    is_stateful = getattr(model, "_is_stateful", False) and not (layers and layers <= _ATTENTION)
+    if is_stateful or "linear_attention" in (getattr(model.config, "layer_types", None) or ()):
         raise ModelUnavailable(
             f"base model {name} is a {type(model).__name__}, which keeps a recurrent state instead of keys and values; its answers cannot "
             "be computed here, so nothing is trained on it: use a base whose layers are attention"
@@ -130,7 +148,7 @@ def refuse_other_head(model: "PreTrainedModel", folder: Path) -> None:
     """
     embedding: Any = model.get_input_embeddings()
     head: Any = model.get_output_embeddings()
-    if not model.config.get_text_config().tie_word_embeddings or head is None or head.weight is embedding.weight:
+    if not getattr(model.config.get_text_config(), "tie_word_embeddings", False) or head is None or head.weight is embedding.weight:
         return
     if not head.weight.is_meta or not _stored_alike(model, (embedding.weight, head.weight), weight_files(folder)):
         raise ModelUnavailable(

@@ -12,6 +12,7 @@ from clusterlora.models.checks import (
     forget_undeclared_windows,
     read_settings,
     refuse_bad_end_ids,
+    refuse_bidirectional,
     refuse_other_head,
     refuse_other_models,
     refuse_other_weights,
@@ -64,6 +65,7 @@ def load_causal_lm(
         )
         model, info = loaded
         refuse_recurrent(model, folder)
+        refuse_bidirectional(model, folder)
         refuse_other_weights(folder, info)
         refuse_other_head(model, folder)
         forget_undeclared_windows(model.config.get_text_config())
@@ -92,6 +94,7 @@ def empty_causal_lm(folder: Path) -> "PreTrainedModel":
     with _one_line(folder), _quiet(), torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, **_LOCAL, **gguf))
         refuse_recurrent(model, folder)
+        refuse_bidirectional(model, folder)
         if gguf:
             model.tie_weights()
             refuse_other_tensors(weights[0], model)

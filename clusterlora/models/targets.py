@@ -52,7 +52,8 @@ class BlockWeights:
 def block_weights(model: "nn.Module") -> BlockWeights:
     """Return the weight matrices of a transformers model, which may be on the meta device."""
     from torch import nn
-    from transformers.pytorch_utils import Conv1D
+
+    from clusterlora.models.linear_layers import linear_layer
 
     outside = {id(model.get_input_embeddings()), id(model.get_output_embeddings())}  # pyright: ignore[reportCallIssue]
     n_weights: dict[str, int] = {}
@@ -63,7 +64,7 @@ def block_weights(model: "nn.Module") -> BlockWeights:
         if id(module) in outside or isinstance(module, nn.Embedding):
             names_outside.add(name)
             continue
-        is_linear = isinstance(module, nn.Linear | Conv1D)
+        is_linear = linear_layer(module) is not None
         if is_linear:
             linear[name] = None
         for key, parameter in module.named_parameters(recurse=False):

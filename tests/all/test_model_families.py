@@ -66,6 +66,14 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "Gemma": HEADS,
     "Gemma2": HEADS,
     "Gemma3": HEADS,
+    "Gemma4": {
+        **HEADS,
+        "global_head_dim": 16,
+        "hidden_size_per_layer_input": 8,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "sliding_window": 5,
+        "use_bidirectional_attention": "vision",
+    },
     "Phi": WIDTH,
     "Phi3": WIDTH,
     "Granite": WIDTH,
@@ -93,6 +101,15 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "Olmoe": EXPERTS,
     "GraniteMoe": EXPERTS,
     "GptOss": {**EXPERTS, "head_dim": 8},
+    "Phimoe": EXPERTS,
+    "GraniteMoeHybrid": {
+        **WIDTH,
+        "layer_types": ["full_attention"] * 2,
+        "num_local_experts": 0,
+        "shared_intermediate_size": 48,
+        "mamba_n_heads": 8,
+        "position_embedding_type": "rope",
+    },
     "DeepseekV3": LATENT,
 }
 RECURRENT: dict[str, dict[str, Any]] = {
@@ -103,12 +120,13 @@ RECURRENT: dict[str, dict[str, Any]] = {
     "Rwkv": {"hidden_size": 32, "num_hidden_layers": 2},
     "Jamba": {**EXPERTS, "mamba_d_state": 8, "use_mamba_kernels": False, "attn_layer_period": 2, "attn_layer_offset": 1},
     "MiniMax": EXPERTS,
+    "Bamba": {**WIDTH, "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8},
 }
 
 
 def model_of(name: str, config: dict[str, Any], vocabulary: int) -> Any:
     ids = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": 0}
-    plural = "TextConfig" if name == "Gemma3" else "Config"
+    plural = "TextConfig" if name in ("Gemma3", "Gemma4") else "Config"
     suffix = next(suffix for suffix in ("ForCausalLM", "LMHeadModel") if hasattr(transformers, name + suffix))
     with torch.random.fork_rng():
         torch.manual_seed(0)

@@ -275,7 +275,9 @@ def test_what_stands_around_a_date_is_written_as_the_template_has_it(written: st
     assert prompt[0].text == f"{expected}<|im_start|>user\n"
 
 
-@pytest.mark.parametrize(("value", "expected"), [("📅 é", "📅 é"), ('{"a": [null, true, "b\\n"]}', "{'a': [None, True, 'b\\n']}"), ("null", "None")])
+@pytest.mark.parametrize(
+    ("value", "expected"), [("📅 é", "📅 é"), ('{"a": [null, true, "b\\n"]}', "{'a': [None, True, 'b\\n']}"), ("null", "None")]
+)
 def test_an_argument_of_a_template_is_what_was_given(value: str, expected: str) -> None:
     tokenizer: Any = tokenizer_of(replace(QWEN_BASE, template="{{ given }}" + QWEN_BASE.template))
     assert ChatTemplate(tokenizer, (("given", value),)).prompt((Turn("user", "Hi"),))[0].text == f"{expected}<|im_start|>user\n"
@@ -291,7 +293,9 @@ def test_a_template_that_calls_the_clock_by_another_name_is_refused() -> None:
 def test_what_a_template_writes_before_an_answer_only_when_it_asks_for_one_must_be_closed(lead: str) -> None:
     opens = QWEN_BASE.template.replace("<|im_start|>assistant\n", f"<|im_start|>assistant\n{lead}")
     assert opens != QWEN_BASE.template
-    with pytest.raises(ModelUnavailable, match=r"ends every prompt with '.*', which it does not write, or closes, before answers of a dialogue"):
+    with pytest.raises(
+        ModelUnavailable, match=r"ends every prompt with '.*', which it does not write or closes before answers of a dialogue"
+    ):
         PromptEncoder(tokenizer_of(replace(QWEN_BASE, template=opens)), max_length=512)
 
 
@@ -299,7 +303,7 @@ def test_what_a_template_writes_before_an_answer_only_when_it_asks_for_one_must_
 def test_reasoning_that_is_open_in_a_prompt_is_refused_whatever_given_answers_hold(opened: str, closed: str) -> None:
     given = QWEN_BASE.template.replace("m['role'] + '\n' +", f"m['role'] + '\n' + ({closed!r} if m['role'] == 'assistant' else '') +")
     template = given.replace("<|im_start|>assistant\n", f"<|im_start|>assistant\n{opened}")
-    with pytest.raises(ModelUnavailable, match=f"ends every prompt with '{opened.strip()}', which it does not write, or closes, before"):
+    with pytest.raises(ModelUnavailable, match=f"ends every prompt with '{opened.strip()}', which it does not write or closes before"):
         PromptEncoder(tokenizer_of(replace(QWEN_BASE, template=template)), max_length=512)
 
 

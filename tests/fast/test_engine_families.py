@@ -10,6 +10,7 @@ from weakref import ref
 
 import pytest
 import torch
+import transformers
 from peft import PeftModel
 from safetensors.torch import load_file
 from torch.nn import functional
@@ -21,6 +22,7 @@ from clusterlora.engine.generation import Question
 from clusterlora.engine.kinds import read_weights
 from clusterlora.engine.training import train as train_any
 from clusterlora.errors import ModelUnavailable
+from clusterlora.models.checks import refuse_bidirectional, refuse_recurrent
 from clusterlora.ports.run_log import SilentLog
 from tests.fixtures.families import TINY, WIDTH, Tiny, difference, jobs, model_of, sequences
 
@@ -165,6 +167,44 @@ def test_a_base_that_attends_to_what_follows_is_refused(name: str, change: dict[
     model = model_of(replace(TINY[name], config=TINY[name].config | change), 300)
     with pytest.raises(ModelUnavailable, match="attends to what follows a token as well"), frozen_base(model, base_of("llama").tokenizer):
         pass
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "setting"),
+    [
+        ("BertLMHeadModel", transformers.BertConfig, "is_decoder = false"),
+        ("RoFormerForCausalLM", transformers.RoFormerConfig, "is_decoder = false"),
+        ("XLMWithLMHeadModel", transformers.XLMConfig, "causal = false"),
+        ("XLNetLMHeadModel", transformers.XLNetConfig, 'attn_type = "bi"'),
+    ],
+)
+def test_an_encoder_is_refused_though_transformers_counts_its_class_among_the_causal_ones(name: str, config: Any, setting: str) -> None:
+    with torch.device("meta"):
+        model = getattr(transformers, name)(config(vocab_size=300))
+    with pytest.raises(ModelUnavailable, match=f"base model theirs attends to what follows a token as well .{setting} in its config"):
+        refuse_bidirectional(model, "theirs")
+
+
+@pytest.mark.filterwarnings("ignore")  # what transformers says of small configurations
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        ("Gemma4ForCausalLM", {"use_bidirectional_attention": "vision", "hidden_size_per_layer_input": 8}),
+        ("GPTNeoXForCausalLM", {}),
+        ("BertLMHeadModel", {"is_decoder": True}),
+        (
+            "GraniteMoeHybridForCausalLM",
+            {"layer_types": ["full_attention"] * 2, "num_local_experts": 0, "shared_intermediate_size": 48, "mamba_n_heads": 8},
+        ),
+    ],
+)
+def test_what_attends_to_what_came_before_alone_is_taken_though_its_class_can_do_otherwise(name: str, config: dict[str, Any]) -> None:
+    kind: Any = getattr(transformers, name)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 300}
+    with torch.device("meta"):
+        model = kind(kind.config_class(**sizes, **config))
+    refuse_bidirectional(model, "theirs")
+    refuse_recurrent(model, "theirs")
 
 
 @pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")  # PEFT's, where only the output layer has an adapter

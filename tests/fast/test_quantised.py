@@ -14,14 +14,14 @@ from peft import PeftModel
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-from clusterlora.engine import AdapterJob, generate, inference_backends, linear_layers, reference, train_adapters, training_loop
+from clusterlora.engine import AdapterJob, generate, inference_backends, reference, train_adapters, training_loop
 from clusterlora.engine.base import BaseModel
 from clusterlora.engine.families import decoder_of
 from clusterlora.engine.generation import Question, Reply
 from clusterlora.engine.kinds import read_weights
 from clusterlora.engine.placement import is_spread
 from clusterlora.engine.training import train as train_any
-from clusterlora.models import quantised
+from clusterlora.models import linear_layers, quantised
 from clusterlora.models.base import load_base
 from clusterlora.models.quantised import bitsandbytes_arguments
 from clusterlora.ports.run_log import SilentLog

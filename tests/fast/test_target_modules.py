@@ -57,6 +57,12 @@ def test_a_base_with_names_of_its_own_gets_adapters_on_all_its_linear_layers():
     assert reach(resolved(Recipe(), weights), weights) == ""
 
 
+def test_a_router_is_no_layer_that_an_adapter_is_put_on_though_its_class_is_a_linear_layers():
+    weights = weights_of("Phimoe", num_local_experts=4, num_experts_per_tok=2)
+    assert resolved(Recipe(), weights).target_modules == ("q_proj", "k_proj", "v_proj", "o_proj")
+    assert "router.weight" in weights.n_weights
+
+
 def test_a_base_with_the_names_of_the_default_keeps_them_and_thereby_the_keys_of_its_adapters():
     weights = weights_of("Llama")
     assert resolved(Recipe(), weights) == Recipe()

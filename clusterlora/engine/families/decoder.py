@@ -18,12 +18,12 @@ from torch.nn import functional
 from clusterlora.engine.attention import Heads
 from clusterlora.engine.families.block import ACTIVATIONS, Block
 from clusterlora.engine.fused_linear import FusedLinear
-from clusterlora.engine.linear_layers import linear_layer
 from clusterlora.engine.memory import tokens_per_chunk
 from clusterlora.engine.norms import Norm
 from clusterlora.engine.packing import Padding
 from clusterlora.engine.rope import CosSin, RopeTable, RopeTables
 from clusterlora.models.checks import declared
+from clusterlora.models.linear_layers import linear_layer
 from clusterlora.models.quantised import is_quantised
 
 PAD_TO = 16

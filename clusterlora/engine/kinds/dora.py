@@ -24,8 +24,8 @@ class Dora(AdapterKind):
 
     def peft_config(self, base: "BaseModel", recipe: Recipe) -> "LoraConfig":
         """See `AdapterKind`."""
-        from clusterlora.engine.linear_layers import is_transposed
         from clusterlora.engine.peft_folder import lora_config
+        from clusterlora.models.linear_layers import is_transposed
 
         return lora_config(recipe, base=base.name, use_dora=True, fan_in_fan_out=is_transposed(base.model, recipe.target_modules))
 

@@ -27,7 +27,7 @@ class Ia3(AdapterKind):
         """See `AdapterKind`."""
         from peft import IA3Config
 
-        from clusterlora.engine.linear_layers import is_transposed
+        from clusterlora.models.linear_layers import is_transposed
 
         targets = _unambiguous(base, recipe.target_modules)
         return IA3Config(

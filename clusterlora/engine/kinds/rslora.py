@@ -19,8 +19,8 @@ class RankStabilisedLora(Lora):
 
     def peft_config(self, base: "BaseModel", recipe: Recipe) -> "LoraConfig":
         """See `AdapterKind`."""
-        from clusterlora.engine.linear_layers import is_transposed
         from clusterlora.engine.peft_folder import lora_config
+        from clusterlora.models.linear_layers import is_transposed
 
         return lora_config(recipe, base=base.name, use_rslora=True, fan_in_fan_out=is_transposed(base.model, recipe.target_modules))
 
