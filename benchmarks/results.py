@@ -23,6 +23,7 @@ from clusterlora.gate.report import markdown as verdict_markdown
 from clusterlora.metadata import Provenance, TruthAgreement
 from clusterlora.persona_signal.measure import PersonaSignal
 from clusterlora.persona_signal.summary import markdown as signal_markdown
+from clusterlora.planning.cut import studied_dataset
 from clusterlora.planning.study_state import read_state
 from clusterlora.ports.run_log import SilentLog
 from clusterlora.ports.stores import Stores
@@ -147,7 +148,7 @@ def unstudied(file: str) -> str:
 def setting(study: Study, stores: Stores) -> Iterator[str]:
     """Yield the data, training and clustering of a study as list items."""
     data, recipe = study.data, study.recipe
-    dataset = stores.studies.dataset(study.name)
+    dataset = studied_dataset(study.name, stores)
     shares = data.synthetic
     synthetic = (
         f"invented (of what an answer leaves open, {shares.cluster_share:.0%} is the cluster's, {shares.persona_share:.0%} "

@@ -66,9 +66,10 @@ PRESETS: Catalog[Mapping[str, Any]] = Catalog(
             "gate": {"mean_similarity": None, "worst_persona": None, "share_improved": 0.60, "ladder": [], "on_failure": "continue"},
             "evaluation": {"bootstrap_draws": 2000},
         },
-        # On SmolLM2-135M and two CPU cores: some 15 minutes for 40 people, a night for 200 (docs/commands.md has the arithmetic).
+        # By the clock: a slower machine, or longer dialogues, leave fewer of them (docs/commands.md).
         "taste": {
             "name": "taste",
+            "minutes": 15,
             "methods": ["baseline", "unified", "cluster"],
             "data": {"personas": 40, "train": 10, "val": 4, "test": 6},
             "model": {"base": "smollm2-135m"},
@@ -79,6 +80,7 @@ PRESETS: Catalog[Mapping[str, Any]] = Catalog(
         },
         "overnight": {
             "name": "overnight",
+            "minutes": 480,
             "methods": ["baseline", "unified", "per_persona", "cluster", "selective_routing"],
             "data": {"personas": 200, "train": 20, "val": 8, "test": 8},
             "model": {"base": "smollm2-135m"},

@@ -97,6 +97,23 @@ class Workers:
     n: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cut:
+    """How many people, and dialogues of each, a study that may take so many minutes was left after its probe: the first ones.
+
+    `whole` and `expected` are the seconds that it was expected to take before and after; `fits`: the latter are no more than it may.
+    """
+
+    of_personas: int
+    n_personas: int
+    train: int
+    val: int
+    test: int
+    whole: float
+    expected: float
+    fits: bool
+
+
 @dataclass(frozen=True, slots=True)
 class TrialRecipe:
     """A recipe to try, and what cluster adapters then start from."""

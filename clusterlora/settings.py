@@ -27,8 +27,8 @@ NEUTRAL_PROMPT = "You are a helpful assistant."
 EMBEDDED_BASE = "homelm"
 """The base model inside this package, which knows nothing but the synthetic people's talk about homes."""
 
-MOST_PEOPLE, MOST_DIALOGUES, MOST_TOKENS = 1_000_000, 1_000_000, 1_048_576
-"""More people, dialogues of a person or tokens of a sequence are a slip of the hand."""
+MOST_PEOPLE, MOST_DIALOGUES, MOST_TOKENS, MOST_MINUTES = 1_000_000, 1_000_000, 1_048_576, 1_000_000
+"""More people, dialogues of a person, tokens of a sequence or minutes of a study are a slip of the hand."""
 LEAST_LENGTH, LEAST_ANSWER = 32, 4
 """Tokens of a sequence and of an answer below which nothing can be asked or said."""
 
@@ -75,7 +75,7 @@ class DataSettings:
     splits: str | None = None
     """JSON file with the train, val and test dialogues, for example edgesplits.json; empty: split by a stable hash."""
     personas: Annotated[int, Ge(2), Le(MOST_PEOPLE)] | None = None
-    """Use only the first N personas; empty: all."""
+    """Use the first N personas at most; empty: all."""
     train: Annotated[int, Ge(1), Le(MOST_DIALOGUES)] = 30
     """Dialogues per persona to train on."""
     val: Annotated[int, Ge(1), Le(MOST_DIALOGUES)] = 10
@@ -92,8 +92,7 @@ class DataSettings:
     canaries: Annotated[int, Ge(1), Le(1000)] | None = None
     """Plant so many random codes of invented people in train dialogues (`clusterlora study privacy`). Empty: none."""
     on_problem: Literal["refuse", "skip"] = "refuse"
-    """A dialogue that the base model cannot be asked, because question and answer are longer than model.max_length or it begins with the
-    assistant where the chat template forbids it: refuse names all of them, skip leaves them out and counts them."""
+    """Dialogues that the base model cannot be asked, and people with too few for every split: refuse names all, skip leaves them out."""
     on_misfit: Literal["refuse", "warn"] = "refuse"
     """An embedding model that does not know the tokens of the answers that the headline metric compares: refuse it when the study is
     prepared, or warn and go on. A base model is chosen by name, so what speaks against it is always a warning."""
@@ -291,6 +290,8 @@ class Study:
     about as many trainings as there are rounds: one for 4 recipes, two for 16, three for 64. Empty: nothing is tuned."""
     clustering: ClusteringSettings = ClusteringSettings()
     """How personas are grouped."""
+    minutes: Annotated[float, Gt(0), Le(MOST_MINUTES)] | None = None
+    """Minutes that the study may take: after its probe, dialogues and people are left out until the rest fits. Empty: all are used."""
     seeds: Annotated[int, Ge(1), Le(100)] = 1
     """Training runs of every adapter, each with another seed; scores are averaged per persona. The first is judged and registered."""
     merging: MergeSettings = MergeSettings()

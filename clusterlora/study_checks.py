@@ -303,6 +303,11 @@ def merging_problems(merging: MergeSettings) -> Iterator[str]:
 
 
 def _run_problems(study: Study) -> Iterator[str]:
+    if study.minutes is not None and study.data.canaries is not None:
+        yield (
+            f"minutes = {study.minutes:g}: may leave out what data.canaries = {study.data.canaries} plants; "
+            "add --set minutes=none, or plant nothing"
+        )
     micro_batch = study.runtime.micro_batch
     if micro_batch is not None and micro_batch > study.recipe.batch_size:
         yield (

@@ -19,14 +19,12 @@ def lacks_probe(context: TaskContext, study_name: str) -> bool:
 
 @study_task("how long · {study_name}")
 def show_expectation(context: TaskContext, study_name: str) -> None:
-    """Record how many workers there are, and publish how long the study will take on them and what would be cheaper."""
-    from clusterlora.metadata import Workers
-    from clusterlora.planning.study_state import read_state
+    """Record how many workers there are, cut the study to its minutes, and publish how long it will take and what would be cheaper."""
     from clusterlora.progress.estimate import sentences
+    from clusterlora.stages.probe import ready
 
-    studies = context.stores.studies
-    studies.save_metadata(study_name, Workers(max(1, _n_workers(studies.study(study_name).runtime.gpu_pool))))
-    lines = sentences(read_state(study_name, context.stores))
+    n_workers = max(1, _n_workers(context.stores.studies.study(study_name).runtime.gpu_pool))
+    lines = sentences(ready(study_name, n_workers, context.stores, context.log))
     for line in lines:
         get_run_logger().info("%s", line)
     if lines:

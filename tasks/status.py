@@ -28,6 +28,7 @@ def status_lines(state: StudyState, folder: Path, doing: str) -> Iterator[str]:
     from clusterlora.clustering.summary import sentence
     from clusterlora.errors import counted
     from clusterlora.planning.ladder import gated
+    from clusterlora.progress.estimate import cut_sentence
     from clusterlora.progress.timeline import against_unified, next_step
     from clusterlora.results.tuning import tuning_markdown
 
@@ -38,6 +39,8 @@ def status_lines(state: StudyState, folder: Path, doing: str) -> Iterator[str]:
     n_personas, n_dialogues = (provenance.n_personas, provenance.n_dialogues) if provenance else ("?", "?")
     yield f"- **Data**: {n_personas} personas, {n_dialogues} dialogues from `{study.data.source}`"
     yield f"- **Examples**: {study.data.train} train, {study.data.val} val and {study.data.test} test dialogues per persona"
+    if left_out := cut_sentence(state):
+        yield f"- **Left out**: {left_out}"
     if clustering is not None:
         yield f"- **Clusters**: {sentence(clustering)}"
     yield (

@@ -213,24 +213,26 @@ def _print_labels(summary: "DataSummary") -> None:
 
 def _print_tokens(tokens: "TokenSummary", n_examples: int) -> None:
     """Print lengths in tokens, how many examples and answers exceed the study's limits, and the settings that hold them."""
+    from clusterlora.data.lengths import COVERED
     from clusterlora.report.data_picture import sparkline
 
     for name, lengths in (("prompt tokens", tokens.prompt_tokens), ("answer tokens", tokens.answer_tokens)):
         shown = f"{lengths.minimum} {sparkline(lengths)} {lengths.maximum}   median {lengths.median}, 5 % {lengths.p5}, 95 % {lengths.p95}"
         click.echo(f"{name:<24} {shown}")
-    whole = "95 % of train and everybody's last question"
-    for name, n_over, limit, who, setting, needed in (
-        ("examples too long", tokens.over_length, tokens.max_length, whole, "model.max_length", tokens.needed_max_length),
-        (
-            "answers cut",
-            tokens.answers_cut,
-            tokens.max_new_tokens,
-            "95 % of train",
-            "evaluation.max_new_tokens",
-            tokens.needed_max_new_tokens,
-        ),
+    length = (tokens.max_length, "model.max_length", tokens.needed_max_length)
+    answer = (tokens.max_new_tokens, "evaluation.max_new_tokens", tokens.needed_max_new_tokens)
+    of_length = (tokens.needed_holds_examples, "95 % of train and everybody's last question", tokens.needed_asks_all)
+    of_answer = (tokens.needed_holds_answers, "95 % of train", True)
+    for name, n_over, (limit, setting, needed), (share, whole, is_whole) in (
+        ("examples too long", tokens.over_length, length, of_length),
+        ("answers cut", tokens.answers_cut, answer, of_answer),
     ):
-        fix = f"; {who} need --set {setting}={needed}" if needed > limit else ""
+        set_it = f"--set {setting}={needed}"
+        if is_whole and share >= COVERED:
+            fix = f"; {whole} need {set_it}"
+        else:
+            fix = f"; {set_it}, the most that base and memory allow, holds {share:.1%} of train"
+        fix = fix if n_over and needed > limit else ""
         click.echo(f"{name:<24} {n_over} of {n_examples} ({n_over / max(n_examples, 1):.0%}) with {setting} = {limit}{fix}")
 
 

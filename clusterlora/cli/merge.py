@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from clusterlora.cli.local_stores import open_local_stores
+from clusterlora.cli.printing import print_whole
 from clusterlora.cli.progress import console_log
 
 _EXAMPLES = """\b
@@ -50,9 +51,7 @@ def merge(name: str, kind: Any, density: float | None, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"study": merged, "methods": summary_records(comparison)}))
         return
-    from rich.console import Console
-
-    Console().print(console(comparison))
+    print_whole(console(comparison))
     click.echo(f"study    {merged}")
     click.echo(f"adapters {stores.folder(merged) / 'models'}")
     click.echo(f"figure   {figure_path(stores, merged)}")

@@ -39,7 +39,7 @@ _STUDY_OPTIONS = (
         "--base-model",
         help="smollm2-135m, a hub id, a local folder, or homelm, which knows smart-home talk only.  [default: homelm for synthetic people]",
     ),
-    click.option("--personas", type=click.IntRange(min=2), help="Use only the first N personas."),
+    click.option("--personas", type=click.IntRange(min=2), help="Use the first N personas at most."),
     click.option("--seeds", type=click.IntRange(min=1), help="Train everything N times, each time with another seed."),
     click.option("--tune", type=click.IntRange(2, 64), help="Recipes to try for every method alike; the lowest val loss decides."),
     click.option("--controls", is_flag=True, help="Add the controls, such as a random partition and longer training."),

@@ -24,8 +24,11 @@ def print_whole(renderable: "RenderableType") -> None:
 
 def echo_columns(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print rows as columns under their headings; nothing when there are no rows."""
+    from rich.cells import cell_len
+
     if not rows:
         return
-    widths = [max(len(row[i]) for row in (heading, *rows)) for i in range(len(heading))]
+    # A Chinese character takes two columns of a terminal, a combining accent none.
+    widths = [max(cell_len(row[i]) for row in (heading, *rows)) for i in range(len(heading))]
     for row in (heading, *rows):
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        click.echo("  ".join(cell + " " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True)).rstrip())

@@ -25,8 +25,8 @@ _RUN_EXAMPLES = """\b
 Examples:
   clusterlora study run --preset quick                     every step once, in minutes
   clusterlora study run --preset mission                   200 personas, 30/10/10 dialogues
-  clusterlora study run --data people.jsonl --preset taste          is it worth it? estimated at 8 to 18 minutes on 2 cores
-  clusterlora study run --data people.jsonl --preset overnight      up to 200 people, estimated at a night on 2 cores
+  clusterlora study run --data people.jsonl --preset taste          is it worth it? as much as fits 15 minutes
+  clusterlora study run --data people.jsonl --preset overnight      up to 200 people, as much as fits a night
   clusterlora study run --data people.jsonl --base-model Qwen/Qwen2.5-0.5B-Instruct
   clusterlora study run --config study.toml --set recipe.epochs=1 --name try-2
 """

@@ -109,7 +109,9 @@ def covering(
 
 
 def token_summary(base: str, lengths: Sequence[ExampleLength], given: Lengths, needed: Lengths) -> TokenSummary:
-    """Return how examples of these lengths fit the given limits, and the limits that they need."""
+    """Return how examples of these lengths fit the given limits, and the limits that they need, as `covering` returns them."""
+    train = [length for length in lengths if length.is_train] or list(lengths)
+    n_train = max(len(train), 1)
     return TokenSummary(
         base=base,
         prompt_tokens=Distribution.of(length.prompt for length in lengths),
@@ -120,6 +122,9 @@ def token_summary(base: str, lengths: Sequence[ExampleLength], given: Lengths, n
         answers_cut=sum(length.answer > given.max_new_tokens for length in lengths),
         needed_max_length=needed.max_length,
         needed_max_new_tokens=needed.max_new_tokens,
+        needed_holds_examples=sum(length.needed <= needed.max_length for length in train) / n_train,
+        needed_holds_answers=sum(length.answer <= needed.max_new_tokens for length in train) / n_train,
+        needed_asks_all=all(length.least <= needed.max_length for length in lengths),
     )
 
 

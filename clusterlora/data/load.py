@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -142,7 +142,7 @@ def _whole_conversations(reading: SourceData) -> SourceData:
 
 
 def split(reading: SourceData, settings: DataSettings, problems: Problems) -> SourceData:
-    """Return the data with splits; personas that cannot be split become problems and are left out."""
+    """Return the data with splits; people who cannot be split are left out, and are problems unless the settings skip them."""
     dataset = reading.dataset
     counts: dict[Split, int] = {"train": settings.train, "val": settings.val, "test": settings.test}
     labelled = settings.task != "text"
@@ -150,16 +150,18 @@ def split(reading: SourceData, settings: DataSettings, problems: Problems) -> So
     shared = (frozenset[str](), frozenset[str]()) if labelled else _shared_texts(dataset)
     plan = SplitPlan(counts, settings.split_seed, *shared, use_all=settings.dialogues == "all", labelled=labelled)
     done = [split_persona(persona, plan, _conversations(reading, persona)) for persona in dataset.personas]
-    for result in done:
-        if result.refusal:
-            _refuse(result.persona, result.refusal, reading, problems)
+    refused = {result.persona.id: result.refusal for result in done if result.refusal}
+    _refuse(refused, reading, settings, problems)
     kept = [result.persona for result in done if not result.refusal]
     reading = replace(reading, uneven=_warn(done, dataset, plan))
     splittable = (persona for persona, result in zip(dataset.personas, done, strict=True) if not result.refusal)
     reading = reading.keep(splittable, "of people who cannot be split")
     reading = reading.keep(kept, "of conversations that no split has room for", {BEYOND: sum(result.n_beyond for result in done)})
     if plan.shared or any(dialogue.split for persona in dataset.personas for dialogue in persona.dialogues):
-        kept = _without_leaks(kept, reading, plan, problems)
+        kept = _without_leaks(kept, reading, plan, settings, problems)
+    if len(kept) < min(_MIN_PERSONAS, len(dataset.personas)) and not problems.count:
+        what = f"{len(kept)} left of {len(dataset.personas)}, {_MIN_PERSONAS} needed"
+        problems.add(SourceLocation(settings.path or settings.source), "personas", what, "give people at least 3 different dialogues each")
     if twins := () if labelled else near_twins(kept):
         log.warning(
             "%d of %d test dialogues nearly repeat a train dialogue of somebody else, a leak for unified and clusters (first: %s of %s)",
@@ -172,12 +174,13 @@ def split(reading: SourceData, settings: DataSettings, problems: Problems) -> So
 
 
 def limited(reading: SourceData, settings: DataSettings, problems: Problems) -> SourceData:
-    """Return the first `settings.personas` personas; too few of them is a problem."""
+    """Return the first `settings.personas` personas, or all where there are fewer; fewer than two are a problem."""
     personas = reading.dataset.personas
-    n_needed = settings.personas or _MIN_PERSONAS
-    if len(personas) < n_needed and not problems.count:
-        what = f"{len(personas)} in the data, {n_needed} needed"
-        problems.add(SourceLocation(settings.path or settings.source), "personas", what, "add personas or lower data.personas")
+    if len(personas) < _MIN_PERSONAS and not problems.count:
+        what = f"{len(personas)} in the data, {_MIN_PERSONAS} needed"
+        problems.add(SourceLocation(settings.path or settings.source), "personas", what, "add personas")
+    elif settings.personas is not None and len(personas) < settings.personas:
+        log.warning("%s in the data, fewer than data.personas = %d: all are used", counted(len(personas), "persona"), settings.personas)
     return reading.keep(personas[: settings.personas], "of people beyond data.personas")
 
 
@@ -212,12 +215,22 @@ def _conversations(reading: SourceData, persona: Persona) -> dict[str, str]:
     return {d.id: conversations[persona.id, d.id] for d in persona.dialogues if (persona.id, d.id) in conversations}
 
 
-def _refuse(persona: Persona, refusal: Refusal, reading: SourceData, problems: Problems) -> None:
-    problems.add(reading.location(persona.id), f"persona {persona.id!r}", refusal.what, refusal.fix)
+def _refuse(refused: Mapping[str, Refusal], reading: SourceData, settings: DataSettings, problems: Problems) -> None:
+    """Add a problem for everybody who cannot be split, or say how many are left out."""
+    if settings.on_problem == "refuse":
+        for persona_id, refusal in refused.items():
+            fix = f"{refusal.fix}, or leave such people out with data.on_problem=skip"
+            problems.add(reading.location(persona_id), f"persona {persona_id!r}", refusal.what, fix)
+    elif refused:
+        first, refusal = next(iter(refused.items()))
+        who = counted(len(refused), "persona")
+        log.warning("%s of %d left out (first: %s %s)", who, len(reading.dataset.personas), printable(first), refusal.what)
 
 
-def _without_leaks(personas: list[Persona], reading: SourceData, plan: SplitPlan, problems: Problems) -> list[Persona]:
-    """Return the personas without the train and val dialogues that a later split repeats.
+def _without_leaks(
+    personas: list[Persona], reading: SourceData, plan: SplitPlan, settings: DataSettings, problems: Problems
+) -> list[Persona]:
+    """Return the personas without the train and val dialogues that a later split repeats, as far as they keep some in every split.
 
     Our own splits keep a persona's duplicates together; splits given by the input, and texts that several personas share, may leak.
     """
@@ -226,11 +239,10 @@ def _without_leaks(personas: list[Persona], reading: SourceData, plan: SplitPlan
         return personas
     log.warning("%d dialogues left out of train or val: a split that is scored holds the same words", len(leaking))
     kept = [replace(p, dialogues=tuple(d for d in p.dialogues if (p.id, d.id) not in leaking)) for p in personas]
-    for persona in kept:
-        emptied = [name for name in SPLITS if not persona.of_split(name)]
-        if emptied:
-            _refuse(persona, Refusal(f"has all its {' and '.join(emptied)} dialogues in a later split too"), reading, problems)
-    return kept
+    emptied = {p.id: names for p in kept if (names := [name for name in SPLITS if not p.of_split(name)])}
+    refused = {p: Refusal(f"has all its {' and '.join(names)} dialogues in a later split too") for p, names in emptied.items()}
+    _refuse(refused, reading, settings, problems)
+    return [persona for persona in kept if persona.id not in emptied]
 
 
 def _warn(done: Sequence[SplitPersona], dataset: Dataset, plan: SplitPlan) -> tuple[str, ...]:

@@ -55,7 +55,9 @@ class TokenSummary:
     """How a data set fits a base model's tokens: an example is an assistant turn with its prompt.
 
     `max_length` and `max_new_tokens` are those of the study. `over_length` counts the examples that lose turns or cannot be asked under the
-    first, `answers_cut` the answers that are longer than the second; the `needed_` ones hold 95 % of the train examples and answers.
+    first, `answers_cut` the answers that are longer than the second; the `needed_` ones hold 95 % of the train examples and answers, as
+    far as base model and memory allow: `needed_holds_examples` and `needed_holds_answers` are the shares of train that they do hold, and
+    `needed_asks_all` says whether every example can be asked, at least without its history.
     """
 
     base: str
@@ -67,6 +69,9 @@ class TokenSummary:
     answers_cut: int
     needed_max_length: int
     needed_max_new_tokens: int
+    needed_holds_examples: float
+    needed_holds_answers: float
+    needed_asks_all: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from clusterlora.comparison.champion import LEAST_ITEMS, LEAST_PERSONAS
 from clusterlora.metadata import ComparisonSummary, News, RefreshOutcome, RefreshStart
+from clusterlora.planning.cut import studied_dataset
 from clusterlora.ports.stores import Stores
 from clusterlora.settings import PreparedStudy
 
@@ -46,7 +47,7 @@ def decided_before(refresh: PreparedStudy, stores: Stores) -> frozenset[tuple[st
         if shown is None or shown.n_personas < LEAST_PERSONAS or shown.n_items < LEAST_ITEMS:
             continue
         new = {(p, one) for p, ids in news.dialogues for one in ids}
-        decided |= {(p.id, d.id) for p in stores.studies.dataset(name).personas for d in p.of_split("test")} & new
+        decided |= {(p.id, d.id) for p in studied_dataset(name, stores).personas for d in p.of_split("test")} & new
     return frozenset(decided)
 
 

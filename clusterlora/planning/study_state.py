@@ -8,6 +8,7 @@ from clusterlora.gate.ceiling import Ceiling
 from clusterlora.gate.power import Power
 from clusterlora.metadata import (
     ComparisonSummary,
+    Cut,
     Decision,
     GateDecisions,
     ImportedAdapters,
@@ -23,6 +24,7 @@ from clusterlora.metadata import (
     Workers,
 )
 from clusterlora.methods import METHODS
+from clusterlora.planning.cut import studied_dataset
 from clusterlora.ports.stores import Stores
 from clusterlora.settings import PreparedStudy, Rung
 from clusterlora.values import Attempt, Clustering, Dataset, Dialogue, TrainedAdapter, Verdict
@@ -56,6 +58,8 @@ class StudyState:
     page: str | None
     """Address of the study's run in the tracker's UI."""
     probe: Probe | None = None
+    cut: Cut | None = None
+    """What was left of the data so that the study ends within its minutes; None where all are used."""
     n_workers: int = 1
     """Workers that were there for trainings when the study was last started."""
     tuning: Tuning | None = None
@@ -115,6 +119,7 @@ def read_state(study_name: str, stores: Stores) -> StudyState:
         seconds=studies.seconds(study_name),
         page=page.address if page else None,
         probe=studies.metadata(study_name, Probe),
+        cut=studies.metadata(study_name, Cut),
         n_workers=(studies.metadata(study_name, Workers) or Workers(1)).n,
         tuning=studies.metadata(study_name, Tuning),
         start=studies.metadata(study_name, RefreshStart),
@@ -146,7 +151,7 @@ def _data(study_name: str, news: News | None, left: Mapping[str, frozenset[str]]
     A refresh has of its test dialogues the new ones, and some of the old ones to compare with.
     """
     try:
-        dataset = stores.studies.dataset(study_name)
+        dataset = studied_dataset(study_name, stores)
     except UnknownName:
         return None
     if news is None:

@@ -12,6 +12,7 @@ from clusterlora.clustering import AUTO, WITHOUT_EMBEDDINGS
 from clusterlora.clustering.choice import FOLDS, LARGEST_K
 from clusterlora.evaluation.answer import generates
 from clusterlora.metadata import Probe, Rates
+from clusterlora.planning.cut import at_most
 from clusterlora.planning.ladder import worth_trying
 from clusterlora.planning.study_state import StudyState
 from clusterlora.planning.work_plan import work_plan
@@ -19,7 +20,6 @@ from clusterlora.progress.timing import duration
 from clusterlora.progress.work import Answering, Work, n_items, remaining_work, texts_per_run, train_tokens
 from clusterlora.settings import ClusteringSettings, PreparedStudy
 from clusterlora.study_checks import nll_settings
-from clusterlora.values import Dataset, Persona
 
 RUN_SECONDS = 8.0
 """Seconds from asking for a run until it works, without the load of its models, where no run has shown it: 3 to 9 s were measured with a
@@ -239,8 +239,9 @@ def cheaper(state: StudyState) -> tuple[tuple[str, float], ...]:
     study, probe = state.settings, state.probe
     n_train = max(1, int(median(len(person.of_split("train")) for person in state.dataset.personas)) // 2)
     fewer = replace(study, data=replace(study.data, train=n_train))
+    shorter = at_most(state.dataset, {"train": n_train})
     options = [
-        (f"half the train dialogues (data.train={n_train})", replace(state, settings=fewer, data=_at_most(state.dataset, n_train))),
+        (f"half the train dialogues (data.train={n_train})", replace(state, settings=fewer, data=shorter)),
         ("one epoch (recipe.epochs=1)", replace(state, settings=replace(study, recipe=replace(study.recipe, epochs=1)))),
     ]
     if state.tuning is not None:
@@ -255,16 +256,6 @@ def cheaper(state: StudyState) -> tuple[tuple[str, float], ...]:
         on_gpu = expected(remaining_work(state, probe.lengths), replace(probe, rates=rates), 1, study)
         seconds.append((f"{gpu}, at the rates of docs/gpu.md", on_gpu.total))
     return tuple((what, one) for what, one in seconds if one < _WORTH_SAYING * whole.total)
-
-
-def _at_most(dataset: Dataset, n_train: int) -> Dataset:
-    """Return the data set with at most so many train dialogues per person, the first ones."""
-
-    def fewer(person: Persona) -> Persona:
-        left_out = {dialogue.id for dialogue in person.of_split("train")[n_train:]}
-        return replace(person, dialogues=tuple(dialogue for dialogue in person.dialogues if dialogue.id not in left_out))
-
-    return replace(dataset, personas=tuple(fewer(person) for person in dataset.personas))
 
 
 def _gpu_rates(study: PreparedStudy, probe: Probe) -> tuple[str, Rates]:
@@ -284,6 +275,18 @@ def _gpu_rates(study: PreparedStudy, probe: Probe) -> tuple[str, Rates]:
     )
 
 
+def cut_sentence(state: StudyState) -> str | None:
+    """Return what is left of a study's data so that it ends within its minutes, and whether it will; None where all are used."""
+    cut, minutes = state.cut, state.settings.minutes
+    if cut is None or minutes is None:
+        return None
+    people = f"the first {cut.n_personas} of {cut.of_personas} people" if cut.n_personas < cut.of_personas else "everybody"
+    kept = f"{people} with at most {cut.train} train, {cut.val} val and {cut.test} test dialogues each"
+    fits = "" if cut.fits else "; that is longer, but with fewer the answer would say nothing"
+    took = f"about {duration(cut.expected)} instead of {duration(cut.whole)} from there on{fits}"
+    return f"cut to minutes = {minutes:g}: {kept}, {took} (--set minutes=none uses all)"
+
+
 def sentences(state: StudyState) -> tuple[str, ...]:
     """Return what a person is told: how long what is left takes, phase by phase, and what would be cheaper; nothing before the probe."""
     left = estimate(state)
@@ -301,6 +304,8 @@ def sentences(state: StudyState) -> tuple[str, ...]:
     workers = "1 worker" if state.n_workers == 1 else f"{state.n_workers} workers"
     basis = "what has run so far" if state.verdicts else f"a probe of {duration(state.probe.seconds)}"
     lines = [f"about {duration(left.total)} to go on {workers} ({state.probe.device}), by {basis}: {shown}"]
+    if not state.verdicts and (cut := cut_sentence(state)):
+        lines.append(cut)
     if left.n_further_rungs:
         n = left.n_further_rungs
         lines.append(f"if the gate refuses it tries up to {n} more configuration{'s' if n > 1 else ''}, {duration(left.further_rung)} each")

@@ -24,6 +24,7 @@ from clusterlora.planning.trials import trial_keys
 from clusterlora.planning.work_plan import WorkPlan, trained_adapters
 from clusterlora.ports.stores import Stores
 from clusterlora.progress.cost import study_cost
+from clusterlora.progress.estimate import cut_sentence
 from clusterlora.progress.timing import seconds_by_part
 from clusterlora.report.cluster_map import draw_map
 from clusterlora.report.data import Curve, Example, ExampleAnswer, ReportData
@@ -31,7 +32,6 @@ from clusterlora.report.page import page
 from clusterlora.results.costs import method_costs, spent_rows
 from clusterlora.results.imported_scores import imported_rows
 from clusterlora.results.tuning import trial_rows
-from clusterlora.settings import PreparedStudy
 from clusterlora.values import Clustering, EvaluationRow, TrainedAdapter
 
 _EXAMPLES_PER_PERSONA = (3, 2, 1)
@@ -101,7 +101,7 @@ def report_data(
         examples=_examples(rows, [result.method for result in comparison.methods], comparison.headline),
         attempts=state.attempts,
         seconds_by_part=tuple(seconds_by_part(state.seconds).items()),
-        settings=tuple(_settings(study, plan, comparison)),
+        settings=tuple(_settings(state, plan, comparison)),
         provenance=tuple(_provenance(state, stores)),
         spent=spent_rows(cost),
         spent_says=cost.sentences,
@@ -112,8 +112,9 @@ def report_data(
     )
 
 
-def _settings(study: PreparedStudy, plan: WorkPlan, comparison: Comparison) -> Iterator[tuple[str, str]]:
-    recipe, rung = study.recipe, plan.rung
+def _settings(state: StudyState, plan: WorkPlan, comparison: Comparison) -> Iterator[tuple[str, str]]:
+    study, rung = state.settings, plan.rung
+    recipe = study.recipe
     yield "base model", study.model.base
     yield "data", study.data.path or study.data.source
     if study.data.permute_seed is not None:
@@ -123,6 +124,8 @@ def _settings(study: PreparedStudy, plan: WorkPlan, comparison: Comparison) -> I
     yield "system prompt", study.model.system_prompt
     yield "persona in the prompt", "yes" if study.model.persona_in_prompt else "no"
     yield "dialogues per persona", f"{study.data.train} train, {study.data.val} val, {study.data.test} test"
+    if left_out := cut_sentence(state):
+        yield "minutes", left_out
     yield "recipe", f"rank {recipe.rank}, alpha {recipe.alpha:g}, {recipe.epochs} epochs, batch {recipe.batch_size}"
     yield "learning rate", f"{recipe.learning_rate:g}, {recipe.schedule}"
     if GATED in study.methods:

@@ -37,6 +37,7 @@ from clusterlora.planning.work_plan import WorkPlan, work_plan
 from clusterlora.ports.run_log import RunLog
 from clusterlora.ports.stores import Stores
 from clusterlora.progress.cost import study_cost
+from clusterlora.progress.estimate import cut_sentence
 from clusterlora.progress.timing import timed
 from clusterlora.results.costs import costs_markdown, method_costs
 from clusterlora.results.evaluation_rows import evaluation_rows
@@ -67,8 +68,15 @@ def compare_study(study_name: str, stores: Stores, log: RunLog) -> Comparison:
         newcomers = new_personas(state, plan, stores)
         note = twins_note(state.dataset.personas) if study.data.task == "text" else None
         warnings = (stores.studies.metadata(study_name, DataWarnings) or DataWarnings()).sentences
+        left_out = cut_sentence(state)
         no_clusters = [clusters_sentence(state.clustering)] if state.clustering and len(state.clustering.members) < 2 else []
-        notes = (*([of_judge] if of_judge else []), *no_clusters, *([note] if note else []), *(f"Warning: {one}." for one in warnings))
+        notes = (
+            *([of_judge] if of_judge else []),
+            *([left_out] if left_out else []),
+            *no_clusters,
+            *([note] if note else []),
+            *(f"Warning: {one}." for one in warnings),
+        )
         below = replace(appendix(rows, comparison, np.random.default_rng(0)), judge=of_judge)
         more = (
             (refresh_markdown(found) if found else "")

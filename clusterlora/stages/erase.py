@@ -6,6 +6,7 @@ from shutil import rmtree
 
 from clusterlora.adapters.stored import in_tracker
 from clusterlora.metadata import (
+    Cut,
     Forgotten,
     GateDecisions,
     ImportedAdapters,
@@ -29,7 +30,7 @@ from clusterlora.stages.refresh import start_from
 from clusterlora.values import Clustering
 
 _KEPT = (
-    *(Forgotten, GateDecisions, ImportedAdapters, ImportedScores, News, Probe, Provenance, Refinement, RefreshStart, Regrouping),
+    *(Cut, Forgotten, GateDecisions, ImportedAdapters, ImportedScores, News, Probe, Provenance, Refinement, RefreshStart, Regrouping),
     *(TrackerPage, Tuning, WatchedFiles, Workers),
 )
 """Metadata that say nothing of single people, or from which the person is taken out."""
@@ -86,6 +87,9 @@ def _metadata_without(study: str, persona_id: str, stores: Stores) -> Iterator[o
         dialogues, old = (tuple(one for one in pairs if one[0] != persona_id) for pairs in (news.dialogues, news.old_test))
         newcomers = tuple(one for one in news.newcomers if one != persona_id)
         yield replace(news, dialogues=dialogues, newcomers=newcomers, old_test=old)
+    if (cut := studies.metadata(study, Cut)) is not None:
+        inside = persona_id in studies.dataset(study).ids[: cut.n_personas]
+        yield replace(cut, of_personas=cut.of_personas - 1, n_personas=cut.n_personas - inside)
     if (regrouping := studies.metadata(study, Regrouping)) is not None:
         moved = tuple(
             (p, number[own], number[nearest]) for p, own, nearest in regrouping.moved if p != persona_id and {own, nearest} <= number.keys()

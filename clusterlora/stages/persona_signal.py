@@ -11,6 +11,7 @@ from clusterlora.data.split import SPLITS
 from clusterlora.errors import BadData
 from clusterlora.models.model_cache import embedder
 from clusterlora.persona_signal.measure import PersonaSignal, measure
+from clusterlora.planning.cut import studied_dataset
 from clusterlora.ports.run_log import RunLog
 from clusterlora.ports.stores import Stores
 from clusterlora.progress.timing import timed
@@ -32,7 +33,7 @@ def signal_of_study(study_name: str, stores: Stores, log: RunLog) -> PersonaSign
     assert clustering is not None, f"the signal of study {study_name} was measured before its clustering"
     with timed(stores, study_name, "signal"):
         # In a refresh, somebody new may have said too little to have a val dialogue.
-        personas = tuple(person for person in stores.studies.dataset(study_name).personas if person.of_split("val"))
+        personas = tuple(person for person in studied_dataset(study_name, stores).personas if person.of_split("val"))
         there, labelled = {person.id for person in personas}, study.data.task != "text"
         members = (tuple(p for p in ids if p in there) for ids in clustering.members)
         clustering = replace(clustering, members=tuple(ids for ids in members if ids))

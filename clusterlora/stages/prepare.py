@@ -12,9 +12,10 @@ from clusterlora.comparison.power import study_power
 from clusterlora.data.prompt_fit import PromptFit
 from clusterlora.durable import make_folder
 from clusterlora.errors import UnknownName
-from clusterlora.metadata import DataWarnings, Provenance, TrackerPage, Tuning
+from clusterlora.metadata import Cut, DataWarnings, Provenance, TrackerPage, Tuning
 from clusterlora.models.base import UsableBase, base_revision, faster_dtype, usable_base
 from clusterlora.models.targets import reach, resolved
+from clusterlora.planning.cut import cut_to
 from clusterlora.planning.ladder import REFERENCE
 from clusterlora.planning.recipes import draw_recipes
 from clusterlora.ports.run_log import RunLog
@@ -69,13 +70,15 @@ def prepare_study(settings: Study, stores: Stores, log: RunLog, *, running: bool
         )
     recorded = None if stored_study(study.name, stores) is None else stores.studies.metadata(study.name, DataWarnings) or DataWarnings()
     of_models = recorded.of_models if recorded is not None else refuse_misfits(study, base, dataset.personas, log)
+    cut = None if recorded is None else stores.studies.metadata(study.name, Cut)
+    studied = dataset if cut is None else cut_to(dataset, cut)
     made_from = Provenance(
         clusterlora_version=__version__,
         git_revision=git_revision(),
         data_digest=dataset.digest,
         base_revision=base_revision(base.name),
-        n_personas=len(dataset.personas),
-        n_dialogues=dataset.n_dialogues,
+        n_personas=len(studied.personas),
+        n_dialogues=studied.n_dialogues,
         n_dialogues_left_out=fit.n_unfit,
         n_dialogues_losing_turns=fit.n_losing_turns,
         n_base_tokens=len(base.tokenizer),
@@ -92,13 +95,13 @@ def prepare_study(settings: Study, stores: Stores, log: RunLog, *, running: bool
             # Drawn once: what a study has tried does not change with the version of a library.
             targets = resolved(study.recipe, base.weights).target_modules
             stores.studies.save_metadata(study.name, Tuning(draw_recipes(study, targets)))
-        start_tracking(study, made_from, dataset, stores, running=running)
+        start_tracking(study, made_from, studied, stores, running=running)
         if running:
             stores.studies.set_status(study.name, "running")
         replace_damaged(study.name, stores, log)
         make_folder(stores.folder(study.name))
-    log.advance(1, personas=len(dataset.personas))
-    if power := study_power(study.methods, REFERENCE, len(dataset.personas)):
+    log.advance(1, personas=len(studied.personas))
+    if power := study_power(study.methods, REFERENCE, len(studied.personas)):
         log.note(power.sentence)
     return dataset
 

@@ -24,6 +24,7 @@ from clusterlora.evaluation.memorisation import (
     exposures,
     membership,
 )
+from clusterlora.metadata import Cut
 from clusterlora.models.model_cache import base_model, embedder
 from clusterlora.planning.ladder import REFERENCE
 from clusterlora.planning.study_state import StudyState, read_state
@@ -68,7 +69,11 @@ def canary_copy(study_name: str, n: int, stores: Stores) -> PreparedStudy:
         raise BadSettings(f"study {study_name} has canaries already; measure it without --canaries")
     if study.data.task != "text":
         raise BadSettings(f"study {study_name} answers with labels (data.task={study.data.task}), which can be no canaries")
-    return replace(study, name=check_study_name(study_name + _SUFFIX), data=replace(study.data, canaries=n))
+    data = replace(study.data, canaries=n)
+    if (cut := stores.studies.metadata(study_name, Cut)) is not None:
+        # As much as the study itself learns from: another probe might leave planted dialogues out.
+        data = replace(data, personas=cut.n_personas, train=cut.train, val=cut.val, test=cut.test)
+    return replace(study, name=check_study_name(study_name + _SUFFIX), data=data, minutes=None)
 
 
 def measure_privacy(study_name: str, stores: Stores, log: RunLog, *, n_prompts: int = 300, n_words: int = 8) -> Memorisation:

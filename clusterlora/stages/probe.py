@@ -12,6 +12,7 @@ from itertools import chain, islice
 from pathlib import Path
 
 from clusterlora.chat.encoder import TokenSequence
+from clusterlora.comparison.power import study_power
 from clusterlora.data.labels import label_set
 from clusterlora.data.prompts import items, messages, prompt_encoder
 from clusterlora.engine.job import TrainingJob, TrainingResult, batches
@@ -19,19 +20,21 @@ from clusterlora.engine.kinds import read_weights
 from clusterlora.engine.memory import device_name
 from clusterlora.engine.stacked import Weights
 from clusterlora.errors import OutOfMemory
-from clusterlora.evaluation.answer import Answerer, AnswerRequest
+from clusterlora.evaluation.answer import Answerer, AnswerRequest, generates
 from clusterlora.evaluation.metrics import METRICS
 from clusterlora.evaluation.train_responses import TrainResponses
 from clusterlora.metadata import MeanTokens, Probe, Rates, Workers
 from clusterlora.models.base import BaseModel
 from clusterlora.models.model_cache import base_model, embedder
+from clusterlora.planning.ladder import REFERENCE
 from clusterlora.planning.study_state import StudyState, read_state
 from clusterlora.ports.run_log import RunLog, SilentLog
 from clusterlora.ports.stores import Stores
+from clusterlora.progress.time_limit import cut_to_time
 from clusterlora.progress.timing import timed
 from clusterlora.progress.work import remaining_work
 from clusterlora.settings import Study
-from clusterlora.stages.prepare import prepare_study
+from clusterlora.stages.prepare import prepare_study, start_tracking
 from clusterlora.values import Item, Persona
 
 _PEOPLE = 32
@@ -39,7 +42,8 @@ _PEOPLE = 32
 _LEAST_TOGETHER, _MOST_TOGETHER = 4, {"cpu": 32, "cuda": 128}
 """Adapters of the pass that stands for the fan-out: as many as are affordable, for a small base gains from every further one."""
 _TOGETHER_SECONDS = 4.0
-_ITEMS = 32
+_ITEMS, _READING_SECONDS = 32, 6.0
+"""Items that are answered: fewer, where to train on as many dialogues would take longer than these seconds. Reading takes a third of it."""
 _NEW_TOKENS = 16
 """Tokens written per answer at most: their number is enough for a rate, and longer answers would take a minute."""
 _FIRST_STEPS, _MOST_STEPS = 4, 200
@@ -76,6 +80,30 @@ def record_begin(study_name: str, took: float, stores: Stores) -> None:
         stores.studies.save_metadata(study_name, replace(measured, begin=max(0.0, took - measured.seconds)))
 
 
+def ready(study_name: str, n_workers: int, stores: Stores, log: RunLog, *, running: bool = True) -> StudyState:
+    """Return the state of a study that was probed, its workers recorded; before it begins, it is cut to the minutes that it may take.
+
+    Args:
+        running: as of `prepare_study`.
+    """
+    cut = cut_to_time(replace(read_state(study_name, stores), n_workers=n_workers))
+    if cut is not None:
+        stores.studies.save_metadata(study_name, cut)
+    # Recorded last: who follows the study reads from it that all is known.
+    stores.studies.save_metadata(study_name, Workers(n_workers))
+    state = read_state(study_name, stores)
+    if state.settings.minutes is not None and state.probe is None:
+        log.note(f"minutes = {state.settings.minutes:g}: nothing is left out, since it is not known how long the study will take")
+    if cut is None:
+        return state
+    made_from = replace(state.prepared_with, n_personas=len(state.dataset.personas), n_dialogues=state.dataset.n_dialogues)
+    stores.studies.save_metadata(study_name, made_from)
+    start_tracking(state.settings, made_from, state.dataset, stores, running=running)
+    if cut.n_personas < cut.of_personas and (power := study_power(state.settings.methods, REFERENCE, cut.n_personas)):
+        log.note(power.sentence)
+    return replace(state, provenance=made_from)
+
+
 def probed(study: Study, n_workers: int, stores: Stores, log: RunLog) -> StudyState:
     """Return the state of a study after it was prepared and probed in this process, on a worker's share of this machine's cores.
 
@@ -91,8 +119,7 @@ def probed(study: Study, n_workers: int, stores: Stores, log: RunLog) -> StudySt
         probe(study.name, stores, log)
     finally:
         torch.set_num_threads(n_threads)
-    stores.studies.save_metadata(study.name, Workers(n_workers))
-    return read_state(study.name, stores)
+    return ready(study.name, n_workers, stores, log, running=False)
 
 
 def _measure(state: StudyState, folder: Path, log: RunLog) -> Probe:
@@ -110,17 +137,19 @@ def _measure(state: StudyState, folder: Path, log: RunLog) -> Probe:
     sequences = list(chain.from_iterable(in_turn))
     n_dialogues = sum(len(person.of_split("train")) for person in people)
     dialogue = sum(len(sequence.ids) for sequence in sequences) / n_dialogues
-    first, _ = _seconds_per_token(base, state, [sequences], folder / "first", enough=0.0)
-    effort = min(1.0, max(_LEAST_EFFORT, first * _tokens(state, dialogue) / _WORTH_ALL_OF_IT))
-    alone, _ = _seconds_per_token(base, state, [sequences], folder / "alone", enough=effort * _ENOUGH_SECONDS)
+    alone, took, _ = _seconds_per_token(base, state, [sequences], folder / "first", enough=0.0)
+    effort = min(1.0, max(_LEAST_EFFORT, alone * _tokens(state, dialogue) / _WORTH_ALL_OF_IT))
+    if took < effort * _ENOUGH_SECONDS:
+        alone, _, _ = _seconds_per_token(base, state, [sequences], folder / "alone", enough=effort * _ENOUGH_SECONDS)
     log.advance(1)
     n_together = _n_together(base, alone, sequences, study.recipe.batch_size, seconds=effort * _TOGETHER_SECONDS)
     by_job = [sequences[number::n_together] for number in range(n_together)]
-    together, results = _seconds_per_token(base, state, by_job, folder / "together", enough=effort * _ENOUGH_SECONDS)
+    together, _, results = _seconds_per_token(base, state, by_job, folder / "together", enough=effort * _ENOUGH_SECONDS)
     log.advance(1)
     sample = [item for person in people for item in items(study.model, person, "val")]
     weights = [read_weights(one.folder) for one in results[:_LEAST_TOGETHER]]
-    answering, lengths = _answering(base, state, sample, weights, n_items=max(1, round(effort * _ITEMS)))
+    affordable = max(_LEAST_TOGETHER, int(_READING_SECONDS / (alone * dialogue)))
+    answering, lengths = _answering(base, state, sample, weights, n_items=max(1, round(effort * min(_ITEMS, affordable))))
     log.advance(1)
     return Probe(
         lengths=replace(lengths, dialogue=dialogue),
@@ -159,8 +188,8 @@ class _Stopwatch(SilentLog):
 
 def _seconds_per_token(
     base: BaseModel, state: StudyState, sequences_by_job: Sequence[Sequence[TokenSequence]], scratch: Path, *, enough: float
-) -> tuple[float, list[TrainingResult]]:
-    """Return the seconds per token of training one adapter on each list of sequences, in common passes, and the adapters.
+) -> tuple[float, float, list[TrainingResult]]:
+    """Return the seconds per token of training one adapter on each list of sequences, in common passes, all seconds, and the adapters.
 
     The first step of each is not counted. Where all others took less than `enough` seconds, more steps are taken.
     """
@@ -168,7 +197,7 @@ def _seconds_per_token(
     while True:
         seconds, n_tokens, results = _train(base, state, sequences_by_job, scratch / str(n_steps), n_steps=n_steps)
         if seconds >= enough or n_steps >= _MOST_STEPS:
-            return seconds / n_tokens, results
+            return seconds / n_tokens, seconds, results
         n_steps = min(_MOST_STEPS, math.ceil(n_steps * min(16.0, 1.5 * enough / max(seconds, 1e-3))) + 1)
 
 
@@ -218,16 +247,17 @@ def _answering(
     warm = time.monotonic()
     answerer.answer(requests, by_key, metrics=("nll",), run_log=SilentLog())
     read = time.monotonic()
+    rates = {"read": (read - warm) / n_read, "write": 0.0, "embed": (embedded - began) / len(chosen)}
+    n = len(turns)
+    lengths = MeanTokens(dialogue=0.0, prompt=sum(len(t.prompt) for t in turns) / n, response=sum(len(t.response) for t in turns) / n)
+    if not labels and not generates(evaluation.metrics):
+        return rates, lengths
     # What a run does once, embedding everybody's train answers, is no part of a rate.
     metrics = tuple(name for name in evaluation.metrics if not METRICS[name].embeds_train)
     answers = answerer.answer(requests, by_key, metrics=metrics, run_log=SilentLog())
     written = time.monotonic()
-    n_written = sum(len(base.tokenizer(answer.text, add_special_tokens=False)["input_ids"]) + 1 for answer in answers)
-    embed = (embedded - began) / len(chosen)
-    generating = (written - read) - (read - warm) - len(chosen) * embed
-    n = len(turns)
-    lengths = MeanTokens(dialogue=0.0, prompt=sum(len(t.prompt) for t in turns) / n, response=sum(len(t.response) for t in turns) / n)
-    rates = {"read": (read - warm) / n_read, "write": 0.0, "embed": embed}
     if labels:
         return {**rates, "labels": (written - read) / (read - warm)}, lengths
+    n_written = sum(len(base.tokenizer(answer.text, add_special_tokens=False)["input_ids"]) + 1 for answer in answers)
+    generating = (written - read) - (read - warm) - len(chosen) * rates["embed"]
     return {**rates, "write": max(generating, 0.0) / n_written}, lengths

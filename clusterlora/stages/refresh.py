@@ -16,6 +16,7 @@ from clusterlora.errors import BadData, BadSettings, NothingNew
 from clusterlora.metadata import ChampionAdapter, News, Provenance, RefreshStart, Tuning
 from clusterlora.methods import METHODS
 from clusterlora.models.base import usable_base
+from clusterlora.planning.cut import studied_dataset
 from clusterlora.planning.family import decided_before, family
 from clusterlora.planning.ladder import REFERENCE, decided_rung
 from clusterlora.planning.study_state import StudyState, read_state
@@ -115,6 +116,7 @@ def next_refresh(root: str, path: str, stores: Stores, *, replay: float | None =
             champion.data, source=_source(champion.data.source), path=path, splits=None, personas=None, permute_seed=None, canaries=None
         ),
         seeds=1,
+        minutes=None,
         assignment=replace(champion.assignment, held_out_share=None),
         clustering=replace(champion.clustering, refinement_rounds=0, sizes=None, k=champion.clustering.k or _k(champion.clustering.sizes)),
         gate=replace(champion.gate, above_random_group=False),
@@ -207,13 +209,13 @@ def refreshed(study: PreparedStudy, tokenizer: "PreTrainedTokenizerBase", stores
             problems.add(new.location(persona.id), f"persona {persona.id!r}", refusal.what, refusal.fix)
     problems.raise_any()
     new = replace(new, dataset=without_people(new.dataset, who_left(study, stores)))
-    data = joined(stores.studies.dataset(refresh.of), new, study.data, revision=f"r{refresh.number}")
+    data = joined(studied_dataset(refresh.of, stores), new, study.data, revision=f"r{refresh.number}")
     check_labels(study.data, data.dataset.personas, problems)
     problems.raise_any()
     if data.n_new == 0:
         raise NothingNew(f"{study.data.path}: {'; '.join(data.sentences)}; refresh when people have said more")
     start = start_from(read_state(refresh.champion, stores), str(refresh.champion_method), stores)
-    news = _news(data, stores.studies.dataset(refresh.champion), start)
+    news = _news(data, studied_dataset(refresh.champion, stores), start)
     # What has decided an earlier refresh does not decide again.
     new_ids = {(p, one) for p, ids in news.dialogues for one in ids} - decided_before(study, stores)
     if not any(d.split == "test" and (p.id, d.id) in new_ids for p in data.dataset.personas for d in p.dialogues):

@@ -14,6 +14,7 @@ NAME_BY_KIND: Mapping[type, str] = {
     metadata.TrackerPage: "tracker_page",
     metadata.Probe: "probe",
     metadata.Workers: "workers",
+    metadata.Cut: "cut",
     metadata.TruthAgreement: "truth_agreement",
     metadata.ReferencePoints: "reference_points",
     metadata.GateDecisions: "gate_decisions",

@@ -2,12 +2,14 @@
 
 import io
 import sys
+from pathlib import Path
 
 import pytest
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from clusterlora import cli
 from clusterlora.cli.printing import echo_columns, print_whole
 from clusterlora.evaluation.markdown import markdown_table
 from deployments.study_results import _print_markdown  # pyright: ignore[reportPrivateUsage]
@@ -55,6 +57,17 @@ def test_lists_have_headings_above_their_columns_and_say_nothing_when_empty(caps
     assert capsys.readouterr().out == "STUDY        STATUS\na-long-name  running\nb            finished\n"
     echo_columns(("STUDY", "STATUS"), [])
     assert capsys.readouterr().out == ""
+
+
+def test_columns_stand_below_each_other_whatever_the_width_of_their_characters(capsys: pytest.CaptureFixture[str]) -> None:
+    echo_columns(("WHO", "WHERE"), [("李小龙", "a"), ("cafe\u0301", "b"), ("Ann", "c")])
+    assert capsys.readouterr().out == "WHO     WHERE\n李小龙  a\ncafe\u0301    b\nAnn     c\n"
+
+
+def test_no_command_prints_a_table_of_numbers_in_whatever_width_there_is() -> None:
+    commands = Path(cli.__file__).parent.glob("*.py")
+    # The answers of a chat are words, which may be folded.
+    assert [path.name for path in commands if "Console().print(" in path.read_text(encoding="utf-8")] == ["chat.py"]
 
 
 def test_piped_markdown_has_no_entities_and_no_escapes(capsys: pytest.CaptureFixture[str]) -> None:

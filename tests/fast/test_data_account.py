@@ -120,6 +120,50 @@ def test_no_split_is_empty_none_has_more_than_asked_and_with_all_nothing_is_lost
     assert all(len(splits) == 1 for splits in splits_of.values())
 
 
+def test_people_with_too_few_dialogues_are_named_or_left_out_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    people = {"ann": (1,) * 6, "bob": (1,), "eva": (1,) * 6, "ivo": (1, 1)}
+    refused = examine(write(tmp_path / "a.jsonl", people, train=3, val=1, test=2))
+    assert refused.refusal is not None
+    assert "'bob': has 1 dialogue; give it at least 3 different dialogues" in refused.refusal
+    assert refused.refusal.count("or leave such people out with data.on_problem=skip") == 2
+    skipping = write(tmp_path / "a.jsonl", people, train=3, val=1, test=2, on_problem="skip")
+    with caplog.at_level(logging.WARNING):
+        summary = examine(skipping)
+    assert "2 personas of 4 left out (first: bob has 1 dialogue)" in caplog.text
+    assert (summary.personas, summary.unused, summary.refusal) == (2, (("of people who cannot be split", 3),), None)
+    assert accounted(summary) == summary.read == 15
+    assert load(skipping).ids == ("ann", "eva")
+    alone = examine(write(tmp_path / "b.jsonl", {"ann": (1,) * 6, "bob": (1,)}, train=3, val=1, test=2, on_problem="skip"))
+    assert alone.refusal is not None
+    assert "personas: 1 left of 2, 2 needed" in alone.refusal
+
+
+def test_the_limits_that_base_and_memory_allow_are_not_said_to_hold_what_they_do_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [
+        {
+            "persona_id": f"p{p}",
+            "prompt": f"{said(str(p), 0, i)}?",
+            "response": " ".join(f"{word}{p}{i}" for word in WORDS) * (40 if i < 3 else 1),
+        }
+        for p in range(3)
+        for i in range(9)
+    ]
+    data = tmp_path / "long.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    asked = ["data", "validate", "--data", str(data), "--base-model", "homelm", "--set", "evaluation.max_new_tokens=16", "--json"]
+    main(asked)
+    tokens = json.loads(capsys.readouterr().out)["tokens"]
+    assert tokens["needed_max_new_tokens"] > 16
+    main(asked[:-1])
+    out = capsys.readouterr().out
+    assert tokens["needed_holds_answers"] < 0.95
+    needed = f"--set evaluation.max_new_tokens={tokens['needed_max_new_tokens']}"
+    assert f"{needed}, the most that base and memory allow, holds {tokens['needed_holds_answers']:.1%} of train" in out
+    assert f"need {needed}" not in out
+
+
 def test_validate_prints_the_account_and_the_lengths_in_tokens_with_the_settings_that_hold_them(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,6 +1,7 @@
 """The edgewise and table sources read what their schemas say, and refuse the rest with the place and the fix."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -252,10 +253,14 @@ def test_a_split_column_decides_and_validation_means_val(tmp_path: Path) -> None
         assert [dialogue.split for dialogue in persona.dialogues] == ["train", "train", "val", "test"]
 
 
-def test_only_the_first_personas_are_used_when_fewer_are_asked_for_and_missing_ones_are_refused(tmp_path: Path) -> None:
+def test_only_the_first_personas_are_used_when_fewer_are_asked_for_and_missing_ones_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = jsonl(tmp_path / "three.jsonl", rows("carl", "ann", "bob"))
     assert load(settings(path, personas=2)).ids == ("carl", "ann")
-    assert "personas: 3 in the data, 4 needed; add personas or lower data.personas" in refusal(path, personas=4)
+    with caplog.at_level(logging.WARNING):
+        assert load(settings(path, personas=4)).ids == ("carl", "ann", "bob")
+    assert "3 personas in the data, fewer than data.personas = 4: all are used" in caplog.text
 
 
 def test_a_study_of_one_persona_is_refused(tmp_path: Path) -> None:
