@@ -13,7 +13,7 @@ from pathlib import Path
 
 from matplotlib import get_data_path, rc_context
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties, fontManager, get_font
+from matplotlib.font_manager import fontManager, get_font
 from matplotlib.text import Text
 
 from clusterlora.durable import write_durably
@@ -97,8 +97,12 @@ def _missing(characters: frozenset[str], families: Iterable[str]) -> frozenset[s
 @lru_cache(maxsize=256)
 def _characters(family: str) -> frozenset[str]:
     """Return the characters of a family; none where matplotlib cannot draw the font, such as one of coloured bitmaps."""
+    # Matplotlib's own look-up warns of every family that has no face of normal weight.
+    files = sorted((font.style != "normal", font.fname) for font in fontManager.ttflist if font.name == family)
+    if not files:
+        return frozenset()
     try:
-        font = get_font(fontManager.findfont(FontProperties(family=[family]), fallback_to_default=False))
+        font = get_font(files[0][1])
         return frozenset(map(chr, font.get_charmap())) if font.scalable else frozenset()
     except (OSError, RuntimeError, ValueError):
         return frozenset()

@@ -1,6 +1,7 @@
 """Figures are drawn in fonts that have their characters; what no font has is said once."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -75,3 +76,12 @@ def test_characters_that_no_font_has_are_said_once_with_the_font_to_install(tmp_
 def test_right_to_left_text_marks_and_variation_selectors_need_no_other_font(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_png(lambda: titled("שלום مرحبا e\u0301 ☺\ufe0f"), tmp_path / "picture.png")
     assert caplog.text == ""
+
+
+@pytest.mark.usefixtures("only_matplotlibs_fonts")
+def test_a_family_without_a_face_of_normal_weight_is_looked_at_without_a_word(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    light = replace(fontManager.ttflist[0], name="Only Light", weight=200)
+    fontManager.ttflist.append(light)
+    with caplog.at_level(logging.WARNING):
+        write_png(lambda: titled("people 中文"), tmp_path / "picture.png")
+    assert [record.name for record in caplog.records] == ["clusterlora.drawing"]
