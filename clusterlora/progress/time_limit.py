@@ -25,7 +25,7 @@ def cut_to_time(state: StudyState) -> Cut | None:
     dialogues again. Where nothing fits, the last of these cuts is returned.
     """
     whole, minutes = estimate(state), state.settings.minutes
-    begun = state.clustering is not None or state.adapters or state.attempts or state.start is not None
+    begun = state.clustering is not None or state.adapters or state.start is not None
     if whole is None or minutes is None or begun or state.cut is not None:
         return None
     left = 60 * minutes - sum(seconds for _, _, seconds in state.seconds)

@@ -284,21 +284,26 @@ def test_clustering_takes_the_longer_the_more_it_is_left_to_choose() -> None:
 
 
 def test_the_probe_of_a_short_study_is_short(seven: Study, stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[float] = []
     measure = probing._seconds_per_token
 
-    def recorded(*of: Any, enough: float) -> Any:
-        asked.append(enough)
-        return measure(*of, enough=min(enough, 0.1))
+    def asked(name: str, epochs: int, took: float) -> list[float]:
+        """Return the seconds that were enough for each measurement of a study, the first steps of which took so many."""
+        enough_each: list[float] = []
 
-    monkeypatch.setattr(probing, "_seconds_per_token", recorded)
-    for name, epochs in (("short", 1), ("long", 100_000)):
+        def recorded(*of: Any, enough: float) -> Any:
+            enough_each.append(enough)
+            per_token, _, results = measure(*of, enough=min(enough, 0.1))
+            return per_token, took, results
+
+        monkeypatch.setattr(probing, "_seconds_per_token", recorded)
         prepare_study(replace(seven, name=name, recipe=replace(seven.recipe, epochs=epochs)), stores, SilentLog())
         probing.probe(name, stores, SilentLog())
-    short, long = asked[:3], asked[3:]
-    assert short[0] == long[0] == 0, "the first steps tell how long the study is"
-    assert short[1:] == [pytest.approx(0.2 * 1.5)] * 2
-    assert long[1:] == [1.5, 1.5]
+        return enough_each
+
+    # The first steps tell how long the study is.
+    assert asked("short", 1, took=0.01) == [0.0, *[pytest.approx(0.2 * 1.5)] * 2]
+    assert asked("long", 100_000, took=0.01) == [0.0, 1.5, 1.5]
+    assert asked("slow", 100_000, took=1.5) == [0.0, 1.5], "first steps that took long enough are not taken again"
 
 
 def test_a_probe_that_runs_out_of_memory_stops_nothing(seven: Study, stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ from clusterlora.stages.forget import what_to_forget
 from clusterlora.stages.prepare import prepare_study
 from clusterlora.stages.privacy import canary_copy
 from clusterlora.stages.probe import ready
-from clusterlora.values import Dataset, Persona, Split
+from clusterlora.values import Attempt, Dataset, Persona, Split
 from tests.fixtures.stages import Notes
 
 RATES = Rates(train_alone=0.02, train_together=0.02, n_together=4, read=0.001, write=0.03, embed=0.0, load=2.0)
@@ -106,8 +106,9 @@ def test_what_cannot_be_cut_to_its_minutes_says_how_long_it_takes(crowd: StudySt
     assert kept.n_personas == N_PEOPLE
 
 
-def test_what_has_begun_is_not_cut(crowd: StudyState) -> None:
+def test_what_has_begun_is_not_cut_and_a_probe_is_no_beginning(crowd: StudyState) -> None:
     late = within(crowd, 2)
+    assert cut_to_time(replace(late, attempts=(Attempt("evaluate · probe 1/1 · small", 1, 64, "done", "", None),))) is not None
     assert cut_to_time(replace(late, clustering=assumed_clustering(late))) is None
     assert cut_to_time(replace(late, cut=cut_to_time(late))) is None
 
