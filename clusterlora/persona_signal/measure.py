@@ -214,13 +214,18 @@ def _recognition(hits: Float[np.ndarray, " exchange"], persona: Int[np.ndarray, 
 def _share_explained(
     residuals: Float[np.ndarray, "exchange dim"], expected: Float[np.ndarray, "exchange dim"], persona: Int[np.ndarray, " exchange"]
 ) -> tuple[float, Interval]:
-    """Return the share of the squares that is explained, and its 95 % interval: people are drawn again, with theirs."""
+    """Return the share of the squares that is explained, and its 95 % interval: people are drawn again, with theirs.
+
+    The draws are rescaled to the spread of the share's linearised values by person, as those of every mean over people.
+    """
     squares, left = (
         np.bincount(persona, weights=np.sum(one**2, axis=1), minlength=persona.max() + 1) for one in (residuals, residuals - expected)
     )
     drawn = np.random.default_rng(0).integers(len(squares), size=(_DRAWS, len(squares)))
     shares = 1 - left[drawn].sum(axis=1) / np.maximum(squares[drawn].sum(axis=1), np.finfo(float).tiny)
-    return float(1 - left.sum() / squares.sum()), Interval(*np.quantile(shares, (0.025, 0.975)).tolist())
+    share = 1 - left.sum() / squares.sum()
+    by_person = share + ((1 - share) * squares - left) / squares.mean()
+    return float(share), bootstrap_interval(shares, by_person)
 
 
 def _expected(
