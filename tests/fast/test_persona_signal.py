@@ -71,7 +71,9 @@ def planted(cluster_share: float, persona_share: float, seed: int) -> PersonaSig
         cluster_sizes=(6, 12, 6, 8, 8), dialogues=20, cluster_share=cluster_share, persona_share=persona_share, seed=seed
     )
     dataset = load(DataSettings(source="synthetic", train=12, val=6, test=2, synthetic=synthetic))
-    clustering = cluster_personas(dataset, ClusteringSettings(sizes=(6, 12, 6, 8, 8)), Sources(WordsEmbedder()))
+    # By one algorithm for all data sets: what is compared is their signal, not what is chosen for each.
+    settings = ClusteringSettings(algorithm="responses_given_prompts", sizes=(6, 12, 6, 8, 8))
+    clustering = cluster_personas(dataset, settings, Sources(WordsEmbedder()))
     return measure(dataset.personas, clustering, WordsEmbedder(), Counting())
 
 
