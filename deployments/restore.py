@@ -105,7 +105,8 @@ def restore(place: Place, file: Path) -> Manifest:
 def _note_departures(place: Place, unpacked: Path, file: Path, manifest: Manifest) -> None:
     """Remember who left since the backup was made, and that they are to be forgotten before it is used."""
     try:
-        departures(unpacked / DEPARTED), known_backups(unpacked)
+        departures(unpacked / DEPARTED)
+        known_backups(unpacked)
     except _NOT_WHOLE as problem:
         raise BadData(f"{file}: who left is not told in it as a backup does ({problem}); use another backup") from problem
     since = left_since(place.services / DEPARTED_OUTSIDE, unpacked, manifest.created)

@@ -1,6 +1,6 @@
 """New people join the clusters that there are, and it is found who of the others has drifted to another."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -36,6 +36,7 @@ def regroup(
     sources: Sources,
     *,
     news: Mapping[str, Collection[str]],
+    changed_before: Collection[str] = (),
     rng: np.random.Generator,
 ) -> Regrouped:
     """Return the clusters with everybody new in the nearest one, and who of the others is nearest to another than their own.
@@ -49,24 +50,26 @@ def regroup(
     Args:
         dataset: everybody's dialogues, the oldest first.
         news: ids of new dialogues by person.
+        changed_before: people who are known to have changed, and so do not stand for the cluster that they were in while others do.
     """
     personas = tuple(sorted(dataset.personas, key=lambda persona: persona.id))
     if len(members) < 2:
         return Regrouped(Clustering(algorithm, (tuple(p.id for p in personas),)), (), {})
     own = {p: k for k, ids in enumerate(members) for p in ids}
+    typical = {p: k for k, ids in enumerate(members) for p in ([p for p in ids if p not in changed_before] or ids)}
     last = {p.id: _last(p, news.get(p.id, ())) for p in personas if p.id in own}
     then, now = _evidence(personas, algorithm if algorithm in ALGORITHMS else WITHOUT_EMBEDDINGS[0], sources, last)
     whole = {p.id: np.concatenate([part[p.id] for part in (then, now) if p.id in part]) for p in personas}
     features = feature_matrix(tuple(whole.values()))
-    by_person = dict(zip(whole, _nearest(features, features, [own.get(p) for p in whole], len(members)).tolist(), strict=True))
+    by_person = dict(zip(whole, _nearest(features, features, [typical.get(p) for p in whole], len(members)).tolist(), strict=True))
     joined = tuple(tuple(p.id for p in personas if own.get(p.id, by_person[p.id]) == k) for k in range(len(members)))
     points = tuple((p, float(x), float(y)) for p, (x, y) in zip(whole, plane(features), strict=True))
     clustering = Clustering(algorithm, joined, map_2d=points)
     if algorithm not in ALGORITHMS:
         return Regrouped(clustering, (), {})
-    changed = _changed(then, now, own, len(members), rng)
-    nearest = {p: changed.get(p, k) for p, k in by_person.items() if p in own}
-    moved = tuple((p, own[p], k) for p, k in nearest.items() if own[p] != k)
+    changed = _changed(then, now, own, typical, len(members), rng)
+    nearest: dict[str, int] = {**by_person, **changed}
+    moved = tuple((p, k, nearest[p]) for p, k in sorted(own.items()) if p in nearest and nearest[p] != k)
     return Regrouped(clustering, moved, {p: last[p] for p in changed})
 
 
@@ -97,14 +100,19 @@ def _evidence(
 
 
 def _changed(
-    then: Mapping[str, np.ndarray], now: Mapping[str, np.ndarray], own: Mapping[str, int], k: int, rng: np.random.Generator
+    then: Mapping[str, np.ndarray],
+    now: Mapping[str, np.ndarray],
+    own: Mapping[str, int],
+    typical: Mapping[str, int],
+    k: int,
+    rng: np.random.Generator,
 ) -> dict[str, int]:
     """Return by person the cluster other than their own that is nearest by the last dialogues."""
-    known = {p: pieces for p, pieces in then.items() if p in own}
-    told = {p: pieces for p, pieces in now.items() if p in known and len(pieces) >= _LEAST_PIECES}
-    if not told or {own[p] for p in known} != set(range(k)):
+    known = {p: pieces for p, pieces in then.items() if p in typical}
+    told = {p: pieces for p, pieces in now.items() if p in own and len(pieces) >= _LEAST_PIECES}
+    labels = [typical[p] for p in known]
+    if not told or set(labels) != set(range(k)):
         return {}
-    labels = [own[p] for p in known]
 
     def nearest(latest: Evidence) -> Int[np.ndarray, " persona"]:
         features = feature_matrix((*known.values(), *latest))
@@ -118,7 +126,7 @@ def _changed(
 
 
 def _nearest(
-    points: Float[np.ndarray, "point direction"], of_people: Float[np.ndarray, "persona direction"], own: list[int | None], k: int
+    points: Float[np.ndarray, "point direction"], of_people: Float[np.ndarray, "persona direction"], own: Sequence[int | None], k: int
 ) -> Int[np.ndarray, " point"]:
     """Return the cluster whose people's mean is nearest to each point; `own` are the clusters of these people, None of no cluster."""
     means = np.stack([of_people[[one == cluster for one in own]].mean(axis=0) for cluster in range(k)])

@@ -72,13 +72,15 @@ def _regrouped(state: StudyState, start: RefreshStart, stores: Stores, log: RunL
         raise BadData(f"nobody is left of a cluster of study {start.study}; run a study of the people that there are under another name")
     news = dict(state.news.dialogues) if state.news else {}
     rng = np.random.default_rng(study.clustering.seed)
-    found = regroup(state.dataset, start.algorithm, members, sources, news=news, rng=rng)
-    clustering, moved, n_known = found.clustering, found.moved, sum(map(len, members))
     left = outdated(state.name, stores)
+    found = regroup(state.dataset, start.algorithm, members, sources, news=news, changed_before=left, rng=rng)
+    clustering, moved, n_known = found.clustering, found.moved, sum(map(len, members))
     anew = len(moved) > study.refresh.misfits * n_known
     if anew:
         people = stores.studies.dataset(state.name).by_id()
-        left |= {p: _before(people[p], last) - set(news.get(p, ())) for p, last in found.changed.items()}
+        # Who changed since the champion learnt is known for longer where an earlier refresh has found it.
+        since = left.keys() - outdated(start.study, stores).keys()
+        left |= {p: _before(people[p], last) - set(news.get(p, ())) for p, last in found.changed.items() if p not in since}
         clustering = cluster_personas(_without(state.dataset, left), study.clustering, sources, log)
     stores.studies.save_metadata(
         study.name,

@@ -275,7 +275,8 @@ def _left(plan: Certificate, experiments: Sequence[str], stores: Stores, *, know
     sentences = [f"the file {path} that was read may still have the person: take them out of it" for path in paths]
     if experiments:
         sentences.append(
-            f"MLflow runs elsewhere and has marked {', '.join(experiments)} as deleted: run `mlflow gc` there, and rewrite its database"
+            f"MLflow runs elsewhere and has marked {', '.join(experiments)} as deleted: run `mlflow gc --backend-store-uri DATABASE` "
+            "there, with the address of its database, and rewrite that (VACUUM)"
         )
     if not knows_prefect:
         sentences += [f"no Prefect server of this machine is known: delete runs with the tag study:{name} where it is" for name in names]

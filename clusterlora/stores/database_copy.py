@@ -154,13 +154,13 @@ def people_by_study(url: str) -> dict[str, tuple[str, ...]]:
     return {study: tuple(ids) for study, ids in found.items()}
 
 
-def _rows(url: str, query: "sa.Select[Any]") -> "Sequence[sa.Row[Any]]":
+def _rows(url: str, query: sa.Executable) -> list[tuple[Any, ...]]:
     parsed = parse_url(url)
     if parsed.get_backend_name() == "sqlite" and not Path(str(parsed.database)).is_file():
         raise BadData(f"there is no study database {redacted(parsed)} to back up; nothing was ever run here")
     try:
         with sa.create_engine(parsed, poolclass=sa.NullPool).connect() as connection:
-            return connection.execute(query).all()
+            return [tuple(row) for row in connection.execute(query)]
     except DBAPIError as problem:
         cause = str(problem.orig).strip().partition("\n")[0]
         raise ServiceDown(f"study database {redacted(parsed)} cannot be read: {cause}; start it, or correct its URL") from problem
