@@ -2,7 +2,7 @@
 
 import importlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -357,6 +357,26 @@ def test_who_talks_otherwise_by_now_has_drifted_though_most_that_they_said_is_as
         assert drifted.changed == {"a": frozenset(last), "b": frozenset(last)}
         assert drifted.clustering.members == members
     assert found(dict.fromkeys(old, tuple(map(str, range(40))))).changed == {}, "where all is new, nothing is known of before"
+
+
+def test_who_is_known_to_have_changed_does_not_stand_for_the_cluster_of_before() -> None:
+    quiet, loud = "of course, softly and gladly", "NO! NEVER! GO AWAY"
+
+    def speaks(name: str, quiet_ones: Collection[int]) -> Persona:
+        said = [f"{quiet if i in quiet_ones else loud} {i}" for i in range(20)]
+        return Persona(name, None, tuple(dialogue(str(i), f"question {i}", one, "train") for i, one in enumerate(said)))
+
+    people = [speaks("c", range(1, 20, 3)), *(speaks(one, range(20)) for one in "defg"), *(speaks(one, ()) for one in "abhi")]
+    members = (tuple("abcdefg"), tuple("hi"))
+
+    def moved(changed_before: tuple[str, ...]) -> set[str]:
+        rng, data = np.random.default_rng(0), Dataset(tuple(people))
+        found = regroup(data, "responses", members, Sources(Words()), news={}, changed_before=changed_before, rng=rng)
+        return {p for p, *_ in found.moved}
+
+    assert moved(()) == {"a", "b"}, "c is near a mean that a and b have taken along"
+    assert moved(("a", "b")) == {"a", "b", "c"}
+    assert moved(tuple("abcdefg")) == {"a", "b"}, "where nobody else is left, they stand for it"
 
 
 def test_the_command_says_what_is_new_and_launches_the_next_refresh(
