@@ -10,7 +10,12 @@ from typing import TYPE_CHECKING, Any
 from clusterlora.chat.template import ended_as_generated
 from clusterlora.errors import BadSettings
 from clusterlora.models.base import BaseModel, load_base
-from clusterlora.models.checks import refuse_bidirectional, refuse_recurrent, refuse_tokens_without_embedding
+from clusterlora.models.checks import (
+    forget_undeclared_windows,
+    refuse_bidirectional,
+    refuse_recurrent,
+    refuse_tokens_without_embedding,
+)
 from clusterlora.models.quantised import compute_as_before, compute_dequantised, is_laid_out_anew
 
 if TYPE_CHECKING:
@@ -50,13 +55,19 @@ def frozen_base(base: "BaseModel | PreTrainedModel | str | Path", tokenizer: "Pr
     assert tokenizer is not None, "a base without tokenizer was not refused"
     requires_grad = {name: parameter.requires_grad for name, parameter in base.named_parameters()}
     training = [module for module in base.modules() if module.training]
+    config = base.config.get_text_config()
     base.eval().requires_grad_(False)
     compute_dequantised(base)
+    undeclared_windows: dict[str, Any] = {}
     try:
+        revision = _revision(base)
+        undeclared_windows = forget_undeclared_windows(config)
         ends: Any = base.generation_config.eos_token_id if base.generation_config else None
         ended = ended_as_generated(tokenizer, ends) if isinstance(ends, list) and tokenizer.chat_template else tokenizer
-        yield BaseModel(base.name_or_path or type(base).__name__, _revision(base), base, ended)
+        yield BaseModel(base.name_or_path or type(base).__name__, revision, base, ended)
     finally:
+        for setting, value in undeclared_windows.items():
+            setattr(config, setting, value)
         compute_as_before(base)
         base.eval()
         for module in training:

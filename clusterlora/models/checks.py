@@ -201,11 +201,12 @@ def _settings_of(config: type) -> frozenset[str]:
     return frozenset(vars(config()))
 
 
-def forget_undeclared_windows(config: Any) -> None:
-    """Remove from a configuration what its class does not read and transformers' cache would: windows of attention."""
-    for name in _READ_BY_CACHE:
-        if name in vars(config) and name not in _settings_of(type(config)):
-            delattr(config, name)
+def forget_undeclared_windows(config: Any) -> dict[str, Any]:
+    """Remove from a configuration what its class does not read and transformers' cache would: windows of attention. Return what it was."""
+    undeclared = {name: vars(config)[name] for name in _READ_BY_CACHE if name in vars(config) and name not in _settings_of(type(config))}
+    for name in undeclared:
+        delattr(config, name)
+    return undeclared
 
 
 def known_positions(config: Any) -> int | None:

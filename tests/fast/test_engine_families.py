@@ -160,6 +160,23 @@ def test_settings_that_a_class_has_and_does_not_use_change_nothing(
     assert max(difference(results[key], expected[key]) for key in expected) < 1e-9
 
 
+def test_a_window_that_a_class_does_not_read_changes_no_answer_of_a_model_of_the_callers(
+    base_of: Callable[[str], BaseModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(TINY, "gpt_neox", replace(TINY["gpt_neox"], config=TINY["gpt_neox"].config | {"sliding_window": 4}))
+    theirs, prompts = base_of("gpt_neox"), [sequences(n)[0].ids * 3 for n in range(4)]
+    with frozen_base(theirs.model, theirs.tokenizer) as base:
+        backend = inference_backends.inference_backend(base, [])
+        questions = [Question(prompt, 0, ()) for prompt in prompts]
+        replies = {reply.number: reply.ids for reply in backend.reply(questions, max_new_tokens=8, batch_size=4)}
+        backend.close()
+    for number, prompt in enumerate(prompts):
+        answer = greedy(theirs.model, prompt, 8)
+        end = next((i for i, token in enumerate(answer) if token in theirs.end_ids), len(answer))
+        assert replies[number] == answer[:end]
+    assert theirs.model.config.sliding_window == 4, "the caller's model is afterwards as it was"
+
+
 @pytest.mark.parametrize(
     ("name", "change"), [("gemma3", {"use_bidirectional_attention": True}), ("llama", {"is_causal": False})], ids=["gemma3", "llama"]
 )
