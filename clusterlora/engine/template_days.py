@@ -1,12 +1,13 @@
 """The day that a chat template takes for today: an adapter is asked with the prompts that it has learnt, whenever that is."""
 
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clusterlora.chat.template import writes_date
 from clusterlora.durable import make_folder, write_durably
+from clusterlora.errors import BadData
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -22,12 +23,22 @@ class TemplateDays:
         self._new: dict[Path, str] = {}
 
     def of(self, folder: Path) -> str | None:
-        """Return a folder's day as YYYY-MM-DD: today where nothing has been trained there. Raises ModelUnavailable as `ChatTemplate`."""
+        """Return a folder's day as YYYY-MM-DD: today where nothing has been trained there.
+
+        Raises:
+            ModelUnavailable: as `ChatTemplate`.
+            BadData: the file that keeps the day holds none.
+        """
         if not self._writes_date:
             return None
         file = _file(folder)
         if file.is_file():
-            return file.read_text(encoding="utf-8").strip()
+            try:
+                return date.fromisoformat(file.read_text(encoding="utf-8").strip()).isoformat()
+            except ValueError as error:
+                raise BadData(
+                    f"{file} holds no day; write that on which the first adapter of {folder} was trained into it, as YYYY-MM-DD"
+                ) from error
         return self._new.setdefault(folder, datetime.now(UTC).date().isoformat())
 
     def keep(self) -> None:

@@ -549,3 +549,8 @@ def test_after_midnight_adapters_are_taken_over_and_asked_with_the_day_they_have
     generate(model, [QUESTION], tokenizer=dated, max_new_tokens=1)
     generate(model, [QUESTION], adapters=[first], tokenizer=tokenizer, max_new_tokens=1)
     assert days == ["2026-11-28", "2026-11-29", None]
+    (kept,) = (tmp_path / ".training").glob(".*")
+    for damaged in (b"the 28th", b"\xff"):
+        kept.write_bytes(damaged)
+        with pytest.raises(BadData, match=f"{kept.name} holds no day; write that on which the first adapter of {tmp_path} was trained"):
+            generate(model, [QUESTION], adapters=[first], tokenizer=dated, max_new_tokens=1)
