@@ -12,7 +12,7 @@ from clusterlora.clustering.features import Evidence, Sources, feature_matrix, r
 from clusterlora.values import Clustering, Dataset, Persona
 
 _LAST_RESPONSES, _LEAST_PIECES = 10, 5
-"""Train responses that the last dialogues of a person have at least, and pieces of evidence with fewer of which these tell nothing."""
+"""Train responses, and pieces of evidence, that the last dialogues of a person have at least; with fewer, chance would tell."""
 _DRAWS, _MOST_AT_HOME = 20, 1
 """Bootstrap samples of the last dialogues, and in how many of them the own cluster may be nearest."""
 
@@ -74,14 +74,15 @@ def regroup(
 
 
 def _last(persona: Persona, news: Collection[str]) -> frozenset[str]:
-    """Return the ids of a person's last train dialogues."""
+    """Return the ids of a person's last train dialogues; none where they have too few responses to tell anything."""
     train = persona.of_split("train")
-    start = len(train)
-    n_responses = 0
-    while start > (len(train) + 1) // 2 and n_responses < _LAST_RESPONSES:
-        start -= 1
-        n_responses += sum(turn.role == "assistant" for turn in train[start].turns)
-    return frozenset(d.id for d in train[start:]) | {d.id for d in train if d.id in news}
+    n_responses = {d.id: sum(turn.role == "assistant" for turn in d.turns) for d in train}
+    last = {d.id for d in train if d.id in news}
+    for dialogue in reversed(train[(len(train) + 1) // 2 :]):
+        if sum(n_responses[one] for one in last) >= _LAST_RESPONSES:
+            break
+        last.add(dialogue.id)
+    return frozenset(last) if sum(n_responses[one] for one in last) >= _LAST_RESPONSES else frozenset()
 
 
 def _evidence(
