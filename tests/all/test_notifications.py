@@ -116,7 +116,7 @@ def test_prefect_tells_of_ends_refusals_crashes_champions_and_drift(receiver: Re
 
             def kept() -> dict[str, Any]:
                 body = {"filter": {"event": {"name": ["prefect.asset.materialization.succeeded"]}}}
-                events = httpx.post(f"{address}/api/events/filter", json=body).json()["events"]
+                events = httpx.post(f"{address}/api/events/filter", json=body, timeout=60).json()["events"]
                 return {event["resource"]["prefect.resource.id"]: event for event in events}
 
             wait_until(lambda: len(kept()) == 2, kept)

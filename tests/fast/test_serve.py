@@ -323,8 +323,8 @@ def test_metrics_log_and_health_tell_what_happens_but_no_word_of_it(source: Stud
         answer = text_of(client.post(PATH, json={"model": "small", "messages": secret, "user": "plugh", "max_tokens": 8}))
         client.post(PATH, json={"model": "small", "messages": "xyzzy", "user": "plugh"})
         counted = client.get("/metrics").text
-        assert httpx.get(f"http://127.0.0.1:{server.port}/health").json() == {"status": "ok"}
-        assert httpx.get(f"http://127.0.0.1:{server.port}/metrics").status_code == 401
+        assert httpx.get(f"http://127.0.0.1:{server.port}/health", timeout=60).json() == {"status": "ok"}
+        assert httpx.get(f"http://127.0.0.1:{server.port}/metrics", timeout=60).status_code == 401
         assert client.get("/nowhere").json()["error"]["type"] == "invalid_request_error"
     told = counted + "\n".join(record.getMessage() for record in caplog.records if record.name.startswith(("clusterlora", "uvicorn")))
     assert 'requests_total{status="200"} 1.0' in counted

@@ -221,7 +221,7 @@ def test_no_more_than_so_many_requests_wait(seven: Study, finished_stores: Store
             # A discarded iterator would close its response.
             iterators = [first.iter_bytes(), second.iter_bytes()]
             assert all(next(iterator) for iterator in iterators)
-            refused = httpx.post(f"http://127.0.0.1:{server.port}/v1/chat/completions", json=BODY, headers=client.headers)
+            refused = httpx.post(f"http://127.0.0.1:{server.port}/v1/chat/completions", json=BODY, headers=client.headers, timeout=60)
         assert (refused.status_code, refused.json()["error"]["code"]) == (429, "server_busy")
 
 
