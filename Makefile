@@ -33,10 +33,10 @@ PROCESSES := logical
 # Tests of servers wait most of their time: one more than cores.
 test test-all: PROCESSES := $(shell echo $$(($$(getconf _NPROCESSORS_ONLN) + 1)))
 
-test-fast: $(INSTALLED)  ## tests without a server, a browser or a whole study, six minutes
+test-fast: $(INSTALLED)  ## tests without a server, a browser or a whole study, two minutes
 	$(PYTEST) -m fast
 
-test: $(INSTALLED)  ## what shows that the installation works: those, and whole studies on real Prefect and MLflow, 12 minutes
+test: $(INSTALLED)  ## what shows that the installation works: those, tests of seconds, and whole studies on real servers, 12 minutes
 	$(PYTEST) -m "fast or whole"
 
 test-all: test  ## every test: those, then browsers, other hosts, PostgreSQL, broken services, 30 minutes
@@ -47,10 +47,10 @@ test-all: test  ## every test: those, then browsers, other hosts, PostgreSQL, br
 # the same, threads that spin for each other would take minutes for seconds.
 test-numeric: $(INSTALLED)  ## tests that floating-point kernels could decide, with those of an older processor
 	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 OPENBLAS_CORETYPE=Haswell OMP_NUM_THREADS=2 OMP_WAIT_POLICY=passive \
-	  $(BIN)/pytest -m "numeric and fast"
+	  $(BIN)/pytest -m "numeric and (fast or whole)"
 
-test-rounding: $(INSTALLED)  ## the fast tests with the rounding of a processor that nobody has, 12 minutes
-	$(PYTEST) -m fast --rounding
+test-rounding: $(INSTALLED)  ## those of make test with the rounding of a processor that nobody has, 20 minutes
+	$(PYTEST) -m "fast or whole" --rounding
 
 lint: $(INSTALLED)  ## style and spelling
 	$(BIN)/ruff check

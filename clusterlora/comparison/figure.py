@@ -81,6 +81,8 @@ def _draw_means(axes: Axes, comparison: Comparison) -> None:
     lines = [start, scale * comparison.ceiling, *([] if comparison.floor is None else [scale * comparison.floor])]
     right = max(scale * comparison.oracle, *lines, *(scale * result.mean_high for result in comparison.methods))
     left = min(*lines, *(scale * result.mean_low for result in comparison.methods))
+    if left == right:  # all score the same, without an interval
+        right += 1
     for row, result in enumerate(comparison.methods):
         mean, low, high = scale * result.means[comparison.headline], scale * result.mean_low, scale * result.mean_high
         hatch = _WORSE_THAN_FLOOR if comparison.is_worse_than_floor(result) else None

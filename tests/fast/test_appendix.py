@@ -44,6 +44,7 @@ def correlated(rng: np.random.Generator, n_people: int, n_tests: int, correlatio
     return np.sqrt(correlation) * shared + np.sqrt(1 - correlation) * rng.normal(size=(n_people, n_tests))
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("n_people", [6, pytest.param(30, marks=pytest.mark.whole)])
 def test_simultaneous_intervals_hold_together_as_often_as_promised(n_people: int):
     n_tests, n_studies, n_held, n_held_alone = 20, 400, 0, 0
@@ -123,6 +124,7 @@ def test_the_model_of_people_and_seeds_is_the_two_way_analysis_of_variance():
     assert model.mean == pytest.approx(differences.mean())
 
 
+@pytest.mark.whole
 def test_planted_effects_of_clusters_and_seeds_make_the_interval_wider():
     rng = np.random.default_rng(3)
     differences, cluster = balanced(rng, clusters=4, people=6, seeds=3, sd=(1.0, 0.5, 0.5, 0.3))
@@ -151,6 +153,7 @@ def test_the_reduced_likelihood_is_that_of_the_whole_covariance():
         assert minus_log_likelihood(shares, reduced(y, cluster), tuple(effects)) == pytest.approx(whole)
 
 
+@pytest.mark.whole
 def test_the_model_of_thousands_of_people_is_fitted_at_once():
     differences, cluster = balanced(np.random.default_rng(6), clusters=40, people=100, seeds=3, sd=(1.0, 0.5, 0.5, 0.3))
     begun = time.process_time()
@@ -193,6 +196,7 @@ def test_there_is_no_appendix_without_a_reference_or_a_verdict():
     assert tables(Appendix(), compared(few)) == []
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(
     ("differences", "alone"),
     [
@@ -208,6 +212,7 @@ def test_without_any_rest_there_is_no_model_and_the_words_say_what_varies(differ
     assert alone in model.failed
 
 
+@pytest.mark.whole
 def test_the_appendix_is_in_the_summary_and_in_the_report(finished_stores: Stores):
     compare_study("small", finished_stores, LOG)
     folder = finished_stores.folder("small") / "results"

@@ -72,6 +72,7 @@ def test_what_is_installed_on_top_changes_no_version(name: str) -> None:
     assert {package: version for package, version in added.items() if installed.get(package, version) != version} == {}
 
 
+@pytest.mark.whole
 def test_no_coined_name_stands_for_a_term_of_the_field() -> None:
     coined = {
         f"{file.relative_to(REPOSITORY)}: {name} (say {FIELD_TERM_BY_COINED_NAME[plain]})"

@@ -27,6 +27,7 @@ def one_exchange(**changes: object) -> dict[str, object]:
     return {"persona_id": "ana", "prompt": "Make it cosy in here", "response": "Warm light at 40 %, Ana."} | changes
 
 
+@pytest.mark.whole
 def test_personas_of_planted_clusters_get_their_cluster_or_stay_with_unified(planted: Planted) -> None:
     assignments = {a.persona_id: a for a in assign("planted", data_at(str(planted.new)), planted.stores, LOG)}
     assert assignments.keys() == planted.cluster_by_newcomer.keys()
@@ -42,6 +43,7 @@ def test_personas_of_planted_clusters_get_their_cluster_or_stay_with_unified(pla
         assert (assignment.folder / "adapter_model.safetensors").is_file()
 
 
+@pytest.mark.whole
 def test_the_margin_is_the_difference_of_the_likelihoods_that_are_reported(planted: Planted) -> None:
     for assignment in assign("planted", data_at(str(planted.new)), planted.stores, LOG):
         nll = dict(assignment.nll)
@@ -65,6 +67,7 @@ def test_repeated_dialogues_count_as_one_example_and_a_split_column_is_ignored(p
     assert ana.n_examples == 2
 
 
+@pytest.mark.whole
 def test_nothing_of_the_new_personas_is_stored(planted: Planted) -> None:
     studies = planted.stores.studies
     before = (studies.dataset("planted"), studies.answers("planted"), studies.attempts("planted"), studies.routes("planted"))
@@ -72,6 +75,7 @@ def test_nothing_of_the_new_personas_is_stored(planted: Planted) -> None:
     assert (studies.dataset("planted"), studies.answers("planted"), studies.attempts("planted"), studies.routes("planted")) == before
 
 
+@pytest.mark.whole
 def test_personas_of_a_folder_are_named_by_line_and_are_new_to_the_study(planted: Planted, tmp_path: Path) -> None:
     write_population(generate(SyntheticSettings(cluster_sizes=(1, 1), dialogues=3, seed=8)), tmp_path)
     assignments = assign("planted", data_at(str(tmp_path)), planted.stores, LOG)
@@ -110,6 +114,7 @@ def test_a_persona_of_the_study_is_refused(planted: Planted) -> None:
         assign("planted", data, planted.stores, LOG)
 
 
+@pytest.mark.whole
 def test_a_study_without_clusters_has_nothing_to_assign_to(planted: Planted) -> None:
     study = replace(planted.stores.studies.study("planted"), name="flat", methods=("unified",))
     prepare_study(study, planted.stores, LOG)
@@ -124,6 +129,7 @@ def test_dialogues_are_given_either_as_rows_or_as_a_path(rows: list[dict[str, ob
         pass
 
 
+@pytest.mark.whole
 def test_the_command_prints_a_table_or_json_with_the_paths_of_the_adapters(
     planted: Planted, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -354,6 +354,7 @@ def test_an_answer_ends_with_the_header_of_the_next_turn_where_generation_ends_s
         assert tokenizer.eos_token == "<|end|>"
 
 
+@pytest.mark.whole
 def test_validate_counts_what_a_base_model_cannot_be_asked_and_what_loses_turns(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

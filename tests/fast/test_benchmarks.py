@@ -109,6 +109,7 @@ def test_results_of_one_machine_are_joined_and_those_of_two_are_refused(tmp_path
         report.joined(earlier, replace(now, machine={**facts, "instructions": "AVX512"}))
 
 
+@pytest.mark.whole
 def test_training_gives_both_sides_the_same_work(subject: Subject, tmp_path: Path) -> None:
     plan = TrainingPlan(adapters=1, peer_adapters=1, dialogues=4, epochs=2, peers=(REFERENCE,))
     (row,) = compare_training(subject, plan, peak_flops_per_second=1e9, budget_seconds=0, at_least=1, scratch=tmp_path)
@@ -119,6 +120,7 @@ def test_training_gives_both_sides_the_same_work(subject: Subject, tmp_path: Pat
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.whole
 def test_generation_asks_the_same_questions_and_counts_identical_answers(subject: Subject, tmp_path: Path) -> None:
     plan = GenerationPlan(adapters=3, items_per_adapter=2, max_new_tokens=4, batch_size=4)
     rows = compare_generation(subject, plan, peak_flops_per_second=1e9, budget_seconds=0, at_least=1, scratch=tmp_path)
@@ -126,6 +128,7 @@ def test_generation_asks_the_same_questions_and_counts_identical_answers(subject
     assert [row.facts["identical_answers"] for row in rows] == [1.0, 1.0]
 
 
+@pytest.mark.whole
 def test_scaling_measures_every_size(subject: Subject, tmp_path: Path) -> None:
     points = scaling.adapters_in_one_pass(subject, (1, 2), n_dialogues=4, peak_flops_per_second=1e9, scratch=tmp_path)
     points += scaling.adapters_in_one_batch(subject, (1, 3), max_new_tokens=2, scratch=tmp_path)

@@ -63,6 +63,7 @@ def test_a_champion_left_elsewhere_says_what_its_comparison_would_have_done() ->
     assert left.reason.startswith("the alias champion stays with unified of study small; its comparison would have moved it, as cluster is")
 
 
+@pytest.mark.whole
 def test_the_margin_is_spent_once_and_gains_are_not_saved_up() -> None:
     moves: list[RefreshOutcome] = []
     for _ in range(10):
@@ -121,6 +122,7 @@ def test_launched_again_a_study_does_not_take_the_alias_back(refreshed: tuple[Pr
     assert after.moved, "it did move once"
 
 
+@pytest.mark.whole
 def test_a_champion_that_was_put_there_during_a_refresh_stays(
     refreshed: tuple[PreparedStudy, Stores], seven: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -219,6 +221,7 @@ def test_the_history_of_champions_fits_a_tag_and_is_written_before_the_alias_mov
     assert registry.aliases == {"champion": "100"}
 
 
+@pytest.mark.whole
 def test_clustered_anew_into_one_cluster_unified_challenges(refreshed: tuple[PreparedStudy, Stores]) -> None:
     study, stores = refreshed
     state = read_state(study.name, stores)

@@ -202,6 +202,7 @@ def test_commands_that_need_the_repository_say_so_when_only_the_wheel_is_install
     assert "clone the repository" in capsys.readouterr().err
 
 
+@pytest.mark.whole
 def test_the_persona_signal_of_data_is_printed_without_a_study(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -245,6 +246,7 @@ def test_where_an_option_and_set_differ_it_is_said_which_counts(capsys: pytest.C
         assert capsys.readouterr().err == "data.personas = 7, as --set says: it counts more than the option, 5\n"
 
 
+@pytest.mark.whole
 def test_an_estimate_prints_every_phase_and_keeps_nothing(
     tmp_path: Path, tiny_base_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -72,6 +72,7 @@ def by_responses(**changes: Any) -> ClusteringSettings:
     return replace(ClusteringSettings(algorithm="responses", k=3), **changes)
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("algorithm", sorted(set(ALGORITHMS) - set(PREREQUISITES)))
 def test_planted_clusters_are_found_smallest_first(algorithm: str):
     dataset, truth = population(n_dialogues=15)
@@ -104,6 +105,7 @@ def test_the_order_of_the_personas_changes_nothing(sizes: tuple[int, ...] | None
     assert cluster_personas(dataset, settings, Sources(CountsEmbedder())) == cluster_personas(turned, settings, Sources(CountsEmbedder()))
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("algorithm", sorted(set(ALGORITHMS) - set(PREREQUISITES)))
 def test_val_and_test_dialogues_are_never_read(algorithm: str):
     dataset, _ = population()
@@ -174,6 +176,7 @@ def canned(kinds: int, n_people: int, *, n_dialogues: int = 9, by_prompt: bool =
 AUTO_ALONE = ClusteringSettings()
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("by_prompt", [True, False])
 @pytest.mark.parametrize("kinds", [2, 3])
 def test_people_whose_kind_says_it_all_are_clusters_of_these_kinds(kinds: int, by_prompt: bool):
@@ -328,6 +331,7 @@ def asked_alike(dataset: Dataset) -> Dataset:
     return Dataset(tuple(replace(p, dialogues=tuple(alike(d) for d in p.dialogues)) for p in dataset.personas))
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("algorithm", ["auto", "responses"])
 def test_without_k_the_planted_number_of_clusters_is_chosen_and_what_every_k_predicts_is_kept(algorithm: str):
     dataset, truth = population((5, 6, 7, 8), n_dialogues=12)
@@ -342,6 +346,7 @@ def test_without_k_the_planted_number_of_clusters_is_chosen_and_what_every_k_pre
     assert cluster_personas(dataset, by_responses(), Sources(CountsEmbedder())).curve == ()
 
 
+@pytest.mark.whole
 def test_people_who_answer_alike_are_one_cluster_and_the_sentence_says_what_was_found():
     alike, _ = population((40,), n_dialogues=9)
     clustering = cluster_personas(asked_alike(alike), by_responses(k=None, algorithm="auto"), Sources(CountsEmbedder()))
@@ -364,6 +369,7 @@ def test_too_few_people_for_two_clusters_are_one():
     assert sentence(clustering).startswith("No clusters: 5 people are too few for two")
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("algorithm", ["auto", "responses_given_prompts", "response_residuals", "responses"])
 def test_a_few_extreme_people_are_no_clusters_of_their_own(algorithm: str):
     rng = np.random.default_rng(0)

@@ -65,6 +65,7 @@ def test_a_method_that_is_really_better_becomes_champion():
     assert "p < 0.001" in comparison.sentence
 
 
+@pytest.mark.whole
 def test_without_any_difference_no_other_method_than_unified_is_champion():
     champions = [
         compared(evaluation(dict.fromkeys(("unified", "cluster", "per_persona", "hybrid"), 0.8), (20,), n_items=3, seed=seed)).champion
@@ -100,6 +101,7 @@ def test_a_method_that_answers_like_unified_ties_and_never_wins():
     assert comparison.champion == "unified"
 
 
+@pytest.mark.whole
 @settings(max_examples=10, deadline=None)
 @given(st.randoms(use_true_random=False))
 def test_the_order_of_the_rows_changes_nothing(random):
@@ -167,6 +169,7 @@ def test_the_normalised_score_is_0_at_the_floor_and_1_at_the_ceiling():
     assert compared(evaluation(FIVE), floor=None).methods[0].normalised is None
 
 
+@pytest.mark.whole
 def test_routing_is_bracketed_by_a_blind_and_a_perfect_choice_among_the_other_methods():
     comparison = compared(evaluation(FIVE))
     others = [result for result in comparison.methods if result.method != "selective_routing"]

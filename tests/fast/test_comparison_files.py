@@ -128,6 +128,7 @@ def test_the_console_shows_every_method_and_the_verdict():
     assert f"floor 31.00 · oracle {100 * comparison.oracle:.2f} · ceiling {100 * comparison.ceiling:.2f} · random routing" in shown
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(
     ("means", "sizes", "headline", "floor"),
     [
@@ -155,6 +156,7 @@ def test_no_two_labels_of_the_figure_overlap(means: Mapping[str, float], sizes: 
             assert box.x1 <= figure.bbox.x1, text
 
 
+@pytest.mark.whole
 def test_the_figure_is_a_png_and_replaces_an_earlier_one(tmp_path: Path):
     path = tmp_path / "figures" / "comprehensive_comparison.png"
     for _ in range(2):

@@ -38,6 +38,7 @@ DIFFERENCE = PairedDifference(
 )
 
 
+@pytest.mark.whole
 def test_a_contrast_has_one_of_three_outcomes_and_an_undecided_one_names_its_detectable_difference():
     means = {"unified": 0.80, "cluster": 0.84, "per_persona": 0.75, "hybrid": 0.80, "few_shot": 0.81}
     few = compared(evaluation(means, (7, 7), n_items=2, noise=0.03))
@@ -65,6 +66,7 @@ def test_a_method_that_is_worse_is_called_worse_where_no_method_wins():
     assert ": shown to be worse." in alone
 
 
+@pytest.mark.whole
 def test_a_difference_as_large_as_the_margin_is_called_equivalent_at_most_one_time_in_twenty():
     """The other method is worse by the margin; small samples rarely show that, and must not deny it either."""
     rng = np.random.default_rng(3)
@@ -85,6 +87,7 @@ def test_a_difference_as_large_as_the_margin_is_called_equivalent_at_most_one_ti
     assert outcomes.count("equivalent") <= stats.binom.ppf(0.999, 150, 0.05)
 
 
+@pytest.mark.whole
 def test_a_study_that_is_too_small_says_which_difference_it_shows_four_times_in_five():
     comparison = compared(evaluation({"unified": 0.8, "cluster": 0.8, "hybrid": 0.8}, (20,), n_items=3))
     shown = difference(comparison, "cluster").detectable
@@ -116,6 +119,7 @@ def test_a_control_or_the_base_model_is_never_champion_however_good():
         compared([r for r in rows if r.method == "random_cluster"])
 
 
+@pytest.mark.whole
 @settings(max_examples=5, deadline=None)
 @given(st.integers(0, 50))
 def test_base_model_and_controls_do_not_cost_the_methods_any_power(seed: int):

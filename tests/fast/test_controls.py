@@ -128,6 +128,7 @@ def test_a_control_differs_from_what_it_controls_in_exactly_one_thing(
     assert len({tuple(a.recipe.seed for a in methods["cluster"].adapters) for methods in plan.seeds}) == study.seeds
 
 
+@pytest.mark.whole
 @given(SETTINGS, SIZES)
 def test_nobody_is_answered_by_their_own_adapter_once_they_are_swapped_and_every_adapter_answers_somebody(
     tiny_base_folder: Path, tmp_path_factory: pytest.TempPathFactory, study: Study, sizes: list[int]

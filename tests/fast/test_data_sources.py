@@ -275,6 +275,7 @@ def test_a_missing_file_or_folder_is_named(tmp_path: Path) -> None:
     assert set(str(unknown.value).partition("known: ")[2].split(", ")) == {*SOURCES}
 
 
+@pytest.mark.whole
 def test_a_hub_data_set_that_cannot_be_fetched_names_the_local_alternative() -> None:
     script = (
         "from clusterlora.data.load import load; from clusterlora.settings import DataSettings; "

@@ -121,6 +121,7 @@ class Blocks:
         return SimpleNamespace(data={"value": {"MLFLOW_TRACKING_URI": "http://mlflow:5000"}})
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("name", ["", *EVIL])
 @pytest.mark.parametrize("pool", POOL_NAMES)
 def test_job_variables_of_a_run_do_not_change_how_it_is_started(pool: str, name: str, monkeypatch: pytest.MonkeyPatch):
@@ -254,6 +255,7 @@ def test_everything_deploys_on_a_real_server_with_forms_that_explain_themselves(
             assert described.get("description"), f"{name}: {field} is not explained"
 
 
+@pytest.mark.whole
 def test_importing_every_flow_leaves_the_heavy_libraries_alone():
     program = (
         "import sys, flows.study, flows.train, flows.evaluate, flows.assign\n"

@@ -137,6 +137,7 @@ def test_metrics_beside_the_headline_change_none_of_its_numbers() -> None:
     assert "Beside it" not in without.sentence
 
 
+@pytest.mark.whole
 def test_a_champion_is_not_worse_on_the_second_headline() -> None:
     comparison = compared(second_headline="numeric_accuracy")
     assert comparison.champion == "unified"

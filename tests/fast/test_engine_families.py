@@ -37,6 +37,7 @@ def through_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "decoder_of", lambda _model: None)
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(("name", "written_out"), PASSES)
 def test_adapters_trained_together_equal_those_of_plain_peft(
     name: str, written_out: bool, base_of: Callable[[str], BaseModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -62,6 +63,7 @@ def greedy(model: Any, prompt: tuple[int, ...], n: int) -> tuple[int, ...]:
     return tuple(ids[len(prompt) :])
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(("name", "written_out"), PASSES)
 def test_answers_of_many_adapters_in_one_batch_are_those_of_peft_token_for_token(
     name: str, written_out: bool, base_of: Callable[[str], BaseModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -116,6 +118,7 @@ def test_a_base_of_no_family_runs_through_transformers_and_one_line_says_so(
     assert line.startswith("GPTNeoXForCausalLM runs through transformers, several times slower: engine/families writes out Llama")
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2"])
 def test_a_written_out_model_is_freed_with_its_last_user(name: str) -> None:
     model = model_of(TINY[name], 300)
@@ -140,6 +143,7 @@ def test_a_configuration_that_its_family_does_not_compute_is_not_written_out(
     assert FAMILIES[type(model).__name__].unsupported(model) == reason
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(
     ("name", "change"),
     [
@@ -224,6 +228,7 @@ def test_what_attends_to_what_came_before_alone_is_taken_though_its_class_can_do
     refuse_recurrent(model, "theirs")
 
 
+@pytest.mark.whole
 @pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")  # PEFT's, where only the output layer has an adapter
 @pytest.mark.parametrize("name", ["llama", "gemma2", "gpt_neox"])
 def test_adapters_on_the_output_layer_too_equal_plain_peft_and_one_line_says_which_path_they_take(
@@ -259,6 +264,7 @@ def assert_answers_of_peft(
         assert replies[number].nll == pytest.approx(float(functional.cross_entropy(logits, torch.tensor(question.reference))), rel=1e-5)
 
 
+@pytest.mark.whole
 def test_adapters_on_embeddings_are_trained_and_asked_one_by_one_through_peft(
     base_of: Callable[[str], BaseModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

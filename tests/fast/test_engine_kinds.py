@@ -133,6 +133,7 @@ def test_what_is_written_says_what_peft_would_have_said(base64: BaseModel) -> No
         assert ADAPTER_KINDS[kind].describes(json.loads(json.dumps(ours, default=sorted)))
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("base64", ["written out"], indirect=True)
 def test_questions_to_adapters_of_all_kinds_are_answered_in_one_call_as_each_alone(
     base64: BaseModel, job: Callable[[str], TrainingJob], caplog: pytest.LogCaptureFixture
@@ -167,6 +168,7 @@ def test_a_folder_of_another_kind_is_refused_with_the_kinds_there_are(tmp_path: 
         kind_of(tmp_path)
 
 
+@pytest.mark.whole
 def test_an_adapter_that_peft_cannot_add_to_this_base_is_refused(
     base64: BaseModel, job: Callable[[str], TrainingJob], deep_base: Path
 ) -> None:

@@ -97,6 +97,7 @@ def same(one: TrainingResult, other: TrainingResult, *, tolerance: float = 1e-4)
     return a.keys() == b.keys() and apart**0.5 < tolerance * sum(float(b[name].double().square().sum()) for name in b) ** 0.5
 
 
+@pytest.mark.whole
 def test_adapters_of_every_kind_rank_and_seed_are_trained_in_one_call_and_come_in_the_jobs_order(train: Train, tmp_path: Path) -> None:
     asked = [
         AdapterJob(f"{kind}-{rank}", dialogues(kind), replace(RECIPE, kind=kind, rank=rank, alpha=rank + 3.0, seed=rank))
@@ -116,6 +117,7 @@ def replace_name(asked: list[AdapterJob], name: str) -> AdapterJob:
     return next(job for job in asked if job.name == name)
 
 
+@pytest.mark.whole
 def test_peft_loads_what_was_trained_and_gives_the_same_answers(
     train: Train, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tiny_base_folder: Path
 ) -> None:
@@ -133,6 +135,7 @@ def test_peft_loads_what_was_trained_and_gives_the_same_answers(
     assert len(set(answers)) > 3, "adapters that answer alike prove nothing"
 
 
+@pytest.mark.whole
 def test_the_callers_model_is_afterwards_as_it_was(tiny_base_folder: Path, tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(tiny_base_folder).train()
     model.get_input_embeddings().weight.requires_grad_(False)
@@ -181,6 +184,7 @@ def test_a_folder_that_was_not_written_here_is_left_alone(train: Train, tmp_path
     assert (tmp_path / "adapters" / "a" / "thesis.txt").exists()
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("kind", ["lora", "prefix", "dora", "ia3"])
 def test_an_interrupted_call_resumes_where_it_was_checkpointed_and_ends_with_the_same_adapters(
     train: Train, monkeypatch: pytest.MonkeyPatch, kind: str
@@ -277,6 +281,7 @@ def failing_allocations(monkeypatch: pytest.MonkeyPatch, *, when: Callable[[int]
     return tried
 
 
+@pytest.mark.whole
 def test_when_memory_runs_out_it_goes_on_with_half_the_micro_batch_and_the_same_result(
     train: Train, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -294,6 +299,7 @@ def test_when_memory_runs_out_it_goes_on_with_half_the_micro_batch_and_the_same_
     assert "the next attempt uses micro-batch 2" in caplog.text
 
 
+@pytest.mark.whole
 def test_the_memory_of_a_failed_attempt_is_free_before_the_next_one_begins(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     slots: list[ref[torch.Tensor]] = []
     alive: list[bool] = []
@@ -310,6 +316,7 @@ def test_the_memory_of_a_failed_attempt_is_free_before_the_next_one_begins(train
     assert alive == [False]
 
 
+@pytest.mark.whole
 def test_an_allocation_that_fails_outside_of_a_pass_halves_the_micro_batch_too(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = train(jobs("a", "bb"), folder="plenty")
     step, n_calls = SlotAdamW.step, iter(range(100))
@@ -324,6 +331,7 @@ def test_an_allocation_that_fails_outside_of_a_pass_halves_the_micro_batch_too(t
     assert all(same(one, other) for one, other in zip(results, expected, strict=True)), "a step that was taken twice would show"
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("kind", ["ia3", "dora"])
 def test_kinds_that_are_trained_one_by_one_halve_the_micro_batch_and_give_the_same_result(
     train: Train, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, kind: str
@@ -359,6 +367,7 @@ def test_the_caller_may_halve_by_itself(train: Train, monkeypatch: pytest.Monkey
     assert caught.value.micro_batch == 2
 
 
+@pytest.mark.whole
 def test_an_allocation_that_really_fails_while_answering_halves_the_batch(deep_base: Path, caplog: pytest.LogCaptureFixture) -> None:
     model, tokenizer = AutoModelForCausalLM.from_pretrained(deep_base), AutoTokenizer.from_pretrained(deep_base)
     long = [[{"role": "user", "content": "light " * 40}]] * 64
@@ -429,6 +438,7 @@ def test_a_base_that_the_engine_cannot_run_is_refused_with_what_to_pass_instead(
             train_adapters(base, jobs("a"), tokenizer=its_tokenizer, folder=tmp_path, progress=quiet)
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("family", ["written out", "through transformers"])
 def test_after_an_epoch_adapters_can_answer_and_are_what_they_would_have_been_without(
     train: Train, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, family: str, monkeypatch: pytest.MonkeyPatch
@@ -459,6 +469,7 @@ def test_after_an_epoch_adapters_can_answer_and_are_what_they_would_have_been_wi
         assert all(torch.equal(tensor, weights(other)[name]) for name, tensor in weights(one).items())
 
 
+@pytest.mark.whole
 def test_starting_from_an_adapter_and_on_top_of_one(train: Train) -> None:
     under = train(jobs("under", recipe=replace(RECIPE, epochs=8)))[0]
     warm, residual = train(

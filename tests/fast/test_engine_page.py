@@ -38,6 +38,7 @@ def run(code: str, base: Path, monkeypatch: pytest.MonkeyPatch, folder: Path) ->
     return names
 
 
+@pytest.mark.whole
 def test_the_lines_of_readme_train_100_adapters_and_answer_with_them(
     tiny_base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -46,6 +47,7 @@ def test_the_lines_of_readme_train_100_adapters_and_answer_with_them(
     assert len(list(tmp_path.glob("adapters/*/adapter_model.safetensors"))) == len(names["answers"]) == 100
 
 
+@pytest.mark.whole
 def test_the_example_of_the_page_trains_two_kinds(tiny_base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = run(PYTHON.findall(PAGE)[0], tiny_base_folder, monkeypatch, tmp_path)
     assert [adapter.job.recipe.kind for adapter in names["adapters"]] == ["lora", "rslora"]
@@ -73,6 +75,7 @@ def kinds_of_the_page(monkeypatch: pytest.MonkeyPatch) -> dict[str, AdapterKind]
     return added
 
 
+@pytest.mark.whole
 def test_a_kind_that_only_peft_knows_is_trained_resumed_and_asked_like_the_others(
     kinds_of_the_page: dict[str, AdapterKind], tiny_base_folder: Path, tmp_path: Path
 ) -> None:
@@ -88,6 +91,7 @@ def test_a_kind_that_only_peft_knows_is_trained_resumed_and_asked_like_the_other
     assert all(torch.equal(one[name], other[name]) for name in one), "its random start depends on the recipe's seed alone"
 
 
+@pytest.mark.whole
 def test_a_variant_of_lora_shares_its_slots_and_is_what_peft_reads(
     kinds_of_the_page: dict[str, AdapterKind], tiny_base_folder: Path, tmp_path: Path
 ) -> None:

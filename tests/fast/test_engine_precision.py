@@ -35,6 +35,7 @@ def trained(
     return {r.job.key: r for r in engine.train(base, asked, micro_batch=2, run_log=SilentLog(), **options)}
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("name", in_tiers(FAMILIES))
 def test_a_family_in_bfloat16_follows_peft_in_bfloat16_and_in_float64(
     name: str, base_of: Callable[[str], BaseModel], tmp_path: Path
@@ -54,6 +55,7 @@ def test_a_family_in_bfloat16_follows_peft_in_bfloat16_and_in_float64(
     assert learned > 3 * TOLERANCE, "what it learns is more than the tolerance"
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("name", in_tiers(name for name in TINY if name != "gpt_neox"))
 def test_computing_activations_again_changes_nothing_in_any_family(name: str, base_of: Callable[[str], BaseModel], tmp_path: Path) -> None:
     kept = trained(training_loop, base_of(name), name, tmp_path / "kept")

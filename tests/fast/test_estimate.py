@@ -212,6 +212,7 @@ def test_every_phase_to_come_has_its_expectation(prepared: StudyState) -> None:
     assert after["evaluate"].expected is not None
 
 
+@pytest.mark.whole
 def test_a_probe_measures_the_studys_own_dialogues_and_keeps_nothing_but_the_rates(seven: Study, stores: Stores) -> None:
     prepare_study(replace(seven, methods=METHODS), stores, SilentLog())
     measured = probing.probe("small", stores, SilentLog())
@@ -244,6 +245,7 @@ def test_train_texts_that_a_run_embeds_once_are_no_part_of_what_an_answer_takes(
     assert remaining_work(prepared, LENGTHS).texts_searched == 0
 
 
+@pytest.mark.whole
 def test_a_probe_embeds_nobodys_train_answers(seven: Study, stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
     compared = replace(seven.evaluation, metrics=("embedding_similarity", "nll", "persona_accuracy"))
     prepare_study(replace(seven, methods=METHODS, evaluation=compared), stores, SilentLog())
@@ -283,6 +285,7 @@ def test_clustering_takes_the_longer_the_more_it_is_left_to_choose() -> None:
     assert clustering_seconds(0, both_open) == 0
 
 
+@pytest.mark.whole
 def test_the_probe_of_a_short_study_is_short(seven: Study, stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
     measure = probing._seconds_per_token
 

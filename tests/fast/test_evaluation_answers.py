@@ -159,6 +159,7 @@ def ours(
     backend.close()
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("batch_size", [1, 4, 64])
 def test_mixed_batches_answer_token_for_token_like_peft_one_by_one(
     ours: InferenceBackend, base: BaseModel, peft: Peft, batch_size: int
@@ -170,6 +171,7 @@ def test_mixed_batches_answer_token_for_token_like_peft_one_by_one(
     assert len({len(reply.ids) for reply in replies.values()}) > 1, "rows must finish at different steps for this test to mean anything"
 
 
+@pytest.mark.whole
 def test_turns_of_a_dialogue_prefilled_in_one_pass_are_answered_as_if_alone(ours: InferenceBackend, base: BaseModel, peft: Peft) -> None:
     all_questions = dialogue_questions(base)
     replies = {reply.number: reply for reply in ours.reply(all_questions, max_new_tokens=6, batch_size=4)}
@@ -181,6 +183,7 @@ def test_turns_of_a_dialogue_prefilled_in_one_pass_are_answered_as_if_alone(ours
         assert [replies[number].nll, likelihoods[number]] == pytest.approx([expected_nll] * 2, rel=1e-4)
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("batch_size", [2, 5, 64])
 def test_dialogues_that_share_a_prefix_are_answered_as_if_alone(
     ours: InferenceBackend, base: BaseModel, peft: Peft, batch_size: int
@@ -244,6 +247,7 @@ def test_a_layer_of_weight_zero_changes_nothing(adapters: list[Path]) -> None:
     assert all(torch.equal(alone[name][0], both[name][0]) and torch.equal(alone[name][1], both[name][1]) for name in alone)
 
 
+@pytest.mark.whole
 def test_a_residual_of_zero_answers_like_unified(base: BaseModel, adapters: list[Path]) -> None:
     untrained = {name: (a, torch.zeros_like(b)) for name, (a, b) in read_adapter(adapters[1]).items()}
     by_name = {"unified": read_weights(adapters[0]), "residual": Weights(untrained)}
@@ -293,6 +297,7 @@ def test_answers_are_embedded_in_batches_while_others_are_generated(base: BaseMo
     assert happened == [*2 * ["answered", "embedded 4", "answered"], "embedded 8"]
 
 
+@pytest.mark.whole
 def test_answering_that_runs_out_of_memory_goes_on_with_half_the_batch_and_remembers_it(
     base: BaseModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

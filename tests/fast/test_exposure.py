@@ -19,6 +19,7 @@ def test_equal_losses_share_their_rank() -> None:
     assert chance_of_rank(1.0, np.ones(3)) == pytest.approx(2.5 / 4)
 
 
+@pytest.mark.whole
 def test_a_string_that_was_never_seen_is_at_chance_on_average() -> None:
     rng = np.random.default_rng(0)
     drawn = rng.normal(size=(20_000, 32))

@@ -62,6 +62,7 @@ def test_the_template_is_valid_data_and_is_never_overwritten(home: Path, capsys:
     assert "exists and is not overwritten" in capsys.readouterr().err
 
 
+@pytest.mark.whole
 def test_data_are_shown_as_bars_and_as_a_picture(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     picture = home / "people.png"
     assert main(["data", "validate", "--data", str(home / "people" / "people.jsonl"), "--picture", str(picture)]) == 0
@@ -71,6 +72,7 @@ def test_data_are_shown_as_bars_and_as_a_picture(home: Path, capsys: pytest.Capt
     assert "who repeats most         nobody" in shown
 
 
+@pytest.mark.whole
 def test_a_bar_is_proportional_to_its_share_and_nonempty_bins_are_visible() -> None:
     settings = DataSettings(train=3, val=1, test=1)
     lengths = examine(settings).response_characters
@@ -160,6 +162,7 @@ def test_the_doctor_names_a_damaged_database(home: Path, capsys: pytest.CaptureF
     assert "bring back a backup" in check["fix"]
 
 
+@pytest.mark.whole
 def test_train_and_evaluate_print_their_results_as_json(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trained = json_output(capsys, "train", "--name", "people", "--adapter", "unified", "--json")
     assert trained == {"study": "people", "adapters": ["unified"], "trained": 0, "folder": str(home / "studies" / "people")}
@@ -169,6 +172,7 @@ def test_train_and_evaluate_print_their_results_as_json(home: Path, capsys: pyte
     assert verdict["criteria"][0].keys() >= {"name", "value", "threshold"}
 
 
+@pytest.mark.whole
 def test_single_steps_do_not_change_the_status_of_a_study_even_when_they_fail(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     studies = from_environment().studies
     assert studies.status("people") == "created"

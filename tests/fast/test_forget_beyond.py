@@ -67,6 +67,7 @@ def has(stores: Stores, study: str, person: str = LEAVES) -> bool:
     return id_of(pseudonym(stores.home, person, make_key=True), study, stores) is not None
 
 
+@pytest.mark.whole
 def test_who_left_comes_back_with_no_study_that_reads_the_file_anew(study: Study, stores: Stores, caplog: pytest.LogCaptureFixture) -> None:
     before = also(study, "before", stores)
     leave(stores, only=("leaving",))
@@ -81,6 +82,7 @@ def test_who_left_comes_back_with_no_study_that_reads_the_file_anew(study: Study
         import_outputs(replace(study, name="imported"), OlderOutputs(clusters=stores.home), stores, LOG)
 
 
+@pytest.mark.whole
 def test_a_study_of_exchanged_dialogues_is_removed_whole_and_made_again_without_the_person(seven: Study, stores: Stores) -> None:
     seven = replace(seven, clustering=replace(seven.clustering, sizes=None))
     (null,) = null_studies(seven, 1)
@@ -101,6 +103,7 @@ def test_a_study_of_exchanged_dialogues_is_removed_whole_and_made_again_without_
     assert not any("persona_002" in (p.id, d.id.partition("/")[0]) for p in again.personas for d in p.dialogues)
 
 
+@pytest.mark.whole
 def test_one_removal_at_a_time_and_an_interrupted_one_is_finished_first(
     study: Study, stores: Stores, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -140,6 +143,7 @@ def test_no_certificate_where_somebody_wrote_the_person_again(study: Study, stor
     assert not has(stores, study.name)
 
 
+@pytest.mark.whole
 def test_what_other_studies_still_have_is_named_and_not_called_removed(study: Study, stores: Stores, tiny_base_folder: Path) -> None:
     also(study, "second", stores)
     learned(stores, "leaving", "aaaa")

@@ -27,6 +27,7 @@ def keys(study: str, stores: Stores) -> dict[str, str]:
     return {adapter.name: adapter.key for adapter in stores.studies.adapters(study)}
 
 
+@pytest.mark.whole
 def test_who_came_with_a_refresh_is_forgotten_there_and_it_goes_on_from_the_champion_that_never_saw_them(
     refreshed: tuple[PreparedStudy, Stores],  # noqa: F811
     seven: Study,
@@ -53,6 +54,7 @@ def test_who_came_with_a_refresh_is_forgotten_there_and_it_goes_on_from_the_cham
         leave("persona_000", stores)
 
 
+@pytest.mark.whole
 def test_who_was_there_from_the_start_is_forgotten_by_the_whole_family(
     refreshed: tuple[PreparedStudy, Stores],  # noqa: F811
 ) -> None:

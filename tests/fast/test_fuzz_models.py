@@ -46,6 +46,7 @@ def changes(draw: st.DrawFn, whole: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in changed.items() if not (name in BEYOND_MEMORY and isinstance(value, int) and value > 10_000)}
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("name", SETTINGS_OF_BASES)
 def test_any_settings_of_a_base_model_are_used_or_refused(name: str, whole: Path, fuzz: settings) -> None:
     original = (HOMELM_FOLDER / name).read_bytes()
@@ -92,6 +93,7 @@ PIECES = st.lists(
 )
 
 
+@pytest.mark.whole
 def test_any_chat_template_is_used_or_refused(whole: Path, fuzz: settings) -> None:
     original = (HOMELM_FOLDER / "chat_template.jinja").read_bytes()
 
@@ -108,6 +110,7 @@ def test_any_chat_template_is_used_or_refused(whole: Path, fuzz: settings) -> No
         (whole / "chat_template.jinja").write_bytes(original)
 
 
+@pytest.mark.whole
 def test_any_adapter_is_imported_or_refused(tiny_base_folder: Path, tmp_path: Path, fuzz: settings) -> None:
     base: BaseModel = load_base(str(tiny_base_folder))
     folder = write_adapter(tmp_path / "theirs", tiny_base_folder)

@@ -91,6 +91,7 @@ def test_a_gain_that_few_personas_share_is_refused():
     assert judged.criteria[3].value == 5 / 16
 
 
+@pytest.mark.whole
 @settings(max_examples=40, deadline=None)
 @given(
     st.integers(1, 6),
@@ -125,6 +126,7 @@ def test_criteria_that_are_not_set_are_left_out():
     assert passed(judged) == {"above_unified": True, "share_of_personas_improved": True}
 
 
+@pytest.mark.whole
 def test_every_interval_holds_its_value_and_shrinks_with_more_personas():
     few = verdict(scores(0.85, spread=0.1), scores(0.80, seed=1, spread=0.1))
     many = verdict(scores(0.85, n_personas=200, spread=0.1), scores(0.80, n_personas=200, seed=1, spread=0.1))
@@ -206,6 +208,7 @@ def imagined_gate(rng: np.random.Generator, *, gain: float, item_sd: float, pers
     return all(criterion.passed for criterion in criteria)
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("n_items", [3, 12])
 def test_the_detectable_gain_of_a_gate_passes_it_four_times_in_five(n_items: int, monkeypatch: pytest.MonkeyPatch):
     # The module; the package gives its name to the function inside. Only the interval needs draws, and it is not looked at here.

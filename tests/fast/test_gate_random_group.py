@@ -53,6 +53,7 @@ def test_where_five_points_would_not_be_shown_it_is_not_asked_and_a_note_says_wh
     assert "so the gate does not ask whether the cluster gains more than the group" in note
 
 
+@pytest.mark.whole
 def test_the_interval_is_welchs_and_what_it_is_said_to_show_it_shows_four_times_in_five() -> None:
     rng = np.random.default_rng(3)
     of, group = rng.normal(0.03, 0.02, 16), rng.normal(0.01, 0.04, 12)
@@ -72,6 +73,7 @@ def test_people_whose_gains_are_all_alike_are_compared_without_an_error() -> Non
     assert (compared.low, compared.high, compared.has_power) == (pytest.approx(0.04), pytest.approx(0.04), True)
 
 
+@pytest.mark.whole
 def test_a_study_that_asks_trains_the_group_of_that_size_at_the_gate_and_no_group_more_for_it(seven: Study, stores: Stores) -> None:
     rung = Rung(name="warm-start", init="unified")
     gate = replace(seven.gate, above_random_group=True, ladder=(rung,))

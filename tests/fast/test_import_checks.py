@@ -93,6 +93,7 @@ def test_an_alpha_of_a_layer_that_is_not_the_trained_one_is_noticed_by_the_logit
     assert "logits differ from PEFT's" in refusal(theirs, base)
 
 
+@pytest.mark.whole
 def test_a_dora_passes_and_leaves_the_base_as_it_was(tmp_path: Path, base: BaseModel, tiny_base_folder: Path) -> None:
     theirs = write_by_peft(tmp_path / "theirs", tiny_base_folder, use_dora=True, **PATTERNS)
     names = {name for name, _ in base.model.named_parameters()}

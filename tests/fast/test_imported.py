@@ -128,6 +128,7 @@ def older(tmp_path: Path, tiny_base_folder: Path) -> tuple[Study, OlderOutputs]:
     return study, OlderOutputs(clusters=clusters, adapters=tmp_path / "lora_clusters", results=results)
 
 
+@pytest.mark.whole
 def test_an_imported_study_continues_with_its_adapters_compared_and_its_scores_listed(
     older: tuple[Study, OlderOutputs], stores: Stores, tmp_path: Path
 ) -> None:
@@ -154,6 +155,7 @@ def test_an_imported_study_continues_with_its_adapters_compared_and_its_scores_l
     assert "Imported scores" in (tmp_path / "studies" / "middle" / "results" / "report.html").read_text()
 
 
+@pytest.mark.whole
 def test_untrusted_files_are_not_imported(older: tuple[Study, OlderOutputs], stores: Stores) -> None:
     study, files = older
     with pytest.raises(BadSettings, match="may have seen the test items"):
@@ -174,6 +176,7 @@ def test_splits_of_a_file_replace_ours_and_leave_out_what_they_do_not_list(older
     assert {d.id: d.split for d in dataset.personas[3].dialogues} == {"a": "train", "b": "train", "e": "train", "c": "val", "d": "test"}
 
 
+@pytest.mark.whole
 def test_the_command_imports_and_the_study_goes_on_by_its_name_alone(
     older: tuple[Study, OlderOutputs], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -60,6 +60,7 @@ def routes(study_name: str, stores: Stores, method: str) -> dict[str, tuple[str,
     return {r.persona_id: r.composition.adapter_names for r in stores.studies.routes(study_name) if r.method == method}
 
 
+@pytest.mark.whole
 def test_adapters_of_every_granularity_become_methods_and_nothing_is_trained(older: tuple[Study, OlderOutputs], stores: Stores) -> None:
     study = settings_for_import(*older)
     assert study.methods == ("baseline", "imported_unified", "imported_cluster", "imported_per_persona", "imported_merge")
@@ -78,6 +79,7 @@ def test_adapters_of_every_granularity_become_methods_and_nothing_is_trained(old
     assert merged["imported-merged-01"] == ("imported-persona-0001", "imported-persona-0003")
 
 
+@pytest.mark.whole
 def test_imported_adapters_are_merged_in_another_way_as_a_study_of_their_own(older: tuple[Study, OlderOutputs], stores: Stores) -> None:
     study = settings_for_import(*older)
     import_outputs(study, older[1], stores, LOG)
@@ -85,6 +87,7 @@ def test_imported_adapters_are_merged_in_another_way_as_a_study_of_their_own(old
     assert {"imported-merged-00", "imported-merged-01"} <= {adapter.name for adapter in stores.studies.adapters("theirs-ties-0.2")}
 
 
+@pytest.mark.whole
 def test_the_merge_of_one_adapter_is_that_adapter_also_if_its_rank_is_larger_than_the_studys(
     older: tuple[Study, OlderOutputs], stores: Stores, tmp_path: Path, tiny_base_folder: Path
 ) -> None:
@@ -100,6 +103,7 @@ def test_the_merge_of_one_adapter_is_that_adapter_also_if_its_rank_is_larger_tha
         torch.testing.assert_close(merged[layer][1] @ merged[layer][0], up @ down, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.whole
 def test_an_average_refuses_a_density_which_it_has_no_use_for(older: tuple[Study, OlderOutputs], stores: Stores) -> None:
     study = settings_for_import(*older)
     import_outputs(study, older[1], stores, LOG)
@@ -109,6 +113,7 @@ def test_an_average_refuses_a_density_which_it_has_no_use_for(older: tuple[Study
         from_mapping({"merging": {"density": 0.5}})
 
 
+@pytest.mark.whole
 def test_personal_adapters_that_are_no_sums_answer_as_themselves_and_are_not_merged(
     older: tuple[Study, OlderOutputs], stores: Stores, tmp_path: Path, tiny_base_folder: Path
 ) -> None:
@@ -135,6 +140,7 @@ def test_who_has_no_personal_adapter_is_listed_and_answered_by_one_that_is_train
     assert [name for name in trained if not name.startswith("imported-merged")] == ["persona-0002"]
 
 
+@pytest.mark.whole
 def test_folders_of_other_names_are_mapped_by_a_file(older: tuple[Study, OlderOutputs], stores: Stores, tmp_path: Path) -> None:
     (tmp_path / "personal" / PEOPLE[0]).rename(tmp_path / "personal" / "ana")
     study = settings_for_import(*older)

@@ -200,6 +200,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, type[Server]]
         thread.join()
 
 
+@pytest.mark.whole
 def test_a_local_server_is_asked_through_mlflow(server: tuple[str, type[Server]]):
     address, handler = server
     judge = MlflowJudge(address, "local-model")
@@ -220,6 +221,7 @@ def test_a_local_server_is_asked_through_mlflow(server: tuple[str, type[Server]]
         MlflowJudge("http://127.0.0.1:1/v1", "local-model").prefer(pair)
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(
     ("reply", "preference"),
     [

@@ -84,6 +84,7 @@ def test_a_study_without_clusters_goes_on_with_the_methods_that_need_none(seven:
     assert {"unified"} <= {name for wave in remaining_groups(state) for group in wave for name in group.adapters}
 
 
+@pytest.mark.whole
 def test_the_judged_cluster_alone_is_compared_after_a_refusal(seven: Study, stores: Stores) -> None:
     people = replace(seven.data.synthetic, cluster_sizes=(10, 14, 30))
     study = with_sizes(

@@ -436,6 +436,7 @@ def test_ratings_that_are_anybodys_are_hardly_ever_said_to_be_personal(rated: St
     assert sum(one not in ("nothing", "undecided") for one in expected) <= 2, expected
 
 
+@pytest.mark.whole
 def test_a_signal_of_labels_that_was_recorded_without_intervals_is_measured_again(rated: Study, stores: Stores, tmp_path: Path):
     file = planted(tmp_path / "planted.jsonl", personal=True)
     study = replace(rated, data=settings(file, train=6, val=4, test=4))
@@ -471,6 +472,7 @@ def test_labels_are_counted_and_those_that_look_alike_are_told(tmp_path: Path, c
     assert r"'zoe\u0308': labels of their own" in shown, "what looks the same is escaped"
 
 
+@pytest.mark.whole
 def test_a_study_of_ratings_is_estimated_with_all_of_its_labels(rated: Study, stores: Stores, tmp_path: Path):
     file = ratings(tmp_path / "r.jsonl", lambda _p, i: 1 + i % 5, n_people=8, n_things=14)
     state = probed(replace(rated, name="probe", data=settings(file, train=10, labels=tuple("12345"))), 1, stores, LOG)

@@ -124,6 +124,7 @@ def test_following_a_study_does_not_retry_a_dead_server_for_minutes(services: Lo
     assert requests == ["snapshot"] * 2
 
 
+@pytest.mark.whole
 def test_following_a_study_continues_at_a_new_address_if_the_port_was_taken(
     services: LocalServices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -148,6 +149,7 @@ def test_following_a_study_continues_at_a_new_address_if_the_port_was_taken(
     assert addresses == [f"{now.addresses.prefect}/api/"]
 
 
+@pytest.mark.whole
 def test_a_follower_says_how_long_once_the_study_is_probed_what_its_clusters_are_and_again_how_long_when_its_gate_is_judged(
     services: LocalServices, seven: Study, stores: Stores, monkeypatch: pytest.MonkeyPatch
 ) -> None:

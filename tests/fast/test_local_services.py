@@ -58,6 +58,7 @@ def test_another_process_with_the_same_pid_is_never_stopped(tmp_path: Path) -> N
     processes.stop([process])
 
 
+@pytest.mark.whole
 def test_children_are_stopped_with_their_parent_and_killed_if_they_ignore_sigterm(tmp_path: Path) -> None:
     script = (
         "import signal, subprocess, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN);"
@@ -283,6 +284,7 @@ def started(home: Path, prefect_port: int, mlflow_port: int) -> local_services.L
     return local_services.up(home, log=lambda _: None)
 
 
+@pytest.mark.whole
 @pytest.mark.usefixtures("small_servers")
 def test_services_started_at_the_same_time_choose_different_ports(tmp_path: Path) -> None:
     homes, ports = [tmp_path / "one", tmp_path / "two"], [service_specs.free_port(), service_specs.free_port()]
@@ -295,6 +297,7 @@ def test_services_started_at_the_same_time_choose_different_ports(tmp_path: Path
             local_services.down(home)
 
 
+@pytest.mark.whole
 @pytest.mark.usefixtures("small_servers")
 def test_up_restarts_dead_processes_keeps_running_ones_and_avoids_used_ports(tmp_path: Path) -> None:
     with socket.socket() as taken:

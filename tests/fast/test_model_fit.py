@@ -112,6 +112,7 @@ def test_a_base_is_held_against_a_uniform_guess(share: float, n_refused: int, n_
     assert (len(said.refusals), len(said.warnings)) == (n_refused, n_warned)
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(("text", "n_warnings"), [(CHINESE, 1), (ENGLISH, 0)])
 def test_a_signal_read_by_an_embedding_model_of_another_language_is_warned_of(text: str, n_warnings: int, tmp_path: Path) -> None:
     log = Notes()

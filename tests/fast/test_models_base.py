@@ -226,6 +226,7 @@ def test_the_first_of_two_builders_wins(tmp_path: Path) -> None:
     assert [p.name for p in (tmp_path / "model").iterdir()] == ["first"]
 
 
+@pytest.mark.whole
 def test_smollm2_is_loaded_from_its_wheel_and_answers_a_simple_question(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     if importlib.util.find_spec(smollm2.PACKAGE) is None and not (smollm2.cache_folder() / "smollm2-135m").is_dir():

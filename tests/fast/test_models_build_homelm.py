@@ -36,6 +36,7 @@ def one_thread():
     torch.set_num_threads(before)
 
 
+@pytest.mark.whole
 @pytest.mark.usefixtures("one_thread")
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_other_weights(tmp_path: Path) -> None:
     log = Curves()
@@ -52,6 +53,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_other_weights(tmp_p
     assert load_base(str(tmp_path / "a")).model.num_parameters() == results["parameters"]
 
 
+@pytest.mark.whole
 def test_building_leaves_the_global_generator_alone(tmp_path: Path) -> None:
     torch.manual_seed(11)
     expected = torch.rand(3)

@@ -27,6 +27,7 @@ def test_an_installed_wheel_with_other_weights_is_refused(monkeypatch: pytest.Mo
     assert list(empty_cache.iterdir()) == []
 
 
+@pytest.mark.whole
 def test_without_a_network_the_line_names_the_wheel_the_cause_and_the_alternatives(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, empty_cache: Path
 ) -> None:

@@ -80,6 +80,7 @@ def in_keys(groups: Iterable[TrainingGroup], plan: WorkPlan) -> list[list[str]]:
     return sorted(sorted(plan.keys[name] for name in group.adapters) for group in groups)
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("rung", [OWN, Rung(name="warm-start", init="unified")], ids=lambda rung: rung.name)
 def test_what_adapters_are_called_changes_neither_their_keys_nor_their_groups(
     seven: Study, stores: Stores, rung: Rung, monkeypatch: pytest.MonkeyPatch
@@ -103,6 +104,7 @@ def test_what_adapters_are_called_changes_neither_their_keys_nor_their_groups(
     assert not any("-" in name for name in plan_of(otherwise, stores).specs)
 
 
+@pytest.mark.whole
 def test_adapters_of_a_methods_own_groups_share_the_runs_of_the_fan_out(
     seven: Study, stores: Stores, pairs: Callable[[StudyView], MethodPlan], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -114,6 +116,7 @@ def test_adapters_of_a_methods_own_groups_share_the_runs_of_the_fan_out(
     assert [group.name for group in missing_groups(study, stores, tuple(plan.specs))] == ["fan-out-1-of-2", "fan-out-2-of-2"]
 
 
+@pytest.mark.whole
 def test_adapters_whose_names_begin_alike_are_no_seeds_of_one_another(
     seven: Study, stores: Stores, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -130,6 +133,7 @@ def test_adapters_whose_names_begin_alike_are_no_seeds_of_one_another(
     assert sorted((group.name, group.adapters) for group in groups) == sorted((name, (name,)) for name in names)
 
 
+@pytest.mark.whole
 def test_an_adapter_of_two_people_is_not_one_persons_whatever_it_is_called(
     seven: Study, stores: Stores, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -140,6 +144,7 @@ def test_an_adapter_of_two_people_is_not_one_persons_whatever_it_is_called(
     assert [group.name for group in missing_groups(study, stores, (spec.name,))] == ["persona-style-00"]
 
 
+@pytest.mark.whole
 def test_two_methods_cannot_plan_different_adapters_of_one_name(seven: Study, stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
     study = replace(seven, name="alike", methods=("mine", "yours"))
     people = prepared(study, stores)

@@ -75,6 +75,7 @@ def curve(gain: float, *, seed: int, poison: bool = False) -> NewPersonas:
     return new_personas(losses, tested, clusters, metric="embedding_similarity", higher_is_better=True, draws=400, rng=rng)
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_more_examples_find_the_better_cluster_more_often_and_one_finds_it_only_without_a_margin(seed: int) -> None:
     results = curve(0.3, seed=seed)
@@ -105,6 +106,7 @@ def test_without_a_gain_by_clusters_no_gain_is_claimed() -> None:
     assert "so there is nothing shown that choosing could find" in text
 
 
+@pytest.mark.whole
 def test_the_sentence_follows_from_the_numbers() -> None:
     results = curve(0.4, seed=4)
     text = sentence(results)
@@ -117,6 +119,7 @@ def test_the_sentence_follows_from_the_numbers() -> None:
     assert markdown(results).count("\n| ") == 1 + 2 * len(EXAMPLES) + 2
 
 
+@pytest.mark.whole
 def test_choices_do_not_see_test_scores() -> None:
     clean, poisoned = curve(0.3, seed=6), curve(0.3, seed=6, poison=True)
     for ours, theirs in zip((*clean.chosen, *clean.nearest), (*poisoned.chosen, *poisoned.nearest), strict=True):
@@ -269,6 +272,7 @@ def test_poisoned_test_answers_change_scores_and_no_choice(
     assert ours.own.nll != theirs.own.nll, "the poison did not reach the scores, so this test would prove nothing"
 
 
+@pytest.mark.whole
 def test_after_a_refused_gate_nothing_is_measured_and_the_report_says_so(study: Study, evaluated_stores: Stores) -> None:
     stores = evaluated_stores
     strict = replace(study, name="strict", gate=replace(study.gate, ladder=(), mean_similarity=1.0, on_failure="stop"))
@@ -284,6 +288,7 @@ def test_after_a_refused_gate_nothing_is_measured_and_the_report_says_so(study: 
     assert off(0.25) != off(None)
 
 
+@pytest.mark.whole
 def test_a_rung_gives_the_clusters_held_out_names_of_their_own_and_unified_stays(study: Study, stores: Stores) -> None:
     prepare_study(study, stores, LOG)
     cluster_study(study.name, stores, LOG)

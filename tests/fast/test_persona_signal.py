@@ -77,6 +77,7 @@ def planted(cluster_share: float, persona_share: float, seed: int) -> PersonaSig
     return measure(dataset.personas, clustering, WordsEmbedder(), Counting())
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("seed", [101, *(pytest.param(seed, marks=pytest.mark.whole) for seed in (102, 103))])
 def test_data_sets_are_ranked_by_their_planted_personal_share(seed: int):
     measured = [planted(cluster, persona, seed) for cluster, persona in ((0.0, 0.0), (0.2, 0.1), (0.5, 0.25))]
@@ -98,6 +99,7 @@ def test_without_anything_personal_people_are_recognised_as_often_as_by_chance()
     assert all(hit.accuracy < 3 * hit.chance for hit in hits)
 
 
+@pytest.mark.whole
 def test_what_is_personal_but_not_shared_is_found_in_people_and_not_in_clusters():
     measured = planted(0.0, 0.6, 104)
     assert measured.persona_beyond_prompts.low > measured.persona_beyond_prompts.chance
@@ -273,6 +275,7 @@ def test_the_table_holds_every_number():
     assert all(part in shown for part in ("| 30.0% | 20.0% to 40.0% | 2.5% |", "| 60.0% | 50.0% to 70.0% | 30.0% |", "0.500", "12.0%"))
 
 
+@pytest.mark.whole
 def test_dialogues_shuffled_between_personas_carry_no_persona_signal():
     synthetic = SyntheticSettings(cluster_sizes=(6, 12, 6, 8, 8), dialogues=20, seed=105)
     dataset = load(DataSettings(source="synthetic", train=12, val=6, test=2, synthetic=synthetic))

@@ -79,6 +79,7 @@ def tried(
     return study
 
 
+@pytest.mark.whole
 def test_a_memorising_adapter_is_caught_and_told_in_summary_and_report(tiny_base_folder: Path, stores: Stores) -> None:
     study = tried(tiny_base_folder, stores, canaries=4, epochs=40, learning_rate=1e-2)
     memory = measure_privacy(study.name, stores, LOG, n_prompts=10, n_words=3)
@@ -98,6 +99,7 @@ def test_a_memorising_adapter_is_caught_and_told_in_summary_and_report(tiny_base
     assert measure_privacy(study.name, stores, LOG, n_prompts=10, n_words=3) == memory, "measured again, it says the same"
 
 
+@pytest.mark.whole
 def test_an_adapter_that_was_not_trained_is_at_chance(tiny_base_folder: Path, stores: Stores) -> None:
     study = tried(tiny_base_folder, stores, epochs=1, learning_rate=1e-30)
     (unified,) = measure_privacy(study.name, stores, LOG, n_prompts=10, n_words=3).adapters
@@ -110,6 +112,7 @@ def test_an_adapter_that_was_not_trained_is_at_chance(tiny_base_folder: Path, st
     assert "Exposure is not measured, as no canaries were planted" in summary
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("kind", ["memory", "sql"])
 def test_what_a_study_has_kept_stays(kind: str, tiny_base_folder: Path, stores: Stores, tmp_path: Path) -> None:
     if kind == "sql":
@@ -150,6 +153,7 @@ def unequal(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarra
     return people, rng.normal(size=len(people)) + 0.15 * n_train[people], trained_on
 
 
+@pytest.mark.whole
 def test_nothing_is_recognised_where_people_differ_in_level_and_numbers_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memorisation, "PERMUTATIONS", 239)
     rng = np.random.default_rng(0)
@@ -190,6 +194,7 @@ def people_of(n: int, rng: np.random.Generator) -> dict[str, list[str]]:
     return {f"p{i}": [" ".join(str(word) for word in rng.integers(10**6, size=12)) for _ in range(6)] for i in range(n)}
 
 
+@pytest.mark.whole
 def test_copies_are_what_is_repeated_of_learnt_text_beyond_text_that_was_not_learnt() -> None:
     people = people_of(24, np.random.default_rng(0))
     texts = tuple(Text(p, f"{p}\n{i}", own[i], i < 3) for p, own in people.items() for i in range(5))
@@ -212,6 +217,7 @@ def test_copies_are_what_is_repeated_of_learnt_text_beyond_text_that_was_not_lea
     assert [own(n).is_found for n in (0, 4, 7)] == [False, False, True]
 
 
+@pytest.mark.whole
 def test_stock_sentences_are_no_copies(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memorisation, "PERMUTATIONS", 239)
     rng = np.random.default_rng(3)
@@ -262,6 +268,7 @@ def test_canaries_are_planted_in_a_copy_and_no_refresh_plants_them_again(finishe
         check(replace(Study(), data=DataSettings(source="table", path="x.jsonl", task="label", canaries=3)))
 
 
+@pytest.mark.whole
 def test_every_shared_adapter_and_the_champion_is_measured(finished_stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cli, "open_local_stores", lambda **_: finished_stores)
     told = CliRunner().invoke(cli.privacy, ["small", "--prompts", "4"], catch_exceptions=False)
@@ -291,6 +298,7 @@ def test_a_refresh_whose_champion_stays_is_measured_as_it_serves(finished_stores
     assert {one.id.rpartition("#")[0] for one in asked} == {one.id for one in person.of_split("train")} - {new}
 
 
+@pytest.mark.whole
 def test_texts_are_read_of_the_people_who_are_asked_alone(finished_stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[frozenset[str]] = []
 

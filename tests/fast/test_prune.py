@@ -85,6 +85,7 @@ def test_nothing_goes_of_a_study_that_is_not_finished(five: tuple[Study, Stores]
     assert prunable(stores) == ()
 
 
+@pytest.mark.whole
 def test_an_adapter_of_a_registered_version_stays_even_of_a_study_that_is_given_up(five: tuple[Study, Stores]) -> None:
     study, stores = five
     kept = keys_of(stores)["unified"]
@@ -102,6 +103,7 @@ def test_an_adapter_of_a_registered_version_stays_even_of_a_study_that_is_given_
     assert set(plan_of(study, stores).keys.values()) <= set(keys_of(stores).values())
 
 
+@pytest.mark.whole
 def test_what_another_study_uses_stays(five: tuple[Study, Stores]) -> None:
     study, stores = five
     other = replace(study, name="other", methods=("unified",))
@@ -159,6 +161,7 @@ def test_leftovers_stay_while_a_study_runs_that_trains_nothing(five: tuple[Study
     assert len(stores.adapters.quarantined()) == 1
 
 
+@pytest.mark.whole
 def test_what_a_study_needs_that_began_after_the_list_was_made_stays(five: tuple[Study, Stores]) -> None:
     study, stores = five
     before = keys_of(stores)
@@ -174,6 +177,7 @@ def test_what_a_study_needs_that_began_after_the_list_was_made_stays(five: tuple
     assert stores.adapters.local(before["unified"]) is not None
 
 
+@pytest.mark.whole
 def test_an_adapter_that_a_settled_study_has_linked_meanwhile_stays(five: tuple[Study, Stores]) -> None:
     study, stores = five
     other = replace(study, name="other", methods=("unified",))
@@ -217,6 +221,7 @@ def test_checkpoints_of_an_unfinished_training_stay_until_its_study_ends(five: t
     assert stores.adapters.scratch_keys() == ()
 
 
+@pytest.mark.whole
 def test_a_tuned_study_runs_on_after_its_trials_went(seven: Study, stores: Stores) -> None:
     study = replace(
         seven, methods=("unified", "per_persona"), tune=2, gate=replace(seven.gate, ladder=(Rung(name="warm-start", init="unified"),))

@@ -87,6 +87,7 @@ def refreshed(seven: Study, tmp_path: Path) -> tuple[PreparedStudy, Stores]:
     return study, stores
 
 
+@pytest.mark.whole
 def test_only_adapters_whose_people_have_news_are_trained_and_with_old_dialogues_replayed(refreshed: tuple[PreparedStudy, Stores]) -> None:
     study, stores = refreshed
     state, first = read_state(study.name, stores), read_state("small", stores)
@@ -143,6 +144,7 @@ def test_champion_and_challenger_are_compared_on_new_items_with_the_old_ones_bes
     assert stores.tracker.champion("small") == ("small", "cluster")
 
 
+@pytest.mark.whole
 def test_a_champion_that_moves_is_a_version_of_the_first_studys_model_and_the_next_refresh_goes_on_from_it(
     refreshed: tuple[PreparedStudy, Stores], seven: Study, tmp_path: Path
 ) -> None:

@@ -45,6 +45,7 @@ def stacked(plan: WorkPlan) -> Iterator[tuple[str, str, str]]:
                     yield person, plan.keys[names[0]], plan.keys[names[1]]
 
 
+@pytest.mark.whole
 def test_an_adapter_on_another_answers_on_the_one_that_it_was_trained_on_over_many_refreshes(seven: Study, tmp_path: Path) -> None:
     methods = ("unified", "cluster", "hybrid", "cluster_hybrid", "selective_routing")
     study, stores = replace(seven, methods=methods, cluster_init="unified"), memory_stores(tmp_path)
@@ -129,6 +130,7 @@ def test_clustered_anew_every_cluster_is_trained_from_the_start_on_its_own_peopl
     assert state.moved is not None
 
 
+@pytest.mark.whole
 def test_clustered_anew_nobody_is_answered_by_an_adapter_that_has_never_learnt_from_them(
     grouped_wrongly: tuple[PreparedStudy, Stores],
 ) -> None:

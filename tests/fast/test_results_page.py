@@ -50,6 +50,7 @@ def finished(name: str, means: Mapping[str, float], stores: Stores) -> None:
     draw(comparison, figure_path(stores, name), name)
 
 
+@pytest.mark.whole
 def test_the_page_holds_every_study_and_judges_it_by_the_missions_criteria(stores: Stores, tmp_path: Path) -> None:
     finished("one", {"unified": 0.80, "cluster": 0.845, "few_shot": 0.79, "random_cluster": 0.80}, stores)
     finished("two", {"unified": 0.60, "cluster": 0.60, "hybrid": 0.55}, stores)
@@ -78,6 +79,7 @@ def test_the_page_holds_every_study_and_judges_it_by_the_missions_criteria(store
     assert two.count("**not met**") >= 4, "neither better than unified, nor above 83 %, 70 % or 86 %"
 
 
+@pytest.mark.whole
 def test_a_study_without_results_is_refused_before_anything_is_written(stores: Stores, tmp_path: Path) -> None:
     finished("one", {"unified": 0.80, "cluster": 0.85}, stores)
     stores.studies.create_study(prepared(Study(name="unfinished"), "float32"))

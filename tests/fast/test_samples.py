@@ -24,6 +24,7 @@ def trained(study: Study, stores: Stores) -> list[str]:
     return log.notes
 
 
+@pytest.mark.whole
 def test_a_training_shows_an_answer_to_a_val_prompt_in_its_log_its_run_and_the_studys_folder(
     tiny_base_folder: Path, tmp_path: Path
 ) -> None:
@@ -38,6 +39,7 @@ def test_a_training_shows_an_answer_to_a_val_prompt_in_its_log_its_run_and_the_s
     assert (stores.folder(study.name) / FOLDER / "unified" / "samples.md").is_file()
 
 
+@pytest.mark.whole
 def test_what_an_adapter_answers_is_shown_while_it_is_trained(
     tiny_base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -67,6 +69,7 @@ def test_adapters_are_the_same_without_samples(tiny_base_folder: Path, tmp_path:
     assert digests[0] == digests[1]
 
 
+@pytest.mark.whole
 def test_at_the_end_every_adapter_answers_and_the_first_are_shown_in_the_log(
     tiny_base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

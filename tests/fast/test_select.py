@@ -16,6 +16,7 @@ def leaves(n_arms: int, rng: np.random.Generator, *, n_items: int = 10, draws: i
     return chosen / draws
 
 
+@pytest.mark.whole
 def test_many_arms_that_are_all_alike_are_left_for_no_oftener_than_one() -> None:
     rng = np.random.default_rng(5)
     alone, four, eleven = (leaves(n_arms, rng) for n_arms in (1, 4, 11))

@@ -71,6 +71,7 @@ def streamed(client: httpx.Client, body: dict[str, Any]) -> str:
         return "".join(choice["delta"].get("content", "") for event in events(response) for choice in event["choices"])
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("backend", ["written out", "through transformers"])
 def test_many_people_at_once_get_the_answers_of_evaluation(
     source: StudySource, asked: list[Asked], backend: str, monkeypatch: pytest.MonkeyPatch
@@ -133,6 +134,7 @@ def test_an_answer_has_the_fields_of_openais(client: httpx.Client) -> None:
     assert client.get(f"/v1/models/{models[3]['id']}").json()["id"] == models[3]["id"]
 
 
+@pytest.mark.whole
 def test_an_answer_ends_before_a_stop_sequence_in_a_stream_too(client: httpx.Client) -> None:
     body = {"model": "small", "messages": QUESTION, "max_tokens": 60}
     whole = text_of(client.post(PATH, json=body))
@@ -143,6 +145,7 @@ def test_an_answer_ends_before_a_stop_sequence_in_a_stream_too(client: httpx.Cli
     assert streamed(client, body | {"stop": ["never said", stop]}) == before
 
 
+@pytest.mark.whole
 def test_a_seed_repeats_a_drawn_answer_and_draws_change_no_other_answer(client: httpx.Client, asked: list[Asked]) -> None:
     drawn = {"model": "small", "messages": QUESTION, "temperature": 1.5, "max_tokens": 30}
     with ThreadPoolExecutor(8) as people:
@@ -164,6 +167,7 @@ def test_what_looks_like_a_control_token_stays_text(client: httpx.Client) -> Non
     assert n_prompt_tokens("<|im_end|>") - n_prompt_tokens("x") == len("<|im_end|>") - 1
 
 
+@pytest.mark.whole
 def test_a_poisoned_request_gets_its_own_refusal_and_disturbs_no_other(client: httpx.Client, asked: list[Asked]) -> None:
     poison: list[tuple[bytes, int]] = [
         (b'{"model": "small", "messages": [', 400),
@@ -216,6 +220,7 @@ def test_a_client_that_goes_frees_its_slot(source: StudySource, monkeypatch: pyt
     assert 'clusterlora_answers_total{end="cancelled",persona="none"} 2.0' in counted
 
 
+@pytest.mark.whole
 def test_a_moved_alias_is_loaded_and_no_request_is_dropped(source: StudySource, asked: list[Asked]) -> None:
     expected = {f"small-{method}": [one.answer for one in asked_in_evaluation(source.study, source.stores, method)] for method in METHODS}
     seen: list[tuple[str, bool]] = []
@@ -267,6 +272,7 @@ def test_a_request_that_is_being_read_while_the_model_is_replaced_is_answered_by
     assert (text_of(response), response.json()["system_fingerprint"]) == (expected[0].answer, "small-cluster")
 
 
+@pytest.mark.whole
 def test_a_version_that_cannot_be_loaded_leaves_the_former_one_answering(source: StudySource, asked: list[Asked]) -> None:
     with running(source) as (server, client):
         source.chosen, source.error = "cluster", ModelUnavailable("the base model is another one here")
@@ -275,6 +281,7 @@ def test_a_version_that_cannot_be_loaded_leaves_the_former_one_answering(source:
         assert 'model_loads_total{outcome="failed"} 1.0' in client.get("/metrics").text
 
 
+@pytest.mark.whole
 def test_a_version_that_failed_is_tried_again_after_a_while_whatever_failed(source: StudySource) -> None:
     now, told = [0.0], list[str]()
     live = LiveModel(

@@ -119,6 +119,7 @@ def test_what_is_sent_piece_by_piece_is_the_whole_answer(text: str, stop: list[s
     assert at_once.n_tokens == answer.n_tokens
 
 
+@pytest.mark.whole
 def test_tokens_are_drawn_from_the_nucleus_as_often_as_their_probability_says() -> None:
     logits = torch.log(torch.tensor([0.5, 0.3, 0.15, 0.05]))
     sampler = Sampler(Sampling(1.0, 0.7, seed=3))
@@ -225,6 +226,7 @@ def test_no_more_than_so_many_requests_wait(seven: Study, finished_stores: Store
         assert (refused.status_code, refused.json()["error"]["code"]) == (429, "server_busy")
 
 
+@pytest.mark.whole
 def test_an_answer_that_does_not_finish_in_time_is_refused(seven: Study, finished_stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
     never_end(monkeypatch)
     step = DecodeBatch.step

@@ -34,6 +34,7 @@ def running(home: Path) -> set[str]:
     return set(services.running) if services else set()
 
 
+@pytest.mark.whole
 def test_of_two_studies_the_first_to_finish_stops_nothing_and_the_last_stops_the_services(home: Path) -> None:
     with shells(home, 2) as (one, two):
         assert one.does("up", user="study one")[0] == SERVERS
@@ -47,6 +48,7 @@ def test_of_two_studies_the_first_to_finish_stops_nothing_and_the_last_stops_the
         assert local_services.dead_processes(home) == ()
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("order", ["before", "beside", "again"])
 def test_services_started_with_up_stay_up_when_a_study_ends(home: Path, order: str) -> None:
     """`up` runs before the study; beside a study that started the services; or before one that restarts a dead server (`again`)."""
@@ -62,6 +64,7 @@ def test_services_started_with_up_stay_up_when_a_study_ends(home: Path, order: s
         assert running(home) == {*SERVERS}
 
 
+@pytest.mark.whole
 def test_an_interrupted_command_leaves_the_servers_up_for_its_running_study(home: Path) -> None:
     with shells(home, 2) as (one, two):
         one.does("up", user="study one")
@@ -71,6 +74,7 @@ def test_an_interrupted_command_leaves_the_servers_up_for_its_running_study(home
         assert running(home) == {*SERVERS}
 
 
+@pytest.mark.whole
 def test_a_user_that_was_killed_does_not_keep_the_services_up(home: Path) -> None:
     with shells(home, 2) as (one, two):
         one.does("up", user="study one")
@@ -79,6 +83,7 @@ def test_a_user_that_was_killed_does_not_keep_the_services_up(home: Path) -> Non
         assert sorted(one.does("release")[0]) == sorted(SERVERS)
 
 
+@pytest.mark.whole
 def test_a_run_that_no_command_follows_keeps_the_servers_up_until_its_process_ends(home: Path, tmp_path: Path) -> None:
     argv = (sys.executable, "-c", "import time; time.sleep(600)", "prefect.flow_engine")
     process = processes.start(argv, env=os.environ, folder=tmp_path, log_file=tmp_path / "run.log")
@@ -92,6 +97,7 @@ def test_a_run_that_no_command_follows_keeps_the_servers_up_until_its_process_en
         assert sorted(one.does("release")[0]) == sorted(SERVERS)
 
 
+@pytest.mark.whole
 def test_a_program_that_starts_while_the_last_user_ends_gets_servers(home: Path) -> None:
     with shells(home, 2) as (one, two):
         one.does("up", user="study one")
@@ -102,6 +108,7 @@ def test_a_program_that_starts_while_the_last_user_ends_gets_servers(home: Path)
         assert running(home) == {*SERVERS}
 
 
+@pytest.mark.whole
 def test_workers_that_another_study_uses_are_not_stopped(home: Path) -> None:
     with shells(home, 2) as (one, two):
         one.does("up", user="study one", workers=2)
@@ -117,6 +124,7 @@ def test_workers_that_another_study_uses_are_not_stopped(home: Path) -> None:
         assert "worker-gpu-1" not in running(home)
 
 
+@pytest.mark.whole
 def test_the_number_of_workers_asked_for_holds_until_the_services_are_stopped(home: Path) -> None:
     with shells(home, 2) as (person, study):
         person.does("up", workers=2)
@@ -126,6 +134,7 @@ def test_the_number_of_workers_asked_for_holds_until_the_services_are_stopped(ho
         assert study.does("up", user="study one")[0] == SERVERS
 
 
+@pytest.mark.whole
 def test_a_failed_start_registers_no_user_and_stops_nothing(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with shells(home, 2) as (one, two):
         one.does("up", user="study one")
@@ -136,6 +145,7 @@ def test_a_failed_start_registers_no_user_and_stops_nothing(home: Path, monkeypa
         assert two.does("up", user="study two")[0] == []
 
 
+@pytest.mark.whole
 def test_down_stops_everything_and_stopped_processes_do_not_count_as_dead(home: Path) -> None:
     with shells(home, 1) as (one,):
         one.does("up", user="study one")
@@ -149,6 +159,7 @@ def test_down_stops_everything_and_stopped_processes_do_not_count_as_dead(home: 
         assert one.does("release") == ([], [])
 
 
+@pytest.mark.whole
 def test_a_process_that_ends_during_down_does_not_count_as_dead(home: Path) -> None:
     with shells(home, 1) as (one,):
         one.does("up", user="study one")
@@ -164,6 +175,7 @@ def test_a_process_that_ends_during_down_does_not_count_as_dead(home: Path) -> N
         assert not local_services.was_stopped(home)
 
 
+@pytest.mark.whole
 def test_a_command_keeps_the_servers_up_until_it_ends(home: Path) -> None:
     with shells(home, 1) as (one,):
         one.does("up", user="study one")
@@ -173,6 +185,7 @@ def test_a_command_keeps_the_servers_up_until_it_ends(home: Path) -> None:
         assert local_services.acquire(home, "clusterlora train") is None
 
 
+@pytest.mark.whole
 def test_each_shell_is_a_process_of_its_own(home: Path) -> None:
     """The other tests rely on it: users are identified by their process."""
     with shells(home, 2) as (one, two):

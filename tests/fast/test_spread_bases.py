@@ -82,6 +82,7 @@ def test_tensors_of_two_devices_are_not_mixed(two: None) -> None:
         _ = here @ there
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(
     ("changes", "of_peft"),
     [({}, "halves"), ({"target_modules": WITH_HEAD}, "whole"), ({"kind": "dora"}, "whole")],
@@ -101,6 +102,7 @@ def test_adapters_of_a_spread_base_are_those_of_peft_on_it_and_on_a_whole_one(
     assert before == {name: module.__dict__.get("_old_forward") for name, module in halves.model.named_modules()}
 
 
+@pytest.mark.whole
 def test_a_spread_base_answers_with_many_adapters_at_once_as_a_whole_one_does(whole: BaseModel, halves: BaseModel, tmp_path: Path) -> None:
     trained = list(reference.train(whole, jobs(tmp_path, target_modules=WITH_HEAD), micro_batch=64, run_log=SilentLog()))
     weights = [read_weights(result.folder) for result in trained]

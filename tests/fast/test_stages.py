@@ -48,6 +48,7 @@ def study(seven: Study) -> Study:
     return seven
 
 
+@pytest.mark.whole
 def test_a_study_runs_from_data_to_a_registered_champion_and_again_without_doing_anything_twice(
     study: Study, finished_stores: Stores
 ) -> None:
@@ -129,6 +130,7 @@ def test_every_registered_model_answers_as_it_was_evaluated(study: Study, stores
         routing_table(state_of(study, stores), plan_of(study, stores), "cluster", stores)
 
 
+@pytest.mark.whole
 def test_any_cluster_can_be_judged_and_only_cluster_0_decides(study: Study, finished_stores: Stores) -> None:
     stores = finished_stores
     before = stores.studies.verdicts(study.name)
@@ -144,6 +146,7 @@ def test_any_cluster_can_be_judged_and_only_cluster_0_decides(study: Study, fini
         verdict_on(state_of(study, stores), rung, 7, stores)
 
 
+@pytest.mark.whole
 def test_the_baseline_may_answer_first_what_test_would_ask_of_it_and_nothing_changes(study: Study, finished_stores: Stores) -> None:
     stores, usual, study = finished_stores, study, replace(study, name="ahead")
     dataset = prepare_study(study, stores, LOG)
@@ -166,6 +169,7 @@ def test_the_baseline_may_answer_first_what_test_would_ask_of_it_and_nothing_cha
     assert [dict(row.scores) for row in actual] == [pytest.approx(dict(row.scores), rel=1e-5, abs=1e-5) for row in expected]
 
 
+@pytest.mark.whole
 def test_the_base_model_is_not_evaluated_unless_a_method_needs_it(study: Study, stores: Stores) -> None:
     without = replace(study, methods=("unified", "cluster"))
     prepare_study(without, stores, LOG)
@@ -173,6 +177,7 @@ def test_the_base_model_is_not_evaluated_unless_a_method_needs_it(study: Study, 
     assert evaluate(EvaluationRequest(study_name=without.name, part="baseline"), stores, LOG) == 0
 
 
+@pytest.mark.whole
 def test_adapters_are_merged_once_and_compared_like_any_other(study: Study, finished_stores: Stores) -> None:
     stores, study = finished_stores, replace(study, name="merging", methods=("unified", "merge"), merging=MergeSettings(kind="ties"))
     prepare_study(study, stores, LOG)
@@ -199,6 +204,7 @@ def gate_waves(study: Study, stores: Stores, rung: Rung) -> list[list[str]]:
     return [[group.name for group in groups] for groups in waves]
 
 
+@pytest.mark.whole
 def test_a_cluster_of_one_person_is_trained_in_a_run_of_its_own(study: Study, stores: Stores) -> None:
     study = replace(study, clustering=ClusteringSettings(k=2, sizes=(1, 6)))
     prepare_study(study, stores, LOG)
@@ -286,6 +292,7 @@ def test_a_refused_gate_stops_training_and_compares_the_trained_adapters(study: 
     register_models(strict.name, stores, LOG)
 
 
+@pytest.mark.whole
 def test_a_warm_started_rung_trains_unified_first_and_has_a_name_of_its_own(study: Study, stores: Stores) -> None:
     prepare_study(study, stores, LOG)
     cluster_study(study.name, stores, LOG)
@@ -298,6 +305,7 @@ def test_a_warm_started_rung_trains_unified_first_and_has_a_name_of_its_own(stud
     assert decided_rung(state_of(study, stores)) == OWN
 
 
+@pytest.mark.whole
 def test_a_cache_key_covers_what_decides_the_weights_and_nothing_else(study: Study, stores: Stores) -> None:
     prepare_study(study, stores, LOG)
     cluster_study(study.name, stores, LOG)
@@ -312,6 +320,7 @@ def test_a_cache_key_covers_what_decides_the_weights_and_nothing_else(study: Stu
     assert len(set(keys.values())) == len(keys)
 
 
+@pytest.mark.whole
 def test_a_micro_batch_that_ran_out_of_memory_is_not_tried_by_the_next_group(
     study: Study, stores: Stores, monkeypatch: pytest.MonkeyPatch
 ) -> None:

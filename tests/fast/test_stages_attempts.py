@@ -42,6 +42,7 @@ def runs(stores: Stores) -> list[MemoryRun]:
     return [run for run in stores.tracker.runs.values() if "training_group" in run.tags]
 
 
+@pytest.mark.whole
 def test_a_finished_attempt_records_micro_batch_and_peak_memory_in_the_table_and_its_run(study: Study, stores: Stores) -> None:
     train(study, stores, UNIFIED)
     (attempt,) = stores.studies.attempts(study.name)
@@ -53,6 +54,7 @@ def test_a_finished_attempt_records_micro_batch_and_peak_memory_in_the_table_and
     assert run.tags["peak_memory"].endswith(" GB")
 
 
+@pytest.mark.whole
 def test_a_trained_adapter_is_recorded_with_the_digest_of_its_weights(study: Study, stores: Stores) -> None:
     train(study, stores, UNIFIED)
     (adapter,) = stores.studies.adapters(study.name)
@@ -61,6 +63,7 @@ def test_a_trained_adapter_is_recorded_with_the_digest_of_its_weights(study: Stu
     assert adapter.weights_sha256 == weights_sha256(folder)
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("length", [0, 9, -1], ids=["empty", "cut in the header", "one byte short"])
 def test_the_next_run_retrains_adapters_that_a_power_cut_damaged(study: Study, stores: Stores, length: int) -> None:
     train(study, stores, UNIFIED)
@@ -105,6 +108,7 @@ def machine(home: Path, stores: Stores, tracker: MemoryTracker) -> Stores:
     return Stores(stores.studies, FileAdapterStore(home / "adapters", fetch), tracker, home)
 
 
+@pytest.mark.whole
 def test_retrained_lost_weights_become_the_recorded_ones(study: Study, stores: Stores, tmp_path: Path) -> None:
     tracker = _Keeping()
     train(study, machine(tmp_path / "first", stores, tracker), UNIFIED)
@@ -123,6 +127,7 @@ def test_retrained_lost_weights_become_the_recorded_ones(study: Study, stores: S
     assert adapter.weights_sha256 == weights_sha256(folder)
 
 
+@pytest.mark.whole
 def test_if_two_machines_finish_an_adapter_the_first_is_recorded(study: Study, stores: Stores, tmp_path: Path) -> None:
     train(study, stores, UNIFIED)
     (adapter,) = stores.studies.adapters(study.name)
@@ -142,6 +147,7 @@ def test_if_two_machines_finish_an_adapter_the_first_is_recorded(study: Study, s
         assert recorded.weights_sha256 == weights_sha256(stored_folder(on, adapter.key)) == weights_sha256(trained_here)
 
 
+@pytest.mark.whole
 def test_without_a_tracker_to_ask_the_record_of_weights_in_one_stays(study: Study, stores: Stores, tmp_path: Path) -> None:
     train(study, stores, UNIFIED)
     (adapter,) = stores.studies.adapters(study.name)
@@ -213,6 +219,7 @@ class _Absent(MemoryTracker):
             yield run
 
 
+@pytest.mark.whole
 def test_an_attempt_that_lost_a_service_stays_open_and_is_continued(study: Study, stores: Stores, tmp_path: Path) -> None:
     away = Stores(stores.studies, stores.adapters, _Absent(), tmp_path / "studies")
     with pytest.raises(ServiceDown):

@@ -40,6 +40,7 @@ def test_merging_needs_the_personal_adapters(study: Study, stores: Stores) -> No
     assert [name for name, *_ in stores.studies.studies()] == ["tried"]
 
 
+@pytest.mark.whole
 def test_another_merge_is_a_study_of_its_own_that_trains_nothing(study: Study, stores: Stores) -> None:
     train_named(study, stores, PERSONAL)
     assert merge(request(study), stores, LOG) == "tried-ties-0.5"
@@ -56,6 +57,7 @@ def test_another_merge_is_a_study_of_its_own_that_trains_nothing(study: Study, s
     assert {average[name] == before[name] for name in ("merged-00", "merged-01")} == {False}
 
 
+@pytest.mark.whole
 def test_the_merge_of_a_studys_own_settings_belongs_to_it(study: Study, stores: Stores) -> None:
     own = replace(study, name="own", methods=("unified", "merge"), merging=TIES)
     prepare_study(own, stores, LOG)
@@ -65,6 +67,7 @@ def test_the_merge_of_a_studys_own_settings_belongs_to_it(study: Study, stores: 
     assert {"merged-00", "merged-01"} <= {adapter.name for adapter in stores.studies.adapters("own")}
 
 
+@pytest.mark.whole
 def test_a_merge_is_compared_with_the_studys_methods_and_registered(study: Study, stores: Stores) -> None:
     train_named(study, stores, ("unified", *PERSONAL))
     merged = merge(request(study), stores, LOG)
@@ -77,6 +80,7 @@ def test_a_merge_is_compared_with_the_studys_methods_and_registered(study: Study
     assert not any(name.startswith("tried-merged") for name in stores.tracker.models), "the study itself compared no merge"
 
 
+@pytest.mark.whole
 def test_a_merge_whose_name_would_be_too_long_is_refused(study: Study, stores: Stores) -> None:
     long = replace(study, name="a" * 45)
     prepare_study(long, stores, LOG)

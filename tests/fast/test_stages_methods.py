@@ -70,6 +70,7 @@ def test_every_method_and_control_runs_with_two_training_seeds_and_is_compared_o
     assert list(stores.folder(study.name).glob("models/prefixes/prefix_0000/adapter_model.safetensors"))
 
 
+@pytest.mark.whole
 def test_of_several_seeds_the_report_counts_and_quotes_the_first_and_the_rows_tell_them_apart(
     study: Study, finished_stores: Stores
 ) -> None:
@@ -99,6 +100,7 @@ def test_of_several_seeds_the_report_counts_and_quotes_the_first_and_the_rows_te
     assert len({(row["method"], row["seed"], row["persona_id"], row["item_id"]) for row in written}) == len(written) == len(rows)
 
 
+@pytest.mark.whole
 def test_controls_differ_from_what_they_control_in_one_thing(study: Study, stores: Stores) -> None:
     study = replace(study, methods=TRAINED_HERE)
     prepare_study(study, stores, LOG)
@@ -141,6 +143,7 @@ def test_refined_clusters_are_trained_again_before_what_depends_on_them(study: S
     assert not refine_clusters(study.name, stores, LOG)
 
 
+@pytest.mark.whole
 def test_learning_curves_come_from_the_database_and_are_called_incomplete_where_it_has_none(study: Study, finished_stores: Stores) -> None:
     """Hosts that share the database and no folder show the same curves."""
     stores = replace(finished_stores, home=finished_stores.home / "elsewhere")
@@ -172,6 +175,7 @@ def study_people(study: Study, stores: Stores) -> tuple[str, ...]:
     return tuple(sorted(stores.studies.dataset(study.name).ids))
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("algorithm", sorted(PREREQUISITES))
 def test_a_clustering_that_reads_adapters_gets_them_trained_first(study: Study, finished_stores: Stores, algorithm: str) -> None:
     stores, reading = finished_stores, replace(study.clustering, algorithm=algorithm)

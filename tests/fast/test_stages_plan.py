@@ -116,6 +116,7 @@ def test_the_scale_is_measured_once_and_again_for_other_people(study: Study, sto
     assert measured == [12, 3]
 
 
+@pytest.mark.whole
 def test_personas_without_test_items_are_left_out_of_the_scale(study: Study, stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = stores.studies.dataset(study.name)
     first, *others = dataset.personas

@@ -38,6 +38,7 @@ def bootstrap_in_plain_loops(scores: np.ndarray, persona: np.ndarray, draws: int
     return np.array(means)
 
 
+@pytest.mark.whole
 def test_bootstrap_draws_are_distributed_like_those_of_plain_loops():
     rng = np.random.default_rng(1)
     scores, persona = ragged_scores(rng)
@@ -86,6 +87,7 @@ def test_the_interval_covers_the_true_difference_95_times_in_100(
     assert 0.93 <= covered / repeats <= 0.97
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(("n_seeds", "seed_sd"), [(2, 0.0), (2, 0.01), (5, 0.01)])
 def test_with_the_variance_of_training_seeds_the_interval_covers_what_another_training_would_give(n_seeds: int, seed_sd: float):
     rng = np.random.default_rng(n_seeds)
@@ -135,6 +137,7 @@ def test_with_clusters_of_one_size_the_cluster_robust_interval_is_the_t_interval
     assert cluster_robust_interval(units, np.zeros(6, dtype=int)) is None
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(("n_units", "n_tests"), [(12, 1), (12, 4), (40, 8)])
 def test_a_detectable_mean_is_shown_four_times_in_five(n_units: int, n_tests: int):
     rng = np.random.default_rng(n_units)

@@ -47,6 +47,7 @@ def open_and_write(url: str, process: int, everybody_is_here: Barrier) -> None:
         store.answers("shared", [f"stack-{process}"])
 
 
+@pytest.mark.whole
 def test_four_processes_open_and_fill_a_fresh_database_at_once(url: str) -> None:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
@@ -80,6 +81,7 @@ def test_a_database_of_a_later_version_is_refused(url: str) -> None:
         Database(url)
 
 
+@pytest.mark.whole
 def test_twenty_thousand_answers_are_written_and_read_in_few_statements_and_transactions(url: str) -> None:
     store = SqlStudyStore(url)
     store.create_study(prepared(Study(name="large"), "float32"))
@@ -183,6 +185,7 @@ def test_a_file_that_is_removed_or_replaced_under_a_study_is_named_and_the_next_
     anew.create_study(study)
 
 
+@pytest.mark.whole
 def test_a_full_disk_is_told_as_one_and_nothing_is_lost(tmp_path: Path) -> None:
     store = SqlStudyStore(f"sqlite:///{tmp_path / 'study.db'}")
     store.create_study(prepared(Study(name="first"), "float32"))
@@ -229,6 +232,7 @@ def test_a_study_of_revision_0005_reads_as_it_was_written(url: str, monkeypatch:
     assert store.answers("s", ["c"]) == (Answer("c", "i", "p", "test", "hello", ()),)
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(
     ("name", "persona_ids", "fields"),
     [

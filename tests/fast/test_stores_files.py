@@ -134,6 +134,7 @@ def tiny_adapter(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.whole
 def test_files_cut_at_any_length_are_never_taken_in(tmp_path: Path) -> None:
     offered, store = tiny_adapter(tmp_path / "offered"), FileAdapterStore(tmp_path / "store")
     for file, length in cut_files(offered):

@@ -44,6 +44,7 @@ def across(first: list[EvaluationRow], second: list[EvaluationRow], items: froze
     )
 
 
+@pytest.mark.whole
 def test_a_planted_difference_is_found_on_the_shared_items_alone() -> None:
     better = {p: [score - 0.5 for score in values] for p, values in PEOPLE.items()}
     worse_elsewhere = {p: [*values, 99.0] for p, values in better.items()}
@@ -134,6 +135,7 @@ def test_a_study_is_not_compared_with_itself(stores: Stores) -> None:
         study_diff("demo", "demo", stores)
 
 
+@pytest.mark.whole
 def test_the_command_prints_scores_with_intervals(
     seven: Study, finished_stores: Stores, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

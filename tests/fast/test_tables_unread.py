@@ -58,6 +58,7 @@ def test_texts_within_messages_count(tmp_path: Path, monkeypatch: pytest.MonkeyP
         load(settings(tmp_path / "lists.parquet"))
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("rows", [40_000_000, 10])
 def test_a_small_file_that_unfolds_to_more_than_the_machine_has_is_refused_by_its_size(
     tmp_path: Path, rows: int, monkeypatch: pytest.MonkeyPatch

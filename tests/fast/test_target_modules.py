@@ -110,6 +110,7 @@ def test_experts_have_no_adapter_unless_they_are_named_and_that_is_told():
         resolved(replace(named, dropout=0.1), weights)
 
 
+@pytest.mark.whole
 def test_a_study_decides_on_names_says_what_they_leave_out_and_goes_on_with_them(tmp_path: Path, stores: Stores, phi3_folder: Path):
     write_people(tmp_path / "people.jsonl", ("ann", "bob"))
     data = DataSettings(source="table", path=str(tmp_path / "people.jsonl"), train=4, val=1, test=1)

@@ -66,6 +66,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_next(job: TrainingJob) -> None:
     assert read.losses == (0.25,)
 
 
+@pytest.mark.whole
 def test_a_process_killed_while_writing_leaves_a_whole_checkpoint(job: TrainingJob) -> None:
     checkpoint.write(job, checkpoint_of(1.0))
     for _ in range(5):

@@ -39,6 +39,7 @@ def with_recipe(old: TrainingJob, *, val: tuple[object, ...], **more: object) ->
     return replace(old, recipe=replace(HASTY, **more), val=val)  # pyright: ignore[reportArgumentType]
 
 
+@pytest.mark.whole
 def test_both_engines_stop_after_the_same_epoch_with_the_same_weights(base64: BaseModel, tmp_path: Path) -> None:
     ours, theirs = together(base64, jobs(base64, tmp_path / "ours")), alone(base64, jobs(base64, tmp_path / "theirs"))
     for name, result in ours.items():
@@ -52,6 +53,7 @@ def test_both_engines_stop_after_the_same_epoch_with_the_same_weights(base64: Ba
     assert ours["careless"].val_losses == ()
 
 
+@pytest.mark.whole
 def test_the_best_epoch_is_kept_and_all_trained_tokens_are_counted(base64: BaseModel, tmp_path: Path) -> None:
     hasty = together(base64, jobs(base64, tmp_path / "a"))["hasty"]
     best = hasty.val_losses.index(min(hasty.val_losses)) + 1
@@ -62,6 +64,7 @@ def test_the_best_epoch_is_kept_and_all_trained_tokens_are_counted(base64: BaseM
     assert hasty.train_tokens == until_then.train_tokens // best * len(hasty.val_losses)
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("resume", [together, alone])
 def test_a_killed_training_remembers_its_best_epoch(
     base64: BaseModel,

@@ -84,6 +84,7 @@ def unequal_jobs(base: BaseModel, folder: Path) -> list[TrainingJob]:
     ]
 
 
+@pytest.mark.whole
 def test_adapters_trained_together_equal_adapters_trained_alone_in_float64(base64: BaseModel, tmp_path: Path) -> None:
     ours = together(base64, unequal_jobs(base64, tmp_path / "ours"))
     theirs = alone(base64, unequal_jobs(base64, tmp_path / "theirs"))
@@ -92,6 +93,7 @@ def test_adapters_trained_together_equal_adapters_trained_alone_in_float64(base6
         assert result.losses == pytest.approx(theirs[name].losses, rel=1e-9)
 
 
+@pytest.mark.whole
 @pytest.mark.usefixtures("as_on_a_gpu")
 def test_adapters_trained_together_equal_adapters_trained_alone_in_gpu_batch_layout(base64: BaseModel, tmp_path: Path) -> None:
     ours = together(base64, unequal_jobs(base64, tmp_path / "ours"))
@@ -117,12 +119,14 @@ def test_a_backend_is_freed_when_its_training_ends(base: BaseModel, tmp_path: Pa
         gc.enable()
 
 
+@pytest.mark.whole
 def test_adapters_trained_together_equal_adapters_trained_alone_within_rounding_in_float32(base: BaseModel, tmp_path: Path) -> None:
     ours = together(base, unequal_jobs(base, tmp_path / "ours"))
     theirs = alone(base, unequal_jobs(base, tmp_path / "theirs"))
     assert all(difference(result, theirs[name]) < 1e-3 for name, result in ours.items())
 
 
+@pytest.mark.whole
 def test_warm_starts_and_residuals_equal_the_reference_too(base64: BaseModel, tmp_path: Path) -> None:
     (first,) = alone(base64, [job(base64, tmp_path, "first", n=6)]).values()
 
@@ -146,6 +150,7 @@ def test_tensors_read_from_a_slot_are_copies(base64: BaseModel, rank: int) -> No
     assert all(bool((tensor == 2.0).all()) for tensor in tensors.values())
 
 
+@pytest.mark.whole
 def test_freed_slots_are_refilled_until_the_queue_is_empty(base64: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(training_slots.MAX_SLOTS, "cpu", 2)
     ours = together(base64, unequal_jobs(base64, tmp_path / "ours"))
@@ -154,6 +159,7 @@ def test_freed_slots_are_refilled_until_the_queue_is_empty(base64: BaseModel, tm
     assert all(difference(result, theirs[name]) < 1e-9 for name, result in ours.items())
 
 
+@pytest.mark.whole
 def test_the_size_of_the_chunks_changes_nothing(base64: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = together(base64, unequal_jobs(base64, tmp_path / "whole"))
     halved = together(base64, unequal_jobs(base64, tmp_path / "halved"), micro_batch=1)
@@ -164,6 +170,7 @@ def test_the_size_of_the_chunks_changes_nothing(base64: BaseModel, tmp_path: Pat
         assert difference(row_by_row[name], result) < 1e-9
 
 
+@pytest.mark.whole
 def test_a_chunk_is_no_larger_than_the_free_memory_allows(base64: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     widths: list[int] = []
     original = RaggedRows.of
@@ -190,6 +197,7 @@ def test_activation_bytes_per_token_are_those_of_the_layers_and_fewer_with_check
     assert n_bytes[True] < n_bytes[False]
 
 
+@pytest.mark.whole
 def test_dropout_depends_on_the_adapter_and_not_on_the_rest_of_the_batch(base64: BaseModel, tmp_path: Path) -> None:
     recipe = replace(RECIPE, dropout=0.3)
     by_itself = together(base64, [job(base64, tmp_path / "solo", "a", recipe=recipe)])["a"]
@@ -216,6 +224,7 @@ def test_a_diverging_adapter_leaves_its_neighbours_untouched_and_is_named(base64
     assert difference(results["a"], expected) < 1e-9
 
 
+@pytest.mark.whole
 def test_a_killed_group_resumes_every_adapter_after_its_last_checkpoint(
     base64: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -238,6 +247,7 @@ def test_a_killed_group_resumes_every_adapter_after_its_last_checkpoint(
     assert all(difference(result, expected[name]) < 1e-9 for name, result in resumed.items())
 
 
+@pytest.mark.whole
 def test_a_checkpoint_of_one_engine_is_continued_by_the_other(base64: BaseModel, tmp_path: Path) -> None:
     (half,) = alone(base64, [job(base64, tmp_path / "a", "a", recipe=replace(RECIPE, schedule="constant"))]).values()
     longer = job(base64, tmp_path / "a", "a", recipe=replace(RECIPE, schedule="constant", epochs=4))
@@ -254,6 +264,7 @@ def test_training_restores_the_base_model(base64: BaseModel, tmp_path: Path) -> 
     assert torch.equal(base64.model(input_ids=ids).logits, before)
 
 
+@pytest.mark.whole
 def test_recomputing_activations_in_the_backward_pass_changes_nothing(tiny_base_folder: Path, tmp_path: Path) -> None:
     base = load_base(str(tiny_base_folder))
     base.model.double()
@@ -320,6 +331,7 @@ groups = st.lists(
 )
 
 
+@pytest.mark.whole
 @settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(groups)
 def test_any_group_equals_its_adapters_trained_alone(

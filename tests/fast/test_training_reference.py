@@ -109,12 +109,14 @@ def test_a_killed_training_resumes_after_its_last_epoch_and_ends_with_the_same_w
     assert resumed.losses == pytest.approx(whole.losses, rel=1e-4)
 
 
+@pytest.mark.whole
 def test_a_warm_start_begins_where_the_other_adapter_ended(base: BaseModel, tmp_path: Path) -> None:
     (first,) = train(base, [job(base, tmp_path / "a", recipe=replace(RECIPE, epochs=8))], micro_batch=3, run_log=SilentLog())
     (second,) = train(base, [job(base, tmp_path / "b", init_from=first.folder)], micro_batch=3, run_log=SilentLog())
     assert second.losses[0] < first.losses[0] - 0.2
 
 
+@pytest.mark.whole
 def test_a_residual_learns_on_top_of_a_frozen_adapter(base: BaseModel, tmp_path: Path) -> None:
     (under,) = train(base, [job(base, tmp_path / "a", recipe=replace(RECIPE, epochs=8))], micro_batch=3, run_log=SilentLog())
     before = weights(under.folder)

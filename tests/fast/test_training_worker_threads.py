@@ -59,6 +59,7 @@ def weights(result: TrainingResult) -> torch.Tensor:
     return torch.cat([tensor.flatten() for tensor in load_file(result.folder / "adapter_model.safetensors").values()]).double()
 
 
+@pytest.mark.whole
 @pytest.mark.usefixtures("three_threads")
 def test_worker_threads_do_not_change_the_result(tiny_base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = load_base(str(tiny_base_folder))
@@ -80,6 +81,7 @@ def test_worker_threads_do_not_change_the_result(tiny_base_folder: Path, tmp_pat
         assert result.losses == pytest.approx(one_by_one[name].losses, rel=1e-9)
 
 
+@pytest.mark.whole
 def test_an_adapter_in_bfloat16_equals_itself_trained_alone_within_rounding(
     tiny_base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

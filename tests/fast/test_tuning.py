@@ -110,6 +110,7 @@ def test_every_method_of_a_preset_tries_the_same_recipes_as_often(preset: str, t
     assert len({tuple(n) for n in n_people.values()}) == 1
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(("n_recipes", "sizes"), [(32, (16, 52, 25, 35, 72)), (32, (9, 14, 17)), (8, (4, 6)), (64, (30, 70))])
 def test_tuning_costs_a_method_one_training_per_round(
     n_recipes: int, sizes: tuple[int, ...], tiny_base_folder: Path, tmp_path: Path

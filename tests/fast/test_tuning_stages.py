@@ -141,6 +141,7 @@ def test_a_study_that_climbs_the_ladder_untuned_says_that_clusters_alone_were_tu
     assert "Tuning was not equal: cluster alone tried 2 configurations" in sentence
 
 
+@pytest.mark.whole
 def test_recipes_are_chosen_without_any_test_answer(
     tuned: Study, tuned_stores: Stores, stores: Stores, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -159,6 +160,7 @@ def test_recipes_are_chosen_without_any_test_answer(
         assert found.tuning.rounds(method) == expected.tuning.rounds(method)
 
 
+@pytest.mark.whole
 def test_a_step_that_was_killed_trains_what_is_missing_and_a_recorded_one_changes_nothing(tuned: Study, stores: Stores) -> None:
     study = replace(tuned, methods=("unified", "per_persona"))
     begin(study, stores)
@@ -180,6 +182,7 @@ def test_a_step_that_was_killed_trains_what_is_missing_and_a_recorded_one_change
     assert len(recorded.steps) == 1
 
 
+@pytest.mark.whole
 def test_a_trial_that_diverges_loses_and_is_not_tried_again(tuned: Study, stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
     study = replace(tuned, methods=("unified", "per_persona"), recipe=replace(tuned.recipe, learning_rate=5e-3))
     begin(study, stores)

@@ -54,6 +54,7 @@ def test_without_a_true_difference_one_study_in_twenty_shows_one_and_fewer_show_
     assert wins <= differs, "a win is a difference in the right direction"
 
 
+@pytest.mark.whole
 def test_a_planted_gain_of_the_clusters_is_detected_with_an_interval_that_covers_it():
     rng = np.random.default_rng(21)
     comparisons = [simulated({"cluster": 0.045, "baseline": -0.045}, rng) for _ in range(20)]
@@ -62,6 +63,7 @@ def test_a_planted_gain_of_the_clusters_is_detected_with_an_interval_that_covers
     assert np.mean(covers) >= stats.binom.ppf(0.005, len(comparisons), 0.95) / len(comparisons)
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("method", ["per_persona", "cluster"])
 def test_a_loss_is_never_called_a_win(method: str):
     rng = np.random.default_rng(22)
