@@ -156,6 +156,11 @@ def test_no_two_labels_of_the_figure_overlap(means: Mapping[str, float], sizes: 
             assert box.x1 <= figure.bbox.x1, text
 
 
+def test_methods_that_all_score_the_same_have_a_figure():
+    rows = [replace(row, scores=dict.fromkeys(row.scores, 0.5)) for row in evaluation(FIVE)]
+    compose(compared(rows, floor=None), "study").canvas.draw()
+
+
 @pytest.mark.whole
 def test_the_figure_is_a_png_and_replaces_an_earlier_one(tmp_path: Path):
     path = tmp_path / "figures" / "comprehensive_comparison.png"

@@ -429,6 +429,7 @@ def test_the_signal_of_planted_ratings_is_what_a_study_finds(rated: Study, tmp_p
     assert expectation(signal) == "people and clusters"
 
 
+@pytest.mark.whole
 def test_ratings_that_are_anybodys_are_hardly_ever_said_to_be_personal(rated: Study, tmp_path: Path):
     files = [planted(tmp_path / f"null-{seed}.jsonl", personal=False, seed=seed) for seed in range(8)]
     studies = [replace(rated, data=settings(file, train=6, val=4, test=4)) for file in files]
