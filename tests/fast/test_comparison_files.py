@@ -156,9 +156,10 @@ def test_no_two_labels_of_the_figure_overlap(means: Mapping[str, float], sizes: 
             assert box.x1 <= figure.bbox.x1, text
 
 
-def test_methods_that_all_score_the_same_have_a_figure():
-    rows = [replace(row, scores=dict.fromkeys(row.scores, 0.5)) for row in evaluation(FIVE)]
-    compose(compared(rows, floor=None), "study").canvas.draw()
+@pytest.mark.parametrize(("score", "floor"), [(0.0, None), (0.5, 0.5)])
+def test_methods_that_all_score_the_same_have_a_figure(score: float, floor: float | None):
+    rows = [replace(row, scores=dict.fromkeys(row.scores, score)) for row in evaluation(FIVE)]
+    compose(compared(rows, floor=floor), "study").canvas.draw()
 
 
 @pytest.mark.whole
