@@ -12,9 +12,8 @@ from clusterlora.errors import BadSettings
 from clusterlora.models.base import BaseModel, load_base
 from clusterlora.models.checks import (
     forget_undeclared_windows,
-    refuse_bidirectional,
-    refuse_recurrent,
     refuse_tokens_without_embedding,
+    refuse_what_cannot_be_computed,
 )
 from clusterlora.models.quantised import compute_as_before, compute_dequantised, is_laid_out_anew
 
@@ -50,8 +49,7 @@ def frozen_base(base: "BaseModel | PreTrainedModel | str | Path", tokenizer: "Pr
         yield load_base(str(base), dtype="auto", device="cuda" if torch.cuda.is_available() else "cpu")
         return
     _refuse_unusable(base, tokenizer)
-    refuse_recurrent(base, base.name_or_path or "of the call")
-    refuse_bidirectional(base, base.name_or_path or "of the call")
+    refuse_what_cannot_be_computed(base, base.name_or_path or "of the call")
     assert tokenizer is not None, "a base without tokenizer was not refused"
     requires_grad = {name: parameter.requires_grad for name, parameter in base.named_parameters()}
     training = [module for module in base.modules() if module.training]

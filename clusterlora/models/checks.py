@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clusterlora.errors import BadSettings, ModelUnavailable, printable
-from clusterlora.models.weights import weight_files
+from clusterlora.models.weights import loaded_files, weight_files
 from clusterlora.settings import LEAST_ANSWER, LEAST_LENGTH, DeviceMap
 
 if TYPE_CHECKING:
@@ -26,6 +26,9 @@ _BIDIRECTIONAL: Mapping[str, tuple[Any, ...]] = {
 """Settings by which models attend to what follows: Gemma's, those of any class, XLM's, XLNet's, and those of BERT and its kin."""
 _ATTENTION = frozenset({"full_attention", "sliding_attention", "attention"})
 """Kinds of layers that keep the keys and values of what came before, and nothing else."""
+_OWN_POSITIONS = "create_position_ids_from_input_ids"
+"""The method of embeddings in transformers that do not count positions from 0."""
+_INTEGERS = frozenset({"I8", "U8", "I16", "U16", "I32", "U32", "I64", "U64"})
 _NAMED = 3
 """Weights named in a message; the rest are counted."""
 
@@ -67,6 +70,17 @@ def refuse_other_models(folder: Path) -> None:
                 if config.get("auto_map")
                 else "which predicts no next token; use one whose architecture ends in ForCausalLM"
             )
+        )
+
+
+def refuse_what_cannot_be_computed(model: "PreTrainedModel", name: object) -> None:
+    """Check that a model continues text as batches of prompts with keys and values need it. Raises ModelUnavailable with what it does."""
+    refuse_recurrent(model, name)
+    refuse_bidirectional(model, name)
+    if any(hasattr(module, _OWN_POSITIONS) for module in model.modules()):
+        raise ModelUnavailable(
+            f"base model {name} is a {type(model).__name__}, which counts positions from its padding token's id, as encoders of RoBERTa's "
+            "kind do; its answers cannot be computed here: use a decoder"
         )
 
 
@@ -168,6 +182,32 @@ def refuse_other_weights(folder: Path, loading_info: Mapping[str, Any], *, remed
         if names:
             more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
             raise ModelUnavailable(f"the checkpoint in {folder} {what} {', '.join(names[:_NAMED])}{more}, and {fix}; {remedy}")
+
+
+def refuse_stored_otherwise(folder: Path) -> None:
+    """Check that every weight of a checkpoint is stored once, and as floating-point numbers where no quantisation is declared.
+
+    transformers takes either of two stored values, and reads integers as if they were the weights that they stand for.
+
+    Raises:
+        ModelUnavailable: one is not.
+    """
+    from safetensors import safe_open
+
+    is_quantised = "quantization_config" in _config(folder)
+    where: dict[str, str] = {}
+    for file in loaded_files(folder):
+        with safe_open(file, framework="pt") as opened:
+            dtypes = {name: opened.get_slice(name).get_dtype() for name in opened.keys()}  # noqa: SIM118  (no mapping)
+        for name, dtype in dtypes.items():
+            if name in where:
+                raise ModelUnavailable(f"{file} holds {name}, and so does {where[name]}; {_TOGETHER}")
+            if name.endswith(".weight") and dtype in _INTEGERS and not is_quantised:
+                raise ModelUnavailable(
+                    f"{file} holds {name} as integers ({dtype}), and config.json has no quantization_config that says what they stand for; "
+                    "get that, or the weights as floating-point numbers"
+                )
+        where |= dict.fromkeys(dtypes, file.name)
 
 
 def refuse_tokens_without_embedding(tokenizer: "PreTrainedTokenizerBase", n_embeddings: int) -> None:

@@ -12,12 +12,12 @@ from clusterlora.models.checks import (
     forget_undeclared_windows,
     read_settings,
     refuse_bad_end_ids,
-    refuse_bidirectional,
     refuse_other_head,
     refuse_other_models,
     refuse_other_weights,
-    refuse_recurrent,
+    refuse_stored_otherwise,
     refuse_tokens_without_embedding,
+    refuse_what_cannot_be_computed,
 )
 from clusterlora.models.gguf_file import refuse_other_tensors, tensor_shapes
 from clusterlora.models.quantised import bitsandbytes_arguments
@@ -58,14 +58,14 @@ def load_causal_lm(
     place |= _gguf(weights[0])
     with _one_line(folder), _quiet():
         refuse_other_models(folder)
+        refuse_stored_otherwise(folder)
         # Misshapen weights are told by name with the missing ones.
         told = {"output_loading_info": True, "ignore_mismatched_sizes": True}
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder, dtype=getattr(torch, dtype), use_safetensors=True, **told, **_LOCAL, **place
         )
         model, info = loaded
-        refuse_recurrent(model, folder)
-        refuse_bidirectional(model, folder)
+        refuse_what_cannot_be_computed(model, folder)
         refuse_other_weights(folder, info)
         refuse_other_head(model, folder)
         forget_undeclared_windows(model.config.get_text_config())
@@ -93,8 +93,7 @@ def empty_causal_lm(folder: Path) -> "PreTrainedModel":
     gguf = _gguf(weights[0])
     with _one_line(folder), _quiet(), torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, **_LOCAL, **gguf))
-        refuse_recurrent(model, folder)
-        refuse_bidirectional(model, folder)
+        refuse_what_cannot_be_computed(model, folder)
         if gguf:
             model.tie_weights()
             refuse_other_tensors(weights[0], model)

@@ -14,6 +14,8 @@ from clusterlora.errors import ModelUnavailable
 
 _WHOLE = "model.safetensors"
 """The weights of a model that is not cut into several files."""
+_INDEX = f"{_WHOLE}.index.json"
+"""Which of several files each weight is in."""
 PICKLE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".pkl", ".ckpt"})
 
 
@@ -54,6 +56,22 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
     raise ModelUnavailable(f"model folder {folder} holds no *.safetensors and no *.gguf; point to a complete save_pretrained() folder")
 
 
+def loaded_files(folder: Path) -> tuple[Path, ...]:
+    """Return the safetensors files of a model folder that transformers loads: what its index names, else model.safetensors, if any."""
+    index = folder / _INDEX
+    if not index.is_file():
+        return (folder / _WHOLE,) if (folder / _WHOLE).is_file() else ()
+    return tuple(folder / name for name in sorted(_named(index)))
+
+
+def _named(index: Path) -> frozenset[str]:
+    """Return the files that an index of weights names. Raises ModelUnavailable where it is none."""
+    try:
+        return frozenset[str](json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelUnavailable(f"{index} is no index of weights ({error!r}); get it again from where the model comes from") from error
+
+
 def _refuse_other_index(folder: Path, present: Collection[str]) -> None:
     """Check that a folder has one set of weights: programs differ in whether they go by the index or by model.safetensors.
 
@@ -62,7 +80,7 @@ def _refuse_other_index(folder: Path, present: Collection[str]) -> None:
     Raises:
         ModelUnavailable: there is neither, the index names a file that is not there, or there is a model.safetensors that it does not name.
     """
-    index = folder / "model.safetensors.index.json"
+    index = folder / _INDEX
     if not index.is_file():
         if _WHOLE not in present:
             raise ModelUnavailable(
@@ -70,10 +88,7 @@ def _refuse_other_index(folder: Path, present: Collection[str]) -> None:
                 "one of them from where the model comes from"
             )
         return
-    try:
-        named = frozenset[str](json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelUnavailable(f"{index} is no index of weights ({error!r}); get it again from where the model comes from") from error
+    named = _named(index)
     if missing := sorted(map(str, named - set(present))):
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise ModelUnavailable(f"{index} names {missing[0]}{more}, which the folder lacks; get it, or remove an index that is out of date")

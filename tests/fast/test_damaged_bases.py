@@ -78,9 +78,28 @@ def another_output_layer(folder: Path) -> None:
     save_file({**weights, "lm_head.weight": weights["model.embed_tokens.weight"] + 1}, folder / WEIGHTS, metadata={"format": "pt"})
 
 
+def a_weight_in_two_files(folder: Path) -> None:
+    """Cut the weights into two files, of which both have one of them, with different values."""
+    weights, first, second = load_file(folder / WEIGHTS), *(f"model-0000{number}-of-00002.safetensors" for number in (1, 2))
+    doubled, *others = sorted(weights)
+    (folder / WEIGHTS).unlink()
+    save_file({doubled: weights[doubled]}, folder / first, metadata={"format": "pt"})
+    save_file({**weights, doubled: weights[doubled] + 1}, folder / second, metadata={"format": "pt"})
+    weight_map = {doubled: first, **dict.fromkeys(others, second)}
+    (folder / f"{WEIGHTS}.index.json").write_text(json.dumps({"weight_map": weight_map}), encoding="utf-8")
+
+
+def integers(folder: Path) -> None:
+    weights = load_file(folder / WEIGHTS)
+    name = "model.layers.0.self_attn.q_proj.weight"
+    save_file({**weights, name: (100 * weights[name]).to(torch.int8)}, folder / WEIGHTS, metadata={"format": "pt"})
+
+
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
+        (a_weight_in_two_files, r"model-00002-of-00002\.safetensors holds \S+, and so does model-00001-of-00002\.safetensors; bring"),
+        (integers, r"holds model\.layers\.0\.self_attn\.q_proj\.weight as integers \(I8\), and config\.json has no quantization_config"),
         (weights_as_a_folder, "is a folder; point to a complete"),
         (weights_as_a_link_to_nothing, "is a link to nothing; point to a complete"),
         (

@@ -22,7 +22,7 @@ from clusterlora.engine.generation import Question
 from clusterlora.engine.kinds import read_weights
 from clusterlora.engine.training import train as train_any
 from clusterlora.errors import ModelUnavailable
-from clusterlora.models.checks import refuse_bidirectional, refuse_recurrent
+from clusterlora.models.checks import refuse_bidirectional, refuse_what_cannot_be_computed
 from clusterlora.ports.run_log import SilentLog
 from tests.fixtures.families import TINY, WIDTH, Tiny, difference, jobs, model_of, sequences
 
@@ -206,6 +206,16 @@ def test_an_encoder_is_refused_though_transformers_counts_its_class_among_the_ca
         refuse_bidirectional(model, "theirs")
 
 
+@pytest.mark.parametrize(
+    ("name", "config"), [("RobertaForCausalLM", transformers.RobertaConfig), ("XLMRobertaForCausalLM", transformers.XLMRobertaConfig)]
+)
+def test_a_model_that_counts_positions_from_another_number_is_refused(name: str, config: Any) -> None:
+    with torch.device("meta"):
+        model = getattr(transformers, name)(config(vocab_size=300, is_decoder=True))
+    with pytest.raises(ModelUnavailable, match=f"base model theirs is a {name}, which counts positions from its padding token's id"):
+        refuse_what_cannot_be_computed(model, "theirs")
+
+
 @pytest.mark.filterwarnings("ignore")  # what transformers says of small configurations
 @pytest.mark.parametrize(
     ("name", "config"),
@@ -224,8 +234,7 @@ def test_what_attends_to_what_came_before_alone_is_taken_though_its_class_can_do
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 300}
     with torch.device("meta"):
         model = kind(kind.config_class(**sizes, **config))
-    refuse_bidirectional(model, "theirs")
-    refuse_recurrent(model, "theirs")
+    refuse_what_cannot_be_computed(model, "theirs")
 
 
 @pytest.mark.whole
