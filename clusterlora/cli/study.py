@@ -132,7 +132,7 @@ def estimate(workers: int | None, as_json: bool, **options: Any) -> None:
     from clusterlora.stages.probe import probed
     from clusterlora.wiring import from_environment
 
-    study = _with_usable_inputs(study_from(options))
+    study = with_base(study_from(options), open_local_stores())
     with console_log() as log, TemporaryDirectory() as folder:
         stores = from_environment({"CLUSTERLORA_HOME": folder})
         state = probed(study, workers or deployments("service_specs").default_workers(), stores, log)

@@ -263,7 +263,11 @@ def test_an_estimate_prints_every_phase_and_keeps_nothing(
         "clustering.k=2",
     ]
     assert main(["study", "estimate", "--preset", "quick", *small, "--workers", "2", "--json"]) == 0
-    left = json.loads(capsys.readouterr().out)
+    printed = capsys.readouterr()
+    warnings = [line.partition("warning: ")[2] for line in printed.err.splitlines() if "warning: " in line]
+    assert warnings, "a base of random weights"
+    assert len(set(warnings)) == len(warnings), "each once"
+    left = json.loads(printed.out)
     assert left["total"] == pytest.approx(sum(left[phase] for phase in ("preparation", "gate", "fan_out", "evaluation", "beside")))
     assert min(left["gate"], left["fan_out"], left["evaluation"]) > 0
     assert main(["study", "list", "--json"]) == 0
