@@ -22,7 +22,7 @@ from clusterlora.durable import make_folder, put_in_place
 from clusterlora.errors import BadData, BadSettings
 from clusterlora.pseudonyms import pseudonym
 from clusterlora.stores.database_copy import adapter_runs, copy_sqlite, dump_database, files_of_sqlite, people_by_study
-from clusterlora.stores.departures import MANIFEST, KnownBackup, note_backup, refuse_unforgotten
+from clusterlora.stores.departures import BACKUPS, BACKUPS_OUTSIDE, MANIFEST, KnownBackup, installation, note_backup, refuse_unforgotten
 
 FORMAT = 1
 STUDY_DATABASE, MLFLOW_DATABASE, PREFECT_DATABASE = "database/studies", "database/mlflow.db", "database/prefect.db"
@@ -124,12 +124,18 @@ def back_up(place: Place, file: Path, *, with_passwords: bool = False) -> Manife
             )
             text = json.dumps(asdict(manifest)).encode()
             archive.addfile(_member(MANIFEST, len(text)), io.BytesIO(text))
-        put_in_place(partial, file)
         sha256 = hashlib.sha256(text).hexdigest()
-        note_backup(place.results, KnownBackup(file=str(file.resolve()), manifest_sha256=sha256, made=made, people=people))
+        note_backup_of(place, KnownBackup(str(file.resolve()), sha256, made, people, str(installation(place.results))))
+        put_in_place(partial, file)
     finally:
         partial.unlink(missing_ok=True)
     return manifest
+
+
+def note_backup_of(place: Place, backup: KnownBackup) -> None:
+    """Remember a backup with the results, and in the servers' folder, which no restore overwrites."""
+    for folder in (place.results / BACKUPS, place.services / BACKUPS_OUTSIDE):
+        note_backup(folder, backup)
 
 
 def people_of(place: Place) -> tuple[tuple[str, tuple[str, ...]], ...]:

@@ -27,6 +27,8 @@ from clusterlora.stores.database_copy import (
     restore_database,
 )
 from clusterlora.stores.departures import (
+    BACKUPS,
+    BACKUPS_OUTSIDE,
     DEPARTED,
     DEPARTED_OUTSIDE,
     MANIFEST,
@@ -34,6 +36,8 @@ from clusterlora.stores.departures import (
     Departures,
     KnownBackup,
     departures,
+    give_key,
+    installation,
     known_backups,
     left_since,
     manifest_sha256,
@@ -55,6 +59,7 @@ from deployments.backup import (
     STUDY_DATABASE,
     Manifest,
     Place,
+    note_backup_of,
     people_of,
     refuse_nested,
 )
@@ -97,7 +102,7 @@ def restore(place: Place, file: Path) -> Manifest:
         note_departure(place.services / DEPARTED_OUTSIDE, one)
     people = people_of(place)
     if (sha256 := manifest_sha256(file)) is not None:
-        note_backup(place.results, KnownBackup(file=str(file.resolve()), manifest_sha256=sha256, made=manifest.created, people=people))
+        note_backup_of(place, KnownBackup(str(file.resolve()), sha256, manifest.created, people, str(installation(place.results))))
     _settle(place, {one for _, digests in people for one in digests})
     return manifest
 
@@ -106,12 +111,16 @@ def _note_departures(place: Place, unpacked: Path, file: Path, manifest: Manifes
     """Remember who left since the backup was made, and that they are to be forgotten before it is used."""
     try:
         departures(unpacked / DEPARTED)
-        known_backups(unpacked)
+        known_backups(unpacked / BACKUPS)
     except _NOT_WHOLE as problem:
         raise BadData(f"{file}: who left is not told in it as a backup does ({problem}); use another backup") from problem
+    give_key(unpacked, place.services / DEPARTED_OUTSIDE)
     since = left_since(place.services / DEPARTED_OUTSIDE, unpacked, manifest.created)
     for one in since:
         note_departure(unpacked / DEPARTED, one)
+    for backup in known_backups(place.services / BACKUPS_OUTSIDE):
+        if backup.installation == installation(unpacked):
+            note_backup(unpacked / BACKUPS, backup)
     # What was under way then is finished first.
     if since or any((unpacked / UNFINISHED).glob("*.json")):
         write_durably(unpacked / TO_FORGET, to_json(Departures(since)).encode(), mode=0o600)

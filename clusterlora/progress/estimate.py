@@ -284,7 +284,7 @@ def cut_sentence(state: StudyState) -> str | None:
     kept = f"{people} with at most {cut.train} train, {cut.val} val and {cut.test} test dialogues each"
     fits = "" if cut.fits else "; that is longer, but with fewer the answer would say nothing"
     took = f"about {duration(cut.expected)} instead of {duration(cut.whole)} from there on{fits}"
-    return f"cut to minutes = {minutes:g}: {kept}, {took} (--set minutes=none uses all)"
+    return f"cut to minutes = {minutes:g}: {kept}, {took} (another --name with --set minutes=none uses all)"
 
 
 def sentences(state: StudyState) -> tuple[str, ...]:

@@ -48,8 +48,10 @@ def _cuts(state: StudyState) -> Iterator[Cut]:
     """Yield ever smaller cuts of a study's data, each once."""
     people = state.dataset.personas
     most: dict[Split, int] = {split: max(len(person.of_split(split)) for person in people) for split in get_args(Split)}
-    # Clusters of given sizes are clusters of everybody.
-    fewest = len(people) if state.settings.clustering.sizes is not None else min(len(people), _LEAST_PERSONAS)
+    clustering = state.settings.clustering
+    # Clusters of given sizes are clusters of everybody, and so many clusters have so many people at least.
+    enough = max(_LEAST_PERSONAS, (clustering.k or 1) * clustering.min_size)
+    fewest = len(people) if clustering.sizes is not None else min(len(people), enough)
     shares = [1 - step / (2 * _STEPS) for step in range(2 * _STEPS + 1)]
     sizes = [(len(people), share) for share in shares[: _STEPS + 1]]
     sizes += [(n, shares[_STEPS]) for n in range(len(people) - 1, fewest - 1, -1)]

@@ -22,6 +22,7 @@ from clusterlora.metadata import (
     WatchedFiles,
     Workers,
 )
+from clusterlora.planning.cut import cut_to, studied_dataset
 from clusterlora.planning.study_state import read_state
 from clusterlora.ports.stores import Stores
 from clusterlora.stages.forget_plan import Removal, id_of, without
@@ -64,7 +65,9 @@ def erase_from_study(removal: Removal, person: str, stores: Stores, removing: Se
     metadata = list(_metadata_without(study, persona_id, stores))
     made_from = stores.studies.metadata(study, Provenance)
     if made_from is not None:
-        counts = {"n_personas": len(dataset.personas), "n_dialogues": dataset.n_dialogues, "data_digest": dataset.digest}
+        cut = next((one for one in metadata if isinstance(one, Cut)), None)
+        studied = dataset if cut is None else cut_to(dataset, cut)
+        counts = {"n_personas": len(studied.personas), "n_dialogues": studied.n_dialogues, "data_digest": dataset.digest}
         metadata.append(replace(made_from, **counts))
     # The last step, and at once: as long as the person is in the data, all of this is done again.
     clustering = _clusters_without(stores.studies.clustering(study), persona_id)
@@ -141,7 +144,7 @@ def track_again(studies: Sequence[str], stores: Stores) -> None:
     """Start the studies anew in the tracker, and upload every adapter there whose run is gone."""
     for name in studies:
         if (made_from := stores.studies.metadata(name, Provenance)) is not None:
-            start_tracking(stores.studies.study(name), made_from, stores.studies.dataset(name), stores, running=False)
+            start_tracking(stores.studies.study(name), made_from, studied_dataset(name, stores), stores, running=False)
     if not stores.tracker.keeps_adapters:
         return
     for name, *_ in stores.studies.studies():

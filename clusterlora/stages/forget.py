@@ -36,12 +36,14 @@ from clusterlora.stages.forget_words import markdown
 from clusterlora.stages.forgotten import CERTIFICATES, DIGITS, UNFINISHED
 from clusterlora.stages.remaining import run_remaining
 from clusterlora.stores.departures import (
+    BACKUPS,
     DEPARTED,
     DEPARTED_OUTSIDE,
     Departure,
     KnownBackup,
     drop_backup,
     installation,
+    keep_key,
     known_backups,
     note_departure,
 )
@@ -131,18 +133,16 @@ def backups_with(person: str, only: Collection[str], stores: Stores) -> tuple[Kn
     """Return the backups known here that have a person, the oldest first; with `only`, in the families of these studies."""
     names = {name for name, *_ in stores.studies.studies()}
     studies = {*only}.union(*(family(stores.studies.study(name).refresh.root or name, stores) for name in names & set(only)))
-    return tuple(one for one in known_backups(stores.home) if one.has(person, studies))
+    return tuple(one for one in known_backups(stores.home / BACKUPS) if one.has(person, studies))
 
 
 def _carry_out(plan: Certificate, stores: Stores, log: RunLog, services: Path | None, *, remove_backups: bool) -> Path:
     unfinished = _unfinished(plan.person, stores)
     if not plan.erased:
         refuse_while_busy(stores)
+        # Before anything else: a backup that is restored after a crash must not bring the person back.
+        _note_departure(plan, stores, services)
         write_durably(unfinished, to_json(plan).encode(), mode=0o600)
-        departure = Departure(person=plan.person, scope=plan.scope, at=_now(), installation=str(installation(stores.home)))
-        # Before anything is gone: a backup that is restored after a crash must not bring the person back.
-        for folder in (stores.home / DEPARTED, *([services / DEPARTED_OUTSIDE] if services is not None else [])):
-            note_departure(folder, departure)
         plan = replace(plan, left=_erase(plan, stores, log, services), erased=_now())
         write_durably(unfinished, to_json(plan).encode(), mode=0o600)
     names = [removal.study for removal in plan.studies]
@@ -161,6 +161,19 @@ def _carry_out(plan: Certificate, stores: Stores, log: RunLog, services: Path | 
     file = _write(certificate, stores)
     unfinished.unlink()
     return file
+
+
+def _note_departure(plan: Certificate, stores: Stores, services: Path | None) -> None:
+    """Remember that somebody leaves: with the results, and in the servers' folder, which has the key by which they are told."""
+    there = {name for name, *_ in stores.studies.studies()}
+    # A backup may be older than the refresh that was named, and have the study that it goes on from.
+    roots = {stores.studies.study(name).refresh.root or name for name in plan.scope if name in there}
+    scope = tuple(sorted({*plan.scope, *roots}))
+    departure = Departure(person=plan.person, scope=scope, at=_now(), installation=str(installation(stores.home)))
+    note_departure(stores.home / DEPARTED, departure)
+    if services is not None:
+        keep_key(stores.home, services / DEPARTED_OUTSIDE)
+        note_departure(services / DEPARTED_OUTSIDE, departure)
 
 
 def _write(certificate: Certificate, stores: Stores) -> Path:
@@ -184,14 +197,17 @@ def _purge_backups(plan: Certificate, stores: Stores, *, remove: bool) -> tuple[
     if away:
         last = away[-1]
         left.append(
-            f"{counted(len(away), 'backup')} with the person, the last of {last.made} written to {last.file}, not there any more: delete "
-            "copies of them"
+            f"{counted(len(away), 'backup')} with the person, the last of {last.made} written to {last.file}, where it is not any more, or "
+            "not as it was: delete it and copies of it"
         )
-    if not remove:
-        return (), tuple(left)
-    for one in there:
-        drop_backup(stores.home, one)
-    return tuple(one.file for one in there), tuple(left)
+    gone: list[str] = []
+    for one in there if remove else ():
+        try:
+            drop_backup(stores.home, one)
+            gone.append(one.file)
+        except OSError as problem:
+            left.append(f"the backup {one.file} of {one.made} has the person and cannot be removed ({problem.strerror}): delete it")
+    return tuple(gone), tuple(left)
 
 
 def _refuse_who_came_back(plan: Certificate, stores: Stores) -> None:

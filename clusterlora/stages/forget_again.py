@@ -26,6 +26,7 @@ def forget_again(stores: Stores, log: RunLog, *, services: Path | None = None) -
         BadData, BadSettings, ServiceDown: as `forget.forget`.
     """
     pending = stores.home / TO_FORGET
+    _stop_what_ran(stores)
     for file in sorted((stores.home / UNFINISHED).glob("*.json")):
         begun = read_certificate(file)
         forget(begun.person, stores, log, only=begun.scope, services=services)
@@ -36,6 +37,16 @@ def forget_again(stores: Stores, log: RunLog, *, services: Path | None = None) -
     ]
     pending.unlink()
     return tuple(files)
+
+
+def _stop_what_ran(stores: Stores) -> None:
+    """Record that nothing runs: what did when the backup was made is gone, and nothing else has used what was restored."""
+    for name, status, _ in stores.studies.studies():
+        for attempt in stores.studies.attempts(name):
+            if attempt.state == "running":
+                stores.studies.close_attempt(name, attempt.group, attempt.number, state="lost", detail="it was under way in a backup")
+        if status == "running":
+            stores.studies.set_status(name, "stopped")
 
 
 def _forgotten(person: str, scope: Collection[str], stores: Stores, log: RunLog, services: Path | None) -> Iterator[Path]:

@@ -1,7 +1,7 @@
 """Backups that were made of an installation, who is in them, and who left: what a restored backup brings back is removed again.
 
 Files in the folder of the results: `.backups/` names every backup of the installation and who is in it, `.departed/` everybody who left.
-The latter is kept in the servers' folder, too, which no restore overwrites. Both travel in later backups, and name people by keyed digests.
+Both are kept in the servers' folder, too, which no restore overwrites; they travel in later backups, and name people by keyed digests.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from clusterlora.stores.json_codec import from_json, to_json
 
 BACKUPS = ".backups"
 DEPARTED = ".departed"
-DEPARTED_OUTSIDE = "departed"
+BACKUPS_OUTSIDE, DEPARTED_OUTSIDE = "backups", "departed"
 """The same in the folder of the servers."""
 TO_FORGET = ".forget-again.json"
 """In the folder of the results from when a backup is put there until everybody who left since it was made is forgotten again."""
@@ -25,14 +25,18 @@ MANIFEST = "manifest.json"
 """The last entry of a backup."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class KnownBackup:
-    """A backup: its file when it was made, the SHA-256 of its manifest, the moment, and keyed digests of the people of each study."""
+    """A backup: its file when it was made, the SHA-256 of its manifest, the moment, and keyed digests of the people of each study.
+
+    `installation` says whose key it is.
+    """
 
     file: str
     manifest_sha256: str
     made: str
     people: tuple[tuple[str, tuple[str, ...]], ...]
+    installation: str
 
     def has(self, person: str, studies: Collection[str]) -> bool:
         """Return whether a person is in one of these studies in it; without studies, in any."""
@@ -72,14 +76,14 @@ def manifest_sha256(file: Path) -> str | None:
         return None
 
 
-def note_backup(home: Path, backup: KnownBackup) -> None:
-    """Remember a backup."""
-    write_durably(home / BACKUPS / f"{backup.manifest_sha256[:16]}.json", to_json(backup).encode(), mode=0o600)
+def note_backup(folder: Path, backup: KnownBackup) -> None:
+    """Remember a backup in a folder."""
+    write_durably(folder / f"{backup.manifest_sha256[:16]}.json", to_json(backup).encode(), mode=0o600)
 
 
-def known_backups(home: Path) -> tuple[KnownBackup, ...]:
-    """Return every backup that is known here, oldest first."""
-    found = [from_json(KnownBackup, file.read_text(encoding="utf-8")) for file in (home / BACKUPS).glob("*.json")]
+def known_backups(folder: Path) -> tuple[KnownBackup, ...]:
+    """Return every backup that is remembered in a folder, oldest first."""
+    found = [from_json(KnownBackup, file.read_text(encoding="utf-8")) for file in folder.glob("*.json")]
     return tuple(sorted(found, key=lambda one: (one.made, one.file)))
 
 
@@ -93,6 +97,30 @@ def installation(home: Path) -> str | None:
     """Return what tells an installation from others: the SHA-256 of its key. None where it has no key yet."""
     key = home / KEY_FILE
     return hashlib.sha256(key.read_bytes()).hexdigest() if key.is_file() else None
+
+
+def keep_key(home: Path, folder: Path) -> None:
+    """Keep an installation's key in a folder outside of its results: backups of earlier versions have none."""
+    key = home / KEY_FILE
+    if key.is_file():
+        write_durably(folder / f"{installation(home)}.key", key.read_bytes(), mode=0o600)
+
+
+def give_key(home: Path, folder: Path) -> None:
+    """Give the key that is kept in a folder to results that have none.
+
+    Raises:
+        BadSettings: those of several installations are kept there, and nobody can say whose results these are.
+    """
+    keys = sorted(folder.glob("*.key"))
+    if (home / KEY_FILE).is_file() or not keys:
+        return
+    if len(keys) > 1:
+        raise BadSettings(
+            f"this backup is of an earlier version, and people left {len(keys)} installations by {folder}; leave there the key (*.key) of "
+            "the one that it is of"
+        )
+    write_durably(home / KEY_FILE, keys[0].read_bytes(), mode=0o600)
 
 
 def note_departure(folder: Path, departure: Departure) -> None:

@@ -3,6 +3,7 @@
 The studies have compared nothing yet, so nothing is trained.
 """
 
+import io
 import json
 import shutil
 import tarfile
@@ -19,7 +20,8 @@ from clusterlora.settings import Study
 from clusterlora.stages.forget import backups_with, certificates
 from clusterlora.stages.forgotten import UNFINISHED
 from clusterlora.stages.prepare import prepare_study
-from clusterlora.stores.departures import DEPARTED, TO_FORGET, known_backups
+from clusterlora.stores.departures import BACKUPS, DEPARTED, DEPARTED_OUTSIDE, TO_FORGET, known_backups
+from clusterlora.values import Attempt
 from clusterlora.wiring import from_environment, registry_from_environment
 from deployments.backup import Place, back_up
 from deployments.restore import restore
@@ -78,13 +80,13 @@ def test_a_backup_that_has_the_person_is_named_and_on_demand_removed(
     (named,) = (one for one in certificate.left if "monday.tar" in one)
     assert "has the person: the same command with --remove-backups removes it" in named
     (away,) = (one for one in certificate.left if "tuesday.tar" in one)
-    assert "not there any more" in away
+    assert "where it is not any more, or not as it was" in away
     back_up(place, tmp_path / "friday.tar")
 
     # Nothing else has the person by now.
     assert main(["persona", "forget", "--digest", person, "--remove-backups"]) == 0
     assert f"backup {tmp_path / 'monday.tar'} removed" in capsys.readouterr().out
-    assert {Path(one.file).name for one in known_backups(place.results)} == {"tuesday.tar", "friday.tar"}
+    assert {Path(one.file).name for one in known_backups(place.results / BACKUPS)} == {"tuesday.tar", "friday.tar"}
     assert (tmp_path / "friday.tar").is_file(), "it was made without the person"
     (tmp_path / "people.jsonl").unlink()
     assert traces(tmp_path, *WORDS) == ["elsewhere.tar"]
@@ -192,6 +194,82 @@ def test_a_removal_that_was_under_way_in_a_backup_is_finished_before_it_is_used(
         from_environment()
     assert main(["persona", "forget", "--restored"]) == 0
     assert traces(there.results, *WORDS) == []
+
+
+def test_who_left_a_refresh_is_forgotten_again_in_a_backup_from_before_it(
+    stores: Stores, study: Study, place: Place, tmp_path: Path
+) -> None:
+    back_up(place, tmp_path / "monday.tar")
+    first = stores.studies.study(study.name)
+    refresh = replace(first.refresh, root=study.name, of=study.name, number=1, champion="of-others", champion_method="unified")
+    stores.studies.create_study(replace(first, name=f"{study.name}.r1", refresh=refresh))
+    stores.studies.save_dataset(f"{study.name}.r1", stores.studies.dataset(study.name))
+    leave(stores, services=place.services, only=(f"{study.name}.r1",))
+    assert LEAVES not in stores.studies.dataset(study.name).ids
+    lose(place)
+    assert main(["restore", str(tmp_path / "monday.tar")]) == 0
+    assert LEAVES not in from_environment().studies.dataset(study.name).ids
+
+
+def test_what_ran_when_a_backup_was_made_does_not_hold_up_who_left(stores: Stores, study: Study, place: Place, tmp_path: Path) -> None:
+    stores.studies.set_status(study.name, "running")
+    stores.studies.open_attempt(study.name, Attempt(group="unified", number=1, micro_batch=2, state="running"))
+    back_up(place, tmp_path / "monday.tar")
+    stores.studies.set_status(study.name, "stopped")
+    stores.studies.close_attempt(study.name, "unified", 1, state="lost", detail="")
+    leave(stores, services=place.services)
+    lose(place)
+    assert main(["restore", str(tmp_path / "monday.tar")]) == 0
+    restored = from_environment().studies
+    assert LEAVES not in restored.dataset(study.name).ids
+    assert [(name, status) for name, status, _ in restored.studies()] == [(study.name, "stopped")]
+
+
+def test_a_backup_of_an_earlier_version_which_has_no_key_forgets_again_too(stores: Stores, study: Study, place: Place, tmp_path: Path):
+    back_up(place, tmp_path / "with-key.tar")
+    with tarfile.open(tmp_path / "with-key.tar") as new, tarfile.open(tmp_path / "monday.tar", "w") as old:
+        for member in new.getmembers():
+            data = opened.read() if (opened := new.extractfile(member)) else b""
+            if member.name == f"studies/{KEY_FILE}":
+                continue
+            if member.name == "manifest.json":
+                manifest = json.loads(data)
+                del manifest["files"][f"studies/{KEY_FILE}"]
+                data = json.dumps(manifest).encode()
+                member.size = len(data)
+            old.addfile(member, io.BytesIO(data))
+    leave(stores, services=place.services)
+    lose(place)
+    assert main(["restore", str(tmp_path / "monday.tar")]) == 0
+    assert LEAVES not in from_environment().studies.dataset(study.name).ids
+
+    shutil.copy(next((place.services / DEPARTED_OUTSIDE).glob("*.key")), place.services / DEPARTED_OUTSIDE / "another.key")
+    lose(place)
+    with pytest.raises(BadSettings, match="is of an earlier version, and people left 2 installations"):
+        restore(place, tmp_path / "monday.tar")
+
+
+def test_a_backup_made_after_the_one_that_was_restored_is_known_and_one_that_cannot_be_removed_is_named(
+    stores: Stores, place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("monday", "tuesday"):
+        back_up(place, tmp_path / f"{name}.tar")
+    lose(place)
+    restore(place, tmp_path / "monday.tar")
+    unlink = Path.unlink
+
+    def read_only(file: Path, **options: bool) -> None:
+        if file.name == "monday.tar":
+            raise PermissionError(13, "Permission denied")
+        unlink(file, **options)
+
+    monkeypatch.setattr(Path, "unlink", read_only)
+    certificate = leave(from_environment(), services=place.services, remove_backups=True)
+    assert certificate.backups == (str(tmp_path / "tuesday.tar"),)
+    (named,) = (one for one in certificate.left if "monday.tar" in one)
+    assert "cannot be removed (Permission denied): delete it" in named
+    assert not (tmp_path / "tuesday.tar").exists()
+    assert not list((place.results / UNFINISHED).glob("*.json"))
 
 
 def test_a_backup_with_an_odd_record_of_who_left_is_refused(stores: Stores, place: Place, tmp_path: Path) -> None:

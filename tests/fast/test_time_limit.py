@@ -173,3 +173,11 @@ def test_canaries_are_planted_in_as_much_as_a_cut_study_learns_from(seven: Study
 
 def test_the_presets_for_own_data_promise_a_quarter_of_an_hour_and_a_night() -> None:
     assert (resolve("taste").minutes, resolve("overnight").minutes, resolve("mission").minutes) == (15, 480, None)
+
+
+def test_a_cut_leaves_as_many_people_as_the_clusters_take(crowd: StudyState) -> None:
+    clustering = replace(crowd.settings.clustering, k=6)
+    state = within(replace(crowd, settings=replace(crowd.settings, clustering=clustering)), 1.1)
+    cut = cut_to_time(state)
+    assert cut is not None
+    assert cut.n_personas == 6 * clustering.min_size > 12
