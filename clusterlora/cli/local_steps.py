@@ -148,6 +148,8 @@ def _prepare_study(study: "Study", stores: "Stores", log: ConsoleLog) -> None:
     from clusterlora.stages.remaining import train_groups
 
     prepare_study(study, stores, log, running=False)
+    if study.minutes is not None and (state := read_state(study.name, stores)).cut is None and state.clustering is None:
+        log.note(f"minutes = {study.minutes:g}: single steps leave nothing out; `clusterlora study run` would, before people are clustered")
     train_groups(study, chain.from_iterable(groups_before_clustering(read_state(study.name, stores))), stores, log)
     cluster_study(study.name, stores, log)
 

@@ -28,7 +28,7 @@ def cut_to_time(state: StudyState) -> Cut | None:
     begun = state.clustering is not None or state.adapters or state.start is not None
     if whole is None or minutes is None or begun or state.cut is not None:
         return None
-    left = 60 * minutes - sum(seconds for _, _, seconds in state.seconds)
+    left = _seconds_left(state, minutes)
     if whole.total <= left:
         return None
 
@@ -42,6 +42,16 @@ def cut_to_time(state: StudyState) -> Cut | None:
     position = bisect_left(cuts, x=True, key=lambda cut: seconds(cut) <= left)
     chosen = cuts[min(position, len(cuts) - 1)]
     return replace(chosen, whole=whole.total, expected=seconds(chosen), fits=position < len(cuts))
+
+
+def takes_longer(state: StudyState) -> bool:
+    """Return whether what is left of a study is expected to take longer than its minutes leave; False where nobody knows."""
+    expected, minutes = estimate(state), state.settings.minutes
+    return expected is not None and minutes is not None and expected.total > _seconds_left(state, minutes)
+
+
+def _seconds_left(state: StudyState, minutes: float) -> float:
+    return 60 * minutes - sum(seconds for _, _, seconds in state.seconds)
 
 
 def _cuts(state: StudyState) -> Iterator[Cut]:

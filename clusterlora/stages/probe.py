@@ -30,7 +30,7 @@ from clusterlora.planning.ladder import REFERENCE
 from clusterlora.planning.study_state import StudyState, read_state
 from clusterlora.ports.run_log import RunLog, SilentLog
 from clusterlora.ports.stores import Stores
-from clusterlora.progress.time_limit import cut_to_time
+from clusterlora.progress.time_limit import cut_to_time, takes_longer
 from clusterlora.progress.timing import timed
 from clusterlora.progress.work import remaining_work
 from clusterlora.settings import Study
@@ -94,6 +94,8 @@ def ready(study_name: str, n_workers: int, stores: Stores, log: RunLog, *, runni
     state = read_state(study_name, stores)
     if state.settings.minutes is not None and state.probe is None:
         log.note(f"minutes = {state.settings.minutes:g}: nothing is left out, since it is not known how long the study will take")
+    elif state.cut is None and takes_longer(state):
+        log.note(f"minutes = {state.settings.minutes:g}: nothing is left out, as its people are clustered already; it takes longer")
     if cut is None:
         return state
     made_from = replace(state.prepared_with, n_personas=len(state.dataset.personas), n_dialogues=state.dataset.n_dialogues)

@@ -4,6 +4,8 @@ from dataclasses import replace
 
 import pytest
 
+from clusterlora.cli.local_steps import _prepare_study as prepare_step
+from clusterlora.cli.progress import console_log
 from clusterlora.config import resolve
 from clusterlora.errors import BadSettings
 from clusterlora.metadata import Cut, MeanTokens, Probe, Provenance, Rates, Workers
@@ -152,6 +154,9 @@ def test_who_is_forgotten_takes_nobody_elses_place(seven: Study, stores: Stores)
     person = pseudonym(stores.home, first, make_key=True)
     (removal,) = what_to_forget(person, stores).studies
     erase_from_study(removal, person, stores, ["small"])
+    made_from = stores.studies.metadata("small", Provenance)
+    assert made_from is not None
+    assert (made_from.n_personas, made_from.n_dialogues) == (3, read_state("small", stores).dataset.n_dialogues)
     assert read_state("small", stores).dataset.ids == (second, *others[:2])
 
 
@@ -160,6 +165,22 @@ def test_without_a_probe_it_is_said_that_nothing_is_left_out(seven: Study, store
     notes = Notes()
     assert ready("small", 1, stores, notes).cut is None
     assert notes.notes == ["minutes = 1: nothing is left out, since it is not known how long the study will take"]
+
+
+def test_of_a_study_that_is_clustered_already_nothing_is_left_out_and_that_is_said(seven: Study, stores: Stores) -> None:
+    cut_seven(seven, stores)
+    cluster_study("small", stores, SilentLog())
+    notes = Notes()
+    assert ready("small", 2, stores, notes).cut is None
+    assert notes.notes == ["minutes = 0.01: nothing is left out, as its people are clustered already; it takes longer"]
+
+
+def test_a_single_step_says_that_it_leaves_nothing_out(seven: Study, stores: Stores, capsys: pytest.CaptureFixture[str]) -> None:
+    study = replace(seven, minutes=0.01)
+    for _ in range(2):
+        with console_log() as log:
+            prepare_step(study, stores, log)
+    assert capsys.readouterr().err.count("minutes = 0.01: single steps leave nothing out; `clusterlora study run` would") == 1
 
 
 def test_canaries_are_planted_in_as_much_as_a_cut_study_learns_from(seven: Study, stores: Stores) -> None:
