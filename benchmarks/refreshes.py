@@ -22,6 +22,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from clusterlora.adapters.compositions import combined_weights
+from clusterlora.adapters.stored import stored_weights
 from clusterlora.data.prompts import items
 from clusterlora.data.synthetic import generate
 from clusterlora.drawing import write_png
@@ -52,7 +53,7 @@ from clusterlora.settings import (
 )
 from clusterlora.stages.cluster import cluster_study
 from clusterlora.stages.compare import compare_study
-from clusterlora.stages.evaluate import evaluate, weights_of
+from clusterlora.stages.evaluate import evaluate
 from clusterlora.stages.judge import judge_rung
 from clusterlora.stages.prepare import prepare_study
 from clusterlora.stages.refresh import champion_of, next_refresh, start_from
@@ -295,7 +296,7 @@ def _losses(champion: RefreshStart, people: list[Persona], name: str, stores: St
     keys = {adapter.label: adapter.key for adapter in champion.adapters}
     answers_with = dict(champion.routes)
     compositions = {answers_with.get(person.id, champion.default) for person in people}
-    weights = {str(one): combined_weights(one.adapters, lambda label: weights_of(stores, keys[label])) for one in compositions}
+    weights = {str(one): combined_weights(one.adapters, lambda label: stored_weights(stores, keys[label])) for one in compositions}
     requests = [
         AnswerRequest(str(answers_with.get(person.id, champion.default)), item)
         for person in people

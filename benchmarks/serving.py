@@ -14,6 +14,7 @@ from peft import PeftModel
 
 from benchmarks import serving_http
 from benchmarks.subjects import load_subject, write_adapters
+from clusterlora.adapters.held import HeldAdapters
 from clusterlora.models.base import base_revision, load_base
 from clusterlora.serving.router import Router
 from clusterlora.settings import PreparedModel
@@ -29,7 +30,7 @@ def measure(model: str, *, adapters: int, requests: int, max_new_tokens: int, re
     subject = load_subject(model, dtype="float32", device="cpu")
     with tempfile.TemporaryDirectory() as scratch:
         folders = {f"key{n}": folder for n, folder in enumerate(write_adapters(subject.ours, adapters, Path(scratch)))}
-        router = Router(_table(model, list(folders), max_new_tokens), folders)
+        router = Router(_table(model, list(folders), max_new_tokens), HeldAdapters(folders))
         peft, tokenizer = _mounted(model, list(folders.values()))
     # A system turn in the request replaces the study's, so that both get the same prompt.
     messages = [{"role": "system", "content": PreparedModel().system_prompt}, {"role": "user", "content": QUESTION}]

@@ -19,6 +19,7 @@ import httpx
 import torch
 
 from benchmarks.subjects import load_subject, write_adapters
+from clusterlora.adapters.held import HeldAdapters
 from clusterlora.serving.export import export
 from clusterlora.stores.mlflow_registry import write_model
 from clusterlora.stores.routing_table import RoutingTable
@@ -51,7 +52,7 @@ def measure(
         folder = Path(scratch)
         subject = load_subject(model, dtype="float32", device="cpu")
         folders = {f"key{n}": one for n, one in enumerate(write_adapters(subject.ours, adapters, folder))}
-        write_model(folder / "model", table(list(folders)), folders)
+        write_model(folder / "model", table(list(folders)), HeldAdapters(folders))
         export(folder / "model" / "artifacts", folder / "exported", "peft")
         peft, tokenizer = mounted(list(folders.values()))
         n_tokens, lock = [0] * requests, threading.Lock()

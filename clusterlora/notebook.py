@@ -183,7 +183,7 @@ class Study:
             UnknownName: the study compares no such method.
             BadData: there is no champion, or an adapter is not trained.
         """
-        from clusterlora.adapters.stored import stored_folder
+        from clusterlora.adapters.held import HeldAdapters
         from clusterlora.registry.routing import routing_table
         from clusterlora.serving.router import Router, usual_device
         from clusterlora.stores.json_codec import to_json
@@ -196,8 +196,7 @@ class Study:
         if chosen not in methods:
             raise UnknownName(f"study {self.name} compares no method {chosen!r}; known: {', '.join(methods)}")
         table = read_routing_table(to_json(routing_table(self._state, self._plan, chosen, self._stores)))
-        folders = {key: stored_folder(self._stores, key) for key in table.keys}
-        return Router(table, folders, device=device or usual_device())
+        return Router(table, HeldAdapters.of_stores(table.keys, self._stores), device=device or usual_device())
 
     @cached_property
     def _state(self) -> StudyState:

@@ -4,7 +4,7 @@ An adapter is kept while a registered version holds it, while the plan of any st
 """
 
 import shutil
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -41,6 +41,7 @@ class What(StrEnum):
 class Prunable:
     """Something that may go: what it is, its name, the studies that have it, its bytes on this machine and in the tracker.
 
+    Adapters that one shard holds go together.
     `remove` asks again, and returns False where a study needs it that was not there, or did not, when the list was made.
     """
 
@@ -121,34 +122,43 @@ def _needed_since(listed: Collection[StudyState], stores: Stores, give_up: Colle
 
 def _adapters(states: Collection[StudyState], stores: Stores, needed: frozenset[str], give_up: Collection[str]) -> Iterator[Prunable]:
     adapters = {adapter.key: adapter for state in states for adapter in state.adapters}
+    keys_of = {state.name: {adapter.key for adapter in state.adapters} for state in states}
     # An adapter planned before refinement and the one that replaced it have one name, and so one folder.
     kept = {stores.exposed(state.name, adapter.spec) for state in states for adapter in state.adapters if adapter.key in needed}
+    still_used = {adapter.uri for key, adapter in adapters.items() if key in needed}
+    groups: dict[tuple[What, tuple[str, ...], str | Path], list[TrainedAdapter]] = {}
     for key, adapter in sorted(adapters.items(), key=lambda pair: (pair[1].name, pair[0])):
         if key in needed:
             continue
-        having = [state.name for state in states if any(one.key == key for one in state.adapters)]
-        local = stores.adapters.local(key)
-        copies = [folder for name in having if (folder := stores.exposed(name, adapter.spec)).is_dir() and folder not in kept]
-        bytes_here = sum(_size(folder) for folder in (*([local] if local else ()), *copies))
+        having = tuple(state.name for state in states if key in keys_of[state.name])
+        what = What.STUDY if set(having) & set(give_up) else _kind(adapter.spec)
+        # A shard is rewritten once for all that leaves it.
+        groups.setdefault((what, having, stores.adapters.shard(key) or key), []).append(adapter)
+    for (what, having, _), going in groups.items():
+        exposed = dict.fromkeys(stores.exposed(name, adapter.spec) for adapter in going for name in having)
+        copies = [folder for folder in exposed if folder.is_dir() and folder not in kept]
+        bytes_here = sum(stores.adapters.n_bytes(adapter.key) for adapter in going) + sum(_size(folder) for folder in copies)
         # What shares a folder counts it once.
         kept.update(copies)
-        what = What.STUDY if set(having) & set(give_up) else _kind(adapter.spec)
 
-        def remove(adapter: TrainedAdapter = adapter, having: Collection[str] = having, copies: Collection[Path] = copies) -> bool:
-            if adapter.key in _needed_since(states, stores, give_up):
-                return False
+        def remove(going: Sequence[TrainedAdapter] = going, having: Collection[str] = having, copies: Collection[Path] = copies) -> bool:
+            since = _needed_since(states, stores, give_up)
             # The row first: what is interrupted after it is a leftover, which nobody needs and `study verify` finds.
-            if not stores.studies.forget_adapter(adapter.key, only_of=having):
-                return False
-            if adapter.uri is not None:
-                stores.tracker.discard(adapter.uri)
-            stores.adapters.drop(adapter.key)
-            for folder in copies:
-                shutil.rmtree(folder, ignore_errors=True)
-            return True
+            gone = [one for one in going if one.key not in since and stores.studies.forget_adapter(one.key, only_of=having)]
+            for uri in {one.uri for one in gone if one.uri is not None}:
+                if not stores.studies.is_uri_used(uri):
+                    stores.tracker.discard(uri)
+            stores.adapters.drop([one.key for one in gone])
+            if len(gone) == len(going):
+                for folder in copies:
+                    shutil.rmtree(folder, ignore_errors=True)
+            return len(gone) == len(going)
 
-        in_tracker = adapter.n_bytes if adapter.uri is not None and stores.tracker.keeps_adapters else 0
-        yield Prunable(what, f"{adapter.name} ({key})", tuple(having), bytes_here, in_tracker, remove)
+        # What is uploaded with others stays as long as one of them does.
+        freed = [one.n_bytes for one in going if one.uri is not None and one.uri not in still_used]
+        in_tracker = sum(freed) if stores.tracker.keeps_adapters else 0
+        others = f" and {len(going) - 1} more" if len(going) > 1 else ""
+        yield Prunable(what, f"{going[0].name} ({going[0].key}){others}", having, bytes_here, in_tracker, remove)
 
 
 def _kind(spec: AdapterSpec) -> What:

@@ -8,7 +8,7 @@ from enum import StrEnum
 from functools import partial
 from pathlib import Path
 
-from clusterlora.adapters.stored import in_tracker, is_kept, is_right
+from clusterlora.adapters.stored import TrackerCopies, in_tracker, is_right
 from clusterlora.metadata import RegisteredChampion
 from clusterlora.planning.study_state import is_busy
 from clusterlora.ports.model_registry import ModelVersion
@@ -99,14 +99,15 @@ def _finding(study: str | None, problem: _Problem, *, repair: bool) -> Finding:
 def _adapters(study: str, stores: Stores, _live: LiveWork | None) -> Iterator[_Problem]:
     """Recorded adapters whose weights are lost, damaged, or only here."""
     busy = any(attempt.state == "running" for attempt in stores.studies.attempts(study))
+    in_tracker_as_recorded = TrackerCopies(stores)
     for adapter in stores.studies.adapters(study):
-        folder = stores.adapters.local(adapter.key)
-        is_right_here = folder is not None and is_right(adapter, folder)
-        kept = is_kept(adapter, stores)
-        if folder is not None and is_right_here and kept is False:
+        is_here = stores.adapters.holds(adapter.key)
+        is_right_here = is_here and is_right(adapter, stores)
+        kept = in_tracker_as_recorded.has(adapter)
+        if is_right_here and kept is False:
             what = f"the tracker does not hold adapter {adapter.name} ({adapter.key}) as recorded; only this machine does"
-            yield _Problem(Kind.UPLOAD_LOST, what, "upload it again", lambda a=adapter, f=folder: _upload(study, a, f, stores))
-        if is_right_here or (folder is None and kept):
+            yield _Problem(Kind.UPLOAD_LOST, what, "upload it again", lambda a=adapter: _upload(study, a, stores))
+        if is_right_here or (not is_here and kept):
             continue
         if kept:
             what = f"the copy of adapter {adapter.name} ({adapter.key}) on this machine is not what was recorded"
@@ -120,25 +121,27 @@ def _adapters(study: str, stores: Stores, _live: LiveWork | None) -> Iterator[_P
                 "set MLFLOW_TRACKING_URI to look further",
             )
         else:
-            state = "damaged" if folder is not None else "missing"
+            state = "damaged" if is_here else "missing"
             what = f"the weights of adapter {adapter.name} ({adapter.key}) are {state} here, and no tracker has a right copy"
             fix = f"verify where it was trained; or forget it with --repair, then {_AGAIN} to train it"
             # An upload may still be under way.
             yield _Problem(Kind.WEIGHTS_LOST, what, fix, None if busy else lambda k=adapter.key: _forget(k, stores))
 
 
-def _upload(study: str, adapter: TrainedAdapter, folder: Path, stores: Stores) -> None:
-    run_id, uri = stores.tracker.upload(study, adapter=adapter, folder=folder)
+def _upload(study: str, adapter: TrainedAdapter, stores: Stores) -> None:
+    folder = stores.adapters.path(adapter.key)
+    assert folder is not None, f"adapter {adapter.key} was here a moment ago"
+    run_id, uri = stores.tracker.upload(study, folder, f"adapters/{adapter.name}", run_id=adapter.run_id)
     stores.studies.move_adapter(adapter.key, run_id=run_id, uri=uri)
 
 
 def _fetch_again(key: str, stores: Stores) -> None:
     stores.adapters.quarantine(key)
-    stores.adapters.path(key)
+    stores.adapters.bring(key)
 
 
 def _forget(key: str, stores: Stores) -> None:
-    if stores.adapters.local(key) is not None:
+    if stores.adapters.holds(key):
         stores.adapters.quarantine(key)
     stores.studies.forget_adapter(key)
 

@@ -25,7 +25,8 @@ def from_environment(environment: Mapping[str, str] = os.environ, *, before_forg
     Raises:
         BadSettings: it has.
     """
-    from clusterlora.adapters.weights import refuse_other_weights
+    from clusterlora.adapters.stored import keep_recorded
+    from clusterlora.adapters.weights import refuse_other_weights, sha256_in
     from clusterlora.stores.files import FileAdapterStore
     from clusterlora.stores.sql import SqlStudyStore
 
@@ -48,7 +49,8 @@ def from_environment(environment: Mapping[str, str] = os.environ, *, before_forg
         adapter = studies.adapter(key)
         if adapter is None or adapter.uri is None or not tracker.download(adapter.uri, folder):
             return False
-        refuse_other_weights(key, adapter.weights_sha256, folder)
+        refuse_other_weights(key, adapter.weights_sha256, sha256_in(folder, key))
+        keep_recorded(folder, studies)
         return True
 
     return Stores(studies, FileAdapterStore(home / ".adapters", fetch), tracker, home)

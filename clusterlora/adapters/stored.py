@@ -1,14 +1,22 @@
 """The weights of trained adapters as they were recorded: checked before they are used, and fetched again where they are damaged here."""
 
+import json
 import logging
 import tempfile
+from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from clusterlora.adapters.weights import refuse_other_weights
+from clusterlora.adapters.shards import SUFFIX, open_shard, shard_in, write_shard
+from clusterlora.adapters.weights import refuse_other_weights, weights_sha256
 from clusterlora.errors import BadData
 from clusterlora.ports.run_log import RunLog
 from clusterlora.ports.stores import Stores
+from clusterlora.ports.study_store import StudyStore
 from clusterlora.values import TrainedAdapter
+
+if TYPE_CHECKING:
+    from clusterlora.engine.stacked import Weights
 
 log = logging.getLogger(__name__)
 
@@ -19,12 +27,19 @@ def stored_folder(stores: Stores, key: str) -> Path:
     Raises:
         BadData: it is recorded, but its weights are neither here nor in the tracker.
     """
+    bring(stores, key)
+    folder = stores.adapters.path(key)
+    assert folder is not None, f"adapter {key} was here a moment ago"
+    return folder
+
+
+def bring(stores: Stores, key: str) -> None:
+    """Bring a trained adapter here, if it was trained elsewhere or is damaged here. Raises BadData as `stored_folder`."""
     adapter = stores.studies.adapter(key)
     if adapter is not None:
         replace_if_damaged(adapter, stores)
-    folder = stores.adapters.path(key)
-    if folder is not None:
-        return folder
+    if stores.adapters.bring(key):
+        return
     if adapter is not None and stores.studies.adapter(key) is None:
         raise BadData(f"adapter {adapter.name} ({key}) was damaged here, and nobody has another copy; run the study again to train it")
     where = adapter.uri if adapter and adapter.uri else "the machine that trained it"
@@ -34,13 +49,47 @@ def stored_folder(stores: Stores, key: str) -> Path:
     )
 
 
-def folder_if_any(stores: Stores, key: str) -> Path | None:
-    """Return the PEFT folder of a trained adapter as it was recorded; None when nobody has it, or only a damaged one."""
+def stored_weights(stores: Stores, key: str) -> "Weights":
+    """Return the factors of a trained adapter as it was recorded, read from where it is: its folder, or its row of a shard.
+
+    Raises:
+        BadData: as `stored_folder`.
+    """
+    from safetensors.torch import load
+
+    from clusterlora.engine.kinds import weights_of
+
+    bring(stores, key)
+    if (files := stores.adapters.from_shard(key)) is not None:
+        weights = weights_of(json.loads(files.config), load(files.weights), name=key)
+        if weights is not None:
+            return weights
+    return _read_folder(stored_folder(stores, key))
+
+
+def stored_config(stores: Stores, key: str) -> dict[str, Any]:
+    """Return PEFT's configuration of a trained adapter. Raises BadData as `stored_folder`."""
+    bring(stores, key)
+    if (files := stores.adapters.from_shard(key)) is not None:
+        return json.loads(files.config)
+    return json.loads((stored_folder(stores, key) / "adapter_config.json").read_bytes())
+
+
+@lru_cache(maxsize=256)
+def _read_folder(folder: Path) -> "Weights":
+    from clusterlora.engine.kinds import read_weights
+
+    return read_weights(folder)
+
+
+def is_stored(stores: Stores, key: str) -> bool:
+    """Return whether the weights of a trained adapter are here as they were recorded, or were brought here."""
     try:
-        return stored_folder(stores, key)
+        bring(stores, key)
     except BadData as problem:
         log.warning("%s", problem)
-        return None
+        return False
+    return True
 
 
 def replace_damaged(study_name: str, stores: Stores, run_log: RunLog) -> None:
@@ -56,11 +105,10 @@ def replace_damaged(study_name: str, stores: Stores, run_log: RunLog) -> None:
 
 def replace_if_damaged(adapter: TrainedAdapter, stores: Stores) -> str:
     """Quarantine the local copy of an adapter unless it matches what was recorded; return what was done, empty when nothing was."""
-    folder = stores.adapters.local(adapter.key)
-    if folder is None or is_right(adapter, folder):
+    if not stores.adapters.holds(adapter.key) or is_right(adapter, stores):
         return ""
     # Asked before anything is touched: a tracker that does not answer leaves everything as it is.
-    kept = is_kept(adapter, stores)
+    kept = TrackerCopies(stores).has(adapter)
     what = f"the copy of adapter {adapter.name} ({adapter.key}) on this machine is not what was recorded"
     if kept is None and in_tracker(adapter):
         raise BadData(f"{what}; set MLFLOW_TRACKING_URI to fetch the right one")
@@ -69,7 +117,7 @@ def replace_if_damaged(adapter: TrainedAdapter, stores: Stores) -> str:
     except FileNotFoundError:
         return ""  # somebody else saw it, too
     if kept:
-        stores.adapters.path(adapter.key)
+        stores.adapters.bring(adapter.key)
     else:
         stores.studies.forget_adapter(adapter.key)
     message = f"{what}; it is quarantined in {quarantined}, and {'fetched again' if kept else 'has to be trained again'}"
@@ -77,23 +125,60 @@ def replace_if_damaged(adapter: TrainedAdapter, stores: Stores) -> str:
     return message
 
 
-def is_right(adapter: TrainedAdapter, folder: Path) -> bool:
-    """Return whether a folder holds what was recorded."""
+def is_right(adapter: TrainedAdapter, stores: Stores) -> bool:
+    """Return whether the adapter on this machine is what was recorded."""
     try:
-        refuse_other_weights(adapter.key, adapter.weights_sha256, folder)
+        refuse_other_weights(adapter.key, adapter.weights_sha256, stores.adapters.sha256(adapter.key))
     except BadData:
         return False
     return True
 
 
-def is_kept(adapter: TrainedAdapter, stores: Stores) -> bool | None:
-    """Return whether the tracker has the recorded weights; None when there is no tracker to ask."""
-    if not stores.tracker.keeps_adapters:
-        return None
-    if adapter.uri is None:
-        return False
-    with tempfile.TemporaryDirectory() as temporary:
-        return stores.tracker.download(adapter.uri, Path(temporary)) and is_right(adapter, Path(temporary))
+class TrackerCopies:
+    """What the tracker has of adapters; a shard is downloaded once for all that it holds."""
+
+    def __init__(self, stores: Stores) -> None:
+        self._stores = stores
+        self._sha256_by_shard: dict[str, dict[str, str]] = {}
+
+    def has(self, adapter: TrainedAdapter) -> bool | None:
+        """Return whether the tracker has the recorded weights; None when there is no tracker to ask."""
+        if not self._stores.tracker.keeps_adapters:
+            return None
+        if adapter.uri is None:
+            return False
+        if adapter.uri in self._sha256_by_shard:
+            found = self._sha256_by_shard[adapter.uri].get(adapter.key)
+        else:
+            found = self._downloaded_sha256(adapter.uri, adapter.key)
+        return found is not None and adapter.weights_sha256 in (None, found)
+
+    def _downloaded_sha256(self, uri: str, key: str) -> str | None:
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary)
+            if not self._stores.tracker.download(uri, folder):
+                return None
+            try:
+                if (file := shard_in(folder)) is None:
+                    return weights_sha256(folder)
+                shard = open_shard(file)
+                self._sha256_by_shard[uri] = {one: shard.read(one).sha256 for one in shard.keys}
+            except BadData:
+                return None
+        return self._sha256_by_shard[uri].get(key)
+
+
+def keep_recorded(folder: Path, studies: StudyStore) -> None:
+    """Leave of a shard that was downloaded into a folder what is recorded, as it was recorded: others may have been pruned since."""
+    if (file := shard_in(folder)) is None:
+        return
+    shard = open_shard(file)
+    found = shard.read_all()
+    recorded = {key: adapter.weights_sha256 for key in found if (adapter := studies.adapter(key)) is not None}
+    right = {key: found[key] for key, sha256 in recorded.items() if sha256 in (None, found[key].sha256)}
+    if len(right) < len(found):
+        file.unlink()
+        write_shard(folder / f"recorded{SUFFIX}", right)
 
 
 def in_tracker(adapter: TrainedAdapter) -> bool:

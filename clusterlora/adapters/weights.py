@@ -1,13 +1,19 @@
 """The files of an adapter's PEFT folder: which they are, whether they are whole, and their digest."""
 
-import hashlib
 import json
 from pathlib import Path
 
+from clusterlora.adapters.shards import open_shard, shard_in
 from clusterlora.errors import BadData
 from clusterlora.models.weights import file_sha256
+from clusterlora.ports.adapter_store import CONFIG, WEIGHTS, AdapterFiles, combined_sha256
 
-_REQUIRED = ("adapter_config.json", "adapter_model.safetensors")
+
+def adapter_files(folder: Path) -> AdapterFiles | None:
+    """Return the content of a PEFT folder; None where it holds more than configuration and weights. Raises BadData as `weight_files`."""
+    if [file.name for file in weight_files(folder)] != [CONFIG, WEIGHTS]:
+        return None
+    return AdapterFiles((folder / CONFIG).read_bytes(), (folder / WEIGHTS).read_bytes())
 
 
 def weight_files(folder: Path) -> tuple[Path, ...]:
@@ -17,7 +23,7 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
         BadData: a file of another kind (pickled weights above all, under whatever name), a subfolder, a link, or a missing file.
     """
     entries = sorted(folder.iterdir()) if folder.is_dir() else []
-    if missing := [name for name in _REQUIRED if folder / name not in entries]:
+    if missing := [name for name in (CONFIG, WEIGHTS) if folder / name not in entries]:
         raise BadData(f"{folder} is not a PEFT adapter: {' and '.join(missing)} missing; save it with save_pretrained")
     kept = [e for e in entries if e.name != "README.md"]
     if refused := [e.name for e in kept if e.suffix not in {".safetensors", ".json"} or e.is_symlink() or not e.is_file()]:
@@ -52,17 +58,29 @@ def _is_json(file: Path) -> bool:
 
 def weights_sha256(folder: Path) -> str:
     """Return the SHA-256 of what `sha256sum` says of an adapter's files in name order: its weights and how they are to be applied."""
-    lines = [f"{file_sha256(file)}  {file.name}\n" for file in weight_files(folder)]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+    return combined_sha256({file.name: file_sha256(file) for file in weight_files(folder)})
 
 
-def refuse_other_weights(key: str, expected_sha256: str | None, folder: Path) -> None:
-    """Check that a folder holds the weights that were recorded under a key; without a recorded digest anything is taken.
+def sha256_in(folder: Path, key: str) -> str:
+    """Return the digest of an adapter in a folder that was downloaded: a PEFT folder, or one with a shard that has it.
 
     Raises:
-        BadData: it holds others, or no adapter at all.
+        BadData: it is neither, or damaged.
     """
-    sha256 = weights_sha256(folder)
+    if not folder.is_dir() or (file := shard_in(folder)) is None:
+        return weights_sha256(folder)
+    shard = open_shard(file)
+    if key not in shard.keys:
+        raise BadData(f"shard {file} has no adapter {key}")
+    return shard.read(key).sha256
+
+
+def refuse_other_weights(key: str, expected_sha256: str | None, sha256: str) -> None:
+    """Check that a digest is that of the weights which were recorded under a key; without a recorded one any is taken.
+
+    Raises:
+        BadData: it is another.
+    """
     if expected_sha256 not in (None, sha256):
         raise BadData(
             f"adapter {key} has SHA-256 {sha256[:16]}..., recorded is {expected_sha256[:16]}...; "

@@ -32,9 +32,10 @@ def chat(question: str | None, name: str | None, persona: str, methods: str | No
     """Print the answers of several methods of a study to QUESTION, side by side. Without it, start an interactive dialogue."""
     if as_json and question is None:
         raise click.UsageError('--json needs a question: clusterlora chat --persona ID --json "..."')
+    from clusterlora.adapters.held import HeldAdapters
     from clusterlora.planning.study_state import read_state
     from clusterlora.planning.work_plan import work_plan
-    from clusterlora.registry.routing import adapter_folders, routing_table
+    from clusterlora.registry.routing import routing_table
     from clusterlora.serving.router import Router
     from clusterlora.stores.json_codec import from_plain, plain
     from clusterlora.stores.routing_table import RoutingTable
@@ -45,7 +46,7 @@ def chat(question: str | None, name: str | None, persona: str, methods: str | No
     routers: dict[str, Router] = {}
     for method in _evaluated_methods(methods, study, stores):
         table = from_plain(RoutingTable, plain(routing_table(state, plan, method, stores)))
-        routers[method] = Router(table, adapter_folders(table, stores))
+        routers[method] = Router(table, HeldAdapters.of_stores(table.keys, stores))
     if persona not in state.dataset.ids:
         echo_stderr(f"persona {persona!r} is not in study {study.name}: unified answers")
 

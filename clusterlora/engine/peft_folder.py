@@ -1,10 +1,9 @@
 """Adapters on disk as PEFT folders."""
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -59,15 +58,14 @@ def write_adapter(folder: Path, tensors: Mapping[str, torch.Tensor], config: "Pe
     save_file(prefixed, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
-def write_factors(folder: Path, factors: Factors, recipe: Recipe, *, base: str, parts: Iterable[Path]) -> None:
+def write_factors(folder: Path, factors: Factors, recipe: Recipe, *, base: str, configs: Iterable[Mapping[str, Any]]) -> None:
     """Write factors (A, scaled B) of the recipe's rank as a PEFT folder; alpha is the rank, so PEFT's scale is 1.
 
     Args:
-        parts: the PEFT folders that they were made of; whether the base stores weights transposed is as these say.
+        configs: PEFT's configurations of what they were made of; whether the base stores weights transposed is as these say.
     """
     tensors = {f"{layer}.lora_A.weight": a for layer, (a, _) in factors.items()}
     tensors |= {f"{layer}.lora_B.weight": b for layer, (_, b) in factors.items()}
-    configs = [json.loads((part / "adapter_config.json").read_text(encoding="utf-8")) for part in parts]
     transposed = any(config.get("fan_in_fan_out") for config in configs)
     write_peft_folder(folder, tensors, replace(recipe, kind="lora", alpha=recipe.rank), base=base, fan_in_fan_out=transposed)
 

@@ -44,51 +44,54 @@ class Weights:
     """An adapter that only PEFT can add, alone."""
 
 
-def read_prefix(folder: Path) -> Prefix:
-    """Return the keys and values of a PEFT folder of prefix tuning."""
-    config = json.loads((folder / "adapter_config.json").read_bytes())
-    flat = load_file(folder / "adapter_model.safetensors")["prompt_embeddings"]
+def prefix_of(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Prefix:
+    """Return the keys and values of an adapter of prefix tuning, as PEFT describes and saves it."""
+    flat = tensors["prompt_embeddings"]
     n_heads = config["num_attention_heads"]
     return flat.view(len(flat), 2 * config["num_layers"], n_heads, config["token_dim"] // n_heads)
 
 
 def read_adapter(folder: Path) -> Factors:
-    """Return the factors of a PEFT LoRA folder, each layer's alpha / r folded into its B. Layers may differ in rank and alpha.
+    """Return the factors of a PEFT LoRA folder; see `factors_of`."""
+    config = json.loads((folder / "adapter_config.json").read_bytes())
+    return factors_of(config, load_file(folder / "adapter_model.safetensors"), name=folder.name)
+
+
+def factors_of(config: Mapping[str, Any], tensors: Mapping[str, Tensor], *, name: str) -> Factors:
+    """Return the factors of a LoRA as PEFT describes and saves it, each layer's alpha / r folded into its B.
+
+    Layers may differ in rank and alpha. `name` is the adapter's in errors.
 
     Raises:
         BadData: not a sum of low-rank updates, or a layer with only one of A and B.
     """
-    config = json.loads((folder / "adapter_config.json").read_bytes())
-    extras = [name for name in ("use_dora", "modules_to_save", "lora_bias") if config.get(name)]
+    extras = [extra for extra in ("use_dora", "modules_to_save", "lora_bias") if config.get(extra)]
     if config.get("peft_type") != "LORA" or extras:
         raise BadData(
-            f"adapter {folder.name} is {config.get('peft_type')} with {extras or 'no extras'}; "
+            f"adapter {name} is {config.get('peft_type')} with {extras or 'no extras'}; "
             "only LoRA without them can be stacked, weighted or merged"
         )
-    tensors = {name.removeprefix("base_model.model."): tensor for name, tensor in load_file(folder / "adapter_model.safetensors").items()}
-    if others := sorted(name for name in tensors if ".lora_embedding_" in name or ".experts." in name):
+    tensors = {one.removeprefix("base_model.model."): tensor for one, tensor in tensors.items()}
+    if others := sorted(one for one in tensors if ".lora_embedding_" in one or ".experts." in one):
         raise BadData(
-            f"adapter {folder.name} adapts an embedding or experts ({printable(others[0])}); "
+            f"adapter {name} adapts an embedding or experts ({printable(others[0])}); "
             "only LoRA on linear layers can be stacked, weighted or merged"
         )
-    if others := sorted(name for name in tensors if not name.endswith((".lora_A.weight", ".lora_B.weight"))):
+    if others := sorted(one for one in tensors if not one.endswith((".lora_A.weight", ".lora_B.weight"))):
         raise BadData(
-            f"adapter {folder.name} holds {printable(others[0])}, which is no factor of a linear layer as PEFT names it; "
-            "save it again with PEFT"
+            f"adapter {name} holds {printable(others[0])}, which is no factor of a linear layer as PEFT names it; save it again with PEFT"
         )
-    if bad := sorted(name for name, tensor in tensors.items() if not tensor.numel() or not tensor.isfinite().all()):
-        raise BadData(
-            f"adapter {folder.name} holds {printable(bad[0])}, which is empty or not finite; train it again, or save it again with PEFT"
-        )
+    if bad := sorted(one for one, tensor in tensors.items() if not tensor.numel() or not tensor.isfinite().all()):
+        raise BadData(f"adapter {name} holds {printable(bad[0])}, which is empty or not finite; train it again, or save it again with PEFT")
     if not tensors:
-        raise BadData(f"adapter {folder.name} holds no tensors; save it again with PEFT")
-    names = sorted(name.removesuffix(".lora_A.weight") for name in tensors if name.endswith(".lora_A.weight"))
+        raise BadData(f"adapter {name} holds no tensors; save it again with PEFT")
+    layers = sorted(one.removesuffix(".lora_A.weight") for one in tensors if one.endswith(".lora_A.weight"))
     try:
-        pairs = {n: (tensors[f"{n}.lora_A.weight"], tensors[f"{n}.lora_B.weight"]) for n in names}
+        pairs = {one: (tensors[f"{one}.lora_A.weight"], tensors[f"{one}.lora_B.weight"]) for one in layers}
     except KeyError as missing:
-        raise BadData(f"adapter {folder.name} lacks tensor {missing}; train it again") from missing
+        raise BadData(f"adapter {name} lacks tensor {missing}; train it again") from missing
     dtype = torch.promote_types(torch.float32, next(iter(tensors.values())).dtype)
-    return {name: (a.to(dtype), _scale(config, name, rank=len(a)) * b.to(dtype)) for name, (a, b) in pairs.items()}
+    return {layer: (a.to(dtype), _scale(config, layer, rank=len(a)) * b.to(dtype)) for layer, (a, b) in pairs.items()}
 
 
 def _scale(config: Mapping[str, Any], layer: str, *, rank: int) -> float:

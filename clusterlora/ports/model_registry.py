@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
+
+from clusterlora.ports.adapter_store import AdapterSet
 
 PROMOTABLE = ("passed", "unbeaten", "gate refused")
 """Results of a comparison, by the tag `comparison`, after which a version may become champion: its method is the champion of the study's
@@ -47,7 +48,7 @@ class ModelRegistry(Protocol):
         study: str,
         *,
         routes: Mapping[str, Any],
-        adapter_folders: Mapping[str, Path],
+        adapters: AdapterSet,
         champion: bool,
         model: str | None = None,
         about: "About | None" = None,

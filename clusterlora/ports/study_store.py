@@ -128,7 +128,15 @@ class StudyStore(Protocol):
         """
         ...
 
+    def save_adapters(self, study: str, adapters: Sequence[TrainedAdapter], curves: Mapping[str, Sequence[LearningCurve]]) -> None:
+        """Record trained adapters with their learning curves by key, and link them to the study, all at once; first records stay."""
+        ...
+
     def adapter(self, key: str) -> TrainedAdapter | None: ...
+
+    def is_uri_used(self, uri: str) -> bool:
+        """Return whether an adapter is recorded whose weights the tracker has under this URI."""
+        ...
 
     def move_adapter(self, key: str, *, run_id: str, uri: str) -> None:
         """Record another place in the tracker where other machines find an adapter's weights."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from clusterlora.ports.model_registry import ModelRegistry
-from clusterlora.values import Dataset, TrainedAdapter, Verdict
+from clusterlora.values import Dataset, Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +45,8 @@ class AdapterRun(Protocol):
 
     def tag(self, values: Mapping[str, str]) -> None: ...
 
-    def artifacts(self, folder: Path, path: str) -> str:
-        """Upload a folder; return its URI."""
+    def artifacts(self, what: Path, path: str) -> str:
+        """Upload a folder, or a file whose name the path ends with; return its URI."""
         ...
 
 
@@ -128,15 +128,15 @@ class AdapterTracker(Protocol):
         ...
 
     def download(self, uri: str, folder: Path) -> bool:
-        """Fill an existing folder with what was uploaded; false when there is nothing under this URI."""
+        """Fill an existing folder with the folder, or put the file into it, that was uploaded; false: nothing is under this URI."""
         ...
 
     def discard(self, uri: str) -> None:
         """Delete what was uploaded under this URI; nothing happens when it is not there."""
         ...
 
-    def upload(self, study: str, *, adapter: TrainedAdapter, folder: Path) -> tuple[str, str]:
-        """Upload an adapter again, to its run if that exists, else to the study's; return (run id, URI)."""
+    def upload(self, study: str, what: Path, path: str, *, run_id: str | None) -> tuple[str, str]:
+        """Upload a folder or a file again, to that run if it exists, else to the study's; return (run id, URI)."""
         ...
 
 

@@ -1,11 +1,9 @@
 """Who is answered with what by a method of an evaluated study, or by one adapter, as the table that a registered model is made of."""
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
-from clusterlora.adapters.stored import stored_folder
-from clusterlora.adapters.weights import weights_sha256
+from clusterlora.adapters.held import HeldAdapters
 from clusterlora.data.labels import label_set
 from clusterlora.data.retrieval import exchanges
 from clusterlora.errors import BadData
@@ -13,7 +11,7 @@ from clusterlora.planning.ladder import REFERENCE
 from clusterlora.planning.study_state import StudyState
 from clusterlora.planning.work_plan import WorkPlan, trained_adapters
 from clusterlora.ports.stores import Stores
-from clusterlora.stores.routing_table import KeyedAdapter, KeyedComposition, RoutingTable
+from clusterlora.stores.routing_table import KeyedAdapter, KeyedComposition
 from clusterlora.values import AdapterComposition, TrainedAdapter
 
 
@@ -78,7 +76,7 @@ def adapter_table(state: StudyState, model: str, adapter: TrainedAdapter, stores
 
 def _digest(adapter: TrainedAdapter, stores: Stores) -> str:
     """Return the digest of an adapter's weights; of those here where it was recorded before digests were."""
-    return adapter.weights_sha256 or weights_sha256(stored_folder(stores, adapter.key))
+    return adapter.weights_sha256 or HeldAdapters.of_stores([adapter.key], stores).sha256(adapter.key)
 
 
 def _of_study(state: StudyState) -> dict[str, Any]:
@@ -90,8 +88,3 @@ def _of_study(state: StudyState) -> dict[str, Any]:
         "max_new_tokens": study.evaluation.max_new_tokens,
         "labels": label_set(study.data, state.dataset.personas),
     }
-
-
-def adapter_folders(table: RoutingTable, stores: Stores) -> dict[str, Path]:
-    """Return the PEFT folder of every adapter that a table names, by key."""
-    return {key: stored_folder(stores, key) for key in table.keys}

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from clusterlora.adapters.compositions import combined_weights
+from clusterlora.adapters.held import HeldAdapters
 from clusterlora.durable import make_folder, put_folder_in_place, write_durably
 from clusterlora.engine.kinds import kind_of, read_weights
 from clusterlora.engine.peft_folder import write_factors
@@ -67,7 +68,8 @@ def export(artifacts: Path, target: Path, form: Format, *, persona_id: str | Non
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise BadData(f"{target} exists and is not empty; give another --out")
     table = _of_persona(read_routing_table((artifacts / "routes.json").read_text(encoding="utf-8")), persona_id)
-    table.refuse_other_weights({key: artifacts / "adapters" / key for key in table.keys})
+    adapters = HeldAdapters.of_model(artifacts / "adapters")
+    table.refuse_other_weights(adapters, table.keys)
     _refuse_prompts(table)
     if form == "vllm" and table.model.quantisation == "int8":
         raise BadData(
@@ -78,7 +80,7 @@ def export(artifacts: Path, target: Path, form: Format, *, persona_id: str | Non
         refuse_unmergeable(table.model)
     make_folder(target)
     try:
-        return _export(table, artifacts, target, form)
+        return _export(table, adapters, target, form)
     except BaseException:
         # The folder was empty: what lies there is this export's, and would refuse the next one.
         for entry in target.iterdir():
@@ -86,12 +88,12 @@ def export(artifacts: Path, target: Path, form: Format, *, persona_id: str | Non
         raise
 
 
-def _export(table: RoutingTable, artifacts: Path, target: Path, form: Format) -> Exported:
+def _export(table: RoutingTable, adapters: HeldAdapters, target: Path, form: Format) -> Exported:
     compositions = dict.fromkeys((table.default, *table.personas.values()))
     settings = answer_settings(table.model, max_new_tokens=table.max_new_tokens, revision=table.base_revision)
     make_folder(target / "adapters")
     written = {
-        composition: _write(composition, table, settings, artifacts / "adapters", target / "adapters", form)
+        composition: _write(composition, table, settings, adapters, target / "adapters", form)
         for composition in compositions
         if composition.adapters
     }
@@ -204,22 +206,24 @@ def _refuse_prompts(table: RoutingTable) -> None:
             )
 
 
-def _write(composition: KeyedComposition, table: RoutingTable, settings: AnswerSettings, adapters: Path, target: Path, form: Format) -> str:
+def _write(
+    composition: KeyedComposition, table: RoutingTable, settings: AnswerSettings, adapters: HeldAdapters, target: Path, form: Format
+) -> str:
     """Write a composition as one PEFT folder; return its name, which ends in the hash of its files."""
     scratch = target / ".unfinished"
     if len(composition.adapters) == 1 and composition.adapters[0].weight == 1.0:
-        shutil.copytree(adapters / composition.adapters[0].key, scratch)
+        shutil.copytree(adapters.folder(composition.adapters[0].key), scratch)
         label = table.names.get(composition.adapters[0].key, "adapter")
     else:
         weighted = [WeightedAdapter(adapter.key, adapter.weight) for adapter in composition.adapters]
-        weights = combined_weights(weighted, lambda key: read_weights(adapters / key))
+        weights = combined_weights(weighted, adapters.weights)
         if weights.prefix is not None:
             raise BadData("a prefix stacked on other adapters cannot be one PEFT folder; serve this model with `mlflow models serve`")
         rank = max(a.shape[0] for a, _ in weights.factors.values())
         modules = tuple(sorted({name.rpartition(".")[2] for name in weights.factors}))
         recipe = Recipe(rank=rank, target_modules=modules)
-        parts = [adapters / adapter.key for adapter in composition.adapters]
-        write_factors(scratch, weights.factors, recipe, base=table.model.base, parts=parts)
+        configs = [_adapter_config(adapters.folder(adapter.key)) for adapter in composition.adapters]
+        write_factors(scratch, weights.factors, recipe, base=table.model.base, configs=configs)
         label = "-".join(table.names.get(adapter.key, "adapter") for adapter in composition.adapters)
     if form in ("vllm", "gguf"):
         _refuse_unserved(scratch, label, form)

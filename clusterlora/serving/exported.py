@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from clusterlora.adapters.held import HeldAdapters
 from clusterlora.errors import BadData
 from clusterlora.models.base import base_revision
 from clusterlora.serving.elsewhere import BASE_FOLDER
@@ -36,7 +37,7 @@ def router_of_export(folder: Path) -> Router:
     for route, adapter in folders.items():
         if not adapter.is_dir() or not route.endswith(f"-{adapter_digest(adapter)}"):
             raise BadData(f"{adapter} is missing or is not what was exported; export the model again")
-    return Router(table, folders, device=usual_device())
+    return Router(table, HeldAdapters(folders), device=usual_device())
 
 
 def _table(folder: Path, routes: dict[str, Any]) -> RoutingTable:

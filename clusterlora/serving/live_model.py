@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from clusterlora.adapters.held import HeldAdapters
 from clusterlora.engine.continuous_batch import continuous_batch
 from clusterlora.engine.decoder_inference import DecoderInference
 from clusterlora.engine.memory import free_cached_memory, is_allocation_failure
@@ -64,9 +65,9 @@ class RegistrySource:
         chosen = self._registry.version(f"{name}/{version}")
         artifacts = self._registry.download(chosen, folder)
         table = read_routing_table((artifacts / "routes.json").read_text(encoding="utf-8"))
-        folders = {adapter.name: adapter for adapter in (artifacts / "adapters").iterdir()}
+        adapters = HeldAdapters.of_model(artifacts / "adapters")
         base = previous.base if previous is not None and _can_lend(previous, table.model, table.base_revision) else None
-        return Loaded(chosen.name, version, Router(table, folders, device=usual_device(), base=base))
+        return Loaded(chosen.name, version, Router(table, adapters, device=usual_device(), base=base))
 
 
 def _can_lend(previous: Router, model: object, revision: str) -> bool:

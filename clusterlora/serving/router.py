@@ -11,13 +11,13 @@ from typing import Any
 import torch
 
 from clusterlora.adapters.compositions import combined_weights
+from clusterlora.adapters.held import HeldAdapters
 from clusterlora.chat.messages import read_message
 from clusterlora.data.prompts import prompt_encoder, with_system
 from clusterlora.data.retrieval import ExchangeIndex, with_shots
 from clusterlora.engine.base import BaseModel
 from clusterlora.engine.generation import Question
 from clusterlora.engine.inference_backends import InferenceBackend, inference_backend
-from clusterlora.engine.kinds import read_weights
 from clusterlora.engine.memory import BatchSize
 from clusterlora.engine.stacked import Weights
 from clusterlora.errors import BadData, ModelUnavailable
@@ -57,18 +57,16 @@ class Request:
 class Router:
     """A base model with every composition of a routing table in memory; it answers exactly as the study's evaluation did."""
 
-    def __init__(
-        self, table: RoutingTable, adapter_folders: Mapping[str, Path], *, device: str = "cpu", base: BaseModel | None = None
-    ) -> None:
+    def __init__(self, table: RoutingTable, adapters: HeldAdapters, *, device: str = "cpu", base: BaseModel | None = None) -> None:
         """Load the base model, unless it is given, and all adapters.
 
         Raises:
             ModelUnavailable: the base model is not available here, or has other weights than the adapters were trained on.
             BadData: an adapter is missing, differs from what was recorded, or does not fit the base.
         """
-        if missing := sorted(table.keys - adapter_folders.keys()):
+        if missing := sorted(table.keys - adapters.keys):
             raise BadData(f"the routes of study {table.study!r} name adapters that are not among the model's files: {', '.join(missing)}")
-        table.refuse_other_weights({key: adapter_folders[key] for key in table.keys})
+        table.refuse_other_weights(adapters, table.keys)
         self._table = table
         model = table.model
         self._base = base or load_base(
@@ -80,7 +78,7 @@ class Router:
                 f"trained on {table.base_revision}; install that one"
             )
         self._encoder = prompt_encoder(self._base.tokenizer, table.model, remember=False)
-        weights_by_key = {key: read_weights(adapter_folders[key]) for key in sorted(table.keys)}
+        weights_by_key = {key: adapters.weights(key) for key in sorted(table.keys)}
         compositions = sorted({c.adapters for c in (table.default, *table.personas.values()) if c.adapters}, key=str)
         # Slot 0 is the base model: no adapters.
         self._slot_by_adapters: dict[tuple[KeyedAdapter, ...], int] = {(): 0} | {c: slot for slot, c in enumerate(compositions, start=1)}
@@ -90,9 +88,9 @@ class Router:
 
     @classmethod
     def load(cls, routes: Path, adapters: Path) -> "Router":
-        """Return the router of a registered model, from its routes.json and its folder of PEFT folders; on a GPU if there is one."""
+        """Return the router of a registered model, from its routes.json and the folder of its adapters; on a GPU if there is one."""
         table = read_routing_table(routes.read_text(encoding="utf-8"))
-        return cls(table, {folder.name: folder for folder in adapters.iterdir()}, device=usual_device())
+        return cls(table, HeldAdapters.of_model(adapters), device=usual_device())
 
     def answer(self, requests: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
         """Return `{persona_id, text, answered_by}` per request, in order.

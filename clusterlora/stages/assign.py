@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from clusterlora.adapters.compositions import combined_weights
-from clusterlora.adapters.stored import stored_folder
+from clusterlora.adapters.stored import stored_folder, stored_weights
 from clusterlora.data.duplicates import normalised_text
 from clusterlora.data.load import fitted, read
 from clusterlora.data.problems import Problems
@@ -28,8 +28,7 @@ from clusterlora.ports.run_log import RunLog
 from clusterlora.ports.stores import Stores
 from clusterlora.settings import DataSettings, PreparedStudy
 from clusterlora.stages.base_checks import fit_of
-from clusterlora.stages.evaluate import weights_of
-from clusterlora.stages.train import expose
+from clusterlora.stages.keep import expose
 from clusterlora.values import AdapterComposition, AdapterSpec, Persona, WeightedAdapter
 
 HEADER = ("persona", "examples", "nearest cluster", "NLL gain", "standard errors", "answered by")
@@ -207,7 +206,7 @@ def _losses(
     examples = {p.id: items(study.model, p, "train") for p in personas}
     compositions = {name: AdapterComposition((WeightedAdapter(name),)) for name in names}
     weights = {
-        name: combined_weights(composition.adapters, lambda adapter: weights_of(stores, plan.keys[adapter]))
+        name: combined_weights(composition.adapters, lambda adapter: stored_weights(stores, plan.keys[adapter]))
         for name, composition in compositions.items()
     }
     requests = [AnswerRequest(name, item) for its in examples.values() for item in its for name in names]

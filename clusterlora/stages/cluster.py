@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from clusterlora.adapters.stored import stored_folder
+from clusterlora.adapters.stored import stored_folder, stored_weights
 from clusterlora.clustering.cluster import cluster_personas
 from clusterlora.clustering.features import Evidence, Sources
 from clusterlora.clustering.regroup import regroup
@@ -13,7 +13,6 @@ from clusterlora.clustering.summary import sentence
 from clusterlora.comparison.roles import is_control
 from clusterlora.data.prompts import messages, prompt_encoder
 from clusterlora.data.synthetic import planted
-from clusterlora.engine.stacked import read_adapter
 from clusterlora.errors import BadData, BadSettings
 from clusterlora.gate.judged_cluster import words
 from clusterlora.metadata import RefreshStart, Regrouping, TruthAgreement
@@ -137,7 +136,7 @@ def _sources(state: StudyState, stores: Stores, log: RunLog) -> Sources:
         plan = work_plan(state)
         own = {spec.persona_ids[0]: plan.keys[spec.name] for spec in plan.specs.values() if len(spec.persona_ids) == 1}
         log.phase("compare adapters", total=1, unit="matrix")
-        matrix = inner_products([read_adapter(stored_folder(stores, own[p.id])) for p in personas])
+        matrix = inner_products([stored_weights(stores, own[p.id]).factors for p in personas])
         log.advance(1)
         return matrix
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from shutil import rmtree
 
 from clusterlora.adapters.stored import in_tracker
@@ -137,7 +138,7 @@ def bring_home(studies: Sequence[str], gone: Sequence[str], stores: Stores) -> N
     for name, *_ in stores.studies.studies():
         for adapter in stores.studies.adapters(name):
             if adapter.run_id in runs and adapter.key not in gone:
-                stores.adapters.path(adapter.key)
+                stores.adapters.bring(adapter.key)
 
 
 def track_again(studies: Sequence[str], stores: Stores) -> None:
@@ -147,9 +148,16 @@ def track_again(studies: Sequence[str], stores: Stores) -> None:
             start_tracking(stores.studies.study(name), made_from, studied_dataset(name, stores), stores, running=False)
     if not stores.tracker.keeps_adapters:
         return
+    places: dict[Path, tuple[str, str]] = {}
     for name, *_ in stores.studies.studies():
         for adapter in stores.studies.adapters(name):
-            folder = stores.adapters.local(adapter.key)
-            if folder is not None and in_tracker(adapter) and not stores.tracker.has_run(str(adapter.run_id)):
-                run_id, uri = stores.tracker.upload(name, adapter=adapter, folder=folder)
-                stores.studies.move_adapter(adapter.key, run_id=run_id, uri=uri)
+            if not stores.adapters.holds(adapter.key) or not in_tracker(adapter) or stores.tracker.has_run(str(adapter.run_id)):
+                continue
+            what = stores.adapters.shard(adapter.key) or stores.adapters.path(adapter.key)
+            assert what is not None, f"adapter {adapter.key} was here a moment ago"
+            # A shard is uploaded once for all that it holds.
+            if what not in places:
+                in_run = adapter.name if what.is_dir() else what.name
+                places[what] = stores.tracker.upload(name, what, f"adapters/{in_run}", run_id=adapter.run_id)
+            run_id, uri = places[what]
+            stores.studies.move_adapter(adapter.key, run_id=run_id, uri=uri)

@@ -5,18 +5,15 @@ The base model's own answers need no adapter and may be generated first, while a
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
-from functools import lru_cache
 
 import numpy as np
 
 from clusterlora.adapters.compositions import combined_weights
-from clusterlora.adapters.stored import stored_folder
+from clusterlora.adapters.stored import stored_weights
 from clusterlora.comparison.champion import LEAST_PERSONAS
 from clusterlora.data.labels import label_set
 from clusterlora.data.prompts import items
 from clusterlora.data.retrieval import ExchangeIndex, exchanges, with_shots
-from clusterlora.engine.kinds import read_weights
-from clusterlora.engine.stacked import Weights
 from clusterlora.evaluation.answer import Answerer, AnswerRequest
 from clusterlora.evaluation.metrics import METRICS
 from clusterlora.evaluation.select import select_arm, select_for_all
@@ -294,7 +291,7 @@ class _Runner:
         for start in range(0, len(unanswered), _COMPOSITIONS_AT_ONCE):
             chunk = unanswered[start : start + _COMPOSITIONS_AT_ONCE]
             weights = {
-                keys[composition]: combined_weights(composition.adapters, lambda name: weights_of(self.stores, plan.keys[name]))
+                keys[composition]: combined_weights(composition.adapters, lambda name: stored_weights(self.stores, plan.keys[name]))
                 for composition in chunk
             }
             in_chunk = [request for composition in chunk for request in requests[composition]]
@@ -337,14 +334,6 @@ class _Runner:
             examples = [exchange for p in pool for exchange in exchanges(self._personas[p])]
             self._indices[key] = ExchangeIndex(examples, composition.ranking, embedder(self.study.model))
         return self._indices[key]
-
-
-_read_folder = lru_cache(maxsize=256)(read_weights)
-
-
-def weights_of(stores: Stores, key: str) -> Weights:
-    """Return the factors of a trained adapter."""
-    return _read_folder(stored_folder(stores, key))
 
 
 def scores_of(

@@ -20,8 +20,8 @@ from clusterlora.ports.stores import Stores
 from clusterlora.results.report import write_map
 from clusterlora.settings import PreparedStudy, Study
 from clusterlora.stages.forgotten import who_left
+from clusterlora.stages.keep import Keeper
 from clusterlora.stages.prepare import as_prepared, prepare_study
-from clusterlora.stages.train import keep
 from clusterlora.values import AdapterSpec, Clustering, Dataset, TrainedAdapter
 
 _FILES = ("adapter_config.json", "adapter_model.safetensors")
@@ -260,14 +260,18 @@ def _save_adapters(state: StudyState, folders: _Folders, stores: Stores, log: Ru
     specs = [spec for spec in plan.specs.values() if spec.imported and not spec.seed]
     log.phase("import adapters", total=len(specs), unit="adapters")
     tags = {"study": study.name, "method": "imported", "training_group": "imported"}
-    with stores.tracker.adapter_run(study.name, name="import adapters", params={"adapters": len(specs)}, tags=tags) as run:
+    params = {"adapters": len(specs)}
+    with (
+        stores.tracker.adapter_run(study.name, name="import adapters", params=params, tags=tags) as run,
+        Keeper(study, run, stores) as keeper,
+    ):
         for spec in specs:
             clean = stores.adapters.scratch(plan.keys[spec.name]) / "adapter"
             clean.mkdir(parents=True, exist_ok=True)
             for name in _FILES:
                 (clean / name).write_bytes((folders.of(spec) / name).read_bytes())
             # Trained elsewhere: no steps, no tokens, no loss of ours.
-            keep(study, TrainedAdapter(plan.keys[spec.name], spec.name, spec, 0, 0, 0.0, math.nan, math.nan, 0), clean, run, stores)
+            keeper.keep(TrainedAdapter(plan.keys[spec.name], spec.name, spec, 0, 0, 0.0, math.nan, math.nan, 0), clean)
             log.advance(1)
 
 

@@ -7,6 +7,7 @@ from random import Random
 import numpy as np
 
 from clusterlora.adapters.compositions import combined_weights
+from clusterlora.adapters.stored import stored_weights
 from clusterlora.data.canaries import is_canary, like
 from clusterlora.data.prompts import items, prompt_encoder
 from clusterlora.errors import BadData, BadSettings, UnknownName
@@ -35,7 +36,6 @@ from clusterlora.progress.timing import timed
 from clusterlora.results.refresh import LAST_CHAMPION
 from clusterlora.settings import PreparedStudy, check_study_name
 from clusterlora.stages.compare import compare_study
-from clusterlora.stages.evaluate import weights_of
 from clusterlora.values import AdapterComposition, Item, Persona, Split, WeightedAdapter
 
 N_OTHERS = 255
@@ -245,7 +245,7 @@ def _asked(
     compositions = list(dict.fromkeys(composition for composition, _ in asked))
     for start in range(0, len(compositions), _AT_ONCE):
         chunk = {one: plan.composition_key(one) for one in compositions[start : start + _AT_ONCE]}
-        weights = {key: combined_weights(one.adapters, lambda name: weights_of(stores, plan.keys[name])) for one, key in chunk.items()}
+        weights = {key: combined_weights(one.adapters, lambda name: stored_weights(stores, plan.keys[name])) for one, key in chunk.items()}
         numbers = [number for number, (composition, _) in enumerate(asked) if composition in chunk]
         requests = [AnswerRequest(chunk[asked[number][0]], asked[number][1]) for number in numbers]
         answers = answerer.answer(requests, weights, metrics=(*metrics, "nll"), run_log=log)

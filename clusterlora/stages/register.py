@@ -1,8 +1,8 @@
 """Register the study's adapters and its champion in the model registry."""
 
 from dataclasses import replace
-from pathlib import Path
 
+from clusterlora.adapters.held import HeldAdapters
 from clusterlora.adapters.stored import stored_folder
 from clusterlora.comparison.move import left_elsewhere
 from clusterlora.comparison.roles import is_control
@@ -19,7 +19,7 @@ from clusterlora.progress.timing import seconds_by_part, timed
 from clusterlora.registry.model_card import about
 from clusterlora.registry.routing import adapter_table, routing_table
 from clusterlora.stages.compare import compare_study
-from clusterlora.stages.train import expose
+from clusterlora.stages.keep import expose
 from clusterlora.values import AdapterSpec, TrainedAdapter
 
 
@@ -36,7 +36,6 @@ def register_models(study_name: str, stores: Stores, log: RunLog) -> str | None:
     # Only the study's own training seed is registered; the others serve the comparison.
     first = {adapter.name for name, method in plan.methods.items() if not _stands_beside(name) for adapter in method.adapters}
     trained = {name: adapter for name, adapter in trained_adapters(state, plan).items() if name in first}
-    folders = {name: stored_folder(stores, adapter.key) for name, adapter in trained.items()}
     # What is kept from another study is registered by that one.
     own = [name for name in trained if not plan.specs[name].kept]
     shared = [name for name in own if not plan.specs[name].is_one_of_many and _answers_by_itself(plan.specs[name])]
@@ -48,22 +47,23 @@ def register_models(study_name: str, stores: Stores, log: RunLog) -> str | None:
     ]
     log.phase("register", total=len(shared) + len(personal) + 1, unit="models")
     with timed(stores, study_name, "register"):
-        for name, folder in folders.items():
-            expose(stores, study_name, plan.specs[name], folder)
+        for name, adapter in trained.items():
+            if not plan.specs[name].is_one_of_many:
+                expose(stores, study_name, plan.specs[name], stored_folder(stores, adapter.key))
         for name in shared:
             spec = plan.specs[name]
             register_adapter(state, trained[name], stores, model=spec.label, method=trained_by[name], n_personas=len(spec.persona_ids))
             log.advance(1)
         for method in personal:
-            _register_router(state, plan, method, trained, folders, stores, model=method.replace("_", "-"))
+            _register_router(state, plan, method, trained, stores, model=method.replace("_", "-"))
             log.advance(1)
         champion, earlier = _champion(state), stores.studies.metadata(study_name, RegisteredChampion)
         uri = elsewhere = None
         if champion is not None:
-            uri = _register_router(state, plan, champion, trained, folders, stores, model=None, alias=False)
+            uri = _register_router(state, plan, champion, trained, stores, model=None, alias=False)
             # Uploading may have taken long: the alias is asked for last.
             if (elsewhere := _alias_elsewhere(state, champion, earlier, stores)) is None:
-                _register_router(state, plan, champion, trained, folders, stores, model=None, alias=True)
+                _register_router(state, plan, champion, trained, stores, model=None, alias=True)
         else:
             kept = f"; {earlier.uri}, which an earlier comparison chose, keeps its alias" if earlier else ""
             stays = f"the champion of {state.start.study} stays: {state.moved.reason}" if state.start and state.moved else ""
@@ -143,7 +143,7 @@ def _champion(state: StudyState) -> str | None:
 def register_adapter(state: StudyState, adapter: TrainedAdapter, stores: Stores, *, model: str, method: str, n_personas: int) -> None:
     """Register an adapter as `<study>-<model>`, which answers everybody with it; `method` and `n_personas` are for its card."""
     study = state.settings
-    table, folders = adapter_table(state, model, adapter, stores), {adapter.key: stored_folder(stores, adapter.key)}
+    table = adapter_table(state, model, adapter, stores)
     about_model = about(
         study,
         state.prepared_with,
@@ -153,7 +153,8 @@ def register_adapter(state: StudyState, adapter: TrainedAdapter, stores: Stores,
         n_personas=n_personas,
         weights_sha256=table["weights_sha256"],
     )
-    stores.tracker.register_router(study.name, routes=table, adapter_folders=folders, champion=False, model=model, about=about_model)
+    held = HeldAdapters.of_stores([adapter.key], stores)
+    stores.tracker.register_router(study.name, routes=table, adapters=held, champion=False, model=model, about=about_model)
 
 
 def _answers_by_itself(spec: AdapterSpec) -> bool:
@@ -172,7 +173,6 @@ def _register_router(
     plan: WorkPlan,
     method: str,
     trained: dict[str, TrainedAdapter],
-    folders: dict[str, Path],
     stores: Stores,
     *,
     model: str | None,
@@ -184,7 +184,6 @@ def _register_router(
     """
     study, table = state.settings, routing_table(state, plan, method, stores)
     used = sorted(table["names"].values())
-    weights = {trained[name].key: folders[name] for name in used}
     learned = {p for name in used for p in plan.specs[name].persona_ids}
     about_model = about(
         study,
@@ -195,6 +194,7 @@ def _register_router(
         n_personas=len(learned),
         weights_sha256=table["weights_sha256"],
     )
+    held = HeldAdapters.of_stores([trained[name].key for name in used], stores)
     return stores.tracker.register_router(
-        study.name, routes=table, adapter_folders=weights, champion=alias, model=model, about=about_model, root=study.refresh.root
+        study.name, routes=table, adapters=held, champion=alias, model=model, about=about_model, root=study.refresh.root
     )

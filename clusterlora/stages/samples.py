@@ -1,13 +1,13 @@
 """What adapters answer while they are trained: a few val prompts per training, for people to read. No result depends on them."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from clusterlora.adapters.compositions import combined_weights
-from clusterlora.adapters.stored import stored_folder
+from clusterlora.adapters.stored import stored_weights
 from clusterlora.data.prompts import items, prompt_encoder
 from clusterlora.durable import write_durably
 from clusterlora.engine.base import BaseModel
@@ -71,19 +71,23 @@ class TrainingSamples:
         """Ask an adapter that goes on, unless it was asked a short time ago."""
         name = adapter.job.name
         if name in self._last and time.monotonic() - self._last[name] > SECONDS_BETWEEN:
-            self._ask({name: adapter.write()}, {name: adapter.epoch}, in_folder=f"{name}-epoch-{adapter.epoch}")
+            folder = adapter.write()
+            self._ask({name: adapter.epoch}, lambda _: read_weights(folder), in_folder=f"{name}-epoch-{adapter.epoch}")
             self._last[name] = time.monotonic()
 
     def at_end(self, epoch_by_name: Mapping[str, int], *, group: str) -> None:
         """Ask the adapters that are finished and stored, `epoch_by_name`."""
-        folders = {name: stored_folder(self._stores, self._plan.keys[name]) for name in self._asked if name in epoch_by_name}
-        self._ask(folders, epoch_by_name, in_folder=group)
+        finished = {name: epoch_by_name[name] for name in self._asked if name in epoch_by_name}
+        self._ask(finished, self._stored, in_folder=group)
 
-    def _ask(self, folder_by_name: Mapping[str, Path], epoch_by_name: Mapping[str, int], *, in_folder: str) -> None:
+    def _stored(self, name: str) -> Weights:
+        return stored_weights(self._stores, self._plan.keys[name])
+
+    def _ask(self, epoch_by_name: Mapping[str, int], weights_of: Callable[[str], Weights], *, in_folder: str) -> None:
         answers: dict[str, str] = {}
-        names = list(folder_by_name)
+        names = list(epoch_by_name)
         for start in range(0, len(names), _MOST_AT_ONCE):
-            answers |= self._answers({name: folder_by_name[name] for name in names[start : start + _MOST_AT_ONCE]})
+            answers |= self._answers(names[start : start + _MOST_AT_ONCE], weights_of)
         samples = [
             Sample(name, epoch_by_name[name], item.messages[-1].text, answers[name], item.reference)
             for name, (_, item) in self._asked.items()
@@ -97,16 +101,15 @@ class TrainingSamples:
             write_samples(folder, samples, watched)
             self._run.artifacts(folder, f"{FOLDER}/{in_folder}")
 
-    def _answers(self, folder_by_name: Mapping[str, Path]) -> dict[str, str]:
+    def _answers(self, names: Sequence[str], weights_of: Callable[[str], Weights]) -> dict[str, str]:
         """Return each adapter's answer, by name; none where they do not fit the memory."""
 
         def weights(spec: AdapterSpec) -> Weights:
-            folders = {spec.name: folder_by_name[spec.name]}
-            if spec.frozen_adapter:
-                folders[spec.frozen_adapter] = stored_folder(self._stores, self._plan.keys[spec.frozen_adapter])
-            return combined_weights([WeightedAdapter(name) for name in folders], lambda name: read_weights(folders[name]))
+            used = [spec.name, *((spec.frozen_adapter,) if spec.frozen_adapter else ())]
+            weighted = [WeightedAdapter(name) for name in used]
+            return combined_weights(weighted, lambda name: weights_of(name) if name == spec.name else self._stored(name))
 
-        asked = [self._asked[name] for name in folder_by_name]
+        asked = [self._asked[name] for name in names]
         questions = [Question(self._encoder.encode_messages(item.messages), slot, ()) for slot, (_, item) in enumerate(asked, start=1)]
         n_tokens, texts = self._study.evaluation.max_new_tokens, [""] * len(asked)
         try:
@@ -118,7 +121,7 @@ class TrainingSamples:
                 raise
             self._log.note("no sample answers: they do not fit the memory")
             return {}
-        return dict(zip(folder_by_name, texts, strict=True))
+        return dict(zip(names, texts, strict=True))
 
 
 def _prompts(state: StudyState, specs: Sequence[AdapterSpec]) -> dict[str, tuple[AdapterSpec, Item]]:

@@ -9,17 +9,14 @@ from functools import cache
 from pathlib import Path
 
 from clusterlora.adapters.learned import learned
-from clusterlora.adapters.stored import folder_if_any, in_tracker, stored_folder
-from clusterlora.adapters.weights import weight_files, weights_sha256
+from clusterlora.adapters.stored import is_stored, stored_config, stored_folder, stored_weights
 from clusterlora.chat.encoder import TokenSequence
 from clusterlora.data.prompts import messages, prompt_encoder
 from clusterlora.data.retrieval import answers_with_shots
-from clusterlora.durable import write_durably
 from clusterlora.engine.adapter_jobs import AdapterJob
 from clusterlora.engine.job import TrainingResult, mean_by_step, total_steps
 from clusterlora.engine.memory import device_name, peak_memory_bytes
 from clusterlora.engine.peft_folder import write_factors
-from clusterlora.engine.stacked import read_adapter
 from clusterlora.errors import BadData, OutOfMemory, ServiceDown, TrainingDiverged
 from clusterlora.models.base import base_revision
 from clusterlora.models.model_cache import base_model, embedder
@@ -37,6 +34,7 @@ from clusterlora.progress.timing import Work, device_use, timed
 from clusterlora.progress.training_log import TrainingLog
 from clusterlora.requests import TrainingGroup, TrainRequest
 from clusterlora.settings import Study
+from clusterlora.stages.keep import Keeper
 from clusterlora.stages.samples import TrainingSamples
 from clusterlora.values import AdapterSpec, Attempt, LearningCurve, Ranking, Split, TrainedAdapter
 
@@ -118,25 +116,26 @@ def _train(request: TrainRequest, state: StudyState, stores: Stores, log: RunLog
             def finish(result: TrainingResult) -> None:
                 results.append(result)
                 work.train_tokens += result.train_tokens
-                keep(study, _trained(plan.specs[result.name], result), result.folder, run, stores, curves=_curves(result))
+                keeper.keep(_trained(plan.specs[result.name], result), result.folder, curves=_curves(result))
                 if not result.loss_fell:
                     run_log.note(f"{result.name}: the train loss did not fall; the adapter has learned nothing")
                 run_log.note(f"{result.name}: loss {result.losses[0]:.3f} -> {result.losses[-1]:.3f} in {result.seconds:.1f} s")
 
             lost: tuple[str, ...] = ()
             try:
-                train_adapters(
-                    base,
-                    jobs,
-                    max_length=study.model.max_length,
-                    micro_batch=micro_batch,
-                    # The next attempt halves it, in a process of its own.
-                    halve_micro_batch=False,
-                    checkpointing=study.runtime.gradient_checkpointing,
-                    progress=run_log,
-                    on_finished=finish,
-                    on_epoch=samples.after_epoch,
-                )
+                with Keeper(study, run, stores) as keeper:
+                    train_adapters(
+                        base,
+                        jobs,
+                        max_length=study.model.max_length,
+                        micro_batch=micro_batch,
+                        # The next attempt halves it, in a process of its own.
+                        halve_micro_batch=False,
+                        checkpointing=study.runtime.gradient_checkpointing,
+                        progress=run_log,
+                        on_finished=finish,
+                        on_epoch=samples.after_epoch,
+                    )
             except TrainingDiverged as error:
                 if not all(plan.specs[name].is_trial for name in error.adapters):
                     raise
@@ -164,7 +163,7 @@ def link_trained(state: StudyState, plan: WorkPlan, stores: Stores) -> None:
 def _reuse(study: Study, plan: WorkPlan, name: str, stores: Stores) -> bool:
     """Return whether this adapter is trained already, perhaps by another study; if so, link it to this study."""
     adapter = stores.studies.adapter(plan.keys[name])
-    if adapter is None or folder_if_any(stores, adapter.key) is None:
+    if adapter is None or not is_stored(stores, adapter.key):
         return False
     stores.studies.save_adapter(study.name, replace(adapter, name=name, spec=plan.specs[name]))
     return True
@@ -228,21 +227,22 @@ def merge_adapters(
     with (
         stores.tracker.adapter_run(study.name, name=group.title, params=params, tags=tags) as run,
         TrainingLog(log, file, total_steps=len(specs)) as run_log,
+        Keeper(study, run, stores) as keeper,
     ):
         run_log.phase(group.title, total=len(specs), unit="adapters")
         for spec in specs:
             began = time.monotonic()
-            folder_by_key = {plan.keys[part]: stored_folder(stores, plan.keys[part]) for part in spec.merge_of}
-            parts = {key: read_adapter(part) for key, part in folder_by_key.items()}
+            parts = {plan.keys[part]: stored_weights(stores, plan.keys[part]).factors for part in spec.merge_of}
+            configs = [stored_config(stores, key) for key in parts]
             n_dialogues = {plan.keys[p]: sum(len(personas[i].of_split("train")) for i in plan.specs[p].persona_ids) for p in spec.merge_of}
             # Adapters from elsewhere may have a larger rank than the study's: a merge of one is that one.
             rank = max(spec.recipe.rank, *(down.shape[0] for part in parts.values() for down, _ in part.values()))
             factors, energy = merge_factors(parts, n_dialogues, merging, rank=rank, seed=spec.recipe.seed)
             folder = stores.adapters.scratch(plan.keys[spec.name]) / "adapter"
-            write_factors(folder, factors, replace(spec.recipe, rank=rank), base=study.model.base, parts=folder_by_key.values())
+            write_factors(folder, factors, replace(spec.recipe, rank=rank), base=study.model.base, configs=configs)
             # Nothing was trained: no steps, no tokens, no loss.
             adapter = TrainedAdapter(plan.keys[spec.name], spec.name, spec, 0, 0, time.monotonic() - began, math.nan, math.nan, 0)
-            keep(study, adapter, folder, run, stores)
+            keeper.keep(adapter, folder)
             run.metrics({f"merge/energy_kept/{spec.name}": energy})
             run_log.advance(1, energy_kept=energy)
             run_log.note(f"{spec.name}: {merging.kind} of {len(parts)} adapters; rank {rank} keeps {energy:.1%} of its energy")
@@ -266,36 +266,6 @@ def _trained(spec: AdapterSpec, result: TrainingResult) -> TrainedAdapter:
 def _curves(result: TrainingResult) -> tuple[LearningCurve, ...]:
     train = LearningCurve("train", result.losses)
     return (train, LearningCurve("val", result.val_losses)) if result.val_losses else (train,)
-
-
-def keep(
-    study: Study, adapter: TrainedAdapter, folder: Path, run: AdapterRun, stores: Stores, *, curves: Sequence[LearningCurve] = ()
-) -> None:
-    """Save an adapter: its weights first and its database row last, which replaces only a row whose weights are lost."""
-    lost = _lost(adapter.key, stores)
-    stored = stores.adapters.save(adapter.key, folder)
-    uri = run.artifacts(stored, f"adapters/{adapter.name}")
-    expose(stores, study.name, adapter.spec, stored)
-    n_bytes = sum(file.stat().st_size for file in stored.iterdir())
-    recorded = replace(adapter, n_bytes=n_bytes, run_id=run.run_id, uri=uri, weights_sha256=weights_sha256(stored))
-    stores.studies.save_adapter(study.name, recorded, curves=curves, instead_of=lost)
-    stores.adapters.drop_scratch(adapter.key)
-
-
-def _lost(key: str, stores: Stores) -> TrainedAdapter | None:
-    """Return the record of an adapter whose weights are lost; None when there is no record, or the tracker may have the weights."""
-    recorded = stores.studies.adapter(key)
-    if recorded is None or folder_if_any(stores, key) is not None:
-        return None
-    return recorded if stores.tracker.keeps_adapters or not in_tracker(recorded) else None
-
-
-def expose(stores: Stores, study_name: str, spec: AdapterSpec, stored: Path) -> Path:
-    """Copy an adapter to where people find it, `Stores.exposed`."""
-    target = stores.exposed(study_name, spec)
-    for file in weight_files(stored):
-        write_durably(target / file.name, file.read_bytes())
-    return target
 
 
 def log_name(group: str) -> str:

@@ -17,7 +17,7 @@ from clusterlora.ports.stores import Stores
 from clusterlora.ports.tracker import TrialRun
 from clusterlora.results.tuning import words_of
 from clusterlora.stages.evaluate import scores_of
-from clusterlora.stages.train import expose
+from clusterlora.stages.keep import expose
 
 
 def choose_recipes(study_name: str, number: int, stores: Stores, log: RunLog) -> Tuning:

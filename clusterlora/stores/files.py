@@ -1,44 +1,74 @@
-"""Adapter weights as PEFT folders on disk, by content key. Every folder under a key is complete, synced to disk and free of pickles."""
+"""Adapters on disk, by content key: PEFT folders, and shards of many of one form; all of it whole, synced and free of pickles."""
 
+import fcntl
 import re
 import shutil
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
-from clusterlora.adapters.weights import weight_files
-from clusterlora.durable import make_folder, put_folder_in_place, sync
+from clusterlora.adapters.shards import SUFFIX, Shard, in_shards, open_shard, shard_in, write_shard
+from clusterlora.adapters.weights import adapter_files, weight_files, weights_sha256
+from clusterlora.durable import make_folder, put_folder_in_place, put_in_place, sync
 from clusterlora.errors import BadData
+from clusterlora.ports.adapter_store import AdapterFiles
 
 _ABANDONED_SECONDS = 3600.0
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_SHARDS, _SPLIT, _SCRATCH, _QUARANTINE, _INCOMING = ".shards", ".split", ".scratch", ".quarantine", ".incoming"
 
 
 class FileAdapterStore:
-    """An AdapterStore under one root: `<key>/` is a finished adapter, `.scratch/<key>/` the checkpoints of an unfinished one."""
+    """An AdapterStore under one root.
+
+    `<key>/` is a finished adapter and `.shards/<any>.safetensors` many of them, `.split/<key>/` the folder of one of these that somebody
+    asked for, `.scratch/<key>/` the checkpoints of an unfinished one. A shard never changes: it is replaced by another one.
+    """
 
     def __init__(self, root: Path, fetch: Callable[[str, Path], bool] | None = None) -> None:
         """Open or create the store.
 
         Args:
-            fetch: downloads an adapter that is not on this machine, `fetch(key, empty_folder)`; returns false when it is nowhere.
+            fetch: downloads an adapter that is not on this machine into an empty folder, `fetch(key, folder)`: its files, or a shard that
+                has it; returns false when it is nowhere.
         """
         self._root = root
         self._fetch = fetch
+        self._shard_by_key: dict[str, Path] = {}
+        self._known_shards: set[Path] = set()
         # A command may open the store before any server or worker, whose files are their owner's alone.
         make_folder(self._root, mode=0o700)
 
+    def bring(self, key: str) -> bool:
+        if not self.holds(key):
+            self._download(key)
+        return self.holds(key)
+
     def path(self, key: str) -> Path | None:
-        if folder := self.local(key):
-            return folder
-        if self._fetch is None:
+        if not self.bring(key):
             return None
-        incoming = self._incoming()
-        try:
-            return self._admit(key, incoming) if self._fetch(key, incoming) else None
-        finally:
-            shutil.rmtree(incoming, ignore_errors=True)
+        if folder := self._local(key):
+            return folder
+        files = self.from_shard(key)
+        # A shard that cannot be read is set aside, and its adapters are elsewhere or nowhere.
+        return self.path(key) if files is None else self._split_off(key, files)
+
+    def from_shard(self, key: str) -> AdapterFiles | None:
+        while self._local(key) is None and (shard := self._shard(key)) is not None:
+            try:
+                return shard.read(key)
+            except FileNotFoundError:
+                # Another process put a shard without some of its adapters in its place.
+                self._forget_shard(shard.file)
+            except BadData:
+                self._set_aside(shard.file)
+        return None
+
+    def shard(self, key: str) -> Path | None:
+        shard = self._shard(key)
+        return shard.file if shard else None
 
     def save(self, key: str, folder: Path) -> Path:
         """Store a copy of a PEFT folder under its key; the first copy of a key stays, unless its files are missing or truncated.
@@ -54,58 +84,106 @@ class FileAdapterStore:
         finally:
             shutil.rmtree(incoming, ignore_errors=True)
 
+    def save_together(self, folders: Mapping[str, Path]) -> Mapping[Path, tuple[str, ...]]:
+        """Store the adapters of PEFT folders in shards; the first copy of a key stays.
+
+        Raises:
+            BadData: a folder is not a PEFT adapter of one safetensors and one JSON file; nothing is stored.
+        """
+        new: dict[str, AdapterFiles] = {}
+        for key, folder in folders.items():
+            files = adapter_files(folder)
+            if files is None:
+                raise BadData(f"{folder} holds more than an adapter's configuration and weights; save it by itself")
+            if not self.holds(key):
+                new[key] = files
+        for group in in_shards(new):
+            self._write_shard(group)
+        shards: dict[Path, tuple[str, ...]] = {}
+        for key in folders:
+            if (shard := self._shard(key)) is not None:
+                shards[shard.file] = (*shards.get(shard.file, ()), key)
+        return shards
+
     def scratch(self, key: str) -> Path:
-        folder = self._root / ".scratch" / self._folder(key).name
+        folder = self._root / _SCRATCH / self._folder(key).name
         make_folder(folder)
         return folder
 
     def drop_scratch(self, key: str) -> None:
-        shutil.rmtree(self._root / ".scratch" / self._folder(key).name, ignore_errors=True)
+        shutil.rmtree(self._root / _SCRATCH / self._folder(key).name, ignore_errors=True)
 
-    def local(self, key: str) -> Path | None:
-        folder = self._folder(key)
-        return folder if folder.is_dir() else None
+    def holds(self, key: str) -> bool:
+        return self._local(key) is not None or self._shard(key) is not None
+
+    def sha256(self, key: str) -> str:
+        if folder := self._local(key):
+            return weights_sha256(folder)
+        shard = self._shard(key)
+        if shard is None:
+            raise BadData(f"adapter {key} is not on this machine")
+        try:
+            return shard.read(key).sha256
+        except FileNotFoundError:
+            self._forget_shard(shard.file)
+            return self.sha256(key)
+
+    def n_bytes(self, key: str) -> int:
+        if folder := self._local(key):
+            return sum(file.stat().st_size for file in folder.iterdir())
+        shard = self._shard(key)
+        return sum(size for _, size in shard.rows) if shard else 0
 
     def local_keys(self) -> tuple[str, ...]:
-        return tuple(sorted(entry.name for entry in self._root.iterdir() if _KEY.fullmatch(entry.name)))
+        self._look_for_shards()
+        folders = {entry.name for entry in self._root.iterdir() if _KEY.fullmatch(entry.name)}
+        return tuple(sorted(folders | self._shard_by_key.keys()))
 
     def scratch_keys(self) -> tuple[str, ...]:
-        return _names(self._root / ".scratch")
+        return _names(self._root / _SCRATCH)
 
     def quarantine(self, key: str) -> Path:
-        quarantined = self._root / ".quarantine" / f"{self._folder(key).name}-{uuid.uuid4().hex[:8]}"
+        quarantined = self._root / _QUARANTINE / f"{self._folder(key).name}-{uuid.uuid4().hex[:8]}"
+        if self._local(key) is None and (shard := self._shard(key)) is not None:
+            try:
+                files = shard.read(key)
+            except BadData:
+                return self._set_aside(shard.file)
+            make_folder(quarantined)
+            files.write(quarantined)
+            self._leave_shards([key])
+            return quarantined
         make_folder(quarantined.parent)
         self._folder(key).rename(quarantined)
         sync(self._root)
         return quarantined
 
-    def drop(self, key: str) -> None:
-        folder = self._folder(key)
-        if not folder.is_dir():
-            return
-        # One rename takes the whole adapter away; a folder that is deleted file by file is a damaged adapter meanwhile.
-        outgoing = self._incoming()
-        try:
-            folder.rename(outgoing / key)
-            sync(self._root)
-        finally:
-            shutil.rmtree(outgoing, ignore_errors=True)
+    def drop(self, keys: Collection[str]) -> None:
+        self._leave_shards(keys)
+        for folder in filter(Path.is_dir, map(self._folder, keys)):
+            # One rename takes the whole adapter away; a folder that is deleted file by file is a damaged adapter meanwhile.
+            outgoing = self._incoming()
+            try:
+                folder.rename(outgoing / folder.name)
+                sync(self._root)
+            finally:
+                shutil.rmtree(outgoing, ignore_errors=True)
 
     def quarantined(self) -> tuple[Path, ...]:
-        return tuple(self._root / ".quarantine" / name for name in _names(self._root / ".quarantine"))
+        return tuple(self._root / _QUARANTINE / name for name in _names(self._root / _QUARANTINE))
 
     def delete(self, key: str) -> None:
         self.drop_scratch(key)
-        for quarantined in (self._root / ".quarantine").glob(f"{self._folder(key).name}-*"):
+        for quarantined in (self._root / _QUARANTINE).glob(f"{self._folder(key).name}-*"):
             shutil.rmtree(quarantined)
-        self.drop(key)
+        self.drop([key])
 
     def delete_leftovers(self) -> None:
-        for name in (".scratch", ".quarantine", ".incoming"):
+        for name in (_SCRATCH, _QUARANTINE, _INCOMING, _SPLIT):
             shutil.rmtree(self._root / name, ignore_errors=True)
 
     def half_written(self) -> tuple[Path, ...]:
-        folders = (self._root / ".incoming" / name for name in _names(self._root / ".incoming"))
+        folders = (self._root / _INCOMING / name for name in _names(self._root / _INCOMING))
         return tuple(folder for folder in folders if _is_abandoned(folder))
 
     def _folder(self, key: str) -> Path:
@@ -113,10 +191,28 @@ class FileAdapterStore:
             raise BadData(f"adapter key {key!r} is not a content key; use the hexadecimal key under which the adapter was saved")
         return self._root / key
 
+    def _local(self, key: str) -> Path | None:
+        folder = self._folder(key)
+        return folder if folder.is_dir() else None
+
     def _incoming(self) -> Path:
-        folder = self._root / ".incoming" / uuid.uuid4().hex
+        folder = self._root / _INCOMING / uuid.uuid4().hex
         folder.mkdir(parents=True)
         return folder
+
+    def _download(self, key: str) -> None:
+        """Download an adapter, or a shard that has it, if it is anywhere."""
+        if self._fetch is None:
+            return
+        incoming = self._incoming()
+        try:
+            if self._fetch(key, incoming):
+                if shard := shard_in(incoming):
+                    self._put_shard(shard)
+                else:
+                    self._admit(key, incoming)
+        finally:
+            shutil.rmtree(incoming, ignore_errors=True)
 
     def _admit(self, key: str, incoming: Path) -> Path:
         weight_files(incoming)
@@ -130,6 +226,112 @@ class FileAdapterStore:
             if not folder.is_dir():
                 raise
         return folder
+
+    def _split_off(self, key: str, files: AdapterFiles) -> Path:
+        """Return the PEFT folder of an adapter in a shard, made the first time that somebody asks for it."""
+        folder = self._root / _SPLIT / key
+        if not folder.is_dir() or not _is_whole(folder) or weights_sha256(folder) != files.sha256:
+            shutil.rmtree(folder, ignore_errors=True)
+            incoming = self._incoming()
+            try:
+                files.write(incoming)
+                make_folder(folder.parent)
+                put_folder_in_place(incoming, folder)
+            except OSError:
+                if not folder.is_dir():
+                    raise
+            finally:
+                shutil.rmtree(incoming, ignore_errors=True)
+        return folder
+
+    def _write_shard(self, files_by_key: Mapping[str, AdapterFiles]) -> None:
+        incoming = self._incoming()
+        try:
+            write_shard(incoming / f"shard{SUFFIX}", files_by_key)
+            self._put_shard(incoming / f"shard{SUFFIX}")
+        finally:
+            shutil.rmtree(incoming, ignore_errors=True)
+
+    def _put_shard(self, written: Path) -> None:
+        file = self._root / _SHARDS / f"{uuid.uuid4().hex}{SUFFIX}"
+        make_folder(file.parent)
+        put_in_place(written, file)
+        self._know(file)
+
+    def _shard(self, key: str) -> Shard | None:
+        """Return the shard on this machine that holds an adapter."""
+        file = self._shard_by_key.get(self._folder(key).name)
+        if file is None:
+            self._look_for_shards()
+            file = self._shard_by_key.get(key)
+        return open_shard(file) if file else None
+
+    def _look_for_shards(self) -> None:
+        folder = self._root / _SHARDS
+        there = {folder / name for name in _names(folder) if name.endswith(SUFFIX)}
+        for file in self._known_shards - there:
+            self._forget_shard(file)
+        for file in sorted(there - self._known_shards):
+            self._know(file)
+
+    def _know(self, file: Path) -> None:
+        try:
+            keys = open_shard(file).keys
+        except FileNotFoundError:
+            return
+        except BadData:
+            self._set_aside(file)
+            return
+        self._known_shards.add(file)
+        for key in keys:
+            self._shard_by_key.setdefault(key, file)
+
+    def _forget_shard(self, file: Path) -> None:
+        others = sorted(self._known_shards - {file})
+        # Two processes may have stored the same adapter, so that another shard has some of these, too.
+        self._known_shards, self._shard_by_key = set(), {}
+        for other in others:
+            self._know(other)
+
+    def _set_aside(self, file: Path) -> Path:
+        """Move a shard that cannot be read into quarantine: its adapters are fetched, or trained, again."""
+        quarantined = self._root / _QUARANTINE / f"shard-{uuid.uuid4().hex[:8]}"
+        make_folder(quarantined)
+        self._forget_shard(file)
+        try:
+            file.rename(quarantined / file.name)
+        except FileNotFoundError:
+            quarantined.rmdir()  # somebody else saw it, too
+        sync(file.parent)
+        return quarantined
+
+    def _leave_shards(self, keys: Collection[str]) -> None:
+        """Take adapters out of the shards that hold them: another file holds the others of each."""
+        with self._one_at_a_time():
+            self._look_for_shards()
+            for file in sorted(self._known_shards):
+                shard = open_shard(file)
+                if set(keys).isdisjoint(shard.keys):
+                    continue
+                try:
+                    others = {key: files for key, files in shard.read_all().items() if key not in keys}
+                except BadData:
+                    self._set_aside(file)
+                    continue
+                if others:
+                    self._write_shard(others)
+                file.unlink()
+                sync(file.parent)
+                self._forget_shard(file)
+        for key in keys:
+            shutil.rmtree(self._root / _SPLIT / key, ignore_errors=True)
+
+    @contextmanager
+    def _one_at_a_time(self) -> Generator[None]:
+        make_folder(self._root / _SHARDS)
+        with (self._root / _SHARDS / ".lock").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
 
 
 def _is_abandoned(folder: Path) -> bool:

@@ -9,15 +9,19 @@ from typing import Any
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException, RestException
 
-from clusterlora.adapters.weights import weight_files
+from clusterlora.adapters.held import HeldAdapters
+from clusterlora.adapters.shards import SUFFIX
+from clusterlora.ports.adapter_store import AdapterSet
 from clusterlora.ports.model_registry import About, ModelVersion
 from clusterlora.stores.json_codec import to_json
-from clusterlora.stores.routing_table import RoutingTable, content_of
+from clusterlora.stores.routing_table import RoutingTable, content_of, read_routing_table
 
 # MLflow copies this script into the model and runs it when the model is loaded. It is named, not imported: serving builds on stores.
 _SCRIPT = Path(__file__).parents[1] / "serving" / "router_model.py"
 
 CANDIDATE = "candidate"
+_FILES = "adapter_files"
+"""The tag with the number of folders and shards that hold a version's adapters."""
 _SERVING_PACKAGES = ("mlflow", "torch", "transformers", "safetensors")
 _EXAMPLE = [{"persona_id": "persona_000", "messages": [{"role": "user", "content": "Good evening, I am home."}]}]
 
@@ -27,7 +31,7 @@ def add_version(
     run_id: str,
     name: str,
     table: RoutingTable,
-    folders: Mapping[str, Path],
+    adapters: AdapterSet,
     about: About,
     *,
     root: str | None = None,
@@ -37,7 +41,7 @@ def add_version(
     The content key is a digest of the table, which holds the weights' digests, so a name is never used twice for different weights.
     The model is of the study of the table, or of its `root`.
     """
-    content = content_of(to_json(table), folders)
+    content = content_of(to_json(table), adapters.keys)
     _make_model(client, name, {"study": root or table.study, "method": table.method, "base_model": table.model.base})
     for registered in client.search_model_versions(f"name = '{name}'"):
         if registered.tags.get("content") == content:
@@ -51,7 +55,8 @@ def add_version(
     path = f"models/{name}/{content}"
     with tempfile.TemporaryDirectory() as temporary:
         model = Path(temporary) / "model"
-        write_model(model, table, folders)
+        write_model(model, table, adapters)
+        n_files = len(list((model / "artifacts" / "adapters").iterdir()))
         client.log_artifacts(run_id, str(model), path)
     tags = {
         **about.tags,
@@ -60,7 +65,8 @@ def add_version(
         "method": table.method,
         "base_model": table.model.base,
         "base_revision": table.base_revision,
-        "adapters": str(len(folders)),
+        "adapters": str(len(adapters.keys)),
+        _FILES: str(n_files),
     }
     created = client.create_model_version(name, source=f"runs:/{run_id}/{path}", run_id=run_id, tags=tags)
     _mark_candidate(client, name, str(created.version), about)
@@ -85,9 +91,12 @@ def model_versions(client: MlflowClient, study: str) -> tuple[ModelVersion, ...]
         if registered.tags.get("study") != study or content is None or run_id is None:
             continue
         path = f"models/{registered.name}/{content}"
-        keys = tuple(sorted(Path(file.path).name for file in _listed(client, run_id, f"{path}/artifacts/adapters")))
+        names = tuple(sorted(Path(file.path).name for file in _listed(client, run_id, f"{path}/artifacts/adapters")))
         has_model = f"{path}/MLmodel" in {file.path for file in _listed(client, run_id, path)}
-        whole = has_model and len(keys) == int(registered.tags["adapters"])
+        # Versions that were registered before shards have a folder per adapter.
+        whole = has_model and len(names) == int(registered.tags.get(_FILES, registered.tags["adapters"]))
+        has_shards = any(name.endswith(SUFFIX) for name in names)
+        keys = _keys_in_routes(client, run_id, f"{path}/artifacts/routes.json") if whole and has_shards else names
         uri = f"runs:/{run_id}/{path}/artifacts"
         versions.append(ModelVersion(registered.name, str(registered.version), keys, whole, content, uri))
     return tuple(versions)
@@ -100,6 +109,13 @@ def _listed(client: MlflowClient, run_id: str, path: str) -> list[Any]:
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":
             return []
         raise
+
+
+def _keys_in_routes(client: MlflowClient, run_id: str, path: str) -> tuple[str, ...]:
+    with tempfile.TemporaryDirectory() as temporary:
+        file = Path(client.download_artifacts(run_id, path, temporary))
+        table = read_routing_table(file.read_text(encoding="utf-8"))
+        return tuple(sorted(table.keys | table.names.keys()))
 
 
 def _describe(client: MlflowClient, name: str, version: str, card: str) -> None:
@@ -120,8 +136,8 @@ def _make_model(client: MlflowClient, name: str, tags: Mapping[str, str]) -> Non
                 client.set_registered_model_tag(name, tag, value)
 
 
-def write_model(model: Path, table: RoutingTable, folders: Mapping[str, Path]) -> None:
-    """Write an MLflow model folder: the script, routes.json and the PEFT folders, from which any PEFT program can read them.
+def write_model(model: Path, table: RoutingTable, adapters: AdapterSet) -> None:
+    """Write an MLflow model folder: the script, routes.json and the adapters, PEFT folders and shards.
 
     Raises:
         BadData: the weights differ from those recorded in the table.
@@ -130,15 +146,11 @@ def write_model(model: Path, table: RoutingTable, folders: Mapping[str, Path]) -
     from mlflow import pyfunc
 
     with tempfile.TemporaryDirectory() as temporary:
-        routes, adapters = Path(temporary) / "routes.json", Path(temporary) / "adapters"
+        routes, written = Path(temporary) / "routes.json", Path(temporary) / "adapters"
         routes.write_text(to_json(table))
-        adapters.mkdir()
-        for key, folder in folders.items():
-            (adapters / key).mkdir()
-            for file in weight_files(folder):
-                (adapters / key / file.name).write_bytes(file.read_bytes())
-        table.refuse_other_weights({key: adapters / key for key in folders})
-        artifacts: dict[str, Any] = {"routes": str(routes), "adapters": str(adapters)}
+        adapters.write(written)
+        table.refuse_other_weights(HeldAdapters.of_model(written), adapters.keys)
+        artifacts: dict[str, Any] = {"routes": str(routes), "adapters": str(written)}
         pyfunc.save_model(
             path=str(model),
             python_model=str(_SCRIPT),

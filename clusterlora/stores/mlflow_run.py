@@ -5,7 +5,7 @@ import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mlflow import MlflowClient
@@ -29,11 +29,11 @@ _NOT_IN_NAMES = re.compile(r"[^\w./ :-]")
 
 
 def delete_artifacts(client: MlflowClient, run_id: str, path: str) -> None:
-    """Delete a folder of a run's artifacts; nothing happens when it, or the run, is not there."""
+    """Delete a folder or a file of a run's artifacts; nothing happens when it, or the run, is not there."""
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
     try:
-        if not client.list_artifacts(run_id, path):
+        if not has_artifacts(client, run_id, path):
             return
         uri = client.get_run(run_id).info.artifact_uri
     except RestException as error:
@@ -41,6 +41,13 @@ def delete_artifacts(client: MlflowClient, run_id: str, path: str) -> None:
             return
         raise
     get_artifact_repository(str(uri), tracking_uri=client.tracking_uri).delete_artifacts(path)
+
+
+def has_artifacts(client: MlflowClient, run_id: str, path: str) -> bool:
+    """Return whether a run has a folder or a file of this path among its artifacts."""
+    return bool(client.list_artifacts(run_id, path)) or path in {
+        file.path for file in client.list_artifacts(run_id, str(PurePosixPath(path).parent))
+    }
 
 
 class MlflowRun:
@@ -73,13 +80,15 @@ class MlflowRun:
         """End the run after everything else has been sent."""
         self._put("the end of the run", status=status)
 
-    def artifacts(self, folder: Path, path: str) -> str:
-        """Upload a folder; return its URI. During an outage it is uploaded later, so the folder must stay where it is.
+    def artifacts(self, what: Path, path: str) -> str:
+        """Upload a folder, or a file whose name the path ends with; return its URI.
+
+        During an outage it is uploaded later, so it must stay where it is.
 
         Raises:
             ServiceDown: the server refused it.
         """
-        sent = self._put(f"artifacts {path}", folder=str(folder), path=path)
+        sent = self._put(f"artifacts {path}", folder=str(what), path=path)
         if not self._outbox.wait(sent, patience_seconds=self._patience_seconds):
             self._outbox.save()
         elif error := sent.exception():
@@ -98,9 +107,17 @@ def send(client: MlflowClient, payload: Payload) -> None:
     elif "tags" in payload:
         client.log_batch(run_id, tags=[RunTag(name, value) for name, value in payload["tags"].items()])
     elif "folder" in payload:
-        client.log_artifacts(run_id, payload["folder"], payload["path"])
+        upload(client, run_id, Path(payload["folder"]), payload["path"])
     else:
         client.set_terminated(run_id, payload["status"])
+
+
+def upload(client: MlflowClient, run_id: str, what: Path, path: str) -> None:
+    """Upload a folder as `path` of a run's artifacts, or a file, whose name `path` ends with."""
+    if what.is_file():
+        client.log_artifact(run_id, str(what), str(PurePosixPath(path).parent))
+    else:
+        client.log_artifacts(run_id, str(what), path)
 
 
 def metrics_of(values: Mapping[str, float]) -> list[Metric]:

@@ -17,6 +17,7 @@ from mlflow.exceptions import MlflowException, RestException
 
 from clusterlora.errors import UnknownName, counted
 from clusterlora.gate.report import markdown
+from clusterlora.ports.adapter_store import AdapterSet
 from clusterlora.ports.model_registry import About, ModelVersion
 from clusterlora.ports.tracker import AdapterRun, OpenRun, TrialRun
 from clusterlora.stores.champion_history import move_champion, study_of_champion
@@ -29,11 +30,13 @@ from clusterlora.stores.mlflow_run import (
     batches,
     dataset_input,
     delete_artifacts,
+    has_artifacts,
     metrics_of,
     mlflow_name,
     now,
     params_of,
     send,
+    upload,
 )
 from clusterlora.stores.mlflow_server import MlflowServer
 from clusterlora.stores.mlflow_trials import log_trials
@@ -41,7 +44,7 @@ from clusterlora.stores.mlflow_view import KIND_OF_TRAINING, KIND_TAG, PAGE_QUER
 from clusterlora.stores.outbox import Outbox, Payload, send_left_over
 from clusterlora.stores.routing_table import RoutingTable
 from clusterlora.stores.system_metrics import sampled
-from clusterlora.values import Dataset, TrainedAdapter, Verdict
+from clusterlora.values import Dataset, Verdict
 
 log = logging.getLogger(__name__)
 
@@ -137,7 +140,7 @@ class MlflowTracker:
         study: str,
         *,
         routes: Mapping[str, Any],
-        adapter_folders: Mapping[str, Path],
+        adapters: AdapterSet,
         champion: bool,
         model: str | None = None,
         about: About | None = None,
@@ -145,7 +148,7 @@ class MlflowTracker:
     ) -> str:
         name = f"{study}-{model}" if model else root or study
         table = from_plain(RoutingTable, json.loads(to_json(routes)))
-        version = self._register(study, name, table, adapter_folders, about, root=root)
+        version = self._register(study, name, table, adapters, about, root=root)
         if champion:
             why = f"the comparison of study {study}"
             self._server.call("alias champion", lambda: move_champion(self._client, name, version, why))
@@ -177,17 +180,14 @@ class MlflowTracker:
     def keeps_adapters(self) -> bool:
         return True
 
-    def upload(self, study: str, *, adapter: TrainedAdapter, folder: Path) -> tuple[str, str]:
-        path = f"adapters/{adapter.name}"
-
+    def upload(self, study: str, what: Path, path: str, *, run_id: str | None) -> tuple[str, str]:
         def log_it() -> str:
-            run_id = adapter.run_id if has_run(self._client, adapter.run_id) else None
-            run_id = run_id or self._parent(study).info.run_id
-            self._client.log_artifacts(run_id, str(folder), path)
-            return run_id
+            there = run_id if run_id is not None and has_run(self._client, run_id) else self._parent(study).info.run_id
+            upload(self._client, there, what, path)
+            return there
 
-        run_id = self._server.call(f"adapter {adapter.name}", log_it)
-        return run_id, f"runs:/{run_id}/{path}"
+        uploaded_to = self._server.call(path, log_it)
+        return uploaded_to, f"runs:/{uploaded_to}/{path}"
 
     def open_runs(self, study: str) -> tuple[OpenRun, ...]:
         def read() -> tuple[OpenRun, ...]:
@@ -346,25 +346,27 @@ class MlflowTracker:
             self._parents[study] = parent
         return self._parents[study]
 
-    def _register(
-        self, study: str, name: str, table: RoutingTable, folders: Mapping[str, Path], about: About | None, *, root: str | None
-    ) -> str:
+    def _register(self, study: str, name: str, table: RoutingTable, adapters: AdapterSet, about: About | None, *, root: str | None) -> str:
         def log_it() -> str:
             run_id = self._parent(study).info.run_id
-            return add_version(self._client, run_id, name, table, folders, about or About("", {}), root=root)
+            return add_version(self._client, run_id, name, table, adapters, about or About("", {}), root=root)
 
         return self._server.call(f"model {name}", log_it)
 
     def _download(self, run_id: str, path: str, folder: Path) -> bool:
         try:
-            if not self._client.list_artifacts(run_id, path):
+            if not has_artifacts(self._client, run_id, path):
                 return False
         except RestException as error:
             if error.error_code == "RESOURCE_DOES_NOT_EXIST":
                 return False
             raise
         with tempfile.TemporaryDirectory() as temporary:
-            shutil.copytree(self._client.download_artifacts(run_id, path, temporary), folder, dirs_exist_ok=True)
+            downloaded = Path(self._client.download_artifacts(run_id, path, temporary))
+            if downloaded.is_file():
+                shutil.copyfile(downloaded, folder / downloaded.name)
+            else:
+                shutil.copytree(downloaded, folder, dirs_exist_ok=True)
         return True
 
 

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from clusterlora.errors import BadSettings
+from clusterlora.ports.adapter_store import AdapterSet
 from clusterlora.ports.model_registry import About, ModelVersion
 from clusterlora.ports.tracker import AdapterRun, OpenRun, TrialRun
-from clusterlora.values import Dataset, TrainedAdapter, Verdict
+from clusterlora.values import Dataset, Verdict
 
 
 @dataclass(slots=True)
@@ -24,7 +25,7 @@ class NullRun:
 
     def tag(self, values: Mapping[str, str]) -> None: ...
 
-    def artifacts(self, folder: Path, path: str) -> str:  # noqa: ARG002
+    def artifacts(self, what: Path, path: str) -> str:  # noqa: ARG002
         """Return a URI under which no tracker has anything."""
         return f"untracked:/{path}"
 
@@ -70,7 +71,7 @@ class NullTracker:
         study: str,  # noqa: ARG002
         *,
         routes: Mapping[str, Any],  # noqa: ARG002
-        adapter_folders: Mapping[str, Path],  # noqa: ARG002
+        adapters: AdapterSet,  # noqa: ARG002
         champion: bool,  # noqa: ARG002
         model: str | None = None,  # noqa: ARG002
         about: About | None = None,  # noqa: ARG002
@@ -94,8 +95,8 @@ class NullTracker:
 
     def discard(self, uri: str) -> None: ...
 
-    def upload(self, study: str, *, adapter: TrainedAdapter, folder: Path) -> tuple[str, str]:  # noqa: ARG002
-        raise BadSettings(f"adapter {adapter.name} cannot be uploaded: nothing is tracked; set MLFLOW_TRACKING_URI")
+    def upload(self, study: str, what: Path, path: str, *, run_id: str | None) -> tuple[str, str]:  # noqa: ARG002
+        raise BadSettings(f"{what} cannot be uploaded: nothing is tracked; set MLFLOW_TRACKING_URI")
 
     def open_runs(self, study: str) -> tuple[OpenRun, ...]:  # noqa: ARG002
         return ()

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from clusterlora.adapters.held import HeldAdapters
 from clusterlora.adapters.weights import refuse_other_weights
 from clusterlora.errors import BadData
 from clusterlora.settings import PreparedModel
@@ -62,10 +63,10 @@ class RoutingTable:
         """The keys of all adapters it needs."""
         return frozenset(adapter.key for composition in (self.default, *self.personas.values()) for adapter in composition.adapters)
 
-    def refuse_other_weights(self, folders: Mapping[str, Path]) -> None:
-        """Check that folders hold the adapters of these keys as they were recorded. Raises BadData."""
-        for key, folder in sorted(folders.items()):
-            refuse_other_weights(key, self.weights_sha256.get(key), folder)
+    def refuse_other_weights(self, adapters: HeldAdapters, keys: Iterable[str]) -> None:
+        """Check that the adapters of these keys are as they were recorded. Raises BadData."""
+        for key in sorted(keys):
+            refuse_other_weights(key, self.weights_sha256.get(key), adapters.sha256(key))
 
 
 _FORMER_NAMES = {"layers": "adapters", "described": "persona_in_prompt"}
@@ -93,7 +94,7 @@ def _with_current_names(composition: Any) -> Any:
 
 
 def other_artifacts(artifacts: Path, content: str | None, recorded: Mapping[str, str] | None = None) -> str:
-    """Return how a folder of routes.json and adapters/<key>/ differs from what was registered as a version; empty when it does not.
+    """Return how a folder of routes.json and adapters/ differs from what was registered as a version; empty when it does not.
 
     Args:
         content: the version's content digest in the registry; models of other programs have none.
@@ -101,11 +102,11 @@ def other_artifacts(artifacts: Path, content: str | None, recorded: Mapping[str,
     """
     try:
         routes = (artifacts / "routes.json").read_text(encoding="utf-8")
-        folders = {folder.name: folder for folder in sorted((artifacts / "adapters").iterdir())}
-        if content not in (None, content_of(routes, folders)):
+        adapters = HeldAdapters.of_model(artifacts / "adapters")
+        if content not in (None, content_of(routes, adapters.keys)):
             return "its routes or the keys of its adapters differ"
         table = read_routing_table(routes)
-        replace(table, weights_sha256={**(recorded or {}), **table.weights_sha256}).refuse_other_weights(folders)
+        replace(table, weights_sha256={**(recorded or {}), **table.weights_sha256}).refuse_other_weights(adapters, adapters.keys)
     except (OSError, UnicodeDecodeError, BadData) as problem:
         return str(problem)
     return ""

@@ -176,10 +176,24 @@ class SqlStudyStore:
             )
             self._database.upsert(connection, schema.study_adapters, [{"study": study, "key": adapter.key}], replace=False)
 
+    def save_adapters(self, study: str, adapters: Sequence[TrainedAdapter], curves: Mapping[str, Sequence[LearningCurve]]) -> None:
+        # In one order everywhere, so that two writers of the same adapters cannot deadlock.
+        in_order = sorted(adapters, key=lambda adapter: adapter.key)
+        with self._writing(study) as connection:
+            self._database.upsert(connection, schema.adapters, [rows.of_adapter(adapter) for adapter in in_order], replace=False)
+            of_curves = [rows.of_curve(adapter.key, curve) for adapter in in_order for curve in curves.get(adapter.key, ())]
+            self._database.upsert(connection, schema.learning_curves, of_curves, replace=False)
+            links = [{"study": study, "key": adapter.key} for adapter in in_order]
+            self._database.upsert(connection, schema.study_adapters, links, replace=False)
+
     def adapter(self, key: str) -> TrainedAdapter | None:
         with self._database.reading() as connection:
             row = connection.execute(sa.select(schema.adapters).where(schema.adapters.c.key == key)).one_or_none()
         return rows.adapter(row) if row else None
+
+    def is_uri_used(self, uri: str) -> bool:
+        with self._database.reading() as connection:
+            return connection.execute(sa.select(schema.adapters.c.key).where(schema.adapters.c.uri == uri).limit(1)).first() is not None
 
     def move_adapter(self, key: str, *, run_id: str, uri: str) -> None:
         with self._database.writing() as connection:

@@ -87,7 +87,8 @@ def test_factors_that_were_added_up_are_written_for_the_base_that_they_were_trai
 ) -> None:
     result = trained(base_of("gpt2"), "lora", tmp_path)
     base = base_of("gpt2")
-    write_factors(tmp_path / "merged", read_adapter(result.folder), result.job.recipe, base=base.name, parts=[result.folder])
+    config = json.loads((result.folder / "adapter_config.json").read_text())
+    write_factors(tmp_path / "merged", read_adapter(result.folder), result.job.recipe, base=base.name, configs=[config])
     assert json.loads((tmp_path / "merged" / "adapter_config.json").read_text())["fan_in_fan_out"] is True
     expected = logits(by_hand(base_of("gpt2"), result.folder, "lora"))
     model = in_peft(base, tmp_path / "merged")

@@ -83,7 +83,7 @@ def test_a_study_of_every_kind_trains_compares_and_exports_adapters_with_which_p
     artifacts = tmp_path / "artifacts"
     artifacts.mkdir()
     (artifacts / "routes.json").write_text(to_json(version.content))
-    for key, folder in version.folders.items():
+    for key, folder in ((key, version.adapters.folder(key)) for key in sorted(version.adapters.keys)):
         shutil.copytree(folder, artifacts / "adapters" / key)
     exported = export(artifacts, tmp_path / "exported", "peft")
 

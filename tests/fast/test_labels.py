@@ -383,7 +383,7 @@ def test_planted_personal_ratings_are_found_and_told_with_less_being_better(rate
     register_models(study.name, stores, LOG)
     assert isinstance(stores.tracker, MemoryTracker)
     (version,) = stores.tracker.models[study.name]
-    router = Router(from_plain(RoutingTable, plain(version.content)), version.folders)
+    router = Router(from_plain(RoutingTable, plain(version.content)), version.adapters)
     rows = [one for one in rows_of(study, stores) if one.method == "per_persona"]
     people = stores.studies.dataset(study.name).by_id()
     answers = router.answer([request_of(people[one.persona_id], one.item_id) for one in rows])

@@ -15,6 +15,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from clusterlora.adapters.held import HeldAdapters
 from clusterlora.errors import BadData, UnknownName
 from clusterlora.models.base import load_base
 from clusterlora.serving import merged as module
@@ -92,7 +93,7 @@ def test_its_folder_answers_as_the_router_does_without_this_package(
 ) -> None:
     full = export(artifacts, tmp_path / "full", "merged")
     table = read_routing_table((artifacts / "routes.json").read_text())
-    router = Router(table, {key: artifacts / "adapters" / key for key in table.keys})
+    router = Router(table, HeldAdapters.of_model(artifacts / "adapters"))
     (answer,) = router.answer([{"persona_id": "ann", "messages": [{"role": "user", "content": "hi"}]}])
     monkeypatch.chdir(tmp_path / "full")
     monkeypatch.setattr(sys, "argv", ["load.py", "ann", "hi"])

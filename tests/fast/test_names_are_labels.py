@@ -200,7 +200,7 @@ def test_the_method_of_the_documentation_is_one_file_in_every_step_of_a_study(
 
     version = tracker.models["paired-pairs"][-1]
     artifacts = tmp_path / "artifacts"
-    for key, kept in version.folders.items():
+    for key, kept in ((key, version.adapters.folder(key)) for key in sorted(version.adapters.keys)):
         shutil.copytree(kept, artifacts / "adapters" / key)
     (artifacts / "routes.json").write_text(to_json(version.content))
     exported = export(artifacts, tmp_path / "exported", "vllm")

@@ -12,6 +12,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from clusterlora.adapters.compositions import combined_weights
+from clusterlora.adapters.held import HeldAdapters
 from clusterlora.adapters.weights import weights_sha256
 from clusterlora.chat.source import with_system_prompt
 from clusterlora.cli import main
@@ -175,7 +176,7 @@ def test_an_export_carried_elsewhere_gives_the_served_answers_by_the_lines_of_it
     (tmp_path / "artifacts" / "routes.json").write_text(to_json(table))
     texts = ["Make it cosy", "good night", "I am home", "play jazz", "too cold", "what is on?", "film time", "dinner", "wake me at 7", "hi"]
     asked = [(f"p{n}", text) for n, text in enumerate(texts)]  # p9 is unknown
-    served = Router(table, folders).answer(
+    served = Router(table, HeldAdapters(folders)).answer(
         [{"persona_id": persona_id, "messages": [{"role": "user", "content": text}]} for persona_id, text in asked]
     )
     export(tmp_path / "artifacts", tmp_path / "here", "peft")
@@ -337,7 +338,7 @@ def test_only_the_best_compared_method_becomes_champion_unless_forced_with_a_rea
     tracker.start_study(STUDY, params={}, tags={}, dataset=Dataset((Persona("ann", None, (dialogue,)),)))
     folders = {key: artifacts / "adapters" / key for key in ("aaaa", "bbbb")}
     lost = About("# card {version}", {"comparison": "failed", "comparison_says": "the comparison found cluster best."})
-    tracker.register_router(STUDY, routes=plain(table), adapter_folders=folders, champion=False, about=lost)
+    tracker.register_router(STUDY, routes=plain(table), adapters=HeldAdapters(folders), champion=False, about=lost)
     registry = Registry(mlflow_server)
     version = registry.version(STUDY)
     assert (version.aliases, version.card, version.promotable) == ((), "# card 1", False), "what may not be promoted is no candidate"
@@ -350,7 +351,7 @@ def test_only_the_best_compared_method_becomes_champion_unless_forced_with_a_rea
     assert main(["registry", "promote", STUDY, "--force", "a demonstration"]) == 0
     assert registry.version(f"{STUDY}@champion").tags["promoted_by_force"] == "a demonstration"
     won = About("# card", {"comparison": "passed"})
-    tracker.register_router(STUDY, routes=plain(table), adapter_folders=folders, champion=False, about=won)
+    tracker.register_router(STUDY, routes=plain(table), adapters=HeldAdapters(folders), champion=False, about=won)
     registry.promote(registry.version(STUDY))
 
     capsys.readouterr()
@@ -384,7 +385,7 @@ def test_the_champions_of_a_family_are_versions_of_one_model_and_a_rollback_goes
         root = None if study == "kin" else "kin"
         routes = plain(replace(table, study=study))
         for _ in range(2):
-            tracker.register_router(study, routes=routes, adapter_folders=folders, champion=True, root=root)
+            tracker.register_router(study, routes=routes, adapters=HeldAdapters(folders), champion=True, root=root)
         assert tracker.champion("kin") == (study, table.method)
         assert [version.name for version in tracker.versions(study)] == ["kin"], "every study knows its own version"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server)
@@ -429,7 +430,7 @@ def test_files_that_were_changed_in_the_tracker_are_not_exported(
     run_id = tracker.start_study(study, params={}, tags={}, dataset=Dataset((Persona("ann", None, (dialogue,)),)))
     folders = {key: artifacts / "adapters" / key for key in ("aaaa", "bbbb")}
     recorded = replace(table, study=study, weights_sha256={key: weights_sha256(folder) for key, folder in folders.items()})
-    tracker.register_router(study, routes=plain(recorded), adapter_folders=folders, champion=True)
+    tracker.register_router(study, routes=plain(recorded), adapters=HeldAdapters(folders), champion=True)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server)
     monkeypatch.setenv("CLUSTERLORA_STACK_HOME", str(tmp_path / "no-stack"))
     assert main(["registry", "export", f"{study}@champion", "--out", str(tmp_path / "as registered")]) == 0
@@ -455,5 +456,5 @@ def test_weights_with_another_digest_than_recorded_are_not_registered(artifacts:
     recorded = replace(table, weights_sha256={key: weights_sha256(folder) for key, folder in folders.items()})
     multiply(folders["aaaa"])
     with pytest.raises(BadData, match="adapter aaaa has SHA-256"):
-        write_model(tmp_path / "model", recorded, folders)
+        write_model(tmp_path / "model", recorded, HeldAdapters(folders))
     assert not (tmp_path / "model").exists()

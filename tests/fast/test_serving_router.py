@@ -12,6 +12,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 
+from clusterlora.adapters.held import HeldAdapters
 from clusterlora.adapters.weights import weights_sha256
 from clusterlora.engine.attention import Heads
 from clusterlora.errors import BadData, ModelUnavailable
@@ -69,7 +70,7 @@ def table(tiny_base_folder: Path) -> RoutingTable:
 
 @pytest.fixture(scope="module")
 def router(table: RoutingTable, folders: dict[str, Path]) -> Router:
-    return Router(table, folders)
+    return Router(table, HeldAdapters(folders))
 
 
 def test_a_model_that_an_earlier_version_registered_is_read() -> None:
@@ -84,7 +85,7 @@ def test_an_adapter_with_another_digest_than_recorded_is_refused(table: RoutingT
     digests = {key: weights_sha256(folder) for key, folder in folders.items()}
     swapped = {**folders, "aaaa": folders["bbbb"], "bbbb": folders["aaaa"]}
     with pytest.raises(BadData, match="adapter aaaa has SHA-256"):
-        Router(replace(table, weights_sha256=digests), swapped)
+        Router(replace(table, weights_sha256=digests), HeldAdapters(swapped))
 
 
 def ask(persona_id: str, **more: Any) -> dict[str, Any]:
@@ -144,7 +145,7 @@ def test_an_answer_names_its_composition(router: Router) -> None:
 
 
 def test_a_model_of_one_adapter_answers_every_persona_with_it(table: RoutingTable, folders: dict[str, Path]) -> None:
-    router = Router(replace(table, personas={}), folders)
+    router = Router(replace(table, personas={}), HeldAdapters(folders))
     (answer,) = router.answer([ask("anybody")])
     assert answer["answered_by"] == "unified"
 
@@ -158,7 +159,7 @@ def test_description_and_context_go_into_the_prompt_as_in_training(
     table: RoutingTable, folders: dict[str, Path], tiny_base_folder: Path
 ) -> None:
     shown = replace(table, model=replace(table.model, persona_in_prompt=True), descriptions={"ann": "a baker"})
-    (answer,) = Router(shown, folders).answer([ask("ann", context={"time_of_day": "late_evening"})])
+    (answer,) = Router(shown, HeldAdapters(folders)).answer([ask("ann", context={"time_of_day": "late_evening"})])
     system = "Be brief.\nThe user: a baker\nNow: late evening."
     assert answer["text"] == with_peft(tiny_base_folder, [(folders["bbbb"], 1.0)], system=system)
 
@@ -174,7 +175,7 @@ def test_a_stack_may_show_the_persona_and_what_it_was_answered_before(
         descriptions={"dan": "a baker", "ann": "a diver"},
         exchanges={"dan": (Exchange("no", "never"), Exchange(question, "as ever"))},
     )
-    dan, ann = Router(described, folders).answer([ask("dan"), ask("ann")])
+    dan, ann = Router(described, HeldAdapters(folders)).answer([ask("dan"), ask("ann")])
     before = [{"role": "user", "content": question}, {"role": "assistant", "content": "as ever"}]
     assert dan["text"] == with_peft(tiny_base_folder, [(folders["bbbb"], 1.0)], "Be brief.\nThe user: a baker", before)
     assert dan["answered_by"] == "cluster-00 with 1 of the persona's exchanges"
@@ -223,12 +224,12 @@ def test_a_request_that_cannot_be_answered_is_named(router: Router, request_: di
 
 def test_other_base_weights_than_the_adapters_were_trained_on_are_refused(table: RoutingTable, folders: dict[str, Path]) -> None:
     with pytest.raises(ModelUnavailable, match="trained on 0000"):
-        Router(replace(table, base_revision="0000"), folders)
+        Router(replace(table, base_revision="0000"), HeldAdapters(folders))
 
 
 def test_a_missing_adapter_is_named(table: RoutingTable, folders: dict[str, Path]) -> None:
     with pytest.raises(BadData, match="cccc"):
-        Router(table, {key: folder for key, folder in folders.items() if key != "cccc"})
+        Router(table, HeldAdapters({key: folder for key, folder in folders.items() if key != "cccc"}))
 
 
 def test_a_router_is_read_back_from_its_files(table: RoutingTable, folders: dict[str, Path], router: Router, tmp_path: Path) -> None:

@@ -121,7 +121,7 @@ def test_every_registered_model_answers_as_it_was_evaluated(study: Study, stores
     assert stores.tracker.models.keys() == evaluated.keys()
     people = stores.studies.dataset(study.name).by_id()
     for name, (version,) in stores.tracker.models.items():
-        router = Router(from_plain(RoutingTable, plain(version.content)), version.folders)
+        router = Router(from_plain(RoutingTable, plain(version.content)), version.adapters)
         answers = router.answer([request_of(people[row.persona_id], row.item_id) for row in evaluated[name]])
         assert [answer["text"] for answer in answers] == [row.text for row in evaluated[name]], name
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,8 +14,8 @@ from typing import Any
 import httpx
 import pytest
 
+from clusterlora.adapters.held import HeldAdapters
 from clusterlora.ports.stores import Stores
-from clusterlora.registry.routing import adapter_folders
 from clusterlora.serving.export import export
 from clusterlora.serving.live_model import RegistrySource
 from clusterlora.settings import Study
@@ -31,8 +30,8 @@ PROGRAM = "import sys; from clusterlora.cli import main; sys.exit(main())"
 @pytest.fixture
 def exported(seven: Study, finished_stores: Stores, tmp_path: Path) -> Path:
     table = table_of(seven, finished_stores)
-    for key, folder in adapter_folders(table, finished_stores).items():
-        shutil.copytree(folder, tmp_path / "artifacts" / "adapters" / key)
+    (tmp_path / "artifacts").mkdir()
+    HeldAdapters.of_stores(table.keys, finished_stores).write(tmp_path / "artifacts" / "adapters")
     (tmp_path / "artifacts" / "routes.json").write_text(to_json(table))
     return export(tmp_path / "artifacts", tmp_path / "exported", "peft").folder
 
@@ -96,7 +95,9 @@ def test_a_registered_champion_is_served_and_followed_when_its_alias_moves(
     registry = Registry(mlflow_server)
     for version, method in (("1", "per_persona"), ("2", "cluster")):
         table = replace(table_of(seven, finished_stores, method), study=name)
-        tracker.register_router(name, routes=plain(table), adapter_folders=adapter_folders(table, finished_stores), champion=version == "1")
+        tracker.register_router(
+            name, routes=plain(table), adapters=HeldAdapters.of_stores(table.keys, finished_stores), champion=version == "1"
+        )
     expected = [asked_in_evaluation(seven, finished_stores, method) for method in ("per_persona", "cluster")]
     with running(RegistrySource(registry, f"{name}@champion")) as (server, client):
 

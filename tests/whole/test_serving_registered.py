@@ -14,6 +14,7 @@ from uuid import uuid4
 
 import pytest
 
+from clusterlora.adapters.held import HeldAdapters
 from clusterlora.models.base import base_revision
 from clusterlora.settings import PreparedModel
 from clusterlora.stores.json_codec import plain
@@ -63,14 +64,14 @@ def registered(mlflow_server: str, tiny_base_folder: Path, tmp_path_factory: pyt
         "personas": {"ann": KeyedComposition((KeyedAdapter("bbbb"),)), "bob": KeyedComposition()},
         "names": {"aaaa": "unified", "bbbb": "cluster-00"},
     }
-    tracker.register_router(STUDY, routes=routes, adapter_folders=folders, champion=True)
+    tracker.register_router(STUDY, routes=routes, adapters=HeldAdapters(folders), champion=True)
     alone = routes | {
         "max_new_tokens": 16,
         "default": KeyedComposition((KeyedAdapter("bbbb"),)),
         "personas": {},
         "names": {"bbbb": "cluster-00"},
     }
-    tracker.register_router(STUDY, routes=alone, adapter_folders={"bbbb": folders["bbbb"]}, champion=False, model="cluster-00")
+    tracker.register_router(STUDY, routes=alone, adapters=HeldAdapters({"bbbb": folders["bbbb"]}), champion=False, model="cluster-00")
     return mlflow_server
 
 

@@ -12,6 +12,7 @@ import pytest
 import sqlalchemy as sa
 from mlflow import MlflowClient
 
+from clusterlora.adapters.held import HeldAdapters
 from clusterlora.adapters.weights import weights_sha256
 from clusterlora.errors import BadData, UnknownName
 from clusterlora.metadata import RegisteredChampion
@@ -176,7 +177,7 @@ def register(stores: Stores, name: str, digests: dict[str, str]) -> None:
     """Register the adapter as the study's own model."""
     folder = weights(stores).parent
     routes = plain(routes_to_the_adapter(name, digests))
-    stores.tracker.register_router(name, routes=routes, adapter_folders={KEY: folder}, champion=True)
+    stores.tracker.register_router(name, routes=routes, adapters=HeldAdapters({KEY: folder}), champion=True)
     assert findings_of(stores, name) == []
 
 

@@ -10,6 +10,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from browser.chromium import Tab
+from clusterlora.adapters.held import HeldAdapters
 from clusterlora.errors import BadSettings, ServiceDown, UnknownName
 from clusterlora.ports.tracker import TrialRun
 from clusterlora.settings import Study, prepared
@@ -309,7 +310,7 @@ def test_an_adapter_is_registered_once_per_key(
     folder = peft_folder(tmp_path / "trained")
     for key in ("aaaa", "aaaa", "bbbb"):
         routes = routes_to(key, study, tiny_base_folder)
-        tracker.register_router(study, routes=routes, adapter_folders={key: folder}, champion=False, model="cluster-00")
+        tracker.register_router(study, routes=routes, adapters=HeldAdapters({key: folder}), champion=False, model="cluster-00")
     versions = [v for v in tracker.versions(study) if v.name == f"{study}-cluster-00"]
     assert sorted((v.version, v.adapter_keys, v.whole) for v in versions) == [("1", ("aaaa",), True), ("2", ("bbbb",), True)]
     assert client.get_registered_model(f"{study}-cluster-00").aliases == {}, "nothing was compared, so nothing may be promoted"
@@ -320,7 +321,7 @@ def test_a_registered_model_holds_no_pickle_and_no_base_weights(
 ) -> None:
     folder = peft_folder(tmp_path / "trained")
     routes = routes_to("aaaa", study, tiny_base_folder)
-    tracker.register_router(study, routes=routes, adapter_folders={"aaaa": folder}, champion=False, model="unified")
+    tracker.register_router(study, routes=routes, adapters=HeldAdapters({"aaaa": folder}), champion=False, model="unified")
     path = Path(client.download_artifacts(parent(client, study).info.run_id, "models", str(tmp_path)))
     names = {file.name for file in path.rglob("*") if file.is_file()}
     assert {"routes.json", "adapter_model.safetensors", "adapter_config.json", "router_model.py", "MLmodel"} <= names
@@ -334,7 +335,7 @@ def test_the_champion_alias_moves_with_the_champion(
 
     def register(key: str, *, champion: bool) -> str:
         routes = routes_to(key, study, tiny_base_folder) | {"personas": {"p": KeyedComposition()}}
-        return tracker.register_router(study, routes=routes, adapter_folders={key: folder}, champion=champion)
+        return tracker.register_router(study, routes=routes, adapters=HeldAdapters({key: folder}), champion=champion)
 
     first = register("aaaa", champion=True)
     second = register("bbbb", champion=False)

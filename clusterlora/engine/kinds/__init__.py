@@ -1,8 +1,9 @@
 """The kinds of adapters, by the name that `recipe.kind` chooses them by."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from clusterlora.catalog import Catalog
 from clusterlora.engine.kinds.dora import Dora
@@ -14,6 +15,8 @@ from clusterlora.engine.kinds.rslora import RankStabilisedLora
 from clusterlora.errors import BadData
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from clusterlora.engine.stacked import Weights
 
 ADAPTER_KINDS: Catalog[AdapterKind] = Catalog(
@@ -39,10 +42,14 @@ def kind_of(folder: Path) -> AdapterKind:
         config = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise BadData(f"{folder} is not a PEFT adapter: {file.name} cannot be read ({error}); save it with save_pretrained") from error
+    return _kind_by(config, name=folder.name)
+
+
+def _kind_by(config: Mapping[str, Any], *, name: str) -> AdapterKind:
     for kind in ADAPTER_KINDS.values():
         if kind.describes(config):
             return kind
-    raise BadData(f"adapter {folder.name} is {config.get('peft_type')}; known kinds are {', '.join(ADAPTER_KINDS)}")
+    raise BadData(f"adapter {name} is {config.get('peft_type')}; known kinds are {', '.join(ADAPTER_KINDS)}")
 
 
 def read_weights(folder: Path) -> "Weights":
@@ -51,7 +58,21 @@ def read_weights(folder: Path) -> "Weights":
     Raises:
         BadData: as `kind_of`, or its weights are no safetensors, or hold what its kind does not.
     """
-    kind = kind_of(folder)
-    if not (folder / "adapter_model.safetensors").is_file():
-        raise BadData(f"{folder} has no adapter_model.safetensors; save it with save_pretrained, pickled weights are never loaded")
-    return kind.read(folder)
+    from safetensors.torch import load_file
+
+    from clusterlora.engine.stacked import Weights
+
+    kind_of(folder)
+    config, file = json.loads((folder / "adapter_config.json").read_bytes()), folder / "adapter_model.safetensors"
+    if not file.is_file():
+        raise BadData(f"{folder} has no {file.name}; save it with save_pretrained, pickled weights are never loaded")
+    return weights_of(config, load_file(file), name=folder.name) or Weights(peft_folder=folder)
+
+
+def weights_of(config: Mapping[str, Any], tensors: "Mapping[str, Tensor]", *, name: str) -> "Weights | None":
+    """Return what an adapter adds to its base, from what PEFT saves of it; None where PEFT alone can add it, from its folder.
+
+    Raises:
+        BadData: no kind is described by the configuration, or the tensors are not what its kind has; `name` is the adapter's in errors.
+    """
+    return _kind_by(config, name=name).weights_of(config, tensors, name=name)

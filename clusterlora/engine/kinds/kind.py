@@ -78,11 +78,13 @@ class AdapterKind(ABC):
     def initialise(self, model: "PeftModel", recipe: Recipe) -> None:  # noqa: B027
         """Set the new adapter of a PEFT model to what one of this recipe starts from; by default it stays as PEFT made it."""
 
-    def read(self, folder: Path) -> "Weights":
-        """Return what a PEFT folder adds to the base; by default PEFT adds the folder itself. Raises BadData."""
-        from clusterlora.engine.stacked import Weights
+    def weights_of(self, config: Mapping[str, Any], tensors: "Mapping[str, Tensor]", *, name: str) -> "Weights | None":  # noqa: ARG002
+        """Return what an adapter adds to the base, from what PEFT saves of it; None where PEFT alone can add it, from its folder.
 
-        return Weights(peft_folder=folder)
+        Raises:
+            BadData: the tensors are not what its kind has; `name` is the adapter's in errors.
+        """
+        return None
 
     def slot_group(self, recipe: Recipe) -> Hashable | None:  # noqa: ARG002
         """Return what adapters must agree in to share slots; None for a kind without slots."""

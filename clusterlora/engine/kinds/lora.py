@@ -1,7 +1,6 @@
 """LoRA: y = W x + s B A x with s = alpha / r. Source: Hu et al. 2021 (arXiv 2106.09685)."""
 
 from collections.abc import Hashable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clusterlora.engine.kinds.kind import AdapterKind, SlotRequest, Slots
@@ -10,6 +9,7 @@ from clusterlora.recipe import Recipe
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
+    from torch import Tensor
 
     from clusterlora.engine.backends import Backend
     from clusterlora.engine.base import BaseModel
@@ -37,12 +37,13 @@ class Lora(AdapterKind):
         """See `AdapterKind`."""
         set_initial_a(model, recipe)
 
-    def read(self, folder: Path) -> "Weights":
+    def weights_of(self, config: Mapping[str, Any], tensors: "Mapping[str, Tensor]", *, name: str) -> "Weights | None":
         """See `AdapterKind`."""
-        from clusterlora.engine.stacked import Weights, read_adapter
+        from clusterlora.engine.stacked import Weights, factors_of
 
         # PEFT also adapts embeddings and experts, which have no slots.
-        return super().read(folder) if _has_no_slots(folder) else Weights(read_adapter(folder))
+        has_no_slots = any("lora_embedding_" in one or ".experts." in one for one in tensors)
+        return None if has_no_slots else Weights(factors_of(config, tensors, name=name))
 
     def slot_group(self, recipe: Recipe) -> Hashable | None:
         """See `AdapterKind`."""
@@ -85,14 +86,6 @@ class Lora(AdapterKind):
             frozen_adapters=request.frozen_adapters,
             checkpointing=request.checkpointing,
         )
-
-
-def _has_no_slots(folder: Path) -> bool:
-    from safetensors import safe_open
-
-    with safe_open(folder / "adapter_model.safetensors", framework="pt") as tensors:
-        names = list(tensors.keys())
-    return any("lora_embedding_" in name or ".experts." in name for name in names)
 
 
 def variant_of_lora(config: Mapping[str, Any]) -> dict[str, bool] | None:

@@ -5,7 +5,6 @@ Alpha, dropout and target modules do not apply. Source: Li & Liang 2021 (arXiv 2
 
 import logging
 from collections.abc import Hashable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clusterlora.engine.kinds.kind import AdapterKind, SlotRequest, Slots
@@ -13,6 +12,7 @@ from clusterlora.recipe import Recipe
 
 if TYPE_CHECKING:
     from peft import PrefixTuningConfig
+    from torch import Tensor
 
     from clusterlora.engine.backends import Backend
     from clusterlora.engine.base import BaseModel
@@ -47,11 +47,11 @@ class Prefix(AdapterKind):
         """See `AdapterKind`."""
         return config.get("peft_type") == "PREFIX_TUNING"
 
-    def read(self, folder: Path) -> "Weights":
+    def weights_of(self, config: Mapping[str, Any], tensors: "Mapping[str, Tensor]", *, name: str) -> "Weights":  # noqa: ARG002
         """See `AdapterKind`."""
-        from clusterlora.engine.stacked import Weights, read_prefix
+        from clusterlora.engine.stacked import Weights, prefix_of
 
-        return Weights(prefix=read_prefix(folder))
+        return Weights(prefix=prefix_of(config, tensors))
 
     def slot_group(self, recipe: Recipe) -> Hashable | None:
         """See `AdapterKind`."""

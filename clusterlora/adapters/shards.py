@@ -1,0 +1,141 @@
+"""Many adapters of one form in a file: a shard, safetensors in which every tensor of a PEFT folder has one row more per adapter.
+
+Adapters of one recipe have the same configuration and the same tensors, so what a shard says of their form it says once, and any program
+that reads safetensors reads it. The header of the adapters' own files is kept in its metadata: a PEFT folder is given back byte for byte.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from clusterlora.errors import BadData
+from clusterlora.ports.adapter_store import CONFIG, AdapterFiles
+
+MOST_ADAPTERS = 128
+"""Adapters of a shard: so many may be finished and not stored yet, and 10,000 are some eighty files."""
+MOST_BYTES = 256 * 2**20
+"""Bytes of a shard, which is rewritten when an adapter leaves it."""
+
+_KEYS, _HEADER = "clusterlora.keys", "clusterlora.header"
+SUFFIX = ".safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """An opened shard: the keys of its adapters in the order of their rows, and where each tensor begins."""
+
+    file: Path
+    keys: tuple[str, ...]
+    config: bytes
+    header: bytes
+    """The length and the header with which each adapter's own file begins."""
+    rows: tuple[tuple[int, int], ...]
+    """(offset in the file, bytes of a row) of each tensor, in the order in which an adapter's own file has them."""
+
+    def read(self, key: str) -> AdapterFiles:
+        """Return an adapter as it was.
+
+        Raises:
+            BadData: the file is shorter than it says.
+            KeyError: it is not in this shard.
+        """
+        return next(self._read([self.keys.index(key)] if key in self.keys else _missing(key)))
+
+    def read_all(self) -> dict[str, AdapterFiles]:
+        """Return all adapters by key. Raises BadData as `read`."""
+        return dict(zip(self.keys, self._read(range(len(self.keys))), strict=True))
+
+    def _read(self, rows: Sequence[int]) -> Iterator[AdapterFiles]:
+        with self.file.open("rb") as opened:
+            for row in rows:
+                parts = [os.pread(opened.fileno(), size, offset + row * size) for offset, size in self.rows]
+                weights = b"".join((self.header, *parts))
+                if len(weights) != len(self.header) + sum(size for _, size in self.rows):
+                    raise BadData(f"shard {self.file} is cut short; its adapters are fetched or trained again")
+                yield AdapterFiles(self.config, weights)
+
+
+def _missing(key: str) -> Sequence[int]:
+    raise KeyError(key)
+
+
+def form_of(files: AdapterFiles) -> tuple[bytes, bytes]:
+    """Return what adapters of one shard have in common: configuration, and names, types and shapes of the tensors."""
+    return files.config, files.weights[: 8 + int.from_bytes(files.weights[:8], "little")]
+
+
+def in_shards(files_by_key: Mapping[str, AdapterFiles]) -> Iterator[dict[str, AdapterFiles]]:
+    """Yield adapters in the groups that a shard each holds: of one form, and neither too many nor too large."""
+    groups: dict[tuple[bytes, bytes], dict[str, AdapterFiles]] = {}
+    for key, files in files_by_key.items():
+        group = groups.setdefault(form_of(files), {})
+        group[key] = files
+        if len(group) == MOST_ADAPTERS or (len(group) + 1) * len(files.weights) > MOST_BYTES:
+            yield groups.pop(form_of(files))
+    yield from groups.values()
+
+
+def write_shard(file: Path, files_by_key: Mapping[str, AdapterFiles]) -> None:
+    """Write adapters of one form as a shard."""
+    (config, header), *others = {form_of(files) for files in files_by_key.values()}
+    assert not others, "adapters of several forms cannot be rows of the same tensors"
+    form = json.loads(header[8:])
+    names = sorted((name for name in form if name != "__metadata__"), key=lambda name: form[name]["data_offsets"])
+    n, offset, entries = len(files_by_key), 0, {}
+    for name in names:
+        begin, end = form[name]["data_offsets"]
+        entries[name] = form[name] | {"shape": [n, *form[name]["shape"]], "data_offsets": [offset, offset := offset + n * (end - begin)]}
+    metadata = {"format": "pt", _KEYS: json.dumps(list(files_by_key)), CONFIG: config.decode(), _HEADER: header[8:].decode()}
+    text = json.dumps({"__metadata__": metadata, **entries}).encode()
+    text += b" " * (-len(text) % 8)
+    with file.open("wb") as opened:
+        opened.write(len(text).to_bytes(8, "little") + text)
+        for name in names:
+            begin, end = (len(header) + at for at in form[name]["data_offsets"])
+            opened.writelines(files.weights[begin:end] for files in files_by_key.values())
+
+
+@lru_cache(maxsize=1024)
+def open_shard(file: Path) -> Shard:
+    """Return an opened shard. A file of this name never changes, so it is opened once.
+
+    Raises:
+        BadData: it is no shard, or it is cut short.
+    """
+    try:
+        return _opened(file)
+    except (ValueError, KeyError, TypeError, AttributeError) as problem:
+        raise BadData(f"{file} is no shard of adapters, or is damaged ({problem})") from problem
+
+
+def _opened(file: Path) -> Shard:
+    size = file.stat().st_size
+    with file.open("rb") as opened:
+        n_header = int.from_bytes(opened.read(8), "little")
+        if n_header > size - 8:
+            raise ValueError("its header is cut short")
+        entries = json.loads(opened.read(n_header))
+    metadata = entries.pop("__metadata__")
+    keys, own = tuple(json.loads(metadata[_KEYS])), metadata[_HEADER].encode()
+    form = {name: entry for name, entry in json.loads(own).items() if name != "__metadata__"}
+    names = sorted(form, key=lambda name: form[name]["data_offsets"])
+    rows = []
+    for name in names:
+        begin, end = entries[name]["data_offsets"]
+        (first, last), shape = form[name]["data_offsets"], entries[name]["shape"]
+        if end - begin != len(keys) * (last - first) or shape != [len(keys), *form[name]["shape"]]:
+            raise ValueError(f"tensor {name} is not one row per adapter")
+        rows.append((8 + n_header + begin, last - first))
+    if names and 8 + n_header + max(entries[name]["data_offsets"][1] for name in names) > size:
+        raise ValueError("its weights are cut short")
+    header = len(own).to_bytes(8, "little") + own
+    return Shard(file, keys, metadata[CONFIG].encode(), header, tuple(rows))
+
+
+def shard_in(folder: Path) -> Path | None:
+    """Return the shard that a folder holds where others hold a PEFT adapter; None where it holds none."""
+    files = [file for file in folder.iterdir() if file.suffix == SUFFIX]
+    return files[0] if len(files) == 1 and not (folder / CONFIG).exists() else None
