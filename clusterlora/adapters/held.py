@@ -3,6 +3,7 @@
 import json
 import shutil
 import tempfile
+import weakref
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,7 +30,7 @@ class HeldAdapters:
             shards: the file of the shard that holds an adapter, by key.
         """
         self._folders, self._shards = dict(folders or {}), dict(shards or {})
-        self._split: tempfile.TemporaryDirectory[str] | None = None
+        self._split: Path | None = None
 
     @classmethod
     def of_model(cls, folder: Path) -> "HeldAdapters":
@@ -80,8 +81,9 @@ class HeldAdapters:
         if key in self._folders:
             return self._folders[key]
         if self._split is None:
-            self._split = tempfile.TemporaryDirectory(prefix="clusterlora-adapters-")
-        folder = Path(self._split.name) / key
+            self._split = Path(tempfile.mkdtemp(prefix="clusterlora-adapters-"))
+            weakref.finalize(self, shutil.rmtree, self._split, ignore_errors=True)
+        folder = self._split / key
         if not folder.is_dir():
             folder.mkdir()
             self._files(key).write(folder)

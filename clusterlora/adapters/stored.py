@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from clusterlora.adapters.shards import SUFFIX, open_shard, shard_in, write_shard
 from clusterlora.adapters.weights import refuse_other_weights, weights_sha256
 from clusterlora.errors import BadData
+from clusterlora.ports.adapter_store import CONFIG, WEIGHTS, AdapterFiles
 from clusterlora.ports.run_log import RunLog
 from clusterlora.ports.stores import Stores
 from clusterlora.ports.study_store import StudyStore
@@ -55,16 +56,30 @@ def stored_weights(stores: Stores, key: str) -> "Weights":
     Raises:
         BadData: as `stored_folder`.
     """
+    bring(stores, key)
+    files = stores.adapters.from_shard(key)
+    weights = _weights(files, key) if files is not None else _of_folder(stored_folder(stores, key))
+    return _for_peft(stored_folder(stores, key)) if weights is None else weights
+
+
+def _weights(files: AdapterFiles, key: str) -> "Weights | None":
     from safetensors.torch import load
 
     from clusterlora.engine.kinds import weights_of
 
-    bring(stores, key)
-    if (files := stores.adapters.from_shard(key)) is not None:
-        weights = weights_of(json.loads(files.config), load(files.weights), name=key)
-        if weights is not None:
-            return weights
-    return _read_folder(stored_folder(stores, key))
+    return weights_of(json.loads(files.config), load(files.weights), name=key)
+
+
+@lru_cache(maxsize=256)
+def _of_folder(folder: Path) -> "Weights | None":
+    # Read whole: of a file that is mapped and then cut short, not even a page can be read any more.
+    return _weights(AdapterFiles((folder / CONFIG).read_bytes(), (folder / WEIGHTS).read_bytes()), folder.name)
+
+
+def _for_peft(folder: Path) -> "Weights":
+    from clusterlora.engine.stacked import Weights
+
+    return Weights(peft_folder=folder)
 
 
 def stored_config(stores: Stores, key: str) -> dict[str, Any]:
@@ -72,14 +87,7 @@ def stored_config(stores: Stores, key: str) -> dict[str, Any]:
     bring(stores, key)
     if (files := stores.adapters.from_shard(key)) is not None:
         return json.loads(files.config)
-    return json.loads((stored_folder(stores, key) / "adapter_config.json").read_bytes())
-
-
-@lru_cache(maxsize=256)
-def _read_folder(folder: Path) -> "Weights":
-    from clusterlora.engine.kinds import read_weights
-
-    return read_weights(folder)
+    return json.loads((stored_folder(stores, key) / CONFIG).read_bytes())
 
 
 def is_stored(stores: Stores, key: str) -> bool:

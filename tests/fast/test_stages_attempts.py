@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from clusterlora.adapters.weights import refuse_other_weights, weights_sha256
+from clusterlora.adapters.stored import stored_folder
+from clusterlora.adapters.weights import refuse_other_weights, sha256_in, weights_sha256
 from clusterlora.errors import OutOfMemory, ServiceDown
 from clusterlora.ports.run_log import SilentLog
 from clusterlora.ports.stores import Stores
@@ -19,8 +20,9 @@ from clusterlora.settings import (
     Study,
 )
 from clusterlora.stages.cluster import cluster_study
+from clusterlora.stages.keep import Keeper
 from clusterlora.stages.prepare import prepare_study
-from clusterlora.stages.train import keep, stored_folder, train_group
+from clusterlora.stages.train import train_group
 from clusterlora.stores.files import FileAdapterStore
 from tests.fixtures.memory import MemoryRun, MemoryTracker
 from tests.fixtures.stages import missing_groups, study_of_five
@@ -58,7 +60,7 @@ def test_a_finished_attempt_records_micro_batch_and_peak_memory_in_the_table_and
 def test_a_trained_adapter_is_recorded_with_the_digest_of_its_weights(study: Study, stores: Stores) -> None:
     train(study, stores, UNIFIED)
     (adapter,) = stores.studies.adapters(study.name)
-    folder = stores.adapters.local(adapter.key)
+    folder = stores.adapters.path(adapter.key)
     assert folder is not None
     assert adapter.weights_sha256 == weights_sha256(folder)
 
@@ -91,7 +93,10 @@ class _Keeping(MemoryTracker):
         uploaded = self.runs[run_id].uploads.get(path) if run_id in self.runs else None
         if uploaded is None:
             return False
-        shutil.copytree(uploaded, folder, dirs_exist_ok=True)
+        if uploaded.is_file():
+            shutil.copyfile(uploaded, folder / uploaded.name)
+        else:
+            shutil.copytree(uploaded, folder, dirs_exist_ok=True)
         return True
 
 
@@ -102,7 +107,7 @@ def machine(home: Path, stores: Stores, tracker: MemoryTracker) -> Stores:
         adapter = stores.studies.adapter(key)
         if adapter is None or adapter.uri is None or not tracker.download(adapter.uri, folder):
             return False
-        refuse_other_weights(key, adapter.weights_sha256, folder)
+        refuse_other_weights(key, adapter.weights_sha256, sha256_in(folder, key))
         return True
 
     return Stores(stores.studies, FileAdapterStore(home / "adapters", fetch), tracker, home)
@@ -140,8 +145,8 @@ def test_if_two_machines_finish_an_adapter_the_first_is_recorded(study: Study, s
     tracker = _Keeping()
     one, there = (machine(tmp_path / name, stores, tracker) for name in ("one", "other"))
     for on, folder in ((one, trained_here), (there, trained_there)):
-        with on.tracker.adapter_run(study.name, name="unified", params={}, tags={}) as run:
-            keep(study, adapter, folder, run, on)
+        with on.tracker.adapter_run(study.name, name="unified", params={}, tags={}) as run, Keeper(study, run, on) as keeper:
+            keeper.keep(adapter, folder)
     (recorded,) = stores.studies.adapters(study.name)
     for on in (one, there):
         assert recorded.weights_sha256 == weights_sha256(stored_folder(on, adapter.key)) == weights_sha256(trained_here)
@@ -155,7 +160,7 @@ def test_without_a_tracker_to_ask_the_record_of_weights_in_one_stays(study: Stud
     stores.studies.save_adapter(study.name, elsewhere, instead_of=adapter)
     cut_off = Stores(stores.studies, FileAdapterStore(tmp_path / "cut off"), MemoryTracker(), tmp_path / "cut off studies")
     train(study, cut_off, UNIFIED, number=2)
-    assert cut_off.adapters.local(adapter.key) is not None
+    assert cut_off.adapters.holds(adapter.key)
     assert stores.studies.adapter(adapter.key) == elsewhere
 
 

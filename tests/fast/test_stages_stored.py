@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from clusterlora.adapters.stored import folder_if_any, replace_damaged, stored_folder
+from clusterlora.adapters.stored import is_stored, replace_damaged, stored_folder
 from clusterlora.adapters.weights import weights_sha256
 from clusterlora.errors import BadData, ServiceDown
 from clusterlora.ports.run_log import SilentLog
@@ -71,7 +71,7 @@ def stores(tracker: Tracker, tmp_path: Path) -> Stores:
 
 
 def weights(stores: Stores, key: str = KEY) -> Path:
-    folder = stores.adapters.local(key)
+    folder = stores.adapters.path(key)
     assert folder is not None
     return folder / "adapter_model.safetensors"
 
@@ -116,8 +116,8 @@ def test_an_adapter_whose_only_copy_is_damaged_is_deleted_so_that_it_is_retraine
     with pytest.raises(BadData, match=rf"adapter-1 \({KEY}\) was damaged here, and nobody has another copy; run the study again"):
         stored_folder(stores, KEY)
     assert stores.studies.adapter(KEY) is None
-    assert stores.adapters.local(KEY) is None
-    assert folder_if_any(stores, KEY) is None
+    assert not stores.adapters.holds(KEY)
+    assert not is_stored(stores, KEY)
 
 
 def test_the_next_run_finds_damage_before_it_plans_its_trainings(stores: Stores) -> None:
@@ -125,7 +125,7 @@ def test_the_next_run_finds_damage_before_it_plans_its_trainings(stores: Stores)
         cut(0)(weights(stores, key))
     replace_damaged(STUDY, stores, SilentLog())
     assert [adapter.key for adapter in stores.studies.adapters(STUDY)] == [KEY], "what the tracker does not have is to be trained"
-    assert stored_folder(stores, KEY) == stores.adapters.local(KEY)
+    assert stored_folder(stores, KEY) == stores.adapters.path(KEY)
 
 
 def test_while_the_tracker_is_unavailable_nothing_is_changed(stores: Stores, tracker: Tracker) -> None:

@@ -140,8 +140,8 @@ def test_files_cut_at_any_length_are_never_taken_in(tmp_path: Path) -> None:
     for file, length in cut_files(offered):
         with pytest.raises(BadData, match=file.name):
             store.save(KEY, offered)
-        assert store.local(KEY) is None, f"{file.name} with {length} bytes"
-    assert store.save(KEY, offered) == store.local(KEY)
+        assert not store.holds(KEY), f"{file.name} with {length} bytes"
+    assert store.save(KEY, offered) == store.path(KEY)
 
 
 def test_a_copy_that_was_cut_gives_way_to_a_whole_one_and_is_set_aside(tmp_path: Path) -> None:
