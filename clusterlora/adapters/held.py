@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from clusterlora.adapters.shards import SUFFIX, in_shards, open_shard, write_shard
 from clusterlora.adapters.stored import bring, stored_folder
-from clusterlora.adapters.weights import weight_files, weights_sha256
+from clusterlora.adapters.weights import refuse_other_weights, weight_files, weights_sha256
 from clusterlora.errors import BadData
 from clusterlora.ports.adapter_store import AdapterFiles
 from clusterlora.ports.stores import Stores
@@ -64,15 +64,21 @@ class HeldAdapters:
         """Return the digest of an adapter, see `weights_sha256`. Raises BadData: it is damaged."""
         return weights_sha256(self._folders[key]) if key in self._folders else self._files(key).sha256
 
-    def weights(self, key: str) -> "Weights":
-        """Return what an adapter adds to its base. Raises BadData: it is damaged."""
+    def weights(self, key: str, sha256: str | None = None) -> "Weights":
+        """Return what an adapter adds to its base.
+
+        Raises:
+            BadData: it is damaged, or its digest is not `sha256`, where that is known.
+        """
         from safetensors.torch import load
 
         from clusterlora.engine.kinds import read_weights, weights_of
 
         if key in self._folders:
+            refuse_other_weights(key, sha256, self.sha256(key) if sha256 else "")
             return read_weights(self._folders[key])
         files = self._files(key)
+        refuse_other_weights(key, sha256, files.sha256 if sha256 else "")
         weights = weights_of(json.loads(files.config), load(files.weights), name=key)
         return read_weights(self.folder(key)) if weights is None else weights
 

@@ -98,21 +98,23 @@ def write_shard(file: Path, files_by_key: Mapping[str, AdapterFiles]) -> None:
             opened.writelines(files.weights[begin:end] for files in files_by_key.values())
 
 
-@lru_cache(maxsize=1024)
 def open_shard(file: Path) -> Shard:
-    """Return an opened shard. A file of this name never changes, so it is opened once.
+    """Return an opened shard, the same as long as the file is.
 
     Raises:
         BadData: it is no shard, or it is cut short.
+        FileNotFoundError: it is not there.
     """
+    stat = file.stat()
     try:
-        return _opened(file)
+        return _opened(file, (stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns))
     except (ValueError, KeyError, TypeError, AttributeError) as problem:
         raise BadData(f"{file} is no shard of adapters, or is damaged ({problem})") from problem
 
 
-def _opened(file: Path) -> Shard:
-    size = file.stat().st_size
+@lru_cache(maxsize=1024)
+def _opened(file: Path, stat: tuple[int, ...]) -> Shard:
+    _, size, *_ = stat
     with file.open("rb") as opened:
         n_header = int.from_bytes(opened.read(8), "little")
         if n_header > size - 8:

@@ -31,10 +31,14 @@ from clusterlora.engine.stacked import Weights
 class DecoderInference:
     """The `InferenceBackend` of a decoder with adapters in slots; slot 0 is the base model."""
 
-    def __init__(self, decoder: Decoder, weights: Sequence[Weights], *, end_ids: frozenset[int]) -> None:
-        """Load adapters without prefixes into the slots 1, 2, ... Raises BadData if one belongs to another base."""
+    def __init__(self, decoder: Decoder, weights: Sequence[Weights], *, end_ids: frozenset[int], n_resident: int | None = None) -> None:
+        """Load adapters without prefixes into the slots 1, 2, ..., `n_resident` of them at once, else all.
+
+        Raises:
+            BadData: one belongs to another base.
+        """
         self._decoder = decoder
-        self._slots = AdapterSlots(decoder, weights)
+        self._slots = AdapterSlots(decoder, weights, n_resident)
         self._end_ids = end_ids
 
     @torch.inference_mode()

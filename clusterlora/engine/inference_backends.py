@@ -37,17 +37,30 @@ class InferenceBackend(Protocol):
         ...
 
 
-def inference_backend(base: BaseModel, weights: Sequence[Weights]) -> InferenceBackend:
-    """Return a backend with these adapters in the slots 1, 2, ... Raises BadData if one belongs to another base."""
-    if any(adapter.peft_folder is not None for adapter in weights):
+def inference_backend(base: BaseModel, weights: Sequence[Weights], *, n_resident: int | None = None) -> InferenceBackend:
+    """Return a backend with these adapters in the slots 1, 2, ...
+
+    Args:
+        weights: where not all are in memory, read again whenever one is asked for.
+        n_resident: adapters that are in memory at once, more only if rows of a pass ask for more; by default all. Of bases that are not
+            written out, and of prefixes and kinds that PEFT alone can add, all are.
+
+    Raises:
+        BadData: one belongs to another base.
+    """
+    with_folder, with_prefix, names = False, False, set[str]()
+    for adapter in weights:
+        with_folder |= adapter.peft_folder is not None
+        with_prefix |= adapter.prefix is not None
+        names |= adapter.factors.keys()
+    if with_folder:
         return _PeftInference(base, weights)
     decoder = decoder_of(base.model)
-    names = {name for adapter in weights for name in adapter.factors} & {name for name, _ in base.model.named_modules()}
-    with_prefix = any(adapter.prefix is not None for adapter in weights)
+    names &= {name for name, _ in base.model.named_modules()}
     if with_prefix:
         refuse_spread_prefix(base.model)
     if decoder is not None and not with_prefix and not log_outside_blocks(decoder, names, "answering"):
-        return DecoderInference(decoder, weights, end_ids=base.end_ids)
+        return DecoderInference(decoder, weights, end_ids=base.end_ids, n_resident=n_resident)
     return _TransformersInference(base, weights)
 
 

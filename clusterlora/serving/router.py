@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import torch
 
@@ -30,6 +30,8 @@ from clusterlora.stores.routing_table import KeyedAdapter, KeyedComposition, Rou
 from clusterlora.values import Ranking, Turn, WeightedAdapter
 
 _BATCH_SIZE = 32
+MOST_RESIDENT = 256
+"""Compositions in memory at once, unless another number is given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +57,24 @@ class Request:
 
 
 class Router:
-    """A base model with every composition of a routing table in memory; it answers exactly as the study's evaluation did."""
+    """A base model with the compositions of a routing table; it answers exactly as the study's evaluation did.
 
-    def __init__(self, table: RoutingTable, adapters: HeldAdapters, *, device: str = "cpu", base: BaseModel | None = None) -> None:
-        """Load the base model, unless it is given, and all adapters.
+    Where there are more than are to be in memory, the one that was asked for least recently makes room for the next.
+    """
+
+    def __init__(
+        self,
+        table: RoutingTable,
+        adapters: HeldAdapters,
+        *,
+        device: str = "cpu",
+        base: BaseModel | None = None,
+        n_resident: int = MOST_RESIDENT,
+    ) -> None:
+        """Load the base model, unless it is given, and see that all adapters fit it.
+
+        Args:
+            n_resident: compositions that are in memory at once, more only if more are asked for together.
 
         Raises:
             ModelUnavailable: the base model is not available here, or has other weights than the adapters were trained on.
@@ -66,7 +82,6 @@ class Router:
         """
         if missing := sorted(table.keys - adapters.keys):
             raise BadData(f"the routes of study {table.study!r} name adapters that are not among the model's files: {', '.join(missing)}")
-        table.refuse_other_weights(adapters, table.keys)
         self._table = table
         model = table.model
         self._base = base or load_base(
@@ -78,11 +93,11 @@ class Router:
                 f"trained on {table.base_revision}; install that one"
             )
         self._encoder = prompt_encoder(self._base.tokenizer, table.model, remember=False)
-        weights_by_key = {key: adapters.weights(key) for key in sorted(table.keys)}
         compositions = sorted({c.adapters for c in (table.default, *table.personas.values()) if c.adapters}, key=str)
         # Slot 0 is the base model: no adapters.
         self._slot_by_adapters: dict[tuple[KeyedAdapter, ...], int] = {(): 0} | {c: slot for slot, c in enumerate(compositions, start=1)}
-        self._backend = inference_backend(self._base, [_weights(adapters, weights_by_key) for adapters in compositions])
+        weights = _Compositions(compositions, adapters, table.weights_sha256)
+        self._backend = inference_backend(self._base, weights if len(weights) > n_resident else list(weights), n_resident=n_resident)
         self._indices: dict[tuple[tuple[str, ...], Ranking], ExchangeIndex] = {}
         self._one_at_a_time = threading.Lock()
 
@@ -232,5 +247,21 @@ def _turn(number: int, message: Any) -> Turn:
         raise BadData(f"request {number}: message {problem}") from problem
 
 
-def _weights(adapters: Sequence[KeyedAdapter], weights_by_key: Mapping[str, Weights]) -> Weights:
-    return combined_weights([WeightedAdapter(adapter.key, adapter.weight) for adapter in adapters], weights_by_key.__getitem__)
+class _Compositions(Sequence[Weights]):
+    """Compositions, each read from the files of its adapters when it is asked for."""
+
+    def __init__(self, compositions: Sequence[Sequence[KeyedAdapter]], adapters: HeldAdapters, sha256_by_key: Mapping[str, str]) -> None:
+        self._compositions, self._adapters, self._sha256_by_key = compositions, adapters, sha256_by_key
+
+    def __len__(self) -> int:
+        return len(self._compositions)
+
+    @overload
+    def __getitem__(self, index: int) -> Weights: ...
+    @overload
+    def __getitem__(self, index: slice) -> "Sequence[Weights]": ...
+    def __getitem__(self, index: int | slice) -> "Weights | Sequence[Weights]":
+        if isinstance(index, slice):
+            return _Compositions(self._compositions[index], self._adapters, self._sha256_by_key)
+        weighted = [WeightedAdapter(adapter.key, adapter.weight) for adapter in self._compositions[index]]
+        return combined_weights(weighted, lambda key: self._adapters.weights(key, self._sha256_by_key.get(key)))

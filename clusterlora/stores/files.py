@@ -60,10 +60,9 @@ class FileAdapterStore:
             try:
                 return shard.read(key)
             except FileNotFoundError:
-                # Another process put a shard without some of its adapters in its place.
-                self._forget_shard(shard.file)
+                self._look_for_shards()
             except BadData:
-                self._set_aside(shard.file)
+                self._quarantine_shard(shard.file)
         return None
 
     def shard(self, key: str) -> Path | None:
@@ -125,7 +124,7 @@ class FileAdapterStore:
         try:
             return shard.read(key).sha256
         except FileNotFoundError:
-            self._forget_shard(shard.file)
+            self._look_for_shards()
             return self.sha256(key)
 
     def n_bytes(self, key: str) -> int:
@@ -148,7 +147,7 @@ class FileAdapterStore:
             try:
                 files = shard.read(key)
             except BadData:
-                return self._set_aside(shard.file)
+                return self._quarantine_shard(shard.file)
             make_folder(quarantined)
             files.write(quarantined)
             self._leave_shards([key])
@@ -260,15 +259,21 @@ class FileAdapterStore:
 
     def _shard(self, key: str) -> Shard | None:
         """Return the shard on this machine that holds an adapter."""
-        file = self._shard_by_key.get(self._folder(key).name)
-        if file is None:
+        if self._folder(key).name not in self._shard_by_key:
             self._look_for_shards()
-            file = self._shard_by_key.get(key)
-        return open_shard(file) if file else None
+        while (file := self._shard_by_key.get(key)) is not None:
+            try:
+                return open_shard(file)
+            except FileNotFoundError:
+                # Another process put a shard without some of its adapters in its place.
+                self._look_for_shards()
+            except BadData:
+                self._quarantine_shard(file)
+        return None
 
     def _look_for_shards(self) -> None:
         folder = self._root / _SHARDS
-        there = {folder / name for name in _names(folder) if name.endswith(SUFFIX)}
+        there = set(folder.glob(f"*{SUFFIX}"))
         for file in self._known_shards - there:
             self._forget_shard(file)
         for file in sorted(there - self._known_shards):
@@ -280,7 +285,7 @@ class FileAdapterStore:
         except FileNotFoundError:
             return
         except BadData:
-            self._set_aside(file)
+            self._quarantine_shard(file)
             return
         self._known_shards.add(file)
         for key in keys:
@@ -293,7 +298,7 @@ class FileAdapterStore:
         for other in others:
             self._know(other)
 
-    def _set_aside(self, file: Path) -> Path:
+    def _quarantine_shard(self, file: Path) -> Path:
         """Move a shard that cannot be read into quarantine: its adapters are fetched, or trained, again."""
         quarantined = self._root / _QUARANTINE / f"shard-{uuid.uuid4().hex[:8]}"
         make_folder(quarantined)
@@ -307,24 +312,25 @@ class FileAdapterStore:
 
     def _leave_shards(self, keys: Collection[str]) -> None:
         """Take adapters out of the shards that hold them: another file holds the others of each."""
+        leaving = set(keys)
         with self._one_at_a_time():
             self._look_for_shards()
             for file in sorted(self._known_shards):
-                shard = open_shard(file)
-                if set(keys).isdisjoint(shard.keys):
-                    continue
                 try:
-                    others = {key: files for key, files in shard.read_all().items() if key not in keys}
+                    shard = open_shard(file)
+                    if not leaving.isdisjoint(shard.keys):
+                        self._replace_shard(shard, {key: files for key, files in shard.read_all().items() if key not in leaving})
                 except BadData:
-                    self._set_aside(file)
-                    continue
-                if others:
-                    self._write_shard(others)
-                file.unlink()
-                sync(file.parent)
-                self._forget_shard(file)
+                    self._quarantine_shard(file)
         for key in keys:
             shutil.rmtree(self._root / _SPLIT / key, ignore_errors=True)
+
+    def _replace_shard(self, shard: Shard, others: Mapping[str, AdapterFiles]) -> None:
+        if others:
+            self._write_shard(others)
+        shard.file.unlink()
+        sync(shard.file.parent)
+        self._forget_shard(shard.file)
 
     @contextmanager
     def _one_at_a_time(self) -> Generator[None]:

@@ -91,12 +91,13 @@ def model_versions(client: MlflowClient, study: str) -> tuple[ModelVersion, ...]
         if registered.tags.get("study") != study or content is None or run_id is None:
             continue
         path = f"models/{registered.name}/{content}"
-        names = tuple(sorted(Path(file.path).name for file in _listed(client, run_id, f"{path}/artifacts/adapters")))
+        files = [Path(file.path) for file in _listed(client, run_id, f"{path}/artifacts/adapters")]
         has_model = f"{path}/MLmodel" in {file.path for file in _listed(client, run_id, path)}
         # Versions that were registered before shards have a folder per adapter.
-        whole = has_model and len(names) == int(registered.tags.get(_FILES, registered.tags["adapters"]))
-        has_shards = any(name.endswith(SUFFIX) for name in names)
-        keys = _keys_in_routes(client, run_id, f"{path}/artifacts/routes.json") if whole and has_shards else names
+        whole = has_model and len(files) == int(registered.tags.get(_FILES, registered.tags["adapters"]))
+        has_shards = any(file.suffix == SUFFIX for file in files)
+        in_routes = _keys_in_routes(client, run_id, f"{path}/artifacts/routes.json") if whole and has_shards else None
+        keys = tuple(sorted(file.name for file in files)) if in_routes is None else in_routes
         uri = f"runs:/{run_id}/{path}/artifacts"
         versions.append(ModelVersion(registered.name, str(registered.version), keys, whole, content, uri))
     return tuple(versions)

@@ -70,7 +70,7 @@ def offer_adapter(folder: Path, content: bytes) -> None:
         (offered / name).write_bytes(content)
         with pytest.raises(ClusterLoraError):
             FileAdapterStore(folder / "store").save("abc", offered)
-    assert FileAdapterStore(folder / "store").local("abc") is None
+    assert FileAdapterStore(folder / "store").path("abc") is None
     raise BadSettings("both were refused")
 
 
