@@ -13,7 +13,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 
 from clusterlora.adapters.held import HeldAdapters
-from clusterlora.adapters.weights import weights_sha256
+from clusterlora.adapters.shards import open_shard, write_shard
+from clusterlora.adapters.weights import adapter_files, weights_sha256
 from clusterlora.engine.attention import Heads
 from clusterlora.errors import BadData, ModelUnavailable
 from clusterlora.models.base import base_revision, load_base
@@ -249,3 +250,45 @@ def test_people_with_different_stacks_are_answered_in_one_batch(router: Router, 
     monkeypatch.setattr(Heads, "attend", counting)
     router.answer([ask("ann", max_new_tokens=1), ask("cas", max_new_tokens=1), ask("a stranger", max_new_tokens=1)])
     assert rows == [3] * router._base.model.config.num_hidden_layers
+
+
+def in_a_shard(folders: dict[str, Path], tmp_path: Path, n: int) -> tuple[HeldAdapters, dict[str, str]]:
+    """Return `n` adapters with the weights of two of one form, in turns, in one shard; and their digests."""
+    files = [adapter_files(folders[key]) for key in ("aaaa", "same")]
+    by_key = {f"key{i:02d}": one for i in range(n) if (one := files[i % 2]) is not None}
+    write_shard(tmp_path / "shard.safetensors", by_key)
+    held = HeldAdapters({}, dict.fromkeys(by_key, tmp_path / "shard.safetensors"))
+    return held, {key: held.sha256(key) for key in by_key}
+
+
+@pytest.fixture
+def many(table: RoutingTable, folders: dict[str, Path], tiny_base_folder: Path, tmp_path: Path) -> tuple[RoutingTable, HeldAdapters]:
+    """Twelve people with an adapter of their own, in one shard."""
+    same_form = random_adapter(tiny_base_folder, tmp_path / "same", seed=7, rank=2)
+    held, digests = in_a_shard({**folders, "same": same_form}, tmp_path, 12)
+    personas = {f"p{i:02d}": KeyedComposition((KeyedAdapter(key),)) for i, key in enumerate(sorted(held.keys))}
+    return replace(table, personas=personas, default=KeyedComposition(), names={}, weights_sha256=digests), held
+
+
+@pytest.mark.parametrize("n_resident", [1, 5])
+def test_adapters_that_come_and_go_answer_as_when_all_are_in_memory(many: tuple[RoutingTable, HeldAdapters], n_resident: int) -> None:
+    table, held = many
+    everybody = [*table.personas, "nobody"]
+    batches = [everybody, everybody[::-3], [everybody[0]], ["p03", "nobody", "p03"], everybody]
+    resident, paged = Router(table, held), Router(table, held, n_resident=n_resident)
+    for batch in batches:
+        requests = [ask(persona_id) for persona_id in batch]
+        assert paged.answer(requests) == resident.answer(requests)
+    answers = {answer["text"] for answer in resident.answer([ask(persona_id) for persona_id in everybody])}
+    assert len(answers) == 3, "the two adapters and the base answer each in their own way"
+
+
+def test_a_row_that_changed_after_loading_is_refused_when_it_comes_into_memory(
+    many: tuple[RoutingTable, HeldAdapters], tmp_path: Path
+) -> None:
+    table, held = many
+    router = Router(table, held, n_resident=2)
+    file = tmp_path / "shard.safetensors"
+    write_shard(file, {key: open_shard(file).read(other) for key, other in zip(sorted(held.keys), sorted(held.keys)[1:], strict=False)})
+    with pytest.raises(BadData, match="adapter key05 has SHA-256"):
+        router.answer([ask("p05")])

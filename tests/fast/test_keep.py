@@ -1,0 +1,113 @@
+"""Adapters of single people are saved together, and none that was trained is lost when a training ends early."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clusterlora.adapters.stored import stored_folder, stored_weights
+from clusterlora.adapters.weights import weights_sha256
+from clusterlora.engine import training
+from clusterlora.engine.kinds import read_weights
+from clusterlora.errors import BadData
+from clusterlora.ports.run_log import SilentLog
+from clusterlora.ports.stores import Stores
+from clusterlora.requests import TrainingGroup, TrainRequest
+from clusterlora.settings import Study
+from clusterlora.stages.keep import Keeper
+from clusterlora.stages.train import train_group
+from clusterlora.values import TrainedAdapter
+from tests.fixtures.memory import MemoryTracker
+from tests.fixtures.stages import plan_of, study_of_five
+
+pytestmark = pytest.mark.whole
+
+
+@pytest.fixture
+def study(tiny_base_folder: Path, stores: Stores) -> Study:
+    return study_of_five(tiny_base_folder, stores)
+
+
+def people(study: Study, stores: Stores) -> tuple[str, ...]:
+    return tuple(spec.name for spec in plan_of(study, stores).methods["per_persona"].adapters)
+
+
+def train(study: Study, stores: Stores, names: Sequence[str], number: int = 1) -> None:
+    group = TrainingGroup("fan-out-1-of-1", "per-persona", tuple(names))
+    train_group(TrainRequest(study_name=study.name, group=group, micro_batch=2, attempt=number), stores, SilentLog())
+
+
+def shards(stores: Stores, adapters: Sequence[TrainedAdapter]) -> set[Path | None]:
+    return {stores.adapters.shard(adapter.key) for adapter in adapters}
+
+
+def test_adapters_of_single_people_are_one_file_here_and_one_in_the_tracker(study: Study, stores: Stores) -> None:
+    train(study, stores, ["unified", *people(study, stores)])
+    adapters = stores.studies.adapters(study.name)
+    unified, of_people = [a for a in adapters if a.name == "unified"], [a for a in adapters if a.name != "unified"]
+    assert len(of_people) == 5
+    (file,) = shards(stores, of_people)
+    assert file is not None
+    (uri,) = {adapter.uri for adapter in of_people}
+    assert uri is not None
+    assert uri.endswith(f"adapters/{file.name}")
+    assert isinstance(stores.tracker, MemoryTracker)
+    (run,) = (run for run in stores.tracker.runs.values() if "training_group" in run.tags)
+    assert {path for path in run.uploads if path.startswith("adapters/")} == {"adapters/unified", f"adapters/{file.name}"}
+    assert shards(stores, unified) == {None}
+    exposed = sorted(path.name for path in (stores.folder(study.name) / "models").rglob("*") if path.is_dir())
+    assert exposed == ["unified"], "people's folders are made when somebody asks for them"
+    for adapter in adapters:
+        assert adapter.weights_sha256 == weights_sha256(stored_folder(stores, adapter.key))
+        read, own = stored_weights(stores, adapter.key).factors, read_weights(stored_folder(stores, adapter.key)).factors
+        assert {name: (a.tolist(), b.tolist()) for name, (a, b) in read.items()} == {
+            name: (a.tolist(), b.tolist()) for name, (a, b) in own.items()
+        }
+
+
+def test_what_is_finished_is_kept_when_the_others_fail(study: Study, stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = people(study, stores)
+    trained = training.train
+
+    def fails_after_two(*arguments: Any, **options: Any) -> Any:
+        for number, result in enumerate(trained(*arguments, **options)):
+            if number == 2:
+                raise OSError("the disk is gone")
+            yield result
+
+    monkeypatch.setattr(training, "train", fails_after_two)
+    with pytest.raises(OSError, match="the disk is gone"):
+        train(study, stores, names)
+    kept = stores.studies.adapters(study.name)
+    assert len(kept) == 2
+    monkeypatch.undo()
+    train(study, stores, names, number=2)
+    assert {adapter.name for adapter in stores.studies.adapters(study.name)} == set(names)
+    assert {adapter for adapter in stores.studies.adapters(study.name) if adapter.name in {one.name for one in kept}} == set(kept)
+
+
+def test_what_a_killed_process_had_trained_and_not_stored_is_taken_over(
+    study: Study, stores: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = people(study, stores)
+    monkeypatch.setattr(Keeper, "_save_together", lambda _: None)
+    with pytest.raises(BadData):
+        # The samples ask for what was not stored; a process that is killed does not even get there.
+        train(study, stores, names)
+    assert stores.studies.adapters(study.name) == ()
+    monkeypatch.undo()
+    asked: list[int] = []
+    trained = training.train
+
+    def counted(base: Any, jobs: Sequence[Any], **options: Any) -> Any:
+        asked.append(len(jobs))
+        return trained(base, jobs, **options)
+
+    monkeypatch.setattr(training, "train", counted)
+    train(study, stores, names, number=2)
+    assert asked == [0], "nothing is trained again"
+    adapters = stores.studies.adapters(study.name)
+    assert {adapter.name for adapter in adapters} == set(names)
+    assert all(adapter.steps > 0 and adapter.last_loss > 0 for adapter in adapters)
+    assert stores.adapters.scratch_keys() == ()
