@@ -1,4 +1,6 @@
-"""Serving requests of different personas: the router against plain PEFT in one process, or with --http servers at work for many clients."""
+"""Serving requests of different personas: the router against plain PEFT in one process, with --http servers at work for many clients, with
+--people a router for more people than it holds in memory.
+"""
 
 import argparse
 import json
@@ -12,10 +14,11 @@ from typing import Any
 import torch
 from peft import PeftModel
 
-from benchmarks import serving_http
+from benchmarks import serving_http, serving_many
 from benchmarks.subjects import load_subject, write_adapters
 from clusterlora.adapters.held import HeldAdapters
 from clusterlora.models.base import base_revision, load_base
+from clusterlora.serving import MOST_RESIDENT
 from clusterlora.serving.router import Router
 from clusterlora.settings import PreparedModel
 from clusterlora.stores.routing_table import KeyedAdapter, KeyedComposition, RoutingTable
@@ -93,10 +96,22 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--http", action="store_true", help="Ask servers: clusterlora serve, mlflow models serve, and plain PEFT.")
     parser.add_argument("--clients", type=int, default=8, help="Requests that are under way at once, with --http.")
+    parser.add_argument("--people", type=int, help="So many people, of whom few ask often and most seldom; --resident are in memory.")
+    parser.add_argument("--resident", type=int, default=MOST_RESIDENT)
     parser.add_argument("--out", type=Path, help="Folder for serving.json.")
     options = parser.parse_args()
     sizes = {name: getattr(options, name) for name in ("adapters", "requests", "max_new_tokens", "repetitions")}
-    if options.http:
+    if options.people:
+        result = serving_many.measure(
+            lambda keys: _table(options.model, keys, options.max_new_tokens),
+            model=options.model,
+            people=options.people,
+            resident=options.resident,
+            requests=options.requests,
+            max_new_tokens=options.max_new_tokens,
+            question=QUESTION,
+        )
+    elif options.http:
         system = {"role": "system", "content": PreparedModel().system_prompt}
         result = serving_http.measure(
             lambda keys: _table(options.model, keys, options.max_new_tokens),
@@ -110,7 +125,7 @@ def main() -> None:
         result = measure(options.model, **sizes)
     text = json.dumps(result, indent=2)
     if options.out:
-        (options.out / f"serving{'-http' if options.http else ''}.json").write_text(text + "\n")
+        (options.out / f"serving{'-people' if options.people else '-http' if options.http else ''}.json").write_text(text + "\n")
     print(text)
     if options.http:
         print(serving_http.as_table(result))

@@ -31,6 +31,7 @@ from clusterlora.cli.registry import registry
 from clusterlora.cli.serve import serve
 from clusterlora.cli.services import down, up
 from clusterlora.cli.study import study
+from clusterlora.cli.study_adapters import adapters
 from clusterlora.cli.study_diff import diff
 from clusterlora.cli.verify import verify
 from clusterlora.errors import ClusterLoraError, printable
@@ -76,7 +77,7 @@ def cli(debug: bool) -> None:
         os.environ.setdefault("TQDM_DISABLE", "1")
 
 
-for command in (cost, diff, privacy, prune, refresh, verify):
+for command in (adapters, cost, diff, privacy, prune, refresh, verify):
     study.add_command(command)
 _COMMANDS = (
     *(study, train, evaluate, compare, merge, assign, persona, chat, serve, up, down, doctor, models, registry, data),

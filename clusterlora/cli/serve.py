@@ -11,6 +11,7 @@ import click
 
 from clusterlora.cli.local_stores import open_registry
 from clusterlora.cli.progress import echo_stderr
+from clusterlora.serving import MOST_RESIDENT
 
 _EXAMPLES = """\b
 Examples:
@@ -29,6 +30,13 @@ Examples:
 @click.option("--no-key", is_flag=True, help="Answer without a key; on loopback only.")
 @click.option("--slots", type=click.IntRange(min=1), default=16, show_default=True, help="Requests that are answered at once.")
 @click.option("--queue", type=click.IntRange(min=1), default=256, show_default=True, help="Requests that may wait for a slot.")
+@click.option(
+    "--resident",
+    type=click.IntRange(min=1),
+    default=MOST_RESIDENT,
+    show_default=True,
+    help="Adapters in memory at once; others are read from disk when somebody asks for them.",
+)
 @click.option("--rate", type=click.IntRange(min=1), help="Requests per minute and key.  [default: any]")
 @click.option("--max-body", type=click.IntRange(min=1024), default=1 << 20, show_default=True, help="Bytes of a request at most.")
 @click.option("--watch", type=click.FloatRange(min=0.1), default=10.0, show_default=True, help="Seconds between looks at a moved alias.")
@@ -45,6 +53,7 @@ def serve(
     no_key: bool,
     slots: int,
     queue: int,
+    resident: int,
     rate: int | None,
     max_body: int,
     watch: float,
@@ -74,7 +83,7 @@ def serve(
     )
     folder = Path(model) if (Path(model) / "routes.json").is_file() else None
     listener = listen(settings, has_keys=not no_key)
-    source = FolderSource(folder) if folder is not None else RegistrySource(open_registry(), model)
+    source = FolderSource(folder, n_resident=resident) if folder else RegistrySource(open_registry(), model, n_resident=resident)
     file = key_file or Path(os.environ.get("CLUSTERLORA_HOME", "studies")).resolve() / ".serving" / "api-keys"
     keys = None if no_key else load_or_create_keys(file)
     echo_stderr(f"loading {model}")

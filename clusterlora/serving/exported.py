@@ -7,6 +7,7 @@ from typing import Any
 from clusterlora.adapters.held import HeldAdapters
 from clusterlora.errors import BadData
 from clusterlora.models.base import base_revision
+from clusterlora.serving import MOST_RESIDENT
 from clusterlora.serving.elsewhere import BASE_FOLDER
 from clusterlora.serving.export import BASE_ROUTE, adapter_digest
 from clusterlora.serving.router import Router, usual_device
@@ -15,7 +16,7 @@ from clusterlora.stores.json_codec import from_plain, plain
 from clusterlora.stores.routing_table import KeyedAdapter, KeyedComposition, RoutingTable
 
 
-def router_of_export(folder: Path) -> Router:
+def router_of_export(folder: Path, *, n_resident: int = MOST_RESIDENT) -> Router:
     """Return the router of an exported folder; it answers as the registered model did.
 
     Raises:
@@ -37,7 +38,7 @@ def router_of_export(folder: Path) -> Router:
     for route, adapter in folders.items():
         if not adapter.is_dir() or not route.endswith(f"-{adapter_digest(adapter)}"):
             raise BadData(f"{adapter} is missing or is not what was exported; export the model again")
-    return Router(table, HeldAdapters(folders), device=usual_device())
+    return Router(table, HeldAdapters(folders), device=usual_device(), n_resident=n_resident)
 
 
 def _table(folder: Path, routes: dict[str, Any]) -> RoutingTable:

@@ -15,6 +15,7 @@ from clusterlora.engine.continuous_batch import continuous_batch
 from clusterlora.engine.decoder_inference import DecoderInference
 from clusterlora.engine.memory import free_cached_memory, is_allocation_failure
 from clusterlora.errors import BadData, BadSettings
+from clusterlora.serving import MOST_RESIDENT
 from clusterlora.serving.exported import router_of_export
 from clusterlora.serving.router import Prepared, Request, Router, usual_device
 from clusterlora.serving.scheduler import Busy, Closed, Scheduler
@@ -51,9 +52,8 @@ class Source(Protocol):
 class RegistrySource:
     """A registered model by a reference, whose alias may move."""
 
-    def __init__(self, registry: Registry, reference: str) -> None:
-        self._registry = registry
-        self._reference = reference
+    def __init__(self, registry: Registry, reference: str, *, n_resident: int = MOST_RESIDENT) -> None:
+        self._registry, self._reference, self._n_resident = registry, reference, n_resident
 
     def version(self) -> str:
         """See `Source`."""
@@ -67,7 +67,8 @@ class RegistrySource:
         table = read_routing_table((artifacts / "routes.json").read_text(encoding="utf-8"))
         adapters = HeldAdapters.of_model(artifacts / "adapters")
         base = previous.base if previous is not None and _can_lend(previous, table.model, table.base_revision) else None
-        return Loaded(chosen.name, version, Router(table, adapters, device=usual_device(), base=base))
+        router = Router(table, adapters, device=usual_device(), base=base, n_resident=self._n_resident)
+        return Loaded(chosen.name, version, router)
 
 
 def _can_lend(previous: Router, model: object, revision: str) -> bool:
@@ -79,8 +80,8 @@ def _can_lend(previous: Router, model: object, revision: str) -> bool:
 class FolderSource:
     """A folder that `registry export` has written; it has one version."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, *, n_resident: int = MOST_RESIDENT) -> None:
+        self._folder, self._n_resident = folder, n_resident
 
     def version(self) -> str:
         """See `Source`."""
@@ -88,7 +89,7 @@ class FolderSource:
 
     def load(self, version: str, folder: Path, previous: Router | None) -> Loaded:  # noqa: ARG002
         """See `Source`."""
-        router = router_of_export(self._folder)
+        router = router_of_export(self._folder, n_resident=self._n_resident)
         return Loaded(router.table.study, version, router)
 
 

@@ -26,12 +26,11 @@ from clusterlora.models.base import load_base
 from clusterlora.models.embedding import load_embedder
 from clusterlora.models.revision import is_same_base
 from clusterlora.ports.embedder import Embedder
+from clusterlora.serving import MOST_RESIDENT
 from clusterlora.stores.routing_table import KeyedAdapter, KeyedComposition, RoutingTable, read_routing_table
 from clusterlora.values import Ranking, Turn, WeightedAdapter
 
 _BATCH_SIZE = 32
-MOST_RESIDENT = 256
-"""Compositions in memory at once, unless another number is given."""
 
 
 @dataclass(frozen=True, slots=True)

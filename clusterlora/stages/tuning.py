@@ -91,5 +91,5 @@ def _expose_kept(state: StudyState, stores: Stores) -> None:
     """Copy adapters of the plan that a trial has trained to where a person finds them."""
     plan = work_plan(state)
     for name, adapter in trained_adapters(state, plan).items():
-        if adapter.spec.is_trial:
+        if adapter.spec.is_trial and not plan.specs[name].is_one_of_many:
             expose(stores, state.name, plan.specs[name], stored_folder(stores, adapter.key))

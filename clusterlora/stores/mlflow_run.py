@@ -44,10 +44,9 @@ def delete_artifacts(client: MlflowClient, run_id: str, path: str) -> None:
 
 
 def has_artifacts(client: MlflowClient, run_id: str, path: str) -> bool:
-    """Return whether a run has a folder or a file of this path among its artifacts."""
-    return bool(client.list_artifacts(run_id, path)) or path in {
-        file.path for file in client.list_artifacts(run_id, str(PurePosixPath(path).parent))
-    }
+    """Return whether a run has a file of this path among its artifacts, or a folder that is not empty."""
+    beside = client.list_artifacts(run_id, str(PurePosixPath(path).parent))
+    return any(file.path == path and not file.is_dir for file in beside) or bool(client.list_artifacts(run_id, path))
 
 
 class MlflowRun:

@@ -10,11 +10,12 @@ from clusterlora.adapters.stored import stored_folder, stored_weights
 from clusterlora.adapters.weights import weights_sha256
 from clusterlora.engine import training
 from clusterlora.engine.kinds import read_weights
-from clusterlora.errors import BadData
+from clusterlora.errors import BadData, UnknownName
 from clusterlora.ports.run_log import SilentLog
 from clusterlora.ports.stores import Stores
 from clusterlora.requests import TrainingGroup, TrainRequest
 from clusterlora.settings import Study
+from clusterlora.stages.adapter_folders import write_adapter_folders
 from clusterlora.stages.keep import Keeper
 from clusterlora.stages.train import train_group
 from clusterlora.values import TrainedAdapter
@@ -111,3 +112,19 @@ def test_what_a_killed_process_had_trained_and_not_stored_is_taken_over(
     assert {adapter.name for adapter in adapters} == set(names)
     assert all(adapter.steps > 0 and adapter.last_loss > 0 for adapter in adapters)
     assert stores.adapters.scratch_keys() == ()
+
+
+def test_folders_of_single_people_are_written_when_somebody_asks(study: Study, stores: Stores, tmp_path: Path) -> None:
+    with pytest.raises(BadData, match="no trained adapters of single people; its methods are unified, per_persona"):
+        write_adapter_folders(study.name, tmp_path / "out", stores)
+    train(study, stores, ["unified", *people(study, stores)])
+    written = write_adapter_folders(study.name, tmp_path / "out", stores)
+    assert sorted(one.name for one in written) == sorted(people(study, stores))
+    assert {one.folder for one in written} == {path.parent for path in (tmp_path / "out").rglob("adapter_config.json")}
+    assert all(weights_sha256(one.folder) == stores.adapters.sha256(one.key) for one in written)
+    first, *_ = stores.studies.dataset(study.name).ids
+    (own,) = write_adapter_folders(study.name, tmp_path / "own", stores, persona_id=first)
+    assert own.persona_ids == (first,)
+    assert len(list((tmp_path / "own").rglob("adapter_model.safetensors"))) == 1
+    with pytest.raises(UnknownName, match="nobody called 'zoe'"):
+        write_adapter_folders(study.name, tmp_path / "out", stores, persona_id="zoe")

@@ -23,6 +23,7 @@ from clusterlora.recipe import MOST_LEARNING_RATE, Recipe
 from clusterlora.requests import EvaluationRequest
 from clusterlora.results.tuning import trial_rows, tuning_sentence
 from clusterlora.settings import Study
+from clusterlora.stages.adapter_folders import write_adapter_folders
 from clusterlora.stages.cluster import cluster_study
 from clusterlora.stages.compare import compare_study
 from clusterlora.stages.evaluate import evaluate
@@ -99,8 +100,9 @@ def test_nothing_is_trained_twice_and_a_persons_trial_becomes_its_adapter(tuned:
     mine = trained_adapters(state, work_plan(state))
     reused = [name for name, adapter in mine.items() if adapter.spec.is_trial]
     assert any(name.startswith("persona-") for name in reused)
-    folder = tuned_stores.folder(tuned.name) / "models" / "personas"
-    assert len(list(folder.iterdir())) == 4
+    written = write_adapter_folders(tuned.name, tuned_stores.folder(tuned.name) / "models", tuned_stores)
+    assert {one.name for one in written} == {name for name in mine if work_plan(state).specs[name].is_one_of_many}
+    assert len(written) >= 4
 
 
 def tracker(stores: Stores) -> MemoryTracker:
