@@ -1,15 +1,11 @@
 """Duplicate dialogues: equal after normalising case, space and punctuation, or with nearly the same set of words."""
 
-import math
 import re
 import unicodedata
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
+from clusterlora.data.near_sets import NearSets, WordNumbers
 from clusterlora.values import Dialogue
-
-NEAR = 0.9
-"""Jaccard similarity of word sets from which two dialogues of one persona count as near duplicates."""
 
 _WORD = re.compile(r"\w+")
 
@@ -36,8 +32,12 @@ def duplicate_groups(dialogues: Sequence[Dialogue], *, labelled: bool = False) -
     for position, text in enumerate(texts):
         groups.union(first_with_text.setdefault(text, position), position)
     distinct = sorted(first_with_text.values())
-    for left, right in _near_pairs([frozenset(texts[position].split()) for position in distinct]):
-        groups.union(distinct[left], distinct[right])
+    words = WordNumbers()
+    word_sets = [words.numbers(texts[position].split()) for position in distinct]
+    index = NearSets(word_sets)
+    for position, word_set in zip(distinct, word_sets, strict=True):
+        for near in index.near(word_set):
+            groups.union(distinct[near], position)
     return groups.groups()
 
 
@@ -69,21 +69,3 @@ class UnionFind:
         while self._parent[position] != position:
             self._parent[position] = position = self._parent[self._parent[position]]
         return position
-
-
-def _near_pairs(word_sets: Sequence[frozenset[str]]) -> Iterator[tuple[int, int]]:
-    """Yield the pairs with a Jaccard similarity of at least NEAR.
-
-    Two such sets share one of the rarest words of each, so only sets that share one are compared.
-    Source: Bayardo, Ma & Srikant 2007, prefix filtering.
-    """
-    frequency = Counter(word for word_set in word_sets for word in word_set)
-    positions_by_word: dict[str, list[int]] = {}
-    for position, word_set in enumerate(word_sets):
-        rarest = sorted(word_set, key=lambda word: (frequency[word], word))[: len(word_set) - math.ceil(NEAR * len(word_set) - 1e-9) + 1]
-        for candidate in {other for word in rarest for other in positions_by_word.get(word, ())}:
-            common = len(word_set & word_sets[candidate])
-            if common >= NEAR * (len(word_set) + len(word_sets[candidate]) - common):
-                yield candidate, position
-        for word in rarest:
-            positions_by_word.setdefault(word, []).append(position)

@@ -7,12 +7,12 @@ from collections import Counter
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 
-from clusterlora.data.duplicates import NEAR, normalised_text
+from clusterlora.data.duplicates import normalised_text
+from clusterlora.data.near_sets import NearSets, WordNumbers, WordSet
 from clusterlora.values import Dialogue, Persona
 
 _LEAST_WORDS = 3
-_BLOCK = 512
-"""Dialogues compared at a time: a block of 512 with 10,000 others takes 20 MB."""
+_ENOUGH_OWNERS = 2
 
 
 def own_words(personas: Sequence[Persona]) -> frozenset[str]:
@@ -47,30 +47,19 @@ def near_twins(personas: Sequence[Persona]) -> tuple[tuple[str, str], ...]:
 
     Near is a Jaccard similarity of 0.9 of the sets of words, as for near duplicates within a persona.
     """
-    import numpy as np  # imported late: --help and reading data need neither
-    from scipy.sparse import csr_array
+    words = WordNumbers()
+    owners_by_set: dict[WordSet, set[str]] = {}
+    for persona in personas:
+        for dialogue in persona.of_split("train"):
+            owners = owners_by_set.setdefault(words.numbers(normalised_text(dialogue).split()), set())
+            # Two are enough: whoever asks is one of them at most.
+            if len(owners) < _ENOUGH_OWNERS:
+                owners.add(persona.id)
+    learnt = tuple(owners_by_set)
+    index = NearSets(learnt)
 
-    test = [(persona.id, d) for persona in personas for d in persona.of_split("test")]
-    train = [(persona.id, d) for persona in personas for d in persona.of_split("train")]
-    if not test or not train:
-        return ()
-    number_by_word: dict[str, int] = {}
+    def somebody_else_learns(persona_id: str, dialogue: Dialogue) -> bool:
+        near = index.near(words.numbers(normalised_text(dialogue).split()))
+        return any(owners_by_set[learnt[position]] - {persona_id} for position in near)
 
-    def matrix(dialogues: Sequence[tuple[str, Dialogue]]) -> "csr_array":
-        rows = [sorted({number_by_word.setdefault(w, len(number_by_word)) for w in normalised_text(d).split()}) for _, d in dialogues]
-        ends = np.cumsum([0, *map(len, rows)])
-        columns = np.array([number for row in rows for number in row], dtype=np.int64)
-        return csr_array((np.ones(len(columns), np.float32), columns, ends), shape=(len(rows), len(number_by_word)))
-
-    learnt, scored = matrix(train), matrix(test)
-    learnt.resize(len(train), len(number_by_word))
-    n_learnt, n_scored = (np.asarray(m.sum(axis=1)).ravel() for m in (learnt, scored))
-    owner = np.array([persona_id for persona_id, _ in train])
-    found: list[tuple[str, str]] = []
-    for start in range(0, len(test), _BLOCK):
-        common = (scored[start : start + _BLOCK] @ learnt.T).toarray()
-        union = n_scored[start : start + _BLOCK, None] + n_learnt - common
-        other = owner != np.array([persona_id for persona_id, _ in test[start : start + _BLOCK]])[:, None]
-        hits = ((common >= NEAR * union - 1e-6) & other).any(axis=1)
-        found += [(persona_id, d.id) for (persona_id, d), hit in zip(test[start : start + _BLOCK], hits, strict=True) if hit]
-    return tuple(found)
+    return tuple((p.id, d.id) for p in personas for d in p.of_split("test") if somebody_else_learns(p.id, d))

@@ -194,7 +194,8 @@ def test_near_twins_in_somebody_elses_train_split_are_counted_and_named(tmp_path
 
 def expected_twins(dataset: Dataset) -> int:
     """Return the number of near twins, by comparing every pair."""
-    from clusterlora.data.duplicates import NEAR, normalised_text
+    from clusterlora.data.duplicates import normalised_text
+    from clusterlora.data.near_sets import NEAR
 
     def words(dialogue: Dialogue) -> set[str]:
         return set(normalised_text(dialogue).split())

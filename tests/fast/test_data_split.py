@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clusterlora.data.duplicates import NEAR, duplicate_groups, normalised_text
+from clusterlora.data.duplicates import duplicate_groups, normalised_text
 from clusterlora.data.leaks import find_leaks
 from clusterlora.data.load import split
+from clusterlora.data.near_sets import NEAR
 from clusterlora.data.problems import Problems
 from clusterlora.data.source import SourceData
 from clusterlora.data.split import ENOUGH_TEST, SPLITS, SplitPlan, apportion, split_persona
