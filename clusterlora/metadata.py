@@ -73,6 +73,8 @@ class Rates:
     """Per text that the embedding model reads."""
     load: float
     """To load the base model, which every run does."""
+    warm: float = 0.0
+    """To load the embedding model and give the first answers, which every run does that scores some."""
     labels: float = 1.0
     """Where an answer is one of a few labels: the seconds in which all of them are scored, over those in which one is read."""
 
@@ -87,7 +89,11 @@ class Probe:
     seconds: float
     """What the probe itself took."""
     begin: float | None = None
-    """Seconds that the probe's run took to begin on a free worker, and its end to be noticed; None where it was no run of its own."""
+    """Seconds that the study's runs so far took to begin on a free worker, and their ends to be noticed, on average; None before one."""
+    n_begun: int = 0
+    """Runs of which `begin` is the mean."""
+    ending: float = 1.0
+    """What comparison and registry of this installation's former studies took, over what was foreseen of them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,7 +60,7 @@ def study(preset: Preset | None = None, config: FormStudy = MISSION) -> State[No
         for groups in groups_before_clustering(name):
             train_all(name, groups)
         cluster(name)
-        # Both read only the data and run while the first adapters are trained; the gate does not wait for them.
+        # Both read only the data and run while adapters are trained; nothing but the comparison waits for them.
         signal = measure_persona_signal.submit(name)
         scale = measure_scale.submit(name, return_state=False, wait_for=[signal])
         if config.tune:
@@ -68,8 +68,9 @@ def study(preset: Preset | None = None, config: FormStudy = MISSION) -> State[No
         show_status(name, "at the gate")
 
         gate(name)
-        signal.result()
         while question := question_for_a_person(name):
+            # Who decides can read it, and no task is left running when this run is suspended.
+            signal.result()
             show_status(name, "waiting for a decision on the gate")
             key, text = question
             form = GateDecision.with_initial_data(description=text)
@@ -85,6 +86,7 @@ def study(preset: Preset | None = None, config: FormStudy = MISSION) -> State[No
         show_status(name, "trained")
 
         evaluate_all(name, parts=parts_after_training(name), shards=config.runtime.shards)
+        signal.result()
         scale.result()
         conclusion = compare(name)
         champion = register(name)

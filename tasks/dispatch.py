@@ -1,9 +1,13 @@
 """Tasks that start a deployed run on the gpu pool and wait for it. One try of the task is one attempt of the work."""
 
+from collections.abc import Collection
+
 from clusterlora.planning.attempts import next_request
 from clusterlora.planning.ladder import GATED, REFERENCE
 from clusterlora.planning.study_state import read_state
-from clusterlora.requests import EvaluationRequest, TrainingGroup
+from clusterlora.ports.stores import Stores
+from clusterlora.requests import EvaluationRequest, TrainingGroup, TrainRequest
+from clusterlora.settings import Study
 from clusterlora.values import Attempt
 from tasks.child_runs import (
     MOST_CRASHES,
@@ -40,7 +44,7 @@ def dispatch_training(context: TaskContext, study_name: str, group: TrainingGrou
     close_cancelled_attempt(study_name, group.name, stores)
     request = next_request(study, group, stores)
     attempt = Attempt(group=group.name, number=request.attempt, micro_batch=request.micro_batch, state="running")
-    run_attempt(request, study, attempt, stores, methods=group.methods)
+    _run(request, study, attempt, stores, methods=group.methods, timed_as=("train", group.name))
 
     state = read_state(study_name, stores)
     missing = set(group.adapters) - finished(state, plan_of(state, group.rung, group.step))
@@ -69,12 +73,33 @@ def dispatch_evaluation(context: TaskContext, request: EvaluationRequest, *, aft
         attempt = earlier[-1]
     else:
         attempt = Attempt(group=name, number=len(earlier) + 1, micro_batch=study.evaluation.batch_size, state="running")
-    from clusterlora.stages.probe import record_begin
+    from clusterlora.stages.evaluate import timed_as
 
     trying = {"power": {"baseline"}, "baseline": {"baseline"}, "gate": {REFERENCE, GATED}, "probe": set[str]()}
     methods = trying.get(request.part, {*study.methods})
-    run = run_attempt(request, study, attempt, stores, methods=methods)
-    if request.part == "probe" and (took := seconds_on_worker(run)) is not None:
-        # On average about a poll passes until a free worker finds a run, and until its end is noticed.
-        record_begin(study.name, took + POLL_SECONDS, stores)
+    _run(request, study, attempt, stores, methods=methods, timed_as=timed_as(request))
     stores.studies.close_attempt(study.name, name, attempt.number, state="done")
+
+
+def _run(
+    request: TrainRequest | EvaluationRequest,
+    study: Study,
+    attempt: Attempt,
+    stores: Stores,
+    *,
+    methods: Collection[str],
+    timed_as: tuple[str, str],
+) -> None:
+    """Return once the attempt's run completed, and record how long it took beyond the work that it timed under this phase and part."""
+    from clusterlora.stages.probe import record_begin
+
+    def worked() -> float:
+        return sum(seconds for phase, part, seconds in stores.studies.seconds(study.name) if (phase, part) == timed_as)
+
+    before = worked()
+    run = run_attempt(request, study, attempt, stores, methods=methods)
+    took, own = seconds_on_worker(run), worked() - before
+    # A run that was found had worked before.
+    if took is not None and own > 0:
+        # On average about a poll passes until a free worker finds a run, and until its end is noticed.
+        record_begin(study.name, took + POLL_SECONDS, own, stores)

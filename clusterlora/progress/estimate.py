@@ -17,20 +17,22 @@ from clusterlora.planning.ladder import worth_trying
 from clusterlora.planning.study_state import StudyState
 from clusterlora.planning.work_plan import work_plan
 from clusterlora.progress.timing import duration
-from clusterlora.progress.work import Answering, Work, n_items, remaining_work, texts_per_run, train_tokens
+from clusterlora.progress.work import Answering, Work, gate_answering, n_items, remaining_work, texts_per_run, train_tokens
 from clusterlora.settings import ClusteringSettings, PreparedStudy
 from clusterlora.study_checks import nll_settings
 
 RUN_SECONDS = 8.0
 """Seconds from asking for a run until it works, without the load of its models, where no run has shown it: 3 to 9 s were measured with a
 process that forks runs, and 9 to 16 s where others used the cores."""
-ADAPTER_SECONDS = 0.7
-"""Seconds in which a trained adapter is stored, uploaded, recorded and asked a question: 0.9 where others used the cores."""
+ADAPTER_SECONDS = 0.3
+"""Seconds in which a trained adapter is stored, uploaded, recorded and asked a question: 0.2 with 40 of a small base, 0.9 where others used
+the cores."""
 CLUSTER_SECONDS, PARTITION_SECONDS = 3e-4, 2.3e-5
 """Seconds of one core per train answer, of an algorithm's features and of each partition that is tried: 40 people with 10 speeches each
 took 2.4 s and 200 with 20 took 11.4 s where all was open, 1.4 s and 4.1 s with three clusters."""
-ENDING_SECONDS = 12.0
-"""Seconds of the comparison, its report and the registry once everything is answered."""
+ENDING_SECONDS, ENDING_SECONDS_PER_DIALOGUE = 8.0, 1.6e-4
+"""Seconds of the comparison, its report, the registry and the steps between runs, once and per dialogue and method: 200 people with 50
+dialogues and 7 methods took 18 s, 40 people with 20 and 3 methods 3.4 s, and 3 s passed between the runs."""
 _LIMITS = (0.1, 10.0)
 """A correction beyond these would say that something else was measured, such as adapters that another study had trained."""
 _WORTH_SAYING = 0.9
@@ -85,14 +87,16 @@ def expected(work: Work, probe: Probe, n_workers: int, study: PreparedStudy, *, 
     """
     rates, begin = probe.rates, (RUN_SECONDS if probe.begin is None else probe.begin) + probe.rates.load
     n_parallel = max(1, min(n_workers, study.runtime.shards))
-    scoring = begin + work.texts_per_run * rates.embed
+    scoring = begin + rates.warm + work.texts_per_run * rates.embed
     gate = 0.0
+    busy: list[float] = []
     if work.gate or work.gate_answers.n_answers:
         runs = [begin + ADAPTER_SECONDS + tokens * rates.train_alone for tokens in work.gate]
-        beside = answering_seconds(work.beside_gate, probe, study)
-        # What the base model answers is no reason to wait where workers are idle; on one worker it is all done in turn.
-        training = _makespan([*runs, beside + begin] if beside else runs, n_workers)
-        gate = training + scoring + answering_seconds(work.gate_answers, probe, study)
+        if work.beside_gate.n_answers:
+            # What the base model answers is no reason to wait where workers are idle; on one worker it is all done in turn.
+            runs.append(scoring + answering_seconds(work.beside_gate, probe, study))
+        judging = scoring + answering_seconds(work.gate_answers, probe, study)
+        gate, busy = _makespan(runs, n_workers) + judging, [*runs, judging]
     candidate = (
         min(work.gate, default=0.0) * rates.train_alone
         + ADAPTER_SECONDS
@@ -100,31 +104,48 @@ def expected(work: Work, probe: Probe, n_workers: int, study: PreparedStudy, *, 
         + scoring
         + answering_seconds(work.gate_answers, probe, study)
     )
-    fan_out = sum(
-        _makespan([begin + trained_seconds(tokens, rates) for tokens in _shards(wave, study.runtime.shards)], n_workers)
-        for wave in work.fan_out
-        if wave
-    )
+    waves = [[begin + trained_seconds(tokens, rates) for tokens in _shards(wave, study.runtime.shards)] for wave in work.fan_out if wave]
+    fan_out = sum(_makespan(wave, n_workers) for wave in waves)
     tuning = sum(
         _makespan([begin + trained_seconds(tokens, rates) for tokens in _shards(tokens_of_step, study.runtime.shards)], n_workers)
         + begin
+        + rates.warm
         + answering_seconds(answering, probe, study) / n_parallel
         for tokens_of_step, answering in work.tuning
     )
-    evaluation = (
-        scoring + work.texts_searched * rates.embed + answering_seconds(work.evaluation, probe, study) / n_parallel + ENDING_SECONDS
-    )
+    once, answers = scoring + work.texts_searched * rates.embed, answering_seconds(work.evaluation, probe, study)
+    busy += [*(seconds for wave in waves for seconds in wave), n_parallel * once + answers]
+    evaluation = once + answers / n_parallel
+    ending = probe.ending * ending_seconds(work.n_dialogues, len(study.methods))
     return Estimate(
         preparation=work.texts * rates.embed + clustering_seconds(work.clustered, study.clustering),
-        # A GPU's trainings leave the cores to them; on a CPU they take turns.
-        beside=work.texts_beside * rates.embed / n_workers if probe.device.startswith("cpu") else 0.0,
+        beside=_prolonged(work.texts_beside * rates.embed, gate + fan_out + evaluation, sum(busy), probe, n_workers),
         gate=gate,
         tuning=tuning,
         fan_out=fan_out,
-        evaluation=evaluation,
+        evaluation=evaluation + ending,
         further_rung=candidate if gate else 0.0,
         n_further_rungs=n_further_rungs if gate else 0,
     )
+
+
+def _prolonged(beside: float, seconds: float, busy: float, probe: Probe, n_workers: int) -> float:
+    """Return by how many seconds what one process does beside the workers prolongs these.
+
+    On a CPU it has the cores that idle workers leave, then a share of all. A GPU's work leaves the cores to it.
+    """
+    if not beside:
+        return 0.0
+    alone = max(0.0, beside - seconds)
+    if not probe.device.startswith("cpu"):
+        return alone
+    idle = max(0.0, n_workers * seconds - busy)
+    return max(alone, max(0.0, beside - idle) / n_workers)
+
+
+def ending_seconds(n_dialogues: int, n_methods: int) -> float:
+    """Return the seconds of what follows the last answer, in a study of so many dialogues."""
+    return ENDING_SECONDS + n_dialogues * n_methods * ENDING_SECONDS_PER_DIALOGUE
 
 
 def clustering_seconds(n_answers: int, settings: ClusteringSettings) -> float:
@@ -159,11 +180,14 @@ def _shards(tokens: Sequence[float], n: int) -> list[list[float]]:
 
 
 def answering_seconds(answering: Answering, probe: Probe, study: PreparedStudy) -> float:
-    """Return the seconds in which one worker generates and scores answers, without starting."""
+    """Return the seconds in which one worker generates and scores answers, without starting; a reference is embedded once."""
     lengths, rates, evaluation = probe.lengths, probe.rates, study.evaluation
     reading = (lengths.prompt + lengths.response) * rates.read
-    writing = min(lengths.response + 1, evaluation.max_new_tokens) * rates.write + rates.embed if generates(evaluation.metrics) else 0.0
-    return answering.n_answers * (reading * rates.labels + writing) + answering.n_likelihoods * reading
+    seconds = answering.n_answers * reading * rates.labels + answering.n_likelihoods * reading
+    if not generates(evaluation.metrics):
+        return seconds
+    writing = min(lengths.response + 1, evaluation.max_new_tokens) * rates.write + rates.embed
+    return seconds + answering.n_answers * writing + answering.n_references * rates.embed
 
 
 def corrected(state: StudyState, probe: Probe) -> Probe:
@@ -179,6 +203,8 @@ def corrected(state: StudyState, probe: Probe) -> Probe:
             read=rates.read * answering,
             write=rates.write * answering,
             embed=rates.embed * answering,
+            load=rates.load * answering,
+            warm=rates.warm * answering,
         ),
     )
 
@@ -204,13 +230,11 @@ def _answering_ratio(state: StudyState, probe: Probe) -> float:
     for phase, _, one in state.seconds:
         if phase in seconds:
             seconds[phase] += one
-    once = probe.rates.load + texts_per_run(state) * probe.rates.embed
-    foreseen = once * len(state.verdicts) + answering_seconds(
-        Answering(n_answers=sum(2 * verdict.n_items for verdict in state.verdicts)), probe, state.settings
-    )
+    once = probe.rates.load + probe.rates.warm + texts_per_run(state) * probe.rates.embed
+    foreseen = len(state.verdicts) * (once + answering_seconds(gate_answering(state, work_plan(state)), probe, state.settings))
     if seconds["evaluate baseline"]:
         n_test = sum(n_items(person, "test") for person in state.dataset.personas)
-        foreseen += once + answering_seconds(Answering(n_answers=n_test), probe, state.settings)
+        foreseen += once + answering_seconds(Answering(n_answers=n_test, n_references=n_test), probe, state.settings)
     return _bounded(sum(seconds.values()), foreseen)
 
 
@@ -271,6 +295,7 @@ def _gpu_rates(study: PreparedStudy, probe: Probe) -> tuple[str, Rates]:
         write=per_token,
         embed=0.0,
         load=probe.rates.load,
+        warm=probe.rates.warm,
         labels=probe.rates.labels,
     )
 

@@ -24,9 +24,10 @@ _ASSUMED_CLUSTERS = 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answering:
-    """Answers to generate and score, and references whose likelihood alone is asked."""
+    """Answers to generate and score, the items whose references they are compared with, and references whose likelihood alone is asked."""
 
     n_answers: int = 0
+    n_references: int = 0
     n_likelihoods: int = 0
 
 
@@ -34,6 +35,8 @@ class Answering:
 class Work:
     """What a study has yet to do, phase by phase; tokens are those of every adapter, so a person's dialogues count once per adapter."""
 
+    n_dialogues: int
+    """Dialogues of the study, in all splits."""
     texts: int
     """Texts to embed before people are clustered; 0 once they are."""
     clustered: int = 0
@@ -76,11 +79,10 @@ def remaining_work(state: StudyState, lengths: MeanTokens) -> Work:
     done = frozenset(pair for pair in tests if pair[1] == bare) if baseline_first or _answered_baseline(state) else frozenset()
     candidates = plan.specs[judged_adapters(plan)[0]].persona_ids if judging else ()
     people = state.dataset.by_id()
-    n_val = sum(n_items(people[p], "val") for p in candidates)
-    group = plan.specs[plan.random_group].persona_ids if judging and plan.random_group else ()
-    n_group = sum(n_items(people[p], "val") * (1 if p in candidates else 2) for p in group)
-    power = n_val if judging and state.power is None else 0
+    power = sum(n_items(people[p], "val") for p in candidates) if judging and state.power is None else 0
+    n_beside = power + sum(n_items(people[p], "test") for p, _ in beside)
     return Work(
+        n_dialogues=state.dataset.n_dialogues,
         texts=0 if clustered or not embeds else _n_train(state),
         clustered=0 if clustered else _n_train(state),
         texts_per_run=texts_per_run(state),
@@ -88,8 +90,8 @@ def remaining_work(state: StudyState, lengths: MeanTokens) -> Work:
         texts_beside=_texts_beside(state),
         tuning=tuple(_tuning(state, lengths)),
         gate=tuple(train_tokens(plan.specs[name], state.dataset, lengths) for name in judged),
-        gate_answers=Answering(n_answers=2 * n_val + n_group),
-        beside_gate=Answering(n_answers=power + sum(n_items(people[p], "test") for p, _ in beside)),
+        gate_answers=gate_answering(state, plan) if judging else Answering(),
+        beside_gate=Answering(n_answers=n_beside, n_references=n_beside),
         fan_out=() if refused(state) else tuple(_waves(state, plan, trained.union(judged), lengths)),
         evaluation=_evaluation(state, plan, [pair for pair in tests if pair not in done], lengths),
     )
@@ -111,6 +113,17 @@ def _tuning(state: StudyState, lengths: MeanTokens) -> Iterator[tuple[tuple[floa
             tried.setdefault(trial.method, []).append((trial.number, float(trial.number)))
         tuning = with_step(tuning, (TuningRound(m, 0, tuple(losses)) for m, losses in tried.items()))
         state = replace(state, tuning=tuning)
+
+
+def gate_answering(state: StudyState, plan: WorkPlan) -> Answering:
+    """Return what a rung of the gate answers on val: the candidate and unified for its people, as the random group's adapter for its."""
+    people = state.dataset.by_id()
+    candidates = plan.specs[judged_adapters(plan)[0]].persona_ids
+    group = plan.specs[plan.random_group].persona_ids if plan.random_group else ()
+    n_val = {p: n_items(people[p], "val") for p in (*candidates, *group)}
+    n_own = sum(n_val[p] for p in candidates)
+    n_group = sum(n_val[p] * (1 if p in candidates else 2) for p in group)
+    return Answering(n_answers=2 * n_own + n_group, n_references=sum(n_val.values()))
 
 
 def texts_per_run(state: StudyState) -> int:
@@ -235,6 +248,7 @@ def _evaluation(state: StudyState, plan: WorkPlan, tests: Iterable[tuple[str, Ad
     by_likelihood = state.settings.evaluation.selection_metric == "nll"
     return Answering(
         n_answers=n_answers + (0 if by_likelihood else n_choosing),
+        n_references=sum(n_items(people[p], "test") for p in {p for p, _ in tests}),
         n_likelihoods=n_shown + (n_choosing if by_likelihood else 0) + sum(n_arms * n_items(people[p], "train") for p, n_arms in held_out),
     )
 

@@ -36,6 +36,7 @@ _COMPOSITIONS_AT_ONCE = 64
 
 
 _PHASE: Mapping[EvaluationPart, Phase] = {
+    "probe": "probe",
     "power": "evaluate power",
     "baseline": "evaluate baseline",
     "gate": "evaluate gate",
@@ -49,8 +50,7 @@ def evaluate(request: EvaluationRequest, stores: Stores, log: RunLog) -> int:
     """Return the number of answers generated; items the study already has answers to are skipped."""
     state, part, rung = read_state(request.study_name, stores), request.part, request.rung
     runner = _Runner(state, stores, log)
-    shard = f"{request.shard}/{request.shards}"
-    with timed(stores, state.name, _PHASE[part], rung or (f"step {request.step}, {shard}" if request.step else shard)):
+    with timed(stores, state.name, *timed_as(request)):
         if part in ("power", "gate"):
             plan = work_plan(state, rung_by_name(state, rung) if rung else None)
             return _val(runner, plan, request.cluster, bare=part == "power")
@@ -61,6 +61,14 @@ def evaluate(request: EvaluationRequest, stores: Stores, log: RunLog) -> int:
         if part == "choices":
             return _retrieval_choices(runner, work_plan(state), shard=request.shard, shards=request.shards)
         return _test(runner, work_plan(state), shard=request.shard, shards=request.shards)
+
+
+def timed_as(request: EvaluationRequest) -> tuple[Phase, str]:
+    """Return the phase and the part under which the seconds of an evaluation are recorded."""
+    if request.part == "probe":
+        return "probe", ""
+    shard = f"{request.shard}/{request.shards}"
+    return _PHASE[request.part], request.rung or (f"step {request.step}, {shard}" if request.step else shard)
 
 
 def reference_losses(

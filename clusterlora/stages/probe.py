@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
+from statistics import median
 
 from clusterlora.chat.encoder import TokenSequence
 from clusterlora.comparison.power import study_power
@@ -23,15 +24,16 @@ from clusterlora.errors import OutOfMemory
 from clusterlora.evaluation.answer import Answerer, AnswerRequest, generates
 from clusterlora.evaluation.metrics import METRICS
 from clusterlora.evaluation.train_responses import TrainResponses
-from clusterlora.metadata import MeanTokens, Probe, Rates, Workers
+from clusterlora.metadata import MeanTokens, Probe, Provenance, Rates, Workers
 from clusterlora.models.base import BaseModel
 from clusterlora.models.model_cache import base_model, embedder
 from clusterlora.planning.ladder import REFERENCE
 from clusterlora.planning.study_state import StudyState, read_state
 from clusterlora.ports.run_log import RunLog, SilentLog
 from clusterlora.ports.stores import Stores
+from clusterlora.progress.estimate import ending_seconds
 from clusterlora.progress.time_limit import cut_to_time, takes_longer
-from clusterlora.progress.timing import timed
+from clusterlora.progress.timing import seconds_by_phase, timed
 from clusterlora.progress.work import remaining_work
 from clusterlora.settings import Study
 from clusterlora.stages.prepare import prepare_study, start_tracking
@@ -42,8 +44,9 @@ _PEOPLE = 32
 _LEAST_TOGETHER, _MOST_TOGETHER = 4, {"cpu": 32, "cuda": 128}
 """Adapters of the pass that stands for the fan-out: as many as are affordable, for a small base gains from every further one."""
 _TOGETHER_SECONDS = 4.0
-_ITEMS, _READING_SECONDS = 32, 6.0
-"""Items that are answered: fewer, where to train on as many dialogues would take longer than these seconds. Reading takes a third of it."""
+_READING_SECONDS = 6.0
+"""As many items are answered as a study's decode batch has, or fewer: what reads them takes a third of the seconds of training on as many
+dialogues, which are to be at most these."""
 _NEW_TOKENS = 16
 """Tokens written per answer at most: their number is enough for a rate, and longer answers would take a minute."""
 _FIRST_STEPS, _MOST_STEPS = 4, 200
@@ -51,6 +54,8 @@ _ENOUGH_SECONDS = 1.5
 _WORTH_ALL_OF_IT = 300.0
 """Seconds of a study's trainings from which the probe takes its time; that of a shorter study is as much shorter, down to a fifth."""
 _LEAST_EFFORT = 0.2
+_FORMER_STUDIES = 5
+"""Studies of this installation whose ends are looked at, the latest ones."""
 
 
 def probe(study_name: str, stores: Stores, log: RunLog) -> Probe | None:
@@ -62,7 +67,7 @@ def probe(study_name: str, stores: Stores, log: RunLog) -> Probe | None:
     log.phase("probe", total=4, unit="measurements")
     try:
         with timed(stores, study_name, "probe"), tempfile.TemporaryDirectory() as folder:
-            measured = _measure(state, Path(folder), log)
+            measured = _measure(state, Path(folder), stores, log)
     except OutOfMemory as problem:
         log.note(f"how long the study will take is not known: {problem}")
         return None
@@ -70,14 +75,17 @@ def probe(study_name: str, stores: Stores, log: RunLog) -> Probe | None:
     return measured
 
 
-def record_begin(study_name: str, took: float, stores: Stores) -> None:
-    """Record how long the probe's run took on its worker beyond what the probe did: what any run takes to begin and end here.
+def record_begin(study_name: str, took: float, worked: float, stores: Stores) -> None:
+    """Record how long a run took on its worker beyond the seconds that it worked: what any run takes to begin and end here.
 
     What it waited for a worker must not be in it: the next runs find the worker free.
     """
     measured = stores.studies.metadata(study_name, Probe)
-    if measured is not None:
-        stores.studies.save_metadata(study_name, replace(measured, begin=max(0.0, took - measured.seconds)))
+    if measured is None:
+        return
+    n, begin = measured.n_begun, max(0.0, took - worked)
+    mean = ((measured.begin or 0.0) * n + begin) / (n + 1)
+    stores.studies.save_metadata(study_name, replace(measured, begin=mean, n_begun=n + 1))
 
 
 def ready(study_name: str, n_workers: int, stores: Stores, log: RunLog, *, running: bool = True) -> StudyState:
@@ -124,7 +132,7 @@ def probed(study: Study, n_workers: int, stores: Stores, log: RunLog) -> StudySt
     return ready(study.name, n_workers, stores, log, running=False)
 
 
-def _measure(state: StudyState, folder: Path, log: RunLog) -> Probe:
+def _measure(state: StudyState, folder: Path, stores: Stores, log: RunLog) -> Probe:
     study, began = state.settings, time.monotonic()
     base = base_model(study.model)
     load = time.monotonic() - began
@@ -151,14 +159,30 @@ def _measure(state: StudyState, folder: Path, log: RunLog) -> Probe:
     sample = [item for person in people for item in items(study.model, person, "val")]
     weights = [read_weights(one.folder) for one in results[:_LEAST_TOGETHER]]
     affordable = max(_LEAST_TOGETHER, int(_READING_SECONDS / (alone * dialogue)))
-    answering, lengths = _answering(base, state, sample, weights, n_items=max(1, round(effort * min(_ITEMS, affordable))))
+    answering, lengths = _answering(base, state, sample, weights, n_items=min(study.evaluation.batch_size, affordable))
     log.advance(1)
     return Probe(
         lengths=replace(lengths, dialogue=dialogue),
         rates=Rates(train_alone=alone, train_together=min(together, alone), n_together=n_together, load=load, **answering),
         device=device_name(),
         seconds=time.monotonic() - began,
+        ending=ending_ratio(stores),
     )
+
+
+def ending_ratio(stores: Stores) -> float:
+    """Return what comparison and registry of the latest finished studies took over what is foreseen of them, as a median; 1 without any."""
+    ratios: list[float] = []
+    newest_first = sorted(stores.studies.studies(), key=lambda study: study[2], reverse=True)
+    for name, status, _ in newest_first:
+        took, made_from = seconds_by_phase(stores.studies.seconds(name)), stores.studies.metadata(name, Provenance)
+        if status != "finished" or made_from is None or not {"compare", "register"} <= took.keys():
+            continue
+        foreseen = ending_seconds(made_from.n_dialogues, len(stores.studies.study(name).methods))
+        ratios.append((took["compare"] + took["register"]) / foreseen)
+        if len(ratios) == _FORMER_STUDIES:
+            break
+    return median(ratios) if ratios else 1.0
 
 
 def _tokens(state: StudyState, dialogue: float) -> float:
@@ -228,7 +252,7 @@ def _train(
 def _answering(
     base: BaseModel, state: StudyState, sample: Sequence[Item], weights: Sequence[Weights], *, n_items: int
 ) -> tuple[dict[str, float], MeanTokens]:
-    """Return the `Rates` of reading, writing, embedding and scoring labels, and the lengths of prompts and responses."""
+    """Return the `Rates` of warming up, reading, writing, embedding and scoring labels, and the lengths of prompts and responses."""
     study = state.settings
     evaluation = replace(study.evaluation, max_new_tokens=min(_NEW_TOKENS, study.evaluation.max_new_tokens))
     chosen = list(sample[:: -(-len(sample) // n_items)])
@@ -236,7 +260,10 @@ def _answering(
     turns = encoder.encode_turns([(item.messages, item.reference) for item in sample])
     asked = encoder.encode_turns([(item.messages, item.reference) for item in chosen])
     n_read = sum(len(turn.prompt) + len(turn.response) for turn in asked)
-    embedder(study.model).encode(["a text"])  # warm-up, which loads the model
+    # What a run does once, embedding everybody's train answers, is no part of a rate.
+    metrics = tuple(name for name in evaluation.metrics if not METRICS[name].embeds_train)
+    cold = time.monotonic()
+    embedder(study.model).encode(["a text"])  # loads the model
     began = time.monotonic()
     embedder(study.model).encode([item.reference for item in chosen])
     embedded = time.monotonic()
@@ -245,17 +272,16 @@ def _answering(
     answerer = Answerer(base, embedder(study.model), evaluation, study.model, train=train, labels=labels)
     requests = [AnswerRequest(keys[number % len(keys)], item) for number, item in enumerate(chosen)]
     by_key = dict(zip(keys, weights, strict=True))
-    answerer.answer(requests[: len(keys)], by_key, metrics=("nll",), run_log=SilentLog())  # warm-up
+    answerer.answer(requests[: len(keys)], by_key, metrics=metrics, run_log=SilentLog())
     warm = time.monotonic()
     answerer.answer(requests, by_key, metrics=("nll",), run_log=SilentLog())
     read = time.monotonic()
-    rates = {"read": (read - warm) / n_read, "write": 0.0, "embed": (embedded - began) / len(chosen)}
+    once = (began - cold) + (warm - embedded)
+    rates = {"warm": once, "read": (read - warm) / n_read, "write": 0.0, "embed": (embedded - began) / len(chosen)}
     n = len(turns)
     lengths = MeanTokens(dialogue=0.0, prompt=sum(len(t.prompt) for t in turns) / n, response=sum(len(t.response) for t in turns) / n)
     if not labels and not generates(evaluation.metrics):
         return rates, lengths
-    # What a run does once, embedding everybody's train answers, is no part of a rate.
-    metrics = tuple(name for name in evaluation.metrics if not METRICS[name].embeds_train)
     answers = answerer.answer(requests, by_key, metrics=metrics, run_log=SilentLog())
     written = time.monotonic()
     if labels:

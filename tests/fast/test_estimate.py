@@ -15,11 +15,11 @@ from clusterlora.ports.run_log import SilentLog
 from clusterlora.ports.stores import Stores
 from clusterlora.progress.estimate import (
     ADAPTER_SECONDS,
-    ENDING_SECONDS,
     RUN_SECONDS,
     Estimate,
     cheaper,
     clustering_seconds,
+    ending_seconds,
     estimate,
     expected,
     sentences,
@@ -66,14 +66,16 @@ def judged(state: StudyState, *, training: float, answering: float) -> StudyStat
     seconds = [
         ("train", "unified", RATES.load + ADAPTER_SECONDS + training * 100 * 3 * 7 * RATES.train_alone),
         ("train", "cluster-00", RATES.load + ADAPTER_SECONDS + training * 100 * 3 * 3 * RATES.train_alone),
-        ("evaluate gate", "own", answering * (RATES.load + answer_seconds(work.gate_answers.n_answers))),
+        ("evaluate gate", "own", answering * (RATES.load + answer_seconds(work.gate_answers.n_answers, work.gate_answers.n_references))),
         ("evaluate baseline", "1/1", answering * (RATES.load + answer_seconds(n_answers(state, "test", *ids)))),
     ]
     return replace(state, seconds=tuple(seconds), verdicts=(passed,), adapters=adapters)
 
 
-def answer_seconds(n: int) -> float:
-    return n * (70 * RATES.read + min(11, 6) * RATES.write + RATES.embed)
+def answer_seconds(n: int, n_references: int | None = None) -> float:
+    """Return the seconds of n answers, each to an item of its own unless there are fewer."""
+    each = 70 * RATES.read + min(11, 6) * RATES.write + RATES.embed
+    return n * each + (n if n_references is None else n_references) * RATES.embed
 
 
 def test_before_clustering_all_work_is_counted_on_clusters_of_the_asked_sizes(prepared: StudyState) -> None:
@@ -85,11 +87,12 @@ def test_before_clustering_all_work_is_counted_on_clusters_of_the_asked_sizes(pr
     # Unified learns from 7 people's 3 dialogues, cluster 0 from 3 people's.
     assert sorted(work.gate) == [100 * 3 * 3, 100 * 3 * 7]
     n_val = n_answers(prepared, "val", *ids[:3])
-    assert work.gate_answers.n_answers == 2 * n_val
+    assert work.gate_answers == Answering(n_answers=2 * n_val, n_references=n_val)
     assert work.beside_gate.n_answers == n_val + n_answers(prepared, "test", *ids)
     # The other cluster of 4, and every person.
     assert [sorted(wave) for wave in work.fan_out] == [[300.0] * 7 + [1200.0]]
     assert work.evaluation.n_answers == 3 * n_answers(prepared, "test", *ids)
+    assert work.evaluation.n_references == n_answers(prepared, "test", *ids)
     assert work.evaluation.n_likelihoods == 4 * n_answers(prepared, "val", *ids)
 
 
@@ -109,14 +112,24 @@ def test_the_seconds_of_every_phase_follow_from_work_rates_and_workers(prepared:
     assert left.preparation == pytest.approx(work.texts * RATES.embed + clustering_seconds(21, prepared.settings.clustering))
     trained = begin + ADAPTER_SECONDS
     runs = [trained + 2100 * 0.02, trained + 900 * 0.02, begin + answer_seconds(work.beside_gate.n_answers)]
-    assert left.gate == pytest.approx(max(max(runs), sum(runs) - max(runs)) + begin + answer_seconds(work.gate_answers.n_answers))
+    assert runs[0] == max(runs)
+    judging = answer_seconds(work.gate_answers.n_answers, work.gate_answers.n_references)
+    assert left.gate == pytest.approx(max(max(runs), sum(runs) - max(runs)) + begin + judging)
     # Of 0.02 s per token alone and 0.0125 in a pass of four, 0.01 are the pass's and 0.01 each adapter's. One run has the large adapter and
     # two people's, the other five people's, of whom four are trained at a time.
     assert left.fan_out == pytest.approx(
         begin + max(3 * ADAPTER_SECONDS + 0.01 * 1200 + 0.01 * 1800, 5 * ADAPTER_SECONDS + 0.01 * 375 + 0.01 * 1500)
     )
-    evaluation = answer_seconds(work.evaluation.n_answers) + work.evaluation.n_likelihoods * 70 * RATES.read
-    assert left.evaluation == pytest.approx(begin + evaluation / 2 + ENDING_SECONDS)
+    answers = answer_seconds(work.evaluation.n_answers, work.evaluation.n_references)
+    answers += work.evaluation.n_likelihoods * 70 * RATES.read
+    ending = ending_seconds(prepared.dataset.n_dialogues, len(METHODS))
+    assert left.evaluation == pytest.approx(begin + answers / 2 + ending)
+    slow = replace(PROBE, rates=replace(RATES, warm=5.0), ending=2.0)
+    later = expected(work, slow, 2, prepared.settings)
+    # Every run that scores warms up: the base model's beside the gate, the gate's, and that of the evaluation.
+    assert later.evaluation - left.evaluation == pytest.approx(5.0 + ending)
+    beside = max(runs[0], runs[1] + runs[2] + 5.0) - max(runs[0], runs[1] + runs[2])
+    assert later.gate - left.gate == pytest.approx(5.0 + beside)
     alone = expected(work, PROBE, 1, prepared.settings)
     assert alone.fan_out == pytest.approx(2 * begin + 8 * ADAPTER_SECONDS + 0.01 * (1200 + 1800) + 0.01 * (375 + 1500))
     assert alone.total > left.total
@@ -131,12 +144,13 @@ def test_the_trials_of_a_tuning_are_kept_as_every_adapter_is(prepared: StudyStat
     assert left.tuning == pytest.approx(2 * begin + trained + 3 * ADAPTER_SECONDS + begin)
 
 
-def test_a_run_takes_as_long_to_begin_as_that_of_the_probe_did(stores: Stores, prepared: StudyState) -> None:
+def test_a_run_takes_as_long_to_begin_as_those_before_did(stores: Stores, prepared: StudyState) -> None:
     stores.studies.save_metadata("small", PROBE)
-    probing.record_begin("small", PROBE.seconds + 15.0, stores)
+    for late in (20.0, 10.0, 15.0):
+        probing.record_begin("small", PROBE.seconds + late, PROBE.seconds, stores)
     slow = read_state("small", stores).probe
     assert slow is not None
-    assert slow.begin == 15.0
+    assert slow.begin == pytest.approx(15.0)
     work = remaining_work(prepared, LENGTHS)
     usual, late = (expected(work, probe, 2, prepared.settings) for probe in (PROBE, slow))
     assert late.fan_out - usual.fan_out == pytest.approx(15.0 - RUN_SECONDS)
@@ -148,13 +162,13 @@ def test_what_the_gate_took_corrects_what_is_left(prepared: StudyState, training
     after = judged(prepared, training=training, answering=answering)
     left = estimate(after)
     assert left is not None
-    begin = RUN_SECONDS + RATES.load
     foreseen = expected(remaining_work(after, LENGTHS), PROBE, 2, after.settings)
     assert left.gate == 0
-    # The longer run has the large cluster and two people.
-    trained = begin + 3 * ADAPTER_SECONDS
-    assert left.fan_out - trained == pytest.approx(training * (foreseen.fan_out - trained))
-    assert left.evaluation - begin - ENDING_SECONDS == pytest.approx(answering * (foreseen.evaluation - begin - ENDING_SECONDS))
+    # The longer run has the large cluster and two people. Loading takes as much longer as answering does.
+    fixed = RUN_SECONDS + 3 * ADAPTER_SECONDS
+    assert left.fan_out - fixed - answering * RATES.load == pytest.approx(training * (foreseen.fan_out - fixed - RATES.load))
+    fixed = RUN_SECONDS + ending_seconds(after.dataset.n_dialogues, len(METHODS))
+    assert left.evaluation - fixed == pytest.approx(answering * (foreseen.evaluation - fixed))
 
 
 def test_a_person_is_told_each_phase_further_rungs_and_what_is_cheaper_before_anything_is_trained(prepared: StudyState) -> None:
@@ -236,7 +250,8 @@ def test_train_texts_that_a_run_embeds_once_are_no_part_of_what_an_answer_takes(
     methods, scored = prepared.settings.methods, prepared.settings.evaluation.metrics
     once = n_answers(prepared, "train", *prepared.dataset.ids) * RATES.embed
     plain, compared = left(scored, methods), left((*scored, "persona_accuracy"), methods)
-    assert compared.gate == pytest.approx(plain.gate + once)
+    # The base model's run beside the gate's trainings ends last, and the gate's own run follows.
+    assert compared.gate == pytest.approx(plain.gate + 2 * once)
     assert compared.evaluation == pytest.approx(plain.evaluation + once)
     work = replace(remaining_work(prepared, LENGTHS), texts_searched=7)
     assert expected(work, PROBE, 2, prepared.settings).evaluation == pytest.approx(plain.evaluation + 7 * RATES.embed)
@@ -268,9 +283,16 @@ def test_the_signal_and_the_scale_take_their_share_of_the_cores_until_they_are_m
     of_scale = sum(min(n, 3) + 3 * min(n, 10) for n in per_person)
     assert work.texts_beside == of_signal + of_scale
     left = expected(work, PROBE, 2, prepared.settings)
-    assert left.beside == pytest.approx(work.texts_beside * RATES.embed / 2)
-    assert left.total == pytest.approx(left.preparation + left.gate + left.fan_out + left.evaluation + left.beside)
-    assert expected(work, replace(PROBE, device="NVIDIA H200, 139 GiB"), 2, prepared.settings).beside == 0
+    assert left.beside == 0, "two workers are idle for longer: they begin runs of unequal length and wait for the longest"
+    many = replace(work, texts_beside=4000)
+    alone, two = (expected(many, PROBE, n, prepared.settings) for n in (1, 2))
+    assert alone.beside == pytest.approx(4000 * RATES.embed), "one worker is never idle"
+    ending = ending_seconds(prepared.dataset.n_dialogues, len(METHODS))
+    assert two.beside >= 4000 * RATES.embed - (two.gate + two.fan_out + two.evaluation - ending)
+    assert 0 < two.beside < 4000 * RATES.embed / 2
+    assert two.total == pytest.approx(two.preparation + two.gate + two.fan_out + two.evaluation + two.beside)
+    on_gpu = replace(PROBE, device="NVIDIA H200, 139 GiB")
+    assert expected(work, on_gpu, 2, prepared.settings).beside == 0
     measured = replace(prepared, seconds=(("signal", "", 3.0), ("scale", "", 3.0)))
     assert remaining_work(measured, LENGTHS).texts_beside == 0
     by_likelihood = replace(prepared.settings, evaluation=replace(prepared.settings.evaluation, headline="nll"))
@@ -331,6 +353,7 @@ def test_the_rest_of_a_recorded_study_was_expected_within_thirty_percent_after_i
     ratio = 201.4 / (2 * rates.load + 83 * person * rates.train_alone)
     corrected = replace(rates, train_alone=ratio * rates.train_alone, train_together=ratio * rates.train_together)
     work = Work(
+        n_dialogues=1427 + 475 + 441,
         texts=0,
         gate=(),
         gate_answers=Answering(),
