@@ -74,7 +74,6 @@ PRESETS: Catalog[Mapping[str, Any]] = Catalog(
             "data": {"personas": 40, "train": 10, "val": 4, "test": 6},
             "model": {"base": "smollm2-135m"},
             "recipe": {"epochs": 1},
-            "clustering": {"k": 3},
             "gate": {"mean_similarity": None, "worst_persona": None, "ladder": [], "on_failure": "continue"},
             "evaluation": {"metrics": ["nll", "likelihood", "prompt_tokens"], "headline": "nll"},
         },

@@ -36,7 +36,7 @@ def write_png(compose: Callable[[], Figure], path: Path) -> None:
     """Write the figure that `compose` returns, atomically.
 
     Where the default font lacks characters of its texts, installed fonts that have them follow it. What no font has is drawn as a box, and
-    one warning says which characters and which font to install.
+    one warning and a line on the picture say which characters and which font to install.
     """
     figure = compose()
     missing = _missing(_texts(figure), (_DEFAULT,))
@@ -45,7 +45,9 @@ def write_png(compose: Callable[[], Figure], path: Path) -> None:
         with rc_context({"font.family": [_DEFAULT, *families]}):
             figure = compose()
         if lacking := _missing(missing, families):
-            log.warning("%s: %s", path.name, advice(lacking))
+            log.warning("%s: %s", path.name, advice(lacking, lacking))
+            # As numbers: the picture cannot show the characters themselves.
+            figure.supxlabel(advice(lacking, [f"U+{ord(one):04X}" for one in sorted(lacking)]), x=0.01, ha="left", fontsize=8)
     content = io.BytesIO()
     with warnings.catch_warnings():
         # Said above, once for all characters.
@@ -70,14 +72,14 @@ def fonts_for(characters: Iterable[str]) -> tuple[str, ...]:
     return tuple(families)
 
 
-def advice(characters: Iterable[str]) -> str:
-    """Return which characters no installed font has, and what to install."""
-    lacking = sorted(characters)
+def advice(characters: Iterable[str], shown_as: Iterable[str]) -> str:
+    """Return which characters, shown so, no installed font has, and what to install."""
+    lacking, names_shown = sorted(characters), sorted(shown_as)
     names = [unicodedata.name(character, "") for character in lacking]
     packages = sorted(
         {next((package for script, package in _PACKAGES if name.startswith(script)), "fonts-noto-core fonts-symbola") for name in names}
     )
-    shown = " ".join(lacking[:8]) + (" ..." if len(lacking) > 8 else "")
+    shown = " ".join(names_shown[:8]) + (" ..." if len(lacking) > 8 else "")
     characters_shown = "1 character is" if len(lacking) == 1 else f"{len(lacking)} characters are"
     return f"{characters_shown} drawn as boxes, no installed font has them ({shown}); on Debian: apt-get install {' '.join(packages)}"
 

@@ -67,7 +67,10 @@ def test_an_installed_font_draws_what_the_default_font_lacks(tmp_path: Path, cap
 @pytest.mark.usefixtures("only_matplotlibs_fonts")
 def test_characters_that_no_font_has_are_said_once_with_the_font_to_install(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        write_png(lambda: titled("中文 and 中文"), tmp_path / "picture.png")
+        figures: list[Figure] = []
+        write_png(lambda: figures.append(titled("中文 and 中文")) or figures[-1], tmp_path / "picture.png")
+    on_picture = "2 characters are drawn as boxes, no installed font has them (U+4E2D U+6587); on Debian: apt-get install fonts-noto-cjk"
+    assert figures[-1].get_supxlabel() == on_picture
     assert [record.getMessage() for record in caplog.records] == [
         "picture.png: 2 characters are drawn as boxes, no installed font has them (中 文); on Debian: apt-get install fonts-noto-cjk"
     ]
