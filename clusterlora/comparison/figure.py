@@ -16,6 +16,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from clusterlora.comparison.result import Comparison, MethodResult, PairedDifference, ShownOutcome
 from clusterlora.comparison.sentence import OUTCOMES, heading
+from clusterlora.comparison.table import cut_legend, marks
 from clusterlora.drawing import write_png
 from clusterlora.evaluation.metrics import METRICS
 
@@ -27,6 +28,8 @@ _INK = "#222222"
 _MOST_CLUSTERS_WITH_NUMBERS = 10
 _MARKS: dict[ShownOutcome, str] = {"better": "▲", "worse": "▼", "equivalent": "≈", "undecided": "?"}
 _WORSE_THAN_FLOOR = "///"
+_LEGEND_CHARACTERS = 105
+"""Characters of a line under the first panel."""
 _TITLE_PAD = 38
 """Points between panel and title, room for two lines of labels."""
 
@@ -67,7 +70,7 @@ def _colour(comparison: Comparison, result: MethodResult) -> str:
 
 
 def _label_methods(axes: Axes, comparison: Comparison) -> None:
-    labels = [result.method + (" ★" if result.method == comparison.champion else "") for result in comparison.methods]
+    labels = [result.method + marks(comparison, result.method) for result in comparison.methods]
     for label, result in zip(axes.set_yticklabels(labels, fontsize=11, parse_math=False), comparison.methods, strict=True):
         label.set_fontweight("bold" if result.method in (comparison.champion, comparison.reference) else "normal")
 
@@ -113,13 +116,14 @@ def _draw_means(axes: Axes, comparison: Comparison) -> None:
 
 
 def _legend(comparison: Comparison) -> str:
-    """Return the legend of the outcome marks and the hatching that occur."""
-    marks = {result.vs_reference.outcome for result in comparison.methods if result.vs_reference} if comparison.has_verdict else set()
-    legends = ["  ".join(f"{_MARKS[outcome]} {words}" for outcome, words in OUTCOMES.items() if outcome in marks)]
+    """Return the legend of the outcome marks, the hatching and the daggers that occur."""
+    outcomes = {result.vs_reference.outcome for result in comparison.methods if result.vs_reference} if comparison.has_verdict else set()
+    legends = ["  ".join(f"{_MARKS[outcome]} {words}" for outcome, words in OUTCOMES.items() if outcome in outcomes)]
     if any(comparison.is_worse_than_floor(result) for result in comparison.methods):
         legends.append(f"hatched: worse than the floor, {METRICS[comparison.headline].floor_is}")
     if comparison.floor is not None and not comparison.has_room:
         legends.append("no room between floor and ceiling")
+    legends += textwrap.wrap(cut_legend(comparison), _LEGEND_CHARACTERS)
     # A line each: the layout has no room for a label much wider than its panel.
     return "\n".join(filter(None, legends))
 

@@ -102,7 +102,7 @@ def legend(comparison: Comparison) -> str:
     """Return the legend of the table of methods."""
     star = "★ is the champion" if comparison.champion is not None else "There is no champion"
     return (
-        f"{star}. {_cut_legend(comparison)}Intervals are 95%: two-level paired bootstrap, {comparison.draws} draws"
+        f"{star}. {cut_legend(comparison)}Intervals are 95%: two-level paired bootstrap, {comparison.draws} draws"
         f"{', the variance of training seeds included' if comparison.n_seeds > 1 else ''}, and Wilson's, in brackets, for the share of "
         "personas won; p is Wilcoxon's signed-rank test with Holm's correction over the methods that could be champion, and apart from "
         "them over base model and controls. Better and worse are shown by interval and test. What is not told apart is equivalent when it "
@@ -111,7 +111,8 @@ def legend(comparison: Comparison) -> str:
     )
 
 
-def _cut_legend(comparison: Comparison) -> str:
+def cut_legend(comparison: Comparison) -> str:
+    """Return what the dagger of `marks` says, by method, with a space after it; nothing where no method has one."""
     if not any(counts.is_marked for counts in comparison.cut.values()):
         return ""
     shares = ", ".join(f"{method} {counts.share:.1%}" for method, counts in comparison.cut.items())

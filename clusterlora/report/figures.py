@@ -6,6 +6,7 @@ from typing import Any
 
 from clusterlora.comparison.new_personas import NewPersonas
 from clusterlora.comparison.result import Comparison, MethodResult
+from clusterlora.comparison.table import marks
 from clusterlora.evaluation.metrics import METRICS
 from clusterlora.report.data import Cost, Curve
 from clusterlora.report.markup import label
@@ -341,7 +342,7 @@ def _axis(comparison: Comparison) -> str:
 
 
 def _name(comparison: Comparison, result: MethodResult) -> str:
-    return label(result.method) + (" ★" if result.method == comparison.champion else "")
+    return label(result.method) + marks(comparison, result.method)
 
 
 def _colour(comparison: Comparison, result: MethodResult) -> str:

@@ -3,8 +3,10 @@
 from dataclasses import replace
 
 import numpy as np
+from matplotlib.text import Text
 
 from clusterlora.comparison.compare import compare_methods
+from clusterlora.comparison.figure import compose
 from clusterlora.comparison.result import Comparison
 from clusterlora.comparison.table import markdown, summary_records
 from clusterlora.evaluation.cut import cut_by_method, cut_scores
@@ -53,8 +55,16 @@ def test_methods_with_many_cut_answers_are_marked_in_table_and_sentence() -> Non
     assert shares == {"unified": (0.12, 0.49), "cluster": (0.01, 0.49)}
 
 
+def test_the_picture_marks_them_too() -> None:
+    texts = {text.get_text() for text in compose(compared(rows({"unified": 12, "cluster": 1})), "mine").findobj(Text)}
+    assert "unified †" in {text.replace(" ★", "") for text in texts}
+    assert "cluster" in {text.replace(" ★", "") for text in texts}
+    assert any("† marks scores of cut texts" in text and "unified 12.0%, cluster 1.0%" in text.replace("\n", " ") for text in texts)
+
+
 def test_where_nothing_was_cut_nothing_is_said() -> None:
     comparison = compared(rows({"unified": 0, "cluster": 2}))
+    assert "†" not in "".join(text.get_text() for text in compose(comparison, "mine").findobj(Text))
     assert "cut" not in comparison.sentence.lower()
     assert "†" not in markdown(comparison)
 
