@@ -16,7 +16,7 @@ FAR_ABOVE = 2.0
 _NOTHING = "expect no method that adapts to people to beat one adapter for all"
 _UNDECIDED = "what to expect stays open, and only a comparison of the methods tells"
 
-Expectation = Literal["undecided", "nothing", "little", "people", "people and clusters"]
+Expectation = Literal["undecided", "nothing", "little", "people", "clusters", "people and clusters"]
 
 
 def verdict(signal: PersonaSignal) -> str:
@@ -39,12 +39,15 @@ def expectation(signal: PersonaSignal) -> Expectation:
     """Return what the signal lets one expect to beat one adapter for all.
 
     An interval that holds chance shows nothing; that there is nothing it shows only if it excludes what would be enough for training, and
-    is undecided if not. A few labels cannot name one of many people, so for labels it is what the person explains that counts.
+    is undecided if not. Among people who are alike within their clusters nobody is recognised, but the clusters are. A few labels cannot name
+    one of many people, so for labels it is what the person explains that counts.
     """
     if signal.labelled:
         return _expectation_of_labels(signal)
     person, cluster = signal.persona_beyond_prompts, signal.cluster_beyond_prompts
     if person.low <= person.chance:
+        if signal.has_clusters and cluster.low > cluster.chance and _clusters_explain(signal):
+            return "clusters"
         return "undecided" if person.high >= FAR_ABOVE * person.chance else "nothing"
     hardly_recognised = person.low < FAR_ABOVE * person.chance
     if signal.persona_explains <= 0 or (signal.persona_explains < LITTLE and hardly_recognised):
@@ -59,8 +62,12 @@ def _expectation_of_labels(signal: PersonaSignal) -> Expectation:
         return "undecided" if (signal.persona_explains_high or 0.0) >= LITTLE else "nothing"
     if signal.persona_explains < LITTLE:
         return "little"
-    clusters_explain = (signal.cluster_explains_low or 0.0) > max(0.0, signal.random_explains)
-    return "people and clusters" if signal.has_clusters and clusters_explain else "people"
+    return "people and clusters" if signal.has_clusters and _clusters_explain(signal) else "people"
+
+
+def _clusters_explain(signal: PersonaSignal) -> bool:
+    """Return whether clusters are shown to explain something, and more than random groups do."""
+    return (signal.cluster_explains_low or 0.0) > max(0.0, signal.random_explains)
 
 
 def _words_of_labels(signal: PersonaSignal) -> str:
@@ -92,6 +99,13 @@ def _expectation(signal: PersonaSignal) -> str:
     if signal.labelled:
         return _words_of_labels(signal)
     person, cluster, expected = signal.persona_beyond_prompts, signal.cluster_beyond_prompts, expectation(signal)
+    if expected == "clusters":
+        return (
+            f"The right one of {cluster.n_classes} clusters is recognised by {_percent(cluster.accuracy)} of the answers "
+            f"({_percent(cluster.chance)} for random groups), while people within them are not shown to be told apart "
+            f"({_percent(person.accuracy)} recognised, {_percent(person.low)} to {_percent(person.high)}, where chance is "
+            f"{_percent(person.chance)}): expect gains per cluster rather than per person."
+        )
     if expected in ("undecided", "nothing"):
         return (
             f"Answers are not shown to tell people apart beyond what their prompts give away ({_percent(person.accuracy)} recognised, "

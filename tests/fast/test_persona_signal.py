@@ -212,6 +212,19 @@ def test_an_interval_that_holds_chance_and_what_would_be_enough_to_train_decides
     assert expectation(a_signal(persona_beyond_prompts=replace(wide, high=1.99 * wide.chance))) == "nothing"
 
 
+def test_people_who_are_alike_within_their_clusters_are_expected_to_gain_by_cluster():
+    nobody = Recognition(accuracy=0.25, low=0.043, high=0.52, chance=0.083, n_classes=12)
+    alike = a_signal(persona_beyond_prompts=nobody, cluster_explains=0.12, cluster_explains_low=0.05)
+    assert expectation(alike) == "clusters"
+    assert verdict(alike) == (
+        "The right one of 5 clusters is recognised by 60.0% of the answers (30.0% for random groups), while people within them are not shown "
+        "to be told apart (25.0% recognised, 4.3% to 52.0%, where chance is 8.3%): expect gains per cluster rather than per person."
+    )
+    by_chance = replace(alike.cluster_beyond_prompts, low=alike.cluster_beyond_prompts.chance)
+    assert expectation(replace(alike, cluster_beyond_prompts=by_chance)) == "undecided"
+    assert expectation(replace(alike, random_explains=0.06)) == "undecided", "random groups explain as much"
+
+
 def test_prompts_that_give_people_away_are_named_before_the_verdict():
     clear = Recognition(accuracy=0.425, low=0.4, high=0.45, chance=0.025, n_classes=40)
     told = verdict(a_signal(persona_from_prompts=clear))
