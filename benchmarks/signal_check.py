@@ -86,7 +86,7 @@ too, so where people differ it may win without there being clusters: which of th
 
 | expected | agrees | does not agree | is not decided |
 |---|---|---|---|
-| `people`, `clusters`, `people and clusters` | a method wins | none does, and intervals end below {notable:g} | none does, and one ends above |
+| `people`, `clusters` or both | a method wins | none does, and intervals end below {notable:g} | none does, and one ends above |
 | `little` | no win is shown to be of {notable:g} or more | one is | |
 | `nothing` | no method wins | one does | |
 | `undecided` | | | always: the signal promises nothing and excludes nothing |

@@ -39,8 +39,8 @@ def expectation(signal: PersonaSignal) -> Expectation:
     """Return what the signal lets one expect to beat one adapter for all.
 
     An interval that holds chance shows nothing; that there is nothing it shows only if it excludes what would be enough for training, and
-    is undecided if not. Among people who are alike within their clusters nobody is recognised, but the clusters are. A few labels cannot name
-    one of many people, so for labels it is what the person explains that counts.
+    is undecided if not. Among people who are alike within their clusters nobody is recognised, but the clusters are. A few labels cannot
+    name one of many people, so for labels it is what the person explains that counts.
     """
     if signal.labelled:
         return _expectation_of_labels(signal)

@@ -96,6 +96,24 @@ def test_nothing_is_said_about_english_people_and_synthetic_ones(stores: Stores,
     assert not log.warnings
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "Ich will heute nicht in die Stadt, weil es so regnet. Was hast du am Montag gemacht?",
+        "Ik was gisteren in de stad en het is daar altijd zo druk. Wat vind jij van het nieuwe huis?",
+        "Jeg er i byen for at købe en gave til min mor. Vi har været der i går, og det var for koldt.",
+        "To jest bardzo dobry pomysł i nie wiem, dlaczego nikt tego do tej pory nie zrobił.",
+        "No me digas que no vas a venir a la fiesta. No lo he visto a él, pero me dijo que no.",
+        "A minha avó não gosta do pão, mas no jardim come a sopa e no fim pede a conta.",
+        "Non so se a casa mia c'è il pane. A me piace molto, ma i ragazzi dicono di no.",
+        "Il y a longtemps que je ne l'ai pas vu. On a mangé à la maison, il me l'a dit.",
+        "A kutya a házban van, de az is lehet, hogy a gyerekek engedték be. A nap süt.",
+    ],
+)
+def test_short_words_that_english_shares_make_no_other_language_english(answer: str) -> None:
+    assert "minilm knows English" in embedding_findings("minilm", [answer] * 4, is_headline=False).warnings[0]
+
+
 def test_another_language_in_latin_letters_and_texts_that_are_too_long_are_told() -> None:
     german = embedding_findings("minilm", texts(GERMAN), is_headline=True)
     assert not german.refusals

@@ -217,8 +217,8 @@ def test_people_who_are_alike_within_their_clusters_are_expected_to_gain_by_clus
     alike = a_signal(persona_beyond_prompts=nobody, cluster_explains=0.12, cluster_explains_low=0.05)
     assert expectation(alike) == "clusters"
     assert verdict(alike) == (
-        "The right one of 5 clusters is recognised by 60.0% of the answers (30.0% for random groups), while people within them are not shown "
-        "to be told apart (25.0% recognised, 4.3% to 52.0%, where chance is 8.3%): expect gains per cluster rather than per person."
+        "The right one of 5 clusters is recognised by 60.0% of the answers (30.0% for random groups), while people within them are not "
+        "shown to be told apart (25.0% recognised, 4.3% to 52.0%, where chance is 8.3%): expect gains per cluster rather than per person."
     )
     by_chance = replace(alike.cluster_beyond_prompts, low=alike.cluster_beyond_prompts.chance)
     assert expectation(replace(alike, cluster_beyond_prompts=by_chance)) == "undecided"
