@@ -85,6 +85,7 @@ test-quantised: quantised  ## the tests of bases in 4 and 8 bits, a minute
 bench: $(VENV)/.bench-installed  ## comparison with other trainers, about half an hour on an idle machine
 	$(BIN)/python -m benchmarks.run --out docs $(BENCH)
 	$(BIN)/python -m benchmarks.serving --out docs
+	$(BIN)/python -m benchmarks.serving --people 10000 --requests 300 --out docs
 
 # The peers stand beside what is installed already: their lock holds the same versions.
 $(VENV)/.bench-installed: $(INSTALLED) benchmarks/requirements.lock

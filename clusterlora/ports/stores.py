@@ -23,5 +23,5 @@ class Stores:
         return self.home / study
 
     def exposed(self, study: str, spec: AdapterSpec) -> Path:
-        """Return the folder where people find an adapter: models/lora_clusters/cluster_00, models/personas/persona_0007, models/unified."""
+        """Return the folder where people find an adapter: models/lora_clusters/cluster_00, models/unified."""
         return self.folder(study) / "models" / spec.folder / spec.name.replace("-", "_")
