@@ -157,6 +157,19 @@ def test_a_run_takes_as_long_to_begin_as_those_before_did(stores: Stores, prepar
     assert late.evaluation - usual.evaluation == pytest.approx(15.0 - RUN_SECONDS)
 
 
+def test_the_end_of_a_study_is_expected_as_long_as_the_ends_of_former_ones_were(seven: Study, stores: Stores) -> None:
+    assert probing.ending_ratio(stores) == 1.0
+    for number, ratio in enumerate((0.5, 3.0, 2.0)):
+        prepare_study(replace(seven, name=f"former-{number}"), stores, SilentLog())
+        state = read_state(f"former-{number}", stores)
+        foreseen = ending_seconds(state.dataset.n_dialogues, len(state.settings.methods))
+        stores.studies.add_seconds(state.name, "compare", "", 0.75 * ratio * foreseen)
+        stores.studies.add_seconds(state.name, "register", "", 0.25 * ratio * foreseen)
+        assert probing.ending_ratio(stores) == pytest.approx((1.0, 0.5, 1.75)[number]), "one that has not finished tells nothing"
+        stores.studies.set_status(state.name, "finished")
+    assert probing.ending_ratio(stores) == pytest.approx(2.0)
+
+
 @pytest.mark.parametrize(("training", "answering"), [(1.0, 1.0), (3.0, 0.5), (0.4, 2.5)])
 def test_what_the_gate_took_corrects_what_is_left(prepared: StudyState, training: float, answering: float) -> None:
     after = judged(prepared, training=training, answering=answering)
