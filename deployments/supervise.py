@@ -49,5 +49,9 @@ def _ended(run_id: UUID, client: "SyncPrefectClient") -> bool:
 
 
 def is_flow_process(pid: int) -> bool:
-    """Return whether the pid is a process that runs a flow; another process may have got the pid of a dead one."""
-    return "prefect" in processes.command_line(pid)
+    """Return whether the pid is a process that runs a flow, or is about to: another process may have got the pid of a dead one.
+
+    Before it becomes the flow's process it asks the server twice, which takes seconds where the machine is busy (deployments/run.py).
+    """
+    command = processes.command_line(pid)
+    return "prefect" in command or "deployments.run" in command

@@ -4,12 +4,15 @@ import os
 import sys
 from pathlib import Path
 
+import pytest
+
 from deployments import processes
 from deployments.supervise import is_flow_process
 
 
-def test_a_process_that_runs_a_flow_counts_as_one_until_it_ends(tmp_path: Path) -> None:
-    argv = (sys.executable, "-c", "import time; time.sleep(3600)", "prefect.flow_engine")
+@pytest.mark.parametrize("argument", ["prefect.flow_engine", "deployments.run"])
+def test_a_process_that_runs_a_flow_or_is_about_to_counts_as_one_until_it_ends(argument: str, tmp_path: Path) -> None:
+    argv = (sys.executable, "-c", "import time; time.sleep(3600)", argument)
     process = processes.start(argv, env=os.environ, folder=tmp_path, log_file=tmp_path / "x.log")
     assert is_flow_process(process.pid)
     processes.stop([process])
