@@ -171,7 +171,8 @@ class ReferencePoints:
     """What is scored on the headline metric without any personalisation.
 
     `floor`: another persona's reference or, of a likelihood, a uniform guess over the base's tokens. `floor_same_prompt`: another persona's
-    reference for the most similar prompt. None where there is no such score. `measured_on` is the digest of the data, personas and model settings they belong to.
+    reference for the most similar prompt; None where there is no such score. `measured_on` is the digest of the data, personas and model
+    settings they belong to.
     """
 
     floor: float | None = None
