@@ -249,7 +249,7 @@ class RuntimeSettings:
     `engine/families` writes out)."""
     samples: Annotated[int, Ge(1), Le(64)] | None = 2
     """Adapters of each training that answer a val prompt for people to read after epochs (at most every 20 seconds), in its log, in MLflow
-    and in `study status --watch`; at the end all do, in MLflow. Empty: none."""
+    and in `study status --watch`; at the end all do, or 64 of them, in MLflow. Empty: none."""
     gpu_hour_price: Annotated[float, Ge(0), Le(1e6)] | None = None
     """Price of an hour of a GPU, for what the study costs; empty: unknown, and no money is told."""
     cpu_hour_price: Annotated[float, Ge(0), Le(1e6)] | None = None

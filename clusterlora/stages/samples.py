@@ -30,8 +30,8 @@ FOLDER = "samples"
 SECONDS_BETWEEN = 20.0
 """An adapter is asked after an epoch if it was not asked for so long: where epochs are short, answering would cost more than they do."""
 _MOST_CHARACTERS = 300
-_MOST_AT_ONCE = 64
-"""Adapters in memory at once."""
+MOST_ASKED = 64
+"""Adapters of a training that are asked: nobody reads the answers of thousands, and these are in memory at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,8 @@ class Sample:
 
 
 class TrainingSamples:
-    """Answers of a training's adapters to one val prompt each: of the first, as many as `runtime.samples`, after epochs, of all at the end.
+    """Answers of a training's adapters to one val prompt each: of the first, as many as `runtime.samples`, after epochs, of all at the end;
+    of more than `MOST_ASKED` adapters, evenly spaced ones.
 
     They go to the tracker's run and to the study's folder, those of the first to the log as well. Adapters that learn with exchanges in the
     prompt are left out, and trials of recipes.
@@ -63,7 +64,10 @@ class TrainingSamples:
         """Choose adapters and prompts; `run` and `log` are those of the training."""
         self._study, self._plan, self._base, self._stores, self._run, self._log = state.settings, plan, base, stores, run, log
         n_watched = self._study.runtime.samples
-        self._asked = {} if n_watched is None else _prompts(state, [spec for spec in specs if not (spec.shots or spec.is_trial)])
+        asked = [] if n_watched is None else [spec for spec in specs if not (spec.shots or spec.is_trial)]
+        if len(asked) > MOST_ASKED:
+            asked = [asked[round(i * (len(asked) - 1) / (MOST_ASKED - 1))] for i in range(MOST_ASKED)]
+        self._asked = _prompts(state, asked)
         self._encoder = prompt_encoder(base.tokenizer, self._study.model)
         self._last = dict.fromkeys(list(self._asked)[:n_watched], time.monotonic())
 
@@ -84,10 +88,7 @@ class TrainingSamples:
         return stored_weights(self._stores, self._plan.keys[name])
 
     def _ask(self, epoch_by_name: Mapping[str, int], weights_of: Callable[[str], Weights], *, in_folder: str) -> None:
-        answers: dict[str, str] = {}
-        names = list(epoch_by_name)
-        for start in range(0, len(names), _MOST_AT_ONCE):
-            answers |= self._answers(names[start : start + _MOST_AT_ONCE], weights_of)
+        answers = self._answers(list(epoch_by_name), weights_of)
         samples = [
             Sample(name, epoch_by_name[name], item.messages[-1].text, answers[name], item.reference)
             for name, (_, item) in self._asked.items()

@@ -70,16 +70,17 @@ def test_adapters_are_the_same_without_samples(tiny_base_folder: Path, tmp_path:
 
 
 @pytest.mark.whole
-def test_at_the_end_every_adapter_answers_and_the_first_are_shown_in_the_log(
-    tiny_base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("most", "asked"), [(5, [0, 1, 2, 3, 4]), (3, [0, 2, 4])])
+def test_at_the_end_adapters_answer_not_too_many_and_the_first_are_shown_in_the_log(
+    tiny_base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int, asked: list[int]
 ) -> None:
-    monkeypatch.setattr(samples, "_MOST_AT_ONCE", 2)
+    monkeypatch.setattr(samples, "MOST_ASKED", most)
     stores = memory_stores(tmp_path)
     study = study_of_five(tiny_base_folder, stores)
     log = Notes()
     (group,) = missing_groups(study, stores, [f"persona-000{number}" for number in range(5)])
     train_group(TrainRequest(study_name=study.name, group=group, attempt=1, micro_batch=4), stores, log)
     shown = [line.partition(" after")[0] for line in log.notes if " on val: " in line]
-    assert shown == ["persona-0000", "persona-0001"]
+    assert shown == [f"persona-000{number}" for number in asked[:2]]
     (table,) = (stores.folder(study.name) / FOLDER).glob("*/samples.md")
-    assert [line.split(" | ")[0] for line in table.read_text().splitlines()[2:]] == [f"| persona-000{number}" for number in range(5)]
+    assert [line.split(" | ")[0] for line in table.read_text().splitlines()[2:]] == [f"| persona-000{number}" for number in asked]
