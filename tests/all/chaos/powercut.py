@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -101,6 +101,8 @@ def machine(folder: Path, base: Path) -> Iterator[Machine]:
 
 Say = Callable[[str], None]
 KEY = "0123456789abcdef"
+PEOPLE = {"aaaaaaaaaaaaaaaa": "ana", "bbbbbbbbbbbbbbbb": "ben"}
+"""Adapters of single people, in one shard, by key."""
 
 
 def training_job(scratch: Path) -> "TrainingJob":
@@ -119,7 +121,7 @@ def create(_base: Path, _say: Say) -> None:
 
 
 def write_everything(_base: Path, say: Say) -> None:
-    """Write a table and a checkpoint twice, then an adapter; say so whenever one is there."""
+    """Write a table and a checkpoint twice, then an adapter, and two in a shard which one of them leaves; say so whenever one is there."""
     import torch
     from safetensors.torch import save_file
 
@@ -144,7 +146,17 @@ def write_everything(_base: Path, say: Say) -> None:
     sha256 = weights_sha256(kept)
     spec = AdapterSpec(name="unified", persona_ids=("p",), recipe=job.recipe)
     stores.studies.save_adapter("cut", TrainedAdapter(KEY, "unified", spec, 1, 1, 1.0, 2.0, 1.0, 9, weights_sha256=sha256))
-    say("adapter")
+    say("adapter unified")
+    stores.adapters.save_together(dict.fromkeys(PEOPLE, folder))
+    of_people = [
+        TrainedAdapter(key, name, replace(spec, name=name, scope="person"), 1, 1, 1.0, 2.0, 1.0, 9, weights_sha256=sha256)
+        for key, name in PEOPLE.items()
+    ]
+    stores.studies.save_adapters("cut", of_people, {})
+    say("adapter ana")
+    stores.studies.forget_adapter(of_people[1].key)
+    stores.adapters.drop([of_people[1].key])
+    say("without ben")
 
 
 def study(base: Path, _say: Say) -> None:
