@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from clusterlora.cli.child import in_child
 from clusterlora.cli.choose_base import with_base
 from clusterlora.cli.local_stores import open_local_stores
 from clusterlora.cli.options import study_from, study_options
@@ -330,16 +331,22 @@ def _with_usable_inputs(study: "Study") -> "Study":
     if study.data.path is None and chosen_base(study) in BASE_MODELS:
         base_revision(chosen_base(study))
         return study
+    # The base and the data are read again where they are used; this command then waits, for hours.
+    in_child(lambda: _refuse_unusable(study))
+    return study
+
+
+def _refuse_unusable(study: "Study") -> None:
     from clusterlora.stages.base_checks import fitted_dataset
     from clusterlora.stages.model_fit import refuse_misfits
     from clusterlora.stages.prepare import as_prepared, stored_study
 
+    stores = open_local_stores()
     settings, base = as_prepared(study, stores)
     dataset, _ = fitted_dataset(settings, base.tokenizer)
     if stored_study(study.name, stores) is None:
         with console_log() as log:
             refuse_misfits(settings, base, dataset.personas, log)
-    return study
 
 
 def _status(name: str, stores: "Stores") -> dict[str, Any]:

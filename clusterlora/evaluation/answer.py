@@ -18,7 +18,7 @@ from clusterlora.errors import BadData
 from clusterlora.evaluation.cut import cut_scores
 from clusterlora.evaluation.label_scores import score_labels
 from clusterlora.evaluation.metric import LabelProbabilities, Scorable
-from clusterlora.evaluation.metrics import METRICS
+from clusterlora.evaluation.metrics import METRICS, generates, scores_labels
 from clusterlora.evaluation.shown import shots_scores
 from clusterlora.evaluation.train_responses import TrainResponses
 from clusterlora.ports.embedder import Embedder
@@ -32,16 +32,6 @@ ANSWERS_PER_EMBEDDING_BATCH = 256
 """Answers are embedded while others are generated, so that progress covers both: embedding may take as long as generating."""
 GPU_BATCH_FACTOR = 4
 """On a GPU, batches are larger by this factor, at about the same time per batch."""
-
-
-def generates(metrics: Sequence[str]) -> bool:
-    """Return whether these metrics need generated answers."""
-    return any(METRICS[name].reads_answers for name in metrics)
-
-
-def scores_labels(metrics: Sequence[str]) -> bool:
-    """Return whether these metrics need the likelihood of every label."""
-    return any(METRICS[name].tasks for name in metrics)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from statistics import median
 
 from clusterlora.clustering import AUTO, WITHOUT_EMBEDDINGS
 from clusterlora.clustering.choice import FOLDS, LARGEST_K
-from clusterlora.evaluation.answer import generates
+from clusterlora.evaluation.metrics import generates
 from clusterlora.metadata import Probe, Rates
 from clusterlora.planning.cut import at_most
 from clusterlora.planning.ladder import worth_trying

@@ -21,8 +21,8 @@ from clusterlora.engine.kinds import read_weights
 from clusterlora.engine.memory import device_name
 from clusterlora.engine.stacked import Weights
 from clusterlora.errors import OutOfMemory
-from clusterlora.evaluation.answer import Answerer, AnswerRequest, generates
-from clusterlora.evaluation.metrics import METRICS
+from clusterlora.evaluation.answer import Answerer, AnswerRequest
+from clusterlora.evaluation.metrics import METRICS, generates
 from clusterlora.evaluation.train_responses import TrainResponses
 from clusterlora.metadata import MeanTokens, Probe, Provenance, Rates, Workers
 from clusterlora.models.base import BaseModel

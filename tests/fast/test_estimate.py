@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from clusterlora.config import PRESETS, parse_setting, resolve
-from clusterlora.evaluation.answer import Answerer, generates
+from clusterlora.evaluation.answer import Answerer
+from clusterlora.evaluation.metrics import generates
 from clusterlora.metadata import MeanTokens, Probe, Rates
 from clusterlora.planning.study_state import StudyState, read_state
 from clusterlora.planning.work_plan import work_plan

@@ -1,5 +1,7 @@
 """All metrics, by their name in settings and results."""
 
+from collections.abc import Sequence
+
 from clusterlora.catalog import Catalog
 from clusterlora.evaluation.metric import Metric
 from clusterlora.evaluation.metrics.accuracy import ACCURACY
@@ -46,3 +48,13 @@ METRICS: Catalog[Metric] = Catalog(
         "judge": JUDGE,
     },
 )
+
+
+def generates(metrics: Sequence[str]) -> bool:
+    """Return whether these metrics need generated answers."""
+    return any(METRICS[name].reads_answers for name in metrics)
+
+
+def scores_labels(metrics: Sequence[str]) -> bool:
+    """Return whether these metrics need the likelihood of every label."""
+    return any(METRICS[name].tasks for name in metrics)

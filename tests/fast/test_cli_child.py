@@ -1,0 +1,64 @@
+"""A command does what takes memory in a process that ends."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from clusterlora.cli.child import in_child
+from clusterlora.errors import BadData, TrainingDiverged
+
+
+@pytest.fixture(autouse=True)
+def _without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+
+
+def test_the_result_comes_from_another_process() -> None:
+    assert in_child(os.getpid) != os.getpid()
+
+
+def test_with_torch_in_this_process_the_work_is_done_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", sys)
+    assert in_child(os.getpid) == os.getpid()
+
+
+def test_an_error_is_raised_with_its_message_and_kind() -> None:
+    def refuse() -> None:
+        raise BadData("people.jsonl:3: no prompt\npeople.jsonl:4: no prompt")
+
+    with pytest.raises(BadData, match=r"people\.jsonl:3: no prompt\npeople\.jsonl:4"):
+        in_child(refuse)
+
+
+def test_an_error_that_cannot_be_sent_is_told_in_words() -> None:
+    class Local(Exception):
+        pass
+
+    def fail() -> None:
+        raise Local("out of paper")
+
+    with pytest.raises(RuntimeError, match="Local: out of paper"):
+        in_child(fail)
+
+
+def test_an_error_with_fields_keeps_them() -> None:
+    def diverge() -> None:
+        raise TrainingDiverged("the loss is no number", adapters=("unified",))
+
+    with pytest.raises(TrainingDiverged) as raised:
+        in_child(diverge)
+    assert raised.value.adapters == ("unified",)
+
+
+def test_a_killed_child_is_told() -> None:
+    with pytest.raises(RuntimeError, match="was killed"):
+        in_child(lambda: os.kill(os.getpid(), 9))
+
+
+def test_what_follows_a_study_imports_no_torch() -> None:
+    """The command waits as long as the study takes; PyTorch and transformers are 700 MB."""
+    code = "import sys, deployments.launch, clusterlora.cli.study; print({'torch', 'transformers'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
