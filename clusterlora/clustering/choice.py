@@ -8,7 +8,8 @@ from jaxtyping import Float, Int
 
 from clusterlora.clustering.exchange_topics import exchange_topics
 from clusterlora.clustering.features import Evidence, feature_matrix
-from clusterlora.clustering.prediction import moments, predicted
+from clusterlora.clustering.pieces import pieces_of
+from clusterlora.clustering.prediction import predicted
 from clusterlora.ports.run_log import RunLog
 from clusterlora.values import Persona
 
@@ -66,17 +67,18 @@ def candidates(
     n_dialogues = [len(persona.of_split("train")) for persona in personas]
     dialogues = topics.by_persona(topics.dialogue)
     fold_of_exchange = np.concatenate([_folds(own, n) for own, n in zip(dialogues, n_dialogues, strict=True)])
-    held_out = [moments(topics, fold_of_exchange == fold) for fold in range(FOLDS)]
+    held_out = [fold_of_exchange == fold for fold in range(FOLDS)]
     measured: list[Candidate] = []
     for algorithm, evidence in evidence_by_algorithm.items():
         features = feature_matrix(evidence)
         folds = [
-            _folds(_dialogues(len(own), of_responses, n), n) for own, of_responses, n in zip(evidence, dialogues, n_dialogues, strict=True)
+            _folds(_dialogues(n_pieces, of_responses, n), n)
+            for n_pieces, of_responses, n in zip(pieces_of(evidence).counts.tolist(), dialogues, n_dialogues, strict=True)
         ]
         fitted = [feature_matrix(_without(evidence, folds, fold)) for fold in range(FOLDS)]
         for k in ks:
             whole, parts = partition(features, k), [partition(part, k) for part in fitted]
-            shares = predicted(zip(held_out, parts, strict=True))
+            shares = predicted(topics, zip(held_out, parts, strict=True))
             measured.append(
                 Candidate(
                     algorithm=algorithm,
@@ -122,4 +124,4 @@ def _dialogues(n_pieces: int, of_responses: Int[np.ndarray, " _response"], n_dia
 
 def _without(evidence: Evidence, folds: Sequence[Int[np.ndarray, " _piece"]], fold: int) -> Evidence:
     """Return the evidence without the pieces of a fold; whoever would have none left keeps all."""
-    return tuple(pieces[own != fold] if np.any(own != fold) else pieces for pieces, own in zip(evidence, folds, strict=True))
+    return pieces_of(evidence).taking([np.flatnonzero(own != fold) if np.any(own != fold) else np.arange(len(own)) for own in folds])

@@ -10,6 +10,7 @@ from clusterlora.clustering import ALGORITHMS, AUTO, WITHOUT_EMBEDDINGS
 from clusterlora.clustering.choice import LARGEST_K, Candidate, best, candidates
 from clusterlora.clustering.features import Evidence, Sources, feature_matrix, resampled
 from clusterlora.clustering.kmeans import exact_sizes, free_sizes
+from clusterlora.clustering.pieces import pieces_of
 from clusterlora.clustering.summary import UNSTABLE
 from clusterlora.errors import BadData, BadSettings
 from clusterlora.ports.run_log import RunLog, SilentLog
@@ -19,6 +20,8 @@ from clusterlora.values import Clustering, Dataset, Persona
 log = logging.getLogger(__name__)
 
 _RERUNS = 20
+_DISTANCES_MIB = 64
+"""Memory for the distances of the silhouette, which are those of all pairs."""
 _STABILITIES = ("ari_seeds", "ari_bootstraps")
 
 Labels = Int[np.ndarray, " persona"]
@@ -115,14 +118,16 @@ def _quality(
     partition: Partition,
     seed: int,
 ) -> tuple[tuple[str, float], ...]:
+    from sklearn import config_context
     from sklearn.metrics import adjusted_rand_score, silhouette_score
 
     quality: list[tuple[str, float]] = []
     if 2 <= len(np.unique(labels)) < len(labels):
-        quality.append(("silhouette", float(silhouette_score(features, labels))))
+        with config_context(working_memory=_DISTANCES_MIB):
+            quality.append(("silhouette", float(silhouette_score(features, labels))))
     other_seeds = [adjusted_rand_score(labels, partition(features, seed + 1 + rerun)) for rerun in range(_RERUNS)]
     quality.append(("ari_seeds", float(np.mean(other_seeds))))
-    if any(len(pieces) > 1 for pieces in evidence):
+    if pieces_of(evidence).counts.max() > 1:
         rng = np.random.default_rng(seed)
         bootstraps = [partition(feature_matrix(resampled(evidence, rng)), seed) for _ in range(_RERUNS)]
         quality.append(("ari_bootstraps", float(np.mean([adjusted_rand_score(labels, bootstrap) for bootstrap in bootstraps]))))

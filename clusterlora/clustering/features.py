@@ -7,14 +7,16 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from clusterlora.clustering.pieces import pieces_of
 from clusterlora.errors import BadSettings
 from clusterlora.ports.embedder import Embedder
 from clusterlora.values import Persona
 
-Evidence = tuple[Float[np.ndarray, "_ dim"], ...]
-"""Per persona, one vector for each piece of evidence (a response, a description), in the order of its dialogues."""
+Evidence = Sequence[Float[np.ndarray, "_ dim"]]
+"""Per persona, one vector for each piece of evidence (a response, a description), in the order of its dialogues: a tuple of arrays, or
+`CrossedPieces`, which makes them when they are needed."""
 
-_DIRECTIONS = 8
+_DIRECTIONS, _FEW_DIMENSIONS = 8, 512
 _SMALLEST_SQUARE = 1e-10
 _LONGEST = 1.5
 """Length to which extreme vectors are shortened, in medians of the lengths of all personas."""
@@ -50,8 +52,8 @@ def feature_matrix(evidence: Evidence) -> Float[np.ndarray, "persona direction"]
 
     Source: principal components of shortened vectors, Locantore et al. 1999; shrinkage, Efron & Morris 1973.
     """
-    n = np.array([len(pieces) for pieces in evidence], dtype=np.float64)[:, None]
-    means = np.stack([pieces.mean(axis=0) for pieces in evidence])
+    pieces = pieces_of(evidence)
+    n, means = pieces.counts.astype(np.float64)[:, None], pieces.means()
     deviations = means - means.mean(axis=0)
     weighted = _shortened(deviations * np.sqrt(n))
     directions = _leading_directions(weighted - weighted.mean(axis=0))
@@ -64,16 +66,23 @@ def feature_matrix(evidence: Evidence) -> Float[np.ndarray, "persona direction"]
 
 def resampled(evidence: Evidence, rng: np.random.Generator) -> Evidence:
     """Return a bootstrap sample of the evidence: each persona's pieces, drawn with replacement."""
-    return tuple(pieces[rng.integers(len(pieces), size=len(pieces))] for pieces in evidence)
+    pieces = pieces_of(evidence)
+    return pieces.taking([rng.integers(n, size=n) for n in pieces.counts])
 
 
 def _leading_directions(vectors: Float[np.ndarray, "persona dim"]) -> Float[np.ndarray, "dim direction"]:
     """Return the right singular vectors with the largest singular values, at most 8.
 
-    With more dimensions than personas they are computed from the inner products of personas, which is a fraction of the work.
+    With more dimensions than personas they are computed from the inner products of personas, which is a fraction of the work; with many
+    dimensions of more personas, from those of the dimensions.
     """
+    from scipy.linalg import eigh
+
     if vectors.shape[1] <= len(vectors):
-        return np.linalg.svd(vectors, full_matrices=False)[2][:_DIRECTIONS].T
+        if vectors.shape[1] <= _FEW_DIMENSIONS:
+            return np.linalg.svd(vectors, full_matrices=False)[2][:_DIRECTIONS].T
+        dim = vectors.shape[1]
+        return eigh(vectors.T @ vectors, subset_by_index=(dim - _DIRECTIONS, dim - 1))[1][:, ::-1]
     squares, left = np.linalg.eigh(vectors @ vectors.T)
     kept = np.flatnonzero(squares > _SMALLEST_SQUARE * squares[-1])[::-1][:_DIRECTIONS]
     if not len(kept) or squares[-1] <= 0:
@@ -89,8 +98,11 @@ def _shortened(vectors: Float[np.ndarray, "persona dim"]) -> Float[np.ndarray, "
 
 def _variance_within(evidence: Evidence, directions: Float[np.ndarray, "dim direction"]) -> Float[np.ndarray, " direction"]:
     """Return the variance between pieces of the same persona in each direction; 0 where everybody has one piece."""
-    freedom = sum(len(pieces) - 1 for pieces in evidence)
+    pieces = pieces_of(evidence)
+    freedom = int(pieces.counts.sum()) - len(pieces)
     if not freedom:
         return np.zeros(directions.shape[1])
-    projected = [(pieces - pieces.mean(axis=0)) @ directions for pieces in evidence if len(pieces) > 1]
-    return np.sum([np.sum(own**2, axis=0) for own in projected], axis=0) / freedom
+    projected = pieces.coordinates(directions)
+    starts = np.cumsum(pieces.counts) - pieces.counts
+    means = np.add.reduceat(projected, starts, axis=0) / pieces.counts[:, None]
+    return np.sum((projected - np.repeat(means, pieces.counts, axis=0)) ** 2, axis=0) / freedom

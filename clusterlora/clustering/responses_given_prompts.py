@@ -1,7 +1,10 @@
 """Features `responses_given_prompts`: how the persona's answers differ from the usual answer, prompt by prompt."""
 
+import numpy as np
+
 from clusterlora.clustering.exchange_topics import exchange_topics
 from clusterlora.clustering.features import Evidence, Sources
+from clusterlora.clustering.pieces import CrossedPieces
 from clusterlora.clustering.whitening import whitened
 from clusterlora.values import Persona
 
@@ -23,5 +26,4 @@ def responses_given_prompts(personas: tuple[Persona, ...], sources: Sources) -> 
         BadData: a persona has no train response.
     """
     topics = exchange_topics(personas)
-    crossed = (topics.factors[:, :, None] * topics.residuals[:, None, :]).reshape(len(topics.persona), -1)
-    return whitened(topics.by_persona(crossed))
+    return whitened(CrossedPieces(topics.factors, topics.residuals, np.bincount(topics.persona)))
