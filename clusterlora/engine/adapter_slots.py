@@ -44,6 +44,8 @@ class AdapterSlots:
         self._place_by_slot: OrderedDict[int, int] = OrderedDict()
         """Where each slot in memory is; the one that was asked for least recently comes first."""
         self._n_places = n_places
+        self._free = list(range(n_places, 0, -1))
+        """Places whose content no slot has."""
         self._holds_all = n_places == len(weights)
         if self._holds_all:
             for slot, adapter in enumerate(weights, start=1):
@@ -86,21 +88,24 @@ class AdapterSlots:
         for slot in wanted.keys() & self._place_by_slot.keys():
             self._place_by_slot.move_to_end(slot)
         for slot in missing:
-            if len(self._place_by_slot) < self._n_places:
-                place = len(self._place_by_slot) + 1
-            else:
+            # Read first, and the place is the slot's last: where that fails, it is still the former's, or nobody's.
+            adapter = self._weights[slot - 1]
+            if not self._free:
                 _, place = self._place_by_slot.popitem(last=False)
-            self._put(place, self._weights[slot - 1])
-            self._place_by_slot[slot] = place
+                self._free.append(place)
+            self._put(self._free[-1], adapter)
+            self._place_by_slot[slot] = self._free.pop()
         return torch.tensor([self._place_by_slot.get(slot, 0) for slot in slots], device=self._device)
 
     def _make_room(self, n_places: int) -> None:
         """Let more adapters be in memory, as many as are asked for at once."""
-        more, self._n_places = n_places - self._n_places, n_places
+        more = n_places - self._n_places
         for updates in self._updates:
             for name, update in updates.items():
                 a, *bs = (torch.cat([part, part.new_zeros(more, *part.shape[1:])]) for part in update.factors)
                 updates[name] = LowRankUpdate(a, tuple(bs))
+        self._free += range(n_places, self._n_places, -1)
+        self._n_places = n_places
 
     def _put(self, place: int, adapter: Weights) -> None:
         for linears, updates in zip(self._linears, self._updates, strict=True):

@@ -95,6 +95,8 @@ class Router:
         compositions = sorted({c.adapters for c in (table.default, *table.personas.values()) if c.adapters}, key=str)
         # Slot 0 is the base model: no adapters.
         self._slot_by_adapters: dict[tuple[KeyedAdapter, ...], int] = {(): 0} | {c: slot for slot, c in enumerate(compositions, start=1)}
+        # Kept: folders that PEFT reads while it answers are there as long as this is.
+        self._adapters = adapters
         weights = _Compositions(compositions, adapters, table.weights_sha256)
         self._backend = inference_backend(self._base, weights if len(weights) > n_resident else list(weights), n_resident=n_resident)
         self._indices: dict[tuple[tuple[str, ...], Ranking], ExchangeIndex] = {}

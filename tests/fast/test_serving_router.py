@@ -23,6 +23,7 @@ from clusterlora.settings import PreparedModel
 from clusterlora.stores.json_codec import plain, to_json
 from clusterlora.stores.routing_table import KeyedAdapter, KeyedComposition, RoutingTable, read_routing_table
 from clusterlora.values import Exchange
+from tests.fixtures.imported import write_by_peft
 
 pytestmark = pytest.mark.numeric
 
@@ -292,3 +293,33 @@ def test_a_row_that_changed_after_loading_is_refused_when_it_comes_into_memory(
     write_shard(file, {key: open_shard(file).read(other) for key, other in zip(sorted(held.keys), sorted(held.keys)[1:], strict=False)})
     with pytest.raises(BadData, match="adapter key05 has SHA-256"):
         router.answer([ask("p05")])
+
+
+def test_an_adapter_that_cannot_be_read_costs_nobody_else_their_place(many: tuple[RoutingTable, HeldAdapters], tmp_path: Path) -> None:
+    table, held = many
+    resident, paged = Router(table, held), Router(table, held, n_resident=2)
+    paged.answer([ask("p00"), ask("p01")])
+    file = tmp_path / "shard.safetensors"
+    write_shard(file, open_shard(file).read_all() | {"key05": open_shard(file).read("key04")})
+    for _ in range(3):
+        with pytest.raises(BadData, match="adapter key05 has SHA-256"):
+            paged.answer([ask("p05")])
+        for persona_id in ("p02", "p01", "p00", "p03"):
+            assert paged.answer([ask(persona_id)]) == resident.answer([ask(persona_id)])
+
+
+def test_kinds_that_peft_adds_answer_from_a_shard_as_from_folders(table: RoutingTable, tiny_base_folder: Path, tmp_path: Path) -> None:
+    doras = {
+        key: write_by_peft(tmp_path / key, tiny_base_folder, seed=seed, use_dora=True, r=2, target_modules=["q_proj", "down_proj"])
+        for seed, key in enumerate(("own1", "own2"))
+    }
+    by_key = {key: files for key, folder in doras.items() if (files := adapter_files(folder)) is not None}
+    (tmp_path / "model").mkdir()
+    write_shard(tmp_path / "model" / "shard.safetensors", by_key)
+    personas = {"ann": KeyedComposition((KeyedAdapter("own1"),)), "bob": KeyedComposition((KeyedAdapter("own2"),))}
+    of_doras = replace(table, personas=personas, default=KeyedComposition(), names={})
+    requests = [ask("ann"), ask("bob"), ask("nobody")]
+    for n_resident in (1, 5):
+        # Nobody but the router has what is held, as where a model is loaded.
+        router = Router(of_doras, HeldAdapters.of_model(tmp_path / "model"), n_resident=n_resident)
+        assert router.answer(requests) == Router(of_doras, HeldAdapters(doras)).answer(requests)
