@@ -174,8 +174,11 @@ def together_seconds(tokens: Sequence[float], rates: Rates) -> float:
 def _shards(tokens: Sequence[float], n: int) -> list[list[float]]:
     """Return the adapters of a wave as its runs have them: longest first, each to the run with the least work."""
     shards: list[list[float]] = [[] for _ in range(n)]
+    loads = [0.0] * n
     for one in sorted(tokens, reverse=True):
-        min(shards, key=sum).append(one)
+        least = loads.index(min(loads))
+        shards[least].append(one)
+        loads[least] += one
     return [shard for shard in shards if shard]
 
 
@@ -217,7 +220,8 @@ def _training_ratio(state: StudyState, probe: Probe) -> float:
     runs = [(seconds, specs[part]) for phase, part, seconds in state.seconds if phase == "train" and part in specs]
     took = sum(seconds for seconds, _ in runs)
     fixed = len(runs) * (probe.rates.load + ADAPTER_SECONDS)
-    foreseen = sum(train_tokens(spec, state.dataset, probe.lengths) * probe.rates.train_alone for _, spec in runs)
+    people = state.dataset.by_id()
+    foreseen = sum(train_tokens(spec, people, probe.lengths) * probe.rates.train_alone for _, spec in runs)
     # Loading and keeping take their time on any adapter: what is corrected is the pace of training.
     return _bounded(took - fixed, foreseen)
 

@@ -1,6 +1,6 @@
 """How much work a study has before it, counted in tokens, answers and texts: from its plan, before and after its people are clustered."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from clusterlora.adapters.learned import learned
@@ -16,7 +16,7 @@ from clusterlora.planning.study_state import StudyState
 from clusterlora.planning.trials import finished, trial_step
 from clusterlora.planning.tuning import in_turn, left, with_step
 from clusterlora.planning.work_plan import WorkPlan, gate_adapters, judged_adapters, trained_adapters, work_plan
-from clusterlora.values import AdapterComposition, AdapterSpec, Clustering, Dataset, MethodPlan, Persona, Retrieval, Split
+from clusterlora.values import AdapterComposition, AdapterSpec, Clustering, MethodPlan, Persona, Retrieval, Split
 
 _ASSUMED_CLUSTERS = 5
 """Clusters of an even partition, where neither settings nor clustering say how many there are."""
@@ -89,7 +89,7 @@ def remaining_work(state: StudyState, lengths: MeanTokens) -> Work:
         texts_searched=_n_train(state) if _searches_embeddings(state) else 0,
         texts_beside=_texts_beside(state),
         tuning=tuple(_tuning(state, lengths)),
-        gate=tuple(train_tokens(plan.specs[name], state.dataset, lengths) for name in judged),
+        gate=tuple(train_tokens(plan.specs[name], people, lengths) for name in judged),
         gate_answers=gate_answering(state, plan) if judging else Answering(),
         beside_gate=Answering(n_answers=n_beside, n_references=n_beside),
         fan_out=() if refused(state) else tuple(_waves(state, plan, trained.union(judged), lengths)),
@@ -107,7 +107,7 @@ def _tuning(state: StudyState, lengths: MeanTokens) -> Iterator[tuple[tuple[floa
         specs = {spec.name: spec for trial in step.trials for spec in trial.own if spec.name not in ready}
         pairs = {(p, arm) for trial in step.trials for p, arms in trial.plan.arms_by_persona for arm in arms}
         n_likelihoods = sum(n_items(people[p], "val") for p, _ in pairs)
-        yield tuple(train_tokens(spec, state.dataset, lengths) for spec in specs.values()), Answering(n_likelihoods=n_likelihoods)
+        yield tuple(train_tokens(spec, people, lengths) for spec in specs.values()), Answering(n_likelihoods=n_likelihoods)
         tried: dict[str, list[tuple[int, float | None]]] = {}
         for trial in step.trials:
             tried.setdefault(trial.method, []).append((trial.number, float(trial.number)))
@@ -182,11 +182,11 @@ def _answers(person: Persona, split: Split) -> list[int]:
     return [sum(turn.role == "assistant" for turn in dialogue.turns) for dialogue in person.of_split(split)]
 
 
-def train_tokens(spec: AdapterSpec, dataset: Dataset, lengths: MeanTokens) -> float:
+def train_tokens(spec: AdapterSpec, people: Mapping[str, Persona], lengths: MeanTokens) -> float:
     """Return the tokens that an adapter is trained on, over all epochs; 0 for one that is merged, or kept as it is."""
     if spec.merge_of or spec.kept:
         return 0.0
-    return lengths.dialogue * spec.recipe.epochs * sum(len(dialogues) for _, dialogues in learned(spec, dataset.by_id()))
+    return lengths.dialogue * spec.recipe.epochs * sum(len(dialogues) for _, dialogues in learned(spec, people))
 
 
 def _answered_baseline(state: StudyState) -> bool:
@@ -255,10 +255,10 @@ def _evaluation(state: StudyState, plan: WorkPlan, tests: Iterable[tuple[str, Ad
 
 def _waves(state: StudyState, plan: WorkPlan, ready: frozenset[str], lengths: MeanTokens) -> Iterable[tuple[float, ...]]:
     """Yield the train tokens of the adapters that are not `ready`, in waves that need only earlier ones."""
-    missing = [spec for spec in plan.specs.values() if spec.name not in ready]
+    missing, people = [spec for spec in plan.specs.values() if spec.name not in ready], state.dataset.by_id()
     while missing:
         wave = [spec for spec in missing if ready.issuperset(spec.needs)]
         assert wave, f"adapters that need each other: {', '.join(spec.name for spec in missing)}"
         ready = ready.union(spec.name for spec in wave)
         missing = [spec for spec in missing if spec.name not in ready]
-        yield tuple(train_tokens(spec, state.dataset, lengths) for spec in wave if not spec.merge_of)
+        yield tuple(train_tokens(spec, people, lengths) for spec in wave if not spec.merge_of)

@@ -279,7 +279,7 @@ def start_from(state: StudyState, method: str, stores: Stores) -> RefreshStart:
 
 def _news(data: Joined, seen: Dataset, start: RefreshStart) -> News:
     news = new_dialogues(data.dataset, seen)
-    people = data.dataset.by_id()
+    people, known = data.dataset.by_id(), frozenset(seen.ids)
     n_tested = sum(d.split == "test" and d.id in ids for p, ids in news.items() for d in people[p].dialogues)
     before = [
         (p.id, d)
@@ -290,7 +290,7 @@ def _news(data: Joined, seen: Dataset, start: RefreshStart) -> News:
     ]
     return News(
         dialogues=tuple(news.items()),
-        newcomers=tuple(p for p in data.dataset.ids if p not in seen.by_id()),
+        newcomers=tuple(p for p in data.dataset.ids if p not in known),
         old_test=tuple(drawn(before, n_tested, salt=f"old test {start.study}").items()),
         n_read=data.n_read,
         n_repeated=data.n_repeated,

@@ -122,7 +122,7 @@ def test_tuning_costs_a_method_one_training_per_round(
     cost: dict[str, float] = {}
     for step in steps_of(state):
         for trial in step.trials:
-            tokens = sum(train_tokens(spec, state.dataset, PER_TOKEN) for spec in trial.own)
+            tokens = sum(train_tokens(spec, state.dataset.by_id(), PER_TOKEN) for spec in trial.own)
             cost[trial.method] = cost.get(trial.method, 0.0) + tokens / once
     assert set(cost) == {"unified", "cluster", "per_persona", "hybrid", "prefix"}
     # Rounds take whole people, so each may cost a person's training by every recipe more.
