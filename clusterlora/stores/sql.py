@@ -24,6 +24,9 @@ T = TypeVar("T")
 
 _ANSWERS_PER_BATCH = 2000
 
+_KEYS_PER_QUERY = 5000
+"""Databases take some ten thousands of values per query; a person's own adapter is a key of its own."""
+
 _cached_dataset: dict[str, Dataset] = {}
 """The data set read last, by its digest: every step reads it, and the data under a digest never change."""
 
@@ -276,20 +279,21 @@ class SqlStudyStore:
                 self._database.upsert(connection, schema.scores, scores, replace=True)
 
     def answers(self, study: str, composition_keys: Sequence[str] | None = None) -> tuple[Answer, ...]:
-        table, scores = schema.answers, schema.scores
-        condition = table.c.study == study
-        if composition_keys is not None:
-            condition &= table.c.composition_key.in_(sorted(set(composition_keys)))
+        column = schema.answers.c.composition_key
+        conditions = [sa.true()] if composition_keys is None else [column.in_(keys) for keys in _batches(sorted(set(composition_keys)))]
         with self._reading(study) as connection:
-            answer_rows = connection.execute(sa.select(table).where(condition)).all()
-            score_rows = connection.execute(sa.select(scores).join(table).where(condition)).all()
+            answers = [one for condition in conditions for one in self._answers(connection, (schema.answers.c.study == study) & condition)]
+        return tuple(sorted(answers, key=lambda a: (a.composition_key, a.persona_id, a.item_id)))
+
+    def _answers(self, connection: Connection, condition: sa.ColumnElement[bool]) -> list[Answer]:
+        table, scores = schema.answers, schema.scores
+        answer_rows = connection.execute(sa.select(table).where(condition)).all()
         scores_by_id: dict[str, list[tuple[str, float]]] = {row.id: [] for row in answer_rows}
-        for row in score_rows:
+        for row in connection.execute(sa.select(scores).join(table).where(condition)):
             # The second query may see answers that were written after the first.
             if row.answer_id in scores_by_id:
                 scores_by_id[row.answer_id].append((row.metric, math.nan if row.value is None else row.value))
-        answers = [rows.answer(row, scores_by_id[row.id]) for row in answer_rows]
-        return tuple(sorted(answers, key=lambda a: (a.composition_key, a.persona_id, a.item_id)))
+        return [rows.answer(row, scores_by_id[row.id]) for row in answer_rows]
 
     def duplicates(self, study: str) -> tuple[Duplicates, ...]:
         with self._reading(study) as connection:
@@ -339,6 +343,10 @@ class SqlStudyStore:
         query = _of_study(sa.select(table), study).order_by(*(table.c[name] for name in order))
         with self._reading(study) as connection:
             return connection.execute(query).all()
+
+
+def _batches(keys: Sequence[str]) -> list[Sequence[str]]:
+    return [keys[start : start + _KEYS_PER_QUERY] for start in range(0, len(keys), _KEYS_PER_QUERY)]
 
 
 def _has_weights_of(adapter: TrainedAdapter) -> sa.ColumnElement[bool]:

@@ -343,6 +343,15 @@ def test_an_answer_given_twice_in_one_call_counts_once(store: StudyStore) -> Non
     assert store.answers("contract") == (answer(text="second", nll=1.0),)
 
 
+def test_answers_of_any_number_of_compositions_are_read(store: StudyStore) -> None:
+    """Everybody's own adapter is a composition; SQLite takes 250,000 values in a query, PostgreSQL 65,535."""
+    keys = [f"{number:06d}" for number in range(300_000)]
+    answers = [replace(answer(nll=1.0), composition_key=key) for key in (keys[0], keys[4999], keys[5000], keys[-1])]
+    store.save_answers("contract", [*answers, replace(answer(nll=1.0), composition_key="another")])
+    assert store.answers("contract", keys[::-1]) == tuple(answers)
+    assert store.answers("contract", []) == ()
+
+
 def test_answers_are_read_by_composition(store: StudyStore) -> None:
     store.save_answers("contract", [answer(stack=s, nll=1.0) for s in ("s0", "s1", "s2")])
     assert [a.composition_key for a in store.answers("contract", ["s2", "s0", "s9"])] == ["s0", "s2"]
