@@ -6,6 +6,7 @@ that reads safetensors reads it. The header of the adapters' own files is kept i
 
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,6 +21,9 @@ MOST_BYTES = 256 * 2**20
 """Bytes of a shard, which is rewritten when an adapter leaves it."""
 
 _KEYS, _HEADER = "clusterlora.keys", "clusterlora.header"
+_MOST_HEADER_BYTES = 100_000_000
+"""What safetensors itself accepts."""
+_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 SUFFIX = ".safetensors"
 
 
@@ -56,6 +60,11 @@ class Shard:
                 if len(weights) != len(self.header) + sum(size for _, size in self.rows):
                     raise BadData(f"shard {self.file} is cut short; its adapters are fetched or trained again")
                 yield AdapterFiles(self.config, weights)
+
+
+def is_key(key: object) -> bool:
+    """Return whether this is a content key: a file's name, and never a path."""
+    return isinstance(key, str) and _KEY.fullmatch(key) is not None
 
 
 def _missing(key: str) -> Sequence[int]:
@@ -108,7 +117,7 @@ def open_shard(file: Path) -> Shard:
     stat = file.stat()
     try:
         return _opened(file, (stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns))
-    except (ValueError, KeyError, TypeError, AttributeError) as problem:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as problem:
         raise BadData(f"{file} is no shard of adapters, or is damaged ({problem})") from problem
 
 
@@ -117,17 +126,23 @@ def _opened(file: Path, stat: tuple[int, ...]) -> Shard:
     _, size, *_ = stat
     with file.open("rb") as opened:
         n_header = int.from_bytes(opened.read(8), "little")
-        if n_header > size - 8:
-            raise ValueError("its header is cut short")
+        if n_header > min(size - 8, _MOST_HEADER_BYTES):
+            raise ValueError("its header is cut short, or too long")
         entries = json.loads(opened.read(n_header))
     metadata = entries.pop("__metadata__")
     keys, own = tuple(json.loads(metadata[_KEYS])), metadata[_HEADER].encode()
+    if refused := [key for key in keys if not is_key(key)]:
+        raise ValueError(f"{refused[0]!r:.80} is no adapter's key")
+    if not keys or len(set(keys)) < len(keys):
+        raise ValueError("it has no adapter, or two under one key")
     form = {name: entry for name, entry in json.loads(own).items() if name != "__metadata__"}
     names = sorted(form, key=lambda name: form[name]["data_offsets"])
     rows = []
     for name in names:
         begin, end = entries[name]["data_offsets"]
         (first, last), shape = form[name]["data_offsets"], entries[name]["shape"]
+        if not all(type(at) is int and at >= 0 for at in (begin, end, first, last)) or end < begin:
+            raise ValueError(f"tensor {name} is nowhere")
         if end - begin != len(keys) * (last - first) or shape != [len(keys), *form[name]["shape"]]:
             raise ValueError(f"tensor {name} is not one row per adapter")
         rows.append((8 + n_header + begin, last - first))

@@ -65,7 +65,12 @@ class Keeper:
     def _save_together(self) -> None:
         finished, self._together, self._n_bytes = {one.adapter.key: one for one in self._together}, [], 0
         lost = {key: record for key in finished if (record := lost_record(key, self._stores)) is not None}
-        for file, keys in self._stores.adapters.save_together({key: one.folder for key, one in finished.items()}).items():
+        saved = self._stores.adapters.save_together({key: one.folder for key, one in finished.items()})
+        # One that has a folder here keeps it: it was saved alone, and its process ended before it was recorded.
+        together = {key for keys in saved.values() for key in keys}
+        for one in (one for key, one in finished.items() if key not in together):
+            self._save(one)
+        for file, keys in saved.items():
             uri = self._run.artifacts(file, f"adapters/{file.name}")
             new = [self._recorded(finished[key], uri) for key in keys if key not in lost]
             curves = {key: finished[key].curves for key in keys if key not in lost}

@@ -1,22 +1,20 @@
 """Adapters on disk, by content key: PEFT folders, and shards of many of one form; all of it whole, synced and free of pickles."""
 
 import fcntl
-import re
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Collection, Generator, Mapping
+from collections.abc import Callable, Collection, Generator, Mapping, Set
 from contextlib import contextmanager
 from pathlib import Path
 
-from clusterlora.adapters.shards import SUFFIX, Shard, in_shards, open_shard, shard_in, write_shard
+from clusterlora.adapters.shards import SUFFIX, Shard, in_shards, is_key, open_shard, shard_in, write_shard
 from clusterlora.adapters.weights import adapter_files, weight_files, weights_sha256
 from clusterlora.durable import make_folder, put_folder_in_place, put_in_place, sync
 from clusterlora.errors import BadData
 from clusterlora.ports.adapter_store import AdapterFiles
 
 _ABANDONED_SECONDS = 3600.0
-_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _SHARDS, _SPLIT, _SCRATCH, _QUARANTINE, _INCOMING = ".shards", ".split", ".scratch", ".quarantine", ".incoming"
 
 
@@ -135,7 +133,7 @@ class FileAdapterStore:
 
     def local_keys(self) -> tuple[str, ...]:
         self._look_for_shards()
-        folders = {entry.name for entry in self._root.iterdir() if _KEY.fullmatch(entry.name)}
+        folders = {entry.name for entry in self._root.iterdir() if is_key(entry.name)}
         return tuple(sorted(folders | self._shard_by_key.keys()))
 
     def scratch_keys(self) -> tuple[str, ...]:
@@ -186,7 +184,7 @@ class FileAdapterStore:
         return tuple(folder for folder in folders if _is_abandoned(folder))
 
     def _folder(self, key: str) -> Path:
-        if not _KEY.fullmatch(key):
+        if not is_key(key):
             raise BadData(f"adapter key {key!r} is not a content key; use the hexadecimal key under which the adapter was saved")
         return self._root / key
 
@@ -207,7 +205,10 @@ class FileAdapterStore:
         try:
             if self._fetch(key, incoming):
                 if shard := shard_in(incoming):
-                    self._put_shard(shard)
+                    with self._one_at_a_time():
+                        file = self._put_shard(shard)
+                        # What was fetched is as it was recorded; copies beside it may be damaged, and would be fetched one by one.
+                        self._take_out(set(open_shard(file).keys), but=file)
                 else:
                     self._admit(key, incoming)
         finally:
@@ -251,11 +252,12 @@ class FileAdapterStore:
         finally:
             shutil.rmtree(incoming, ignore_errors=True)
 
-    def _put_shard(self, written: Path) -> None:
+    def _put_shard(self, written: Path) -> Path:
         file = self._root / _SHARDS / f"{uuid.uuid4().hex}{SUFFIX}"
         make_folder(file.parent)
         put_in_place(written, file)
         self._know(file)
+        return file
 
     def _shard(self, key: str) -> Shard | None:
         """Return the shard on this machine that holds an adapter."""
@@ -312,18 +314,20 @@ class FileAdapterStore:
 
     def _leave_shards(self, keys: Collection[str]) -> None:
         """Take adapters out of the shards that hold them: another file holds the others of each."""
-        leaving = set(keys)
         with self._one_at_a_time():
-            self._look_for_shards()
-            for file in sorted(self._known_shards):
-                try:
-                    shard = open_shard(file)
-                    if not leaving.isdisjoint(shard.keys):
-                        self._replace_shard(shard, {key: files for key, files in shard.read_all().items() if key not in leaving})
-                except BadData:
-                    self._quarantine_shard(file)
+            self._take_out(set(keys))
         for key in keys:
             shutil.rmtree(self._root / _SPLIT / key, ignore_errors=True)
+
+    def _take_out(self, leaving: Set[str], but: Path | None = None) -> None:
+        self._look_for_shards()
+        for file in sorted(self._known_shards - {but}):
+            try:
+                shard = open_shard(file)
+                if not leaving.isdisjoint(shard.keys):
+                    self._replace_shard(shard, {key: files for key, files in shard.read_all().items() if key not in leaving})
+            except BadData:
+                self._quarantine_shard(file)
 
     def _replace_shard(self, shard: Shard, others: Mapping[str, AdapterFiles]) -> None:
         if others:

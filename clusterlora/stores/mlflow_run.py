@@ -112,7 +112,13 @@ def send(client: MlflowClient, payload: Payload) -> None:
 
 
 def upload(client: MlflowClient, run_id: str, what: Path, path: str) -> None:
-    """Upload a folder as `path` of a run's artifacts, or a file, whose name `path` ends with."""
+    """Upload a folder as `path` of a run's artifacts, or a file, whose name `path` ends with.
+
+    Raises:
+        FileNotFoundError: it is not there any more; MLflow would upload nothing without a word.
+    """
+    if not what.exists():
+        raise FileNotFoundError(f"{what} was removed or replaced before it was uploaded; `clusterlora study verify --repair` uploads again")
     if what.is_file():
         client.log_artifact(run_id, str(what), str(PurePosixPath(path).parent))
     else:

@@ -114,6 +114,27 @@ def test_what_a_killed_process_had_trained_and_not_stored_is_taken_over(
     assert stores.adapters.scratch_keys() == ()
 
 
+def test_an_adapter_that_was_saved_alone_and_not_recorded_is_recorded_with_those_in_shards(
+    study: Study, stores: Stores, tmp_path: Path
+) -> None:
+    names = people(study, stores)
+    train(study, stores, names[:1])
+    (first,) = stores.studies.adapters(study.name)
+    (alone,) = write_adapter_folders(study.name, tmp_path / "out", stores)
+    # As a process of before shards left it that ended between the two.
+    stores.adapters.drop([first.key])
+    stores.adapters.save(first.key, alone.folder)
+    stores.studies.forget_adapter(first.key)
+    train(study, stores, names, number=2)
+    adapters = stores.studies.adapters(study.name)
+    assert {adapter.name for adapter in adapters} == set(names)
+    assert stores.adapters.scratch_keys() == ()
+    (again,) = (adapter for adapter in adapters if adapter.key == first.key)
+    assert again.weights_sha256 == weights_sha256(stored_folder(stores, first.key))
+    assert again.uri is not None
+    assert again.uri.endswith(f"adapters/{again.name}")
+
+
 def test_folders_of_single_people_are_written_when_somebody_asks(study: Study, stores: Stores, tmp_path: Path) -> None:
     with pytest.raises(BadData, match="no trained adapters of single people; its methods are unified, per_persona"):
         write_adapter_folders(study.name, tmp_path / "out", stores)

@@ -2,8 +2,9 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -202,6 +203,85 @@ def test_a_shard_that_is_no_shard_is_quarantined(tmp_path: Path, folders: dict[s
     assert len(store.quarantined()) == 1
 
 
+def with_header(file: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change the header of a shard, not what follows it."""
+    content = file.read_bytes()
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    change(header)
+    text = json.dumps(header).encode()
+    file.write_bytes(len(text).to_bytes(8, "little") + text + content[end:])
+
+
+def keys_are(*keys: object) -> Callable[[dict[str, Any]], object]:
+    return lambda header: header["__metadata__"].update({"clusterlora.keys": json.dumps(keys)})
+
+
+def moved(by: float, *, end: float | None = None) -> Callable[[dict[str, Any]], object]:
+    def move(header: dict[str, Any]) -> None:
+        offsets = header["steps"]["data_offsets"]
+        header["steps"]["data_offsets"] = [offsets[0] + by, offsets[1] + (by if end is None else end)]
+
+    return move
+
+
+def backwards(header: dict[str, Any]) -> None:
+    own = json.loads(header["__metadata__"]["clusterlora.header"])
+    for entry in (own["steps"], header["steps"]):
+        entry["data_offsets"].reverse()
+    header["__metadata__"]["clusterlora.header"] = json.dumps(own)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(keys_are("key0", "key1", "../x", "key3", "key4"), id="a path as key"),
+        pytest.param(keys_are("key0", "key1", "/tmp/x", "key3", "key4"), id="an absolute path as key"),
+        pytest.param(keys_are("key0", "key1", "key1", "key3", "key4"), id="a key twice"),
+        pytest.param(keys_are("key0", "key1", 2, "key3", "key4"), id="a number as key"),
+        pytest.param(keys_are("key0", "key1", ["key2"], "key3", "key4"), id="a list as key"),
+        pytest.param(keys_are("key0"), id="too few keys"),
+        pytest.param(keys_are(*map(str, range(100_000))), id="too many keys"),
+        pytest.param(moved(-100_000), id="before the file"),
+        pytest.param(moved(100_000), id="after the file"),
+        pytest.param(moved(0.5), id="half a byte on"),
+        pytest.param(backwards, id="ends before it begins"),
+        pytest.param(lambda header: header["__metadata__"].update({"clusterlora.header": "[" * 100_000}), id="a deep header"),
+        pytest.param(lambda header: header["__metadata__"].clear(), id="no metadata"),
+        pytest.param(lambda header: header.pop("steps"), id="no such tensor"),
+    ],
+)
+def test_a_hostile_shard_is_quarantined_whoever_asks_for_what(
+    tmp_path: Path, folders: dict[str, Path], change: Callable[[dict[str, Any]], object]
+) -> None:
+    root = tmp_path / "store"
+    FileAdapterStore(root).save_together(folders)
+    hostile = root / ".shards" / "0-hostile.safetensors"
+    write_shard(hostile, {key: files_of(folder) for key, folder in folders.items()})
+    with_header(hostile, change)
+    with pytest.raises(BadData, match="is no shard of adapters, or is damaged"):
+        open_shard(hostile)
+    store = FileAdapterStore(root)
+    assert store.local_keys() == tuple(folders)
+    assert {key: store.sha256(key) for key in folders} == {key: weights_sha256(folder) for key, folder in folders.items()}
+    assert not hostile.exists()
+
+
+def test_a_shard_without_adapters_is_none(tmp_path: Path, folders: dict[str, Path]) -> None:
+    file = tmp_path / "shard.safetensors"
+    write_shard(file, {"key0": files_of(folders["key0"])})
+
+    def empty(header: dict[str, Any]) -> None:
+        keys_are()(header)
+        for name in header.keys() - {"__metadata__"}:
+            header[name]["shape"][0] = 0
+            header[name]["data_offsets"] = [0, 0]
+
+    with_header(file, empty)
+    with pytest.raises(BadData, match="no adapter, or two under one key"):
+        open_shard(file)
+
+
 def test_an_adapter_of_a_shard_elsewhere_brings_the_others_of_the_shard(tmp_path: Path, folders: dict[str, Path]) -> None:
     asked: list[str] = []
 
@@ -216,6 +296,32 @@ def test_an_adapter_of_a_shard_elsewhere_brings_the_others_of_the_shard(tmp_path
     assert all(store.bring(key) for key in folders)
     assert asked == ["key1"]
     assert store.from_shard("key4") == files_of(folders["key4"])
+
+
+def test_what_is_fetched_takes_the_place_of_every_damaged_row_of_its_shard(tmp_path: Path, folders: dict[str, Path]) -> None:
+    asked: list[str] = []
+
+    def fetch(key: str, folder: Path) -> bool:
+        asked.append(key)
+        write_shard(folder / "any.safetensors", {name: files_of(source) for name, source in folders.items()})
+        return True
+
+    root = tmp_path / "store"
+    store = FileAdapterStore(root, fetch)
+    store.save_together({"mine": peft_folder(tmp_path / "mine", seed=9), **folders})
+    (file,) = shard_files(root)
+    content = bytearray(file.read_bytes())
+    content[-4 * len(folders) * 30 :] = bytes(4 * len(folders) * 30)
+    file.write_bytes(bytes(content))
+    damaged = [key for key, folder in folders.items() if store.sha256(key) != weights_sha256(folder)]
+    assert len(damaged) == len(folders)
+    for key, folder in folders.items():
+        if store.sha256(key) != weights_sha256(folder):
+            store.quarantine(key)
+            assert store.bring(key)
+    assert asked == ["key0"]
+    assert {key: store.sha256(key) for key in folders} == {key: weights_sha256(folder) for key, folder in folders.items()}
+    assert sorted(key for file in shard_files(root) for key in open_shard(file).keys) == sorted([*folders, "mine"])
 
 
 def held(folders: dict[str, Path], tmp_path: Path, in_shard: Sequence[str]) -> HeldAdapters:

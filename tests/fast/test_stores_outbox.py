@@ -7,7 +7,9 @@ from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 
+from clusterlora.stores.mlflow_run import send
 from clusterlora.stores.outbox import Outbox, Payload, send_left_over
 
 
@@ -175,3 +177,10 @@ def test_an_outage_while_remaining_messages_are_sent_loses_none(server: Server, 
     with pytest.raises(ConnectionError):
         send_left_over(tmp_path, fail)
     assert left_over(tmp_path) == ["a", "b"]
+
+
+def test_what_was_removed_before_it_was_uploaded_is_refused_by_its_name(tmp_path: Path) -> None:
+    gone = tmp_path / "gone.safetensors"
+    payload = {"run_id": "any", "folder": str(gone), "path": "adapters/gone.safetensors"}
+    with pytest.raises(FileNotFoundError, match=r"gone\.safetensors was removed or replaced before it was uploaded"):
+        send(MlflowClient("http://127.0.0.1:9"), payload)
