@@ -5,8 +5,10 @@ hosts, a browser, PostgreSQL, broken services, minutes. A test's tier is its fol
 dearer one. What only a GPU can show, in `tests/gpu`, belongs to none of them.
 """
 
+import gc
 import logging
 import os
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -28,6 +30,8 @@ pytest_plugins = [
 
 TESTS = Path(__file__).parent
 TIERS = ("fast", "whole", "all")
+NUMERIC = "numeric and "
+"""How `-m` of `make test-numeric` begins."""
 SERVERS = {"chromium", "mlflow_server", "postgres_server", "prefect_server"}
 """Fixtures that start one."""
 
@@ -42,19 +46,40 @@ hypothesis_settings.load_profile("any-machine")
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Skip files without a test of the tiers that `-m` names, because their imports take seconds in every worker."""
-    tiers = str(config.option.markexpr).split(" or ")
+    """Skip files without a test of what `-m` names, because their imports take seconds in every worker."""
+    wanted = str(config.option.markexpr)
+    tiers = wanted.removeprefix(NUMERIC).strip("()").split(" or ")
     if not set(tiers) <= set(TIERS) or collection_path.suffix != ".py" or not collection_path.is_relative_to(TESTS):
         return None
     text = collection_path.read_text(encoding="utf-8")
+    if wanted.startswith(NUMERIC) and "mark.numeric" not in text:
+        return True
     return None if _folder(collection_path) in tiers or any(f"mark.{tier}" in text for tier in tiers) else True
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Collect no garbage while a million objects are imported, and look at none of them again: they stay."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+def pytest_unconfigure() -> None:
+    # Libraries in C count what is left when the process ends.
+    gc.unfreeze()
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         folder = _folder(item.path)
-        tier = next((tier for tier in TIERS if item.get_closest_marker(tier)), None)
+        *cheaper, tier = [None, *(tier for tier in TIERS if item.get_closest_marker(tier))]
+        # A parameter's tier comes in place of its test's.
+        item.own_markers = [mark for mark in item.own_markers if mark.name not in cheaper]
         if tier is None:
             item.add_marker(folder)
         elif folder in TIERS and TIERS.index(tier) < TIERS.index(folder):

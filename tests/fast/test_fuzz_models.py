@@ -20,6 +20,7 @@ from tests.fast.test_fuzz import SCALAR, fuzz, outcome_of, spoilt_bytes
 from tests.fixtures.imported import write_adapter
 
 pytestmark = [pytest.mark.timeout(0)]
+# Its parameter "many" is marked mark.all, which tests/conftest.py looks for in each file.
 __all__ = ["fuzz"]
 
 TURNS = (Turn("system", "Be brief."), Turn("user", "Light?"), Turn("assistant", "On."), Turn("user", "Off?"))
