@@ -31,17 +31,17 @@ demo: $(INSTALLED)  ## the whole study on this machine: servers, training, compa
 PYTEST = $(BIN)/pytest --numprocesses=$(PROCESSES) --maxprocesses=4 --dist=worksteal --durations=30
 PROCESSES := logical
 # Tests of servers wait most of their time: one more than cores, and one more again where they take as long as all others.
-test: PROCESSES := $(shell echo $$(($$(getconf _NPROCESSORS_ONLN) + 1)))
-test-all: PROCESSES := $(shell echo $$(($$(getconf _NPROCESSORS_ONLN) + 2)))
+TIERS := fast or whole
+test: PROCESSES := $(shell echo $$(($$(getconf _NPROCESSORS_ONLN) + $(if $(findstring all,$(TIERS)),2,1))))
 
 test-fast: $(INSTALLED)  ## tests without a server, a browser or a whole study, two minutes
 	$(PYTEST) -m fast
 
 test: $(INSTALLED)  ## what shows that the installation works: those, tests of seconds, and whole studies on real servers, 12 minutes
-	$(PYTEST) -m "fast or whole"
+	$(PYTEST) -m "$(TIERS)"
 
-test-all: $(INSTALLED)  ## every test: those, and browsers, other hosts, PostgreSQL, broken services, less than 30 minutes
-	$(PYTEST) -m "fast or whole or all"
+test-all:  ## every test: those, and browsers, other hosts, PostgreSQL, broken services, less than 30 minutes
+	$(MAKE) test TIERS="fast or whole or all"
 
 # Other kernels add in another order, and so do two threads: what passes here because of a last digit fails on somebody's machine. These
 # are the kernels of a processor without AVX-512; processes beside this one would leave it no second thread, and where there are some all
