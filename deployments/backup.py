@@ -10,7 +10,7 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
@@ -18,18 +18,21 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from clusterlora import __version__
+from clusterlora.adapters.shards import SUFFIX, open_shard
 from clusterlora.durable import make_folder, put_in_place
 from clusterlora.errors import BadData, BadSettings
 from clusterlora.pseudonyms import pseudonym
 from clusterlora.stores.database_copy import adapter_runs, copy_sqlite, dump_database, files_of_sqlite, people_by_study
 from clusterlora.stores.departures import BACKUPS, BACKUPS_OUTSIDE, MANIFEST, KnownBackup, installation, note_backup, refuse_unforgotten
 
-FORMAT = 1
+FORMAT, READABLE = 2, (1, 2)
+"""The format that is written, and those that are read: the first knew no shards."""
 STUDY_DATABASE, MLFLOW_DATABASE, PREFECT_DATABASE = "database/studies", "database/mlflow.db", "database/prefect.db"
 RESULTS, ARTIFACTS, SECRETS = "studies", "mlflow-artifacts", "secrets"
 PASSWORDS, API_KEYS = "passwords.json", ".serving/api-keys"
 RESTORING = ".restoring-"
 """How names of folders begin into which a backup is unpacked."""
+SHARDS = ".adapters/.shards"
 _MAY_VANISH = (".adapters/.scratch", ".outbox")
 """Folders of the results whose files their writers remove at any time."""
 PREFECT_SECRETS = ("block_document_reference", "block_document", "configuration", "csrf_token")
@@ -62,6 +65,8 @@ class Manifest:
     files: Mapping[str, tuple[str, int]]
     without_weights: tuple[str, ...]
     """Keys of recorded adapters whose weights are neither in the results nor in MLflow's artifacts."""
+    in_shards: int = 0
+    """Adapters whose weights are in shards among the results."""
 
     @property
     def size_bytes(self) -> int:
@@ -72,7 +77,8 @@ class Manifest:
     def n_adapters(self) -> int:
         """Adapters whose weights are in it."""
         parts = (PurePosixPath(name).parts for name in self.files)
-        return len({part[2] for part in parts if part[:2] == (RESULTS, ".adapters") and not part[2].startswith(".")})
+        folders = {part[2] for part in parts if part[:2] == (RESULTS, ".adapters") and not part[2].startswith(".")}
+        return len(folders) + self.in_shards
 
 
 def back_up(place: Place, file: Path, *, with_passwords: bool = False) -> Manifest:
@@ -113,6 +119,7 @@ def back_up(place: Place, file: Path, *, with_passwords: bool = False) -> Manife
                         _add(archive, secret, f"{SECRETS}/{secret.name}", files)
             if gone := runs.keys() - adapter_runs(place.database).keys():
                 raise BadData(f"{len(gone)} adapters were removed while they were copied, for example {min(gone)}; back up again")
+            in_shards = _in_shards(place, files)
             manifest = Manifest(
                 format=FORMAT,
                 clusterlora=__version__,
@@ -120,7 +127,8 @@ def back_up(place: Place, file: Path, *, with_passwords: bool = False) -> Manife
                 database=kind,
                 with_passwords=with_passwords,
                 files=files,
-                without_weights=_without_weights(runs, files),
+                without_weights=_without_weights(runs, files, in_shards),
+                in_shards=len(in_shards),
             )
             text = json.dumps(asdict(manifest)).encode()
             archive.addfile(_member(MANIFEST, len(text)), io.BytesIO(text))
@@ -168,9 +176,24 @@ def refuse_nested(place: Place) -> None:
         raise BadSettings(f"{place.services} is in {place.results}; move it out, and set CLUSTERLORA_STACK_HOME to where it is then")
 
 
-def _without_weights(runs: Mapping[str, str | None], files: Mapping[str, Any]) -> tuple[str, ...]:
+def _in_shards(place: Place, files: Mapping[str, Any]) -> frozenset[str]:
+    """Return the keys of the adapters in the shards among these files."""
+    folder = f"{RESULTS}/{SHARDS}/"
+    shards = [name.removeprefix(folder) for name in files if name.startswith(folder) and PurePosixPath(name).suffix == SUFFIX]
+    keys: set[str] = set()
+    for name in shards:
+        try:
+            keys.update(open_shard(place.results / SHARDS / name).keys)
+        except FileNotFoundError:
+            raise BadData(f"{place.results / SHARDS / name} was replaced while it was copied; back up again") from None
+        except BadData:
+            continue  # its adapters are fetched or trained again, as without a backup
+    return frozenset(keys)
+
+
+def _without_weights(runs: Mapping[str, str | None], files: Mapping[str, Any], in_shards: Collection[str]) -> tuple[str, ...]:
     parts = [PurePosixPath(name).parts for name in files]
-    here = {part[2] for part in parts if part[:2] == (RESULTS, ".adapters")}
+    here = {part[2] for part in parts if part[:2] == (RESULTS, ".adapters")}.union(in_shards)
     # MLflow keeps the artifacts of a run in EXPERIMENT/RUN.
     tracked = {part[2] for part in parts if part[0] == ARTIFACTS and len(part) > 3}
     return tuple(sorted(key for key, run in runs.items() if key not in here and run not in tracked))
@@ -213,7 +236,7 @@ def _files(folder: Path, own: frozenset[Path], closed: tuple[Path, ...]) -> Iter
 
 
 def _is_left_out(folder: str) -> bool:
-    return folder in (".serving", ".adapters/.incoming") or folder.startswith(RESTORING)
+    return folder in (".serving", ".adapters/.incoming", ".adapters/.split") or folder.startswith(RESTORING)
 
 
 def _refuse_unreadable(problem: OSError) -> None:

@@ -53,6 +53,7 @@ from deployments.backup import (
     MLFLOW_DATABASE,
     PASSWORDS,
     PREFECT_DATABASE,
+    READABLE,
     RESTORING,
     RESULTS,
     SECRETS,
@@ -179,12 +180,12 @@ def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> Any:
 
 
 def _manifest(file: Path, entries: Any) -> Manifest:
-    if entries["format"] != FORMAT:
+    if entries["format"] not in READABLE:
         written = printable(str(entries["format"]))
         raise BadData(f"{file} is a backup of format {written}, this clusterlora reads {FORMAT}; use the one that wrote it")
     files = {str(name): (str(digest), int(size)) for name, (digest, size) in entries["files"].items()}
     manifest = Manifest(**{**entries, "files": files, "without_weights": tuple(map(str, entries["without_weights"]))})
-    if manifest.database not in ("sqlite", "postgresql") or not isinstance(manifest.created, str):
+    if manifest.database not in ("sqlite", "postgresql") or not isinstance(manifest.created, str) or type(manifest.in_shards) is not int:
         raise ValueError("its manifest is none")
     return manifest
 

@@ -198,6 +198,44 @@ def test_a_database_under_any_name_is_copied_once_and_restored(installed: Place,
     assert {name for name, _, _ in stores_of(there).studies.studies()} == {"planted", "untrained"}
 
 
+def shards_of(place: Place) -> tuple[str, ...]:
+    """Let an installation have two more adapters, in a shard, and the folder of one that somebody asked for; return their keys."""
+    stores = stores_of(place)
+    unified = next(adapter for adapter in stores.studies.adapters("planted") if adapter.name == "unified")
+    folder = stores.adapters.path(unified.key)
+    assert folder is not None
+    keys = ("aaaaaaaaaaaaaaaa", "bbbbbbbbbbbbbbbb")
+    stores.adapters.save_together(dict.fromkeys(keys, folder))
+    added = [replace(unified, key=key, name=key, spec=replace(unified.spec, name=key, scope="group")) for key in keys]
+    stores.studies.save_adapters("planted", added, {})
+    assert stores.adapters.path(keys[0]) is not None
+    return keys
+
+
+def test_adapters_in_shards_are_in_it_and_a_lost_shard_is_told(installed: Place, tmp_path: Path) -> None:
+    keys = shards_of(installed)
+    written = back_up(installed, tmp_path / "all.tar")
+    assert (written.n_adapters, written.in_shards, written.without_weights) == (5, 2, ())
+    assert not [name for name in written.files if "/.split/" in name]
+    assert restore(there := place_at(tmp_path / "there"), tmp_path / "all.tar") == written
+    assert {key for key in stores_of(there).adapters.local_keys() if key in keys} == set(keys)
+    assert list(verify(["planted"], stores_of(there), live=None, repair=False)) == []
+    (file,) = (installed.results / ".adapters" / ".shards").glob("*.safetensors")
+    file.unlink()
+    assert back_up(installed, tmp_path / "less.tar").without_weights == keys
+
+
+def test_a_backup_from_before_shards_is_restored(installed: Place, tmp_path: Path) -> None:
+    back_up(installed, tmp_path / "all.tar")
+
+    def as_before(manifest: Any) -> Any:
+        return {name: value for name, value in manifest.items() if name != "in_shards"} | {"format": 1}
+
+    restored = restore(there := place_at(tmp_path / "there"), rewritten(tmp_path / "all.tar", "before.tar", as_before))
+    assert restored.n_adapters == 3
+    assert list(verify(["planted"], stores_of(there), live=None, repair=False)) == []
+
+
 def test_folders_and_files_behind_links_are_in_it_and_adapters_without_weights_are_told(installed: Place, tmp_path: Path) -> None:
     shutil.move(installed.results / ".adapters", tmp_path / "big")
     (installed.results / ".adapters").symlink_to(tmp_path / "big")
@@ -313,7 +351,8 @@ def test_a_restore_that_was_killed_is_told_by_the_next(installed: Place, tmp_pat
         lambda manifest: {**manifest, "database": "mysql"},
         lambda manifest: {**manifest, "files": dict.fromkeys(manifest["files"], 3)},
         lambda manifest: {**manifest, "files": {name: (digest, size + 1) for name, (digest, size) in manifest["files"].items()}},
-        lambda manifest: {**manifest, "format": 2},
+        lambda manifest: {**manifest, "format": 3},
+        lambda manifest: {**manifest, "in_shards": "many"},
     ],
 )
 def test_a_manifest_that_is_none_is_refused(small_backup: Path, tmp_path: Path, change: Callable[[Any], Any]) -> None:
