@@ -274,24 +274,27 @@ class FileAdapterStore:
         return None
 
     def _look_for_shards(self) -> None:
-        folder = self._root / _SHARDS
-        there = set(folder.glob(f"*{SUFFIX}"))
-        for file in self._known_shards - there:
-            self._forget_shard(file)
-        for file in sorted(there - self._known_shards):
-            self._know(file)
+        is_settled = False
+        # A file that was listed and is gone was replaced meanwhile, by one that was not listed.
+        while not is_settled:
+            there = set((self._root / _SHARDS).glob(f"*{SUFFIX}"))
+            for file in self._known_shards - there:
+                self._forget_shard(file)
+            is_settled = all(self._know(file) for file in sorted(there - self._known_shards))
 
-    def _know(self, file: Path) -> None:
+    def _know(self, file: Path) -> bool:
+        """Note what a shard holds, if it is one; return whether it was there."""
         try:
             keys = open_shard(file).keys
         except FileNotFoundError:
-            return
+            return False
         except BadData:
             self._quarantine_shard(file)
-            return
+            return True
         self._known_shards.add(file)
         for key in keys:
             self._shard_by_key.setdefault(key, file)
+        return True
 
     def _forget_shard(self, file: Path) -> None:
         others = sorted(self._known_shards - {file})

@@ -17,6 +17,7 @@ from clusterlora.adapters.shards import in_shards, open_shard, write_shard
 from clusterlora.adapters.weights import adapter_files, weights_sha256
 from clusterlora.errors import BadData
 from clusterlora.ports.adapter_store import AdapterFiles
+from clusterlora.stores import files as files_store
 from clusterlora.stores.files import FileAdapterStore
 
 
@@ -155,6 +156,24 @@ def test_a_person_whose_adapter_two_processes_stored_leaves_both_shards(tmp_path
     other.delete("key0")
     for reader in (one, other, FileAdapterStore(root)):
         assert reader.local_keys() == ("key1", "key2")
+
+
+def test_a_shard_that_is_replaced_between_listing_and_opening_is_found(
+    tmp_path: Path, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = FileAdapterStore(tmp_path / "store")
+    other.save_together(folders)
+    leaving = ["key0"]
+
+    def replaced_first(file: Path) -> shards.Shard:
+        while leaving:
+            other.drop([leaving.pop()])
+        return open_shard(file)
+
+    late = FileAdapterStore(tmp_path / "store")
+    monkeypatch.setattr(files_store, "open_shard", replaced_first)
+    assert late.from_shard("key1") == files_of(folders["key1"])
+    assert not late.holds("key0")
 
 
 def test_a_damaged_row_is_quarantined_alone(tmp_path: Path, folders: dict[str, Path]) -> None:
