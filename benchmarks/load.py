@@ -205,6 +205,8 @@ def main() -> int:
             measurements[name] = measure_database(url, **size)
             print(name, json.dumps(measurements[name]), flush=True)
     if options.out:
+        if (before := options.out / "scale.json").is_file():
+            measurements["studies"] = json.loads(before.read_text(encoding="utf-8")).get("studies", [])
         (options.out / "scale.json").write_text(json.dumps(measurements, indent=1) + "\n", encoding="utf-8")
         (options.out / "scale.md").write_text(page(measurements), encoding="utf-8")
     return 1 if any(_errors(measurements)) else 0

@@ -1,7 +1,8 @@
-"""Renders docs/scale.md: the measurements of `benchmarks.load`, and the cost of a million personas at those rates."""
+"""Renders docs/scale.md: what `benchmarks.load` and `benchmarks.studies` measured, and the cost of a million personas at those rates."""
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ PARAMETER_BYTES, NAME_BYTES = 500_000, 18
 """Largest parameters that Prefect accepts, and the bytes of an adapter name in those of a training run, quotes and comma included."""
 ADAPTER_BYTES = 220_000
 """Size of an adapter of the embedded model at the mission's rank 8."""
+STUDY_SIZES = (200, 1000, 3000, 10_000)
+"""Studies that the page is about; it says which of them were not run."""
 DATABASES = {"postgresql": "PostgreSQL", "sqlite": "SQLite"}
 
 _WORDS = """Training dominates. Rows take hours, weights take storage, and memory is the first limit.
@@ -53,7 +56,58 @@ def page(measured: Mapping[str, Any], benchmarks: Path = Path("docs/benchmarks-a
         measured: the content of scale.json.
         benchmarks: file with training rates, measured on a similar machine.
     """
-    return "\n".join([*_measurements(measured), *_plan(measured, benchmarks)]) + "\n"
+    return "\n".join([*_measurements(measured), *study_lines(measured.get("studies", ())), *_plan(measured, benchmarks)]) + "\n"
+
+
+def exponents(studies: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Return by phase the slope of the logarithm of its seconds over that of the people, by least squares.
+
+    Of phases that every study has; 1 is linear.
+    """
+    people = [math.log(study["people"]) for study in studies]
+    phases = [phase for phase in studies[0]["seconds"] if all(study["seconds"].get(phase) for study in studies)]
+    mean = sum(people) / len(people)
+    slopes: dict[str, float] = {}
+    for phase in phases:
+        seconds = [math.log(study["seconds"][phase]) for study in studies]
+        slopes[phase] = sum((n - mean) * s for n, s in zip(people, seconds, strict=True)) / sum((n - mean) ** 2 for n in people)
+    return slopes
+
+
+def study_lines(studies: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the section about whole studies; nothing with fewer than two."""
+    if len(studies) < 2:
+        return []
+    last, sizes = studies[-1], [study["people"] for study in studies]
+    rows = [
+        (
+            phase,
+            *(f"{1000 * study['seconds'][phase] / study['people']:,.1f}" for study in studies),
+            f"{slope:.2f}",
+            f"{last['seconds'][phase] / last['people'] * MILLION / 3600:,.1f}",
+        )
+        for phase, slope in exponents(studies).items()
+    ]
+    missing = [f"{n:,}" for n in STUDY_SIZES if n not in sizes]
+    revisions = sorted({str(study["revision"])[:7] for study in studies})
+    not_run = f"Not run to the end for this page: studies of {' and '.join(missing)} people." if missing else ""
+    sizes_in_words = " and ".join(f"{n:,}" for n in sizes)
+    return [
+        "## A study, phase by phase",
+        "",
+        f"Studies of {sizes_in_words} people with {last['dialogues'] // last['people']} dialogues each, otherwise alike, read by",
+        f"`python -m benchmarks.studies` (revision {', '.join(revisions)}): milliseconds of work per person, over all workers,",
+        "by the clock of an otherwise idle machine. The exponent is the slope of the logarithm of a phase's seconds over that of the",
+        "people: 1 is linear, and what costs the same at every size has less. The last column is a million people at the cost per",
+        f"person of the largest study. {not_run}".rstrip(),
+        "",
+        markdown_table(
+            ("phase", *(f"ms each, {n:,}" for n in sizes), "exponent", "hours for a million"),
+            rows,
+            right=(False, *(True for _ in sizes), True, True),
+        ),
+        "",
+    ]
 
 
 def _measurements(measured: Mapping[str, Any]) -> list[str]:

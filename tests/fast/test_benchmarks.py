@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import pages, report, scale, scaling
+from benchmarks import pages, report, scale, scaling, studies
 from benchmarks.flops import Shape
 from benchmarks.generation import MIXED, ONE_BY_ONE, GenerationPlan, compare_generation
 from benchmarks.measure import Contender, Sample, Speedup, speedup, take_turns
@@ -14,6 +14,9 @@ from benchmarks.subjects import Subject, load_subject
 from benchmarks.training import REFERENCE, TrainingPlan, compare_training
 from clusterlora.chat.encoder import TokenSequence
 from clusterlora.errors import BadSettings
+from clusterlora.metadata import Provenance
+from clusterlora.settings import Study, prepared
+from clusterlora.stores.sql import SqlStudyStore
 
 
 def samples(*seconds: float) -> list[Sample]:
@@ -162,6 +165,38 @@ def test_the_plan_for_a_million_personas_follows_from_what_was_measured(tmp_path
     assert "| train a persona's adapter, tiny | 1,000,000 | 1,000.0 | trainers |" in page
     assert "at least 36 shards" in page
     assert "held in memory, 50 GB for a million" in page
+
+
+def test_the_exponent_of_a_phase_is_the_slope_of_its_seconds_over_people() -> None:
+    studies = [
+        {"people": n, "dialogues": 10 * n, "revision": "abcdef012", "seconds": {"linear": n / 100, "pairs": n * n / 1e4, "once": 3.0}}
+        for n in (200, 1000, 3000)
+    ]
+    studies[0]["seconds"]["only here"] = 1.0
+    assert scale.exponents(studies) == pytest.approx({"linear": 1.0, "pairs": 2.0, "once": 0.0})
+    lines = scale.study_lines(studies)
+    assert "| linear | 10.0 | 10.0 | 10.0 | 1.00 | 2.8 |" in "\n".join(lines)
+    assert "person of the largest study. Not run to the end for this page: studies of 10,000 people." in lines
+    assert scale.study_lines(studies[:1]) == []
+
+
+def test_finished_studies_are_read_from_their_databases(tmp_path: Path) -> None:
+    for name, n in (("large", 30), ("small", 10)):
+        store = SqlStudyStore(f"sqlite:///{tmp_path / name}.db")
+        store.create_study(prepared(Study(name=name), "float32"))
+        made_from = Provenance(
+            clusterlora_version="1", git_revision="abc", data_digest="digest", base_revision="base", n_personas=n, n_dialogues=5 * n
+        )
+        store.save_metadata(name, made_from)
+        for part in ("1/2", "2/2"):
+            store.add_seconds(name, "train", part, float(n))
+    for name in ("scale.json", "benchmarks-avx2.json"):
+        (tmp_path / name).write_text((pages.DOCS / name).read_text(encoding="utf-8"), encoding="utf-8")
+    studies.main([*(f"{name}=sqlite:///{tmp_path / name}.db" for name in ("large", "small")), "--out", str(tmp_path)])
+    written = json.loads((tmp_path / "scale.json").read_text(encoding="utf-8"))
+    assert [(study["people"], study["seconds"]) for study in written["studies"]] == [(10, {"train": 20.0}), (30, {"train": 60.0})]
+    assert written["sqlite"], "what was measured before is kept"
+    assert "| train | 2,000.0 | 2,000.0 | 1.00 | 555.6 |" in (tmp_path / "scale.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", ["benchmarks", "benchmarks-avx2", "scale", "reliability"])
