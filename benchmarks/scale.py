@@ -34,8 +34,8 @@ _WORDS = """Training dominates. Rows take hours, weights take storage, and memor
 - Answers are written in batches of 2,000 and can be read by composition; files of dialogues are read line by line.
 - Not streamed: a study's data set is held in memory, {memory} GB for a million, and so is its plan. This bounds a study to tens of
   thousands of personas on a worker with usual memory, and is why studies are the larger shard.
-- Weights, at {adapter} kB per adapter of the embedded model at rank 8, are {weights} GB. They go through the artifact store, a folder
-  per adapter; a worker fetches only those that its shard starts from or answers with.
+- Weights, at {adapter} kB per adapter of the embedded model at rank 8, are {weights} GB. They go through the artifact store, 128 in
+  a file; a worker fetches only those that its shard starts from or answers with.
 
 **Prefect** stores runs, not personas: a study has one per training group and shard, each with one progress artifact. It must be on
 PostgreSQL: with SQLite, runs that report at once wait for each other. It cannot store a run per persona: starting a process, with 3 to 9
@@ -43,7 +43,7 @@ s of imports, would cost more than the training it is for.
 
 **MLflow** stores a run per training group, with the mean curve and those of shared adapters, not one per persona; points are sent a
 thousand per request. It cannot store a registered model per persona: the personal adapters of a study are one version together, whose
-upload and check touch every folder, so it too is bounded by the size of a study. Its backend must be a database server, and its
+upload and check touch every file, so it too is bounded by the size of a study. Its backend must be a database server, and its
 artifacts an object store behind the proxy.
 
 **Comparison** keeps a mean per person and method and draws its bootstrap over people: it grows with people, not with rows."""
