@@ -82,20 +82,30 @@ class FileAdapterStore:
             shutil.rmtree(incoming, ignore_errors=True)
 
     def save_together(self, folders: Mapping[str, Path]) -> Mapping[Path, tuple[str, ...]]:
-        """Store the adapters of PEFT folders in shards; the first copy of a key stays.
+        """Store the adapters of PEFT folders in shards of nobody else; the first copy of a key stays.
+
+        One that is in a shard with others, stored by a process that ended before it recorded it, leaves them: a shard is uploaded whole,
+        and they may be of another study.
 
         Raises:
             BadData: a folder is not a PEFT adapter of one safetensors and one JSON file; nothing is stored.
         """
         new: dict[str, AdapterFiles] = {}
+        moving: set[str] = set()
         for key, folder in folders.items():
             files = adapter_files(folder)
             if files is None:
                 raise BadData(f"{folder} holds more than an adapter's configuration and weights; save it by itself")
-            if not self.holds(key):
+            shard = self._shard(key)
+            if shard is not None and not folders.keys() >= set(shard.keys):
+                new[key] = self.from_shard(key) or files
+                moving.add(key)
+            elif not self.holds(key):
                 new[key] = files
-        for group in in_shards(new):
-            self._write_shard(group)
+        with self._one_at_a_time():
+            written = [self._write_shard(group) for group in in_shards(new)]
+            if moving:
+                self._take_out(moving, but=written)
         shards: dict[Path, tuple[str, ...]] = {}
         for key in folders:
             if (shard := self._shard(key)) is not None:
@@ -208,7 +218,7 @@ class FileAdapterStore:
                     with self._one_at_a_time():
                         file = self._put_shard(shard)
                         # What was fetched is as it was recorded; copies beside it may be damaged, and would be fetched one by one.
-                        self._take_out(set(open_shard(file).keys), but=file)
+                        self._take_out(set(open_shard(file).keys), but=[file])
                 else:
                     self._admit(key, incoming)
         finally:
@@ -244,11 +254,11 @@ class FileAdapterStore:
                 shutil.rmtree(incoming, ignore_errors=True)
         return folder
 
-    def _write_shard(self, files_by_key: Mapping[str, AdapterFiles]) -> None:
+    def _write_shard(self, files_by_key: Mapping[str, AdapterFiles]) -> Path:
         incoming = self._incoming()
         try:
             write_shard(incoming / f"shard{SUFFIX}", files_by_key)
-            self._put_shard(incoming / f"shard{SUFFIX}")
+            return self._put_shard(incoming / f"shard{SUFFIX}")
         finally:
             shutil.rmtree(incoming, ignore_errors=True)
 
@@ -322,9 +332,9 @@ class FileAdapterStore:
         for key in keys:
             shutil.rmtree(self._root / _SPLIT / key, ignore_errors=True)
 
-    def _take_out(self, leaving: Set[str], but: Path | None = None) -> None:
+    def _take_out(self, leaving: Set[str], but: Collection[Path] = ()) -> None:
         self._look_for_shards()
-        for file in sorted(self._known_shards - {but}):
+        for file in sorted(self._known_shards - {*but}):
             try:
                 shard = open_shard(file)
                 if not leaving.isdisjoint(shard.keys):

@@ -111,13 +111,18 @@ def test_a_store_holds_many_adapters_in_one_file_and_splits_off_what_is_asked_fo
     assert files_of(split) == files_of(folders["key3"]), "the shard counts, not what was made of it"
 
 
-def test_the_first_copy_of_a_key_stays_in_its_shard(tmp_path: Path, folders: dict[str, Path]) -> None:
-    store = FileAdapterStore(tmp_path / "store")
-    (first,) = store.save_together({key: folders[key] for key in ("key0", "key1")})
-    shards_of = store.save_together({"key1": folders["key2"], "key3": folders["key3"]})
-    assert {file: keys for file, keys in shards_of.items() if file == first} == {first: ("key1",)}
-    assert store.from_shard("key1") == files_of(folders["key1"])
-    assert len(shard_files(tmp_path / "store")) == 2
+def test_the_first_copy_of_a_key_stays_and_is_uploaded_with_nobody_else(tmp_path: Path, folders: dict[str, Path]) -> None:
+    root = tmp_path / "store"
+    store = FileAdapterStore(root)
+    store.save_together({key: folders[key] for key in ("key0", "key1")})
+    asked = {"key1": folders["key2"], "key3": folders["key3"]}
+    shards_of = store.save_together(asked)
+    assert sorted(key for keys in shards_of.values() for key in keys) == ["key1", "key3"]
+    assert all(set(open_shard(file).keys) == set(keys) for file, keys in shards_of.items())
+    assert store.save_together(asked) == shards_of, "what is by itself stays where it is"
+    for reader in (store, FileAdapterStore(root)):
+        assert {key: reader.from_shard(key) for key in ("key0", "key1")} == {key: files_of(folders[key]) for key in ("key0", "key1")}
+    assert sorted(key for file in shard_files(root) for key in open_shard(file).keys) == ["key0", "key1", "key3"]
 
 
 def test_what_holds_more_than_an_adapter_is_no_row(tmp_path: Path, folders: dict[str, Path]) -> None:
